@@ -1,0 +1,41 @@
+"""Networks: the registry, the dynamic networks and their checkpoints."""
+
+from __future__ import annotations
+
+from dyndeploy.nets.checkpoints import LoadReport, load_checkpoint, save_checkpoint
+from dyndeploy.nets.laud_resnet import (
+    LaudBottleneck,
+    LaudResNet,
+    LaudResNetConfig,
+    full_flops,
+    static_macs,
+)
+from dyndeploy.nets.registry import (
+    ModelInfo,
+    Preprocessing,
+    create_model,
+    model_info,
+    model_names,
+    register_model,
+)
+from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput
+
+__all__ = [
+    "BlockMasks",
+    "Densities",
+    "DynamicOutput",
+    "LaudBottleneck",
+    "LaudResNet",
+    "LaudResNetConfig",
+    "LoadReport",
+    "ModelInfo",
+    "Preprocessing",
+    "create_model",
+    "full_flops",
+    "load_checkpoint",
+    "model_info",
+    "model_names",
+    "register_model",
+    "save_checkpoint",
+    "static_macs",
+]

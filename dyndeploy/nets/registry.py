@@ -1,0 +1,144 @@
+"""The model registry: entry-point functions announce themselves with :func:`register_model`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dyndeploy.errors import unknown_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_EntryPoint = TypeVar("_EntryPoint", bound=Callable[[Any], Any])
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an 8-bit RGB image becomes the network's input.
+
+    The shorter side is resized to ``resize`` pixels, the centre is cropped to the input size, values are
+    divided by 255, then ``(value - mean) / std`` is taken per channel.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: int
+    interpolation: str = "bilinear"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the registry knows about one model.
+
+    Attributes:
+        name: The name given to :func:`create_model`.
+        family: Networks that share their building blocks and their options, e.g. ``"laud_resnet"``.
+        description: One sentence.
+        input_size: Default (height, width) in pixels.
+        preprocessing: Default preprocessing of images.
+        defaults: Every keyword of :func:`create_model` with its default.
+        config_type: Dataclass that validates those keywords.
+        entry_point: Builds the network from such a dataclass.
+    """
+
+    name: str
+    family: str
+    description: str
+    input_size: tuple[int, int]
+    preprocessing: Preprocessing
+    defaults: Mapping[str, Any]
+    config_type: type[Any]
+    entry_point: Callable[[Any], nn.Module]
+
+
+_MODELS: dict[str, ModelInfo] = {}
+
+
+def register_model(
+    *,
+    family: str,
+    config_type: type[Any],
+    input_size: tuple[int, int],
+    preprocessing: Preprocessing,
+    defaults: Mapping[str, Any] | None = None,
+) -> Callable[[_EntryPoint], _EntryPoint]:
+    """Register the decorated function under its own name.
+
+    Args:
+        family: Family name.
+        config_type: Dataclass whose fields are the keywords of the model; all fields need defaults.
+        input_size: Default (height, width).
+        preprocessing: Default preprocessing.
+        defaults: Defaults of this model that differ from those of ``config_type``.
+
+    Returns:
+        A decorator that leaves the function as it is. Its docstring's first line becomes the description.
+    """
+    options = {f.name: f.default for f in fields(config_type)}
+    required = [name for name, default in options.items() if default is MISSING]
+    if required:
+        raise TypeError(f"{config_type.__name__} has fields without a default: {required}")
+    options |= defaults or {}
+
+    def decorate(entry_point: _EntryPoint) -> _EntryPoint:
+        name = entry_point.__name__
+        if name in _MODELS:
+            raise ValueError(f"A model named {name} is already registered.")
+        _MODELS[name] = ModelInfo(
+            name=name,
+            family=family,
+            description=(entry_point.__doc__ or "").strip().split("\n")[0],
+            input_size=input_size,
+            preprocessing=preprocessing,
+            defaults=MappingProxyType(options),
+            config_type=config_type,
+            entry_point=entry_point,
+        )
+        return entry_point
+
+    return decorate
+
+
+def model_names() -> tuple[str, ...]:
+    """Return the names of all registered models, sorted."""
+    return tuple(sorted(_MODELS))
+
+
+def model_info(name: str) -> ModelInfo:
+    """Return what is known about a model without building it.
+
+    Raises:
+        UsageError: The name is not registered; the nearest name is suggested.
+    """
+    try:
+        return _MODELS[name]
+    except KeyError:
+        raise unknown_name("model", name, _MODELS) from None
+
+
+def create_model(name: str, **options: Any) -> nn.Module:
+    """Build a registered network with freshly initialised weights, in training mode.
+
+    Args:
+        name: One of :func:`model_names`.
+        **options: Keywords of the model's family; ``model_info(name).defaults`` lists them. For LAUD-ResNets
+            see :class:`dyndeploy.nets.laud_resnet.LaudResNetConfig`.
+
+    Returns:
+        The network.
+
+    Raises:
+        UsageError: Unknown name, unknown keyword, or a value that the network cannot be built with.
+
+    Example:
+        >>> from dyndeploy.nets import create_model
+        >>> model = create_model("laud_resnet14_small", mode="spatial", granularity=(4, 4, 2, 1))
+    """
+    info = model_info(name)
+    for option in options:
+        if option not in info.defaults:
+            raise unknown_name(f"argument of {name}", option, info.defaults)
+    return info.entry_point(info.config_type(**{**info.defaults, **options}))

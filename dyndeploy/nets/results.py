@@ -1,0 +1,60 @@
+"""What a dynamic network returns: plain tuples, so that ``torch.export`` can flatten them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class BlockMasks(NamedTuple):
+    """The decisions of one block, one row per sample of the batch.
+
+    Attributes:
+        name: Dotted module name, e.g. ``"layer1.0"``.
+        spatial: 0/1 mask of shape (N, g, mh, mw), or None where the block has no spatial masker.
+            mh x mw counts patches, not pixels; layer skipping is the case 1 x 1.
+        channel: 0/1 mask of shape (N, G), or None where the block has no channel masker.
+    """
+
+    name: str
+    spatial: Tensor | None
+    channel: Tensor | None
+
+
+class Densities(NamedTuple):
+    """Fractions computed, averaged over the batch; 1 means everything.
+
+    Each attribute is a list with one tensor of shape (blocks,) per stage.
+
+    Attributes:
+        conv3: Mean of the spatial mask itself (over patches).
+        conv2: Mean of the mask on the output pixels, united over spatial groups.
+        conv1: Mean of the dilated mask on the input pixels, i.e. what the 3x3 convolution reads.
+        channel: Mean of the channel mask.
+    """
+
+    conv3: list[Tensor]
+    conv2: list[Tensor]
+    conv1: list[Tensor]
+    channel: list[Tensor]
+
+
+class DynamicOutput(NamedTuple):
+    """Result of one forward pass.
+
+    Attributes:
+        logits: Class scores, shape (N, num_classes).
+        masks: One :class:`BlockMasks` per residual block, in order of execution.
+        densities: Batch averages per convolution and block.
+        flops: Multiply-accumulates per image, a 0-d tensor (batch average; float32, or float64 for a
+            float64 network). Convention of the LAUDNet reference code: convolutions, maskers, the max pool
+            and the classifier; no batch norm, activation or addition.
+        flops_ratio: Shape (blocks,), computed divided by dense MACs of each block, maskers included in both.
+    """
+
+    logits: Tensor
+    masks: tuple[BlockMasks, ...]
+    densities: Densities
+    flops: Tensor
+    flops_ratio: Tensor

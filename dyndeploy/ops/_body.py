@@ -1,0 +1,163 @@
+"""A small builder for ONNX function bodies: operators as methods, integer arithmetic as Python operators.
+
+Everything in a body that depends on shapes alone is written as graph arithmetic, so that one body serves every
+size; with static shapes a runtime folds it to constants when it loads the model.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+
+@dataclass(frozen=True)
+class AttributeRef:
+    """Reference to an attribute of the enclosing function; ``kind`` is an ``onnx.AttributeProto`` type."""
+
+    INT = onnx.AttributeProto.INT
+    INTS = onnx.AttributeProto.INTS
+
+    name: str
+    kind: int = INTS
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor inside a body; arithmetic on it appends nodes. ``//`` is integer division towards zero."""
+
+    body: Body
+    name: str
+
+    def __add__(self, other: Value | int) -> Value:
+        return self.body.op("Add", self, self.body.value(other))
+
+    def __sub__(self, other: Value | int) -> Value:
+        return self.body.op("Sub", self, self.body.value(other))
+
+    def __mul__(self, other: Value | int) -> Value:
+        return self.body.op("Mul", self, self.body.value(other))
+
+    def __floordiv__(self, other: Value | int) -> Value:
+        return self.body.op("Div", self, self.body.value(other))
+
+
+class Body:
+    """Nodes of one function (or of a subgraph inside it)."""
+
+    def __init__(self, parent: Body | None = None) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self._parent = parent
+        self._names: itertools.count[int] = parent._names if parent else itertools.count()
+        self._constants: dict[tuple[Any, ...], str] = parent._constants if parent else {}
+        self._constant_nodes: list[onnx.NodeProto] = parent._constant_nodes if parent else []
+
+    def _fresh(self, hint: str) -> str:
+        return f"{hint.lower()}_{next(self._names)}"
+
+    def input(self, name: str) -> Value:
+        """A value that is defined outside this body."""
+        return Value(self, name)
+
+    def value(self, value: Value | int | Sequence[int]) -> Value:
+        """``value`` itself, or an int64 constant (scalar for an int, vector for a sequence)."""
+        if isinstance(value, Value):
+            return Value(self, value.name)
+        array = np.asarray(value, np.int64)
+        key = (array.shape, array.tobytes())
+        if key not in self._constants:
+            name = self._fresh("const")
+            # Constants stand before everything else, so that subgraphs may share them.
+            self._constant_nodes.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array)))
+            self._constants[key] = name
+        return Value(self, self._constants[key])
+
+    def attribute(self, name: str) -> Value:
+        """An INTS attribute of the function as an int64 vector."""
+        return self.op("Constant", value_ints=AttributeRef(name))
+
+    def integer(self, name: str) -> Value:
+        """An INT attribute of the function as an int64 scalar."""
+        return self.op("Constant", value_int=AttributeRef(name, AttributeRef.INT))
+
+    def op(self, op_type: str, *inputs: Value | int | Sequence[int], **attributes: Any) -> Value:
+        """Append a node of a standard operator with one output."""
+        names = [self.value(item).name for item in inputs]
+        output = self._fresh(op_type)
+        references = {k: v for k, v in attributes.items() if isinstance(v, AttributeRef)}
+        plain = {k: v for k, v in attributes.items() if not isinstance(v, AttributeRef)}
+        node = helper.make_node(op_type, names, [output], **plain)
+        for name, reference in references.items():
+            node.attribute.append(
+                onnx.AttributeProto(name=name, type=reference.kind, ref_attr_name=reference.name)  # type: ignore[arg-type]
+            )
+        self.nodes.append(node)
+        return Value(self, output)
+
+    # ------------------------------------------------------------ shorthands
+
+    def dim(self, tensor: Value, axis: int) -> Value:
+        """Size of an axis as an int64 scalar."""
+        return self.op("Gather", self.op("Shape", tensor), axis, axis=0)
+
+    def arange(self, stop: Value, start: Value | int = 0) -> Value:
+        """``[start, ..., stop - 1]``."""
+        return self.op("Range", start, stop, 1)
+
+    def reshape(self, tensor: Value, *sizes: Value | int) -> Value:
+        """Reshape to sizes given as integers or int64 scalars."""
+        if all(isinstance(size, int) for size in sizes):
+            return self.op("Reshape", tensor, [size for size in sizes if isinstance(size, int)])
+        parts = [self.value([size]) if isinstance(size, int) else self.op("Unsqueeze", size, [0]) for size in sizes]
+        return self.op("Reshape", tensor, self.op("Concat", *parts, axis=0))
+
+    def unsqueeze(self, tensor: Value, *axes: int) -> Value:
+        """Insert axes of size 1."""
+        return self.op("Unsqueeze", tensor, axes)
+
+    def gather(self, data: Value, indices: Value, axis: int = 0) -> Value:
+        """ONNX Gather."""
+        return self.op("Gather", data, indices, axis=axis)
+
+    def linear(self, rows: Value, weight: Value, bias: Value) -> Value:
+        """``rows @ weight.T + bias`` as one Gemm."""
+        return self.op("Gemm", rows, weight, bias, transB=1)
+
+    def zeros_like(self, tensor: Value) -> Value:
+        """Zeros of the same shape and type, whatever the type is."""
+        return self.op("Sub", tensor, tensor)
+
+    # ------------------------------------------------------------ control flow
+
+    def branch(self, condition: Value, then: Callable[[Body], Value], otherwise: Callable[[Body], Value]) -> Value:
+        """ONNX ``If`` with one output; only the chosen branch runs."""
+        graphs = {}
+        for key, build in (("then_branch", then), ("else_branch", otherwise)):
+            inner = Body(self)
+            result = inner.op("Identity", build(inner))
+            graphs[key] = helper.make_graph(inner.nodes, self._fresh(key), [], [onnx.ValueInfoProto(name=result.name)])
+        # If wants a scalar; a one-element tensor is what comparisons of vectors give.
+        return self.op("If", self.op("Squeeze", condition), **graphs)
+
+    def for_each_sample(self, inputs: Sequence[Value], build: Callable[[Body, list[Value]], Value]) -> Value:
+        """ONNX ``Scan`` over the first axis of every input; the results are stacked."""
+        inner = Body(self)
+        slices = [inner.input(self._fresh("sample")) for _ in inputs]
+        result = inner.op("Identity", build(inner, slices))
+        graph = helper.make_graph(
+            inner.nodes,
+            self._fresh("scan"),
+            [onnx.ValueInfoProto(name=item.name) for item in slices],
+            [onnx.ValueInfoProto(name=result.name)],
+        )
+        return self.op("Scan", *inputs, body=graph, num_scan_inputs=len(inputs))
+
+    def function_nodes(self, result: Value, output: str) -> list[onnx.NodeProto]:
+        """All nodes in order, ending with ``output = Identity(result)``."""
+        last = helper.make_node("Identity", [result.name], [output])
+        return [*self._constant_nodes, *self.nodes, last]

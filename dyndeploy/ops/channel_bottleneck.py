@@ -1,0 +1,231 @@
+"""ChannelBottleneck: a residual bottleneck that skips groups of hidden channels, exactly.
+
+Source: LAUDNet (TPAMI 2024), channel mode of LAUD-ResNet. There the mask multiplies the convolution's result BEFORE
+BatchNorm, so a skipped channel is not zero but the constant ``relu(bias)``, which the next convolution sees, with
+zero padding at the borders. With ``relu(m z + b) = relu(b) + m (relu(z + b) - relu(b))`` for m in {0, 1} only the
+varying part needs computing; what the constants contribute is static.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from dyndeploy.ops import _bottleneck as shared
+from dyndeploy.ops._body import AttributeRef, Body, Value
+from dyndeploy.ops._geometry import Geometry, bottleneck_geometry, require_channel_mask
+from dyndeploy.ops.base import Attributes, Cost, Masks, OperatorSpec, Port, Role, Shape
+
+if TYPE_CHECKING:
+    import torch
+
+NAME = "ChannelBottleneck"
+MASK = Port("mask", Role.MASK, ("N", "G"))
+
+
+def residual_branch(
+    x: torch.Tensor,
+    mask: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    w2: torch.Tensor,
+    b2: torch.Tensor,
+    w3: torch.Tensor,
+    b3: torch.Tensor,
+    *,
+    stride: int,
+    dilation: int,
+    group: int,
+) -> torch.Tensor:
+    """The branch with masked hidden channels, NHWC, before the shortcut is added."""
+    import torch.nn.functional as F
+
+    bits = mask.to(x.dtype).repeat_interleave(w1.shape[0] // mask.shape[1], dim=1)[:, None, None, :]
+    hidden = F.relu(bits * F.linear(x, w1) + b1)
+    hidden = F.relu(bits * shared.conv3x3(hidden, w2, None, dilation, stride, group) + b2)
+    return F.linear(hidden, w3, b3)
+
+
+def reference(
+    x: torch.Tensor,
+    mask: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    w2: torch.Tensor,
+    b2: torch.Tensor,
+    w3: torch.Tensor,
+    b3: torch.Tensor,
+    wd: torch.Tensor | None = None,
+    bd: torch.Tensor | None = None,
+    *,
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Sequence[int],
+    group: int,
+) -> torch.Tensor:
+    """Compute the operator densely; shapes as in :mod:`dyndeploy.ops.spatial_bottleneck`.
+
+    Args:
+        x: (N, H, W, C).
+        mask: (N, G) of 0 and 1; group i covers the channels i M / G ... (i + 1) M / G - 1.
+        w1: (M, C).
+        b1: (M,).
+        w2: (M, M / group, 3, 3).
+        b2: (M,).
+        w3: (Co, M).
+        b3: (Co,).
+        wd: (Co, C) or None.
+        bd: (Co,) or None.
+        strides: Of the 3x3.
+        dilations: Of the 3x3.
+        pads: Equal to the dilation.
+        group: Of the 3x3.
+
+    Returns:
+        (N, Ho, Wo, Co).
+    """
+    import torch.nn.functional as F
+
+    branch = residual_branch(x, mask, w1, b1, w2, b2, w3, b3, stride=strides[0], dilation=dilations[0], group=group)
+    return F.relu(shared.shortcut(x, wd, bd, strides[0]) + branch)
+
+
+def active_channels(mask: npt.NDArray[np.float32], hidden: int) -> npt.NDArray[np.bool_]:
+    """Channel mask (N, G) as bits of the hidden channels (N, M)."""
+    return np.repeat(mask > 0.5, hidden // mask.shape[1], axis=1)
+
+
+def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geometry:
+    geometry = bottleneck_geometry(name, shapes[0], shapes[2:], attributes)
+    require_channel_mask(name, shapes[1], geometry)
+    return geometry
+
+
+def _cost(name: str, shapes: Sequence[Shape], attributes: Attributes, masks: Masks) -> Cost:
+    geometry = _geometry(name, shapes, attributes)
+    return shared.bottleneck_cost(geometry, channels=active_channels(masks["mask"], geometry.hidden))
+
+
+@dataclass(frozen=True)
+class StaticParts:
+    """What depends on weights and shapes only; folded to constants at load.
+
+    Attributes:
+        constant1: relu(b1), (M,): a skipped channel after conv1.
+        constant2: relu(b2), (M,): a skipped channel after conv2.
+        bias2: conv2 of the constant map (zero padding) plus b2, (1, M, Ho, Wo).
+        bias3: b3 + w3 relu(b2), (Co,).
+        w2: The 3x3 with spread groups (M, M, 3, 3).
+        w3: w3 transposed, (M, Co), so that a channel is a row.
+        channels: Channel indices of every group, (G, M / G).
+    """
+
+    constant1: Value
+    constant2: Value
+    bias2: Value
+    bias3: Value
+    w2: Value
+    w3: Value
+    channels: Value
+
+
+def static_parts(b: Body, inputs: Mapping[str, Value], sizes: shared.Sizes, groups: Value) -> StaticParts:
+    """Write the constants of exact channel skipping."""
+    constant1, constant2 = b.op("Relu", inputs["b1"]), b.op("Relu", inputs["b2"])
+    shape = b.op("Concat", [1], *(b.unsqueeze(size, 0) for size in (sizes.hidden, sizes.height, sizes.width)), axis=0)
+    bias2 = b.op(
+        "Conv",
+        b.op("Expand", b.unsqueeze(constant1, 0, 2, 3), shape),
+        inputs["w2"],
+        inputs["b2"],
+        strides=AttributeRef("strides"),
+        dilations=AttributeRef("dilations"),
+        pads=AttributeRef("pads"),
+        group=AttributeRef("group", AttributeRef.INT),
+    )
+    bias3 = b.op("MatMul", inputs["w3"], constant2) + inputs["b3"]
+    return StaticParts(
+        constant1=constant1,
+        constant2=constant2,
+        bias2=bias2,
+        bias3=bias3,
+        w2=shared.dense_w2(b, inputs["w2"], sizes),
+        w3=b.op("Transpose", inputs["w3"], perm=[1, 0]),
+        channels=b.reshape(b.arange(sizes.hidden), groups, -1),
+    )
+
+
+def _sample_body(
+    b: Body, inputs: Mapping[str, Value], sizes: shared.Sizes, static: StaticParts, x: Value, mask: Value
+) -> Value:
+    """One sample: x (H, W, C), mask (G,) -> rows (Ho Wo, Co)."""
+    identity = shared.shortcut_rows(b, inputs, sizes, x)
+    groups = b.reshape(b.op("NonZero", mask), -1)
+    count = b.dim(groups, 0)
+
+    def run(inner: Body) -> Value:
+        channels = inner.reshape(inner.gather(static.channels, groups), -1)
+        column = inner.unsqueeze(channels, 1)
+
+        def per_channel(vector: Value) -> Value:
+            return inner.op("GatherND", inner.unsqueeze(vector, 1), column)
+
+        # Channels are rows here, so that picking weights copies whole rows and conv2 sees NCHW.
+        rows = inner.reshape(x, -1, sizes.channels)
+        w1, bias1 = inner.gather(inputs["w1"], channels), per_channel(inputs["b1"])
+        hidden = inner.op("Relu", inner.op("Gemm", w1, rows, bias1, transB=1)) - per_channel(static.constant1)
+        hidden = inner.reshape(hidden, 1, -1, sizes.height, sizes.width)
+        # Groups of channels are contiguous, so both selections of the 3x3 copy runs of them.
+        w2 = inner.reshape(inner.gather(static.w2, channels), inner.dim(channels, 0), inner.dim(static.channels, 0), -1)
+        w2 = inner.reshape(inner.gather(w2, groups, axis=1), inner.dim(channels, 0), inner.dim(channels, 0), 3, 3)
+        convolved = inner.op(
+            "Conv",
+            hidden,
+            w2,
+            strides=AttributeRef("strides"),
+            dilations=AttributeRef("dilations"),
+            pads=AttributeRef("pads"),
+        )
+        hidden = inner.op("Relu", convolved + inner.gather(static.bias2, channels, axis=1))
+        hidden = inner.reshape(hidden, inner.dim(channels, 0), -1) - per_channel(static.constant2)
+        output = inner.op("Gemm", hidden, inner.gather(static.w3, channels), static.bias3, transA=1)
+        return inner.op("Relu", output + identity)
+
+    def skip(inner: Body) -> Value:
+        return inner.op("Relu", inner.op("Add", identity, static.bias3))
+
+    return b.branch(b.op("Less", 0, count), run, skip)
+
+
+def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
+    sizes = shared.body_sizes(b, inputs)
+    static = static_parts(b, inputs, sizes, b.dim(inputs["mask"], 1))
+    rows = b.for_each_sample(
+        [inputs["x"], inputs["mask"]],
+        lambda inner, sample: _sample_body(inner, inputs, sizes, static, *sample),
+    )
+    return shared.to_map(b, rows, sizes)
+
+
+def _spec(name: str, projection: bool) -> OperatorSpec:
+    return OperatorSpec(
+        name=name,
+        version=1,
+        summary="Residual bottleneck on the active hidden channels, skipped channels exact"
+        + (", with a projection shortcut." if projection else "."),
+        inputs=(shared.X, MASK, *shared.weight_ports(projection)),
+        output=shared.Y,
+        attributes=shared.CONV_ATTRIBUTES,
+        reference=reference,
+        infer_shape=lambda shapes, attributes: _geometry(name, shapes, attributes).output_shape,
+        body=_body,
+        cost=lambda shapes, attributes, masks: _cost(name, shapes, attributes, masks),
+        native_targets=frozenset({"cpu"}),
+    )
+
+
+SPECS = (_spec(NAME, projection=False), _spec(f"{NAME}Projection", projection=True))

@@ -1,0 +1,101 @@
+"""ChannelMasker: decides which groups of hidden channels are computed.
+
+Source: LAUDNet (TPAMI 2024), MLP channel masker in evaluation: global average pooling, one or two linear layers to a
+compute and a skip logit per group, compute where its logit is not smaller. The operator takes the difference of the
+two logits' weights. The convolutional masker is a 1x1 convolution and ReLU in front of the one-layer form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import TensorProto
+
+from dyndeploy.errors import UsageError
+from dyndeploy.ops._body import Body, Value
+from dyndeploy.ops.base import Attributes, Cost, Masks, OperatorSpec, Port, Role, Shape
+
+if TYPE_CHECKING:
+    import torch
+
+NAME = "ChannelMasker"
+HIDDEN = (Port("hidden_weight", Role.WEIGHT, ("h", "C")), Port("hidden_bias", Role.WEIGHT, ("h",)))
+
+
+def reference(x: torch.Tensor, *layers: torch.Tensor) -> torch.Tensor:
+    """Compute the mask.
+
+    Args:
+        x: (N, H, W, C), the block input.
+        layers: ``weight, bias`` or ``hidden_weight, hidden_bias, weight, bias`` with weight (G, C or h).
+
+    Returns:
+        (N, G) float32: 1 where the logit difference is >= 0, else 0.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    features = x.mean((1, 2))
+    *hidden, weight, bias = layers
+    if hidden:
+        features = F.relu(F.linear(features, *hidden))
+    return (F.linear(features, weight, bias) >= 0).to(torch.float32)
+
+
+def _infer_shape(shapes: Sequence[Shape], attributes: Attributes) -> Shape:
+    x, *layers = shapes
+    width = x[-1]
+    fits = len(x) == 4
+    for weight, bias in zip(layers[::2], layers[1::2], strict=True):
+        fits = fits and len(weight) == 2 and weight[1] == width and bias == weight[:1]
+        width = weight[0]
+    if not fits:
+        raise UsageError(f"{NAME}: x {x} and layers {layers} do not fit (N, H, W, C), (out, in), (out,), ...")
+    return x[0], width
+
+
+def _cost(shapes: Sequence[Shape], attributes: Attributes, masks: Masks) -> Cost:
+    batch, _ = _infer_shape(shapes, attributes)
+    weights = sum(int(np.prod(shape)) for shape in shapes[1::2])
+    macs = np.full(batch, float(weights))
+    return Cost(macs, macs, 4.0 * (np.prod(shapes[0]) + weights))
+
+
+def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
+    values = {name: b.op("Cast", value, to=TensorProto.FLOAT) for name, value in inputs.items()}
+    x = values["x"]
+    pixels = b.op("Cast", b.dim(x, 1) * b.dim(x, 2), to=TensorProto.FLOAT)
+    features = b.op("Div", b.op("ReduceSum", x, [1, 2], keepdims=0), pixels)
+    if "hidden_weight" in values:
+        features = b.op("Relu", b.linear(features, values["hidden_weight"], values["hidden_bias"]))
+    logits = b.linear(features, values["weight"], values["bias"])
+    keep = b.op("GreaterOrEqual", logits, b.zeros_like(values["bias"]))
+    return b.op("Cast", keep, to=TensorProto.FLOAT)
+
+
+def _spec(name: str, hidden: bool) -> OperatorSpec:
+    width = "h" if hidden else "C"
+    return OperatorSpec(
+        name=name,
+        version=1,
+        summary="Channel mask from the pooled block input: logit difference >= 0"
+        + (", with a hidden layer." if hidden else "."),
+        inputs=(
+            Port("x", Role.ACTIVATION, ("N", "H", "W", "C")),
+            *(HIDDEN if hidden else ()),
+            Port("weight", Role.WEIGHT, ("G", width)),
+            Port("bias", Role.WEIGHT, ("G",)),
+        ),
+        output=Port("mask", Role.MASK, ("N", "G")),
+        attributes=(),
+        reference=reference,
+        infer_shape=_infer_shape,
+        body=_body,
+        cost=_cost,
+        native_targets=frozenset({"cpu"}),
+    )
+
+
+SPECS = (_spec(NAME, hidden=False), _spec(f"{NAME}Hidden", hidden=True))

@@ -1,0 +1,125 @@
+"""SpatialBottleneck: a residual bottleneck computed only on the active patches of a spatial mask.
+
+Source: LAUDNet (TPAMI 2024), spatial mode of LAUD-ResNet. The mask multiplies the residual branch after its last
+BatchNorm; conv1 is needed on the dilated active set, conv2 and conv3 on the active set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from dyndeploy.ops import _bottleneck as shared
+from dyndeploy.ops._body import Body, Value
+from dyndeploy.ops._geometry import (
+    Geometry,
+    active_pixels,
+    bottleneck_geometry,
+    needed_inputs,
+    require_spatial_mask,
+)
+from dyndeploy.ops.base import Attributes, Cost, Masks, OperatorSpec, Port, Role, Shape
+
+if TYPE_CHECKING:
+    import torch
+
+NAME = "SpatialBottleneck"
+MASK = Port("mask", Role.MASK, ("N", "1", "mh", "mw"))
+
+
+def reference(
+    x: torch.Tensor,
+    mask: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    w2: torch.Tensor,
+    b2: torch.Tensor,
+    w3: torch.Tensor,
+    b3: torch.Tensor,
+    wd: torch.Tensor | None = None,
+    bd: torch.Tensor | None = None,
+    *,
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Sequence[int],
+    group: int,
+) -> torch.Tensor:
+    """Compute the operator densely and select.
+
+    Args:
+        x: (N, H, W, C). Without a projection it must be non-negative (the output of a ReLU), because inactive
+            pixels pass through unchanged where the network applies a ReLU.
+        mask: (N, 1, mh, mw) of 0 and 1; output pixel (y, x) belongs to patch (y * mh // Ho, x * mw // Wo).
+        w1: (M, C); ``b1``: (M,).
+        b1: See ``w1``.
+        w2: (M, M / group, 3, 3); ``b2``: (M,).
+        b2: See ``w2``.
+        w3: (Co, M); ``b3``: (Co,).
+        b3: See ``w3``.
+        wd: Projection shortcut (Co, C), or None for the identity; ``bd``: (Co,).
+        bd: See ``wd``.
+        strides: Of the 3x3, both equal; the projection has the same.
+        dilations: Of the 3x3, both equal.
+        pads: All equal to the dilation.
+        group: Convolution groups of the 3x3.
+
+    Returns:
+        (N, Ho, Wo, Co): ``relu(shortcut + f(x))`` on active pixels, ``relu(shortcut)`` elsewhere.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    hidden = F.relu(F.linear(x, w1, b1))
+    hidden = F.relu(shared.conv3x3(hidden, w2, b2, dilations[0], strides[0], group))
+    identity = shared.shortcut(x, wd, bd, strides[0])
+    updated = F.relu(identity + F.linear(hidden, w3, b3))
+    active = shared.upsample_spatial_mask(mask, updated.shape[1], updated.shape[2])
+    return torch.where(active, updated, identity if wd is None else F.relu(identity))
+
+
+def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geometry:
+    geometry = bottleneck_geometry(name, shapes[0], shapes[2:], attributes)
+    require_spatial_mask(name, shapes[1], geometry)
+    return geometry
+
+
+def _cost(name: str, shapes: Sequence[Shape], attributes: Attributes, masks: Masks) -> Cost:
+    geometry = _geometry(name, shapes, attributes)
+    active = active_pixels(masks["mask"], geometry)
+    return shared.bottleneck_cost(geometry, active, needed_inputs(active, geometry))
+
+
+def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
+    sizes = shared.body_sizes(b, inputs)
+    projection = "wd" in inputs
+    mask_size = b.dim(inputs["mask"], 2), b.dim(inputs["mask"], 3)
+    tables = shared.patch_tables(b, sizes, sizes.batch, mask_size, strided=projection)
+    active = shared.active_set(b, inputs["mask"], tables)
+    rows = b.reshape(inputs["x"], -1, sizes.channels)
+    hidden = b.op("Relu", b.linear(b.gather(rows, active.needed), inputs["w1"], inputs["b1"]))
+    hidden = b.gather(shared.with_zero_row(b, hidden, inputs["b1"]), active.neighbours)
+    hidden = b.reshape(hidden, -1, sizes.hidden * 9)
+    hidden = b.op("Relu", b.linear(hidden, shared.w2_rows(b, inputs["w2"], sizes), inputs["b2"]))
+    output = b.linear(hidden, inputs["w3"], inputs["b3"])
+    identity = shared.shortcut_rows(b, inputs, sizes)
+    return shared.to_map(b, shared.scatter_active(b, identity, active.pixels, output, projection), sizes)
+
+
+def _spec(name: str, projection: bool) -> OperatorSpec:
+    return OperatorSpec(
+        name=name,
+        version=1,
+        summary="Residual bottleneck on the active patches of a spatial mask"
+        + (", with a projection shortcut." if projection else "."),
+        inputs=(shared.X, MASK, *shared.weight_ports(projection)),
+        output=shared.Y,
+        attributes=shared.CONV_ATTRIBUTES,
+        reference=reference,
+        infer_shape=lambda shapes, attributes: _geometry(name, shapes, attributes).output_shape,
+        body=_body,
+        cost=lambda shapes, attributes, masks: _cost(name, shapes, attributes, masks),
+        native_targets=frozenset({"cpu"}),
+    )
+
+
+SPECS = (_spec(NAME, projection=False), _spec(f"{NAME}Projection", projection=True))

@@ -1,0 +1,109 @@
+"""SpatialMasker: decides which patches of a block's output are computed.
+
+Source: LAUDNet (TPAMI 2024), spatial and layer masker in evaluation: adaptive average pooling of the block input to
+the mask size, a 1x1 convolution to a compute and a skip logit, and compute where its logit is not smaller. The
+operator takes the difference of the two logits' weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import TensorProto
+
+from dyndeploy.errors import UsageError
+from dyndeploy.ops._body import Body, Value
+from dyndeploy.ops.base import Attribute, Attributes, Cost, Masks, OperatorSpec, Port, Role, Shape
+
+if TYPE_CHECKING:
+    import torch
+
+NAME = "SpatialMasker"
+
+
+def reference(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, mask_height: int, mask_width: int
+) -> torch.Tensor:
+    """Compute the mask.
+
+    Args:
+        x: (N, H, W, C), the block input.
+        weight: (g, C), weight of the compute logit minus that of the skip logit, per mask group.
+        bias: (g,), likewise.
+        mask_height: mh <= H; adaptive average pooling with PyTorch's bins.
+        mask_width: mw <= W.
+
+    Returns:
+        (N, g, mh, mw) float32: 1 where the logit difference is >= 0, else 0.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    pooled = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), (mask_height, mask_width))
+    logits = F.conv2d(pooled, weight[:, :, None, None], bias)
+    return (logits >= 0).to(torch.float32)
+
+
+def _infer_shape(shapes: Sequence[Shape], attributes: Attributes) -> Shape:
+    x, weight, bias = shapes
+    mask_height, mask_width = int(attributes["mask_height"]), int(attributes["mask_width"])
+    if len(x) != 4 or len(weight) != 2 or weight[1] != x[3] or bias != weight[:1]:
+        raise UsageError(f"{NAME}: x {x}, weight {weight} and bias {bias} do not fit (N, H, W, C), (g, C), (g,).")
+    if not (1 <= mask_height <= x[1] and 1 <= mask_width <= x[2]):
+        raise UsageError(f"{NAME}: a mask of {mask_height} x {mask_width} does not fit a map of {x[1]} x {x[2]}.")
+    return x[0], weight[0], mask_height, mask_width
+
+
+def _cost(shapes: Sequence[Shape], attributes: Attributes, masks: Masks) -> Cost:
+    batch, groups, mask_height, mask_width = _infer_shape(shapes, attributes)
+    channels = shapes[0][3]
+    macs = np.full(batch, float(groups * channels * mask_height * mask_width))
+    return Cost(macs, macs, 4.0 * (np.prod(shapes[0]) + groups * channels))
+
+
+def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
+    # Pooling and the dot product commute: one channel is pooled instead of C, by two products with the matrices
+    # of the adaptive bins, which handle every ratio of sizes.
+    x = b.op("Cast", inputs["x"], to=TensorProto.FLOAT)
+    weight = b.op("Cast", inputs["weight"], to=TensorProto.FLOAT)
+    bias = b.op("Cast", inputs["bias"], to=TensorProto.FLOAT)
+    height, width = b.dim(x, 1), b.dim(x, 2)
+    mask_height, mask_width = b.integer("mask_height"), b.integer("mask_width")
+
+    def bins(size: Value, count: Value) -> Value:
+        """Averaging matrix (count, size)."""
+        index, position = b.unsqueeze(b.arange(count), 1), b.arange(size)
+        start, end = index * size // count, ((index + 1) * size + count - 1) // count
+        inside = b.op("And", b.op("Less", start - 1, position), b.op("Less", position, end))
+        weights = b.op("Cast", inside, to=TensorProto.FLOAT)
+        return b.op("Div", weights, b.op("Cast", end - start, to=TensorProto.FLOAT))
+
+    logits = b.op("MatMul", x, b.op("Transpose", weight, perm=[1, 0]))
+    logits = b.op("Transpose", logits, perm=[0, 3, 1, 2])
+    columns = b.op("Transpose", bins(width, mask_width), perm=[1, 0])
+    logits = b.op("MatMul", b.op("MatMul", bins(height, mask_height), logits), columns)
+    keep = b.op("GreaterOrEqual", logits, b.op("Neg", b.unsqueeze(bias, 1, 2)))
+    return b.op("Cast", keep, to=TensorProto.FLOAT)
+
+
+SPECS = (
+    OperatorSpec(
+        name=NAME,
+        version=1,
+        summary="Spatial mask from the block input: pooled logit difference >= 0.",
+        inputs=(
+            Port("x", Role.ACTIVATION, ("N", "H", "W", "C")),
+            Port("weight", Role.WEIGHT, ("g", "C")),
+            Port("bias", Role.WEIGHT, ("g",)),
+        ),
+        output=Port("mask", Role.MASK, ("N", "g", "mh", "mw")),
+        attributes=(Attribute("mask_height"), Attribute("mask_width")),
+        reference=reference,
+        infer_shape=_infer_shape,
+        body=_body,
+        cost=_cost,
+        native_targets=frozenset({"cpu"}),
+    ),
+)

@@ -1,0 +1,160 @@
+"""Devices as data: one TOML file each in ``devices/``, read into typed records.
+
+A file has two tables. ``[laudnet]`` holds the ten parameters of the LAUDNet reference predictor for the device;
+``[hardware]`` holds what the silicon really is. They differ (the reference gives the V100 700 GB/s, the board has
+898), and both carry their source. What no source states is absent, never guessed.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dyndeploy.errors import InputError, unknown_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_FOLDER = Path(__file__).parent / "devices"
+
+
+@dataclass(frozen=True)
+class PredictorParameters:
+    """The ten numbers by which the LAUDNet predictor knows a device.
+
+    Attributes:
+        source: Where the numbers come from.
+        n_pes: Processing elements (streaming multiprocessors) that work in parallel.
+        pe_fp32s: FP32 lanes of one processing element; each does one multiply-accumulate per cycle.
+        frequency_hz: Clock in Hz.
+        mem_bandwidth_bytes_per_s: DRAM bandwidth in bytes per second.
+        l2_speed_frac: L2 bandwidth as a multiple of the DRAM bandwidth.
+        fp32_cycles: Elements per lane needed to keep a processing element busy.
+        mem_concurrent_fp32: Floats in one memory sector; 1 switches the sector model off.
+        memory_efficiency: Kept because the reference stores it; the reference never uses it.
+        launch_time_s: Seconds to launch one operator.
+        batch_size: Images per batch that the reference assumes for this device.
+    """
+
+    source: str
+    n_pes: int
+    pe_fp32s: int
+    frequency_hz: float
+    mem_bandwidth_bytes_per_s: float
+    l2_speed_frac: float
+    fp32_cycles: int
+    mem_concurrent_fp32: int
+    memory_efficiency: float
+    launch_time_s: float
+    batch_size: int
+
+    @property
+    def peak_macs_per_s(self) -> float:
+        """FP32 multiply-accumulates per second with every lane busy."""
+        return self.n_pes * self.pe_fp32s * self.frequency_hz
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the device really is. ``None`` means that no source was found.
+
+    Rates are peak values: ``fp16_tflops`` is the vector rate, ``fp16_tensor_tflops`` the dense tensor-core rate.
+    """
+
+    source: str
+    compute_capability: str | None = None
+    sms: int | None = None
+    fp32_lanes_per_sm: int | None = None
+    boost_mhz: float | None = None
+    fp32_tflops: float | None = None
+    fp16_tflops: float | None = None
+    fp16_tensor_tflops: float | None = None
+    int8: bool | None = None
+    dram_gb_per_s: float | None = None
+    l2_mb: float | None = None
+    l2_gb_per_s: float | None = None
+    shared_memory_per_sm_kb: float | None = None
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device model.
+
+    Attributes:
+        name: Canonical name, also the name of its TOML file.
+        title: Full product name.
+        aliases: Other accepted names.
+        laudnet: Parameters of the latency predictor.
+        hardware: Real figures of the silicon.
+    """
+
+    name: str
+    title: str
+    aliases: tuple[str, ...]
+    laudnet: PredictorParameters
+    hardware: Hardware
+
+
+def _table(cls: type[Any], values: dict[str, Any], where: str) -> Any:
+    known = {f.name for f in fields(cls)}
+    surplus = sorted(set(values) - known)
+    if surplus:
+        raise InputError(f"{where} has unknown keys: {', '.join(surplus)}. Known: {', '.join(sorted(known))}.")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise InputError(f"{where} is incomplete: {error}.") from error
+
+
+def read_device(path: str | Path) -> Device:
+    """Read a device file, e.g. a model of your own board.
+
+    Raises:
+        InputError: The file is missing, is not TOML, or lacks or misspells a key.
+    """
+    source = Path(path)
+    try:
+        data = tomllib.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"Cannot read the device file {source}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise InputError(f"The device file {source} is not valid TOML: {error}.") from error
+    for key in ("name", "title", "laudnet", "hardware"):
+        if key not in data:
+            raise InputError(f"The device file {source} has no '{key}'.")
+    return Device(
+        name=str(data["name"]),
+        title=str(data["title"]),
+        aliases=tuple(data.get("aliases", ())),
+        laudnet=_table(PredictorParameters, data["laudnet"], f"[laudnet] of {source.name}"),
+        hardware=_table(Hardware, data["hardware"], f"[hardware] of {source.name}"),
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _devices() -> dict[str, Device]:
+    return {device.name: device for device in map(read_device, sorted(_FOLDER.glob("*.toml")))}
+
+
+def device_names() -> list[str]:
+    """Return the canonical names of all device models, sorted."""
+    return sorted(_devices())
+
+
+def load_device(name: str) -> Device:
+    """Return the device model called ``name`` (or having it as an alias; upper and lower case are the same).
+
+    Raises:
+        UsageError: No such device; the message suggests the nearest name.
+    """
+    devices = _devices()
+    wanted = name.lower()
+    for device in devices.values():
+        if wanted == device.name or wanted in device.aliases:
+            return device
+    raise unknown_name("device", name, devices)

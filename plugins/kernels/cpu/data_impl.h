@@ -1,0 +1,154 @@
+// Everything around the matrix product for one vector type: packing weights, gathering columns, reductions.
+// The same rules as in gemm_impl.h hold.
+#pragma once
+
+#include "gemm.h"
+#include "simd/unroll.h"
+
+namespace dyndeploy::cpu {
+namespace {
+
+template <class V>
+void pack(const PackSource& source, int panel_begin, int panel_end, float* out) {
+  constexpr int PW = V::kPanelVectors * V::kWidth;
+  constexpr int kInputs = 16;  // one cache line of each weight row at a time
+  const std::ptrdiff_t depth = static_cast<std::ptrdiff_t>(source.taps) * source.inputs;
+  for (int p = panel_begin; p < panel_end; ++p) {
+    float* panel = out + p * depth * PW;
+    const int left = source.outputs - p * PW;
+    const int columns = left < PW ? left : PW;
+    if (columns < PW) {
+      for (std::ptrdiff_t i = 0; i < depth * PW; ++i) panel[i] = 0.0f;
+    }
+    const float* from = source.weights + static_cast<std::ptrdiff_t>(p) * PW * source.out_stride;
+    for (int c0 = 0; c0 < source.inputs; c0 += kInputs) {
+      const int c1 = c0 + kInputs < source.inputs ? c0 + kInputs : source.inputs;
+      for (int n = 0; n < columns; ++n) {
+        const float* row = from + n * source.out_stride;
+        for (int t = 0; t < source.taps; ++t) {
+          float* to = panel + static_cast<std::ptrdiff_t>(t) * source.inputs * PW + n;
+          for (int c = c0; c < c1; ++c) to[static_cast<std::ptrdiff_t>(c) * PW] = row[c * source.in_stride + t];
+        }
+      }
+    }
+  }
+}
+
+template <class V>
+void gather_columns(const ColumnGather& g) {
+  constexpr int PW = V::kPanelVectors * V::kWidth;
+  constexpr std::uint64_t kAll = PW == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << PW % 64) - 1;
+  if (g.active == kAll) {
+    for (int k = 0; k < g.count; ++k) {
+      const float* from = g.panel + static_cast<std::ptrdiff_t>(g.rows ? g.rows[k] : k) * PW;
+      float* to = g.out + k * g.out_stride;
+      DYNDEPLOY_UNROLL
+      for (int v = 0; v < V::kPanelVectors; ++v) V::store(to + v * V::kWidth, V::load(from + v * V::kWidth));
+    }
+    return;
+  }
+  if constexpr (V::kHasCompress) {
+    constexpr std::uint64_t kLanes = (std::uint64_t{1} << V::kWidth) - 1;
+    unsigned bits[V::kPanelVectors];
+    int at[V::kPanelVectors];
+    int total = 0;
+    for (int v = 0; v < V::kPanelVectors; ++v) {
+      bits[v] = static_cast<unsigned>(g.active >> (v * V::kWidth) & kLanes);
+      at[v] = total;
+      total += __builtin_popcount(bits[v]);
+    }
+    DYNDEPLOY_UNROLL_BY_4
+    for (int k = 0; k < g.count; ++k) {
+      const float* from = g.panel + static_cast<std::ptrdiff_t>(g.rows ? g.rows[k] : k) * PW;
+      float* to = g.out + k * g.out_stride;
+      // In this order each store overwrites the zeros that the one before left behind its last lane.
+      DYNDEPLOY_UNROLL
+      for (int v = 0; v < V::kPanelVectors; ++v)
+        V::store(to + at[v], V::compress(V::load(from + v * V::kWidth), bits[v]));
+    }
+  } else {
+    int column[64];
+    int total = 0;
+    for (int n = 0; n < PW; ++n) {
+      if (g.active >> n & 1u) column[total++] = n;
+    }
+    for (int k = 0; k < g.count; ++k) {
+      const float* from = g.panel + static_cast<std::ptrdiff_t>(g.rows ? g.rows[k] : k) * PW;
+      float* to = g.out + k * g.out_stride;
+      for (int i = 0; i < total; ++i) to[i] = from[column[i]];
+    }
+  }
+}
+
+template <class V>
+float pooled_dot(const PooledDot& d) {
+  constexpr int U = 4;
+  using Reg = typename V::Reg;
+  Reg sum[U];
+  for (int u = 0; u < U; ++u) sum[u] = V::zero();
+  float rest = 0.0f;
+  for (int y = 0; y < d.rows; ++y) {
+    const float* pixel = d.x + y * d.row_stride;
+    for (int x = 0; x < d.columns; ++x, pixel += d.pixel_stride) {
+      int c = 0;
+      for (; c + U * V::kWidth <= d.channels; c += U * V::kWidth) {
+        DYNDEPLOY_UNROLL
+        for (int u = 0; u < U; ++u)
+          sum[u] = V::fma(V::load(pixel + c + u * V::kWidth), V::load(d.weight + c + u * V::kWidth), sum[u]);
+      }
+      for (; c + V::kWidth <= d.channels; c += V::kWidth)
+        sum[0] = V::fma(V::load(pixel + c), V::load(d.weight + c), sum[0]);
+      for (; c < d.channels; ++c) rest += pixel[c] * d.weight[c];
+    }
+  }
+  return V::sum(V::add(V::add(sum[0], sum[1]), V::add(sum[2], sum[3]))) + rest;
+}
+
+template <class V>
+float dot(const float* a, const float* b, int count) {
+  PooledDot d;
+  d.x = a;
+  d.weight = b;
+  d.rows = d.columns = 1;
+  d.channels = count;
+  return pooled_dot<V>(d);
+}
+
+template <class V>
+void column_sums(const float* x, std::ptrdiff_t stride, int pixels, int channels, float* sums) {
+  constexpr int U = 4;
+  using Reg = typename V::Reg;
+  int c = 0;
+  for (; c + U * V::kWidth <= channels; c += U * V::kWidth) {
+    Reg sum[U];
+    for (int u = 0; u < U; ++u) sum[u] = V::zero();
+    for (int p = 0; p < pixels; ++p) {
+      const float* pixel = x + p * stride + c;
+      DYNDEPLOY_UNROLL
+      for (int u = 0; u < U; ++u) sum[u] = V::add(sum[u], V::load(pixel + u * V::kWidth));
+    }
+    for (int u = 0; u < U; ++u) V::store(sums + c + u * V::kWidth, sum[u]);
+  }
+  for (; c < channels; ++c) {
+    float sum = 0.0f;
+    for (int p = 0; p < pixels; ++p) sum += x[p * stride + c];
+    sums[c] = sum;
+  }
+}
+
+template <class V>
+void add_relu(const float* x, const float* bias, int count, float* y) {
+  int i = 0;
+  for (; i + V::kWidth <= count; i += V::kWidth) {
+    typename V::Reg v = V::load(x + i);
+    if (bias) v = V::add(v, V::load(bias + i));
+    V::store(y + i, V::relu(v));
+  }
+  for (; i < count; ++i) {
+    const float v = bias ? x[i] + bias[i] : x[i];
+    y[i] = v < 0.0f ? 0.0f : v;
+  }
+}
+
+}  // namespace
+}  // namespace dyndeploy::cpu

@@ -1,0 +1,139 @@
+// An indirect matrix product: the rows of A are pixels found through a list, the taps of a convolution are
+// neighbouring pixels, the rows of the result are scattered to pixels found through another list. No im2col.
+//
+//   out[out_index[r], n] = epilogue(sum over sources, taps t, channels c of A[pixel(r, t), c] * B[(t, c), n])
+//
+// Every sum runs over k in one fixed order with fused multiply-adds, whatever the blocking, so a result does
+// not depend on the number of threads or on which other rows are computed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace dyndeploy::cpu {
+
+constexpr int kMaxTaps = 9;
+constexpr int kMaxTileRows = 14;
+constexpr int kBlock = 16;           // floats of one row that lie together in a packed tile of A
+constexpr int kChunk = 576;          // rows of B per pass when A is packed
+constexpr int kMaxBlockTiles = 8;    // tiles of rows that share one pass over the weights
+
+// What one caller of Isa::gemm needs; every tap adds at most one partly filled block to a chunk.
+constexpr std::size_t kGemmRowsFloats = std::size_t{kMaxBlockTiles} * kMaxTileRows * (kChunk + kMaxTaps * kBlock);
+constexpr std::size_t gemm_accumulator_floats(int panels, int panel_width) {
+  return std::size_t{kMaxBlockTiles} * kMaxTileRows * static_cast<std::size_t>(panels) * static_cast<std::size_t>(panel_width);
+}
+
+// Where the rows of A lie. Pixel `index[r]` (or r itself without an index) starts at base + pixel * stride; tap
+// t is tap_offset[t] floats further on, or all zeros where bit t of valid[r] is 0.
+struct RowSource {
+  const float* base = nullptr;
+  std::ptrdiff_t stride = 0;
+  const std::int32_t* index = nullptr;
+  int taps = 1;
+  int length = 0;  // contiguous floats per tap
+  const std::uint16_t* valid = nullptr;
+  std::ptrdiff_t tap_offset[kMaxTaps] = {};
+};
+
+// Where the rows of B lie: row k of panel p starts at base + p * panel_stride + k * row_stride.
+struct PanelView {
+  const float* base = nullptr;
+  std::ptrdiff_t row_stride = 0;
+  std::ptrdiff_t panel_stride = 0;
+  // With rows != nullptr, row k of A meets row rows[k] of B: skipped input channels are never copied.
+  const std::int32_t* rows = nullptr;
+};
+
+struct GemmSource {
+  RowSource a;
+  PanelView b;
+};
+
+// value = sum + bias [+ residual]; [relu]; [- subtract]
+struct Epilogue {
+  const float* bias = nullptr;                // readable up to a whole number of panels
+  const std::uint8_t* bias_class = nullptr;   // row r uses bias + bias_class[r] * bias_stride
+  std::ptrdiff_t bias_stride = 0;
+  const float* residual = nullptr;            // laid out like out, found through the same index
+  bool relu = false;
+  const float* subtract = nullptr;            // readable up to a whole number of panels
+  float* out = nullptr;
+  std::ptrdiff_t stride = 0;
+  const std::int32_t* index = nullptr;        // pixel of row r; without it row r goes to out + (r - first) * stride
+  int first = 0;
+};
+
+struct Gemm {
+  GemmSource source[2];  // a projection shortcut is a second source of the same sum
+  int sources = 1;
+  int columns = 0;
+  Epilogue epilogue;
+  // Bytes that the caller reads next; they are prefetched during the last pass.
+  const float* next = nullptr;
+};
+
+// Memory for one caller of Isa::gemm at a time.
+struct GemmScratch {
+  float* a = nullptr;            // kGemmRowsFloats
+  float* accumulators = nullptr; // gemm_accumulator_floats() for the panels of the call
+  const float* zeros = nullptr;  // zeros: at least the longest tap, rounded up to a block
+};
+
+struct PackSource {
+  const float* weights = nullptr;    // weight (n, c, t) is at n * out_stride + c * in_stride + t
+  std::ptrdiff_t out_stride = 0;
+  std::ptrdiff_t in_stride = 0;
+  int taps = 1;
+  int inputs = 0;
+  int outputs = 0;
+};
+
+// One column gather: the active output channels of one panel, for a list of its rows.
+struct ColumnGather {
+  const float* panel = nullptr;         // rows of panel_width floats
+  const std::int32_t* rows = nullptr;   // which rows; nullptr: 0 ... count-1
+  int count = 0;
+  std::uint64_t active = 0;             // bit n: column n is taken
+  float* out = nullptr;                 // count rows, out_stride apart; may be written one vector too far
+  std::ptrdiff_t out_stride = 0;
+};
+
+struct PooledDot {
+  const float* x = nullptr;
+  std::ptrdiff_t row_stride = 0;    // floats between image rows
+  std::ptrdiff_t pixel_stride = 0;  // floats between pixels of a row
+  int rows = 0;
+  int columns = 0;
+  const float* weight = nullptr;
+  int channels = 0;
+};
+
+// The kernels of one instruction set. All are plain functions over caller-owned memory and never throw.
+struct Isa {
+  const char* name;
+  int vector_width;
+  int panel_width;  // output channels per weight panel
+  int tile_rows;
+  bool (*supported)();
+  // rows [row_begin, row_end) x weight panels [panel_begin, panel_end)
+  void (*gemm)(const Gemm&, int row_begin, int row_end, int panel_begin, int panel_end, const GemmScratch&);
+  // [panel][(tap, input)][panel_width], padded with zero columns; panels [panel_begin, panel_end)
+  void (*pack)(const PackSource&, int panel_begin, int panel_end, float* out);
+  void (*gather_columns)(const ColumnGather&);
+  float (*pooled_dot)(const PooledDot&);
+  float (*dot)(const float* a, const float* b, int count);
+  // sums[c] = sum over pixels of x[pixel * stride + c]
+  void (*column_sums)(const float* x, std::ptrdiff_t stride, int pixels, int channels, float* sums);
+  // y = max(x + bias, 0), or max(x, 0) without bias; y may be x
+  void (*add_relu)(const float* x, const float* bias, int count, float* y);
+};
+
+// nullptr when this build or this machine cannot run it
+const Isa* find_isa(const char* name);
+// The best one, or the one that DYNDEPLOY_CPU_ISA names; nullptr when that one cannot run here.
+const Isa* select_isa();
+// Names of all instruction sets that run here, best first; returns the count.
+int available_isas(const Isa** out, int capacity);
+
+}  // namespace dyndeploy::cpu

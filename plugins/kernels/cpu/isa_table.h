@@ -1,0 +1,28 @@
+// Builds the kernel table of one vector type. Included once per instruction-set translation unit.
+#pragma once
+
+#include "data_impl.h"
+#include "gemm_impl.h"
+
+namespace dyndeploy::cpu {
+namespace {
+
+template <class V>
+constexpr Isa make_isa(const char* name, bool (*supported)()) {
+  static_assert(V::kTileRows <= kMaxTileRows && V::kPanelVectors * V::kWidth <= 64, "scratch sizes");
+  return Isa{name,
+             V::kWidth,
+             V::kPanelVectors * V::kWidth,
+             V::kTileRows,
+             supported,
+             &gemm<V>,
+             &pack<V>,
+             &gather_columns<V>,
+             &pooled_dot<V>,
+             &dot<V>,
+             &column_sums<V>,
+             &add_relu<V>};
+}
+
+}  // namespace
+}  // namespace dyndeploy::cpu

@@ -1,0 +1,41 @@
+// Vectors of 8 floats: AVX2 with FMA. Included only by translation units built with those flags.
+#pragma once
+
+#include <immintrin.h>
+
+namespace dyndeploy::cpu {
+namespace {
+
+struct Avx2 {
+  using Reg = __m256;
+  static constexpr int kWidth = 8;
+  static constexpr int kPanelVectors = 2;
+  // 6 x 2 accumulators + 2 weights + 1 activation fill 15 of the 16 registers.
+  static constexpr int kTileRows = 6;
+  static constexpr int kDirectRows = 6;
+  static constexpr int kDirectVectors = 2;
+  static constexpr bool kHasCompress = false;
+
+  static __m256i first(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static Reg zero() { return _mm256_setzero_ps(); }
+  static Reg load(const float* p) { return _mm256_loadu_ps(p); }
+  static Reg load_first(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
+  static void store(float* p, Reg v) { _mm256_storeu_ps(p, v); }
+  static void store_first(float* p, Reg v, int n) { _mm256_maskstore_ps(p, first(n), v); }
+  static Reg broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
+  static Reg sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
+  // The operand order lets NaN through.
+  static Reg relu(Reg a) { return _mm256_max_ps(_mm256_setzero_ps(), a); }
+  static float sum(Reg a) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
+};
+
+}  // namespace
+}  // namespace dyndeploy::cpu

@@ -1,0 +1,40 @@
+// Vectors of 16 floats: AVX-512 F/BW/DQ/VL. Included only by translation units built with those flags.
+#pragma once
+
+#include <immintrin.h>
+
+namespace dyndeploy::cpu {
+namespace {
+
+struct Avx512 {
+  using Reg = __m512;
+  static constexpr int kWidth = 16;
+  static constexpr int kPanelVectors = 2;
+  // 14 x 2 accumulators + 2 weights + 1 activation fill 31 of the 32 registers.
+  static constexpr int kTileRows = 14;
+  // 6 x 4 accumulators: fewer rows, so that each row's address can stay in a general register.
+  static constexpr int kDirectRows = 6;
+  static constexpr int kDirectVectors = 4;
+  static constexpr bool kHasCompress = true;
+
+  static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+  static Reg zero() { return _mm512_setzero_ps(); }
+  static Reg load(const float* p) { return _mm512_loadu_ps(p); }
+  static Reg load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+  static void store(float* p, Reg v) { _mm512_storeu_ps(p, v); }
+  static void store_first(float* p, Reg v, int n) { _mm512_mask_storeu_ps(p, first(n), v); }
+  static Reg broadcast(const float* p) { return _mm512_set1_ps(*p); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+  static Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
+  // The operand order lets NaN through.
+  static Reg relu(Reg a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
+  static float sum(Reg a) { return _mm512_reduce_add_ps(a); }
+  // The lanes whose bit is set, moved together; the others become zero.
+  static Reg compress(Reg a, unsigned bits) {
+    return _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), a);
+  }
+};
+
+}  // namespace
+}  // namespace dyndeploy::cpu

@@ -1,0 +1,55 @@
+// Vectors of 4 floats in plain C++: what any machine can run. The fixed-count loops let the compiler use the
+// baseline instructions of its target (SSE2 on x86-64).
+#pragma once
+
+namespace dyndeploy::cpu {
+namespace {
+
+struct Generic {
+  struct Reg {
+    float lane[4];
+  };
+  static constexpr int kWidth = 4;
+  static constexpr int kPanelVectors = 2;
+  static constexpr int kTileRows = 4;
+  static constexpr int kDirectRows = 4;
+  static constexpr int kDirectVectors = 2;
+  static constexpr bool kHasCompress = false;
+
+  template <class F>
+  static Reg make(F f) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = f(i);
+    return r;
+  }
+  static Reg zero() { return Reg{}; }
+  static Reg load(const float* p) {
+    return make([=](int i) { return p[i]; });
+  }
+  static Reg load_first(const float* p, int n) {
+    return make([=](int i) { return i < n ? p[i] : 0.0f; });
+  }
+  static void store(float* p, Reg v) { store_first(p, v, kWidth); }
+  static void store_first(float* p, Reg v, int n) {
+    for (int i = 0; i < n; ++i) p[i] = v.lane[i];
+  }
+  static Reg broadcast(const float* p) {
+    return make([x = *p](int) { return x; });
+  }
+  static Reg fma(Reg a, Reg b, Reg c) {
+    return make([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+  }
+  static Reg add(Reg a, Reg b) {
+    return make([&](int i) { return a.lane[i] + b.lane[i]; });
+  }
+  static Reg sub(Reg a, Reg b) {
+    return make([&](int i) { return a.lane[i] - b.lane[i]; });
+  }
+  static Reg relu(Reg a) {
+    return make([&](int i) { return a.lane[i] < 0.0f ? 0.0f : a.lane[i]; });
+  }
+  static float sum(Reg a) { return (a.lane[0] + a.lane[2]) + (a.lane[1] + a.lane[3]); }
+};
+
+}  // namespace
+}  // namespace dyndeploy::cpu

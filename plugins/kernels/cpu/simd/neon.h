@@ -1,0 +1,41 @@
+// Vectors of 4 floats: AArch64 Advanced SIMD.
+#pragma once
+
+#include <arm_neon.h>
+
+namespace dyndeploy::cpu {
+namespace {
+
+struct Neon {
+  using Reg = float32x4_t;
+  static constexpr int kWidth = 4;
+  static constexpr int kPanelVectors = 4;
+  // 6 x 4 accumulators + 4 weights + 1 activation fill 29 of the 32 registers.
+  static constexpr int kTileRows = 6;
+  static constexpr int kDirectRows = 6;
+  static constexpr int kDirectVectors = 4;
+  static constexpr bool kHasCompress = false;
+
+  static Reg zero() { return vdupq_n_f32(0.0f); }
+  static Reg load(const float* p) { return vld1q_f32(p); }
+  static Reg load_first(const float* p, int n) {
+    float lanes[kWidth] = {};
+    for (int i = 0; i < n; ++i) lanes[i] = p[i];
+    return vld1q_f32(lanes);
+  }
+  static void store(float* p, Reg v) { vst1q_f32(p, v); }
+  static void store_first(float* p, Reg v, int n) {
+    float lanes[kWidth];
+    vst1q_f32(lanes, v);
+    for (int i = 0; i < n; ++i) p[i] = lanes[i];
+  }
+  static Reg broadcast(const float* p) { return vld1q_dup_f32(p); }
+  static Reg fma(Reg a, Reg b, Reg c) { return vfmaq_f32(c, a, b); }
+  static Reg add(Reg a, Reg b) { return vaddq_f32(a, b); }
+  static Reg sub(Reg a, Reg b) { return vsubq_f32(a, b); }
+  static Reg relu(Reg a) { return vmaxq_f32(a, vdupq_n_f32(0.0f)); }
+  static float sum(Reg a) { return vaddvq_f32(a); }
+};
+
+}  // namespace
+}  // namespace dyndeploy::cpu

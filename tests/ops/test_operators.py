@@ -1,0 +1,197 @@
+"""Every operator of the registry, every face, against its PyTorch reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper
+
+from dyndeploy.errors import UsageError
+from dyndeploy.ops import DOMAIN, OPERATORS, Role, operator
+from tests.ops.cases import Case, any_case, build
+
+OPSETS = (13, 18)
+
+
+def single_node_model(case: Case, opset: int, *, constant_weights: bool = True) -> onnx.ModelProto:
+    names = [port.name for port in case.spec.inputs]
+    node = helper.make_node(
+        case.spec.name, names, ["result"], domain=DOMAIN, plugin_version="1", plugin_namespace="", **case.attributes
+    )
+    weights = {
+        port.name: tensor.numpy()
+        for port, tensor in zip(case.spec.inputs, case.inputs, strict=True)
+        if port.role is Role.WEIGHT and constant_weights
+    }
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, tensor.shape)
+            for name, tensor in zip(names, case.inputs, strict=True)
+            if name not in weights
+        ],
+        [helper.make_tensor_value_info("result", onnx.TensorProto.FLOAT, case.reference().shape)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)]
+    model = helper.make_model(graph, opset_imports=imports, functions=[case.spec.function(opset)])
+    model.ir_version = 8 if opset < 18 else 10
+    return model
+
+
+def run_body(case: Case, opset: int, *, constant_weights: bool = True) -> np.ndarray:
+    model = single_node_model(case, opset, constant_weights=constant_weights)
+    onnx.checker.check_model(model)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    wanted = {item.name for item in session.get_inputs()}
+    feeds = {
+        port.name: tensor.numpy()
+        for port, tensor in zip(case.spec.inputs, case.inputs, strict=True)
+        if port.name in wanted
+    }
+    return session.run(None, feeds)[0]
+
+
+def assert_body_agrees(case: Case, opset: int) -> None:
+    expected = case.reference().numpy()
+    if case.spec.output.role is Role.MASK:
+        # A bit may differ only where the logit is within rounding of zero: exclude those bits, keep the rest exact.
+        double = Case(case.spec, tuple(tensor.double() for tensor in case.inputs), case.attributes)
+        bias = double.inputs[-1]
+        sure = np.ones_like(expected, dtype=bool)
+        for shift in (-1e-4, 1e-4):
+            moved = Case(case.spec, (*double.inputs[:-1], bias + shift), case.attributes)
+            sure &= moved.reference().numpy() == expected
+        np.testing.assert_array_equal(run_body(case, opset)[sure], expected[sure])
+    else:
+        np.testing.assert_allclose(run_body(case, opset), expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_body_agrees_with_reference(name: str, data: st.DataObject) -> None:
+    assert_body_agrees(data.draw(any_case(name)), data.draw(st.sampled_from(OPSETS)))
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_body_at_extreme_rates(name: str, rate: float, batch: int, opset: int) -> None:
+    case = build(name, batch=batch, rate=rate, size=(9, 7), mask_size=(3, 2), stride=2, seed=batch)
+    assert_body_agrees(case, opset)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_body_does_not_need_constant_weights(name: str) -> None:
+    case = build(name, batch=2)
+    expected = case.reference().numpy()
+    np.testing.assert_allclose(run_body(case, 13, constant_weights=False), expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_shape_inference_is_the_reference_shape(name: str, data: st.DataObject) -> None:
+    case = data.draw(any_case(name))
+    assert case.spec.infer_shape(case.shapes, case.attributes) == tuple(case.reference().shape)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_face_is_there(name: str) -> None:
+    spec = operator(name)
+    assert spec.name == name
+    assert spec.version >= 1
+    assert spec.summary.endswith(".")
+    assert spec.inputs[0].role is Role.ACTIVATION
+    assert "cpu" in spec.native_targets
+    function = spec.function(13)
+    assert list(function.input) == [port.name for port in spec.inputs]
+    assert list(function.attribute) == [attribute.name for attribute in spec.attributes]
+    assert {node.domain for node in function.node} == {""}, "a body may use standard operators only"
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_wrong_shapes_and_attributes_are_refused(name: str) -> None:
+    case = build(name)
+    with pytest.raises(UsageError, match=name.removesuffix("Hidden")):
+        case.spec.infer_shape([(1, 2, 3), *case.shapes[1:]], case.attributes)
+    with pytest.raises(UsageError, match="needs the attributes"):
+        case.spec.emit(case.inputs, {**case.attributes, "surprise": 1})
+    for index in range(1, len(case.inputs)):
+        shapes = list(case.shapes)
+        shapes[index] = (*shapes[index][:-1], shapes[index][-1] + 100)
+        with pytest.raises(UsageError):
+            case.spec.infer_shape(shapes, case.attributes)
+
+
+def test_unknown_operator_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'SpatialBottleneck'"):
+        operator("SpatialBotleneck")
+
+
+@pytest.mark.parametrize("name", [n for n in OPERATORS if "Bottleneck" in n])
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_cost_counts_what_the_masks_leave(name: str, data: st.DataObject) -> None:
+    case = data.draw(any_case(name))
+    cost = case.spec.cost(case.shapes, case.attributes, case.masks())
+    everything = case.spec.cost(case.shapes, case.attributes, {k: np.ones_like(v) for k, v in case.masks().items()})
+    nothing = case.spec.cost(case.shapes, case.attributes, {k: np.zeros_like(v) for k, v in case.masks().items()})
+    np.testing.assert_allclose(nothing.macs, counted_macs(case, "shortcut"))
+    np.testing.assert_allclose(everything.dense_macs, counted_macs(case, "dense"))
+    assert np.all(nothing.macs <= cost.macs)
+    assert np.all(cost.macs <= cost.dense_macs)
+    assert np.all(everything.macs <= everything.dense_macs)
+    assert cost.bytes <= everything.bytes
+
+
+def counted_macs(case: Case, part: str) -> float:
+    """Multiply-accumulates from the shapes alone, written independently of the operators."""
+    _, height, width, channels = case.shapes[0]
+    _, out_height, out_width, out_channels = case.reference().shape
+    weights = case.shapes[1 + len(case.masks()) :]
+    shortcut = float(out_height * out_width * channels * out_channels) if len(weights) == 8 else 0.0
+    if part == "shortcut":
+        return shortcut
+    hidden = weights[0][0]
+    per_out_pixel = 9 * hidden * hidden / case.attributes["group"] + hidden * out_channels
+    return height * width * channels * hidden + out_height * out_width * per_out_pixel + shortcut
+
+
+def test_spatial_cost_of_one_patch_by_hand() -> None:
+    # 8x8 map, one active 4x4 patch in the corner: conv1 on 5x5 pixels, conv2 and conv3 on 4x4.
+    case = build("SpatialBottleneck", channels=8, hidden=6, mask_size=(2, 2))
+    mask = np.zeros((1, 1, 2, 2), np.float32)
+    mask[0, 0, 0, 0] = 1
+    cost = case.spec.cost(case.shapes, case.attributes, {"mask": mask})
+    assert cost.macs.tolist() == [25 * 8 * 6 + 16 * (9 * 6 * 6 + 6 * 8)]
+    assert cost.bytes == 4 * (25 * 8 + 16 * 8 + (8 * 6 + 9 * 36 + 6 * 8))
+
+
+def test_channel_cost_by_hand() -> None:
+    # 6 hidden channels in 3 groups, one group on: 2 channels.
+    case = build("ChannelBottleneck", channels=8, hidden=6, channel_groups=3)
+    cost = case.spec.cost(case.shapes, case.attributes, {"mask": np.array([[1, 0, 0]], np.float32)})
+    assert cost.macs.tolist() == [64 * (8 * 2 + 9 * 2 * 2 + 2 * 8)]
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_reference_in_double_and_half(name: str) -> None:
+    case = build(name)
+    double = Case(case.spec, tuple(tensor.double() for tensor in case.inputs), case.attributes).reference()
+    torch.testing.assert_close(double.float(), case.reference(), rtol=1e-4, atol=1e-4)
+    half = Case(case.spec, tuple(tensor.half() for tensor in case.inputs), case.attributes).reference()
+    assert half.dtype == (torch.float32 if case.spec.output.role is Role.MASK else torch.float16)
+    if case.spec.output.role is not Role.MASK:
+        torch.testing.assert_close(half.float(), case.reference(), rtol=2e-2, atol=2e-2)
