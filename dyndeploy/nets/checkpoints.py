@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -84,7 +83,7 @@ class LoadReport:
         if self.renamed:
             lines.append(f"Renamed: {_listing([f'{old} -> {new}' for old, new in self.renamed])}.")
         lines += [
-            f"The file was trained with {name}={theirs!r}; this network has {ours!r}."
+            f"The file was saved with {name} {_joined(theirs)}; this network has {_joined(ours)}."
             for name, theirs, ours in self.option_differences
         ]
         return "\n".join(lines)
@@ -166,8 +165,8 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> LoadRepor
     source = Path(path)
     content = _read(source)
     weights, container = _find_weights(content, source)
-    weights, renamed = _rename(weights)
-    source_format = _source_format(content, container, weights, renamed)
+    weights, renamed = _rename(weights, source)
+    source_format = _source_format(source, content, container, weights, renamed)
     differences = _option_differences(content, model) if source_format == "dyndeploy" else ()
 
     own = model.state_dict()
@@ -233,18 +232,27 @@ def _read(source: Path) -> Any:
         raise CheckpointError(f"Cannot read {source}: {error.strerror or error}.") from error
     except Exception as error:
         # torch.load raises whatever its parsers happen to stumble over in a damaged file.
-        forbidden = re.search(r"GLOBAL (\S+) was not an allowed|Unsupported (?:global|class)[: ]+(\S+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and forbidden:
-            name = forbidden.group(1) or forbidden.group(2)
-            raise CheckpointError(
-                f"{source} asks for the Python object {name}, which could run code: it was not loaded, "
-                "nothing was executed. If you trust its origin, open it there and save the weights alone: "
-                "torch.save(model.state_dict(), path)."
-            ) from error
-        raise CheckpointError(
-            f"{source} is not a readable PyTorch checkpoint ({_first_line(error)}). It may be truncated or "
-            "of another kind: download or copy it again."
-        ) from error
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: Path, error: Exception) -> CheckpointError:
+    forbidden = re.search(r"GLOBAL (\S+)", str(error))
+    if forbidden:
+        return CheckpointError(
+            f"{source} asks for the Python object {forbidden.group(1)}, which could run code: it was not loaded, "
+            "nothing was executed. If you trust its origin, open it there and save the weights alone: "
+            "torch.save(model.state_dict(), path)."
+        )
+    if "TorchScript" in str(error):
+        return CheckpointError(
+            f"{source} is a TorchScript program, not a checkpoint: save the state_dict() of the model instead."
+        )
+    # PyTorch's own text would advise to load the file unsafely.
+    reason = "" if "weights_only" in str(error) else f" ({_first_line(error)})"
+    return CheckpointError(
+        f"{source} is not a readable PyTorch checkpoint{reason}. It may be truncated or of another kind: "
+        "download or copy it again."
+    )
 
 
 def _find_weights(content: Any, source: Path) -> tuple[dict[str, Tensor], str]:
@@ -272,7 +280,7 @@ def _find_weights(content: Any, source: Path) -> tuple[dict[str, Tensor], str]:
     return dict(weights), container
 
 
-def _rename(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _rename(weights: dict[str, Tensor], source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return weights under this project's names, and the names that changed (old -> new)."""
     prefix = _DATA_PARALLEL if all(key.startswith(_DATA_PARALLEL) for key in weights) else ""
     result: dict[str, Tensor] = {}
@@ -280,7 +288,7 @@ def _rename(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
     for key, value in weights.items():
         name = _LASNET_MASKER.sub(r"\1masker_spatial.conv.", key[len(prefix) :])
         if name in result:
-            raise CheckpointError(f"The checkpoint holds {name} twice, once as {key}: it is damaged.")
+            raise CheckpointError(f"{source} holds {name} twice, once as {key}: it is damaged.")
         result[name] = value
         if name != key:
             renamed[key] = name
@@ -288,13 +296,17 @@ def _rename(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
 
 
 def _source_format(
-    content: dict[str, Any], container: str, weights: Mapping[str, Tensor], renamed: Mapping[str, str]
+    source: Path,
+    content: dict[str, Any],
+    container: str,
+    weights: Mapping[str, Tensor],
+    renamed: Mapping[str, str],
 ) -> str:
     if content.get("format") == FORMAT and container == "state_dict":
         version = content.get("version")
         if not isinstance(version, int) or version > VERSION:
             raise CheckpointError(
-                f"The checkpoint has version {version!r}; this release reads up to {VERSION}. Update dyndeploy."
+                f"{source} has version {version!r}; this release reads up to {VERSION}. Update dyndeploy."
             )
         return "dyndeploy"
     if any(_LASNET_MASKER.search(key) for key in renamed):
@@ -315,7 +327,7 @@ def _option_differences(content: Mapping[str, Any], model: nn.Module) -> tuple[t
 
 
 def _masker_kinds(keys: Any) -> dict[str, set[str]]:
-    """Return for each block with maskers which it has: {"layer1.0.": {"spatial", "channel"}}."""
+    """Return for each block with maskers which it has: {"layer1.0": {"spatial", "channel"}}."""
     kinds: dict[str, set[str]] = {}
     for key in keys:
         match = _MASKER.search(key)
@@ -384,7 +396,7 @@ def _check_mode(
             their_kinds, our_kinds = theirs.get(block, set()), ours.get(block, set())
             if their_kinds != our_kinds:
                 raise CheckpointError(
-                    f"{source} has the maskers of mode {_mode_name(their_kinds)} in {block[:-1]}; this "
+                    f"{source} has the maskers of mode {_mode_name(their_kinds)} in {block}; this "
                     f"network was created with mode {_mode_name(our_kinds)}. Create it with the file's mode."
                 )
     options = content.get("options")
@@ -394,9 +406,16 @@ def _check_mode(
         file_mode, own_mode = options.get("mode"), config.as_dict().get("mode")
         if file_mode != own_mode:
             raise CheckpointError(
-                f"{source} was trained with mode {file_mode}; this network was created with mode {own_mode}. "
-                "Create it with the file's mode."
+                f"{source} was trained with mode {_joined(file_mode)}; this network was created with mode "
+                f"{_joined(own_mode)}. Create it with the file's mode."
             )
+
+
+def _joined(value: Any) -> str:
+    """Return a per-stage option as users write it: one value where all stages agree."""
+    if isinstance(value, list) and value:
+        return str(value[0]) if all(v == value[0] for v in value) else "-".join(map(str, value))
+    return str(value)
 
 
 def _check_shapes(source: Path, model: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
@@ -421,19 +440,18 @@ def _masker_options(keys: Any) -> str:
 
 def _check_masker_type(source: Path, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     for block in _masker_kinds(own):
-        prefix = f"{block}masker_"
+        prefix = f"{block}.masker_"
         ours = {key for key in own if key.startswith(prefix) and not key.endswith(_OPTIONAL_SUFFIX)}
         theirs = {key for key in weights if key.startswith(prefix) and not key.endswith(_OPTIONAL_SUFFIX)}
         if theirs and theirs != ours:
             theirs_options, ours_options = _masker_options(theirs), _masker_options(ours)
             if theirs_options != ours_options:
                 raise CheckpointError(
-                    f"{source} has channel maskers of {theirs_options} in {block[:-1]}; this network was "
+                    f"{source} has channel maskers of {theirs_options} in {block}; this network was "
                     f"created with {ours_options}. Create it with the file's options."
                 )
             raise CheckpointError(
-                f"{source}: the maskers of {block[:-1]} are incomplete: "
-                f"{_listing(sorted(ours ^ theirs))} on one side only."
+                f"{source}: the maskers of {block} are incomplete: {_listing(sorted(ours ^ theirs))} on one side only."
             )
 
 

@@ -583,7 +583,7 @@ def _stem_macs(model: LaudResNet, height: int, width: int) -> int:
     return 3 * model.conv1.out_channels * model.architecture.stem_kernel**2 * rows * columns
 
 
-def _block_inputs(model: LaudResNet, height: int, width: int) -> Iterator[tuple[LaudBottleneck, int, int]]:
+def block_inputs(model: LaudResNet, height: int, width: int) -> Iterator[tuple[LaudBottleneck, int, int]]:
     """Iterate over (block, input height, input width)."""
     height, width = _stem_size(model, height, width)
     if model.architecture.stem_pool:
@@ -605,7 +605,7 @@ def static_macs(model: LaudResNet, input_size: int | tuple[int, int]) -> int:
     """
     height, width = _size(input_size)
     total = _stem_macs(model, height, width) + model.fc.in_features * model.fc.out_features
-    for block, rows, columns in _block_inputs(model, height, width):
+    for block, rows, columns in block_inputs(model, height, width):
         cost = block.cost(rows, columns)
         total += cost.total - cost.masker
     return total
@@ -628,7 +628,7 @@ def full_flops(model: LaudResNet, input_size: int | tuple[int, int]) -> int:
     rows, columns = _stem_size(model, height, width)
     total = static_macs(model, (height, width)) + model.fc.out_features
     total += model.conv1.out_channels * rows * columns
-    for block, rows, columns in _block_inputs(model, height, width):
+    for block, rows, columns in block_inputs(model, height, width):
         out_rows, out_columns = block.output_size(rows, columns)
         total += block.width * rows * columns + (block.width + block.out_channels) * out_rows * out_columns
         last = block.out_channels * out_rows * out_columns

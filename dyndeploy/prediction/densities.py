@@ -17,7 +17,8 @@ _DRAWS = 100
 
 def union(rate: float, samples: float) -> float:
     """Return the probability that at least one of ``samples`` independent masks is on: 1 - (1 - rate)^samples."""
-    return 1.0 - (1.0 - rate) ** samples
+    none: float = (1.0 - rate) ** samples
+    return 1.0 - none
 
 
 def reach(out_size: int, in_size: int, stride: int, kernel: int, dilation: int, patches: int) -> Array:

@@ -33,13 +33,15 @@ class Axis:
     Attributes:
         tile: Candidate sides, shape (n,).
         count: Tiles needed to cover the dimension, shape (n,).
+        covered: ``tile * count``, the dimension rounded up to whole tiles.
     """
 
-    __slots__ = ("count", "tile")
+    __slots__ = ("count", "covered", "tile")
 
     def __init__(self, size: int) -> None:
         self.tile: Array = np.array(tile_candidates(size), dtype=np.float64)
         self.count: Array = np.ceil(size / self.tile)
+        self.covered: Array = self.tile * self.count
 
 
 class Plane:

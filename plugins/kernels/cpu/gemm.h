@@ -24,12 +24,13 @@ constexpr std::size_t gemm_accumulator_floats(int panels, int panel_width) {
   return std::size_t{kMaxBlockTiles} * kMaxTileRows * static_cast<std::size_t>(panels) * static_cast<std::size_t>(panel_width);
 }
 
-// Where the rows of A lie. Pixel `index[r]` (or r itself without an index) starts at base + pixel * stride; tap
-// t is tap_offset[t] floats further on, or all zeros where bit t of valid[r] is 0.
+// Where the rows of A lie. Pixel `index[r]` (r - first without an index) starts at base + pixel * stride; tap t
+// is tap_offset[t] floats further on, or all zeros where bit t of valid[r] is 0.
 struct RowSource {
   const float* base = nullptr;
   std::ptrdiff_t stride = 0;
   const std::int32_t* index = nullptr;
+  int first = 0;
   int taps = 1;
   int length = 0;  // contiguous floats per tap
   const std::uint16_t* valid = nullptr;
@@ -60,7 +61,7 @@ struct Epilogue {
   const float* subtract = nullptr;            // readable up to a whole number of panels
   float* out = nullptr;
   std::ptrdiff_t stride = 0;
-  const std::int32_t* index = nullptr;        // pixel of row r; without it row r goes to out + (r - first) * stride
+  const std::int32_t* index = nullptr;        // pixel of row r; r - first without an index
   int first = 0;
 };
 

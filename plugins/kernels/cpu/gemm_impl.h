@@ -20,7 +20,7 @@ inline void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // rows of A's pixel data
 inline const float* pixel_of(const RowSource& a, int row) {
-  const std::ptrdiff_t pixel = a.index ? a.index[row] : row;
+  const std::ptrdiff_t pixel = a.index ? a.index[row] : row - a.first;
   return a.base + pixel * a.stride;
 }
 
@@ -98,9 +98,8 @@ struct TileCall {
   int column;
 };
 
-template <class V, int R, bool Indexed>
+template <class V, int R, int NV, bool Indexed>
 void packed_tile(const TileCall& call) {
-  constexpr int NV = V::kPanelVectors;
   using Reg = typename V::Reg;
   Reg c[R][NV];
   if (call.first) {
@@ -160,13 +159,11 @@ void packed_tile(const TileCall& call) {
   }
 }
 
-using TileFunction = void (*)(const TileCall&);
-
-template <class V, bool Indexed, int R>
+template <class V, int NV, bool Indexed, int R = V::kTileRows>
 inline void run_packed_tile(int rows, const TileCall& call) {
   if constexpr (R > 0) {
-    if (rows == R) return packed_tile<V, R, Indexed>(call);
-    run_packed_tile<V, Indexed, R - 1>(rows, call);
+    if (rows == R) return packed_tile<V, R, NV, Indexed>(call);
+    run_packed_tile<V, NV, Indexed, R - 1>(rows, call);
   }
 }
 
@@ -244,7 +241,8 @@ template <class V>
 void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_end,
                  const GemmScratch& scratch) {
   constexpr int MR = V::kTileRows;
-  constexpr int PW = V::kPanelVectors * V::kWidth;
+  constexpr int NV = V::kPanelVectors;
+  constexpr int PW = NV * V::kWidth;
   const int rows = row_end - row_begin;
   const int tiles = ceil_div(rows, MR);
   const int blocks = ceil_div(tiles, kMaxBlockTiles);
@@ -298,10 +296,11 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
           call.accumulators = scratch.accumulators + (static_cast<std::ptrdiff_t>(p - panel_begin) * kMaxBlockTiles + t) * MR * PW;
           call.row = edge[t];
           call.prefetch = reinterpret_cast<const char*>(ahead ? ahead : scratch.a) + (ahead ? lines / count * t : 0);
+          const bool narrow = g.columns - call.column <= PW / 2;
           if (call.rows)
-            run_packed_tile<V, true, MR>(n, call);
+            narrow ? run_packed_tile<V, NV / 2, true>(n, call) : run_packed_tile<V, NV, true>(n, call);
           else
-            run_packed_tile<V, false, MR>(n, call);
+            narrow ? run_packed_tile<V, NV / 2, false>(n, call) : run_packed_tile<V, NV, false>(n, call);
         }
       }
       first = false;
@@ -360,9 +359,19 @@ inline void run_direct_tile(int rows, const Gemm& g, const float* const* pixels,
   if constexpr (R > 0) {
     if (rows != R) return run_direct_tile<V, R - 1>(rows, g, pixels, row, panel_begin, panel_end);
     constexpr int kPanels = V::kDirectVectors / V::kPanelVectors;
+    constexpr int PW = V::kPanelVectors * V::kWidth;
     int p = panel_begin;
-    for (; p + kPanels <= panel_end; p += kPanels) direct_tile<V, R, V::kDirectVectors>(g, pixels, row, p);
-    for (; p < panel_end; ++p) direct_tile<V, R, V::kPanelVectors>(g, pixels, row, p);
+    while (p < panel_end) {
+      const int left = g.columns - p * PW;
+      if (p + kPanels <= panel_end && left > (kPanels - 1) * PW) {
+        direct_tile<V, R, V::kDirectVectors>(g, pixels, row, p);
+        p += kPanels;
+      } else {
+        left > PW / 2 ? direct_tile<V, R, V::kPanelVectors>(g, pixels, row, p)
+                      : direct_tile<V, R, V::kPanelVectors / 2>(g, pixels, row, p);
+        ++p;
+      }
+    }
   }
 }
 

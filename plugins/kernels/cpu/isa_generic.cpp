@@ -2,8 +2,13 @@
 #include "simd/generic.h"
 
 namespace dyndeploy::cpu {
+namespace {
+
+bool supported() { return true; }
+
+}  // namespace
 
 extern const Isa kIsaGeneric;
-const Isa kIsaGeneric = make_isa<Generic>("generic", [] { return true; });
+const Isa kIsaGeneric = make_isa<Generic>("generic", &supported);
 
 }  // namespace dyndeploy::cpu

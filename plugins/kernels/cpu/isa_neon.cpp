@@ -2,8 +2,13 @@
 #include "simd/neon.h"
 
 namespace dyndeploy::cpu {
+namespace {
+
+bool supported() { return true; }
+
+}  // namespace
 
 extern const Isa kIsaNeon;
-const Isa kIsaNeon = make_isa<Neon>("neon", [] { return true; });
+const Isa kIsaNeon = make_isa<Neon>("neon", &supported);
 
 }  // namespace dyndeploy::cpu

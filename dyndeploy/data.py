@@ -1,0 +1,394 @@
+"""Images as network inputs: files, folders, scikit-learn's digits and its two sample photographs.
+
+Everything is read with Pillow into NumPy arrays; neither torch nor torchvision is needed. All inputs are
+RGB, float32, channels first.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dyndeploy.errors import InputError, UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from PIL.Image import Resampling
+
+FloatArray = npt.NDArray[np.float32]
+ByteArray = npt.NDArray[np.uint8]
+LabelArray = npt.NDArray[np.int64]
+
+EXTENSIONS = (".jpg", ".jpeg", ".png")
+"""Endings of the files that count as images, in lower case."""
+
+DIGITS_HELD_OUT = 0.2
+"""Fraction of scikit-learn's 1797 digits that is never trained on."""
+
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+
+
+class PreprocessingLike(Protocol):
+    """How an image becomes an input; see :class:`dyndeploy.nets.Preprocessing`.
+
+    A bundle's :class:`dyndeploy.bundle.PreprocessingInfo` fits as well.
+    """
+
+    @property
+    def resize(self) -> int:
+        """Length of the shorter side after resizing, in pixels."""
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Mean per RGB channel, of values scaled to [0, 1]."""
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Standard deviation per RGB channel, of values scaled to [0, 1]."""
+
+    @property
+    def interpolation(self) -> str:
+        """One of "nearest", "bilinear", "bicubic", "lanczos"; all but the first are antialiased."""
+
+
+def normalise(pixels: ByteArray, preprocessing: PreprocessingLike) -> FloatArray:
+    """Turn 8-bit RGB pixels into network inputs.
+
+    Args:
+        pixels: Shape (..., h, w, 3).
+        preprocessing: Its mean and standard deviation are used.
+
+    Returns:
+        ``(pixels / 255 - mean) / std``, shape (..., 3, h, w), contiguous.
+    """
+    mean = np.asarray(preprocessing.mean, np.float32)
+    std = np.asarray(preprocessing.std, np.float32)
+    values = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(np.moveaxis(values, -1, -3))
+
+
+def load_image(path: str | os.PathLike[str], preprocessing: PreprocessingLike, size: tuple[int, int]) -> FloatArray:
+    """Read an image file as one network input.
+
+    EXIF orientation is applied, grey values are repeated, transparency is laid over white. The shorter side
+    is resized to ``preprocessing.resize`` (further where the crop would not fit), the centre is cropped.
+
+    Args:
+        path: A JPEG or PNG file.
+        preprocessing: How to resize and normalise.
+        size: (height, width) of the crop.
+
+    Returns:
+        Array of shape (3, height, width).
+
+    Raises:
+        InputError: The file is missing, or is no image that can be read to its end.
+        UsageError: A size below 1, or an unknown interpolation.
+    """
+    image = _centre_crop(_read(Path(path)), preprocessing, size)
+    return normalise(np.asarray(image), preprocessing)
+
+
+def images_from_folder(
+    path: str | os.PathLike[str],
+    preprocessing: PreprocessingLike,
+    size: tuple[int, int],
+    limit: int | None = None,
+) -> FloatArray:
+    """Read the images of a folder and of all folders in it.
+
+    Args:
+        path: The folder.
+        preprocessing: How to resize and normalise.
+        size: (height, width) of each input.
+        limit: At most so many images, spread evenly over the sorted paths, so that a folder with one
+            sub-folder per class yields images of all classes. None for all.
+
+    Returns:
+        Array of shape (n, 3, height, width), in the order of the sorted paths.
+
+    Raises:
+        InputError: The folder is missing or holds no image, or an image cannot be read; it is named.
+        UsageError: A limit or a size below 1, or an unknown interpolation.
+    """
+    paths = image_paths(path)
+    if limit is not None:
+        if limit < 1:
+            raise UsageError(f"limit={limit} leaves no image: give at least 1.")
+        count = min(limit, len(paths))
+        paths = tuple(paths[i * len(paths) // count] for i in range(count))
+    return np.stack([load_image(p, preprocessing, size) for p in paths])
+
+
+def image_paths(folder: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """Return the image files (:data:`EXTENSIONS`) in a folder and all folders in it, sorted.
+
+    Hidden files and folders are passed over.
+
+    Raises:
+        InputError: The folder is missing, is no folder, or holds no image.
+    """
+    root = _folder(folder)
+    paths = tuple(sorted(_walk(root), key=lambda p: p.relative_to(root).parts))
+    if not paths:
+        raise InputError(f"{root} holds no images ({', '.join(EXTENSIONS)}). Give a folder with images in it.")
+    return paths
+
+
+def sample_photographs() -> tuple[Path, ...]:
+    """Return the paths of the two photographs that scikit-learn ships: china.jpg and flower.jpg (640x427).
+
+    Raises:
+        InputError: The installed scikit-learn lacks them.
+    """
+    folder = resources.files("sklearn.datasets.images")
+    paths = tuple(Path(str(folder / name)) for name in ("china.jpg", "flower.jpg"))
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"The installed scikit-learn lacks {path}. Install scikit-learn again.")
+    return paths
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images held in memory with the class of each.
+
+    Attributes:
+        images: Network inputs, shape (n, 3, h, w).
+        labels: Class indices, shape (n,).
+        classes: Name of each class.
+    """
+
+    images: FloatArray
+    labels: LabelArray
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[FloatArray, int]:
+        """Return one image (3, h, w) and its class."""
+        return self.images[index], int(self.labels[index])
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images to train on, and images that training never sees."""
+
+    train: LabelledImages
+    held_out: LabelledImages
+
+
+def digits(preprocessing: PreprocessingLike, size: tuple[int, int], seed: int = 0) -> Split:
+    """Return scikit-learn's handwritten digits (UCI, 1797 images of 8x8 pixels in 17 grey levels) as RGB inputs.
+
+    They are scaled to 8 bits and resized bilinearly straight to ``size``; ``preprocessing.resize`` plays no
+    part. Every class gives the same fraction (:data:`DIGITS_HELD_OUT`) to the held-out images.
+
+    Args:
+        preprocessing: Its mean and standard deviation are used.
+        size: (height, width).
+        seed: Decides which images are held out.
+
+    Returns:
+        1437 images to train on and 360 held out.
+
+    Raises:
+        UsageError: A size below 1.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    height, width = _checked_size(size)
+    source = load_digits()
+    labels = source.target.astype(np.int64)
+    grey = np.round(source.images * (255 / 16)).astype(np.uint8)
+    resized = np.stack(
+        [np.asarray(Image.fromarray(g).resize((width, height), Image.Resampling.BILINEAR)) for g in grey]
+    )
+    images = normalise(np.repeat(resized[..., None], 3, axis=-1), preprocessing)
+    train, held_out = train_test_split(
+        np.arange(len(labels)), test_size=DIGITS_HELD_OUT, stratify=labels, random_state=seed
+    )
+    classes = tuple(str(name) for name in source.target_names)
+    return Split(
+        LabelledImages(images[train], labels[train], classes),
+        LabelledImages(images[held_out], labels[held_out], classes),
+    )
+
+
+class ImageFolderDataset:
+    """A folder with one sub-folder of images per class, read from disk when needed.
+
+    A map-style dataset for ``torch.utils.data.DataLoader``: an item is an input (3, h, w) and a class index.
+    Classes are the sorted names of the sub-folders.
+
+    Args:
+        path: The folder.
+        preprocessing: How to resize and normalise.
+        size: (height, width) of each input.
+        augment: Take a random crop (8-100 % of the area, aspect ratio 3/4 to 4/3) and mirror every second
+            image instead of cropping the centre: the augmentation of the LAUDNet reference code.
+        seed: Seed of the augmentation, which depends on this seed, the epoch and the index only. It is the
+            same whatever the order of access and the number of loader processes.
+        classes: The sub-folders to use, in order of class index; None for all of them, sorted. Give the
+            training set's classes to the validation set, so that both number them alike.
+
+    Raises:
+        InputError: The folder is missing or has no sub-folders, or a class has no images.
+        UsageError: A size below 1.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        preprocessing: PreprocessingLike,
+        size: tuple[int, int],
+        *,
+        augment: bool = False,
+        seed: int = 0,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        root = _folder(path)
+        present = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        if not present:
+            raise InputError(f"{root} has no sub-folders. Give a folder with one sub-folder of images per class.")
+        if classes is not None and set(present) != set(classes):
+            extra, absent = sorted(set(present) - set(classes)), sorted(set(classes) - set(present))
+            raise InputError(
+                f"The classes of {root} differ from those trained on: "
+                f"missing {', '.join(absent) or 'none'}; unknown {', '.join(extra) or 'none'}."
+            )
+        self.classes = tuple(present if classes is None else classes)
+        self.preprocessing = preprocessing
+        self.size = _checked_size(size)
+        self.augment = augment
+        self.seed = seed
+        self.epoch = 0
+        self.samples: list[tuple[Path, int]] = [
+            (image, index) for index, name in enumerate(self.classes) for image in image_paths(root / name)
+        ]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose augmentation the next items get."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[FloatArray, int]:
+        """Return one input (3, h, w) and its class index.
+
+        Raises:
+            InputError: The file cannot be read; it is named.
+        """
+        path, label = self.samples[index]
+        if not self.augment:
+            return load_image(path, self.preprocessing, self.size), label
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        image = _random_crop(_read(path), self.preprocessing, self.size, rng)
+        return normalise(np.asarray(image), self.preprocessing), label
+
+
+def _folder(path: str | os.PathLike[str]) -> Path:
+    root = Path(path)
+    if not root.exists():
+        raise InputError(f"There is no folder {root}. Give an existing folder with images.")
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder. Give the folder that holds the images.")
+    return root
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for folder, names, files in os.walk(root):
+        names[:] = [n for n in names if not n.startswith(".")]
+        for file in files:
+            if file.lower().endswith(EXTENSIONS) and not file.startswith("."):
+                yield Path(folder, file)
+
+
+def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    height, width = size
+    if min(height, width) < 1:
+        raise UsageError(f"Image size {height}x{width} is not valid: give a height and a width of at least 1.")
+    return height, width
+
+
+def _resampling(name: str) -> Resampling:
+    if name not in _INTERPOLATIONS:
+        raise unknown_name("interpolation", name, _INTERPOLATIONS)
+    return Image.Resampling[name.upper()]
+
+
+def _read(path: Path) -> Image.Image:
+    """Decode a file completely into an RGB image."""
+    try:
+        with warnings.catch_warnings():
+            # Large photographs are what users have; Pillow still refuses absurd sizes with an error.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError as error:
+        raise InputError(f"There is no image {path}.") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path} is not an image that Pillow can read. Give a JPEG or PNG file.") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"Cannot read the image {path}: {error}. The file may be damaged.") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16-bit greys: Pillow's own conversion to 8 bits clips instead of scaling.
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _centre_crop(image: Image.Image, preprocessing: PreprocessingLike, size: tuple[int, int]) -> Image.Image:
+    height, width = _checked_size(size)
+    short = max(preprocessing.resize, math.ceil(min(image.size) * max(height / image.height, width / image.width)))
+    # The longer side is rounded down and the crop's corner to the nearest, as torchvision does: checkpoints
+    # were trained and scored that way.
+    scaled = [max(short * side // min(image.size), short) for side in image.size]
+    scaled = [max(side, least) for side, least in zip(scaled, (width, height), strict=True)]
+    image = image.resize((scaled[0], scaled[1]), _resampling(preprocessing.interpolation))
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _random_crop(
+    image: Image.Image, preprocessing: PreprocessingLike, size: tuple[int, int], rng: np.random.Generator
+) -> Image.Image:
+    height, width = size
+    area = image.width * image.height
+    for _ in range(10):
+        target = area * rng.uniform(0.08, 1.0)
+        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        crop_width, crop_height = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < crop_width <= image.width and 0 < crop_height <= image.height:
+            break
+    else:
+        # So long and thin that no crop fitted: the largest one of an allowed aspect ratio.
+        aspect = min(max(image.width / image.height, 3 / 4), 4 / 3)
+        crop_width = min(image.width, max(1, round(image.height * aspect)))
+        crop_height = min(image.height, max(1, round(image.width / aspect)))
+    left = int(rng.integers(image.width - crop_width + 1))
+    top = int(rng.integers(image.height - crop_height + 1))
+    box = (left, top, left + crop_width, top + crop_height)
+    image = image.resize((width, height), _resampling(preprocessing.interpolation), box=box)
+    return ImageOps.mirror(image) if rng.integers(2) else image

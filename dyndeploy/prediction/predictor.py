@@ -1,0 +1,368 @@
+"""The latency predictor: networks, blocks and lists of operators on a device model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+
+from dyndeploy.errors import UsageError, unknown_name
+from dyndeploy.prediction.blocks import MODES, BlockPlan, Rates, block_operators, network_ends
+from dyndeploy.prediction.cost import CostModel
+from dyndeploy.prediction.densities import BusiestTile, ExpectedBusiestTile, SampledBusiestTile, union
+from dyndeploy.prediction.fixes import Fix, fixes_for
+from dyndeploy.prediction.networks import BlockSpec, MaskerSpec, NetworkSpec, network_spec
+from dyndeploy.prediction.operators import KINDS, Operator, check_attributes
+from dyndeploy.prediction.results import BlockPrediction, Coverage, OperatorPrediction, Prediction
+from dyndeploy.targets.devices import Device, load_device
+
+#: One rate for all blocks, one per block, or measured rates per block.
+RateLike: TypeAlias = float | Rates | Sequence[float | Rates]
+
+_T = TypeVar("_T")
+
+DEFAULT_GRANULARITY = (4, 4, 2, 1)
+DEFAULT_CHANNEL_GRANULARITY = (2, 2, 2, 2)
+
+
+class Predictor:
+    """Predicts latencies on one device at one batch size; remembers every operator it has priced.
+
+    Args:
+        device: A device model or its name.
+        batch: Images per batch; the device's usual batch (1 or 128) when ``None``.
+        compat: ``"laudnet"`` reproduces the reference code with all its quirks; ``None`` repairs them.
+        mem_concurrent: Floats per memory sector, 8 or 1 (1 switches the sector model off); the device's own
+            when ``None``.
+        seed: Replay the reference's random channel densities from this seed (slow; only with
+            ``compat="laudnet"``). ``None`` takes their expectation.
+
+    Raises:
+        UsageError: Unknown device or ``compat``, or a value out of range.
+
+    Reference:
+        Han et al., "Latency-aware Unified Dynamic Networks for Efficient Image Recognition", section on
+        latency prediction, and its code.
+    """
+
+    def __init__(
+        self,
+        device: str | Device,
+        *,
+        batch: int | None = None,
+        compat: str | None = None,
+        mem_concurrent: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.device = load_device(device) if isinstance(device, str) else device
+        self.batch = self.device.laudnet.batch_size if batch is None else batch
+        self.compat = compat
+        self.seed = seed
+        self.fixes = fixes_for(compat)
+        if not _is_size(self.batch):
+            raise UsageError(f"The batch size must be a positive whole number, not {self.batch}.")
+        if mem_concurrent is not None and mem_concurrent < 1:
+            raise UsageError(f"mem_concurrent must be at least 1 float per sector, not {mem_concurrent}.")
+        if seed is not None and compat != "laudnet":
+            raise UsageError("A seed replays the reference's random numbers: give it with compat='laudnet' only.")
+        if seed is not None and not 0 <= seed < 2**32:
+            raise UsageError(f"The seed must lie in [0, 2^32), not {seed}.")
+        self.mem_concurrent = mem_concurrent or self.device.laudnet.mem_concurrent_fp32
+        busiest: BusiestTile = ExpectedBusiestTile() if seed is None else SampledBusiestTile(seed)
+        self._model = CostModel(self.device.laudnet, self.fixes, busiest, self.mem_concurrent)
+        self._operators: dict[tuple[object, ...], OperatorPrediction] = {}
+        self._plans: dict[BlockPlan, tuple[OperatorPrediction, ...]] = {}
+
+    def predict_network(
+        self,
+        network: str | NetworkSpec,
+        *,
+        mode: str | Sequence[str] = "static",
+        granularity: int | Sequence[int] = DEFAULT_GRANULARITY,
+        channel_granularity: int | Sequence[int] = DEFAULT_CHANNEL_GRANULARITY,
+        rate: RateLike = 0.5,
+        input_size: tuple[int, int] | None = None,
+        extra_operators: Iterable[Operator] = (),
+    ) -> Prediction:
+        """Predict a whole network.
+
+        Args:
+            network: A published name or a :class:`NetworkSpec`.
+            mode: ``static``, ``spatial``, ``channel``, ``layer`` or ``both``, for all stages or one per stage.
+            granularity: Side of a spatial patch, for all stages or one per stage.
+            channel_granularity: Channels per dynamic group, for all stages or one per stage.
+            rate: Activation rate of every mask of every block, or one entry per block; a
+                :class:`~dyndeploy.prediction.blocks.Rates` states measured densities mask by mask.
+            input_size: (height, width) for a published name; a :class:`NetworkSpec` has its own.
+            extra_operators: Operators outside the description, priced in a part called "extra". Kinds that the
+                predictor does not know are named in the coverage and have no latency.
+
+        Returns:
+            The prediction. With ``compat="laudnet"`` it covers the residual blocks only, as the reference does.
+
+        Raises:
+            UsageError: Unknown name or mode, a rate outside [0, 1], or a list of the wrong length.
+        """
+        if isinstance(network, NetworkSpec):
+            if input_size is not None and tuple(input_size) != network.input_size:
+                raise UsageError("A network description has its own input size: do not give another one.")
+            spec = network
+        else:
+            spec = network_spec(network, (224, 224) if input_size is None else input_size)
+        stages = len(spec.stages)
+        modes = _modes(mode, stages)
+        for name in modes:
+            self._check_mode(name)
+        granularities = _sizes("granularity", granularity, stages)
+        channel_granularities = _sizes("channel_granularity", channel_granularity, stages)
+        rates = _rates(rate, len(spec.blocks))
+
+        parts = [
+            self.predict_block(
+                block,
+                mode=modes[stage],
+                granularity=granularities[stage],
+                channel_granularity=channel_granularities[stage],
+                rate=block_rates,
+                masker=spec.masker,
+            )
+            for block, stage, block_rates in zip(spec.blocks, spec.stage_of_block, rates, strict=True)
+        ]
+        if Fix.STEM_AND_HEAD in self.fixes:
+            before, after = network_ends(spec)
+            parts = [
+                *([self.predict_operators(before, name="stem")] if before else []),
+                *parts,
+                *([self.predict_operators(after, name="head")] if after else []),
+            ]
+        extra = tuple(extra_operators)
+        if extra:
+            parts.append(self.predict_operators(extra, name="extra"))
+        latency = math.fsum(part.latency_ms for part in parts)
+        return Prediction(
+            network=spec.name,
+            device=self.device.name,
+            mode=modes,
+            granularity=granularities,
+            channel_granularity=channel_granularities,
+            batch=self.batch,
+            input_size=spec.input_size,
+            compat=self.compat,
+            fixes=tuple(fix.value for fix in Fix if fix in self.fixes),
+            mem_concurrent=self.mem_concurrent,
+            seed=self.seed,
+            latency_ms=latency,
+            latency_batch_ms=latency * self.batch,
+            blocks=tuple(parts),
+            coverage=_coverage(parts),
+        )
+
+    def predict_block(
+        self,
+        block: BlockSpec,
+        *,
+        mode: str = "static",
+        granularity: int = 1,
+        channel_granularity: int = 1,
+        rate: float | Rates = 0.5,
+        masker: MaskerSpec | None = None,
+    ) -> BlockPrediction:
+        """Predict one residual block.
+
+        Args:
+            block: Its shapes.
+            mode: One of static, spatial, channel, layer, both.
+            granularity: Side of a spatial patch on the block's output map.
+            channel_granularity: Channels per dynamic group.
+            rate: Activation rate of its masks.
+            masker: How its masks are made.
+
+        Raises:
+            UsageError: Unknown mode, or a value out of range.
+        """
+        self._check_mode(mode)
+        if granularity < 1 or channel_granularity < 1:
+            raise UsageError(f"Block '{block.name}': granularities must be positive.")
+        rates = _checked(rate)
+        plan = BlockPlan(
+            dataclasses.replace(block, name=""),
+            mode,
+            granularity,
+            channel_granularity,
+            rates,
+            masker or MaskerSpec(),
+        )
+        operators = self._plans.get(plan)
+        if operators is None:
+            operators = tuple(self._price(operator) for operator in block_operators(plan, self.fixes))
+            self._plans[plan] = operators
+        return BlockPrediction(block.name, mode, _stated(mode, rates), _sum(operators), operators)
+
+    def predict_operators(self, operators: Iterable[Operator], *, name: str = "operators") -> BlockPrediction:
+        """Predict a list of operators, e.g. of a network that is no residual network.
+
+        Args:
+            operators: Descriptions; an operator of unknown kind gets no latency, and is named in coverage.
+            name: Name of the part.
+
+        Raises:
+            UsageError: An operator of a known kind has wrong attributes.
+        """
+        priced = []
+        for operator in operators:
+            if operator.kind in KINDS:
+                check_attributes(operator)
+            priced.append(self._price(operator))
+        return BlockPrediction(name, "static", {}, _sum(priced), tuple(priced))
+
+    def _check_mode(self, mode: str) -> None:
+        if mode not in MODES:
+            raise unknown_name("mode", mode, MODES)
+        if mode == "both" and self.compat == "laudnet":
+            raise UsageError(
+                "The LAUDNet reference predictor composes no mode 'both'. Predict it without compat='laudnet'."
+            )
+
+    def _price(self, operator: Operator) -> OperatorPrediction:
+        kind = KINDS.get(operator.kind)
+        if kind is None:
+            return OperatorPrediction(operator.name, operator.kind, None, None, None, None, operator.macs)
+        key = (operator.kind, operator.active, operator.macs, tuple(sorted(operator.attributes.items())))
+        known = self._operators.get(key)
+        if known is None:
+            batch: float = self.batch
+            share = operator.active
+            if share < 1.0 and Fix.LAYER_BATCH in self.fixes:
+                # The batch that runs: nothing with probability 1 - share, else the mean number of active images.
+                share = union(operator.active, batch)
+                batch = batch * operator.active / share if share > 0.0 else 1.0
+            cost = kind.price(self._model, batch, **operator.attributes).scaled(share)
+            per_image = 1e3 / self.batch
+            macs = kind.macs(operator.attributes) * operator.active if operator.macs is None else operator.macs
+            known = OperatorPrediction(
+                operator.name,
+                operator.kind,
+                cost.total * per_image,
+                cost.compute * per_image,
+                cost.memory * per_image,
+                cost.launch * per_image,
+                macs,
+            )
+            self._operators[key] = known
+        return known if known.name == operator.name else dataclasses.replace(known, name=operator.name)
+
+
+def predict_network(
+    network: str | NetworkSpec,
+    *,
+    mode: str | Sequence[str] = "static",
+    granularity: int | Sequence[int] = DEFAULT_GRANULARITY,
+    channel_granularity: int | Sequence[int] = DEFAULT_CHANNEL_GRANULARITY,
+    rate: RateLike = 0.5,
+    device: str | Device,
+    batch: int | None = None,
+    compat: str | None = None,
+    mem_concurrent: int | None = None,
+    seed: int | None = None,
+    input_size: tuple[int, int] | None = None,
+    extra_operators: Iterable[Operator] = (),
+) -> Prediction:
+    """Predict the latency of a network on a device model.
+
+    See :class:`Predictor` and :meth:`Predictor.predict_network` for the arguments. To predict many
+    configurations on one device, keep a :class:`Predictor`: it remembers the operators it has priced.
+
+    Example:
+        >>> prediction = predict_network("laud_resnet50", mode="spatial", rate=0.5, device="v100")
+        >>> prediction.kind
+        'predicted'
+    """
+    predictor = Predictor(device, batch=batch, compat=compat, mem_concurrent=mem_concurrent, seed=seed)
+    return predictor.predict_network(
+        network,
+        mode=mode,
+        granularity=granularity,
+        channel_granularity=channel_granularity,
+        rate=rate,
+        input_size=input_size,
+        extra_operators=extra_operators,
+    )
+
+
+def _modes(value: str | Sequence[str], stages: int) -> tuple[str, ...]:
+    return _one_per_stage("mode", (value,) if isinstance(value, str) else tuple(value), stages)
+
+
+def _sizes(what: str, value: int | Sequence[int], stages: int) -> tuple[int, ...]:
+    sizes = _one_per_stage(what, (value,) if isinstance(value, int) else tuple(value), stages)
+    for size in sizes:
+        if not _is_size(size):
+            raise UsageError(f"{what} must be positive whole numbers, not {size!r}.")
+    return sizes
+
+
+def _one_per_stage(what: str, values: tuple[_T, ...], stages: int) -> tuple[_T, ...]:
+    if len(values) == 1:
+        return values * stages
+    if len(values) != stages:
+        raise UsageError(f"{what} has {len(values)} entries, the network has {stages} stages: give 1 or {stages}.")
+    return values
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and 0.0 <= float(value) <= 1.0
+
+
+def _rates(rate: RateLike, blocks: int) -> list[Rates]:
+    if not isinstance(rate, Sequence):
+        return [_checked(rate)] * blocks
+    if len(rate) != blocks:
+        raise UsageError(f"The list of rates has {len(rate)} entries, the network has {blocks} blocks.")
+    return [_checked(entry) for entry in rate]
+
+
+def _checked(rate: float | Rates) -> Rates:
+    rates = rate if isinstance(rate, Rates) else Rates(spatial=rate, channel=rate)
+    for value in (rates.spatial, rates.channel, rates.conv1, rates.conv2):
+        if value is not None and not _is_rate(value):
+            raise UsageError(f"An activation rate must be a number in [0, 1], not {value!r}.")
+    return rates
+
+
+def _stated(mode: str, rates: Rates) -> dict[str, float]:
+    stated: dict[str, float] = {}
+    if mode in ("spatial", "both", "layer"):
+        stated["spatial"] = rates.spatial
+    if mode in ("spatial", "both"):
+        stated.update({k: v for k, v in (("conv1", rates.conv1), ("conv2", rates.conv2)) if v is not None})
+    if mode in ("channel", "both"):
+        stated["channel"] = rates.channel
+    return stated
+
+
+def _sum(operators: Iterable[OperatorPrediction]) -> float:
+    return math.fsum(o.latency_ms for o in operators if o.latency_ms is not None)
+
+
+def _coverage(parts: Sequence[BlockPrediction]) -> Coverage:
+    operators = [(part, operator) for part in parts for operator in part.operators]
+    unknown = [(part, operator) for part, operator in operators if operator.latency_ms is None]
+    by_flops: float | None = 1.0
+    if unknown:
+        missing = [operator.macs for _, operator in unknown if operator.macs is not None]
+        total = math.fsum(operator.macs or 0.0 for _, operator in operators)
+        complete = len(missing) == len(unknown) and total > 0
+        by_flops = 1.0 - math.fsum(missing) / total if complete else None
+    return Coverage(
+        by_count=1.0 - len(unknown) / len(operators),
+        by_flops=by_flops,
+        operators=len(operators),
+        unknown=tuple(f"{part.name}.{operator.name} ({operator.kind})" for part, operator in unknown),
+    )

@@ -1,0 +1,144 @@
+"""What a prediction says: latencies per network, block and operator, always labelled as predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dyndeploy.errors import InputError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class OperatorPrediction:
+    """One operator. Latencies are milliseconds per image.
+
+    Attributes:
+        name: Label within its block.
+        kind: Kind of operator.
+        latency_ms: Predicted latency; ``None`` for a kind that the predictor does not know.
+        compute_ms: Part of it spent computing.
+        memory_ms: Part of it spent moving data.
+        launch_ms: Part of it spent launching.
+        macs: Executed multiply-accumulates per image; ``None`` if unknown.
+    """
+
+    name: str
+    kind: str
+    latency_ms: float | None
+    compute_ms: float | None
+    memory_ms: float | None
+    launch_ms: float | None
+    macs: float | None
+
+
+@dataclass(frozen=True)
+class BlockPrediction:
+    """One residual block, or a group of other operators (``mode`` "static": stem, head).
+
+    Attributes:
+        name: E.g. ``"layer1.0"``, ``"stem"``.
+        mode: How the block is executed.
+        rates: Activation rates by mask: ``spatial``, ``channel``, and ``conv1``, ``conv2`` if given.
+        latency_ms: Sum over the known operators, milliseconds per image.
+        operators: The operators in execution order.
+    """
+
+    name: str
+    mode: str
+    rates: dict[str, float]
+    latency_ms: float
+    operators: tuple[OperatorPrediction, ...]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of the network the prediction accounts for.
+
+    Attributes:
+        by_count: Fraction of operators that are known.
+        by_flops: Fraction of FLOPs in known operators; ``None`` when an unknown operator did not state its own.
+        operators: Number of operators.
+        unknown: ``"block.operator (kind)"`` of each operator without a latency.
+    """
+
+    by_count: float
+    by_flops: float | None
+    operators: int
+    unknown: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A predicted latency.
+
+    Attributes:
+        network: Name of the network.
+        device: Name of the device model.
+        mode: Mode of each stage.
+        granularity: Patch side of each stage.
+        channel_granularity: Channels per group of each stage.
+        batch: Images per batch.
+        input_size: (height, width).
+        compat: ``"laudnet"`` (the reference with its quirks) or ``None``.
+        fixes: Names of the repairs in force.
+        mem_concurrent: Floats per memory sector.
+        seed: Seed of the sampled channel densities; ``None`` when they are expectations.
+        latency_ms: Milliseconds per image, unknown operators left out (see ``coverage``).
+        latency_batch_ms: Milliseconds per batch.
+        blocks: The parts, in execution order; their latencies add up to ``latency_ms``.
+        coverage: What the figure leaves out.
+        kind: Always ``"predicted"``.
+    """
+
+    network: str
+    device: str
+    mode: tuple[str, ...]
+    granularity: tuple[int, ...]
+    channel_granularity: tuple[int, ...]
+    batch: int
+    input_size: tuple[int, int]
+    compat: str | None
+    fixes: tuple[str, ...]
+    mem_concurrent: int
+    seed: int | None
+    latency_ms: float
+    latency_batch_ms: float
+    blocks: tuple[BlockPrediction, ...]
+    coverage: Coverage
+    kind: str = "predicted"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object; :meth:`from_json` reads it back."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Prediction:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            InputError: It is not such an object, or of another schema version.
+        """
+        if not isinstance(value, Mapping) or value.get("kind") != "predicted":
+            raise InputError('This JSON is not a prediction: it has no "kind": "predicted".')
+        if value.get("schema") != SCHEMA:
+            raise InputError(
+                f"The prediction has schema {value.get('schema')}, this release reads {SCHEMA}. Predict again."
+            )
+        try:
+            values = {key: item for key, item in value.items() if key != "schema"}
+            lists = ("mode", "granularity", "channel_granularity", "input_size", "fixes")
+            values.update({key: tuple(values[key]) for key in lists})
+            values["blocks"] = tuple(
+                BlockPrediction(
+                    **{**block, "operators": tuple(OperatorPrediction(**item) for item in block["operators"])}
+                )
+                for block in value["blocks"]
+            )
+            coverage = value["coverage"]
+            values["coverage"] = Coverage(**{**coverage, "unknown": tuple(coverage["unknown"])})
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"The prediction is incomplete: {error!r}.") from error

@@ -1,0 +1,29 @@
+"""Runtimes: every way to run a network, behind one interface.
+
+:class:`TorchSession` lives in ``dyndeploy.runtimes.torch`` and is imported from there, so that running a bundle does
+not import PyTorch.
+"""
+
+from dyndeploy.runtimes.base import (
+    ANY_SIZE,
+    FALLBACK_BODIES,
+    NativeUse,
+    Session,
+    SessionInfo,
+    checked_tensor,
+)
+from dyndeploy.runtimes.native import NativeLibrary, find_cpu_library
+from dyndeploy.runtimes.onnxruntime import NodeTime, OnnxRuntimeSession
+
+__all__ = [
+    "ANY_SIZE",
+    "FALLBACK_BODIES",
+    "NativeLibrary",
+    "NativeUse",
+    "NodeTime",
+    "OnnxRuntimeSession",
+    "Session",
+    "SessionInfo",
+    "checked_tensor",
+    "find_cpu_library",
+]

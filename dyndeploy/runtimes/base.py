@@ -1,0 +1,199 @@
+"""What every runtime offers: sessions that run one network."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dyndeploy.bundle import TensorInfo
+from dyndeploy.errors import DyndeployError, InputError, unknown_name
+
+Array = npt.NDArray[Any]
+Feeds = Mapping[str, Array]
+
+ANY_SIZE = -1
+"""Stands in a :class:`~dyndeploy.bundle.TensorInfo` shape for a size that the model leaves open."""
+
+FALLBACK_BODIES = "fallback bodies"
+"""What :attr:`NativeUse.description` says when no operator library is in use."""
+
+
+@dataclass(frozen=True)
+class NativeUse:
+    """Which code runs the dynamic operators.
+
+    Attributes:
+        path: The operator library, or None: the function bodies of standard operators run.
+        sha256: Checksum of the library, or None.
+    """
+
+    path: str | None = None
+    sha256: str | None = None
+
+    @property
+    def description(self) -> str:
+        """The library with the start of its checksum, or ``"fallback bodies"``."""
+        if self.path is None or self.sha256 is None:
+            return FALLBACK_BODIES
+        return f"{self.path} (sha256 {self.sha256[:12]})"
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """What a session runs on.
+
+    Attributes:
+        runtime: ``"onnxruntime"`` or ``"torch"``.
+        version: Of the runtime.
+        threads: Threads that compute.
+        provider: Execution provider or device.
+        native: Which code runs the dynamic operators.
+    """
+
+    runtime: str
+    version: str
+    threads: int
+    provider: str
+    native: NativeUse = NativeUse()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+class Session(ABC):
+    """A loaded network. A context manager; it changes nothing outside itself.
+
+    Attributes:
+        inputs: What :meth:`run` wants.
+        outputs: What :meth:`run` can give.
+        info: Runtime, version, threads, operator library.
+    """
+
+    def __init__(self, inputs: Iterable[TensorInfo], outputs: Iterable[TensorInfo], info: SessionInfo) -> None:
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.info = info
+        self._closed = False
+
+    def __enter__(self) -> Session:
+        """Return the session."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the session."""
+        self.close()
+
+    def close(self) -> None:
+        """Free what the session holds; closing twice is allowed, running afterwards is not."""
+        if not self._closed:
+            self._closed = True
+            self._release()
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run the network once.
+
+        Args:
+            feeds: One array per input, by name.
+            outputs: Names of the outputs to return; None returns all.
+
+        Returns:
+            Output arrays by name.
+
+        Raises:
+            InputError: An input is missing, surplus, of the wrong shape or dtype, or not finite.
+            UsageError: An output name is unknown.
+            DyndeployError: The runtime failed.
+        """
+        self._require_open()
+        return self._run(self._checked_feeds(feeds), self._checked_outputs(outputs))
+
+    def bind(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Callable[[], None]:
+        """Prepare a run whose inputs and outputs stay in place, for timing.
+
+        The arrays of ``feeds`` are read by every call: they must not be changed or freed by the caller in a way
+        that matters to him (the session keeps them alive). Outputs go to memory that the session allocates once.
+
+        Args:
+            feeds: As for :meth:`run`; checked once, here.
+            outputs: As for :meth:`run`.
+
+        Returns:
+            A function that runs the network once and returns nothing.
+        """
+        self._require_open()
+        return self._bind(self._checked_feeds(feeds), self._checked_outputs(outputs))
+
+    @abstractmethod
+    def _run(self, feeds: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]: ...
+
+    @abstractmethod
+    def _bind(self, feeds: dict[str, Array], outputs: Sequence[str]) -> Callable[[], None]: ...
+
+    def _release(self) -> None:
+        """Free what the session holds; called once."""
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise DyndeployError("The session is closed. Open a new one.")
+
+    def _checked_outputs(self, outputs: Sequence[str] | None) -> list[str]:
+        known = [info.name for info in self.outputs]
+        for name in outputs or ():
+            if name not in known:
+                raise unknown_name("output", name, known)
+        return known if outputs is None else list(outputs)
+
+    def _checked_feeds(self, feeds: Feeds) -> dict[str, Array]:
+        expected = {info.name: info for info in self.inputs}
+        missing = [name for name in expected if name not in feeds]
+        surplus = [name for name in feeds if name not in expected]
+        if missing or surplus:
+            raise InputError(
+                f"The network takes the inputs {list(expected)}, but got {list(feeds)}: "
+                + "; ".join(
+                    f"{what} {', '.join(names)}"
+                    for what, names in (("missing", missing), ("unknown", surplus))
+                    if names
+                )
+                + "."
+            )
+        return {name: checked_tensor(info, feeds[name]) for name, info in expected.items()}
+
+
+def checked_tensor(info: TensorInfo, value: Array) -> Array:
+    """Return ``value`` contiguous if it fits ``info``.
+
+    Raises:
+        InputError: Wrong type, dtype or shape, or NaN or infinite values; the message has what was expected
+            and what was given.
+    """
+    if not isinstance(value, np.ndarray):
+        raise InputError(f"Input '{info.name}' must be a NumPy array, not {type(value).__name__}.")
+    expected = f"{info.dtype} {_shape_text(info.shape)}"
+    fits = len(value.shape) == len(info.shape) and all(
+        want in (ANY_SIZE, got) for want, got in zip(info.shape, value.shape, strict=True)
+    )
+    if not fits or value.dtype.name != info.dtype:
+        raise InputError(
+            f"Input '{info.name}': expected {expected}, got {value.dtype.name} {_shape_text(value.shape)}."
+        )
+    if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+        bad = int(value.size - np.isfinite(value).sum())
+        raise InputError(
+            f"Input '{info.name}': expected finite numbers, got {bad} NaN or infinite of {value.size}. "
+            "Check the image and its preprocessing."
+        )
+    return np.ascontiguousarray(value)
+
+
+def _shape_text(shape: Sequence[int]) -> str:
+    return "(" + ", ".join("any" if size == ANY_SIZE else str(size) for size in shape) + ")"

@@ -1,0 +1,48 @@
+"""Where the native CPU operator library is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from dyndeploy import files
+from dyndeploy.errors import UsageError
+
+LIBRARY_VARIABLE = "DYNDEPLOY_CPU_LIBRARY"
+"""Environment variable that names the library, before the one inside the package is looked for."""
+
+_LIBRARY_NAME = "libdyndeploy_ort_cpu.so"
+
+
+@dataclass(frozen=True)
+class NativeLibrary:
+    """A library of native operators for ONNX Runtime: its path and SHA-256."""
+
+    path: Path
+    sha256: str
+
+
+def native_library(path: str | os.PathLike[str]) -> NativeLibrary:
+    """Describe the library at ``path``; raises ``UsageError`` if there is no file."""
+    library = Path(path)
+    if not library.is_file():
+        raise UsageError(f"There is no operator library at {library}. Build it, or ask for native='off'.")
+    return NativeLibrary(library.resolve(), files.sha256(library))
+
+
+def find_cpu_library() -> NativeLibrary | None:
+    """Find the CPU operator library.
+
+    Returns:
+        The file that ``DYNDEPLOY_CPU_LIBRARY`` names, else the one that came with the package, else None.
+
+    Raises:
+        UsageError: The variable names a file that does not exist.
+    """
+    named = os.environ.get(LIBRARY_VARIABLE)
+    if named:
+        return native_library(named)
+    packaged = Path(str(resources.files("dyndeploy"))) / "lib" / _LIBRARY_NAME
+    return native_library(packaged) if packaged.is_file() else None

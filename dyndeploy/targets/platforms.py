@@ -1,0 +1,139 @@
+"""Deployment targets as data: one TOML file each in ``platforms/``, and the rules of what can run where."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dyndeploy.errors import UsageError, unknown_name
+from dyndeploy.ops import OPERATORS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_FOLDER = Path(__file__).parent / "platforms"
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Whether a precision can be exported for a target, and if not, why."""
+
+    supported: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A platform that bundles are made for.
+
+    Attributes:
+        name: As given to ``--target``; the name of its TOML file.
+        title: Product name.
+        runtime: ``"onnxruntime"`` or ``"tensorrt"``.
+        runtime_version: Last version that exists there, or None for any current one.
+        software: What the platform's last system image brings, or None.
+        opset: ONNX opset that is written.
+        ir_version: ONNX IR version that is written.
+        operator_kernels: Kernel family that runs dynamic operators natively: ``"cpu"`` or ``"cuda"``.
+        allowed_operators: Standard operators that may stand in the graph besides the dynamic ones; None means all.
+        precisions: By name.
+        refused: Features that the platform lacks, with the reason.
+        source: Where these facts come from.
+    """
+
+    name: str
+    title: str
+    runtime: str
+    runtime_version: str | None
+    software: str | None
+    opset: int
+    ir_version: int
+    operator_kernels: str
+    allowed_operators: frozenset[str] | None
+    precisions: dict[str, Precision]
+    refused: dict[str, str]
+    source: str
+
+    def require_precision(self, precision: str) -> None:
+        """Raise ``UsageError`` with the reason unless the precision can be exported for this target."""
+        if precision not in self.precisions:
+            raise unknown_name("precision", precision, self.precisions)
+        rule = self.precisions[precision]
+        if not rule.supported:
+            raise UsageError(f"{precision} cannot be exported for {self.name}: {rule.reason}.")
+
+    def capabilities(self) -> list[dict[str, Any]]:
+        """One row per dynamic operator: how it runs on this target."""
+        rows = []
+        for spec in OPERATORS.values():
+            if self.operator_kernels in spec.native_targets:
+                how, note = "native", "fused kernel; the function body where the library is absent"
+            elif self.runtime == "onnxruntime":
+                how, note = "body", "standard operators of the function body"
+            else:
+                how, note = "plugin needed", f"needs a TensorRT {self.runtime_version} plugin; none in this release"
+            rows.append({"operator": spec.name, "version": spec.version, "runs": how, "note": note})
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that is known, as plain JSON types."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "runtime": self.runtime,
+            "runtime_version": self.runtime_version,
+            "software": self.software,
+            "opset": self.opset,
+            "ir_version": self.ir_version,
+            "precisions": {
+                name: {"supported": rule.supported, "reason": rule.reason or None}
+                for name, rule in self.precisions.items()
+            },
+            "operators": self.capabilities(),
+            "allowed_operators": None if self.allowed_operators is None else sorted(self.allowed_operators),
+            "refused": dict(self.refused),
+            "source": self.source,
+        }
+
+
+def _read(path: Path) -> Target:
+    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    allowed = data.get("allowed_operators")
+    return Target(
+        name=path.stem,
+        title=data["title"],
+        runtime=data["runtime"],
+        runtime_version=data.get("runtime_version"),
+        software=data.get("software"),
+        opset=data["opset"],
+        ir_version=data["ir_version"],
+        operator_kernels=data["operator_kernels"],
+        allowed_operators=None if allowed is None else frozenset(allowed),
+        precisions={name: Precision(**data["precision"][name]) for name in PRECISIONS},
+        refused=dict(data.get("refused", {})),
+        source=data["source"],
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _targets() -> dict[str, Target]:
+    return {path.stem: _read(path) for path in sorted(_FOLDER.glob("*.toml"))}
+
+
+def target_names() -> list[str]:
+    """Names of all targets, sorted."""
+    return sorted(_targets())
+
+
+def load_target(name: str) -> Target:
+    """Look a target up by name; raises ``UsageError`` that suggests the nearest name."""
+    targets = _targets()
+    if name.lower() not in targets:
+        raise unknown_name("target", name, targets)
+    return targets[name.lower()]

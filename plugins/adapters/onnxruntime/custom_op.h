@@ -1,0 +1,116 @@
+// The OrtCustomOp of one operator, made from a kernel class:
+//
+//   class Kernel {
+//    public:
+//     static constexpr const char* kName; static constexpr const char* kInputs[];
+//     static constexpr bool kInPlace;                       // the output may take the place of input 0
+//     static void infer(ShapeInference&);
+//     Kernel(const KernelInfo&, const Registration&);
+//     void compute(KernelContext&);                         // may be called by several threads at a time
+//   };
+#pragma once
+
+#include <iterator>
+#include <mutex>
+
+#include "gemm.h"
+#include "ort_support.h"
+
+namespace dyndeploy::ort {
+
+// What all operators of one registration share. Lives as long as the library.
+class Registration {
+ public:
+  Registration(const cpu::Isa& isa, int threads) : isa_(isa), threads_(threads) {}
+  const cpu::Isa& isa() const { return isa_; }
+  int threads() const { return threads_; }
+  // Kernels keep the pool alive; it is freed with the last session that uses it.
+  std::shared_ptr<cpu::WorkspacePool> workspaces() const;
+
+ private:
+  const cpu::Isa& isa_;
+  int threads_;
+  mutable std::mutex mutex_;
+  mutable std::weak_ptr<cpu::WorkspacePool> workspaces_;
+};
+
+// Shape inference on a node: sizes that are not known are negative, symbolic sizes keep their names.
+class ShapeInference {
+ public:
+  struct Dim {
+    std::int64_t size = -1;
+    std::string name;
+  };
+  using Shape = std::vector<Dim>;
+
+  ShapeInference(const OrtApi& api, OrtShapeInferContext* context) : api_(api), context_(context) {}
+  // Empty when the rank is not known.
+  Shape input(std::size_t index) const;
+  std::int64_t integer(const char* name, std::int64_t fallback) const;
+  std::vector<std::int64_t> integers(const char* name) const;
+  void set_output(const Shape& shape) const;
+
+ private:
+  const OrtApi& api_;
+  OrtShapeInferContext* context_;
+};
+
+template <class Kernel>
+class CustomOp : public OrtCustomOp {
+ public:
+  explicit CustomOp(const OrtApi& api, const Registration& registration)
+      : OrtCustomOp{}, api_(api), registration_(registration) {
+    version = kApiVersion;
+    CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
+      return guarded(*api, [&] {
+        *kernel = new Instance{*api, Kernel(KernelInfo(*api, info, Kernel::kName), of(self).registration_)};
+      });
+    };
+    KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
+      auto& instance = *static_cast<Instance*>(kernel);
+      return guarded(instance.api, [&] {
+        KernelContext wrapped(instance.api, context);
+        instance.kernel.compute(wrapped);
+      });
+    };
+    KernelDestroy = [](void* kernel) { delete static_cast<Instance*>(kernel); };
+    GetName = [](const OrtCustomOp*) { return Kernel::kName; };
+    GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return "CPUExecutionProvider"; };
+    GetInputTypeCount = [](const OrtCustomOp*) { return std::size(Kernel::kInputs); };
+    GetInputType = [](const OrtCustomOp*, std::size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
+    GetOutputTypeCount = [](const OrtCustomOp*) { return std::size_t{1}; };
+    GetOutputType = GetInputType;
+    GetInputCharacteristic = [](const OrtCustomOp*, std::size_t) { return INPUT_OUTPUT_REQUIRED; };
+    GetOutputCharacteristic = GetInputCharacteristic;
+    GetInputMemoryType = [](const OrtCustomOp*, std::size_t) { return OrtMemTypeDefault; };
+    GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
+    GetVariadicInputHomogeneity = GetVariadicInputMinArity;
+    GetVariadicOutputMinArity = GetVariadicInputMinArity;
+    GetVariadicOutputHomogeneity = GetVariadicInputMinArity;
+    InferOutputShapeFn = [](const OrtCustomOp* self, OrtShapeInferContext* context) {
+      return guarded(of(self).api_, [&] { Kernel::infer(ShapeInference(of(self).api_, context)); });
+    };
+    GetStartVersion = [](const OrtCustomOp*) { return 1; };
+    GetEndVersion = GetStartVersion;
+    if (Kernel::kInPlace) {
+      GetMayInplace = [](int** inputs, int** outputs) {
+        static int zero[1] = {0};
+        *inputs = *outputs = zero;
+        return std::size_t{1};
+      };
+      ReleaseMayInplace = [](int*, int*) {};
+    }
+  }
+
+ private:
+  struct Instance {
+    const OrtApi& api;
+    Kernel kernel;
+  };
+  static const CustomOp& of(const OrtCustomOp* self) { return *static_cast<const CustomOp*>(self); }
+
+  const OrtApi& api_;
+  const Registration& registration_;
+};
+
+}  // namespace dyndeploy::ort

@@ -1,0 +1,179 @@
+#include "ort_support.h"
+
+#include <limits>
+
+namespace dyndeploy::ort {
+namespace {
+
+class TypeInfo {
+ public:
+  TypeInfo(const OrtApi& api, const OrtValue* value) : api_(api) {
+    check(api, api.GetTensorTypeAndShape(value, &info_));
+  }
+  ~TypeInfo() { api_.ReleaseTensorTypeAndShapeInfo(info_); }
+  TypeInfo(const TypeInfo&) = delete;
+  TypeInfo& operator=(const TypeInfo&) = delete;
+
+  ONNXTensorElementDataType element_type() const {
+    ONNXTensorElementDataType type;
+    check(api_, api_.GetTensorElementType(info_, &type));
+    return type;
+  }
+  std::vector<std::int64_t> shape() const {
+    std::size_t rank = 0;
+    check(api_, api_.GetDimensionsCount(info_, &rank));
+    std::vector<std::int64_t> shape(rank);
+    check(api_, api_.GetDimensions(info_, shape.data(), rank));
+    return shape;
+  }
+
+ private:
+  const OrtApi& api_;
+  OrtTensorTypeAndShapeInfo* info_ = nullptr;
+};
+
+std::string describe(const OpNames& names, int input) {
+  const std::string name = input < names.input_count ? names.inputs[input] : "input";
+  return std::string("dyndeploy.") + names.op + ": input " + std::to_string(input) + " (" + name + ")";
+}
+
+bool succeeded(const OrtApi& api, OrtStatus* status) {
+  if (!status) return true;
+  api.ReleaseStatus(status);
+  return false;
+}
+
+}  // namespace
+
+void check(const OrtApi& api, OrtStatus* status) {
+  if (!status) return;
+  const ApiError error(api.GetErrorCode(status), api.GetErrorMessage(status));
+  api.ReleaseStatus(status);
+  throw error;
+}
+
+std::string to_string(const std::vector<std::int64_t>& shape) {
+  std::string text = "(";
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    text += (i ? ", " : "") + (shape[i] < 0 ? std::string("?") : std::to_string(shape[i]));
+  }
+  return text + ")";
+}
+
+std::int64_t Tensor::elements() const {
+  std::int64_t count = 1;
+  for (const std::int64_t d : shape) count *= d;
+  return count;
+}
+
+Tensor read_tensor(const OrtApi& api, const OrtValue* value, const OpNames& names, int input, std::size_t rank) {
+  if (!value) throw InvalidArgument(describe(names, input) + " is missing");
+  int is_tensor = 0;
+  check(api, api.IsTensor(value, &is_tensor));
+  if (!is_tensor) throw InvalidArgument(describe(names, input) + " is not a tensor");
+  const TypeInfo info(api, value);
+  if (info.element_type() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+    throw InvalidArgument(describe(names, input) + " is not a tensor of float32");
+  }
+  Tensor tensor;
+  tensor.shape = info.shape();
+  if (tensor.shape.size() != rank) {
+    throw InvalidArgument(describe(names, input) + " has shape " + to_string(tensor.shape) + ", expected " +
+                          std::to_string(rank) + " dimensions");
+  }
+  std::int64_t elements = 1;
+  for (const std::int64_t d : tensor.shape) {
+    if (d <= 0) throw InvalidArgument(describe(names, input) + " is empty: shape " + to_string(tensor.shape));
+    if (d > std::numeric_limits<std::int32_t>::max() / elements) {
+      throw InvalidArgument(describe(names, input) + " is too large: shape " + to_string(tensor.shape));
+    }
+    elements *= d;
+  }
+  void* data = nullptr;
+  check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+  tensor.data = static_cast<const float*>(data);
+  return tensor;
+}
+
+void expect_shape(const Tensor& tensor, const OpNames& names, int input, const std::vector<std::int64_t>& shape) {
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    if (shape[i] >= 0 && tensor.shape[i] != shape[i]) {
+      throw InvalidArgument(describe(names, input) + " has shape " + to_string(tensor.shape) + ", expected " +
+                            to_string(shape));
+    }
+  }
+}
+
+void KernelInfo::refuse_other_types(const char* name) const {
+  std::int64_t integer;
+  float real;
+  std::size_t size = 0;
+  const bool exists = succeeded(api_, api_.KernelInfoGetAttribute_int64(info_, name, &integer)) ||
+                      succeeded(api_, api_.KernelInfoGetAttributeArray_int64(info_, name, nullptr, &size)) ||
+                      succeeded(api_, api_.KernelInfoGetAttribute_float(info_, name, &real)) ||
+                      succeeded(api_, api_.KernelInfoGetAttributeArray_float(info_, name, nullptr, &size)) ||
+                      succeeded(api_, api_.KernelInfoGetAttribute_string(info_, name, nullptr, &size));
+  if (exists) throw InvalidArgument(std::string("dyndeploy.") + op_ + ": attribute " + name + " has the wrong type");
+}
+
+std::int64_t KernelInfo::integer(const char* name, std::int64_t fallback) const {
+  std::int64_t value = 0;
+  if (succeeded(api_, api_.KernelInfoGetAttribute_int64(info_, name, &value))) return value;
+  refuse_other_types(name);
+  return fallback;
+}
+
+std::vector<std::int64_t> KernelInfo::integers(const char* name) const {
+  std::size_t size = 0;
+  if (!succeeded(api_, api_.KernelInfoGetAttributeArray_int64(info_, name, nullptr, &size))) {
+    refuse_other_types(name);
+    return {};
+  }
+  std::vector<std::int64_t> values(size);
+  if (size) check(api_, api_.KernelInfoGetAttributeArray_int64(info_, name, values.data(), &size));
+  return values;
+}
+
+std::size_t KernelInfo::input_count() const {
+  std::size_t count = 0;
+  check(api_, api_.KernelInfo_GetInputCount(info_, &count));
+  return count;
+}
+
+const OrtValue* KernelInfo::constant_input(std::size_t index) const {
+  int is_constant = 0;
+  const OrtValue* value = nullptr;
+  check(api_, api_.KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value));
+  return is_constant ? value : nullptr;
+}
+
+const OrtValue* KernelContext::input(std::size_t index) const {
+  const OrtValue* value = nullptr;
+  check(api_, api_.KernelContext_GetInput(context_, index, &value));
+  return value;
+}
+
+float* KernelContext::output(std::size_t index, const std::vector<std::int64_t>& shape) const {
+  OrtValue* value = nullptr;
+  check(api_, api_.KernelContext_GetOutput(context_, index, shape.data(), shape.size(), &value));
+  void* data = nullptr;
+  check(api_, api_.GetTensorMutableData(value, &data));
+  return static_cast<float*>(data);
+}
+
+cpu::ThreadPool KernelContext::pool(int threads) {
+  cpu::ThreadPool pool;
+  pool.threads = threads;
+  pool.context = this;
+  pool.parallel_for = [](void* self, cpu::ThreadPool::Function function, void* state, std::size_t count) {
+    auto& context = *static_cast<KernelContext*>(self);
+    OrtStatus* status = context.api_.KernelContext_ParallelFor(context.context_, function, count, 0, state);
+    if (!status) return;
+    // The runtime has no pool to offer: the calling thread does the work.
+    context.api_.ReleaseStatus(status);
+    for (std::size_t i = 0; i < count; ++i) function(state, i);
+  };
+  return pool;
+}
+
+}  // namespace dyndeploy::ort

@@ -1,0 +1,112 @@
+// A thin layer over ONNX Runtime's C API: errors as exceptions inside the library, statuses at its border.
+#pragma once
+
+#include <onnxruntime_c_api.h>
+
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "parallel.h"
+#include "workspace.h"
+
+namespace dyndeploy::ort {
+
+// The oldest API that has everything used here: ONNX Runtime 1.18 (in-place hints of custom operators).
+constexpr std::uint32_t kApiVersion = 18;
+
+// The model or its inputs are wrong.
+class InvalidArgument : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// An API call failed; carries its status.
+class ApiError : public std::runtime_error {
+ public:
+  ApiError(OrtErrorCode code, const char* message) : std::runtime_error(message), code_(code) {}
+  OrtErrorCode code() const { return code_; }
+
+ private:
+  OrtErrorCode code_;
+};
+
+void check(const OrtApi& api, OrtStatus* status);
+
+// Calls body() and turns whatever it throws into a status.
+template <class Body>
+OrtStatus* guarded(const OrtApi& api, Body body) noexcept {
+  try {
+    body();
+    return nullptr;
+  } catch (const InvalidArgument& error) {
+    return api.CreateStatus(ORT_INVALID_ARGUMENT, error.what());
+  } catch (const ApiError& error) {
+    return api.CreateStatus(error.code(), error.what());
+  } catch (const std::bad_alloc&) {
+    return api.CreateStatus(ORT_FAIL, "dyndeploy: out of memory");
+  } catch (const std::exception& error) {
+    return api.CreateStatus(ORT_RUNTIME_EXCEPTION, error.what());
+  }
+}
+
+std::string to_string(const std::vector<std::int64_t>& shape);
+
+// A tensor that this library only looks at.
+struct Tensor {
+  std::vector<std::int64_t> shape;
+  const float* data = nullptr;
+
+  std::int64_t elements() const;
+};
+
+// What messages call the node and its inputs.
+struct OpNames {
+  const char* op;
+  const char* const* inputs;
+  int input_count;
+};
+
+// Fails unless the value is a float32 tensor of this rank.
+Tensor read_tensor(const OrtApi& api, const OrtValue* value, const OpNames& names, int input, std::size_t rank);
+
+// Fails unless the tensor has this shape; -1 stands for any size.
+void expect_shape(const Tensor& tensor, const OpNames& names, int input, const std::vector<std::int64_t>& shape);
+
+class KernelInfo {
+ public:
+  KernelInfo(const OrtApi& api, const OrtKernelInfo* info, const char* op) : api_(api), info_(info), op_(op) {}
+  // The attribute, or the default when the node lacks it. Fails on an attribute of another type.
+  std::int64_t integer(const char* name, std::int64_t fallback) const;
+  // An empty vector when the node lacks it.
+  std::vector<std::int64_t> integers(const char* name) const;
+  std::size_t input_count() const;
+  // nullptr unless the input is a constant of the graph
+  const OrtValue* constant_input(std::size_t index) const;
+  const OrtApi& api() const { return api_; }
+
+ private:
+  void refuse_other_types(const char* name) const;
+  const OrtApi& api_;
+  const OrtKernelInfo* info_;
+  const char* op_;
+};
+
+class KernelContext {
+ public:
+  KernelContext(const OrtApi& api, OrtKernelContext* context) : api_(api), context_(context) {}
+  const OrtValue* input(std::size_t index) const;
+  float* output(std::size_t index, const std::vector<std::int64_t>& shape) const;
+  // The session's own threads.
+  cpu::ThreadPool pool(int threads);
+  const OrtApi& api() const { return api_; }
+
+ private:
+  const OrtApi& api_;
+  OrtKernelContext* context_;
+};
+
+}  // namespace dyndeploy::ort

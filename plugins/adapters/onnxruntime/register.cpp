@@ -1,0 +1,98 @@
+// The library's only entry point: ONNX Runtime calls it when a session registers the library.
+
+#include <algorithm>
+#include <charconv>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <tuple>
+
+#include "channel_bottleneck.h"
+#include "channel_masker.h"
+#include "layer_bottleneck.h"
+#include "spatial_bottleneck.h"
+#include "spatial_channel_bottleneck.h"
+#include "spatial_masker.h"
+
+namespace dyndeploy::ort {
+namespace {
+
+constexpr const char* kDomain = "dyndeploy";
+// The session's intra-op thread count, which no API tells. It only sets how finely work is cut; the session's
+// pool decides how many threads run.
+constexpr const char* kThreadsEntry = "dyndeploy.threads";
+constexpr int kMaxThreads = 256;
+
+using AllOps = std::tuple<CustomOp<SpatialMasker>, CustomOp<ChannelMasker>, CustomOp<ChannelMaskerHidden>,
+                          CustomOp<SpatialBottleneck>, CustomOp<SpatialBottleneckProjection>,
+                          CustomOp<LayerBottleneck>, CustomOp<LayerBottleneckProjection>, CustomOp<ChannelBottleneck>,
+                          CustomOp<ChannelBottleneckProjection>, CustomOp<SpatialChannelBottleneck>,
+                          CustomOp<SpatialChannelBottleneckProjection>>;
+
+template <class... Op>
+std::unique_ptr<std::tuple<Op...>> make_ops(const std::tuple<Op...>*, const OrtApi& api, const Registration& shared) {
+  return std::unique_ptr<std::tuple<Op...>>(new std::tuple<Op...>(Op(api, shared)...));
+}
+
+// Sessions keep bare pointers to the operators, so a domain is never freed. There is one per thread count.
+class Domain {
+ public:
+  Domain(const OrtApi& api, const cpu::Isa& isa, int threads)
+      : registration_(isa, threads), ops_(make_ops(static_cast<AllOps*>(nullptr), api, registration_)) {
+    check(api, api.CreateCustomOpDomain(kDomain, &domain_));
+    std::apply([&](auto&... op) { (check(api, api.CustomOpDomain_Add(domain_, &op)), ...); }, *ops_);
+  }
+  OrtCustomOpDomain* get() const { return domain_; }
+
+ private:
+  Registration registration_;
+  std::unique_ptr<AllOps> ops_;
+  OrtCustomOpDomain* domain_ = nullptr;
+};
+
+int session_threads(const OrtApi& api, const OrtSessionOptions* options) {
+  int has_entry = 0;
+  check(api, api.HasSessionConfigEntry(options, kThreadsEntry, &has_entry));
+  if (!has_entry) return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
+  std::size_t size = 0;
+  check(api, api.GetSessionConfigEntry(options, kThreadsEntry, nullptr, &size));
+  std::string text(size, '\0');
+  check(api, api.GetSessionConfigEntry(options, kThreadsEntry, text.data(), &size));
+  text.resize(size ? size - 1 : 0);
+  int threads = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), threads);
+  if (error != std::errc() || end != text.data() + text.size() || threads < 1) {
+    throw InvalidArgument(std::string("dyndeploy: session config entry ") + kThreadsEntry + " is '" + text +
+                          "', expected a positive integer");
+  }
+  return std::min(threads, kMaxThreads);
+}
+
+void register_ops(const OrtApi& api, OrtSessionOptions* options) {
+  const cpu::Isa* isa = cpu::select_isa();
+  if (!isa) throw InvalidArgument("dyndeploy: this CPU cannot run the instruction set that DYNDEPLOY_CPU_ISA names");
+  const int threads = session_threads(api, options);
+  static std::mutex mutex;
+  static std::map<std::pair<const cpu::Isa*, int>, std::unique_ptr<Domain>>& domains =
+      *new std::map<std::pair<const cpu::Isa*, int>, std::unique_ptr<Domain>>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::unique_ptr<Domain>& domain = domains[{isa, threads}];
+  if (!domain) domain = std::make_unique<Domain>(api, *isa, threads);
+  check(api, api.AddCustomOpDomain(options, domain->get()));
+}
+
+}  // namespace
+}  // namespace dyndeploy::ort
+
+extern "C" {
+
+#if defined(__GNUC__)
+__attribute__((visibility("default")))
+#endif
+OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  const OrtApi* api = base->GetApi(dyndeploy::ort::kApiVersion);
+  // Nothing can be reported to a runtime that is too old for this API; the runtime says so itself on stderr.
+  if (!api) return nullptr;
+  return dyndeploy::ort::guarded(*api, [&] { dyndeploy::ort::register_ops(*api, options); });
+}
+}

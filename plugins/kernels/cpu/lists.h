@@ -1,0 +1,47 @@
+// Which pixels a spatial mask makes the convolutions compute.
+#pragma once
+
+#include <cstdint>
+
+#include "shape.h"
+#include "workspace.h"
+
+namespace dyndeploy::cpu {
+
+// Samples follow each other; sample n's entries of a list are [begin[n], begin[n + 1]).
+struct PixelLists {
+  // Output pixels (n * Ho + y) * Wo + x to compute, and what the 3x3 needs to know of each.
+  const std::int32_t* active = nullptr;
+  const std::int32_t* centre = nullptr;       // the input pixel under the middle tap
+  const std::uint16_t* valid = nullptr;       // bit t: tap t lies inside the map
+  const std::uint8_t* border = nullptr;       // kBorder... of the taps outside
+  const std::int32_t* active_begin = nullptr;
+  // Input pixels under any tap of an active output pixel: where the first convolution is needed.
+  const std::int32_t* dilated = nullptr;
+  const std::int32_t* dilated_begin = nullptr;
+  // The other output pixels; only if asked for.
+  const std::int32_t* inactive = nullptr;
+  const std::int32_t* inactive_begin = nullptr;
+};
+
+constexpr int kBorderTop = 1;
+constexpr int kBorderBottom = 2;
+constexpr int kBorderLeft = 4;
+constexpr int kBorderRight = 8;
+constexpr int kBorderClasses = 16;
+
+constexpr unsigned kAllTaps = 0x1ff;
+// The taps (3 * row + column) that remain for a border class.
+constexpr unsigned border_taps(int border) {
+  return kAllTaps & ~((border & kBorderTop ? 0x007u : 0u) | (border & kBorderBottom ? 0x1c0u : 0u) |
+                      (border & kBorderLeft ? 0x049u : 0u) | (border & kBorderRight ? 0x124u : 0u));
+}
+
+// mask: (batch, mask_height, mask_width), active where > 0.5. The lists live in the workspace.
+PixelLists make_lists(const BottleneckLayer& layer, const BottleneckShape& shape, const float* mask,
+                      int mask_height, int mask_width, bool want_inactive, Workspace& workspace);
+
+// Lists with every pixel active.
+PixelLists make_full_lists(const BottleneckLayer& layer, const BottleneckShape& shape, Workspace& workspace);
+
+}  // namespace dyndeploy::cpu

@@ -1,0 +1,86 @@
+// The weights of a bottleneck in the layout of one instruction set, with the constants that channel skipping
+// needs.
+#pragma once
+
+#include <cstdint>
+
+#include "gemm.h"
+#include "parallel.h"
+#include "shape.h"
+#include "workspace.h"
+
+namespace dyndeploy::cpu {
+
+// PyTorch's order: w1 (M, C), w2 (M, M / groups, 3, 3), w3 (Co, M), wd (Co, C).
+struct BottleneckWeights {
+  const float *w1 = nullptr, *b1 = nullptr;
+  const float *w2 = nullptr, *b2 = nullptr;
+  const float *w3 = nullptr, *b3 = nullptr;
+  const float *wd = nullptr, *bd = nullptr;
+};
+
+// One group of the 3x3 convolution.
+struct GroupView {
+  PanelView weights;
+  int inputs = 0;
+  int outputs = 0;
+  int first_input = 0;   // its place among the channels of h1
+  int first_output = 0;  // its place among the channels of h2
+};
+
+// A set of weights to run with: all of them, or those of one sample's active channels.
+struct WeightsView {
+  int middle = 0;  // channels of h1 and h2
+  PanelView w1;
+  const float* b1 = nullptr;
+  const float* subtract1 = nullptr;
+  const GroupView* groups = nullptr;
+  int group_count = 0;
+  const float* b2 = nullptr;
+  std::ptrdiff_t b2_stride = 0;  // between border classes; 0: one bias for all
+  const float* subtract2 = nullptr;
+  PanelView w3;
+  const float* b3 = nullptr;     // with the projection's bias in it
+};
+
+class PackedBottleneck {
+ public:
+  // channel_skipping: also prepare what compact() needs.
+  PackedBottleneck(const Isa& isa, const BottleneckLayer& layer, const BottleneckWeights& weights,
+                   bool channel_skipping);
+
+  const Isa& isa() const { return *isa_; }
+  const BottleneckLayer& layer() const { return layer_; }
+  const WeightsView& full() const { return full_; }
+  const PanelView& projection() const { return projection_; }
+  const float* projection_bias() const { return projection_bias_; }
+  // b3 [+ bd] + w3 . relu(b2): the block's output, before the shortcut and ReLU, when every channel is skipped.
+  const float* skipped_output() const { return skipped_output_; }
+
+  // What it takes to run with only some of the middle channels. The view's w1 and w2 hold nothing until all
+  // gathers have been run.
+  struct Compact {
+    WeightsView view;
+    ColumnGather* gathers1 = nullptr;  // for w1
+    int gather_count1 = 0;
+    ColumnGather* gathers2 = nullptr;  // for w2
+    int gather_count2 = 0;
+  };
+  // on: one flag per middle channel, count of them set, at least one.
+  Compact compact(const std::uint8_t* on, int count, Workspace& workspace) const;
+
+ private:
+  const Isa* isa_;
+  BottleneckLayer layer_;
+  Buffer memory_;
+  WeightsView full_;
+  PanelView projection_;
+  const float* projection_bias_ = nullptr;
+  const float* skipped_output_ = nullptr;
+  const float* relu_b1_ = nullptr;
+  const float* relu_b2_ = nullptr;
+  const float* border_bias_ = nullptr;  // [border class][middle]: b2 + conv2 of the map of relu(b1)
+  std::unique_ptr<GroupView[]> groups_;
+};
+
+}  // namespace dyndeploy::cpu

@@ -1,0 +1,108 @@
+"""The dynamic operators in PyTorch, written from their definitions alone: dense arithmetic and masks, in double."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Sizes of one bottleneck."""
+
+    inputs: int
+    middle: int
+    outputs: int
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    projection: bool = False
+
+
+def random_weights(layer: Layer, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Float32 weights in PyTorch's order, scaled so that activations keep their size."""
+
+    def tensor(*shape: int, fan: int) -> np.ndarray:
+        return (rng.standard_normal(shape) / np.sqrt(fan)).astype(np.float32)
+
+    width = layer.middle // layer.groups
+    weights = {
+        "w1": tensor(layer.middle, layer.inputs, fan=layer.inputs),
+        "b1": tensor(layer.middle, fan=4),
+        "w2": tensor(layer.middle, width, 3, 3, fan=9 * width),
+        "b2": tensor(layer.middle, fan=4),
+        "w3": tensor(layer.outputs, layer.middle, fan=layer.middle),
+        "b3": tensor(layer.outputs, fan=4),
+    }
+    if layer.projection:
+        weights["wd"] = tensor(layer.outputs, layer.inputs, fan=layer.inputs)
+        weights["bd"] = tensor(layer.outputs, fan=4)
+    return weights
+
+
+def bottleneck(
+    layer: Layer,
+    weights: dict[str, np.ndarray],
+    x: np.ndarray,
+    spatial_mask: np.ndarray | None = None,
+    channel_mask: np.ndarray | None = None,
+) -> np.ndarray:
+    """Any of the eight bottlenecks. Shapes: x (N,H,W,C), spatial mask (N,1,mh,mw), channel mask (N,G)."""
+    w = {name: torch.from_numpy(value).double() for name, value in weights.items()}
+    nchw = torch.from_numpy(x).double().permute(0, 3, 1, 2)
+
+    def pointwise(v: Tensor, weight: Tensor) -> Tensor:
+        return functional.conv2d(v, weight[:, :, None, None])
+
+    def per_channel(v: Tensor) -> Tensor:
+        return v[:, None, None]
+
+    keep = torch.ones(x.shape[0], layer.middle, 1, 1, dtype=torch.float64)
+    if channel_mask is not None:
+        mask = torch.from_numpy(channel_mask).double()
+        keep = mask.repeat_interleave(layer.middle // mask.shape[1], dim=1)[:, :, None, None]
+    h1 = torch.relu(keep * pointwise(nchw, w["w1"]) + per_channel(w["b1"]))
+    z2 = functional.conv2d(
+        h1, w["w2"], stride=layer.stride, padding=layer.dilation, dilation=layer.dilation, groups=layer.groups
+    )
+    h2 = torch.relu(keep * z2 + per_channel(w["b2"]))
+    f = pointwise(h2, w["w3"]) + per_channel(w["b3"])
+    shortcut = nchw
+    if layer.projection:
+        shortcut = pointwise(nchw[:, :, :: layer.stride, :: layer.stride], w["wd"]) + per_channel(w["bd"])
+    y = torch.relu(shortcut + f)
+    if spatial_mask is not None:
+        _, _, mh, mw = spatial_mask.shape
+        ho, wo = y.shape[2:]
+        rows = torch.arange(ho) * mh // ho
+        columns = torch.arange(wo) * mw // wo
+        active = torch.from_numpy(spatial_mask)[:, :, rows][:, :, :, columns] > 0.5
+        y = torch.where(active, y, torch.relu(shortcut))
+    return y.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def spatial_logits(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Logits (N,g,mh,mw) of the spatial masker."""
+    pooled = functional.adaptive_avg_pool2d(torch.from_numpy(x).double().permute(0, 3, 1, 2), size)
+    logits = torch.einsum("nchw,gc->nghw", pooled, torch.from_numpy(weight).double())
+    return (logits + torch.from_numpy(bias).double()[:, None, None]).numpy()
+
+
+def channel_logits(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    hidden_weight: np.ndarray | None = None,
+    hidden_bias: np.ndarray | None = None,
+) -> np.ndarray:
+    """Logits (N,G) of the channel masker, with or without a hidden layer."""
+    features = torch.from_numpy(x).double().mean(dim=(1, 2))
+    if hidden_weight is not None and hidden_bias is not None:
+        features = torch.relu(
+            features @ torch.from_numpy(hidden_weight).double().T + torch.from_numpy(hidden_bias).double()
+        )
+    return (features @ torch.from_numpy(weight).double().T + torch.from_numpy(bias).double()).numpy()

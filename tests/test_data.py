@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dyndeploy.bundle import PreprocessingInfo
+from dyndeploy.data import (
+    DIGITS_HELD_OUT,
+    ImageFolderDataset,
+    digits,
+    image_paths,
+    images_from_folder,
+    load_image,
+    normalise,
+    sample_photographs,
+)
+from dyndeploy.errors import InputError, UsageError
+from dyndeploy.nets import Preprocessing
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Values stay in [0, 1], so that a pixel can be recognised."""
+
+    resize: int = 8
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    interpolation: str = "nearest"
+
+
+def save(path: Path, pixels: np.ndarray, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_load_image_normalises_per_channel(tmp_path: Path) -> None:
+    pixels = noise(8, 8, 3)
+    preprocessing = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0), resize=8)
+    image = load_image(save(tmp_path / "a.png", pixels), preprocessing, (8, 8))
+    assert image.dtype == np.float32
+    assert image.shape == (3, 8, 8)
+    for c in range(3):
+        expected = (pixels[..., c] / 255 - preprocessing.mean[c]) / preprocessing.std[c]
+        np.testing.assert_allclose(image[c], expected, atol=1e-6)
+
+
+def test_bundle_preprocessing_fits(tmp_path: Path) -> None:
+    info = PreprocessingInfo(resize=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="nearest")
+    path = save(tmp_path / "a.png", noise(8, 8, 3))
+    np.testing.assert_array_equal(load_image(path, info, (8, 8)), load_image(path, Plain(), (8, 8)))
+
+
+def test_crop_is_central(tmp_path: Path) -> None:
+    # 8 rows x 12 columns, every pixel its own value: the 8x8 crop starts at column 2.
+    pixels = np.repeat(np.arange(96, dtype=np.uint8).reshape(8, 12, 1), 3, axis=2)
+    image = load_image(save(tmp_path / "a.png", pixels), Plain(), (8, 8))
+    np.testing.assert_allclose(image[0] * 255, pixels[:, 2:10, 0], atol=1e-4)
+    image = load_image(save(tmp_path / "b.png", pixels), Plain(), (4, 6))
+    np.testing.assert_allclose(image[0] * 255, pixels[2:6, 3:9, 0], atol=1e-4)
+
+
+def test_resize_then_crop_as_torchvision_documents(tmp_path: Path) -> None:
+    # 427x640 photograph: shorter side 256, longer side int(256 * 640 / 427) = 383, crop at round((383 - 224) / 2).
+    path = sample_photographs()[0]
+    preprocessing = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), resize=256)
+    with Image.open(path) as source:
+        resized = np.asarray(source.resize((383, 256), Image.Resampling.BILINEAR))
+    expected = resized[16:240, 80:304].transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(load_image(path, preprocessing, (224, 224)), expected, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    source=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    resize=st.integers(1, 40),
+)
+def test_any_source_fills_any_crop(
+    tmp_path_factory: pytest.TempPathFactory, source: tuple[int, int], size: tuple[int, int], resize: int
+) -> None:
+    # White everywhere: a crop reaching beyond the image would bring in black.
+    path = save(tmp_path_factory.mktemp("white") / "a.png", np.full((*source, 3), 255, np.uint8))
+    image = load_image(path, Plain(resize=resize, interpolation="bilinear"), size)
+    assert image.shape == (3, *size)
+    np.testing.assert_array_equal(image, 1.0)
+
+
+def test_grey_is_repeated(tmp_path: Path) -> None:
+    pixels = noise(8, 8)
+    image = load_image(save(tmp_path / "a.png", pixels), Plain(), (8, 8))
+    for c in range(3):
+        np.testing.assert_allclose(image[c] * 255, pixels, atol=1e-4)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    pixels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    image = load_image(save(tmp_path / "a.png", pixels), Plain(), (8, 8))
+    np.testing.assert_allclose(image[0], pixels / 65535, atol=1 / 255)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_are_white(tmp_path: Path, mode: str) -> None:
+    if mode == "P":
+        image = Image.new("P", (8, 8), 0)
+        image.putpalette([0, 0, 0, 200, 100, 50])
+        image.putpixel((3, 2), 1)
+        image.save(tmp_path / "a.png", transparency=0)
+        opaque = (200, 100, 50)
+    else:
+        color = (200, 100, 50, 255) if mode == "RGBA" else (77, 255)
+        image = Image.new(mode, (8, 8), 0)
+        image.putpixel((3, 2), color)
+        image.save(tmp_path / "a.png")
+        opaque = color[:3] if mode == "RGBA" else (77, 77, 77)
+    loaded = np.round(load_image(tmp_path / "a.png", Plain(), (8, 8)) * 255)
+    assert tuple(loaded[:, 2, 3]) == opaque
+    assert tuple(loaded[:, 0, 0]) == (255, 255, 255)
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    pixels = noise(8, 8, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The camera was turned: rotate by 90 degrees clockwise to see it upright.
+    image = load_image(save(tmp_path / "a.png", pixels, exif=exif), Plain(), (8, 8))
+    upright = np.rot90(pixels, k=-1).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(image, upright, atol=1e-6)
+
+
+def test_folder_is_searched_in_depth_in_sorted_order(tmp_path: Path) -> None:
+    for value, name in enumerate(("a/2.png", "a/b/1.PNG", "c.jpeg", ".hidden/x.png", "a/._2.png", "note.txt")):
+        if name.endswith("txt"):
+            (tmp_path / name).write_text("not an image")
+        else:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (value * 40,) * 3).save(path, format="JPEG" if "jpeg" in name else "PNG")
+    names = [p.relative_to(tmp_path).as_posix() for p in image_paths(tmp_path)]
+    assert names == ["a/2.png", "a/b/1.PNG", "c.jpeg"]
+    images = images_from_folder(tmp_path, Plain(), (8, 8))
+    assert images.shape == (3, 3, 8, 8)
+    assert images.dtype == np.float32
+    np.testing.assert_allclose(images[:, 0, 4, 4] * 255, [0, 40, 80], atol=2)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1, [0]), (2, [0, 3]), (3, [0, 2, 4]), (6, range(6)), (99, range(6))])
+def test_limit_spreads_over_the_folder(tmp_path: Path, limit: int, expected: list[int]) -> None:
+    for value in range(6):
+        save(tmp_path / f"class{value}" / "a.png", np.full((8, 8, 3), value, np.uint8))
+    images = images_from_folder(tmp_path, Plain(), (8, 8), limit)
+    assert list(np.round(images[:, 0, 0, 0] * 255)) == list(expected)
+
+
+def test_empty_missing_and_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no folder"):
+        images_from_folder(tmp_path / "absent", Plain(), (8, 8))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no images"):
+        images_from_folder(tmp_path / "empty", Plain(), (8, 8))
+    whole = save(tmp_path / "some" / "whole.png", noise(64, 64, 3))
+    with pytest.raises(InputError, match="is not a folder"):
+        images_from_folder(whole, Plain(), (8, 8))
+    (tmp_path / "some" / "cut.png").write_bytes(whole.read_bytes()[:4000])
+    with pytest.raises(InputError, match=r"cut\.png"):
+        images_from_folder(tmp_path / "some", Plain(), (8, 8))
+    (tmp_path / "some" / "cut.png").write_bytes(b"these are no pixels")
+    with pytest.raises(InputError, match=r"cut\.png is not an image"):
+        images_from_folder(tmp_path / "some", Plain(), (8, 8))
+    with pytest.raises(InputError, match=r"no image .*gone\.png"):
+        load_image(tmp_path / "gone.png", Plain(), (8, 8))
+
+
+def test_impossible_requests(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", noise(8, 8, 3))
+    with pytest.raises(UsageError, match="0x8"):
+        load_image(path, Plain(), (0, 8))
+    with pytest.raises(UsageError, match="Did you mean 'bilinear'"):
+        load_image(path, Plain(interpolation="bilinar"), (8, 8))
+    with pytest.raises(UsageError, match="limit=0"):
+        images_from_folder(tmp_path, Plain(), (8, 8), 0)
+
+
+def test_sample_photographs_are_real_photographs() -> None:
+    china, flower = sample_photographs()
+    assert (china.name, flower.name) == ("china.jpg", "flower.jpg")
+    images = [load_image(p, Plain(resize=256, interpolation="bilinear"), (224, 224)) for p in (china, flower)]
+    assert all(image.shape == (3, 224, 224) for image in images)
+    assert images[0].std() > 0.1
+    assert np.abs(images[0] - images[1]).mean() > 0.1
+
+
+def test_digits_are_stratified_disjoint_and_seeded() -> None:
+    split = digits(Plain(), (8, 8), seed=3)
+    assert (len(split.train), len(split.held_out)) == (1437, 360)
+    for part, total in ((split.train, 1437), (split.held_out, 360)):
+        assert part.images.shape == (total, 3, 8, 8)
+        assert part.labels.dtype == np.int64
+        counts = np.bincount(part.labels, minlength=10)
+        everything = np.bincount(np.concatenate([split.train.labels, split.held_out.labels]))
+        share = DIGITS_HELD_OUT if part is split.held_out else 1 - DIGITS_HELD_OUT
+        assert np.abs(counts - everything * share).max() <= 1
+    # 8x8 is the original size: both parts together are scikit-learn's images, each once.
+    from sklearn.datasets import load_digits
+
+    original = np.sort(load_digits().images.reshape(1797, 64) @ np.arange(1, 65))
+    mine = np.concatenate([split.train.images, split.held_out.images])[:, 0].reshape(1797, 64) * 16
+    np.testing.assert_allclose(np.sort(mine @ np.arange(1, 65)), original, rtol=0.01)
+
+    again, other = digits(Plain(), (8, 8), seed=3), digits(Plain(), (8, 8), seed=4)
+    np.testing.assert_array_equal(split.train.images, again.train.images)
+    assert not np.array_equal(split.train.labels, other.train.labels)
+
+
+def test_digits_written_as_png_come_back_the_same(tmp_path: Path) -> None:
+    preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resize=32)
+    images = digits(preprocessing, (32, 32)).held_out.images[:5]
+    assert images.min() >= -1
+    assert images.max() <= 1
+    for i, image in enumerate(images):
+        pixels = np.round((image.transpose(1, 2, 0) * 0.5 + 0.5) * 255).astype(np.uint8)
+        save(tmp_path / f"{i}.png", pixels)
+    np.testing.assert_array_equal(images_from_folder(tmp_path, preprocessing, (32, 32)), images)
+
+
+def test_normalise_keeps_leading_axes() -> None:
+    pixels = noise(2, 5, 4, 6, 3)
+    assert normalise(pixels, Plain()).shape == (2, 5, 3, 4, 6)
+
+
+@pytest.fixture
+def class_folder(tmp_path: Path) -> Path:
+    for index, name in enumerate(("cat", "ant", "bee")):
+        for i in range(index + 1):
+            save(tmp_path / name / f"{i}.png", noise(20, 30, 3, seed=10 * index + i))
+    return tmp_path
+
+
+def test_image_folder_classes_are_sorted_sub_folders(class_folder: Path) -> None:
+    dataset = ImageFolderDataset(class_folder, Plain(), (8, 8))
+    assert dataset.classes == ("ant", "bee", "cat")
+    assert [dataset[i][1] for i in range(len(dataset))] == [0, 0, 1, 1, 1, 2]
+    np.testing.assert_array_equal(dataset[0][0], load_image(class_folder / "ant" / "0.png", Plain(), (8, 8)))
+
+
+def test_image_folder_works_in_a_loader(class_folder: Path) -> None:
+    import torch
+    from torch.utils.data import DataLoader
+
+    images, labels = next(iter(DataLoader(ImageFolderDataset(class_folder, Plain(), (8, 8)), batch_size=4)))
+    assert images.shape == (4, 3, 8, 8)
+    assert images.dtype == torch.float32
+    assert labels.tolist() == [0, 0, 1, 1]
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_only(class_folder: Path) -> None:
+    def items(seed: int, epoch: int, order: range) -> dict[int, np.ndarray]:
+        dataset = ImageFolderDataset(class_folder, Plain(), (8, 8), augment=True, seed=seed)
+        dataset.set_epoch(epoch)
+        return {i: dataset[i][0] for i in order}
+
+    first, reverse = items(1, 2, range(6)), items(1, 2, range(5, -1, -1))
+    for i in range(6):
+        assert first[i].shape == (3, 8, 8)
+        np.testing.assert_array_equal(first[i], reverse[i])
+    for other in (items(1, 3, range(6)), items(2, 2, range(6))):
+        assert any(not np.array_equal(first[i], other[i]) for i in range(6))
+
+
+@settings(max_examples=30, deadline=None)
+@given(source=st.tuples(st.integers(1, 60), st.integers(1, 60)), epoch=st.integers(0, 50))
+def test_random_crop_stays_inside(
+    tmp_path_factory: pytest.TempPathFactory, source: tuple[int, int], epoch: int
+) -> None:
+    root = tmp_path_factory.mktemp("white")
+    save(root / "only" / "a.png", np.full((*source, 3), 255, np.uint8))
+    dataset = ImageFolderDataset(root, Plain(interpolation="bilinear"), (8, 8), augment=True)
+    dataset.set_epoch(epoch)
+    np.testing.assert_array_equal(dataset[0][0], 1.0)
+
+
+def test_image_folder_errors(class_folder: Path) -> None:
+    with pytest.raises(InputError, match="no sub-folders"):
+        ImageFolderDataset(class_folder / "cat", Plain(), (8, 8))
+    (class_folder / "void").mkdir()
+    with pytest.raises(InputError, match=r"void holds no images"):
+        ImageFolderDataset(class_folder, Plain(), (8, 8))
+    shutil.rmtree(class_folder / "void")
+    with pytest.raises(InputError, match="missing dog; unknown bee, cat"):
+        ImageFolderDataset(class_folder, Plain(), (8, 8), classes=("ant", "dog"))
