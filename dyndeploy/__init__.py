@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dyndeploy.bundle import Bundle
     from dyndeploy.export import ExportSettings, export_model
     from dyndeploy.nets import create_model, load_checkpoint, model_names, save_checkpoint
+    from dyndeploy.verification import VerificationReport, verify_bundle
 
 _HOME = {
     "Bundle": "dyndeploy.bundle",
@@ -23,17 +24,21 @@ _HOME = {
     "load_checkpoint": "dyndeploy.nets",
     "model_names": "dyndeploy.nets",
     "save_checkpoint": "dyndeploy.nets",
+    "VerificationReport": "dyndeploy.verification",
+    "verify_bundle": "dyndeploy.verification",
 }
 
 __all__ = [
     "Bundle",
     "ExportSettings",
+    "VerificationReport",
     "__version__",
     "create_model",
     "export_model",
     "load_checkpoint",
     "model_names",
     "save_checkpoint",
+    "verify_bundle",
 ]
 
 

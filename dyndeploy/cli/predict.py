@@ -12,7 +12,6 @@ import typer
 from dyndeploy.errors import UsageError
 from dyndeploy.files import read_json
 from dyndeploy.prediction import NetworkSpec, Prediction, predict_network
-from dyndeploy.prediction.predictor import DEFAULT_CHANNEL_GRANULARITY, DEFAULT_GRANULARITY
 
 _MANIFEST = "bundle.json"
 _T = TypeVar("_T")
@@ -23,28 +22,26 @@ def predict(
     device: Annotated[str, typer.Option(help="Device model: v100, rtx3090, rtx3060, tx2, nano.")],
     mode: Annotated[
         str | None,
-        typer.Option(help="static, spatial, channel, layer or both; a-b-c-d gives one per stage. [default: static]"),
+        typer.Option(help="static, spatial, channel, layer or both; a-b-c-d gives one per stage. (default: static)"),
     ] = None,
     granularity: Annotated[
-        str | None, typer.Option(help="Patch side per stage, e.g. 4-4-2-1. [default: 4-4-2-1]")
+        str | None, typer.Option(help="Patch side per stage, e.g. 4-4-2-1. (default: 4-4-2-1 for four stages, else 1)")
     ] = None,
-    channel_granularity: Annotated[
-        str | None, typer.Option(help="Channels per group and stage. [default: 2-2-2-2]")
-    ] = None,
+    channel_granularity: Annotated[str | None, typer.Option(help="Channels per group, per stage. (default: 2)")] = None,
     rate: Annotated[
         str, typer.Option(help="Activation rate in [0, 1]; a comma-separated list gives one per block.")
     ] = "0.5",
     batch: Annotated[
-        int | None, typer.Option(help="Images per batch. [default: the bundle's, else the device's usual batch]")
+        int | None, typer.Option(help="Images per batch. (default: the bundle's, else the device's usual batch)")
     ] = None,
     compat: Annotated[
         str | None, typer.Option(help="'laudnet' reproduces the published predictor, faults included.")
     ] = None,
     mem_concurrent: Annotated[
-        int | None, typer.Option(help="Floats per memory sector, 8 or 1. [default: the device's]")
+        int | None, typer.Option(help="Floats per memory sector, 8 or 1. (default: the device's)")
     ] = None,
     input_size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Image size. [default: the bundle's, else 224x224]")
+        str | None, typer.Option(metavar="HxW", help="Image size. (default: the bundle's, else 224x224)")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Replay the published predictor's random channel masks (slow).")
@@ -76,12 +73,8 @@ def predict(
     prediction = predict_network(
         target,
         mode=tuple((mode or "static").split("-")),
-        granularity=_numbers("--granularity", granularity, "-", int) if granularity else DEFAULT_GRANULARITY,
-        channel_granularity=(
-            _numbers("--channel-granularity", channel_granularity, "-", int)
-            if channel_granularity
-            else DEFAULT_CHANNEL_GRANULARITY
-        ),
+        granularity=_numbers("--granularity", granularity, "-", int) if granularity else None,
+        channel_granularity=_numbers("--channel-granularity", channel_granularity or "2", "-", int),
         rate=rates[0] if len(rates) == 1 else rates,
         device=device,
         batch=batch,

@@ -234,7 +234,7 @@ class LoweredNetwork(nn.Module):
             self.add_module(name.replace(".", "_"), lowered)
         self.fc = nn.Linear(network.fc.in_features, network.fc.out_features, dtype=network.fc.weight.dtype)
         self.fc.load_state_dict(network.fc.state_dict())
-        self.mask_outputs = [output for lowered in blocks for output in lowered.mask_outputs]  # type: ignore[union-attr, attr-defined]
+        self.mask_outputs = [output for lowered in blocks for output in lowered.mask_outputs]  # type: ignore[union-attr]
 
     def scopes(self) -> dict[str, str]:
         """Dotted block name by module name."""

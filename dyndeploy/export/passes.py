@@ -182,7 +182,7 @@ def strip_metadata(model: onnx.ModelProto, context: Context) -> None:
     """``metadata::strip``: drop what only the capture needed (stack traces, scopes); IR 8 has no place for it."""
     graph = model.graph
     for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        del item.metadata_props[:]  # type: ignore[attr-defined]
+        del item.metadata_props[:]
     for node in graph.node:
         node.doc_string = ""
     graph.name = "dyndeploy"

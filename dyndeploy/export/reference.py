@@ -35,7 +35,7 @@ def compute_reference(network: LaudResNet, images: npt.NDArray[np.float32]) -> R
     network = network.eval()
     columns: dict[str, list[torch.Tensor]] = {}
     ratios = []
-    for image in torch.from_numpy(images).split(1):
+    for image in torch.from_numpy(images)[:, None]:
         columns.setdefault("input", []).append(image)
         x = network.forward_stem(image)
         computed = dense = 0.0

@@ -81,6 +81,8 @@ class CostModel:
         self._planes: dict[tuple[int, int], Plane] = {}
         self._waves: dict[tuple[int, int, int], Array] = {}
         self._rounds: dict[tuple[int, int, int], Array] = {}
+        self._positions: dict[tuple[int, int, int, int], Array] = {}
+        self._busiest: dict[tuple[int, float, int], Array] = {}
         self._parts: dict[tuple[object, ...], Cost] = {}  # Parts that several squeeze-excites share.
 
     # Tile grids. Rows are channel tiles, columns are pairs of spatial tiles.
@@ -166,19 +168,13 @@ class CostModel:
             in_density: Fraction of the input map that is read from DRAM.
             patches: Mask size (rows, columns); one patch means that the whole map is on or off.
         """
-        axis, plane = self._axis(c_out), self._plane(height, width)
+        axis = self._axis(c_out)
         c_in_group = c_in // groups
         taps = c_in_group * kernel**2
         groups_per_tile = np.ceil(axis.tile / (c_out // groups))
         ic, oc = in_channel_density, out_channel_density
         span = (kernel - 1) * dilation
-        if Fix.CONV_EXTENTS in self.fixes:
-            in_tile = ((plane.rows - 1) * stride + span + 1) * ((plane.columns - 1) * stride + span + 1)
-            rows_read = height * min(stride, span + 1)
-        else:
-            in_tile = ((plane.rows + span) * stride) * ((plane.columns + span) * stride)
-            rows_read = height * stride
-
+        rows_read = height * (min(stride, span + 1) if Fix.CONV_EXTENTS in self.fixes else stride)
         if Fix.WEIGHT_SLICES in self.fixes:
             dram_weights = tile_weights = union(ic * oc, batch)
         else:
@@ -191,15 +187,10 @@ class CostModel:
             + c_out * height * width * batch * oc * density
         )
         # L2 traffic of all tiles = weights + inputs + outputs, each a channel factor times a pixel factor.
-        per_sector = plane.count / plane.sector
-        in_positions, out_positions = in_tile * per_sector, plane.pixels * per_sector
-        weight_positions = per_sector
         if density < 1.0:
-            side_h, side_w = math.ceil(height / patches[0]), math.ceil(width / patches[1])
-            in_positions, out_positions = self._gathered(
-                plane, in_positions, out_positions, density, side_h, side_w, width, stride, span
-            )
-            weight_positions = per_sector * union(density, batch)
+            positions = self._gathered_positions(height, width, stride, span, density, patches, batch)
+        else:
+            positions = self._dense_positions(height, width, stride, span)
         channel_factors = np.array(
             [
                 axis.covered * (taps * tile_weights),
@@ -207,7 +198,7 @@ class CostModel:
                 axis.covered * (oc * batch),
             ]
         )
-        memory = channel_factors.T @ np.array([weight_positions, in_positions, out_positions])
+        memory = channel_factors.T @ positions
         memory /= self._l2
         memory += dram / self._dram
 
@@ -220,39 +211,66 @@ class CostModel:
             return self._best(waves * scale, memory)
         tile_density = oc if Fix.CHANNEL_COMPUTE in self.fixes else ic * oc
         group = channel_granularity if Fix.CHANNEL_GRANULARITY in self.fixes else 1
-        busiest = [
-            self._busiest_tile(int(count), int(tile), tile_density, group)
-            for count, tile in zip(axis.count, axis.tile, strict=True)
-        ]
-        return self._best(waves * (np.array(busiest) * (ic * scale))[:, None], memory)
+        busiest = self._busiest_tiles(c_out, tile_density, group)
+        return self._best(waves * (busiest * (ic * scale))[:, None], memory)
 
-    def _gathered(
+    def _busiest_tiles(self, channels: int, density: float, granularity: int) -> Array:
+        """Expected active fraction of the busiest tile, for each candidate channel tile."""
+        key = (channels, density, granularity)
+        busiest = self._busiest.get(key)
+        if busiest is None:
+            axis = self._axis(channels)
+            pairs = zip(axis.count.tolist(), axis.tile.tolist(), strict=True)
+            busiest = np.array([self._busiest_tile(int(n), int(c), density, granularity) for n, c in pairs])
+            self._busiest[key] = busiest
+        return busiest
+
+    def _dense_positions(self, height: int, width: int, stride: int, span: int) -> Array:
+        """Sectors moved between L2 and the tiles of one channel: of weights, inputs and outputs, shape (3, n)."""
+        key = (height, width, stride, span)
+        positions = self._positions.get(key)
+        if positions is None:
+            plane = self._plane(height, width)
+            if Fix.CONV_EXTENTS in self.fixes:
+                in_tile = ((plane.rows - 1) * stride + span + 1) * ((plane.columns - 1) * stride + span + 1)
+            else:
+                in_tile = ((plane.rows + span) * stride) * ((plane.columns + span) * stride)
+            per_sector = plane.count / plane.sector
+            positions = np.array([per_sector, in_tile * per_sector, plane.pixels * per_sector])
+            self._positions[key] = positions
+        return positions
+
+    def _gathered_positions(
         self,
-        plane: Plane,
-        in_positions: Array,
-        out_positions: Array,
-        density: float,
-        side_h: int,
-        side_w: int,
+        height: int,
         width: int,
         stride: int,
         span: int,
-    ) -> tuple[Array, Array]:
-        """L2 positions read and written when only active patches are gathered.
+        density: float,
+        patches: tuple[int, int],
+        batch: float,
+    ) -> Array:
+        """Sectors moved as in :meth:`_dense_positions` when only active patches are gathered.
 
         A patch on its own needs its own halo and its own sectors, so per position gathering costs more than the
         dense tile; it never costs more in all, because a kernel may also load the dense tile. At density 1 both
         are the dense figures.
         """
+        plane = self._plane(height, width)
+        weights, inputs, outputs = self._dense_positions(height, width, stride, span)
+        side_h, side_w = math.ceil(height / patches[0]), math.ceil(width / patches[1])
         rows, columns = np.minimum(plane.rows, side_h), np.minimum(plane.columns, side_w)
         pieces = np.ceil(plane.rows / side_h) * np.ceil(plane.columns / side_w)
         sector = sector_efficiency(columns, width - columns, self._sector)
         per_sector = plane.count * pieces / sector
         alone_in = ((rows - 1) * stride + span + 1) * ((columns - 1) * stride + span + 1) * per_sector
         alone_out = rows * columns * per_sector
-        return (
-            np.minimum(in_positions, density * np.maximum(alone_in, in_positions)),
-            np.minimum(out_positions, density * np.maximum(alone_out, out_positions)),
+        return np.array(
+            [
+                weights * union(density, batch),
+                np.minimum(inputs, density * np.maximum(alone_in, inputs)),
+                np.minimum(outputs, density * np.maximum(alone_out, outputs)),
+            ]
         )
 
     def _masked_waves(self, channels: int, height: int, width: int, density: float, patches: tuple[int, int]) -> Array:
@@ -501,8 +519,8 @@ class CostModel:
 
         mean = (1 + grid_h * grid_w) / 2
         searched = waves * (pool * np.ceil(mean / parallel)[:, None, None] + merge) * batch
-        reductions = {n: self._reduction(batch, axis.tile, int(n)) for n in np.unique(plane.count)}
-        searched += np.stack([reductions[n] for n in plane.count], axis=1)
+        reductions = {n: self._reduction(batch, axis.tile, int(n)) for n in set(plane.count.tolist())}
+        searched += np.stack([reductions[n] for n in plane.count.tolist()], axis=1)
         searched += memory(mean)
         p, c, xy = np.unravel_index(int(searched.argmin()), searched.shape)
         compute = waves[c, xy] * (pool[p, c, xy] * math.ceil(active / parallel[p]) + merge[p, c, 0]) * batch

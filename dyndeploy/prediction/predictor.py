@@ -24,8 +24,8 @@ RateLike: TypeAlias = float | Rates | Sequence[float | Rates]
 
 _T = TypeVar("_T")
 
-DEFAULT_GRANULARITY = (4, 4, 2, 1)
-DEFAULT_CHANNEL_GRANULARITY = (2, 2, 2, 2)
+_FOUR_STAGES = (4, 4, 2, 1)
+_CHANNELS_PER_GROUP = 2
 
 
 class Predictor:
@@ -64,6 +64,7 @@ class Predictor:
         self.fixes = fixes_for(compat)
         if not _is_size(self.batch):
             raise UsageError(f"The batch size must be a positive whole number, not {self.batch}.")
+        self.batch = int(self.batch)
         if mem_concurrent is not None and mem_concurrent < 1:
             raise UsageError(f"mem_concurrent must be at least 1 float per sector, not {mem_concurrent}.")
         if seed is not None and compat != "laudnet":
@@ -81,8 +82,8 @@ class Predictor:
         network: str | NetworkSpec,
         *,
         mode: str | Sequence[str] = "static",
-        granularity: int | Sequence[int] = DEFAULT_GRANULARITY,
-        channel_granularity: int | Sequence[int] = DEFAULT_CHANNEL_GRANULARITY,
+        granularity: int | Sequence[int] | None = None,
+        channel_granularity: int | Sequence[int] = _CHANNELS_PER_GROUP,
         rate: RateLike = 0.5,
         input_size: tuple[int, int] | None = None,
         extra_operators: Iterable[Operator] = (),
@@ -92,7 +93,8 @@ class Predictor:
         Args:
             network: A published name or a :class:`NetworkSpec`.
             mode: ``static``, ``spatial``, ``channel``, ``layer`` or ``both``, for all stages or one per stage.
-            granularity: Side of a spatial patch, for all stages or one per stage.
+            granularity: Side of a spatial patch, for all stages or one per stage. ``None``: 4, 4, 2, 1 for a
+                network of four stages, as the networks are built by default, and 1 for any other.
             channel_granularity: Channels per dynamic group, for all stages or one per stage.
             rate: Activation rate of every mask of every block, or one entry per block; a
                 :class:`~dyndeploy.prediction.blocks.Rates` states measured densities mask by mask.
@@ -116,6 +118,8 @@ class Predictor:
         modes = _modes(mode, stages)
         for name in modes:
             self._check_mode(name)
+        if granularity is None:
+            granularity = _FOUR_STAGES if stages == len(_FOUR_STAGES) else 1
         granularities = _sizes("granularity", granularity, stages)
         channel_granularities = _sizes("channel_granularity", channel_granularity, stages)
         rates = _rates(rate, len(spec.blocks))
@@ -259,8 +263,8 @@ def predict_network(
     network: str | NetworkSpec,
     *,
     mode: str | Sequence[str] = "static",
-    granularity: int | Sequence[int] = DEFAULT_GRANULARITY,
-    channel_granularity: int | Sequence[int] = DEFAULT_CHANNEL_GRANULARITY,
+    granularity: int | Sequence[int] | None = None,
+    channel_granularity: int | Sequence[int] = _CHANNELS_PER_GROUP,
     rate: RateLike = 0.5,
     device: str | Device,
     batch: int | None = None,
@@ -297,11 +301,11 @@ def _modes(value: str | Sequence[str], stages: int) -> tuple[str, ...]:
 
 
 def _sizes(what: str, value: int | Sequence[int], stages: int) -> tuple[int, ...]:
-    sizes = _one_per_stage(what, (value,) if isinstance(value, int) else tuple(value), stages)
+    sizes = _one_per_stage(what, tuple(value) if isinstance(value, Sequence) else (value,), stages)
     for size in sizes:
         if not _is_size(size):
             raise UsageError(f"{what} must be positive whole numbers, not {size!r}.")
-    return sizes
+    return tuple(int(size) for size in sizes)
 
 
 def _one_per_stage(what: str, values: tuple[_T, ...], stages: int) -> tuple[_T, ...]:
@@ -339,11 +343,11 @@ def _checked(rate: float | Rates) -> Rates:
 def _stated(mode: str, rates: Rates) -> dict[str, float]:
     stated: dict[str, float] = {}
     if mode in ("spatial", "both", "layer"):
-        stated["spatial"] = rates.spatial
+        stated["spatial"] = float(rates.spatial)
     if mode in ("spatial", "both"):
-        stated.update({k: v for k, v in (("conv1", rates.conv1), ("conv2", rates.conv2)) if v is not None})
+        stated.update({k: float(v) for k, v in (("conv1", rates.conv1), ("conv2", rates.conv2)) if v is not None})
     if mode in ("channel", "both"):
-        stated["channel"] = rates.channel
+        stated["channel"] = float(rates.channel)
     return stated
 
 

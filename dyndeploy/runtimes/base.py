@@ -138,6 +138,7 @@ class Session(ABC):
     @abstractmethod
     def _bind(self, feeds: dict[str, Array], outputs: Sequence[str]) -> Callable[[], None]: ...
 
+    @abstractmethod
     def _release(self) -> None:
         """Free what the session holds; called once."""
 

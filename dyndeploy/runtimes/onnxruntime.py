@@ -38,6 +38,10 @@ _ELEMENT_TYPES = {
 }
 
 
+_NodeKey = tuple[str, str, int]
+"""Name, operator type and how many nodes of both came before in the run."""
+
+
 @dataclass(frozen=True)
 class NodeTime:
     """Time of one node of the graph that ran.
@@ -91,6 +95,7 @@ class OnnxRuntimeSession(Session):
         # Workers that keep spinning after a run would take the cores from the session that is timed next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self._profile_folder: Path | None = None
+        self._recorded: list[dict[_NodeKey, float]] | None = None
         if library is not None:
             try:
                 options.register_custom_ops_library(str(library.path))
@@ -108,7 +113,6 @@ class OnnxRuntimeSession(Session):
         except Exception as error:
             self._remove_profile()
             raise BundleError(f"ONNX Runtime {onnxruntime.__version__} cannot load {label}: {error}") from error
-        self._profiling = profile
         super().__init__(
             [_tensor_info(value) for value in self._session.get_inputs()],
             [_tensor_info(value) for value in self._session.get_outputs()],
@@ -155,37 +159,45 @@ class OnnxRuntimeSession(Session):
 
         return call
 
-    def node_times(self, warmup: int = 1) -> list[NodeTime]:
-        """End the profile and return the time of every node of the optimised graph, in order of execution.
+    def node_times(self, runs: slice = slice(1, None)) -> list[NodeTime]:
+        """Time of every node of the optimised graph, in order of execution.
+
+        The first call ends the recording: later runs are not in it. It may be called again for other runs.
 
         Args:
-            warmup: First runs to leave out: they allocate memory.
+            runs: Which runs to take, counted from 0. The default leaves out the first, which allocates memory.
 
         Raises:
-            UsageError: The session does not profile, its profile was read before, or it made no more than
-                ``warmup`` runs.
+            UsageError: The session does not profile, or made none of these runs.
         """
         self._require_open()
-        if not self._profiling or self._profile_folder is None:
-            raise UsageError("This session records no node times: open it with profile=True and read them once.")
-        self._profiling = False
-        with _clear_errors():
-            path = Path(self._session.end_profiling())
-        try:
-            events = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DyndeployError(f"Cannot read the node profile that ONNX Runtime wrote: {error}") from error
-        finally:
-            self._remove_profile()
-        return _node_times(events, warmup)
+        if self._profile_folder is not None:
+            folder, self._profile_folder = self._profile_folder, None
+            try:
+                with _clear_errors():
+                    path = Path(self._session.end_profiling())
+                self._recorded = _read_runs(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError) as error:
+                raise DyndeployError(f"Cannot read the node profile that ONNX Runtime wrote: {error}") from error
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        if self._recorded is None:
+            raise UsageError("This session records no node times: open it with profile=True.")
+        selected = self._recorded[runs]
+        if not selected:
+            raise UsageError(f"The session recorded {len(self._recorded)} runs, none of them in {runs}: run it first.")
+        durations: dict[_NodeKey, list[float]] = {}
+        for run in selected:
+            for key, microseconds in run.items():
+                durations.setdefault(key, []).append(microseconds)
+        return [NodeTime(key[0], key[1], statistics.median(times)) for key, times in durations.items()]
 
     def _release(self) -> None:
-        # An unread profile is written by the session's destructor: end it while its folder still exists.
-        if self._profiling:
+        if self._profile_folder is not None:
+            # The session's destructor would write an unread profile: end it while its folder still exists.
             self._session.end_profiling()
-            self._profiling = False
+            self._remove_profile()
         self._session = None
-        self._remove_profile()
 
     def _remove_profile(self) -> None:
         if self._profile_folder is not None:
@@ -223,31 +235,30 @@ def _clear_errors() -> Iterator[None]:
         raise DyndeployError(f"ONNX Runtime failed: {error}") from error
 
 
-def _node_times(events: list[dict[str, Any]], warmup: int) -> list[NodeTime]:
-    """Read ONNX Runtime's trace: node events between the events of the runs that contain them."""
-    runs = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "model_run")[warmup:]
-    if not runs:
-        raise UsageError(f"The profile holds no run after {warmup} warm-up runs: run the session first.")
+def _read_runs(events: list[dict[str, Any]]) -> list[dict[_NodeKey, float]]:
+    """Microseconds of the nodes of every run, from the events of ONNX Runtime's trace."""
+    runs = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "model_run")
     nodes = sorted(
         (e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")),
         key=lambda e: (e["ts"], -e["dur"]),
     )
-    durations: dict[tuple[str, str, int], list[float]] = {}
+    recorded: list[dict[_NodeKey, float]] = []
     position = 0
     for start, end in runs:
-        while position < len(nodes) and nodes[position]["ts"] < start:
-            position += 1
-        seen: dict[tuple[str, str], int] = {}
+        times: dict[_NodeKey, float] = {}
+        count: dict[tuple[str, str], int] = {}
         covered = start
         while position < len(nodes) and nodes[position]["ts"] <= end:
             event = nodes[position]
             position += 1
-            if event["ts"] + event["dur"] <= covered:
-                # Inside a control-flow node, whose time already contains it.
+            stop = event["ts"] + event["dur"]
+            if event["ts"] < start or (stop <= covered and event["ts"] < covered):
+                # Before the run, or inside a control-flow node whose time already contains it.
                 continue
-            covered = event["ts"] + event["dur"]
+            covered = stop
             key = (event["name"].removesuffix("_kernel_time"), event["args"]["op_name"])
             # Nodes of inlined bodies may share a name: tell them apart by their order within the run.
-            seen[key] = seen.get(key, -1) + 1
-            durations.setdefault((*key, seen[key]), []).append(float(event["dur"]))
-    return [NodeTime(name, op_type, statistics.median(times)) for (name, op_type, _), times in durations.items()]
+            count[key] = count.get(key, -1) + 1
+            times[(*key, count[key])] = float(event["dur"])
+        recorded.append(times)
+    return recorded

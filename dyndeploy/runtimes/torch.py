@@ -31,7 +31,7 @@ class TorchSession(Session):
         height, width = input_size or model_info(network.name).input_size
         if min(batch, height, width) < 1:
             raise UsageError(f"Batch {batch} and input size {height}x{width} must be positive.")
-        self._network = network.eval()
+        self._network: LaudResNet | None = network.eval()
         self._kinds = {name: "layer" if block.mode == "layer" else "spatial" for name, block in network.named_blocks()}
         parameter = next(network.parameters())
         self._device = parameter.device
@@ -50,6 +50,7 @@ class TorchSession(Session):
 
     @torch.no_grad()
     def _forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert self._network is not None
         result = self._network(x)
         values = {"logits": result.logits}
         for masks in result.masks:
@@ -73,3 +74,6 @@ class TorchSession(Session):
                 raise DyndeployError(f"PyTorch failed: {error}") from error
 
         return call
+
+    def _release(self) -> None:
+        self._network = None

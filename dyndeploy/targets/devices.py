@@ -127,6 +127,9 @@ def read_device(path: str | Path) -> Device:
     for key in ("name", "title", "laudnet", "hardware"):
         if key not in data:
             raise InputError(f"The device file {source} has no '{key}'.")
+    for key, value in data["laudnet"].items():
+        if key != "source" and (not isinstance(value, (int, float)) or value <= 0):
+            raise InputError(f"[laudnet] of {source.name}: {key} must be positive, not {value!r}.")
     return Device(
         name=str(data["name"]),
         title=str(data["title"]),

@@ -197,6 +197,7 @@ def test_newer_pickles_do_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.filterwarnings("ignore:'torch.load' received a zip file")
 def test_torchscript_is_refused(tmp_path: Path) -> None:
     torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "a.pt"))
     refused(narrow_resnet50(), tmp_path / "a.pt", "is a TorchScript program")

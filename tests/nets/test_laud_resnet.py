@@ -290,6 +290,13 @@ def test_any_size_in_any_mode(
             assert masks.channel is None
 
 
+def test_dilation_replaces_stride_as_in_torchvision() -> None:
+    model = narrow_resnet50(replace_stride_with_dilation=(False, True, True))
+    found = {name: (block.stride, block.dilation) for name, block in model.named_blocks()}
+    assert [found[f"layer{i}.0"] for i in (1, 2, 3, 4)] == [(1, 1), (2, 1), (1, 1), (1, 2)]
+    assert [found[f"layer{i}.1"] for i in (1, 2, 3, 4)] == [(1, 1), (1, 1), (1, 2), (1, 4)]
+
+
 def _needed_pixels(
     mask: np.ndarray, rows: int, columns: int, out_rows: int, out_columns: int, stride: int, dilation: int
 ) -> tuple[float, float]:

@@ -137,7 +137,7 @@ void packed_tile(const TileCall& call) {
           b += stride;
         }
         prefetch_l2(ahead);
-        if (R < 8) prefetch_l2(ahead + pair);
+        prefetch_l2(ahead + pair);
         ahead += step;
         DYNDEPLOY_UNROLL
         for (int r = 0; r < R; ++r) {

@@ -1,0 +1,96 @@
+"""The command line: one file per command; each builds arguments, calls the API and prints."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from dyndeploy.errors import DyndeployError
+
+COMMANDS = {
+    "models": "models",
+    "targets": "targets",
+    "train": "train",
+    "export": "export",
+    "verify": "verify",
+    "profile": "profile",
+    "predict": "predict",
+    "compare": "compare",
+    "demo": "demo",
+}
+"""Command -> module of this package that holds a function of the same name."""
+
+INTERRUPTED = 130
+
+
+class _InterruptedError(Exception):
+    """Ctrl-C inside a command; typer would turn it into exit code 1."""
+
+
+def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(command)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise _InterruptedError from None
+
+    return call
+
+
+def build_app(commands: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
+    """Build the application with the given commands only."""
+    app = typer.Typer(
+        name="dyndeploy",
+        help="Deploy dynamic vision networks so that the computation they skip becomes time saved.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback(invoke_without_command=True)(_options)
+    for command in commands:
+        module = importlib.import_module(f"dyndeploy.cli.{COMMANDS[command]}")
+        app.command(command)(_interruptible(getattr(module, command)))
+    return app
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from dyndeploy import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Deploy dynamic vision networks so that the computation they skip becomes time saved."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 all well, 2 wrong usage or impossible request, 1 any other failure."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line on arguments and return the exit code."""
+    # Only the named command is imported: a command pays for its own dependencies, not for those of all others.
+    named = [argument for argument in arguments if argument in COMMANDS][:1]
+    try:
+        application = typer.main.get_command(build_app(named or tuple(COMMANDS)))
+        application(args=list(arguments), prog_name="dyndeploy")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except DyndeployError as error:
+        typer.echo(f"dyndeploy: {error}", err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, _InterruptedError):
+        typer.echo("dyndeploy: interrupted; nothing half-written was left.", err=True)
+        return INTERRUPTED
+    return 0

@@ -1,0 +1,5 @@
+"""``python -m dyndeploy.cli``."""
+
+from dyndeploy.cli import main
+
+main()

@@ -1,0 +1,50 @@
+"""Parsing and printing that several commands share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dyndeploy.errors import UsageError
+
+
+def per_stage_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Parse ``4-4-2-1`` (one whole number per stage) or a single number."""
+    try:
+        return tuple(int(part) for part in text.split("-"))
+    except ValueError:
+        raise UsageError(f"{option} takes whole numbers joined by '-', e.g. 4-4-2-1, not '{text}'.") from None
+
+
+def size(option: str, text: str) -> tuple[int, int]:
+    """Parse ``HxW``."""
+    try:
+        height, width = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise UsageError(f"{option} takes HEIGHTxWIDTH, e.g. 224x224, not '{text}'.") from None
+    return height, width
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON object to stdout."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
+    """Write a table to stdout; wide enough not to cut anything when stdout is no terminal."""
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def progress_line(message: str) -> None:
+    """Show a step on stderr; silent when stderr is no terminal."""
+    if sys.stderr.isatty():
+        typer.echo(f"  {message} ...", err=True)

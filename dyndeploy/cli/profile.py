@@ -1,0 +1,154 @@
+"""``dyndeploy profile``: a bundle measured on this machine, next to its static twin."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dyndeploy.cli._arguments import print_json, print_table
+from dyndeploy.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from dyndeploy.profiling import Profile, RateResult
+
+THIS_MACHINE = "cpu"
+
+
+def profile(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle that was exported with --static.")],
+    device: Annotated[str, typer.Option(help="cpu: this machine.")] = THIS_MACHINE,
+    threads: Annotated[int, typer.Option(help="Threads of each session.")] = 1,
+    rates: Annotated[
+        str, typer.Option(help="Activation rates to force, separated by commas.")
+    ] = "0.1,0.25,0.5,0.75,1.0",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of images for the data's own rates. [default: the reference images]")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="Rounds. [default: about 10 seconds of them]")] = None,
+    native: Annotated[str, typer.Option(help="auto, off, or the path of an operator library.")] = "auto",
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write the profile as JSON; '-' is stdout.")
+    ] = None,
+) -> None:
+    """Measure a bundle on this machine: each rate next to the static twin, ideal and realised speed-up."""
+    _require_this_machine(device)
+    numbers = _rates(rates)
+
+    from dyndeploy.bundle import Bundle
+    from dyndeploy.files import atomic_file
+    from dyndeploy.profiling import profile_bundle
+
+    opened = Bundle.open(bundle)
+    with ExitStack() as stack:
+        # The output path is claimed first, so that an impossible one costs no measurement.
+        output = stack.enter_context(atomic_file(json_file)) if json_file not in (None, "-") else None
+        progress = stack.enter_context(_Progress())
+        result = profile_bundle(
+            opened,
+            threads=threads,
+            rates=numbers,
+            data=data,
+            repeats=repeats,
+            native=native,
+            progress=progress,
+        )
+        if output is not None:
+            output.write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+    if json_file == "-":
+        print_json(result.to_json())
+        return
+    _print(result)
+    if json_file is not None:
+        typer.echo(f"Written to {json_file}; 'dyndeploy compare {json_file} -o report.html' makes a report of it.")
+
+
+def _require_this_machine(device: str) -> None:
+    from dyndeploy.targets import device_names, target_names
+
+    if device == THIS_MACHINE:
+        return
+    models = device_names()
+    if device in {*models, *target_names()}:
+        model = device if device in models else "nano"
+        raise UsageError(
+            f"Profiling on '{device}' over SSH is not available yet; this release profiles this machine "
+            f"(--device {THIS_MACHINE}). 'dyndeploy predict BUNDLE --device {model}' predicts a latency without a board."
+        )
+    raise unknown_name("device", device, {THIS_MACHINE, *models, *target_names()})
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--rates takes numbers in [0, 1] separated by commas, e.g. 0.5,1.0, not '{text}'.") from None
+
+
+class _Progress:
+    """A bar on stderr while it is a terminal; nothing otherwise."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        shown = sys.stderr.isatty()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not shown,
+            # A bar that redraws itself would take processor time from what is measured.
+            auto_refresh=False,
+        )
+        self._task = self._bar.add_task("", total=1.0)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, message: str, fraction: float) -> None:
+        self._bar.update(self._task, description=message, completed=fraction, refresh=True)
+
+
+def _print(result: Profile) -> None:
+    network = result.bundle
+    typer.echo(
+        f"{network['name']}, mode {network['mode']}, on {result.machine['cpu']}, {result.threads} thread(s), "
+        f"batch {result.batch}, dynamic operators: {result.native['description']}"
+    )
+    static = result.static
+    rows = [["static twin", "-", f"{static.median:.3f}", f"{static.percentile(90):.3f}", f"{static.cov:.1%}"]]
+    rows[0] += ["1.00x", "1.00x", "-", "-"]
+    rows += [_row(f"{entry.rate:g}", entry) for entry in result.rates]
+    rows.append(_row(f"{result.data.rate:.3f}", result.data))
+    print_table(
+        ("rate", "masks", "median ms", "p90 ms", "CoV", "ideal", "realised", "p25..p75", "realisation"),
+        rows,
+        title=f"measured, ms per batch of {result.batch}",
+    )
+    for warning in result.warnings():
+        typer.echo(f"Note: {warning}")
+
+
+def _row(label: str, result: RateResult) -> list[str]:
+    low, high = result.realised_spread
+    return [
+        label,
+        result.masks,
+        f"{result.samples.median:.3f}",
+        f"{result.samples.percentile(90):.3f}",
+        f"{result.samples.cov:.1%}",
+        f"{result.ideal_speedup:.2f}x",
+        f"{result.realised_speedup:.2f}x",
+        f"{low:.2f}..{high:.2f}",
+        f"{result.realisation:.1%}",
+    ]

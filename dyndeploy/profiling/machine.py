@@ -1,0 +1,95 @@
+"""What machine a measurement was taken on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+_ISA_FLAGS = (
+    "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni",
+    "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "neon", "asimd", "asimddp", "asimdhp", "fphp",
+    "sve", "sve2", "i8mm", "bf16",
+)  # fmt: skip
+_CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+_CPUINFO = Path("/proc/cpuinfo")
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_PACKAGES = ("dyndeploy", "onnxruntime", "onnx", "numpy")
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip() or None
+    except OSError:
+        return None
+
+
+def _cpuinfo() -> dict[str, str]:
+    """First entry of ``/proc/cpuinfo`` with lower-case keys; empty elsewhere than on Linux."""
+    entry: dict[str, str] = {}
+    for line in (_read(_CPUINFO) or "").splitlines():
+        key, separator, value = line.partition(":")
+        if separator:
+            entry.setdefault(key.strip().lower(), value.strip())
+    return entry
+
+
+def _quota() -> float | None:
+    """Processors that a container may use, or None without a limit."""
+    parts = (_read(_CPU_QUOTA) or "").split()
+    if len(parts) != 2 or not all(part.isdigit() for part in parts) or int(parts[1]) == 0:
+        return None
+    return int(parts[0]) / int(parts[1])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        if package == "dyndeploy":
+            import dyndeploy
+
+            return getattr(dyndeploy, "__version__", None)
+        return None
+
+
+def machine_facts() -> dict[str, Any]:
+    """Describe this machine and this moment as plain JSON types; what cannot be read is None.
+
+    Returns:
+        ``cpu``, ``architecture``, ``isa`` (vector instruction sets that matter to kernels), ``physical_cores``,
+        ``logical_cores``, ``usable_cores`` (affinity), ``cpu_quota`` (container limit in cores), ``memory_gb``,
+        ``os``, ``governor``, ``frequency_mhz``, ``load_average``, ``python``, ``versions`` by package and
+        ``date`` (UTC, ISO 8601).
+    """
+    import psutil
+
+    info = _cpuinfo()
+    flags = set((info.get("flags") or info.get("features") or "").split())
+    frequency = _read(_CPUFREQ / "scaling_cur_freq")
+    try:
+        megahertz = float(frequency) / 1000 if frequency else float(info["cpu mhz"])
+    except (KeyError, ValueError):
+        megahertz = None
+    affinity = getattr(os, "sched_getaffinity", None)
+    load = getattr(os, "getloadavg", None)
+    return {
+        "cpu": info.get("model name") or info.get("model") or platform.processor() or platform.machine(),
+        "architecture": platform.machine(),
+        "isa": [flag for flag in _ISA_FLAGS if flag in flags],
+        "physical_cores": psutil.cpu_count(logical=False),
+        "logical_cores": psutil.cpu_count(logical=True),
+        "usable_cores": len(affinity(0)) if affinity else None,
+        "cpu_quota": _quota(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 2),
+        "os": f"{platform.system()} {platform.release()}",
+        "governor": _read(_CPUFREQ / "scaling_governor"),
+        "frequency_mhz": megahertz,
+        "load_average": list(load()) if load else None,
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in _PACKAGES},
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,52 @@
+"""What changes while training goes on: the Gumbel-softmax temperature and the learning rate.
+
+``progress`` is the fraction of all iterations done: 0 at the first, (total - 1) / total at the last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from dyndeploy.errors import unknown_name
+
+
+def exponential(start: float, end: float, progress: float) -> float:
+    """Return ``start * (end / start) ^ progress``."""
+    return start * math.pow(end / start, progress)
+
+
+def linear(start: float, end: float, progress: float) -> float:
+    """Return the value on the straight line from start to end."""
+    return (start - end) * (1 - progress) + end
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """Return the value on half a cosine wave from start to end."""
+    return 0.5 * (start - end) * (1 + math.cos(math.pi * progress)) + end
+
+
+SCHEDULES: Mapping[str, Callable[[float, float, float], float]] = MappingProxyType(
+    {"exp": exponential, "linear": linear, "cosine": cosine}
+)
+"""Every schedule by the name that recipes give it."""
+
+
+def scheduled(name: str, start: float, end: float, progress: float) -> float:
+    """Return the value of a schedule.
+
+    Args:
+        name: One of :data:`SCHEDULES`.
+        start: Value at progress 0.
+        end: Value at progress 1.
+        progress: In [0, 1].
+
+    Raises:
+        UsageError: An unknown name.
+    """
+    try:
+        schedule = SCHEDULES[name]
+    except KeyError:
+        raise unknown_name("schedule", name, SCHEDULES) from None
+    return schedule(start, end, progress)

@@ -1,0 +1,153 @@
+"""The command line as users and scripts meet it: exit codes, stdout, stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dyndeploy.cli import COMMANDS, run
+from dyndeploy.nets import create_model
+
+NAME = "laud_resnet14_small"
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = run(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "bundle"
+    assert run(["export", NAME, "--mode", "layer", "--static", "-o", str(folder)]) == 0
+    return folder
+
+
+def test_models_and_targets_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "models", "--json")
+    assert (code, err) == (0, "")
+    assert {"laud_resnet50", "laud_resnet101", NAME} <= {model["name"] for model in json.loads(out)}
+    code, out, _ = call(capsys, "targets", "--json")
+    assert code == 0
+    assert {"cpu", "nano", "tx2"} <= {target["name"] for target in json.loads(out)}
+    code, out, _ = call(capsys, "targets", "nano", "--json")
+    assert json.loads(out)["precisions"]["int8"]["supported"] is False
+    assert "no INT8" in json.loads(out)["precisions"]["int8"]["reason"]
+    code, out, _ = call(capsys, "targets", "nano")
+    assert code == 0
+    assert "has no INT8 instructions" in out
+    assert "data-dependent output shape" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, command, "--help")
+    assert code == 0
+    assert command in out
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    assert all(command in out for command in COMMANDS)
+    assert call(capsys, "--version")[:2] == (0, "0.1.0\n")
+    assert call(capsys, "exprt")[0] == 2
+    assert call(capsys, "export", "--nonsense")[0] == 2
+
+
+def test_export_then_verify(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "verify", str(exported), "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["passed"] is True
+    assert report["flipped_bits"] == 0
+
+
+def test_export_options_reach_the_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(3)
+    model = create_model(NAME, mode="both", channel_granularity=(4, 2, 2, 1), channel_masker_layers=1, num_classes=7)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "c.pth")
+    arguments = ["--mode", "both", "--granularity", "8-4-2-1", "--channel-granularity", "4-2-2-1"]
+    arguments += ["--channel-masker-layers", "1", "--num-classes", "7", "--batch", "2"]
+    arguments += ["--input-size", "32x40", "--target", "tx2", "--json"]
+    code, out, err = call(
+        capsys, "export", NAME, *arguments, "--checkpoint", str(tmp_path / "c.pth"), "-o", str(tmp_path / "b")
+    )
+    manifest = json.loads(out)
+    assert (code, err) == (0, "")
+    assert manifest["network"]["granularity"] == [8, 4, 2, 1]
+    assert manifest["network"]["channel_granularity"] == [4, 2, 2, 1]
+    assert manifest["network"]["checkpoint"] == "c.pth"
+    assert len(manifest["network"]["checkpoint_sha256"]) == 64
+    assert (manifest["batch"], manifest["input_size"], manifest["opset"]) == (2, [32, 40], 13)
+    assert manifest["outputs"][0]["shape"] == [2, 7]
+    assert manifest["masks"][0]["shape"] == [2, 1, 4, 5]
+
+
+def test_random_weights_are_said_to_be_random(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, err = call(capsys, "export", NAME, "--mode", "static", "-o", str(tmp_path / "b"))
+    assert "weights are random" in err
+
+
+def test_verify_fails_with_exit_code_1(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = shutil.copytree(exported, tmp_path / "b")
+    content = bytearray((broken / "model.onnx").read_bytes())
+    content[1000] ^= 1
+    (broken / "model.onnx").write_bytes(content)
+    code, out, _ = call(capsys, "verify", str(broken))
+    assert code == 1
+    assert "FAILED" in out
+    assert "model.onnx" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["export", "laud_resnet5", "-o", "{tmp}/b"], 2, "Did you mean 'laud_resnet50'"),
+        (["export", NAME, "--target", "nanno", "-o", "{tmp}/b"], 2, "Did you mean 'nano'"),
+        (["export", NAME, "--target", "nano", "--precision", "int8", "-o", "{tmp}/b"], 2, "no INT8 instructions"),
+        (["export", NAME, "--mode", "spacial", "-o", "{tmp}/b"], 2, "Did you mean 'spatial'"),
+        (["export", NAME, "--granularity", "4-4-x-1", "-o", "{tmp}/b"], 2, "joined by '-'"),
+        (["export", NAME, "--granularity", "4-4-2", "-o", "{tmp}/b"], 2, "3 entries"),
+        (["export", NAME, "--input-size", "32", "-o", "{tmp}/b"], 2, "HEIGHTxWIDTH"),
+        (["export", NAME, "--checkpoint", "{tmp}/none.pth", "-o", "{tmp}/b"], 1, "none.pth"),
+        (["export", NAME, "--checkpoint", "{tmp}/junk.pth", "-o", "{tmp}/b"], 1, "junk.pth"),
+        (["export", NAME, "--data", "{tmp}/empty", "-o", "{tmp}/b"], 1, "no images"),
+        (["export", NAME, "-o", "/proc/nowhere/b"], 1, "Cannot create the folder"),
+        (["verify", "{tmp}/nowhere"], 1, "does not exist"),
+        (["verify", "{tmp}"], 1, "no bundle.json"),
+        (["targets", "jetson"], 2, "Unknown target"),
+        (["predict", NAME + "x", "--device", "v100"], 2, "Unknown network"),
+        (["predict", "laud_resnet50", "--device", "v1000"], 2, "Did you mean 'v100'"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "junk.pth").write_bytes(os.urandom(2000))
+    (tmp_path / "empty").mkdir()
+    got, out, err = call(capsys, *(argument.replace("{tmp}", str(tmp_path)) for argument in arguments))
+    assert got == code
+    assert message in err.replace("\n", " ")
+    assert "Traceback" not in err
+    assert out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "junk.pth"]
+
+
+def test_no_heavy_import_for_light_commands() -> None:
+    script = (
+        "import sys\nfrom dyndeploy.cli import run\n"
+        "run(['targets', '--json'])\n"
+        "heavy = {'torch', 'onnxruntime', 'sklearn', 'matplotlib', 'tensorrt'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

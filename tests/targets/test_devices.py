@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+
+from dyndeploy.errors import InputError, UsageError
+from dyndeploy.targets.devices import device_names, load_device, read_device
+
+#: PEs, lanes, MHz, GB/s, L2 factor, batch, peak TMAC/s of the reference code's device table.
+_REFERENCE = {
+    "v100": (80, 64, 1500, 700, 4, 128, 7.68),
+    "rtx3090": (82, 128, 1250, 936, 1, 128, 13.12),
+    "rtx3060": (28, 128, 1777, 360, 4, 128, 6.37),
+    "tx2": (2, 128, 1300, 59.7, 4, 1, 0.333),
+    "nano": (1, 128, 921, 25.6, 4, 1, 0.118),
+}
+
+
+def test_all_reference_devices_exist():
+    assert device_names() == sorted(_REFERENCE)
+
+
+@pytest.mark.parametrize("name", sorted(_REFERENCE))
+def test_parameters_are_those_of_the_reference(name):
+    device = load_device(name)
+    p = device.laudnet
+    pes, lanes, mhz, bandwidth, l2, batch, peak = _REFERENCE[name]
+    assert (p.n_pes, p.pe_fp32s, p.l2_speed_frac, p.batch_size) == (pes, lanes, l2, batch)
+    assert (p.frequency_hz / 1e6, p.mem_bandwidth_bytes_per_s / 1e9) == (mhz, bandwidth)
+    assert (p.fp32_cycles, p.mem_concurrent_fp32, p.memory_efficiency, p.launch_time_s) == (4, 8, 0.9, 8e-6)
+    assert p.peak_macs_per_s / 1e12 == pytest.approx(peak, rel=2e-3)
+    assert p.source
+    assert device.hardware.source
+
+
+def test_hardware_figures_are_consistent():
+    for name in device_names():
+        hardware = load_device(name).hardware
+        lanes = hardware.sms * hardware.fp32_lanes_per_sm
+        assert 2e-6 * lanes * hardware.boost_mhz == pytest.approx(hardware.fp32_tflops, rel=2e-3)
+    assert load_device("v100").hardware.int8 is None  # No source found.
+    assert load_device("nano").hardware.int8 is False
+
+
+def test_aliases_and_case():
+    assert load_device("3090") is load_device("rtx3090")
+    assert load_device("3060").name == "rtx3060"
+    assert load_device("V100").name == "v100"
+
+
+def test_unknown_device_suggests_the_nearest():
+    with pytest.raises(UsageError, match=r"Unknown device 'rtx309'\. Did you mean 'rtx3090'"):
+        load_device("rtx309")
+
+
+def test_own_device_file(tmp_path):
+    text = 'name = "mine"\ntitle = "Mine"\n[laudnet]\nsource = "me"\nn_pes = 4\npe_fp32s = 64\nfrequency_hz = 1e9\n'
+    rest = "mem_bandwidth_bytes_per_s = 5e10\nl2_speed_frac = 4\nfp32_cycles = 4\nmem_concurrent_fp32 = 8\n"
+    rest += 'memory_efficiency = 0.9\nlaunch_time_s = 8e-6\nbatch_size = 1\n[hardware]\nsource = "none"\n'
+    path = tmp_path / "mine.toml"
+    path.write_text(text + rest)
+    assert read_device(path).laudnet.peak_macs_per_s == 256e9
+    path.write_text(text)
+    with pytest.raises(InputError, match="hardware"):
+        read_device(path)
+    path.write_text(text + rest.replace("batch_size = 1", "batchsize = 1"))
+    with pytest.raises(InputError, match="unknown keys: batchsize"):
+        read_device(path)
+    path.write_text(text + rest.replace("batch_size = 1", ""))
+    with pytest.raises(InputError, match="batch_size"):
+        read_device(path)
+    path.write_text(text + rest.replace("fp32_cycles = 4", "fp32_cycles = 0"))
+    with pytest.raises(InputError, match="fp32_cycles must be positive"):
+        read_device(path)
+    path.write_text("name = [")
+    with pytest.raises(InputError, match="not valid TOML"):
+        read_device(path)
+    with pytest.raises(InputError, match="Cannot read"):
+        read_device(tmp_path / "absent.toml")

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from dyndeploy import Bundle, ExportSettings, export_model, files, verify_bundle
+from dyndeploy.errors import BundleError
+from tests.export.conftest import MODES, lively_network
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("verified")
+    return {
+        mode: export_model(lively_network(mode), folder / mode, ExportSettings(target="nano", batch=2)).path
+        for mode in MODES
+    }
+
+
+@pytest.fixture
+def spatial(bundles: dict[str, Path], tmp_path: Path) -> Bundle:
+    return Bundle.open(shutil.copytree(bundles["spatial"], tmp_path / "b"))
+
+
+def resign(bundle: Bundle, **changes: object) -> Bundle:
+    """Write the manifest again with the checksums of the files as they are now."""
+    value = bundle.manifest.to_json() | changes
+    value["files"] = {name: files.sha256(bundle.path / name) for name in bundle.manifest.files}
+    files.write_json(bundle.path / "bundle.json", value)
+    return Bundle.open(bundle.path)
+
+
+def failed(bundle: Bundle) -> dict[str, str]:
+    report = verify_bundle(bundle, native="off")
+    assert report.passed == (not any(not check.passed for check in report.checks))
+    return {check.name: check.detail for check in report.checks if not check.passed}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_fresh_bundle_passes(mode: str, bundles: dict[str, Path]) -> None:
+    report = verify_bundle(bundles[mode], native="off")
+    assert report.passed, report.checks
+    assert report.flipped_bits == 0
+    manifest = Bundle.open(bundles[mode]).manifest
+    assert report.mask_bits == 2 * manifest.reference.images // 2 * sum(
+        int(np.prod(mask.shape[1:])) for mask in manifest.masks
+    )
+    assert report.outputs[0].relative_error < 1e-5
+    assert report.native == "fallback bodies"
+
+
+def test_flipped_byte(spatial: Bundle) -> None:
+    content = bytearray(spatial.model.read_bytes())
+    content[len(content) // 3] ^= 4
+    spatial.model.write_bytes(content)
+    assert list(failed(spatial)) == ["files"]
+
+
+def test_a_changed_weight_is_found_even_when_signed(spatial: Bundle) -> None:
+    model = onnx.load(spatial.model)
+    weight = next(item for item in model.graph.initializer if item.name.endswith("layer3.0/weights.w2"))
+    array = onnx.numpy_helper.to_array(weight) * 1.02
+    weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
+    onnx.save(model, spatial.model)
+    assert "logits under equal masks" in failed(resign(spatial))
+
+
+def test_a_changed_masker_is_found_bit_by_bit(spatial: Bundle) -> None:
+    model = onnx.load(spatial.model)
+    weight = next(item for item in model.graph.initializer if item.name.endswith("layer1.0/masker_spatial.weight"))
+    array = -onnx.numpy_helper.to_array(weight)
+    weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
+    onnx.save(model, spatial.model)
+    problems = failed(resign(spatial))
+    assert "masks" in problems
+    # Under forced masks the outputs still agree: the report tells a wrong masker from wrong arithmetic.
+    assert "logits under equal masks" not in problems
+
+
+def test_wrong_opset_and_foreign_operator(spatial: Bundle) -> None:
+    model = onnx.load(spatial.model)
+    for entry in model.opset_import:
+        if entry.domain == "":
+            entry.version = 17
+    model.graph.node.insert(0, onnx.helper.make_node("Erf", ["input"], ["unused"], name="stem/Erf"))
+    onnx.save(model, spatial.model)
+    detail = failed(resign(spatial))["graph"]
+    assert "opset 17, manifest 13, target 13" in detail
+    assert "Erf not known to run on nano" in detail
+
+
+def test_missing_body_and_plugin_version(spatial: Bundle) -> None:
+    model = onnx.load(spatial.model)
+    kept = [function for function in model.functions if function.name != "SpatialMasker"]
+    del model.functions[:]
+    model.functions.extend(kept)
+    node = next(node for node in model.graph.node if node.op_type == "SpatialBottleneck")
+    attributes = [attribute for attribute in node.attribute if attribute.name != "plugin_version"]
+    del node.attribute[:]
+    node.attribute.extend(attributes)
+    onnx.save(model, spatial.model)
+    detail = failed(resign(spatial))["operators"]
+    assert "SpatialMasker has no function body" in detail
+    assert "layer1.0/SpatialBottleneck lacks plugin_version 1" in detail
+
+
+def test_reference_without_a_tensor(spatial: Bundle) -> None:
+    tensors = spatial.reference()
+    del tensors["logits"]
+    np.savez(spatial.path / "reference.npz", **tensors)
+    with pytest.raises(BundleError, match="lacks logits"):
+        verify_bundle(resign(spatial), native="off")
+
+
+def test_ties_are_not_flips(spatial: Bundle) -> None:
+    tensors = spatial.reference()
+    name = spatial.manifest.masks[-1].name  # nothing behind it sees the change
+    index = np.unravel_index(np.abs(tensors[f"margin/{name}"]).argmin(), tensors[name].shape)
+    tensors[name][index] = 1 - tensors[name][index]
+    np.savez(spatial.path / "reference.npz", **tensors)
+    assert "masks" in failed(resign(spatial)), "a clear decision that differs is a flip"
+    tensors[f"margin/{name}"][index] = 1e-9
+    np.savez(spatial.path / "reference.npz", **tensors)
+    report = verify_bundle(resign(spatial), native="off")
+    assert (report.flipped_bits, report.tied_bits) == (0, 1)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dyndeploy.training.losses import block_bounds, distillation_loss, sparsity_loss
+
+EPOCHS = 100
+RATIOS = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+
+unit = st.floats(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"),
+    [
+        # Values of the LAUDNet reference code, which computes in float32, for target 0.5, 3.0 of 4.0989 GMACs.
+        (0, 0.13711268),
+        (5, 0.12465838),
+        (10, 0.09546731),
+        (16.5, 0.06211267),
+        (20, 0.05533126),
+        (33, 0.05377934),
+        (99, 0.05377934),
+    ],
+)
+def test_sparsity_loss_equals_the_reference_code(epoch: float, expected: float) -> None:
+    bounds = block_bounds(0.5, epoch / EPOCHS)
+    flops = torch.tensor(3.0e9, dtype=torch.float64)
+    assert sparsity_loss(flops, 4.0989e9, RATIOS, 0.5, bounds).item() == pytest.approx(expected, abs=5e-8)
+
+
+@given(target=st.floats(0.05, 1), progress=unit, until=st.floats(0.05, 1))
+def test_bounds_open_from_the_target_to_everything(target: float, progress: float, until: float) -> None:
+    lower, upper = block_bounds(target, progress, until)
+    assert 0 <= lower <= target + 1e-12
+    assert target - 1e-12 <= upper <= 1
+    later = block_bounds(target, min(1.0, progress + 0.1), until)
+    assert later.lower <= lower + 1e-12
+    assert later.upper >= upper - 1e-12
+    assert block_bounds(target, 0.0, until) == pytest.approx((target, target))
+    assert block_bounds(target, until, until) == pytest.approx((0.0, 1.0), abs=1e-12)
+
+
+@given(ratios=st.lists(unit, min_size=1, max_size=6), share=unit, progress=unit)
+def test_sparsity_loss_is_zero_exactly_inside(ratios: list[float], share: float, progress: float) -> None:
+    bounds = block_bounds(0.5, progress)
+    inside = torch.tensor(ratios, dtype=torch.float64).clamp(bounds.lower, bounds.upper)
+    full = 1.0e9
+    on_target = torch.tensor(0.5 * full, dtype=torch.float64)
+    assert sparsity_loss(on_target, full, inside, 0.5, bounds).item() == pytest.approx(0, abs=1e-15)
+    off_target = torch.tensor(share * full, dtype=torch.float64)
+    assert sparsity_loss(off_target, full, inside, 0.5, bounds).item() == pytest.approx((share - 0.5) ** 2, abs=1e-12)
+
+
+def test_sparsity_gradient_pulls_towards_the_target() -> None:
+    flops = torch.tensor(0.8e9, requires_grad=True)
+    ratios = torch.tensor([0.9, 0.5, 0.1], requires_grad=True)
+    sparsity_loss(flops, 1.0e9, ratios, 0.5, block_bounds(0.5, 0.0)).backward()
+    assert flops.grad is not None
+    assert flops.grad.item() == pytest.approx(2 * 0.3 / 1e9, rel=1e-5)
+    assert ratios.grad is not None
+    assert ratios.grad.tolist() == pytest.approx([2 * 0.4 / 3, 0.0, -2 * 0.4 / 3], abs=1e-6)
+
+
+def test_distillation_loss_by_hand() -> None:
+    student = torch.tensor([[1.0, 3.0], [0.0, 0.0]], dtype=torch.float64)
+    teacher = torch.tensor([[2.0, 0.0], [4.0, 0.0]], dtype=torch.float64)
+    temperature = 4.0
+    expected = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        ps = [math.exp(v / temperature) for v in s]
+        pt = [math.exp(v / temperature) for v in t]
+        ps, pt = [v / sum(ps) for v in ps], [v / sum(pt) for v in pt]
+        expected += sum(p * math.log(p / q) for p, q in zip(pt, ps, strict=True)) / 2
+    loss = distillation_loss(student, teacher, temperature)
+    assert loss.item() == pytest.approx(16 * expected, rel=1e-12)
+
+
+@given(
+    logits=st.lists(st.floats(-20, 20), min_size=3, max_size=3),
+    other=st.lists(st.floats(-20, 20), min_size=3, max_size=3),
+    temperature=st.floats(0.5, 8),
+)
+def test_distillation_loss_is_a_divergence(logits: list[float], other: list[float], temperature: float) -> None:
+    a, b = (torch.tensor([v], dtype=torch.float64) for v in (logits, other))
+    assert distillation_loss(a, b, temperature).item() >= -1e-9
+    # A constant added to all logits changes no probability.
+    assert distillation_loss(a, a + 3, temperature).item() == pytest.approx(0, abs=1e-9)
