@@ -227,6 +227,47 @@ def digits(preprocessing: PreprocessingLike, size: tuple[int, int], seed: int = 
     )
 
 
+class ShiftedImages:
+    """Images held in memory, each moved by a few pixels at random when it is read.
+
+    A map-style dataset for ``torch.utils.data.DataLoader``. What comes in from outside repeats the border.
+
+    Args:
+        source: The images.
+        distance: Largest shift in each direction, in pixels.
+        seed: Seed of the shifts, which depend on this seed, the epoch and the index only.
+
+    Raises:
+        UsageError: A negative distance.
+    """
+
+    def __init__(self, source: LabelledImages, distance: int, seed: int = 0) -> None:
+        if distance < 0:
+            raise UsageError(f"A shift of {distance} pixels is not valid: give at least 0.")
+        self.source = source
+        self.classes = source.classes
+        self.distance = distance
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose shifts the next items get."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[FloatArray, int]:
+        """Return one shifted image (3, h, w) and its class index."""
+        image, label = self.source[index]
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        down, right = rng.integers(-self.distance, self.distance + 1, 2)
+        rows = np.clip(np.arange(image.shape[1]) - down, 0, image.shape[1] - 1)
+        columns = np.clip(np.arange(image.shape[2]) - right, 0, image.shape[2] - 1)
+        return image[:, rows[:, None], columns], label
+
+
 class ImageFolderDataset:
     """A folder with one sub-folder of images per class, read from disk when needed.
 

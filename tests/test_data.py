@@ -14,6 +14,8 @@ from dyndeploy.bundle import PreprocessingInfo
 from dyndeploy.data import (
     DIGITS_HELD_OUT,
     ImageFolderDataset,
+    LabelledImages,
+    ShiftedImages,
     digits,
     image_paths,
     images_from_folder,
@@ -236,6 +238,34 @@ def test_digits_written_as_png_come_back_the_same(tmp_path: Path) -> None:
 def test_normalise_keeps_leading_axes() -> None:
     pixels = noise(2, 5, 4, 6, 3)
     assert normalise(pixels, Plain()).shape == (2, 5, 3, 4, 6)
+
+
+def test_shifted_images_move_content_and_repeat_the_border() -> None:
+    images = np.arange(2 * 3 * 5 * 6, dtype=np.float32).reshape(2, 3, 5, 6)
+    source = LabelledImages(images, np.array([4, 7]), ("a",) * 8)
+    dataset = ShiftedImages(source, 2, seed=1)
+    assert (len(dataset), dataset.classes) == (2, source.classes)
+    seen = set()
+    for epoch in range(200):
+        dataset.set_epoch(epoch)
+        for index, label in ((0, 4), (1, 7)):
+            shifted, own_label = dataset[index]
+            assert own_label == label
+            np.testing.assert_array_equal(shifted, dataset[index][0])
+            padded = np.pad(images[index], ((0, 0), (2, 2), (2, 2)), mode="edge")
+            matches = [
+                (y - 2, x - 2)
+                for y in range(5)
+                for x in range(5)
+                if np.array_equal(shifted, padded[:, y : y + 5, x : x + 6])
+            ]
+            assert matches
+            seen.update(matches)
+    # All 25 shifts come up.
+    assert len(seen) == 25
+    np.testing.assert_array_equal(ShiftedImages(source, 0)[1][0], images[1])
+    with pytest.raises(UsageError, match="-1 pixels"):
+        ShiftedImages(source, -1)
 
 
 @pytest.fixture

@@ -76,8 +76,8 @@ def _require_this_machine(device: str) -> None:
     if device in {*models, *target_names()}:
         model = device if device in models else "nano"
         raise UsageError(
-            f"Profiling on '{device}' over SSH is not available yet; this release profiles this machine "
-            f"(--device {THIS_MACHINE}). 'dyndeploy predict BUNDLE --device {model}' predicts a latency without a board."
+            f"Profiling on '{device}' over SSH is not available yet; this release profiles this machine (--device "
+            f"{THIS_MACHINE}). Without a board, 'dyndeploy predict BUNDLE --device {model}' predicts a latency."
         )
     raise unknown_name("device", device, {THIS_MACHINE, *models, *target_names()})
 

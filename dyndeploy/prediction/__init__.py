@@ -1,8 +1,6 @@
 """Latency prediction: the LAUDNet predictor, as it was published and with its faults repaired."""
 
-from dyndeploy.prediction.blocks import MODES, Rates
-from dyndeploy.prediction.fixes import Fix
-from dyndeploy.prediction.networks import (
+from dyndeploy.network_spec import (
     BlockSpec,
     MaskerSpec,
     NetworkSpec,
@@ -10,6 +8,8 @@ from dyndeploy.prediction.networks import (
     network_names,
     network_spec,
 )
+from dyndeploy.prediction.blocks import MODES, Rates
+from dyndeploy.prediction.fixes import Fix
 from dyndeploy.prediction.operators import Operator, operator_kinds
 from dyndeploy.prediction.predictor import Predictor, predict_network
 from dyndeploy.prediction.results import BlockPrediction, Coverage, OperatorPrediction, Prediction

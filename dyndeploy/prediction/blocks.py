@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from dyndeploy.network_spec import BlockSpec, MaskerSpec, NetworkSpec
 from dyndeploy.prediction.densities import dilated_density, union
 from dyndeploy.prediction.fixes import Fix
-from dyndeploy.prediction.networks import BlockSpec, MaskerSpec, NetworkSpec
 from dyndeploy.prediction.operators import Operator
 
 MODES = ("static", "spatial", "channel", "layer", "both")

@@ -10,11 +10,11 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 
 from dyndeploy.errors import UsageError, unknown_name
+from dyndeploy.network_spec import BlockSpec, MaskerSpec, NetworkSpec, network_spec
 from dyndeploy.prediction.blocks import MODES, BlockPlan, Rates, block_operators, network_ends
 from dyndeploy.prediction.cost import CostModel
 from dyndeploy.prediction.densities import BusiestTile, ExpectedBusiestTile, SampledBusiestTile, union
 from dyndeploy.prediction.fixes import Fix, fixes_for
-from dyndeploy.prediction.networks import BlockSpec, MaskerSpec, NetworkSpec, network_spec
 from dyndeploy.prediction.operators import KINDS, Operator, check_attributes
 from dyndeploy.prediction.results import BlockPrediction, Coverage, OperatorPrediction, Prediction
 from dyndeploy.targets.devices import Device, load_device

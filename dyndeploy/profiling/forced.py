@@ -69,7 +69,11 @@ def overlay_forced_masks(model: onnx.ModelProto, masks: Sequence[MaskInfo]) -> o
         for name in infos.keys() & set(node.output):
             forced, info = PREFIX + name, infos[name]
             graph.input.append(helper.make_tensor_value_info(forced, TensorProto.FLOAT, info.shape))
-            nodes.append(helper.make_node("Where", [FLAG, forced, name], [replaced[name]], name=f"{info.block}/force_{info.kind}"))
+            nodes.append(
+                helper.make_node(
+                    "Where", [FLAG, forced, name], [replaced[name]], name=f"{info.block}/force_{info.kind}"
+                )
+            )
     del graph.node[:]
     graph.node.extend(nodes)
     return overlay

@@ -56,7 +56,12 @@ class MacCounter:
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self._nodes = [node for node in model.graph.node if _is_dynamic(node) or node.op_type in _STANDARD]
+        # Copies, because a node keeps its whole model with all weights in memory.
+        self._nodes = [
+            onnx.NodeProto.FromString(node.SerializeToString())
+            for node in model.graph.node
+            if _is_dynamic(node) or node.op_type in _STANDARD
+        ]
         self._shapes = _static_shapes(model)
         first = self._shapes.get(model.graph.input[0].name, ())
         if not first or first[0] < 1:

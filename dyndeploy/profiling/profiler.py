@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from dyndeploy.bundle import Bundle
+from dyndeploy.bundle import STATIC, Bundle
 from dyndeploy.data import images_from_folder
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.profiling.blocks import LabelledGraph
@@ -100,23 +100,18 @@ def profile_bundle(
     if repeats is not None:
         batches = batches[:repeats]
     progress("loading", 0.0)
-    static_model, model = onnx.load(bundle.static), onnx.load(bundle.model)
-    overlay = overlay_forced_masks(model, bundle.manifest.masks)
     with ExitStack() as stack:
         static = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native=native))
         dynamic = stack.enter_context(OnnxRuntimeSession(bundle.model, threads=threads, native=native))
-        forced = stack.enter_context(OnnxRuntimeSession(overlay, threads=threads, native=native))
+        forced = stack.enter_context(OnnxRuntimeSession(_overlay(bundle), threads=threads, native=native))
         configurations = _configurations(bundle, chosen, batches, dynamic, forced, static, seed, repeats)
         clock = _Clock(single_thread=threads == 1)
         rounds = _time_rounds(configurations, clock, repeats, min_seconds, warmup, progress)
         info = dynamic.info
     progress("timing the nodes", 0.9)
-    uses_bodies = info.native.path is None
-    labelled_static = LabelledGraph(static_model, bodies=uses_bodies)
-    labelled = LabelledGraph(overlay, bodies=uses_bodies)
-    static_times, times = _node_times(bundle, configurations, labelled_static, labelled, threads, native)
-
-    counter, static_macs = MacCounter(model), MacCounter(static_model).count()
+    static_times = _static_node_times(bundle, configurations[0], threads, native)
+    times = _node_times(bundle, configurations, threads, native, bodies=info.native.path is None)
+    counter, static_macs = MacCounter(onnx.load(bundle.model)), MacCounter(onnx.load(bundle.static)).count()
     results = [
         _result(bundle, configuration, counter, static_macs, static_times, block_times)
         for configuration, block_times in zip(configurations, times, strict=True)
@@ -376,22 +371,34 @@ def _visit(clock: _Clock, index: int, run: Run, plan: _Plan) -> _Visit:
 # ---------------------------------------------------------------- nodes and results
 
 
+def _overlay(bundle: Bundle) -> onnx.ModelProto:
+    return overlay_forced_masks(onnx.load(bundle.model), bundle.manifest.masks)
+
+
+def _static_node_times(
+    bundle: Bundle, configuration: _Configuration, threads: int, native: str | os.PathLike[str]
+) -> dict[str, float]:
+    """Times of the static twin by group."""
+    graph = LabelledGraph(onnx.load(bundle.path / STATIC), bodies=False)
+    with OnnxRuntimeSession(graph.model, threads=threads, native=native, profile=True) as session:
+        image = configuration.inputs[0][bundle.manifest.inputs[0].name]
+        run = session.bind({session.inputs[0].name: image}, [info.name for info in bundle.manifest.outputs])
+        for _ in range(1 + 2 * _NODE_RUNS):
+            run()
+        return graph.group_times(session.node_times())
+
+
 def _node_times(
     bundle: Bundle,
     configurations: Sequence[_Configuration],
-    static_graph: LabelledGraph,
-    graph: LabelledGraph,
     threads: int,
     native: str | os.PathLike[str],
-) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Times by group: of the static twin, and of each configuration (averaged over its inputs)."""
-    image = bundle.manifest.inputs[0].name
+    *,
+    bodies: bool,
+) -> list[dict[str, float]]:
+    """Times of the dynamic graph by group, for each configuration averaged over its inputs."""
+    graph = LabelledGraph(_overlay(bundle), bodies=bodies)
     outputs = [info.name for info in bundle.manifest.outputs]
-    with OnnxRuntimeSession(static_graph.model, threads=threads, native=native, profile=True) as session:
-        run = session.bind({session.inputs[0].name: configurations[0].inputs[0][image]}, outputs)
-        for _ in range(1 + 2 * _NODE_RUNS):
-            run()
-        static_times = static_graph.group_times(session.node_times())
     with OnnxRuntimeSession(graph.model, threads=threads, native=native, profile=True) as session:
         spans = [list(_spans(session, configuration, outputs)) for configuration in configurations]
         # Recorded runs are numbered over the whole session.
@@ -402,7 +409,7 @@ def _node_times(
                 groups.append(graph.group_times(session.node_times(slice(start + 1, start + length))))
                 start += length
             times.append({name: statistics.fmean(group[name] for group in groups) for name in groups[0]})
-    return static_times, times
+    return times
 
 
 def _spans(session: OnnxRuntimeSession, configuration: _Configuration, outputs: Sequence[str]) -> Iterator[int]:

@@ -202,9 +202,7 @@ class Comparison:
             "block_speedup_spearman": self.block_speedup_spearman,
             "block_share_spearman": self.block_share_spearman,
             "latency_mape": self.latency_mape,
-            "rates": [
-                {**vars(entry), "blocks": [dict(vars(block)) for block in entry.blocks]} for entry in self.rates
-            ],
+            "rates": [{**vars(entry), "blocks": [dict(vars(block)) for block in entry.blocks]} for entry in self.rates],
         }
 
 

@@ -64,10 +64,10 @@ class _Drawing:
         self.add(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{style}"/>')
 
     def legend(self, entries: Sequence[tuple[str, str, bool]], y: float) -> float:
-        """Draw the legend, wrapping where a row is full; returns the height used."""
+        """Draw the legend from ``y``, wrapping where a row is full; returns the last baseline."""
         x = float(_LEFT)
         for label, style, mark in entries:
-            width = 24 + 6.3 * len(label)
+            width = 24 + 6.6 * len(label)
             if x + width > WIDTH and x > _LEFT:
                 x, y = float(_LEFT), y + 16
             if mark:
@@ -185,8 +185,8 @@ def bar_chart(
         An ``<svg>`` element.
     """
     bars = [entry for entry in series if not entry.mark]
-    left = 22 + 6.4 * max((len(name) for name in categories), default=4)
-    thickness, gap = 9, 7
+    left = 22 + 6.8 * max((len(name) for name in categories), default=4)
+    thickness, gap = 11, 7
     values = [value for entry in series for value in entry.values if value is not None]
     axis = ticks(max([*values, reference or 0.0]))
     drawing = _Drawing(title, description, identifier, 0)

@@ -50,7 +50,8 @@ class DataRecipe:
         dataset: "digits" (scikit-learn's, nothing to download) or "imagefolder".
         folder: For "imagefolder": a folder with ``train`` and ``val`` in it, each with one sub-folder of
             images per class.
-        augment: For "imagefolder": random crops and mirroring of the training images.
+        augment: Vary the training images: random crops and mirroring for "imagefolder", shifts by up to a
+            sixteenth of the side for "digits".
         workers: Processes that read images; 0 reads in the training process.
     """
 
@@ -82,7 +83,8 @@ class SparsityRecipe:
     Attributes:
         target: FLOPs of the network over those of its static twin, in (0, 1].
         weight: Factor of the sparsity loss.
-        bounds_until: Fraction of training, in (0, 1], after which single blocks are free.
+        bounds_until: Fraction of training, above 0, after which single blocks are free; above 1 they stay
+            bounded to the end.
     """
 
     target: float = 0.5
@@ -194,7 +196,7 @@ class Recipe:
         _require("sparsity.target", self.sparsity.target, 0 < self.sparsity.target <= 1, "above 0 and at most 1")
         _require("sparsity.weight", self.sparsity.weight, self.sparsity.weight >= 0, "at least 0")
         until = self.sparsity.bounds_until
-        _require("sparsity.bounds_until", until, 0 < until <= 1, "above 0 and at most 1")
+        _require("sparsity.bounds_until", until, until > 0, "above 0")
         _require("temperature.start", self.temperature.start, self.temperature.start > 0, "above 0")
         _require("temperature.end", self.temperature.end, self.temperature.end > 0, "above 0")
         if self.distillation is not None:

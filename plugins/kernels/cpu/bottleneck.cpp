@@ -30,12 +30,11 @@ constexpr int kRowBlock = kMaxBlockTiles * kMaxTileRows;
 constexpr std::int64_t kStreamedBytes = 512 << 10;
 
 // Cutting the weights lets every thread stream only its own part of them, which is what counts where they do not
-// stay in a cache; cutting the rows spares packing every row on every thread.
-Grid make_grid(int rows, int columns, std::int64_t weight_bytes, int threads) {
+// stay in a cache or are copied first; cutting the rows spares packing every row on every thread.
+Grid make_grid(int rows, int columns, std::int64_t weight_bytes, bool copies, int threads) {
   if (threads <= 1 || rows <= 0) return {};
   Grid grid;
-  const bool streamed = weight_bytes > kStreamedBytes;
-  if (streamed || rows < threads * kMaxTileRows * 2) {
+  if (copies || weight_bytes > kStreamedBytes || rows < threads * kMaxTileRows * 2) {
     grid.column_parts = std::min(threads, columns);
     grid.row_parts = std::min(ceil_to_int(threads, grid.column_parts), ceil_to_int(rows, kMaxTileRows));
   } else {
@@ -58,7 +57,47 @@ struct Context {
   float* h2;  // one row per active pixel
   std::ptrdiff_t h2_stride;
   GemmScratch* scratch;  // one per worker
+  float** slices;        // one per worker, where channels are skipped
 };
+
+// Copied slices of weights are read once per few rows, so they have to stay in L2.
+constexpr std::int64_t kSliceBytes = 512 << 10;
+
+int slice_panels(const Isa& isa, const ConvolutionView& conv) {
+  const std::int64_t panel = static_cast<std::int64_t>(conv.depth()) * isa.panel_width * 4;
+  const int panels = ceil_to_int(conv.outputs, isa.panel_width);
+  // An even number, since the kernels for weights in L2 take panels in pairs.
+  return std::min(panels, std::max(2, static_cast<int>(kSliceBytes / panel) / 2 * 2));
+}
+
+// Runs the product over panels [panels.begin, panels.end); first makes the copy of its weights where only some
+// channels are active. `then` is what this thread computes next, if known.
+void product(const Context& c, Gemm& g, const ConvolutionView& conv, Range rows, Range panels,
+             const ConvolutionView* then, int worker) {
+  Upcoming upcoming;
+  g.upcoming = &upcoming;
+  const auto expect = [&](const ConvolutionView* next, int begin, int end) {
+    upcoming = next ? upcoming_slice(*c.isa, *next, {begin, std::min(end, ceil_to_int(next->outputs, c.isa->panel_width))})
+                    : Upcoming{};
+  };
+  const int then_panels = then ? slice_panels(*c.isa, *then) : 0;
+  if (!conv.selects()) {
+    expect(then, 0, then_panels);
+    g.source[0].b = conv.weights;
+    c.isa->gemm(g, rows.begin, rows.end, panels.begin, panels.end, c.scratch[worker]);
+    return;
+  }
+  const int step = slice_panels(*c.isa, conv);
+  for (int p = panels.begin; p < panels.end; p += step) {
+    const int end = std::min(p + step, panels.end);
+    g.source[0].b = copy_slice(*c.isa, conv, {p, end}, c.slices[worker]);
+    if (end < panels.end)
+      expect(&conv, end, std::min(end + step, panels.end));
+    else
+      expect(then, 0, then_panels);
+    c.isa->gemm(g, rows.begin, rows.end, p, end, c.scratch[worker]);
+  }
+}
 
 void conv1(const Context& c, const WeightsView& w, Range rows, Range panels, int worker) {
   Gemm g;
@@ -66,7 +105,6 @@ void conv1(const Context& c, const WeightsView& w, Range rows, Range panels, int
   g.source[0].a.stride = c.layer.inputs;
   g.source[0].a.index = c.lists.dilated;
   g.source[0].a.length = c.layer.inputs;
-  g.source[0].b = w.w1;
   g.columns = w.middle;
   g.epilogue.bias = w.b1;
   g.epilogue.relu = true;
@@ -74,8 +112,7 @@ void conv1(const Context& c, const WeightsView& w, Range rows, Range panels, int
   g.epilogue.out = c.h1;
   g.epilogue.stride = c.h1_stride;
   g.epilogue.index = c.lists.dilated;
-  g.next = w.groups[0].weights.base;
-  c.isa->gemm(g, rows.begin, rows.end, panels.begin, panels.end, c.scratch[worker]);
+  product(c, g, w.conv1, rows, panels, &w.groups[0].conv, worker);
 }
 
 // columns: panels of the only group, or groups
@@ -89,14 +126,13 @@ void conv2(const Context& c, const WeightsView& w, Range rows, Range columns, fl
     a.stride = c.h1_stride;
     a.index = c.lists.centre;
     a.taps = 9;
-    a.length = group.inputs;
+    a.length = group.conv.inputs;
     a.valid = c.lists.valid;
     for (int t = 0; t < 9; ++t) {
       const std::ptrdiff_t pixels = (t / 3 - 1) * static_cast<std::ptrdiff_t>(c.shape.width) + (t % 3 - 1);
       a.tap_offset[t] = pixels * c.layer.dilation * c.h1_stride;
     }
-    g.source[0].b = group.weights;
-    g.columns = group.outputs;
+    g.columns = group.conv.outputs;
     g.epilogue.bias = w.b2 + group.first_output;
     if (w.b2_stride) {
       g.epilogue.bias_class = c.lists.border;
@@ -107,9 +143,8 @@ void conv2(const Context& c, const WeightsView& w, Range rows, Range columns, fl
     g.epilogue.out = h2 + group.first_output;
     g.epilogue.stride = c.h2_stride;
     g.epilogue.first = first;
-    g.next = w.w3.rows ? nullptr : w.w3.base;
-    const Range panels = one ? columns : Range{0, ceil_to_int(group.outputs, c.isa->panel_width)};
-    c.isa->gemm(g, rows.begin, rows.end, panels.begin, panels.end, c.scratch[worker]);
+    const Range panels = one ? columns : Range{0, ceil_to_int(group.conv.outputs, c.isa->panel_width)};
+    product(c, g, group.conv, rows, panels, one ? &w.conv3 : nullptr, worker);
   }
 }
 
@@ -128,7 +163,6 @@ void conv3(const Context& c, const WeightsView& w, Range rows, Range panels, con
   g.source[0].a.stride = c.h2_stride;
   g.source[0].a.first = first;
   g.source[0].a.length = w.middle;
-  g.source[0].b = w.w3;
   g.columns = c.layer.outputs;
   g.epilogue.bias = w.b3;
   g.epilogue.relu = true;
@@ -142,7 +176,7 @@ void conv3(const Context& c, const WeightsView& w, Range rows, Range panels, con
   } else {
     g.epilogue.residual = c.x;
   }
-  c.isa->gemm(g, rows.begin, rows.end, panels.begin, panels.end, c.scratch[worker]);
+  product(c, g, w.conv3, rows, panels, nullptr, worker);
 }
 
 // Pixels that no path computes: the shortcut alone.
@@ -169,16 +203,18 @@ void skipped_pixels(const Context& c, const std::int32_t* source, Range rows, in
 
 std::int64_t bytes(std::int64_t inputs, std::int64_t outputs) { return inputs * outputs * 4; }
 
-// Runs conv1 to conv3 with one set of weights over one range of both lists.
-void run_rows(const Context& c, const WeightsView& w, Range dilated, Range active, const Phase* before, int before_count,
-              const ThreadPool& pool, int threads) {
+// Runs conv1 to conv3 with one set of weights over one range of both lists; `before` runs along.
+void run_rows(const Context& c, const WeightsView& w, Range dilated, Range active, const Phase* before,
+              const ThreadPool& pool) {
+  const int threads = std::max(1, pool.threads);
   const int PW = c.isa->panel_width;
   const int panels1 = ceil_to_int(w.middle, PW);
   const int columns2 = w.group_count == 1 ? panels1 : w.group_count;
   const int panels3 = ceil_to_int(c.layer.outputs, PW);
-  const Grid grid1 = make_grid(dilated.size(), panels1, bytes(c.layer.inputs, w.middle), threads);
-  const Grid grid2 = make_grid(active.size(), columns2, bytes(9 * w.middle, w.middle) / w.group_count, threads);
-  const Grid grid3 = make_grid(active.size(), panels3, bytes(w.middle, c.layer.outputs), threads);
+  const bool copies = w.conv1.selects();
+  const Grid grid1 = make_grid(dilated.size(), panels1, bytes(c.layer.inputs, w.middle), copies, threads);
+  const Grid grid2 = make_grid(active.size(), columns2, bytes(9 * w.middle, w.middle) / w.group_count, copies, threads);
+  const Grid grid3 = make_grid(active.size(), panels3, bytes(w.middle, c.layer.outputs), copies, threads);
 
   const auto body1 = [&](int task, int worker) {
     conv1(c, w, part(dilated.begin, dilated.end, task / grid1.column_parts, grid1.row_parts),
@@ -192,9 +228,9 @@ void run_rows(const Context& c, const WeightsView& w, Range dilated, Range activ
     conv3(c, w, part(active.begin, active.end, task / grid3.column_parts, grid3.row_parts),
           part(0, panels3, task % grid3.column_parts, grid3.column_parts), c.h2, active.begin, worker);
   };
-  // Row blocks keep h2 in the cache between the two convolutions.
+  // Row blocks keep h2 in the cache between the two convolutions, where weights need not be copied for each.
   const int blocks = ceil_to_int(active.size(), kRowBlock);
-  const bool by_rows = grid2.column_parts == 1 && grid3.column_parts == 1;
+  const bool by_rows = !copies && grid2.column_parts == 1 && grid3.column_parts == 1;
   const int tasks23 = threads <= 1 ? blocks : round_up(blocks, threads);
   const auto body23 = [&](int task, int worker) {
     const Range rows = part(active.begin, active.end, task, tasks23);
@@ -203,9 +239,9 @@ void run_rows(const Context& c, const WeightsView& w, Range dilated, Range activ
     conv3(c, w, rows, {0, panels3}, h2, rows.begin, worker);
   };
 
-  Phase phases[kMaxPhases];
+  Phase phases[4];
   int count = 0;
-  for (int i = 0; i < before_count; ++i) phases[count++] = before[i];
+  if (before) phases[count++] = *before;
   if (dilated.size()) phases[count++] = Phase(grid1.tasks(), body1);
   if (active.size()) {
     if (by_rows) {
@@ -251,7 +287,7 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
   const int threads = std::max(1, pool.threads);
   const bool in_place = call.x == call.y;
 
-  Context c;
+  Context c{};
   c.isa = &weights.isa();
   c.weights = &weights;
   c.layer = layer;
@@ -279,9 +315,6 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
   c.h1 = workspace.take<float>(static_cast<std::size_t>(batch) * shape.height * shape.width * c.h1_stride);
   c.h2 = workspace.take<float>(static_cast<std::size_t>(active) * c.h2_stride);
 
-  // The tasks for skipped pixels depend on nothing; the first chain that runs takes them along.
-  Phase before[3];
-  int before_count = 0;
   const std::int32_t* inactive_source = c.lists.inactive;
   if (inactive && layer.projection && layer.stride > 1) {
     auto* source = workspace.take<std::int32_t>(static_cast<std::size_t>(inactive));
@@ -297,14 +330,14 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
   const auto inactive_body = [&](int task, int worker) {
     skipped_pixels(c, inactive_source, part(0, inactive, task, inactive_parts), worker);
   };
-  if (inactive) before[before_count++] = Phase(inactive_parts, inactive_body);
+  const Phase skipped(inactive_parts, inactive_body);
 
   if (!call.channel_mask) {
-    run_rows(c, weights.full(), {0, c.lists.dilated_begin[batch]}, {0, active}, before, before_count, pool, threads);
+    run_rows(c, weights.full(), {0, c.lists.dilated_begin[batch]}, {0, active}, inactive ? &skipped : nullptr, pool);
     return;
   }
 
-  run_phases(pool, before, before_count);
+  if (inactive) run_phases(pool, &skipped, 1);
   const int per_group = M / call.channel_groups;
   auto* on = workspace.take<std::uint8_t>(static_cast<std::size_t>(M));
   for (int n = 0; n < batch; ++n) {
@@ -318,8 +351,9 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
       std::memset(on + i * per_group, keep, static_cast<std::size_t>(per_group));
       count += keep ? per_group : 0;
     }
+    const Workspace::Mark mark = workspace.mark();
     if (count == M) {
-      run_rows(c, weights.full(), dilated_rows, active_rows, nullptr, 0, pool, threads);
+      run_rows(c, weights.full(), dilated_rows, active_rows, nullptr, pool);
     } else if (count == 0) {
       const int parts = std::min(threads, active_rows.size());
       const auto body = [&](int task, int worker) {
@@ -328,14 +362,17 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
       const Phase phase(parts, body);
       run_phases(pool, &phase, 1);
     } else {
-      const Workspace::Mark mark = workspace.mark();
-      const PackedBottleneck::Compact compact = weights.compact(on, count, workspace);
-      const auto gather1 = [&](int task, int) { c.isa->gather_columns(compact.gathers1[task]); };
-      const auto gather2 = [&](int task, int) { c.isa->gather_columns(compact.gathers2[task]); };
-      const Phase gathers[2] = {Phase(compact.gather_count1, gather1), Phase(compact.gather_count2, gather2)};
-      run_rows(c, compact.view, dilated_rows, active_rows, gathers, 2, pool, threads);
-      workspace.rewind(mark);
+      const WeightsView view = weights.select(on, count, workspace);
+      std::size_t floats = 0;
+      for (const ConvolutionView* conv : {&view.conv1, &view.conv3})
+        floats = std::max(floats, slice_floats(*c.isa, *conv, slice_panels(*c.isa, *conv)));
+      for (int g = 0; g < view.group_count; ++g)
+        floats = std::max(floats, slice_floats(*c.isa, view.groups[g].conv, slice_panels(*c.isa, view.groups[g].conv)));
+      c.slices = workspace.take<float*>(static_cast<std::size_t>(threads));
+      for (int t = 0; t < threads; ++t) c.slices[t] = workspace.take<float>(floats);
+      run_rows(c, view, dilated_rows, active_rows, nullptr, pool);
     }
+    workspace.rewind(mark);
   }
 }
 

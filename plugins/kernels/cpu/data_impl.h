@@ -57,9 +57,14 @@ void gather_columns(const ColumnGather& g) {
       at[v] = total;
       total += __builtin_popcount(bits[v]);
     }
-    DYNDEPLOY_UNROLL_BY_4
+    constexpr int kAhead = 16;
     for (int k = 0; k < g.count; ++k) {
       const float* from = g.panel + static_cast<std::ptrdiff_t>(g.rows ? g.rows[k] : k) * PW;
+      if (k + kAhead < g.count) {
+        const float* next = g.panel + static_cast<std::ptrdiff_t>(g.rows ? g.rows[k + kAhead] : k + kAhead) * PW;
+        __builtin_prefetch(next);
+        __builtin_prefetch(next + V::kWidth);
+      }
       float* to = g.out + k * g.out_stride;
       // In this order each store overwrites the zeros that the one before left behind its last lane.
       DYNDEPLOY_UNROLL
@@ -116,23 +121,23 @@ float dot(const float* a, const float* b, int count) {
 
 template <class V>
 void column_sums(const float* x, std::ptrdiff_t stride, int pixels, int channels, float* sums) {
-  constexpr int U = 4;
-  using Reg = typename V::Reg;
-  int c = 0;
-  for (; c + U * V::kWidth <= channels; c += U * V::kWidth) {
-    Reg sum[U];
-    for (int u = 0; u < U; ++u) sum[u] = V::zero();
-    for (int p = 0; p < pixels; ++p) {
-      const float* pixel = x + p * stride + c;
-      DYNDEPLOY_UNROLL
-      for (int u = 0; u < U; ++u) sum[u] = V::add(sum[u], V::load(pixel + u * V::kWidth));
+  // Pixel by pixel, as they lie in memory; four at a time, so that the sums are touched a quarter as often.
+  for (int c = 0; c < channels; ++c) sums[c] = 0.0f;
+  int p = 0;
+  for (; p + 4 <= pixels; p += 4) {
+    const float* p0 = x + p * stride;
+    const float *p1 = p0 + stride, *p2 = p1 + stride, *p3 = p2 + stride;
+    int c = 0;
+    for (; c + V::kWidth <= channels; c += V::kWidth) {
+      const auto low = V::add(V::load(p0 + c), V::load(p1 + c));
+      const auto high = V::add(V::load(p2 + c), V::load(p3 + c));
+      V::store(sums + c, V::add(V::load(sums + c), V::add(low, high)));
     }
-    for (int u = 0; u < U; ++u) V::store(sums + c + u * V::kWidth, sum[u]);
+    for (; c < channels; ++c) sums[c] += (p0[c] + p1[c]) + (p2[c] + p3[c]);
   }
-  for (; c < channels; ++c) {
-    float sum = 0.0f;
-    for (int p = 0; p < pixels; ++p) sum += x[p * stride + c];
-    sums[c] = sum;
+  for (; p < pixels; ++p) {
+    const float* pixel = x + p * stride;
+    for (int c = 0; c < channels; ++c) sums[c] += pixel[c];
   }
 }
 

@@ -42,8 +42,17 @@ struct PanelView {
   const float* base = nullptr;
   std::ptrdiff_t row_stride = 0;
   std::ptrdiff_t panel_stride = 0;
-  // With rows != nullptr, row k of A meets row rows[k] of B: skipped input channels are never copied.
-  const std::int32_t* rows = nullptr;
+};
+
+// Weights that are read after this product: while it computes, they are fetched towards the caches a row at a
+// time, so that the memory is never idle while the arithmetic is busy.
+struct Upcoming {
+  const float* base = nullptr;
+  std::ptrdiff_t panel_stride = 0;
+  int panels = 0;                      // left to fetch
+  const std::int32_t* rows = nullptr;  // which rows of each panel; nullptr: 0 ... count - 1
+  int count = 0;
+  int row = 0;                         // next one
 };
 
 struct GemmSource {
@@ -70,8 +79,7 @@ struct Gemm {
   int sources = 1;
   int columns = 0;
   Epilogue epilogue;
-  // Bytes that the caller reads next; they are prefetched during the last pass.
-  const float* next = nullptr;
+  Upcoming* upcoming = nullptr;
 };
 
 // Memory for one caller of Isa::gemm at a time.

@@ -18,7 +18,20 @@ inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 inline void prefetch_near(const void* p) { __builtin_prefetch(p, 0, 3); }
 inline void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
-// rows of A's pixel data
+// Fetches one row of a panel of the weights that come next.
+template <class V>
+DYNDEPLOY_INLINE void fetch_upcoming(Upcoming* u) {
+  constexpr std::ptrdiff_t kRow = V::kPanelVectors * V::kWidth;
+  const float* line = u->base + (u->rows ? u->rows[u->row] : u->row) * kRow;
+  prefetch_l2(line);
+  if (kRow > 16) prefetch_l2(line + 16);
+  if (++u->row == u->count) {
+    u->row = 0;
+    u->base += u->panel_stride;
+    --u->panels;
+  }
+}
+
 inline const float* pixel_of(const RowSource& a, int row) {
   const std::ptrdiff_t pixel = a.index ? a.index[row] : row - a.first;
   return a.base + pixel * a.stride;
@@ -32,7 +45,7 @@ struct RowTargets {
 };
 
 template <int R>
-inline void locate(const Epilogue& e, int row, RowTargets<R>& t) {
+DYNDEPLOY_INLINE void locate(const Epilogue& e, int row, RowTargets<R>& t) {
   for (int r = 0; r < R; ++r) {
     const std::ptrdiff_t pixel = e.index ? e.index[row + r] : row + r - e.first;
     t.out[r] = e.out + pixel * e.stride;
@@ -42,7 +55,7 @@ inline void locate(const Epilogue& e, int row, RowTargets<R>& t) {
 }
 
 template <class V, int R, int NV>
-inline void finish(typename V::Reg (&c)[R][NV], const Epilogue& e, int row, int column, int columns) {
+DYNDEPLOY_INLINE void finish(typename V::Reg (&c)[R][NV], const Epilogue& e, int row, int column, int columns) {
   RowTargets<R> t;
   locate<R>(e, row, t);
   const int left = columns - column;
@@ -84,7 +97,6 @@ struct TileCall {
   const float* a;                // [segment][block][row][kBlock]
   const float* b;                // first row of B
   std::ptrdiff_t row_stride;
-  const std::int32_t* rows;      // or the rows of B, relative to b
   int segments;
   int length;                    // rows of B per segment
   float* accumulators;
@@ -98,8 +110,8 @@ struct TileCall {
   int column;
 };
 
-template <class V, int R, int NV, bool Indexed>
-void packed_tile(const TileCall& call) {
+template <class V, int R, int NV>
+DYNDEPLOY_NOINLINE void packed_tile(const TileCall& call) {
   using Reg = typename V::Reg;
   Reg c[R][NV];
   if (call.first) {
@@ -117,7 +129,7 @@ void packed_tile(const TileCall& call) {
   }
   const float* a = call.a;
   const float* b = call.b;
-  const std::int32_t* rows = call.rows;
+  Upcoming* upcoming = call.gemm->upcoming;
   const std::ptrdiff_t stride = call.row_stride;
   const char* ahead = call.prefetch;
   const std::ptrdiff_t step = call.prefetch_step;
@@ -125,17 +137,15 @@ void packed_tile(const TileCall& call) {
   for (int s = 0; s < call.segments; ++s) {
     for (int done = 0; done < call.length; done += kBlock, a += R * kBlock) {
       const int count = min_of(kBlock, call.length - done);
+      for (int i = 0; i < 4 && upcoming && upcoming->panels > 0; ++i) fetch_upcoming<V>(upcoming);
       DYNDEPLOY_UNROLL_BY_4
       for (int k = 0; k < count; ++k) {
-        const float* bk = Indexed ? call.b + *rows++ * stride : b;
         Reg w[NV];
         DYNDEPLOY_UNROLL
-        for (int v = 0; v < NV; ++v) w[v] = V::load(bk + v * V::kWidth);
-        if (!Indexed) {
-          prefetch_near(b + 16 * stride);
-          if (V::kWidth >= 16) prefetch_near(b + 16 * stride + V::kWidth);
-          b += stride;
-        }
+        for (int v = 0; v < NV; ++v) w[v] = V::load(b + v * V::kWidth);
+        prefetch_near(b + 16 * stride);
+        if (V::kWidth >= 16) prefetch_near(b + 16 * stride + V::kWidth);
+        b += stride;
         prefetch_l2(ahead);
         prefetch_l2(ahead + pair);
         ahead += step;
@@ -159,11 +169,11 @@ void packed_tile(const TileCall& call) {
   }
 }
 
-template <class V, int NV, bool Indexed, int R = V::kTileRows>
+template <class V, int NV, int R = V::kTileRows>
 inline void run_packed_tile(int rows, const TileCall& call) {
   if constexpr (R > 0) {
-    if (rows == R) return packed_tile<V, R, NV, Indexed>(call);
-    run_packed_tile<V, NV, Indexed, R - 1>(rows, call);
+    if (rows == R) return packed_tile<V, R, NV>(call);
+    run_packed_tile<V, NV, R - 1>(rows, call);
   }
 }
 
@@ -267,10 +277,10 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
       }
       Chunk following = chunk;
       more = next_chunk(g, following, false);
-      const float* after = g.next;
+      const float* after = nullptr;
       if (more) {
         const PanelView& b = g.source[following.source].b;
-        after = b.base + panel_begin * b.panel_stride + (b.rows ? 0 : following.row * b.row_stride);
+        after = b.base + panel_begin * b.panel_stride + following.row * b.row_stride;
       } else if (block + 1 < blocks) {
         after = source.b.base + panel_begin * source.b.panel_stride;
       }
@@ -278,14 +288,13 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
       call.row_stride = source.b.row_stride;
       call.segments = chunk.segments;
       call.length = chunk.length;
-      call.rows = source.b.rows ? source.b.rows + chunk.row : nullptr;
       call.first = first;
       call.last = !more;
       call.gemm = &g;
       call.prefetch_pair = count == 1;
       for (int p = panel_begin; p < panel_end; ++p) {
         const float* panel = source.b.base + p * source.b.panel_stride;
-        call.b = source.b.rows ? panel : panel + chunk.row * source.b.row_stride;
+        call.b = panel + chunk.row * source.b.row_stride;
         call.column = p * PW;
         const float* ahead = p + 1 < panel_end ? call.b + source.b.panel_stride : after;
         const std::ptrdiff_t lines = static_cast<std::ptrdiff_t>(chunk_rows) * PW * 4;
@@ -297,10 +306,7 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
           call.row = edge[t];
           call.prefetch = reinterpret_cast<const char*>(ahead ? ahead : scratch.a) + (ahead ? lines / count * t : 0);
           const bool narrow = g.columns - call.column <= PW / 2;
-          if (call.rows)
-            narrow ? run_packed_tile<V, NV / 2, true>(n, call) : run_packed_tile<V, NV, true>(n, call);
-          else
-            narrow ? run_packed_tile<V, NV / 2, false>(n, call) : run_packed_tile<V, NV, false>(n, call);
+          narrow ? run_packed_tile<V, NV / 2>(n, call) : run_packed_tile<V, NV>(n, call);
         }
       }
       first = false;
@@ -312,7 +318,7 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
 // ------------------------------------------------------------------------------------------ A read in place
 
 template <class V, int R, int NV>
-void direct_tile(const Gemm& g, const float* const* pixels, int row, int panel) {
+DYNDEPLOY_NOINLINE void direct_tile(const Gemm& g, const float* const* pixels, int row, int panel) {
   using Reg = typename V::Reg;
   constexpr int kPerPanel = V::kPanelVectors;
   Reg c[R][NV];
@@ -321,33 +327,48 @@ void direct_tile(const Gemm& g, const float* const* pixels, int row, int panel) 
     DYNDEPLOY_UNROLL
     for (int v = 0; v < NV; ++v) c[r][v] = V::zero();
   }
+  constexpr int kPanels = (NV + kPerPanel - 1) / kPerPanel;
+  constexpr int kNear = NV < kPerPanel ? NV : kPerPanel;  // vectors per panel
+  Upcoming* const upcoming = g.upcoming;
   for (int i = 0; i < g.sources; ++i) {
     const GemmSource& source = g.source[i];
     const std::ptrdiff_t stride = source.b.row_stride;
-    const std::ptrdiff_t panel_stride = source.b.panel_stride;
-    const float* b = source.b.base + panel * panel_stride;
+    const std::ptrdiff_t ahead = 12 * stride;
+    const float* b[kPanels];
+    DYNDEPLOY_UNROLL
+    for (int p = 0; p < kPanels; ++p) b[p] = source.b.base + (panel + p) * source.b.panel_stride;
     for (int s = 0; s < source.a.taps; ++s, pixels += R) {
       const float* a[R];
       DYNDEPLOY_UNROLL
       for (int r = 0; r < R; ++r) a[r] = pixels[r];
-      const int length = source.a.length;
-      DYNDEPLOY_UNROLL_BY_4
-      for (int k = 0; k < length; ++k) {
+      const std::ptrdiff_t length = source.a.length;
+      const auto step = [&](std::ptrdiff_t k) __attribute__((always_inline)) {
         Reg w[NV];
         DYNDEPLOY_UNROLL
-        for (int v = 0; v < NV; ++v) {
-          const float* bv = b + v / kPerPanel * panel_stride + v % kPerPanel * V::kWidth;
-          w[v] = V::load(bv);
-          prefetch_near(bv + 12 * stride);
+        for (int p = 0; p < kPanels; ++p) {
+          DYNDEPLOY_UNROLL
+          for (int v = 0; v < kNear; ++v) {
+            w[p * kNear + v] = V::load(b[p] + v * V::kWidth);
+            prefetch_near(b[p] + ahead + v * V::kWidth);
+          }
+          b[p] += stride;
         }
-        b += stride;
         DYNDEPLOY_UNROLL
         for (int r = 0; r < R; ++r) {
           const Reg x = V::broadcast(a[r] + k);
           DYNDEPLOY_UNROLL
           for (int v = 0; v < NV; ++v) c[r][v] = V::fma(x, w[v], c[r][v]);
         }
+      };
+      std::ptrdiff_t k = 0;
+      for (; k + 4 <= length; k += 4) {
+        if (upcoming && upcoming->panels > 0) fetch_upcoming<V>(upcoming);
+        step(k);
+        step(k + 1);
+        step(k + 2);
+        step(k + 3);
       }
+      for (; k < length; ++k) step(k);
     }
   }
   finish<V, R, NV>(c, g.epilogue, row, panel * kPerPanel * V::kWidth, g.columns);
@@ -403,13 +424,11 @@ template <class V>
 void gemm(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_end, const GemmScratch& scratch) {
   if (row_begin >= row_end || panel_begin >= panel_end) return;
   std::int64_t depth = 0;
-  bool indexed = false;
   for (int i = 0; i < g.sources; ++i) {
     depth += static_cast<std::int64_t>(g.source[i].a.taps) * g.source[i].a.length;
-    indexed = indexed || g.source[i].b.rows;
   }
   const std::int64_t bytes = depth * (panel_end - panel_begin) * V::kPanelVectors * V::kWidth * 4;
-  if (!indexed && bytes <= kDirectBytes)
+  if (bytes <= kDirectBytes)
     gemm_direct<V>(g, row_begin, row_end, panel_begin, panel_end, scratch.zeros);
   else
     gemm_packed<V>(g, row_begin, row_end, panel_begin, panel_end, scratch);

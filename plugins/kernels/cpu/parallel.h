@@ -29,8 +29,6 @@ struct Phase {
         }) {}
 };
 
-constexpr int kMaxPhases = 8;
-
 void run_phases(const ThreadPool& pool, const Phase* phases, int count);
 
 }  // namespace dyndeploy::cpu

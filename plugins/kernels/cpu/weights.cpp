@@ -8,9 +8,6 @@
 namespace dyndeploy::cpu {
 namespace {
 
-// Rows per gather: enough of them to share among threads, long enough to stream.
-constexpr int kGatherRows = 512;
-
 std::ptrdiff_t padded(int columns, int panel) { return round_up(columns, panel) + panel; }
 
 float relu(float v) { return v < 0.0f ? 0.0f : v; }
@@ -80,11 +77,14 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   const auto bias = [](const float* from, int count, std::size_t floats, float* to) {
     std::fill(std::copy(from, from + count, to), to + floats, 0.0f);
   };
-  const auto panels = [&](const float* base, std::ptrdiff_t depth) {
-    PanelView view;
-    view.base = base;
-    view.row_stride = PW;
-    view.panel_stride = depth * PW;
+  const auto conv = [&](const float* base, int inputs, int taps, int outputs) {
+    ConvolutionView view;
+    view.weights.base = base;
+    view.weights.row_stride = PW;
+    view.weights.panel_stride = static_cast<std::ptrdiff_t>(inputs) * taps * PW;
+    view.inputs = inputs;
+    view.taps = taps;
+    view.outputs = outputs;
     return view;
   };
 
@@ -92,7 +92,7 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   for (int g = 0; g < G; ++g) {
     float* to = w2 + w2_floats * static_cast<std::size_t>(g);
     pack(weights.w2 + static_cast<std::size_t>(g) * width * width * 9, 9, width, width, to);
-    groups_[static_cast<std::size_t>(g)] = GroupView{panels(to, 9 * width), width, width, g * width, g * width};
+    groups_[static_cast<std::size_t>(g)] = GroupView{conv(to, width, 9, width), g * width, g * width};
   }
   pack(weights.w3, 1, M, Co, w3);
   bias(weights.b1, M, m_floats, b1);
@@ -102,17 +102,17 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
     pack(weights.wd, 1, C, Co, wd);
     bias(weights.bd, Co, co_floats, bd);
     for (int n = 0; n < Co; ++n) b3[n] += bd[n];
-    projection_ = panels(wd, C);
+    projection_ = conv(wd, C, 1, Co).weights;
     projection_bias_ = bd;
   }
 
   full_.middle = M;
-  full_.w1 = panels(w1, C);
+  full_.conv1 = conv(w1, C, 1, M);
   full_.b1 = b1;
   full_.groups = groups_.get();
   full_.group_count = G;
   full_.b2 = b2;
-  full_.w3 = panels(w3, M);
+  full_.conv3 = conv(w3, M, 1, Co);
   full_.b3 = b3;
   if (!channel_skipping) return;
 
@@ -152,18 +152,16 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   skipped_output_ = skipped;
 }
 
-PackedBottleneck::Compact PackedBottleneck::compact(const std::uint8_t* on, int count, Workspace& workspace) const {
-  const int C = layer_.inputs, M = layer_.middle, G = layer_.groups;
+WeightsView PackedBottleneck::select(const std::uint8_t* on, int count, Workspace& workspace) const {
+  const int M = layer_.middle, G = layer_.groups;
   const int PW = isa_->panel_width;
   const int width = M / G;
   const auto m_stride = padded(M, PW);
-
-  auto* channels = workspace.take<std::int32_t>(static_cast<std::size_t>(count));
-  auto* b1 = workspace.take<float>(static_cast<std::size_t>(padded(count, PW)));
-  auto* r1 = workspace.take<float>(static_cast<std::size_t>(padded(count, PW)));
-  auto* r2 = workspace.take<float>(static_cast<std::size_t>(padded(count, PW)));
   const auto b2_stride = padded(count, PW);
+  const auto floats = [&] { return workspace.take<float>(static_cast<std::size_t>(b2_stride)); };
+  float *b1 = floats(), *r1 = floats(), *r2 = floats();
   auto* b2 = workspace.take<float>(static_cast<std::size_t>(b2_stride) * kBorderClasses);
+  auto* channels = workspace.take<std::int32_t>(static_cast<std::size_t>(count));
   int k = 0;
   for (int c = 0; c < M; ++c) {
     if (on[c]) channels[k++] = c;
@@ -179,88 +177,106 @@ PackedBottleneck::Compact PackedBottleneck::compact(const std::uint8_t* on, int 
     for (int i = 0; i < count; ++i) to[i] = from[channels[i]];
   }
 
-  // A row of gathered weights holds all active outputs; its length is an odd number of cache lines, so that the
-  // rows of one panel do not fall into the same cache sets. A gather may write one vector beyond its columns.
-  const auto row_floats = [&](int columns) {
-    const std::ptrdiff_t lines = ceil_to_int(columns, 16) + ceil_to_int(isa_->vector_width, 16);
-    return (lines | 1) * 16;
-  };
-  const auto tail = static_cast<std::size_t>(2 * PW);
-  // The gathers for `depth` rows of the panels of outputs [first, first + columns).
-  const auto plan = [&](const PanelView& panels, int first, int columns, const std::int32_t* rows, int depth, float* out,
-                        std::ptrdiff_t stride, ColumnGather* gathers) {
-    int made = 0;
-    int at = 0;
-    for (int p = 0; p * PW < columns; ++p) {
-      std::uint64_t active = 0;
-      int taken = 0;
-      for (int n = 0; n < PW && p * PW + n < columns; ++n) {
-        if (on[first + p * PW + n]) {
-          active |= std::uint64_t{1} << n;
-          ++taken;
-        }
-      }
-      if (!taken) continue;
-      for (int r = 0; r < depth; r += kGatherRows, ++made) {
-        ColumnGather& g = gathers[made];
-        g = ColumnGather{};
-        g.panel = panels.base + p * panels.panel_stride + (rows ? 0 : r * panels.row_stride);
-        g.rows = rows ? rows + r : nullptr;
-        g.count = std::min(kGatherRows, depth - r);
-        g.active = active;
-        g.out = out + at + r * stride;
-        g.out_stride = stride;
-      }
-      at += taken;
-    }
-    return made;
-  };
-
-  Compact compact;
-  WeightsView& view = compact.view;
+  WeightsView view;
   view.middle = count;
+  view.conv1 = full_.conv1;
+  view.conv1.selection.columns = channels;
+  view.conv1.outputs = count;
   view.b1 = b1;
   view.subtract1 = r1;
   view.b2 = b2;
   view.b2_stride = b2_stride;
   view.subtract2 = r2;
-  view.w3 = full_.w3;
-  view.w3.rows = channels;
+  view.conv3 = full_.conv3;
+  view.conv3.selection.rows = channels;
+  view.conv3.inputs = count;
   view.b3 = skipped_output_;
 
-  const std::ptrdiff_t stride1 = row_floats(count);
-  auto* w1 = workspace.take<float>(static_cast<std::size_t>(stride1) * C + tail);
-  view.w1.base = w1;
-  view.w1.row_stride = stride1;
-  view.w1.panel_stride = PW;
-  compact.gathers1 = workspace.take<ColumnGather>(static_cast<std::size_t>(ceil_to_int(M, PW)) * ceil_to_int(C, kGatherRows));
-  compact.gather_count1 = plan(full_.w1, 0, M, nullptr, C, w1, stride1, compact.gathers1);
-
   auto* groups = workspace.take<GroupView>(static_cast<std::size_t>(G));
-  compact.gathers2 = workspace.take<ColumnGather>(static_cast<std::size_t>(G) * ceil_to_int(width, PW) *
-                                                  ceil_to_int(9 * width, kGatherRows));
   int at = 0;
   for (int g = 0; g < G; ++g) {
     int active = 0;
     while (at + active < count && channels[at + active] < (g + 1) * width) ++active;
     if (!active) continue;
     auto* rows = workspace.take<std::int32_t>(static_cast<std::size_t>(9) * active);
+    auto* columns = workspace.take<std::int32_t>(static_cast<std::size_t>(active));
+    for (int i = 0; i < active; ++i) columns[i] = channels[at + i] - g * width;
     for (int t = 0; t < 9; ++t) {
-      for (int i = 0; i < active; ++i) rows[t * active + i] = t * width + channels[at + i] - g * width;
+      for (int i = 0; i < active; ++i) rows[t * active + i] = t * width + columns[i];
     }
-    const std::ptrdiff_t stride2 = row_floats(active);
-    auto* w2 = workspace.take<float>(static_cast<std::size_t>(stride2) * 9 * active + tail);
-    compact.gather_count2 += plan(full_.groups[g].weights, g * width, width, rows, 9 * active, w2, stride2,
-                                  compact.gathers2 + compact.gather_count2);
-    PanelView panels;
-    panels.base = w2;
-    panels.row_stride = stride2;
-    panels.panel_stride = PW;
-    groups[view.group_count++] = GroupView{panels, active, active, at, at};
+    GroupView& group = groups[view.group_count++];
+    group = full_.groups[g];
+    group.conv.selection.rows = rows;
+    group.conv.selection.columns = columns;
+    group.conv.inputs = group.conv.outputs = active;
+    group.first_input = group.first_output = at;
     at += active;
   }
   view.groups = groups;
-  return compact;
+  return view;
+}
+
+namespace {
+
+// The length of a row of copied weights. Made an odd number of cache lines, so that the rows of one panel do not
+// fall into the same cache sets; the copy may write one vector beyond its columns.
+std::ptrdiff_t slice_stride(const Isa& isa, int panels) {
+  const int lines = ceil_to_int(panels * isa.panel_width + isa.vector_width, 16);
+  return static_cast<std::ptrdiff_t>(lines | 1) * 16;
+}
+
+// The packed panels that hold a slice's columns.
+Slice source_panels(const Isa& isa, const ConvolutionView& conv, const Slice& slice) {
+  if (!conv.selection.columns) return slice;
+  const int PW = isa.panel_width;
+  const int last = std::min(slice.panel_end * PW, conv.outputs) - 1;
+  return {conv.selection.columns[slice.panel_begin * PW] / PW, conv.selection.columns[last] / PW + 1};
+}
+
+}  // namespace
+
+std::size_t slice_floats(const Isa& isa, const ConvolutionView& conv, int panels) {
+  // The last row is read up to the end of its last panel.
+  return static_cast<std::size_t>(slice_stride(isa, panels)) * static_cast<std::size_t>(conv.depth() + 1);
+}
+
+PanelView copy_slice(const Isa& isa, const ConvolutionView& conv, const Slice& slice, float* out) {
+  const int PW = isa.panel_width;
+  const std::ptrdiff_t stride = slice_stride(isa, slice.panel_end - slice.panel_begin);
+  const int begin = slice.panel_begin * PW, end = std::min(slice.panel_end * PW, conv.outputs);
+  ColumnGather gather;
+  gather.rows = conv.selection.rows;
+  gather.count = conv.depth();
+  gather.out_stride = stride;
+  int at = begin;
+  const Slice source = source_panels(isa, conv, slice);
+  for (int p = source.panel_begin; p < source.panel_end; ++p) {
+    gather.panel = conv.weights.base + p * conv.weights.panel_stride;
+    gather.out = out + (at - begin);
+    gather.active = 0;
+    for (; at < end; ++at) {
+      const int column = (conv.selection.columns ? conv.selection.columns[at] : at) - p * PW;
+      if (column >= PW) break;
+      gather.active |= std::uint64_t{1} << column;
+    }
+    if (gather.active) isa.gather_columns(gather);
+  }
+  PanelView view;
+  view.base = out - begin;
+  view.row_stride = stride;
+  view.panel_stride = PW;
+  return view;
+}
+
+Upcoming upcoming_slice(const Isa& isa, const ConvolutionView& conv, const Slice& slice) {
+  const Slice source = source_panels(isa, conv, slice);
+  Upcoming upcoming;
+  upcoming.base = conv.weights.base + source.panel_begin * conv.weights.panel_stride;
+  upcoming.panel_stride = conv.weights.panel_stride;
+  upcoming.panels = source.panel_end - source.panel_begin;
+  upcoming.rows = conv.selection.rows;
+  upcoming.count = conv.depth();
+  return upcoming;
 }
 
 }  // namespace dyndeploy::cpu

@@ -19,11 +19,27 @@ struct BottleneckWeights {
   const float *wd = nullptr, *bd = nullptr;
 };
 
+// Which rows and columns of packed weights a sample's active channels leave. The product itself runs on a copy of
+// a slice of them, made just before.
+struct WeightSelection {
+  const std::int32_t* rows = nullptr;     // nullptr: all of them
+  const std::int32_t* columns = nullptr;  // nullptr: all of them
+};
+
+struct ConvolutionView {
+  PanelView weights;  // of all channels
+  WeightSelection selection;
+  int inputs = 0;     // per tap
+  int taps = 1;
+  int outputs = 0;
+
+  bool selects() const { return selection.rows || selection.columns; }
+  int depth() const { return inputs * taps; }
+};
+
 // One group of the 3x3 convolution.
 struct GroupView {
-  PanelView weights;
-  int inputs = 0;
-  int outputs = 0;
+  ConvolutionView conv;
   int first_input = 0;   // its place among the channels of h1
   int first_output = 0;  // its place among the channels of h2
 };
@@ -31,7 +47,7 @@ struct GroupView {
 // A set of weights to run with: all of them, or those of one sample's active channels.
 struct WeightsView {
   int middle = 0;  // channels of h1 and h2
-  PanelView w1;
+  ConvolutionView conv1;
   const float* b1 = nullptr;
   const float* subtract1 = nullptr;
   const GroupView* groups = nullptr;
@@ -39,9 +55,21 @@ struct WeightsView {
   const float* b2 = nullptr;
   std::ptrdiff_t b2_stride = 0;  // between border classes; 0: one bias for all
   const float* subtract2 = nullptr;
-  PanelView w3;
-  const float* b3 = nullptr;     // with the projection's bias in it
+  ConvolutionView conv3;
+  const float* b3 = nullptr;  // with the projection's bias in it
 };
+
+// Panels [panel_begin, panel_end) of a convolution's selected weights, copied.
+struct Slice {
+  int panel_begin = 0;
+  int panel_end = 0;
+};
+// Floats that copy_slice() writes at most.
+std::size_t slice_floats(const Isa& isa, const ConvolutionView& conv, int panels);
+// Copies the slice and returns a view in which its panels keep their numbers.
+PanelView copy_slice(const Isa& isa, const ConvolutionView& conv, const Slice& slice, float* out);
+// The weights that copy_slice() will read.
+Upcoming upcoming_slice(const Isa& isa, const ConvolutionView& conv, const Slice& slice);
 
 class PackedBottleneck {
  public:
@@ -57,17 +85,8 @@ class PackedBottleneck {
   // b3 [+ bd] + w3 . relu(b2): the block's output, before the shortcut and ReLU, when every channel is skipped.
   const float* skipped_output() const { return skipped_output_; }
 
-  // What it takes to run with only some of the middle channels. The view's w1 and w2 hold nothing until all
-  // gathers have been run.
-  struct Compact {
-    WeightsView view;
-    ColumnGather* gathers1 = nullptr;  // for w1
-    int gather_count1 = 0;
-    ColumnGather* gathers2 = nullptr;  // for w2
-    int gather_count2 = 0;
-  };
-  // on: one flag per middle channel, count of them set, at least one.
-  Compact compact(const std::uint8_t* on, int count, Workspace& workspace) const;
+  // The view of one sample's active channels. on: a flag per middle channel; count of them are set, at least one.
+  WeightsView select(const std::uint8_t* on, int count, Workspace& workspace) const;
 
  private:
   const Isa* isa_;

@@ -1,6 +1,10 @@
-// Full unrolling of loops whose trip count is a template argument: accumulators must live in registers, which
-// neither compiler grants to an indexed array unless every index is a constant.
+// What the compiler must be told so that accumulators stay in registers. First, full unrolling of loops whose trip count is a template argument: neither compiler
+// keeps an indexed array in registers unless every index is a constant.
 #pragma once
+
+// Anything that the inner loops touch has to be inlined: a call would spill every accumulator.
+#define DYNDEPLOY_INLINE inline __attribute__((always_inline))
+#define DYNDEPLOY_NOINLINE __attribute__((noinline))
 
 #if defined(__clang__)
 #define DYNDEPLOY_UNROLL _Pragma("clang loop unroll(full)")

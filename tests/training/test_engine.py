@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dyndeploy.errors import CheckpointError, DyndeployError, OutputError, UsageError
+from dyndeploy.nets import LaudResNet, create_model, full_flops, load_checkpoint, save_checkpoint
+from dyndeploy.training import CHECKPOINT, LOG, RECIPE, RESULT, EpochRecord, Recipe, TrainResult, load_recipe, train
+from tests.training.helpers import tiny
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+class StopError(Exception):
+    """Stands for anything that ends a run."""
+
+
+class Recorder:
+    """Collects what the engine tells, and may stop it somewhere."""
+
+    def __init__(self, stop_at: tuple[int, int] | None = None, error: type[BaseException] = StopError) -> None:
+        self.stop_at, self.error = stop_at, error
+        self.iterations: list[tuple[int, int, int]] = []
+        self.epochs: list[int] = []
+
+    def iteration(self, epoch: int, iteration: int, iterations: int, loss: float) -> None:
+        assert loss > 0
+        self.iterations.append((epoch, iteration, iterations))
+        if self.stop_at == (epoch, iteration):
+            raise self.error
+
+    def epoch(self, record: EpochRecord, epochs: int) -> None:
+        self.epochs.append(record.epoch)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path / CHECKPOINT, weights_only=True)["state_dict"]
+
+
+def without_time(result: TrainResult) -> list[dict[str, Any]]:
+    rows = [{**vars(record), "seconds": None} for record in result.history]
+    return [*rows, result.evaluation.as_dict()]
+
+
+def assert_same_run(one: TrainResult, other: TrainResult) -> None:
+    assert without_time(one) == without_time(other)
+    a, b = weights(one.checkpoint.parent), weights(other.checkpoint.parent)
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+def test_a_run_from_start_to_end(tmp_path: Path) -> None:
+    recorder = Recorder()
+    state = torch.get_rng_state()
+    result = train(tiny(epochs=4), tmp_path, progress=recorder)
+    assert torch.equal(torch.get_rng_state(), state)
+    # 1437 images in batches of 240.
+    assert recorder.iterations == [(e, i, 5) for e in (1, 2, 3, 4) for i in (1, 2, 3, 4, 5)]
+    assert recorder.epochs == [1, 2, 3, 4]
+    assert result.resumed_from == 0
+
+    first, last = result.history[0], result.history[-1]
+    assert last.cross_entropy < first.cross_entropy - 0.3
+    assert result.evaluation.images == 360
+    assert result.evaluation.accuracy == last.accuracy
+    assert first.loss == pytest.approx(first.cross_entropy + 10 * first.sparsity, rel=1e-5)
+    assert first.distillation == 0
+    # The last iteration is at 19/20 of the run.
+    assert last.temperature == pytest.approx(5.0 * (0.1 / 5.0) ** 0.95)
+    assert last.lr == pytest.approx(0.05 * 0.5 * (1 + np.cos(np.pi * 0.95)))
+
+    with (tmp_path / LOG).open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
+    assert float(rows[-1]["accuracy"]) == last.accuracy
+    assert float(rows[-1]["layer3.0.rate"]) == last.block_rates[2]
+    assert json.loads((tmp_path / RESULT).read_text())["evaluation"]["accuracy"] == last.accuracy
+    assert load_recipe(tmp_path / RECIPE) == tiny(epochs=4)
+
+    # The checkpoint alone gives the network that was evaluated.
+    model = create_model("laud_resnet14_small", **tiny().model.options)
+    report = load_checkpoint(model, result.checkpoint)
+    assert (report.missing, report.unexpected, report.epoch) == ((), (), 4)
+    assert isinstance(model, LaudResNet)
+    assert result.evaluation.flops_ratio == pytest.approx(result.evaluation.flops / full_flops(model, 16))
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_does_not(tmp_path: Path) -> None:
+    one = train(tiny(epochs=1), tmp_path / "one")
+    torch.rand(3)
+    assert_same_run(one, train(tiny(epochs=1), tmp_path / "two"))
+    other = train(tiny(epochs=1, seed=6), tmp_path / "three")
+    assert one.history[0].loss != other.history[0].loss
+
+
+@pytest.mark.parametrize("stop_at", [(2, 1), (3, 4)])
+def test_resuming_equals_never_having_stopped(tmp_path: Path, stop_at: tuple[int, int]) -> None:
+    whole = train(tiny(), tmp_path / "whole")
+    with pytest.raises(StopError):
+        train(tiny(), tmp_path / "parts", progress=Recorder(stop_at))
+    torch.rand(7)
+    resumed = train(tiny(), tmp_path / "parts")
+    assert resumed.resumed_from == stop_at[0] - 1
+    assert_same_run(whole, resumed)
+    # A finished run is not trained any further.
+    again = Recorder()
+    assert_same_run(whole, train(tiny(), tmp_path / "parts", progress=again))
+    assert again.iterations == []
+
+
+def test_ctrl_c_leaves_the_last_epochs_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), tmp_path, progress=Recorder((3, 2), KeyboardInterrupt))
+    model = create_model("laud_resnet14_small", **tiny().model.options)
+    assert load_checkpoint(model, tmp_path / CHECKPOINT).epoch == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([CHECKPOINT, LOG, RECIPE])
+
+
+KILLED = """
+import sys, torch
+torch.set_num_threads(1)
+from dyndeploy.training import train
+from tests.training.helpers import tiny
+train(tiny(epochs=50), sys.argv[1])
+"""
+
+
+def test_a_killed_process_leaves_a_whole_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root)
+    log = tmp_path / LOG
+    deadline = time.monotonic() + 120
+    # Killed as soon as the log has a second epoch, which is when its checkpoint is about to be written.
+    while not (log.exists() and len(log.read_text().splitlines()) >= 3):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+    model = create_model("laud_resnet14_small", **tiny().model.options)
+    epoch = load_checkpoint(model, tmp_path / CHECKPOINT).epoch
+    assert epoch is not None
+    assert epoch >= 1
+    with pytest.raises(StopError):
+        train(tiny(epochs=50), tmp_path, progress=Recorder((epoch + 2, 1)))
+    assert load_checkpoint(model, tmp_path / CHECKPOINT).epoch == epoch + 1
+
+
+def test_a_folder_with_another_run_is_left_alone(tmp_path: Path) -> None:
+    train(tiny(epochs=1), tmp_path)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(UsageError, match=r"another recipe \(it differs in epochs, optimizer\.lr\)"):
+        train(tiny(epochs=2, optimizer={"lr": 0.01}), tmp_path)
+    wider = {"name": "laud_resnet14_small", "options": {"width_mult": 0.2}, "input_size": [16, 16]}
+    with pytest.raises(CheckpointError, match="cannot be resumed"):
+        train(tiny(model=wider), tmp_path)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    assert train(tiny(epochs=2, seed=9), tmp_path, resume=False).resumed_from == 0
+    assert (
+        load_checkpoint(create_model("laud_resnet14_small", **tiny().model.options), tmp_path / CHECKPOINT).epoch == 2
+    )
+
+
+def test_checkpoints_that_cannot_be_resumed(tmp_path: Path) -> None:
+    save_checkpoint(create_model("laud_resnet14_small", **tiny().model.options), tmp_path / CHECKPOINT)
+    with pytest.raises(CheckpointError, match="not a checkpoint of a training run"):
+        train(tiny(), tmp_path)
+    (tmp_path / CHECKPOINT).write_bytes(b"half of it")
+    with pytest.raises(CheckpointError, match="cannot be resumed"):
+        train(tiny(), tmp_path)
+
+
+def test_the_flops_come_to_the_target(tmp_path: Path) -> None:
+    ratios = {}
+    # At this size and width the parts that are never skipped are 0.6 of the whole.
+    for target in (0.75, 0.9):
+        sparsity = {"target": target, "weight": 100.0, "bounds_until": 1.0}
+        result = train(tiny(epochs=4, batch_size=60, sparsity=sparsity), tmp_path / str(target))
+        ratios[target] = result.history[-1].train_flops_ratio
+    assert ratios[0.75] == pytest.approx(0.75, abs=0.05)
+    assert ratios[0.9] == pytest.approx(0.9, abs=0.05)
+
+
+def test_a_teacher_is_listened_to(tmp_path: Path) -> None:
+    static = tiny(epochs=2, sparsity={"weight": 0.0}, model=model_recipe(mode="static"))
+    teacher = train(static, tmp_path / "teacher").checkpoint
+    model = model_recipe() | {"initial_weights": str(teacher)}
+    taught = train(tiny(epochs=1, model=model, distillation={"weight": 2.0}), tmp_path / "taught")
+    alone = train(tiny(epochs=1, model=model), tmp_path / "alone")
+    record = taught.history[0]
+    assert record.distillation > 0
+    expected = record.cross_entropy + 10 * record.sparsity + 2 * record.distillation
+    assert record.loss == pytest.approx(expected, rel=1e-5)
+    assert alone.history[0].distillation == 0
+    # Both start from the teacher's weights, which already know something.
+    assert alone.history[0].cross_entropy < 2.0
+
+
+def model_recipe(**options: Any) -> dict[str, Any]:
+    plain = tiny().as_dict()["model"]
+    return {**plain, "options": plain["options"] | options}
+
+
+def test_impossible_recipes_end_before_anything_is_written(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    cases: list[tuple[Recipe, type[DyndeployError], str]] = [
+        (tiny(distillation={}), UsageError, "static network of its initial weights"),
+        (tiny(data={"dataset": "imagefolder"}), UsageError, "names no images"),
+        (tiny(model=model_recipe(num_classes=7)), UsageError, "10 classes and the network has 7"),
+        (tiny(batch_size=1438), UsageError, "more than the 1437 training images"),
+        (tiny(model=model_recipe() | {"initial_weights": "nowhere.pt"}), CheckpointError, "nowhere"),
+    ]
+    for recipe, error, message in cases:
+        with pytest.raises(error, match=message):
+            train(recipe, output)
+    assert not output.exists()
+
+
+def test_divergence_is_reported_and_the_last_checkpoint_kept(tmp_path: Path) -> None:
+    with pytest.raises(DyndeployError, match=r"Training diverged.*Lower optimizer\.lr"):
+        train(tiny(optimizer={"lr": 1e30}), tmp_path)
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_an_output_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(OutputError):
+        train(tiny(epochs=1), tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_image_folders_resume_alike_with_and_without_worker_processes(tmp_path: Path, workers: int) -> None:
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 2)):
+        for name, level in (("dark", 40), ("light", 200)):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = (level + rng.integers(-30, 30, (12, 12, 3))).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    recipe = tiny(
+        data={"dataset": "imagefolder", "folder": str(tmp_path / "images"), "workers": workers},
+        model=model_recipe(num_classes=2),
+        batch_size=4,
+        epochs=2,
+    )
+    whole = train(recipe, tmp_path / "whole")
+    assert whole.evaluation.images == 4
+    with pytest.raises(StopError):
+        train(recipe, tmp_path / "parts", progress=Recorder((2, 2)))
+    assert_same_run(whole, train(recipe, tmp_path / "parts"))
+    if workers:
+        other = recipe.as_dict()
+        other["data"]["workers"] = 0
+        assert_same_run(whole, train(Recipe.from_dict(other), tmp_path / "in-process"))

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dyndeploy.errors import DyndeployError, InputError, UsageError
+from dyndeploy.nets import create_model
+from dyndeploy.training.recipe import Recipe, differences, dump_recipe, load_recipe, recipe_names
+from tests.training.helpers import tiny
+
+CONTENT: dict[str, Any] = {
+    "name": "mine",
+    "description": "A run.",
+    "model": {"name": "laud_resnet14_small", "options": {"mode": "spatial"}},
+    "data": {"dataset": "digits"},
+    "epochs": 2,
+    "batch_size": 32,
+    "optimizer": {"lr": 0.1},
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    content = copy.deepcopy(CONTENT)
+    *sections, key = path.split(".")
+    place = content
+    for section in sections:
+        place = place.setdefault(section, {})
+    place[key] = value
+    return content
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_that_comes_along_is_valid(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    model = create_model(recipe.model.name, **recipe.model.options)
+    assert model.config.num_classes == (10 if recipe.data.dataset == "digits" else 1000)
+
+
+def test_recipes_of_the_paper_carry_its_hyper_parameters() -> None:
+    papers = [load_recipe(name) for name in recipe_names() if load_recipe(name).data.dataset == "imagefolder"]
+    assert {recipe.model.name for recipe in papers} == {"laud_resnet50", "laud_resnet101"}
+    for recipe in papers:
+        assert (recipe.epochs, recipe.batch_size, recipe.input_size) == (100, 1024, (224, 224))
+        assert (recipe.optimizer.lr, recipe.optimizer.momentum, recipe.optimizer.weight_decay) == (0.08, 0.9, 5e-5)
+        assert (recipe.sparsity.weight, recipe.sparsity.bounds_until) == (10, 0.33)
+        temperature = recipe.temperature
+        assert (temperature.schedule, temperature.start, temperature.end) == ("exp", 5.0, 0.1)
+        assert recipe.distillation is not None
+        assert (recipe.distillation.weight, recipe.distillation.temperature) == (0.5, 4.0)
+        assert recipe.checkpoint.url is None
+        assert recipe.checkpoint.note
+
+
+def test_defaults_are_the_papers() -> None:
+    recipe = Recipe.from_dict(CONTENT)
+    assert recipe.sparsity == type(recipe.sparsity)(target=0.5, weight=10.0, bounds_until=0.33)
+    assert recipe.input_size == (32, 32)
+    assert recipe.distillation is None
+
+
+def test_a_dumped_recipe_reads_back_equal(tmp_path: Path) -> None:
+    recipe = tiny(distillation={"weight": 0.25}, checkpoint={"accuracy": 0.5, "note": "größer"})
+    again = load_recipe(write(tmp_path / "again.yaml", dump_recipe(recipe)))
+    # YAML has no tuples: granularity comes back as a list, as it was given.
+    assert again == recipe
+    assert differences(again, recipe) == ()
+
+
+def test_differences_are_named_by_their_keys() -> None:
+    assert differences(tiny(), tiny(epochs=9, distillation={})) == (
+        "epochs",
+        "distillation.weight",
+        "distillation.temperature",
+    )
+    assert differences(tiny(), tiny(optimizer={"lr": 0.06})) == ("optimizer.lr",)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("epoch", 3, "key in the file 'epoch'. Did you mean 'epochs'"),
+        ("model.option", {}, "key in model 'option'. Did you mean 'options'"),
+        ("optimizer.learning_rate", 0.1, "Unknown key in optimizer 'learning_rate'"),
+        ("model.name", "laud_resnet14_smal", "Did you mean 'laud_resnet14_small'"),
+        ("model.options.granularty", 4, "Did you mean 'granularity'"),
+        ("model.options.mode", "spatail", "Did you mean 'spatial'"),
+        ("model.options.granularity", [4, 4], "granularity=[4, 4] has 2 entries"),
+        ("model.options", [1], "model.options: [1] is not valid: give a mapping"),
+        ("model", 3, "model is not a mapping of keys to values but 3"),
+        ("model.input_size", [32], "model.input_size: [32] is not valid: give two whole numbers"),
+        ("model.input_size", [0, 32], "model.input_size: [0, 32] is not valid"),
+        ("data.dataset", "digit", "Did you mean 'digits'"),
+        ("data.augment", "yes", "data.augment: 'yes' is not valid: give true or false"),
+        ("data.workers", -1, "data.workers: -1 is not valid"),
+        ("epochs", 0, "epochs: 0 is not valid: give a value at least 1"),
+        ("epochs", 2.5, "epochs: 2.5 is not valid: give a whole number"),
+        ("epochs", True, "epochs: True is not valid"),
+        ("epochs", None, "epochs: None is not valid"),
+        ("batch_size", 1, "batch_size: 1 is not valid"),
+        ("optimizer.lr", "5e-2", "YAML takes 5e-2 for text: write 0.05."),
+        ("optimizer.lr", "fast", "optimizer.lr: 'fast' is not valid: give a number"),
+        ("optimizer.lr", float("nan"), "optimizer.lr: nan is not valid"),
+        ("optimizer.lr", -0.1, "optimizer.lr: -0.1 is not valid: give a value above 0"),
+        ("optimizer.momentum", 1.0, "optimizer.momentum: 1.0 is not valid"),
+        ("optimizer.weight_decay", -1, "optimizer.weight_decay: -1.0 is not valid"),
+        ("sparsity.target", 0, "sparsity.target: 0.0 is not valid"),
+        ("sparsity.target", 1.5, "sparsity.target: 1.5 is not valid"),
+        ("sparsity.bounds_until", 0, "sparsity.bounds_until: 0.0 is not valid"),
+        ("temperature.schedule", "exponential", "Unknown temperature.schedule 'exponential'"),
+        ("temperature.end", 0, "temperature.end: 0.0 is not valid"),
+        ("distillation.temperature", 0, "distillation.temperature: 0.0 is not valid"),
+        ("checkpoint.accuracy", 77.1, "checkpoint.accuracy: 77.1 is not valid: give a value a fraction"),
+        ("seed", -1, "seed: -1 is not valid"),
+        ("name", "", "name: '' is not valid: give a text"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, path: str, value: Any, message: str) -> None:
+    file = write(tmp_path / "r.yaml", yaml.safe_dump(changed(path, value)))
+    with pytest.raises(UsageError) as caught:
+        load_recipe(file)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("r.yaml: ")
+    assert caught.value.exit_code == 2
+
+
+def test_missing_keys_are_named() -> None:
+    content = {key: value for key, value in CONTENT.items() if key not in ("epochs", "optimizer")}
+    with pytest.raises(UsageError, match="the file lacks epochs, optimizer"):
+        Recipe.from_dict(content)
+    with pytest.raises(UsageError, match=r"optimizer lacks optimizer\.lr"):
+        Recipe.from_dict(changed("optimizer", {"momentum": 0.5}))
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Did you mean 'digits-laud-resnet14-small-spatial'"):
+        load_recipe("digits-laud-resnet14-small")
+    with pytest.raises(InputError, match="There is no recipe"):
+        load_recipe(tmp_path / "absent.yaml")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load_recipe(write(tmp_path / "broken.yaml", "a: [1, 2"))
+    with pytest.raises(UsageError, match="is not a mapping"):
+        load_recipe(write(tmp_path / "empty.yaml", ""))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(InputError, match="Cannot read"):
+        load_recipe(tmp_path / "binary.yaml")
+    # Tags that would make PyYAML build objects are refused, not obeyed.
+    hostile = write(tmp_path / "hostile.yaml", "!!python/object/apply:os.mkdir ['pwned']")
+    with pytest.raises(DyndeployError, match="not valid YAML"):
+        load_recipe(hostile)
+    assert not (tmp_path / "pwned").exists()
+    assert not Path("pwned").exists()
+
+
+def test_changes_beside_the_recipe_are_checked_too() -> None:
+    recipe = tiny().with_changes(epochs=7, folder="pictures", initial_weights="w.pt")
+    assert (recipe.epochs, recipe.data.folder, recipe.model.initial_weights) == (7, "pictures", "w.pt")
+    assert tiny().with_changes() == tiny()
+    with pytest.raises(UsageError, match="epochs: 0 is not valid"):
+        tiny().with_changes(epochs=0)
