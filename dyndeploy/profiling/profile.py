@@ -23,7 +23,7 @@ DATA = "data"
 
 @dataclass(frozen=True)
 class BlockTimes:
-    """One block in both graphs, per run of one batch.
+    """One block in both graphs, per run of one batch: the fastest of a few alternating runs, averaged over inputs.
 
     Attributes:
         name: Block, e.g. ``"layer1.0"``; among the rest ``"stem"``, ``"head"`` and ``"other"``.
@@ -167,7 +167,8 @@ class Profile:
         machine: See :func:`dyndeploy.profiling.machine.machine_facts`.
         device: ``"cpu"``.
         runtime: ``name``, ``version`` and ``provider``.
-        native: ``path`` and ``sha256`` of the operator library (None: function bodies ran) and a ``description``.
+        native: ``path`` and ``sha256`` of the operator library (None: function bodies ran), a ``description``, and the
+            types of the dynamic ``operators`` that the node profile saw running natively.
         threads: Of the session.
         batch: Images per run.
         settings: Rounds, warm-up, seed, and where the images come from.
@@ -203,6 +204,10 @@ class Profile:
                 + ", ".join(shaky)
                 + ". Close other programs or give more --repeats; ratios are paired with the twin and suffer less."
             )
+        used = {str(name) for name in self.bundle.get("operators", ())}
+        in_bodies = sorted(used - set(self.native.get("operators", ())))
+        if self.native.get("path") is not None and in_bodies:
+            notes.append(f"The operator library does not run {', '.join(in_bodies)}: their function bodies ran.")
         worst = max((max(r.unmapped_share.values()) for r in (*self.rates, self.data)), default=0.0)
         if worst > 0.05:
             notes.append(f"Up to {worst:.0%} of the node times could not be tied to a block (part 'other').")

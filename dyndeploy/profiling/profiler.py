@@ -6,7 +6,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ import onnx
 from dyndeploy.bundle import STATIC, Bundle
 from dyndeploy.data import images_from_folder
 from dyndeploy.errors import InputError, UsageError
+from dyndeploy.ops import OPERATORS
 from dyndeploy.profiling.blocks import LabelledGraph
 from dyndeploy.profiling.forced import forced_feeds, forced_masks, overlay_forced_masks
 from dyndeploy.profiling.machine import machine_facts
@@ -101,7 +102,7 @@ def profile_bundle(
         batches = batches[:repeats]
     progress("loading", 0.0)
     with ExitStack() as stack:
-        static = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native=native))
+        static = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native="off"))
         dynamic = stack.enter_context(OnnxRuntimeSession(bundle.model, threads=threads, native=native))
         forced = stack.enter_context(OnnxRuntimeSession(_overlay(bundle), threads=threads, native=native))
         configurations = _configurations(bundle, chosen, batches, dynamic, forced, static, seed, repeats)
@@ -109,12 +110,11 @@ def profile_bundle(
         rounds = _time_rounds(configurations, clock, repeats, min_seconds, warmup, progress)
         info = dynamic.info
     progress("timing the nodes", 0.9)
-    static_times = _static_node_times(bundle, configurations[0], threads, native)
-    times = _node_times(bundle, configurations, threads, native, bodies=info.native.path is None)
+    times, native_operators = _node_times(bundle, configurations, threads, native, bodies=info.native.path is None)
     counter, static_macs = MacCounter(onnx.load(bundle.model)), MacCounter(onnx.load(bundle.static)).count()
     results = [
-        _result(bundle, configuration, counter, static_macs, static_times, block_times)
-        for configuration, block_times in zip(configurations, times, strict=True)
+        _result(bundle, configuration, counter, static_macs, *groups)
+        for configuration, groups in zip(configurations, times, strict=True)
     ]
     manifest = bundle.manifest
     all_static = [visit for configuration in configurations for visit in configuration.static_visits]
@@ -132,6 +132,7 @@ def profile_bundle(
             "model_sha256": manifest.files.get(bundle.model.name),
             "static_sha256": manifest.files.get(bundle.static.name),
             "masks": [{"name": mask.name, "block": mask.block, "kind": mask.kind} for mask in manifest.masks],
+            "operators": sorted({operator.op_type for operator in manifest.operators}),
             "network_spec": manifest.network_spec,
             "tools": dict(manifest.tools),
             "notes": list(manifest.notes),
@@ -139,7 +140,12 @@ def profile_bundle(
         machine=machine,
         device="cpu",
         runtime={"name": info.runtime, "version": info.version, "provider": info.provider},
-        native={"path": info.native.path, "sha256": info.native.sha256, "description": info.native.description},
+        native={
+            "path": info.native.path,
+            "sha256": info.native.sha256,
+            "description": info.native.description,
+            "operators": native_operators,
+        },
         threads=threads,
         batch=manifest.batch,
         settings={
@@ -375,19 +381,6 @@ def _overlay(bundle: Bundle) -> onnx.ModelProto:
     return overlay_forced_masks(onnx.load(bundle.model), bundle.manifest.masks)
 
 
-def _static_node_times(
-    bundle: Bundle, configuration: _Configuration, threads: int, native: str | os.PathLike[str]
-) -> dict[str, float]:
-    """Times of the static twin by group."""
-    graph = LabelledGraph(onnx.load(bundle.path / STATIC), bodies=False)
-    with OnnxRuntimeSession(graph.model, threads=threads, native=native, profile=True) as session:
-        image = configuration.inputs[0][bundle.manifest.inputs[0].name]
-        run = session.bind({session.inputs[0].name: image}, [info.name for info in bundle.manifest.outputs])
-        for _ in range(1 + 2 * _NODE_RUNS):
-            run()
-        return graph.group_times(session.node_times())
-
-
 def _node_times(
     bundle: Bundle,
     configurations: Sequence[_Configuration],
@@ -395,30 +388,43 @@ def _node_times(
     native: str | os.PathLike[str],
     *,
     bodies: bool,
-) -> list[dict[str, float]]:
-    """Times of the dynamic graph by group, for each configuration averaged over its inputs."""
+) -> tuple[list[tuple[dict[str, float], dict[str, float]]], list[str]]:
+    """Times of static and dynamic graph by group, for each configuration averaged over its inputs.
+
+    Also returns the types of the dynamic operators that ran as nodes, which is to say natively.
+    """
+    twin = LabelledGraph(onnx.load(bundle.path / STATIC), bodies=False)
     graph = LabelledGraph(_overlay(bundle), bodies=bodies)
-    outputs = [info.name for info in bundle.manifest.outputs]
-    with OnnxRuntimeSession(graph.model, threads=threads, native=native, profile=True) as session:
-        spans = [list(_spans(session, configuration, outputs)) for configuration in configurations]
+    image, outputs = bundle.manifest.inputs[0].name, [info.name for info in bundle.manifest.outputs]
+    runs_per_input = 1 + _NODE_RUNS  # The first one is a warm-up.
+    with (
+        OnnxRuntimeSession(twin.model, threads=threads, native="off", profile=True) as static,
+        OnnxRuntimeSession(graph.model, threads=threads, native=native, profile=True) as dynamic,
+    ):
+        inputs = [configuration.overlay_feeds[:_MAX_NODE_INPUTS] for configuration in configurations]
+        for feeds in (feeds for group in inputs for feeds in group):
+            run_static = static.bind({static.inputs[0].name: feeds[image]}, outputs)
+            run_dynamic = dynamic.bind(feeds, outputs)
+            for _ in range(runs_per_input):
+                run_static()
+                run_dynamic()
         # Recorded runs are numbered over the whole session.
         start, times = 0, []
-        for lengths in spans:
-            groups = []
-            for length in lengths:
-                groups.append(graph.group_times(session.node_times(slice(start + 1, start + length))))
-                start += length
-            times.append({name: statistics.fmean(group[name] for group in groups) for name in groups[0]})
-    return times
+        for group in inputs:
+            spans = [slice(start + i * runs_per_input + 1, start + (i + 1) * runs_per_input) for i in range(len(group))]
+            start += len(group) * runs_per_input
+            times.append(
+                (
+                    _mean_times([twin.group_times(static.node_times(span)) for span in spans]),
+                    _mean_times([graph.group_times(dynamic.node_times(span)) for span in spans]),
+                )
+            )
+        native_operators = sorted({node.op_type for node in dynamic.node_times()} & OPERATORS.keys())
+    return times, native_operators
 
 
-def _spans(session: OnnxRuntimeSession, configuration: _Configuration, outputs: Sequence[str]) -> Iterator[int]:
-    """Run the inputs of a configuration; yields the number of runs of each, the first one being a warm-up."""
-    for feeds in configuration.overlay_feeds[:_MAX_NODE_INPUTS]:
-        run = session.bind(feeds, outputs)
-        for _ in range(1 + _NODE_RUNS):
-            run()
-        yield 1 + _NODE_RUNS
+def _mean_times(times: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: statistics.fmean(entry[name] for entry in times) for name in times[0]}
 
 
 def _samples(visits: Sequence[_Visit]) -> Samples:

@@ -200,6 +200,8 @@ def bar_chart(
     for mark in axis:
         drawing.line(place(mark), _TOP - 4, place(mark), bottom, "grid")
         drawing.text(place(mark), bottom + 14, f"{mark:g}", "middle")
+    if reference is not None:
+        drawing.line(place(reference), _TOP - 4, place(reference), bottom, "stroke ideal")
     for index, name in enumerate(categories):
         y = _TOP + index * row
         drawing.text(left - 6, y + thickness * len(bars) / 2 + 4, name, "end")
@@ -217,8 +219,6 @@ def bar_chart(
             value = entry.values[index]
             if entry.mark and value is not None:
                 drawing.add(_diamond(place(value), y + thickness * len(bars) / 2 - 0.5, entry.style))
-    if reference is not None:
-        drawing.line(place(reference), _TOP - 4, place(reference), bottom, "stroke ideal")
     drawing.text(WIDTH - 4, bottom + 30, x_label, "end")
     entries = [(entry.label, entry.style, entry.mark) for entry in series]
     drawing.height = drawing.legend(entries, bottom + 50) + 8

@@ -119,8 +119,8 @@ class Session(ABC):
     def bind(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Callable[[], None]:
         """Prepare a run whose inputs and outputs stay in place, for timing.
 
-        The arrays of ``feeds`` are read by every call: they must not be changed or freed by the caller in a way
-        that matters to him (the session keeps them alive). Outputs go to memory that the session allocates once.
+        Every call reads the arrays of ``feeds`` where they are (the session keeps them alive), and writes its outputs
+        to memory that is allocated once.
 
         Args:
             feeds: As for :meth:`run`; checked once, here.

@@ -44,5 +44,5 @@ def find_cpu_library() -> NativeLibrary | None:
     named = os.environ.get(LIBRARY_VARIABLE)
     if named:
         return native_library(named)
-    packaged = Path(str(resources.files("dyndeploy"))) / "lib" / _LIBRARY_NAME
-    return native_library(packaged) if packaged.is_file() else None
+    packaged = resources.files("dyndeploy") / "lib" / _LIBRARY_NAME
+    return native_library(str(packaged)) if packaged.is_file() else None

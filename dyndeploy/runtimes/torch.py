@@ -51,7 +51,10 @@ class TorchSession(Session):
     @torch.no_grad()
     def _forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         assert self._network is not None
-        result = self._network(x)
+        try:
+            result = self._network(x)
+        except RuntimeError as error:
+            raise DyndeployError(f"PyTorch failed: {error}") from error
         values = {"logits": result.logits}
         for masks in result.masks:
             if masks.spatial is not None:
@@ -68,10 +71,7 @@ class TorchSession(Session):
         x = torch.from_numpy(feeds["input"]).to(self._device)
 
         def call() -> None:
-            try:
-                self._forward(x)
-            except RuntimeError as error:
-                raise DyndeployError(f"PyTorch failed: {error}") from error
+            self._forward(x)
 
         return call
 

@@ -8,14 +8,14 @@ from dyndeploy.training import Recipe
 
 
 def tiny(**changes: Any) -> Recipe:
-    """A network of width 0.1 on 16x16 digits: about a second per epoch on one core."""
+    """A network of width 0.1 on 8x8 digits: about a second per epoch on one core."""
     content: dict[str, Any] = {
         "name": "tiny",
         "description": "For tests.",
         "model": {
             "name": "laud_resnet14_small",
             "options": {"mode": "spatial", "granularity": [2, 2, 1, 1], "width_mult": 0.1},
-            "input_size": [16, 16],
+            "input_size": [8, 8],
         },
         "data": {"dataset": "digits"},
         "epochs": 3,

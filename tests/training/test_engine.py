@@ -15,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from dyndeploy.data import LabelledImages, ShiftedImages
 from dyndeploy.errors import CheckpointError, DyndeployError, OutputError, UsageError
 from dyndeploy.nets import LaudResNet, create_model, full_flops, load_checkpoint, save_checkpoint
 from dyndeploy.training import CHECKPOINT, LOG, RECIPE, RESULT, EpochRecord, Recipe, TrainResult, load_recipe, train
+from dyndeploy.training.engine import datasets
 from tests.training.helpers import tiny
 
 
@@ -98,7 +100,7 @@ def test_a_run_from_start_to_end(tmp_path: Path) -> None:
     report = load_checkpoint(model, result.checkpoint)
     assert (report.missing, report.unexpected, report.epoch) == ((), (), 4)
     assert isinstance(model, LaudResNet)
-    assert result.evaluation.flops_ratio == pytest.approx(result.evaluation.flops / full_flops(model, 16))
+    assert result.evaluation.flops_ratio == pytest.approx(result.evaluation.flops / full_flops(model, 8))
 
 
 def test_the_same_seed_gives_the_same_run_and_another_one_does_not(tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_a_folder_with_another_run_is_left_alone(tmp_path: Path) -> None:
     before = (tmp_path / CHECKPOINT).read_bytes()
     with pytest.raises(UsageError, match=r"another recipe \(it differs in epochs, optimizer\.lr\)"):
         train(tiny(epochs=2, optimizer={"lr": 0.01}), tmp_path)
-    wider = {"name": "laud_resnet14_small", "options": {"width_mult": 0.2}, "input_size": [16, 16]}
+    wider = {"name": "laud_resnet14_small", "options": {"width_mult": 0.2}, "input_size": [8, 8]}
     with pytest.raises(CheckpointError, match="cannot be resumed"):
         train(tiny(model=wider), tmp_path)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
@@ -231,6 +233,17 @@ def test_impossible_recipes_end_before_anything_is_written(tmp_path: Path) -> No
         with pytest.raises(error, match=message):
             train(recipe, output)
     assert not output.exists()
+
+
+def test_digits_are_shifted_only_where_the_recipe_says_so() -> None:
+    plain = tiny().as_dict()
+    plain["model"]["input_size"] = [40, 32]
+    training, held_out = datasets(Recipe.from_dict(plain))
+    assert isinstance(training, ShiftedImages)
+    assert (training.distance, training.seed) == (2, 5)
+    assert isinstance(held_out, LabelledImages)
+    plain["data"]["augment"] = False
+    assert isinstance(datasets(Recipe.from_dict(plain))[0], LabelledImages)
 
 
 def test_divergence_is_reported_and_the_last_checkpoint_kept(tmp_path: Path) -> None:

@@ -12,14 +12,14 @@ constexpr std::int64_t kMaxAttribute = 1 << 16;
 }
 
 // An attribute with one value per axis, all of which have to be the same.
-int uniform(const BottleneckOpInfo& op, const char* name, const std::vector<std::int64_t>& values, std::size_t count,
-            std::int64_t fallback) {
+int uniform(const BottleneckOpInfo& op, const char* name, const std::vector<std::int64_t>& values,
+            std::size_t count, std::int64_t fallback) {
   if (values.empty()) return static_cast<int>(fallback);
   bool same = values.size() == count;
   for (const std::int64_t v : values) same = same && v == values.front();
   if (!same || values.front() < 1 || values.front() > kMaxAttribute) {
-    refuse(op, std::string("attribute ") + name + " is " + to_string(values) + ", expected " + std::to_string(count) +
-                   " equal positive integers");
+    refuse(op, std::string("attribute ") + name + " is " + to_string(values) + ", expected " +
+                   std::to_string(count) + " equal positive integers");
   }
   return static_cast<int>(values.front());
 }
@@ -28,12 +28,16 @@ int uniform(const BottleneckOpInfo& op, const char* name, const std::vector<std:
 
 BottleneckKernel::BottleneckKernel(const BottleneckOpInfo& op, const KernelInfo& info,
                                    const Registration& registration)
-    : op_(op), isa_(registration.isa()), threads_(registration.threads()), workspaces_(registration.workspaces()) {
+    : op_(op),
+      isa_(registration.isa()),
+      threads_(registration.threads()),
+      workspaces_(registration.workspaces()) {
   stride_ = uniform(op, "strides", info.integers("strides"), 2, 1);
   dilation_ = uniform(op, "dilations", info.integers("dilations"), 2, 1);
   const int pad = uniform(op, "pads", info.integers("pads"), 4, dilation_);
   if (pad != dilation_) {
-    refuse(op, "attribute pads is " + std::to_string(pad) + ", expected the dilation, " + std::to_string(dilation_));
+    refuse(op, "attribute pads is " + std::to_string(pad) + ", expected the dilation, " +
+                   std::to_string(dilation_));
   }
   const std::int64_t groups = info.integer("group", 1);
   if (groups < 1 || groups > kMaxAttribute) {
@@ -59,8 +63,8 @@ std::unique_ptr<cpu::PackedBottleneck> BottleneckKernel::pack(const std::vector<
   const int first = op_.first_weight();
   const std::int64_t M = weights[0].shape[0], C = weights[0].shape[1], Co = weights[4].shape[0];
   if (M % groups_ != 0) {
-    refuse(op_, "attribute group is " + std::to_string(groups_) + ", which does not divide the " + std::to_string(M) +
-                    " channels of the 3x3 convolution");
+    refuse(op_, "attribute group is " + std::to_string(groups_) + ", which does not divide the " +
+                    std::to_string(M) + " channels of the 3x3 convolution");
   }
   expect_shape(weights[1], op_.names, first + 1, {M});
   expect_shape(weights[2], op_.names, first + 2, {M, M / groups_, 3, 3});
@@ -134,8 +138,9 @@ void BottleneckKernel::compute(KernelContext& context) {
     const Tensor mask = read_tensor(api, context.input(static_cast<std::size_t>(input)), op_.names, input, 2);
     expect_shape(mask, op_.names, input, {batch, -1});
     if (layer.middle % mask.shape[1] != 0) {
-      refuse(op_, "the channel mask has " + std::to_string(mask.shape[1]) + " groups, which do not divide the " +
-                      std::to_string(layer.middle) + " middle channels");
+      refuse(op_, "the channel mask has " + std::to_string(mask.shape[1]) +
+                      " groups, which do not divide the " + std::to_string(layer.middle) +
+                      " middle channels");
     }
     call.channel_mask = mask.data;
     call.channel_groups = static_cast<int>(mask.shape[1]);

@@ -16,7 +16,9 @@ struct BottleneckOpInfo {
   bool projection;
 
   bool has_spatial_mask() const { return skipping != Skipping::kChannel; }
-  bool has_channel_mask() const { return skipping == Skipping::kChannel || skipping == Skipping::kSpatialChannel; }
+  bool has_channel_mask() const {
+    return skipping == Skipping::kChannel || skipping == Skipping::kSpatialChannel;
+  }
   int masks() const { return skipping == Skipping::kSpatialChannel ? 2 : 1; }
   int first_weight() const { return 1 + masks(); }
   int weights() const { return projection ? 8 : 6; }

@@ -1,4 +1,5 @@
-// ChannelBottleneck[Projection](x, mask (N,G), w1, b1, w2, b2, w3, b3[, wd, bd]): groups of channels are skipped.
+// ChannelBottleneck[Projection](x, mask (N,G), w1, b1, w2, b2, w3, b3[, wd, bd]): groups of channels are
+// skipped.
 #pragma once
 
 #include "bottleneck_op.h"
@@ -10,7 +11,8 @@ class ChannelBottleneck : public BottleneckKernel {
   static constexpr const char* kName = "ChannelBottleneck";
   static constexpr const char* kInputs[] = {"x", "mask", "w1", "b1", "w2", "b2", "w3", "b3"};
   static constexpr bool kInPlace = true;
-  static constexpr BottleneckOpInfo kOp{{kName, kInputs, static_cast<int>(std::size(kInputs))}, Skipping::kChannel, false};
+  static constexpr BottleneckOpInfo kOp{
+      {kName, kInputs, static_cast<int>(std::size(kInputs))}, Skipping::kChannel, false};
 
   ChannelBottleneck(const KernelInfo& info, const Registration& registration)
       : BottleneckKernel(kOp, info, registration) {}
@@ -22,7 +24,8 @@ class ChannelBottleneckProjection : public BottleneckKernel {
   static constexpr const char* kName = "ChannelBottleneckProjection";
   static constexpr const char* kInputs[] = {"x", "mask", "w1", "b1", "w2", "b2", "w3", "b3", "wd", "bd"};
   static constexpr bool kInPlace = false;
-  static constexpr BottleneckOpInfo kOp{{kName, kInputs, static_cast<int>(std::size(kInputs))}, Skipping::kChannel, true};
+  static constexpr BottleneckOpInfo kOp{
+      {kName, kInputs, static_cast<int>(std::size(kInputs))}, Skipping::kChannel, true};
 
   ChannelBottleneckProjection(const KernelInfo& info, const Registration& registration)
       : BottleneckKernel(kOp, info, registration) {}

@@ -22,7 +22,8 @@ void ChannelMaskerKernel::compute(KernelContext& context) {
     input = 3;
   }
   const Tensor weight = read_tensor(api, context.input(static_cast<std::size_t>(input)), names_, input, 2);
-  const Tensor bias = read_tensor(api, context.input(static_cast<std::size_t>(input) + 1), names_, input + 1, 1);
+  const Tensor bias =
+      read_tensor(api, context.input(static_cast<std::size_t>(input) + 1), names_, input + 1, 1);
   expect_shape(weight, names_, input, {-1, features});
   expect_shape(bias, names_, input + 1, {weight.shape[0]});
   weights.weight = weight.data;

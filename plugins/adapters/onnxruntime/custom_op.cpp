@@ -52,7 +52,8 @@ std::vector<std::int64_t> ShapeInference::integers(const char* name) const {
   }
   std::size_t bytes = 0;
   // Asking without room fails, and tells the size.
-  if (OrtStatus* status = api_.ReadOpAttr(attribute, ORT_OP_ATTR_INTS, nullptr, 0, &bytes)) api_.ReleaseStatus(status);
+  if (OrtStatus* status = api_.ReadOpAttr(attribute, ORT_OP_ATTR_INTS, nullptr, 0, &bytes))
+    api_.ReleaseStatus(status);
   std::vector<std::int64_t> values(bytes / sizeof(std::int64_t));
   if (!values.empty()) {
     check(api_, api_.ReadOpAttr(attribute, ORT_OP_ATTR_INTS, values.data(), bytes, &bytes));

@@ -61,7 +61,8 @@ class CustomOp : public OrtCustomOp {
   explicit CustomOp(const OrtApi& api, const Registration& registration)
       : OrtCustomOp{}, api_(api), registration_(registration) {
     version = kApiVersion;
-    CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
+    CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi* api, const OrtKernelInfo* info,
+                        void** kernel) {
       return guarded(*api, [&] {
         *kernel = new Instance{*api, Kernel(KernelInfo(*api, info, Kernel::kName), of(self).registration_)};
       });

@@ -10,7 +10,8 @@ class LayerBottleneck : public BottleneckKernel {
   static constexpr const char* kName = "LayerBottleneck";
   static constexpr const char* kInputs[] = {"x", "mask", "w1", "b1", "w2", "b2", "w3", "b3"};
   static constexpr bool kInPlace = true;
-  static constexpr BottleneckOpInfo kOp{{kName, kInputs, static_cast<int>(std::size(kInputs))}, Skipping::kLayer, false};
+  static constexpr BottleneckOpInfo kOp{
+      {kName, kInputs, static_cast<int>(std::size(kInputs))}, Skipping::kLayer, false};
 
   LayerBottleneck(const KernelInfo& info, const Registration& registration)
       : BottleneckKernel(kOp, info, registration) {}
@@ -22,7 +23,8 @@ class LayerBottleneckProjection : public BottleneckKernel {
   static constexpr const char* kName = "LayerBottleneckProjection";
   static constexpr const char* kInputs[] = {"x", "mask", "w1", "b1", "w2", "b2", "w3", "b3", "wd", "bd"};
   static constexpr bool kInPlace = false;
-  static constexpr BottleneckOpInfo kOp{{kName, kInputs, static_cast<int>(std::size(kInputs))}, Skipping::kLayer, true};
+  static constexpr BottleneckOpInfo kOp{
+      {kName, kInputs, static_cast<int>(std::size(kInputs))}, Skipping::kLayer, true};
 
   LayerBottleneckProjection(const KernelInfo& info, const Registration& registration)
       : BottleneckKernel(kOp, info, registration) {}

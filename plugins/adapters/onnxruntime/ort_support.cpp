@@ -66,7 +66,8 @@ std::int64_t Tensor::elements() const {
   return count;
 }
 
-Tensor read_tensor(const OrtApi& api, const OrtValue* value, const OpNames& names, int input, std::size_t rank) {
+Tensor read_tensor(const OrtApi& api, const OrtValue* value, const OpNames& names, int input,
+                   std::size_t rank) {
   if (!value) throw InvalidArgument(describe(names, input) + " is missing");
   int is_tensor = 0;
   check(api, api.IsTensor(value, &is_tensor));
@@ -95,7 +96,8 @@ Tensor read_tensor(const OrtApi& api, const OrtValue* value, const OpNames& name
   return tensor;
 }
 
-void expect_shape(const Tensor& tensor, const OpNames& names, int input, const std::vector<std::int64_t>& shape) {
+void expect_shape(const Tensor& tensor, const OpNames& names, int input,
+                  const std::vector<std::int64_t>& shape) {
   for (std::size_t i = 0; i < shape.size(); ++i) {
     if (shape[i] >= 0 && tensor.shape[i] != shape[i]) {
       throw InvalidArgument(describe(names, input) + " has shape " + to_string(tensor.shape) + ", expected " +
@@ -113,7 +115,8 @@ void KernelInfo::refuse_other_types(const char* name) const {
                       succeeded(api_, api_.KernelInfoGetAttribute_float(info_, name, &real)) ||
                       succeeded(api_, api_.KernelInfoGetAttributeArray_float(info_, name, nullptr, &size)) ||
                       succeeded(api_, api_.KernelInfoGetAttribute_string(info_, name, nullptr, &size));
-  if (exists) throw InvalidArgument(std::string("dyndeploy.") + op_ + ": attribute " + name + " has the wrong type");
+  if (exists)
+    throw InvalidArgument(std::string("dyndeploy.") + op_ + ": attribute " + name + " has the wrong type");
 }
 
 std::int64_t KernelInfo::integer(const char* name, std::int64_t fallback) const {
@@ -125,12 +128,13 @@ std::int64_t KernelInfo::integer(const char* name, std::int64_t fallback) const 
 
 std::vector<std::int64_t> KernelInfo::integers(const char* name) const {
   std::size_t size = 0;
-  if (!succeeded(api_, api_.KernelInfoGetAttributeArray_int64(info_, name, nullptr, &size))) {
+  // An attribute of another type may read as an empty list.
+  if (!succeeded(api_, api_.KernelInfoGetAttributeArray_int64(info_, name, nullptr, &size)) || !size) {
     refuse_other_types(name);
     return {};
   }
   std::vector<std::int64_t> values(size);
-  if (size) check(api_, api_.KernelInfoGetAttributeArray_int64(info_, name, values.data(), &size));
+  check(api_, api_.KernelInfoGetAttributeArray_int64(info_, name, values.data(), &size));
   return values;
 }
 

@@ -71,14 +71,17 @@ struct OpNames {
 };
 
 // Fails unless the value is a float32 tensor of this rank.
-Tensor read_tensor(const OrtApi& api, const OrtValue* value, const OpNames& names, int input, std::size_t rank);
+Tensor read_tensor(const OrtApi& api, const OrtValue* value, const OpNames& names, int input,
+                   std::size_t rank);
 
 // Fails unless the tensor has this shape; -1 stands for any size.
-void expect_shape(const Tensor& tensor, const OpNames& names, int input, const std::vector<std::int64_t>& shape);
+void expect_shape(const Tensor& tensor, const OpNames& names, int input,
+                  const std::vector<std::int64_t>& shape);
 
 class KernelInfo {
  public:
-  KernelInfo(const OrtApi& api, const OrtKernelInfo* info, const char* op) : api_(api), info_(info), op_(op) {}
+  KernelInfo(const OrtApi& api, const OrtKernelInfo* info, const char* op)
+      : api_(api), info_(info), op_(op) {}
   // The attribute, or the default when the node lacks it. Fails on an attribute of another type.
   std::int64_t integer(const char* name, std::int64_t fallback) const;
   // An empty vector when the node lacks it.

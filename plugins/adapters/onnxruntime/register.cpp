@@ -25,12 +25,13 @@ constexpr int kMaxThreads = 256;
 
 using AllOps = std::tuple<CustomOp<SpatialMasker>, CustomOp<ChannelMasker>, CustomOp<ChannelMaskerHidden>,
                           CustomOp<SpatialBottleneck>, CustomOp<SpatialBottleneckProjection>,
-                          CustomOp<LayerBottleneck>, CustomOp<LayerBottleneckProjection>, CustomOp<ChannelBottleneck>,
-                          CustomOp<ChannelBottleneckProjection>, CustomOp<SpatialChannelBottleneck>,
-                          CustomOp<SpatialChannelBottleneckProjection>>;
+                          CustomOp<LayerBottleneck>, CustomOp<LayerBottleneckProjection>,
+                          CustomOp<ChannelBottleneck>, CustomOp<ChannelBottleneckProjection>,
+                          CustomOp<SpatialChannelBottleneck>, CustomOp<SpatialChannelBottleneckProjection>>;
 
 template <class... Op>
-std::unique_ptr<std::tuple<Op...>> make_ops(const std::tuple<Op...>*, const OrtApi& api, const Registration& shared) {
+std::unique_ptr<std::tuple<Op...>> make_ops(const std::tuple<Op...>*, const OrtApi& api,
+                                            const Registration& shared) {
   return std::unique_ptr<std::tuple<Op...>>(new std::tuple<Op...>(Op(api, shared)...));
 }
 
@@ -70,7 +71,8 @@ int session_threads(const OrtApi& api, const OrtSessionOptions* options) {
 
 void register_ops(const OrtApi& api, OrtSessionOptions* options) {
   const cpu::Isa* isa = cpu::select_isa();
-  if (!isa) throw InvalidArgument("dyndeploy: this CPU cannot run the instruction set that DYNDEPLOY_CPU_ISA names");
+  if (!isa)
+    throw InvalidArgument("dyndeploy: this CPU cannot run the instruction set that DYNDEPLOY_CPU_ISA names");
   const int threads = session_threads(api, options);
   static std::mutex mutex;
   static std::map<std::pair<const cpu::Isa*, int>, std::unique_ptr<Domain>>& domains =

@@ -10,7 +10,8 @@ class SpatialBottleneck : public BottleneckKernel {
   static constexpr const char* kName = "SpatialBottleneck";
   static constexpr const char* kInputs[] = {"x", "mask", "w1", "b1", "w2", "b2", "w3", "b3"};
   static constexpr bool kInPlace = true;
-  static constexpr BottleneckOpInfo kOp{{kName, kInputs, static_cast<int>(std::size(kInputs))}, Skipping::kSpatial, false};
+  static constexpr BottleneckOpInfo kOp{
+      {kName, kInputs, static_cast<int>(std::size(kInputs))}, Skipping::kSpatial, false};
 
   SpatialBottleneck(const KernelInfo& info, const Registration& registration)
       : BottleneckKernel(kOp, info, registration) {}
@@ -22,7 +23,8 @@ class SpatialBottleneckProjection : public BottleneckKernel {
   static constexpr const char* kName = "SpatialBottleneckProjection";
   static constexpr const char* kInputs[] = {"x", "mask", "w1", "b1", "w2", "b2", "w3", "b3", "wd", "bd"};
   static constexpr bool kInPlace = false;
-  static constexpr BottleneckOpInfo kOp{{kName, kInputs, static_cast<int>(std::size(kInputs))}, Skipping::kSpatial, true};
+  static constexpr BottleneckOpInfo kOp{
+      {kName, kInputs, static_cast<int>(std::size(kInputs))}, Skipping::kSpatial, true};
 
   SpatialBottleneckProjection(const KernelInfo& info, const Registration& registration)
       : BottleneckKernel(kOp, info, registration) {}

@@ -8,9 +8,11 @@ namespace dyndeploy::ort {
 class SpatialChannelBottleneck : public BottleneckKernel {
  public:
   static constexpr const char* kName = "SpatialChannelBottleneck";
-  static constexpr const char* kInputs[] = {"x", "spatial_mask", "channel_mask", "w1", "b1", "w2", "b2", "w3", "b3"};
+  static constexpr const char* kInputs[] = {"x",  "spatial_mask", "channel_mask", "w1", "b1",
+                                            "w2", "b2",           "w3",           "b3"};
   static constexpr bool kInPlace = true;
-  static constexpr BottleneckOpInfo kOp{{kName, kInputs, static_cast<int>(std::size(kInputs))}, Skipping::kSpatialChannel, false};
+  static constexpr BottleneckOpInfo kOp{
+      {kName, kInputs, static_cast<int>(std::size(kInputs))}, Skipping::kSpatialChannel, false};
 
   SpatialChannelBottleneck(const KernelInfo& info, const Registration& registration)
       : BottleneckKernel(kOp, info, registration) {}
@@ -20,9 +22,11 @@ class SpatialChannelBottleneck : public BottleneckKernel {
 class SpatialChannelBottleneckProjection : public BottleneckKernel {
  public:
   static constexpr const char* kName = "SpatialChannelBottleneckProjection";
-  static constexpr const char* kInputs[] = {"x", "spatial_mask", "channel_mask", "w1", "b1", "w2", "b2", "w3", "b3", "wd", "bd"};
+  static constexpr const char* kInputs[] = {"x",  "spatial_mask", "channel_mask", "w1", "b1", "w2",
+                                            "b2", "w3",           "b3",           "wd", "bd"};
   static constexpr bool kInPlace = false;
-  static constexpr BottleneckOpInfo kOp{{kName, kInputs, static_cast<int>(std::size(kInputs))}, Skipping::kSpatialChannel, true};
+  static constexpr BottleneckOpInfo kOp{
+      {kName, kInputs, static_cast<int>(std::size(kInputs))}, Skipping::kSpatialChannel, true};
 
   SpatialChannelBottleneckProjection(const KernelInfo& info, const Registration& registration)
       : BottleneckKernel(kOp, info, registration) {}

@@ -8,8 +8,8 @@ namespace {
 std::int64_t mask_size(const KernelInfo& info, const char* name) {
   const std::int64_t value = info.integer(name, 0);
   if (value < 1 || value > (1 << 16)) {
-    throw InvalidArgument(std::string("dyndeploy.SpatialMasker: attribute ") + name + " is " + std::to_string(value) +
-                          ", expected a positive integer");
+    throw InvalidArgument(std::string("dyndeploy.SpatialMasker: attribute ") + name + " is " +
+                          std::to_string(value) + ", expected a positive integer");
   }
   return value;
 }
@@ -31,7 +31,8 @@ void SpatialMasker::compute(KernelContext& context) {
   expect_shape(weight, kNames, 1, {-1, x.shape[3]});
   expect_shape(bias, kNames, 2, {groups});
   const std::int64_t cells = x.shape[0] * groups;
-  if (mask_height_ * mask_width_ > INT32_MAX / cells) throw InvalidArgument("dyndeploy.SpatialMasker: the mask is too large");
+  if (mask_height_ * mask_width_ > INT32_MAX / cells)
+    throw InvalidArgument("dyndeploy.SpatialMasker: the mask is too large");
   float* mask = context.output(0, {x.shape[0], groups, mask_height_, mask_width_});
   cpu::MaskerInput input{x.data, static_cast<int>(x.shape[0]), static_cast<int>(x.shape[1]),
                          static_cast<int>(x.shape[2]), static_cast<int>(x.shape[3])};

@@ -15,7 +15,9 @@ struct Range {
 };
 
 Range part(int begin, int end, int index, int parts) {
-  const auto at = [=](int i) { return begin + static_cast<int>(static_cast<std::int64_t>(end - begin) * i / parts); };
+  const auto at = [=](int i) {
+    return begin + static_cast<int>(static_cast<std::int64_t>(end - begin) * i / parts);
+  };
   return {at(index), at(index + 1)};
 }
 
@@ -29,8 +31,8 @@ struct Grid {
 constexpr int kRowBlock = kMaxBlockTiles * kMaxTileRows;
 constexpr std::int64_t kStreamedBytes = 512 << 10;
 
-// Cutting the weights lets every thread stream only its own part of them, which is what counts where they do not
-// stay in a cache or are copied first; cutting the rows spares packing every row on every thread.
+// Cutting the weights lets every thread stream only its own part of them, which is what counts where they do
+// not stay in a cache or are copied first; cutting the rows spares packing every row on every thread.
 Grid make_grid(int rows, int columns, std::int64_t weight_bytes, bool copies, int threads) {
   if (threads <= 1 || rows <= 0) return {};
   Grid grid;
@@ -70,14 +72,15 @@ int slice_panels(const Isa& isa, const ConvolutionView& conv) {
   return std::min(panels, std::max(2, static_cast<int>(kSliceBytes / panel) / 2 * 2));
 }
 
-// Runs the product over panels [panels.begin, panels.end); first makes the copy of its weights where only some
-// channels are active. `then` is what this thread computes next, if known.
+// Runs the product over panels [panels.begin, panels.end); first makes the copy of its weights where only
+// some channels are active. `then` is what this thread computes next, if known.
 void product(const Context& c, Gemm& g, const ConvolutionView& conv, Range rows, Range panels,
              const ConvolutionView* then, int worker) {
   Upcoming upcoming;
   g.upcoming = &upcoming;
   const auto expect = [&](const ConvolutionView* next, int begin, int end) {
-    upcoming = next ? upcoming_slice(*c.isa, *next, {begin, std::min(end, ceil_to_int(next->outputs, c.isa->panel_width))})
+    upcoming = next ? upcoming_slice(*c.isa, *next,
+                                     {begin, std::min(end, ceil_to_int(next->outputs, c.isa->panel_width))})
                     : Upcoming{};
   };
   const int then_panels = then ? slice_panels(*c.isa, *then) : 0;
@@ -116,7 +119,8 @@ void conv1(const Context& c, const WeightsView& w, Range rows, Range panels, int
 }
 
 // columns: panels of the only group, or groups
-void conv2(const Context& c, const WeightsView& w, Range rows, Range columns, float* h2, int first, int worker) {
+void conv2(const Context& c, const WeightsView& w, Range rows, Range columns, float* h2, int first,
+           int worker) {
   const bool one = w.group_count == 1;
   for (int i = one ? 0 : columns.begin; i < (one ? 1 : columns.end); ++i) {
     const GroupView& group = w.groups[i];
@@ -157,7 +161,8 @@ RowSource shortcut_rows(const Context& c, const std::int32_t* index) {
   return a;
 }
 
-void conv3(const Context& c, const WeightsView& w, Range rows, Range panels, const float* h2, int first, int worker) {
+void conv3(const Context& c, const WeightsView& w, Range rows, Range panels, const float* h2, int first,
+           int worker) {
   Gemm g;
   g.source[0].a.base = h2;
   g.source[0].a.stride = c.h2_stride;
@@ -213,7 +218,8 @@ void run_rows(const Context& c, const WeightsView& w, Range dilated, Range activ
   const int panels3 = ceil_to_int(c.layer.outputs, PW);
   const bool copies = w.conv1.selects();
   const Grid grid1 = make_grid(dilated.size(), panels1, bytes(c.layer.inputs, w.middle), copies, threads);
-  const Grid grid2 = make_grid(active.size(), columns2, bytes(9 * w.middle, w.middle) / w.group_count, copies, threads);
+  const Grid grid2 =
+      make_grid(active.size(), columns2, bytes(9 * w.middle, w.middle) / w.group_count, copies, threads);
   const Grid grid3 = make_grid(active.size(), panels3, bytes(w.middle, c.layer.outputs), copies, threads);
 
   const auto body1 = [&](int task, int worker) {
@@ -333,7 +339,8 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
   const Phase skipped(inactive_parts, inactive_body);
 
   if (!call.channel_mask) {
-    run_rows(c, weights.full(), {0, c.lists.dilated_begin[batch]}, {0, active}, inactive ? &skipped : nullptr, pool);
+    run_rows(c, weights.full(), {0, c.lists.dilated_begin[batch]}, {0, active}, inactive ? &skipped : nullptr,
+             pool);
     return;
   }
 
@@ -367,7 +374,8 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
       for (const ConvolutionView* conv : {&view.conv1, &view.conv3})
         floats = std::max(floats, slice_floats(*c.isa, *conv, slice_panels(*c.isa, *conv)));
       for (int g = 0; g < view.group_count; ++g)
-        floats = std::max(floats, slice_floats(*c.isa, view.groups[g].conv, slice_panels(*c.isa, view.groups[g].conv)));
+        floats = std::max(
+            floats, slice_floats(*c.isa, view.groups[g].conv, slice_panels(*c.isa, view.groups[g].conv)));
       c.slices = workspace.take<float*>(static_cast<std::size_t>(threads));
       for (int t = 0; t < threads; ++t) c.slices[t] = workspace.take<float>(floats);
       run_rows(c, view, dilated_rows, active_rows, nullptr, pool);

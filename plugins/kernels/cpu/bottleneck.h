@@ -1,5 +1,5 @@
-// The dynamic residual bottlenecks. Activations are channels-last; y may be x where the layer has no projection,
-// and then only active pixels are touched.
+// The dynamic residual bottlenecks. Activations are channels-last; y may be x where the layer has no
+// projection, and then only active pixels are touched.
 #pragma once
 
 #include "parallel.h"
@@ -14,7 +14,8 @@ struct BottleneckCall {
   BottleneckShape shape;
   const float* x = nullptr;
   float* y = nullptr;
-  // (batch, mask_height, mask_width); nullptr: every pixel is active. One value per sample skips whole layers.
+  // (batch, mask_height, mask_width); nullptr: every pixel is active. One value per sample skips whole
+  // layers.
   const float* spatial_mask = nullptr;
   int mask_height = 0;
   int mask_width = 0;

@@ -27,7 +27,8 @@ void pack(const PackSource& source, int panel_begin, int panel_end, float* out) 
         const float* row = from + n * source.out_stride;
         for (int t = 0; t < source.taps; ++t) {
           float* to = panel + static_cast<std::ptrdiff_t>(t) * source.inputs * PW + n;
-          for (int c = c0; c < c1; ++c) to[static_cast<std::ptrdiff_t>(c) * PW] = row[c * source.in_stride + t];
+          for (int c = c0; c < c1; ++c)
+            to[static_cast<std::ptrdiff_t>(c) * PW] = row[c * source.in_stride + t];
         }
       }
     }
@@ -47,36 +48,31 @@ void gather_columns(const ColumnGather& g) {
     }
     return;
   }
-  if constexpr (V::kHasCompress) {
-    constexpr std::uint64_t kLanes = (std::uint64_t{1} << V::kWidth) - 1;
-    unsigned bits[V::kPanelVectors];
-    int at[V::kPanelVectors];
-    int total = 0;
-    for (int v = 0; v < V::kPanelVectors; ++v) {
-      bits[v] = static_cast<unsigned>(g.active >> (v * V::kWidth) & kLanes);
-      at[v] = total;
-      total += __builtin_popcount(bits[v]);
-    }
+  int column[64] = {};
+  int total = 0;
+  for (int n = 0; n < PW; ++n) {
+    if (g.active >> n & 1u) column[total++] = n;
+  }
+  if constexpr (V::kHasSelect) {
+    static_assert(V::kPanelVectors == 2, "a panel is one pair of vectors");
     constexpr int kAhead = 16;
+    const auto first = V::lanes(column), second = V::lanes(column + V::kWidth);
+    const bool two = total > V::kWidth;
     for (int k = 0; k < g.count; ++k) {
       const float* from = g.panel + static_cast<std::ptrdiff_t>(g.rows ? g.rows[k] : k) * PW;
       if (k + kAhead < g.count) {
-        const float* next = g.panel + static_cast<std::ptrdiff_t>(g.rows ? g.rows[k + kAhead] : k + kAhead) * PW;
+        const float* next =
+            g.panel + static_cast<std::ptrdiff_t>(g.rows ? g.rows[k + kAhead] : k + kAhead) * PW;
         __builtin_prefetch(next);
         __builtin_prefetch(next + V::kWidth);
       }
       float* to = g.out + k * g.out_stride;
-      // In this order each store overwrites the zeros that the one before left behind its last lane.
-      DYNDEPLOY_UNROLL
-      for (int v = 0; v < V::kPanelVectors; ++v)
-        V::store(to + at[v], V::compress(V::load(from + v * V::kWidth), bits[v]));
+      const auto low = V::load(from), high = V::load(from + V::kWidth);
+      // The lanes beyond the last column land where the next panel's columns will.
+      V::store(to, V::select(low, high, first));
+      if (two) V::store(to + V::kWidth, V::select(low, high, second));
     }
   } else {
-    int column[64];
-    int total = 0;
-    for (int n = 0; n < PW; ++n) {
-      if (g.active >> n & 1u) column[total++] = n;
-    }
     for (int k = 0; k < g.count; ++k) {
       const float* from = g.panel + static_cast<std::ptrdiff_t>(g.rows ? g.rows[k] : k) * PW;
       float* to = g.out + k * g.out_stride;

@@ -14,18 +14,20 @@ namespace dyndeploy::cpu {
 
 constexpr int kMaxTaps = 9;
 constexpr int kMaxTileRows = 14;
-constexpr int kBlock = 16;           // floats of one row that lie together in a packed tile of A
-constexpr int kChunk = 576;          // rows of B per pass when A is packed
-constexpr int kMaxBlockTiles = 8;    // tiles of rows that share one pass over the weights
+constexpr int kBlock = 16;         // floats of one row that lie together in a packed tile of A
+constexpr int kChunk = 576;        // rows of B per pass when A is packed
+constexpr int kMaxBlockTiles = 8;  // tiles of rows that share one pass over the weights
 
 // What one caller of Isa::gemm needs; every tap adds at most one partly filled block to a chunk.
-constexpr std::size_t kGemmRowsFloats = std::size_t{kMaxBlockTiles} * kMaxTileRows * (kChunk + kMaxTaps * kBlock);
+constexpr std::size_t kGemmRowsFloats =
+    std::size_t{kMaxBlockTiles} * kMaxTileRows * (kChunk + kMaxTaps * kBlock);
 constexpr std::size_t gemm_accumulator_floats(int panels, int panel_width) {
-  return std::size_t{kMaxBlockTiles} * kMaxTileRows * static_cast<std::size_t>(panels) * static_cast<std::size_t>(panel_width);
+  return std::size_t{kMaxBlockTiles} * kMaxTileRows * static_cast<std::size_t>(panels) *
+         static_cast<std::size_t>(panel_width);
 }
 
-// Where the rows of A lie. Pixel `index[r]` (r - first without an index) starts at base + pixel * stride; tap t
-// is tap_offset[t] floats further on, or all zeros where bit t of valid[r] is 0.
+// Where the rows of A lie. Pixel `index[r]` (r - first without an index) starts at base + pixel * stride; tap
+// t is tap_offset[t] floats further on, or all zeros where bit t of valid[r] is 0.
 struct RowSource {
   const float* base = nullptr;
   std::ptrdiff_t stride = 0;
@@ -52,7 +54,7 @@ struct Upcoming {
   int panels = 0;                      // left to fetch
   const std::int32_t* rows = nullptr;  // which rows of each panel; nullptr: 0 ... count - 1
   int count = 0;
-  int row = 0;                         // next one
+  int row = 0;  // next one
 };
 
 struct GemmSource {
@@ -62,15 +64,15 @@ struct GemmSource {
 
 // value = sum + bias [+ residual]; [relu]; [- subtract]
 struct Epilogue {
-  const float* bias = nullptr;                // readable up to a whole number of panels
-  const std::uint8_t* bias_class = nullptr;   // row r uses bias + bias_class[r] * bias_stride
+  const float* bias = nullptr;               // readable up to a whole number of panels
+  const std::uint8_t* bias_class = nullptr;  // row r uses bias + bias_class[r] * bias_stride
   std::ptrdiff_t bias_stride = 0;
-  const float* residual = nullptr;            // laid out like out, found through the same index
+  const float* residual = nullptr;  // laid out like out, found through the same index
   bool relu = false;
-  const float* subtract = nullptr;            // readable up to a whole number of panels
+  const float* subtract = nullptr;  // readable up to a whole number of panels
   float* out = nullptr;
   std::ptrdiff_t stride = 0;
-  const std::int32_t* index = nullptr;        // pixel of row r; r - first without an index
+  const std::int32_t* index = nullptr;  // pixel of row r; r - first without an index
   int first = 0;
 };
 
@@ -84,13 +86,13 @@ struct Gemm {
 
 // Memory for one caller of Isa::gemm at a time.
 struct GemmScratch {
-  float* a = nullptr;            // kGemmRowsFloats
-  float* accumulators = nullptr; // gemm_accumulator_floats() for the panels of the call
-  const float* zeros = nullptr;  // zeros: at least the longest tap, rounded up to a block
+  float* a = nullptr;             // kGemmRowsFloats
+  float* accumulators = nullptr;  // gemm_accumulator_floats() for the panels of the call
+  const float* zeros = nullptr;   // zeros: at least the longest tap, rounded up to a block
 };
 
 struct PackSource {
-  const float* weights = nullptr;    // weight (n, c, t) is at n * out_stride + c * in_stride + t
+  const float* weights = nullptr;  // weight (n, c, t) is at n * out_stride + c * in_stride + t
   std::ptrdiff_t out_stride = 0;
   std::ptrdiff_t in_stride = 0;
   int taps = 1;
@@ -100,11 +102,11 @@ struct PackSource {
 
 // One column gather: the active output channels of one panel, for a list of its rows.
 struct ColumnGather {
-  const float* panel = nullptr;         // rows of panel_width floats
-  const std::int32_t* rows = nullptr;   // which rows; nullptr: 0 ... count-1
+  const float* panel = nullptr;        // rows of panel_width floats
+  const std::int32_t* rows = nullptr;  // which rows; nullptr: 0 ... count-1
   int count = 0;
-  std::uint64_t active = 0;             // bit n: column n is taken
-  float* out = nullptr;                 // count rows, out_stride apart; may be written one vector too far
+  std::uint64_t active = 0;  // bit n: column n is taken
+  float* out = nullptr;      // count rows, out_stride apart; may be written one vector too far
   std::ptrdiff_t out_stride = 0;
 };
 

@@ -1,6 +1,6 @@
-// The matrix product for one vector type; included by one translation unit per instruction set. Everything sits
-// in an unnamed namespace and no standard template is instantiated here: a weak symbol compiled with this unit's
-// instruction-set flags could otherwise replace the baseline one in the rest of the library.
+// The matrix product for one vector type; included by one translation unit per instruction set. Everything
+// sits in an unnamed namespace and no standard template is instantiated here: a weak symbol compiled with
+// this unit's instruction-set flags could otherwise replace the baseline one in the rest of the library.
 #pragma once
 
 #include <cstring>
@@ -55,7 +55,8 @@ DYNDEPLOY_INLINE void locate(const Epilogue& e, int row, RowTargets<R>& t) {
 }
 
 template <class V, int R, int NV>
-DYNDEPLOY_INLINE void finish(typename V::Reg (&c)[R][NV], const Epilogue& e, int row, int column, int columns) {
+DYNDEPLOY_INLINE void finish(typename V::Reg (&c)[R][NV], const Epilogue& e, int row, int column,
+                             int columns) {
   RowTargets<R> t;
   locate<R>(e, row, t);
   const int left = columns - column;
@@ -91,20 +92,21 @@ DYNDEPLOY_INLINE void finish(typename V::Reg (&c)[R][NV], const Epilogue& e, int
   }
 }
 
-// ---------------------------------------------------------------------------------------- A packed into tiles
+// ---------------------------------------------------------------------------------------- A packed into
+// tiles
 
 struct TileCall {
-  const float* a;                // [segment][block][row][kBlock]
-  const float* b;                // first row of B
+  const float* a;  // [segment][block][row][kBlock]
+  const float* b;  // first row of B
   std::ptrdiff_t row_stride;
   int segments;
-  int length;                    // rows of B per segment
+  int length;  // rows of B per segment
   float* accumulators;
   bool first;
   bool last;
-  const char* prefetch;          // one line per row of B, prefetch_step apart
+  const char* prefetch;  // one line per row of B, prefetch_step apart
   std::ptrdiff_t prefetch_step;
-  bool prefetch_pair;            // and the line after it
+  bool prefetch_pair;  // and the line after it
   const Gemm* gemm;
   int row;
   int column;
@@ -302,9 +304,11 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
         for (int t = 0; t < count; ++t) {
           const int n = edge[t + 1] - edge[t];
           call.a = scratch.a + (edge[t] - edge[0]) * depth;
-          call.accumulators = scratch.accumulators + (static_cast<std::ptrdiff_t>(p - panel_begin) * kMaxBlockTiles + t) * MR * PW;
+          call.accumulators = scratch.accumulators +
+                              (static_cast<std::ptrdiff_t>(p - panel_begin) * kMaxBlockTiles + t) * MR * PW;
           call.row = edge[t];
-          call.prefetch = reinterpret_cast<const char*>(ahead ? ahead : scratch.a) + (ahead ? lines / count * t : 0);
+          call.prefetch =
+              reinterpret_cast<const char*>(ahead ? ahead : scratch.a) + (ahead ? lines / count * t : 0);
           const bool narrow = g.columns - call.column <= PW / 2;
           narrow ? run_packed_tile<V, NV / 2>(n, call) : run_packed_tile<V, NV>(n, call);
         }
@@ -397,7 +401,8 @@ inline void run_direct_tile(int rows, const Gemm& g, const float* const* pixels,
 }
 
 template <class V>
-void gemm_direct(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_end, const float* zeros) {
+void gemm_direct(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_end,
+                 const float* zeros) {
   constexpr int MR = V::kDirectRows;
   const float* pixels[2 * kMaxTaps * MR];
   const int rows = row_end - row_begin;
@@ -421,7 +426,8 @@ void gemm_direct(const Gemm& g, int row_begin, int row_end, int panel_begin, int
 }
 
 template <class V>
-void gemm(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_end, const GemmScratch& scratch) {
+void gemm(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_end,
+          const GemmScratch& scratch) {
   if (row_begin >= row_end || panel_begin >= panel_end) return;
   std::int64_t depth = 0;
   for (int i = 0; i < g.sources; ++i) {

@@ -9,7 +9,8 @@ namespace {
 void mark_borders(int count, int size, int stride, int dilation, int low, int high, std::uint8_t* border) {
   for (int i = 0; i < count; ++i) {
     const int centre = i * stride;
-    border[i] = static_cast<std::uint8_t>((centre < dilation ? low : 0) | (centre + dilation >= size ? high : 0));
+    border[i] =
+        static_cast<std::uint8_t>((centre < dilation ? low : 0) | (centre + dilation >= size ? high : 0));
   }
 }
 
@@ -17,7 +18,8 @@ void mark_borders(int count, int size, int stride, int dilation, int low, int hi
 
 PixelLists make_lists(const BottleneckLayer& layer, const BottleneckShape& shape, const float* mask,
                       int mask_height, int mask_width, bool want_inactive, Workspace& workspace) {
-  const int batch = shape.batch, H = shape.height, W = shape.width, Ho = shape.out_height, Wo = shape.out_width;
+  const int batch = shape.batch, H = shape.height, W = shape.width, Ho = shape.out_height,
+            Wo = shape.out_width;
   const int s = layer.stride, d = layer.dilation;
   const std::size_t in_pixels = static_cast<std::size_t>(batch) * H * W;
   const std::size_t out_pixels = static_cast<std::size_t>(batch) * Ho * Wo;
@@ -42,12 +44,14 @@ PixelLists make_lists(const BottleneckLayer& layer, const BottleneckShape& shape
 
   auto* mask_row = workspace.take<std::int32_t>(Ho);
   auto* mask_column = workspace.take<std::int32_t>(Wo);
-  for (int y = 0; y < Ho; ++y) mask_row[y] = static_cast<std::int32_t>(static_cast<std::int64_t>(y) * mask_height / Ho);
-  for (int x = 0; x < Wo; ++x) mask_column[x] = static_cast<std::int32_t>(static_cast<std::int64_t>(x) * mask_width / Wo);
+  for (int y = 0; y < Ho; ++y)
+    mask_row[y] = static_cast<std::int32_t>(static_cast<std::int64_t>(y) * mask_height / Ho);
+  for (int x = 0; x < Wo; ++x)
+    mask_column[x] = static_cast<std::int32_t>(static_cast<std::int64_t>(x) * mask_width / Wo);
 
   auto* columns = workspace.take<std::int32_t>(Wo);  // active x of the current mask row
   auto* others = workspace.take<std::int32_t>(Wo);
-  auto* needed = workspace.take<std::uint8_t>(W);    // input columns under their taps
+  auto* needed = workspace.take<std::uint8_t>(W);  // input columns under their taps
   auto* map = workspace.take<std::uint8_t>(static_cast<std::size_t>(H) * W);
 
   int A = 0, D = 0, I = 0;

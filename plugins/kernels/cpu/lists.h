@@ -12,9 +12,9 @@ namespace dyndeploy::cpu {
 struct PixelLists {
   // Output pixels (n * Ho + y) * Wo + x to compute, and what the 3x3 needs to know of each.
   const std::int32_t* active = nullptr;
-  const std::int32_t* centre = nullptr;       // the input pixel under the middle tap
-  const std::uint16_t* valid = nullptr;       // bit t: tap t lies inside the map
-  const std::uint8_t* border = nullptr;       // kBorder... of the taps outside
+  const std::int32_t* centre = nullptr;  // the input pixel under the middle tap
+  const std::uint16_t* valid = nullptr;  // bit t: tap t lies inside the map
+  const std::uint8_t* border = nullptr;  // kBorder... of the taps outside
   const std::int32_t* active_begin = nullptr;
   // Input pixels under any tap of an active output pixel: where the first convolution is needed.
   const std::int32_t* dilated = nullptr;

@@ -11,7 +11,9 @@ namespace {
 // Below this a fork costs more than the second thread brings.
 constexpr std::int64_t kWorthForking = 1 << 17;
 
-int bin_begin(int i, int size, int bins) { return static_cast<int>(static_cast<std::int64_t>(i) * size / bins); }
+int bin_begin(int i, int size, int bins) {
+  return static_cast<int>(static_cast<std::int64_t>(i) * size / bins);
+}
 int bin_end(int i, int size, int bins) {
   return static_cast<int>((static_cast<std::int64_t>(i + 1) * size + bins - 1) / bins);
 }
@@ -24,8 +26,8 @@ ThreadPool limited(const ThreadPool& pool, std::int64_t work) {
 
 }  // namespace
 
-void run_spatial_masker(const Isa& isa, const MaskerInput& input, const float* weight, const float* bias, int groups,
-                        int mask_height, int mask_width, float* mask, const ThreadPool& pool) {
+void run_spatial_masker(const Isa& isa, const MaskerInput& input, const float* weight, const float* bias,
+                        int groups, int mask_height, int mask_width, float* mask, const ThreadPool& pool) {
   const std::ptrdiff_t pixel = input.channels;
   const std::ptrdiff_t row = input.width * pixel;
   const auto body = [&](int task, int) {
@@ -53,13 +55,14 @@ void run_spatial_masker(const Isa& isa, const MaskerInput& input, const float* w
   run_phases(limited(pool, work), &phase, 1);
 }
 
-void run_channel_masker(const Isa& isa, const MaskerInput& input, const ChannelMaskerWeights& weights, float* mask,
-                        Workspace& workspace, const ThreadPool& pool) {
+void run_channel_masker(const Isa& isa, const MaskerInput& input, const ChannelMaskerWeights& weights,
+                        float* mask, Workspace& workspace, const ThreadPool& pool) {
   const int C = input.channels, batch = input.batch;
   const int pixels = input.height * input.width;
   const int features = weights.hidden_weight ? weights.hidden : C;
   auto* mean = workspace.take<float>(static_cast<std::size_t>(batch) * C);
-  float* hidden = weights.hidden_weight ? workspace.take<float>(static_cast<std::size_t>(batch) * features) : mean;
+  float* hidden =
+      weights.hidden_weight ? workspace.take<float>(static_cast<std::size_t>(batch) * features) : mean;
 
   const int lane_block = std::max(4 * isa.vector_width, 16);
   const int threads = std::max(1, pool.threads);
@@ -70,7 +73,8 @@ void run_channel_masker(const Isa& isa, const MaskerInput& input, const ChannelM
     const int begin = blocks * slice / slices * lane_block;
     const int end = std::min(C, blocks * (slice + 1) / slices * lane_block);
     float* to = mean + static_cast<std::ptrdiff_t>(n) * C + begin;
-    isa.column_sums(input.x + static_cast<std::ptrdiff_t>(n) * pixels * C + begin, C, pixels, end - begin, to);
+    isa.column_sums(input.x + static_cast<std::ptrdiff_t>(n) * pixels * C + begin, C, pixels, end - begin,
+                    to);
     for (int c = 0; c < end - begin; ++c) to[c] /= static_cast<float>(pixels);
   };
   const int hidden_parts = std::min(threads, std::max(1, weights.hidden / 8));
@@ -90,7 +94,8 @@ void run_channel_masker(const Isa& isa, const MaskerInput& input, const ChannelM
     for (int i = begin; i < end; ++i) {
       const float* row = weights.weight + static_cast<std::ptrdiff_t>(i) * features;
       for (int n = 0; n < batch; ++n) {
-        const float v = isa.dot(hidden + static_cast<std::ptrdiff_t>(n) * features, row, features) + weights.bias[i];
+        const float v =
+            isa.dot(hidden + static_cast<std::ptrdiff_t>(n) * features, row, features) + weights.bias[i];
         mask[static_cast<std::ptrdiff_t>(n) * weights.groups + i] = v >= 0.0f ? 1.0f : 0.0f;
       }
     }

@@ -16,8 +16,8 @@ struct MaskerInput {
 };
 
 // mask (batch, groups, mask_height, mask_width) = adaptive mean of x . weight (groups, channels) + bias >= 0
-void run_spatial_masker(const Isa& isa, const MaskerInput& input, const float* weight, const float* bias, int groups,
-                        int mask_height, int mask_width, float* mask, const ThreadPool& pool);
+void run_spatial_masker(const Isa& isa, const MaskerInput& input, const float* weight, const float* bias,
+                        int groups, int mask_height, int mask_width, float* mask, const ThreadPool& pool);
 
 struct ChannelMaskerWeights {
   const float* hidden_weight = nullptr;  // (hidden, channels), or nullptr
@@ -29,7 +29,7 @@ struct ChannelMaskerWeights {
 };
 
 // mask (batch, groups) = weight . [relu(hidden_weight . mean + hidden_bias) or mean] + bias >= 0
-void run_channel_masker(const Isa& isa, const MaskerInput& input, const ChannelMaskerWeights& weights, float* mask,
-                        Workspace& workspace, const ThreadPool& pool);
+void run_channel_masker(const Isa& isa, const MaskerInput& input, const ChannelMaskerWeights& weights,
+                        float* mask, Workspace& workspace, const ThreadPool& pool);
 
 }  // namespace dyndeploy::cpu

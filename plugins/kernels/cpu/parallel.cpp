@@ -19,9 +19,9 @@ void relax() {
 #endif
 }
 
-// One fork for the whole chain: workers claim tasks in order and wait for a phase only while every task of the
-// phases before it has been claimed by a thread that is running it. So the wait always ends, even when the pool
-// runs all workers one after the other.
+// One fork for the whole chain: workers claim tasks in order and wait for a phase only while every task of
+// the phases before it has been claimed by a thread that is running it. So the wait always ends, even when
+// the pool runs all workers one after the other.
 struct Chain {
   const Phase* phases;
   int count;

@@ -24,9 +24,9 @@ struct Phase {
   // body(task, worker) must outlive the phase and must not throw; workers are 0 ... threads - 1.
   template <class Body>
   Phase(int count, const Body& body)
-      : tasks(count), state(&body), run([](const void* s, int task, int worker) {
-          (*static_cast<const Body*>(s))(task, worker);
-        }) {}
+      : tasks(count),
+        state(&body),
+        run([](const void* s, int task, int worker) { (*static_cast<const Body*>(s))(task, worker); }) {}
 };
 
 void run_phases(const ThreadPool& pool, const Phase* phases, int count);

@@ -29,8 +29,8 @@ class Carver {
 
 }  // namespace
 
-PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer, const BottleneckWeights& weights,
-                                   bool channel_skipping)
+PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
+                                   const BottleneckWeights& weights, bool channel_skipping)
     : isa_(&isa), layer_(layer), groups_(new GroupView[static_cast<std::size_t>(layer.groups)]) {
   const int C = layer.inputs, M = layer.middle, Co = layer.outputs, G = layer.groups;
   const int PW = isa.panel_width;
@@ -143,7 +143,8 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   std::fill(skipped, skipped + co_floats, 0.0f);
   for (int n = 0; n < Co; ++n) {
     double sum = b3[n];
-    for (int c = 0; c < M; ++c) sum += static_cast<double>(weights.w3[static_cast<std::size_t>(n) * M + c]) * r2[c];
+    for (int c = 0; c < M; ++c)
+      sum += static_cast<double>(weights.w3[static_cast<std::size_t>(n) * M + c]) * r2[c];
     skipped[n] = static_cast<float>(sum);
   }
   relu_b1_ = r1;
@@ -218,8 +219,8 @@ WeightsView PackedBottleneck::select(const std::uint8_t* on, int count, Workspac
 
 namespace {
 
-// The length of a row of copied weights. Made an odd number of cache lines, so that the rows of one panel do not
-// fall into the same cache sets; the copy may write one vector beyond its columns.
+// The length of a row of copied weights. Made an odd number of cache lines, so that the rows of one panel do
+// not fall into the same cache sets; the copy may write one vector beyond its columns.
 std::ptrdiff_t slice_stride(const Isa& isa, int panels) {
   const int lines = ceil_to_int(panels * isa.panel_width + isa.vector_width, 16);
   return static_cast<std::ptrdiff_t>(lines | 1) * 16;

@@ -19,8 +19,8 @@ struct BottleneckWeights {
   const float *wd = nullptr, *bd = nullptr;
 };
 
-// Which rows and columns of packed weights a sample's active channels leave. The product itself runs on a copy of
-// a slice of them, made just before.
+// Which rows and columns of packed weights a sample's active channels leave. The product itself runs on a
+// copy of a slice of them, made just before.
 struct WeightSelection {
   const std::int32_t* rows = nullptr;     // nullptr: all of them
   const std::int32_t* columns = nullptr;  // nullptr: all of them
@@ -29,7 +29,7 @@ struct WeightSelection {
 struct ConvolutionView {
   PanelView weights;  // of all channels
   WeightSelection selection;
-  int inputs = 0;     // per tap
+  int inputs = 0;  // per tap
   int taps = 1;
   int outputs = 0;
 
@@ -82,10 +82,12 @@ class PackedBottleneck {
   const WeightsView& full() const { return full_; }
   const PanelView& projection() const { return projection_; }
   const float* projection_bias() const { return projection_bias_; }
-  // b3 [+ bd] + w3 . relu(b2): the block's output, before the shortcut and ReLU, when every channel is skipped.
+  // b3 [+ bd] + w3 . relu(b2): the block's output, before the shortcut and ReLU, when every channel is
+  // skipped.
   const float* skipped_output() const { return skipped_output_; }
 
-  // The view of one sample's active channels. on: a flag per middle channel; count of them are set, at least one.
+  // The view of one sample's active channels. on: a flag per middle channel; count of them are set, at least
+  // one.
   WeightsView select(const std::uint8_t* on, int count, Workspace& workspace) const;
 
  private:

@@ -15,7 +15,7 @@ struct Avx512 {
   // 6 x 4 accumulators: fewer rows, so that each row's address can stay in a general register.
   static constexpr int kDirectRows = 6;
   static constexpr int kDirectVectors = 4;
-  static constexpr bool kHasCompress = true;
+  static constexpr bool kHasSelect = true;
 
   static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
   static Reg zero() { return _mm512_setzero_ps(); }
@@ -30,10 +30,10 @@ struct Avx512 {
   // The operand order lets NaN through.
   static Reg relu(Reg a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
   static float sum(Reg a) { return _mm512_reduce_add_ps(a); }
-  // The lanes whose bit is set, moved together; the others become zero.
-  static Reg compress(Reg a, unsigned bits) {
-    return _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), a);
-  }
+  // Lanes of a (0 ... 15) and b (16 ... 31) in any order.
+  using Lanes = __m512i;
+  static Lanes lanes(const int* from) { return _mm512_loadu_si512(from); }
+  static Reg select(Reg a, Reg b, Lanes lanes) { return _mm512_permutex2var_ps(a, lanes, b); }
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
-// What the compiler must be told so that accumulators stay in registers. First, full unrolling of loops whose trip count is a template argument: neither compiler
-// keeps an indexed array in registers unless every index is a constant.
+// What the compiler must be told so that accumulators stay in registers. First, full unrolling of loops whose
+// trip count is a template argument: neither compiler keeps an indexed array in registers unless every index
+// is a constant.
 #pragma once
 
 // Anything that the inner loops touch has to be inlined: a call would spill every accumulator.

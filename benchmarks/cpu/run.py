@@ -1,0 +1,144 @@
+"""Realisation on this CPU: dynamic networks against their static twins, interleaved in one run.
+
+    python benchmarks/cpu/run.py                                # the main table: ResNet-50 and -101, 1 and 2 threads
+    python benchmarks/cpu/run.py --native off                   # the portable function bodies
+    python benchmarks/cpu/run.py --granularities 8-4-7-1,1-1-1-1 --modes spatial --batches 8
+
+Weights are random and masks are forced: latency depends on neither. Results go to benchmarks/results/ as JSON (all
+medians and spreads) and as a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dyndeploy import Bundle, ExportSettings, create_model, export_model, verify_bundle
+from dyndeploy.files import write_json, write_text
+from dyndeploy.profiling import profile_bundle
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def export(network: str, mode: str, granularity: str, batch: int, folder: Path) -> tuple[Bundle, float, float]:
+    """Export and verify; returns the bundle and both times in seconds."""
+    torch.manual_seed(0)
+    model = create_model(network, mode=mode, granularity=tuple(int(part) for part in granularity.split("-")))
+    start = time.perf_counter()
+    bundle = export_model(model, folder, ExportSettings(static=True, batch=batch))
+    exported = time.perf_counter()
+    assert verify_bundle(bundle).passed, f"{folder} does not verify"
+    return bundle, exported - start, time.perf_counter() - exported
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run every configuration."""
+    rows: list[dict[str, Any]] = []
+    machine: dict[str, Any] = {}
+    configurations = itertools.product(arguments.networks, arguments.modes, arguments.granularities, arguments.batches)
+    for network, mode, granularity, batch in configurations:
+        if mode in ("channel", "layer") and granularity != arguments.granularities[0]:
+            continue  # These modes have no patches.
+        with tempfile.TemporaryDirectory() as scratch:
+            bundle, export_s, verify_s = export(network, mode, granularity, batch, Path(scratch) / "bundle")
+            for threads in arguments.threads:
+                profile = profile_bundle(
+                    bundle,
+                    threads=threads,
+                    rates=arguments.rates,
+                    native=arguments.native,
+                    min_seconds=arguments.seconds,
+                )
+                machine = profile.machine
+                value = profile.to_json()
+                for rate in value["rates"]:
+                    rows.append(
+                        {
+                            "network": network,
+                            "mode": mode,
+                            "granularity": granularity,
+                            "batch": batch,
+                            "threads": threads,
+                            "native": value["native"],
+                            "export_s": export_s,
+                            "verify_s": verify_s,
+                            "static_ms": value["static"]["median_ms"],
+                            "static_cov": value["static"]["cov"],
+                            "static_gflops": 2e-9 * value["static_macs"] * batch / value["static"]["median_ms"] * 1e3,
+                            **{
+                                key: rate[key]
+                                for key in (
+                                    "rate",
+                                    "masks",
+                                    "median_ms",
+                                    "p90_ms",
+                                    "cov",
+                                    "ideal_speedup",
+                                    "realised_speedup",
+                                    "realised_speedup_cpu",
+                                    "realised_spread",
+                                    "realisation",
+                                    "blocks",
+                                    "rest",
+                                )
+                            },
+                        }
+                    )
+                    print(line(rows[-1]), flush=True)
+    return {"kind": "measured", "masks": "forced", "machine": machine, "rows": rows}
+
+
+HEAD = (
+    "| network | mode | granularity | batch | threads | rate | static ms | dynamic ms | ideal | realised | "
+    "realisation (by CPU time) |\n|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table."""
+    cpu = row["realised_speedup_cpu"]
+    by_cpu = "" if cpu is None else f" ({cpu / row['ideal_speedup']:.2f})"
+    return (
+        f"| {row['network']} | {row['mode']} | {row['granularity']} | {row['batch']} | {row['threads']} "
+        f"| {row['rate']:.2f} | {row['static_ms']:.2f} | {row['median_ms']:.2f} | {row['ideal_speedup']:.2f} "
+        f"| {row['realised_speedup']:.2f} | {row['realisation']:.2f}{by_cpu} |"
+    )
+
+
+def main() -> None:
+    """Parse, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = lambda text: text.split(",")  # noqa: E731
+    numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
+    parser.add_argument("--networks", type=words, default=["laud_resnet50", "laud_resnet101"])
+    parser.add_argument("--modes", type=words, default=["spatial", "channel", "layer", "both"])
+    parser.add_argument("--granularities", type=words, default=["4-4-2-1"])
+    parser.add_argument("--batches", type=numbers, default=[1])
+    parser.add_argument("--threads", type=numbers, default=[1, 2])
+    parser.add_argument(
+        "--rates", type=lambda text: [float(part) for part in text.split(",")], default=[1.0, 0.75, 0.5, 0.25, 0.1]
+    )
+    parser.add_argument("--native", default="auto")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of timing per configuration")
+    parser.add_argument("--output", default="cpu", help="file name in benchmarks/results, without ending")
+    arguments = parser.parse_args()
+    result = measure(arguments)
+    machine = result["machine"]
+    write_json(RESULTS / f"{arguments.output}.json", result)
+    table = "\n".join([HEAD, *(line(row) for row in result["rows"])])
+    native = result["rows"][0]["native"]["description"].rsplit("/", 1)[-1]
+    write_text(
+        RESULTS / f"{arguments.output}.md",
+        f"# Realisation on a CPU, measured, masks forced\n\n{machine.get('cpu')}, {machine.get('date')}, ONNX Runtime "
+        f"{machine.get('versions', {}).get('onnxruntime')}, operators: {native}.\n\n{table}\n",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dyndeploy.cli import run
+from dyndeploy.training import dump_recipe
+from tests.training.helpers import tiny
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    torch.set_num_threads(1)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump_recipe(tiny(epochs=1)), encoding="utf-8")
+    return path
+
+
+def test_json_is_all_that_stdout_holds(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "run"
+    assert run(["train", str(recipe), "-o", str(output), "--epochs", "2", "--json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert captured.err == ""
+    assert result["recipe"]["epochs"] == len(result["history"]) == 2
+    assert result == json.loads((output / "result.json").read_text())
+
+
+def test_the_table_names_every_block(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", str(recipe)]) == 0
+    printed = capsys.readouterr().out
+    for block in ("layer1.0", "layer2.0", "layer3.0", "layer4.0"):
+        assert block in printed
+    assert "Held-out accuracy" in printed
+    assert (tmp_path / "runs" / "tiny" / "checkpoint.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["digits-laud-resnet14-smal-spatial"], 2, "Did you mean 'digits-laud-resnet14-small-spatial'"),
+        (["nowhere.yaml"], 1, "There is no recipe nowhere.yaml"),
+        (["digits-laud-resnet14-small-spatial", "--epochs", "0"], 2, "epochs: 0 is not valid"),
+        (["laud-resnet50-layer"], 2, "--data DIR"),
+        (["laud-resnet50-layer", "--data", "nowhere"], 1, "There is no folder nowhere"),
+        (["digits-laud-resnet14-small-spatial", "--init", "nowhere.pt"], 1, "nowhere.pt"),
+    ],
+)
+def test_mistakes_end_with_a_message_and_a_code(
+    arguments: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", *arguments]) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+    assert not list(tmp_path.iterdir())

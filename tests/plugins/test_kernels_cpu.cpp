@@ -1,0 +1,522 @@
+// Unit tests of the CPU kernels against a naive reference in double. Usage: test_kernels_cpu ISA | parts
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "bottleneck.h"
+#include "lists.h"
+#include "masker.h"
+
+namespace {
+
+using namespace dyndeploy::cpu;
+
+int failures = 0;
+int checks = 0;
+
+#define CHECK(condition, ...)                                     \
+  do {                                                            \
+    ++checks;                                                     \
+    if (!(condition)) {                                           \
+      ++failures;                                                 \
+      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::printf(__VA_ARGS__);                                   \
+      std::printf("\n");                                          \
+    }                                                             \
+  } while (false)
+
+using Rng = std::mt19937;
+
+int pick(Rng& rng, int low, int high) { return std::uniform_int_distribution<int>(low, high)(rng); }
+bool coin(Rng& rng, double p = 0.5) { return std::bernoulli_distribution(p)(rng); }
+
+std::vector<float> normal(Rng& rng, std::size_t count, double scale) {
+  std::normal_distribution<float> distribution(0.0f, static_cast<float>(scale));
+  std::vector<float> values(count);
+  for (float& v : values) v = distribution(rng);
+  return values;
+}
+
+std::size_t product_of(std::initializer_list<int> sizes) {
+  std::size_t product = 1;
+  for (const int s : sizes) product *= static_cast<std::size_t>(s);
+  return product;
+}
+
+// A pool with real threads, so that the sanitizers see races.
+void parallel_for_threads(void*, ThreadPool::Function function, void* state, std::size_t count) {
+  std::vector<std::thread> threads;
+  for (std::size_t i = 1; i < count; ++i) threads.emplace_back([=] { function(state, i); });
+  function(state, 0);
+  for (std::thread& t : threads) t.join();
+}
+
+// A pool that runs one worker after the other, the last one first: what a runtime with one thread may do.
+void parallel_for_backwards(void*, ThreadPool::Function function, void* state, std::size_t count) {
+  for (std::size_t i = count; i-- > 0;) function(state, i);
+}
+
+ThreadPool threads(int count) { return {count, nullptr, &parallel_for_threads}; }
+ThreadPool one_by_one(int count) { return {count, nullptr, &parallel_for_backwards}; }
+
+// ------------------------------------------------------------------------------------------------- reference
+
+struct Problem {
+  BottleneckLayer layer;
+  BottleneckShape shape;
+  std::vector<float> w1, b1, w2, b2, w3, b3, wd, bd, x;
+  std::vector<float> spatial_mask, channel_mask;  // empty: none
+  int mask_height = 0, mask_width = 0, channel_groups = 0;
+
+  BottleneckWeights weights() const {
+    BottleneckWeights w;
+    w.w1 = w1.data();
+    w.b1 = b1.data();
+    w.w2 = w2.data();
+    w.b2 = b2.data();
+    w.w3 = w3.data();
+    w.b3 = b3.data();
+    w.wd = layer.projection ? wd.data() : nullptr;
+    w.bd = layer.projection ? bd.data() : nullptr;
+    return w;
+  }
+  std::size_t outputs() const {
+    return product_of({shape.batch, shape.out_height, shape.out_width, layer.outputs});
+  }
+};
+
+std::vector<double> reference(const Problem& p) {
+  const BottleneckLayer& l = p.layer;
+  const BottleneckShape& s = p.shape;
+  const int C = l.inputs, M = l.middle, Co = l.outputs, width = M / l.groups;
+  std::vector<double> y(p.outputs());
+  for (int n = 0; n < s.batch; ++n) {
+    std::vector<double> keep(static_cast<std::size_t>(M), 1.0);
+    if (p.channel_groups) {
+      for (int c = 0; c < M; ++c)
+        keep[c] = p.channel_mask[static_cast<std::size_t>(n) * p.channel_groups + c / (M / p.channel_groups)];
+    }
+    const float* x = p.x.data() + product_of({n, s.height, s.width, C});
+    std::vector<double> h1(product_of({s.height, s.width, M}));
+    for (int i = 0; i < s.height * s.width; ++i) {
+      for (int m = 0; m < M; ++m) {
+        double z = 0.0;
+        for (int c = 0; c < C; ++c) z += double{p.w1[static_cast<std::size_t>(m) * C + c]} * x[i * C + c];
+        h1[static_cast<std::size_t>(i) * M + m] = std::max(0.0, keep[m] * z + p.b1[m]);
+      }
+    }
+    for (int oy = 0; oy < s.out_height; ++oy) {
+      for (int ox = 0; ox < s.out_width; ++ox) {
+        bool active = true;
+        if (!p.spatial_mask.empty()) {
+          const int i = oy * p.mask_height / s.out_height, j = ox * p.mask_width / s.out_width;
+          active = p.spatial_mask[product_of({n, p.mask_height, p.mask_width}) + i * p.mask_width + j] > 0.5f;
+        }
+        std::vector<double> h2(static_cast<std::size_t>(M));
+        for (int m = 0; m < M && active; ++m) {
+          double z = 0.0;
+          for (int t = 0; t < 9; ++t) {
+            const int iy = oy * l.stride + (t / 3 - 1) * l.dilation,
+                      ix = ox * l.stride + (t % 3 - 1) * l.dilation;
+            if (iy < 0 || iy >= s.height || ix < 0 || ix >= s.width) continue;
+            for (int c = 0; c < width; ++c) {
+              z += double{p.w2[(static_cast<std::size_t>(m) * width + c) * 9 + t]} *
+                   h1[(static_cast<std::size_t>(iy) * s.width + ix) * M + m / width * width + c];
+            }
+          }
+          h2[m] = std::max(0.0, keep[m] * z + p.b2[m]);
+        }
+        for (int o = 0; o < Co; ++o) {
+          const float* centre = x + (static_cast<std::size_t>(oy) * l.stride * s.width + ox * l.stride) * C;
+          double v = l.projection ? p.bd[o] : centre[o];
+          for (int c = 0; c < C && l.projection; ++c)
+            v += double{p.wd[static_cast<std::size_t>(o) * C + c]} * centre[c];
+          if (active) {
+            v += p.b3[o];
+            for (int m = 0; m < M; ++m) v += p.w3[static_cast<std::size_t>(o) * M + m] * h2[m];
+          }
+          y[product_of({n, s.out_height, s.out_width, Co}) +
+            (static_cast<std::size_t>(oy) * s.out_width + ox) * Co + o] = std::max(0.0, v);
+        }
+      }
+    }
+  }
+  return y;
+}
+
+// -------------------------------------------------------------------------------------------------- problems
+
+enum class Masks { kNone, kSpatial, kLayer, kChannel, kBoth };
+
+Problem make_problem(Rng& rng, BottleneckLayer layer, int batch, int height, int width, Masks masks,
+                     double rate) {
+  Problem p;
+  p.layer = layer;
+  p.shape = bottleneck_shape(layer, batch, height, width);
+  const int C = layer.inputs, M = layer.middle, Co = layer.outputs, group = M / layer.groups;
+  p.w1 = normal(rng, product_of({M, C}), 1 / std::sqrt(C));
+  p.b1 = normal(rng, product_of({M}), 0.5);
+  p.w2 = normal(rng, product_of({M, group, 9}), 1 / std::sqrt(9.0 * group));
+  p.b2 = normal(rng, product_of({M}), 0.5);
+  p.w3 = normal(rng, product_of({Co, M}), 1 / std::sqrt(M));
+  p.b3 = normal(rng, product_of({Co}), 0.5);
+  if (layer.projection) {
+    p.wd = normal(rng, product_of({Co, C}), 1 / std::sqrt(C));
+    p.bd = normal(rng, product_of({Co}), 0.5);
+  }
+  p.x = normal(rng, product_of({batch, height, width, C}), 1.0);
+  for (float& v : p.x) v = std::fabs(v);
+  if (masks == Masks::kSpatial || masks == Masks::kBoth || masks == Masks::kLayer) {
+    const bool layer_mask = masks == Masks::kLayer;
+    p.mask_height = layer_mask ? 1 : pick(rng, 1, p.shape.out_height);
+    p.mask_width = layer_mask ? 1 : pick(rng, 1, p.shape.out_width);
+    p.spatial_mask.resize(product_of({batch, p.mask_height, p.mask_width}));
+    for (float& v : p.spatial_mask) v = coin(rng, rate) ? 1.0f : 0.0f;
+  }
+  if (masks == Masks::kChannel || masks == Masks::kBoth) {
+    std::vector<int> divisors;
+    for (int d = 1; d <= M; ++d) {
+      if (M % d == 0) divisors.push_back(d);
+    }
+    p.channel_groups =
+        divisors[static_cast<std::size_t>(pick(rng, 0, static_cast<int>(divisors.size()) - 1))];
+    p.channel_mask.resize(product_of({batch, p.channel_groups}));
+    for (float& v : p.channel_mask) v = coin(rng, rate) ? 1.0f : 0.0f;
+  }
+  return p;
+}
+
+std::vector<float> run(const Isa& isa, const Problem& p, const ThreadPool& pool, bool in_place,
+                       Workspace& workspace) {
+  const PackedBottleneck packed(isa, p.layer, p.weights(), p.channel_groups > 0);
+  std::vector<float> y = in_place ? p.x : std::vector<float>(p.outputs(), std::nanf(""));
+  BottleneckCall call;
+  call.weights = &packed;
+  call.shape = p.shape;
+  call.x = in_place ? y.data() : p.x.data();
+  call.y = y.data();
+  call.spatial_mask = p.spatial_mask.empty() ? nullptr : p.spatial_mask.data();
+  call.mask_height = p.mask_height;
+  call.mask_width = p.mask_width;
+  call.channel_mask = p.channel_groups ? p.channel_mask.data() : nullptr;
+  call.channel_groups = p.channel_groups;
+  workspace.reset();
+  run_bottleneck(call, workspace, pool);
+  return y;
+}
+
+std::string describe(const Problem& p, double rate) {
+  char text[256];
+  std::snprintf(text, sizeof text,
+                "C %d M %d Co %d stride %d dilation %d groups %d projection %d, %dx%dx%d, masks %dx%d, %d "
+                "groups, rate %.2f",
+                p.layer.inputs, p.layer.middle, p.layer.outputs, p.layer.stride, p.layer.dilation,
+                p.layer.groups, p.layer.projection, p.shape.batch, p.shape.height, p.shape.width,
+                p.mask_height, p.mask_width, p.channel_groups, rate);
+  return text;
+}
+
+void check_problem(const Isa& isa, const Problem& p, double rate, Workspace& workspace) {
+  const std::vector<double> expected = reference(p);
+  double scale = 1.0;
+  for (const double v : expected) scale = std::max(scale, v);
+  // A workspace that has seen nothing yet keeps every piece in a buffer of its own, where AddressSanitizer watches it.
+  Workspace fresh;
+  const std::vector<float> single = run(isa, p, threads(1), false, fresh);
+  double worst = 0.0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const double error = std::fabs(single[i] - expected[i]);
+    worst = error > worst || std::isnan(error) ? error : worst;
+    if (std::isnan(error)) break;
+  }
+  CHECK(worst <= 2e-5 * scale, "error %g at scale %g: %s", worst, scale, describe(p, rate).c_str());
+  // The same sums in the same order, whoever computes them.
+  const std::size_t bytes = single.size() * sizeof(float);
+  const auto same = [&](const std::vector<float>& other) {
+    return std::memcmp(single.data(), other.data(), bytes) == 0;
+  };
+  Workspace other_fresh;
+  CHECK(same(run(isa, p, threads(3), false, other_fresh)), "3 threads: %s", describe(p, rate).c_str());
+  CHECK(same(run(isa, p, one_by_one(5), false, workspace)), "5 workers, one thread: %s",
+        describe(p, rate).c_str());
+  if (!p.layer.projection) {
+    CHECK(same(run(isa, p, threads(2), true, workspace)), "in place: %s", describe(p, rate).c_str());
+  }
+}
+
+void test_bottlenecks(const Isa& isa) {
+  Rng rng(7);
+  Workspace workspace;
+  for (int i = 0; i < 240; ++i) {
+    BottleneckLayer layer;
+    layer.projection = coin(rng);
+    layer.groups = coin(rng, 0.6) ? 1 : pick(rng, 2, 4);
+    layer.middle = layer.groups * pick(rng, 1, layer.groups > 1 ? 20 : 70);
+    layer.inputs = pick(rng, 1, 80);
+    layer.outputs = layer.projection ? pick(rng, 1, 120) : layer.inputs;
+    layer.stride = layer.projection ? pick(rng, 1, 2) : 1;
+    layer.dilation = pick(rng, 1, 3);
+    static constexpr Masks kMasks[] = {Masks::kNone, Masks::kSpatial, Masks::kLayer, Masks::kChannel,
+                                       Masks::kBoth};
+    static constexpr double kRates[] = {0.0, 0.1, 0.5, 0.9, 1.0};
+    const double rate = kRates[pick(rng, 0, 4)];
+    check_problem(
+        isa,
+        make_problem(rng, layer, pick(rng, 1, 3), pick(rng, 1, 13), pick(rng, 1, 13), kMasks[i % 5], rate),
+        rate, workspace);
+  }
+}
+
+// Sizes that take every path: weights beyond a chunk and beyond L2, more rows than one block, sliced copies.
+void test_large(const Isa& isa) {
+  Rng rng(11);
+  Workspace workspace;
+  struct Size {
+    int inputs, middle, outputs, height, width;
+    bool projection;
+    int stride;
+  };
+  static constexpr Size kSizes[] = {{700, 200, 700, 5, 6, false, 1},
+                                    {64, 16, 64, 17, 19, false, 1},
+                                    {300, 150, 610, 9, 7, true, 2},
+                                    {1300, 24, 40, 3, 3, true, 1}};
+  for (const Size& size : kSizes) {
+    for (const Masks masks : {Masks::kSpatial, Masks::kChannel, Masks::kBoth}) {
+      BottleneckLayer layer;
+      layer.inputs = size.inputs;
+      layer.middle = size.middle;
+      layer.outputs = size.outputs;
+      layer.projection = size.projection;
+      layer.stride = size.stride;
+      check_problem(isa, make_problem(rng, layer, 1, size.height, size.width, masks, 0.6), 0.6, workspace);
+    }
+  }
+}
+
+void test_maskers(const Isa& isa) {
+  Rng rng(13);
+  Workspace workspace;
+  for (int i = 0; i < 60; ++i) {
+    const int batch = pick(rng, 1, 3), height = pick(rng, 1, 12), width = pick(rng, 1, 12),
+              C = pick(rng, 1, 150);
+    const int groups = pick(rng, 1, 3), mh = pick(rng, 1, height), mw = pick(rng, 1, width);
+    const std::vector<float> x = normal(rng, product_of({batch, height, width, C}), 1.0);
+    const std::vector<float> weight = normal(rng, product_of({groups, C}), 1.0),
+                             bias = normal(rng, product_of({groups}), 0.1);
+    const MaskerInput input{x.data(), batch, height, width, C};
+    std::vector<float> mask(product_of({batch, groups, mh, mw}), -1.0f);
+    run_spatial_masker(isa, input, weight.data(), bias.data(), groups, mh, mw, mask.data(), threads(3));
+    for (std::size_t at = 0; at < mask.size(); ++at) {
+      const int j = static_cast<int>(at) % mw, k = static_cast<int>(at) / mw % mh;
+      const int g = static_cast<int>(at) / (mw * mh) % groups, n = static_cast<int>(at) / (mw * mh * groups);
+      const int y0 = k * height / mh, y1 = ((k + 1) * height + mh - 1) / mh;
+      const int x0 = j * width / mw, x1 = ((j + 1) * width + mw - 1) / mw;
+      double sum = 0.0;
+      for (int yy = y0; yy < y1; ++yy) {
+        for (int xx = x0; xx < x1; ++xx) {
+          for (int c = 0; c < C; ++c)
+            sum += double{x[product_of({n, height, width, C}) +
+                            static_cast<std::size_t>((yy * width + xx) * C + c)]} *
+                   weight[static_cast<std::size_t>(g * C + c)];
+        }
+      }
+      const double logit = sum / ((y1 - y0) * (x1 - x0)) + bias[static_cast<std::size_t>(g)];
+      if (std::fabs(logit) > 1e-4)
+        CHECK(mask[at] == (logit >= 0 ? 1.0f : 0.0f), "spatial masker, logit %g", logit);
+    }
+
+    const bool with_hidden = coin(rng);
+    const int hidden = pick(rng, 1, 20), features = with_hidden ? hidden : C, G = pick(rng, 1, 40);
+    const std::vector<float> hw = normal(rng, product_of({hidden, C}), 1.0),
+                             hb = normal(rng, product_of({hidden}), 0.1);
+    const std::vector<float> w = normal(rng, product_of({G, features}), 1.0),
+                             b = normal(rng, product_of({G}), 0.1);
+    ChannelMaskerWeights weights;
+    weights.hidden_weight = with_hidden ? hw.data() : nullptr;
+    weights.hidden_bias = hb.data();
+    weights.hidden = hidden;
+    weights.weight = w.data();
+    weights.bias = b.data();
+    weights.groups = G;
+    std::vector<float> channel(product_of({batch, G}), -1.0f);
+    workspace.reset();
+    run_channel_masker(isa, input, weights, channel.data(), workspace, threads(2));
+    for (int n = 0; n < batch; ++n) {
+      std::vector<double> f(static_cast<std::size_t>(C));
+      for (int q = 0; q < height * width; ++q) {
+        for (int c = 0; c < C; ++c)
+          f[static_cast<std::size_t>(c)] +=
+              x[product_of({n, height, width, C}) + static_cast<std::size_t>(q * C + c)] /
+              double(height * width);
+      }
+      if (with_hidden) {
+        std::vector<double> h(static_cast<std::size_t>(hidden));
+        for (int q = 0; q < hidden; ++q) {
+          double sum = hb[static_cast<std::size_t>(q)];
+          for (int c = 0; c < C; ++c)
+            sum += hw[static_cast<std::size_t>(q * C + c)] * f[static_cast<std::size_t>(c)];
+          h[static_cast<std::size_t>(q)] = std::max(0.0, sum);
+        }
+        f = h;
+      }
+      for (int g = 0; g < G; ++g) {
+        double logit = b[static_cast<std::size_t>(g)];
+        for (int q = 0; q < features; ++q)
+          logit += w[static_cast<std::size_t>(g * features + q)] * f[static_cast<std::size_t>(q)];
+        if (std::fabs(logit) > 1e-4) {
+          CHECK(channel[static_cast<std::size_t>(n * G + g)] == (logit >= 0 ? 1.0f : 0.0f),
+                "channel masker, logit %g", logit);
+        }
+      }
+    }
+  }
+  // A tie keeps the patch.
+  const std::vector<float> zero(16, 0.0f);
+  float mask = 0.0f;
+  run_spatial_masker(isa, {zero.data(), 1, 2, 2, 4}, zero.data(), zero.data(), 1, 1, 1, &mask, threads(1));
+  CHECK(mask == 1.0f, "a logit of exactly zero");
+}
+
+// ----------------------------------------------------------------------------------------------------- parts
+
+void test_lists() {
+  Rng rng(3);
+  Workspace workspace;
+  for (int i = 0; i < 300; ++i) {
+    BottleneckLayer layer;
+    layer.stride = pick(rng, 1, 3);
+    layer.dilation = pick(rng, 1, 3);
+    const BottleneckShape s = bottleneck_shape(layer, pick(rng, 1, 3), pick(rng, 1, 14), pick(rng, 1, 14));
+    const int mh = pick(rng, 1, s.out_height), mw = pick(rng, 1, s.out_width);
+    std::vector<float> mask(product_of({s.batch, mh, mw}));
+    for (float& v : mask) v = coin(rng, 0.4) ? 1.0f : 0.0f;
+    workspace.reset();
+    const PixelLists lists = make_lists(layer, s, mask.data(), mh, mw, true, workspace);
+    for (int n = 0; n < s.batch; ++n) {
+      std::set<int> active, dilated, inactive;
+      for (int y = 0; y < s.out_height; ++y) {
+        for (int x = 0; x < s.out_width; ++x) {
+          const int out = (n * s.out_height + y) * s.out_width + x;
+          if (mask[product_of({n, mh, mw}) +
+                   static_cast<std::size_t>(y * mh / s.out_height * mw + x * mw / s.out_width)] <= 0.5f) {
+            inactive.insert(out);
+            continue;
+          }
+          active.insert(out);
+          for (int t = 0; t < 9; ++t) {
+            const int iy = y * layer.stride + (t / 3 - 1) * layer.dilation,
+                      ix = x * layer.stride + (t % 3 - 1) * layer.dilation;
+            if (iy >= 0 && iy < s.height && ix >= 0 && ix < s.width)
+              dilated.insert((n * s.height + iy) * s.width + ix);
+          }
+        }
+      }
+      const auto equal = [&](const std::set<int>& expected, const std::int32_t* list,
+                             const std::int32_t* begin) {
+        return std::vector<int>(expected.begin(), expected.end()) ==
+               std::vector<int>(list + begin[n], list + begin[n + 1]);
+      };
+      CHECK(equal(active, lists.active, lists.active_begin), "active");
+      CHECK(equal(dilated, lists.dilated, lists.dilated_begin), "dilated");
+      CHECK(equal(inactive, lists.inactive, lists.inactive_begin), "inactive");
+      for (int r = lists.active_begin[n]; r < lists.active_begin[n + 1]; ++r) {
+        const int at = lists.active[r] % (s.out_height * s.out_width);
+        const int y = at / s.out_width * layer.stride, x = at % s.out_width * layer.stride;
+        CHECK(lists.centre[r] == (n * s.height + y) * s.width + x, "centre");
+        unsigned valid = 0;
+        for (int t = 0; t < 9; ++t) {
+          const int iy = y + (t / 3 - 1) * layer.dilation, ix = x + (t % 3 - 1) * layer.dilation;
+          if (iy >= 0 && iy < s.height && ix >= 0 && ix < s.width) valid |= 1u << t;
+        }
+        CHECK(lists.valid[r] == valid, "valid taps %x, expected %x", lists.valid[r], valid);
+        CHECK(border_taps(lists.border[r]) == valid, "border class");
+      }
+    }
+  }
+}
+
+void test_phases() {
+  for (const ThreadPool& pool : {threads(1), threads(4), one_by_one(3)}) {
+    for (int round = 0; round < 50; ++round) {
+      std::atomic<int> first{0}, second{0}, early{0};
+      const auto a = [&](int, int) { first.fetch_add(1); };
+      const auto b = [&](int, int worker) {
+        if (first.load() != 17) early.fetch_add(1);
+        if (worker < 0 || worker >= pool.threads) early.fetch_add(1);
+        second.fetch_add(1);
+      };
+      const Phase phases[3] = {Phase(17, a), Phase(0, b), Phase(9, b)};
+      run_phases(pool, phases, 3);
+      CHECK(first == 17 && second == 9, "every task runs once");
+      CHECK(early == 0, "a phase waits for the one before");
+    }
+  }
+}
+
+void test_workspace() {
+  Workspace workspace;
+  for (int round = 0; round < 4; ++round) {
+    workspace.reset();
+    std::vector<std::pair<char*, std::size_t>> pieces;
+    for (const std::size_t size : {100u, 5000u, 3u, 70000u}) {
+      char* piece = workspace.take<char>(size);
+      CHECK(reinterpret_cast<std::uintptr_t>(piece) % 64 == 0, "alignment");
+      for (const auto& [other, length] : pieces)
+        CHECK(piece + size <= other || other + length <= piece, "overlap");
+      std::memset(piece, 1, size);
+      pieces.emplace_back(piece, size);
+    }
+    const Workspace::Mark mark = workspace.mark();
+    for (int i = 0; i < 5; ++i) {
+      std::memset(workspace.take<char>(4000u << i), 2, 4000u << i);
+      workspace.rewind(mark);
+    }
+    for (const auto& [piece, length] : pieces) {
+      CHECK(std::all_of(piece, piece + length, [](char c) { return c == 1; }), "pieces survive a rewind");
+    }
+  }
+}
+
+void test_dispatch() {
+  const Isa* all[8];
+  const int count = available_isas(all, 8);
+  CHECK(count >= 1, "no instruction set");
+  unsetenv("DYNDEPLOY_CPU_ISA");
+  CHECK(select_isa() == all[0], "the best one is chosen");
+  setenv("DYNDEPLOY_CPU_ISA", "generic", 1);
+  CHECK(select_isa() && std::string(select_isa()->name) == "generic", "the environment decides");
+  setenv("DYNDEPLOY_CPU_ISA", "vax", 1);
+  CHECK(select_isa() == nullptr, "an unknown name is refused");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string what = argc == 2 ? argv[1] : "";
+  if (what == "parts") {
+    test_lists();
+    test_phases();
+    test_workspace();
+    test_dispatch();
+  } else {
+    const Isa* isa = find_isa(what.c_str());
+    if (!isa) {
+      std::printf("skipped: this build or machine has no '%s'\n", what.c_str());
+      return 77;
+    }
+    test_bottlenecks(*isa);
+    test_large(*isa);
+    test_maskers(*isa);
+  }
+  std::printf("%s: %d checks, %d failed\n", what.c_str(), checks, failures);
+  return failures ? 1 : 0;
+}
