@@ -62,8 +62,9 @@ struct Context {
   float** slices;        // one per worker, where channels are skipped
 };
 
-// Copied slices of weights are read once per few rows, so they have to stay in L2.
-constexpr std::int64_t kSliceBytes = 512 << 10;
+// Copied slices of weights are read once per few rows, so they have to stay in L2, beside the weights of the next
+// slice, which are fetched meanwhile.
+constexpr std::int64_t kSliceBytes = 256 << 10;
 
 int slice_panels(const Isa& isa, const ConvolutionView& conv) {
   const std::int64_t panel = static_cast<std::int64_t>(conv.depth()) * isa.panel_width * 4;

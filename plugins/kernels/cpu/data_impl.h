@@ -39,43 +39,49 @@ template <class V>
 void gather_columns(const ColumnGather& g) {
   constexpr int PW = V::kPanelVectors * V::kWidth;
   constexpr std::uint64_t kAll = PW == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << PW % 64) - 1;
-  if (g.active == kAll) {
-    for (int k = 0; k < g.count; ++k) {
-      const float* from = g.panel + static_cast<std::ptrdiff_t>(g.rows ? g.rows[k] : k) * PW;
-      float* to = g.out + k * g.out_stride;
-      DYNDEPLOY_UNROLL
-      for (int v = 0; v < V::kPanelVectors; ++v) V::store(to + v * V::kWidth, V::load(from + v * V::kWidth));
-    }
-    return;
-  }
   int column[64] = {};
   int total = 0;
   for (int n = 0; n < PW; ++n) {
     if (g.active >> n & 1u) column[total++] = n;
   }
+  // Copies, because the compiler cannot know that the rows written do not overlap the description.
+  const float* const panel = g.panel;
+  const std::int32_t* const rows = g.rows;
+  const int count = g.count;
+  const std::ptrdiff_t stride = g.out_stride;
+  const auto row = [=](int k) { return panel + static_cast<std::ptrdiff_t>(rows ? rows[k] : k) * PW; };
+  // Skipped rows defeat the hardware's prefetching.
+  constexpr int kAhead = 48;
+  const auto fetch = [=](int k) {
+    const float* next = row(k + kAhead < count ? k + kAhead : count - 1);
+    for (int i = 0; i < PW; i += 16) __builtin_prefetch(next + i);
+  };
+  float* to = g.out;
+  if (g.active == kAll) {
+    for (int k = 0; k < count; ++k, to += stride) {
+      const float* from = row(k);
+      fetch(k);
+      DYNDEPLOY_UNROLL
+      for (int v = 0; v < V::kPanelVectors; ++v) V::store(to + v * V::kWidth, V::load(from + v * V::kWidth));
+    }
+    return;
+  }
   if constexpr (V::kHasSelect) {
     static_assert(V::kPanelVectors == 2, "a panel is one pair of vectors");
-    constexpr int kAhead = 16;
     const auto first = V::lanes(column), second = V::lanes(column + V::kWidth);
     const bool two = total > V::kWidth;
-    for (int k = 0; k < g.count; ++k) {
-      const float* from = g.panel + static_cast<std::ptrdiff_t>(g.rows ? g.rows[k] : k) * PW;
-      if (k + kAhead < g.count) {
-        const float* next =
-            g.panel + static_cast<std::ptrdiff_t>(g.rows ? g.rows[k + kAhead] : k + kAhead) * PW;
-        __builtin_prefetch(next);
-        __builtin_prefetch(next + V::kWidth);
-      }
-      float* to = g.out + k * g.out_stride;
+    for (int k = 0; k < count; ++k, to += stride) {
+      const float* from = row(k);
+      fetch(k);
       const auto low = V::load(from), high = V::load(from + V::kWidth);
       // The lanes beyond the last column land where the next panel's columns will.
       V::store(to, V::select(low, high, first));
       if (two) V::store(to + V::kWidth, V::select(low, high, second));
     }
   } else {
-    for (int k = 0; k < g.count; ++k) {
-      const float* from = g.panel + static_cast<std::ptrdiff_t>(g.rows ? g.rows[k] : k) * PW;
-      float* to = g.out + k * g.out_stride;
+    for (int k = 0; k < count; ++k, to += stride) {
+      const float* from = row(k);
+      fetch(k);
       for (int i = 0; i < total; ++i) to[i] = from[column[i]];
     }
   }
