@@ -14,31 +14,53 @@ if TYPE_CHECKING:
     from dyndeploy.bundle import Bundle
     from dyndeploy.export import ExportSettings, export_model
     from dyndeploy.nets import create_model, load_checkpoint, model_names, save_checkpoint
+    from dyndeploy.prediction import Prediction, predict_network
+    from dyndeploy.profiling import Profile, load_profile, profile_bundle
+    from dyndeploy.reporting import compare_profile, write_report
+    from dyndeploy.training import load_recipe, train
     from dyndeploy.verification import VerificationReport, verify_bundle
 
 _HOME = {
     "Bundle": "dyndeploy.bundle",
     "ExportSettings": "dyndeploy.export",
+    "Prediction": "dyndeploy.prediction",
+    "Profile": "dyndeploy.profiling",
+    "VerificationReport": "dyndeploy.verification",
+    "compare_profile": "dyndeploy.reporting",
     "create_model": "dyndeploy.nets",
     "export_model": "dyndeploy.export",
     "load_checkpoint": "dyndeploy.nets",
+    "load_profile": "dyndeploy.profiling",
+    "load_recipe": "dyndeploy.training",
     "model_names": "dyndeploy.nets",
+    "predict_network": "dyndeploy.prediction",
+    "profile_bundle": "dyndeploy.profiling",
     "save_checkpoint": "dyndeploy.nets",
-    "VerificationReport": "dyndeploy.verification",
+    "train": "dyndeploy.training",
     "verify_bundle": "dyndeploy.verification",
+    "write_report": "dyndeploy.reporting",
 }
 
 __all__ = [
     "Bundle",
     "ExportSettings",
+    "Prediction",
+    "Profile",
     "VerificationReport",
     "__version__",
+    "compare_profile",
     "create_model",
     "export_model",
     "load_checkpoint",
+    "load_profile",
+    "load_recipe",
     "model_names",
+    "predict_network",
+    "profile_bundle",
     "save_checkpoint",
+    "train",
     "verify_bundle",
+    "write_report",
 ]
 
 

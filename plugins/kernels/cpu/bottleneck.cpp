@@ -62,8 +62,8 @@ struct Context {
   float** slices;        // one per worker, where channels are skipped
 };
 
-// Copied slices of weights are read once per few rows, so they have to stay in L2, beside the weights of the next
-// slice, which are fetched meanwhile.
+// Copied slices of weights are read once per few rows, so they have to stay in L2, beside the weights of the
+// next slice, which are fetched meanwhile.
 constexpr std::int64_t kSliceBytes = 256 << 10;
 
 int slice_panels(const Isa& isa, const ConvolutionView& conv) {

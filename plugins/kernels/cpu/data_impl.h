@@ -47,18 +47,18 @@ void gather_columns(const ColumnGather& g) {
   // Copies, because the compiler cannot know that the rows written do not overlap the description.
   const float* const panel = g.panel;
   const std::int32_t* const rows = g.rows;
-  const int count = g.count;
+  const int begin = g.begin, end = g.end;
   const std::ptrdiff_t stride = g.out_stride;
   const auto row = [=](int k) { return panel + static_cast<std::ptrdiff_t>(rows ? rows[k] : k) * PW; };
   // Skipped rows defeat the hardware's prefetching.
-  constexpr int kAhead = 48;
+  const int ahead = end - begin, last = g.next_end - 1;
   const auto fetch = [=](int k) {
-    const float* next = row(k + kAhead < count ? k + kAhead : count - 1);
-    for (int i = 0; i < PW; i += 16) __builtin_prefetch(next + i);
+    const float* next = row(k + ahead < last ? k + ahead : last);
+    for (int i = 0; i < PW; i += 16) __builtin_prefetch(next + i, 0, 2);
   };
   float* to = g.out;
   if (g.active == kAll) {
-    for (int k = 0; k < count; ++k, to += stride) {
+    for (int k = begin; k < end; ++k, to += stride) {
       const float* from = row(k);
       fetch(k);
       DYNDEPLOY_UNROLL
@@ -70,7 +70,7 @@ void gather_columns(const ColumnGather& g) {
     static_assert(V::kPanelVectors == 2, "a panel is one pair of vectors");
     const auto first = V::lanes(column), second = V::lanes(column + V::kWidth);
     const bool two = total > V::kWidth;
-    for (int k = 0; k < count; ++k, to += stride) {
+    for (int k = begin; k < end; ++k, to += stride) {
       const float* from = row(k);
       fetch(k);
       const auto low = V::load(from), high = V::load(from + V::kWidth);
@@ -79,7 +79,7 @@ void gather_columns(const ColumnGather& g) {
       if (two) V::store(to + V::kWidth, V::select(low, high, second));
     }
   } else {
-    for (int k = 0; k < count; ++k, to += stride) {
+    for (int k = begin; k < end; ++k, to += stride) {
       const float* from = row(k);
       fetch(k);
       for (int i = 0; i < total; ++i) to[i] = from[column[i]];
@@ -122,13 +122,15 @@ float dot(const float* a, const float* b, int count) {
 }
 
 template <class V>
-void column_sums(const float* x, std::ptrdiff_t stride, int pixels, int channels, float* sums) {
+void column_sums(const ColumnSums& s) {
   // Pixel by pixel, as they lie in memory; four at a time, so that the sums are touched a quarter as often.
+  float* const sums = s.sums;
+  const int channels = s.channels;
   for (int c = 0; c < channels; ++c) sums[c] = 0.0f;
   int p = 0;
-  for (; p + 4 <= pixels; p += 4) {
-    const float* p0 = x + p * stride;
-    const float *p1 = p0 + stride, *p2 = p1 + stride, *p3 = p2 + stride;
+  for (; p + 4 <= s.pixels; p += 4) {
+    const float* p0 = s.x + p * s.stride;
+    const float *p1 = p0 + s.stride, *p2 = p1 + s.stride, *p3 = p2 + s.stride;
     int c = 0;
     for (; c + V::kWidth <= channels; c += V::kWidth) {
       const auto low = V::add(V::load(p0 + c), V::load(p1 + c));
@@ -137,8 +139,8 @@ void column_sums(const float* x, std::ptrdiff_t stride, int pixels, int channels
     }
     for (; c < channels; ++c) sums[c] += (p0[c] + p1[c]) + (p2[c] + p3[c]);
   }
-  for (; p < pixels; ++p) {
-    const float* pixel = x + p * stride;
+  for (; p < s.pixels; ++p) {
+    const float* pixel = s.x + p * s.stride;
     for (int c = 0; c < channels; ++c) sums[c] += pixel[c];
   }
 }

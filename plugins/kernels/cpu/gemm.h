@@ -100,13 +100,15 @@ struct PackSource {
   int outputs = 0;
 };
 
-// One column gather: the active output channels of one panel, for a list of its rows.
+// One column gather: the active output channels of one panel, for some of its rows.
 struct ColumnGather {
   const float* panel = nullptr;        // rows of panel_width floats
-  const std::int32_t* rows = nullptr;  // which rows; nullptr: 0 ... count-1
-  int count = 0;
+  const std::int32_t* rows = nullptr;  // which rows; nullptr: consecutive ones
+  int begin = 0;                       // of these, [begin, end) are copied
+  int end = 0;
+  int next_end = 0;          // and [end, next_end) after them: fetched meanwhile
   std::uint64_t active = 0;  // bit n: column n is taken
-  float* out = nullptr;      // count rows, out_stride apart; may be written one vector too far
+  float* out = nullptr;      // out_stride floats per row; may be written one vector too far
   std::ptrdiff_t out_stride = 0;
 };
 
@@ -118,6 +120,15 @@ struct PooledDot {
   int columns = 0;
   const float* weight = nullptr;
   int channels = 0;
+};
+
+// sums[c] = sum over pixels of x[pixel * stride + c]
+struct ColumnSums {
+  const float* x = nullptr;
+  std::ptrdiff_t stride = 0;
+  int pixels = 0;
+  int channels = 0;
+  float* sums = nullptr;
 };
 
 // The kernels of one instruction set. All are plain functions over caller-owned memory and never throw.
@@ -134,8 +145,7 @@ struct Isa {
   void (*gather_columns)(const ColumnGather&);
   float (*pooled_dot)(const PooledDot&);
   float (*dot)(const float* a, const float* b, int count);
-  // sums[c] = sum over pixels of x[pixel * stride + c]
-  void (*column_sums)(const float* x, std::ptrdiff_t stride, int pixels, int channels, float* sums);
+  void (*column_sums)(const ColumnSums&);
   // y = max(x + bias, 0), or max(x, 0) without bias; y may be x
   void (*add_relu)(const float* x, const float* bias, int count, float* y);
 };

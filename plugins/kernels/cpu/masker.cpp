@@ -73,8 +73,13 @@ void run_channel_masker(const Isa& isa, const MaskerInput& input, const ChannelM
     const int begin = blocks * slice / slices * lane_block;
     const int end = std::min(C, blocks * (slice + 1) / slices * lane_block);
     float* to = mean + static_cast<std::ptrdiff_t>(n) * C + begin;
-    isa.column_sums(input.x + static_cast<std::ptrdiff_t>(n) * pixels * C + begin, C, pixels, end - begin,
-                    to);
+    ColumnSums sums;
+    sums.x = input.x + static_cast<std::ptrdiff_t>(n) * pixels * C + begin;
+    sums.stride = C;
+    sums.pixels = pixels;
+    sums.channels = end - begin;
+    sums.sums = to;
+    isa.column_sums(sums);
     for (int c = 0; c < end - begin; ++c) to[c] /= static_cast<float>(pixels);
   };
   const int hidden_parts = std::min(threads, std::max(1, weights.hidden / 8));
