@@ -17,13 +17,39 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import torch
+from onnx import helper, numpy_helper
 
 from dyndeploy import Bundle, ExportSettings, create_model, export_model, verify_bundle
 from dyndeploy.files import write_json, write_text
 from dyndeploy.profiling import profile_bundle
+from dyndeploy.runtimes import OnnxRuntimeSession
 
 RESULTS = Path(__file__).parent.parent / "results"
+
+
+def peak_gflops(threads: int, size: int = 1024, runs: int = 40) -> float:
+    """Best rate of ONNX Runtime's matrix product with packed constant weights: what the machine gives at most."""
+    weight = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32)
+    tensor = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "peak",
+        [tensor("x", onnx.TensorProto.FLOAT, (size, size))],
+        [tensor("y", onnx.TensorProto.FLOAT, (size, size))],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with OnnxRuntimeSession(model, threads=threads, native="off") as session:
+        run = session.bind({"x": weight})
+        best = float("inf")
+        for _ in range(runs):
+            start = time.perf_counter()
+            run()
+            best = min(best, time.perf_counter() - start)
+    return 2e-9 * size**3 / best
 
 
 def export(network: str, mode: str, granularity: str, batch: int, folder: Path) -> tuple[Bundle, float, float]:
@@ -71,6 +97,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                             "static_ms": value["static"]["median_ms"],
                             "static_cov": value["static"]["cov"],
                             "static_gflops": 2e-9 * value["static_macs"] * batch / value["static"]["median_ms"] * 1e3,
+                            "gflops": 2e-9 * rate["needed_macs"] * batch / rate["median_ms"] * 1e3,
                             **{
                                 key: rate[key]
                                 for key in (
@@ -91,12 +118,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                         }
                     )
                     print(line(rows[-1]), flush=True)
-    return {"kind": "measured", "masks": "forced", "machine": machine, "rows": rows}
+    peaks = {str(threads): peak_gflops(threads) for threads in arguments.threads}
+    return {"kind": "measured", "masks": "forced", "machine": machine, "peak_gflops": peaks, "rows": rows}
 
 
 HEAD = (
-    "| network | mode | granularity | batch | threads | rate | static ms | dynamic ms | ideal | realised | "
-    "realisation (by CPU time) |\n|---|---|---|---|---|---|---|---|---|---|---|"
+    "| network | mode | granularity | batch | threads | rate | static ms | dynamic ms | GF/s static | dynamic | ideal "
+    "| realised | realisation (by CPU time) |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -106,8 +134,9 @@ def line(row: dict[str, Any]) -> str:
     by_cpu = "" if cpu is None else f" ({cpu / row['ideal_speedup']:.2f})"
     return (
         f"| {row['network']} | {row['mode']} | {row['granularity']} | {row['batch']} | {row['threads']} "
-        f"| {row['rate']:.2f} | {row['static_ms']:.2f} | {row['median_ms']:.2f} | {row['ideal_speedup']:.2f} "
-        f"| {row['realised_speedup']:.2f} | {row['realisation']:.2f}{by_cpu} |"
+        f"| {row['rate']:.2f} | {row['static_ms']:.2f} | {row['median_ms']:.2f} | {row['static_gflops']:.0f} "
+        f"| {row['gflops']:.0f} | {row['ideal_speedup']:.2f} | {row['realised_speedup']:.2f} "
+        f"| {row['realisation']:.2f}{by_cpu} |"
     )
 
 
@@ -132,12 +161,14 @@ def main() -> None:
     machine = result["machine"]
     write_json(RESULTS / f"{arguments.output}.json", result)
     table = "\n".join([HEAD, *(line(row) for row in result["rows"])])
+    peaks = ", ".join(f"{value:.0f} GF/s on {threads} thread(s)" for threads, value in result["peak_gflops"].items())
     native = result["rows"][0]["native"]["description"].rsplit("/", 1)[-1]
-    write_text(
-        RESULTS / f"{arguments.output}.md",
-        f"# Realisation on a CPU, measured, masks forced\n\n{machine.get('cpu')}, {machine.get('date')}, ONNX Runtime "
-        f"{machine.get('versions', {}).get('onnxruntime')}, operators: {native}.\n\n{table}\n",
+    facts = (
+        f"{machine.get('cpu')}, {machine.get('date')}, ONNX Runtime {machine.get('versions', {}).get('onnxruntime')}, "
+        f"operators: {native}. Peak of a matrix product: {peaks}."
     )
+    text = f"# Realisation on a CPU, measured, masks forced\n\n{facts}\n\n{table}\n"
+    write_text(RESULTS / f"{arguments.output}.md", text)
 
 
 if __name__ == "__main__":

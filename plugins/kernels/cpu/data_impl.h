@@ -47,18 +47,18 @@ void gather_columns(const ColumnGather& g) {
   // Copies, because the compiler cannot know that the rows written do not overlap the description.
   const float* const panel = g.panel;
   const std::int32_t* const rows = g.rows;
-  const int begin = g.begin, end = g.end;
+  const int count = g.count;
   const std::ptrdiff_t stride = g.out_stride;
   const auto row = [=](int k) { return panel + static_cast<std::ptrdiff_t>(rows ? rows[k] : k) * PW; };
   // Skipped rows defeat the hardware's prefetching.
-  const int ahead = end - begin, last = g.next_end - 1;
+  constexpr int kAhead = 48;
   const auto fetch = [=](int k) {
-    const float* next = row(k + ahead < last ? k + ahead : last);
-    for (int i = 0; i < PW; i += 16) __builtin_prefetch(next + i, 0, 2);
+    const float* next = row(k + kAhead < count ? k + kAhead : count - 1);
+    for (int i = 0; i < PW; i += 16) __builtin_prefetch(next + i);
   };
   float* to = g.out;
   if (g.active == kAll) {
-    for (int k = begin; k < end; ++k, to += stride) {
+    for (int k = 0; k < count; ++k, to += stride) {
       const float* from = row(k);
       fetch(k);
       DYNDEPLOY_UNROLL
@@ -70,7 +70,7 @@ void gather_columns(const ColumnGather& g) {
     static_assert(V::kPanelVectors == 2, "a panel is one pair of vectors");
     const auto first = V::lanes(column), second = V::lanes(column + V::kWidth);
     const bool two = total > V::kWidth;
-    for (int k = begin; k < end; ++k, to += stride) {
+    for (int k = 0; k < count; ++k, to += stride) {
       const float* from = row(k);
       fetch(k);
       const auto low = V::load(from), high = V::load(from + V::kWidth);
@@ -79,7 +79,7 @@ void gather_columns(const ColumnGather& g) {
       if (two) V::store(to + V::kWidth, V::select(low, high, second));
     }
   } else {
-    for (int k = begin; k < end; ++k, to += stride) {
+    for (int k = 0; k < count; ++k, to += stride) {
       const float* from = row(k);
       fetch(k);
       for (int i = 0; i < total; ++i) to[i] = from[column[i]];

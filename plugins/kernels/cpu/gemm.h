@@ -100,15 +100,13 @@ struct PackSource {
   int outputs = 0;
 };
 
-// One column gather: the active output channels of one panel, for some of its rows.
+// One column gather: the active output channels of one panel, for a list of its rows.
 struct ColumnGather {
   const float* panel = nullptr;        // rows of panel_width floats
-  const std::int32_t* rows = nullptr;  // which rows; nullptr: consecutive ones
-  int begin = 0;                       // of these, [begin, end) are copied
-  int end = 0;
-  int next_end = 0;          // and [end, next_end) after them: fetched meanwhile
+  const std::int32_t* rows = nullptr;  // which rows; nullptr: 0 ... count - 1
+  int count = 0;
   std::uint64_t active = 0;  // bit n: column n is taken
-  float* out = nullptr;      // out_stride floats per row; may be written one vector too far
+  float* out = nullptr;      // count rows, out_stride apart; may be written one vector too far
   std::ptrdiff_t out_stride = 0;
 };
 

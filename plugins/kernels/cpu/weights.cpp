@@ -245,28 +245,22 @@ PanelView copy_slice(const Isa& isa, const ConvolutionView& conv, const Slice& s
   const int PW = isa.panel_width;
   const std::ptrdiff_t stride = slice_stride(isa, slice.panel_end - slice.panel_begin);
   const int begin = slice.panel_begin * PW, end = std::min(slice.panel_end * PW, conv.outputs);
+  ColumnGather gather;
+  gather.rows = conv.selection.rows;
+  gather.count = conv.depth();
+  gather.out_stride = stride;
+  int at = begin;
   const Slice source = source_panels(isa, conv, slice);
-  // A block of rows at a time for all panels, so that the rows written stay in L1 until they are full.
-  constexpr int kRows = 64;
-  const int depth = conv.depth();
-  for (int row = 0; row < depth; row += kRows) {
-    int at = begin;
-    for (int p = source.panel_begin; p < source.panel_end; ++p) {
-      ColumnGather gather;
-      gather.panel = conv.weights.base + p * conv.weights.panel_stride;
-      gather.rows = conv.selection.rows;
-      gather.begin = row;
-      gather.end = std::min(row + kRows, depth);
-      gather.next_end = std::min(gather.end + kRows, depth);
-      gather.out = out + row * stride + (at - begin);
-      gather.out_stride = stride;
-      for (; at < end; ++at) {
-        const int column = (conv.selection.columns ? conv.selection.columns[at] : at) - p * PW;
-        if (column >= PW) break;
-        gather.active |= std::uint64_t{1} << column;
-      }
-      if (gather.active) isa.gather_columns(gather);
+  for (int p = source.panel_begin; p < source.panel_end; ++p) {
+    gather.panel = conv.weights.base + p * conv.weights.panel_stride;
+    gather.out = out + (at - begin);
+    gather.active = 0;
+    for (; at < end; ++at) {
+      const int column = (conv.selection.columns ? conv.selection.columns[at] : at) - p * PW;
+      if (column >= PW) break;
+      gather.active |= std::uint64_t{1} << column;
     }
+    if (gather.active) isa.gather_columns(gather);
   }
   PanelView view;
   view.base = out - begin;
