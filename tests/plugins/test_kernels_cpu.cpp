@@ -229,7 +229,8 @@ void check_problem(const Isa& isa, const Problem& p, double rate, Workspace& wor
   const std::vector<double> expected = reference(p);
   double scale = 1.0;
   for (const double v : expected) scale = std::max(scale, v);
-  // A workspace that has seen nothing yet keeps every piece in a buffer of its own, where AddressSanitizer watches it.
+  // A workspace that has seen nothing yet keeps every piece in a buffer of its own, where AddressSanitizer
+  // watches it.
   Workspace fresh;
   const std::vector<float> single = run(isa, p, threads(1), false, fresh);
   double worst = 0.0;

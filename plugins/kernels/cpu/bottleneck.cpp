@@ -29,14 +29,13 @@ struct Grid {
 };
 
 constexpr int kRowBlock = kMaxBlockTiles * kMaxTileRows;
-constexpr std::int64_t kStreamedBytes = 512 << 10;
-
-// Cutting the weights lets every thread stream only its own part of them, which is what counts where they do
-// not stay in a cache or are copied first; cutting the rows spares packing every row on every thread.
-Grid make_grid(int rows, int columns, std::int64_t weight_bytes, bool copies, int threads) {
+// Cutting the rows leaves each thread the same part of the image from one convolution and block to the next,
+// mostly in its own cache. Cutting the weights is for rows too few to fill a tile on every thread, and for
+// weights that are copied first, which each thread then does for its own part only.
+Grid make_grid(int rows, int columns, bool copies, int threads) {
   if (threads <= 1 || rows <= 0) return {};
   Grid grid;
-  if (copies || weight_bytes > kStreamedBytes || rows < threads * kMaxTileRows * 2) {
+  if (copies || rows < threads * kMaxTileRows) {
     grid.column_parts = std::min(threads, columns);
     grid.row_parts = std::min(ceil_to_int(threads, grid.column_parts), ceil_to_int(rows, kMaxTileRows));
   } else {
@@ -207,8 +206,6 @@ void skipped_pixels(const Context& c, const std::int32_t* source, Range rows, in
   c.isa->gemm(g, rows.begin, rows.end, 0, ceil_to_int(outputs, c.isa->panel_width), c.scratch[worker]);
 }
 
-std::int64_t bytes(std::int64_t inputs, std::int64_t outputs) { return inputs * outputs * 4; }
-
 // Runs conv1 to conv3 with one set of weights over one range of both lists; `before` runs along.
 void run_rows(const Context& c, const WeightsView& w, Range dilated, Range active, const Phase* before,
               const ThreadPool& pool) {
@@ -218,10 +215,9 @@ void run_rows(const Context& c, const WeightsView& w, Range dilated, Range activ
   const int columns2 = w.group_count == 1 ? panels1 : w.group_count;
   const int panels3 = ceil_to_int(c.layer.outputs, PW);
   const bool copies = w.conv1.selects();
-  const Grid grid1 = make_grid(dilated.size(), panels1, bytes(c.layer.inputs, w.middle), copies, threads);
-  const Grid grid2 =
-      make_grid(active.size(), columns2, bytes(9 * w.middle, w.middle) / w.group_count, copies, threads);
-  const Grid grid3 = make_grid(active.size(), panels3, bytes(w.middle, c.layer.outputs), copies, threads);
+  const Grid grid1 = make_grid(dilated.size(), panels1, copies, threads);
+  const Grid grid2 = make_grid(active.size(), columns2, copies, threads);
+  const Grid grid3 = make_grid(active.size(), panels3, copies, threads);
 
   const auto body1 = [&](int task, int worker) {
     conv1(c, w, part(dilated.begin, dilated.end, task / grid1.column_parts, grid1.row_parts),
