@@ -13,6 +13,10 @@ from typing import Any
 
 from dyndeploy.errors import UsageError, unknown_name
 
+_LARGEST = 1 << 16
+_LARGEST_KERNEL = 1 << 8
+_CHANNEL_MASKERS = ("mlp", "conv_linear")
+
 
 @dataclass(frozen=True)
 class StemSpec:
@@ -76,7 +80,7 @@ class BlockSpec:
 
 @dataclass(frozen=True)
 class MaskerSpec:
-    """How the block's maskers are built.
+    """How the maskers of a stage's blocks are built.
 
     Attributes:
         channel: ``"mlp"`` or ``"conv_linear"``.
@@ -102,7 +106,7 @@ class NetworkSpec:
         stages: Blocks per stage; their sum is ``len(blocks)``.
         blocks: The blocks in order.
         classes: Outputs of the linear classifier behind the global average pool; 0 when there is none.
-        masker: Maskers of all dynamic blocks.
+        maskers: Maskers of the dynamic blocks of each stage; a single entry stands for all stages.
     """
 
     name: str
@@ -111,21 +115,22 @@ class NetworkSpec:
     stages: tuple[int, ...]
     blocks: tuple[BlockSpec, ...]
     classes: int = 1000
-    masker: MaskerSpec = MaskerSpec()
+    maskers: tuple[MaskerSpec, ...] = (MaskerSpec(),)
 
     def __post_init__(self) -> None:
-        """Check that the parts fit together."""
+        """Check that the parts fit together; raises ``UsageError``."""
+        self._check_values()
         if sum(self.stages) != len(self.blocks) or not self.blocks or min(self.stages) < 1:
             raise UsageError(
                 f"Network '{self.name}': stages {self.stages} do not add up to its {len(self.blocks)} blocks."
             )
-        positive = ("c_in", "width", "c_out", "height", "map_width", "stride", "groups", "kernel", "dilation")
+        if len(self.maskers) == 1:
+            object.__setattr__(self, "maskers", self.maskers * len(self.stages))
+        if len(self.maskers) != len(self.stages):
+            raise UsageError(
+                f"Network '{self.name}': {len(self.maskers)} maskers for {len(self.stages)} stages; give one per stage."
+            )
         for block in self.blocks:
-            bad = [key for key in positive if getattr(block, key) < 1]
-            if bad or block.squeezed < 0:
-                raise UsageError(
-                    f"Network '{self.name}', block '{block.name}': {', '.join(bad) or 'squeezed'} is not positive."
-                )
             if block.width % block.groups:
                 raise UsageError(
                     f"Network '{self.name}', block '{block.name}': width {block.width} is not divisible by its "
@@ -138,6 +143,43 @@ class NetworkSpec:
                     f"{before.out_size}, block '{after.name}' takes {after.c_in} of "
                     f"{(after.height, after.map_width)}."
                 )
+
+    def _check_values(self) -> None:
+        """Check every value on its own: descriptions are read from files that anybody may have edited."""
+        where = f"Network {self.name!r:.80}"
+        if not isinstance(self.name, str):
+            raise UsageError(f"{where}: the name of a network is text.")
+        for what, value, least in (
+            ("input height", self.input_size[0], 1),
+            ("input width", self.input_size[1], 1),
+            ("classes", self.classes, 0),
+        ):
+            _check_size(where, what, value, least)
+        for count in self.stages:
+            _check_size(where, "the number of blocks of a stage", count, 1)
+        if self.stem is not None:
+            for key in ("c_in", "c_out", "stride"):
+                _check_size(f"{where}, stem", key, getattr(self.stem, key), 1)
+            _check_size(f"{where}, stem", "kernel", self.stem.kernel, 1, _LARGEST_KERNEL)
+            _check_size(f"{where}, stem", "pool_stride", self.stem.pool_stride, 0)
+        for block in self.blocks:
+            part = f"{where}, block {block.name!r:.80}"
+            if not isinstance(block.name, str):
+                raise UsageError(f"{part}: the name of a block is text.")
+            for key in ("c_in", "width", "c_out", "height", "map_width", "stride", "groups"):
+                _check_size(part, key, getattr(block, key), 1)
+            for key in ("kernel", "dilation"):
+                _check_size(part, key, getattr(block, key), 1, _LARGEST_KERNEL)
+            _check_size(part, "squeezed", block.squeezed, 0)
+            for key in ("projection", "mask_before_norm"):
+                if not isinstance(getattr(block, key), bool):
+                    raise UsageError(f"{part}: {key} is true or false, not {getattr(block, key)!r:.80}.")
+        for masker in self.maskers:
+            if masker.channel not in _CHANNEL_MASKERS:
+                raise UsageError(f"{where}: a channel masker is one of {', '.join(_CHANNEL_MASKERS)}.")
+            _check_size(where, "layers of a masker", masker.layers, 1, 2)
+            for key in ("reduction", "spatial_groups"):
+                _check_size(where, f"{key} of a masker", getattr(masker, key), 1)
 
     @property
     def stage_of_block(self) -> tuple[int, ...]:
@@ -161,18 +203,25 @@ class NetworkSpec:
             return cls(
                 **{
                     **values,
-                    "input_size": (int(values["input_size"][0]), int(values["input_size"][1])),
+                    "input_size": (values["input_size"][0], values["input_size"][1]),
                     "stem": None if stem is None else StemSpec(**_known(StemSpec, stem)),
-                    "stages": tuple(int(count) for count in values["stages"]),
+                    "stages": tuple(values["stages"]),
                     "blocks": tuple(BlockSpec(**_known(BlockSpec, block)) for block in values["blocks"]),
-                    "masker": MaskerSpec(**_known(MaskerSpec, values.get("masker", {}))),
+                    "maskers": tuple(MaskerSpec(**_known(MaskerSpec, item)) for item in values["maskers"]),
                 }
             )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UsageError(f"The network description is not valid: {error!r}.") from error
 
 
+def _check_size(where: str, what: str, value: object, least: int, most: int = _LARGEST) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UsageError(f"{where}: {what} must be a whole number from {least} to {most}, not {value!r:.40}.")
+
+
 def _known(cls: type[Any], value: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"The network description is not valid: {cls.__name__} is no object.")
     surplus = sorted(set(value) - {f.name for f in fields(cls)})
     if surplus:
         raise UsageError(f"The network description has unknown fields in {cls.__name__}: {', '.join(surplus)}.")
@@ -184,18 +233,29 @@ class _Family:
     stages: tuple[int, ...]
     widths: tuple[int, ...]
     group_width: int = 0  # 0: a ResNet
+    stem: StemSpec = StemSpec(3, 64, 7, 2, pool_stride=2)
+    input_size: tuple[int, int] = (224, 224)
+    classes: int = 1000
 
 
 _RESNET_WIDTHS = (256, 512, 1024, 2048)
+_REGNET_STEM = StemSpec(3, 32, 3, 2)
 _FAMILIES: dict[str, _Family] = {
+    # The small networks, as dyndeploy.nets.laud_resnet registers them; a test holds both together.
+    "resnet14_small": _Family(
+        (1, 1, 1, 1), (96, 160, 256, 512), stem=StemSpec(3, 96, 3, 1), input_size=(32, 32), classes=10
+    ),
+    "resnet26_small": _Family(
+        (2, 2, 2, 2), (96, 192, 384, 768), stem=StemSpec(3, 96, 3, 2), input_size=(64, 64), classes=10
+    ),
     "resnet50": _Family((3, 4, 6, 3), _RESNET_WIDTHS),
     "resnet101": _Family((3, 4, 23, 3), _RESNET_WIDTHS),
-    "regnety_400mf": _Family((1, 3, 6, 6), (48, 104, 208, 440), 8),
-    "regnety_800mf": _Family((1, 3, 8, 2), (64, 144, 320, 784), 16),
-    "regnety_1_6gf": _Family((2, 6, 17, 2), (48, 120, 336, 888), 24),
-    "regnety_3_2gf": _Family((2, 5, 13, 1), (72, 216, 576, 1512), 24),
-    "regnety_8gf": _Family((2, 4, 10, 1), (224, 448, 896, 2016), 56),
-    "regnety_16gf": _Family((2, 4, 11, 1), (224, 448, 1232, 3024), 112),
+    "regnety_400mf": _Family((1, 3, 6, 6), (48, 104, 208, 440), 8, _REGNET_STEM),
+    "regnety_800mf": _Family((1, 3, 8, 2), (64, 144, 320, 784), 16, _REGNET_STEM),
+    "regnety_1_6gf": _Family((2, 6, 17, 2), (48, 120, 336, 888), 24, _REGNET_STEM),
+    "regnety_3_2gf": _Family((2, 5, 13, 1), (72, 216, 576, 1512), 24, _REGNET_STEM),
+    "regnety_8gf": _Family((2, 4, 10, 1), (224, 448, 896, 2016), 56, _REGNET_STEM),
+    "regnety_16gf": _Family((2, 4, 11, 1), (224, 448, 1232, 3024), 112, _REGNET_STEM),
 }
 _TIMM_NAMES = {"regnety004": "regnety_400mf", "regnety008": "regnety_800mf"}
 
@@ -215,15 +275,15 @@ def network_names() -> list[str]:
 
 
 @functools.lru_cache(maxsize=64)
-def network_spec(name: str, input_size: tuple[int, int] = (224, 224), classes: int = 1000) -> NetworkSpec:
-    """Describe a published network.
+def network_spec(name: str, input_size: tuple[int, int] | None = None, classes: int | None = None) -> NetworkSpec:
+    """Describe a registered or published network.
 
     Args:
         name: ``laud_resnet50``, ``laud_resnet101``, ``laud_regnety_400mf``, ...; also the static names
             (``resnet50``, ``regnet_y_400mf``, ``regnety004``) and those of the reference code (``uni_resnet50``,
             ``lad_regnet_y_400mf``).
-        input_size: (height, width) of the image.
-        classes: Outputs of the classifier.
+        input_size: (height, width) of the image; ``None`` takes the network's own.
+        classes: Outputs of the classifier; ``None`` takes the network's own.
 
     Raises:
         UsageError: Unknown name, or a size that is not positive.
@@ -231,11 +291,11 @@ def network_spec(name: str, input_size: tuple[int, int] = (224, 224), classes: i
     key = _family_name(name)
     if key is None:
         raise unknown_name("network", name, [*network_names(), *_FAMILIES, *_TIMM_NAMES])
+    family = _FAMILIES[key]
+    input_size = family.input_size if input_size is None else input_size
     if min(input_size) < 1:
         raise UsageError(f"The input size must be positive, not {input_size[0]}x{input_size[1]}.")
-    family = _FAMILIES[key]
-    is_resnet = not family.group_width
-    stem = StemSpec(3, 64, 7, 2, pool_stride=2) if is_resnet else StemSpec(3, 32, 3, 2)
+    is_resnet, stem = not family.group_width, family.stem
     shrink = stem.stride * max(1, stem.pool_stride)
     height, map_width = (-(-side // shrink) for side in input_size)
     channels = stem.c_out
@@ -254,10 +314,11 @@ def network_spec(name: str, input_size: tuple[int, int] = (224, 224), classes: i
                 stride=stride,
                 groups=1 if is_resnet else width // family.group_width,
                 squeezed=0 if is_resnet else round(0.25 * channels),
-                projection=index == 0,
+                projection=stride != 1 or channels != c_out,
                 mask_before_norm=is_resnet,
             )
             blocks.append(block)
             channels = c_out
             height, map_width = block.out_size
-    return NetworkSpec(name, input_size, stem, family.stages, tuple(blocks), classes)
+    outputs = family.classes if classes is None else classes
+    return NetworkSpec(name, input_size, stem, family.stages, tuple(blocks), outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from dyndeploy.bundle import Bundle, MaskInfo
+from dyndeploy.bundle import Bundle, Manifest, MaskInfo, TensorInfo
+from dyndeploy.bundle.reference_names import FORCED, MARGIN
 from dyndeploy.errors import BundleError, DyndeployError
-from dyndeploy.export.passes import foreign_operators
 from dyndeploy.ops import DOMAIN, OPERATORS
+from dyndeploy.ops.graph import foreign_operators
 from dyndeploy.profiling.forced import forced_feeds, overlay_forced_masks
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.targets import load_target
@@ -84,7 +85,8 @@ def verify_bundle(
 
     The masks of the reference are forced on every operator, while the maskers still decide for themselves: so each
     masker sees the input that PyTorch's saw, its bits are compared one by one, and outputs are compared under equal
-    masks. A last run without forcing shows what the deployed graph gives.
+    masks. Random masks of rate 0.5 are compared with PyTorch's results under them, all-one masks with the static twin.
+    A last run without forcing shows what the deployed graph gives.
 
     Args:
         bundle: The bundle or its folder.
@@ -101,22 +103,26 @@ def verify_bundle(
     checks = [_check_files(bundle)]
     if not checks[0].passed:
         return VerificationReport(str(bundle.path), tuple(checks))
-    model = onnx.load(bundle.model)
-    checks += [_check_graph(bundle, model), _check_operators(bundle, model)]
+    model = bundle.load_model()
+    checks += [_check_graph(bundle, "graph", model), _check_manifest(bundle, model), _check_operators(bundle, model)]
+    twin = None if bundle.static is None else bundle.load_static()
+    if twin is not None:
+        checks.append(_check_graph(bundle, "static twin: graph", twin))
     if not all(check.passed for check in checks):
         return VerificationReport(str(bundle.path), tuple(checks))
-    reference = bundle.reference()
-    missing = [name for name in ("input", "logits", *(m.name for m in bundle.manifest.masks)) if name not in reference]
-    if missing:
-        raise BundleError(f"reference.npz of {bundle.path} lacks {', '.join(missing)}. Export the bundle again.")
-    overlay = overlay_forced_masks(model, bundle.manifest.masks)
-    with OnnxRuntimeSession(overlay, threads=threads, native=native) as session:
-        forced = _run(session, bundle, reference, forced=True)
+    reference = _reference(bundle)
+    masks = bundle.manifest.masks
+    with OnnxRuntimeSession(overlay_forced_masks(model, masks), threads=threads, native=native) as session:
+        equal = _run(session, bundle, reference, lambda chunk: {mask.name: chunk[mask.name] for mask in masks})
+        random = _run(session, bundle, reference, lambda chunk: {m.name: chunk[f"{FORCED}{m.name}"] for m in masks})
+        everything = _run(
+            session, bundle, reference, lambda chunk: {m.name: np.ones_like(chunk[m.name]) for m in masks}
+        )
         description = session.info.native.description
     with OnnxRuntimeSession(bundle.model, threads=threads, native=native) as session:
-        free = _run(session, bundle, reference, forced=False)
+        free = _run(session, bundle, reference, None)
 
-    bits, flipped, tied = _compare_masks(bundle.manifest.masks, forced, reference)
+    bits, flipped, tied = _compare_masks(masks, equal, reference)
     checks.append(
         Check(
             "masks",
@@ -124,15 +130,19 @@ def verify_bundle(
             f"{bits} bits: {flipped} differ, {tied} more are ties of the two logits up to rounding",
         )
     )
-    outputs = tuple(_error(info.name, forced, reference) for info in bundle.manifest.outputs)
-    for error in outputs:
-        checks.append(
-            Check(
-                f"{error.output} under equal masks",
-                error.relative_error <= OUTPUT_TOLERANCE,
-                f"max error {error.max_error:.3g}, relative {error.relative_error:.3g} (limit {OUTPUT_TOLERANCE:g})",
-            )
-        )
+    names = [info.name for info in bundle.manifest.outputs]
+    forced_reference = {name: reference[f"{FORCED}{name}"] for name in names}
+    outputs = tuple(_error(name, equal, reference) for name in names)
+    for title, errors in (
+        ("under equal masks", outputs),
+        # The network's own masks may skip nothing on these images: random ones do.
+        ("under random masks", tuple(_error(name, random, forced_reference) for name in names)),
+    ):
+        checks += [_check_error(f"{error.output} {title}", error) for error in errors]
+    if twin is not None:
+        with OnnxRuntimeSession(twin, threads=threads, native=native) as session:
+            static = _run(session, bundle, reference, None)
+        checks += [_check_error(f"static twin: {name}", _error(name, static, everything)) for name in names]
     own = _error("logits", free, reference)
     agree = float((free["logits"].argmax(1) == reference["logits"].argmax(1)).mean())
     # A tie may fall the other way and change later masks: only without ties must the free run agree as well.
@@ -152,7 +162,7 @@ def _check_files(bundle: Bundle) -> Check:
     return Check("files", not damaged, detail or f"{len(bundle.manifest.files)} files match their checksums")
 
 
-def _check_graph(bundle: Bundle, model: onnx.ModelProto) -> Check:
+def _check_graph(bundle: Bundle, name: str, model: onnx.ModelProto) -> Check:
     manifest, target = bundle.manifest, load_target(bundle.manifest.target)
     opset = {entry.domain: entry.version for entry in model.opset_import}.get("", 0)
     problems = []
@@ -164,10 +174,39 @@ def _check_graph(bundle: Bundle, model: onnx.ModelProto) -> Check:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         problems.append(str(error).splitlines()[0])
-    foreign = foreign_operators(model, target.allowed_operators)
+    foreign = foreign_operators(model, OPERATORS, target.allowed_operators)
     if foreign:
         problems.append(f"{', '.join(foreign)} not known to run on {target.name}")
-    return Check("graph", not problems, "; ".join(problems) or f"opset {opset}, IR {model.ir_version}, {target.name}")
+    return Check(name, not problems, "; ".join(problems) or f"opset {opset}, IR {model.ir_version}, {target.name}")
+
+
+def _check_manifest(bundle: Bundle, model: onnx.ModelProto) -> Check:
+    """The manifest lists the graph's inputs, outputs and masks, each with its shape."""
+    manifest = bundle.manifest
+    listed = {
+        "inputs": {info.name: info.shape for info in manifest.inputs},
+        "outputs": {info.name: info.shape for info in _outputs(manifest)},
+    }
+    found = {"inputs": _shapes(model.graph.input), "outputs": _shapes(model.graph.output)}
+    problems = [
+        f"{kind} {sorted(set(listed[kind].items()) ^ set(found[kind].items()))} differ"
+        for kind in listed
+        if listed[kind] != found[kind]
+    ]
+    if manifest.inputs[0].shape != (manifest.batch, 3, *manifest.input_size):
+        problems.append(f"input {manifest.inputs[0].shape}, batch {manifest.batch}, size {manifest.input_size}")
+    return Check(
+        "manifest", not problems, "; ".join(problems) or f"{len(found['outputs'])} outputs, {len(manifest.masks)} masks"
+    )
+
+
+def _outputs(manifest: Manifest) -> tuple[TensorInfo | MaskInfo, ...]:
+    """All outputs of the graph."""
+    return (*manifest.outputs, *manifest.masks)
+
+
+def _shapes(values: Iterable[onnx.ValueInfoProto]) -> dict[str, tuple[int, ...]]:
+    return {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
 
 
 def _check_operators(bundle: Bundle, model: onnx.ModelProto) -> Check:
@@ -177,7 +216,10 @@ def _check_operators(bundle: Bundle, model: onnx.ModelProto) -> Check:
     if set(nodes) != {info.node for info in bundle.manifest.operators}:
         problems.append("the manifest lists other dynamic operators than the graph has")
     for node in nodes.values():
-        spec = OPERATORS[node.op_type]
+        spec = OPERATORS.get(node.op_type)
+        if spec is None:
+            problems.append(f"{node.name}: this release knows no operator {node.op_type}")
+            continue
         attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         if attributes.get("plugin_version") != str(spec.version).encode() or "plugin_namespace" not in attributes:
             problems.append(f"{node.name} lacks plugin_version {spec.version} or plugin_namespace")
@@ -186,13 +228,34 @@ def _check_operators(bundle: Bundle, model: onnx.ModelProto) -> Check:
     return Check("operators", not problems, "; ".join(problems) or f"{len(nodes)} dynamic operators with bodies")
 
 
-def _run(session: OnnxRuntimeSession, bundle: Bundle, reference: Tensors, *, forced: bool) -> Tensors:
+def _reference(bundle: Bundle) -> Tensors:
+    """The reference tensors, complete and of the right shapes."""
+    reference, manifest = bundle.reference(), bundle.manifest
+    images = manifest.reference.images
+    expected = {"input": manifest.inputs[0].shape[1:]}
+    for info in _outputs(manifest):
+        expected |= {info.name: info.shape[1:], f"{FORCED}{info.name}": info.shape[1:]}
+    expected |= {f"{MARGIN}{mask.name}": mask.shape[1:] for mask in manifest.masks}
+    for name, shape in expected.items():
+        if name not in reference:
+            raise BundleError(f"reference.npz of {bundle.path} lacks {name}. Export the bundle again.")
+        if reference[name].shape != (images, *shape):
+            raise BundleError(
+                f"{name} in reference.npz of {bundle.path} has shape {reference[name].shape}, not {(images, *shape)}. "
+                "Export the bundle again."
+            )
+    return reference
+
+
+def _run(
+    session: OnnxRuntimeSession, bundle: Bundle, reference: Tensors, masks: Callable[[Tensors], Tensors] | None
+) -> Tensors:
+    """Run all reference images; ``masks`` gives those to force for a batch."""
     results: dict[str, list[npt.NDArray[np.float32]]] = {}
     for chunk in _batches(reference, bundle.manifest.batch):
         feeds: dict[str, npt.NDArray[Any]] = {"input": chunk["input"]}
-        if forced:
-            masks = bundle.manifest.masks
-            feeds |= forced_feeds({mask.name: chunk[mask.name] for mask in masks}, masks)
+        if masks is not None:
+            feeds |= forced_feeds(masks(chunk), bundle.manifest.masks)
         for name, value in session.run(feeds).items():
             results.setdefault(name, []).append(value)
     return {name: np.concatenate(values) for name, values in results.items()}
@@ -213,11 +276,19 @@ def _compare_masks(masks: tuple[MaskInfo, ...], got: Tensors, reference: Tensors
         bits += differs.size
         if not differs.any():
             continue
-        margin = np.abs(reference[f"margin/{mask.name}"])
+        margin = np.abs(reference[f"{MARGIN}{mask.name}"])
         close = margin <= MARGIN_TOLERANCE * max(float(margin.max()), 1e-6)
         flipped += int((differs & ~close).sum())
         tied += int((differs & close).sum())
     return bits, flipped, tied
+
+
+def _check_error(name: str, error: OutputDeviation) -> Check:
+    return Check(
+        name,
+        error.relative_error <= OUTPUT_TOLERANCE,
+        f"max error {error.max_error:.3g}, relative {error.relative_error:.3g} (limit {OUTPUT_TOLERANCE:g})",
+    )
 
 
 def _error(name: str, got: Tensors, reference: Tensors) -> OutputDeviation:

@@ -26,6 +26,7 @@ from dyndeploy.bundle import (
     PreprocessingInfo,
     ReferenceInfo,
     TensorInfo,
+    write_manifest,
 )
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.prediction import BlockSpec, NetworkSpec, StemSpec
@@ -238,5 +239,5 @@ def tiny_bundle(folder: Path, *, mode: str = "spatial", batch: int = 1, static: 
         files={path.name: files.sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST},
         tools={"dyndeploy": "test"},
     )
-    files.write_json(folder / MANIFEST, manifest.to_json())
+    write_manifest(folder, manifest)
     return Bundle.open(folder)

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,6 +89,229 @@ def test_failed_replacement_keeps_the_old_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == ["b"]
 
 
+REPLACE = Path.replace
+
+
+def break_renames(monkeypatch: pytest.MonkeyPatch, error: BaseException, *, at: set[int], after: bool) -> list[Path]:
+    """Let the renames with these numbers (from 1) raise, before or right after they happen; returns the sources."""
+    calls: list[Path] = []
+
+    def replace(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) in at and not after:
+            raise error
+        result = REPLACE(self, target)
+        if len(calls) in at:
+            raise error
+        return result
+
+    monkeypatch.setattr(Path, "replace", replace)
+    return calls
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    target = tmp_path / "b"
+    with files.atomic_directory(target, replace_if="marker") as folder:
+        (folder / "marker").write_text("first")
+    return target
+
+
+def replace_by_second(target: Path) -> None:
+    with files.atomic_directory(target, replace_if="marker") as folder:
+        (folder / "marker").write_text("second")
+
+
+@pytest.mark.parametrize(
+    ("error", "at", "after", "content"),
+    [
+        (OSError(errno.EACCES, "refused"), {1}, False, "first"),
+        (OSError(errno.EACCES, "refused"), {2}, False, "first"),
+        (KeyboardInterrupt(), {1}, False, "first"),
+        (KeyboardInterrupt(), {1}, True, "first"),
+        (KeyboardInterrupt(), {2}, False, "first"),
+        (KeyboardInterrupt(), {2}, True, "second"),
+        (KeyboardInterrupt(), {1, 2}, True, "first"),
+    ],
+)
+def test_an_error_at_a_rename_loses_no_folder(
+    earlier: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, at: set[int], after: bool, content: str
+) -> None:
+    calls = break_renames(monkeypatch, error, at=at, after=after)
+    with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt):
+        replace_by_second(earlier)
+    assert max(at) <= len(calls)
+    assert (earlier / "marker").read_text() == content
+    assert names(earlier.parent) == ["b"], "neither the new nor the old folder may stay under a temporary name"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EACCES, "refused"), KeyboardInterrupt()])
+def test_a_folder_that_cannot_be_put_back_is_kept_and_named(
+    earlier: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    calls = break_renames(monkeypatch, error, at={2, 3}, after=False)
+    with pytest.raises(OutputError, match="nor put the earlier folder back") as caught:
+        replace_by_second(earlier)
+    previous = calls[2]
+    assert names(earlier.parent) == [previous.name]
+    assert previous.suffix == ".old"
+    assert str(previous) in str(caught.value)
+    assert (previous / "marker").read_text() == "first"
+
+
+def test_a_folder_filled_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "b"
+    with pytest.raises(OutputError, match="not empty"), files.atomic_directory(target, replace_if="marker") as folder:
+        (folder / "marker").write_text("x")
+        target.mkdir()
+        (target / "precious").write_text("x")
+    assert names(tmp_path) == ["b"]
+    assert names(target) == ["precious"]
+
+
+def test_links_are_written_through(tmp_path: Path, earlier: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "a.txt").write_text("old")
+    for name, goal in {"file": "far/a.txt", "dangling": "far/new/c.txt", "folder": "b"}.items():
+        (tmp_path / name).symlink_to(goal)
+    for name in ("file", "dangling"):
+        files.write_text(tmp_path / name, "new")
+    replace_by_second(tmp_path / "folder")
+    assert (tmp_path / "far" / "a.txt").read_text() == (tmp_path / "far" / "new" / "c.txt").read_text() == "new"
+    assert (earlier / "marker").read_text() == "second"
+    assert all((tmp_path / name).is_symlink() for name in ("file", "dangling", "folder"))
+    assert names(tmp_path) == ["b", "dangling", "far", "file", "folder"]
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OutputError, match="symbolic links"):
+        files.write_text(tmp_path / "loop", "x")
+
+
+def make_socket(path: Path) -> None:
+    # Bound by a relative name: the address of a socket has room for about 100 bytes only.
+    here = Path.cwd()
+    os.chdir(path.parent)
+    try:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+@pytest.mark.parametrize(("make", "what"), [(os.mkfifo, "FIFO"), (make_socket, "socket"), (Path.mkdir, "folder")])
+def test_what_is_no_regular_file_is_refused(tmp_path: Path, make: Any, what: str) -> None:
+    make(tmp_path / "a")
+    (tmp_path / "link").symlink_to("a")
+    for name in ("a", "link"):
+        with pytest.raises(OutputError, match=rf"is a {what}.*--json -"), files.atomic_file(tmp_path / name):
+            pytest.fail("must not run")
+        if what != "folder":
+            with pytest.raises(OutputError, match="not a folder"), files.atomic_directory(tmp_path / name):
+                pytest.fail("must not run")
+    assert names(tmp_path) == ["a", "link"]
+
+
+def test_devices_and_pipes_are_refused() -> None:
+    with pytest.raises(OutputError, match="is a device"), files.atomic_file("/dev/null"):
+        pytest.fail("must not run")
+    reading, writing = os.pipe()
+    try:
+        with pytest.raises(OutputError, match="pipe"), files.atomic_file(f"/dev/fd/{writing}"):
+            pytest.fail("must not run")
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5000])
+def test_impossible_names(tmp_path: Path, path: str) -> None:
+    with pytest.raises(OutputError), files.atomic_file(tmp_path / path):
+        pytest.fail("must not run")
+
+
+def test_the_longest_name_fits(tmp_path: Path) -> None:
+    files.write_text(tmp_path / ("n" * 255), "x")
+    assert names(tmp_path) == ["n" * 255]
+
+
+@pytest.mark.parametrize(
+    ("path", "why"), [(".", "is the current"), ("..", "contains the current"), ("", "is the current")]
+)
+def test_the_current_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, why: str) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "marker").write_text("x")
+    (tmp_path / "marker").write_text("x")
+    monkeypatch.chdir(here)
+    with pytest.raises(OutputError, match=why), files.atomic_directory(path, replace_if="marker"):
+        pytest.fail("must not run")
+    assert names(tmp_path) == ["here", "marker"]
+    assert names(here) == ["marker"]
+
+
+def test_a_mount_point_is_refused(earlier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OutputError, match="cannot be replaced as a whole"), files.atomic_directory("/"):
+        pytest.fail("must not run")
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == earlier)
+    with pytest.raises(OutputError, match="mount point"):
+        replace_by_second(earlier)
+    assert names(earlier.parent) == ["b"]
+    assert (earlier / "marker").read_text() == "first"
+
+
+@pytest.mark.parametrize("atomic", [files.atomic_file, files.atomic_directory])
+def test_errors_of_the_callers_own_work_pass_through(tmp_path: Path, atomic: Any) -> None:
+    (tmp_path / "b").write_text("not a folder")
+    missing = tmp_path / "input.png"
+    for error in (
+        OSError(errno.ENOSPC, "elsewhere", str(missing)),
+        OSError(errno.ECONNRESET, "no file"),
+        OSError("no errno"),
+        OSError(errno.EBADF, "a descriptor", 3),
+    ):
+        with pytest.raises(OSError) as caught, atomic(tmp_path / "deep" / "a"):  # noqa: PT011
+            raise error
+        assert caught.value is error
+    with pytest.raises(FileNotFoundError), atomic(tmp_path / "a"):
+        missing.read_bytes()
+    assert names(tmp_path) == ["b"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG])
+def test_errors_of_writing_are_reported(tmp_path: Path, code: int) -> None:
+    with pytest.raises(OutputError, match="Nothing was changed"), files.atomic_file(tmp_path / "a"):
+        raise OSError(code, os.strerror(code))
+    with pytest.raises(OutputError, match="No such file"), files.atomic_directory(tmp_path / "a") as folder:
+        (folder / "missing" / "x").write_text("x")
+    with pytest.raises(OutputError, match="refused"), files.atomic_directory(tmp_path / "a") as folder:
+        raise OSError(errno.EACCES, "refused", os.fsencode(folder / "x"))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("call", ["fsync", "mkstemp"])
+def test_own_calls_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EACCES, "refused")
+
+    monkeypatch.setattr(files.os if call == "fsync" else files.tempfile, call, fail)
+    with pytest.raises(OutputError, match="refused"):
+        files.write_text(tmp_path / "deep" / "er" / "a", "x")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("atomic", [files.atomic_file, files.atomic_directory])
+def test_created_parents_go_again_unless_used(tmp_path: Path, atomic: Any) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(KeyboardInterrupt), atomic(tmp_path / "mine" / "x" / "y" / "a"):
+        assert names(tmp_path / "mine" / "x") == ["y"]
+        raise KeyboardInterrupt
+    assert names(tmp_path) == ["mine"]
+    assert names(tmp_path / "mine") == []
+    with pytest.raises(RuntimeError), atomic(tmp_path / "x" / "y" / "a"):
+        (tmp_path / "x" / "other").write_text("x")
+        raise RuntimeError
+    assert names(tmp_path / "x") == ["other"]
+
+
 def test_json(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     files.write_json(path, {"a": [1, 2.5]})
@@ -95,6 +320,9 @@ def test_json(tmp_path: Path) -> None:
         files.write_json(path, float("nan"))
     assert files.read_json(path) == {"a": [1, 2.5]}
     path.write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        files.read_json(path)
+    path.write_text("[" * 200_000)
     with pytest.raises(InputError, match="not valid JSON"):
         files.read_json(path)
     with pytest.raises(InputError, match="No such file"):

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from dyndeploy import Bundle, ExportSettings, export_model, files, verify_bundle
+from dyndeploy.bundle import sealed
 from dyndeploy.errors import BundleError
 from tests.export.conftest import MODES, lively_network
 
@@ -30,7 +34,7 @@ def resign(bundle: Bundle, **changes: object) -> Bundle:
     """Write the manifest again with the checksums of the files as they are now."""
     value = bundle.manifest.to_json() | changes
     value["files"] = {name: files.sha256(bundle.path / name) for name in bundle.manifest.files}
-    files.write_json(bundle.path / "bundle.json", value)
+    files.write_json(bundle.path / "bundle.json", sealed(value))
     return Bundle.open(bundle.path)
 
 
@@ -127,3 +131,59 @@ def test_ties_are_not_flips(spatial: Bundle) -> None:
     np.savez(spatial.path / "reference.npz", **tensors)
     report = verify_bundle(resign(spatial), native="off")
     assert (report.flipped_bits, report.tied_bits) == (0, 1)
+
+
+def test_random_masks_catch_a_body_that_does_not_skip(tmp_path: Path) -> None:
+    network = lively_network("spatial")
+    for name, parameter in network.named_parameters():
+        if name.endswith("masker_spatial.conv.bias"):
+            parameter.data = torch.tensor([1e6, 0.0])
+    bundle = export_model(network, tmp_path / "b")
+    assert set(bundle.manifest.reference.rates.values()) == {1.0}, "an untrained network may skip nothing"
+    assert verify_bundle(bundle, native="off").passed
+    model = bundle.load_model()
+    for function in model.functions:
+        if function.name.startswith("SpatialBottleneck"):
+            # A body that computes everything whatever the mask says.
+            for node in function.node:
+                node.input[:] = ["all_on" if name == "mask" else name for name in node.input]
+            function.node.insert(0, onnx.helper.make_node("Exp", ["nothing"], ["all_on"]))
+            function.node.insert(0, onnx.helper.make_node("Sub", ["mask", "mask"], ["nothing"]))
+    onnx.save(model, bundle.model)
+    assert list(failed(resign(bundle))) == ["logits under random masks"]
+
+
+def test_static_twin_is_verified(tmp_path: Path) -> None:
+    bundle = export_model(lively_network("channel"), tmp_path / "b", ExportSettings(static=True, target="tx2"))
+    report = verify_bundle(bundle, native="off")
+    assert report.passed
+    assert {"static twin: graph", "static twin: logits"} <= {check.name for check in report.checks}
+    model = bundle.load_static()
+    weight = next(item for item in model.graph.initializer if item.name.endswith("layer2.0/conv2.weight"))
+    array = onnx.numpy_helper.to_array(weight) * 1.1
+    weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
+    onnx.save(model, bundle.path / "static.onnx")
+    assert list(failed(resign(bundle))) == ["static twin: logits"]
+
+
+def test_manifest_that_does_not_list_the_graph(spatial: Bundle) -> None:
+    masks = spatial.manifest.to_json()["masks"]
+    assert "differ" in failed(resign(spatial, masks=masks[1:]))["manifest"]
+    assert "manifest" in failed(resign(spatial, masks=masks, input_size=[32, 48]))
+
+
+def test_unknown_dynamic_operator(spatial: Bundle) -> None:
+    model = spatial.load_model()
+    node = next(node for node in model.graph.node if node.op_type == "SpatialMasker")
+    node.op_type = "QuantumMasker"
+    onnx.save(model, spatial.model)
+    assert "QuantumMasker" in str(failed(resign(spatial)))
+
+
+def test_verification_needs_no_pytorch(bundles: dict[str, Path]) -> None:
+    script = (
+        "import sys\nsys.modules['torch'] = None\n"
+        f"from dyndeploy.cli import run\nsys.exit(run(['verify', {str(bundles['both'])!r}, '--native', 'off']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -24,12 +24,14 @@ from dyndeploy.profiling.machine import machine_facts
 
 RESULTS = Path(__file__).parent.parent / "results"
 PROBE = """
-import json, resource, sys, time
+import json, re, sys, time
 import numpy as np
 from dyndeploy.runtimes import OnnxRuntimeSession
 import onnxruntime
 model, native = sys.argv[1:3]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+# Not ru_maxrss: a child inherits its parent's peak there.
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+before = peak()
 start, cpu = time.perf_counter(), time.process_time()
 with OnnxRuntimeSession(model, threads=1, native=native) as session:
     created, created_cpu = time.perf_counter() - start, time.process_time() - cpu
@@ -38,9 +40,8 @@ with OnnxRuntimeSession(model, threads=1, native=native) as session:
     run()
     first, first_cpu = time.perf_counter() - start, time.process_time() - cpu
     run()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"create_s": created, "create_cpu_s": created_cpu, "first_run_s": first, "first_run_cpu_s": first_cpu,
-                  "peak_mb": peak / 1024, "base_mb": before / 1024}))
+                  "peak_mb": peak(), "base_mb": before}))
 """
 
 
@@ -84,11 +85,14 @@ def main() -> None:
         total = (dynamic["create_cpu_s"] + dynamic["first_run_cpu_s"]) / (
             static["create_cpu_s"] + static["first_run_cpu_s"]
         )
-        lines.append(
-            f"| {mode} | {static['create_cpu_s']:.3f} | {dynamic['create_cpu_s']:.3f} "
-            f"| {static['first_run_cpu_s']:.3f} | {dynamic['first_run_cpu_s']:.3f} | {total:.2f}x | {static['peak_mb']:.0f} | {dynamic['peak_mb']:.0f} "
-            f"| {dynamic['peak_mb'] / static['peak_mb']:.2f}x |"
-        )
+        cells = [
+            mode,
+            *(f"{side[key]:.3f}" for key in ("create_cpu_s", "first_run_cpu_s") for side in (static, dynamic)),
+            f"{total:.2f}x",
+            *(f"{side['peak_mb']:.0f}" for side in (static, dynamic)),
+            f"{dynamic['peak_mb'] / static['peak_mb']:.2f}x",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     write_json(RESULTS / f"{arguments.output}.json", {"kind": "measured", "machine": machine_facts(), "rows": rows})
     table = "\n".join(lines)

@@ -1,6 +1,6 @@
 """The bundle: a folder that carries all that a device needs, and says what it is."""
 
-from dyndeploy.bundle.folder import MANIFEST, MODEL, REFERENCE, STATIC, Bundle
+from dyndeploy.bundle.folder import MANIFEST, MODEL, REFERENCE, STATIC, Bundle, write_manifest
 from dyndeploy.bundle.manifest import (
     SCHEMA_VERSION,
     Manifest,
@@ -10,6 +10,7 @@ from dyndeploy.bundle.manifest import (
     PreprocessingInfo,
     ReferenceInfo,
     TensorInfo,
+    sealed,
 )
 
 __all__ = [
@@ -26,4 +27,6 @@ __all__ = [
     "PreprocessingInfo",
     "ReferenceInfo",
     "TensorInfo",
+    "sealed",
+    "write_manifest",
 ]

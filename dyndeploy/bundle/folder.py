@@ -1,22 +1,41 @@
-"""The bundle as a folder: open and check. (It is written by ``dyndeploy.export``.)"""
+"""The bundle as a folder: open and check. (It is filled by ``dyndeploy.export``.)"""
 
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from dyndeploy import files
-from dyndeploy.bundle.manifest import Manifest
+from dyndeploy.bundle.manifest import SEAL, Manifest, sealed
 from dyndeploy.errors import BundleError, InputError
+
+if TYPE_CHECKING:
+    import onnx
 
 MANIFEST = "bundle.json"
 MODEL = "model.onnx"
 STATIC = "static.onnx"
 REFERENCE = "reference.npz"
+
+
+def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
+    """Write ``bundle.json`` of a bundle, sealed with its own checksum.
+
+    Args:
+        folder: The bundle; every other file is complete, since the manifest holds their checksums.
+        manifest: Its content.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    files.write_json(Path(folder) / MANIFEST, sealed(manifest.to_json()))
 
 
 @dataclass(frozen=True)
@@ -36,17 +55,30 @@ class Bundle:
         """Open a bundle without checking its checksums (see :meth:`damaged_files`).
 
         Raises:
-            BundleError: The folder is missing, is no bundle, or has another schema version.
+            BundleError: The folder is missing, is no bundle, has another schema version, its manifest is malformed,
+                or it lacks the checksum of a file that a bundle consists of.
         """
         folder = Path(path)
-        if not (folder / MANIFEST).is_file():
+        try:
+            present = (folder / MANIFEST).is_file()
+        except OSError as error:
+            raise BundleError(f"Cannot open the bundle {folder}: {error.strerror}.") from error
+        if not present:
             what = "has no bundle.json" if folder.is_dir() else "does not exist" if not folder.exists() else "is a file"
             raise BundleError(f"{folder} {what}: it is no bundle. Write one with 'dyndeploy export ... -o {folder}'.")
         try:
             content = files.read_json(folder / MANIFEST)
         except InputError as error:
             raise BundleError(f"The bundle is damaged: {error}") from error
-        return cls(folder, Manifest.from_json(content))
+        manifest = Manifest.from_json(content)
+        # A file without a checksum would pass every check unseen.
+        required = (MODEL, REFERENCE, *([STATIC] if (folder / STATIC).exists() else []))
+        lacking = [name for name in required if name not in manifest.files]
+        if lacking:
+            raise BundleError(
+                f"bundle.json is malformed: files lists no checksum of {', '.join(lacking)}. Export the bundle again."
+            )
+        return cls(folder, manifest)
 
     @property
     def model(self) -> Path:
@@ -59,15 +91,35 @@ class Bundle:
         return self.path / STATIC if STATIC in self.manifest.files else None
 
     def damaged_files(self) -> dict[str, str]:
-        """Check every file against its SHA-256; returns what is wrong by relative path (empty: all well)."""
+        """Check every file against its SHA-256; returns what is wrong by relative path (empty: all well).
+
+        ``bundle.json`` is checked, as it is on disk, against the checksum that it carries itself.
+        """
         damaged = {}
+        wrong = self._manifest_damage()
+        if wrong:
+            damaged[MANIFEST] = wrong
         for name, expected in self.manifest.files.items():
             path = self.path / name
-            if not path.is_file():
-                damaged[name] = "missing"
-            elif files.sha256(path) != expected:
-                damaged[name] = "content does not match its checksum"
+            try:
+                if not path.is_file():
+                    damaged[name] = "missing"
+                elif files.sha256(path) != expected:
+                    damaged[name] = "content does not match its checksum"
+            except OSError as error:
+                damaged[name] = f"cannot be read: {error.strerror}"
         return damaged
+
+    def _manifest_damage(self) -> str:
+        try:
+            content = files.read_json(self.path / MANIFEST)
+        except InputError as error:
+            return str(error)
+        if not isinstance(content, dict) or SEAL not in content:
+            return f"carries no {SEAL}"
+        if content[SEAL] != sealed(content)[SEAL]:
+            return "content does not match its checksum"
+        return ""
 
     def require_intact(self) -> None:
         """Raise ``BundleError`` if any file is missing or changed."""
@@ -76,14 +128,64 @@ class Bundle:
             details = ", ".join(f"{name} ({what})" for name, what in damaged.items())
             raise BundleError(f"The bundle {self.path} is damaged: {details}. Export or copy it again.")
 
+    def load_model(self) -> onnx.ModelProto:
+        """Read ``model.onnx``.
+
+        Raises:
+            BundleError: The file is missing or cannot be decoded.
+        """
+        return _load_onnx(self.model)
+
+    def load_static(self) -> onnx.ModelProto:
+        """Read ``static.onnx``, the static twin.
+
+        Raises:
+            BundleError: The bundle was exported without it, or the file is missing or cannot be decoded.
+        """
+        if self.static is None:
+            raise BundleError(f"The bundle {self.path} holds no static twin. Export it again with --static.")
+        return _load_onnx(self.static)
+
     def reference(self) -> dict[str, npt.NDArray[np.float32]]:
         """Tensors of ``reference.npz``: ``input`` and every graph output by name, stacked over the images.
 
         Raises:
             BundleError: The file is missing or unreadable.
         """
+        path = self.path / REFERENCE
         try:
-            with np.load(self.path / REFERENCE, allow_pickle=False) as archive:
+            archive = np.load(path, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array, not named ones")
+            with archive:
                 return {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, KeyError) as error:
-            raise BundleError(f"Cannot read {self.path / REFERENCE}: {error}. Export the bundle again.") from error
+        except _ARCHIVE_ERRORS as error:
+            raise BundleError(
+                f"Cannot read {path}: {error or type(error).__name__}. Export the bundle again."
+            ) from error
+
+
+_ARCHIVE_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+    MemoryError,  # a damaged header can announce an array of any size
+    RuntimeError,  # a damaged flag reads as "encrypted"; NotImplementedError: as an unknown compression
+)
+
+
+def _load_onnx(path: Path) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        model = onnx.load(path)
+    except (OSError, ValueError, DecodeError, onnx.checker.ValidationError) as error:
+        raise BundleError(f"Cannot read {path}: {error}. Export the bundle again.") from error
+    # An empty or cut file can still be a valid message: one without a graph.
+    if not model.HasField("graph"):
+        raise BundleError(f"Cannot read {path}: it holds no graph. Export the bundle again.")
+    return model

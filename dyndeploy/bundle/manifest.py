@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
 
 from dyndeploy.errors import BundleError
 
 SCHEMA_VERSION = 1
+SEAL = "manifest_sha256"
+"""Key of ``bundle.json`` under which the manifest protects itself."""
+
+_MASK_RANKS = {"spatial": 4, "channel": 2, "layer": 4}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -140,56 +154,187 @@ class Manifest:
     def from_json(cls, value: Any) -> Manifest:
         """Parse ``bundle.json``.
 
+        Every field is checked for its type and range, because a hand-edited or damaged manifest must fail here,
+        by name, and not as a strange error in a later step. Unknown fields are ignored.
+
         Raises:
-            BundleError: Another schema version, or a field is missing or malformed.
+            BundleError: Another schema version, or a field is missing or malformed; the message names the field.
         """
         version = value.get("schema_version") if isinstance(value, dict) else None
-        if version != SCHEMA_VERSION:
+        if type(version) is not int or version != SCHEMA_VERSION:
             raise BundleError(
                 f"The bundle has schema version {version!r}; this release reads version {SCHEMA_VERSION}. "
                 "Export it again with this release."
             )
-        try:
-            return cls(
-                network=NetworkInfo(
-                    **{
-                        **value["network"],
-                        "granularity": tuple(value["network"]["granularity"]),
-                        "channel_granularity": tuple(value["network"]["channel_granularity"]),
-                    }
-                ),
-                target=value["target"],
-                opset=value["opset"],
-                ir_version=value["ir_version"],
-                batch=value["batch"],
-                input_size=_pair(value["input_size"]),
-                precision=value["precision"],
-                inputs=tuple(TensorInfo(**_shaped(item)) for item in value["inputs"]),
-                outputs=tuple(TensorInfo(**_shaped(item)) for item in value["outputs"]),
-                masks=tuple(MaskInfo(**_shaped(item)) for item in value["masks"]),
-                operators=tuple(OperatorInfo(**item) for item in value["operators"]),
-                preprocessing=PreprocessingInfo(
-                    **{
-                        **value["preprocessing"],
-                        "mean": tuple(value["preprocessing"]["mean"]),
-                        "std": tuple(value["preprocessing"]["std"]),
-                    }
-                ),
-                reference=ReferenceInfo(**value["reference"]),
-                static_macs=value["static_macs"],
-                network_spec=value["network_spec"],
-                files=dict(value["files"]),
-                tools=dict(value["tools"]),
-                notes=tuple(value["notes"]),
+        root = _Field("", value)
+        manifest = cls(
+            network=_network(root["network"]),
+            target=root["target"].text(),
+            opset=root["opset"].count(),
+            ir_version=root["ir_version"].count(),
+            batch=root["batch"].count(),
+            input_size=_pair(root["input_size"]),
+            precision=root["precision"].text(),
+            inputs=root["inputs"].sequence(_tensor, at_least=1),
+            outputs=root["outputs"].sequence(_tensor, at_least=1),
+            masks=root["masks"].sequence(_mask),
+            operators=root["operators"].sequence(_operator),
+            preprocessing=_preprocessing(root["preprocessing"]),
+            reference=_reference(root["reference"]),
+            static_macs=root["static_macs"].count(),
+            network_spec=root["network_spec"].mapping(lambda item: item.value),
+            files=_files(root["files"]),
+            tools=root["tools"].mapping(_Field.text),
+            notes=root["notes"].sequence(_Field.text),
+        )
+        tensors = [tensor.name for tensor in (*manifest.inputs, *manifest.outputs)]
+        _require_unique("inputs, outputs and masks", (*tensors, *(mask.name for mask in manifest.masks)))
+        _require_unique("operators", (operator.node for operator in manifest.operators))
+        return manifest
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """Add ``manifest_sha256`` to the content of ``bundle.json``, or renew it.
+
+    The hash is the SHA-256 of the UTF-8 text of everything else as canonical JSON: keys sorted, no blanks, other
+    than ASCII escaped. It protects against damage, not against forgery: whoever edits a manifest can seal it again.
+    """
+    content = {key: item for key, item in value.items() if key != SEAL}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return content | {SEAL: hashlib.sha256(text.encode()).hexdigest()}
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A value of the JSON with its place, so that every complaint names the field."""
+
+    place: str
+    value: Any
+
+    def require(self, condition: bool, wanted: str) -> None:
+        if not condition:
+            shown = repr(self.value)
+            raise BundleError(
+                f"bundle.json is malformed: {self.place} must be {wanted}, not "
+                f"{shown if len(shown) <= 60 else shown[:57] + '...'}. Export the bundle again."
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BundleError(f"bundle.json is malformed ({type(error).__name__}: {error}).") from error
+
+    def __getitem__(self, key: str) -> _Field:
+        self.require(isinstance(self.value, dict), "an object")
+        place = f"{self.place}.{key}" if self.place else key
+        if key not in self.value:
+            raise BundleError(f"bundle.json is malformed: {place} is missing. Export the bundle again.")
+        return _Field(place, self.value[key])
+
+    def text(self) -> str:
+        self.require(isinstance(self.value, str) and self.value != "", "a non-empty text")
+        return str(self.value)
+
+    def count(self) -> int:
+        self.require(type(self.value) is int and self.value >= 1, "a whole number of at least 1")
+        return int(self.value)
+
+    def number(self, least: float = -math.inf, most: float = math.inf) -> float:
+        # Compared with the largest float, since a JSON integer may be finite and still be none.
+        finite = type(self.value) in (int, float) and abs(self.value) <= sys.float_info.max
+        self.require(finite and least <= self.value <= most, f"a finite number in [{least:g}, {most:g}]")
+        return float(self.value)
+
+    def sha256(self) -> str:
+        self.require(isinstance(self.value, str) and bool(_SHA256.fullmatch(self.value)), "a SHA-256 in hex")
+        return str(self.value)
+
+    def optional(self, parse: Callable[[_Field], T]) -> T | None:
+        return None if self.value is None else parse(self)
+
+    def sequence(self, parse: Callable[[_Field], T], *, at_least: int = 0, length: int | None = None) -> tuple[T, ...]:
+        self.require(isinstance(self.value, (list, tuple)), "a list")
+        self.require(len(self.value) >= at_least, "a list that is not empty")
+        self.require(length in (None, len(self.value)), f"a list of {length}")
+        return tuple(parse(_Field(f"{self.place}[{index}]", item)) for index, item in enumerate(self.value))
+
+    def mapping(self, parse: Callable[[_Field], T]) -> dict[str, T]:
+        self.require(isinstance(self.value, dict), "an object")
+        return {key: parse(_Field(f"{self.place}[{key!r}]", item)) for key, item in self.value.items()}
 
 
-def _shaped(item: dict[str, Any]) -> dict[str, Any]:
-    return {**item, "shape": tuple(item["shape"])}
+def _network(item: _Field) -> NetworkInfo:
+    return NetworkInfo(
+        name=item["name"].text(),
+        mode=item["mode"].text(),
+        granularity=item["granularity"].sequence(_Field.count, at_least=1),
+        channel_granularity=item["channel_granularity"].sequence(_Field.count, at_least=1),
+        num_classes=item["num_classes"].count(),
+        options=item["options"].mapping(lambda option: option.value),
+        checkpoint=item["checkpoint"].optional(_Field.text),
+        checkpoint_sha256=item["checkpoint_sha256"].optional(_Field.sha256),
+    )
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    height, width = value
-    return int(height), int(width)
+def _shape(item: _Field) -> tuple[int, ...]:
+    return item.sequence(_Field.count, at_least=1)
+
+
+def _pair(item: _Field) -> tuple[int, int]:
+    height, width = item.sequence(_Field.count, length=2)
+    return height, width
+
+
+def _tensor(item: _Field) -> TensorInfo:
+    return TensorInfo(item["name"].text(), _shape(item["shape"]), item["dtype"].text())
+
+
+def _mask(item: _Field) -> MaskInfo:
+    kind = item["kind"].text()
+    item["kind"].require(kind in _MASK_RANKS, f"one of {', '.join(_MASK_RANKS)}")
+    shape = _shape(item["shape"])
+    item["shape"].require(len(shape) == _MASK_RANKS[kind], f"of rank {_MASK_RANKS[kind]} for a {kind} mask")
+    return MaskInfo(item["name"].text(), item["block"].text(), kind, shape)
+
+
+def _operator(item: _Field) -> OperatorInfo:
+    return OperatorInfo(
+        node=item["node"].text(),
+        op_type=item["op_type"].text(),
+        version=item["version"].count(),
+        block=item["block"].text(),
+    )
+
+
+def _preprocessing(item: _Field) -> PreprocessingInfo:
+    red, green, blue = item["mean"].sequence(_Field.number, length=3)
+    deviations = item["std"].sequence(_Field.number, length=3)
+    item["std"].require(min(deviations) > 0, "positive")
+    return PreprocessingInfo(
+        resize=item["resize"].count(),
+        mean=(red, green, blue),
+        std=(deviations[0], deviations[1], deviations[2]),
+        interpolation=item["interpolation"].text(),
+    )
+
+
+def _reference(item: _Field) -> ReferenceInfo:
+    return ReferenceInfo(
+        source=item["source"].text(),
+        images=item["images"].count(),
+        rates=item["rates"].mapping(lambda rate: rate.number(0, 1)),
+        flops_ratio=item["flops_ratio"].number(0),
+    )
+
+
+def _files(item: _Field) -> dict[str, str]:
+    checksums = item.mapping(_Field.sha256)
+    for name in checksums:
+        path = PurePosixPath(name)
+        # A checksum of a file elsewhere would make checking a foreign bundle read that file.
+        inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+        _Field(f"files[{name!r}]", name).require(inside, "a path inside the bundle")
+    return checksums
+
+
+def _require_unique(place: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise BundleError(f"bundle.json is malformed: {place} name {name!r} twice. Export the bundle again.")
+        seen.add(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -75,6 +76,8 @@ def _options(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 all well, 2 wrong usage or impossible request, 1 any other failure."""
+    # A polite kill ends like Ctrl-C: half-written output is removed on the way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -86,10 +89,18 @@ def run(arguments: Sequence[str]) -> int:
         application = typer.main.get_command(build_app(named or tuple(COMMANDS)))
         application(args=list(arguments), prog_name="dyndeploy")
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        # Of other commands --json is a switch; this one's needs a value, and the parser does not say which.
+        if code == 2 and named == ["profile"] and arguments[-1] == "--json":
+            typer.echo("dyndeploy: give --json a file to write, or '-' for stdout: '--json -'.", err=True)
+        return code
     except DyndeployError as error:
         typer.echo(f"dyndeploy: {error}", err=True)
         return error.exit_code
+    except OSError as error:
+        # What the commands write goes through checked paths: this is stdout or stderr itself.
+        typer.echo(f"dyndeploy: cannot write the output: {error.strerror or error}.", err=True)
+        return 1
     except (KeyboardInterrupt, _InterruptedError):
         typer.echo("dyndeploy: interrupted; nothing half-written was left.", err=True)
         return INTERRUPTED

@@ -22,6 +22,14 @@ def per_stage_numbers(option: str, text: str) -> tuple[int, ...]:
         raise UsageError(f"{option} takes whole numbers joined by '-', e.g. 4-4-2-1, not '{text}'.") from None
 
 
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """Parse ``0.5,1.0``: numbers separated by commas."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} takes numbers in [0, 1] separated by commas, e.g. 0.5,1.0, not '{text}'.") from None
+
+
 def size(option: str, text: str) -> tuple[int, int]:
     """Parse ``HxW``."""
     try:
@@ -42,9 +50,3 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def progress_line(message: str) -> None:
-    """Show a step on stderr; silent when stderr is no terminal."""
-    if sys.stderr.isatty():
-        typer.echo(f"  {message} ...", err=True)

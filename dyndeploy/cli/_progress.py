@@ -1,17 +1,45 @@
-"""A progress bar for training, on stderr and only on a terminal."""
+"""Progress of long commands: on stderr, and only on a terminal."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from dyndeploy.training import EpochRecord
+
+
+def progress_line(message: str) -> None:
+    """Show a step."""
+    if sys.stderr.isatty():
+        typer.echo(f"  {message} ...", err=True)
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[str, float], None]]:
+    """Yield a function that shows what is being done and the fraction done, in [0, 1], as one bar."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+        # A bar that redraws itself would take processor time from what is measured.
+        auto_refresh=False,
+    )
+    task = bar.add_task("", total=1.0)
+
+    def show(message: str, fraction: float) -> None:
+        bar.update(task, description=message, completed=fraction, refresh=True)
+
+    with bar:
+        yield show
 
 
 class TrainingBar:

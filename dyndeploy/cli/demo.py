@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dyndeploy.cli._arguments import print_json, print_table, progress_line
-from dyndeploy.cli._progress import training_progress
+from dyndeploy.cli._arguments import print_json, print_table
+from dyndeploy.cli._progress import progress_line, training_progress
 
 
 def demo(

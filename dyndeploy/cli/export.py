@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dyndeploy.cli._arguments import per_stage_numbers, print_json, progress_line, size
+from dyndeploy.cli._arguments import per_stage_numbers, print_json, size
+from dyndeploy.cli._progress import progress_line
 
 
 def export(
@@ -35,10 +36,6 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Write the manifest to stdout.")] = False,
 ) -> None:
     """Export a network as a bundle for a target."""
-    from dyndeploy.targets import load_target
-
-    # Impossible requests end here, before anything heavy is imported.
-    load_target(target).require_precision(precision)
     sizes = None if input_size is None else size("--input-size", input_size)
     options: dict[str, Any] = {}
     if mode is not None:
@@ -60,13 +57,7 @@ def export(
     from dyndeploy.export import ExportSettings, export_model
     from dyndeploy.nets import create_model, load_checkpoint
 
-    network = create_model(name, **options)
-    if checkpoint is None:
-        typer.echo("No --checkpoint: the weights are random. Latency is real, classes are not.", err=True)
-    else:
-        report = load_checkpoint(network, checkpoint)
-        if report.missing or report.unexpected:
-            typer.echo(report.summary(), err=True)
+    # Impossible requests end here, before a network is built.
     settings = ExportSettings(
         target=target,
         batch=batch,
@@ -76,6 +67,13 @@ def export(
         data=data,
         checkpoint=checkpoint,
     )
+    network = create_model(name, **options)
+    if checkpoint is None:
+        typer.echo("No --checkpoint: the weights are random. Latency is real, classes are not.", err=True)
+    else:
+        report = load_checkpoint(network, checkpoint)
+        if report.missing or report.unexpected:
+            typer.echo(report.summary(), err=True)
     bundle = export_model(network, output, settings, progress=progress_line)  # type: ignore[arg-type]
     if as_json:
         print_json(bundle.manifest.to_json())

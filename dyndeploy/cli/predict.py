@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import os
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dyndeploy.errors import UsageError
-from dyndeploy.files import read_json
-from dyndeploy.prediction import NetworkSpec, Prediction, predict_network
+from dyndeploy.cli._arguments import numbers, per_stage_numbers, print_json, print_table, size
 
-_MANIFEST = "bundle.json"
-_T = TypeVar("_T")
+if TYPE_CHECKING:
+    from dyndeploy.prediction import Prediction
 
 
 def predict(
@@ -22,10 +19,12 @@ def predict(
     device: Annotated[str, typer.Option(help="Device model: v100, rtx3090, rtx3060, tx2, nano.")],
     mode: Annotated[
         str | None,
-        typer.Option(help="static, spatial, channel, layer or both; a-b-c-d gives one per stage. (default: static)"),
+        typer.Option(
+            help="static, spatial, channel, layer or both; a-b-c-d per stage. (default: the bundle's, else static)"
+        ),
     ] = None,
     granularity: Annotated[
-        str | None, typer.Option(help="Patch side per stage, e.g. 4-4-2-1. (default: 4-4-2-1 for four stages, else 1)")
+        str | None, typer.Option(help="Patch side per stage, e.g. 4-4-2-1. (default: the bundle's, else 4-4-2-1)")
     ] = None,
     channel_granularity: Annotated[str | None, typer.Option(help="Channels per group, per stage. (default: 2)")] = None,
     rate: Annotated[
@@ -41,7 +40,7 @@ def predict(
         int | None, typer.Option(help="Floats per memory sector, 8 or 1. (default: the device's)")
     ] = None,
     input_size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Image size. (default: the bundle's, else 224x224)")
+        str | None, typer.Option(metavar="HxW", help="Image size. (default: the bundle's or the network's)")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Replay the published predictor's random channel masks (slow).")
@@ -49,81 +48,39 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")] = False,
 ) -> None:
     """Predict the latency of a network on a device model; nothing is run."""
-    target: str | NetworkSpec = network
-    size = None if input_size is None else _numbers("--input-size", input_size, "x", int, 2)
-    if (Path(network) / _MANIFEST).is_file():
-        manifest = read_json(Path(network) / _MANIFEST)
-        described = _from(manifest, "network", network)
-        spec = NetworkSpec.from_json(_from(manifest, "network_spec", network))
-        if size is not None and tuple(size) != spec.input_size:
-            raise UsageError(
-                f"The bundle {network} was exported for {spec.input_size[0]}x{spec.input_size[1]} images. "
-                "Leave --input-size out, or predict the network by its name."
-            )
-        target, size = spec, None
-        mode = mode or _joined(described.get("mode"))
-        granularity = granularity or _joined(described.get("granularity"))
-        channel_granularity = channel_granularity or _joined(described.get("channel_granularity"))
-        if batch is None:
-            batch = described.get("batch", manifest.get("batch"))
-    elif Path(network).is_dir():
-        raise UsageError(f"{network} is a folder but holds no {_MANIFEST}: it is no bundle.")
+    from dyndeploy.bundle import Bundle
+    from dyndeploy.prediction import predict_bundle, predict_network
 
-    rates = _numbers("--rate", rate, ",", float)
-    prediction = predict_network(
-        target,
-        mode=tuple((mode or "static").split("-")),
-        granularity=_numbers("--granularity", granularity, "-", int) if granularity else None,
-        channel_granularity=_numbers("--channel-granularity", channel_granularity or "2", "-", int),
-        rate=rates[0] if len(rates) == 1 else rates,
-        device=device,
-        batch=batch,
-        compat=compat,
-        mem_concurrent=mem_concurrent,
-        seed=seed,
-        input_size=None if size is None else (size[0], size[1]),
-    )
-    if as_json:
-        typer.echo(json.dumps(prediction.to_json(), allow_nan=False))
+    rates = numbers("--rate", rate)
+    given = {
+        "mode": None if mode is None else tuple(mode.split("-")),
+        "granularity": None if granularity is None else per_stage_numbers("--granularity", granularity),
+        "channel_granularity": None
+        if channel_granularity is None
+        else per_stage_numbers("--channel-granularity", channel_granularity),
+        "input_size": None if input_size is None else size("--input-size", input_size),
+    }
+    # Only what was given is handed on: everything else is the library's to choose.
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    options |= {"rate": rates[0] if len(rates) == 1 else rates, "device": device, "batch": batch, "compat": compat}
+    options |= {"mem_concurrent": mem_concurrent, "seed": seed}
+    if _is_path(network):
+        prediction = predict_bundle(Bundle.open(network), **options)
     else:
-        _print_table(prediction)
+        prediction = predict_network(network, **options)
+    if as_json:
+        print_json(prediction.to_json())
+    else:
+        _print(prediction)
 
 
-def _from(manifest: Any, key: str, bundle: str) -> dict[str, Any]:
-    value = manifest.get(key) if isinstance(manifest, dict) else None
-    if not isinstance(value, dict):
-        raise UsageError(
-            f"The bundle {bundle} has no '{key}' in its {_MANIFEST}. Export it again, or predict the network by name."
-        )
-    return value
+def _is_path(network: str) -> bool:
+    """Whether a bundle is meant: names of networks have neither slashes nor dots."""
+    return any(mark in network for mark in {"/", os.sep, "."}) or Path(network).exists()
 
 
-def _joined(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return "-".join(str(entry) for entry in value) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _numbers(option: str, text: str, separator: str, read: Callable[[str], _T], count: int = 0) -> tuple[_T, ...]:
-    try:
-        values = tuple(read(part) for part in text.lower().split(separator))
-    except ValueError:
-        values = ()
-    if not values or (count and len(values) != count):
-        example = {"x": "224x224", ",": "0.5", "-": "4-4-2-1"}[separator]
-        raise UsageError(f"{option} is '{text}'; write it like {example}.")
-    return values
-
-
-def _print_table(prediction: Prediction) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{prediction.network} on {prediction.device}, predicted, ms per image")
-    table.add_column("part")
-    table.add_column("mode")
-    for column in ("compute", "memory", "launch", "total"):
-        table.add_column(column, justify="right")
+def _print(prediction: Prediction) -> None:
+    rows = []
     for block in prediction.blocks:
         known = [operator for operator in block.operators if operator.latency_ms is not None]
         parts = [
@@ -132,15 +89,18 @@ def _print_table(prediction: Prediction) -> None:
             sum(operator.launch_ms or 0.0 for operator in known),
             block.latency_ms,
         ]
-        table.add_row(block.name, block.mode, *(f"{value:.4f}" for value in parts))
-    console = Console()
-    console.print(table)
+        rows.append((block.name, block.mode, *(f"{value:.4f}" for value in parts)))
+    print_table(
+        ("part", "mode", "compute", "memory", "launch", "total"),
+        rows,
+        title=f"{prediction.network} on {prediction.device}, predicted, ms per image",
+    )
     coverage = prediction.coverage
-    console.print(
+    typer.echo(
         f"{prediction.latency_ms:.4f} ms per image, {prediction.latency_batch_ms:.4f} ms per batch of "
         f"{prediction.batch}; {coverage.by_count:.0%} of {coverage.operators} operators covered."
     )
     if coverage.unknown:
-        console.print(f"Not covered (no latency, not 0 ms): {', '.join(coverage.unknown)}")
+        typer.echo(f"Not covered (no latency, not 0 ms): {', '.join(coverage.unknown)}")
     reading = "as published (blocks only)" if prediction.compat else f"with {len(prediction.fixes)} faults repaired"
-    console.print(f"LAUDNet predictor, {reading}.")
+    typer.echo(f"LAUDNet predictor, {reading}.")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dyndeploy.cli._arguments import print_json, print_table
+from dyndeploy.cli._arguments import numbers, print_json, print_table
+from dyndeploy.cli._progress import progress_bar
 from dyndeploy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -32,12 +32,14 @@ def profile(
     repeats: Annotated[int | None, typer.Option(help="Rounds. [default: about 10 seconds of them]")] = None,
     native: Annotated[str, typer.Option(help="auto, off, or the path of an operator library.")] = "auto",
     json_file: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write the profile as JSON; '-' is stdout.")
+        str | None, typer.Option("--json", metavar="FILE", help="Write the profile as JSON; '--json -' is stdout.")
     ] = None,
 ) -> None:
     """Measure a bundle on this machine: each rate next to the static twin, ideal and realised speed-up."""
     _require_this_machine(device)
-    numbers = _rates(rates)
+    chosen = numbers("--rates", rates)
+    if json_file is not None and json_file.startswith("-") and json_file != "-":
+        raise UsageError(f"--json takes a file, or '-' for stdout ('--json -'), not '{json_file}'.")
 
     from dyndeploy.bundle import Bundle
     from dyndeploy.files import atomic_file
@@ -47,11 +49,11 @@ def profile(
     with ExitStack() as stack:
         # The output path is claimed first, so that an impossible one costs no measurement.
         output = stack.enter_context(atomic_file(json_file)) if json_file not in (None, "-") else None
-        progress = stack.enter_context(_Progress())
+        progress = stack.enter_context(progress_bar())
         result = profile_bundle(
             opened,
             threads=threads,
-            rates=numbers,
+            rates=chosen,
             data=data,
             repeats=repeats,
             native=native,
@@ -82,43 +84,6 @@ def _require_this_machine(device: str) -> None:
     raise unknown_name("device", device, {THIS_MACHINE, *models, *target_names()})
 
 
-def _rates(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--rates takes numbers in [0, 1] separated by commas, e.g. 0.5,1.0, not '{text}'.") from None
-
-
-class _Progress:
-    """A bar on stderr while it is a terminal; nothing otherwise."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        shown = sys.stderr.isatty()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not shown,
-            # A bar that redraws itself would take processor time from what is measured.
-            auto_refresh=False,
-        )
-        self._task = self._bar.add_task("", total=1.0)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, message: str, fraction: float) -> None:
-        self._bar.update(self._task, description=message, completed=fraction, refresh=True)
-
-
 def _print(result: Profile) -> None:
     network = result.bundle
     typer.echo(
@@ -128,8 +93,7 @@ def _print(result: Profile) -> None:
     static = result.static
     rows = [["static twin", "-", f"{static.median:.3f}", f"{static.percentile(90):.3f}", f"{static.cov:.1%}"]]
     rows[0] += ["1.00x", "1.00x", "-", "-"]
-    rows += [_row(f"{entry.rate:g}", entry) for entry in result.rates]
-    rows.append(_row(f"{result.data.rate:.3f}", result.data))
+    rows += [_row(entry) for entry in (*result.rates, result.data)]
     print_table(
         ("rate", "masks", "median ms", "p90 ms", "CoV", "ideal", "realised", "p25..p75", "realisation"),
         rows,
@@ -139,10 +103,10 @@ def _print(result: Profile) -> None:
         typer.echo(f"Note: {warning}")
 
 
-def _row(label: str, result: RateResult) -> list[str]:
+def _row(result: RateResult) -> list[str]:
     low, high = result.realised_spread
     return [
-        label,
+        result.label,
         result.masks,
         f"{result.samples.median:.3f}",
         f"{result.samples.percentile(90):.3f}",

@@ -8,7 +8,7 @@ from dyndeploy.network_spec import BlockSpec, MaskerSpec, NetworkSpec, StemSpec
 
 def describe(network: LaudResNet, input_size: tuple[int, int]) -> NetworkSpec:
     """Return the shapes of a LAUD-ResNet for an input size (H, W)."""
-    architecture, stage = network.architecture, network.config.stages()[0]
+    architecture = network.architecture
     blocks = tuple(
         BlockSpec(
             name=block.name,
@@ -38,10 +38,13 @@ def describe(network: LaudResNet, input_size: tuple[int, int]) -> NetworkSpec:
         stages=architecture.blocks,
         blocks=blocks,
         classes=network.fc.out_features,
-        masker=MaskerSpec(
-            channel=stage.channel_masker,
-            layers=stage.channel_masker_layers,
-            reduction=stage.reduction,
-            spatial_groups=stage.spatial_groups,
+        maskers=tuple(
+            MaskerSpec(
+                channel=stage.channel_masker,
+                layers=stage.channel_masker_layers,
+                reduction=stage.reduction,
+                spatial_groups=stage.spatial_groups,
+            )
+            for stage in network.config.stages()
         ),
     )

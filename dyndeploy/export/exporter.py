@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import os
@@ -32,11 +33,12 @@ from dyndeploy.bundle import (
     PreprocessingInfo,
     ReferenceInfo,
     TensorInfo,
+    write_manifest,
 )
 from dyndeploy.data import images_from_folder, load_image, sample_photographs
-from dyndeploy.errors import ExportError, UsageError
+from dyndeploy.errors import ExportError, InputError, UsageError
 from dyndeploy.export.describe import describe
-from dyndeploy.export.lowering import LoweredNetwork, lower
+from dyndeploy.export.lowering import LoweredNetwork, lower, require_exportable
 from dyndeploy.export.passes import Context, run_pipeline
 from dyndeploy.export.reference import compute_reference
 from dyndeploy.nets import LaudResNet, model_info, static_macs
@@ -44,6 +46,7 @@ from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.targets import Target, load_target
 
 CAPTURE_OPSET = 18
+MIN_INPUT_SIZE = 32
 REFERENCE_IMAGES = 4
 """Images in ``reference.npz`` at batch size 1; a larger batch takes whole batches of at least as many."""
 
@@ -72,6 +75,21 @@ class ExportSettings:
     data: str | os.PathLike[str] | None = None
     checkpoint: str | os.PathLike[str] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what no network can be exported with; raises ``UsageError``."""
+        load_target(self.target).require_precision(self.precision)
+        if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
+            raise UsageError(f"The batch size must be a whole number of at least 1, not {self.batch!r}.")
+        size = self.input_size
+        if size is None:
+            return
+        if not isinstance(size, tuple) or len(size) != 2 or not all(isinstance(side, int) for side in size):
+            raise UsageError(f"The input size must be (height, width), not {size!r}.")
+        if min(size) < MIN_INPUT_SIZE:
+            raise UsageError(
+                f"Input size {size[0]}x{size[1]} is too small: give at least {MIN_INPUT_SIZE}x{MIN_INPUT_SIZE}."
+            )
+
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
@@ -96,9 +114,7 @@ def capture(module: LoweredNetwork, batch: int, input_size: tuple[int, int]) -> 
     example = torch.zeros(batch, 3, *input_size)
     try:
         with _quiet_exporter():
-            program = torch.onnx.export(
-                module.float(), (example,), dynamo=True, opset_version=CAPTURE_OPSET, verbose=False
-            )
+            program = torch.onnx.export(module, (example,), dynamo=True, opset_version=CAPTURE_OPSET, verbose=False)
     except Exception as error:
         raise ExportError(f"PyTorch could not capture the network: {error}") from error
     if program is None:
@@ -135,7 +151,7 @@ def export_model(
     """Write a bundle.
 
     Args:
-        network: A trained network of the zoo. It is put into evaluation mode, nothing else.
+        network: A trained network of the zoo, of any dtype and in any mode; it is not changed.
         output: Folder to write; an earlier bundle there is replaced, anything else is left alone.
         settings: See :class:`ExportSettings`.
         progress: Called with a line at the start of each step.
@@ -144,21 +160,19 @@ def export_model(
         The bundle.
 
     Raises:
-        UsageError: Unknown target, a precision that the target lacks, an option that has no operator.
+        UsageError: No network of the zoo, or an option that has no operator.
         ExportError: Weights that are not finite, or a graph that the target could not run.
         OutputError: The folder cannot be written; nothing is left behind.
     """
     settings = settings or ExportSettings()
     target = load_target(settings.target)
-    target.require_precision(settings.precision)
-    if settings.batch < 1:
-        raise UsageError(f"The batch size must be at least 1, not {settings.batch}.")
+    require_exportable(network)
+    _require_finite(network)
+    # A copy in single precision: whatever dtype and mode the caller's network is in, it stays so.
+    network = copy.deepcopy(network).float().eval()
     info = model_info(network.name)
     input_size = settings.input_size or info.input_size
-    if min(input_size) < 32:
-        raise UsageError(f"Input size {input_size[0]}x{input_size[1]} is too small: give at least 32x32.")
-    _require_finite(network)
-    network.eval()
+    network_info = _network_info(network, settings)
 
     # The output path is claimed first, so that an impossible one costs no export time.
     with files.atomic_directory(output, replace_if=MANIFEST) as folder:
@@ -181,7 +195,7 @@ def export_model(
         np.savez(folder / REFERENCE, **reference.tensors)  # type: ignore[arg-type]
         shapes = {value.name: value for value in model.graph.output}
         manifest = Manifest(
-            network=_network_info(network, settings),
+            network=network_info,
             target=target.name,
             opset=target.opset,
             ir_version=target.ir_version,
@@ -211,7 +225,7 @@ def export_model(
                 "python": platform.python_version(),
             },
         )
-        files.write_json(folder / MANIFEST, manifest.to_json())
+        write_manifest(folder, manifest)
     return Bundle.open(output)
 
 
@@ -269,5 +283,12 @@ def _network_info(network: LaudResNet, settings: ExportSettings) -> NetworkInfo:
         num_classes=config.num_classes,
         options=config.as_dict(),
         checkpoint=None if checkpoint is None else checkpoint.name,
-        checkpoint_sha256=None if checkpoint is None else files.sha256(checkpoint),
+        checkpoint_sha256=None if checkpoint is None else _checkpoint_sha256(checkpoint),
     )
+
+
+def _checkpoint_sha256(path: Path) -> str:
+    try:
+        return files.sha256(path)
+    except OSError as error:
+        raise InputError(f"Cannot read the checkpoint {path}: {error.strerror or error}.") from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from dyndeploy.errors import UsageError
 from dyndeploy.nets.laud_resnet import LaudBottleneck, LaudResNet
 from dyndeploy.nets.maskers import ConvLinearChannelMasker, MlpChannelMasker, SpatialMasker
+from dyndeploy.nets.results import mask_name
 from dyndeploy.ops import operator
 
 
@@ -143,12 +143,12 @@ class LoweredBottleneck(nn.Module):
                     f"{block.name} has {block.masker_spatial.groups} spatial mask groups: the operators skip whole "
                     "pixels and need spatial_groups=1 (as all published LAUDNet models have)."
                 )
-            kind = "layer" if block.mode == "layer" else "spatial"
+            kind = block.spatial_kind
             self.masker_spatial = LoweredSpatialMasker(block.masker_spatial, block.mask_size(*input_size))
-            self.mask_outputs.append(MaskOutput(f"mask/{block.name}/{kind}", block.name, kind))
+            self.mask_outputs.append(MaskOutput(mask_name(block.name, kind), block.name, kind))
         if block.masker_channel is not None:
             self.masker_channel = LoweredChannelMasker(block.masker_channel)
-            self.mask_outputs.append(MaskOutput(f"mask/{block.name}/channel", block.name, "channel"))
+            self.mask_outputs.append(MaskOutput(mask_name(block.name, "channel"), block.name, "channel"))
         tensors = _folded_convolutions(block)
         for name in ("w1", "w3", "wd"):
             if name in tensors:
@@ -269,6 +269,13 @@ def _conv_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
 _LOWERINGS: dict[type[nn.Module], Callable[..., LoweredNetwork]] = {LaudResNet: LoweredNetwork}
 
 
+def require_exportable(network: object) -> None:
+    """Raise ``UsageError`` unless there is a lowering rule for the network's family."""
+    if not isinstance(network, tuple(_LOWERINGS)):
+        known = ", ".join(kind.__name__ for kind in _LOWERINGS)
+        raise UsageError(f"{type(network).__name__} cannot be exported: there are lowering rules for {known} only.")
+
+
 def lower(network: nn.Module, input_size: tuple[int, int], *, static: bool = False) -> LoweredNetwork:
     """Lower a network of the zoo for a given input size.
 
@@ -280,8 +287,6 @@ def lower(network: nn.Module, input_size: tuple[int, int], *, static: bool = Fal
     Raises:
         UsageError: The family cannot be exported, or an option has no operator.
     """
-    for kind, build in _LOWERINGS.items():
-        if isinstance(network, kind):
-            return build(network, input_size, static=static).eval()
-    known: Any = ", ".join(kind.__name__ for kind in _LOWERINGS)
-    raise UsageError(f"{type(network).__name__} cannot be exported: there are lowering rules for {known} only.")
+    require_exportable(network)
+    build = next(build for kind, build in _LOWERINGS.items() if isinstance(network, kind))
+    return build(network, input_size, static=static).eval()

@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 
 from dyndeploy.errors import ExportError
 from dyndeploy.ops import DOMAIN, OPERATORS
+from dyndeploy.ops.graph import foreign_operators, operator_attributes
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -194,7 +195,7 @@ def check(model: onnx.ModelProto, context: Context) -> None:
 
     ``onnx.checker`` passes unknown domains, so the dynamic operators are checked by their own shape inference.
     """
-    forbidden = foreign_operators(model, context.allowed_operators)
+    forbidden = foreign_operators(model, OPERATORS, context.allowed_operators)
     if forbidden:
         raise ExportError(
             f"{', '.join(forbidden)} in the graph, which {context.target} is not known to run. "
@@ -216,26 +217,6 @@ def check(model: onnx.ModelProto, context: Context) -> None:
                 raise ExportError(
                     f"{node.name}: shape {shapes[node.output[0]]} in the graph, {expected} by its operator."
                 )
-
-
-def operator_attributes(node: onnx.NodeProto) -> dict[str, object]:
-    """Attributes of a dynamic operator node without the plugin bookkeeping."""
-    return {
-        attribute.name: helper.get_attribute_value(attribute)
-        for attribute in node.attribute
-        if not attribute.name.startswith("plugin_")
-    }
-
-
-def foreign_operators(model: onnx.ModelProto, allowed: frozenset[str] | None) -> list[str]:
-    """Operators of the main graph that a target does not list, as ``domain::type`` or type, sorted."""
-    found = set()
-    for node in model.graph.node:
-        if node.domain == DOMAIN and node.op_type in OPERATORS:
-            continue
-        if node.domain or (allowed is not None and node.op_type not in allowed):
-            found.add(f"{node.domain}::{node.op_type}" if node.domain else node.op_type)
-    return sorted(found)
 
 
 PIPELINE: tuple[tuple[str, Pass], ...] = (

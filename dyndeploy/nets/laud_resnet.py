@@ -309,6 +309,11 @@ class LaudBottleneck(nn.Module):
         if stage.mode in ("channel", "both"):
             self.masker_channel = _channel_masker(name, in_channels, width, stage, mask_bias_fix)
 
+    @property
+    def spatial_kind(self) -> str:
+        """What the spatial mask decides on: ``"layer"`` (the whole map) or ``"spatial"`` (patches)."""
+        return "layer" if self.mode == "layer" else "spatial"
+
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the block's output (height, width) for an input of height x width."""
         return (height - 1) // self.stride + 1, (width - 1) // self.stride + 1

@@ -7,6 +7,16 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+def mask_name(block: str, kind: str) -> str:
+    """Name of a mask in graphs and results, e.g. ``mask/layer1.0/spatial``.
+
+    Args:
+        block: Dotted module name of the block.
+        kind: ``"spatial"``, ``"layer"`` or ``"channel"``.
+    """
+    return f"mask/{block}/{kind}"
+
+
 class BlockMasks(NamedTuple):
     """The decisions of one block, one row per sample of the batch.
 

@@ -100,9 +100,10 @@ def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
     hidden = b.gather(shared.with_zero_row(b, hidden, inputs["b1"]), active.neighbours)
     hidden = b.reshape(hidden, -1, sizes.hidden * 9)
     hidden = b.op("Relu", b.linear(hidden, shared.w2_rows(b, inputs["w2"], sizes), inputs["b2"]))
-    output = b.linear(hidden, inputs["w3"], inputs["b3"])
     identity = shared.shortcut_rows(b, inputs, sizes)
-    return shared.to_map(b, shared.scatter_active(b, identity, active.pixels, output, projection), sizes)
+    w3 = b.op("Transpose", inputs["w3"], perm=[1, 0])
+    updated = shared.updated_rows(b, identity, active.pixels, hidden, w3, inputs["b3"])
+    return shared.to_map(b, shared.scatter_rows(b, identity, active.pixels, updated, projection), sizes)
 
 
 def _spec(name: str, projection: bool) -> OperatorSpec:

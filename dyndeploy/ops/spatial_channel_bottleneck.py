@@ -141,15 +141,14 @@ def _sample_body(
         w2 = inner.reshape(inner.gather(w2, groups, axis=2), count, -1)
         bias2 = inner.gather(inner.op("GatherND", bias2_rows, active.pixels), channels, axis=1)
         hidden = inner.op("Relu", inner.op("Gemm", hidden, w2, bias2, transB=1)) - per_channel(static.constant2)
-        return inner.op("Gemm", hidden, inner.gather(static.w3, channels), static.bias3)
+        w3 = inner.gather(static.w3, channels)
+        return shared.updated_rows(inner, identity, active.pixels, hidden, w3, static.bias3)
 
     def constants_only(inner: Body) -> Value:
-        pixels = inner.unsqueeze(inner.dim(active.pixels, 0), 0)
-        shape = inner.op("Concat", pixels, inner.op("Shape", static.bias3), axis=0)
-        return inner.op("Expand", static.bias3, shape)
+        return inner.op("Relu", inner.op("GatherND", identity, active.pixels) + static.bias3)
 
-    branch = b.branch(b.op("Less", 0, b.dim(groups, 0)), run, constants_only)
-    return shared.scatter_active(b, identity, active.pixels, branch, projection)
+    updated = b.branch(b.op("Less", 0, b.dim(groups, 0)), run, constants_only)
+    return shared.scatter_rows(b, identity, active.pixels, updated, projection)
 
 
 def _body(b: Body, inputs: Mapping[str, Value]) -> Value:

@@ -11,7 +11,7 @@ from dyndeploy.network_spec import (
 from dyndeploy.prediction.blocks import MODES, Rates
 from dyndeploy.prediction.fixes import Fix
 from dyndeploy.prediction.operators import Operator, operator_kinds
-from dyndeploy.prediction.predictor import Predictor, predict_network
+from dyndeploy.prediction.predictor import Predictor, predict_bundle, predict_network
 from dyndeploy.prediction.results import BlockPrediction, Coverage, OperatorPrediction, Prediction
 
 __all__ = [
@@ -31,5 +31,6 @@ __all__ = [
     "network_names",
     "network_spec",
     "operator_kinds",
+    "predict_bundle",
     "predict_network",
 ]

@@ -9,7 +9,8 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from dyndeploy.errors import UsageError, unknown_name
+from dyndeploy.bundle import Bundle
+from dyndeploy.errors import BundleError, UsageError, unknown_name
 from dyndeploy.network_spec import BlockSpec, MaskerSpec, NetworkSpec, network_spec
 from dyndeploy.prediction.blocks import MODES, BlockPlan, Rates, block_operators, network_ends
 from dyndeploy.prediction.cost import CostModel
@@ -91,14 +92,15 @@ class Predictor:
         """Predict a whole network.
 
         Args:
-            network: A published name or a :class:`NetworkSpec`.
+            network: A registered or published name, or a :class:`NetworkSpec`.
             mode: ``static``, ``spatial``, ``channel``, ``layer`` or ``both``, for all stages or one per stage.
             granularity: Side of a spatial patch, for all stages or one per stage. ``None``: 4, 4, 2, 1 for a
                 network of four stages, as the networks are built by default, and 1 for any other.
             channel_granularity: Channels per dynamic group, for all stages or one per stage.
             rate: Activation rate of every mask of every block, or one entry per block; a
                 :class:`~dyndeploy.prediction.blocks.Rates` states measured densities mask by mask.
-            input_size: (height, width) for a published name; a :class:`NetworkSpec` has its own.
+            input_size: (height, width) for a name, ``None`` takes the network's usual one; a :class:`NetworkSpec`
+                has its own.
             extra_operators: Operators outside the description, priced in a part called "extra". Kinds that the
                 predictor does not know are named in the coverage and have no latency.
 
@@ -113,7 +115,7 @@ class Predictor:
                 raise UsageError("A network description has its own input size: do not give another one.")
             spec = network
         else:
-            spec = network_spec(network, (224, 224) if input_size is None else input_size)
+            spec = network_spec(network, None if input_size is None else (input_size[0], input_size[1]))
         stages = len(spec.stages)
         modes = _modes(mode, stages)
         for name in modes:
@@ -131,7 +133,7 @@ class Predictor:
                 granularity=granularities[stage],
                 channel_granularity=channel_granularities[stage],
                 rate=block_rates,
-                masker=spec.masker,
+                masker=spec.maskers[stage],
             )
             for block, stage, block_rates in zip(spec.blocks, spec.stage_of_block, rates, strict=True)
         ]
@@ -292,6 +294,69 @@ def predict_network(
         channel_granularity=channel_granularity,
         rate=rate,
         input_size=input_size,
+        extra_operators=extra_operators,
+    )
+
+
+def predict_bundle(
+    bundle: Bundle,
+    *,
+    device: str | Device,
+    rate: RateLike = 0.5,
+    mode: str | Sequence[str] | None = None,
+    granularity: int | Sequence[int] | None = None,
+    channel_granularity: int | Sequence[int] | None = None,
+    batch: int | None = None,
+    compat: str | None = None,
+    mem_concurrent: int | None = None,
+    seed: int | None = None,
+    input_size: tuple[int, int] | None = None,
+    extra_operators: Iterable[Operator] = (),
+) -> Prediction:
+    """Predict the network of a bundle, configured as it was exported.
+
+    Args:
+        bundle: Its manifest describes the network; no other file of it is read.
+        device: A device model or its name.
+        rate: As in :meth:`Predictor.predict_network`.
+        mode: Instead of the bundle's.
+        granularity: Instead of the bundle's.
+        channel_granularity: Instead of the bundle's.
+        batch: Instead of the bundle's.
+        compat: As in :class:`Predictor`.
+        mem_concurrent: As in :class:`Predictor`.
+        seed: As in :class:`Predictor`.
+        input_size: Only the bundle's own is possible; any other is refused.
+        extra_operators: As in :meth:`Predictor.predict_network`.
+
+    Raises:
+        BundleError: The bundle does not describe its network.
+        UsageError: As :func:`predict_network`, or another input size than the bundle's.
+    """
+    manifest = bundle.manifest
+    try:
+        spec = NetworkSpec.from_json(manifest.network_spec)
+    except UsageError as error:
+        raise BundleError(
+            f"The bundle {bundle.path} does not describe its network: {error} Export it again."
+        ) from error
+    if input_size is not None and tuple(input_size) != spec.input_size:
+        raise UsageError(
+            f"The bundle {bundle.path} was exported for {spec.input_size[0]}x{spec.input_size[1]} images. Leave the "
+            "input size out, or predict the network by its name."
+        )
+    network = manifest.network
+    return predict_network(
+        spec,
+        mode=tuple(network.mode.split("-")) if mode is None else mode,
+        granularity=network.granularity if granularity is None else granularity,
+        channel_granularity=network.channel_granularity if channel_granularity is None else channel_granularity,
+        rate=rate,
+        device=device,
+        batch=manifest.batch if batch is None else batch,
+        compat=compat,
+        mem_concurrent=mem_concurrent,
+        seed=seed,
         extra_operators=extra_operators,
     )
 

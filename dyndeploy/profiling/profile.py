@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from dyndeploy import files
 from dyndeploy.errors import DyndeployError, InputError
+from dyndeploy.profiling import values
 from dyndeploy.profiling.samples import Samples
 
 SCHEMA_VERSION = 1
@@ -19,6 +20,8 @@ KIND = "measured"
 
 FORCED = "forced"
 DATA = "data"
+
+_NOTABLE_DIFFERENCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,23 @@ class RateResult:
     rest: tuple[BlockTimes, ...]
 
     @property
+    def achieved_rate(self) -> float:
+        """Mean of the measured rates of all masks: a mask of few positions cannot meet every forced rate exactly."""
+        return float(np.mean(list(self.mask_rates.values()))) if self.mask_rates else self.rate
+
+    @property
+    def missed(self) -> bool:
+        """Whether :attr:`achieved_rate` differs from :attr:`rate` by more than 0.01."""
+        return abs(self.achieved_rate - self.rate) > _NOTABLE_DIFFERENCE
+
+    @property
+    def label(self) -> str:
+        """The rate for a reader, with the achieved one behind it where the two differ."""
+        if self.masks == DATA:
+            return f"{self.rate:.3f}"
+        return f"{self.rate:g}, achieved {self.achieved_rate:.3g}" if self.missed else f"{self.rate:g}"
+
+    @property
     def realised_speedup(self) -> float:
         """Median ratio of each input; inputs are averaged as times are (harmonic mean)."""
         return _typical_ratio(self.ratios, self.ratio_inputs)
@@ -117,6 +137,7 @@ class RateResult:
         """Plain JSON types; derived figures are written beside the raw ones they follow from."""
         return {
             "rate": self.rate,
+            "achieved_rate": self.achieved_rate,
             "masks": self.masks,
             **self.samples.to_json(batch),
             "needed_macs": self.needed_macs,
@@ -141,20 +162,23 @@ class RateResult:
         if value["masks"] not in (FORCED, DATA):
             raise ValueError(f"masks is {value['masks']!r}")
         result = cls(
-            rate=_number(value["rate"]),
+            rate=values.share(value["rate"]),
             masks=value["masks"],
-            mask_rates={str(name): _number(rate) for name, rate in value["mask_rates"].items()},
+            mask_rates={
+                values.text(name): values.share(rate) for name, rate in values.mapping(value["mask_rates"]).items()
+            },
             samples=Samples.from_json(value),
-            needed_macs=_number(value["needed_macs"]),
-            ideal_speedup=_positive(value["ideal_speedup"]),
-            ratios=tuple(_positive(item) for item in value["ratios"]),
-            ratio_inputs=tuple(int(item) for item in value["ratio_inputs"]),
-            cpu_ratios=None if cpu is None else tuple(_positive(item) for item in cpu),
-            blocks=tuple(_block(item) for item in value["blocks"]),
-            rest=tuple(_block(item) for item in value["rest"]),
+            needed_macs=values.number(value["needed_macs"]),
+            ideal_speedup=values.positive(value["ideal_speedup"]),
+            ratios=tuple(values.positive(item) for item in values.items(value["ratios"])),
+            ratio_inputs=tuple(values.count(item) for item in values.items(value["ratio_inputs"])),
+            cpu_ratios=None if cpu is None else tuple(values.positive(item) for item in values.items(cpu)),
+            blocks=tuple(_block(item) for item in values.items(value["blocks"])),
+            rest=tuple(_block(item) for item in values.items(value["rest"])),
         )
-        if not result.ratios or len(result.ratios) != len(result.ratio_inputs):
-            raise ValueError("ratios and ratio_inputs do not fit")
+        lengths = {len(result.ratios), len(result.ratio_inputs), len(result.ratios if cpu is None else cpu)}
+        if not result.ratios or len(lengths) > 1:
+            raise ValueError("ratios, ratio_inputs and cpu_ratios do not fit")
         return result
 
 
@@ -208,6 +232,12 @@ class Profile:
         in_bodies = sorted(used - set(self.native.get("operators", ())))
         if self.native.get("path") is not None and in_bodies:
             notes.append(f"The operator library does not run {', '.join(in_bodies)}: their function bodies ran.")
+        missed = [f"{result.rate:g} became {result.achieved_rate:.3g}" for result in self.rates if result.missed]
+        if missed:
+            notes.append(
+                f"Masks of few positions cannot meet every forced rate: {', '.join(missed)} (mean over all masks). "
+                "Ideal and realised speed-ups are those of the masks that ran."
+            )
         worst = max((max(r.unmapped_share.values()) for r in (*self.rates, self.data)), default=0.0)
         if worst > 0.05:
             notes.append(f"Up to {worst:.0%} of the node times could not be tied to a block (part 'other').")
@@ -252,23 +282,82 @@ class Profile:
             raise InputError(f"{bad} is NaN or infinite: the profile is damaged. Profile the bundle again.")
         try:
             return cls(
-                bundle=_mapping(value["bundle"]),
-                machine=_mapping(value["machine"]),
-                device=str(value["device"]),
-                runtime=_mapping(value["runtime"]),
-                native=_mapping(value["native"]),
-                threads=int(_positive(value["threads"])),
-                batch=int(_positive(value["batch"])),
-                settings=_mapping(value["settings"]),
-                static_macs=_positive(value["static_macs"]),
+                bundle=_facts(value["bundle"], _BUNDLE_FACTS),
+                machine=_facts(value["machine"], _MACHINE_FACTS),
+                device=values.text(value["device"]),
+                runtime=_facts(value["runtime"], _RUNTIME_FACTS),
+                native=_facts(value["native"], _NATIVE_FACTS),
+                threads=values.count(value["threads"], 1),
+                batch=values.count(value["batch"], 1),
+                settings=_facts(value["settings"], _SETTINGS_FACTS),
+                static_macs=values.positive(value["static_macs"]),
                 static=Samples.from_json(value["static"]),
-                rates=tuple(RateResult.from_json(item) for item in value["rates"]),
+                rates=tuple(RateResult.from_json(item) for item in values.items(value["rates"])),
                 data=RateResult.from_json(value["data"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, DyndeployError) as error:
             raise InputError(
                 f"The profile is malformed ({type(error).__name__}: {error}). Profile the bundle again."
             ) from error
+
+
+def _facts(value: Any, types: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
+    """An object of facts for the reader; any of them may be missing."""
+    facts = values.mapping(value)
+    for key, read in types.items():
+        if key in facts:
+            read(facts[key])
+    return facts
+
+
+def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A reader that lets None pass: what a machine does not tell is None."""
+    return lambda value: None if value is None else read(value)
+
+
+def _versions(value: Any) -> dict[str, Any]:
+    return {
+        values.text(name): item if item is None else values.text(item) for name, item in values.mapping(value).items()
+    }
+
+
+def _image_source(value: Any) -> None:
+    source = values.mapping(value)
+    values.text(source["source"])
+    values.count(source["count"], 1)
+
+
+# What a report shows, by its type; the rest of these objects is only carried along.
+_BUNDLE_FACTS: Mapping[str, Callable[[Any], Any]] = {
+    "name": values.text,
+    "mode": values.text,
+    "operators": values.texts,
+    "tools": _versions,
+    "notes": values.texts,
+}
+_MACHINE_FACTS: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("cpu", "architecture", "os", "governor", "python", "date"), _optional(values.text)),
+    **dict.fromkeys(("memory_gb", "frequency_mhz"), _optional(values.number)),
+    **dict.fromkeys(("physical_cores", "logical_cores"), _optional(values.count)),
+    "isa": values.texts,
+    "load_average": _optional(lambda value: [values.number(item) for item in values.items(value)]),
+    "versions": _versions,
+}
+_RUNTIME_FACTS: Mapping[str, Callable[[Any], Any]] = dict.fromkeys(("name", "version", "provider"), values.text)
+_NATIVE_FACTS: Mapping[str, Callable[[Any], Any]] = {
+    "path": _optional(values.text),
+    "sha256": _optional(values.text),
+    "description": values.text,
+    "operators": values.texts,
+}
+_SETTINGS_FACTS: Mapping[str, Callable[[Any], Any]] = {
+    "rounds": values.count,
+    "warmup": values.count,
+    "seed": values.number,
+    "images": _image_source,
+    "image_batches": values.count,
+    "mask_draws": values.count,
+}
 
 
 def load_profile(path: str | os.PathLike[str]) -> Profile:
@@ -293,32 +382,11 @@ def _typical_ratio(ratios: Sequence[float], inputs: Sequence[int]) -> float:
 def _block(value: Any) -> BlockTimes:
     ideal = value["ideal_speedup"]
     return BlockTimes(
-        name=str(value["name"]),
-        static_ms=_number(value["static_ms"]),
-        dynamic_ms=_number(value["dynamic_ms"]),
-        ideal_speedup=None if ideal is None else _positive(ideal),
+        name=values.text(value["name"]),
+        static_ms=values.number(value["static_ms"]),
+        dynamic_ms=values.number(value["dynamic_ms"]),
+        ideal_speedup=None if ideal is None else values.positive(ideal),
     )
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"expected an object, got {type(value).__name__}")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"expected a number, got {value!r}")
-    if value < 0:
-        raise ValueError(f"{value} is negative")
-    return float(value)
-
-
-def _positive(value: Any) -> float:
-    number = _number(value)
-    if number == 0:
-        raise ValueError("expected a positive number, got 0")
-    return number
 
 
 def _first_not_finite(value: Any, where: str) -> str | None:

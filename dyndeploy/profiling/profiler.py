@@ -105,12 +105,15 @@ def profile_bundle(
         static = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native="off"))
         dynamic = stack.enter_context(OnnxRuntimeSession(bundle.model, threads=threads, native=native))
         forced = stack.enter_context(OnnxRuntimeSession(_overlay(bundle), threads=threads, native=native))
+        # Before the measurement: a graph that cannot be loaded with labels must not cost minutes first.
+        labelled = _labelled_graphs(bundle, bodies=dynamic.info.native.path is None)
+        _require_loadable(labelled, threads, native)
         configurations = _configurations(bundle, chosen, batches, dynamic, forced, static, seed, repeats)
         clock = _Clock(single_thread=threads == 1)
         rounds = _time_rounds(configurations, clock, repeats, min_seconds, warmup, progress)
         info = dynamic.info
     progress("timing the nodes", 0.9)
-    times, native_operators = _node_times(bundle, configurations, threads, native, bodies=info.native.path is None)
+    times, native_operators = _node_times(bundle, labelled, configurations, threads, native)
     counter, static_macs = MacCounter(onnx.load(bundle.model)), MacCounter(onnx.load(bundle.static)).count()
     results = [
         _result(bundle, configuration, counter, static_macs, *groups)
@@ -381,26 +384,54 @@ def _overlay(bundle: Bundle) -> onnx.ModelProto:
     return overlay_forced_masks(onnx.load(bundle.model), bundle.manifest.masks)
 
 
+@dataclass(frozen=True)
+class _LabelledGraphs:
+    """Both networks with names that carry block numbers."""
+
+    static: LabelledGraph
+    dynamic: LabelledGraph
+
+    def open(
+        self, threads: int, native: str | os.PathLike[str], *, profile: bool
+    ) -> tuple[OnnxRuntimeSession, OnnxRuntimeSession]:
+        """Sessions of the static and the dynamic graph; the caller closes them."""
+        static = OnnxRuntimeSession(self.static.model, threads=threads, native="off", profile=profile)
+        try:
+            return static, OnnxRuntimeSession(self.dynamic.model, threads=threads, native=native, profile=profile)
+        except BaseException:
+            static.close()
+            raise
+
+
+def _labelled_graphs(bundle: Bundle, *, bodies: bool) -> _LabelledGraphs:
+    return _LabelledGraphs(
+        static=LabelledGraph(onnx.load(bundle.path / STATIC), bodies=False),
+        dynamic=LabelledGraph(_overlay(bundle), bodies=bodies),
+    )
+
+
+def _require_loadable(graphs: _LabelledGraphs, threads: int, native: str | os.PathLike[str]) -> None:
+    # Closed again at once: open sessions would hold memory and threads while others are timed.
+    for session in graphs.open(threads, native, profile=False):
+        session.close()
+
+
 def _node_times(
     bundle: Bundle,
+    graphs: _LabelledGraphs,
     configurations: Sequence[_Configuration],
     threads: int,
     native: str | os.PathLike[str],
-    *,
-    bodies: bool,
 ) -> tuple[list[tuple[dict[str, float], dict[str, float]]], list[str]]:
     """Times of static and dynamic graph by group, for each configuration averaged over its inputs.
 
     Also returns the types of the dynamic operators that ran as nodes, which is to say natively.
     """
-    twin = LabelledGraph(onnx.load(bundle.path / STATIC), bodies=False)
-    graph = LabelledGraph(_overlay(bundle), bodies=bodies)
+    twin, graph = graphs.static, graphs.dynamic
     image, outputs = bundle.manifest.inputs[0].name, [info.name for info in bundle.manifest.outputs]
     runs_per_input = 1 + _NODE_RUNS  # The first one is a warm-up.
-    with (
-        OnnxRuntimeSession(twin.model, threads=threads, native="off", profile=True) as static,
-        OnnxRuntimeSession(graph.model, threads=threads, native=native, profile=True) as dynamic,
-    ):
+    static, dynamic = graphs.open(threads, native, profile=True)
+    with static, dynamic:
         inputs = [configuration.overlay_feeds[:_MAX_NODE_INPUTS] for configuration in configurations]
         for feeds in (feeds for group in inputs for feeds in group):
             run_static = static.bind({static.inputs[0].name: feeds[image]}, outputs)

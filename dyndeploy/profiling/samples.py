@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dyndeploy.errors import InputError
+from dyndeploy.profiling import values
 
 UNSTABLE_COV = 0.025
 """Coefficient of variation above which a measurement is flagged as unstable (2.5 %)."""
@@ -124,12 +125,12 @@ class Samples:
 
         Raises:
             InputError: The samples are impossible.
-            KeyError: A field is missing.
+            KeyError, TypeError, ValueError: A field is missing or malformed.
         """
         cpu = value["samples_cpu_ms"]
         return cls(
-            ms=tuple(float(item) for item in value["samples_ms"]),
-            inputs=tuple(int(item) for item in value["samples_input"]),
-            cpu_ms=None if cpu is None else tuple(float(item) for item in cpu),
-            preempted=value["preempted"],
+            ms=tuple(values.positive(item) for item in values.items(value["samples_ms"])),
+            inputs=tuple(values.count(item) for item in values.items(value["samples_input"])),
+            cpu_ms=None if cpu is None else tuple(values.positive(item) for item in values.items(cpu)),
+            preempted=None if value["preempted"] is None else values.count(value["preempted"]),
         )

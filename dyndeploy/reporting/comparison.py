@@ -58,7 +58,7 @@ def predict_profile(profile: Profile, device: str) -> PredictedSweep:
         modes = tuple(str(bundle["mode"]).split("-"))
         granularity = tuple(bundle["granularity"])
         channel_granularity = tuple(bundle["channel_granularity"])
-        masks = [(mask["name"], mask["block"], _KINDS[mask["kind"]]) for mask in bundle["masks"]]
+        masks = [(str(mask["name"]), str(mask["block"]), _KINDS[mask["kind"]]) for mask in bundle["masks"]]
     except (KeyError, TypeError, DyndeployError) as error:
         raise InputError(f"The profile does not describe its network ({error}). Profile the bundle again.") from error
 

@@ -123,7 +123,8 @@ def _decimals(value: float | None) -> str:
 
 def _describe(result: RateResult | RateComparison) -> str:
     """Rate and who decided it."""
-    return f"{result.rate:g} (forced)" if result.masks == "forced" else f"{result.rate:.3f} (data)"
+    label = result.label if isinstance(result, RateResult) else f"{result.rate:.3g}"
+    return f"{label} ({result.masks})"
 
 
 def _summary(profile: Profile) -> str:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 PROVIDER = "CPUExecutionProvider"
 
-_LOG_ERRORS_ONLY = 3
+# Every error reaches us as an exception; logged as well, it would be a second, coloured line on stderr.
+_LOG_FATAL_ONLY = 4
+_MAX_THREADS_PER_CPU = 4
 _ELEMENT_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -64,7 +66,7 @@ class OnnxRuntimeSession(Session):
 
     Args:
         model: Path of an ONNX file, or the model itself.
-        threads: Threads that compute one run.
+        threads: Threads that compute one run, at most four per processor of this machine.
         native: ``"auto"`` uses the operator library if one is found (:func:`find_cpu_library`), ``"off"`` runs the
             function bodies, anything else is the path of a library.
         profile: Record the time of every node; read it with :meth:`node_times`. Makes runs slower.
@@ -88,12 +90,18 @@ class OnnxRuntimeSession(Session):
 
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
             raise UsageError(f"threads={threads!r} is not valid: give a whole number of at least 1.")
+        processors = os.cpu_count() or 1
+        if threads > _MAX_THREADS_PER_CPU * processors:
+            raise UsageError(
+                f"threads={threads} is not valid: this machine has {processors} processors, give at most "
+                f"{_MAX_THREADS_PER_CPU * processors} threads."
+            )
         library = _library(native)
         source, label = _source(model)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = _LOG_ERRORS_ONLY
+        options.log_severity_level = _LOG_FATAL_ONLY
         # Workers that keep spinning after a run would take the cores from the session that is timed next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # No API tells an operator library how many threads it may cut its work for; it reads this when registered.

@@ -9,6 +9,7 @@ import torch
 from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import DyndeployError, UsageError
 from dyndeploy.nets import LaudResNet, model_info
+from dyndeploy.nets.results import mask_name
 from dyndeploy.runtimes.base import Array, Session, SessionInfo
 
 
@@ -32,7 +33,7 @@ class TorchSession(Session):
         if min(batch, height, width) < 1:
             raise UsageError(f"Batch {batch} and input size {height}x{width} must be positive.")
         self._network: LaudResNet | None = network.eval()
-        self._kinds = {name: "layer" if block.mode == "layer" else "spatial" for name, block in network.named_blocks()}
+        self._kinds = {name: block.spatial_kind for name, block in network.named_blocks()}
         parameter = next(network.parameters())
         self._device = parameter.device
         # One run tells names and shapes of the masks, so that no rule of the network is repeated here.
@@ -58,9 +59,9 @@ class TorchSession(Session):
         values = {"logits": result.logits}
         for masks in result.masks:
             if masks.spatial is not None:
-                values[f"mask/{masks.name}/{self._kinds[masks.name]}"] = masks.spatial
+                values[mask_name(masks.name, self._kinds[masks.name])] = masks.spatial
             if masks.channel is not None:
-                values[f"mask/{masks.name}/channel"] = masks.channel
+                values[mask_name(masks.name, "channel")] = masks.channel
         return values
 
     def _run(self, feeds: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]:

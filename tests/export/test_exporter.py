@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from dyndeploy import Bundle, ExportSettings, create_model, export_model
-from dyndeploy.errors import ExportError, OutputError, UsageError
+from dyndeploy.errors import ExportError, InputError, OutputError, UsageError
 from dyndeploy.export.passes import Context, legalise_opset
 from dyndeploy.ops import DOMAIN
 from tests.export.conftest import MODES, lively_network
@@ -184,30 +185,28 @@ def test_an_earlier_bundle_is_replaced(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
-def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
-    script = (
-        "import sys\n"
-        "from dyndeploy.cli import main\n"
-        f"main(['export', 'laud_resnet50', '-o', {str(tmp_path / 'b')!r}])\n"
-    )
+def assert_signal_leaves_nothing(script: str, folder: Path, number: signal.Signals) -> None:
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     try:
         # The temporary folder appears when the output is claimed: from then on there is work to interrupt.
-        import time
-
         deadline = time.monotonic() + 60
-        while not list(tmp_path.iterdir()) and time.monotonic() < deadline and process.poll() is None:
+        while not list(folder.iterdir()) and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         assert process.poll() is None, "the export ended before it could be interrupted"
         time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130
     assert "interrupted" in errors
     assert "Traceback" not in errors
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
+
+
+def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    script = f"from dyndeploy.cli import main\nmain(['export', 'laud_resnet50', '-o', {str(tmp_path / 'b')!r}])\n"
+    assert_signal_leaves_nothing(script, tmp_path, signal.SIGINT)
 
 
 def test_an_operator_without_a_rule_is_refused_not_relabelled() -> None:
@@ -223,3 +222,40 @@ def test_manifest_is_valid_json_without_nan(make_bundle: Callable[..., Bundle]) 
     bundle = make_bundle("spatial")
     text = (bundle.path / "bundle.json").read_text()
     assert json.loads(text, parse_constant=lambda name: pytest.fail(name))["schema_version"] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_dtypes_are_exported_in_single_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    network = lively_network("layer").to(dtype).train()
+    bundle = export_model(network, tmp_path / "b")
+    assert bundle.manifest.inputs[0].dtype == "float32"
+    assert network.training
+    assert next(network.parameters()).dtype == dtype, "the caller's network is not changed"
+
+
+def test_the_other_small_network(tmp_path: Path) -> None:
+    bundle = export_model(create_model("laud_resnet26_small", mode="channel"), tmp_path / "b")
+    assert bundle.manifest.input_size == (64, 64)
+    got, expected = run_all(bundle.model, bundle), bundle.reference()
+    np.testing.assert_allclose(got["logits"], expected["logits"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1.5, "2", True, None])
+def test_wrong_types_in_settings(batch: object) -> None:
+    with pytest.raises(UsageError, match="batch size"):
+        ExportSettings(batch=batch)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"\(height, width\)"):
+        ExportSettings(input_size=(64,))  # type: ignore[arg-type]
+
+
+def test_foreign_networks_and_missing_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Linear cannot be exported"):
+        export_model(torch.nn.Linear(1, 1), tmp_path / "b")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="Cannot read the checkpoint"):
+        export_model(lively_network("layer"), tmp_path / "b", ExportSettings(checkpoint=tmp_path / "nope.pt"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminated_export_leaves_nothing(tmp_path: Path) -> None:
+    script = f"from dyndeploy.cli import main\nmain(['export', 'laud_resnet50', '-o', {str(tmp_path / 'b')!r}])\n"
+    assert_signal_leaves_nothing(script, tmp_path, signal.SIGTERM)

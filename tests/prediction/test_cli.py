@@ -6,9 +6,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from dyndeploy.bundle import MANIFEST
 from dyndeploy.cli.predict import predict
-from dyndeploy.errors import DyndeployError, UsageError
-from dyndeploy.prediction import network_spec, predict_network
+from dyndeploy.errors import BundleError, UsageError
+from dyndeploy.nets import model_names
+from dyndeploy.prediction import NetworkSpec, network_spec, predict_bundle, predict_network
+from tests.bundles import tiny_bundle
 
 
 def _invoke(*arguments: str):
@@ -68,45 +71,73 @@ def test_table():
     assert "ms per image" in result.stdout
 
 
-def _bundle(folder, **changes):
-    manifest = {
-        "network": {
-            "name": "laud_resnet50",
-            "mode": "spatial",
-            "granularity": [4, 4, 2, 1],
-            "channel_granularity": [2, 2, 2, 2],
-        },
-        "batch": 2,
-        "network_spec": network_spec("laud_resnet50", (96, 96)).to_json(),
-    }
-    manifest.update(changes)
-    folder.mkdir(exist_ok=True)
-    (folder / "bundle.json").write_text(json.dumps(manifest))
-    return str(folder)
+def _changed(bundle, **changes):
+    manifest = json.loads((bundle.path / MANIFEST).read_text())
+    (bundle.path / MANIFEST).write_text(json.dumps({**manifest, **changes}))
+    return str(bundle.path)
 
 
 def test_bundle_is_read_and_the_command_line_wins(tmp_path):
-    bundle = _bundle(tmp_path / "b")
-    value = _json(bundle, "--device", "tx2")
-    assert (value["input_size"], value["batch"], set(value["mode"])) == ([96, 96], 2, {"spatial"})
-    assert value["granularity"] == [4, 4, 2, 1]
-    value = _json(bundle, "--device", "tx2", "--mode", "layer", "--batch", "3", "--granularity", "2")
-    assert (value["batch"], set(value["mode"]), value["granularity"]) == (3, {"layer"}, [2, 2, 2, 2])
+    bundle = tiny_bundle(tmp_path / "b", mode="both", batch=2)
+    value = _json(str(bundle.path), "--device", "tx2")
+    assert (value["network"], value["input_size"], value["batch"]) == ("tiny", [16, 16], 2)
+    assert (value["mode"], value["granularity"], value["channel_granularity"]) == (["both"] * 2, [2, 2], [2, 2])
+    assert value == json.loads(json.dumps(predict_bundle(bundle, device="tx2").to_json()))
+    options = ("--mode", "layer-static", "--batch", "3", "--granularity", "4", "--channel-granularity", "1-2")
+    value = _json(str(bundle.path), "--device", "tx2", *options, "--input-size", "16x16")
+    assert (value["batch"], value["mode"]) == (3, ["layer", "static"])
+    assert (value["granularity"], value["channel_granularity"]) == ([4, 4], [1, 2])
+
+
+def test_predict_bundle_uses_what_the_exporter_described(tmp_path):
+    bundle = tiny_bundle(tmp_path, mode="spatial")
+    expected = predict_network(
+        NetworkSpec.from_json(bundle.manifest.network_spec),
+        mode="spatial",
+        granularity=2,
+        channel_granularity=2,
+        rate=0.25,
+        device="nano",
+        batch=1,
+    )
+    assert predict_bundle(bundle, rate=0.25, device="nano") == expected
 
 
 def test_bad_bundles(tmp_path):
-    result = _invoke(_bundle(tmp_path / "a", network_spec=None), "--device", "tx2")
+    bundle = tiny_bundle(tmp_path / "a")
+    result = _invoke(str(bundle.path), "--device", "tx2", "--input-size", "224x224")
     assert isinstance(result.exception, UsageError)
-    assert "no 'network_spec'" in str(result.exception)
-    (tmp_path / "a" / "bundle.json").write_text("{")
-    result = _invoke(str(tmp_path / "a"), "--device", "tx2")
-    assert isinstance(result.exception, DyndeployError)
+    assert "exported for 16x16" in str(result.exception)
+    for damage in ({}, None, [], {"blocks": 3}):
+        result = _invoke(_changed(bundle, network_spec=damage), "--device", "tx2")
+        assert isinstance(result.exception, BundleError)
+        assert "does not describe its network" in str(result.exception)
+    (bundle.path / MANIFEST).write_text("{")
+    result = _invoke(str(bundle.path), "--device", "tx2")
+    assert isinstance(result.exception, BundleError)
     assert "not valid JSON" in str(result.exception)
     (tmp_path / "c").mkdir()
     result = _invoke(str(tmp_path / "c"), "--device", "tx2")
-    assert "holds no bundle.json" in str(result.exception)
-    result = _invoke(_bundle(tmp_path / "d"), "--device", "tx2", "--input-size", "224x224")
-    assert "exported for 96x96" in str(result.exception)
+    assert isinstance(result.exception, BundleError)
+    assert "has no bundle.json" in str(result.exception)
+
+
+@pytest.mark.parametrize("path", ["nowhere/resnet50", "./resnet50", "resnet50.bundle"])
+def test_a_path_that_does_not_exist_is_no_unknown_network(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = _invoke(path, "--device", "tx2")
+    assert isinstance(result.exception, BundleError)
+    assert "does not exist" in str(result.exception)
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_every_registered_network_is_predicted(name):
+    value = _json(
+        name, "--mode", "spatial", "--granularity", "4-4-2-1", "--channel-granularity", "2-2-2-2", "--rate", "0.5",
+        "--device", "v100", "--batch", "128", "--compat", "laudnet",
+    )  # fmt: skip
+    assert value["latency_ms"] > 0
+    assert len(value["blocks"]) == sum(network_spec(name).stages)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +145,9 @@ def test_bad_bundles(tmp_path):
     [
         (("resnet50", "--device", "tx3"), "Did you mean 'tx2'"),
         (("resnett50", "--device", "tx2"), "Did you mean 'resnet50'"),
-        (("resnet50", "--device", "tx2", "--rate", "fast"), "--rate is 'fast'"),
-        (("resnet50", "--device", "tx2", "--input-size", "224"), "write it like 224x224"),
-        (("resnet50", "--device", "tx2", "--granularity", "4,4"), "write it like 4-4-2-1"),
+        (("resnet50", "--device", "tx2", "--rate", "fast"), "--rate takes numbers"),
+        (("resnet50", "--device", "tx2", "--input-size", "224"), "--input-size takes HEIGHTxWIDTH"),
+        (("resnet50", "--device", "tx2", "--granularity", "4,4"), "--granularity takes whole numbers"),
     ],
 )
 def test_bad_values(arguments, message):

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyndeploy.errors import InputError, UsageError
+from dyndeploy.export.describe import describe
+from dyndeploy.nets import LaudResNet, create_model, model_info, model_names
 from dyndeploy.prediction import (
     BlockSpec,
     Fix,
@@ -40,7 +42,7 @@ _SMALL = NetworkSpec(
         BlockSpec("layer2.0", 32, 16, 64, 33, 47, stride=2, projection=True, mask_before_norm=True),
     ),
     classes=10,
-    masker=MaskerSpec(layers=1),
+    maskers=(MaskerSpec(layers=1),),
 )
 
 
@@ -297,9 +299,84 @@ def test_own_network_and_mode_per_stage():
     assert prediction.batch == 2
     # A one-layer masker has one linear layer.
     assert "masker.fc" in [o.name for o in prediction.blocks[3].operators]
-    linear = dataclasses.replace(_SMALL, masker=MaskerSpec(channel="conv_linear"))
+    linear = dataclasses.replace(_SMALL, maskers=(MaskerSpec(channel="conv_linear"),))
     names = [o.name for o in predict_network(linear, mode="channel", device="tx2").blocks[1].operators]
     assert names[:3] == ["masker.conv", "masker.pool", "masker.fc"]
+
+
+def test_maskers_differ_by_stage():
+    spec = dataclasses.replace(_SMALL, maskers=(MaskerSpec(layers=1), MaskerSpec(channel="conv_linear", reduction=4)))
+    parts = predict_network(spec, mode="channel", device="tx2").blocks
+    maskers = [[o.name for o in part.operators if o.name.startswith("masker")] for part in parts[1:-1]]
+    assert maskers[0] == maskers[1]
+    assert "masker.conv" not in maskers[0]
+    assert maskers[2][:3] == ["masker.conv", "masker.pool", "masker.fc"]
+    assert NetworkSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    with pytest.raises(UsageError, match="3 maskers for 2 stages"):
+        dataclasses.replace(_SMALL, maskers=(MaskerSpec(),) * 3)
+
+
+def _described(name, **options):
+    model = create_model(name, **options)
+    assert isinstance(model, LaudResNet)
+    return describe(model, model_info(name).input_size)
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_registered_networks_are_described_as_they_are_built(name):
+    assert network_spec(name) == _described(name)
+    prediction = predict_network(name, mode="spatial", device="tx2")
+    assert prediction.input_size == model_info(name).input_size
+    assert len(prediction.blocks) == sum(network_spec(name).stages) + 2
+
+
+def test_describe_states_the_masker_of_every_stage():
+    spec = _described(
+        "laud_resnet14_small",
+        mode="channel",
+        channel_masker=("mlp", "conv_linear", "mlp", "conv_linear"),
+        channel_masker_layers=(1, 2, 2, 2),
+        reduction=(16, 8, 4, 2),
+        spatial_groups=(1, 2, 4, 8),
+    )
+    assert spec.maskers == (
+        MaskerSpec("mlp", 1, 16, 1),
+        MaskerSpec("conv_linear", 2, 8, 2),
+        MaskerSpec("mlp", 2, 4, 4),
+        MaskerSpec("conv_linear", 2, 2, 8),
+    )
+    assert NetworkSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"input_size": [0, 32]},
+        {"input_size": "32"},
+        {"classes": -1},
+        {"classes": 10**400},
+        {"stages": [1, True]},
+        {"stages": [1, 1.0]},
+        {"stem": {"c_in": 3, "c_out": 8, "kernel": 10**6, "stride": 1}},
+        {"stem": []},
+        {"maskers": [{"channel": ["mlp"]}]},
+        {"maskers": [{"layers": 3}]},
+        {"maskers": []},
+        {"name": 3},
+    ],
+)
+def test_descriptions_with_impossible_values_are_refused(damage):
+    with pytest.raises(UsageError):
+        NetworkSpec.from_json({**_SMALL.to_json(), **damage})
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "8", None, True, [8], 2**17])
+@pytest.mark.parametrize("key", ["c_in", "width", "height", "stride", "groups", "kernel"])
+def test_blocks_with_impossible_values_are_refused(key, value):
+    described = _SMALL.to_json()
+    described["blocks"] = [{**block, key: value} for block in described["blocks"]]
+    with pytest.raises(UsageError):
+        NetworkSpec.from_json(described)
 
 
 def test_rates_per_block():

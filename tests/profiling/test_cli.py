@@ -51,6 +51,9 @@ def test_json_on_stdout_and_nothing_else(bundle: Path, capsys: pytest.CaptureFix
         (("--rates", "nan"), ["[0, 1]"]),
         (("--repeats", "1"), ["at least 2"]),
         (("--threads", "0"), ["threads"]),
+        (("--threads", "100000"), ["threads=100000", "processors"]),
+        (("--json", "--threads=1"), ["'--json -'"]),
+        (("--json",), ["requires an argument", "'--json -'"]),
         (("--native", "nowhere.so"), ["nowhere.so"]),
     ],
 )

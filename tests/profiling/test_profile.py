@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from dyndeploy.errors import InputError
+from dyndeploy.errors import DyndeployError, InputError
 from dyndeploy.profiling import Profile, load_profile
+from dyndeploy.reporting import compare_profile, predict_profile, render_report
 
 
 def test_json_round_trip(profile: Profile, tmp_path: Path) -> None:
@@ -115,3 +118,81 @@ def test_missing_fields(profile: Profile, key: str) -> None:
     del value[key]
     with pytest.raises(InputError):
         Profile.from_json(value)
+
+
+VALUES = (
+    None, True, False, 0, -1, 1, 0.5, -0.5, 7, 10**6, 2**40, 10**400, -(10**400), 1e-320, 1e300, 1e308, float("nan"),
+    "", "x", "\ud800", "1", [], [1], ["x"], [[]], {}, {"x": 1}, {"x": []},
+)  # fmt: skip
+
+
+def _places(value: Any) -> list[tuple[Any, Any]]:
+    """Every (container, key) of a JSON value."""
+    keys = range(len(value)) if isinstance(value, list) else value if isinstance(value, dict) else ()
+    return [place for key in keys for place in ((value, key), *_places(value[key]))]
+
+
+def _read_and_report(path: Path) -> None:
+    profile = load_profile(path)
+    sweep = predict_profile(profile, "tx2")
+    render_report(profile, sweep).encode()
+    json.dumps([profile.to_json(), compare_profile(profile, sweep).to_json()], allow_nan=False).encode()
+
+
+def test_mutated_profiles_never_end_in_a_raw_exception(profile: Profile, tmp_path: Path) -> None:
+    text = json.dumps(profile.to_json())
+    places = range(len(_places(json.loads(text))))
+    generator = random.Random(0)
+    refused = 0
+    for number in range(200):
+        value = json.loads(text)
+        container, key = _places(value)[generator.choice(places)]
+        if generator.random() < 0.15:
+            del container[key]
+        else:
+            container[key] = generator.choice(VALUES)
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(value))
+        try:
+            _read_and_report(path)
+        except DyndeployError:
+            refused += 1
+    assert 50 < refused < 200
+
+
+@pytest.mark.parametrize("new", VALUES, ids=range(len(VALUES)))
+@pytest.mark.parametrize(
+    "where",
+    [
+        ("batch",),
+        ("threads",),
+        ("machine", "isa"),
+        ("machine", "load_average"),
+        ("machine", "memory_gb"),
+        ("machine", "versions"),
+        ("settings", "images"),
+        ("settings", "images", "count"),
+        ("native", "operators"),
+        ("bundle", "operators"),
+        ("bundle", "tools"),
+        ("bundle", "mode"),
+        ("bundle", "granularity"),
+        ("bundle", "network_spec"),
+        ("bundle", "network_spec", "blocks", 0, "groups"),
+        ("bundle", "network_spec", "blocks", 1, "width"),
+        ("bundle", "network_spec", "blocks", 0, "kernel"),
+        ("bundle", "network_spec", "maskers", 0, "reduction"),
+        ("bundle", "masks", 0, "block"),
+        ("bundle", "masks", 0, "kind"),
+        ("static", "samples_input"),
+        ("rates", 0, "mask_rates"),
+        ("data", "cpu_ratios"),
+    ],
+)
+def test_likely_damage(profile: Profile, tmp_path: Path, where: tuple[Any, ...], new: Any) -> None:
+    value = json.loads(json.dumps(profile.to_json()))
+    _set(*where)(value, new)
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(value))
+    with contextlib.suppress(DyndeployError):
+        _read_and_report(path)

@@ -15,7 +15,8 @@ from dyndeploy.bundle import Bundle
 from dyndeploy.errors import BundleError, InputError, UsageError
 from dyndeploy.export import ExportSettings, export_model
 from dyndeploy.nets import LaudResNet, create_model
-from dyndeploy.profiling import DEFAULT_RATES, Profile, RateResult, profile_bundle
+from dyndeploy.profiling import DEFAULT_RATES, Profile, RateResult, profile_bundle, profiler
+from dyndeploy.profiling.blocks import LabelledGraph
 from dyndeploy.profiling.macs import MacCounter
 from dyndeploy.runtimes import FALLBACK_BODIES, OnnxRuntimeSession, find_cpu_library
 from tests.bundles import BLOCK_MACS, HEAD_MACS, MODES, SIZE, STATIC_MACS, STEM_MACS, tiny_bundle
@@ -156,10 +157,45 @@ def test_the_exporters_names_are_found(tmp_path: Path) -> None:
     assert profile.static_macs == bundle.manifest.static_macs
     assert all(block.static_ms > 0 and block.dynamic_ms > 0 for block in profile.data.blocks)
     # Structural, not a timing: only the layout changes that the runtime inserts stay without a block.
-    assert max(profile.data.unmapped_share.values()) < 0.5
+    assert max(profile.data.unmapped_share.values()) < 0.1
+
+
+def test_rates_that_small_masks_cannot_meet_are_stated(tmp_path: Path) -> None:
+    profile = quick(tiny_bundle(tmp_path), rates=(0.1, 0.5))
+    # Of 16 patches round(1.6) = 2 run.
+    assert [result.achieved_rate for result in profile.rates] == [0.125, 0.5]
+    assert [entry["achieved_rate"] for entry in profile.to_json()["rates"]] == [0.125, 0.5]
+    assert [result.label for result in profile.rates] == ["0.1, achieved 0.125", "0.5"]
+    assert profile.data.achieved_rate == pytest.approx(profile.data.rate)
+    assert "0.1 became 0.125 (mean" in " ".join(profile.warnings())
+    # The rate asked for is a label: no figure follows from it.
+    first = profile.rates[0]
+    assert replace(first, rate=0.9).realisation == first.realisation
+    assert replace(first, rate=0.9).ideal_speedup == first.ideal_speedup
 
 
 # ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("bodies", [True, False])
+def test_graphs_that_cannot_be_labelled_fail_before_the_measurement(
+    bodies: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(model: onnx.ModelProto, **_: object) -> LabelledGraph:
+        graph = LabelledGraph(model, bodies=False)
+        dynamic = any(node.domain for node in model.graph.node)
+        if dynamic == bodies:
+            graph.model.graph.node[0].op_type = "NoSuchOperator"
+        return graph
+
+    def never(*_: object) -> int:
+        raise AssertionError("measured although the node profile cannot be taken")
+
+    monkeypatch.setattr(profiler, "LabelledGraph", broken)
+    monkeypatch.setattr(profiler, "_time_rounds", never)
+    with pytest.raises(BundleError, match="cannot load"):
+        quick(tiny_bundle(tmp_path))
+    assert capfd.readouterr().err == ""
 
 
 def test_default_rates() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import tempfile
 from pathlib import Path
 
@@ -128,6 +129,31 @@ def test_open_sizes_accept_any_size() -> None:
 def test_bad_thread_counts_are_refused(model: onnx.ModelProto, threads: object) -> None:
     with pytest.raises(UsageError, match="threads"):
         OnnxRuntimeSession(model, threads=threads, native="off")  # type: ignore[arg-type]
+
+
+def test_four_threads_per_processor_are_the_most(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    with OnnxRuntimeSession(model, threads=4, native="off") as session:
+        assert session.info.threads == 4
+    with pytest.raises(UsageError, match="at most 4 threads"):
+        OnnxRuntimeSession(model, threads=5, native="off")
+
+
+def test_a_failure_is_an_exception_and_nothing_on_stderr(
+    model: onnx.ModelProto, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = onnx.ModelProto()
+    broken.CopyFrom(model)
+    broken.graph.node[0].op_type = "NoSuchOperator"
+    with pytest.raises(BundleError, match="NoSuchOperator"):
+        OnnxRuntimeSession(broken, native="off")
+    # "tiny" has a convolution of 8 channels: weights that do not fit are only found while loading.
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(model)
+    wrong.graph.node[0].input[1] = "head.w"
+    with pytest.raises(BundleError, match="cannot load"):
+        OnnxRuntimeSession(wrong, native="off")
+    assert capfd.readouterr().err == ""
 
 
 def test_a_missing_and_a_broken_model_are_different_errors(tmp_path: Path) -> None:
