@@ -108,7 +108,7 @@ def test_bad_bundles(tmp_path):
     result = _invoke(str(bundle.path), "--device", "tx2", "--input-size", "224x224")
     assert isinstance(result.exception, UsageError)
     assert "exported for 16x16" in str(result.exception)
-    for damage in ({}, None, [], {"blocks": 3}):
+    for damage in ({}, {"blocks": 3}, {**bundle.manifest.network_spec, "classes": -1}):
         result = _invoke(_changed(bundle, network_spec=damage), "--device", "tx2")
         assert isinstance(result.exception, BundleError)
         assert "does not describe its network" in str(result.exception)

@@ -514,5 +514,5 @@ def test_bad_network_descriptions():
         dataclasses.replace(_SMALL, blocks=(dataclasses.replace(first, c_out=48), *rest))
     with pytest.raises(UsageError, match="not divisible"):
         dataclasses.replace(_SMALL, blocks=(dataclasses.replace(first, groups=3), *rest))
-    with pytest.raises(UsageError, match="is not positive"):
+    with pytest.raises(UsageError, match="height must be a whole number from 1"):
         dataclasses.replace(_SMALL, blocks=(dataclasses.replace(first, height=0), *rest))

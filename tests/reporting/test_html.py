@@ -114,6 +114,13 @@ def test_every_figure_says_what_it_is(page: str) -> None:
     assert "milliseconds are not compared" in page
 
 
+def test_rates_that_were_missed_are_shown(page: str, profile: Profile) -> None:
+    assert [result.achieved_rate for result in profile.rates] == [0.125, 0.5, 1.0]
+    assert '<th scope="row">0.1, achieved 0.125</th>' in page
+    assert '<th scope="row">0.5</th>' in page
+    assert "0.1 became 0.125 (mean over all masks)" in page
+
+
 def test_texts_are_escaped(page: str, profile: Profile) -> None:
     assert "A note with &lt;b&gt;markup&lt;/b&gt;" in page
     hostile = replace(profile, bundle={**profile.bundle, "name": "<script>alert(1)</script>"})
