@@ -72,10 +72,20 @@ int slice_panels(const Isa& isa, const ConvolutionView& conv) {
   return std::min(panels, std::max(2, static_cast<int>(kSliceBytes / panel) / 2 * 2));
 }
 
+// A convolution that comes after another, and the panels of it that the same thread computes.
+struct Following {
+  const ConvolutionView* conv = nullptr;
+  Range panels{0, 0};
+};
+
+int fetch_end(const Isa& isa, const Following& then) {
+  return then.conv ? std::min(then.panels.begin + slice_panels(isa, *then.conv), then.panels.end) : 0;
+}
+
 // Runs the product over panels [panels.begin, panels.end); first makes the copy of its weights where only
-// some channels are active. `then` is what this thread computes next, if known.
+// some channels are active. `then` is what this thread probably computes next.
 void product(const Context& c, Gemm& g, const ConvolutionView& conv, Range rows, Range panels,
-             const ConvolutionView* then, int worker) {
+             const Following& then, int worker) {
   Upcoming upcoming;
   g.upcoming = &upcoming;
   const auto expect = [&](const ConvolutionView* next, int begin, int end) {
@@ -83,9 +93,9 @@ void product(const Context& c, Gemm& g, const ConvolutionView& conv, Range rows,
                                      {begin, std::min(end, ceil_to_int(next->outputs, c.isa->panel_width))})
                     : Upcoming{};
   };
-  const int then_panels = then ? slice_panels(*c.isa, *then) : 0;
+  const int then_end = fetch_end(*c.isa, then);
   if (!conv.selects()) {
-    expect(then, 0, then_panels);
+    expect(then.conv, then.panels.begin, then_end);
     g.source[0].b = conv.weights;
     c.isa->gemm(g, rows.begin, rows.end, panels.begin, panels.end, c.scratch[worker]);
     return;
@@ -97,12 +107,13 @@ void product(const Context& c, Gemm& g, const ConvolutionView& conv, Range rows,
     if (end < panels.end)
       expect(&conv, end, std::min(end + step, panels.end));
     else
-      expect(then, 0, then_panels);
+      expect(then.conv, then.panels.begin, then_end);
     c.isa->gemm(g, rows.begin, rows.end, p, end, c.scratch[worker]);
   }
 }
 
-void conv1(const Context& c, const WeightsView& w, Range rows, Range panels, int worker) {
+void conv1(const Context& c, const WeightsView& w, Range rows, Range panels, const Following& then,
+           int worker) {
   Gemm g;
   g.source[0].a.base = c.x;
   g.source[0].a.stride = c.layer.inputs;
@@ -115,12 +126,12 @@ void conv1(const Context& c, const WeightsView& w, Range rows, Range panels, int
   g.epilogue.out = c.h1;
   g.epilogue.stride = c.h1_stride;
   g.epilogue.index = c.lists.dilated;
-  product(c, g, w.conv1, rows, panels, &w.groups[0].conv, worker);
+  product(c, g, w.conv1, rows, panels, then, worker);
 }
 
 // columns: panels of the only group, or groups
 void conv2(const Context& c, const WeightsView& w, Range rows, Range columns, float* h2, int first,
-           int worker) {
+           const Following& then, int worker) {
   const bool one = w.group_count == 1;
   for (int i = one ? 0 : columns.begin; i < (one ? 1 : columns.end); ++i) {
     const GroupView& group = w.groups[i];
@@ -148,7 +159,7 @@ void conv2(const Context& c, const WeightsView& w, Range rows, Range columns, fl
     g.epilogue.stride = c.h2_stride;
     g.epilogue.first = first;
     const Range panels = one ? columns : Range{0, ceil_to_int(group.conv.outputs, c.isa->panel_width)};
-    product(c, g, group.conv, rows, panels, one ? &w.conv3 : nullptr, worker);
+    product(c, g, group.conv, rows, panels, one ? then : Following{}, worker);
   }
 }
 
@@ -181,7 +192,7 @@ void conv3(const Context& c, const WeightsView& w, Range rows, Range panels, con
   } else {
     g.epilogue.residual = c.x;
   }
-  product(c, g, w.conv3, rows, panels, nullptr, worker);
+  product(c, g, w.conv3, rows, panels, {}, worker);
 }
 
 // Pixels that no path computes: the shortcut alone.
@@ -219,13 +230,19 @@ void run_rows(const Context& c, const WeightsView& w, Range dilated, Range activ
   const Grid grid2 = make_grid(active.size(), columns2, copies, threads);
   const Grid grid3 = make_grid(active.size(), panels3, copies, threads);
 
+  // The same task of the next phase probably falls to the same thread.
+  const auto after = [](const ConvolutionView& conv, const Grid& grid, int columns, int task) {
+    return Following{&conv, part(0, columns, task % grid.column_parts, grid.column_parts)};
+  };
   const auto body1 = [&](int task, int worker) {
     conv1(c, w, part(dilated.begin, dilated.end, task / grid1.column_parts, grid1.row_parts),
-          part(0, panels1, task % grid1.column_parts, grid1.column_parts), worker);
+          part(0, panels1, task % grid1.column_parts, grid1.column_parts),
+          w.group_count == 1 ? after(w.groups[0].conv, grid2, columns2, task) : Following{}, worker);
   };
   const auto body2 = [&](int task, int worker) {
     conv2(c, w, part(active.begin, active.end, task / grid2.column_parts, grid2.row_parts),
-          part(0, columns2, task % grid2.column_parts, grid2.column_parts), c.h2, active.begin, worker);
+          part(0, columns2, task % grid2.column_parts, grid2.column_parts), c.h2, active.begin,
+          after(w.conv3, grid3, panels3, task), worker);
   };
   const auto body3 = [&](int task, int worker) {
     conv3(c, w, part(active.begin, active.end, task / grid3.column_parts, grid3.row_parts),
@@ -238,7 +255,7 @@ void run_rows(const Context& c, const WeightsView& w, Range dilated, Range activ
   const auto body23 = [&](int task, int worker) {
     const Range rows = part(active.begin, active.end, task, tasks23);
     float* h2 = c.h2 + (rows.begin - active.begin) * c.h2_stride;
-    conv2(c, w, rows, {0, columns2}, h2, rows.begin, worker);
+    conv2(c, w, rows, {0, columns2}, h2, rows.begin, {&w.conv3, {0, panels3}}, worker);
     conv3(c, w, rows, {0, panels3}, h2, rows.begin, worker);
   };
 
