@@ -145,19 +145,30 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
+def words(text: str) -> list[str]:
+    """Parse ``a,b``."""
+    return text.split(",")
+
+
+def numbers(text: str) -> list[int]:
+    """Parse ``1,2``."""
+    return [int(part) for part in text.split(",")]
+
+
+def rates(text: str) -> list[float]:
+    """Parse ``1.0,0.5``."""
+    return [float(part) for part in text.split(",")]
+
+
 def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words = lambda text: text.split(",")  # noqa: E731
-    numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
     parser.add_argument("--networks", type=words, default=["laud_resnet50", "laud_resnet101"])
     parser.add_argument("--modes", type=words, default=["spatial", "channel", "layer", "both"])
     parser.add_argument("--granularities", type=words, default=["4-4-2-1"])
     parser.add_argument("--batches", type=numbers, default=[1])
     parser.add_argument("--threads", type=numbers, default=[1, 2])
-    parser.add_argument(
-        "--rates", type=lambda text: [float(part) for part in text.split(",")], default=[1.0, 0.75, 0.5, 0.25, 0.1]
-    )
+    parser.add_argument("--rates", type=rates, default=[1.0, 0.75, 0.5, 0.25, 0.1])
     parser.add_argument("--native", default="auto")
     parser.add_argument("--seconds", type=float, default=10.0, help="of timing per configuration")
     parser.add_argument("--output", default="cpu", help="file name in benchmarks/results, without ending")
