@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from dyndeploy.ops._body import AttributeRef, Body, Value
 from dyndeploy.ops._geometry import Geometry
-from dyndeploy.ops.base import Attribute, Cost, Port, Role
+from dyndeploy.ops.base import Attribute, Attributes, Cost, Masks, OperatorSpec, Port, Role, Shape
 
 if TYPE_CHECKING:
     import torch
@@ -41,9 +41,44 @@ PROJECTION_WEIGHTS = (
 )
 
 
-def weight_ports(projection: bool) -> tuple[Port, ...]:
-    """Weight inputs of a bottleneck, with those of the projection shortcut if it has one."""
-    return WEIGHTS + PROJECTION_WEIGHTS if projection else WEIGHTS
+def bottleneck_specs(
+    name: str,
+    summary: str,
+    *,
+    masks: tuple[Port, ...],
+    reference: Callable[..., torch.Tensor],
+    geometry: Callable[[str, Sequence[Shape], Attributes], Geometry],
+    cost: Callable[[Geometry, Masks], Cost],
+    body: Callable[[Body, Mapping[str, Value]], Value],
+) -> tuple[OperatorSpec, OperatorSpec]:
+    """Both variants of a bottleneck operator: identity and projection shortcut.
+
+    Args:
+        name: ``op_type`` of the variant with the identity; the other has the suffix ``Projection``.
+        summary: One clause, without a full stop.
+        masks: Mask inputs, which stand behind ``x``.
+        reference: See :class:`OperatorSpec`.
+        geometry: ``(op_type, input shapes, attributes) -> Geometry``; raises ``UsageError`` on a mismatch.
+        cost: ``(geometry, masks by input name) -> Cost``.
+        body: See :class:`OperatorSpec`.
+    """
+
+    def spec(op_type: str, projection: bool) -> OperatorSpec:
+        return OperatorSpec(
+            name=op_type,
+            version=1,
+            summary=summary + (", with a projection shortcut." if projection else "."),
+            inputs=(X, *masks, *(WEIGHTS + PROJECTION_WEIGHTS if projection else WEIGHTS)),
+            output=Y,
+            attributes=CONV_ATTRIBUTES,
+            reference=reference,
+            infer_shape=lambda shapes, attributes: geometry(op_type, shapes, attributes).output_shape,
+            body=body,
+            cost=lambda shapes, attributes, bits: cost(geometry(op_type, shapes, attributes), bits),
+            native_targets=frozenset({"cpu"}),
+        )
+
+    return spec(name, projection=False), spec(f"{name}Projection", projection=True)
 
 
 # ---------------------------------------------------------------- PyTorch pieces

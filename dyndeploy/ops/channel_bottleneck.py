@@ -18,7 +18,7 @@ import numpy.typing as npt
 from dyndeploy.ops import _bottleneck as shared
 from dyndeploy.ops._body import AttributeRef, Body, Value
 from dyndeploy.ops._geometry import Geometry, bottleneck_geometry, require_channel_mask
-from dyndeploy.ops.base import Attributes, Cost, Masks, OperatorSpec, Port, Role, Shape
+from dyndeploy.ops.base import Attributes, Cost, Masks, Port, Role, Shape
 
 if TYPE_CHECKING:
     import torch
@@ -105,8 +105,7 @@ def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geo
     return geometry
 
 
-def _cost(name: str, shapes: Sequence[Shape], attributes: Attributes, masks: Masks) -> Cost:
-    geometry = _geometry(name, shapes, attributes)
+def _cost(geometry: Geometry, masks: Masks) -> Cost:
     return shared.bottleneck_cost(geometry, channels=active_channels(masks["mask"], geometry.hidden))
 
 
@@ -211,21 +210,12 @@ def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
     return shared.to_map(b, rows, sizes)
 
 
-def _spec(name: str, projection: bool) -> OperatorSpec:
-    return OperatorSpec(
-        name=name,
-        version=1,
-        summary="Residual bottleneck on the active hidden channels, skipped channels exact"
-        + (", with a projection shortcut." if projection else "."),
-        inputs=(shared.X, MASK, *shared.weight_ports(projection)),
-        output=shared.Y,
-        attributes=shared.CONV_ATTRIBUTES,
-        reference=reference,
-        infer_shape=lambda shapes, attributes: _geometry(name, shapes, attributes).output_shape,
-        body=_body,
-        cost=lambda shapes, attributes, masks: _cost(name, shapes, attributes, masks),
-        native_targets=frozenset({"cpu"}),
-    )
-
-
-SPECS = (_spec(NAME, projection=False), _spec(f"{NAME}Projection", projection=True))
+SPECS = shared.bottleneck_specs(
+    NAME,
+    "Residual bottleneck on the active hidden channels, skipped channels exact",
+    masks=(MASK,),
+    reference=reference,
+    geometry=_geometry,
+    cost=_cost,
+    body=_body,
+)

@@ -13,7 +13,7 @@ from dyndeploy.errors import UsageError
 from dyndeploy.ops import _bottleneck as shared
 from dyndeploy.ops._body import AttributeRef, Body, Value
 from dyndeploy.ops._geometry import Geometry, bottleneck_geometry
-from dyndeploy.ops.base import Attributes, Cost, Masks, OperatorSpec, Port, Role, Shape
+from dyndeploy.ops.base import Attributes, Cost, Masks, Port, Role, Shape
 from dyndeploy.ops.spatial_bottleneck import reference
 
 NAME = "LayerBottleneck"
@@ -28,8 +28,7 @@ def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geo
     return geometry
 
 
-def _cost(name: str, shapes: Sequence[Shape], attributes: Attributes, masks: Masks) -> Cost:
-    geometry = _geometry(name, shapes, attributes)
+def _cost(geometry: Geometry, masks: Masks) -> Cost:
     run = masks["mask"].reshape(-1, 1, 1) > 0.5
     active = np.broadcast_to(run, (geometry.batch, geometry.out_height, geometry.out_width))
     needed = np.broadcast_to(run, (geometry.batch, geometry.height, geometry.width))
@@ -83,21 +82,12 @@ def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
     return shared.to_map(b, b.branch(b.op("Less", 0, running), run_any, skip), sizes)
 
 
-def _spec(name: str, projection: bool) -> OperatorSpec:
-    return OperatorSpec(
-        name=name,
-        version=1,
-        summary="Residual bottleneck that each sample computes or skips as a whole"
-        + (", with a projection shortcut." if projection else "."),
-        inputs=(shared.X, MASK, *shared.weight_ports(projection)),
-        output=shared.Y,
-        attributes=shared.CONV_ATTRIBUTES,
-        reference=reference,
-        infer_shape=lambda shapes, attributes: _geometry(name, shapes, attributes).output_shape,
-        body=_body,
-        cost=lambda shapes, attributes, masks: _cost(name, shapes, attributes, masks),
-        native_targets=frozenset({"cpu"}),
-    )
-
-
-SPECS = (_spec(NAME, projection=False), _spec(f"{NAME}Projection", projection=True))
+SPECS = shared.bottleneck_specs(
+    NAME,
+    "Residual bottleneck that each sample computes or skips as a whole",
+    masks=(MASK,),
+    reference=reference,
+    geometry=_geometry,
+    cost=_cost,
+    body=_body,
+)

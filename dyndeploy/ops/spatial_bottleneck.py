@@ -18,7 +18,7 @@ from dyndeploy.ops._geometry import (
     needed_inputs,
     require_spatial_mask,
 )
-from dyndeploy.ops.base import Attributes, Cost, Masks, OperatorSpec, Port, Role, Shape
+from dyndeploy.ops.base import Attributes, Cost, Masks, Port, Role, Shape
 
 if TYPE_CHECKING:
     import torch
@@ -83,8 +83,7 @@ def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geo
     return geometry
 
 
-def _cost(name: str, shapes: Sequence[Shape], attributes: Attributes, masks: Masks) -> Cost:
-    geometry = _geometry(name, shapes, attributes)
+def _cost(geometry: Geometry, masks: Masks) -> Cost:
     active = active_pixels(masks["mask"], geometry)
     return shared.bottleneck_cost(geometry, active, needed_inputs(active, geometry))
 
@@ -106,21 +105,12 @@ def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
     return shared.to_map(b, shared.scatter_rows(b, identity, active.pixels, updated, projection), sizes)
 
 
-def _spec(name: str, projection: bool) -> OperatorSpec:
-    return OperatorSpec(
-        name=name,
-        version=1,
-        summary="Residual bottleneck on the active patches of a spatial mask"
-        + (", with a projection shortcut." if projection else "."),
-        inputs=(shared.X, MASK, *shared.weight_ports(projection)),
-        output=shared.Y,
-        attributes=shared.CONV_ATTRIBUTES,
-        reference=reference,
-        infer_shape=lambda shapes, attributes: _geometry(name, shapes, attributes).output_shape,
-        body=_body,
-        cost=lambda shapes, attributes, masks: _cost(name, shapes, attributes, masks),
-        native_targets=frozenset({"cpu"}),
-    )
-
-
-SPECS = (_spec(NAME, projection=False), _spec(f"{NAME}Projection", projection=True))
+SPECS = shared.bottleneck_specs(
+    NAME,
+    "Residual bottleneck on the active patches of a spatial mask",
+    masks=(MASK,),
+    reference=reference,
+    geometry=_geometry,
+    cost=_cost,
+    body=_body,
+)

@@ -20,7 +20,7 @@ from dyndeploy.ops._geometry import (
     require_channel_mask,
     require_spatial_mask,
 )
-from dyndeploy.ops.base import Attributes, Cost, Masks, OperatorSpec, Shape
+from dyndeploy.ops.base import Attributes, Cost, Masks, Shape
 from dyndeploy.ops.channel_bottleneck import (
     MASK as CHANNEL_MASK,
 )
@@ -96,8 +96,7 @@ def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geo
     return geometry
 
 
-def _cost(name: str, shapes: Sequence[Shape], attributes: Attributes, masks: Masks) -> Cost:
-    geometry = _geometry(name, shapes, attributes)
+def _cost(geometry: Geometry, masks: Masks) -> Cost:
     active = active_pixels(masks["spatial_mask"], geometry)
     channels = active_channels(masks["channel_mask"], geometry.hidden)
     needed = needed_inputs(active, geometry)
@@ -164,26 +163,12 @@ def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
     return shared.to_map(b, rows, sizes)
 
 
-def _spec(name: str, projection: bool) -> OperatorSpec:
-    return OperatorSpec(
-        name=name,
-        version=1,
-        summary="Residual bottleneck on active patches and active hidden channels"
-        + (", with a projection shortcut." if projection else "."),
-        inputs=(
-            shared.X,
-            replace(SPATIAL_MASK, name="spatial_mask"),
-            replace(CHANNEL_MASK, name="channel_mask"),
-            *shared.weight_ports(projection),
-        ),
-        output=shared.Y,
-        attributes=shared.CONV_ATTRIBUTES,
-        reference=reference,
-        infer_shape=lambda shapes, attributes: _geometry(name, shapes, attributes).output_shape,
-        body=_body,
-        cost=lambda shapes, attributes, masks: _cost(name, shapes, attributes, masks),
-        native_targets=frozenset({"cpu"}),
-    )
-
-
-SPECS = (_spec(NAME, projection=False), _spec(f"{NAME}Projection", projection=True))
+SPECS = shared.bottleneck_specs(
+    NAME,
+    "Residual bottleneck on active patches and active hidden channels",
+    masks=(replace(SPATIAL_MASK, name="spatial_mask"), replace(CHANNEL_MASK, name="channel_mask")),
+    reference=reference,
+    geometry=_geometry,
+    cost=_cost,
+    body=_body,
+)

@@ -17,6 +17,7 @@ from onnx import helper
 
 from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.ops import DOMAIN, OPERATORS
+from dyndeploy.ops.graph import operator_attributes
 
 Shape = tuple[int, ...]
 Masks = Mapping[str, npt.NDArray[np.float32]]
@@ -102,16 +103,11 @@ class MacCounter:
             if name not in masks:
                 raise UsageError(f"The mask '{name}' of node '{node.name}' is not given.")
             given[port] = masks[name]
-        return spec.cost([self._shape(name) for name in node.input], _attributes(node), given).macs
+        return spec.cost([self._shape(name) for name in node.input], operator_attributes(node), given).macs
 
 
 def _is_dynamic(node: onnx.NodeProto) -> bool:
     return node.domain == DOMAIN and node.op_type in OPERATORS
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, object]:
-    declared = {attribute.name for attribute in OPERATORS[node.op_type].attributes}
-    return {item.name: helper.get_attribute_value(item) for item in node.attribute if item.name in declared}
 
 
 def _conv(node: onnx.NodeProto, shape: Callable[[str], Shape]) -> float:
@@ -172,7 +168,7 @@ def _static_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
             inputs = [shapes.get(name) for name in node.input]
             if output in known or any(shape is None or -1 in shape for shape in inputs):
                 continue
-            shape = OPERATORS[node.op_type].infer_shape([s for s in inputs if s is not None], _attributes(node))
+            shape = OPERATORS[node.op_type].infer_shape([s for s in inputs if s is not None], operator_attributes(node))
             shapes[output] = shape
             slim.graph.value_info.append(helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, shape))
             known.add(output)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from dyndeploy.bundle import STATIC, Bundle
+from dyndeploy.bundle import Bundle
 from dyndeploy.data import images_from_folder
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.ops import OPERATORS
@@ -114,7 +114,7 @@ def profile_bundle(
         info = dynamic.info
     progress("timing the nodes", 0.9)
     times, native_operators = _node_times(bundle, labelled, configurations, threads, native)
-    counter, static_macs = MacCounter(onnx.load(bundle.model)), MacCounter(onnx.load(bundle.static)).count()
+    counter, static_macs = MacCounter(bundle.load_model()), MacCounter(bundle.load_static()).count()
     results = [
         _result(bundle, configuration, counter, static_macs, *groups)
         for configuration, groups in zip(configurations, times, strict=True)
@@ -381,7 +381,7 @@ def _visit(clock: _Clock, index: int, run: Run, plan: _Plan) -> _Visit:
 
 
 def _overlay(bundle: Bundle) -> onnx.ModelProto:
-    return overlay_forced_masks(onnx.load(bundle.model), bundle.manifest.masks)
+    return overlay_forced_masks(bundle.load_model(), bundle.manifest.masks)
 
 
 @dataclass(frozen=True)
@@ -405,7 +405,7 @@ class _LabelledGraphs:
 
 def _labelled_graphs(bundle: Bundle, *, bodies: bool) -> _LabelledGraphs:
     return _LabelledGraphs(
-        static=LabelledGraph(onnx.load(bundle.path / STATIC), bodies=False),
+        static=LabelledGraph(bundle.load_static(), bodies=False),
         dynamic=LabelledGraph(_overlay(bundle), bodies=bodies),
     )
 
