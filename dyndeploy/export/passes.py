@@ -101,6 +101,7 @@ _SAME_SINCE_13 = frozenset(
         "MaxPool",
         "Mul",
         "Relu",
+        "Reshape",
         "Sub",
         "Transpose",
     }
