@@ -44,6 +44,14 @@ Grid make_grid(int rows, int columns, bool copies, int threads) {
   return grid;
 }
 
+// The active pixels of one task, and the dilated ones whose first convolution falls to it: those that the
+// task before needs as well come first, so that both can then go on alone.
+struct Strip {
+  Range active;
+  Range shared;
+  Range own;
+};
+
 // Everything the tasks of one call share.
 struct Context {
   const Isa* isa;
@@ -58,19 +66,8 @@ struct Context {
   float* h2;  // one row per active pixel
   std::ptrdiff_t h2_stride;
   GemmScratch* scratch;  // one per worker
-  float** slices;        // one per worker, where channels are skipped
+  Strip* strips;         // one per thread
 };
-
-// Copied slices of weights are read once per few rows, so they have to stay in L2, beside the weights of the
-// next slice, which are fetched meanwhile.
-constexpr std::int64_t kSliceBytes = 256 << 10;
-
-int slice_panels(const Isa& isa, const ConvolutionView& conv) {
-  const std::int64_t panel = static_cast<std::int64_t>(conv.depth()) * isa.panel_width * 4;
-  const int panels = ceil_to_int(conv.outputs, isa.panel_width);
-  // An even number, since the kernels for weights in L2 take panels in pairs.
-  return std::min(panels, std::max(2, static_cast<int>(kSliceBytes / panel) / 2 * 2));
-}
 
 // A convolution that comes after another, and the panels of it that the same thread computes.
 struct Following {
@@ -78,38 +75,15 @@ struct Following {
   Range panels{0, 0};
 };
 
-int fetch_end(const Isa& isa, const Following& then) {
-  return then.conv ? std::min(then.panels.begin + slice_panels(isa, *then.conv), then.panels.end) : 0;
-}
-
-// Runs the product over panels [panels.begin, panels.end); first makes the copy of its weights where only
-// some channels are active. `then` is what this thread probably computes next.
+// Runs the product over panels [panels.begin, panels.end). `then` is what this thread probably computes next.
 void product(const Context& c, Gemm& g, const ConvolutionView& conv, Range rows, Range panels,
              const Following& then, int worker) {
   Upcoming upcoming;
+  if (then.conv) upcoming = first_weights(*c.isa, *then.conv, then.panels.begin, then.panels.end);
   g.upcoming = &upcoming;
-  const auto expect = [&](const ConvolutionView* next, int begin, int end) {
-    upcoming = next ? upcoming_slice(*c.isa, *next,
-                                     {begin, std::min(end, ceil_to_int(next->outputs, c.isa->panel_width))})
-                    : Upcoming{};
-  };
-  const int then_end = fetch_end(*c.isa, then);
-  if (!conv.selects()) {
-    expect(then.conv, then.panels.begin, then_end);
-    g.source[0].b = conv.weights;
-    c.isa->gemm(g, rows.begin, rows.end, panels.begin, panels.end, c.scratch[worker]);
-    return;
-  }
-  const int step = slice_panels(*c.isa, conv);
-  for (int p = panels.begin; p < panels.end; p += step) {
-    const int end = std::min(p + step, panels.end);
-    g.source[0].b = copy_slice(*c.isa, conv, {p, end}, c.slices[worker]);
-    if (end < panels.end)
-      expect(&conv, end, std::min(end + step, panels.end));
-    else
-      expect(then.conv, then.panels.begin, then_end);
-    c.isa->gemm(g, rows.begin, rows.end, p, end, c.scratch[worker]);
-  }
+  g.source[0].b = conv.weights;
+  g.source[0].selection = conv.selection;
+  c.isa->gemm(g, rows.begin, rows.end, panels.begin, panels.end, c.scratch[worker]);
 }
 
 void conv1(const Context& c, const WeightsView& w, Range rows, Range panels, const Following& then,
@@ -217,15 +191,116 @@ void skipped_pixels(const Context& c, const std::int32_t* source, Range rows, in
   c.isa->gemm(g, rows.begin, rows.end, 0, ceil_to_int(outputs, c.isa->panel_width), c.scratch[worker]);
 }
 
+// The dilated pixels that some active pixels, at least one, read.
+Range halo(const Context& c, Range active) {
+  const int H = c.shape.height, W = c.shape.width, d = c.layer.dilation;
+  // Rows of pixels, counted over all samples.
+  const int first = c.lists.centre[active.begin] / W, last = c.lists.centre[active.end - 1] / W;
+  const int top = std::max(first - d, first / H * H), bottom = std::min(last + d, last / H * H + H - 1) + 1;
+  const std::int32_t* const begin = c.lists.dilated;
+  const std::int32_t* const end = begin + c.lists.dilated_begin[c.shape.batch];
+  return {static_cast<int>(std::lower_bound(begin, end, top * W) - begin),
+          static_cast<int>(std::lower_bound(begin, end, bottom * W) - begin)};
+}
+
+// Cuts the active pixels into one strip per task, between samples where that leaves the tasks about equal.
+void cut(const Context& c, Range active, int tasks) {
+  int previous = active.begin;
+  for (int t = 0; t < tasks; ++t) {
+    int end = part(active.begin, active.end, t, tasks).end;
+    const std::int32_t* const samples = c.lists.active_begin;
+    const std::int32_t* const after = std::upper_bound(samples, samples + c.shape.batch, end);
+    for (const std::int32_t* at : {after - 1, after}) {
+      if (std::abs(*at - end) <= active.size() / tasks / 16 && *at < active.end) end = *at;
+    }
+    c.strips[t].active = {previous, t + 1 == tasks ? active.end : std::max(end, previous)};
+    previous = c.strips[t].active.end;
+  }
+  Strip* before = nullptr;
+  int needed_end = 0;
+  for (Strip* strip = c.strips; strip < c.strips + tasks; ++strip) {
+    strip->shared = strip->own = {0, 0};
+    if (!strip->active.size()) continue;
+    const Range needed = halo(c, strip->active);
+    strip->shared = {needed.begin, needed.begin};
+    if (before) {
+      strip->shared.begin = std::max(needed.begin, before->shared.end);
+      strip->shared.end = std::max(strip->shared.begin, needed_end);
+      before->own.end = strip->shared.begin;
+    }
+    strip->own = {strip->shared.end, std::max(strip->shared.end, needed.end)};
+    needed_end = needed.end;
+    before = strip;
+  }
+}
+
+// What one convolution writes should still be in L2 when the next one reads it.
+constexpr int kBandBytes = 512 << 10;
+constexpr int kBandRows = 2 * kRowBlock;
+
+// conv1 to conv3 for one strip, a band of the image at a time.
+void run_strip(const Context& c, const WeightsView& w, const Strip& strip, int worker) {
+  const int panels1 = ceil_to_int(w.middle, c.isa->panel_width);
+  const int columns2 = w.group_count == 1 ? panels1 : w.group_count;
+  const int panels3 = ceil_to_int(c.layer.outputs, c.isa->panel_width);
+  const int band_rows = std::max(kBandRows, kBandBytes / (4 * c.layer.inputs) / kRowBlock * kRowBlock);
+  const int bands = ceil_to_int(strip.active.size(), band_rows);
+  float* const h2 = c.h2 + static_cast<std::ptrdiff_t>(worker) * kRowBlock * c.h2_stride;
+  int done = strip.own.begin;
+  for (int b = 0; b < bands; ++b) {
+    const Range band = part(strip.active.begin, strip.active.end, b, bands);
+    const int needed = b + 1 == bands ? strip.own.end : std::min(strip.own.end, halo(c, band).end);
+    if (needed > done) {
+      conv1(c, w, {done, needed}, {0, panels1},
+            w.group_count == 1 ? Following{&w.groups[0].conv, {0, columns2}} : Following{}, worker);
+      done = needed;
+    }
+    // Weights that are copied first are worth more rows at a time; then there is one strip, and all of h2
+    // its.
+    const int blocks = w.conv3.selects() ? 1 : ceil_to_int(band.size(), kRowBlock);
+    for (int i = 0; i < blocks; ++i) {
+      const Range rows = part(band.begin, band.end, i, blocks);
+      conv2(c, w, rows, {0, columns2}, h2, rows.begin, {&w.conv3, {0, panels3}}, worker);
+      conv3(c, w, rows, {0, panels3}, h2, rows.begin, worker);
+    }
+  }
+}
+
+// Weights below this are read again for a few rows at little cost.
+constexpr std::int64_t kSmallWeights = 640 << 10;
+
 // Runs conv1 to conv3 with one set of weights over one range of both lists; `before` runs along.
 void run_rows(const Context& c, const WeightsView& w, Range dilated, Range active, const Phase* before,
               const ThreadPool& pool) {
   const int threads = std::max(1, pool.threads);
+  Phase phases[4];
+  int count = 0;
+  if (before) phases[count++] = *before;
+  if (!active.size()) return run_phases(pool, phases, count);
+
+  const bool copies = w.conv1.selects();
+  bool by_strips = threads == 1 || (!copies && active.size() >= threads * kMaxTileRows);
+  if (by_strips) {
+    cut(c, active, threads);
+    // Pixels that two threads share would have large weights read once more.
+    for (int t = 0; t < threads; ++t)
+      by_strips = by_strips && (!c.strips[t].shared.size() || w.conv1.bytes() <= kSmallWeights);
+  }
   const int PW = c.isa->panel_width;
   const int panels1 = ceil_to_int(w.middle, PW);
+  const auto shared_body = [&](int task, int worker) {
+    const Range shared = c.strips[task / 2].shared;
+    conv1(c, w, part(shared.begin, shared.end, task % 2, 2), {0, panels1}, {}, worker);
+  };
+  const auto strip_body = [&](int task, int worker) { run_strip(c, w, c.strips[task], worker); };
+  if (by_strips) {
+    if (threads > 1) phases[count++] = Phase(2 * threads, shared_body);
+    phases[count++] = Phase(threads, strip_body);
+    return run_phases(pool, phases, count);
+  }
+
   const int columns2 = w.group_count == 1 ? panels1 : w.group_count;
   const int panels3 = ceil_to_int(c.layer.outputs, PW);
-  const bool copies = w.conv1.selects();
   const Grid grid1 = make_grid(dilated.size(), panels1, copies, threads);
   const Grid grid2 = make_grid(active.size(), columns2, copies, threads);
   const Grid grid3 = make_grid(active.size(), panels3, copies, threads);
@@ -248,28 +323,21 @@ void run_rows(const Context& c, const WeightsView& w, Range dilated, Range activ
     conv3(c, w, part(active.begin, active.end, task / grid3.column_parts, grid3.row_parts),
           part(0, panels3, task % grid3.column_parts, grid3.column_parts), c.h2, active.begin, worker);
   };
-  // Row blocks keep h2 in the cache between the two convolutions, where weights need not be copied for each.
-  const int blocks = ceil_to_int(active.size(), kRowBlock);
-  const bool by_rows = !copies && grid2.column_parts == 1 && grid3.column_parts == 1;
-  const int tasks23 = threads <= 1 ? blocks : round_up(blocks, threads);
+  // Where rows are cut, h2 stays in the cache between the two convolutions.
+  const bool by_rows = grid2.column_parts == 1 && grid3.column_parts == 1;
+  const int tasks23 = round_up(ceil_to_int(active.size(), kRowBlock), threads);
   const auto body23 = [&](int task, int worker) {
     const Range rows = part(active.begin, active.end, task, tasks23);
     float* h2 = c.h2 + (rows.begin - active.begin) * c.h2_stride;
     conv2(c, w, rows, {0, columns2}, h2, rows.begin, {&w.conv3, {0, panels3}}, worker);
     conv3(c, w, rows, {0, panels3}, h2, rows.begin, worker);
   };
-
-  Phase phases[4];
-  int count = 0;
-  if (before) phases[count++] = *before;
-  if (dilated.size()) phases[count++] = Phase(grid1.tasks(), body1);
-  if (active.size()) {
-    if (by_rows) {
-      phases[count++] = Phase(tasks23, body23);
-    } else {
-      phases[count++] = Phase(grid2.tasks(), body2);
-      phases[count++] = Phase(grid3.tasks(), body3);
-    }
+  phases[count++] = Phase(grid1.tasks(), body1);
+  if (by_rows) {
+    phases[count++] = Phase(tasks23, body23);
+  } else {
+    phases[count++] = Phase(grid2.tasks(), body2);
+    phases[count++] = Phase(grid3.tasks(), body3);
   }
   run_phases(pool, phases, count);
 }
@@ -328,12 +396,14 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
   for (int t = 0; t < threads; ++t) {
     c.scratch[t].a = workspace.take<float>(kGemmRowsFloats);
     c.scratch[t].accumulators = workspace.take<float>(gemm_accumulator_floats(panels, c.isa->panel_width));
+    c.scratch[t].b = call.channel_mask ? workspace.take<float>(kGemmCopyFloats) : nullptr;
     c.scratch[t].zeros = zeros;
   }
   // Rows start on cache lines.
   c.h1_stride = c.h2_stride = round_up(M, 16);
   c.h1 = workspace.take<float>(static_cast<std::size_t>(batch) * shape.height * shape.width * c.h1_stride);
-  c.h2 = workspace.take<float>(static_cast<std::size_t>(active) * c.h2_stride);
+  c.h2 = workspace.take<float>(static_cast<std::size_t>(std::max(active, threads * kRowBlock)) * c.h2_stride);
+  c.strips = workspace.take<Strip>(static_cast<std::size_t>(threads));
 
   const std::int32_t* inactive_source = c.lists.inactive;
   if (inactive && layer.projection && layer.stride > 1) {
@@ -383,16 +453,15 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
       const Phase phase(parts, body);
       run_phases(pool, &phase, 1);
     } else {
-      const WeightsView view = weights.select(on, count, workspace);
-      std::size_t floats = 0;
-      for (const ConvolutionView* conv : {&view.conv1, &view.conv3})
-        floats = std::max(floats, slice_floats(*c.isa, *conv, slice_panels(*c.isa, *conv)));
-      for (int g = 0; g < view.group_count; ++g)
-        floats = std::max(
-            floats, slice_floats(*c.isa, view.groups[g].conv, slice_panels(*c.isa, view.groups[g].conv)));
-      c.slices = workspace.take<float*>(static_cast<std::size_t>(threads));
-      for (int t = 0; t < threads; ++t) c.slices[t] = workspace.take<float>(floats);
-      run_rows(c, view, dilated_rows, active_rows, nullptr, pool);
+      WeightsView view = weights.select(on, count, workspace);
+      if (view.bytes() <= kSmallWeights) {
+        const SelectedCopies copies = copy_selection(*c.isa, view, workspace);
+        const auto body = [&](int task, int) { copies.run(*c.isa, task, threads); };
+        const Phase copy(threads, body);
+        run_rows(c, view, dilated_rows, active_rows, &copy, pool);
+      } else {
+        run_rows(c, view, dilated_rows, active_rows, nullptr, pool);
+      }
     }
     workspace.rewind(mark);
   }

@@ -35,54 +35,126 @@ void pack(const PackSource& source, int panel_begin, int panel_end, float* out) 
   }
 }
 
+// The packed panels that hold columns [begin, end) of a selection.
+struct PanelRange {
+  int begin;
+  int end;
+};
+inline PanelRange source_panels(const std::int32_t* columns, int begin, int end, int panel_width) {
+  const int first = columns ? columns[begin] : begin, last = columns ? columns[end - 1] : end - 1;
+  return {first / panel_width, last / panel_width + 1};
+}
+
+// Selected rows of one vector of columns. Skipped rows defeat the hardware's prefetching.
+struct RowCopy {
+  const std::int32_t* rows;  // nullptr: 0 ... count - 1
+  std::ptrdiff_t row_stride;
+  int count;
+  float* out;
+  std::ptrdiff_t out_stride;
+
+  std::ptrdiff_t row(int k) const { return (rows ? rows[k] : k) * row_stride; }
+  std::ptrdiff_t later(int k) const {
+    constexpr int kAhead = 48;
+    return row(k + kAhead < count ? k + kAhead : count - 1);
+  }
+};
+
+// A vector of packed weights and the lanes of the result that it fills.
 template <class V>
-void gather_columns(const ColumnGather& g) {
-  constexpr int PW = V::kPanelVectors * V::kWidth;
-  constexpr std::uint64_t kAll = PW == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << PW % 64) - 1;
-  int column[64] = {};
-  int total = 0;
-  for (int n = 0; n < PW; ++n) {
-    if (g.active >> n & 1u) column[total++] = n;
-  }
+struct LaneSource {
+  const float* base;
+  typename V::Lanes lanes;
+  typename V::Mask mask;
+};
+
+template <class V, int N>
+void merge_rows(const RowCopy& given, const LaneSource<V>* given_sources, int sources) {
   // Copies, because the compiler cannot know that the rows written do not overlap the description.
-  const float* const panel = g.panel;
-  const std::int32_t* const rows = g.rows;
-  const int count = g.count;
-  const std::ptrdiff_t stride = g.out_stride;
-  const auto row = [=](int k) { return panel + static_cast<std::ptrdiff_t>(rows ? rows[k] : k) * PW; };
-  // Skipped rows defeat the hardware's prefetching.
-  constexpr int kAhead = 48;
-  const auto fetch = [=](int k) {
-    const float* next = row(k + kAhead < count ? k + kAhead : count - 1);
-    for (int i = 0; i < PW; i += 16) __builtin_prefetch(next + i);
-  };
-  float* to = g.out;
-  if (g.active == kAll) {
-    for (int k = 0; k < count; ++k, to += stride) {
-      const float* from = row(k);
-      fetch(k);
+  const RowCopy copy = given;
+  constexpr int kKnown = N ? N : 1;
+  LaneSource<V> known[kKnown];
+  for (int i = 0; i < kKnown; ++i) known[i] = given_sources[i];
+  float* to = copy.out;
+  for (int k = 0; k < copy.count; ++k, to += copy.out_stride) {
+    const std::ptrdiff_t row = copy.row(k), later = copy.later(k);
+    typename V::Reg x = V::zero();
+    if (N) {
       DYNDEPLOY_UNROLL
-      for (int v = 0; v < V::kPanelVectors; ++v) V::store(to + v * V::kWidth, V::load(from + v * V::kWidth));
+      for (int i = 0; i < kKnown; ++i) {
+        __builtin_prefetch(known[i].base + later);
+        x = V::merge(x, V::load(known[i].base + row), known[i].lanes, known[i].mask);
+      }
+    } else {
+      for (int i = 0; i < sources; ++i) {
+        __builtin_prefetch(given_sources[i].base + later);
+        x = V::merge(x, V::load(given_sources[i].base + row), given_sources[i].lanes, given_sources[i].mask);
+      }
     }
-    return;
+    V::store(to, x);
   }
-  if constexpr (V::kHasSelect) {
-    static_assert(V::kPanelVectors == 2, "a panel is one pair of vectors");
-    const auto first = V::lanes(column), second = V::lanes(column + V::kWidth);
-    const bool two = total > V::kWidth;
-    for (int k = 0; k < count; ++k, to += stride) {
-      const float* from = row(k);
-      fetch(k);
-      const auto low = V::load(from), high = V::load(from + V::kWidth);
-      // The lanes beyond the last column land where the next panel's columns will.
-      V::store(to, V::select(low, high, first));
-      if (two) V::store(to + V::kWidth, V::select(low, high, second));
-    }
-  } else {
-    for (int k = 0; k < count; ++k, to += stride) {
-      const float* from = row(k);
-      fetch(k);
-      for (int i = 0; i < total; ++i) to[i] = from[column[i]];
+}
+
+template <class V>
+void copy_selected(const SelectedCopy& s) {
+  constexpr int PW = V::kPanelVectors * V::kWidth;
+  const std::int32_t* const columns = s.selection.columns;
+  RowCopy copy;
+  copy.rows = s.selection.rows ? s.selection.rows + s.row_begin : nullptr;
+  copy.row_stride = s.b.row_stride;
+  copy.count = s.row_end - s.row_begin;
+  copy.out_stride = s.out_stride;
+  const float* const base = s.b.base + (copy.rows ? 0 : s.row_begin * s.b.row_stride);
+  for (int begin = s.column_begin; begin < s.column_end; begin += V::kWidth) {
+    const int lanes = s.column_end - begin < V::kWidth ? s.column_end - begin : V::kWidth;
+    copy.out = s.out + (begin - s.column_begin);
+    const auto source = [=](int i) {
+      const int column = columns ? columns[begin + i] : begin + i;
+      return base + column / PW * s.b.panel_stride + column % PW;
+    };
+    if constexpr (V::kHasMerge) {
+      LaneSource<V> sources[V::kWidth];
+      int count = 0;
+      for (int i = 0; i < lanes;) {
+        int from[V::kWidth] = {};
+        const int lane = static_cast<int>((columns ? columns[begin + i] : begin + i) % V::kWidth);
+        const float* const vector = source(i) - lane;
+        unsigned mask = 0;
+        for (; i < lanes && source(i) >= vector && source(i) < vector + V::kWidth; ++i) {
+          from[i] = static_cast<int>(source(i) - vector);
+          mask |= 1u << i;
+        }
+        sources[count++] = LaneSource<V>{vector, V::lanes(from), static_cast<typename V::Mask>(mask)};
+      }
+      switch (count) {
+        case 1:
+          merge_rows<V, 1>(copy, sources, count);
+          break;
+        case 2:
+          merge_rows<V, 2>(copy, sources, count);
+          break;
+        case 3:
+          merge_rows<V, 3>(copy, sources, count);
+          break;
+        case 4:
+          merge_rows<V, 4>(copy, sources, count);
+          break;
+        case 5:
+          merge_rows<V, 5>(copy, sources, count);
+          break;
+        default:
+          merge_rows<V, 0>(copy, sources, count);
+      }
+    } else {
+      const float* from[V::kWidth];
+      for (int i = 0; i < lanes; ++i) from[i] = source(i);
+      float* to = copy.out;
+      for (int k = 0; k < copy.count; ++k, to += copy.out_stride) {
+        const std::ptrdiff_t row = copy.row(k), later = copy.later(k);
+        __builtin_prefetch(from[0] + later);
+        __builtin_prefetch(from[lanes - 1] + later);
+        for (int i = 0; i < lanes; ++i) to[i] = from[i][row];
+      }
     }
   }
 }

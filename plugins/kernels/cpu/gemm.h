@@ -17,14 +17,21 @@ constexpr int kMaxTileRows = 14;
 constexpr int kBlock = 16;         // floats of one row that lie together in a packed tile of A
 constexpr int kChunk = 576;        // rows of B per pass when A is packed
 constexpr int kMaxBlockTiles = 8;  // tiles of rows that share one pass over the weights
+constexpr int kMaxCopyTiles = 16;  // ... where the pass copies the weights of active channels first
 
 // What one caller of Isa::gemm needs; every tap adds at most one partly filled block to a chunk.
 constexpr std::size_t kGemmRowsFloats =
-    std::size_t{kMaxBlockTiles} * kMaxTileRows * (kChunk + kMaxTaps * kBlock);
+    std::size_t{kMaxCopyTiles} * kMaxTileRows * (kChunk + kMaxTaps * kBlock);
 constexpr std::size_t gemm_accumulator_floats(int panels, int panel_width) {
-  return std::size_t{kMaxBlockTiles} * kMaxTileRows * static_cast<std::size_t>(panels) *
+  return std::size_t{kMaxCopyTiles} * kMaxTileRows * static_cast<std::size_t>(panels) *
          static_cast<std::size_t>(panel_width);
 }
+
+constexpr int kMaxPanelWidth = 64;
+constexpr int kSliceBytes = 256 << 10;     // of copied weights, read once per few rows
+constexpr int kMaxSliceBytes = 384 << 10;  // where a slice is as narrow as it can be
+constexpr std::size_t kGemmCopyFloats = kMaxSliceBytes / 4;
+static_assert(kGemmCopyFloats >= std::size_t{kChunk} * kMaxPanelWidth, "a chunk of one panel");
 
 // Where the rows of A lie. Pixel `index[r]` (r - first without an index) starts at base + pixel * stride; tap
 // t is tap_offset[t] floats further on, or all zeros where bit t of valid[r] is 0.
@@ -46,10 +53,19 @@ struct PanelView {
   std::ptrdiff_t panel_stride = 0;
 };
 
+// Which rows and columns of packed weights the active channels leave.
+struct Selection {
+  const std::int32_t* rows = nullptr;     // nullptr: all of them
+  const std::int32_t* columns = nullptr;  // nullptr: all of them
+
+  bool any() const { return rows || columns; }
+};
+
 // Weights that are read after this product: while it computes, they are fetched towards the caches a row at a
 // time, so that the memory is never idle while the arithmetic is busy.
 struct Upcoming {
   const float* base = nullptr;
+  std::ptrdiff_t row_stride = 0;
   std::ptrdiff_t panel_stride = 0;
   int panels = 0;                      // left to fetch
   const std::int32_t* rows = nullptr;  // which rows of each panel; nullptr: 0 ... count - 1
@@ -60,6 +76,7 @@ struct Upcoming {
 struct GemmSource {
   RowSource a;
   PanelView b;
+  Selection selection;  // of b; only the first source may select
 };
 
 // value = sum + bias [+ residual]; [relu]; [- subtract]
@@ -88,6 +105,7 @@ struct Gemm {
 struct GemmScratch {
   float* a = nullptr;             // kGemmRowsFloats
   float* accumulators = nullptr;  // gemm_accumulator_floats() for the panels of the call
+  float* b = nullptr;             // kGemmCopyFloats, if any source selects
   const float* zeros = nullptr;   // zeros: at least the longest tap, rounded up to a block
 };
 
@@ -100,14 +118,17 @@ struct PackSource {
   int outputs = 0;
 };
 
-// One column gather: the active output channels of one panel, for a list of its rows.
-struct ColumnGather {
-  const float* panel = nullptr;        // rows of panel_width floats
-  const std::int32_t* rows = nullptr;  // which rows; nullptr: 0 ... count - 1
-  int count = 0;
-  std::uint64_t active = 0;  // bit n: column n is taken
-  float* out = nullptr;      // count rows, out_stride apart; may be written one vector too far
-  std::ptrdiff_t out_stride = 0;
+// Copies the selected part of packed weights: rows [row_begin, row_end) and columns [column_begin,
+// column_end), counted among the selected ones.
+struct SelectedCopy {
+  PanelView b;
+  Selection selection;
+  int row_begin = 0;
+  int row_end = 0;
+  int column_begin = 0;
+  int column_end = 0;
+  float* out = nullptr;
+  std::ptrdiff_t out_stride = 0;  // between rows; their last vector may be written whole
 };
 
 struct PooledDot {
@@ -140,7 +161,7 @@ struct Isa {
   void (*gemm)(const Gemm&, int row_begin, int row_end, int panel_begin, int panel_end, const GemmScratch&);
   // [panel][(tap, input)][panel_width], padded with zero columns; panels [panel_begin, panel_end)
   void (*pack)(const PackSource&, int panel_begin, int panel_end, float* out);
-  void (*gather_columns)(const ColumnGather&);
+  void (*copy_selected)(const SelectedCopy&);
   float (*pooled_dot)(const PooledDot&);
   float (*dot)(const float* a, const float* b, int count);
   void (*column_sums)(const ColumnSums&);

@@ -5,26 +5,29 @@
 
 #include <cstring>
 
+#include "data_impl.h"
 #include "gemm.h"
 #include "simd/unroll.h"
 
 namespace dyndeploy::cpu {
 namespace {
 
+constexpr int kPace = 4;                 // rows of the next weights to fetch per 16 rows of the present ones
 constexpr int kDirectBytes = 640 << 10;  // weights below this stay in L2: rows of A are then read in place
+
+constexpr int kFarLength = 512;
 
 inline int min_of(int a, int b) { return a < b ? a : b; }
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
-inline void prefetch_near(const void* p) { __builtin_prefetch(p, 0, 3); }
-inline void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
+// Into the first level, also for rows that are read much later: fetches into the second are slower.
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
 // Fetches one row of a panel of the weights that come next.
 template <class V>
 DYNDEPLOY_INLINE void fetch_upcoming(Upcoming* u) {
-  constexpr std::ptrdiff_t kRow = V::kPanelVectors * V::kWidth;
-  const float* line = u->base + (u->rows ? u->rows[u->row] : u->row) * kRow;
-  prefetch_l2(line);
-  if (kRow > 16) prefetch_l2(line + 16);
+  const float* line = u->base + (u->rows ? u->rows[u->row] : u->row) * u->row_stride;
+  prefetch(line);
+  if (V::kPanelVectors * V::kWidth > 16) prefetch(line + 16);
   if (++u->row == u->count) {
     u->row = 0;
     u->base += u->panel_stride;
@@ -51,6 +54,18 @@ DYNDEPLOY_INLINE void locate(const Epilogue& e, int row, RowTargets<R>& t) {
     t.out[r] = e.out + pixel * e.stride;
     t.residual[r] = e.residual ? e.residual + pixel * e.stride : nullptr;
     t.bias[r] = e.bias_class ? e.bias + e.bias_class[row + r] * e.bias_stride : e.bias;
+  }
+}
+
+// Fetches what finish() will read or overwrite; not where the rows fall into the same sets of L1.
+template <class V, int R, int NV>
+DYNDEPLOY_INLINE void fetch_targets(const Epilogue& e, int row, int column) {
+  constexpr int kLine = 16, kWay = 1024;
+  if (e.stride % kWay == 0) return;
+  for (int r = 0; r < R; ++r) {
+    const std::ptrdiff_t pixel = e.index ? e.index[row + r] : row + r - e.first;
+    const float* const from = (e.residual ? e.residual : e.out) + pixel * e.stride + column;
+    for (int n = 0; n < NV * V::kWidth; n += kLine) prefetch(from + n);
   }
 }
 
@@ -104,15 +119,17 @@ struct TileCall {
   float* accumulators;
   bool first;
   bool last;
-  const char* prefetch;  // one line per row of B, prefetch_step apart
+  const char* prefetch;  // tiles that share a pass: one line per row of B, prefetch_step apart
   std::ptrdiff_t prefetch_step;
-  bool prefetch_pair;  // and the line after it
   const Gemm* gemm;
   int row;
   int column;
+  Upcoming* upcoming;
+  int pace;  // rows of it to fetch per block
 };
 
-template <class V, int R, int NV>
+// Lone: no other tile reads the same rows of B, so they come from memory at this tile's own pace.
+template <class V, int R, int NV, bool Lone>
 DYNDEPLOY_NOINLINE void packed_tile(const TileCall& call) {
   using Reg = typename V::Reg;
   Reg c[R][NV];
@@ -131,26 +148,30 @@ DYNDEPLOY_NOINLINE void packed_tile(const TileCall& call) {
   }
   const float* a = call.a;
   const float* b = call.b;
-  Upcoming* upcoming = call.gemm->upcoming;
+  if (call.last) fetch_targets<V, R, NV>(call.gemm->epilogue, call.row, call.column);
+  Upcoming* const upcoming = call.upcoming;
+  const int pace = call.pace;
   const std::ptrdiff_t stride = call.row_stride;
   const char* ahead = call.prefetch;
   const std::ptrdiff_t step = call.prefetch_step;
-  const std::ptrdiff_t pair = call.prefetch_pair ? 64 : 0;
+  // Far enough ahead to cover the memory's latency: fewer rows of A take less time per row of B.
+  const std::ptrdiff_t near = (Lone ? (R > 8 ? 96 : 64) : 16) * stride;
   for (int s = 0; s < call.segments; ++s) {
     for (int done = 0; done < call.length; done += kBlock, a += R * kBlock) {
       const int count = min_of(kBlock, call.length - done);
-      for (int i = 0; i < 4 && upcoming && upcoming->panels > 0; ++i) fetch_upcoming<V>(upcoming);
+      for (int i = 0; i < pace && upcoming->panels > 0; ++i) fetch_upcoming<V>(upcoming);
       DYNDEPLOY_UNROLL_BY_4
       for (int k = 0; k < count; ++k) {
         Reg w[NV];
         DYNDEPLOY_UNROLL
         for (int v = 0; v < NV; ++v) w[v] = V::load(b + v * V::kWidth);
-        prefetch_near(b + 16 * stride);
-        if (V::kWidth >= 16) prefetch_near(b + 16 * stride + V::kWidth);
+        prefetch(b + near);
+        if (V::kWidth >= 16) prefetch(b + near + V::kWidth);
         b += stride;
-        prefetch_l2(ahead);
-        prefetch_l2(ahead + pair);
-        ahead += step;
+        if (!Lone) {
+          prefetch(ahead);
+          ahead += step;
+        }
         DYNDEPLOY_UNROLL
         for (int r = 0; r < R; ++r) {
           const Reg x = V::broadcast(a + r * kBlock + k);
@@ -171,11 +192,11 @@ DYNDEPLOY_NOINLINE void packed_tile(const TileCall& call) {
   }
 }
 
-template <class V, int NV, int R = V::kTileRows>
+template <class V, int NV, bool Lone, int R = V::kTileRows>
 inline void run_packed_tile(int rows, const TileCall& call) {
   if constexpr (R > 0) {
-    if (rows == R) return packed_tile<V, R, NV>(call);
-    run_packed_tile<V, NV, R - 1>(rows, call);
+    if (rows == R) return packed_tile<V, R, NV, Lone>(call);
+    run_packed_tile<V, NV, Lone, R - 1>(rows, call);
   }
 }
 
@@ -189,8 +210,8 @@ struct Chunk {
   int row;  // first row of B
 };
 
-// Steps through the chunks of all sources; returns false at the end.
-inline bool next_chunk(const Gemm& g, Chunk& c, bool start) {
+// Steps through the chunks of all sources, none longer than `most` rows; returns false at the end.
+inline bool next_chunk(const Gemm& g, Chunk& c, bool start, int most) {
   if (start) {
     c = Chunk{0, 0, 0, 0, 0, 0};
   } else {
@@ -206,13 +227,12 @@ inline bool next_chunk(const Gemm& g, Chunk& c, bool start) {
     }
   }
   const RowSource& a = g.source[c.source].a;
-  if (a.length > kChunk) {
-    const int pieces = ceil_div(a.length, kChunk);
+  if (a.length > most) {
+    const int pieces = ceil_div(a.length, most);
     c.segments = 1;
     c.length = min_of(ceil_div(ceil_div(a.length, pieces), kBlock) * kBlock, a.length - c.offset);
   } else {
-    const int most = kChunk / a.length;
-    const int groups = ceil_div(a.taps, most);
+    const int groups = ceil_div(a.taps, most / a.length);
     c.segments = min_of(ceil_div(a.taps, groups), a.taps - c.segment);
     c.length = a.length;
   }
@@ -249,6 +269,26 @@ inline void pack_row(const RowSource& a, const Chunk& chunk, int row, int tile_r
   }
 }
 
+// The rows [row_begin, row_begin + count) of packed weights that copying panels [panel_begin, panel_end) will
+// read.
+inline Upcoming upcoming_copy(const Gemm& g, const GemmSource& source, int row_begin, int count,
+                              int panel_begin, int panel_end, int panel_width) {
+  const int end = min_of(panel_end * panel_width, g.columns);
+  const PanelRange panels =
+      source_panels(source.selection.columns, panel_begin * panel_width, end, panel_width);
+  Upcoming upcoming;
+  upcoming.base = source.b.base + panels.begin * source.b.panel_stride;
+  if (source.selection.rows)
+    upcoming.rows = source.selection.rows + row_begin;
+  else
+    upcoming.base += row_begin * source.b.row_stride;
+  upcoming.row_stride = source.b.row_stride;
+  upcoming.panel_stride = source.b.panel_stride;
+  upcoming.panels = panels.end - panels.begin;
+  upcoming.count = count;
+  return upcoming;
+}
+
 template <class V>
 void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_end,
                  const GemmScratch& scratch) {
@@ -257,16 +297,20 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
   constexpr int PW = NV * V::kWidth;
   const int rows = row_end - row_begin;
   const int tiles = ceil_div(rows, MR);
-  const int blocks = ceil_div(tiles, kMaxBlockTiles);
+  const bool copies = g.source[0].selection.any();
+  const int blocks = ceil_div(tiles, copies ? kMaxCopyTiles : kMaxBlockTiles);
   for (int block = 0; block < blocks; ++block) {
     const int tile_begin = static_cast<int>(static_cast<std::int64_t>(tiles) * block / blocks);
     const int tile_end = static_cast<int>(static_cast<std::int64_t>(tiles) * (block + 1) / blocks);
     const int count = tile_end - tile_begin;
-    int edge[kMaxBlockTiles + 1];
+    int edge[kMaxCopyTiles + 1];
     for (int t = 0; t <= count; ++t)
       edge[t] = row_begin + static_cast<int>(static_cast<std::int64_t>(rows) * (tile_begin + t) / tiles);
+    // A lone tile has room for longer chunks, so that weights are read in the order in which they lie.
+    const bool lone = count == 1 && !copies;
+    const int most = lone ? kChunk * kMaxBlockTiles : kChunk;
     Chunk chunk;
-    bool more = next_chunk(g, chunk, true);
+    bool more = next_chunk(g, chunk, true, most);
     bool first = true;
     while (more) {
       const GemmSource& source = g.source[chunk.source];
@@ -278,7 +322,7 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
         for (int r = 0; r < n; ++r) pack_row<V>(source.a, chunk, edge[t] + r, n, tile + r * kBlock);
       }
       Chunk following = chunk;
-      more = next_chunk(g, following, false);
+      more = next_chunk(g, following, false, most);
       const float* after = nullptr;
       if (more) {
         const PanelView& b = g.source[following.source].b;
@@ -286,31 +330,60 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
       } else if (block + 1 < blocks) {
         after = source.b.base + panel_begin * source.b.panel_stride;
       }
+      const bool copied = source.selection.any();
+      Upcoming next_copy;
       TileCall call;
-      call.row_stride = source.b.row_stride;
+      call.row_stride = copied ? PW : source.b.row_stride;
       call.segments = chunk.segments;
       call.length = chunk.length;
       call.first = first;
       call.last = !more;
       call.gemm = &g;
-      call.prefetch_pair = count == 1;
       for (int p = panel_begin; p < panel_end; ++p) {
-        const float* panel = source.b.base + p * source.b.panel_stride;
-        call.b = panel + chunk.row * source.b.row_stride;
+        const float* panel = source.b.base + p * source.b.panel_stride + chunk.row * source.b.row_stride;
+        call.b = panel;
         call.column = p * PW;
-        const float* ahead = p + 1 < panel_end ? call.b + source.b.panel_stride : after;
+        call.upcoming = g.upcoming;
+        call.pace = g.upcoming ? kPace : 0;
+        if (copied) {
+          SelectedCopy copy;
+          copy.b = source.b;
+          copy.selection = source.selection;
+          copy.row_begin = chunk.row;
+          copy.row_end = chunk.row + chunk_rows;
+          copy.column_begin = call.column;
+          copy.column_end = min_of(call.column + PW, g.columns);
+          copy.out = scratch.b;
+          copy.out_stride = PW;
+          copy_selected<V>(copy);
+          call.b = scratch.b;
+          const bool here = p + 1 < panel_end;
+          if (here || (more && g.source[following.source].selection.any())) {
+            const Chunk& then = here ? chunk : following;
+            const int panel_then = here ? p + 1 : panel_begin;
+            next_copy = upcoming_copy(g, g.source[then.source], then.row, then.segments * then.length,
+                                      panel_then, panel_then + 1, PW);
+            call.upcoming = &next_copy;
+            call.pace = ceil_div(next_copy.panels * next_copy.count, count * chunk_blocks(chunk));
+          }
+        }
+        const float* ahead = p + 1 < panel_end ? panel + source.b.panel_stride : after;
         const std::ptrdiff_t lines = static_cast<std::ptrdiff_t>(chunk_rows) * PW * 4;
         call.prefetch_step = ahead ? PW * 4 / count : 0;
         for (int t = 0; t < count; ++t) {
           const int n = edge[t + 1] - edge[t];
           call.a = scratch.a + (edge[t] - edge[0]) * depth;
           call.accumulators = scratch.accumulators +
-                              (static_cast<std::ptrdiff_t>(p - panel_begin) * kMaxBlockTiles + t) * MR * PW;
+                              (static_cast<std::ptrdiff_t>(p - panel_begin) * kMaxCopyTiles + t) * MR * PW;
           call.row = edge[t];
           call.prefetch =
               reinterpret_cast<const char*>(ahead ? ahead : scratch.a) + (ahead ? lines / count * t : 0);
           const bool narrow = g.columns - call.column <= PW / 2;
-          narrow ? run_packed_tile<V, NV / 2>(n, call) : run_packed_tile<V, NV>(n, call);
+          if (lone || copied) {
+            narrow ? run_packed_tile<V, NV / 2, true>(n, call) : run_packed_tile<V, NV, true>(n, call);
+          } else {
+            narrow ? run_packed_tile<V, NV / 2, false>(n, call) : run_packed_tile<V, NV, false>(n, call);
+          }
         }
       }
       first = false;
@@ -321,8 +394,10 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
 
 // ------------------------------------------------------------------------------------------ A read in place
 
+// next: the rows of the following tile, to be fetched meanwhile; or nullptr.
 template <class V, int R, int NV>
-DYNDEPLOY_NOINLINE void direct_tile(const Gemm& g, const float* const* pixels, int row, int panel) {
+DYNDEPLOY_NOINLINE void direct_tile(const Gemm& g, const float* const* pixels, const float* const* next,
+                                    int row, int panel) {
   using Reg = typename V::Reg;
   constexpr int kPerPanel = V::kPanelVectors;
   Reg c[R][NV];
@@ -331,6 +406,7 @@ DYNDEPLOY_NOINLINE void direct_tile(const Gemm& g, const float* const* pixels, i
     DYNDEPLOY_UNROLL
     for (int v = 0; v < NV; ++v) c[r][v] = V::zero();
   }
+  fetch_targets<V, R, NV>(g.epilogue, row, panel * kPerPanel * V::kWidth);
   constexpr int kPanels = (NV + kPerPanel - 1) / kPerPanel;
   constexpr int kNear = NV < kPerPanel ? NV : kPerPanel;  // vectors per panel
   Upcoming* const upcoming = g.upcoming;
@@ -353,7 +429,7 @@ DYNDEPLOY_NOINLINE void direct_tile(const Gemm& g, const float* const* pixels, i
           DYNDEPLOY_UNROLL
           for (int v = 0; v < kNear; ++v) {
             w[p * kNear + v] = V::load(b[p] + v * V::kWidth);
-            prefetch_near(b[p] + ahead + v * V::kWidth);
+            prefetch(b[p] + ahead + v * V::kWidth);
           }
           b[p] += stride;
         }
@@ -367,6 +443,10 @@ DYNDEPLOY_NOINLINE void direct_tile(const Gemm& g, const float* const* pixels, i
       std::ptrdiff_t k = 0;
       for (; k + 4 <= length; k += 4) {
         if (upcoming && upcoming->panels > 0) fetch_upcoming<V>(upcoming);
+        if (next && k % 16 == 0) {
+          DYNDEPLOY_UNROLL
+          for (int r = 0; r < R; ++r) prefetch(next[r] + k);
+        }
         step(k);
         step(k + 1);
         step(k + 2);
@@ -379,23 +459,24 @@ DYNDEPLOY_NOINLINE void direct_tile(const Gemm& g, const float* const* pixels, i
 }
 
 template <class V, int R>
-inline void run_direct_tile(int rows, const Gemm& g, const float* const* pixels, int row, int panel_begin,
-                            int panel_end) {
+inline void run_direct_tile(int rows, const Gemm& g, const float* const* pixels, const float* const* next,
+                            int row, int panel_begin, int panel_end) {
   if constexpr (R > 0) {
-    if (rows != R) return run_direct_tile<V, R - 1>(rows, g, pixels, row, panel_begin, panel_end);
+    if (rows != R) return run_direct_tile<V, R - 1>(rows, g, pixels, next, row, panel_begin, panel_end);
     constexpr int kPanels = V::kDirectVectors / V::kPanelVectors;
     constexpr int PW = V::kPanelVectors * V::kWidth;
     int p = panel_begin;
     while (p < panel_end) {
       const int left = g.columns - p * PW;
       if (p + kPanels <= panel_end && left > (kPanels - 1) * PW) {
-        direct_tile<V, R, V::kDirectVectors>(g, pixels, row, p);
+        direct_tile<V, R, V::kDirectVectors>(g, pixels, next, row, p);
         p += kPanels;
       } else {
-        left > PW / 2 ? direct_tile<V, R, V::kPanelVectors>(g, pixels, row, p)
-                      : direct_tile<V, R, V::kPanelVectors / 2>(g, pixels, row, p);
+        left > PW / 2 ? direct_tile<V, R, V::kPanelVectors>(g, pixels, next, row, p)
+                      : direct_tile<V, R, V::kPanelVectors / 2>(g, pixels, next, row, p);
         ++p;
       }
+      next = nullptr;
     }
   }
 }
@@ -405,6 +486,8 @@ void gemm_direct(const Gemm& g, int row_begin, int row_end, int panel_begin, int
                  const float* zeros) {
   constexpr int MR = V::kDirectRows;
   const float* pixels[2 * kMaxTaps * MR];
+  const float* next[MR];
+  const RowSource& a0 = g.source[0].a;
   const int rows = row_end - row_begin;
   const int tiles = ceil_div(rows, MR);
   for (int t = 0; t < tiles; ++t) {
@@ -421,7 +504,47 @@ void gemm_direct(const Gemm& g, int row_begin, int row_end, int panel_begin, int
       }
       to += a.taps * n;
     }
-    run_direct_tile<V, MR>(n, g, pixels, begin, panel_begin, panel_end);
+    // The taps of a 3x3 were written just before and are still near; two tiles of long rows exceed L1.
+    const bool far = a0.taps == 1 && a0.length <= kFarLength;
+    for (int r = 0; far && r < n; ++r) next[r] = pixel_of(a0, min_of(end + r, row_end - 1));
+    run_direct_tile<V, MR>(n, g, pixels, far ? next : nullptr, begin, panel_begin, panel_end);
+  }
+}
+
+// The first source selects. Slices of its weights are copied that stay in L2 beside what the next copy reads.
+template <class V>
+void gemm_sliced(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_end,
+                 const GemmScratch& scratch) {
+  constexpr int PW = V::kPanelVectors * V::kWidth;
+  constexpr int kPair = V::kDirectVectors / V::kPanelVectors;
+  const GemmSource& from = g.source[0];
+  const int depth = from.a.taps * from.a.length;
+  const std::ptrdiff_t panel = static_cast<std::ptrdiff_t>(depth) * PW;
+  const int pairs = static_cast<int>(kSliceBytes / 4 / (panel * kPair));
+  const int step = kPair * (pairs > 0 ? pairs : 1);
+  Gemm slice = g;
+  slice.source[0].selection = {};
+  Upcoming next;
+  for (int p = panel_begin; p < panel_end; p += step) {
+    const int end = min_of(p + step, panel_end);
+    SelectedCopy copy;
+    copy.b = from.b;
+    copy.selection = from.selection;
+    copy.row_end = depth;
+    copy.out_stride = PW;
+    for (int i = p; i < end; ++i) {
+      copy.column_begin = i * PW;
+      copy.column_end = min_of((i + 1) * PW, g.columns);
+      copy.out = scratch.b + (i - p) * panel;
+      copy_selected<V>(copy);
+    }
+    slice.source[0].b = PanelView{scratch.b - p * panel, PW, panel};
+    slice.upcoming = g.upcoming;
+    if (end < panel_end) {
+      next = upcoming_copy(g, from, 0, depth, end, min_of(end + step, panel_end), PW);
+      slice.upcoming = &next;
+    }
+    gemm_direct<V>(slice, row_begin, row_end, p, end, scratch.zeros);
   }
 }
 
@@ -430,11 +553,13 @@ void gemm(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_
           const GemmScratch& scratch) {
   if (row_begin >= row_end || panel_begin >= panel_end) return;
   std::int64_t depth = 0;
-  for (int i = 0; i < g.sources; ++i) {
+  for (int i = 0; i < g.sources; ++i)
     depth += static_cast<std::int64_t>(g.source[i].a.taps) * g.source[i].a.length;
-  }
-  const std::int64_t bytes = depth * (panel_end - panel_begin) * V::kPanelVectors * V::kWidth * 4;
-  if (bytes <= kDirectBytes)
+  const std::int64_t row_bytes = V::kPanelVectors * V::kWidth * 4;
+  const bool copies = g.source[0].selection.any();
+  if (copies && depth * row_bytes * (V::kDirectVectors / V::kPanelVectors) <= kMaxSliceBytes)
+    gemm_sliced<V>(g, row_begin, row_end, panel_begin, panel_end, scratch);
+  else if (!copies && depth * row_bytes * (panel_end - panel_begin) <= kDirectBytes)
     gemm_direct<V>(g, row_begin, row_end, panel_begin, panel_end, scratch.zeros);
   else
     gemm_packed<V>(g, row_begin, row_end, panel_begin, panel_end, scratch);

@@ -9,11 +9,12 @@ namespace {
 
 template <class V>
 constexpr Isa make_isa(const char* name, bool (*supported)()) {
-  static_assert(V::kTileRows <= kMaxTileRows && V::kPanelVectors * V::kWidth <= 64, "scratch sizes");
-  return Isa{name,         V::kWidth,          V::kPanelVectors * V::kWidth,
-             V::kTileRows, supported,          &gemm<V>,
-             &pack<V>,     &gather_columns<V>, &pooled_dot<V>,
-             &dot<V>,      &column_sums<V>,    &add_relu<V>};
+  static_assert(V::kTileRows <= kMaxTileRows && V::kPanelVectors * V::kWidth <= kMaxPanelWidth,
+                "scratch sizes");
+  return Isa{name,         V::kWidth,         V::kPanelVectors * V::kWidth,
+             V::kTileRows, supported,         &gemm<V>,
+             &pack<V>,     &copy_selected<V>, &pooled_dot<V>,
+             &dot<V>,      &column_sums<V>,   &add_relu<V>};
 }
 
 }  // namespace

@@ -219,63 +219,64 @@ WeightsView PackedBottleneck::select(const std::uint8_t* on, int count, Workspac
 
 namespace {
 
-// The length of a row of copied weights. Made an odd number of cache lines, so that the rows of one panel do
-// not fall into the same cache sets; the copy may write one vector beyond its columns.
-std::ptrdiff_t slice_stride(const Isa& isa, int panels) {
-  const int lines = ceil_to_int(panels * isa.panel_width + isa.vector_width, 16);
-  return static_cast<std::ptrdiff_t>(lines | 1) * 16;
-}
-
-// The packed panels that hold a slice's columns.
-Slice source_panels(const Isa& isa, const ConvolutionView& conv, const Slice& slice) {
-  if (!conv.selection.columns) return slice;
-  const int PW = isa.panel_width;
-  const int last = std::min(slice.panel_end * PW, conv.outputs) - 1;
-  return {conv.selection.columns[slice.panel_begin * PW] / PW, conv.selection.columns[last] / PW + 1};
+SelectedCopy copy_of(const Isa& isa, ConvolutionView& conv, Workspace& workspace) {
+  // Rows are an odd number of cache lines long, so that those of one panel do not fall into the same cache
+  // sets; products read them up to the end of their last panel.
+  const int columns = round_up(conv.outputs, isa.panel_width);
+  const std::ptrdiff_t stride = (ceil_to_int(columns, kBlock) | 1) * std::ptrdiff_t{kBlock};
+  SelectedCopy copy;
+  copy.b = conv.weights;
+  copy.selection = conv.selection;
+  copy.row_end = conv.depth();
+  copy.column_end = conv.outputs;
+  copy.out = workspace.take<float>(static_cast<std::size_t>(stride) * static_cast<std::size_t>(conv.depth()));
+  copy.out_stride = stride;
+  conv.weights = PanelView{copy.out, stride, isa.panel_width};
+  conv.selection = {};
+  return copy;
 }
 
 }  // namespace
 
-std::size_t slice_floats(const Isa& isa, const ConvolutionView& conv, int panels) {
-  // The last row is read up to the end of its last panel.
-  return static_cast<std::size_t>(slice_stride(isa, panels)) * static_cast<std::size_t>(conv.depth() + 1);
+std::int64_t WeightsView::bytes() const {
+  std::int64_t sum = conv1.bytes() + conv3.bytes();
+  for (int g = 0; g < group_count; ++g) sum += groups[g].conv.bytes();
+  return sum;
 }
 
-PanelView copy_slice(const Isa& isa, const ConvolutionView& conv, const Slice& slice, float* out) {
-  const int PW = isa.panel_width;
-  const std::ptrdiff_t stride = slice_stride(isa, slice.panel_end - slice.panel_begin);
-  const int begin = slice.panel_begin * PW, end = std::min(slice.panel_end * PW, conv.outputs);
-  ColumnGather gather;
-  gather.rows = conv.selection.rows;
-  gather.count = conv.depth();
-  gather.out_stride = stride;
-  int at = begin;
-  const Slice source = source_panels(isa, conv, slice);
-  for (int p = source.panel_begin; p < source.panel_end; ++p) {
-    gather.panel = conv.weights.base + p * conv.weights.panel_stride;
-    gather.out = out + (at - begin);
-    gather.active = 0;
-    for (; at < end; ++at) {
-      const int column = (conv.selection.columns ? conv.selection.columns[at] : at) - p * PW;
-      if (column >= PW) break;
-      gather.active |= std::uint64_t{1} << column;
-    }
-    if (gather.active) isa.gather_columns(gather);
+SelectedCopies copy_selection(const Isa& isa, WeightsView& view, Workspace& workspace) {
+  auto* copies = workspace.take<SelectedCopy>(static_cast<std::size_t>(view.group_count) + 2);
+  int count = 0;
+  copies[count++] = copy_of(isa, view.conv1, workspace);
+  for (int g = 0; g < view.group_count; ++g) copies[count++] = copy_of(isa, view.groups[g].conv, workspace);
+  copies[count++] = copy_of(isa, view.conv3, workspace);
+  return {copies, count};
+}
+
+void SelectedCopies::run(const Isa& isa, int part, int parts) const {
+  for (int i = 0; i < count; ++i) {
+    SelectedCopy piece = copies[i];
+    const int rows = piece.row_end;
+    piece.row_begin = rows * part / parts;
+    piece.row_end = rows * (part + 1) / parts;
+    piece.out += piece.row_begin * piece.out_stride;
+    isa.copy_selected(piece);
   }
-  PanelView view;
-  view.base = out - begin;
-  view.row_stride = stride;
-  view.panel_stride = PW;
-  return view;
 }
 
-Upcoming upcoming_slice(const Isa& isa, const ConvolutionView& conv, const Slice& slice) {
-  const Slice source = source_panels(isa, conv, slice);
+Upcoming first_weights(const Isa& isa, const ConvolutionView& conv, int panel_begin, int panel_end) {
+  constexpr std::int64_t kBytes = 256 << 10;
+  const std::int64_t panel = std::int64_t{4} * conv.depth() * isa.panel_width;
+  const std::int32_t* const columns = conv.selection.columns;
+  const auto source = [&](int p) { return columns ? columns[p * isa.panel_width] / isa.panel_width : p; };
+  if (panel_begin >= panel_end) return {};
+  const int end = std::min(panel_end, panel_begin + std::max(2, static_cast<int>(kBytes / panel)));
   Upcoming upcoming;
-  upcoming.base = conv.weights.base + source.panel_begin * conv.weights.panel_stride;
+  upcoming.base = conv.weights.base + source(panel_begin) * conv.weights.panel_stride;
   upcoming.panel_stride = conv.weights.panel_stride;
-  upcoming.panels = source.panel_end - source.panel_begin;
+  upcoming.panels = (end < panel_end ? source(end) : source(end - 1) + 1) - source(panel_begin);
   upcoming.rows = conv.selection.rows;
+  upcoming.row_stride = conv.weights.row_stride;
   upcoming.count = conv.depth();
   return upcoming;
 }

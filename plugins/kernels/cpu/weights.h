@@ -19,22 +19,16 @@ struct BottleneckWeights {
   const float *wd = nullptr, *bd = nullptr;
 };
 
-// Which rows and columns of packed weights a sample's active channels leave. The product itself runs on a
-// copy of a slice of them, made just before.
-struct WeightSelection {
-  const std::int32_t* rows = nullptr;     // nullptr: all of them
-  const std::int32_t* columns = nullptr;  // nullptr: all of them
-};
-
 struct ConvolutionView {
-  PanelView weights;  // of all channels
-  WeightSelection selection;
-  int inputs = 0;  // per tap
+  PanelView weights;    // of all channels
+  Selection selection;  // copied before use
+  int inputs = 0;       // per tap
   int taps = 1;
   int outputs = 0;
 
-  bool selects() const { return selection.rows || selection.columns; }
+  bool selects() const { return selection.any(); }
   int depth() const { return inputs * taps; }
+  std::int64_t bytes() const { return std::int64_t{4} * depth() * outputs; }
 };
 
 // One group of the 3x3 convolution.
@@ -50,30 +44,32 @@ struct WeightsView {
   ConvolutionView conv1;
   const float* b1 = nullptr;
   const float* subtract1 = nullptr;
-  const GroupView* groups = nullptr;
+  GroupView* groups = nullptr;
   int group_count = 0;
   const float* b2 = nullptr;
   std::ptrdiff_t b2_stride = 0;  // between border classes; 0: one bias for all
   const float* subtract2 = nullptr;
   ConvolutionView conv3;
   const float* b3 = nullptr;  // with the projection's bias in it
+
+  std::int64_t bytes() const;
 };
 
-// Panels [panel_begin, panel_end) of a convolution's selected weights, copied.
-struct Slice {
-  int panel_begin = 0;
-  int panel_end = 0;
+// Copies still to be made, in any number of parts.
+struct SelectedCopies {
+  const SelectedCopy* copies = nullptr;
+  int count = 0;
+
+  void run(const Isa& isa, int part, int parts) const;
 };
-// Floats that copy_slice() writes at most.
-std::size_t slice_floats(const Isa& isa, const ConvolutionView& conv, int panels);
-// Copies the slice and returns a view in which its panels keep their numbers.
-PanelView copy_slice(const Isa& isa, const ConvolutionView& conv, const Slice& slice, float* out);
-// The weights that copy_slice() will read.
-Upcoming upcoming_slice(const Isa& isa, const ConvolutionView& conv, const Slice& slice);
+// Makes the view refer to copies of what it selects; they have to be run before it is used.
+SelectedCopies copy_selection(const Isa& isa, WeightsView& view, Workspace& workspace);
+// What a product over panels [panel_begin, panel_end) reads first.
+Upcoming first_weights(const Isa& isa, const ConvolutionView& conv, int panel_begin, int panel_end);
 
 class PackedBottleneck {
  public:
-  // channel_skipping: also prepare what compact() needs.
+  // channel_skipping: also prepare what select() needs.
   PackedBottleneck(const Isa& isa, const BottleneckLayer& layer, const BottleneckWeights& weights,
                    bool channel_skipping);
 

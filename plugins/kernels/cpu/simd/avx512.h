@@ -15,7 +15,7 @@ struct Avx512 {
   // 6 x 4 accumulators: fewer rows, so that each row's address can stay in a general register.
   static constexpr int kDirectRows = 6;
   static constexpr int kDirectVectors = 4;
-  static constexpr bool kHasSelect = true;
+  static constexpr bool kHasMerge = true;
 
   static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
   static Reg zero() { return _mm512_setzero_ps(); }
@@ -30,10 +30,13 @@ struct Avx512 {
   // The operand order lets NaN through.
   static Reg relu(Reg a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
   static float sum(Reg a) { return _mm512_reduce_add_ps(a); }
-  // Lanes of a (0 ... 15) and b (16 ... 31) in any order.
+  // Puts lane from[i] of b into lane i of a where mask has bit i.
   using Lanes = __m512i;
+  using Mask = __mmask16;
   static Lanes lanes(const int* from) { return _mm512_loadu_si512(from); }
-  static Reg select(Reg a, Reg b, Lanes lanes) { return _mm512_permutex2var_ps(a, lanes, b); }
+  static Reg merge(Reg a, Reg b, Lanes from, Mask mask) {
+    return _mm512_mask_permutexvar_ps(a, mask, from, b);
+  }
 };
 
 }  // namespace

@@ -14,7 +14,7 @@ struct Generic {
   static constexpr int kTileRows = 4;
   static constexpr int kDirectRows = 4;
   static constexpr int kDirectVectors = 2;
-  static constexpr bool kHasSelect = false;
+  static constexpr bool kHasMerge = false;
 
   template <class F>
   static Reg make(F f) {
