@@ -197,7 +197,8 @@ Problem make_problem(Rng& rng, BottleneckLayer layer, int batch, int height, int
 
 std::vector<float> run(const Isa& isa, const Problem& p, const ThreadPool& pool, bool in_place,
                        Workspace& workspace) {
-  const PackedBottleneck packed(isa, p.layer, p.weights(), p.channel_groups > 0);
+  Arena arena(0);  // exact buffers, so that the sanitizers see what is read beyond them
+  const PackedBottleneck packed(isa, p.layer, p.weights(), p.channel_groups > 0, arena);
   std::vector<float> y = in_place ? p.x : std::vector<float>(p.outputs(), std::nanf(""));
   BottleneckCall call;
   call.weights = &packed;
@@ -251,6 +252,38 @@ void check_problem(const Isa& isa, const Problem& p, double rate, Workspace& wor
         describe(p, rate).c_str());
   if (!p.layer.projection) {
     CHECK(same(run(isa, p, threads(2), true, workspace)), "in place: %s", describe(p, rate).c_str());
+  }
+}
+
+void test_pack(const Isa& isa) {
+  Rng rng(7);
+  const int PW = isa.panel_width;
+  for (int round = 0; round < 40; ++round) {
+    PackSource source;
+    source.taps = coin(rng) ? 1 : 9;
+    source.inputs = pick(rng, 1, 40);
+    source.outputs = pick(rng, 1, 3 * PW);
+    const int panels = (source.outputs + PW - 1) / PW, begin = pick(rng, 0, panels - 1);
+    const std::vector<float> weights =
+        normal(rng, product_of({source.outputs, source.inputs, source.taps}), 1.0);
+    source.weights = weights.data();
+    const std::size_t panel = product_of({source.taps, source.inputs, PW});
+    constexpr float kUntouched = 1e30f;
+    std::vector<float> packed(panel * static_cast<std::size_t>(panels), kUntouched);
+    isa.pack(source, begin, panels, packed.data());
+    bool equal = true;
+    for (std::size_t i = 0; i < packed.size(); ++i) {
+      const int p = static_cast<int>(i / panel), n = p * PW + static_cast<int>(i % PW);
+      const int row = static_cast<int>(i % panel) / PW, tap = row / source.inputs,
+                input = row % source.inputs;
+      const float expected = p < begin ? kUntouched
+                             : n < source.outputs
+                                 ? weights[product_of({n, source.inputs, source.taps}) +
+                                           static_cast<std::size_t>(input * source.taps + tap)]
+                                 : 0.0f;
+      equal = equal && packed[i] == expected;
+    }
+    CHECK(equal, "%d x %d x %d", source.outputs, source.inputs, source.taps);
   }
 }
 
@@ -487,6 +520,34 @@ void test_workspace() {
   }
 }
 
+void test_arena() {
+  Arena arena(1000);
+  std::vector<std::shared_ptr<void>> pieces;
+  std::vector<std::size_t> sizes;
+  for (const std::size_t size : {std::size_t{100}, std::size_t{700}, std::size_t{1}, std::size_t{200},
+                                 std::size_t{5000}, std::size_t{0}, Arena::kBufferBytes / 8}) {
+    pieces.push_back(arena.take(size));
+    sizes.push_back(size);
+    CHECK(reinterpret_cast<std::uintptr_t>(pieces.back().get()) % 64 == 0, "alignment");
+    std::memset(pieces.back().get(), static_cast<int>(sizes.size()), size);
+    if (sizes.size() == 4) pieces[1].reset();  // its buffer stays for the pieces beside it
+  }
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    const char* piece = static_cast<const char*>(pieces[i].get());
+    CHECK(
+        !piece || std::all_of(piece, piece + sizes[i], [=](char c) { return c == static_cast<char>(i + 1); }),
+        "pieces are apart");
+  }
+  const char* first = static_cast<const char*>(pieces[0].get());
+  const char* third = static_cast<const char*>(pieces[2].get());
+  CHECK(third == first + 128 + 704, "what fits lies in the same buffer");
+  const std::weak_ptr<void> watched = pieces[0];
+  pieces.resize(3);
+  CHECK(!watched.expired(), "a buffer lives as long as its pieces");
+  pieces.clear();
+  CHECK(watched.expired(), "and no longer");
+}
+
 void test_dispatch() {
   const Isa* all[8];
   const int count = available_isas(all, 8);
@@ -507,6 +568,7 @@ int main(int argc, char** argv) {
     test_lists();
     test_phases();
     test_workspace();
+    test_arena();
     test_dispatch();
   } else {
     const Isa* isa = find_isa(what.c_str());
@@ -514,6 +576,7 @@ int main(int argc, char** argv) {
       std::printf("skipped: this build or machine has no '%s'\n", what.c_str());
       return 77;
     }
+    test_pack(*isa);
     test_bottlenecks(*isa);
     test_large(*isa);
     test_maskers(*isa);

@@ -56,10 +56,11 @@ BottleneckKernel::BottleneckKernel(const BottleneckOpInfo& op, const KernelInfo&
     static constexpr std::size_t kRanks[] = {2, 1, 4, 1, 2, 1, 2, 1};
     weights.push_back(read_tensor(info.api(), value, op.names, input, kRanks[i]));
   }
-  packed_ = pack(weights);
+  packed_ = pack(weights, registration.arena());
 }
 
-std::unique_ptr<cpu::PackedBottleneck> BottleneckKernel::pack(const std::vector<Tensor>& weights) const {
+std::unique_ptr<cpu::PackedBottleneck> BottleneckKernel::pack(const std::vector<Tensor>& weights,
+                                                              cpu::Arena& arena) const {
   const int first = op_.first_weight();
   const std::int64_t M = weights[0].shape[0], C = weights[0].shape[1], Co = weights[4].shape[0];
   if (M % groups_ != 0) {
@@ -97,7 +98,7 @@ std::unique_ptr<cpu::PackedBottleneck> BottleneckKernel::pack(const std::vector<
     raw.wd = weights[6].data;
     raw.bd = weights[7].data;
   }
-  return std::make_unique<cpu::PackedBottleneck>(isa_, layer, raw, op_.has_channel_mask());
+  return std::make_unique<cpu::PackedBottleneck>(isa_, layer, raw, op_.has_channel_mask(), arena);
 }
 
 void BottleneckKernel::compute(KernelContext& context) {
@@ -111,7 +112,8 @@ void BottleneckKernel::compute(KernelContext& context) {
       weights.push_back(
           read_tensor(api, context.input(static_cast<std::size_t>(input)), op_.names, input, kRanks[i]));
     }
-    fresh = pack(weights);
+    cpu::Arena arena(0);  // what one run packs shares no buffer with what stays
+    fresh = pack(weights, arena);
   }
   const cpu::PackedBottleneck& packed = packed_ ? *packed_ : *fresh;
   const cpu::BottleneckLayer& layer = packed.layer();

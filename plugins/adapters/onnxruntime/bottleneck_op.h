@@ -31,7 +31,7 @@ class BottleneckKernel {
   static void infer(const BottleneckOpInfo& op, const ShapeInference& inference);
 
  private:
-  std::unique_ptr<cpu::PackedBottleneck> pack(const std::vector<Tensor>& weights) const;
+  std::unique_ptr<cpu::PackedBottleneck> pack(const std::vector<Tensor>& weights, cpu::Arena& arena) const;
 
   BottleneckOpInfo op_;
   const cpu::Isa& isa_;

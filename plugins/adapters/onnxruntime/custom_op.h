@@ -26,10 +26,13 @@ class Registration {
   int threads() const { return threads_; }
   // Kernels keep the pool alive; it is freed with the last session that uses it.
   std::shared_ptr<cpu::WorkspacePool> workspaces() const;
+  // For what kernels keep.
+  cpu::Arena& arena() const { return arena_; }
 
  private:
   const cpu::Isa& isa_;
   int threads_;
+  mutable cpu::Arena arena_;
   mutable std::mutex mutex_;
   mutable std::weak_ptr<cpu::WorkspacePool> workspaces_;
 };

@@ -10,25 +10,36 @@ namespace {
 
 template <class V>
 void pack(const PackSource& source, int panel_begin, int panel_end, float* out) {
-  constexpr int PW = V::kPanelVectors * V::kWidth;
-  constexpr int kInputs = 16;  // one cache line of each weight row at a time
-  const std::ptrdiff_t depth = static_cast<std::ptrdiff_t>(source.taps) * source.inputs;
+  constexpr int W = V::kWidth, PW = V::kPanelVectors * W;
+  // An output's weights lie in a row of their own: W rows by W weights are turned at a time.
+  const int taps = source.taps, inputs = source.inputs, depth = taps * inputs;
   for (int p = panel_begin; p < panel_end; ++p) {
-    float* panel = out + p * depth * PW;
-    const int left = source.outputs - p * PW;
-    const int columns = left < PW ? left : PW;
-    if (columns < PW) {
-      for (std::ptrdiff_t i = 0; i < depth * PW; ++i) panel[i] = 0.0f;
-    }
-    const float* from = source.weights + static_cast<std::ptrdiff_t>(p) * PW * source.out_stride;
-    for (int c0 = 0; c0 < source.inputs; c0 += kInputs) {
-      const int c1 = c0 + kInputs < source.inputs ? c0 + kInputs : source.inputs;
-      for (int n = 0; n < columns; ++n) {
-        const float* row = from + n * source.out_stride;
-        for (int t = 0; t < source.taps; ++t) {
-          float* to = panel + static_cast<std::ptrdiff_t>(t) * source.inputs * PW + n;
-          for (int c = c0; c < c1; ++c)
-            to[static_cast<std::ptrdiff_t>(c) * PW] = row[c * source.in_stride + t];
+    for (int v = 0; v < V::kPanelVectors; ++v) {
+      const int n0 = p * PW + v * W;
+      const int left = source.outputs - n0;
+      const int columns = left < W ? (left < 0 ? 0 : left) : W;
+      const float* from = source.weights + static_cast<std::ptrdiff_t>(n0) * depth;
+      float* to = out + static_cast<std::ptrdiff_t>(p) * depth * PW + v * W;
+      int input = 0, tap = 0;
+      for (int k0 = 0; k0 < depth; k0 += W) {
+        const int count = depth - k0 < W ? depth - k0 : W;
+        typename V::Reg rows[W];
+        if (columns == W && count == W) {
+          DYNDEPLOY_UNROLL
+          for (int i = 0; i < W; ++i) rows[i] = V::load(from + static_cast<std::ptrdiff_t>(i) * depth + k0);
+        } else {
+          for (int i = 0; i < W; ++i) {
+            rows[i] = i < columns ? V::load_first(from + static_cast<std::ptrdiff_t>(i) * depth + k0, count)
+                                  : V::zero();
+          }
+        }
+        V::transpose(rows);
+        for (int i = 0; i < count; ++i) {
+          V::store(to + static_cast<std::ptrdiff_t>(tap * inputs + input) * PW, rows[i]);
+          if (++tap == taps) {
+            tap = 0;
+            ++input;
+          }
         }
       }
     }

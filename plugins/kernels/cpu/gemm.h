@@ -110,9 +110,7 @@ struct GemmScratch {
 };
 
 struct PackSource {
-  const float* weights = nullptr;  // weight (n, c, t) is at n * out_stride + c * in_stride + t
-  std::ptrdiff_t out_stride = 0;
-  std::ptrdiff_t in_stride = 0;
+  const float* weights = nullptr;  // (output, input, tap), as PyTorch keeps them
   int taps = 1;
   int inputs = 0;
   int outputs = 0;

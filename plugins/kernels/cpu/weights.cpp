@@ -12,6 +12,25 @@ std::ptrdiff_t padded(int columns, int panel) { return round_up(columns, panel) 
 
 float relu(float v) { return v < 0.0f ? 0.0f : v; }
 
+// sums[n] += sum over count weights from row first on: weight (row, n) * constants[row - first], for every
+// column of every panel. Eight columns at a time, so that the sums stay in registers.
+void constant_output(const ConvolutionView& conv, int first, int count, const float* constants,
+                     int panel_width, double* sums) {
+  constexpr int kColumns = 8;
+  for (int p = 0; p < ceil_to_int(conv.outputs, panel_width); ++p) {
+    const float* panel = conv.weights.base + p * conv.weights.panel_stride + first * conv.weights.row_stride;
+    for (int n = 0; n < panel_width; n += kColumns, sums += kColumns) {
+      double sum[kColumns];
+      std::copy(sums, sums + kColumns, sum);
+      for (int c = 0; c < count; ++c) {
+        const float* row = panel + c * conv.weights.row_stride + n;
+        for (int i = 0; i < kColumns; ++i) sum[i] += static_cast<double>(row[i]) * constants[c];
+      }
+      std::copy(sum, sum + kColumns, sums);
+    }
+  }
+}
+
 class Carver {
  public:
   explicit Carver(char* base) : base_(base) {}
@@ -30,7 +49,7 @@ class Carver {
 }  // namespace
 
 PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
-                                   const BottleneckWeights& weights, bool channel_skipping)
+                                   const BottleneckWeights& weights, bool channel_skipping, Arena& arena)
     : isa_(&isa), layer_(layer), groups_(new GroupView[static_cast<std::size_t>(layer.groups)]) {
   const int C = layer.inputs, M = layer.middle, Co = layer.outputs, G = layer.groups;
   const int PW = isa.panel_width;
@@ -60,15 +79,13 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   };
   Carver measure(nullptr);
   carve(measure);
-  memory_ = Buffer(measure.used());
+  memory_ = arena.take(measure.used());
   Carver carver(static_cast<char*>(memory_.get()));
   carve(carver);
 
   const auto pack = [&](const float* from, int taps, int inputs, int outputs, float* to) {
     PackSource source;
     source.weights = from;
-    source.out_stride = static_cast<std::ptrdiff_t>(inputs) * taps;
-    source.in_stride = taps;
     source.taps = taps;
     source.inputs = inputs;
     source.outputs = outputs;
@@ -122,31 +139,30 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   }
   // A skipped channel of h1 is the constant relu(b1): its contribution through each tap, then summed over the
   // taps that lie inside the map. Doubles, because these constants are computed once and used everywhere.
-  std::unique_ptr<double[]> through(new double[static_cast<std::size_t>(M) * 9]());
-  for (int n = 0; n < M; ++n) {
-    const float* row = weights.w2 + static_cast<std::size_t>(n) * width * 9;
-    const float* constants = r1 + n / width * width;
-    double* sum = through.get() + static_cast<std::size_t>(n) * 9;
-    for (int c = 0; c < width; ++c) {
-      for (int t = 0; t < 9; ++t) sum[t] += static_cast<double>(row[c * 9 + t]) * constants[c];
-    }
-  }
+  const std::size_t stride = static_cast<std::size_t>(panels2) * PW;
+  std::unique_ptr<double[]> through(new double[9 * stride]);
   std::fill(border, border + kBorderClasses * m_floats, 0.0f);
-  for (int c = 0; c < kBorderClasses; ++c) {
-    const unsigned taps = border_taps(c);
-    for (int n = 0; n < M; ++n) {
-      double sum = b2[n];
-      for (int t = 0; t < 9; ++t) sum += taps >> t & 1u ? through[static_cast<std::size_t>(n) * 9 + t] : 0.0;
-      border[static_cast<std::size_t>(c) * m_floats + n] = static_cast<float>(sum);
+  for (int g = 0; g < G; ++g) {
+    const ConvolutionView& view = groups_[static_cast<std::size_t>(g)].conv;
+    std::fill(through.get(), through.get() + 9 * stride, 0.0);
+    for (int t = 0; t < 9; ++t)
+      constant_output(view, t * width, width, r1 + g * width, PW, through.get() + t * stride);
+    for (int c = 0; c < kBorderClasses; ++c) {
+      const unsigned taps = border_taps(c);
+      float* to = border + static_cast<std::size_t>(c) * m_floats + g * width;
+      for (int n = 0; n < width; ++n) {
+        double sum = b2[g * width + n];
+        for (std::size_t t = 0; t < 9; ++t) sum += taps >> t & 1u ? through[t * stride + n] : 0.0;
+        to[n] = static_cast<float>(sum);
+      }
     }
   }
+  const std::size_t columns3 = static_cast<std::size_t>(panels3) * PW;
+  std::unique_ptr<double[]> sums(new double[columns3]);
+  std::copy(b3, b3 + columns3, sums.get());
+  constant_output(full_.conv3, 0, M, r2, PW, sums.get());
   std::fill(skipped, skipped + co_floats, 0.0f);
-  for (int n = 0; n < Co; ++n) {
-    double sum = b3[n];
-    for (int c = 0; c < M; ++c)
-      sum += static_cast<double>(weights.w3[static_cast<std::size_t>(n) * M + c]) * r2[c];
-    skipped[n] = static_cast<float>(sum);
-  }
+  for (int n = 0; n < Co; ++n) skipped[n] = static_cast<float>(sums[static_cast<std::size_t>(n)]);
   relu_b1_ = r1;
   relu_b2_ = r2;
   border_bias_ = border;

@@ -71,7 +71,7 @@ class PackedBottleneck {
  public:
   // channel_skipping: also prepare what select() needs.
   PackedBottleneck(const Isa& isa, const BottleneckLayer& layer, const BottleneckWeights& weights,
-                   bool channel_skipping);
+                   bool channel_skipping, Arena& arena);
 
   const Isa& isa() const { return *isa_; }
   const BottleneckLayer& layer() const { return layer_; }
@@ -89,7 +89,7 @@ class PackedBottleneck {
  private:
   const Isa* isa_;
   BottleneckLayer layer_;
-  Buffer memory_;
+  std::shared_ptr<void> memory_;
   WeightsView full_;
   PanelView projection_;
   const float* projection_bias_ = nullptr;

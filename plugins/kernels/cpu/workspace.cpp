@@ -31,6 +31,20 @@ Buffer::Buffer(std::size_t bytes) {
 
 void Buffer::Free::operator()(void* p) const { std::free(p); }
 
+std::shared_ptr<void> Arena::take(std::size_t bytes) {
+  const std::size_t size = round_up(std::max(bytes, kLine), kLine);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::shared_ptr<Buffer> buffer = current_.lock();
+  if (!buffer || used_ + size > buffer->size()) {
+    buffer = std::make_shared<Buffer>(std::max(size, buffer_bytes_));
+    current_ = buffer;
+    used_ = 0;
+  }
+  void* piece = static_cast<char*>(buffer->get()) + used_;
+  used_ += size;
+  return {std::move(buffer), piece};
+}
+
 void* Workspace::take_bytes(std::size_t bytes) {
   const std::size_t size = round_up(std::max(bytes, kLine), kLine);
   if (buffers_.empty() || used_ + size > buffers_[current_].size()) {

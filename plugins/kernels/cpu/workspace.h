@@ -25,6 +25,24 @@ class Buffer {
   std::size_t size_ = 0;
 };
 
+// Hands out pieces of shared buffers, so that what many callers keep lies in the same huge pages: zeroing the
+// unused end of a huge page for each of them would cost more than filling it. A buffer is freed with the last
+// of its pieces. May be used by several threads at a time; pieces may outlive the arena.
+class Arena {
+ public:
+  static constexpr std::size_t kBufferBytes = std::size_t{32} << 20;
+
+  // Buffers are of this size, or of a piece's where that is larger.
+  explicit Arena(std::size_t buffer_bytes = kBufferBytes) : buffer_bytes_(buffer_bytes) {}
+  std::shared_ptr<void> take(std::size_t bytes);
+
+ private:
+  std::size_t buffer_bytes_;
+  std::mutex mutex_;
+  std::weak_ptr<Buffer> current_;
+  std::size_t used_ = 0;  // of the current buffer
+};
+
 // Hands out pieces of memory; the pieces stay valid until reset() or a rewind() to before they were taken.
 class Workspace {
  public:

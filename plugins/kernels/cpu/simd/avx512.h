@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include "unroll.h"
+
 namespace dyndeploy::cpu {
 namespace {
 
@@ -29,6 +31,33 @@ struct Avx512 {
   static Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
   // The operand order lets NaN through.
   static Reg relu(Reg a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
+  // Pairs of floats, then pairs of pairs within 128 bits, then the 128-bit quarters, twice.
+  static void transpose(Reg (&rows)[kWidth]) {
+    Reg pairs[kWidth], quads[kWidth];
+    DYNDEPLOY_UNROLL
+    for (int i = 0; i < 16; i += 2) {
+      pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+      pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    DYNDEPLOY_UNROLL
+    for (int i = 0; i < 16; i += 4) {
+      quads[i] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+      quads[i + 1] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+      quads[i + 2] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+      quads[i + 3] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+    }
+    DYNDEPLOY_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const Reg even_low = _mm512_shuffle_f32x4(quads[i], quads[i + 4], 0x88);
+      const Reg odd_low = _mm512_shuffle_f32x4(quads[i], quads[i + 4], 0xdd);
+      const Reg even_high = _mm512_shuffle_f32x4(quads[i + 8], quads[i + 12], 0x88);
+      const Reg odd_high = _mm512_shuffle_f32x4(quads[i + 8], quads[i + 12], 0xdd);
+      rows[i] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+      rows[i + 4] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+      rows[i + 8] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+      rows[i + 12] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+    }
+  }
   static float sum(Reg a) { return _mm512_reduce_add_ps(a); }
   // Puts lane from[i] of b into lane i of a where mask has bit i.
   using Lanes = __m512i;

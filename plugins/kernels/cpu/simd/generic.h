@@ -48,6 +48,15 @@ struct Generic {
   static Reg relu(Reg a) {
     return make([&](int i) { return a.lane[i] < 0.0f ? 0.0f : a.lane[i]; });
   }
+  static void transpose(Reg (&rows)[kWidth]) {
+    for (int i = 0; i < kWidth; ++i) {
+      for (int j = 0; j < i; ++j) {
+        const float lower = rows[i].lane[j];
+        rows[i].lane[j] = rows[j].lane[i];
+        rows[j].lane[i] = lower;
+      }
+    }
+  }
   static float sum(Reg a) { return (a.lane[0] + a.lane[2]) + (a.lane[1] + a.lane[3]); }
 };
 

@@ -34,6 +34,13 @@ struct Neon {
   static Reg add(Reg a, Reg b) { return vaddq_f32(a, b); }
   static Reg sub(Reg a, Reg b) { return vsubq_f32(a, b); }
   static Reg relu(Reg a) { return vmaxq_f32(a, vdupq_n_f32(0.0f)); }
+  static void transpose(Reg (&rows)[kWidth]) {
+    const float32x4x2_t top = vtrnq_f32(rows[0], rows[1]), bottom = vtrnq_f32(rows[2], rows[3]);
+    for (int i = 0; i < 2; ++i) {
+      rows[i] = vcombine_f32(vget_low_f32(top.val[i]), vget_low_f32(bottom.val[i]));
+      rows[i + 2] = vcombine_f32(vget_high_f32(top.val[i]), vget_high_f32(bottom.val[i]));
+    }
+  }
   static float sum(Reg a) { return vaddvq_f32(a); }
 };
 
