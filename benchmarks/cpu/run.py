@@ -1,8 +1,7 @@
 """Realisation on this CPU: dynamic networks against their static twins, interleaved in one run.
 
-    python benchmarks/cpu/run.py                                # the main table: ResNet-50 and -101, 1 and 2 threads
-    python benchmarks/cpu/run.py --native off                   # the portable function bodies
-    python benchmarks/cpu/run.py --granularities 8-4-7-1,1-1-1-1 --modes spatial --batches 8
+    python benchmarks/cpu/run.py                                # all tables; takes half an hour
+    python benchmarks/cpu/run.py --native off --batches 1 --granularities 4-4-2-1 --output cpu-portable
 
 Weights are random and masks are forced: latency depends on neither. Results go to benchmarks/results/ as JSON (all
 medians and spreads) and as a Markdown table.
@@ -74,8 +73,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     machine: dict[str, Any] = {}
     configurations = itertools.product(arguments.networks, arguments.modes, arguments.granularities, arguments.batches)
     for network, mode, granularity, batch in configurations:
-        if mode in ("channel", "layer") and granularity != arguments.granularities[0]:
-            continue  # These modes have no patches.
+        if granularity != arguments.granularities[0] and (mode != "spatial" or batch != arguments.batches[0]):
+            continue  # Other modes have no patches, or differ as spatial mode does.
         with tempfile.TemporaryDirectory() as scratch:
             bundle, export_s, verify_s = export(network, mode, granularity, batch, Path(scratch) / "bundle")
             for threads in arguments.threads:
@@ -131,6 +130,42 @@ HEAD = (
     "| network | mode | granularity | batch | threads | rate | static ms | dynamic ms | GF/s static | dynamic | ideal "
     "| realised | realisation (by CPU time) |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
+BLOCK_HEAD = (
+    "| network | mode | rate | blocks | static ms | dynamic ms | ideal | realised | realisation |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def stage_of(block: str) -> str:
+    """``layer3.0`` -> ``layer3.0``; ``layer3.7`` -> ``layer3, others``: the first block of a stage is another kind."""
+    stage, _, index = block.partition(".")
+    return block if index == "0" else f"{stage}, others"
+
+
+def breakdown(rows: list[dict[str, Any]]) -> str:
+    """Where the time of one image goes on one thread: blocks of a kind added up, and the rest of the network."""
+    lines = [BLOCK_HEAD]
+    main = rows[0]
+    for row in rows:
+        if (row["batch"], row["threads"], row["granularity"]) != (1, 1, main["granularity"]) or row["rate"] not in (
+            0.5,
+            0.1,
+        ):
+            continue
+        parts: dict[str, list[dict[str, Any]]] = {}
+        for block in row["blocks"]:
+            parts.setdefault(stage_of(block["name"]), []).append(block)
+        for part in row["rest"]:
+            parts[part["name"]] = [part]
+        for name, blocks in parts.items():
+            static, dynamic = (sum(block[key] for block in blocks) for key in ("static_ms", "dynamic_ms"))
+            head = f"| {row['network']} | {row['mode']} | {row['rate']:.2f} | {name} | {static:.2f} | {dynamic:.2f} "
+            if any(block["ideal_speedup"] is None for block in blocks):
+                lines.append(f"{head}| | | |")
+                continue
+            needed = sum(block["static_ms"] / block["ideal_speedup"] for block in blocks)
+            lines.append(f"{head}| {static / needed:.2f} | {static / dynamic:.2f} | {needed / dynamic:.2f} |")
+    return "\n".join(lines)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -165,12 +200,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=words, default=["laud_resnet50", "laud_resnet101"])
     parser.add_argument("--modes", type=words, default=["spatial", "channel", "layer", "both"])
-    parser.add_argument("--granularities", type=words, default=["4-4-2-1"])
-    parser.add_argument("--batches", type=numbers, default=[1])
+    parser.add_argument("--granularities", type=words, default=["4-4-2-1", "8-4-7-1", "1-1-1-1"])
+    parser.add_argument("--batches", type=numbers, default=[1, 8])
     parser.add_argument("--threads", type=numbers, default=[1, 2])
     parser.add_argument("--rates", type=rates, default=[1.0, 0.75, 0.5, 0.25, 0.1])
     parser.add_argument("--native", default="auto")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of timing per configuration")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of timing per configuration")
     parser.add_argument("--output", default="cpu", help="file name in benchmarks/results, without ending")
     arguments = parser.parse_args()
     result = measure(arguments)
@@ -182,7 +217,10 @@ def main() -> None:
         f"{machine.get('cpu')}, {machine.get('date')}, ONNX Runtime {machine.get('versions', {}).get('onnxruntime')}, "
         f"operators: {result['rows'][0]['operators']}. Peak of a matrix product: {peaks}."
     )
-    text = f"# Realisation on a CPU, measured, masks forced\n\n{facts}\n\n{table}\n"
+    text = (
+        f"# Realisation on a CPU, measured, masks forced\n\n{facts}\n\n{table}\n\n"
+        f"## Where the time goes, 1 thread, batch 1\n\n{breakdown(result['rows'])}\n"
+    )
     write_text(RESULTS / f"{arguments.output}.md", text)
 
 
