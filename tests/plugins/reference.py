@@ -50,10 +50,21 @@ def bottleneck(
     x: np.ndarray,
     spatial_mask: np.ndarray | None = None,
     channel_mask: np.ndarray | None = None,
+    *,
+    bf16: bool = False,
 ) -> np.ndarray:
-    """Any of the eight bottlenecks. Shapes: x (N,H,W,C), spatial mask (N,1,mh,mw), channel mask (N,G)."""
+    """Any of the eight bottlenecks. Shapes: x (N,H,W,C), spatial mask (N,1,mh,mw), channel mask (N,G).
+
+    bf16: weights, and what each convolution reads, are rounded to BF16; where a sample skips some of its channels, the
+    difference from a skipped channel's constant is what is rounded.
+    """
     w = {name: torch.from_numpy(value).double() for name, value in weights.items()}
     nchw = torch.from_numpy(x).double().permute(0, 3, 1, 2)
+
+    def rounded(v: Tensor) -> Tensor:
+        return v.bfloat16().double() if bf16 else v
+
+    w = {name: rounded(value) if name[0] == "w" else value for name, value in w.items()}
 
     def pointwise(v: Tensor, weight: Tensor) -> Tensor:
         return functional.conv2d(v, weight[:, :, None, None])
@@ -65,15 +76,21 @@ def bottleneck(
     if channel_mask is not None:
         mask = torch.from_numpy(channel_mask).double()
         keep = mask.repeat_interleave(layer.middle // mask.shape[1], dim=1)[:, :, None, None]
-    h1 = torch.relu(keep * pointwise(nchw, w["w1"]) + per_channel(w["b1"]))
+    some = (keep.sum(dim=1, keepdim=True) > 0) & (keep.sum(dim=1, keepdim=True) < layer.middle)
+
+    def stored(h: Tensor, bias: Tensor) -> Tensor:
+        constant = torch.where(some, torch.relu(per_channel(bias)), 0.0)
+        return rounded(h - constant) + constant
+
+    h1 = stored(torch.relu(keep * pointwise(rounded(nchw), w["w1"]) + per_channel(w["b1"])), w["b1"])
     z2 = functional.conv2d(
         h1, w["w2"], stride=layer.stride, padding=layer.dilation, dilation=layer.dilation, groups=layer.groups
     )
-    h2 = torch.relu(keep * z2 + per_channel(w["b2"]))
+    h2 = stored(torch.relu(keep * z2 + per_channel(w["b2"])), w["b2"])
     f = pointwise(h2, w["w3"]) + per_channel(w["b3"])
     shortcut = nchw
     if layer.projection:
-        shortcut = pointwise(nchw[:, :, :: layer.stride, :: layer.stride], w["wd"]) + per_channel(w["bd"])
+        shortcut = pointwise(rounded(nchw)[:, :, :: layer.stride, :: layer.stride], w["wd"]) + per_channel(w["bd"])
     y = torch.relu(shortcut + f)
     if spatial_mask is not None:
         _, _, mh, mw = spatial_mask.shape

@@ -22,6 +22,7 @@ from tests.plugins.reference import Layer, bottleneck, channel_logits, random_we
 LIBRARY = find_cpu_library()
 ISA_VARIABLE = "DYNDEPLOY_CPU_ISA"
 THREADS_ENTRY = "dyndeploy.threads"
+PRECISION_ENTRY = "dyndeploy.precision"
 pytestmark = pytest.mark.skipif(
     LIBRARY is None, reason="native library not built: install with a compiler, or set DYNDEPLOY_CPU_LIBRARY"
 )
@@ -58,23 +59,32 @@ def node(op: str, inputs: list[str], output: str = "y", **attributes: Any) -> on
     )
 
 
-def open_session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+def open_session(model: bytes, threads: int = 1, precision: str | None = None) -> onnxruntime.InferenceSession:
     assert LIBRARY is not None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     options.add_session_config_entry(THREADS_ENTRY, str(threads))
+    if precision is not None:
+        options.add_session_config_entry(PRECISION_ENTRY, precision)
     options.register_custom_ops_library(str(LIBRARY.path))
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def run_node(op: str, inputs: Arrays, constants: Arrays, threads: int = 1, **attributes: Any) -> np.ndarray:
+def run_node(
+    op: str,
+    inputs: Arrays,
+    constants: Arrays,
+    threads: int = 1,
+    precision: str | None = None,
+    **attributes: Any,
+) -> np.ndarray:
     model = build_model(
         [node(op, [*inputs, *constants], **attributes)],
         {name: value.shape for name, value in inputs.items()},
         constants,
     )
-    return np.asarray(open_session(model, threads).run(None, inputs)[0])
+    return np.asarray(open_session(model, threads, precision).run(None, inputs)[0])
 
 
 def conv_attributes(layer: Layer) -> dict[str, Any]:
@@ -86,11 +96,11 @@ def conv_attributes(layer: Layer) -> dict[str, Any]:
     }
 
 
-def assert_agrees(actual: np.ndarray, expected: np.ndarray) -> None:
+def assert_agrees(actual: np.ndarray, expected: np.ndarray, tolerance: float = 2e-5) -> None:
     assert actual.shape == expected.shape
     assert actual.dtype == np.float32
     scale = max(1.0, float(np.abs(expected).max()))
-    assert float(np.abs(actual - expected).max()) <= 2e-5 * scale
+    assert float(np.abs(actual - expected).max()) <= tolerance * scale
 
 
 @st.composite
@@ -152,6 +162,42 @@ def test_bottlenecks(isa: str, case: tuple[str, Layer, Arrays, Arrays], monkeypa
         if "cannot run the instruction set" in str(error):
             pytest.skip(f"this machine has no {isa}")
         raise
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx512"])
+@QUICK
+@given(case=bottleneck_cases())
+def test_bf16_bottlenecks(isa: str, case: tuple[str, Layer, Arrays, Arrays], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ISA_VARIABLE, isa)
+    op, layer, inputs, weights = case
+    try:
+        actual = run_node(op, inputs, weights, precision="bf16", **conv_attributes(layer))
+    except Exception as error:
+        if "bf16 needs" in str(error):
+            pytest.skip(f"this machine has no {isa} for bf16")
+        raise
+    masks = inputs.get("spatial_mask"), inputs.get("channel_mask")
+    expected = bottleneck(layer, weights, inputs["x"], *masks, bf16=True)
+    # A value beside the middle of two BF16 numbers may be rounded to the other one than in the reference.
+    assert_agrees(actual, expected, tolerance=2**-8)
+
+
+def test_bf16_rounds_and_fp32_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ISA_VARIABLE, "generic")
+    # One channel, and identities: y = relu(x + relu(relu(x))) shows how x was rounded; 257 is a tie, to even.
+    layer = Layer(inputs=1, middle=1, outputs=1)
+    one, zero = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
+    weights = {"w1": one, "b1": zero, "w2": np.zeros((1, 1, 3, 3), np.float32), "b2": zero, "w3": one, "b3": zero}
+    weights["w2"][0, 0, 1, 1] = 1
+    x = np.array([1, 256, 257, 258, 259, 0.1], np.float32).reshape(1, 1, 6, 1)
+    inputs = {"x": x, "mask": np.ones((1, 1, 1, 1), np.float32)}
+    for precision, kept in (
+        ("bf16", [1, 256, 256, 258, 260, 0.10009765625]),
+        ("fp32", x.ravel()),
+        (None, x.ravel()),
+    ):
+        y = run_node("LayerBottleneck", inputs, weights, precision=precision, **conv_attributes(layer))
+        np.testing.assert_array_equal(y.ravel(), x.ravel() + np.array(kept, np.float32))
 
 
 @QUICK
@@ -301,6 +347,24 @@ def test_bad_thread_counts_are_refused(value: str) -> None:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry(THREADS_ENTRY, value)
     with pytest.raises(Exception, match="expected a positive integer"):
+        options.register_custom_ops_library(str(LIBRARY.path))
+
+
+@pytest.mark.parametrize("value", ["fp16", "", "BF16"])
+def test_unknown_precisions_are_refused(value: str) -> None:
+    assert LIBRARY is not None
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(PRECISION_ENTRY, value)
+    with pytest.raises(Exception, match="expected fp32 or bf16"):
+        options.register_custom_ops_library(str(LIBRARY.path))
+
+
+def test_bf16_without_instructions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LIBRARY is not None
+    monkeypatch.setenv(ISA_VARIABLE, "avx2")
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(PRECISION_ENTRY, "bf16")
+    with pytest.raises(Exception, match="bf16 needs a CPU with AVX-512 BF16"):
         options.register_custom_ops_library(str(LIBRARY.path))
 
 

@@ -4,6 +4,8 @@
 #include <charconv>
 #include <map>
 #include <mutex>
+#include <optional>
+#include <string>
 #include <thread>
 #include <tuple>
 
@@ -22,6 +24,8 @@ constexpr const char* kDomain = "dyndeploy";
 // pool decides how many threads run.
 constexpr const char* kThreadsEntry = "dyndeploy.threads";
 constexpr int kMaxThreads = 256;
+// What the bottlenecks compute in: "fp32", the default, or "bf16".
+constexpr const char* kPrecisionEntry = "dyndeploy.precision";
 
 using AllOps = std::tuple<CustomOp<SpatialMasker>, CustomOp<ChannelMasker>, CustomOp<ChannelMaskerHidden>,
                           CustomOp<SpatialBottleneck>, CustomOp<SpatialBottleneckProjection>,
@@ -35,7 +39,8 @@ std::unique_ptr<std::tuple<Op...>> make_ops(const std::tuple<Op...>*, const OrtA
   return std::unique_ptr<std::tuple<Op...>>(new std::tuple<Op...>(Op(api, shared)...));
 }
 
-// Sessions keep bare pointers to the operators, so a domain is never freed. There is one per thread count.
+// Sessions keep bare pointers to the operators, so a domain is never freed. There is one per thread count and
+// instruction set.
 class Domain {
  public:
   Domain(const OrtApi& api, const cpu::Isa& isa, int threads)
@@ -51,15 +56,23 @@ class Domain {
   OrtCustomOpDomain* domain_ = nullptr;
 };
 
-int session_threads(const OrtApi& api, const OrtSessionOptions* options) {
+std::optional<std::string> config_entry(const OrtApi& api, const OrtSessionOptions* options,
+                                        const char* key) {
   int has_entry = 0;
-  check(api, api.HasSessionConfigEntry(options, kThreadsEntry, &has_entry));
-  if (!has_entry) return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
+  check(api, api.HasSessionConfigEntry(options, key, &has_entry));
+  if (!has_entry) return std::nullopt;
   std::size_t size = 0;
-  check(api, api.GetSessionConfigEntry(options, kThreadsEntry, nullptr, &size));
+  check(api, api.GetSessionConfigEntry(options, key, nullptr, &size));
   std::string text(size, '\0');
-  check(api, api.GetSessionConfigEntry(options, kThreadsEntry, text.data(), &size));
+  check(api, api.GetSessionConfigEntry(options, key, text.data(), &size));
   text.resize(size ? size - 1 : 0);
+  return text;
+}
+
+int session_threads(const OrtApi& api, const OrtSessionOptions* options) {
+  const std::optional<std::string> entry = config_entry(api, options, kThreadsEntry);
+  if (!entry) return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
+  const std::string& text = *entry;
   int threads = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), threads);
   if (error != std::errc() || end != text.data() + text.size() || threads < 1) {
@@ -69,8 +82,22 @@ int session_threads(const OrtApi& api, const OrtSessionOptions* options) {
   return std::min(threads, kMaxThreads);
 }
 
+cpu::Precision session_precision(const OrtApi& api, const OrtSessionOptions* options) {
+  const std::string text = config_entry(api, options, kPrecisionEntry).value_or("fp32");
+  if (text == "bf16") return cpu::Precision::kBfloat16;
+  if (text == "fp32") return cpu::Precision::kFloat32;
+  throw InvalidArgument(std::string("dyndeploy: session config entry ") + kPrecisionEntry + " is '" + text +
+                        "', expected fp32 or bf16");
+}
+
 void register_ops(const OrtApi& api, OrtSessionOptions* options) {
-  const cpu::Isa* isa = cpu::select_isa();
+  const cpu::Precision precision = session_precision(api, options);
+  const cpu::Isa* isa = cpu::select_isa(precision);
+  if (!isa && precision == cpu::Precision::kBfloat16)
+    throw InvalidArgument(
+        "dyndeploy: bf16 needs a CPU with AVX-512 BF16, and a library whose compiler knew that instruction "
+        "set; "
+        "if DYNDEPLOY_CPU_ISA is set, it must name avx512");
   if (!isa)
     throw InvalidArgument("dyndeploy: this CPU cannot run the instruction set that DYNDEPLOY_CPU_ISA names");
   const int threads = session_threads(api, options);

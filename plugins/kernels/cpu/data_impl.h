@@ -3,23 +3,39 @@
 #pragma once
 
 #include "gemm.h"
+#include "simd/bf16.h"
 #include "simd/unroll.h"
 
 namespace dyndeploy::cpu {
 namespace {
+
+// Stores the weights of one input: a row of their own, or one half of a row of pairs.
+template <class V>
+DYNDEPLOY_INLINE void store_input(float* tap, int input, typename V::Reg weights) {
+  constexpr std::ptrdiff_t PW = V::kPanelVectors * V::kWidth;
+  float* const to = tap + input / V::kInputsPerRow * PW;
+  if constexpr (V::kInputsPerRow == 1)
+    V::store(to, weights);
+  else if (input % 2 == 0)
+    V::store(to, V::pair_up(V::rounded(weights), true, V::zero(), true));
+  else
+    V::store(to, V::pair_up(V::load(to), false, V::rounded(weights), true));
+}
 
 template <class V>
 void pack(const PackSource& source, int panel_begin, int panel_end, float* out) {
   constexpr int W = V::kWidth, PW = V::kPanelVectors * W;
   // An output's weights lie in a row of their own: W rows by W weights are turned at a time.
   const int taps = source.taps, inputs = source.inputs, depth = taps * inputs;
+  const std::ptrdiff_t tap_floats =
+      static_cast<std::ptrdiff_t>((inputs + V::kInputsPerRow - 1) / V::kInputsPerRow) * PW;
   for (int p = panel_begin; p < panel_end; ++p) {
     for (int v = 0; v < V::kPanelVectors; ++v) {
       const int n0 = p * PW + v * W;
       const int left = source.outputs - n0;
       const int columns = left < W ? (left < 0 ? 0 : left) : W;
       const float* from = source.weights + static_cast<std::ptrdiff_t>(n0) * depth;
-      float* to = out + static_cast<std::ptrdiff_t>(p) * depth * PW + v * W;
+      float* to = out + p * taps * tap_floats + v * W;
       int input = 0, tap = 0;
       for (int k0 = 0; k0 < depth; k0 += W) {
         const int count = depth - k0 < W ? depth - k0 : W;
@@ -35,7 +51,7 @@ void pack(const PackSource& source, int panel_begin, int panel_end, float* out) 
         }
         V::transpose(rows);
         for (int i = 0; i < count; ++i) {
-          V::store(to + static_cast<std::ptrdiff_t>(tap * inputs + input) * PW, rows[i]);
+          store_input<V>(to + tap * tap_floats, input, rows[i]);
           if (++tap == taps) {
             tap = 0;
             ++input;
@@ -56,18 +72,40 @@ inline PanelRange source_panels(const std::int32_t* columns, int begin, int end,
   return {first / panel_width, last / panel_width + 1};
 }
 
+// The packed row of the first input of row k of a selection.
+template <class V>
+DYNDEPLOY_INLINE std::ptrdiff_t listed_row(const std::int32_t* rows, int k) {
+  return rows ? rows[k * V::kInputsPerRow] / V::kInputsPerRow : k;
+}
+
 // Selected rows of one vector of columns. Skipped rows defeat the hardware's prefetching.
+template <class V>
 struct RowCopy {
-  const std::int32_t* rows;  // nullptr: 0 ... count - 1
+  const std::int32_t* rows;  // as in Selection
   std::ptrdiff_t row_stride;
   int count;
   float* out;
   std::ptrdiff_t out_stride;
 
-  std::ptrdiff_t row(int k) const { return (rows ? rows[k] : k) * row_stride; }
+  std::ptrdiff_t row(int k) const { return listed_row<V>(rows, k) * row_stride; }
   std::ptrdiff_t later(int k) const {
     constexpr int kAhead = 48;
     return row(k + kAhead < count ? k + kAhead : count - 1);
+  }
+  // Row k, made of what at() finds at an offset of rows.
+  template <class At>
+  DYNDEPLOY_INLINE auto read(int k, const At& at) const {
+    if constexpr (V::kInputsPerRow == 2) {
+      if (rows) {
+        const int first = rows[2 * k], second = rows[2 * k + 1];
+        if (first % 2 || second != first + 1) {
+          const auto low = at(first / 2 * row_stride);
+          return second < 0 ? V::pair_up(low, first % 2, decltype(low){}, false)
+                            : V::pair_up(low, first % 2, at(second / 2 * row_stride), second % 2);
+        }
+      }
+    }
+    return at(row(k));
   }
 };
 
@@ -80,29 +118,33 @@ struct LaneSource {
 };
 
 template <class V, int N>
-void merge_rows(const RowCopy& given, const LaneSource<V>* given_sources, int sources) {
+void merge_rows(const RowCopy<V>& given, const LaneSource<V>* given_sources, int sources) {
   // Copies, because the compiler cannot know that the rows written do not overlap the description.
-  const RowCopy copy = given;
+  const RowCopy<V> copy = given;
   constexpr int kKnown = N ? N : 1;
   LaneSource<V> known[kKnown];
   for (int i = 0; i < kKnown; ++i) known[i] = given_sources[i];
   float* to = copy.out;
   for (int k = 0; k < copy.count; ++k, to += copy.out_stride) {
-    const std::ptrdiff_t row = copy.row(k), later = copy.later(k);
-    typename V::Reg x = V::zero();
-    if (N) {
-      DYNDEPLOY_UNROLL
-      for (int i = 0; i < kKnown; ++i) {
-        __builtin_prefetch(known[i].base + later);
-        x = V::merge(x, V::load(known[i].base + row), known[i].lanes, known[i].mask);
+    const std::ptrdiff_t later = copy.later(k);
+    const auto merged = [&](std::ptrdiff_t row) __attribute__((always_inline)) {
+      typename V::Reg x = V::zero();
+      if (N) {
+        DYNDEPLOY_UNROLL
+        for (int i = 0; i < kKnown; ++i) {
+          __builtin_prefetch(known[i].base + later);
+          x = V::merge(x, V::load(known[i].base + row), known[i].lanes, known[i].mask);
+        }
+      } else {
+        for (int i = 0; i < sources; ++i) {
+          __builtin_prefetch(given_sources[i].base + later);
+          x = V::merge(x, V::load(given_sources[i].base + row), given_sources[i].lanes,
+                       given_sources[i].mask);
+        }
       }
-    } else {
-      for (int i = 0; i < sources; ++i) {
-        __builtin_prefetch(given_sources[i].base + later);
-        x = V::merge(x, V::load(given_sources[i].base + row), given_sources[i].lanes, given_sources[i].mask);
-      }
-    }
-    V::store(to, x);
+      return x;
+    };
+    V::store(to, copy.read(k, merged));
   }
 }
 
@@ -110,8 +152,8 @@ template <class V>
 void copy_selected(const SelectedCopy& s) {
   constexpr int PW = V::kPanelVectors * V::kWidth;
   const std::int32_t* const columns = s.selection.columns;
-  RowCopy copy;
-  copy.rows = s.selection.rows ? s.selection.rows + s.row_begin : nullptr;
+  RowCopy<V> copy;
+  copy.rows = s.selection.rows ? s.selection.rows + s.row_begin * V::kInputsPerRow : nullptr;
   copy.row_stride = s.b.row_stride;
   copy.count = s.row_end - s.row_begin;
   copy.out_stride = s.out_stride;
@@ -161,10 +203,11 @@ void copy_selected(const SelectedCopy& s) {
       for (int i = 0; i < lanes; ++i) from[i] = source(i);
       float* to = copy.out;
       for (int k = 0; k < copy.count; ++k, to += copy.out_stride) {
-        const std::ptrdiff_t row = copy.row(k), later = copy.later(k);
+        const std::ptrdiff_t later = copy.later(k);
         __builtin_prefetch(from[0] + later);
         __builtin_prefetch(from[lanes - 1] + later);
-        for (int i = 0; i < lanes; ++i) to[i] = from[i][row];
+        for (int i = 0; i < lanes; ++i)
+          to[i] = copy.read(k, [&](std::ptrdiff_t row) { return from[i][row]; });
       }
     }
   }

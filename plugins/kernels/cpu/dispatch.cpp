@@ -1,5 +1,6 @@
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
 #include "gemm.h"
 
@@ -8,10 +9,14 @@ namespace dyndeploy::cpu {
 #if defined(__x86_64__)
 extern const Isa kIsaAvx512;
 extern const Isa kIsaAvx2;
+#if defined(DYNDEPLOY_AVX512_BF16)
+extern const Isa kIsaAvx512Bf16;
+#endif
 #elif defined(__aarch64__)
 extern const Isa kIsaNeon;
 #endif
 extern const Isa kIsaGeneric;
+extern const Isa kIsaGenericBf16;
 
 namespace {
 
@@ -23,18 +28,31 @@ const Isa* const kBestFirst[] = {
 #endif
     &kIsaGeneric};
 
+const Isa* const kBfloat16[] = {
+#if defined(DYNDEPLOY_AVX512_BF16)
+    &kIsaAvx512Bf16,
+#endif
+    &kIsaGenericBf16};
+
 }  // namespace
 
 const Isa* find_isa(const char* name) {
-  for (const Isa* isa : kBestFirst) {
-    if (std::strcmp(isa->name, name) == 0) return isa->supported() ? isa : nullptr;
-  }
-  return nullptr;
+  const auto find = [name](const auto& table) -> const Isa* {
+    for (const Isa* isa : table) {
+      if (std::strcmp(isa->name, name) == 0) return isa->supported() ? isa : nullptr;
+    }
+    return nullptr;
+  };
+  const Isa* isa = find(kBestFirst);
+  return isa ? isa : find(kBfloat16);
 }
 
-const Isa* select_isa() {
-  const char* name = std::getenv("DYNDEPLOY_CPU_ISA");
-  if (name && *name) return find_isa(name);
+const Isa* select_isa(Precision precision) {
+  const char* named = std::getenv("DYNDEPLOY_CPU_ISA");
+  if (precision == Precision::kBfloat16) {
+    return find_isa((std::string(named && *named ? named : "avx512") + "_bf16").c_str());
+  }
+  if (named && *named) return find_isa(named);
   for (const Isa* isa : kBestFirst) {
     if (isa->supported()) return isa;
   }

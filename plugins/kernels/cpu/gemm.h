@@ -55,7 +55,9 @@ struct PanelView {
 
 // Which rows and columns of packed weights the active channels leave.
 struct Selection {
-  const std::int32_t* rows = nullptr;     // nullptr: all of them
+  // Inputs, inputs_per_row for each row that is left; -1 for none. Where a row holds a pair, each tap begins
+  // with an even number. nullptr: all rows.
+  const std::int32_t* rows = nullptr;
   const std::int32_t* columns = nullptr;  // nullptr: all of them
 
   bool any() const { return rows || columns; }
@@ -68,9 +70,9 @@ struct Upcoming {
   std::ptrdiff_t row_stride = 0;
   std::ptrdiff_t panel_stride = 0;
   int panels = 0;                      // left to fetch
-  const std::int32_t* rows = nullptr;  // which rows of each panel; nullptr: 0 ... count - 1
-  int count = 0;
-  int row = 0;  // next one
+  const std::int32_t* rows = nullptr;  // as in Selection; nullptr: 0 ... count - 1
+  int count = 0;                       // rows of each panel
+  int row = 0;                         // next one
 };
 
 struct GemmSource {
@@ -154,10 +156,14 @@ struct Isa {
   int vector_width;
   int panel_width;  // output channels per weight panel
   int tile_rows;
+  // Inputs of one tap that a row of weights holds for each column: 1, or a pair of BF16 numbers in the place
+  // of one float, the second zero where the inputs end. Strides and offsets count floats in either case.
+  int inputs_per_row;
   bool (*supported)();
   // rows [row_begin, row_end) x weight panels [panel_begin, panel_end)
   void (*gemm)(const Gemm&, int row_begin, int row_end, int panel_begin, int panel_end, const GemmScratch&);
-  // [panel][(tap, input)][panel_width], padded with zero columns; panels [panel_begin, panel_end)
+  // [panel][(tap, input)][panel_width], padded with zero columns; panels [panel_begin, panel_end). Where
+  // inputs_per_row is 2, [panel][(tap, pair of inputs)][panel_width].
   void (*pack)(const PackSource&, int panel_begin, int panel_end, float* out);
   void (*copy_selected)(const SelectedCopy&);
   float (*pooled_dot)(const PooledDot&);
@@ -167,11 +173,17 @@ struct Isa {
   void (*add_relu)(const float* x, const float* bias, int count, float* y);
 };
 
+// What the products are made of: floats, or weights and activations rounded to BF16 with sums in float.
+// Maskers compute in floats either way.
+enum class Precision { kFloat32, kBfloat16 };
+
 // nullptr when this build or this machine cannot run it
 const Isa* find_isa(const char* name);
-// The best one, or the one that DYNDEPLOY_CPU_ISA names; nullptr when that one cannot run here.
-const Isa* select_isa();
-// Names of all instruction sets that run here, best first; returns the count.
+// The best one, or the one that DYNDEPLOY_CPU_ISA names ("_bf16" is appended to it for BF16); nullptr when
+// none can run here. BF16 without instructions for it is plain C++ for tests, which has to be asked for by
+// name.
+const Isa* select_isa(Precision precision = Precision::kFloat32);
+// The instruction sets for floats that run here, best first; returns the count.
 int available_isas(const Isa** out, int capacity);
 
 }  // namespace dyndeploy::cpu

@@ -25,7 +25,7 @@ inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 // Fetches one row of a panel of the weights that come next.
 template <class V>
 DYNDEPLOY_INLINE void fetch_upcoming(Upcoming* u) {
-  const float* line = u->base + (u->rows ? u->rows[u->row] : u->row) * u->row_stride;
+  const float* line = u->base + listed_row<V>(u->rows, u->row) * u->row_stride;
   prefetch(line);
   if (V::kPanelVectors * V::kWidth > 16) prefetch(line + 16);
   if (++u->row == u->count) {
@@ -200,6 +200,12 @@ inline void run_packed_tile(int rows, const TileCall& call) {
   }
 }
 
+// Rows of B per tap.
+template <class V>
+inline int tap_rows(const RowSource& a) {
+  return ceil_div(a.length, V::kInputsPerRow);
+}
+
 // One pass over B: whole segments, or a slice of one segment.
 struct Chunk {
   int source;
@@ -211,13 +217,14 @@ struct Chunk {
 };
 
 // Steps through the chunks of all sources, none longer than `most` rows; returns false at the end.
+template <class V>
 inline bool next_chunk(const Gemm& g, Chunk& c, bool start, int most) {
   if (start) {
     c = Chunk{0, 0, 0, 0, 0, 0};
   } else {
     const RowSource& a = g.source[c.source].a;
     c.offset += c.length;
-    if (c.offset >= a.length) {
+    if (c.offset >= tap_rows<V>(a)) {
       c.offset = 0;
       c.segment += c.segments;
     }
@@ -227,16 +234,17 @@ inline bool next_chunk(const Gemm& g, Chunk& c, bool start, int most) {
     }
   }
   const RowSource& a = g.source[c.source].a;
-  if (a.length > most) {
-    const int pieces = ceil_div(a.length, most);
+  const int length = tap_rows<V>(a);
+  if (length > most) {
+    const int pieces = ceil_div(length, most);
     c.segments = 1;
-    c.length = min_of(ceil_div(ceil_div(a.length, pieces), kBlock) * kBlock, a.length - c.offset);
+    c.length = min_of(ceil_div(ceil_div(length, pieces), kBlock) * kBlock, length - c.offset);
   } else {
-    const int groups = ceil_div(a.taps, most / a.length);
+    const int groups = ceil_div(a.taps, most / length);
     c.segments = min_of(ceil_div(a.taps, groups), a.taps - c.segment);
-    c.length = a.length;
+    c.length = length;
   }
-  c.row = c.segment * a.length + c.offset;
+  c.row = c.segment * length + c.offset;
   return true;
 }
 
@@ -244,13 +252,21 @@ inline int chunk_blocks(const Chunk& c) { return c.segments * ceil_div(c.length,
 
 template <class V>
 inline void pack_row(const RowSource& a, const Chunk& chunk, int row, int tile_rows, float* out) {
-  const float* pixel = pixel_of(a, row) + chunk.offset;
+  const float* pixel = pixel_of(a, row) + chunk.offset * V::kInputsPerRow;
   const unsigned valid = a.valid ? a.valid[row] : ~0u;
   const std::ptrdiff_t step = static_cast<std::ptrdiff_t>(tile_rows) * kBlock;
   for (int s = 0; s < chunk.segments; ++s) {
     const int tap = chunk.segment + s;
     if (valid >> tap & 1u) {
       const float* from = pixel + a.tap_offset[tap];
+      if constexpr (V::kInputsPerRow == 2) {
+        const int inputs = min_of(2 * chunk.length, a.length - 2 * chunk.offset);
+        for (int k = 0; k < inputs; k += 2 * kBlock, out += step) {
+          static_assert(V::kRoundedPairs == kBlock, "one call per block");
+          V::round_pairs(from + k, min_of(2 * kBlock, inputs - k), out);
+        }
+        continue;
+      }
       int k = 0;
       for (; k + kBlock <= chunk.length; k += kBlock, out += step) {
         DYNDEPLOY_UNROLL
@@ -271,15 +287,16 @@ inline void pack_row(const RowSource& a, const Chunk& chunk, int row, int tile_r
 
 // The rows [row_begin, row_begin + count) of packed weights that copying panels [panel_begin, panel_end) will
 // read.
+template <class V>
 inline Upcoming upcoming_copy(const Gemm& g, const GemmSource& source, int row_begin, int count,
-                              int panel_begin, int panel_end, int panel_width) {
-  const int end = min_of(panel_end * panel_width, g.columns);
-  const PanelRange panels =
-      source_panels(source.selection.columns, panel_begin * panel_width, end, panel_width);
+                              int panel_begin, int panel_end) {
+  constexpr int PW = V::kPanelVectors * V::kWidth;
+  const int end = min_of(panel_end * PW, g.columns);
+  const PanelRange panels = source_panels(source.selection.columns, panel_begin * PW, end, PW);
   Upcoming upcoming;
   upcoming.base = source.b.base + panels.begin * source.b.panel_stride;
   if (source.selection.rows)
-    upcoming.rows = source.selection.rows + row_begin;
+    upcoming.rows = source.selection.rows + row_begin * V::kInputsPerRow;
   else
     upcoming.base += row_begin * source.b.row_stride;
   upcoming.row_stride = source.b.row_stride;
@@ -310,7 +327,7 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
     const bool lone = count == 1 && !copies;
     const int most = lone ? kChunk * kMaxBlockTiles : kChunk;
     Chunk chunk;
-    bool more = next_chunk(g, chunk, true, most);
+    bool more = next_chunk<V>(g, chunk, true, most);
     bool first = true;
     while (more) {
       const GemmSource& source = g.source[chunk.source];
@@ -322,7 +339,7 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
         for (int r = 0; r < n; ++r) pack_row<V>(source.a, chunk, edge[t] + r, n, tile + r * kBlock);
       }
       Chunk following = chunk;
-      more = next_chunk(g, following, false, most);
+      more = next_chunk<V>(g, following, false, most);
       const float* after = nullptr;
       if (more) {
         const PanelView& b = g.source[following.source].b;
@@ -361,8 +378,8 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
           if (here || (more && g.source[following.source].selection.any())) {
             const Chunk& then = here ? chunk : following;
             const int panel_then = here ? p + 1 : panel_begin;
-            next_copy = upcoming_copy(g, g.source[then.source], then.row, then.segments * then.length,
-                                      panel_then, panel_then + 1, PW);
+            next_copy = upcoming_copy<V>(g, g.source[then.source], then.row, then.segments * then.length,
+                                         panel_then, panel_then + 1);
             call.upcoming = &next_copy;
             call.pace = ceil_div(next_copy.panels * next_copy.count, count * chunk_blocks(chunk));
           }
@@ -541,7 +558,7 @@ void gemm_sliced(const Gemm& g, int row_begin, int row_end, int panel_begin, int
     slice.source[0].b = PanelView{scratch.b - p * panel, PW, panel};
     slice.upcoming = g.upcoming;
     if (end < panel_end) {
-      next = upcoming_copy(g, from, 0, depth, end, min_of(end + step, panel_end), PW);
+      next = upcoming_copy<V>(g, from, 0, depth, end, min_of(end + step, panel_end));
       slice.upcoming = &next;
     }
     gemm_direct<V>(slice, row_begin, row_end, p, end, scratch.zeros);
@@ -552,17 +569,19 @@ template <class V>
 void gemm(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_end,
           const GemmScratch& scratch) {
   if (row_begin >= row_end || panel_begin >= panel_end) return;
-  std::int64_t depth = 0;
-  for (int i = 0; i < g.sources; ++i)
-    depth += static_cast<std::int64_t>(g.source[i].a.taps) * g.source[i].a.length;
-  const std::int64_t row_bytes = V::kPanelVectors * V::kWidth * 4;
-  const bool copies = g.source[0].selection.any();
-  if (copies && depth * row_bytes * (V::kDirectVectors / V::kPanelVectors) <= kMaxSliceBytes)
-    gemm_sliced<V>(g, row_begin, row_end, panel_begin, panel_end, scratch);
-  else if (!copies && depth * row_bytes * (panel_end - panel_begin) <= kDirectBytes)
-    gemm_direct<V>(g, row_begin, row_end, panel_begin, panel_end, scratch.zeros);
-  else
-    gemm_packed<V>(g, row_begin, row_end, panel_begin, panel_end, scratch);
+  // Rows in place are floats: those that are multiplied in BF16 have to be rounded on the way.
+  if constexpr (V::kInputsPerRow == 1) {
+    std::int64_t depth = 0;
+    for (int i = 0; i < g.sources; ++i)
+      depth += static_cast<std::int64_t>(g.source[i].a.taps) * g.source[i].a.length;
+    const std::int64_t row_bytes = V::kPanelVectors * V::kWidth * 4;
+    const bool copies = g.source[0].selection.any();
+    if (copies && depth * row_bytes * (V::kDirectVectors / V::kPanelVectors) <= kMaxSliceBytes)
+      return gemm_sliced<V>(g, row_begin, row_end, panel_begin, panel_end, scratch);
+    if (!copies && depth * row_bytes * (panel_end - panel_begin) <= kDirectBytes)
+      return gemm_direct<V>(g, row_begin, row_end, panel_begin, panel_end, scratch.zeros);
+  }
+  gemm_packed<V>(g, row_begin, row_end, panel_begin, panel_end, scratch);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Builds the kernel table of one vector type. Included once per instruction-set translation unit.
+// Builds the kernel table of one vector type; the matrix product may use another one of the same width.
+// Included once per instruction-set translation unit.
 #pragma once
 
 #include "data_impl.h"
@@ -7,14 +8,23 @@
 namespace dyndeploy::cpu {
 namespace {
 
-template <class V>
+template <class V, class Product = V>
 constexpr Isa make_isa(const char* name, bool (*supported)()) {
   static_assert(V::kTileRows <= kMaxTileRows && V::kPanelVectors * V::kWidth <= kMaxPanelWidth,
                 "scratch sizes");
-  return Isa{name,         V::kWidth,         V::kPanelVectors * V::kWidth,
-             V::kTileRows, supported,         &gemm<V>,
-             &pack<V>,     &copy_selected<V>, &pooled_dot<V>,
-             &dot<V>,      &column_sums<V>,   &add_relu<V>};
+  return Isa{name,
+             V::kWidth,
+             V::kPanelVectors * V::kWidth,
+             V::kTileRows,
+             Product::kInputsPerRow,
+             supported,
+             &gemm<Product>,
+             &pack<Product>,
+             &copy_selected<Product>,
+             &pooled_dot<V>,
+             &dot<V>,
+             &column_sums<V>,
+             &add_relu<V>};
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "lists.h"
+#include "simd/bf16.h"
 
 namespace dyndeploy::cpu {
 namespace {
@@ -12,23 +13,36 @@ std::ptrdiff_t padded(int columns, int panel) { return round_up(columns, panel) 
 
 float relu(float v) { return v < 0.0f ? 0.0f : v; }
 
-// sums[n] += sum over count weights from row first on: weight (row, n) * constants[row - first], for every
-// column of every panel. Eight columns at a time, so that the sums stay in registers.
-void constant_output(const ConvolutionView& conv, int first, int count, const float* constants,
-                     int panel_width, double* sums) {
+// sums[n] += sum over the inputs c of a tap: weight (tap, c, n) * constants[c], for every column of every
+// panel. Eight columns at a time, so that the sums stay in registers.
+template <int InputsPerRow>
+void add_constant_output(const ConvolutionView& conv, int tap, const float* constants, int panel_width,
+                         double* sums) {
   constexpr int kColumns = 8;
+  const int first = tap * conv.tap_rows();
   for (int p = 0; p < ceil_to_int(conv.outputs, panel_width); ++p) {
     const float* panel = conv.weights.base + p * conv.weights.panel_stride + first * conv.weights.row_stride;
     for (int n = 0; n < panel_width; n += kColumns, sums += kColumns) {
       double sum[kColumns];
       std::copy(sums, sums + kColumns, sum);
-      for (int c = 0; c < count; ++c) {
-        const float* row = panel + c * conv.weights.row_stride + n;
-        for (int i = 0; i < kColumns; ++i) sum[i] += static_cast<double>(row[i]) * constants[c];
+      for (int c = 0; c < conv.inputs; ++c) {
+        const float* row = panel + c / InputsPerRow * conv.weights.row_stride + n;
+        for (int i = 0; i < kColumns; ++i) {
+          const float weight = InputsPerRow == 1 ? row[i]
+                               : c % 2           ? second_of_pair(row[i])
+                                                 : first_of_pair(row[i]);
+          sum[i] += static_cast<double>(weight) * constants[c];
+        }
       }
       std::copy(sum, sum + kColumns, sums);
     }
   }
+}
+
+void constant_output(const ConvolutionView& conv, int tap, const float* constants, int panel_width,
+                     double* sums) {
+  const auto add = conv.inputs_per_row == 1 ? &add_constant_output<1> : &add_constant_output<2>;
+  add(conv, tap, constants, panel_width, sums);
 }
 
 class Carver {
@@ -52,13 +66,15 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
                                    const BottleneckWeights& weights, bool channel_skipping, Arena& arena)
     : isa_(&isa), layer_(layer), groups_(new GroupView[static_cast<std::size_t>(layer.groups)]) {
   const int C = layer.inputs, M = layer.middle, Co = layer.outputs, G = layer.groups;
-  const int PW = isa.panel_width;
+  const int PW = isa.panel_width, per_row = isa.inputs_per_row;
   const int width = M / G;
   const int panels1 = ceil_to_int(M, PW), panels2 = ceil_to_int(width, PW), panels3 = ceil_to_int(Co, PW);
-  const std::size_t w1_floats = static_cast<std::size_t>(panels1) * PW * C;
-  const std::size_t w2_floats = static_cast<std::size_t>(panels2) * PW * 9 * width;  // one group
-  const std::size_t w3_floats = static_cast<std::size_t>(panels3) * PW * M;
-  const std::size_t wd_floats = layer.projection ? static_cast<std::size_t>(panels3) * PW * C : 0;
+  const std::size_t w1_floats = static_cast<std::size_t>(panels1) * PW * ceil_to_int(C, per_row);
+  const std::size_t w2_floats =  // one group
+      static_cast<std::size_t>(panels2) * PW * 9 * ceil_to_int(width, per_row);
+  const std::size_t w3_floats = static_cast<std::size_t>(panels3) * PW * ceil_to_int(M, per_row);
+  const std::size_t wd_floats =
+      layer.projection ? static_cast<std::size_t>(panels3) * PW * ceil_to_int(C, per_row) : 0;
   const std::size_t m_floats = static_cast<std::size_t>(padded(M, PW));
   const std::size_t co_floats = static_cast<std::size_t>(padded(Co, PW));
 
@@ -98,10 +114,11 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
     ConvolutionView view;
     view.weights.base = base;
     view.weights.row_stride = PW;
-    view.weights.panel_stride = static_cast<std::ptrdiff_t>(inputs) * taps * PW;
     view.inputs = inputs;
     view.taps = taps;
     view.outputs = outputs;
+    view.inputs_per_row = per_row;
+    view.weights.panel_stride = static_cast<std::ptrdiff_t>(view.depth()) * PW;
     return view;
   };
 
@@ -145,8 +162,7 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   for (int g = 0; g < G; ++g) {
     const ConvolutionView& view = groups_[static_cast<std::size_t>(g)].conv;
     std::fill(through.get(), through.get() + 9 * stride, 0.0);
-    for (int t = 0; t < 9; ++t)
-      constant_output(view, t * width, width, r1 + g * width, PW, through.get() + t * stride);
+    for (int t = 0; t < 9; ++t) constant_output(view, t, r1 + g * width, PW, through.get() + t * stride);
     for (int c = 0; c < kBorderClasses; ++c) {
       const unsigned taps = border_taps(c);
       float* to = border + static_cast<std::size_t>(c) * m_floats + g * width;
@@ -160,7 +176,7 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   const std::size_t columns3 = static_cast<std::size_t>(panels3) * PW;
   std::unique_ptr<double[]> sums(new double[columns3]);
   std::copy(b3, b3 + columns3, sums.get());
-  constant_output(full_.conv3, 0, M, r2, PW, sums.get());
+  constant_output(full_.conv3, 0, r2, PW, sums.get());
   std::fill(skipped, skipped + co_floats, 0.0f);
   for (int n = 0; n < Co; ++n) skipped[n] = static_cast<float>(sums[static_cast<std::size_t>(n)]);
   relu_b1_ = r1;
@@ -171,18 +187,19 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
 
 WeightsView PackedBottleneck::select(const std::uint8_t* on, int count, Workspace& workspace) const {
   const int M = layer_.middle, G = layer_.groups;
-  const int PW = isa_->panel_width;
+  const int PW = isa_->panel_width, per_row = isa_->inputs_per_row;
   const int width = M / G;
   const auto m_stride = padded(M, PW);
   const auto b2_stride = padded(count, PW);
   const auto floats = [&] { return workspace.take<float>(static_cast<std::size_t>(b2_stride)); };
   float *b1 = floats(), *r1 = floats(), *r2 = floats();
   auto* b2 = workspace.take<float>(static_cast<std::size_t>(b2_stride) * kBorderClasses);
-  auto* channels = workspace.take<std::int32_t>(static_cast<std::size_t>(count));
+  auto* channels = workspace.take<std::int32_t>(static_cast<std::size_t>(round_up(count, per_row)));
   int k = 0;
   for (int c = 0; c < M; ++c) {
     if (on[c]) channels[k++] = c;
   }
+  while (k % per_row) channels[k++] = -1;
   for (int i = 0; i < count; ++i) {
     b1[i] = full_.b1[channels[i]];
     r1[i] = relu_b1_[channels[i]];
@@ -215,11 +232,12 @@ WeightsView PackedBottleneck::select(const std::uint8_t* on, int count, Workspac
     int active = 0;
     while (at + active < count && channels[at + active] < (g + 1) * width) ++active;
     if (!active) continue;
-    auto* rows = workspace.take<std::int32_t>(static_cast<std::size_t>(9) * active);
+    const int listed = round_up(active, per_row), packed = round_up(width, per_row);  // per tap
+    auto* rows = workspace.take<std::int32_t>(static_cast<std::size_t>(9) * listed);
     auto* columns = workspace.take<std::int32_t>(static_cast<std::size_t>(active));
     for (int i = 0; i < active; ++i) columns[i] = channels[at + i] - g * width;
     for (int t = 0; t < 9; ++t) {
-      for (int i = 0; i < active; ++i) rows[t * active + i] = t * width + columns[i];
+      for (int i = 0; i < listed; ++i) rows[t * listed + i] = i < active ? t * packed + columns[i] : -1;
     }
     GroupView& group = groups[view.group_count++];
     group = full_.groups[g];

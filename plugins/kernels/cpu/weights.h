@@ -25,9 +25,12 @@ struct ConvolutionView {
   int inputs = 0;       // per tap
   int taps = 1;
   int outputs = 0;
+  int inputs_per_row = 1;
 
   bool selects() const { return selection.any(); }
-  int depth() const { return inputs * taps; }
+  int tap_rows() const { return (inputs + inputs_per_row - 1) / inputs_per_row; }
+  // Rows of a panel.
+  int depth() const { return taps * tap_rows(); }
   std::int64_t bytes() const { return std::int64_t{4} * depth() * outputs; }
 };
 

@@ -9,6 +9,7 @@ namespace {
 struct Avx2 {
   using Reg = __m256;
   static constexpr int kWidth = 8;
+  static constexpr int kInputsPerRow = 1;
   static constexpr int kPanelVectors = 2;
   // 6 x 2 accumulators + 2 weights + 1 activation fill 15 of the 16 registers.
   static constexpr int kTileRows = 6;

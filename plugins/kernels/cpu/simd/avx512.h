@@ -11,6 +11,7 @@ namespace {
 struct Avx512 {
   using Reg = __m512;
   static constexpr int kWidth = 16;
+  static constexpr int kInputsPerRow = 1;
   static constexpr int kPanelVectors = 2;
   // 14 x 2 accumulators + 2 weights + 1 activation fill 31 of the 32 registers.
   static constexpr int kTileRows = 14;

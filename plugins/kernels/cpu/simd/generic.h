@@ -10,6 +10,7 @@ struct Generic {
     float lane[4];
   };
   static constexpr int kWidth = 4;
+  static constexpr int kInputsPerRow = 1;
   static constexpr int kPanelVectors = 2;
   static constexpr int kTileRows = 4;
   static constexpr int kDirectRows = 4;

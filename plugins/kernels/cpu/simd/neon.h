@@ -9,6 +9,7 @@ namespace {
 struct Neon {
   using Reg = float32x4_t;
   static constexpr int kWidth = 4;
+  static constexpr int kInputsPerRow = 1;
   static constexpr int kPanelVectors = 4;
   // 6 x 4 accumulators + 4 weights + 1 activation fill 29 of the 32 registers.
   static constexpr int kTileRows = 6;

@@ -1,0 +1,18 @@
+#include "isa_table.h"
+#include "simd/avx512_bf16.h"
+
+namespace dyndeploy::cpu {
+namespace {
+
+bool supported() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bf16");
+}
+
+}  // namespace
+
+extern const Isa kIsaAvx512Bf16;
+const Isa kIsaAvx512Bf16 = make_isa<Avx512, Avx512Bf16>("avx512_bf16", &supported);
+
+}  // namespace dyndeploy::cpu
