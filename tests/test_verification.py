@@ -12,7 +12,8 @@ import torch
 
 from dyndeploy import Bundle, ExportSettings, export_model, files, verify_bundle
 from dyndeploy.bundle import sealed
-from dyndeploy.errors import BundleError
+from dyndeploy.errors import BundleError, UsageError
+from dyndeploy.runtimes import find_cpu_library
 from tests.export.conftest import MODES, lively_network
 
 
@@ -187,3 +188,43 @@ def test_verification_needs_no_pytorch(bundles: dict[str, Path]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- BF16
+
+
+@pytest.fixture
+def reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    if find_cpu_library() is None:
+        pytest.skip("the native operator library is not built")
+    # The plain C++ kernels, so that this runs on every machine.
+    monkeypatch.setenv("DYNDEPLOY_CPU_ISA", "generic")
+    settings = ExportSettings(precision="bf16", batch=2, static=True)
+    return export_model(lively_network("spatial"), tmp_path / "reduced", settings)
+
+
+def test_bf16_is_held_to_its_own_tolerance(reduced: Bundle) -> None:
+    report = verify_bundle(reduced)
+    assert report.passed, report.checks
+    # Between what FP32 would give and the limit: BF16 did run, against PyTorch in FP32.
+    assert 1e-5 < report.outputs[0].relative_error < 2e-2
+    assert "limit 0.02" in next(check.detail for check in report.checks if check.name == "logits under equal masks")
+    assert verify_bundle(resign(reduced, precision="fp32")).outputs[0].relative_error < 1e-5
+
+
+def test_a_damaged_weight_is_found_in_bf16(reduced: Bundle) -> None:
+    model = onnx.load(reduced.model)
+    weight = next(item for item in model.graph.initializer if item.name.endswith("layer3.0/weights.w2"))
+    array = -onnx.numpy_helper.to_array(weight)
+    weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
+    onnx.save(model, reduced.model)
+    checks = {check.name: check.passed for check in verify_bundle(resign(reduced)).checks}
+    assert not checks["logits under equal masks"]
+    assert checks["files"] and checks["graph"]
+
+
+def test_bf16_is_not_verified_by_fp32_bodies(reduced: Bundle) -> None:
+    with pytest.raises(UsageError, match="bf16 needs the operator library"):
+        verify_bundle(reduced, native="off")
+    with pytest.raises(UsageError, match="Unknown precision"):
+        verify_bundle(resign(reduced, precision="int3"))

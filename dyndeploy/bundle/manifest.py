@@ -112,7 +112,7 @@ class Manifest:
         ir_version: ONNX IR version.
         batch: Static batch size N.
         input_size: (H, W) in pixels.
-        precision: ``"fp32"``.
+        precision: What the dynamic bottlenecks compute in: ``"fp32"`` or ``"bf16"``. The graph itself is in FP32.
         inputs: Graph inputs.
         outputs: Graph outputs without the masks.
         masks: Mask tensors in order of execution.

@@ -28,7 +28,9 @@ def export(
     ] = None,
     batch: Annotated[int, typer.Option(help="Static batch size.")] = 1,
     input_size: Annotated[str | None, typer.Option(metavar="HxW", help="Image size. [default: the network's]")] = None,
-    precision: Annotated[str, typer.Option(help="fp32; others are refused with the reason.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, or bf16 for a CPU with AVX-512 BF16; see 'dyndeploy targets'.")
+    ] = "fp32",
     static: Annotated[bool, typer.Option("--static", help="Also write the static twin, for profiling.")] = False,
     data: Annotated[
         Path | None, typer.Option(help="Folder of images for the reference tensors. [default: two sample photographs]")

@@ -89,9 +89,18 @@ def _print(result: Profile) -> None:
     typer.echo(
         f"{network['name']}, mode {network['mode']}, on {result.machine['cpu']}, {result.threads} thread(s), "
         f"batch {result.batch}, dynamic operators: {result.native['description']}"
+        + (f", in {result.reduced_precision}" if result.reduced_precision else "")
     )
     static = result.static
-    rows = [["static twin", "-", f"{static.median:.3f}", f"{static.percentile(90):.3f}", f"{static.cov:.1%}"]]
+    rows = [
+        [
+            "static twin" + (" (fp32)" if result.reduced_precision else ""),
+            "-",
+            f"{static.median:.3f}",
+            f"{static.percentile(90):.3f}",
+            f"{static.cov:.1%}",
+        ]
+    ]
     rows[0] += ["1.00x", "1.00x", "-", "-"]
     rows += [_row(entry) for entry in (*result.rates, result.data)]
     print_table(

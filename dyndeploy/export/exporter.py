@@ -61,7 +61,7 @@ class ExportSettings:
         target: Name of the target.
         batch: Static batch size.
         input_size: (H, W), or None for the network's default.
-        precision: Precision of the graph.
+        precision: What the dynamic bottlenecks compute in when the bundle runs; the graph is the same for each.
         static: Also write the static twin.
         data: Folder of images for the reference tensors, or None for scikit-learn's two sample photographs.
         checkpoint: Path the weights came from, for the record.

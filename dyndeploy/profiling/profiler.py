@@ -81,7 +81,7 @@ def profile_bundle(
         progress: Called with what is being done and the fraction done.
 
     Raises:
-        UsageError: No static twin in the bundle, or a value out of range.
+        UsageError: No static twin in the bundle, a value out of range, or a precision that cannot run here.
         BundleError: The bundle is damaged.
         InputError: The images cannot be read or do not fit.
     """
@@ -103,8 +103,13 @@ def profile_bundle(
     progress("loading", 0.0)
     with ExitStack() as stack:
         static = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native="off"))
-        dynamic = stack.enter_context(OnnxRuntimeSession(bundle.model, threads=threads, native=native))
-        forced = stack.enter_context(OnnxRuntimeSession(_overlay(bundle), threads=threads, native=native))
+        precision = bundle.manifest.precision
+        dynamic = stack.enter_context(
+            OnnxRuntimeSession(bundle.model, threads=threads, native=native, precision=precision)
+        )
+        forced = stack.enter_context(
+            OnnxRuntimeSession(_overlay(bundle), threads=threads, native=native, precision=precision)
+        )
         # Before the measurement: a graph that cannot be loaded with labels must not cost minutes first.
         labelled = _labelled_graphs(bundle, bodies=dynamic.info.native.path is None)
         _require_loadable(labelled, threads, native)
@@ -390,6 +395,7 @@ class _LabelledGraphs:
 
     static: LabelledGraph
     dynamic: LabelledGraph
+    precision: str
 
     def open(
         self, threads: int, native: str | os.PathLike[str], *, profile: bool
@@ -397,7 +403,9 @@ class _LabelledGraphs:
         """Sessions of the static and the dynamic graph; the caller closes them."""
         static = OnnxRuntimeSession(self.static.model, threads=threads, native="off", profile=profile)
         try:
-            return static, OnnxRuntimeSession(self.dynamic.model, threads=threads, native=native, profile=profile)
+            return static, OnnxRuntimeSession(
+                self.dynamic.model, threads=threads, native=native, precision=self.precision, profile=profile
+            )
         except BaseException:
             static.close()
             raise
@@ -407,6 +415,7 @@ def _labelled_graphs(bundle: Bundle, *, bodies: bool) -> _LabelledGraphs:
     return _LabelledGraphs(
         static=LabelledGraph(bundle.load_static(), bodies=False),
         dynamic=LabelledGraph(_overlay(bundle), bodies=bodies),
+        precision=bundle.manifest.precision,
     )
 
 

@@ -145,6 +145,7 @@ def _facts(profile: Profile) -> list[tuple[str, str]]:
     cores = machine.get("physical_cores")
     load = machine.get("load_average")
     frequency = machine.get("frequency_mhz")
+    reduced = profile.reduced_precision
     facts = [
         ("Processor", machine.get("cpu")),
         ("Vector instructions", ", ".join(machine.get("isa") or []) or None),
@@ -156,6 +157,7 @@ def _facts(profile: Profile) -> list[tuple[str, str]]:
         ("Threads", str(profile.threads)),
         ("Batch", str(profile.batch)),
         ("Dynamic operators", profile.native.get("description")),
+        ("Precision", f"bottlenecks {reduced}, everything else and the static twin fp32" if reduced else None),
         ("Images", f"{images['count']}: {images['source']}" if "source" in images else None),
         ("Rounds", str(profile.settings.get("rounds", "-"))),
         ("Date", machine.get("date")),

@@ -54,6 +54,7 @@ class SessionInfo:
         threads: Threads that compute.
         provider: Execution provider or device.
         native: Which code runs the dynamic operators.
+        precision: What the dynamic bottlenecks compute in.
     """
 
     runtime: str
@@ -61,6 +62,7 @@ class SessionInfo:
     threads: int
     provider: str
     native: NativeUse = NativeUse()
+    precision: str = "fp32"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

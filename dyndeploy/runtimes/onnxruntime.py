@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dyndeploy.bundle import TensorInfo
-from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError
+from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError, unknown_name
 from dyndeploy.runtimes.base import ANY_SIZE, Array, NativeUse, Session, SessionInfo
 from dyndeploy.runtimes.native import NativeLibrary, find_cpu_library, native_library
 
@@ -28,6 +28,7 @@ PROVIDER = "CPUExecutionProvider"
 # Every error reaches us as an exception; logged as well, it would be a second, coloured line on stderr.
 _LOG_FATAL_ONLY = 4
 _MAX_THREADS_PER_CPU = 4
+_PRECISIONS = ("fp32", "bf16")
 _ELEMENT_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -69,12 +70,14 @@ class OnnxRuntimeSession(Session):
         threads: Threads that compute one run, at most four per processor of this machine.
         native: ``"auto"`` uses the operator library if one is found (:func:`find_cpu_library`), ``"off"`` runs the
             function bodies, anything else is the path of a library.
+        precision: What the dynamic bottlenecks compute in: ``"fp32"``, or ``"bf16"``, which takes an operator library
+            and a processor with BF16 instructions. Everything else in the model, the maskers too, stays in FP32.
         profile: Record the time of every node; read it with :meth:`node_times`. Makes runs slower.
 
     Raises:
         InputError: The file does not exist.
         BundleError: ONNX Runtime cannot load the model.
-        UsageError: Bad thread count, or no library at the path.
+        UsageError: Bad thread count or precision, no library at the path, or none that BF16 could run in.
         DyndeployError: The operator library cannot be loaded.
     """
 
@@ -84,6 +87,7 @@ class OnnxRuntimeSession(Session):
         *,
         threads: int = 1,
         native: str | os.PathLike[str] = "auto",
+        precision: str = "fp32",
         profile: bool = False,
     ) -> None:
         import onnxruntime
@@ -96,7 +100,15 @@ class OnnxRuntimeSession(Session):
                 f"threads={threads} is not valid: this machine has {processors} processors, give at most "
                 f"{_MAX_THREADS_PER_CPU * processors} threads."
             )
+        if precision not in _PRECISIONS:
+            raise unknown_name("precision", precision, _PRECISIONS)
         library = _library(native)
+        if precision != "fp32" and library is None:
+            state = "switched off" if native == "off" else "not built"
+            raise UsageError(
+                f"{precision} needs the operator library, which is {state}: function bodies compute in fp32. Run with "
+                "the library, or export with --precision fp32."
+            )
         source, label = _source(model)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -106,12 +118,17 @@ class OnnxRuntimeSession(Session):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # No API tells an operator library how many threads it may cut its work for; it reads this when registered.
         options.add_session_config_entry("dyndeploy.threads", str(threads))
+        options.add_session_config_entry("dyndeploy.precision", precision)
         self._profile_folder: Path | None = None
         self._recorded: list[dict[_NodeKey, float]] | None = None
         if library is not None:
             try:
                 options.register_custom_ops_library(str(library.path))
             except Exception as error:
+                if "bf16 needs" in str(error):
+                    raise UsageError(
+                        f"This machine cannot run bf16: {error} Export with --precision fp32, or run on such a machine."
+                    ) from error
                 raise DyndeployError(
                     f"ONNX Runtime {onnxruntime.__version__} cannot load the operator library {library.path}: {error} "
                     "Build it again, or run with native='off'."
@@ -134,6 +151,7 @@ class OnnxRuntimeSession(Session):
                 threads=threads,
                 provider=PROVIDER,
                 native=NativeUse() if library is None else NativeUse(str(library.path), library.sha256),
+                precision=precision,
             ),
         )
 

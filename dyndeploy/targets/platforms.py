@@ -17,7 +17,7 @@ else:
     import tomli as tomllib
 
 _FOLDER = Path(__file__).parent / "platforms"
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,7 @@ def test_verify_fails_with_exit_code_1(exported: Path, tmp_path: Path, capsys: p
         (["export", "laud_resnet5", "-o", "{tmp}/b"], 2, "Did you mean 'laud_resnet50'"),
         (["export", NAME, "--target", "nanno", "-o", "{tmp}/b"], 2, "Did you mean 'nano'"),
         (["export", NAME, "--target", "nano", "--precision", "int8", "-o", "{tmp}/b"], 2, "no INT8 instructions"),
+        (["export", NAME, "--target", "tx2", "--precision", "bf16", "-o", "{tmp}/b"], 2, "no BF16 instructions"),
         (["export", NAME, "--mode", "spacial", "-o", "{tmp}/b"], 2, "Did you mean 'spatial'"),
         (["export", NAME, "--granularity", "4-4-x-1", "-o", "{tmp}/b"], 2, "joined by '-'"),
         (["export", NAME, "--granularity", "4-4-2", "-o", "{tmp}/b"], 2, "3 entries"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from dyndeploy.nets import LaudResNet, create_model
 from dyndeploy.profiling import DEFAULT_RATES, Profile, RateResult, profile_bundle, profiler
 from dyndeploy.profiling.blocks import LabelledGraph
 from dyndeploy.profiling.macs import MacCounter
+from dyndeploy.reporting import render_report
 from dyndeploy.runtimes import FALLBACK_BODIES, OnnxRuntimeSession, find_cpu_library
 from tests.bundles import BLOCK_MACS, HEAD_MACS, MODES, SIZE, STATIC_MACS, STEM_MACS, tiny_bundle
 
@@ -254,3 +256,31 @@ def test_operators_that_ran_natively_are_recorded(mode: str, tmp_path: Path) -> 
     assert (profile.native["path"], profile.native["sha256"]) == (str(library.path), library.sha256)
     assert profile.native["operators"] == sorted({item.op_type for item in bundle.manifest.operators})
     assert all(block.dynamic_ms > 0 for block in profile.data.blocks)
+
+
+@pytest.mark.skipif(find_cpu_library() is None, reason="the native operator library is not built")
+def test_bf16_is_measured_and_named_beside_the_fp32_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The plain C++ kernels, so that this runs on every machine.
+    monkeypatch.setenv("DYNDEPLOY_CPU_ISA", "generic")
+    opened: list[tuple[str, str]] = []
+
+    class Recorded(OnnxRuntimeSession):
+        def __init__(self, model: str | Path | onnx.ModelProto, **options: Any) -> None:
+            super().__init__(model, **options)
+            opened.append((options["native"], self.info.precision))
+
+    monkeypatch.setattr(profiler, "OnnxRuntimeSession", Recorded)
+    bundle = tiny_bundle(tmp_path)
+    bundle = Bundle(bundle.path, replace(bundle.manifest, precision="bf16"))
+    profile = quick(bundle, native="auto")
+    assert set(opened) == {("off", "fp32"), ("auto", "bf16")}
+    assert profile.reduced_precision == "bf16"
+    assert "bottlenecks compute in bf16, the static twin in fp32" in " ".join(profile.warnings())
+    assert "static twin fp32" in render_report(profile)
+    with pytest.raises(UsageError, match="bf16 needs the operator library"):
+        quick(bundle)
+
+
+def test_fp32_is_not_called_reduced(profile: Profile) -> None:
+    assert profile.reduced_precision is None
+    assert "fp32" not in " ".join(profile.warnings())

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError
+from dyndeploy.profiling.forced import forced_feeds, forced_masks, overlay_forced_masks
 from dyndeploy.runtimes import ANY_SIZE, FALLBACK_BODIES, OnnxRuntimeSession
 from dyndeploy.runtimes.native import LIBRARY_VARIABLE, find_cpu_library
 from tests.bundles import MODES, SIZE, tiny_bundle, tiny_models
@@ -261,3 +262,47 @@ def test_library_and_bodies_agree(mode: str, threads: int) -> None:
     for mask in masks:
         np.testing.assert_array_equal(got[mask.name], expected[mask.name])
     np.testing.assert_allclose(got["logits"], expected["logits"], rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------- precision
+
+NEEDS_LIBRARY = pytest.mark.skipif(find_cpu_library() is None, reason="the native operator library is not built")
+
+
+@NEEDS_LIBRARY
+@pytest.mark.parametrize("mode", MODES)
+def test_bf16_is_close_to_fp32_and_not_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The plain C++ kernels, so that this runs on every machine.
+    monkeypatch.setenv("DYNDEPLOY_CPU_ISA", "generic")
+    model, _, masks = tiny_models(mode, batch=2)
+    overlay = overlay_forced_masks(model, masks)
+    images = np.random.default_rng(5).standard_normal((2, 3, SIZE, SIZE)).astype(np.float32)
+    feeds = {"input": images, **forced_feeds(forced_masks(masks, 0.5, seed=3), masks)}
+    with (
+        OnnxRuntimeSession(overlay, native="auto", precision="bf16") as reduced,
+        OnnxRuntimeSession(overlay, native="auto") as full,
+    ):
+        assert (reduced.info.precision, full.info.precision) == ("bf16", "fp32")
+        got, expected = reduced.run(feeds, ["logits"])["logits"], full.run(feeds, ["logits"])["logits"]
+    error = float(np.abs(got - expected).max() / np.abs(expected).max())
+    assert 1e-5 < error < 2e-2
+
+
+def test_bf16_needs_the_library(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="switched off: function bodies compute in fp32"):
+        OnnxRuntimeSession(model, native="off", precision="bf16")
+    monkeypatch.setattr("dyndeploy.runtimes.onnxruntime.find_cpu_library", lambda: None)
+    with pytest.raises(UsageError, match="not built: function bodies compute in fp32"):
+        OnnxRuntimeSession(model, precision="bf16")
+
+
+@NEEDS_LIBRARY
+def test_bf16_needs_the_instructions(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYNDEPLOY_CPU_ISA", "avx2")
+    with pytest.raises(UsageError, match=r"This machine cannot run bf16.*Export with --precision fp32"):
+        OnnxRuntimeSession(model, precision="bf16")
+
+
+def test_unknown_precisions(model: onnx.ModelProto) -> None:
+    with pytest.raises(UsageError, match="Did you mean 'bf16'"):
+        OnnxRuntimeSession(model, native="off", precision="fb16")

@@ -38,6 +38,12 @@ def test_every_target_is_consistent(name: str) -> None:
     assert not set(target.refused) & (target.allowed_operators or set())
 
 
+def test_where_bf16_can_be_exported() -> None:
+    assert {name for name in target_names() if load_target(name).precisions["bf16"].supported} == {"cpu"}
+    with pytest.raises(UsageError, match="GPU has no BF16 instructions"):
+        load_target("nano").require_precision("bf16")
+
+
 def test_cpu_runs_every_operator() -> None:
     assert {row["runs"] for row in load_target("cpu").capabilities()} <= {"native", "body"}
 
