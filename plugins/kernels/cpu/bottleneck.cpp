@@ -244,7 +244,9 @@ void run_strip(const Context& c, const WeightsView& w, const Strip& strip, int w
   const int columns2 = w.group_count == 1 ? panels1 : w.group_count;
   const int panels3 = ceil_to_int(c.layer.outputs, c.isa->panel_width);
   const int band_rows = std::max(kBandRows, kBandBytes / (4 * c.layer.inputs) / kRowBlock * kRowBlock);
-  const int bands = ceil_to_int(strip.active.size(), band_rows);
+  // Weights that are copied first are worth all rows at a time; then there is one strip, and all of h2 its.
+  const bool copies = w.conv1.selects();
+  const int bands = copies ? 1 : ceil_to_int(strip.active.size(), band_rows);
   float* const h2 = c.h2 + static_cast<std::ptrdiff_t>(worker) * kRowBlock * c.h2_stride;
   int done = strip.own.begin;
   for (int b = 0; b < bands; ++b) {
@@ -255,9 +257,7 @@ void run_strip(const Context& c, const WeightsView& w, const Strip& strip, int w
             w.group_count == 1 ? Following{&w.groups[0].conv, {0, columns2}} : Following{}, worker);
       done = needed;
     }
-    // Weights that are copied first are worth more rows at a time; then there is one strip, and all of h2
-    // its.
-    const int blocks = w.conv3.selects() ? 1 : ceil_to_int(band.size(), kRowBlock);
+    const int blocks = copies ? 1 : ceil_to_int(band.size(), kRowBlock);
     for (int i = 0; i < blocks; ++i) {
       const Range rows = part(band.begin, band.end, i, blocks);
       conv2(c, w, rows, {0, columns2}, h2, rows.begin, {&w.conv3, {0, panels3}}, worker);
@@ -453,15 +453,7 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
       const Phase phase(parts, body);
       run_phases(pool, &phase, 1);
     } else {
-      WeightsView view = weights.select(on, count, workspace);
-      if (view.bytes() <= kSmallWeights) {
-        const SelectedCopies copies = copy_selection(*c.isa, view, workspace);
-        const auto body = [&](int task, int) { copies.run(*c.isa, task, threads); };
-        const Phase copy(threads, body);
-        run_rows(c, view, dilated_rows, active_rows, &copy, pool);
-      } else {
-        run_rows(c, view, dilated_rows, active_rows, nullptr, pool);
-      }
+      run_rows(c, weights.select(on, count, workspace), dilated_rows, active_rows, nullptr, pool);
     }
     workspace.rewind(mark);
   }

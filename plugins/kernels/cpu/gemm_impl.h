@@ -528,7 +528,7 @@ void gemm_direct(const Gemm& g, int row_begin, int row_end, int panel_begin, int
   }
 }
 
-// The first source selects. Slices of its weights are copied that stay in L2 beside what the next copy reads.
+// The only source selects. Slices of its weights are copied that stay in L2 beside what the next copy reads.
 template <class V>
 void gemm_sliced(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_end,
                  const GemmScratch& scratch) {
@@ -576,7 +576,9 @@ void gemm(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_
       depth += static_cast<std::int64_t>(g.source[i].a.taps) * g.source[i].a.length;
     const std::int64_t row_bytes = V::kPanelVectors * V::kWidth * 4;
     const bool copies = g.source[0].selection.any();
-    if (copies && depth * row_bytes * (V::kDirectVectors / V::kPanelVectors) <= kMaxSliceBytes)
+    // A second source is read whole for every slice, which packed rows do better.
+    if (copies && g.sources == 1 &&
+        depth * row_bytes * (V::kDirectVectors / V::kPanelVectors) <= kMaxSliceBytes)
       return gemm_sliced<V>(g, row_begin, row_end, panel_begin, panel_end, scratch);
     if (!copies && depth * row_bytes * (panel_end - panel_begin) <= kDirectBytes)
       return gemm_direct<V>(g, row_begin, row_end, panel_begin, panel_end, scratch.zeros);

@@ -251,53 +251,6 @@ WeightsView PackedBottleneck::select(const std::uint8_t* on, int count, Workspac
   return view;
 }
 
-namespace {
-
-SelectedCopy copy_of(const Isa& isa, ConvolutionView& conv, Workspace& workspace) {
-  // Rows are an odd number of cache lines long, so that those of one panel do not fall into the same cache
-  // sets; products read them up to the end of their last panel.
-  const int columns = round_up(conv.outputs, isa.panel_width);
-  const std::ptrdiff_t stride = (ceil_to_int(columns, kBlock) | 1) * std::ptrdiff_t{kBlock};
-  SelectedCopy copy;
-  copy.b = conv.weights;
-  copy.selection = conv.selection;
-  copy.row_end = conv.depth();
-  copy.column_end = conv.outputs;
-  copy.out = workspace.take<float>(static_cast<std::size_t>(stride) * static_cast<std::size_t>(conv.depth()));
-  copy.out_stride = stride;
-  conv.weights = PanelView{copy.out, stride, isa.panel_width};
-  conv.selection = {};
-  return copy;
-}
-
-}  // namespace
-
-std::int64_t WeightsView::bytes() const {
-  std::int64_t sum = conv1.bytes() + conv3.bytes();
-  for (int g = 0; g < group_count; ++g) sum += groups[g].conv.bytes();
-  return sum;
-}
-
-SelectedCopies copy_selection(const Isa& isa, WeightsView& view, Workspace& workspace) {
-  auto* copies = workspace.take<SelectedCopy>(static_cast<std::size_t>(view.group_count) + 2);
-  int count = 0;
-  copies[count++] = copy_of(isa, view.conv1, workspace);
-  for (int g = 0; g < view.group_count; ++g) copies[count++] = copy_of(isa, view.groups[g].conv, workspace);
-  copies[count++] = copy_of(isa, view.conv3, workspace);
-  return {copies, count};
-}
-
-void SelectedCopies::run(const Isa& isa, int part, int parts) const {
-  for (int i = 0; i < count; ++i) {
-    SelectedCopy piece = copies[i];
-    const int rows = piece.row_end;
-    piece.row_begin = rows * part / parts;
-    piece.row_end = rows * (part + 1) / parts;
-    piece.out += piece.row_begin * piece.out_stride;
-    isa.copy_selected(piece);
-  }
-}
-
 Upcoming first_weights(const Isa& isa, const ConvolutionView& conv, int panel_begin, int panel_end) {
   constexpr std::int64_t kBytes = 256 << 10;
   const std::int64_t panel = std::int64_t{4} * conv.depth() * isa.panel_width;

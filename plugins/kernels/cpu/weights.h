@@ -47,26 +47,15 @@ struct WeightsView {
   ConvolutionView conv1;
   const float* b1 = nullptr;
   const float* subtract1 = nullptr;
-  GroupView* groups = nullptr;
+  const GroupView* groups = nullptr;
   int group_count = 0;
   const float* b2 = nullptr;
   std::ptrdiff_t b2_stride = 0;  // between border classes; 0: one bias for all
   const float* subtract2 = nullptr;
   ConvolutionView conv3;
   const float* b3 = nullptr;  // with the projection's bias in it
-
-  std::int64_t bytes() const;
 };
 
-// Copies still to be made, in any number of parts.
-struct SelectedCopies {
-  const SelectedCopy* copies = nullptr;
-  int count = 0;
-
-  void run(const Isa& isa, int part, int parts) const;
-};
-// Makes the view refer to copies of what it selects; they have to be run before it is used.
-SelectedCopies copy_selection(const Isa& isa, WeightsView& view, Workspace& workspace);
 // What a product over panels [panel_begin, panel_end) reads first.
 Upcoming first_weights(const Isa& isa, const ConvolutionView& conv, int panel_begin, int panel_end);
 
