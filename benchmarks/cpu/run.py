@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,11 @@ from onnx import helper, numpy_helper
 
 from dyndeploy import Bundle, ExportSettings, create_model, export_model, verify_bundle
 from dyndeploy.files import write_json, write_text
-from dyndeploy.profiling import profile_bundle
+from dyndeploy.profiling import Profile, profile_bundle
 from dyndeploy.runtimes import OnnxRuntimeSession
 
 RESULTS = Path(__file__).parent.parent / "results"
+CONFIGURATION = ("network", "mode", "granularity", "batch", "threads")
 
 
 def peak_gflops(threads: int, size: int = 1024, runs: int = 40) -> float:
@@ -67,17 +70,54 @@ def operators(native: dict[str, str | None]) -> str:
     return (native["description"] or "").rsplit("/", 1)[-1]
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run every configuration."""
-    rows: list[dict[str, Any]] = []
-    machine: dict[str, Any] = {}
+KEPT = (
+    "rate",
+    "masks",
+    "median_ms",
+    "p90_ms",
+    "cov",
+    "ideal_speedup",
+    "realised_speedup",
+    "realised_speedup_cpu",
+    "realised_spread",
+    "realisation",
+    "blocks",
+    "rest",
+)
+
+
+def rows_of(profile: Profile, **configuration: Any) -> list[dict[str, Any]]:
+    """One row per rate."""
+    value = profile.to_json()
+    static_ms = value["static"]["median_ms"]
+    return [
+        {
+            **configuration,
+            "operators": operators(value["native"]),
+            "date": profile.machine.get("date"),
+            "static_ms": static_ms,
+            "static_cov": value["static"]["cov"],
+            "static_gflops": 2e-6 * value["static_macs"] * configuration["batch"] / static_ms,
+            "gflops": 2e-6 * rate["needed_macs"] * configuration["batch"] / rate["median_ms"],
+            **{key: rate[key] for key in KEPT},
+        }
+        for rate in value["rates"]
+    ]
+
+
+def measure(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Run every configuration that ``rows`` lacks, add to ``rows``, and yield the machine after each."""
+    done = {tuple(row[key] for key in CONFIGURATION) for row in rows}
     configurations = itertools.product(arguments.networks, arguments.modes, arguments.granularities, arguments.batches)
     for network, mode, granularity, batch in configurations:
         if granularity != arguments.granularities[0] and (mode != "spatial" or batch != arguments.batches[0]):
             continue  # Other modes have no patches, or differ as spatial mode does.
+        left = [n for n in arguments.threads if (network, mode, granularity, batch, n) not in done]
+        if not left:
+            continue
         with tempfile.TemporaryDirectory() as scratch:
             bundle, export_s, verify_s = export(network, mode, granularity, batch, Path(scratch) / "bundle")
-            for threads in arguments.threads:
+            for threads in left:
                 profile = profile_bundle(
                     bundle,
                     threads=threads,
@@ -85,45 +125,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                     native=arguments.native,
                     min_seconds=arguments.seconds,
                 )
-                machine = profile.machine
-                value = profile.to_json()
-                for rate in value["rates"]:
-                    rows.append(
-                        {
-                            "network": network,
-                            "mode": mode,
-                            "granularity": granularity,
-                            "batch": batch,
-                            "threads": threads,
-                            "operators": operators(value["native"]),
-                            "export_s": export_s,
-                            "verify_s": verify_s,
-                            "static_ms": value["static"]["median_ms"],
-                            "static_cov": value["static"]["cov"],
-                            "static_gflops": 2e-9 * value["static_macs"] * batch / value["static"]["median_ms"] * 1e3,
-                            "gflops": 2e-9 * rate["needed_macs"] * batch / rate["median_ms"] * 1e3,
-                            **{
-                                key: rate[key]
-                                for key in (
-                                    "rate",
-                                    "masks",
-                                    "median_ms",
-                                    "p90_ms",
-                                    "cov",
-                                    "ideal_speedup",
-                                    "realised_speedup",
-                                    "realised_speedup_cpu",
-                                    "realised_spread",
-                                    "realisation",
-                                    "blocks",
-                                    "rest",
-                                )
-                            },
-                        }
-                    )
-                    print(line(rows[-1]), flush=True)
-    peaks = {str(threads): peak_gflops(threads) for threads in arguments.threads}
-    return {"kind": "measured", "masks": "forced", "machine": machine, "peak_gflops": peaks, "rows": rows}
+                configuration = dict(zip(CONFIGURATION, (network, mode, granularity, batch, threads), strict=True))
+                rows += rows_of(profile, **configuration, export_s=export_s, verify_s=verify_s)
+                print("\n".join(line(row) for row in rows[-len(arguments.rates) :]), flush=True)
+                yield profile.machine
 
 
 HEAD = (
@@ -145,9 +150,9 @@ def stage_of(block: str) -> str:
 def breakdown(rows: list[dict[str, Any]]) -> str:
     """Where the time of one image goes on one thread: blocks of a kind added up, and the rest of the network."""
     lines = [BLOCK_HEAD]
-    main = rows[0]
+    granularity = rows[0]["granularity"]
     for row in rows:
-        if (row["batch"], row["threads"], row["granularity"]) != (1, 1, main["granularity"]) or row["rate"] not in (
+        if (row["batch"], row["threads"], row["granularity"]) != (1, 1, granularity) or row["rate"] not in (
             0.5,
             0.1,
         ):
@@ -180,6 +185,21 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
+def report(result: dict[str, Any]) -> str:
+    """Everything as Markdown."""
+    machine, rows = result["machine"], result["rows"]
+    peaks = ", ".join(f"{value:.0f} GF/s on {threads} thread(s)" for threads, value in result["peak_gflops"].items())
+    facts = (
+        f"{machine.get('cpu')}, {machine.get('date')}, ONNX Runtime {machine.get('versions', {}).get('onnxruntime')}, "
+        f"operators: {', '.join(sorted({row['operators'] for row in rows}))}. Peak of a matrix product: {peaks}."
+    )
+    table = "\n".join([HEAD, *(line(row) for row in rows)])
+    return (
+        f"# Realisation on a CPU, measured, masks forced\n\n{facts}\n\n{table}\n\n"
+        f"## Where the time goes, 1 thread, batch 1\n\n{breakdown(rows)}\n"
+    )
+
+
 def words(text: str) -> list[str]:
     """Parse ``a,b``."""
     return text.split(",")
@@ -207,21 +227,15 @@ def main() -> None:
     parser.add_argument("--native", default="auto")
     parser.add_argument("--seconds", type=float, default=8.0, help="of timing per configuration")
     parser.add_argument("--output", default="cpu", help="file name in benchmarks/results, without ending")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of the output file, measure the others")
     arguments = parser.parse_args()
-    result = measure(arguments)
-    machine = result["machine"]
-    write_json(RESULTS / f"{arguments.output}.json", result)
-    table = "\n".join([HEAD, *(line(row) for row in result["rows"])])
-    peaks = ", ".join(f"{value:.0f} GF/s on {threads} thread(s)" for threads, value in result["peak_gflops"].items())
-    facts = (
-        f"{machine.get('cpu')}, {machine.get('date')}, ONNX Runtime {machine.get('versions', {}).get('onnxruntime')}, "
-        f"operators: {result['rows'][0]['operators']}. Peak of a matrix product: {peaks}."
-    )
-    text = (
-        f"# Realisation on a CPU, measured, masks forced\n\n{facts}\n\n{table}\n\n"
-        f"## Where the time goes, 1 thread, batch 1\n\n{breakdown(result['rows'])}\n"
-    )
-    write_text(RESULTS / f"{arguments.output}.md", text)
+    output = RESULTS / f"{arguments.output}.json"
+    rows = json.loads(output.read_text())["rows"] if arguments.resume and output.exists() else []
+    peaks = {str(threads): peak_gflops(threads) for threads in arguments.threads}
+    for machine in measure(arguments, rows):
+        result = {"kind": "measured", "masks": "forced", "machine": machine, "peak_gflops": peaks, "rows": rows}
+        write_json(output, result)
+        write_text(output.with_suffix(".md"), report(result))
 
 
 if __name__ == "__main__":
