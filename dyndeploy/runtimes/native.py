@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass
 from importlib import resources
@@ -22,6 +23,21 @@ class NativeLibrary:
 
     path: Path
     sha256: str
+
+    def precisions(self) -> tuple[str, ...]:
+        """What the library says it can compute bottlenecks in.
+
+        One that says nothing is older than the choice: it would take a request for BF16, ignore it and compute in FP32.
+
+        Raises:
+            OSError: The file cannot be loaded as a library.
+        """
+        try:
+            report = ctypes.CDLL(str(self.path)).DyndeployPrecisions
+        except AttributeError:
+            return ("fp32",)
+        report.restype = ctypes.c_char_p
+        return tuple(report().decode().split())
 
 
 def native_library(path: str | os.PathLike[str]) -> NativeLibrary:

@@ -77,7 +77,7 @@ class OnnxRuntimeSession(Session):
     Raises:
         InputError: The file does not exist.
         BundleError: ONNX Runtime cannot load the model.
-        UsageError: Bad thread count or precision, no library at the path, or none that BF16 could run in.
+        UsageError: Bad thread count or precision, no library at the path, or none that knows the precision.
         DyndeployError: The operator library cannot be loaded.
     """
 
@@ -133,6 +133,11 @@ class OnnxRuntimeSession(Session):
                     f"ONNX Runtime {onnxruntime.__version__} cannot load the operator library {library.path}: {error} "
                     "Build it again, or run with native='off'."
                 ) from error
+            if precision != "fp32" and precision not in (known := library.precisions()):
+                raise UsageError(
+                    f"The operator library {library.path} computes in {', '.join(known)} only and would ignore "
+                    f"{precision}. Build it again from this version of dyndeploy, or export with --precision fp32."
+                )
         if profile:
             self._profile_folder = Path(tempfile.mkdtemp(prefix="dyndeploy-profile-"))
             options.enable_profiling = True

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -301,6 +303,31 @@ def test_bf16_needs_the_instructions(model: onnx.ModelProto, monkeypatch: pytest
     monkeypatch.setenv("DYNDEPLOY_CPU_ISA", "avx2")
     with pytest.raises(UsageError, match=r"This machine cannot run bf16.*Export with --precision fp32"):
         OnnxRuntimeSession(model, precision="bf16")
+
+
+def test_a_library_that_would_ignore_bf16_is_refused(
+    model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    # As libraries were before there was a choice: registers, and does not know the entry.
+    source, library = tmp_path / "old.c", tmp_path / "libold.so"
+    source.write_text("void *RegisterCustomOps(void *options, const void *api) { return 0; }")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(library))
+    old = find_cpu_library()
+    assert old is not None and old.precisions() == ("fp32",)
+    with pytest.raises(UsageError, match=r"computes in fp32 only and would ignore bf16\. Build it again"):
+        OnnxRuntimeSession(model, precision="bf16")
+    with OnnxRuntimeSession(model, native=library) as session:
+        assert session.info.precision == "fp32"
+
+
+@NEEDS_LIBRARY
+def test_the_library_reports_its_precisions() -> None:
+    library = find_cpu_library()
+    assert library is not None and library.precisions() == ("fp32", "bf16")
 
 
 def test_unknown_precisions(model: onnx.ModelProto) -> None:

@@ -1,4 +1,5 @@
-// The library's only entry point: ONNX Runtime calls it when a session registers the library.
+// The library's entry points: what ONNX Runtime calls when a session registers the library, and what the
+// library can compute in.
 
 #include <algorithm>
 #include <charconv>
@@ -15,6 +16,12 @@
 #include "spatial_bottleneck.h"
 #include "spatial_channel_bottleneck.h"
 #include "spatial_masker.h"
+
+#if defined(__GNUC__)
+#define DYNDEPLOY_EXPORT __attribute__((visibility("default")))
+#else
+#define DYNDEPLOY_EXPORT
+#endif
 
 namespace dyndeploy::ort {
 namespace {
@@ -96,8 +103,7 @@ void register_ops(const OrtApi& api, OrtSessionOptions* options) {
   if (!isa && precision == cpu::Precision::kBfloat16)
     throw InvalidArgument(
         "dyndeploy: bf16 needs a CPU with AVX-512 BF16, and a library whose compiler knew that instruction "
-        "set; "
-        "if DYNDEPLOY_CPU_ISA is set, it must name avx512");
+        "set; if DYNDEPLOY_CPU_ISA is set, it must name avx512");
   if (!isa)
     throw InvalidArgument("dyndeploy: this CPU cannot run the instruction set that DYNDEPLOY_CPU_ISA names");
   const int threads = session_threads(api, options);
@@ -115,10 +121,12 @@ void register_ops(const OrtApi& api, OrtSessionOptions* options) {
 
 extern "C" {
 
-#if defined(__GNUC__)
-__attribute__((visibility("default")))
-#endif
-OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+// What kPrecisionEntry may be, separated by spaces. A library without this function is older than the entry,
+// which it would ignore: whoever asks for BF16 has to look here first.
+DYNDEPLOY_EXPORT const char* DyndeployPrecisions() { return "fp32 bf16"; }
+
+DYNDEPLOY_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
+                                                           const OrtApiBase* base) {
   const OrtApi* api = base->GetApi(dyndeploy::ort::kApiVersion);
   // Nothing can be reported to a runtime that is too old for this API; the runtime says so itself on stderr.
   if (!api) return nullptr;
