@@ -1,0 +1,124 @@
+#include "bottleneck.h"
+
+#include <cstdint>
+
+namespace dyndeploy {
+namespace cuda {
+namespace {
+
+int output_size(int input, int stride) { return (input - 1) / stride + 1; }
+
+std::size_t element_size(Type type) { return type == Type::kHalf ? 2 : 4; }
+
+// Parts of the workspace, one behind the other; with no memory it only counts.
+struct Layout {
+  std::uintptr_t at;
+
+  template <class T>
+  T* take(std::size_t bytes) {
+    T* part = reinterpret_cast<T*>(at);
+    at += (bytes + 255) / 256 * 256;
+    return part;
+  }
+};
+
+BottleneckArguments plan(const BottleneckShape& shape, Type type, const BottleneckTensors& tensors,
+                         void* workspace, std::size_t& bytes) {
+  BottleneckArguments a = {};
+  a.shape = shape;
+  a.tensors = tensors;
+  a.out_height = output_size(shape.height, shape.stride);
+  a.out_width = output_size(shape.width, shape.stride);
+  a.in_pixels = shape.height * shape.width;
+  a.out_pixels = a.out_height * a.out_width;
+  a.group_channels = shape.middle / shape.groups;
+  a.spatial = shape.mask_height > 0;
+
+  const std::size_t batch = static_cast<std::size_t>(shape.batch);
+  const std::size_t middle = static_cast<std::size_t>(shape.middle);
+  const std::size_t in = batch * static_cast<std::size_t>(a.in_pixels);
+  const std::size_t out = batch * static_cast<std::size_t>(a.out_pixels);
+  const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(workspace);
+  Layout layout = {begin};
+  a.h1 = layout.take<void>(in * middle * element_size(type));
+  a.h2 = layout.take<void>(out * middle * element_size(type));
+  if (a.spatial) {
+    a.samples = layout.take<SampleRows>((batch + 1) * sizeof(SampleRows));
+    a.in_list = layout.take<int>(in * sizeof(int));
+    a.out_list = layout.take<int>(out * sizeof(int));
+  }
+  if (shape.channel_groups > 0) {
+    a.channels = layout.take<int>(batch * middle * sizeof(int));
+    a.channel_start = layout.take<int>(batch * static_cast<std::size_t>(shape.groups + 1) * sizeof(int));
+  }
+  bytes = static_cast<std::size_t>(layout.at - begin);
+  return a;
+}
+
+bool aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }
+
+bool fits_vectors(const BottleneckShape& s, Type type, const BottleneckTensors& t, const void* workspace) {
+  const int vector = 16 / static_cast<int>(element_size(type));
+  if (s.inputs % vector != 0 || s.middle / s.groups % vector != 0 || s.outputs % vector != 0) return false;
+  // The channels of a later group begin wherever those of the groups before it end.
+  if (s.channel_groups > 0 && s.groups > 1) return false;
+  return aligned(t.x) && aligned(t.y) && aligned(t.w1) && aligned(t.w2) && aligned(t.w3) && aligned(t.wd) &&
+         aligned(workspace);
+}
+
+}  // namespace
+
+const char* check_bottleneck(const BottleneckShape& s, Type type) {
+  if (type != Type::kFloat && type != Type::kHalf) return "the type must be float or half";
+  if (s.batch < 1 || s.height < 1 || s.width < 1) return "x is empty";
+  if (s.inputs < 1 || s.middle < 1 || s.outputs < 1) return "a convolution has no channels";
+  if (s.groups < 1 || s.middle % s.groups != 0) return "the groups do not divide the hidden channels";
+  if (s.stride != 1 && s.stride != 2) return "the stride must be 1 or 2";
+  if (s.dilation < 1) return "the dilation must be positive";
+  if (!s.projection && (s.stride != 1 || s.inputs != s.outputs)) {
+    return "without a projection the stride must be 1 and the output must have the channels of x";
+  }
+  const int out_height = output_size(s.height, s.stride), out_width = output_size(s.width, s.stride);
+  if ((s.mask_height == 0) != (s.mask_width == 0) || s.mask_height < 0 || s.mask_height > out_height ||
+      s.mask_width < 0 || s.mask_width > out_width) {
+    return "the spatial mask must have between one position and one for each output pixel";
+  }
+  if (s.channel_groups < 0 || (s.channel_groups > 0 && s.middle % s.channel_groups != 0)) {
+    return "the channel groups do not divide the hidden channels";
+  }
+  // Pixels, tap coordinates and grids are counted in int; grids have at most 65535 blocks in their second direction.
+  const double limit = 2147483647.0;
+  const double pixels = static_cast<double>(s.batch) * s.height * s.width;
+  if (pixels > limit / 16 || static_cast<double>(s.dilation) > limit / 8) return "the map is too large";
+  if (static_cast<double>(s.height) * s.mask_height > limit ||
+      static_cast<double>(s.width) * s.mask_width > limit) {
+    return "the spatial mask is too large";
+  }
+  if (static_cast<double>(s.batch) * s.groups > 65535.0) return "batch times groups must be at most 65535";
+  const double widest = s.middle > s.outputs ? s.middle : s.outputs;
+  if ((pixels / 32 + s.batch + 1) * (widest / 32 + 1) > limit || 16.0 * s.middle > limit ||
+      (9.0 * s.groups) * (s.middle / s.groups) > limit) {
+    return "the channels are too many";
+  }
+  return nullptr;
+}
+
+std::size_t bottleneck_workspace(const BottleneckShape& shape, Type type) {
+  std::size_t bytes = 0;
+  plan(shape, type, BottleneckTensors(), nullptr, bytes);
+  return bytes;
+}
+
+int run_bottleneck(const BottleneckShape& shape, Type type, const BottleneckTensors& tensors, void* workspace,
+                   void* stream) {
+  std::size_t bytes = 0;
+  BottleneckArguments a = plan(shape, type, tensors, workspace, bytes);
+  const bool vectors = fits_vectors(shape, type, tensors, workspace);
+  const int vector = 16 / static_cast<int>(element_size(type));
+  a.aligned_groups =
+      vectors && shape.channel_groups > 0 && shape.middle / shape.channel_groups % vector == 0;
+  return type == Type::kHalf ? run_half(a, vectors, stream) : run_float(a, vectors, stream);
+}
+
+}  // namespace cuda
+}  // namespace dyndeploy

@@ -1,0 +1,124 @@
+// Which kernels a bottleneck launches, and with which tiles.
+#pragma once
+
+#include "convolution.h"
+#include "lists.h"
+
+namespace dyndeploy {
+namespace cuda {
+
+// Work of the busiest multiprocessor under tiles of this size, in elements of the result. The efficiencies say what
+// share of its lanes a tile keeps busy; they are estimates from counting instructions, to be replaced by measurements.
+template <class Tile>
+double tile_cost(int rows, int columns, int layers, int processors, double efficiency) {
+  const double tiles = static_cast<double>(divide_up(rows, Tile::kRows)) *
+                       divide_up(columns, Tile::kColumns) * layers;
+  const double share = static_cast<double>((static_cast<long long>(tiles) + processors - 1) / processors);
+  return share * Tile::kRows * Tile::kColumns / efficiency;
+}
+
+template <int kLayer, bool kChannels, class Tile, int kVector>
+int launch_convolution(BottleneckArguments arguments, int rows, int columns, int layers, void* stream) {
+  using Kernel = ConvolutionKernel<kLayer, kChannels, Tile, kVector>;
+  arguments.row_tiles = divide_up(rows, Tile::kRows);
+  arguments.column_tiles = divide_up(columns, Tile::kColumns);
+  return launch<Kernel>(arguments.row_tiles * arguments.column_tiles, layers, arguments, stream);
+}
+
+// The one place where an architecture decides: kinds of tiles by type and capability, sizes by the work there is.
+template <int kLayer, bool kChannels, class Tiles, int kVector>
+int launch_best(const BottleneckArguments& a, int rows, int columns, int layers, int processors,
+                void* stream) {
+  const double small = tile_cost<typename Tiles::Small>(rows, columns, layers, processors, 0.5);
+  const double medium = tile_cost<typename Tiles::Medium>(rows, columns, layers, processors, 0.8);
+  const double large = tile_cost<typename Tiles::Large>(rows, columns, layers, processors, 1.0);
+  if (large <= medium && large <= small) {
+    return launch_convolution<kLayer, kChannels, typename Tiles::Large, kVector>(a, rows, columns, layers,
+                                                                                 stream);
+  }
+  if (medium <= small) {
+    return launch_convolution<kLayer, kChannels, typename Tiles::Medium, kVector>(a, rows, columns, layers,
+                                                                                  stream);
+  }
+  return launch_convolution<kLayer, kChannels, typename Tiles::Small, kVector>(a, rows, columns, layers,
+                                                                               stream);
+}
+
+template <int kLayer, bool kChannels>
+struct LaunchLayer {
+  static int run(const BottleneckArguments& a, bool vectors, int rows, int columns, int layers,
+                 const DeviceTraits& device, float, void* stream) {
+    if (!vectors) {
+      return launch_convolution<kLayer, kChannels, Lanes<float>::Medium, 1>(a, rows, columns, layers, stream);
+    }
+    return launch_best<kLayer, kChannels, Lanes<float>, 4>(a, rows, columns, layers, device.processors,
+                                                           stream);
+  }
+  static int run(const BottleneckArguments& a, bool vectors, int rows, int columns, int layers,
+                 const DeviceTraits& device, Half, void* stream) {
+    if (!vectors) {
+      return launch_convolution<kLayer, kChannels, Lanes<Half>::Medium, 1>(a, rows, columns, layers, stream);
+    }
+    if (device.capability >= 70) {
+      return launch_best<kLayer, kChannels, Tensors, 8>(a, rows, columns, layers, device.processors, stream);
+    }
+    return launch_best<kLayer, kChannels, Lanes<Half>, 8>(a, rows, columns, layers, device.processors,
+                                                          stream);
+  }
+};
+
+// Neighbouring blocks run at the same time and share what the smaller operand is read through: with columns first
+// they read the same rows and all weights pass by, which is right while the weights fit the cache.
+template <class T>
+bool columns_first(const BottleneckArguments& a, int layer) {
+  const double rows = static_cast<double>(a.shape.batch) * (layer == kConv1 ? a.in_pixels : a.out_pixels);
+  const double depth = layer == kConv1 ? a.shape.inputs : a.shape.middle;
+  const double columns = layer == kConv3 ? a.shape.outputs : a.shape.middle;
+  const double taps = layer == kConv2 ? 9 : 1;
+  return taps * depth * columns / a.shape.groups <= rows * depth;
+}
+
+template <int kLayer, class T>
+int run_layer(BottleneckArguments a, bool vectors, const DeviceTraits& device, void* stream) {
+  const bool channels = a.shape.channel_groups > 0;
+  const int pixels = kLayer == kConv1 ? a.in_pixels : a.out_pixels;
+  const int groups = kLayer == kConv2 ? a.shape.groups : 1;
+  const int rows = channels ? pixels : a.shape.batch * pixels;
+  const int columns =
+      kLayer == kConv3 ? a.shape.outputs : kLayer == kConv2 ? a.group_channels : a.shape.middle;
+  const int layers = channels ? groups * a.shape.batch : groups;
+  a.columns_first = columns_first<T>(a, kLayer);
+  if (channels) {
+    return LaunchLayer<kLayer, true>::run(a, vectors, rows, columns, layers, device, T(), stream);
+  }
+  return LaunchLayer<kLayer, false>::run(a, vectors, rows, columns, layers, device, T(), stream);
+}
+
+template <class T, int kVector>
+int run_prepare(const BottleneckArguments& a, void* stream) {
+  if (a.spatial && a.shape.batch > 1) {
+    const int error = launch<CountKernel>(a.shape.batch, 1, a, stream);
+    if (error != 0) return error;
+  }
+  const int blocks = PrepareKernel<T, kVector>::blocks(a);
+  return blocks == 0 ? 0 : launch<PrepareKernel<T, kVector>>(blocks, 1, a, stream);
+}
+
+// `vectors`: 16-byte accesses fit all channel counts and pointers.
+template <class T>
+int run_all(const BottleneckArguments& a, bool vectors, void* stream) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const DeviceTraits device = device_traits();
+  int error = vectors ? run_prepare<T, kVector>(a, stream) : run_prepare<T, 1>(a, stream);
+  if (error == 0) error = run_layer<kConv1, T>(a, vectors, device, stream);
+  if (error == 0) error = run_layer<kConv2, T>(a, vectors, device, stream);
+  if (error == 0) error = run_layer<kConv3, T>(a, vectors, device, stream);
+  return error;
+}
+
+// One unit of compilation each, so that a build can run them side by side.
+int run_float(const BottleneckArguments& arguments, bool vectors, void* stream);
+int run_half(const BottleneckArguments& arguments, bool vectors, void* stream);
+
+}  // namespace cuda
+}  // namespace dyndeploy

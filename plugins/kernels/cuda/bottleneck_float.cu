@@ -1,0 +1,11 @@
+#include "bottleneck.h"
+
+namespace dyndeploy {
+namespace cuda {
+
+int run_float(const BottleneckArguments& arguments, bool vectors, void* stream) {
+  return run_all<float>(arguments, vectors, stream);
+}
+
+}  // namespace cuda
+}  // namespace dyndeploy

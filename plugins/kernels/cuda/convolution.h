@@ -1,0 +1,350 @@
+// The three convolutions of a bottleneck as one indirect matrix product. Rows are pixels found through lists; the sum
+// runs over segments: the one of conv1, the nine taps of conv2, and for conv3 the hidden map and the projected input.
+#pragma once
+
+#include "arguments.h"
+#include "tiles.h"
+
+namespace dyndeploy {
+namespace cuda {
+
+enum Layer { kConv1, kConv2, kConv3 };
+
+// kVector: elements of one access; 1 fits every shape, else all channel counts are multiples of it.
+template <int kLayer, bool kChannels, class Tile, int kVector>
+struct ConvolutionKernel {
+  using Arguments = BottleneckArguments;
+  using T = typename Tile::Element;
+  static constexpr int kThreads = Tile::kThreads;
+  // Single elements take many pointers: half as many blocks, twice the registers.
+  static constexpr int kBlocks = kVector == 1 ? Tile::kBlocks / 2 : Tile::kBlocks;
+  static constexpr int kRunsA = Tile::kDepth / kVector;    // accesses for one row of a strip
+  static constexpr int kRunsB = Tile::kColumns / kVector;  // and for one of its channels
+  static constexpr int kLoadsA = Tile::kRows * kRunsA / kThreads;
+  static constexpr int kLoadsB = Tile::kDepth * kRunsB / kThreads;
+  static constexpr bool kGathers = kChannels && kLayer != kConv3;  // columns are active channels
+  static_assert(Tile::kRows * kRunsA % kThreads == 0 && Tile::kDepth * kRunsB % kThreads == 0,
+                "every thread moves the same number of vectors");
+
+  // One row of the tile. pixel: where the result goes, -1 behind the last row. first: where the row of the first
+  // segment is, -1 if it has none. y, x: for conv2 the input position of the first tap, for conv3 y is the pixel of
+  // the shortcut.
+  struct Row {
+    int pixel, first, y, x;
+  };
+
+  struct Place {
+    int sample, group;
+    int row0, rows;        // of the list
+    int active;            // conv3: rows that have a hidden map
+    int column0, columns;  // of the group's active channels, or of the output's
+    int base;              // position of the group's first hidden channel in a hidden row
+    int depth;             // hidden channels that are summed
+  };
+
+  struct Buffers {
+    Vector<T, kVector> a[kLoadsA];
+    Vector<T, kVector> b[kLoadsB];
+  };
+  struct Sources {
+    const T* a[kLoadsA];
+  };
+
+  // FP16 of whole vectors has a tile of its own on each architecture; the other is never launched there.
+  static constexpr bool kServes =
+      Tile::kTensorCores ? DYN_TENSOR_CORES : kVector == 1 || sizeof(T) == sizeof(float) || DYN_HALF_LANES;
+
+  static DYN_DEVICE void run(const Arguments& arguments, Index block) {
+    if (!kServes) return;
+    Place place;
+    if (!find(arguments, block, place)) return;
+    multiply(arguments, place);
+  }
+
+  // False when the block has nothing to do; it then leaves after reading one or two counts.
+  static DYN_DEVICE bool find(const Arguments& a, Index block, Place& p) {
+    const int column_tile = a.columns_first ? block.x % a.column_tiles : block.x / a.row_tiles;
+    const int row_tile = a.columns_first ? block.x / a.column_tiles : block.x % a.row_tiles;
+    p.group = kLayer == kConv2 ? block.y % a.shape.groups : 0;
+    p.sample = kLayer == kConv2 ? block.y / a.shape.groups : block.y;
+    p.row0 = row_tile * Tile::kRows;
+    p.column0 = column_tile * Tile::kColumns;
+    if (kChannels) {
+      p.rows = p.active = kLayer == kConv1 ? a.in_pixels : a.out_pixels;
+      if (a.spatial) {
+        const SampleRows& rows = a.samples[p.sample];
+        p.rows = p.active = kLayer == kConv1 ? rows.in_count : rows.out_count;
+      }
+      const int* start = a.channel_start + static_cast<std::size_t>(p.sample) * (a.shape.groups + 1);
+      p.base = start[p.group];
+      p.depth = kLayer == kConv2 ? start[p.group + 1] - p.base : start[a.shape.groups];
+      p.columns = p.depth;
+      if (kLayer == kConv3 && a.shape.projection) p.rows = a.out_pixels;
+    } else {
+      p.rows = p.active = a.shape.batch * (kLayer == kConv1 ? a.in_pixels : a.out_pixels);
+      if (a.spatial) {
+        const SampleRows& totals = a.samples[a.shape.batch];
+        p.active = kLayer == kConv1 ? totals.in_start : totals.out_start;
+        if (kLayer != kConv3 || !a.shape.projection) p.rows = p.active;
+      }
+      p.base = p.group * a.group_channels;
+      p.depth = kLayer == kConv2 ? a.group_channels : a.shape.middle;
+      p.columns = p.depth;
+    }
+    if (kLayer == kConv1) p.depth = a.shape.inputs;
+    if (kLayer == kConv3) p.columns = a.shape.outputs;
+    return p.row0 < p.rows && p.column0 < p.columns;
+  }
+
+  // Row i of the block's list.
+  static DYN_DEVICE Row row(const Arguments& a, const Place& p, int i) {
+    if (i >= p.rows) return {-1, -1, 0, 0};
+    if (kLayer == kConv1) {
+      int pixel = i + (kChannels ? p.sample * a.in_pixels : 0);
+      if (a.spatial) pixel = a.in_list[i + (kChannels ? a.samples[p.sample].in_start : 0)];
+      return {pixel, pixel, 0, 0};
+    }
+    int slot = i + (kChannels ? p.sample * a.out_pixels : 0);
+    int pixel = slot;
+    if (a.spatial) {
+      slot = i;
+      if (kChannels) {
+        const int start = a.samples[p.sample].out_start;
+        slot += start;
+        if (i >= p.active) {
+          slot = a.samples[a.shape.batch].out_start + p.sample * a.out_pixels - start + i - p.active;
+        }
+      }
+      pixel = a.out_list[slot];
+    }
+    if (kLayer == kConv3 && !a.shape.projection) return {pixel, slot, pixel, 0};
+    const int sample = pixel / a.out_pixels, at = pixel % a.out_pixels;
+    const int y = at / a.out_width * a.shape.stride, x = at % a.out_width * a.shape.stride;
+    if (kLayer == kConv2) {
+      return {slot, sample * a.in_pixels, y - a.shape.dilation, x - a.shape.dilation};
+    }
+    return {pixel, i < p.active ? slot : -1, sample * a.in_pixels + y * a.shape.width + x, 0};
+  }
+
+  // Where a row of the left operand begins; null: zeros.
+  static DYN_DEVICE const T* source(const Arguments& a, const Place& p, const Row& row, int segment) {
+    const T* x = static_cast<const T*>(a.tensors.x);
+    if (kLayer == kConv1) {
+      return row.first < 0 ? nullptr : x + static_cast<std::size_t>(row.first) * a.shape.inputs;
+    }
+    if (kLayer == kConv2) {
+      const int y = row.y + segment / 3 * a.shape.dilation, column = row.x + segment % 3 * a.shape.dilation;
+      if (row.first < 0 || y < 0 || y >= a.shape.height || column < 0 || column >= a.shape.width) {
+        return nullptr;
+      }
+      const std::size_t pixel = static_cast<std::size_t>(row.first + y * a.shape.width + column);
+      return static_cast<const T*>(a.h1) + pixel * a.shape.middle + p.base;
+    }
+    if (segment == 1) return row.pixel < 0 ? nullptr : x + static_cast<std::size_t>(row.y) * a.shape.inputs;
+    if (row.first < 0) return nullptr;
+    return static_cast<const T*>(a.h2) + static_cast<std::size_t>(row.first) * a.shape.middle;
+  }
+
+  static DYN_DEVICE int length(const Arguments& a, const Place& p, int segment) {
+    return kLayer == kConv3 && segment == 1 ? a.shape.inputs : p.depth;
+  }
+
+  static DYN_DEVICE const int* channels(const Arguments& a, const Place& p) {
+    return a.channels + static_cast<std::size_t>(p.sample) * a.shape.middle + p.base;
+  }
+
+  // Row k of the right operand.
+  static DYN_DEVICE const T* weights(const Arguments& a, const Place& p, int segment, int k) {
+    if (kLayer == kConv1) {
+      return static_cast<const T*>(a.tensors.w1) + static_cast<std::size_t>(k) * a.shape.middle;
+    }
+    if (kLayer == kConv2) {
+      if (kChannels) k = channels(a, p)[k] - p.group * a.group_channels;
+      const std::size_t at = static_cast<std::size_t>(9 * p.group + segment) * a.group_channels + k;
+      return static_cast<const T*>(a.tensors.w2) + at * a.group_channels;
+    }
+    if (segment == 1) {
+      return static_cast<const T*>(a.tensors.wd) + static_cast<std::size_t>(k) * a.shape.outputs;
+    }
+    if (kChannels) k = channels(a, p)[k];
+    return static_cast<const T*>(a.tensors.w3) + static_cast<std::size_t>(k) * a.shape.outputs;
+  }
+
+  static DYN_DEVICE void fetch(const Arguments& a, const Place& p, const Row* rows, const int* columns, int t,
+                               int segment, int k0, Sources& sources, Buffers& buffers) {
+    const int end = length(a, p, segment);
+    DYN_UNROLL
+    for (int i = 0; i < kLoadsA; ++i) {
+      const int index = t + i * kThreads;
+      const int k = k0 + index % kRunsA * kVector;
+      if (k0 == 0) sources.a[i] = source(a, p, rows[index / kRunsA], segment);
+      Vector<T, kVector> v;
+      if (sources.a[i] != nullptr && k < end) {
+        v = load_vector<T, kVector>(sources.a[i] + k);
+      } else {
+        clear(v);
+      }
+      if (kChannels && kVector > 1 && k + kVector > end) {
+        // The row goes on behind the last active channel, with whatever the memory held.
+        DYN_UNROLL
+        for (int e = 0; e < kVector; ++e) {
+          if (k + e >= end) from_float(0.0f, v.v[e]);
+        }
+      }
+      buffers.a[i] = v;
+    }
+    DYN_UNROLL
+    for (int i = 0; i < kLoadsB; ++i) {
+      const int index = t + i * kThreads;
+      const int k = k0 + index / kRunsB;
+      const int column = p.column0 + index % kRunsB * kVector;
+      Vector<T, kVector> v;
+      clear(v);
+      if (k < end && column < p.columns) {
+        const T* from = weights(a, p, segment, k);
+        if (!kGathers) {
+          v = load_vector<T, kVector>(from + column);
+        } else if (a.aligned_groups) {
+          v = load_vector<T, kVector>(from + columns[index % kRunsB * kVector]);
+        } else {
+          DYN_UNROLL
+          for (int e = 0; e < kVector; ++e) {
+            if (column + e < p.columns) {
+              load_global<static_cast<int>(sizeof(T))>(&v.v[e], from + columns[index % kRunsB * kVector + e]);
+            }
+          }
+        }
+      }
+      buffers.b[i] = v;
+    }
+  }
+
+  static DYN_DEVICE void clear(Vector<T, kVector>& v) {
+    DYN_UNROLL
+    for (int e = 0; e < kVector; ++e) from_float(0.0f, v.v[e]);
+  }
+
+  static DYN_DEVICE void put(typename Tile::Stage& stage, int t, const Buffers& buffers) {
+    DYN_UNROLL
+    for (int i = 0; i < kLoadsA; ++i) {
+      const int index = t + i * kThreads;
+      Tile::put_a(stage, index / kRunsA, index % kRunsA * kVector, buffers.a[i]);
+    }
+    DYN_UNROLL
+    for (int i = 0; i < kLoadsB; ++i) {
+      const int index = t + i * kThreads;
+      Tile::put_b(stage, index / kRunsB, index % kRunsB * kVector, buffers.b[i]);
+    }
+  }
+
+  static DYN_DEVICE void multiply(const Arguments& a, const Place& p) {
+    DYN_SHARED(typename Tile::Shared, shared);
+    DYN_SHARED_ARRAY(Row, rows, Tile::kRows);
+    DYN_SHARED_ARRAY(int, columns, kGathers ? Tile::kColumns : 1);  // of the weights
+    PerThread<Sources, kThreads> sources;
+    PerThread<Buffers, kThreads> buffers;
+    typename Tile::State state;
+
+    for_threads<kThreads>([&](int t) {
+      for (int i = t; i < Tile::kRows; i += kThreads) rows[i] = row(a, p, p.row0 + i);
+      if (kGathers) {
+        for (int i = t; i < Tile::kColumns; i += kThreads) {
+          const int column = p.column0 + i;
+          columns[i] = column < p.columns ? channels(a, p)[column] - p.group * a.group_channels : 0;
+        }
+      }
+    });
+    Tile::clear(state);
+    sync();
+
+    // A strip is multiplied while the next one is on its way; one barrier for each.
+    const int segments = kLayer == kConv2 ? 9 : kLayer == kConv3 && a.shape.projection ? 2 : 1;
+    int segment = 0, k = 0, stage = 0;
+    if (kLayer == kConv3 && (p.row0 >= p.active || p.depth == 0)) segment = 1;
+    if (segment < segments) {
+      for_threads<kThreads>([&](int t) {
+        fetch(a, p, rows, columns, t, segment, k, sources[t], buffers[t]);
+        put(shared.stages[0], t, buffers[t]);
+      });
+    }
+    while (segment < segments) {
+      k += Tile::kDepth;
+      if (k >= length(a, p, segment)) {
+        k = 0;
+        ++segment;
+      }
+      const bool more = segment < segments;
+      sync();
+      if (more) {
+        for_threads<kThreads>([&](int t) { fetch(a, p, rows, columns, t, segment, k, sources[t], buffers[t]); });
+      }
+      Tile::accumulate(shared.stages[stage], state);
+      stage ^= 1;
+      if (more) {
+        for_threads<kThreads>([&](int t) { put(shared.stages[stage], t, buffers[t]); });
+      }
+    }
+    Tile::finish(shared, state, [&](int row, int column, const float* sums) {
+      write(a, p, rows[row], p.column0 + column, sums);
+    });
+  }
+
+  // The value of one element: bias, shortcut and activation.
+  static DYN_DEVICE float value(const Arguments& a, const Place& p, const Row& row, int border, int column,
+                                float sum) {
+    if (kLayer == kConv1) {
+      if (!kChannels) return relu(sum + a.tensors.b1[column]);
+      const float bias = a.tensors.b1[channels(a, p)[column]];
+      return relu(sum + bias) - relu(bias);
+    }
+    if (kLayer == kConv2) {
+      if (!kChannels) return relu(sum + a.tensors.b2[p.base + column]);
+      const int channel = channels(a, p)[column];
+      return relu(sum + a.tensors.border_bias[border * a.shape.middle + channel]) -
+             relu(a.tensors.b2[channel]);
+    }
+    if (row.first >= 0) sum += kChannels ? a.tensors.skipped_output[column] : a.tensors.b3[column];
+    if (a.shape.projection) sum += a.tensors.bd[column];
+    return sum;
+  }
+
+  static DYN_DEVICE void write(const Arguments& a, const Place& p, const Row& row, int column,
+                               const float* sums) {
+    constexpr int kRun = Tile::kRun;
+    if (row.pixel < 0 || column >= p.columns) return;
+    const int width = kLayer == kConv3 ? a.shape.outputs : a.shape.middle;
+    T* to = static_cast<T*>(kLayer == kConv1 ? a.h1 : kLayer == kConv2 ? a.h2 : a.tensors.y);
+    to += static_cast<std::size_t>(row.pixel) * width + (kLayer == kConv2 ? p.base : 0) + column;
+    const T* shortcut = nullptr;
+    if (kLayer == kConv3 && !a.shape.projection) {
+      shortcut = static_cast<const T*>(a.tensors.x) + static_cast<std::size_t>(row.y) * width + column;
+    }
+    // Which taps of the 3x3 stand outside; the first tap is at (row.y, row.x).
+    int border = 0;
+    if (kLayer == kConv2 && kChannels) {
+      const int reach = 2 * a.shape.dilation;
+      border = (row.y < 0 ? 1 : 0) | (row.y + reach >= a.shape.height ? 2 : 0) | (row.x < 0 ? 4 : 0) |
+               (row.x + reach >= a.shape.width ? 8 : 0);
+    }
+    if (kVector > 1 && column + kRun <= p.columns) {
+      Vector<T, kRun> v;
+      if (shortcut != nullptr) v = load_vector<T, kRun>(shortcut);
+      DYN_UNROLL
+      for (int e = 0; e < kRun; ++e) {
+        float result = value(a, p, row, border, column + e, sums[e]);
+        if (kLayer == kConv3) result = relu(shortcut != nullptr ? result + to_float(v.v[e]) : result);
+        from_float(result, v.v[e]);
+      }
+      store_vector(to, v);
+      return;
+    }
+    for (int e = 0; e < kRun && column + e < p.columns; ++e) {
+      float result = value(a, p, row, border, column + e, sums[e]);
+      if (kLayer == kConv3) result = relu(shortcut != nullptr ? result + to_float(shortcut[e]) : result);
+      from_float(result, to[e]);
+    }
+  }
+};
+
+}  // namespace cuda
+}  // namespace dyndeploy

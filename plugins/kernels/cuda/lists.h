@@ -1,0 +1,258 @@
+// Which pixels and channels are active: sorted lists by prefix sums, with no atomics and no help from the host.
+#pragma once
+
+#include "arguments.h"
+
+namespace dyndeploy {
+namespace cuda {
+
+// Mask bits of the output pixels of one sample.
+struct MaskView {
+  const float* bits;
+  int mask_height, mask_width, out_height, out_width;
+
+  DYN_DEVICE MaskView(const BottleneckArguments& a, int sample)
+      : bits(a.tensors.spatial_mask +
+             static_cast<std::size_t>(sample) * a.shape.mask_height * a.shape.mask_width),
+        mask_height(a.shape.mask_height),
+        mask_width(a.shape.mask_width),
+        out_height(a.out_height),
+        out_width(a.out_width) {}
+
+  DYN_DEVICE bool at(int y, int x) const {
+    return bits[y * mask_height / out_height * mask_width + x * mask_width / out_width] > 0.5f;
+  }
+};
+
+// Whether the 3x3 of any active output pixel reads input pixel (y, x).
+DYN_DEVICE bool is_read(const BottleneckShape& shape, const MaskView& mask, int y, int x) {
+  bool read = false;
+  for (int i = -1; i <= 1; ++i) {
+    const int ys = y + i * shape.dilation;
+    const int oy = shape.stride == 1 ? ys : ys / 2;
+    if (ys < 0 || oy >= mask.out_height || oy * shape.stride != ys) continue;
+    for (int j = -1; j <= 1; ++j) {
+      const int xs = x + j * shape.dilation;
+      const int ox = shape.stride == 1 ? xs : xs / 2;
+      if (xs < 0 || ox >= mask.out_width || ox * shape.stride != xs) continue;
+      read = read || mask.at(oy, ox);
+    }
+  }
+  return read;
+}
+
+struct Counts {
+  int out, in;
+};
+DYN_DEVICE Counts operator+(Counts a, Counts b) { return {a.out + b.out, a.in + b.in}; }
+
+constexpr int kListThreads = 512;
+
+// A run of consecutive entries for every thread of the block.
+struct Chunk {
+  int begin, end;
+  DYN_DEVICE Chunk(int t, int total) {
+    const int size = divide_up(total, kListThreads);
+    begin = smaller(t * size, total);
+    end = smaller(begin + size, total);
+  }
+};
+
+DYN_DEVICE Counts count_chunk(const BottleneckArguments& a, int sample, int t) {
+  const MaskView mask(a, sample);
+  Counts counts = {0, 0};
+  const Chunk out(t, a.out_pixels);
+  for (int p = out.begin; p < out.end; ++p) counts.out += mask.at(p / a.out_width, p % a.out_width) ? 1 : 0;
+  const Chunk in(t, a.in_pixels);
+  for (int p = in.begin; p < in.end; ++p) {
+    counts.in += is_read(a.shape, mask, p / a.shape.width, p % a.shape.width) ? 1 : 0;
+  }
+  return counts;
+}
+
+// Inclusive prefix sums over the block, left in `sums`.
+DYN_DEVICE void scan(Counts (&sums)[kListThreads]) {
+  for (int step = 1; step < kListThreads; step *= 2) {
+    PerThread<Counts, kListThreads> next;
+    for_threads<kListThreads>([&](int t) { next[t] = t >= step ? sums[t] + sums[t - step] : sums[t]; });
+    sync();
+    for_threads<kListThreads>([&](int t) { sums[t] = next[t]; });
+    sync();
+  }
+}
+
+// Counts of every sample, left in samples[n]; only for batches of two or more.
+struct CountKernel {
+  using Arguments = BottleneckArguments;
+  static constexpr int kThreads = kListThreads;
+  static constexpr int kBlocks = 1;
+
+  static DYN_DEVICE void run(const Arguments& a, Index block) {
+    DYN_SHARED_ARRAY(Counts, sums, kListThreads);
+    for_threads<kThreads>([&](int t) { sums[t] = count_chunk(a, block.x, t); });
+    sync();
+    scan(sums);
+    for_threads<kThreads>([&](int t) {
+      if (t == 0) {
+        a.samples[block.x].out_count = sums[kThreads - 1].out;
+        a.samples[block.x].in_count = sums[kThreads - 1].in;
+      }
+    });
+  }
+};
+
+// One kernel for all that precedes the first convolution: blocks [0, N) write the pixel lists, the next N the channel
+// lists, and the rest copies the inactive pixels of an identity shortcut.
+template <class T, int kVector>
+struct PrepareKernel {
+  using Arguments = BottleneckArguments;
+  static constexpr int kThreads = kListThreads;
+  static constexpr int kBlocks = 1;
+  static constexpr int kCopyBytes = 1 << 15;  // of the output, for one block
+
+  static DYN_BOTH int copy_pixels(const Arguments& a) {
+    const int bytes = static_cast<int>(sizeof(T)) * a.shape.outputs;
+    return bytes > kCopyBytes ? 1 : kCopyBytes / bytes;
+  }
+  static bool copies(const Arguments& a) { return a.spatial && !a.shape.projection; }
+  static int blocks(const Arguments& a) {
+    int count = (a.spatial ? a.shape.batch : 0) + (a.shape.channel_groups > 0 ? a.shape.batch : 0);
+    if (copies(a)) count += divide_up(a.shape.batch * a.out_pixels, copy_pixels(a));
+    return count;
+  }
+
+  static DYN_DEVICE void run(const Arguments& a, Index block) {
+    int at = block.x;
+    if (a.spatial) {
+      if (at < a.shape.batch) return list_pixels(a, at);
+      at -= a.shape.batch;
+    }
+    if (a.shape.channel_groups > 0) {
+      if (at < a.shape.batch) return list_channels(a, at);
+      at -= a.shape.batch;
+    }
+    copy_inactive(a, at);
+  }
+
+  static DYN_DEVICE void list_pixels(const Arguments& a, int sample) {
+    DYN_SHARED_ARRAY(Counts, sums, kListThreads);
+    DYN_SHARED(Counts, before);
+    DYN_SHARED(Counts, total);
+    // Rows of the samples before this one, and of all.
+    if (a.shape.batch > 1) {
+      PerThread<Counts, kThreads> mine, all;
+      for_threads<kThreads>([&](int t) {
+        mine[t] = all[t] = {0, 0};
+        for (int n = t; n < a.shape.batch; n += kThreads) {
+          const Counts counts = {a.samples[n].out_count, a.samples[n].in_count};
+          all[t] = all[t] + counts;
+          if (n < sample) mine[t] = mine[t] + counts;
+        }
+        sums[t] = mine[t];
+      });
+      sync();
+      scan(sums);
+      for_threads<kThreads>([&](int t) {
+        if (t == kThreads - 1) before = sums[t];
+      });
+      sync();
+      for_threads<kThreads>([&](int t) { sums[t] = all[t]; });
+      sync();
+      scan(sums);
+      for_threads<kThreads>([&](int t) {
+        if (t == kThreads - 1) total = sums[t];
+      });
+      sync();
+    }
+    PerThread<Counts, kThreads> own;
+    for_threads<kThreads>([&](int t) { sums[t] = own[t] = count_chunk(a, sample, t); });
+    sync();
+    scan(sums);
+    for_threads<kThreads>([&](int t) {
+      if (a.shape.batch == 1 && t == kThreads - 1) {
+        before = {0, 0};
+        total = sums[t];
+      }
+    });
+    sync();
+    for_threads<kThreads>([&](int t) {
+      const MaskView mask(a, sample);
+      const Chunk out(t, a.out_pixels);
+      int active = before.out + sums[t].out - own[t].out;
+      const int first = sample * a.out_pixels;
+      int inactive = total.out + first + out.begin - active;
+      for (int p = out.begin; p < out.end; ++p) {
+        const int to = mask.at(p / a.out_width, p % a.out_width) ? active++ : inactive++;
+        a.out_list[to] = first + p;
+      }
+      const Chunk in(t, a.in_pixels);
+      int read = before.in + sums[t].in - own[t].in;
+      for (int p = in.begin; p < in.end; ++p) {
+        if (is_read(a.shape, mask, p / a.shape.width, p % a.shape.width)) {
+          a.in_list[read++] = sample * a.in_pixels + p;
+        }
+      }
+      if (t == kThreads - 1) {
+        SampleRows& rows = a.samples[sample];
+        rows.out_start = before.out;
+        rows.in_start = before.in;
+        if (a.shape.batch == 1) {
+          rows.out_count = total.out;
+          rows.in_count = total.in;
+        }
+        if (sample == 0) a.samples[a.shape.batch] = {total.out, 0, total.in, 0};
+      }
+    });
+  }
+
+  static DYN_DEVICE void list_channels(const Arguments& a, int sample) {
+    DYN_SHARED_ARRAY(Counts, sums, kListThreads);
+    const int middle = a.shape.middle;
+    const int width = middle / a.shape.channel_groups;
+    const float* mask =
+        a.tensors.channel_mask + static_cast<std::size_t>(sample) * a.shape.channel_groups;
+    PerThread<Counts, kThreads> own;
+    for_threads<kThreads>([&](int t) {
+      const Chunk chunk(t, middle);
+      own[t] = {0, 0};
+      for (int c = chunk.begin; c < chunk.end; ++c) own[t].out += mask[c / width] > 0.5f ? 1 : 0;
+      sums[t] = own[t];
+    });
+    sync();
+    scan(sums);
+    for_threads<kThreads>([&](int t) {
+      int* channels = a.channels + static_cast<std::size_t>(sample) * middle;
+      int* start = a.channel_start + static_cast<std::size_t>(sample) * (a.shape.groups + 1);
+      const Chunk chunk(t, middle);
+      int to = sums[t].out - own[t].out;
+      for (int c = chunk.begin; c < chunk.end; ++c) {
+        if (c % a.group_channels == 0) start[c / a.group_channels] = to;
+        if (mask[c / width] > 0.5f) channels[to++] = c;
+      }
+      if (t == kThreads - 1) start[a.shape.groups] = sums[t].out;
+    });
+  }
+
+  static DYN_DEVICE void copy_inactive(const Arguments& a, int part) {
+    const T* x = static_cast<const T*>(a.tensors.x);
+    T* y = static_cast<T*>(a.tensors.y);
+    const int channels = a.shape.outputs;
+    const int pixels = a.shape.batch * a.out_pixels;
+    const int size = copy_pixels(a);
+    const int begin = part * size, end = smaller(begin + size, pixels);
+    for_threads<kThreads>([&](int t) {
+      for (int p = begin + t / 32; p < end; p += kThreads / 32) {
+        const int sample = p / a.out_pixels, at = p % a.out_pixels;
+        if (MaskView(a, sample).at(at / a.out_width, at % a.out_width)) continue;
+        const T* from = x + static_cast<std::size_t>(p) * channels;
+        T* to = y + static_cast<std::size_t>(p) * channels;
+        for (int c = t % 32 * kVector; c < channels; c += 32 * kVector) {
+          store_vector(to + c, load_vector<T, kVector>(from + c));
+        }
+      }
+    });
+  }
+};
+
+}  // namespace cuda
+}  // namespace dyndeploy

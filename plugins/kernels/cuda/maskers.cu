@@ -1,0 +1,257 @@
+// Maskers: pooling and a small product, bound by reading x once. Sums are floats in a fixed order.
+#include "kernels.h"
+#include "platform.h"
+
+namespace dyndeploy {
+namespace cuda {
+namespace {
+
+constexpr int kPoolThreads = 256;
+constexpr int kLanes = 32;  // that share one output of a linear layer
+
+// Sum over the block in a fixed tree, left in sums[0].
+DYN_DEVICE void reduce(float (&sums)[kPoolThreads]) {
+  for (int step = kPoolThreads / 2; step > 0; step /= 2) {
+    for_threads<kPoolThreads>([&](int t) {
+      if (t < step) sums[t] += sums[t + step];
+    });
+    sync();
+  }
+}
+
+struct SpatialMaskerArguments {
+  SpatialMaskerShape shape;
+  const void* x;
+  const float *weight, *bias;
+  float* mask;
+};
+
+// One block for a position of the mask and a group. A row of its bin is contiguous in x.
+template <class T, int kVector>
+struct SpatialMaskerKernel {
+  using Arguments = SpatialMaskerArguments;
+  static constexpr int kThreads = kPoolThreads;
+  static constexpr int kBlocks = 2;
+
+  static DYN_DEVICE void run(const Arguments& a, Index block) {
+    DYN_SHARED_ARRAY(float, sums, kPoolThreads);
+    const SpatialMaskerShape& s = a.shape;
+    const int positions = s.mask_height * s.mask_width;
+    const int sample = block.x / positions, at = block.x % positions, group = block.y;
+    const int row = at / s.mask_width, column = at % s.mask_width;
+    const int y0 = row * s.height / s.mask_height, y1 = divide_up((row + 1) * s.height, s.mask_height);
+    const int x0 = column * s.width / s.mask_width, x1 = divide_up((column + 1) * s.width, s.mask_width);
+    const T* x = static_cast<const T*>(a.x) + static_cast<std::size_t>(sample) * s.height * s.width * s.channels;
+    const float* weight = a.weight + static_cast<std::size_t>(group) * s.channels;
+    const int length = (x1 - x0) * s.channels;
+    for_threads<kThreads>([&](int t) {
+      float sum = 0.0f;
+      for (int y = y0; y < y1; ++y) {
+        const T* from = x + (static_cast<std::size_t>(y) * s.width + x0) * s.channels;
+        DYN_UNROLL4
+        for (int i = t * kVector; i < length; i += kThreads * kVector) {
+          const Vector<T, kVector> v = load_vector<T, kVector>(from + i);
+          const float* w = weight + i % s.channels;
+          DYN_UNROLL
+          for (int e = 0; e < kVector; ++e) sum = multiply_add(to_float(v.v[e]), w[e], sum);
+        }
+      }
+      sums[t] = sum;
+    });
+    sync();
+    reduce(sums);
+    for_threads<kThreads>([&](int t) {
+      if (t != 0) return;
+      const float logit = sums[0] / static_cast<float>((y1 - y0) * (x1 - x0)) + a.bias[group];
+      a.mask[(static_cast<std::size_t>(sample) * s.groups + group) * positions + at] = logit >= 0.0f ? 1.0f : 0.0f;
+    });
+  }
+};
+
+template <class T, int kVector>
+int launch_spatial(const SpatialMaskerArguments& a, void* stream) {
+  const int positions = a.shape.mask_height * a.shape.mask_width;
+  return launch<SpatialMaskerKernel<T, kVector>>(a.shape.batch * positions, a.shape.groups, a, stream);
+}
+
+struct ChannelMaskerArguments {
+  ChannelMaskerShape shape;
+  const void* x;
+  const float *hidden_weight, *hidden_bias, *weight, *bias;
+  float *mask, *partial, *features, *hidden;
+  int parts;
+};
+
+// Parts of a sample that are summed side by side. Of the shape alone, so that a result does not depend on the device.
+int pooling_parts(const ChannelMaskerShape& s) {
+  const int parts = divide_up(s.height * s.width, 64);
+  return parts > 32 ? 32 : parts;
+}
+
+// Sums of one part of a sample's pixels, for all channels. Threads that share a channel take turns with the pixels.
+template <class T, int kVector>
+struct PoolKernel {
+  using Arguments = ChannelMaskerArguments;
+  static constexpr int kThreads = kPoolThreads;
+  static constexpr int kBlocks = 2;
+
+  struct Sums {
+    float v[kVector];
+  };
+
+  static DYN_DEVICE void run(const Arguments& a, Index block) {
+    DYN_SHARED_ARRAY(Sums, sums, kPoolThreads);
+    const ChannelMaskerShape& s = a.shape;
+    const int sample = block.y, part = block.x;
+    const int pixels = s.height * s.width;
+    const int size = divide_up(pixels, a.parts);
+    const int begin = smaller(part * size, pixels), end = smaller(begin + size, pixels);
+    const T* x = static_cast<const T*>(a.x) + static_cast<std::size_t>(sample) * pixels * s.channels;
+    float* partial = a.partial + (static_cast<std::size_t>(sample) * a.parts + part) * s.channels;
+    const int runs = s.channels / kVector;
+    const int side = smaller(runs, kThreads), turns = kThreads / side;
+    for (int run0 = 0; run0 < runs; run0 += side) {
+      for_threads<kThreads>([&](int t) {
+        const int run = run0 + t % side, turn = t / side;
+        float sum[kVector] = {};
+        if (run < runs && turn < turns) {
+          DYN_UNROLL4
+          for (int p = begin + turn; p < end; p += turns) {
+            const Vector<T, kVector> v =
+                load_vector<T, kVector>(x + static_cast<std::size_t>(p) * s.channels + run * kVector);
+            DYN_UNROLL
+            for (int e = 0; e < kVector; ++e) sum[e] += to_float(v.v[e]);
+          }
+        }
+        DYN_UNROLL
+        for (int e = 0; e < kVector; ++e) sums[t].v[e] = sum[e];
+      });
+      sync();
+      for_threads<kThreads>([&](int t) {
+        const int run = run0 + t;
+        if (t >= side || run >= runs) return;
+        for (int e = 0; e < kVector; ++e) {
+          float sum = 0.0f;
+          for (int turn = 0; turn < turns; ++turn) sum += sums[turn * side + t].v[e];
+          partial[run * kVector + e] = sum;
+        }
+      });
+      sync();
+    }
+  }
+};
+
+// One block for a sample: the mean from its parts, then the layers.
+struct ChannelMaskerKernel {
+  using Arguments = ChannelMaskerArguments;
+  static constexpr int kThreads = kPoolThreads;
+  static constexpr int kBlocks = 2;
+
+  static DYN_DEVICE void run(const Arguments& a, Index block) {
+    DYN_SHARED_ARRAY(float, sums, kPoolThreads);
+    const ChannelMaskerShape& s = a.shape;
+    const int sample = block.x;
+    const float pixels = static_cast<float>(s.height) * static_cast<float>(s.width);
+    const float* partial = a.partial + static_cast<std::size_t>(sample) * a.parts * s.channels;
+    float* features = a.features + static_cast<std::size_t>(sample) * s.channels;
+    float* hidden = a.hidden + static_cast<std::size_t>(sample) * s.hidden;
+    float* mask = a.mask + static_cast<std::size_t>(sample) * s.groups;
+    for_threads<kThreads>([&](int t) {
+      for (int c = t; c < s.channels; c += kThreads) {
+        float sum = 0.0f;
+        for (int part = 0; part < a.parts; ++part) sum += partial[static_cast<std::size_t>(part) * s.channels + c];
+        features[c] = sum / pixels;
+      }
+    });
+    sync();
+    if (s.hidden > 0) {
+      linear(sums, features, s.channels, a.hidden_weight, a.hidden_bias, s.hidden, [&](int unit, float value) {
+        hidden[unit] = relu(value);
+      });
+      sync();
+    }
+    linear(sums, s.hidden > 0 ? hidden : features, s.hidden > 0 ? s.hidden : s.channels, a.weight, a.bias,
+           s.groups, [&](int group, float value) { mask[group] = value >= 0.0f ? 1.0f : 0.0f; });
+  }
+
+  template <class F>
+  static DYN_DEVICE void linear(float (&sums)[kPoolThreads], const float* input, int inputs, const float* weight,
+                                const float* bias, int outputs, const F& f) {
+    constexpr int kTogether = kThreads / kLanes;
+    for (int first = 0; first < outputs; first += kTogether) {
+      for_threads<kThreads>([&](int t) {
+        const int unit = first + t / kLanes;
+        float sum = 0.0f;
+        if (unit < outputs) {
+          const float* w = weight + static_cast<std::size_t>(unit) * inputs;
+          for (int i = t % kLanes; i < inputs; i += kLanes) sum = multiply_add(input[i], w[i], sum);
+        }
+        sums[t] = sum;
+      });
+      sync();
+      for_threads<kThreads>([&](int t) {
+        const int unit = first + t;
+        if (t >= kTogether || unit >= outputs) return;
+        float sum = 0.0f;
+        for (int i = 0; i < kLanes; ++i) sum += sums[t * kLanes + i];
+        f(unit, sum + bias[unit]);
+      });
+      sync();
+    }
+  }
+};
+
+template <class T, int kVector>
+int launch_channel(const ChannelMaskerArguments& a, void* stream) {
+  const int error = launch<PoolKernel<T, kVector>>(a.parts, a.shape.batch, a, stream);
+  return error != 0 ? error : launch<ChannelMaskerKernel>(a.shape.batch, 1, a, stream);
+}
+
+bool fits_vectors(int channels, std::size_t element, const void* x) {
+  return static_cast<std::size_t>(channels) * element % 16 == 0 && reinterpret_cast<std::uintptr_t>(x) % 16 == 0;
+}
+
+std::size_t round_up(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+}  // namespace
+
+int run_spatial_masker(const SpatialMaskerShape& shape, Type type, const void* x, const float* weight,
+                       const float* bias, float* mask, void* stream) {
+  const SpatialMaskerArguments a = {shape, x, weight, bias, mask};
+  if (type == Type::kHalf) {
+    return fits_vectors(shape.channels, 2, x) ? launch_spatial<Half, 8>(a, stream)
+                                              : launch_spatial<Half, 1>(a, stream);
+  }
+  return fits_vectors(shape.channels, 4, x) ? launch_spatial<float, 4>(a, stream)
+                                            : launch_spatial<float, 1>(a, stream);
+}
+
+std::size_t channel_masker_workspace(const ChannelMaskerShape& s) {
+  const std::size_t batch = static_cast<std::size_t>(s.batch);
+  const std::size_t channels = batch * static_cast<std::size_t>(s.channels) * sizeof(float);
+  return round_up(static_cast<std::size_t>(pooling_parts(s)) * channels) + round_up(channels) +
+         round_up(batch * static_cast<std::size_t>(s.hidden) * sizeof(float));
+}
+
+int run_channel_masker(const ChannelMaskerShape& shape, Type type, const void* x, const float* hidden_weight,
+                       const float* hidden_bias, const float* weight, const float* bias, float* mask,
+                       void* workspace, void* stream) {
+  const int parts = pooling_parts(shape);
+  const std::size_t channels =
+      static_cast<std::size_t>(shape.batch) * static_cast<std::size_t>(shape.channels) * sizeof(float);
+  char* memory = static_cast<char*>(workspace);
+  float* partial = reinterpret_cast<float*>(memory);
+  float* features = reinterpret_cast<float*>(memory + round_up(static_cast<std::size_t>(parts) * channels));
+  float* hidden = reinterpret_cast<float*>(reinterpret_cast<char*>(features) + round_up(channels));
+  const ChannelMaskerArguments a = {shape, x,    hidden_weight, hidden_bias, weight, bias,
+                                    mask,  partial, features,   hidden,      parts};
+  if (type == Type::kHalf) {
+    return fits_vectors(shape.channels, 2, x) ? launch_channel<Half, 8>(a, stream)
+                                              : launch_channel<Half, 1>(a, stream);
+  }
+  return fits_vectors(shape.channels, 4, x) ? launch_channel<float, 4>(a, stream)
+                                            : launch_channel<float, 1>(a, stream);
+}
+
+}  // namespace cuda
+}  // namespace dyndeploy

@@ -1,0 +1,360 @@
+// One source, two platforms. nvcc compiles the kernels for the GPU; any C++14 compiler compiles the same bodies for
+// the host, where CI runs them without a GPU.
+//
+// A kernel body is a sequence of phases: for_threads() runs a function for every thread of the block, sync() stands
+// between phases that exchange data, and what a thread keeps from phase to phase lives in PerThread. On the GPU
+// for_threads() is a plain call with the thread's index; on the host it is a loop, and its direction can be turned
+// round (host::Device::reverse): a result that depends on the order of threads within a phase is a race.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <mma.h>
+#define DYN_DEVICE __device__ __forceinline__
+#define DYN_BOTH __host__ __device__ __forceinline__
+#define DYN_SHARED(type, name) __shared__ type name
+#define DYN_SHARED_ARRAY(type, name, count) __shared__ type name[count]
+#define DYN_UNROLL _Pragma("unroll")
+#define DYN_UNROLL4 _Pragma("unroll 4")
+// Which arithmetic serves FP16 in this pass of the compiler; kernels of the other are empty.
+#if !defined(__CUDA_ARCH__)
+#define DYN_TENSOR_CORES 1
+#define DYN_HALF_LANES 1
+#elif __CUDA_ARCH__ >= 700
+#define DYN_TENSOR_CORES 1
+#define DYN_HALF_LANES 0
+#else
+#define DYN_TENSOR_CORES 0
+#define DYN_HALF_LANES 1
+#endif
+#else
+#include <cmath>
+#include <cstring>
+#include <vector>
+#define DYN_DEVICE inline
+#define DYN_BOTH inline
+#define DYN_SHARED(type, name) \
+  type name;                   \
+  ::dyndeploy::cuda::host::poison(&name, sizeof name)
+#define DYN_SHARED_ARRAY(type, name, count) \
+  type name[count];                         \
+  ::dyndeploy::cuda::host::poison(name, sizeof name)
+#define DYN_UNROLL
+#define DYN_UNROLL4
+#define DYN_TENSOR_CORES 1
+#define DYN_HALF_LANES 1
+#endif
+
+namespace dyndeploy {
+namespace cuda {
+
+struct Index {
+  int x, y;
+};
+
+#if defined(__CUDACC__)
+
+using Half = __half;
+using HalfPair = __half2;
+
+template <int kThreads, class F>
+DYN_DEVICE void for_threads(const F& f) {
+  f(static_cast<int>(threadIdx.x));
+}
+template <int kWarps, class F>
+DYN_DEVICE void for_warps(const F& f) {
+  f(static_cast<int>(threadIdx.x / 32));
+}
+DYN_DEVICE void sync() { __syncthreads(); }
+DYN_DEVICE void sync_warp() { __syncwarp(); }
+
+template <class T, int kCount>
+struct PerThread {
+  T value;
+  DYN_DEVICE T& operator[](int) { return value; }
+};
+
+DYN_DEVICE float to_float(float v) { return v; }
+DYN_DEVICE float to_float(Half v) { return __half2float(v); }
+DYN_DEVICE void from_float(float v, float& out) { out = v; }
+DYN_DEVICE void from_float(float v, Half& out) { out = __float2half_rn(v); }
+
+DYN_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+
+DYN_DEVICE HalfPair zero_pair() { return __float2half2_rn(0.0f); }
+DYN_DEVICE HalfPair both_low(HalfPair v) { return __low2half2(v); }
+DYN_DEVICE HalfPair both_high(HalfPair v) { return __high2half2(v); }
+DYN_DEVICE HalfPair multiply_add(HalfPair a, HalfPair b, HalfPair c) { return __hfma2(a, b, c); }
+DYN_DEVICE float low(HalfPair v) { return __low2float(v); }
+DYN_DEVICE float high(HalfPair v) { return __high2float(v); }
+
+// Copies between memory and registers in one access of kBytes.
+template <int kBytes>
+struct Access;
+template <>
+struct Access<16> {
+  using Word = uint4;
+};
+template <>
+struct Access<8> {
+  using Word = uint2;
+};
+template <>
+struct Access<4> {
+  using Word = unsigned int;
+};
+template <>
+struct Access<2> {
+  using Word = unsigned short;
+};
+
+template <int kBytes>
+DYN_DEVICE void load_global(void* to, const void* from) {
+  using Word = typename Access<kBytes>::Word;
+  *static_cast<Word*>(to) = __ldg(static_cast<const Word*>(from));
+}
+template <int kBytes>
+DYN_DEVICE void copy(void* to, const void* from) {
+  using Word = typename Access<kBytes>::Word;
+  *static_cast<Word*>(to) = *static_cast<const Word*>(from);
+}
+
+// 16 x 16 x 16 products of a warp; all of its threads call these together.
+#if DYN_TENSOR_CORES
+using FragmentA =
+    nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, __half, nvcuda::wmma::row_major>;
+using FragmentB =
+    nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, __half, nvcuda::wmma::row_major>;
+using FragmentC = nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float>;
+DYN_DEVICE void fill(FragmentC& c, float value) { nvcuda::wmma::fill_fragment(c, value); }
+template <class Fragment>
+DYN_DEVICE void load(Fragment& f, const Half* from, int stride) {
+  nvcuda::wmma::load_matrix_sync(f, from, stride);
+}
+DYN_DEVICE void multiply_add(FragmentC& c, const FragmentA& a, const FragmentB& b) {
+  nvcuda::wmma::mma_sync(c, a, b, c);
+}
+DYN_DEVICE void store(float* to, const FragmentC& c, int stride) {
+  nvcuda::wmma::store_matrix_sync(to, c, stride, nvcuda::wmma::mem_row_major);
+}
+#else
+// Kernels of tensor cores are empty here, but their types must exist in every pass of the compiler.
+struct FragmentA {};
+struct FragmentB {};
+struct FragmentC {};
+DYN_DEVICE void fill(FragmentC&, float) {}
+template <class Fragment>
+DYN_DEVICE void load(Fragment&, const Half*, int) {}
+DYN_DEVICE void multiply_add(FragmentC&, const FragmentA&, const FragmentB&) {}
+DYN_DEVICE void store(float*, const FragmentC&, int) {}
+#endif
+
+// Every kernel is a type with `Arguments`, `kThreads`, `kBlocks` (that must fit on one SM: 32768 registers or fewer
+// for a block of them) and `run(arguments, block)`.
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
+    entry(const typename Kernel::Arguments arguments) {
+  Kernel::run(arguments, Index{static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y)});
+}
+
+template <class Kernel>
+int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& arguments, void* stream) {
+  entry<Kernel><<<dim3(blocks_x, blocks_y), dim3(Kernel::kThreads), 0, static_cast<cudaStream_t>(stream)>>>(
+      arguments);
+  return static_cast<int>(cudaGetLastError());
+}
+
+// What the choice of tiles depends on. The queries are legal while a stream is captured.
+struct DeviceTraits {
+  int capability;  // 10 * major + minor
+  int processors;
+};
+inline DeviceTraits device_traits() {
+  int device = 0, major = 0, minor = 0, processors = 1;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  return {10 * major + minor, processors};
+}
+
+#else  // the host
+
+struct DeviceTraits {
+  int capability;
+  int processors;
+};
+
+namespace host {
+// The device that the host plays.
+struct Device {
+  DeviceTraits traits;
+  bool reverse;  // run threads and blocks from the last to the first
+  int launches;  // counts
+};
+Device& device();  // one per thread
+
+// Shared memory starts as NaN, so that a read before the first write shows.
+inline void poison(void* memory, std::size_t bytes) { std::memset(memory, 0xff, bytes); }
+
+inline float half_to_float(std::uint16_t bits) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
+  const int exponent = (bits >> 10) & 31;
+  const std::uint32_t fraction = bits & 0x3ffu;
+  if (exponent == 0) {
+    const float magnitude = std::ldexp(static_cast<float>(fraction), -24);
+    return sign ? -magnitude : magnitude;
+  }
+  const std::uint32_t wide = exponent == 31 ? 255u : static_cast<std::uint32_t>(exponent + 112);
+  const std::uint32_t word = sign | (wide << 23) | (fraction << 13);
+  float value;
+  std::memcpy(&value, &word, sizeof value);
+  return value;
+}
+
+// To nearest, ties to even.
+inline std::uint16_t float_to_half(float value) {
+  std::uint32_t word;
+  std::memcpy(&word, &value, sizeof word);
+  const std::uint16_t sign = static_cast<std::uint16_t>((word >> 16) & 0x8000u);
+  const std::uint32_t magnitude = word & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7fffu);
+  if (magnitude >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);
+  if (magnitude < 0x38800000u) {  // subnormal: units of 2^-24; nearbyint rounds ties to even
+    float positive;
+    std::memcpy(&positive, &magnitude, sizeof positive);
+    return static_cast<std::uint16_t>(sign |
+                                      static_cast<std::uint16_t>(std::nearbyint(std::ldexp(positive, 24))));
+  }
+  const std::uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
+  return static_cast<std::uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
+}
+}  // namespace host
+
+struct Half {
+  std::uint16_t bits;
+};
+struct HalfPair {
+  Half first, second;
+};
+
+template <int kThreads, class F>
+void for_threads(const F& f) {
+  const bool reverse = host::device().reverse;
+  for (int i = 0; i < kThreads; ++i) f(reverse ? kThreads - 1 - i : i);
+}
+template <int kWarps, class F>
+void for_warps(const F& f) {
+  for_threads<kWarps>(f);
+}
+inline void sync() {}
+inline void sync_warp() {}
+
+template <class T, int kCount>
+struct PerThread {
+  std::vector<T> values = std::vector<T>(kCount);
+  T& operator[](int i) { return values[static_cast<std::size_t>(i)]; }
+};
+
+inline float to_float(float v) { return v; }
+inline float to_float(Half v) { return host::half_to_float(v.bits); }
+inline void from_float(float v, float& out) { out = v; }
+inline void from_float(float v, Half& out) { out.bits = host::float_to_half(v); }
+
+inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+inline HalfPair zero_pair() { return {{0}, {0}}; }
+inline HalfPair both_low(HalfPair v) { return {v.first, v.first}; }
+inline HalfPair both_high(HalfPair v) { return {v.second, v.second}; }
+inline float low(HalfPair v) { return to_float(v.first); }
+inline float high(HalfPair v) { return to_float(v.second); }
+inline HalfPair multiply_add(HalfPair a, HalfPair b, HalfPair c) {
+  HalfPair out;
+  from_float(std::fma(low(a), low(b), low(c)), out.first);
+  from_float(std::fma(high(a), high(b), high(c)), out.second);
+  return out;
+}
+
+template <int kBytes>
+void copy(void* to, const void* from) {
+  std::memcpy(to, from, kBytes);
+}
+template <int kBytes>
+void load_global(void* to, const void* from) {
+  std::memcpy(to, from, kBytes);
+}
+
+struct FragmentA {
+  float v[16][16];
+};
+struct FragmentB {
+  float v[16][16];
+};
+struct FragmentC {
+  float v[16][16];
+};
+inline void fill(FragmentC& c, float value) {
+  for (auto& row : c.v) {
+    for (float& v : row) v = value;
+  }
+}
+template <class Fragment>
+void load(Fragment& f, const Half* from, int stride) {
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 16; ++j) f.v[i][j] = to_float(from[i * stride + j]);
+  }
+}
+inline void multiply_add(FragmentC& c, const FragmentA& a, const FragmentB& b) {
+  for (int i = 0; i < 16; ++i) {
+    for (int k = 0; k < 16; ++k) {
+      for (int j = 0; j < 16; ++j) c.v[i][j] += a.v[i][k] * b.v[k][j];
+    }
+  }
+}
+inline void store(float* to, const FragmentC& c, int stride) {
+  for (int i = 0; i < 16; ++i) std::memcpy(to + i * stride, c.v[i], sizeof c.v[i]);
+}
+
+template <class Kernel>
+int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& arguments, void*) {
+  host::Device& device = host::device();
+  ++device.launches;
+  const int blocks = blocks_x * blocks_y;
+  for (int i = 0; i < blocks; ++i) {
+    const int at = device.reverse ? blocks - 1 - i : i;
+    Kernel::run(arguments, Index{at % blocks_x, at / blocks_x});
+  }
+  return 0;
+}
+inline DeviceTraits device_traits() { return host::device().traits; }
+
+#endif
+
+// kWidth elements that move in one access.
+template <class T, int kWidth>
+struct alignas(sizeof(T) * kWidth) Vector {
+  T v[kWidth];
+};
+
+template <class T, int kWidth>
+DYN_DEVICE Vector<T, kWidth> load_vector(const T* from) {
+  Vector<T, kWidth> out;
+  load_global<static_cast<int>(sizeof(T)) * kWidth>(&out, from);
+  return out;
+}
+template <class T, int kWidth>
+DYN_DEVICE void store_vector(T* to, const Vector<T, kWidth>& vector) {
+  copy<static_cast<int>(sizeof(T)) * kWidth>(to, &vector);
+}
+
+// NaN passes, as in PyTorch.
+DYN_DEVICE float relu(float v) { return v < 0.0f ? 0.0f : v; }
+
+DYN_BOTH constexpr int divide_up(int value, int by) { return (value + by - 1) / by; }
+DYN_BOTH constexpr int smaller(int a, int b) { return a < b ? a : b; }
+
+}  // namespace cuda
+}  // namespace dyndeploy

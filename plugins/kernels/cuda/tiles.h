@@ -1,0 +1,237 @@
+// Tiles of a matrix product: how a block's threads share a (rows x columns) piece of the result, per kind of
+// arithmetic. A tile knows nothing of convolutions: it takes strips of both operands from shared memory.
+//
+// Rules for all: at most 128 registers a thread in blocks of 256 (sm_53 and sm_62 have 32768 for a block), at most
+// 48 KB of static shared memory, and each row of the result is summed in the same order wherever it stands.
+#pragma once
+
+#include "platform.h"
+
+namespace dyndeploy {
+namespace cuda {
+
+// Plain lanes. A thread owns kTM consecutive rows and kTN columns, in runs of four.
+template <class T, int kBM, int kBN, int kTM, int kTN>
+struct LaneTile {
+  using Element = T;
+  static constexpr int kRows = kBM;
+  static constexpr int kColumns = kBN;
+  static constexpr int kDepth = 32 / static_cast<int>(sizeof(T));  // of a strip: 8 floats or 16 halves
+  static constexpr int kThreads = kBM / kTM * (kBN / kTN);
+  static constexpr int kBlocks = 512 / kThreads;
+  static constexpr int kPad = 16 / static_cast<int>(sizeof(T));
+  static constexpr int kRun = 4;  // columns that the epilogue gets at once
+  static constexpr bool kTensorCores = false;
+
+  // The left operand stands transposed, so that a thread reads its rows in one access.
+  struct alignas(16) Stage {
+    T a[kDepth][kBM + kPad];
+    T b[kDepth][kBN + kPad];
+  };
+  struct Shared {
+    Stage stages[2];
+  };
+  struct Sums {
+    float v[kTM][kTN];
+  };
+  using State = PerThread<Sums, kThreads>;
+
+  template <int kVector>
+  static DYN_DEVICE void put_a(Stage& stage, int row, int k, const Vector<T, kVector>& v) {
+    DYN_UNROLL
+    for (int i = 0; i < kVector; ++i) stage.a[k + i][row] = v.v[i];
+  }
+  template <int kVector>
+  static DYN_DEVICE void put_b(Stage& stage, int k, int column, const Vector<T, kVector>& v) {
+    copy<static_cast<int>(sizeof(T)) * kVector>(&stage.b[k][column], &v);
+  }
+
+  static DYN_DEVICE void clear(State& state) {
+    for_threads<kThreads>([&](int t) {
+      DYN_UNROLL
+      for (int i = 0; i < kTM; ++i) {
+        DYN_UNROLL
+        for (int j = 0; j < kTN; ++j) state[t].v[i][j] = 0.0f;
+      }
+    });
+  }
+
+  static DYN_DEVICE int first_row(int t) { return t / (kBN / kTN) * kTM; }
+  static DYN_DEVICE int column(int t, int run) { return run * (kBN / (kTN / 4)) + t % (kBN / kTN) * 4; }
+
+  static DYN_DEVICE void accumulate(const Stage& stage, State& state) {
+    for_threads<kThreads>([&](int t) { add(stage, t, state[t], T()); });
+  }
+
+  static DYN_DEVICE void add(const Stage& stage, int t, Sums& sums, float) {
+    DYN_UNROLL
+    for (int k = 0; k < kDepth; ++k) {
+      alignas(16) float a[kTM];
+      alignas(16) float b[kTN];
+      DYN_UNROLL
+      for (int i = 0; i < kTM; i += 4) copy<16>(a + i, &stage.a[k][first_row(t) + i]);
+      DYN_UNROLL
+      for (int j = 0; j < kTN; j += 4) copy<16>(b + j, &stage.b[k][column(t, j / 4)]);
+      DYN_UNROLL
+      for (int i = 0; i < kTM; ++i) {
+        DYN_UNROLL
+        for (int j = 0; j < kTN; ++j) sums.v[i][j] = multiply_add(a[i], b[j], sums.v[i][j]);
+      }
+    }
+  }
+
+  // Pairs of columns. The sum of one strip (16 products) is kept in halves at twice the rate of floats, then added to
+  // floats: its rounding errors stay near that of the operands, and the long sum has none of them.
+  static DYN_DEVICE void add(const Stage& stage, int t, Sums& sums, Half) {
+    HalfPair part[kTM][kTN / 2];
+    DYN_UNROLL
+    for (int i = 0; i < kTM; ++i) {
+      DYN_UNROLL
+      for (int j = 0; j < kTN / 2; ++j) part[i][j] = zero_pair();
+    }
+    DYN_UNROLL
+    for (int k = 0; k < kDepth; ++k) {
+      alignas(16) HalfPair a[kTM / 2];
+      alignas(16) HalfPair b[kTN / 2];
+      constexpr int kTake = kTM % 8 == 0 ? 8 : 4;
+      DYN_UNROLL
+      for (int i = 0; i < kTM; i += kTake) copy<2 * kTake>(a + i / 2, &stage.a[k][first_row(t) + i]);
+      DYN_UNROLL
+      for (int j = 0; j < kTN; j += 4) copy<8>(b + j / 2, &stage.b[k][column(t, j / 4)]);
+      DYN_UNROLL
+      for (int i = 0; i < kTM; i += 2) {
+        DYN_UNROLL
+        for (int j = 0; j < kTN / 2; ++j) {
+          part[i][j] = multiply_add(both_low(a[i / 2]), b[j], part[i][j]);
+          part[i + 1][j] = multiply_add(both_high(a[i / 2]), b[j], part[i + 1][j]);
+        }
+      }
+    }
+    DYN_UNROLL
+    for (int i = 0; i < kTM; ++i) {
+      DYN_UNROLL
+      for (int j = 0; j < kTN / 2; ++j) {
+        sums.v[i][2 * j] += low(part[i][j]);
+        sums.v[i][2 * j + 1] += high(part[i][j]);
+      }
+    }
+  }
+
+  // Calls f(row, column, values) for every run of columns.
+  template <class F>
+  static DYN_DEVICE void finish(Shared&, State& state, const F& f) {
+    for_threads<kThreads>([&](int t) {
+      DYN_UNROLL
+      for (int i = 0; i < kTM; ++i) {
+        DYN_UNROLL
+        for (int j = 0; j < kTN; j += 4) f(first_row(t) + i, column(t, j / 4), &state[t].v[i][j]);
+      }
+    });
+  }
+};
+
+// Tensor cores, FP16 products and float sums. A warp owns kWM x kWN elements in fragments of 16 x 16.
+template <int kBM, int kBN, int kWM, int kWN>
+struct TensorTile {
+  using Element = Half;
+  static constexpr int kRows = kBM;
+  static constexpr int kColumns = kBN;
+  static constexpr int kDepth = 32;
+  static constexpr int kWarps = kBM / kWM * (kBN / kWN);
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kBlocks = 512 / kThreads;
+  static constexpr int kPad = 8;
+  static constexpr int kRun = 8;
+  static constexpr bool kTensorCores = true;
+
+  struct alignas(32) Stage {
+    Half a[kBM][kDepth + kPad];
+    Half b[kDepth][kBN + kPad];
+  };
+  union alignas(32) Shared {
+    Stage stages[2];
+    float scratch[kWarps][16][16];
+  };
+  struct Fragments {
+    FragmentC c[kWM / 16][kWN / 16];
+  };
+  using State = PerThread<Fragments, kWarps>;
+
+  template <int kVector>
+  static DYN_DEVICE void put_a(Stage& stage, int row, int k, const Vector<Half, kVector>& v) {
+    copy<2 * kVector>(&stage.a[row][k], &v);
+  }
+  template <int kVector>
+  static DYN_DEVICE void put_b(Stage& stage, int k, int column, const Vector<Half, kVector>& v) {
+    copy<2 * kVector>(&stage.b[k][column], &v);
+  }
+
+  static DYN_DEVICE int warp_row(int warp) { return warp / (kBN / kWN) * kWM; }
+  static DYN_DEVICE int warp_column(int warp) { return warp % (kBN / kWN) * kWN; }
+
+  static DYN_DEVICE void clear(State& state) {
+    for_warps<kWarps>([&](int w) {
+      DYN_UNROLL
+      for (int i = 0; i < kWM / 16; ++i) {
+        DYN_UNROLL
+        for (int j = 0; j < kWN / 16; ++j) fill(state[w].c[i][j], 0.0f);
+      }
+    });
+  }
+
+  static DYN_DEVICE void accumulate(const Stage& stage, State& state) {
+    for_warps<kWarps>([&](int w) {
+      DYN_UNROLL
+      for (int k = 0; k < kDepth; k += 16) {
+        // Only one operand stays whole in registers, the shorter one.
+        FragmentB b[kWN / 16];
+        DYN_UNROLL
+        for (int j = 0; j < kWN / 16; ++j) load(b[j], &stage.b[k][warp_column(w) + 16 * j], kBN + kPad);
+        DYN_UNROLL
+        for (int i = 0; i < kWM / 16; ++i) {
+          FragmentA a;
+          load(a, &stage.a[warp_row(w) + 16 * i][k], kDepth + kPad);
+          DYN_UNROLL
+          for (int j = 0; j < kWN / 16; ++j) multiply_add(state[w].c[i][j], a, b[j]);
+        }
+      }
+    });
+  }
+
+  // Fragments hide which thread holds which element, so they pass through shared memory, which the strips have left.
+  template <class F>
+  static DYN_DEVICE void finish(Shared& shared, State& state, const F& f) {
+    sync();
+    DYN_UNROLL
+    for (int i = 0; i < kWM / 16; ++i) {
+      DYN_UNROLL
+      for (int j = 0; j < kWN / 16; ++j) {
+        for_warps<kWarps>([&](int w) { store(&shared.scratch[w][0][0], state[w].c[i][j], 16); });
+        sync_warp();
+        for_threads<kThreads>([&](int t) {
+          const int warp = t / 32, row = t % 32 / 2, column = t % 2 * 8;
+          f(warp_row(warp) + 16 * i + row, warp_column(warp) + 16 * j + column,
+            &shared.scratch[warp][row][column]);
+        });
+        sync_warp();
+      }
+    }
+  }
+};
+
+// The tiles of every kind, by size. A board of one or two multiprocessors keeps busy with large ones; at batch 1 a
+// large GPU needs many small ones.
+template <class T>
+struct Lanes {
+  using Small = LaneTile<T, 32, 32, 4, 4>;
+  using Medium = LaneTile<T, 64, 64, 8, 4>;
+  using Large = LaneTile<T, 128, 128, 8, 8>;
+};
+struct Tensors {
+  using Small = TensorTile<32, 32, 16, 16>;
+  using Medium = TensorTile<64, 64, 32, 32>;
+  using Large = TensorTile<128, 128, 64, 32>;
+};
+
+}  // namespace cuda
+}  // namespace dyndeploy

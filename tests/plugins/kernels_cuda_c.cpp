@@ -1,0 +1,75 @@
+// A C interface to the CUDA kernels for test_kernels_cuda.py, over the GPU's library or the host's.
+#include "kernels.h"
+
+#ifdef DYNDEPLOY_CUDA_HOST
+#include "platform.h"
+#endif
+
+#define ENTRY extern "C" __attribute__((visibility("default")))
+
+using namespace dyndeploy::cuda;
+
+namespace {
+
+// sizes: batch, height, width, inputs, middle, outputs, groups, stride, dilation, projection, mask height and width,
+// channel groups.
+BottleneckShape shape_of(const int* s) {
+  return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9] != 0, s[10], s[11], s[12]};
+}
+
+}  // namespace
+
+ENTRY const char* dyn_check_bottleneck(const int* sizes, int type) {
+  return check_bottleneck(shape_of(sizes), static_cast<Type>(type));
+}
+
+ENTRY std::size_t dyn_bottleneck_workspace(const int* sizes, int type) {
+  return bottleneck_workspace(shape_of(sizes), static_cast<Type>(type));
+}
+
+// tensors: x, spatial mask, channel mask, w1, w2, w3, wd, b1, b2, b3, bd, border bias, skipped output, y.
+ENTRY int dyn_bottleneck(const int* sizes, int type, void* const* t, void* workspace, void* stream) {
+  BottleneckTensors tensors = {};
+  tensors.x = t[0];
+  tensors.spatial_mask = static_cast<const float*>(t[1]);
+  tensors.channel_mask = static_cast<const float*>(t[2]);
+  tensors.w1 = t[3];
+  tensors.w2 = t[4];
+  tensors.w3 = t[5];
+  tensors.wd = t[6];
+  tensors.b1 = static_cast<const float*>(t[7]);
+  tensors.b2 = static_cast<const float*>(t[8]);
+  tensors.b3 = static_cast<const float*>(t[9]);
+  tensors.bd = static_cast<const float*>(t[10]);
+  tensors.border_bias = static_cast<const float*>(t[11]);
+  tensors.skipped_output = static_cast<const float*>(t[12]);
+  tensors.y = t[13];
+  return run_bottleneck(shape_of(sizes), static_cast<Type>(type), tensors, workspace, stream);
+}
+
+// sizes: batch, height, width, channels, groups, mask height and width.
+ENTRY int dyn_spatial_masker(const int* s, int type, const void* x, const float* weight, const float* bias, float* mask,
+                             void* stream) {
+  const SpatialMaskerShape shape = {s[0], s[1], s[2], s[3], s[4], s[5], s[6]};
+  return run_spatial_masker(shape, static_cast<Type>(type), x, weight, bias, mask, stream);
+}
+
+// sizes: batch, height, width, channels, hidden, groups.
+ENTRY std::size_t dyn_channel_masker_workspace(const int* s) {
+  return channel_masker_workspace({s[0], s[1], s[2], s[3], s[4], s[5]});
+}
+
+ENTRY int dyn_channel_masker(const int* s, int type, const void* x, const float* hidden_weight,
+                             const float* hidden_bias, const float* weight, const float* bias, float* mask,
+                             void* workspace, void* stream) {
+  const ChannelMaskerShape shape = {s[0], s[1], s[2], s[3], s[4], s[5]};
+  return run_channel_masker(shape, static_cast<Type>(type), x, hidden_weight, hidden_bias, weight, bias, mask,
+                            workspace, stream);
+}
+
+#ifdef DYNDEPLOY_CUDA_HOST
+ENTRY void dyn_host_device(int capability, int processors, int reverse) {
+  host::device() = {{capability, processors}, reverse != 0, 0};
+}
+ENTRY int dyn_host_launches() { return host::device().launches; }
+#endif
