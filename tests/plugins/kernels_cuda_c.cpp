@@ -11,8 +11,8 @@ using namespace dyndeploy::cuda;
 
 namespace {
 
-// sizes: batch, height, width, inputs, middle, outputs, groups, stride, dilation, projection, mask height and width,
-// channel groups.
+// sizes: batch, height, width, inputs, middle, outputs, groups, stride, dilation, projection, mask height and
+// width, channel groups.
 BottleneckShape shape_of(const int* s) {
   return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9] != 0, s[10], s[11], s[12]};
 }
@@ -48,8 +48,8 @@ ENTRY int dyn_bottleneck(const int* sizes, int type, void* const* t, void* works
 }
 
 // sizes: batch, height, width, channels, groups, mask height and width.
-ENTRY int dyn_spatial_masker(const int* s, int type, const void* x, const float* weight, const float* bias, float* mask,
-                             void* stream) {
+ENTRY int dyn_spatial_masker(const int* s, int type, const void* x, const float* weight, const float* bias,
+                             float* mask, void* stream) {
   const SpatialMaskerShape shape = {s[0], s[1], s[2], s[3], s[4], s[5], s[6]};
   return run_spatial_masker(shape, static_cast<Type>(type), x, weight, bias, mask, stream);
 }

@@ -8,7 +8,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,6 @@ ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "plugins" / "kernels" / "cuda"
 INTERFACE = Path(__file__).with_name("kernels_cuda_c.cpp")
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler: the host build of the CUDA kernels")
-
 Arrays = dict[str, np.ndarray]
 FLOAT, HALF = 0, 1
 QUICK = settings(
@@ -60,25 +57,25 @@ def build(folder: Path) -> Path:
             assert COMPILER is not None
             sources = [*sorted(KERNELS.glob("*.cu")), *sorted((KERNELS / "host").glob("*.cpp")), INTERFACE]
             partial = library.with_suffix(".partial")
-            command = [COMPILER, "-std=c++14", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-fvisibility=hidden"]
+            command = [
+                COMPILER,
+                "-std=c++14",
+                "-O2",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-fPIC",
+                "-shared",
+                "-fvisibility=hidden",
+            ]
             command += [f"-I{KERNELS}", "-DDYNDEPLOY_CUDA_HOST", "-x", "c++", *map(str, sources), "-o", str(partial)]
             subprocess.run(command, check=True, timeout=300)
             partial.replace(library)
     return library
 
 
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The library; one build for all workers of a test run."""
-    given_library = os.environ.get("DYNDEPLOY_CUDA_HOST_LIBRARY")
-    if given_library is None:
-        files = sorted([*KERNELS.rglob("*.h"), *KERNELS.rglob("*.cu"), *KERNELS.rglob("*.cpp"), INTERFACE])
-        digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
-        base = tmp_path_factory.getbasetemp()
-        folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / f"cuda-host-{digest}"
-        folder.mkdir(exist_ok=True)
-        given_library = str(build(folder))
-    library = ctypes.CDLL(given_library)
+def load(path: str) -> ctypes.CDLL:
+    library = ctypes.CDLL(path)
     library.dyn_check_bottleneck.restype = ctypes.c_char_p
     library.dyn_bottleneck_workspace.restype = ctypes.c_size_t
     library.dyn_channel_masker_workspace.restype = ctypes.c_size_t
@@ -94,8 +91,74 @@ def aligned(array: np.ndarray, offset: int = 0) -> np.ndarray:
     return copy
 
 
-def pointer(array: np.ndarray | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if array is None else array.ctypes.data)
+class Host:
+    """The kernels on this machine's memory."""
+
+    def __init__(self, library: ctypes.CDLL, device: Device) -> None:
+        self.library = library
+        self.stream = None
+        self._device = device
+
+    def put(self, array: np.ndarray, offset: int = 0) -> np.ndarray:
+        return aligned(array, offset)
+
+    def address(self, memory: Any) -> int:
+        return int(memory.ctypes.data)
+
+    def get(self, memory: Any) -> np.ndarray:
+        return np.asarray(memory)
+
+    def start(self) -> None:
+        device = self._device
+        self.library.dyn_host_device(device.capability, device.processors, int(device.reverse))
+
+
+class Gpu:
+    """The kernels on a GPU's memory, on PyTorch's current stream."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+        self.stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+
+    def put(self, array: np.ndarray, offset: int = 0) -> torch.Tensor:
+        raw = np.concatenate([np.zeros(offset, np.uint8), np.frombuffer(array.tobytes(), np.uint8)])
+        memory = torch.from_numpy(raw).cuda()[offset:]
+        numbers = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}[array.dtype.name]
+        return memory.view(numbers) if offset == 0 or numbers == torch.uint8 else memory
+
+    def address(self, memory: Any) -> int:
+        return int(memory.data_ptr())
+
+    def get(self, memory: Any) -> np.ndarray:
+        return np.asarray(memory.cpu().numpy())
+
+    def start(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The host's library; one build for all workers of a test run."""
+    named = os.environ.get("DYNDEPLOY_CUDA_HOST_LIBRARY")
+    if named is None:
+        if COMPILER is None:
+            pytest.skip("no C++ compiler for the host build of the CUDA kernels")
+        files = sorted([*KERNELS.rglob("*.h"), *KERNELS.rglob("*.cu"), *KERNELS.rglob("*.cpp"), INTERFACE])
+        digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+        base = tmp_path_factory.getbasetemp()
+        folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / f"cuda-host-{digest}"
+        folder.mkdir(exist_ok=True)
+        named = str(build(folder))
+    return load(named)
+
+
+@pytest.fixture(scope="session")
+def gpu() -> Gpu:
+    """The library of the GPU: the CMake target dyndeploy_cuda_c."""
+    named = os.environ.get("DYNDEPLOY_CUDA_TEST_LIBRARY")
+    if named is None or not torch.cuda.is_available():
+        pytest.skip("needs a GPU and DYNDEPLOY_CUDA_TEST_LIBRARY, the path of libdyndeploy_cuda_c.so")
+    return Gpu(load(named))
 
 
 def integers(values: list[int]) -> Any:
@@ -134,42 +197,64 @@ def packed(layer: Layer, weights: Arrays, dtype: type) -> Arrays:
     return out
 
 
-def run_bottleneck(
-    kernels: ctypes.CDLL,
-    device: Device,
-    kind: int,
-    layer: Layer,
-    x: np.ndarray,
-    weights: Arrays,
-    spatial: np.ndarray | None = None,
-    channel: np.ndarray | None = None,
-    offset: int = 0,
-) -> np.ndarray:
-    """y; workspace and y are filled with NaN before the call, and what stands behind them must stay."""
-    dtype = np.float16 if kind == HALF else np.float32
-    sizes = integers(sizes_of(layer, x, spatial, channel))
-    message = kernels.dyn_check_bottleneck(sizes, kind)
-    assert message is None, message
-    arrays = packed(layer, weights, dtype)
-    arrays["x"] = x.astype(dtype)
-    arrays = {name: aligned(value, offset if value.dtype == dtype else 0) for name, value in arrays.items()}
-    _, height, width, _ = x.shape
-    shape = (len(x), (height - 1) // layer.stride + 1, (width - 1) // layer.stride + 1, layer.outputs)
-    guard = 64
-    y = aligned(np.full(int(np.prod(shape)) + guard, np.nan, dtype), offset)
-    bytes_needed = kernels.dyn_bottleneck_workspace(sizes, kind)
-    workspace = aligned(np.full(bytes_needed + guard, 0xFF, np.uint8))
-    masks = [None if mask is None else aligned(mask) for mask in (spatial, channel)]
-    names = ("w1", "w2", "w3", "wd", "b1", "b2", "b3", "bd", "border_bias", "skipped_output")
-    tensors = [arrays["x"], *masks, *(arrays.get(name) for name in names), y]
-    if channel is None:
-        tensors[11] = tensors[12] = None
-    pointers = (ctypes.c_void_p * len(tensors))(*(pointer(t).value for t in tensors))
-    kernels.dyn_host_device(device.capability, device.processors, int(device.reverse))
-    assert kernels.dyn_bottleneck(sizes, kind, pointers, pointer(workspace), None) == 0
-    assert (workspace[bytes_needed:] == 0xFF).all()
-    assert np.isnan(y[-guard:]).all()
-    return y[:-guard].reshape(shape)
+@dataclass(frozen=True)
+class Case:
+    layer: Layer
+    x: np.ndarray
+    weights: Arrays
+    spatial: np.ndarray | None = None
+    channel: np.ndarray | None = None
+
+
+GUARD = 64  # elements behind y and bytes behind the workspace, which must stay
+
+
+class Prepared:
+    """A call of ``dyn_bottleneck``; y and the workspace hold NaN before it."""
+
+    def __init__(self, backend: Host | Gpu, kind: int, case: Case, offset: int = 0) -> None:
+        dtype = np.float16 if kind == HALF else np.float32
+        layer, x = case.layer, case.x
+        self._backend, self._kind = backend, kind
+        self._sizes = integers(sizes_of(layer, x, case.spatial, case.channel))
+        message = backend.library.dyn_check_bottleneck(self._sizes, kind)
+        assert message is None, message
+        arrays = packed(layer, case.weights, dtype)
+        arrays["x"] = x.astype(dtype)
+        memory = {n: backend.put(v, offset if n in ("x", "w1", "w2", "w3", "wd") else 0) for n, v in arrays.items()}
+        _, height, width, _ = x.shape
+        self._shape = (len(x), (height - 1) // layer.stride + 1, (width - 1) // layer.stride + 1, layer.outputs)
+        self._y = backend.put(np.full(int(np.prod(self._shape)) + GUARD, np.nan, dtype), offset)
+        self._bytes = backend.library.dyn_bottleneck_workspace(self._sizes, kind)
+        self._workspace = backend.put(np.full(self._bytes + GUARD, 0xFF, np.uint8))
+        self.masks = [None if mask is None else backend.put(mask) for mask in (case.spatial, case.channel)]
+        names = ("w1", "w2", "w3", "wd", "b1", "b2", "b3", "bd", "border_bias", "skipped_output")
+        self._tensors = [memory["x"], *self.masks, *(memory.get(name) for name in names), self._y]
+        if case.channel is None:
+            self._tensors[11] = self._tensors[12] = None
+        addresses = [None if t is None else backend.address(t) for t in self._tensors]
+        self._pointers = (ctypes.c_void_p * len(addresses))(*addresses)
+
+    def run(self) -> None:
+        backend = self._backend
+        backend.start()
+        workspace = ctypes.c_void_p(backend.address(self._workspace))
+        stream = backend.stream
+        error = backend.library.dyn_bottleneck(self._sizes, self._kind, self._pointers, workspace, stream)
+        assert error == 0
+
+    def result(self) -> np.ndarray:
+        y = self._backend.get(self._y)
+        y = y.view(np.float16 if self._kind == HALF else np.float32)
+        assert (self._backend.get(self._workspace)[self._bytes :] == 0xFF).all()
+        assert np.isnan(y[-GUARD:]).all()
+        return y[:-GUARD].reshape(self._shape)
+
+
+def run_bottleneck(backend: Host | Gpu, kind: int, case: Case, offset: int = 0) -> np.ndarray:
+    call = Prepared(backend, kind, case, offset)
+    call.run()
+    return call.result()
 
 
 def rounded(weights: Arrays, kind: int) -> Arrays:
@@ -182,9 +267,9 @@ def rounded(weights: Arrays, kind: int) -> Arrays:
     }
 
 
-def tolerance(kind: int, device: Device) -> float:
-    """Of the largest output. Half: hidden maps are rounded twice; lanes also round sums of 16 products."""
-    return 2e-5 if kind == FLOAT else 3e-3 if device.capability >= 70 else 6e-3
+def tolerance(kind: int, capability: int) -> float:
+    """Of the largest output. Halves: hidden maps are rounded twice; lanes also round sums of 32 products."""
+    return 2e-5 if kind == FLOAT else 3e-3 if capability >= 70 else 6e-3
 
 
 @st.composite
@@ -203,15 +288,6 @@ def layers(draw: st.DrawFn) -> Layer:
         groups=groups,
         projection=projection,
     )
-
-
-@dataclass(frozen=True)
-class Case:
-    layer: Layer
-    x: np.ndarray
-    weights: Arrays
-    spatial: np.ndarray | None
-    channel: np.ndarray | None
 
 
 @st.composite
@@ -235,14 +311,12 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(layer, x, random_weights(layer, rng), spatial, channel)
 
 
-def check(kernels: ctypes.CDLL, device: Device, kind: int, case: Case, offset: int = 0) -> np.ndarray:
-    y = run_bottleneck(
-        kernels, device, kind, case.layer, case.x, case.weights, case.spatial, case.channel, offset
-    )
+def check(backend: Host | Gpu, kind: int, case: Case, allowed: float, offset: int = 0) -> np.ndarray:
+    y = run_bottleneck(backend, kind, case, offset)
     expected = bottleneck(case.layer, rounded(case.weights, kind), case.x, case.spatial, case.channel)
     scale = max(1.0, float(np.abs(expected).max()))
     worst = float(np.abs(y.astype(np.float64) - expected).max())
-    assert worst <= tolerance(kind, device) * scale, worst / scale
+    assert worst <= allowed * scale, worst / scale
     return y
 
 
@@ -251,4 +325,253 @@ def check(kernels: ctypes.CDLL, device: Device, kind: int, case: Case, offset: i
 @QUICK
 @given(case=cases())
 def test_bottlenecks(kernels: ctypes.CDLL, device: Device, kind: int, case: Case) -> None:
-    check(kernels, device, kind, case)
+    check(Host(kernels, device), kind, case, tolerance(kind, device.capability))
+
+
+def example(
+    layer: Layer, batch: int = 2, size: tuple[int, int] = (9, 7), rate: float = 0.5, channel_groups: int = 0
+) -> Case:
+    rng = np.random.default_rng(7)
+    x = np.abs(rng.standard_normal((batch, *size, layer.inputs))).astype(np.float16).astype(np.float32)
+    out = [(n - 1) // layer.stride + 1 for n in size]
+    spatial = (rng.random((batch, 1, *out)) < rate).astype(np.float32)
+    channel = (rng.random((batch, channel_groups)) < rate).astype(np.float32) if channel_groups else None
+    return Case(layer, x, random_weights(layer, rng), spatial, channel)
+
+
+LARGE = [
+    example(Layer(144, 136, 144), size=(14, 14)),
+    example(Layer(136, 144, 264, stride=2, projection=True), size=(15, 13), rate=0.3),
+    example(Layer(144, 144, 144, groups=3), batch=3, rate=0.8),
+    example(Layer(136, 136, 136, dilation=2), size=(14, 14), channel_groups=68),
+    example(Layer(136, 144, 152, stride=2, projection=True), batch=3, channel_groups=18),
+    example(Layer(72, 96, 72, groups=4), channel_groups=48),
+]
+
+
+@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+@pytest.mark.parametrize("device", DEVICES, ids=lambda d: f"sm{d.capability}x{d.processors}")
+@pytest.mark.parametrize("case", range(len(LARGE)))
+def test_several_tiles_and_strips(kernels: ctypes.CDLL, device: Device, kind: int, case: int) -> None:
+    y = check(Host(kernels, device), kind, LARGE[case], tolerance(kind, device.capability))
+    turned = run_bottleneck(Host(kernels, replace(device, reverse=True)), kind, LARGE[case])
+    np.testing.assert_array_equal(turned, y, "the order of threads or blocks shows in the result")
+
+
+@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+@pytest.mark.parametrize("case", range(len(LARGE)))
+def test_a_sample_has_the_same_bits_alone_and_in_any_tile(kernels: ctypes.CDLL, kind: int, case: int) -> None:
+    together = LARGE[case]
+    y = run_bottleneck(Host(kernels, Device(62, 1)), kind, together)
+    for n in range(len(y)):
+        alone = replace(
+            together,
+            x=together.x[n : n + 1],
+            spatial=None if together.spatial is None else together.spatial[n : n + 1],
+            channel=None if together.channel is None else together.channel[n : n + 1],
+        )
+        np.testing.assert_array_equal(run_bottleneck(Host(kernels, Device(62, 500)), kind, alone)[0], y[n])
+
+
+@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+def test_unaligned_tensors_take_single_elements(kernels: ctypes.CDLL, kind: int) -> None:
+    case = LARGE[1]
+    check(Host(kernels, Device()), kind, case, tolerance(kind, 62), offset=4)
+
+
+@pytest.mark.parametrize(
+    ("batch", "spatial", "channel_groups", "launches"),
+    [(1, True, 0, 4), (2, True, 0, 5), (1, True, 8, 4), (1, False, 8, 4), (2, False, 8, 4), (1, False, 0, 3)],
+)
+def test_launches(kernels: ctypes.CDLL, batch: int, spatial: bool, channel_groups: int, launches: int) -> None:
+    case = example(Layer(16, 16, 16), batch, channel_groups=channel_groups)
+    run_bottleneck(Host(kernels, Device()), FLOAT, case if spatial else replace(case, spatial=None))
+    assert kernels.dyn_host_launches() == launches
+
+
+def test_inactive_pixels_keep_every_bit(kernels: ctypes.CDLL) -> None:
+    case = example(Layer(24, 16, 24), rate=0.4)
+    x = np.random.default_rng(0).standard_normal(case.x.shape).astype(np.float32)
+    x[0, 0, 0, 0] = np.nan
+    y = run_bottleneck(Host(kernels, Device()), FLOAT, replace(case, x=x))
+    assert case.spatial is not None
+    skipped = case.spatial[:, 0] < 0.5
+    assert skipped.any() and not skipped.all()
+    np.testing.assert_array_equal(y[skipped].view(np.uint32), x[skipped].view(np.uint32))
+
+
+@pytest.mark.parametrize("device", [Device(62, 2), Device(90, 500)], ids=["lanes", "tensor"])
+@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+def test_nan_is_not_hidden(kernels: ctypes.CDLL, device: Device, kind: int) -> None:
+    case = example(Layer(16, 16, 16), batch=1, size=(5, 5), rate=1.1)
+    case.x[0, 1, 1, 3] = np.nan
+    y = run_bottleneck(Host(kernels, device), kind, case)
+    assert np.isnan(y[0, :3, :3]).all()
+    assert not np.isnan(y[0, 3:]).any() and not np.isnan(y[0, :, 3:]).any()
+
+
+SPECS: list[tuple[OperatorSpec, bool, bool]] = [
+    # (operator, it has a spatial mask, a channel mask)
+    *((spec, True, False) for spec in (*spatial_bottleneck.SPECS, *layer_bottleneck.SPECS)),
+    *((spec, False, True) for spec in channel_bottleneck.SPECS),
+    *((spec, True, True) for spec in spatial_channel_bottleneck.SPECS),
+]
+
+
+@pytest.mark.parametrize(("spec", "spatial", "channel"), SPECS, ids=lambda v: getattr(v, "name", None))
+@pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
+def test_operators_agree_with_their_references(
+    kernels: ctypes.CDLL, spec: OperatorSpec, spatial: bool, channel: bool, rate: float
+) -> None:
+    projection = spec.name.endswith("Projection")
+    layer = Layer(24, 32, 40 if projection else 24, 2 if projection else 1, 2, 2, projection)
+    rng = np.random.default_rng(11)
+    x = np.abs(rng.standard_normal((2, 9, 6, 24))).astype(np.float32)
+    size = (1, 1) if spec.name.startswith("Layer") else (3, 2)
+    spatial_mask = (rng.random((2, 1, *size)) < rate).astype(np.float32) if spatial else None
+    channel_mask = (rng.random((2, 16)) < rate).astype(np.float32) if channel else None
+    case = Case(layer, x, random_weights(layer, rng), spatial_mask, channel_mask)
+    names = ["w1", "b1", "w2", "b2", "w3", "b3", *(["wd", "bd"] if projection else [])]
+    masks = [mask for mask in (spatial_mask, channel_mask) if mask is not None]
+    inputs = [torch.from_numpy(v) for v in (x, *masks, *(case.weights[name] for name in names))]
+    attributes = {
+        "strides": [layer.stride] * 2,
+        "dilations": [layer.dilation] * 2,
+        "pads": [layer.dilation] * 4,
+        "group": layer.groups,
+    }
+    expected = spec.reference(*inputs, **attributes).numpy()
+    y = run_bottleneck(Host(kernels, Device()), FLOAT, case)
+    np.testing.assert_allclose(y, expected, rtol=2e-5, atol=2e-5 * np.abs(expected).max())
+
+
+def run_spatial_masker(
+    backend: Host | Gpu, kind: int, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
+    backend.start()
+    sizes = integers([*x.shape, len(weight), *size])
+    memory = [backend.put(v) for v in (x.astype(np.float16 if kind == HALF else np.float32), weight, bias)]
+    shape = (len(x), len(weight), *size)
+    mask = backend.put(np.full(shape, np.nan, np.float32))
+    addresses = [ctypes.c_void_p(backend.address(m)) for m in (*memory, mask)]
+    assert backend.library.dyn_spatial_masker(sizes, kind, *addresses, backend.stream) == 0
+    return backend.get(mask).reshape(shape)
+
+
+def run_channel_masker(
+    backend: Host | Gpu, kind: int, x: np.ndarray, weights: Arrays, hidden: int, groups: int
+) -> np.ndarray:
+    backend.start()
+    sizes = integers([*x.shape, hidden, groups])
+    x = x.astype(np.float16 if kind == HALF else np.float32)
+    workspace = backend.put(np.full(backend.library.dyn_channel_masker_workspace(sizes), 0xFF, np.uint8))
+    mask = backend.put(np.full((len(x), groups), np.nan, np.float32))
+    names = ("hidden_weight", "hidden_bias", "weight", "bias")
+    memory = [backend.put(x), *(backend.put(weights[n]) if n in weights else None for n in names), mask, workspace]
+    addresses = [ctypes.c_void_p(None if m is None else backend.address(m)) for m in memory]
+    assert backend.library.dyn_channel_masker(sizes, kind, *addresses, backend.stream) == 0
+    return backend.get(mask).reshape(len(x), groups)
+
+
+def assert_bits(mask: np.ndarray, logits: np.ndarray) -> None:
+    """Bits where the logit is not within rounding of 0."""
+    assert mask.shape == logits.shape
+    sure = np.abs(logits) > 1e-4
+    np.testing.assert_array_equal(mask[sure], (logits >= 0)[sure].astype(np.float32))
+    assert set(np.unique(mask)) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+@QUICK
+@given(data=st.data(), reverse=st.booleans())
+def test_spatial_masker(kernels: ctypes.CDLL, kind: int, data: st.DataObject, reverse: bool) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    batch, height, width = (data.draw(st.integers(1, n)) for n in (3, 12, 12))
+    channels = data.draw(st.integers(1, 90) | st.integers(1, 40).map(lambda n: 8 * n))
+    groups = data.draw(st.integers(1, 3))
+    size = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
+    x = rng.standard_normal((batch, height, width, channels)).astype(np.float16).astype(np.float32)
+    weight = rng.standard_normal((groups, channels)).astype(np.float32)
+    bias = rng.standard_normal(groups).astype(np.float32)
+    mask = run_spatial_masker(Host(kernels, Device(reverse=reverse)), kind, x, weight, bias, size)
+    assert_bits(mask, spatial_logits(x, weight, bias, size))
+
+
+@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+@QUICK
+@given(data=st.data(), reverse=st.booleans())
+def test_channel_masker(kernels: ctypes.CDLL, kind: int, data: st.DataObject, reverse: bool) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    batch, height, width = (data.draw(st.integers(1, n)) for n in (3, 15, 15))
+    # More channels than threads, and fewer, so that several threads share one.
+    channels = data.draw(st.integers(1, 90) | st.integers(1, 40).map(lambda n: 8 * n) | st.just(2056))
+    groups, hidden = data.draw(st.integers(1, 40)), data.draw(st.sampled_from([0, 1, 7, 40]))
+    x = rng.standard_normal((batch, height, width, channels)).astype(np.float16).astype(np.float32)
+    weights = {}
+    if hidden:
+        weights["hidden_weight"] = rng.standard_normal((hidden, channels)).astype(np.float32)
+        weights["hidden_bias"] = rng.standard_normal(hidden).astype(np.float32)
+    weights["weight"] = rng.standard_normal((groups, hidden or channels)).astype(np.float32)
+    weights["bias"] = rng.standard_normal(groups).astype(np.float32)
+    mask = run_channel_masker(Host(kernels, Device(reverse=reverse)), kind, x, weights, hidden, groups)
+    assert_bits(mask, channel_logits(x, **weights))
+
+
+def test_ties_keep(kernels: ctypes.CDLL) -> None:
+    zero = {"weight": np.zeros((1, 4), np.float32), "bias": np.zeros(1, np.float32)}
+    x = np.ones((1, 2, 2, 4), np.float32)
+    backend = Host(kernels, Device())
+    assert run_spatial_masker(backend, FLOAT, x, zero["weight"], zero["bias"], (2, 1)).ravel().tolist() == [1, 1]
+    assert run_channel_masker(backend, FLOAT, x, zero, 0, 1).ravel().tolist() == [1]
+
+
+# ---------------------------------------------------------------- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+@QUICK
+@given(case=cases())
+def test_bottlenecks_on_the_gpu(gpu: Gpu, kind: int, case: Case) -> None:
+    y = check(gpu, kind, case, tolerance(kind, 0))
+    np.testing.assert_array_equal(run_bottleneck(gpu, kind, case), y)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+@pytest.mark.parametrize("case", range(len(LARGE)))
+def test_large_bottlenecks_on_the_gpu(gpu: Gpu, kind: int, case: int) -> None:
+    check(gpu, kind, LARGE[case], tolerance(kind, 0))
+
+
+@pytest.mark.gpu
+def test_a_captured_graph_follows_the_mask(gpu: Gpu) -> None:
+    case = LARGE[0]
+    assert case.spatial is not None
+    stream = torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        backend = Gpu(gpu.library)
+        call = Prepared(backend, FLOAT, case)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            call.run()
+    for rate in (0.0, 0.3, 1.1):
+        spatial = (np.random.default_rng(1).random(case.spatial.shape) < rate).astype(np.float32)
+        call.masks[0].copy_(torch.from_numpy(spatial).reshape(-1))
+        torch.cuda.synchronize()
+        graph.replay()
+        torch.cuda.synchronize()
+        expected = bottleneck(case.layer, case.weights, case.x, spatial)
+        np.testing.assert_allclose(call.result(), expected, rtol=2e-5, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+def test_maskers_on_the_gpu(gpu: Gpu, kind: int) -> None:
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((2, 28, 28, 256)).astype(np.float16).astype(np.float32)
+    weight, bias = rng.standard_normal((1, 256)).astype(np.float32), rng.standard_normal(1).astype(np.float32)
+    assert_bits(run_spatial_masker(gpu, kind, x, weight, bias, (7, 7)), spatial_logits(x, weight, bias, (7, 7)))
+    weights = {"weight": rng.standard_normal((32, 256)).astype(np.float32), "bias": np.zeros(32, np.float32)}
+    assert_bits(run_channel_masker(gpu, kind, x, weights, 0, 32), channel_logits(x, **weights))

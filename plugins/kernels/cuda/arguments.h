@@ -28,8 +28,8 @@ struct BottleneckArguments {
   int* channels;        // (N, M): active channels
   int* channel_start;   // (N, groups + 1): where the channels of a group begin in `channels`
 
-  // Hidden maps. A pixel of h1 stands where it stands in x, so that the 3x3 finds its neighbours with no list; a
-  // row of h2 stands where its pixel stands in out_list. Channel skipping fills a row from its begin.
+  // Hidden maps. A pixel of h1 stands where it stands in x, so that the 3x3 finds its neighbours with no
+  // list; a row of h2 stands where its pixel stands in out_list. Channel skipping fills a row from its begin.
   void* h1;  // (N, H, W, M)
   void* h2;  // (N, Ho, Wo, M)
 

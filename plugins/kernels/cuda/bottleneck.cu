@@ -1,6 +1,6 @@
-#include "bottleneck.h"
-
 #include <cstdint>
+
+#include "bottleneck.h"
 
 namespace dyndeploy {
 namespace cuda {
@@ -86,7 +86,8 @@ const char* check_bottleneck(const BottleneckShape& s, Type type) {
   if (s.channel_groups < 0 || (s.channel_groups > 0 && s.middle % s.channel_groups != 0)) {
     return "the channel groups do not divide the hidden channels";
   }
-  // Pixels, tap coordinates and grids are counted in int; grids have at most 65535 blocks in their second direction.
+  // Pixels, tap coordinates and grids are counted in int; grids have at most 65535 blocks in their second
+  // direction.
   const double limit = 2147483647.0;
   const double pixels = static_cast<double>(s.batch) * s.height * s.width;
   if (pixels > limit / 16 || static_cast<double>(s.dilation) > limit / 8) return "the map is too large";
@@ -115,8 +116,7 @@ int run_bottleneck(const BottleneckShape& shape, Type type, const BottleneckTens
   BottleneckArguments a = plan(shape, type, tensors, workspace, bytes);
   const bool vectors = fits_vectors(shape, type, tensors, workspace);
   const int vector = 16 / static_cast<int>(element_size(type));
-  a.aligned_groups =
-      vectors && shape.channel_groups > 0 && shape.middle / shape.channel_groups % vector == 0;
+  a.aligned_groups = vectors && shape.channel_groups > 0 && shape.middle / shape.channel_groups % vector == 0;
   return type == Type::kHalf ? run_half(a, vectors, stream) : run_float(a, vectors, stream);
 }
 

@@ -1,18 +1,21 @@
 // Which kernels a bottleneck launches, and with which tiles.
 #pragma once
 
+#include <type_traits>
+
 #include "convolution.h"
 #include "lists.h"
 
 namespace dyndeploy {
 namespace cuda {
 
-// Work of the busiest multiprocessor under tiles of this size, in elements of the result. The efficiencies say what
-// share of its lanes a tile keeps busy; they are estimates from counting instructions, to be replaced by measurements.
+// Work of the busiest multiprocessor under tiles of this size, in elements of the result. The efficiencies
+// say what share of its lanes a tile keeps busy; they are estimates from counting instructions, to be
+// replaced by measurements.
 template <class Tile>
 double tile_cost(int rows, int columns, int layers, int processors, double efficiency) {
-  const double tiles = static_cast<double>(divide_up(rows, Tile::kRows)) *
-                       divide_up(columns, Tile::kColumns) * layers;
+  const double tiles =
+      static_cast<double>(divide_up(rows, Tile::kRows)) * divide_up(columns, Tile::kColumns) * layers;
   const double share = static_cast<double>((static_cast<long long>(tiles) + processors - 1) / processors);
   return share * Tile::kRows * Tile::kColumns / efficiency;
 }
@@ -25,16 +28,19 @@ int launch_convolution(BottleneckArguments arguments, int rows, int columns, int
   return launch<Kernel>(arguments.row_tiles * arguments.column_tiles, layers, arguments, stream);
 }
 
-// The one place where an architecture decides: kinds of tiles by type and capability, sizes by the work there is.
+// The one place where an architecture decides: kinds of tiles by type and capability, sizes by the work there
+// is.
 template <int kLayer, bool kChannels, class Tiles, int kVector>
 int launch_best(const BottleneckArguments& a, int rows, int columns, int layers, int processors,
                 void* stream) {
   const double small = tile_cost<typename Tiles::Small>(rows, columns, layers, processors, 0.5);
   const double medium = tile_cost<typename Tiles::Medium>(rows, columns, layers, processors, 0.8);
-  const double large = tile_cost<typename Tiles::Large>(rows, columns, layers, processors, 1.0);
+  // With gathered columns a large tile needs more than 128 registers.
+  using Largest = typename std::conditional<kChannels && kLayer != kConv3, typename Tiles::Medium,
+                                            typename Tiles::Large>::type;
+  const double large = tile_cost<Largest>(rows, columns, layers, processors, 1.0);
   if (large <= medium && large <= small) {
-    return launch_convolution<kLayer, kChannels, typename Tiles::Large, kVector>(a, rows, columns, layers,
-                                                                                 stream);
+    return launch_convolution<kLayer, kChannels, Largest, kVector>(a, rows, columns, layers, stream);
   }
   if (medium <= small) {
     return launch_convolution<kLayer, kChannels, typename Tiles::Medium, kVector>(a, rows, columns, layers,
@@ -67,8 +73,8 @@ struct LaunchLayer {
   }
 };
 
-// Neighbouring blocks run at the same time and share what the smaller operand is read through: with columns first
-// they read the same rows and all weights pass by, which is right while the weights fit the cache.
+// Neighbouring blocks run at the same time and share what the smaller operand is read through: with columns
+// first they read the same rows and all weights pass by, which is right while the weights fit the cache.
 template <class T>
 bool columns_first(const BottleneckArguments& a, int layer) {
   const double rows = static_cast<double>(a.shape.batch) * (layer == kConv1 ? a.in_pixels : a.out_pixels);
@@ -84,8 +90,9 @@ int run_layer(BottleneckArguments a, bool vectors, const DeviceTraits& device, v
   const int pixels = kLayer == kConv1 ? a.in_pixels : a.out_pixels;
   const int groups = kLayer == kConv2 ? a.shape.groups : 1;
   const int rows = channels ? pixels : a.shape.batch * pixels;
-  const int columns =
-      kLayer == kConv3 ? a.shape.outputs : kLayer == kConv2 ? a.group_channels : a.shape.middle;
+  const int columns = kLayer == kConv3   ? a.shape.outputs
+                      : kLayer == kConv2 ? a.group_channels
+                                         : a.shape.middle;
   const int layers = channels ? groups * a.shape.batch : groups;
   a.columns_first = columns_first<T>(a, kLayer);
   if (channels) {

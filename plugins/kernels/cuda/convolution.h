@@ -1,5 +1,6 @@
-// The three convolutions of a bottleneck as one indirect matrix product. Rows are pixels found through lists; the sum
-// runs over segments: the one of conv1, the nine taps of conv2, and for conv3 the hidden map and the projected input.
+// The three convolutions of a bottleneck as one indirect matrix product. Rows are pixels found through lists;
+// the sum runs over segments: the one of conv1, the nine taps of conv2, and for conv3 the hidden map and the
+// projected input.
 #pragma once
 
 #include "arguments.h"
@@ -26,9 +27,9 @@ struct ConvolutionKernel {
   static_assert(Tile::kRows * kRunsA % kThreads == 0 && Tile::kDepth * kRunsB % kThreads == 0,
                 "every thread moves the same number of vectors");
 
-  // One row of the tile. pixel: where the result goes, -1 behind the last row. first: where the row of the first
-  // segment is, -1 if it has none. y, x: for conv2 the input position of the first tap, for conv3 y is the pixel of
-  // the shortcut.
+  // One row of the tile. pixel: where the result goes, -1 behind the last row. first: where the row of the
+  // first segment is, -1 if it has none. y, x: for conv2 the input position of the first tap, for conv3 y is
+  // the pixel of the shortcut.
   struct Row {
     int pixel, first, y, x;
   };
@@ -268,17 +269,20 @@ struct ConvolutionKernel {
       });
     }
     while (segment < segments) {
+      bool settle = k / Tile::kDepth % 2 == 1;
       k += Tile::kDepth;
       if (k >= length(a, p, segment)) {
         k = 0;
         ++segment;
+        settle = true;
       }
       const bool more = segment < segments;
       sync();
       if (more) {
-        for_threads<kThreads>([&](int t) { fetch(a, p, rows, columns, t, segment, k, sources[t], buffers[t]); });
+        for_threads<kThreads>(
+            [&](int t) { fetch(a, p, rows, columns, t, segment, k, sources[t], buffers[t]); });
       }
-      Tile::accumulate(shared.stages[stage], state);
+      Tile::accumulate(shared.stages[stage], state, settle);
       stage ^= 1;
       if (more) {
         for_threads<kThreads>([&](int t) { put(shared.stages[stage], t, buffers[t]); });

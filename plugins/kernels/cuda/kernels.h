@@ -1,8 +1,8 @@
 // What the adapters see of the CUDA kernels. C++14; a board builds it with GCC 7.5 and CUDA 10.2.
 //
-// Activations are channels-last: x (N, H, W, C), y (N, Ho, Wo, Co), contiguous, of the given element type. Masks
-// are float and active where > 0.5. Nothing here synchronises with the host, allocates, or depends on data in
-// its launch: every function can be captured in a CUDA graph.
+// Activations are channels-last: x (N, H, W, C), y (N, Ho, Wo, Co), contiguous, of the given element type.
+// Masks are float and active where > 0.5. Nothing here synchronises with the host, allocates, or depends on
+// data in its launch: every function can be captured in a CUDA graph.
 #pragma once
 
 #include <cstddef>
@@ -16,23 +16,25 @@ enum class Type : std::int32_t { kFloat = 0, kHalf = 1 };
 // One dynamic bottleneck: relu(conv3(relu(conv2(relu(conv1(x))))) + shortcut), batch normalisation folded.
 struct BottleneckShape {
   int batch, height, width;
-  int inputs, middle, outputs;        // C, M, Co
-  int groups, stride, dilation;       // of the 3x3; padding equals the dilation
-  bool projection;                    // else outputs == inputs and stride == 1
-  int mask_height, mask_width;        // 0: every pixel is active. (1, 1) skips whole samples (layer skipping)
-  int channel_groups;                 // 0: every channel is active
+  int inputs, middle, outputs;   // C, M, Co
+  int groups, stride, dilation;  // of the 3x3; padding equals the dilation
+  bool projection;               // else outputs == inputs and stride == 1
+  int mask_height, mask_width;   // 0: every pixel is active. (1, 1) skips whole samples (layer skipping)
+  int channel_groups;            // 0: every channel is active
 };
 
 // Device pointers. Weights have the element type of x and the layout of pack.py / the TensorRT graph:
-//   w1 (C, M), w2 (groups, 9 * M / groups, M / groups) with row tap * M / groups + input, w3 (M, Co), wd (C, Co).
+//   w1 (C, M), w2 (groups, 9 * M / groups, M / groups) with row tap * M / groups + input, w3 (M, Co), wd (C,
+//   Co).
 // Biases and constants are float. Channel skipping sets skipped channels to their exact pre-BN constants:
-//   border_bias (16, M): b2 + the 3x3 applied to the map of relu(b1), per border class (bit 0 top, 1 bottom, 2 left,
-//   3 right taps outside); skipped_output (Co): b3 + w3 . relu(b2). With them conv1 gives relu(.) - relu(b1) on
-//   active channels, conv2 adds border_bias, conv3 adds skipped_output, and skipped channels contribute nothing.
+//   border_bias (16, M): b2 + the 3x3 applied to the map of relu(b1), per border class (bit 0 top, 1 bottom,
+//   2 left, 3 right taps outside); skipped_output (Co): b3 + w3 . relu(b2). With them conv1 gives relu(.) -
+//   relu(b1) on active channels, conv2 adds border_bias, conv3 adds skipped_output, and skipped channels
+//   contribute nothing.
 struct BottleneckTensors {
   const void* x;
-  const float* spatial_mask;   // (N, 1, mask_height, mask_width) or nullptr
-  const float* channel_mask;   // (N, channel_groups) or nullptr
+  const float* spatial_mask;  // (N, 1, mask_height, mask_width) or nullptr
+  const float* channel_mask;  // (N, channel_groups) or nullptr
   const void *w1, *w2, *w3, *wd;
   const float *b1, *b2, *b3, *bd;
   const float *border_bias, *skipped_output;  // with channel_mask only
@@ -45,22 +47,24 @@ std::size_t bottleneck_workspace(const BottleneckShape& shape, Type type);
 int run_bottleneck(const BottleneckShape& shape, Type type, const BottleneckTensors& tensors, void* workspace,
                    void* stream);  // stream: cudaStream_t
 
-// mask (N, groups, mask_height, mask_width): adaptive average pooling of x, then a 1x1 convolution with weight
-// (groups, C) and bias (groups) in float; 1 where the result is >= 0, else 0. Sums in float whatever the type of x.
+// mask (N, groups, mask_height, mask_width): adaptive average pooling of x, then a 1x1 convolution with
+// weight (groups, C) and bias (groups) in float; 1 where the result is >= 0, else 0. Sums in float whatever
+// the type of x.
 struct SpatialMaskerShape {
   int batch, height, width, channels, groups, mask_height, mask_width;
 };
 int run_spatial_masker(const SpatialMaskerShape& shape, Type type, const void* x, const float* weight,
                        const float* bias, float* mask, void* stream);
 
-// mask (N, groups): global average pooling, [hidden layer (hidden, C) + ReLU], linear (groups, hidden or C); >= 0.
+// mask (N, groups): global average pooling, [hidden layer (hidden, C) + ReLU], linear (groups, hidden or C);
+// >= 0.
 struct ChannelMaskerShape {
   int batch, height, width, channels, hidden, groups;  // hidden 0: none
 };
 std::size_t channel_masker_workspace(const ChannelMaskerShape& shape);
 int run_channel_masker(const ChannelMaskerShape& shape, Type type, const void* x, const float* hidden_weight,
-                       const float* hidden_bias, const float* weight, const float* bias, float* mask, void* workspace,
-                       void* stream);
+                       const float* hidden_bias, const float* weight, const float* bias, float* mask,
+                       void* workspace, void* stream);
 
 }  // namespace cuda
 }  // namespace dyndeploy

@@ -1,4 +1,5 @@
-// Which pixels and channels are active: sorted lists by prefix sums, with no atomics and no help from the host.
+// Which pixels and channels are active: sorted lists by prefix sums, with no atomics and no help from the
+// host.
 #pragma once
 
 #include "arguments.h"
@@ -101,8 +102,8 @@ struct CountKernel {
   }
 };
 
-// One kernel for all that precedes the first convolution: blocks [0, N) write the pixel lists, the next N the channel
-// lists, and the rest copies the inactive pixels of an identity shortcut.
+// One kernel for all that precedes the first convolution: blocks [0, N) write the pixel lists, the next N the
+// channel lists, and the rest copies the inactive pixels of an identity shortcut.
 template <class T, int kVector>
 struct PrepareKernel {
   using Arguments = BottleneckArguments;
@@ -209,8 +210,7 @@ struct PrepareKernel {
     DYN_SHARED_ARRAY(Counts, sums, kListThreads);
     const int middle = a.shape.middle;
     const int width = middle / a.shape.channel_groups;
-    const float* mask =
-        a.tensors.channel_mask + static_cast<std::size_t>(sample) * a.shape.channel_groups;
+    const float* mask = a.tensors.channel_mask + static_cast<std::size_t>(sample) * a.shape.channel_groups;
     PerThread<Counts, kThreads> own;
     for_threads<kThreads>([&](int t) {
       const Chunk chunk(t, middle);

@@ -41,7 +41,8 @@ struct SpatialMaskerKernel {
     const int row = at / s.mask_width, column = at % s.mask_width;
     const int y0 = row * s.height / s.mask_height, y1 = divide_up((row + 1) * s.height, s.mask_height);
     const int x0 = column * s.width / s.mask_width, x1 = divide_up((column + 1) * s.width, s.mask_width);
-    const T* x = static_cast<const T*>(a.x) + static_cast<std::size_t>(sample) * s.height * s.width * s.channels;
+    const T* x =
+        static_cast<const T*>(a.x) + static_cast<std::size_t>(sample) * s.height * s.width * s.channels;
     const float* weight = a.weight + static_cast<std::size_t>(group) * s.channels;
     const int length = (x1 - x0) * s.channels;
     for_threads<kThreads>([&](int t) {
@@ -63,7 +64,8 @@ struct SpatialMaskerKernel {
     for_threads<kThreads>([&](int t) {
       if (t != 0) return;
       const float logit = sums[0] / static_cast<float>((y1 - y0) * (x1 - x0)) + a.bias[group];
-      a.mask[(static_cast<std::size_t>(sample) * s.groups + group) * positions + at] = logit >= 0.0f ? 1.0f : 0.0f;
+      a.mask[(static_cast<std::size_t>(sample) * s.groups + group) * positions + at] =
+          logit >= 0.0f ? 1.0f : 0.0f;
     });
   }
 };
@@ -82,13 +84,15 @@ struct ChannelMaskerArguments {
   int parts;
 };
 
-// Parts of a sample that are summed side by side. Of the shape alone, so that a result does not depend on the device.
+// Parts of a sample that are summed side by side. Of the shape alone, so that a result does not depend on the
+// device.
 int pooling_parts(const ChannelMaskerShape& s) {
   const int parts = divide_up(s.height * s.width, 64);
   return parts > 32 ? 32 : parts;
 }
 
-// Sums of one part of a sample's pixels, for all channels. Threads that share a channel take turns with the pixels.
+// Sums of one part of a sample's pixels, for all channels. Threads that share a channel take turns with the
+// pixels.
 template <class T, int kVector>
 struct PoolKernel {
   using Arguments = ChannelMaskerArguments;
@@ -159,15 +163,15 @@ struct ChannelMaskerKernel {
     for_threads<kThreads>([&](int t) {
       for (int c = t; c < s.channels; c += kThreads) {
         float sum = 0.0f;
-        for (int part = 0; part < a.parts; ++part) sum += partial[static_cast<std::size_t>(part) * s.channels + c];
+        for (int part = 0; part < a.parts; ++part)
+          sum += partial[static_cast<std::size_t>(part) * s.channels + c];
         features[c] = sum / pixels;
       }
     });
     sync();
     if (s.hidden > 0) {
-      linear(sums, features, s.channels, a.hidden_weight, a.hidden_bias, s.hidden, [&](int unit, float value) {
-        hidden[unit] = relu(value);
-      });
+      linear(sums, features, s.channels, a.hidden_weight, a.hidden_bias, s.hidden,
+             [&](int unit, float value) { hidden[unit] = relu(value); });
       sync();
     }
     linear(sums, s.hidden > 0 ? hidden : features, s.hidden > 0 ? s.hidden : s.channels, a.weight, a.bias,
@@ -175,8 +179,8 @@ struct ChannelMaskerKernel {
   }
 
   template <class F>
-  static DYN_DEVICE void linear(float (&sums)[kPoolThreads], const float* input, int inputs, const float* weight,
-                                const float* bias, int outputs, const F& f) {
+  static DYN_DEVICE void linear(float (&sums)[kPoolThreads], const float* input, int inputs,
+                                const float* weight, const float* bias, int outputs, const F& f) {
     constexpr int kTogether = kThreads / kLanes;
     for (int first = 0; first < outputs; first += kTogether) {
       for_threads<kThreads>([&](int t) {
@@ -208,7 +212,8 @@ int launch_channel(const ChannelMaskerArguments& a, void* stream) {
 }
 
 bool fits_vectors(int channels, std::size_t element, const void* x) {
-  return static_cast<std::size_t>(channels) * element % 16 == 0 && reinterpret_cast<std::uintptr_t>(x) % 16 == 0;
+  return static_cast<std::size_t>(channels) * element % 16 == 0 &&
+         reinterpret_cast<std::uintptr_t>(x) % 16 == 0;
 }
 
 std::size_t round_up(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -243,8 +248,8 @@ int run_channel_masker(const ChannelMaskerShape& shape, Type type, const void* x
   float* partial = reinterpret_cast<float*>(memory);
   float* features = reinterpret_cast<float*>(memory + round_up(static_cast<std::size_t>(parts) * channels));
   float* hidden = reinterpret_cast<float*>(reinterpret_cast<char*>(features) + round_up(channels));
-  const ChannelMaskerArguments a = {shape, x,    hidden_weight, hidden_bias, weight, bias,
-                                    mask,  partial, features,   hidden,      parts};
+  const ChannelMaskerArguments a = {shape, x,       hidden_weight, hidden_bias, weight, bias,
+                                    mask,  partial, features,      hidden,      parts};
   if (type == Type::kHalf) {
     return fits_vectors(shape.channels, 2, x) ? launch_channel<Half, 8>(a, stream)
                                               : launch_channel<Half, 1>(a, stream);

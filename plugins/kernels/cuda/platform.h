@@ -1,14 +1,21 @@
-// One source, two platforms. nvcc compiles the kernels for the GPU; any C++14 compiler compiles the same bodies for
-// the host, where CI runs them without a GPU.
+// One source, two platforms. nvcc compiles the kernels for the GPU; any C++14 compiler compiles the same
+// bodies for the host, where CI runs them without a GPU.
 //
-// A kernel body is a sequence of phases: for_threads() runs a function for every thread of the block, sync() stands
-// between phases that exchange data, and what a thread keeps from phase to phase lives in PerThread. On the GPU
-// for_threads() is a plain call with the thread's index; on the host it is a loop, and its direction can be turned
-// round (host::Device::reverse): a result that depends on the order of threads within a phase is a race.
+// A kernel body is a sequence of phases: for_threads() runs a function for every thread of the block, sync()
+// stands between phases that exchange data, and what a thread keeps from phase to phase lives in PerThread.
+// On the GPU for_threads() is a plain call with the thread's index; on the host it is a loop, and its
+// direction can be turned round (host::Device::reverse): a result that depends on the order of threads within
+// a phase is a race.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define DYN_LARGE_FRAGMENTS 1
+#else
+#define DYN_LARGE_FRAGMENTS 0
+#endif
 
 #if defined(__CUDACC__)
 #include <cuda_fp16.h>
@@ -125,10 +132,8 @@ DYN_DEVICE void copy(void* to, const void* from) {
 
 // 16 x 16 x 16 products of a warp; all of its threads call these together.
 #if DYN_TENSOR_CORES
-using FragmentA =
-    nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, __half, nvcuda::wmma::row_major>;
-using FragmentB =
-    nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, __half, nvcuda::wmma::row_major>;
+using FragmentA = nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, __half, nvcuda::wmma::row_major>;
+using FragmentB = nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, __half, nvcuda::wmma::row_major>;
 using FragmentC = nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float>;
 DYN_DEVICE void fill(FragmentC& c, float value) { nvcuda::wmma::fill_fragment(c, value); }
 template <class Fragment>
@@ -153,8 +158,8 @@ DYN_DEVICE void multiply_add(FragmentC&, const FragmentA&, const FragmentB&) {}
 DYN_DEVICE void store(float*, const FragmentC&, int) {}
 #endif
 
-// Every kernel is a type with `Arguments`, `kThreads`, `kBlocks` (that must fit on one SM: 32768 registers or fewer
-// for a block of them) and `run(arguments, block)`.
+// Every kernel is a type with `Arguments`, `kThreads`, `kBlocks` (that must fit on one SM: 32768 registers or
+// fewer for a block of them) and `run(arguments, block)`.
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
     entry(const typename Kernel::Arguments arguments) {
@@ -163,8 +168,8 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
 
 template <class Kernel>
 int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& arguments, void* stream) {
-  entry<Kernel><<<dim3(blocks_x, blocks_y), dim3(Kernel::kThreads), 0, static_cast<cudaStream_t>(stream)>>>(
-      arguments);
+  entry<Kernel>
+      <<<dim3(blocks_x, blocks_y), dim3(Kernel::kThreads), 0, static_cast<cudaStream_t>(stream)>>>(arguments);
   return static_cast<int>(cudaGetLastError());
 }
 

@@ -1,24 +1,27 @@
 // Tiles of a matrix product: how a block's threads share a (rows x columns) piece of the result, per kind of
 // arithmetic. A tile knows nothing of convolutions: it takes strips of both operands from shared memory.
 //
-// Rules for all: at most 128 registers a thread in blocks of 256 (sm_53 and sm_62 have 32768 for a block), at most
-// 48 KB of static shared memory, and each row of the result is summed in the same order wherever it stands.
+// Rules for all: at most 32768 registers a block of lanes (all that sm_53 and sm_62 have for one), at most 48
+// KB of static shared memory, and each row of the result is summed in the same order wherever it stands.
 #pragma once
+
+#include <type_traits>
 
 #include "platform.h"
 
 namespace dyndeploy {
 namespace cuda {
 
-// Plain lanes. A thread owns kTM consecutive rows and kTN columns, in runs of four.
-template <class T, int kBM, int kBN, int kTM, int kTN>
+// Plain lanes. A thread owns kTM consecutive rows and kTN columns, in runs of four. kBlocksPerProcessor
+// blocks must fit on a multiprocessor of 65536 registers.
+template <class T, int kBM, int kBN, int kTM, int kTN, int kBlocksPerProcessor>
 struct LaneTile {
   using Element = T;
   static constexpr int kRows = kBM;
   static constexpr int kColumns = kBN;
   static constexpr int kDepth = 32 / static_cast<int>(sizeof(T));  // of a strip: 8 floats or 16 halves
   static constexpr int kThreads = kBM / kTM * (kBN / kTN);
-  static constexpr int kBlocks = 512 / kThreads;
+  static constexpr int kBlocks = kBlocksPerProcessor;
   static constexpr int kPad = 16 / static_cast<int>(sizeof(T));
   static constexpr int kRun = 4;  // columns that the epilogue gets at once
   static constexpr bool kTensorCores = false;
@@ -31,9 +34,14 @@ struct LaneTile {
   struct Shared {
     Stage stages[2];
   };
-  struct Sums {
+  struct FloatSums {
     float v[kTM][kTN];
   };
+  struct HalfSums {
+    float v[kTM][kTN];
+    HalfPair part[kTM][kTN / 2];
+  };
+  using Sums = typename std::conditional<sizeof(T) == 2, HalfSums, FloatSums>::type;
   using State = PerThread<Sums, kThreads>;
 
   template <int kVector>
@@ -53,17 +61,27 @@ struct LaneTile {
         DYN_UNROLL
         for (int j = 0; j < kTN; ++j) state[t].v[i][j] = 0.0f;
       }
+      clear_parts(state[t]);
     });
+  }
+  static DYN_DEVICE void clear_parts(FloatSums&) {}
+  static DYN_DEVICE void clear_parts(HalfSums& sums) {
+    DYN_UNROLL
+    for (int i = 0; i < kTM; ++i) {
+      DYN_UNROLL
+      for (int j = 0; j < kTN / 2; ++j) sums.part[i][j] = zero_pair();
+    }
   }
 
   static DYN_DEVICE int first_row(int t) { return t / (kBN / kTN) * kTM; }
   static DYN_DEVICE int column(int t, int run) { return run * (kBN / (kTN / 4)) + t % (kBN / kTN) * 4; }
 
-  static DYN_DEVICE void accumulate(const Stage& stage, State& state) {
-    for_threads<kThreads>([&](int t) { add(stage, t, state[t], T()); });
+  // `settle` says that a pair of strips, or the segment, ends here.
+  static DYN_DEVICE void accumulate(const Stage& stage, State& state, bool settle) {
+    for_threads<kThreads>([&](int t) { add(stage, t, state[t], settle); });
   }
 
-  static DYN_DEVICE void add(const Stage& stage, int t, Sums& sums, float) {
+  static DYN_DEVICE void add(const Stage& stage, int t, FloatSums& sums, bool) {
     DYN_UNROLL
     for (int k = 0; k < kDepth; ++k) {
       alignas(16) float a[kTM];
@@ -80,15 +98,10 @@ struct LaneTile {
     }
   }
 
-  // Pairs of columns. The sum of one strip (16 products) is kept in halves at twice the rate of floats, then added to
-  // floats: its rounding errors stay near that of the operands, and the long sum has none of them.
-  static DYN_DEVICE void add(const Stage& stage, int t, Sums& sums, Half) {
-    HalfPair part[kTM][kTN / 2];
-    DYN_UNROLL
-    for (int i = 0; i < kTM; ++i) {
-      DYN_UNROLL
-      for (int j = 0; j < kTN / 2; ++j) part[i][j] = zero_pair();
-    }
+  // Pairs of columns. At most 32 products are summed in halves, at twice the rate of floats, and then added
+  // to floats: rounding stays near that of the operands, and long sums have none of it. (Pascal and Maxwell
+  // convert at a quarter of the rate: settling after 16 products would cost a quarter of the time.)
+  static DYN_DEVICE void add(const Stage& stage, int t, HalfSums& sums, bool settle) {
     DYN_UNROLL
     for (int k = 0; k < kDepth; ++k) {
       alignas(16) HalfPair a[kTM / 2];
@@ -102,19 +115,21 @@ struct LaneTile {
       for (int i = 0; i < kTM; i += 2) {
         DYN_UNROLL
         for (int j = 0; j < kTN / 2; ++j) {
-          part[i][j] = multiply_add(both_low(a[i / 2]), b[j], part[i][j]);
-          part[i + 1][j] = multiply_add(both_high(a[i / 2]), b[j], part[i + 1][j]);
+          sums.part[i][j] = multiply_add(both_low(a[i / 2]), b[j], sums.part[i][j]);
+          sums.part[i + 1][j] = multiply_add(both_high(a[i / 2]), b[j], sums.part[i + 1][j]);
         }
       }
     }
+    if (!settle) return;
     DYN_UNROLL
     for (int i = 0; i < kTM; ++i) {
       DYN_UNROLL
       for (int j = 0; j < kTN / 2; ++j) {
-        sums.v[i][2 * j] += low(part[i][j]);
-        sums.v[i][2 * j + 1] += high(part[i][j]);
+        sums.v[i][2 * j] += low(sums.part[i][j]);
+        sums.v[i][2 * j + 1] += high(sums.part[i][j]);
       }
     }
+    clear_parts(sums);
   }
 
   // Calls f(row, column, values) for every run of columns.
@@ -131,15 +146,17 @@ struct LaneTile {
 };
 
 // Tensor cores, FP16 products and float sums. A warp owns kWM x kWN elements in fragments of 16 x 16.
-template <int kBM, int kBN, int kWM, int kWN>
+template <int kBM, int kBN, int kWM, int kWN, int kStrip>
 struct TensorTile {
   using Element = Half;
   static constexpr int kRows = kBM;
   static constexpr int kColumns = kBN;
-  static constexpr int kDepth = 32;
+  static constexpr int kDepth = kStrip;
   static constexpr int kWarps = kBM / kWM * (kBN / kWN);
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kBlocks = 512 / kThreads;
+  // Before sm_80 fragments take more registers, and shared memory has no room for a second large block
+  // anyway.
+  static constexpr int kBlocks = kThreads > 128 && DYN_LARGE_FRAGMENTS ? 1 : 512 / kThreads;
   static constexpr int kPad = 8;
   static constexpr int kRun = 8;
   static constexpr bool kTensorCores = true;
@@ -179,7 +196,7 @@ struct TensorTile {
     });
   }
 
-  static DYN_DEVICE void accumulate(const Stage& stage, State& state) {
+  static DYN_DEVICE void accumulate(const Stage& stage, State& state, bool) {
     for_warps<kWarps>([&](int w) {
       DYN_UNROLL
       for (int k = 0; k < kDepth; k += 16) {
@@ -198,7 +215,8 @@ struct TensorTile {
     });
   }
 
-  // Fragments hide which thread holds which element, so they pass through shared memory, which the strips have left.
+  // Fragments hide which thread holds which element, so they pass through shared memory, which the strips
+  // have left.
   template <class F>
   static DYN_DEVICE void finish(Shared& shared, State& state, const F& f) {
     sync();
@@ -219,18 +237,20 @@ struct TensorTile {
   }
 };
 
-// The tiles of every kind, by size. A board of one or two multiprocessors keeps busy with large ones; at batch 1 a
-// large GPU needs many small ones.
+// The tiles of every kind, by size. A board of one or two multiprocessors keeps busy with large ones; at
+// batch 1 a large GPU needs many small ones.
 template <class T>
 struct Lanes {
-  using Small = LaneTile<T, 32, 32, 4, 4>;
-  using Medium = LaneTile<T, 64, 64, 8, 4>;
-  using Large = LaneTile<T, 128, 128, 8, 8>;
+  using Small = LaneTile<T, 32, 32, 4, 4, 8>;
+  using Medium = LaneTile<T, 64, 64, 8, 4, 4>;
+  // Sums of halves stand in registers beside those of floats: 8 x 8 of them are too many.
+  using Large = typename std::conditional<sizeof(T) == 2, Medium, LaneTile<T, 128, 64, 8, 8, 3>>::type;
 };
 struct Tensors {
-  using Small = TensorTile<32, 32, 16, 16>;
-  using Medium = TensorTile<64, 64, 32, 32>;
-  using Large = TensorTile<128, 128, 64, 32>;
+  // Few blocks hide little latency, so the small ones take longer strips.
+  using Small = TensorTile<32, 32, 16, 16, 64>;
+  using Medium = TensorTile<64, 64, 32, 32, 32>;
+  using Large = TensorTile<128, 128, 64, 32, 32>;
 };
 
 }  // namespace cuda

@@ -1,0 +1,426 @@
+// The CUDA kernels compiled for the host, against a naive reference in double: for the sanitizers, which the
+// Python tests cannot run. Usage: test_kernels_cuda bottlenecks | maskers | shapes
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "platform.h"
+
+namespace {
+
+using namespace dyndeploy::cuda;
+
+int failures = 0;
+int checks = 0;
+
+#define CHECK(condition, ...)                                     \
+  do {                                                            \
+    ++checks;                                                     \
+    if (!(condition)) {                                           \
+      ++failures;                                                 \
+      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::printf(__VA_ARGS__);                                   \
+      std::printf("\n");                                          \
+    }                                                             \
+  } while (false)
+
+using Rng = std::mt19937;
+using Floats = std::vector<float>;
+
+int pick(Rng& rng, int low, int high) { return std::uniform_int_distribution<int>(low, high)(rng); }
+bool coin(Rng& rng, double p = 0.5) { return std::bernoulli_distribution(p)(rng); }
+
+std::size_t product_of(std::initializer_list<int> sizes) {
+  std::size_t product = 1;
+  for (const int s : sizes) product *= static_cast<std::size_t>(s);
+  return product;
+}
+
+Floats normal(Rng& rng, std::size_t count, double scale) {
+  std::normal_distribution<float> distribution(0.0f, static_cast<float>(scale));
+  Floats values(count);
+  for (float& v : values) v = distribution(rng);
+  return values;
+}
+
+float round_to_half(float v) { return host::half_to_float(host::float_to_half(v)); }
+
+// A copy in memory of exactly its size and of a vector's alignment, in the kernels' element type. Sanitizers
+// see the first byte outside.
+class Memory {
+ public:
+  Memory(std::size_t bytes, unsigned char value) : bytes_(bytes) {
+    const std::size_t size = bytes == 0 ? 16 : bytes;
+    data_ = static_cast<unsigned char*>(::operator new(size));
+    std::memset(data_, value, size);
+  }
+  Memory(const Floats& values, Type type) : Memory(values.size() * (type == Type::kHalf ? 2 : 4), 0) {
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if (type == Type::kHalf) {
+        const std::uint16_t bits = host::float_to_half(values[i]);
+        std::memcpy(data_ + 2 * i, &bits, 2);
+      } else {
+        std::memcpy(data_ + 4 * i, &values[i], 4);
+      }
+    }
+  }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  ~Memory() { ::operator delete(data_); }
+
+  void* get() { return data_; }
+  const float* floats() const { return reinterpret_cast<const float*>(data_); }
+  Floats read(Type type) const {
+    Floats values(bytes_ / (type == Type::kHalf ? 2 : 4));
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if (type == Type::kHalf) {
+        std::uint16_t bits;
+        std::memcpy(&bits, data_ + 2 * i, 2);
+        values[i] = host::half_to_float(bits);
+      } else {
+        std::memcpy(&values[i], data_ + 4 * i, 4);
+      }
+    }
+    return values;
+  }
+
+ private:
+  std::size_t bytes_;
+  unsigned char* data_;
+};
+
+struct Weights {
+  Floats w1, w2, w3, wd, b1, b2, b3, bd, border_bias, skipped_output;
+};
+
+double positive(double v) { return v > 0 ? v : 0; }
+
+Weights random_weights(Rng& rng, const BottleneckShape& s, Type type) {
+  const int width = s.middle / s.groups;
+  Weights w;
+  w.w1 = normal(rng, product_of({s.inputs, s.middle}), 1 / std::sqrt(s.inputs));
+  w.w2 = normal(rng, product_of({s.middle, 9, width}), 1 / std::sqrt(9.0 * width));
+  w.w3 = normal(rng, product_of({s.middle, s.outputs}), 1 / std::sqrt(s.middle));
+  if (s.projection) w.wd = normal(rng, product_of({s.inputs, s.outputs}), 1 / std::sqrt(s.inputs));
+  if (type == Type::kHalf) {
+    for (Floats* values : {&w.w1, &w.w2, &w.w3, &w.wd}) {
+      for (float& v : *values) v = round_to_half(v);
+    }
+  }
+  w.b1 = normal(rng, product_of({s.middle}), 0.5);
+  w.b2 = normal(rng, product_of({s.middle}), 0.5);
+  w.b3 = normal(rng, product_of({s.outputs}), 0.5);
+  w.bd = normal(rng, product_of({s.outputs}), 0.5);
+  w.border_bias.resize(product_of({16, s.middle}));
+  for (int bits = 0; bits < 16; ++bits) {
+    for (int c = 0; c < s.middle; ++c) {
+      const int group = c / width;
+      double sum = w.b2[c];
+      for (int tap = 0; tap < 9; ++tap) {
+        const int y = tap / 3, x = tap % 3;
+        if ((y == 0 && (bits & 1)) || (y == 2 && (bits & 2)) || (x == 0 && (bits & 4)) ||
+            (x == 2 && (bits & 8)))
+          continue;
+        for (int i = 0; i < width; ++i) {
+          sum +=
+              positive(w.b1[group * width + i]) * w.w2[((group * 9 + tap) * width + i) * width + c % width];
+        }
+      }
+      w.border_bias[bits * s.middle + c] = static_cast<float>(sum);
+    }
+  }
+  for (int o = 0; o < s.outputs; ++o) {
+    double sum = w.b3[o];
+    for (int c = 0; c < s.middle; ++c) sum += positive(w.b2[c]) * w.w3[c * s.outputs + o];
+    w.skipped_output.push_back(static_cast<float>(sum));
+  }
+  return w;
+}
+
+// Dense arithmetic and masks, as the operators are defined.
+std::vector<double> reference(const BottleneckShape& s, const Weights& w, const Floats& x,
+                              const Floats& spatial, const Floats& channel) {
+  const int width = s.middle / s.groups;
+  const int ho = (s.height - 1) / s.stride + 1, wo = (s.width - 1) / s.stride + 1;
+  const auto keep = [&](int n, int c) {
+    if (s.channel_groups == 0) return 1.0;
+    return channel[n * s.channel_groups + c / (s.middle / s.channel_groups)] > 0.5f ? 1.0 : 0.0;
+  };
+  std::vector<double> y(product_of({s.batch, ho, wo, s.outputs}));
+  std::vector<double> h1(product_of({s.height, s.width, s.middle}));
+  std::vector<double> h2(static_cast<std::size_t>(s.middle));
+  for (int n = 0; n < s.batch; ++n) {
+    const float* sample = x.data() + product_of({n, s.height, s.width, s.inputs});
+    for (int p = 0; p < s.height * s.width; ++p) {
+      for (int c = 0; c < s.middle; ++c) {
+        double sum = 0;
+        for (int i = 0; i < s.inputs; ++i)
+          sum += static_cast<double>(sample[p * s.inputs + i]) * w.w1[i * s.middle + c];
+        h1[p * s.middle + c] = positive(keep(n, c) * sum + w.b1[c]);
+      }
+    }
+    for (int oy = 0; oy < ho; ++oy) {
+      for (int ox = 0; ox < wo; ++ox) {
+        for (int c = 0; c < s.middle; ++c) {
+          double sum = 0;
+          for (int tap = 0; tap < 9; ++tap) {
+            const int iy = oy * s.stride + (tap / 3 - 1) * s.dilation,
+                      ix = ox * s.stride + (tap % 3 - 1) * s.dilation;
+            if (iy < 0 || iy >= s.height || ix < 0 || ix >= s.width) continue;
+            const int group = c / width;
+            for (int i = 0; i < width; ++i) {
+              sum += h1[(iy * s.width + ix) * s.middle + group * width + i] *
+                     w.w2[((group * 9 + tap) * width + i) * width + c % width];
+            }
+          }
+          h2[c] = positive(keep(n, c) * sum + w.b2[c]);
+        }
+        bool active = true;
+        if (s.mask_height > 0) {
+          active =
+              spatial[(n * s.mask_height + oy * s.mask_height / ho) * s.mask_width + ox * s.mask_width / wo] >
+              0.5f;
+        }
+        const float* in = sample + product_of({oy * s.stride * s.width + ox * s.stride, s.inputs});
+        for (int o = 0; o < s.outputs; ++o) {
+          double sum = 0;
+          if (s.projection) {
+            sum = w.bd[o];
+            for (int i = 0; i < s.inputs; ++i) sum += static_cast<double>(in[i]) * w.wd[i * s.outputs + o];
+          } else {
+            sum = in[o];
+          }
+          if (active) {
+            sum += w.b3[o];
+            for (int c = 0; c < s.middle; ++c) sum += h2[c] * w.w3[c * s.outputs + o];
+          }
+          y[product_of({(n * ho + oy) * wo + ox, s.outputs}) + o] = positive(sum);
+        }
+      }
+    }
+  }
+  return y;
+}
+
+Floats run(const BottleneckShape& s, Type type, const Weights& w, const Floats& x, const Floats& spatial,
+           const Floats& channel) {
+  const std::size_t size = type == Type::kHalf ? 2 : 4;
+  const int ho = (s.height - 1) / s.stride + 1, wo = (s.width - 1) / s.stride + 1;
+  Memory mx(x, type), w1(w.w1, type), w2(w.w2, type), w3(w.w3, type), wd(w.wd, type);
+  Memory b1(w.b1, Type::kFloat), b2(w.b2, Type::kFloat), b3(w.b3, Type::kFloat), bd(w.bd, Type::kFloat);
+  Memory border(w.border_bias, Type::kFloat), skipped(w.skipped_output, Type::kFloat);
+  Memory spatial_mask(spatial, Type::kFloat), channel_mask(channel, Type::kFloat);
+  Memory y(product_of({s.batch, ho, wo, s.outputs}) * size, 0xff),
+      workspace(bottleneck_workspace(s, type), 0xff);
+  BottleneckTensors t = {};
+  t.x = mx.get();
+  t.w1 = w1.get();
+  t.w2 = w2.get();
+  t.w3 = w3.get();
+  t.b1 = b1.floats();
+  t.b2 = b2.floats();
+  t.b3 = b3.floats();
+  if (s.projection) {
+    t.wd = wd.get();
+    t.bd = bd.floats();
+  }
+  if (s.mask_height > 0) t.spatial_mask = spatial_mask.floats();
+  if (s.channel_groups > 0) {
+    t.channel_mask = channel_mask.floats();
+    t.border_bias = border.floats();
+    t.skipped_output = skipped.floats();
+  }
+  t.y = y.get();
+  const char* message = check_bottleneck(s, type);
+  CHECK(message == nullptr, "%s", message);
+  CHECK(run_bottleneck(s, type, t, workspace.get(), nullptr) == 0, "no error");
+  return y.read(type);
+}
+
+void test_bottlenecks() {
+  Rng rng(1);
+  for (int round = 0; round < 120; ++round) {
+    const Type type = coin(rng) ? Type::kHalf : Type::kFloat;
+    const int unit = pick(rng, 0, 2) == 0 ? 1 : 8;
+    const int groups = pick(rng, 0, 2) == 0 ? pick(rng, 2, 3) : 1;
+    BottleneckShape s = {};
+    s.batch = pick(rng, 1, 3);
+    s.height = pick(rng, 1, 8);
+    s.width = pick(rng, 1, 8);
+    s.projection = coin(rng);
+    s.inputs = unit * pick(rng, 1, 40 / unit);
+    s.middle = groups * unit * pick(rng, 1, 48 / unit / groups);
+    s.outputs = s.projection ? unit * pick(rng, 1, 40 / unit) : s.inputs;
+    s.groups = groups;
+    s.stride = s.projection ? pick(rng, 1, 2) : 1;
+    s.dilation = pick(rng, 1, 2);
+    const int mode = pick(rng, 0, 3);  // bit 0: spatial, bit 1: channel
+    if (mode & 1) {
+      s.mask_height = pick(rng, 1, (s.height - 1) / s.stride + 1);
+      s.mask_width = pick(rng, 1, (s.width - 1) / s.stride + 1);
+    }
+    if (mode & 2) {
+      do s.channel_groups = pick(rng, 1, s.middle);
+      while (s.middle % s.channel_groups != 0);
+    }
+    const double rate = 0.25 * pick(rng, 0, 4);
+    Floats spatial(product_of({s.batch, s.mask_height, s.mask_width}));
+    Floats channel(product_of({s.batch, s.channel_groups}));
+    for (float& v : spatial) v = coin(rng, rate) ? 1.0f : 0.0f;
+    for (float& v : channel) v = coin(rng, rate) ? 1.0f : 0.0f;
+    Floats x = normal(rng, product_of({s.batch, s.height, s.width, s.inputs}), 1);
+    for (float& v : x) v = round_to_half(std::fabs(v));
+    const Weights w = random_weights(rng, s, type);
+    const std::vector<double> expected = reference(s, w, x, spatial, channel);
+    double scale = 1;
+    for (const double v : expected) scale = std::max(scale, v);
+
+    const DeviceTraits traits = {pick(rng, 0, 1) == 0 ? 62 : 87, pick(rng, 0, 1) == 0 ? 1 : 400};
+    const double tolerance = type == Type::kFloat ? 2e-5 : traits.capability >= 70 ? 3e-3 : 6e-3;
+    host::device() = {traits, false, 0};
+    const Floats y = run(s, type, w, x, spatial, channel);
+    double worst = 0;
+    for (std::size_t i = 0; i < y.size(); ++i) {
+      const double error = std::fabs(y[i] - expected[i]);
+      if (!(error <= worst)) worst = error;
+    }
+    CHECK(worst <= tolerance * scale, "round %d: error %g of %g", round, worst, scale);
+    host::device().reverse = true;
+    const Floats again = run(s, type, w, x, spatial, channel);
+    CHECK(std::memcmp(y.data(), again.data(), y.size() * sizeof(float)) == 0,
+          "round %d: the order of threads shows in the result", round);
+  }
+}
+
+void test_maskers() {
+  Rng rng(2);
+  for (int round = 0; round < 40; ++round) {
+    const Type type = coin(rng) ? Type::kHalf : Type::kFloat;
+    const int batch = pick(rng, 1, 3), height = pick(rng, 1, 12), width = pick(rng, 1, 12);
+    const int channels = coin(rng) ? 8 * pick(rng, 1, 40) : pick(rng, 1, 300);
+    const int groups = pick(rng, 1, 40), hidden = coin(rng) ? pick(rng, 1, 20) : 0;
+    host::device() = {{62, 2}, coin(rng), 0};
+    Floats x = normal(rng, product_of({batch, height, width, channels}), 1);
+    for (float& v : x) v = round_to_half(v);
+    Memory mx(x, type);
+
+    const int mh = pick(rng, 1, height), mw = pick(rng, 1, width), kinds = pick(rng, 1, 3);
+    const Floats weight = normal(rng, product_of({kinds, channels}), 1),
+                 bias = normal(rng, product_of({kinds}), 1);
+    Memory mask(product_of({batch, kinds, mh, mw}) * 4, 0xff);
+    const SpatialMaskerShape spatial = {batch, height, width, channels, kinds, mh, mw};
+    CHECK(run_spatial_masker(spatial, type, mx.get(), weight.data(), bias.data(),
+                             static_cast<float*>(mask.get()), nullptr) == 0,
+          "no error");
+    Floats bits = mask.read(Type::kFloat);
+    for (std::size_t i = 0; i < bits.size(); ++i) {
+      const int column = static_cast<int>(i) % mw, row = static_cast<int>(i) / mw % mh;
+      const int kind = static_cast<int>(i) / (mw * mh) % kinds, n = static_cast<int>(i) / (mw * mh * kinds);
+      double sum = 0;
+      int count = 0;
+      for (int y = row * height / mh; y < ((row + 1) * height + mh - 1) / mh; ++y) {
+        for (int z = column * width / mw; z < ((column + 1) * width + mw - 1) / mw; ++z, ++count) {
+          for (int c = 0; c < channels; ++c) {
+            sum += static_cast<double>(x[product_of({(n * height + y) * width + z, channels}) + c]) *
+                   weight[kind * channels + c];
+          }
+        }
+      }
+      const double logit = sum / count + bias[kind];
+      if (std::fabs(logit) > 1e-4)
+        CHECK(bits[i] == (logit >= 0 ? 1.0f : 0.0f), "round %d: logit %g", round, logit);
+    }
+
+    const int inputs = hidden > 0 ? hidden : channels;
+    const Floats hw = normal(rng, product_of({hidden, channels}), 1),
+                 hb = normal(rng, product_of({hidden}), 1);
+    const Floats lw = normal(rng, product_of({groups, inputs}), 1), lb = normal(rng, product_of({groups}), 1);
+    const ChannelMaskerShape shape = {batch, height, width, channels, hidden, groups};
+    Memory keep(product_of({batch, groups}) * 4, 0xff), workspace(channel_masker_workspace(shape), 0xff);
+    CHECK(run_channel_masker(shape, type, mx.get(), hidden > 0 ? hw.data() : nullptr,
+                             hidden > 0 ? hb.data() : nullptr, lw.data(), lb.data(),
+                             static_cast<float*>(keep.get()), workspace.get(), nullptr) == 0,
+          "no error");
+    bits = keep.read(Type::kFloat);
+    for (int n = 0; n < batch; ++n) {
+      std::vector<double> features(static_cast<std::size_t>(channels)), units;
+      for (int p = 0; p < height * width; ++p) {
+        for (int c = 0; c < channels; ++c)
+          features[c] += x[product_of({n * height * width + p, channels}) + c];
+      }
+      for (double& v : features) v /= height * width;
+      for (int u = 0; u < hidden; ++u) {
+        double sum = hb[u];
+        for (int c = 0; c < channels; ++c) sum += features[c] * hw[u * channels + c];
+        units.push_back(positive(sum));
+      }
+      for (int g = 0; g < groups; ++g) {
+        double sum = lb[g];
+        for (int i = 0; i < inputs; ++i) sum += (hidden > 0 ? units[i] : features[i]) * lw[g * inputs + i];
+        if (std::fabs(sum) > 1e-4) {
+          CHECK(bits[n * groups + g] == (sum >= 0 ? 1.0f : 0.0f), "round %d: logit %g", round, sum);
+        }
+      }
+    }
+  }
+}
+
+void test_shapes() {
+  const BottleneckShape good = {2, 8, 8, 16, 8, 16, 1, 1, 1, false, 4, 4, 8};
+  CHECK(check_bottleneck(good, Type::kFloat) == nullptr, "right");
+  CHECK(bottleneck_workspace(good, Type::kHalf) < bottleneck_workspace(good, Type::kFloat),
+        "halves are smaller");
+  struct {
+    int BottleneckShape::* field;
+    int value;
+  } const bad[] = {{&BottleneckShape::batch, 0},          {&BottleneckShape::height, -1},
+                   {&BottleneckShape::inputs, 0},         {&BottleneckShape::outputs, 24},
+                   {&BottleneckShape::groups, 3},         {&BottleneckShape::groups, 0},
+                   {&BottleneckShape::stride, 2},         {&BottleneckShape::stride, 3},
+                   {&BottleneckShape::dilation, 0},       {&BottleneckShape::mask_height, 0},
+                   {&BottleneckShape::mask_height, 9},    {&BottleneckShape::mask_width, -1},
+                   {&BottleneckShape::channel_groups, 3}, {&BottleneckShape::channel_groups, -8},
+                   {&BottleneckShape::batch, 100000},     {&BottleneckShape::height, 1 << 30},
+                   {&BottleneckShape::middle, 1 << 28}};
+  for (const auto& change : bad) {
+    BottleneckShape shape = good;
+    shape.*change.field = change.value;
+    CHECK(check_bottleneck(shape, Type::kFloat) != nullptr, "%d is refused", change.value);
+  }
+  // Every half survives the way through float and back; ties go to even.
+  for (int bits = 0; bits < 65536; ++bits) {
+    const float value = host::half_to_float(static_cast<std::uint16_t>(bits));
+    const bool nan = value != value;
+    CHECK(nan ? (bits & 0x7c00) == 0x7c00 : host::float_to_half(value) == bits, "half %x", bits);
+  }
+  CHECK(host::float_to_half(2049.0f) == host::float_to_half(2048.0f), "a tie goes to even, down");
+  CHECK(host::float_to_half(2051.0f) == host::float_to_half(2052.0f), "a tie goes to even, up");
+  CHECK(host::float_to_half(65519.0f) == 0x7bff && host::float_to_half(65520.0f) == 0x7c00, "overflow");
+  CHECK(host::float_to_half(std::ldexp(1.0f, -25)) == 0 && host::float_to_half(std::ldexp(1.5f, -25)) == 1,
+        "underflow");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string what = argc == 2 ? argv[1] : "";
+  if (what == "bottlenecks") {
+    test_bottlenecks();
+  } else if (what == "maskers") {
+    test_maskers();
+  } else if (what == "shapes") {
+    test_shapes();
+  } else {
+    std::printf("usage: test_kernels_cuda bottlenecks | maskers | shapes\n");
+    return 2;
+  }
+  std::printf("%s: %d checks, %d failed\n", what.c_str(), checks, failures);
+  return failures ? 1 : 0;
+}
