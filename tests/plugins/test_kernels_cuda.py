@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dyndeploy.ops import channel_bottleneck, layer_bottleneck, spatial_bottleneck, spatial_channel_bottleneck
+from dyndeploy.ops._geometry import Geometry, active_pixels, needed_inputs
 from dyndeploy.ops.base import OperatorSpec
 from tests.plugins.reference import Layer, bottleneck, channel_logits, random_weights, spatial_logits
 
@@ -243,6 +244,9 @@ class Prepared:
         error = backend.library.dyn_bottleneck(self._sizes, self._kind, self._pointers, workspace, stream)
         assert error == 0
 
+    def workspace(self) -> np.ndarray:
+        return self._backend.get(self._workspace)[: self._bytes]
+
     def result(self) -> np.ndarray:
         y = self._backend.get(self._y)
         y = y.view(np.float16 if self._kind == HALF else np.float32)
@@ -387,6 +391,21 @@ def test_launches(kernels: ctypes.CDLL, batch: int, spatial: bool, channel_group
     case = example(Layer(16, 16, 16), batch, channel_groups=channel_groups)
     run_bottleneck(Host(kernels, Device()), FLOAT, case if spatial else replace(case, spatial=None))
     assert kernels.dyn_host_launches() == launches
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_only_pixels_that_are_read_are_computed(kernels: ctypes.CDLL, stride: int, dilation: int) -> None:
+    case = example(Layer(8, 8, 16, stride, dilation, projection=True), batch=3, rate=0.1)
+    call = Prepared(Host(kernels, Device()), FLOAT, case)
+    call.run()
+    # The first convolution's map stands at the begin of the workspace, which was NaN.
+    written = ~np.isnan(call.workspace().view(np.float32)[: case.x.size].reshape(case.x.shape))
+    assert case.spatial is not None
+    geometry = Geometry(3, *case.x.shape[1:], 8, 16, stride, dilation, 1, True)
+    needed = needed_inputs(active_pixels(case.spatial, geometry), geometry)
+    assert 0 < needed.sum() < needed.size
+    np.testing.assert_array_equal(written, np.broadcast_to(needed[..., None], written.shape))
 
 
 def test_inactive_pixels_keep_every_bit(kernels: ctypes.CDLL) -> None:

@@ -40,6 +40,8 @@
 #endif
 #else
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 #define DYN_DEVICE inline
@@ -206,6 +208,12 @@ Device& device();  // one per thread
 // Shared memory starts as NaN, so that a read before the first write shows.
 inline void poison(void* memory, std::size_t bytes) { std::memset(memory, 0xff, bytes); }
 
+inline void require_aligned(const void* memory, std::uintptr_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(memory) % bytes == 0) return;
+  std::fprintf(stderr, "an access of %d bytes is not aligned\n", static_cast<int>(bytes));
+  std::abort();
+}
+
 inline float half_to_float(std::uint16_t bits) {
   const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
   const int exponent = (bits >> 10) & 31;
@@ -283,12 +291,16 @@ inline HalfPair multiply_add(HalfPair a, HalfPair b, HalfPair c) {
   return out;
 }
 
+// A GPU faults where an access is not aligned to its size; so does the host.
 template <int kBytes>
 void copy(void* to, const void* from) {
+  host::require_aligned(to, kBytes);
+  host::require_aligned(from, kBytes);
   std::memcpy(to, from, kBytes);
 }
 template <int kBytes>
 void load_global(void* to, const void* from) {
+  host::require_aligned(from, kBytes);
   std::memcpy(to, from, kBytes);
 }
 
@@ -308,6 +320,7 @@ inline void fill(FragmentC& c, float value) {
 }
 template <class Fragment>
 void load(Fragment& f, const Half* from, int stride) {
+  host::require_aligned(from, 32);
   for (int i = 0; i < 16; ++i) {
     for (int j = 0; j < 16; ++j) f.v[i][j] = to_float(from[i * stride + j]);
   }
@@ -320,6 +333,7 @@ inline void multiply_add(FragmentC& c, const FragmentA& a, const FragmentB& b) {
   }
 }
 inline void store(float* to, const FragmentC& c, int stride) {
+  host::require_aligned(to, 32);
   for (int i = 0; i < 16; ++i) std::memcpy(to + i * stride, c.v[i], sizeof c.v[i]);
 }
 

@@ -158,6 +158,7 @@ struct TensorTile {
   // anyway.
   static constexpr int kBlocks = kThreads > 128 && DYN_LARGE_FRAGMENTS ? 1 : 512 / kThreads;
   static constexpr int kPad = 8;
+  static constexpr int kScratch = 20;  // keeps the rows of a fragment on different banks
   static constexpr int kRun = 8;
   static constexpr bool kTensorCores = true;
 
@@ -167,7 +168,7 @@ struct TensorTile {
   };
   union alignas(32) Shared {
     Stage stages[2];
-    float scratch[kWarps][16][16];
+    float scratch[kWarps][16][kScratch];
   };
   struct Fragments {
     FragmentC c[kWM / 16][kWN / 16];
@@ -224,7 +225,7 @@ struct TensorTile {
     for (int i = 0; i < kWM / 16; ++i) {
       DYN_UNROLL
       for (int j = 0; j < kWN / 16; ++j) {
-        for_warps<kWarps>([&](int w) { store(&shared.scratch[w][0][0], state[w].c[i][j], 16); });
+        for_warps<kWarps>([&](int w) { store(&shared.scratch[w][0][0], state[w].c[i][j], kScratch); });
         sync_warp();
         for_threads<kThreads>([&](int t) {
           const int warp = t / 32, row = t % 32 / 2, column = t % 2 * 8;
