@@ -1,0 +1,179 @@
+// The eight bottlenecks: what is skipped follows from the masks that an operator has.
+
+#include <string>
+
+#include "rules.h"
+
+namespace dyndeploy {
+namespace tensorrt {
+namespace {
+
+enum : int { kStrides = 0, kDilations = 2, kPads = 4, kGroup = 8 };
+
+struct Inputs {
+  int spatial_mask, channel_mask;  // -1: none
+  bool projection;
+};
+
+Inputs inputs_of(const Operator& op) {
+  Inputs found;
+  found.spatial_mask = op.find_input("spatial_mask");
+  found.channel_mask = op.find_input("channel_mask");
+  const int mask = op.find_input("mask");
+  if (mask >= 0) (op.inputs[mask].axes[1] == 'G' ? found.channel_mask : found.spatial_mask) = mask;
+  found.projection = op.find_input("wd") >= 0;
+  return found;
+}
+
+std::string check_attributes(const Operator& op, const Attributes& attributes) {
+  const std::int32_t* values = attributes.values;
+  const std::int32_t stride = values[kStrides], dilation = values[kDilations];
+  if (values[kStrides + 1] != stride || (stride != 1 && stride != 2)) {
+    return "strides are " + std::to_string(stride) + ", " + std::to_string(values[kStrides + 1]) +
+           ", expected 1, 1 or 2, 2";
+  }
+  if (values[kDilations + 1] != dilation || dilation < 1) {
+    return "dilations are " + std::to_string(dilation) + ", " + std::to_string(values[kDilations + 1]) +
+           ", expected two equal positive integers";
+  }
+  for (int i = 0; i < 4; ++i) {
+    if (values[kPads + i] != dilation) {
+      return "pads hold " + std::to_string(values[kPads + i]) + ", expected the dilation, " +
+             std::to_string(dilation);
+    }
+  }
+  if (values[kGroup] < 1)
+    return "group is " + std::to_string(values[kGroup]) + ", expected a positive integer";
+  if (stride != 1 && !inputs_of(op).projection) {
+    return "stride " + std::to_string(stride) + " needs a projection shortcut";
+  }
+  return std::string();
+}
+
+DerivedSize derive(const Operator&, const Attributes& attributes, char letter) {
+  const std::int32_t stride = attributes.values[kStrides];
+  if (letter == 'P') return {'H', stride};
+  if (letter == 'Q') return {'W', stride};
+  return same(letter);
+}
+
+cuda::BottleneckShape shape_of(const Operator& op, const Attributes& attributes, const Sizes& sizes) {
+  const auto size = [&](char letter) { return static_cast<int>(sizes[letter]); };
+  const Inputs inputs = inputs_of(op);
+  const bool layer = inputs.spatial_mask >= 0 && op.inputs[inputs.spatial_mask].axes[2] == '1';
+  cuda::BottleneckShape shape = {};
+  shape.batch = size('N');
+  shape.height = size('H');
+  shape.width = size('W');
+  shape.inputs = size('C');
+  shape.middle = size('M');
+  shape.outputs = inputs.projection ? size('O') : size('C');
+  shape.groups = attributes.values[kGroup];
+  shape.stride = attributes.values[kStrides];
+  shape.dilation = attributes.values[kDilations];
+  shape.projection = inputs.projection;
+  if (inputs.spatial_mask >= 0) {
+    shape.mask_height = layer ? 1 : size('h');
+    shape.mask_width = layer ? 1 : size('w');
+  }
+  if (inputs.channel_mask >= 0) shape.channel_groups = size('G');
+  return shape;
+}
+
+std::string check_sizes(const Operator& op, const Attributes& attributes, const Sizes& sizes,
+                        cuda::Type type) {
+  std::string problem = check_positive(op, sizes);
+  if (!problem.empty()) return problem;
+  const std::int64_t M = sizes['M'], G = sizes['G'], group = attributes.values[kGroup];
+  if (M >= 0 && M % group != 0) {
+    return "group is " + std::to_string(group) + ", which does not divide the " + std::to_string(M) +
+           " channels of the 3x3 convolution";
+  }
+  const std::int64_t width = M >= 0 ? M / group : sizes['m'];
+  const std::int64_t expected[] = {group, width >= 0 ? 9 * width : -1, width};
+  const char axes[] = "gkm";
+  for (int i = 0; i < 3; ++i) {
+    const std::int64_t size = sizes[axes[i]];
+    if (size >= 0 && expected[i] >= 0 && size != expected[i]) {
+      return "dimension " + std::to_string(i) + " of w2 is " + std::to_string(size) + ", expected " +
+             std::to_string(expected[i]) + ": (group, 9 * M / group, M / group), repacked for TensorRT";
+    }
+  }
+  if (M >= 0 && G >= 0 && M % G != 0) {
+    return "the channel mask has " + std::to_string(G) + " groups, which do not divide the " +
+           std::to_string(M) + " middle channels";
+  }
+  const std::int64_t stride = attributes.values[kStrides];
+  const char* const map = "HW";
+  const char* const mask = "hw";
+  for (int i = 0; i < 2; ++i) {
+    const std::int64_t outputs = (sizes[map[i]] + stride - 1) / stride;
+    if (sizes[map[i]] >= 0 && sizes[mask[i]] > outputs) {
+      return std::string("the spatial mask has ") + std::to_string(sizes[mask[i]]) +
+             (i ? " columns" : " rows") + " for an output of " + std::to_string(outputs);
+    }
+  }
+  if (!all_known(op, sizes) || sizes['N'] == 0) return std::string();
+  const char* refusal = cuda::check_bottleneck(shape_of(op, attributes, sizes), type);
+  return refusal ? refusal : std::string();
+}
+
+std::size_t workspace(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type type) {
+  return cuda::bottleneck_workspace(shape_of(op, attributes, sizes), type);
+}
+
+int run(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type type,
+        const Buffers& buffers) {
+  const auto data = [&](const char* port) -> const void* {
+    const int index = op.find_input(port);
+    return index < 0 ? nullptr : buffers.inputs[index];
+  };
+  const auto floats = [&](const char* port) { return static_cast<const float*>(data(port)); };
+  const Inputs inputs = inputs_of(op);
+  cuda::BottleneckTensors tensors = {};
+  tensors.x = data("x");
+  if (inputs.spatial_mask >= 0) {
+    tensors.spatial_mask = static_cast<const float*>(buffers.inputs[inputs.spatial_mask]);
+  }
+  if (inputs.channel_mask >= 0) {
+    tensors.channel_mask = static_cast<const float*>(buffers.inputs[inputs.channel_mask]);
+  }
+  tensors.w1 = data("w1");
+  tensors.w2 = data("w2");
+  tensors.w3 = data("w3");
+  tensors.wd = data("wd");
+  tensors.b1 = floats("b1");
+  tensors.b2 = floats("b2");
+  tensors.b3 = floats("b3");
+  tensors.bd = floats("bd");
+  tensors.border_bias = floats("border_bias");
+  tensors.skipped_output = floats("skipped_output");
+  tensors.y = buffers.output;
+  return cuda::run_bottleneck(shape_of(op, attributes, sizes), type, tensors, buffers.workspace,
+                              buffers.stream);
+}
+
+}  // namespace
+
+const Rules kBottleneckRules = {check_attributes, derive, check_sizes, workspace, run};
+
+bool all_known(const Operator& op, const Sizes& sizes) {
+  for (int i = 0; i < op.input_count; ++i) {
+    for (const char* axis = op.inputs[i].axes; *axis; ++axis) {
+      if (*axis != '1' && *axis != '#' && sizes[*axis] < 0) return false;
+    }
+  }
+  return true;
+}
+
+std::string check_positive(const Operator& op, const Sizes& sizes) {
+  for (int i = 0; i < op.input_count; ++i) {
+    for (const char* axis = op.inputs[i].axes; *axis; ++axis) {
+      if (*axis != 'N' && sizes[*axis] == 0) return std::string(op.inputs[i].name) + " is empty";
+    }
+  }
+  return std::string();
+}
+
+}  // namespace tensorrt
+}  // namespace dyndeploy

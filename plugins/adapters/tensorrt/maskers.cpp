@@ -1,0 +1,86 @@
+// The maskers: pooling and a small linear layer; the mask is float whatever the type of x.
+
+#include <string>
+
+#include "rules.h"
+
+namespace dyndeploy {
+namespace tensorrt {
+namespace {
+
+std::string no_attributes(const Operator&, const Attributes&) { return std::string(); }
+
+std::string check_mask_size(const Operator&, const Attributes& attributes) {
+  const std::int32_t height = attributes.values[0], width = attributes.values[1];
+  if (height >= 1 && width >= 1) return std::string();
+  return "mask_height and mask_width are " + std::to_string(height) + " and " + std::to_string(width) +
+         ", expected positive integers";
+}
+
+DerivedSize same_size(const Operator&, const Attributes&, char letter) { return same(letter); }
+
+DerivedSize derive_mask(const Operator&, const Attributes& attributes, char letter) {
+  if (letter == 'h') return {'\0', attributes.values[0]};
+  if (letter == 'w') return {'\0', attributes.values[1]};
+  return same(letter);
+}
+
+std::string check_channel(const Operator& op, const Attributes&, const Sizes& sizes, cuda::Type) {
+  return check_positive(op, sizes);
+}
+
+std::string check_spatial(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type) {
+  const std::int32_t mask[] = {attributes.values[0], attributes.values[1]};
+  const std::int64_t map[] = {sizes['H'], sizes['W']};
+  for (int i = 0; i < 2; ++i) {
+    if (map[i] > 0 && mask[i] > map[i]) {
+      return std::string(i ? "mask_width" : "mask_height") + " is " + std::to_string(mask[i]) +
+             ", larger than x, which has " + std::to_string(map[i]);
+    }
+  }
+  return check_positive(op, sizes);
+}
+
+cuda::ChannelMaskerShape channel_shape(const Sizes& sizes, bool hidden) {
+  const auto size = [&](char letter) { return static_cast<int>(sizes[letter]); };
+  return {size('N'), size('H'), size('W'), size('C'), hidden ? size('h') : 0, size('G')};
+}
+
+std::size_t channel_workspace(const Operator& op, const Attributes&, const Sizes& sizes, cuda::Type) {
+  return cuda::channel_masker_workspace(channel_shape(sizes, op.find_input("hidden_weight") >= 0));
+}
+
+int run_channel(const Operator& op, const Attributes&, const Sizes& sizes, cuda::Type type,
+                const Buffers& buffers) {
+  const auto floats = [&](const char* port) -> const float* {
+    const int index = op.find_input(port);
+    return index < 0 ? nullptr : static_cast<const float*>(buffers.inputs[index]);
+  };
+  const bool hidden = op.find_input("hidden_weight") >= 0;
+  return cuda::run_channel_masker(channel_shape(sizes, hidden), type, buffers.inputs[0],
+                                  floats("hidden_weight"), floats("hidden_bias"), floats("weight"),
+                                  floats("bias"), static_cast<float*>(buffers.output), buffers.workspace,
+                                  buffers.stream);
+}
+
+std::size_t spatial_workspace(const Operator&, const Attributes&, const Sizes&, cuda::Type) { return 0; }
+
+int run_spatial(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type type,
+                const Buffers& buffers) {
+  const auto size = [&](char letter) { return static_cast<int>(sizes[letter]); };
+  const cuda::SpatialMaskerShape shape = {
+      size('N'), size('H'), size('W'), size('C'), size('g'), attributes.values[0], attributes.values[1]};
+  return cuda::run_spatial_masker(shape, type, buffers.inputs[0],
+                                  static_cast<const float*>(buffers.inputs[op.find_input("weight")]),
+                                  static_cast<const float*>(buffers.inputs[op.find_input("bias")]),
+                                  static_cast<float*>(buffers.output), buffers.stream);
+}
+
+}  // namespace
+
+const Rules kSpatialMaskerRules = {check_mask_size, derive_mask, check_spatial, spatial_workspace,
+                                   run_spatial};
+const Rules kChannelMaskerRules = {no_attributes, same_size, check_channel, channel_workspace, run_channel};
+
+}  // namespace tensorrt
+}  // namespace dyndeploy

@@ -1,0 +1,129 @@
+// What an operator is, said once: ports, attributes, shape rule, type rule, kernel. The plugin interfaces
+// (plugin_v2.h, plugin_v3.h) are made from it. Knows nothing of TensorRT.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "kernels.h"
+
+namespace dyndeploy {
+namespace tensorrt {
+
+constexpr int kMaxInputs = 13;
+constexpr int kMaxRank = 4;
+constexpr int kMaxValues = 9;
+
+// kData: float or half, the same for all such ports of a node. kFloat: always float.
+enum class Element { kData, kFloat };
+
+// One letter per axis: equal letters of an operator are equal sizes, '1' is one and '#' is the 16 border
+// classes.
+struct Port {
+  const char* name;
+  Element element;
+  const char* axes;
+};
+
+// Integers; every attribute must be given.
+struct AttributeInfo {
+  const char* name;
+  int length;
+};
+
+// The values of all attributes of an operator, one after the other.
+struct Attributes {
+  std::int32_t values[kMaxValues];
+};
+
+struct Shape {
+  int rank;
+  std::int64_t sizes[kMaxRank];  // -1: not known yet
+};
+
+// Sizes by letter, -1 where not known.
+class Sizes {
+ public:
+  Sizes() {
+    for (auto& value : values_) value = -1;
+  }
+  std::int64_t& operator[](char letter) { return values_[static_cast<unsigned char>(letter) & 127]; }
+  std::int64_t operator[](char letter) const { return values_[static_cast<unsigned char>(letter) & 127]; }
+
+ private:
+  std::int64_t values_[128];
+};
+
+// An axis of the output that no input has: the axis `letter` divided by `value` and rounded up, or, without a
+// letter, `value` itself.
+struct DerivedSize {
+  char letter;
+  std::int32_t value;
+};
+
+struct Buffers {
+  const void* const* inputs;
+  void* output;
+  void* workspace;
+  void* stream;  // cudaStream_t
+};
+
+struct Operator;
+
+// What the operators of one kind share. Problems are told in words; an empty string is none.
+struct Rules {
+  std::string (*check_attributes)(const Operator&, const Attributes&);
+  DerivedSize (*derive)(const Operator&, const Attributes&, char letter);
+  // `sizes` may hold unknown ones.
+  std::string (*check_sizes)(const Operator&, const Attributes&, const Sizes& sizes, cuda::Type type);
+  std::size_t (*workspace)(const Operator&, const Attributes&, const Sizes& sizes, cuda::Type type);
+  // 0 or a cudaError_t.
+  int (*run)(const Operator&, const Attributes&, const Sizes& sizes, cuda::Type type, const Buffers& buffers);
+};
+
+struct Operator {
+  const char* name;
+  const Rules* rules;
+  const Port* inputs;
+  int input_count;
+  Port output;
+  const AttributeInfo* attributes;
+  int attribute_count;
+
+  int value_count() const;
+  // Index of an input, -1 when there is none of that name.
+  int find_input(const char* port) const;
+};
+
+#define DYNDEPLOY_TENSORRT_OPERATORS(DO) \
+  DO(SpatialMasker)                      \
+  DO(ChannelMasker)                      \
+  DO(ChannelMaskerHidden)                \
+  DO(SpatialBottleneck)                  \
+  DO(SpatialBottleneckProjection)        \
+  DO(LayerBottleneck)                    \
+  DO(LayerBottleneckProjection)          \
+  DO(ChannelBottleneck)                  \
+  DO(ChannelBottleneckProjection)        \
+  DO(SpatialChannelBottleneck)           \
+  DO(SpatialChannelBottleneckProjection)
+
+#define DYNDEPLOY_DECLARE_OPERATOR(NAME) extern const Operator k##NAME;
+DYNDEPLOY_TENSORRT_OPERATORS(DYNDEPLOY_DECLARE_OPERATOR)
+#undef DYNDEPLOY_DECLARE_OPERATOR
+
+// Reads the sizes of `op.input_count` shapes and checks them against the axes of the ports.
+std::string bind_sizes(const Operator& op, const Shape* inputs, Sizes* sizes);
+
+// The output's shape, -1 where a size it needs is not known.
+Shape output_shape(const Operator& op, const Attributes& attributes, const Sizes& sizes);
+
+// bind_sizes(), the rules' own checks, and the shape of the output where it is known.
+std::string check_shapes(const Operator& op, const Attributes& attributes, const Shape* inputs,
+                         const Shape& output, cuda::Type type, Sizes* sizes);
+
+std::string to_text(const Shape& shape);
+
+}  // namespace tensorrt
+}  // namespace dyndeploy

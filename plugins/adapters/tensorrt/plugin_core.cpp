@@ -1,0 +1,122 @@
+#include "plugin_core.h"
+
+#include <cstring>
+
+#include "log.h"
+
+namespace dyndeploy {
+namespace tensorrt {
+namespace {
+
+using nvinfer1::DataType;
+using nvinfer1::PluginTensorDesc;
+
+Shape shape_of(const nvinfer1::Dims& dims) {
+  Shape shape = {};
+  shape.rank = static_cast<int>(dims.nbDims);
+  for (int i = 0; i < shape.rank && i < kMaxRank; ++i) shape.sizes[i] = dims.d[i] < 0 ? -1 : dims.d[i];
+  return shape;
+}
+
+// The size of `axis` of an input that has the letter, or null.
+const nvinfer1::IDimensionExpr* find_axis(const Operator& op, const nvinfer1::DimsExprs* inputs,
+                                          char letter) {
+  for (int i = 0; i < op.input_count; ++i) {
+    const char* axis = std::strchr(op.inputs[i].axes, letter);
+    if (axis) return inputs[i].d[axis - op.inputs[i].axes];
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+bool PluginCore::infer_shape(const nvinfer1::DimsExprs* inputs, int count, nvinfer1::IExprBuilder& builder,
+                             nvinfer1::DimsExprs* output) const {
+  if (count != op_.input_count) return wrong_count(count, 1);
+  for (int i = 0; i < count; ++i) {
+    const int rank = static_cast<int>(std::strlen(op_.inputs[i].axes));
+    if (inputs[i].nbDims != rank) {
+      log_error(op_.name, std::string(op_.inputs[i].name) + " has " + std::to_string(inputs[i].nbDims) +
+                              " dimensions, expected " + std::to_string(rank));
+      return false;
+    }
+  }
+  output->nbDims = static_cast<int>(std::strlen(op_.output.axes));
+  for (int axis = 0; axis < output->nbDims; ++axis) {
+    const DerivedSize derived = op_.rules->derive(op_, attributes_, op_.output.axes[axis]);
+    if (!derived.letter) {
+      output->d[axis] = builder.constant(derived.value);
+      continue;
+    }
+    const nvinfer1::IDimensionExpr* base = find_axis(op_, inputs, derived.letter);
+    if (base && derived.value != 1) {
+      base =
+          builder.operation(nvinfer1::DimensionOperation::kCEIL_DIV, *base, *builder.constant(derived.value));
+    }
+    if (!base) return false;
+    output->d[axis] = base;
+  }
+  return true;
+}
+
+DataType PluginCore::output_type(DataType x) const {
+  return op_.output.element == Element::kData ? x : DataType::kFLOAT;
+}
+
+bool PluginCore::supports(int position, const PluginTensorDesc& tensor, const PluginTensorDesc& x) const {
+  if (position < 0 || position > op_.input_count || tensor.format != nvinfer1::TensorFormat::kLINEAR)
+    return false;
+  if (position == 0) return tensor.type == DataType::kFLOAT || tensor.type == DataType::kHALF;
+  const Port& port = position < op_.input_count ? op_.inputs[position] : op_.output;
+  return tensor.type == (port.element == Element::kData ? x.type : DataType::kFLOAT);
+}
+
+bool PluginCore::wrong_count(int input_count, int output_count) const {
+  log_error(op_.name, "the node has " + std::to_string(input_count) + " inputs and " +
+                          std::to_string(output_count) + " outputs, expected " +
+                          std::to_string(op_.input_count) + " and 1");
+  return false;
+}
+
+bool PluginCore::check_tensors(const PluginTensorDesc* tensors, Sizes* sizes, cuda::Type* type) const {
+  Shape shapes[kMaxInputs + 1];
+  for (int i = 0; i <= op_.input_count; ++i) {
+    if (!supports(i, tensors[i], tensors[0])) {
+      const Port& port = i < op_.input_count ? op_.inputs[i] : op_.output;
+      log_error(op_.name, std::string(port.name) + " has type " +
+                              std::to_string(static_cast<int>(tensors[i].type)) + " and format " +
+                              std::to_string(static_cast<int>(tensors[i].format)) +
+                              ", expected a linear tensor of " +
+                              (i == 0                           ? "float or half"
+                               : port.element == Element::kData ? "the type of x"
+                                                                : "float"));
+      return false;
+    }
+    shapes[i] = shape_of(tensors[i].dims);
+  }
+  *type = tensors[0].type == DataType::kHALF ? cuda::Type::kHalf : cuda::Type::kFloat;
+  const std::string problem = check_shapes(op_, attributes_, shapes, shapes[op_.input_count], *type, sizes);
+  if (problem.empty()) return true;
+  log_error(op_.name, problem);
+  return false;
+}
+
+std::size_t PluginCore::workspace(const Sizes& sizes, cuda::Type type) const {
+  return sizes['N'] > 0 ? op_.rules->workspace(op_, attributes_, sizes, type) : 0;
+}
+
+int PluginCore::enqueue(const PluginTensorDesc* inputs, const PluginTensorDesc* outputs,
+                        const Buffers& buffers) const {
+  Sizes sizes;
+  cuda::Type type = cuda::Type::kFloat;
+  const auto input = [&](int i) -> const PluginTensorDesc& { return inputs[i]; };
+  const auto output = [&](int i) -> const PluginTensorDesc& { return outputs[i]; };
+  if (!check(op_.input_count, 1, input, output, &sizes, &type)) return 1;
+  if (sizes['N'] == 0) return 0;
+  const int error = op_.rules->run(op_, attributes_, sizes, type, buffers);
+  if (error) log_error(op_.name, "the kernels failed with CUDA error " + std::to_string(error));
+  return error;
+}
+
+}  // namespace tensorrt
+}  // namespace dyndeploy

@@ -1,0 +1,54 @@
+// What both plugin interfaces do: an operator and its attributes against TensorRT's descriptions of tensors.
+#pragma once
+
+#include <string>
+
+#include "api.h"
+#include "attributes.h"
+#include "operators.h"
+
+namespace dyndeploy {
+namespace tensorrt {
+
+class PluginCore {
+ public:
+  PluginCore(const Operator& op, const Attributes& attributes) : op_(op), attributes_(attributes) {}
+
+  const Operator& op() const { return op_; }
+  const Attributes& attributes() const { return attributes_; }
+
+  // Sizes and types of the output; problems are logged.
+  bool infer_shape(const nvinfer1::DimsExprs* inputs, int count, nvinfer1::IExprBuilder& builder,
+                   nvinfer1::DimsExprs* output) const;
+  nvinfer1::DataType output_type(nvinfer1::DataType x) const;
+
+  // Whether tensor `position` (inputs first, then the output) may be so, x being as described.
+  bool supports(int position, const nvinfer1::PluginTensorDesc& tensor,
+                const nvinfer1::PluginTensorDesc& x) const;
+
+  // Logs what is wrong. `inputs` and `outputs` are callables: index -> PluginTensorDesc; sizes of -1 are not
+  // checked.
+  template <class Inputs, class Output>
+  bool check(int input_count, int output_count, const Inputs& input, const Output& output, Sizes* sizes,
+             cuda::Type* type) const {
+    nvinfer1::PluginTensorDesc tensors[kMaxInputs + 1];
+    if (input_count != op_.input_count || output_count != 1) return wrong_count(input_count, output_count);
+    for (int i = 0; i < input_count; ++i) tensors[i] = input(i);
+    tensors[input_count] = output(0);
+    return check_tensors(tensors, sizes, type);
+  }
+
+  std::size_t workspace(const Sizes& sizes, cuda::Type type) const;
+  int enqueue(const nvinfer1::PluginTensorDesc* inputs, const nvinfer1::PluginTensorDesc* outputs,
+              const Buffers& buffers) const;
+
+ private:
+  bool wrong_count(int input_count, int output_count) const;
+  bool check_tensors(const nvinfer1::PluginTensorDesc* tensors, Sizes* sizes, cuda::Type* type) const;
+
+  const Operator& op_;
+  Attributes attributes_;
+};
+
+}  // namespace tensorrt
+}  // namespace dyndeploy

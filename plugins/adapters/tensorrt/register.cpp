@@ -1,0 +1,74 @@
+// The library's entry points. Creators are registered when the library is loaded (dlopen, ctypes, trtexec
+// --plugins and --staticPlugins), and offered to IPluginRegistry::loadLibrary (trtexec --dynamicPlugins),
+// which asks for getPluginCreators in 8.6 and for getCreators since.
+//
+// The registry knows a plugin by name, version and namespace, so only one interface can be registered. From
+// 10 on it is IPluginV3: its creators are not deprecated, it can refuse shapes while an engine is built, and
+// its stored fields survive better than opaque bytes. DYNDEPLOY_TENSORRT_USE_V2 takes IPluginV2DynamicExt,
+// for users of the registry that look for the old creators only (ONNX Runtime's TensorRT provider did, up
+// to 1.21).
+
+#include "log.h"
+#include "plugin_v2.h"
+#include "plugin_v3.h"
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+
+namespace dyndeploy {
+namespace tensorrt {
+namespace {
+
+#if DYNDEPLOY_TENSORRT_HAS_V3 && !defined(DYNDEPLOY_TENSORRT_USE_V2)
+template <const Operator& op>
+using Creator = CreatorV3<op>;
+#else
+template <const Operator& op>
+using Creator = CreatorV2<op>;
+#endif
+
+#if DYNDEPLOY_TENSORRT_HAS_V3
+using AnyCreator = nvinfer1::IPluginCreatorInterface;
+#else
+using AnyCreator = nvinfer1::IPluginCreator;
+#endif
+
+#define DYNDEPLOY_REGISTER(NAME)          \
+  using NAME##Creator = Creator<k##NAME>; \
+  REGISTER_TENSORRT_PLUGIN(NAME##Creator);
+DYNDEPLOY_TENSORRT_OPERATORS(DYNDEPLOY_REGISTER)
+#undef DYNDEPLOY_REGISTER
+
+template <class Interface>
+Interface* const* all_creators(int32_t& count) {
+#define DYNDEPLOY_INSTANCE(NAME) static NAME##Creator NAME##_instance;
+#define DYNDEPLOY_ADDRESS(NAME) &NAME##_instance,
+  DYNDEPLOY_TENSORRT_OPERATORS(DYNDEPLOY_INSTANCE)
+  static Interface* const creators[] = {DYNDEPLOY_TENSORRT_OPERATORS(DYNDEPLOY_ADDRESS)};
+#undef DYNDEPLOY_INSTANCE
+#undef DYNDEPLOY_ADDRESS
+  count = static_cast<int32_t>(sizeof(creators) / sizeof(creators[0]));
+  return creators;
+}
+
+}  // namespace
+}  // namespace tensorrt
+}  // namespace dyndeploy
+
+#define DYNDEPLOY_EXPORT extern "C" __attribute__((visibility("default")))
+
+DYNDEPLOY_EXPORT dyndeploy::tensorrt::AnyCreator* const* getCreators(int32_t& count) {
+  return dyndeploy::tensorrt::all_creators<dyndeploy::tensorrt::AnyCreator>(count);
+}
+
+#if !DYNDEPLOY_TENSORRT_HAS_V3 || defined(DYNDEPLOY_TENSORRT_USE_V2)
+DYNDEPLOY_EXPORT nvinfer1::IPluginCreator* const* getPluginCreators(int32_t& count) {
+  return dyndeploy::tensorrt::all_creators<nvinfer1::IPluginCreator>(count);
+}
+#endif
+
+DYNDEPLOY_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
+  dyndeploy::tensorrt::set_logger_finder(finder);
+}
+
+#pragma GCC diagnostic pop

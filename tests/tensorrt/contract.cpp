@@ -1,0 +1,945 @@
+// The contract between the plugins and TensorRT, without a GPU: creators, fields, shapes, types, stored
+// state, clones, and what reaches the kernels. Runs against a fake registry with the headers of any version
+// (FAKE_TENSORRT), or against a real libnvinfer into which it loads libdyndeploy_tensorrt.so (argv[1]).
+
+#include <array>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "api.h"
+#include "recording_kernels.h"
+#ifdef FAKE_TENSORRT
+#include "fake_tensorrt.h"
+#else
+#include <dlfcn.h>
+#endif
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+
+#if NV_TENSORRT_MAJOR >= 10 && !defined(DYNDEPLOY_TENSORRT_USE_V2)
+#define INTERFACE_V3 1
+#else
+#define INTERFACE_V3 0
+#endif
+
+namespace {
+
+using dyndeploy::cuda::Type;
+using nvinfer1::DataType;
+using nvinfer1::PluginField;
+using nvinfer1::PluginFieldType;
+using nvinfer1::PluginTensorDesc;
+using nvinfer1::TensorFormat;
+using Dims = std::vector<std::int64_t>;
+
+int failures = 0;
+int checks = 0;
+
+void check(bool passed, const std::string& what, int line) {
+  ++checks;
+  if (passed) return;
+  ++failures;
+  std::printf("contract.cpp:%d: %s\n", line, what.c_str());
+}
+#define CHECK(CONDITION, WHAT) check((CONDITION), (WHAT), __LINE__)
+
+#ifndef FAKE_TENSORRT
+std::string& log_text() {
+  static std::string text;
+  return text;
+}
+std::string take_log() {
+  std::string text;
+  text.swap(log_text());
+  return text;
+}
+#endif
+
+// ---- What the plugins must be like. Written from the operators' documents, not from the adapter.
+
+struct Case {
+  std::string op;
+  std::vector<std::pair<std::string, std::vector<std::int32_t>>> attributes;
+  std::vector<Dims> inputs;
+  std::vector<bool> data;  // per input: has the type of x
+  Dims output;
+  std::vector<std::string> symbolic;  // the output's sizes where x is (N, H, W, C)
+  bool float_output;
+};
+
+constexpr int kN = 11, kH = 15, kW = 10, kC = 24, kM = 8, kO = 32, kGroup = 2;
+
+Case bottleneck(const std::string& op, const std::vector<Dims>& masks, bool constants) {
+  const bool projection = op.find("Projection") != std::string::npos;
+  const int stride = projection ? 2 : 1, outputs = projection ? kO : kC;
+  Case result;
+  result.op = op;
+  result.attributes = {
+      {"strides", {stride, stride}}, {"dilations", {2, 2}}, {"pads", {2, 2, 2, 2}}, {"group", {kGroup}}};
+  result.inputs = {{kN, kH, kW, kC}};
+  result.data = {true};
+  for (const Dims& mask : masks) {
+    result.inputs.push_back(mask);
+    result.data.push_back(false);
+  }
+  const std::vector<Dims> weights = {{kC, kM}, {kM},          {kGroup, 9 * kM / kGroup, kM / kGroup},
+                                     {kM},     {kM, outputs}, {outputs}};
+  result.inputs.insert(result.inputs.end(), weights.begin(), weights.end());
+  result.data.insert(result.data.end(), {true, false, true, false, true, false});
+  if (projection) {
+    result.inputs.insert(result.inputs.end(), {{kC, kO}, {kO}});
+    result.data.insert(result.data.end(), {true, false});
+  }
+  if (constants) {
+    result.inputs.insert(result.inputs.end(), {{16, kM}, {outputs}});
+    result.data.insert(result.data.end(), {false, false});
+  }
+  result.output = {kN, (kH + stride - 1) / stride, (kW + stride - 1) / stride, outputs};
+  if (projection) {
+    result.symbolic = {"0.0", "ceil(0.1/2)", "ceil(0.2/2)", std::to_string(masks.size() + 5) + ".1"};
+  } else {
+    result.symbolic = {"0.0", "0.1", "0.2", "0.3"};
+  }
+  result.float_output = false;
+  return result;
+}
+
+std::vector<Case> all_cases() {
+  const Dims patches = {kN, 1, 5, 5}, layer = {kN, 1, 1, 1}, groups = {kN, 4};
+  const Dims x = {kN, kH, kW, kC};
+  std::vector<Case> cases = {
+      {"SpatialMasker",
+       {{"mask_height", {5}}, {"mask_width", {3}}},
+       {x, {1, kC}, {1}},
+       {true, false, false},
+       {kN, 1, 5, 3},
+       {"0.0", "1.0", "5", "3"},
+       true},
+      {"ChannelMasker", {}, {x, {4, kC}, {4}}, {true, false, false}, {kN, 4}, {"0.0", "1.0"}, true},
+      {"ChannelMaskerHidden",
+       {},
+       {x, {6, kC}, {6}, {4, 6}, {4}},
+       {true, false, false, false, false},
+       {kN, 4},
+       {"0.0", "3.0"},
+       true}};
+  for (const std::string end : {"Bottleneck", "BottleneckProjection"}) {
+    cases.push_back(bottleneck("Spatial" + end, {patches}, false));
+    cases.push_back(bottleneck("Layer" + end, {layer}, false));
+    cases.push_back(bottleneck("Channel" + end, {groups}, true));
+    cases.push_back(bottleneck("SpatialChannel" + end, {patches, groups}, true));
+  }
+  return cases;
+}
+
+// ---- The fields of a node, owned.
+
+struct NodeFields {
+  explicit NodeFields(const Case& from) {
+    for (const auto& attribute : from.attributes) add(attribute.first, attribute.second);
+  }
+  void add(const std::string& name, const std::vector<std::int32_t>& values,
+           PluginFieldType type = PluginFieldType::kINT32) {
+    names.push_back(std::unique_ptr<std::string>(new std::string(name)));
+    data.push_back(std::unique_ptr<std::vector<std::int32_t>>(new std::vector<std::int32_t>(values)));
+    fields.emplace_back(names.back()->c_str(), data.back()->data(), type,
+                        static_cast<int32_t>(values.size()));
+  }
+  const nvinfer1::PluginFieldCollection* get() {
+    collection.nbFields = static_cast<int32_t>(fields.size());
+    collection.fields = fields.data();
+    return &collection;
+  }
+  std::vector<std::unique_ptr<std::string>> names;
+  std::vector<std::unique_ptr<std::vector<std::int32_t>>> data;
+  std::vector<PluginField> fields;
+  nvinfer1::PluginFieldCollection collection{};
+};
+
+// ---- Symbolic sizes.
+
+class Dimension final : public nvinfer1::IDimensionExpr {
+ public:
+  Dimension(const std::string& name, std::int64_t number, bool constant) : text(name), value(number) {
+    impl_.value = number;
+    impl_.constant = constant;
+    mImpl = &impl_;
+  }
+  std::string text;
+  std::int64_t value;
+
+ private:
+  struct Impl final : nvinfer1::apiv::VDimensionExpr {
+    bool isConstant() const override { return constant; }
+#if NV_TENSORRT_MAJOR >= 10
+    int64_t getConstantValue() const override { return value; }
+    bool isSizeTensor() const override { return false; }
+#else
+    int32_t getConstantValue() const override { return static_cast<int32_t>(value); }
+#endif
+    std::int64_t value = 0;
+    bool constant = false;
+  };
+  Impl impl_;
+};
+
+class Builder final : public nvinfer1::IExprBuilder {
+ public:
+  Builder() {
+    impl_.owner = this;
+    mImpl = &impl_;
+  }
+  const Dimension* make(const std::string& text, std::int64_t value, bool is_constant) {
+    all_.push_back(std::unique_ptr<Dimension>(new Dimension(text, value, is_constant)));
+    return all_.back().get();
+  }
+
+ private:
+#if NV_TENSORRT_MAJOR >= 10
+  using Integer = int64_t;
+#else
+  using Integer = int32_t;
+#endif
+  struct Impl final : nvinfer1::apiv::VExprBuilder {
+    const nvinfer1::IDimensionExpr* constant(Integer value) override {
+      return owner->make(std::to_string(value), value, true);
+    }
+    const nvinfer1::IDimensionExpr* operation(nvinfer1::DimensionOperation op,
+                                              const nvinfer1::IDimensionExpr& first,
+                                              const nvinfer1::IDimensionExpr& second) override {
+      if (op != nvinfer1::DimensionOperation::kCEIL_DIV) return nullptr;
+      const auto& a = static_cast<const Dimension&>(first);
+      const auto& b = static_cast<const Dimension&>(second);
+      return owner->make("ceil(" + a.text + "/" + b.text + ")", (a.value + b.value - 1) / b.value, false);
+    }
+#if NV_TENSORRT_MAJOR >= 10
+    const nvinfer1::IDimensionExpr* declareSizeTensor(int32_t, const nvinfer1::IDimensionExpr&,
+                                                      const nvinfer1::IDimensionExpr&) override {
+      return nullptr;
+    }
+#endif
+    Builder* owner = nullptr;
+  };
+  Impl impl_;
+  std::vector<std::unique_ptr<Dimension>> all_;
+};
+
+PluginTensorDesc describe(const Dims& dims, DataType type, TensorFormat format = TensorFormat::kLINEAR) {
+  PluginTensorDesc desc = {};
+  desc.dims.nbDims = static_cast<int32_t>(dims.size());
+  for (std::size_t i = 0; i < dims.size(); ++i)
+    desc.dims.d[i] = static_cast<decltype(+desc.dims.d[0])>(dims[i]);
+  desc.type = type;
+  desc.format = format;
+  desc.scale = 1;
+  return desc;
+}
+
+std::vector<PluginTensorDesc> describe(const Case& node, DataType type) {
+  std::vector<PluginTensorDesc> descs;
+  for (std::size_t i = 0; i < node.inputs.size(); ++i) {
+    descs.push_back(describe(node.inputs[i], node.data[i] ? type : DataType::kFLOAT));
+  }
+  descs.push_back(describe(node.output, node.float_output ? DataType::kFLOAT : type));
+  return descs;
+}
+
+// `largest` as the maximum, the batch unknown until then.
+std::vector<nvinfer1::DynamicPluginTensorDesc> dynamic(const std::vector<PluginTensorDesc>& largest) {
+  std::vector<nvinfer1::DynamicPluginTensorDesc> result;
+  for (const PluginTensorDesc& desc : largest) {
+    nvinfer1::DynamicPluginTensorDesc entry = {};
+    entry.desc = desc;
+    entry.max = entry.min = desc.dims;
+    if (desc.dims.d[0] == kN) {
+      entry.desc.dims.d[0] = -1;
+      entry.min.d[0] = 1;
+    }
+    result.push_back(entry);
+  }
+  return result;
+}
+
+// ---- Both interfaces behind one face.
+
+using State = std::vector<std::uint8_t>;
+
+#if INTERFACE_V3
+using Creator = nvinfer1::IPluginCreatorV3One;
+using Plugin = nvinfer1::IPluginV3;
+
+nvinfer1::IPluginV3OneCore& core(Plugin& plugin) {
+  return *static_cast<nvinfer1::IPluginV3OneCore*>(
+      plugin.getCapabilityInterface(nvinfer1::PluginCapabilityType::kCORE));
+}
+nvinfer1::IPluginV3OneBuild& build(Plugin& plugin) {
+  return *static_cast<nvinfer1::IPluginV3OneBuild*>(
+      plugin.getCapabilityInterface(nvinfer1::PluginCapabilityType::kBUILD));
+}
+nvinfer1::IPluginV3OneRuntime& runtime(Plugin& plugin) {
+  return *static_cast<nvinfer1::IPluginV3OneRuntime*>(
+      plugin.getCapabilityInterface(nvinfer1::PluginCapabilityType::kRUNTIME));
+}
+
+struct Destroy {
+  void operator()(Plugin* plugin) const { delete plugin; }
+};
+using Owned = std::unique_ptr<Plugin, Destroy>;
+
+Owned create(Creator& creator, NodeFields& fields) {
+  return Owned(creator.createPlugin("node", fields.get(), nvinfer1::TensorRTPhase::kBUILD));
+}
+Owned clone(Plugin& plugin) { return Owned(plugin.clone()); }
+std::string type_name(Plugin& plugin) {
+  return std::string(core(plugin).getPluginNamespace()) + core(plugin).getPluginName() + "/" +
+         core(plugin).getPluginVersion();
+}
+int output_count(Plugin& plugin) { return build(plugin).getNbOutputs(); }
+bool infer(Plugin& plugin, const std::vector<nvinfer1::DimsExprs>& inputs, Builder& builder,
+           nvinfer1::DimsExprs* output) {
+  return build(plugin).getOutputShapes(inputs.data(), static_cast<int32_t>(inputs.size()), nullptr, 0, output,
+                                       1, builder) == 0;
+}
+DataType output_type(Plugin& plugin, const std::vector<DataType>& inputs) {
+  DataType type = DataType::kINT8;
+  build(plugin).getOutputDataTypes(&type, 1, inputs.data(), static_cast<int32_t>(inputs.size()));
+  return type;
+}
+bool supports(Plugin& plugin, int position, const std::vector<PluginTensorDesc>& descs) {
+  const auto all = dynamic(descs);
+  return build(plugin).supportsFormatCombination(position, all.data(), static_cast<int32_t>(all.size()) - 1,
+                                                 1);
+}
+// Whether the plugin accepts these shapes, and the workspace it asks for.
+bool configure(Plugin& plugin, const std::vector<PluginTensorDesc>& descs, std::size_t* workspace) {
+  const auto all = dynamic(descs);
+  const int32_t count = static_cast<int32_t>(all.size()) - 1;
+  *workspace = build(plugin).getWorkspaceSize(all.data(), count, &all[static_cast<std::size_t>(count)], 1);
+  return build(plugin).configurePlugin(all.data(), count, &all[static_cast<std::size_t>(count)], 1) == 0;
+}
+int enqueue(Plugin& plugin, const std::vector<PluginTensorDesc>& descs,
+            const std::vector<const void*>& inputs, void* output, void* workspace, Recording& recording) {
+  const std::size_t count = descs.size() - 1;
+  Owned attached(runtime(plugin).attachToContext(nullptr));
+  const int changed =
+      runtime(*attached).onShapeChange(descs.data(), static_cast<int32_t>(count), &descs[count], 1);
+  const int result = runtime(*attached).enqueue(descs.data(), &descs[count], inputs.data(), &output,
+                                                workspace, reinterpret_cast<cudaStream_t>(&recording));
+  CHECK((changed != 0) == (result != 0 && recording.error == 0), "onShapeChange and enqueue disagree");
+  return result;
+}
+std::string stored(Plugin& plugin) {
+  const nvinfer1::PluginFieldCollection* fields = runtime(plugin).getFieldsToSerialize();
+  std::string text;
+  for (int i = 0; i < fields->nbFields; ++i) {
+    const PluginField& field = fields->fields[i];
+    text += std::string(field.name) + "=";
+    for (int j = 0; j < field.length; ++j) {
+      text += std::to_string(static_cast<const std::int32_t*>(field.data)[j]) + ",";
+    }
+  }
+  return text;
+}
+
+void check_state(Creator& creator, const Case& node, Plugin& plugin, const std::vector<Creator*>&) {
+  const nvinfer1::PluginFieldCollection* fields = runtime(plugin).getFieldsToSerialize();
+  const auto restore = [&](std::vector<PluginField> all) {
+    const nvinfer1::PluginFieldCollection collection = {static_cast<int32_t>(all.size()), all.data()};
+    return Owned(creator.createPlugin("node", &collection, nvinfer1::TensorRTPhase::kRUNTIME));
+  };
+  const std::vector<PluginField> good(fields->fields, fields->fields + fields->nbFields);
+  const Owned again = restore(good);
+  CHECK(again && stored(*again) == stored(plugin), node.op + ": stored fields do not come back equal");
+  CHECK(!creator.createPlugin("node", fields, nvinfer1::TensorRTPhase::kBUILD),
+        "stored fields in a new node");
+  take_log();
+  for (std::size_t i = 0; i < good.size(); ++i) {
+    std::vector<PluginField> fewer = good;
+    fewer.erase(fewer.begin() + static_cast<std::ptrdiff_t>(i));
+    CHECK(!restore(fewer) && !take_log().empty(), node.op + ": accepted without field " + good[i].name);
+  }
+  for (PluginField field : good) {
+    if (std::strcmp(field.name, "dyndeploy_format") != 0) continue;
+    const std::int32_t next = *static_cast<const std::int32_t*>(field.data) + 1;
+    std::vector<PluginField> other = good;
+    for (PluginField& entry : other) {
+      if (std::strcmp(entry.name, field.name) == 0) entry.data = &next;
+    }
+    CHECK(!restore(other) && take_log().find("format version 2") != std::string::npos,
+          node.op + ": a newer format was accepted");
+  }
+}
+
+Creator* as_creator(nvinfer1::IPluginCreatorInterface* creator) {
+  return std::strcmp(creator->getInterfaceInfo().kind, "PLUGIN CREATOR_V3ONE") == 0
+             ? static_cast<Creator*>(creator)
+             : nullptr;
+}
+#else
+using Creator = nvinfer1::IPluginCreator;
+using Plugin = nvinfer1::IPluginV2DynamicExt;
+
+struct Destroy {
+  void operator()(Plugin* plugin) const { plugin->destroy(); }
+};
+using Owned = std::unique_ptr<Plugin, Destroy>;
+
+Owned own(nvinfer1::IPluginV2* plugin) { return Owned(static_cast<Plugin*>(plugin)); }
+Owned create(Creator& creator, NodeFields& fields) { return own(creator.createPlugin("node", fields.get())); }
+Owned clone(Plugin& plugin) { return Owned(plugin.clone()); }
+std::string type_name(Plugin& plugin) {
+  return std::string(plugin.getPluginNamespace()) + plugin.getPluginType() + "/" + plugin.getPluginVersion();
+}
+int output_count(Plugin& plugin) { return plugin.getNbOutputs(); }
+bool infer(Plugin& plugin, const std::vector<nvinfer1::DimsExprs>& inputs, Builder& builder,
+           nvinfer1::DimsExprs* output) {
+  *output = plugin.getOutputDimensions(0, inputs.data(), static_cast<int32_t>(inputs.size()), builder);
+  return output->nbDims >= 0;
+}
+DataType output_type(Plugin& plugin, const std::vector<DataType>& inputs) {
+  return plugin.getOutputDataType(0, inputs.data(), static_cast<int32_t>(inputs.size()));
+}
+bool supports(Plugin& plugin, int position, const std::vector<PluginTensorDesc>& descs) {
+  return plugin.supportsFormatCombination(position, descs.data(), static_cast<int32_t>(descs.size()) - 1, 1);
+}
+bool configure(Plugin& plugin, const std::vector<PluginTensorDesc>& descs, std::size_t* workspace) {
+  const auto all = dynamic(descs);
+  const std::size_t count = descs.size() - 1;
+  *workspace = plugin.getWorkspaceSize(descs.data(), static_cast<int32_t>(count), &descs[count], 1);
+  take_log();
+  plugin.configurePlugin(all.data(), static_cast<int32_t>(count), &all[count], 1);
+  const std::string after = take_log();  // this interface cannot return a refusal
+#ifdef FAKE_TENSORRT
+  getLogger()->log(nvinfer1::ILogger::Severity::kERROR, after.c_str());
+#else
+  log_text() = after;
+#endif
+  return after.empty();
+}
+int enqueue(Plugin& plugin, const std::vector<PluginTensorDesc>& descs,
+            const std::vector<const void*>& inputs, void* output, void* workspace, Recording& recording) {
+  return plugin.enqueue(descs.data(), &descs[descs.size() - 1], inputs.data(), &output, workspace,
+                        reinterpret_cast<cudaStream_t>(&recording));
+}
+State stored(Plugin& plugin) {
+  // A frame around the buffer shows writes beyond the announced size.
+  State bytes(plugin.getSerializationSize() + 16, 0xa5);
+  plugin.serialize(bytes.data() + 8);
+  for (std::size_t i = 0; i < 8; ++i) {
+    CHECK(bytes[i] == 0xa5 && bytes[bytes.size() - 1 - i] == 0xa5, "serialize() wrote beyond its size");
+  }
+  return State(bytes.begin() + 8, bytes.end() - 8);
+}
+
+void check_state(Creator& creator, const Case& node, Plugin& plugin, const std::vector<Creator*>& others) {
+  const State good = stored(plugin);
+  const auto restore = [&](const State& bytes) {
+    return own(creator.deserializePlugin("node", bytes.data(), bytes.size()));
+  };
+  const Owned again = restore(good);
+  CHECK(again && stored(*again) == good, node.op + ": serialised data do not come back equal");
+  take_log();
+  for (std::size_t size = 0; size < good.size(); ++size) {
+    CHECK(!restore(State(good.begin(), good.begin() + static_cast<std::ptrdiff_t>(size))) &&
+              !take_log().empty(),
+          node.op + ": accepted " + std::to_string(size) + " bytes");
+  }
+  CHECK(!creator.deserializePlugin("node", nullptr, 0), node.op + ": accepted nothing");
+  State longer = good;
+  longer.push_back(0);
+  CHECK(!restore(longer), node.op + ": accepted a byte too many");
+  for (std::size_t i = 0; i < 16; ++i) {
+    State other = good;
+    other[i] = static_cast<std::uint8_t>(other[i] ^ 0x10);
+    CHECK(!restore(other), node.op + ": accepted a header with byte " + std::to_string(i) + " changed");
+  }
+  take_log();
+  State newer = good;
+  newer[4] = 2;
+  CHECK(!restore(newer) && take_log().find("format version 2") != std::string::npos,
+        node.op + ": a newer format was accepted");
+  if (!node.attributes.empty()) {
+    State invalid = good;
+    std::memset(invalid.data() + 16, 0, 4);
+    CHECK(!restore(invalid), node.op + ": accepted an attribute of 0");
+  }
+  for (Creator* other : others) {
+    if (node.op == other->getPluginName()) continue;
+    CHECK(!other->deserializePlugin("node", good.data(), good.size()),
+          std::string(other->getPluginName()) + " accepted the data of " + node.op);
+  }
+  take_log();
+}
+
+#if NV_TENSORRT_MAJOR < 10
+Creator* as_creator(Creator* creator) { return creator; }
+#else
+Creator* as_creator(nvinfer1::IPluginCreatorInterface* creator) {
+  return std::strcmp(creator->getInterfaceInfo().kind, "PLUGIN CREATOR_V1") == 0
+             ? static_cast<Creator*>(creator)
+             : nullptr;
+}
+#endif
+#endif
+
+#if NV_TENSORRT_MAJOR >= 10
+using Listed = nvinfer1::IPluginCreatorInterface;
+#else
+using Listed = nvinfer1::IPluginCreator;
+#endif
+
+Creator* find(const std::string& name) {
+#ifdef FAKE_TENSORRT
+  auto* found = static_cast<Listed*>(find_fake_creator(name.c_str()));
+  return found ? as_creator(found) : nullptr;
+#else
+  return getPluginRegistry()->getPluginCreator(name.c_str(), "1", "");
+#endif
+}
+
+// ---- The checks.
+
+void check_creator(Creator& creator, const Case& node) {
+  CHECK(node.op == creator.getPluginName(), node.op + ": name " + creator.getPluginName());
+  CHECK(std::strcmp(creator.getPluginVersion(), "1") == 0, node.op + ": version");
+  CHECK(std::strcmp(creator.getPluginNamespace(), "") == 0, node.op + ": namespace");
+  const nvinfer1::PluginFieldCollection* fields = creator.getFieldNames();
+  CHECK(fields->nbFields == static_cast<int32_t>(node.attributes.size()), node.op + ": number of fields");
+  for (int i = 0; i < fields->nbFields; ++i) {
+    const auto& expected = node.attributes[static_cast<std::size_t>(i)];
+    CHECK(expected.first == fields->fields[i].name, node.op + ": field " + fields->fields[i].name);
+    CHECK(fields->fields[i].length == static_cast<int32_t>(expected.second.size()),
+          "length of " + expected.first);
+    CHECK(fields->fields[i].type == PluginFieldType::kINT32, "type of " + expected.first);
+  }
+}
+
+void check_refused(Creator& creator, NodeFields& fields, const std::string& word) {
+  take_log();
+  const Owned plugin = create(creator, fields);
+  const std::string message = take_log();
+  CHECK(!plugin, std::string(creator.getPluginName()) + " was created, expected a refusal: " + word);
+  CHECK(message.find(word) != std::string::npos, "'" + message + "' does not say '" + word + "'");
+  CHECK(message.find(creator.getPluginName()) != std::string::npos,
+        "'" + message + "' does not name the operator");
+}
+
+void check_fields(Creator& creator, const Case& node) {
+  for (std::size_t i = 0; i < node.attributes.size(); ++i) {
+    const std::string name = node.attributes[i].first;
+    Case other = node;
+    other.attributes.erase(other.attributes.begin() + static_cast<std::ptrdiff_t>(i));
+    NodeFields missing(other);
+    check_refused(creator, missing, name + " is missing");
+    NodeFields twice(node);
+    twice.add(name, node.attributes[i].second);
+    check_refused(creator, twice, name + " is given twice");
+    other = node;
+    other.attributes[i].second.push_back(1);
+    NodeFields longer(other);
+    check_refused(creator, longer, "values, expected " + std::to_string(node.attributes[i].second.size()));
+    NodeFields floats(node);
+    floats.fields[i].type = PluginFieldType::kFLOAT32;
+    check_refused(creator, floats, name + " must hold integers");
+    NodeFields empty(node);
+    empty.fields[i].data = nullptr;
+    check_refused(creator, empty, name + " has 0 values");
+  }
+  NodeFields unknown(node);
+  unknown.add("padding", {1});
+  check_refused(creator, unknown, "unknown attribute padding");
+  NodeFields parser(node);
+  parser.add("plugin_version", {'1'}, PluginFieldType::kCHAR);
+  parser.add("plugin_namespace", {0}, PluginFieldType::kCHAR);
+  CHECK(create(creator, parser) != nullptr, node.op + ": plugin_version and plugin_namespace are refused");
+  const auto with = [&](const std::string& name, const std::vector<std::int32_t>& values, const char* word) {
+    Case other = node;
+    for (auto& attribute : other.attributes) {
+      if (attribute.first == name) attribute.second = values;
+    }
+    NodeFields fields(other);
+    check_refused(creator, fields, word);
+  };
+  if (node.op == "SpatialMasker") {
+    with("mask_height", {0}, "expected positive integers");
+    with("mask_width", {-1}, "expected positive integers");
+  }
+  if (node.op.find("Bottleneck") == std::string::npos) return;
+  with("strides", {1, 2}, "strides are 1, 2");
+  with("strides", {3, 3}, "strides are 3, 3");
+  with("dilations", {0, 0}, "dilations are 0, 0");
+  with("pads", {2, 2, 2, 1}, "expected the dilation, 2");
+  with("group", {0}, "group is 0");
+  if (node.op.find("Projection") == std::string::npos) with("strides", {2, 2}, "needs a projection");
+}
+
+#if NV_TENSORRT_MAJOR >= 10
+void check_wide_integers(Creator& creator, const Case& node) {
+  std::vector<std::vector<std::int64_t>> wide;
+  for (const auto& attribute : node.attributes)
+    wide.emplace_back(attribute.second.begin(), attribute.second.end());
+  NodeFields fields(node);
+  for (std::size_t i = 0; i < wide.size(); ++i) {
+    fields.fields[i].data = wide[i].data();
+    fields.fields[i].type = PluginFieldType::kINT64;
+  }
+  NodeFields narrow(node);
+  const Owned a = create(creator, fields), b = create(creator, narrow);
+  CHECK(a && b && stored(*a) == stored(*b), node.op + ": 64-bit fields");
+  if (wide.empty()) return;
+  wide[0][0] += std::int64_t{1} << 32;
+  check_refused(creator, fields, "too large");
+}
+#endif
+
+void check_shapes(Plugin& plugin, const Case& node) {
+  CHECK(type_name(plugin) == node.op + "/1", node.op + ": the plugin calls itself " + type_name(plugin));
+  CHECK(output_count(plugin) == 1, node.op + ": outputs");
+  Builder builder;
+  std::vector<nvinfer1::DimsExprs> inputs;
+  for (std::size_t i = 0; i < node.inputs.size(); ++i) {
+    nvinfer1::DimsExprs dims = {};
+    dims.nbDims = static_cast<int32_t>(node.inputs[i].size());
+    for (int axis = 0; axis < dims.nbDims; ++axis) {
+      dims.d[axis] = builder.make(std::to_string(i) + "." + std::to_string(axis),
+                                  node.inputs[i][static_cast<std::size_t>(axis)], false);
+    }
+    inputs.push_back(dims);
+  }
+  nvinfer1::DimsExprs output = {};
+  CHECK(infer(plugin, inputs, builder, &output), node.op + ": no shape");
+  CHECK(output.nbDims == static_cast<int32_t>(node.output.size()), node.op + ": rank of the output");
+  for (int axis = 0; axis < output.nbDims && axis < static_cast<int32_t>(node.output.size()); ++axis) {
+    const auto& size = static_cast<const Dimension&>(*output.d[axis]);
+    const std::size_t index = static_cast<std::size_t>(axis);
+    CHECK(size.value == node.output[index], node.op + ": size " + std::to_string(size.value));
+    CHECK(size.text == node.symbolic[index],
+          node.op + ": expression " + size.text + ", expected " + node.symbolic[index]);
+  }
+  take_log();
+  std::vector<nvinfer1::DimsExprs> fewer(inputs.begin(), inputs.end() - 1);
+  CHECK(!infer(plugin, fewer, builder, &output), node.op + ": a shape with an input missing");
+  CHECK(take_log().find("inputs") != std::string::npos, node.op + ": a missing input is not told");
+  std::vector<nvinfer1::DimsExprs> flat = inputs;
+  flat[0].nbDims = 3;
+  CHECK(!infer(plugin, flat, builder, &output), node.op + ": a shape for x of rank 3");
+  CHECK(take_log().find("x has 3 dimensions") != std::string::npos, node.op + ": the rank is not told");
+}
+
+void check_types(Plugin& plugin, const Case& node) {
+  for (const DataType x : {DataType::kFLOAT, DataType::kHALF}) {
+    std::vector<PluginTensorDesc> descs = describe(node, x);
+    std::vector<DataType> types;
+    for (std::size_t i = 0; i + 1 < descs.size(); ++i) types.push_back(descs[i].type);
+    CHECK(output_type(plugin, types) == descs.back().type, node.op + ": type of the output");
+    for (std::size_t i = 0; i < descs.size(); ++i) {
+      const bool data = i + 1 < descs.size() ? node.data[i] : !node.float_output;
+      for (const DataType type :
+           {DataType::kFLOAT, DataType::kHALF, DataType::kINT8, DataType::kINT32, DataType::kBOOL}) {
+        for (const TensorFormat format : {TensorFormat::kLINEAR, TensorFormat::kCHW2, TensorFormat::kHWC8,
+                                          TensorFormat::kCHW32, TensorFormat::kHWC}) {
+          std::vector<PluginTensorDesc> tried = descs;
+          tried[i].type = type;
+          tried[i].format = format;
+          const bool real = type == DataType::kFLOAT || type == DataType::kHALF;
+          const bool expected =
+              format == TensorFormat::kLINEAR && (i == 0 ? real : type == (data ? x : DataType::kFLOAT));
+          CHECK(supports(plugin, static_cast<int>(i), tried) == expected,
+                node.op + ": tensor " + std::to_string(i) + ", type " +
+                    std::to_string(static_cast<int>(type)) + ", format " +
+                    std::to_string(static_cast<int>(format)));
+        }
+      }
+    }
+    CHECK(!supports(plugin, -1, descs) && !supports(plugin, static_cast<int>(descs.size()), descs),
+          node.op + ": positions that are none");
+  }
+}
+
+std::size_t expected_workspace(const Case& node, DataType type) {
+  if (node.op == "SpatialMasker") return 0;
+  if (node.op == "ChannelMasker") return kN * kC;
+  if (node.op == "ChannelMaskerHidden") return kN * kC + 6;
+  return static_cast<std::size_t>(kN * kH * kW * kM * (type == DataType::kHALF ? 2 : 4) + node.output[3]);
+}
+
+void check_configure(Plugin& plugin, const Case& node) {
+  for (const DataType type : {DataType::kFLOAT, DataType::kHALF}) {
+    const std::vector<PluginTensorDesc> good = describe(node, type);
+    std::size_t workspace = 0;
+    take_log();
+    CHECK(configure(plugin, good, &workspace), node.op + ": refused: " + take_log());
+    CHECK(workspace == expected_workspace(node, type), node.op + ": workspace " + std::to_string(workspace) +
+                                                           ", expected " +
+                                                           std::to_string(expected_workspace(node, type)));
+    // Every size of every tensor but x is tied to another one or to an attribute, except that of a mask of
+    // patches.
+    for (std::size_t i = 1; i < good.size(); ++i) {
+      for (int axis = 0; axis < good[i].dims.nbDims; ++axis) {
+        std::vector<PluginTensorDesc> wrong = good;
+        wrong[i].dims.d[axis] += 1;
+        const std::string what =
+            node.op + ": tensor " + std::to_string(i) + " with another dimension " + std::to_string(axis);
+        const bool patches = node.op.find("Bottleneck") != std::string::npos && good[i].dims.nbDims == 4 &&
+                             good[i].dims.d[1] == 1 && good[i].dims.d[2] == 5 && axis >= 2;
+        const bool batch = axis == 0 && good[i].dims.d[0] == kN;
+        if (patches) continue;
+        take_log();
+        const bool accepted = configure(plugin, wrong, &workspace);
+        // The batch is not known yet when a plugin is configured, its maximum is wrong then.
+        if (batch && accepted) {
+          CHECK(workspace == 0, what + " has a workspace");
+          continue;
+        }
+        CHECK(!accepted, what + " was accepted");
+        CHECK(!take_log().empty(), what + " was refused without a word");
+      }
+    }
+  }
+  std::vector<PluginTensorDesc> mixed = describe(node, DataType::kHALF);
+  std::size_t workspace = 0;
+  mixed[1].type = DataType::kHALF;
+  if (!node.data[1]) {
+    CHECK(!configure(plugin, mixed, &workspace), node.op + ": a half mask or constant was accepted");
+    CHECK(take_log().find("expected a linear tensor of float") != std::string::npos,
+          node.op + ": wrong words");
+  }
+}
+
+// The addresses handed over; only their identity counts.
+struct Memory {
+  std::array<float, 16> places;
+  const void* input(std::size_t i) const { return &places[i]; }
+  void* output() { return &places[14]; }
+  void* workspace() { return &places[15]; }
+};
+
+void check_enqueue(Plugin& plugin, const Case& node) {
+  const bool projection = node.op.find("Projection") != std::string::npos;
+  const bool bottleneck = node.op.find("Bottleneck") != std::string::npos;
+  Memory memory;
+  std::vector<const void*> inputs;
+  for (std::size_t i = 0; i < node.inputs.size(); ++i) inputs.push_back(memory.input(i));
+  for (const DataType type : {DataType::kFLOAT, DataType::kHALF}) {
+    const std::vector<PluginTensorDesc> descs = describe(node, type);
+    Recording seen;
+    CHECK(enqueue(plugin, descs, inputs, memory.output(), memory.workspace(), seen) == 0,
+          node.op + ": enqueue");
+    CHECK(seen.calls == 1, node.op + ": kernels were called " + std::to_string(seen.calls) + " times");
+    CHECK(seen.type == (type == DataType::kHALF ? Type::kHalf : Type::kFloat), node.op + ": type");
+    if (node.op != "SpatialMasker") CHECK(seen.workspace == memory.workspace(), node.op + ": workspace");
+    if (node.op == "SpatialMasker") {
+      const auto& shape = seen.spatial_masker;
+      CHECK(shape.batch == kN && shape.height == kH && shape.width == kW && shape.channels == kC &&
+                shape.groups == 1 && shape.mask_height == 5 && shape.mask_width == 3,
+            "shape of SpatialMasker");
+    } else if (!bottleneck) {
+      const auto& shape = seen.channel_masker;
+      CHECK(shape.batch == kN && shape.height == kH && shape.width == kW && shape.channels == kC &&
+                shape.groups == 4 && shape.hidden == (node.op == "ChannelMasker" ? 0 : 6),
+            "shape of " + node.op);
+    }
+    if (!bottleneck) {
+      const bool hidden = node.op == "ChannelMaskerHidden";
+      CHECK(seen.x == inputs[0] && seen.mask == memory.output(), node.op + ": x and mask");
+      CHECK(seen.hidden_weight == (hidden ? inputs[1] : nullptr) &&
+                seen.hidden_bias == (hidden ? inputs[2] : nullptr),
+            node.op + ": hidden layer");
+      CHECK(seen.weight == inputs[hidden ? 3 : 1] && seen.bias == inputs[hidden ? 4 : 2],
+            node.op + ": weight");
+    } else {
+      const bool spatial = node.op.find("Spatial") == 0, layer = node.op.find("Layer") == 0;
+      const bool channel = node.op.find("Channel") != std::string::npos;
+      const auto& shape = seen.bottleneck;
+      CHECK(shape.batch == kN && shape.height == kH && shape.width == kW && shape.inputs == kC &&
+                shape.middle == kM && shape.outputs == (projection ? kO : kC),
+            node.op + ": sizes");
+      CHECK(shape.groups == kGroup && shape.stride == (projection ? 2 : 1) && shape.dilation == 2 &&
+                shape.projection == projection,
+            node.op + ": attributes");
+      const int mask = spatial ? 5 : layer ? 1 : 0;
+      CHECK(shape.mask_height == mask && shape.mask_width == mask, node.op + ": size of the mask");
+      CHECK(shape.channel_groups == (channel ? 4 : 0), node.op + ": groups of the mask");
+      std::size_t next = 0;
+      const auto take = [&](bool present) { return present ? inputs[next++] : nullptr; };
+      const auto& tensors = seen.tensors;
+      CHECK(tensors.x == take(true), node.op + ": x");
+      CHECK(tensors.spatial_mask == take(spatial || layer), node.op + ": spatial mask");
+      CHECK(tensors.channel_mask == take(channel), node.op + ": channel mask");
+      CHECK(tensors.w1 == take(true), node.op + ": w1");
+      CHECK(tensors.b1 == take(true), node.op + ": b1");
+      CHECK(tensors.w2 == take(true), node.op + ": w2");
+      CHECK(tensors.b2 == take(true), node.op + ": b2");
+      CHECK(tensors.w3 == take(true), node.op + ": w3");
+      CHECK(tensors.b3 == take(true), node.op + ": b3");
+      CHECK(tensors.wd == take(projection), node.op + ": wd");
+      CHECK(tensors.bd == take(projection), node.op + ": bd");
+      CHECK(tensors.border_bias == take(channel), node.op + ": border_bias");
+      CHECK(tensors.skipped_output == take(channel), node.op + ": skipped_output");
+      CHECK(tensors.y == memory.output() && next == inputs.size(), node.op + ": y");
+    }
+  }
+  const std::vector<PluginTensorDesc> good = describe(node, DataType::kFLOAT);
+  take_log();
+  Recording failing;
+  failing.error = 719;
+  CHECK(enqueue(plugin, good, inputs, memory.output(), memory.workspace(), failing) == 719,
+        node.op + ": the kernels' error is lost");
+  CHECK(take_log().find("CUDA error 719") != std::string::npos, node.op + ": the kernels' error is not told");
+  std::vector<PluginTensorDesc> empty = good, wrong = good;
+  for (PluginTensorDesc& desc : empty) {
+    if (desc.dims.d[0] == kN) desc.dims.d[0] = 0;
+  }
+  Recording none;
+  CHECK(enqueue(plugin, empty, inputs, memory.output(), memory.workspace(), none) == 0 && none.calls == 0,
+        node.op + ": an empty batch: " + take_log());
+  wrong[0].dims.d[3] += 1;
+  CHECK(enqueue(plugin, wrong, inputs, memory.output(), memory.workspace(), none) != 0 && none.calls == 0,
+        node.op + ": a wrong shape reached the kernels");
+  take_log();
+}
+
+void check_kernels_refusal(Creator& creator, const Case& node) {
+  Case wide = node;
+  wide.attributes[1].second = {1001, 1001};
+  wide.attributes[2].second = {1001, 1001, 1001, 1001};
+  NodeFields fields(wide);
+  const Owned plugin = create(creator, fields);
+  CHECK(plugin != nullptr, node.op + ": a wide dilation");
+  if (!plugin) return;
+  Recording none;
+  Memory memory;
+  std::vector<const void*> inputs(node.inputs.size(), memory.input(0));
+  take_log();
+  CHECK(enqueue(*plugin, describe(node, DataType::kFLOAT), inputs, memory.output(), memory.workspace(),
+                none) != 0 &&
+            none.calls == 0,
+        node.op + ": what the kernels refuse was run");
+  CHECK(take_log().find("refuse dilations over 1000") != std::string::npos,
+        node.op + ": the kernels' words are lost");
+}
+
+void run(const std::vector<Creator*>& listed) {
+  const std::vector<Case> cases = all_cases();
+  CHECK(listed.size() == cases.size(), "getCreators lists " + std::to_string(listed.size()));
+  for (const Case& node : cases) {
+    Creator* creator = find(node.op);
+    CHECK(creator != nullptr, node.op + " is not registered");
+    bool found = false;
+    for (Creator* entry : listed) found = found || (entry && node.op == entry->getPluginName());
+    CHECK(found, node.op + " is not listed");
+    if (!creator) continue;
+    check_creator(*creator, node);
+    check_fields(*creator, node);
+#if NV_TENSORRT_MAJOR >= 10
+    check_wide_integers(*creator, node);
+#endif
+    NodeFields fields(node);
+    Owned first = create(*creator, fields);
+    CHECK(first != nullptr, node.op + ": " + take_log());
+    if (!first) continue;
+    check_state(*creator, node, *first, listed);
+    const auto state = stored(*first);
+    Owned plugin = clone(*first);
+    first.reset();
+    CHECK(plugin && stored(*plugin) == state, node.op + ": the clone differs");
+    if (!plugin) continue;
+    check_shapes(*plugin, node);
+    check_types(*plugin, node);
+    check_configure(*plugin, node);
+    check_enqueue(*plugin, node);
+    if (node.op.find("Bottleneck") != std::string::npos) check_kernels_refusal(*creator, node);
+  }
+}
+
+}  // namespace
+
+#ifdef FAKE_TENSORRT
+extern "C" Listed* const* getCreators(int32_t& count);
+#if NV_TENSORRT_MAJOR >= 8 && (NV_TENSORRT_MAJOR > 8 || NV_TENSORRT_MINOR >= 6)
+extern "C" void setLoggerFinder(nvinfer1::ILoggerFinder* finder);
+
+namespace {
+// Version-compatible engines tell plugins their logger this way.
+class OwnLogger final : public nvinfer1::ILogger {
+ public:
+  void log(Severity, const char* message) noexcept override { text = message; }
+  std::string text;
+};
+class Finder final : public nvinfer1::ILoggerFinder {
+ public:
+  nvinfer1::ILogger* findLogger() override { return &logger; }
+  OwnLogger logger;
+};
+void check_logger_finder() {
+  Finder finder;
+  setLoggerFinder(&finder);
+  Case node = all_cases()[0];
+  node.attributes.pop_back();
+  NodeFields fields(node);
+  Creator* creator = find(node.op);
+  CHECK(creator && !create(*creator, fields), "created without mask_width");
+  CHECK(finder.logger.text.find("mask_width is missing") != std::string::npos,
+        "the found logger heard nothing");
+  setLoggerFinder(nullptr);
+}
+}  // namespace
+#define HAS_LOGGER_FINDER 1
+#endif
+#else
+namespace {
+class RealLogger final : public nvinfer1::ILogger {
+ public:
+  void log(Severity severity, const char* message) noexcept override {
+    if (severity <= Severity::kERROR) log_text() += std::string(message) + "\n";
+  }
+};
+}  // namespace
+#endif
+
+int main(int argc, char** argv) {
+  int32_t count = 0;
+#ifdef FAKE_TENSORRT
+  (void)argc;
+  (void)argv;
+  Listed* const* listed = getCreators(count);
+#else
+  if (argc != 2) return 2;
+  // TensorRT's own logger is set by the first runtime or builder; without a GPU the runtime is what can be
+  // had.
+  static RealLogger logger;
+  nvinfer1::IRuntime* runtime = nvinfer1::createInferRuntime(logger);
+  std::printf("runtime %s\n", runtime ? "created" : "not created: no GPU");
+  void* library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
+  if (!library) {
+    std::printf("%s\n", dlerror());
+    return 1;
+  }
+  using Function = Listed* const* (*)(int32_t&);
+  const auto get_creators = reinterpret_cast<Function>(dlsym(library, "getCreators"));
+  CHECK(get_creators && dlsym(library, "getPluginCreators") && dlsym(library, "setLoggerFinder"),
+        "entry points");
+  CHECK(!dlsym(library,
+               "_ZN9dyndeploy4cuda14run_bottleneckERKNS0_15BottleneckShapeENS0_4TypeERKNS0_"
+               "17BottleneckTensorsEPvS8_"),
+        "the kernels are exported");
+  if (!get_creators) return 1;
+  Listed* const* listed = get_creators(count);
+#endif
+  std::vector<Creator*> creators;
+  for (int32_t i = 0; i < count; ++i) creators.push_back(as_creator(listed[i]));
+  run(creators);
+#ifdef HAS_LOGGER_FINDER
+  check_logger_finder();
+#endif
+  std::printf("TensorRT %d.%d headers, %s: %d checks, %d failed\n", NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR,
+              INTERFACE_V3 ? "IPluginV3" : "IPluginV2DynamicExt", checks, failures);
+  return failures ? 1 : 0;
+}
+
+#pragma GCC diagnostic pop

@@ -1,0 +1,64 @@
+#include "recording_kernels.h"
+
+namespace dyndeploy {
+namespace cuda {
+
+// One thing that only the kernels refuse, so that a test can see their word passed on.
+const char* check_bottleneck(const BottleneckShape& shape, Type) {
+  return shape.dilation > 1000 ? "the test's kernels refuse dilations over 1000" : nullptr;
+}
+
+std::size_t bottleneck_workspace(const BottleneckShape& shape, Type type) {
+  const auto size = [](int value) { return static_cast<std::size_t>(value); };
+  return size(shape.batch) * size(shape.height) * size(shape.width) * size(shape.middle) *
+             (type == Type::kHalf ? 2 : 4) +
+         size(shape.outputs);
+}
+
+int run_bottleneck(const BottleneckShape& shape, Type type, const BottleneckTensors& tensors, void* workspace,
+                   void* stream) {
+  Recording& recording = *static_cast<Recording*>(stream);
+  ++recording.calls;
+  recording.type = type;
+  recording.workspace = workspace;
+  recording.bottleneck = shape;
+  recording.tensors = tensors;
+  return recording.error;
+}
+
+int run_spatial_masker(const SpatialMaskerShape& shape, Type type, const void* x, const float* weight,
+                       const float* bias, float* mask, void* stream) {
+  Recording& recording = *static_cast<Recording*>(stream);
+  ++recording.calls;
+  recording.type = type;
+  recording.spatial_masker = shape;
+  recording.x = x;
+  recording.weight = weight;
+  recording.bias = bias;
+  recording.mask = mask;
+  return recording.error;
+}
+
+std::size_t channel_masker_workspace(const ChannelMaskerShape& shape) {
+  return static_cast<std::size_t>(shape.batch * shape.channels + shape.hidden);
+}
+
+int run_channel_masker(const ChannelMaskerShape& shape, Type type, const void* x, const float* hidden_weight,
+                       const float* hidden_bias, const float* weight, const float* bias, float* mask,
+                       void* workspace, void* stream) {
+  Recording& recording = *static_cast<Recording*>(stream);
+  ++recording.calls;
+  recording.type = type;
+  recording.workspace = workspace;
+  recording.channel_masker = shape;
+  recording.x = x;
+  recording.hidden_weight = hidden_weight;
+  recording.hidden_bias = hidden_bias;
+  recording.weight = weight;
+  recording.bias = bias;
+  recording.mask = mask;
+  return recording.error;
+}
+
+}  // namespace cuda
+}  // namespace dyndeploy

@@ -1,0 +1,18 @@
+// Kernels that compute nothing and write down how they were called: a test passes a Recording as the stream.
+#pragma once
+
+#include "kernels.h"
+
+struct Recording {
+  int calls = 0;
+  int error = 0;  // what the next call returns
+  dyndeploy::cuda::Type type = dyndeploy::cuda::Type::kFloat;
+  void* workspace = nullptr;
+  dyndeploy::cuda::BottleneckShape bottleneck = {};
+  dyndeploy::cuda::BottleneckTensors tensors = {};
+  dyndeploy::cuda::SpatialMaskerShape spatial_masker = {};
+  dyndeploy::cuda::ChannelMaskerShape channel_masker = {};
+  const void* x = nullptr;
+  const float *hidden_weight = nullptr, *hidden_bias = nullptr, *weight = nullptr, *bias = nullptr;
+  float* mask = nullptr;
+};
