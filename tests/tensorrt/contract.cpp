@@ -16,6 +16,7 @@
 #include "fake_tensorrt.h"
 #else
 #include <dlfcn.h>
+#include <unistd.h>
 #endif
 
 #pragma GCC diagnostic push
@@ -49,15 +50,43 @@ void check(bool passed, const std::string& what, int line) {
 #define CHECK(CONDITION, WHAT) check((CONDITION), (WHAT), __LINE__)
 
 #ifndef FAKE_TENSORRT
-std::string& log_text() {
-  static std::string text;
-  return text;
+// TensorRT has a logger once a builder or a runtime exists, which takes a GPU; without, plugins write to
+// stderr.
+class ErrorStream {
+ public:
+  ErrorStream() : file_(std::tmpfile()) {
+    if (file_) dup2(fileno(file_), 2);
+  }
+  std::string take() {
+    std::string text;
+    if (!file_) return text;
+    std::fflush(stderr);
+    const off_t end = lseek(2, 0, SEEK_CUR);
+    text.resize(static_cast<std::size_t>(end - taken_));
+    const ssize_t size = pread(2, &text[0], text.size(), taken_);
+    text.resize(size > 0 ? static_cast<std::size_t>(size) : 0);
+    taken_ = end;
+    return text;
+  }
+
+ private:
+  std::FILE* file_;
+  off_t taken_ = 0;
+};
+
+class Logger final : public nvinfer1::ILogger {
+ public:
+  void log(Severity severity, const char* message) noexcept override {
+    if (severity <= Severity::kERROR) std::fprintf(stderr, "%s\n", message);
+  }
+};
+
+ErrorStream& error_stream() {
+  static ErrorStream stream;
+  return stream;
 }
-std::string take_log() {
-  std::string text;
-  text.swap(log_text());
-  return text;
-}
+
+std::string take_log() { return error_stream().take(); }
 #endif
 
 // ---- What the plugins must be like. Written from the operators' documents, not from the adapter.
@@ -417,7 +446,7 @@ bool configure(Plugin& plugin, const std::vector<PluginTensorDesc>& descs, std::
 #ifdef FAKE_TENSORRT
   getLogger()->log(nvinfer1::ILogger::Severity::kERROR, after.c_str());
 #else
-  log_text() = after;
+  std::fprintf(stderr, "%s", after.c_str());
 #endif
   return after.empty();
 }
@@ -891,15 +920,6 @@ void check_logger_finder() {
 }  // namespace
 #define HAS_LOGGER_FINDER 1
 #endif
-#else
-namespace {
-class RealLogger final : public nvinfer1::ILogger {
- public:
-  void log(Severity severity, const char* message) noexcept override {
-    if (severity <= Severity::kERROR) log_text() += std::string(message) + "\n";
-  }
-};
-}  // namespace
 #endif
 
 int main(int argc, char** argv) {
@@ -912,7 +932,7 @@ int main(int argc, char** argv) {
   if (argc != 2) return 2;
   // TensorRT's own logger is set by the first runtime or builder; without a GPU the runtime is what can be
   // had.
-  static RealLogger logger;
+  static Logger logger;
   nvinfer1::IRuntime* runtime = nvinfer1::createInferRuntime(logger);
   std::printf("runtime %s\n", runtime ? "created" : "not created: no GPU");
   void* library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);

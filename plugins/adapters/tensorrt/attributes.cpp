@@ -86,8 +86,9 @@ std::string deserialize(const Operator& op, const void* data, std::size_t size, 
   }
   if (found[2] != expected[2]) return "the engine holds the data of another operator";
   if (found[3] != expected[3] || size != serialized_size(op)) {
-    return "the engine holds " + std::to_string(size) + " bytes for this plugin, expected " +
-           std::to_string(serialized_size(op));
+    return "the engine's data for this plugin are damaged: " + std::to_string(size) + " bytes with " +
+           std::to_string(found[3]) + " values, expected " + std::to_string(serialized_size(op)) + " with " +
+           std::to_string(expected[3]);
   }
   *attributes = Attributes();
   std::memcpy(attributes->values, static_cast<const char*>(data) + sizeof(found), size - sizeof(found));

@@ -1,0 +1,216 @@
+"""What the TensorRT adapter says of the operators, against ``dyndeploy.ops``; needs a compiler, not TensorRT."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from dyndeploy.errors import UsageError
+from dyndeploy.ops import OPERATORS, OperatorSpec, Role
+
+HERE = Path(__file__).parent
+ADAPTER = HERE.parents[1] / "plugins" / "adapters" / "tensorrt"
+KERNELS = HERE.parents[1] / "plugins" / "kernels" / "cuda"
+COMPILER = shutil.which("c++")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+
+Shapes = list[tuple[int, ...]]
+
+
+class Described:
+    """The compiled description: a table, and shapes on request."""
+
+    def __init__(self, program: Path) -> None:
+        self.process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.attributes: dict[str, list[tuple[str, int]]] = {}
+        self.inputs: dict[str, list[list[str]]] = {}
+        self.output: dict[str, list[str]] = {}
+        while line := self._read():
+            name, attributes, inputs, output = (part.strip() for part in line.split("|"))
+            pairs = [entry.split(":") for entry in attributes.split()]
+            self.attributes[name] = [(attribute, int(length)) for attribute, length in pairs]
+            self.inputs[name] = [entry.split(":") for entry in inputs.split()]
+            self.output[name] = output.split(":")
+
+    def _read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def ask(self, name: str, attributes: dict[str, Any], shapes: Shapes) -> tuple[int, ...] | str:
+        """The output's shape, or what is wrong."""
+        values = [value for key, _ in self.attributes[name] for value in _integers(attributes[key])]
+        sizes = [size for shape in shapes for size in (len(shape), *shape)]
+        assert self.process.stdin is not None
+        print(name, *values, *sizes, file=self.process.stdin, flush=True)
+        kind, _, rest = self._read().partition(" ")
+        return tuple(map(int, rest.split())) if kind == "shape" else rest
+
+    def close(self) -> None:
+        """End the program."""
+        self.process.communicate(timeout=10)
+        assert self.process.returncode == 0
+
+
+def _integers(value: Any) -> list[int]:
+    return [int(entry) for entry in value] if isinstance(value, list | tuple) else [int(value)]
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Described]:
+    program = tmp_path_factory.mktemp("describe") / "describe"
+    sources = [
+        HERE / "describe.cpp",
+        HERE / "recording_kernels.cpp",
+        *(ADAPTER / name for name in ("operators.cpp", "bottleneck.cpp", "maskers.cpp")),
+    ]
+    includes = [f"-I{folder}" for folder in (ADAPTER, KERNELS, HERE)]
+    flags = ["-std=c++14", "-O0", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+    assert COMPILER is not None
+    subprocess.run([COMPILER, *flags, *includes, *sources, "-o", program], check=True)
+    table = Described(program)
+    yield table
+    table.close()
+
+
+def tensorrt_inputs(spec: OperatorSpec) -> list[str]:
+    """Names of the inputs of the node in the TensorRT copy of a graph."""
+    names = [port.name for port in spec.inputs]
+    return [*names, "border_bias", "skipped_output"] if has_constants(spec) else names
+
+
+def has_constants(spec: OperatorSpec) -> bool:
+    """Whether channels are skipped inside a bottleneck."""
+    return "w1" in {port.name for port in spec.inputs} and any(
+        port.role is Role.MASK and len(port.shape) == 2 for port in spec.inputs
+    )
+
+
+def repack(spec: OperatorSpec, shapes: Shapes, group: int) -> Shapes:
+    """The shapes after the weights of a bottleneck are repacked for TensorRT."""
+    by_name = dict(zip([port.name for port in spec.inputs], shapes, strict=True))
+    if "w1" not in by_name:
+        return shapes
+    for name in ("w1", "w3", "wd"):
+        if name in by_name:
+            by_name[name] = by_name[name][::-1]
+    outputs, inputs, _, _ = by_name["w2"]
+    by_name["w2"] = (group, 9 * inputs, outputs // group)
+    if has_constants(spec):
+        by_name["border_bias"] = (16, by_name["b1"][0])
+        by_name["skipped_output"] = by_name["b3"]
+    return [by_name[name] for name in tensorrt_inputs(spec)]
+
+
+@st.composite
+def calls(draw: st.DrawFn, spec: OperatorSpec) -> tuple[dict[str, Any], Shapes]:
+    """Attributes and input shapes, right ones, in the layout of ``dyndeploy.ops``."""
+    size = st.integers(1, 9)
+    sizes = {letter: draw(st.integers(1, 40)) for letter in ("H", "W")}
+    sizes |= {"N": draw(size), "C": draw(size), "g": draw(size), "G": draw(size), "h": draw(size)}
+    group, stride, dilation = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2])), draw(st.integers(1, 3))
+    projection = spec.name.endswith("Projection")
+    stride = stride if projection else 1
+    sizes["M"] = group * sizes["G"] * draw(st.integers(1, 3))
+    sizes["Co"] = draw(size) if projection else sizes["C"]
+    rows = -(-sizes["H"] // stride)
+    columns = -(-sizes["W"] // stride)
+    sizes["mh"], sizes["mw"] = draw(st.integers(1, rows)), draw(st.integers(1, columns))
+    sizes |= {"1": 1, "3": 3, "M/group": sizes["M"] // group}
+    attributes: dict[str, Any] = {
+        "strides": [stride] * 2,
+        "dilations": [dilation] * 2,
+        "pads": [dilation] * 4,
+        "group": group,
+        "mask_height": sizes["mh"],
+        "mask_width": sizes["mw"],
+    }
+    wanted = {attribute.name for attribute in spec.attributes}
+    shapes = [tuple(sizes[letter] for letter in port.shape) for port in spec.inputs]
+    return {name: value for name, value in attributes.items() if name in wanted}, shapes
+
+
+def test_the_operators_are_the_same(described: Described) -> None:
+    assert sorted(described.inputs) == sorted(OPERATORS)
+    for name, spec in OPERATORS.items():
+        assert described.attributes[name] == [(a.name, a.length or 1) for a in spec.attributes]
+        assert [port for port, _, _ in described.inputs[name]] == tensorrt_inputs(spec)
+        assert described.output[name][0] == spec.output.name
+
+
+def test_element_types(described: Described) -> None:
+    for name, spec in OPERATORS.items():
+        weights = {"w1", "w2", "w3", "wd"}
+        for port, _, element in described.inputs[name]:
+            assert element == ("data" if port in weights | {"x"} else "float"), (name, port)
+        assert described.output[name][2] == ("float" if spec.output.role is Role.MASK else "data")
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+def test_shapes_agree_with_the_operator(described: Described, name: str) -> None:
+    spec = OPERATORS[name]
+
+    @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(calls(spec))
+    def agree(call: tuple[dict[str, Any], Shapes]) -> None:
+        attributes, shapes = call
+        expected = tuple(spec.infer_shape(shapes, attributes))
+        repacked = repack(spec, shapes, attributes.get("group", 1))
+        assert described.ask(name, attributes, repacked) == expected
+        unknown = [(-1, *shape[1:]) if shape[0] == shapes[0][0] else shape for shape in repacked]
+        answer = described.ask(name, attributes, unknown)
+        assert isinstance(answer, tuple)
+        assert all(size in (-1, right) for size, right in zip(answer, expected, strict=True))
+
+    agree()
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+def test_what_the_operator_refuses_is_refused(described: Described, name: str) -> None:
+    spec = OPERATORS[name]
+
+    @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(calls(spec), st.data())
+    def agree(call: tuple[dict[str, Any], Shapes], data: st.DataObject) -> None:
+        attributes, shapes = call
+        index = data.draw(st.integers(0, len(shapes) - 1))
+        assume(spec.inputs[index].name != "w2")  # its kernel and groups have no such form in the TensorRT copy
+        axis = data.draw(st.integers(0, len(shapes[index]) - 1))
+        changed = list(shapes[index])
+        changed[axis] += data.draw(st.sampled_from([1, 2, 5]))
+        wrong = [*shapes]
+        wrong[index] = tuple(changed)
+        answer = described.ask(name, attributes, repack(spec, wrong, attributes.get("group", 1)))
+        try:
+            expected: tuple[int, ...] | None = tuple(spec.infer_shape(wrong, attributes))
+        except UsageError:
+            expected = None
+        if expected is None:
+            assert isinstance(answer, str) and answer, (attributes, wrong)
+        else:
+            assert answer == expected, (attributes, wrong)
+
+    agree()
+
+
+def test_repacked_weights_must_have_their_layout(described: Described) -> None:
+    attributes = {"strides": [1, 1], "dilations": [1, 1], "pads": [1] * 4, "group": 2}
+    shapes: Shapes = [(1, 8, 8, 6), (1, 1, 1, 1), (6, 4), (4,), (2, 18, 2), (4,), (4, 6), (6,)]
+    assert described.ask("LayerBottleneck", attributes, shapes) == (1, 8, 8, 6)
+    for index, shape, word in (
+        (2, (4, 6), "w1"),
+        (4, (4, 2, 3, 3), "w2"),
+        (4, (4, 18, 2), "w2"),
+        (4, (2, 2, 18), "w2"),
+        (6, (6, 4), "w3"),
+    ):
+        wrong = [*shapes]
+        wrong[index] = shape
+        answer = described.ask("LayerBottleneck", attributes, wrong)
+        assert isinstance(answer, str) and word in answer, answer
