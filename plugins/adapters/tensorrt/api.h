@@ -2,9 +2,10 @@
 #pragma once
 
 // IPluginV2DynamicExt is deprecated since 10.0 and used on purpose: it is the only interface of the boards.
-// Older headers also leave parameters unused.
+// Its shell hides overloads of its bases, and older headers leave parameters unused.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+#pragma GCC diagnostic ignored "-Woverloaded-virtual"
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 #include <NvInferRuntime.h>
 #pragma GCC diagnostic pop

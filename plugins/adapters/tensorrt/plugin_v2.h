@@ -5,9 +5,10 @@
 
 #include "plugin_core.h"
 
-// The interface is deprecated since 10.0 and the only one before.
+// The interface is deprecated since 10.0 and the only one before; it hides overloads that it has made final.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+#pragma GCC diagnostic ignored "-Woverloaded-virtual"
 
 namespace dyndeploy {
 namespace tensorrt {
