@@ -1,0 +1,147 @@
+"""The repacked operators of a TensorRT copy in NumPy: storage as the graph says, sums in float. Test code.
+
+Written from the layout in the plugins' header, not from the packing code: a mistake in one of them shows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from dyndeploy.ops import DOMAIN, OPERATORS
+
+
+def relu(value: np.ndarray) -> np.ndarray:
+    return np.maximum(value, 0)
+
+
+def upsampled(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(N, 1, mh, mw) as (N, Ho, Wo, 1), nearest."""
+    rows = np.arange(height) * mask.shape[2] // height
+    columns = np.arange(width) * mask.shape[3] // width
+    return (mask[:, 0][:, rows][:, :, columns] > 0.5)[..., None]
+
+
+def bottleneck(
+    x: np.ndarray,
+    spatial: np.ndarray | None,
+    channel: np.ndarray | None,
+    weights: dict[str, np.ndarray],
+    *,
+    stride: int,
+    dilation: int,
+    group: int,
+) -> np.ndarray:
+    kind = x.dtype
+    projection = "wd" in weights
+    for name in ("w1", "w2", "w3", *(["wd"] if projection else [])):
+        assert weights[name].dtype == kind, name
+    for name in set(weights) - {"w1", "w2", "w3", "wd"}:
+        assert weights[name].dtype == np.float32, name
+    w = {name: value.astype(np.float32) for name, value in weights.items()}
+    a = x.astype(np.float32)
+    batch, height, width, _ = x.shape
+    hidden, per_group = w["w1"].shape[1], w["w1"].shape[1] // group
+    assert w["w2"].shape == (group, 9 * per_group, per_group)
+    out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
+    active = np.ones((batch, 1, 1, hidden), bool)
+    first = relu(a @ w["w1"] + w["b1"])
+    if channel is not None:
+        active = np.repeat(channel > 0.5, hidden // channel.shape[1], axis=1)[:, None, None, :]
+        first = np.where(active, first - relu(w["b1"]), 0)
+    first = first.astype(kind).astype(np.float32)
+    padded = np.pad(first, ((0, 0), (dilation,) * 2, (dilation,) * 2, (0, 0)))
+    second = np.zeros((batch, out_height, out_width, hidden), np.float32)
+    for tap in range(9):
+        ky, kx = divmod(tap, 3)
+        ys = np.arange(out_height) * stride + ky * dilation
+        xs = np.arange(out_width) * stride + kx * dilation
+        seen = padded[:, ys][:, :, xs]
+        for g in range(group):
+            part = slice(g * per_group, (g + 1) * per_group)
+            rows = w["w2"][g, tap * per_group : (tap + 1) * per_group]
+            second[..., part] += seen[..., part] @ rows
+    if channel is None:
+        second = relu(second + w["b2"])
+    else:
+        border = np.zeros((out_height, out_width), int)
+        y, z = np.arange(out_height) * stride, np.arange(out_width) * stride
+        border |= (y - dilation < 0)[:, None] * 1 | (y + dilation >= height)[:, None] * 2
+        border |= (z - dilation < 0)[None] * 4 | (z + dilation >= width)[None] * 8
+        assert w["border_bias"].shape == (16, hidden)
+        second = np.where(active, relu(second + w["border_bias"][border]) - relu(w["b2"]), 0)
+    second = second.astype(kind).astype(np.float32)
+    third = second @ w["w3"] + (w["b3"] if channel is None else w["skipped_output"])
+    identity = a[:, ::stride, ::stride] @ w["wd"] + w["bd"] if projection else a
+    output = relu(identity + third)
+    if spatial is not None:
+        output = np.where(upsampled(spatial, out_height, out_width), output, relu(identity) if projection else identity)
+    return output.astype(kind)
+
+
+def pooled(x: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Adaptive average pooling of (N, H, W, C) to (N, height, width, C)."""
+    result = np.empty((x.shape[0], height, width, x.shape[3]), np.float32)
+    for i in range(height):
+        for j in range(width):
+            rows = slice(i * x.shape[1] // height, -(-(i + 1) * x.shape[1] // height))
+            columns = slice(j * x.shape[2] // width, -(-(j + 1) * x.shape[2] // width))
+            result[:, i, j] = x[:, rows, columns].mean((1, 2))
+    return result
+
+
+def masker(name: str, x: np.ndarray, layers: list[np.ndarray], attributes: dict[str, Any]) -> np.ndarray:
+    assert all(layer.dtype == np.float32 for layer in layers)
+    x = x.astype(np.float32)
+    if name == "SpatialMasker":
+        logits = pooled(x, attributes["mask_height"], attributes["mask_width"]) @ layers[0].T + layers[1]
+        return (logits >= 0).astype(np.float32).transpose(0, 3, 1, 2)
+    features = x.mean((1, 2))
+    if len(layers) == 4:
+        features = relu(features @ layers[0].T + layers[1])
+    return (features @ layers[-2].T + layers[-1] >= 0).astype(np.float32)
+
+
+def run_operator(name: str, inputs: tuple[np.ndarray, ...], attributes: dict[str, Any]) -> np.ndarray:
+    spec = OPERATORS[name]
+    names = [port.name for port in spec.inputs]
+    if "Masker" in name:
+        return masker(name, inputs[0], list(inputs[1:]), attributes)
+    if "Channel" in name:
+        names += ["border_bias", "skipped_output"]
+    given = dict(zip(names, inputs, strict=True))
+    x = given.pop("x")
+    masks = {key: given.pop(key) for key in list(given) if key.endswith("mask")}
+    for mask in masks.values():
+        assert mask.dtype == np.float32
+    return bottleneck(
+        x,
+        next((mask for mask in masks.values() if mask.ndim == 4), None),
+        next((mask for mask in masks.values() if mask.ndim == 2), None),
+        given,
+        stride=int(attributes["strides"][0]),
+        dilation=int(attributes["dilations"][0]),
+        group=int(attributes["group"]),
+    )
+
+
+def _operator_run(name: str) -> type[OpRun]:
+    def _run(self: OpRun, *inputs: np.ndarray, **attributes: Any) -> tuple[np.ndarray]:
+        assert attributes.pop("plugin_version") == "1"
+        assert attributes.pop("plugin_namespace") == ""
+        return (run_operator(name, inputs, attributes),)
+
+    return type(name, (OpRun,), {"op_domain": DOMAIN, "_run": _run})
+
+
+RUNS = [_operator_run(name) for name in OPERATORS]
+
+
+def evaluate(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a TensorRT copy; every intermediate must have the type that the graph gives it."""
+    names = [value.name for value in model.graph.output]
+    return dict(zip(names, ReferenceEvaluator(model, new_ops=RUNS).run(None, feeds), strict=True))
