@@ -12,8 +12,9 @@ from dyndeploy.runtimes.base import (
     SessionInfo,
     checked_tensor,
 )
-from dyndeploy.runtimes.native import NativeLibrary, find_cpu_library
+from dyndeploy.runtimes.native import NativeLibrary, find_cpu_library, find_tensorrt_library
 from dyndeploy.runtimes.onnxruntime import NodeTime, OnnxRuntimeSession
+from dyndeploy.runtimes.tensorrt import TensorRTSession
 
 __all__ = [
     "ANY_SIZE",
@@ -24,6 +25,8 @@ __all__ = [
     "OnnxRuntimeSession",
     "Session",
     "SessionInfo",
+    "TensorRTSession",
     "checked_tensor",
     "find_cpu_library",
+    "find_tensorrt_library",
 ]

@@ -49,7 +49,7 @@ class SessionInfo:
     """What a session runs on.
 
     Attributes:
-        runtime: ``"onnxruntime"`` or ``"torch"``.
+        runtime: ``"onnxruntime"``, ``"tensorrt"`` or ``"torch"``.
         version: Of the runtime.
         threads: Threads that compute.
         provider: Execution provider or device.

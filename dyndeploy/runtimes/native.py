@@ -1,4 +1,4 @@
-"""Where the native CPU operator library is."""
+"""Where the native operator libraries are."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from dyndeploy.errors import UsageError
 LIBRARY_VARIABLE = "DYNDEPLOY_CPU_LIBRARY"
 """Environment variable that names the library, before the one inside the package is looked for."""
 
+TENSORRT_LIBRARY_VARIABLE = "DYNDEPLOY_TENSORRT_LIBRARY"
+"""Environment variable that names the TensorRT plugins, before those inside the package are looked for."""
+
 _LIBRARY_NAME = "libdyndeploy_ort_cpu.so"
+_TENSORRT_LIBRARY_NAME = "libdyndeploy_tensorrt.so"
 
 
 @dataclass(frozen=True)
 class NativeLibrary:
-    """A library of native operators for ONNX Runtime: its path and SHA-256."""
+    """A library of native operators: its path and SHA-256."""
 
     path: Path
     sha256: str
@@ -57,8 +61,24 @@ def find_cpu_library() -> NativeLibrary | None:
     Raises:
         UsageError: The variable names a file that does not exist.
     """
-    named = os.environ.get(LIBRARY_VARIABLE)
+    return _find(LIBRARY_VARIABLE, _LIBRARY_NAME)
+
+
+def find_tensorrt_library() -> NativeLibrary | None:
+    """Find the library of TensorRT plugins.
+
+    Returns:
+        The file that ``DYNDEPLOY_TENSORRT_LIBRARY`` names, else the one that came with the package, else None.
+
+    Raises:
+        UsageError: The variable names a file that does not exist.
+    """
+    return _find(TENSORRT_LIBRARY_VARIABLE, _TENSORRT_LIBRARY_NAME)
+
+
+def _find(variable: str, file_name: str) -> NativeLibrary | None:
+    named = os.environ.get(variable)
     if named:
         return native_library(named)
-    packaged = resources.files("dyndeploy") / "lib" / _LIBRARY_NAME
+    packaged = resources.files("dyndeploy") / "lib" / file_name
     return native_library(str(packaged)) if packaged.is_file() else None

@@ -1,0 +1,212 @@
+"""TensorRT engines behind the interface of every session, with pycuda for memory and streams."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dyndeploy.bundle import Bundle, TensorInfo
+from dyndeploy.errors import DyndeployError, UsageError
+from dyndeploy.ops import OPERATORS
+from dyndeploy.runtimes.base import Array, NativeUse, Session, SessionInfo
+from dyndeploy.runtimes.cuda import CudaGraph, Gpu
+from dyndeploy.runtimes.native import NativeLibrary
+from dyndeploy.runtimes.tensorrt_api import TensorRT
+from dyndeploy.runtimes.tensorrt_engine import (
+    EngineFile,
+    EngineSettings,
+    Progress,
+    build_engine,
+    load_metadata,
+    plugin_library,
+)
+
+_LOG = logging.getLogger("dyndeploy.tensorrt")
+
+
+class TensorRTSession(Session):
+    """An engine on this machine's GPU.
+
+    Device buffers and page-locked host buffers are allocated once. Where CUDA graphs work, a run is captured after
+    its first execution and launched as a whole from then on; :attr:`graph_note` says why where it is not.
+
+    Args:
+        engine: An engine file with its metadata beside it.
+        library: Plugin library: ``"auto"``, a path, or a library that was found already.
+        cuda_graph: Capture runs where possible.
+        device: Index of the GPU.
+
+    Attributes:
+        graph_note: Empty while graphs are in use, else the reason.
+
+    Raises:
+        BundleError: The engine is damaged, or TensorRT refuses it.
+        UsageError: No plugin library.
+        DyndeployError: TensorRT, pycuda or a device is missing, or the library lacks a plugin.
+    """
+
+    def __init__(
+        self,
+        engine: str | os.PathLike[str],
+        *,
+        library: str | os.PathLike[str] | NativeLibrary = "auto",
+        cuda_graph: bool = True,
+        device: int = 0,
+    ) -> None:
+        self._open(Path(engine), library, TensorRT.load(), Gpu(device), cuda_graph=cuda_graph)
+
+    @classmethod
+    def from_bundle(
+        cls,
+        bundle: Bundle,
+        settings: EngineSettings | None = None,
+        *,
+        cuda_graph: bool = True,
+        device: int = 0,
+        progress: Progress = lambda message: None,
+    ) -> tuple[TensorRTSession, EngineFile]:
+        """Build the bundle's engine here (or find it in the cache) and open it.
+
+        Returns:
+            The session, and the engine that it runs.
+        """
+        api, gpu = TensorRT.load(), Gpu(device)
+        session = cls.__new__(cls)
+        try:
+            built = build_engine(bundle, gpu.info, settings, api=api, progress=progress)
+            session._open(built.path, built.library or "auto", api, gpu, cuda_graph=cuda_graph)
+        except BaseException:
+            gpu.close()
+            raise
+        return session, built
+
+    def _open(
+        self, path: Path, library: str | os.PathLike[str] | NativeLibrary, api: TensorRT, gpu: Gpu, *, cuda_graph: bool
+    ) -> None:
+        try:
+            metadata = load_metadata(path)
+            needed = [(name, str(OPERATORS[name].version)) for name in metadata["operators"]]
+            native = NativeUse()
+            if needed:
+                found = library if isinstance(library, NativeLibrary) else plugin_library(library)
+                built_with = metadata["built_from"]["plugin_library_sha256"]
+                if found.sha256 != built_with:
+                    _LOG.warning("the engine was built with another plugin library (sha256 %s)", built_with)
+                api.load_plugins(found, needed)
+                missing = sorted({name for name, version in needed} - {name for name, _ in api.creators()})
+                if missing:
+                    raise DyndeployError(
+                        f"No plugin creator for {', '.join(missing)} in {found.path}: the engine cannot be read. "
+                        "Build the library of this release of dyndeploy."
+                    )
+                native = NativeUse(str(found.path), found.sha256)
+            self._engine = api.engine(path.read_bytes())
+            self._gpu = gpu
+            self._stream = gpu.stream()
+            tensors = (*self._engine.inputs, *self._engine.outputs)
+            self._device: dict[str, Any] = {info.name: gpu.allocate(_bytes(info)) for info in tensors}
+            self._host = {info.name: gpu.pinned(info.shape, info.dtype) for info in tensors}
+            self._enqueue = self._engine.enqueuer({name: int(memory) for name, memory in self._device.items()})
+        except BaseException:
+            gpu.close()
+            raise
+        self._graph: CudaGraph | None = None
+        self.graph_note = "the first run is not captured" if cuda_graph else "switched off"
+        self._capture_next = cuda_graph
+        super().__init__(
+            self._engine.inputs,
+            self._engine.outputs,
+            SessionInfo("tensorrt", api.text, 1, f"{gpu.info.name}, compute {gpu.info.compute_capability}", native),
+        )
+
+    def __enter__(self) -> TensorRTSession:
+        """Return the session."""
+        return self
+
+    def device_times(self, runs: int, warm_up: int = 10) -> list[float]:
+        """Milliseconds on the device of runs on the inputs of the last call, without transfers.
+
+        Args:
+            runs: How many.
+            warm_up: Runs before them that are not returned.
+        """
+        self._require_open()
+        if runs < 1:
+            raise UsageError(f"runs={runs} is not valid: give at least 1.")
+        for _ in range(max(1, warm_up)):
+            self._execute()
+        self._stream.synchronize()
+        return self._gpu.timed(self._execute, self._stream, runs)
+
+    def _run(self, feeds: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        call = self._bind(feeds, outputs)
+        call()
+        return {name: self._host[name].copy() for name in outputs}
+
+    def _bind(self, feeds: dict[str, Array], outputs: Sequence[str]) -> Callable[[], None]:
+        names = tuple(outputs)
+
+        def call() -> None:
+            with _clear_errors():
+                for name, array in feeds.items():
+                    np.copyto(self._host[name], array)
+                    self._gpu.upload(self._device[name], self._host[name], self._stream)
+                self._execute()
+                for name in names:
+                    self._gpu.download(self._host[name], self._device[name], self._stream)
+                self._stream.synchronize()
+
+        return call
+
+    def _execute(self) -> None:
+        """Put one run on the stream."""
+        if self._graph is not None:
+            self._graph.launch()
+            return
+        self._enqueue_once()
+        if self._capture_next:
+            # Only a second run can be captured: the first may allocate.
+            self._capture_next = False
+            self._stream.synchronize()
+            try:
+                self._graph = CudaGraph(self._enqueue_once, self._stream)
+                self.graph_note = ""
+            except DyndeployError as error:
+                self.graph_note = str(error)
+                _LOG.info("running without a CUDA graph: %s", error)
+
+    def _enqueue_once(self) -> None:
+        if not self._enqueue(int(self._stream.handle)):
+            raise DyndeployError("TensorRT could not enqueue the run; its own messages stand above.")
+
+    def _release(self) -> None:
+        if self._graph is not None:
+            self._graph.close()
+            self._graph = None
+        self._engine.close()
+        for memory in self._device.values():
+            memory.free()
+        self._device.clear()
+        self._host.clear()
+        self._gpu.close()
+
+
+def _bytes(info: TensorInfo) -> int:
+    return math.prod(info.shape) * np.dtype(info.dtype).itemsize
+
+
+@contextlib.contextmanager
+def _clear_errors() -> Any:
+    try:
+        yield
+    except DyndeployError:
+        raise
+    except Exception as error:
+        raise DyndeployError(f"TensorRT failed: {error}") from error

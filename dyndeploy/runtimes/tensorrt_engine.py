@@ -1,0 +1,391 @@
+"""From a bundle to an engine: plugin library, build, engine cache, timing cache, ``trtexec`` command lines.
+
+An engine is a cache, never the product: it runs only with the TensorRT and on the device it was built with. It is
+found again by a key over all that shaped it; what that was stands in a file beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dyndeploy import files
+from dyndeploy.bundle import Bundle
+from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError
+from dyndeploy.ops import OPERATORS
+from dyndeploy.runtimes.native import (
+    TENSORRT_LIBRARY_VARIABLE,
+    NativeLibrary,
+    find_tensorrt_library,
+    native_library,
+)
+from dyndeploy.runtimes.tensorrt_api import BuildOptions, TensorRT, parse_version
+from dyndeploy.runtimes.tensorrt_graph import (
+    PrecisionPlan,
+    float_nodes,
+    missing_creators,
+    precision_plan,
+    required_creators,
+    tensorrt_model,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+    from dyndeploy.runtimes.cuda import GpuInfo
+
+CACHE_VARIABLE = "DYNDEPLOY_CACHE"
+"""Environment variable that names the folder of caches; without it, the user's cache folder."""
+
+TIMING_CACHE = "timing.cache"
+_SCHEMA = 1
+_LOG = logging.getLogger("dyndeploy.tensorrt")
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How an engine is built; the defaults live here and nowhere else.
+
+    Attributes:
+        precision: ``"fp32"``, ``"fp16"``, or None for the bundle's plan.
+        strongly_typed: Types in the graph instead of builder flags; None takes flags where they exist.
+        static: Build the static twin instead of the dynamic network.
+        library: Plugin library: ``"auto"`` or a path.
+        cache: Folder of engines and the timing cache; None is :func:`cache_folder`.
+        options: For the builder.
+    """
+
+    precision: str | None = None
+    strongly_typed: bool | None = None
+    static: bool = False
+    library: str | os.PathLike[str] = "auto"
+    cache: str | os.PathLike[str] | None = None
+    options: BuildOptions = field(default_factory=BuildOptions)
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """A built engine.
+
+    Attributes:
+        path: The engine.
+        metadata: What it was built from and with; also in the JSON file beside it.
+        library: Plugin library that must be loaded before it, or None if it needs none.
+        cached: It was found, not built.
+    """
+
+    path: Path
+    metadata: dict[str, Any]
+    library: NativeLibrary | None
+    cached: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"path": str(self.path), "cached": self.cached, **self.metadata}
+
+
+def cache_folder() -> Path:
+    """Folder of engines: below ``DYNDEPLOY_CACHE``, else below the user's cache folder."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named) / "engines"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "dyndeploy" / "engines"
+
+
+def plugin_library(choice: str | os.PathLike[str] = "auto") -> NativeLibrary:
+    """The library of TensorRT plugins, which the log names with its checksum.
+
+    Args:
+        choice: ``"auto"`` asks ``DYNDEPLOY_TENSORRT_LIBRARY``, then the package; anything else is a path.
+
+    Raises:
+        UsageError: There is none.
+    """
+    try:
+        library = find_tensorrt_library() if choice == "auto" else native_library(choice)
+    except UsageError as error:
+        raise UsageError(f"There is no plugin library to load: {error}") from error
+    if library is None:
+        raise UsageError(
+            "The dynamic operators need TensorRT plugins, and no plugin library was found. Build plugins/ on this "
+            f"machine (see plugins/README.md) and name the library with --plugins or {TENSORRT_LIBRARY_VARIABLE}."
+        )
+    _LOG.info("TensorRT plugins: %s (sha256 %s)", library.path, library.sha256)
+    return library
+
+
+def require_creators(api: TensorRT, library: NativeLibrary, model: onnx.ModelProto) -> None:
+    """Load the plugins of a graph; raises ``DyndeployError`` that names the operators without a creator."""
+    needed = [(name, str(OPERATORS[name].version)) for name in required_creators(model)]
+    api.load_plugins(library, needed)
+    missing = missing_creators(model, api.creators())
+    if missing:
+        raise DyndeployError(
+            f"No plugin creator for {', '.join(missing)}: {library.path} (sha256 {library.sha256[:12]}) was loaded "
+            f"into TensorRT {api.text} and registers none. Build the library of this release of dyndeploy."
+        )
+
+
+def _source(bundle: Bundle, static: bool) -> onnx.ModelProto:
+    return bundle.load_static() if static else bundle.load_model()
+
+
+def _plan(bundle: Bundle, settings: EngineSettings, version: tuple[int, ...]) -> PrecisionPlan:
+    precision = settings.precision or bundle.manifest.precision
+    return precision_plan(precision, version, strongly_typed=settings.strongly_typed)
+
+
+def build_engine(
+    bundle: Bundle,
+    gpu: GpuInfo,
+    settings: EngineSettings | None = None,
+    *,
+    api: TensorRT | None = None,
+    progress: Progress = lambda message: None,
+) -> EngineFile:
+    """Build a bundle's engine for this machine, or find it in the cache.
+
+    Args:
+        bundle: Any bundle; its graph must use operators that TensorRT knows.
+        gpu: The device (:attr:`Gpu.info <dyndeploy.runtimes.cuda.Gpu.info>`); its context is current.
+        settings: See :class:`EngineSettings`.
+        api: TensorRT; None imports it.
+        progress: Called with a line at the start of each step.
+
+    Raises:
+        UsageError: No plan for the precision, or no plugin library.
+        DyndeployError: TensorRT is missing, a plugin is missing, or parser or builder refused.
+        OutputError: The cache cannot be written.
+    """
+    settings = settings or EngineSettings()
+    api = api or TensorRT.load()
+    plan = _plan(bundle, settings, api.version)
+    source = _source(bundle, settings.static)
+    progress("preparing the graph for TensorRT")
+    model = tensorrt_model(source, plan)
+    needed = required_creators(model)
+    library = plugin_library(settings.library) if needed else None
+    content = model.SerializeToString(deterministic=True)
+    built_from = {
+        "schema": _SCHEMA,
+        "onnx_sha256": hashlib.sha256(content).hexdigest(),
+        "plugin_library_sha256": None if library is None else library.sha256,
+        "tensorrt": api.text,
+        **gpu.to_json(),
+        "precision": plan.precision,
+        "strongly_typed": plan.typed,
+        "inputs": {
+            value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.input
+        },
+        "workspace_mib": settings.options.workspace_mib,
+        "tf32": settings.options.tf32,
+    }
+    key = hashlib.sha256(json.dumps(built_from, sort_keys=True).encode()).hexdigest()[:24]
+    folder = cache_folder() if settings.cache is None else Path(settings.cache)
+    path, beside = folder / f"{key}.engine", folder / f"{key}.json"
+    if library is not None:
+        require_creators(api, library, model)
+    found = _cached(path, beside, built_from)
+    if found is not None:
+        _LOG.info("engine found in the cache: %s", path)
+        return EngineFile(path, found, library, cached=True)
+
+    progress("building the engine (minutes on a board)")
+    start = time.monotonic()
+    timing = folder / TIMING_CACHE
+    engine, timings = api.build(
+        content,
+        plan,
+        settings.options,
+        keep_float=float_nodes(source) if plan.half else (),
+        timing_cache=_timing_cache(timing, beside_of(timing), api, gpu),
+    )
+    metadata = {
+        "built_from": built_from,
+        "engine_sha256": hashlib.sha256(engine).hexdigest(),
+        "operators": needed,
+        "plan": plan.description,
+        "plugin_library": None if library is None else str(library.path),
+        "build_seconds": round(time.monotonic() - start, 1),
+        "network": bundle.manifest.network.name,
+        "static": settings.static,
+    }
+    _write_bytes(path, engine)
+    # Last: an engine without its metadata is not taken for a whole one.
+    files.write_json(beside, metadata)
+    _write_bytes(timing, timings)
+    files.write_json(beside_of(timing), _timing_key(api, gpu))
+    return EngineFile(path, metadata, library, cached=False)
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    with files.atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _cached(path: Path, beside: Path, built_from: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        metadata = files.read_json(beside)
+        whole = metadata["built_from"] == built_from and metadata["engine_sha256"] == files.sha256(path)
+    except (InputError, OSError, KeyError, TypeError):
+        return None
+    return dict(metadata) if whole else None
+
+
+def beside_of(path: Path) -> Path:
+    """The JSON file beside a cached file."""
+    return path.with_suffix(path.suffix + ".json")
+
+
+def _timing_key(api: TensorRT, gpu: GpuInfo) -> dict[str, str]:
+    return {"tensorrt": api.text, **gpu.to_json()}
+
+
+def _timing_cache(path: Path, beside: Path, api: TensorRT, gpu: GpuInfo) -> bytes:
+    """An earlier timing cache of the same TensorRT and device, else nothing: TensorRT refuses foreign ones loudly."""
+    try:
+        if files.read_json(beside) == _timing_key(api, gpu):
+            return path.read_bytes()
+    except (InputError, OSError):
+        pass
+    return b""
+
+
+def load_metadata(engine: str | os.PathLike[str]) -> dict[str, Any]:
+    """Metadata of an engine file; raises ``BundleError`` if they are missing or belong to another file."""
+    path = Path(engine)
+    try:
+        metadata = files.read_json(path.with_suffix(".json"))
+        actual = files.sha256(path)
+    except (InputError, OSError) as error:
+        raise BundleError(f"Cannot read the engine {path}: {error} Build it again.") from error
+    if not isinstance(metadata, dict) or metadata.get("engine_sha256") != actual:
+        raise BundleError(f"{path} is not the engine that the file beside it describes. Build it again.")
+    return metadata
+
+
+# ---------------------------------------------------------------- trtexec
+
+
+@dataclass(frozen=True)
+class TrtexecFiles:
+    """What :func:`write_trtexec_files` wrote.
+
+    Attributes:
+        model: The TensorRT copy.
+        inputs: Raw tensors by input name: real images, because random ones give a dynamic network wrong masks.
+        plan: Precision plan.
+        keep_float: Nodes that compute in float under builder flags.
+    """
+
+    model: Path
+    inputs: dict[str, Path]
+    plan: PrecisionPlan
+    keep_float: tuple[str, ...]
+
+
+def write_trtexec_files(
+    bundle: Bundle, folder: str | os.PathLike[str], version: str, settings: EngineSettings | None = None
+) -> TrtexecFiles:
+    """Write what ``trtexec`` needs: the TensorRT copy and a batch of reference images. Needs no TensorRT.
+
+    Args:
+        bundle: The bundle.
+        folder: Where to; created if missing.
+        version: Of the TensorRT that will read it, e.g. ``"8.2.1"``.
+        settings: See :class:`EngineSettings`.
+
+    Raises:
+        UsageError: The version cannot build the plan.
+        OutputError: A file cannot be written.
+    """
+    settings = settings or EngineSettings()
+    plan = _plan(bundle, settings, required_version(version))
+    source = _source(bundle, settings.static)
+    target = Path(folder)
+    stem = "static" if settings.static else "model"
+    model = target / f"{stem}.{plan.precision}{'.typed' if plan.typed else ''}.trt.onnx"
+    _write_bytes(model, tensorrt_model(source, plan).SerializeToString(deterministic=True))
+    images = bundle.reference()["input"][: bundle.manifest.batch]
+    image_file = target / "input.bin"
+    _write_bytes(image_file, np.ascontiguousarray(images, np.float32).tobytes())
+    keep = tuple(sorted(float_nodes(source))) if plan.half and not plan.typed else ()
+    return TrtexecFiles(model, {bundle.manifest.inputs[0].name: image_file}, plan, keep)
+
+
+def required_version(text: str) -> tuple[int, ...]:
+    """Parse a TensorRT version that a user wrote; raises ``UsageError``."""
+    version = parse_version(text)
+    if len(version) < 2 or not (8, 2) <= version < (12,):
+        raise UsageError(f"'{text}' is no TensorRT version that is supported: give one from 8.2 to 11, e.g. 8.5.3.")
+    return version
+
+
+def trtexec_commands(
+    written: TrtexecFiles,
+    version: str,
+    plugins: str | None,
+    options: BuildOptions | None = None,
+) -> list[str]:
+    """Command lines that build and time an engine with ``trtexec``, every flag written out.
+
+    Defaults changed between versions (11 spins, uses CUDA graphs and leaves transfers out), so that the same short
+    command would measure different things.
+
+    Args:
+        written: From :func:`write_trtexec_files`.
+        version: Of the ``trtexec``.
+        plugins: Path of the plugin library there, or None.
+        options: See :class:`BuildOptions`.
+
+    Returns:
+        The command that builds, and the one that measures.
+
+    Raises:
+        UsageError: Unsupported version.
+    """
+    options = options or BuildOptions()
+    numbers = required_version(version)
+    plan = written.plan
+    engine = written.model.with_suffix("").with_suffix(".engine")
+    loaded = [] if plugins is None else [f"--{'dynamicPlugins' if numbers >= (8, 6) else 'plugins'}={plugins}"]
+    build = [f"--onnx={written.model}", f"--saveEngine={engine}", *loaded]
+    if numbers >= (8, 4):
+        build.append(f"--memPoolSize=workspace:{options.workspace_mib}")
+    else:
+        build.append(f"--workspace={options.workspace_mib}")
+    if not options.tf32:
+        build.append("--noTF32")
+    if plan.typed and numbers < (11,):
+        build.append("--stronglyTyped")
+    if plan.half and not plan.typed:
+        build.append("--fp16")
+        # 8.2 cannot name layers on the command line; the Python builder can.
+        if written.keep_float and numbers >= (8, 4):
+            types = ",".join(f"{name}:fp32" for name in written.keep_float)
+            build += ["--precisionConstraints=obey", f"--layerPrecisions={types}", f"--layerOutputTypes={types}"]
+    build += [f"--timingCacheFile={engine.with_name(TIMING_CACHE)}", "--profilingVerbosity=detailed"]
+    build.append("--skipInference" if numbers >= (8, 6) else "--buildOnly")
+
+    inputs = ",".join(f"{name}:{path}" for name, path in written.inputs.items())
+    measure = [f"--loadEngine={engine}", *loaded, f"--loadInputs={inputs}", "--streams=1", "--device=0"]
+    measure += ["--warmUp=500", "--duration=10", "--iterations=100", "--avgRuns=1"]
+    measure.append("--percentile=50,90,99" if numbers >= (8, 5) else "--percentile=99")
+    if numbers < (11,):  # what 11 does by itself; there these flags only bring warnings
+        measure += ["--useCudaGraph", "--useSpinWait", "--noDataTransfers", "--separateProfileRun"]
+    measure += [f"--exportTimes={engine.with_suffix('.times.json')}", "--dumpProfile"]
+    measure.append(f"--exportProfile={engine.with_suffix('.layers.json')}")
+    return [shlex.join(["trtexec", *arguments]) for arguments in (build, measure)]

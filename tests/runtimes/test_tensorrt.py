@@ -1,0 +1,375 @@
+"""Builder and runner against fakes of five TensorRT versions; graphs are computed for real, in NumPy."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dyndeploy.bundle import Bundle
+from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError
+from dyndeploy.files import sha256
+from dyndeploy.ops import OPERATORS
+from dyndeploy.runtimes import OnnxRuntimeSession, cuda
+from dyndeploy.runtimes.cuda import CudaGraph, Gpu
+from dyndeploy.runtimes.tensorrt import TensorRTSession
+from dyndeploy.runtimes.tensorrt_api import BuildOptions, TensorRT, parse_version
+from dyndeploy.runtimes.tensorrt_engine import (
+    EngineSettings,
+    build_engine,
+    cache_folder,
+    load_metadata,
+    plugin_library,
+    trtexec_commands,
+    write_trtexec_files,
+)
+from tests.bundles import MODES, tiny_bundle
+from tests.runtimes.fake_tensorrt import VERSIONS, FakeCuda, World, make_pycuda, make_tensorrt, numbers
+
+Install = Callable[[str], World]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
+    """Put the fakes of a version in place of tensorrt, pycuda and the loader of libraries."""
+    library = tmp_path / "libdyndeploy_tensorrt.so"
+    library.write_bytes(b"plugins")
+    monkeypatch.setenv("DYNDEPLOY_TENSORRT_LIBRARY", str(library))
+    monkeypatch.setenv("DYNDEPLOY_CACHE", str(tmp_path / "cache"))
+
+    def put(version: str) -> World:
+        world = World(version)
+        driver = make_pycuda(world)
+        package = types.ModuleType("pycuda")
+        package.driver = driver  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "tensorrt", make_tensorrt(world))
+        monkeypatch.setitem(sys.modules, "pycuda", package)
+        monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
+
+        def cdll(path: str, mode: int = 0) -> object:
+            if path == "libcuda.so.1":
+                raise OSError("no libcuda here")
+            return world.load("dlopen", path)
+
+        monkeypatch.setattr(ctypes, "CDLL", cdll)
+        return world
+
+    return put
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("tiny") / "b", mode="both", batch=2)
+
+
+def images(bundle: Bundle) -> dict[str, np.ndarray]:
+    return {"input": bundle.reference()["input"][: bundle.manifest.batch]}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_version_builds_and_runs(version: str, install: Install, bundle: Bundle, tmp_path: Path) -> None:
+    world = install(version)
+    session, built = TensorRTSession.from_bundle(bundle)
+    with session:
+        actual = session.run(images(bundle))
+        assert session.info.runtime == "tensorrt"
+        assert session.info.version == version
+        assert session.info.provider == "Fake Nano, compute 5.3"
+        assert session.info.native.sha256 == sha256(tmp_path / "libdyndeploy_tensorrt.so")
+        assert session.device_times(3) == [1.5] * 3
+        assert "no libcuda here" in session.graph_note
+        assert list(session.run(images(bundle), ["logits"])) == ["logits"]
+        with pytest.raises(InputError):
+            session.run({"input": np.zeros((1, 3, 16, 16), np.float32)})
+    with OnnxRuntimeSession(bundle.model, native="off") as reference:
+        expected = reference.run(images(bundle))
+    assert set(actual) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(actual[name], value, atol=2e-4)
+    number = numbers(version)
+    assert set(world.executions) == {"v2" if number < (8, 5) else "v3"}
+    assert {how for how, _ in world.loads} == {"dlopen" if number < (8, 6) else "load_library"}
+    assert len(world.loads) == 1, "plugins that are registered are not loaded again"
+    [build] = world.builds
+    assert build["workspace"] == 1 << 30
+    assert build["verbosity"] == "DETAILED"
+    assert build["flags"] == set()
+    assert build["network_flags"] == (1 if number < (10,) else 0)
+    assert not built.cached
+    assert world.contexts == 0 and not world.memory, "nothing is left on the device"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_fp16_plans(version: str, install: Install, bundle: Bundle) -> None:
+    world = install(version)
+    session, built = TensorRTSession.from_bundle(bundle, EngineSettings(precision="fp16"))
+    session.close()
+    [build] = world.builds
+    if numbers(version) >= (11,):
+        assert build["flags"] == set() and not build["float_layers"]
+        assert "types in the graph" in built.metadata["plan"]
+    else:
+        assert build["flags"] == {"FP16", "OBEY_PRECISION_CONSTRAINTS"}
+        assert build["float_layers"] == {"head/mean", "head/fc"}
+        assert "builder flags" in built.metadata["plan"]
+
+
+def test_typed_engine_on_10_computes_in_half(install: Install, bundle: Bundle) -> None:
+    world = install("10.3.0")
+    session, _ = TensorRTSession.from_bundle(bundle, EngineSettings(precision="fp16", strongly_typed=True))
+    with session:
+        actual = session.run(images(bundle))
+    assert world.builds[0]["network_flags"] == 2
+    with OnnxRuntimeSession(bundle.model, native="off") as reference:
+        expected = reference.run(images(bundle))
+    same = all(np.array_equal(actual[mask.name], expected[mask.name]) for mask in bundle.manifest.masks)
+    error = np.abs(actual["logits"] - expected["logits"]).max()
+    assert error > 0 and (error < 2e-2 or not same)
+
+
+def test_static_twin_needs_no_plugins(install: Install, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = install("8.5.3.1")
+    monkeypatch.delenv("DYNDEPLOY_TENSORRT_LIBRARY")
+    session, built = TensorRTSession.from_bundle(bundle, EngineSettings(static=True))
+    with session:
+        actual = session.run(images(bundle))
+    assert built.library is None and not world.loads
+    with OnnxRuntimeSession(bundle.static, native="off") as reference:  # type: ignore[arg-type]
+        np.testing.assert_allclose(actual["logits"], reference.run(images(bundle))["logits"], atol=1e-4)
+
+
+def test_engine_cache(install: Install, bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    world = install("8.5.3.1")
+    with Gpu() as gpu, caplog.at_level(logging.INFO, "dyndeploy.tensorrt"):
+        first = build_engine(bundle, gpu.info)
+        assert sha256(tmp_path / "libdyndeploy_tensorrt.so") in caplog.text, "the log names the library"
+        again = build_engine(bundle, gpu.info)
+        assert (again.cached, again.path, len(world.builds)) == (True, first.path, 1)
+        assert first.path.parent == cache_folder()
+        # Whatever shapes an engine leads to another one.
+        others = [
+            build_engine(bundle, gpu.info, settings).path
+            for settings in (
+                EngineSettings(precision="fp16"),
+                EngineSettings(static=True),
+                EngineSettings(options=BuildOptions(workspace_mib=512)),
+                EngineSettings(options=BuildOptions(tf32=True)),
+            )
+        ]
+        (tmp_path / "libdyndeploy_tensorrt.so").write_bytes(b"other plugins")
+        others.append(build_engine(bundle, gpu.info).path)
+        newer = type(gpu.info)(gpu.info.name, "6.2", gpu.info.cuda, gpu.info.driver)
+        others.append(build_engine(bundle, newer).path)
+        assert len({first.path, *others}) == 1 + len(others)
+        # The second build starts from what the first one timed, a build for another device does not.
+        assert [build["timing_cache"] for build in world.builds[:3]] == [b"", b"+", b"++"]
+        assert world.builds[-1]["timing_cache"] == b""
+        # A damaged engine is built again.
+        (tmp_path / "libdyndeploy_tensorrt.so").write_bytes(b"plugins")
+        first.path.write_bytes(b"half an engine")
+        count = len(world.builds)
+        assert not build_engine(bundle, gpu.info).cached and len(world.builds) == count + 1
+        # So is one without its metadata, which are written last.
+        first.path.with_suffix(".json").unlink()
+        assert not build_engine(bundle, gpu.info).cached
+
+
+def test_metadata_stand_beside_the_engine(install: Install, bundle: Bundle) -> None:
+    install("8.2.1.8")
+    with Gpu() as gpu:
+        built = build_engine(bundle, gpu.info)
+    metadata = load_metadata(built.path)
+    assert metadata == json.loads(built.path.with_suffix(".json").read_text())
+    assert metadata["built_from"] | {"onnx_sha256": "", "plugin_library_sha256": ""} == {
+        "schema": 1,
+        "onnx_sha256": "",
+        "plugin_library_sha256": "",
+        "tensorrt": "8.2.1.8",
+        "name": "Fake Nano",
+        "compute_capability": "5.3",
+        "cuda": "10.2.0",
+        "driver": "10.2",
+        "precision": "fp32",
+        "strongly_typed": False,
+        "inputs": {"input": [2, 3, 16, 16]},
+        "workspace_mib": 1024,
+        "tf32": False,
+    }
+    assert "SpatialChannelBottleneck" in metadata["operators"]
+    built.path.write_bytes(b"another engine")
+    with pytest.raises(BundleError, match="is not the engine"):
+        load_metadata(built.path)
+    with pytest.raises(BundleError, match="Build it again"):
+        TensorRTSession(built.path.with_name("none.engine"))
+
+
+def test_missing_plugins_come_before_the_parser(
+    install: Install, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = install("8.6.1.6")
+    world.library_operators = ["SpatialMasker", "ChannelMasker"]
+    with Gpu() as gpu:
+        with pytest.raises(DyndeployError) as caught:
+            build_engine(bundle, gpu.info)
+        message = str(caught.value)
+        assert "No plugin creator for SpatialChannelBottleneck, SpatialChannelBottleneckProjection:" in message
+        assert "Masker" not in message and "In node" not in message
+        assert str(tmp_path / "libdyndeploy_tensorrt.so") in message
+        world.registered, world.library_operators = [], list(OPERATORS)
+        world.fails = {"load"}
+        with pytest.raises(DyndeployError, match=r"undefined symbol.* Build it on this machine"):
+            build_engine(bundle, gpu.info)
+        world.fails = {"build"}
+        with pytest.raises(DyndeployError, match=r"could not build the engine.*1024 MiB"):
+            build_engine(bundle, gpu.info)
+        monkeypatch.delenv("DYNDEPLOY_TENSORRT_LIBRARY")
+        with pytest.raises(UsageError, match="no plugin library was found"):
+            build_engine(bundle, gpu.info)
+        with pytest.raises(UsageError, match=r"none\.so"):
+            plugin_library(tmp_path / "none.so")
+    assert world.contexts == 0
+
+
+def test_failures_of_a_run(install: Install, bundle: Bundle) -> None:
+    world = install("8.5.3.1")
+    session, built = TensorRTSession.from_bundle(bundle)
+    with session:
+        world.fails = {"execute"}
+        with pytest.raises(DyndeployError, match="could not enqueue"):
+            session.run(images(bundle))
+        with pytest.raises(UsageError, match="at least 1"):
+            session.device_times(0)
+    world.fails = set()
+    with TensorRTSession(built.path) as again:
+        assert again.run(images(bundle))["logits"].shape == (2, 10)
+    # The same file under another TensorRT.
+    install("8.6.1.6")
+    with pytest.raises(BundleError, match="refuses the engine"):
+        TensorRTSession(built.path)
+    world = install("8.6.1.6")
+    world.fails = {"device"}
+    with pytest.raises(DyndeployError, match="invalid device ordinal"):
+        TensorRTSession(built.path)
+
+
+def test_what_is_missing_is_named(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(DyndeployError, match=r"comes with JetPack.*dyndeploy\[tensorrt\]"):
+        TensorRT.load()
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(DyndeployError, match="pycuda cannot be imported"):
+        Gpu()
+    install("8.0.1.6")
+    with pytest.raises(DyndeployError, match=r"8\.0\.1\.6 is too old"):
+        TensorRT.load()
+    assert parse_version("10.0.0b6") == (10, 0, 0)
+    assert parse_version("8.2.1.8") == (8, 2, 1, 8)
+
+
+class Stream:
+    handle = 77
+
+
+@pytest.mark.parametrize("flags_call", [True, False])
+def test_cuda_graph(flags_call: bool) -> None:
+    driver, runs = FakeCuda(flags_call=flags_call), []
+    graph = CudaGraph(lambda: runs.append(1), Stream(), driver)
+    graph.launch()
+    graph.launch()
+    graph.close()
+    graph.close()
+    instantiate = "instantiate_flags" if flags_call else "instantiate"
+    assert driver.calls == ["begin", "end", instantiate, "launch", "launch", "destroy_executable", "destroy_graph"]
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("step", ["begin", "end", "instantiate_flags"])
+def test_what_cannot_be_captured(step: str) -> None:
+    with pytest.raises(DyndeployError, match="CUDA error 900"):
+        CudaGraph(lambda: None, Stream(), FakeCuda(fails=step))
+
+
+def test_a_failing_run_ends_the_capture() -> None:
+    driver = FakeCuda()
+
+    def fail() -> None:
+        raise DyndeployError("no")
+
+    with pytest.raises(DyndeployError, match="no"):
+        CudaGraph(fail, Stream(), driver)
+    assert driver.calls == ["begin", "end"]
+
+
+def test_sessions_launch_a_graph_from_the_second_run_on(
+    install: Install, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("8.5.3.1")
+    driver = FakeCuda()
+    load = ctypes.CDLL
+    monkeypatch.setattr(cuda.ctypes, "CDLL", lambda path, *a, **k: driver if "libcuda" in path else load(path, *a, **k))
+    session, _ = TensorRTSession.from_bundle(bundle)
+    with session:
+        first = session.run(images(bundle))
+        second = session.run(images(bundle))
+        assert session.graph_note == ""
+    np.testing.assert_array_equal(first["logits"], second["logits"])
+    assert driver.calls.count("launch") == 1
+    assert driver.calls[-2:] == ["destroy_executable", "destroy_graph"]
+    session, _ = TensorRTSession.from_bundle(bundle, cuda_graph=False)
+    with session:
+        session.run(images(bundle))
+        assert session.graph_note == "switched off"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_trtexec_files(mode: str, tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "b", mode=mode, batch=2)
+    written = write_trtexec_files(bundle, tmp_path / "out", "8.2.1", EngineSettings(precision="fp16"))
+    assert written.inputs["input"].stat().st_size == 4 * 2 * 3 * 16 * 16
+    assert written.model.name == "model.fp16.trt.onnx"
+    assert written.keep_float == ("head/fc", "head/mean")
+    typed = write_trtexec_files(bundle, tmp_path / "out", "11.1", EngineSettings(precision="fp16", static=True))
+    assert typed.model.name == "static.fp16.typed.trt.onnx"
+    assert typed.keep_float == ()
+
+
+def test_trtexec_commands(tmp_path: Path, bundle: Bundle) -> None:
+    def commands(version: str, precision: str = "fp16", typed: bool | None = None) -> tuple[list[str], list[str]]:
+        settings = EngineSettings(precision=precision, strongly_typed=typed)
+        written = write_trtexec_files(bundle, tmp_path, version, settings)
+        build, measure = trtexec_commands(written, version, "/opt/lib plugins.so")
+        assert build.startswith("trtexec --onnx=") and measure.startswith("trtexec --loadEngine=")
+        assert build.count("lib plugins.so'") == measure.count("lib plugins.so'") == 1, "quoted for a shell"
+        return build.split(), measure.split()
+
+    build, measure = commands("8.2.1")
+    assert {"--workspace=1024", "--fp16", "--noTF32", "--buildOnly", "'--plugins=/opt/lib"} <= set(build)
+    assert not any(word.startswith(("--layerPrecisions", "--memPool")) for word in build)
+    assert {"--percentile=99", "--useCudaGraph", "--useSpinWait", "--noDataTransfers"} <= set(measure)
+    assert f"--loadInputs=input:{tmp_path / 'input.bin'}" in measure
+    build, measure = commands("8.5.3")
+    assert {"--memPoolSize=workspace:1024", "--buildOnly", "'--plugins=/opt/lib"} <= set(build)
+    assert "--layerPrecisions=head/fc:fp32,head/mean:fp32" in build
+    build, _ = commands("8.6.1")
+    assert {"--skipInference", "'--dynamicPlugins=/opt/lib", "--precisionConstraints=obey"} <= set(build)
+    build, _ = commands("10.3", typed=True)
+    assert "--stronglyTyped" in build and "--fp16" not in build
+    build, measure = commands("11.1")
+    assert not {"--fp16", "--stronglyTyped"} & set(build)
+    assert not {"--useCudaGraph", "--useSpinWait", "--noDataTransfers", "--separateProfileRun"} & set(measure)
+    build, _ = commands("8.5.3", precision="fp32")
+    assert "--fp16" not in build and not any(word.startswith("--precisionConstraints") for word in build)
+
+
+@pytest.mark.parametrize("version", ["7.2.3", "12.0", "new", "8", "8.1"])
+def test_other_versions_are_refused(version: str, bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no TensorRT version that is supported"):
+        write_trtexec_files(bundle, tmp_path / "none", version)
+    assert not (tmp_path / "none").exists()
