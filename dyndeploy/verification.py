@@ -17,6 +17,7 @@ from dyndeploy.errors import BundleError, DyndeployError, unknown_name
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.graph import foreign_operators
 from dyndeploy.profiling.forced import forced_feeds, overlay_forced_masks
+from dyndeploy.profiling.rounding import measure_mask_flips
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.targets import load_target
 
@@ -172,6 +173,10 @@ def verify_bundle(
             f"relative error {own.relative_error:.3g}, same class on {agree:.0%} of the reference images",
         )
     )
+    if bundle.manifest.precision == "fp16":
+        # Not a pass or fail: a bit may flip where the decision is close, and how often is what the user must know.
+        report = measure_mask_flips(bundle, reference["input"], threads=threads, native=native)
+        checks.append(Check("masks in FP16", True, report.line))
     return VerificationReport(str(bundle.path), tuple(checks), outputs, bits, flipped, tied, description)
 
 

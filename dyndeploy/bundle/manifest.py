@@ -112,7 +112,8 @@ class Manifest:
         ir_version: ONNX IR version.
         batch: Static batch size N.
         input_size: (H, W) in pixels.
-        precision: What the dynamic bottlenecks compute in: ``"fp32"`` or ``"bf16"``. The graph itself is in FP32.
+        precision: ``"fp32"``; ``"bf16"``: the dynamic bottlenecks compute in it on a CPU; ``"fp16"``: the plan of the
+            engine. The graph itself is in FP32 in each case.
         inputs: Graph inputs.
         outputs: Graph outputs without the masks.
         masks: Mask tensors in order of execution.

@@ -43,6 +43,7 @@ from dyndeploy.export.passes import Context, run_pipeline
 from dyndeploy.export.reference import compute_reference
 from dyndeploy.nets import LaudResNet, model_info, static_macs
 from dyndeploy.ops import DOMAIN, OPERATORS
+from dyndeploy.runtimes.tensorrt_graph import PrecisionPlan, tensorrt_model
 from dyndeploy.targets import Target, load_target
 
 CAPTURE_OPSET = 18
@@ -61,7 +62,8 @@ class ExportSettings:
         target: Name of the target.
         batch: Static batch size.
         input_size: (H, W), or None for the network's default.
-        precision: What the dynamic bottlenecks compute in when the bundle runs; the graph is the same for each.
+        precision: What the dynamic bottlenecks compute in when the bundle runs (CPU), or the precision plan of the
+            engine (boards). The graph stays FP32, so that it can be verified anywhere.
         static: Also write the static twin.
         data: Folder of images for the reference tensors, or None for scikit-learn's two sample photographs.
         checkpoint: Path the weights came from, for the record.
@@ -186,6 +188,7 @@ def export_model(
         images, source = _reference_images(settings, preprocessing, input_size)
         progress("capturing the dynamic graph")
         model, lowered = build_graph(network, target, settings.batch, input_size, static=False)
+        notes = _apply_plan(model, settings.precision)
         _save(model, folder / MODEL)
         if settings.static:
             progress("capturing the static twin")
@@ -224,9 +227,22 @@ def export_model(
                 "onnx": onnx.__version__,
                 "python": platform.python_version(),
             },
+            notes=notes,
         )
         write_manifest(folder, manifest)
     return Bundle.open(output)
+
+
+def _apply_plan(model: onnx.ModelProto, precision: str) -> tuple[str, ...]:
+    """Notes on the precision plan; raises ``UsageError`` now rather than on the board if the weights do not fit it."""
+    if precision != "fp16":
+        return ()
+    plan = PrecisionPlan(precision, typed=True)
+    tensorrt_model(model, plan)
+    return (
+        "model.onnx is FP32; engines are built in FP16: activations and weights half, maskers, masks, biases and the "
+        "head float",
+    )
 
 
 def _require_finite(network: torch.nn.Module) -> None:

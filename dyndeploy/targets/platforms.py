@@ -72,12 +72,16 @@ class Target:
         """One row per dynamic operator: how it runs on this target."""
         rows = []
         for spec in OPERATORS.values():
-            if self.operator_kernels in spec.native_targets:
+            if self.runtime == "tensorrt":
+                how = "plugin"
+                note = (
+                    f"TensorRT {self.runtime_version} plugin with a fused kernel, built on the board; "
+                    "not yet confirmed on this board"
+                )
+            elif self.operator_kernels in spec.native_targets:
                 how, note = "native", "fused kernel; the function body where the library is absent"
-            elif self.runtime == "onnxruntime":
-                how, note = "body", "standard operators of the function body"
             else:
-                how, note = "plugin needed", f"needs a TensorRT {self.runtime_version} plugin; none in this release"
+                how, note = "body", "standard operators of the function body"
             rows.append({"operator": spec.name, "version": spec.version, "runs": how, "note": note})
         return rows
 

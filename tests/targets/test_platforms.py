@@ -21,6 +21,7 @@ def test_maxwell_and_pascal_boards(name: str) -> None:
     with pytest.raises(UsageError, match="has no INT8 instructions"):
         target.require_precision("int8")
     target.require_precision("fp32")
+    target.require_precision("fp16")
     assert "NonZero" in target.refused
     assert target.allowed_operators is not None
     assert "NonZero" not in target.allowed_operators
@@ -46,6 +47,18 @@ def test_where_bf16_can_be_exported() -> None:
 
 def test_cpu_runs_every_operator() -> None:
     assert {row["runs"] for row in load_target("cpu").capabilities()} <= {"native", "body"}
+
+
+@pytest.mark.parametrize("name", [name for name in target_names() if name != "cpu"])
+def test_boards_run_plugins_in_fp16_and_refuse_int8(name: str) -> None:
+    target = load_target(name)
+    rows = target.capabilities()
+    assert {row["runs"] for row in rows} == {"plugin"}
+    # A table must not claim what no board has shown.
+    assert all("built on the board; not yet confirmed" in row["note"] for row in rows)
+    target.require_precision("fp16")
+    with pytest.raises(UsageError, match=r"no INT8 instructions|calibrated Q/DQ"):
+        target.require_precision("int8")
 
 
 def test_unknown_target_and_precision() -> None:
