@@ -19,6 +19,8 @@ COMMANDS = {
     "train": "train",
     "export": "export",
     "verify": "verify",
+    "engine": "engine",
+    "probe": "probe",
     "profile": "profile",
     "predict": "predict",
     "compare": "compare",

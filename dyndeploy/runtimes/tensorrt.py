@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,9 +24,13 @@ from dyndeploy.runtimes.tensorrt_engine import (
     EngineSettings,
     Progress,
     build_engine,
+    build_graph_engine,
     load_metadata,
     plugin_library,
 )
+
+if TYPE_CHECKING:
+    import onnx
 
 _LOG = logging.getLogger("dyndeploy.tensorrt")
 
@@ -77,10 +81,36 @@ class TensorRTSession(Session):
         Returns:
             The session, and the engine that it runs.
         """
+        return cls._built(
+            lambda gpu, api: build_engine(bundle, gpu.info, settings, api=api, progress=progress),
+            cuda_graph=cuda_graph,
+            device=device,
+        )
+
+    @classmethod
+    def from_graph(
+        cls,
+        model: onnx.ModelProto,
+        settings: EngineSettings | None = None,
+        *,
+        cuda_graph: bool = True,
+        device: int = 0,
+    ) -> tuple[TensorRTSession, EngineFile]:
+        """As :meth:`from_bundle`, for a graph outside a bundle."""
+        return cls._built(
+            lambda gpu, api: build_graph_engine(model, gpu.info, settings or EngineSettings(), api=api),
+            cuda_graph=cuda_graph,
+            device=device,
+        )
+
+    @classmethod
+    def _built(
+        cls, build: Callable[[Gpu, TensorRT], EngineFile], *, cuda_graph: bool, device: int
+    ) -> tuple[TensorRTSession, EngineFile]:
         api, gpu = TensorRT.load(), Gpu(device)
         session = cls.__new__(cls)
         try:
-            built = build_engine(bundle, gpu.info, settings, api=api, progress=progress)
+            built = build(gpu, api)
             session._open(built.path, built.library or "auto", api, gpu, cuda_graph=cuda_graph)
         except BaseException:
             gpu.close()

@@ -13,7 +13,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,9 +171,21 @@ def build_engine(
         OutputError: The cache cannot be written.
     """
     settings = settings or EngineSettings()
+    settings = replace(settings, precision=settings.precision or bundle.manifest.precision)
+    return build_graph_engine(_source(bundle, settings.static), gpu, settings, api=api, progress=progress)
+
+
+def build_graph_engine(
+    source: onnx.ModelProto,
+    gpu: GpuInfo,
+    settings: EngineSettings,
+    *,
+    api: TensorRT | None = None,
+    progress: Progress = lambda message: None,
+) -> EngineFile:
+    """As :func:`build_engine`, for a graph outside a bundle; no precision means FP32."""
     api = api or TensorRT.load()
-    plan = _plan(bundle, settings, api.version)
-    source = _source(bundle, settings.static)
+    plan = precision_plan(settings.precision or "fp32", api.version, strongly_typed=settings.strongly_typed)
     progress("preparing the graph for TensorRT")
     model = tensorrt_model(source, plan)
     needed = required_creators(model)
@@ -220,8 +232,7 @@ def build_engine(
         "plan": plan.description,
         "plugin_library": None if library is None else str(library.path),
         "build_seconds": round(time.monotonic() - start, 1),
-        "network": bundle.manifest.network.name,
-        "static": settings.static,
+        "graph": source.graph.name,
     }
     _write_bytes(path, engine)
     # Last: an engine without its metadata is not taken for a whole one.
@@ -289,12 +300,14 @@ class TrtexecFiles:
         inputs: Raw tensors by input name: real images, because random ones give a dynamic network wrong masks.
         plan: Precision plan.
         keep_float: Nodes that compute in float under builder flags.
+        plugins: Plugins that the graph needs.
     """
 
     model: Path
     inputs: dict[str, Path]
     plan: PrecisionPlan
     keep_float: tuple[str, ...]
+    plugins: tuple[str, ...]
 
 
 def write_trtexec_files(
@@ -318,12 +331,13 @@ def write_trtexec_files(
     target = Path(folder)
     stem = "static" if settings.static else "model"
     model = target / f"{stem}.{plan.precision}{'.typed' if plan.typed else ''}.trt.onnx"
-    _write_bytes(model, tensorrt_model(source, plan).SerializeToString(deterministic=True))
+    copy = tensorrt_model(source, plan)
+    _write_bytes(model, copy.SerializeToString(deterministic=True))
     images = bundle.reference()["input"][: bundle.manifest.batch]
     image_file = target / "input.bin"
     _write_bytes(image_file, np.ascontiguousarray(images, np.float32).tobytes())
     keep = tuple(sorted(float_nodes(source))) if plan.half and not plan.typed else ()
-    return TrtexecFiles(model, {bundle.manifest.inputs[0].name: image_file}, plan, keep)
+    return TrtexecFiles(model, {bundle.manifest.inputs[0].name: image_file}, plan, keep, tuple(required_creators(copy)))
 
 
 def required_version(text: str) -> tuple[int, ...]:

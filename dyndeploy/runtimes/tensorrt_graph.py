@@ -7,7 +7,7 @@ anything, the constants of channel skipping as further inputs, and the types of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +185,7 @@ def tensorrt_model(model: onnx.ModelProto, plan: PrecisionPlan) -> onnx.ModelPro
 
     Raises:
         BundleError: A weight of a bottleneck is no constant of the graph.
-        UsageError: FP16 cannot hold a weight.
+        UsageError: FP16 cannot hold a weight, or the graph has branches whose types no plan writes.
     """
     import onnx
 
@@ -194,10 +194,21 @@ def tensorrt_model(model: onnx.ModelProto, plan: PrecisionPlan) -> onnx.ModelPro
     del copy.functions[:]
     del copy.graph.value_info[:]
     if plan.half and plan.typed:
+        if any(attribute.HasField("g") for node in model.graph.node for attribute in node.attribute):
+            raise UsageError("A graph with branches (If) has no typed FP16 plan. Use fp32 for it.")
         _Typing(model, copy).apply()
     _repack(model, copy, half=plan.half)
     _drop_unused(copy)
     return copy
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Nodes of a graph and of the branches inside it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from all_nodes(attribute.g)
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -208,7 +219,7 @@ def _repack(model: onnx.ModelProto, copy: onnx.ModelProto, *, half: bool) -> Non
     from onnx import numpy_helper
 
     constants = _constants(model)
-    for node in copy.graph.node:
+    for node in all_nodes(copy.graph):
         spec = OPERATORS.get(node.op_type) if node.domain == DOMAIN else None
         if spec is None or not is_bottleneck(spec):
             continue
@@ -237,7 +248,7 @@ def _repack(model: onnx.ModelProto, copy: onnx.ModelProto, *, half: bool) -> Non
 
 
 def _drop_unused(model: onnx.ModelProto) -> None:
-    used = {name for node in model.graph.node for name in node.input} | {item.name for item in model.graph.output}
+    used = {name for node in all_nodes(model.graph) for name in node.input} | {o.name for o in model.graph.output}
     kept = [item for item in model.graph.initializer if item.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
@@ -361,7 +372,7 @@ class _Typing:
 
 def required_creators(model: onnx.ModelProto) -> list[str]:
     """Plugin creators that a TensorRT copy needs (``op_type``, version 1, namespace empty), sorted."""
-    return sorted({node.op_type for node in model.graph.node if node.domain == DOMAIN})
+    return sorted({node.op_type for node in all_nodes(model.graph) if node.domain == DOMAIN})
 
 
 def missing_creators(model: onnx.ModelProto, creators: Iterable[tuple[str, str]]) -> list[str]:

@@ -14,7 +14,7 @@ from dyndeploy.errors import UsageError
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.runtimes.tensorrt_graph import PrecisionPlan, float_nodes, tensorrt_model
 from tests.export.conftest import MODES, lively_network
-from tests.runtimes.tensorrt_reference import evaluate
+from tests.runtimes.tensorrt_reference import check_types, evaluate
 
 
 def compare(bundle: Bundle) -> None:
@@ -24,7 +24,9 @@ def compare(bundle: Bundle) -> None:
     with OnnxRuntimeSession(model, native="off") as session:
         expected = session.run(feeds)
     actual = evaluate(tensorrt_model(model, PrecisionPlan("fp32", typed=True)), feeds)
-    half = evaluate(tensorrt_model(model, PrecisionPlan("fp16", typed=True)), feeds)
+    typed = tensorrt_model(model, PrecisionPlan("fp16", typed=True))
+    check_types(typed)
+    half = evaluate(typed, feeds)
     for name, value in expected.items():
         scale = max(1.0, float(np.abs(value).max()))
         assert float(np.abs(actual[name] - value).max()) <= 2e-4 * scale, name

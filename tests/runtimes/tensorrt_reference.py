@@ -145,3 +145,14 @@ def evaluate(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, 
     """Run a TensorRT copy; every intermediate must have the type that the graph gives it."""
     names = [value.name for value in model.graph.output]
     return dict(zip(names, ReferenceEvaluator(model, new_ops=RUNS).run(None, feeds), strict=True))
+
+
+def check_types(typed: onnx.ModelProto) -> None:
+    """Raise unless every standard operator of a typed FP16 copy gets inputs of the types that ONNX allows."""
+    model = onnx.ModelProto()
+    model.CopyFrom(typed)
+    for node in model.graph.node:
+        if node.domain == DOMAIN and node.output[0] not in {value.name for value in model.graph.output}:
+            kind = onnx.TensorProto.FLOAT16 if "Bottleneck" in node.op_type else onnx.TensorProto.FLOAT
+            model.graph.value_info.append(onnx.helper.make_tensor_value_info(node.output[0], kind, None))
+    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.ops import DOMAIN, OPERATORS
+from dyndeploy.profiling.laziness import CHANNELS, LAYERS, SIDE, branch_model
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.runtimes.tensorrt_graph import (
     PrecisionPlan,
@@ -25,9 +26,10 @@ from dyndeploy.runtimes.tensorrt_graph import (
     tensorrt_model,
     to_half,
 )
+from dyndeploy.targets import load_target
 from tests.bundles import MODES, SIZE, tiny_models
 from tests.ops.cases import Case, any_case, build
-from tests.runtimes.tensorrt_reference import evaluate
+from tests.runtimes.tensorrt_reference import check_types, evaluate
 
 FP32 = PrecisionPlan("fp32", typed=False)
 FLAGS = PrecisionPlan("fp16", typed=False)
@@ -108,6 +110,7 @@ def test_networks_equal_onnx_runtime(mode: str) -> None:
     close(actual["logits"], expected["logits"], 2e-4)
     # Types do not change names: profilers join times with blocks by them.
     typed = tensorrt_model(model, TYPED)
+    check_types(typed)
     names = {node.name for node in model.graph.node}
     assert names <= {node.name for node in typed.graph.node}
     assert [value.name for value in typed.graph.output] == [value.name for value in model.graph.output]
@@ -172,6 +175,7 @@ def test_convolutional_maskers_and_the_head_stay_float() -> None:
     model = helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=8)
     assert float_nodes(model) == {"a/masker_channel", "a/masker_channel_1", "head/mean"}
     typed = tensorrt_model(model, TYPED)
+    check_types(typed)
     constants_of = {item.name: item.data_type for item in typed.graph.initializer}
     assert constants_of == dict.fromkeys(constants, TensorProto.FLOAT)
     # The half map is cast back for masker and head; the graph's output 'sum' is float outside, half inside.
@@ -181,6 +185,30 @@ def test_convolutional_maskers_and_the_head_stay_float() -> None:
     actual = evaluate(typed, {"input": x})
     close(actual["logits"], 2 * x.mean((1, 2)), 2e-3)
     close(actual["sum"], 2 * x, 1e-3)
+
+
+def test_operators_inside_branches_are_repacked() -> None:
+    target = load_target("nano")
+    model = branch_model(target, operators=True)
+    copy = tensorrt_model(model, FP32)
+    assert missing_creators(copy, []) == ["LayerBottleneck"]
+    assert not copy.functions and len(copy.graph.initializer) == LAYERS * 6 + 3
+    x = np.random.default_rng(0).random((1, SIDE, SIDE, CHANNELS), np.float32)
+    with OnnxRuntimeSession(model, native="off") as session:
+        for gate in (0.0, 1.0):
+            feeds = {"x": x, "gate": np.array([gate], np.float32)}
+            close(evaluate(copy, feeds)["y"], session.run(feeds)["y"], 2e-4)
+    with pytest.raises(UsageError, match="no typed FP16 plan"):
+        tensorrt_model(model, TYPED)
+
+
+def test_the_check_of_types_can_fail() -> None:
+    typed = tensorrt_model(tiny_models("spatial")[0], TYPED)
+    cast = next(node for node in typed.graph.node if node.op_type == "Cast")
+    for node in typed.graph.node:
+        node.input[:] = [cast.input[0] if name == cast.output[0] else name for name in node.input]
+    with pytest.raises(onnx.shape_inference.InferenceError):
+        check_types(typed)
 
 
 def test_what_cannot_be_copied_is_refused() -> None:

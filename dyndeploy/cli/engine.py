@@ -1,0 +1,81 @@
+"""``dyndeploy engine``: a TensorRT engine of a bundle, or the ``trtexec`` lines that make and time one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dyndeploy.cli._arguments import print_json
+from dyndeploy.cli._progress import progress_line
+from dyndeploy.errors import UsageError
+
+
+def engine(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    trtexec: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION", help="Build nothing: write what trtexec of this TensorRT needs, print its lines."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the files for trtexec, or of engines. [default: the cache]"),
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or fp16. [default: the bundle's]")] = None,
+    strongly_typed: Annotated[
+        bool | None,
+        typer.Option(help="Types in the graph instead of builder flags (10 and later). [default: flags up to 10]"),
+    ] = None,
+    static: Annotated[bool, typer.Option("--static", help="The static twin instead of the dynamic network.")] = False,
+    plugins: Annotated[str, typer.Option(help="auto, or the path of the plugin library.")] = "auto",
+    workspace: Annotated[int, typer.Option(min=1, help="Scratch memory of a layer in MiB.")] = 1024,
+    tf32: Annotated[bool, typer.Option("--tf32", help="Let FP32 convolutions round to TF32.")] = False,
+    device: Annotated[int, typer.Option(help="Index of the GPU.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the result to stdout.")] = False,
+) -> None:
+    """Build a bundle's TensorRT engine on this machine, or print how trtexec does."""
+    from dyndeploy.bundle import Bundle
+    from dyndeploy.runtimes.tensorrt_api import BuildOptions
+    from dyndeploy.runtimes.tensorrt_engine import (
+        EngineSettings,
+        build_engine,
+        trtexec_commands,
+        write_trtexec_files,
+    )
+
+    settings = EngineSettings(
+        precision=precision,
+        strongly_typed=strongly_typed,
+        static=static,
+        library=plugins,
+        cache=output,
+        options=BuildOptions(workspace_mib=workspace, tf32=tf32),
+    )
+    opened = Bundle.open(bundle)
+    if trtexec is not None:
+        if output is None:
+            raise UsageError("--trtexec writes files: name a folder with -o.")
+        written = write_trtexec_files(opened, output, trtexec, settings)
+        # The library is another machine's: it need not exist here.
+        library = "libdyndeploy_tensorrt.so" if plugins == "auto" else plugins
+        commands = trtexec_commands(written, trtexec, library if written.plugins else None, settings.options)
+        if as_json:
+            print_json({"plan": written.plan.description, "model": str(written.model), "commands": commands})
+            return
+        for command in commands:
+            typer.echo(command)
+        return
+
+    from dyndeploy.runtimes.cuda import Gpu
+
+    with Gpu(device) as gpu:
+        built = build_engine(opened, gpu.info, settings, progress=progress_line)
+    if as_json:
+        print_json(built.to_json())
+        return
+    typer.echo(f"{built.path}: {built.metadata['plan']}; {'from the cache' if built.cached else 'built'}.")
+    if built.library is not None:
+        typer.echo(f"Plugins: {built.library.path} (sha256 {built.library.sha256})")

@@ -1,0 +1,49 @@
+"""``dyndeploy probe``: does the runtime at hand really skip the branch that is not taken?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dyndeploy.cli._arguments import print_json, print_table
+
+
+def probe(
+    target: Annotated[str, typer.Option(help="See 'dyndeploy targets'; for a board, run this on the board.")] = "cpu",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the record here, for 'dyndeploy targets --probe'.")
+    ] = None,
+    native: Annotated[str, typer.Option(help="auto, off, or the path of ONNX Runtime's operator library.")] = "auto",
+    plugins: Annotated[str, typer.Option(help="auto, or the path of the TensorRT plugin library.")] = "auto",
+    rounds: Annotated[int, typer.Option(help="Measured rounds.")] = 15,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the record to stdout.")] = False,
+) -> None:
+    """Measure a heavy branch of If, taken against not taken."""
+    from dyndeploy import files
+    from dyndeploy.profiling.laziness import probe_laziness
+    from dyndeploy.targets import layer_skipping, load_target
+
+    record = probe_laziness(target, native=native, plugins=plugins, rounds=rounds)
+    if output is not None:
+        files.write_json(output, record.to_json())
+    if as_json:
+        print_json(record.to_json())
+        return
+    rows = [("convolutions", record.standard), ("dynamic operators", record.operators)]
+    print_table(
+        ("branch of", "taken ms", "not taken ms", "ratio", "skipped"),
+        [
+            (name, f"{times.taken:.3f}", f"{times.not_taken:.3f}", f"{times.ratio:.1%}", "yes" if times.lazy else "NO")
+            for name, times in rows
+            if times is not None
+        ],
+        title=f"{record.target}: {record.runtime} {record.version}, {record.device}",
+    )
+    if record.note:
+        typer.echo(f"Note: {record.note}")
+    choice = layer_skipping(load_target(record.target), record)
+    typer.echo(f"Blocks are skipped by: {choice.how}; {choice.reason}.")
+    if output is not None:
+        typer.echo(f"Written to {output}.")

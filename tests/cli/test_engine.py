@@ -1,0 +1,71 @@
+"""``dyndeploy engine`` and ``dyndeploy probe`` on a machine without a GPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from dyndeploy.cli import run
+from tests.bundles import tiny_bundle
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = run(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_trtexec_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = tiny_bundle(tmp_path / "b", mode="both")
+    arguments = ["engine", str(bundle.path), "--trtexec", "8.2.1", "--precision", "fp16", "-o", str(tmp_path / "out")]
+    code, out, err = call(capsys, *arguments)
+    assert (code, err) == (0, "")
+    build, measure = out.splitlines()
+    assert "--plugins=libdyndeploy_tensorrt.so" in build.split()
+    assert f"--loadInputs=input:{tmp_path / 'out' / 'input.bin'}" in measure
+    model = onnx.load(tmp_path / "out" / "model.fp16.trt.onnx")
+    assert not model.functions
+    code, out, _ = call(capsys, *arguments, "--static", "--plugins", "/board/lib.so", "--json")
+    result = json.loads(out)
+    assert code == 0 and len(result["commands"]) == 2
+    assert "plugins" not in " ".join(result["commands"]).lower(), "the static twin needs none"
+    assert Path(result["model"]).is_file()
+
+
+def test_impossible_engines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tiny_bundle(tmp_path / "b").path)
+    for arguments, message in (
+        (["--trtexec", "8.5"], "name a folder"),
+        (["--trtexec", "7.1", "-o", str(tmp_path / "o")], "no TensorRT version"),
+        (["--trtexec", "8.5", "--precision", "int8", "-o", str(tmp_path / "o")], "Q/DQ"),
+        (["--trtexec", "8.5", "--strongly-typed", "-o", str(tmp_path / "o")], "cannot build strongly typed"),
+    ):
+        code, out, err = call(capsys, "engine", path, *arguments)
+        assert (code, out) == (2, "")
+        assert message in err
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    code, _, err = call(capsys, "engine", path)
+    assert code == 1
+    assert "pycuda cannot be imported" in err
+
+
+def test_probe_writes_a_record_that_targets_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = tmp_path / "probe.json"
+    code, out, err = call(capsys, "probe", "--native", "off", "--rounds", "2", "-o", str(record))
+    assert (code, err) == (0, "")
+    assert "Blocks are skipped by: plugin" in out
+    assert json.loads(record.read_text())["target"] == "cpu"
+    code, out, _ = call(capsys, "targets", "cpu", "--probe", str(record), "--json")
+    assert code == 0
+    assert "If measured: leaving a branch takes" in json.loads(out)["layer_skipping"]["reason"]
+    code, _, err = call(capsys, "targets", "nano", "--probe", str(record))
+    assert code == 1
+    assert "made for cpu, not for nano" in err
+    code, out, _ = call(capsys, "targets", "nano")
+    assert "the operator skips inside (not probed)" in " ".join(out.split())
