@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime: on the CPU, or through its CUDA and TensorRT providers where onnxruntime-gpu is installed."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     import onnx
 
 PROVIDER = "CPUExecutionProvider"
+PROVIDERS = {"cpu": PROVIDER, "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+"""ONNX Runtime's names of the providers that a session can be opened with."""
+
+TENSORRT_DOMAIN = "trt.plugins"
+"""Domain under which ONNX Runtime offers TensorRT plugins."""
 
 # Every error reaches us as an exception; logged as well, it would be a second, coloured line on stderr.
 _LOG_FATAL_ONLY = 4
@@ -63,7 +68,7 @@ class NodeTime:
 
 
 class OnnxRuntimeSession(Session):
-    """A model in ONNX Runtime's CPU provider.
+    """A model in ONNX Runtime.
 
     Args:
         model: Path of an ONNX file, or the model itself.
@@ -73,6 +78,9 @@ class OnnxRuntimeSession(Session):
         precision: What the dynamic bottlenecks compute in: ``"fp32"``, or ``"bf16"``, which takes an operator library
             and a processor with BF16 instructions. Everything else in the model, the maskers too, stays in FP32.
         profile: Record the time of every node; read it with :meth:`node_times`. Makes runs slower.
+        provider: ``"cpu"``; ``"cuda"``, where the function bodies run on the GPU; or ``"tensorrt"``, where the TensorRT
+            plugins run (:func:`~dyndeploy.runtimes.tensorrt_engine.plugin_library` finds them). A GPU that cannot be
+            used is an error, never a silent fall to the CPU.
 
     Raises:
         InputError: The file does not exist.
@@ -89,8 +97,17 @@ class OnnxRuntimeSession(Session):
         native: str | os.PathLike[str] = "auto",
         precision: str = "fp32",
         profile: bool = False,
+        provider: str = "cpu",
     ) -> None:
         import onnxruntime
+
+        if provider not in PROVIDERS:
+            raise unknown_name("provider", provider, PROVIDERS)
+        if PROVIDERS[provider] not in onnxruntime.get_available_providers():
+            raise UsageError(
+                f"onnxruntime {onnxruntime.__version__} has no {PROVIDERS[provider]}: install 'dyndeploy[gpu]' in an "
+                "environment without the package onnxruntime."
+            )
 
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
             raise UsageError(f"threads={threads!r} is not valid: give a whole number of at least 1.")
@@ -102,7 +119,8 @@ class OnnxRuntimeSession(Session):
             )
         if precision not in _PRECISIONS:
             raise unknown_name("precision", precision, _PRECISIONS)
-        library = _library(native)
+        # The operator library computes on the CPU: on a GPU the copies to it and back would cost more than it saves.
+        library = _library("off" if native == "auto" and provider != "cpu" else native)
         if precision != "fp32" and library is None:
             state = "switched off" if native == "off" else "not built"
             raise UsageError(
@@ -110,6 +128,15 @@ class OnnxRuntimeSession(Session):
                 "the library, or export with --precision fp32."
             )
         source, label = _source(model)
+        used = NativeUse() if library is None else NativeUse(str(library.path), library.sha256)
+        providers: list[Any] = [PROVIDERS[provider]]
+        if provider == "tensorrt":
+            source, plugins = _plugin_model(source)
+            if plugins is not None:
+                used = NativeUse(str(plugins.path), plugins.sha256)
+                providers = [(PROVIDERS[provider], {"trt_extra_plugin_lib_paths": str(plugins.path)})]
+        if provider != "cpu":
+            providers.append(PROVIDER)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -143,10 +170,16 @@ class OnnxRuntimeSession(Session):
             options.enable_profiling = True
             options.profile_file_prefix = str(self._profile_folder / "nodes")
         try:
-            self._session: Any = onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
+            self._session: Any = onnxruntime.InferenceSession(source, options, providers=providers)
         except Exception as error:
             self._remove_profile()
             raise BundleError(f"ONNX Runtime {onnxruntime.__version__} cannot load {label}: {error}") from error
+        if PROVIDERS[provider] not in self._session.get_providers():
+            self._release()
+            raise DyndeployError(
+                f"ONNX Runtime {onnxruntime.__version__} could not start its {PROVIDERS[provider]} and would run on "
+                "the CPU. Check that the versions of CUDA, cuDNN and TensorRT are those it was built for."
+            )
         super().__init__(
             [_tensor_info(value) for value in self._session.get_inputs()],
             [_tensor_info(value) for value in self._session.get_outputs()],
@@ -154,8 +187,8 @@ class OnnxRuntimeSession(Session):
                 runtime="onnxruntime",
                 version=onnxruntime.__version__,
                 threads=threads,
-                provider=PROVIDER,
-                native=NativeUse() if library is None else NativeUse(str(library.path), library.sha256),
+                provider=PROVIDERS[provider],
+                native=used,
                 precision=precision,
             ),
         )
@@ -253,6 +286,26 @@ def _source(model: str | os.PathLike[str] | onnx.ModelProto) -> tuple[str | byte
             raise InputError(f"There is no model at {path}.")
         return str(path), str(path)
     return model.SerializeToString(), f"the graph '{model.graph.name}'"
+
+
+def _plugin_model(source: str | bytes) -> tuple[bytes, NativeLibrary | None]:
+    """The TensorRT copy with its operators in ONNX Runtime's domain of plugins, and the library that has them."""
+    import onnx
+
+    from dyndeploy.ops import DOMAIN
+    from dyndeploy.runtimes.tensorrt_engine import plugin_library
+    from dyndeploy.runtimes.tensorrt_graph import PrecisionPlan, all_nodes, required_creators, tensorrt_model
+
+    original = onnx.load(source) if isinstance(source, str) else onnx.ModelProto.FromString(source)
+    copy = tensorrt_model(original, PrecisionPlan("fp32", typed=False))
+    library = plugin_library() if required_creators(copy) else None
+    for node in all_nodes(copy.graph):
+        if node.domain == DOMAIN:
+            node.domain = TENSORRT_DOMAIN
+    for entry in copy.opset_import:
+        if entry.domain == DOMAIN:
+            entry.domain = TENSORRT_DOMAIN
+    return copy.SerializeToString(), library
 
 
 def _tensor_info(value: Any) -> TensorInfo:

@@ -79,7 +79,8 @@ class TensorRT:
         """Name and version of every registered plugin creator."""
         registry = self._trt.get_plugin_registry()
         found = registry.all_creators if self.version >= (10,) else registry.plugin_creator_list
-        return {(creator.name, creator.plugin_version) for creator in found}
+        # Creators of an interface that the bindings do not know are listed as None.
+        return {(creator.name, creator.plugin_version) for creator in found if creator is not None}
 
     def load_plugins(self, library: NativeLibrary, needed: Iterable[tuple[str, str]]) -> None:
         """Load a plugin library unless every needed creator is registered already.
