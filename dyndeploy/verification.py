@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from dyndeploy.bundle.reference_names import FORCED, MARGIN
 from dyndeploy.errors import BundleError, DyndeployError, unknown_name
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.graph import foreign_operators
-from dyndeploy.profiling.forced import forced_feeds, overlay_forced_masks
+from dyndeploy.profiling.forced import PREFIX, forced_feeds, overlay_forced_masks, replace_masks
 from dyndeploy.profiling.rounding import measure_mask_flips
-from dyndeploy.runtimes import OnnxRuntimeSession
+from dyndeploy.runtimes import OnnxRuntimeSession, Session, TensorRTSession
+from dyndeploy.runtimes.tensorrt_engine import EngineSettings
 from dyndeploy.targets import load_target
 
 OUTPUT_TOLERANCES = {"fp32": 1e-3, "bf16": 2e-2}
@@ -125,7 +126,7 @@ def verify_bundle(
     if not all(check.passed for check in checks):
         return VerificationReport(str(bundle.path), tuple(checks))
     reference = _reference(bundle)
-    masks, precision = bundle.manifest.masks, bundle.manifest.precision
+    masks, precision = bundle.manifest.masks, bundle.manifest.cpu_precision
     if precision not in OUTPUT_TOLERANCES:
         raise unknown_name("precision", precision, OUTPUT_TOLERANCES)
     tolerance = OUTPUT_TOLERANCES[precision]
@@ -271,9 +272,7 @@ def _reference(bundle: Bundle) -> Tensors:
     return reference
 
 
-def _run(
-    session: OnnxRuntimeSession, bundle: Bundle, reference: Tensors, masks: Callable[[Tensors], Tensors] | None
-) -> Tensors:
+def _run(session: Session, bundle: Bundle, reference: Tensors, masks: Callable[[Tensors], Tensors] | None) -> Tensors:
     """Run all reference images; ``masks`` gives those to force for a batch."""
     results: dict[str, list[npt.NDArray[np.float32]]] = {}
     for chunk in _batches(reference, bundle.manifest.batch):
@@ -322,3 +321,80 @@ def _error(name: str, got: Tensors, reference: Tensors) -> OutputDeviation:
         return OutputDeviation(name, float("inf"), float("inf"))
     error = float(np.abs(got[name] - reference[name]).max())
     return OutputDeviation(name, error, error / max(float(np.abs(reference[name]).max()), 1e-12))
+
+
+ENGINE_OUTPUT_TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2}
+"""Largest allowed error of an engine's output, relative to the largest magnitude of the reference, by precision."""
+ENGINE_MARGIN_TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
+"""As :data:`MARGIN_TOLERANCE`, for engines: in FP16 maskers see activations with the rounding of all blocks before."""
+
+
+def verify_engine(
+    bundle: Bundle | str | os.PathLike[str], settings: EngineSettings | None = None, *, device: int = 0
+) -> VerificationReport:
+    """Verify a bundle's TensorRT engine on this machine's GPU against PyTorch's reference tensors.
+
+    Two engines are built (or found in the cache): one whose operators take their masks from outside, for masks and
+    outputs under equal and under random masks as in :func:`verify_bundle`, and the one that is deployed.
+
+    Args:
+        bundle: The bundle or its folder.
+        settings: How the engines are built; the static twin is no subject here.
+        device: Index of the GPU.
+
+    Raises:
+        BundleError: The folder is no bundle.
+        UsageError: No plan for the precision, or no plugin library.
+        DyndeployError: TensorRT is missing or failed.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    checks = [_check_files(bundle)]
+    if not checks[0].passed:
+        return VerificationReport(str(bundle.path), tuple(checks))
+    settings = replace(settings or EngineSettings(), static=False)
+    settings = replace(settings, precision=settings.precision or bundle.manifest.precision)
+    model, masks = bundle.load_model(), bundle.manifest.masks
+    reference = _reference(bundle)
+    names = [info.name for info in bundle.manifest.outputs]
+    session, _ = TensorRTSession.from_graph(replace_masks(model, masks), settings, device=device)
+    with session:
+        equal = _run_replaced(session, bundle, reference, "")
+        random = _run_replaced(session, bundle, reference, FORCED)
+        description = session.info.native.description
+    session, built = TensorRTSession.from_bundle(bundle, settings, device=device)
+    with session:
+        free = _run(session, bundle, reference, None)
+    precision = str(settings.precision)
+    tolerance = ENGINE_OUTPUT_TOLERANCES[precision]
+    bits, flipped, tied = _compare_masks(masks, equal, reference, ENGINE_MARGIN_TOLERANCES[precision])
+    checks.append(
+        Check("masks", flipped == 0, f"{bits} bits: {flipped} differ, {tied} more are close decisions within rounding")
+    )
+    outputs = tuple(_error(name, equal, reference) for name in names)
+    checks += [_check_error(f"{error.output} under equal masks", error, tolerance) for error in outputs]
+    forced_reference = {name: reference[f"{FORCED}{name}"] for name in names}
+    checks += [
+        _check_error(f"{name} under random masks", _error(name, random, forced_reference), tolerance) for name in names
+    ]
+    own = _error("logits", free, reference)
+    agree = float((free["logits"].argmax(1) == reference["logits"].argmax(1)).mean())
+    changed = sum(int((free[mask.name] != reference[mask.name]).sum()) for mask in masks)
+    checks.append(
+        Check(
+            "logits as deployed",
+            own.relative_error <= tolerance or changed > 0,
+            f"{built.metadata['plan']}: relative error {own.relative_error:.3g}, {changed} mask bits differ, same "
+            f"class on {agree:.0%} of the reference images",
+        )
+    )
+    return VerificationReport(str(bundle.path), tuple(checks), outputs, bits, flipped, tied, description)
+
+
+def _run_replaced(session: Session, bundle: Bundle, reference: Tensors, prefix: str) -> Tensors:
+    """Run all reference images with the reference's masks of a prefix in place of the network's own."""
+    results: dict[str, list[npt.NDArray[np.float32]]] = {}
+    for chunk in _batches(reference, bundle.manifest.batch):
+        given = {f"{PREFIX}{mask.name}": chunk[f"{prefix}{mask.name}"] for mask in bundle.manifest.masks}
+        for name, value in session.run({"input": chunk["input"], **given}).items():
+            results.setdefault(name, []).append(value)
+    return {name: np.concatenate(values) for name, values in results.items()}

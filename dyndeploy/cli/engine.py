@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dyndeploy.cli._arguments import print_json
+from dyndeploy.cli._arguments import print_json, print_table
 from dyndeploy.cli._progress import progress_line
 from dyndeploy.errors import UsageError
 
@@ -33,6 +33,9 @@ def engine(
     plugins: Annotated[str, typer.Option(help="auto, or the path of the plugin library.")] = "auto",
     workspace: Annotated[int, typer.Option(min=1, help="Scratch memory of a layer in MiB.")] = 1024,
     tf32: Annotated[bool, typer.Option("--tf32", help="Let FP32 convolutions round to TF32.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Build, then compare masks and outputs with the bundle's reference.")
+    ] = False,
     device: Annotated[int, typer.Option(help="Index of the GPU.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Write the result to stdout.")] = False,
 ) -> None:
@@ -54,6 +57,8 @@ def engine(
         cache=output,
         options=BuildOptions(workspace_mib=workspace, tf32=tf32),
     )
+    if verify and (static or trtexec is not None):
+        raise UsageError("--verify checks the dynamic engine on this machine: leave --static and --trtexec out.")
     opened = Bundle.open(bundle)
     if trtexec is not None:
         if output is None:
@@ -67,6 +72,19 @@ def engine(
             return
         for command in commands:
             typer.echo(command)
+        return
+
+    if verify:
+        from dyndeploy.verification import verify_engine
+
+        report = verify_engine(opened, settings, device=device)
+        if as_json:
+            print_json(report.to_json())
+        else:
+            rows = [(check.name, "ok" if check.passed else "FAILED", check.detail) for check in report.checks]
+            print_table(("check", "result", "detail"), rows, title=str(bundle))
+        if not report.passed:
+            raise typer.Exit(1)
         return
 
     from dyndeploy.runtimes.cuda import Gpu

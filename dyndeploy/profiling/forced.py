@@ -79,6 +79,40 @@ def overlay_forced_masks(model: onnx.ModelProto, masks: Sequence[MaskInfo]) -> o
     return overlay
 
 
+def replace_masks(model: onnx.ModelProto, masks: Sequence[MaskInfo]) -> onnx.ModelProto:
+    """Return a copy of a bundle's graph whose operators take every mask from outside, always.
+
+    The maskers still run, because their masks stay graph outputs. Unlike :func:`overlay_forced_masks` it adds no node
+    and no boolean input, so that it is a graph for TensorRT of any version.
+
+    Args:
+        model: The graph of ``model.onnx``.
+        masks: Its masks.
+
+    Returns:
+        A graph with the further input ``forced/<mask>`` for every mask.
+
+    Raises:
+        BundleError: No operator consumes a mask.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    wanted, consumed = {mask.name for mask in masks}, set()
+    for node in copy.graph.node:
+        if node.domain == DOMAIN and node.op_type in OPERATORS:
+            for index in map(OPERATORS[node.op_type].input_index, OPERATORS[node.op_type].mask_inputs()):
+                if node.input[index] in wanted:
+                    consumed.add(node.input[index])
+                    node.input[index] = PREFIX + node.input[index]
+    unused = sorted(wanted - consumed)
+    if unused:
+        raise BundleError(f"The graph does not use the masks {', '.join(unused)}. Export the bundle again.")
+    copy.graph.input.extend(
+        helper.make_tensor_value_info(PREFIX + mask.name, TensorProto.FLOAT, mask.shape) for mask in masks
+    )
+    return copy
+
+
 def forced_masks(masks: Sequence[MaskInfo], rate: float, seed: int) -> dict[str, npt.NDArray[np.float32]]:
     """Draw masks of a given rate.
 

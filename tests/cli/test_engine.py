@@ -49,6 +49,8 @@ def test_impossible_engines(
         code, out, err = call(capsys, "engine", path, *arguments)
         assert (code, out) == (2, "")
         assert message in err
+    code, _, err = call(capsys, "engine", path, "--verify", "--static")
+    assert code == 2 and "leave --static" in err
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     code, _, err = call(capsys, "engine", path)
     assert code == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import types
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from dyndeploy.errors import DyndeployError, UsageError
 from dyndeploy.profiling.laziness import GATE, branch_model, branch_times, probe_laziness
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.targets import load_target, target_names
-from tests.runtimes.fake_tensorrt import World, make_pycuda, make_tensorrt
+from tests.runtimes.fake_tensorrt import LIBRARY, install_fakes
 
 
 @pytest.mark.parametrize("name", target_names())
@@ -60,32 +59,9 @@ def test_probe_of_this_machine() -> None:
     assert record.note == "operators: fallback bodies"
 
 
-def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str) -> World:
-    world = World(version)
-    package = types.ModuleType("pycuda")
-    package.driver = make_pycuda(world)  # type: ignore[attr-defined]
-    for name, module in (
-        ("tensorrt", make_tensorrt(world)),
-        ("pycuda", package),
-        ("pycuda.driver", package.driver),
-    ):
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setenv("DYNDEPLOY_CACHE", str(tmp_path))
-    monkeypatch.delenv("DYNDEPLOY_TENSORRT_LIBRARY", raising=False)
-
-    def cdll(path: str, mode: int = 0) -> object:
-        if "libcuda" in path:
-            raise OSError("no libcuda")
-        return world.load("dlopen", path)
-
-    monkeypatch.setattr(ctypes, "CDLL", cdll)
-    return world
-
-
 def test_probe_of_a_board(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    world = fakes(monkeypatch, tmp_path, "8.2.1.8")
-    library = tmp_path / "libdyndeploy_tensorrt.so"
-    library.write_bytes(b"plugins")
+    world = install_fakes(monkeypatch, "8.2.1.8", tmp_path, library=False)
+    library = tmp_path / LIBRARY
     record = probe_laziness("nano", plugins=str(library), rounds=1)
     assert (record.runtime, record.version) == ("tensorrt", "8.2.1.8")
     assert record.operators is not None

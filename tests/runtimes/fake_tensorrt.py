@@ -10,15 +10,19 @@ from __future__ import annotations
 import ctypes
 import enum
 import pickle
+import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 
 from dyndeploy.ops import DOMAIN, OPERATORS
 from tests.runtimes.tensorrt_reference import evaluate
 
+LIBRARY = "libdyndeploy_tensorrt.so"
 VERSIONS = ("8.2.1.8", "8.5.3.1", "8.6.1.6", "10.3.0", "11.1.0.1")
 
 
@@ -406,6 +410,37 @@ def make_pycuda(world: World) -> types.ModuleType:
     driver.memcpy_htod_async, driver.memcpy_dtoh_async = htod, dtoh  # type: ignore[attr-defined]
     driver.Stream, driver.Event, driver.Device = Stream, Event, Device  # type: ignore[attr-defined]
     return driver
+
+
+def install_fakes(monkeypatch: pytest.MonkeyPatch, version: str, folder: Path, *, library: bool = True) -> World:
+    """Put the fakes of a version in place of tensorrt, pycuda and the loader of libraries.
+
+    Args:
+        monkeypatch: Takes them back.
+        version: Of TensorRT.
+        folder: For caches and a file that stands for the plugin library.
+        library: Let the environment name that file.
+    """
+    world = World(version)
+    package = types.ModuleType("pycuda")
+    package.driver = make_pycuda(world)  # type: ignore[attr-defined]
+    modules = {"tensorrt": make_tensorrt(world), "pycuda": package, "pycuda.driver": package.driver}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    (folder / LIBRARY).write_bytes(b"plugins")
+    if library:
+        monkeypatch.setenv("DYNDEPLOY_TENSORRT_LIBRARY", str(folder / LIBRARY))
+    else:
+        monkeypatch.delenv("DYNDEPLOY_TENSORRT_LIBRARY", raising=False)
+    monkeypatch.setenv("DYNDEPLOY_CACHE", str(folder / "cache"))
+
+    def cdll(path: str, mode: int = 0) -> object:
+        if path == "libcuda.so.1":
+            raise OSError("no libcuda here")
+        return world.load("dlopen", path)
+
+    monkeypatch.setattr(ctypes, "CDLL", cdll)
+    return world
 
 
 class FakeCuda:

@@ -6,7 +6,6 @@ import ctypes
 import json
 import logging
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from dyndeploy.runtimes.tensorrt_engine import (
     write_trtexec_files,
 )
 from tests.bundles import MODES, tiny_bundle
-from tests.runtimes.fake_tensorrt import VERSIONS, FakeCuda, World, make_pycuda, make_tensorrt, numbers
+from tests.runtimes.fake_tensorrt import VERSIONS, FakeCuda, World, install_fakes, numbers
 
 Install = Callable[[str], World]
 
@@ -39,29 +38,7 @@ Install = Callable[[str], World]
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
     """Put the fakes of a version in place of tensorrt, pycuda and the loader of libraries."""
-    library = tmp_path / "libdyndeploy_tensorrt.so"
-    library.write_bytes(b"plugins")
-    monkeypatch.setenv("DYNDEPLOY_TENSORRT_LIBRARY", str(library))
-    monkeypatch.setenv("DYNDEPLOY_CACHE", str(tmp_path / "cache"))
-
-    def put(version: str) -> World:
-        world = World(version)
-        driver = make_pycuda(world)
-        package = types.ModuleType("pycuda")
-        package.driver = driver  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "tensorrt", make_tensorrt(world))
-        monkeypatch.setitem(sys.modules, "pycuda", package)
-        monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
-
-        def cdll(path: str, mode: int = 0) -> object:
-            if path == "libcuda.so.1":
-                raise OSError("no libcuda here")
-            return world.load("dlopen", path)
-
-        monkeypatch.setattr(ctypes, "CDLL", cdll)
-        return world
-
-    return put
+    return lambda version: install_fakes(monkeypatch, version, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -366,6 +343,32 @@ def test_trtexec_commands(tmp_path: Path, bundle: Bundle) -> None:
     assert not {"--useCudaGraph", "--useSpinWait", "--noDataTransfers", "--separateProfileRun"} & set(measure)
     build, _ = commands("8.5.3", precision="fp32")
     assert "--fp16" not in build and not any(word.startswith("--precisionConstraints") for word in build)
+
+
+_UNKNOWN_FLAGS = {
+    "8.2.1": "dynamicPlugins memPoolSize stronglyTyped layerPrecisions layerOutputTypes skipInference",
+    "8.4.1": "dynamicPlugins stronglyTyped skipInference",
+    "8.5.3": "dynamicPlugins stronglyTyped skipInference",
+    "8.6.1": "stronglyTyped",
+    "10.3": "workspace buildOnly",
+    "10.16": "workspace buildOnly",
+    "11.1": "workspace buildOnly fp16 precisionConstraints layerPrecisions layerOutputTypes",
+}
+"""Flags that trtexec of a version does not know, of all that any version is given (read in its sources)."""
+
+
+@pytest.mark.parametrize("version", _UNKNOWN_FLAGS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_trtexec_knows_every_flag(version: str, precision: str, bundle: Bundle, tmp_path: Path) -> None:
+    written = write_trtexec_files(bundle, tmp_path, version, EngineSettings(precision=precision))
+    given = {
+        word.split("=")[0]
+        for command in trtexec_commands(written, version, "/lib.so")
+        for word in command.split()
+        if word.startswith("--")
+    }
+    assert not given & {f"--{name}" for name in _UNKNOWN_FLAGS[version].split()}
+    assert {"--onnx", "--saveEngine", "--loadEngine", "--noTF32", "--timingCacheFile"} <= given
 
 
 @pytest.mark.parametrize("version", ["7.2.3", "12.0", "new", "8", "8.1"])
