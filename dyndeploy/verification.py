@@ -326,7 +326,7 @@ def _error(name: str, got: Tensors, reference: Tensors) -> OutputDeviation:
 ENGINE_OUTPUT_TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2}
 """Largest allowed error of an engine's output, relative to the largest magnitude of the reference, by precision."""
 ENGINE_MARGIN_TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
-"""As :data:`MARGIN_TOLERANCE`, for engines: in FP16 maskers see activations with the rounding of all blocks before."""
+"""As :data:`MARGIN_TOLERANCES`, for engines: in FP16 maskers see activations with the rounding of all blocks before."""
 
 
 def verify_engine(

@@ -147,6 +147,11 @@ class Manifest:
     notes: tuple[str, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)
 
+    @property
+    def cpu_precision(self) -> str:
+        """What the dynamic bottlenecks compute in on a CPU: ``"fp16"`` is the plan of an engine and changes nothing."""
+        return "fp32" if self.precision == "fp16" else self.precision
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return dataclasses.asdict(self)

@@ -103,7 +103,7 @@ def profile_bundle(
     progress("loading", 0.0)
     with ExitStack() as stack:
         static = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native="off"))
-        precision = bundle.manifest.precision
+        precision = bundle.manifest.cpu_precision
         dynamic = stack.enter_context(
             OnnxRuntimeSession(bundle.model, threads=threads, native=native, precision=precision)
         )
@@ -135,7 +135,7 @@ def profile_bundle(
             "checkpoint_sha256": manifest.network.checkpoint_sha256,
             "target": manifest.target,
             "opset": manifest.opset,
-            "precision": manifest.precision,
+            "precision": manifest.cpu_precision,
             "input_size": list(manifest.input_size),
             "model_sha256": manifest.files.get(bundle.model.name),
             "static_sha256": manifest.files.get(bundle.static.name),
@@ -415,7 +415,7 @@ def _labelled_graphs(bundle: Bundle, *, bodies: bool) -> _LabelledGraphs:
     return _LabelledGraphs(
         static=LabelledGraph(bundle.load_static(), bodies=False),
         dynamic=LabelledGraph(_overlay(bundle), bodies=bodies),
-        precision=bundle.manifest.precision,
+        precision=bundle.manifest.cpu_precision,
     )
 
 
