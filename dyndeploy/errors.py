@@ -42,6 +42,14 @@ class VerificationError(DyndeployError):
     """A bundle's outputs do not agree with its reference tensors."""
 
 
+class DeviceError(DyndeployError):
+    """A board cannot be reached, refuses, or fails at what it was asked to do."""
+
+
+class ConnectionLostError(DeviceError):
+    """The connection to a board ended; what it was doing goes on there, and the same command continues it."""
+
+
 class OutputError(DyndeployError):
     """A result could not be written (read-only or full file system, existing path in the way)."""
 

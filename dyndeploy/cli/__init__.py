@@ -24,6 +24,7 @@ COMMANDS = {
     "profile": "profile",
     "predict": "predict",
     "compare": "compare",
+    "device": "device",
     "demo": "demo",
 }
 """Command -> module of this package that holds a function of the same name."""

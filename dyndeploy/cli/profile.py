@@ -1,4 +1,4 @@
-"""``dyndeploy profile``: a bundle measured on this machine, next to its static twin."""
+"""``dyndeploy profile``: a bundle measured on this machine or on a board, next to its static twin."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from dyndeploy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from dyndeploy.profiling import Profile, RateResult
+    from dyndeploy.remote import DeviceEntry, DeviceReport
 
 THIS_MACHINE = "cpu"
 
 
 def profile(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle that was exported with --static.")],
-    device: Annotated[str, typer.Option(help="cpu: this machine.")] = THIS_MACHINE,
+    device: Annotated[
+        str, typer.Option(help="cpu: this machine; else a board, by the name given to 'dyndeploy device add'.")
+    ] = THIS_MACHINE,
+    host: Annotated[
+        str | None, typer.Option(metavar="USER@ADDRESS", help="The board's address. [default: that of 'device add']")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of each session.")] = 1,
     rates: Annotated[
         str, typer.Option(help="Activation rates to force, separated by commas.")
@@ -34,9 +40,12 @@ def profile(
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write the profile as JSON; '--json -' is stdout.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one HTML page: measured, and predicted for the device.")
+    ] = None,
 ) -> None:
-    """Measure a bundle on this machine: each rate next to the static twin, ideal and realised speed-up."""
-    _require_this_machine(device)
+    """Measure a bundle: each rate next to the static twin, ideal and realised speed-up."""
+    board = _board(device, host)
     chosen = numbers("--rates", rates)
     if json_file is not None and json_file.startswith("-") and json_file != "-":
         raise UsageError(f"--json takes a file, or '-' for stdout ('--json -'), not '{json_file}'.")
@@ -49,39 +58,102 @@ def profile(
     with ExitStack() as stack:
         # The output path is claimed first, so that an impossible one costs no measurement.
         output = stack.enter_context(atomic_file(json_file)) if json_file not in (None, "-") else None
+        page = stack.enter_context(atomic_file(report)) if report is not None else None
         progress = stack.enter_context(progress_bar())
-        result = profile_bundle(
-            opened,
-            threads=threads,
-            rates=chosen,
-            data=data,
-            repeats=repeats,
-            native=native,
-            progress=progress,
-        )
+        measured = None
+        if board is None:
+            result = profile_bundle(
+                opened,
+                threads=threads,
+                rates=chosen,
+                data=data,
+                repeats=repeats,
+                native=native,
+                progress=progress,
+            )
+        else:
+            from dyndeploy.remote import DeviceClient, profile_on_device
+            from dyndeploy.remote.profiling import require_measurable
+
+            require_measurable(opened, board)
+            client = stack.enter_context(DeviceClient(board.transport(), work=board.work))
+            measured = profile_on_device(
+                opened, client, board, threads=threads, rates=chosen, data=data, repeats=repeats, progress=progress
+            )
+            result = measured.profile
         if output is not None:
             output.write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+        if page is not None:
+            _write_page(result, page)
     if json_file == "-":
         print_json(result.to_json())
         return
     _print(result)
+    if measured is not None:
+        _print_device(measured)
+    if report is not None:
+        typer.echo(f"Report: {report}")
     if json_file is not None:
         typer.echo(f"Written to {json_file}; 'dyndeploy compare {json_file} -o report.html' makes a report of it.")
 
 
-def _require_this_machine(device: str) -> None:
+def _board(device: str, host: str | None) -> DeviceEntry | None:
+    """The board to measure on; None is this machine."""
     from dyndeploy.targets import device_names, target_names
 
-    if device == THIS_MACHINE:
-        return
-    models = device_names()
-    if device in {*models, *target_names()}:
+    models, targets = device_names(), target_names()
+    if device == THIS_MACHINE and host is None:
+        return None
+    from dyndeploy.remote import DeviceEntry, load_devices
+
+    known = load_devices()
+    board = known.get(device)
+    if board is None and host is None:
+        if device not in {*models, *targets}:
+            raise unknown_name("device", device, {THIS_MACHINE, *known, *models, *targets})
         model = device if device in models else "nano"
         raise UsageError(
-            f"Profiling on '{device}' over SSH is not available yet; this release profiles this machine (--device "
-            f"{THIS_MACHINE}). Without a board, 'dyndeploy predict BUNDLE --device {model}' predicts a latency."
+            f"No address is known for the device '{device}'. Give it with --host user@address, or once and for all "
+            f"with 'dyndeploy device add {device} user@address'. Without a board, 'dyndeploy predict BUNDLE --device "
+            f"{model}' predicts a latency."
         )
-    raise unknown_name("device", device, {THIS_MACHINE, *models, *target_names()})
+    if board is None:
+        name = "board" if device == THIS_MACHINE else device
+        return DeviceEntry(name, host or "", device if device in targets and device != THIS_MACHINE else None)
+    if host is None:
+        return board
+    return DeviceEntry(board.name, host, board.target, board.ssh_config, board.work)
+
+
+def _predicted(result: Profile) -> list[str]:
+    """The device model that a profile can be compared with in full: that of the board that was measured."""
+    from dyndeploy.targets import device_names
+
+    return [name for name in device_names() if name == result.device]
+
+
+def _write_page(result: Profile, path: Path) -> None:
+    from dyndeploy.reporting import predict_profile, render_report
+    from dyndeploy.targets import device_names
+
+    sweeps = [predict_profile(result, name) for name in _predicted(result) or device_names()]
+    path.write_text(render_report(result, sweeps), encoding="utf-8")
+
+
+def _print_device(measured: DeviceReport) -> None:
+    from dyndeploy.reporting import compare_profile, predict_profile
+
+    for label, text in measured.profile.machine["device_facts"].items():
+        typer.echo(f"{label}: {text}")
+    typer.echo(
+        f"Verified on the board ({len(measured.checks)} checks); {measured.uploaded_bytes / 2**20:.1f} MB sent; "
+        + ", ".join(f"{step}: {'as before' if how == 'found' else how}" for step, how in measured.steps.items())
+        + "."
+    )
+    for name in _predicted(measured.profile):
+        comparison = compare_profile(measured.profile, predict_profile(measured.profile, name))
+        latency = "" if comparison.latency_mape is None else f", latency MAPE {comparison.latency_mape:.1%}"
+        typer.echo(f"Predicted for {name}: speed-up MAPE {comparison.speedup_mape:.1%}{latency}.")
 
 
 def _print(result: Profile) -> None:

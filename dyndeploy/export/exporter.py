@@ -35,6 +35,7 @@ from dyndeploy.bundle import (
     TensorInfo,
     write_manifest,
 )
+from dyndeploy.bundle.device_files import write_device_folder
 from dyndeploy.data import images_from_folder, load_image, sample_photographs
 from dyndeploy.errors import ExportError, InputError, UsageError
 from dyndeploy.export.describe import describe
@@ -196,6 +197,8 @@ def export_model(
         progress("computing reference tensors")
         reference = compute_reference(network, images)
         np.savez(folder / REFERENCE, **reference.tensors)  # type: ignore[arg-type]
+        if target.runtime == "tensorrt":
+            write_device_folder(folder)
         shapes = {value.name: value for value in model.graph.output}
         manifest = Manifest(
             network=network_info,
@@ -220,7 +223,11 @@ def export_model(
             reference=ReferenceInfo(source, len(images), reference.rates, reference.flops_ratio),
             static_macs=static_macs(network, input_size),
             network_spec=describe(network, input_size).to_json(),
-            files={path.name: files.sha256(path) for path in sorted(folder.iterdir())},
+            files={
+                path.relative_to(folder).as_posix(): files.sha256(path)
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            },
             tools={
                 "dyndeploy": dyndeploy.__version__,
                 "torch": torch.__version__,

@@ -188,8 +188,9 @@ class Profile:
 
     Attributes:
         bundle: What was measured: network, mode, granularities, target, input size, checksums and ``network_spec``.
-        machine: See :func:`dyndeploy.profiling.machine.machine_facts`.
-        device: ``"cpu"``.
+        machine: See :func:`dyndeploy.profiling.machine.machine_facts`; of a board also ``board``, ``jetpack``,
+            ``l4t``, ``power_mode``, ``clocks``, ``sensors``, ``warnings`` and, for a reader, ``device_facts``.
+        device: ``"cpu"`` for this machine, else the name of the target that was measured.
         runtime: ``name``, ``version`` and ``provider``.
         native: ``path`` and ``sha256`` of the operator library (None: function bodies ran), a ``description``, and the
             types of the dynamic ``operators`` that the node profile saw running natively.
@@ -252,7 +253,7 @@ class Profile:
         worst = max((max(r.unmapped_share.values()) for r in (*self.rates, self.data)), default=0.0)
         if worst > 0.05:
             notes.append(f"Up to {worst:.0%} of the node times could not be tied to a block (part 'other').")
-        return notes
+        return [*notes, *self.machine.get("warnings", ())]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types (see ``docs/profiling.md``)."""
@@ -351,6 +352,10 @@ _MACHINE_FACTS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("memory_gb", "frequency_mhz"), _optional(values.number)),
     **dict.fromkeys(("physical_cores", "logical_cores"), _optional(values.count)),
     "isa": values.texts,
+    "warnings": values.texts,
+    "device_facts": lambda value: {
+        values.text(name): values.text(item) for name, item in values.mapping(value).items()
+    },
     "load_average": _optional(lambda value: [values.number(item) for item in values.items(value)]),
     "versions": _versions,
 }

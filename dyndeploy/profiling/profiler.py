@@ -85,7 +85,7 @@ def profile_bundle(
         BundleError: The bundle is damaged.
         InputError: The images cannot be read or do not fit.
     """
-    chosen = _checked_rates(DEFAULT_RATES if rates is None else rates)
+    chosen = checked_rates(DEFAULT_RATES if rates is None else rates)
     if repeats is not None and (isinstance(repeats, bool) or repeats < 2):
         raise UsageError(f"repeats={repeats} is not valid: give at least 2, one run has no spread.")
     if not (math.isfinite(min_seconds) and min_seconds >= 0) or warmup < 1 or images < 1 or seed < 0:
@@ -97,7 +97,7 @@ def profile_bundle(
     progress("checking the bundle", 0.0)
     bundle.require_intact()
     machine = machine_facts()
-    batches, source = _input_batches(bundle, data, images if repeats is None else min(images, repeats * _batch(bundle)))
+    batches, source = input_batches(bundle, data, images if repeats is None else min(images, repeats * _batch(bundle)))
     if repeats is not None:
         batches = batches[:repeats]
     progress("loading", 0.0)
@@ -121,30 +121,13 @@ def profile_bundle(
     times, native_operators = _node_times(bundle, labelled, configurations, threads, native)
     counter, static_macs = MacCounter(bundle.load_model()), MacCounter(bundle.load_static()).count()
     results = [
-        _result(bundle, configuration, counter, static_macs, *groups)
+        rate_result(bundle, configuration, counter, static_macs, *groups)
         for configuration, groups in zip(configurations, times, strict=True)
     ]
     manifest = bundle.manifest
     all_static = [visit for configuration in configurations for visit in configuration.static_visits]
     return Profile(
-        bundle={
-            "name": manifest.network.name,
-            "mode": manifest.network.mode,
-            "granularity": list(manifest.network.granularity),
-            "channel_granularity": list(manifest.network.channel_granularity),
-            "checkpoint_sha256": manifest.network.checkpoint_sha256,
-            "target": manifest.target,
-            "opset": manifest.opset,
-            "precision": manifest.cpu_precision,
-            "input_size": list(manifest.input_size),
-            "model_sha256": manifest.files.get(bundle.model.name),
-            "static_sha256": manifest.files.get(bundle.static.name),
-            "masks": [{"name": mask.name, "block": mask.block, "kind": mask.kind} for mask in manifest.masks],
-            "operators": sorted({operator.op_type for operator in manifest.operators}),
-            "network_spec": manifest.network_spec,
-            "tools": dict(manifest.tools),
-            "notes": list(manifest.notes),
-        },
+        bundle=bundle_facts(bundle, bundle.manifest.cpu_precision),
         machine=machine,
         device="cpu",
         runtime={"name": info.runtime, "version": info.version, "provider": info.provider},
@@ -165,7 +148,7 @@ def profile_bundle(
             "mask_draws": min(MASK_DRAWS, rounds),
         },
         static_macs=float(static_macs.per_sample.mean()),
-        static=_samples(all_static),
+        static=samples_of(all_static),
         rates=tuple(result for result in results if result.masks == FORCED),
         data=next(result for result in results if result.masks == DATA),
     )
@@ -174,7 +157,31 @@ def profile_bundle(
 # ---------------------------------------------------------------- inputs
 
 
-def _checked_rates(rates: Sequence[float]) -> tuple[float, ...]:
+def bundle_facts(bundle: Bundle, precision: str) -> dict[str, Any]:
+    """What a profile says about the bundle that was measured, in which its bottlenecks computed in ``precision``."""
+    manifest = bundle.manifest
+    return {
+        "name": manifest.network.name,
+        "mode": manifest.network.mode,
+        "granularity": list(manifest.network.granularity),
+        "channel_granularity": list(manifest.network.channel_granularity),
+        "checkpoint_sha256": manifest.network.checkpoint_sha256,
+        "target": manifest.target,
+        "opset": manifest.opset,
+        "precision": precision,
+        "input_size": list(manifest.input_size),
+        "model_sha256": manifest.files.get(bundle.model.name),
+        "static_sha256": None if bundle.static is None else manifest.files.get(bundle.static.name),
+        "masks": [{"name": mask.name, "block": mask.block, "kind": mask.kind} for mask in manifest.masks],
+        "operators": sorted({operator.op_type for operator in manifest.operators}),
+        "network_spec": manifest.network_spec,
+        "tools": dict(manifest.tools),
+        "notes": list(manifest.notes),
+    }
+
+
+def checked_rates(rates: Sequence[float]) -> tuple[float, ...]:
+    """The rates to force, each once; raises ``UsageError`` for one outside [0, 1]."""
     if not rates:
         raise UsageError("Give at least one rate in [0, 1].")
     for rate in rates:
@@ -187,7 +194,7 @@ def _batch(bundle: Bundle) -> int:
     return bundle.manifest.batch
 
 
-def _input_batches(
+def input_batches(
     bundle: Bundle, data: str | os.PathLike[str] | None, limit: int
 ) -> tuple[list[npt.NDArray[np.float32]], dict[str, Any]]:
     """Whole batches of images, and where they come from; the last batch is filled up from the start."""
@@ -211,7 +218,7 @@ def _input_batches(
 
 
 @dataclass
-class _Visit:
+class Visit:
     """Times of consecutive runs of one session on one input."""
 
     input: int
@@ -221,7 +228,7 @@ class _Visit:
 
 
 @dataclass
-class _Configuration:
+class Configuration:
     """One thing to measure: a forced rate, or the data's own masks."""
 
     masks: str
@@ -230,8 +237,8 @@ class _Configuration:
     overlay_feeds: list[dict[str, Array]]
     runs: list[Run]
     static_runs: list[Run]
-    visits: list[_Visit] = field(default_factory=list)
-    static_visits: list[_Visit] = field(default_factory=list)
+    visits: list[Visit] = field(default_factory=list)
+    static_visits: list[Visit] = field(default_factory=list)
     ratios: list[tuple[int, float, float | None]] = field(default_factory=list)
 
     @property
@@ -248,7 +255,7 @@ def _configurations(
     static: OnnxRuntimeSession,
     seed: int,
     repeats: int | None,
-) -> list[_Configuration]:
+) -> list[Configuration]:
     masks = bundle.manifest.masks
     image, outputs = dynamic.inputs[0].name, [info.name for info in bundle.manifest.outputs]
     static_image = static.inputs[0].name
@@ -264,11 +271,11 @@ def _configurations(
             feeds.append({image: batch, **forced_feeds(drawn, masks)})
             runs.append(forced.bind(feeds[-1], outputs))
         twins = [static_runs[draw % len(batches)] for draw in range(draws)]
-        result.append(_Configuration(FORCED, rate, inputs, feeds, runs, twins))
+        result.append(Configuration(FORCED, rate, inputs, feeds, runs, twins))
     own = [dynamic.run({image: batch}, [mask.name for mask in masks]) for batch in batches]
     mean_rate = float(np.mean([values[mask.name].mean() for values in own for mask in masks]))
     result.append(
-        _Configuration(
+        Configuration(
             DATA,
             mean_rate,
             [{image: batch, **values} for batch, values in zip(batches, own, strict=True)],
@@ -287,9 +294,9 @@ class _Clock:
         self._single_thread = single_thread
         self._switches = _involuntary_switches(single_thread)
 
-    def visit(self, index: int, run: Run, runs: int) -> _Visit:
+    def visit(self, index: int, run: Run, runs: int) -> Visit:
         """Time ``runs`` consecutive runs of one input."""
-        visit = _Visit(index, [], [] if self._single_thread else None, None if self._switches is None else 0)
+        visit = Visit(index, [], [] if self._single_thread else None, None if self._switches is None else 0)
         for _ in range(runs):
             switches = self._switches() if self._switches else 0
             cpu = time.thread_time_ns()
@@ -329,7 +336,7 @@ class _Plan:
 
 
 def _time_rounds(
-    configurations: Sequence[_Configuration],
+    configurations: Sequence[Configuration],
     clock: _Clock,
     repeats: int | None,
     min_seconds: float,
@@ -355,7 +362,7 @@ def _time_rounds(
         inputs = max(len(configuration.runs) for configuration in configurations)
         rounds = max(2, math.ceil(rounds / inputs)) * inputs
     for number in range(rounds):
-        before: _Visit | None = None
+        before: Visit | None = None
         for configuration, (static_plan, plan) in zip(configurations, plans, strict=True):
             progress(f"round {number + 1} of {rounds}", 0.9 * number / rounds)
             index = number % len(configuration.runs)
@@ -376,7 +383,7 @@ def _time_rounds(
     return rounds
 
 
-def _visit(clock: _Clock, index: int, run: Run, plan: _Plan) -> _Visit:
+def _visit(clock: _Clock, index: int, run: Run, plan: _Plan) -> Visit:
     if plan.settle:
         run()
     return clock.visit(index, run, plan.runs)
@@ -428,7 +435,7 @@ def _require_loadable(graphs: _LabelledGraphs, threads: int, native: str | os.Pa
 def _node_times(
     bundle: Bundle,
     graphs: _LabelledGraphs,
-    configurations: Sequence[_Configuration],
+    configurations: Sequence[Configuration],
     threads: int,
     native: str | os.PathLike[str],
 ) -> tuple[list[tuple[dict[str, float], dict[str, float]]], list[str]]:
@@ -467,7 +474,7 @@ def _mean_times(times: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.fmean(entry[name] for entry in times) for name in times[0]}
 
 
-def _samples(visits: Sequence[_Visit]) -> Samples:
+def samples_of(visits: Sequence[Visit]) -> Samples:
     cpu = [visit.cpu_ms for visit in visits]
     preempted = [visit.preempted for visit in visits]
     return Samples(
@@ -478,9 +485,9 @@ def _samples(visits: Sequence[_Visit]) -> Samples:
     )
 
 
-def _result(
+def rate_result(
     bundle: Bundle,
-    configuration: _Configuration,
+    configuration: Configuration,
     counter: MacCounter,
     static_macs: GraphMacs,
     static_times: Mapping[str, float],
@@ -505,7 +512,7 @@ def _result(
         rate=configuration.rate,
         masks=configuration.masks,
         mask_rates={name: float(np.mean([values[name].mean() for values in configuration.inputs])) for name in masks},
-        samples=_samples(configuration.visits),
+        samples=samples_of(configuration.visits),
         needed_macs=needed_macs,
         ideal_speedup=float(static_macs.per_sample.mean()) / needed_macs,
         ratios=tuple(ratio for _, ratio, _ in configuration.ratios),

@@ -160,6 +160,7 @@ def _facts(profile: Profile) -> list[tuple[str, str]]:
         ("Precision", f"bottlenecks {reduced}, everything else and the static twin fp32" if reduced else None),
         ("Images", f"{images['count']}: {images['source']}" if "source" in images else None),
         ("Rounds", str(profile.settings.get("rounds", "-"))),
+        *machine.get("device_facts", {}).items(),
         ("Date", machine.get("date")),
     ]
     return [(label, str(value)) for label, value in facts if value]

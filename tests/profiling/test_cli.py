@@ -42,7 +42,7 @@ def test_json_on_stdout_and_nothing_else(bundle: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--device", "nano"), ["SSH is not available yet", "predict BUNDLE --device nano"]),
+        (("--device", "nano"), ["No address is known", "device add nano", "predict BUNDLE --device nano"]),
         (("--device", "tx2"), ["predict BUNDLE --device tx2"]),
         (("--device", "nanoo"), ["Unknown device", "Did you mean 'nano'"]),
         (("--rates", "0.5,2"), ["[0, 1]"]),

@@ -1,0 +1,22 @@
+"""Boards: the on-device agent, the way to it, and profiling there."""
+
+from dyndeploy.remote.client import DeviceClient, JobResult, MissingError
+from dyndeploy.remote.devices import DeviceEntry, devices_file, load_devices, remove_device, save_device
+from dyndeploy.remote.profiling import DeviceReport, profile_on_device
+from dyndeploy.remote.transport import LocalTransport, SshTransport, Transport
+
+__all__ = [
+    "DeviceClient",
+    "DeviceEntry",
+    "DeviceReport",
+    "JobResult",
+    "LocalTransport",
+    "MissingError",
+    "SshTransport",
+    "Transport",
+    "devices_file",
+    "load_devices",
+    "profile_on_device",
+    "remove_device",
+    "save_device",
+]

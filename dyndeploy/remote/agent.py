@@ -1,0 +1,1546 @@
+"""The on-device agent: one file that a board runs with nothing but its own Python (3.6 or newer).
+
+It answers JSON lines on stdin with JSON lines on stdout. Files are stored under their SHA-256, so that a second run
+sends only what changed; a file being received has another name until its checksum was seen to be right. Long work
+(building, verifying, profiling) runs as a detached job in a session of its own, which a lost connection does not
+end; a job is named by the checksum of its specification, so that a client that comes back finds it again, running or
+done. numpy, onnxruntime, tensorrt and pycuda are imported by a job only when it needs them.
+
+    python3 agent.py serve [--work FOLDER]    what a client talks to
+    python3 agent.py probe                    print what this machine is, for a person
+
+Not part of dyndeploy's import tree: nothing here may import dyndeploy.
+"""
+
+import argparse
+import base64
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import zlib
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+PROTOCOL = 1
+GREETING = "dyndeploy-agent"
+DEFAULT_WORK = os.path.join("~", ".cache", "dyndeploy", "agent")
+LARGEST_CHUNK = 4 << 20
+KEEP_FREE_BYTES = 64 << 20  # A board whose disk is full to the last byte does not even let one log in.
+LOG_TAIL = 4000
+
+Json = Dict[str, Any]
+Report = Callable[[str, float], None]
+
+
+class AgentError(Exception):
+    """What went wrong, for the client: ``kind`` is for programs, the message for people."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_atomically(path: str, data: bytes) -> None:
+    """Write a file that is either absent or whole."""
+    temporary = "%s.%d.part" % (path, os.getpid())
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Write JSON, atomically."""
+    write_atomically(path, json.dumps(value, allow_nan=False).encode("utf-8"))
+
+
+def read_json(path: str) -> Any:
+    """Read JSON; None where there is no file or no whole one."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return json.load(stream)
+    except (OSError, ValueError):
+        return None
+
+
+def read_text(path: str) -> Optional[str]:
+    """Content of a small file without blanks and NULs at its ends; None where it cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(1 << 16).decode("utf-8", "replace").strip("\0 \t\r\n") or None
+    except OSError:
+        return None
+
+
+def read_number(path: str) -> Optional[int]:
+    """A whole number in a file, or None."""
+    text = read_text(path)
+    try:
+        return int(text) if text else None
+    except ValueError:
+        return None
+
+
+def sha256_of(path: str) -> str:
+    """SHA-256 of a file in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def tail_of(path: str, size: int = LOG_TAIL) -> str:
+    """Last characters of a text file."""
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(max(0, os.path.getsize(path) - size))
+            return stream.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def folder_size(path: str) -> int:
+    """Bytes of all files below a folder."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(folder, name)).st_size
+            except OSError:
+                pass
+    return total
+
+
+class Store:
+    """Files by their SHA-256. What is in it under its final name is whole."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        os.makedirs(folder, exist_ok=True)
+
+    def path(self, sha256: str) -> str:
+        """Where a file is, or will be."""
+        if not re.match(r"[0-9a-f]{64}\Z", sha256):
+            raise AgentError("protocol", "%r is no SHA-256" % sha256[:80])
+        return os.path.join(self.folder, sha256)
+
+    def have(self, sha256: str) -> Tuple[int, bool]:
+        """Bytes received so far, and whether the file is whole."""
+        path = self.path(sha256)
+        for name, whole in ((path, True), (path + ".part", False)):
+            try:
+                return os.path.getsize(name), whole
+            except OSError:
+                continue
+        return 0, False
+
+    def put(self, sha256: str, size: int, offset: int, data: bytes) -> Tuple[int, bool]:
+        """Append a piece of a file.
+
+        A piece that does not continue what is there changes nothing: the answer says where to go on.
+
+        Raises:
+            AgentError: ``disk_full`` (what was received before is kept), or ``checksum``: all bytes are there and
+                are not the file's (they are removed).
+        """
+        path = self.path(sha256)
+        if os.path.exists(path):
+            return size, True
+        # Held until the stream is closed: a second connection waits instead of appending in between.
+        with open(path + ".part", "ab") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            if os.path.exists(path):
+                os.unlink(path + ".part")
+                return size, True
+            have = os.fstat(stream.fileno()).st_size
+            if offset != have or have + len(data) > size:
+                if have > size:
+                    os.unlink(path + ".part")
+                    have = 0
+                return have, False
+            state = os.statvfs(self.folder)
+            if state.f_bavail * state.f_frsize < len(data) + KEEP_FREE_BYTES:
+                raise AgentError("disk_full", "only %d MB are free there" % (state.f_bavail * state.f_frsize >> 20))
+            try:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            except OSError as error:
+                os.ftruncate(stream.fileno(), have)
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise AgentError("disk_full", "%s" % error.strerror)
+                raise
+            have += len(data)
+            if have < size:
+                return have, False
+            if sha256_of(path + ".part") != sha256:
+                os.unlink(path + ".part")
+                raise AgentError("checksum", "the bytes that arrived are not those of %s" % sha256[:12])
+            os.replace(path + ".part", path)
+        return size, True
+
+    def checked(self, sha256: str) -> str:
+        """Path of a whole file whose content still is what its name says.
+
+        Raises:
+            AgentError: ``missing``; a damaged file is removed, so that the client sends it again.
+        """
+        path = self.path(sha256)
+        if not os.path.isfile(path):
+            raise AgentError("missing", "the file %s was never received" % sha256[:12])
+        if sha256_of(path) != sha256:
+            os.unlink(path)
+            raise AgentError("missing", "the file %s was damaged on the disk and was removed" % sha256[:12])
+        return path
+
+
+# ---------------------------------------------------------------- what this machine is
+
+JETPACKS = {
+    "32.6.1": "4.6", "32.7.1": "4.6.1", "32.7.2": "4.6.2", "32.7.3": "4.6.3", "32.7.4": "4.6.4", "32.7.5": "4.6.5",
+    "32.7.6": "4.6.6", "35.1.0": "5.0.2", "35.2.1": "5.1", "35.3.1": "5.1.1", "35.4.1": "5.1.2", "35.5.0": "5.1.3",
+    "35.6.0": "5.1.4", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.3": "6.2",
+}  # fmt: skip
+
+# How a board calls itself in /proc/device-tree/model -> the target of that name, most specific first.
+BOARDS = (
+    ("orin nano", "orin_nano"),
+    ("orin nx", "orin_nx"),
+    ("agx orin", "agx_orin"),
+    ("xavier nx", "xavier_nx"),
+    ("agx xavier", "agx_xavier"),
+    ("jetson-agx", "agx_xavier"),
+    ("jetson-xavier", "agx_xavier"),
+    ("tx2", "tx2"),
+    ("quill", "tx2"),
+    ("jetson nano", "nano"),
+)
+
+# Rails whose reading is the whole module's, by the vendor's developer guides.
+TOTAL_RAILS = ("VDD_IN", "POM_5V_IN")
+# Boards without one: the rails that together are the module's. Rails fed by one of these are not counted again.
+SUMMED_RAILS = (
+    ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),  # AGX Orin
+    ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),  # AGX Xavier
+)
+
+MODULES_SCRIPT = """
+import importlib, json, sys
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = {"version": str(getattr(importlib.import_module(name), "__version__", "") or "unknown")}
+    except ImportError as error:
+        found[name] = {"error": str(error)[-300:]}
+    except Exception as error:
+        found[name] = {"error": "%s: %s" % (type(error).__name__, str(error)[-300:])}
+    if name == "pycuda" and "version" in found[name]:
+        import pycuda
+        found[name]["version"] = getattr(pycuda, "VERSION_TEXT", "unknown")
+print("MODULES " + json.dumps(found))
+"""
+
+
+def run_tool(command: List[str], timeout: float = 20.0) -> Optional[str]:
+    """Output of a small tool, both streams; None where it is absent or fails."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+
+
+def parse_l4t(text: str) -> Optional[str]:
+    """``# R32 (release), REVISION: 7.1, ...`` of /etc/nv_tegra_release -> ``32.7.1``."""
+    found = re.search(r"#\s*R(\d+)\s*\(\w+\)\s*,\s*REVISION:\s*(\d+(?:\.\d+)*)", text)
+    return "%s.%s" % found.groups() if found else None
+
+
+def parse_nvpmodel(text: str) -> Optional[Json]:
+    """Output of ``nvpmodel -q`` -> mode's name and number."""
+    found = re.search(r"NV Power Mode\s*:\s*(\S[^\r\n]*)", text)
+    if not found:
+        return None
+    number = re.search(r"^\s*(\d+)\s*$", text[found.end() :], re.MULTILINE)
+    return {"name": found.group(1).strip(), "id": int(number.group(1)) if number else None}
+
+
+def parse_tegrastats(line: str) -> Json:
+    """One line of tegrastats; what is not in it is absent from the result.
+
+    Returns:
+        ``rails_mw`` by name (the momentary reading), ``total_mw`` and ``total_rails`` (which rails it is),
+        ``temperatures_c`` by sensor, ``gpu_load`` in percent, ``gpu_mhz``, ``emc_mhz``, ``cpu_mhz`` (the fastest
+        core) and ``ram_mb``.
+    """
+    sample = {}  # type: Json
+    rails = {}
+    # A number after a name is a rail's only in the form now/average; memory and CPU lists look otherwise.
+    for name, now in re.findall(r"\b([A-Z][A-Z0-9_]*) (\d{1,9})(?:mW)?/\d{1,9}(?:mW)?(?= |$)", line):
+        if name not in ("RAM", "SWAP", "IRAM"):
+            rails[name] = int(now)
+    if rails:
+        sample["rails_mw"] = rails
+        whole = [name for name in TOTAL_RAILS if name in rails]
+        summed = [group for group in SUMMED_RAILS if all(name in rails for name in group)]
+        if whole:
+            sample["total_mw"], sample["total_rails"] = rails[whole[0]], whole[0]
+        elif summed:
+            sample["total_mw"] = sum(rails[name] for name in summed[0])
+            sample["total_rails"] = " + ".join(summed[0])
+    temperatures = {}
+    for name, degrees in re.findall(r"\b([A-Za-z][A-Za-z0-9_-]*)@(-?\d{1,4}(?:\.\d{1,6})?)C\b", line):
+        # The PMIC's sensor has no driver and always says 100; sensors that are switched off say -256.
+        if name.upper() != "PMIC" and float(degrees) > -100:
+            temperatures[name] = float(degrees)
+    if temperatures:
+        sample["temperatures_c"] = temperatures
+    found = re.search(r"\bGR3D_FREQ (\d{1,3})%(?:@\[?(\d{1,5}))?", line)
+    if found:
+        sample["gpu_load"] = int(found.group(1))
+        if found.group(2):
+            sample["gpu_mhz"] = int(found.group(2))
+    found = re.search(r"\bEMC_FREQ (?:\d{1,3}%)?@(\d{1,5})", line)
+    if found:
+        sample["emc_mhz"] = int(found.group(1))
+    found = re.search(r"\bCPU \[([^\]]*)\]", line)
+    if found:
+        clocks = [int(clock) for clock in re.findall(r"%@(\d{1,5})", found.group(1))]
+        if clocks:
+            sample["cpu_mhz"] = max(clocks)
+    found = re.search(r"\bRAM (\d{1,7})/(\d{1,7})MB", line)
+    if found:
+        sample["ram_mb"] = int(found.group(1))
+    return sample
+
+
+def summarise_samples(samples: List[Json]) -> Json:
+    """What a profile keeps of the board's sensors: extremes and means of the samples."""
+    result = {"count": len(samples)}  # type: Json
+    powers = [s["total_mw"] for s in samples if "total_mw" in s]
+    if powers:
+        result["power_mw"] = {"mean": statistics.mean(powers), "max": max(powers)}
+        result["power_rails"] = next(s["total_rails"] for s in samples if "total_rails" in s)
+    sensors = sorted({name for s in samples for name in s.get("temperatures_c", {})})
+    if sensors:
+        result["temperatures_c"] = {
+            name: max(s["temperatures_c"][name] for s in samples if name in s.get("temperatures_c", {}))
+            for name in sensors
+        }
+    for key in ("gpu_mhz", "emc_mhz", "cpu_mhz"):
+        # An idle GPU clocks down by itself: only samples under load tell what the measurement ran at.
+        values = [s[key] for s in samples if key in s and (key != "gpu_mhz" or s.get("gpu_load", 0) > 0)]
+        if values:
+            result[key] = {"min": min(values), "max": max(values)}
+    return result
+
+
+def _frequencies(folder: str, prefix: str = "") -> Optional[Json]:
+    low, high = (read_number(os.path.join(folder, prefix + name)) for name in ("min_freq", "max_freq"))
+    if low is None or high is None:
+        return None
+    current = read_number(os.path.join(folder, prefix + "cur_freq"))
+    return {"min": low, "max": high, "current": current, "fixed": low == high}
+
+
+def _clocks(root: str) -> Json:
+    clocks = {"gpu": None, "cpu": None}  # type: Json
+    devices = os.path.join(root, "sys/class/devfreq")
+    for name in sorted(os.listdir(devices)) if os.path.isdir(devices) else []:
+        if re.search(r"\.(gpu|gp10b|gv11b|ga10b|gpc0?)$|^17000000\.gpu", name):
+            clocks["gpu"] = _frequencies(os.path.join(devices, name))
+            break
+    cores = os.path.join(root, "sys/devices/system/cpu")
+    for number in range(256):
+        folder = os.path.join(cores, "cpu%d" % number, "cpufreq")
+        if not os.path.isdir(os.path.join(cores, "cpu%d" % number)):
+            break
+        entry = _frequencies(folder, "scaling_")
+        if entry is None:
+            continue
+        if clocks["cpu"] is None:
+            clocks["cpu"] = dict(entry, governor=read_text(os.path.join(folder, "scaling_governor")))
+        else:
+            clocks["cpu"]["fixed"] = clocks["cpu"]["fixed"] and entry["fixed"]
+    return clocks
+
+
+def _memory(root: str) -> Json:
+    text = read_text(os.path.join(root, "proc/meminfo")) or ""
+    found = {name: int(value) >> 10 for name, value in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
+    return {
+        "total_mb": found.get("MemTotal"),
+        "available_mb": found.get("MemAvailable"),
+        "swap_mb": found.get("SwapTotal"),
+    }
+
+
+def _cuda(root: str) -> Json:
+    home = os.path.join(root, "usr/local/cuda")
+    version = None
+    text = read_text(os.path.join(home, "version.txt"))
+    if text:
+        found = re.search(r"CUDA Version (\d+\.\d+(?:\.\d+)?)", text)
+        version = found.group(1) if found else None
+    facts = read_json(os.path.join(home, "version.json"))
+    if version is None and isinstance(facts, dict) and isinstance(facts.get("cuda"), dict):
+        version = facts["cuda"].get("version")
+    nvcc = os.path.join(home, "bin/nvcc")
+    found_nvcc = nvcc if os.access(nvcc, os.X_OK) else shutil.which("nvcc")
+    if version is None and found_nvcc:
+        found = re.search(r"release (\d+\.\d+)", run_tool([found_nvcc, "--version"]) or "")
+        version = found.group(1) if found else None
+    return {"version": version, "nvcc": found_nvcc}
+
+
+def _processor(root: str) -> Optional[str]:
+    text = read_text(os.path.join(root, "proc/cpuinfo")) or ""
+    found = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text, re.MULTILINE)
+    return found.group(1).strip() if found else None
+
+
+def tool(name: str) -> Optional[str]:
+    """Path of a program, also where a login without a profile does not look."""
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/bin:/usr/bin:/sbin:/bin:/home/nvidia")
+
+
+def probe(work: str, root: str = "/") -> Json:
+    """What this machine is, as plain JSON types; what cannot be read is None.
+
+    Args:
+        work: The agent's folder, for its free space.
+        root: Folder to read system files from; another one than ``/`` is for tests.
+    """
+    model = read_text(os.path.join(root, "proc/device-tree/model"))
+    l4t = parse_l4t(read_text(os.path.join(root, "etc/nv_tegra_release")) or "")
+    target = next((name for words, name in BOARDS if model and words in model.lower()), None)
+    nvpmodel = tool("nvpmodel")
+    mode = None
+    if nvpmodel:
+        # Some releases let only root ask; -n never waits for a password.
+        text = run_tool([nvpmodel, "-q"]) or run_tool(["sudo", "-n", nvpmodel, "-q"])
+        mode = parse_nvpmodel(text or "")
+    output = run_tool([sys.executable, "-c", MODULES_SCRIPT, "numpy", "tensorrt", "pycuda", "onnxruntime"], 120.0)
+    found = re.search(r"^MODULES (.*)$", output or "", re.MULTILINE)
+    modules = json.loads(found.group(1)) if found else {}
+    cmake = tool("cmake")
+    cmake_version = re.search(r"version (\S+)", (run_tool([cmake, "--version"]) if cmake else None) or "")
+    state = os.statvfs(work)
+    return {
+        "model": model,
+        "target": target,
+        "l4t": l4t,
+        "jetpack": JETPACKS.get(l4t) if l4t else None,
+        "cpu": _processor(root),
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "os": "%s %s" % (platform.system(), platform.release()),
+        "python": platform.python_version(),
+        "modules": modules,
+        "cuda": _cuda(root),
+        "cmake": cmake_version.group(1) if cmake_version else None,
+        "compiler": tool("g++") or tool("c++"),
+        "power_mode": mode,
+        "clocks": _clocks(root),
+        "memory": _memory(root),
+        "disk_free_mb": state.f_bavail * state.f_frsize >> 20,
+        "tegrastats": tool("tegrastats"),
+        "work": work,
+        "work_mb": folder_size(work) >> 20,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        "load_average": list(os.getloadavg()),
+    }
+
+
+class Monitor:
+    """Reads tegrastats while something runs; does nothing where there is none."""
+
+    def __init__(self, milliseconds: int = 500) -> None:
+        self.samples = []  # type: List[Json]
+        self._process = None  # type: Optional[subprocess.Popen[bytes]]
+        path = tool("tegrastats")
+        if path is None:
+            return
+        try:
+            self._process = subprocess.Popen(
+                [path, "--interval", str(milliseconds)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        except OSError:
+            return
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._process is not None and self._process.stdout is not None
+        start = time.time()
+        for line in self._process.stdout:
+            sample = parse_tegrastats(line.decode("utf-8", "replace"))
+            if sample and len(self.samples) < 10000:
+                sample["seconds"] = round(time.time() - start, 3)
+                self.samples.append(sample)
+
+    def stop(self) -> Json:
+        """End the reading; returns the summary and the samples."""
+        if self._process is not None:
+            self._process.terminate()
+            self._thread.join(5)
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        return {"summary": summarise_samples(self.samples), "samples": self.samples}
+
+
+# ---------------------------------------------------------------- jobs: the client's side
+
+
+def job_key(kind: str, spec: Json) -> str:
+    """Name of a job: equal work has equal names."""
+    text = json.dumps([PROTOCOL, kind, spec], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+class Jobs:
+    """Detached jobs, one folder each: spec.json, state.json, log.txt, out/, then result.json or failure.json."""
+
+    def __init__(self, work: str) -> None:
+        self.work = work
+        self.folder = os.path.join(work, "jobs")
+        os.makedirs(self.folder, exist_ok=True)
+
+    def path(self, key: str, *parts: str) -> str:
+        """A path inside a job's folder."""
+        if not re.match(r"[0-9a-f]{32}\Z", key):
+            raise AgentError("protocol", "%r is no job" % key[:80])
+        return os.path.join(self.folder, key, *parts)
+
+    def status(self, key: str) -> str:
+        """``unknown``, ``running``, ``done``, ``failed`` or ``died`` (it was killed, or the machine restarted)."""
+        if not os.path.isfile(self.path(key, "spec.json")):
+            return "unknown"
+        if os.path.isfile(self.path(key, "result.json")):
+            return "done"
+        if os.path.isfile(self.path(key, "failure.json")):
+            return "failed"
+        with open(self.path(key, "lock"), "ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return "running"
+        # It may have ended between the first look and the lock.
+        for name, status in (("result.json", "done"), ("failure.json", "failed")):
+            if os.path.isfile(self.path(key, name)):
+                return status
+        return "died"
+
+    def start(self, kind: str, spec: Json, agent: str) -> Json:
+        """Start a job, or find it running or done; a failed or killed one is started again."""
+        if kind not in JOBS:
+            raise AgentError("protocol", "there is no job %r" % kind[:80])
+        key = job_key(kind, spec)
+        os.makedirs(self.path(key, "out"), exist_ok=True)
+        with open(self.path(key, "start"), "ab") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            status = self.status(key)
+            if status in ("running", "done"):
+                return {"key": key, "status": status, "found": True}
+            for name in ("failure.json", "state.json", "log.txt"):
+                if os.path.exists(self.path(key, name)):
+                    os.unlink(self.path(key, name))
+            shutil.rmtree(self.path(key, "out"), ignore_errors=True)
+            os.makedirs(self.path(key, "out"))
+            write_json(self.path(key, "spec.json"), {"kind": kind, "spec": spec})
+            lock = open(self.path(key, "lock"), "ab")
+            log = open(self.path(key, "log.txt"), "ab")
+            try:
+                # The lock belongs to the open file: the job inherits it and holds it for as long as it lives.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                process = subprocess.Popen(
+                    [sys.executable, agent, "job", self.work, key, str(lock.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self.path(key, "out"),
+                    pass_fds=(lock.fileno(),),
+                    start_new_session=True,
+                )
+                write_json(self.path(key, "pid.json"), process.pid)
+                # Reaped here while this process lives; afterwards by init.
+                threading.Thread(target=process.wait, daemon=True).start()
+            finally:
+                lock.close()
+                log.close()
+        return {"key": key, "status": "running", "found": False}
+
+    def poll(self, key: str, seconds: float, seen: Any) -> Json:
+        """State of a job; waits until it differs from ``seen``, ends, or ``seconds`` have passed."""
+        deadline = time.time() + min(max(seconds, 0.0), 60.0)
+        while True:
+            status, state = self.status(key), read_json(self.path(key, "state.json"))
+            if status != "running" or state != seen or time.time() >= deadline:
+                break
+            time.sleep(0.2)
+        answer = {"key": key, "status": status, "state": state}  # type: Json
+        if status == "done":
+            answer["result"] = read_json(self.path(key, "result.json"))
+        elif status == "failed":
+            answer["failure"] = read_json(self.path(key, "failure.json"))
+        if status in ("failed", "died"):
+            answer["log"] = tail_of(self.path(key, "log.txt"))
+        return answer
+
+    def cancel(self, key: str) -> Json:
+        """End a running job and everything that it started."""
+        pid = read_json(self.path(key, "pid.json"))
+        if self.status(key) == "running" and isinstance(pid, int):
+            try:
+                os.killpg(pid, signal.SIGTERM)
+            except OSError:
+                pass
+        return {"key": key, "status": self.status(key)}
+
+    def forget(self, key: str) -> Json:
+        """Remove the folder of a job that is not running."""
+        if self.status(key) != "running":
+            shutil.rmtree(self.path(key), ignore_errors=True)
+        return {"key": key, "status": self.status(key)}
+
+    def running(self) -> List[str]:
+        """Keys of running jobs."""
+        names = [name for name in sorted(os.listdir(self.folder)) if re.match(r"[0-9a-f]{32}\Z", name)]
+        return [name for name in names if self.status(name) == "running"]
+
+
+# ---------------------------------------------------------------- jobs: the job's side
+
+
+class Job:
+    """What a job works with: its folder, the store, the outputs of other jobs, and a way to say how far it is."""
+
+    def __init__(self, work: str, key: str) -> None:
+        self.jobs = Jobs(work)
+        self.store = Store(os.path.join(work, "store"))
+        self.key = key
+        self.out = self.jobs.path(key, "out")
+        self.started = time.time()
+
+    def report(self, message: str, fraction: float) -> None:
+        """Tell whoever looks what is being done and the fraction done."""
+        state = {"message": message, "fraction": round(fraction, 4), "seconds": round(time.time() - self.started, 1)}
+        write_json(self.jobs.path(self.key, "state.json"), state)
+
+    def output_of(self, key: str, name: str) -> str:
+        """A file that an earlier job made.
+
+        Raises:
+            AgentError: ``missing``: the job is not done, or its file is gone or changed.
+        """
+        result = read_json(self.jobs.path(key, "result.json"))
+        path = self.jobs.path(key, "out", name)
+        if not isinstance(result, dict) or result.get("files", {}).get(name) != _sha256_or_none(path):
+            shutil.rmtree(self.jobs.path(key), ignore_errors=True)
+            raise AgentError("missing", "%s of an earlier step is not there any more" % name)
+        return path
+
+    def run(self, command: List[str], folder: str, env: Dict[str, str], on_line: Callable[[str], None]) -> None:
+        """Run a program with its output in the log.
+
+        Raises:
+            AgentError: ``tool``: it cannot be started or fails; with the end of its output.
+        """
+        sys.stderr.write("+ %s\n" % " ".join(command))
+        sys.stderr.flush()
+        lines = []  # type: List[str]
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                universal_newlines=True,
+                errors="replace",
+            )
+        except OSError as error:
+            raise AgentError("tool", "cannot run %s: %s" % (command[0], error.strerror))
+        assert process.stdout is not None
+        for line in process.stdout:
+            sys.stderr.write(line)
+            sys.stderr.flush()
+            lines = lines[-200:] + [line]
+            on_line(line)
+        if process.wait() != 0:
+            wrong = [line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)] or lines
+            raise AgentError("tool", "%s failed: %s" % (os.path.basename(command[0]), "".join(wrong[:12]).strip()))
+
+
+def _sha256_or_none(path: str) -> Optional[str]:
+    try:
+        return sha256_of(path)
+    except OSError:
+        return None
+
+
+def job_plugins(job: Job, spec: Json) -> Json:
+    """Build a plugin library from sources that were sent.
+
+    ``spec``: ``sources`` (SHA-256 by relative path), ``library`` (file name to look for), ``definitions`` (for
+    CMake), ``project`` (folder of the CMakeLists.txt), ``architecture`` (e.g. ``"53"``, for a build without CMake).
+    """
+    library = str(spec["library"])
+    source, build = os.path.join(job.out, "source"), os.path.join(job.out, "build")
+    os.makedirs(build)
+    names = sorted(spec["sources"])
+    for name in names:
+        path = os.path.normpath(os.path.join(source, name))
+        if not path.startswith(source + os.sep):
+            raise AgentError("protocol", "%r leads out of the source folder" % name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        shutil.copyfile(job.store.checked(spec["sources"][name]), path)
+    cuda = _cuda("/")
+    env = dict(os.environ)
+    if cuda["nvcc"]:
+        env["PATH"] = os.path.dirname(cuda["nvcc"]) + os.pathsep + env.get("PATH", "")
+        env.setdefault("CUDACXX", cuda["nvcc"])
+
+    def show(line: str) -> None:
+        found = re.match(r"\[\s*(\d{1,3})%\]", line)
+        if found:
+            job.report(line.strip()[:120], 0.1 + 0.9 * min(int(found.group(1)), 100) / 100)
+
+    cmake, project = tool("cmake"), str(spec.get("project", ""))
+    if cmake and os.path.join(project, "CMakeLists.txt") in names:
+        job.report("configuring the plugins", 0.0)
+        definitions = ["-D%s=%s" % item for item in sorted(spec.get("definitions", {}).items())]
+        # CMake 3.10 has neither -S nor -B, nor --parallel.
+        job.run([cmake, *definitions, os.path.join(source, project)], build, env, lambda line: None)
+        job.report("building the plugins", 0.1)
+        # One compiler of CUDA code takes up to a gigabyte; a Nano has four in all.
+        memory = _memory("/")["available_mb"] or 1024
+        workers = max(1, min(os.cpu_count() or 1, memory // 1024))
+        job.run([cmake, "--build", ".", "--", "-j%d" % workers], build, env, show)
+    elif cuda["nvcc"]:
+        job.report("building the plugins with nvcc", 0.0)
+        units = [name for name in names if name.endswith((".cu", ".cpp")) and "onnxruntime" not in name]
+        folders = sorted({os.path.dirname(os.path.join(source, name)) for name in names})
+        code = str(spec["architecture"])
+        command = [cuda["nvcc"], "-std=c++14", "-O3", "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+        command += ["-gencode", "arch=compute_%s,code=sm_%s" % (code, code)]
+        command += ["-I%s" % folder for folder in [source, *folders]]
+        command += [os.path.join(source, name) for name in units]
+        job.run([*command, "-lnvinfer", "-o", os.path.join(build, library)], build, env, lambda line: None)
+    else:
+        raise AgentError("unsupported", "neither cmake nor nvcc was found: install one (apt-get install cmake)")
+    made = [os.path.join(folder, library) for folder, _, files in os.walk(build) if library in files]
+    if not made:
+        raise AgentError("tool", "the build ended well but made no %s" % library)
+    os.replace(made[0], os.path.join(job.out, library))
+    for folder in (source, build):
+        shutil.rmtree(folder, ignore_errors=True)
+    return _files(job, library)
+
+
+def _files(job: Job, *names: str) -> Json:
+    return {"files": {name: sha256_of(os.path.join(job.out, name)) for name in names}}
+
+
+def job_engine(job: Job, spec: Json) -> Json:
+    """Turn a graph into what the runtime loads fastest: a TensorRT plan, or ONNX Runtime's optimised graph.
+
+    ``spec``: ``runtime``, ``model`` (SHA-256), ``precision``, ``plugins`` (key of the job that built them, or None),
+    ``operators`` (plugins that the graph needs), ``threads``, ``versions`` (of the software: another one makes
+    another engine).
+    """
+    model = job.store.checked(spec["model"])
+    job.report("building the engine", 0.0)
+    build = {"onnxruntime": _build_onnxruntime, "tensorrt": _build_tensorrt}.get(spec["runtime"])
+    if build is None:
+        raise AgentError("unsupported", "this agent has no runtime %r" % spec["runtime"])
+    extra = build(job, spec, model)
+    return dict(_files(job, "engine"), seconds=round(time.time() - job.started, 2), **extra)
+
+
+def _build_onnxruntime(job: Job, spec: Json, model: str) -> Json:
+    runtime = import_or_refuse("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = spec["threads"]
+    path = os.path.join(job.out, "engine")
+    options.optimized_model_filepath = path + ".part"
+    # Layout changes of the highest level fit one processor only, but this file never leaves the machine.
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    try:
+        runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise AgentError("build", "ONNX Runtime %s: %s" % (runtime.__version__, error))
+    os.replace(path + ".part", path)
+    return {}
+
+
+def import_or_refuse(name: str) -> Any:
+    """Import a package that a board may lack."""
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise AgentError("unsupported", "the Python package %s cannot be imported: %s" % (name, error))
+
+
+def _tensorrt(library: Optional[str]) -> Tuple[Any, Any, List[str]]:
+    """TensorRT, a logger, and the messages that it gathers; the plugin library is loaded first."""
+    trt = import_or_refuse("tensorrt")
+    messages = []  # type: List[str]
+    base = trt.ILogger
+
+    class Log(base):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def log(self, severity: Any, text: str) -> None:
+            if severity in (base.ERROR, base.INTERNAL_ERROR, base.WARNING):
+                sys.stderr.write("TensorRT: %s\n" % text)
+                sys.stderr.flush()
+                if severity != base.WARNING:
+                    messages.append(text)
+
+    log = Log()
+    trt.init_libnvinfer_plugins(log, "")
+    if library is not None:
+        import ctypes
+
+        try:
+            # The library registers its creators when it is loaded; it must stay loaded as long as the process.
+            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            raise AgentError("plugins", "the plugin library cannot be loaded: %s" % error)
+    return trt, log, messages
+
+
+def _registered(trt: Any) -> List[str]:
+    registry = trt.get_plugin_registry()
+    creators = getattr(registry, "all_creators", None)
+    return [creator.name for creator in (registry.plugin_creator_list if creators is None else creators)]
+
+
+def _build_tensorrt(job: Job, spec: Json, model: str) -> Json:
+    library = None if spec.get("plugins") is None else job.output_of(spec["plugins"], spec["library"])
+    trt, log, messages = _tensorrt(library)
+    lacking = sorted(set(spec.get("operators", ())) - set(_registered(trt)))
+    if lacking:
+        raise AgentError("plugins", "no TensorRT plugin is registered for %s" % ", ".join(lacking))
+    major = int(trt.__version__.split(".")[0])
+    builder = trt.Builder(log)
+    flags = 0
+    if major < 10:
+        flags |= 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
+    elif spec.get("typed"):
+        flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, log)
+    with open(model, "rb") as stream:
+        parsed = parser.parse(stream.read())
+    if not parsed:
+        errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]
+        raise AgentError("build", "TensorRT %s cannot read the graph: %s" % (trt.__version__, "; ".join(errors)[:2000]))
+    config = builder.create_builder_config()
+    space = min(1 << 30, (_memory("/")["available_mb"] or 1024) << 20 >> 2)
+    if hasattr(config, "set_memory_pool_limit"):
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, space)
+    else:
+        config.max_workspace_size = space
+    if spec["precision"] == "fp16" and not spec.get("typed"):
+        config.set_flag(trt.BuilderFlag.FP16)
+    # TF32 would round the inputs of a network that was asked for in FP32.
+    if spec["precision"] == "fp32" and hasattr(trt.BuilderFlag, "TF32"):
+        config.clear_flag(trt.BuilderFlag.TF32)
+    # Without it, layers have no names to map times by.
+    if hasattr(trt, "ProfilingVerbosity"):
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    # Timings depend on the board and the software alone; static and dynamic network share most of them.
+    name = "timing-%s.cache" % hashlib.sha256(json.dumps(spec["versions"], sort_keys=True).encode()).hexdigest()[:16]
+    known = os.path.join(job.jobs.work, name)
+    content = b""
+    if os.path.isfile(known):
+        with open(known, "rb") as stream:
+            content = stream.read()
+    cache = config.create_timing_cache(content)
+    config.set_timing_cache(cache, False)
+    job.report("TensorRT is building (minutes on a small board)", 0.1)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise AgentError("build", "TensorRT %s built nothing: %s" % (trt.__version__, "; ".join(messages)[-2000:]))
+    write_atomically(os.path.join(job.out, "engine"), bytes(memoryview(plan)))
+    write_atomically(known, bytes(memoryview(cache.serialize())))
+    return {"tensorrt": trt.__version__}
+
+
+# ---------------------------------------------------------------- sessions
+
+
+class OnnxRuntimeSession:
+    """A graph in ONNX Runtime's CPU provider."""
+
+    provider = "CPUExecutionProvider"
+
+    def __init__(self, path: str, threads: int, profile: bool = False) -> None:
+        self.runtime = import_or_refuse("onnxruntime")
+        options = self.runtime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        # The file was optimised when it was built.
+        options.graph_optimization_level = self.runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = os.path.join(os.getcwd(), "nodes-%d" % id(self))
+        self.session = self.runtime.InferenceSession(path, options, providers=[self.provider])
+        self.inputs = [value.name for value in self.session.get_inputs()]
+        self.outputs = [value.name for value in self.session.get_outputs()]
+
+    def run(self, feeds: Json) -> Json:
+        """All outputs."""
+        return dict(zip(self.outputs, self.session.run(self.outputs, {name: feeds[name] for name in self.inputs})))
+
+    def prepare(self, feeds: Json) -> Callable[[], float]:
+        """A function that runs once and returns milliseconds; the inputs are in place."""
+        binding = self.session.io_binding()
+        for name in self.inputs:
+            binding.bind_cpu_input(name, feeds[name])
+        for name in self.outputs:
+            binding.bind_output(name)
+        kept = [feeds[name] for name in self.inputs]
+
+        def call() -> float:
+            assert kept is not None
+            start = time.perf_counter()
+            self.session.run_with_iobinding(binding)
+            return (time.perf_counter() - start) * 1000
+
+        return call
+
+    def layer_times(self, feeds_list: List[Json], runs: int) -> List[List[Tuple[str, float]]]:
+        """Fastest time of every node in ms, per entry of ``feeds_list``; the session must profile."""
+        for feeds in feeds_list:
+            for _ in range(runs + 1):
+                self.run(feeds)
+        path = self.session.end_profiling()
+        events = read_json(path) or []
+        os.unlink(path)
+        spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "model_run")
+        nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+        nodes.sort(key=lambda e: (e["ts"], -e["dur"]))
+        recorded, position = [], 0
+        for start, end in spans:
+            times, count, covered = {}, {}, start  # type: Dict[Tuple[str, int], float], Dict[str, int], int
+            while position < len(nodes) and nodes[position]["ts"] <= end:
+                event = nodes[position]
+                position += 1
+                stop = event["ts"] + event["dur"]
+                # Inside a control-flow node, whose time contains it already.
+                if event["ts"] < start or (stop <= covered and event["ts"] < covered):
+                    continue
+                covered = stop
+                name = event["name"][: -len("_kernel_time")]
+                count[name] = count.get(name, -1) + 1
+                times[(name, count[name])] = event["dur"] / 1000.0
+            recorded.append(times)
+        result = []
+        for index in range(len(feeds_list)):
+            # The first run of each input is a warm-up.
+            chosen = recorded[index * (runs + 1) + 1 : (index + 1) * (runs + 1)]
+            fastest = {}  # type: Dict[Tuple[str, int], float]
+            for times in chosen:
+                for key, ms in times.items():
+                    fastest[key] = min(ms, fastest.get(key, ms))
+            result.append([(key[0], ms) for key, ms in fastest.items()])
+        return result
+
+
+class TensorRtSession:
+    """A TensorRT plan, with pycuda for memory, streams and events."""
+
+    provider = "tensorrt"
+
+    def __init__(self, path: str, library: Optional[str]) -> None:
+        self.trt, self._log, messages = _tensorrt(library)
+        import_or_refuse("pycuda")
+        self.cuda = __import__("pycuda.driver", fromlist=["driver"])
+        # Creates the process's context; pycuda ends it at exit.
+        __import__("pycuda.autoinit")
+        self.numpy = import_or_refuse("numpy")
+        with open(path, "rb") as stream:
+            self.engine = self.trt.Runtime(self._log).deserialize_cuda_engine(stream.read())
+        if self.engine is None:
+            raise AgentError("build", "TensorRT cannot load the engine that it built: %s" % "; ".join(messages)[-2000:])
+        self.context = self.engine.create_execution_context()
+        self.stream = self.cuda.Stream()
+        self.named = hasattr(self.engine, "num_io_tensors")  # 8.5 and newer
+        self.tensors = []  # type: List[Tuple[str, bool, Tuple[int, ...], Any]]
+        if self.named:
+            for index in range(self.engine.num_io_tensors):
+                name = self.engine.get_tensor_name(index)
+                is_input = self.engine.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT
+                kind = self.trt.nptype(self.engine.get_tensor_dtype(name))
+                self.tensors.append((name, is_input, tuple(self.engine.get_tensor_shape(name)), kind))
+        else:
+            for index in range(self.engine.num_bindings):
+                kind = self.trt.nptype(self.engine.get_binding_dtype(index))
+                shape = tuple(self.engine.get_binding_shape(index))
+                name = self.engine.get_binding_name(index)
+                self.tensors.append((name, bool(self.engine.binding_is_input(index)), shape, kind))
+        self.inputs = [tensor[0] for tensor in self.tensors if tensor[1]]
+        self.outputs = [tensor[0] for tensor in self.tensors if not tensor[1]]
+        self._results = {
+            name: self.cuda.mem_alloc(self._bytes(shape, kind))
+            for name, is_input, shape, kind in self.tensors
+            if not is_input
+        }
+
+    def _bytes(self, shape: Tuple[int, ...], kind: Any) -> int:
+        size = int(self.numpy.prod(shape)) * int(self.numpy.dtype(kind).itemsize)
+        return max(1, size)
+
+    def _place(self, feeds: Json) -> Json:
+        """Inputs on the device, results where they always are."""
+        placed = dict(self._results)
+        for name, is_input, shape, kind in self.tensors:
+            if is_input:
+                array = self.numpy.ascontiguousarray(feeds[name], dtype=kind).reshape(shape)
+                placed[name] = self.cuda.mem_alloc(self._bytes(shape, kind))
+                self.cuda.memcpy_htod(placed[name], array)
+        return placed
+
+    def _enqueue(self, context: Any, placed: Json) -> None:
+        if self.named:
+            for tensor in self.tensors:
+                context.set_tensor_address(tensor[0], int(placed[tensor[0]]))
+            good = context.execute_async_v3(self.stream.handle)
+        else:
+            bindings = [int(placed[tensor[0]]) for tensor in self.tensors]
+            good = context.execute_async_v2(bindings, self.stream.handle)
+        if not good:
+            raise AgentError("run", "TensorRT could not run the engine; see the log")
+
+    def run(self, feeds: Json) -> Json:
+        """All outputs."""
+        self._enqueue(self.context, self._place(feeds))
+        self.stream.synchronize()
+        results = {}
+        for name, is_input, shape, kind in self.tensors:
+            if not is_input:
+                results[name] = self.numpy.empty(shape, kind)
+                self.cuda.memcpy_dtoh(results[name], self._results[name])
+        return results
+
+    def prepare(self, feeds: Json) -> Callable[[], float]:
+        """A function that runs once and returns milliseconds between two events around the run."""
+        placed, begin, end = self._place(feeds), self.cuda.Event(), self.cuda.Event()
+
+        def call() -> float:
+            begin.record(self.stream)
+            self._enqueue(self.context, placed)
+            end.record(self.stream)
+            end.synchronize()
+            return float(end.time_since(begin))
+
+        return call
+
+    def layer_times(self, feeds_list: List[Json], runs: int) -> List[List[Tuple[str, float]]]:
+        """Fastest time of every layer in ms, per entry of ``feeds_list``."""
+        base = self.trt.IProfiler
+
+        class Profiler(base):  # type: ignore[misc, valid-type]
+            def __init__(self) -> None:
+                base.__init__(self)
+                self.times = []  # type: List[Tuple[str, float]]
+
+            def report_layer_time(self, name: str, ms: float) -> None:
+                self.times.append((name, ms))
+
+        # Of its own: a context with a profiler synchronises after every layer.
+        context = self.engine.create_execution_context()
+        profiler = Profiler()
+        context.profiler = profiler
+        result = []
+        for feeds in feeds_list:
+            placed = self._place(feeds)
+            fastest = {}  # type: Dict[Tuple[str, int], float]
+            for number in range(runs + 1):
+                profiler.times = []
+                self._enqueue(context, placed)
+                self.stream.synchronize()
+                count = {}  # type: Dict[str, int]
+                for name, ms in profiler.times if number else []:
+                    count[name] = count.get(name, -1) + 1
+                    key = (name, count[name])
+                    fastest[key] = min(ms, fastest.get(key, ms))
+            result.append([(key[0], ms) for key, ms in fastest.items()])
+        return result
+
+
+def open_sessions(job: Job, spec: Json, names: List[str], profile: bool = False) -> Json:
+    """Sessions by name ("static", "dynamic", "forced") of engines that earlier jobs built."""
+    paths = {name: job.output_of(spec["engines"][name], "engine") for name in names if name in spec["engines"]}
+    if spec["runtime"] == "onnxruntime":
+        return {name: OnnxRuntimeSession(path, spec["threads"], profile) for name, path in paths.items()}
+    library = None if spec.get("plugins") is None else job.output_of(spec["plugins"], spec["library"])
+    return {name: TensorRtSession(path, library) for name, path in paths.items()}
+
+
+# ---------------------------------------------------------------- verification
+
+
+def job_verify(job: Job, spec: Json) -> Json:
+    """Compare with PyTorch's results, as ``dyndeploy verify`` does: masks first, then outputs under equal masks.
+
+    ``spec``: ``runtime``, ``engines`` (keys by "dynamic", "forced" and, where there is one, "static"),
+    ``reference`` (SHA-256 of reference.npz), ``batch``, ``image`` (input's name), ``outputs``, ``masks``,
+    ``tolerance``, ``margin_tolerance``, ``tie_share`` (share of the mask bits that rounding may flip), ``threads``.
+    """
+    numpy = import_or_refuse("numpy")
+    job.report("loading the engines", 0.0)
+    with open(job.store.checked(spec["reference"]), "rb") as stream:
+        archive = numpy.load(stream, allow_pickle=False)
+        reference = {name: archive[name] for name in archive.files}
+    sessions = open_sessions(job, spec, ["dynamic", "forced", "static"])
+    image, batch, masks, outputs = spec["image"], spec["batch"], spec["masks"], spec["outputs"]
+    wanted = [image]
+    for name in masks + outputs:
+        wanted += [name, "forced/" + name]
+    lacking = sorted(set(wanted) - set(reference))
+    if lacking or len(reference[image]) % batch or not len(reference[image]):
+        raise AgentError("reference", "reference.npz cannot be used: it lacks %s" % (", ".join(lacking) or "images"))
+
+    def run(session: Any, forced: Optional[Callable[[str, Any], Any]]) -> Json:
+        parts = {}  # type: Dict[str, List[Any]]
+        for start in range(0, len(reference[image]), batch):
+            rows = slice(start, start + batch)
+            feeds = {image: reference[image][rows]}
+            if forced is not None:
+                feeds.update({"forced/" + name: forced(name, rows) for name in masks})
+            for name, value in session.run(feeds).items():
+                parts.setdefault(name, []).append(numpy.array(value, dtype=numpy.float32))
+        return {name: numpy.concatenate(values) for name, values in parts.items()}
+
+    def error(got: Any, expected: Any) -> float:
+        if not numpy.isfinite(got).all():
+            return 1e30
+        return float(numpy.abs(got - expected).max() / max(float(numpy.abs(expected).max()), 1e-12))
+
+    checks = []
+
+    def check(name: str, value: float) -> None:
+        checks.append({"name": name, "passed": value <= spec["tolerance"], "relative_error": value})
+
+    job.report("outputs under equal masks", 0.1)
+    equal = run(sessions["forced"], lambda name, rows: reference[name][rows])
+    bits = flipped = tied = 0
+    for name in masks:
+        differs = (equal[name] > 0.5) != (reference[name] > 0.5)
+        bits += differs.size
+        margin = numpy.abs(reference.get("margin/" + name, numpy.full(differs.shape, numpy.inf)))
+        finite = margin[numpy.isfinite(margin)]
+        close = margin <= spec["margin_tolerance"] * max(float(finite.max()) if finite.size else 0.0, 1e-6)
+        tied += int((differs & close).sum())
+        flipped += int((differs & ~close).sum())
+    checks.append(
+        {
+            "name": "masks",
+            "passed": flipped == 0 and tied <= max(1.0, spec["tie_share"] * bits),
+            "bits": bits,
+            "flipped": flipped,
+            "tied": tied,
+        }
+    )
+    for name in outputs:
+        check("%s under equal masks" % name, error(equal[name], reference[name]))
+    job.report("outputs under random masks", 0.4)
+    random = run(sessions["forced"], lambda name, rows: reference["forced/" + name][rows])
+    for name in outputs:
+        check("%s under random masks" % name, error(random[name], reference["forced/" + name]))
+    if "static" in sessions:
+        job.report("the static twin", 0.6)
+        everything = run(sessions["forced"], lambda name, rows: numpy.ones_like(reference[name][rows]))
+        static = run(sessions["static"], None)
+        for name in outputs:
+            check("static twin: %s" % name, error(static[name], everything[name]))
+    job.report("as deployed", 0.8)
+    free = run(sessions["dynamic"], None)
+    for name in outputs:
+        value = error(free[name], reference[name])
+        # A tie may fall the other way and change everything after it.
+        passed = value <= spec["tolerance"] or tied > 0
+        checks.append({"name": "%s as deployed" % name, "passed": passed, "relative_error": value})
+    return {"checks": checks, "files": {}}
+
+
+# ---------------------------------------------------------------- profiling
+
+MIN_ROUNDS, MAX_ROUNDS = 12, 200
+SHORT_MS, VISIT_MS, MAX_VISIT_RUNS = 20.0, 5.0, 25
+LAYER_RUNS = 5
+
+
+def job_profile(job: Job, spec: Json) -> Json:
+    """Time the dynamic network next to its static twin, interleaved, as ``dyndeploy profile`` does on the host.
+
+    ``spec``: ``runtime``, ``engines`` ("static", "dynamic", "forced"), ``inputs`` (SHA-256 of an .npz with
+    ``image/<i>`` and ``forced/<configuration>/<draw>/<mask>``), ``batches``, ``draws`` per forced configuration (a
+    list), ``masks``, ``image``, ``repeats`` (or None), ``min_seconds``, ``warmup``, ``threads``.
+
+    The last configuration, after the forced ones, is the data's own masks.
+    """
+    numpy = import_or_refuse("numpy")
+    job.report("loading the engines", 0.0)
+    with open(job.store.checked(spec["inputs"]), "rb") as stream:
+        archive = numpy.load(stream, allow_pickle=False)
+        arrays = {name: archive[name] for name in archive.files}
+    image, masks = spec["image"], spec["masks"]
+    batches = [arrays["image/%d" % index] for index in range(spec["batches"])]
+    sessions = open_sessions(job, spec, ["static", "dynamic", "forced"])
+    static, dynamic, forced = sessions["static"], sessions["dynamic"], sessions["forced"]
+
+    static_runs = [static.prepare({static.inputs[0]: batch}) for batch in batches]
+    configurations = []  # type: List[Json]
+    for number, draws in enumerate(spec["draws"]):
+        feeds_list = []
+        for draw in range(draws):
+            feeds = {image: batches[draw % len(batches)]}
+            feeds.update({"forced/" + m: arrays["forced/%d/%d/%s" % (number, draw, m)] for m in masks})
+            feeds_list.append(feeds)
+        configurations.append(
+            {
+                "label": "forced masks %d" % (number + 1),
+                "feeds": feeds_list,
+                "runs": [forced.prepare(feeds) for feeds in feeds_list],
+                "twins": [static_runs[draw % len(batches)] for draw in range(draws)],
+            }
+        )
+    own = []
+    for batch in batches:
+        values = dynamic.run({image: batch})
+        own.append({name: numpy.ascontiguousarray(values[name], dtype=numpy.float32) for name in masks})
+    configurations.append(
+        {
+            "label": "the data's own masks",
+            "feeds": [
+                dict({"forced/" + name: value for name, value in values.items()}, **{image: batch})
+                for batch, values in zip(batches, own)
+            ],
+            "runs": [dynamic.prepare({image: batch}) for batch in batches],
+            "twins": static_runs,
+        }
+    )
+
+    monitor = Monitor()
+    try:
+        rounds = _time_rounds(job, spec, configurations)
+    finally:
+        sensors = monitor.stop()
+    job.report("timing the layers", 0.9)
+    layers = _layers(job, spec, sessions, configurations, batches, static.inputs[0])
+    packed = [
+        {name: base64.b64encode(numpy.packbits(value.reshape(-1) > 0.5).tobytes()).decode("ascii")}
+        for values in own
+        for name, value in values.items()
+    ]
+    grouped = [{} for _ in batches]  # type: List[Json]
+    for index, entry in enumerate(packed):
+        grouped[index // max(1, len(masks))].update(entry)
+    return {
+        "files": {},
+        "rounds": rounds,
+        "provider": dynamic.provider,
+        "configurations": [
+            {
+                "visits": configuration["visits"],
+                "static_visits": configuration["static_visits"],
+                "ratios": configuration["ratios"],
+                "layers": configuration_layers,
+            }
+            for configuration, configuration_layers in zip(configurations, layers)
+        ],
+        "own_masks": grouped,
+        "sensors": sensors,
+        "clocks_after": _clocks("/"),
+    }
+
+
+def _time_rounds(job: Job, spec: Json, configurations: List[Json]) -> int:
+    seconds = 0.0
+    for configuration in configurations:
+        job.report("warming up: %s" % configuration["label"], 0.0)
+        configuration.update(visits=[], static_visits=[], ratios=[], plans=[])
+        for kind in ("twins", "runs"):
+            times = []
+            for run in configuration[kind]:
+                for _ in range(spec["warmup"]):
+                    last = run()
+                times.append(max(last, 1e-6))
+            ms = statistics.median(times)
+            plan = (ms < SHORT_MS, min(MAX_VISIT_RUNS, max(1, round(VISIT_MS / ms))))
+            configuration["plans"].append(plan)
+            seconds += ms * (plan[1] + plan[0]) / 1000
+    inputs = max(len(configuration["runs"]) for configuration in configurations)
+    rounds = spec["repeats"]
+    if rounds is None:
+        rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(spec["min_seconds"] / max(seconds, 1e-9)) + 1))
+        rounds = max(2, -(-rounds // inputs)) * inputs
+    told = time.time()
+    for number in range(rounds):
+        # Writing the state costs the disk's time, which may be the measurement's: once a second is enough.
+        if number == 0 or time.time() - told > 1.0:
+            job.report("round %d of %d" % (number + 1, rounds), 0.9 * number / rounds)
+            told = time.time()
+        before = None  # type: Optional[Tuple[int, List[float]]]
+        for configuration in configurations:
+            index = number % len(configuration["runs"])
+            if before is None:
+                before = _visit(configuration["twins"][index], configuration["plans"][0], index)
+                configuration["static_visits"].append(before)
+            visit = _visit(configuration["runs"][index], configuration["plans"][1], index)
+            after = _visit(configuration["twins"][index], configuration["plans"][0], index)
+            configuration["visits"].append(visit)
+            configuration["static_visits"].append(after)
+            configuration["ratios"].append(
+                (index, statistics.median(before[1] + after[1]) / statistics.median(visit[1]))
+            )
+            before = after
+    return int(rounds)
+
+
+def _visit(run: Callable[[], float], plan: Tuple[bool, int], index: int) -> Tuple[int, List[float]]:
+    if plan[0]:
+        run()
+    # A clock of coarse resolution may see no time pass.
+    return index, [max(run(), 1e-6) for _ in range(plan[1])]
+
+
+def _layers(
+    job: Job, spec: Json, sessions: Json, configurations: List[Json], batches: List[Any], static_image: str
+) -> List[Json]:
+    if spec["runtime"] == "onnxruntime":
+        sessions = open_sessions(job, spec, ["static", "forced"], profile=True)
+    chosen = [configuration["feeds"][:8] for configuration in configurations]
+    flat = [feeds for group in chosen for feeds in group]
+    dynamic = sessions["forced"].layer_times(flat, LAYER_RUNS)
+    twins = sessions["static"].layer_times([{static_image: feeds[spec["image"]]} for feeds in flat], LAYER_RUNS)
+    result, position = [], 0
+    for group in chosen:
+        rows = slice(position, position + len(group))
+        position += len(group)
+        result.append({"static": twins[rows], "dynamic": dynamic[rows]})
+    return result
+
+
+JOBS = {"plugins": job_plugins, "engine": job_engine, "verify": job_verify, "profile": job_profile}
+
+
+def run_job(work: str, key: str, lock: int) -> int:
+    """Main of a detached job."""
+    os.set_inheritable(lock, False)
+
+    def ended(number: int, frame: Any) -> None:
+        # Also ends the compiler that a build has started: a job leads its own process group.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.killpg(0, signal.SIGTERM)
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, ended)
+    job = Job(work, key)
+    content = read_json(job.jobs.path(key, "spec.json"))
+    try:
+        result = JOBS[content["kind"]](job, content["spec"])
+        job.report("done", 1.0)
+        write_json(job.jobs.path(key, "result.json"), result)
+        return 0
+    except AgentError as error:
+        failure = {"kind": error.kind, "message": str(error)}
+    except MemoryError:
+        failure = {"kind": "memory", "message": "the machine has too little free memory"}
+    except OSError as error:
+        kind = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "system"
+        failure = {"kind": kind, "message": str(error)}
+        traceback.print_exc()
+    except Exception as error:
+        failure = {"kind": "bug", "message": "%s: %s" % (type(error).__name__, error)}
+        traceback.print_exc()
+    write_json(job.jobs.path(key, "failure.json"), failure)
+    return 1
+
+
+# ---------------------------------------------------------------- serving
+
+
+class Agent:
+    """Answers requests."""
+
+    def __init__(self, work: str, source: bytes) -> None:
+        self.work = os.path.abspath(os.path.expanduser(work))
+        os.makedirs(self.work, mode=0o700, exist_ok=True)
+        self.store = Store(os.path.join(self.work, "store"))
+        self.jobs = Jobs(self.work)
+        self.sha256 = hashlib.sha256(source).hexdigest()
+        # Jobs outlive the connection that brought this text: they need it as a file.
+        self.path = os.path.join(self.work, "agent-%s.py" % self.sha256[:16])
+        if _sha256_or_none(self.path) != self.sha256:
+            write_atomically(self.path, source)
+
+    def greeting(self) -> Json:
+        """First line."""
+        return {
+            "greeting": GREETING,
+            "protocol": PROTOCOL,
+            "agent": self.sha256,
+            "python": platform.python_version(),
+            "work": self.work,
+        }
+
+    def answer(self, request: Json) -> Any:
+        """Result of one request; raises :class:`AgentError`."""
+        command = request.get("command")
+        if command == "probe":
+            return probe(self.work)
+        if command == "have":
+            return {sha256: self.store.have(sha256) for sha256 in request["files"]}
+        if command == "put":
+            data = base64.b64decode(request["data"])
+            if len(data) > LARGEST_CHUNK or zlib.crc32(data) & 0xFFFFFFFF != request["crc32"]:
+                raise AgentError("protocol", "a piece of a file was damaged on its way")
+            return self.store.put(request["sha256"], request["size"], request["offset"], data)
+        if command == "start":
+            return self.jobs.start(request["kind"], request["spec"], self.path)
+        if command == "poll":
+            return self.jobs.poll(request["key"], request.get("wait", 0.0), request.get("seen"))
+        if command == "cancel":
+            return self.jobs.cancel(request["key"])
+        if command == "forget":
+            return self.jobs.forget(request["key"])
+        if command == "running":
+            return self.jobs.running()
+        if command == "clean":
+            return self._clean()
+        raise AgentError("protocol", "there is no command %r" % str(command)[:80])
+
+    def _clean(self) -> Json:
+        running = self.jobs.running()
+        if running:
+            raise AgentError("busy", "%d job(s) are still running" % len(running))
+        before = folder_size(self.work)
+        for name in os.listdir(self.work):
+            path = os.path.join(self.work, name)
+            if name in ("store", "jobs"):
+                shutil.rmtree(path, ignore_errors=True)
+                os.makedirs(path, exist_ok=True)
+            elif re.match(r"timing-\w+\.cache\Z|agent-\w+\.py\Z", name) and path != self.path:
+                os.unlink(path)
+        return {"freed_mb": (before - folder_size(self.work)) >> 20}
+
+
+def lines(stream: Any) -> Iterator[bytes]:
+    """Lines of a binary stream, until it ends."""
+    while True:
+        line = stream.readline()
+        if not line:
+            return
+        yield line
+
+
+def serve(work: str, source: bytes) -> int:
+    """Answer requests from stdin until it ends."""
+
+    def send(value: Json) -> None:
+        sys.stdout.buffer.write(json.dumps(value, allow_nan=False).encode("ascii") + b"\n")
+        sys.stdout.buffer.flush()
+
+    try:
+        try:
+            agent = Agent(work, source)
+        except OSError as error:
+            send({"greeting": GREETING, "protocol": PROTOCOL, "error": {"kind": "system", "message": str(error)}})
+            return 1
+        send(agent.greeting())
+        for line in lines(sys.stdin.buffer):
+            # A line without its end is half a request: the connection was lost in it.
+            if not line.endswith(b"\n"):
+                break
+            identity = None
+            try:
+                request = json.loads(line.decode("utf-8"))
+                identity = request["id"]
+                send({"id": identity, "result": agent.answer(request)})
+            except AgentError as error:
+                send({"id": identity, "error": {"kind": error.kind, "message": str(error)}})
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                message = "%s: %s" % (type(error).__name__, error)
+                send({"id": identity, "error": {"kind": "protocol", "message": message}})
+            except OSError as error:
+                if isinstance(error, BrokenPipeError):
+                    raise
+                kind = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "system"
+                send({"id": identity, "error": {"kind": kind, "message": str(error)}})
+    except (BrokenPipeError, KeyboardInterrupt):
+        # Nobody listens any more. What was started goes on.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 0
+
+
+def main(arguments: List[str], source: Optional[bytes] = None) -> int:
+    """Run the agent; ``source`` is its own text where it came over the connection and is no file."""
+    if source is None:
+        with open(os.path.abspath(__file__), "rb") as stream:
+            source = stream.read()
+    parser = argparse.ArgumentParser(prog="agent.py", description="dyndeploy's on-device agent.")
+    commands = parser.add_subparsers(dest="command")
+    for name in ("serve", "probe"):
+        commands.add_parser(name).add_argument("--work", default=DEFAULT_WORK)
+    job = commands.add_parser("job")
+    job.add_argument("work")
+    job.add_argument("key")
+    job.add_argument("lock", type=int)
+    options = parser.parse_args(arguments)
+    if options.command == "job":
+        return run_job(options.work, options.key, options.lock)
+    if options.command == "probe":
+        print(json.dumps(Agent(options.work, source).answer({"command": "probe"}), indent=2))
+        return 0
+    if options.command == "serve":
+        return serve(options.work, source)
+    parser.print_help()
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,116 @@
+"""The user's boards by name: a small JSON file in the user's configuration folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dyndeploy import files
+from dyndeploy.errors import InputError, UsageError, unknown_name
+from dyndeploy.remote.transport import LocalTransport, SshTransport, Transport
+from dyndeploy.targets import load_target
+
+VARIABLE = "DYNDEPLOY_DEVICES"
+"""Environment variable that names another file."""
+
+THIS_MACHINE = "cpu"
+"""Reserved: what ``dyndeploy profile`` measures without a board."""
+
+LOCAL_HOST = "local:"
+"""As host: this machine, through an agent process."""
+
+
+@dataclass(frozen=True)
+class DeviceEntry:
+    """A board that the user named.
+
+    Attributes:
+        name: As given to ``--device``.
+        host: ``user@address``, a host of the ssh configuration, ``ssh://user@address:port``, or ``local:``.
+        target: Name of its target, or None where only the board itself tells.
+        ssh_config: Another ssh configuration file than the user's, or None.
+        work: The agent's folder on the board, or None for its default.
+    """
+
+    name: str
+    host: str
+    target: str | None = None
+    ssh_config: str | None = None
+    work: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse names and addresses that cannot work; raises ``UsageError``."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", self.name) or self.name == THIS_MACHINE:
+            raise UsageError(
+                f"'{self.name}' cannot be a device's name: use letters, digits, '_', '.', '-'; '{THIS_MACHINE}' is "
+                "this machine."
+            )
+        if self.target is not None:
+            load_target(self.target)
+        self.transport()
+
+    def transport(self) -> Transport:
+        """The way to the board."""
+        return LocalTransport() if self.host == LOCAL_HOST else SshTransport(self.host, self.ssh_config)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, without what is not set."""
+        value = {"host": self.host, "target": self.target, "ssh_config": self.ssh_config, "work": self.work}
+        return {key: item for key, item in value.items() if item is not None}
+
+
+def devices_file() -> Path:
+    """Where the boards are kept: ``DYNDEPLOY_DEVICES``, else ``dyndeploy/devices.json`` in the configuration folder."""
+    named = os.environ.get(VARIABLE)
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base and os.path.isabs(base) else Path.home() / ".config") / "dyndeploy" / "devices.json"
+
+
+def load_devices(path: Path | None = None) -> dict[str, DeviceEntry]:
+    """Read the boards; none where there is no file.
+
+    Raises:
+        InputError: The file is damaged; the message names it.
+    """
+    source = path or devices_file()
+    if not source.exists():
+        return {}
+    content = files.read_json(source)
+    try:
+        return {name: DeviceEntry(name=name, **_texts(entry)) for name, entry in content["devices"].items()}
+    except (AttributeError, KeyError, TypeError, UsageError) as error:
+        raise InputError(
+            f"{source} is malformed: {error}. Correct it, or remove it and add the devices again."
+        ) from error
+
+
+def _texts(entry: Any) -> dict[str, str]:
+    if not all(isinstance(item, str) for item in entry.values()):
+        raise TypeError("every field of a device is a text")
+    return dict(entry)
+
+
+def save_device(entry: DeviceEntry, path: Path | None = None) -> None:
+    """Add a board, or replace the one of its name."""
+    devices = load_devices(path)
+    devices[entry.name] = entry
+    _write(devices, path)
+
+
+def remove_device(name: str, path: Path | None = None) -> None:
+    """Remove a board; raises ``UsageError`` if there is none of this name."""
+    devices = load_devices(path)
+    if name not in devices:
+        raise unknown_name("device", name, devices)
+    del devices[name]
+    _write(devices, path)
+
+
+def _write(devices: dict[str, DeviceEntry], path: Path | None) -> None:
+    content = {name: entry.to_json() for name, entry in sorted(devices.items())}
+    files.write_json(path or devices_file(), {"devices": content})
