@@ -36,6 +36,7 @@ def device(
     target: Annotated[str | None, typer.Option(help="What the board is; see 'dyndeploy targets'.")] = None,
     ssh_config: Annotated[Path | None, typer.Option(help="Another ssh configuration file than yours.")] = None,
     work: Annotated[str | None, typer.Option(help="Folder of the agent on the board. [default: ~/.cache]")] = None,
+    python: Annotated[str | None, typer.Option(help="Python on the board. [default: python3]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
 ) -> None:
     """Name the boards that 'dyndeploy profile --device NAME' measures on, and look after them."""
@@ -56,7 +57,7 @@ def device(
         raise UsageError(f"'dyndeploy device {action.value}' needs {wanted}.")
     if action is Action.ADD:
         config = None if ssh_config is None else str(ssh_config.absolute())
-        entry = DeviceEntry(name, host or "", target, config, work)
+        entry = DeviceEntry(name, host or "", target, config, work, python)
         save_device(entry)
         if as_json:
             print_json({name: entry.to_json()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -122,7 +123,7 @@ def _board(device: str, host: str | None) -> DeviceEntry | None:
         return DeviceEntry(name, host or "", device if device in targets and device != THIS_MACHINE else None)
     if host is None:
         return board
-    return DeviceEntry(board.name, host, board.target, board.ssh_config, board.work)
+    return replace(board, host=host)
 
 
 def _predicted(result: Profile) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class DeviceEntry:
         target: Name of its target, or None where only the board itself tells.
         ssh_config: Another ssh configuration file than the user's, or None.
         work: The agent's folder on the board, or None for its default.
+        python: Interpreter there, or None for ``python3``.
     """
 
     name: str
@@ -40,6 +42,7 @@ class DeviceEntry:
     target: str | None = None
     ssh_config: str | None = None
     work: str | None = None
+    python: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse names and addresses that cannot work; raises ``UsageError``."""
@@ -54,11 +57,13 @@ class DeviceEntry:
 
     def transport(self) -> Transport:
         """The way to the board."""
-        return LocalTransport() if self.host == LOCAL_HOST else SshTransport(self.host, self.ssh_config)
+        if self.host == LOCAL_HOST:
+            return LocalTransport(self.python or sys.executable)
+        return SshTransport(self.host, self.ssh_config, self.python or "python3")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, without what is not set."""
-        value = {"host": self.host, "target": self.target, "ssh_config": self.ssh_config, "work": self.work}
+        value = {key: item for key, item in asdict(self).items() if key != "name"}
         return {key: item for key, item in value.items() if item is not None}
 
 

@@ -1,0 +1,485 @@
+"""The agent's own parts: parsers, store, jobs; and that a board's Python can run it."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dyndeploy.remote import agent
+from dyndeploy.remote.profiling import device_warnings
+from dyndeploy.remote.transport import agent_source
+from dyndeploy.targets import target_names
+
+DATA = Path(__file__).parent / "data"
+BOARDS: dict[str, dict[str, Any]] = json.loads((DATA / "boards.json").read_text())
+AGENT = Path(agent.__file__)
+VERMIN = Path(sys.executable).parent / "vermin"
+
+
+def board_root(folder: Path, name: str) -> Path:
+    """The system files of a board, as its Linux shows them."""
+    facts = BOARDS[name]
+    low, high = facts["gpu"]
+    content = {
+        "proc/device-tree/model": facts["model"],
+        "etc/nv_tegra_release": facts["nv_tegra_release"],
+        "proc/meminfo": "MemTotal:        4059712 kB\nMemAvailable:    2516582 kB\nSwapTotal:       2029856 kB\n",
+        f"sys/class/devfreq/{facts['devfreq']}/min_freq": str(low),
+        f"sys/class/devfreq/{facts['devfreq']}/max_freq": str(high),
+        f"sys/class/devfreq/{facts['devfreq']}/cur_freq": str(low),
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_min_freq": "1479000",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq": "1479000",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "schedutil\n",
+        "usr/local/cuda/version.txt": "CUDA Version 10.2.300\n",
+    }
+    for path, text in content.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    return folder
+
+
+def samples_of(name: str) -> list[dict[str, Any]]:
+    return [agent.parse_tegrastats(line) for line in (DATA / f"tegrastats_{name}.txt").read_text().splitlines(True)]
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_board_says_what_it_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "nvpmodel").write_text(f"#!/bin/sh\nprintf '%s' '{BOARDS[name]['nvpmodel']}'\n")
+    (tools / "nvpmodel").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setattr(agent, "MODULES_SCRIPT", "print('MODULES {}')")
+    facts = agent.probe(str(tmp_path), str(board_root(tmp_path / "root", name)))
+    expected = BOARDS[name]
+    assert facts["target"] == name and name in target_names()
+    assert (facts["l4t"], facts["jetpack"], facts["power_mode"]) == tuple(
+        expected[k] for k in ("l4t", "jetpack", "mode")
+    )
+    low, high = expected["gpu"]
+    assert facts["clocks"]["gpu"] == {"min": low, "max": high, "current": low, "fixed": low == high}
+    assert facts["clocks"]["cpu"]["fixed"] and facts["clocks"]["cpu"]["governor"] == "schedutil"
+    assert facts["cuda"]["version"] == "10.2.300"
+    assert facts["memory"] == {"total_mb": 3964, "available_mb": 2457, "swap_mb": 1982}
+    json.dumps(facts, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_tegrastats_of_every_board(name: str) -> None:
+    samples = samples_of(name)
+    assert [sample["total_mw"] for sample in samples] == BOARDS[name]["total"]
+    assert {sample["total_rails"] for sample in samples} == {BOARDS[name]["rails"]}
+    summary = agent.summarise_samples(samples)
+    assert summary["power_mw"]["mean"] == pytest.approx(sum(BOARDS[name]["total"]) / len(samples))
+    assert summary["gpu_mhz"] == {"min": BOARDS[name]["mhz"], "max": BOARDS[name]["mhz"]}
+    temperatures = summary["temperatures_c"]
+    assert "PMIC" not in temperatures and all(20 < value < 60 for value in temperatures.values())
+    assert {key.lower() for key in temperatures} >= {"gpu"}
+
+
+def test_values_of_one_line() -> None:
+    sample = samples_of("nano")[1]
+    assert sample["rails_mw"] == {"POM_5V_IN": 7654, "POM_5V_GPU": 3120, "POM_5V_CPU": 1014}
+    assert (sample["gpu_load"], sample["gpu_mhz"], sample["emc_mhz"], sample["cpu_mhz"]) == (99, 921, 1600, 1479)
+    assert sample["ram_mb"] == 2101
+    assert sample["temperatures_c"] == {"PLL": 34, "CPU": 37.5, "GPU": 36, "AO": 43, "thermal": 36.75}
+    orin = samples_of("agx_orin")[0]
+    assert "cv0" not in orin["temperatures_c"] and orin["temperatures_c"]["tj"] == 49.968
+    assert orin["rails_mw"]["VDDQ_VDD2_1V8AO"] == 1816
+
+
+RAILS = st.sampled_from(["POM_5V_IN", "VDD_IN", "VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "GPU", "CPU", "SOC", "X_Y"])
+
+
+@given(
+    rails=st.dictionaries(RAILS, st.integers(0, 99999), max_size=6),
+    sensors=st.dictionaries(st.sampled_from(["CPU", "GPU", "tj", "soc0", "AO"]), st.integers(-50, 1200), max_size=5),
+    load=st.integers(0, 100),
+    clock=st.none() | st.integers(1, 9999),
+    unit=st.sampled_from(["", "mW"]),
+    brackets=st.booleans(),
+)
+def test_any_tegrastats_line_reads_back(
+    rails: dict[str, int], sensors: dict[str, int], load: int, clock: int | None, unit: str, brackets: bool
+) -> None:
+    parts = ["RAM 5/7MB (lfb 1x4MB) SWAP 0/2MB (cached 0MB) CPU [1%@5,off]", f"GR3D_FREQ {load}%"]
+    if clock is not None:
+        parts[-1] += f"@[{clock},{clock}]" if brackets else f"@{clock}"
+    parts += [f"{name}@{tenths / 10}C" for name, tenths in sensors.items()]
+    parts += [f"{name} {value}{unit}/{value}{unit}" for name, value in rails.items()]
+    sample = agent.parse_tegrastats(" ".join(parts) + "\n")
+    assert sample.get("rails_mw", {}) == rails
+    assert sample.get("temperatures_c", {}) == {name: pytest.approx(tenths / 10) for name, tenths in sensors.items()}
+    assert (sample["gpu_load"], sample.get("gpu_mhz")) == (load, clock)
+    if "VDD_IN" in rails and "POM_5V_IN" not in rails:
+        assert sample["total_mw"] == rails["VDD_IN"]
+    elif not {"VDD_IN", "POM_5V_IN"} & set(rails) and {"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"} <= set(rails):
+        assert sample["total_mw"] == rails["VDD_GPU_SOC"] + rails["VDD_CPU_CV"] + rails["VIN_SYS_5V0"]
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_survived(text: str) -> None:
+    json.dumps([agent.parse_tegrastats(text), agent.parse_nvpmodel(text), agent.parse_l4t(text)], allow_nan=False)
+
+
+@given(st.integers(1, 99), st.lists(st.integers(0, 99), min_size=1, max_size=3))
+def test_any_release_reads_back(major: int, revision: list[int]) -> None:
+    dotted = ".".join(map(str, revision))
+    assert agent.parse_l4t(f"# R{major} (release), REVISION: {dotted}, GCID: 1") == f"{major}.{dotted}"
+
+
+@given(st.text(st.characters(categories=["Lu", "Nd"]), min_size=1, max_size=12), st.integers(0, 99))
+def test_any_power_mode_reads_back(name: str, number: int) -> None:
+    text = f"NVPM WARN: fan mode is not set!\nNV Power Mode: {name}\n{number}\n"
+    assert agent.parse_nvpmodel(text) == {"name": name, "id": number}
+
+
+# ---------------------------------------------------------------- warnings about clocks
+
+
+def facts_of(name: str, **changes: Any) -> dict[str, Any]:
+    low, high = BOARDS[name]["gpu"]
+    gpu = {"min": low, "max": high, "current": low, "fixed": low == high}
+    cpu = {"min": 1479000, "max": 1479000, "current": 1479000, "fixed": True}
+    return {"target": name, "power_mode": BOARDS[name]["mode"], "clocks": {"gpu": gpu, "cpu": cpu}, **changes}
+
+
+def test_steady_clocks_give_no_warning() -> None:
+    facts = facts_of("nano")
+    assert device_warnings(facts, agent.summarise_samples(samples_of("nano")), facts["clocks"]) == []
+
+
+def test_clocks_that_move_and_limited_modes_are_named() -> None:
+    notes = device_warnings(facts_of("tx2"), agent.summarise_samples(samples_of("tx2")))
+    assert len(notes) == 2
+    assert "GPU 115-1300 MHz" in notes[0] and "jetson_clocks" in notes[0]
+    assert "MAXP_CORE_ARM" in notes[1] and "nvpmodel" in notes[1]
+
+
+def test_throttling_is_seen_in_tegrastats_and_in_the_limits() -> None:
+    facts = facts_of("nano")
+    hot = [*samples_of("nano"), {"gpu_load": 99, "gpu_mhz": 614, "temperatures_c": {"GPU": 97.0, "CPU": 90.0}}]
+    (note,) = device_warnings(facts, agent.summarise_samples(hot), facts["clocks"])
+    assert "614 MHz of 922 MHz" in note and "GPU reached 97 degrees" in note
+    idle = [*samples_of("nano"), {"gpu_load": 0, "gpu_mhz": 76}]
+    assert device_warnings(facts, agent.summarise_samples(idle), facts["clocks"]) == []
+    lowered = {"gpu": {"min": 640000000, "max": 640000000, "current": 640000000, "fixed": True}}
+    (note,) = device_warnings(facts, {}, lowered)
+    assert "from 922 to 640 MHz" in note
+
+
+def test_a_machine_that_is_no_board_is_not_told_to_run_board_tools() -> None:
+    cpu = {"min": 800000, "max": 3000000, "current": 800000, "fixed": False}
+    assert device_warnings({"target": None, "power_mode": None, "clocks": {"gpu": None, "cpu": cpu}}, {}) == []
+
+
+def test_the_monitor_reads_while_something_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "tegrastats"
+    tool.write_text(f"#!/bin/sh\nwhile cat '{DATA / 'tegrastats_nano.txt'}'; do sleep 0.02; done\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monitor = agent.Monitor(10)
+    deadline = time.monotonic() + 10
+    while len(monitor.samples) < 6 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    result = monitor.stop()
+    assert result["summary"]["count"] >= 6
+    assert result["summary"]["power_mw"]["max"] == 7734
+    assert monitor._process is not None and monitor._process.poll() is not None
+
+
+# ---------------------------------------------------------------- the store
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@given(data=st.binary(max_size=200), cuts=st.lists(st.integers(0, 200), max_size=5))
+def test_any_pieces_give_the_file(data: bytes, cuts: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
+    store = agent.Store(str(tmp_path_factory.mktemp("store")))
+    name, size, offset, whole = digest(data), len(data), 0, False
+    edges = [*sorted({min(cut, size) for cut in cuts} - {0, size}), size]
+    for edge in edges:
+        assert not whole
+        # A piece sent twice, as after a lost answer, changes nothing.
+        for _ in range(2):
+            offset_now, whole = store.put(name, size, offset, data[offset:edge])
+            assert offset_now == edge
+        offset = edge
+    assert whole and Path(store.checked(name)).read_bytes() == data
+    assert os.listdir(store.folder) == [name]
+
+
+def test_half_a_file_is_no_file_and_is_continued(tmp_path: Path) -> None:
+    store, data = agent.Store(str(tmp_path)), b"0123456789"
+    name = digest(data)
+    assert store.put(name, 10, 0, data[:4]) == (4, False)
+    assert store.have(name) == (4, False)
+    with pytest.raises(agent.AgentError, match="never received"):
+        store.checked(name)
+    assert agent.Store(str(tmp_path)).put(name, 10, 7, data[7:]) == (4, False)
+    assert store.put(name, 10, 4, data[4:]) == (10, True)
+    assert store.have(name) == (10, True)
+
+
+def test_wrong_bytes_never_become_the_file(tmp_path: Path) -> None:
+    store, data = agent.Store(str(tmp_path)), b"0123456789"
+    with pytest.raises(agent.AgentError) as caught:
+        store.put(digest(data), 10, 0, b"x" * 10)
+    assert caught.value.kind == "checksum"
+    assert store.have(digest(data)) == (0, False)
+
+
+def test_a_file_damaged_on_the_disk_is_removed(tmp_path: Path) -> None:
+    store, data = agent.Store(str(tmp_path)), b"0123456789"
+    store.put(digest(data), 10, 0, data)
+    (tmp_path / digest(data)).write_bytes(b"rotten")
+    with pytest.raises(agent.AgentError, match="damaged"):
+        store.checked(digest(data))
+    assert store.have(digest(data)) == (0, False)
+
+
+def test_a_full_disk_keeps_what_was_received(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, data = agent.Store(str(tmp_path)), b"0123456789"
+    store.put(digest(data), 10, 0, data[:4])
+    real = os.statvfs(tmp_path)
+    full = os.statvfs_result((*real[:4], 1, *real[5:10]))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    with pytest.raises(agent.AgentError) as caught:
+        store.put(digest(data), 10, 4, data[4:])
+    assert caught.value.kind == "disk_full"
+    assert store.have(digest(data)) == (4, False)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../../etc/passwd", "A" * 64, "0" * 63, "0" * 64 + "\n"])
+def test_names_that_are_no_checksums_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(agent.AgentError):
+        agent.Store(str(tmp_path)).path(name)
+    with pytest.raises(agent.AgentError):
+        agent.Jobs(str(tmp_path)).path(name)
+
+
+# ---------------------------------------------------------------- the protocol
+
+
+class Talk:
+    """An agent process and its pipes."""
+
+    def __init__(self, work: Path, python: str = sys.executable, env: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [python, str(AGENT), "serve", "--work", str(work)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=None if env is None else {**os.environ, **env},
+        )
+        self.greeting = self.read()
+
+    def read(self) -> Any:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+    def ask(self, **request: Any) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"id": 1, **request}).encode() + b"\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def put(self, data: bytes) -> Any:
+        import base64
+
+        text = base64.b64encode(data).decode()
+        return self.ask(command="put", sha256=digest(data), size=len(data), offset=0, data=text, crc32=zlib.crc32(data))
+
+    def end(self) -> int:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        code = self.process.wait(10)
+        self.process.stdout.close()
+        return code
+
+
+def test_requests_that_make_no_sense_are_answered(tmp_path: Path) -> None:
+    talk = Talk(tmp_path)
+    assert talk.greeting["greeting"] == agent.GREETING
+    assert talk.greeting["agent"] == digest(agent_source())
+    for request in (
+        {"command": "fly"},
+        {"command": "put"},
+        {"command": "start", "kind": "x", "spec": {}},
+        {"command": "poll", "key": "../.."},
+        {"command": "poll", "key": 3},
+        {"command": "have", "files": 3},
+        {},
+    ):
+        assert talk.ask(**request)["error"]["kind"] == "protocol", request
+    assert talk.process.stdin is not None
+    for line in (b"\n", b"[]\n", b"\xff\xfe\n", b'{"id": 1\n', b"null\n"):
+        talk.process.stdin.write(line)
+        talk.process.stdin.flush()
+        assert talk.read()["error"]["kind"] == "protocol", line
+    data = b"piece"
+    broken = talk.ask(command="put", sha256=digest(data), size=5, offset=0, data="cGllY2U=", crc32=1)
+    assert broken["error"]["kind"] == "protocol"
+    assert talk.put(data)["result"] == [5, True]
+    # Half a request, as when the line breaks: not carried out.
+    talk.process.stdin.write(b'{"id": 1, "command": "clean"}')
+    assert talk.end() == 0
+    assert (tmp_path / "store" / digest(data)).is_file()
+
+
+def test_a_job_that_was_killed_is_seen_and_started_again(tmp_path: Path) -> None:
+    talk = Talk(tmp_path)
+    gate = tmp_path / "gate"
+    sources = {"CMakeLists.txt": waiting_project(gate)}
+    spec = {"sources": {name: digest(data) for name, data in sources.items()}, "library": "libmade.so"}
+    for data in sources.values():
+        talk.put(data)
+    if shutil.which("cmake") is None:
+        pytest.skip("no cmake on this machine")
+    started = talk.ask(command="start", kind="plugins", spec=spec)["result"]
+    key = started["key"]
+    assert talk.ask(command="start", kind="plugins", spec=spec)["result"] == {**started, "found": True}
+    assert talk.ask(command="running")["result"] == [key]
+    assert talk.ask(command="clean")["error"]["kind"] == "busy"
+    assert talk.ask(command="cancel", key=key)["result"]["key"] == key
+    deadline = time.monotonic() + 10
+    while (answer := talk.ask(command="poll", key=key, wait=0.2)["result"])["status"] == "running":
+        assert time.monotonic() < deadline
+    assert answer["status"] == "died"
+    gate.write_text("")
+    assert talk.ask(command="start", kind="plugins", spec=spec)["result"]["found"] is False
+    while (answer := talk.ask(command="poll", key=key, wait=5, seen=answer["state"])["result"])["status"] == "running":
+        pass
+    assert answer["status"] == "done", answer
+    library = tmp_path / "jobs" / key / "out" / "libmade.so"
+    assert answer["result"]["files"] == {"libmade.so": digest(library.read_bytes())}
+    assert talk.ask(command="clean")["result"]["freed_mb"] >= 0
+    assert os.listdir(tmp_path / "jobs") == []
+    assert talk.end() == 0
+
+
+def waiting_project(gate: Path) -> bytes:
+    """A CMake project whose build makes libmade.so, and waits for a file to appear first."""
+    return (
+        "cmake_minimum_required(VERSION 3.10)\nproject(waiting NONE)\n"
+        f'add_custom_target(made ALL COMMAND sh -c "i=0; while [ ! -e \\"{gate}\\" ] && [ $i -lt 300 ]; '
+        'do sleep 0.1; i=$((i+1)); done; echo made > libmade.so" VERBATIM)\n'
+    ).encode()
+
+
+def test_a_failed_build_says_why_and_is_tried_again(tmp_path: Path) -> None:
+    if shutil.which("cmake") is None:
+        pytest.skip("no cmake on this machine")
+    talk = Talk(tmp_path)
+    project = b'cmake_minimum_required(VERSION 3.10)\nproject(x NONE)\nmessage(FATAL_ERROR "no CUDA here")\n'
+    talk.put(project)
+    spec = {"sources": {"CMakeLists.txt": digest(project)}, "library": "libmade.so"}
+    key = talk.ask(command="start", kind="plugins", spec=spec)["result"]["key"]
+    while (answer := talk.ask(command="poll", key=key, wait=5)["result"])["status"] == "running":
+        pass
+    assert answer["failure"]["kind"] == "tool" and "cmake failed" in answer["failure"]["message"]
+    assert "no CUDA here" in answer["log"]
+    assert talk.ask(command="start", kind="plugins", spec=spec)["result"]["found"] is False
+    outside = {"sources": {"../../evil": digest(project)}, "library": "libmade.so"}
+    key = talk.ask(command="start", kind="plugins", spec=outside)["result"]["key"]
+    while (answer := talk.ask(command="poll", key=key, wait=5)["result"])["status"] == "running":
+        pass
+    assert answer["failure"]["kind"] == "protocol"
+    assert talk.end() == 0
+
+
+# ---------------------------------------------------------------- a board's Python
+
+STANDARD_3_6 = {
+    "argparse", "base64", "errno", "fcntl", "hashlib", "json", "os", "platform", "re", "shutil", "signal", "statistics",
+    "subprocess", "sys", "threading", "time", "traceback", "typing", "zlib",
+}  # fmt: skip
+
+
+def test_only_the_standard_library_is_imported_with_the_module() -> None:
+    tree = ast.parse(AGENT.read_text(encoding="utf-8"), feature_version=(3, 6))
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").split(".")[0])
+    assert imported <= STANDARD_3_6 | {"ctypes"}
+    assert set(sys.stdlib_module_names) >= STANDARD_3_6
+
+
+def test_python_3_6_can_run_it() -> None:
+    """vermin finds the oldest Python that knows all syntax and all library calls of a file."""
+    done = subprocess.run(
+        [str(VERMIN), "--target=3.6-", "--violations", "--no-tips", str(AGENT)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "Minimum required versions: 3.6" in done.stdout.replace("~", "")
+
+
+def test_the_static_check_can_fail(tmp_path: Path) -> None:
+    newer = tmp_path / "newer.py"
+    newer.write_text("import subprocess\nsubprocess.run(['x'], capture_output=True)\n")
+    done = subprocess.run([str(VERMIN), "--target=3.6-", "--no-tips", str(newer)], capture_output=True)
+    assert done.returncode != 0
+
+
+def old_python() -> str | None:
+    """The oldest Python at hand, older than this one: named by a variable, in the PATH, or among pyenv's."""
+    named = os.environ.get("DYNDEPLOY_OLD_PYTHON")
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    for minor in range(6, sys.version_info[1]):
+        candidates = [shutil.which(f"python3.{minor}"), *(str(p) for p in pyenv.glob(f"3.{minor}.*/bin/python3"))]
+        for path in [named] if named else candidates:
+            # pyenv puts stubs into the PATH for versions that are not switched on.
+            if path and subprocess.run([path, "-c", "import json"], capture_output=True).returncode == 0:
+                return path
+    return None
+
+
+def test_the_oldest_python_at_hand_probes_stores_and_verifies(tmp_path: Path) -> None:
+    python = old_python()
+    if python is None:
+        pytest.skip("no older Python: name one with DYNDEPLOY_OLD_PYTHON")
+    talk = Talk(tmp_path / "work", python)
+    assert talk.greeting["python"] != platform.python_version()
+    facts = talk.ask(command="probe")["result"]
+    assert facts["python"] == talk.greeting["python"] and facts["cores"] == os.cpu_count()
+    data = bytes(range(256)) * 1000
+    assert talk.put(data)["result"] == [len(data), True]
+    assert (tmp_path / "work" / "store" / digest(data)).read_bytes() == data
+    spec = {"engines": {}, "reference": digest(data), "runtime": "onnxruntime", "threads": 1}
+    key = talk.ask(command="start", kind="verify", spec=spec)["result"]["key"]
+    while (answer := talk.ask(command="poll", key=key, wait=10)["result"])["status"] == "running":
+        pass
+    # Without numpy it must say so; with it, that these bytes are no reference.
+    assert answer["status"] == "failed" and answer["failure"]["kind"] in ("unsupported", "bug"), answer
+    if "version" not in facts["modules"]["numpy"]:
+        assert "numpy" in answer["failure"]["message"]
+    assert talk.end() == 0
+
+
+def test_a_person_can_ask_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(AGENT), "probe", "--work", str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    facts = json.loads(done.stdout)
+    assert facts["cores"] == os.cpu_count() and math.isfinite(facts["disk_free_mb"])
