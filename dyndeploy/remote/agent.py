@@ -828,10 +828,10 @@ def _tensorrt(library: Optional[str]) -> Tuple[Any, Any, List[str]]:
             base.__init__(self)
 
         def log(self, severity: Any, text: str) -> None:
-            if severity in (base.ERROR, base.INTERNAL_ERROR, base.WARNING):
+            if int(severity) <= int(base.Severity.WARNING):
                 sys.stderr.write("TensorRT: %s\n" % text)
                 sys.stderr.flush()
-                if severity != base.WARNING:
+                if int(severity) < int(base.Severity.WARNING):
                     messages.append(text)
 
     log = Log()
@@ -933,12 +933,13 @@ class OnnxRuntimeSession:
         """All outputs."""
         return dict(zip(self.outputs, self.session.run(self.outputs, {name: feeds[name] for name in self.inputs})))
 
-    def prepare(self, feeds: Json) -> Callable[[], float]:
+    def prepare(self, feeds: Json, outputs: List[str]) -> Callable[[], float]:
         """A function that runs once and returns milliseconds; the inputs are in place."""
         binding = self.session.io_binding()
         for name in self.inputs:
             binding.bind_cpu_input(name, feeds[name])
-        for name in self.outputs:
+        # The masks are computed all the same: the operators take them.
+        for name in outputs:
             binding.bind_output(name)
         kept = [feeds[name] for name in self.inputs]
 
@@ -1064,7 +1065,7 @@ class TensorRtSession:
                 self.cuda.memcpy_dtoh(results[name], self._results[name])
         return results
 
-    def prepare(self, feeds: Json) -> Callable[[], float]:
+    def prepare(self, feeds: Json, outputs: List[str]) -> Callable[[], float]:
         """A function that runs once and returns milliseconds between two events around the run."""
         placed, begin, end = self._place(feeds), self.cuda.Event(), self.cuda.Event()
 
@@ -1112,7 +1113,16 @@ class TensorRtSession:
 
 def open_sessions(job: Job, spec: Json, names: List[str], profile: bool = False) -> Json:
     """Sessions by name ("static", "dynamic", "forced") of engines that earlier jobs built."""
-    paths = {name: job.output_of(spec["engines"][name], "engine") for name in names if name in spec["engines"]}
+    paths, gone = {}, None  # type: Dict[str, str], Optional[AgentError]
+    for name in names:
+        if name in spec["engines"]:
+            try:
+                paths[name] = job.output_of(spec["engines"][name], "engine")
+            except AgentError as error:
+                gone = error
+    if gone is not None:
+        # After a look at all of them: whoever builds again builds everything that is gone.
+        raise gone
     if spec["runtime"] == "onnxruntime":
         return {name: OnnxRuntimeSession(path, spec["threads"], profile) for name, path in paths.items()}
     library = None if spec.get("plugins") is None else job.output_of(spec["plugins"], spec["library"])
@@ -1218,7 +1228,7 @@ def job_profile(job: Job, spec: Json) -> Json:
 
     ``spec``: ``runtime``, ``engines`` ("static", "dynamic", "forced"), ``inputs`` (SHA-256 of an .npz with
     ``image/<i>`` and ``forced/<configuration>/<draw>/<mask>``), ``batches``, ``draws`` per forced configuration (a
-    list), ``masks``, ``image``, ``repeats`` (or None), ``min_seconds``, ``warmup``, ``threads``.
+    list), ``masks``, ``image``, ``outputs``, ``repeats`` (or None), ``min_seconds``, ``warmup``, ``threads``.
 
     The last configuration, after the forced ones, is the data's own masks.
     """
@@ -1227,12 +1237,12 @@ def job_profile(job: Job, spec: Json) -> Json:
     with open(job.store.checked(spec["inputs"]), "rb") as stream:
         archive = numpy.load(stream, allow_pickle=False)
         arrays = {name: archive[name] for name in archive.files}
-    image, masks = spec["image"], spec["masks"]
+    image, masks, outputs = spec["image"], spec["masks"], spec["outputs"]
     batches = [arrays["image/%d" % index] for index in range(spec["batches"])]
     sessions = open_sessions(job, spec, ["static", "dynamic", "forced"])
     static, dynamic, forced = sessions["static"], sessions["dynamic"], sessions["forced"]
 
-    static_runs = [static.prepare({static.inputs[0]: batch}) for batch in batches]
+    static_runs = [static.prepare({static.inputs[0]: batch}, outputs) for batch in batches]
     configurations = []  # type: List[Json]
     for number, draws in enumerate(spec["draws"]):
         feeds_list = []
@@ -1244,7 +1254,7 @@ def job_profile(job: Job, spec: Json) -> Json:
             {
                 "label": "forced masks %d" % (number + 1),
                 "feeds": feeds_list,
-                "runs": [forced.prepare(feeds) for feeds in feeds_list],
+                "runs": [forced.prepare(feeds, outputs) for feeds in feeds_list],
                 "twins": [static_runs[draw % len(batches)] for draw in range(draws)],
             }
         )
@@ -1259,7 +1269,7 @@ def job_profile(job: Job, spec: Json) -> Json:
                 dict({"forced/" + name: value for name, value in values.items()}, **{image: batch})
                 for batch, values in zip(batches, own)
             ],
-            "runs": [dynamic.prepare({image: batch}) for batch in batches],
+            "runs": [dynamic.prepare({image: batch}, outputs) for batch in batches],
             "twins": static_runs,
         }
     )

@@ -286,17 +286,19 @@ class _Work:
         if tensorrt:
             common["typed"] = strongly_typed(self._bundle, self._versions["tensorrt"])
         operators = sorted({operator.op_type for operator in manifest.operators})
-        engines = {
+        built_engines = {
             name: self._run(
                 f"engine {name}",
                 "engine",
                 {**common, "model": content.sha256, "operators": [] if name == "static" else operators},
-            ).key
+            )
             for name, content in graphs.contents.items()
         }
         tolerance, margin, ties = _TOLERANCE[manifest.precision]
         tensors = {
-            "engines": engines,
+            "engines": {name: engine.key for name, engine in built_engines.items()},
+            # An engine that was built again may be another one, and is verified again.
+            "checksums": {name: engine.value["files"] for name, engine in built_engines.items()},
             "image": inputs.image,
             "masks": [mask.name for mask in manifest.masks],
             "outputs": [info.name for info in manifest.outputs],

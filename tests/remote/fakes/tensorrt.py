@@ -1,0 +1,247 @@
+"""A stand-in for the tensorrt package: the calls that the agent makes, over ONNX Runtime.
+
+``FAKE_TENSORRT`` chooses the version. What a version of the real package lacks does not exist here either: bindings are
+gone in 10, tensors by name begin with 8.5, ``max_workspace_size`` ends with 8.6. ``FAKE_TENSORRT_LACKS`` names a plugin
+that is not registered, ``FAKE_TENSORRT_WRONG`` adds an error to every output.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from pycuda import driver
+
+__version__ = os.environ.get("FAKE_TENSORRT", "8.2.1.8")
+_VERSION = tuple(int(part) for part in __version__.split("."))[:2]
+
+
+class ILogger:
+    class Severity(enum.IntEnum):
+        INTERNAL_ERROR = 0
+        ERROR = 1
+        WARNING = 2
+        INFO = 3
+        VERBOSE = 4
+
+    def __init__(self) -> None:
+        self.ready = True
+
+
+class IProfiler:
+    def __init__(self) -> None:
+        self.ready = True
+
+
+class MemoryPoolType(enum.IntEnum):
+    WORKSPACE = 0
+
+
+class ProfilingVerbosity(enum.IntEnum):
+    DETAILED = 1
+
+
+class TensorIOMode(enum.IntEnum):
+    NONE = 0
+    INPUT = 1
+    OUTPUT = 2
+
+
+if _VERSION < (10, 0):
+    NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", {"EXPLICIT_BATCH": 0})
+else:
+    NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 1})
+BuilderFlag = enum.IntEnum("BuilderFlag", {"FP16": 0, "TF32": 7} if _VERSION < (11, 0) else {"TF32": 7})
+
+
+def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
+    assert logger.ready
+    return True
+
+
+class _Registry:
+    @property
+    def plugin_creator_list(self) -> list[Any]:
+        names = ("SpatialMasker", "SpatialBottleneck", "SpatialBottleneckProjection")
+        creators = [type("Creator", (), {"name": name}) for name in names]
+        return [creator for creator in creators if creator.name != os.environ.get("FAKE_TENSORRT_LACKS")]
+
+
+def get_plugin_registry() -> _Registry:
+    return _Registry()
+
+
+def nptype(kind: str) -> Any:
+    return np.dtype(kind).type
+
+
+class _Network:
+    model = b""
+
+
+class OnnxParser:
+    num_errors = 1
+
+    def __init__(self, network: _Network, logger: ILogger) -> None:
+        self.network = network
+
+    def parse(self, data: bytes) -> bool:
+        self.network.model = data
+        return len(data) > 10
+
+    def get_error(self, index: int) -> str:
+        return "the graph is empty"
+
+
+class _TimingCache:
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def serialize(self) -> bytes:
+        return self.content + b"t"
+
+
+class _Config:
+    def __init__(self) -> None:
+        self.flags: set[int] = set()
+        self.profiling_verbosity = None
+        if _VERSION < (10, 0):
+            self.max_workspace_size = 0
+
+    if _VERSION >= (8, 4):
+
+        def set_memory_pool_limit(self, pool: int, size: int) -> None:
+            assert size > 0
+
+    def set_flag(self, flag: int) -> None:
+        self.flags.add(flag)
+
+    def clear_flag(self, flag: int) -> None:
+        self.flags.discard(flag)
+
+    def create_timing_cache(self, content: bytes) -> _TimingCache:
+        return _TimingCache(content)
+
+    def set_timing_cache(self, cache: _TimingCache, ignore_mismatch: bool) -> bool:
+        return True
+
+
+class Builder:
+    def __init__(self, logger: ILogger) -> None:
+        assert logger.ready
+
+    def create_network(self, flags: int) -> _Network:
+        # Before 10, ONNX graphs need the explicit batch flag; 10 and later have it always.
+        assert _VERSION >= (10, 0) or flags & 1
+        return _Network()
+
+    def create_builder_config(self) -> _Config:
+        return _Config()
+
+    def build_serialized_network(self, network: _Network, config: _Config) -> bytes:
+        assert config.profiling_verbosity is not None and BuilderFlag.TF32 not in config.flags
+        return b"PLAN" + network.model
+
+
+class _Context:
+    def __init__(self, engine: _Engine) -> None:
+        self.engine = engine
+        self.profiler: Any = None
+        self.addresses: dict[str, int] = {}
+
+    def _execute(self) -> bool:
+        feeds = {}
+        for value in self.engine.session.get_inputs():
+            feeds[value.name] = np.frombuffer(driver.MEMORY[self.addresses[value.name]], np.float32).reshape(
+                value.shape
+            )
+        names = [value.name for value in self.engine.session.get_outputs()]
+        error = float(os.environ.get("FAKE_TENSORRT_WRONG", "0"))
+        for name, value in zip(names, self.engine.session.run(names, feeds), strict=True):
+            memory = driver.MEMORY[self.addresses[name]]
+            memory[:] = (value + np.float32(error if name == "logits" else 0)).tobytes()
+        if self.profiler is not None:
+            for layer in self.engine.layers:
+                self.profiler.report_layer_time(layer, 0.25)
+        return True
+
+    if _VERSION < (10, 0):
+
+        def execute_async_v2(self, bindings: list[int], stream_handle: int) -> bool:
+            self.addresses = dict(zip(self.engine.names, bindings, strict=True))
+            return self._execute()
+
+    if _VERSION >= (8, 5):
+
+        def set_tensor_address(self, name: str, address: int) -> bool:
+            self.addresses[name] = address
+            return True
+
+        def execute_async_v3(self, stream_handle: int) -> bool:
+            return self._execute()
+
+
+class _Engine:
+    def __init__(self, model: bytes) -> None:
+        import onnx
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self.values = [*self.session.get_inputs(), *self.session.get_outputs()]
+        self.names = [value.name for value in self.values]
+        self.inputs = {value.name for value in self.session.get_inputs()}
+        self.layers = [node.name for node in onnx.load_from_string(model).graph.node]
+
+    def create_execution_context(self) -> _Context:
+        return _Context(self)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.values[self.names.index(name)].shape)
+
+    if _VERSION < (10, 0):
+
+        @property
+        def num_bindings(self) -> int:
+            return len(self.names)
+
+        def get_binding_name(self, index: int) -> str:
+            return self.names[index]
+
+        def get_binding_shape(self, index: int) -> tuple[int, ...]:
+            return self._shape(self.names[index])
+
+        def get_binding_dtype(self, index: int) -> str:
+            return "float32"
+
+        def binding_is_input(self, index: int) -> bool:
+            return self.names[index] in self.inputs
+
+    if _VERSION >= (8, 5):
+
+        @property
+        def num_io_tensors(self) -> int:
+            return len(self.names)
+
+        def get_tensor_name(self, index: int) -> str:
+            return self.names[index]
+
+        def get_tensor_mode(self, name: str) -> TensorIOMode:
+            return TensorIOMode.INPUT if name in self.inputs else TensorIOMode.OUTPUT
+
+        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+            return self._shape(name)
+
+        def get_tensor_dtype(self, name: str) -> str:
+            return "float32"
+
+
+class Runtime:
+    def __init__(self, logger: ILogger) -> None:
+        assert logger.ready
+
+    def deserialize_cuda_engine(self, plan: bytes) -> _Engine | None:
+        return _Engine(plan[4:]) if plan.startswith(b"PLAN") else None

@@ -1,0 +1,171 @@
+"""The agent's TensorRT side and a board's whole flow, with stand-ins for tensorrt and pycuda (see fakes/)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dyndeploy import files
+from dyndeploy.bundle import MANIFEST, Bundle, write_manifest
+from dyndeploy.errors import DeviceError, UsageError, VerificationError
+from dyndeploy.profiling import Profile
+from dyndeploy.remote import DeviceClient, DeviceEntry, DeviceReport, LocalTransport, payload, profile_on_device
+from dyndeploy.reporting import compare_profile, predict_profile
+from tests.remote.conftest import verifiable_bundle
+
+FAKES = Path(__file__).parent / "fakes"
+OPTIONS: dict[str, Any] = {"rates": (0.25, 1.0), "repeats": 4, "warmup": 1}
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("cmake") is None or shutil.which("cc") is None, reason="needs cmake and a C compiler"
+)
+
+PROJECT = """cmake_minimum_required(VERSION 3.10)
+project(plugins C)
+if(NOT CMAKE_BUILD_TYPE STREQUAL "Release" OR NOT CMAKE_CUDA_ARCHITECTURES STREQUAL "53")
+  message(FATAL_ERROR "not built for a Nano")
+endif()
+add_library(dyndeploy_tensorrt SHARED ../../kernels/cuda/empty.c)
+"""
+
+
+@pytest.fixture(scope="module")
+def nano_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("tensorrt") / "bundle"
+    bundle = verifiable_bundle(folder)
+    plugins = folder / "device" / "plugins"
+    for name, text in (("adapters/tensorrt/CMakeLists.txt", PROJECT), ("kernels/cuda/empty.c", "int dyndeploy;\n")):
+        (plugins / name).parent.mkdir(parents=True)
+        (plugins / name).write_text(text)
+    checksums = {
+        path.relative_to(folder).as_posix(): files.sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    write_manifest(folder, dataclasses.replace(bundle.manifest, target="nano", files=checksums))
+    return Bundle.open(folder)
+
+
+@pytest.fixture
+def nano(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DeviceClient]:
+    """Makes this machine say that it is a Nano with some version of TensorRT."""
+    path = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", str(FAKES) + (f"{os.pathsep}{path}" if path else ""))
+    # Here the copy is the graph itself: what the stand-in runs. The real one is tested with its own module.
+    plan = SimpleNamespace(typed=False)
+    graphs = SimpleNamespace(precision_plan=lambda *_: plan, tensorrt_model=lambda model, _: model)
+    monkeypatch.setattr(payload, "_tensorrt_graphs", lambda: graphs)
+    probe = DeviceClient.probe
+
+    def connect(version: str, **changes: Any) -> DeviceClient:
+        monkeypatch.setenv("FAKE_TENSORRT", version)
+        board = {"model": "NVIDIA Jetson Nano Developer Kit", "target": "nano", "l4t": "32.7.1", **changes}
+        monkeypatch.setattr(DeviceClient, "probe", lambda self: probe(self) | board)
+        return DeviceClient(LocalTransport(), work=str(tmp_path / "agent"), pause=0.05)
+
+    return connect
+
+
+def measure(client: DeviceClient, bundle: Bundle) -> DeviceReport:
+    with client:
+        return profile_on_device(bundle, client, DeviceEntry("nano", "local:", "nano"), **OPTIONS)
+
+
+@pytest.mark.parametrize("version", ["8.2.1.8", "8.5.2.2", "10.3.0"])
+def test_every_generation_of_the_interface(
+    version: str, nano: Callable[..., DeviceClient], nano_bundle: Bundle, tmp_path: Path
+) -> None:
+    report = measure(nano(version), nano_bundle)
+    assert list(report.steps) == ["plugins", "engine static", "engine dynamic", "engine forced", "verify", "profile"]
+    profile = report.profile
+    assert Profile.from_json(profile.to_json()) == profile
+    assert (profile.device, profile.runtime["name"], profile.runtime["version"]) == ("nano", "tensorrt", version)
+    assert profile.native["path"] == "libdyndeploy_tensorrt.so"
+    (library,) = (tmp_path / "agent" / "jobs").glob("*/out/libdyndeploy_tensorrt.so")
+    assert profile.native["sha256"] == files.sha256(library)
+    assert all(check["passed"] for check in report.checks)
+    # Every stand-in layer takes 0.25 ms: the static block 1 has conv1, relu, conv2, relu, conv3, shortcut, add, relu.
+    for result in profile.rates:
+        assert {block.name: (block.static_ms, block.dynamic_ms) for block in result.blocks} == {
+            "layer1.0": (2.0, 0.5),
+            "layer2.0": (1.75, 0.5),
+        }
+    # Measured on the board that is predicted: milliseconds may be compared.
+    assert compare_profile(profile, predict_profile(profile, "nano")).latency_mape is not None
+    again = measure(nano(version), nano_bundle)
+    assert again.uploaded_bytes == 0
+    assert [step for step, how in again.steps.items() if how == "done"] == ["profile"]
+
+
+def test_another_tensorrt_builds_again(nano: Callable[..., DeviceClient], nano_bundle: Bundle) -> None:
+    measure(nano("8.2.1.8"), nano_bundle)
+    report = measure(nano("8.5.2.2"), nano_bundle)
+    assert set(report.steps.values()) == {"done"}
+
+
+def test_an_engine_that_vanished_is_built_again(
+    nano: Callable[..., DeviceClient], nano_bundle: Bundle, tmp_path: Path
+) -> None:
+    measure(nano("8.2.1.8"), nano_bundle)
+    for engine in (tmp_path / "agent" / "jobs").glob("*/out/engine"):
+        engine.write_bytes(b"damaged")
+    report = measure(nano("8.2.1.8"), nano_bundle)
+    assert report.profile.device == "nano" and report.steps["profile"] == "done"
+
+
+def test_a_missing_plugin_is_named(
+    nano: Callable[..., DeviceClient], nano_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_TENSORRT_LACKS", "SpatialMasker")
+    with pytest.raises(DeviceError, match="no TensorRT plugin is registered for SpatialMasker"):
+        measure(nano("8.2.1.8"), nano_bundle)
+
+
+def test_wrong_results_are_not_profiled(
+    nano: Callable[..., DeviceClient], nano_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_TENSORRT_WRONG", "0.5")
+    with pytest.raises(VerificationError, match=r"logits under equal masks \(relative error"):
+        measure(nano("8.2.1.8"), nano_bundle)
+
+
+NO_TOOLS = {"cmake": None, "cuda": {"version": "10.2", "nvcc": None}}
+NO_TENSORRT = {"modules": {"numpy": {"version": "1.13.3"}, "tensorrt": {"error": "No module named 'tensorrt'"}}}
+OLD = {"modules": {name: {"version": "7.1.3"} for name in ("numpy", "tensorrt", "pycuda")}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target": "tx2", "model": "quill"}, ["exported for nano", "is a tx2 (quill)", "--target tx2"]),
+        ({"target": None, "model": None}, ["no known board", "--target cpu"]),
+        (NO_TENSORRT, ["lacks tensorrt", "nvidia-jetpack", "pycuda"]),
+        (OLD, ["TensorRT 7.1.3", "8.2 is the oldest"]),
+        (NO_TOOLS, ["neither cmake nor nvcc"]),
+        ({"disk_free_mb": 20}, ["20 MB of free disk", "device clean"]),
+    ],
+)
+def test_impossible_requests_are_refused_before_anything_is_sent(
+    changes: dict[str, Any], words: list[str], nano: Callable[..., DeviceClient], nano_bundle: Bundle, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        measure(nano("8.2.1.8", **changes), nano_bundle)
+    for word in words:
+        assert word in str(caught.value)
+    assert list((tmp_path / "agent" / "store").iterdir()) == []
+
+
+def test_a_device_of_another_target_is_refused_before_it_is_asked(nano_bundle: Bundle) -> None:
+    client = DeviceClient(LocalTransport())
+    with pytest.raises(UsageError, match="is a tx2"):
+        profile_on_device(nano_bundle, client, DeviceEntry("board", "local:", "tx2"))
+    int8 = dataclasses.replace(nano_bundle, manifest=dataclasses.replace(nano_bundle.manifest, precision="int8"))
+    with pytest.raises(UsageError, match="no INT8 instructions"):
+        profile_on_device(int8, client, DeviceEntry("board", "local:", "nano"))
