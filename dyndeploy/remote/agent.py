@@ -735,6 +735,12 @@ def job_plugins(job: Job, spec: Json) -> Json:
         env["PATH"] = os.path.dirname(cuda["nvcc"]) + os.pathsep + env.get("PATH", "")
         env.setdefault("CUDACXX", cuda["nvcc"])
 
+    skipped = []  # type: List[str]
+
+    def watch(line: str) -> None:
+        if re.search(r"not (?:built|linked)|[Ss]kipped|not found", line):
+            skipped.append(line.strip())
+
     def show(line: str) -> None:
         found = re.match(r"\[\s*(\d{1,3})%\]", line)
         if found:
@@ -745,7 +751,7 @@ def job_plugins(job: Job, spec: Json) -> Json:
         job.report("configuring the plugins", 0.0)
         definitions = ["-D%s=%s" % item for item in sorted(spec.get("definitions", {}).items())]
         # CMake 3.10 has neither -S nor -B, nor --parallel.
-        job.run([cmake, *definitions, os.path.join(source, project)], build, env, lambda line: None)
+        job.run([cmake, *definitions, os.path.join(source, project)], build, env, watch)
         job.report("building the plugins", 0.1)
         # One compiler of CUDA code takes up to a gigabyte; a Nano has four in all.
         memory = _memory("/")["available_mb"] or 1024
@@ -753,7 +759,7 @@ def job_plugins(job: Job, spec: Json) -> Json:
         job.run([cmake, "--build", ".", "--", "-j%d" % workers], build, env, show)
     elif cuda["nvcc"]:
         job.report("building the plugins with nvcc", 0.0)
-        units = [name for name in names if name.endswith((".cu", ".cpp")) and "onnxruntime" not in name]
+        units = [name for name in names if name.endswith((".cu", ".cpp")) and "/host/" not in name]
         folders = sorted({os.path.dirname(os.path.join(source, name)) for name in names})
         code = str(spec["architecture"])
         command = [cuda["nvcc"], "-std=c++14", "-O3", "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
@@ -765,7 +771,7 @@ def job_plugins(job: Job, spec: Json) -> Json:
         raise AgentError("unsupported", "neither cmake nor nvcc was found: install one (apt-get install cmake)")
     made = [os.path.join(folder, library) for folder, _, files in os.walk(build) if library in files]
     if not made:
-        raise AgentError("tool", "the build ended well but made no %s" % library)
+        raise AgentError("tool", "the build made no %s: %s" % (library, "; ".join(skipped[-5:]) or "see the log"))
     os.replace(made[0], os.path.join(job.out, library))
     for folder in (source, build):
         shutil.rmtree(folder, ignore_errors=True)

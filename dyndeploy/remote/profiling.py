@@ -269,7 +269,11 @@ class _Work:
                     "sources": {name: content.sha256 for name, content in sources.items()},
                     "library": LIBRARY,
                     "project": PLUGIN_PROJECT,
-                    "definitions": {"CMAKE_BUILD_TYPE": "Release", "CMAKE_CUDA_ARCHITECTURES": architecture},
+                    "definitions": {
+                        "CMAKE_BUILD_TYPE": "Release",
+                        "DYNDEPLOY_CUDA_KERNELS": "ON",
+                        "DYNDEPLOY_CUDA_ARCHITECTURES": architecture,
+                    },
                     "architecture": architecture,
                     "versions": self._versions,
                 },

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dyndeploy.bundle import MaskInfo
 from dyndeploy.errors import BundleError, UsageError
-from dyndeploy.profiling.forced import FLAG, PREFIX, forced_feeds, forced_masks, overlay_forced_masks
+from dyndeploy.profiling.forced import FLAG, PREFIX, forced_feeds, forced_masks, overlay_forced_masks, replace_masks
 from dyndeploy.runtimes import OnnxRuntimeSession
 from tests.bundles import MODES, SIZE, tiny_models
 
@@ -104,3 +104,23 @@ def test_masks_that_the_graph_does_not_have_are_refused() -> None:
     stranger = MaskInfo("mask/layer9.0/spatial", "layer9.0", "spatial", (1, 1, 4, 4))
     with pytest.raises(BundleError, match=r"layer9\.0"):
         overlay_forced_masks(model, [*masks, stranger])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_masks_from_inputs_give_what_the_switch_gives(mode: str) -> None:
+    model, _, masks = tiny_models(mode)
+    image = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE)).astype(np.float32)
+    drawn = forced_masks(masks, 0.5, seed=3)
+    before = model.SerializeToString()
+    with (
+        OnnxRuntimeSession(replace_masks(model, masks), native="off") as replaced,
+        OnnxRuntimeSession(overlay_forced_masks(model, masks), native="off") as overlay,
+    ):
+        got = replaced.run({"input": image, **{PREFIX + name: value for name, value in drawn.items()}})
+        expected = overlay.run({"input": image, **forced_feeds(drawn, masks)})
+    assert set(got) == set(expected) == {"logits", *drawn}
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value)
+    assert model.SerializeToString() == before
+    with pytest.raises(BundleError, match="does not use the masks mask/nowhere"):
+        replace_masks(model, [*masks, MaskInfo("mask/nowhere", "b", "layer", (1, 1, 1, 1))])

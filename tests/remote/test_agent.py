@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyndeploy.remote import agent
@@ -106,6 +106,7 @@ def test_values_of_one_line() -> None:
 RAILS = st.sampled_from(["POM_5V_IN", "VDD_IN", "VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "GPU", "CPU", "SOC", "X_Y"])
 
 
+@settings(deadline=None)
 @given(
     rails=st.dictionaries(RAILS, st.integers(0, 99999), max_size=6),
     sensors=st.dictionaries(st.sampled_from(["CPU", "GPU", "tj", "soc0", "AO"]), st.integers(-50, 1200), max_size=5),
@@ -132,17 +133,20 @@ def test_any_tegrastats_line_reads_back(
         assert sample["total_mw"] == rails["VDD_GPU_SOC"] + rails["VDD_CPU_CV"] + rails["VIN_SYS_5V0"]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_any_text_is_survived(text: str) -> None:
     json.dumps([agent.parse_tegrastats(text), agent.parse_nvpmodel(text), agent.parse_l4t(text)], allow_nan=False)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 99), st.lists(st.integers(0, 99), min_size=1, max_size=3))
 def test_any_release_reads_back(major: int, revision: list[int]) -> None:
     dotted = ".".join(map(str, revision))
     assert agent.parse_l4t(f"# R{major} (release), REVISION: {dotted}, GCID: 1") == f"{major}.{dotted}"
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(categories=["Lu", "Nd"]), min_size=1, max_size=12), st.integers(0, 99))
 def test_any_power_mode_reads_back(name: str, number: int) -> None:
     text = f"NVPM WARN: fan mode is not set!\nNV Power Mode: {name}\n{number}\n"
@@ -210,6 +214,7 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+@settings(deadline=None, max_examples=30)
 @given(data=st.binary(max_size=200), cuts=st.lists(st.integers(0, 200), max_size=5))
 def test_any_pieces_give_the_file(data: bytes, cuts: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
     store = agent.Store(str(tmp_path_factory.mktemp("store")))
@@ -396,6 +401,13 @@ def test_a_failed_build_says_why_and_is_tried_again(tmp_path: Path) -> None:
     assert answer["failure"]["kind"] == "tool" and "cmake failed" in answer["failure"]["message"]
     assert "no CUDA here" in answer["log"]
     assert talk.ask(command="start", kind="plugins", spec=spec)["result"]["found"] is False
+    nothing = project.replace(b'FATAL_ERROR "no CUDA here"', b'STATUS "plugins are not built: no NvInfer.h"')
+    talk.put(nothing)
+    spec = {"sources": {"CMakeLists.txt": digest(nothing)}, "library": "libmade.so"}
+    key = talk.ask(command="start", kind="plugins", spec=spec)["result"]["key"]
+    while (answer := talk.ask(command="poll", key=key, wait=5)["result"])["status"] == "running":
+        pass
+    assert "made no libmade.so: -- plugins are not built: no NvInfer.h" in answer["failure"]["message"]
     outside = {"sources": {"../../evil": digest(project)}, "library": "libmade.so"}
     key = talk.ask(command="start", kind="plugins", spec=outside)["result"]["key"]
     while (answer := talk.ask(command="poll", key=key, wait=5)["result"])["status"] == "running":

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyndeploy.bundle import Bundle
@@ -17,8 +17,9 @@ from dyndeploy.remote import DeviceEntry, devices_file, load_devices, remove_dev
 WORD = st.text("abcdefghijklmnopqrstuvwxyz0123456789_", min_size=1, max_size=12)
 
 
+@settings(deadline=None, max_examples=20)
 @given(
-    st.dictionaries(
+    entries=st.dictionaries(
         WORD.filter(lambda name: name != "cpu" and name[0] != "_"),
         st.tuples(WORD, st.sampled_from([None, "nano", "tx2", "agx_orin"]), st.none() | WORD, st.none() | WORD),
         max_size=5,
