@@ -218,9 +218,12 @@ class Profile:
 
     @property
     def reduced_precision(self) -> str | None:
-        """What the dynamic bottlenecks compute in, or None where it is FP32, as in the static twin."""
+        """What the dynamic bottlenecks compute in, or None where the static twin computes in the same.
+
+        An engine's plan holds for the twin as well; on a CPU the twin is in FP32 whatever the bottlenecks compute in.
+        """
         precision = self.bundle.get("precision", "fp32")
-        return None if precision == "fp32" else str(precision)
+        return None if precision == "fp32" or self.runtime.get("name") == "tensorrt" else str(precision)
 
     def warnings(self) -> list[str]:
         """What a reader should know before trusting the figures."""

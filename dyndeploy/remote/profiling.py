@@ -159,6 +159,11 @@ def require_measurable(bundle: Bundle, entry: DeviceEntry) -> Target:
             f"again with --target {entry.target}."
         )
     target.require_precision(manifest.precision)
+    if target.runtime != "tensorrt" and manifest.precision != "fp32":
+        raise UsageError(
+            f"On another machine's CPU the function bodies run, which compute in fp32, not in {manifest.precision}. "
+            "Export the bundle again with --precision fp32."
+        )
     return target
 
 
@@ -403,7 +408,7 @@ def _assemble(
     sha256 = work.library.get(LIBRARY)
     tensorrt = target.runtime == "tensorrt"
     return Profile(
-        bundle=bundle_facts(bundle),
+        bundle=bundle_facts(bundle, manifest.precision),
         machine=_machine(facts, versions, sensors, clocks_after),
         device=target.name,
         runtime={"name": target.runtime, "version": versions[target.runtime], "provider": provider},
