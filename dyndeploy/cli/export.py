@@ -30,7 +30,9 @@ def export(
     input_size: Annotated[str | None, typer.Option(metavar="HxW", help="Image size. [default: the network's]")] = None,
     precision: Annotated[
         str,
-        typer.Option(help="fp32; fp16 for boards; bf16 for a CPU with AVX-512 BF16; others are refused with the reason."),
+        typer.Option(
+            help="fp32; fp16 for boards; bf16 for a CPU with AVX-512 BF16; others are refused with the reason."
+        ),
     ] = "fp32",
     static: Annotated[bool, typer.Option("--static", help="Also write the static twin, for profiling.")] = False,
     data: Annotated[
