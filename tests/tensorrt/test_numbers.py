@@ -1,0 +1,193 @@
+"""The plugins' numbers against PyTorch, without a GPU: TensorRT's calls, with the CUDA kernels' bodies on this machine.
+
+Needs TensorRT's headers (see test_contract.py). The weights are repacked here as the TensorRT copy of a graph has them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import subprocess
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.plugins.reference import Layer, bottleneck, channel_logits, random_weights, spatial_logits
+from tests.tensorrt.test_contract import HEADERS, HERE, NO_HEADERS, TOOLS
+
+HOST_KERNELS = HERE.parents[1] / "plugins" / "kernels" / "cuda" / "host"
+pytestmark = [
+    pytest.mark.skipif(not TOOLS, reason="no cmake or no C++ compiler"),
+    pytest.mark.skipif(not HEADERS, reason=NO_HEADERS),
+    pytest.mark.skipif(not HOST_KERNELS.is_dir(), reason="the CUDA kernels have no host build"),
+]
+QUICK = settings(
+    deadline=None,
+    max_examples=12,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+Arrays = dict[str, np.ndarray]
+MASKS = {
+    "Spatial": ("spatial",),
+    "Layer": ("spatial",),
+    "Channel": ("channel",),
+    "SpatialChannel": ("spatial", "channel"),
+}
+
+
+def newest(versions: list[str]) -> str:
+    """The highest ``major.minor``; from 10 on it has both interfaces."""
+    return max(versions, key=lambda version: tuple(map(int, version.split("."))))
+
+
+@pytest.fixture(scope="module")
+def plugins(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "tensorrt-host"
+    folder.mkdir(exist_ok=True)
+    options = [f"-DTENSORRT_INCLUDE_DIR={HEADERS[newest(list(HEADERS))]}", "-DTENSORRT_LIBRARY=NOTFOUND"]
+    configure = ["cmake", "-S", str(HERE), "-B", str(folder), *options]
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one build for all workers of a test run
+        configured = subprocess.run(configure, capture_output=True, text=True)
+        if "no cuda_runtime_api.h" in configured.stdout:
+            pytest.skip("no CUDA headers: set CUDA_HOME")
+        assert configured.returncode == 0, configured.stderr
+        command = ["cmake", "--build", str(folder), "--target", "plugins_on_host"]
+        built = subprocess.run(command, capture_output=True, text=True)
+        assert built.returncode == 0, built.stdout + built.stderr
+    library = ctypes.CDLL(str(folder / "libplugins_on_host.so"))
+    library.plugin_run.restype = ctypes.c_char_p
+    return library
+
+
+def run(
+    library: ctypes.CDLL, interface: int, op: str, attributes: list[int], inputs: list[np.ndarray], output: np.ndarray
+) -> np.ndarray:
+    """One call of the plugin; the output is full of NaN before."""
+    inputs = [np.ascontiguousarray(array) for array in inputs]
+    output.fill(np.nan)
+    tensors = [*inputs, output]
+    shapes = [n for array in tensors for n in (int(array.dtype == np.float16), array.ndim, *array.shape)]
+    problem = library.plugin_run(
+        interface,
+        op.encode(),
+        (ctypes.c_int32 * max(1, len(attributes)))(*attributes),
+        (ctypes.c_int64 * len(shapes))(*shapes),
+        (ctypes.c_void_p * len(tensors))(*[array.ctypes.data for array in tensors]),
+    )
+    assert problem is None, problem
+    return output
+
+
+def interfaces(library: ctypes.CDLL) -> list[int]:
+    """2 for IPluginV2DynamicExt, 3 for IPluginV3."""
+    return list(range(2, int(library.plugin_interfaces()) + 1))
+
+
+def repack(layer: Layer, weights: Arrays, dtype: type, channel: bool) -> list[np.ndarray]:
+    """The weight inputs of a node in the TensorRT copy, in order."""
+    group, width = layer.groups, layer.middle // layer.groups
+    w2 = weights["w2"].reshape(group, width, width, 3, 3).transpose(0, 3, 4, 2, 1).reshape(group, 9 * width, width)
+    b1, b2, b3 = (weights[name] for name in ("b1", "b2", "b3"))
+    packed = [weights["w1"].T.astype(dtype), b1, w2.astype(dtype), b2, weights["w3"].T.astype(dtype), b3]
+    if layer.projection:
+        packed += [weights["wd"].T.astype(dtype), weights["bd"]]
+    if channel:
+        skipped = np.maximum(b1, 0).reshape(group, 1, width, 1, 1)
+        taps = (weights["w2"].reshape(group, width, width, 3, 3) * skipped).sum(2).reshape(layer.middle, 3, 3)
+        border = np.empty((16, layer.middle), np.float32)
+        for bits in range(16):
+            top, bottom, left, right = (bits >> shift & 1 for shift in range(4))
+            border[bits] = b2 + taps[:, top : 3 - bottom, left : 3 - right].sum((1, 2))
+        packed += [border, b3 + weights["w3"] @ np.maximum(b2, 0)]
+    return packed
+
+
+@st.composite
+def layers(draw: st.DrawFn, projection: bool) -> tuple[Layer, int]:
+    """A bottleneck and the number of its channel groups."""
+    groups, channel_groups = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    inputs = draw(st.integers(1, 12))
+    layer = Layer(
+        inputs=inputs,
+        middle=groups * channel_groups * draw(st.integers(1, 4)),
+        outputs=draw(st.integers(1, 12)) if projection else inputs,
+        stride=draw(st.sampled_from([1, 2])) if projection else 1,
+        dilation=draw(st.integers(1, 2)),
+        groups=groups,
+        projection=projection,
+    )
+    return layer, channel_groups
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("projection", [False, True])
+@pytest.mark.parametrize("mode", MASKS)
+def test_bottleneck(plugins: ctypes.CDLL, mode: str, projection: bool, dtype: type) -> None:
+    op = f"{mode}Bottleneck{'Projection' if projection else ''}"
+
+    @QUICK
+    @given(layers(projection), st.tuples(*[st.integers(1, 9)] * 2), st.integers(1, 3), st.integers(0, 2**32 - 1))
+    def agree(drawn: tuple[Layer, int], size: tuple[int, int], batch: int, seed: int) -> None:
+        layer, channel_groups = drawn
+        rng = np.random.default_rng(seed)
+        # Not negative, as the operators want it where a skipped pixel is x itself.
+        x = np.abs(rng.standard_normal((batch, *size, layer.inputs))).astype(dtype).astype(np.float32)
+        weights = random_weights(layer, rng)
+        for name in ("w1", "w2", "w3", "wd"):
+            if name in weights:
+                weights[name] = weights[name].astype(dtype).astype(np.float32)
+        rows, columns = (-(-pixels // layer.stride) for pixels in size)
+        patches = (1, 1) if mode == "Layer" else (int(rng.integers(1, rows + 1)), int(rng.integers(1, columns + 1)))
+        masks = {
+            "spatial": (rng.random((batch, 1, *patches)) < rng.random()).astype(np.float32),
+            "channel": (rng.random((batch, channel_groups)) < rng.random()).astype(np.float32),
+        }
+        used = {f"{name}_mask": masks[name] for name in MASKS[mode]}
+        expected = bottleneck(layer, weights, x, **used)
+        attributes = [layer.stride] * 2 + [layer.dilation] * 6 + [layer.groups]
+        inputs = [x.astype(dtype), *used.values(), *repack(layer, weights, dtype, "channel_mask" in used)]
+        for interface in interfaces(plugins):
+            y = run(plugins, interface, op, attributes, inputs, np.empty(expected.shape, dtype))
+            scale = (6e-3 if dtype == np.float16 else 2e-5) * max(1.0, float(np.abs(expected).max()))
+            np.testing.assert_allclose(y.astype(np.float64), expected, rtol=0, atol=scale)
+
+    agree()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("op", ["SpatialMasker", "ChannelMasker", "ChannelMaskerHidden"])
+def test_masker(plugins: ctypes.CDLL, op: str, dtype: type) -> None:
+    @QUICK
+    @given(st.tuples(*[st.integers(1, 9)] * 2), st.integers(1, 40), st.integers(1, 5), st.integers(0, 2**32 - 1))
+    def agree(size: tuple[int, int], channels: int, groups: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((2, *size, channels)).astype(dtype).astype(np.float32)
+
+        def linear(outputs: int, inputs: int) -> list[np.ndarray]:
+            return [rng.standard_normal(shape).astype(np.float32) for shape in ((outputs, inputs), (outputs,))]
+
+        attributes: list[int] = []
+        if op == "SpatialMasker":
+            attributes = [int(rng.integers(1, pixels + 1)) for pixels in size]
+            parameters = linear(groups, channels)
+            logits = spatial_logits(x, parameters[0], parameters[1], (attributes[0], attributes[1]))
+        elif op == "ChannelMasker":
+            parameters = linear(groups, channels)
+            logits = channel_logits(x, *parameters)
+        else:
+            hidden, parameters = linear(7, channels), linear(groups, 7)
+            logits = channel_logits(x, *parameters, *hidden)
+            parameters = hidden + parameters
+        for interface in interfaces(plugins):
+            inputs = [x.astype(dtype), *parameters]
+            mask = run(plugins, interface, op, attributes, inputs, np.empty(logits.shape, np.float32))
+            assert set(np.unique(mask)) <= {0.0, 1.0}
+            clear = np.abs(logits) > 1e-4
+            np.testing.assert_array_equal(mask[clear], (logits >= 0)[clear])
+
+    agree()
