@@ -376,6 +376,18 @@ std::string stored(Plugin& plugin) {
 }
 
 void check_state(Creator& creator, const Case& node, Plugin& plugin, const std::vector<Creator*>&) {
+  const std::string timing = build(plugin).getTimingCacheID();
+  CHECK(timing.find(node.op) == 0 && timing.size() < 1024, "timing cache id " + timing);
+  for (std::size_t i = 0; i < node.attributes.size(); ++i) {
+    if (node.attributes[i].first == "strides" || node.attributes[i].first == "pads") continue;
+    Case other = node;
+    for (std::int32_t& value : other.attributes[i].second) ++value;
+    if (node.attributes[i].first == "dilations") other.attributes[i + 1].second.assign(4, 3);
+    NodeFields fields_of_other(other);
+    const Owned different = create(creator, fields_of_other);
+    CHECK(different && build(*different).getTimingCacheID() != timing,
+          "timing cache id without " + other.attributes[i].first);
+  }
   const nvinfer1::PluginFieldCollection* fields = runtime(plugin).getFieldsToSerialize();
   const auto restore = [&](std::vector<PluginField> all) {
     const nvinfer1::PluginFieldCollection collection = {static_cast<int32_t>(all.size()), all.data()};

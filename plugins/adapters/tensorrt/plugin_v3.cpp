@@ -13,9 +13,12 @@ using nvinfer1::DynamicPluginTensorDesc;
 using nvinfer1::PluginTensorDesc;
 
 PluginV3::PluginV3(const PluginCore& core, const std::string& plugin_namespace)
-    : core_(core), namespace_(plugin_namespace), fields_(core_.op(), core_.attributes()) {
+    : core_(core),
+      namespace_(plugin_namespace),
+      fields_(core_.op(), core_.attributes()),
+      timing_id_(core_.op().name) {
   for (int i = 0; i < core_.op().value_count(); ++i) {
-    timing_id_ += (i ? "," : "") + std::to_string(core_.attributes().values[i]);
+    timing_id_ += " " + std::to_string(core_.attributes().values[i]);
   }
 }
 
