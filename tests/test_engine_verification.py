@@ -29,7 +29,7 @@ def failed(report: VerificationReport) -> set[str]:
     [
         ("8.2.1.8", "fp32", "fp32, builder flags"),
         ("8.6.1.6", None, "fp16, builder flags"),
-        ("11.1.0.1", None, "fp16, types in the graph"),
+        ("11.4.0.106", None, "fp16, types in the graph"),
     ],
 )
 def test_right_engines_pass(

@@ -225,6 +225,8 @@ class TensorRTSession(Session):
             memory.free()
         self._device.clear()
         self._host.clear()
+        # Freed while the context is current.
+        self._stream = None
         self._gpu.close()
 
 

@@ -86,23 +86,24 @@ class TensorRT:
         """Load a plugin library unless every needed creator is registered already.
 
         Raises:
-            DyndeployError: The library cannot be loaded, e.g. because it was built for another TensorRT.
+            DyndeployError: The library cannot be loaded, e.g. because it was built for another TensorRT, or has none of
+                the creators.
         """
-        # A second load_library of the same creators is an error in TensorRT's log.
-        if self.creators().issuperset(needed):
+        wanted = set(needed)
+        if self.creators() >= wanted:
             return
+        why = "it registers no plugins"
+        # Opening the library registers its creators with every version. load_library would register them a second
+        # time, and may unload what then is still registered; it is left to libraries that only offer their creators.
         try:
-            if self.version >= (8, 6):
-                loaded = self._trt.get_plugin_registry().load_library(str(library.path))
-            else:
-                loaded = ctypes.CDLL(str(library.path), mode=ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(str(library.path), mode=ctypes.RTLD_GLOBAL)
+            if self.version >= (8, 6) and not self.creators() & wanted:
+                self._trt.get_plugin_registry().load_library(str(library.path))
         except (OSError, RuntimeError) as error:
-            loaded, why = None, f": {error}"
-        else:
-            why = ""
-        if loaded is None:
+            why = str(error)
+        if not self.creators() & wanted:
             raise DyndeployError(
-                f"TensorRT {self.text} cannot load the plugin library {library.path}{why}. Build it on this machine, "
+                f"TensorRT {self.text} cannot use the plugin library {library.path}: {why}. Build it on this machine, "
                 "against the TensorRT that is installed here."
             )
 

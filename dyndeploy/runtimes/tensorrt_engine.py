@@ -375,7 +375,7 @@ def trtexec_commands(
     numbers = required_version(version)
     plan = written.plan
     engine = written.model.with_suffix("").with_suffix(".engine")
-    loaded = [] if plugins is None else [f"--{'dynamicPlugins' if numbers >= (8, 6) else 'plugins'}={plugins}"]
+    loaded = [] if plugins is None else [f"--{'staticPlugins' if numbers >= (8, 6) else 'plugins'}={plugins}"]
     build = [f"--onnx={written.model}", f"--saveEngine={engine}", *loaded]
     if numbers >= (8, 4):
         build.append(f"--memPoolSize=workspace:{options.workspace_mib}")
