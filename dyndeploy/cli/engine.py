@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dyndeploy.cli._arguments import print_json, print_table
+from dyndeploy.cli._arguments import numbers, print_json, print_table
 from dyndeploy.cli._progress import progress_line
 from dyndeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from dyndeploy.profiling.engines import EngineProfile
 
 
 def engine(
@@ -36,6 +40,10 @@ def engine(
     verify: Annotated[
         bool, typer.Option("--verify", help="Build, then compare masks and outputs with the bundle's reference.")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Build, then time forced rates next to the static twin's engine.")
+    ] = False,
+    rates: Annotated[str, typer.Option(help="Activation rates to force, separated by commas.")] = "0.25,0.5,0.75,1.0",
     device: Annotated[int, typer.Option(help="Index of the GPU.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Write the result to stdout.")] = False,
 ) -> None:
@@ -57,8 +65,11 @@ def engine(
         cache=output,
         options=BuildOptions(workspace_mib=workspace, tf32=tf32),
     )
-    if verify and (static or trtexec is not None):
-        raise UsageError("--verify checks the dynamic engine on this machine: leave --static and --trtexec out.")
+    if (verify or profile) and (static or trtexec is not None):
+        raise UsageError(
+            "--verify and --profile run the dynamic engine on this machine: leave --static and --trtexec out."
+        )
+    chosen = numbers("--rates", rates)
     opened = Bundle.open(bundle)
     if trtexec is not None:
         if output is None:
@@ -87,6 +98,12 @@ def engine(
             raise typer.Exit(1)
         return
 
+    if profile:
+        from dyndeploy.profiling.engines import profile_engine
+
+        _print_profile(profile_engine(opened, settings, rates=chosen, device=device), as_json=as_json)
+        return
+
     from dyndeploy.runtimes.cuda import Gpu
 
     with Gpu(device) as gpu:
@@ -97,3 +114,27 @@ def engine(
     typer.echo(f"{built.path}: {built.metadata['plan']}; {'from the cache' if built.cached else 'built'}.")
     if built.library is not None:
         typer.echo(f"Plugins: {built.library.path} (sha256 {built.library.sha256})")
+
+
+def _print_profile(result: EngineProfile, *, as_json: bool) -> None:
+    if as_json:
+        print_json(result.to_json())
+        return
+    print_table(
+        ("rate", "static ms", "dynamic ms", "ideal", "realised", "realisation"),
+        [
+            (
+                f"{rate.rate:g}",
+                f"{statistics.median(rate.static_ms):.3f}",
+                f"{statistics.median(rate.dynamic_ms):.3f}",
+                f"{rate.ideal_speedup:.2f}x",
+                f"{rate.realised_speedup:.2f}x",
+                f"{rate.realisation:.0%}",
+            )
+            for rate in result.rates
+        ],
+        title=f"{result.network}, {result.mode}, {result.plan}, ms per batch of {result.batch} on {result.device}",
+    )
+    typer.echo(f"TensorRT {result.tensorrt}; plugins: {result.plugins}")
+    if result.graph_note:
+        typer.echo(f"Note: no CUDA graph: {result.graph_note}")

@@ -120,6 +120,21 @@ def test_networks_equal_onnx_runtime(mode: str) -> None:
         close(half["logits"], expected["logits"], 2e-2)
 
 
+def test_static_twins_have_plans_too() -> None:
+    _, twin, _ = tiny_models("spatial", batch=2)
+    images = np.random.default_rng(5).standard_normal((2, 3, SIZE, SIZE)).astype(np.float32)
+    typed = tensorrt_model(twin, TYPED)
+    check_types(typed)
+    types = {item.name: item.data_type for item in typed.graph.initializer}
+    assert types["head.w"] == TensorProto.FLOAT
+    assert {kind for name, kind in types.items() if not name.startswith("head")} == {TensorProto.FLOAT16}
+    with OnnxRuntimeSession(twin, native="off") as session:
+        expected = session.run({"input": images})["logits"]
+    result = evaluate(typed, {"input": images})["logits"]
+    close(result, expected, 2e-2)
+    assert result.dtype == np.float32 and np.abs(result - expected).max() > 0
+
+
 def test_border_classes_by_hand() -> None:
     w2 = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
     rows = border_bias(w2, np.array([2.0]), np.array([100.0]), 1)[:, 0]
