@@ -531,6 +531,19 @@ def job_key(kind: str, spec: Json) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
 
 
+def _lock_soon(stream: Any, seconds: float = 10.0) -> None:
+    """Lock a file; a job that has just written its result may need a moment until it is gone."""
+    deadline = time.time() + seconds
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError:
+            if time.time() > deadline:
+                raise AgentError("busy", "an earlier run of this step has not ended yet")
+            time.sleep(0.05)
+
+
 class Jobs:
     """Detached jobs, one folder each: spec.json, state.json, log.txt, out/, then result.json or failure.json."""
 
@@ -555,7 +568,8 @@ class Jobs:
             return "failed"
         with open(self.path(key, "lock"), "ab") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Shared: two clients that look at the same time must not take each other for the job.
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:
                 return "running"
         # It may have ended between the first look and the lock.
@@ -585,7 +599,7 @@ class Jobs:
             log = open(self.path(key, "log.txt"), "ab")
             try:
                 # The lock belongs to the open file: the job inherits it and holds it for as long as it lives.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock_soon(lock)
                 process = subprocess.Popen(
                     [sys.executable, agent, "job", self.work, key, str(lock.fileno())],
                     stdin=subprocess.DEVNULL,
@@ -837,8 +851,8 @@ def _tensorrt(library: Optional[str]) -> Tuple[Any, Any, List[str]]:
             if int(severity) <= int(base.Severity.WARNING):
                 sys.stderr.write("TensorRT: %s\n" % text)
                 sys.stderr.flush()
-                if int(severity) < int(base.Severity.WARNING):
-                    messages.append(text)
+                messages.append(text)
+                del messages[:-20]
 
     log = Log()
     trt.init_libnvinfer_plugins(log, "")
@@ -866,7 +880,11 @@ def _build_tensorrt(job: Job, spec: Json, model: str) -> Json:
     if lacking:
         raise AgentError("plugins", "no TensorRT plugin is registered for %s" % ", ".join(lacking))
     major = int(trt.__version__.split(".")[0])
-    builder = trt.Builder(log)
+    try:
+        builder = trt.Builder(log)
+    except TypeError:
+        # What the bindings make of a null pointer.
+        raise AgentError("build", "TensorRT %s cannot use the GPU: %s" % (trt.__version__, "; ".join(messages)))
     flags = 0
     if major < 10:
         flags |= 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)

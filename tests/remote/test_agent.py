@@ -416,6 +416,30 @@ def test_a_failed_build_says_why_and_is_tried_again(tmp_path: Path) -> None:
     assert talk.end() == 0
 
 
+def test_without_cmake_nvcc_builds_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text('#!/bin/sh\necho "$@" > arguments\nwhile [ $# -gt 1 ]; do shift; done\ncp arguments "$1"\n')
+    nvcc.chmod(0o755)
+    monkeypatch.setattr(agent, "tool", lambda name: None)
+    monkeypatch.setattr(agent, "_cuda", lambda root: {"version": "10.2", "nvcc": str(nvcc)})
+    store = agent.Store(str(tmp_path / "store"))
+    names = ("kernels/cuda/a.cu", "kernels/cuda/host/b.cpp", "adapters/tensorrt/c.cpp", "adapters/tensorrt/d.h")
+    for name in names:
+        store.put(digest(name.encode()), len(name), 0, name.encode())
+    sources = {name: digest(name.encode()) for name in names}
+    job = agent.Job(str(tmp_path), "0" * 32)
+    os.makedirs(job.out)
+    result = agent.job_plugins(job, {"sources": sources, "library": "libmade.so", "architecture": "53"})
+    command = (Path(job.out) / "libmade.so").read_text().split()
+    assert result["files"] == {"libmade.so": digest((Path(job.out) / "libmade.so").read_bytes())}
+    assert [Path(part).name for part in command if part.endswith((".cu", ".cpp"))] == ["c.cpp", "a.cu"]
+    assert "arch=compute_53,code=sm_53" in command and "-lnvinfer" in command and "-std=c++14" in command
+    monkeypatch.setattr(agent, "_cuda", lambda root: {"version": None, "nvcc": None})
+    with pytest.raises(agent.AgentError, match="neither cmake nor nvcc"):
+        other = agent.Job(str(tmp_path), "1" * 32)
+        agent.job_plugins(other, {"sources": sources, "library": "libmade.so", "architecture": "53"})
+
+
 # ---------------------------------------------------------------- a board's Python
 
 STANDARD_3_6 = {

@@ -78,7 +78,7 @@ def measure(client: DeviceClient, bundle: Bundle) -> DeviceReport:
         return profile_on_device(bundle, client, DeviceEntry("nano", "local:", "nano"), **OPTIONS)
 
 
-@pytest.mark.parametrize("version", ["8.2.1.8", "8.5.2.2", "10.3.0"])
+@pytest.mark.parametrize("version", ["8.2.1.8", "10.3.0"])
 def test_every_generation_of_the_interface(
     version: str, nano: Callable[..., DeviceClient], nano_bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -125,6 +125,14 @@ def test_a_missing_plugin_is_named(
 ) -> None:
     monkeypatch.setenv("FAKE_TENSORRT_LACKS", "SpatialMasker")
     with pytest.raises(DeviceError, match="no TensorRT plugin is registered for SpatialMasker"):
+        measure(nano("8.2.1.8"), nano_bundle)
+
+
+def test_a_gpu_that_cannot_be_used_is_told(
+    nano: Callable[..., DeviceClient], nano_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_TENSORRT_NO_GPU", "1")
+    with pytest.raises(DeviceError, match="cannot use the GPU: CUDA initialization failure"):
         measure(nano("8.2.1.8"), nano_bundle)
 
 

@@ -132,6 +132,9 @@ class _Config:
 class Builder:
     def __init__(self, logger: ILogger) -> None:
         assert logger.ready
+        if "FAKE_TENSORRT_NO_GPU" in os.environ:
+            logger.log(ILogger.Severity.WARNING, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def create_network(self, flags: int) -> _Network:
         # Before 10, ONNX graphs need the explicit batch flag; 10 and later have it always.
