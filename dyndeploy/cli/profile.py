@@ -47,6 +47,8 @@ def profile(
 ) -> None:
     """Measure a bundle: each rate next to the static twin, ideal and realised speed-up."""
     board = _board(device, host)
+    if board is not None and native != "auto":
+        raise UsageError(f"--native {native} is for this machine; a board builds its own plugins. Leave it out.")
     chosen = numbers("--rates", rates)
     if json_file is not None and json_file.startswith("-") and json_file != "-":
         raise UsageError(f"--json takes a file, or '-' for stdout ('--json -'), not '{json_file}'.")

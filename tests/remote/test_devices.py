@@ -131,6 +131,7 @@ def test_profiling_without_an_address(own: Path, bundle: Bundle, capsys: pytest.
 def test_this_machine_through_an_agent(own: Path, bundle: Bundle, tmp_path: Path) -> None:
     save_device(DeviceEntry("desk", "local:", work=str(tmp_path / "agent")))
     page, profile = tmp_path / "page.html", tmp_path / "profile.json"
+    assert run(["profile", str(bundle.path), "--device", "desk", "--native", "off"]) == 2
     rest = ["--rates", "1.0", "--repeats", "2", "--report", str(page), "--json", str(profile)]
     assert run(["profile", str(bundle.path), "--device", "desk", *rest]) == 0
     assert json.loads(profile.read_text())["device"] == "cpu"
