@@ -46,12 +46,19 @@
 #include <vector>
 #define DYN_DEVICE inline
 #define DYN_BOTH inline
+#if defined(DYN_HOST_THREADS)
+#include "host/threads.h"
+#define DYN_SHARED(type, name) type& name = ::dyndeploy::cuda::host::shared<type>()
+#define DYN_SHARED_ARRAY(type, name, count) \
+  type(&name)[count] = ::dyndeploy::cuda::host::shared<type[count]>()
+#else
 #define DYN_SHARED(type, name) \
   type name;                   \
   ::dyndeploy::cuda::host::poison(&name, sizeof name)
 #define DYN_SHARED_ARRAY(type, name, count) \
   type name[count];                         \
   ::dyndeploy::cuda::host::poison(name, sizeof name)
+#endif
 #define DYN_UNROLL
 #define DYN_UNROLL4
 #define DYN_TENSOR_CORES 1
@@ -255,6 +262,21 @@ struct HalfPair {
   Half first, second;
 };
 
+#if defined(DYN_HOST_THREADS)
+template <int kThreads, class F>
+void for_threads(const F& f) {
+  f(host::self().index);
+}
+// One thread acts for its warp, and holds what the warp keeps.
+template <int kWarps, class F>
+void for_warps(const F& f) {
+  if (host::self().index % 32 == 0) f(host::self().index / 32);
+}
+inline void sync() { host::self().block->barrier.wait(); }
+inline void sync_warp() {
+  host::self().block->warps[static_cast<std::size_t>(host::self().index / 32)]->wait();
+}
+#else
 template <int kThreads, class F>
 void for_threads(const F& f) {
   const bool reverse = host::device().reverse;
@@ -266,6 +288,7 @@ void for_warps(const F& f) {
 }
 inline void sync() {}
 inline void sync_warp() {}
+#endif
 
 template <class T, int kCount>
 struct PerThread {
@@ -344,7 +367,12 @@ int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& argumen
   const int blocks = blocks_x * blocks_y;
   for (int i = 0; i < blocks; ++i) {
     const int at = device.reverse ? blocks - 1 - i : i;
-    Kernel::run(arguments, Index{at % blocks_x, at / blocks_x});
+    const Index block = {at % blocks_x, at / blocks_x};
+#if defined(DYN_HOST_THREADS)
+    host::run_block(Kernel::kThreads, [&] { Kernel::run(arguments, block); });
+#else
+    Kernel::run(arguments, block);
+#endif
   }
   return 0;
 }
