@@ -1,4 +1,4 @@
-"""The whole agent under the Python of a JetPack 4 board: builds, verifies and profiles with 3.6, numpy and ONNX Runtime."""
+"""The whole agent under the Python of a JetPack 4 board: 3.6 with the numpy and ONNX Runtime of that time."""
 
 from __future__ import annotations
 
