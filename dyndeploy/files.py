@@ -32,6 +32,16 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+def shipped_folder(name: str) -> Path:
+    """Folder that comes with dyndeploy beside its code, such as ``models``: in the package once it is installed.
+
+    It stands beside the package in a source checkout, and with an editable install of one.
+    """
+    package = Path(__file__).resolve().parent
+    installed = package / name
+    return installed if installed.is_dir() else package.parent / name
+
+
 @contextlib.contextmanager
 def _own_calls(path: Path, advice: str) -> Iterator[None]:
     """Report an ``OSError`` of this module's own file calls as ``OutputError``."""

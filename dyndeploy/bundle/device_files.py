@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from dyndeploy.files import shipped_folder
+
 DEVICE_FOLDER = "device"
 """Name of the folder inside a bundle."""
 
@@ -19,11 +21,7 @@ _SUFFIXES = {".h", ".cuh", ".cu", ".cpp", ".cmake", ".map", ".md"}
 
 def plugin_sources() -> dict[str, Path]:
     """Sources of the TensorRT plugins by path relative to ``plugins/``; empty where the package came without them."""
-    package = Path(str(resources.files("dyndeploy")))
-    # In a wheel they lie inside the package, in a source tree beside it.
-    root = next((path for path in (package / PLUGINS, package.parent / PLUGINS) if path.is_dir()), None)
-    if root is None:
-        return {}
+    root = shipped_folder(PLUGINS)
     found = [path for folder in PLUGIN_FOLDERS for path in sorted((root / folder).rglob("*")) if path.is_file()]
     return {
         path.relative_to(root).as_posix(): path

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 
 from dyndeploy.errors import InputError, UsageError, unknown_name
+from dyndeploy.files import shipped_folder
 from dyndeploy.nets import model_info
 from dyndeploy.training.schedules import SCHEDULES
 
@@ -259,10 +260,7 @@ class Recipe:
 
 def recipe_folder() -> Path:
     """Return the folder of the recipes that come with dyndeploy."""
-    package = Path(__file__).resolve().parent.parent
-    installed = package / "models"
-    # In a source checkout, and with an editable install of one, the recipes stand beside the package.
-    return installed if installed.is_dir() else package.parent / "models"
+    return shipped_folder("models")
 
 
 def recipe_names() -> tuple[str, ...]:
