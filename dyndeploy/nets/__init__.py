@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from dyndeploy.nets.checkpoints import LoadReport, load_checkpoint, save_checkpoint
+from dyndeploy.nets.dyn_perceiver import (
+    DynPerceiver,
+    DynPerceiverConfig,
+    Segment,
+    exit_macs,
+    official_flops,
+)
 from dyndeploy.nets.laud_resnet import (
     LaudBottleneck,
     LaudResNet,
@@ -18,23 +25,29 @@ from dyndeploy.nets.registry import (
     model_names,
     register_model,
 )
-from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput
+from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput, ExitOutput
 
 __all__ = [
     "BlockMasks",
     "Densities",
+    "DynPerceiver",
+    "DynPerceiverConfig",
     "DynamicOutput",
+    "ExitOutput",
     "LaudBottleneck",
     "LaudResNet",
     "LaudResNetConfig",
     "LoadReport",
     "ModelInfo",
     "Preprocessing",
+    "Segment",
     "create_model",
+    "exit_macs",
     "full_flops",
     "load_checkpoint",
     "model_info",
     "model_names",
+    "official_flops",
     "register_model",
     "save_checkpoint",
     "static_macs",

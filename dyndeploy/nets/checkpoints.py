@@ -1,8 +1,8 @@
 """Read and write weights, whatever tool wrote them, without executing anything that a file contains.
 
-Known layouts: the LAUDNet and LASNet reference codes' ``checkpoint.pth.tar``, plain torchvision ResNet state
-dicts, ``{"state_dict": ...}``, ``{"model": ...}``, ``{"model_state_dict": ...}``, each with or without the
-"module." prefix of a data-parallel wrapper, and our own.
+Known layouts: the LAUDNet and LASNet reference codes' ``checkpoint.pth.tar``, the Dynamic Perceiver reference
+code's ``checkpoint-*.pth``, plain torchvision ResNet state dicts, ``{"state_dict": ...}``, ``{"model": ...}``,
+``{"model_state_dict": ...}``, each with or without the "module." prefix of a data-parallel wrapper, and our own.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from torch import Tensor, nn
 
 from dyndeploy.errors import CheckpointError, OutputError, UsageError
 from dyndeploy.files import atomic_file
-from dyndeploy.nets.laud_resnet import EXPANSION, LaudBottleneck, LaudResNet
+from dyndeploy.nets.dyn_perceiver import DynPerceiver, options_of
+from dyndeploy.nets.laud_resnet import LaudBottleneck, LaudResNet
+from dyndeploy.nets.resnet import EXPANSION
 
 FORMAT = "dyndeploy.checkpoint"
 VERSION = 1
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
+_AVERAGED = ("model_ema", "state_dict_ema")
 _DATA_PARALLEL = "module."
 _MASKER = re.compile(r"(?:^|\.)masker_(spatial|channel)\.")
 _LASNET_MASKER = re.compile(r"(^|\.)masker\.conv2\.")
@@ -45,8 +48,8 @@ class LoadReport:
 
     Attributes:
         path: The file.
-        source_format: "dyndeploy", "laudnet", "lasnet", "torchvision", or how else the weights were wrapped:
-            "state_dict", "model", "model_state_dict", "plain".
+        source_format: "dyndeploy", "laudnet", "lasnet", "dyn_perceiver", "torchvision", or how else the weights
+            were wrapped: "state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema", "plain".
         missing: Keys of the network that the file lacks; they keep their values. Only masker weights (from a
             static checkpoint) and batch counters can be missing.
         unexpected: Keys of the file that the network lacks; they are ignored. Only masker weights (into a
@@ -145,7 +148,7 @@ def _check_plain(where: str, value: Any) -> None:
         )
 
 
-def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> LoadReport:
+def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, averaged: bool = False) -> LoadReport:
     """Load weights into a network, checking everything first.
 
     Nothing in the file is executed. On any error the network is exactly as before.
@@ -153,10 +156,13 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> LoadRepor
     Args:
         model: A network made by :func:`dyndeploy.nets.create_model`.
         path: Checkpoint file in any of the known layouts.
+        averaged: Take the moving average of the weights that the training scripts of the Dynamic Perceiver
+            and timm keep beside them ("model_ema", "state_dict_ema").
 
     Returns:
         A report of what was missing, unexpected and renamed. Only our own files tell whether spatial maskers
-        were trained in mode "spatial" or "layer", and with which granularity.
+        were trained in mode "spatial" or "layer", and with which granularity, and how many heads the
+        self-attention of a Dynamic Perceiver has.
 
     Raises:
         CheckpointError: The file is missing, damaged or hostile, holds no weights, belongs to another network
@@ -164,7 +170,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> LoadRepor
     """
     source = Path(path)
     content = _read(source)
-    weights, container = _find_weights(content, source)
+    weights, container = _find_weights(content, source, _AVERAGED if averaged else _CONTAINERS)
     weights, renamed = _rename(weights, source)
     source_format = _source_format(source, content, container, weights, renamed)
     differences = _option_differences(content, model) if source_format == "dyndeploy" else ()
@@ -172,7 +178,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> LoadRepor
     own = model.state_dict()
     missing = tuple(key for key in own if key not in weights)
     unexpected = tuple(key for key in weights if key not in own)
-    _check_architecture(source, own, weights, missing, unexpected, renamed)
+    _check_architecture(source, model, own, weights, missing, unexpected)
     _check_mode(source, model, own, weights, content, source_format)
     _check_shapes(source, model, own, weights)
     accepted = _converted(source, own, weights)
@@ -255,19 +261,24 @@ def _unreadable(source: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _find_weights(content: Any, source: Path) -> tuple[dict[str, Tensor], str]:
+def _find_weights(content: Any, source: Path, containers: tuple[str, ...]) -> tuple[dict[str, Tensor], str]:
     """Return the state dict inside a loaded file, and the name of the entry that held it."""
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{source} holds a {type(content).__name__}, not a dict of weights: save model.state_dict()."
         )
-    container = next((key for key in _CONTAINERS if isinstance(content.get(key), Mapping)), "plain")
+    container = next((key for key in containers if isinstance(content.get(key), Mapping)), "plain")
+    if container == "plain" and containers is _AVERAGED:
+        raise CheckpointError(
+            f"{source} holds no averaged weights. Its entries are: {_listing(content, 12) or '(none)'}; looked for "
+            f"{', '.join(_AVERAGED)}. Load it with averaged=False."
+        )
     weights = content if container == "plain" else content[container]
     tensors = [key for key, value in weights.items() if isinstance(value, Tensor)]
     if not tensors:
         raise CheckpointError(
             f"{source} holds no weights. Its entries are: {_listing(content, 12) or '(none)'}; looked for "
-            f"{', '.join(_CONTAINERS)} or tensors at the top."
+            f"{', '.join(containers)} or tensors at the top."
         )
     for key, value in weights.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
@@ -313,6 +324,8 @@ def _source_format(
         return "lasnet"
     if container == "state_dict" and "hyper_set" in content:
         return "laudnet"
+    if container in ("model", "model_ema") and options_of(weights):
+        return "dyn_perceiver"
     if container == "plain" and "layer1.0.conv1.weight" in weights and not _masker_kinds(weights):
         return "torchvision"
     return container
@@ -354,11 +367,11 @@ def _blocks(keys: Any) -> tuple[int, ...]:
 
 def _check_architecture(
     source: Path,
+    model: nn.Module,
     own: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     missing: tuple[str, ...],
     unexpected: tuple[str, ...],
-    renamed: Mapping[str, str],
 ) -> None:
     if not any(key in weights for key in own):
         raise CheckpointError(
@@ -366,9 +379,13 @@ def _check_architecture(
             f"{_listing(weights)}; this network needs {_listing(own)}."
         )
     absent = [key for key in missing if not _MASKER.search(key) and not key.endswith(_OPTIONAL_SUFFIX)]
-    foreign = [key for key in unexpected if _BACKBONE.match(key) and not _MASKER.search(key)]
+    foreign = [key for key in unexpected if not _ignorable(model, key)]
     if not absent and not foreign:
         return
+    if isinstance(model, DynPerceiver):
+        hint = _perceiver_option(model, weights)
+        if hint:
+            raise CheckpointError(f"{source} does not fit this network. {hint}")
     theirs, ours = _blocks(weights), _blocks(own)
     if theirs and theirs != ours:
         detail = (
@@ -380,6 +397,11 @@ def _check_architecture(
     else:
         detail = f"this network has no {_listing(foreign)}. Create the network that it was saved from"
     raise CheckpointError(f"{source} belongs to another architecture: {detail}.")
+
+
+def _ignorable(model: nn.Module, key: str) -> bool:
+    """Whether a weight that a network lacks may be left out: maskers of a LAUD-ResNet and what is not its backbone."""
+    return isinstance(model, LaudResNet) and (not _BACKBONE.match(key) or _MASKER.search(key) is not None)
 
 
 def _check_mode(
@@ -401,13 +423,16 @@ def _check_mode(
                 )
     options = content.get("options")
     config = getattr(model, "config", None)
-    if source_format == "dyndeploy" and isinstance(options, Mapping) and config is not None and theirs and ours:
-        # Equal keys, different meaning: "spatial" and "layer" differ in the pooling alone.
-        file_mode, own_mode = options.get("mode"), config.as_dict().get("mode")
-        if file_mode != own_mode:
+    if source_format != "dyndeploy" or not isinstance(options, Mapping) or config is None:
+        return
+    # Equal keys, different meaning: "spatial" and "layer" differ in the pooling alone, and the heads of an
+    # attention share one matrix.
+    for option in ("mode",) if theirs and ours else ("num_sa_heads",):
+        in_file, own_value = options.get(option), config.as_dict().get(option)
+        if in_file != own_value:
             raise CheckpointError(
-                f"{source} was trained with mode {_joined(file_mode)}; this network was created with mode "
-                f"{_joined(own_mode)}. Create it with the file's mode."
+                f"{source} was trained with {option} {_joined(in_file)}; this network was created with {option} "
+                f"{_joined(own_value)}. Create it with the file's {option}."
             )
 
 
@@ -458,6 +483,8 @@ def _check_masker_type(source: Path, own: Mapping[str, Tensor], weights: Mapping
 def _likely_option(model: nn.Module, key: str, weights: Mapping[str, Tensor]) -> str:
     """Say which argument of ``create_model`` would make a weight fit."""
     fallback = "Create the network that the file was saved from."
+    if isinstance(model, DynPerceiver):
+        return _perceiver_option(model, weights) or fallback
     if not isinstance(model, LaudResNet):
         return fallback
     backbone = _backbone_option(model, weights)
@@ -472,6 +499,18 @@ def _likely_option(model: nn.Module, key: str, weights: Mapping[str, Tensor]) ->
         name = key[: key.index(".masker_channel.")]
         return _channel_masker_option(dict(model.named_blocks())[name], weights) or fallback
     return fallback
+
+
+def _perceiver_option(model: DynPerceiver, weights: Mapping[str, Tensor]) -> str | None:
+    theirs, ours = options_of(weights), model.config.as_dict()
+    different = {name: value for name, value in theirs.items() if ours[name] != value}
+    if different:
+        options = ", ".join(f"{name}={value!r}" for name, value in different.items())
+        return f"The checkpoint was trained with {options}: create the network with that."
+    latent = weights.get("latent")
+    if latent is not None and latent.shape[:1] != model.latent.shape[:1]:
+        return f"The checkpoint has {latent.shape[0]} latents: create a network whose name ends in _t{latent.shape[0]}."
+    return None
 
 
 def _backbone_option(model: LaudResNet, weights: Mapping[str, Tensor]) -> str | None:

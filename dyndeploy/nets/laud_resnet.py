@@ -25,11 +25,9 @@ from dyndeploy.nets.maskers import (
     expand_groups,
     upsample_mask,
 )
-from dyndeploy.nets.registry import Preprocessing, register_model
+from dyndeploy.nets.registry import IMAGENET, SMALL_32, SMALL_64, register_model
+from dyndeploy.nets.resnet import EXPANSION, Architecture, BottleneckLayers, init_convolution
 from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput
-
-EXPANSION = 4
-"""Output channels of a bottleneck per plane."""
 
 MODES = ("spatial", "channel", "layer", "both", "static")
 CHANNEL_MASKERS = ("mlp", "conv_linear")
@@ -180,27 +178,6 @@ def _check_positive_int(name: str, value: Any) -> None:
         raise UsageError(f"{name}={value!r} is not valid: give whole numbers of at least 1.")
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """The fixed part of a LAUD-ResNet.
-
-    Attributes:
-        blocks: Blocks per stage.
-        planes: Planes per stage; a block has planes * 4 outputs.
-        stem_channels: Outputs of the first convolution.
-        stem_kernel: Its kernel size.
-        stem_stride: Its stride.
-        stem_pool: Whether a 3x3 max pool of stride 2 follows.
-    """
-
-    blocks: tuple[int, int, int, int]
-    planes: tuple[int, int, int, int] = (64, 128, 256, 512)
-    stem_channels: int = 64
-    stem_kernel: int = 7
-    stem_stride: int = 2
-    stem_pool: bool = True
-
-
 class BlockCost(NamedTuple):
     """MACs of a block per image with everything computed, split by part."""
 
@@ -228,7 +205,7 @@ class BlockRecord(NamedTuple):
     dense_macs: int
 
 
-class LaudBottleneck(nn.Module):
+class LaudBottleneck(BottleneckLayers):
     """1x1 -> 3x3 -> 1x1 bottleneck with maskers on its input.
 
     ``y = relu(shortcut(x) + S * bn3(conv3(relu(bn2(C * conv2(relu(bn1(C * conv1(x)))))))))`` with the channel
@@ -267,47 +244,23 @@ class LaudBottleneck(nn.Module):
         mask_bias_fix: bool = True,
         flops_gradient: str = "full",
     ) -> None:
-        super().__init__()
-        width = planes * groups
-        out_channels = planes * EXPANSION
+        super().__init__(in_channels, planes, stride, dilation, groups)
         self.name = name
         self.mode = stage.mode
         self.granularity = stage.granularity if stage.mode in ("spatial", "both") else None
-        self.in_channels = in_channels
-        self.width = width
-        self.out_channels = out_channels
-        self.stride = stride
-        self.dilation = dilation
-        self.groups = groups
         self.flops_gradient = flops_gradient
-
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(
-            width, width, 3, stride=stride, padding=dilation, dilation=dilation, groups=groups, bias=False
-        )
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Sequential | None = None
-        if stride != 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
-                nn.BatchNorm2d(out_channels),
-            )
 
         self.masker_spatial: SpatialMasker | None = None
         if stage.mode in ("spatial", "layer", "both"):
-            if out_channels % stage.spatial_groups:
+            if self.out_channels % stage.spatial_groups:
                 raise UsageError(
-                    f"spatial_groups={stage.spatial_groups} does not divide the {out_channels} output "
-                    f"channels of {name}: give a divisor of {out_channels}."
+                    f"spatial_groups={stage.spatial_groups} does not divide the {self.out_channels} output "
+                    f"channels of {name}: give a divisor of {self.out_channels}."
                 )
             self.masker_spatial = SpatialMasker(in_channels, stage.spatial_groups, mask_bias_fix)
         self.masker_channel: MlpChannelMasker | ConvLinearChannelMasker | None = None
         if stage.mode in ("channel", "both"):
-            self.masker_channel = _channel_masker(name, in_channels, width, stage, mask_bias_fix)
+            self.masker_channel = _channel_masker(name, in_channels, self.width, stage, mask_bias_fix)
 
     @property
     def spatial_kind(self) -> str:
@@ -506,7 +459,7 @@ class LaudResNet(nn.Module):
         # As torchvision's ResNet; the maskers keep the initialisation of their own.
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d) and ".masker_" not in name:
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                init_convolution(module)
         if self.config.zero_init_residual:
             for _, block in self.named_blocks():
                 nn.init.zeros_(block.bn3.weight)
@@ -638,11 +591,6 @@ def full_flops(model: LaudResNet, input_size: int | tuple[int, int]) -> int:
         total += block.width * rows * columns + (block.width + block.out_channels) * out_rows * out_columns
         last = block.out_channels * out_rows * out_columns
     return total + last
-
-
-IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize=256)
-SMALL_32 = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resize=32)
-SMALL_64 = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resize=64)
 
 
 @register_model(family="laud_resnet", config_type=LaudResNetConfig, input_size=(224, 224), preprocessing=IMAGENET)

@@ -29,6 +29,11 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
 
+IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize=256)
+SMALL_32 = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resize=32)
+SMALL_64 = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resize=64)
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What the registry knows about one model.
@@ -102,9 +107,9 @@ def register_model(
     return decorate
 
 
-def model_names() -> tuple[str, ...]:
-    """Return the names of all registered models, sorted."""
-    return tuple(sorted(_MODELS))
+def model_names(family: str | None = None) -> tuple[str, ...]:
+    """Return the names of all registered models, or of one family's, sorted."""
+    return tuple(sorted(name for name, info in _MODELS.items() if family in (None, info.family)))
 
 
 def model_info(name: str) -> ModelInfo:
@@ -124,8 +129,8 @@ def create_model(name: str, **options: Any) -> nn.Module:
 
     Args:
         name: One of :func:`model_names`.
-        **options: Keywords of the model's family; ``model_info(name).defaults`` lists them. For LAUD-ResNets
-            see :class:`dyndeploy.nets.laud_resnet.LaudResNetConfig`.
+        **options: Keywords of the model's family; ``model_info(name).defaults`` lists them, and
+            ``model_info(name).config_type`` describes them.
 
     Returns:
         The network.

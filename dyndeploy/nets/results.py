@@ -68,3 +68,13 @@ class DynamicOutput(NamedTuple):
     densities: Densities
     flops: Tensor
     flops_ratio: Tensor
+
+
+class ExitOutput(NamedTuple):
+    """Result of one forward pass of a network with early exits.
+
+    Attributes:
+        logits: Class scores (N, num_classes) of every exit, in the order of their cost.
+    """
+
+    logits: tuple[Tensor, ...]

@@ -1,0 +1,779 @@
+"""Dynamic Perceiver: a convolutional network and a branch of latent tokens with four exits.
+
+Reference: "Dynamic Perceiver for Efficient Visual Recognition" (Han et al., ICCV 2023) and its reference code,
+whose parameter and buffer names the networks have. The computation is written once, as a chain of named steps
+(:class:`Step`); the network runs all of them, a :class:`Segment` those that one exit adds to the earlier ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dyndeploy.errors import UsageError
+from dyndeploy.nets.backbone import Backbone, SqueezeExcitation
+from dyndeploy.nets.mobilenet_v3 import mobilenet_v3_large
+from dyndeploy.nets.perceiver import (
+    CrossAttentionLayer,
+    SelfAttentionLayer,
+    as_map,
+    as_tokens,
+    average_pool,
+    token_expander,
+    token_mixer,
+)
+from dyndeploy.nets.registry import IMAGENET, SMALL_32, register_model
+from dyndeploy.nets.regnet import regnet, trunk
+from dyndeploy.nets.resnet import Architecture, BasicBlock, Bottleneck, resnet
+from dyndeploy.nets.results import ExitOutput
+
+EXITS = 4
+
+_FAMILY = "dyn_perceiver"
+_STAGES = 4
+_SELF_ATTENTIONS = (3, 3, 9, 3)
+"""Self-attention layers per stage and unit of depth_factor."""
+_Z2X_REDUCTION = 8
+"""Channels of a map per channel of its attention to the latents."""
+_IMAGES = "images"
+_PARTS = {
+    "with_x2z": "cross_att2_x2z",
+    "with_z2x": "cross_att2_z2x",
+    "with_dwc": "dwc1_x2z",
+    "with_last_ca": "last_cross_att_z2x",
+    "with_isc": "isc3",
+}
+"""Options that can be switched off, and a module that only exists where they are on."""
+
+
+@dataclass(frozen=True)
+class DynPerceiverConfig:
+    """Every option of a Dynamic Perceiver. The defaults of a registered network are those of its published weights.
+
+    Attributes:
+        num_classes: Classes, of all four exits.
+        num_sa_heads: Heads of the self-attention in stages 1 to 4; each divides its stage's channels.
+        sa_widening_factor: Hidden width of the self-attention layers' MLPs over their channels.
+        depth_factor: Multiplies the number of self-attention layers (3, 3, 9, 3) of the stages.
+        dropout: Rate of dropout on all attention matrices and both branches of every attention layer.
+        drop_rate: Rate of dropout before the last layer of exit 3, and of exit 4 where that has a hidden layer
+            or reads the features of exit 3.
+        drop_path_rate: Stochastic depth of the last residual block, rising linearly from 0; ResNets only.
+        with_x2z: Latents attend to the maps in stages 2 to 4; stage 1 always does.
+        with_z2x: Maps attend to the latents in stages 2 to 4.
+        with_dwc: A 7x7 depthwise convolution is added to a map before it is pooled for the latents.
+        with_last_ca: The last map attends to the latents before exit 4.
+        with_isc: Exits 2 and 4 read the logits of exits 1 and 2 ("inter-stage connection").
+    """
+
+    num_classes: int = 1000
+    num_sa_heads: Sequence[int] = (1, 2, 4, 8)
+    sa_widening_factor: int = 4
+    depth_factor: Sequence[int] = (1, 1, 1, 1)
+    dropout: float = 0.0
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    with_x2z: bool = True
+    with_z2x: bool = True
+    with_dwc: bool = True
+    with_last_ca: bool = True
+    with_isc: bool = True
+
+    def __post_init__(self) -> None:
+        """Check every value that can be checked without the architecture.
+
+        Raises:
+            UsageError: Naming the option, its value and what is valid.
+        """
+        for name in ("num_classes", "sa_widening_factor"):
+            _check_whole(name, getattr(self, name), 1)
+        for name, least in (("num_sa_heads", 1), ("depth_factor", 0)):
+            values = getattr(self, name)
+            if not isinstance(values, (tuple, list)) or len(values) != _STAGES:
+                raise UsageError(f"{name}={values!r} is not valid: give four whole numbers, one per stage.")
+            for value in values:
+                _check_whole(name, value, least)
+            object.__setattr__(self, name, tuple(values))
+        for name in ("dropout", "drop_rate", "drop_path_rate"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise UsageError(f"{name}={value!r} is not valid: give a number from 0 to below 1.")
+        for name in _PARTS:
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name}={getattr(self, name)!r} is not valid: give True or False.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all options as plain JSON types; ``create_model(name, **config.as_dict())`` rebuilds."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"{name}={value!r} is not valid: give whole numbers of at least {least}.")
+
+
+@dataclass(frozen=True)
+class PerceiverArchitecture:
+    """The fixed part of a Dynamic Perceiver.
+
+    Attributes:
+        backbone: Builds the convolutional network, given the rate of stochastic depth.
+        kind: "regnet", "mobilenet_v3" or "resnet".
+        num_latents: Latent tokens of stage 1; every later stage has half of the one before.
+        grid: Rows and columns to which a map is pooled for the latents.
+    """
+
+    backbone: Callable[[float], Backbone]
+    kind: str
+    num_latents: int
+    grid: int = 7
+
+    def tokens(self) -> tuple[int, ...]:
+        """Return the latent tokens of each stage."""
+        return tuple(self.num_latents >> stage for stage in range(_STAGES))
+
+
+class Step(NamedTuple):
+    """One named value of the computation.
+
+    Attributes:
+        output: Its name.
+        inputs: Names of the values that it is computed from.
+        modules: Dotted names of the submodules and parameters that it uses.
+        run: Computes it from their owner and the inputs.
+    """
+
+    output: str
+    inputs: tuple[str, ...]
+    modules: tuple[str, ...]
+    run: Callable[..., Tensor]
+
+
+def _run_stem(net: nn.Module, images: Tensor) -> Tensor:
+    return _call(net, "cnn_stem", images)
+
+
+def _run_stage(path: str, net: nn.Module, x: Tensor) -> Tensor:
+    return _call(net, path, x)
+
+
+def _run_mix(index: int, net: nn.Module, z: Tensor) -> Tensor:
+    mixed = _call(net, f"token_mixer.{index}", z.transpose(1, 2)).transpose(1, 2)
+    return _call(net, f"token_expander.{index}", mixed)
+
+
+def _run_z2x(path: str, net: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+    tokens: Tensor = net.get_submodule(path)(as_tokens(x), z)
+    return as_map(tokens, x.shape[2], x.shape[3])
+
+
+def _run_latents(stage: int, grid: int, dwc: bool, net: nn.Module, x: Tensor, z: Tensor | None = None) -> Tensor:
+    y = x + _call(net, f"dwc{stage}_x2z", x) if dwc else x
+    query = net.get_parameter("latent")[None] if z is None else z
+    read: Tensor = net.get_submodule(f"cross_att{stage}_x2z")(query, as_tokens(average_pool(y, grid)))
+    return _run_self_attention(stage, net, read)
+
+
+def _run_self_attention(stage: int, net: nn.Module, z: Tensor) -> Tensor:
+    return _call(net, f"self_att{stage}", z)
+
+
+def _run_early_exit(net: nn.Module, z: Tensor) -> Tensor:
+    return _call(net, "early_classifier3", z.mean(1))
+
+
+def _run_attention_exit(net: nn.Module, z: Tensor, earlier: Tensor | None = None) -> Tensor:
+    features = z.mean(1)
+    if earlier is not None:
+        features = torch.cat([features, F.relu(_call(net, "isc3", earlier))], 1)
+    return _call(net, "classifier_att", features)
+
+
+def _run_features(rate: float, net: nn.Module, x: Tensor) -> Tensor:
+    features = x.mean((2, 3))
+    return F.dropout(features, rate) if rate and net.training else features
+
+
+def _run_merged_features(net: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+    return _run_z2x("last_cross_att_z2x", net, x, z).mean((2, 3))
+
+
+def _run_convolution_exit(net: nn.Module, features: Tensor) -> Tensor:
+    return _call(net, "classifier_cnn", features)
+
+
+def _run_merging_exit(net: nn.Module, features: Tensor, z: Tensor, earlier: Tensor | None = None) -> Tensor:
+    parts = [features, z.mean(1)]
+    if earlier is not None:
+        parts.append(F.relu(_call(net, "isc4", earlier)))
+    return _call(net, "classifier_merge", torch.cat(parts, 1))
+
+
+def _call(net: nn.Module, path: str, x: Tensor) -> Tensor:
+    y: Tensor = net.get_submodule(path)(x)
+    return y
+
+
+def _steps(
+    config: DynPerceiverConfig, architecture: PerceiverArchitecture, stage_paths: Sequence[str]
+) -> tuple[Step, ...]:
+    """Return the whole computation in the reference code's order; logits1 to logits4 are the exits."""
+
+    def latents(stage: int, x: str, z: str | None) -> Step:
+        if z is not None and not config.with_x2z:
+            return Step(f"z{stage}", (z,), (f"self_att{stage}",), partial(_run_self_attention, stage))
+        modules = [f"cross_att{stage}_x2z", f"self_att{stage}"]
+        modules += [f"dwc{stage}_x2z"] if config.with_dwc else []
+        modules += ["latent"] if z is None else []
+        run = partial(_run_latents, stage, architecture.grid, config.with_dwc)
+        return Step(f"z{stage}", (x,) if z is None else (x, z), tuple(modules), run)
+
+    steps = [Step("x0", (_IMAGES,), ("cnn_stem",), _run_stem), latents(1, "x0", None)]
+    source = "x0"
+    for index in range(1, _STAGES):
+        stage, path = index + 1, stage_paths[index - 1]
+        x, z = f"x{index}", f"m{stage}"
+        convolved = f"c{index}" if config.with_z2x else x
+        mixing = (f"token_mixer.{index - 1}", f"token_expander.{index - 1}")
+        steps.append(Step(convolved, (source,), (path,), partial(_run_stage, path)))
+        steps.append(Step(z, (f"z{index}",), mixing, partial(_run_mix, index - 1)))
+        if config.with_z2x:
+            attention = f"cross_att{stage}_z2x"
+            steps.append(Step(x, (convolved, z), (attention,), partial(_run_z2x, attention)))
+        steps.append(latents(stage, x, z))
+        if stage == 3:
+            steps.append(Step("logits1", ("z3",), ("early_classifier3",), _run_early_exit))
+        source = x
+
+    isc = config.with_isc
+    last, rate = stage_paths[3], config.drop_rate if architecture.kind != "mobilenet_v3" else 0.0
+    steps += [
+        Step(
+            "logits2",
+            ("z4", "logits1") if isc else ("z4",),
+            ("isc3", "classifier_att") if isc else ("classifier_att",),
+            _run_attention_exit,
+        ),
+        Step("x4", (source,), (last,), partial(_run_stage, last)),
+        Step("f3", ("x4",), (), partial(_run_features, rate)),
+        Step("logits3", ("f3",), ("classifier_cnn",), _run_convolution_exit),
+    ]
+    merged = "f3"
+    if config.with_last_ca:
+        merged = "f4"
+        steps.append(Step(merged, ("x4", "z4"), ("last_cross_att_z2x",), _run_merged_features))
+    steps.append(
+        Step(
+            "logits4",
+            (merged, "z4", "logits2") if isc else (merged, "z4"),
+            ("isc4", "classifier_merge") if isc else ("classifier_merge",),
+            _run_merging_exit,
+        )
+    )
+    return tuple(steps)
+
+
+def _run(steps: Iterable[Step], net: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    for step in steps:
+        values[step.output] = step.run(net, *(values[name] for name in step.inputs))
+    return values
+
+
+class Segment(nn.Module):
+    """What one exit of a network adds to the exits before it. Shares the network's parameters and their names.
+
+    Attributes:
+        exit: The exit, 1 to 4.
+        inputs: Names of the arguments of ``forward``: "images" for the first segment of a chain, tensors among
+            the outputs of earlier segments for the others.
+        outputs: Names of what ``forward`` returns: "logits", then what later segments need.
+    """
+
+    def __init__(
+        self, network: nn.Module, exit: int, steps: Sequence[Step], inputs: Sequence[str], carried: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.exit = exit
+        self.inputs = tuple(inputs)
+        self.outputs = ("logits", *carried)
+        self._steps = tuple(steps)
+        for path in dict.fromkeys(path for step in steps for path in step.modules):
+            _share(network, self, path)
+        self.training = network.training
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors named by ``outputs`` for those named by ``inputs``."""
+        values = _run(self._steps, self, dict(zip(self.inputs, inputs, strict=True)))
+        return tuple(values[f"logits{self.exit}" if name == "logits" else name] for name in self.outputs)
+
+
+def _share(network: nn.Module, owner: nn.Module, path: str) -> None:
+    """Give owner the network's submodule or parameter under the same dotted name."""
+    *parents, name = path.split(".")
+    source = network
+    for parent in parents:
+        source = source.get_submodule(parent)
+        if parent not in dict(owner.named_children()):
+            owner.add_module(parent, nn.Module())
+        owner = owner.get_submodule(parent)
+    parameter = dict(source.named_parameters(recurse=False)).get(name)
+    if parameter is not None:
+        owner.register_parameter(name, parameter)
+    else:
+        owner.add_module(name, source.get_submodule(name))
+
+
+class DynPerceiver(nn.Module):
+    """A Dynamic Perceiver with all four exits.
+
+    Args:
+        name: Registered name.
+        architecture: Fixed part.
+        config: Options.
+
+    Attributes:
+        name: Registered name.
+        config: The options it was built with.
+        exits: Number of exits.
+        channels: Channels entering stages 1 to 4, and those that stage 4 returns.
+        stage_paths: Dotted names of the convolutional stages.
+
+    Raises:
+        UsageError: A number of heads does not divide its stage's channels, or stochastic depth is asked of a
+            backbone that has none.
+    """
+
+    exits: int = EXITS
+
+    def __init__(self, name: str, architecture: PerceiverArchitecture, config: DynPerceiverConfig) -> None:
+        super().__init__()
+        self.name = name
+        self.architecture = architecture
+        self.config = config
+        if config.drop_path_rate and architecture.kind != "resnet":
+            raise UsageError(
+                f"drop_path_rate={config.drop_path_rate:g} is not valid for {name}: only ResNets have stochastic "
+                "depth. Leave it at 0."
+            )
+        backbone = architecture.backbone(config.drop_path_rate)
+        channels, last = backbone.channels[:_STAGES], backbone.channels[_STAGES]
+        for stage, (width, heads) in enumerate(zip(channels, config.num_sa_heads, strict=True)):
+            if width % heads:
+                raise UsageError(
+                    f"num_sa_heads={list(config.num_sa_heads)} is not valid for {name}: {heads} heads do not divide "
+                    f"the {width} channels of stage {stage + 1}."
+                )
+        tokens = architecture.tokens()
+        positions = architecture.grid**2
+
+        self.channels = backbone.channels
+        self.latent = nn.Parameter(torch.empty(tokens[0], channels[0]))
+        self.cnn_stem = backbone.stem
+        if architecture.kind == "regnet":
+            self.cnn_body = trunk(backbone)
+            self.stage_paths = [f"cnn_body.block{stage}" for stage in range(1, _STAGES + 1)]
+        else:
+            self.stage_paths = [f"cnn_body_stage{stage}" for stage in range(1, _STAGES + 1)]
+            for path, module in zip(self.stage_paths, backbone.stages, strict=True):
+                self.add_module(path, module)
+        for stage, width in enumerate(channels, start=1):
+            if stage == 1 or config.with_x2z:
+                if config.with_dwc:
+                    self.add_module(f"dwc{stage}_x2z", nn.Conv2d(width, width, 7, padding=3, groups=width))
+                self.add_module(
+                    f"cross_att{stage}_x2z", CrossAttentionLayer(width, width, width, config.dropout, positions)
+                )
+            if stage > 1 and config.with_z2x:
+                self.add_module(
+                    f"cross_att{stage}_z2x",
+                    CrossAttentionLayer(width, width, width // _Z2X_REDUCTION, config.dropout),
+                )
+            layers = _SELF_ATTENTIONS[stage - 1] * config.depth_factor[stage - 1]
+            heads = config.num_sa_heads[stage - 1]
+            self.add_module(
+                f"self_att{stage}",
+                nn.Sequential(
+                    *(
+                        SelfAttentionLayer(width, heads, config.sa_widening_factor, config.dropout)
+                        for _ in range(layers)
+                    )
+                ),
+            )
+        if config.with_last_ca:
+            self.last_cross_att_z2x = CrossAttentionLayer(last, channels[3], last // _Z2X_REDUCTION, config.dropout)
+        self._add_classifiers(channels[2], channels[3], last, backbone.head_channels)
+        pairs = list(itertools.pairwise(channels))
+        self.token_expander = nn.ModuleList(token_expander(narrow, wide) for narrow, wide in pairs)
+        self.token_mixer = nn.ModuleList(token_mixer(n, n // 2) for n in tokens[:-1])
+        nn.init.trunc_normal_(self.latent, std=0.02)
+        self._steps = _steps(config, architecture, self.stage_paths)
+
+    def _add_classifiers(self, c3: int, c4: int, last: int, hidden: int | None) -> None:
+        config, classes = self.config, self.config.num_classes
+        merged = last + c4 * (2 if config.with_isc else 1)
+
+        def head(channels: int) -> list[nn.Module]:
+            if hidden is None:
+                return [nn.Linear(channels, classes)]
+            dropout = nn.Dropout(config.drop_rate, inplace=True)
+            return [nn.Linear(channels, hidden), nn.Hardswish(inplace=True), dropout, nn.Linear(hidden, classes)]
+
+        def connection() -> nn.Sequential:
+            return nn.Sequential(nn.Linear(classes, c4), nn.BatchNorm1d(c4))
+
+        self.classifier_cnn = nn.Sequential(*head(last)) if hidden else nn.Linear(last, classes)
+        if self.architecture.kind == "regnet":
+            assert isinstance(self.classifier_cnn, nn.Linear)
+            nn.init.normal_(self.classifier_cnn.weight, std=0.01)
+            nn.init.zeros_(self.classifier_cnn.bias)
+        self.early_classifier3 = nn.Linear(c3, classes)
+        if config.with_isc:
+            self.isc3 = connection()
+        self.classifier_att = nn.Linear(c4 * (2 if config.with_isc else 1), classes)
+        if config.with_isc:
+            self.isc4 = connection()
+        self.classifier_merge = nn.Sequential(nn.BatchNorm1d(merged), *head(merged))
+
+    def forward(self, images: Tensor) -> ExitOutput:
+        """Classify a batch of images at all exits.
+
+        Args:
+            images: (N, 3, H, W) of the network's dtype; H and W of any size. In training mode N is at least 2.
+
+        Returns:
+            Logits of the four exits.
+        """
+        values = _run(self._steps, self, {_IMAGES: images})
+        return ExitOutput(tuple(values[f"logits{number}"] for number in range(1, EXITS + 1)))
+
+    def segments(self, exits: Sequence[int] = (1, 2, 3, 4)) -> tuple[Segment, ...]:
+        """Return one segment per enabled exit; run one after another they give the logits of ``forward``.
+
+        A segment computes what its exit needs and no earlier segment has computed, nothing else: the head of
+        a disabled exit only where another exit reads its logits.
+
+        Args:
+            exits: The enabled exits, ascending; the last is 4.
+
+        Raises:
+            UsageError: Exits that do not ascend, are not among 1 to 4, or do not end with 4.
+        """
+        exits = tuple(exits)
+        if sorted(set(exits) & set(range(1, EXITS + 1))) != list(exits) or exits[-1:] != (EXITS,):
+            raise UsageError(
+                f"exits={list(exits)} is not valid: give the enabled exits in ascending order, the last being {EXITS}, "
+                f"such as [1, 2, {EXITS}]."
+            )
+        return self._cut(exits)
+
+    def truncated(self, exit: int) -> Segment:
+        """Return a network of one exit that computes nothing but what this exit needs.
+
+        Args:
+            exit: 1 to 4.
+
+        Raises:
+            UsageError: No such exit.
+        """
+        if exit not in range(1, EXITS + 1):
+            raise UsageError(f"exit={exit!r} is not valid: {self.name} has the exits 1 to {EXITS}.")
+        return self._cut((exit,))[0]
+
+    def _cut(self, exits: tuple[int, ...]) -> tuple[Segment, ...]:
+        done: set[str] = {_IMAGES}
+        parts: list[list[Step]] = []
+        for number in exits:
+            needed = {f"logits{number}"}
+            part = []
+            for step in reversed(self._steps):
+                if step.output in needed and step.output not in done:
+                    needed |= set(step.inputs)
+                    part.append(step)
+            parts.append(part[::-1])
+            done |= {step.output for step in part}
+        segments = []
+        for index, (number, part) in enumerate(zip(exits, parts, strict=True)):
+            made = {step.output for step in part}
+            later = {name for following in parts[index + 1 :] for step in following for name in step.inputs}
+            segments.append(
+                Segment(
+                    self,
+                    number,
+                    part,
+                    inputs=_ordered((name for step in part for name in step.inputs), exclude=made),
+                    carried=[step.output for step in part if step.output in later],
+                )
+            )
+        return tuple(segments)
+
+
+def _ordered(names: Iterable[str], exclude: set[str]) -> list[str]:
+    return [name for name in dict.fromkeys(names) if name not in exclude]
+
+
+def options_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the options that the shapes in a Dynamic Perceiver's state dict tell, {} for other networks."""
+    head = weights.get("early_classifier3.weight")
+    if "latent" not in weights or head is None or head.ndim != 2:
+        return {}
+    hidden = {
+        key: w.shape for key, w in weights.items() if key.startswith("self_att") and key.endswith("mlp.fc1.weight")
+    }
+    layers = [sum(key.startswith(f"self_att{stage}.") for key in hidden) for stage in range(1, _STAGES + 1)]
+    options: dict[str, Any] = {
+        "num_classes": head.shape[0],
+        "depth_factor": [count // unit for count, unit in zip(layers, _SELF_ATTENTIONS, strict=True)],
+    }
+    first = next(iter(hidden.values()), ())
+    if len(first) == 2 and first[1]:
+        options["sa_widening_factor"] = first[0] // first[1]
+    for flag, part in _PARTS.items():
+        options[flag] = any(key.startswith(f"{part}.") for key in weights)
+    return options
+
+
+def _twin(network: DynPerceiver) -> DynPerceiver:
+    """Return the network without weights, in eval mode, to be walked through at no cost."""
+    with torch.device("meta"):
+        return DynPerceiver(network.name, network.architecture, network.config).eval().requires_grad_(False)
+
+
+def _meta_images(input_size: tuple[int, int]) -> Tensor:
+    if min(input_size) < 1:
+        raise UsageError(f"input_size={input_size!r} is not valid: give (height, width), at least 1 each.")
+    return torch.empty(1, 3, *input_size, device="meta")
+
+
+def exit_macs(
+    network: DynPerceiver, input_size: tuple[int, int], exits: Sequence[int] = (1, 2, 3, 4)
+) -> tuple[int, ...]:
+    """Count the multiply-accumulates per image up to and with each enabled exit, one exit tried after the other.
+
+    Convolutions, linear layers and matrix products are counted, of the heads of earlier exits too; norms,
+    activations, additions and softmax are free.
+
+    Args:
+        network: The network; its weights are not used.
+        input_size: (height, width) in pixels.
+        exits: The enabled exits, as for :meth:`DynPerceiver.segments`.
+
+    Returns:
+        Cumulative MACs, one number per enabled exit.
+
+    Raises:
+        UsageError: A size below 1, or exits that cannot be enabled.
+    """
+    values = {_IMAGES: _meta_images(input_size)}
+    totals = []
+    total = 0
+    for segment in _twin(network).segments(exits):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            outputs = segment(*(values[name] for name in segment.inputs))
+        values.update(zip(segment.outputs, outputs, strict=True))
+        total += counter.get_total_flops() // 2
+        totals.append(total)
+    return tuple(totals)
+
+
+def official_flops(network: DynPerceiver, input_size: tuple[int, int] = (224, 224)) -> tuple[int, ...]:
+    """Return what the reference code writes to flops.txt, times 1e9.
+
+    Its counter leaves out the squeeze-and-excitation of RegNets, the second inter-stage connection and most
+    heads of earlier exits, and counts the token expanders on twice their tokens. :func:`exit_macs` is exact.
+
+    Args:
+        network: A network with all parts.
+        input_size: (height, width) in pixels.
+
+    Returns:
+        One number per exit.
+
+    Raises:
+        UsageError: A ResNet, which that counter does not know, a network without some part, or a size below 1.
+    """
+    config, kind = network.config, network.architecture.kind
+    absent = [flag for flag in _PARTS if not getattr(config, flag)]
+    if kind == "resnet" or absent:
+        reason = f"{absent[0]}=False" if absent else "a ResNet"
+        raise UsageError(f"The reference code counts no FLOPs of {network.name} ({reason}): use exit_macs.")
+    convolved, pixels = _official_convolutions(network, input_size)
+    channels, tokens, grid = network.channels, network.architecture.tokens(), network.architecture.grid**2
+    classes, widening = config.num_classes, config.sa_widening_factor
+    c4, last, n4 = channels[3], channels[4], tokens[3]
+
+    def attention(queries: int, keys: int, c_query: int, c_key: int, width: int) -> int:
+        projections = 2 * queries * c_query * width + 2 * keys * c_key * width
+        return projections + 2 * queries * keys * width
+
+    def cross(queries: int, keys: int, c_query: int, c_key: int, width: int) -> int:
+        return attention(queries, keys, c_query, c_key, width) + 2 * queries * c_query**2
+
+    def latents(i: int) -> int:
+        n, c = tokens[i], channels[i]
+        layer = attention(n, n, c, c, c) + 2 * widening * n * c**2
+        reading = (49 + 1) * c * pixels[i] + cross(n, grid, c, c, c)
+        return reading + _SELF_ATTENTIONS[i] * config.depth_factor[i] * layer
+
+    def entering(i: int) -> int:
+        n, c = tokens[i - 1], channels[i - 1]
+        mixing = c * n * tokens[i] + n * c * channels[i]
+        writing = cross(pixels[i], tokens[i], channels[i], channels[i], channels[i] // _Z2X_REDUCTION)
+        return mixing + writing + latents(i)
+
+    shared = convolved[0] + latents(0) + convolved[1] + entering(1) + convolved[2] + entering(2)
+    exit1 = shared + classes * channels[2]
+    shared += convolved[3] + entering(3) + n4 * c4
+    exit2 = shared + 2 * c4 * classes + classes * c4
+    exit3 = shared + convolved[4] + last * pixels[4] + _linear_macs(network.classifier_cnn)
+    exit4 = exit3 + cross(pixels[4], n4, last, c4, last // _Z2X_REDUCTION) + last * pixels[4]
+    return exit1, exit2, exit3, exit4 + _linear_macs(network.classifier_merge)
+
+
+def _linear_macs(head: nn.Module) -> int:
+    return sum(layer.weight.numel() for layer in head.modules() if isinstance(layer, nn.Linear))
+
+
+def _official_convolutions(network: DynPerceiver, input_size: tuple[int, int]) -> tuple[list[int], list[int]]:
+    """Return MACs of stem and stages as the reference code counts them, and pixels of x0 to x4."""
+    twin = _twin(network)
+    counted = 0
+    regnet_gates = {
+        layer
+        for module in twin.modules()
+        if isinstance(module, SqueezeExcitation) and network.architecture.kind == "regnet"
+        for layer in (module.fc1, module.fc2)
+    }
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal counted
+        if isinstance(module, nn.Conv2d) and module not in regnet_gates:
+            counted += module.weight.numel() * output.shape[2] * output.shape[3]
+        elif isinstance(module, SqueezeExcitation) and network.architecture.kind == "mobilenet_v3":
+            counted += inputs[0].numel()
+
+    for module in twin.modules():
+        module.register_forward_hook(count)
+    macs, pixels = [], []
+    x = _meta_images(input_size)
+    with torch.no_grad():
+        for path in ("cnn_stem", *twin.stage_paths):
+            counted = 0
+            x = _call(twin, path, x)
+            macs.append(counted)
+            pixels.append(x.shape[2] * x.shape[3])
+    return macs, pixels
+
+
+def _register(name: str, description: str, architecture: PerceiverArchitecture, **defaults: Any) -> None:
+    def entry_point(config: DynPerceiverConfig) -> DynPerceiver:
+        return DynPerceiver(name, architecture, config)
+
+    entry_point.__name__ = entry_point.__qualname__ = name
+    entry_point.__doc__ = description
+    register_model(
+        family=_FAMILY,
+        config_type=DynPerceiverConfig,
+        input_size=(224, 224),
+        preprocessing=_PREPROCESSING,
+        defaults=defaults,
+    )(entry_point)
+
+
+_PREPROCESSING = replace(IMAGENET, interpolation="bicubic")
+_RESNET50 = Architecture(blocks=(3, 4, 6, 3))
+_RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], Architecture, float, tuple[int, ...]]] = {
+    "resnet18": (BasicBlock, Architecture(blocks=(2, 2, 2, 2)), 1.0, (128, 256, 512)),
+    "resnet34": (BasicBlock, Architecture(blocks=(3, 4, 6, 3)), 1.0, (128, 256, 512)),
+    "resnet50": (Bottleneck, _RESNET50, 1.0, (64, 128, 256, 512)),
+    "resnet50_0375": (Bottleneck, _RESNET50, 0.375, (64, 128, 256)),
+    "resnet50_050": (Bottleneck, _RESNET50, 0.5, (64, 128, 256)),
+    "resnet50_0625": (Bottleneck, _RESNET50, 0.625, (128, 160, 192, 256)),
+    "resnet50_075": (Bottleneck, _RESNET50, 0.75, (128, 256)),
+}
+_REGNETS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "reg400m": ("regnet_y_400mf", (32, 64, 128, 256, 512)),
+    "reg800m": ("regnet_y_800mf", (32, 64, 128, 256, 512)),
+    "reg1x6g": ("regnet_y_1_6gf", (128, 256, 512)),
+    "reg3x2g": ("regnet_y_3_2gf", (128, 256, 512)),
+}
+_MOBILENETS = {
+    "mobilenetV3": 1.0,
+    "mobilenetV3_0x5": 0.5,
+    "mobilenetV3_0x75": 0.75,
+    "mobilenetV3_1x25": 1.25,
+    "mobilenetV3_1x5": 1.5,
+    "mobilenetV3_2x0": 2.0,
+}
+
+
+def _resnet_backbone(
+    block: type[BasicBlock] | type[Bottleneck], architecture: Architecture, width_mult: float, drop_path_rate: float
+) -> Backbone:
+    return resnet(architecture, block, width_mult, drop_path_rate)
+
+
+def _regnet_backbone(name: str, _: float) -> Backbone:
+    return regnet(name)
+
+
+def _mobilenet_backbone(width_mult: float, _: float) -> Backbone:
+    return mobilenet_v3_large(width_mult)
+
+
+for _prefix, (_block, _shape, _width, _counts) in _RESNETS.items():
+    for _count in _counts:
+        _register(
+            f"{_prefix}_perceiver_t{_count}",
+            f"Dynamic Perceiver: {_prefix.split('_')[0]} of width {_width:g} and {_count} latents.",
+            PerceiverArchitecture(partial(_resnet_backbone, _block, _shape, _width), "resnet", _count),
+            depth_factor=(1, 1, 1, 1),
+            drop_rate=0.2,
+            drop_path_rate=0.2,
+        )
+for _prefix, (_name, _counts) in _REGNETS.items():
+    for _count in _counts:
+        _register(
+            f"{_prefix}_perceiver_t{_count}",
+            f"Dynamic Perceiver: {_name} and {_count} latents.",
+            PerceiverArchitecture(partial(_regnet_backbone, _name), "regnet", _count),
+            depth_factor=(1, 1, 1, 2),
+        )
+for _prefix, _width in _MOBILENETS.items():
+    for _count in (128, 256, 512):
+        _register(
+            f"{_prefix}_perceiver_t{_count}",
+            f"Dynamic Perceiver: MobileNetV3-Large of width {_width:g} and {_count} latents.",
+            PerceiverArchitecture(partial(_mobilenet_backbone, _width), "mobilenet_v3", _count),
+            depth_factor=(1, 1, 1, 3),
+            drop_rate=0.2,
+        )
+
+
+@register_model(
+    family=_FAMILY,
+    config_type=DynPerceiverConfig,
+    input_size=(32, 32),
+    preprocessing=SMALL_32,
+    defaults={"num_classes": 10},
+)
+def resnet10_small_perceiver_t32(config: DynPerceiverConfig) -> DynPerceiver:
+    """Dynamic Perceiver for 32x32 images: four basic blocks and 32 latents."""
+    small = Architecture(
+        blocks=(1, 1, 1, 1),
+        planes=(16, 24, 32, 64),
+        stem_channels=16,
+        stem_kernel=3,
+        stem_stride=1,
+        stem_pool=False,
+    )
+    # Maps of 32, 32, 16 and 8 pixels: all of them hold whole windows of a 4x4 grid.
+    architecture = PerceiverArchitecture(partial(_resnet_backbone, BasicBlock, small, 1.0), "resnet", 32, grid=4)
+    return DynPerceiver("resnet10_small_perceiver_t32", architecture, config)
