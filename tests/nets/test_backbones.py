@@ -86,7 +86,7 @@ def test_mobilenet_equals_torchvision(width_mult: float) -> None:
     assert ours.head_channels == theirs.classifier[0].out_features
     starts = (0, 3, 5, 8, 14, 17)
     for part, start, end in zip((ours.stem, *ours.stages), starts, starts[1:], strict=False):
-        part.load_state_dict(theirs.features[start:end].state_dict())
+        part.load_state_dict(nn.Sequential(*theirs.features[start:end]).state_dict())
     x = torch.randn(1, 3, 96, 64)
     with torch.no_grad():
         torch.testing.assert_close(features(ours, x), theirs.features(x))

@@ -254,7 +254,7 @@ def test_forward_equals_the_reference(name: str, size: tuple[int, int], options:
     assert spread > 0.05 and torch.isfinite(spread)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     height=st.integers(8, 40),
     width=st.integers(8, 40),
@@ -378,13 +378,11 @@ def test_copies_and_precisions() -> None:
     assert all(logits.dtype == torch.bfloat16 for logits in half)
 
 
-@pytest.mark.parametrize("name", [SMALL, "reg400m_perceiver_t32"])
-def test_network_and_segments_can_be_captured(name: str) -> None:
-    model = randomize(build(name, num_classes=10))
-    images = torch.randn(2, 3, 32, 32)
+def test_network_and_segments_can_be_captured() -> None:
+    model = randomize(build(depth_factor=(1, 0, 0, 1)))
+    images, other = torch.randn(2, 3, 32, 32), torch.randn(5, 3, 32, 32)
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(model, (images,), dynamic_shapes={"images": {0: batch}})
-    other = torch.randn(5, 3, 32, 32)
     with torch.no_grad():
         expected = model(other).logits
         for ours, theirs in zip(program.module()(other).logits, expected, strict=True):
