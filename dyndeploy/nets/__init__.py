@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 from dyndeploy.nets.checkpoints import LoadReport, load_checkpoint, save_checkpoint
-from dyndeploy.nets.dyn_perceiver import (
-    DynPerceiver,
-    DynPerceiverConfig,
-    Segment,
-    exit_macs,
-    official_flops,
-)
+from dyndeploy.nets.dyn_perceiver import DynPerceiver, DynPerceiverConfig, Segment
 from dyndeploy.nets.laud_resnet import (
     LaudBottleneck,
     LaudResNet,
@@ -17,6 +11,7 @@ from dyndeploy.nets.laud_resnet import (
     full_flops,
     static_macs,
 )
+from dyndeploy.nets.perceiver_costs import exit_macs, official_flops
 from dyndeploy.nets.registry import (
     ModelInfo,
     Preprocessing,

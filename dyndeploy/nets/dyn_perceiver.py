@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dyndeploy.errors import UsageError
-from dyndeploy.nets.backbone import Backbone, SqueezeExcitation
+from dyndeploy.nets.backbone import Backbone
 from dyndeploy.nets.mobilenet_v3 import mobilenet_v3_large
 from dyndeploy.nets.perceiver import (
     CrossAttentionLayer,
@@ -36,15 +35,12 @@ from dyndeploy.nets.resnet import Architecture, BasicBlock, Bottleneck, resnet
 from dyndeploy.nets.results import ExitOutput
 
 EXITS = 4
-
-_FAMILY = "dyn_perceiver"
-_STAGES = 4
-_SELF_ATTENTIONS = (3, 3, 9, 3)
+IMAGES = "images"
+SELF_ATTENTIONS = (3, 3, 9, 3)
 """Self-attention layers per stage and unit of depth_factor."""
-_Z2X_REDUCTION = 8
+Z2X_REDUCTION = 8
 """Channels of a map per channel of its attention to the latents."""
-_IMAGES = "images"
-_PARTS = {
+PARTS = {
     "with_x2z": "cross_att2_x2z",
     "with_z2x": "cross_att2_z2x",
     "with_dwc": "dwc1_x2z",
@@ -52,6 +48,9 @@ _PARTS = {
     "with_isc": "isc3",
 }
 """Options that can be switched off, and a module that only exists where they are on."""
+
+_FAMILY = "dyn_perceiver"
+_STAGES = 4
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class DynPerceiverConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise UsageError(f"{name}={value!r} is not valid: give a number from 0 to below 1.")
-        for name in _PARTS:
+        for name in PARTS:
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name}={getattr(self, name)!r} is not valid: give True or False.")
 
@@ -236,7 +235,7 @@ def _steps(
         run = partial(_run_latents, stage, architecture.grid, config.with_dwc)
         return Step(f"z{stage}", (x,) if z is None else (x, z), tuple(modules), run)
 
-    steps = [Step("x0", (_IMAGES,), ("cnn_stem",), _run_stem), latents(1, "x0", None)]
+    steps = [Step("x0", (IMAGES,), ("cnn_stem",), _run_stem), latents(1, "x0", None)]
     source = "x0"
     for index in range(1, _STAGES):
         stage, path = index + 1, stage_paths[index - 1]
@@ -372,7 +371,6 @@ class DynPerceiver(nn.Module):
                     f"the {width} channels of stage {stage + 1}."
                 )
         tokens = architecture.tokens()
-        positions = architecture.grid**2
 
         self.channels = backbone.channels
         self.latent = nn.Parameter(torch.empty(tokens[0], channels[0]))
@@ -385,36 +383,30 @@ class DynPerceiver(nn.Module):
             for path, module in zip(self.stage_paths, backbone.stages, strict=True):
                 self.add_module(path, module)
         for stage, width in enumerate(channels, start=1):
-            if stage == 1 or config.with_x2z:
-                if config.with_dwc:
-                    self.add_module(f"dwc{stage}_x2z", nn.Conv2d(width, width, 7, padding=3, groups=width))
-                self.add_module(
-                    f"cross_att{stage}_x2z", CrossAttentionLayer(width, width, width, config.dropout, positions)
-                )
-            if stage > 1 and config.with_z2x:
-                self.add_module(
-                    f"cross_att{stage}_z2x",
-                    CrossAttentionLayer(width, width, width // _Z2X_REDUCTION, config.dropout),
-                )
-            layers = _SELF_ATTENTIONS[stage - 1] * config.depth_factor[stage - 1]
-            heads = config.num_sa_heads[stage - 1]
-            self.add_module(
-                f"self_att{stage}",
-                nn.Sequential(
-                    *(
-                        SelfAttentionLayer(width, heads, config.sa_widening_factor, config.dropout)
-                        for _ in range(layers)
-                    )
-                ),
-            )
+            self._add_attention(stage, width)
         if config.with_last_ca:
-            self.last_cross_att_z2x = CrossAttentionLayer(last, channels[3], last // _Z2X_REDUCTION, config.dropout)
+            self.last_cross_att_z2x = CrossAttentionLayer(last, channels[3], last // Z2X_REDUCTION, config.dropout)
         self._add_classifiers(channels[2], channels[3], last, backbone.head_channels)
         pairs = list(itertools.pairwise(channels))
         self.token_expander = nn.ModuleList(token_expander(narrow, wide) for narrow, wide in pairs)
         self.token_mixer = nn.ModuleList(token_mixer(n, n // 2) for n in tokens[:-1])
         nn.init.trunc_normal_(self.latent, std=0.02)
         self._steps = _steps(config, architecture, self.stage_paths)
+
+    def _add_attention(self, stage: int, width: int) -> None:
+        config, positions = self.config, self.architecture.grid**2
+        if stage == 1 or config.with_x2z:
+            if config.with_dwc:
+                self.add_module(f"dwc{stage}_x2z", nn.Conv2d(width, width, 7, padding=3, groups=width))
+            x2z = CrossAttentionLayer(width, width, width, config.dropout, positions)
+            self.add_module(f"cross_att{stage}_x2z", x2z)
+        if stage > 1 and config.with_z2x:
+            z2x = CrossAttentionLayer(width, width, width // Z2X_REDUCTION, config.dropout)
+            self.add_module(f"cross_att{stage}_z2x", z2x)
+        heads, widening = config.num_sa_heads[stage - 1], config.sa_widening_factor
+        count = SELF_ATTENTIONS[stage - 1] * config.depth_factor[stage - 1]
+        layers = (SelfAttentionLayer(width, heads, widening, config.dropout) for _ in range(count))
+        self.add_module(f"self_att{stage}", nn.Sequential(*layers))
 
     def _add_classifiers(self, c3: int, c4: int, last: int, hidden: int | None) -> None:
         config, classes = self.config, self.config.num_classes
@@ -451,7 +443,7 @@ class DynPerceiver(nn.Module):
         Returns:
             Logits of the four exits.
         """
-        values = _run(self._steps, self, {_IMAGES: images})
+        values = _run(self._steps, self, {IMAGES: images})
         return ExitOutput(tuple(values[f"logits{number}"] for number in range(1, EXITS + 1)))
 
     def segments(self, exits: Sequence[int] = (1, 2, 3, 4)) -> tuple[Segment, ...]:
@@ -488,7 +480,7 @@ class DynPerceiver(nn.Module):
         return self._cut((exit,))[0]
 
     def _cut(self, exits: tuple[int, ...]) -> tuple[Segment, ...]:
-        done: set[str] = {_IMAGES}
+        done: set[str] = {IMAGES}
         parts: list[list[Step]] = []
         for number in exits:
             needed = {f"logits{number}"}
@@ -530,146 +522,14 @@ def options_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     layers = [sum(key.startswith(f"self_att{stage}.") for key in hidden) for stage in range(1, _STAGES + 1)]
     options: dict[str, Any] = {
         "num_classes": head.shape[0],
-        "depth_factor": [count // unit for count, unit in zip(layers, _SELF_ATTENTIONS, strict=True)],
+        "depth_factor": [count // unit for count, unit in zip(layers, SELF_ATTENTIONS, strict=True)],
     }
     first = next(iter(hidden.values()), ())
     if len(first) == 2 and first[1]:
         options["sa_widening_factor"] = first[0] // first[1]
-    for flag, part in _PARTS.items():
+    for flag, part in PARTS.items():
         options[flag] = any(key.startswith(f"{part}.") for key in weights)
     return options
-
-
-def _twin(network: DynPerceiver) -> DynPerceiver:
-    """Return the network without weights, in eval mode, to be walked through at no cost."""
-    with torch.device("meta"):
-        return DynPerceiver(network.name, network.architecture, network.config).eval().requires_grad_(False)
-
-
-def _meta_images(input_size: tuple[int, int]) -> Tensor:
-    if min(input_size) < 1:
-        raise UsageError(f"input_size={input_size!r} is not valid: give (height, width), at least 1 each.")
-    return torch.empty(1, 3, *input_size, device="meta")
-
-
-def exit_macs(
-    network: DynPerceiver, input_size: tuple[int, int], exits: Sequence[int] = (1, 2, 3, 4)
-) -> tuple[int, ...]:
-    """Count the multiply-accumulates per image up to and with each enabled exit, one exit tried after the other.
-
-    Convolutions, linear layers and matrix products are counted, of the heads of earlier exits too; norms,
-    activations, additions and softmax are free.
-
-    Args:
-        network: The network; its weights are not used.
-        input_size: (height, width) in pixels.
-        exits: The enabled exits, as for :meth:`DynPerceiver.segments`.
-
-    Returns:
-        Cumulative MACs, one number per enabled exit.
-
-    Raises:
-        UsageError: A size below 1, or exits that cannot be enabled.
-    """
-    values = {_IMAGES: _meta_images(input_size)}
-    totals = []
-    total = 0
-    for segment in _twin(network).segments(exits):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            outputs = segment(*(values[name] for name in segment.inputs))
-        values.update(zip(segment.outputs, outputs, strict=True))
-        total += counter.get_total_flops() // 2
-        totals.append(total)
-    return tuple(totals)
-
-
-def official_flops(network: DynPerceiver, input_size: tuple[int, int] = (224, 224)) -> tuple[int, ...]:
-    """Return what the reference code writes to flops.txt, times 1e9.
-
-    Its counter leaves out the squeeze-and-excitation of RegNets, the second inter-stage connection and most
-    heads of earlier exits, and counts the token expanders on twice their tokens. :func:`exit_macs` is exact.
-
-    Args:
-        network: A network with all parts.
-        input_size: (height, width) in pixels.
-
-    Returns:
-        One number per exit.
-
-    Raises:
-        UsageError: A ResNet, which that counter does not know, a network without some part, or a size below 1.
-    """
-    config, kind = network.config, network.architecture.kind
-    absent = [flag for flag in _PARTS if not getattr(config, flag)]
-    if kind == "resnet" or absent:
-        reason = f"{absent[0]}=False" if absent else "a ResNet"
-        raise UsageError(f"The reference code counts no FLOPs of {network.name} ({reason}): use exit_macs.")
-    convolved, pixels = _official_convolutions(network, input_size)
-    channels, tokens, grid = network.channels, network.architecture.tokens(), network.architecture.grid**2
-    classes, widening = config.num_classes, config.sa_widening_factor
-    c4, last, n4 = channels[3], channels[4], tokens[3]
-
-    def attention(queries: int, keys: int, c_query: int, c_key: int, width: int) -> int:
-        projections = 2 * queries * c_query * width + 2 * keys * c_key * width
-        return projections + 2 * queries * keys * width
-
-    def cross(queries: int, keys: int, c_query: int, c_key: int, width: int) -> int:
-        return attention(queries, keys, c_query, c_key, width) + 2 * queries * c_query**2
-
-    def latents(i: int) -> int:
-        n, c = tokens[i], channels[i]
-        layer = attention(n, n, c, c, c) + 2 * widening * n * c**2
-        reading = (49 + 1) * c * pixels[i] + cross(n, grid, c, c, c)
-        return reading + _SELF_ATTENTIONS[i] * config.depth_factor[i] * layer
-
-    def entering(i: int) -> int:
-        n, c = tokens[i - 1], channels[i - 1]
-        mixing = c * n * tokens[i] + n * c * channels[i]
-        writing = cross(pixels[i], tokens[i], channels[i], channels[i], channels[i] // _Z2X_REDUCTION)
-        return mixing + writing + latents(i)
-
-    shared = convolved[0] + latents(0) + convolved[1] + entering(1) + convolved[2] + entering(2)
-    exit1 = shared + classes * channels[2]
-    shared += convolved[3] + entering(3) + n4 * c4
-    exit2 = shared + 2 * c4 * classes + classes * c4
-    exit3 = shared + convolved[4] + last * pixels[4] + _linear_macs(network.classifier_cnn)
-    exit4 = exit3 + cross(pixels[4], n4, last, c4, last // _Z2X_REDUCTION) + last * pixels[4]
-    return exit1, exit2, exit3, exit4 + _linear_macs(network.classifier_merge)
-
-
-def _linear_macs(head: nn.Module) -> int:
-    return sum(layer.weight.numel() for layer in head.modules() if isinstance(layer, nn.Linear))
-
-
-def _official_convolutions(network: DynPerceiver, input_size: tuple[int, int]) -> tuple[list[int], list[int]]:
-    """Return MACs of stem and stages as the reference code counts them, and pixels of x0 to x4."""
-    twin = _twin(network)
-    counted = 0
-    regnet_gates = {
-        layer
-        for module in twin.modules()
-        if isinstance(module, SqueezeExcitation) and network.architecture.kind == "regnet"
-        for layer in (module.fc1, module.fc2)
-    }
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal counted
-        if isinstance(module, nn.Conv2d) and module not in regnet_gates:
-            counted += module.weight.numel() * output.shape[2] * output.shape[3]
-        elif isinstance(module, SqueezeExcitation) and network.architecture.kind == "mobilenet_v3":
-            counted += inputs[0].numel()
-
-    for module in twin.modules():
-        module.register_forward_hook(count)
-    macs, pixels = [], []
-    x = _meta_images(input_size)
-    with torch.no_grad():
-        for path in ("cnn_stem", *twin.stage_paths):
-            counted = 0
-            x = _call(twin, path, x)
-            macs.append(counted)
-            pixels.append(x.shape[2] * x.shape[3])
-    return macs, pixels
 
 
 def _register(name: str, description: str, architecture: PerceiverArchitecture, **defaults: Any) -> None:

@@ -175,11 +175,12 @@ def test_segments_chain_to_the_forward_bit_for_bit(exits: tuple[int, ...], off: 
 
 
 @pytest.mark.parametrize(
-    "name", ["reg400m_perceiver_t32", "resnet50_0375_perceiver_t64", "mobilenetV3_0x5_perceiver_t128"]
+    ("name", "side"),
+    [("reg400m_perceiver_t32", 32), ("resnet50_0375_perceiver_t64", 64), ("mobilenetV3_0x5_perceiver_t128", 32)],
 )
-def test_segments_of_every_backbone_chain_bit_for_bit(name: str) -> None:
+def test_segments_of_every_backbone_chain_bit_for_bit(name: str, side: int) -> None:
     model = randomize(build(name, num_classes=10))
-    images = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, side, side)
     with torch.no_grad():
         expected = model(images).logits
     for exits in ((1, 2, 3, 4), (1, 2, 4), (3, 4)):
