@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy import files
-from dyndeploy.bundle.manifest import SEAL, Manifest, sealed
-from dyndeploy.errors import BundleError, InputError
+from dyndeploy.bundle.manifest import SEAL, ExitsInfo, Manifest, ThresholdInfo, sealed
+from dyndeploy.errors import BundleError, InputError, UsageError
 
 if TYPE_CHECKING:
     import onnx
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MANIFEST = "bundle.json"
 MODEL = "model.onnx"
 STATIC = "static.onnx"
+BRANCHED = "branched.onnx"
 REFERENCE = "reference.npz"
 
 
@@ -72,7 +73,8 @@ class Bundle:
             raise BundleError(f"The bundle is damaged: {error}") from error
         manifest = Manifest.from_json(content)
         # A file without a checksum would pass every check unseen.
-        required = (MODEL, REFERENCE, *([STATIC] if (folder / STATIC).exists() else []))
+        graphs = [MODEL] if manifest.exits is None else [stage.file for stage in manifest.exits.stages]
+        required = [*graphs, REFERENCE, *(name for name in (STATIC, BRANCHED) if (folder / name).exists())]
         lacking = [name for name in required if name not in manifest.files]
         if lacking:
             raise BundleError(
@@ -82,8 +84,50 @@ class Bundle:
 
     @property
     def model(self) -> Path:
-        """Path of ``model.onnx``."""
+        """Path of ``model.onnx``; raises ``UsageError`` for a network that exits early."""
+        if self.manifest.exits is not None:
+            raise UsageError(
+                f"{self.manifest.network.name} in {self.path} exits early: it is a chain of stages, not one graph, and "
+                "this step takes one graph. 'dyndeploy run', 'verify' and 'profile' take stages; static.onnx "
+                "(--static) is the whole network without exits."
+            )
         return self.path / MODEL
+
+    @property
+    def exits(self) -> ExitsInfo:
+        """Stages and thresholds; raises ``UsageError`` for a network without exits."""
+        if self.manifest.exits is None:
+            raise UsageError(f"{self.manifest.network.name} in {self.path} has no exits: it is one graph.")
+        return self.manifest.exits
+
+    @property
+    def stages(self) -> tuple[Path, ...]:
+        """Paths of the stages' graphs in order; raises ``UsageError`` for a network without exits."""
+        return tuple(self.path / stage.file for stage in self.exits.stages)
+
+    @property
+    def branched(self) -> Path | None:
+        """Path of the stages as one graph with nested ``If``, or None if exported without ``--graph if``."""
+        return self.path / BRANCHED if BRANCHED in self.manifest.files else None
+
+    def with_thresholds(self, precision: str, thresholds: ThresholdInfo) -> Bundle:
+        """Write the thresholds of a precision into the manifest, which is replaced and sealed in one step.
+
+        Args:
+            precision: Of the session or engine that they were calibrated on.
+            thresholds: In the place of earlier ones of this precision.
+
+        Returns:
+            The bundle with its new manifest.
+
+        Raises:
+            UsageError: The network has no exits, or the thresholds do not fit its stages.
+            OutputError: The manifest cannot be written.
+        """
+        self.exits.check_thresholds(thresholds.values)
+        exits = replace(self.exits, thresholds={**self.exits.thresholds, precision: thresholds})
+        write_manifest(self.path, replace(self.manifest, exits=exits))
+        return Bundle.open(self.path)
 
     @property
     def static(self) -> Path | None:
@@ -135,6 +179,21 @@ class Bundle:
             BundleError: The file is missing or cannot be decoded.
         """
         return _load_onnx(self.model)
+
+    def load_stages(self) -> tuple[onnx.ModelProto, ...]:
+        """Read the stages' graphs.
+
+        Raises:
+            UsageError: The network has no exits.
+            BundleError: A file is missing or cannot be decoded.
+        """
+        return tuple(_load_onnx(path) for path in self.stages)
+
+    def load_branched(self) -> onnx.ModelProto:
+        """Read ``branched.onnx``; raises ``BundleError`` if the bundle holds none or it cannot be decoded."""
+        if self.branched is None:
+            raise BundleError(f"The bundle {self.path} holds no graph with branches. Export it with --graph if.")
+        return _load_onnx(self.branched)
 
     def load_static(self) -> onnx.ModelProto:
         """Read ``static.onnx``, the static twin.

@@ -8,16 +8,19 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
-from dyndeploy.errors import BundleError
+from dyndeploy.errors import BundleError, UsageError
 
 SCHEMA_VERSION = 1
 SEAL = "manifest_sha256"
 """Key of ``bundle.json`` under which the manifest protects itself."""
+
+LOGITS, CONFIDENCE = "logits", "confidence"
+"""Names of the outputs that every stage has."""
 
 _MASK_RANKS = {"spatial": 4, "channel": 2, "layer": 4}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -102,6 +105,73 @@ class ReferenceInfo:
 
 
 @dataclass(frozen=True)
+class StageInfo:
+    """One stage of a network that exits early: everything between the exit before it and its own.
+
+    Attributes:
+        file: Name of its graph in the bundle, e.g. ``"stage0.onnx"``.
+        exit: Number of its exit in the network, from 1.
+        inputs: Graph inputs: the images, or tensors that earlier stages carry to it.
+        outputs: Graph outputs: ``"logits"`` first, then tensors carried to later stages, ``"confidence"`` last.
+        macs: Multiply-accumulates per image up to and with this exit.
+    """
+
+    file: str
+    exit: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    macs: int
+
+
+@dataclass(frozen=True)
+class ThresholdInfo:
+    """When to leave: an image takes the first exit whose confidence reaches its threshold.
+
+    Attributes:
+        values: Least confidence (largest softmax probability) of every stage, as float32 compares it; the last stage
+            always takes, its value is ``-inf``.
+        source: Where they come from, in words.
+        images: Images that they were chosen on.
+        exit_shares: Share of those images that leaves at each stage.
+        accuracy: On those images, in [0, 1], or None where they have no labels.
+        budget: What was asked for, in words.
+    """
+
+    values: tuple[float, ...]
+    source: str
+    images: int
+    exit_shares: tuple[float, ...]
+    accuracy: float | None
+    budget: str
+
+
+@dataclass(frozen=True)
+class ExitsInfo:
+    """How a network leaves early.
+
+    Attributes:
+        stages: In order of execution.
+        thresholds: By precision of the engine or session that they were calibrated on.
+        disabled: Exits of the network that the bundle leaves out.
+        dynamic_batch: Whether the stages take any number of images; otherwise exactly the bundle's batch size.
+    """
+
+    stages: tuple[StageInfo, ...]
+    thresholds: dict[str, ThresholdInfo]
+    disabled: tuple[int, ...] = ()
+    dynamic_batch: bool = False
+
+    def check_thresholds(self, values: Sequence[float]) -> None:
+        """Raise ``UsageError`` unless there is one number per stage and the last stage always takes."""
+        if len(values) != len(self.stages):
+            raise UsageError(f"{len(values)} thresholds are given for {len(self.stages)} stages: give one per stage.")
+        if values[-1] != -math.inf:
+            raise UsageError(f"The last exit always takes: its threshold is -inf, not {values[-1]:g}.")
+        if not all(math.isfinite(value) for value in values[:-1]):
+            raise UsageError("A threshold must be a finite number (above 1: the exit is never taken).")
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Content of ``bundle.json``.
 
@@ -125,6 +195,7 @@ class Manifest:
         files: SHA-256 of every other file of the bundle by relative path.
         tools: Versions of the tools that wrote the bundle.
         notes: What export had to change or leave out, in words; empty when nothing.
+        exits: Of a network that exits early, else None.
     """
 
     network: NetworkInfo
@@ -145,6 +216,7 @@ class Manifest:
     files: dict[str, str]
     tools: dict[str, str]
     notes: tuple[str, ...] = ()
+    exits: ExitsInfo | None = None
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
@@ -154,7 +226,15 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return dataclasses.asdict(self)
+        value = dataclasses.asdict(self)
+        if self.exits is None:
+            # Bundles of networks without exits read as they did before there were any.
+            del value["exits"]
+            return value
+        for info in value["exits"]["thresholds"].values():
+            # JSON has no infinity.
+            info["values"] = [None if item == -math.inf else item for item in info["values"]]
+        return value
 
     @classmethod
     def from_json(cls, value: Any) -> Manifest:
@@ -192,6 +272,7 @@ class Manifest:
             files=_files(root["files"]),
             tools=root["tools"].mapping(_Field.text),
             notes=root["notes"].sequence(_Field.text),
+            exits=root.get("exits").optional(_exits),
         )
         tensors = [tensor.name for tensor in (*manifest.inputs, *manifest.outputs)]
         _require_unique("inputs, outputs and masks", (*tensors, *(mask.name for mask in manifest.masks)))
@@ -232,6 +313,11 @@ class _Field:
             raise BundleError(f"bundle.json is malformed: {place} is missing. Export the bundle again.")
         return _Field(place, self.value[key])
 
+    def get(self, key: str) -> _Field:
+        """As ``[key]``; what is missing is None."""
+        self.require(isinstance(self.value, dict), "an object")
+        return self[key] if key in self.value else _Field(key, None)
+
     def text(self) -> str:
         self.require(isinstance(self.value, str) and self.value != "", "a non-empty text")
         return str(self.value)
@@ -268,8 +354,8 @@ def _network(item: _Field) -> NetworkInfo:
     return NetworkInfo(
         name=item["name"].text(),
         mode=item["mode"].text(),
-        granularity=item["granularity"].sequence(_Field.count, at_least=1),
-        channel_granularity=item["channel_granularity"].sequence(_Field.count, at_least=1),
+        granularity=item["granularity"].sequence(_Field.count),
+        channel_granularity=item["channel_granularity"].sequence(_Field.count),
         num_classes=item["num_classes"].count(),
         options=item["options"].mapping(lambda option: option.value),
         checkpoint=item["checkpoint"].optional(_Field.text),
@@ -325,6 +411,51 @@ def _reference(item: _Field) -> ReferenceInfo:
         images=item["images"].count(),
         rates=item["rates"].mapping(lambda rate: rate.number(0, 1)),
         flops_ratio=item["flops_ratio"].number(0),
+    )
+
+
+def _exits(item: _Field) -> ExitsInfo:
+    stages = item["stages"].sequence(_stage, at_least=1)
+    exits = [stage.exit for stage in stages]
+    item["stages"].require(exits == sorted(set(exits)), "in order of their exits")
+    item["dynamic_batch"].require(isinstance(item["dynamic_batch"].value, bool), "true or false")
+    _require_unique("stages", (stage.file for stage in stages))
+    carried: dict[str, TensorInfo] = {}
+    for index, stage in enumerate(stages):
+        place = _Field(f"exits.stages[{index}]", stage.file)
+        if index:
+            unknown = [info.name for info in stage.inputs if carried.get(info.name) != info]
+            place.require(not unknown, f"a stage whose inputs earlier stages carry ({', '.join(unknown)} differ)")
+        place.require(stage.outputs[0].name == LOGITS and stage.outputs[-1].name == CONFIDENCE, "logits ... confidence")
+        carried |= {info.name: info for info in stage.outputs[1:-1]}
+    return ExitsInfo(
+        stages=stages,
+        thresholds=item["thresholds"].mapping(lambda entry: _thresholds(entry, len(stages))),
+        disabled=item["disabled"].sequence(_Field.count),
+        dynamic_batch=item["dynamic_batch"].value,
+    )
+
+
+def _stage(item: _Field) -> StageInfo:
+    return StageInfo(
+        file=item["file"].text(),
+        exit=item["exit"].count(),
+        inputs=item["inputs"].sequence(_tensor, at_least=1),
+        outputs=item["outputs"].sequence(_tensor, at_least=2),
+        macs=item["macs"].count(),
+    )
+
+
+def _thresholds(item: _Field, stages: int) -> ThresholdInfo:
+    *values, last = item["values"].sequence(lambda value: value.optional(_Field.number), length=stages)
+    item["values"].require(last is None and None not in values, "numbers, and null for the last stage")
+    return ThresholdInfo(
+        values=(*(value for value in values if value is not None), -math.inf),
+        source=item["source"].text(),
+        images=item["images"].count(),
+        exit_shares=item["exit_shares"].sequence(lambda share: share.number(0, 1), length=stages),
+        accuracy=item["accuracy"].optional(lambda accuracy: accuracy.number(0, 1)),
+        budget=item["budget"].text(),
     )
 
 
