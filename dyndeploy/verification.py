@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,14 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from dyndeploy.bundle import Bundle, Manifest, MaskInfo, TensorInfo
-from dyndeploy.bundle.reference_names import FORCED, MARGIN
+from dyndeploy.bundle import LOGITS, Bundle, Manifest, MaskInfo, StageInfo, TensorInfo
+from dyndeploy.bundle.reference_names import FORCED, MARGIN, exit_logits
 from dyndeploy.errors import BundleError, DyndeployError, unknown_name
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.graph import foreign_operators
 from dyndeploy.profiling.forced import PREFIX, forced_feeds, overlay_forced_masks, replace_masks
 from dyndeploy.profiling.rounding import measure_mask_flips
-from dyndeploy.runtimes import OnnxRuntimeSession, Session, TensorRTSession
+from dyndeploy.runtimes import OnnxRuntimeSession, Session, TensorRTSession, open_staged
+from dyndeploy.runtimes.staged import confidences, first_reached
 from dyndeploy.runtimes.tensorrt_engine import EngineSettings
 from dyndeploy.targets import load_target
 
@@ -99,6 +100,10 @@ def verify_bundle(
     masks. Random masks of rate 0.5 are compared with PyTorch's results under them, all-one masks with the static twin.
     A last run without forcing shows what the deployed graph gives.
 
+    A network that exits early has no masks: the logits of every exit are compared with PyTorch's, and the exits that
+    images take, alone and in a batch, with those that PyTorch's confidences ask for under the bundle's thresholds and
+    under probe thresholds between the confidences.
+
     The reference is PyTorch's in FP32 whatever the bundle's precision: what is lost to BF16 counts as error, up to
     :data:`OUTPUT_TOLERANCES`.
 
@@ -118,6 +123,8 @@ def verify_bundle(
     checks = [_check_files(bundle)]
     if not checks[0].passed:
         return VerificationReport(str(bundle.path), tuple(checks))
+    if bundle.manifest.exits is not None:
+        return _verify_stages(bundle, checks, threads)
     model = bundle.load_model()
     checks += [_check_graph(bundle, "graph", model), _check_manifest(bundle, model), _check_operators(bundle, model)]
     twin = None if bundle.static is None else bundle.load_static()
@@ -179,6 +186,167 @@ def verify_bundle(
         report = measure_mask_flips(bundle, reference["input"], threads=threads, native=native)
         checks.append(Check("masks in FP16", True, report.line))
     return VerificationReport(str(bundle.path), tuple(checks), outputs, bits, flipped, tied, description)
+
+
+CONFIDENCE_TOLERANCE = 1e-4
+"""A decision may differ from PyTorch's where a confidence is this close to its threshold."""
+
+
+def _verify_stages(bundle: Bundle, checks: list[Check], threads: int) -> VerificationReport:
+    """Verify a bundle of stages whose files are whole."""
+    stages, models = bundle.exits.stages, bundle.load_stages()
+    for stage, model in zip(stages, models, strict=True):
+        checks += [_check_graph(bundle, f"{stage.file}: graph", model), _check_stage(bundle, stage, model)]
+    for title, path, load in (
+        ("whole network: graph", bundle.static, bundle.load_static),
+        ("branches: graph", bundle.branched, bundle.load_branched),
+    ):
+        if path is not None:
+            checks.append(_check_graph(bundle, title, load()))
+    if not all(check.passed for check in checks):
+        return VerificationReport(str(bundle.path), tuple(checks))
+    images, logits = _reference_exits(bundle)
+    tolerance = OUTPUT_TOLERANCES["fp32"]
+    with open_staged(bundle, threads=threads) as session:
+        outputs = tuple(
+            _deviation(exit_logits(stage.exit), got, expected)
+            for stage, got, expected in zip(stages, session.run_all(images), logits, strict=True)
+        )
+        native = session.info.native.description
+    checks += [_check_error(f"exit {s.exit}: logits", error, tolerance) for s, error in zip(stages, outputs, strict=True)]
+    for title, sets in (
+        ("exits under the stored thresholds", [info.values for info in bundle.exits.thresholds.values()]),
+        ("exits under probe thresholds", probe_thresholds(logits)),
+    ):
+        if sets:
+            checks.append(_check_decisions(bundle, title, sets, images, logits, threads))
+    if bundle.static is not None:
+        with OnnxRuntimeSession(bundle.static, threads=threads, native="off") as whole:
+            name = whole.inputs[0].name
+            got = np.concatenate(
+                [whole.run({name: chunk["input"]}, [LOGITS])[LOGITS] for chunk in _batches({"input": images}, _per_run(bundle))]
+            )
+        checks.append(_check_error("whole network: logits", _deviation(LOGITS, got, logits[-1]), tolerance))
+    if bundle.branched is not None:
+        checks.append(_check_branches(bundle, images, logits, threads))
+    return VerificationReport(str(bundle.path), tuple(checks), outputs, native=native)
+
+
+def _per_run(bundle: Bundle) -> int:
+    return 1 if bundle.exits.dynamic_batch else bundle.manifest.batch
+
+
+def _check_stage(bundle: Bundle, stage: StageInfo, model: onnx.ModelProto) -> Check:
+    """The manifest lists the inputs and outputs of a stage's graph, in order, each with its shape."""
+    batch = bundle.manifest.batch
+    problems = []
+    for kind, listed, values in (
+        ("inputs", stage.inputs, model.graph.input),
+        ("outputs", stage.outputs, model.graph.output),
+    ):
+        found = []
+        for value in values:
+            first, *rest = value.type.tensor_type.shape.dim
+            if first.HasField("dim_value") == bundle.exits.dynamic_batch:
+                problems.append(f"the batch size of {value.name} is {'fixed' if first.dim_value else 'open'}")
+            found.append((value.name, (first.dim_value or batch, *(dim.dim_value for dim in rest))))
+        expected = [(info.name, info.shape) for info in listed]
+        if found != expected:
+            problems.append(f"{kind} {sorted(set(found) ^ set(expected))} differ")
+    detail = f"{len(stage.inputs)} inputs, {len(stage.outputs)} outputs, {len(model.graph.node)} nodes"
+    return Check(f"{stage.file}: manifest", not problems, "; ".join(problems) or detail)
+
+
+def _reference_exits(bundle: Bundle) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
+    """Images, and PyTorch's logits of every exit that the bundle keeps."""
+    reference, manifest = bundle.reference(), bundle.manifest
+    shape = (manifest.reference.images, manifest.network.num_classes)
+    names = [exit_logits(stage.exit) for stage in bundle.exits.stages]
+    wanted = {"input": (shape[0], *manifest.inputs[0].shape[1:]), **dict.fromkeys(names, shape)}
+    _require_shapes(bundle, reference, wanted)
+    return reference["input"], [reference[name] for name in names]
+
+
+def probe_thresholds(logits: Sequence[npt.NDArray[np.float32]]) -> list[tuple[float, ...]]:
+    """Thresholds that lie as far as possible from any confidence, so that rounding decides nothing.
+
+    Args:
+        logits: Of every stage, (N, classes).
+
+    Returns:
+        N + 1 sets; over them every number of images, from all to none, leaves at each stage.
+    """
+    gaps = []
+    for values in logits:
+        edges = np.concatenate([[0.0], np.sort(confidences(values)), [1.0]])
+        gaps.append((edges[:-1] + edges[1:]) / 2)
+    count = len(gaps[0])
+    return [
+        (*(float(gap[(shift + stage) % count]) for stage, gap in enumerate(gaps[:-1])), -np.inf) for shift in range(count)
+    ]
+
+
+def _check_decisions(
+    bundle: Bundle,
+    title: str,
+    sets: Sequence[Sequence[float]],
+    images: npt.NDArray[np.float32],
+    logits: Sequence[npt.NDArray[np.float32]],
+    threads: int,
+) -> Check:
+    """Exits and logits under thresholds, images alone and together, against PyTorch's."""
+    made = wrong = tied = 0
+    worst = 0.0
+    for thresholds in sets:
+        expected, close = _expected_exits(bundle, logits, thresholds)
+        rows = np.stack(logits)[expected, np.arange(len(images))]
+        numbers = np.array([stage.exit for stage in bundle.exits.stages])[expected]
+        with open_staged(bundle, threads=threads, thresholds=thresholds) as session:
+            alone = [session.run(image[None]) for image in images]
+            together = session.run(images)
+        for exits, got in (
+            (together.exits, together.logits),
+            (np.concatenate([r.exits for r in alone]), np.concatenate([r.logits for r in alone])),
+        ):
+            same = exits == numbers
+            made, tied, wrong = made + len(same), tied + int((~same & close).sum()), wrong + int((~same & ~close).sum())
+            if same.any():
+                worst = max(worst, _deviation(LOGITS, got[same], rows[same]).relative_error)
+    passed = wrong == 0 and worst <= OUTPUT_TOLERANCES["fp32"]
+    detail = f"{made} decisions: {wrong} differ, {tied} more within rounding of a threshold; logits within {worst:.3g}"
+    return Check(title, passed, detail)
+
+
+def _expected_exits(
+    bundle: Bundle, logits: Sequence[npt.NDArray[np.float32]], thresholds: Sequence[float]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Stages where PyTorch's confidences leave, and where one on the way is too close to its threshold to tell."""
+    confident = np.stack([confidences(values) for values in logits])
+    close = (np.abs(confident - np.asarray(thresholds, np.float32)[:, None]) <= CONFIDENCE_TOLERANCE).any(0)
+    return first_reached(confident, thresholds), close
+
+
+def _check_branches(
+    bundle: Bundle, images: npt.NDArray[np.float32], logits: Sequence[npt.NDArray[np.float32]], threads: int
+) -> Check:
+    made = wrong = 0
+    worst = 0.0
+    numbers = np.array([stage.exit for stage in bundle.exits.stages])
+    with OnnxRuntimeSession(bundle.load_branched(), threads=threads, native="off") as session:
+        for thresholds in probe_thresholds(logits):
+            expected, close = _expected_exits(bundle, logits, thresholds)
+            for index, image in enumerate(images):
+                feeds = {session.inputs[0].name: image[None]}
+                feeds |= {info.name: np.array(thresholds[:-1], np.float32) for info in session.inputs[1:]}
+                result = session.run(feeds)
+                made += 1
+                if result["exit"][0] == numbers[expected[index]]:
+                    row = logits[expected[index]][index : index + 1]
+                    worst = max(worst, _deviation(LOGITS, result[LOGITS], row).relative_error)
+                else:
+                    wrong += int(not close[index])
+    passed = wrong == 0 and worst <= OUTPUT_TOLERANCES["fp32"]
+    return Check("branches: exits", passed, f"{made} decisions: {wrong} differ; logits within {worst:.3g}")
 
 
 def _check_files(bundle: Bundle) -> Check:
@@ -261,15 +429,19 @@ def _reference(bundle: Bundle) -> Tensors:
     for info in _outputs(manifest):
         expected |= {info.name: info.shape[1:], f"{FORCED}{info.name}": info.shape[1:]}
     expected |= {f"{MARGIN}{mask.name}": mask.shape[1:] for mask in manifest.masks}
+    _require_shapes(bundle, reference, {name: (images, *shape) for name, shape in expected.items()})
+    return reference
+
+
+def _require_shapes(bundle: Bundle, reference: Tensors, expected: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in expected.items():
         if name not in reference:
             raise BundleError(f"reference.npz of {bundle.path} lacks {name}. Export the bundle again.")
-        if reference[name].shape != (images, *shape):
+        if reference[name].shape != shape:
             raise BundleError(
-                f"{name} in reference.npz of {bundle.path} has shape {reference[name].shape}, not {(images, *shape)}. "
+                f"{name} in reference.npz of {bundle.path} has shape {reference[name].shape}, not {shape}. "
                 "Export the bundle again."
             )
-    return reference
 
 
 def _run(session: Session, bundle: Bundle, reference: Tensors, masks: Callable[[Tensors], Tensors] | None) -> Tensors:
@@ -317,10 +489,14 @@ def _check_error(name: str, error: OutputDeviation, tolerance: float) -> Check:
 
 
 def _error(name: str, got: Tensors, reference: Tensors) -> OutputDeviation:
-    if not np.isfinite(got[name]).all():
+    return _deviation(name, got[name], reference[name])
+
+
+def _deviation(name: str, got: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> OutputDeviation:
+    if not np.isfinite(got).all():
         return OutputDeviation(name, float("inf"), float("inf"))
-    error = float(np.abs(got[name] - reference[name]).max())
-    return OutputDeviation(name, error, error / max(float(np.abs(reference[name]).max()), 1e-12))
+    error = float(np.abs(got - reference).max())
+    return OutputDeviation(name, error, error / max(float(np.abs(reference).max()), 1e-12))
 
 
 ENGINE_OUTPUT_TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2}

@@ -15,7 +15,7 @@ FLOORS = (
     {"targets"},
     {"nets", "bundle"},
     {"runtimes", "prediction"},
-    {"export", "training"},
+    {"export", "training", "inference"},
     {"profiling"},
     {"verification", "reporting", "remote"},
     {"demo"},

@@ -5,3 +5,8 @@ MARGIN = "margin/"
 
 FORCED = "forced/"
 """Before a mask's name: random bits; before an output's name: what PyTorch computes under them."""
+
+
+def exit_logits(number: int) -> str:
+    """Name of the logits (n, classes) of an exit, counted from 1."""
+    return f"logits/exit{number}"

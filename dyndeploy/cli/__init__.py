@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train",
     "export": "export",
     "verify": "verify",
+    "run": "run",
     "engine": "engine",
     "probe": "probe",
     "profile": "profile",

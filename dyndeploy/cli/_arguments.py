@@ -30,6 +30,14 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
         raise UsageError(f"{option} takes numbers in [0, 1] separated by commas, e.g. 0.5,1.0, not '{text}'.") from None
 
 
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Parse ``1,2,4``: whole numbers separated by commas."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} takes whole numbers separated by commas, e.g. 1,2,4, not '{text}'.") from None
+
+
 def size(option: str, text: str) -> tuple[int, int]:
     """Parse ``HxW``."""
     try:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dyndeploy.cli._arguments import per_stage_numbers, print_json, size
+from dyndeploy.cli._arguments import per_stage_numbers, print_json, size, whole_numbers
 from dyndeploy.cli._progress import progress_line
 
 
@@ -34,7 +34,15 @@ def export(
             help="fp32; fp16 for boards; bf16 for a CPU with AVX-512 BF16; others are refused with the reason."
         ),
     ] = "fp32",
-    static: Annotated[bool, typer.Option("--static", help="Also write the static twin, for profiling.")] = False,
+    static: Annotated[
+        bool, typer.Option("--static", help="Also write the static twin (the network without exits), for profiling.")
+    ] = False,
+    exits: Annotated[
+        str | None, typer.Option(help="Exits to keep, the last included, e.g. 1,2,4. [default: all]")
+    ] = None,
+    graph: Annotated[
+        str, typer.Option(help="stages; if: also one graph with nested If. Networks with early exits only.")
+    ] = "stages",
     data: Annotated[
         Path | None, typer.Option(help="Folder of images for the reference tensors. [default: two sample photographs]")
     ] = None,
@@ -69,6 +77,8 @@ def export(
         input_size=sizes,
         precision=precision,
         static=static,
+        exits=None if exits is None else whole_numbers("--exits", exits),
+        graph=graph,
         data=data,
         checkpoint=checkpoint,
     )
@@ -79,13 +89,16 @@ def export(
         report = load_checkpoint(network, checkpoint)
         if report.missing or report.unexpected:
             typer.echo(report.summary(), err=True)
-    bundle = export_model(network, output, settings, progress=progress_line)  # type: ignore[arg-type]
+    bundle = export_model(network, output, settings, progress=progress_line)
     if as_json:
         print_json(bundle.manifest.to_json())
         return
     manifest = bundle.manifest
+    parts = f"{len(manifest.operators)} dynamic operators"
+    if manifest.exits is not None:
+        parts = f"exits {', '.join(str(stage.exit) for stage in manifest.exits.stages)}"
     typer.echo(
         f"{output}: {manifest.network.name}, mode {manifest.network.mode}, target {manifest.target} (opset "
         f"{manifest.opset}, batch {manifest.batch}, {manifest.input_size[0]}x{manifest.input_size[1]}), "
-        f"{len(manifest.operators)} dynamic operators, {len(manifest.files)} files."
+        f"{parts}, {len(manifest.files)} files."
     )

@@ -282,7 +282,10 @@ def require_exportable(network: object) -> None:
     """Raise ``UsageError`` unless there is a lowering rule for the network's family."""
     if not isinstance(network, tuple(_LOWERINGS)):
         known = ", ".join(kind.__name__ for kind in _LOWERINGS)
-        raise UsageError(f"{type(network).__name__} cannot be exported: there are lowering rules for {known} only.")
+        raise UsageError(
+            f"{type(network).__name__} cannot be exported: there are lowering rules for {known} only, and DynPerceiver "
+            "needs none."
+        )
 
 
 def lower(network: nn.Module, input_size: tuple[int, int], *, static: bool = False) -> LoweredNetwork:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dyndeploy.ops.base import DOMAIN, OperatorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     import onnx
 
@@ -43,3 +43,12 @@ def foreign_operators(
         if node.domain or (allowed is not None and node.op_type not in allowed):
             found.add(f"{node.domain}::{node.op_type}" if node.domain else node.op_type)
     return sorted(found)
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Nodes of a graph and of the branches inside it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from all_nodes(attribute.g)

@@ -106,12 +106,12 @@ class RateResult:
     @property
     def realised_speedup(self) -> float:
         """Median ratio of each input; inputs are averaged as times are (harmonic mean)."""
-        return _typical_ratio(self.ratios, self.ratio_inputs)
+        return typical_ratio(self.ratios, self.ratio_inputs)
 
     @property
     def realised_speedup_cpu(self) -> float | None:
         """:attr:`realised_speedup` of the CPU times: what remains when other processes are taken out."""
-        return None if self.cpu_ratios is None else _typical_ratio(self.cpu_ratios, self.ratio_inputs)
+        return None if self.cpu_ratios is None else typical_ratio(self.cpu_ratios, self.ratio_inputs)
 
     @property
     def realised_spread(self) -> tuple[float, float]:
@@ -392,7 +392,8 @@ def load_profile(path: str | os.PathLike[str]) -> Profile:
         raise InputError(f"{path}: {error}") from error
 
 
-def _typical_ratio(ratios: Sequence[float], inputs: Sequence[int]) -> float:
+def typical_ratio(ratios: Sequence[float], inputs: Sequence[int]) -> float:
+    """Median ratio of each input; inputs are averaged as times are (harmonic mean)."""
     array, labels = np.asarray(ratios), np.asarray(inputs)
     medians = np.array([np.median(array[labels == label]) for label in sorted(set(inputs))])
     return float(len(medians) / (1.0 / medians).sum())

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from dyndeploy.bundle import Bundle
+from dyndeploy.bundle import MODEL, Bundle
 from dyndeploy.data import images_from_folder
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.ops import OPERATORS
@@ -114,8 +114,8 @@ def profile_bundle(
         labelled = _labelled_graphs(bundle, bodies=dynamic.info.native.path is None)
         _require_loadable(labelled, threads, native)
         configurations = _configurations(bundle, chosen, batches, dynamic, forced, static, seed, repeats)
-        clock = _Clock(single_thread=threads == 1)
-        rounds = _time_rounds(configurations, clock, repeats, min_seconds, warmup, progress)
+        clock = Clock(single_thread=threads == 1)
+        rounds = time_rounds(configurations, clock, repeats, min_seconds, warmup, progress)
         info = dynamic.info
     progress("timing the nodes", 0.9)
     times, native_operators = _node_times(bundle, labelled, configurations, threads, native)
@@ -170,7 +170,7 @@ def bundle_facts(bundle: Bundle, precision: str) -> dict[str, Any]:
         "opset": manifest.opset,
         "precision": precision,
         "input_size": list(manifest.input_size),
-        "model_sha256": manifest.files.get(bundle.model.name),
+        "model_sha256": manifest.files.get(MODEL),
         "static_sha256": None if bundle.static is None else manifest.files.get(bundle.static.name),
         "masks": [{"name": mask.name, "block": mask.block, "kind": mask.kind} for mask in manifest.masks],
         "operators": sorted({operator.op_type for operator in manifest.operators}),
@@ -225,6 +225,20 @@ class Visit:
     ms: list[float]
     cpu_ms: list[float] | None
     preempted: int | None
+
+
+class Paired(Protocol):
+    """Something to measure next to a twin, on the same inputs."""
+
+    runs: list[Run]
+    static_runs: list[Run]
+    visits: list[Visit]
+    static_visits: list[Visit]
+    ratios: list[tuple[int, float, float | None]]
+
+    @property
+    def label(self) -> str:
+        """For the progress bar."""
 
 
 @dataclass
@@ -287,7 +301,7 @@ def _configurations(
     return result
 
 
-class _Clock:
+class Clock:
     """Times single runs: wall clock, CPU time of the calling thread, involuntary context switches."""
 
     def __init__(self, *, single_thread: bool) -> None:
@@ -335,15 +349,27 @@ class _Plan:
         return cls(settle=ms < _SHORT_MS, runs=runs)
 
 
-def _time_rounds(
-    configurations: Sequence[Configuration],
-    clock: _Clock,
+def time_rounds(
+    configurations: Sequence[Paired],
+    clock: Clock,
     repeats: int | None,
     min_seconds: float,
     warmup: int,
     progress: Progress,
 ) -> int:
-    """Fill the visits and ratios of every configuration; returns the number of rounds."""
+    """Fill the visits and ratios of every configuration.
+
+    Args:
+        configurations: What to time, in turn; the twin before and after each.
+        clock: See :class:`Clock`.
+        repeats: Rounds; None takes as many as fill ``min_seconds``.
+        min_seconds: See ``repeats``.
+        warmup: Untimed runs of every input before the rounds.
+        progress: Called with what is being done and the fraction done.
+
+    Returns:
+        The number of rounds.
+    """
     plans: list[tuple[_Plan, _Plan]] = []
     seconds = 0.0
     for configuration in configurations:
@@ -383,7 +409,7 @@ def _time_rounds(
     return rounds
 
 
-def _visit(clock: _Clock, index: int, run: Run, plan: _Plan) -> Visit:
+def _visit(clock: Clock, index: int, run: Run, plan: _Plan) -> Visit:
     if plan.settle:
         run()
     return clock.visit(index, run, plan.runs)

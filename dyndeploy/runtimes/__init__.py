@@ -14,6 +14,7 @@ from dyndeploy.runtimes.base import (
 )
 from dyndeploy.runtimes.native import NativeLibrary, find_cpu_library, find_tensorrt_library
 from dyndeploy.runtimes.onnxruntime import NodeTime, OnnxRuntimeSession
+from dyndeploy.runtimes.staged import StagedResult, StagedSession, open_staged
 from dyndeploy.runtimes.tensorrt import TensorRTSession
 
 __all__ = [
@@ -25,8 +26,11 @@ __all__ = [
     "OnnxRuntimeSession",
     "Session",
     "SessionInfo",
+    "StagedResult",
+    "StagedSession",
     "TensorRTSession",
     "checked_tensor",
     "find_cpu_library",
     "find_tensorrt_library",
+    "open_staged",
 ]

@@ -118,27 +118,39 @@ class Session(ABC):
         self._require_open()
         return self._run(self._checked_feeds(feeds), self._checked_outputs(outputs))
 
-    def bind(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Callable[[], None]:
-        """Prepare a run whose inputs and outputs stay in place, for timing.
+    def bind(
+        self, feeds: Feeds, outputs: Sequence[str] | Mapping[str, Array] | None = None
+    ) -> Callable[[], None]:
+        """Prepare a run whose inputs and outputs stay in place: for timing, and for a chain of sessions.
 
         Every call reads the arrays of ``feeds`` where they are (the session keeps them alive), and writes its outputs
         to memory that is allocated once.
 
         Args:
             feeds: As for :meth:`run`; checked once, here.
-            outputs: As for :meth:`run`.
+            outputs: As for :meth:`run`; or an array for every output, by name, that the calls write to.
 
         Returns:
             A function that runs the network once and returns nothing.
+
+        Raises:
+            InputError: As for :meth:`run`, or an array does not fit its output.
         """
         self._require_open()
-        return self._bind(self._checked_feeds(feeds), self._checked_outputs(outputs))
+        into = outputs if isinstance(outputs, Mapping) else {}
+        names = self._checked_outputs(None if outputs is None else list(outputs))
+        infos = {info.name: info for info in self.outputs}
+        for name, array in into.items():
+            if checked_tensor(infos[name], array) is not array:
+                raise InputError(f"The array for output '{name}' must be contiguous.")
+        return self._bind(self._checked_feeds(feeds), {name: into.get(name) for name in names})
 
     @abstractmethod
     def _run(self, feeds: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]: ...
 
     @abstractmethod
-    def _bind(self, feeds: dict[str, Array], outputs: Sequence[str]) -> Callable[[], None]: ...
+    def _bind(self, feeds: dict[str, Array], outputs: Mapping[str, Array | None]) -> Callable[[], None]:
+        """As :meth:`bind`; an output with None goes to memory of the session's own."""
 
     @abstractmethod
     def _release(self) -> None:

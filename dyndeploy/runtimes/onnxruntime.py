@@ -8,7 +8,7 @@ import os
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,9 +78,15 @@ class OnnxRuntimeSession(Session):
         precision: What the dynamic bottlenecks compute in: ``"fp32"``, or ``"bf16"``, which takes an operator library
             and a processor with BF16 instructions. Everything else in the model, the maskers too, stays in FP32.
         profile: Record the time of every node; read it with :meth:`node_times`. Makes runs slower.
+        shared_pool: Compute on the one thread pool of the process, which the first session that asks sizes. Sessions
+            that run in turn must share: each waits with spinning threads of its own otherwise. :attr:`pool_note` says
+            why where that is impossible.
         provider: ``"cpu"``; ``"cuda"``, where the function bodies run on the GPU; or ``"tensorrt"``, where the TensorRT
             plugins run (:func:`~dyndeploy.runtimes.tensorrt_engine.plugin_library` finds them). A GPU that cannot be
             used is an error, never a silent fall to the CPU.
+
+    Attributes:
+        pool_note: Why the session has threads of its own although it was to share, else empty.
 
     Raises:
         InputError: The file does not exist.
@@ -97,6 +103,7 @@ class OnnxRuntimeSession(Session):
         native: str | os.PathLike[str] = "auto",
         precision: str = "fp32",
         profile: bool = False,
+        shared_pool: bool = False,
         provider: str = "cpu",
     ) -> None:
         import onnxruntime
@@ -141,8 +148,13 @@ class OnnxRuntimeSession(Session):
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _LOG_FATAL_ONLY
-        # Workers that keep spinning after a run would take the cores from the session that is timed next.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        # One thread is the caller's own: there is no pool to share.
+        self.pool_note = _size_shared_pool(threads) if shared_pool and threads > 1 else ""
+        if shared_pool and threads > 1 and not self.pool_note:
+            options.use_per_session_threads = False
+        else:
+            # Workers that keep spinning after a run would take the cores from the session that is timed next.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         # No API tells an operator library how many threads it may cut its work for; it reads this when registered.
         options.add_session_config_entry("dyndeploy.threads", str(threads))
         options.add_session_config_entry("dyndeploy.precision", precision)
@@ -201,7 +213,7 @@ class OnnxRuntimeSession(Session):
         with _clear_errors():
             return dict(zip(outputs, self._session.run(list(outputs), feeds), strict=True))
 
-    def _bind(self, feeds: dict[str, Array], outputs: Sequence[str]) -> Callable[[], None]:
+    def _bind(self, feeds: dict[str, Array], outputs: Mapping[str, Array | None]) -> Callable[[], None]:
         from onnxruntime import OrtValue
 
         session, infos = self._session, {info.name: info for info in self.outputs}
@@ -210,8 +222,12 @@ class OnnxRuntimeSession(Session):
             values = {name: OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
             for name, value in values.items():
                 binding.bind_ortvalue_input(name, value)
-            for name in outputs:
+            for name, array in outputs.items():
                 info = infos[name]
+                if array is not None:
+                    values[f"output:{name}"] = OrtValue.ortvalue_from_numpy(array)
+                    binding.bind_ortvalue_output(name, values[f"output:{name}"])
+                    continue
                 if ANY_SIZE in info.shape:
                     binding.bind_output(name)
                     continue
@@ -219,7 +235,7 @@ class OnnxRuntimeSession(Session):
                 binding.bind_ortvalue_output(name, values[f"output:{name}"])
 
         # Values on the CPU share the memory of the arrays: both live as long as the function does.
-        alive = (values, feeds)
+        alive = (values, feeds, outputs)
 
         def call() -> None:
             assert alive
@@ -273,6 +289,27 @@ class OnnxRuntimeSession(Session):
             self._profile_folder = None
 
 
+_shared_threads: int | None = None  # ONNX Runtime has one such pool per process, and does not tell its size.
+
+
+def _size_shared_pool(threads: int) -> str:
+    """Give the process's thread pool its size, once; returns why it cannot have this size, or nothing."""
+    global _shared_threads
+    import onnxruntime
+
+    if _shared_threads is None:
+        try:
+            onnxruntime.set_global_thread_pool_sizes(threads, 1)
+        except AttributeError:
+            return f"onnxruntime {onnxruntime.__version__} cannot size the shared thread pool from Python"
+        except RuntimeError as error:
+            return f"sessions were opened before the shared thread pool had a size ({error})"
+        _shared_threads = threads
+    if _shared_threads != threads:
+        return f"the process's shared thread pool has {_shared_threads} threads, not {threads}"
+    return ""
+
+
 def _library(native: str | os.PathLike[str]) -> NativeLibrary | None:
     if native == "off":
         return None
@@ -294,7 +331,8 @@ def _plugin_model(source: str | bytes) -> tuple[bytes, NativeLibrary | None]:
 
     from dyndeploy.ops import DOMAIN
     from dyndeploy.runtimes.tensorrt_engine import plugin_library
-    from dyndeploy.runtimes.tensorrt_graph import PrecisionPlan, all_nodes, required_creators, tensorrt_model
+    from dyndeploy.ops.graph import all_nodes
+    from dyndeploy.runtimes.tensorrt_graph import PrecisionPlan, required_creators, tensorrt_model
 
     original = onnx.load(source) if isinstance(source, str) else onnx.ModelProto.FromString(source)
     copy = tensorrt_model(original, PrecisionPlan("fp32", typed=False))

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,30 +95,53 @@ class TensorRTSession(Session):
         *,
         cuda_graph: bool = True,
         device: int = 0,
+        before: Sequence[TensorRTSession] = (),
     ) -> tuple[TensorRTSession, EngineFile]:
-        """As :meth:`from_bundle`, for a graph outside a bundle."""
+        """As :meth:`from_bundle`, for a graph outside a bundle.
+
+        Args:
+            model: The graph.
+            settings: See :class:`EngineSettings`.
+            cuda_graph: Capture runs where possible.
+            device: Index of the GPU.
+            before: Sessions whose outputs this one reads where they lie on the device, for its inputs of the same
+                names; they stay open longer than this one. :meth:`execute` runs on them.
+        """
         return cls._built(
             lambda gpu, api: build_graph_engine(model, gpu.info, settings or EngineSettings(), api=api),
             cuda_graph=cuda_graph,
             device=device,
+            before=before,
         )
 
     @classmethod
     def _built(
-        cls, build: Callable[[Gpu, TensorRT], EngineFile], *, cuda_graph: bool, device: int
+        cls,
+        build: Callable[[Gpu, TensorRT], EngineFile],
+        *,
+        cuda_graph: bool,
+        device: int,
+        before: Sequence[TensorRTSession] = (),
     ) -> tuple[TensorRTSession, EngineFile]:
         api, gpu = TensorRT.load(), Gpu(device)
         session = cls.__new__(cls)
         try:
             built = build(gpu, api)
-            session._open(built.path, built.library or "auto", api, gpu, cuda_graph=cuda_graph)
+            session._open(built.path, built.library or "auto", api, gpu, cuda_graph=cuda_graph, before=before)
         except BaseException:
             gpu.close()
             raise
         return session, built
 
     def _open(
-        self, path: Path, library: str | os.PathLike[str] | NativeLibrary, api: TensorRT, gpu: Gpu, *, cuda_graph: bool
+        self,
+        path: Path,
+        library: str | os.PathLike[str] | NativeLibrary,
+        api: TensorRT,
+        gpu: Gpu,
+        *,
+        cuda_graph: bool,
+        before: Sequence[TensorRTSession] = (),
     ) -> None:
         try:
             metadata = load_metadata(path)
@@ -141,7 +164,12 @@ class TensorRTSession(Session):
             self._gpu = gpu
             self._stream = gpu.stream()
             tensors = (*self._engine.inputs, *self._engine.outputs)
-            self._device: dict[str, Any] = {info.name: gpu.allocate(_bytes(info)) for info in tensors}
+            given = {info.name: session._device[info.name] for session in before for info in session.outputs}
+            self._linked = {info.name for info in self._engine.inputs} & set(given)
+            self._device: dict[str, Any] = {
+                info.name: given[info.name] if info.name in self._linked else gpu.allocate(_bytes(info))
+                for info in tensors
+            }
             self._host = {info.name: gpu.pinned(info.shape, info.dtype) for info in tensors}
             self._enqueue = self._engine.enqueuer({name: int(memory) for name, memory in self._device.items()})
         except BaseException:
@@ -176,24 +204,47 @@ class TensorRTSession(Session):
         return self._gpu.timed(self._execute, self._stream, runs)
 
     def _run(self, feeds: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        call = self._bind(feeds, outputs)
-        call()
+        self.execute(outputs, feeds)
         return {name: self._host[name].copy() for name in outputs}
 
-    def _bind(self, feeds: dict[str, Array], outputs: Sequence[str]) -> Callable[[], None]:
-        names = tuple(outputs)
-
+    def _bind(self, feeds: dict[str, Array], outputs: Mapping[str, Array | None]) -> Callable[[], None]:
         def call() -> None:
-            with _clear_errors():
-                for name, array in feeds.items():
-                    np.copyto(self._host[name], array)
-                    self._gpu.upload(self._device[name], self._host[name], self._stream)
-                self._execute()
-                for name in names:
-                    self._gpu.download(self._host[name], self._device[name], self._stream)
-                self._stream.synchronize()
+            self.execute(outputs, feeds)
+            for name, array in outputs.items():
+                if array is not None:
+                    np.copyto(array, self._host[name])
 
         return call
+
+    def execute(self, outputs: Iterable[str], feeds: Mapping[str, Array] | None = None) -> None:
+        """Run on what lies on the device, and wait.
+
+        Args:
+            outputs: Which outputs to bring to the host (see :meth:`read`); the others stay on the device.
+            feeds: Inputs to upload first, unchecked; the others are what a session before this one, or the last run,
+                left there.
+        """
+        with _clear_errors():
+            for name, array in (feeds or {}).items():
+                np.copyto(self._host[name], array)
+                self._gpu.upload(self._device[name], self._host[name], self._stream)
+            self._execute()
+            self._download(outputs)
+
+    def read(self, name: str) -> Array:
+        """Bring an output of the last run to the host; the array is overwritten by the next run."""
+        with _clear_errors():
+            self._download((name,))
+        return self._host[name]
+
+    def host(self, name: str) -> Array:
+        """The host's copy of an output that :meth:`execute` brought there; always the same array."""
+        return self._host[name]
+
+    def _download(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._gpu.download(self._host[name], self._device[name], self._stream)
+        self._stream.synchronize()
 
     def _execute(self) -> None:
         """Put one run on the stream."""
@@ -221,8 +272,9 @@ class TensorRTSession(Session):
             self._graph.close()
             self._graph = None
         self._engine.close()
-        for memory in self._device.values():
-            memory.free()
+        for name, memory in self._device.items():
+            if name not in self._linked:
+                memory.free()
         self._device.clear()
         self._host.clear()
         # Freed while the context is current.

@@ -7,7 +7,7 @@ anything, the constants of channel skipping as further inputs, and the types of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.ops import DOMAIN, OPERATORS, OperatorSpec, Role
-from dyndeploy.ops.graph import operator_attributes
+from dyndeploy.ops.graph import all_nodes, operator_attributes
 
 if TYPE_CHECKING:
     import onnx
@@ -200,15 +200,6 @@ def tensorrt_model(model: onnx.ModelProto, plan: PrecisionPlan) -> onnx.ModelPro
     _repack(model, copy, half=plan.half)
     _drop_unused(copy)
     return copy
-
-
-def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Nodes of a graph and of the branches inside it."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from all_nodes(attribute.g)
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:

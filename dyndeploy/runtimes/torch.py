@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -68,11 +68,14 @@ class TorchSession(Session):
         values = self._forward(torch.from_numpy(feeds["input"]).to(self._device))
         return {name: values[name].cpu().numpy() for name in outputs}
 
-    def _bind(self, feeds: dict[str, Array], outputs: Sequence[str]) -> Callable[[], None]:
+    def _bind(self, feeds: dict[str, Array], outputs: Mapping[str, Array | None]) -> Callable[[], None]:
         x = torch.from_numpy(feeds["input"]).to(self._device)
+        into = {name: torch.from_numpy(array) for name, array in outputs.items() if array is not None}
 
         def call() -> None:
-            self._forward(x)
+            values = self._forward(x)
+            for name, array in into.items():
+                array.copy_(values[name])
 
         return call
 

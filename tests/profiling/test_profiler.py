@@ -194,7 +194,7 @@ def test_graphs_that_cannot_be_labelled_fail_before_the_measurement(
         raise AssertionError("measured although the node profile cannot be taken")
 
     monkeypatch.setattr(profiler, "LabelledGraph", broken)
-    monkeypatch.setattr(profiler, "_time_rounds", never)
+    monkeypatch.setattr(profiler, "time_rounds", never)
     with pytest.raises(BundleError, match="cannot load"):
         quick(tiny_bundle(tmp_path))
     assert capfd.readouterr().err == ""
