@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from dyndeploy.cli._progress import progress_bar
 from dyndeploy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from dyndeploy.profiling import Profile, RateResult
+    from dyndeploy.bundle import Bundle
+    from dyndeploy.profiling import Profile, RateResult, Samples
+    from dyndeploy.profiling.exits import ExitProfile
     from dyndeploy.remote import DeviceEntry, DeviceReport
 
 THIS_MACHINE = "cpu"
@@ -34,7 +37,12 @@ def profile(
         str, typer.Option(help="Activation rates to force, separated by commas.")
     ] = "0.1,0.25,0.5,0.75,1.0",
     data: Annotated[
-        Path | None, typer.Option(help="Folder of images for the data's own rates. [default: the reference images]")
+        Path | None,
+        typer.Option(help="Folder of images for the data's own rates or exits. [default: the reference images]"),
+    ] = None,
+    exit_mix: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SHARES", help="Early exits: images per exit, e.g. 25/25/25/25; may be given again."),
     ] = None,
     repeats: Annotated[int | None, typer.Option(help="Rounds. [default: about 10 seconds of them]")] = None,
     native: Annotated[str, typer.Option(help="auto, off, or the path of an operator library.")] = "auto",
@@ -45,7 +53,7 @@ def profile(
         Path | None, typer.Option(metavar="FILE", help="Write one HTML page: measured, and predicted for the device.")
     ] = None,
 ) -> None:
-    """Measure a bundle: each rate next to the static twin, ideal and realised speed-up."""
+    """Measure a bundle: each rate or exit next to the static twin, ideal and realised speed-up."""
     board = _board(device, host)
     if board is not None and native != "auto":
         raise UsageError(f"--native {native} is for this machine; a board builds its own plugins. Leave it out.")
@@ -58,6 +66,15 @@ def profile(
     from dyndeploy.profiling import profile_bundle
 
     opened = Bundle.open(bundle)
+    if opened.manifest.exits is not None:
+        if board is not None or report is not None:
+            raise UsageError(
+                "Exits are profiled on this machine and as a table or JSON: leave --device, --host and --report out."
+            )
+        _profile_exits(opened, threads, exit_mix or [], data, repeats, json_file)
+        return
+    if exit_mix:
+        raise UsageError(f"{opened.manifest.network.name} has no exits: leave --exit-mix out.")
     with ExitStack() as stack:
         # The output path is claimed first, so that an impossible one costs no measurement.
         output = stack.enter_context(atomic_file(json_file)) if json_file not in (None, "-") else None
@@ -98,6 +115,58 @@ def profile(
         typer.echo(f"Report: {report}")
     if json_file is not None:
         typer.echo(f"Written to {json_file}; 'dyndeploy compare {json_file} -o report.html' makes a report of it.")
+
+
+def _profile_exits(
+    bundle: Bundle, threads: int, mixes: Sequence[str], data: Path | None, repeats: int | None, json_file: str | None
+) -> None:
+    from dyndeploy.files import atomic_file
+    from dyndeploy.profiling.exits import profile_exits
+
+    with ExitStack() as stack:
+        output = stack.enter_context(atomic_file(json_file)) if json_file not in (None, "-") else None
+        progress = stack.enter_context(progress_bar())
+        result = profile_exits(
+            bundle,
+            threads=threads,
+            mixes=[numbers("--exit-mix", mix.replace("/", ",")) for mix in mixes],
+            data=data,
+            repeats=repeats,
+            progress=progress,
+        )
+        if output is not None:
+            output.write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+    if json_file == "-":
+        print_json(result.to_json())
+        return
+    _print_exits(result)
+
+
+def _print_exits(result: ExitProfile) -> None:
+    rows = [["whole network", f"{result.whole_macs / 1e6:.1f}", *_times(result.whole), "1.00x", "1.00x", "-"]]
+    entries = [(f"exit {entry.exit}", entry) for entry in result.exits]
+    if result.branched is not None:
+        entries.append(("all branches (If)", result.branched))
+    for name, entry in entries:
+        ideal, realised = result.whole_macs / entry.macs, 1 / entry.relative
+        speed = [f"{ideal:.2f}x", f"{realised:.2f}x", f"{realised / ideal:.1%}"]
+        rows.append([name, f"{entry.macs / 1e6:.1f}", *_times(entry.samples), *speed])
+    for mix in result.mixes:
+        name = "the data's own exits" if mix.name == "data" else f"mix {mix.name}"
+        speed = [f"{mix.ideal_speedup:.2f}x", f"{mix.realised_speedup:.2f}x", f"{mix.realisation:.1%}"]
+        rows.append([name, f"{mix.mean_macs / 1e6:.1f}", f"{mix.mean_ms:.3f}", "-", "-", *speed])
+    print_table(
+        ("what", "M MACs", "median ms", "p90 ms", "CoV", "ideal", "realised", "realisation"),
+        rows,
+        title=f"{result.bundle['name']} on {result.machine['cpu']}, {result.threads} thread(s), ms per image",
+    )
+    typer.echo(f"Running every stage costs {result.overhead:+.1%} against the network without exits.")
+    for warning in result.warnings():
+        typer.echo(f"Note: {warning}")
+
+
+def _times(samples: Samples) -> list[str]:
+    return [f"{samples.median:.3f}", f"{samples.percentile(90):.3f}", f"{samples.cov:.1%}"]
 
 
 def _board(device: str, host: str | None) -> DeviceEntry | None:

@@ -47,9 +47,9 @@ from dyndeploy.export.staged import (
     EarlyExitNetwork,
     branched_model,
     build_stages,
-    build_whole,
     reference_logits,
     tensor_info,
+    whole_model,
 )
 from dyndeploy.nets import LaudResNet, exit_macs, model_info, static_macs
 from dyndeploy.ops import DOMAIN, OPERATORS
@@ -298,12 +298,11 @@ def _write_stages(network: EarlyExitNetwork, export: _Export) -> _Content:
     notes = _apply_plan([stage.model for stage in stages], settings.precision)
     for stage in stages:
         _save(stage.model, folder / stage.file)
+    models = [stage.model for stage in stages]
     if settings.static:
-        export.progress("capturing the network without exits")
-        _save(build_whole(network, target, batch, size).model, folder / STATIC)
+        _save(whole_model(models), folder / STATIC)
     if settings.graph == "if":
-        export.progress("joining the stages")
-        _save(branched_model([stage.model for stage in stages], [stage.exit for stage in stages]), folder / BRANCHED)
+        _save(branched_model(models, [stage.exit for stage in stages]), folder / BRANCHED)
     export.progress("computing reference tensors")
     np.savez(folder / REFERENCE, **reference_logits(network, export.images))  # type: ignore[arg-type]
     macs = exit_macs(network, size, tuple(stage.exit for stage in stages))

@@ -466,7 +466,7 @@ def legalise_opset(model: onnx.ModelProto, context: Context) -> None:
     captured = next(entry.version for entry in model.opset_import if entry.domain == "")
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        nodes += [node] if node.domain or context.opset == captured else _legalised(model, node, captured, context)
+        nodes += [node] if node.domain else _legalised(model, node, captured, context)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     drop_unused(model)
@@ -488,10 +488,14 @@ def _legalised(
         return version
 
     wanted = since(context.opset)
+    # A runtime may lack an operator that its opset has.
+    lacking = context.allowed_operators is not None and node.op_type not in context.allowed_operators
+    if wanted == since(captured) and not lacking:
+        return [node]
+    if (context.opset < captured or lacking) and node.op_type in _LOWER_TO_13:
+        return _LOWER_TO_13[node.op_type](model, node)
     if wanted == since(captured):
         return [node]
-    if context.opset < captured and node.op_type in _LOWER_TO_13:
-        return _LOWER_TO_13[node.op_type](model, node)
     if wanted is None:
         raise ExportError(f"{node.name}: {node.op_type} does not exist in opset {context.opset}.")
     if node.op_type not in _SAME_SINCE_13:

@@ -97,16 +97,11 @@ def build_stages(
     return stages
 
 
-def build_whole(network: EarlyExitNetwork, target: Target, batch: int | None, input_size: tuple[int, int]) -> Stage:
-    """Capture the whole network as one stage: all that its last exit needs, and no decision on the way."""
-    return build_stages(network, target, (network.exits,), batch, input_size)[0]
-
-
 def _graph(segment: Segment, inputs: Sequence[Tensor], target: Target, dynamic_batch: bool) -> onnx.ModelProto:
     model = capture(segment, inputs, dynamic_batch=dynamic_batch)
     context = Context(
         # Classifiers stay in float under every precision plan, as heads do.
-        scopes={name: "head" if "classifier" in name else name for name, _ in segment.named_children()},
+        scopes={name: f"head/{name}" if "classifier" in name else name for name, _ in segment.named_children()},
         outputs=segment.outputs,
         opset=target.opset,
         ir_version=target.ir_version,
@@ -130,7 +125,35 @@ def reference_logits(
     return {"input": images, **{exit_logits(number): column for number, column in enumerate(columns, start=1)}}
 
 
-# ---------------------------------------------------------------- one graph with branches
+# ---------------------------------------------------------------- stages joined
+
+
+def whole_model(stages: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
+    """Join stages into one graph without decisions: all that the last exit needs, and nothing else.
+
+    Args:
+        stages: Graphs of the stages.
+
+    Returns:
+        A graph of the images that gives the logits of the last exit.
+    """
+    parts = [_prefixed(model, f"stage{index}/") for index, model in enumerate(stages)]
+    last = f"stage{len(parts) - 1}/"
+    result = stages[-1].graph.output[0]
+    needed = {last + LOGITS}
+    nodes: list[onnx.NodeProto] = []
+    for node in reversed([node for part in parts for node in part.node]):
+        if needed & set(node.output):
+            needed |= set(node.input)
+            nodes.append(node)
+    for node in nodes:
+        node.output[:] = [LOGITS if name == last + LOGITS else name for name in node.output]
+        node.input[:] = [LOGITS if name == last + LOGITS else name for name in node.input]
+    output = onnx.ValueInfoProto()
+    output.CopyFrom(result)
+    initializers = [item for part in parts for item in part.initializer if item.name in needed]
+    graph = helper.make_graph(nodes[::-1], "dyndeploy", stages[0].graph.input, [output], initializers)
+    return _checked(graph, stages[0])
 
 
 def branched_model(stages: Sequence[onnx.ModelProto], exits: Sequence[int]) -> onnx.ModelProto:
@@ -154,13 +177,17 @@ def branched_model(stages: Sequence[onnx.ModelProto], exits: Sequence[int]) -> o
     graph.input.append(helper.make_tensor_value_info(images.name, TensorProto.FLOAT, (1, *images.shape[1:])))
     if len(parts) > 1:
         graph.input.append(helper.make_tensor_value_info(THRESHOLDS, TensorProto.FLOAT, (len(parts) - 1,)))
+    return _checked(graph, stages[0])
+
+
+def _checked(graph: onnx.GraphProto, like: onnx.ModelProto) -> onnx.ModelProto:
     model = helper.make_model(
-        graph, opset_imports=stages[0].opset_import, ir_version=stages[0].ir_version, producer_name="dyndeploy"
+        graph, opset_imports=like.opset_import, ir_version=like.ir_version, producer_name="dyndeploy"
     )
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"The graph with branches is not valid ONNX: {error}") from error
+        raise ExportError(f"The joined stages are not valid ONNX: {error}") from error
     return model
 
 
