@@ -213,7 +213,9 @@ def _verify_stages(bundle: Bundle, checks: list[Check], threads: int) -> Verific
             for stage, got, expected in zip(stages, session.run_all(images), logits, strict=True)
         )
         native = session.info.native.description
-    checks += [_check_error(f"exit {s.exit}: logits", error, tolerance) for s, error in zip(stages, outputs, strict=True)]
+    checks += [
+        _check_error(f"exit {s.exit}: logits", error, tolerance) for s, error in zip(stages, outputs, strict=True)
+    ]
     for title, sets in (
         ("exits under the stored thresholds", [info.values for info in bundle.exits.thresholds.values()]),
         ("exits under probe thresholds", probe_thresholds(logits)),
@@ -224,7 +226,10 @@ def _verify_stages(bundle: Bundle, checks: list[Check], threads: int) -> Verific
         with OnnxRuntimeSession(bundle.static, threads=threads, native="off") as whole:
             name = whole.inputs[0].name
             got = np.concatenate(
-                [whole.run({name: chunk["input"]}, [LOGITS])[LOGITS] for chunk in _batches({"input": images}, _per_run(bundle))]
+                [
+                    whole.run({name: chunk["input"]}, [LOGITS])[LOGITS]
+                    for chunk in _batches({"input": images}, _per_run(bundle))
+                ]
             )
         checks.append(_check_error("whole network: logits", _deviation(LOGITS, got, logits[-1]), tolerance))
     if bundle.branched is not None:
@@ -282,7 +287,8 @@ def probe_thresholds(logits: Sequence[npt.NDArray[np.float32]]) -> list[tuple[fl
         gaps.append((edges[:-1] + edges[1:]) / 2)
     count = len(gaps[0])
     return [
-        (*(float(gap[(shift + stage) % count]) for stage, gap in enumerate(gaps[:-1])), -np.inf) for shift in range(count)
+        (*(float(gap[(shift + stage) % count]) for stage, gap in enumerate(gaps[:-1])), -np.inf)
+        for shift in range(count)
     ]
 
 

@@ -45,14 +45,13 @@ from dyndeploy.export.passes import Context, run_pipeline
 from dyndeploy.export.reference import compute_reference
 from dyndeploy.export.staged import (
     EarlyExitNetwork,
-    branched_model,
     build_stages,
     reference_logits,
     tensor_info,
-    whole_model,
 )
 from dyndeploy.nets import LaudResNet, exit_macs, model_info, static_macs
 from dyndeploy.ops import DOMAIN, OPERATORS
+from dyndeploy.runtimes.stage_graphs import branched_model, whole_model
 from dyndeploy.runtimes.tensorrt_graph import PrecisionPlan, tensorrt_model
 from dyndeploy.targets import Target, load_target
 

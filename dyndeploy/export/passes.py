@@ -242,7 +242,9 @@ def fold_batch_norm(model: onnx.ModelProto, context: Context) -> None:
 
 def _is_linear(node: onnx.NodeProto, links: _Links) -> bool:
     """Whether a node is a convolution or linear layer with constant weights."""
-    plain = all(_attributes(node).get(name, value) == value for name, value in (("alpha", 1), ("beta", 1), ("transA", 0)))
+    plain = all(
+        _attributes(node).get(name, value) == value for name, value in (("alpha", 1), ("beta", 1), ("transA", 0))
+    )
     return node.op_type in ("Conv", "Gemm") and plain and all(name in links.constants for name in node.input[1:])
 
 
@@ -388,7 +390,9 @@ def _lower_reduction(model: onnx.ModelProto, node: onnx.NodeProto) -> list[onnx.
     constants = {item.name: item for item in model.graph.initializer}
     if len(node.input) == 2:
         if node.input[1] not in constants:
-            raise ExportError(f"{node.name}: the axes of {node.op_type} are not constant; opset 13 needs constant axes.")
+            raise ExportError(
+                f"{node.name}: the axes of {node.op_type} are not constant; opset 13 needs constant axes."
+            )
         axes = numpy_helper.to_array(constants[node.input[1]]).tolist()
         del node.input[1]
         node.attribute.append(helper.make_attribute("axes", axes))
@@ -477,9 +481,7 @@ def legalise_opset(model: onnx.ModelProto, context: Context) -> None:
     model.ir_version = context.ir_version
 
 
-def _legalised(
-    model: onnx.ModelProto, node: onnx.NodeProto, captured: int, context: Context
-) -> list[onnx.NodeProto]:
+def _legalised(model: onnx.ModelProto, node: onnx.NodeProto, captured: int, context: Context) -> list[onnx.NodeProto]:
     def since(opset: int) -> int | None:
         try:
             version: int = onnx.defs.get_schema(node.op_type, opset).since_version

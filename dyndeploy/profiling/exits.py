@@ -236,9 +236,7 @@ def profile_exits(
     progress("loading", 0.0)
     with ExitStack() as stack:
         staged = stack.enter_context(open_staged(bundle, threads=threads, thresholds=thresholds))
-        whole = stack.enter_context(
-            OnnxRuntimeSession(bundle.static, threads=threads, native="off", shared_pool=True)
-        )
+        whole = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native="off", shared_pool=True))
         # An image's content does not change what a forced exit computes: a few images will do.
         timed = images[: repeats or len(images)]
         whole_runs = [_bind_whole(whole, image[None]) for image in timed]
@@ -325,9 +323,7 @@ def _branched_runs(
     """The graph with branches, no threshold of which is ever reached."""
     if bundle.branched is None:
         return None
-    session = stack.enter_context(
-        OnnxRuntimeSession(bundle.branched, threads=threads, native="off", shared_pool=True)
-    )
+    session = stack.enter_context(OnnxRuntimeSession(bundle.branched, threads=threads, native="off", shared_pool=True))
     never = {info.name: np.full(info.shape, 2, np.float32) for info in session.inputs[1:]}
     runs = [session.bind({session.inputs[0].name: image[None], **never}) for image in images]
     return _Runs("branches", runs, whole_runs)

@@ -118,9 +118,7 @@ class Session(ABC):
         self._require_open()
         return self._run(self._checked_feeds(feeds), self._checked_outputs(outputs))
 
-    def bind(
-        self, feeds: Feeds, outputs: Sequence[str] | Mapping[str, Array] | None = None
-    ) -> Callable[[], None]:
+    def bind(self, feeds: Feeds, outputs: Sequence[str] | Mapping[str, Array] | None = None) -> Callable[[], None]:
         """Prepare a run whose inputs and outputs stay in place: for timing, and for a chain of sessions.
 
         Every call reads the arrays of ``feeds`` where they are (the session keeps them alive), and writes its outputs

@@ -330,8 +330,8 @@ def _plugin_model(source: str | bytes) -> tuple[bytes, NativeLibrary | None]:
     import onnx
 
     from dyndeploy.ops import DOMAIN
-    from dyndeploy.runtimes.tensorrt_engine import plugin_library
     from dyndeploy.ops.graph import all_nodes
+    from dyndeploy.runtimes.tensorrt_engine import plugin_library
     from dyndeploy.runtimes.tensorrt_graph import PrecisionPlan, required_creators, tensorrt_model
 
     original = onnx.load(source) if isinstance(source, str) else onnx.ModelProto.FromString(source)

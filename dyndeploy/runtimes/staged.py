@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -405,9 +404,7 @@ def open_staged(
         note = ""
         if runtime == "onnxruntime":
             for path in bundle.stages:
-                session = stack.enter_context(
-                    OnnxRuntimeSession(path, threads=threads, native="off", shared_pool=True)
-                )
+                session = stack.enter_context(OnnxRuntimeSession(path, threads=threads, native="off", shared_pool=True))
                 note = session.pool_note and f"Every stage has threads of its own: {session.pool_note}."
                 opened.append(session)
         else:
