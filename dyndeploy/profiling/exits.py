@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dyndeploy.bundle import LOGITS, Bundle
+from dyndeploy.bundle import Bundle
 from dyndeploy.errors import UsageError
 from dyndeploy.profiling.machine import machine_facts
 from dyndeploy.profiling.profile import typical_ratio
 from dyndeploy.profiling.profiler import Clock, Progress, Visit, bundle_facts, input_batches, samples_of, time_rounds
 from dyndeploy.profiling.samples import Samples
 from dyndeploy.runtimes import OnnxRuntimeSession, StagedSession, open_staged
+from dyndeploy.runtimes.stage_graphs import whole_model
 
 SCHEMA_VERSION = 1
 KIND = "measured_exits"
 
 _MAX_IMAGES = 32
+_TIMED_IMAGES = 2  # An image's content does not change what a forced exit computes.
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class ExitProfile:
         whole_macs: MACs of the network without exits.
         whole: Times of the network without exits, one graph.
         exits: By exit; the last one runs every stage: the worst case.
+        staging: Every stage again, next to one graph of the same computation, all exits and no decisions: its
+            ``relative`` is what staging itself costs.
         branched: The graph with ``If``, all branches run, or None if the bundle has none.
         mixes: Given mixes, and ``"data"`` where there are thresholds.
         note: What a reader should know, or empty.
@@ -119,14 +123,15 @@ class ExitProfile:
     whole_macs: int
     whole: Samples
     exits: tuple[ExitTimes, ...]
+    staging: ExitTimes
     branched: ExitTimes | None
     mixes: tuple[MixResult, ...]
     note: str = ""
 
     @property
     def overhead(self) -> float:
-        """What running every stage costs more than the network without exits, as a fraction."""
-        return self.exits[-1].relative - 1
+        """What staging costs: every stage over one graph that computes the same exits, less 1."""
+        return self.staging.relative - 1
 
     def warnings(self) -> list[str]:
         """What a reader should know before trusting the figures."""
@@ -153,6 +158,7 @@ class ExitProfile:
             "whole_macs": self.whole_macs,
             "whole": self.whole.to_json(1),
             "exits": [entry.to_json() for entry in self.exits],
+            "staging": self.staging.to_json(),
             "overhead": self.overhead,
             "branched": None if self.branched is None else self.branched.to_json(),
             "mixes": [mix.to_json() for mix in self.mixes],
@@ -236,23 +242,25 @@ def profile_exits(
     progress("loading", 0.0)
     with ExitStack() as stack:
         staged = stack.enter_context(open_staged(bundle, threads=threads, thresholds=thresholds))
-        whole = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native="off", shared_pool=True))
-        # An image's content does not change what a forced exit computes: a few images will do.
-        timed = images[: repeats or len(images)]
+        whole = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native="off", shared=True))
+        timed = images[:_TIMED_IMAGES]
         whole_runs = [_bind_whole(whole, image[None]) for image in timed]
         forced = [
             _Runs(f"exit {stage.exit}", [staged.bind(image[None], stage=index) for image in timed], whole_runs)
             for index, stage in enumerate(stages)
         ]
         branched = _branched_runs(stack, bundle, threads, timed, whole_runs)
-        rounds = time_rounds(
-            [*forced, *([branched] if branched else [])],
-            Clock(single_thread=threads == 1),
-            repeats,
-            min_seconds,
-            warmup,
-            progress,
+        clock = Clock(single_thread=threads == 1)
+        compared = [*forced, *([branched] if branched else [])]
+        rounds = time_rounds(compared, clock, repeats, min_seconds * 0.75, warmup, progress)
+        # Apart, because its twin is another graph.
+        every = stack.enter_context(
+            OnnxRuntimeSession(
+                whole_model(bundle.load_stages(), every_exit=True), threads=threads, native="off", shared=True
+            )
         )
+        staging = _Runs("every stage", forced[-1].runs, [_bind_whole(every, image[None]) for image in timed])
+        time_rounds([staging], clock, repeats, min_seconds * 0.25, warmup, progress)
         if staged.thresholds is not None:
             progress("the data's own exits", 0.95)
             shares.append(("data", _data_shares(staged, images)))
@@ -268,6 +276,7 @@ def profile_exits(
         whole_macs=whole_macs,
         whole=(reference := samples_of([visit for runs in forced for visit in runs.static_visits])),
         exits=times,
+        staging=staging.times(stages[-1].exit, stages[-1].macs),
         branched=None if branched is None else branched.times(stages[-1].exit, stages[-1].macs),
         mixes=tuple(mix_result(name, share, times, reference.median, whole_macs) for name, share in shares),
         note=note,
@@ -303,7 +312,7 @@ def _checked_mix(mix: Sequence[float], exits: int) -> tuple[str, tuple[float, ..
 def _bind_whole(session: OnnxRuntimeSession, image: npt.NDArray[Any]) -> Callable[[], None]:
     """A run that takes an image as a chain of stages does, from the caller's array, and leaves its logits in place."""
     held = np.zeros_like(image)
-    outputs = {LOGITS: np.zeros((1, session.outputs[0].shape[1]), np.float32)}
+    outputs = {info.name: np.zeros((1, *info.shape[1:]), np.float32) for info in session.outputs}
     call = session.bind({session.inputs[0].name: held}, outputs)
 
     def run() -> None:
@@ -323,7 +332,8 @@ def _branched_runs(
     """The graph with branches, no threshold of which is ever reached."""
     if bundle.branched is None:
         return None
-    session = stack.enter_context(OnnxRuntimeSession(bundle.branched, threads=threads, native="off", shared_pool=True))
+    session = stack.enter_context(OnnxRuntimeSession(bundle.branched, threads=threads, native="off", shared=True))
+    # Nothing is as likely as 2.
     never = {info.name: np.full(info.shape, 2, np.float32) for info in session.inputs[1:]}
     runs = [session.bind({session.inputs[0].name: image[None], **never}) for image in images]
     return _Runs("branches", runs, whole_runs)

@@ -78,9 +78,9 @@ class OnnxRuntimeSession(Session):
         precision: What the dynamic bottlenecks compute in: ``"fp32"``, or ``"bf16"``, which takes an operator library
             and a processor with BF16 instructions. Everything else in the model, the maskers too, stays in FP32.
         profile: Record the time of every node; read it with :meth:`node_times`. Makes runs slower.
-        shared_pool: Compute on the one thread pool of the process, which the first session that asks sizes. Sessions
-            that run in turn must share: each waits with spinning threads of its own otherwise. :attr:`pool_note` says
-            why where that is impossible.
+        shared: Compute with the threads and in the scratch memory that all such sessions of the process share; the
+            first one that asks sizes the thread pool. Sessions that run in turn must share: each waits with spinning
+            threads of its own otherwise, and finds its memory cold. :attr:`pool_note` says where that is impossible.
         provider: ``"cpu"``; ``"cuda"``, where the function bodies run on the GPU; or ``"tensorrt"``, where the TensorRT
             plugins run (:func:`~dyndeploy.runtimes.tensorrt_engine.plugin_library` finds them). A GPU that cannot be
             used is an error, never a silent fall to the CPU.
@@ -103,7 +103,7 @@ class OnnxRuntimeSession(Session):
         native: str | os.PathLike[str] = "auto",
         precision: str = "fp32",
         profile: bool = False,
-        shared_pool: bool = False,
+        shared: bool = False,
         provider: str = "cpu",
     ) -> None:
         import onnxruntime
@@ -145,16 +145,21 @@ class OnnxRuntimeSession(Session):
         if provider != "cpu":
             providers.append(PROVIDER)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
         options.log_severity_level = _LOG_FATAL_ONLY
         # One thread is the caller's own: there is no pool to share.
-        self.pool_note = _size_shared_pool(threads) if shared_pool and threads > 1 else ""
-        if shared_pool and threads > 1 and not self.pool_note:
-            options.use_per_session_threads = False
-        else:
+        self.pool_note = _size_shared_pool(threads) if shared and threads > 1 else ""
+        if _shared_threads is None:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
             # Workers that keep spinning after a run would take the cores from the session that is timed next.
             options.add_session_config_entry("session.force_spinning_stop", "1")
+        else:
+            # From here on ONNX Runtime refuses sessions with threads of their own.
+            _require_shared_size(threads)
+            options.use_per_session_threads = False
+        if shared and provider == "cpu":
+            _share_memory()
+            options.add_session_config_entry("session.use_env_allocators", "1")
         # No API tells an operator library how many threads it may cut its work for; it reads this when registered.
         options.add_session_config_entry("dyndeploy.threads", str(threads))
         options.add_session_config_entry("dyndeploy.precision", precision)
@@ -289,11 +294,16 @@ class OnnxRuntimeSession(Session):
             self._profile_folder = None
 
 
-_shared_threads: int | None = None  # ONNX Runtime has one such pool per process, and does not tell its size.
+# ONNX Runtime has one shared pool and one shared allocator per process, and tells nothing about them.
+_shared_threads: int | None = None
+_shared_memory = False
 
 
 def _size_shared_pool(threads: int) -> str:
-    """Give the process's thread pool its size, once; returns why it cannot have this size, or nothing."""
+    """Give the process's thread pool its size, once; returns why there can be none, or nothing.
+
+    A process-wide setting that ONNX Runtime offers for sessions that run in turn, and the only way to share threads.
+    """
     global _shared_threads
     import onnxruntime
 
@@ -302,12 +312,33 @@ def _size_shared_pool(threads: int) -> str:
             onnxruntime.set_global_thread_pool_sizes(threads, 1)
         except AttributeError:
             return f"onnxruntime {onnxruntime.__version__} cannot size the shared thread pool from Python"
-        except RuntimeError as error:
-            return f"sessions were opened before the shared thread pool had a size ({error})"
+        except Exception as error:
+            raise DyndeployError(
+                f"ONNX Runtime's shared thread pool of this process was sized by somebody else ({error}). Open the "
+                "network in a process of its own."
+            ) from error
         _shared_threads = threads
-    if _shared_threads != threads:
-        return f"the process's shared thread pool has {_shared_threads} threads, not {threads}"
     return ""
+
+
+def _require_shared_size(threads: int) -> None:
+    if threads != _shared_threads:
+        raise UsageError(
+            f"threads={threads} is not possible any more: this process's sessions share a pool of {_shared_threads} "
+            "threads, as a network with early exits needs, and ONNX Runtime has one such pool for good. Give "
+            f"threads={_shared_threads}, or start another process."
+        )
+
+
+def _share_memory() -> None:
+    """Give the process the allocator that shared sessions take their scratch memory from, once."""
+    global _shared_memory
+    import onnxruntime
+
+    if not _shared_memory:
+        kind, use = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+        onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, use), None)
+        _shared_memory = True
 
 
 def _library(native: str | os.PathLike[str]) -> NativeLibrary | None:

@@ -404,7 +404,7 @@ def open_staged(
         note = ""
         if runtime == "onnxruntime":
             for path in bundle.stages:
-                session = stack.enter_context(OnnxRuntimeSession(path, threads=threads, native="off", shared_pool=True))
+                session = stack.enter_context(OnnxRuntimeSession(path, threads=threads, native="off", shared=True))
                 note = session.pool_note and f"Every stage has threads of its own: {session.pool_note}."
                 opened.append(session)
         else:
