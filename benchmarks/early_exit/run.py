@@ -41,7 +41,11 @@ def rows(profile: ExitProfile) -> list[str]:
     lines = []
     for name, macs, ms, relative in entries:
         ideal = profile.whole_macs / macs
-        speed = "1.00x | 1.00x | " if relative is None else f"{ideal:.2f}x | {1 / relative:.2f}x | {1 / relative / ideal:.0%}"
+        speed = (
+            "1.00x | 1.00x | "
+            if relative is None
+            else f"{ideal:.2f}x | {1 / relative:.2f}x | {1 / relative / ideal:.0%}"
+        )
         lines.append(f"| {name} | {macs / 1e6:.1f} | {ms:.2f} | {speed} |")
     for mix in profile.mixes:
         speed = f"{mix.ideal_speedup:.2f}x | {mix.realised_speedup:.2f}x | {mix.realisation:.0%}"
@@ -81,7 +85,9 @@ def main() -> None:
     """Export, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), help="registered names")
-    parser.add_argument("--bundles", type=Path, help="folder of bundles to reuse, or to export to; a temporary one else")
+    parser.add_argument(
+        "--bundles", type=Path, help="folder of bundles to reuse, or to export to; a temporary one else"
+    )
     parser.add_argument("--export-only", action="store_true", help="write the bundles and measure nothing")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=30.0, help="of measurement per network")

@@ -353,7 +353,7 @@ def _averaged(weight: npt.NDArray[np.float64], rows: int, columns: int) -> npt.N
 
 
 def order_gelu(model: onnx.ModelProto, context: Context) -> None:
-    """``order::gelu``: write ``x * (0.5 * (1 + erf))`` as ``(x * (1 + erf)) * 0.5``, which runtimes know as one GELU."""
+    """``order::gelu``: write ``x * (0.5 * (1 + erf))`` as ``(x * (1 + erf)) * 0.5``, which runtimes know as a GELU."""
     links = _Links(model)
     for outer in model.graph.node:
         if outer.op_type != "Mul":

@@ -140,8 +140,8 @@ class ExitProfile:
         notes = [self.note] if self.note else []
         if shaky:
             notes.append(
-                f"Unstable: runs of the same input vary by more than 2.5 %: {', '.join(shaky)}. Close other programs or "
-                "give more --repeats; speed-ups are paired with the whole network and suffer less."
+                f"Unstable: runs of the same input vary by more than 2.5 %: {', '.join(shaky)}. Close other programs "
+                "or give more --repeats; speed-ups are paired with the whole network and suffer less."
             )
         return [*notes, *self.machine.get("warnings", ())]
 

@@ -104,5 +104,3 @@ def test_a_stage_without_checksum_is_no_bundle(tmp_path: Path) -> None:
     (bundle.path / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(BundleError, match=r"no checksum of stage1\.onnx"):
         Bundle.open(bundle.path)
-
-

@@ -160,7 +160,9 @@ else:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux")
-@pytest.mark.parametrize(("how", "expected"), [("own", ["3"]), ("shared", ["1 ''", "True"]), ("late", ["1 ''", "True"])])
+@pytest.mark.parametrize(
+    ("how", "expected"), [("own", ["3"]), ("shared", ["1 ''", "True"]), ("late", ["1 ''", "True"])]
+)
 def test_stages_share_one_thread_pool(how: str, expected: list[str], bundle: Bundle) -> None:
     output = subprocess.check_output([sys.executable, "-c", _COUNT_THREADS, str(bundle.path), how], text=True)
     assert output.splitlines() == expected
