@@ -345,22 +345,44 @@ def _float32(thresholds: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(np.float32(value)) for value in thresholds)
 
 
-def chosen_thresholds(
-    bundle: Bundle, thresholds: Sequence[float] | None, precision: str | None = None
-) -> tuple[float, ...] | None:
+def stage_precision(bundle: Bundle, runtime: str, precision: str | None = None) -> str:
+    """What the stages of a bundle compute in.
+
+    Args:
+        bundle: A staged bundle.
+        runtime: One of :data:`RUNTIMES`.
+        precision: What was asked for; None for the bundle's. ONNX Runtime on a CPU computes in FP32 whatever the
+            bundle's engines compute in.
+
+    Raises:
+        UsageError: The runtime is unknown, or does not compute in the precision that was asked for.
+    """
+    if runtime not in RUNTIMES:
+        raise unknown_name("runtime", runtime, RUNTIMES)
+    if runtime == "tensorrt":
+        return precision or bundle.manifest.precision
+    if precision not in (None, "fp32"):
+        raise UsageError(
+            f"ONNX Runtime computes the stages in fp32, not in {precision}: confidences are rounded otherwise there, "
+            "and thresholds of one precision do not hold for another. Use --runtime tensorrt on the device."
+        )
+    return "fp32"
+
+
+def chosen_thresholds(bundle: Bundle, thresholds: Sequence[float] | None, precision: str) -> tuple[float, ...] | None:
     """Thresholds of every stage: those given, else the bundle's for a precision, else None.
 
     Args:
         bundle: A staged bundle.
         thresholds: One number per stage, or for all stages but the last.
-        precision: None for the bundle's.
+        precision: What the stages compute in.
 
     Raises:
         UsageError: Thresholds that do not fit the stages.
     """
     exits = bundle.exits
     if thresholds is None:
-        stored = exits.thresholds.get(precision or bundle.manifest.precision)
+        stored = exits.thresholds.get(precision)
         return None if stored is None else stored.values
     values = tuple(float(value) for value in thresholds)
     if len(values) == len(exits.stages) - 1:
@@ -387,17 +409,17 @@ def open_staged(
         threads: Threads that compute, in ONNX Runtime.
         thresholds: One number per stage, or for all but the last, which always takes; None takes the bundle's for the
             precision. Without either, :meth:`StagedSession.run_all` works and :meth:`StagedSession.run` does not.
-        precision: Of the engines; None for the bundle's. ONNX Runtime on a CPU computes in FP32.
+        precision: See :func:`stage_precision`.
         settings: How engines are built.
         device: Index of the GPU.
 
     Raises:
         BundleError: The folder is no bundle, or a stage cannot be loaded.
-        UsageError: The network has no exits, the runtime is unknown, or thresholds do not fit.
+        UsageError: The network has no exits, the runtime is unknown or does not compute in the precision, or thresholds
+            do not fit.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    if runtime not in RUNTIMES:
-        raise unknown_name("runtime", runtime, RUNTIMES)
+    precision = stage_precision(bundle, runtime, precision)
     values = chosen_thresholds(bundle, thresholds, precision)
     with ExitStack() as stack:
         opened: list[Session] = []
@@ -408,7 +430,7 @@ def open_staged(
                 note = session.pool_note and f"Every stage has threads of its own: {session.pool_note}."
                 opened.append(session)
         else:
-            settings = settings or EngineSettings(precision=precision or bundle.manifest.precision)
+            settings = settings or EngineSettings(precision=precision)
             engines: list[TensorRTSession] = []
             for model in bundle.load_stages():
                 engine, _ = TensorRTSession.from_graph(model, settings, device=device, before=engines)
