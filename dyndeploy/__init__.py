@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dyndeploy.bundle import Bundle
+    from dyndeploy.calibration import calibrate_bundle
     from dyndeploy.export import ExportSettings, export_model
     from dyndeploy.nets import create_model, load_checkpoint, model_names, save_checkpoint
     from dyndeploy.prediction import Prediction, predict_network
@@ -26,6 +27,7 @@ _HOME = {
     "Prediction": "dyndeploy.prediction",
     "Profile": "dyndeploy.profiling",
     "VerificationReport": "dyndeploy.verification",
+    "calibrate_bundle": "dyndeploy.calibration",
     "compare_profile": "dyndeploy.reporting",
     "create_model": "dyndeploy.nets",
     "export_model": "dyndeploy.export",
@@ -48,6 +50,7 @@ __all__ = [
     "Profile",
     "VerificationReport",
     "__version__",
+    "calibrate_bundle",
     "compare_profile",
     "create_model",
     "export_model",

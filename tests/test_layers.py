@@ -17,6 +17,7 @@ FLOORS = (
     {"runtimes", "prediction"},
     {"export", "training", "inference"},
     {"profiling"},
+    {"calibration"},
     {"verification", "reporting", "remote"},
     {"demo"},
     {"cli"},

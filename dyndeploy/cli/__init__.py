@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train",
     "export": "export",
     "verify": "verify",
+    "calibrate": "calibrate",
     "run": "run",
     "engine": "engine",
     "probe": "probe",

@@ -67,11 +67,9 @@ def profile(
 
     opened = Bundle.open(bundle)
     if opened.manifest.exits is not None:
-        if board is not None or report is not None:
-            raise UsageError(
-                "Exits are profiled on this machine and as a table or JSON: leave --device, --host and --report out."
-            )
-        _profile_exits(opened, threads, exit_mix or [], data, repeats, json_file)
+        if board is not None:
+            raise UsageError("Exits are profiled on this machine: leave --device and --host out.")
+        _profile_exits(opened, threads, exit_mix or [], data, repeats, json_file, report)
         return
     if exit_mix:
         raise UsageError(f"{opened.manifest.network.name} has no exits: leave --exit-mix out.")
@@ -118,13 +116,21 @@ def profile(
 
 
 def _profile_exits(
-    bundle: Bundle, threads: int, mixes: Sequence[str], data: Path | None, repeats: int | None, json_file: str | None
+    bundle: Bundle,
+    threads: int,
+    mixes: Sequence[str],
+    data: Path | None,
+    repeats: int | None,
+    json_file: str | None,
+    report: Path | None,
 ) -> None:
     from dyndeploy.files import atomic_file
     from dyndeploy.profiling.exits import profile_exits
+    from dyndeploy.reporting import render_exit_profile_report
 
     with ExitStack() as stack:
         output = stack.enter_context(atomic_file(json_file)) if json_file not in (None, "-") else None
+        page = stack.enter_context(atomic_file(report)) if report is not None else None
         progress = stack.enter_context(progress_bar())
         result = profile_exits(
             bundle,
@@ -136,10 +142,14 @@ def _profile_exits(
         )
         if output is not None:
             output.write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+        if page is not None:
+            page.write_text(render_exit_profile_report(result), encoding="utf-8")
     if json_file == "-":
         print_json(result.to_json())
         return
     _print_exits(result)
+    if report is not None:
+        typer.echo(f"Report: {report}")
 
 
 def _print_exits(result: ExitProfile) -> None:

@@ -298,7 +298,7 @@ class Profile:
         try:
             return cls(
                 bundle=_facts(value["bundle"], _BUNDLE_FACTS),
-                machine=_facts(value["machine"], _MACHINE_FACTS),
+                machine=read_machine(value["machine"]),
                 device=values.text(value["device"]),
                 runtime=_facts(value["runtime"], _RUNTIME_FACTS),
                 native=_facts(value["native"], _NATIVE_FACTS),
@@ -314,6 +314,11 @@ class Profile:
             raise InputError(
                 f"The profile is malformed ({type(error).__name__}: {error}). Profile the bundle again."
             ) from error
+
+
+def read_machine(value: Any) -> dict[str, Any]:
+    """Facts about a machine as a report shows them; may raise ``KeyError``, ``TypeError``, ``ValueError``."""
+    return _facts(value, _MACHINE_FACTS)
 
 
 def _facts(value: Any, types: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from dyndeploy.reporting.comparison import (
     compare_profile,
     predict_profile,
 )
+from dyndeploy.reporting.exit_profile import render_exit_profile_report, write_exit_profile_report
+from dyndeploy.reporting.exits import exit_rows, render_exits_report, summarise, write_exits_report
 from dyndeploy.reporting.gallery import GalleryItem, mask_overlay
 from dyndeploy.reporting.html import ReportExtras, render_report, write_report
 
@@ -19,8 +21,14 @@ __all__ = [
     "RateComparison",
     "ReportExtras",
     "compare_profile",
+    "exit_rows",
     "mask_overlay",
     "predict_profile",
+    "render_exit_profile_report",
+    "render_exits_report",
     "render_report",
+    "summarise",
+    "write_exit_profile_report",
+    "write_exits_report",
     "write_report",
 ]

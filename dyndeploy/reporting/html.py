@@ -11,9 +11,8 @@ from dyndeploy.errors import UsageError
 from dyndeploy.profiling import BlockTimes, Profile, RateResult
 from dyndeploy.reporting.comparison import Comparison, PredictedSweep, RateComparison, compare_profile
 from dyndeploy.reporting.gallery import GalleryItem, data_uri
+from dyndeploy.reporting.page import Rows, machine_rows, ms, render_page, version_rows
 from dyndeploy.reporting.svg import Bars, Line, bar_chart, line_chart
-
-_TEMPLATE = "report.html.j2"
 
 
 @dataclass(frozen=True)
@@ -66,28 +65,19 @@ def render_report(
     extras: ReportExtras | None = None,
 ) -> str:
     """Return the page that :func:`write_report` writes."""
-    import jinja2
-
     extras = extras or ReportExtras()
     sweeps = (prediction,) if isinstance(prediction, PredictedSweep) else tuple(prediction or ())
     comparisons = [compare_profile(profile, sweep) for sweep in sweeps]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dyndeploy.reporting", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"ms": _ms, "times": _times, "percent": _percent, "decimals": _decimals}
     name = f"{profile.bundle.get('name', 'network')}, mode {profile.bundle.get('mode', '?')}"
-    return environment.get_template(_TEMPLATE).render(
+    return render_page(
+        "report.html.j2",
         title=extras.title or name,
         name=name,
         profile=profile,
         extras=extras,
         summary=_summary(profile),
         facts=_facts(profile),
-        versions=_versions(profile),
+        versions=version_rows(profile.machine, profile.bundle.get("tools", {})),
         warnings=profile.warnings(),
         results=(*profile.rates, profile.data),
         describe=_describe,
@@ -102,23 +92,7 @@ def render_report(
     )
 
 
-# ---------------------------------------------------------------- words and numbers
-
-
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}" if value < 100 else f"{value:.1f}"
-
-
-def _times(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}x"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
-def _decimals(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+# ---------------------------------------------------------------- words
 
 
 def _describe(result: RateResult | RateComparison) -> str:
@@ -133,44 +107,24 @@ def _summary(profile: Profile) -> str:
     verdict = f"{speedup:.2f} times as fast as" if speedup >= 1 else f"slower ({speedup:.2f} times the speed) than"
     return (
         f"With the masks that its images cause (mean rate {data.rate:.2f}), the dynamic network ran {verdict} its "
-        f"static twin: {_ms(data.samples.median / profile.batch)} ms against "
-        f"{_ms(profile.static.median / profile.batch)} ms per image, measured. Its masks leave "
+        f"static twin: {ms(data.samples.median / profile.batch)} ms against "
+        f"{ms(profile.static.median / profile.batch)} ms per image, measured. Its masks leave "
         f"{1 / data.ideal_speedup:.0%} of the computation, which would allow {data.ideal_speedup:.2f}x: the "
         f"realisation is {data.realisation:.0%}."
     )
 
 
-def _facts(profile: Profile) -> list[tuple[str, str]]:
-    machine, images = profile.machine, profile.settings.get("images", {})
-    cores = machine.get("physical_cores")
-    load = machine.get("load_average")
-    frequency = machine.get("frequency_mhz")
-    reduced = profile.reduced_precision
-    facts = [
-        ("Processor", machine.get("cpu")),
-        ("Vector instructions", ", ".join(machine.get("isa") or []) or None),
-        ("Cores", f"{cores} physical, {machine.get('logical_cores')} logical" if cores else None),
-        ("Memory", f"{machine['memory_gb']:g} GB" if machine.get("memory_gb") else None),
-        ("Operating system", machine.get("os")),
-        ("Clock", f"{frequency:.0f} MHz, governor {machine.get('governor') or 'unknown'}" if frequency else None),
-        ("Load before", " / ".join(f"{value:.2f}" for value in load) if load else None),
-        ("Threads", str(profile.threads)),
-        ("Batch", str(profile.batch)),
+def _facts(profile: Profile) -> Rows:
+    images, reduced = profile.settings.get("images", {}), profile.reduced_precision
+    return machine_rows(
+        profile.machine,
+        ("Threads", profile.threads),
+        ("Batch", profile.batch),
         ("Dynamic operators", profile.native.get("description")),
         ("Precision", f"bottlenecks {reduced}, everything else and the static twin fp32" if reduced else None),
         ("Images", f"{images['count']}: {images['source']}" if "source" in images else None),
-        ("Rounds", str(profile.settings.get("rounds", "-"))),
-        *machine.get("device_facts", {}).items(),
-        ("Date", machine.get("date")),
-    ]
-    return [(label, str(value)) for label, value in facts if value]
-
-
-def _versions(profile: Profile) -> list[tuple[str, str]]:
-    here = {**profile.machine.get("versions", {}), "python": profile.machine.get("python")}
-    tools = profile.bundle.get("tools", {})
-    rows = [(f"{name} (measuring)", str(value)) for name, value in sorted(here.items()) if value]
-    return rows + [(f"{name} (exporting)", str(value)) for name, value in sorted(tools.items())]
+        ("Rounds", profile.settings.get("rounds", "-")),
+    )
 
 
 # ---------------------------------------------------------------- charts
@@ -191,13 +145,13 @@ def _latency_chart(profile: Profile) -> str:
         ),
         Line("own masks, measured", "data", [(data.rate, data.samples.median / batch)], connect=False),
     ]
-    points = "; ".join(f"rate {r.rate:g}: {_ms(r.samples.median / batch)} ms" for r in forced)
+    points = "; ".join(f"rate {r.rate:g}: {ms(r.samples.median / batch)} ms" for r in forced)
     return line_chart(
         [line for line in lines if line.points],
         identifier="latency",
         title="Latency against activation rate, measured",
-        description=f"Static twin {_ms(static)} ms. Forced masks: {points}. Own masks at rate {data.rate:.2f}: "
-        f"{_ms(data.samples.median / batch)} ms. All per image; whiskers from the 25th to the 75th percentile.",
+        description=f"Static twin {ms(static)} ms. Forced masks: {points}. Own masks at rate {data.rate:.2f}: "
+        f"{ms(data.samples.median / batch)} ms. All per image; whiskers from the 25th to the 75th percentile.",
         x_label="activation rate",
         y_label="ms per image",
     )

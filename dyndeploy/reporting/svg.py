@@ -92,20 +92,30 @@ def _diamond(x: float, y: float, style: str) -> str:
     return f'<path d="M{x:.1f} {y - 5:.1f}l5 5l-5 5l-5 -5z" class="fill {style}"/>'
 
 
-def ticks(high: float, count: int = 5) -> list[float]:
-    """Round numbers from 0 to just above ``high``."""
-    if high <= 0 or not math.isfinite(high):
-        return [0.0, 1.0]
-    raw = high / count
+def ticks(high: float, low: float = 0.0, count: int = 5) -> list[float]:
+    """Round numbers from ``low`` or just below it to ``high`` or just above it."""
+    span = high - low
+    if span <= 0 or not math.isfinite(span):
+        return [low, low + 1.0]
+    raw = span / count
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= raw * (1 - 1e-9))
-    return [index * step for index in range(math.ceil(high / step - 1e-9) + 1)]
+    return [index * step for index in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
 
 
 def line_chart(
-    lines: Sequence[Line], *, identifier: str, title: str, description: str, x_label: str, y_label: str
+    lines: Sequence[Line],
+    *,
+    identifier: str,
+    title: str,
+    description: str,
+    x_label: str,
+    y_label: str,
+    x_low: float = 0.0,
+    x_high: float = 1.0,
+    y_low: float = 0.0,
 ) -> str:
-    """Draw lines over x in [0, 1]; y starts at 0.
+    """Draw lines over x.
 
     Args:
         lines: At least one with a point.
@@ -114,26 +124,29 @@ def line_chart(
         description: What the chart shows, in words.
         x_label: Under the axis.
         y_label: Above the axis.
+        x_low: Where the x axis starts.
+        x_high: Where it ends.
+        y_low: Where the y axis starts.
 
     Returns:
         An ``<svg>`` element.
     """
     top, plot = _TOP + 12, 230
     high = max([y for line in lines for _, y in line.points] + [h for line in lines for *_, h in line.spread])
-    marks = ticks(high)
+    marks, steps = ticks(high, y_low), ticks(x_high, x_low)
     bottom = top + plot
     drawing = _Drawing(title, description, identifier, 0)
 
     def place_x(value: float) -> float:
-        return _LEFT + value * (WIDTH - _LEFT - _RIGHT)
+        return _LEFT + (value - steps[0]) / (steps[-1] - steps[0]) * (WIDTH - _LEFT - _RIGHT)
 
     def place_y(value: float) -> float:
-        return bottom - value / marks[-1] * plot
+        return bottom - (value - marks[0]) / (marks[-1] - marks[0]) * plot
 
     for mark in marks:
         drawing.line(_LEFT, place_y(mark), WIDTH - _RIGHT, place_y(mark), "grid")
         drawing.text(_LEFT - 6, place_y(mark) + 4, f"{mark:g}", "end")
-    for value in (0, 0.25, 0.5, 0.75, 1):
+    for value in steps:
         drawing.line(place_x(value), bottom, place_x(value), bottom + 4, "axis")
         drawing.text(place_x(value), bottom + 17, f"{value:g}", "middle")
     drawing.line(_LEFT, bottom, WIDTH - _RIGHT, bottom, "axis")

@@ -45,6 +45,25 @@ def test_line_chart_places_points_by_value() -> None:
     assert y + 5 == pytest.approx((y0 + y1) / 2, abs=0.2)
 
 
+def test_axes_can_start_elsewhere() -> None:
+    lines = [Line("a", "measured", [(600.0, 94.0), (800.0, 98.0)])]
+    chart = line_chart(lines, y_label="y", x_low=600.0, x_high=800.0, y_low=94.0, **LABELS)
+    root = ElementTree.fromstring(chart)
+    (x0, y0), (x1, y1) = sorted((float(c.get("cx", 0)), float(c.get("cy", 0))) for c in root.iter("circle"))
+    assert x1 - x0 == pytest.approx(WIDTH - 60)
+    assert y0 - y1 == pytest.approx(230, abs=0.2)
+    labels = {text.text for text in root.iter("text")}
+    assert {"600", "650", "700", "750", "800", "94", "98"} <= labels
+
+
+@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
+def test_ticks_enclose_both_ends(low: float, span: float) -> None:
+    marks = ticks(low + span, low)
+    assert 2 <= len(marks) <= 8
+    assert marks[0] <= low + 1e-6 * span + 1e-9
+    assert marks[-1] >= low + span - 1e-6 * span - 1e-9
+
+
 def test_bars_are_as_long_as_their_values() -> None:
     chart = bar_chart(
         ["one", "two", "<three>"],

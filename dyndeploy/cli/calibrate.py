@@ -1,0 +1,157 @@
+"""``dyndeploy calibrate``: exit thresholds for a budget or an accuracy."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dyndeploy.cli._arguments import print_json, print_table
+from dyndeploy.cli._progress import progress_bar
+from dyndeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from dyndeploy.calibration import CalibrationResult, Constraint, CostsOf
+
+_UNITS = {"k": 1e3, "M": 1e6, "G": 1e9}
+
+
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle of a network that exits early.")],
+    data: Annotated[
+        str, typer.Option(metavar="DIR", help="Images that training never saw, one sub-folder per class; or 'digits'.")
+    ],
+    budget_flops: Annotated[
+        str | None, typer.Option(metavar="X", help="Most multiply-accumulates per image on average, e.g. 600M.")
+    ] = None,
+    budget_ms: Annotated[
+        float | None, typer.Option(metavar="X", help="Most milliseconds per image on average, on this machine.")
+    ] = None,
+    min_accuracy: Annotated[
+        float | None,
+        typer.Option(metavar="A", help="Least top-1 accuracy in [0, 1], as cheap as possible. [default: last exit's]"),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(metavar="P.json", help="Profile of this bundle on the device: costs are its milliseconds."),
+    ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Only the 33 points of the official code; alone: list them, store nothing.")
+    ] = False,
+    keep_exits: Annotated[
+        bool, typer.Option("--keep-exits", help="Never switch off an exit that an earlier one beats.")
+    ] = False,
+    images: Annotated[int | None, typer.Option(help="At most so many images. [default: all]")] = None,
+    runtime: Annotated[str, typer.Option(help="onnxruntime or tensorrt.")] = "onnxruntime",
+    precision: Annotated[str | None, typer.Option(help="Of the engines. [default: the bundle's]")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Leave the bundle as it is.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one HTML page: accuracy against cost, exits.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the result to stdout as JSON.")] = False,
+) -> None:
+    """Choose when images leave early, for a budget or an accuracy, and store it in the bundle."""
+    constraint = _constraint(budget_flops, budget_ms, min_accuracy)
+    if profile is not None and budget_flops is not None:
+        raise UsageError("--profile gives costs in milliseconds, --budget-flops counts MACs: leave one of them out.")
+
+    from dyndeploy.bundle import Bundle
+    from dyndeploy.calibration import (
+        SEARCH,
+        SWEEP,
+        calibrate_bundle,
+        counted_costs,
+        measured_costs,
+        profiled_costs,
+        store_thresholds,
+    )
+    from dyndeploy.files import atomic_file
+    from dyndeploy.reporting import render_exits_report
+
+    opened = Bundle.open(bundle)
+    costs: CostsOf = counted_costs if budget_ms is None else measured_costs
+    if profile is not None:
+        costs = profiled_costs(profile)
+    with ExitStack() as stack:
+        page = stack.enter_context(atomic_file(report)) if report is not None else None
+        progress = stack.enter_context(progress_bar())
+        result = calibrate_bundle(
+            opened,
+            data,
+            constraint,
+            costs=costs,
+            method=SWEEP if sweep else SEARCH,
+            switch_off=not keep_exits,
+            limit=images,
+            runtime=runtime,
+            precision=precision,
+            threads=threads,
+            progress=progress,
+        )
+        if page is not None:
+            page.write_text(render_exits_report(result), encoding="utf-8")
+        stored = result.calibration.chosen is not None and not dry_run
+        if stored:
+            store_thresholds(opened, result)
+    if as_json:
+        print_json(result.to_json() | {"stored": stored})
+        return
+    _print(result)
+    typer.echo(
+        f"Stored in {bundle} for {result.precision}." if stored else f"{bundle} is as before: nothing was stored."
+    )
+    if report is not None:
+        typer.echo(f"Report: {report}")
+
+
+def _constraint(budget_flops: str | None, budget_ms: float | None, min_accuracy: float | None) -> Constraint | None:
+    from dyndeploy.calibration import Constraint
+
+    given = {"--budget-flops": budget_flops, "--budget-ms": budget_ms, "--min-accuracy": min_accuracy}
+    named = [option for option, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise UsageError(f"{' and '.join(named)} exclude each other: give one of them.")
+    if not named:
+        return None
+    if min_accuracy is not None:
+        return Constraint(accuracy=min_accuracy)
+    return Constraint(cost=budget_ms if budget_flops is None else _macs(budget_flops))
+
+
+def _macs(text: str) -> float:
+    """Parse ``600M``, ``1.2G`` or ``6e8``."""
+    scale = _UNITS.get(text[-1:], 1.0)
+    try:
+        return float(text[:-1] if text[-1:] in _UNITS else text) * scale
+    except ValueError:
+        raise UsageError(f"--budget-flops takes a number of MACs, e.g. 600M, 1.2G or 6e8, not '{text}'.") from None
+
+
+def _print(result: CalibrationResult) -> None:
+    from dyndeploy.reporting import exit_rows, summarise
+
+    calibration = result.calibration
+    chosen = calibration.chosen
+    columns = ("exit", "cost", "accuracy alone", *(("threshold", "images", "accuracy there") if chosen else ()))
+    print_table(columns, exit_rows(calibration), title=f"{result.network}, {result.precision}, {result.source}")
+    if calibration.method == "sweep":
+        print_table(
+            ("cost", "accuracy", "shares of the exits"),
+            [
+                (
+                    calibration.costs.format(point.cost),
+                    f"{point.accuracy:.2%}",
+                    " / ".join(f"{share:.1%}" for share in point.shares),
+                )
+                for point in calibration.sweep
+            ],
+            title="official sweep",
+        )
+    typer.echo(summarise(result))
+    for entry in calibration.dominated:
+        typer.echo(entry.describe(calibration.costs))
+    for warning in calibration.warnings():
+        typer.echo(f"Note: {warning}")
