@@ -334,6 +334,11 @@ def predict_bundle(
         UsageError: As :func:`predict_network`, or another input size than the bundle's.
     """
     manifest = bundle.manifest
+    if manifest.exits is not None:
+        raise UsageError(
+            f"{manifest.network.name} in {bundle.path} exits early, and its stages are not described to the predictor. "
+            "'dyndeploy profile' measures them on this machine."
+        )
     try:
         spec = NetworkSpec.from_json(manifest.network_spec)
     except UsageError as error:

@@ -260,6 +260,10 @@ def test_command_line(bundle: Bundle, capsys: pytest.CaptureFixture[str], tmp_pa
     assert run_command(arguments) == 0
     assert "exit 4" in capsys.readouterr().out
     assert run_command([*arguments, "--device", "nano", "--host", "user@board"]) == 2
+    capsys.readouterr()
+    for command in (["predict", str(bundle.path), "--device", "nano"], ["engine", str(bundle.path), "--verify"]):
+        assert run_command(command) == 2
+        assert "exits early" in capsys.readouterr().err
     for refused in (["--graph", "if", "--target", "nano"], ["--exits", "1,2"], ["--precision", "bf16"]):
         assert run_command(["export", NAME, *refused, "-o", str(tmp_path / "b")]) == 2
     assert run_command(["export", "laud_resnet14_small", "--exits", "1,4", "-o", str(tmp_path / "b")]) == 2
