@@ -9,7 +9,7 @@ is trained and that defines the right answer. Skipping begins with the export.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -230,6 +230,8 @@ class LaudBottleneck(BottleneckLayers):
         masker_spatial: :class:`SpatialMasker` or None.
         masker_channel: A channel masker or None.
         downsample: 1x1 convolution and BN of the shortcut, or None for the identity.
+        mean: Averages a mask over the batch; a trainer puts one here that knows the whole batch where several
+            processes hold parts of it (products of averages are not averages of products).
     """
 
     def __init__(
@@ -249,6 +251,7 @@ class LaudBottleneck(BottleneckLayers):
         self.mode = stage.mode
         self.granularity = stage.granularity if stage.mode in ("spatial", "both") else None
         self.flops_gradient = flops_gradient
+        self.mean: Callable[[Tensor], Tensor] = torch.mean
 
         self.masker_spatial: SpatialMasker | None = None
         if stage.mode in ("spatial", "layer", "both"):
@@ -341,15 +344,15 @@ class LaudBottleneck(BottleneckLayers):
         one = torch.ones((), dtype=dtype, device=x.device)
         d1 = d2 = d3 = c = one
         if channel is not None:
-            c = channel.to(dtype).mean()
+            c = self.mean(channel.to(dtype))
         if spatial is not None:
             spatial_wide = spatial.to(dtype)
-            d3 = spatial_wide.mean()
+            d3 = self.mean(spatial_wide)
             counted = spatial_wide if self.flops_gradient == "full" else spatial_wide.detach()
             # The groups share conv1 and conv2: what any of them needs is computed.
             united = upsample_mask(counted.amax(1, keepdim=True), *self.output_size(height, width))
-            d2 = united.mean()
-            d1 = dilate_mask(united, height, width, self.stride, self.dilation).mean()
+            d2 = self.mean(united)
+            d1 = self.mean(dilate_mask(united, height, width, self.stride, self.dilation))
         cost = self.cost(height, width)
         macs = cost.masker + cost.conv1 * c * d1 + cost.conv2 * (c * c) * d2 + cost.conv3 * c * d3 + cost.downsample
         return BlockRecord(BlockMasks(self.name, spatial, channel), d3, d2, d1, c, macs, cost.total)

@@ -5,9 +5,14 @@ Reference: LAUDNet (Han et al., TPAMI 2024) and its reference code. All maskers 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Noise = Callable[[Tensor], Tensor]
+"""Gumbel noise for logits of a given shape, type and device."""
 
 SPATIAL_KEEP_BIAS = 5.0
 """Initial bias of the spatial "compute" logits: patches start active with probability sigmoid(5)."""
@@ -89,7 +94,12 @@ def expand_groups(mask: Tensor, channels: int) -> Tensor:
     return mask.unsqueeze(2).expand(size).flatten(1, 2)
 
 
-def decide(logits: Tensor, training: bool, temperature: float | Tensor | None) -> Tensor:
+def gumbel_noise(logits: Tensor) -> Tensor:
+    """Return Gumbel noise from the global generator, the numbers that ``F.gumbel_softmax`` draws."""
+    return -torch.empty_like(logits, memory_format=torch.legacy_contiguous_format).exponential_().log()
+
+
+def decide(logits: Tensor, training: bool, temperature: float | Tensor | None, noise: Noise = gumbel_noise) -> Tensor:
     """Turn pairs of logits into a 0/1 mask.
 
     In evaluation an entry is kept where compute >= skip. In training the decision is sampled with
@@ -99,6 +109,7 @@ def decide(logits: Tensor, training: bool, temperature: float | Tensor | None) -
         logits: Shape (N, 2, ...); index 0 of axis 1 is "compute", index 1 is "skip".
         training: Sample or not.
         temperature: Gumbel-softmax temperature, None for 1; unused in evaluation.
+        noise: Where the sample's noise comes from; unused in evaluation.
 
     Returns:
         Mask of shape (N, ...), of the logits' dtype.
@@ -107,7 +118,7 @@ def decide(logits: Tensor, training: bool, temperature: float | Tensor | None) -
         return (logits[:, 0] >= logits[:, 1]).to(logits.dtype)
     # Gumbel noise in half precision overflows: sample in float32 at least.
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    soft = F.gumbel_softmax(wide, tau=1.0 if temperature is None else temperature, dim=1)  # type: ignore[arg-type]
+    soft = ((wide + noise(wide)) / (1.0 if temperature is None else temperature)).softmax(1)
     keep = soft[:, 0]
     hard = (keep >= soft[:, 1]).to(keep.dtype)
     return (hard + (keep - keep.detach())).to(logits.dtype)
@@ -127,10 +138,14 @@ class SpatialMasker(nn.Module):
         groups: g, groups of output channels with a mask of their own.
         mask_bias_fix: Initialise all "skip" biases to 0; False leaves the first of them random, as the
             reference code does.
+
+    Attributes:
+        noise: Gumbel noise of training; a trainer may put its own here.
     """
 
     def __init__(self, in_channels: int, groups: int = 1, mask_bias_fix: bool = True) -> None:
         super().__init__()
+        self.noise: Noise = gumbel_noise
         self.in_channels = in_channels
         self.groups = groups
         self.conv = nn.Conv2d(in_channels, 2 * groups, 1)
@@ -146,7 +161,7 @@ class SpatialMasker(nn.Module):
 
     def forward(self, x: Tensor, mask_size: tuple[int, int], temperature: float | Tensor | None = None) -> Tensor:
         """Return the mask (N, g, mh, mw)."""
-        return decide(self.logits(x, mask_size), self.training, temperature)
+        return decide(self.logits(x, mask_size), self.training, temperature, self.noise)
 
     def macs(self, mask_size: tuple[int, int]) -> int:
         """MACs per image as the reference code counts them, the pooling at its output's size."""
@@ -163,12 +178,16 @@ class MlpChannelMasker(nn.Module):
         layers: 1 or 2.
         reduction: The hidden layer has max(G // reduction, 16) units (only with two layers).
         mask_bias_fix: See :class:`SpatialMasker`.
+
+    Attributes:
+        noise: See :class:`SpatialMasker`.
     """
 
     def __init__(
         self, in_channels: int, groups: int, layers: int = 2, reduction: int = 16, mask_bias_fix: bool = True
     ) -> None:
         super().__init__()
+        self.noise: Noise = gumbel_noise
         self.groups = groups
         self.in_channels = in_channels
         self.conv: nn.Linear | nn.Sequential
@@ -189,7 +208,7 @@ class MlpChannelMasker(nn.Module):
 
     def forward(self, x: Tensor, temperature: float | Tensor | None = None) -> Tensor:
         """Return the mask (N, G)."""
-        return decide(self.logits(x), self.training, temperature)
+        return decide(self.logits(x), self.training, temperature, self.noise)
 
     def macs(self, height: int, width: int) -> int:
         """MACs per image for a block input of height x width, pooling included."""
@@ -204,10 +223,14 @@ class ConvLinearChannelMasker(nn.Module):
         groups: G, channel groups of the bottleneck.
         reduction: The convolution has in_channels // reduction outputs.
         mask_bias_fix: See :class:`SpatialMasker`.
+
+    Attributes:
+        noise: See :class:`SpatialMasker`.
     """
 
     def __init__(self, in_channels: int, groups: int, reduction: int = 16, mask_bias_fix: bool = True) -> None:
         super().__init__()
+        self.noise: Noise = gumbel_noise
         hidden = in_channels // reduction
         self.groups = groups
         self.in_channels = in_channels
@@ -224,7 +247,7 @@ class ConvLinearChannelMasker(nn.Module):
 
     def forward(self, x: Tensor, temperature: float | Tensor | None = None) -> Tensor:
         """Return the mask (N, G)."""
-        return decide(self.logits(x), self.training, temperature)
+        return decide(self.logits(x), self.training, temperature, self.noise)
 
     def macs(self, height: int, width: int) -> int:
         """MACs per image as the reference code counts them.
