@@ -60,6 +60,16 @@ class PreprocessingLike(Protocol):
         """One of "nearest", "bilinear", "bicubic", "lanczos"; all but the first are antialiased."""
 
 
+class Policy(Protocol):
+    """Variations of training images beyond crops and mirrors; the same seed gives the same ones."""
+
+    def image(self, image: Image.Image, seed: int) -> Image.Image:
+        """Vary an RGB image of the input's size."""
+
+    def input(self, values: FloatArray, seed: int) -> FloatArray:
+        """Vary a normalised input (3, h, w)."""
+
+
 def normalise(pixels: ByteArray, preprocessing: PreprocessingLike) -> FloatArray:
     """Turn 8-bit RGB pixels into network inputs.
 
@@ -282,6 +292,7 @@ class ImageFolderDataset:
             image instead of cropping the centre: the augmentation of the LAUDNet reference code.
         seed: Seed of the augmentation, which depends on this seed, the epoch and the index only. It is the
             same whatever the order of access and the number of loader processes.
+        policy: Varies cropped images and finished inputs further; only with ``augment``.
         classes: The sub-folders to use, in order of class index; None for all of them, sorted. Give the
             training set's classes to the validation set, so that both number them alike.
 
@@ -298,6 +309,7 @@ class ImageFolderDataset:
         *,
         augment: bool = False,
         seed: int = 0,
+        policy: Policy | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
         root = _folder(path)
@@ -315,6 +327,7 @@ class ImageFolderDataset:
         self.size = _checked_size(size)
         self.augment = augment
         self.seed = seed
+        self.policy = policy
         self.epoch = 0
         self.samples: list[tuple[Path, int]] = [
             (image, index) for index, name in enumerate(self.classes) for image in image_paths(root / name)
@@ -339,7 +352,11 @@ class ImageFolderDataset:
             return load_image(path, self.preprocessing, self.size), label
         rng = np.random.default_rng((self.seed, self.epoch, index))
         image = _random_crop(_read(path), self.preprocessing, self.size, rng)
-        return normalise(np.asarray(image), self.preprocessing), label
+        if self.policy is None:
+            return normalise(np.asarray(image), self.preprocessing), label
+        seeds = rng.integers(2**63, size=2).tolist()
+        values = normalise(np.asarray(self.policy.image(image, seeds[0])), self.preprocessing)
+        return self.policy.input(values, seeds[1]), label
 
 
 def _folder(path: str | os.PathLike[str]) -> Path:

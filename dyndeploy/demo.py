@@ -63,9 +63,14 @@ class DemoResult:
     seconds: dict[str, float]
 
     @property
+    def target(self) -> float:
+        """FLOPs ratio that the network was trained for."""
+        return _target(self.training)
+
+    @property
     def shortfalls(self) -> tuple[str, ...]:
         """What the demo promises and did not keep, in words; empty when all went well."""
-        evaluation, target = self.training.evaluation, self.training.recipe.sparsity.target
+        evaluation, target = self.training.evaluation, self.target
         found = []
         if min(evaluation.accuracy, self.deployed_accuracy) < LEAST_ACCURACY:
             found.append(
@@ -86,7 +91,7 @@ class DemoResult:
             "accuracy": self.training.evaluation.accuracy,
             "deployed_accuracy": self.deployed_accuracy,
             "flops_ratio": self.training.evaluation.flops_ratio,
-            "target": self.training.recipe.sparsity.target,
+            "target": self.target,
             "evaluation": self.training.evaluation.as_dict(),
             "verified": self.verification.passed,
             "static_ms": self.profile.static.median,
@@ -132,6 +137,8 @@ def run_demo(
     recipe = recipe or load_recipe(RECIPE)
     if recipe.data.dataset != "digits":
         raise UsageError(f"The demo runs on digits; the recipe {recipe.name} is for {recipe.data.dataset}.")
+    if recipe.sparsity is None:
+        raise UsageError(f"The demo runs a network with masks: {recipe.model.name} has none.")
     folder = Path(output)
     clock = _Clock(step)
 
@@ -175,6 +182,12 @@ def run_demo(
     result = DemoResult(folder / "report.html", training, verification, deployed_accuracy, profile, clock.finish())
     write_json(folder / "demo.json", result.to_json())
     return result
+
+
+def _target(training: TrainResult) -> float:
+    sparsity = training.recipe.sparsity
+    assert sparsity is not None
+    return sparsity.target
 
 
 class _Clock:
@@ -251,7 +264,7 @@ def _notes(training: TrainResult, deployed_accuracy: float, verification: Verifi
     notes = [
         f"Trained on this machine in {seconds:.0f} s ({recipe.epochs} epochs, recipe {recipe.name}). The exported "
         f"graph, run image by image, classifies {deployed_accuracy:.2%} of the held-out images correctly.",
-        f"Mean FLOPs ratio {evaluation.flops_ratio:.3f} (target {recipe.sparsity.target:g}): MACs of the network, "
+        f"Mean FLOPs ratio {evaluation.flops_ratio:.3f} (target {_target(training):g}): MACs of the network, "
         "maskers included, over those of its static twin, both by the count of the LAUDNet reference code.",
         f"Verified against PyTorch: {verification.mask_bits} mask bits, {verification.flipped_bits} differ.",
     ]

@@ -68,7 +68,7 @@ class TrainingBar:
         self._bar.update(
             self._task,
             completed=float(record.epoch),
-            results=f"held-out accuracy {record.accuracy:.1%}, FLOPs {record.flops_ratio:.2f}",
+            results="held-out accuracy {accuracy:.1%}, FLOPs {flops_ratio:.2f}".format(**record.held_out),
         )
 
 

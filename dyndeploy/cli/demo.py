@@ -33,7 +33,7 @@ def demo(
             [
                 ("held-out accuracy, PyTorch", f"{evaluation.accuracy:.2%} of {evaluation.images} images"),
                 ("held-out accuracy, exported graph", f"{result.deployed_accuracy:.2%}"),
-                ("mean FLOPs ratio", f"{evaluation.flops_ratio:.3f} (target {recipe.sparsity.target:g})"),
+                ("mean FLOPs ratio", f"{evaluation.flops_ratio:.3f} (target {result.target:g})"),
                 *(
                     (f"masks of {block.name}", f"{mask.rate:.0%} computed, {mask.varying:.0%} of patches vary")
                     for block in evaluation.blocks

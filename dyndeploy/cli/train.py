@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dyndeploy.cli._arguments import print_json, print_table
 from dyndeploy.cli._progress import training_progress
+
+if TYPE_CHECKING:
+    from dyndeploy.training import Evaluation, TrainResult
 
 
 def train(
@@ -23,13 +27,18 @@ def train(
         Path | None, typer.Option(help="Folder with 'train' and 'val', for recipes on images of your own.")
     ] = None,
     init: Annotated[Path | None, typer.Option(help="Checkpoint to start from, instead of the recipe's.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU where there is one]")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch. [default: PyTorch's]")] = None,
     resume: Annotated[
         bool, typer.Option(help="Go on from the folder's checkpoint, or start again and replace it.")
     ] = True,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the log for TensorBoard as well.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write the result to stdout as JSON.")] = False,
 ) -> None:
-    """Train a network; run the same command again to go on after an interruption."""
+    """Train a network; run the same command again to go on after an interruption.
+
+    On several GPUs or hosts: torchrun --nproc-per-node 8 -m dyndeploy.cli train RECIPE.
+    """
     from dyndeploy.training import load_recipe
 
     run = load_recipe(recipe).with_changes(
@@ -44,30 +53,64 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     with training_progress(run.epochs) as progress:
-        result = train_recipe(run, output or Path("runs", run.name), resume=resume, progress=progress)
+        result = train_recipe(
+            run,
+            output or Path("runs", run.name),
+            resume=resume,
+            progress=progress,
+            device=device,
+            tensorboard=tensorboard,
+        )
+    if os.environ.get("RANK", "0") != "0":
+        return  # torchrun's first process speaks for all.
     if as_json:
         print_json(result.as_dict())
         return
-    evaluation = result.evaluation
-    print_table(
-        ("block", "FLOPs ratio", "mask", "computed", "std over images", "positions that vary", "different masks"),
-        [
-            (
-                block.name,
-                f"{block.flops_ratio:.3f}",
-                mask.kind,
-                f"{mask.rate:.1%}",
-                f"{mask.rate_std:.1%}",
-                f"{mask.varying:.0%} of {mask.positions}",
-                f"{mask.distinct} in {evaluation.images}",
-            )
-            for block in evaluation.blocks
-            for mask in block.masks
-        ],
-        title=f"{run.name}: {evaluation.images} held-out images",
-    )
-    typer.echo(
-        f"Held-out accuracy {evaluation.accuracy:.2%}, FLOPs ratio {evaluation.flops_ratio:.3f} "
-        f"(target {run.sparsity.target:g}), {sum(record.seconds for record in result.history):.0f} s. "
-        f"Weights: {result.checkpoint}"
-    )
+    _print_evaluation(result.evaluation, f"{run.name}: {result.evaluation.images} held-out images")
+    if result.ema_evaluation is not None:
+        _print_evaluation(result.ema_evaluation, f"{run.name}, moving average of the weights")
+    typer.echo(_summary(result))
+
+
+def _print_evaluation(evaluation: Evaluation, title: str) -> None:
+    if evaluation.exits:
+        print_table(
+            ("exit", "accuracy", "MACs"),
+            [(entry.exit, f"{entry.accuracy:.2%}", f"{entry.macs / 1e6:.2f} M") for entry in evaluation.exits],
+            title=title,
+        )
+    if evaluation.blocks:
+        print_table(
+            ("block", "FLOPs ratio", "mask", "computed", "std over images", "positions that vary", "different masks"),
+            [
+                (
+                    block.name,
+                    f"{block.flops_ratio:.3f}",
+                    mask.kind,
+                    f"{mask.rate:.1%}",
+                    f"{mask.rate_std:.1%}",
+                    f"{mask.varying:.0%} of {mask.positions}",
+                    f"{mask.distinct} in {evaluation.images}",
+                )
+                for block in evaluation.blocks
+                for mask in block.masks
+            ],
+            title=title,
+        )
+
+
+def _summary(result: TrainResult) -> str:
+    evaluation, sparsity = result.evaluation, result.recipe.sparsity
+    parts = [f"Held-out accuracy {evaluation.accuracy:.2%}"]
+    if sparsity is not None:
+        parts.append(f"FLOPs ratio {evaluation.flops_ratio:.3f} (target {sparsity.target:g})")
+    early = evaluation.early_exit
+    if early is not None:
+        shares = "/".join(f"{share:.0%}" for share in early.shares)
+        limits = ", ".join(f"{threshold:g}" for threshold in early.thresholds)
+        parts.append(
+            f"with early exit at confidences {limits}: {early.accuracy:.2%} for {early.macs_ratio:.1%} of the MACs "
+            f"(exits taken: {shares})"
+        )
+    parts.append(f"{sum(record.seconds for record in result.history):.0f} s")
+    return f"{', '.join(parts)}. Weights: {result.checkpoint}"

@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
-from dyndeploy.training.engine import CHECKPOINT, LOG, RECIPE, RESULT, EpochRecord, Progress, TrainResult, train
-from dyndeploy.training.evaluation import BlockEvaluation, Evaluation, MaskStatistics, evaluate
+from dyndeploy.training.engine import (
+    BEST,
+    CHECKPOINT,
+    EMA,
+    LOG,
+    RECIPE,
+    RESULT,
+    TENSORBOARD,
+    Progress,
+    TrainResult,
+    train,
+)
+from dyndeploy.training.evaluation import (
+    BlockEvaluation,
+    EarlyExitEvaluation,
+    Evaluation,
+    ExitEvaluation,
+    MaskStatistics,
+    evaluate,
+    evaluate_exits,
+)
+from dyndeploy.training.logs import EpochRecord
 from dyndeploy.training.recipe import Recipe, dump_recipe, load_recipe, recipe_names
 
 __all__ = [
+    "BEST",
     "CHECKPOINT",
+    "EMA",
     "LOG",
     "RECIPE",
     "RESULT",
+    "TENSORBOARD",
     "BlockEvaluation",
+    "EarlyExitEvaluation",
     "EpochRecord",
     "Evaluation",
+    "ExitEvaluation",
     "MaskStatistics",
     "Progress",
     "Recipe",
     "TrainResult",
     "dump_recipe",
     "evaluate",
+    "evaluate_exits",
     "load_recipe",
     "recipe_names",
     "train",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import contextlib
 import math
 import os
 import time
@@ -14,68 +13,40 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from dyndeploy.data import FloatArray, ImageFolderDataset, PreprocessingLike, ShiftedImages, digits
 from dyndeploy.errors import CheckpointError, DyndeployError, UsageError
 from dyndeploy.files import write_json, write_text
-from dyndeploy.nets import (
-    DynamicOutput,
-    LaudResNet,
-    create_model,
-    full_flops,
-    load_checkpoint,
-    model_info,
-    save_checkpoint,
+from dyndeploy.nets import load_checkpoint, save_checkpoint
+from dyndeploy.training.augmentation import Mix, apply_mix, draw_mix
+from dyndeploy.training.batches import datasets, held_out_batches, training_batches
+from dyndeploy.training.ema import MovingAverage
+from dyndeploy.training.evaluation import Evaluation
+from dyndeploy.training.logs import EpochRecord, TensorBoardLog, csv_log
+from dyndeploy.training.objectives import Moment, build, objective_of
+from dyndeploy.training.optimization import build_optimizer, clip_gradients, set_rates
+from dyndeploy.training.processes import (
+    Processes,
+    SharedNoise,
+    freeze_batch_norm,
+    join_processes,
+    stream_seed,
+    synchronize_batch_norm,
 )
-from dyndeploy.training.evaluation import Evaluation, evaluate
-from dyndeploy.training.losses import block_bounds, distillation_loss, sparsity_loss
 from dyndeploy.training.recipe import Recipe, differences, dump_recipe
-from dyndeploy.training.schedules import cosine, scheduled
 
 CHECKPOINT = "checkpoint.pt"
+BEST = "best.pt"
+EMA = "ema.pt"
 LOG = "log.csv"
 RECIPE = "recipe.yaml"
 RESULT = "result.json"
+TENSORBOARD = "tensorboard"
 
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """One epoch. Losses are means over its iterations, without their weights.
-
-    Attributes:
-        epoch: Counted from 1.
-        lr: Learning rate of the last iteration.
-        temperature: Gumbel-softmax temperature of the last iteration.
-        loss: Weighted sum of the three losses that follow.
-        cross_entropy: Against the labels.
-        sparsity: See :func:`dyndeploy.training.losses.sparsity_loss`.
-        distillation: See :func:`dyndeploy.training.losses.distillation_loss`; 0 without a teacher.
-        train_accuracy: Top-1 on the training images, with sampled masks.
-        train_flops_ratio: FLOPs ratio with sampled masks.
-        accuracy: Top-1 on the held-out images.
-        flops_ratio: FLOPs ratio on the held-out images.
-        block_flops_ratios: The same for each block.
-        block_rates: For each block the fraction of patches computed times that of channel groups computed.
-        seconds: Time of the epoch, evaluation included.
-    """
-
-    epoch: int
-    lr: float
-    temperature: float
-    loss: float
-    cross_entropy: float
-    sparsity: float
-    distillation: float
-    train_accuracy: float
-    train_flops_ratio: float
-    accuracy: float
-    flops_ratio: float
-    block_flops_ratios: tuple[float, ...]
-    block_rates: tuple[float, ...]
-    seconds: float
+# Streams of random numbers beside those that the processes draw for themselves, which have their ranks.
+_MASKS, _MIXING = 2**32, 2**32 + 1
+_ADVICE = "Choose another output folder, or start again without resuming, which replaces that run."
 
 
 @dataclass(frozen=True)
@@ -89,6 +60,11 @@ class TrainResult:
         history: One record per epoch, those before a resumption included.
         evaluation: The final network on the held-out images.
         resumed_from: Epochs that an earlier run had completed; 0 for a run from the start.
+        ema_evaluation: The final moving average on the held-out images, where the recipe keeps one.
+        ema_checkpoint: Its weights.
+        best_checkpoint: Weights of the best epoch, or of its moving average where that is better; None where
+            no epoch kept the FLOPs budget.
+        best_epoch: That epoch, counted from 1.
     """
 
     recipe: Recipe
@@ -97,22 +73,30 @@ class TrainResult:
     history: tuple[EpochRecord, ...]
     evaluation: Evaluation
     resumed_from: int
+    ema_evaluation: Evaluation | None = None
+    ema_checkpoint: Path | None = None
+    best_checkpoint: Path | None = None
+    best_epoch: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         return {
             "recipe": self.recipe.as_dict(),
             "checkpoint": str(self.checkpoint),
+            "ema_checkpoint": None if self.ema_checkpoint is None else str(self.ema_checkpoint),
+            "best_checkpoint": None if self.best_checkpoint is None else str(self.best_checkpoint),
+            "best_epoch": self.best_epoch,
             "log": str(self.log),
             "resumed_from": self.resumed_from,
             "seconds": sum(record.seconds for record in self.history),
             "evaluation": self.evaluation.as_dict(),
+            "ema_evaluation": None if self.ema_evaluation is None else self.ema_evaluation.as_dict(),
             "history": [asdict(record) for record in self.history],
         }
 
 
 class Progress(Protocol):
-    """Is told how training goes on."""
+    """Is told how training goes on, in the first process only."""
 
     def iteration(self, epoch: int, iteration: int, iterations: int, loss: float) -> None:
         """An iteration of an epoch (both counted from 1) has ended with this loss."""
@@ -121,41 +105,34 @@ class Progress(Protocol):
         """An epoch has ended and its checkpoint is written."""
 
 
-class Dataset(Protocol):
-    """Inputs (3, h, w) with their class indices, by number."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-
-    def __getitem__(self, index: int) -> tuple[FloatArray, int]:
-        """Return an input and its class index."""
-
-
 def train(
     recipe: Recipe,
     output: str | os.PathLike[str],
     *,
     resume: bool = True,
     progress: Progress | None = None,
+    device: str | None = None,
+    tensorboard: bool = False,
 ) -> TrainResult:
-    """Train a network as its recipe says.
+    """Train a network as its recipe says, on all processes that torchrun started.
 
-    After every epoch the folder holds a whole checkpoint (weights, optimizer, random state, history), the
+    After every epoch the folder holds a whole checkpoint (weights, optimizer, moving average, history), the
     log and the recipe. A run that was interrupted, even killed, goes on from there, and ends, on a CPU with
-    the same number of threads, with the same weights to the bit as one that was not.
+    the same number of threads and processes, with the same weights to the bit as one that was not: every
+    random number follows from the recipe's seed, the iteration and, for dropout, the process, so that there
+    is no random state to lose.
 
     Args:
         recipe: The run.
-        output: Folder for ``checkpoint.pt``, ``log.csv``, ``recipe.yaml`` and, at the end, ``result.json``.
+        output: Folder for ``checkpoint.pt``, ``log.csv``, ``recipe.yaml``, ``best.pt``, with a moving average
+            ``ema.pt``, and, at the end, ``result.json``. Only the first process reads and writes it.
         resume: Go on from the folder's checkpoint where there is one; False starts again and replaces it.
         progress: Is told about every iteration and epoch.
+        device: "cpu" or "cuda"; None takes a GPU where there is one.
+        tensorboard: Write the log for TensorBoard as well, into ``tensorboard``.
 
     Returns:
-        The result; the state of torch's global random generator is as before.
+        The result; the state of torch's global random generators is as before.
 
     Raises:
         UsageError: The recipe cannot be carried out as it stands, or the folder holds a run of another recipe.
@@ -164,266 +141,247 @@ def train(
         OutputError: The folder cannot be written.
         DyndeployError: The loss became infinite or NaN; the last good checkpoint is kept.
     """
-    # Gumbel noise and weights are drawn from the global generator: leave the caller's as it was.
-    with torch.random.fork_rng(devices=[]):
+    with join_processes(device) as processes, contextlib.ExitStack() as stack:
+        # Weights and dropout are drawn from the global generators: leave the caller's as they were.
+        stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
         torch.manual_seed(recipe.seed)
-        run = _Run(recipe, Path(output))
-        completed = run.resume() if resume else 0
+        run = _Run(recipe, Path(output), processes)
+        completed = run.start(resume)
+        board: TensorBoardLog | None = None
+        if tensorboard and processes.rank == 0:
+            board = stack.enter_context(contextlib.closing(TensorBoardLog(run.output / TENSORBOARD, completed)))
         for epoch in range(completed, recipe.epochs):
-            run.epoch(epoch, progress)
+            record = run.epoch(epoch, progress if processes.rank == 0 else None)
+            if board is not None:
+                board.write(record)
         return run.finish(completed)
-
-
-def datasets(recipe: Recipe) -> tuple[Dataset, Dataset]:
-    """Return a recipe's training images and its held-out images.
-
-    Raises:
-        UsageError: The recipe names no folder, or its network has another number of classes than the images.
-        InputError: Images are missing.
-    """
-    preprocessing: PreprocessingLike = model_info(recipe.model.name).preprocessing
-    training: Dataset
-    held_out: Dataset
-    if recipe.data.dataset == "digits":
-        split = digits(preprocessing, recipe.input_size, recipe.seed)
-        # A sixteenth of the side is half a pixel of the original 8x8 images.
-        distance = min(recipe.input_size) // 16
-        training = ShiftedImages(split.train, distance, recipe.seed) if recipe.data.augment else split.train
-        held_out = split.held_out
-    else:
-        if recipe.data.folder is None:
-            raise UsageError(
-                f"The recipe {recipe.name} names no images: give a folder that holds 'train' and 'val', each "
-                "with one sub-folder of images per class (--data DIR, or data.folder in the recipe)."
-            )
-        folder = Path(recipe.data.folder)
-        training = ImageFolderDataset(
-            folder / "train", preprocessing, recipe.input_size, augment=recipe.data.augment, seed=recipe.seed
-        )
-        held_out = ImageFolderDataset(folder / "val", preprocessing, recipe.input_size, classes=training.classes)
-    if len(training) < recipe.batch_size:
-        raise UsageError(
-            f"batch_size: {recipe.batch_size} is more than the {len(training)} training images: give less."
-        )
-    return training, held_out
 
 
 class _Run:
     """The state of a training run between epochs."""
 
-    def __init__(self, recipe: Recipe, output: Path) -> None:
+    def __init__(self, recipe: Recipe, output: Path, processes: Processes) -> None:
         self.recipe = recipe
         self.output = output
+        self.processes = processes
+        self.parts = processes.parts(recipe.batch_size, recipe.compute.accumulation, pairs=recipe.mixing is not None)
         self.training, self.held_out = datasets(recipe)
-        self.model = _build(recipe, static=False)
-        classes = self.model.fc.out_features
-        if classes != len(self.training.classes):
+        self.iterations = len(self.training) // recipe.batch_size
+        self.network = build(recipe)
+        self._check_classes()
+        self.objective = objective_of(recipe, self.network, processes.device)
+        self.noise = SharedNoise(processes.device)
+        self.objective.prepare(self.network, processes, self.noise)
+        if recipe.compute.batch_norm == "synchronized":
+            synchronize_batch_norm(self.network, processes)
+        # On CPUs the convolutions of both passes are half as fast again with channels last; GPUs like it too.
+        self.network.to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.replica = self.network
+        self.optimizer = build_optimizer(self.network, recipe.optimizer)
+        self.ema = None if recipe.ema is None else MovingAverage(self.network, recipe.ema.decay)
+        self.precision = getattr(torch, recipe.compute.precision)
+        self.history: list[EpochRecord] = []
+        self.best: dict[str, Any] | None = None
+        self.evaluations: tuple[Evaluation, Evaluation | None] | None = None
+
+    def _check_classes(self) -> None:
+        config: Any = self.network.config
+        if config.num_classes != len(self.training.classes):
             raise UsageError(
-                f"The images have {len(self.training.classes)} classes and the network has {classes}: set "
+                f"The images have {len(self.training.classes)} classes and the network has {config.num_classes}: set "
                 f"model.options.num_classes to {len(self.training.classes)}."
             )
-        self.teacher = _teacher(recipe)
-        self.full_flops = full_flops(self.model, recipe.input_size)
-        # On CPUs the convolutions of both passes are half as fast again with channels last.
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=recipe.optimizer.lr,
-            momentum=recipe.optimizer.momentum,
-            weight_decay=recipe.optimizer.weight_decay,
-            nesterov=True,
-        )
-        self.history: list[EpochRecord] = []
 
-    def resume(self) -> int:
-        """Take over the folder's checkpoint; return the number of completed epochs."""
+    def start(self, resume: bool) -> int:
+        """Take over the folder's checkpoint if wanted, and join the processes; return the completed epochs."""
         path = self.output / CHECKPOINT
-        if not path.exists():
-            return 0
-        advice = "Choose another output folder, or start again without resuming, which replaces that run."
+        extra = self.processes.from_first(lambda: self._load(path) if resume and path.exists() else None)
+        if extra is not None:
+            self._take_over(extra, path)
+        if self.processes.size > 1:
+            self.replica = DistributedDataParallel(self.network)
+            self.processes.share_buffers(self.network)
+        return len(self.history)
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        """Load the network from a checkpoint; return what else it holds."""
         try:
-            report = load_checkpoint(self.model, path)
+            return dict(load_checkpoint(self.network, path).extra)
         except CheckpointError as error:
             raise CheckpointError(
-                f"{self.output} holds a checkpoint that cannot be resumed. {error} {advice}"
+                f"{self.output} holds a checkpoint that cannot be resumed. {error} {_ADVICE}"
             ) from error
+
+    def _take_over(self, extra: dict[str, Any], path: Path) -> None:
         try:
-            saved = report.extra["training"]
-            other = Recipe.from_dict(saved["recipe"])
-            changed = differences(other, self.recipe)
+            saved = extra["training"]
+            changed = differences(Recipe.from_dict(saved["recipe"]), self.recipe)
             if not changed:
                 self.optimizer.load_state_dict(saved["optimizer"])
-                torch.set_rng_state(saved["rng_state"])
-                self.history = [_record(row) for row in saved["history"]]
+                if self.ema is not None:
+                    self.ema.load(saved["ema"])
+                self.history = [EpochRecord(**row) for row in saved["history"]]
+                self.best = saved["best"]
         except (KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
             raise CheckpointError(
-                f"{path} is not a checkpoint of a training run, or of another release ({error}). {advice}"
+                f"{path} is not a checkpoint of a training run, or of another release ({error}). {_ADVICE}"
             ) from error
         if changed:
             raise UsageError(
-                f"{self.output} holds a run of another recipe (it differs in {', '.join(changed)}). {advice}"
+                f"{self.output} holds a run of another recipe (it differs in {', '.join(changed)}). {_ADVICE}"
             )
-        return len(self.history)
 
-    def epoch(self, epoch: int, progress: Progress | None) -> None:
+    def epoch(self, epoch: int, progress: Progress | None) -> EpochRecord:
         """Train one epoch (counted from 0), evaluate, and write everything."""
         started = time.perf_counter()
         recipe = self.recipe
-        bounds = block_bounds(recipe.sparsity.target, epoch / recipe.epochs, recipe.sparsity.bounds_until)
-        iterations = len(self.training) // recipe.batch_size
-        lr = temperature = 0.0
-        sums = np.zeros(6)
-        self.model.train()
-        for i, (inputs, labels) in enumerate(self._training_batches(epoch, iterations)):
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-            done = (epoch * iterations + i) / (recipe.epochs * iterations)
-            lr = cosine(recipe.optimizer.lr, 0.0, done)
-            temperature = scheduled(recipe.temperature.schedule, recipe.temperature.start, recipe.temperature.end, done)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            output: DynamicOutput = self.model(inputs, temperature)
-            cross_entropy = F.cross_entropy(output.logits, labels)
-            sparsity = sparsity_loss(output.flops, self.full_flops, output.flops_ratio, recipe.sparsity.target, bounds)
-            loss = cross_entropy + recipe.sparsity.weight * sparsity
-            distillation = torch.zeros(())
-            if self.teacher is not None and recipe.distillation is not None:
-                with torch.no_grad():
-                    taught = self.teacher(inputs).logits
-                distillation = distillation_loss(output.logits, taught, recipe.distillation.temperature)
-                loss = loss + recipe.distillation.weight * distillation
-            if not math.isfinite(loss.item()):
+        self.network.train()
+        if recipe.compute.batch_norm == "frozen":
+            freeze_batch_norm(self.network)
+        batches = training_batches(self.training, recipe, epoch, self.parts)
+        sums: dict[str, float] = {}
+        set_now: dict[str, float] = {}
+        for i in range(self.iterations):
+            iteration = epoch * self.iterations + i
+            moment = Moment(epoch, recipe.epochs, iteration / (recipe.epochs * self.iterations))
+            lr = set_rates(self.optimizer, recipe.optimizer, iteration, self.iterations, recipe.epochs)
+            set_now = {"lr": lr, **self.objective.settings(moment)}
+            values = self._iteration(batches, iteration, moment)
+            if not math.isfinite(values["loss"]):
                 raise DyndeployError(
-                    f"Training diverged: the loss is {loss.item()} in epoch {epoch + 1}, iteration {i + 1}. "
-                    f"Lower optimizer.lr ({recipe.optimizer.lr}) or sparsity.weight ({recipe.sparsity.weight})."
+                    f"Training diverged: the loss is {values['loss']} in epoch {epoch + 1}, iteration {i + 1}. "
+                    f"Lower optimizer.lr ({recipe.optimizer.lr}), or set optimizer.clip_norm."
                 )
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            accuracy = (output.logits.argmax(1) == labels).double().mean()
-            ratio = output.flops / self.full_flops
-            sums += [v.item() for v in (loss, cross_entropy, sparsity, distillation, accuracy, ratio)]
+            self._step()
+            sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
             if progress is not None:
-                progress.iteration(epoch + 1, i + 1, iterations, loss.item())
-        evaluation = self.evaluate()
-        means = sums / iterations
+                progress.iteration(epoch + 1, i + 1, self.iterations, values["loss"])
+        self.evaluations = held_out, ema = self._evaluate()
         record = EpochRecord(
             epoch=epoch + 1,
-            lr=lr,
-            temperature=temperature,
-            loss=float(means[0]),
-            cross_entropy=float(means[1]),
-            sparsity=float(means[2]),
-            distillation=float(means[3]),
-            train_accuracy=float(means[4]),
-            train_flops_ratio=float(means[5]),
-            accuracy=evaluation.accuracy,
-            flops_ratio=evaluation.flops_ratio,
-            block_flops_ratios=tuple(block.flops_ratio for block in evaluation.blocks),
-            block_rates=tuple(block.conv3 * block.channel for block in evaluation.blocks),
+            training={**{name: value / self.iterations for name, value in sums.items()}, **set_now},
+            held_out=held_out.measures(),
+            ema={} if ema is None else ema.measures(),
             seconds=time.perf_counter() - started,
         )
         self.history.append(record)
+        self._note_best(held_out, averaged=False)
+        if self.ema is not None and ema is not None:
+            with self.ema.applied(self.network):
+                self._note_best(ema, averaged=True)
+                if self.processes.rank == 0:
+                    save_checkpoint(self.network, self.output / EMA, epoch=epoch + 1)
         self._write()
         if progress is not None:
             progress.epoch(record, recipe.epochs)
+        return record
 
-    def evaluate(self) -> Evaluation:
-        """Evaluate on the held-out images."""
-        order = list(range(len(self.held_out)))
-        size = self.recipe.batch_size
-        batches = _load(self.held_out, [order[i : i + size] for i in range(0, len(order), size)], self._workers())
-        return evaluate(self.model, batches, self.full_flops)
+    def _iteration(self, batches: Iterator[tuple[Tensor, Tensor]], iteration: int, moment: Moment) -> dict[str, float]:
+        """Compute the gradient of one batch; return its loss, the loss's terms and the accuracy."""
+        seed = self.recipe.seed
+        torch.manual_seed(stream_seed(seed, iteration, self.processes.rank))
+        mix: Mix | None = None
+        if self.recipe.mixing is not None:
+            rng = np.random.default_rng(stream_seed(seed, iteration, _MIXING))
+            mix = draw_mix(self.recipe.mixing, self.recipe.input_size, rng)
+        self.optimizer.zero_grad()
+        names: list[str] = []
+        sums = torch.zeros((), dtype=torch.float64, device=self.processes.device)
+        for number, part in enumerate(self.parts):
+            inputs, targets = self._to_device(next(batches))
+            if mix is not None:
+                inputs, targets = apply_mix(mix, inputs, targets, len(self.training.classes))
+            self.noise.begin(part, stream_seed(seed, iteration, _MASKS))
+            with self._gradients_shared(number == len(self.parts) - 1):
+                loss = self.objective.loss(self.replica, inputs, targets, moment, self.precision)
+                (loss.total / len(self.parts)).backward()  # type: ignore[no-untyped-call]
+            wanted = targets if targets.ndim == 1 else targets.argmax(1)
+            accuracy = (loss.logits.argmax(1) == wanted).double().mean()
+            values = {"loss": loss.total, **loss.terms, "accuracy": accuracy}
+            names = list(values)
+            sums = sums + torch.stack([value.detach().double() for value in values.values()])
+        means = self.processes.average(sums / len(self.parts))
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def _to_device(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        inputs, labels = batch
+        device = self.processes.device
+        inputs = inputs.to(device, non_blocking=True, memory_format=torch.channels_last)
+        return inputs, labels.to(device, non_blocking=True)
+
+    def _gradients_shared(self, shared: bool) -> contextlib.AbstractContextManager[None]:
+        """Let the processes average their gradients only at the end of a batch."""
+        if shared or not isinstance(self.replica, DistributedDataParallel):
+            return contextlib.nullcontext()
+        unshared: contextlib.AbstractContextManager[None] = self.replica.no_sync()
+        return unshared
+
+    def _step(self) -> None:
+        clip_gradients(self.network.parameters(), self.recipe.optimizer.clip_norm)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.network)
+
+    def _evaluate(self) -> tuple[Evaluation, Evaluation | None]:
+        """Evaluate the network and its moving average on the held-out images."""
+        self.processes.share_buffers(self.network)
+        own = self._evaluate_network()
+        if self.ema is None:
+            return own, None
+        with self.ema.applied(self.network):
+            self.processes.share_buffers(self.network)
+            return own, self._evaluate_network()
+
+    def _evaluate_network(self) -> Evaluation:
+        batches = held_out_batches(self.held_out, self.recipe, self.processes.rank, self.processes.size)
+        on_device = (self._to_device(batch) for batch in batches)
+        return self.objective.evaluate(self.network, on_device, self.processes.gather)
 
     def finish(self, resumed_from: int) -> TrainResult:
-        """Evaluate the final network and write the result."""
+        """Write and return the result."""
+        evaluation, ema_evaluation = self.evaluations or self._evaluate()
         result = TrainResult(
             recipe=self.recipe,
             checkpoint=self.output / CHECKPOINT,
             log=self.output / LOG,
             history=tuple(self.history),
-            evaluation=self.evaluate(),
+            evaluation=evaluation,
             resumed_from=resumed_from,
+            ema_evaluation=ema_evaluation,
+            ema_checkpoint=None if self.ema is None else self.output / EMA,
+            best_checkpoint=None if self.best is None else self.output / BEST,
+            best_epoch=None if self.best is None else self.best["epoch"],
         )
-        write_json(self.output / RESULT, result.as_dict())
+        if self.processes.rank == 0:
+            write_json(self.output / RESULT, result.as_dict())
         return result
 
-    def _workers(self) -> int:
-        return self.recipe.data.workers
-
-    def _training_batches(self, epoch: int, iterations: int) -> Iterator[tuple[Tensor, Tensor]]:
-        if isinstance(self.training, (ImageFolderDataset, ShiftedImages)):
-            self.training.set_epoch(epoch)
-        # A generator of its own: the order follows from seed and epoch, whatever else draws random numbers.
-        order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(self.training)).tolist()
-        size = self.recipe.batch_size
-        return _load(self.training, [order[i * size : (i + 1) * size] for i in range(iterations)], self._workers())
-
     def _write(self) -> None:
-        history = [asdict(record) for record in self.history]
-        # The checkpoint last: it is what a later run trusts.
+        if self.processes.rank != 0:
+            return
         write_text(self.output / RECIPE, dump_recipe(self.recipe))
-        write_text(self.output / LOG, _csv(self.history, [name for name, _ in self.model.named_blocks()]))
+        write_text(self.output / LOG, csv_log(self.history))
+        if self.best is None:
+            (self.output / BEST).unlink(missing_ok=True)
+        # The checkpoint last: it is what a later run trusts.
         save_checkpoint(
-            self.model,
+            self.network,
             self.output / CHECKPOINT,
             epoch=len(self.history),
             training={
                 "recipe": self.recipe.as_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "rng_state": torch.get_rng_state(),
-                "history": history,
+                "ema": None if self.ema is None else self.ema.state,
+                "history": [asdict(record) for record in self.history],
+                "best": self.best,
             },
         )
 
-
-def _build(recipe: Recipe, *, static: bool) -> LaudResNet:
-    options = recipe.model.options | ({"mode": "static"} if static else {})
-    model = create_model(recipe.model.name, **options)
-    assert isinstance(model, LaudResNet)
-    if recipe.model.initial_weights is not None:
-        load_checkpoint(model, recipe.model.initial_weights)
-    return model
-
-
-def _teacher(recipe: Recipe) -> nn.Module | None:
-    if recipe.distillation is None:
-        return None
-    if recipe.model.initial_weights is None:
-        raise UsageError(
-            f"The recipe {recipe.name} learns from the static network of its initial weights, but names none: "
-            "give a checkpoint of the static network (--init FILE, or model.initial_weights in the recipe)"
-            + (f". {recipe.checkpoint.note}" if recipe.checkpoint.note else ".")
-        )
-    return _build(recipe, static=True).eval().requires_grad_(False)
-
-
-def _load(dataset: Dataset, batches: list[list[int]], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    # The loader draws a seed for its workers, which have no use for it, from the generator given here instead
-    # of the global one: the number of workers changes nothing.
-    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_sampler=batches,
-        num_workers=workers,
-        generator=torch.Generator(),
-    )
-    return iter(loader)
-
-
-def _record(row: dict[str, Any]) -> EpochRecord:
-    return EpochRecord(
-        **{
-            **row,
-            "block_flops_ratios": tuple(row["block_flops_ratios"]),
-            "block_rates": tuple(row["block_rates"]),
-        }
-    )
-
-
-def _csv(history: list[EpochRecord], blocks: list[str]) -> str:
-    stream = io.StringIO()
-    scalars = [name for name in EpochRecord.__dataclass_fields__ if not name.startswith("block_")]
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*scalars, *(f"{b}.flops_ratio" for b in blocks), *(f"{b}.rate" for b in blocks)])
-    for record in history:
-        writer.writerow([*(getattr(record, name) for name in scalars), *record.block_flops_ratios, *record.block_rates])
-    return stream.getvalue()
+    def _note_best(self, evaluation: Evaluation, *, averaged: bool) -> None:
+        """Keep the network, or the moving average that it has at present, if it is the best so far."""
+        score = self.objective.score(evaluation)
+        if score is None or (self.best is not None and score <= self.best["score"]):
+            return
+        self.best = {"epoch": len(self.history), "score": score, "averaged": averaged}
+        if self.processes.rank == 0:
+            save_checkpoint(self.network, self.output / BEST, **self.best)

@@ -1,12 +1,13 @@
-"""Losses of LAUDNet training: the FLOPs budget with bounds per block, and knowledge distillation.
+"""Losses: the FLOPs budget of LAUDNet with bounds per block, distillation, and the exits of Dyn-Perceiver.
 
-Reference: "Latency-Aware Unified Dynamic Networks for Efficient Image Recognition" (Han et al., TPAMI 2024)
-and its reference code.
+References: "Latency-Aware Unified Dynamic Networks for Efficient Image Recognition" (Han et al., TPAMI 2024),
+"Dynamic Perceiver for Efficient Visual Recognition" (Han et al., ICCV 2023), and their reference codes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,3 +69,15 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     student_log = F.log_softmax(student / temperature, dim=1)
     teacher_probabilities = F.softmax(teacher / temperature, dim=1)
     return F.kl_div(student_log, teacher_probabilities, reduction="batchmean") * temperature**2
+
+
+def self_distillation_loss(logits: Sequence[Tensor], temperature: float) -> Tensor:
+    """Return what the earlier exits have to learn from the last one: the sum of their distillation losses.
+
+    Args:
+        logits: (N, classes) for every exit, the teacher last; no gradient goes through the teacher.
+        temperature: See :func:`distillation_loss`.
+    """
+    *students, teacher = logits
+    teacher = teacher.detach()
+    return torch.stack([distillation_loss(student, teacher, temperature) for student in students]).sum()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from types import MappingProxyType, UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -21,6 +21,11 @@ from dyndeploy.nets import model_info
 from dyndeploy.training.schedules import SCHEDULES
 
 DATASETS = ("digits", "imagefolder")
+OPTIMIZERS = ("sgd", "adamw")
+DECAYS = ("all", "matrices")
+PRECISIONS = ("float32", "bfloat16")
+BATCH_NORMS = ("local", "synchronized", "frozen")
+BEST_EXITS = ("all", "reference")
 
 _SUFFIXES = (".yaml", ".yml")
 _Section = TypeVar("_Section")
@@ -53,28 +58,117 @@ class DataRecipe:
             images per class.
         augment: Vary the training images: random crops and mirroring for "imagefolder", shifts by up to a
             sixteenth of the side for "digits".
-        workers: Processes that read images; 0 reads in the training process.
+        rand_augment: For "imagefolder", on top of ``augment``: a RandAugment policy in timm's words, e.g.
+            "rand-m9-mstd0.5-inc1". Needs timm.
+        random_erasing: For "imagefolder", on top of ``augment``: probability that a rectangle is replaced by
+            noise, in [0, 1]. Needs timm where it is above 0.
+        workers: Processes that read images, for each training process; 0 reads in the training process.
     """
 
     dataset: str
     folder: str | None = None
     augment: bool = True
+    rand_augment: str | None = None
+    random_erasing: float = 0.0
     workers: int = 0
 
 
 @dataclass(frozen=True)
-class OptimizerRecipe:
-    """SGD with Nesterov momentum; the learning rate falls to 0 along a cosine, per iteration.
+class MixingRecipe:
+    """Mixup (Zhang et al., 2018) or CutMix (Yun et al., 2019) of every batch: images and labels in pairs.
 
     Attributes:
-        lr: Learning rate at the start.
-        momentum: In [0, 1).
-        weight_decay: On all parameters, batch norm and biases included, as in the LAUDNet reference code.
+        mixup: Parameter of mixup's beta distribution; 0 for no mixup.
+        cutmix: Parameter of CutMix's beta distribution; 0 for no CutMix.
+        probability: That a batch is mixed at all.
+        switch_probability: That it is mixed by CutMix, where both are on.
+    """
+
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    probability: float = 1.0
+    switch_probability: float = 0.5
+
+
+@dataclass(frozen=True)
+class LayerRecipe:
+    """Settings of some of the parameters, in place of the network's.
+
+    Attributes:
+        lr_mult: Factor of the learning rate.
+        weight_decay_mult: Factor of the weight decay.
+    """
+
+    lr_mult: float = 1.0
+    weight_decay_mult: float = 1.0
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """The optimizer. The learning rate changes every iteration: a linear warm-up, then half a cosine.
+
+    Attributes:
+        lr: Learning rate after the warm-up. It is for the recipe's batch size: nothing scales it.
+        name: "sgd" (with Nesterov momentum) or "adamw".
+        momentum: For "sgd", between 0 and 1; 0.9 where it is left out.
+        betas: For "adamw"; [0.9, 0.999] where it is left out.
+        weight_decay: At the start.
+        weight_decay_end: At the end, reached along half a cosine; None keeps it.
+        decay: What decays: "all" parameters, batch norm and biases included (LAUDNet), or "matrices",
+            those of two and more dimensions that are no biases (Dyn-Perceiver).
+        lr_end: Learning rate at the end.
+        warmup_epochs: Epochs in which the learning rate rises from 0.
+        clip_norm: Largest norm of the gradient of all parameters together; None does not clip.
+        layers: Settings of single layers, by patterns of parameter names (``*`` and ``?`` as in file names,
+            e.g. "*.masker_*"). The first pattern that fits a name counts.
     """
 
     lr: float
-    momentum: float = 0.9
+    name: str = "sgd"
+    momentum: float | None = None
+    betas: tuple[float, float] | None = None
     weight_decay: float = 0.0
+    weight_decay_end: float | None = None
+    decay: str = "all"
+    lr_end: float = 0.0
+    warmup_epochs: int = 0
+    clip_norm: float | None = None
+    layers: dict[str, LayerRecipe] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Put the optimizer's own settings where none are given."""
+        if self.name == "sgd" and self.momentum is None:
+            object.__setattr__(self, "momentum", 0.9)
+        if self.name == "adamw" and self.betas is None:
+            object.__setattr__(self, "betas", (0.9, 0.999))
+
+
+@dataclass(frozen=True)
+class EmaRecipe:
+    """An exponential moving average of all weights and batch-norm statistics, evaluated beside the network.
+
+    Attributes:
+        decay: Share of the average that stays at each iteration, in [0, 1).
+    """
+
+    decay: float = 0.9999
+
+
+@dataclass(frozen=True)
+class ComputeRecipe:
+    """How a batch is computed.
+
+    Attributes:
+        precision: "float32", or "bfloat16" for the network's matrix products; weights and losses stay float32.
+        accumulation: Parts that every batch is computed in, one after the other, to save memory.
+        batch_norm: What batch norm takes its statistics from: "local" (the images that a process computes at
+            once), "synchronized" (those of all processes: the number of processes changes nothing), "frozen"
+            (the initial weights' running statistics, which stay as they are).
+    """
+
+    precision: str = "float32"
+    accumulation: int = 1
+    batch_norm: str = "local"
 
 
 @dataclass(frozen=True)
@@ -109,8 +203,27 @@ class TemperatureRecipe:
 
 
 @dataclass(frozen=True)
+class ExitsRecipe:
+    """The exits of a network that may stop early.
+
+    Attributes:
+        weights: Factor of each exit's cross entropy, in the order of the exits.
+        thresholds: Least confidences (largest softmax probability) of all exits but the last, for evaluating
+            early exit while training goes on; None evaluates whole passes only. Deployment needs thresholds
+            that are calibrated on the bundle: see ``dyndeploy calibrate``.
+        best: What the best epoch is best in: "all", the mean accuracy of all exits, or "reference", the best
+            single exit but the first, as in the Dyn-Perceiver reference code.
+    """
+
+    weights: tuple[float, ...] = (0.5, 0.5, 1.0, 1.0)
+    thresholds: tuple[float, ...] | None = None
+    best: str = "all"
+
+
+@dataclass(frozen=True)
 class DistillationRecipe:
-    """Learning from the static network of the same initial weights.
+    """Learning from a teacher: for LAUD-ResNets the static network of the same initial weights, for
+    Dyn-Perceivers the last exit of the same pass.
 
     Attributes:
         weight: Factor of the distillation loss.
@@ -146,11 +259,16 @@ class Recipe:
         model: The network.
         data: The images.
         epochs: Passes over the training images.
-        batch_size: Images per iteration; an incomplete last batch is dropped.
-        optimizer: Optimizer and learning rate.
-        sparsity: FLOPs budget.
-        temperature: Gumbel-softmax temperature.
+        batch_size: Images per iteration, over all processes and parts; an incomplete last batch is dropped.
+        optimizer: Optimizer, learning rate, weight decay.
+        sparsity: FLOPs budget (LAUD-ResNets).
+        temperature: Gumbel-softmax temperature (LAUD-ResNets).
+        exits: Early exits (Dyn-Perceivers).
         distillation: None trains on labels alone.
+        mixing: None trains on single images.
+        label_smoothing: Probability that the targets spread evenly over all classes.
+        ema: None keeps no moving average.
+        compute: Precision, parts of a batch, batch norm.
         seed: Seed of weights, order, augmentation, sampling and split.
         checkpoint: Published weights.
     """
@@ -162,14 +280,19 @@ class Recipe:
     epochs: int
     batch_size: int
     optimizer: OptimizerRecipe
-    sparsity: SparsityRecipe = SparsityRecipe()
-    temperature: TemperatureRecipe = TemperatureRecipe()
+    sparsity: SparsityRecipe | None = None
+    temperature: TemperatureRecipe | None = None
+    exits: ExitsRecipe | None = None
     distillation: DistillationRecipe | None = None
+    mixing: MixingRecipe | None = None
+    label_smoothing: float = 0.0
+    ema: EmaRecipe | None = None
+    compute: ComputeRecipe = ComputeRecipe()
     seed: int = 0
     checkpoint: CheckpointRecipe = CheckpointRecipe()
 
     def __post_init__(self) -> None:
-        """Check the values that a type does not settle.
+        """Check the values that a type does not settle; give the family's own sections their defaults.
 
         Raises:
             UsageError: Naming the key, its value and what is valid.
@@ -179,27 +302,28 @@ class Recipe:
             if option not in info.defaults:
                 raise unknown_name(f"argument of {self.model.name}", option, info.defaults)
         info.config_type(**{**info.defaults, **self.model.options})
-        if self.data.dataset not in DATASETS:
-            raise unknown_name("dataset", self.data.dataset, DATASETS)
-        if self.temperature.schedule not in SCHEDULES:
-            raise unknown_name("temperature.schedule", self.temperature.schedule, SCHEDULES)
+        self._settle_sections(info.family)
         _require("epochs", self.epochs, self.epochs >= 1, "at least 1")
         # Batch norm cannot learn from one image on a map of one pixel.
         _require("batch_size", self.batch_size, self.batch_size >= 2, "at least 2")
         _require("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 4294967295")
-        _require("data.workers", self.data.workers, self.data.workers >= 0, "at least 0")
         if self.model.input_size is not None:
             _require("model.input_size", self.model.input_size, min(self.model.input_size) >= 1, "at least 1 each")
-        _require("optimizer.lr", self.optimizer.lr, self.optimizer.lr > 0, "above 0")
-        # Nesterov's momentum is not defined at 0.
-        _require("optimizer.momentum", self.optimizer.momentum, 0 < self.optimizer.momentum < 1, "between 0 and 1")
-        _require("optimizer.weight_decay", self.optimizer.weight_decay, self.optimizer.weight_decay >= 0, "at least 0")
-        _require("sparsity.target", self.sparsity.target, 0 < self.sparsity.target <= 1, "above 0 and at most 1")
-        _require("sparsity.weight", self.sparsity.weight, self.sparsity.weight >= 0, "at least 0")
-        until = self.sparsity.bounds_until
-        _require("sparsity.bounds_until", until, until > 0, "above 0")
-        _require("temperature.start", self.temperature.start, self.temperature.start > 0, "above 0")
-        _require("temperature.end", self.temperature.end, self.temperature.end > 0, "above 0")
+        smoothing = self.label_smoothing
+        _require("label_smoothing", smoothing, 0 <= smoothing < 1, "from 0 to below 1")
+        _check_data(self.data)
+        _check_optimizer(self.optimizer, self.epochs)
+        _check_compute(self.compute, self.batch_size)
+        if self.mixing is not None:
+            _check_mixing(self.mixing)
+        if self.ema is not None:
+            _require("ema.decay", self.ema.decay, 0 <= self.ema.decay < 1, "from 0 to below 1")
+        if self.sparsity is not None:
+            _check_sparsity(self.sparsity)
+        if self.temperature is not None:
+            _check_temperature(self.temperature)
+        if self.exits is not None:
+            _check_exits(self.exits)
         if self.distillation is not None:
             _require("distillation.weight", self.distillation.weight, self.distillation.weight >= 0, "at least 0")
             kd = self.distillation.temperature
@@ -207,6 +331,27 @@ class Recipe:
         accuracy = self.checkpoint.accuracy
         if accuracy is not None:
             _require("checkpoint.accuracy", accuracy, 0 < accuracy <= 1, "a fraction above 0 and at most 1")
+
+    def _settle_sections(self, family: str) -> None:
+        own = FAMILY_SECTIONS.get(family)
+        if own is None:
+            raise UsageError(
+                f"{self.model.name} cannot be trained: recipes are for networks of {', '.join(FAMILY_SECTIONS)}; "
+                f"this is a {family}."
+            )
+        for section in sorted({name for sections in FAMILY_SECTIONS.values() for name in sections}):
+            if section not in own and getattr(self, section) is not None:
+                raise UsageError(
+                    f"{section}: {self.model.name} is a {family}, which has no use for this section: leave it out. "
+                    f"Sections of its own: {', '.join(own)}."
+                )
+            if section in own and getattr(self, section) is None:
+                object.__setattr__(self, section, own[section]())
+
+    @property
+    def family(self) -> str:
+        """Family of the network."""
+        return model_info(self.model.name).family
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -256,6 +401,15 @@ class Recipe:
             return _parse(cls, value, "")
         except UsageError as error:
             raise UsageError(f"{source}: {error}") from error
+
+
+FAMILY_SECTIONS: Mapping[str, Mapping[str, Callable[[], Any]]] = MappingProxyType(
+    {
+        "laud_resnet": {"sparsity": SparsityRecipe, "temperature": TemperatureRecipe},
+        "dyn_perceiver": {"exits": ExitsRecipe},
+    }
+)
+"""For every family that can be trained: the sections that only it has. A recipe without them gets their defaults."""
 
 
 def recipe_folder() -> Path:
@@ -325,6 +479,93 @@ def _require(key: str, value: Any, valid: bool, wanted: str) -> None:
         raise UsageError(f"{key}: {shown} is not valid: give a value {wanted}.")
 
 
+def _check_data(data: DataRecipe) -> None:
+    if data.dataset not in DATASETS:
+        raise unknown_name("dataset", data.dataset, DATASETS)
+    _require("data.workers", data.workers, data.workers >= 0, "at least 0")
+    _require("data.random_erasing", data.random_erasing, 0 <= data.random_erasing <= 1, "from 0 to 1")
+    if data.rand_augment is not None or data.random_erasing:
+        key = "data.rand_augment" if data.rand_augment is not None else "data.random_erasing"
+        if data.dataset != "imagefolder" or not data.augment:
+            raise UsageError(
+                f"{key} adds to the augmentation of image folders: give dataset imagefolder and augment true."
+            )
+
+
+def _check_optimizer(optimizer: OptimizerRecipe, epochs: int) -> None:
+    if optimizer.name not in OPTIMIZERS:
+        raise unknown_name("optimizer.name", optimizer.name, OPTIMIZERS)
+    if optimizer.decay not in DECAYS:
+        raise unknown_name("optimizer.decay", optimizer.decay, DECAYS)
+    foreign, value = ("betas", optimizer.betas) if optimizer.name == "sgd" else ("momentum", optimizer.momentum)
+    if value is not None:
+        raise UsageError(f"optimizer.{foreign} means nothing to {optimizer.name}: leave it out.")
+    _require("optimizer.lr", optimizer.lr, optimizer.lr > 0, "above 0")
+    if optimizer.momentum is not None:
+        # Nesterov's momentum is not defined at 0.
+        _require("optimizer.momentum", optimizer.momentum, 0 < optimizer.momentum < 1, "between 0 and 1")
+    if optimizer.betas is not None:
+        _require("optimizer.betas", optimizer.betas, all(0 <= b < 1 for b in optimizer.betas), "from 0 to below 1")
+    for key in ("weight_decay", "weight_decay_end", "lr_end"):
+        number = getattr(optimizer, key)
+        _require(f"optimizer.{key}", number, number is None or number >= 0, "at least 0")
+    warmup = optimizer.warmup_epochs
+    _require("optimizer.warmup_epochs", warmup, 0 <= warmup < epochs, f"at least 0 and below the {epochs} epochs")
+    clip = optimizer.clip_norm
+    _require("optimizer.clip_norm", clip, clip is None or clip > 0, "above 0")
+    for pattern, layer in optimizer.layers.items():
+        for key in ("lr_mult", "weight_decay_mult"):
+            factor = getattr(layer, key)
+            _require(f"optimizer.layers.{pattern}.{key}", factor, factor >= 0, "at least 0")
+
+
+def _check_compute(compute: ComputeRecipe, batch_size: int) -> None:
+    if compute.precision not in PRECISIONS:
+        raise unknown_name("compute.precision", compute.precision, PRECISIONS)
+    if compute.batch_norm not in BATCH_NORMS:
+        raise unknown_name("compute.batch_norm", compute.batch_norm, BATCH_NORMS)
+    parts = compute.accumulation
+    _require(
+        "compute.accumulation",
+        parts,
+        parts >= 1 and batch_size % parts == 0,
+        f"that divides the batch of {batch_size}",
+    )
+
+
+def _check_mixing(mixing: MixingRecipe) -> None:
+    for key in ("mixup", "cutmix"):
+        _require(f"mixing.{key}", getattr(mixing, key), getattr(mixing, key) >= 0, "at least 0")
+    if not (mixing.mixup or mixing.cutmix):
+        raise UsageError("mixing: mixup and cutmix are both 0: leave the section out.")
+    for key in ("probability", "switch_probability"):
+        _require(f"mixing.{key}", getattr(mixing, key), 0 <= getattr(mixing, key) <= 1, "from 0 to 1")
+
+
+def _check_sparsity(sparsity: SparsityRecipe) -> None:
+    _require("sparsity.target", sparsity.target, 0 < sparsity.target <= 1, "above 0 and at most 1")
+    _require("sparsity.weight", sparsity.weight, sparsity.weight >= 0, "at least 0")
+    _require("sparsity.bounds_until", sparsity.bounds_until, sparsity.bounds_until > 0, "above 0")
+
+
+def _check_temperature(temperature: TemperatureRecipe) -> None:
+    if temperature.schedule not in SCHEDULES:
+        raise unknown_name("temperature.schedule", temperature.schedule, SCHEDULES)
+    _require("temperature.start", temperature.start, temperature.start > 0, "above 0")
+    _require("temperature.end", temperature.end, temperature.end > 0, "above 0")
+
+
+def _check_exits(exits: ExitsRecipe) -> None:
+    if exits.best not in BEST_EXITS:
+        raise unknown_name("exits.best", exits.best, BEST_EXITS)
+    valid = len(exits.weights) >= 2 and min(exits.weights) >= 0 and max(exits.weights) > 0
+    _require("exits.weights", exits.weights, valid, "of at least 0 for each exit, one of them above 0")
+    if exits.thresholds is not None:
+        count = len(exits.weights) - 1
+        valid = len(exits.thresholds) == count and all(0 <= t <= 1 for t in exits.thresholds)
+        _require("exits.thresholds", exits.thresholds, valid, f"from 0 to 1 for each of the first {count} exits")
+
+
 def _parse(section: type[_Section], value: Any, prefix: str) -> _Section:
     """Build a dataclass from a dict, going down into the dataclasses among its fields."""
     where = prefix.rstrip(".") or "the file"
@@ -353,6 +594,9 @@ def _value(declared: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(wanted):
         assert isinstance(wanted, type)
         return _parse(wanted, value, f"{key}.")
+    if get_origin(wanted) is dict and dataclasses.is_dataclass(get_args(wanted)[1]):
+        entries = _value(dict[str, Any], value, key)
+        return {name: _parse(get_args(wanted)[1], entry, f"{key}.{name}.") for name, entry in entries.items()}
     convert, description = _TYPES[wanted]
     converted = convert(value)
     if converted is None:
@@ -392,6 +636,18 @@ def _pair(value: Any) -> tuple[int, int] | None:
     return None if first is None or second is None else (first, second)
 
 
+def _numbers(value: Any) -> tuple[float, ...] | None:
+    if not isinstance(value, (list, tuple)) or not value:
+        return None
+    numbers = [_number(entry) for entry in value]
+    return None if None in numbers else tuple(number for number in numbers if number is not None)
+
+
+def _number_pair(value: Any) -> tuple[float, float] | None:
+    numbers = _numbers(value)
+    return None if numbers is None or len(numbers) != 2 else (numbers[0], numbers[1])
+
+
 def _mapping(value: Any) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and all(isinstance(key, str) for key in value) else None
 
@@ -404,6 +660,8 @@ _TYPES: Mapping[Any, tuple[Callable[[Any], Any], str]] = MappingProxyType(
         int: (_whole, "a whole number"),
         float: (_number, "a number"),
         tuple[int, int]: (_pair, "two whole numbers, [height, width]"),
+        tuple[float, float]: (_number_pair, "two numbers"),
+        tuple[float, ...]: (_numbers, "a list of numbers"),
         dict[str, Any]: (_mapping, "a mapping of keys to values"),
     }
 )

@@ -1,4 +1,4 @@
-"""What changes while training goes on: the Gumbel-softmax temperature and the learning rate.
+"""What changes while training goes on: the Gumbel-softmax temperature, learning rate and weight decay.
 
 ``progress`` is the fraction of all iterations done: 0 at the first, (total - 1) / total at the last.
 """
@@ -50,3 +50,21 @@ def scheduled(name: str, start: float, end: float, progress: float) -> float:
     except KeyError:
         raise unknown_name("schedule", name, SCHEDULES) from None
     return schedule(start, end, progress)
+
+
+def warmed_up_cosine(iteration: int, iterations: int, warmup: int, peak: float, end: float) -> float:
+    """Return the learning rate of an iteration: a line from 0 up to the peak, then half a cosine down to the end.
+
+    The line reaches the peak in its last iteration, and the cosine starts there again, as in the
+    Dyn-Perceiver reference code; without a warm-up it is LAUDNet's cosine.
+
+    Args:
+        iteration: Counted from 0.
+        iterations: Of the whole run.
+        warmup: Iterations of the line, fewer than ``iterations``.
+        peak: Highest value.
+        end: Value after the last iteration.
+    """
+    if iteration < warmup:
+        return peak * iteration / (warmup - 1) if warmup > 1 else 0.0
+    return cosine(peak, end, (iteration - warmup) / (iterations - warmup))
