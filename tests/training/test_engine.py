@@ -19,7 +19,7 @@ from dyndeploy.data import LabelledImages, ShiftedImages
 from dyndeploy.errors import CheckpointError, DyndeployError, OutputError, UsageError
 from dyndeploy.nets import LaudResNet, create_model, full_flops, load_checkpoint, save_checkpoint
 from dyndeploy.training import CHECKPOINT, LOG, RECIPE, RESULT, EpochRecord, Recipe, TrainResult, load_recipe, train
-from dyndeploy.training.engine import datasets
+from dyndeploy.training.batches import datasets
 from tests.training.helpers import tiny
 
 
@@ -55,7 +55,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def without_time(result: TrainResult) -> list[dict[str, Any]]:
-    rows = [{**vars(record), "seconds": None} for record in result.history]
+    rows: list[Any] = [{**vars(record), "seconds": None} for record in result.history]
     return [*rows, result.evaluation.as_dict()]
 
 
@@ -78,21 +78,22 @@ def test_a_run_from_start_to_end(tmp_path: Path) -> None:
     assert result.resumed_from == 0
 
     first, last = result.history[0], result.history[-1]
-    assert last.cross_entropy < first.cross_entropy - 0.3
+    assert last.training["cross_entropy"] < first.training["cross_entropy"] - 0.3
     assert result.evaluation.images == 360
-    assert result.evaluation.accuracy == last.accuracy
-    assert first.loss == pytest.approx(first.cross_entropy + 10 * first.sparsity, rel=1e-5)
-    assert first.distillation == 0
+    assert last.held_out == result.evaluation.measures()
+    expected = first.training["cross_entropy"] + 10 * first.training["sparsity"]
+    assert first.training["loss"] == pytest.approx(expected, rel=1e-5)
+    assert first.training["distillation"] == 0
     # The last iteration is at 19/20 of the run.
-    assert last.temperature == pytest.approx(5.0 * (0.1 / 5.0) ** 0.95)
-    assert last.lr == pytest.approx(0.05 * 0.5 * (1 + np.cos(np.pi * 0.95)))
+    assert last.training["temperature"] == pytest.approx(5.0 * (0.1 / 5.0) ** 0.95)
+    assert last.training["lr"] == pytest.approx(0.05 * 0.5 * (1 + np.cos(np.pi * 0.95)))
 
     with (tmp_path / LOG).open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
-    assert float(rows[-1]["accuracy"]) == last.accuracy
-    assert float(rows[-1]["layer3.0.rate"]) == last.block_rates[2]
-    assert json.loads((tmp_path / RESULT).read_text())["evaluation"]["accuracy"] == last.accuracy
+    assert float(rows[-1]["held_out.accuracy"]) == result.evaluation.accuracy
+    assert float(rows[-1]["held_out.layer3.0.rate"]) == result.evaluation.blocks[2].conv3
+    assert json.loads((tmp_path / RESULT).read_text())["evaluation"]["accuracy"] == result.evaluation.accuracy
     assert load_recipe(tmp_path / RECIPE) == tiny(epochs=4)
 
     # The checkpoint alone gives the network that was evaluated.
@@ -108,7 +109,7 @@ def test_the_same_seed_gives_the_same_run_and_another_one_does_not(tmp_path: Pat
     torch.rand(3)
     assert_same_run(one, train(tiny(epochs=1), tmp_path / "two"))
     other = train(tiny(epochs=1, seed=6), tmp_path / "three")
-    assert one.history[0].loss != other.history[0].loss
+    assert one.history[0].training != other.history[0].training
 
 
 @pytest.mark.parametrize("stop_at", [(2, 1), (3, 4)])
@@ -195,7 +196,7 @@ def test_the_flops_come_to_the_target(tmp_path: Path) -> None:
     for target in (0.75, 0.9):
         sparsity = {"target": target, "weight": 100.0, "bounds_until": 1.0}
         result = train(tiny(epochs=4, batch_size=60, sparsity=sparsity), tmp_path / str(target))
-        ratios[target] = result.history[-1].train_flops_ratio
+        ratios[target] = result.history[-1].training["flops_ratio"]
     assert ratios[0.75] == pytest.approx(0.75, abs=0.05)
     assert ratios[0.9] == pytest.approx(0.9, abs=0.05)
 
@@ -206,13 +207,13 @@ def test_a_teacher_is_listened_to(tmp_path: Path) -> None:
     model = model_recipe() | {"initial_weights": str(teacher)}
     taught = train(tiny(epochs=1, model=model, distillation={"weight": 2.0}), tmp_path / "taught")
     alone = train(tiny(epochs=1, model=model), tmp_path / "alone")
-    record = taught.history[0]
-    assert record.distillation > 0
-    expected = record.cross_entropy + 10 * record.sparsity + 2 * record.distillation
-    assert record.loss == pytest.approx(expected, rel=1e-5)
-    assert alone.history[0].distillation == 0
+    terms = taught.history[0].training
+    assert terms["distillation"] > 0
+    expected = terms["cross_entropy"] + 10 * terms["sparsity"] + 2 * terms["distillation"]
+    assert terms["loss"] == pytest.approx(expected, rel=1e-5)
+    assert alone.history[0].training["distillation"] == 0
     # Both start from the teacher's weights, which already know something.
-    assert alone.history[0].cross_entropy < 2.0
+    assert alone.history[0].training["cross_entropy"] < 2.0
 
 
 def model_recipe(**options: Any) -> dict[str, Any]:

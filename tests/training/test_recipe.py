@@ -5,11 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from dyndeploy.errors import DyndeployError, InputError, UsageError
-from dyndeploy.nets import create_model
-from dyndeploy.training.recipe import Recipe, differences, dump_recipe, load_recipe, recipe_names
+from dyndeploy.nets import create_model, model_info
+from dyndeploy.training.recipe import (
+    ExitsRecipe,
+    LayerRecipe,
+    OptimizerRecipe,
+    Recipe,
+    SparsityRecipe,
+    TemperatureRecipe,
+    differences,
+    dump_recipe,
+    load_recipe,
+    recipe_names,
+)
 from tests.training.helpers import tiny
 
 CONTENT: dict[str, Any] = {
@@ -42,28 +54,85 @@ def write(path: Path, text: str) -> Path:
 def test_every_recipe_that_comes_along_is_valid(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
-    model = create_model(recipe.model.name, **recipe.model.options)
-    assert model.config.num_classes == (10 if recipe.data.dataset == "digits" else 1000)
+    with torch.device("meta"):
+        model = create_model(recipe.model.name, **recipe.model.options)
+    config: Any = model.config
+    assert config.num_classes == (10 if recipe.data.dataset == "digits" else 1000)
 
 
-def test_recipes_of_the_paper_carry_its_hyper_parameters() -> None:
-    papers = [load_recipe(name) for name in recipe_names() if load_recipe(name).data.dataset == "imagefolder"]
+def papers_of(family: str) -> list[Recipe]:
+    recipes = [load_recipe(name) for name in recipe_names()]
+    return [recipe for recipe in recipes if recipe.data.dataset == "imagefolder" and recipe.family == family]
+
+
+def test_recipes_of_laudnet_carry_its_hyper_parameters() -> None:
+    papers = papers_of("laud_resnet")
     assert {recipe.model.name for recipe in papers} == {"laud_resnet50", "laud_resnet101"}
     for recipe in papers:
         assert (recipe.epochs, recipe.batch_size, recipe.input_size) == (100, 1024, (224, 224))
         assert (recipe.optimizer.lr, recipe.optimizer.momentum, recipe.optimizer.weight_decay) == (0.08, 0.9, 5e-5)
-        assert (recipe.sparsity.weight, recipe.sparsity.bounds_until) == (10, 0.33)
-        temperature = recipe.temperature
-        assert (temperature.schedule, temperature.start, temperature.end) == ("exp", 5.0, 0.1)
+        assert recipe.optimizer.decay == "all"
+        assert recipe.sparsity == SparsityRecipe(target=0.5, weight=10, bounds_until=0.33)
+        assert recipe.temperature == TemperatureRecipe("exp", 5.0, 0.1)
+        assert (recipe.mixing, recipe.ema, recipe.label_smoothing) == (None, None, 0)
         assert recipe.distillation is not None
         assert (recipe.distillation.weight, recipe.distillation.temperature) == (0.5, 4.0)
         assert recipe.checkpoint.url is None
         assert recipe.checkpoint.note
 
 
+def test_recipes_of_dyn_perceiver_carry_its_hyper_parameters() -> None:
+    papers = {recipe.model.name: recipe for recipe in papers_of("dyn_perceiver")}
+    expected = {
+        "reg800m_perceiver_t128": (300, 1e-3, [1, 1, 1, 2], 0.7986),
+        "resnet50_0375_perceiver_t128": (300, 6e-4, [1, 1, 1, 1], 0.7770),
+        "mobilenetV3_0x75_perceiver_t128": (600, 1e-3, [1, 1, 1, 3], 0.7459),
+    }
+    assert papers.keys() == expected.keys()
+    for name, (epochs, lr, depth, accuracy) in expected.items():
+        recipe = papers[name]
+        assert (recipe.epochs, recipe.batch_size, recipe.input_size) == (epochs, 1024, (224, 224))
+        assert recipe.optimizer == OptimizerRecipe(
+            lr, "adamw", None, (0.9, 0.999), 0.05, decay="matrices", lr_end=1e-6, warmup_epochs=20
+        )
+        assert recipe.model.options["depth_factor"] == depth
+        assert recipe.model.options["sa_widening_factor"] == 4
+        assert recipe.exits == ExitsRecipe(weights=(0.5, 0.5, 1.0, 1.0))
+        assert (recipe.data.rand_augment, recipe.data.random_erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
+        assert recipe.mixing is not None
+        assert (recipe.mixing.mixup, recipe.mixing.cutmix, recipe.mixing.switch_probability) == (0.8, 1.0, 0.5)
+        assert (recipe.mixing.probability, recipe.label_smoothing) == (1.0, 0.1)
+        assert recipe.distillation is not None
+        assert (recipe.distillation.weight, recipe.distillation.temperature) == (0.5, 1.0)
+        assert recipe.ema is not None
+        assert (recipe.ema.decay, recipe.checkpoint.accuracy) == (0.9999, accuracy)
+        # timm's evaluation: shorter side 256, bicubic.
+        preprocessing = model_info(name).preprocessing
+        assert (preprocessing.resize, preprocessing.interpolation) == (256, "bicubic")
+
+
+def test_sections_that_a_family_has_no_use_for_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"exits: laud_resnet14_small .*no use for .*: sparsity, temperature"):
+        Recipe.from_dict(CONTENT | {"exits": {}})
+    perceiver = CONTENT | {"model": {"name": "resnet10_small_perceiver_t32"}}
+    assert Recipe.from_dict(perceiver).exits == ExitsRecipe()
+    assert (Recipe.from_dict(perceiver).sparsity, Recipe.from_dict(perceiver).temperature) == (None, None)
+    for section in ("sparsity", "temperature"):
+        with pytest.raises(UsageError, match=rf"{section}: resnet10_small_perceiver_t32 .*no use.*: exits"):
+            Recipe.from_dict(perceiver | {section: {}})
+
+
+def test_layer_settings_are_read_by_pattern() -> None:
+    recipe = Recipe.from_dict(changed("optimizer.layers", {"*.masker_*": {"lr_mult": 0.1}}))
+    assert recipe.optimizer.layers == {"*.masker_*": LayerRecipe(lr_mult=0.1)}
+    assert Recipe.from_dict(recipe.as_dict()) == recipe
+
+
 def test_defaults_are_the_papers() -> None:
     recipe = Recipe.from_dict(CONTENT)
-    assert recipe.sparsity == type(recipe.sparsity)(target=0.5, weight=10.0, bounds_until=0.33)
+    assert recipe.sparsity == SparsityRecipe(target=0.5, weight=10.0, bounds_until=0.33)
+    assert recipe.temperature == TemperatureRecipe("exp", 5.0, 0.1)
+    assert recipe.exits is None
     assert recipe.input_size == (32, 32)
     assert recipe.distillation is None
 
@@ -120,6 +189,24 @@ def test_differences_are_named_by_their_keys() -> None:
         ("temperature.end", 0, "temperature.end: 0.0 is not valid"),
         ("distillation.temperature", 0, "distillation.temperature: 0.0 is not valid"),
         ("checkpoint.accuracy", 77.1, "checkpoint.accuracy: 77.1 is not valid: give a value a fraction"),
+        ("optimizer.name", "adam", "Did you mean 'adamw'"),
+        ("optimizer.decay", "matrix", "Did you mean 'matrices'"),
+        ("optimizer.betas", [0.9, 0.999], "optimizer.betas means nothing to sgd"),
+        ("optimizer.betas", [0.9], "optimizer.betas: [0.9] is not valid: give two numbers"),
+        ("optimizer.warmup_epochs", 2, "optimizer.warmup_epochs: 2 is not valid: give a value at least 0 and below"),
+        ("optimizer.clip_norm", 0, "optimizer.clip_norm: 0.0 is not valid"),
+        ("optimizer.layers", {"fc.*": {"lr": 0.1}}, "Unknown key in optimizer.layers.fc.* 'lr'"),
+        ("optimizer.layers", {"fc.*": {"lr_mult": -1}}, "optimizer.layers.fc.*.lr_mult: -1.0 is not valid"),
+        ("optimizer.layers", [1], "optimizer.layers: [1] is not valid"),
+        ("compute.precision", "float16", "Did you mean 'bfloat16'"),
+        ("compute.batch_norm", "sync", "Unknown compute.batch_norm 'sync'"),
+        ("compute.accumulation", 3, "compute.accumulation: 3 is not valid: give a value that divides the batch of 32"),
+        ("mixing", {"mixup": 0, "cutmix": 0}, "mixing: mixup and cutmix are both 0"),
+        ("mixing.probability", 1.5, "mixing.probability: 1.5 is not valid"),
+        ("label_smoothing", 1, "label_smoothing: 1.0 is not valid"),
+        ("ema.decay", 1, "ema.decay: 1.0 is not valid"),
+        ("data.rand_augment", "rand-m9", "data.rand_augment adds to the augmentation of image folders"),
+        ("data.random_erasing", 2, "data.random_erasing: 2.0 is not valid"),
         ("seed", -1, "seed: -1 is not valid"),
         ("name", "", "name: '' is not valid: give a text"),
     ],
