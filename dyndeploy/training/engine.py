@@ -169,17 +169,18 @@ class _Run:
         self.iterations = len(self.training) // recipe.batch_size
         self.network = build(recipe)
         self._check_classes()
-        self.objective = objective_of(recipe, self.network, processes.device)
+        self.precision: torch.dtype = getattr(torch, recipe.compute.precision)
+        self.dtype = torch.float64 if self.precision == torch.float64 else torch.float32
+        self.objective = objective_of(recipe, self.network, processes.device, self.dtype)
         self.noise = SharedNoise(processes.device)
         self.objective.prepare(self.network, processes, self.noise)
         if recipe.compute.batch_norm == "synchronized":
             synchronize_batch_norm(self.network, processes)
         # On CPUs the convolutions of both passes are half as fast again with channels last; GPUs like it too.
-        self.network.to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(processes.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.replica = self.network
         self.optimizer = build_optimizer(self.network, recipe.optimizer)
         self.ema = None if recipe.ema is None else MovingAverage(self.network, recipe.ema.decay)
-        self.precision = getattr(torch, recipe.compute.precision)
         self.history: list[EpochRecord] = []
         self.best: dict[str, Any] | None = None
         self.evaluations: tuple[Evaluation, Evaluation | None] | None = None
@@ -306,7 +307,7 @@ class _Run:
     def _to_device(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         inputs, labels = batch
         device = self.processes.device
-        inputs = inputs.to(device, non_blocking=True, memory_format=torch.channels_last)
+        inputs = inputs.to(device, self.dtype, non_blocking=True, memory_format=torch.channels_last)
         return inputs, labels.to(device, non_blocking=True)
 
     def _gradients_shared(self, shared: bool) -> contextlib.AbstractContextManager[None]:

@@ -95,26 +95,27 @@ def build(recipe: Recipe, overrides: Mapping[str, object] | None = None) -> nn.M
     return network
 
 
-def objective_of(recipe: Recipe, network: nn.Module, device: torch.device) -> Objective:
+def objective_of(recipe: Recipe, network: nn.Module, device: torch.device, dtype: torch.dtype) -> Objective:
     """Return the objective of the recipe's family.
 
     Args:
         recipe: The run.
         network: Made from it, before anything is done to it.
         device: Where the run computes.
+        dtype: Type of the weights.
 
     Raises:
         UsageError: The recipe asks for a teacher and names no weights, or weighs another number of exits.
     """
     if isinstance(network, LaudResNet):
-        return MaskObjective(recipe, network, device)
+        return MaskObjective(recipe, network, device, dtype)
     assert isinstance(network, DynPerceiver)
     return ExitObjective(recipe, network)
 
 
 def autocast(tensor: Tensor, precision: torch.dtype) -> torch.autocast:
-    """Return the context that computes matrix products in a precision."""
-    return torch.autocast(tensor.device.type, dtype=precision, enabled=precision != torch.float32)
+    """Return the context that computes matrix products in a lower precision than the weights'."""
+    return torch.autocast(tensor.device.type, dtype=precision, enabled=precision == torch.bfloat16)
 
 
 def wide(logits: Tensor) -> Tensor:
@@ -131,9 +132,10 @@ class MaskObjective:
         recipe: The run.
         network: The network, on the CPU.
         device: Where the teacher computes.
+        dtype: Type of its weights.
     """
 
-    def __init__(self, recipe: Recipe, network: LaudResNet, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, network: LaudResNet, device: torch.device, dtype: torch.dtype) -> None:
         assert recipe.sparsity is not None and recipe.temperature is not None
         self.sparsity, self.temperature = recipe.sparsity, recipe.temperature
         self.distillation = recipe.distillation
@@ -141,7 +143,8 @@ class MaskObjective:
         self.full_flops = full_flops(network, recipe.input_size)
         self.teacher: nn.Module | None = None
         if recipe.distillation is not None:
-            self.teacher = _teacher(recipe).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            teacher = _teacher(recipe)
+            self.teacher = teacher.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def settings(self, moment: Moment) -> dict[str, float]:
         """Return the Gumbel-softmax temperature."""

@@ -23,7 +23,7 @@ from dyndeploy.training.schedules import SCHEDULES
 DATASETS = ("digits", "imagefolder")
 OPTIMIZERS = ("sgd", "adamw")
 DECAYS = ("all", "matrices")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float64")
 BATCH_NORMS = ("local", "synchronized", "frozen")
 BEST_EXITS = ("all", "reference")
 
@@ -159,7 +159,8 @@ class ComputeRecipe:
     """How a batch is computed.
 
     Attributes:
-        precision: "float32", or "bfloat16" for the network's matrix products; weights and losses stay float32.
+        precision: "float32"; "bfloat16" for the network's matrix products, weights and losses staying float32;
+            or "float64", in which rounding does not add up to anything visible: to compare runs.
         accumulation: Parts that every batch is computed in, one after the other, to save memory.
         batch_norm: What batch norm takes its statistics from: "local" (the images that a process computes at
             once), "synchronized" (those of all processes: the number of processes changes nothing), "frozen"

@@ -8,7 +8,7 @@ from dyndeploy.training import Recipe
 
 
 def tiny(**changes: Any) -> Recipe:
-    """A network of width 0.1 on 8x8 digits: about a second per epoch on one core."""
+    """A LAUD-ResNet of width 0.1 on 8x8 digits: about a second per epoch on one core."""
     content: dict[str, Any] = {
         "name": "tiny",
         "description": "For tests.",
@@ -24,3 +24,41 @@ def tiny(**changes: Any) -> Recipe:
         "seed": 5,
     }
     return Recipe.from_dict(content | changes)
+
+
+def tiny_perceiver(**changes: Any) -> Recipe:
+    """A Dyn-Perceiver with one self-attention stage on 16x16 digits: a few seconds per epoch on one core."""
+    content: dict[str, Any] = {
+        "name": "tiny-perceiver",
+        "description": "For tests.",
+        "model": {
+            "name": "resnet10_small_perceiver_t32",
+            "options": {"depth_factor": [1, 0, 0, 0], "sa_widening_factor": 1},
+            "input_size": [16, 16],
+        },
+        "data": {"dataset": "digits"},
+        "epochs": 2,
+        "batch_size": 240,
+        "optimizer": {"name": "adamw", "lr": 0.004, "weight_decay": 0.05, "decay": "matrices"},
+        "distillation": {"weight": 0.5, "temperature": 1.0},
+        "seed": 5,
+    }
+    return Recipe.from_dict(content | changes)
+
+
+def mixed_channels(**changes: Any) -> Recipe:
+    """Every kind of mask, pairs of mixed images, a moving average and clipping: all that a split could change."""
+    model = {
+        "name": "laud_resnet14_small",
+        "options": {"mode": "both", "granularity": [2, 2, 1, 1], "channel_granularity": 1, "width_mult": 0.1},
+        "input_size": [8, 8],
+    }
+    return tiny(
+        model=model,
+        epochs=2,
+        mixing={},
+        label_smoothing=0.1,
+        ema={"decay": 0.9},
+        optimizer={"lr": 0.05, "clip_norm": 1.0},
+        **changes,
+    )
