@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,21 @@ from PIL import Image
 from dyndeploy.data import LabelledImages, ShiftedImages
 from dyndeploy.errors import CheckpointError, DyndeployError, OutputError, UsageError
 from dyndeploy.nets import LaudResNet, create_model, full_flops, load_checkpoint, save_checkpoint
-from dyndeploy.training import CHECKPOINT, LOG, RECIPE, RESULT, EpochRecord, Recipe, TrainResult, load_recipe, train
+from dyndeploy.training import (
+    BEST,
+    CHECKPOINT,
+    EMA,
+    LOG,
+    RECIPE,
+    RESULT,
+    EpochRecord,
+    Recipe,
+    TrainResult,
+    load_recipe,
+    train,
+)
 from dyndeploy.training.batches import datasets
-from tests.training.helpers import tiny
+from tests.training.helpers import mixed_channels, tiny, tiny_perceiver
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +62,8 @@ class Recorder:
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path / CHECKPOINT, weights_only=True)["state_dict"]
+    state: dict[str, torch.Tensor] = torch.load(path / CHECKPOINT, weights_only=True)["state_dict"]
+    return state
 
 
 def without_time(result: TrainResult) -> list[dict[str, Any]]:
@@ -135,35 +147,138 @@ def test_ctrl_c_leaves_the_last_epochs_checkpoint(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([CHECKPOINT, LOG, RECIPE])
 
 
-KILLED = """
-import sys, torch
-torch.set_num_threads(1)
-from dyndeploy.training import train
-from tests.training.helpers import tiny
-train(tiny(epochs=50), sys.argv[1])
-"""
-
-
-def test_a_killed_process_leaves_a_whole_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+def test_killed_in_the_middle_and_resumed_equals_never_killed(tmp_path: Path) -> None:
+    # Momentum, moving average, mixing, clipping, two parts: all that a run carries from epoch to epoch.
+    recipe = mixed_channels(compute={"accumulation": 2})
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(recipe.as_dict()))
     root = Path(__file__).parents[2]
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root)
-    log = tmp_path / LOG
-    deadline = time.monotonic() + 120
-    # Killed as soon as the log has a second epoch, which is when its checkpoint is about to be written.
-    while not (log.exists() and len(log.read_text().splitlines()) >= 3):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    script = root / "tests" / "training" / "spread.py"
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, str(script), str(tmp_path), "2"], cwd=root, env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    left = {entry.name for entry in (tmp_path / "run").iterdir()}
+    assert {CHECKPOINT, EMA, LOG, RECIPE} <= left
+    assert RESULT not in left
 
-    model = create_model("laud_resnet14_small", **tiny().model.options)
-    epoch = load_checkpoint(model, tmp_path / CHECKPOINT).epoch
-    assert epoch is not None
-    assert epoch >= 1
-    with pytest.raises(StopError):
-        train(tiny(epochs=50), tmp_path, progress=Recorder((epoch + 2, 1)))
-    assert load_checkpoint(model, tmp_path / CHECKPOINT).epoch == epoch + 1
+    resumed = train(recipe, tmp_path / "run", device="cpu")
+    whole = train(recipe, tmp_path / "whole", device="cpu")
+    assert (resumed.resumed_from, whole.resumed_from) == (1, 0)
+    assert_same_run(whole, resumed)
+    assert resumed.ema_evaluation == whole.ema_evaluation
+    for name in (EMA, CHECKPOINT):
+        a, b = (torch.load(folder / name, weights_only=True) for folder in (tmp_path / "run", tmp_path / "whole"))
+        assert all(torch.equal(a["state_dict"][key], value) for key, value in b["state_dict"].items())
+    assert a["extra"]["training"]["optimizer"].keys() == b["extra"]["training"]["optimizer"].keys()
+    for one, other in zip(
+        a["extra"]["training"]["optimizer"]["state"].values(),
+        b["extra"]["training"]["optimizer"]["state"].values(),
+        strict=True,
+    ):
+        assert torch.equal(one["momentum_buffer"], other["momentum_buffer"])
+
+
+def test_parts_of_a_batch_add_up_to_it(tmp_path: Path) -> None:
+    # Batch norm and the FLOPs budget know a part's images only: frozen and weightless they let parts add up exactly.
+    exact = {"precision": "float64", "batch_norm": "frozen"}
+    changes: dict[str, Any] = {"epochs": 1, "mixing": {}, "optimizer": {"lr": 0.001}}
+    for name, recipe in (
+        ("masks", tiny(sparsity={"weight": 0.0}, **changes)),
+        ("exits", tiny_perceiver(**changes)),
+    ):
+        runs = []
+        for parts in (1, 3):
+            plain = recipe.as_dict() | {"compute": exact | {"accumulation": parts}}
+            runs.append(train(Recipe.from_dict(plain), tmp_path / name / str(parts), device="cpu"))
+        whole, added = (run.history[0].training for run in runs)
+        assert added["loss"] == pytest.approx(whole["loss"], rel=1e-9)
+        assert added["accuracy"] == pytest.approx(whole["accuracy"], abs=1e-12)
+        a, b = (weights(run.checkpoint.parent) for run in runs)
+        for key in a:
+            torch.testing.assert_close(a[key], b[key], rtol=1e-6, atol=1e-9)
+
+
+def test_bfloat16_follows_float32(tmp_path: Path) -> None:
+    for name, recipe in (("masks", tiny(epochs=1)), ("exits", tiny_perceiver(epochs=1))):
+        runs = []
+        for precision in ("float32", "bfloat16"):
+            plain = recipe.as_dict() | {"compute": {"precision": precision}}
+            runs.append(train(Recipe.from_dict(plain), tmp_path / name / precision, device="cpu"))
+        full, half = (run.history[0].training["loss"] for run in runs)
+        assert half != full
+        assert half == pytest.approx(full, rel=0.1)
+        # Weights stay as they were.
+        assert all(w.dtype != torch.bfloat16 for w in weights(runs[1].checkpoint.parent).values())
+
+
+@pytest.mark.parametrize(
+    ("mode", "accuracy"), [("spatial", 0.92), ("channel", 0.85), ("layer", 0.90)], ids=["spatial", "channel", "layer"]
+)
+def test_laud_resnets_reach_an_accuracy_at_a_cost(tmp_path: Path, mode: str, accuracy: float) -> None:
+    model = {
+        "name": "laud_resnet14_small",
+        "options": {"mode": mode, "granularity": [4, 4, 2, 1], "channel_granularity": 1, "width_mult": 0.2},
+        "input_size": [16, 16],
+    }
+    recipe = tiny(
+        model=model,
+        epochs=7,
+        batch_size=48,
+        optimizer={"lr": 0.15, "weight_decay": 0.0005},
+        sparsity={"target": 0.65, "weight": 40.0, "bounds_until": 3.0},
+        seed=0,
+    )
+    evaluation = train(recipe, tmp_path, device="cpu").evaluation
+    # About 0.3 of the FLOPs are never skipped at this size; chance is 0.1.
+    assert evaluation.accuracy >= accuracy
+    assert evaluation.flops_ratio == pytest.approx(0.65, abs=0.05)
+    assert any(mask.varying > 0 for block in evaluation.blocks for mask in block.masks)
+
+
+def test_a_dyn_perceiver_reaches_an_accuracy_at_a_cost(tmp_path: Path) -> None:
+    optimizer = {"name": "adamw", "lr": 0.005, "weight_decay": 0.05, "decay": "matrices", "warmup_epochs": 1}
+    exits = {"weights": [1.0, 1.0, 1.0, 1.0], "thresholds": [0.8, 0.8, 0.8]}
+    recipe = tiny_perceiver(epochs=5, batch_size=48, optimizer=optimizer, exits=exits, seed=0)
+    result = train(recipe, tmp_path, device="cpu")
+    evaluation = result.evaluation
+    accuracies = [entry.accuracy for entry in evaluation.exits]
+    assert min(accuracies) >= 0.85
+    assert accuracies[-1] == evaluation.accuracy >= 0.95
+    early = evaluation.early_exit
+    assert early is not None
+    # Exit 1 alone costs 0.82 of the whole in this network.
+    assert early.accuracy >= 0.94
+    assert early.macs_ratio <= 0.92
+    assert sum(early.shares) == pytest.approx(1)
+    record = result.history[-1]
+    terms = [record.training[f"exit{number}.cross_entropy"] for number in (1, 2, 3, 4)]
+    assert record.training["loss"] == pytest.approx(sum(terms) + 0.5 * record.training["distillation"], rel=1e-5)
+    assert record.held_out["exit2.accuracy"] == accuracies[1]
+    assert record.held_out["early_exit.accuracy"] == early.accuracy
+
+
+def test_the_best_epoch_is_kept_and_may_be_an_average(tmp_path: Path) -> None:
+    # An average that hardly moves is worse than the network; without inertia it is the network.
+    for decay, averaged in ((0.999, False), (0.0, False)):
+        recipe = tiny_perceiver(epochs=3, ema={"decay": decay})
+        result = train(recipe, tmp_path / str(decay), device="cpu")
+        scores = [np.mean([row.held_out[f"exit{i}.accuracy"] for i in (1, 2, 3, 4)]) for row in result.history]
+        assert result.best_epoch == 1 + int(np.argmax(scores))
+        model = create_model(recipe.model.name, **recipe.model.options)
+        assert result.best_checkpoint is not None
+        report = load_checkpoint(model, result.best_checkpoint)
+        assert report.epoch == result.best_epoch
+        assert report.extra["averaged"] is averaged
+        assert report.extra["score"] == pytest.approx(max(scores))
+        assert result.ema_checkpoint is not None and result.ema_evaluation is not None
+        assert (result.ema_evaluation.accuracy == result.evaluation.accuracy) is (decay == 0.0)
+
+
+def test_epochs_over_the_budget_are_never_the_best(tmp_path: Path) -> None:
+    result = train(tiny(epochs=1, sparsity={"target": 0.65}), tmp_path)
+    assert result.evaluation.flops_ratio > 0.7
+    assert (result.best_checkpoint, result.best_epoch) == (None, None)
+    assert not (tmp_path / BEST).exists()
 
 
 def test_a_folder_with_another_run_is_left_alone(tmp_path: Path) -> None:
