@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dyndeploy.nets import BlockMasks, Densities, DynamicOutput, create_model, full_flops
-from dyndeploy.training.evaluation import evaluate
+from dyndeploy.nets import BlockMasks, Densities, DynamicOutput, ExitOutput, create_model, full_flops
+from dyndeploy.training.evaluation import early_exit, evaluate, evaluate_exits
 
 
 class Scripted(nn.Module):
@@ -73,3 +76,72 @@ def test_agrees_with_the_network_in_one_batch(mode: str) -> None:
             assert statistics.rate == pytest.approx(own.mean().item(), rel=1e-6)
             same = (own == own[:1]).flatten(1).all(0)
             assert statistics.varying == pytest.approx(1 - same.double().mean().item())
+
+
+class Exits(nn.Module):
+    """Three exits for two classes, whose logit margins are the input's first pixels."""
+
+    def forward(self, x: Tensor) -> ExitOutput:
+        assert not self.training
+        margins = x[:, 0, 0, :3]
+        return ExitOutput(tuple(torch.stack([margins[:, i], torch.zeros(len(x))], dim=1) for i in range(3)))
+
+
+def margin(confidence: float) -> float:
+    return math.log(confidence / (1 - confidence))
+
+
+def test_exits_by_hand() -> None:
+    # Confidences of exits 1 to 3; a minus sign is a vote for class 1.
+    rows = [(0.95, 0.6, 0.7), (0.8, -0.9, -0.99), (-0.55, 0.7, 0.9), (0.91, 0.99, 0.99)]
+    x = torch.zeros(4, 3, 1, 4)
+    for i, row in enumerate(rows):
+        x[i, 0, 0, :3] = torch.tensor([math.copysign(margin(abs(c)), c) for c in row])
+    labels = torch.tensor([0, 1, 0, 1])
+    batches = [(x[:3], labels[:3]), (x[3:], labels[3:])]
+    model = Exits().train()
+    result = evaluate_exits(model, batches, (10, 20, 40), thresholds=(0.9, 0.85))
+    assert model.training
+    assert [(entry.exit, entry.accuracy, entry.macs) for entry in result.exits] == [
+        (1, 0.25, 10),
+        (2, 0.75, 20),
+        (3, 0.75, 40),
+    ]
+    expected = -sum(math.log(p) for p in (0.95, 0.2, 0.45, 0.09)) / 4
+    assert result.exits[0].cross_entropy == pytest.approx(expected, rel=1e-5)
+    assert (result.images, result.accuracy, result.flops, result.flops_ratio) == (4, 0.75, 40, 1.0)
+    # Images 0 and 3 leave at exit 1 (right, wrong), image 1 at exit 2 (right), image 2 at the last (right).
+    early = result.early_exit
+    assert early is not None
+    assert early.shares == (0.5, 0.25, 0.25)
+    assert early.accuracy == 0.75
+    assert early.macs == pytest.approx(0.5 * 10 + 0.25 * 20 + 0.25 * 40)
+    assert early.macs_ratio == pytest.approx(20 / 40)
+    assert evaluate_exits(model, batches, (10, 20, 40)).early_exit is None
+
+
+def test_a_threshold_that_is_just_met_exits() -> None:
+    confidences = np.array([[0.5, 0.25]], np.float32)
+    correct = np.array([[True, True], [False, False]])
+    both = np.concatenate([confidences, confidences])
+    assert early_exit(correct, both, (1, 2), (0.5,)).shares == (0.5, 0.5)
+    assert early_exit(correct, both, (1, 2), (0.0,)).accuracy == 1.0
+    assert early_exit(correct, both, (1, 2), (1.0,)).accuracy == 0.0
+
+
+def test_what_several_processes_find_counts_together() -> None:
+    torch.manual_seed(0)
+    model = create_model("laud_resnet14_small", mode="both", width_mult=0.25, channel_granularity=2)
+    batches = [(torch.randn(4, 3, 32, 32), torch.arange(4)) for _ in range(4)]
+    full = full_flops(model, 32)
+    whole = evaluate(model, batches, full)
+    parts: list[object] = []
+
+    def keep(part: object) -> list[object]:
+        parts.append(part)
+        return [part]
+
+    evaluate(model, batches[2:], full, keep)
+    both = evaluate(model, batches[:2], full, lambda part: [part, *parts])
+    assert both.images == 16
+    assert both == whole

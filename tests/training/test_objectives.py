@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dyndeploy.errors import UsageError
+from dyndeploy.nets import DynPerceiver, ExitOutput, LaudResNet, exit_macs, full_flops
+from dyndeploy.training.evaluation import Evaluation, ExitEvaluation
+from dyndeploy.training.losses import self_distillation_loss
+from dyndeploy.training.objectives import ExitObjective, MaskObjective, Moment, build, objective_of
+from tests.training.helpers import tiny, tiny_perceiver
+
+CPU = torch.device("cpu")
+START, HALF = Moment(0, 10, 0.0), Moment(5, 10, 0.5)
+
+
+class Fixed(nn.Module):
+    """Exits that say the same whatever they see, so that every loss can be worked out by hand."""
+
+    def __init__(self, logits: list[list[list[float]]]) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.tensor(logits, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> ExitOutput:
+        return ExitOutput(tuple(self.values))
+
+
+def probabilities(logits: list[float], temperature: float = 1.0) -> list[float]:
+    powers = [math.exp(value / temperature) for value in logits]
+    return [power / sum(powers) for power in powers]
+
+
+LOGITS = [[[1.0, 0.0], [0.0, 2.0]], [[0.5, 0.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 3.0]]]
+
+
+def exit_objective(**changes: Any) -> ExitObjective:
+    recipe = tiny_perceiver(**changes)
+    network = build(recipe)
+    assert isinstance(network, DynPerceiver)
+    return ExitObjective(recipe, network)
+
+
+def test_loss_of_exits_by_hand() -> None:
+    objective = exit_objective(
+        exits={"weights": [0.5, 0.25, 1.0, 2.0]}, distillation={"weight": 0.3, "temperature": 2.0}
+    )
+    labels = torch.tensor([0, 1])
+    network = Fixed(LOGITS)
+    loss = objective.loss(network, torch.zeros(2, 3, 1, 1), labels, START, torch.float32)
+
+    cross_entropies = [
+        -sum(math.log(probabilities(row)[label]) for row, label in zip(rows, (0, 1), strict=True)) / 2
+        for rows in LOGITS
+    ]
+    distillation = 0.0
+    for rows in LOGITS[:3]:
+        for row, taught in zip(rows, LOGITS[3], strict=True):
+            p, q = probabilities(taught, 2.0), probabilities(row, 2.0)
+            distillation += 4 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)) / 2
+    expected = sum(w * c for w, c in zip((0.5, 0.25, 1.0, 2.0), cross_entropies, strict=True)) + 0.3 * distillation
+    assert loss.total.item() == pytest.approx(expected, rel=1e-9)
+    assert [loss.terms[f"exit{i}.cross_entropy"].item() for i in (1, 2, 3, 4)] == pytest.approx(cross_entropies)
+    assert loss.terms["distillation"].item() == pytest.approx(distillation)
+
+    # The teacher learns from its own cross entropy alone.
+    loss.total.backward()
+    assert network.values.grad is not None
+    for row, label, gradient in zip(LOGITS[3], (0, 1), network.values.grad[3].tolist(), strict=True):
+        p = probabilities(row)
+        assert gradient == pytest.approx([2.0 * (p[i] - (i == label)) / 2 for i in range(2)])
+
+
+def test_without_distillation_exits_learn_from_labels_alone() -> None:
+    objective = exit_objective(distillation=None)
+    loss = objective.loss(Fixed(LOGITS), torch.zeros(2, 3, 1, 1), torch.tensor([0, 1]), START, torch.float32)
+    assert loss.terms["distillation"].item() == 0
+    terms = [loss.terms[f"exit{i}.cross_entropy"].item() for i in (1, 2, 3, 4)]
+    assert loss.total.item() == pytest.approx(sum(w * c for w, c in zip((0.5, 0.5, 1, 1), terms, strict=True)))
+
+
+def test_soft_targets_and_smoothing_reach_every_exit() -> None:
+    objective = exit_objective(distillation=None, label_smoothing=0.2)
+    targets = torch.tensor([[0.75, 0.25], [0.5, 0.5]], dtype=torch.float64)
+    loss = objective.loss(Fixed(LOGITS), torch.zeros(2, 3, 1, 1), targets, START, torch.float32)
+    smoothed = targets * 0.8 + 0.1
+    for number, rows in enumerate(LOGITS, 1):
+        logs = torch.tensor(rows, dtype=torch.float64).log_softmax(1)
+        expected = -(smoothed * logs).sum(1).mean().item()
+        assert loss.terms[f"exit{number}.cross_entropy"].item() == pytest.approx(expected)
+
+
+def test_self_distillation_is_zero_where_all_agree() -> None:
+    same = torch.randn(3, 4)
+    assert self_distillation_loss([same, same + 1, same], 1.5).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_exits_cost_what_the_network_says() -> None:
+    recipe = tiny_perceiver()
+    network = build(recipe)
+    assert isinstance(network, DynPerceiver)
+    assert ExitObjective(recipe, network).macs == exit_macs(network, (8, 8))
+    with pytest.raises(UsageError, match=r"exits\.weights has 3 entries and resnet10_small_perceiver_t32 has 4 exits"):
+        ExitObjective(tiny_perceiver(exits={"weights": [1, 1, 1]}), network)
+
+
+@pytest.mark.parametrize(("best", "expected"), [("all", 0.65), ("reference", 0.8)])
+def test_best_epoch_of_exits(best: str, expected: float) -> None:
+    exits = tuple(ExitEvaluation(i + 1, a, 0.0, 1.0) for i, a in enumerate((0.9, 0.3, 0.8, 0.6)))
+    evaluation = Evaluation(10, 0.6, 0.1, 1.0, 1.0, exits=exits)
+    # The reference code ignores the first exit, and takes the best of the others.
+    assert exit_objective(exits={"best": best}).score(evaluation) == pytest.approx(expected)
+
+
+def mask_objective(**changes: Any) -> tuple[MaskObjective, LaudResNet]:
+    recipe = tiny(**changes)
+    network = build(recipe)
+    assert isinstance(network, LaudResNet)
+    objective = objective_of(recipe, network, CPU, torch.float32)
+    assert isinstance(objective, MaskObjective)
+    return objective, network
+
+
+def test_loss_of_masks_is_the_sum_of_its_terms() -> None:
+    torch.manual_seed(0)
+    objective, network = mask_objective(sparsity={"target": 0.4, "weight": 3.0}, label_smoothing=0.1)
+    x, labels = torch.randn(4, 3, 8, 8), torch.tensor([1, 2, 3, 4])
+    torch.manual_seed(7)
+    loss = objective.loss(network, x, labels, HALF, torch.float32)
+    torch.manual_seed(7)
+    output = network(x, objective.settings(HALF)["temperature"])
+    ratio = output.flops / full_flops(network, 8)
+    # Half-way through, no block is bounded any more.
+    assert loss.terms["sparsity"].item() == pytest.approx((ratio.item() - 0.4) ** 2, rel=1e-5)
+    assert loss.terms["flops_ratio"].item() == pytest.approx(ratio.item(), rel=1e-6)
+    expected = F.cross_entropy(output.logits, labels, label_smoothing=0.1)
+    assert loss.terms["cross_entropy"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.total.item() == pytest.approx(expected.item() + 3 * (ratio.item() - 0.4) ** 2, rel=1e-5)
+
+
+def test_temperature_and_bounds_follow_the_moment() -> None:
+    objective, _ = mask_objective(temperature={"schedule": "linear", "start": 4.0, "end": 2.0})
+    assert objective.settings(HALF) == {"temperature": 3.0}
+    # Tight in the first epoch, open from a third of the run on.
+    assert objective.bounds(START) == pytest.approx((0.5, 0.5))
+    assert objective.bounds(HALF) == pytest.approx((0.0, 1.0), abs=1e-12)
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(0.4, 0.7), (0.519, 0.7), (0.521, None), (0.9, None)])
+def test_best_epoch_of_masks_keeps_the_budget(ratio: float, expected: float | None) -> None:
+    objective, _ = mask_objective(sparsity={"target": 0.5})
+    assert objective.score(Evaluation(10, 0.7, 0.1, 1.0, ratio)) == expected
