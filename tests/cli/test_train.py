@@ -8,7 +8,7 @@ import torch
 
 from dyndeploy.cli import run
 from dyndeploy.training import dump_recipe
-from tests.training.helpers import tiny
+from tests.training.helpers import tiny, tiny_perceiver
 
 
 @pytest.fixture
@@ -66,3 +66,31 @@ def test_mistakes_end_with_a_message_and_a_code(
     assert message in captured.err
     assert captured.out == ""
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def perceiver(tmp_path: Path) -> Path:
+    torch.set_num_threads(1)
+    path = tmp_path / "perceiver.yaml"
+    recipe = tiny_perceiver(epochs=1, exits={"thresholds": [0.5, 0.5, 0.5]}, ema={"decay": 0.5})
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    return path
+
+
+def test_the_table_names_every_exit(perceiver: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", str(perceiver), "-o", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    for entry in result["evaluation"]["exits"] + result["ema_evaluation"]["exits"]:
+        assert f"{entry['accuracy']:.2%}" in printed
+        assert f"{entry['macs'] / 1e6:.2f} M" in printed
+    assert "moving average" in printed
+    assert "with early exit at confidences 0.5, 0.5, 0.5" in printed
+
+
+def test_only_the_first_of_several_processes_speaks(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert run(["train", str(recipe), "-o", str(tmp_path / "run"), "--json"]) == 0
+    assert capsys.readouterr().out == ""
