@@ -133,6 +133,9 @@ def _sum(values: Tensor) -> Tensor:
 def join_processes(device: str | None = None) -> Iterator[Processes]:
     """Join the processes that torchrun started with this one; without torchrun there is only this one.
 
+    Joins within a join share it. Several runs in a row need that: processes that part and join again may meet
+    what the first join left behind.
+
     Args:
         device: "cpu" or "cuda"; None takes a GPU where there is one. Processes of a host take one GPU each.
 
@@ -143,6 +146,9 @@ def join_processes(device: str | None = None) -> Iterator[Processes]:
     chosen = _device(device, int(os.environ["LOCAL_RANK"]) if several else 0)
     if not several:
         yield Processes(0, 1, chosen)
+        return
+    if dist.is_initialized():
+        yield Processes(dist.get_rank(), dist.get_world_size(), chosen)
         return
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from dyndeploy.training import EpochRecord, Recipe, train
+from dyndeploy.training.processes import join_processes
 
 
 class Killer:
@@ -33,6 +34,7 @@ class Killer:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     killer = Killer(int(sys.argv[2])) if len(sys.argv) > 2 else None
-    for path in sorted(Path(sys.argv[1]).glob("*.json")):
-        recipe = Recipe.from_dict(json.loads(path.read_text()))
-        train(recipe, path.with_suffix(""), device="cpu", progress=killer)
+    with join_processes("cpu"):
+        for path in sorted(Path(sys.argv[1]).glob("*.json")):
+            recipe = Recipe.from_dict(json.loads(path.read_text()))
+            train(recipe, path.with_suffix(""), device="cpu", progress=killer)

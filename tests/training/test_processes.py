@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -44,7 +45,17 @@ def launch(folder: Path, processes: int, *arguments: str) -> subprocess.Complete
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [*torchrun, str(ROOT / "tests" / "training" / "spread.py"), str(folder), *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    pipe = subprocess.PIPE
+    # A session of its own, to end the training processes with torchrun should they hang.
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        try:
+            out, error = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, error)
 
 
 def write(folder: Path, **recipes: Recipe) -> None:
@@ -68,36 +79,41 @@ def assert_same_curve(one: Sequence[dict[str, Any]], other: Sequence[dict[str, A
 EXACT = {"batch_norm": "synchronized", "precision": "float64"}
 
 
-def test_two_processes_give_the_loss_curve_of_one(tmp_path: Path) -> None:
-    masks = mixed_channels(compute=EXACT)
-    exits = tiny_perceiver(compute=EXACT, epochs=1)
-    write(tmp_path / "two", exits=exits, masks=masks)
-    done = launch(tmp_path / "two", 2)
-    assert done.returncode == 0, done.stderr
-    for name, recipe in (("masks", masks), ("exits", exits)):
-        train(recipe, tmp_path / name, device="cpu")
-        one, two = history(tmp_path / name), history(tmp_path / "two" / name)
-        # Both processes' images count, each once.
-        assert_same_curve(one, two, 1e-9)
-        assert one[0]["training"]["loss"] != one[-1]["held_out"]["cross_entropy"]
+def own_streams() -> Recipe:
+    """Dropout and batch norm of each process's own, two parts per batch, a moving average."""
+    plain = tiny_perceiver(epochs=2, compute={"accumulation": 2}, ema={"decay": 0.9}).as_dict()
+    plain["model"]["options"] |= {"dropout": 0.1, "drop_path_rate": 0.1}
+    return Recipe.from_dict(plain)
 
 
-def test_two_killed_processes_go_on_to_the_bit(tmp_path: Path) -> None:
-    # Batch norm of each process's own, dropout of each process's own, two parts per batch.
-    model = {"options": {"depth_factor": [1, 0, 0, 0], "sa_widening_factor": 1, "dropout": 0.1, "drop_path_rate": 0.1}}
-    plain = tiny_perceiver().as_dict()
-    plain["model"] |= model
-    recipe = Recipe.from_dict(plain | {"compute": {"accumulation": 2}, "ema": {"decay": 0.9}})
-    write(tmp_path / "whole", run=recipe)
-    write(tmp_path / "parts", run=recipe)
-    assert launch(tmp_path / "whole", 2).returncode == 0
-    assert launch(tmp_path / "parts", 2, "2").returncode != 0
-    assert not (tmp_path / "parts" / "run" / "result.json").exists()
-    done = launch(tmp_path / "parts", 2)
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two processes, all in one start of them: most of the time goes into starting."""
+    folder = tmp_path_factory.mktemp("together") / "runs"
+    exits, masks = tiny_perceiver(compute=EXACT, epochs=1), mixed_channels(compute=EXACT)
+    write(folder, exits=exits, masks=masks, streams=own_streams())
+    done = launch(folder, 2)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "parts" / "run" / "result.json").read_text())["resumed_from"] == 1
-    assert history(tmp_path / "whole" / "run") == history(tmp_path / "parts" / "run")
-    a, b = (torch.load(tmp_path / part / "run" / CHECKPOINT, weights_only=True) for part in ("whole", "parts"))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["masks", "exits"])
+def test_two_processes_give_the_loss_curve_of_one(name: str, together: Path, tmp_path: Path) -> None:
+    train(Recipe.from_dict(json.loads((together / f"{name}.json").read_text())), tmp_path, device="cpu")
+    # Both processes' images count, each once.
+    assert_same_curve(history(tmp_path), history(together / name), 1e-9)
+
+
+def test_two_killed_processes_go_on_to_the_bit(together: Path, tmp_path: Path) -> None:
+    whole, resumed = together / "streams", tmp_path / "runs" / "streams"
+    write(tmp_path / "runs", streams=own_streams())
+    assert launch(tmp_path / "runs", 2, "2").returncode != 0
+    assert not (resumed / "result.json").exists()
+    done = launch(tmp_path / "runs", 2)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((resumed / "result.json").read_text())["resumed_from"] == 1
+    assert history(whole) == history(resumed)
+    a, b = (torch.load(run / CHECKPOINT, weights_only=True) for run in (whole, resumed))
     for one, other in (
         (a["state_dict"], b["state_dict"]),
         (a["extra"]["training"]["ema"], b["extra"]["training"]["ema"]),
