@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dyndeploy.calibration import calibrate_bundle
     from dyndeploy.export import ExportSettings, export_model
     from dyndeploy.nets import create_model, load_checkpoint, model_names, save_checkpoint
-    from dyndeploy.prediction import Prediction, predict_network
+    from dyndeploy.prediction import Prediction, predict, predict_network
     from dyndeploy.profiling import Profile, load_profile, profile_bundle
     from dyndeploy.reporting import compare_profile, write_report
     from dyndeploy.training import load_recipe, train
@@ -35,6 +35,7 @@ _HOME = {
     "load_profile": "dyndeploy.profiling",
     "load_recipe": "dyndeploy.training",
     "model_names": "dyndeploy.nets",
+    "predict": "dyndeploy.prediction",
     "predict_network": "dyndeploy.prediction",
     "profile_bundle": "dyndeploy.profiling",
     "save_checkpoint": "dyndeploy.nets",
@@ -58,6 +59,7 @@ __all__ = [
     "load_profile",
     "load_recipe",
     "model_names",
+    "predict",
     "predict_network",
     "profile_bundle",
     "save_checkpoint",

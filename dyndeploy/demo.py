@@ -21,10 +21,10 @@ from dyndeploy.errors import UsageError, VerificationError
 from dyndeploy.export import ExportSettings, export_model
 from dyndeploy.files import atomic_directory, write_json
 from dyndeploy.nets import LaudResNet, create_model, load_checkpoint, model_info
+from dyndeploy.prediction import known_devices
 from dyndeploy.profiling import Profile, profile_bundle
 from dyndeploy.reporting import GalleryItem, ReportExtras, mask_overlay, predict_profile, write_report
 from dyndeploy.runtimes import OnnxRuntimeSession
-from dyndeploy.targets import device_names
 from dyndeploy.training import Evaluation, Progress, Recipe, TrainResult, load_recipe, train
 from dyndeploy.verification import VerificationReport, verify_bundle
 
@@ -170,7 +170,7 @@ def run_demo(
     write_json(folder / "profile.json", profile.to_json())
 
     clock.start("report", "predicting and writing the report")
-    sweeps = [predict_profile(profile, device) for device in device_names()]
+    sweeps = [predict_profile(profile, device) for device in known_devices()]
     extras = ReportExtras(
         title="dyndeploy demo: a network that skips what an image does not need",
         accuracy=training.evaluation.accuracy,

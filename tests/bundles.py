@@ -196,16 +196,9 @@ def tiny_models(mode: str = "spatial", batch: int = 1) -> tuple[onnx.ModelProto,
     return _model(nodes, batch, masks, weights), _model(_static(), batch, [], weights), masks
 
 
-def tiny_bundle(folder: Path, *, mode: str = "spatial", batch: int = 1, static: bool = True, images: int = 2) -> Bundle:
-    """Write a bundle of the tiny network and open it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model, twin, masks = tiny_models(mode, batch)
-    onnx.save(model, folder / MODEL)
-    if static:
-        onnx.save(twin, folder / STATIC)
-    pictures = np.random.default_rng(1).standard_normal((images * batch, 3, SIZE, SIZE)).astype(np.float32)
-    np.savez(folder / REFERENCE, input=pictures)
-    spec = NetworkSpec(
+def tiny_spec() -> NetworkSpec:
+    """What the manifest says of the network."""
+    return NetworkSpec(
         name="tiny",
         input_size=(SIZE, SIZE),
         stem=StemSpec(3, 8, 3, 1),
@@ -216,6 +209,18 @@ def tiny_bundle(folder: Path, *, mode: str = "spatial", batch: int = 1, static: 
         ),
         classes=_CLASSES,
     )
+
+
+def tiny_bundle(folder: Path, *, mode: str = "spatial", batch: int = 1, static: bool = True, images: int = 2) -> Bundle:
+    """Write a bundle of the tiny network and open it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model, twin, masks = tiny_models(mode, batch)
+    onnx.save(model, folder / MODEL)
+    if static:
+        onnx.save(twin, folder / STATIC)
+    pictures = np.random.default_rng(1).standard_normal((images * batch, 3, SIZE, SIZE)).astype(np.float32)
+    np.savez(folder / REFERENCE, input=pictures)
+    spec = tiny_spec()
     manifest = Manifest(
         network=NetworkInfo("tiny", mode, (2, 2), (2, 2), _CLASSES, {}, None, None),
         target="cpu",

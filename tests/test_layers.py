@@ -18,7 +18,7 @@ FLOORS = (
     {"export", "training", "inference"},
     {"profiling"},
     {"calibration"},
-    {"verification", "reporting", "remote"},
+    {"verification", "reporting", "remote", "device_calibration", "planning"},
     {"demo"},
     {"cli"},
 )

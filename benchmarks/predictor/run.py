@@ -1,4 +1,9 @@
-"""Speed of the latency predictor: one model and device, static plus three modes.
+"""Speed of the latency predictors.
+
+Kernels: ResNet-101 in spatial mode with a rate of its own for each block: one configuration (median of many; the first
+in a process builds tables and is given apart) and a sweep of 1,000 configurations of all modes. CPU time of one thread.
+
+Reference: one model and device, static plus three modes.
 
 Run from the repository: ``python benchmarks/predictor/run.py [--json FILE]``.
 
@@ -20,8 +25,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+
 from dyndeploy.files import write_json
-from dyndeploy.prediction import Predictor
+from dyndeploy.prediction import Configuration, Estimator, Predictor
 
 MODES = ("static", "spatial", "layer", "channel")
 REFERENCE_S = {"resnet50": 1.11, "resnet101": 1.14, "regnety004": 1.30, "regnety008": 1.36}
@@ -37,6 +44,34 @@ for mode in {modes!r}:
     predictor.predict_network({model!r}, mode=mode, granularity=1, channel_granularity=1, rate=0.5)
 print(imported - start, time.perf_counter() - imported, time.process_time() - cpu_imported)
 """
+
+
+KERNEL_DEVICES = ("tx2", "h100")
+_MODES = ("spatial", "channel", "layer", "both")
+
+
+def measure_kernels(device: str) -> dict[str, float]:
+    """Return CPU milliseconds of the first and of a later configuration, and CPU seconds of a sweep of 1,000."""
+    generator = np.random.default_rng(0)
+    estimator = Estimator(device)
+
+    def configuration(mode: str) -> Configuration:
+        return Configuration(mode, (4, 4, 2, 1), 2, list(generator.random(33)))
+
+    times = []
+    for _ in range(31):
+        chosen = configuration("spatial")
+        start = time.process_time()
+        estimator.predict("laud_resnet101", chosen)
+        times.append(1e3 * (time.process_time() - start))
+    chosen_ones = [configuration(_MODES[index % 4]) for index in range(1000)]
+    start = time.process_time()
+    estimator.sweep("laud_resnet101", chosen_ones)
+    return {
+        "first_ms": times[0],
+        "configuration_ms": statistics.median(times[1:]),
+        "sweep_1000_s": time.process_time() - start,
+    }
 
 
 def work(predictor: Predictor, model: str) -> None:
@@ -81,6 +116,12 @@ def main() -> None:
     parser.add_argument("--json", help="also write the results to this file")
     parser.add_argument("--repeats", type=int, default=20, help="cold runs per row")
     options = parser.parse_args()
+    kernels = {device: measure_kernels(device) for device in KERNEL_DEVICES}
+    for device, row in kernels.items():
+        print(
+            f"kernels, ResNet-101, {device}: configuration {row['configuration_ms']:.2f} ms "
+            f"(first {row['first_ms']:.1f}), sweep of 1,000 {row['sweep_1000_s']:.2f} s"
+        )
     results = []
     print(f"{platform.machine()}, Python {platform.python_version()}; milliseconds for {', '.join(MODES)} together")
     columns = ("cold", "fastest", "CPU", "warm", "reference", "speed-up", "by CPU")
@@ -105,7 +146,9 @@ def main() -> None:
             f"({1e3 * reference / first:.0f}x), CPU {cpu:.1f} ms ({1e3 * reference / cpu:.0f}x)"
         )
     if options.json:
-        write_json(options.json, {"machine": platform.platform(), "rows": results, "fresh_process": fresh})
+        write_json(
+            options.json, {"machine": platform.platform(), "kernels": kernels, "rows": results, "fresh_process": fresh}
+        )
 
 
 if __name__ == "__main__":

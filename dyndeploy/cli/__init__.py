@@ -26,6 +26,8 @@ COMMANDS = {
     "profile": "profile",
     "predict": "predict",
     "compare": "compare",
+    "calibrate-device": "calibrate_device",
+    "plan": "plan",
     "device": "device",
     "demo": "demo",
 }
@@ -61,7 +63,7 @@ def build_app(commands: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
     app.callback(invoke_without_command=True)(_options)
     for command in commands:
         module = importlib.import_module(f"dyndeploy.cli.{COMMANDS[command]}")
-        app.command(command)(_interruptible(getattr(module, command)))
+        app.command(command)(_interruptible(getattr(module, COMMANDS[command])))
     return app
 
 

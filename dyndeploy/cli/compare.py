@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dyndeploy.cli._arguments import print_json, print_table
 from dyndeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from dyndeploy.reporting import Comparison
 
 
 def compare(
@@ -22,6 +26,13 @@ def compare(
     predict_device: Annotated[
         str | None, typer.Option(help="Device model to predict for. [default: every one]")
     ] = None,
+    fail_above: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="Exit with 1 if the mean error exceeds this: of latencies, or of speed-ups where the devices differ.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write the comparison as JSON to stdout.")] = False,
 ) -> None:
     """Compare a measurement with predictions and write a self-contained report."""
@@ -30,9 +41,10 @@ def compare(
     content = read_json(profile)
     kind = content.get("kind") if isinstance(content, dict) else None
     if kind in _EARLY_EXITS:
-        if predict_device is not None:
+        if predict_device is not None or fail_above is not None:
             raise UsageError(
-                f"{profile} is of a network that exits early, which has no prediction: leave out the device."
+                f"{profile} is of a network that exits early, which has no prediction: leave out the device "
+                "and --fail-above."
             )
         _EARLY_EXITS[kind](profile, output)
         if as_json:
@@ -40,7 +52,7 @@ def compare(
         else:
             typer.echo(f"Report: {output}")
         return
-    _compare(profile, output, predict_device, as_json)
+    _compare(profile, output, predict_device, fail_above, as_json)
 
 
 def _report_calibration(source: Path, output: Path) -> None:
@@ -61,13 +73,16 @@ _EARLY_EXITS = {"calibration": _report_calibration, "measured_exits": _report_ex
 """Kinds of results of networks that exit early, and what writes their reports."""
 
 
-def _compare(profile: Path, output: Path, predict_device: str | None, as_json: bool) -> None:
+def _compare(profile: Path, output: Path, predict_device: str | None, fail_above: float | None, as_json: bool) -> None:
+    from dyndeploy.prediction import known_devices
     from dyndeploy.profiling import load_profile
     from dyndeploy.reporting import compare_profile, predict_profile, write_report
-    from dyndeploy.targets import device_names
 
+    if fail_above is not None and not fail_above >= 0:
+        raise UsageError(f"--fail-above takes per cent, 0 or more, not {fail_above}.")
     measured = load_profile(profile)
-    sweeps = [predict_profile(measured, name) for name in ([predict_device] if predict_device else device_names())]
+    devices = [predict_device] if predict_device else known_devices(measured.threads)
+    sweeps = [predict_profile(measured, name) for name in devices]
     write_report(output, measured, sweeps)
     comparisons = [compare_profile(measured, sweep) for sweep in sweeps]
     if as_json:
@@ -79,7 +94,20 @@ def _compare(profile: Path, output: Path, predict_device: str | None, as_json: b
                 "comparisons": [comparison.to_json() for comparison in comparisons],
             }
         )
-        return
+    else:
+        _print(measured.device, comparisons, output)
+    if fail_above is not None:
+        worst = max(comparisons, key=lambda comparison: comparison.headline_error)
+        if 100 * worst.headline_error > fail_above:
+            typer.echo(
+                f"The prediction for {worst.predicted_device} is off by {worst.headline_error:.1%} on average, more "
+                f"than {fail_above:g} %.",
+                err=True,
+            )
+            raise typer.Exit(1)
+
+
+def _print(profiled: str, comparisons: Sequence[Comparison], output: Path) -> None:
     print_table(
         ("predicted device", "speed-up MAPE", "speed-up Spearman", "block Spearman", "latency MAPE", "coverage"),
         [
@@ -93,8 +121,33 @@ def _compare(profile: Path, output: Path, predict_device: str | None, as_json: b
             )
             for entry in comparisons
         ],
-        title=f"measured on {measured.device}, predicted per device; speed-ups over each device's own static twin",
+        title=f"measured on {profiled}, predicted per device; speed-ups over each device's own static twin",
     )
+    for entry in comparisons:
+        if entry.parts:
+            print_table(
+                ("mostly", "parts", "mean error", "bias", "within 10 %"),
+                [
+                    (kind.kind, kind.parts, f"{kind.mape:.1%}", f"{kind.bias:+.1%}", f"{kind.within_10:.0%}")
+                    for kind in entry.kinds
+                ],
+                title=f"{entry.predicted_device}: error of the parts by kind of their kernels",
+            )
+            print_table(
+                ("part", "network", "mostly", "measured ms", "predicted ms", "error"),
+                [
+                    (
+                        part.part,
+                        part.network,
+                        part.kind,
+                        f"{part.measured_ms:.4f}",
+                        f"{part.predicted_ms:.4f}",
+                        f"{part.error:+.1%}",
+                    )
+                    for part in entry.worst
+                ],
+                title=f"{entry.predicted_device}: the worst parts",
+            )
     typer.echo(f"Report: {output}")
 
 

@@ -43,6 +43,9 @@ def export(
     graph: Annotated[
         str, typer.Option(help="stages; if: also one graph with nested If. Networks with early exits only.")
     ] = "stages",
+    plan: Annotated[
+        Path | None, typer.Option(help="Follow a plan of 'dyndeploy plan': modes, granularities, size, dense blocks.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder of images for the reference tensors. [default: two sample photographs]")
     ] = None,
@@ -67,8 +70,24 @@ def export(
     }
     options |= {key: value for key, value in plain.items() if value is not None}
 
+    from dyndeploy.errors import UsageError
     from dyndeploy.export import ExportSettings, export_model
     from dyndeploy.nets import create_model, load_checkpoint
+
+    dense: tuple[str, ...] = ()
+    if plan is not None:
+        from dyndeploy.planning import load_plan
+
+        settled = ("mode", "granularity", "channel_granularity")
+        given = [f"--{key.replace('_', '-')}" for key in settled if key in options]
+        given += ["--input-size"] if sizes is not None else []
+        if given:
+            raise UsageError(f"A plan settles {', '.join(given)}: leave them out, or export without --plan.")
+        planned = load_plan(plan)
+        if planned.network != name:
+            raise UsageError(f"{plan} is a plan for {planned.network}, not for {name}.")
+        options |= planned.options()
+        sizes, dense = planned.input_size, planned.dense
 
     # Impossible requests end here, before a network is built.
     settings = ExportSettings(
@@ -81,6 +100,7 @@ def export(
         graph=graph,
         data=data,
         checkpoint=checkpoint,
+        dense=dense,
     )
     network = create_model(name, **options)
     if checkpoint is None:

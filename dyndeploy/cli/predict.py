@@ -9,14 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dyndeploy.cli._arguments import numbers, per_stage_numbers, print_json, print_table, size
+from dyndeploy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from dyndeploy.prediction import Prediction
+    from dyndeploy.prediction import BlockPrediction, Prediction
+
+_PREDICTORS = ("kernels", "reference")
+_CAUSES = ("compute_ms", "memory_ms", "launch_ms")
 
 
 def predict(
-    network: Annotated[str, typer.Argument(metavar="NAME|BUNDLE", help="A network's name or a bundle's folder.")],
-    device: Annotated[str, typer.Option(help="Device model: v100, rtx3090, rtx3060, tx2, nano.")],
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|BUNDLE|FILE.onnx",
+            help="A network's name (torchvision's or the zoo's), a bundle's folder, or any ONNX file.",
+        ),
+    ],
+    device: Annotated[str, typer.Option(help="Device model; 'cpu' is this machine, once calibrated.")],
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
     mode: Annotated[
         str | None,
         typer.Option(
@@ -33,22 +44,34 @@ def predict(
     batch: Annotated[
         int | None, typer.Option(help="Images per batch. (default: the bundle's, else the device's usual batch)")
     ] = None,
+    input_size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Image size. (default: the bundle's or the network's)")
+    ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="tensorrt, pytorch or onnxruntime: whose fusions and launches. (default: the device's)"),
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of a CPU.")] = 1,
+    calibration: Annotated[
+        Path | None, typer.Option(help="File of 'dyndeploy calibrate-device'. (default: where that command leaves it)")
+    ] = None,
+    predictor: Annotated[
+        str | None, typer.Option(help="'kernels' (default) or 'reference': the LAUDNet predictor, faults repaired.")
+    ] = None,
     compat: Annotated[
         str | None, typer.Option(help="'laudnet' reproduces the published predictor, faults included.")
     ] = None,
     mem_concurrent: Annotated[
-        int | None, typer.Option(help="Floats per memory sector, 8 or 1. (default: the device's)")
-    ] = None,
-    input_size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Image size. (default: the bundle's or the network's)")
+        int | None, typer.Option(help="Reference: floats per memory sector, 8 or 1. (default: the device's)")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Replay the published predictor's random channel masks (slow).")
+        int | None, typer.Option(help="Reference: replay the published predictor's random channel masks (slow).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")] = False,
 ) -> None:
-    """Predict the latency of a network on a device model; nothing is run."""
+    """Predict the latency of a network on a device; nothing is run."""
     from dyndeploy.bundle import Bundle
+    from dyndeploy.prediction import predict as predict_kernels
     from dyndeploy.prediction import predict_bundle, predict_network
 
     rates = numbers("--rate", rate)
@@ -62,45 +85,78 @@ def predict(
     }
     # Only what was given is handed on: everything else is the library's to choose.
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    options |= {"rate": rates[0] if len(rates) == 1 else rates, "device": device, "batch": batch, "compat": compat}
-    options |= {"mem_concurrent": mem_concurrent, "seed": seed}
-    if _is_path(network):
-        prediction = predict_bundle(Bundle.open(network), **options)
+    options |= {"rate": rates[0] if len(rates) == 1 else rates, "device": device, "batch": batch}
+    of_reference = {"compat": compat, "mem_concurrent": mem_concurrent, "seed": seed}
+    if _wants_reference(predictor, of_reference):
+        if precision != "fp32" or runtime is not None or calibration is not None:
+            raise UsageError("The reference predictor knows FP32 and no runtime. Leave --predictor and --compat out.")
+        options |= of_reference
+        if _is_path(network):
+            prediction = predict_bundle(Bundle.open(network), **options)
+        else:
+            prediction = predict_network(network, **options)
     else:
-        prediction = predict_network(network, **options)
+        options |= {"precision": precision, "runtime": runtime, "threads": threads, "calibration": calibration}
+        prediction = predict_kernels(Path(network) if _is_path(network) else network, **options)
     if as_json:
         print_json(prediction.to_json())
     else:
         _print(prediction)
 
 
+def _wants_reference(predictor: str | None, of_reference: dict[str, Any]) -> bool:
+    """Whether the reference predictor is meant; its own options mean it too."""
+    if predictor not in (None, *_PREDICTORS):
+        raise unknown_name("predictor", predictor, _PREDICTORS)
+    surplus = [f"--{name.replace('_', '-')}" for name, value in of_reference.items() if value is not None]
+    if predictor == "kernels" and surplus:
+        raise UsageError(f"{', '.join(surplus)}: only the reference predictor has that. Give --predictor reference.")
+    return predictor == "reference" or bool(surplus)
+
+
 def _is_path(network: str) -> bool:
-    """Whether a bundle is meant: names of networks have neither slashes nor dots."""
-    return any(mark in network for mark in {"/", os.sep, "."}) or Path(network).exists()
+    """Whether a bundle or a file is meant: names of networks have no slashes, and next to none a dot."""
+    from dyndeploy.prediction.architectures import static_name
+
+    if any(mark in network for mark in {"/", os.sep}) or Path(network).exists():
+        return True
+    return "." in network and static_name(network) is None
 
 
 def _print(prediction: Prediction) -> None:
     rows = []
     for block in prediction.blocks:
-        known = [operator for operator in block.operators if operator.latency_ms is not None]
-        parts = [
-            sum(operator.compute_ms or 0.0 for operator in known),
-            sum(operator.memory_ms or 0.0 for operator in known),
-            sum(operator.launch_ms or 0.0 for operator in known),
-            block.latency_ms,
-        ]
-        rows.append((block.name, block.mode, *(f"{value:.4f}" for value in parts)))
+        parts = [_parts(block)] if prediction.predictor == "reference" else [[_range(block.interval_ms)]]
+        rows.append((block.name, block.mode, f"{block.latency_ms:.4f}", *parts[0]))
+    columns = ("compute", "memory", "launch") if prediction.predictor == "reference" else ("90 % interval",)
     print_table(
-        ("part", "mode", "compute", "memory", "launch", "total"),
+        ("part", "mode", "total", *columns),
         rows,
         title=f"{prediction.network} on {prediction.device}, predicted, ms per image",
     )
     coverage = prediction.coverage
+    covered = coverage.by_count if coverage.by_time is None else coverage.by_time
+    what = f"of {coverage.operators} operators" if coverage.by_time is None else "of the time in known operators"
+    interval = "" if prediction.interval_ms is None else f" [{_range(prediction.interval_ms)}]"
     typer.echo(
-        f"{prediction.latency_ms:.4f} ms per image, {prediction.latency_batch_ms:.4f} ms per batch of "
-        f"{prediction.batch}; {coverage.by_count:.0%} of {coverage.operators} operators covered."
+        f"{prediction.latency_ms:.4f} ms per image{interval}, {prediction.latency_batch_ms:.4f} ms per batch of "
+        f"{prediction.batch}; {covered:.0%} {what}."
     )
     if coverage.unknown:
-        typer.echo(f"Not covered (no latency, not 0 ms): {', '.join(coverage.unknown)}")
+        how = "no latency, not 0 ms" if coverage.by_time is None else "priced by bytes"
+        typer.echo(f"Not known ({how}): {', '.join(coverage.unknown)}")
+    if prediction.predictor == "kernels":
+        typer.echo(f"{prediction.precision}, fusions of {prediction.runtime}; {prediction.basis}.")
+        return
     reading = "as published (blocks only)" if prediction.compat else f"with {len(prediction.fixes)} faults repaired"
     typer.echo(f"LAUDNet predictor, {reading}.")
+
+
+def _parts(block: BlockPrediction) -> list[str]:
+    known = [operator for operator in block.operators if operator.latency_ms is not None]
+    sums = [sum(getattr(operator, name) or 0.0 for operator in known) for name in _CAUSES]
+    return [f"{value:.4f}" for value in sums]
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"{interval[0]:.4g} .. {interval[1]:.4g}"

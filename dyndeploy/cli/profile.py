@@ -212,16 +212,16 @@ def _board(device: str, host: str | None) -> DeviceEntry | None:
 
 def _predicted(result: Profile) -> list[str]:
     """The device model that a profile can be compared with in full: that of the board that was measured."""
-    from dyndeploy.targets import device_names
+    from dyndeploy.prediction import known_devices
 
-    return [name for name in device_names() if name == result.device]
+    return [name for name in known_devices(result.threads) if name == result.device]
 
 
 def _write_page(result: Profile, path: Path) -> None:
+    from dyndeploy.prediction import known_devices
     from dyndeploy.reporting import predict_profile, render_report
-    from dyndeploy.targets import device_names
 
-    sweeps = [predict_profile(result, name) for name in _predicted(result) or device_names()]
+    sweeps = [predict_profile(result, name) for name in _predicted(result) or known_devices(result.threads)]
     path.write_text(render_report(result, sweeps), encoding="utf-8")
 
 

@@ -81,6 +81,7 @@ class ExportSettings:
         graph: ``"stages"``, or ``"if"``: also write the stages as one graph with nested ``If``. Early exits only.
         data: Folder of images for the reference tensors, or None for scikit-learn's two sample photographs.
         checkpoint: Path the weights came from, for the record.
+        dense: Blocks that run densely whatever their stage's mode: every mask bit is set, and there is no masker.
     """
 
     target: str = "cpu"
@@ -92,6 +93,7 @@ class ExportSettings:
     graph: str = "stages"
     data: str | os.PathLike[str] | None = None
     checkpoint: str | os.PathLike[str] | None = None
+    dense: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what no network can be exported with; raises ``UsageError``."""
@@ -170,6 +172,7 @@ def export_model(
     else:
         assert isinstance(network, LaudResNet)
         _require_no_exits(network, settings)
+        network.run_dense(settings.dense)
         name, write = network.name, partial(_write_graph, network)
     info = model_info(name)
     input_size = settings.input_size or info.input_size
@@ -256,7 +259,7 @@ def _write_graph(network: LaudResNet, export: _Export) -> _Content:
     network_info = _network_info(network, settings)
     export.progress("capturing the dynamic graph")
     model, lowered = build_graph(network, target, settings.batch, size, static=False)
-    notes = _apply_plan((model,), settings.precision)
+    notes = (*_apply_plan((model,), settings.precision), *_dense_notes(settings.dense))
     _save(model, folder / MODEL)
     if settings.static:
         export.progress("capturing the static twin")
@@ -323,6 +326,10 @@ def _write_stages(network: EarlyExitNetwork, export: _Export) -> _Content:
 
 
 def _require_stageable(settings: ExportSettings) -> None:
+    if settings.dense:
+        raise UsageError(
+            f"No block can be run densely in a network that exits early: leave out {', '.join(settings.dense)}."
+        )
     if settings.precision == "bf16":
         raise UsageError(
             "bf16 is the precision of dynamic bottlenecks, and a network that exits early has none. Use fp32."
@@ -344,6 +351,16 @@ def _apply_plan(models: Iterable[onnx.ModelProto], precision: str) -> tuple[str,
     return (
         "model.onnx is FP32; engines are built in FP16: activations and weights half, maskers, masks, biases and the "
         "head float",
+    )
+
+
+def _dense_notes(dense: tuple[str, ...]) -> tuple[str, ...]:
+    if not dense:
+        return ()
+    return (
+        f"{', '.join(dense)}: run densely, as if every bit of their masks were set; reference tensors and "
+        "verification are those of this network, whose outputs differ from the checkpoint's wherever a mask would have "
+        "skipped something",
     )
 
 

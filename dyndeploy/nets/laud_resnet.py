@@ -478,6 +478,20 @@ class LaudResNet(nn.Module):
                 assert isinstance(block, LaudBottleneck)
                 yield block.name, block
 
+    def run_dense(self, names: Sequence[str]) -> None:
+        """Make blocks static: they compute everything, and their maskers are removed.
+
+        Raises:
+            UsageError: There is no block of a name.
+        """
+        blocks = dict(self.named_blocks())
+        for name in names:
+            if name not in blocks:
+                raise unknown_name("block", name, blocks)
+            block = blocks[name]
+            block.mode, block.granularity = "static", None
+            block.masker_spatial = block.masker_channel = None
+
     def forward_stem(self, x: Tensor) -> Tensor:
         """Return the input of the first block for images (N, 3, H, W)."""
         y: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(x))))

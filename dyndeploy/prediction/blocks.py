@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from dyndeploy.errors import UsageError
 from dyndeploy.network_spec import BlockSpec, MaskerSpec, NetworkSpec
 from dyndeploy.prediction.densities import dilated_density, union
 from dyndeploy.prediction.fixes import Fix
@@ -22,12 +25,62 @@ class Rates:
         channel: Active fraction of channel groups.
         conv1: Density of conv1 after the 3x3 dilation; ``None`` derives it from ``spatial``.
         conv2: Density of conv2; ``None`` means ``spatial``.
+        channel_slowest: Largest ``channel`` of the images of a batch; ``None`` expects it of independent masks.
     """
 
     spatial: float = 1.0
     channel: float = 1.0
     conv1: float | None = None
     conv2: float | None = None
+    channel_slowest: float | None = None
+
+
+def checked_rates(rate: float | Rates) -> Rates:
+    """Rates of one block; raises ``UsageError`` outside [0, 1]."""
+    rates = rate if isinstance(rate, Rates) else Rates(spatial=rate, channel=rate)
+    for value in (rates.spatial, rates.channel, rates.conv1, rates.conv2):
+        if value is not None and not _is_rate(value):
+            raise UsageError(f"An activation rate must be a number in [0, 1], not {value!r}.")
+    return rates
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and 0.0 <= float(value) <= 1.0
+
+
+@dataclass(frozen=True)
+class RateSamples:
+    """Rates image by image: what a data set did, not only its mean.
+
+    Attributes:
+        images: For each image, the rates of each block.
+    """
+
+    images: tuple[tuple[Rates, ...], ...]
+
+    def batches(self, size: int, count: int) -> list[tuple[Rates, ...]]:
+        """Rates of ``count`` runs of ``size`` images each, drawn with a fixed seed (all images in turn for size 1)."""
+        if size == 1:
+            return list(self.images[:: -(-len(self.images) // count)])
+        draws = np.random.default_rng(0).integers(len(self.images), size=(count, size))
+        return [tuple(map(_together, zip(*(self.images[i] for i in draw), strict=True))) for draw in draws]
+
+
+def _together(images: tuple[Rates, ...]) -> Rates:
+    """Rates of one block over the images of a batch."""
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if len(known) == len(values) else None
+
+    channels = [image.channel for image in images]
+    return Rates(
+        sum(image.spatial for image in images) / len(images),
+        sum(channels) / len(channels),
+        mean([image.conv1 for image in images]),
+        mean([image.conv2 for image in images]),
+        max(channels),
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -65,13 +66,25 @@ def dilated_density(
     """
     if rate in (0.0, 1.0) and stride <= kernel:
         return rate
+    patches, weight = _reached(in_size, out_size, mask_size, stride, kernel, dilation)
+    return float(((1.0 - (1.0 - rate) ** patches) * weight).sum() / (in_size[0] * in_size[1]))
+
+
+@functools.lru_cache(maxsize=1024)
+def _reached(
+    in_size: tuple[int, int],
+    out_size: tuple[int, int],
+    mask_size: tuple[int, int],
+    stride: int,
+    kernel: int,
+    dilation: int,
+) -> tuple[Array, Array]:
+    """How many patches reach a pixel, and how many pixels each of these counts has."""
     rows, columns = (
         np.unique(reach(o, i, stride, kernel, dilation, m), return_counts=True)
         for i, o, m in zip(in_size, out_size, mask_size, strict=True)
     )
-    patches = rows[0][:, None] * columns[0]
-    weight = rows[1][:, None] * columns[1]
-    return float(((1.0 - (1.0 - rate) ** patches) * weight).sum() / (in_size[0] * in_size[1]))
+    return rows[0][:, None] * columns[0], (rows[1][:, None] * columns[1]).astype(np.float64)
 
 
 class ExpectedBusiestTile:

@@ -1,4 +1,4 @@
-"""The latency predictor: networks, blocks and lists of operators on a device model."""
+"""The reference predictor (LAUDNet's, as published or repaired): networks, blocks and lists of operators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import BundleError, UsageError, unknown_name
 from dyndeploy.network_spec import BlockSpec, MaskerSpec, NetworkSpec, network_spec
-from dyndeploy.prediction.blocks import MODES, BlockPlan, Rates, block_operators, network_ends
+from dyndeploy.prediction.blocks import MODES, BlockPlan, Rates, block_operators, checked_rates, network_ends
 from dyndeploy.prediction.cost import CostModel
 from dyndeploy.prediction.densities import BusiestTile, ExpectedBusiestTile, SampledBusiestTile, union
 from dyndeploy.prediction.fixes import Fix, fixes_for
@@ -25,8 +25,8 @@ RateLike: TypeAlias = float | Rates | Sequence[float | Rates]
 
 _T = TypeVar("_T")
 
-_FOUR_STAGES = (4, 4, 2, 1)
-_CHANNELS_PER_GROUP = 2
+FOUR_STAGES = (4, 4, 2, 1)
+CHANNELS_PER_GROUP = 2
 
 
 class Predictor:
@@ -59,11 +59,12 @@ class Predictor:
         seed: int | None = None,
     ) -> None:
         self.device = load_device(device) if isinstance(device, str) else device
-        self.batch = self.device.laudnet.batch_size if batch is None else batch
+        parameters = self.device.reference()
+        self.batch = parameters.batch_size if batch is None else batch
         self.compat = compat
         self.seed = seed
         self.fixes = fixes_for(compat)
-        if not _is_size(self.batch):
+        if not is_size(self.batch):
             raise UsageError(f"The batch size must be a positive whole number, not {self.batch}.")
         self.batch = int(self.batch)
         if mem_concurrent is not None and mem_concurrent < 1:
@@ -72,9 +73,9 @@ class Predictor:
             raise UsageError("A seed replays the reference's random numbers: give it with compat='laudnet' only.")
         if seed is not None and not 0 <= seed < 2**32:
             raise UsageError(f"The seed must lie in [0, 2^32), not {seed}.")
-        self.mem_concurrent = mem_concurrent or self.device.laudnet.mem_concurrent_fp32
+        self.mem_concurrent = mem_concurrent or parameters.mem_concurrent_fp32
         busiest: BusiestTile = ExpectedBusiestTile() if seed is None else SampledBusiestTile(seed)
-        self._model = CostModel(self.device.laudnet, self.fixes, busiest, self.mem_concurrent)
+        self._model = CostModel(parameters, self.fixes, busiest, self.mem_concurrent)
         self._operators: dict[tuple[object, ...], OperatorPrediction] = {}
         self._plans: dict[BlockPlan, tuple[OperatorPrediction, ...]] = {}
 
@@ -84,7 +85,7 @@ class Predictor:
         *,
         mode: str | Sequence[str] = "static",
         granularity: int | Sequence[int] | None = None,
-        channel_granularity: int | Sequence[int] = _CHANNELS_PER_GROUP,
+        channel_granularity: int | Sequence[int] = CHANNELS_PER_GROUP,
         rate: RateLike = 0.5,
         input_size: tuple[int, int] | None = None,
         extra_operators: Iterable[Operator] = (),
@@ -117,14 +118,14 @@ class Predictor:
         else:
             spec = network_spec(network, None if input_size is None else (input_size[0], input_size[1]))
         stages = len(spec.stages)
-        modes = _modes(mode, stages)
+        modes = per_stage_modes(mode, stages)
         for name in modes:
             self._check_mode(name)
         if granularity is None:
-            granularity = _FOUR_STAGES if stages == len(_FOUR_STAGES) else 1
-        granularities = _sizes("granularity", granularity, stages)
-        channel_granularities = _sizes("channel_granularity", channel_granularity, stages)
-        rates = _rates(rate, len(spec.blocks))
+            granularity = FOUR_STAGES if stages == len(FOUR_STAGES) else 1
+        granularities = per_stage_sizes("granularity", granularity, stages)
+        channel_granularities = per_stage_sizes("channel_granularity", channel_granularity, stages)
+        rates = block_rates(rate, len(spec.blocks))
 
         parts = [
             self.predict_block(
@@ -192,7 +193,7 @@ class Predictor:
         self._check_mode(mode)
         if granularity < 1 or channel_granularity < 1:
             raise UsageError(f"Block '{block.name}': granularities must be positive.")
-        rates = _checked(rate)
+        rates = checked_rates(rate)
         plan = BlockPlan(
             dataclasses.replace(block, name=""),
             mode,
@@ -205,7 +206,7 @@ class Predictor:
         if operators is None:
             operators = tuple(self._price(operator) for operator in block_operators(plan, self.fixes))
             self._plans[plan] = operators
-        return BlockPrediction(block.name, mode, _stated(mode, rates), _sum(operators), operators)
+        return BlockPrediction(block.name, mode, stated_rates(mode, rates), _sum(operators), operators)
 
     def predict_operators(self, operators: Iterable[Operator], *, name: str = "operators") -> BlockPrediction:
         """Predict a list of operators, e.g. of a network that is no residual network.
@@ -266,7 +267,7 @@ def predict_network(
     *,
     mode: str | Sequence[str] = "static",
     granularity: int | Sequence[int] | None = None,
-    channel_granularity: int | Sequence[int] = _CHANNELS_PER_GROUP,
+    channel_granularity: int | Sequence[int] = CHANNELS_PER_GROUP,
     rate: RateLike = 0.5,
     device: str | Device,
     batch: int | None = None,
@@ -366,14 +367,16 @@ def predict_bundle(
     )
 
 
-def _modes(value: str | Sequence[str], stages: int) -> tuple[str, ...]:
+def per_stage_modes(value: str | Sequence[str], stages: int) -> tuple[str, ...]:
+    """Mode of each stage; raises ``UsageError`` for a list of the wrong length."""
     return _one_per_stage("mode", (value,) if isinstance(value, str) else tuple(value), stages)
 
 
-def _sizes(what: str, value: int | Sequence[int], stages: int) -> tuple[int, ...]:
+def per_stage_sizes(what: str, value: int | Sequence[int], stages: int) -> tuple[int, ...]:
+    """Size of each stage; raises ``UsageError`` for a list of the wrong length or a size below 1."""
     sizes = _one_per_stage(what, tuple(value) if isinstance(value, Sequence) else (value,), stages)
     for size in sizes:
-        if not _is_size(size):
+        if not is_size(size):
             raise UsageError(f"{what} must be positive whole numbers, not {size!r}.")
     return tuple(int(size) for size in sizes)
 
@@ -386,31 +389,22 @@ def _one_per_stage(what: str, values: tuple[_T, ...], stages: int) -> tuple[_T, 
     return values
 
 
-def _is_size(value: object) -> bool:
+def is_size(value: object) -> bool:
+    """Whether ``value`` is a whole number of at least 1."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= 1
 
 
-def _is_rate(value: object) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and 0.0 <= float(value) <= 1.0
-
-
-def _rates(rate: RateLike, blocks: int) -> list[Rates]:
+def block_rates(rate: RateLike, blocks: int) -> list[Rates]:
+    """Rates of each block; raises ``UsageError`` for a list of the wrong length or a rate outside [0, 1]."""
     if not isinstance(rate, Sequence):
-        return [_checked(rate)] * blocks
+        return [checked_rates(rate)] * blocks
     if len(rate) != blocks:
         raise UsageError(f"The list of rates has {len(rate)} entries, the network has {blocks} blocks.")
-    return [_checked(entry) for entry in rate]
+    return [checked_rates(entry) for entry in rate]
 
 
-def _checked(rate: float | Rates) -> Rates:
-    rates = rate if isinstance(rate, Rates) else Rates(spatial=rate, channel=rate)
-    for value in (rates.spatial, rates.channel, rates.conv1, rates.conv2):
-        if value is not None and not _is_rate(value):
-            raise UsageError(f"An activation rate must be a number in [0, 1], not {value!r}.")
-    return rates
-
-
-def _stated(mode: str, rates: Rates) -> dict[str, float]:
+def stated_rates(mode: str, rates: Rates) -> dict[str, float]:
+    """The rates that matter in a mode, by mask."""
     stated: dict[str, float] = {}
     if mode in ("spatial", "both", "layer"):
         stated["spatial"] = float(rates.spatial)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from dyndeploy.errors import InputError
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class OperatorPrediction:
         memory_ms: Part of it spent moving data.
         launch_ms: Part of it spent launching.
         macs: Executed multiply-accumulates per image; ``None`` if unknown.
+        interval_ms: 90 % interval of the latency; ``None`` where the predictor gives none.
     """
 
     name: str
@@ -32,6 +33,7 @@ class OperatorPrediction:
     memory_ms: float | None
     launch_ms: float | None
     macs: float | None
+    interval_ms: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class BlockPrediction:
         rates: Activation rates by mask: ``spatial``, ``channel``, and ``conv1``, ``conv2`` if given.
         latency_ms: Sum over the known operators, milliseconds per image.
         operators: The operators in execution order.
+        interval_ms: 90 % interval of the latency; ``None`` where the predictor gives none.
     """
 
     name: str
@@ -51,6 +54,7 @@ class BlockPrediction:
     rates: dict[str, float]
     latency_ms: float
     operators: tuple[OperatorPrediction, ...]
+    interval_ms: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,16 @@ class Coverage:
         by_count: Fraction of operators that are known.
         by_flops: Fraction of FLOPs in known operators; ``None`` when an unknown operator did not state its own.
         operators: Number of operators.
-        unknown: ``"block.operator (kind)"`` of each operator without a latency.
+        unknown: ``"block.operator (kind)"`` of each operator that the predictor does not know. The reference gives
+            it no latency; the kernel predictor prices it by its bytes, with a wide interval.
+        by_time: Fraction of the predicted latency in known operators; ``None`` where unknown ones have no latency.
     """
 
     by_count: float
     by_flops: float | None
     operators: int
     unknown: tuple[str, ...]
+    by_time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,14 +90,19 @@ class Prediction:
         batch: Images per batch.
         input_size: (height, width).
         compat: ``"laudnet"`` (the reference with its quirks) or ``None``.
-        fixes: Names of the repairs in force.
-        mem_concurrent: Floats per memory sector.
+        fixes: Names of the repairs of the reference in force.
+        mem_concurrent: Floats per memory sector of the reference; ``None`` for the kernel predictor.
         seed: Seed of the sampled channel densities; ``None`` when they are expectations.
         latency_ms: Milliseconds per image, unknown operators left out (see ``coverage``).
         latency_batch_ms: Milliseconds per batch.
         blocks: The parts, in execution order; their latencies add up to ``latency_ms``.
         coverage: What the figure leaves out.
         kind: Always ``"predicted"``.
+        predictor: ``"kernels"`` or ``"reference"``.
+        precision: Of activations and weights.
+        runtime: Whose fusions and launches are assumed; ``None`` for the reference, which knows none.
+        interval_ms: 90 % interval of ``latency_ms``; ``None`` for the reference.
+        basis: What the device model rests on.
     """
 
     network: str
@@ -102,13 +114,18 @@ class Prediction:
     input_size: tuple[int, int]
     compat: str | None
     fixes: tuple[str, ...]
-    mem_concurrent: int
+    mem_concurrent: int | None
     seed: int | None
     latency_ms: float
     latency_batch_ms: float
     blocks: tuple[BlockPrediction, ...]
     coverage: Coverage
     kind: str = "predicted"
+    predictor: str = "reference"
+    precision: str = "fp32"
+    runtime: str | None = None
+    interval_ms: tuple[float, float] | None = None
+    basis: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object; :meth:`from_json` reads it back."""
@@ -131,9 +148,17 @@ class Prediction:
             values = {key: item for key, item in value.items() if key != "schema"}
             lists = ("mode", "granularity", "channel_granularity", "input_size", "fixes")
             values.update({key: tuple(values[key]) for key in lists})
+            values["interval_ms"] = _interval(values["interval_ms"])
             values["blocks"] = tuple(
                 BlockPrediction(
-                    **{**block, "operators": tuple(OperatorPrediction(**item) for item in block["operators"])}
+                    **{
+                        **block,
+                        "interval_ms": _interval(block["interval_ms"]),
+                        "operators": tuple(
+                            OperatorPrediction(**{**item, "interval_ms": _interval(item["interval_ms"])})
+                            for item in block["operators"]
+                        ),
+                    }
                 )
                 for block in value["blocks"]
             )
@@ -142,3 +167,7 @@ class Prediction:
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"The prediction is incomplete: {error!r}.") from error
+
+
+def _interval(value: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if value is None else (float(value[0]), float(value[1]))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import onnx
 
 from dyndeploy.ops import DOMAIN
-from dyndeploy.profiling.macs import group_of
+from dyndeploy.ops.graph import group_of
 from dyndeploy.runtimes import NodeTime
 
 UNMAPPED = "other"

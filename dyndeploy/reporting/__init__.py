@@ -3,6 +3,8 @@
 from dyndeploy.reporting.comparison import (
     BlockComparison,
     Comparison,
+    KindError,
+    PartError,
     PredictedSweep,
     RateComparison,
     compare_profile,
@@ -17,6 +19,8 @@ __all__ = [
     "BlockComparison",
     "Comparison",
     "GalleryItem",
+    "KindError",
+    "PartError",
     "PredictedSweep",
     "RateComparison",
     "ReportExtras",

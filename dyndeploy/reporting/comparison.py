@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dyndeploy.errors import DyndeployError, InputError
-from dyndeploy.prediction import BlockPrediction, Coverage, NetworkSpec, Prediction, Predictor, Rates
+from dyndeploy.prediction import BlockPrediction, Configuration, Coverage, Estimator, NetworkSpec, Prediction, Rates
 from dyndeploy.profiling import BlockTimes, Profile, RateResult
 
 _KINDS = {"spatial": "spatial", "layer": "spatial", "channel": "channel"}
@@ -48,10 +48,10 @@ def predict_profile(profile: Profile, device: str) -> PredictedSweep:
         device: Name of a device model.
 
     Raises:
-        UsageError: Unknown device.
+        UsageError: Unknown device, or this machine is not calibrated.
         InputError: The profile's description of the network is not usable.
     """
-    predictor = Predictor(device, batch=profile.batch)
+    estimator = Estimator(device, batch=profile.batch, threads=profile.threads)
     bundle = profile.bundle
     try:
         spec = NetworkSpec.from_json(bundle["network_spec"])
@@ -69,18 +69,12 @@ def predict_profile(profile: Profile, device: str) -> PredictedSweep:
         return [Rates(**given.get(block.name, {})) for block in spec.blocks]
 
     def predict(result: RateResult) -> Prediction:
-        return predictor.predict_network(
-            spec,
-            mode=modes,
-            granularity=granularity,
-            channel_granularity=channel_granularity,
-            rate=rates(result),
-        )
+        return estimator.predict(spec, Configuration(modes, granularity, channel_granularity, rates(result)))
 
     try:
         return PredictedSweep(
-            device=predictor.device.name,
-            static=predictor.predict_network(spec, mode="static"),
+            device=estimator.device.name,
+            static=estimator.predict(spec, Configuration("static")),
             rates=tuple(predict(result) for result in profile.rates),
             data=predict(profile.data),
         )
@@ -137,6 +131,51 @@ class RateComparison:
 
 
 @dataclass(frozen=True)
+class PartError:
+    """One part of one network in ms per image: what was measured and what was predicted for the same device.
+
+    Attributes:
+        part: Block, or ``"stem"`` or ``"head"``.
+        network: ``"static"`` (the twin), or the rate with who decided it.
+        kind: Kind of kernels that most of the predicted time is spent in.
+        measured_ms: On the machine.
+        predicted_ms: On the device model.
+        inside: Whether the measured time lies in the predicted 90 % interval; None where there is none.
+    """
+
+    part: str
+    network: str
+    kind: str
+    measured_ms: float
+    predicted_ms: float
+    inside: bool | None
+
+    @property
+    def error(self) -> float:
+        """Relative to the measured time."""
+        return self.predicted_ms / self.measured_ms - 1.0
+
+
+@dataclass(frozen=True)
+class KindError:
+    """Errors of all parts that are mostly one kind of kernels.
+
+    Attributes:
+        kind: Of kernels.
+        parts: How many parts.
+        mape: Mean absolute relative error.
+        bias: Mean relative error: above 0 where too slow is predicted.
+        within_10: Share of parts within 10 %.
+    """
+
+    kind: str
+    parts: int
+    mape: float
+    bias: float
+    within_10: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A profile against the predictions for one device model.
 
@@ -155,6 +194,7 @@ class Comparison:
         block_share_spearman: Rank correlation of the blocks' shares of the time, over all blocks and rates.
         latency_mape: Mean absolute error of predicted latencies (static twin and all rates), relative to the measured
             ones; None where the devices differ.
+        parts: Every part of the static twin and of every rate; empty where the devices differ.
     """
 
     profiled_device: str
@@ -170,6 +210,26 @@ class Comparison:
     block_speedup_spearman: float | None
     block_share_spearman: float | None
     latency_mape: float | None
+    parts: tuple[PartError, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[KindError, ...]:
+        """Errors by kind of kernels, the most time first."""
+        kinds: dict[str, list[PartError]] = {}
+        for part in self.parts:
+            kinds.setdefault(part.kind, []).append(part)
+        found = [_kind_error(kind, parts) for kind, parts in kinds.items()]
+        return tuple(sorted(found, key=lambda entry: -sum(part.measured_ms for part in kinds[entry.kind])))
+
+    @property
+    def worst(self) -> tuple[PartError, ...]:
+        """The ten parts with the largest relative errors, largest first."""
+        return tuple(sorted(self.parts, key=lambda part: -abs(part.error))[:10])
+
+    @property
+    def headline_error(self) -> float:
+        """What a limit applies to: the error of latencies, or of speed-ups where the devices differ."""
+        return self.speedup_mape if self.latency_mape is None else self.latency_mape
 
     @property
     def basis(self) -> str:
@@ -202,6 +262,9 @@ class Comparison:
             "block_speedup_spearman": self.block_speedup_spearman,
             "block_share_spearman": self.block_share_spearman,
             "latency_mape": self.latency_mape,
+            "kinds": [vars(entry) for entry in self.kinds],
+            "worst": [{**vars(part), "error": part.error} for part in self.worst],
+            "parts": [{**vars(part), "error": part.error} for part in self.parts],
             "rates": [{**vars(entry), "blocks": [dict(vars(block)) for block in entry.blocks]} for entry in self.rates],
         }
 
@@ -247,6 +310,45 @@ def compare_profile(profile: Profile, prediction: PredictedSweep) -> Comparison:
         block_speedup_spearman=spearman(speedups),
         block_share_spearman=spearman([(block.measured_share, block.predicted_share) for block in blocks]),
         latency_mape=_mape(latencies) if same else None,
+        parts=tuple(_part_errors(profile, prediction)) if same else (),
+    )
+
+
+def _part_errors(profile: Profile, prediction: PredictedSweep) -> Iterator[PartError]:
+    """Every part that the machine timed and the device model knows: of the static twin once, of every rate."""
+    twins = {part.name: part for part in prediction.static.blocks}
+    for part in (*profile.data.blocks, *profile.data.rest):
+        if part.name in twins:
+            yield from _part_error("static", part.static_ms / profile.batch, twins[part.name])
+    for result, predicted in zip((*profile.rates, profile.data), (*prediction.rates, prediction.data), strict=True):
+        known = {part.name: part for part in predicted.blocks}
+        for part in (*result.blocks, *result.rest):
+            if part.name in known:
+                network = f"{result.rate:.3g} ({result.masks})"
+                yield from _part_error(network, part.dynamic_ms / profile.batch, known[part.name])
+
+
+def _part_error(network: str, measured_ms: float, predicted: BlockPrediction) -> Iterator[PartError]:
+    if measured_ms <= 0:
+        return  # The runtime fused the part away.
+    kinds: dict[str, float] = {}
+    for operator in predicted.operators:
+        kinds[operator.kind] = kinds.get(operator.kind, 0.0) + (operator.latency_ms or 0.0)
+    interval = predicted.interval_ms
+    yield PartError(
+        part=predicted.name,
+        network=network,
+        kind=max(kinds, key=lambda kind: kinds[kind]),
+        measured_ms=measured_ms,
+        predicted_ms=predicted.latency_ms,
+        inside=None if interval is None else interval[0] <= measured_ms <= interval[1],
+    )
+
+
+def _kind_error(kind: str, parts: Sequence[PartError]) -> KindError:
+    errors = np.array([part.error for part in parts])
+    return KindError(
+        kind, len(parts), float(np.abs(errors).mean()), float(errors.mean()), float((np.abs(errors) <= 0.1).mean())
     )
 
 

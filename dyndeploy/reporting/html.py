@@ -12,7 +12,7 @@ from dyndeploy.profiling import BlockTimes, Profile, RateResult
 from dyndeploy.reporting.comparison import Comparison, PredictedSweep, RateComparison, compare_profile
 from dyndeploy.reporting.gallery import GalleryItem, data_uri
 from dyndeploy.reporting.page import Rows, machine_rows, ms, render_page, version_rows
-from dyndeploy.reporting.svg import Bars, Line, bar_chart, line_chart
+from dyndeploy.reporting.svg import Bars, Line, bar_chart, line_chart, ticks
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def render_report(
         comparisons=comparisons,
         speedup_chart=_speedup_chart(profile, comparisons) if comparisons else "",
         block_comparisons=[_block_speedup_chart(index, entry) for index, entry in enumerate(comparisons)],
+        scatters={entry.predicted_device: _scatter(entry) for entry in comparisons if entry.parts},
         gallery=[(data_uri(item.image), data_uri(item.overlay), item.caption) for item in extras.gallery],
     )
 
@@ -237,3 +238,24 @@ def _block_speedup_chart(index: int, comparison: Comparison) -> tuple[Comparison
         reference=1.0,
     )
     return comparison, rate, chart
+
+
+def _scatter(comparison: Comparison) -> str:
+    """Measured against predicted times of all parts, with the band of 10 %."""
+    points = [(part.measured_ms, part.predicted_ms) for part in comparison.parts]
+    high = ticks(max(measured for measured, _ in points))[-1]
+    inside = sum(abs(part.error) <= 0.1 for part in comparison.parts)
+    lines = [
+        Line("10 % above", "ideal", [(0.0, 0.0), (high, 1.1 * high)], markers=False),
+        Line("10 % below", "ideal", [(0.0, 0.0), (high, 0.9 * high)], markers=False),
+        Line("a part of a network", "predicted p0", points, connect=False),
+    ]
+    return line_chart(
+        lines,
+        identifier=f"scatter-{comparison.predicted_device}",
+        title=f"Time of every part, measured and predicted for {comparison.predicted_device}",
+        description=f"{inside} of {len(points)} parts lie within 10 %. The tables have the worst.",
+        x_label="measured, ms per image",
+        y_label="predicted, ms per image",
+        x_high=high,
+    )

@@ -1,8 +1,9 @@
 """Devices as data: one TOML file each in ``devices/``, read into typed records.
 
-A file has two tables. ``[laudnet]`` holds the ten parameters of the LAUDNet reference predictor for the device;
-``[hardware]`` holds what the silicon really is. They differ (the reference gives the V100 700 GB/s, the board has
-898), and both carry their source. What no source states is absent, never guessed.
+A file has up to three tables. ``[hardware]`` holds what the silicon is; ``[model]`` what the predictor assumes of the
+software on it, with the constants that were fitted to published latencies; ``[laudnet]`` the ten parameters of the
+LAUDNet reference predictor, where it knows the device. They differ (the reference gives the V100 700 GB/s, the board
+has 898), and all carry their source. What no source states is absent, never guessed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dyndeploy.errors import InputError, unknown_name
+from dyndeploy.errors import InputError, UsageError, unknown_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -63,7 +64,8 @@ class PredictorParameters:
 class Hardware:
     """What the device really is. ``None`` means that no source was found.
 
-    Rates are peak values: ``fp16_tflops`` is the vector rate, ``fp16_tensor_tflops`` the dense tensor-core rate.
+    Rates are peak values: ``fp16_tflops`` is the vector rate, ``fp16_tensor_tflops`` and ``int8_tensor_tops`` are the
+    dense tensor-core rates. ``derived`` says which values follow from others, and how.
     """
 
     source: str
@@ -79,6 +81,34 @@ class Hardware:
     l2_mb: float | None = None
     l2_gb_per_s: float | None = None
     shared_memory_per_sm_kb: float | None = None
+    tensor_cores: int | None = None
+    int8_tensor_tops: float | None = None
+    derived: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelConstants:
+    """What the predictor assumes of the software on a device.
+
+    Attributes:
+        source: Where the numbers come from; for fitted ones, what they were fitted to.
+        runtime: Whose fusions are assumed for static networks: ``"tensorrt"``, ``"pytorch"`` or ``"onnxruntime"``.
+        batch: Images per run unless the user says otherwise.
+        compute_efficiency: Achieved over peak arithmetic rate in a kernel that fills the device.
+        memory_efficiency: Achieved over peak DRAM bandwidth.
+        launch_us: Gap between one kernel and the next.
+        group_launch_us: Further cost of each group of a grouped convolution, where the runtime runs groups one by one.
+        fitted: Names of the constants (two at most) that were fitted to measurements.
+    """
+
+    source: str
+    runtime: str
+    batch: int = 1
+    compute_efficiency: float | None = None
+    memory_efficiency: float | None = None
+    launch_us: float | None = None
+    group_launch_us: float = 0.0
+    fitted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,15 +119,32 @@ class Device:
         name: Canonical name, also the name of its TOML file.
         title: Full product name.
         aliases: Other accepted names.
-        laudnet: Parameters of the latency predictor.
         hardware: Real figures of the silicon.
+        model: Assumptions about its software.
+        laudnet: Parameters of the LAUDNet reference predictor; None where it does not know the device.
     """
 
     name: str
     title: str
     aliases: tuple[str, ...]
-    laudnet: PredictorParameters
     hardware: Hardware
+    model: ModelConstants
+    laudnet: PredictorParameters | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is the machine itself, of which nothing is known before it was calibrated."""
+        return self.hardware.sms is None
+
+    def reference(self) -> PredictorParameters:
+        """Parameters of the reference predictor; raises ``UsageError`` where it does not know the device."""
+        if self.laudnet is None:
+            known = ", ".join(name for name in device_names() if load_device(name).laudnet is not None)
+            raise UsageError(
+                f"The reference predictor knows nothing of {self.name}, only {known}. Predict without "
+                "'--predictor reference'."
+            )
+        return self.laudnet
 
 
 def _table(cls: type[Any], values: dict[str, Any], where: str) -> Any:
@@ -124,18 +171,22 @@ def read_device(path: str | Path) -> Device:
         raise InputError(f"Cannot read the device file {source}: {error.strerror or error}.") from error
     except ValueError as error:
         raise InputError(f"The device file {source} is not valid TOML: {error}.") from error
-    for key in ("name", "title", "laudnet", "hardware"):
+    for key in ("name", "title", "hardware", "model"):
         if key not in data:
             raise InputError(f"The device file {source} has no '{key}'.")
-    for key, value in data["laudnet"].items():
-        if key != "source" and (not isinstance(value, (int, float)) or value <= 0):
-            raise InputError(f"[laudnet] of {source.name}: {key} must be positive, not {value!r}.")
+    for table in ("laudnet", "hardware", "model"):
+        for key, value in data.get(table, {}).items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
+                raise InputError(f"[{table}] of {source.name}: {key} must be positive, not {value!r}.")
+    model = {**data["model"], "fitted": tuple(data["model"].get("fitted", ()))}
+    laudnet = data.get("laudnet")
     return Device(
         name=str(data["name"]),
         title=str(data["title"]),
         aliases=tuple(data.get("aliases", ())),
-        laudnet=_table(PredictorParameters, data["laudnet"], f"[laudnet] of {source.name}"),
         hardware=_table(Hardware, data["hardware"], f"[hardware] of {source.name}"),
+        model=_table(ModelConstants, model, f"[model] of {source.name}"),
+        laudnet=None if laudnet is None else _table(PredictorParameters, laudnet, f"[laudnet] of {source.name}"),
     )
 
 

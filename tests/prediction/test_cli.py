@@ -11,6 +11,7 @@ from dyndeploy.cli.predict import predict
 from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.nets import model_names
 from dyndeploy.prediction import NetworkSpec, network_spec, predict_bundle, predict_network
+from dyndeploy.targets import device_names
 from tests.bundles import tiny_bundle
 
 
@@ -42,7 +43,8 @@ def test_static_and_defaults():
     value = _json("resnet50", "--mode", "static", "--device", "tx2", "--compat", "laudnet")
     assert value["latency_ms"] == pytest.approx(17.225749684687174, rel=1e-9)
     assert value["batch"] == 1
-    assert _json("resnet50", "--device", "tx2")["mode"] == ["static"] * 4
+    assert _json("resnet50", "--device", "tx2", "--predictor", "reference")["mode"] == ["static"] * 4
+    assert _json("resnet50", "--device", "tx2")["predictor"] == "kernels"
 
 
 def test_options_reach_the_predictor():
@@ -79,12 +81,13 @@ def _changed(bundle, **changes):
 
 def test_bundle_is_read_and_the_command_line_wins(tmp_path):
     bundle = tiny_bundle(tmp_path / "b", mode="both", batch=2)
-    value = _json(str(bundle.path), "--device", "tx2")
+    of_reference = ("--device", "tx2", "--predictor", "reference")
+    value = _json(str(bundle.path), *of_reference)
     assert (value["network"], value["input_size"], value["batch"]) == ("tiny", [16, 16], 2)
     assert (value["mode"], value["granularity"], value["channel_granularity"]) == (["both"] * 2, [2, 2], [2, 2])
     assert value == json.loads(json.dumps(predict_bundle(bundle, device="tx2").to_json()))
     options = ("--mode", "layer-static", "--batch", "3", "--granularity", "4", "--channel-granularity", "1-2")
-    value = _json(str(bundle.path), "--device", "tx2", *options, "--input-size", "16x16")
+    value = _json(str(bundle.path), *of_reference, *options, "--input-size", "16x16")
     assert (value["batch"], value["mode"]) == (3, ["layer", "static"])
     assert (value["granularity"], value["channel_granularity"]) == ([4, 4], [1, 2])
 
@@ -105,11 +108,12 @@ def test_predict_bundle_uses_what_the_exporter_described(tmp_path):
 
 def test_bad_bundles(tmp_path):
     bundle = tiny_bundle(tmp_path / "a")
-    result = _invoke(str(bundle.path), "--device", "tx2", "--input-size", "224x224")
+    of_reference = ("--device", "tx2", "--predictor", "reference")
+    result = _invoke(str(bundle.path), *of_reference, "--input-size", "224x224")
     assert isinstance(result.exception, UsageError)
     assert "exported for 16x16" in str(result.exception)
     for damage in ({}, {"blocks": 3}, {**bundle.manifest.network_spec, "classes": -1}):
-        result = _invoke(_changed(bundle, network_spec=damage), "--device", "tx2")
+        result = _invoke(_changed(bundle, network_spec=damage), *of_reference)
         assert isinstance(result.exception, BundleError)
         assert "does not describe its network" in str(result.exception)
     (bundle.path / MANIFEST).write_text("{")
@@ -154,4 +158,42 @@ def test_bad_values(arguments, message):
     result = _invoke(*arguments)
     assert isinstance(result.exception, UsageError)
     assert result.exception.exit_code == 2
+    assert message in str(result.exception)
+
+
+@pytest.mark.parametrize("device", [name for name in device_names() if name != "cpu"])
+def test_every_device_predicts_static_networks_by_name(device):
+    for name, precision in (("resnet18", "fp32"), ("regnet_y_400mf", "fp16")):
+        value = _json(name, "--device", device, "--precision", precision, "--batch", "2")
+        low, high = value["interval_ms"]
+        assert 0 < low < value["latency_ms"] < high
+        assert value["latency_batch_ms"] == pytest.approx(2 * value["latency_ms"])
+        assert value["coverage"]["by_time"] == 1.0 and value["coverage"]["unknown"] == []
+        assert sum(block["latency_ms"] for block in value["blocks"]) == pytest.approx(value["latency_ms"])
+        assert (value["device"], value["precision"], value["batch"]) == (device, precision, 2)
+
+
+def test_an_onnx_file_and_its_table(tmp_path):
+    bundle = tiny_bundle(tmp_path / "b", mode="spatial")
+    value = _json(str(bundle.model), "--device", "agx_orin", "--precision", "int8", "--rate", "0.25")
+    assert [block["mode"] for block in value["blocks"]] == ["static", "spatial", "spatial", "static"]
+    assert value["blocks"][1]["rates"] == {"spatial": 0.25}
+    text = _invoke(str(bundle.model), "--device", "agx_orin").stdout
+    assert "90 % interval" in text and "100% of the time in known operators" in text and "nothing fitted" in text
+    text = _invoke("resnet50", "--device", "tx2", "--predictor", "reference").stdout
+    assert "compute" in text and "faults repaired" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--predictor", "kernel"), "Did you mean 'kernels'"),
+        (("--predictor", "kernels", "--compat", "laudnet"), "--compat: only the reference predictor has that"),
+        (("--compat", "laudnet", "--precision", "fp16"), "knows FP32 and no runtime"),
+        (("--runtime", "tensort"), "Did you mean 'tensorrt'"),
+    ],
+)
+def test_options_that_do_not_fit_together(arguments, message):
+    result = _invoke("resnet50", "--device", "tx2", *arguments)
+    assert isinstance(result.exception, UsageError)
     assert message in str(result.exception)

@@ -6,8 +6,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from dyndeploy.errors import BundleError, UsageError
+from dyndeploy.ops.graph import group_of
 from dyndeploy.profiling.forced import forced_masks
-from dyndeploy.profiling.macs import MacCounter, group_of
+from dyndeploy.profiling.macs import MacCounter
 from tests.bundles import BLOCK_MACS, HEAD_MACS, MODES, STATIC_MACS, STEM_MACS, tiny_models
 
 MASKERS = {  # MACs of the maskers of the two blocks

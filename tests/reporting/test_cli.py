@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dyndeploy.cli import run
+from dyndeploy.prediction import known_devices
 from dyndeploy.profiling import Profile
-from dyndeploy.targets import device_names
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_all_devices_by_default(saved: Path, tmp_path: Path, capsys: pytest.Capt
     out, err = capsys.readouterr()
     assert err == ""
     assert report.read_text().startswith("<!DOCTYPE html>")
-    for name in device_names():
+    for name in known_devices():
         assert name in out
         assert f"{name}, predicted" in report.read_text()
     assert "not comparable" in out
@@ -42,6 +42,29 @@ def test_one_device_as_json(saved: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert [entry["masks"] for entry in comparison["rates"]] == ["forced"] * 3 + ["data"]
     assert {"measured_speedup", "predicted_speedup"} <= set(comparison["rates"][0]["blocks"][0])
     assert report.is_file()
+
+
+def test_a_limit_for_the_error(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "report.html"
+    call = ["compare", str(saved), "-o", str(report), "--predict-device", "nano"]
+    assert run([*call, "--json", "--fail-above", "1e9"]) == 0
+    error = 100 * json.loads(capsys.readouterr().out)["comparisons"][0]["speedup_mape"]
+    assert run([*call, "--fail-above", str(0.9 * error)]) == 1
+    assert f"off by {error:.1f}% on average" in capsys.readouterr().err
+    assert run([*call, "--fail-above", str(1.1 * error)]) == 0
+    assert run([*call, "--fail-above", "-1"]) == 2
+    assert report.is_file()
+
+
+def test_the_same_device_gets_a_scatter(profile: Profile, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, report = tmp_path / "nano.json", tmp_path / "report.html"
+    path.write_text(json.dumps({**profile.to_json(), "device": "nano"}))
+    assert run(["compare", str(path), "-o", str(report), "--predict-device", "nano"]) == 0
+    out = capsys.readouterr().out
+    assert "nano: the worst parts" in out and "spatial_bottleneck" in out
+    page = report.read_text()
+    assert "Time of every part, measured and predicted for nano" in page and "10 % above" in page
+    assert '<th scope="row">spatial_bottleneck</th>' in page
 
 
 def test_failures(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from dyndeploy.errors import InputError, OutputError, UsageError
+from dyndeploy.prediction import known_devices
 from dyndeploy.profiling import Profile
 from dyndeploy.reporting import GalleryItem, ReportExtras, mask_overlay, predict_profile, render_report, write_report
-from dyndeploy.targets import device_names
 
 PHONE = (390, 844)
 
@@ -42,7 +42,7 @@ def page(profile: Profile) -> str:
         gallery=gallery(),
         notes=["A note with <b>markup</b> that is text."],
     )
-    return render_report(profile, [predict_profile(profile, name) for name in device_names()], extras)
+    return render_report(profile, [predict_profile(profile, name) for name in known_devices()], extras)
 
 
 class _Checker(HTMLParser):
@@ -78,7 +78,7 @@ def test_the_page_is_well_formed_and_accessible(page: str) -> None:
     identifiers = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(identifiers) == len(set(identifiers))
     charts = [attributes for tag, attributes in tags if tag == "svg"]
-    assert len(charts) == 4 + len(device_names())
+    assert len(charts) == 4 + len(known_devices())
     for chart in charts:
         assert chart["role"] == "img"
         assert set((chart["aria-labelledby"] or "").split()) <= set(identifiers)

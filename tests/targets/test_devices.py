@@ -15,8 +15,29 @@ _REFERENCE = {
 }
 
 
-def test_all_reference_devices_exist():
-    assert device_names() == sorted(_REFERENCE)
+_NAMES = (
+    "nano", "tx2", "xavier_nx", "agx_xavier", "orin_nano", "orin_nx", "agx_orin", "thor", "v100", "a100", "h100",
+    "h200", "rtx3060", "rtx3090", "rtx4090", "rtx5090", "cpu",
+)  # fmt: skip
+
+
+def test_all_devices_exist():
+    assert device_names() == sorted(_NAMES)
+    assert {name for name in _NAMES if load_device(name).laudnet is not None} == set(_REFERENCE)
+    with pytest.raises(UsageError, match="knows nothing of h100, only nano, rtx3060"):
+        load_device("h100").reference()
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_every_figure_has_a_source_and_at_most_two_constants_are_fitted(name):
+    device = load_device(name)
+    assert device.hardware.source and device.model.source
+    assert device.is_local == (name == "cpu")
+    assert len(device.model.fitted) <= 2
+    for constant in device.model.fitted:
+        assert getattr(device.model, constant) > 0 and constant in device.model.source
+    for efficiency in (device.model.compute_efficiency, device.model.memory_efficiency):
+        assert efficiency is None or 0 < efficiency <= 1
 
 
 @pytest.mark.parametrize("name", sorted(_REFERENCE))
@@ -35,9 +56,26 @@ def test_parameters_are_those_of_the_reference(name):
 def test_hardware_figures_are_consistent():
     for name in device_names():
         hardware = load_device(name).hardware
-        lanes = hardware.sms * hardware.fp32_lanes_per_sm
-        assert 2e-6 * lanes * hardware.boost_mhz == pytest.approx(hardware.fp32_tflops, rel=2e-3)
-    assert load_device("v100").hardware.int8 is None  # No source found.
+        if name == "cpu":
+            continue
+        if hardware.boost_mhz is not None:
+            lanes = hardware.sms * hardware.fp32_lanes_per_sm
+            assert 2e-6 * lanes * hardware.boost_mhz == pytest.approx(hardware.fp32_tflops, rel=3e-3)
+        assert hardware.fp16_tflops >= hardware.fp32_tflops
+    # Volta has one tensor rate for each multiprocessor, Orin one for each tensor core.
+    v100, xavier = load_device("v100").hardware, load_device("agx_xavier").hardware
+    assert xavier.fp16_tensor_tflops / xavier.sms / xavier.boost_mhz == pytest.approx(
+        v100.fp16_tensor_tflops / v100.sms / v100.boost_mhz, rel=5e-3
+    )
+    for name in ("orin_nano", "orin_nx"):
+        orin, agx = load_device(name).hardware, load_device("agx_orin").hardware
+        assert orin.int8_tensor_tops == pytest.approx(2 * orin.fp16_tensor_tflops, rel=5e-3)
+        assert orin.int8_tensor_tops / orin.tensor_cores / orin.boost_mhz == pytest.approx(
+            agx.int8_tensor_tops / agx.tensor_cores / agx.boost_mhz, rel=5e-3
+        )
+    # No source found.
+    assert load_device("v100").hardware.int8 is None
+    assert load_device("thor").hardware.boost_mhz is None and load_device("thor").hardware.fp16_tensor_tflops is None
     assert load_device("nano").hardware.int8 is False
 
 
@@ -53,7 +91,8 @@ def test_unknown_device_suggests_the_nearest():
 
 
 def test_own_device_file(tmp_path):
-    text = 'name = "mine"\ntitle = "Mine"\n[laudnet]\nsource = "me"\nn_pes = 4\npe_fp32s = 64\nfrequency_hz = 1e9\n'
+    text = 'name = "mine"\ntitle = "Mine"\n[model]\nsource = "me"\nruntime = "tensorrt"\n'
+    text += '[laudnet]\nsource = "me"\nn_pes = 4\npe_fp32s = 64\nfrequency_hz = 1e9\n'
     rest = "mem_bandwidth_bytes_per_s = 5e10\nl2_speed_frac = 4\nfp32_cycles = 4\nmem_concurrent_fp32 = 8\n"
     rest += 'memory_efficiency = 0.9\nlaunch_time_s = 8e-6\nbatch_size = 1\n[hardware]\nsource = "none"\n'
     path = tmp_path / "mine.toml"

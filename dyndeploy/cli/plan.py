@@ -1,0 +1,95 @@
+"""``dyndeploy plan``: which stages to make dynamic, and how, on a calibrated device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dyndeploy.cli._arguments import per_stage_numbers, print_json, print_table, size
+from dyndeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from dyndeploy.planning import Plan
+
+
+def plan(
+    network: Annotated[str, typer.Argument(metavar="MODEL", help="Registered network; see 'dyndeploy models'.")],
+    device: Annotated[str, typer.Option(help="A calibrated device; see 'dyndeploy calibrate-device'.")] = "cpu",
+    budget_ms: Annotated[
+        float | None, typer.Option(help="Most milliseconds per image; computes as much as fits. [default: fastest]")
+    ] = None,
+    rate: Annotated[float, typer.Option(help="Activation rate that every mask will have.")] = 0.5,
+    modes: Annotated[
+        str, typer.Option(help="Modes to choose from, separated by commas: spatial, channel, layer, both, static.")
+    ] = "spatial,channel,layer,both,static",
+    granularities: Annotated[str, typer.Option(help="Patch sides to choose from, e.g. 1-2-4.")] = "1-2-4-7-8",
+    channel_granularities: Annotated[str, typer.Option(help="Channels per group to choose from.")] = "1-2-4",
+    uniform_mode: Annotated[bool, typer.Option("--uniform-mode", help="One mode for all dynamic stages.")] = False,
+    input_size: Annotated[str | None, typer.Option(metavar="HxW", help="Image size. [default: the network's]")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads. [default: the fastest of those calibrated]")] = None,
+    calibration: Annotated[
+        list[Path] | None, typer.Option(help="Calibration file; may be repeated. [default: those of the device]")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the plan for 'export --plan'.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the plan and the front to stdout as JSON.")] = False,
+) -> None:
+    """Choose per stage mode and granularity, per block dynamic or dense, and threads, for the lowest latency."""
+    from dyndeploy.files import write_json
+    from dyndeploy.network_spec import network_spec
+    from dyndeploy.planning import PlanSettings, plan_network
+    from dyndeploy.planning.sources import calibrated_prices, recipe_accuracy
+
+    settings = PlanSettings(
+        rate=rate,
+        modes=tuple(modes.split(",")),
+        granularities=per_stage_numbers("--granularities", granularities),
+        channel_granularities=per_stage_numbers("--channel-granularities", channel_granularities),
+        uniform_mode=uniform_mode,
+    )
+    spec = network_spec(network, None if input_size is None else size("--input-size", input_size))
+    prices, warnings = calibrated_prices(device, threads, calibration or ())
+    if threads is not None and threads not in prices:
+        raise UsageError(
+            f"'{device}' is not calibrated with {threads} threads, but with {', '.join(map(str, prices))}."
+        )
+    for warning in warnings:
+        typer.echo(f"Note: {warning}", err=True)
+    chosen, front = plan_network(spec, prices, settings, device=device, budget_ms=budget_ms, accuracies=recipe_accuracy)
+    if output is not None:
+        write_json(output, chosen.to_json())
+    if as_json:
+        print_json({"chosen": chosen.to_json(), "front": [item.to_json() for item in front]})
+        return
+    _print(chosen, front)
+    if output is not None:
+        typer.echo(f"Written to {output}; 'dyndeploy export {network} --plan {output} -o BUNDLE' follows it.")
+
+
+def _print(chosen: Plan, front: tuple[Plan, ...]) -> None:
+    shown = [p for p in front if p is chosen or p in front[:: max(1, len(front) // 12)] or p is front[-1]]
+    print_table(
+        ("", "ms", "90 %", "MACs kept", "accuracy", "mode", "granularity", "dense blocks", "threads"),
+        [_row(item, chosen=item is chosen) for item in shown],
+        title=f"{chosen.network} on {chosen.device} at rate {chosen.rate:g}: {len(shown)} of {len(front)} plans of the "
+        "front (none is both faster and computes more), predicted",
+    )  # fmt: skip
+    typer.echo(f"Static: {chosen.static_ms:.2f} ms. Chosen: {chosen.latency_ms:.2f} ms, because")
+    for reason in chosen.reasons:
+        typer.echo(f"  {reason}")
+
+
+def _row(item: Plan, *, chosen: bool) -> list[str]:
+    low, high = item.interval_ms
+    return [
+        "->" if chosen else "",
+        f"{item.latency_ms:.2f}",
+        f"{low:.2f}..{high:.2f}",
+        f"{item.macs / item.static_macs:.0%}",
+        "unknown" if item.accuracy is None else f"{item.accuracy:.1%}",
+        "-".join(item.mode),
+        "-".join(map(str, item.granularity)),
+        ", ".join(item.dense) or "none",
+        str(item.threads),
+    ]

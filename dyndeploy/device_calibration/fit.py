@@ -1,0 +1,188 @@
+"""Fitting the classes of kernels to measurements, with errors from graphs that were not fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dyndeploy.device_calibration.measure import Sample
+from dyndeploy.errors import DyndeployError
+from dyndeploy.prediction.calibrated import GENERAL, ClassModel, class_of, features, general, terms
+from dyndeploy.prediction.kernels import Kernel
+from dyndeploy.prediction.trees import Trees
+
+Array = npt.NDArray[np.float64]
+
+FOLDS = 5
+_LEAST_FOR_TREES = 60
+_LEAST = 8
+_SHORT_MS = 0.02  # Below this the clock's resolution (1 us) and the runtime's bookkeeping are much of a kernel's time.
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Measured kernels of one class.
+
+    Attributes:
+        kernels: At their rates.
+        ms: Measured, (N,).
+        resident: Weights of the whole graph in bytes, (N,).
+        graph: Number of the graph that each was in, (N,): what is held out together.
+    """
+
+    kernels: tuple[Kernel, ...]
+    ms: Array
+    resident: Array
+    graph: npt.NDArray[np.int64]
+
+    def part(self, chosen: npt.NDArray[np.bool_]) -> Rows:
+        """Some of them."""
+        kernels = tuple(kernel for kernel, take in zip(self.kernels, chosen, strict=True) if take)
+        return Rows(kernels, self.ms[chosen], self.resident[chosen], self.graph[chosen])
+
+
+def rows_by_class(samples: Sequence[tuple[int, Sample]]) -> dict[str, Rows]:
+    """Sort samples (with the number of their graph) into classes, :data:`GENERAL` with all of them included."""
+    groups: dict[str, list[tuple[int, Sample]]] = {}
+    for graph, sample in samples:
+        groups.setdefault(class_of(sample.kernel), []).append((graph, sample))
+
+    def rows(members: Sequence[tuple[int, Sample]], *, reduced: bool) -> Rows:
+        return Rows(
+            tuple(general(sample.kernel) if reduced else sample.kernel for _, sample in members),
+            np.array([sample.ms for _, sample in members]),
+            np.array([sample.resident_bytes for _, sample in members]),
+            np.array([graph for graph, _ in members]),
+        )
+
+    result = {name: rows(members, reduced=False) for name, members in sorted(groups.items())}
+    result[GENERAL] = rows([item for members in groups.values() for item in members[:300]], reduced=True)
+    return result
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """Constants and trees, before it is known how good they are."""
+
+    constants: Array
+    floor_ms: float
+    trees: Trees | None
+
+    def predict(self, rows: Rows) -> Array:
+        base = np.maximum(_terms(rows) @ self.constants, self.floor_ms)
+        return base if self.trees is None else base * np.exp(self.trees(_features(rows, base)))
+
+
+def _terms(rows: Rows) -> Array:
+    return terms(rows.kernels, rows.resident)
+
+
+def _features(rows: Rows, base: Array) -> Array:
+    return features(rows.kernels, rows.resident, base)
+
+
+def _constants(matrix: Array, ms: Array) -> Array:
+    """Non-negative constants of least relative error; those that measurements contradict most count least."""
+    from scipy.optimize import nnls
+
+    scale = matrix.max(0)
+    scale[scale == 0] = 1.0
+    weight = np.ones(len(ms))
+    solution = np.zeros(matrix.shape[1])
+    for _ in range(4):
+        solution, _ = nnls(matrix / scale * (weight / ms)[:, None], weight)
+        error = np.abs(matrix / scale @ solution / ms - 1.0)
+        weight = 1.0 / np.sqrt(np.maximum(error / max(float(np.median(error)), 1e-6), 1.0))
+    result: Array = solution / scale
+    return result
+
+
+def _fit(rows: Rows, *, trees: int, seed: int) -> _Fitted:
+    matrix = _terms(rows)
+    constants = _constants(matrix, rows.ms)
+    floor = max(float(rows.ms.min()) / 2, 1e-4)
+    base = np.maximum(matrix @ constants, floor)
+    if len(rows.ms) < _LEAST_FOR_TREES or not trees:
+        return _Fitted(constants, floor, None)
+    return _Fitted(constants, floor, boosted(_features(rows, base), np.log(rows.ms / base), rows.ms, trees, seed))
+
+
+def boosted(table: Array, target: Array, ms: Array, count: int, seed: int) -> Trees:
+    """Gradient boosting on the logarithm that the constants leave; long kernels count more than the shortest."""
+    from sklearn.ensemble import GradientBoostingRegressor
+
+    model = GradientBoostingRegressor(
+        n_estimators=count, learning_rate=0.08, max_depth=4, min_samples_leaf=8, subsample=0.5, max_features=0.35,
+        loss="huber", alpha=0.9, random_state=seed,
+    )  # fmt: skip
+    model.fit(table, target, sample_weight=ms / (ms + _SHORT_MS))
+    trees = []
+    for estimator in model.estimators_[:, 0]:
+        tree = estimator.tree_
+        trees.append(
+            {
+                "feature": np.maximum(tree.feature, -1),
+                "threshold": tree.threshold,
+                "left": tree.children_left,
+                "right": tree.children_right,
+                "value": tree.value[:, 0, 0] * model.learning_rate,
+            }
+        )
+    return Trees.join(float(model.init_.constant_.ravel()[0]), trees)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A class model and what its cross-validation says.
+
+    Attributes:
+        model: Fitted to everything.
+        held_out: What a model that never saw the kernel's graph says, in milliseconds, (N,).
+    """
+
+    model: ClassModel
+    held_out: Array
+
+
+def fit_class(rows: Rows, *, trees: int = 160, seed: int = 0) -> Fit:
+    """Fit one class.
+
+    Raises:
+        DyndeployError: Too few samples.
+    """
+    graphs = np.unique(rows.graph)
+    if len(rows.ms) < _LEAST or len(graphs) < 2:
+        raise DyndeployError(f"{len(rows.ms)} samples of {len(graphs)} graphs are too few to fit a class of kernels.")
+    # Graphs by turns, in an order of their own: neighbours in time share the machine's mood.
+    turn = np.random.default_rng(seed).permutation(len(graphs)) % min(FOLDS, len(graphs))
+    fold = turn[np.searchsorted(graphs, rows.graph)]
+    held_out = np.zeros(len(rows.ms))
+    for number in range(int(turn.max()) + 1):
+        out = fold == number
+        held_out[out] = _fit(rows.part(~out), trees=trees, seed=seed).predict(rows.part(out))
+    fitted = _fit(rows, trees=trees, seed=seed)
+    error = np.abs(held_out / rows.ms - 1.0)
+    low, high = np.quantile(np.log(rows.ms / held_out), [0.05, 0.95])
+    base = np.maximum(_terms(rows) @ fitted.constants, fitted.floor_ms)
+    table = _features(rows, base)
+    model = ClassModel(
+        fitted.constants, fitted.floor_ms, fitted.trees, table.min(0), table.max(0), (float(low), float(high)),
+        len(rows.ms), float(error.mean()), float((error <= 0.05).mean()), float((error <= 0.1).mean()),
+    )  # fmt: skip
+    return Fit(model, held_out)
+
+
+def fit_all(samples: Sequence[tuple[int, Sample]], *, trees: int = 160, seed: int = 0) -> dict[str, Fit]:
+    """Fit every class that has enough samples, and the general one.
+
+    Raises:
+        DyndeployError: Too few samples in all.
+    """
+    result = {}
+    for name, rows in rows_by_class(samples).items():
+        if name == GENERAL or (len(rows.ms) >= _LEAST and len(np.unique(rows.graph)) >= 2):
+            result[name] = fit_class(rows, trees=0 if name == GENERAL else trees, seed=seed)
+    return result

@@ -1,0 +1,367 @@
+"""Searching the plan: every stage's options priced once, then the best way through the network.
+
+A stage's option is a mode with its granularities. Within a stage every block runs dynamically or densely, whichever is
+faster with the changes of layout that it brings: static blocks are channels-first, dynamic ones channels-last. Stages
+are put together keeping, for each amount of computation, only the fastest.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from dyndeploy.errors import UsageError, unknown_name
+from dyndeploy.network_spec import BlockSpec, NetworkSpec
+from dyndeploy.planning.plan import Plan
+from dyndeploy.prediction import MODES, Rates
+from dyndeploy.prediction.architectures import network_graph
+from dyndeploy.prediction.kernels import Kernel
+
+STATIC = "static"
+Array = npt.NDArray[np.float64]
+Price = Callable[[Sequence[Kernel]], tuple[Array, Array, Array]]
+"""As :meth:`dyndeploy.prediction.DeviceModel.price`."""
+
+FIRST, LAST = 0, 1  # Layouts: channels-first (static blocks), channels-last (dynamic blocks).
+_MOST = 400  # Partial plans kept at a stage; far more than a front ever has.
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What the search may choose from.
+
+    Attributes:
+        rate: Activation rate of every mask.
+        modes: Modes that a stage may have.
+        granularities: Patch sides that a stage may have.
+        channel_granularities: Channels per group that a stage may have.
+        uniform_mode: Whether all stages must share their mode (a static stage is always allowed).
+    """
+
+    rate: float = 0.5
+    modes: tuple[str, ...] = MODES
+    granularities: tuple[int, ...] = (1, 2, 4, 7, 8)
+    channel_granularities: tuple[int, ...] = (1, 2, 4)
+    uniform_mode: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values; raises ``UsageError``."""
+        for mode in self.modes:
+            if mode not in MODES:
+                raise unknown_name("mode", mode, MODES)
+        if not self.modes:
+            raise UsageError("Give at least one mode to choose from.")
+        if not 0.0 <= self.rate <= 1.0:
+            raise UsageError(f"A rate must lie in [0, 1], not {self.rate}.")
+        for name in ("granularities", "channel_granularities"):
+            values = getattr(self, name)
+            if not values or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
+                raise UsageError(f"{name} must be whole numbers of at least 1, not {values!r}.")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a stage can be: its mode and granularities."""
+
+    mode: str
+    granularity: int
+    channel_granularity: int
+
+    @property
+    def label(self) -> str:
+        """For sentences: ``"spatial 4"``."""
+        parts = [self.mode]
+        if self.mode in ("spatial", "both"):
+            parts.append(str(self.granularity))
+        if self.mode in ("channel", "both"):
+            parts.append(f"groups of {self.channel_granularity}")
+        return " ".join(parts)
+
+
+@dataclass(frozen=True)
+class _Partial:
+    """The network up to some stage."""
+
+    ms: float
+    macs: float
+    options: tuple[Option, ...] = ()
+    dense: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Priced:
+    """Blocks of a stage under an option."""
+
+    dynamic: tuple[tuple[float, float], ...]  # (ms, MACs) per block
+    static: tuple[tuple[float, float], ...]
+    change_in: tuple[float, ...]  # ms of a change of layout before each block
+
+
+def require_plannable(spec: NetworkSpec) -> None:
+    """Raise ``UsageError`` for a network whose blocks have no dynamic operator here."""
+    if any(block.squeezed or block.kernel != 3 for block in spec.blocks):
+        raise UsageError(
+            f"'{spec.name}' has squeeze-excite or kernels other than 3x3 in its blocks, which the dynamic operators "
+            "do not cover: there is nothing to plan. Plan a LAUD-ResNet; see 'dyndeploy models'."
+        )
+
+
+def plan_network(
+    spec: NetworkSpec,
+    prices: Mapping[int, Price],
+    settings: PlanSettings | None = None,
+    *,
+    device: str = "cpu",
+    budget_ms: float | None = None,
+    accuracies: Callable[[Plan], float | None] = lambda plan: None,
+) -> tuple[Plan, tuple[Plan, ...]]:
+    """Choose modes, granularities, dense blocks and threads.
+
+    Args:
+        spec: The network.
+        prices: How kernels are priced, by number of threads.
+        settings: What to choose from.
+        device: Its name, for the plan.
+        budget_ms: None chooses the fastest plan; a budget the one that computes most within it.
+        accuracies: Accuracy of a plan where it is known.
+
+    Returns:
+        The chosen plan, and the front: plans that no other beats in both latency (lower) and computation kept
+        (higher), fastest first.
+
+    Raises:
+        UsageError: A network without dynamic operators, or a budget that no plan meets.
+    """
+    settings = settings or PlanSettings()
+    require_plannable(spec)
+    if not prices:
+        raise UsageError("There is no calibration to plan with: 'dyndeploy calibrate-device' makes one.")
+    if budget_ms is not None and not budget_ms > 0:
+        raise UsageError(f"The budget must be a positive number of milliseconds, not {budget_ms}.")
+    plans = [
+        replace(plan, accuracy=accuracies(plan))
+        for threads, price in prices.items()
+        for plan in _Search(spec, price, settings, device, threads).plans()
+    ]
+    front = _front(plans)
+    if budget_ms is None:
+        return front[0], front
+    within = [plan for plan in front if plan.latency_ms <= budget_ms]
+    if not within:
+        raise UsageError(
+            f"No plan meets {budget_ms:g} ms: the fastest takes {front[0].latency_ms:.2f} ms "
+            f"({'-'.join(front[0].mode)}, rate {front[0].rate:g}). Allow a lower rate, a "
+            "smaller input or a larger budget."
+        )
+    return within[-1], front
+
+
+def _front(plans: Sequence[Plan]) -> tuple[Plan, ...]:
+    result: list[Plan] = []
+    for plan in sorted(plans, key=lambda plan: (plan.latency_ms, -plan.macs)):
+        if not result or plan.macs > result[-1].macs * (1 + 1e-9):
+            result.append(plan)
+    return tuple(result)
+
+
+class _Search:
+    def __init__(self, spec: NetworkSpec, price: Price, settings: PlanSettings, device: str, threads: int) -> None:
+        self._spec, self._price, self._settings = spec, price, settings
+        self._device, self._threads = device, threads
+        self._stages: list[list[BlockSpec]] = [[] for _ in spec.stages]
+        for block, stage in zip(spec.blocks, spec.stage_of_block, strict=True):
+            self._stages[stage].append(block)
+        # Every block as a stage of its own: then each has a mode of its own.
+        self._by_block = replace(
+            spec,
+            stages=(1,) * len(spec.blocks),
+            maskers=tuple(spec.maskers[stage] for stage in spec.stage_of_block),
+        )
+        static = self._kernels([Option(STATIC, 1, 1)] * len(spec.blocks))
+        self._static_ms = float(price(static)[0].sum())
+        self._static_macs = float(sum(kernel.macs for kernel in static))
+
+    def _kernels(self, options: Sequence[Option]) -> tuple[Kernel, ...]:
+        """Kernels of the network with an option for each block."""
+        rate = self._settings.rate
+        return network_graph(
+            self._by_block,
+            modes=[option.mode for option in options],
+            granularities=[option.granularity for option in options],
+            channel_granularities=[option.channel_granularity for option in options],
+            rates=[Rates(rate, rate)] * len(options),
+        ).kernels
+
+    def plans(self) -> list[Plan]:
+        """Complete plans of the front, the static network among them, priced as whole networks."""
+        groups: list[tuple[str, ...]]
+        if self._settings.uniform_mode:
+            groups = [(mode,) if mode == STATIC else (mode, STATIC) for mode in self._settings.modes]
+        else:
+            groups = [tuple(dict.fromkeys((*self._settings.modes, STATIC)))]
+        found: dict[tuple[tuple[Option, ...], tuple[str, ...]], _Partial] = {}
+        priced = self._priced({mode for group in groups for mode in group})
+        for group in groups:
+            for partial in self._combine([{o: p for o, p in stage.items() if o.mode in group} for stage in priced]):
+                found[partial.options, partial.dense] = partial
+        return [self._finish(partial, priced) for partial in found.values()]
+
+    def _options(self, mode: str) -> list[Option]:
+        patches = self._settings.granularities if mode in ("spatial", "both") else (1,)
+        groups = self._settings.channel_granularities if mode in ("channel", "both") else (1,)
+        return [Option(mode, g, c) for g, c in itertools.product(patches, groups)]
+
+    def _valid(self, option: Option, blocks: Sequence[BlockSpec]) -> bool:
+        out = blocks[0].out_size
+        fits = option.granularity == 1 or option.granularity <= min(out)
+        return fits and all(block.width % option.channel_granularity == 0 for block in blocks)
+
+    def _priced(self, modes: set[str]) -> list[dict[Option, _Priced]]:
+        """Every option of every stage: kernels of one option in all stages are priced together, as one network."""
+        result: list[dict[Option, _Priced]] = [{} for _ in self._stages]
+        static = self._blocks(Option(STATIC, 1, 1))
+        changes = self._layout_changes()
+        for mode in sorted(modes):
+            for option in self._options(mode):
+                dynamic = static if mode == STATIC else self._blocks(option)
+                for stage, blocks in enumerate(self._stages):
+                    if self._valid(option, blocks):
+                        result[stage][option] = _Priced(
+                            tuple(dynamic[b.name] for b in blocks),
+                            tuple(static[b.name] for b in blocks),
+                            tuple(changes[b.name] for b in blocks),
+                        )
+        return result
+
+    def _blocks(self, option: Option) -> dict[str, tuple[float, float]]:
+        """(ms, MACs) of every block where all have this option, priced in the surroundings of the whole network."""
+        kernels = self._kernels([option] * len(self._spec.blocks))
+        found: dict[str, tuple[float, float]] = {}
+        for kernel, ms in zip(kernels, self._price(kernels)[0].tolist(), strict=True):
+            if kernel.block is not None:
+                before = found.get(kernel.block, (0.0, 0.0))
+                found[kernel.block] = before[0] + ms, before[1] + kernel.macs
+        return found
+
+    def _layout_changes(self) -> dict[str, float]:
+        """Milliseconds of a change of layout before every block: of networks whose blocks take turns."""
+        found = {}
+        for first in (STATIC, "layer"):
+            modes = [
+                STATIC if (index % 2 == 0) == (first == STATIC) else "layer" for index in range(len(self._spec.blocks))
+            ]
+            kernels = self._kernels([Option(mode, 1, 1) for mode in modes])
+            change = 0.0
+            for kernel, ms in zip(kernels, self._price(kernels)[0].tolist(), strict=True):
+                if kernel.kind == "transpose":
+                    change = ms
+                elif kernel.block is not None and kernel.block not in found and change:
+                    found[kernel.block] = change
+                    change = 0.0
+        return found
+
+    def _combine(self, priced: Sequence[Mapping[Option, _Priced]]) -> list[_Partial]:
+        fronts: dict[int, list[_Partial]] = {FIRST: [_Partial(0.0, 0.0)], LAST: []}
+        for blocks, options in zip(self._stages, priced, strict=True):
+            following: dict[int, list[_Partial]] = {FIRST: [], LAST: []}
+            for layout, partials in fronts.items():
+                if not partials:
+                    continue
+                for option, stage in options.items():
+                    for end, way in _through(blocks, stage, option.mode == STATIC, layout).items():
+                        following[end] += [
+                            _Partial(p.ms + way.ms, p.macs + way.macs, (*p.options, option), (*p.dense, *way.dense))
+                            for p in partials
+                        ]
+            fronts = {layout: _pruned(partials) for layout, partials in following.items()}
+        return [partial for partials in fronts.values() for partial in partials]
+
+    def _finish(self, partial: _Partial, priced: Sequence[Mapping[Option, _Priced]]) -> Plan:
+        kernels = self._kernels(
+            [
+                Option(STATIC, 1, 1) if block.name in partial.dense else partial.options[stage]
+                for block, stage in zip(self._spec.blocks, self._spec.stage_of_block, strict=True)
+            ]
+        )
+        ms, low, high = (float(part.sum()) for part in self._price(kernels))
+        # A stage whose blocks all run densely is a static stage.
+        options = [
+            Option(STATIC, 1, 1) if all(b.name in partial.dense for b in blocks) else option
+            for option, blocks in zip(partial.options, self._stages, strict=True)
+        ]
+        kept = {
+            b.name
+            for option, blocks in zip(options, self._stages, strict=True)
+            if option.mode != STATIC
+            for b in blocks
+        }
+        return Plan(
+            network=self._spec.name,
+            input_size=self._spec.input_size,
+            device=self._device,
+            threads=self._threads,
+            rate=self._settings.rate,
+            mode=tuple(option.mode for option in options),
+            granularity=tuple(option.granularity for option in options),
+            channel_granularity=tuple(option.channel_granularity for option in options),
+            dense=tuple(name for name in partial.dense if name in kept),
+            latency_ms=ms,
+            interval_ms=(low, high),
+            static_ms=self._static_ms,
+            macs=float(sum(kernel.macs for kernel in kernels)),
+            static_macs=self._static_macs,
+            reasons=tuple(self._reasons(options, partial.dense, priced)),
+        )
+
+    def _reasons(
+        self, options: Sequence[Option], dense: Sequence[str], priced: Sequence[Mapping[Option, _Priced]]
+    ) -> list[str]:
+        sentences = []
+        for number, (option, blocks, stage) in enumerate(zip(options, self._stages, priced, strict=True)):
+            own = stage[option]
+            static = sum(ms for ms, _ in own.static)
+            others = {other: sum(ms for ms, _ in p.dynamic) for other, p in stage.items() if other != option}
+            best = min(others, key=lambda other: others[other], default=None)
+            mine = sum(ms for ms, _ in own.dynamic)
+            text = f"stage {number + 1}: {option.label}, {mine:.2f} ms"
+            if option.mode != STATIC:
+                text += f" (static {static:.2f} ms)"
+            if best is not None:
+                text += f"; next {best.label}, {others[best]:.2f} ms" if others[best] >= mine else (
+                    f"; {best.label} would take {others[best]:.2f} ms and compute less, or change the layout"
+                )  # fmt: skip
+            sentences.append(text + ".")
+            for block, (ms, _), (plain, _) in zip(blocks, own.dynamic, own.static, strict=True):
+                if block.name in dense and option.mode != STATIC:
+                    sentences.append(f"{block.name} runs densely: {plain:.2f} ms, dynamically {ms:.2f} ms.")
+        return sentences
+
+
+def _through(blocks: Sequence[BlockSpec], stage: _Priced, static: bool, layout: int) -> dict[int, _Partial]:
+    """Fastest way through a stage from a layout to each layout."""
+    ways = {layout: _Partial(0.0, 0.0)}
+    for index, block in enumerate(blocks):
+        following: dict[int, _Partial] = {}
+        for start, way in ways.items():
+            for end in (FIRST,) if static else (FIRST, LAST):
+                ms, macs = stage.static[index] if end == FIRST else stage.dynamic[index]
+                total = way.ms + ms + (stage.change_in[index] if end != start else 0.0)
+                if end not in following or total < following[end].ms:
+                    marked = (*way.dense, block.name) if end == FIRST and not static else way.dense
+                    following[end] = _Partial(total, way.macs + macs, (), marked)
+        ways = following
+    return ways
+
+
+def _pruned(partials: Sequence[_Partial]) -> list[_Partial]:
+    result: list[_Partial] = []
+    for partial in sorted(partials, key=lambda p: (p.ms, -p.macs)):
+        if not result or partial.macs > result[-1].macs * (1 + 1e-9):
+            result.append(partial)
+    if len(result) > _MOST:
+        result = [result[round(index)] for index in np.linspace(0, len(result) - 1, _MOST)]
+    return result

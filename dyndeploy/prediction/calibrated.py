@@ -1,0 +1,461 @@
+"""A device model fitted to measurements: a few constants per class of kernels, and what they leave, by trees.
+
+``time = (constants . terms) * exp(trees(features))``. The terms are what a kernel needs (multiply-accumulates by part,
+bytes, weights that have to come from memory), so the constants are rates that the device achieves. The trees know what
+the terms do not: tile sizes, channel counts that fit no vector, maps of few pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dyndeploy import files
+from dyndeploy.errors import InputError
+from dyndeploy.prediction.kernels import Kernel
+from dyndeploy.prediction.trees import Trees
+
+SCHEMA = 1
+FORMAT = "dyndeploy-calibration"
+
+CACHE_BYTES = 16 * 2**20
+"""Weights of a network beyond which most of them are no longer in a processor's last cache when their turn comes. A
+scale, not a device's cache size: the trees see the real number and correct for it."""
+
+Array = npt.NDArray[np.float64]
+Row = dict[str, float]
+
+_BOTTLENECKS = ("spatial", "channel", "layer", "spatial_channel")
+
+
+def class_of(kernel: Kernel) -> str:
+    """Class of kernels that share constants: a kind, or a part of one that runs other code."""
+    f = kernel.features
+    if kernel.kind == "layer_bottleneck" and not f["rate"]:
+        return "layer_skipped"
+    if kernel.kind == "pool":
+        return "pool_global" if f.get("global") else "pool"
+    if kernel.kind != "conv":
+        return kernel.kind
+    if f["cin"] <= 4:
+        return "conv_image"
+    if f["groups"] > 1:
+        return "conv_grouped"
+    return "conv_pointwise" if f["k"] == 1 else "conv_spatial"
+
+
+# ---------------------------------------------------------------- what a kernel is described by
+
+
+_PANEL, _BLOCK = 32, 16
+"""Channels that the operator library and the runtime's blocked convolutions compute at a time, at most: what is left of
+the last panel or block is computed for nothing."""
+
+
+def _padded(channels: float, step: int) -> float:
+    return math.ceil(channels / step) * step
+
+
+def _parts(kernel: Kernel) -> Row:
+    """Multiply-accumulates of a bottleneck by convolution, and the rows it works on."""
+    f = kernel.features
+    hidden = f["cmid"] * f["channel_rate"]
+    rows1, rows2 = f["batch"] * f["h"] * f["w"] * f["rate_conv1"], f["batch"] * f["oh"] * f["ow"] * f["rate"]
+    return {
+        "rows1": rows1,
+        "rows2": rows2,
+        "macs1": rows1 * f["cin"] * hidden,
+        "macs2": rows2 * 9 * hidden * hidden / f["groups"],
+        "macs3": rows2 * hidden * f["cout"],
+        "macs_shortcut": f["projection"] * f["batch"] * f["oh"] * f["ow"] * f["cin"] * f["cout"],
+        "padded1": rows1 * f["cin"] * _padded(hidden, _PANEL),
+        "padded2": rows2 * 9 * hidden * _padded(hidden / f["groups"], _PANEL),
+        "padded3": rows2 * hidden * _padded(f["cout"], _PANEL),
+        "dense_weights": 4.0 * f["cmid"] * (f["cin"] + f["cout"] + 9 * f["cmid"] / f["groups"]),
+    }
+
+
+def _bottleneck_terms(kernel: Kernel, cold: float) -> list[float]:
+    p, f = _parts(kernel), kernel.features
+    selected = p["dense_weights"] if f["channel_rate"] < 1 else 0.0
+    return [
+        1.0, p["macs1"], p["macs2"], p["macs3"], p["macs_shortcut"], p["padded1"], p["padded2"], p["padded3"],
+        p["rows1"] * f["cin"], p["rows2"] * f["cout"],
+        kernel.written_bytes * f["projection"], kernel.weight_bytes * cold, selected, selected * cold,
+        f["batch"] * f["mask_h"] * f["mask_w"], kernel.written_bytes * (1 - f["projection"]) * (1 - f["rate"]),
+    ]  # fmt: skip
+
+
+def _standard_terms(kernel: Kernel, cold: float) -> list[float]:
+    f = kernel.features
+    blocks = edge = 0.0
+    if kernel.macs and "groups" in f:
+        inputs, outputs = f["cin"] / f["groups"], f["cout"] / f["groups"]
+        blocks = kernel.macs * _padded(outputs, _BLOCK) / outputs * _padded(inputs, _BLOCK) / inputs
+        edge = kernel.macs * _edge(f)
+    window = kernel.written_bytes * f.get("k", 0.0) ** 2 if kernel.kind == "pool" else 0.0
+    return [
+        1.0, kernel.macs, blocks, edge, kernel.read_bytes, kernel.written_bytes, kernel.weight_bytes,
+        kernel.weight_bytes * cold, f.get("operators", 1.0) - 1.0, window,
+    ]  # fmt: skip
+
+
+def _edge(f: Mapping[str, float]) -> float:
+    """Share of a convolution's output pixels whose window leaves the map: they are computed with checks."""
+    reach = f["k"] // 2 * 2 / f["stride"]
+    inner = max(f["oh"] - reach, 0.0) * max(f["ow"] - reach, 0.0)
+    return 1.0 - inner / (f["oh"] * f["ow"])
+
+
+def terms(kernels: Sequence[Kernel], resident: Array) -> Array:
+    """What the constants multiply, (kernels, terms): as many as the class has.
+
+    Args:
+        kernels: Of one class.
+        resident: Bytes of weights that a run of each kernel's network touches, (kernels,).
+    """
+    bottleneck = bool(kernels) and "cmid" in kernels[0].features and "channel_rate" in kernels[0].features
+    make: Callable[[Kernel, float], list[float]] = _bottleneck_terms if bottleneck else _standard_terms
+    cold = resident / (resident + CACHE_BYTES)
+    return np.array([make(kernel, share) for kernel, share in zip(kernels, cold.tolist(), strict=True)])
+
+
+_LOGS = (
+    "batch", "h", "w", "oh", "ow", "cin", "cmid", "cout", "groups", "rows", "count", "mask_h", "mask_w",
+    "channel_groups", "patch",
+)  # fmt: skip
+_PLAIN = (
+    "k", "kw", "stride", "dilation", "rate", "rate_conv1", "channel_rate", "projection", "residual", "activation",
+    "operators", "global",
+)  # fmt: skip
+_DERIVED = (
+    "macs", "dense_macs", "read", "written", "weights", "resident", "macs_per_byte", "macs_per_weight",
+    "inputs_per_group", "outputs_per_group", "inputs_mod_16", "outputs_mod_16", "outputs_mod_32", "rows1", "rows2",
+    "rows1_tile", "rows2_tile", "hidden",
+    "hidden_mod_32", "share1", "share2", "share3", "padding1", "padding2", "padding3",
+    "cold_ms_share", "blocks_mod_4", "columns_mod_6", "edge", "base",
+)  # fmt: skip
+FEATURES = (*_LOGS, *_PLAIN, *_DERIVED)
+"""Columns that the trees see; sizes as logarithms, so that a tree's cut is a ratio."""
+
+
+def _derived(kernel: Kernel, resident: float) -> list[float]:
+    f, bytes_ = kernel.features, max(kernel.bytes, 1.0)
+    groups = f.get("groups", 1.0)
+    cin, cout = f.get("cin", 0.0), f.get("cout", 0.0)
+    row = [
+        math.log1p(kernel.macs), math.log1p(kernel.dense_macs), math.log1p(kernel.read_bytes),
+        math.log1p(kernel.written_bytes), math.log1p(kernel.weight_bytes), math.log1p(resident),
+        math.log1p(kernel.macs / bytes_), math.log1p(kernel.macs / max(kernel.weight_bytes, 1.0)),
+        math.log1p(cin / groups), math.log1p(cout / groups), (cin / groups) % 16, (cout / groups) % 16, cout % 32,
+    ]  # fmt: skip
+    cold = kernel.weight_bytes * resident / (resident + CACHE_BYTES) / bytes_
+    conv = [math.ceil(cout / _BLOCK) % 4, f.get("ow", 0.0) % 6, _edge(f) if "kw" in f else 0.0]
+    if "channel_rate" not in f:
+        return [*row, *([0.0] * 12), cold, *conv]
+    p, hidden = _parts(kernel), f["cmid"] * f["channel_rate"]
+    total = max(p["macs1"] + p["macs2"] + p["macs3"] + p["macs_shortcut"], 1.0)
+    return [
+        *row, math.log1p(p["rows1"]), math.log1p(p["rows2"]), (-p["rows1"]) % 14 / max(p["rows1"], 1.0),
+        (-p["rows2"]) % 14 / max(p["rows2"], 1.0), math.log1p(hidden), hidden % 32, p["macs1"] / total,
+        p["macs2"] / total, p["macs3"] / total, *(p[f"padded{i}"] / max(p[f"macs{i}"], 1.0) for i in (1, 2, 3)), cold,
+        *conv,
+    ]  # fmt: skip
+
+
+def features(kernels: Sequence[Kernel], resident: Array, base: Array) -> Array:
+    """Rows for the trees, (kernels, len(FEATURES)).
+
+    Args:
+        kernels: Of one class.
+        resident: Bytes of weights that a run of each kernel's network touches, (kernels,).
+        base: What the constants say, in milliseconds.
+    """
+    rows = np.empty((len(kernels), len(FEATURES)))
+    for index, (kernel, touched) in enumerate(zip(kernels, resident.tolist(), strict=True)):
+        f = kernel.features
+        rows[index, :-1] = [
+            *(math.log1p(f.get(name, 0.0)) for name in _LOGS),
+            *(f.get(name, 0.0) for name in _PLAIN),
+            *_derived(kernel, touched),
+        ]
+    rows[:, -1] = np.log(base)
+    return rows
+
+
+# ---------------------------------------------------------------- the model
+
+
+@dataclass(frozen=True)
+class ClassModel:
+    """What was fitted to one class of kernels.
+
+    Attributes:
+        constants: Milliseconds per unit of each term, (terms,), none negative.
+        floor_ms: No kernel of the class is faster.
+        trees: Logarithm of measured time over what the constants say; None where too little was measured.
+        low: Lowest value of each feature that was measured, (features,).
+        high: Highest, (features,).
+        interval: 5th and 95th percentile of ``log(measured / predicted)`` over kernels that were not fitted.
+        samples: Measured kernels.
+        mape: Mean absolute relative error over kernels that were not fitted.
+        within_5: Their share within 5 %.
+        within_10: Their share within 10 %.
+    """
+
+    constants: Array
+    floor_ms: float
+    trees: Trees | None
+    low: Array
+    high: Array
+    interval: tuple[float, float]
+    samples: int
+    mape: float
+    within_5: float
+    within_10: float
+
+    def price(self, kernels: Sequence[Kernel], resident: Array) -> tuple[Array, Array]:
+        """Milliseconds of each kernel, and how far each lies outside what was measured (in e-foldings of sizes)."""
+        base = np.maximum(terms(kernels, resident) @ self.constants, self.floor_ms)
+        rows = features(kernels, resident, base)
+        outside = np.maximum(self.low - rows, 0.0) + np.maximum(rows - self.high, 0.0)
+        # Only sizes: a remainder or a flag that was not seen says nothing about extrapolation.
+        far: Array = outside[:, _SIZES].max(1)
+        return base if self.trees is None else base * np.exp(self.trees(rows)), far
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "samples": self.samples,
+            "mape": round(self.mape, 5),
+            "within_5": round(self.within_5, 4),
+            "within_10": round(self.within_10, 4),
+            "interval": [round(value, 5) for value in self.interval],
+            "floor_ms": float(f"{self.floor_ms:.5g}"),
+            "constants": [float(f"{value:.6g}") for value in self.constants],
+            "low": [float(f"{value:.6g}") for value in self.low],
+            "high": [float(f"{value:.6g}") for value in self.high],
+            "trees": None if self.trees is None else self.trees.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ClassModel:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: A field is missing or malformed.
+        """
+        arrays = {name: np.asarray(value[name], np.float64) for name in ("constants", "low", "high")}
+        if any(array.ndim != 1 or not np.isfinite(array).all() for array in arrays.values()):
+            raise ValueError("expected lists of finite numbers")
+        if (arrays["constants"] < 0).any() or not {len(arrays["low"]), len(arrays["high"])} == {len(FEATURES)}:
+            raise ValueError("a constant is negative, or the ranges are not those of this release's features")
+        numbers = [value[name] for name in ("floor_ms", "mape", "within_5", "within_10", *())]
+        low, high = value["interval"]
+        if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in (*numbers, low, high)) or numbers[0] <= 0:
+            raise ValueError("a number is missing or not finite")
+        if not isinstance(value["samples"], int) or low > high:
+            raise ValueError("samples must be a whole number, and the interval's ends in order")
+        trees = None if value["trees"] is None else Trees.from_json(value["trees"], len(FEATURES))
+        return cls(
+            arrays["constants"], float(numbers[0]), trees, arrays["low"], arrays["high"], (float(low), float(high)),
+            value["samples"], *(float(x) for x in numbers[1:]),
+        )  # fmt: skip
+
+
+_SIZES = np.array(
+    [index for index, name in enumerate(FEATURES) if name in (*_LOGS, "macs", "read", "written", "weights")]
+)
+
+_UNKNOWN_SPREAD = 0.7
+"""Least half width of an interval (logarithm) for kernels of classes that were not measured: a factor of two."""
+
+GENERAL = "general"
+"""Class that prices kernels of classes that were not measured, by multiply-accumulates and bytes alone."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What ``dyndeploy calibrate-device`` found out about a device.
+
+    Attributes:
+        device: Its name.
+        threads: Threads that computed.
+        machine: What it was measured on (:func:`~dyndeploy.profiling.machine.machine_facts`).
+        runtime: Runtime with version, and the operator library with checksum.
+        measured: Date, seconds, graphs, samples, repeatability, what was left out.
+        overhead_ms: Of a run, beside its kernels.
+        classes: Fitted models by class.
+    """
+
+    device: str
+    threads: int
+    machine: Mapping[str, Any]
+    runtime: Mapping[str, Any]
+    measured: Mapping[str, Any]
+    overhead_ms: float
+    classes: Mapping[str, ClassModel]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; :meth:`from_json` reads them back."""
+        return {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "device": self.device,
+            "threads": self.threads,
+            "machine": dict(self.machine),
+            "runtime": dict(self.runtime),
+            "measured": dict(self.measured),
+            "overhead_ms": float(f"{self.overhead_ms:.5g}"),
+            "features": list(FEATURES),
+            "classes": {name: model.to_json() for name, model in self.classes.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, source: str = "The calibration") -> Calibration:
+        """Read what :meth:`to_json` wrote.
+
+        Args:
+            value: The JSON value.
+            source: What to call it in messages.
+
+        Raises:
+            InputError: It is no calibration, of another schema version, or damaged.
+        """
+        if not isinstance(value, Mapping) or value.get("format") != FORMAT:
+            raise InputError(f"{source} is not a calibration: 'dyndeploy calibrate-device' writes one.")
+        if value.get("schema") != SCHEMA or value.get("features") != list(FEATURES):
+            raise InputError(
+                f"{source} was written by another release (schema {value.get('schema')!r:.20}, this one reads "
+                f"{SCHEMA}) or with other features. Calibrate again."
+            )
+        try:
+            classes = {str(name): ClassModel.from_json(item) for name, item in value["classes"].items()}
+            overhead, threads = float(value["overhead_ms"]), value["threads"]
+            if GENERAL not in classes or not math.isfinite(overhead) or overhead < 0 or not isinstance(threads, int):
+                raise ValueError("the general class, the overhead or the threads are missing")
+            described = {name: dict(value[name]) for name in ("machine", "runtime", "measured")}
+            return cls(str(value["device"]), threads, **described, overhead_ms=overhead, classes=classes)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{source} is damaged: {error!r:.200}. Calibrate again.") from error
+
+    def foreign(self, machine: Mapping[str, Any], native_sha256: str | None, runtime_version: str | None) -> list[str]:
+        """How another machine or installation differs from the calibrated one; empty where nothing does."""
+        found = []
+        for key, what in (("cpu", "processor"), ("architecture", "architecture"), ("usable_cores", "number of cores")):
+            if self.machine.get(key) != machine.get(key):
+                found.append(f"{what}: calibrated on {self.machine.get(key)}, here {machine.get(key)}")
+        if self.runtime.get("version") != runtime_version:
+            found.append(f"ONNX Runtime: calibrated with {self.runtime.get('version')}, here {runtime_version}")
+        if self.runtime.get("native_sha256") != native_sha256:
+            found.append("the operator library is another one than was calibrated")
+        return found
+
+
+def config_folder() -> Path:
+    """``dyndeploy`` in the user's configuration folder."""
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base and os.path.isabs(base) else Path.home() / ".config") / "dyndeploy"
+
+
+def calibration_file(device: str, threads: int = 1) -> Path:
+    """Where the calibration of a device is kept."""
+    return config_folder() / "calibrations" / f"{device}-{threads}t.json"
+
+
+def load_calibration(path: str | os.PathLike[str]) -> Calibration:
+    """Read a calibration; raises ``InputError`` if it is missing, foreign or damaged."""
+    return Calibration.from_json(files.read_json(path), str(path))
+
+
+class CalibratedModel:
+    """Prices kernels by a calibration (a :class:`~dyndeploy.prediction.device_model.DeviceModel`).
+
+    Attributes:
+        calibration: What was fitted.
+        name: Of the device.
+        basis: What the model rests on, in a sentence.
+        overhead_ms: Of a run, beside its kernels.
+        correlation: How much of a kernel's error is common to all kernels.
+    """
+
+    correlation = 0.3
+    """Kernels of a network are mostly of a few classes, and repeat: their errors cancel less than independent ones."""
+
+    def __init__(self, calibration: Calibration) -> None:
+        self.calibration = calibration
+        self.name = calibration.device
+        self.overhead_ms = calibration.overhead_ms
+        date = str(calibration.machine.get("date"))[:10]
+        self.basis = (
+            f"calibrated on {calibration.machine.get('cpu')} with {calibration.threads} thread(s) on {date}: "
+            f"{calibration.measured.get('samples')} measured kernels"
+        )
+
+    def price(self, kernels: Sequence[Kernel], resident: Array | None = None) -> tuple[Array, Array, Array]:
+        """Milliseconds of kernels: expected, and a 90 % interval (low, high), each (kernels,).
+
+        Args:
+            kernels: Of one run of a network, or of many.
+            resident: Bytes of weights that a run of each kernel's network touches, (kernels,): they decide whether
+                weights stay in a cache. None: all kernels are of one run.
+        """
+        if resident is None:
+            resident = np.full(len(kernels), sum(kernel.weight_bytes for kernel in kernels))
+        # A layer runs or does not: what it takes at a rate between is the mean of both.
+        between = [i for i, k in enumerate(kernels) if k.kind == "layer_bottleneck" and 0 < k.features["rate"] < 1]
+        rates = np.array([kernels[i].features["rate"] for i in between])
+        whole = list(kernels) + [_layer(kernels[i], runs=False) for i in between]
+        for index in between:
+            whole[index] = _layer(kernels[index], runs=True)
+        priced = self._price(whole, np.concatenate([resident, resident[between]]))
+        for values in priced:
+            values[between] = rates * values[between] + (1 - rates) * values[len(kernels) :]
+        ms, low, high = (values[: len(kernels)] for values in priced)
+        return ms, low, high
+
+    def _price(self, kernels: Sequence[Kernel], resident: Array) -> tuple[Array, Array, Array]:
+        ms, low, high = (np.zeros(len(kernels)) for _ in range(3))
+        groups: dict[str, list[int]] = {}
+        for index, kernel in enumerate(kernels):
+            groups.setdefault(class_of(kernel), []).append(index)
+        for name, members in groups.items():
+            known = name in self.calibration.classes
+            model = self.calibration.classes[name if known else GENERAL]
+            chosen = [kernels[index] for index in members]
+            if not known:
+                chosen = [general(kernel) for kernel in chosen]
+            expected, far = model.price(chosen, resident[members])
+            ms[members] = expected
+            least = 0.0 if known else _UNKNOWN_SPREAD
+            # The expected time lies inside, also where a class is mostly predicted too high or too low.
+            low[members] = expected * np.exp(min(model.interval[0], -least) - far)
+            high[members] = expected * np.exp(max(model.interval[1], least) + far)
+        return ms, low, high
+
+
+def _layer(kernel: Kernel, *, runs: bool) -> Kernel:
+    """A layer-skipping bottleneck that runs, or does not."""
+    f = kernel.features
+    shortcut = f["projection"] * f["batch"] * f["oh"] * f["ow"] * f["cin"] * f["cout"]
+    return replace(
+        kernel,
+        macs=kernel.dense_macs if runs else shortcut,
+        weight_bytes=kernel.weight_bytes if runs else f["projection"] * 4.0 * f["cin"] * f["cout"],
+        features={**f, "rate": float(runs), "rate_conv1": float(runs)},
+    )
+
+
+def general(kernel: Kernel) -> Kernel:
+    """A kernel reduced to its multiply-accumulates and bytes."""
+    return Kernel(
+        kernel.name, kernel.block, GENERAL, kernel.macs, kernel.dense_macs, kernel.read_bytes, kernel.written_bytes,
+        kernel.weight_bytes, {},
+    )  # fmt: skip

@@ -1,0 +1,351 @@
+"""What a kernel costs on a device: the protocol of all device models, and the analytical model of GPUs.
+
+A kernel is one to four *phases* (a dynamic bottleneck lists its pixels, then multiplies three times; anything else is
+one phase). A phase costs a launch and the slowest of three things, which overlap:
+
+- arithmetic: a matrix product in tiles; the busiest multiprocessor decides, so tiles and waves are whole numbers;
+- the second-level cache, through which every tile's operands come;
+- memory: what does not fit that cache. Weights come from memory in every run unless all weights of the network fit.
+
+Peak rates are those of the device's file; what software reaches of them are its two efficiencies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from dyndeploy.errors import UsageError
+from dyndeploy.prediction.densities import ExpectedBusiestTile
+from dyndeploy.prediction.kernels import ELEMENT_BYTES, UNKNOWN, Kernel
+from dyndeploy.targets.devices import Device
+
+Array: TypeAlias = npt.NDArray[np.float64]
+
+
+class DeviceModel(Protocol):
+    """Prices kernels on one device.
+
+    Attributes:
+        name: Of the device.
+        basis: What the model rests on, in a sentence.
+        overhead_ms: Of a run, beside its kernels.
+        correlation: How much of a kernel's error is common to all kernels, in [0, 1].
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def basis(self) -> str: ...
+
+    @property
+    def overhead_ms(self) -> float: ...
+
+    @property
+    def correlation(self) -> float: ...
+
+    def price(self, kernels: Sequence[Kernel], resident: Array | None = None) -> tuple[Array, Array, Array]:
+        """Milliseconds of kernels: expected, and a 90 % interval (low, high), each (kernels,).
+
+        Args:
+            kernels: Of one run of a network, or of many.
+            resident: Bytes of weights that a run of each kernel's network touches, (kernels,): they decide whether
+                weights stay in a cache. None: all kernels are of one run.
+        """
+        ...
+
+
+LANES_EFFICIENCY, MEMORY_EFFICIENCY = 0.6, 0.8
+TENSOR_EFFICIENCY = {"tensorrt": 0.4, "onnxruntime": 0.4, "pytorch": 0.6}
+"""Where nothing was fitted: about the middle of what was on other devices (tensor cores: TensorRT at batch 1, PyTorch
+at large batches)."""
+
+_LAUNCH_US = 3.0
+"""Gap between two kernels of a stream: 2.2 to 3.1 us on a V100 (TVM's measurements)."""
+
+_DISPATCH_US = {"pytorch": 10.0}
+"""A framework that dispatches every operator from Python needs 5 to 15 us for each; a GPU that is faster waits."""
+
+WINOGRAD_GAIN = {"tensorrt": 1.5, "onnxruntime": 1.5, "pytorch": 2.25}
+"""Of 3x3 convolutions of stride 1 on lanes: F(2x2, 3x3) has 2.25 times fewer products, of which the transforms and
+their traffic eat a third; cuDNN, which PyTorch calls, also has F(4x4, 3x3). Tensor cores use neither. Both figures were
+chosen in view of the published latencies (TensorRT's of the two networks on a Nano, PyTorch's of one on a V100)."""
+
+_HALF_LANES = 0.87
+"""FP16 on lanes against twice the FP32 rate: sums in halves must be settled in floats before they lose digits.
+Chosen in view of ResNet-50 in both precisions on a TX2."""
+
+_TILES = ((128, 128, 1.0), (128, 64, 0.95), (64, 64, 0.85), (32, 64, 0.65), (32, 32, 0.5), (1, 128, 0.25))
+"""(rows, columns, share of the arithmetic rate that such a tile reaches): small tiles load more per product. The last
+is the product of a matrix and a vector."""
+
+_SPLITS = (1, 2, 4, 8)
+"""Into how many pieces a long sum may be cut to busy more multiprocessors."""
+
+_RAMP_LANES, _RAMP_TENSOR = 16, 48
+"""Depth of a sum that would take as long as a tile's begin and end."""
+
+_L2_BYTES_PER_CYCLE = 25.6
+"""Of each multiprocessor where no source gives the bandwidth: the V100's, the lowest that is known."""
+
+_DEPTHWISE_COMPUTE, _DEPTHWISE_MEMORY = 0.25, 0.6
+"""Share of rate and bandwidth that depthwise convolutions reach of what others do: a product per load, short rows."""
+
+_SPREAD_FITTED, _SPREAD_ASSUMED = 0.15, 0.45
+"""Half width of the interval (logarithm) where constants were fitted to this device, and where they were not."""
+
+_SPREAD_KIND = {"depthwise": 0.5, "gemm": 0.25, "pool": 0.25, "elementwise": 0.2}
+_SPREAD_DYNAMIC, _SPREAD_UNKNOWN = 0.5, 1.2
+
+
+class _Phase(NamedTuple):
+    """One launch. A matrix product has ``products`` times (rows x depth) x (depth x columns); others have none."""
+
+    kernel: int
+    rows: float = 0.0
+    columns: float = 0.0
+    depth: float = 0.0
+    products: float = 1.0
+    taps: float = 1.0
+    """Products that share a loaded input: the taps of a convolution find it in the first-level cache."""
+    gain: float = 1.0
+    moved: float = 0.0
+    """Bytes of activations, read and written."""
+    weights: float = 0.0
+    depthwise: float = 0.0
+    slowest: float = 1.0
+    """Cost of the most expensive tile in units of the mean one."""
+    groups: float = 0.0
+    """Groups beyond the first of a grouped convolution."""
+    share: float = 1.0
+    """Probability that there is any work."""
+
+
+class AnalyticalModel:
+    """Prices kernels on a GPU from its data sheet.
+
+    Args:
+        device: The device.
+        precision: Of activations and weights.
+        runtime: Which software runs the kernels; None takes the device's own.
+
+    Raises:
+        UsageError: The device has no data sheet, or no hardware for the precision.
+    """
+
+    def __init__(self, device: Device, precision: str = "fp32", runtime: str | None = None) -> None:
+        hardware, constants = device.hardware, device.model
+        if device.is_local:
+            raise UsageError(f"Nothing is known of {device.name} before 'dyndeploy calibrate-device' has measured it.")
+        if precision == "int8" and hardware.int8 is False:
+            raise UsageError(f"{device.title} has no INT8 arithmetic: predict fp16 or fp32.")
+        assert hardware.sms and hardware.fp32_lanes_per_sm and hardware.fp32_tflops and hardware.dram_gb_per_s
+        self.name = device.name
+        self.precision = precision
+        self.runtime = runtime or constants.runtime
+        self.overhead_ms = 0.0
+        self.correlation = 0.8
+        fitted = self.runtime == constants.runtime and bool(constants.fitted)
+        self.basis = (
+            f"data sheet, {' and '.join(constants.fitted)} fitted: {constants.source}"
+            if fitted
+            else f"data sheet alone, nothing fitted to {self.runtime} on this device"
+        )
+        compute = constants.compute_efficiency if self.runtime == constants.runtime else None
+        memory = constants.memory_efficiency if self.runtime == constants.runtime else None
+        self._bandwidth = hardware.dram_gb_per_s * 1e9 * (memory or MEMORY_EFFICIENCY)
+        self._launch = (constants.launch_us or _LAUNCH_US) * 1e-6
+        self._dispatch = _DISPATCH_US.get(self.runtime, 0.0) * 1e-6
+        self._group_launch = constants.group_launch_us * 1e-6
+        self._sms = hardware.sms
+        vector = {"fp32": hardware.fp32_tflops, "fp16": (hardware.fp16_tflops or hardware.fp32_tflops) * _HALF_LANES}
+        self._lanes = vector.get(precision, hardware.fp32_tflops) * 5e11 / self._sms
+        tensor = {"fp16": hardware.fp16_tensor_tflops, "int8": hardware.int8_tensor_tops or hardware.fp16_tensor_tflops}
+        rate = tensor.get(precision)
+        self._tensor = rate is not None
+        self._efficiency = compute or (TENSOR_EFFICIENCY[self.runtime] if self._tensor else LANES_EFFICIENCY)
+        self._rate = (rate if rate is not None else vector.get(precision, vector["fp16"])) * 5e11 / self._sms
+        self._element = ELEMENT_BYTES[precision]
+        self._l2 = (hardware.l2_mb or 0.0) * 2**20
+        clock = hardware.fp32_tflops * 5e11 / self._sms / hardware.fp32_lanes_per_sm
+        self._l2_bandwidth = (
+            hardware.l2_gb_per_s * 1e9
+            if hardware.l2_gb_per_s
+            else max(_L2_BYTES_PER_CYCLE * clock * self._sms, 2 * hardware.dram_gb_per_s * 1e9)
+        )
+        self._spread = _SPREAD_FITTED if fitted else _SPREAD_ASSUMED
+        # A rate that no source states may be several times the one that stands in for it.
+        modern = float(hardware.compute_capability or 0) >= 7.0
+        missing = (precision == "fp16" and modern and hardware.fp16_tensor_tflops is None) or (
+            precision == "int8" and hardware.int8_tensor_tops is None
+        )
+        self._faster = 4.0 if missing and precision == "fp16" else 2.0 if missing else 1.0
+        self._busiest = ExpectedBusiestTile()
+
+    def price(self, kernels: Sequence[Kernel], resident: Array | None = None) -> tuple[Array, Array, Array]:
+        """See :class:`DeviceModel`."""
+        phases: list[_Phase] = []
+        for index, kernel in enumerate(kernels):
+            phases.extend(self._phases(index, kernel))
+        if not phases:
+            empty = np.zeros(0)
+            return empty, empty, empty
+        table = np.array(phases, np.float64)
+        column = {name: table[:, index] for index, name in enumerate(_Phase._fields)}
+        owner = column["kernel"].astype(np.int64)
+        if resident is None:
+            resident = np.full(len(kernels), sum(kernel.weight_bytes for kernel in kernels), np.float64)
+        seconds, arithmetic = self._seconds(column, resident[owner])
+        ms: Array = np.bincount(owner, seconds, len(kernels)).astype(np.float64) * 1e3
+        share = np.bincount(owner, np.minimum(arithmetic, seconds), len(kernels)) * 1e3 / np.maximum(ms, 1e-12)
+        spread = np.array([self._spread_of(kernel) for kernel in kernels])
+        # Another version of the runtime may run all groups of a convolution at once.
+        certain = ms - np.bincount(owner, column["groups"] * self._group_launch, len(kernels)) * 1e3
+        low: Array = certain * np.exp(-spread) * (1.0 - share * (1.0 - 1.0 / self._faster))
+        high: Array = ms * np.exp(spread)
+        return ms, low, high
+
+    def _spread_of(self, kernel: Kernel) -> float:
+        if kernel.kind.startswith(UNKNOWN):
+            return _SPREAD_UNKNOWN
+        if "rate" in kernel.features or kernel.kind.endswith("masker"):
+            return max(self._spread, _SPREAD_DYNAMIC)
+        return max(self._spread, _SPREAD_KIND.get(kernel.kind, 0.0))
+
+    # ------------------------------------------------------------ time of phases
+
+    def _seconds(self, p: dict[str, Array], resident: Array) -> tuple[Array, Array]:
+        """Seconds of every phase, and how many of them its arithmetic alone takes."""
+        busy, tile_bytes = self._products(p)
+        dense = p["depthwise"] == 0
+        busy = np.where(
+            dense,
+            busy,
+            p["rows"] * p["columns"] * p["depth"] * p["products"]
+            / (self._lanes * self._sms * self._efficiency * _DEPTHWISE_COMPUTE),
+        )  # fmt: skip
+        moved, weights = p["moved"], p["weights"]
+        # What a kernel leaves in the cache the next one finds there, unless the kernel itself pushes it out.
+        outside = np.clip(moved / max(self._l2, 1.0) - 1.0, 0.0, 1.0)
+        cold = np.clip(2.0 * resident / max(self._l2, 1.0) - 1.0, 0.0, 1.0)
+        bandwidth = self._bandwidth * np.where(dense, 1.0, _DEPTHWISE_MEMORY)
+        memory = (moved * outside + weights * cold) / bandwidth
+        cache = np.maximum(tile_bytes, moved + weights) / self._l2_bandwidth
+        launch = self._launch * np.where(moved + weights + busy > 0, 1.0, 0.0)
+        seconds = launch + np.maximum(np.maximum(busy, memory), cache) + p["groups"] * self._group_launch
+        return np.maximum(seconds, self._dispatch) * p["share"], busy * p["share"]
+
+    def _products(self, p: dict[str, Array]) -> tuple[Array, Array]:
+        """Seconds of arithmetic and bytes through the second-level cache, with the best tile for each product."""
+        ramp = _RAMP_TENSOR if self._tensor else _RAMP_LANES
+        step = 16 if self._tensor else 8
+        rows, columns, count = p["rows"], p["columns"], p["products"]
+        depth = np.ceil(p["depth"] / step) * step
+        best = np.full(rows.shape, np.inf)
+        traffic = np.zeros(rows.shape)
+        for height, width, reached in _TILES:
+            tiles = np.ceil(rows / height) * np.ceil(columns / width) * count
+            for split in _SPLITS:
+                blocks = tiles * split
+                turns = np.ceil(blocks / self._sms)
+                per_tile = height * width * (depth / split + ramp) / (self._rate * reached * self._efficiency)
+                # The slowest tile ends the last turn.
+                seconds = (turns + p["slowest"] - 1.0) * per_tile / p["gain"]
+                summed = (split > 1) * 2.0 * split * rows * columns * count * 4.0
+                loaded = blocks * depth / split * (height / p["taps"] + width) * self._element + summed
+                total = np.maximum(seconds, loaded / self._l2_bandwidth)
+                better = total < best
+                best = np.where(better, total, best)
+                traffic = np.where(better, loaded, traffic)
+        some = rows * columns * count > 0
+        arithmetic = np.where(some, best, 0.0)
+        return arithmetic, np.where(some, traffic, 0.0)
+
+    # ------------------------------------------------------------ phases of kernels
+
+    def _phases(self, index: int, kernel: Kernel) -> list[_Phase]:
+        f = kernel.features
+        moved, weights = kernel.read_bytes + kernel.written_bytes, kernel.weight_bytes
+        if kernel.kind in ("conv", "depthwise"):
+            groups, taps = f["groups"], f["k"] * f["kw"]
+            winograd = not self._tensor and taps == 9 and f["k"] == 3 and f["stride"] == f["dilation"] == groups == 1
+            return [
+                _Phase(
+                    index,
+                    f["batch"] * f["oh"] * f["ow"],
+                    f["cout"] / groups,
+                    f["cin"] / groups * taps,
+                    groups,
+                    taps,
+                    WINOGRAD_GAIN[self.runtime] if winograd and f["cin"] >= 16 else 1.0,
+                    moved,
+                    weights,
+                    float(kernel.kind == "depthwise"),
+                    1.0,
+                    groups - 1.0,
+                )
+            ]
+        if kernel.kind == "gemm":
+            return [_Phase(index, f["rows"], f["cout"], f["cin"], f["count"], moved=moved, weights=weights)]
+        if kernel.kind.endswith("_masker"):
+            # Pooling, then the few products; the mask is small.
+            return [_Phase(index, moved=moved), _Phase(index, moved=1.0, weights=weights)]
+        if "rate" in f and "cmid" in f:
+            return self._bottleneck(index, kernel)
+        if kernel.macs:
+            return [_Phase(index, kernel.macs / 64, 8.0, 8.0, moved=moved, weights=weights)]
+        return [_Phase(index, moved=moved, weights=weights)]
+
+    def _bottleneck(self, index: int, kernel: Kernel) -> list[_Phase]:
+        """Lists and copies, then conv1, conv2 and conv3 (with the projection as a second segment of its sums)."""
+        f, element = kernel.features, self._element
+        # Given that anything runs: a layer that half of the images skip costs one image all or nothing.
+        patches = f["batch"] * f["mask_h"] * f["mask_w"]
+        share = 1.0 - (1.0 - f["rate"]) ** patches
+        some = max(share, 1e-9)
+        hidden, groups, slowest = f["cmid"] * f["channel_rate"], f["groups"], self._slowest(kernel)
+        pixels_in, pixels_out = f["batch"] * f["h"] * f["w"], f["batch"] * f["oh"] * f["ow"]
+        need, active = pixels_in * f["rate_conv1"] / some, pixels_out * f["rate"] / some
+        second = pixels_out * f["rate_conv2"] / some
+        copied = 0.0 if f["projection"] else 2.0 * pixels_out * (1.0 - f["rate"]) * f["cout"] * element
+        phases = [
+            _Phase(index, moved=copied + 4.0 * (need + active) + 1.0),
+            _Phase(
+                index, need, hidden, f["cin"], slowest=slowest, share=share,
+                moved=need * (f["cin"] + hidden) * element, weights=f["cin"] * hidden * element,
+            ),
+            _Phase(
+                index, second, hidden / groups, 9.0 * hidden / groups, groups, 9.0, slowest=slowest, share=share,
+                moved=(need + second) * hidden * element, weights=9.0 * hidden * hidden / groups * element,
+            ),
+            _Phase(
+                index, active, f["cout"], hidden, slowest=slowest, share=share,
+                moved=active * (hidden + 2.0 * f["cout"]) * element, weights=hidden * f["cout"] * element,
+            ),
+        ]  # fmt: skip
+        if f.get("squeezed"):
+            phases.append(_Phase(index, moved=2.0 * second * hidden * element, share=share))
+        if f["projection"]:
+            phases.append(
+                _Phase(
+                    index, pixels_out, f["cout"], f["cin"], moved=pixels_out * (f["cin"] + f["cout"]) * element,
+                    weights=f["cin"] * f["cout"] * element,
+                )
+            )  # fmt: skip
+        return phases
+
+    def _slowest(self, kernel: Kernel) -> float:
+        """The batch's most expensive sample over its mean one, where tiles of different samples differ (channels)."""
+        f = kernel.features
+        given = f.get("channel_rate_slowest")
+        rate, batch = f["channel_rate"], int(f["batch"])
+        if batch < 2 or not 0.0 < rate < 1.0:
+            return 1.0
+        if given is not None:
+            return max(1.0, given / rate)
+        groups = int(f["channel_groups"])
+        return max(1.0, self._busiest(batch, groups, rate, 1) / rate)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dyndeploy.cli import run
+from dyndeploy.device_calibration import calibrate
+from dyndeploy.device_calibration.fit import fit_all
+from dyndeploy.device_calibration.graphs import MicroGraph, micro_graph
+from dyndeploy.errors import InputError, UsageError
+from dyndeploy.prediction.calibrated import CalibratedModel, load_calibration
+from dyndeploy.prediction.kernels import walk
+
+from .helpers import synthetic, true_ms
+
+
+class Interrupt(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Growing hundreds of trees for every class takes longer than all other tests."""
+    module = importlib.import_module("dyndeploy.device_calibration.calibrate")
+    monkeypatch.setattr(module, "fit_all", lambda samples, **options: fit_all(samples, **{**options, "trees": 3}))
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Times by formula in the place of measured ones, a third of a second each."""
+    module = importlib.import_module("dyndeploy.device_calibration.calibrate")
+    seen: list[int] = []
+
+    def formula(graph: MicroGraph, probe: object, **options: object):
+        seen.append(graph.seed)
+        # Every second graph is "measured" while the machine is half as fast.
+        return synthetic(graph, slow=1.5 if len(seen) % 2 else 1.0)
+
+    clock = iter(np.arange(0, 1e6, 0.1).tolist())
+    monkeypatch.setattr(module, "measure", formula)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    return seen
+
+
+def test_a_calibration_predicts_what_it_saw_at_the_common_speed(fast: list[int], tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "cpu.json"
+    result = calibrate(path, minutes=0.06)
+    assert path.exists() and not list(path.parent.glob("*.part"))
+    assert load_calibration(path).to_json() == json.loads(path.read_text()) == result.to_json()
+    graph = walk(micro_graph("plain", 12345, values=False).model)
+    ms, low, high = CalibratedModel(load_calibration(path)).price(graph.kernels)
+    assert ms.sum() == pytest.approx(sum(true_ms(kernel) for kernel in graph.kernels), rel=0.25)
+    assert (low <= ms).all() and (ms <= high).all()
+    assert result.measured["probe_ms"] == pytest.approx(0.25)
+
+
+def test_it_goes_on_after_an_interrupt(fast: list[int], tmp_path: Path) -> None:
+    def stop(message: str, fraction: float) -> None:
+        if message.startswith("measuring graph 6"):
+            raise Interrupt
+
+    path = tmp_path / "cpu.json"
+    with pytest.raises(Interrupt):
+        calibrate(path, minutes=0.06, progress=stop)
+    assert not path.exists()
+    part = path.with_name("cpu.json.part")
+    kept = part.read_text().splitlines()
+    assert len(kept) == 6  # the settings and five graphs
+    part.write_text("\n".join(kept) + '\n{"family": "pla')  # cut off in the middle of a line
+    before = list(fast)
+    result = calibrate(path, minutes=0.06)
+    repeated = [seed for seed in fast[len(before) :] if seed in before]
+    assert set(repeated) == {0}, "only the first graph, for the drift, is measured again"
+    assert result.measured["graphs"] >= 5 + len(fast) - len(before) and len(result.measured["drift"]) == 2
+
+
+def test_a_foreign_file_in_the_way_is_not_overwritten(fast: list[int], tmp_path: Path) -> None:
+    (tmp_path / "cpu.json.part").write_text("my notes")
+    with pytest.raises(InputError, match="restart"):
+        calibrate(tmp_path / "cpu.json", minutes=0.06)
+    assert (tmp_path / "cpu.json.part").read_text() == "my notes"
+
+
+def test_this_machine_really_measured(tmp_path: Path) -> None:
+    result = calibrate(tmp_path / "cpu.json", minutes=0.05)
+    assert result.overhead_ms > 0 and result.classes["general"].samples > 20
+    assert result.foreign(result.machine, result.runtime["native_sha256"], result.runtime["version"]) == []
+    other = result.foreign({**result.machine, "cpu": "another"}, "0" * 64, "1.0")
+    assert len(other) == 3 and "another" in other[0]
+
+
+@pytest.mark.parametrize("options", [{"device": "nano"}, {"minutes": 0.0}, {"minutes": float("nan")}])
+def test_impossible_requests_are_refused(options: dict, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        calibrate(tmp_path / "cpu.json", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_line(fast: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cpu.json"
+    assert run(["calibrate-device", "--minutes", "0.06", "-o", str(path), "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["file"] == str(path) and value["classes"]["general"]["samples"] > 0
+    assert run(["calibrate-device", "--device", "nano", "-o", str(path)]) == 2

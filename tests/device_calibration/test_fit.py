@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dyndeploy.device_calibration.fit import fit_all, fit_class, rows_by_class
+from dyndeploy.errors import DyndeployError
+from dyndeploy.prediction.calibrated import GENERAL
+
+from .helpers import many
+
+
+@pytest.fixture(scope="module")
+def fits() -> dict:
+    return fit_all(many(), trees=0)
+
+
+def test_constants_that_made_the_times_are_found_again(fits: dict) -> None:
+    for name in ("conv_spatial", "conv_pointwise", "gemm", "elementwise"):
+        assert fits[name].model.mape < 0.02, name
+        assert (fits[name].model.constants >= 0).all()
+
+
+def test_errors_are_those_of_graphs_that_were_not_fitted() -> None:
+    rows = rows_by_class(many(noise=0.2))["conv_pointwise"]
+    model = fit_class(rows, trees=40).model
+    assert 0.1 < model.mape < 0.3, "noise of 20 % cannot be predicted, however well the trees remember it"
+    assert model.interval[0] < -0.15 and model.interval[1] > 0.15
+
+
+def test_trees_learn_what_the_constants_do_not() -> None:
+    rows = rows_by_class(many(24))["conv_pointwise"]
+    odd = np.array([kernel.features["cout"] % 32 != 0 for kernel in rows.kernels])
+    rows.ms[odd] *= 1.5
+    assert 0.1 < odd.mean() < 0.95
+    assert fit_class(rows, trees=80).model.mape < 0.7 * fit_class(rows, trees=0).model.mape
+
+
+def test_the_general_class_has_kernels_of_all_kinds(fits: dict) -> None:
+    assert fits[GENERAL].model.samples > fits["conv_pointwise"].model.samples
+
+
+def test_too_few_samples_are_refused() -> None:
+    rows = rows_by_class(many(8))["gemm"]
+    with pytest.raises(DyndeployError, match="too few"):
+        fit_class(rows.part(np.arange(len(rows.ms)) < 3))
