@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
 
+from dyndeploy.cli._progress import interrupt
 from dyndeploy.errors import DyndeployError
 
 COMMANDS = {
@@ -83,8 +83,7 @@ def _options(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 all well, 2 wrong usage or impossible request, 1 any other failure."""
-    # A polite kill ends like Ctrl-C: half-written output is removed on the way out.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt.install()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import typer
@@ -15,8 +17,34 @@ if TYPE_CHECKING:
     from dyndeploy.training import EpochRecord
 
 
+class Interrupt:
+    """Python's own answer to Ctrl-C, kept in mind: a library that calls back may swallow the exception."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def install(self) -> None:
+        """Answer Ctrl-C, and a polite kill in the same way: half-written output is removed on the way out."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._raise)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise an interrupt that was swallowed."""
+        if self._asked:
+            raise KeyboardInterrupt
+
+
+interrupt = Interrupt()
+"""A signal belongs to the process, and so does this."""
+
+
 def progress_line(message: str) -> None:
     """Show a step."""
+    interrupt.check()
     if sys.stderr.isatty():
         typer.echo(f"  {message} ...", err=True)
 
@@ -36,6 +64,7 @@ def progress_bar() -> Iterator[Callable[[str, float], None]]:
     task = bar.add_task("", total=1.0)
 
     def show(message: str, fraction: float) -> None:
+        interrupt.check()
         bar.update(task, description=message, completed=fraction, refresh=True)
 
     with bar:

@@ -152,3 +152,18 @@ def test_no_heavy_import_for_light_commands() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_interrupt_that_a_library_swallows_ends_the_next_step() -> None:
+    script = (
+        "import contextlib, signal, sys\n"
+        "from dyndeploy.cli._progress import interrupt, progress_line\n"
+        "interrupt.install()\n"
+        "with contextlib.suppress(KeyboardInterrupt):\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "try:\n"
+        "    progress_line('next')\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(130)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 130
