@@ -6,12 +6,12 @@
 Measured are the networks of the zoo (static ones too) at random modes, granularities, activation rates and input sizes.
 The calibration saw random graphs only, from which every block of a published network at its usual input size is kept
 out. Predicted is from the graph and the rates alone: the predictor does not see the masks, and expects random patches.
-Whole networks are timed by the CPU time of the calling thread in a session without a profile (medians), blocks by ONNX
-Runtime's node profile, which is wall time (a low quantile, as in the calibration). A small convolution runs between
-the runs: on a shared machine everything may take half as long again for a while, so errors are stated twice,
-against times relative to that convolution, at the speed that the calibration is stated at, and against times as they
-came. What was measured is kept in --measurements, and only what is missing is measured; every configuration is
-measured twice at different times, and the difference is reported as noise: no prediction can be better than that.
+Whole networks are timed by the CPU time of the calling thread in a session without a profile, blocks by ONNX Runtime's
+node profile, which is wall time. All networks take turns (:func:`dyndeploy.device_calibration.measure.time_in_turn`),
+so that each is measured in every mood of a shared machine, and the fastest runs count. A small convolution runs
+between them: errors are stated twice, against times at the speed that the calibration is stated at, and against times
+as they came. Everything is measured twice in sessions of their own, and the difference is reported as noise: no
+prediction can be better than that. What was measured is kept in --measurements, and only a missing pass is measured.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ import argparse
 import contextlib
 import fcntl
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +31,15 @@ from scipy.stats import spearmanr
 
 from dyndeploy import create_model
 from dyndeploy.bundle import MaskInfo
-from dyndeploy.device_calibration.measure import QUANTILE, Probe, block_rates, group_matrix, timed_rounds, timed_runs
+from dyndeploy.device_calibration.measure import Probe, Subject, block_rates, quick, time_in_turn
 from dyndeploy.export.exporter import build_graph
 from dyndeploy.files import read_json, write_json, write_text
 from dyndeploy.ops.graph import group_of
 from dyndeploy.prediction import Rates
 from dyndeploy.prediction.calibrated import CalibratedModel, load_calibration
 from dyndeploy.prediction.kernels import Graph, GraphWalker
-from dyndeploy.profiling.blocks import LabelledGraph
 from dyndeploy.profiling.forced import forced_masks, replace_masks
 from dyndeploy.profiling.machine import machine_facts
-from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.targets import load_target
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -56,7 +52,7 @@ SIZES = {
 MODES = ("spatial", "channel", "layer", "both", "static")
 RATES_PER_GRAPH = 3
 DRAWS = 2
-RUNS = 9
+ROUNDS = 20
 PASSES = 2
 
 
@@ -129,43 +125,6 @@ def feeds_of(
     ]
 
 
-def measure(
-    model: onnx.ModelProto, feeds: Sequence[Mapping[str, Any]], probe: Probe, lock: Path | None
-) -> list[dict[str, Any]]:
-    """CPU time of the whole network and times of its groups, for every input; also in units of the probe's time."""
-    labelled = LabelledGraph(model, bodies=False)
-    count = len(feeds)
-    runs = RUNS if count > 1 else 2 * RUNS
-    with OnnxRuntimeSession(model) as plain, OnnxRuntimeSession(labelled.model, profile=True) as profiled:
-        spent: list[list[float]] = [[] for _ in feeds]
-
-        def timed(index: int, call: Callable[[], None]) -> None:
-            begin = time.thread_time_ns()
-            call()
-            spent[index].append((time.thread_time_ns() - begin) / 1e6)
-
-        bound = [plain.bind(feed, ["logits"]) for feed in feeds]
-        calls = [partial(timed, index, call) for index, call in enumerate(bound)]
-        recorded = [profiled.bind(feed, ["logits"]) for feed in feeds]
-        with exclusively(lock):
-            network_speed = timed_rounds(calls, bound[-1], probe, warmup=1, rounds=runs)
-            node_speed = timed_rounds(recorded, recorded[-1], probe, warmup=1, rounds=runs)
-        groups = {name: ms.reshape(runs, count) for name, ms in group_matrix(
-            labelled, profiled, timed_runs(count, warmup=1, rounds=runs)).items()}  # fmt: skip
-    return [
-        {
-            "cpu_ms": float(np.median(spent[index][1:])),
-            "cpu_probes": float(np.median(spent[index][1:] / network_speed)),
-            "groups": {name: float(np.quantile(ms[:, index], QUANTILE)) for name, ms in groups.items()},
-            "groups_probes": {
-                name: float(np.quantile(ms[:, index] / node_speed, QUANTILE)) for name, ms in groups.items()
-            },
-            "probe_ms": float(np.median(network_speed)),
-        }
-        for index in range(count)
-    ]
-
-
 def expected_rates(model: onnx.ModelProto, feed: Mapping[str, Any]) -> dict[str, Rates]:
     """Rates without the true dilation: the predictor expects random patches."""
     known = block_rates(model, {name: value for name, value in feed.items() if name.startswith("forced/")})
@@ -188,19 +147,35 @@ def predict(
 
 
 def collect(path: Path, count: int, seed: int, lock: Path | None, cache: Path) -> list[dict[str, Any]]:
-    """Measure what the file lacks."""
+    """Measure the passes that the file lacks."""
     rows: list[dict[str, Any]] = read_json(path) if path.exists() else []
-    probe = Probe()
     for number in range(PASSES):
-        for index, configuration in enumerate(configurations(count, seed)):
-            if any(row["index"] == index and row["pass"] == number for row in rows):
-                continue
+        if any(row["pass"] == number for row in rows):
+            continue
+        drawn = list(configurations(count, seed))
+        subjects = []
+        for configuration in drawn:
             model, masks = build(configuration, cache)
             feeds = feeds_of(model, masks, configuration["rates"], configuration["seed"])
-            measured = measure(model, feeds, probe, lock)
-            rows.append({"index": index, "pass": number, "configuration": configuration, "measured": measured})
-            write_json(path, rows)
-            print(f"pass {number + 1}, {index + 1} of {count}: {measured[0]['cpu_ms']:.2f} ms", flush=True)
+            subjects.append(Subject(model, feeds, ["logits"], whole=True))
+        print(f"pass {number + 1} of {PASSES}: {count} networks in turn", flush=True)
+        with exclusively(lock):
+            found = time_in_turn(subjects, Probe(), rounds=ROUNDS)
+        for index, (configuration, times) in enumerate(zip(drawn, found, strict=True)):
+            measured = [
+                {
+                    "cpu_ms": quick(times.whole[:, feed]),
+                    "groups": {name: quick(ms[:, feed]) for name, ms in times.groups.items()},
+                }
+                for feed in range(times.whole.shape[1])
+            ]
+            rows.append(
+                {
+                    "index": index, "pass": number, "configuration": configuration, "measured": measured,
+                    "probe_ms": times.probe_ms,
+                }
+            )  # fmt: skip
+        write_json(path, rows)
     return rows
 
 
@@ -221,10 +196,10 @@ NETWORK = "whole network"
 Times = Mapping[str, tuple[float, float]]
 
 
-def item_times(item: Mapping[str, Any], probe_ms: float) -> Times:
+def item_times(item: Mapping[str, Any], speed: float) -> Times:
     """Milliseconds of the network and of its blocks, each at the stated speed and as they came."""
-    blocks = {name: (item["groups_probes"][name] * probe_ms, item["groups"][name]) for name in item["groups"]}
-    return {NETWORK: (item["cpu_probes"] * probe_ms, item["cpu_ms"]), **blocks}
+    raw = {NETWORK: item["cpu_ms"], **item["groups"]}
+    return {name: (ms * speed, ms) for name, ms in raw.items()}
 
 
 def compared(predicted: Sequence[float], times: Sequence[Sequence[Times]], name: str) -> dict[str, Any]:
@@ -265,7 +240,10 @@ def evaluate(rows: Sequence[dict[str, Any]], calibration: Path, cache: Path) -> 
         draws = DRAWS if masks else 1
         for start in range(0, len(feeds), draws):
             chosen = predictions[start : start + draws]
-            times = [[item_times(item, probe_ms) for item in one["measured"][start : start + draws]] for one in passes]
+            times = [
+                [item_times(item, probe_ms / one["probe_ms"]) for item in one["measured"][start : start + draws]]
+                for one in passes
+            ]
             common = {
                 "index": passes[0]["index"],
                 "network": configuration["network"],

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from dyndeploy import files
 from dyndeploy.device_calibration.fit import Fit, fit_all, rows_by_class
 from dyndeploy.device_calibration.graphs import MicroGraph, micro_graph
-from dyndeploy.device_calibration.measure import QUANTILE, Measurement, Probe, Sample, measure
+from dyndeploy.device_calibration.measure import Measurement, Probe, Sample, measure, quick
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.prediction.calibrated import (
     _SIZES,
@@ -25,8 +25,7 @@ from dyndeploy.prediction.calibrated import (
     Calibration,
     calibration_file,
     class_of,
-    features,
-    terms,
+    described,
 )
 from dyndeploy.prediction.kernels import GraphWalker, Kernel
 from dyndeploy.profiling.machine import machine_facts
@@ -34,11 +33,13 @@ from dyndeploy.runtimes import OnnxRuntimeSession
 
 Progress = Callable[[str, float], None]
 
-_SHARES = {"residual": 0.62, "plain": 0.14, "mobile": 0.16, "tokens": 0.08}
+_SHARES = {"residual": 0.68, "plain": 0.12, "mobile": 0.14, "tokens": 0.06}
 """Of the graphs that are drawn without looking at errors."""
 
-_BLIND = 0.45  # Share of the time before errors decide what is measured.
-_ROUND = 40  # Graphs between two looks at the errors.
+_BLIND = 0.6  # Share of the time before errors decide what is measured.
+_BATCH = 60  # Graphs that are measured in turn.
+_EXPECTED_SECONDS = 0.7  # Of a graph, before one was measured.
+_BATCH_BYTES = 2**30  # Of their weights, at most: a session may keep three times as much.
 _CANDIDATES = 4  # Graphs drawn for each that is measured.
 _NEIGHBOURS = 8
 _LEAST_GRAPHS = 4  # However short the time: less cannot be fitted.
@@ -61,8 +62,8 @@ class _State:
 
     @property
     def probe_ms(self) -> float:
-        """The speed that the machine has most of the time, or more: times are stated at it."""
-        return float(np.quantile([graph["probe_ms"] for graph in self.graphs], 0.25))
+        """The speed at which times are stated."""
+        return float(np.median([graph["probe_ms"] for graph in self.graphs]))
 
     def add(self, graph: dict[str, Any]) -> None:
         self.graphs.append(graph)
@@ -151,32 +152,34 @@ def calibrate(
     probe = Probe(threads)
     overhead_ms = _overhead(threads)
 
-    def run(graph: MicroGraph, *, repeated: bool, begin: float | None = None) -> None:
-        begin = time.perf_counter() if begin is None else begin
-        measured = measure(graph, probe, threads=threads, native=native, seed=seed)
-        state.add(
-            {
-                "family": graph.family,
-                "seed": graph.seed,
-                "repeated": repeated,
-                "probe_ms": measured.probe_ms,
-                "samples": [sample_to_json(sample) for sample in measured.samples],
-                "seconds": time.perf_counter() - begin,
-            }
-        )
-
     first = micro_graph("residual", seed)
-    run(first, repeated=bool(state.graphs))
-    queue: list[tuple[str, int]] = []
+
+    def run(batch: Sequence[tuple[str, int]], begin: float) -> None:
+        # The first graph is in every batch: it shows whether what is measured at different times agrees.
+        graphs = [first, *(micro_graph(*drawn) for drawn in batch)]
+        found = measure(graphs, probe, threads=threads, native=native, seed=seed)
+        seconds = (time.perf_counter() - begin) / len(graphs)
+        for graph, measured in zip(graphs, found, strict=True):
+            state.add(
+                {
+                    "family": graph.family,
+                    "seed": graph.seed,
+                    "repeated": graph is first and bool(state.graphs),
+                    "probe_ms": measured.probe_ms,
+                    "samples": [sample_to_json(sample) for sample in measured.samples],
+                    "seconds": seconds,
+                }
+            )
+
     while state.seconds < budget or len(state.graphs) < _LEAST_GRAPHS:
         done = min(1.0, state.seconds / budget)
-        progress(f"measuring graph {len(state.graphs) + 1}", 0.8 * done)
         begin = time.perf_counter()
-        if not queue:
-            queue = _next(state, seed, blind=done < _BLIND or len(state.graphs) < _LEAST_GRAPHS)
-        family, number = queue.pop(0)
-        run(micro_graph(family, number), repeated=False, begin=begin)
-    run(first, repeated=True)
+        # A short first batch would catch one mood of the machine.
+        average = state.seconds / len(state.graphs) if state.graphs else _EXPECTED_SECONDS
+        count = min(_BATCH, round((budget - state.seconds) / average))
+        batch = _next(state, seed, max(count, _LEAST_GRAPHS), blind=done < _BLIND)
+        progress(f"measuring graphs {len(state.graphs) + 1} to {len(state.graphs) + 1 + len(batch)}", 0.8 * done)
+        run(batch, begin)
     probe.close()
     progress("fitting", 0.85)
     fits = fit_all(state.samples(), seed=seed)
@@ -224,7 +227,7 @@ def _overhead(threads: int, runs: int = 300) -> float:
             begin = time.perf_counter()
             call()
             times.append(time.perf_counter() - begin)
-    return 1000 * float(np.quantile(times, QUANTILE))
+    return 1000 * quick(times)
 
 
 def _resume(path: Path, key: Mapping[str, Any], *, restart: bool) -> _State:
@@ -253,7 +256,7 @@ def _resume(path: Path, key: Mapping[str, Any], *, restart: bool) -> _State:
     return _State(path, graphs)
 
 
-def _next(state: _State, seed: int, *, blind: bool) -> list[tuple[str, int]]:
+def _next(state: _State, seed: int, count: int, *, blind: bool) -> list[tuple[str, int]]:
     """Graphs to measure next: by fixed shares, or those whose kernels look most like badly predicted ones."""
     number = len(state.graphs)
     random = np.random.default_rng((seed, number))
@@ -263,14 +266,26 @@ def _next(state: _State, seed: int, *, blind: bool) -> list[tuple[str, int]]:
         families = random.choice(names, size=count, p=shares)
         return [(str(family), 1000 * (number + 1) + seed + 10**6 * index) for index, family in enumerate(families)]
 
-    if blind:
-        return draw(_ROUND)
+    if blind or not number:
+        return _light(draw(count))
     samples = state.samples()
     known = error_maps(samples, fit_all(samples, trees=_QUICK_TREES, seed=seed))
-    candidates = draw(_ROUND * _CANDIDATES)
+    candidates = draw(count * _CANDIDATES)
     scores = [expected_error(micro_graph(*candidate, values=False), known) for candidate in candidates]
-    best = np.argsort(scores)[::-1][:_ROUND]
-    return [candidates[index] for index in best]
+    return _light([candidates[index] for index in np.argsort(scores)[::-1][:count]])
+
+
+def _light(drawn: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """As many of the graphs, from the first, as fit in memory together; at least one."""
+    chosen: list[tuple[str, int]] = []
+    held = 0.0
+    for family, number in drawn:
+        weights = micro_graph(family, number, values=False).model.graph.initializer
+        held += 4.0 * sum(float(np.prod(weight.dims)) for weight in weights)
+        if chosen and held > _BATCH_BYTES:
+            break
+        chosen.append((family, number))
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -298,8 +313,7 @@ def error_maps(samples: Sequence[tuple[int, Sample]], fits: Mapping[str, Fit]) -
 
 
 def _places(kernels: Sequence[Kernel], resident: Any, fit: Fit) -> Any:
-    base = np.maximum(terms(kernels, resident) @ fit.model.constants, fit.model.floor_ms)
-    return features(kernels, resident, base)[:, _SIZES]
+    return described(kernels, resident, fit.model.constants, fit.model.floor_ms)[1][:, _SIZES]
 
 
 def expected_error(graph: MicroGraph, known: Mapping[str, ErrorMap]) -> float:

@@ -10,13 +10,14 @@ import numpy.typing as npt
 
 from dyndeploy.device_calibration.measure import Sample
 from dyndeploy.errors import DyndeployError
-from dyndeploy.prediction.calibrated import GENERAL, ClassModel, class_of, features, general, terms
+from dyndeploy.prediction.calibrated import GENERAL, ClassModel, class_of, described, general, terms
 from dyndeploy.prediction.kernels import Kernel
 from dyndeploy.prediction.trees import Trees
 
 Array = npt.NDArray[np.float64]
 
 FOLDS = 5
+TREES = 160
 _LEAST_FOR_TREES = 60
 _LEAST = 8
 _SHORT_MS = 0.02  # Below this the clock's resolution (1 us) and the runtime's bookkeeping are much of a kernel's time.
@@ -72,16 +73,8 @@ class _Fitted:
     trees: Trees | None
 
     def predict(self, rows: Rows) -> Array:
-        base = np.maximum(_terms(rows) @ self.constants, self.floor_ms)
-        return base if self.trees is None else base * np.exp(self.trees(_features(rows, base)))
-
-
-def _terms(rows: Rows) -> Array:
-    return terms(rows.kernels, rows.resident)
-
-
-def _features(rows: Rows, base: Array) -> Array:
-    return features(rows.kernels, rows.resident, base)
+        base, table = described(rows.kernels, rows.resident, self.constants, self.floor_ms)
+        return base if self.trees is None else base * np.exp(self.trees(table))
 
 
 def _constants(matrix: Array, ms: Array) -> Array:
@@ -101,13 +94,12 @@ def _constants(matrix: Array, ms: Array) -> Array:
 
 
 def _fit(rows: Rows, *, trees: int, seed: int) -> _Fitted:
-    matrix = _terms(rows)
-    constants = _constants(matrix, rows.ms)
+    constants = _constants(terms(rows.kernels, rows.resident), rows.ms)
     floor = max(float(rows.ms.min()) / 2, 1e-4)
-    base = np.maximum(matrix @ constants, floor)
     if len(rows.ms) < _LEAST_FOR_TREES or not trees:
         return _Fitted(constants, floor, None)
-    return _Fitted(constants, floor, boosted(_features(rows, base), np.log(rows.ms / base), rows.ms, trees, seed))
+    base, table = described(rows.kernels, rows.resident, constants, floor)
+    return _Fitted(constants, floor, boosted(table, np.log(rows.ms / base), rows.ms, trees, seed))
 
 
 def boosted(table: Array, target: Array, ms: Array, count: int, seed: int) -> Trees:
@@ -147,7 +139,7 @@ class Fit:
     held_out: Array
 
 
-def fit_class(rows: Rows, *, trees: int = 160, seed: int = 0) -> Fit:
+def fit_class(rows: Rows, *, trees: int = TREES, seed: int = 0) -> Fit:
     """Fit one class.
 
     Raises:
@@ -166,8 +158,7 @@ def fit_class(rows: Rows, *, trees: int = 160, seed: int = 0) -> Fit:
     fitted = _fit(rows, trees=trees, seed=seed)
     error = np.abs(held_out / rows.ms - 1.0)
     low, high = np.quantile(np.log(rows.ms / held_out), [0.05, 0.95])
-    base = np.maximum(_terms(rows) @ fitted.constants, fitted.floor_ms)
-    table = _features(rows, base)
+    _, table = described(rows.kernels, rows.resident, fitted.constants, fitted.floor_ms)
     model = ClassModel(
         fitted.constants, fitted.floor_ms, fitted.trees, table.min(0), table.max(0), (float(low), float(high)),
         len(rows.ms), float(error.mean()), float((error <= 0.05).mean()), float((error <= 0.1).mean()),
@@ -175,14 +166,20 @@ def fit_class(rows: Rows, *, trees: int = 160, seed: int = 0) -> Fit:
     return Fit(model, held_out)
 
 
-def fit_all(samples: Sequence[tuple[int, Sample]], *, trees: int = 160, seed: int = 0) -> dict[str, Fit]:
-    """Fit every class that has enough samples, and the general one.
+def fit_all(samples: Sequence[tuple[int, Sample]], *, trees: int = TREES, seed: int = 0) -> dict[str, Fit]:
+    """Fit every class that has enough samples, and the general one; on all cores.
 
     Raises:
         DyndeployError: Too few samples in all.
     """
-    result = {}
-    for name, rows in rows_by_class(samples).items():
-        if name == GENERAL or (len(rows.ms) >= _LEAST and len(np.unique(rows.graph)) >= 2):
-            result[name] = fit_class(rows, trees=0 if name == GENERAL else trees, seed=seed)
-    return result
+    from joblib import Parallel, delayed
+
+    enough = {
+        name: rows
+        for name, rows in rows_by_class(samples).items()
+        if name == GENERAL or (len(rows.ms) >= _LEAST and len(np.unique(rows.graph)) >= 2)
+    }
+    # The largest first: they take longest.
+    names = sorted(enough, key=lambda name: -len(enough[name].ms))
+    jobs = (delayed(fit_class)(enough[name], trees=0 if name == GENERAL else trees, seed=seed) for name in names)
+    return dict(zip(names, Parallel(n_jobs=-1 if trees else 1)(jobs), strict=True))

@@ -4,7 +4,8 @@ An operator alone in a loop finds its weights in the cache, its input in the lay
 with. In a network none of this holds: at batch 1 every layer's weights come from wherever the other layers have left
 them. The operators are therefore measured inside graphs that look like networks without being any: random widths,
 depths, map sizes and modes, from half a megabyte of weights (which stay in the cache) to a hundred (which do not). A
-graph with a block of a published network is never drawn, so that nothing of the zoo is part of what was fitted.
+graph with a bottleneck of a published network (the same channels, at whatever size) is never drawn, so that no block of
+the zoo is part of what was fitted.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ or grouped convolutions and squeeze-excite; matrix products, softmax and layer n
 MODES = ("spatial", "channel", "layer", "both", "static")
 FORCED = "forced/"
 
+_USUAL_WIDTHS = (8, 16, 24, 32, 48, 64, 80, 96, 128)
+_EXPANSIONS = (4, 4, 4, 4, 4, 2, 2, 3, 1)
 _OPSET, _IR_VERSION = 17, 8
-_MAX_MACS = 5e9
+_MAX_MACS = 4e9
+_MAX_WEIGHTS = 30e6  # Far more than fits a cache; loading more would only take time.
 
 Array = npt.NDArray[np.float32]
 
@@ -68,6 +72,7 @@ class _Writer:
     outputs: list[str] = field(default_factory=list)
     group: str = "g0"
     macs: float = 0.0
+    size: float = 0.0
     _count: int = 0
 
     def begin(self, label: str) -> None:
@@ -84,9 +89,12 @@ class _Writer:
     def weight(self, *shape: int) -> str:
         """Weights that keep activations of size one; without values only their shape is written."""
         name = f"w{len(self.weights)}"
+        self.size += float(np.prod(shape))
         if self.values:
             fan_in = max(1, int(np.prod(shape[1:])))
-            data = np.resize(_numbers(), shape) * np.float32(fan_in**-0.5)
+            count, numbers = int(np.prod(shape)), _numbers()
+            data = numbers[:count] if count <= len(numbers) else np.resize(numbers, count)
+            data = (data * np.float32(fan_in**-0.5)).reshape(shape)
             self.weights.append(numpy_helper.from_array(data, name))
         else:
             self.weights.append(onnx.TensorProto(name=name, dims=shape, data_type=TensorProto.FLOAT))
@@ -130,18 +138,16 @@ class _Writer:
 
 @functools.lru_cache(maxsize=1)
 def _numbers() -> Array:
-    # Time does not depend on values as long as none is subnormal; a prime length keeps rows from being equal.
-    numbers = np.random.default_rng(0).standard_normal(99991, np.float32)
+    # Time does not depend on values as long as none is subnormal.
+    numbers = np.random.default_rng(0).standard_normal(2**22, np.float32)
     return np.where(np.abs(numbers) < 1e-3, np.float32(1e-3), numbers)
 
 
 @functools.lru_cache(maxsize=1)
-def published_blocks() -> frozenset[tuple[int, int, int, int, int]]:
-    """(inputs, width, outputs, map rows, stride) of the blocks of all published networks at their usual size."""
+def published_blocks() -> frozenset[tuple[int, int, int]]:
+    """(inputs, width, outputs) of the blocks of all published networks: at no input size is one ever measured."""
     return frozenset(
-        (block.c_in, block.width, block.c_out, block.height, block.stride)
-        for name in network_names()
-        for block in network_spec(name).blocks
+        (block.c_in, block.width, block.c_out) for name in network_names() for block in network_spec(name).blocks
     )
 
 
@@ -161,7 +167,7 @@ def micro_graph(family: str, seed: int, *, values: bool = True) -> MicroGraph:
     for attempt in range(1000):
         writer = _Writer(np.random.default_rng((seed, FAMILIES.index(family), attempt)), values=False)
         shape = _DRAW[family](writer)
-        if shape is not None and writer.macs <= _MAX_MACS:
+        if shape is not None and writer.macs <= _MAX_MACS and writer.size <= _MAX_WEIGHTS:
             if values:  # Only now: most of the time goes into writing weights.
                 writer = _Writer(np.random.default_rng((seed, FAMILIES.index(family), attempt)))
                 _DRAW[family](writer)
@@ -170,15 +176,23 @@ def micro_graph(family: str, seed: int, *, values: bool = True) -> MicroGraph:
 
 
 def draw_masks(masks: Sequence[MaskInfo], random: np.random.Generator) -> dict[str, Array]:
-    """Masks of random rates, an eighth of them all on and a sixteenth all off; a layer's is on or off."""
+    """Masks of random rates; a layer's is on or off.
+
+    In half of the draws all masks have the same rate, as in a trained network nearly: then all of its weights that
+    compete for the caches shrink together. In the others an eighth is all on and a sixteenth all off.
+    """
     feeds = {}
+    common = random.random() if random.random() < 0.5 else None
     for mask in masks:
         positions = int(np.prod(mask.shape[1:]))
         kind = random.random()
         rate = 1.0 if kind < 1 / 8 else 0.0 if kind < 3 / 16 else random.random()
+        runs = 0.7
+        if common is not None:
+            rate = runs = common
         bits = np.zeros((mask.shape[0], positions), np.float32)
         for row in bits:
-            active = int(random.random() < 0.7) if positions == 1 else round(rate * positions)
+            active = int(random.random() < runs) if positions == 1 else round(rate * positions)
             row[random.permutation(positions)[:active]] = 1
         feeds[FORCED + mask.name] = bits.reshape(mask.shape)
     return feeds
@@ -196,13 +210,21 @@ def _eights(random: np.random.Generator, low: float, high: float) -> int:
 
 def _residual(w: _Writer) -> tuple[int, ...] | None:
     random = w.random
-    side = int(np.exp(random.uniform(np.log(24), np.log(320)))) // 4 * 4
+    # Small graphs are nearly free to measure, and the only ones whose kernels find everything in the nearest caches.
+    small = random.random() < 0.4
+    side = int(np.exp(random.uniform(np.log(24), np.log(112 if small else 320)))) // 4 * 4
     size = (side, side if random.random() < 0.8 else max(24, int(side * random.uniform(0.6, 1.4)) // 4 * 4))
     shape = (1, 3, *size)
     kernel, stride, pool = [(3, 1, False), (3, 2, False), (7, 2, True)][
-        0 if side <= 48 else 1 if side <= 112 else 2 if random.random() < 0.8 else 1
+        0
+        if side <= 48 or (small and random.random() < 0.5)
+        else 1
+        if side <= 112
+        else 2
+        if random.random() < 0.8
+        else 1
     ]
-    channels = _eights(random, 16, 112)
+    channels = _eights(random, 8, 32) if small else _eights(random, 16, 112)
     w.begin("stem")
     x, size = w.conv("input", 3, channels, size, k=kernel, stride=stride)
     x = w.op("Relu", x)
@@ -210,14 +232,17 @@ def _residual(w: _Writer) -> tuple[int, ...] | None:
         w.begin("pool")
         x = w.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
         size = (size[0] - 1) // 2 + 1, (size[1] - 1) // 2 + 1
-    width = float(_eights(random, 16, 96))
+    # Half of the graphs have widths that double from stage to stage, as most networks do: caches mind powers of two.
+    doubling = random.random() < 0.5
+    usual, most = (_USUAL_WIDTHS[:4], 40) if small else (_USUAL_WIDTHS, 112)
+    width = float(random.choice(usual) if doubling else _eights(random, most // 7, most))
     base_mode = str(random.choice(MODES))
-    group_count = int(random.choice([1, 1, 1, 1, 2, 8, 32]))
+    group_count = int(random.choice([1, 1, 1, 1, 1, 1, 2, 8, 32]))
     last = False  # whether x is channels-last
     for stage in range(4):
         mode = base_mode if random.random() < 0.7 else str(random.choice(MODES))
         patch, channel_patch = int(random.choice([1, 1, 2, 2, 3, 4, 4, 7, 8])), int(random.choice([1, 2, 2, 4, 8]))
-        expansion = 4 if random.random() < 0.8 else 2
+        expansion = int(random.choice(_EXPANSIONS))
         hidden = max(8, round(width / 8) * 8)
         groups = group_count if hidden % group_count == 0 else 1
         outputs = hidden * expansion
@@ -225,7 +250,7 @@ def _residual(w: _Writer) -> tuple[int, ...] | None:
             stride = 2 if index == 0 and stage > 0 else 1
             if min(size) < 4:
                 stride = 1
-            if (channels, hidden, outputs, size[0], stride) in published_blocks():
+            if (channels, hidden, outputs) in published_blocks():
                 return None
             if (mode != "static") != last:
                 w.begin("transpose")
@@ -237,7 +262,7 @@ def _residual(w: _Writer) -> tuple[int, ...] | None:
                 channel_patch=channel_patch,
             )  # fmt: skip
             channels = outputs
-        width *= random.uniform(1.4, 2.3)
+        width *= 2.0 if doubling else random.uniform(1.4, 2.3)
     w.begin("mean")
     if last:
         pixels = size[0] * size[1]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,20 +27,21 @@ from dyndeploy.profiling.blocks import LabelledGraph
 from dyndeploy.runtimes import NodeTime, OnnxRuntimeSession
 from dyndeploy.runtimes.native import find_cpu_library
 
-QUANTILE = 0.2
-"""Of the times of a node: what interrupts a run makes it longer only, and a profile knows no CPU time."""
-
-_PROBE_CHANNELS, _PROBE_SIDE = 64, 28
+_QUICK = 0.4
+_PROBE_CHANNELS, _PROBE_SIDE = 384, 7
+_PROBE_EVERY = 4  # Graphs between two probes.
+_LEAST_MS = 0.0002  # Of a node, once the profile's own cost is taken off.
+_SETTLE_MS = 5.0
+_MOST_SETTLING = 6
 _MARK = re.compile(r"~(\d+)~")
 Array = npt.NDArray[np.float32]
 
 
 class Probe:
-    """How fast the machine is at this moment: the time of a convolution that only computes.
+    """How fast the machine is: the time of a convolution that computes and reads five megabytes of weights.
 
     On a shared machine everything may take half as long again for some seconds, and a processor's clock changes. Times
-    are therefore taken relative to this convolution, which runs between them, and stated at the speed that it has most
-    of the time.
+    of different minutes are stated at one speed of this convolution; within a minute :func:`time_in_turn` does better.
 
     Args:
         threads: Of the session.
@@ -81,7 +85,7 @@ class Measurement:
 
     Attributes:
         samples: Its kernels.
-        probe_ms: What the probe took meanwhile (median): the speed at which the samples' times hold.
+        probe_ms: What the probe took meanwhile: the speed at which the times hold.
     """
 
     samples: tuple[Sample, ...]
@@ -99,7 +103,7 @@ class Sample:
     Attributes:
         kernel: At the rates of the masks that were drawn.
         ms: Milliseconds per run.
-        spread: Interquartile range of the runs over their median.
+        spread: Interquartile range of the runs over the time.
         resident_bytes: Weights that the whole graph touches in a run: what competes for the caches.
     """
 
@@ -140,6 +144,36 @@ def block_rates(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str,
     return result
 
 
+@functools.lru_cache(maxsize=1)
+def profile_cost(nodes: int = 100, runs: int = 200) -> float:
+    """Milliseconds that ONNX Runtime's profile adds to the time that it states for a node, on this machine.
+
+    Of a chain of tiny nodes, with a profile and without: one to two microseconds, a tenth of a small network.
+    """
+    tensor = helper.make_tensor_value_info
+    chain = helper.make_graph(
+        [helper.make_node("Neg" if i % 2 else "Abs", [f"x{i}"], [f"x{i + 1}"], name=f"n{i}") for i in range(nodes)],
+        "chain",
+        [tensor("x0", onnx.TensorProto.FLOAT, (256,))],
+        [tensor(f"x{nodes}", onnx.TensorProto.FLOAT, (256,))],
+    )
+    model = helper.make_model(chain, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feed = {"x0": np.ones(256, np.float32)}
+    plain_ms = []
+    with (
+        OnnxRuntimeSession(model, native="off") as plain,
+        OnnxRuntimeSession(model, native="off", profile=True) as profiled,
+    ):
+        call, recorded = plain.bind(feed), profiled.bind(feed)
+        for _ in range(runs):
+            recorded()
+            begin = time.perf_counter()
+            call()
+            plain_ms.append(1000 * (time.perf_counter() - begin))
+        stated = [sum(node.microseconds for node in profiled.node_times(slice(n, n + 1))) for n in range(1, runs)]
+    return max(quick(stated) / 1000 - quick(plain_ms), 0.0) / nodes
+
+
 def group_matrix(graph: LabelledGraph, session: OnnxRuntimeSession, runs: Sequence[int]) -> dict[str, Array]:
     """Times of every group in milliseconds, one per run.
 
@@ -151,13 +185,14 @@ def group_matrix(graph: LabelledGraph, session: OnnxRuntimeSession, runs: Sequen
         session: It recorded ``runs``.
         runs: Numbers of runs.
     """
+    cost = profile_cost()
     recorded = [session.node_times(slice(run, run + 1)) for run in runs]
     owners = _owners(recorded[0])
     times = {group: np.zeros(len(runs), np.float32) for group in graph.groups}
     for index, nodes in enumerate(recorded):
         for owner, node in zip(owners, nodes, strict=True):
             if owner is not None:
-                times[graph.groups[owner]][index] += node.microseconds / 1000
+                times[graph.groups[owner]][index] += max(node.microseconds / 1000 - cost, _LEAST_MS)
     return times
 
 
@@ -189,81 +224,186 @@ def feeds_of(graph: MicroGraph, draws: int, seed: int) -> list[dict[str, Array]]
     return [{"input": image, **draw_masks(graph.masks, random)} for _ in range(draws if graph.masks else 1)]
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A graph with the inputs that it is timed with.
+
+    Attributes:
+        model: Every node is named ``"<group>/<operator>"``.
+        feeds: Inputs, one run each in a round.
+        outputs: What is asked for.
+        whole: Time whole runs too, in a session without a profile.
+    """
+
+    model: onnx.ModelProto
+    feeds: Sequence[Mapping[str, Array]]
+    outputs: Sequence[str]
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Times:
+    """Times of a subject in milliseconds.
+
+    Attributes:
+        groups: By group, each (rounds, feeds), from the profile: wall time.
+        whole: Of whole runs, (rounds, feeds), CPU time of the calling thread where one thread computes; (0, feeds) if
+            they were not asked for.
+        probe_ms: What the probe took meanwhile.
+    """
+
+    groups: Mapping[str, Array]
+    whole: Array
+    probe_ms: float
+
+
+def quick(values: Any) -> float:
+    """Mean of the fastest two fifths: what interrupts a run, or takes its cache, only makes it longer."""
+    ordered = np.sort(np.asarray(values, np.float64).ravel())
+    return float(ordered[: max(1, round(_QUICK * len(ordered)))].mean())
+
+
+def time_in_turn(
+    subjects: Sequence[Subject],
+    probe: Probe,
+    *,
+    threads: int = 1,
+    native: str | os.PathLike[str] = "auto",
+    rounds: int = 9,
+) -> list[Times]:
+    """Time graphs in turn, round by round, all of them kept in memory.
+
+    Runs one after the other share the mood of the machine, and so does their fastest. Runs of one graph that are spread
+    over the time that all graphs take do not: the fastest of ten are then repeatable to 2 %, where ten in a row
+    are to 4 or 6 % (measured on a shared 2-core machine).
+
+    Args:
+        subjects: What is timed.
+        probe: Runs between them.
+        threads: Of every session.
+        native: As for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
+        rounds: Runs of every graph with every input that count. Before each turn of a graph it runs uncounted for some
+            milliseconds, which brings its data back into the caches.
+    """
+    bodies = native == "off" or (native == "auto" and find_cpu_library() is None)
+    with contextlib.ExitStack() as stack:
+        timed = []
+        for subject in subjects:
+            labelled = LabelledGraph(subject.model, bodies=bodies)
+            profiled, plain = (
+                stack.enter_context(
+                    OnnxRuntimeSession(model, threads=threads, native=native, profile=profile, in_order=True)
+                )
+                if model is not None
+                else None
+                for model, profile in ((labelled.model, True), (subject.model if subject.whole else None, False))
+            )
+            assert profiled is not None
+            timed.append(_Timed(subject, labelled, profiled, plain, threads))
+        speeds = []
+        for _ in range(rounds):
+            for index, one in enumerate(timed):
+                if index % _PROBE_EVERY == 0:
+                    speeds.append(probe())
+                one.turn()
+        probe_ms = quick(speeds)
+        return [one.times(probe_ms) for one in timed]
+
+
+class _Timed:
+    """A subject's sessions and what they recorded."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        labelled: LabelledGraph,
+        profiled: OnnxRuntimeSession,
+        plain: OnnxRuntimeSession | None,
+        threads: int,
+    ) -> None:
+        self._labelled, self._profiled = labelled, profiled
+        self._calls = [profiled.bind(feed, subject.outputs) for feed in subject.feeds]
+        self._plain = [] if plain is None else [plain.bind(feed, subject.outputs) for feed in subject.feeds]
+        self._clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
+        self._whole: list[list[float]] = []
+        self._rounds = 0
+        for call in (*self._calls, *self._plain):
+            call()
+        begin = time.perf_counter()
+        self._calls[-1]()
+        once = 1000 * (time.perf_counter() - begin)
+        self._settle = min(math.ceil(_SETTLE_MS / max(once, 1e-3)), _MOST_SETTLING)
+
+    def turn(self) -> None:
+        self._rounds += 1
+        for _ in range(self._settle):
+            self._calls[-1]()
+        for call in self._calls:
+            call()
+        if not self._plain:
+            return
+        for _ in range(self._settle):
+            self._plain[-1]()
+        spent = []
+        for call in self._plain:
+            begin = self._clock()
+            call()
+            spent.append((self._clock() - begin) / 1e6)
+        self._whole.append(spent)
+
+    def times(self, probe_ms: float) -> Times:
+        count = len(self._calls)
+        runs = counted_runs(count, self._rounds, self._settle)
+        groups = {
+            name: ms.reshape(self._rounds, count)
+            for name, ms in group_matrix(self._labelled, self._profiled, runs).items()
+        }
+        return Times(groups, np.array(self._whole, np.float32).reshape(-1, count), probe_ms)
+
+
+def counted_runs(feeds: int, rounds: int, settle: int) -> list[int]:
+    """Numbers of a session's runs that count.
+
+    Each input runs once and the last one again; before every round the last one settles the caches.
+    """
+    first, length = feeds + 1, settle + feeds
+    return [first + number * length + settle + feed for number in range(rounds) for feed in range(feeds)]
+
+
 def measure(
-    graph: MicroGraph,
+    graphs: Sequence[MicroGraph],
     probe: Probe,
     *,
     threads: int = 1,
     native: str | os.PathLike[str] = "auto",
     draws: int = 3,
-    runs: int = 8,
-    warmup: int = 1,
+    rounds: int = 9,
     seed: int = 0,
-) -> Measurement:
-    """Run a graph and return its kernels with their times.
+) -> list[Measurement]:
+    """Run graphs in turn and return their kernels with their times.
 
     A group that the walker sees as several kernels is left out: its time cannot be told apart.
 
     Args:
-        graph: What to measure.
+        graphs: What to measure; all of them are kept in memory.
         probe: Tells how fast the machine is meanwhile.
-        threads: Of the session.
+        threads: Of the sessions.
         native: As for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
         draws: Draws of masks; they take turns, so that no run finds the channels of the last one in the cache.
-        runs: Of every draw; a graph without masks gets half as many again.
-        warmup: Further runs of every draw before that.
+        rounds: Runs of every draw.
         seed: Of the masks.
     """
-    bodies = native == "off" or (native == "auto" and find_cpu_library() is None)
-    labelled = LabelledGraph(graph.model, bodies=bodies)
-    feeds = feeds_of(graph, draws, seed)
-    outputs = [value.name for value in graph.model.graph.output][-1:]
-    rounds = runs if graph.masks else runs * 3 // 2
-    with OnnxRuntimeSession(labelled.model, threads=threads, native=native, profile=True) as session:
-        calls = [session.bind(feed, outputs) for feed in feeds]
-        speeds = timed_rounds(calls, calls[-1], probe, warmup=warmup, rounds=rounds)
-        times = group_matrix(labelled, session, timed_runs(len(calls), warmup=warmup, rounds=rounds))
-    probe_ms = float(np.median(speeds))
-    correction = np.repeat(probe_ms / speeds, len(calls))
+    feeds = [feeds_of(graph, draws, seed) for graph in graphs]
+    outputs = [[value.name for value in graph.model.graph.output][-1:] for graph in graphs]
+    subjects = [Subject(g.model, f, o) for g, f, o in zip(graphs, feeds, outputs, strict=True)]
+    found = time_in_turn(subjects, probe, threads=threads, native=native, rounds=rounds)
+    return [_measurement(*one) for one in zip(graphs, feeds, found, strict=True)]
+
+
+def _measurement(graph: MicroGraph, feeds: Sequence[Mapping[str, Array]], times: Times) -> Measurement:
     walker = GraphWalker(graph.model)
-    graphs = [walker.graph(block_rates(graph.model, feed)) for feed in feeds]
-    steady = {group: ms * correction for group, ms in times.items()}
-    return Measurement(tuple(_samples([g.kernels for g in graphs], steady)), probe_ms)
-
-
-def timed_rounds(
-    calls: Sequence[Callable[[], None]], settle: Callable[[], None], probe: Probe, *, warmup: int, rounds: int
-) -> Array:
-    """Run all calls in turn, with the probe between the rounds.
-
-    Args:
-        calls: What is timed.
-        settle: Runs once after each probe, uncounted, and brings the network's data back into the caches.
-        probe: Tells how fast the machine is.
-        warmup: Rounds before, without the probe.
-        rounds: Rounds that count.
-
-    Returns:
-        The probe's time of every round, the mean of just before and just after, (rounds,).
-    """
-    for _ in range(warmup):
-        for call in calls:
-            call()
-    speeds = [probe()]
-    for _ in range(rounds):
-        settle()
-        for call in calls:
-            call()
-        speeds.append(probe())
-    edges = np.array(speeds, np.float32)
-    means: Array = ((edges[1:] + edges[:-1]) / 2).astype(np.float32)
-    return means
-
-
-def timed_runs(calls: int, *, warmup: int, rounds: int) -> list[int]:
-    """Numbers of the runs that count, where all of :func:`timed_rounds` ran in one session."""
-    first = warmup * calls
-    return [first + number * (calls + 1) + 1 + call for number in range(rounds) for call in range(calls)]
+    kernels = [walker.graph(block_rates(graph.model, feed)).kernels for feed in feeds]
+    return Measurement(tuple(_samples(kernels, times.groups)), times.probe_ms)
 
 
 def _samples(graphs: Sequence[Sequence[Kernel]], times: Mapping[str, Array]) -> Iterator[Sample]:
@@ -279,9 +419,9 @@ def _samples(graphs: Sequence[Sequence[Kernel]], times: Mapping[str, Array]) -> 
         draws: dict[tuple[Any, ...], list[int]] = {}
         for number, kernel in enumerate(kernels):
             draws.setdefault((kernel.macs, kernel.weight_bytes, *kernel.features.values()), []).append(number)
-        turn = np.arange(len(times[group])) % len(graphs)
         for same in draws.values():
-            low, ms, high = np.quantile(times[group][np.isin(turn, same)], [0.25, QUANTILE, 0.75])
+            runs = times[group][:, same]
+            ms, (low, high) = quick(runs), np.quantile(runs, [0.25, 0.75])
             if ms > 0:
                 touched = float(np.mean([resident[number] for number in same]))
-                yield Sample(kernels[same[0]], float(ms), float((high - low) / ms), touched)
+                yield Sample(kernels[same[0]], ms, float((high - low) / ms), touched)

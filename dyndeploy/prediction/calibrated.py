@@ -20,9 +20,10 @@ import numpy.typing as npt
 from dyndeploy import files
 from dyndeploy.errors import InputError
 from dyndeploy.prediction.kernels import Kernel
+from dyndeploy.prediction.library_work import bottleneck_work
 from dyndeploy.prediction.trees import Trees
 
-SCHEMA = 1
+SCHEMA = 2
 FORMAT = "dyndeploy-calibration"
 
 CACHE_BYTES = 16 * 2**20
@@ -30,7 +31,6 @@ CACHE_BYTES = 16 * 2**20
 scale, not a device's cache size: the trees see the real number and correct for it."""
 
 Array = npt.NDArray[np.float64]
-Row = dict[str, float]
 
 _BOTTLENECKS = ("spatial", "channel", "layer", "spatial_channel")
 
@@ -54,42 +54,31 @@ def class_of(kernel: Kernel) -> str:
 # ---------------------------------------------------------------- what a kernel is described by
 
 
-_PANEL, _BLOCK = 32, 16
-"""Channels that the operator library and the runtime's blocked convolutions compute at a time, at most: what is left of
-the last panel or block is computed for nothing."""
+_BLOCK = 16  # Channels that the runtime's convolutions compute at a time: the rest of the last block is for nothing.
 
 
 def _padded(channels: float, step: int) -> float:
     return math.ceil(channels / step) * step
 
 
-def _parts(kernel: Kernel) -> Row:
-    """Multiply-accumulates of a bottleneck by convolution, and the rows it works on."""
+def _active(kernel: Kernel) -> tuple[float, float, float]:
+    """Pixels on which a bottleneck's first and its other convolutions run, and its active channels."""
     f = kernel.features
-    hidden = f["cmid"] * f["channel_rate"]
-    rows1, rows2 = f["batch"] * f["h"] * f["w"] * f["rate_conv1"], f["batch"] * f["oh"] * f["ow"] * f["rate"]
-    return {
-        "rows1": rows1,
-        "rows2": rows2,
-        "macs1": rows1 * f["cin"] * hidden,
-        "macs2": rows2 * 9 * hidden * hidden / f["groups"],
-        "macs3": rows2 * hidden * f["cout"],
-        "macs_shortcut": f["projection"] * f["batch"] * f["oh"] * f["ow"] * f["cin"] * f["cout"],
-        "padded1": rows1 * f["cin"] * _padded(hidden, _PANEL),
-        "padded2": rows2 * 9 * hidden * _padded(hidden / f["groups"], _PANEL),
-        "padded3": rows2 * hidden * _padded(f["cout"], _PANEL),
-        "dense_weights": 4.0 * f["cmid"] * (f["cin"] + f["cout"] + 9 * f["cmid"] / f["groups"]),
-    }
+    hidden = float(round(f["cmid"] * f["channel_rate"]))
+    return f["batch"] * f["h"] * f["w"] * f["rate_conv1"], f["batch"] * f["oh"] * f["ow"] * f["rate"], hidden
 
 
 def _bottleneck_terms(kernel: Kernel, cold: float) -> list[float]:
-    p, f = _parts(kernel), kernel.features
-    selected = p["dense_weights"] if f["channel_rate"] < 1 else 0.0
+    f = kernel.features
+    rows1, rows2, hidden = _active(kernel)
+    # Active columns lie in almost every line of the weights that they are merged from.
+    whole = 4.0 * f["cmid"] * (f["cin"] + 9 * hidden / f["groups"]) + 4.0 * hidden * f["cout"]
     return [
-        1.0, p["macs1"], p["macs2"], p["macs3"], p["macs_shortcut"], p["padded1"], p["padded2"], p["padded3"],
-        p["rows1"] * f["cin"], p["rows2"] * f["cout"],
-        kernel.written_bytes * f["projection"], kernel.weight_bytes * cold, selected, selected * cold,
-        f["batch"] * f["mask_h"] * f["mask_w"], kernel.written_bytes * (1 - f["projection"]) * (1 - f["rate"]),
+        1.0, *bottleneck_work(f, hidden).values(),
+        rows1 * f["cin"], rows2 * f["cout"], (rows1 + rows2) * hidden,
+        kernel.weight_bytes * cold, whole * cold if 0 < hidden < f["cmid"] else 0.0,
+        f["batch"] * f["mask_h"] * f["mask_w"], f["batch"] * (f["h"] * f["w"] + f["oh"] * f["ow"]),
+        kernel.written_bytes * f["projection"], kernel.written_bytes * (1 - f["projection"]) * (1 - f["rate"]),
     ]  # fmt: skip
 
 
@@ -137,13 +126,14 @@ _PLAIN = (
 )  # fmt: skip
 _DERIVED = (
     "macs", "dense_macs", "read", "written", "weights", "resident", "macs_per_byte", "macs_per_weight",
-    "inputs_per_group", "outputs_per_group", "inputs_mod_16", "outputs_mod_16", "outputs_mod_32", "rows1", "rows2",
-    "rows1_tile", "rows2_tile", "hidden",
-    "hidden_mod_32", "share1", "share2", "share3", "padding1", "padding2", "padding3",
-    "cold_ms_share", "blocks_mod_4", "columns_mod_6", "edge", "base",
+    "inputs_per_group", "outputs_per_group", "inputs_mod_16", "outputs_mod_16", "outputs_mod_32", "blocks_mod_4",
+    "columns_mod_6", "edge", "rows1", "rows2", "rows1_tile", "rows2_tile", "hidden", "hidden_mod_32",
 )  # fmt: skip
-FEATURES = (*_LOGS, *_PLAIN, *_DERIVED)
-"""Columns that the trees see; sizes as logarithms, so that a tree's cut is a ratio."""
+_TERMS = 20
+_SHARES = tuple(f"share{index}" for index in range(_TERMS))
+FEATURES = (*_LOGS, *_PLAIN, *_DERIVED, *_SHARES, "base")
+"""Columns that the trees see; sizes as logarithms, so that a tree's cut is a ratio. The shares are those of the terms
+in what the constants say: a kernel that waits for memory errs otherwise than one that computes."""
 
 
 def _derived(kernel: Kernel, resident: float) -> list[float]:
@@ -155,39 +145,38 @@ def _derived(kernel: Kernel, resident: float) -> list[float]:
         math.log1p(kernel.written_bytes), math.log1p(kernel.weight_bytes), math.log1p(resident),
         math.log1p(kernel.macs / bytes_), math.log1p(kernel.macs / max(kernel.weight_bytes, 1.0)),
         math.log1p(cin / groups), math.log1p(cout / groups), (cin / groups) % 16, (cout / groups) % 16, cout % 32,
+        math.ceil(cout / _BLOCK) % 4, f.get("ow", 0.0) % 6, _edge(f) if "kw" in f else 0.0,
     ]  # fmt: skip
-    cold = kernel.weight_bytes * resident / (resident + CACHE_BYTES) / bytes_
-    conv = [math.ceil(cout / _BLOCK) % 4, f.get("ow", 0.0) % 6, _edge(f) if "kw" in f else 0.0]
     if "channel_rate" not in f:
-        return [*row, *([0.0] * 12), cold, *conv]
-    p, hidden = _parts(kernel), f["cmid"] * f["channel_rate"]
-    total = max(p["macs1"] + p["macs2"] + p["macs3"] + p["macs_shortcut"], 1.0)
-    return [
-        *row, math.log1p(p["rows1"]), math.log1p(p["rows2"]), (-p["rows1"]) % 14 / max(p["rows1"], 1.0),
-        (-p["rows2"]) % 14 / max(p["rows2"], 1.0), math.log1p(hidden), hidden % 32, p["macs1"] / total,
-        p["macs2"] / total, p["macs3"] / total, *(p[f"padded{i}"] / max(p[f"macs{i}"], 1.0) for i in (1, 2, 3)), cold,
-        *conv,
-    ]  # fmt: skip
+        return [*row, *([0.0] * 6)]
+    rows1, rows2, hidden = _active(kernel)
+    tiles = ((-rows1) % 14 / max(rows1, 1.0), (-rows2) % 14 / max(rows2, 1.0))
+    return [*row, math.log1p(rows1), math.log1p(rows2), *tiles, math.log1p(hidden), hidden % 32]
 
 
-def features(kernels: Sequence[Kernel], resident: Array, base: Array) -> Array:
-    """Rows for the trees, (kernels, len(FEATURES)).
+def described(kernels: Sequence[Kernel], resident: Array, constants: Array, floor_ms: float) -> tuple[Array, Array]:
+    """What the constants say in milliseconds, (kernels,), and the rows for the trees, (kernels, len(FEATURES)).
 
     Args:
         kernels: Of one class.
         resident: Bytes of weights that a run of each kernel's network touches, (kernels,).
-        base: What the constants say, in milliseconds.
+        constants: Milliseconds per unit of each term.
+        floor_ms: No kernel is faster.
     """
-    rows = np.empty((len(kernels), len(FEATURES)))
+    parts = terms(kernels, resident) * constants
+    base = np.maximum(parts.sum(1), floor_ms)
+    rows = np.zeros((len(kernels), len(FEATURES)))
+    own = len(_LOGS) + len(_PLAIN) + len(_DERIVED)
     for index, (kernel, touched) in enumerate(zip(kernels, resident.tolist(), strict=True)):
         f = kernel.features
-        rows[index, :-1] = [
+        rows[index, :own] = [
             *(math.log1p(f.get(name, 0.0)) for name in _LOGS),
             *(f.get(name, 0.0) for name in _PLAIN),
             *_derived(kernel, touched),
         ]
+    rows[:, own : own + parts.shape[1]] = parts / base[:, None]
     rows[:, -1] = np.log(base)
-    return rows
+    return base, rows
 
 
 # ---------------------------------------------------------------- the model
@@ -223,8 +212,7 @@ class ClassModel:
 
     def price(self, kernels: Sequence[Kernel], resident: Array) -> tuple[Array, Array]:
         """Milliseconds of each kernel, and how far each lies outside what was measured (in e-foldings of sizes)."""
-        base = np.maximum(terms(kernels, resident) @ self.constants, self.floor_ms)
-        rows = features(kernels, resident, base)
+        base, rows = described(kernels, resident, self.constants, self.floor_ms)
         outside = np.maximum(self.low - rows, 0.0) + np.maximum(rows - self.high, 0.0)
         # Only sizes: a remainder or a flag that was not seen says nothing about extrapolation.
         far: Array = outside[:, _SIZES].max(1)
@@ -422,6 +410,19 @@ class CalibratedModel:
         return ms, low, high
 
     def _price(self, kernels: Sequence[Kernel], resident: Array) -> tuple[Array, Array, Array]:
+        # The blocks of a stage are alike: each kind of kernel is priced once.
+        kinds: dict[tuple[float | str, ...], int] = {}
+        owner = np.empty(len(kernels), np.intp)
+        first = []
+        for index, (k, touched) in enumerate(zip(kernels, resident.tolist(), strict=True)):
+            sizes = (k.kind, touched, k.macs, k.read_bytes, k.written_bytes, k.weight_bytes)
+            owner[index] = number = kinds.setdefault((*sizes, *k.features.values()), len(kinds))
+            if number == len(first):
+                first.append(index)
+        ms, low, high = self._price_each([kernels[index] for index in first], resident[first])
+        return ms[owner], low[owner], high[owner]
+
+    def _price_each(self, kernels: Sequence[Kernel], resident: Array) -> tuple[Array, Array, Array]:
         ms, low, high = (np.zeros(len(kernels)) for _ in range(3))
         groups: dict[str, list[int]] = {}
         for index, kernel in enumerate(kernels):

@@ -812,11 +812,17 @@ def job_engine(job: Job, spec: Json) -> Json:
     return dict(_files(job, "engine"), seconds=round(time.time() - job.started, 2), **extra)
 
 
+def _keep_order(runtime: Any, options: Any) -> None:
+    # With masks from outside, maskers feed outputs only, which ONNX Runtime would otherwise leave for the end.
+    options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
+
+
 def _build_onnxruntime(job: Job, spec: Json, model: str) -> Json:
     runtime = import_or_refuse("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = spec["threads"]
+    _keep_order(runtime, options)
     path = os.path.join(job.out, "engine")
     options.optimized_model_filepath = path + ".part"
     # Layout changes of the highest level fit one processor only, but this file never leaves the machine.
@@ -944,6 +950,7 @@ class OnnxRuntimeSession:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        _keep_order(self.runtime, options)
         # The file was optimised when it was built.
         options.graph_optimization_level = self.runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if profile:

@@ -84,6 +84,8 @@ class OnnxRuntimeSession(Session):
         provider: ``"cpu"``; ``"cuda"``, where the function bodies run on the GPU; or ``"tensorrt"``, where the TensorRT
             plugins run (:func:`~dyndeploy.runtimes.tensorrt_engine.plugin_library` finds them). A GPU that cannot be
             used is an error, never a silent fall to the CPU.
+        in_order: Run nodes in the order in which the graph lists them, as far as data allows. ONNX Runtime otherwise
+            leaves for the end what only an output needs: where masks come from outside, all maskers.
 
     Attributes:
         pool_note: Why the session has threads of its own although it was to share, else empty.
@@ -105,6 +107,7 @@ class OnnxRuntimeSession(Session):
         profile: bool = False,
         shared: bool = False,
         provider: str = "cpu",
+        in_order: bool = False,
     ) -> None:
         import onnxruntime
 
@@ -160,6 +163,8 @@ class OnnxRuntimeSession(Session):
         if shared and provider == "cpu":
             _share_memory()
             options.add_session_config_entry("session.use_env_allocators", "1")
+        if in_order:
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         # No API tells an operator library how many threads it may cut its work for; it reads this when registered.
         options.add_session_config_entry("dyndeploy.threads", str(threads))
         options.add_session_config_entry("dyndeploy.precision", precision)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,12 +37,15 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     module = importlib.import_module("dyndeploy.device_calibration.calibrate")
     seen: list[int] = []
 
-    def formula(graph: MicroGraph, probe: object, **options: object):
-        seen.append(graph.seed)
-        # Every second graph is "measured" while the machine is half as fast.
-        return synthetic(graph, slow=1.5 if len(seen) % 2 else 1.0)
+    def formula(graphs: Sequence[MicroGraph], probe: object, **options: object):
+        # Every third batch is "measured" while the machine is half as fast.
+        slow = 1.5 if len(batches) % 3 == 0 else 1.0
+        batches.append([graph.seed for graph in graphs])
+        seen.extend(batches[-1])
+        return [synthetic(graph, slow=slow) for graph in graphs]
 
-    clock = iter(np.arange(0, 1e6, 0.1).tolist())
+    batches: list[list[int]] = []
+    clock = iter(np.arange(0, 1e6, 0.5).tolist())
     monkeypatch.setattr(module, "measure", formula)
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     return seen
@@ -61,7 +65,7 @@ def test_a_calibration_predicts_what_it_saw_at_the_common_speed(fast: list[int],
 
 def test_it_goes_on_after_an_interrupt(fast: list[int], tmp_path: Path) -> None:
     def stop(message: str, fraction: float) -> None:
-        if message.startswith("measuring graph 6"):
+        if message.startswith("measuring graphs 6 "):
             raise Interrupt
 
     path = tmp_path / "cpu.json"

@@ -27,14 +27,14 @@ def test_a_graph_is_valid_reproducible_and_known_to_the_predictor(family: str, s
 
 
 def test_no_block_of_a_published_network_is_ever_measured() -> None:
-    assert (64, 64, 256, 56, 1) in published_blocks()
+    assert (64, 64, 256) in published_blocks()
     kinds = set()
     for seed in range(40):
         for kernel in GraphWalker(micro_graph("residual", seed, values=False).model).graph().kernels:
             kinds.add(kernel.kind)
             f = kernel.features
             if "cmid" in f and "rate" in f:
-                assert (f["cin"], f["cmid"], f["cout"], f["h"], f["stride"]) not in published_blocks()
+                assert (f["cin"], f["cmid"], f["cout"]) not in published_blocks()
     assert {
         "spatial_bottleneck",
         "channel_bottleneck",

@@ -6,17 +6,20 @@ import pytest
 from dyndeploy.device_calibration.graphs import FORCED, micro_graph
 from dyndeploy.device_calibration.measure import (
     Probe,
+    Subject,
     _owners,
     block_rates,
+    counted_runs,
     feeds_of,
     measure,
-    timed_rounds,
-    timed_runs,
+    profile_cost,
+    quick,
+    time_in_turn,
 )
 from dyndeploy.ops import OPERATORS
 from dyndeploy.ops.graph import group_of, is_dynamic, operator_attributes, static_shapes
 from dyndeploy.prediction.kernels import GraphWalker
-from dyndeploy.runtimes import NodeTime
+from dyndeploy.runtimes import NodeTime, OnnxRuntimeSession
 
 
 def small_graph(modes: set[str]):
@@ -51,28 +54,61 @@ def test_rates_give_the_macs_that_the_operators_state(modes: set[str]) -> None:
 def test_measured_kernels_have_positive_times_and_the_graphs_weights() -> None:
     graph = small_graph({"spatial"})
     probe = Probe()
-    found = measure(graph, probe, draws=2, runs=2)
+    found, again = measure([graph, graph], probe, draws=2, rounds=2)
     probe.close()
     assert len(found.samples) > 5 and all(0 < sample.ms < 1000 for sample in found.samples)
     assert any(
         FORCED not in sample.kernel.name and sample.kernel.kind == "spatial_bottleneck" for sample in found.samples
     )
     assert all(sample.resident_bytes > 1000 for sample in found.samples)
+    assert [s.kernel for s in found.samples] == [s.kernel for s in again.samples] and found.probe_ms == again.probe_ms
     twice = found.at(2 * found.probe_ms)
     assert twice[0].ms == pytest.approx(2 * found.samples[0].ms)
 
 
-def test_runs_that_count_are_those_of_the_rounds() -> None:
-    order: list[str] = []
+def test_whole_runs_are_timed_beside_their_nodes() -> None:
+    graph = small_graph({"channel"})
+    feeds = feeds_of(graph, 3, seed=0)
+    probe = Probe()
+    outputs = [graph.model.graph.output[-1].name]
+    both, nodes = time_in_turn(
+        [Subject(graph.model, feeds, outputs, whole=True), Subject(graph.model, feeds, outputs)], probe, rounds=4
+    )
+    probe.close()
+    assert both.whole.shape == (4, 3) and nodes.whole.shape == (0, 3)
+    assert set(both.groups) == {group_of(node.name) for node in graph.model.graph.node}
+    assert all(ms.shape == (4, 3) and (ms >= 0).all() for ms in both.groups.values())
+    assert both.whole.min() > 0 and both.probe_ms > 0
 
-    class Counting:
-        def __call__(self) -> float:
-            return float(len(order) + 1)
 
-    calls = [lambda: order.append("a"), lambda: order.append("b")]
-    speeds = timed_rounds(calls, lambda: order.append("settle"), Counting(), warmup=1, rounds=3)  # type: ignore[arg-type]
-    assert [order[index] for index in timed_runs(2, warmup=1, rounds=3)] == ["a", "b"] * 3
-    assert np.allclose(speeds, [(3 + 6) / 2, (6 + 9) / 2, (9 + 12) / 2])
+def test_maskers_run_where_the_graph_has_them_although_masks_come_from_outside() -> None:
+    graph = small_graph({"spatial"})
+    with OnnxRuntimeSession(graph.model, profile=True, in_order=True) as session:
+        session.run(feeds_of(graph, 1, seed=0)[0])
+        kinds = [node.op_type for node in session.node_times(slice(0, 1))]
+    if "SpatialMasker" not in kinds:
+        pytest.skip("no operator library: function bodies run")
+    maskers = [index for index, kind in enumerate(kinds) if kind == "SpatialMasker"]
+    blocks = [index for index, kind in enumerate(kinds) if kind.startswith("SpatialBottleneck")]
+    assert len(maskers) == len(blocks) and all(m < b for m, b in zip(maskers, blocks, strict=True))
+    assert all(b < m for b, m in zip(blocks, maskers[1:], strict=False))
+
+
+def test_runs_that_count_follow_the_settling_ones() -> None:
+    feeds, rounds, settle = 3, 2, 4
+    order = ["first"] * (feeds + 1) + (["settle"] * settle + ["a", "b", "c"]) * rounds
+    assert [order[index] for index in counted_runs(feeds, rounds, settle)] == ["a", "b", "c"] * rounds
+    assert order[counted_runs(feeds, rounds, settle)[-1]] == order[-1]
+
+
+def test_what_interrupts_a_run_does_not_count() -> None:
+    steady = [1.0, 1.0, 1.02, 1.01]
+    assert quick([*steady, 30.0, 2.0, 5.0, 9.0, 3.0, 2.0]) == pytest.approx(np.mean(steady))
+    assert quick([7.0]) == 7.0
+
+
+def test_the_profile_costs_microseconds() -> None:
+    assert 0.0 <= profile_cost() < 0.05
 
 
 def test_what_the_runtime_inserts_goes_to_what_it_serves() -> None:
