@@ -27,12 +27,12 @@ from dyndeploy.profiling.blocks import LabelledGraph
 from dyndeploy.runtimes import NodeTime, OnnxRuntimeSession
 from dyndeploy.runtimes.native import find_cpu_library
 
-_QUICK = 0.4
+_QUICK = 0.5
 _PROBE_CHANNELS, _PROBE_SIDE = 384, 7
 _PROBE_EVERY = 4  # Graphs between two probes.
 _LEAST_MS = 0.0002  # Of a node, once the profile's own cost is taken off.
 _SETTLE_MS = 5.0
-_MOST_SETTLING = 6
+_MOST_SETTLING = 20
 _MARK = re.compile(r"~(\d+)~")
 Array = npt.NDArray[np.float32]
 
@@ -258,7 +258,7 @@ class Times:
 
 
 def quick(values: Any) -> float:
-    """Mean of the fastest two fifths: what interrupts a run, or takes its cache, only makes it longer."""
+    """Mean of the faster half: what interrupts a run, or takes its cache, only makes it longer."""
     ordered = np.sort(np.asarray(values, np.float64).ravel())
     return float(ordered[: max(1, round(_QUICK * len(ordered)))].mean())
 

@@ -80,7 +80,7 @@ def test_it_goes_on_after_an_interrupt(fast: list[int], tmp_path: Path) -> None:
     result = calibrate(path, minutes=0.06)
     repeated = [seed for seed in fast[len(before) :] if seed in before]
     assert set(repeated) == {0}, "only the first graph, for the drift, is measured again"
-    assert result.measured["graphs"] >= 5 + len(fast) - len(before) and len(result.measured["drift"]) == 2
+    assert result.measured["graphs"] >= 5 + len(fast) - len(before) and len(result.measured["drift"]) >= 2
 
 
 def test_a_foreign_file_in_the_way_is_not_overwritten(fast: list[int], tmp_path: Path) -> None:
