@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from dyndeploy import files
-from dyndeploy.device_calibration.fit import Fit, fit_all, rows_by_class
+from dyndeploy.device_calibration.fit import Fit, common_error, fit_all, rows_by_class
 from dyndeploy.device_calibration.graphs import MicroGraph, micro_graph
 from dyndeploy.device_calibration.measure import Measurement, Probe, Sample, measure, quick
 from dyndeploy.errors import InputError, UsageError
@@ -190,6 +190,7 @@ def calibrate(
         runtime=runtime,
         measured=_measured(state, fits, minutes),
         overhead_ms=overhead_ms,
+        correlation=common_error(state.samples(), fits),
         classes={name: fit.model for name, fit in fits.items()},
     )
     files.write_text(path, json.dumps(result.to_json(), allow_nan=False, separators=(",", ":")) + "\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from dyndeploy.prediction.trees import Trees
 Array = npt.NDArray[np.float64]
 
 FOLDS = 5
+_COVERED = 0.9
 TREES = 160
 _LEAST_FOR_TREES = 60
 _LEAST = 8
@@ -183,3 +184,30 @@ def fit_all(samples: Sequence[tuple[int, Sample]], *, trees: int = TREES, seed: 
     names = sorted(enough, key=lambda name: -len(enough[name].ms))
     jobs = (delayed(fit_class)(enough[name], trees=0 if name == GENERAL else trees, seed=seed) for name in names)
     return dict(zip(names, Parallel(n_jobs=-1 if trees else 1)(jobs), strict=True))
+
+
+def common_error(samples: Sequence[tuple[int, Sample]], fits: Mapping[str, Fit]) -> float:
+    """How much of a kernel's error is common to its graph, in [0, 1].
+
+    The least share with which nine graphs of ten lie inside the interval that
+    :class:`~dyndeploy.prediction.calibrated.CalibratedModel` states for them, by kernels that were not fitted.
+    """
+    # Per graph: measured less predicted, and for both sides of the interval sum and sum of squares of the distances.
+    sums: dict[int, Array] = {}
+    for name, rows in rows_by_class(samples).items():
+        if name == GENERAL or name not in fits:
+            continue
+        fit = fits[name]
+        low, high = fit.model.interval
+        below, above = fit.held_out * (1 - np.exp(min(low, 0.0))), fit.held_out * (np.exp(max(high, 0.0)) - 1)
+        parts = np.stack([rows.ms - fit.held_out, below, below**2, above, above**2], axis=1)
+        for graph, part in zip(rows.graph.tolist(), parts, strict=True):
+            sums[graph] = sums.get(graph, np.zeros(5)) + part
+    error, below, below2, above, above2 = np.array(list(sums.values())).T
+    for share in np.linspace(0.0, 1.0, 101):
+        inside = (error >= -np.sqrt(share * below**2 + (1 - share) * below2)) & (
+            error <= np.sqrt(share * above**2 + (1 - share) * above2)
+        )
+        if inside.mean() >= _COVERED:
+            return float(share)
+    return 1.0

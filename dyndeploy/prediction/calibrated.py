@@ -280,6 +280,7 @@ class Calibration:
         runtime: Runtime with version, and the operator library with checksum.
         measured: Date, seconds, graphs, samples, repeatability, what was left out.
         overhead_ms: Of a run, beside its kernels.
+        correlation: How much of a kernel's error all kernels of a graph have in common, in [0, 1].
         classes: Fitted models by class.
     """
 
@@ -289,6 +290,7 @@ class Calibration:
     runtime: Mapping[str, Any]
     measured: Mapping[str, Any]
     overhead_ms: float
+    correlation: float
     classes: Mapping[str, ClassModel]
 
     def to_json(self) -> dict[str, Any]:
@@ -302,6 +304,7 @@ class Calibration:
             "runtime": dict(self.runtime),
             "measured": dict(self.measured),
             "overhead_ms": float(f"{self.overhead_ms:.5g}"),
+            "correlation": round(self.correlation, 4),
             "features": list(FEATURES),
             "classes": {name: model.to_json() for name, model in self.classes.items()},
         }
@@ -327,10 +330,15 @@ class Calibration:
         try:
             classes = {str(name): ClassModel.from_json(item) for name, item in value["classes"].items()}
             overhead, threads = float(value["overhead_ms"]), value["threads"]
+            common = float(value["correlation"])
             if GENERAL not in classes or not math.isfinite(overhead) or overhead < 0 or not isinstance(threads, int):
                 raise ValueError("the general class, the overhead or the threads are missing")
+            if not 0.0 <= common <= 1.0:
+                raise ValueError("the correlation must lie between 0 and 1")
             described = {name: dict(value[name]) for name in ("machine", "runtime", "measured")}
-            return cls(str(value["device"]), threads, **described, overhead_ms=overhead, classes=classes)
+            return cls(
+                str(value["device"]), threads, **described, overhead_ms=overhead, correlation=common, classes=classes
+            )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{source} is damaged: {error!r:.200}. Calibrate again.") from error
 
@@ -374,13 +382,11 @@ class CalibratedModel:
         correlation: How much of a kernel's error is common to all kernels.
     """
 
-    correlation = 0.3
-    """Kernels of a network are mostly of a few classes, and repeat: their errors cancel less than independent ones."""
-
     def __init__(self, calibration: Calibration) -> None:
         self.calibration = calibration
         self.name = calibration.device
         self.overhead_ms = calibration.overhead_ms
+        self.correlation = calibration.correlation
         date = str(calibration.machine.get("date"))[:10]
         self.basis = (
             f"calibrated on {calibration.machine.get('cpu')} with {calibration.threads} thread(s) on {date}: "

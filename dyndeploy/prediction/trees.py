@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 _MAX_DEPTH = 64
+_THRESHOLD_DIGITS, _VALUE_DIGITS = 6, 3
 
 
 @dataclass(frozen=True)
@@ -97,18 +97,29 @@ class Trees:
         return cls(start=start, depth=depth, roots=np.asarray(roots, np.intp), **columns)
 
     def to_json(self) -> dict[str, Any]:
-        """Lists of numbers that :meth:`from_json` reads; thresholds and values are rounded."""
-        bounds = [*self.roots.tolist(), len(self.feature)]
+        """Lists of numbers that :meth:`from_json` reads; thresholds and values are rounded.
+
+        Nodes stand depth-first, so that a left child follows its parent and need not be named, and a node's number is
+        its threshold, or its value where it has no children.
+        """
         trees = []
-        for begin, end in itertools.pairwise(bounds):
-            inner = self.left[begin:end] != np.arange(begin, end)
+        for root in self.roots.tolist():
+            order, stack = [], [root]
+            while stack:
+                order.append(node := stack.pop())
+                if self.left[node] != node:
+                    stack += [int(self.right[node]), int(self.left[node])]
+            place = {node: index for index, node in enumerate(order)}
+            inner = [bool(self.left[node] != node) for node in order]
+            numbers = [self.threshold[n] if i else self.value[n] for n, i in zip(order, inner, strict=True)]
             trees.append(
                 {
-                    "feature": np.where(inner, self.feature[begin:end], -1).tolist(),
-                    "threshold": _rounded(np.where(inner, self.threshold[begin:end], 0), 7),
-                    "left": np.where(inner, self.left[begin:end] - begin, 0).tolist(),
-                    "right": np.where(inner, self.right[begin:end] - begin, 0).tolist(),
-                    "value": _rounded(np.where(inner, 0, self.value[begin:end]), 4),
+                    "feature": [int(self.feature[n]) if i else -1 for n, i in zip(order, inner, strict=True)],
+                    "right": [place[int(self.right[n])] if i else 0 for n, i in zip(order, inner, strict=True)],
+                    "number": [
+                        float(f"{x:.{_THRESHOLD_DIGITS if i else _VALUE_DIGITS}g}")
+                        for x, i in zip(numbers, inner, strict=True)
+                    ],
                 }
             )
         return {"start": self.start, "trees": trees}
@@ -124,11 +135,18 @@ class Trees:
         Raises:
             KeyError, TypeError, ValueError: A field is missing or malformed.
         """
-        result = cls.join(float(value["start"]), value["trees"])
+        # Lists of different lengths are refused where they are joined.
+        trees = [
+            {
+                "feature": tree["feature"],
+                "threshold": tree["number"],
+                "left": [index + 1 if feature >= 0 else 0 for index, feature in enumerate(tree["feature"])],
+                "right": tree["right"],
+                "value": tree["number"],
+            }
+            for tree in value["trees"]
+        ]
+        result = cls.join(float(value["start"]), trees)
         if len(result.feature) and result.feature.max() >= features:
             raise ValueError(f"a tree asks for feature {int(result.feature.max())} of {features}")
         return result
-
-
-def _rounded(values: npt.NDArray[Any], digits: int) -> list[float]:
-    return [float(f"{value:.{digits}g}") for value in values.tolist()]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from dyndeploy.device_calibration.fit import fit_all, fit_class, rows_by_class
+from dyndeploy.device_calibration.fit import common_error, fit_all, fit_class, rows_by_class
 from dyndeploy.errors import DyndeployError
 from dyndeploy.prediction.calibrated import GENERAL
 
@@ -44,3 +46,12 @@ def test_too_few_samples_are_refused() -> None:
     rows = rows_by_class(many(8))["gemm"]
     with pytest.raises(DyndeployError, match="too few"):
         fit_class(rows.part(np.arange(len(rows.ms)) < 3))
+
+
+def test_errors_in_common_are_told_from_errors_that_cancel() -> None:
+    samples = many(24, noise=0.1)
+    independent = common_error(samples, fit_all(samples, trees=0))
+    random = np.random.default_rng(0)
+    pace = np.exp(0.3 * random.standard_normal(24))
+    together = [(graph, replace(sample, ms=sample.ms * pace[graph])) for graph, sample in many(24)]
+    assert 0.0 <= independent < 0.2 < common_error(together, fit_all(together, trees=0)) <= 1.0

@@ -30,6 +30,7 @@ def calibration() -> Calibration:
         {"version": "1", "native_sha256": None},
         {"samples": 9},
         0.01,
+        0.3,
         {n: f.model for n, f in fits.items()},
     )
 

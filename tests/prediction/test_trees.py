@@ -74,21 +74,25 @@ def test_many_rows_at_once_equal_one_walk_each(trees: list[dict[str, list[float]
     assert np.allclose(Trees.join(0.5, trees)(np.array(rows)), expected)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(tree(), max_size=4), st.lists(st.integers(-3, 3).map(float), min_size=3, max_size=3))
+def test_json_keeps_every_tree_in_whatever_order_its_nodes_stood(
+    trees: list[dict[str, list[float]]], row: list[float]
+) -> None:
+    joined = Trees.join(0.5, trees)
+    read = Trees.from_json(json.loads(json.dumps(joined.to_json())), 3)
+    assert read(np.array([row])) == pytest.approx(joined(np.array([row])))
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        {"left": [0, 0, 0]}, {"right": [9, 0, 0]}, {"feature": [7, -1, -1]}, {"value": [0.0, float("nan"), 1.0]},
-        {"threshold": [1.0]}, {"feature": []},
+        {"feature": [0, -1]}, {"right": [9, 0, 0]}, {"feature": [7, -1, -1]}, {"number": [0.0, float("nan"), 1.0]},
+        {"number": [1.0]}, {"feature": []}, {"right": [0, 0, 0]},
     ],
 )  # fmt: skip
 def test_what_is_no_tree_is_refused(change: dict[str, list[float]]) -> None:
-    good = {
-        "feature": [0, -1, -1],
-        "threshold": [0.0] * 3,
-        "left": [1, 0, 0],
-        "right": [2, 0, 0],
-        "value": [0.0, 1.0, 2.0],
-    }
+    good = {"feature": [0, -1, -1], "right": [2, 0, 0], "number": [0.0, 1.0, 2.0]}
     assert Trees.from_json({"start": 0.0, "trees": [good]}, 3)(np.array([[1.0, 0, 0]]))[0] == 2.0
     with pytest.raises((ValueError, KeyError, IndexError)):
         Trees.from_json({"start": 0.0, "trees": [{**good, **change}]}, 3)
