@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from dyndeploy import files
 from dyndeploy.device_calibration.fit import Fit, common_error, fit_all, rows_by_class
 from dyndeploy.device_calibration.graphs import MicroGraph, micro_graph
-from dyndeploy.device_calibration.measure import Measurement, Probe, Sample, measure, quick
+from dyndeploy.device_calibration.measure import Measurement, Sample, measure, quick
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.prediction.calibrated import (
     _SIZES,
@@ -61,9 +61,9 @@ class _State:
         return float(sum(graph["seconds"] for graph in self.graphs))
 
     @property
-    def probe_ms(self) -> float:
+    def pace_ms(self) -> float:
         """The speed at which times are stated."""
-        return float(np.median([graph["probe_ms"] for graph in self.graphs]))
+        return float(np.median([graph["pace_ms"] for graph in self.graphs]))
 
     def add(self, graph: dict[str, Any]) -> None:
         self.graphs.append(graph)
@@ -71,12 +71,12 @@ class _State:
             stream.write(json.dumps(graph, allow_nan=False) + "\n")
 
     def samples(self) -> list[tuple[int, Sample]]:
-        probe_ms = self.probe_ms
+        pace_ms = self.pace_ms
         return [
             (number, sample)
             for number, graph in enumerate(self.graphs)
             if not graph["repeated"]
-            for sample in measurement_from_json(graph).at(probe_ms)
+            for sample in measurement_from_json(graph).at(pace_ms)
         ]
 
 
@@ -95,7 +95,7 @@ def sample_from_json(value: Sequence[Any]) -> Sample:
 
 def measurement_from_json(graph: Mapping[str, Any]) -> Measurement:
     """A measured graph."""
-    return Measurement(tuple(sample_from_json(item) for item in graph["samples"]), float(graph["probe_ms"]))
+    return Measurement(tuple(sample_from_json(item) for item in graph["samples"]), float(graph["pace_ms"]))
 
 
 def calibrate(
@@ -149,7 +149,6 @@ def calibrate(
     # The output is claimed first: a folder that cannot be written costs no measurement.
     state = _resume(path.with_name(path.name + _PART), key, restart=restart)
     budget = 60 * minutes * (1 - _FIT_SHARE)
-    probe = Probe(threads)
     overhead_ms = _overhead(threads)
 
     first = micro_graph("residual", seed)
@@ -157,7 +156,7 @@ def calibrate(
     def run(batch: Sequence[tuple[str, int]], begin: float) -> None:
         # The first graph is in every batch: it shows whether what is measured at different times agrees.
         graphs = [first, *(micro_graph(*drawn) for drawn in batch)]
-        found = measure(graphs, probe, threads=threads, native=native, seed=seed)
+        found = measure(graphs, threads=threads, native=native, seed=seed)
         seconds = (time.perf_counter() - begin) / len(graphs)
         for graph, measured in zip(graphs, found, strict=True):
             state.add(
@@ -165,7 +164,7 @@ def calibrate(
                     "family": graph.family,
                     "seed": graph.seed,
                     "repeated": graph is first and bool(state.graphs),
-                    "probe_ms": measured.probe_ms,
+                    "pace_ms": measured.pace_ms,
                     "samples": [sample_to_json(sample) for sample in measured.samples],
                     "seconds": seconds,
                 }
@@ -180,7 +179,6 @@ def calibrate(
         batch = _next(state, seed, max(count, _LEAST_GRAPHS), blind=done < _BLIND)
         progress(f"measuring graphs {len(state.graphs) + 1} to {len(state.graphs) + 1 + len(batch)}", 0.8 * done)
         run(batch, begin)
-    probe.close()
     progress("fitting", 0.85)
     fits = fit_all(state.samples(), seed=seed)
     result = Calibration(
@@ -341,15 +339,15 @@ def expected_error(graph: MicroGraph, known: Mapping[str, ErrorMap]) -> float:
 
 def _measured(state: _State, fits: Mapping[str, Fit], minutes: float) -> dict[str, Any]:
     ratios = repeatability(state.graphs)
-    probes = np.array([graph["probe_ms"] for graph in state.graphs]) / state.probe_ms
+    paces = np.array([graph["pace_ms"] for graph in state.graphs]) / state.pace_ms
     return {
         "seconds": round(state.seconds, 1),
         "minutes_asked": minutes,
         "graphs": len(state.graphs),
         "samples": len(state.samples()),
-        "probe_ms": float(f"{state.probe_ms:.6g}"),
+        "pace_ms": float(f"{state.pace_ms:.6g}"),
         # Slowness of the machine while it was measured, relative to the speed that times are stated at.
-        "slowness": [round(float(value), 3) for value in np.quantile(probes, [0.05, 0.5, 0.95])],
+        "slowness": [round(float(value), 3) for value in np.quantile(paces, [0.05, 0.5, 0.95])],
         # Of the first graph's kernels when it was measured again: median ratio less 1, and median distance from it.
         "drift": [round(float(np.median(r)) - 1, 4) for r in ratios],
         "noise": [round(float(np.median(np.abs(r / np.median(r) - 1))), 4) for r in ratios],
@@ -360,7 +358,7 @@ def repeatability(graphs: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Times of the first graph's kernels when it was measured again, over its first times; one array per time."""
     if not graphs:
         return []
-    probe_ms = graphs[0]["probe_ms"]
-    times = [np.array([s.ms for s in measurement_from_json(g).at(probe_ms)]) for g in graphs if g["repeated"]]
+    pace_ms = graphs[0]["pace_ms"]
+    times = [np.array([s.ms for s in measurement_from_json(g).at(pace_ms)]) for g in graphs if g["repeated"]]
     first = np.array([sample.ms for sample in measurement_from_json(graphs[0]).samples])
     return [again / first for again in times if len(again) == len(first)]

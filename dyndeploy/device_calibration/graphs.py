@@ -33,6 +33,7 @@ MODES = ("spatial", "channel", "layer", "both", "static")
 FORCED = "forced/"
 
 _USUAL_WIDTHS = (8, 16, 24, 32, 48, 64, 80, 96, 128)
+_DEPTHS = (1, 1, 2, 2, 2, 3, 3, 4, 6)
 _EXPANSIONS = (4, 4, 4, 4, 4, 2, 2, 3, 1)
 _OPSET, _IR_VERSION = 17, 8
 _MAX_MACS = 4e9
@@ -246,7 +247,7 @@ def _residual(w: _Writer) -> tuple[int, ...] | None:
         hidden = max(8, round(width / 8) * 8)
         groups = group_count if hidden % group_count == 0 else 1
         outputs = hidden * expansion
-        for index in range(int(random.integers(1, 4))):
+        for index in range(int(random.choice(_DEPTHS))):
             stride = 2 if index == 0 and stage > 0 else 1
             if min(size) < 4:
                 stride = 1

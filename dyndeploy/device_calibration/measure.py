@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
-from dyndeploy.device_calibration.graphs import MicroGraph, draw_masks
+from dyndeploy.device_calibration.graphs import MicroGraph, draw_masks, micro_graph
 from dyndeploy.ops import OPERATORS
 from dyndeploy.ops._geometry import active_pixels, bottleneck_geometry, needed_inputs
 from dyndeploy.ops.graph import group_of, is_dynamic, operator_attributes, static_shapes
@@ -28,55 +28,12 @@ from dyndeploy.runtimes import NodeTime, OnnxRuntimeSession
 from dyndeploy.runtimes.native import find_cpu_library
 
 _QUICK = 0.5
-_PROBE_CHANNELS, _PROBE_SIDE = 384, 7
-_PROBE_EVERY = 4  # Graphs between two probes.
+_REFERENCE = ("residual", 7077)  # Family and seed.
 _LEAST_MS = 0.0002  # Of a node, once the profile's own cost is taken off.
 _SETTLE_MS = 5.0
 _MOST_SETTLING = 20
 _MARK = re.compile(r"~(\d+)~")
 Array = npt.NDArray[np.float32]
-
-
-class Probe:
-    """How fast the machine is: the time of a convolution that computes and reads five megabytes of weights.
-
-    On a shared machine everything may take half as long again for some seconds, and a processor's clock changes. Times
-    of different minutes are stated at one speed of this convolution; within a minute :func:`time_in_turn` does better.
-
-    Args:
-        threads: Of the session.
-    """
-
-    def __init__(self, threads: int = 1) -> None:
-        tensor, numbers = helper.make_tensor_value_info, np.random.default_rng(0)
-        shape = (1, _PROBE_CHANNELS, _PROBE_SIDE, _PROBE_SIDE)
-        weight = numbers.standard_normal((_PROBE_CHANNELS, _PROBE_CHANNELS, 3, 3), np.float32)
-        graph = helper.make_graph(
-            [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)],
-            "probe",
-            [tensor("x", onnx.TensorProto.FLOAT, shape)],
-            [tensor("y", onnx.TensorProto.FLOAT, shape)],
-            [numpy_helper.from_array(weight, "w")],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        self._session = OnnxRuntimeSession(model, threads=threads, native="off")
-        self._call = self._session.bind({"x": numbers.standard_normal(shape, np.float32)})
-        # One thread's CPU time knows nothing of interruptions; that of several is not to be had.
-        self._clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
-        self()
-
-    def __call__(self) -> float:
-        """Milliseconds, now."""
-        times = []
-        for _ in range(3):
-            begin = self._clock()
-            self._call()
-            times.append((self._clock() - begin) / 1e6)
-        return max(sorted(times)[1], 1e-4)
-
-    def close(self) -> None:
-        """Free the session."""
-        self._session.close()
 
 
 @dataclass(frozen=True)
@@ -85,15 +42,15 @@ class Measurement:
 
     Attributes:
         samples: Its kernels.
-        probe_ms: What the probe took meanwhile: the speed at which the times hold.
+        pace_ms: What the reference graph took meanwhile: the speed at which the times hold.
     """
 
     samples: tuple[Sample, ...]
-    probe_ms: float
+    pace_ms: float
 
-    def at(self, probe_ms: float) -> list[Sample]:
+    def at(self, pace_ms: float) -> list[Sample]:
         """The samples at another speed."""
-        return [replace(sample, ms=sample.ms * probe_ms / self.probe_ms) for sample in self.samples]
+        return [replace(sample, ms=sample.ms * pace_ms / self.pace_ms) for sample in self.samples]
 
 
 @dataclass(frozen=True)
@@ -249,12 +206,12 @@ class Times:
         groups: By group, each (rounds, feeds), from the profile: wall time.
         whole: Of whole runs, (rounds, feeds), CPU time of the calling thread where one thread computes; (0, feeds) if
             they were not asked for.
-        probe_ms: What the probe took meanwhile.
+        pace_ms: What the reference graph took meanwhile.
     """
 
     groups: Mapping[str, Array]
     whole: Array
-    probe_ms: float
+    pace_ms: float
 
 
 def quick(values: Any) -> float:
@@ -265,7 +222,6 @@ def quick(values: Any) -> float:
 
 def time_in_turn(
     subjects: Sequence[Subject],
-    probe: Probe,
     *,
     threads: int = 1,
     native: str | os.PathLike[str] = "auto",
@@ -274,12 +230,13 @@ def time_in_turn(
     """Time graphs in turn, round by round, all of them kept in memory.
 
     Runs one after the other share the mood of the machine, and so does their fastest. Runs of one graph that are spread
-    over the time that all graphs take do not: the fastest of ten are then repeatable to 2 %, where ten in a row
-    are to 4 or 6 % (measured on a shared 2-core machine).
+    over the time that all graphs take do not: the faster half of ten is then repeatable to 2 %, where ten in a row are
+    to 4 or 6 % (measured on a shared 2-core machine). What still changes from one call to the next, a graph that
+    is the same in all of them tells: bottlenecks, convolutions and maskers of all sizes slow down differently, and one
+    convolution in its stead stood for them badly.
 
     Args:
         subjects: What is timed.
-        probe: Runs between them.
         threads: Of every session.
         native: As for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
         rounds: Runs of every graph with every input that count. Before each turn of a graph it runs uncounted for some
@@ -287,27 +244,27 @@ def time_in_turn(
     """
     bodies = native == "off" or (native == "auto" and find_cpu_library() is None)
     with contextlib.ExitStack() as stack:
+
+        def opened(model: onnx.ModelProto, *, profile: bool) -> OnnxRuntimeSession:
+            session = OnnxRuntimeSession(model, threads=threads, native=native, profile=profile, in_order=True)
+            return stack.enter_context(session)
+
         timed = []
-        for subject in subjects:
+        for subject in (*subjects, _reference()):
             labelled = LabelledGraph(subject.model, bodies=bodies)
-            profiled, plain = (
-                stack.enter_context(
-                    OnnxRuntimeSession(model, threads=threads, native=native, profile=profile, in_order=True)
-                )
-                if model is not None
-                else None
-                for model, profile in ((labelled.model, True), (subject.model if subject.whole else None, False))
-            )
-            assert profiled is not None
-            timed.append(_Timed(subject, labelled, profiled, plain, threads))
-        speeds = []
+            plain = opened(subject.model, profile=False) if subject.whole else None
+            timed.append(_Timed(subject, labelled, opened(labelled.model, profile=True), plain, threads))
         for _ in range(rounds):
-            for index, one in enumerate(timed):
-                if index % _PROBE_EVERY == 0:
-                    speeds.append(probe())
+            for one in timed:
                 one.turn()
-        probe_ms = quick(speeds)
-        return [one.times(probe_ms) for one in timed]
+        found = [one.times() for one in timed]
+        pace_ms = sum(quick(ms) for ms in found[-1].groups.values())
+        return [replace(times, pace_ms=pace_ms) for times in found[:-1]]
+
+
+def _reference() -> Subject:
+    graph = micro_graph(*_REFERENCE)
+    return Subject(graph.model, feeds_of(graph, 3, 0), [graph.model.graph.output[-1].name])
 
 
 class _Timed:
@@ -351,14 +308,14 @@ class _Timed:
             spent.append((self._clock() - begin) / 1e6)
         self._whole.append(spent)
 
-    def times(self, probe_ms: float) -> Times:
+    def times(self) -> Times:
         count = len(self._calls)
         runs = counted_runs(count, self._rounds, self._settle)
         groups = {
             name: ms.reshape(self._rounds, count)
             for name, ms in group_matrix(self._labelled, self._profiled, runs).items()
         }
-        return Times(groups, np.array(self._whole, np.float32).reshape(-1, count), probe_ms)
+        return Times(groups, np.array(self._whole, np.float32).reshape(-1, count), math.nan)
 
 
 def counted_runs(feeds: int, rounds: int, settle: int) -> list[int]:
@@ -372,7 +329,6 @@ def counted_runs(feeds: int, rounds: int, settle: int) -> list[int]:
 
 def measure(
     graphs: Sequence[MicroGraph],
-    probe: Probe,
     *,
     threads: int = 1,
     native: str | os.PathLike[str] = "auto",
@@ -386,7 +342,6 @@ def measure(
 
     Args:
         graphs: What to measure; all of them are kept in memory.
-        probe: Tells how fast the machine is meanwhile.
         threads: Of the sessions.
         native: As for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
         draws: Draws of masks; they take turns, so that no run finds the channels of the last one in the cache.
@@ -396,14 +351,14 @@ def measure(
     feeds = [feeds_of(graph, draws, seed) for graph in graphs]
     outputs = [[value.name for value in graph.model.graph.output][-1:] for graph in graphs]
     subjects = [Subject(g.model, f, o) for g, f, o in zip(graphs, feeds, outputs, strict=True)]
-    found = time_in_turn(subjects, probe, threads=threads, native=native, rounds=rounds)
+    found = time_in_turn(subjects, threads=threads, native=native, rounds=rounds)
     return [_measurement(*one) for one in zip(graphs, feeds, found, strict=True)]
 
 
 def _measurement(graph: MicroGraph, feeds: Sequence[Mapping[str, Array]], times: Times) -> Measurement:
     walker = GraphWalker(graph.model)
     kernels = [walker.graph(block_rates(graph.model, feed)).kernels for feed in feeds]
-    return Measurement(tuple(_samples(kernels, times.groups)), times.probe_ms)
+    return Measurement(tuple(_samples(kernels, times.groups)), times.pace_ms)
 
 
 def _samples(graphs: Sequence[Sequence[Kernel]], times: Mapping[str, Array]) -> Iterator[Sample]:

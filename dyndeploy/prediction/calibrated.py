@@ -419,7 +419,7 @@ class CalibratedModel:
         # The blocks of a stage are alike: each kind of kernel is priced once.
         kinds: dict[tuple[float | str, ...], int] = {}
         owner = np.empty(len(kernels), np.intp)
-        first = []
+        first: list[int] = []
         for index, (k, touched) in enumerate(zip(kernels, resident.tolist(), strict=True)):
             sizes = (k.kind, touched, k.macs, k.read_bytes, k.written_bytes, k.weight_bytes)
             owner[index] = number = kinds.setdefault((*sizes, *k.features.values()), len(kinds))

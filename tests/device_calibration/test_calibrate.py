@@ -37,7 +37,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     module = importlib.import_module("dyndeploy.device_calibration.calibrate")
     seen: list[int] = []
 
-    def formula(graphs: Sequence[MicroGraph], probe: object, **options: object):
+    def formula(graphs: Sequence[MicroGraph], **options: object):
         # Every third batch is "measured" while the machine is half as fast.
         slow = 1.5 if len(batches) % 3 == 0 else 1.0
         batches.append([graph.seed for graph in graphs])
@@ -60,7 +60,7 @@ def test_a_calibration_predicts_what_it_saw_at_the_common_speed(fast: list[int],
     ms, low, high = CalibratedModel(load_calibration(path)).price(graph.kernels)
     assert ms.sum() == pytest.approx(sum(true_ms(kernel) for kernel in graph.kernels), rel=0.25)
     assert (low <= ms).all() and (ms <= high).all()
-    assert result.measured["probe_ms"] == pytest.approx(0.25)
+    assert result.measured["pace_ms"] == pytest.approx(0.25)
 
 
 def test_it_goes_on_after_an_interrupt(fast: list[int], tmp_path: Path) -> None:

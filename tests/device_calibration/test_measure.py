@@ -5,7 +5,6 @@ import pytest
 
 from dyndeploy.device_calibration.graphs import FORCED, micro_graph
 from dyndeploy.device_calibration.measure import (
-    Probe,
     Subject,
     _owners,
     block_rates,
@@ -53,32 +52,28 @@ def test_rates_give_the_macs_that_the_operators_state(modes: set[str]) -> None:
 
 def test_measured_kernels_have_positive_times_and_the_graphs_weights() -> None:
     graph = small_graph({"spatial"})
-    probe = Probe()
-    found, again = measure([graph, graph], probe, draws=2, rounds=2)
-    probe.close()
+    found, again = measure([graph, graph], draws=2, rounds=2)
     assert len(found.samples) > 5 and all(0 < sample.ms < 1000 for sample in found.samples)
     assert any(
         FORCED not in sample.kernel.name and sample.kernel.kind == "spatial_bottleneck" for sample in found.samples
     )
     assert all(sample.resident_bytes > 1000 for sample in found.samples)
-    assert [s.kernel for s in found.samples] == [s.kernel for s in again.samples] and found.probe_ms == again.probe_ms
-    twice = found.at(2 * found.probe_ms)
+    assert [s.kernel for s in found.samples] == [s.kernel for s in again.samples] and found.pace_ms == again.pace_ms
+    twice = found.at(2 * found.pace_ms)
     assert twice[0].ms == pytest.approx(2 * found.samples[0].ms)
 
 
 def test_whole_runs_are_timed_beside_their_nodes() -> None:
     graph = small_graph({"channel"})
     feeds = feeds_of(graph, 3, seed=0)
-    probe = Probe()
     outputs = [graph.model.graph.output[-1].name]
     both, nodes = time_in_turn(
-        [Subject(graph.model, feeds, outputs, whole=True), Subject(graph.model, feeds, outputs)], probe, rounds=4
+        [Subject(graph.model, feeds, outputs, whole=True), Subject(graph.model, feeds, outputs)], rounds=4
     )
-    probe.close()
     assert both.whole.shape == (4, 3) and nodes.whole.shape == (0, 3)
     assert set(both.groups) == {group_of(node.name) for node in graph.model.graph.node}
     assert all(ms.shape == (4, 3) and (ms >= 0).all() for ms in both.groups.values())
-    assert both.whole.min() > 0 and both.probe_ms > 0
+    assert both.whole.min() > 0 and both.pace_ms > 0
 
 
 def test_maskers_run_where_the_graph_has_them_although_masks_come_from_outside() -> None:
