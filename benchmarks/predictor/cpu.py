@@ -4,8 +4,8 @@
     python benchmarks/predictor/cpu.py --calibration cpu.json
 
 Measured are the networks of the zoo (static ones too) at random modes, granularities, activation rates and input sizes.
-The calibration saw random graphs only, from which every block of a published network at its usual input size is kept
-out. Predicted is from the graph and the rates alone: the predictor does not see the masks, and expects random patches.
+The calibration saw random graphs only, none of which has a bottleneck with the channels of a zoo network's, at whatever
+size. Predicted is from the graph and the rates alone: the predictor does not see the masks, and expects random patches.
 Whole networks are timed by the CPU time of the calling thread in a session without a profile, blocks by ONNX Runtime's
 node profile, which is wall time. All networks take turns (:func:`dyndeploy.device_calibration.measure.time_in_turn`),
 so that each is measured in every mood of a shared machine, and the faster runs count. A graph that is always the same
@@ -346,7 +346,7 @@ def report(result: Mapping[str, Any]) -> str:
         f"{machine['versions']['onnxruntime']}, 1 thread, batch 1. Calibrated on {result['calibration']['samples']} "
         f"kernels of {result['calibration']['graphs']} random graphs in {result['calibration']['seconds']:.0f} s.\n\n"
         "Held out: all networks of the zoo, at random modes, granularities, rates and input sizes; the calibration "
-        "never ran one of them, nor a graph with one of their blocks.\n\n"
+        "never ran one of them, nor, at any input size, a block with the channels of one of theirs.\n\n"
         + "\n".join(lines)
         + f"\n\nSpearman over networks: {networks['spearman']:.4f}. Measured inside the predicted 90 % interval: "
         f"{networks['in_interval']:.0%} of networks. Of the blocks' time, {blocks['within_5_by_time']:.1%} lies in "
