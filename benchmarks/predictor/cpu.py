@@ -31,7 +31,7 @@ from scipy.stats import spearmanr
 
 from dyndeploy import create_model
 from dyndeploy.bundle import MaskInfo
-from dyndeploy.device_calibration.measure import Subject, block_rates, quick, time_in_turn
+from dyndeploy.device_calibration.measure import Subject, block_rates, time_in_turn
 from dyndeploy.export.exporter import build_graph
 from dyndeploy.files import read_json, write_json, write_text
 from dyndeploy.ops.graph import group_of
@@ -40,6 +40,7 @@ from dyndeploy.prediction.calibrated import CalibratedModel, load_calibration
 from dyndeploy.prediction.kernels import Graph, GraphWalker
 from dyndeploy.profiling.forced import forced_masks, replace_masks
 from dyndeploy.profiling.machine import machine_facts
+from dyndeploy.profiling.steady import quick
 from dyndeploy.targets import load_target
 
 RESULTS = Path(__file__).parent.parent / "results"

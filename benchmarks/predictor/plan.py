@@ -2,8 +2,9 @@
 
     python benchmarks/predictor/plan.py --calibration cpu.json
 
-For every network and mode: the plan that is predicted to be fastest (granularity per stage, dense blocks) against the
-same granularity in all stages and the static network, at the same activation rate, with forced masks. All of them take
+For every network and mode: the plan that is predicted to be fastest (granularity per stage, dense blocks), and the one
+that ``plan --measure`` chooses, against the same granularity in all stages and the static network, at the same
+activation rate, with forced masks. What ``--measure`` chooses was measured before, in sessions of its own. All take
 turns in one process, one thread, CPU time of the calling thread; medians. The default 4-4-2-1 is among the choices.
 """
 
@@ -25,7 +26,14 @@ from dyndeploy.bundle import MaskInfo
 from dyndeploy.export.exporter import build_graph
 from dyndeploy.files import write_json, write_text
 from dyndeploy.network_spec import network_spec
-from dyndeploy.planning import Plan, PlanSettings, plan_network
+from dyndeploy.planning import (
+    Plan,
+    PlanSettings,
+    choose_measured,
+    measure_plans,
+    plan_network,
+    uniform_plans,
+)
 from dyndeploy.prediction.calibrated import CalibratedModel, load_calibration
 from dyndeploy.profiling.forced import forced_masks, replace_masks
 from dyndeploy.profiling.machine import machine_facts
@@ -48,11 +56,12 @@ def graph(name: str, dense: Sequence[str] = (), **options: Any) -> tuple[onnx.Mo
     return replace_masks(model, masks), masks
 
 
-def choices(name: str, mode: str, plan: Plan) -> dict[str, dict[str, Any]]:
+def choices(name: str, mode: str, plan: Plan, measured: Plan) -> dict[str, dict[str, Any]]:
     """What is compared, by label."""
     key = "granularity" if mode == "spatial" else "channel_granularity"
     found: dict[str, dict[str, Any]] = {
         "plan": {**plan.options(), "dense": plan.dense},
+        "measured": {**measured.options(), "dense": measured.dense},
         "static": {"mode": "static"},
     }
     if mode == "spatial":
@@ -66,10 +75,14 @@ def compare(name: str, mode: str, rate: float, calibration: Path, lock: Path | N
     settings = PlanSettings(
         rate=rate, modes=(mode, "static"), granularities=UNIFORM["spatial"], channel_granularities=UNIFORM["channel"]
     )
-    plan, _ = plan_network(network_spec(name), {model.calibration.threads: model.price}, settings)
+    spec = network_spec(name)
+    plan, _ = plan_network(spec, {model.calibration.threads: model.price}, settings)
+    with exclusively(lock):
+        own = measure_plans([plan, *uniform_plans(spec, model.price, settings)])
+    chosen = choose_measured(own)
     sessions, calls = [], {}
     image = np.random.default_rng(0).standard_normal((1, 3, 224, 224), np.float32)
-    for label, options in choices(name, mode, plan).items():
+    for label, options in choices(name, mode, plan, chosen).items():
         onnx_model, masks = graph(name, **options)
         session = OnnxRuntimeSession(onnx_model)
         sessions.append(session)
@@ -93,12 +106,21 @@ def compare(name: str, mode: str, rate: float, calibration: Path, lock: Path | N
         session.close()
     measured = {label: float(np.median(times)) for label, times in spent.items()}
     spread = {label: float(np.subtract(*np.percentile(times, [75, 25]))) for label, times in spent.items()}
-    best = min((label for label in measured if label != "plan"), key=measured.__getitem__)
-    ratios = np.array(spent["plan"]) / np.array(spent[best])
+    best = min((label for label in measured if label not in ("plan", "measured")), key=measured.__getitem__)
+    ratios = {label: float(np.median(np.array(spent[label]) / spent[best])) for label in ("plan", "measured")}
     return {
         "network": name, "mode": mode, "rate": rate, "plan": plan.to_json(), "measured_ms": measured,
-        "spread_ms": spread, "best_uniform": best, "plan_over_best": float(np.median(ratios)),
+        "spread_ms": spread, "best_uniform": best, "plan_over_best": ratios["plan"],
+        "chosen_by_measuring": chosen.to_json(),
+        "measured_over_best": ratios["measured"],
     }  # fmt: skip
+
+
+def label(plan: dict[str, Any], mode: str) -> str:
+    """Granularities by stage, s where it is static, and dense blocks."""
+    key = "granularity" if mode == "spatial" else "channel_granularity"
+    stages = "-".join("s" if m == "static" else str(g) for m, g in zip(plan["mode"], plan[key], strict=True))
+    return stages + (f", dense {', '.join(plan['dense'])}" if plan["dense"] else "")
 
 
 def report(results: Sequence[dict[str, Any]], machine: dict[str, Any]) -> str:
@@ -107,17 +129,16 @@ def report(results: Sequence[dict[str, Any]], machine: dict[str, Any]) -> str:
         f"# Plans, measured\n\n{machine['cpu']}, {machine['date']}, 1 thread, batch 1, masks forced. CPU time, "
         f"medians of {ROUNDS} rounds in turn.\n",
         "| network | mode | rate | plan | plan predicted ms | plan ms | best uniform | best uniform ms | plan / best "
-        "| static ms |\n|---|---|---|---|---|---|---|---|---|---|",
+        "| chosen by --measure | its ms | its ms / best | static ms |",
+        "|---" * 13 + "|",
     ]
     for row in results:
         plan, ms = row["plan"], row["measured_ms"]
-        key = "granularity" if row["mode"] == "spatial" else "channel_granularity"
-        chosen = "-".join("s" if m == "static" else str(g) for m, g in zip(plan["mode"], plan[key], strict=True))
-        dense = f", dense {', '.join(plan['dense'])}" if plan["dense"] else ""
         lines.append(
-            f"| {row['network']} | {row['mode']} | {row['rate']} | {chosen}{dense} | {plan['latency_ms']:.2f} "
-            f"| {ms['plan']:.2f} | {row['best_uniform']} | {ms[row['best_uniform']]:.2f} | {row['plan_over_best']:.3f} "
-            f"| {ms['static']:.2f} |"
+            f"| {row['network']} | {row['mode']} | {row['rate']} | {label(plan, row['mode'])} "
+            f"| {plan['latency_ms']:.2f} | {ms['plan']:.2f} | {row['best_uniform']} | {ms[row['best_uniform']]:.2f} "
+            f"| {row['plan_over_best']:.3f} | {label(row['chosen_by_measuring'], row['mode'])} | {ms['measured']:.2f} "
+            f"| {row['measured_over_best']:.3f} | {ms['static']:.2f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dyndeploy.cli._arguments import per_stage_numbers, print_json, print_table, size
+from dyndeploy.cli._progress import progress_bar
 from dyndeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,13 +34,17 @@ def plan(
     calibration: Annotated[
         list[Path] | None, typer.Option(help="Calibration file; may be repeated. [default: those of the device]")
     ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Time the plan here against uniform ones, and choose by that; a minute or two."),
+    ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the plan for 'export --plan'.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write the plan and the front to stdout as JSON.")] = False,
 ) -> None:
     """Choose per stage mode and granularity, per block dynamic or dense, and threads, for the lowest latency."""
     from dyndeploy.files import write_json
     from dyndeploy.network_spec import network_spec
-    from dyndeploy.planning import PlanSettings, plan_network
+    from dyndeploy.planning import PlanSettings, choose_measured, measure_plans, plan_network, uniform_plans
     from dyndeploy.planning.sources import calibrated_prices, recipe_accuracy
 
     settings = PlanSettings(
@@ -57,27 +63,62 @@ def plan(
     for warning in warnings:
         typer.echo(f"Note: {warning}", err=True)
     chosen, front = plan_network(spec, prices, settings, device=device, budget_ms=budget_ms, accuracies=recipe_accuracy)
+    measured: list[Plan] = []
+    if measure:
+        # Of the modes that the plan has: others compute something else at the same rate.
+        own = replace(settings, modes=tuple(dict.fromkeys(mode for mode in chosen.mode if mode in settings.modes)))
+        uniform = uniform_plans(spec, prices[chosen.threads], own, device=device, threads=chosen.threads)
+        with progress_bar() as progress:
+            measured = measure_plans([chosen, *uniform], progress=progress)
+        chosen = choose_measured(measured, budget_ms)
     if output is not None:
         write_json(output, chosen.to_json())
     if as_json:
-        print_json({"chosen": chosen.to_json(), "front": [item.to_json() for item in front]})
+        lists = {"front": front, "measured": measured}
+        found = {name: [item.to_json() for item in items] for name, items in lists.items()}
+        print_json({"chosen": chosen.to_json(), **found})
         return
     _print(chosen, front)
+    if measured:
+        _print_measured(chosen, measured)
     if output is not None:
         typer.echo(f"Written to {output}; 'dyndeploy export {network} --plan {output} -o BUNDLE' follows it.")
 
 
 def _print(chosen: Plan, front: tuple[Plan, ...]) -> None:
-    shown = [p for p in front if p is chosen or p in front[:: max(1, len(front) // 12)] or p is front[-1]]
+    shown = [p for p in front if _same(p, chosen) or p in front[:: max(1, len(front) // 12)] or p is front[-1]]
     print_table(
         ("", "ms", "90 %", "MACs kept", "accuracy", "mode", "granularity", "dense blocks", "threads"),
-        [_row(item, chosen=item is chosen) for item in shown],
+        [_row(item, chosen=_same(item, chosen)) for item in shown],
         title=f"{chosen.network} on {chosen.device} at rate {chosen.rate:g}: {len(shown)} of {len(front)} plans of the "
         "front (none is both faster and computes more), predicted",
     )  # fmt: skip
     typer.echo(f"Static: {chosen.static_ms:.2f} ms. Chosen: {chosen.latency_ms:.2f} ms, because")
     for reason in chosen.reasons:
         typer.echo(f"  {reason}")
+
+
+def _same(one: Plan, other: Plan) -> bool:
+    return (one.options(), one.dense, one.threads) == (other.options(), other.dense, other.threads)
+
+
+def _print_measured(chosen: Plan, measured: list[Plan]) -> None:
+    print_table(
+        ("", "measured ms", "predicted ms", "mode", "granularity", "channels per group", "dense blocks"),
+        [
+            (
+                "->" if item is chosen else "",
+                f"{item.measured_ms:.2f}",
+                f"{item.latency_ms:.2f}",
+                "-".join(item.mode),
+                "-".join(map(str, item.granularity)),
+                "-".join(map(str, item.channel_granularity)),
+                ", ".join(item.dense) or "none",
+            )
+            for item in measured
+        ],
+        title="Measured here with random weights, masks forced: the plan, uniform choices and the static network",
+    )
 
 
 def _row(item: Plan, *, chosen: bool) -> list[str]:

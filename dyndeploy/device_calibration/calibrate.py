@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from dyndeploy import files
 from dyndeploy.device_calibration.fit import Fit, common_error, fit_all, rows_by_class
 from dyndeploy.device_calibration.graphs import MicroGraph, micro_graph
-from dyndeploy.device_calibration.measure import Measurement, Sample, measure, quick
+from dyndeploy.device_calibration.measure import Measurement, Sample, measure
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.prediction.calibrated import (
     _SIZES,
@@ -29,6 +29,7 @@ from dyndeploy.prediction.calibrated import (
 )
 from dyndeploy.prediction.kernels import GraphWalker, Kernel
 from dyndeploy.profiling.machine import machine_facts
+from dyndeploy.profiling.steady import quick
 from dyndeploy.runtimes import OnnxRuntimeSession
 
 Progress = Callable[[str, float], None]

@@ -24,10 +24,10 @@ from dyndeploy.ops.graph import group_of, is_dynamic, operator_attributes, stati
 from dyndeploy.prediction import Rates
 from dyndeploy.prediction.kernels import GraphWalker, Kernel
 from dyndeploy.profiling.blocks import LabelledGraph
+from dyndeploy.profiling.steady import quick
 from dyndeploy.runtimes import NodeTime, OnnxRuntimeSession
 from dyndeploy.runtimes.native import find_cpu_library
 
-_QUICK = 0.5
 _REFERENCE = ("residual", 7077)  # Family and seed.
 _LEAST_MS = 0.0002  # Of a node, once the profile's own cost is taken off.
 _SETTLE_MS = 5.0
@@ -212,12 +212,6 @@ class Times:
     groups: Mapping[str, Array]
     whole: Array
     pace_ms: float
-
-
-def quick(values: Any) -> float:
-    """Mean of the faster half: what interrupts a run, or takes its cache, only makes it longer."""
-    ordered = np.sort(np.asarray(values, np.float64).ravel())
-    return float(ordered[: max(1, round(_QUICK * len(ordered)))].mean())
 
 
 def time_in_turn(

@@ -35,6 +35,8 @@ class Plan:
         static_macs: Those of the network without masks.
         accuracy: Of a recipe with these settings, or None where none is known.
         reasons: Why, a sentence each.
+        measured_ms: Of one image, where plans were measured against each other
+            (:func:`~dyndeploy.planning.measure_plans`).
     """
 
     network: str
@@ -53,6 +55,7 @@ class Plan:
     static_macs: float
     accuracy: float | None = None
     reasons: tuple[str, ...] = ()
+    measured_ms: float | None = None
 
     def options(self) -> dict[str, Any]:
         """Keywords for :func:`~dyndeploy.nets.create_model`; :attr:`dense` goes to the export's settings."""

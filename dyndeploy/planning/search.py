@@ -160,6 +160,29 @@ def plan_network(
     return within[-1], front
 
 
+def uniform_plans(
+    spec: NetworkSpec, price: Price, settings: PlanSettings, *, device: str = "cpu", threads: int = 1, most: int = 6
+) -> tuple[Plan, ...]:
+    """Plans with one mode and granularity for the whole network and no dense block, and the static network.
+
+    Args:
+        spec: The network.
+        price: How kernels are priced.
+        settings: What to choose from.
+        device: Its name, for the plans.
+        threads: For the plans.
+        most: Of the dynamic ones, the fastest that are predicted.
+
+    Raises:
+        UsageError: A network without dynamic operators.
+    """
+    require_plannable(spec)
+    plans = _Search(spec, price, settings, device, threads).uniform()
+    static = [plan for plan in plans if set(plan.mode) == {STATIC}]
+    dynamic = sorted((plan for plan in plans if plan not in static), key=lambda plan: plan.latency_ms)
+    return (*dynamic[:most], *static)
+
+
 def _front(plans: Sequence[Plan]) -> tuple[Plan, ...]:
     result: list[Plan] = []
     for plan in sorted(plans, key=lambda plan: (plan.latency_ms, -plan.macs)):
@@ -209,6 +232,17 @@ class _Search:
             for partial in self._combine([{o: p for o, p in stage.items() if o.mode in group} for stage in priced]):
                 found[partial.options, partial.dense] = partial
         return [self._finish(partial, priced) for partial in found.values()]
+
+    def uniform(self) -> list[Plan]:
+        """Every option in all stages that it fits, and the static network."""
+        modes = dict.fromkeys((*self._settings.modes, STATIC))
+        priced = self._priced(set(modes))
+        options = [option for mode in modes for option in self._options(mode)]
+        return [
+            self._finish(_Partial(0.0, 0.0, (option,) * len(self._stages)), priced)
+            for option in options
+            if all(option in stage for stage in priced)
+        ]
 
     def _options(self, mode: str) -> list[Option]:
         patches = self._settings.granularities if mode in ("spatial", "both") else (1,)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from dyndeploy.device_calibration.graphs import FORCED, micro_graph
@@ -12,7 +11,6 @@ from dyndeploy.device_calibration.measure import (
     feeds_of,
     measure,
     profile_cost,
-    quick,
     time_in_turn,
 )
 from dyndeploy.ops import OPERATORS
@@ -94,12 +92,6 @@ def test_runs_that_count_follow_the_settling_ones() -> None:
     order = ["first"] * (feeds + 1) + (["settle"] * settle + ["a", "b", "c"]) * rounds
     assert [order[index] for index in counted_runs(feeds, rounds, settle)] == ["a", "b", "c"] * rounds
     assert order[counted_runs(feeds, rounds, settle)[-1]] == order[-1]
-
-
-def test_what_interrupts_a_run_does_not_count() -> None:
-    steady = [1.0, 1.0, 1.02, 1.01, 1.0]
-    assert quick([*steady, 30.0, 2.0, 5.0, 9.0, 3.0]) == pytest.approx(np.mean(steady))
-    assert quick([7.0]) == 7.0
 
 
 def test_the_profile_costs_microseconds() -> None:

@@ -1,0 +1,106 @@
+"""Predictions that differ by less than their error are decided by measuring: plans against each other, on this CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from dyndeploy.bundle import MaskInfo
+from dyndeploy.errors import UsageError
+from dyndeploy.planning.plan import Plan
+from dyndeploy.profiling.forced import PREFIX, forced_masks, replace_masks
+from dyndeploy.profiling.steady import quick
+from dyndeploy.runtimes import OnnxRuntimeSession
+from dyndeploy.targets import load_target
+
+_DRAWS = 3
+Progress = Callable[[str, float], None]
+
+
+def measure_plans(
+    plans: Sequence[Plan],
+    *,
+    rounds: int = 15,
+    native: str | os.PathLike[str] = "auto",
+    progress: Progress = lambda message, fraction: None,
+) -> list[Plan]:
+    """Export plans with random weights and time them in turn on this CPU, masks forced to their rate.
+
+    Args:
+        plans: Of one device and number of threads.
+        rounds: Runs of each plan; the faster half counts.
+        native: As for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
+        progress: Called with what is being done and the fraction done.
+
+    Returns:
+        The plans with :attr:`Plan.measured_ms`: CPU time of one thread, wall time of several.
+
+    Raises:
+        UsageError: A plan for another device.
+    """
+    other = next((plan.device for plan in plans if plan.device != "cpu"), None)
+    if other is not None:
+        raise UsageError(f"Plans for '{other}' cannot be measured here: only those for the device cpu can.")
+    spent: list[list[float]] = [[] for _ in plans]
+    with contextlib.ExitStack() as stack:
+        runs = []
+        for number, plan in enumerate(plans):
+            progress(f"exporting plan {number + 1} of {len(plans)}", 0.7 * number / len(plans))
+            runs.append(_runs(plan, native, stack))
+        clock = time.thread_time_ns if plans[0].threads == 1 else time.perf_counter_ns
+        for turn in range(rounds):
+            progress(f"round {turn + 1} of {rounds}", 0.7 + 0.3 * turn / rounds)
+            for own, calls in zip(spent, runs, strict=True):
+                call = calls[turn % len(calls)]
+                call()
+                begin = clock()
+                call()
+                own.append((clock() - begin) / 1e6)
+    return [replace(plan, measured_ms=quick(own)) for plan, own in zip(plans, spent, strict=True)]
+
+
+def _runs(plan: Plan, native: str | os.PathLike[str], stack: contextlib.ExitStack) -> list[Callable[[], None]]:
+    import torch
+
+    from dyndeploy.export.exporter import build_graph
+    from dyndeploy.nets import create_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network: Any = create_model(plan.network, **plan.options()).eval()
+    network.run_dense(plan.dense)
+    model, lowered = build_graph(network, load_target("cpu"), 1, plan.input_size, static=False)
+    shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.output}
+    masks = tuple(MaskInfo(m.name, m.block, m.kind, shapes[m.name]) for m in lowered.mask_outputs)
+    graph = replace_masks(model, masks)
+    session = stack.enter_context(
+        OnnxRuntimeSession(graph, threads=plan.threads, native=native, in_order=True)
+    )  # fmt: skip
+    image = {session.inputs[0].name: np.random.default_rng(0).standard_normal(session.inputs[0].shape, np.float32)}
+    feeds = [
+        {**image, **{PREFIX + name: bits for name, bits in forced_masks(masks, plan.rate, draw).items()}}
+        for draw in range(_DRAWS if masks else 1)
+    ]
+    return [session.bind(feed, ["logits"]) for feed in feeds]
+
+
+def choose_measured(plans: Sequence[Plan], budget_ms: float | None = None) -> Plan:
+    """The fastest of measured plans, or the one that computes most within the budget.
+
+    Raises:
+        UsageError: None meets the budget.
+    """
+    timed = [(plan.measured_ms, plan) for plan in plans if plan.measured_ms is not None]
+    within = [(ms, plan) for ms, plan in timed if budget_ms is None or ms <= budget_ms]
+    if not within:
+        fastest = min(ms for ms, _ in timed)
+        raise UsageError(f"No plan meets {budget_ms:g} ms when measured: the fastest takes {fastest:.2f} ms.")
+    if budget_ms is not None:
+        return max(within, key=lambda item: (item[1].macs, -item[0]))[1]
+    return min(within, key=lambda item: item[0])[1]
