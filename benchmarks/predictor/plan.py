@@ -56,17 +56,16 @@ def graph(name: str, dense: Sequence[str] = (), **options: Any) -> tuple[onnx.Mo
     return replace_masks(model, masks), masks
 
 
-def choices(name: str, mode: str, plan: Plan, measured: Plan) -> dict[str, dict[str, Any]]:
+def choices(mode: str, plan: Plan, measured: Plan, uniform: Sequence[Plan]) -> dict[str, dict[str, Any]]:
     """What is compared, by label."""
-    key = "granularity" if mode == "spatial" else "channel_granularity"
     found: dict[str, dict[str, Any]] = {
         "plan": {**plan.options(), "dense": plan.dense},
         "measured": {**measured.options(), "dense": measured.dense},
-        "static": {"mode": "static"},
     }
-    if mode == "spatial":
-        found["4-4-2-1"] = {"mode": mode}
-    return found | {f"uniform {value}": {"mode": mode, key: value} for value in UNIFORM[mode]}
+    for other in uniform:
+        stages = "-".join(map(str, other.granularity if mode == "spatial" else other.channel_granularity))
+        found["static" if set(other.mode) == {"static"} else stages] = other.options()
+    return found if mode != "spatial" else found | {"4-4-2-1": {"mode": mode}}
 
 
 def compare(name: str, mode: str, rate: float, calibration: Path, lock: Path | None) -> dict[str, Any]:
@@ -77,14 +76,14 @@ def compare(name: str, mode: str, rate: float, calibration: Path, lock: Path | N
     )
     spec = network_spec(name)
     plan, _ = plan_network(spec, {model.calibration.threads: model.price}, settings)
+    uniform = uniform_plans(spec, model.price, settings)
     with exclusively(lock):
-        own = measure_plans([plan, *uniform_plans(spec, model.price, settings)])
-    chosen = choose_measured(own)
+        chosen = choose_measured(measure_plans([plan, *uniform]))
     sessions, calls = [], {}
     image = np.random.default_rng(0).standard_normal((1, 3, 224, 224), np.float32)
-    for label, options in choices(name, mode, plan, chosen).items():
+    for label, options in choices(mode, plan, chosen, uniform).items():
         onnx_model, masks = graph(name, **options)
-        session = OnnxRuntimeSession(onnx_model)
+        session = OnnxRuntimeSession(onnx_model, in_order=True)
         sessions.append(session)
         calls[label] = [
             session.bind(

@@ -165,6 +165,8 @@ def uniform_plans(
 ) -> tuple[Plan, ...]:
     """Plans with one mode and granularity for the whole network and no dense block, and the static network.
 
+    A stage whose maps are too small for a granularity has the largest one that fits.
+
     Args:
         spec: The network.
         price: How kernels are priced.
@@ -234,15 +236,17 @@ class _Search:
         return [self._finish(partial, priced) for partial in found.values()]
 
     def uniform(self) -> list[Plan]:
-        """Every option in all stages that it fits, and the static network."""
+        """Every option in all stages, with the largest smaller patches where its own do not fit, and the static one."""
         modes = dict.fromkeys((*self._settings.modes, STATIC))
         priced = self._priced(set(modes))
-        options = [option for mode in modes for option in self._options(mode)]
-        return [
-            self._finish(_Partial(0.0, 0.0, (option,) * len(self._stages)), priced)
-            for option in options
-            if all(option in stage for stage in priced)
-        ]
+        found: dict[tuple[Option, ...], None] = {}
+        for option in (option for mode in modes for option in self._options(mode)):
+            smaller = sorted(g for g in self._settings.granularities if g < option.granularity)
+            alike = [option, *(replace(option, granularity=g) for g in reversed(smaller))]
+            fitting = [next((o for o in alike if o in stage), None) for stage in priced]
+            if None not in fitting:
+                found[tuple(o for o in fitting if o is not None)] = None
+        return [self._finish(_Partial(0.0, 0.0, options), priced) for options in found]
 
     def _options(self, mode: str) -> list[Option]:
         patches = self._settings.granularities if mode in ("spatial", "both") else (1,)
@@ -250,8 +254,8 @@ class _Search:
         return [Option(mode, g, c) for g, c in itertools.product(patches, groups)]
 
     def _valid(self, option: Option, blocks: Sequence[BlockSpec]) -> bool:
-        out = blocks[0].out_size
-        fits = option.granularity == 1 or option.granularity <= min(out)
+        # A mask of one position skips the whole block: that is what the mode layer is for.
+        fits = option.granularity == 1 or min(blocks[0].out_size) // option.granularity >= 2
         return fits and all(block.width % option.channel_granularity == 0 for block in blocks)
 
     def _priced(self, modes: set[str]) -> list[dict[Option, _Priced]]:
