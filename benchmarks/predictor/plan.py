@@ -42,7 +42,7 @@ from dyndeploy.targets import load_target
 
 RESULTS = Path(__file__).parent.parent / "results"
 UNIFORM = {"spatial": (1, 2, 4, 7), "channel": (1, 2, 4)}
-DRAWS, ROUNDS = 3, 12
+DRAWS, ROUNDS = 3, 18
 
 
 def graph(name: str, dense: Sequence[str] = (), **options: Any) -> tuple[onnx.ModelProto, tuple[MaskInfo, ...]]:
