@@ -32,16 +32,15 @@ from scipy.stats import spearmanr
 from dyndeploy import create_model
 from dyndeploy.bundle import MaskInfo
 from dyndeploy.device_calibration.measure import Subject, block_rates, time_in_turn
-from dyndeploy.export.exporter import build_graph
 from dyndeploy.files import read_json, write_json, write_text
 from dyndeploy.ops.graph import group_of
+from dyndeploy.planning.measured import forced_graph
 from dyndeploy.prediction import Rates
 from dyndeploy.prediction.calibrated import CalibratedModel, load_calibration
 from dyndeploy.prediction.kernels import Graph, GraphWalker
-from dyndeploy.profiling.forced import forced_masks, replace_masks
+from dyndeploy.profiling.forced import forced_masks
 from dyndeploy.profiling.machine import machine_facts
 from dyndeploy.profiling.steady import quick
-from dyndeploy.targets import load_target
 
 RESULTS = Path(__file__).parent.parent / "results"
 SIZES = {
@@ -89,11 +88,7 @@ def build(configuration: Mapping[str, Any], cache: Path) -> tuple[onnx.ModelProt
         granularity=tuple(configuration["granularity"]),
         channel_granularity=configuration["channel_granularity"],
     )
-    size = (configuration["input_size"],) * 2
-    model, lowered = build_graph(network.eval(), load_target("cpu"), 1, size, static=False)
-    shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.output}
-    masks = tuple(MaskInfo(m.name, m.block, m.kind, shapes[m.name]) for m in lowered.mask_outputs)
-    graph = replace_masks(model, masks)
+    graph, masks = forced_graph(network.eval(), (configuration["input_size"],) * 2)
     cache.mkdir(parents=True, exist_ok=True)
     onnx.save(graph, path)
     write_json(path.with_suffix(".json"), [[mask.name, mask.block, mask.kind, mask.shape] for mask in masks])
@@ -132,19 +127,15 @@ def expected_rates(model: onnx.ModelProto, feed: Mapping[str, Any]) -> dict[str,
     return {block: Rates(rates.spatial, rates.channel) for block, rates in known.items()}
 
 
-def predict(
-    model: CalibratedModel, graph: Graph
-) -> tuple[float, float, float, dict[str, float], dict[str, dict[str, float]]]:
-    """Milliseconds of the network with an interval, of its groups, and of the kinds of kernels in each group."""
+def predict(model: CalibratedModel, graph: Graph) -> tuple[float, float, float, dict[str, float]]:
+    """Milliseconds of the network with the sums of its kernels' interval ends, and of its groups."""
     ms, low, high = model.price(graph.kernels)
     groups: dict[str, float] = {}
-    kinds: dict[str, dict[str, float]] = {}
     for kernel, value in zip(graph.kernels, ms, strict=True):
         group = group_of(kernel.name)
         groups[group] = groups.get(group, 0.0) + float(value)
-        kinds.setdefault(group, {})[kernel.kind] = kinds.get(group, {}).get(kernel.kind, 0.0) + float(value)
     overhead = model.calibration.overhead_ms
-    return float(ms.sum()) + overhead, float(low.sum()) + overhead, float(high.sum()) + overhead, groups, kinds
+    return float(ms.sum()) + overhead, float(low.sum()) + overhead, float(high.sum()) + overhead, groups
 
 
 def collect(path: Path, count: int, seed: int, lock: Path | None, cache: Path) -> list[dict[str, Any]]:

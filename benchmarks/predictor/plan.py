@@ -23,7 +23,6 @@ from cpu import exclusively  # the benchmark beside this one
 
 from dyndeploy import create_model
 from dyndeploy.bundle import MaskInfo
-from dyndeploy.export.exporter import build_graph
 from dyndeploy.files import write_json, write_text
 from dyndeploy.network_spec import network_spec
 from dyndeploy.planning import (
@@ -34,11 +33,11 @@ from dyndeploy.planning import (
     plan_network,
     uniform_plans,
 )
+from dyndeploy.planning.measured import forced_graph
 from dyndeploy.prediction.calibrated import CalibratedModel, load_calibration
-from dyndeploy.profiling.forced import forced_masks, replace_masks
+from dyndeploy.profiling.forced import forced_masks
 from dyndeploy.profiling.machine import machine_facts
 from dyndeploy.runtimes import OnnxRuntimeSession
-from dyndeploy.targets import load_target
 
 RESULTS = Path(__file__).parent.parent / "results"
 UNIFORM = {"spatial": (1, 2, 4, 7), "channel": (1, 2, 4)}
@@ -50,10 +49,7 @@ def graph(name: str, dense: Sequence[str] = (), **options: Any) -> tuple[onnx.Mo
     torch.manual_seed(0)
     network = create_model(name, **options).eval()
     network.run_dense(dense)  # type: ignore[operator]
-    model, lowered = build_graph(network, load_target("cpu"), 1, (224, 224), static=False)  # type: ignore[arg-type]
-    shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.output}
-    masks = tuple(MaskInfo(m.name, m.block, m.kind, shapes[m.name]) for m in lowered.mask_outputs)
-    return replace_masks(model, masks), masks
+    return forced_graph(network, (224, 224))
 
 
 def choices(mode: str, plan: Plan, measured: Plan, uniform: Sequence[Plan]) -> dict[str, dict[str, Any]]:

@@ -24,13 +24,14 @@ from dyndeploy.bundle import MaskInfo
 from dyndeploy.errors import unknown_name
 from dyndeploy.network_spec import network_names, network_spec
 from dyndeploy.ops import DOMAIN, OPERATORS
+from dyndeploy.profiling.forced import PREFIX
 
 FAMILIES = ("residual", "plain", "mobile", "tokens")
 """Kinds of graphs: dynamic and static bottlenecks; plain convolutions and pools; inverted bottlenecks with depthwise
 or grouped convolutions and squeeze-excite; matrix products, softmax and layer norm over tokens."""
 
 MODES = ("spatial", "channel", "layer", "both", "static")
-FORCED = "forced/"
+FORCED = PREFIX
 
 _USUAL_WIDTHS = (8, 16, 24, 32, 48, 64, 80, 96, 128)
 _DEPTHS = (1, 1, 2, 2, 2, 3, 3, 4, 6)

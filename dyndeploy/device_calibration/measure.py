@@ -6,7 +6,6 @@ import contextlib
 import functools
 import math
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from dyndeploy.ops._geometry import active_pixels, bottleneck_geometry, needed_i
 from dyndeploy.ops.graph import group_of, is_dynamic, operator_attributes, static_shapes
 from dyndeploy.prediction import Rates
 from dyndeploy.prediction.kernels import GraphWalker, Kernel
-from dyndeploy.profiling.blocks import LabelledGraph
+from dyndeploy.profiling.blocks import LabelledGraph, group_number
 from dyndeploy.profiling.steady import quick
 from dyndeploy.runtimes import NodeTime, OnnxRuntimeSession
 from dyndeploy.runtimes.native import find_cpu_library
@@ -32,7 +31,6 @@ _REFERENCE = ("residual", 7077)  # Family and seed.
 _LEAST_MS = 0.0002  # Of a node, once the profile's own cost is taken off.
 _SETTLE_MS = 5.0
 _MOST_SETTLING = 20
-_MARK = re.compile(r"~(\d+)~")
 Array = npt.NDArray[np.float32]
 
 
@@ -155,8 +153,7 @@ def group_matrix(graph: LabelledGraph, session: OnnxRuntimeSession, runs: Sequen
 
 def _owners(nodes: Sequence[NodeTime]) -> list[int | None]:
     """Number of the group that each node belongs to; None where the graph has none."""
-    found = [_MARK.search(node.name) for node in nodes]
-    labels = [None if match is None else int(match.group(1)) for match in found]
+    labels = [group_number(node.name) for node in nodes]
     present = {label for label in labels if label is not None}
     owners = list(labels)
     for index, label in enumerate(labels):

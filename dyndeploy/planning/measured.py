@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
 
 from dyndeploy.bundle import MaskInfo
 from dyndeploy.errors import UsageError
@@ -66,20 +67,26 @@ def measure_plans(
     return [replace(plan, measured_ms=quick(own)) for plan, own in zip(plans, spent, strict=True)]
 
 
+def forced_graph(network: Any, input_size: tuple[int, int]) -> tuple[onnx.ModelProto, tuple[MaskInfo, ...]]:
+    """Export a dynamic network for this CPU, batch 1, with its masks as inputs (:func:`replace_masks`)."""
+    from dyndeploy.export.exporter import build_graph
+
+    model, lowered = build_graph(network, load_target("cpu"), 1, input_size, static=False)
+    shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.output}
+    masks = tuple(MaskInfo(m.name, m.block, m.kind, shapes[m.name]) for m in lowered.mask_outputs)
+    return replace_masks(model, masks), masks
+
+
 def _runs(plan: Plan, native: str | os.PathLike[str], stack: contextlib.ExitStack) -> list[Callable[[], None]]:
     import torch
 
-    from dyndeploy.export.exporter import build_graph
     from dyndeploy.nets import create_model
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network: Any = create_model(plan.network, **plan.options()).eval()
     network.run_dense(plan.dense)
-    model, lowered = build_graph(network, load_target("cpu"), 1, plan.input_size, static=False)
-    shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.output}
-    masks = tuple(MaskInfo(m.name, m.block, m.kind, shapes[m.name]) for m in lowered.mask_outputs)
-    graph = replace_masks(model, masks)
+    graph, masks = forced_graph(network, plan.input_size)
     sessions = [
         stack.enter_context(OnnxRuntimeSession(graph, threads=plan.threads, native=native, in_order=True))
         for _ in range(_SESSIONS)

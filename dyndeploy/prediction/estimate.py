@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from dyndeploy.bundle import Bundle
-from dyndeploy.errors import BundleError, InputError, UsageError, unknown_name
+from dyndeploy.errors import InputError, UsageError, unknown_name
 from dyndeploy.network_spec import NetworkSpec, network_names, network_spec
 from dyndeploy.prediction.architectures import network_graph, static_graph, static_name, static_names
 from dyndeploy.prediction.blocks import MODES, Rates, RateSamples, checked_rates
@@ -29,6 +29,7 @@ from dyndeploy.prediction.predictor import (
     FOUR_STAGES,
     RateLike,
     block_rates,
+    bundle_spec,
     is_size,
     per_stage_modes,
     per_stage_sizes,
@@ -259,17 +260,7 @@ class Estimator:
         manifest = bundle.manifest
         if _as_exported(configuration):
             return bundle.load_model(), configuration
-        try:
-            spec = NetworkSpec.from_json(manifest.network_spec)
-        except UsageError as error:
-            raise BundleError(
-                f"The bundle {bundle.path} does not describe its network: {error} Export it again."
-            ) from error
-        if input_size is not None and tuple(input_size) != spec.input_size:
-            raise UsageError(
-                f"The bundle {bundle.path} was exported for {spec.input_size[0]}x{spec.input_size[1]} images. Leave "
-                "the input size out, or predict the network by its name."
-            )
+        spec = bundle_spec(bundle, input_size)
         network = manifest.network
         return spec, replace(
             configuration,

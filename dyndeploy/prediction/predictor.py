@@ -299,6 +299,27 @@ def predict_network(
     )
 
 
+def bundle_spec(bundle: Bundle, input_size: tuple[int, int] | None) -> NetworkSpec:
+    """The network that a bundle describes.
+
+    Raises:
+        BundleError: It describes none.
+        UsageError: Another input size than the bundle's.
+    """
+    try:
+        spec = NetworkSpec.from_json(bundle.manifest.network_spec)
+    except UsageError as error:
+        raise BundleError(
+            f"The bundle {bundle.path} does not describe its network: {error} Export it again."
+        ) from error
+    if input_size is not None and tuple(input_size) != spec.input_size:
+        raise UsageError(
+            f"The bundle {bundle.path} was exported for {spec.input_size[0]}x{spec.input_size[1]} images. Leave the "
+            "input size out, or predict the network by its name."
+        )
+    return spec
+
+
 def predict_bundle(
     bundle: Bundle,
     *,
@@ -340,17 +361,7 @@ def predict_bundle(
             f"{manifest.network.name} in {bundle.path} exits early, and its stages are not described to the predictor. "
             "'dyndeploy profile' measures them on this machine."
         )
-    try:
-        spec = NetworkSpec.from_json(manifest.network_spec)
-    except UsageError as error:
-        raise BundleError(
-            f"The bundle {bundle.path} does not describe its network: {error} Export it again."
-        ) from error
-    if input_size is not None and tuple(input_size) != spec.input_size:
-        raise UsageError(
-            f"The bundle {bundle.path} was exported for {spec.input_size[0]}x{spec.input_size[1]} images. Leave the "
-            "input size out, or predict the network by its name."
-        )
+    spec = bundle_spec(bundle, input_size)
     network = manifest.network
     return predict_network(
         spec,

@@ -68,9 +68,15 @@ class LabelledGraph:
         times = {group: 0.0 for group in self.groups if group != UNMAPPED}
         times[UNMAPPED] = 0.0
         for node in nodes:
-            found = _MARK.search(node.name)
-            times[self.groups[int(found.group(1))] if found else UNMAPPED] += node.fastest / 1000
+            number = group_number(node.name)
+            times[UNMAPPED if number is None else self.groups[number]] += node.fastest / 1000
         return times
+
+
+def group_number(name: str) -> int | None:
+    """Number of the group that a node's or tensor's name carries; None where the runtime made the name."""
+    found = _MARK.search(name)
+    return None if found is None else int(found.group(1))
 
 
 def _labelled_function(function: onnx.FunctionProto, mark: str, position: int) -> onnx.FunctionProto:
