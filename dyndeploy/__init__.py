@@ -12,11 +12,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dyndeploy.bundle import Bundle
-    from dyndeploy.calibration import calibrate_bundle
+    from dyndeploy.exits import calibrate_bundle
     from dyndeploy.export import ExportSettings, export_model
+    from dyndeploy.measure import Profile, load_profile, profile_bundle
     from dyndeploy.nets import create_model, load_checkpoint, model_names, save_checkpoint
     from dyndeploy.prediction import Prediction, predict, predict_network
-    from dyndeploy.profiling import Profile, load_profile, profile_bundle
     from dyndeploy.reporting import compare_profile, write_report
     from dyndeploy.training import load_recipe, train
     from dyndeploy.verification import VerificationReport, verify_bundle
@@ -25,19 +25,19 @@ _HOME = {
     "Bundle": "dyndeploy.bundle",
     "ExportSettings": "dyndeploy.export",
     "Prediction": "dyndeploy.prediction",
-    "Profile": "dyndeploy.profiling",
+    "Profile": "dyndeploy.measure",
     "VerificationReport": "dyndeploy.verification",
-    "calibrate_bundle": "dyndeploy.calibration",
+    "calibrate_bundle": "dyndeploy.exits",
     "compare_profile": "dyndeploy.reporting",
     "create_model": "dyndeploy.nets",
     "export_model": "dyndeploy.export",
     "load_checkpoint": "dyndeploy.nets",
-    "load_profile": "dyndeploy.profiling",
+    "load_profile": "dyndeploy.measure",
     "load_recipe": "dyndeploy.training",
     "model_names": "dyndeploy.nets",
     "predict": "dyndeploy.prediction",
     "predict_network": "dyndeploy.prediction",
-    "profile_bundle": "dyndeploy.profiling",
+    "profile_bundle": "dyndeploy.measure",
     "save_checkpoint": "dyndeploy.nets",
     "train": "dyndeploy.training",
     "verify_bundle": "dyndeploy.verification",

@@ -20,9 +20,9 @@ from dyndeploy.data import LabelledImages, PreprocessingLike, digits
 from dyndeploy.errors import UsageError, VerificationError
 from dyndeploy.export import ExportSettings, export_model
 from dyndeploy.files import atomic_directory, write_json
+from dyndeploy.measure import Profile, profile_bundle
 from dyndeploy.nets import LaudResNet, create_model, load_checkpoint, model_info
 from dyndeploy.prediction import known_devices
-from dyndeploy.profiling import Profile, profile_bundle
 from dyndeploy.reporting import GalleryItem, ReportExtras, mask_overlay, predict_profile, write_report
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.training import Evaluation, Progress, Recipe, TrainResult, load_recipe, train

@@ -27,7 +27,7 @@ from dyndeploy.bundle import (
     ThresholdInfo,
     write_manifest,
 )
-from dyndeploy.runtimes.stage_graphs import whole_model
+from dyndeploy.graphs.stages import whole_model
 
 SIZE, CLASSES, CHANNELS = 8, 5, 4
 EXITS = (1, 2, 4)

@@ -25,7 +25,7 @@ from onnx import helper, numpy_helper
 
 from dyndeploy import Bundle, ExportSettings, create_model, export_model, verify_bundle
 from dyndeploy.files import write_json, write_text
-from dyndeploy.profiling import Profile, profile_bundle
+from dyndeploy.measure import Profile, profile_bundle
 from dyndeploy.runtimes import OnnxRuntimeSession
 
 RESULTS = Path(__file__).parent.parent / "results"

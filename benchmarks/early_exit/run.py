@@ -15,7 +15,7 @@ import torch
 
 from dyndeploy import Bundle, ExportSettings, create_model, export_model
 from dyndeploy.files import write_json, write_text
-from dyndeploy.profiling.exits import ExitProfile, profile_exits
+from dyndeploy.measure.exits import ExitProfile, profile_exits
 
 NETWORKS = ("reg800m_perceiver_t128", "resnet50_0375_perceiver_t128", "mobilenetV3_0x75_perceiver_t128")
 MIXES = ((25, 25, 25, 25), (60, 20, 10, 10))

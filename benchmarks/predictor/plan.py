@@ -24,7 +24,8 @@ from cpu import exclusively  # the benchmark beside this one
 from dyndeploy import create_model
 from dyndeploy.bundle import MaskInfo
 from dyndeploy.files import write_json, write_text
-from dyndeploy.network_spec import network_spec
+from dyndeploy.graphs.forced import forced_masks
+from dyndeploy.measure.machine import machine_facts
 from dyndeploy.planning import (
     Plan,
     PlanSettings,
@@ -35,8 +36,7 @@ from dyndeploy.planning import (
 )
 from dyndeploy.planning.measured import forced_graph
 from dyndeploy.prediction.calibrated import CalibratedModel, load_calibration
-from dyndeploy.profiling.forced import forced_masks
-from dyndeploy.profiling.machine import machine_facts
+from dyndeploy.prediction.laudnet.network_spec import network_spec
 from dyndeploy.runtimes import OnnxRuntimeSession
 
 RESULTS = Path(__file__).parent.parent / "results"

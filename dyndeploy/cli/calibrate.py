@@ -13,7 +13,7 @@ from dyndeploy.cli._progress import progress_bar
 from dyndeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from dyndeploy.calibration import CalibrationResult, Constraint, CostsOf
+    from dyndeploy.exits import CalibrationResult, Constraint, CostsOf
 
 _UNITS = {"k": 1e3, "M": 1e6, "G": 1e9}
 
@@ -59,7 +59,7 @@ def calibrate(
         raise UsageError("--profile gives costs in milliseconds, --budget-flops counts MACs: leave one of them out.")
 
     from dyndeploy.bundle import Bundle
-    from dyndeploy.calibration import (
+    from dyndeploy.exits import (
         SEARCH,
         SWEEP,
         calibrate_bundle,
@@ -108,7 +108,7 @@ def calibrate(
 
 
 def _constraint(budget_flops: str | None, budget_ms: float | None, min_accuracy: float | None) -> Constraint | None:
-    from dyndeploy.calibration import Constraint
+    from dyndeploy.exits import Constraint
 
     given = {"--budget-flops": budget_flops, "--budget-ms": budget_ms, "--min-accuracy": min_accuracy}
     named = [option for option, value in given.items() if value is not None]

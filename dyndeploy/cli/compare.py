@@ -57,14 +57,14 @@ def compare(
 
 
 def _report_calibration(source: Path, output: Path) -> None:
-    from dyndeploy.calibration import load_calibration
+    from dyndeploy.exits import load_calibration
     from dyndeploy.reporting import write_exits_report
 
     write_exits_report(output, load_calibration(source))
 
 
 def _report_exits(source: Path, output: Path) -> None:
-    from dyndeploy.profiling.load_exits import load_exit_profile
+    from dyndeploy.measure.load_exits import load_exit_profile
     from dyndeploy.reporting import write_exit_profile_report
 
     write_exit_profile_report(output, load_exit_profile(source))
@@ -75,8 +75,8 @@ _EARLY_EXITS = {"calibration": _report_calibration, "measured_exits": _report_ex
 
 
 def _compare(profile: Path, output: Path, predict_device: str | None, fail_above: float | None, as_json: bool) -> None:
+    from dyndeploy.measure import load_profile
     from dyndeploy.prediction import known_devices
-    from dyndeploy.profiling import load_profile
     from dyndeploy.reporting import compare_profile, predict_profile, write_report
 
     if fail_above is not None and not fail_above >= 0:

@@ -13,7 +13,7 @@ from dyndeploy.cli._progress import progress_line
 from dyndeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from dyndeploy.profiling.engines import EngineProfile
+    from dyndeploy.measure.engines import EngineProfile
 
 
 def engine(
@@ -99,7 +99,7 @@ def engine(
         return
 
     if profile:
-        from dyndeploy.profiling.engines import profile_engine
+        from dyndeploy.measure.engines import profile_engine
 
         _print_profile(profile_engine(opened, settings, rates=chosen, device=device), as_json=as_json)
         return

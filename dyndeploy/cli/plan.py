@@ -43,9 +43,9 @@ def plan(
 ) -> None:
     """Choose per stage mode and granularity, per block dynamic or dense, and threads, for the lowest latency."""
     from dyndeploy.files import write_json
-    from dyndeploy.network_spec import network_spec
     from dyndeploy.planning import PlanSettings, choose_measured, measure_plans, plan_network, uniform_plans
     from dyndeploy.planning.sources import calibrated_prices, recipe_accuracy
+    from dyndeploy.prediction.laudnet.network_spec import network_spec
 
     settings = PlanSettings(
         rate=rate,

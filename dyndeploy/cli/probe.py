@@ -22,7 +22,7 @@ def probe(
 ) -> None:
     """Measure a heavy branch of If, taken against not taken."""
     from dyndeploy import files
-    from dyndeploy.profiling.laziness import probe_laziness
+    from dyndeploy.measure.laziness import probe_laziness
     from dyndeploy.targets import layer_skipping, load_target
 
     record = probe_laziness(target, native=native, plugins=plugins, rounds=rounds)

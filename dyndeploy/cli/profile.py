@@ -17,8 +17,8 @@ from dyndeploy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from dyndeploy.bundle import Bundle
-    from dyndeploy.profiling import Profile, RateResult, Samples
-    from dyndeploy.profiling.exits import ExitProfile
+    from dyndeploy.measure import Profile, RateResult, Samples
+    from dyndeploy.measure.exits import ExitProfile
     from dyndeploy.remote import DeviceEntry, DeviceReport
 
 THIS_MACHINE = "cpu"
@@ -63,7 +63,7 @@ def profile(
 
     from dyndeploy.bundle import Bundle
     from dyndeploy.files import atomic_file
-    from dyndeploy.profiling import profile_bundle
+    from dyndeploy.measure import profile_bundle
 
     opened = Bundle.open(bundle)
     if opened.manifest.exits is not None:
@@ -125,7 +125,7 @@ def _profile_exits(
     report: Path | None,
 ) -> None:
     from dyndeploy.files import atomic_file
-    from dyndeploy.profiling.exits import profile_exits
+    from dyndeploy.measure.exits import profile_exits
     from dyndeploy.reporting import render_exit_profile_report
 
     with ExitStack() as stack:

@@ -19,6 +19,8 @@ from dyndeploy.device_calibration.fit import Fit, common_error, fit_all, rows_by
 from dyndeploy.device_calibration.graphs import MicroGraph, micro_graph
 from dyndeploy.device_calibration.measure import Measurement, Sample, measure
 from dyndeploy.errors import InputError, UsageError
+from dyndeploy.measure.machine import machine_facts
+from dyndeploy.measure.steady import quick
 from dyndeploy.prediction.calibrated import (
     _SIZES,
     SCHEMA,
@@ -28,8 +30,6 @@ from dyndeploy.prediction.calibrated import (
     described,
 )
 from dyndeploy.prediction.kernels import GraphWalker, Kernel
-from dyndeploy.profiling.machine import machine_facts
-from dyndeploy.profiling.steady import quick
 from dyndeploy.runtimes import OnnxRuntimeSession
 
 Progress = Callable[[str, float], None]

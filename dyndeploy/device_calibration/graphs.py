@@ -22,9 +22,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dyndeploy.bundle import MaskInfo
 from dyndeploy.errors import unknown_name
-from dyndeploy.network_spec import network_names, network_spec
+from dyndeploy.graphs.forced import PREFIX
 from dyndeploy.ops import DOMAIN, OPERATORS
-from dyndeploy.profiling.forced import PREFIX
+from dyndeploy.prediction.laudnet.network_spec import network_names, network_spec
 
 FAMILIES = ("residual", "plain", "mobile", "tokens")
 """Kinds of graphs: dynamic and static bottlenecks; plain convolutions and pools; inverted bottlenecks with depthwise

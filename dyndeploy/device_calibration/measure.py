@@ -17,13 +17,13 @@ import onnx
 from onnx import helper
 
 from dyndeploy.device_calibration.graphs import MicroGraph, draw_masks, micro_graph
+from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, static_shapes
+from dyndeploy.graphs.labels import LabelledGraph, group_number
+from dyndeploy.measure.steady import quick
 from dyndeploy.ops import OPERATORS
 from dyndeploy.ops._geometry import active_pixels, bottleneck_geometry, needed_inputs
-from dyndeploy.ops.graph import group_of, is_dynamic, operator_attributes, static_shapes
 from dyndeploy.prediction import Rates
 from dyndeploy.prediction.kernels import GraphWalker, Kernel
-from dyndeploy.profiling.blocks import LabelledGraph, group_number
-from dyndeploy.profiling.steady import quick
 from dyndeploy.runtimes import NodeTime, OnnxRuntimeSession
 from dyndeploy.runtimes.native import find_cpu_library
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dyndeploy.nets.laud_resnet import LaudResNet, block_inputs
-from dyndeploy.network_spec import BlockSpec, MaskerSpec, NetworkSpec, StemSpec
+from dyndeploy.prediction.laudnet.network_spec import BlockSpec, MaskerSpec, NetworkSpec, StemSpec
 
 
 def describe(network: LaudResNet, input_size: tuple[int, int]) -> NetworkSpec:

@@ -41,7 +41,6 @@ from dyndeploy.errors import ExportError, InputError, UsageError, unknown_name
 from dyndeploy.export.capture import capture
 from dyndeploy.export.describe import describe
 from dyndeploy.export.lowering import LoweredNetwork, lower, require_exportable
-from dyndeploy.export.passes import Context, run_pipeline
 from dyndeploy.export.reference import compute_reference
 from dyndeploy.export.staged import (
     EarlyExitNetwork,
@@ -49,10 +48,11 @@ from dyndeploy.export.staged import (
     reference_logits,
     tensor_info,
 )
+from dyndeploy.graphs.passes import Context, run_pipeline
+from dyndeploy.graphs.stages import branched_model, whole_model
+from dyndeploy.graphs.tensorrt import PrecisionPlan, tensorrt_model
 from dyndeploy.nets import LaudResNet, exit_macs, model_info, static_macs
 from dyndeploy.ops import DOMAIN, OPERATORS
-from dyndeploy.runtimes.stage_graphs import branched_model, whole_model
-from dyndeploy.runtimes.tensorrt_graph import PrecisionPlan, tensorrt_model
 from dyndeploy.targets import Target, load_target
 
 MIN_INPUT_SIZE = 32

@@ -19,7 +19,7 @@ from torch import Tensor
 from dyndeploy.bundle import CONFIDENCE, StageInfo, TensorInfo
 from dyndeploy.bundle.reference_names import exit_logits
 from dyndeploy.export.capture import capture
-from dyndeploy.export.passes import Context, run_pipeline
+from dyndeploy.graphs.passes import Context, run_pipeline
 from dyndeploy.nets import DynPerceiver, Segment
 from dyndeploy.targets import Target
 

@@ -14,9 +14,9 @@ import onnx
 
 from dyndeploy.bundle import MaskInfo
 from dyndeploy.errors import UsageError
+from dyndeploy.graphs.forced import PREFIX, forced_masks, replace_masks
+from dyndeploy.measure.steady import quick
 from dyndeploy.planning.plan import Plan
-from dyndeploy.profiling.forced import PREFIX, forced_masks, replace_masks
-from dyndeploy.profiling.steady import quick
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.targets import load_target
 

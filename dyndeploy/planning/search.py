@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.errors import UsageError, unknown_name
-from dyndeploy.network_spec import BlockSpec, NetworkSpec
 from dyndeploy.planning.plan import Plan
 from dyndeploy.prediction import MODES, Rates
 from dyndeploy.prediction.architectures import network_graph
 from dyndeploy.prediction.kernels import Kernel
+from dyndeploy.prediction.laudnet.network_spec import BlockSpec, NetworkSpec
 
 STATIC = "static"
 Array = npt.NDArray[np.float64]

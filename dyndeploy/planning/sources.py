@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dyndeploy.errors import UsageError
+from dyndeploy.measure.machine import machine_facts
 from dyndeploy.planning.plan import Plan
 from dyndeploy.planning.search import Price
 from dyndeploy.prediction.calibrated import (
@@ -14,7 +15,6 @@ from dyndeploy.prediction.calibrated import (
     calibration_file,
     load_calibration,
 )
-from dyndeploy.profiling.machine import machine_facts
 from dyndeploy.runtimes.native import find_cpu_library
 
 

@@ -1,7 +1,8 @@
 """Networks by name as kernels, without weights and without the library that defines them.
 
-Static networks carry torchvision's names; a :class:`~dyndeploy.network_spec.NetworkSpec` gives the dynamic ones. Both
-are written down layer by layer as a runtime would run them, so that they equal the walk of their exported graph.
+Static networks carry torchvision's names; a :class:`~dyndeploy.prediction.laudnet.network_spec.NetworkSpec` gives the
+dynamic ones. Both are written down layer by layer as a runtime would run them, so that they equal the walk of their
+exported graph.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from dyndeploy.errors import UsageError, unknown_name
-from dyndeploy.network_spec import BlockSpec, NetworkSpec, network_spec
-from dyndeploy.prediction.blocks import Rates
 from dyndeploy.prediction.kernels import (
     Graph,
     Kernel,
@@ -22,6 +21,8 @@ from dyndeploy.prediction.kernels import (
     masker_kernel,
     moving_kernel,
 )
+from dyndeploy.prediction.laudnet.blocks import Rates
+from dyndeploy.prediction.laudnet.network_spec import BlockSpec, NetworkSpec, network_spec
 
 _ONNX_OF = {
     "relu": "Relu",

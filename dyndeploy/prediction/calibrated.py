@@ -276,7 +276,7 @@ class Calibration:
     Attributes:
         device: Its name.
         threads: Threads that computed.
-        machine: What it was measured on (:func:`~dyndeploy.profiling.machine.machine_facts`).
+        machine: What it was measured on (:func:`~dyndeploy.measure.machine.machine_facts`).
         runtime: Runtime with version, and the operator library with checksum.
         measured: Date, seconds, graphs, samples, repeatability, what was left out.
         overhead_ms: Of a run, beside its kernels.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dyndeploy.prediction.tiles import Array
+from dyndeploy.prediction.laudnet.tiles import Array
 
 #: ``sampler(n_tiles, tile_channels, density, granularity)`` -> expected active fraction of the busiest tile.
 BusiestTile = Callable[[int, int, float, int], float]

@@ -1,7 +1,7 @@
 """Predictions from kernels: any network, bundle or ONNX file on any device model, with intervals.
 
 This is what a user gets by default. The LAUDNet predictor stays beside it as the reference
-(:mod:`dyndeploy.prediction.predictor`).
+(:mod:`dyndeploy.prediction.laudnet.predictor`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import InputError, UsageError, unknown_name
-from dyndeploy.network_spec import NetworkSpec, network_names, network_spec
 from dyndeploy.prediction.architectures import network_graph, static_graph, static_name, static_names
-from dyndeploy.prediction.blocks import MODES, Rates, RateSamples, checked_rates
 from dyndeploy.prediction.calibrated import CalibratedModel, calibration_file, load_calibration
 from dyndeploy.prediction.device_model import AnalyticalModel, Array, DeviceModel
 from dyndeploy.prediction.kernels import ELEMENT_BYTES, UNKNOWN, Graph, GraphWalker, Kernel, has_dynamic_operators
-from dyndeploy.prediction.predictor import (
+from dyndeploy.prediction.laudnet.blocks import MODES, Rates, RateSamples, checked_rates
+from dyndeploy.prediction.laudnet.network_spec import NetworkSpec, network_names, network_spec
+from dyndeploy.prediction.laudnet.predictor import (
     CHANNELS_PER_GROUP,
     FOUR_STAGES,
     RateLike,

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dyndeploy.errors import BundleError, UsageError, unknown_name
+from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, static_shapes
 from dyndeploy.ops import OPERATORS
 from dyndeploy.ops.base import Role, Shape
-from dyndeploy.ops.graph import group_of, is_dynamic, operator_attributes, static_shapes
-from dyndeploy.prediction.blocks import Rates, checked_rates
 from dyndeploy.prediction.densities import dilated_density, union
+from dyndeploy.prediction.laudnet.blocks import Rates, checked_rates
 
 if TYPE_CHECKING:
     import onnx

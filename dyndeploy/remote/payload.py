@@ -15,9 +15,9 @@ import numpy.typing as npt
 from dyndeploy.bundle import REFERENCE, Bundle
 from dyndeploy.bundle.device_files import DEVICE_FOLDER, PLUGINS, plugin_sources
 from dyndeploy.errors import DeviceError
-from dyndeploy.profiling.blocks import LabelledGraph
-from dyndeploy.profiling.forced import PREFIX, forced_masks, replace_masks
-from dyndeploy.profiling.profiler import MASK_DRAWS, input_batches
+from dyndeploy.graphs.forced import PREFIX, forced_masks, replace_masks
+from dyndeploy.graphs.labels import LabelledGraph
+from dyndeploy.measure.profiler import MASK_DRAWS, input_batches
 from dyndeploy.remote.client import Content
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def strongly_typed(bundle: Bundle, version: str) -> bool:
 
 def _tensorrt_graphs() -> Any:
     try:
-        return importlib.import_module("dyndeploy.runtimes.tensorrt_graph")
+        return importlib.import_module("dyndeploy.graphs.tensorrt")
     except ImportError as error:
         raise DeviceError(
             f"This release cannot write graphs for TensorRT ({error}). Export with --target cpu to measure the board's "

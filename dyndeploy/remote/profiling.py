@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import DeviceError, UsageError, VerificationError
-from dyndeploy.profiling import DEFAULT_RATES, Profile
-from dyndeploy.profiling.macs import MacCounter
-from dyndeploy.profiling.profile import DATA, FORCED
-from dyndeploy.profiling.profiler import Configuration, Visit, bundle_facts, checked_rates, rate_result, samples_of
+from dyndeploy.graphs.macs import MacCounter
+from dyndeploy.measure import DEFAULT_RATES, Profile
+from dyndeploy.measure.profile import DATA, FORCED
+from dyndeploy.measure.profiler import Configuration, Visit, bundle_facts, checked_rates, rate_result, samples_of
 from dyndeploy.remote.client import Content, DeviceClient, JobResult, MissingError, Progress
 from dyndeploy.remote.devices import DeviceEntry
 from dyndeploy.remote.payload import (
@@ -87,7 +87,7 @@ def profile_on_device(
         client: Connected to the board.
         entry: The board.
         threads: Of a processor's sessions; a GPU has none.
-        rates: As for :func:`dyndeploy.profiling.profile_bundle`, like all that follow.
+        rates: As for :func:`dyndeploy.measure.profile_bundle`, like all that follow.
         data: Folder of images, or None for the reference images.
         images: At most so many of the folder.
         repeats: Rounds.

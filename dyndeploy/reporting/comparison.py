@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from dyndeploy.errors import DyndeployError, InputError
+from dyndeploy.measure import BlockTimes, Profile, RateResult
 from dyndeploy.prediction import BlockPrediction, Configuration, Coverage, Estimator, NetworkSpec, Prediction, Rates
-from dyndeploy.profiling import BlockTimes, Profile, RateResult
 
 _KINDS = {"spatial": "spatial", "layer": "spatial", "channel": "channel"}
 """Which rate of the predictor a kind of mask is."""

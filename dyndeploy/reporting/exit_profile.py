@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from dyndeploy import files
-from dyndeploy.profiling import Samples
-from dyndeploy.profiling.exits import ExitProfile, ExitTimes
+from dyndeploy.measure import Samples
+from dyndeploy.measure.exits import ExitProfile, ExitTimes
 from dyndeploy.reporting.page import decimals, machine_rows, ms, percent, render_page, times, version_rows
 from dyndeploy.reporting.svg import Bars, bar_chart
 

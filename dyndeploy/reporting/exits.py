@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from dyndeploy import files
-from dyndeploy.calibration import NEVER, Calibration, CalibrationResult, OperatingPoint
+from dyndeploy.exits import NEVER, Calibration, CalibrationResult, OperatingPoint
 from dyndeploy.reporting.page import Rows, machine_rows, render_page
 from dyndeploy.reporting.svg import Bars, Line, bar_chart, line_chart
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dyndeploy import files
 from dyndeploy.errors import UsageError
-from dyndeploy.profiling import BlockTimes, Profile, RateResult
+from dyndeploy.measure import BlockTimes, Profile, RateResult
 from dyndeploy.reporting.comparison import Comparison, PredictedSweep, RateComparison, compare_profile
 from dyndeploy.reporting.gallery import GalleryItem, data_uri
 from dyndeploy.reporting.page import Rows, machine_rows, ms, render_page, version_rows

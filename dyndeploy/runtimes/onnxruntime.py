@@ -365,10 +365,10 @@ def _plugin_model(source: str | bytes) -> tuple[bytes, NativeLibrary | None]:
     """The TensorRT copy with its operators in ONNX Runtime's domain of plugins, and the library that has them."""
     import onnx
 
+    from dyndeploy.graphs.inspect import all_nodes
+    from dyndeploy.graphs.tensorrt import PrecisionPlan, required_creators, tensorrt_model
     from dyndeploy.ops import DOMAIN
-    from dyndeploy.ops.graph import all_nodes
     from dyndeploy.runtimes.tensorrt_engine import plugin_library
-    from dyndeploy.runtimes.tensorrt_graph import PrecisionPlan, required_creators, tensorrt_model
 
     original = onnx.load(source) if isinstance(source, str) else onnx.ModelProto.FromString(source)
     copy = tensorrt_model(original, PrecisionPlan("fp32", typed=False))

@@ -14,8 +14,8 @@ from typing import Any
 
 from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import BundleError, DyndeployError
+from dyndeploy.graphs.tensorrt import PrecisionPlan
 from dyndeploy.runtimes.native import NativeLibrary
-from dyndeploy.runtimes.tensorrt_graph import PrecisionPlan
 
 OLDEST = (8, 2)
 

@@ -22,6 +22,14 @@ import numpy as np
 from dyndeploy import files
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError
+from dyndeploy.graphs.tensorrt import (
+    PrecisionPlan,
+    float_nodes,
+    missing_creators,
+    precision_plan,
+    required_creators,
+    tensorrt_model,
+)
 from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes.native import (
     TENSORRT_LIBRARY_VARIABLE,
@@ -30,14 +38,6 @@ from dyndeploy.runtimes.native import (
     native_library,
 )
 from dyndeploy.runtimes.tensorrt_api import BuildOptions, TensorRT, parse_version
-from dyndeploy.runtimes.tensorrt_graph import (
-    PrecisionPlan,
-    float_nodes,
-    missing_creators,
-    precision_plan,
-    required_creators,
-    tensorrt_model,
-)
 
 if TYPE_CHECKING:
     import onnx

@@ -6,7 +6,7 @@ import numpy as np
 
 from dyndeploy.device_calibration.graphs import FAMILIES, MicroGraph, draw_masks, micro_graph
 from dyndeploy.device_calibration.measure import Measurement, Sample, block_rates
-from dyndeploy.ops.graph import group_of
+from dyndeploy.graphs.inspect import group_of
 from dyndeploy.prediction.kernels import GraphWalker, Kernel
 
 MS_PER_MAC, MS_PER_BYTE, MS_PER_KERNEL = 1 / 100e6, 1 / 10e6, 0.01

@@ -6,7 +6,7 @@ import pytest
 
 from dyndeploy.device_calibration.graphs import FAMILIES, FORCED, draw_masks, micro_graph, published_blocks
 from dyndeploy.errors import UsageError
-from dyndeploy.ops.graph import group_of
+from dyndeploy.graphs.inspect import group_of
 from dyndeploy.prediction.kernels import GraphWalker
 
 

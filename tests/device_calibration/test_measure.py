@@ -13,8 +13,8 @@ from dyndeploy.device_calibration.measure import (
     profile_cost,
     time_in_turn,
 )
+from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, static_shapes
 from dyndeploy.ops import OPERATORS
-from dyndeploy.ops.graph import group_of, is_dynamic, operator_attributes, static_shapes
 from dyndeploy.prediction.kernels import GraphWalker
 from dyndeploy.runtimes import NodeTime, OnnxRuntimeSession
 

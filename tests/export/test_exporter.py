@@ -16,7 +16,7 @@ import torch
 
 from dyndeploy import Bundle, ExportSettings, create_model, export_model
 from dyndeploy.errors import ExportError, InputError, OutputError, UsageError
-from dyndeploy.export.passes import Context, legalise_opset
+from dyndeploy.graphs.passes import Context, legalise_opset
 from dyndeploy.ops import DOMAIN
 from tests.export.conftest import MODES, lively_network
 

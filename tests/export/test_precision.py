@@ -11,8 +11,8 @@ import torch
 
 from dyndeploy import Bundle, ExportSettings, export_model, verify_bundle
 from dyndeploy.errors import UsageError
+from dyndeploy.graphs.tensorrt import PrecisionPlan, float_nodes, tensorrt_model
 from dyndeploy.runtimes import OnnxRuntimeSession
-from dyndeploy.runtimes.tensorrt_graph import PrecisionPlan, float_nodes, tensorrt_model
 from tests.export.conftest import MODES, lively_network
 from tests.runtimes.tensorrt_reference import check_types, evaluate
 

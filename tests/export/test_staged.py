@@ -23,9 +23,9 @@ from dyndeploy.cli import run as run_command
 from dyndeploy.data import sample_photographs
 from dyndeploy.errors import UsageError
 from dyndeploy.inference import classify
+from dyndeploy.measure.exits import ExitTimes, mix_result, profile_exits
+from dyndeploy.measure.samples import Samples
 from dyndeploy.nets import DynPerceiver, exit_macs
-from dyndeploy.profiling.exits import ExitTimes, mix_result, profile_exits
-from dyndeploy.profiling.samples import Samples
 from dyndeploy.runtimes import OnnxRuntimeSession, StagedSession, open_staged
 from dyndeploy.runtimes.staged import confidences, first_reached
 from dyndeploy.verification import probe_thresholds

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from dyndeploy.errors import UsageError
-from dyndeploy.network_spec import network_spec
 from dyndeploy.planning import Plan, PlanSettings, choose_measured, measure_plans, plan_network, uniform_plans
 from dyndeploy.prediction import AnalyticalModel
+from dyndeploy.prediction.laudnet.network_spec import network_spec
 from dyndeploy.targets.devices import load_device
 
 SETTINGS = PlanSettings(rate=0.5, modes=("spatial", "static"), granularities=(1, 2, 4))

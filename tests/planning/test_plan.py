@@ -10,10 +10,10 @@ import pytest
 
 from dyndeploy.cli import run
 from dyndeploy.errors import InputError, UsageError
-from dyndeploy.network_spec import BlockSpec, NetworkSpec, StemSpec, network_spec
 from dyndeploy.planning import Plan, PlanSettings, load_plan, plan_network
 from dyndeploy.planning.search import Option, _Search
 from dyndeploy.prediction.kernels import Kernel
+from dyndeploy.prediction.laudnet.network_spec import BlockSpec, NetworkSpec, StemSpec, network_spec
 
 SMALL = NetworkSpec(
     "small",

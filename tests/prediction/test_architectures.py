@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from dyndeploy.errors import UsageError
-from dyndeploy.network_spec import network_spec
 from dyndeploy.prediction import Rates, static_graph, static_names, walk
 from dyndeploy.prediction.architectures import network_graph, static_name
 from dyndeploy.prediction.kernels import RUNTIMES, Graph
+from dyndeploy.prediction.laudnet.network_spec import network_spec
 from tests.bundles import tiny_models, tiny_spec
 
 PUBLISHED = {  # torchvision's table: GFLOPS (multiply-accumulates) and parameters

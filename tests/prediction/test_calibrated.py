@@ -11,11 +11,11 @@ import pytest
 from dyndeploy.device_calibration.fit import fit_all
 from dyndeploy.device_calibration.graphs import micro_graph
 from dyndeploy.errors import InputError
-from dyndeploy.network_spec import network_spec
 from dyndeploy.prediction import Rates
 from dyndeploy.prediction.architectures import network_graph
 from dyndeploy.prediction.calibrated import FEATURES, CalibratedModel, Calibration, load_calibration
 from dyndeploy.prediction.kernels import Graph, moving_kernel, walk
+from dyndeploy.prediction.laudnet.network_spec import network_spec
 from tests.device_calibration.helpers import many
 
 

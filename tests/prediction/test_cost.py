@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dyndeploy.prediction.cost import Cost, CostModel
 from dyndeploy.prediction.densities import ExpectedBusiestTile
-from dyndeploy.prediction.tiles import tile_candidates
+from dyndeploy.prediction.laudnet.cost import Cost, CostModel
+from dyndeploy.prediction.laudnet.tiles import tile_candidates
 from dyndeploy.targets.devices import device_names, load_device
 
 REFERENCE_DEVICES = [name for name in device_names() if load_device(name).laudnet is not None]

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from dyndeploy.errors import BundleError, UsageError
+from dyndeploy.graphs.inspect import static_shapes
+from dyndeploy.graphs.macs import MacCounter
 from dyndeploy.ops import DOMAIN, OPERATORS
-from dyndeploy.ops.graph import static_shapes
 from dyndeploy.prediction import Graph, GraphWalker, Rates, walk
 from dyndeploy.prediction.kernels import bottleneck_kernel, conv_kernel
-from dyndeploy.profiling.macs import MacCounter
 from tests.bundles import BLOCK_MACS, HEAD_MACS, MODES, STATIC_MACS, STEM_MACS, tiny_models
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dyndeploy.prediction.tiles import Axis, Plane, fill, sector_efficiency, tile_candidates
+from dyndeploy.prediction.laudnet.tiles import Axis, Plane, fill, sector_efficiency, tile_candidates
 
 
 def test_candidates_of_the_reference():

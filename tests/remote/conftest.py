@@ -8,7 +8,7 @@ import pytest
 
 from dyndeploy import files
 from dyndeploy.bundle import MANIFEST, REFERENCE, Bundle, write_manifest
-from dyndeploy.profiling.forced import PREFIX, forced_feeds, forced_masks, overlay_forced_masks
+from dyndeploy.graphs.forced import PREFIX, forced_feeds, forced_masks, overlay_forced_masks
 from dyndeploy.remote import DeviceClient, DeviceEntry, LocalTransport
 from dyndeploy.runtimes import OnnxRuntimeSession
 from tests.bundles import tiny_bundle

@@ -21,7 +21,7 @@ import pytest
 from dyndeploy.bundle import Bundle
 from dyndeploy.cli import run
 from dyndeploy.errors import ConnectionLostError, DeviceError
-from dyndeploy.profiling import load_profile
+from dyndeploy.measure import load_profile
 from dyndeploy.remote import DeviceClient, DeviceEntry, SshTransport, profile_on_device
 from dyndeploy.remote.client import CHUNK_BYTES, Content
 from dyndeploy.remote.transport import ProcessChannel

@@ -15,7 +15,7 @@ import pytest
 from dyndeploy import files
 from dyndeploy.bundle import MANIFEST, Bundle, write_manifest
 from dyndeploy.errors import DeviceError, UsageError, VerificationError
-from dyndeploy.profiling import Profile
+from dyndeploy.measure import Profile
 from dyndeploy.remote import DeviceClient, DeviceEntry, DeviceReport, LocalTransport, payload, profile_on_device
 from dyndeploy.reporting import compare_profile, predict_profile
 from tests.remote.conftest import verifiable_bundle

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dyndeploy.profiling import Profile, profile_bundle
+from dyndeploy.measure import Profile, profile_bundle
 from tests.bundles import tiny_bundle
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dyndeploy.cli import run
+from dyndeploy.measure import Profile
 from dyndeploy.prediction import known_devices
-from dyndeploy.profiling import Profile
 
 
 @pytest.fixture

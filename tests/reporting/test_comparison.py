@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dyndeploy.errors import InputError, UsageError
+from dyndeploy.measure import Profile
 from dyndeploy.prediction import NetworkSpec, Rates, predict
-from dyndeploy.profiling import Profile
 from dyndeploy.reporting import compare_profile, predict_profile
 from dyndeploy.reporting.comparison import spearman
 

@@ -10,13 +10,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dyndeploy.calibration import SWEEP, CalibrationResult, Constraint, calibrate
 from dyndeploy.cli import run
-from dyndeploy.profiling.exits import ExitProfile, profile_exits
-from dyndeploy.profiling.load_exits import load_exit_profile
+from dyndeploy.exits import SWEEP, CalibrationResult, Constraint, calibrate
+from dyndeploy.measure.exits import ExitProfile, profile_exits
+from dyndeploy.measure.load_exits import load_exit_profile
 from dyndeploy.reporting import exit_rows, render_exit_profile_report, render_exits_report
-from tests.calibration.helpers import COSTS, scores_of
 from tests.digits_bundles import digits_bundle
+from tests.exits.helpers import COSTS, scores_of
 from tests.reporting.test_html import _Checker
 
 

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from dyndeploy.errors import InputError, OutputError, UsageError
+from dyndeploy.measure import Profile
 from dyndeploy.prediction import known_devices
-from dyndeploy.profiling import Profile
 from dyndeploy.reporting import GalleryItem, ReportExtras, mask_overlay, predict_profile, render_report, write_report
 
 PHONE = (390, 844)

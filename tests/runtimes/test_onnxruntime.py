@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError
-from dyndeploy.profiling.forced import forced_feeds, forced_masks, overlay_forced_masks
+from dyndeploy.graphs.forced import forced_feeds, forced_masks, overlay_forced_masks
 from dyndeploy.runtimes import ANY_SIZE, FALLBACK_BODIES, OnnxRuntimeSession
 from dyndeploy.runtimes.native import LIBRARY_VARIABLE, find_cpu_library
 from tests.bundles import MODES, SIZE, tiny_bundle, tiny_models

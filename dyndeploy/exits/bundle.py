@@ -1,0 +1,180 @@
+"""Calibrate a bundle: run all exits on held-out images, choose thresholds, keep them in the bundle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dyndeploy.bundle import Bundle
+from dyndeploy.data import ImageFolderDataset, LabelledImages, digits
+from dyndeploy.errors import InputError, UsageError
+from dyndeploy.exits.calibrate import SEARCH, calibrate
+from dyndeploy.exits.costs import CostsOf, counted_costs
+from dyndeploy.exits.frontier import Constraint
+from dyndeploy.exits.result import CalibrationResult
+from dyndeploy.exits.scores import ExitScores, FloatArray
+from dyndeploy.measure.machine import machine_facts
+from dyndeploy.runtimes import StagedSession, open_staged
+from dyndeploy.runtimes.staged import stage_precision
+
+DIGITS = "digits"
+"""Instead of a folder: the digits that training never sees."""
+
+CHUNK = 32
+"""Images that are read and run at a time."""
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class HeldOutImages:
+    """Labelled images that the network was not trained on.
+
+    Attributes:
+        dataset: An item is an input (3, h, w) and a class index.
+        indices: The items to use.
+        source: Where they come from, in words.
+    """
+
+    dataset: LabelledImages | ImageFolderDataset
+    indices: npt.NDArray[np.int64]
+    source: str
+
+    @classmethod
+    def open(cls, bundle: Bundle, data: str | os.PathLike[str], limit: int | None = None) -> HeldOutImages:
+        """Find the images.
+
+        Args:
+            bundle: Its preprocessing and input size are used.
+            data: A folder with one sub-folder of images per class, or ``"digits"``.
+            limit: At most so many images, spread evenly over the classes; None for all.
+
+        Raises:
+            InputError: The folder is missing, empty, or does not hold one sub-folder per class of the network.
+            UsageError: A limit below 2.
+        """
+        manifest = bundle.manifest
+        preprocessing, size, classes = manifest.preprocessing, manifest.input_size, manifest.network.num_classes
+        dataset: LabelledImages | ImageFolderDataset
+        if str(data) == DIGITS:
+            dataset, source = digits(preprocessing, size).held_out, "scikit-learn's held-out digits"
+        else:
+            dataset, source = ImageFolderDataset(data, preprocessing, size), os.fspath(data)
+        # A sub-folder's place in the sorted list is its class: with one missing, all after it would be wrong.
+        if len(dataset.classes) != classes:
+            raise InputError(
+                f"{source} has {len(dataset.classes)} classes ({', '.join(dataset.classes[:3])} ...), the network "
+                f"{classes}. Give a folder with one sub-folder per class, named as those of the training images, such "
+                "as DATA/val."
+            )
+        if limit is not None and limit < 2:
+            raise UsageError(f"{limit} images are too few to calibrate with: give at least 2, better thousands.")
+        count = len(dataset) if limit is None else min(limit, len(dataset))
+        return cls(dataset, np.arange(count) * len(dataset) // count, source)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.indices)
+
+    def chunks(self) -> Iterator[tuple[FloatArray, npt.NDArray[np.int64]]]:
+        """Read the images a few at a time: inputs (n, 3, h, w) and class indices (n,)."""
+        for start in range(0, len(self), CHUNK):
+            items = [self.dataset[int(index)] for index in self.indices[start : start + CHUNK]]
+            yield np.stack([image for image, _ in items]), np.array([label for _, label in items], np.int64)
+
+
+def score_images(session: StagedSession, images: HeldOutImages, progress: Progress | None = None) -> ExitScores:
+    """Run all exits on the images.
+
+    Args:
+        session: The stages of a bundle.
+        images: With their classes.
+        progress: Called with a message and the fraction done.
+
+    Raises:
+        InputError: An image cannot be read, or a label is no class of the network.
+        DyndeployError: The runtime failed.
+    """
+    exits = tuple(stage.exit for stage in session.bundle.exits.stages)
+    parts, done = [], 0
+    for inputs, labels in images.chunks():
+        parts.append(ExitScores.from_logits(session.run_all(inputs), labels, exits))
+        done += len(labels)
+        if progress is not None:
+            progress(f"running all exits on {done} of {len(images)} images", done / len(images))
+    return ExitScores.joined(parts)
+
+
+def calibrate_bundle(
+    bundle: Bundle,
+    data: str | os.PathLike[str],
+    constraint: Constraint | None = None,
+    *,
+    costs: CostsOf = counted_costs,
+    method: str = SEARCH,
+    switch_off: bool = True,
+    limit: int | None = None,
+    runtime: str = "onnxruntime",
+    precision: str | None = None,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> CalibrationResult:
+    """Choose exit thresholds for a staged bundle; :func:`store_thresholds` keeps them in it.
+
+    Args:
+        bundle: A bundle of a network that exits early.
+        data: See :meth:`HeldOutImages.open`.
+        constraint: See :func:`~dyndeploy.exits.calibrate`.
+        costs: Gives the cost of each exit: :func:`counted_costs`, :func:`measured_costs`, or :func:`profiled_costs`
+            of a profile.
+        method: See :func:`~dyndeploy.exits.calibrate`.
+        switch_off: See :func:`~dyndeploy.exits.calibrate`.
+        limit: At most so many images.
+        runtime: What runs the stages: ``"onnxruntime"`` or ``"tensorrt"``.
+        precision: See :func:`~dyndeploy.runtimes.staged.stage_precision`.
+        threads: Threads of ONNX Runtime.
+        progress: Called with a message and the fraction done.
+
+    Raises:
+        InputError: The images do not fit the network.
+        UsageError: The network has no exits, the constraint cannot be kept, or a precision that the runtime does not
+            compute in.
+        DyndeployError: The runtime failed.
+    """
+    stages = bundle.exits.stages
+    computed = stage_precision(bundle, runtime, precision)
+    images = HeldOutImages.open(bundle, data, limit)
+    with open_staged(bundle, runtime, threads=threads, precision=computed) as session:
+        # Costs first: a profile of another bundle is refused before minutes of work.
+        known = costs(session, computed)
+        scores = score_images(session, images, progress)
+        info = session.info
+    return CalibrationResult(
+        calibration=calibrate(scores, known, constraint, method=method, switch_off=switch_off),
+        network=bundle.manifest.network.name,
+        precision=computed,
+        macs=tuple(float(stage.macs) for stage in stages),
+        source=images.source,
+        runtime=info.to_json(),
+        machine=machine_facts(),
+    )
+
+
+def store_thresholds(bundle: Bundle, result: CalibrationResult) -> Bundle:
+    """Keep thresholds in a bundle, for the precision that they were calibrated in.
+
+    Raises:
+        UsageError: A bare sweep, or the calibration is of another network or other exits.
+        OutputError: The manifest cannot be written.
+    """
+    exits = tuple(stage.exit for stage in bundle.exits.stages)
+    if (result.network, result.calibration.exits) != (bundle.manifest.network.name, exits):
+        raise UsageError(
+            f"The calibration is of {result.network} with the exits {result.calibration.exits}, the bundle "
+            f"{bundle.path} holds {bundle.manifest.network.name} with {exits}. Calibrate this bundle."
+        )
+    return bundle.with_thresholds(result.precision, result.threshold_info())

@@ -1,0 +1,121 @@
+"""Multiply-accumulates that a graph really needs under given masks.
+
+Counted are convolutions and matrix products: standard nodes from their static shapes, dynamic operators by asking
+their own spec (dilation, channel pairs and maskers included). Pooling, activation and data movement count 0, in the
+dynamic graph as in its static twin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from dyndeploy.errors import BundleError, UsageError
+from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, static_shapes
+from dyndeploy.ops import OPERATORS
+
+Shape = tuple[int, ...]
+Masks = Mapping[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class GraphMacs:
+    """MACs of one run, by block (and ``"stem"``, ``"head"``, ``"other"``), in order of first appearance.
+
+    Attributes:
+        blocks: MACs of every sample of the batch, shape (N,).
+    """
+
+    blocks: dict[str, npt.NDArray[np.float64]]
+
+    @property
+    def per_sample(self) -> npt.NDArray[np.float64]:
+        """MACs of every sample, shape (N,)."""
+        total: npt.NDArray[np.float64] = np.sum(list(self.blocks.values()), axis=0)
+        return total
+
+
+class MacCounter:
+    """Counts the MACs of one graph; shapes are inferred once, masks may change.
+
+    Args:
+        model: A graph with static shapes.
+
+    Raises:
+        BundleError: A shape that is needed is not static.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        # Copies, because a node keeps its whole model with all weights in memory.
+        self._nodes = [
+            onnx.NodeProto.FromString(node.SerializeToString())
+            for node in model.graph.node
+            if is_dynamic(node) or node.op_type in _STANDARD
+        ]
+        self._shapes = static_shapes(model)
+        first = self._shapes.get(model.graph.input[0].name, ())
+        if not first or first[0] < 1:
+            raise BundleError(f"Input '{model.graph.input[0].name}' has no static batch size.")
+        self.batch = first[0]
+
+    def count(self, masks: Masks | None = None) -> GraphMacs:
+        """MACs of one run.
+
+        Args:
+            masks: The mask that every dynamic operator sees, by tensor name; None for a graph without them.
+
+        Raises:
+            UsageError: A mask is missing.
+            BundleError: A node's shapes are not static.
+        """
+        blocks: dict[str, npt.NDArray[np.float64]] = {}
+        for node in self._nodes:
+            if is_dynamic(node):
+                macs = self._dynamic(node, masks or {})
+            else:
+                macs = np.full(self.batch, _STANDARD[node.op_type](node, self._shape) / self.batch)
+            group = group_of(node.name)
+            blocks[group] = blocks[group] + macs if group in blocks else macs
+        return GraphMacs(blocks)
+
+    def _shape(self, name: str) -> Shape:
+        shape = self._shapes.get(name)
+        if shape is None or any(size < 0 for size in shape):
+            raise BundleError(f"The shape of tensor '{name}' is not static: its MACs cannot be counted.")
+        return shape
+
+    def _dynamic(self, node: onnx.NodeProto, masks: Masks) -> npt.NDArray[np.float64]:
+        spec = OPERATORS[node.op_type]
+        given = {}
+        for port in spec.mask_inputs():
+            name = node.input[spec.input_index(port)]
+            if name not in masks:
+                raise UsageError(f"The mask '{name}' of node '{node.name}' is not given.")
+            given[port] = masks[name]
+        return spec.cost([self._shape(name) for name in node.input], operator_attributes(node), given).macs
+
+
+def _conv(node: onnx.NodeProto, shape: Callable[[str], Shape]) -> float:
+    # The weight is (out, in / group, *kernel): everything behind the first axis is one output's products.
+    return float(np.prod(shape(node.output[0])) * np.prod(shape(node.input[1])[1:]))
+
+
+def _gemm(node: onnx.NodeProto, shape: Callable[[str], Shape]) -> float:
+    transposed = any(item.name == "transA" and item.i for item in node.attribute)
+    inner = shape(node.input[0])[0 if transposed else 1]
+    return float(np.prod(shape(node.output[0])) * inner)
+
+
+def _matmul(node: onnx.NodeProto, shape: Callable[[str], Shape]) -> float:
+    return float(np.prod(shape(node.output[0])) * shape(node.input[0])[-1])
+
+
+_STANDARD: dict[str, Callable[[onnx.NodeProto, Callable[[str], Shape]], float]] = {
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+}

@@ -1,0 +1,377 @@
+"""The TensorRT copy of a graph: what the parser is given instead of the bundle's ``model.onnx``.
+
+The bundle's graph stays portable FP32 with function bodies. The copy differs in what TensorRT's plugins need: no
+function bodies (some parsers prefer them to a plugin), weights in the kernels' layout so that no plugin repacks
+anything, the constants of channel skipping as further inputs, and the types of the precision plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dyndeploy.errors import BundleError, UsageError
+from dyndeploy.graphs.inspect import all_nodes, operator_attributes
+from dyndeploy.ops import DOMAIN, OPERATORS, OperatorSpec, Role
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = npt.NDArray[Any]
+
+BORDER_CLASSES = 16
+"""Rows of ``border_bias``: bit 0 says that the top taps lie outside the map, 1 the bottom, 2 the left, 3 the right."""
+
+CONSTANT_INPUTS = ("border_bias", "skipped_output")
+"""Further inputs of an operator with a channel mask, behind its weights."""
+
+FIRST_STRONGLY_TYPED = 10
+"""First major version of TensorRT that builds strongly typed networks."""
+
+FIRST_WITHOUT_PRECISION_FLAGS = 11
+"""First major version of TensorRT whose builder takes precisions from the graph only."""
+
+_MATRICES = ("w1", "w2", "w3", "wd")
+_HALF_MAX = float(np.finfo(np.float16).max)
+_FLOAT_ONLY_INPUTS = {"Resize": (1, 2)}
+"""Inputs that ONNX defines as float whatever the type of the data."""
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """Which numbers flow where in an engine.
+
+    FP16 means: activations and the weights of convolutions and bottlenecks are half; biases, the constants of channel
+    skipping, maskers (their weights and sums), masks and the head (global mean and classifier) stay float.
+
+    Attributes:
+        precision: ``"fp32"`` or ``"fp16"``.
+        typed: The graph itself carries the types (strongly typed networks) instead of builder flags.
+    """
+
+    precision: str
+    typed: bool
+
+    @property
+    def half(self) -> bool:
+        """Whether activations are half."""
+        return self.precision == "fp16"
+
+    @property
+    def description(self) -> str:
+        """One clause for reports."""
+        how = "types in the graph" if self.typed else "builder flags"
+        kept = "; maskers, masks and the head stay float" if self.half else ""
+        return f"{self.precision}, {how}{kept}"
+
+
+def precision_plan(precision: str, version: Sequence[int], *, strongly_typed: bool | None = None) -> PrecisionPlan:
+    """Choose how a precision reaches an engine.
+
+    Args:
+        precision: ``"fp32"`` or ``"fp16"``.
+        version: TensorRT's version.
+        strongly_typed: Ask for one way; None takes builder flags where they exist.
+
+    Raises:
+        UsageError: The precision has no plan, or the version cannot build it that way.
+    """
+    if precision == "int8":
+        raise UsageError(
+            "There is no INT8 plan for TensorRT: it needs a graph with calibrated Q/DQ nodes, which this release "
+            "cannot write. Use fp16 or fp32."
+        )
+    if precision not in ("fp32", "fp16"):
+        raise UsageError(f"There is no plan for precision '{precision}' in TensorRT. Use fp32 or fp16.")
+    major, text = version[0], ".".join(map(str, version))
+    if strongly_typed and major < FIRST_STRONGLY_TYPED:
+        raise UsageError(
+            f"TensorRT {text} cannot build strongly typed networks (10 and later can). Leave --strongly-typed out."
+        )
+    if strongly_typed is False and major >= FIRST_WITHOUT_PRECISION_FLAGS:
+        raise UsageError(f"TensorRT {text} has no precision flags: networks are always strongly typed.")
+    if strongly_typed is None:
+        strongly_typed = major >= FIRST_WITHOUT_PRECISION_FLAGS
+    return PrecisionPlan(precision, strongly_typed)
+
+
+# ---------------------------------------------------------------- weights
+
+
+def pack_matrix(weight: Array) -> Array:
+    """A 1x1 convolution (out, in) as the kernels read it: (in, out)."""
+    return np.ascontiguousarray(weight.T)
+
+
+def pack_w2(weight: Array, group: int) -> Array:
+    """The 3x3 (M, M / group, 3, 3) as (group, 9 M / group, M / group): row tap * M / group + input, column output."""
+    width = weight.shape[1]
+    split = weight.reshape(group, width, width, 3, 3)
+    return np.ascontiguousarray(split.transpose(0, 3, 4, 2, 1)).reshape(group, 9 * width, width)
+
+
+def border_bias(w2: Array, b1: Array, b2: Array, group: int) -> npt.NDArray[np.float32]:
+    """What the 3x3 makes of skipped channels alone, per border class.
+
+    A skipped channel of the first convolution is the constant ``relu(b1)``; zero padding lets only the taps inside
+    the map see it. Summed in double precision.
+
+    Args:
+        w2: (M, M / group, 3, 3), as in the bundle.
+        b1: (M,).
+        b2: (M,).
+        group: Of the 3x3.
+
+    Returns:
+        (16, M), ``b2`` included.
+    """
+    width = w2.shape[1]
+    constants = np.maximum(b1.astype(np.float64), 0).reshape(group, width)
+    split = w2.astype(np.float64).reshape(group, width, width, 3, 3)
+    through = np.einsum("goiyx,gi->goyx", split, constants).reshape(-1, 3, 3)
+    rows = np.empty((BORDER_CLASSES, w2.shape[0]))
+    for border in range(BORDER_CLASSES):
+        inside = np.ones((3, 3), np.bool_)
+        inside[0] &= not border & 1
+        inside[2] &= not border & 2
+        inside[:, 0] &= not border & 4
+        inside[:, 2] &= not border & 8
+        rows[border] = b2 + through[:, inside].sum(1)
+    return rows.astype(np.float32)
+
+
+def skipped_output(w3: Array, b2: Array, b3: Array) -> npt.NDArray[np.float32]:
+    """What the last 1x1 (Co, M) makes of skipped channels alone, ``b3`` included: (Co,). Summed in double precision."""
+    constants = np.maximum(b2.astype(np.float64), 0)
+    return (b3 + w3.astype(np.float64) @ constants).astype(np.float32)
+
+
+def has_channel_mask(spec: OperatorSpec) -> bool:
+    """Whether an operator skips channels, and so takes :data:`CONSTANT_INPUTS`."""
+    return any(port.role is Role.MASK and len(port.shape) == 2 for port in spec.inputs)
+
+
+def is_bottleneck(spec: OperatorSpec) -> bool:
+    """Whether an operator is a bottleneck (the others decide masks)."""
+    return spec.output.role is Role.ACTIVATION
+
+
+def to_half(value: Array, name: str) -> npt.NDArray[np.float16]:
+    """Round to half; raises ``UsageError`` where a weight does not fit."""
+    largest = float(np.abs(value).max(initial=0))
+    if largest > _HALF_MAX:
+        raise UsageError(
+            f"{name} holds {largest:g}, which is beyond the range of FP16 (65504). Use fp32 for this network."
+        )
+    return value.astype(np.float16)
+
+
+# ---------------------------------------------------------------- the copy
+
+
+def tensorrt_model(model: onnx.ModelProto, plan: PrecisionPlan) -> onnx.ModelProto:
+    """Make the TensorRT copy of a bundle's graph.
+
+    Args:
+        model: ``model.onnx`` of a bundle; it is not changed.
+        plan: Precision plan of the engine.
+
+    Returns:
+        A graph with the same inputs, outputs and node names.
+
+    Raises:
+        BundleError: A weight of a bottleneck is no constant of the graph.
+        UsageError: FP16 cannot hold a weight, or the graph has branches whose types no plan writes.
+    """
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.functions[:]
+    del copy.graph.value_info[:]
+    if plan.half and plan.typed:
+        if any(attribute.HasField("g") for node in model.graph.node for attribute in node.attribute):
+            raise UsageError("A graph with branches (If) has no typed FP16 plan. Use fp32 for it.")
+        _Typing(model, copy).apply()
+    _repack(model, copy, half=plan.half)
+    _drop_unused(copy)
+    return copy
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    return {item.name: item for item in model.graph.initializer}
+
+
+def _repack(model: onnx.ModelProto, copy: onnx.ModelProto, *, half: bool) -> None:
+    from onnx import numpy_helper
+
+    constants = _constants(model)
+    for node in all_nodes(copy.graph):
+        spec = OPERATORS.get(node.op_type) if node.domain == DOMAIN else None
+        if spec is None or not is_bottleneck(spec):
+            continue
+        weights: dict[str, Array] = {}
+        for port, name in zip(spec.inputs, node.input, strict=True):
+            if port.role is Role.WEIGHT:
+                if name not in constants:
+                    raise BundleError(f"{node.name}: its input {port.name} is no constant. Export the bundle again.")
+                weights[port.name] = numpy_helper.to_array(constants[name])
+        group = int(operator_attributes(node)["group"])
+        packed = {
+            name: pack_w2(value, group) if name == "w2" else pack_matrix(value) if name in _MATRICES else value
+            for name, value in weights.items()
+        }
+        if has_channel_mask(spec):
+            packed["border_bias"] = border_bias(weights["w2"], weights["b1"], weights["b2"], group)
+            packed["skipped_output"] = skipped_output(weights["w3"], weights["b2"], weights["b3"])
+        kept = [name for port, name in zip(spec.inputs, node.input, strict=True) if port.role is not Role.WEIGHT]
+        for name, value in packed.items():
+            # A name of its own: the exporter lets operators share equal constants, which are laid out differently here.
+            full = f"{node.name}/{name}"
+            typed = to_half(value, full) if half and name in _MATRICES else value.astype(np.float32)
+            copy.graph.initializer.append(numpy_helper.from_array(typed, full))
+            kept.append(full)
+        node.input[:] = kept
+
+
+def _drop_unused(model: onnx.ModelProto) -> None:
+    used = {name for node in all_nodes(model.graph) for name in node.input} | {o.name for o in model.graph.output}
+    kept = [item for item in model.graph.initializer if item.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def float_nodes(model: onnx.ModelProto) -> set[str]:
+    """Names of the standard nodes that compute in float under FP16: parts of maskers, and the head.
+
+    A convolutional masker has standard operators in front of its decision; a bit must not flip through their
+    rounding. The head's mean multiplies by 1 / pixels, which half holds to three digits only.
+    """
+    outputs = {value.name for value in model.graph.output}
+    consumers: dict[str, list[int]] = {}
+    for index, node in enumerate(model.graph.node):
+        for name in node.input:
+            consumers.setdefault(name, []).append(index)
+    masker: set[int] = set()
+    for index in reversed(range(len(model.graph.node))):
+        node = model.graph.node[index]
+        if node.domain == DOMAIN:
+            spec = OPERATORS.get(node.op_type)
+            if spec is not None and not is_bottleneck(spec):
+                masker.add(index)
+        elif not outputs & set(node.output):
+            readers = [reader for name in node.output for reader in consumers.get(name, [])]
+            if readers and masker.issuperset(readers):
+                masker.add(index)
+    return {
+        node.name
+        for index, node in enumerate(model.graph.node)
+        if not node.domain and (index in masker or node.name.startswith("head/"))
+    }
+
+
+class _Typing:
+    """Writes the types of an FP16 plan into a graph: Cast nodes where they meet, half constants.
+
+    Args:
+        model: The original; its types are inferred through the function bodies.
+        copy: The graph to change.
+    """
+
+    def __init__(self, model: onnx.ModelProto, copy: onnx.ModelProto) -> None:
+        import onnx
+
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+        values = (*inferred.value_info, *inferred.input, *inferred.output)
+        self._float = onnx.TensorProto.FLOAT
+        self._half = onnx.TensorProto.FLOAT16
+        self._types = {value.name: value.type.tensor_type.elem_type for value in values}
+        self._types |= {item.name: item.data_type for item in copy.graph.initializer}
+        for node in model.graph.node:
+            # Shape inference may stop at a function body; dynamic operators give floats.
+            if node.domain == DOMAIN:
+                self._types[node.output[0]] = self._float
+        self._copy = copy
+        self._keep_float = float_nodes(model)
+        self._nodes: list[onnx.NodeProto] = []
+        self._cast: dict[tuple[str, int], str] = {}
+        self._constants = _constants(copy)
+        self._added: list[onnx.TensorProto] = []
+
+    def apply(self) -> None:
+        from onnx import helper
+
+        graph = self._copy.graph
+        outputs = {value.name for value in graph.output}
+        for node in graph.node:
+            wanted = self._type_of(node)
+            if wanted is None:  # a masker: its input may be half, its weights and result are float
+                self._nodes.append(node)
+                continue
+            for index, name in enumerate(node.input):
+                if self._takes_data(node, index) and self._types.get(name) in (self._float, self._half):
+                    node.input[index] = self._as(name, wanted, node.name)
+            self._nodes.append(node)
+            for index, name in enumerate(node.output):
+                if self._types.get(name) != self._float or node.op_type in ("Cast", "Constant"):
+                    continue
+                if wanted == self._half and name in outputs:
+                    # The engine's outputs stay float; inside, the half tensor has another name.
+                    node.output[index] = f"{name}/half"
+                    self._types[f"{name}/half"] = self._half
+                    cast = helper.make_node("Cast", [f"{name}/half"], [name], name=f"{name}/Cast", to=self._float)
+                    self._nodes.append(cast)
+                else:
+                    self._types[name] = wanted
+        del graph.node[:]
+        graph.node.extend(self._nodes)
+        graph.initializer.extend(self._added)
+
+    def _type_of(self, node: onnx.NodeProto) -> int | None:
+        if node.domain != DOMAIN:
+            return self._float if node.name in self._keep_float else self._half
+        return self._half if is_bottleneck(OPERATORS[node.op_type]) else None
+
+    def _takes_data(self, node: onnx.NodeProto, index: int) -> bool:
+        if node.domain == DOMAIN:  # weights are written when they are repacked; masks stay float
+            return OPERATORS[node.op_type].inputs[index].role is Role.ACTIVATION
+        return index not in _FLOAT_ONLY_INPUTS.get(node.op_type, ()) and node.op_type != "Cast"
+
+    def _as(self, name: str, wanted: int, where: str) -> str:
+        """The tensor ``name`` in the wanted type: itself, a rounded constant, or behind a Cast."""
+        from onnx import helper, numpy_helper
+
+        if self._types[name] == wanted:
+            return name
+        if (name, wanted) not in self._cast:
+            label = "half" if wanted == self._half else "float"
+            converted = f"{name}/as_{label}"
+            if name in self._constants:
+                value = numpy_helper.to_array(self._constants[name])
+                self._added.append(numpy_helper.from_array(to_half(value, name), converted))
+            else:
+                cast_name = f"{where.rsplit('/', 1)[0]}/Cast_{len(self._cast)}"
+                self._nodes.append(helper.make_node("Cast", [name], [converted], name=cast_name, to=wanted))
+            self._types[converted] = wanted
+            self._cast[name, wanted] = converted
+        return self._cast[name, wanted]
+
+
+def required_creators(model: onnx.ModelProto) -> list[str]:
+    """Plugin creators that a TensorRT copy needs (``op_type``, version 1, namespace empty), sorted."""
+    return sorted({node.op_type for node in all_nodes(model.graph) if node.domain == DOMAIN})
+
+
+def missing_creators(model: onnx.ModelProto, creators: Iterable[tuple[str, str]]) -> list[str]:
+    """Operators of the graph that no registered plugin creator serves.
+
+    Args:
+        model: A TensorRT copy.
+        creators: Name and version of every registered creator.
+    """
+    known = set(creators)
+    return [name for name in required_creators(model) if (name, str(OPERATORS[name].version)) not in known]

@@ -1,0 +1,344 @@
+"""Profiling a network that exits early: every exit against the network without exits, interleaved in one loop."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dyndeploy.bundle import Bundle
+from dyndeploy.errors import UsageError
+from dyndeploy.graphs.stages import whole_model
+from dyndeploy.measure.machine import machine_facts
+from dyndeploy.measure.profile import typical_ratio
+from dyndeploy.measure.profiler import Clock, Progress, Visit, bundle_facts, input_batches, samples_of, time_rounds
+from dyndeploy.measure.samples import Samples
+from dyndeploy.runtimes import OnnxRuntimeSession, StagedSession, open_staged
+
+SCHEMA_VERSION = 1
+KIND = "measured_exits"
+
+_MAX_IMAGES = 32
+_TIMED_IMAGES = 2  # An image's content does not change what a forced exit computes.
+
+
+@dataclass(frozen=True)
+class ExitTimes:
+    """Images that leave at one exit. Times are milliseconds per image.
+
+    Attributes:
+        exit: Number of the exit.
+        macs: Per image, up to and with this exit.
+        samples: Times of the stages up to this one, the confidences read and compared.
+        relative: Time over the network without exits, from runs in turn (median, by input).
+        relative_cpu: The same from CPU times; None where those are not one thread's.
+    """
+
+    exit: int
+    macs: int
+    samples: Samples
+    relative: float
+    relative_cpu: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "exit": self.exit,
+            "macs": self.macs,
+            "relative": self.relative,
+            "relative_cpu": self.relative_cpu,
+            **self.samples.to_json(1),
+        }
+
+
+@dataclass(frozen=True)
+class MixResult:
+    """What a share of images per exit costs.
+
+    Attributes:
+        name: ``"data"``, or the shares in percent.
+        shares: Of each exit; they sum to 1.
+        mean_ms: Mean time of an image.
+        mean_macs: Mean MACs of an image.
+        ideal_speedup: MACs of the network without exits over ``mean_macs``.
+        realised_speedup: Its time over the mean time.
+    """
+
+    name: str
+    shares: tuple[float, ...]
+    mean_ms: float
+    mean_macs: float
+    ideal_speedup: float
+    realised_speedup: float
+
+    @property
+    def realisation(self) -> float:
+        """Realised over ideal speed-up: the part of the skipped computation that became time saved."""
+        return self.realised_speedup / self.ideal_speedup
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "name": self.name,
+            "shares": list(self.shares),
+            "mean_ms": self.mean_ms,
+            "mean_macs": self.mean_macs,
+            "ideal_speedup": self.ideal_speedup,
+            "realised_speedup": self.realised_speedup,
+            "realisation": self.realisation,
+        }
+
+
+@dataclass(frozen=True)
+class ExitProfile:
+    """A bundle of stages measured on this machine, one image at a time.
+
+    Attributes:
+        bundle: What was measured.
+        machine: See :func:`dyndeploy.measure.machine.machine_facts`.
+        runtime: ``name``, ``version`` and ``provider``.
+        threads: Of all stages together.
+        settings: Rounds, warm-up, and where the images come from.
+        whole_macs: MACs of the network without exits.
+        whole: Times of the network without exits, one graph.
+        exits: By exit; the last one runs every stage: the worst case.
+        staging: Every stage again, next to one graph of the same computation, all exits and no decisions: its
+            ``relative`` is what staging itself costs.
+        branched: The graph with ``If``, all branches run, or None if the bundle has none.
+        mixes: Given mixes, and ``"data"`` where there are thresholds.
+        note: What a reader should know, or empty.
+    """
+
+    bundle: dict[str, Any]
+    machine: dict[str, Any]
+    runtime: dict[str, Any]
+    threads: int
+    settings: dict[str, Any]
+    whole_macs: int
+    whole: Samples
+    exits: tuple[ExitTimes, ...]
+    staging: ExitTimes
+    branched: ExitTimes | None
+    mixes: tuple[MixResult, ...]
+    note: str = ""
+
+    @property
+    def overhead(self) -> float:
+        """What staging costs: every stage over one graph that computes the same exits, less 1."""
+        return self.staging.relative - 1
+
+    def warnings(self) -> list[str]:
+        """What a reader should know before trusting the figures."""
+        entries = [("the whole network", self.whole), *((f"exit {entry.exit}", entry.samples) for entry in self.exits)]
+        shaky = [f"{name} {samples.cov_same_input:.1%}" for name, samples in entries if samples.unstable]
+        notes = [self.note] if self.note else []
+        if shaky:
+            notes.append(
+                f"Unstable: runs of the same input vary by more than 2.5 %: {', '.join(shaky)}. Close other programs "
+                "or give more --repeats; speed-ups are paired with the whole network and suffer less."
+            )
+        return [*notes, *self.machine.get("warnings", ())]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types (see ``docs/early_exits.md``)."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "kind": KIND,
+            "bundle": self.bundle,
+            "machine": self.machine,
+            "runtime": self.runtime,
+            "threads": self.threads,
+            "settings": self.settings,
+            "whole_macs": self.whole_macs,
+            "whole": self.whole.to_json(1),
+            "exits": [entry.to_json() for entry in self.exits],
+            "staging": self.staging.to_json(),
+            "overhead": self.overhead,
+            "branched": None if self.branched is None else self.branched.to_json(),
+            "mixes": [mix.to_json() for mix in self.mixes],
+            "warnings": self.warnings(),
+        }
+
+
+@dataclass
+class _Runs:
+    """Runs of one exit next to the network without exits."""
+
+    label: str
+    runs: list[Callable[[], Any]]
+    static_runs: list[Callable[[], Any]]
+    visits: list[Visit] = field(default_factory=list)
+    static_visits: list[Visit] = field(default_factory=list)
+    ratios: list[tuple[int, float, float | None]] = field(default_factory=list)
+
+    def times(self, exit: int, macs: int) -> ExitTimes:
+        inputs = [index for index, _, _ in self.ratios]
+        cpu = [ratio for _, _, ratio in self.ratios if ratio is not None]
+        return ExitTimes(
+            exit=exit,
+            macs=macs,
+            samples=samples_of(self.visits),
+            relative=1 / typical_ratio([ratio for _, ratio, _ in self.ratios], inputs),
+            relative_cpu=1 / typical_ratio(cpu, inputs) if len(cpu) == len(inputs) else None,
+        )
+
+
+def profile_exits(
+    bundle: Bundle,
+    *,
+    threads: int = 1,
+    mixes: Sequence[Sequence[float]] = (),
+    data: str | os.PathLike[str] | None = None,
+    thresholds: Sequence[float] | None = None,
+    repeats: int | None = None,
+    min_seconds: float = 10.0,
+    warmup: int = 3,
+    progress: Progress = lambda message, fraction: None,
+) -> ExitProfile:
+    """Measure every exit of a bundle of stages on this machine's CPU, one image at a time.
+
+    Every round times, in turn, images that leave at exit 1, 2, ..., with the network without exits before and after
+    each of them, so that a drift of the machine's speed cancels in the ratio. All sessions compute on one thread pool.
+
+    Args:
+        bundle: With a static twin: the network without exits.
+        threads: Threads of all sessions together.
+        mixes: Shares of the exits to combine the times with; each sums to 1.
+        data: Folder of images; None takes the bundle's reference images.
+        thresholds: For the data's own mix; None takes the bundle's, without which there is no such mix.
+        repeats: Rounds; None takes as many as fill ``min_seconds``, between 12 and 200.
+        min_seconds: See ``repeats``.
+        warmup: Untimed runs of every session and input before the rounds.
+        progress: Called with what is being done and the fraction done.
+
+    Raises:
+        UsageError: No exits, no static twin, or a value out of range.
+        BundleError: The bundle is damaged.
+        InputError: The images cannot be read or do not fit.
+    """
+    stages = bundle.exits.stages
+    shares = [_checked_mix(mix, len(stages)) for mix in mixes]
+    if repeats is not None and (isinstance(repeats, bool) or repeats < 2):
+        raise UsageError(f"repeats={repeats} is not valid: give at least 2, one run has no spread.")
+    if not (math.isfinite(min_seconds) and min_seconds >= 0) or warmup < 1:
+        raise UsageError("min_seconds must not be negative, warmup at least 1.")
+    if bundle.static is None:
+        raise UsageError(
+            f"The bundle {bundle.path} lacks the network without exits to compare with. Export it again with --static."
+        )
+    if not bundle.exits.dynamic_batch and bundle.manifest.batch != 1:
+        raise UsageError(f"The bundle runs batches of {bundle.manifest.batch}; exits are timed image by image.")
+    progress("checking the bundle", 0.0)
+    bundle.require_intact()
+    machine = machine_facts()
+    batches, source = input_batches(bundle, data, _MAX_IMAGES if repeats is None else min(_MAX_IMAGES, repeats))
+    images = np.concatenate(batches)[: source["count"]]
+    progress("loading", 0.0)
+    with ExitStack() as stack:
+        staged = stack.enter_context(open_staged(bundle, threads=threads, thresholds=thresholds))
+        whole = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native="off", shared=True))
+        timed = images[:_TIMED_IMAGES]
+        whole_runs = [_bind_whole(whole, image[None]) for image in timed]
+        forced = [
+            _Runs(f"exit {stage.exit}", [staged.bind(image[None], stage=index) for image in timed], whole_runs)
+            for index, stage in enumerate(stages)
+        ]
+        branched = _branched_runs(stack, bundle, threads, timed, whole_runs)
+        clock = Clock(single_thread=threads == 1)
+        compared = [*forced, *([branched] if branched else [])]
+        rounds = time_rounds(compared, clock, repeats, min_seconds * 0.75, warmup, progress)
+        # Apart, because its twin is another graph.
+        every = stack.enter_context(
+            OnnxRuntimeSession(
+                whole_model(bundle.load_stages(), every_exit=True), threads=threads, native="off", shared=True
+            )
+        )
+        staging = _Runs("every stage", forced[-1].runs, [_bind_whole(every, image[None]) for image in timed])
+        time_rounds([staging], clock, repeats, min_seconds * 0.25, warmup, progress)
+        if staged.thresholds is not None:
+            progress("the data's own exits", 0.95)
+            shares.append(("data", _data_shares(staged, images)))
+        info, note = staged.info, staged.note
+    times = tuple(runs.times(stage.exit, stage.macs) for runs, stage in zip(forced, stages, strict=True))
+    whole_macs = bundle.manifest.static_macs
+    return ExitProfile(
+        bundle=bundle_facts(bundle, bundle.manifest.cpu_precision),
+        machine=machine,
+        runtime={"name": info.runtime, "version": info.version, "provider": info.provider},
+        threads=threads,
+        settings={"rounds": rounds, "warmup": warmup, "images": source},
+        whole_macs=whole_macs,
+        whole=(reference := samples_of([visit for runs in forced for visit in runs.static_visits])),
+        exits=times,
+        staging=staging.times(stages[-1].exit, stages[-1].macs),
+        branched=None if branched is None else branched.times(stages[-1].exit, stages[-1].macs),
+        mixes=tuple(mix_result(name, share, times, reference.median, whole_macs) for name, share in shares),
+        note=note,
+    )
+
+
+def mix_result(
+    name: str, shares: Sequence[float], times: Sequence[ExitTimes], whole_ms: float, whole_macs: int
+) -> MixResult:
+    """Combine the times of the exits with a share of images for each.
+
+    Args:
+        name: For the result.
+        shares: One per exit, summing to 1.
+        times: Of every exit.
+        whole_ms: Time of the network without exits.
+        whole_macs: Its MACs.
+    """
+    relative = float(np.dot(shares, [entry.relative for entry in times]))
+    macs = float(np.dot(shares, [entry.macs for entry in times]))
+    return MixResult(name, tuple(shares), relative * whole_ms, macs, whole_macs / macs, 1 / relative)
+
+
+def _checked_mix(mix: Sequence[float], exits: int) -> tuple[str, tuple[float, ...]]:
+    """Name and shares of a mix; raises ``UsageError``."""
+    if len(mix) != exits or not all(math.isfinite(share) and share >= 0 for share in mix) or sum(mix) <= 0:
+        raise UsageError(f"The exit mix {list(mix)} is not valid: give {exits} shares of at least 0, e.g. 25/25/25/25.")
+    total = sum(mix)
+    shares = tuple(share / total for share in mix)
+    return "/".join(f"{100 * share:g}" for share in shares), shares
+
+
+def _bind_whole(session: OnnxRuntimeSession, image: npt.NDArray[Any]) -> Callable[[], None]:
+    """A run that takes an image as a chain of stages does, from the caller's array, and leaves its logits in place."""
+    held = np.zeros_like(image)
+    outputs = {info.name: np.zeros((1, *info.shape[1:]), np.float32) for info in session.outputs}
+    call = session.bind({session.inputs[0].name: held}, outputs)
+
+    def run() -> None:
+        np.copyto(held, image)
+        call()
+
+    return run
+
+
+def _branched_runs(
+    stack: ExitStack,
+    bundle: Bundle,
+    threads: int,
+    images: npt.NDArray[np.float32],
+    whole_runs: list[Callable[[], Any]],
+) -> _Runs | None:
+    """The graph with branches, no threshold of which is ever reached."""
+    if bundle.branched is None:
+        return None
+    session = stack.enter_context(OnnxRuntimeSession(bundle.branched, threads=threads, native="off", shared=True))
+    # Nothing is as likely as 2.
+    never = {info.name: np.full(info.shape, 2, np.float32) for info in session.inputs[1:]}
+    runs = [session.bind({session.inputs[0].name: image[None], **never}) for image in images]
+    return _Runs("branches", runs, whole_runs)
+
+
+def _data_shares(session: StagedSession, images: npt.NDArray[np.float32]) -> tuple[float, ...]:
+    exits = np.concatenate([session.run(image[None]).exits for image in images])
+    return tuple(float((exits == stage.exit).mean()) for stage in session.bundle.exits.stages)

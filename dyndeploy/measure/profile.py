@@ -1,0 +1,426 @@
+"""The result of profiling: raw samples, and everything that follows from them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dyndeploy import files
+from dyndeploy.errors import DyndeployError, InputError
+from dyndeploy.measure import values
+from dyndeploy.measure.samples import Samples
+
+SCHEMA_VERSION = 1
+KIND = "measured"
+
+FORCED = "forced"
+DATA = "data"
+
+_NOTABLE_DIFFERENCE = 0.01
+
+
+@dataclass(frozen=True)
+class BlockTimes:
+    """One block in both graphs, per run of one batch: the fastest of a few alternating runs, averaged over inputs.
+
+    Attributes:
+        name: Block, e.g. ``"layer1.0"``; among the rest ``"stem"``, ``"head"`` and ``"other"``.
+        static_ms: In the static twin.
+        dynamic_ms: In the dynamic graph, its maskers included.
+        ideal_speedup: Static MACs over the MACs that the masks need; None where there are no MACs.
+    """
+
+    name: str
+    static_ms: float
+    dynamic_ms: float
+    ideal_speedup: float | None
+
+    @property
+    def realised_speedup(self) -> float | None:
+        """Static over dynamic time; None where one of them is 0 (fused into another part)."""
+        return self.static_ms / self.dynamic_ms if self.static_ms > 0 and self.dynamic_ms > 0 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "name": self.name,
+            "static_ms": self.static_ms,
+            "dynamic_ms": self.dynamic_ms,
+            "ideal_speedup": self.ideal_speedup,
+            "realised_speedup": self.realised_speedup,
+        }
+
+
+@dataclass(frozen=True)
+class RateResult:
+    """The dynamic network at one rate, next to its static twin.
+
+    Attributes:
+        rate: Forced rate, or the mean of the measured rates of all masks.
+        masks: ``"forced"`` or ``"data"``: who decided.
+        mask_rates: Share of active bits by mask.
+        samples: Times of the dynamic graph.
+        needed_macs: MACs per image that the masks need, averaged over the images.
+        ideal_speedup: Static MACs over needed MACs.
+        ratios: Static over dynamic time of every round: the twin is timed just before and just after.
+        ratio_inputs: Which input each ratio belongs to.
+        cpu_ratios: The same from CPU times; None where those are not one thread's.
+        blocks: Residual blocks, from a separate run with the runtime's node profile.
+        rest: ``"stem"``, ``"head"`` and ``"other"`` (nodes that no name ties to a block).
+    """
+
+    rate: float
+    masks: str
+    mask_rates: Mapping[str, float]
+    samples: Samples
+    needed_macs: float
+    ideal_speedup: float
+    ratios: tuple[float, ...]
+    ratio_inputs: tuple[int, ...]
+    cpu_ratios: tuple[float, ...] | None
+    blocks: tuple[BlockTimes, ...]
+    rest: tuple[BlockTimes, ...]
+
+    @property
+    def achieved_rate(self) -> float:
+        """Mean of the measured rates of all masks: a mask of few positions cannot meet every forced rate exactly."""
+        return float(np.mean(list(self.mask_rates.values()))) if self.mask_rates else self.rate
+
+    @property
+    def missed(self) -> bool:
+        """Whether :attr:`achieved_rate` differs from :attr:`rate` by more than 0.01."""
+        return abs(self.achieved_rate - self.rate) > _NOTABLE_DIFFERENCE
+
+    @property
+    def label(self) -> str:
+        """The rate for a reader, with the achieved one behind it where the two differ."""
+        if self.masks == DATA:
+            return f"{self.rate:.3f}"
+        return f"{self.rate:g}, achieved {self.achieved_rate:.3g}" if self.missed else f"{self.rate:g}"
+
+    @property
+    def realised_speedup(self) -> float:
+        """Median ratio of each input; inputs are averaged as times are (harmonic mean)."""
+        return typical_ratio(self.ratios, self.ratio_inputs)
+
+    @property
+    def realised_speedup_cpu(self) -> float | None:
+        """:attr:`realised_speedup` of the CPU times: what remains when other processes are taken out."""
+        return None if self.cpu_ratios is None else typical_ratio(self.cpu_ratios, self.ratio_inputs)
+
+    @property
+    def realised_spread(self) -> tuple[float, float]:
+        """25th and 75th percentile of the ratios of all rounds."""
+        low, high = np.percentile(self.ratios, [25, 75])
+        return float(low), float(high)
+
+    @property
+    def realisation(self) -> float:
+        """Realised over ideal speed-up: the part of the skipped computation that became time saved."""
+        return self.realised_speedup / self.ideal_speedup
+
+    @property
+    def unmapped_share(self) -> dict[str, float]:
+        """Share of the node times that no name ties to a block, in the static and in the dynamic graph."""
+        parts = (*self.blocks, *self.rest)
+        other = [part for part in self.rest if part.name == "other"]
+        totals = {"static": sum(p.static_ms for p in parts), "dynamic": sum(p.dynamic_ms for p in parts)}
+        unmapped = {"static": sum(p.static_ms for p in other), "dynamic": sum(p.dynamic_ms for p in other)}
+        return {key: unmapped[key] / total if total > 0 else 0.0 for key, total in totals.items()}
+
+    def to_json(self, batch: int) -> dict[str, Any]:
+        """Plain JSON types; derived figures are written beside the raw ones they follow from."""
+        return {
+            "rate": self.rate,
+            "achieved_rate": self.achieved_rate,
+            "masks": self.masks,
+            **self.samples.to_json(batch),
+            "needed_macs": self.needed_macs,
+            "ideal_speedup": self.ideal_speedup,
+            "realised_speedup": self.realised_speedup,
+            "realised_spread": list(self.realised_spread),
+            "realised_speedup_cpu": self.realised_speedup_cpu,
+            "realisation": self.realisation,
+            "mask_rates": dict(self.mask_rates),
+            "unmapped_share": self.unmapped_share,
+            "blocks": [block.to_json() for block in self.blocks],
+            "rest": [block.to_json() for block in self.rest],
+            "ratios": list(self.ratios),
+            "ratio_inputs": list(self.ratio_inputs),
+            "cpu_ratios": None if self.cpu_ratios is None else list(self.cpu_ratios),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> RateResult:
+        """Read what :meth:`to_json` wrote; may raise ``KeyError``, ``TypeError``, ``ValueError``."""
+        cpu = value["cpu_ratios"]
+        if value["masks"] not in (FORCED, DATA):
+            raise ValueError(f"masks is {value['masks']!r}")
+        result = cls(
+            rate=values.share(value["rate"]),
+            masks=value["masks"],
+            mask_rates={
+                values.text(name): values.share(rate) for name, rate in values.mapping(value["mask_rates"]).items()
+            },
+            samples=Samples.from_json(value),
+            needed_macs=values.number(value["needed_macs"]),
+            ideal_speedup=values.positive(value["ideal_speedup"]),
+            ratios=tuple(values.positive(item) for item in values.items(value["ratios"])),
+            ratio_inputs=tuple(values.count(item) for item in values.items(value["ratio_inputs"])),
+            cpu_ratios=None if cpu is None else tuple(values.positive(item) for item in values.items(cpu)),
+            blocks=tuple(_block(item) for item in values.items(value["blocks"])),
+            rest=tuple(_block(item) for item in values.items(value["rest"])),
+        )
+        lengths = {len(result.ratios), len(result.ratio_inputs), len(result.ratios if cpu is None else cpu)}
+        if not result.ratios or len(lengths) > 1:
+            raise ValueError("ratios, ratio_inputs and cpu_ratios do not fit")
+        return result
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A bundle measured on a machine. Times are milliseconds per run of one batch.
+
+    Attributes:
+        bundle: What was measured: network, mode, granularities, target, input size, checksums and ``network_spec``.
+        machine: See :func:`dyndeploy.measure.machine.machine_facts`; of a board also ``board``, ``jetpack``,
+            ``l4t``, ``power_mode``, ``clocks``, ``sensors``, ``warnings`` and, for a reader, ``device_facts``.
+        device: ``"cpu"`` for this machine, else the name of the target that was measured.
+        runtime: ``name``, ``version`` and ``provider``.
+        native: ``path`` and ``sha256`` of the operator library (None: function bodies ran), a ``description``, and the
+            types of the dynamic ``operators`` that the node profile saw running natively.
+        threads: Of the session.
+        batch: Images per run.
+        settings: Rounds, warm-up, seed, and where the images come from.
+        static_macs: MACs per image of the static twin.
+        static: Times of the static twin.
+        rates: Forced rates.
+        data: The masks that the images cause.
+    """
+
+    bundle: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    device: str
+    runtime: Mapping[str, Any]
+    native: Mapping[str, Any]
+    threads: int
+    batch: int
+    settings: Mapping[str, Any]
+    static_macs: float
+    static: Samples
+    rates: tuple[RateResult, ...]
+    data: RateResult
+
+    @property
+    def reduced_precision(self) -> str | None:
+        """What the dynamic bottlenecks compute in, or None where the static twin computes in the same.
+
+        An engine's plan holds for the twin as well; on a CPU the twin is in FP32 whatever the bottlenecks compute in.
+        """
+        precision = self.bundle.get("precision", "fp32")
+        return None if precision == "fp32" or self.runtime.get("name") == "tensorrt" else str(precision)
+
+    def warnings(self) -> list[str]:
+        """What a reader should know before trusting the figures."""
+        entries = [("static twin", self.static)]
+        entries += [(f"rate {result.rate:g} (forced)", result.samples) for result in self.rates]
+        entries.append(("the data's own masks", self.data.samples))
+        shaky = [f"{name} {samples.cov_same_input:.1%}" for name, samples in entries if samples.unstable]
+        notes = []
+        if shaky:
+            notes.append(
+                "Unstable: runs of the same input vary by more than 2.5 %: "
+                + ", ".join(shaky)
+                + ". Close other programs or give more --repeats; ratios are paired with the twin and suffer less."
+            )
+        if self.reduced_precision:
+            notes.append(
+                f"The dynamic bottlenecks compute in {self.reduced_precision}, the static twin in fp32: realised "
+                "speed-ups contain what the precision gains, so realisation can exceed 100 %."
+            )
+        used = {str(name) for name in self.bundle.get("operators", ())}
+        in_bodies = sorted(used - set(self.native.get("operators", ())))
+        if self.native.get("path") is not None and in_bodies:
+            notes.append(f"The operator library does not run {', '.join(in_bodies)}: their function bodies ran.")
+        missed = [f"{result.rate:g} became {result.achieved_rate:.3g}" for result in self.rates if result.missed]
+        if missed:
+            notes.append(
+                f"Masks of few positions cannot meet every forced rate: {', '.join(missed)} (mean over all masks). "
+                "Ideal and realised speed-ups are those of the masks that ran."
+            )
+        worst = max((max(r.unmapped_share.values()) for r in (*self.rates, self.data)), default=0.0)
+        if worst > 0.05:
+            notes.append(f"Up to {worst:.0%} of the node times could not be tied to a block (part 'other').")
+        return [*notes, *self.machine.get("warnings", ())]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types (see ``docs/profiling.md``)."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "kind": KIND,
+            "bundle": dict(self.bundle),
+            "machine": dict(self.machine),
+            "device": self.device,
+            "runtime": dict(self.runtime),
+            "native": dict(self.native),
+            "threads": self.threads,
+            "batch": self.batch,
+            "settings": dict(self.settings),
+            "static_macs": self.static_macs,
+            "static": self.static.to_json(self.batch),
+            "rates": [result.to_json(self.batch) for result in self.rates],
+            "data": self.data.to_json(self.batch),
+            "warnings": self.warnings(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Profile:
+        """Read what :meth:`to_json` wrote; statistics are derived again from the raw samples.
+
+        Raises:
+            InputError: Not a profile, another schema version, a field missing or malformed, or a NaN.
+        """
+        if not isinstance(value, dict) or value.get("kind") != KIND or "static" not in value:
+            raise InputError("This is no profile. Write one with 'dyndeploy profile BUNDLE --json FILE'.")
+        if value.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(
+                f"The profile has schema version {value.get('schema_version')!r}; this release reads version "
+                f"{SCHEMA_VERSION}. Profile the bundle again with this release."
+            )
+        bad = _first_not_finite(value, "profile")
+        if bad:
+            raise InputError(f"{bad} is NaN or infinite: the profile is damaged. Profile the bundle again.")
+        try:
+            return cls(
+                bundle=_facts(value["bundle"], _BUNDLE_FACTS),
+                machine=read_machine(value["machine"]),
+                device=values.text(value["device"]),
+                runtime=_facts(value["runtime"], _RUNTIME_FACTS),
+                native=_facts(value["native"], _NATIVE_FACTS),
+                threads=values.count(value["threads"], 1),
+                batch=values.count(value["batch"], 1),
+                settings=_facts(value["settings"], _SETTINGS_FACTS),
+                static_macs=values.positive(value["static_macs"]),
+                static=Samples.from_json(value["static"]),
+                rates=tuple(RateResult.from_json(item) for item in values.items(value["rates"])),
+                data=RateResult.from_json(value["data"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, DyndeployError) as error:
+            raise InputError(
+                f"The profile is malformed ({type(error).__name__}: {error}). Profile the bundle again."
+            ) from error
+
+
+def read_machine(value: Any) -> dict[str, Any]:
+    """Facts about a machine as a report shows them; may raise ``KeyError``, ``TypeError``, ``ValueError``."""
+    return _facts(value, _MACHINE_FACTS)
+
+
+def _facts(value: Any, types: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
+    """An object of facts for the reader; any of them may be missing."""
+    facts = values.mapping(value)
+    for key, read in types.items():
+        if key in facts:
+            read(facts[key])
+    return facts
+
+
+def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A reader that lets None pass: what a machine does not tell is None."""
+    return lambda value: None if value is None else read(value)
+
+
+def _versions(value: Any) -> dict[str, Any]:
+    return {
+        values.text(name): item if item is None else values.text(item) for name, item in values.mapping(value).items()
+    }
+
+
+def _image_source(value: Any) -> None:
+    source = values.mapping(value)
+    values.text(source["source"])
+    values.count(source["count"], 1)
+
+
+# What a report shows, by its type; the rest of these objects is only carried along.
+_BUNDLE_FACTS: Mapping[str, Callable[[Any], Any]] = {
+    "name": values.text,
+    "mode": values.text,
+    "operators": values.texts,
+    "tools": _versions,
+    "notes": values.texts,
+}
+_MACHINE_FACTS: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("cpu", "architecture", "os", "governor", "python", "date"), _optional(values.text)),
+    **dict.fromkeys(("memory_gb", "frequency_mhz"), _optional(values.number)),
+    **dict.fromkeys(("physical_cores", "logical_cores"), _optional(values.count)),
+    "isa": values.texts,
+    "warnings": values.texts,
+    "device_facts": lambda value: {
+        values.text(name): values.text(item) for name, item in values.mapping(value).items()
+    },
+    "load_average": _optional(lambda value: [values.number(item) for item in values.items(value)]),
+    "versions": _versions,
+}
+_RUNTIME_FACTS: Mapping[str, Callable[[Any], Any]] = dict.fromkeys(("name", "version", "provider"), values.text)
+_NATIVE_FACTS: Mapping[str, Callable[[Any], Any]] = {
+    "path": _optional(values.text),
+    "sha256": _optional(values.text),
+    "description": values.text,
+    "operators": values.texts,
+}
+_SETTINGS_FACTS: Mapping[str, Callable[[Any], Any]] = {
+    "rounds": values.count,
+    "warmup": values.count,
+    "seed": values.number,
+    "images": _image_source,
+    "image_batches": values.count,
+    "mask_draws": values.count,
+}
+
+
+def load_profile(path: str | os.PathLike[str]) -> Profile:
+    """Read a profile from a JSON file.
+
+    Raises:
+        InputError: The file is missing, is not JSON, or is no profile; the message names it.
+    """
+    value = files.read_json(path)
+    try:
+        return Profile.from_json(value)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def typical_ratio(ratios: Sequence[float], inputs: Sequence[int]) -> float:
+    """Median ratio of each input; inputs are averaged as times are (harmonic mean)."""
+    array, labels = np.asarray(ratios), np.asarray(inputs)
+    medians = np.array([np.median(array[labels == label]) for label in sorted(set(inputs))])
+    return float(len(medians) / (1.0 / medians).sum())
+
+
+def _block(value: Any) -> BlockTimes:
+    ideal = value["ideal_speedup"]
+    return BlockTimes(
+        name=values.text(value["name"]),
+        static_ms=values.number(value["static_ms"]),
+        dynamic_ms=values.number(value["dynamic_ms"]),
+        ideal_speedup=None if ideal is None else values.positive(ideal),
+    )
+
+
+def _first_not_finite(value: Any, where: str) -> str | None:
+    """Path of the first NaN or infinity in a JSON value, or None."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else where
+    items: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        items = [(f"{where}.{key}", item) for key, item in value.items()]
+    elif isinstance(value, list):
+        items = [(f"{where}[{index}]", item) for index, item in enumerate(value)]
+    return next((found for name, item in items if (found := _first_not_finite(item, name))), None)

@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+import pytest
+
+from dyndeploy.measure import Profile, profile_bundle
+from tests.bundles import tiny_bundle
+
+
+@pytest.fixture(scope="session")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    bundle = tiny_bundle(tmp_path_factory.mktemp("tiny"))
+    return profile_bundle(bundle, rates=(0.25, 0.5, 1.0), repeats=4, warmup=1, native="off")

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from dyndeploy.measure import machine
+from dyndeploy.measure.machine import machine_facts
+
+
+def test_this_machine_is_described() -> None:
+    facts = machine_facts()
+    json.dumps(facts, allow_nan=False)
+    assert facts["cpu"]
+    assert facts["logical_cores"] >= 1
+    assert facts["memory_gb"] > 0
+    assert facts["versions"]["onnxruntime"]
+    assert facts["versions"]["dyndeploy"]
+    assert datetime.fromisoformat(facts["date"]).tzinfo is not None
+
+
+def test_an_x86_and_an_arm_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "cpuinfo"
+    monkeypatch.setattr(machine, "_CPUINFO", info)
+    info.write_text(
+        "model name\t: Some CPU\ncpu MHz\t\t: 2000.5\nflags\t\t: fpu avx2 fma avx512f\n\nmodel name: Other\n"
+    )
+    facts = machine_facts()
+    assert (facts["cpu"], facts["isa"]) == ("Some CPU", ["avx2", "fma", "avx512f"])
+    info.write_text("processor\t: 0\nFeatures\t: fp asimd asimddp\nCPU implementer : 0x41\n")
+    assert machine_facts()["isa"] == ["asimd", "asimddp"]
+
+
+def test_the_limit_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(machine, "_CPU_QUOTA", quota)
+    for text, expected in (("150000 100000\n", 1.5), ("max 100000\n", None), ("", None)):
+        quota.write_text(text)
+        assert machine_facts()["cpu_quota"] == expected
+
+
+def test_what_cannot_be_read_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_CPUINFO", "_CPU_QUOTA", "_CPUFREQ"):
+        monkeypatch.setattr(machine, name, tmp_path / "nothing")
+    facts = machine_facts()
+    assert facts["frequency_mhz"] is None
+    assert facts["governor"] is None
+    assert facts["isa"] == []
+    assert facts["cpu"]
