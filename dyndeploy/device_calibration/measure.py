@@ -21,7 +21,6 @@ from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, 
 from dyndeploy.graphs.labels import LabelledGraph, group_number
 from dyndeploy.measure.steady import quick
 from dyndeploy.ops import OPERATORS
-from dyndeploy.ops._geometry import active_pixels, bottleneck_geometry, needed_inputs
 from dyndeploy.prediction import Rates
 from dyndeploy.prediction.kernels import GraphWalker, Kernel
 from dyndeploy.runtimes import NodeTime, OnnxRuntimeSession
@@ -82,19 +81,13 @@ def block_rates(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str,
             continue
         spec = OPERATORS[node.op_type]
         masks = {port: feeds[node.input[spec.input_index(port)]] for port in spec.mask_inputs()}
-        spatial = next((mask for mask in masks.values() if mask.ndim == 4), None)
-        channel = next((mask for mask in masks.values() if mask.ndim == 2), None)
         if not masks:
             continue
-        first, share = None, 1.0
-        if spatial is not None:
-            weights = [shapes[name] for name in node.input[1 + len(masks) :]]
-            geometry = bottleneck_geometry(spec.name, shapes[node.input[0]], weights, operator_attributes(node))
-            active = active_pixels(spatial, geometry)
-            share = float(active.mean())
-            first = float(needed_inputs(active, geometry).mean()) if spatial.size > spatial.shape[0] else share
+        rates = spec.achieved_rates([shapes[name] for name in node.input], operator_attributes(node), masks)
         result[group_of(node.name)] = Rates(
-            spatial=share, channel=1.0 if channel is None else float(channel.mean()), conv1=first
+            spatial=rates.get("conv2", rates.get("layer", 1.0)),
+            channel=rates.get("channel", 1.0),
+            conv1=rates.get("conv1"),
         )
     return result
 

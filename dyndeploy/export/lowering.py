@@ -73,7 +73,8 @@ class LoweredSpatialMasker(_Weights):
 
     def forward(self, x: Tensor) -> Tensor:
         attributes = {"mask_height": self.mask_size[0], "mask_width": self.mask_size[1]}
-        return operator("SpatialMasker").emit((x, *self.tensors()), attributes)
+        mask: Tensor = operator("SpatialMasker").emit((x, *self.tensors()), attributes)
+        return mask
 
 
 class LoweredChannelMasker(nn.Module):
@@ -103,7 +104,8 @@ class LoweredChannelMasker(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.features is not None:
             x = F.relu(F.linear(x, *self.features.tensors()))
-        return operator(self.op_type).emit((x, *self.decision.tensors()), {})
+        mask: Tensor = operator(self.op_type).emit((x, *self.decision.tensors()), {})
+        return mask
 
 
 _OPERATOR_OF_MODE = {

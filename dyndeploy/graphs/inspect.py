@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dyndeploy.errors import BundleError
 from dyndeploy.ops import OPERATORS
-from dyndeploy.ops.base import DOMAIN, OperatorSpec, Shape
+from dyndeploy.ops.base import DOMAIN, Element, OperatorSpec, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -131,14 +131,16 @@ def static_shapes(
                 )
         progress = False
         for node in dynamic:
-            output = node.output[0]
             inputs = [shapes.get(name) for name in node.input]
-            if output in known or any(shape is None or -1 in shape for shape in inputs):
+            if node.output[0] in known or any(shape is None or -1 in shape for shape in inputs):
                 continue
-            shape = OPERATORS[node.op_type].infer_shape([s for s in inputs if s is not None], operator_attributes(node))
-            shapes[output] = shape
-            slim.graph.value_info.append(helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, shape))
-            known.add(output)
+            spec = OPERATORS[node.op_type]
+            results = spec.output_shapes([s for s in inputs if s is not None], operator_attributes(node))
+            for port, output, shape in zip(spec.outputs, node.output, results, strict=True):
+                kind = onnx.TensorProto.INT64 if port.element is Element.INDEX else onnx.TensorProto.FLOAT
+                shapes[output] = shape
+                slim.graph.value_info.append(helper.make_tensor_value_info(output, kind, shape))
+                known.add(output)
             progress = True
         # One at a time and the first one first: what stands behind it may be inferred once it is known.
         first_input = next(

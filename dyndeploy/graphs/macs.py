@@ -96,7 +96,9 @@ class MacCounter:
             if name not in masks:
                 raise UsageError(f"The mask '{name}' of node '{node.name}' is not given.")
             given[port] = masks[name]
-        return spec.cost([self._shape(name) for name in node.input], operator_attributes(node), given).macs
+        shapes, attributes = [self._shape(name) for name in node.input], operator_attributes(node)
+        macs: npt.NDArray[np.float64] = spec.work(shapes, attributes, spec.counts(shapes, attributes, given), 4.0).macs
+        return macs
 
 
 def _conv(node: onnx.NodeProto, shape: Callable[[str], Shape]) -> float:

@@ -570,11 +570,10 @@ def check(model: onnx.ModelProto, context: Context) -> None:
     for node in model.graph.node:
         if node.domain == DOMAIN:
             spec = OPERATORS[node.op_type]
-            expected = spec.infer_shape([shapes[name] for name in node.input], operator_attributes(node))
-            if shapes[node.output[0]] != expected:
-                raise ExportError(
-                    f"{node.name}: shape {shapes[node.output[0]]} in the graph, {expected} by its operator."
-                )
+            expected = spec.output_shapes([shapes[name] for name in node.input], operator_attributes(node))
+            found = tuple(shapes[name] for name in node.output)
+            if found != expected:
+                raise ExportError(f"{node.name}: shapes {found} in the graph, {expected} by its operator.")
 
 
 PIPELINE: tuple[tuple[str, Pass], ...] = (

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.errors import BundleError, UsageError
-from dyndeploy.graphs.inspect import all_nodes, operator_attributes
+from dyndeploy.graphs.inspect import all_nodes, is_dynamic, operator_attributes
 from dyndeploy.ops import DOMAIN, OPERATORS, OperatorSpec, Role
 
 if TYPE_CHECKING:
@@ -23,19 +23,12 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-BORDER_CLASSES = 16
-"""Rows of ``border_bias``: bit 0 says that the top taps lie outside the map, 1 the bottom, 2 the left, 3 the right."""
-
-CONSTANT_INPUTS = ("border_bias", "skipped_output")
-"""Further inputs of an operator with a channel mask, behind its weights."""
-
 FIRST_STRONGLY_TYPED = 10
 """First major version of TensorRT that builds strongly typed networks."""
 
 FIRST_WITHOUT_PRECISION_FLAGS = 11
 """First major version of TensorRT whose builder takes precisions from the graph only."""
 
-_MATRICES = ("w1", "w2", "w3", "wd")
 _HALF_MAX = float(np.finfo(np.float16).max)
 _FLOAT_ONLY_INPUTS = {"Resize": (1, 2)}
 """Inputs that ONNX defines as float whatever the type of the data."""
@@ -102,62 +95,9 @@ def precision_plan(precision: str, version: Sequence[int], *, strongly_typed: bo
 # ---------------------------------------------------------------- weights
 
 
-def pack_matrix(weight: Array) -> Array:
-    """A 1x1 convolution (out, in) as the kernels read it: (in, out)."""
-    return np.ascontiguousarray(weight.T)
-
-
-def pack_w2(weight: Array, group: int) -> Array:
-    """The 3x3 (M, M / group, 3, 3) as (group, 9 M / group, M / group): row tap * M / group + input, column output."""
-    width = weight.shape[1]
-    split = weight.reshape(group, width, width, 3, 3)
-    return np.ascontiguousarray(split.transpose(0, 3, 4, 2, 1)).reshape(group, 9 * width, width)
-
-
-def border_bias(w2: Array, b1: Array, b2: Array, group: int) -> npt.NDArray[np.float32]:
-    """What the 3x3 makes of skipped channels alone, per border class.
-
-    A skipped channel of the first convolution is the constant ``relu(b1)``; zero padding lets only the taps inside
-    the map see it. Summed in double precision.
-
-    Args:
-        w2: (M, M / group, 3, 3), as in the bundle.
-        b1: (M,).
-        b2: (M,).
-        group: Of the 3x3.
-
-    Returns:
-        (16, M), ``b2`` included.
-    """
-    width = w2.shape[1]
-    constants = np.maximum(b1.astype(np.float64), 0).reshape(group, width)
-    split = w2.astype(np.float64).reshape(group, width, width, 3, 3)
-    through = np.einsum("goiyx,gi->goyx", split, constants).reshape(-1, 3, 3)
-    rows = np.empty((BORDER_CLASSES, w2.shape[0]))
-    for border in range(BORDER_CLASSES):
-        inside = np.ones((3, 3), np.bool_)
-        inside[0] &= not border & 1
-        inside[2] &= not border & 2
-        inside[:, 0] &= not border & 4
-        inside[:, 2] &= not border & 8
-        rows[border] = b2 + through[:, inside].sum(1)
-    return rows.astype(np.float32)
-
-
-def skipped_output(w3: Array, b2: Array, b3: Array) -> npt.NDArray[np.float32]:
-    """What the last 1x1 (Co, M) makes of skipped channels alone, ``b3`` included: (Co,). Summed in double precision."""
-    constants = np.maximum(b2.astype(np.float64), 0)
-    return (b3 + w3.astype(np.float64) @ constants).astype(np.float32)
-
-
-def has_channel_mask(spec: OperatorSpec) -> bool:
-    """Whether an operator skips channels, and so takes :data:`CONSTANT_INPUTS`."""
-    return any(port.role is Role.MASK and len(port.shape) == 2 for port in spec.inputs)
-
-
 def is_bottleneck(spec: OperatorSpec) -> bool:
-    """Whether an operator is a bottleneck (the others decide masks)."""
-    return spec.output.role is Role.ACTIVATION
+    """Whether an operator computes under masks (the others decide them)."""
+    return not spec.decides
 
 
 def to_half(value: Array, name: str) -> npt.NDArray[np.float16]:
@@ -211,28 +151,22 @@ def _repack(model: onnx.ModelProto, copy: onnx.ModelProto, *, half: bool) -> Non
 
     constants = _constants(model)
     for node in all_nodes(copy.graph):
-        spec = OPERATORS.get(node.op_type) if node.domain == DOMAIN else None
-        if spec is None or not is_bottleneck(spec):
+        kernel = OPERATORS[node.op_type].kernels.get("tensorrt") if is_dynamic(node) else None
+        if kernel is None or kernel.pack is None:
             continue
         weights: dict[str, Array] = {}
-        for port, name in zip(spec.inputs, node.input, strict=True):
-            if port.role is Role.WEIGHT:
-                if name not in constants:
-                    raise BundleError(f"{node.name}: its input {port.name} is no constant. Export the bundle again.")
+        kept = []
+        for port, name in zip(OPERATORS[node.op_type].inputs, node.input, strict=False):
+            if port.role is not Role.WEIGHT:
+                kept.append(name)
+            elif name in constants:
                 weights[port.name] = numpy_helper.to_array(constants[name])
-        group = int(operator_attributes(node)["group"])
-        packed = {
-            name: pack_w2(value, group) if name == "w2" else pack_matrix(value) if name in _MATRICES else value
-            for name, value in weights.items()
-        }
-        if has_channel_mask(spec):
-            packed["border_bias"] = border_bias(weights["w2"], weights["b1"], weights["b2"], group)
-            packed["skipped_output"] = skipped_output(weights["w3"], weights["b2"], weights["b3"])
-        kept = [name for port, name in zip(spec.inputs, node.input, strict=True) if port.role is not Role.WEIGHT]
-        for name, value in packed.items():
+            else:
+                raise BundleError(f"{node.name}: its input {port.name} is no constant. Export the bundle again.")
+        for name, value in kernel.pack(weights, operator_attributes(node)).items():
             # A name of its own: the exporter lets operators share equal constants, which are laid out differently here.
             full = f"{node.name}/{name}"
-            typed = to_half(value, full) if half and name in _MATRICES else value.astype(np.float32)
+            typed = to_half(value, full) if half and name in kernel.half else value.astype(np.float32)
             copy.graph.initializer.append(numpy_helper.from_array(typed, full))
             kept.append(full)
         node.input[:] = kept

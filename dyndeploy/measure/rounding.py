@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     import onnx
 
-_HALF_WEIGHTS = frozenset({"w1", "w2", "w3", "wd"})
-
 
 @dataclass(frozen=True)
 class MaskFlips:
@@ -189,7 +187,8 @@ def rounded_model(model: onnx.ModelProto, masks: Sequence[MaskInfo], *, half_mas
             spec = OPERATORS[node.op_type]
             stored = is_bottleneck(spec)
             if stored:
-                weights = [i for i, p in enumerate(spec.inputs) if p.role is Role.WEIGHT and p.name in _HALF_WEIGHTS]
+                halves = spec.kernels["tensorrt"].half if "tensorrt" in spec.kernels else frozenset()
+                weights = [i for i, port in enumerate(spec.inputs) if port.role is Role.WEIGHT and port.name in halves]
                 rounding.round_weights(current, weights)
         elif not forcing and (inlined or masker or node.name not in keep):
             stored = half_maskers or not (inlined or masker)

@@ -21,13 +21,12 @@ from dyndeploy.nets.maskers import (
     ConvLinearChannelMasker,
     MlpChannelMasker,
     SpatialMasker,
-    dilate_mask,
     expand_groups,
-    upsample_mask,
 )
 from dyndeploy.nets.registry import IMAGENET, SMALL_32, SMALL_64, register_model
 from dyndeploy.nets.resnet import EXPANSION, Architecture, BottleneckLayers, init_convolution
 from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput
+from dyndeploy.ops.masks import dilate_mask, upsample_mask
 
 MODES = ("spatial", "channel", "layer", "both", "static")
 CHANNEL_MASKERS = ("mlp", "conv_linear")

@@ -21,67 +21,6 @@ CHANNEL_KEEP_BIAS = 2.0
 """Initial bias of the channel "compute" logits; the "skip" logits get its negative."""
 
 
-def nearest_indices(size: int, length: int, device: torch.device | None = None) -> Tensor:
-    """Return for each of ``length`` pixels the index of its patch: ``floor(pixel * size / length)``.
-
-    Integer arithmetic, so that every runtime agrees. ``torch.nn.functional.interpolate(mode="nearest")``
-    multiplies by a float32 scale instead and differs for a few ratios (first at 41 pixels per patch).
-
-    Args:
-        size: Number of patches along the axis.
-        length: Number of pixels along the axis.
-        device: Where the result lives.
-
-    Returns:
-        int64 tensor of shape (length,).
-    """
-    return torch.div(torch.arange(length, device=device) * size, length, rounding_mode="floor")
-
-
-def upsample_mask(mask: Tensor, height: int, width: int) -> Tensor:
-    """Spread a patch mask (N, g, mh, mw) over pixels (N, g, height, width), nearest neighbour."""
-    mask_height, mask_width = mask.shape[-2:]
-    if mask_height != height:
-        mask = mask.index_select(2, nearest_indices(mask_height, height, mask.device))
-    if mask_width != width:
-        mask = mask.index_select(3, nearest_indices(mask_width, width, mask.device))
-    return mask
-
-
-def dilate_mask(mask: Tensor, height: int, width: int, stride: int = 1, dilation: int = 1) -> Tensor:
-    """Mark every input pixel that a 3x3 convolution reads to compute the marked output pixels.
-
-    Args:
-        mask: 0/1 mask on the convolution's output, (N, g, Ho, Wo), floating point.
-        height: Input height of the convolution; Ho = (height - 1) // stride + 1.
-        width: Input width of the convolution.
-        stride: Stride of the convolution.
-        dilation: Dilation of the convolution; its padding is the same number.
-
-    Returns:
-        0/1 mask (N, g, height, width), differentiable with respect to ``mask``: each input pixel passes its
-        gradient to one of the output pixels that decide over it.
-    """
-    if stride > 1:
-        rows, columns = mask.shape[-2:]
-        # Output pixel (i, j) sits over input pixel (stride * i, stride * j); the others start unmarked.
-        mask = F.pad(mask[:, :, :, None, :, None], (0, stride - 1, 0, 0, 0, stride - 1))
-        mask = mask.reshape(mask.shape[0], mask.shape[1], rows * stride, columns * stride)
-        mask = mask[:, :, :height, :width]
-    return _spread(_spread(mask, 2, dilation), 3, dilation)
-
-
-def _spread(mask: Tensor, axis: int, distance: int) -> Tensor:
-    # Shifted copies instead of max_pool2d, whose padding may not exceed half its window: a dilated 3-tap
-    # window has no such pooling.
-    length = mask.shape[axis]
-    before = (0, 0, distance, 0) if axis == 2 else (distance, 0)
-    after = (0, 0, 0, distance) if axis == 2 else (0, distance)
-    earlier = F.pad(mask, before).narrow(axis, 0, length)
-    later = F.pad(mask, after).narrow(axis, distance, length)
-    return torch.maximum(mask, torch.maximum(earlier, later))
-
-
 def expand_groups(mask: Tensor, channels: int) -> Tensor:
     """Repeat each entry of axis 1 for its consecutive channels: (N, G, ...) -> (N, channels, ...).
 

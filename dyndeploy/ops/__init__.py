@@ -1,31 +1,27 @@
-"""Dynamic operators: one file per operator, each holding all its faces (see :class:`OperatorSpec`)."""
+"""Dynamic operators: one file per operator, each holding all its faces (see :class:`OperatorSpec`).
+
+An operator may also live outside this package: :func:`register_operator` makes it known, and installed packages
+announce theirs in the entry-point group ``dyndeploy.operators``.
+"""
 
 from __future__ import annotations
 
 from dyndeploy.errors import unknown_name
-from dyndeploy.ops import (
-    channel_bottleneck,
-    channel_masker,
-    layer_bottleneck,
-    spatial_bottleneck,
-    spatial_channel_bottleneck,
-    spatial_masker,
+from dyndeploy.ops.base import (
+    DOMAIN,
+    Attribute,
+    Counts,
+    Element,
+    KernelSpec,
+    OperatorSpec,
+    Port,
+    Role,
+    Work,
+    no_counts,
+    per_image,
 )
-from dyndeploy.ops.base import DOMAIN, Cost, OperatorSpec, Port, Role
-
-OPERATORS: dict[str, OperatorSpec] = {
-    spec.name: spec
-    for module in (
-        spatial_masker,
-        channel_masker,
-        spatial_bottleneck,
-        layer_bottleneck,
-        channel_bottleneck,
-        spatial_channel_bottleneck,
-    )
-    for spec in module.SPECS
-}
-"""Every operator of domain ``dyndeploy`` by ONNX ``op_type``."""
+from dyndeploy.ops.gates import GATE_KINDS, GateKind, gate_kind, register_gate_kind
+from dyndeploy.ops.registry import ENTRY_POINTS, OPERATORS, register_operator
 
 
 def operator(name: str) -> OperatorSpec:
@@ -36,4 +32,24 @@ def operator(name: str) -> OperatorSpec:
         raise unknown_name("dynamic operator", name, OPERATORS) from None
 
 
-__all__ = ["DOMAIN", "OPERATORS", "Cost", "OperatorSpec", "Port", "Role", "operator"]
+__all__ = [
+    "DOMAIN",
+    "ENTRY_POINTS",
+    "GATE_KINDS",
+    "OPERATORS",
+    "Attribute",
+    "Counts",
+    "Element",
+    "GateKind",
+    "KernelSpec",
+    "OperatorSpec",
+    "Port",
+    "Role",
+    "Work",
+    "gate_kind",
+    "no_counts",
+    "operator",
+    "per_image",
+    "register_gate_kind",
+    "register_operator",
+]

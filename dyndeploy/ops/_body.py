@@ -20,6 +20,7 @@ from onnx import helper, numpy_helper
 class AttributeRef:
     """Reference to an attribute of the enclosing function; ``kind`` is an ``onnx.AttributeProto`` type."""
 
+    FLOAT = onnx.AttributeProto.FLOAT
     INT = onnx.AttributeProto.INT
     INTS = onnx.AttributeProto.INTS
 
@@ -84,6 +85,10 @@ class Body:
     def integer(self, name: str) -> Value:
         """An INT attribute of the function as an int64 scalar."""
         return self.op("Constant", value_int=AttributeRef(name, AttributeRef.INT))
+
+    def number(self, name: str) -> Value:
+        """A FLOAT attribute of the function as a float scalar."""
+        return self.op("Constant", value_float=AttributeRef(name, AttributeRef.FLOAT))
 
     def op(self, op_type: str, *inputs: Value | int | Sequence[int], **attributes: Any) -> Value:
         """Append a node of a standard operator with one output."""
@@ -157,7 +162,10 @@ class Body:
         )
         return self.op("Scan", *inputs, body=graph, num_scan_inputs=len(inputs))
 
-    def function_nodes(self, result: Value, output: str) -> list[onnx.NodeProto]:
-        """All nodes in order, ending with ``output = Identity(result)``."""
-        last = helper.make_node("Identity", [result.name], [output])
-        return [*self._constant_nodes, *self.nodes, last]
+    def function_nodes(self, results: Sequence[Value], outputs: Sequence[str]) -> list[onnx.NodeProto]:
+        """All nodes in order, ending with the outputs as copies of the results."""
+        last = [
+            helper.make_node("Identity", [result.name], [output])
+            for result, output in zip(results, outputs, strict=True)
+        ]
+        return [*self._constant_nodes, *self.nodes, *last]

@@ -1,10 +1,12 @@
-"""What the bottleneck operators share: ports, PyTorch pieces, cost, and pieces of the ONNX bodies."""
+"""What the bottleneck operators share: ports, PyTorch pieces, work, constants of the plugins, pieces of the bodies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +14,26 @@ from onnx import TensorProto
 
 from dyndeploy.ops._body import AttributeRef, Body, Value
 from dyndeploy.ops._geometry import Geometry
-from dyndeploy.ops.base import Attribute, Attributes, Cost, Masks, OperatorSpec, Port, Role, Shape
+from dyndeploy.ops.base import (
+    Array,
+    Attribute,
+    Attributes,
+    Counts,
+    KernelSpec,
+    Masks,
+    OperatorSpec,
+    Port,
+    Rates,
+    Role,
+    Shape,
+    Work,
+)
+from dyndeploy.ops.densities import dilated_density
+from dyndeploy.ops.gates import BLOCK, CHANNEL, PATCH, GateKind
+from dyndeploy.ops.masks import dilate_mask, upsample_mask
 
 if TYPE_CHECKING:
     import torch
-
-BYTES_PER_ELEMENT = 4
 
 CONV_ATTRIBUTES = (
     Attribute("strides", 2),
@@ -41,14 +57,19 @@ PROJECTION_WEIGHTS = (
 )
 
 
+def snake_case(name: str) -> str:
+    """``SpatialBottleneck`` as ``spatial_bottleneck``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
 def bottleneck_specs(
     name: str,
     summary: str,
     *,
     masks: tuple[Port, ...],
+    gates: Mapping[str, GateKind],
     reference: Callable[..., torch.Tensor],
     geometry: Callable[[str, Sequence[Shape], Attributes], Geometry],
-    cost: Callable[[Geometry, Masks], Cost],
     body: Callable[[Body, Mapping[str, Value]], Value],
 ) -> tuple[OperatorSpec, OperatorSpec]:
     """Both variants of a bottleneck operator: identity and projection shortcut.
@@ -57,25 +78,63 @@ def bottleneck_specs(
         name: ``op_type`` of the variant with the identity; the other has the suffix ``Projection``.
         summary: One clause, without a full stop.
         masks: Mask inputs, which stand behind ``x``.
+        gates: Their kinds.
         reference: See :class:`OperatorSpec`.
         geometry: ``(op_type, input shapes, attributes) -> Geometry``; raises ``UsageError`` on a mismatch.
-        cost: ``(geometry, masks by input name) -> Cost``.
         body: See :class:`OperatorSpec`.
     """
+    kinds = {kind.name: port for port, kind in gates.items()}
 
     def spec(op_type: str, projection: bool) -> OperatorSpec:
+        inputs = (X, *masks, *(WEIGHTS + PROJECTION_WEIGHTS if projection else WEIGHTS))
+        positions = {port.name: index for index, port in enumerate(inputs)}
+
+        def shape_of(shapes: Sequence[Shape], kind: GateKind) -> Shape | None:
+            return shapes[positions[kinds[kind.name]]] if kind.name in kinds else None
+
+        def counts(shapes: Sequence[Shape], attributes: Attributes, bits: Masks) -> Counts:
+            return _counts(geometry(op_type, shapes, attributes), {kind: bits[port] for kind, port in kinds.items()})
+
+        def expected(shapes: Sequence[Shape], attributes: Attributes, rates: Rates) -> Counts:
+            geometry_ = geometry(op_type, shapes, attributes)
+            return _expected(geometry_, _used_rates(geometry_, shape_of(shapes, PATCH), kinds, rates))
+
+        def work(shapes: Sequence[Shape], attributes: Attributes, counts: Counts, element: float) -> Work:
+            return bottleneck_work(geometry(op_type, shapes, attributes), counts, element)
+
+        def sizes(shapes: Sequence[Shape], attributes: Attributes, rates: Rates) -> Mapping[str, float]:
+            geometry_, patches = geometry(op_type, shapes, attributes), shape_of(shapes, PATCH)
+            channels = shape_of(shapes, CHANNEL)
+            used = _used_rates(geometry_, patches, kinds, rates)
+            return _sizes(geometry_, patches, 1 if channels is None else channels[1], used)
+
+        def further_rates(shapes: Sequence[Shape], attributes: Attributes, counts: Counts) -> Rates:
+            g = geometry(op_type, shapes, attributes)
+            if PATCH.name not in kinds:
+                return {}
+            return {
+                "conv1": float(counts["conv1_pixels"].mean()) / (g.height * g.width),
+                "conv2": float(counts["conv2_pixels"].mean()) / (g.out_height * g.out_width),
+            }
+
         return OperatorSpec(
             name=op_type,
             version=1,
+            kind=snake_case(name),
             summary=summary + (", with a projection shortcut." if projection else "."),
-            inputs=(X, *masks, *(WEIGHTS + PROJECTION_WEIGHTS if projection else WEIGHTS)),
-            output=Y,
+            inputs=inputs,
+            outputs=(Y,),
             attributes=CONV_ATTRIBUTES,
+            gates=gates,
             reference=reference,
             infer_shape=lambda shapes, attributes: geometry(op_type, shapes, attributes).output_shape,
             body=body,
-            cost=lambda shapes, attributes, bits: cost(geometry(op_type, shapes, attributes), bits),
-            native_targets=frozenset({"cpu"}),
+            counts=counts,
+            expected=expected,
+            work=work,
+            sizes=sizes,
+            further_rates=further_rates,
+            kernels=_kernels(skips_channels=CHANNEL.name in kinds),
         )
 
     return spec(name, projection=False), spec(f"{name}Projection", projection=True)
@@ -103,57 +162,236 @@ def conv3x3(
     return output.permute(0, 2, 3, 1)
 
 
-def upsample_spatial_mask(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Nearest-neighbour upsampling of (N, 1, mh, mw) to a boolean (N, Ho, Wo, 1) tensor."""
-    import torch
-
-    rows = torch.arange(height, device=mask.device) * mask.shape[2] // height
-    columns = torch.arange(width, device=mask.device) * mask.shape[3] // width
-    return (mask[:, 0][:, rows][:, :, columns] > 0.5).unsqueeze(-1)
+def active_outputs(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """A spatial mask (N, 1, mh, mw) over the output pixels, boolean (N, Ho, Wo, 1)."""
+    active: torch.Tensor = upsample_mask(mask, height, width)[:, 0] > 0.5
+    return active.unsqueeze(-1)
 
 
-# ---------------------------------------------------------------- cost
+# ---------------------------------------------------------------- work
 
 
-def bottleneck_cost(
-    geometry: Geometry,
-    active: npt.NDArray[np.bool_] | None = None,
-    needed: npt.NDArray[np.bool_] | None = None,
-    channels: npt.NDArray[np.bool_] | None = None,
-) -> Cost:
-    """Cost of a bottleneck whose 1x1 runs on ``needed``, whose 3x3 and last 1x1 run on ``active`` pixels.
+def bottleneck_work(geometry: Geometry, counts: Counts, element: float) -> Work:
+    """Work of a bottleneck: the one formula, for numbers, arrays and tensors alike.
 
     Args:
         geometry: Sizes.
-        active: (N, Ho, Wo); None means all.
-        needed: (N, H, W); None means all.
-        channels: Active hidden channels (N, M); None means all.
+        counts: Per image ``conv1_pixels`` (input pixels that the first 1x1 computes), ``conv2_pixels`` (output pixels
+            of the 3x3), ``conv3_pixels`` (output pixels of the last 1x1), ``channels`` (hidden channels computed),
+            ``channel_pairs`` (pairs of a computed input and output channel of the 3x3 in the same group); of the
+            whole batch ``touched`` (hidden channels whose weights are read) and ``touched_pairs``.
+        element: Bytes of an element.
+
+    Returns:
+        Work; the maps are read and written whole, because what is skipped is copied.
     """
     g = geometry
-    out_pixels, in_pixels = g.out_height * g.out_width, g.height * g.width
-    full = np.full(g.batch, 1.0)
-    act = full * out_pixels if active is None else active.sum((1, 2)).astype(np.float64)
-    need = full * in_pixels if needed is None else needed.sum((1, 2)).astype(np.float64)
-    if channels is None:
-        hidden, pairs = full * g.hidden, full * (g.hidden**2 / g.group)
-    else:
-        per_group = channels.reshape(g.batch, g.group, -1).sum(2).astype(np.float64)
-        hidden, pairs = per_group.sum(1), (per_group**2).sum(1)
-    shortcut_macs = float(g.projection * out_pixels * g.channels * g.out_channels)
-    macs = need * g.channels * hidden + act * 9 * pairs + act * hidden * g.out_channels + shortcut_macs
-    dense = (
-        in_pixels * g.channels * g.hidden
-        + out_pixels * (9 * g.hidden**2 / g.group + g.hidden * g.out_channels)
-        + shortcut_macs
+    in_pixels, out_pixels = g.batch * g.height * g.width, g.batch * g.out_height * g.out_width
+    projection = g.projection * g.channels * g.out_channels
+    macs = (
+        counts["conv1_pixels"] * counts["channels"] * g.channels
+        + counts["conv2_pixels"] * counts["channel_pairs"] * 9
+        + counts["conv3_pixels"] * counts["channels"] * g.out_channels
+        + projection * (g.out_height * g.out_width)
     )
-    touched = hidden.max() if len(hidden) else 0.0
-    weights = g.channels * touched + 9 * touched**2 / g.group + touched * g.out_channels
-    # A projection reads and writes every pixel; an identity shortcut is updated in place where it is active.
-    reads = need.sum() * g.channels + (
-        g.batch * out_pixels * g.channels + g.channels * g.out_channels if g.projection else 0.0
-    )
-    writes = (g.batch * out_pixels if g.projection else act.sum()) * g.out_channels
-    return Cost(macs, full * dense, float(BYTES_PER_ELEMENT * (reads + writes + weights)))
+    weights = counts["touched"] * (g.channels + g.out_channels) + counts["touched_pairs"] * 9 + projection
+    return Work(macs, element * in_pixels * g.channels, element * out_pixels * g.out_channels, weights * element)
+
+
+def _counts(geometry: Geometry, masks: Mapping[str, Any]) -> Counts:
+    """Counts under masks by gate kind: arrays or tensors of shape (N,)."""
+    g = geometry
+    any_mask = next(iter(masks.values()))
+    one = _per_image_sum(any_mask) * 0 + 1
+    pixels1, pixels2 = one * (g.height * g.width), one * (g.out_height * g.out_width)
+    if PATCH.name in masks:
+        active = upsample_mask(masks[PATCH.name], g.out_height, g.out_width)
+        pixels1 = _per_image_sum(dilate_mask(active, g.height, g.width, g.stride, g.dilation))
+        pixels2 = _per_image_sum(active)
+    elif BLOCK.name in masks:
+        run = _per_image_sum(masks[BLOCK.name])
+        pixels1, pixels2 = pixels1 * run, pixels2 * run
+    channels, pairs = one * g.hidden, one * (g.hidden * g.hidden / g.group)
+    if CHANNEL.name in masks:
+        mask = masks[CHANNEL.name]
+        width = g.hidden // mask.shape[1]
+        channels = _per_image_sum(mask) * width
+        # A group of the mask may span several groups of the 3x3, or the other way round: both divide the channels.
+        fine = math.lcm(mask.shape[1], g.group)
+        per_group = _repeated(mask, fine // mask.shape[1]).reshape(mask.shape[0] * g.group, -1)
+        in_group = _per_image_sum(per_group).reshape(mask.shape[0], g.group) * (g.hidden // fine)
+        pairs = (in_group * in_group).sum(1)
+        # Where no channel is left, the constants alone are added, and nothing is computed for them.
+        pixels1 = pixels1 * (channels > 0)
+    computed = pixels2 > 0
+    return {
+        "conv1_pixels": pixels1,
+        "conv2_pixels": pixels2,
+        "conv3_pixels": pixels2,
+        "channels": channels,
+        "channel_pairs": pairs,
+        "touched": _largest(channels * computed),
+        "touched_pairs": _largest(pairs * computed),
+    }
+
+
+def _expected(geometry: Geometry, rates: Rates) -> Counts:
+    """Counts per image that random masks of these rates leave on average; see :func:`_used_rates`."""
+    g = geometry
+    channels = g.hidden * rates["channel"]
+    touched = channels if rates["spatial"] > 0 else 0.0
+    out_pixels = g.out_height * g.out_width
+    return {
+        "conv1_pixels": g.height * g.width * rates["conv1"],
+        "conv2_pixels": out_pixels * rates["conv2"],
+        "conv3_pixels": out_pixels * rates["spatial"],
+        "channels": channels,
+        "channel_pairs": channels * channels / g.group,
+        "touched": touched,
+        "touched_pairs": touched * touched / g.group,
+    }
+
+
+def _used_rates(geometry: Geometry, patches: Shape | None, kinds: Collection[str], rates: Rates) -> Rates:
+    """The rates of the convolutions: ``spatial`` (also of whole blocks), ``channel``, ``conv1`` and ``conv2``.
+
+    A kind that the operator has no mask for computes everything. ``conv1`` and ``conv2`` may be given as measured;
+    otherwise ``conv1`` is the expected dilation of random patches.
+    """
+    channel = rates.get(CHANNEL.name, 1.0) if CHANNEL.name in kinds else 1.0
+    if patches is None:
+        spatial = rates.get(BLOCK.name, 1.0) if BLOCK.name in kinds else 1.0
+        return {"spatial": spatial, "channel": channel, "conv1": spatial, "conv2": spatial}
+    spatial = rates.get(PATCH.name, 1.0)
+    conv2 = rates.get("conv2", spatial)
+    conv1 = rates.get("conv1")
+    if conv1 is None:
+        conv1 = dilated_density(
+            conv2,
+            in_size=(geometry.height, geometry.width),
+            out_size=(geometry.out_height, geometry.out_width),
+            mask_size=(patches[2], patches[3]),
+            stride=geometry.stride,
+            dilation=geometry.dilation,
+        )
+    return {"spatial": spatial, "channel": channel, "conv1": conv1, "conv2": conv2}
+
+
+def _sizes(geometry: Geometry, patches: Shape | None, channel_groups: int, rates: Rates) -> Mapping[str, float]:
+    g = geometry
+    rows, columns = (1, 1) if patches is None else patches[2:]
+    return {
+        "batch": g.batch,
+        "h": g.height,
+        "w": g.width,
+        "oh": g.out_height,
+        "ow": g.out_width,
+        "cin": g.channels,
+        "cmid": g.hidden,
+        "cout": g.out_channels,
+        "k": 3,
+        "stride": g.stride,
+        "dilation": g.dilation,
+        "groups": g.group,
+        "projection": float(g.projection),
+        "mask_h": rows,
+        "mask_w": columns,
+        "patch": g.out_height / rows,
+        "channel_groups": channel_groups,
+        "rate": rates["spatial"],
+        "rate_conv1": rates["conv1"],
+        "rate_conv2": rates["conv2"],
+        "channel_rate": rates["channel"],
+    }
+
+
+def _per_image_sum(mask: Any) -> Any:
+    rows = mask.reshape(mask.shape[0], -1)
+    return rows.sum(1, dtype=np.float64) if isinstance(rows, np.ndarray) else rows.sum(1)
+
+
+def _repeated(mask: Any, times: int) -> Any:
+    """Every column of (N, G) that many times in a row."""
+    return mask.repeat(times, 1) if isinstance(mask, np.ndarray) else mask.repeat_interleave(times, 1)
+
+
+def _largest(values: Any) -> Any:
+    return values.max() if len(values) else 0.0
+
+
+# ---------------------------------------------------------------- the plugins' constants
+
+
+def pack_matrix(weight: Array) -> Array:
+    """A 1x1 convolution (out, in) as the kernels read it: (in, out)."""
+    return np.ascontiguousarray(weight.T)
+
+
+def pack_w2(weight: Array, group: int) -> Array:
+    """The 3x3 (M, M / group, 3, 3) as (group, 9 M / group, M / group): row tap * M / group + input, column output."""
+    width = weight.shape[1]
+    split = weight.reshape(group, width, width, 3, 3)
+    return np.ascontiguousarray(split.transpose(0, 3, 4, 2, 1)).reshape(group, 9 * width, width)
+
+
+BORDER_CLASSES = 16
+"""Rows of ``border_bias``: bit 0 says that the top taps lie outside the map, 1 the bottom, 2 the left, 3 the right."""
+
+
+def border_bias(w2: Array, b1: Array, b2: Array, group: int) -> npt.NDArray[np.float32]:
+    """What the 3x3 makes of skipped channels alone, per border class.
+
+    A skipped channel of the first convolution is the constant ``relu(b1)``; zero padding lets only the taps inside
+    the map see it. Summed in double precision.
+
+    Args:
+        w2: (M, M / group, 3, 3), as in the bundle.
+        b1: (M,).
+        b2: (M,).
+        group: Of the 3x3.
+
+    Returns:
+        (16, M), ``b2`` included.
+    """
+    width = w2.shape[1]
+    constants = np.maximum(b1.astype(np.float64), 0).reshape(group, width)
+    split = w2.astype(np.float64).reshape(group, width, width, 3, 3)
+    through = np.einsum("goiyx,gi->goyx", split, constants).reshape(-1, 3, 3)
+    rows = np.empty((BORDER_CLASSES, w2.shape[0]))
+    for border in range(BORDER_CLASSES):
+        inside = np.ones((3, 3), np.bool_)
+        inside[0] &= not border & 1
+        inside[2] &= not border & 2
+        inside[:, 0] &= not border & 4
+        inside[:, 2] &= not border & 8
+        rows[border] = b2 + through[:, inside].sum(1)
+    return rows.astype(np.float32)
+
+
+def skipped_output(w3: Array, b2: Array, b3: Array) -> npt.NDArray[np.float32]:
+    """What the last 1x1 (Co, M) makes of skipped channels alone, ``b3`` included: (Co,). Summed in double precision."""
+    constants = np.maximum(b2.astype(np.float64), 0)
+    return (b3 + w3.astype(np.float64) @ constants).astype(np.float32)
+
+
+def _kernels(*, skips_channels: bool) -> Mapping[str, KernelSpec]:
+    def pack(weights: Mapping[str, Array], attributes: Attributes) -> dict[str, Array]:
+        group = int(attributes["group"])
+        packed = {
+            name: pack_w2(value, group) if name == "w2" else pack_matrix(value) if value.ndim == 2 else value
+            for name, value in weights.items()
+        }
+        if skips_channels:
+            packed["border_bias"] = border_bias(weights["w2"], weights["b1"], weights["b2"], group)
+            packed["skipped_output"] = skipped_output(weights["w3"], weights["b2"], weights["b3"])
+        return packed
+
+    half = frozenset({"w1", "w2", "w3", "wd"})
+    return {
+        "cpu": KernelSpec(precisions=("fp32", "bf16")),
+        "cuda": KernelSpec(precisions=("fp32", "fp16"), pack=pack, half=half),
+        "tensorrt": KernelSpec(precisions=("fp32", "fp16"), pack=pack, half=half),
+    }
 
 
 # ---------------------------------------------------------------- pieces of the ONNX bodies

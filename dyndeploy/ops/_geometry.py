@@ -1,12 +1,9 @@
-"""Shapes of a bottleneck and the pixel sets that a spatial mask makes active."""
+"""Shapes of a bottleneck, and the checks of its inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
 
 from dyndeploy.errors import UsageError
 from dyndeploy.ops.base import Attributes, Shape
@@ -118,28 +115,3 @@ def require_channel_mask(operator: str, mask: Shape, geometry: Geometry) -> None
         operator,
         f"the channel mask must be ({geometry.batch}, G) with {geometry.hidden} % G == 0, not {mask}",
     )
-
-
-def nearest_index(out_size: int, in_size: int) -> npt.NDArray[np.int64]:
-    """Source index of every output position in nearest-neighbour upsampling: ``floor(i * in / out)``."""
-    return np.arange(out_size, dtype=np.int64) * in_size // out_size
-
-
-def active_pixels(mask: npt.NDArray[np.float32], geometry: Geometry) -> npt.NDArray[np.bool_]:
-    """Output pixels that a spatial mask (N, 1, mh, mw) makes active, as (N, Ho, Wo)."""
-    rows = nearest_index(geometry.out_height, mask.shape[2])
-    columns = nearest_index(geometry.out_width, mask.shape[3])
-    return mask[:, 0][:, rows][:, :, columns] > 0.5
-
-
-def needed_inputs(active: npt.NDArray[np.bool_], geometry: Geometry) -> npt.NDArray[np.bool_]:
-    """Input pixels that the 3x3 reads at active output pixels, as (N, H, W)."""
-    needed = np.zeros((geometry.batch, geometry.height, geometry.width), np.bool_)
-    sample, y, x = np.nonzero(active)
-    for dy in (-1, 0, 1):
-        for dx in (-1, 0, 1):
-            iy = y * geometry.stride + dy * geometry.dilation
-            ix = x * geometry.stride + dx * geometry.dilation
-            inside = (iy >= 0) & (iy < geometry.height) & (ix >= 0) & (ix < geometry.width)
-            needed[sample[inside], iy[inside], ix[inside]] = True
-    return needed

@@ -1,21 +1,22 @@
-"""What a dynamic operator is: one object that holds every face of it.
+"""What a dynamic operator is: one object that answers everything that anybody asks of it.
 
-The faces are the PyTorch reference, shape inference, the ONNX function body (standard operators only), the plugin
-fields, the cost as a function of the masks, and the targets that can run it natively. Exporters, runtimes, profilers
-and predictors ask this object; nobody else knows the semantics.
+The faces are its ports, the PyTorch reference, shape inference, the ONNX function body (standard operators only), the
+work as a function of what masks or rates leave, and the kernels that run it natively. Exporters, runtimes, profilers
+and predictors ask this object; nobody else knows the semantics, and nobody tests an operator's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.errors import UsageError
+from dyndeploy.ops.gates import GateKind
 
 if TYPE_CHECKING:
     import onnx
@@ -27,49 +28,104 @@ DOMAIN = "dyndeploy"
 """ONNX domain of all dynamic operators."""
 
 Shape = tuple[int, ...]
+Array = npt.NDArray[Any]
 Attributes = Mapping[str, Any]
-Masks = Mapping[str, npt.NDArray[np.float32]]
+Masks = Mapping[str, Any]
+"""Masks of 0 and 1 by input name: NumPy arrays, or PyTorch tensors."""
+Rates = Mapping[str, float]
+"""Activation rates in [0, 1] by name of the gate kind; a kind that is not named computes everything. An operator may
+take further rates that were measured, which it documents."""
+Counts = Mapping[str, Any]
+"""What masks leave to compute, by names of the operator's own: numbers per image, or arrays or tensors (N,)."""
 
 
 class Role(Enum):
-    """What an input is to the operator."""
+    """What a tensor is to the operator."""
 
     ACTIVATION = "activation"
     MASK = "mask"
     WEIGHT = "weight"
 
 
+class Element(Enum):
+    """The type of a tensor's elements."""
+
+    DATA = "data"
+    """The type that the operator computes in: float, half or bfloat16."""
+    FLOAT = "float"
+    """Always 32-bit float."""
+    INDEX = "index"
+    """64-bit integers."""
+
+
 @dataclass(frozen=True)
 class Port:
-    """An input or output: its name, role and symbolic shape, e.g. ``("N", "H", "W", "C")``."""
+    """An input or output.
+
+    Attributes:
+        name: Name in ONNX functions and in the keyword arguments of packing.
+        role: What it is to the operator.
+        shape: Symbolic shape, e.g. ``("N", "H", "W", "C")``.
+        element: Type of its elements.
+        optional: Whether a node may leave it out; only inputs behind all that are not optional may be.
+    """
 
     name: str
     role: Role
     shape: tuple[str, ...]
+    element: Element = Element.DATA
+    optional: bool = False
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """An ONNX attribute, which is also a field of the plugins: integers, or a list of ``length`` integers."""
+    """An ONNX attribute, which is also a field of the plugins.
+
+    Attributes:
+        name: Its name.
+        length: Number of values of a list; None for a single number.
+        type: ``int`` or ``float``; the elements' for a list (lists are of ``int``).
+    """
 
     name: str
     length: int | None = None
+    type: type[int] | type[float] = int
 
 
-@dataclass(frozen=True)
-class Cost:
+class Work(NamedTuple):
     """What one run of the operator needs.
 
     Attributes:
-        macs: Multiply-accumulates of convolutions and linear layers per sample, shape (N,).
-        dense_macs: The same with every mask bit set, shape (N,).
-        bytes: Least traffic of the whole batch in bytes at 4 bytes an element: active activations once in and
-            once out, touched weights once.
+        macs: Multiply-accumulates of convolutions and linear layers per image: a number, or shape (N,) as the counts.
+        read: Bytes of activations and masks that are read once, of the whole batch.
+        written: Bytes of outputs that are written once, of the whole batch.
+        weights: Bytes of weights that are read once.
     """
 
-    macs: npt.NDArray[np.float64]
-    dense_macs: npt.NDArray[np.float64]
-    bytes: float
+    macs: Any
+    read: Any
+    written: Any
+    weights: Any
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """Kernels that run an operator natively: everything that a runtime, a graph copy or a device model asks of them.
+
+    Attributes:
+        precisions: Names of the precisions that they compute in.
+        pack: ``(weights by port name, attributes) -> constants by name, in the order in which they stand behind the
+            other inputs``: the weights in the kernels' layout, and further constants; None takes the weights as they
+            are.
+        half: Names of the constants that are half where the precision is ``fp16``; the others stay float.
+        features: ``(input shapes, attributes, counts) -> numbers by name`` that a device model fitted to these kernels
+            wants besides :attr:`OperatorSpec.sizes`; None where there are none.
+    """
+
+    precisions: tuple[str, ...] = ("fp32",)
+    pack: Callable[[Mapping[str, Array], Attributes], Mapping[str, Array]] | None = None
+    half: frozenset[str] = frozenset()
+    features: Callable[[Sequence[Shape], Attributes, Counts], Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,28 +135,50 @@ class OperatorSpec:
     Attributes:
         name: ONNX ``op_type``; unique also among TensorRT's built-in names, because its parser ignores domains.
         version: Version of the semantics; raised whenever a result may change.
+        kind: Class of kernels that it belongs to for device models, e.g. ``"spatial_bottleneck"``: variants are one.
         summary: One sentence.
         inputs: In ONNX order.
-        output: The single output.
+        outputs: In ONNX order.
         attributes: ONNX attributes and plugin fields.
-        reference: ``(*inputs, **attributes) -> output`` on torch tensors: the semantics.
-        infer_shape: ``(input shapes, attributes) -> output shape``; raises ``UsageError`` on a mismatch.
-        body: Writes the function body with standard operators of opset 13 whose meaning has not changed since.
-        cost: ``(input shapes, attributes, masks by input name) -> Cost``.
-        native_targets: Kernel families that exist for it: ``"cpu"`` (ONNX Runtime library), ``"cuda"``.
+        gates: Which mask input is which kind of decision, by input name.
+        reference: ``(*inputs, **attributes) -> output, or a tuple of several`` on torch tensors: the semantics.
+        infer_shape: ``(input shapes, attributes) -> output shape, or a tuple of several``; raises ``UsageError`` on a
+            mismatch.
+        body: Writes the function body with standard operators of opset 13 whose meaning has not changed since; returns
+            the output, or a tuple of several.
+        counts: ``(input shapes, attributes, masks by input name) -> Counts`` per image; works on NumPy arrays and on
+            tensors.
+        expected: ``(input shapes, attributes, rates by gate kind) -> Counts`` of random masks of these rates.
+        work: ``(input shapes, attributes, counts, bytes of a data element) -> Work``; written with ``+`` and ``*``
+            only, so that numbers, NumPy arrays and tensors all do.
+        sizes: ``(input shapes, attributes, rates) -> numbers by name`` that describe the operator to a device model.
+        further_rates: ``(input shapes, attributes, counts) -> rates by name`` that ``expected`` takes besides those of
+            the gate kinds, as counts of real masks have them, e.g. the share of pixels that a dilated mask covers.
+        kernels: By family: ``"cpu"`` (ONNX Runtime library), ``"cuda"``, ``"tensorrt"`` (plugins).
     """
 
     name: str
     version: int
+    kind: str
     summary: str
     inputs: tuple[Port, ...]
-    output: Port
+    outputs: tuple[Port, ...]
     attributes: tuple[Attribute, ...]
-    reference: Callable[..., torch.Tensor]
-    infer_shape: Callable[[Sequence[Shape], Attributes], Shape]
-    body: Callable[[Body, Mapping[str, Value]], Value]
-    cost: Callable[[Sequence[Shape], Attributes, Masks], Cost]
-    native_targets: frozenset[str] = frozenset()
+    gates: Mapping[str, GateKind]
+    reference: Callable[..., Any]
+    infer_shape: Callable[[Sequence[Shape], Attributes], Any]
+    body: Callable[[Body, Mapping[str, Value]], Any]
+    counts: Callable[[Sequence[Shape], Attributes, Masks], Counts]
+    expected: Callable[[Sequence[Shape], Attributes, Rates], Counts]
+    work: Callable[[Sequence[Shape], Attributes, Counts, float], Work]
+    sizes: Callable[[Sequence[Shape], Attributes, Rates], Mapping[str, float]] = lambda shapes, attributes, rates: {}
+    further_rates: Callable[[Sequence[Shape], Attributes, Counts], Rates] = lambda shapes, attributes, counts: {}
+    kernels: Mapping[str, KernelSpec] = field(default_factory=dict)
+
+    @property
+    def decides(self) -> bool:
+        """Whether the operator makes masks (and does not use them)."""
+        return any(port.role is Role.MASK for port in self.outputs)
 
     def input_index(self, name: str) -> int:
         """Position of an input by name; ``ValueError`` if there is none."""
@@ -109,6 +187,21 @@ class OperatorSpec:
     def mask_inputs(self) -> tuple[str, ...]:
         """Names of the inputs that are masks, in order."""
         return tuple(port.name for port in self.inputs if port.role is Role.MASK)
+
+    def output_shapes(self, shapes: Sequence[Shape], attributes: Attributes) -> tuple[Shape, ...]:
+        """Shapes of all outputs; raises ``UsageError`` where the inputs do not fit."""
+        return as_tuple(self.infer_shape(shapes, attributes), nested=True)
+
+    def dense_work(self, shapes: Sequence[Shape], attributes: Attributes, element: float = 4.0) -> Work:
+        """Work with every mask bit set."""
+        return self.work(shapes, attributes, self.expected(shapes, attributes, {}), element)
+
+    def achieved_rates(self, shapes: Sequence[Shape], attributes: Attributes, masks: Masks) -> dict[str, float]:
+        """Rates of real masks, as ``expected`` and ``sizes`` take them: by gate kind, and the further ones."""
+        rates = {kind.name: float(masks[name].mean()) for name, kind in self.gates.items()}
+        if not rates:
+            return {}
+        return {**rates, **self.further_rates(shapes, attributes, self.counts(shapes, attributes, masks))}
 
     def check_attributes(self, attributes: Attributes) -> None:
         """Raise ``UsageError`` unless exactly the declared attributes are given, with the declared lengths."""
@@ -120,6 +213,24 @@ class OperatorSpec:
             if length is not None and len(value) != length:
                 raise UsageError(f"{self.name}: attribute {name} needs {length} values, not {list(value)}.")
 
+    def check(self) -> None:
+        """Raise ``UsageError`` where the parts of the specification contradict each other."""
+        names = [port.name for port in (*self.inputs, *self.outputs)]
+        problems = []
+        if not self.name.isidentifier():
+            problems.append("its name is no identifier")
+        if len(set(names)) != len(names):
+            problems.append("two ports have the same name")
+        if not self.inputs or not self.outputs:
+            problems.append("it needs at least one input and one output")
+        if set(self.gates) != set(self.mask_inputs()):
+            problems.append(f"gates name {sorted(self.gates)}, but its mask inputs are {list(self.mask_inputs())}")
+        optional = [port.optional for port in self.inputs]
+        if optional != sorted(optional):
+            problems.append("an optional input stands before one that is not")
+        if problems:
+            raise UsageError(f"The operator {self.name!r} cannot be registered: {'; '.join(problems)}.")
+
     def function(self, opset: int) -> onnx.FunctionProto:
         """Return the model-local function for a model of the given opset (13 or later)."""
         from onnx import helper
@@ -129,21 +240,25 @@ class OperatorSpec:
         if opset < 13:
             raise UsageError(f"The body of {self.name} needs opset 13 or later, not {opset}.")
         body = Body()
-        result = self.body(body, {port.name: body.input(port.name) for port in self.inputs})
+        results = as_tuple(self.body(body, {port.name: body.input(port.name) for port in self.inputs}))
+        outputs = [port.name for port in self.outputs]
         function = helper.make_function(
             DOMAIN,
             self.name,
             [port.name for port in self.inputs],
-            [self.output.name],
-            body.function_nodes(result, self.output.name),
+            outputs,
+            body.function_nodes(results, outputs),
             [helper.make_opsetid("", opset)],
             [attribute.name for attribute in self.attributes],
         )
         function.doc_string = self.summary
         return function
 
-    def emit(self, inputs: Sequence[torch.Tensor], attributes: Attributes) -> torch.Tensor:
+    def emit(self, inputs: Sequence[torch.Tensor], attributes: Attributes) -> Any:
         """Compute the operator; while an ONNX graph is being captured, write its node instead.
+
+        Returns:
+            The output, or a tuple of several.
 
         Raises:
             UsageError: Shapes or attributes do not fit.
@@ -151,15 +266,33 @@ class OperatorSpec:
         import torch
 
         self.check_attributes(attributes)
-        shape = self.infer_shape([tuple(tensor.shape) for tensor in inputs], attributes)
-        if torch.onnx.is_in_onnx_export():
-            result: torch.Tensor = torch.onnx.ops.symbolic(
-                f"{DOMAIN}::{self.name}",
-                tuple(inputs),
-                attrs={**attributes, "plugin_version": str(self.version), "plugin_namespace": ""},
-                dtype=torch.float32 if self.output.role is Role.MASK else inputs[0].dtype,
-                shape=shape,
-                version=self.version,
-            )
-            return result
-        return self.reference(*inputs, **attributes)
+        shapes = self.output_shapes([tuple(tensor.shape) for tensor in inputs], attributes)
+        if not torch.onnx.is_in_onnx_export():
+            return self.reference(*inputs, **attributes)
+        types = {Element.DATA: inputs[0].dtype, Element.FLOAT: torch.float32, Element.INDEX: torch.int64}
+        results = torch.onnx.ops.symbolic_multi_out(
+            f"{DOMAIN}::{self.name}",
+            tuple(inputs),
+            attrs={**attributes, "plugin_version": str(self.version), "plugin_namespace": ""},
+            dtypes=[types[port.element] for port in self.outputs],
+            shapes=list(shapes),
+            version=self.version,
+        )
+        return results[0] if len(self.outputs) == 1 else tuple(results)
+
+
+def as_tuple(value: Any, *, nested: bool = False) -> tuple[Any, ...]:
+    """One result or several as a tuple; ``nested``: a single result is itself a tuple, of numbers."""
+    if not isinstance(value, tuple):
+        return (value,)
+    return value if not nested or (value and isinstance(value[0], tuple)) else (value,)
+
+
+def no_counts(shapes: Sequence[Shape], attributes: Attributes, masks: Masks) -> Counts:
+    """Counts of an operator without masks, whose work depends on its shapes only (also as ``expected``)."""
+    return {}
+
+
+def per_image(count: float, shapes: Sequence[Shape]) -> npt.NDArray[np.float64]:
+    """The same count for every image of the batch, shape (N,)."""
+    return np.full(shapes[0][0], float(count))

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from dyndeploy.ops import _bottleneck as shared
 from dyndeploy.ops._body import AttributeRef, Body, Value
 from dyndeploy.ops._geometry import Geometry, bottleneck_geometry, require_channel_mask
-from dyndeploy.ops.base import Attributes, Cost, Masks, Port, Role, Shape
+from dyndeploy.ops.base import Attributes, Port, Role, Shape
+from dyndeploy.ops.gates import CHANNEL
 
 if TYPE_CHECKING:
     import torch
@@ -103,10 +104,6 @@ def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geo
     geometry = bottleneck_geometry(name, shapes[0], shapes[2:], attributes)
     require_channel_mask(name, shapes[1], geometry)
     return geometry
-
-
-def _cost(geometry: Geometry, masks: Masks) -> Cost:
-    return shared.bottleneck_cost(geometry, channels=active_channels(masks["mask"], geometry.hidden))
 
 
 @dataclass(frozen=True)
@@ -214,8 +211,8 @@ SPECS = shared.bottleneck_specs(
     NAME,
     "Residual bottleneck on the active hidden channels, skipped channels exact",
     masks=(MASK,),
+    gates={"mask": CHANNEL},
     reference=reference,
     geometry=_geometry,
-    cost=_cost,
     body=_body,
 )

@@ -7,21 +7,37 @@ two logits' weights. The convolutional masker is a 1x1 convolution and ReLU in f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 from onnx import TensorProto
 
 from dyndeploy.errors import UsageError
 from dyndeploy.ops._body import Body, Value
-from dyndeploy.ops.base import Attributes, Cost, Masks, OperatorSpec, Port, Role, Shape
+from dyndeploy.ops.base import (
+    Attributes,
+    Counts,
+    Element,
+    OperatorSpec,
+    Port,
+    Rates,
+    Role,
+    Shape,
+    Work,
+    no_counts,
+    per_image,
+)
+from dyndeploy.ops.spatial_masker import MASKER_KERNELS, masker_sizes
 
 if TYPE_CHECKING:
     import torch
 
 NAME = "ChannelMasker"
-HIDDEN = (Port("hidden_weight", Role.WEIGHT, ("h", "C")), Port("hidden_bias", Role.WEIGHT, ("h",)))
+HIDDEN = (
+    Port("hidden_weight", Role.WEIGHT, ("h", "C"), Element.FLOAT),
+    Port("hidden_bias", Role.WEIGHT, ("h",), Element.FLOAT),
+)
 
 
 def reference(x: torch.Tensor, *layers: torch.Tensor) -> torch.Tensor:
@@ -56,11 +72,21 @@ def _infer_shape(shapes: Sequence[Shape], attributes: Attributes) -> Shape:
     return x[0], width
 
 
-def _cost(shapes: Sequence[Shape], attributes: Attributes, masks: Masks) -> Cost:
-    batch, _ = _infer_shape(shapes, attributes)
-    weights = sum(int(np.prod(shape)) for shape in shapes[1::2])
-    macs = np.full(batch, float(weights))
-    return Cost(macs, macs, 4.0 * (np.prod(shapes[0]) + weights))
+def _work(shapes: Sequence[Shape], attributes: Attributes, counts: Counts, element: float) -> Work:
+    batch, groups = _infer_shape(shapes, attributes)
+    weights = sum(math.prod(shape) for shape in shapes[1::2])
+    return Work(
+        macs=per_image(weights, shapes),
+        read=element * math.prod(shapes[0]),
+        written=4.0 * batch * groups,
+        weights=element * weights,
+    )
+
+
+def _sizes(shapes: Sequence[Shape], attributes: Attributes, rates: Rates) -> Mapping[str, float]:
+    batch, groups = _infer_shape(shapes, attributes)
+    _, height, width, channels = shapes[0]
+    return masker_sizes(batch, (height, width), channels, shapes[1][0] if len(shapes) > 3 else 0, groups)
 
 
 def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
@@ -85,21 +111,26 @@ def _spec(name: str, hidden: bool) -> OperatorSpec:
     return OperatorSpec(
         name=name,
         version=1,
+        kind="channel_masker",
         summary="Channel mask from the pooled block input: logit difference >= 0"
         + (", with a hidden layer." if hidden else "."),
         inputs=(
             Port("x", Role.ACTIVATION, ("N", "H", "W", "C")),
             *(HIDDEN if hidden else ()),
-            Port("weight", Role.WEIGHT, ("G", width)),
-            Port("bias", Role.WEIGHT, ("G",)),
+            Port("weight", Role.WEIGHT, ("G", width), Element.FLOAT),
+            Port("bias", Role.WEIGHT, ("G",), Element.FLOAT),
         ),
-        output=Port("mask", Role.MASK, ("N", "G")),
+        outputs=(Port("mask", Role.MASK, ("N", "G"), Element.FLOAT),),
         attributes=(),
+        gates={},
         reference=reference,
         infer_shape=_infer_shape,
         body=_body,
-        cost=_cost,
-        native_targets=frozenset({"cpu"}),
+        counts=no_counts,
+        expected=no_counts,
+        work=_work,
+        sizes=_sizes,
+        kernels=MASKER_KERNELS,
     )
 
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from dyndeploy.errors import UsageError
 from dyndeploy.ops import _bottleneck as shared
 from dyndeploy.ops._body import AttributeRef, Body, Value
 from dyndeploy.ops._geometry import Geometry, bottleneck_geometry
-from dyndeploy.ops.base import Attributes, Cost, Masks, Port, Role, Shape
+from dyndeploy.ops.base import Attributes, Port, Role, Shape
+from dyndeploy.ops.gates import BLOCK
 from dyndeploy.ops.spatial_bottleneck import reference
 
 NAME = "LayerBottleneck"
@@ -26,13 +25,6 @@ def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geo
     if shapes[1] != expected:
         raise UsageError(f"{name}: the layer mask must be {expected}, not {shapes[1]}.")
     return geometry
-
-
-def _cost(geometry: Geometry, masks: Masks) -> Cost:
-    run = masks["mask"].reshape(-1, 1, 1) > 0.5
-    active = np.broadcast_to(run, (geometry.batch, geometry.out_height, geometry.out_width))
-    needed = np.broadcast_to(run, (geometry.batch, geometry.height, geometry.width))
-    return shared.bottleneck_cost(geometry, active, needed)
 
 
 def _dense(b: Body, inputs: Mapping[str, Value], sizes: shared.Sizes, x: Value, identity: Value) -> Value:
@@ -86,8 +78,8 @@ SPECS = shared.bottleneck_specs(
     NAME,
     "Residual bottleneck that each sample computes or skips as a whole",
     masks=(MASK,),
+    gates={"mask": BLOCK},
     reference=reference,
     geometry=_geometry,
-    cost=_cost,
     body=_body,
 )

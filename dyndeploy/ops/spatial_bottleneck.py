@@ -13,12 +13,11 @@ from dyndeploy.ops import _bottleneck as shared
 from dyndeploy.ops._body import Body, Value
 from dyndeploy.ops._geometry import (
     Geometry,
-    active_pixels,
     bottleneck_geometry,
-    needed_inputs,
     require_spatial_mask,
 )
-from dyndeploy.ops.base import Attributes, Cost, Masks, Port, Role, Shape
+from dyndeploy.ops.base import Attributes, Port, Role, Shape
+from dyndeploy.ops.gates import PATCH
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +72,7 @@ def reference(
     hidden = F.relu(shared.conv3x3(hidden, w2, b2, dilations[0], strides[0], group))
     identity = shared.shortcut(x, wd, bd, strides[0])
     updated = F.relu(identity + F.linear(hidden, w3, b3))
-    active = shared.upsample_spatial_mask(mask, updated.shape[1], updated.shape[2])
+    active = shared.active_outputs(mask, updated.shape[1], updated.shape[2])
     return torch.where(active, updated, identity if wd is None else F.relu(identity))
 
 
@@ -81,11 +80,6 @@ def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geo
     geometry = bottleneck_geometry(name, shapes[0], shapes[2:], attributes)
     require_spatial_mask(name, shapes[1], geometry)
     return geometry
-
-
-def _cost(geometry: Geometry, masks: Masks) -> Cost:
-    active = active_pixels(masks["mask"], geometry)
-    return shared.bottleneck_cost(geometry, active, needed_inputs(active, geometry))
 
 
 def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
@@ -109,8 +103,8 @@ SPECS = shared.bottleneck_specs(
     NAME,
     "Residual bottleneck on the active patches of a spatial mask",
     masks=(MASK,),
+    gates={"mask": PATCH},
     reference=reference,
     geometry=_geometry,
-    cost=_cost,
     body=_body,
 )

@@ -14,22 +14,20 @@ from dyndeploy.ops import _bottleneck as shared
 from dyndeploy.ops._body import Body, Value
 from dyndeploy.ops._geometry import (
     Geometry,
-    active_pixels,
     bottleneck_geometry,
-    needed_inputs,
     require_channel_mask,
     require_spatial_mask,
 )
-from dyndeploy.ops.base import Attributes, Cost, Masks, Shape
+from dyndeploy.ops.base import Attributes, Shape
 from dyndeploy.ops.channel_bottleneck import (
     MASK as CHANNEL_MASK,
 )
 from dyndeploy.ops.channel_bottleneck import (
     StaticParts,
-    active_channels,
     residual_branch,
     static_parts,
 )
+from dyndeploy.ops.gates import CHANNEL, PATCH
 from dyndeploy.ops.spatial_bottleneck import MASK as SPATIAL_MASK
 
 if TYPE_CHECKING:
@@ -85,7 +83,7 @@ def reference(
         x, channel_mask, w1, b1, w2, b2, w3, b3, stride=strides[0], dilation=dilations[0], group=group
     )
     identity = shared.shortcut(x, wd, bd, strides[0])
-    active = shared.upsample_spatial_mask(spatial_mask, branch.shape[1], branch.shape[2])
+    active = shared.active_outputs(spatial_mask, branch.shape[1], branch.shape[2])
     return torch.where(active, F.relu(identity + branch), identity if wd is None else F.relu(identity))
 
 
@@ -94,15 +92,6 @@ def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geo
     require_spatial_mask(name, shapes[1], geometry)
     require_channel_mask(name, shapes[2], geometry)
     return geometry
-
-
-def _cost(geometry: Geometry, masks: Masks) -> Cost:
-    active = active_pixels(masks["spatial_mask"], geometry)
-    channels = active_channels(masks["channel_mask"], geometry.hidden)
-    needed = needed_inputs(active, geometry)
-    # Where no channel is left the constants alone are added; where no pixel is, no channel is computed.
-    needed &= channels.any(axis=1).reshape(-1, 1, 1)
-    return shared.bottleneck_cost(geometry, active, needed, channels)
 
 
 def _sample_body(
@@ -167,8 +156,8 @@ SPECS = shared.bottleneck_specs(
     NAME,
     "Residual bottleneck on active patches and active hidden channels",
     masks=(replace(SPATIAL_MASK, name="spatial_mask"), replace(CHANNEL_MASK, name="channel_mask")),
+    gates={"spatial_mask": PATCH, "channel_mask": CHANNEL},
     reference=reference,
     geometry=_geometry,
-    cost=_cost,
     body=_body,
 )

@@ -7,20 +7,40 @@ operator takes the difference of the two logits' weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 from onnx import TensorProto
 
 from dyndeploy.errors import UsageError
 from dyndeploy.ops._body import Body, Value
-from dyndeploy.ops.base import Attribute, Attributes, Cost, Masks, OperatorSpec, Port, Role, Shape
+from dyndeploy.ops.base import (
+    Attribute,
+    Attributes,
+    Counts,
+    Element,
+    KernelSpec,
+    OperatorSpec,
+    Port,
+    Rates,
+    Role,
+    Shape,
+    Work,
+    no_counts,
+    per_image,
+)
 
 if TYPE_CHECKING:
     import torch
 
 NAME = "SpatialMasker"
+MASKER_KERNELS = {
+    "cpu": KernelSpec(),
+    "cuda": KernelSpec(precisions=("fp32", "fp16")),
+    "tensorrt": KernelSpec(precisions=("fp32", "fp16")),
+}
+"""Every family decides in float; ``fp16`` means that the block input may be half."""
 
 
 def reference(
@@ -56,11 +76,37 @@ def _infer_shape(shapes: Sequence[Shape], attributes: Attributes) -> Shape:
     return x[0], weight[0], mask_height, mask_width
 
 
-def _cost(shapes: Sequence[Shape], attributes: Attributes, masks: Masks) -> Cost:
+def _work(shapes: Sequence[Shape], attributes: Attributes, counts: Counts, element: float) -> Work:
     batch, groups, mask_height, mask_width = _infer_shape(shapes, attributes)
-    channels = shapes[0][3]
-    macs = np.full(batch, float(groups * channels * mask_height * mask_width))
-    return Cost(macs, macs, 4.0 * (np.prod(shapes[0]) + groups * channels))
+    weights, positions = groups * shapes[0][3], mask_height * mask_width
+    return Work(
+        macs=per_image(weights * positions, shapes),
+        read=element * math.prod(shapes[0]),
+        written=4.0 * batch * groups * positions,
+        weights=element * weights,
+    )
+
+
+def _sizes(shapes: Sequence[Shape], attributes: Attributes, rates: Rates) -> Mapping[str, float]:
+    batch, groups, mask_height, mask_width = _infer_shape(shapes, attributes)
+    _, height, width, channels = shapes[0]
+    return masker_sizes(batch, (height, width), channels, 0, groups, (mask_height, mask_width))
+
+
+def masker_sizes(
+    batch: int, size: tuple[int, int], cin: int, cmid: int, cout: int, mask_size: tuple[int, int] = (1, 1)
+) -> Mapping[str, float]:
+    """Sizes of a masker: of its input, its hidden layer (0: none), its decisions and its mask."""
+    return {
+        "batch": batch,
+        "h": size[0],
+        "w": size[1],
+        "cin": cin,
+        "cout": cout,
+        "cmid": cmid,
+        "mask_h": mask_size[0],
+        "mask_w": mask_size[1],
+    }
 
 
 def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
@@ -94,18 +140,23 @@ SPECS = (
     OperatorSpec(
         name=NAME,
         version=1,
+        kind="spatial_masker",
         summary="Spatial mask from the block input: pooled logit difference >= 0.",
         inputs=(
             Port("x", Role.ACTIVATION, ("N", "H", "W", "C")),
-            Port("weight", Role.WEIGHT, ("g", "C")),
-            Port("bias", Role.WEIGHT, ("g",)),
+            Port("weight", Role.WEIGHT, ("g", "C"), Element.FLOAT),
+            Port("bias", Role.WEIGHT, ("g",), Element.FLOAT),
         ),
-        output=Port("mask", Role.MASK, ("N", "g", "mh", "mw")),
+        outputs=(Port("mask", Role.MASK, ("N", "g", "mh", "mw"), Element.FLOAT),),
         attributes=(Attribute("mask_height"), Attribute("mask_width")),
+        gates={},
         reference=reference,
         infer_shape=_infer_shape,
         body=_body,
-        cost=_cost,
-        native_targets=frozenset({"cpu"}),
+        counts=no_counts,
+        expected=no_counts,
+        work=_work,
+        sizes=_sizes,
+        kernels=MASKER_KERNELS,
     ),
 )

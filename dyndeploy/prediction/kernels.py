@@ -17,7 +17,8 @@ from dyndeploy.errors import BundleError, UsageError, unknown_name
 from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, static_shapes
 from dyndeploy.ops import OPERATORS
 from dyndeploy.ops.base import Role, Shape
-from dyndeploy.prediction.densities import dilated_density, union
+from dyndeploy.ops.densities import dilated_density
+from dyndeploy.prediction.densities import union
 from dyndeploy.prediction.laudnet.blocks import Rates, checked_rates
 
 if TYPE_CHECKING:
@@ -856,7 +857,12 @@ class GraphWalker:
             rate = rates.spatial if len(shape) == 4 else rates.channel
             bits = np.arange(math.prod(shape[1:])) < round(rate * math.prod(shape[1:]))
             masks[port] = np.stack([generator.permutation(bits) for _ in range(shape[0])]).reshape(shape)
-        cost = spec.cost(shapes, attributes, {port: mask.astype(np.float32) for port, mask in masks.items()})
+        cost = spec.work(
+            shapes,
+            attributes,
+            spec.counts(shapes, attributes, {port: mask.astype(np.float32) for port, mask in masks.items()}),
+            4.0,
+        )
         element = ELEMENT_BYTES[self.precision]
         weights = sum(
             math.prod(shape) for port, shape in zip(spec.inputs, shapes, strict=True) if port.role is Role.WEIGHT
@@ -868,7 +874,7 @@ class GraphWalker:
             block,
             _snake(op_type),
             float(cost.macs.sum()),
-            float(cost.dense_macs.sum()),
+            float(spec.dense_work(shapes, attributes).macs * shapes[0][0]),
             float(element * math.prod(x)),
             float(written),
             float(element * weights),

@@ -78,7 +78,7 @@ class Target:
                     f"TensorRT {self.runtime_version} plugin with a fused kernel, built on the board; "
                     "not yet confirmed on this board"
                 )
-            elif self.operator_kernels in spec.native_targets:
+            elif self.operator_kernels in spec.kernels:
                 how, note = "native", "fused kernel; the function body where the library is absent"
             else:
                 how, note = "body", "standard operators of the function body"

@@ -15,16 +15,15 @@ from onnx import TensorProto, helper, numpy_helper
 from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.graphs.tensorrt import (
     PrecisionPlan,
-    border_bias,
     float_nodes,
     missing_creators,
     precision_plan,
-    skipped_output,
     tensorrt_model,
     to_half,
 )
 from dyndeploy.measure.laziness import CHANNELS, LAYERS, SIDE, branch_model
 from dyndeploy.ops import DOMAIN, OPERATORS
+from dyndeploy.ops._bottleneck import border_bias, skipped_output
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.targets import load_target
 from tests.bundles import MODES, SIZE, tiny_models

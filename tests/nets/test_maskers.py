@@ -11,11 +11,9 @@ from dyndeploy.nets.maskers import (
     MlpChannelMasker,
     SpatialMasker,
     decide,
-    dilate_mask,
     expand_groups,
-    nearest_indices,
-    upsample_mask,
 )
+from dyndeploy.ops.masks import dilate_mask, nearest_index, upsample_mask
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +33,7 @@ def _differing(lengths: range, granularities: list[int]) -> list[tuple[int, int]
         for length in lengths
         for granularity in granularities
         if not torch.equal(
-            nearest_indices(max(1, length // granularity), length),
+            torch.from_numpy(nearest_index(length, max(1, length // granularity))),
             _interpolate(max(1, length // granularity), length),
         )
     ]
@@ -53,7 +51,7 @@ def test_nearest_equals_interpolate_where_it_is_used() -> None:
 def test_nearest_is_exact_where_interpolate_is_not() -> None:
     # 41 * (2 / 82) rounds below 1 in float32; pixel 41 is the first of the second patch all the same.
     assert _interpolate(2, 82)[41] == 0
-    assert nearest_indices(2, 82).tolist() == [0] * 41 + [1] * 41
+    assert nearest_index(82, 2).tolist() == [0] * 41 + [1] * 41
 
 
 def test_upsampling_is_not_square_only() -> None:

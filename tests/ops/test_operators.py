@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from dyndeploy.errors import UsageError
-from dyndeploy.ops import DOMAIN, OPERATORS, Role, operator
+from dyndeploy.ops import DOMAIN, OPERATORS, Role, Work, operator
 from tests.ops.cases import Case, any_case, build
 
 OPSETS = (13, 18)
@@ -63,7 +63,7 @@ def run_body(case: Case, opset: int, *, constant_weights: bool = True) -> np.nda
 
 def assert_body_agrees(case: Case, opset: int) -> None:
     expected = case.reference().numpy()
-    if case.spec.output.role is Role.MASK:
+    if case.spec.decides:
         # A bit may differ only where the logit is within rounding of zero: exclude those bits, keep the rest exact.
         double = Case(case.spec, tuple(tensor.double() for tensor in case.inputs), case.attributes)
         bias = double.inputs[-1]
@@ -114,7 +114,7 @@ def test_every_face_is_there(name: str) -> None:
     assert spec.version >= 1
     assert spec.summary.endswith(".")
     assert spec.inputs[0].role is Role.ACTIVATION
-    assert "cpu" in spec.native_targets
+    assert set(spec.kernels) == {"cpu", "cuda", "tensorrt"}
     function = spec.function(13)
     assert list(function.input) == [port.name for port in spec.inputs]
     assert list(function.attribute) == [attribute.name for attribute in spec.attributes]
@@ -140,20 +140,60 @@ def test_unknown_operator_names_the_nearest() -> None:
         operator("SpatialBotleneck")
 
 
-@pytest.mark.parametrize("name", [n for n in OPERATORS if "Bottleneck" in n])
+def work(case: Case, masks: dict[str, np.ndarray]) -> Work:
+    return case.spec.work(case.shapes, case.attributes, case.spec.counts(case.shapes, case.attributes, masks), 4.0)
+
+
+BOTTLENECKS = [name for name in OPERATORS if "Bottleneck" in name]
+
+
+@pytest.mark.parametrize("name", BOTTLENECKS)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_cost_counts_what_the_masks_leave(name: str, data: st.DataObject) -> None:
+def test_work_counts_what_the_masks_leave(name: str, data: st.DataObject) -> None:
     case = data.draw(any_case(name))
-    cost = case.spec.cost(case.shapes, case.attributes, case.masks())
-    everything = case.spec.cost(case.shapes, case.attributes, {k: np.ones_like(v) for k, v in case.masks().items()})
-    nothing = case.spec.cost(case.shapes, case.attributes, {k: np.zeros_like(v) for k, v in case.masks().items()})
+    some = work(case, case.masks())
+    everything = work(case, {k: np.ones_like(v) for k, v in case.masks().items()})
+    nothing = work(case, {k: np.zeros_like(v) for k, v in case.masks().items()})
     np.testing.assert_allclose(nothing.macs, counted_macs(case, "shortcut"))
-    np.testing.assert_allclose(everything.dense_macs, counted_macs(case, "dense"))
-    assert np.all(nothing.macs <= cost.macs)
-    assert np.all(cost.macs <= cost.dense_macs)
-    assert np.all(everything.macs <= everything.dense_macs)
-    assert cost.bytes <= everything.bytes
+    np.testing.assert_allclose(case.spec.dense_work(case.shapes, case.attributes).macs, counted_macs(case, "dense"))
+    assert np.all(nothing.macs <= some.macs)
+    assert np.all(some.macs <= everything.macs)
+    assert np.all(everything.macs <= counted_macs(case, "dense") * (1 + 1e-12))
+    assert some.weights <= everything.weights
+    assert some.read == everything.read == 4 * np.prod(case.shapes[0])
+    assert some.written == 4 * case.reference().numel()
+
+
+@pytest.mark.parametrize("name", BOTTLENECKS)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_one_formula_for_arrays_and_tensors(name: str, data: st.DataObject) -> None:
+    case = data.draw(any_case(name))
+    tensors = {key: torch.from_numpy(mask).double().requires_grad_() for key, mask in case.masks().items()}
+    expected, found = work(case, case.masks()), work(case, tensors)
+    np.testing.assert_allclose(found.macs.detach().numpy(), expected.macs, rtol=1e-12)
+    assert float(found.weights.detach()) == pytest.approx(expected.weights, rel=1e-12)
+    found.macs.sum().backward()
+    assert all(torch.isfinite(mask.grad).all() for mask in tensors.values() if mask.grad is not None)
+
+
+@pytest.mark.parametrize("name", BOTTLENECKS)
+def test_expected_counts_are_the_mean_over_random_masks(name: str) -> None:
+    case = build(name, size=(12, 10), mask_size=(4, 3), channel_groups=6, hidden=12, out_channels=8, stride=2)
+    generator = np.random.default_rng(0)
+    rates = {kind.name: 0.5 for kind in case.spec.gates.values()}
+
+    def drawn(port: str, shape: tuple[int, ...]) -> np.ndarray:
+        if case.spec.gates[port].name == "channel":  # exactly half of the groups, as forced masks have them
+            return generator.permutation(np.arange(shape[1]) % 2).reshape(shape).astype(np.float32)
+        return (generator.random(shape) < 0.5).astype(np.float32)
+
+    draws = [work(case, {k: drawn(k, v.shape) for k, v in case.masks().items()}).macs for _ in range(400)]
+    expected = case.spec.work(
+        case.shapes, case.attributes, case.spec.expected(case.shapes, case.attributes, rates), 4.0
+    )
+    assert expected.macs == pytest.approx(np.mean(draws), rel=0.05)
 
 
 def counted_macs(case: Case, part: str) -> float:
@@ -169,21 +209,26 @@ def counted_macs(case: Case, part: str) -> float:
     return height * width * channels * hidden + out_height * out_width * per_out_pixel + shortcut
 
 
-def test_spatial_cost_of_one_patch_by_hand() -> None:
+def test_spatial_work_of_one_patch_by_hand() -> None:
     # 8x8 map, one active 4x4 patch in the corner: conv1 on 5x5 pixels, conv2 and conv3 on 4x4.
     case = build("SpatialBottleneck", channels=8, hidden=6, mask_size=(2, 2))
     mask = np.zeros((1, 1, 2, 2), np.float32)
     mask[0, 0, 0, 0] = 1
-    cost = case.spec.cost(case.shapes, case.attributes, {"mask": mask})
-    assert cost.macs.tolist() == [25 * 8 * 6 + 16 * (9 * 6 * 6 + 6 * 8)]
-    assert cost.bytes == 4 * (25 * 8 + 16 * 8 + (8 * 6 + 9 * 36 + 6 * 8))
+    found = work(case, {"mask": mask})
+    assert found.macs.tolist() == [25 * 8 * 6 + 16 * (9 * 6 * 6 + 6 * 8)]
+    assert found.weights == 4 * (8 * 6 + 9 * 36 + 6 * 8)
+    assert case.spec.achieved_rates(case.shapes, case.attributes, {"mask": mask}) == {
+        "spatial": 0.25,
+        "conv1": 25 / 64,
+        "conv2": 0.25,
+    }
 
 
-def test_channel_cost_by_hand() -> None:
+def test_channel_work_by_hand() -> None:
     # 6 hidden channels in 3 groups, one group on: 2 channels.
     case = build("ChannelBottleneck", channels=8, hidden=6, channel_groups=3)
-    cost = case.spec.cost(case.shapes, case.attributes, {"mask": np.array([[1, 0, 0]], np.float32)})
-    assert cost.macs.tolist() == [64 * (8 * 2 + 9 * 2 * 2 + 2 * 8)]
+    found = work(case, {"mask": np.array([[1, 0, 0]], np.float32)})
+    assert found.macs.tolist() == [64 * (8 * 2 + 9 * 2 * 2 + 2 * 8)]
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -192,6 +237,6 @@ def test_reference_in_double_and_half(name: str) -> None:
     double = Case(case.spec, tuple(tensor.double() for tensor in case.inputs), case.attributes).reference()
     torch.testing.assert_close(double.float(), case.reference(), rtol=1e-4, atol=1e-4)
     half = Case(case.spec, tuple(tensor.half() for tensor in case.inputs), case.attributes).reference()
-    assert half.dtype == (torch.float32 if case.spec.output.role is Role.MASK else torch.float16)
-    if case.spec.output.role is not Role.MASK:
+    assert half.dtype == (torch.float32 if case.spec.decides else torch.float16)
+    if not case.spec.decides:
         torch.testing.assert_close(half.float(), case.reference(), rtol=2e-2, atol=2e-2)

@@ -5,11 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dyndeploy.ops.densities import dilated_density, reach
 from dyndeploy.prediction.densities import (
     ExpectedBusiestTile,
     SampledBusiestTile,
-    dilated_density,
-    reach,
     union,
 )
 

@@ -141,7 +141,7 @@ def test_the_operators_are_the_same(described: Described) -> None:
     for name, spec in OPERATORS.items():
         assert described.attributes[name] == [(a.name, a.length or 1) for a in spec.attributes]
         assert [port for port, _, _ in described.inputs[name]] == tensorrt_inputs(spec)
-        assert described.output[name][0] == spec.output.name
+        assert described.output[name][0] == spec.outputs[0].name
 
 
 def test_element_types(described: Described) -> None:
@@ -149,7 +149,7 @@ def test_element_types(described: Described) -> None:
         weights = {"w1", "w2", "w3", "wd"}
         for port, _, element in described.inputs[name]:
             assert element == ("data" if port in weights | {"x"} else "float"), (name, port)
-        assert described.output[name][2] == ("float" if spec.output.role is Role.MASK else "data")
+        assert described.output[name][2] == ("float" if spec.decides else "data")
 
 
 @pytest.mark.parametrize("name", sorted(OPERATORS))

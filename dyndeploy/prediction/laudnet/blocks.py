@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from dyndeploy.errors import UsageError
-from dyndeploy.prediction.densities import dilated_density, union
+from dyndeploy.ops.densities import dilated_density
+from dyndeploy.prediction.densities import union
 from dyndeploy.prediction.laudnet.fixes import Fix
 from dyndeploy.prediction.laudnet.network_spec import BlockSpec, MaskerSpec, NetworkSpec
 from dyndeploy.prediction.laudnet.operators import Operator
