@@ -193,7 +193,7 @@ def test_expected_counts_are_the_mean_over_random_masks(name: str) -> None:
     expected = case.spec.work(
         case.shapes, case.attributes, case.spec.expected(case.shapes, case.attributes, rates), 4.0
     )
-    assert expected.macs == pytest.approx(np.mean(draws), rel=0.05)
+    assert expected.macs == pytest.approx(np.mean(draws), rel=0.1)
 
 
 def counted_macs(case: Case, part: str) -> float:
