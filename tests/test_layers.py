@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "dyndeploy"
 FLOORS = (
     {"errors"},
     {"files"},
-    {"ops", "data"},
-    {"targets"},
+    {"ops", "data", "confidences"},
+    {"targets", "blocks"},
     {"nets", "bundle"},
     {"graphs"},
     {"runtimes", "prediction"},

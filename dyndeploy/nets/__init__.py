@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dyndeploy.blocks.macs import exit_macs
 from dyndeploy.nets.checkpoints import LoadReport, load_checkpoint, save_checkpoint
-from dyndeploy.nets.dyn_perceiver import DynPerceiver, DynPerceiverConfig, Segment
+from dyndeploy.nets.dyn_perceiver import DynPerceiver, DynPerceiverConfig
 from dyndeploy.nets.laud_resnet import (
     LaudBottleneck,
     LaudResNet,
@@ -11,7 +12,7 @@ from dyndeploy.nets.laud_resnet import (
     full_flops,
     static_macs,
 )
-from dyndeploy.nets.perceiver_costs import exit_macs, official_flops
+from dyndeploy.nets.perceiver_costs import official_flops
 from dyndeploy.nets.registry import (
     ModelInfo,
     Preprocessing,
@@ -35,7 +36,6 @@ __all__ = [
     "LoadReport",
     "ModelInfo",
     "Preprocessing",
-    "Segment",
     "create_model",
     "exit_macs",
     "full_flops",

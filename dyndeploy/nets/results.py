@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
-
-def mask_name(block: str, kind: str) -> str:
-    """Name of a mask in graphs and results, e.g. ``mask/layer1.0/spatial``.
-
-    Args:
-        block: Dotted module name of the block.
-        kind: ``"spatial"``, ``"layer"`` or ``"channel"``.
-    """
-    return f"mask/{block}/{kind}"
+from dyndeploy.blocks.outputs import LOGITS
 
 
 class BlockMasks(NamedTuple):
@@ -69,12 +62,23 @@ class DynamicOutput(NamedTuple):
     flops: Tensor
     flops_ratio: Tensor
 
+    def outputs(self) -> dict[str, Tensor]:
+        """Return what a deployed network gives: the logits."""
+        return {LOGITS: self.logits}
+
 
 class ExitOutput(NamedTuple):
     """Result of one forward pass of a network with early exits.
 
     Attributes:
-        logits: Class scores (N, num_classes) of every exit, in the order of their cost.
+        logits: Class scores (N, num_classes) of the last exit.
+        exits: Class scores of every exit, in the official order, which is that of their cost.
     """
 
-    logits: tuple[Tensor, ...]
+    logits: Tensor
+    exits: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, exits: Sequence[Tensor]) -> ExitOutput:
+        """Return the result of a network with these logits, the last exit's last."""
+        return cls(exits[-1], tuple(exits))
