@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dyndeploy"
 FLOORS = (
     {"errors"},
-    {"files"},
-    {"ops", "data"},
+    {"files", "fields"},
+    {"ops", "data", "precisions"},
     {"targets"},
     {"nets", "bundle"},
     {"graphs"},
