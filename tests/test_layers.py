@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dyndeploy"
 FLOORS = (
     {"errors"},
-    {"files"},
-    {"ops", "data", "confidences"},
+    {"files", "fields"},
+    {"ops", "data", "confidences", "precisions"},
     {"targets", "blocks"},
     {"nets", "bundle"},
     {"graphs"},

@@ -6,14 +6,14 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 from dyndeploy.errors import BundleError, UsageError
+from dyndeploy.fields import Document, Field
+from dyndeploy.precisions import cpu_precision
 
 SCHEMA_VERSION = 1
 SEAL = "manifest_sha256"
@@ -23,9 +23,7 @@ LOGITS, CONFIDENCE = "logits", "confidence"
 """Names of the outputs that every stage has."""
 
 _MASK_RANKS = {"spatial": 4, "channel": 2, "layer": 4}
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-T = TypeVar("T")
+_DOCUMENT = Document("bundle.json", "Export the bundle again.", BundleError)
 
 
 @dataclass(frozen=True)
@@ -221,8 +219,8 @@ class Manifest:
 
     @property
     def cpu_precision(self) -> str:
-        """What the dynamic bottlenecks compute in on a CPU: ``"fp16"`` is the plan of an engine and changes nothing."""
-        return "fp32" if self.precision == "fp16" else self.precision
+        """What the dynamic bottlenecks compute in on a CPU; raises ``UsageError`` for a precision that a CPU cannot run."""
+        return cpu_precision(self.precision)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -252,7 +250,7 @@ class Manifest:
                 f"The bundle has schema version {version!r}; this release reads version {SCHEMA_VERSION}. "
                 "Export it again with this release."
             )
-        root = _Field("", value)
+        root = _DOCUMENT.root(value)
         manifest = cls(
             network=_network(root["network"]),
             target=root["target"].text(),
@@ -268,10 +266,10 @@ class Manifest:
             preprocessing=_preprocessing(root["preprocessing"]),
             reference=_reference(root["reference"]),
             static_macs=root["static_macs"].count(),
-            network_spec=root["network_spec"].mapping(lambda item: item.value),
+            network_spec=root["network_spec"].facts(),
             files=_files(root["files"]),
-            tools=root["tools"].mapping(_Field.text),
-            notes=root["notes"].sequence(_Field.text),
+            tools=root["tools"].mapping(Field.text),
+            notes=root["notes"].sequence(Field.text),
             exits=root.get("exits").optional(_exits),
         )
         tensors = [tensor.name for tensor in (*manifest.inputs, *manifest.outputs)]
@@ -291,100 +289,40 @@ def sealed(value: dict[str, Any]) -> dict[str, Any]:
     return content | {SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
-@dataclass(frozen=True)
-class _Field:
-    """A value of the JSON with its place, so that every complaint names the field."""
-
-    place: str
-    value: Any
-
-    def require(self, condition: bool, wanted: str) -> None:
-        if not condition:
-            shown = repr(self.value)
-            raise BundleError(
-                f"bundle.json is malformed: {self.place} must be {wanted}, not "
-                f"{shown if len(shown) <= 60 else shown[:57] + '...'}. Export the bundle again."
-            )
-
-    def __getitem__(self, key: str) -> _Field:
-        self.require(isinstance(self.value, dict), "an object")
-        place = f"{self.place}.{key}" if self.place else key
-        if key not in self.value:
-            raise BundleError(f"bundle.json is malformed: {place} is missing. Export the bundle again.")
-        return _Field(place, self.value[key])
-
-    def get(self, key: str) -> _Field:
-        """As ``[key]``; what is missing is None."""
-        self.require(isinstance(self.value, dict), "an object")
-        return self[key] if key in self.value else _Field(key, None)
-
-    def text(self) -> str:
-        self.require(isinstance(self.value, str) and self.value != "", "a non-empty text")
-        return str(self.value)
-
-    def count(self) -> int:
-        self.require(type(self.value) is int and self.value >= 1, "a whole number of at least 1")
-        return int(self.value)
-
-    def number(self, least: float = -math.inf, most: float = math.inf) -> float:
-        # Compared with the largest float, since a JSON integer may be finite and still be none.
-        finite = type(self.value) in (int, float) and abs(self.value) <= sys.float_info.max
-        self.require(finite and least <= self.value <= most, f"a finite number in [{least:g}, {most:g}]")
-        return float(self.value)
-
-    def sha256(self) -> str:
-        self.require(isinstance(self.value, str) and bool(_SHA256.fullmatch(self.value)), "a SHA-256 in hex")
-        return str(self.value)
-
-    def optional(self, parse: Callable[[_Field], T]) -> T | None:
-        return None if self.value is None else parse(self)
-
-    def sequence(self, parse: Callable[[_Field], T], *, at_least: int = 0, length: int | None = None) -> tuple[T, ...]:
-        self.require(isinstance(self.value, (list, tuple)), "a list")
-        self.require(len(self.value) >= at_least, "a list that is not empty")
-        self.require(length in (None, len(self.value)), f"a list of {length}")
-        return tuple(parse(_Field(f"{self.place}[{index}]", item)) for index, item in enumerate(self.value))
-
-    def mapping(self, parse: Callable[[_Field], T]) -> dict[str, T]:
-        self.require(isinstance(self.value, dict), "an object")
-        return {key: parse(_Field(f"{self.place}[{key!r}]", item)) for key, item in self.value.items()}
-
-
-def _network(item: _Field) -> NetworkInfo:
+def _network(item: Field) -> NetworkInfo:
     return NetworkInfo(
         name=item["name"].text(),
         mode=item["mode"].text(),
-        granularity=item["granularity"].sequence(_Field.count),
-        channel_granularity=item["channel_granularity"].sequence(_Field.count),
+        granularity=item["granularity"].sequence(Field.count),
+        channel_granularity=item["channel_granularity"].sequence(Field.count),
         num_classes=item["num_classes"].count(),
-        options=item["options"].mapping(lambda option: option.value),
-        checkpoint=item["checkpoint"].optional(_Field.text),
-        checkpoint_sha256=item["checkpoint_sha256"].optional(_Field.sha256),
+        options=item["options"].facts(),
+        checkpoint=item["checkpoint"].optional(Field.text),
+        checkpoint_sha256=item["checkpoint_sha256"].optional(Field.sha256),
     )
 
 
-def _shape(item: _Field) -> tuple[int, ...]:
-    return item.sequence(_Field.count, at_least=1)
+def _shape(item: Field) -> tuple[int, ...]:
+    return item.sequence(Field.count, at_least=1)
 
 
-def _pair(item: _Field) -> tuple[int, int]:
-    height, width = item.sequence(_Field.count, length=2)
+def _pair(item: Field) -> tuple[int, int]:
+    height, width = item.sequence(Field.count, length=2)
     return height, width
 
 
-def _tensor(item: _Field) -> TensorInfo:
+def _tensor(item: Field) -> TensorInfo:
     return TensorInfo(item["name"].text(), _shape(item["shape"]), item["dtype"].text())
 
 
-def _mask(item: _Field) -> MaskInfo:
-    kind = item["kind"].text()
-    item["kind"].require(kind in _MASK_RANKS, f"one of {', '.join(_MASK_RANKS)}")
+def _mask(item: Field) -> MaskInfo:
+    kind = item["kind"].one_of(*_MASK_RANKS)
     shape = _shape(item["shape"])
     item["shape"].require(len(shape) == _MASK_RANKS[kind], f"of rank {_MASK_RANKS[kind]} for a {kind} mask")
     return MaskInfo(item["name"].text(), item["block"].text(), kind, shape)
 
 
-def _operator(item: _Field) -> OperatorInfo:
+def _operator(item: Field) -> OperatorInfo:
     return OperatorInfo(
         node=item["node"].text(),
         op_type=item["op_type"].text(),
@@ -393,9 +331,9 @@ def _operator(item: _Field) -> OperatorInfo:
     )
 
 
-def _preprocessing(item: _Field) -> PreprocessingInfo:
-    red, green, blue = item["mean"].sequence(_Field.number, length=3)
-    deviations = item["std"].sequence(_Field.number, length=3)
+def _preprocessing(item: Field) -> PreprocessingInfo:
+    red, green, blue = item["mean"].sequence(Field.number, length=3)
+    deviations = item["std"].sequence(Field.number, length=3)
     item["std"].require(min(deviations) > 0, "positive")
     return PreprocessingInfo(
         resize=item["resize"].count(),
@@ -405,7 +343,7 @@ def _preprocessing(item: _Field) -> PreprocessingInfo:
     )
 
 
-def _reference(item: _Field) -> ReferenceInfo:
+def _reference(item: Field) -> ReferenceInfo:
     return ReferenceInfo(
         source=item["source"].text(),
         images=item["images"].count(),
@@ -414,15 +352,14 @@ def _reference(item: _Field) -> ReferenceInfo:
     )
 
 
-def _exits(item: _Field) -> ExitsInfo:
+def _exits(item: Field) -> ExitsInfo:
     stages = item["stages"].sequence(_stage, at_least=1)
     exits = [stage.exit for stage in stages]
     item["stages"].require(exits == sorted(set(exits)), "in order of their exits")
-    item["dynamic_batch"].require(isinstance(item["dynamic_batch"].value, bool), "true or false")
     _require_unique("stages", (stage.file for stage in stages))
     carried: dict[str, TensorInfo] = {}
     for index, stage in enumerate(stages):
-        place = _Field(f"exits.stages[{index}]", stage.file)
+        place = Field(_DOCUMENT, f"exits.stages[{index}]", stage.file)
         if index:
             unknown = [info.name for info in stage.inputs if carried.get(info.name) != info]
             place.require(not unknown, f"a stage whose inputs earlier stages carry ({', '.join(unknown)} differ)")
@@ -431,12 +368,12 @@ def _exits(item: _Field) -> ExitsInfo:
     return ExitsInfo(
         stages=stages,
         thresholds=item["thresholds"].mapping(lambda entry: _thresholds(entry, len(stages))),
-        disabled=item["disabled"].sequence(_Field.count),
-        dynamic_batch=item["dynamic_batch"].value,
+        disabled=item["disabled"].sequence(Field.count),
+        dynamic_batch=item["dynamic_batch"].boolean(),
     )
 
 
-def _stage(item: _Field) -> StageInfo:
+def _stage(item: Field) -> StageInfo:
     return StageInfo(
         file=item["file"].text(),
         exit=item["exit"].count(),
@@ -446,8 +383,8 @@ def _stage(item: _Field) -> StageInfo:
     )
 
 
-def _thresholds(item: _Field, stages: int) -> ThresholdInfo:
-    *values, last = item["values"].sequence(lambda value: value.optional(_Field.number), length=stages)
+def _thresholds(item: Field, stages: int) -> ThresholdInfo:
+    *values, last = item["values"].sequence(lambda value: value.optional(Field.number), length=stages)
     item["values"].require(last is None and None not in values, "numbers, and null for the last stage")
     return ThresholdInfo(
         values=(*(value for value in values if value is not None), -math.inf),
@@ -459,13 +396,13 @@ def _thresholds(item: _Field, stages: int) -> ThresholdInfo:
     )
 
 
-def _files(item: _Field) -> dict[str, str]:
-    checksums = item.mapping(_Field.sha256)
+def _files(item: Field) -> dict[str, str]:
+    checksums = item.mapping(Field.sha256)
     for name in checksums:
         path = PurePosixPath(name)
         # A checksum of a file elsewhere would make checking a foreign bundle read that file.
         inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
-        _Field(f"files[{name!r}]", name).require(inside, "a path inside the bundle")
+        Field(_DOCUMENT, f"files[{name!r}]", name).require(inside, "a path inside the bundle")
     return checksums
 
 
@@ -473,5 +410,5 @@ def _require_unique(place: str, names: Iterable[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise BundleError(f"bundle.json is malformed: {place} name {name!r} twice. Export the bundle again.")
+            raise _DOCUMENT.complaint(f"{place} name {name!r} twice")
         seen.add(name)

@@ -18,14 +18,15 @@ from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, 
 from dyndeploy.ops import OPERATORS
 from dyndeploy.ops.base import Role, Shape
 from dyndeploy.ops.densities import dilated_density
+from dyndeploy.precisions import PRECISIONS
 from dyndeploy.prediction.densities import union
 from dyndeploy.prediction.laudnet.blocks import Rates, checked_rates
 
 if TYPE_CHECKING:
     import onnx
 
-ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
-"""Bytes of an element by precision."""
+ELEMENT_BYTES = {name: PRECISIONS[name].element_bytes for name in ("fp32", "fp16", "int8")}
+"""Bytes of an element by precision that can be priced."""
 
 UNKNOWN = "unknown:"
 """Kind of an operator that no class of kernels stands for: ``"unknown:<OpType>"``."""
