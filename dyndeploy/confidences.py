@@ -38,6 +38,11 @@ def entropy(logits: FloatArray) -> FloatArray:
     return sure
 
 
+def confidences(logits: FloatArray, measure: str = "max_softmax") -> FloatArray:
+    """Return how sure an exit is of each image, (N,) for logits (N, classes), as the stages compute it."""
+    return CONFIDENCES[measure](logits)
+
+
 CONFIDENCES: Mapping[str, Callable[[FloatArray], FloatArray]] = {
     "max_softmax": max_softmax,
     "margin": margin,

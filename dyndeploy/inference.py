@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from dyndeploy.bundle import LOGITS, Bundle
+from dyndeploy.confidences import confidences
 from dyndeploy.data import load_image
 from dyndeploy.errors import UsageError, unknown_name
 from dyndeploy.runtimes import OnnxRuntimeSession, Session, TensorRTSession, open_staged
 from dyndeploy.runtimes.base import Array
-from dyndeploy.runtimes.staged import RUNTIMES, confidences
+from dyndeploy.runtimes.staged import RUNTIMES
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from dyndeploy.confidences import CONFIDENCES
 from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.fields import Document, Field
+from dyndeploy.ops.gates import GATE_KINDS
 from dyndeploy.precisions import cpu_precision
 
 SCHEMA_VERSION = 1
@@ -22,7 +24,6 @@ SEAL = "manifest_sha256"
 LOGITS, CONFIDENCE = "logits", "confidence"
 """Names of the outputs that every stage has."""
 
-_MASK_RANKS = {"spatial": 4, "channel": 2, "layer": 4}
 _DOCUMENT = Document("bundle.json", "Export the bundle again.", BundleError)
 
 
@@ -42,14 +43,16 @@ class MaskInfo:
     Attributes:
         name: Tensor name, e.g. ``"mask/layer1.0/spatial"``.
         block: Dotted module name of the block, e.g. ``"layer1.0"``.
-        kind: ``"spatial"``, ``"channel"`` or ``"layer"``.
-        shape: (N, 1, mh, mw), or (N, G) for a channel mask.
+        kind: Name of the kind of its gate, e.g. ``"spatial"``, ``"channel"`` or ``"layer"``.
+        shape: Its shape, with the axes of its kind: (N, 1, mh, mw) for a spatial mask, (N, G) for a channel mask.
+        stage: Index of the stage whose graph makes it; None for a network that is one graph.
     """
 
     name: str
     block: str
     kind: str
     shape: tuple[int, ...]
+    stage: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,16 +67,30 @@ class OperatorInfo:
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """The network that was exported: registered name and every option it was built with."""
+    """The network that was exported.
+
+    Attributes:
+        name: Registered name, or name of the class of a network of a user's own.
+        mode: What it skips: ``"spatial"``, ``"channel"``, ``"layer"``, ``"both"``, ``"static"``, one per stage joined
+            by ``-``, ``"early_exit"``, or the kinds of its gates joined by ``+``.
+        granularity: Patch side of every stage; empty where it has none.
+        channel_granularity: Channels per group of every stage; empty where it has none.
+        num_classes: Size of its logits; None where it gives none.
+        options: Every option that it was built with; empty where it does not say.
+        checkpoint: File name of the checkpoint that its weights came from.
+        checkpoint_sha256: Checksum of that file.
+        class_names: Names of the classes in the order of the logits; empty where they are not known.
+    """
 
     name: str
     mode: str
     granularity: tuple[int, ...]
     channel_granularity: tuple[int, ...]
-    num_classes: int
+    num_classes: int | None
     options: dict[str, Any]
     checkpoint: str | None
     checkpoint_sha256: str | None
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,6 +168,7 @@ class ExitsInfo:
         stages: In order of execution.
         thresholds: By precision of the engine or session that they were calibrated on.
         disabled: Exits of the network that the bundle leaves out.
+        confidence: What an image leaves by: the name of a measure of :mod:`dyndeploy.confidences`.
         dynamic_batch: Whether the stages take any number of images; otherwise exactly the bundle's batch size.
     """
 
@@ -158,6 +176,7 @@ class ExitsInfo:
     thresholds: dict[str, ThresholdInfo]
     disabled: tuple[int, ...] = ()
     dynamic_batch: bool = False
+    confidence: str = "max_softmax"
 
     def check_thresholds(self, values: Sequence[float]) -> None:
         """Raise ``UsageError`` unless there is one number per stage and the last stage always takes."""
@@ -179,14 +198,14 @@ class Manifest:
         opset: ONNX opset of ``model.onnx``.
         ir_version: ONNX IR version.
         batch: Static batch size N.
-        input_size: (H, W) in pixels.
+        input_size: (H, W) in pixels; None where the inputs are no images.
         precision: ``"fp32"``; ``"bf16"``: the dynamic bottlenecks compute in it on a CPU; ``"fp16"``: the plan of the
             engine. The graph itself is in FP32 in each case.
         inputs: Graph inputs.
         outputs: Graph outputs without the masks.
         masks: Mask tensors in order of execution.
         operators: Dynamic operator nodes in order of execution.
-        preprocessing: For images.
+        preprocessing: How images become its input; None where the inputs are no images.
         reference: About the reference tensors.
         static_macs: MACs of convolutions and linear layers of the static twin per image.
         network_spec: The network as the predictor sees it (JSON of ``NetworkSpec``).
@@ -201,13 +220,13 @@ class Manifest:
     opset: int
     ir_version: int
     batch: int
-    input_size: tuple[int, int]
+    input_size: tuple[int, int] | None
     precision: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     masks: tuple[MaskInfo, ...]
     operators: tuple[OperatorInfo, ...]
-    preprocessing: PreprocessingInfo
+    preprocessing: PreprocessingInfo | None
     reference: ReferenceInfo
     static_macs: int
     network_spec: dict[str, Any]
@@ -221,6 +240,16 @@ class Manifest:
     def cpu_precision(self) -> str:
         """What the dynamic bottlenecks compute in on a CPU; raises ``UsageError`` for a precision that a CPU cannot run."""
         return cpu_precision(self.precision)
+
+    def images(self) -> tuple[PreprocessingInfo, tuple[int, int]]:
+        """How images become the input, and its (H, W); raises ``UsageError`` where the inputs are no images."""
+        if self.preprocessing is None or self.input_size is None:
+            names = ", ".join(info.name for info in self.inputs)
+            raise UsageError(
+                f"{self.network.name} takes {names}, not one image: give its inputs as arrays (--input NAME=FILE.npy), "
+                "or export it with preprocessing."
+            )
+        return self.preprocessing, self.input_size
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -257,13 +286,13 @@ class Manifest:
             opset=root["opset"].count(),
             ir_version=root["ir_version"].count(),
             batch=root["batch"].count(),
-            input_size=_pair(root["input_size"]),
+            input_size=root["input_size"].optional(_pair),
             precision=root["precision"].text(),
             inputs=root["inputs"].sequence(_tensor, at_least=1),
             outputs=root["outputs"].sequence(_tensor, at_least=1),
             masks=root["masks"].sequence(_mask),
             operators=root["operators"].sequence(_operator),
-            preprocessing=_preprocessing(root["preprocessing"]),
+            preprocessing=root["preprocessing"].optional(_preprocessing),
             reference=_reference(root["reference"]),
             static_macs=root["static_macs"].count(),
             network_spec=root["network_spec"].facts(),
@@ -295,10 +324,11 @@ def _network(item: Field) -> NetworkInfo:
         mode=item["mode"].text(),
         granularity=item["granularity"].sequence(Field.count),
         channel_granularity=item["channel_granularity"].sequence(Field.count),
-        num_classes=item["num_classes"].count(),
+        num_classes=item["num_classes"].optional(Field.count),
         options=item["options"].facts(),
         checkpoint=item["checkpoint"].optional(Field.text),
         checkpoint_sha256=item["checkpoint_sha256"].optional(Field.sha256),
+        class_names=item.get("class_names").optional(lambda names: names.sequence(Field.text)) or (),
     )
 
 
@@ -316,10 +346,11 @@ def _tensor(item: Field) -> TensorInfo:
 
 
 def _mask(item: Field) -> MaskInfo:
-    kind = item["kind"].one_of(*_MASK_RANKS)
+    kind = GATE_KINDS[item["kind"].one_of(*GATE_KINDS)]
     shape = _shape(item["shape"])
-    item["shape"].require(len(shape) == _MASK_RANKS[kind], f"of rank {_MASK_RANKS[kind]} for a {kind} mask")
-    return MaskInfo(item["name"].text(), item["block"].text(), kind, shape)
+    item["shape"].require(len(shape) == len(kind.axes), f"of rank {len(kind.axes)} for a {kind.name} mask")
+    stage = item.get("stage").optional(lambda entry: int(entry.number(0)))
+    return MaskInfo(item["name"].text(), item["block"].text(), kind.name, shape, stage)
 
 
 def _operator(item: Field) -> OperatorInfo:
@@ -370,6 +401,7 @@ def _exits(item: Field) -> ExitsInfo:
         thresholds=item["thresholds"].mapping(lambda entry: _thresholds(entry, len(stages))),
         disabled=item["disabled"].sequence(Field.count),
         dynamic_batch=item["dynamic_batch"].boolean(),
+        confidence=item.get("confidence").optional(lambda name: name.one_of(*CONFIDENCES)) or "max_softmax",
     )
 
 

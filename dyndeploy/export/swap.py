@@ -46,8 +46,13 @@ class DryRun:
 
 
 @torch.no_grad()
-def dry_run(network: nn.Module, inputs: Sequence[Tensor]) -> DryRun:
+def dry_run(network: nn.Module, inputs: Sequence[Tensor], names: Sequence[str] | None = None) -> DryRun:
     """Run a network once in evaluation and look at its blocks.
+
+    Args:
+        network: In evaluation.
+        inputs: Example inputs.
+        names: Names of the entries of the tuple that it returns; None takes those that the result has.
 
     Raises:
         UsageError: It cannot take the inputs, returns something that is no tensor, uses a block twice, or a block's
@@ -79,7 +84,8 @@ def dry_run(network: nn.Module, inputs: Sequence[Tensor]) -> DryRun:
                 + ", ".join(f"{name}=mask" for name in wrong)
                 + ")' with the gate's own result."
             )
-    shapes_of = {name: tuple(value.shape) for name, value in named_outputs(result).items()}
+    found = named_outputs(result) if names is None else dict(zip(names, result, strict=True))
+    shapes_of = {name: tuple(value.shape) for name, value in found.items()}
     return DryRun(shapes_of, dict(tape.decisions), dict(tape.calls), tuple(unreached))
 
 
@@ -300,13 +306,17 @@ class Captured(nn.Module):
         net: The network.
     """
 
-    def __init__(self, net: nn.Module, recorder: Recorder, outputs: Sequence[str], masks: Sequence[str]) -> None:
+    def __init__(
+        self, net: nn.Module, recorder: Recorder, outputs: Sequence[str], masks: Sequence[str], in_order: bool
+    ) -> None:
         super().__init__()
         self.net = net
         self._outputs, self._masks, self._recorder = tuple(outputs), tuple(masks), recorder
+        self._in_order = in_order
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs, then the masks, each in their order."""
         self._recorder.masks.clear()
-        found = named_outputs(self.net(*inputs))
-        return (*(found[name] for name in self._outputs), *(self._recorder.masks[name] for name in self._masks))
+        result = self.net(*inputs)
+        found = dict(zip(self._outputs, result, strict=True)) if self._in_order else named_outputs(result)
+        return (*found.values(), *(self._recorder.masks[name] for name in self._masks))

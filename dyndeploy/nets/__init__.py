@@ -14,16 +14,19 @@ from dyndeploy.nets.laud_resnet import (
 )
 from dyndeploy.nets.perceiver_costs import official_flops
 from dyndeploy.nets.registry import (
+    DEFAULT_PREPROCESSING,
     ModelInfo,
     Preprocessing,
     create_model,
     model_info,
     model_names,
     register_model,
+    registered,
 )
-from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput, ExitOutput
+from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput, ExitOutput, NetworkFacts
 
 __all__ = [
+    "DEFAULT_PREPROCESSING",
     "BlockMasks",
     "Densities",
     "DynPerceiver",
@@ -35,6 +38,7 @@ __all__ = [
     "LaudResNetConfig",
     "LoadReport",
     "ModelInfo",
+    "NetworkFacts",
     "Preprocessing",
     "create_model",
     "exit_macs",
@@ -44,6 +48,7 @@ __all__ = [
     "model_names",
     "official_flops",
     "register_model",
+    "registered",
     "save_checkpoint",
     "static_macs",
 ]

@@ -33,7 +33,7 @@ from dyndeploy.nets.perceiver import (
 from dyndeploy.nets.registry import IMAGENET, SMALL_32, register_model
 from dyndeploy.nets.regnet import regnet, trunk
 from dyndeploy.nets.resnet import Architecture, BasicBlock, Bottleneck, resnet
-from dyndeploy.nets.results import ExitOutput
+from dyndeploy.nets.results import ExitOutput, NetworkFacts
 
 EXITS = 4
 IMAGES = "images"
@@ -446,6 +446,10 @@ class DynPerceiver(nn.Module):
         """
         values = _run(self._steps, self, {IMAGES: images})
         return ExitOutput.of([values[f"logits{number}"] for number in range(1, EXITS + 1)])
+
+    def facts(self) -> NetworkFacts:
+        """Return what a bundle says of the network."""
+        return NetworkFacts(options=self.config.as_dict())
 
     def segments(self, exits: Sequence[int] = (1, 2, 3, 4)) -> tuple[Segment, ...]:
         """Return one segment per enabled exit; run one after another they give the logits of ``forward``.

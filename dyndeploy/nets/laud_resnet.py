@@ -23,7 +23,7 @@ from dyndeploy.blocks.gates import Temperature, expand_groups
 from dyndeploy.errors import UsageError, unknown_name
 from dyndeploy.nets.registry import IMAGENET, SMALL_32, SMALL_64, register_model
 from dyndeploy.nets.resnet import EXPANSION, Architecture, BottleneckLayers, init_convolution
-from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput
+from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput, NetworkFacts
 from dyndeploy.ops import OperatorSpec, operator
 from dyndeploy.ops.base import Shape
 from dyndeploy.ops.masks import dilate_mask, upsample_mask
@@ -537,6 +537,16 @@ class LaudResNet(nn.Module):
     def run_dense(self, names: Sequence[str]) -> None:
         """Let blocks compute everything, whatever their maskers say; see :func:`dyndeploy.blocks.block.run_dense`."""
         run_dense(self, names)
+
+    def facts(self) -> NetworkFacts:
+        """Return what a bundle says of the network."""
+        modes = self.config.stage_values("mode")
+        return NetworkFacts(
+            mode=modes[0] if len(set(modes)) == 1 else "-".join(modes),
+            granularity=self.config.stage_values("granularity"),
+            channel_granularity=self.config.stage_values("channel_granularity"),
+            options=self.config.as_dict(),
+        )
 
     def describe(self, input_size: tuple[int, int]) -> dict[str, Any] | None:
         """Return the network's shapes as the paper's predictor reads them, or None for a subclass, which may differ."""

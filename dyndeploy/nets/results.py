@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from dyndeploy.blocks.outputs import LOGITS
+
+
+class NetworkFacts(NamedTuple):
+    """What a network says of itself for a bundle; see :class:`dyndeploy.bundle.NetworkInfo`.
+
+    Attributes:
+        mode: What it skips; None leaves it to the kinds of its gates.
+        granularity: Patch side of every stage.
+        channel_granularity: Channels per group of every stage.
+        options: Every option that it was built with, as plain JSON types.
+    """
+
+    mode: str | None = None
+    granularity: tuple[int, ...] = ()
+    channel_granularity: tuple[int, ...] = ()
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 class BlockMasks(NamedTuple):
@@ -82,3 +99,7 @@ class ExitOutput(NamedTuple):
     def of(cls, exits: Sequence[Tensor]) -> ExitOutput:
         """Return the result of a network with these logits, the last exit's last."""
         return cls(exits[-1], tuple(exits))
+
+    def outputs(self) -> dict[str, Tensor]:
+        """Return what a deployed network gives: the logits of every exit."""
+        return {f"exit{number}": logits for number, logits in enumerate(self.exits, start=1)}
