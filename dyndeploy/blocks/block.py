@@ -59,6 +59,10 @@ class Block(nn.Module):
         return self.compute(x, **{name: gate(x, size) for name, gate in self.gates().items()})
 
 
+ROOT = "network"
+"""What a network that is itself one dynamic block is called, since its path is empty."""
+
+
 def dynamic_blocks(module: nn.Module) -> Iterator[tuple[str, DynamicBlock, Mapping[str, Gate]]]:
     """Iterate over (dotted path, block, its gates) of every dynamic block in a module, outer ones first."""
     for path, child in module.named_modules():
@@ -96,7 +100,7 @@ def mask_name(block: str, name: str) -> str:
     """Name of a mask in graphs and results, e.g. ``mask/layer1.0/spatial``.
 
     Args:
-        block: Dotted path of the block in its network.
+        block: Dotted path of the block in its network; empty for a network that is one block.
         name: Name of the gate in its block: ``"spatial"``, ``"layer"``, ``"channel"`` in the networks of the zoo.
     """
-    return f"mask/{block}/{name}"
+    return f"mask/{block or ROOT}/{name}"

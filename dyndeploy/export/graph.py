@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dyndeploy.blocks import DynamicBlock, dynamic_blocks
-from dyndeploy.blocks.block import run_dense
+from dyndeploy.blocks.block import ROOT, run_dense
 from dyndeploy.bundle import MaskInfo
 from dyndeploy.errors import UsageError
 from dyndeploy.export.capture import capture
@@ -101,7 +101,8 @@ def _scopes(paths: Sequence[str], inside: str = "") -> dict[str, str]:
     """Dotted block name by captured scope, of the blocks within a path."""
     prefix = f"{inside}." if inside else ""
     scopes = {f"{_NET}.{path.removeprefix(prefix)}": path for path in paths if path.startswith(prefix) and path}
-    return {_NET: inside, **scopes} if inside else scopes
+    own = inside or (ROOT if "" in paths else "")
+    return {_NET: own, **scopes} if own else scopes
 
 
 def _with_bodies(context: Context, swapped: Swapped, run: DryRun, paths: Sequence[str], dynamic_batch: bool) -> Context:
@@ -151,7 +152,7 @@ class _Single(nn.Module):
 
 def _masks(run: DryRun, swapped: Swapped) -> tuple[MaskInfo, ...]:
     return tuple(
-        MaskInfo(name, decision.block, decision.kind, tuple(decision.mask.shape))
+        MaskInfo(name, decision.block or ROOT, decision.kind, tuple(decision.mask.shape))
         for name, decision in ((name, run.decisions[name]) for name in swapped.masks)
     )
 
