@@ -286,7 +286,7 @@ def _write_stages(export: _Export) -> _Content:
         _save(branched_model(models, [stage.exit for stage in stages]), folder / BRANCHED)
     export.progress("computing reference tensors")
     reference = compute_reference(_with_dense(network, settings.dense), export.inputs)
-    np.savez(folder / REFERENCE, **exit_tensors(reference.tensors, network.exits))  # type: ignore[arg-type]
+    np.savez(folder / REFERENCE, **exit_tensors(reference.tensors, network.exits))
     macs = exit_macs(network, subject.input_size, tuple(stage.exit for stage in stages))
     infos = tuple(stage.info(count, settings.batch) for stage, count in zip(stages, macs, strict=True))
     return _Content(

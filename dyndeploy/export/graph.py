@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from dyndeploy.blocks import DynamicBlock, dynamic_blocks
 from dyndeploy.blocks.block import ROOT, run_dense
 from dyndeploy.bundle import MaskInfo
-from dyndeploy.errors import UsageError
 from dyndeploy.export.capture import capture
 from dyndeploy.export.subject import make_subject
 from dyndeploy.export.swap import Captured, DryRun, Swapped, dry_run, swap
+from dyndeploy.graphs.branches import insert_branches
 from dyndeploy.graphs.passes import Context, run_pipeline
 from dyndeploy.targets import Target
 
@@ -88,12 +88,15 @@ def build(
         runtime=target.runtime,
         confidence=confidence,
         measure=measure,
-        lazy_branches=lazy,
     )
-    context = _with_bodies(context, swapped, run, paths, dynamic_batch)
-    captured = Captured(swapped.network, swapped.recorder, list(run.outputs), swapped.masks, outputs is not None)
+    bodies = _bodies(context, swapped, run, paths)
+    captured = Captured(
+        swapped.network, swapped.recorder, list(run.outputs), swapped.masks, in_order=outputs is not None
+    )
     model = capture(captured, examples, dynamic_batch=dynamic_batch)
     run_pipeline(model, context)
+    if bodies:
+        insert_branches(model, bodies, lazy=lazy, open_batch=dynamic_batch)
     return Built(model, _masks(run, swapped), _notes(run, swapped, lazy, why))
 
 
@@ -105,37 +108,20 @@ def _scopes(paths: Sequence[str], inside: str = "") -> dict[str, str]:
     return {_NET: own, **scopes} if own else scopes
 
 
-def _with_bodies(context: Context, swapped: Swapped, run: DryRun, paths: Sequence[str], dynamic_batch: bool) -> Context:
+def _bodies(context: Context, swapped: Swapped, run: DryRun, paths: Sequence[str]) -> dict[str, onnx.ModelProto]:
     """Capture what stands in branches, the innermost first, each through the passes that a graph goes through."""
-    from dataclasses import replace
-
     bodies: dict[str, onnx.ModelProto] = {}
     for path, body in swapped.branches.items():
-        if dynamic_batch:
-            raise UsageError(
-                f"{path} is skipped by a branch of the graph, and stages on a CPU take any number of images: a branch "
-                "within an open batch cannot be captured. Export the network without exits, or for a fixed batch."
-            )
         (shape,) = run.calls[path].inputs
-        inner = run.inside(path)
-        own = f"{path}/output"
-        captured = Captured(_Single(body), swapped.recorder, [own], inner, False)
-        model = capture(captured, [torch.zeros(shape)])
+        inner, own = run.inside(path), f"{path or ROOT}/output"
+        model = capture(Captured(_Single(body), swapped.recorder, [own], inner, in_order=False), [torch.zeros(shape)])
         scopes = {f"{_NET}.body{scope.removeprefix(_NET)}": block for scope, block in _scopes(paths, path).items()}
         run_pipeline(
             model,
-            replace(
-                context,
-                scopes=scopes,
-                outputs=[own, *inner],
-                inputs=[f"{path}/input"],
-                confidence="",
-                bodies=dict(bodies),
-                partial=True,
-            ),
+            replace(context, scopes=scopes, outputs=[own, *inner], inputs=[f"{path or ROOT}/input"], confidence=""),
         )
-        bodies[path] = model
-    return replace(context, bodies=bodies)
+        bodies[path or ROOT] = model
+    return bodies
 
 
 class _Single(nn.Module):

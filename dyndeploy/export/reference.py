@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ class Reference:
         rates: Mean of every mask by name.
     """
 
-    tensors: dict[str, npt.NDArray[np.generic]]
+    tensors: dict[str, npt.NDArray[Any]]
     rates: dict[str, float]
 
 
@@ -51,7 +52,7 @@ def compute_reference(network: nn.Module, inputs: Mapping[str, Tensor], seed: in
         keep(f"{FORCED}{name}", bits)
         return bits
 
-    for sample in zip(*(value.split(1) for value in inputs.values()), strict=True):
+    for sample in zip(*(torch.split(value, 1) for value in inputs.values()), strict=True):
         with Tape(network) as own:
             outputs = named_outputs(network(*sample))
         for name, mask in own.masks.items():

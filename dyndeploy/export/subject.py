@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,14 @@ ExampleInputs: TypeAlias = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 IMAGE = "input"
 """Name of the input of a network that takes one tensor."""
+
+
+@runtime_checkable
+class HasFacts(Protocol):
+    """A network that says how it was built."""
+
+    def facts(self) -> NetworkFacts:
+        """Return what a bundle says of it."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ def make_subject(
         raise UsageError(f"A network is a torch.nn.Module, not {type(network).__name__}.")
     _require_finite(network)
     info = registered(network)
-    facts = network.facts() if hasattr(network, "facts") else NetworkFacts()
+    facts = network.facts() if isinstance(network, HasFacts) else NetworkFacts()
     name = type(network).__name__ if info is None or not info.builds(network) else info.name
     own_size = getattr(network, "input_size", None) if info is None else info.input_size
     if example_inputs is None:
@@ -152,7 +160,8 @@ def _of_batch(name: str, value: Any, batch: int) -> Tensor:
     if value.is_floating_point() and not torch.isfinite(value).all():
         raise UsageError(f"The example input '{name}' holds NaN or infinite values.")
     copies = -(-batch // len(value))
-    return value.detach().repeat(copies, *[1] * (value.ndim - 1))[:batch].contiguous()
+    filled: Tensor = value.detach().repeat(copies, *[1] * (value.ndim - 1))[:batch].contiguous()
+    return filled
 
 
 def _image_size(inputs: Mapping[str, Tensor]) -> tuple[int, int] | None:

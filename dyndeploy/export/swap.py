@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dyndeploy.blocks import Gate, LoweredCall, Tape, dynamic_blocks, mask_name, named_outputs
+from dyndeploy.blocks.block import ROOT
 from dyndeploy.blocks.gates import Size, Temperature, shaped_logits
 from dyndeploy.blocks.tape import Call, Decision
 from dyndeploy.errors import UsageError
+from dyndeploy.graphs.inspect import CALL, CONDITIONAL
 from dyndeploy.ops import OperatorSpec, Role, operator
-
-CONDITIONAL = "dyndeploy.conditional"
-"""Domain of the node that stands for a branch between capture and the passes."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,14 @@ def dry_run(network: nn.Module, inputs: Sequence[Tensor], names: Sequence[str] |
             ) from error
     unreached = []
     for path, block, gates in dynamic_blocks(network):
-        names = {name: mask_name(path, name) for name in gates}
-        made = [name for name, label in names.items() if label in tape.decisions]
+        labels = {name: mask_name(path, name) for name in gates}
+        made = [name for name, label in labels.items() if label in tape.decisions]
         call = tape.calls.get(path)
         if call is None and not made:
             unreached.append(path)
             continue
         given = {} if call is None else call.masks
-        wrong = [name for name in gates if name not in made or given.get(name) is not tape.decisions[names[name]].mask]
+        wrong = [name for name in gates if name not in made or given.get(name) is not tape.decisions[labels[name]].mask]
         if wrong:
             raise UsageError(
                 f"The forward of {path or 'the network'} ({type(block).__name__}) does not hand the mask of "
@@ -228,9 +227,9 @@ class _Branch(nn.Module):
         (mask,) = masks.values()
         shapes = [tuple(x.shape), *((x.shape[0], *shape[1:]) for shape in self.inner.values())]
         y, *inside = torch.onnx.ops.symbolic_multi_out(
-            f"{CONDITIONAL}::Call",
+            f"{CONDITIONAL}::{CALL}",
             (x, mask),
-            attrs={"block": self.path},
+            attrs={"block": self.path or ROOT},
             dtypes=[x.dtype, *[torch.float32] * len(self.inner)],
             shapes=shapes,
             version=1,
@@ -307,7 +306,7 @@ class Captured(nn.Module):
     """
 
     def __init__(
-        self, net: nn.Module, recorder: Recorder, outputs: Sequence[str], masks: Sequence[str], in_order: bool
+        self, net: nn.Module, recorder: Recorder, outputs: Sequence[str], masks: Sequence[str], *, in_order: bool
     ) -> None:
         super().__init__()
         self.net = net

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.errors import BundleError, UsageError
-from dyndeploy.graphs.inspect import all_nodes, is_dynamic, operator_attributes
+from dyndeploy.graphs.inspect import all_nodes, drop_unused, is_dynamic, operator_attributes
 from dyndeploy.ops import DOMAIN, OPERATORS, OperatorSpec, Role
 from dyndeploy.precisions import precision_of
 
@@ -134,7 +134,7 @@ def tensorrt_model(model: onnx.ModelProto, plan: PrecisionPlan) -> onnx.ModelPro
             raise UsageError("A graph with branches (If) has no typed FP16 plan. Use fp32 for it.")
         _Typing(model, copy).apply()
     _repack(model, copy, half=plan.half)
-    _drop_unused(copy)
+    drop_unused(copy)
     return copy
 
 
@@ -166,13 +166,6 @@ def _repack(model: onnx.ModelProto, copy: onnx.ModelProto, *, half: bool) -> Non
             copy.graph.initializer.append(numpy_helper.from_array(typed, full))
             kept.append(full)
         node.input[:] = kept
-
-
-def _drop_unused(model: onnx.ModelProto) -> None:
-    used = {name for node in all_nodes(model.graph) for name in node.input} | {o.name for o in model.graph.output}
-    kept = [item for item in model.graph.initializer if item.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
 
 
 def float_nodes(model: onnx.ModelProto) -> set[str]:

@@ -68,6 +68,10 @@ class Target:
         if not rule.supported:
             raise UsageError(f"{precision} cannot be exported for {self.name}: {rule.reason}.")
 
+    def takes_branches(self, record: None = None) -> tuple[bool, str]:
+        """Whether the platform leaves out the branch of ``If`` that is not taken, and why."""
+        return self.runtime == "onnxruntime", self.refused.get("If", "the runtime runs the taken branch only")
+
     def capabilities(self) -> list[dict[str, Any]]:
         """One row per dynamic operator: how it runs on this target."""
         rows = []
