@@ -6,9 +6,9 @@
 namespace dyndeploy {
 namespace tensorrt {
 
+extern const Rules kBottleneckRules;
 extern const Rules kSpatialMaskerRules;
 extern const Rules kChannelMaskerRules;
-extern const Rules kBottleneckRules;
 
 // Whether all sizes that an operator's inputs name are known.
 bool all_known(const Operator& op, const Sizes& sizes);
