@@ -7,7 +7,6 @@ no Python; ``python -m dyndeploy.ops.native_tables`` writes it anew after an ope
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from dyndeploy.errors import UsageError
 from dyndeploy.files import shipped_folder, write_text
