@@ -32,11 +32,11 @@ constexpr int find_gate(const Port* ports, int count, Gate gate) {
 
 // Index of an attribute. A name that the operator lacks is no constant expression, and an exception
 // elsewhere.
-constexpr int find_attribute(const Operator& op, const char* name) {
-  for (int i = 0; i < op.attribute_count; ++i) {
-    if (same_text(op.attributes[i].name, name)) return i;
-  }
-  throw "no such attribute";
+constexpr int find_attribute(const Operator& op, const char* name, int from = 0) {
+  // One expression: older compilers take a throw in a constant function only so.
+  return from == op.attribute_count                  ? throw "no such attribute"
+         : same_text(op.attributes[from].name, name) ? from
+                                                     : find_attribute(op, name, from + 1);
 }
 
 // Position of an attribute's first value among the values of all attributes, one after the other.
