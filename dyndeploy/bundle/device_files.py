@@ -13,7 +13,7 @@ DEVICE_FOLDER = "device"
 AGENT = "agent.py"
 PLUGINS = "plugins"
 
-PLUGIN_FOLDERS = ("kernels/cuda", "adapters/tensorrt")
+PLUGIN_FOLDERS = ("kernels/cuda", "adapters/common", "adapters/tensorrt")
 """Below ``plugins/``: what a board builds."""
 
 _SUFFIXES = {".h", ".cuh", ".cu", ".cpp", ".cmake", ".map", ".md"}

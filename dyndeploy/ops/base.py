@@ -117,15 +117,21 @@ class KernelSpec:
         pack: ``(weights by port name, attributes) -> constants by name, in the order in which they stand behind the
             other inputs``: the weights in the kernels' layout, and further constants; None takes the weights as they
             are.
-        half: Names of the constants that are half where the precision is ``fp16``; the others stay float.
+        constants: What ``pack`` returns, as ports in its order; those of ``Element.DATA`` are half where the precision
+            is ``fp16``, the others stay float.
         features: ``(input shapes, attributes, counts) -> numbers by name`` that a device model fitted to these kernels
             wants besides :attr:`OperatorSpec.sizes`; None where there are none.
     """
 
     precisions: tuple[str, ...] = ("fp32",)
     pack: Callable[[Mapping[str, Array], Attributes], Mapping[str, Array]] | None = None
-    half: frozenset[str] = frozenset()
+    constants: tuple[Port, ...] = ()
     features: Callable[[Sequence[Shape], Attributes, Counts], Mapping[str, float]] | None = None
+
+    @property
+    def half(self) -> frozenset[str]:
+        """Names of the packed constants that are half where the precision is ``fp16``."""
+        return frozenset(port.name for port in self.constants if port.element is Element.DATA)
 
 
 @dataclass(frozen=True)
@@ -184,6 +190,13 @@ class OperatorSpec:
         """Position of an input by name; ``ValueError`` if there is none."""
         return [port.name for port in self.inputs].index(name)
 
+    def native_inputs(self, family: str) -> tuple[Port, ...]:
+        """Inputs of the family's kernels, in order: the constants that it packs take the place of the weights."""
+        kernel = self.kernels[family]
+        if kernel.pack is None:
+            return self.inputs
+        return (*(port for port in self.inputs if port.role is not Role.WEIGHT), *kernel.constants)
+
     def mask_inputs(self) -> tuple[str, ...]:
         """Names of the inputs that are masks, in order."""
         return tuple(port.name for port in self.inputs if port.role is Role.MASK)
@@ -228,6 +241,9 @@ class OperatorSpec:
         optional = [port.optional for port in self.inputs]
         if optional != sorted(optional):
             problems.append("an optional input stands before one that is not")
+        for family, kernel in self.kernels.items():
+            if (kernel.pack is None) != (not kernel.constants):
+                problems.append(f"its kernels of {family} need both pack and constants, or neither")
         if problems:
             raise UsageError(f"The operator {self.name!r} cannot be registered: {'; '.join(problems)}.")
 
