@@ -24,6 +24,8 @@ MODEL = "model.onnx"
 STATIC = "static.onnx"
 BRANCHED = "branched.onnx"
 REFERENCE = "reference.npz"
+INPUT = "input"
+"""Name in ``reference.npz`` of the one image input of a network, whatever its graph calls it."""
 
 
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
@@ -206,7 +208,9 @@ class Bundle:
         return _load_onnx(self.static)
 
     def reference(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Tensors of ``reference.npz``: ``input`` and every graph output by name, stacked over the images.
+        """Tensors of ``reference.npz``: every graph input and output by name, stacked over the samples.
+
+        A single input is also found under :data:`INPUT`, whichever name it was stored under.
 
         Raises:
             BundleError: The file is missing or unreadable.
@@ -217,11 +221,16 @@ class Bundle:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array, not named ones")
             with archive:
-                return {name: archive[name] for name in archive.files}
+                tensors = {name: archive[name] for name in archive.files}
         except _ARCHIVE_ERRORS as error:
             raise BundleError(
                 f"Cannot read {path}: {error or type(error).__name__}. Export the bundle again."
             ) from error
+        names = {INPUT, *(info.name for info in self.manifest.inputs)}
+        stored = names & tensors.keys()
+        if len(self.manifest.inputs) == len(stored) == 1:
+            tensors |= dict.fromkeys(names, tensors[stored.pop()])
+        return tensors
 
 
 _ARCHIVE_ERRORS = (
