@@ -38,7 +38,15 @@ class DataType(enum.Enum):
     BOOL = "bool"
 
 
-class Logger:
+class ILogger:
+    class Severity(enum.IntEnum):
+        WARNING = 2
+
+    def __init__(self) -> None:
+        self.ready = True
+
+
+class Logger(ILogger):
     WARNING = 2
 
     def __init__(self, severity: int = 2) -> None:
@@ -146,13 +154,6 @@ def make_tensorrt(world: World) -> types.ModuleType:
         def __init__(self) -> None:
             self.ready = True
 
-    class ILogger:
-        class Severity(enum.IntEnum):
-            WARNING = 2
-
-        def __init__(self) -> None:
-            self.ready = True
-
     class Tensor:
         def __init__(self, dtype: DataType) -> None:
             self.dtype = dtype
@@ -185,7 +186,7 @@ def make_tensorrt(world: World) -> types.ModuleType:
 
     class OnnxParser:
         def __init__(self, network: Network, logger: Logger) -> None:
-            assert isinstance(logger, Logger)
+            assert isinstance(logger, ILogger)
             self._network, self._errors = network, []
 
         @property
@@ -210,7 +211,7 @@ def make_tensorrt(world: World) -> types.ModuleType:
 
     class Builder:
         def __init__(self, logger: Logger) -> None:
-            assert isinstance(logger, Logger)
+            assert isinstance(logger, ILogger)
 
         def create_network(self, flags: int = 0) -> Network:
             return Network(flags)
@@ -320,7 +321,7 @@ def make_tensorrt(world: World) -> types.ModuleType:
 
     class Runtime:
         def __init__(self, logger: Logger) -> None:
-            assert isinstance(logger, Logger)
+            assert isinstance(logger, ILogger)
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
             built_with, model = pickle.loads(serialized_engine)
@@ -353,6 +354,7 @@ def make_tensorrt(world: World) -> types.ModuleType:
     trt.ICudaEngine, trt.IExecutionContext = Engine, Context  # type: ignore[attr-defined]
     trt.IPluginRegistry = Registry  # type: ignore[attr-defined]
     trt.get_plugin_registry = lambda: registry  # type: ignore[attr-defined]
+    trt.init_libnvinfer_plugins = lambda logger, namespace: True  # type: ignore[attr-defined]
     for name, dtype in (("float32", DataType.FLOAT), ("float16", DataType.HALF), ("int32", DataType.INT32)):
         setattr(trt, name, dtype)
     if version >= (8, 4):
