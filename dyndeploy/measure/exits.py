@@ -65,7 +65,7 @@ class MixResult:
 
     Attributes:
         name: ``"data"``, or the shares in percent.
-        shares: Of each exit; they sum to 1.
+        shares: Share of the images that leaves at each exit; they sum to 1.
         mean_ms: Mean time of an image.
         mean_macs: Mean MACs of an image.
         ideal_speedup: MACs of the network without exits over ``mean_macs``.
@@ -103,13 +103,13 @@ class ExitProfile:
 
     Attributes:
         bundle: What was measured.
-        machine: See :func:`dyndeploy.measure.machine.machine_facts`.
+        machine: Facts about the machine, from :func:`dyndeploy.measure.machine.machine_facts`.
         runtime: ``name``, ``version`` and ``provider``.
         threads: How many threads all stages compute with, together.
         settings: Rounds, warm-up, and where the images come from.
         whole_macs: MACs of the network without exits.
         whole: Times of the network without exits, one graph.
-        exits: By exit; the last one runs every stage: the worst case.
+        exits: Times of every exit; the last one runs every stage: the worst case.
         staging: Every stage again, next to one graph of the same computation, all exits and no decisions: its
             ``relative`` is what staging itself costs.
         branched: The graph with ``If``, all branches run, or None if the bundle has none.
@@ -202,9 +202,9 @@ def profile_exits(
         threads: Threads of all sessions together.
         mixes: Shares of the exits to combine the times with; each sums to 1.
         data: Folder of images; None takes the bundle's reference images.
-        thresholds: For the data's own mix; None takes the bundle's, without which there is no such mix.
+        thresholds: Thresholds of the data's own mix; None takes the bundle's, without which there is no such mix.
         repeats: Rounds; None takes as many as fill ``min_seconds``, between 12 and 200.
-        min_seconds: See ``repeats``.
+        min_seconds: Seconds that the rounds fill where ``repeats`` is None.
         warmup: Untimed runs of every session and input before the rounds.
         progress: Called with what is being done and the fraction done.
 
@@ -278,9 +278,9 @@ def mix_result(
     """Combine the times of the exits with a share of images for each.
 
     Args:
-        name: For the result.
+        name: Name of the result.
         shares: One per exit, summing to 1.
-        times: Of every exit.
+        times: Times of every exit.
         whole_ms: Time of the network without exits.
         whole_macs: Its MACs.
     """

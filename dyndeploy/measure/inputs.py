@@ -32,10 +32,10 @@ class Schedule:
     Attributes:
         rates: Rates to force, each in [0, 1] and once.
         repeats: Rounds; None takes as many as fill ``min_seconds``, between 12 and 200.
-        min_seconds: See ``repeats``.
+        min_seconds: Seconds that the rounds fill where ``repeats`` is None.
         warmup: Untimed runs of every session and input before the rounds.
         images: At most so many samples of a folder, spread evenly over it.
-        seed: Of the forced masks.
+        seed: Seed of the random numbers that the forced masks are drawn with.
     """
 
     rates: tuple[float, ...] = DEFAULT_RATES

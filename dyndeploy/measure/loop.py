@@ -96,14 +96,15 @@ class Paired:
     """Something to measure next to a twin, on the same inputs; :func:`time_rounds` fills in what it measured.
 
     Args:
-        label: For the progress bar.
+        label: Name for the progress bar.
         runs: One per input: runs it once, and returns what the clock wants.
         twin_runs: The twin's, as many.
 
     Attributes:
-        visits: Of every round.
-        twin_visits: Of every round; where another pair was measured just before, its last visit counts for both.
-        ratios: Of every round: index of the input, the twin's time over the own one (the twin timed just before and
+        visits: Visits to it, one per round.
+        twin_visits: Visits to the twin; where another pair was measured just before, its last one counts for both and
+            is kept there.
+        ratios: One per round: index of the input, the twin's time over the own one (the twin timed just before and
             just after), and the same from CPU times or None.
     """
 
@@ -142,7 +143,7 @@ def time_rounds(
         clock: A :class:`Clock` or :class:`DeviceClock`.
         repeats: Rounds; None takes as many as fill ``min_seconds``, between 12 and 200, every input as often as any
             other.
-        min_seconds: See ``repeats``.
+        min_seconds: Seconds that the rounds fill where ``repeats`` is None.
         warmup: Untimed runs of every input before the rounds.
         progress: Called with what is being done and the fraction done.
 

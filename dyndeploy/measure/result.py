@@ -91,10 +91,10 @@ def assemble(
         pairs: What the loop filled, one per configuration.
         times: Times by block, one per configuration.
         machine: As for :class:`Profile`, like all that follow.
-        device: Name.
+        device: Name of the device.
         runtime: Name, version, provider.
         native: Operator library.
-        threads: Of the session.
+        threads: How many threads a session computes with.
         settings: Rounds and so on.
     """
     counter, static_macs = MacCounter(bundle.load_model()), MacCounter(bundle.load_static()).count()

@@ -30,9 +30,9 @@ class Graphs:
     """The three graphs for a runtime.
 
     Attributes:
-        labels: By name: knows which block a layer's name belongs to.
-        contents: By name: what is sent.
-        plans: By name: how an engine is built from what is sent; empty for ONNX Runtime.
+        labels: Labelled graphs by name: they know which block a layer's name belongs to.
+        contents: What is sent, by name.
+        plans: How an engine is built from what is sent, by name; empty for ONNX Runtime.
     """
 
     labels: Mapping[str, LabelledGraph]
@@ -46,7 +46,7 @@ def device_graphs(bundle: Bundle, runtime: str, version: str | None) -> Graphs:
     Args:
         bundle: With a static twin.
         runtime: ``"onnxruntime"`` or ``"tensorrt"``.
-        version: Of TensorRT on the board.
+        version: Version of TensorRT on the board; None for ONNX Runtime.
 
     Raises:
         UsageError: There is no plan for the bundle's precision with this TensorRT.

@@ -50,7 +50,7 @@ class DeviceReport:
     Attributes:
         profile: The measurement.
         facts: What the board said of itself.
-        checks: Of the verification there, in order; all passed.
+        checks: Checks of the verification there, in order; all passed.
         steps: What was done per step: ``"found"`` (an earlier run had done it) or ``"done"``.
         uploaded_bytes: Sent this time.
     """
@@ -86,14 +86,14 @@ def profile_on_device(
         bundle: With a static twin, for the board's target.
         client: Connected to the board.
         entry: The board.
-        threads: Of a processor's sessions; a GPU has none.
+        threads: How many threads a processor's sessions compute with; on a GPU it means nothing.
         rates: As for :func:`dyndeploy.measure.profile_bundle`, like all that follow.
         data: Folder of images, or None for the reference images.
         images: At most so many of the folder.
         repeats: Rounds.
-        min_seconds: See ``repeats``.
+        min_seconds: Seconds that the rounds fill where ``repeats`` is None.
         warmup: Untimed runs.
-        seed: Of the forced masks.
+        seed: Seed of the random numbers that the forced masks are drawn with.
         progress: Called with what is being done and the fraction done of that step.
 
     Raises:
@@ -509,7 +509,7 @@ def device_warnings(
     """What a reader should know about the clocks of the board during a measurement.
 
     Args:
-        facts: Of the probe.
+        facts: What the board said of itself when it was probed.
         sensors: Summary of tegrastats during the measurement.
         clocks_after: The clocks when it ended.
     """

@@ -20,7 +20,7 @@ class GpuInfo:
     """What an engine depends on besides TensorRT.
 
     Attributes:
-        name: Of the device.
+        name: The GPU's own name.
         compute_capability: E.g. ``"5.3"``.
         cuda: CUDA version that pycuda was built with.
         driver: CUDA version that the driver speaks.

@@ -99,7 +99,7 @@ class TensorRTSession(Session):
 
         Args:
             model: The graph.
-            settings: See :class:`EngineSettings`.
+            settings: How the engine is built; None takes the defaults.
             device: Index of the GPU.
             before: Sessions whose outputs this one reads where they lie on the device, for its inputs of the same
                 names; they stay open longer than this one. :meth:`execute` runs on them.

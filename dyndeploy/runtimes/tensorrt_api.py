@@ -91,7 +91,7 @@ class TensorRT:
         Args:
             model: A serialised TensorRT copy; its plugins are loaded.
             plan: How.
-            timing_cache: Of an earlier build on this machine, or empty.
+            timing_cache: Timing cache of an earlier build on this machine, or empty.
 
         Returns:
             The serialised engine, and the timing cache afterwards.

@@ -43,7 +43,7 @@ def build(trt: Any, logger: Any, model: bytes, plan: Plan, timing_cache: bytes) 
         logger: Takes TensorRT's messages.
         model: A serialised TensorRT copy; its plugins are loaded.
         plan: JSON of a :class:`dyndeploy.runtimes.tensorrt_plan.BuildPlan`.
-        timing_cache: Of an earlier build with the same software on this device, or empty.
+        timing_cache: Timing cache of an earlier build with the same software on this device, or empty.
 
     Returns:
         The serialised engine, and the timing cache afterwards.

@@ -153,7 +153,7 @@ def build_engine(
     Args:
         bundle: Any bundle; its graph must use operators that TensorRT knows.
         gpu: The device (:attr:`Gpu.info <dyndeploy.runtimes.cuda.Gpu.info>`); its context is current.
-        settings: See :class:`EngineSettings`.
+        settings: How the engine is built; None takes the defaults.
         api: TensorRT; None imports it.
         progress: Called with a line at the start of each step.
 
@@ -302,8 +302,8 @@ def write_trtexec_files(
     Args:
         bundle: The bundle.
         folder: Where to; created if missing.
-        version: Of the TensorRT that will read it, e.g. ``"8.2.1"``.
-        settings: See :class:`EngineSettings`.
+        version: Version of the TensorRT that will read it, e.g. ``"8.2.1"``.
+        settings: How the engine is built; None takes the defaults.
 
     Raises:
         UsageError: The version cannot build the plan.

@@ -114,7 +114,7 @@ def plan_build(
         precision: ``"fp32"`` or ``"fp16"``.
         tensorrt: Version of the TensorRT that will build.
         strongly_typed: Ask for types in the graph or for builder flags; None takes flags where they exist.
-        options: See :class:`BuildOptions`; None takes the defaults.
+        options: Workspace, TF32 and CUDA graphs; None takes the defaults.
 
     Returns:
         The plan, without its plugin library (see :meth:`BuildPlan.with_library`), and the copy.

@@ -51,7 +51,7 @@ class LazinessRecord:
     Attributes:
         target: Name of the target.
         runtime: Which runtime was measured.
-        version: Of it.
+        version: Version of that runtime.
         device: What it ran on.
         standard: A branch of convolutions.
         operators: A branch of dynamic operators (plugins, native kernels or function bodies); None if there was no

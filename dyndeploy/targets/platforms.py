@@ -44,7 +44,7 @@ class Target:
         ir_version: ONNX IR version that is written.
         operator_kernels: Kernel family that runs dynamic operators natively: ``"cpu"`` or ``"tensorrt"``.
         allowed_operators: Standard operators that may stand in the graph besides the dynamic ones; None means all.
-        precisions: By name.
+        precisions: By name, whether a precision can be exported, and if not, why.
         refused: Features that the platform lacks, with the reason.
         source: Where these facts come from.
     """
@@ -94,8 +94,8 @@ class Target:
         """Whether skipping may be left to ``If``: whether the runtime leaves out the branch that is not taken.
 
         Args:
-            record: Of ``dyndeploy probe`` for this target; what was measured decides. None takes what is known of the
-                platform: ONNX Runtime skips, TensorRT counts as running both branches.
+            record: Result of ``dyndeploy probe`` for this target: what was measured decides. None takes what is known
+                of the platform: ONNX Runtime skips, TensorRT counts as running both branches.
 
         Returns:
             The answer, and the reason as one clause.

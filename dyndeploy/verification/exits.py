@@ -82,7 +82,7 @@ def probe_thresholds(logits: Sequence[npt.NDArray[np.float32]]) -> list[tuple[fl
     """Thresholds that lie as far as possible from any confidence, so that rounding decides nothing.
 
     Args:
-        logits: Of every stage, (N, classes).
+        logits: Logits of every stage, (N, classes).
 
     Returns:
         N + 1 sets; over them every number of images, from all to none, leaves at each stage.

@@ -100,8 +100,8 @@ def measure_mask_flips(
 
     Args:
         bundle: Any bundle.
-        inputs: By name, n samples each with n a multiple of the batch size, preprocessed; None takes the reference
-            tensors.
+        inputs: Inputs of the network by name, preprocessed, n samples each with n a multiple of the batch size; None
+            takes the reference tensors.
         threads: Threads of the sessions.
         native: As for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
 

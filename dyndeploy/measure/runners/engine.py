@@ -75,9 +75,9 @@ def profile_engine(
         data: Folder of images, or None for the reference tensors.
         images: At most so many of the folder.
         repeats: Rounds.
-        min_seconds: See ``repeats``.
+        min_seconds: Seconds that the rounds fill where ``repeats`` is None.
         warmup: Untimed runs.
-        seed: Of the forced masks.
+        seed: Seed of the random numbers that the forced masks are drawn with.
         device: Index of the GPU.
         progress: Called with what is being done and the fraction done.
 

@@ -63,9 +63,9 @@ def profile_bundle(
         data: Folder of images, for a network that takes one image; None takes the bundle's reference tensors.
         images: At most so many images of the folder, spread evenly over it.
         repeats: Rounds; None takes as many as fill ``min_seconds``, between 12 and 200.
-        min_seconds: See ``repeats``.
+        min_seconds: Seconds that the rounds fill where ``repeats`` is None.
         warmup: Untimed runs of every session and input before the rounds.
-        seed: Of the forced masks.
+        seed: Seed of the random numbers that the forced masks are drawn with.
         native: As for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
         progress: Called with what is being done and the fraction done.
 
