@@ -1,6 +1,15 @@
 """The bundle: a folder that carries all that a device needs, and says what it is."""
 
-from dyndeploy.bundle.folder import BRANCHED, MANIFEST, MODEL, REFERENCE, STATIC, Bundle, write_manifest
+from dyndeploy.bundle.folder import (
+    BRANCHED,
+    MANIFEST,
+    MODEL,
+    REFERENCE,
+    SINGLE_INPUT,
+    STATIC,
+    Bundle,
+    write_manifest,
+)
 from dyndeploy.bundle.manifest import (
     CONFIDENCE,
     LOGITS,
@@ -26,6 +35,7 @@ __all__ = [
     "MODEL",
     "REFERENCE",
     "SCHEMA_VERSION",
+    "SINGLE_INPUT",
     "STATIC",
     "Bundle",
     "ExitsInfo",

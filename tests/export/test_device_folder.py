@@ -22,6 +22,8 @@ def test_everything_that_a_board_builds_is_found() -> None:
         assert wanted <= set(sources)
     content = device_files()
     assert content["agent.py"] == (ROOT / "dyndeploy" / "remote" / "agent.py").read_bytes()
+    for name, path in (("loop.py", "measure/loop.py"), ("tensorrt_device.py", "runtimes/tensorrt_device.py")):
+        assert content[name] == (ROOT / "dyndeploy" / path).read_bytes()
     for name, path in sources.items():
         assert content[f"plugins/{name}"] == path.read_bytes()
     folders = [ROOT / "plugins" / folder for folder in ("adapters/tensorrt", "kernels/cuda")]  # compilers look there
