@@ -21,6 +21,7 @@ from dyndeploy.blocks.block import run_dense
 from dyndeploy.blocks.folding import fold_batch_norm
 from dyndeploy.blocks.gates import Temperature, expand_groups
 from dyndeploy.errors import UsageError, unknown_name
+from dyndeploy.nets.laud_checkpoints import LaudRules
 from dyndeploy.nets.registry import IMAGENET, SMALL_32, SMALL_64, register_model
 from dyndeploy.nets.resnet import EXPANSION, Architecture, BottleneckLayers, init_convolution
 from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput, NetworkFacts
@@ -547,6 +548,10 @@ class LaudResNet(nn.Module):
     def full_flops(self, input_size: tuple[int, int]) -> int:
         """Return what the network's FLOPs are divided by for images of (height, width); see :func:`full_flops`."""
         return full_flops(self, input_size)
+
+    def checkpoint_rules(self) -> LaudRules:
+        """Return what its files of weights may lack, and how one is made to fit."""
+        return LaudRules(self)
 
     def facts(self) -> NetworkFacts:
         """Return what a bundle says of the network."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -122,7 +123,7 @@ class Objective:
         self.recipe, self.network = recipe, network
         self.exits = recipe.model.traits.exits
         self.loss_function: LossFunction | None = None if recipe.loss is None else load_function(recipe.loss)
-        self._recording = {} if processes is None else {"mean": processes.mean}
+        self._mean: Callable[[Tensor], Tensor] = torch.mean if processes is None else processes.mean
         self._noise = noise
         if recipe.mixing is not None:
             labels = F.one_hot(labels, classes).to(images.dtype)
@@ -167,7 +168,7 @@ class Objective:
             precision: Of the matrix products.
         """
         temperature = self.settings(moment).get("temperature")
-        tape = Tape(self.network, temperature=temperature, noise=self._noise, **self._recording)
+        tape = Tape(self.network, temperature=temperature, noise=self._noise, mean=self._mean)
         with tape, autocast(inputs, precision):
             output = network(inputs)
         # The reference code takes the distillation of half precision logits where it computes in half precision.
