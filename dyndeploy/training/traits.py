@@ -88,7 +88,7 @@ def _exits(network: nn.Module, input_size: tuple[int, int] | None) -> int:
     parameter = next(network.parameters(), torch.empty(0))
     images = torch.zeros(2, 3, *input_size, device=parameter.device, dtype=parameter.dtype)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), parameter.device:
             result = network.eval()(images)
     except Exception:
         if parameter.device.type == "meta":
