@@ -138,9 +138,8 @@ def _expected_exits(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Stages where PyTorch's confidences leave, and where one on the way is too close to its threshold to tell."""
     confident = np.stack([confidences(values, bundle.exits.confidence) for values in logits])
-    close: npt.NDArray[np.bool_] = (
-        np.abs(confident - np.asarray(thresholds, np.float32)[:, None]) <= CONFIDENCE_TOLERANCE
-    ).any(0)
+    distance = np.abs(confident - np.asarray(thresholds, np.float32)[:, None])
+    close: npt.NDArray[np.bool_] = (distance <= CONFIDENCE_TOLERANCE).any(0)
     return first_reached(confident, thresholds), close
 
 
