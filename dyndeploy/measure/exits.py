@@ -15,7 +15,7 @@ import numpy.typing as npt
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import UsageError
 from dyndeploy.graphs.stages import whole_model
-from dyndeploy.measure.inputs import Schedule
+from dyndeploy.measure.inputs import Schedule, input_batches
 from dyndeploy.measure.loop import Clock, Paired, Progress, time_rounds
 from dyndeploy.measure.machine import machine_facts
 from dyndeploy.measure.profile import typical_ratio
@@ -215,7 +215,7 @@ def profile_exits(
     """
     stages = bundle.exits.stages
     shares = [_checked_mix(mix, len(stages)) for mix in mixes]
-    schedule = Schedule(repeats=repeats, min_seconds=min_seconds, warmup=warmup, images=_MAX_IMAGES)
+    Schedule(repeats=repeats, min_seconds=min_seconds, warmup=warmup)  # refuses what cannot be measured
     if bundle.static is None:
         raise UsageError(
             f"The bundle {bundle.path} lacks the network without exits to compare with. Export it again with --static."
@@ -225,7 +225,7 @@ def profile_exits(
     progress("checking the bundle", 0.0)
     bundle.require_intact()
     machine = machine_facts()
-    batches, source = schedule.batches(bundle, data)
+    batches, source = input_batches(bundle, data, _MAX_IMAGES if repeats is None else min(_MAX_IMAGES, repeats))
     (name,) = batches[0]
     images = np.concatenate([batch[name] for batch in batches])[: source["count"]]
     progress("loading", 0.0)
