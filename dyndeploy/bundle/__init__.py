@@ -2,10 +2,10 @@
 
 from dyndeploy.bundle.folder import (
     BRANCHED,
+    INPUT,
     MANIFEST,
     MODEL,
     REFERENCE,
-    SINGLE_INPUT,
     STATIC,
     Bundle,
     write_manifest,
@@ -30,12 +30,12 @@ from dyndeploy.bundle.manifest import (
 __all__ = [
     "BRANCHED",
     "CONFIDENCE",
+    "INPUT",
     "LOGITS",
     "MANIFEST",
     "MODEL",
     "REFERENCE",
     "SCHEMA_VERSION",
-    "SINGLE_INPUT",
     "STATIC",
     "Bundle",
     "ExitsInfo",

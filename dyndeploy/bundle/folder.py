@@ -24,8 +24,6 @@ MODEL = "model.onnx"
 STATIC = "static.onnx"
 BRANCHED = "branched.onnx"
 REFERENCE = "reference.npz"
-SINGLE_INPUT = "input"
-"""Name of the input of a network that takes one tensor, in graphs and in reference.npz."""
 INPUT = "input"
 """Name in ``reference.npz`` of the one image input of a network, whatever its graph calls it."""
 
@@ -215,13 +213,11 @@ class Bundle:
         Raises:
             BundleError: The file is missing or unreadable, or lacks an input.
         """
-        reference, inputs = self.reference(), self.manifest.inputs
-        # A single input is stored under one name, whatever the graph calls it.
-        stored = {info.name: SINGLE_INPUT if len(inputs) == 1 else info.name for info in inputs}
-        lacking = [name for name in stored.values() if name not in reference]
+        reference, names = self.reference(), [info.name for info in self.manifest.inputs]
+        lacking = [name for name in names if name not in reference]
         if lacking:
             raise BundleError(f"{REFERENCE} of {self.path} lacks {', '.join(lacking)}. Export the bundle again.")
-        return {name: reference[key] for name, key in stored.items()}
+        return {name: reference[name] for name in names}
 
     def reference(self) -> dict[str, npt.NDArray[np.float32]]:
         """Tensors of ``reference.npz``: every graph input and output by name, stacked over the samples.

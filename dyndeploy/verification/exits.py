@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from dyndeploy.bundle import LOGITS, SINGLE_INPUT, Bundle
+from dyndeploy.bundle import INPUT, LOGITS, Bundle
 from dyndeploy.bundle.reference_names import exit_logits
 from dyndeploy.confidences import confidences
 from dyndeploy.precisions import tolerance_of
@@ -74,7 +74,7 @@ def _reference_exits(bundle: Bundle) -> tuple[npt.NDArray[np.float32], list[npt.
     shape = (manifest.reference.images, manifest.network.num_classes or 0)
     names = [exit_logits(stage.exit) for stage in bundle.exits.stages]
     (images,) = bundle.reference_inputs().values()
-    wanted = {SINGLE_INPUT: (shape[0], *manifest.inputs[0].shape[1:]), **dict.fromkeys(names, shape)}
+    wanted = {INPUT: (shape[0], *manifest.inputs[0].shape[1:]), **dict.fromkeys(names, shape)}
     require_shapes(bundle, reference, wanted)
     return images, [reference[name] for name in names]
 
