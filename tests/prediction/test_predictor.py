@@ -5,11 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from dyndeploy.export.describe import describe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyndeploy.errors import InputError, UsageError
-from dyndeploy.export.describe import describe
 from dyndeploy.nets import LaudResNet, create_model, model_info, model_names
 from dyndeploy.prediction import (
     BlockSpec,

@@ -106,7 +106,7 @@ class _Layout:
     # ------------------------------------------------------------ what is needed
 
     def _source(self, name: str, moved: frozenset[str], permutation: Permutation) -> Need:
-        """Where a tensor comes from: a tensor that some node computes, and the permutation that makes this one of it."""
+        """Where a tensor comes from: one that some node computes, and the permutation that makes this one of it."""
         after: Permutation = ()
         while name in self.transposes:
             name, own = self.transposes[name]
@@ -151,7 +151,7 @@ class _Layout:
         return 0
 
     def _regions(self) -> Iterator[tuple[list[str], set[Permutation]]]:
-        """Connected nodes that compute in any layout, by output name, and the layouts that Transposes beside them have."""
+        """Connected nodes that compute in any layout, by output name, and the layouts of the Transposes beside them."""
         movable = {node.output[0]: node for node in self.model.graph.node if self._moves(node)}
         touching: dict[tuple[str, int], list[str]] = {}
         for output, node in movable.items():
@@ -182,7 +182,7 @@ class _Layout:
             yield region, {layout for layout in layouts if len(layout) == self.ranks[start]}
 
     def better_region(self) -> tuple[frozenset[str], Permutation] | None:
-        """Nodes, and the permutation of their maps, that leave fewer Transposes than there are; None if there are none."""
+        """Nodes, and the permutation of their maps, that leave fewer Transposes than there are; None if none do."""
         now = len(self.needs(frozenset(), ()))
         best: tuple[tuple[int, int], frozenset[str], Permutation] | None = None
         for region, layouts in self._regions():
