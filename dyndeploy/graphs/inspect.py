@@ -125,6 +125,11 @@ def drop_unused(model: onnx.ModelProto) -> None:
     model.graph.initializer.extend(kept)
 
 
+def shape_of(value: onnx.ValueInfoProto) -> Shape:
+    """Shape of a described tensor; a size that is not static is -1."""
+    return tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.type.tensor_type.shape.dim)
+
+
 def static_shapes(
     model: onnx.ModelProto, input_shape: Shape | None = None, *, assume: bool = False
 ) -> dict[str, Shape]:
@@ -189,9 +194,7 @@ def static_shapes(
         shapes |= {item.name: tuple(item.dims) for part in parts[1:] for item in part.initializer}
         for value in (value for part in parts for value in (*part.input, *part.output, *part.value_info)):
             if value.type.tensor_type.HasField("shape"):
-                shapes[value.name] = tuple(
-                    dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.type.tensor_type.shape.dim
-                )
+                shapes[value.name] = shape_of(value)
         progress = False
         for graph, node in places:
             output = node.output[0]

@@ -131,7 +131,7 @@ def _lower_layer_norm(lowering: _Lowering, node: onnx.NodeProto) -> list[onnx.No
     x, scale, *bias = (name for name in node.input if name)
     # Axes became an input with opset 18.
     inputs = [lowering.constant(f"{node.output[0]}/axes", [-1])] if lowering.opset >= 18 else []
-    axes = {} if inputs else {"axes": [-1]}
+    axes: dict[str, Any] = {} if inputs else {"axes": [-1]}
     centred = emit("Sub", [x, emit("ReduceMean", [x, *inputs], **axes)])
     variance = emit("ReduceMean", [emit("Mul", [centred, centred]), *inputs], **axes)
     normed = emit("Div", [centred, emit("Sqrt", [emit("Add", [variance, epsilon])])])
