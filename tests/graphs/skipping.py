@@ -123,7 +123,7 @@ class Net:
 
 
 def make_net(channels: int = 8, seed: int = 0) -> Net:
-    """A stem; ``a``, convolutions; ``b``, skipped, around convolutions, ``b.inner`` and a dynamic bottleneck; a head."""
+    """A stem; ``a``, convolutions; ``b``, around convolutions, ``b.inner`` and a dynamic bottleneck; a head."""
     torch.manual_seed(seed)
     record = Record()
     a = Skip("a", Plain(channels), record, channels)
