@@ -36,11 +36,16 @@ def normal(*shape: int) -> np.ndarray:
     return GENERATOR.standard_normal(shape).astype(np.float32)
 
 
-def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+def run_all(model: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
+    """What ONNX Runtime gives without optimising."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": x})[0]
+    return session.run(None, {"x": x})
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    return run_all(model, x)[0]
 
 
 def kinds(model: onnx.ModelProto) -> list[str]:
