@@ -121,6 +121,8 @@ def drop_unused(model: onnx.ModelProto) -> None:
     used = {name for node in all_nodes(model.graph) for name in node.input}
     used |= {value.name for graph in all_graphs(model.graph) for value in graph.output}
     kept = [item for item in model.graph.initializer if item.name in used]
+    if len(kept) == len(model.graph.initializer):
+        return  # Without copies of all weights.
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
 

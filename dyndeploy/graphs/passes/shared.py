@@ -54,7 +54,7 @@ class Links:
 
 def add_constant(model: onnx.ModelProto, name: str, value: Array) -> str:
     """Add a constant; returns its name."""
-    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
     return name
 
 

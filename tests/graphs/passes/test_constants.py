@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from dyndeploy.graphs.passes import fold_constants
 from tests.graphs.passes.helpers import CONTEXT, kinds, model_of, normal, run
@@ -24,3 +24,16 @@ def test_constants_are_computed_unless_they_grow() -> None:
     assert kinds(model) == ["Tile", "Add", "ReduceSum", "Add"], "the tile is 64 x 64 times larger than its input"
     assert {item.name for item in model.graph.initializer} == {"queries", "repeats"}
     np.testing.assert_allclose(run(model, x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_scalars_stay_scalars() -> None:
+    nodes = [
+        helper.make_node("Add", ["one", "one"], ["two"]),
+        helper.make_node("Cast", ["two"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["x", "index"], ["y"], axis=1),
+    ]
+    model = model_of(nodes, (2, 4), rank=1, one=1.0)
+    fold_constants(model, CONTEXT)
+    assert kinds(model) == ["Gather"]
+    x = normal(2, 4)
+    np.testing.assert_array_equal(run(model, x), x[:, 2])
