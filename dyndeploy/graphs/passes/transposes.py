@@ -53,7 +53,9 @@ def cancel_transposes(model: onnx.ModelProto, context: Context) -> None:
     if not any(node.op_type == "Transpose" for node in model.graph.node):
         return
     ranks = {name: len(shape) for name, shape in known_shapes(model).items()}
-    _Layout(model, ranks).rewrite(frozenset(), ())
+    layout = _Layout(model, ranks)
+    if len(layout.needs(frozenset(), ())) < len(layout.transposes):
+        layout.rewrite(frozenset(), ())
     # Every turn leaves fewer Transposes.
     while True:
         layout = _Layout(model, ranks)
@@ -106,7 +108,7 @@ class _Layout:
     # ------------------------------------------------------------ what is needed
 
     def _source(self, name: str, moved: frozenset[str], permutation: Permutation) -> Need:
-        """Where a tensor comes from: one that some node computes, and the permutation that makes this one of it."""
+        """The tensor that some node computes from which Transposes make this one, and how they permute it in all."""
         after: Permutation = ()
         while name in self.transposes:
             name, own = self.transposes[name]
@@ -182,7 +184,7 @@ class _Layout:
             yield region, {layout for layout in layouts if len(layout) == self.ranks[start]}
 
     def better_region(self) -> tuple[frozenset[str], Permutation] | None:
-        """Nodes, and the permutation of their maps, that leave fewer Transposes than there are; None if none do."""
+        """Nodes, and the permutation of their maps, that leave fewer Transposes than now; None if there are none."""
         now = len(self.needs(frozenset(), ()))
         best: tuple[tuple[int, int], frozenset[str], Permutation] | None = None
         for region, layouts in self._regions():
