@@ -29,7 +29,7 @@ from dyndeploy.bundle import (
     write_manifest,
 )
 from dyndeploy.ops import DOMAIN, OPERATORS
-from dyndeploy.prediction import BlockSpec, NetworkSpec, StemSpec
+from dyndeploy.prediction.laudnet import BlockSpec, NetworkSpec, StemSpec
 
 SIZE = 16
 STEM_MACS = 16 * 16 * 8 * 27

@@ -273,7 +273,7 @@ def _write_graph(network: LaudResNet, export: _Export) -> _Content:
         inputs=tuple(tensor_info(value) for value in model.graph.input),
         outputs=(tensor_info(shapes["logits"]),),
         static_macs=static_macs(network, size),
-        network_spec=describe(network, size).to_json(),
+        network_spec=describe(network, size),
         notes=notes,
         masks=tuple(
             MaskInfo(mask.name, mask.block, mask.kind, tensor_info(shapes[mask.name]).shape)

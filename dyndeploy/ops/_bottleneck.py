@@ -14,6 +14,8 @@ from onnx import TensorProto
 
 from dyndeploy.ops._body import AttributeRef, Body, Value
 from dyndeploy.ops._geometry import Geometry
+from dyndeploy.ops._launches import bottleneck_launches
+from dyndeploy.ops._library_work import library_terms
 from dyndeploy.ops.base import (
     Array,
     Attribute,
@@ -57,6 +59,9 @@ PROJECTION_WEIGHTS = (
 )
 
 
+SLOWEST = "channel_slowest"
+
+
 def snake_case(name: str) -> str:
     """``SpatialBottleneck`` as ``spatial_bottleneck``."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
@@ -71,6 +76,7 @@ def bottleneck_specs(
     reference: Callable[..., torch.Tensor],
     geometry: Callable[[str, Sequence[Shape], Attributes], Geometry],
     body: Callable[[Body, Mapping[str, Value]], Value],
+    skipped_kind: str | None = None,
 ) -> tuple[OperatorSpec, OperatorSpec]:
     """Both variants of a bottleneck operator: identity and projection shortcut.
 
@@ -82,6 +88,7 @@ def bottleneck_specs(
         reference: See :class:`OperatorSpec`.
         geometry: ``(op_type, input shapes, attributes) -> Geometry``; raises ``UsageError`` on a mismatch.
         body: See :class:`OperatorSpec`.
+        skipped_kind: See :class:`OperatorSpec`.
     """
     kinds = {kind.name: port for port, kind in gates.items()}
 
@@ -135,6 +142,7 @@ def bottleneck_specs(
             sizes=sizes,
             further_rates=further_rates,
             kernels=_kernels(skips_channels=CHANNEL.name in kinds),
+            skipped_kind=skipped_kind,
         )
 
     return spec(name, projection=False), spec(f"{name}Projection", projection=True)
@@ -256,12 +264,14 @@ def _used_rates(geometry: Geometry, patches: Shape | None, kinds: Collection[str
     """The rates of the convolutions: ``spatial`` (also of whole blocks), ``channel``, ``conv1`` and ``conv2``.
 
     A kind that the operator has no mask for computes everything. ``conv1`` and ``conv2`` may be given as measured;
-    otherwise ``conv1`` is the expected dilation of random patches.
+    otherwise ``conv1`` is the expected dilation of random patches. ``channel_slowest``, the largest channel rate of the
+    images of a batch, is passed on where it is given.
     """
     channel = rates.get(CHANNEL.name, 1.0) if CHANNEL.name in kinds else 1.0
+    slowest = {SLOWEST: rates[SLOWEST]} if SLOWEST in rates else {}
     if patches is None:
         spatial = rates.get(BLOCK.name, 1.0) if BLOCK.name in kinds else 1.0
-        return {"spatial": spatial, "channel": channel, "conv1": spatial, "conv2": spatial}
+        return {"spatial": spatial, "channel": channel, "conv1": spatial, "conv2": spatial, **slowest}
     spatial = rates.get(PATCH.name, 1.0)
     conv2 = rates.get("conv2", spatial)
     conv1 = rates.get("conv1")
@@ -274,7 +284,7 @@ def _used_rates(geometry: Geometry, patches: Shape | None, kinds: Collection[str
             stride=geometry.stride,
             dilation=geometry.dilation,
         )
-    return {"spatial": spatial, "channel": channel, "conv1": conv1, "conv2": conv2}
+    return {"spatial": spatial, "channel": channel, "conv1": conv1, "conv2": conv2, **slowest}
 
 
 def _sizes(geometry: Geometry, patches: Shape | None, channel_groups: int, rates: Rates) -> Mapping[str, float]:
@@ -302,6 +312,10 @@ def _sizes(geometry: Geometry, patches: Shape | None, channel_groups: int, rates
         "rate_conv1": rates["conv1"],
         "rate_conv2": rates["conv2"],
         "channel_rate": rates["channel"],
+        "rows1": g.batch * g.height * g.width * rates["conv1"],
+        "rows2": g.batch * g.out_height * g.out_width * rates["spatial"],
+        "hidden": float(round(g.hidden * rates["channel"])),
+        **({"channel_rate_slowest": rates[SLOWEST]} if SLOWEST in rates else {}),
     }
 
 
@@ -388,9 +402,9 @@ def _kernels(*, skips_channels: bool) -> Mapping[str, KernelSpec]:
 
     half = frozenset({"w1", "w2", "w3", "wd"})
     return {
-        "cpu": KernelSpec(precisions=("fp32", "bf16")),
-        "cuda": KernelSpec(precisions=("fp32", "fp16"), pack=pack, half=half),
-        "tensorrt": KernelSpec(precisions=("fp32", "fp16"), pack=pack, half=half),
+        "cpu": KernelSpec(precisions=("fp32", "bf16"), terms=library_terms),
+        "cuda": KernelSpec(precisions=("fp32", "fp16"), pack=pack, half=half, launches=bottleneck_launches),
+        "tensorrt": KernelSpec(precisions=("fp32", "fp16"), pack=pack, half=half, launches=bottleneck_launches),
     }
 
 
