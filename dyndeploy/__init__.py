@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dyndeploy.export import ExportSettings, export_model
     from dyndeploy.measure import Profile, load_profile, profile_bundle
     from dyndeploy.nets import create_model, load_checkpoint, model_names, save_checkpoint
-    from dyndeploy.prediction import Prediction, predict, predict_network
+    from dyndeploy.prediction import Prediction, predict
     from dyndeploy.reporting import compare_profile, write_report
     from dyndeploy.training import load_recipe, train
     from dyndeploy.verification import VerificationReport, verify_bundle
@@ -36,7 +36,6 @@ _HOME = {
     "load_recipe": "dyndeploy.training",
     "model_names": "dyndeploy.nets",
     "predict": "dyndeploy.prediction",
-    "predict_network": "dyndeploy.prediction",
     "profile_bundle": "dyndeploy.measure",
     "save_checkpoint": "dyndeploy.nets",
     "train": "dyndeploy.training",
@@ -60,7 +59,6 @@ __all__ = [
     "load_recipe",
     "model_names",
     "predict",
-    "predict_network",
     "profile_bundle",
     "save_checkpoint",
     "train",

@@ -91,6 +91,7 @@ def bottleneck_specs(
         skipped_kind: See :class:`OperatorSpec`.
     """
     kinds = {kind.name: port for port, kind in gates.items()}
+    geometry = _remembered(geometry)
 
     def spec(op_type: str, projection: bool) -> OperatorSpec:
         inputs = (X, *masks, *(WEIGHTS + PROJECTION_WEIGHTS if projection else WEIGHTS))
@@ -119,10 +120,10 @@ def bottleneck_specs(
             g = geometry(op_type, shapes, attributes)
             if PATCH.name not in kinds:
                 return {}
-            return {
-                "conv1": float(counts["conv1_pixels"].mean()) / (g.height * g.width),
-                "conv2": float(counts["conv2_pixels"].mean()) / (g.out_height * g.out_width),
-            }
+            active = float(counts["conv2_pixels"].mean()) / (g.out_height * g.out_width)
+            conv1 = float(counts["conv1_pixels"].mean()) / (g.height * g.width)
+            # Of pixels, which patches of different sizes cover by another share than their number says.
+            return {PATCH.name: active, "conv1": conv1, "conv2": active}
 
         return OperatorSpec(
             name=op_type,
@@ -146,6 +147,25 @@ def bottleneck_specs(
         )
 
     return spec(name, projection=False), spec(f"{name}Projection", projection=True)
+
+
+def _remembered(
+    geometry: Callable[[str, Sequence[Shape], Attributes], Geometry],
+) -> Callable[[str, Sequence[Shape], Attributes], Geometry]:
+    """A geometry that is worked out once for the same objects in a row: whoever prices asks for it several times."""
+    last: list[tuple[str, Sequence[Shape], Attributes, Geometry]] = []
+
+    def look_up(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geometry:
+        if last:
+            known, of_shapes, of_attributes, found = last[0]
+            # Only what cannot have been changed in between is known again.
+            if of_shapes is shapes and of_attributes is attributes and known == name and isinstance(shapes, tuple):
+                return found
+        found = geometry(name, shapes, attributes)
+        last[:] = [(name, shapes, attributes, found)]
+        return found
+
+    return look_up
 
 
 # ---------------------------------------------------------------- PyTorch pieces

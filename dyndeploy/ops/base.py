@@ -192,7 +192,8 @@ class OperatorSpec:
             ``batch`` and, as far as they apply, ``h``, ``w``, ``oh``, ``ow``, ``cin``, ``cmid``, ``cout``, ``rate``,
             ``rows1``, ``rows2`` (rows of its first and its other products) and ``hidden`` (their columns).
         further_rates: ``(input shapes, attributes, counts) -> rates by name`` that ``expected`` takes besides those of
-            the gate kinds, as counts of real masks have them, e.g. the share of pixels that a dilated mask covers.
+            the gate kinds, as counts of real masks have them, e.g. the share of pixels that a dilated mask covers; a
+            rate of a gate kind among them replaces the share of set bits.
         kernels: By family: ``"cpu"`` (ONNX Runtime library), ``"cuda"``, ``"tensorrt"`` (plugins).
         skipped_kind: Class of kernels that it belongs to where a gate of a single bit skips it; None: its kind.
     """

@@ -213,8 +213,7 @@ class AnalyticalModel:
         if kernel.kind.startswith(UNKNOWN):
             return _SPREAD_UNKNOWN
         if kernel.call is not None:
-            known = kernel.call.launches(kernel.features) is not None
-            return max(self._spread, _SPREAD_DYNAMIC if known else _SPREAD_UNKNOWN)
+            return max(self._spread, _SPREAD_DYNAMIC if kernel.launches is not None else _SPREAD_UNKNOWN)
         return max(self._spread, _SPREAD_KIND.get(kernel.kind, 0.0))
 
     # ------------------------------------------------------------ time of phases
@@ -292,7 +291,7 @@ class AnalyticalModel:
             ]
         if kernel.kind == "gemm":
             return [_Phase(index, f["rows"], f["cout"], f["cin"], f["count"], moved=moved, weights=weights)]
-        launches = None if kernel.call is None else kernel.call.launches(f)
+        launches = kernel.launches
         if launches is not None:
             slowest = self._slowest(kernel) if any(launch.uneven for launch in launches) else 1.0
             return [

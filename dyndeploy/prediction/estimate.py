@@ -500,7 +500,7 @@ def _listed(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
-_PIECE = 50
+_PIECE = 10
 """Configurations of a sweep that are priced together."""
 
 _RUNS = 32

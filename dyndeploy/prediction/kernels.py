@@ -68,11 +68,6 @@ class OperatorCall:
             rates,
         )
 
-    def launches(self, sizes: Mapping[str, float]) -> Sequence[Launch] | None:
-        """What it launches on a GPU; None where that is not known."""
-        kernels = self.spec.kernels.get("cuda") or self.spec.kernels.get("tensorrt")
-        return None if kernels is None or kernels.launches is None else kernels.launches(sizes, self.element)
-
     @functools.cached_property
     def _dense_macs(self) -> float:
         return self._of_batch(self.spec.dense_work(self.shapes, self.attributes, self.element).macs)
@@ -114,6 +109,16 @@ class Kernel:
     call: OperatorCall | None = None
     rates: Rates | None = None
     share: float = 1.0
+
+    @functools.cached_property
+    def launches(self) -> Sequence[Launch] | None:
+        """What a dynamic operator launches on a GPU; None where that is not known, and for any other kernel."""
+        if self.call is None:
+            return None
+        kernels = self.call.spec.kernels.get("cuda") or self.call.spec.kernels.get("tensorrt")
+        if kernels is None or kernels.launches is None:
+            return None
+        return kernels.launches(self.features, self.call.element)
 
     @property
     def bytes(self) -> float:
@@ -530,10 +535,7 @@ class GraphWalker:
         self.name, self.batch, self.input_size = graph.name, graph.batch, graph.input_size
         self._shapes = graph.shapes
         self._fuser = _Fuser(graph, runtime)
-        self._entries: list[tuple[Kernel | OperatorCall, Node]] = [
-            (self._call(group.nodes[0]) if group.nodes[0].dynamic else self._kernel(group), group.nodes[0])
-            for group in self._fuser.groups
-        ]
+        self._entries = [(self._entry(group), group.nodes[0]) for group in self._fuser.groups]
 
     @functools.cached_property
     def gates(self) -> dict[str, tuple[GateKind, ...]]:
@@ -542,7 +544,7 @@ class GraphWalker:
         for entry, node in self._entries:
             for block in node.conditions:
                 found.setdefault(block, {})[BLOCK] = None
-            if isinstance(entry, OperatorCall) and node.block is not None and entry.spec.gates:
+            if isinstance(entry, OperatorCall) and node.block is not None:
                 found.setdefault(node.block, {}).update(dict.fromkeys(entry.spec.gates.values()))
         return {block: tuple(kinds) for block, kinds in found.items()}
 
@@ -575,9 +577,14 @@ class GraphWalker:
         share = math.prod(rates_of(rates, block).of(BLOCK) for block in node.conditions)
         return replace(kernel, share=share)
 
-    def _call(self, node: Node) -> OperatorCall:
-        shapes = tuple(self._shape(name) if name else () for name in node.inputs)
-        return OperatorCall(OPERATORS[node.op_type], shapes, node.attributes, ELEMENT_BYTES[self.precision])
+    def _entry(self, group: _Group) -> Kernel | OperatorCall:
+        """A kernel, or a dynamic operator that obeys decisions and still lacks their rates."""
+        node = group.nodes[0]
+        if not node.dynamic:
+            return self._kernel(group)
+        spec, shapes = OPERATORS[node.op_type], tuple(self._shape(name) if name else () for name in node.inputs)
+        call = OperatorCall(spec, shapes, node.attributes, ELEMENT_BYTES[self.precision])
+        return call if spec.gates else call.kernel(node.name, node.block, Rates())
 
     def _shape(self, name: str) -> Shape:
         shape = self._shapes.get(name)
