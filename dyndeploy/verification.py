@@ -13,13 +13,14 @@ import onnx
 
 from dyndeploy.bundle import LOGITS, Bundle, Manifest, MaskInfo, StageInfo, TensorInfo
 from dyndeploy.bundle.reference_names import FORCED, MARGIN, exit_logits
+from dyndeploy.confidences import confidences
 from dyndeploy.errors import BundleError, DyndeployError, unknown_name
 from dyndeploy.graphs.forced import PREFIX, forced_feeds, overlay_forced_masks, replace_masks
 from dyndeploy.graphs.inspect import foreign_operators
 from dyndeploy.measure.rounding import measure_mask_flips
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.runtimes import OnnxRuntimeSession, Session, TensorRTSession, open_staged
-from dyndeploy.runtimes.staged import confidences, first_reached
+from dyndeploy.runtimes.staged import first_reached
 from dyndeploy.runtimes.tensorrt_engine import EngineSettings
 from dyndeploy.targets import load_target
 

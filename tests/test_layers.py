@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dyndeploy"
 FLOORS = (
     {"errors"},
-    {"files"},
-    {"ops", "data"},
-    {"targets"},
+    {"files", "fields"},
+    {"ops", "data", "confidences", "precisions"},
+    {"targets", "blocks"},
     {"nets", "bundle"},
     {"graphs"},
     {"runtimes"},

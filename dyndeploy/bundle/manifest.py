@@ -6,14 +6,16 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
+from dyndeploy.confidences import CONFIDENCES
 from dyndeploy.errors import BundleError, UsageError
+from dyndeploy.fields import Document, Field
+from dyndeploy.ops.gates import GATE_KINDS
+from dyndeploy.precisions import cpu_precision
 
 SCHEMA_VERSION = 1
 SEAL = "manifest_sha256"
@@ -22,10 +24,7 @@ SEAL = "manifest_sha256"
 LOGITS, CONFIDENCE = "logits", "confidence"
 """Names of the outputs that every stage has."""
 
-_MASK_RANKS = {"spatial": 4, "channel": 2, "layer": 4}
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-T = TypeVar("T")
+_DOCUMENT = Document("bundle.json", "Export the bundle again.", BundleError)
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,16 @@ class MaskInfo:
     Attributes:
         name: Tensor name, e.g. ``"mask/layer1.0/spatial"``.
         block: Dotted module name of the block, e.g. ``"layer1.0"``.
-        kind: ``"spatial"``, ``"channel"`` or ``"layer"``.
-        shape: (N, 1, mh, mw), or (N, G) for a channel mask.
+        kind: Name of the kind of its gate, e.g. ``"spatial"``, ``"channel"`` or ``"layer"``.
+        shape: Its shape, with the axes of its kind: (N, 1, mh, mw) for a spatial mask, (N, G) for a channel mask.
+        stage: Index of the stage whose graph makes it; None for a network that is one graph.
     """
 
     name: str
     block: str
     kind: str
     shape: tuple[int, ...]
+    stage: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,30 @@ class OperatorInfo:
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """The network that was exported: registered name and every option it was built with."""
+    """The network that was exported.
+
+    Attributes:
+        name: Registered name, or name of the class of a network of a user's own.
+        mode: What it skips: ``"spatial"``, ``"channel"``, ``"layer"``, ``"both"``, ``"static"``, one per stage joined
+            by ``-``, ``"early_exit"``, or the kinds of its gates joined by ``+``.
+        granularity: Patch side of every stage; empty where it has none.
+        channel_granularity: Channels per group of every stage; empty where it has none.
+        num_classes: Size of its logits; None where it gives none.
+        options: Every option that it was built with; empty where it does not say.
+        checkpoint: File name of the checkpoint that its weights came from.
+        checkpoint_sha256: Checksum of that file.
+        class_names: Names of the classes in the order of the logits; empty where they are not known.
+    """
 
     name: str
     mode: str
     granularity: tuple[int, ...]
     channel_granularity: tuple[int, ...]
-    num_classes: int
+    num_classes: int | None
     options: dict[str, Any]
     checkpoint: str | None
     checkpoint_sha256: str | None
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,6 +168,7 @@ class ExitsInfo:
         stages: In order of execution.
         thresholds: By precision of the engine or session that they were calibrated on.
         disabled: Exits of the network that the bundle leaves out.
+        confidence: What an image leaves by: the name of a measure of :mod:`dyndeploy.confidences`.
         dynamic_batch: Whether the stages take any number of images; otherwise exactly the bundle's batch size.
     """
 
@@ -160,6 +176,7 @@ class ExitsInfo:
     thresholds: dict[str, ThresholdInfo]
     disabled: tuple[int, ...] = ()
     dynamic_batch: bool = False
+    confidence: str = "max_softmax"
 
     def check_thresholds(self, values: Sequence[float]) -> None:
         """Raise ``UsageError`` unless there is one number per stage and the last stage always takes."""
@@ -181,14 +198,14 @@ class Manifest:
         opset: ONNX opset of ``model.onnx``.
         ir_version: ONNX IR version.
         batch: Static batch size N.
-        input_size: (H, W) in pixels.
+        input_size: (H, W) in pixels; None where the inputs are no images.
         precision: ``"fp32"``; ``"bf16"``: the dynamic bottlenecks compute in it on a CPU; ``"fp16"``: the plan of the
             engine. The graph itself is in FP32 in each case.
         inputs: Graph inputs.
         outputs: Graph outputs without the masks.
         masks: Mask tensors in order of execution.
         operators: Dynamic operator nodes in order of execution.
-        preprocessing: For images.
+        preprocessing: How images become its input; None where the inputs are no images.
         reference: About the reference tensors.
         static_macs: MACs of convolutions and linear layers of the static twin per image.
         network_spec: The network as the predictor sees it (JSON of ``NetworkSpec``).
@@ -203,13 +220,13 @@ class Manifest:
     opset: int
     ir_version: int
     batch: int
-    input_size: tuple[int, int]
+    input_size: tuple[int, int] | None
     precision: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     masks: tuple[MaskInfo, ...]
     operators: tuple[OperatorInfo, ...]
-    preprocessing: PreprocessingInfo
+    preprocessing: PreprocessingInfo | None
     reference: ReferenceInfo
     static_macs: int
     network_spec: dict[str, Any]
@@ -221,8 +238,18 @@ class Manifest:
 
     @property
     def cpu_precision(self) -> str:
-        """What the dynamic bottlenecks compute in on a CPU: ``"fp16"`` is the plan of an engine and changes nothing."""
-        return "fp32" if self.precision == "fp16" else self.precision
+        """What the dynamic bottlenecks compute in on a CPU; raises ``UsageError`` for a precision that a CPU cannot run."""
+        return cpu_precision(self.precision)
+
+    def images(self) -> tuple[PreprocessingInfo, tuple[int, int]]:
+        """How images become the input, and its (H, W); raises ``UsageError`` where the inputs are no images."""
+        if self.preprocessing is None or self.input_size is None:
+            names = ", ".join(info.name for info in self.inputs)
+            raise UsageError(
+                f"{self.network.name} takes {names}, not one image: give its inputs as arrays (--input NAME=FILE.npy), "
+                "or export it with preprocessing."
+            )
+        return self.preprocessing, self.input_size
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -252,26 +279,26 @@ class Manifest:
                 f"The bundle has schema version {version!r}; this release reads version {SCHEMA_VERSION}. "
                 "Export it again with this release."
             )
-        root = _Field("", value)
+        root = _DOCUMENT.root(value)
         manifest = cls(
             network=_network(root["network"]),
             target=root["target"].text(),
             opset=root["opset"].count(),
             ir_version=root["ir_version"].count(),
             batch=root["batch"].count(),
-            input_size=_pair(root["input_size"]),
+            input_size=root["input_size"].optional(_pair),
             precision=root["precision"].text(),
             inputs=root["inputs"].sequence(_tensor, at_least=1),
             outputs=root["outputs"].sequence(_tensor, at_least=1),
             masks=root["masks"].sequence(_mask),
             operators=root["operators"].sequence(_operator),
-            preprocessing=_preprocessing(root["preprocessing"]),
+            preprocessing=root["preprocessing"].optional(_preprocessing),
             reference=_reference(root["reference"]),
             static_macs=root["static_macs"].count(),
-            network_spec=root["network_spec"].mapping(lambda item: item.value),
+            network_spec=root["network_spec"].facts(),
             files=_files(root["files"]),
-            tools=root["tools"].mapping(_Field.text),
-            notes=root["notes"].sequence(_Field.text),
+            tools=root["tools"].mapping(Field.text),
+            notes=root["notes"].sequence(Field.text),
             exits=root.get("exits").optional(_exits),
         )
         tensors = [tensor.name for tensor in (*manifest.inputs, *manifest.outputs)]
@@ -291,100 +318,42 @@ def sealed(value: dict[str, Any]) -> dict[str, Any]:
     return content | {SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
-@dataclass(frozen=True)
-class _Field:
-    """A value of the JSON with its place, so that every complaint names the field."""
-
-    place: str
-    value: Any
-
-    def require(self, condition: bool, wanted: str) -> None:
-        if not condition:
-            shown = repr(self.value)
-            raise BundleError(
-                f"bundle.json is malformed: {self.place} must be {wanted}, not "
-                f"{shown if len(shown) <= 60 else shown[:57] + '...'}. Export the bundle again."
-            )
-
-    def __getitem__(self, key: str) -> _Field:
-        self.require(isinstance(self.value, dict), "an object")
-        place = f"{self.place}.{key}" if self.place else key
-        if key not in self.value:
-            raise BundleError(f"bundle.json is malformed: {place} is missing. Export the bundle again.")
-        return _Field(place, self.value[key])
-
-    def get(self, key: str) -> _Field:
-        """As ``[key]``; what is missing is None."""
-        self.require(isinstance(self.value, dict), "an object")
-        return self[key] if key in self.value else _Field(key, None)
-
-    def text(self) -> str:
-        self.require(isinstance(self.value, str) and self.value != "", "a non-empty text")
-        return str(self.value)
-
-    def count(self) -> int:
-        self.require(type(self.value) is int and self.value >= 1, "a whole number of at least 1")
-        return int(self.value)
-
-    def number(self, least: float = -math.inf, most: float = math.inf) -> float:
-        # Compared with the largest float, since a JSON integer may be finite and still be none.
-        finite = type(self.value) in (int, float) and abs(self.value) <= sys.float_info.max
-        self.require(finite and least <= self.value <= most, f"a finite number in [{least:g}, {most:g}]")
-        return float(self.value)
-
-    def sha256(self) -> str:
-        self.require(isinstance(self.value, str) and bool(_SHA256.fullmatch(self.value)), "a SHA-256 in hex")
-        return str(self.value)
-
-    def optional(self, parse: Callable[[_Field], T]) -> T | None:
-        return None if self.value is None else parse(self)
-
-    def sequence(self, parse: Callable[[_Field], T], *, at_least: int = 0, length: int | None = None) -> tuple[T, ...]:
-        self.require(isinstance(self.value, (list, tuple)), "a list")
-        self.require(len(self.value) >= at_least, "a list that is not empty")
-        self.require(length in (None, len(self.value)), f"a list of {length}")
-        return tuple(parse(_Field(f"{self.place}[{index}]", item)) for index, item in enumerate(self.value))
-
-    def mapping(self, parse: Callable[[_Field], T]) -> dict[str, T]:
-        self.require(isinstance(self.value, dict), "an object")
-        return {key: parse(_Field(f"{self.place}[{key!r}]", item)) for key, item in self.value.items()}
-
-
-def _network(item: _Field) -> NetworkInfo:
+def _network(item: Field) -> NetworkInfo:
     return NetworkInfo(
         name=item["name"].text(),
         mode=item["mode"].text(),
-        granularity=item["granularity"].sequence(_Field.count),
-        channel_granularity=item["channel_granularity"].sequence(_Field.count),
-        num_classes=item["num_classes"].count(),
-        options=item["options"].mapping(lambda option: option.value),
-        checkpoint=item["checkpoint"].optional(_Field.text),
-        checkpoint_sha256=item["checkpoint_sha256"].optional(_Field.sha256),
+        granularity=item["granularity"].sequence(Field.count),
+        channel_granularity=item["channel_granularity"].sequence(Field.count),
+        num_classes=item["num_classes"].optional(Field.count),
+        options=item["options"].facts(),
+        checkpoint=item["checkpoint"].optional(Field.text),
+        checkpoint_sha256=item["checkpoint_sha256"].optional(Field.sha256),
+        class_names=item.get("class_names").optional(lambda names: names.sequence(Field.text)) or (),
     )
 
 
-def _shape(item: _Field) -> tuple[int, ...]:
-    return item.sequence(_Field.count, at_least=1)
+def _shape(item: Field) -> tuple[int, ...]:
+    return item.sequence(Field.count, at_least=1)
 
 
-def _pair(item: _Field) -> tuple[int, int]:
-    height, width = item.sequence(_Field.count, length=2)
+def _pair(item: Field) -> tuple[int, int]:
+    height, width = item.sequence(Field.count, length=2)
     return height, width
 
 
-def _tensor(item: _Field) -> TensorInfo:
+def _tensor(item: Field) -> TensorInfo:
     return TensorInfo(item["name"].text(), _shape(item["shape"]), item["dtype"].text())
 
 
-def _mask(item: _Field) -> MaskInfo:
-    kind = item["kind"].text()
-    item["kind"].require(kind in _MASK_RANKS, f"one of {', '.join(_MASK_RANKS)}")
+def _mask(item: Field) -> MaskInfo:
+    kind = GATE_KINDS[item["kind"].one_of(*GATE_KINDS)]
     shape = _shape(item["shape"])
-    item["shape"].require(len(shape) == _MASK_RANKS[kind], f"of rank {_MASK_RANKS[kind]} for a {kind} mask")
-    return MaskInfo(item["name"].text(), item["block"].text(), kind, shape)
+    item["shape"].require(len(shape) == len(kind.axes), f"of rank {len(kind.axes)} for a {kind.name} mask")
+    stage = item.get("stage").optional(lambda entry: int(entry.number(0)))
+    return MaskInfo(item["name"].text(), item["block"].text(), kind.name, shape, stage)
 
 
-def _operator(item: _Field) -> OperatorInfo:
+def _operator(item: Field) -> OperatorInfo:
     return OperatorInfo(
         node=item["node"].text(),
         op_type=item["op_type"].text(),
@@ -393,9 +362,9 @@ def _operator(item: _Field) -> OperatorInfo:
     )
 
 
-def _preprocessing(item: _Field) -> PreprocessingInfo:
-    red, green, blue = item["mean"].sequence(_Field.number, length=3)
-    deviations = item["std"].sequence(_Field.number, length=3)
+def _preprocessing(item: Field) -> PreprocessingInfo:
+    red, green, blue = item["mean"].sequence(Field.number, length=3)
+    deviations = item["std"].sequence(Field.number, length=3)
     item["std"].require(min(deviations) > 0, "positive")
     return PreprocessingInfo(
         resize=item["resize"].count(),
@@ -405,7 +374,7 @@ def _preprocessing(item: _Field) -> PreprocessingInfo:
     )
 
 
-def _reference(item: _Field) -> ReferenceInfo:
+def _reference(item: Field) -> ReferenceInfo:
     return ReferenceInfo(
         source=item["source"].text(),
         images=item["images"].count(),
@@ -414,15 +383,14 @@ def _reference(item: _Field) -> ReferenceInfo:
     )
 
 
-def _exits(item: _Field) -> ExitsInfo:
+def _exits(item: Field) -> ExitsInfo:
     stages = item["stages"].sequence(_stage, at_least=1)
     exits = [stage.exit for stage in stages]
     item["stages"].require(exits == sorted(set(exits)), "in order of their exits")
-    item["dynamic_batch"].require(isinstance(item["dynamic_batch"].value, bool), "true or false")
     _require_unique("stages", (stage.file for stage in stages))
     carried: dict[str, TensorInfo] = {}
     for index, stage in enumerate(stages):
-        place = _Field(f"exits.stages[{index}]", stage.file)
+        place = Field(_DOCUMENT, f"exits.stages[{index}]", stage.file)
         if index:
             unknown = [info.name for info in stage.inputs if carried.get(info.name) != info]
             place.require(not unknown, f"a stage whose inputs earlier stages carry ({', '.join(unknown)} differ)")
@@ -431,12 +399,13 @@ def _exits(item: _Field) -> ExitsInfo:
     return ExitsInfo(
         stages=stages,
         thresholds=item["thresholds"].mapping(lambda entry: _thresholds(entry, len(stages))),
-        disabled=item["disabled"].sequence(_Field.count),
-        dynamic_batch=item["dynamic_batch"].value,
+        disabled=item["disabled"].sequence(Field.count),
+        dynamic_batch=item["dynamic_batch"].boolean(),
+        confidence=item.get("confidence").optional(lambda name: name.one_of(*CONFIDENCES)) or "max_softmax",
     )
 
 
-def _stage(item: _Field) -> StageInfo:
+def _stage(item: Field) -> StageInfo:
     return StageInfo(
         file=item["file"].text(),
         exit=item["exit"].count(),
@@ -446,8 +415,8 @@ def _stage(item: _Field) -> StageInfo:
     )
 
 
-def _thresholds(item: _Field, stages: int) -> ThresholdInfo:
-    *values, last = item["values"].sequence(lambda value: value.optional(_Field.number), length=stages)
+def _thresholds(item: Field, stages: int) -> ThresholdInfo:
+    *values, last = item["values"].sequence(lambda value: value.optional(Field.number), length=stages)
     item["values"].require(last is None and None not in values, "numbers, and null for the last stage")
     return ThresholdInfo(
         values=(*(value for value in values if value is not None), -math.inf),
@@ -459,13 +428,13 @@ def _thresholds(item: _Field, stages: int) -> ThresholdInfo:
     )
 
 
-def _files(item: _Field) -> dict[str, str]:
-    checksums = item.mapping(_Field.sha256)
+def _files(item: Field) -> dict[str, str]:
+    checksums = item.mapping(Field.sha256)
     for name in checksums:
         path = PurePosixPath(name)
         # A checksum of a file elsewhere would make checking a foreign bundle read that file.
         inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
-        _Field(f"files[{name!r}]", name).require(inside, "a path inside the bundle")
+        Field(_DOCUMENT, f"files[{name!r}]", name).require(inside, "a path inside the bundle")
     return checksums
 
 
@@ -473,5 +442,5 @@ def _require_unique(place: str, names: Iterable[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise BundleError(f"bundle.json is malformed: {place} name {name!r} twice. Export the bundle again.")
+            raise _DOCUMENT.complaint(f"{place} name {name!r} twice")
         seen.add(name)

@@ -58,7 +58,7 @@ class HeldOutImages:
             UsageError: A limit below 2.
         """
         manifest = bundle.manifest
-        preprocessing, size, classes = manifest.preprocessing, manifest.input_size, manifest.network.num_classes
+        (preprocessing, size), classes = manifest.images(), manifest.network.num_classes
         dataset: LabelledImages | ImageFolderDataset
         if str(data) == DIGITS:
             dataset, source = digits(preprocessing, size).held_out, "scikit-learn's held-out digits"
@@ -99,10 +99,11 @@ def score_images(session: StagedSession, images: HeldOutImages, progress: Progre
         InputError: An image cannot be read, or a label is no class of the network.
         DyndeployError: The runtime failed.
     """
-    exits = tuple(stage.exit for stage in session.bundle.exits.stages)
+    info = session.bundle.exits
+    exits = tuple(stage.exit for stage in info.stages)
     parts, done = [], 0
     for inputs, labels in images.chunks():
-        parts.append(ExitScores.from_logits(session.run_all(inputs), labels, exits))
+        parts.append(ExitScores.from_logits(session.run_all(inputs), labels, exits, info.confidence))
         done += len(labels)
         if progress is not None:
             progress(f"running all exits on {done} of {len(images)} images", done / len(images))

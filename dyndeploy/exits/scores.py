@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dyndeploy.confidences import confidences
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.runtimes import staged as runner
 
@@ -76,7 +77,11 @@ class ExitScores:
 
     @classmethod
     def from_logits(
-        cls, logits: Sequence[FloatArray] | FloatArray, labels: npt.ArrayLike, exits: Sequence[int] | None = None
+        cls,
+        logits: Sequence[FloatArray] | FloatArray,
+        labels: npt.ArrayLike,
+        exits: Sequence[int] | None = None,
+        measure: str = "max_softmax",
     ) -> ExitScores:
         """Score the logits of all exits.
 
@@ -84,6 +89,7 @@ class ExitScores:
             logits: One array (images, classes) per exit, or one of shape (exits, images, classes).
             labels: Class index of every image.
             exits: Their numbers; None for 1, 2, ...
+            measure: How sure an exit is; see :mod:`dyndeploy.confidences`.
 
         Raises:
             InputError: Logits that are not finite, or of unequal shapes; labels that are no class of the network.
@@ -105,7 +111,7 @@ class ExitScores:
             raise InputError("The logits are not finite. Verify the bundle first: 'dyndeploy verify BUNDLE'.")
         return cls(
             exits=tuple(range(1, len(logits) + 1) if exits is None else exits),
-            confidences=np.stack([runner.confidences(each) for each in logits]),
+            confidences=np.stack([confidences(each, measure) for each in logits]),
             correct=np.stack([each.argmax(axis=-1) == truth for each in logits]),
         )
 

@@ -1,25 +1,27 @@
-"""Export: network -> lowered module -> captured graph -> passes -> bundle."""
+"""Export: any network -> captured graph -> passes -> bundle."""
 
 from __future__ import annotations
 
 import copy
 import os
 import platform
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 
 import dyndeploy
 from dyndeploy import files
+from dyndeploy.blocks import StagedNetwork, confidence_of, dynamic_blocks
+from dyndeploy.blocks.block import run_dense
+from dyndeploy.blocks.macs import dense_macs, exit_macs
 from dyndeploy.bundle import (
     BRANCHED,
+    LOGITS,
     MANIFEST,
     MODEL,
     REFERENCE,
@@ -36,28 +38,24 @@ from dyndeploy.bundle import (
     write_manifest,
 )
 from dyndeploy.bundle.device_files import write_device_folder
+from dyndeploy.bundle.reference_names import FORCED, MARGIN, exit_logits
 from dyndeploy.data import images_from_folder, load_image, sample_photographs
 from dyndeploy.errors import ExportError, InputError, UsageError, unknown_name
-from dyndeploy.export.capture import capture
-from dyndeploy.export.describe import describe
-from dyndeploy.export.lowering import LoweredNetwork, lower, require_exportable
-from dyndeploy.export.reference import compute_reference
-from dyndeploy.export.staged import (
-    EarlyExitNetwork,
-    build_stages,
-    reference_logits,
-    tensor_info,
-)
-from dyndeploy.graphs.passes import Context, run_pipeline
+from dyndeploy.export.graph import Built, build
+from dyndeploy.export.reference import Reference, compute_reference
+from dyndeploy.export.staged import build_stages, tensor_info
+from dyndeploy.export.subject import IMAGE, ExampleInputs, Subject, make_subject
+from dyndeploy.graphs.inspect import all_nodes, group_of, is_dynamic
+from dyndeploy.graphs.macs import MacCounter
 from dyndeploy.graphs.stages import branched_model, whole_model
 from dyndeploy.graphs.tensorrt import PrecisionPlan, tensorrt_model
-from dyndeploy.nets import LaudResNet, exit_macs, model_info, static_macs
-from dyndeploy.ops import DOMAIN, OPERATORS
+from dyndeploy.nets import Preprocessing
+from dyndeploy.ops import OPERATORS
 from dyndeploy.targets import Target, load_target
 
 MIN_INPUT_SIZE = 32
-REFERENCE_IMAGES = 4
-"""Images in ``reference.npz`` at batch size 1; a larger batch takes whole batches of at least as many."""
+REFERENCE_SAMPLES = 4
+"""Samples in ``reference.npz`` at batch size 1; a larger batch takes whole batches of at least as many."""
 
 GRAPHS = ("stages", "if")
 EARLY_EXIT = "early_exit"
@@ -116,95 +114,73 @@ class ExportSettings:
             )
 
 
-def build_graph(
-    network: LaudResNet, target: Target, batch: int, input_size: tuple[int, int], *, static: bool
-) -> tuple[onnx.ModelProto, LoweredNetwork]:
-    """Lower, capture and legalise a network for a target."""
-    lowered = lower(network, input_size, static=static)
-    model = capture(lowered, (torch.zeros(batch, 3, *input_size),))
-    context = Context(
-        scopes=lowered.scopes(),
-        outputs=["logits", *(output.name for output in lowered.mask_outputs)],
-        opset=target.opset,
-        ir_version=target.ir_version,
-        allowed_operators=target.allowed_operators,
-        target=target.name,
-        runtime=target.runtime,
-    )
-    run_pipeline(model, context)
-    return model, lowered
-
-
 def export_model(
-    network: torch.nn.Module,
+    module: torch.nn.Module,
     output: str | os.PathLike[str],
     settings: ExportSettings | None = None,
     *,
-    progress: Progress = lambda message: None,
+    example_inputs: ExampleInputs | None = None,
+    preprocessing: Preprocessing | None = None,
+    class_names: Sequence[str] | None = None,
+    progress: Progress | None = None,
 ) -> Bundle:
     """Write a bundle.
 
+    The module's own ``forward`` is captured; the dynamic blocks in it become operators or branches. A module with
+    ``segments`` (:class:`~dyndeploy.blocks.StagedNetwork`) becomes one graph per exit.
+
     Args:
-        network: A trained network of the zoo, of any dtype and in any mode; it is not changed.
+        module: Any network, of any dtype and in any mode; it is not changed.
         output: Folder to write; an earlier bundle there is replaced, anything else is left alone.
         settings: See :class:`ExportSettings`.
+        example_inputs: What its forward takes: a tensor, a tuple, or tensors by parameter name, with the batch as first
+            axis; None for images of the network's own or the settings' size.
+        preprocessing: How images become the input; None for the network's own, else values in [-1, 1].
+        class_names: Names of the classes, in the order of the logits.
         progress: Called with a line at the start of each step.
 
     Returns:
         The bundle.
 
     Raises:
-        UsageError: No network of the zoo, or an option that has no operator.
-        ExportError: Weights that are not finite, or a graph that the target could not run.
+        UsageError: A network that cannot be captured as it is written: a block that is used twice, outputs that are no
+            tensors, inputs that do not fit, an option that has no operator.
+        ExportError: Weights that are not finite, control flow on data, or a graph that the target could not run.
         OutputError: The folder cannot be written; nothing is left behind.
     """
-    settings = settings or ExportSettings()
+    settings, progress = settings or ExportSettings(), progress or (lambda message: None)
     target = load_target(settings.target)
-    if not isinstance(network, EarlyExitNetwork):
-        require_exportable(network)
-    _require_finite(network)
-    # A copy in single precision: whatever dtype and mode the caller's network is in, it stays so.
-    network = copy.deepcopy(network).float().eval()
-    write: Callable[[_Export], _Content]
-    if isinstance(network, EarlyExitNetwork):
-        _require_stageable(settings)
-        name, write = network.name, partial(_write_stages, network)
-    else:
-        assert isinstance(network, LaudResNet)
-        _require_no_exits(network, settings)
-        network.run_dense(settings.dense)
-        name, write = network.name, partial(_write_graph, network)
-    info = model_info(name)
-    input_size = settings.input_size or info.input_size
-
+    subject = make_subject(
+        module,
+        batch=settings.batch,
+        input_size=settings.input_size,
+        example_inputs=example_inputs,
+        preprocessing=preprocessing,
+    )
+    write = _write_stages if isinstance(subject.network, StagedNetwork) else _write_graph
+    _require_fitting(subject, settings)
     # The output path is claimed first, so that an impossible one costs no export time.
     with files.atomic_directory(output, replace_if=MANIFEST) as folder:
-        progress("reading reference images")
-        preprocessing = PreprocessingInfo(
-            resize=round(info.preprocessing.resize * min(input_size) / min(info.input_size)),
-            mean=info.preprocessing.mean,
-            std=info.preprocessing.std,
-            interpolation=info.preprocessing.interpolation,
-        )
-        images, source = _reference_images(settings, preprocessing, input_size)
-        content = write(_Export(folder, settings, target, input_size, images, progress))
+        progress("reading reference inputs")
+        inputs, source = _reference_inputs(settings, subject)
+        content = write(_Export(folder, settings, target, subject, inputs, progress))
         if target.runtime == "tensorrt":
             write_device_folder(folder)
         manifest = Manifest(
-            network=content.network,
+            network=_network_info(subject, settings, content, class_names),
             target=target.name,
             opset=target.opset,
             ir_version=target.ir_version,
             batch=settings.batch,
-            input_size=input_size,
+            input_size=subject.input_size,
             precision=settings.precision,
             inputs=content.inputs,
             outputs=content.outputs,
             masks=content.masks,
             operators=content.operators,
-            preprocessing=preprocessing,
-            reference=ReferenceInfo(source, len(images), content.rates, content.flops_ratio),
-            static_macs=content.static_macs,
+            preprocessing=None if subject.preprocessing is None else PreprocessingInfo(**asdict(subject.preprocessing)),
+            reference=ReferenceInfo(source, len(next(iter(inputs.values()))), content.rates, content.flops_ratio),
+            static_macs=max(1, content.static_macs),
             network_spec=content.network_spec,
             files={
                 path.relative_to(folder).as_posix(): files.sha256(path)
@@ -217,7 +193,7 @@ def export_model(
                 "onnx": onnx.__version__,
                 "python": platform.python_version(),
             },
-            notes=content.notes,
+            notes=(*content.notes, *_subject_notes(subject)),
             exits=content.exits,
         )
         write_manifest(folder, manifest)
@@ -231,8 +207,8 @@ class _Export:
     folder: Path
     settings: ExportSettings
     target: Target
-    input_size: tuple[int, int]
-    images: npt.NDArray[np.float32]
+    subject: Subject
+    inputs: dict[str, torch.Tensor]
     progress: Progress
 
 
@@ -240,105 +216,191 @@ class _Export:
 class _Content:
     """What a kind of network says about itself in the manifest."""
 
-    network: NetworkInfo
+    mode: str
+    classes: int | None
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     static_macs: int
-    network_spec: dict[str, Any]
     notes: tuple[str, ...]
     masks: tuple[MaskInfo, ...] = ()
     operators: tuple[OperatorInfo, ...] = ()
     rates: dict[str, float] = field(default_factory=dict)
     flops_ratio: float = 1.0
     exits: ExitsInfo | None = None
+    network_spec: dict[str, Any] = field(default_factory=dict)
 
 
-def _write_graph(network: LaudResNet, export: _Export) -> _Content:
-    """Write ``model.onnx``, the static twin and the reference tensors of a network with masks."""
-    settings, target, folder, size = export.settings, export.target, export.folder, export.input_size
-    network_info = _network_info(network, settings)
+def _write_graph(export: _Export) -> _Content:
+    """Write ``model.onnx``, the static twin and the reference tensors of a network that is one graph."""
+    settings, subject, folder = export.settings, export.subject, export.folder
     export.progress("capturing the dynamic graph")
-    model, lowered = build_graph(network, target, settings.batch, size, static=False)
-    notes = (*_apply_plan((model,), settings.precision), *_dense_notes(settings.dense))
-    _save(model, folder / MODEL)
+    built = build(subject.network, subject.inputs, export.target, dense=settings.dense)
+    notes = (*_apply_plan((built.model,), settings.precision), *_dense_notes(settings.dense), *built.notes)
+    _save(built.model, folder / MODEL)
     if settings.static:
         export.progress("capturing the static twin")
-        _save(build_graph(network, target, settings.batch, size, static=True)[0], folder / STATIC)
+        _save(build(subject.network, subject.inputs, export.target, static=True).model, folder / STATIC)
     export.progress("computing reference tensors")
-    reference = compute_reference(network, export.images)
+    reference = compute_reference(_with_dense(subject.network, settings.dense), export.inputs)
     np.savez(folder / REFERENCE, **reference.tensors)  # type: ignore[arg-type]
-    shapes = {value.name: value for value in model.graph.output}
+    shapes = {value.name: value for value in built.model.graph.output}
+    names = [name for name in shapes if name not in {mask.name for mask in built.masks}]
+    outputs = tuple(tensor_info(shapes[name]) for name in names)
+    describe = getattr(subject.network, "describe", None)
     return _Content(
-        network=network_info,
-        inputs=tuple(tensor_info(value) for value in model.graph.input),
-        outputs=(tensor_info(shapes["logits"]),),
-        static_macs=static_macs(network, size),
-        network_spec=describe(network, size),
+        mode=_mode(built.masks),
+        classes=next((info.shape[1] for info in outputs if info.name == LOGITS and len(info.shape) == 2), None),
+        inputs=tuple(tensor_info(value) for value in built.model.graph.input),
+        outputs=outputs,
+        static_macs=dense_macs(subject.network, subject.examples).total // settings.batch,
         notes=notes,
-        masks=tuple(
-            MaskInfo(mask.name, mask.block, mask.kind, tensor_info(shapes[mask.name]).shape)
-            for mask in lowered.mask_outputs
-        ),
-        operators=tuple(
-            OperatorInfo(node.name, node.op_type, OPERATORS[node.op_type].version, node.name.split("/")[0])
-            for node in model.graph.node
-            if node.domain == DOMAIN
-        ),
+        masks=built.masks,
+        operators=_operators([built.model]),
         rates=reference.rates,
-        flops_ratio=reference.flops_ratio,
+        flops_ratio=_flops_ratio(built, reference, settings.batch),
+        network_spec=(describe(subject.input_size) if callable(describe) and subject.input_size else None) or {},
     )
 
 
-def _write_stages(network: EarlyExitNetwork, export: _Export) -> _Content:
+def _write_stages(export: _Export) -> _Content:
     """Write the stages, what else was asked for, and the reference tensors of a network that exits early."""
-    settings, target, folder, size = export.settings, export.target, export.folder, export.input_size
-    network_info = _early_exit_info(network, settings)
+    settings, target, folder, subject = export.settings, export.target, export.folder, export.subject
+    network = subject.network
+    assert isinstance(network, StagedNetwork) and subject.input_size is not None
     export.progress("capturing the stages")
     # A CPU takes any number of survivors; an engine has the shapes that it was built with.
     batch = None if target.runtime == "onnxruntime" else settings.batch
-    stages = build_stages(network, target, settings.exits, batch, size)
-    notes = _apply_plan([stage.model for stage in stages], settings.precision)
+    stages = build_stages(network, target, settings.exits, batch, subject.input_size, settings.dense)
+    models = [stage.model for stage in stages]
+    notes = (*_apply_plan(models, settings.precision), *_dense_notes(settings.dense))
+    notes += tuple(dict.fromkeys(note for stage in stages for note in stage.notes))
     for stage in stages:
         _save(stage.model, folder / stage.file)
-    models = [stage.model for stage in stages]
     if settings.static:
-        _save(whole_model(models), folder / STATIC)
+        twins = models
+        if any(stage.masks for stage in stages):
+            built = build_stages(network, target, settings.exits, batch, subject.input_size, static=True)
+            twins = [stage.model for stage in built]
+        _save(whole_model(twins), folder / STATIC)
     if settings.graph == "if":
         _save(branched_model(models, [stage.exit for stage in stages]), folder / BRANCHED)
     export.progress("computing reference tensors")
-    np.savez(folder / REFERENCE, **reference_logits(network, export.images))  # type: ignore[arg-type]
-    macs = exit_macs(network, size, tuple(stage.exit for stage in stages))
+    reference = compute_reference(_with_dense(network, settings.dense), export.inputs)
+    np.savez(folder / REFERENCE, **exit_tensors(reference.tensors, network.exits))
+    macs = exit_macs(network, subject.input_size, tuple(stage.exit for stage in stages))
     infos = tuple(stage.info(count, settings.batch) for stage, count in zip(stages, macs, strict=True))
     return _Content(
-        network=network_info,
+        mode=EARLY_EXIT,
+        classes=infos[-1].outputs[0].shape[1],
         inputs=infos[0].inputs,
         outputs=infos[0].outputs[:1],
-        static_macs=exit_macs(network, size, (network.exits,))[0],
-        network_spec={},
+        static_macs=exit_macs(network, subject.input_size, (network.exits,))[0],
         notes=notes,
+        masks=tuple(
+            replace(mask, stage=index, shape=(settings.batch, *mask.shape[1:]))
+            for index, stage in enumerate(stages)
+            for mask in stage.masks
+        ),
+        operators=_operators(models),
+        rates=reference.rates,
         exits=ExitsInfo(
             stages=infos,
             thresholds={},
             disabled=tuple(sorted(set(range(1, network.exits + 1)) - {stage.exit for stage in stages})),
             dynamic_batch=batch is None,
+            confidence=confidence_of(network),
         ),
     )
 
 
-def _require_stageable(settings: ExportSettings) -> None:
-    if settings.dense:
-        raise UsageError(
-            f"No block can be run densely in a network that exits early: leave out {', '.join(settings.dense)}."
-        )
-    if settings.precision == "bf16":
+def exit_tensors(tensors: dict[str, Any], exits: int) -> dict[str, Any]:
+    """Reference tensors of a network with exits: its outputs, in order, are the logits of its exits."""
+    ignored = (MARGIN, FORCED, "mask/")
+    outputs = [name for name in tensors if name != IMAGE and not name.startswith(ignored)][:exits]
+    names = dict(zip(outputs, map(exit_logits, range(1, exits + 1)), strict=True))
+    names |= {f"{FORCED}{name}": f"{FORCED}{exit}" for name, exit in names.items()}
+    return {names.get(name, name): value for name, value in tensors.items()}
+
+
+def _with_dense(network: torch.nn.Module, dense: Collection[str]) -> torch.nn.Module:
+    if not dense:
+        return network
+    network = copy.deepcopy(network)
+    run_dense(network, dense)
+    return network
+
+
+def _mode(masks: Sequence[MaskInfo]) -> str:
+    """What a network skips that does not say it itself."""
+    return "+".join(dict.fromkeys(mask.kind for mask in masks)) or "static"
+
+
+def _operators(models: Sequence[onnx.ModelProto]) -> tuple[OperatorInfo, ...]:
+    return tuple(
+        OperatorInfo(node.name, node.op_type, OPERATORS[node.op_type].version, group_of(node.name))
+        for model in models
+        for node in all_nodes(model.graph)
+        if is_dynamic(node)
+    )
+
+
+def _flops_ratio(built: Built, reference: Reference, batch: int) -> float:
+    """MACs that the reference inputs need over those with every mask bit set, averaged over the inputs."""
+    masks = {mask.name: reference.tensors[mask.name] for mask in built.masks}
+    if not masks:
+        return 1.0
+    counter = MacCounter(built.model)
+    everything = counter.count({name: np.ones_like(value[:batch]) for name, value in masks.items()}).per_sample
+    count = len(next(iter(masks.values())))
+    ratios = [
+        counter.count({name: value[start : start + batch] for name, value in masks.items()}).per_sample / everything
+        for start in range(0, count, batch)
+    ]
+    return float(np.mean(ratios))
+
+
+def _network_info(
+    subject: Subject, settings: ExportSettings, content: _Content, class_names: Sequence[str] | None
+) -> NetworkInfo:
+    names = tuple(class_names or ())
+    if names and content.classes != len(names):
+        raise UsageError(f"{len(names)} class names are given, and the network has {content.classes or 'no'} classes.")
+    return NetworkInfo(
+        name=subject.name,
+        mode=subject.facts.mode or content.mode,
+        granularity=subject.facts.granularity,
+        channel_granularity=subject.facts.channel_granularity,
+        num_classes=content.classes,
+        options=dict(subject.facts.options),
+        class_names=names,
+        **_checkpoint_facts(settings),
+    )
+
+
+def _require_fitting(subject: Subject, settings: ExportSettings) -> None:
+    """Refuse what the kind of network cannot be exported with; raises ``UsageError``."""
+    network = subject.network
+    if not isinstance(network, StagedNetwork):
+        if settings.exits is not None or settings.graph != "stages":
+            raise UsageError(f"{subject.name} has no early exits: leave --exits and --graph out.")
+    elif subject.input_size is None:
+        raise UsageError(f"{subject.name} exits early: its stages begin with images (N, 3, H, W), and nothing else.")
+    elif settings.precision == "bf16" and not any(dynamic_blocks(network)):
         raise UsageError(
             "bf16 is the precision of dynamic bottlenecks, and a network that exits early has none. Use fp32."
         )
+    if settings.data is not None and subject.input_size is None:
+        raise UsageError(f"{subject.name} takes no images: leave --data out.")
+    _with_dense(network, settings.dense)
 
 
-def _require_no_exits(network: LaudResNet, settings: ExportSettings) -> None:
-    if settings.exits is not None or settings.graph != "stages":
-        raise UsageError(f"{network.name} has no early exits: leave --exits and --graph out.")
+def _subject_notes(subject: Subject) -> tuple[str, ...]:
+    if not subject.assumed or subject.preprocessing is None:
+        return ()
+    return (
+        f"nobody said how images become the input of {subject.name}: their shorter side is resized to "
+        f"{subject.preprocessing.resize} pixels, and values are scaled to [-1, 1] (preprocessing= says otherwise)",
+    )
 
 
 def _apply_plan(models: Iterable[onnx.ModelProto], precision: str) -> tuple[str, ...]:
@@ -364,25 +426,22 @@ def _dense_notes(dense: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def _require_finite(network: torch.nn.Module) -> None:
-    for name, tensor in network.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise ExportError(
-                f"{name} holds NaN or infinite values: the network is not usable. Export a checkpoint from before "
-                "training diverged."
-            )
-
-
-def _reference_images(
-    settings: ExportSettings, preprocessing: PreprocessingInfo, size: tuple[int, int]
-) -> tuple[npt.NDArray[np.float32], str]:
-    batches = -(-REFERENCE_IMAGES // settings.batch)
-    wanted = batches * settings.batch
+def _reference_inputs(settings: ExportSettings, subject: Subject) -> tuple[dict[str, torch.Tensor], str]:
+    """Whole batches of real inputs, and where they come from."""
+    wanted = -(-REFERENCE_SAMPLES // settings.batch) * settings.batch
+    if subject.input_size is None or subject.preprocessing is None:
+        examples = {
+            name: value.repeat(wanted // settings.batch, *[1] * (value.ndim - 1))
+            for name, value in subject.inputs.items()
+        }
+        return examples, f"the example inputs, repeated to {wanted} samples"
+    (name,) = subject.inputs
+    size = subject.input_size
     if settings.data is not None:
-        images = images_from_folder(settings.data, preprocessing, size, limit=wanted)
+        images = images_from_folder(settings.data, subject.preprocessing, size, limit=wanted)
         source = f"{len(images)} images of the folder {Path(settings.data).name}"
     else:
-        images = np.stack([load_image(path, preprocessing, size) for path in sample_photographs()])
+        images = np.stack([load_image(path, subject.preprocessing, size) for path in sample_photographs()])
         source = "scikit-learn's sample photographs china.jpg and flower.jpg"
     distinct = len(images)
     if distinct < wanted:
@@ -390,7 +449,7 @@ def _reference_images(
         variants = [np.roll(images[i % distinct], 13 * (i // distinct), axis=2) for i in range(wanted)]
         images = np.stack([v[:, :, ::-1] if (i // distinct) % 2 else v for i, v in enumerate(variants)])
         source += f", {wanted - distinct} of {wanted} mirrored and shifted copies"
-    return np.ascontiguousarray(images, dtype=np.float32), source
+    return {name: torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))}, source
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
@@ -398,32 +457,6 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
         path.write_bytes(model.SerializeToString())
     except ValueError as error:
         raise ExportError(f"The graph is larger than the 2 GB that one ONNX file can hold: {error}") from error
-
-
-def _network_info(network: LaudResNet, settings: ExportSettings) -> NetworkInfo:
-    config = network.config
-    modes = config.stage_values("mode")
-    return NetworkInfo(
-        name=network.name,
-        mode=modes[0] if len(set(modes)) == 1 else "-".join(modes),
-        granularity=config.stage_values("granularity"),
-        channel_granularity=config.stage_values("channel_granularity"),
-        num_classes=config.num_classes,
-        options=config.as_dict(),
-        **_checkpoint_facts(settings),
-    )
-
-
-def _early_exit_info(network: EarlyExitNetwork, settings: ExportSettings) -> NetworkInfo:
-    return NetworkInfo(
-        name=network.name,
-        mode=EARLY_EXIT,
-        granularity=(),
-        channel_granularity=(),
-        num_classes=network.config.num_classes,
-        options=network.config.as_dict(),
-        **_checkpoint_facts(settings),
-    )
 
 
 def _checkpoint_facts(settings: ExportSettings) -> dict[str, str | None]:

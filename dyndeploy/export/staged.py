@@ -1,30 +1,22 @@
 """Networks that exit early: one graph per exit.
 
 A stage takes the tensors that earlier stages carry to it and gives the logits of its exit, the tensors that it carries
-on, and the confidence: the largest softmax probability, which decides whether the next stage runs at all.
+on, the masks of the dynamic blocks in it, and the confidence, which decides whether the next stage runs at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from onnx import helper
-from torch import Tensor
 
-from dyndeploy.bundle import CONFIDENCE, StageInfo, TensorInfo
-from dyndeploy.bundle.reference_names import exit_logits
-from dyndeploy.export.capture import capture
-from dyndeploy.graphs.passes import Context, run_pipeline
-from dyndeploy.nets import DynPerceiver, Segment
+from dyndeploy.blocks import StagedNetwork, confidence_of, dynamic_blocks
+from dyndeploy.bundle import CONFIDENCE, MaskInfo, StageInfo, TensorInfo
+from dyndeploy.export.graph import build
 from dyndeploy.targets import Target
-
-EarlyExitNetwork = DynPerceiver
-"""What has ``segments``."""
 
 _EXAMPLES = 2
 """Samples in the examples of a dynamic batch: a batch of one would be captured as such."""
@@ -38,16 +30,21 @@ class Stage:
         file: Name of its graph in the bundle.
         exit: Number of its exit.
         model: The graph, legal for its target.
+        masks: Masks of the dynamic blocks in it.
+        notes: What export had to change or leave out, in words.
     """
 
     file: str
     exit: int
     model: onnx.ModelProto
+    masks: tuple[MaskInfo, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def info(self, macs: int, batch: int) -> StageInfo:
         """Describe it in a manifest; an open batch size is written as ``batch``."""
+        masks = {mask.name for mask in self.masks}
         inputs, outputs = (
-            tuple(tensor_info(value, batch) for value in values)
+            tuple(tensor_info(value, batch) for value in values if value.name not in masks)
             for values in (self.model.graph.input, self.model.graph.output)
         )
         return StageInfo(self.file, self.exit, inputs, outputs, macs)
@@ -63,11 +60,14 @@ def tensor_info(value: onnx.ValueInfoProto, batch: int | None = None) -> TensorI
 
 
 def build_stages(
-    network: EarlyExitNetwork,
+    network: StagedNetwork,
     target: Target,
     exits: Sequence[int] | None,
     batch: int | None,
     input_size: tuple[int, int],
+    dense: Collection[str] = (),
+    *,
+    static: bool = False,
 ) -> list[Stage]:
     """Capture and legalise every stage.
 
@@ -77,6 +77,8 @@ def build_stages(
         exits: Exits to keep; None for all.
         batch: Static batch size, or None for any.
         input_size: (H, W).
+        dense: Dotted paths of blocks that compute everything.
+        static: Leave the gates of dynamic blocks out.
 
     Raises:
         UsageError: Exits that the network does not have, or without the last.
@@ -86,34 +88,20 @@ def build_stages(
     values = {segments[0].inputs[0]: torch.zeros(_EXAMPLES if batch is None else batch, 3, *input_size)}
     stages = []
     for index, segment in enumerate(segments):
-        inputs = [values[name] for name in segment.inputs]
-        stages.append(Stage(f"stage{index}.onnx", segment.exit, _graph(segment, inputs, target, batch is None)))
+        inputs = {name: values[name] for name in segment.inputs}
+        own = {path for path, _, _ in dynamic_blocks(segment)}
+        built = build(
+            segment,
+            inputs,
+            target,
+            static=static,
+            dense=own & set(dense),
+            outputs=segment.outputs,
+            dynamic_batch=batch is None,
+            confidence=CONFIDENCE,
+            measure=confidence_of(network),
+        )
+        stages.append(Stage(f"stage{index}.onnx", segment.exit, built.model, built.masks, built.notes))
         with torch.no_grad():
-            values |= dict(zip(segment.outputs, segment(*inputs), strict=True))
+            values |= dict(zip(segment.outputs, segment(*inputs.values()), strict=True))
     return stages
-
-
-def _graph(segment: Segment, inputs: Sequence[Tensor], target: Target, dynamic_batch: bool) -> onnx.ModelProto:
-    model = capture(segment, inputs, dynamic_batch=dynamic_batch)
-    context = Context(
-        # Classifiers stay in float under every precision plan, as heads do.
-        scopes={name: f"head/{name}" if "classifier" in name else name for name, _ in segment.named_children()},
-        outputs=segment.outputs,
-        opset=target.opset,
-        ir_version=target.ir_version,
-        allowed_operators=target.allowed_operators,
-        target=target.name,
-        inputs=segment.inputs,
-        runtime=target.runtime,
-        confidence=CONFIDENCE,
-    )
-    run_pipeline(model, context)
-    return model
-
-
-@torch.no_grad()
-def reference_logits(network: EarlyExitNetwork, images: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
-    """Tensors of ``reference.npz``: the images and PyTorch's logits of every exit, one image at a time."""
-    outputs = [network(image[None]).logits for image in torch.from_numpy(images)]
-    columns = [torch.cat(column).numpy() for column in zip(*outputs, strict=True)]
-    return {"input": images, **{exit_logits(number): column for number, column in enumerate(columns, start=1)}}

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from dyndeploy.bundle import MaskInfo
 from dyndeploy.errors import BundleError, UsageError
-from dyndeploy.ops import DOMAIN, OPERATORS
+from dyndeploy.graphs.branches import mask_positions, scopes
 
 Masks = Mapping[str, npt.NDArray[np.float32]]
 
@@ -29,8 +29,8 @@ PREFIX = "forced/"
 def overlay_forced_masks(model: onnx.ModelProto, masks: Sequence[MaskInfo]) -> onnx.ModelProto:
     """Return a copy of a bundle's graph in which the masks can be forced from outside.
 
-    Every mask that an operator consumes is replaced by ``Where(forced, forced mask, mask)``. The graph outputs keep
-    the maskers' own masks.
+    Every mask that an operator or the decision of a skipped block consumes is replaced by ``Where(forced, forced mask,
+    mask)``. The graph outputs keep the maskers' own masks; those inside a block that is then skipped are 0.
 
     Args:
         model: The graph of ``model.onnx``.
@@ -40,50 +40,23 @@ def overlay_forced_masks(model: onnx.ModelProto, masks: Sequence[MaskInfo]) -> o
         A graph with the further inputs :data:`FLAG` and ``forced/<mask>`` for every mask.
 
     Raises:
-        BundleError: A mask does not exist in the graph, or no operator consumes it.
+        BundleError: A mask does not exist in the graph, or nothing consumes it.
     """
-    overlay = onnx.ModelProto()
-    overlay.CopyFrom(model)
-    graph = overlay.graph
-    produced = {name for node in graph.node for name in node.output}
-    replaced = {mask.name: f"{PREFIX}{mask.name}/used" for mask in masks}
-    consumed = set()
-    for node in graph.node:
-        if node.domain != DOMAIN or node.op_type not in OPERATORS:
-            continue
-        spec = OPERATORS[node.op_type]
-        for name in spec.mask_inputs():
-            index = spec.input_index(name)
-            mask = node.input[index]
-            if mask in replaced:
-                consumed.add(mask)
-                node.input[index] = replaced[mask]
-    wrong = [mask.name for mask in masks if mask.name not in produced or mask.name not in consumed]
+    overlay, consumed = _redirected(model, masks, switched=True)
+    produced = {name for node in model.graph.node for name in node.output}
+    wrong = [mask.name for mask in masks if mask.name not in produced & consumed]
     if wrong:
         raise BundleError(f"The graph does not compute and use the masks {', '.join(wrong)}. Export the bundle again.")
-    graph.input.append(helper.make_tensor_value_info(FLAG, TensorProto.BOOL, []))
-    infos = {mask.name: mask for mask in masks}
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
-        for name in infos.keys() & set(node.output):
-            forced, info = PREFIX + name, infos[name]
-            graph.input.append(helper.make_tensor_value_info(forced, TensorProto.FLOAT, info.shape))
-            nodes.append(
-                helper.make_node(
-                    "Where", [FLAG, forced, name], [replaced[name]], name=f"{info.block}/force_{info.kind}"
-                )
-            )
-    del graph.node[:]
-    graph.node.extend(nodes)
+    overlay.graph.input.append(helper.make_tensor_value_info(FLAG, TensorProto.BOOL, []))
+    _add_inputs(overlay, masks)
     return overlay
 
 
 def replace_masks(model: onnx.ModelProto, masks: Sequence[MaskInfo]) -> onnx.ModelProto:
-    """Return a copy of a bundle's graph whose operators take every mask from outside, always.
+    """Return a copy of a bundle's graph whose operators and decisions take every mask from outside, always.
 
-    The maskers still run, because their masks stay graph outputs. Unlike :func:`overlay_forced_masks` it adds no node
-    and no boolean input, so that it is a graph for TensorRT of any version.
+    The maskers still run, because their masks stay graph outputs. Unlike :func:`overlay_forced_masks` it adds no
+    boolean input, and no node but inside branches, so that it is a graph for TensorRT of any version.
 
     Args:
         model: The graph of ``model.onnx``.
@@ -93,24 +66,63 @@ def replace_masks(model: onnx.ModelProto, masks: Sequence[MaskInfo]) -> onnx.Mod
         A graph with the further input ``forced/<mask>`` for every mask.
 
     Raises:
-        BundleError: No operator consumes a mask.
+        BundleError: Nothing consumes a mask.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    wanted, consumed = {mask.name for mask in masks}, set()
-    for node in copy.graph.node:
-        if node.domain == DOMAIN and node.op_type in OPERATORS:
-            for index in map(OPERATORS[node.op_type].input_index, OPERATORS[node.op_type].mask_inputs()):
-                if node.input[index] in wanted:
-                    consumed.add(node.input[index])
-                    node.input[index] = PREFIX + node.input[index]
-    unused = sorted(wanted - consumed)
+    copy, consumed = _redirected(model, masks, switched=False)
+    unused = sorted({mask.name for mask in masks} - consumed)
     if unused:
         raise BundleError(f"The graph does not use the masks {', '.join(unused)}. Export the bundle again.")
-    copy.graph.input.extend(
+    _add_inputs(copy, masks)
+    return copy
+
+
+def _add_inputs(model: onnx.ModelProto, masks: Sequence[MaskInfo]) -> None:
+    model.graph.input.extend(
         helper.make_tensor_value_info(PREFIX + mask.name, TensorProto.FLOAT, mask.shape) for mask in masks
     )
-    return copy
+
+
+def _redirected(
+    model: onnx.ModelProto, masks: Sequence[MaskInfo], *, switched: bool
+) -> tuple[onnx.ModelProto, set[str]]:
+    """A copy whose consumers of masks read forced ones, or a switch between both; and the masks that are consumed."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    infos = {mask.name: mask for mask in masks}
+    consumed: set[str] = set()
+    for scope in scopes(copy.graph):
+        nodes: list[onnx.NodeProto] = []
+        given: dict[str, str] = {}
+        for node in scope.graph.node:
+            for position in mask_positions(node):
+                own = node.input[position]
+                mask = scope.names.get(own, own)
+                if mask not in infos:
+                    continue
+                if own not in given:
+                    added, given[own] = _forced(infos[mask], own, scope.samples, switched)
+                    nodes += added
+                node.input[position] = given[own]
+                consumed.add(mask)
+            nodes.append(node)
+        del scope.graph.node[:]
+        scope.graph.node.extend(nodes)
+    return copy, consumed
+
+
+def _forced(info: MaskInfo, own: str, samples: Sequence[str], switched: bool) -> tuple[list[onnx.NodeProto], str]:
+    """Nodes that give the forced mask of the images that a branch computes, and its name."""
+    forced, name = PREFIX + info.name, f"{info.block}/force_{info.kind}"
+    nodes = []
+    for index, tensor in enumerate(samples):
+        part = f"{forced}/samples{index}"
+        nodes.append(helper.make_node("Gather", [forced, tensor], [part], name=f"{name}/samples{index}", axis=0))
+        forced = part
+    if switched:
+        used = f"{PREFIX}{info.name}/used"
+        nodes.append(helper.make_node("Where", [FLAG, forced, own], [used], name=name))
+        forced = used
+    return nodes, forced
 
 
 def forced_masks(masks: Sequence[MaskInfo], rate: float, seed: int) -> dict[str, npt.NDArray[np.float32]]:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     import onnx
 
+CONDITIONAL, CALL = "dyndeploy.conditional", "Call"
+"""Domain and operator of a placeholder: a captured call of a module that is skipped per image."""
+
 _SHAPE_CONSTANT = 1024
 """Initialisers up to this size may hold shapes and stay; larger ones are weights, of which the shape suffices."""
 
@@ -43,7 +46,7 @@ def operator_attributes(node: onnx.NodeProto) -> dict[str, Any]:
 def foreign_operators(
     model: onnx.ModelProto, operators: Mapping[str, OperatorSpec], allowed: Collection[str] | None
 ) -> list[str]:
-    """Operators of the main graph that are neither dynamic nor allowed, sorted.
+    """Operators of the graph and of its branches that are neither dynamic nor allowed, sorted.
 
     Args:
         model: The graph.
@@ -54,7 +57,7 @@ def foreign_operators(
         Operator types, those of other domains as ``domain::type``.
     """
     found = set()
-    for node in model.graph.node:
+    for node in all_nodes(model.graph):
         if node.domain == DOMAIN and node.op_type in operators:
             continue
         if node.domain or (allowed is not None and node.op_type not in allowed):
@@ -62,25 +65,78 @@ def foreign_operators(
     return sorted(found)
 
 
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Branches and loop bodies of a node."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+
+
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all graphs inside it, the outer before the inner."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from all_graphs(inner)
+
+
 def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """Nodes of a graph and of the branches inside it."""
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from all_nodes(attribute.g)
+        for inner in subgraphs(node):
+            yield from all_nodes(inner)
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Tensors that a node reads: its inputs, and what its branches take from around them; some more than once."""
+    yield from (name for name in node.input if name)
+    for graph in subgraphs(node):
+        own = {value.name for value in (*graph.input, *graph.initializer)}
+        own |= {name for inner in graph.node for name in inner.output}
+        for inner in graph.node:
+            yield from (name for name in reads(inner) if name not in own)
+        yield from (value.name for value in graph.output if value.name not in own)
+
+
+def rename_tensors(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Rename tensors wherever they are made, read or described, inside branches too."""
+    for part in all_graphs(graph):
+        for value in (*part.input, *part.output, *part.value_info, *part.initializer):
+            value.name = names.get(value.name, value.name)
+        for node in part.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
+
+
+def attach_bodies(model: onnx.ModelProto, opset: int) -> None:
+    """Give a model the function bodies of the dynamic operators that it has, inside branches too."""
+    names = sorted({node.op_type for node in all_nodes(model.graph) if node.domain == DOMAIN})
+    del model.functions[:]
+    model.functions.extend(OPERATORS[name].function(opset) for name in names)
+
+
+def drop_unused(model: onnx.ModelProto) -> None:
+    """Remove constants that no node reads."""
+    used = {name for node in all_nodes(model.graph) for name in node.input}
+    used |= {value.name for graph in all_graphs(model.graph) for value in graph.output}
+    kept = [item for item in model.graph.initializer if item.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
 
 
 def static_shapes(
     model: onnx.ModelProto, input_shape: Shape | None = None, *, assume: bool = False
 ) -> dict[str, Shape]:
-    """Shapes of all tensors of the main graph; those behind a dynamic operator come from its own rule.
+    """Shapes of all tensors of a graph; those behind a dynamic operator come from its own rule.
+
+    Inside skipped blocks they are those of a whole batch.
 
     Args:
         model: The graph; its weights may be missing.
         input_shape: Shape of the first input; None leaves it as the graph has it.
-        assume: Whether an operator of another domain gives what the file says of its outputs and, where it says
-            nothing, maps of its first input's size; else nothing is known behind it.
+        assume: Whether an operator of a domain gives what the file says of its outputs and, where it says nothing of
+            one of another domain than ours, maps of its first input's size; else nothing is known behind that.
 
     Returns:
         Shapes by tensor name; a size that is not static is -1.
@@ -91,6 +147,9 @@ def static_shapes(
     import onnx
     from onnx import helper
 
+    from dyndeploy.graphs.branches import flattened
+
+    model = flattened(model).model
     slim = onnx.ModelProto(ir_version=model.ir_version)
     slim.opset_import.extend(model.opset_import)
     slim.graph.name = model.graph.name
@@ -109,12 +168,14 @@ def static_shapes(
             slim.graph.initializer.append(item)
         else:
             slim.graph.input.append(helper.make_tensor_value_info(item.name, item.data_type, item.dims))
-    dynamic = [node for node in slim.graph.node if is_dynamic(node)]
+    places = [(graph, node) for graph in all_graphs(slim.graph) for node in graph.node if is_dynamic(node)]
     foreign = [node for node in slim.graph.node if assume and node.domain and not is_dynamic(node)]
     stated = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
     known = {value.name for value in slim.graph.output} if input_shape is None else set()
     if input_shape is None:
-        outputs = {name for node in foreign for name in node.output}
+        outputs = {
+            name for node in (*foreign, *((node for _, node in places) if assume else ())) for name in node.output
+        }
         slim.graph.value_info.extend(stated[name] for name in outputs - known if name in stated)
         known |= outputs & set(stated)
     weights = {item.name: tuple(item.dims) for item in model.graph.initializer}
@@ -124,13 +185,15 @@ def static_shapes(
         except onnx.shape_inference.InferenceError as error:
             raise BundleError(f"The shapes of the graph cannot be inferred: {error}") from error
         shapes = dict(weights)
-        for value in (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info):
+        parts = list(all_graphs(inferred.graph))
+        shapes |= {item.name: tuple(item.dims) for part in parts[1:] for item in part.initializer}
+        for value in (value for part in parts for value in (*part.input, *part.output, *part.value_info)):
             if value.type.tensor_type.HasField("shape"):
                 shapes[value.name] = tuple(
                     dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.type.tensor_type.shape.dim
                 )
         progress = False
-        for node in dynamic:
+        for graph, node in places:
             inputs = [shapes.get(name) for name in node.input]
             if node.output[0] in known or any(shape is None or -1 in shape for shape in inputs):
                 continue
@@ -139,7 +202,7 @@ def static_shapes(
             for port, output, shape in zip(spec.outputs, node.output, results, strict=True):
                 kind = onnx.TensorProto.INT64 if port.element is Element.INDEX else onnx.TensorProto.FLOAT
                 shapes[output] = shape
-                slim.graph.value_info.append(helper.make_tensor_value_info(output, kind, shape))
+                graph.value_info.append(helper.make_tensor_value_info(output, kind, shape))
                 known.add(output)
             progress = True
         # One at a time and the first one first: what stands behind it may be inferred once it is known.

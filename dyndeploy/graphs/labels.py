@@ -7,12 +7,12 @@ graph carries the number of its block, the inside of function bodies included, b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Protocol
 
 import onnx
 
-from dyndeploy.graphs.inspect import group_of
+from dyndeploy.graphs.inspect import all_graphs, all_nodes, group_of, rename_tensors
 from dyndeploy.ops import DOMAIN
 
 UNMAPPED = "other"
@@ -51,22 +51,20 @@ class LabelledGraph:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         graph = self.model.graph
-        self.groups = tuple(dict.fromkeys(group_of(node.name) for node in graph.node))
+        self.groups = tuple(dict.fromkeys(group_of(node.name) for node in all_nodes(graph)))
         number = {group: index for index, group in enumerate(self.groups)}
         functions = {(f.domain, f.name): f for f in model.functions}
         kept = {value.name for value in graph.output}
         renamed: dict[str, str] = {}
         clones = []
-        for position, node in enumerate(graph.node):
+        for position, node in enumerate(all_nodes(graph)):
             mark = f"~{number[group_of(node.name)]}~"
             node.name = mark + node.name
             renamed |= {name: mark + name for name in node.output if name and name not in kept}
             if bodies and node.domain == DOMAIN and (node.domain, node.op_type) in functions:
                 clones.append(_labelled_function(functions[node.domain, node.op_type], mark, position))
                 node.op_type = clones[-1].name
-        _rename(graph.node, renamed)
-        for value in graph.value_info:
-            value.name = renamed.get(value.name, value.name)
+        rename_tensors(graph, renamed)
         if clones:
             del self.model.functions[:]
             self.model.functions.extend(clones)
@@ -96,33 +94,17 @@ def _labelled_function(function: onnx.FunctionProto, mark: str, position: int) -
     clone.CopyFrom(function)
     clone.name = f"{function.name}_{position}"
     formal = {*clone.input, *clone.output}
-    produced = _produced(clone.node)
-    _rename(clone.node, {name: f"{mark}{name}" for name in produced if name not in formal})
+    body = onnx.GraphProto(node=clone.node)
+    rename_tensors(body, {name: f"{mark}{name}" for name in _produced(body) - formal})
+    del clone.node[:]
+    clone.node.extend(body.node)
     for index, node in enumerate(clone.node):
         node.name = f"{mark}{node.op_type}_{position}_{index}"
     return clone
 
 
-def _subgraphs(nodes: Sequence[onnx.NodeProto]) -> Iterable[onnx.GraphProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield attribute.g
-
-
-def _produced(nodes: Sequence[onnx.NodeProto]) -> set[str]:
-    """Names defined by nodes, inside branches and loops as well."""
-    names = {name for node in nodes for name in node.output if name}
-    for graph in _subgraphs(nodes):
-        names |= {value.name for value in graph.input} | _produced(graph.node)
-    return names
-
-
-def _rename(nodes: Sequence[onnx.NodeProto], names: Mapping[str, str]) -> None:
-    for node in nodes:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-    for graph in _subgraphs(nodes):
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            value.name = names.get(value.name, value.name)
-        _rename(graph.node, names)
+def _produced(graph: onnx.GraphProto) -> set[str]:
+    """Names defined in a graph, inside branches and loops as well."""
+    parts = list(all_graphs(graph))
+    names = {name for part in parts for node in part.node for name in node.output if name}
+    return names | {value.name for part in parts for value in part.input}

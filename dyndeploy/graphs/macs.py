@@ -1,8 +1,9 @@
 """Multiply-accumulates that a graph really needs under given masks.
 
 Counted are convolutions and matrix products: standard nodes from their static shapes, dynamic operators by asking
-their own spec (dilation, channel pairs and maskers included). Pooling, activation and data movement count 0, in the
-dynamic graph as in its static twin.
+their own spec (dilation, channel pairs and maskers included), what stands in a skipped block for the images that compute
+it, and of an ``If`` of another origin the larger branch. Pooling, activation and data movement count 0, in the dynamic
+graph as in its static twin.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy.typing as npt
 import onnx
 
 from dyndeploy.errors import BundleError, UsageError
-from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, static_shapes
+from dyndeploy.graphs.branches import flattened
+from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, static_shapes, subgraphs
 from dyndeploy.ops import OPERATORS
 
 Shape = tuple[int, ...]
@@ -50,11 +52,13 @@ class MacCounter:
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
+        flat = flattened(model)
+        self._conditions = flat.masks
         # Copies, because a node keeps its whole model with all weights in memory.
         self._nodes = [
             onnx.NodeProto.FromString(node.SerializeToString())
-            for node in model.graph.node
-            if is_dynamic(node) or node.op_type in _STANDARD
+            for node in flat.model.graph.node
+            if is_dynamic(node) or node.op_type in _STANDARD or any(subgraphs(node))
         ]
         self._shapes = static_shapes(model)
         first = self._shapes.get(model.graph.input[0].name, ())
@@ -66,7 +70,8 @@ class MacCounter:
         """MACs of one run.
 
         Args:
-            masks: The mask that every dynamic operator sees, by tensor name; None for a graph without them.
+            masks: The mask that every dynamic operator, and every skipped block, sees, by tensor name; None for a graph
+                without them.
 
         Raises:
             UsageError: A mask is missing.
@@ -74,10 +79,9 @@ class MacCounter:
         """
         blocks: dict[str, npt.NDArray[np.float64]] = {}
         for node in self._nodes:
-            if is_dynamic(node):
-                macs = self._dynamic(node, masks or {})
-            else:
-                macs = np.full(self.batch, _STANDARD[node.op_type](node, self._shape) / self.batch)
+            macs = self._macs(node, masks or {})
+            for name in self._conditions.get(node.name, ()):
+                macs = macs * self._mask(name, node, masks or {}).reshape(self.batch)
             group = group_of(node.name)
             blocks[group] = blocks[group] + macs if group in blocks else macs
         return GraphMacs(blocks)
@@ -88,14 +92,24 @@ class MacCounter:
             raise BundleError(f"The shape of tensor '{name}' is not static: its MACs cannot be counted.")
         return shape
 
+    def _macs(self, node: onnx.NodeProto, masks: Masks) -> npt.NDArray[np.float64]:
+        """MACs of a node that runs, by sample."""
+        if is_dynamic(node):
+            return self._dynamic(node, masks)
+        if node.op_type in _STANDARD:
+            return np.full(self.batch, _STANDARD[node.op_type](node, self._shape) / self.batch)
+        nothing = np.zeros(self.batch)
+        branches = [sum((self._macs(inner, masks) for inner in graph.node), nothing) for graph in subgraphs(node)]
+        return max(branches, key=np.sum, default=nothing)
+
+    def _mask(self, name: str, node: onnx.NodeProto, masks: Masks) -> npt.NDArray[np.float32]:
+        if name not in masks:
+            raise UsageError(f"The mask '{name}' of node '{node.name}' is not given.")
+        return masks[name]
+
     def _dynamic(self, node: onnx.NodeProto, masks: Masks) -> npt.NDArray[np.float64]:
         spec = OPERATORS[node.op_type]
-        given = {}
-        for port in spec.mask_inputs():
-            name = node.input[spec.input_index(port)]
-            if name not in masks:
-                raise UsageError(f"The mask '{name}' of node '{node.name}' is not given.")
-            given[port] = masks[name]
+        given = {port: self._mask(node.input[spec.input_index(port)], node, masks) for port in spec.mask_inputs()}
         shapes, attributes = [self._shape(name) for name in node.input], operator_attributes(node)
         macs: npt.NDArray[np.float64] = spec.work(shapes, attributes, spec.counts(shapes, attributes, given), 4.0).macs
         return macs

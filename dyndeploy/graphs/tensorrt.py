@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.errors import BundleError, UsageError
-from dyndeploy.graphs.inspect import all_nodes, is_dynamic, operator_attributes
+from dyndeploy.graphs.inspect import all_nodes, drop_unused, is_dynamic, operator_attributes
 from dyndeploy.ops import DOMAIN, OPERATORS, OperatorSpec, Role
+from dyndeploy.precisions import precision_of
 
 if TYPE_CHECKING:
     import onnx
@@ -38,8 +39,8 @@ _FLOAT_ONLY_INPUTS = {"Resize": (1, 2)}
 class PrecisionPlan:
     """Which numbers flow where in an engine.
 
-    FP16 means: activations and the weights of convolutions and bottlenecks are half; biases, the constants of channel
-    skipping, maskers (their weights and sums), masks and the head (global mean and classifier) stay float.
+    What FP16 means says :data:`dyndeploy.precisions.PRECISIONS`; the constants of channel skipping are biases, maskers
+    stay float with their weights and sums, the head with its global mean and classifier.
 
     Attributes:
         precision: ``"fp32"`` or ``"fp16"``.
@@ -73,13 +74,8 @@ def precision_plan(precision: str, version: Sequence[int], *, strongly_typed: bo
     Raises:
         UsageError: The precision has no plan, or the version cannot build it that way.
     """
-    if precision == "int8":
-        raise UsageError(
-            "There is no INT8 plan for TensorRT: it needs a graph with calibrated Q/DQ nodes, which this release "
-            "cannot write. Use fp16 or fp32."
-        )
-    if precision not in ("fp32", "fp16"):
-        raise UsageError(f"There is no plan for precision '{precision}' in TensorRT. Use fp32 or fp16.")
+    if precision_of(precision).no_engine:
+        raise UsageError(precision_of(precision).no_engine)
     major, text = version[0], ".".join(map(str, version))
     if strongly_typed and major < FIRST_STRONGLY_TYPED:
         raise UsageError(
@@ -138,7 +134,7 @@ def tensorrt_model(model: onnx.ModelProto, plan: PrecisionPlan) -> onnx.ModelPro
             raise UsageError("A graph with branches (If) has no typed FP16 plan. Use fp32 for it.")
         _Typing(model, copy).apply()
     _repack(model, copy, half=plan.half)
-    _drop_unused(copy)
+    drop_unused(copy)
     return copy
 
 
@@ -170,13 +166,6 @@ def _repack(model: onnx.ModelProto, copy: onnx.ModelProto, *, half: bool) -> Non
             copy.graph.initializer.append(numpy_helper.from_array(typed, full))
             kept.append(full)
         node.input[:] = kept
-
-
-def _drop_unused(model: onnx.ModelProto) -> None:
-    used = {name for node in all_nodes(model.graph) for name in node.input} | {o.name for o in model.graph.output}
-    kept = [item for item in model.graph.initializer if item.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
 
 
 def float_nodes(model: onnx.ModelProto) -> set[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dyndeploy.blocks.macs import exit_macs
 from dyndeploy.nets.checkpoints import LoadReport, load_checkpoint, save_checkpoint
-from dyndeploy.nets.dyn_perceiver import DynPerceiver, DynPerceiverConfig, Segment
+from dyndeploy.nets.dyn_perceiver import DynPerceiver, DynPerceiverConfig
 from dyndeploy.nets.laud_resnet import (
     LaudBottleneck,
     LaudResNet,
@@ -11,18 +12,21 @@ from dyndeploy.nets.laud_resnet import (
     full_flops,
     static_macs,
 )
-from dyndeploy.nets.perceiver_costs import exit_macs, official_flops
+from dyndeploy.nets.perceiver_costs import official_flops
 from dyndeploy.nets.registry import (
+    DEFAULT_PREPROCESSING,
     ModelInfo,
     Preprocessing,
     create_model,
     model_info,
     model_names,
     register_model,
+    registered,
 )
-from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput, ExitOutput
+from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput, ExitOutput, NetworkFacts
 
 __all__ = [
+    "DEFAULT_PREPROCESSING",
     "BlockMasks",
     "Densities",
     "DynPerceiver",
@@ -34,8 +38,8 @@ __all__ = [
     "LaudResNetConfig",
     "LoadReport",
     "ModelInfo",
+    "NetworkFacts",
     "Preprocessing",
-    "Segment",
     "create_model",
     "exit_macs",
     "full_flops",
@@ -44,6 +48,7 @@ __all__ = [
     "model_names",
     "official_flops",
     "register_model",
+    "registered",
     "save_checkpoint",
     "static_macs",
 ]

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dyndeploy.blocks.exits import Segment, checked_exits
 from dyndeploy.errors import UsageError
 from dyndeploy.nets.backbone import Backbone
 from dyndeploy.nets.mobilenet_v3 import mobilenet_v3_large
@@ -32,7 +33,7 @@ from dyndeploy.nets.perceiver import (
 from dyndeploy.nets.registry import IMAGENET, SMALL_32, register_model
 from dyndeploy.nets.regnet import regnet, trunk
 from dyndeploy.nets.resnet import Architecture, BasicBlock, Bottleneck, resnet
-from dyndeploy.nets.results import ExitOutput
+from dyndeploy.nets.results import ExitOutput, NetworkFacts
 
 EXITS = 4
 IMAGES = "images"
@@ -286,7 +287,7 @@ def _run(steps: Iterable[Step], net: nn.Module, values: dict[str, Tensor]) -> di
     return values
 
 
-class Segment(nn.Module):
+class PerceiverSegment(Segment):
     """What one exit of a network adds to the exits before it. Shares the network's parameters and their names.
 
     Attributes:
@@ -444,7 +445,11 @@ class DynPerceiver(nn.Module):
             Logits of the four exits.
         """
         values = _run(self._steps, self, {IMAGES: images})
-        return ExitOutput(tuple(values[f"logits{number}"] for number in range(1, EXITS + 1)))
+        return ExitOutput.of([values[f"logits{number}"] for number in range(1, EXITS + 1)])
+
+    def facts(self) -> NetworkFacts:
+        """Return what a bundle says of the network."""
+        return NetworkFacts(options=self.config.as_dict())
 
     def segments(self, exits: Sequence[int] = (1, 2, 3, 4)) -> tuple[Segment, ...]:
         """Return one segment per enabled exit; run one after another they give the logits of ``forward``.
@@ -458,13 +463,7 @@ class DynPerceiver(nn.Module):
         Raises:
             UsageError: Exits that do not ascend, are not among 1 to 4, or do not end with 4.
         """
-        exits = tuple(exits)
-        if sorted(set(exits) & set(range(1, EXITS + 1))) != list(exits) or exits[-1:] != (EXITS,):
-            raise UsageError(
-                f"exits={list(exits)} is not valid: give the enabled exits in ascending order, the last being {EXITS}, "
-                f"such as [1, 2, {EXITS}]."
-            )
-        return self._cut(exits)
+        return self._cut(checked_exits(exits, EXITS))
 
     def truncated(self, exit: int) -> Segment:
         """Return a network of one exit that computes nothing but what this exit needs.
@@ -496,7 +495,7 @@ class DynPerceiver(nn.Module):
             made = {step.output for step in part}
             later = {name for following in parts[index + 1 :] for step in following for name in step.inputs}
             segments.append(
-                Segment(
+                PerceiverSegment(
                     self,
                     number,
                     part,

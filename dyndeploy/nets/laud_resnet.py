@@ -9,23 +9,23 @@ is trained and that defines the right answer. Skipping begins with the export.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from dyndeploy.blocks import ConvLinearChannelMasker, Gate, LoweredCall, MlpChannelMasker, SpatialMasker
+from dyndeploy.blocks.block import run_dense
+from dyndeploy.blocks.folding import fold_batch_norm
+from dyndeploy.blocks.gates import Temperature, expand_groups
 from dyndeploy.errors import UsageError, unknown_name
-from dyndeploy.nets.maskers import (
-    ConvLinearChannelMasker,
-    MlpChannelMasker,
-    SpatialMasker,
-    expand_groups,
-)
 from dyndeploy.nets.registry import IMAGENET, SMALL_32, SMALL_64, register_model
 from dyndeploy.nets.resnet import EXPANSION, Architecture, BottleneckLayers, init_convolution
-from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput
+from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput, NetworkFacts
+from dyndeploy.ops import OperatorSpec, operator
+from dyndeploy.ops.base import Shape
 from dyndeploy.ops.masks import dilate_mask, upsample_mask
 
 MODES = ("spatial", "channel", "layer", "both", "static")
@@ -177,21 +177,6 @@ def _check_positive_int(name: str, value: Any) -> None:
         raise UsageError(f"{name}={value!r} is not valid: give whole numbers of at least 1.")
 
 
-class BlockCost(NamedTuple):
-    """MACs of a block per image with everything computed, split by part."""
-
-    masker: int
-    conv1: int
-    conv2: int
-    conv3: int
-    downsample: int
-
-    @property
-    def total(self) -> int:
-        """Sum of all parts."""
-        return sum(self)
-
-
 class BlockRecord(NamedTuple):
     """What one block reports: its masks, four batch-mean densities (0-d), computed MACs (0-d), dense MACs."""
 
@@ -229,8 +214,6 @@ class LaudBottleneck(BottleneckLayers):
         masker_spatial: :class:`SpatialMasker` or None.
         masker_channel: A channel masker or None.
         downsample: 1x1 convolution and BN of the shortcut, or None for the identity.
-        mean: Averages a mask over the batch; a trainer puts one here that knows the whole batch where several
-            processes hold parts of it (products of averages are not averages of products).
     """
 
     def __init__(
@@ -250,7 +233,6 @@ class LaudBottleneck(BottleneckLayers):
         self.mode = stage.mode
         self.granularity = stage.granularity if stage.mode in ("spatial", "both") else None
         self.flops_gradient = flops_gradient
-        self.mean: Callable[[Tensor], Tensor] = torch.mean
 
         self.masker_spatial: SpatialMasker | None = None
         if stage.mode in ("spatial", "layer", "both"):
@@ -259,15 +241,20 @@ class LaudBottleneck(BottleneckLayers):
                     f"spatial_groups={stage.spatial_groups} does not divide the {self.out_channels} output "
                     f"channels of {name}: give a divisor of {self.out_channels}."
                 )
-            self.masker_spatial = SpatialMasker(in_channels, stage.spatial_groups, mask_bias_fix)
+            self.masker_spatial = SpatialMasker(
+                in_channels, stage.spatial_groups, mask_bias_fix, whole=stage.mode == "layer"
+            )
         self.masker_channel: MlpChannelMasker | ConvLinearChannelMasker | None = None
         if stage.mode in ("channel", "both"):
             self.masker_channel = _channel_masker(name, in_channels, self.width, stage, mask_bias_fix)
 
-    @property
-    def spatial_kind(self) -> str:
-        """What the spatial mask decides on: ``"layer"`` (the whole map) or ``"spatial"`` (patches)."""
-        return "layer" if self.mode == "layer" else "spatial"
+    def gates(self) -> Mapping[str, Gate]:
+        """Return the maskers: ``spatial`` or ``layer``, and ``channel``; nothing in mode "static"."""
+        maskers = (
+            (self.masker_spatial, "layer" if self.mode == "layer" else "spatial"),
+            (self.masker_channel, "channel"),
+        )
+        return {name: masker for masker, name in maskers if masker is not None}
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the block's output (height, width) for an input of height x width."""
@@ -280,27 +267,20 @@ class LaudBottleneck(BottleneckLayers):
         out_height, out_width = self.output_size(height, width)
         return max(1, out_height // self.granularity), max(1, out_width // self.granularity)
 
-    def block_spatial_mask(self, x: Tensor, temperature: float | Tensor | None = None) -> Tensor | None:
-        """Return the spatial mask (N, g, mh, mw) for the block's input, or None without a spatial masker."""
-        if self.masker_spatial is None:
-            return None
-        mask: Tensor = self.masker_spatial(x, self.mask_size(x.shape[2], x.shape[3]), temperature)
-        return mask
-
-    def block_channel_mask(self, x: Tensor, temperature: float | Tensor | None = None) -> Tensor | None:
-        """Return the channel mask (N, G) for the block's input, or None without a channel masker."""
-        if self.masker_channel is None:
-            return None
-        mask: Tensor = self.masker_channel(x, temperature)
-        return mask
-
-    def compute(self, x: Tensor, spatial: Tensor | None, channel: Tensor | None) -> Tensor:
+    def compute(
+        self,
+        x: Tensor,
+        spatial: Tensor | None = None,
+        channel: Tensor | None = None,
+        layer: Tensor | None = None,
+    ) -> Tensor:
         """Return the block's output under given masks.
 
         Args:
             x: Input (N, C, H, W).
             spatial: 0/1 mask (N, g, mh, mw) for any patch grid, or None for everywhere.
             channel: 0/1 mask (N, G), or None for all channels.
+            layer: 0/1 mask (N, g, 1, 1), or None for all images.
 
         Returns:
             Output (N, planes * 4, Ho, Wo).
@@ -311,6 +291,7 @@ class LaudBottleneck(BottleneckLayers):
         z = self.conv2(z)
         z = self.relu(self.bn2(z if keep is None else z * keep))
         z = self.bn3(self.conv3(z))
+        spatial = layer if spatial is None else spatial
         if spatial is not None:
             pixels = upsample_mask(spatial, z.shape[2], z.shape[3])
             z = z * expand_groups(pixels, self.out_channels)
@@ -318,22 +299,69 @@ class LaudBottleneck(BottleneckLayers):
         y: Tensor = self.relu(z + shortcut)
         return y
 
-    def cost(self, height: int, width: int) -> BlockCost:
-        """Return the dense MACs per image for an input of height x width."""
-        out_height, out_width = self.output_size(height, width)
-        inputs, outputs = height * width, out_height * out_width
-        masker = 0
-        if self.masker_spatial is not None:
-            masker += self.masker_spatial.macs(self.mask_size(height, width))
-        if self.masker_channel is not None:
-            masker += self.masker_channel.macs(height, width)
-        return BlockCost(
-            masker=masker,
-            conv1=self.in_channels * self.width * inputs,
-            conv2=self.width * self.width * 9 // self.groups * outputs,
-            conv3=self.width * self.out_channels * outputs,
-            downsample=0 if self.downsample is None else self.in_channels * self.out_channels * outputs,
+    def lower(self, *shapes: Shape) -> LoweredCall:
+        """Return the fused operator of the block's mode.
+
+        Raises:
+            UsageError: More than one spatial mask group, for which there is no operator.
+        """
+        if self.masker_spatial is not None and self.masker_spatial.groups != 1:
+            raise UsageError(
+                f"{self.name} has {self.masker_spatial.groups} spatial mask groups: the operators skip whole pixels "
+                "and need spatial_groups=1 (as all published LAUDNet models have)."
+            )
+        layers = {"1": (self.conv1, self.bn1), "2": (self.conv2, self.bn2), "3": (self.conv3, self.bn3)}
+        if self.downsample is not None:
+            conv, norm = self.downsample[0], self.downsample[1]
+            assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+            layers["d"] = (conv, norm)
+        tensors: dict[str, Tensor] = {}
+        for name, (conv, norm) in layers.items():
+            weight, bias = fold_batch_norm(conv, norm)
+            tensors |= {f"w{name}": weight if name == "2" else weight.flatten(1), f"b{name}": bias}
+        return LoweredCall(
+            self._operator.name,
+            tensors,
+            self._attributes,
+            channels_last=True,
+            rectified=self.masker_spatial is not None and self.downsample is None,
         )
+
+    @property
+    def _operator(self) -> OperatorSpec:
+        # A static block has the work of any of them with every mask bit set.
+        name = _OPERATORS.get(self.mode, "SpatialBottleneck")
+        return operator(name if self.downsample is None else f"{name}Projection")
+
+    @property
+    def _attributes(self) -> dict[str, Any]:
+        return {
+            "strides": [self.stride] * 2,
+            "dilations": [self.dilation] * 2,
+            "pads": [self.dilation] * 4,
+            "group": self.groups,
+        }
+
+    def _shapes(self, height: int, width: int) -> list[Shape]:
+        """Shapes of the operator's inputs for one image of height x width."""
+        sizes = {"N": 1, "H": height, "W": width, "C": self.in_channels, "M": self.width, "Co": self.out_channels}
+        sizes |= {"M/group": self.width // self.groups, "3": 3, "1": 1, "mh": 1, "mw": 1, "G": 1}
+        return [tuple(sizes[axis] for axis in port.shape) for port in self._operator.inputs]
+
+    def masker_macs(self, height: int, width: int) -> int:
+        """MACs of the maskers per image for an input of height x width, as the reference code counts them."""
+        spatial, channel = self.masker_spatial, self.masker_channel
+        deciding = self.gates()
+        macs = 0
+        if spatial is not None and deciding:
+            macs += spatial.macs(self.mask_size(height, width))
+        if channel is not None and deciding:
+            macs += channel.macs(height, width)
+        return macs
+
+    def dense_macs(self, height: int, width: int) -> int:
+        """MACs of the convolutions per image with everything computed, for an input of height x width."""
+        return int(self._operator.dense_work(self._shapes(height, width), self._attributes).macs)
 
     def record(self, x: Tensor, spatial: Tensor | None, channel: Tensor | None) -> BlockRecord:
         """Return densities and MACs for an input and its masks."""
@@ -342,33 +370,62 @@ class LaudBottleneck(BottleneckLayers):
         dtype = torch.promote_types(x.dtype, torch.float32)
         one = torch.ones((), dtype=dtype, device=x.device)
         d1 = d2 = d3 = c = one
+        mean = self._mean()
         if channel is not None:
-            c = self.mean(channel.to(dtype))
+            c = mean(channel.to(dtype))
+        out_height, out_width = self.output_size(height, width)
         if spatial is not None:
             spatial_wide = spatial.to(dtype)
-            d3 = self.mean(spatial_wide)
+            d3 = mean(spatial_wide)
             counted = spatial_wide if self.flops_gradient == "full" else spatial_wide.detach()
             # The groups share conv1 and conv2: what any of them needs is computed.
-            united = upsample_mask(counted.amax(1, keepdim=True), *self.output_size(height, width))
-            d2 = self.mean(united)
-            d1 = self.mean(dilate_mask(united, height, width, self.stride, self.dilation))
-        cost = self.cost(height, width)
-        macs = cost.masker + cost.conv1 * c * d1 + cost.conv2 * (c * c) * d2 + cost.conv3 * c * d3 + cost.downsample
-        return BlockRecord(BlockMasks(self.name, spatial, channel), d3, d2, d1, c, macs, cost.total)
+            united = upsample_mask(counted.amax(1, keepdim=True), out_height, out_width)
+            d2 = mean(united)
+            d1 = mean(dilate_mask(united, height, width, self.stride, self.dilation))
+        counts = {
+            "conv1_pixels": d1 * (height * width),
+            "conv2_pixels": d2 * (out_height * out_width),
+            "conv3_pixels": d3 * (out_height * out_width),
+            "channels": c * self.width,
+            "channel_pairs": c * c * (self.width * self.width / self.groups),
+            "touched": self.width,
+            "touched_pairs": self.width * self.width / self.groups,
+        }
+        maskers = self.masker_macs(height, width)
+        macs = self._operator.work(self._shapes(height, width), self._attributes, counts, 4.0).macs + maskers
+        dense = self.dense_macs(height, width) + maskers
+        return BlockRecord(BlockMasks(self.name, spatial, channel), d3, d2, d1, c, macs, dense)
 
-    def forward(self, x: Tensor, temperature: float | Tensor | None = None) -> tuple[Tensor, BlockRecord]:
+    def _mean(self) -> Callable[[Tensor], Tensor]:
+        """How a mask is averaged over the batch: as the tape that records does it."""
+        tapes = [gate.tape for gate in self.gates().values() if gate.tape is not None]
+        return tapes[0].mean if tapes else torch.mean
+
+    def forward(self, x: Tensor, temperature: Temperature = None) -> tuple[Tensor, BlockRecord | None]:
         """Decide, compute and account.
 
         Args:
             x: Input (N, C, H, W).
-            temperature: Gumbel-softmax temperature, used in training mode only; None is 1.
+            temperature: Gumbel-softmax temperature, used in training mode only; None is the tape's, else 1.
 
         Returns:
-            The output (N, planes * 4, Ho, Wo) and the block's record.
+            The output (N, planes * 4, Ho, Wo) and the block's record, which is None while a graph is captured.
         """
-        spatial = self.block_spatial_mask(x, temperature)
-        channel = self.block_channel_mask(x, temperature)
-        return self.compute(x, spatial, channel), self.record(x, spatial, channel)
+        size = self.mask_size(x.shape[2], x.shape[3])
+        masks = {name: gate(x, size, temperature) for name, gate in self.gates().items()}
+        y = self.compute(x, **masks)
+        if torch.onnx.is_in_onnx_export():
+            return y, None
+        return y, self.record(x, masks.get("layer", masks.get("spatial")), masks.get("channel"))
+
+
+_OPERATORS = {
+    "spatial": "SpatialBottleneck",
+    "layer": "LayerBottleneck",
+    "channel": "ChannelBottleneck",
+    "both": "SpatialChannelBottleneck",
+}
+"""Operator of each mode; with a projection shortcut its name ends in ``Projection``."""
 
 
 def _channel_masker(
@@ -478,18 +535,65 @@ class LaudResNet(nn.Module):
                 yield block.name, block
 
     def run_dense(self, names: Sequence[str]) -> None:
-        """Make blocks static: they compute everything, and their maskers are removed.
+        """Let blocks compute everything, whatever their maskers say; see :func:`dyndeploy.blocks.block.run_dense`."""
+        run_dense(self, names)
 
-        Raises:
-            UsageError: There is no block of a name.
-        """
-        blocks = dict(self.named_blocks())
-        for name in names:
-            if name not in blocks:
-                raise unknown_name("block", name, blocks)
-            block = blocks[name]
-            block.mode, block.granularity = "static", None
-            block.masker_spatial = block.masker_channel = None
+    def facts(self) -> NetworkFacts:
+        """Return what a bundle says of the network."""
+        modes = self.config.stage_values("mode")
+        return NetworkFacts(
+            mode=modes[0] if len(set(modes)) == 1 else "-".join(modes),
+            granularity=self.config.stage_values("granularity"),
+            channel_granularity=self.config.stage_values("channel_granularity"),
+            options=self.config.as_dict(),
+        )
+
+    def describe(self, input_size: tuple[int, int]) -> dict[str, Any] | None:
+        """Return the network's shapes as the paper's predictor reads them, or None for a subclass, which may differ."""
+        if type(self) is not LaudResNet:
+            return None
+        architecture = self.architecture
+        blocks = [
+            {
+                "name": block.name,
+                "c_in": block.in_channels,
+                "width": block.width,
+                "c_out": block.out_channels,
+                "height": height,
+                "map_width": width,
+                "stride": block.stride,
+                "groups": block.groups,
+                "dilation": block.dilation,
+                "projection": block.downsample is not None,
+                "mask_before_norm": True,
+            }
+            for block, height, width in block_inputs(self, *input_size)
+        ]
+        maskers = [
+            {
+                "channel": stage.channel_masker,
+                "layers": stage.channel_masker_layers,
+                "reduction": stage.reduction,
+                "spatial_groups": stage.spatial_groups,
+            }
+            for stage in self.config.stages()
+        ]
+        stem = {
+            "c_in": 3,
+            "c_out": self.conv1.out_channels,
+            "kernel": architecture.stem_kernel,
+            "stride": architecture.stem_stride,
+            "pool_stride": 2 if architecture.stem_pool else 0,
+        }
+        return {
+            "name": self.name,
+            "input_size": list(input_size),
+            "stem": stem,
+            "stages": list(architecture.blocks),
+            "blocks": blocks,
+            "classes": self.fc.out_features,
+            "maskers": maskers,
+        }
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Return the input of the first block for images (N, 3, H, W)."""
@@ -523,7 +627,9 @@ class LaudResNet(nn.Module):
             records: list[BlockRecord] = []
             for block in stage:
                 y, record = block(y, temperature)
-                records.append(record)
+                records += [] if record is None else [record]
+            if not records:
+                continue
             densities.conv3.append(torch.stack([r.conv3 for r in records]))
             densities.conv2.append(torch.stack([r.conv2 for r in records]))
             densities.conv1.append(torch.stack([r.conv1 for r in records]))
@@ -531,6 +637,9 @@ class LaudResNet(nn.Module):
             masks += [r.masks for r in records]
             macs += [r.macs for r in records]
             ratios += [r.macs / r.dense_macs for r in records]
+        if not macs:
+            nothing = y.new_zeros(0)
+            return DynamicOutput(self.forward_head(y), (), densities, nothing, nothing)
         return DynamicOutput(
             logits=self.forward_head(y),
             masks=tuple(masks),
@@ -579,10 +688,7 @@ def static_macs(model: LaudResNet, input_size: int | tuple[int, int]) -> int:
     """
     height, width = _size(input_size)
     total = _stem_macs(model, height, width) + model.fc.in_features * model.fc.out_features
-    for block, rows, columns in block_inputs(model, height, width):
-        cost = block.cost(rows, columns)
-        total += cost.total - cost.masker
-    return total
+    return total + sum(block.dense_macs(rows, columns) for block, rows, columns in block_inputs(model, height, width))
 
 
 def full_flops(model: LaudResNet, input_size: int | tuple[int, int]) -> int:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dyndeploy.errors import UsageError
 from dyndeploy.nets.backbone import SqueezeExcitation
 from dyndeploy.nets.dyn_perceiver import (
-    IMAGES,
     PARTS,
     SELF_ATTENTIONS,
     Z2X_REDUCTION,
@@ -29,37 +25,6 @@ def _meta_images(input_size: tuple[int, int]) -> Tensor:
     if min(input_size) < 1:
         raise UsageError(f"input_size={input_size!r} is not valid: give (height, width), at least 1 each.")
     return torch.empty(1, 3, *input_size, device="meta")
-
-
-def exit_macs(
-    network: DynPerceiver, input_size: tuple[int, int], exits: Sequence[int] = (1, 2, 3, 4)
-) -> tuple[int, ...]:
-    """Count the multiply-accumulates per image up to and with each enabled exit, one exit tried after the other.
-
-    Convolutions, linear layers and matrix products are counted, of the heads of earlier exits too; norms,
-    activations, additions and softmax are free.
-
-    Args:
-        network: The network; its weights are not used.
-        input_size: (height, width) in pixels.
-        exits: The enabled exits, as for :meth:`DynPerceiver.segments`.
-
-    Returns:
-        Cumulative MACs, one number per enabled exit.
-
-    Raises:
-        UsageError: A size below 1, or exits that cannot be enabled.
-    """
-    values = {IMAGES: _meta_images(input_size)}
-    totals = []
-    total = 0
-    for segment in _twin(network).segments(exits):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            outputs = segment(*(values[name] for name in segment.inputs))
-        values.update(zip(segment.outputs, outputs, strict=True))
-        total += counter.get_total_flops() // 2
-        totals.append(total)
-    return tuple(totals)
 
 
 def official_flops(network: DynPerceiver, input_size: tuple[int, int] = (224, 224)) -> tuple[int, ...]:

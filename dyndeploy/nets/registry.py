@@ -31,6 +31,8 @@ class Preprocessing:
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize=256)
 SMALL_32 = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resize=32)
+DEFAULT_PREPROCESSING = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resize=1)
+"""Of a network that does not say: the shorter side becomes that of the input, values lie in [-1, 1]."""
 SMALL_64 = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resize=64)
 
 
@@ -57,6 +59,10 @@ class ModelInfo:
     defaults: Mapping[str, Any]
     config_type: type[Any]
     entry_point: Callable[[Any], nn.Module]
+
+    def builds(self, network: nn.Module) -> bool:
+        """Whether the network is of this model's own code, and no subclass written elsewhere."""
+        return type(network).__module__ == self.entry_point.__module__
 
 
 _MODELS: dict[str, ModelInfo] = {}
@@ -124,6 +130,12 @@ def model_info(name: str) -> ModelInfo:
         raise unknown_name("model", name, _MODELS) from None
 
 
+def registered(network: nn.Module) -> ModelInfo | None:
+    """Return what is known about the model that a network was built as, or is a subclass of; None if nothing is."""
+    name = getattr(network, "name", None)
+    return _MODELS.get(name) if isinstance(name, str) else None
+
+
 def create_model(name: str, **options: Any) -> nn.Module:
     """Build a registered network with freshly initialised weights, in training mode.
 
@@ -146,4 +158,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
     for option in options:
         if option not in info.defaults:
             raise unknown_name(f"argument of {name}", option, info.defaults)
-    return info.entry_point(info.config_type(**{**info.defaults, **options}))
+    network = info.entry_point(info.config_type(**{**info.defaults, **options}))
+    if not hasattr(network, "name"):
+        network.name = name  # type: ignore[assignment]
+    return network

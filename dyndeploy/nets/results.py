@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from dyndeploy.blocks.outputs import LOGITS
 
-def mask_name(block: str, kind: str) -> str:
-    """Name of a mask in graphs and results, e.g. ``mask/layer1.0/spatial``.
 
-    Args:
-        block: Dotted module name of the block.
-        kind: ``"spatial"``, ``"layer"`` or ``"channel"``.
+class NetworkFacts(NamedTuple):
+    """What a network says of itself for a bundle; see :class:`dyndeploy.bundle.NetworkInfo`.
+
+    Attributes:
+        mode: What it skips; None leaves it to the kinds of its gates.
+        granularity: Patch side of every stage.
+        channel_granularity: Channels per group of every stage.
+        options: Every option that it was built with, as plain JSON types.
     """
-    return f"mask/{block}/{kind}"
+
+    mode: str | None = None
+    granularity: tuple[int, ...] = ()
+    channel_granularity: tuple[int, ...] = ()
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 class BlockMasks(NamedTuple):
@@ -69,12 +79,27 @@ class DynamicOutput(NamedTuple):
     flops: Tensor
     flops_ratio: Tensor
 
+    def outputs(self) -> dict[str, Tensor]:
+        """Return what a deployed network gives: the logits."""
+        return {LOGITS: self.logits}
+
 
 class ExitOutput(NamedTuple):
     """Result of one forward pass of a network with early exits.
 
     Attributes:
-        logits: Class scores (N, num_classes) of every exit, in the order of their cost.
+        logits: Class scores (N, num_classes) of the last exit.
+        exits: Class scores of every exit, in the official order, which is that of their cost.
     """
 
-    logits: tuple[Tensor, ...]
+    logits: Tensor
+    exits: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, exits: Sequence[Tensor]) -> ExitOutput:
+        """Return the result of a network with these logits, the last exit's last."""
+        return cls(exits[-1], tuple(exits))
+
+    def outputs(self) -> dict[str, Tensor]:
+        """Return what a deployed network gives: the logits of every exit."""
+        return {f"exit{number}": logits for number, logits in enumerate(self.exits, start=1)}

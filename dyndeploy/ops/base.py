@@ -318,15 +318,14 @@ class OperatorSpec:
         if not torch.onnx.is_in_onnx_export():
             return self.reference(*inputs, **attributes)
         types = {Element.DATA: inputs[0].dtype, Element.FLOAT: torch.float32, Element.INDEX: torch.int64}
-        results = torch.onnx.ops.symbolic_multi_out(
-            f"{DOMAIN}::{self.name}",
-            tuple(inputs),
-            attrs={**attributes, "plugin_version": str(self.version), "plugin_namespace": ""},
-            dtypes=[types[port.element] for port in self.outputs],
-            shapes=list(shapes),
-            version=self.version,
+        dtypes = [types[port.element] for port in self.outputs]
+        name, version = f"{DOMAIN}::{self.name}", self.version
+        attrs = {**attributes, "plugin_version": str(version), "plugin_namespace": ""}
+        if len(shapes) == 1:
+            return torch.onnx.ops.symbolic(name, inputs, attrs, dtype=dtypes[0], shape=shapes[0], version=version)
+        return tuple(
+            torch.onnx.ops.symbolic_multi_out(name, inputs, attrs, dtypes=dtypes, shapes=shapes, version=version)
         )
-        return results[0] if len(self.outputs) == 1 else tuple(results)
 
 
 def as_tuple(value: Any, *, nested: bool = False) -> tuple[Any, ...]:

@@ -69,7 +69,7 @@ def measure_plans(
 
 def forced_graph(network: Any, input_size: tuple[int, int]) -> tuple[onnx.ModelProto, tuple[MaskInfo, ...]]:
     """Export a dynamic network for this CPU, batch 1, with its masks as inputs (:func:`replace_masks`)."""
-    from dyndeploy.export.exporter import build_graph
+    from dyndeploy.export import build_graph
 
     model, lowered = build_graph(network, load_target("cpu"), 1, input_size, static=False)
     shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.output}

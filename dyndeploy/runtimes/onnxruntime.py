@@ -17,6 +17,7 @@ import numpy as np
 
 from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError, unknown_name
+from dyndeploy.precisions import CPU_PRECISIONS
 from dyndeploy.runtimes.base import ANY_SIZE, Array, NativeUse, Session, SessionInfo
 from dyndeploy.runtimes.native import NativeLibrary, find_cpu_library, native_library
 
@@ -33,7 +34,6 @@ TENSORRT_DOMAIN = "trt.plugins"
 # Every error reaches us as an exception; logged as well, it would be a second, coloured line on stderr.
 _LOG_FATAL_ONLY = 4
 _MAX_THREADS_PER_CPU = 4
-_PRECISIONS = ("fp32", "bf16")
 _ELEMENT_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -127,8 +127,8 @@ class OnnxRuntimeSession(Session):
                 f"threads={threads} is not valid: this machine has {processors} processors, give at most "
                 f"{_MAX_THREADS_PER_CPU * processors} threads."
             )
-        if precision not in _PRECISIONS:
-            raise unknown_name("precision", precision, _PRECISIONS)
+        if precision not in CPU_PRECISIONS:
+            raise unknown_name("precision", precision, CPU_PRECISIONS)
         # The operator library computes on the CPU: on a GPU the copies to it and back would cost more than it saves.
         library = _library("off" if native == "auto" and provider != "cpu" else native)
         if precision != "fp32" and library is None:

@@ -45,13 +45,6 @@ class StagedResult:
     confidences: Floats
 
 
-def confidences(logits: Floats) -> Floats:
-    """Largest softmax probability of logits (N, classes), (N,), as the stages compute it."""
-    shares = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float32)
-    result: Floats = shares.max(1) / shares.sum(1)
-    return result
-
-
 def first_reached(confident: npt.ArrayLike, thresholds: Sequence[float]) -> npt.NDArray[np.int64]:
     """Index of the first stage whose confidence reaches its threshold.
 
@@ -156,7 +149,7 @@ class StagedSession:
         self._sessions: tuple[Session, ...] = tuple(sessions)
         # With any number of images per run there is always a run of one.
         self._batch = None if bundle.exits.dynamic_batch else bundle.manifest.batch
-        self._input = TensorInfo(self._stages[0].inputs[0].name, (ANY_SIZE, 3, *bundle.manifest.input_size), "float32")
+        self._input = TensorInfo(self._stages[0].inputs[0].name, (ANY_SIZE, 3, *bundle.manifest.images()[1]), "float32")
         self._chain = self._open_chain() if self._batch in (None, 1) else None
 
     def _open_chain(self) -> _Chain:
@@ -425,8 +418,9 @@ def open_staged(
         opened: list[Session] = []
         note = ""
         if runtime == "onnxruntime":
+            native = "auto" if bundle.manifest.operators else "off"
             for path in bundle.stages:
-                session = stack.enter_context(OnnxRuntimeSession(path, threads=threads, native="off", shared=True))
+                session = stack.enter_context(OnnxRuntimeSession(path, threads=threads, native=native, shared=True))
                 note = session.pool_note and f"Every stage has threads of its own: {session.pool_note}."
                 opened.append(session)
         else:

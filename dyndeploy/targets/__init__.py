@@ -8,14 +8,14 @@ from dyndeploy.targets.laziness import (
     layer_skipping,
     load_record,
 )
-from dyndeploy.targets.platforms import Precision, Target, load_target, target_names
+from dyndeploy.targets.platforms import PrecisionRule, Target, load_target, target_names
 
 __all__ = [
     "BranchTimes",
     "Device",
     "LayerSkipping",
     "LazinessRecord",
-    "Precision",
+    "PrecisionRule",
     "Target",
     "device_names",
     "layer_skipping",

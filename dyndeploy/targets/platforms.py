@@ -10,6 +10,7 @@ from typing import Any
 
 from dyndeploy.errors import UsageError, unknown_name
 from dyndeploy.ops import OPERATORS
+from dyndeploy.precisions import PRECISIONS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -17,11 +18,10 @@ else:
     import tomli as tomllib
 
 _FOLDER = Path(__file__).parent / "platforms"
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True)
-class Precision:
+class PrecisionRule:
     """Whether a precision can be exported for a target, and if not, why."""
 
     supported: bool
@@ -56,7 +56,7 @@ class Target:
     ir_version: int
     operator_kernels: str
     allowed_operators: frozenset[str] | None
-    precisions: dict[str, Precision]
+    precisions: dict[str, PrecisionRule]
     refused: dict[str, str]
     source: str
 
@@ -67,6 +67,10 @@ class Target:
         rule = self.precisions[precision]
         if not rule.supported:
             raise UsageError(f"{precision} cannot be exported for {self.name}: {rule.reason}.")
+
+    def takes_branches(self, record: None = None) -> tuple[bool, str]:
+        """Whether the platform leaves out the branch of ``If`` that is not taken, and why."""
+        return self.runtime == "onnxruntime", self.refused.get("If", "the runtime runs the taken branch only")
 
     def capabilities(self) -> list[dict[str, Any]]:
         """One row per dynamic operator: how it runs on this target."""
@@ -119,7 +123,7 @@ def _read(path: Path) -> Target:
         ir_version=data["ir_version"],
         operator_kernels=data["operator_kernels"],
         allowed_operators=None if allowed is None else frozenset(allowed),
-        precisions={name: Precision(**data["precision"][name]) for name in PRECISIONS},
+        precisions={name: PrecisionRule(**data["precision"][name]) for name in PRECISIONS},
         refused=dict(data.get("refused", {})),
         source=data["source"],
     )

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dyndeploy.nets.maskers import (
+from dyndeploy.blocks.gates import (
     ConvLinearChannelMasker,
     MlpChannelMasker,
     SpatialMasker,

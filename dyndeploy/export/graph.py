@@ -1,0 +1,186 @@
+"""From a network to a legal graph: dry run, swap, capture, passes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from dyndeploy.blocks import DynamicBlock, dynamic_blocks
+from dyndeploy.blocks.block import ROOT, run_dense
+from dyndeploy.bundle import MaskInfo
+from dyndeploy.export.capture import capture
+from dyndeploy.export.subject import make_subject
+from dyndeploy.export.swap import Captured, DryRun, Swapped, dry_run, swap
+from dyndeploy.graphs.branches import insert_branches
+from dyndeploy.graphs.passes import Context, run_pipeline
+from dyndeploy.targets import Target
+
+_NET = "net"
+"""Name of the network within what is captured."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A captured graph, legal for its target.
+
+    Attributes:
+        model: The graph: the network's outputs, then its masks.
+        masks: The masks, in order of execution.
+        notes: What export had to change or leave out, in words.
+    """
+
+    model: onnx.ModelProto
+    masks: tuple[MaskInfo, ...]
+    notes: tuple[str, ...] = ()
+
+
+def build(
+    network: nn.Module,
+    inputs: Mapping[str, Tensor],
+    target: Target,
+    *,
+    static: bool = False,
+    dense: Collection[str] = (),
+    outputs: Sequence[str] | None = None,
+    dynamic_batch: bool = False,
+    confidence: str = "",
+    measure: str = "max_softmax",
+) -> Built:
+    """Capture and legalise a network.
+
+    Args:
+        network: In evaluation and single precision; it is not changed.
+        inputs: Example inputs by the names that the graph's inputs get, in the order of ``forward``.
+        target: What the graph is for.
+        static: Leave the gates out and compute everything: the static twin.
+        dense: Dotted paths of blocks that compute everything.
+        outputs: Names of the entries of the tuple that ``forward`` returns; None takes those that the result has.
+        dynamic_batch: Leave the first size of every input open; the examples then have two samples.
+        confidence: Name of one more output, computed from ``logits``; empty for none.
+        measure: What it is; see :mod:`dyndeploy.confidences`.
+
+    Raises:
+        UsageError: A network that cannot be captured as it is written; see :func:`dyndeploy.export.export_model`.
+        ExportError: PyTorch could not capture it, or the target could not run the graph.
+    """
+    network = copy.deepcopy(network)
+    paths = [path for path, child in network.named_modules() if isinstance(child, DynamicBlock)]
+    run_dense(network, dense)
+    if static:
+        run_dense(network, [path for path, _, _ in dynamic_blocks(network)])
+    examples = list(inputs.values())
+    run = dry_run(network, examples, outputs)
+    swapped = swap(network, run)
+    lazy, why = target.takes_branches()
+    context = Context(
+        scopes=_scopes(paths),
+        outputs=[*run.outputs, *swapped.masks],
+        opset=target.opset,
+        ir_version=target.ir_version,
+        allowed_operators=target.allowed_operators,
+        target=target.name,
+        inputs=list(inputs),
+        runtime=target.runtime,
+        confidence=confidence,
+        measure=measure,
+    )
+    bodies = _bodies(context, swapped, run, paths)
+    captured = Captured(
+        swapped.network, swapped.recorder, list(run.outputs), swapped.masks, in_order=outputs is not None
+    )
+    model = capture(captured, examples, dynamic_batch=dynamic_batch)
+    run_pipeline(model, context)
+    if bodies:
+        insert_branches(model, bodies, lazy=lazy, open_batch=dynamic_batch)
+    return Built(model, _masks(run, swapped), _notes(run, swapped, lazy, why))
+
+
+def _scopes(paths: Sequence[str], inside: str = "") -> dict[str, str]:
+    """Dotted block name by captured scope, of the blocks within a path."""
+    prefix = f"{inside}." if inside else ""
+    scopes = {f"{_NET}.{path.removeprefix(prefix)}": path for path in paths if path.startswith(prefix) and path}
+    own = inside or (ROOT if "" in paths else "")
+    return {_NET: own, **scopes} if own else scopes
+
+
+def _bodies(context: Context, swapped: Swapped, run: DryRun, paths: Sequence[str]) -> dict[str, onnx.ModelProto]:
+    """Capture what stands in branches, the innermost first, each through the passes that a graph goes through."""
+    bodies: dict[str, onnx.ModelProto] = {}
+    for path, body in swapped.branches.items():
+        (shape,) = run.calls[path].inputs
+        inner, own = run.inside(path), f"{path or ROOT}/output"
+        model = capture(Captured(_Single(body), swapped.recorder, [own], inner, in_order=False), [torch.zeros(shape)])
+        scopes = {f"{_NET}.body{scope.removeprefix(_NET)}": block for scope, block in _scopes(paths, path).items()}
+        run_pipeline(
+            model,
+            replace(context, scopes=scopes, outputs=[own, *inner], inputs=[f"{path or ROOT}/input"], confidence=""),
+        )
+        bodies[path or ROOT] = model
+    return bodies
+
+
+class _Single(nn.Module):
+    """A body whose only output has no name of its own."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(x)
+        return y
+
+
+def _masks(run: DryRun, swapped: Swapped) -> tuple[MaskInfo, ...]:
+    return tuple(
+        MaskInfo(name, decision.block or ROOT, decision.kind, tuple(decision.mask.shape))
+        for name, decision in ((name, run.decisions[name]) for name in swapped.masks)
+    )
+
+
+def _notes(run: DryRun, swapped: Swapped, lazy: bool, why: str) -> tuple[str, ...]:
+    notes = []
+    if run.unreached:
+        notes.append(f"{', '.join(run.unreached)}: not part of the graph, because forward does not use them")
+    if swapped.branches and not lazy:
+        notes.append(
+            f"{', '.join(swapped.branches)}: computed for every image and selected afterwards, which saves nothing "
+            f"here: {why}"
+        )
+    return tuple(notes)
+
+
+def build_graph(
+    network: nn.Module,
+    target: Target,
+    batch: int,
+    input_size: tuple[int, int] | None = None,
+    *,
+    static: bool,
+    dense: Collection[str] = (),
+) -> tuple[onnx.ModelProto, tuple[MaskInfo, ...]]:
+    """Capture a network of images for a target: what :func:`export_model` writes, without the bundle.
+
+    Args:
+        network: Any network of one graph; it is not changed.
+        target: What it is for.
+        batch: Images per run.
+        input_size: (H, W); None for the network's own.
+        static: The static twin.
+        dense: Dotted paths of blocks that compute everything.
+
+    Returns:
+        The graph and its masks.
+
+    Raises:
+        UsageError: As :func:`export_model`.
+        ExportError: As :func:`export_model`.
+    """
+    subject = make_subject(network, batch=batch, input_size=input_size)
+    built = build(subject.network, subject.inputs, target, static=static, dense=dense)
+    return built.model, built.masks

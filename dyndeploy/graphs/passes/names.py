@@ -1,0 +1,101 @@
+"""Names: nodes and weights after blocks, inputs and outputs as the bundle lists them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import onnx
+from onnx import helper
+
+from dyndeploy.errors import ExportError
+from dyndeploy.graphs.inspect import rename_tensors
+from dyndeploy.ops import DOMAIN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from dyndeploy.graphs.passes.pipeline import Context
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_REPEATED = re.compile(r"@\d+")
+"""What the capture puts behind the name of a module that is called more than once."""
+
+
+def _scopes_of(node: onnx.NodeProto) -> list[str]:
+    """Dotted names of the modules around a node, the outermost first, and the name of its call."""
+    for entry in node.metadata_props:
+        if entry.key == _SCOPES:
+            return [_REPEATED.sub("", scope) for scope in re.findall(r"'([^']*)'", entry.value)]
+    return []
+
+
+def _deepest(scopes: Iterable[str], blocks: Mapping[str, str]) -> str | None:
+    """The longest key of ``blocks`` that is one of the dotted scopes, or encloses one."""
+    best: str | None = None
+    for scope in scopes:
+        parts = scope.split(".")
+        for length in range(len(parts), 0, -1):
+            key = ".".join(parts[:length])
+            if key in blocks:
+                best = key if best is None or len(key) > len(best) else best
+                break
+    return best
+
+
+def name_nodes(model: onnx.ModelProto, context: Context) -> None:
+    """``names::nodes``: call every node ``<block>/<operator>``, or ``stem/`` before and ``head/`` behind them.
+
+    A node belongs to the deepest block around it. Profilers join times with blocks by these names.
+    """
+    used: dict[str, int] = {}
+    scopes = [_scopes_of(node) for node in model.graph.node]
+    blocks = [_deepest(found, context.scopes) for found in scopes]
+    last_block = max((index for index, block in enumerate(blocks) if block is not None), default=-1)
+    for index, (node, block, found) in enumerate(zip(model.graph.node, blocks, scopes, strict=True)):
+        group, hint = "stem" if index < last_block else "head", node.op_type
+        if block is not None:
+            group = context.scopes[block]
+            inner = [scope for scope in found if scope.startswith(f"{block}.")]
+            last = inner[-1].rpartition(".")[2] if inner else ""
+            hint = last if last and not last.startswith("_") and node.domain != DOMAIN else node.op_type
+        name = f"{group}/{hint}"
+        while name in used:
+            used[name] += 1
+            name = f"{group}/{hint}_{used[name]}"
+        used.setdefault(f"{group}/{hint}", 0)
+        used.setdefault(name, 0)
+        node.name = name
+
+
+def name_tensors(model: onnx.ModelProto, context: Context) -> None:
+    """``names::tensors``: inputs and outputs are as the bundle lists them, weights follow blocks."""
+    graph = model.graph
+    if len(graph.input) != len(context.inputs) or len(graph.output) != len(context.outputs):
+        raise ExportError(
+            f"The captured graph has {len(graph.input)} inputs and {len(graph.output)} outputs; expected "
+            f"{len(context.inputs)} and {len(context.outputs)}. This is a fault of the exporter; please report it."
+        )
+    _copy_repeated_outputs(graph)
+    renamed = {value.name: name for value, name in zip(graph.input, context.inputs, strict=True)}
+    renamed |= {value.name: name for value, name in zip(graph.output, context.outputs, strict=True)}
+    for initializer in graph.initializer:
+        block = _deepest([initializer.name], context.scopes)
+        if block is not None and block != initializer.name:
+            renamed[initializer.name] = f"{context.scopes[block]}/{initializer.name[len(block) + 1 :]}"
+    # A tensor that happens to have the name of an input or output gets another.
+    wanted = set(renamed.values())
+    made = {name for node in graph.node for name in node.output} | {item.name for item in graph.initializer}
+    renamed |= {name: f"captured/{name}" for name in made & wanted - renamed.keys()}
+    rename_tensors(graph, renamed)
+
+
+def _copy_repeated_outputs(graph: onnx.GraphProto) -> None:
+    """Give every output a tensor of its own: a network may return one twice, an input as it came, or a constant."""
+    taken = {value.name for value in (*graph.input, *graph.initializer)}
+    for index, value in enumerate(graph.output):
+        if value.name in taken:
+            copied = f"{value.name}/output{index}"
+            graph.node.append(helper.make_node("Identity", [value.name], [copied], name=f"head/{copied}"))
+            value.name = copied
+        taken.add(value.name)

@@ -1,0 +1,120 @@
+"""Precisions: how wide a number is, how far results may be off, and what a CPU and an engine make of the name.
+
+The one table; whoever needs one of these facts asks :data:`PRECISIONS`. A board is told its tolerances in its job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from dyndeploy.errors import UsageError, unknown_name
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a result may be from PyTorch's in FP32.
+
+    Attributes:
+        output: Largest allowed error of an output, relative to the largest magnitude of the reference.
+        margin: A mask bit may differ where |compute - skip| is at most this fraction of the mask's largest margin: there
+            the decision is a tie up to rounding.
+        ties: Largest share of all mask bits that may be such ties. One tie is always allowed.
+    """
+
+    output: float
+    margin: float
+    ties: float
+
+    def ties_allowed(self, bits: int) -> float:
+        """How many of ``bits`` compared mask bits may differ as ties."""
+        return max(1.0, self.ties * bits)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One precision.
+
+    Attributes:
+        name: As given to ``--precision``.
+        element_bytes: Bytes of an element of an activation or a weight.
+        tolerance: How far results may be off; None where nothing in this release computes in it.
+        cpu: Name of the precision that dynamic bottlenecks compute in on a CPU when this one is asked for; None where
+            a CPU cannot run it.
+        engine: What a TensorRT engine computes in which type, one clause; empty where there is no plan.
+        no_engine: Why there is no plan for an engine, as one or two sentences; empty where there is one.
+    """
+
+    name: str
+    element_bytes: int
+    tolerance: Tolerance | None
+    cpu: str | None
+    engine: str = ""
+    no_engine: str = ""
+
+
+_ALL = (
+    Precision("fp32", 4, Tolerance(1e-3, 1e-4, 1e-4), cpu="fp32", engine="every tensor is float"),
+    # Half keeps 11 significant bits: a rounding is 2^-11 = 0.05 % of a value. Simulated with float sums, the logits of
+    # LAUD-ResNets of 50 to 101 layers move by 0.05 to 0.07 %, and 0.012 % of the mask bits flip at most
+    # (docs/tensorrt.md). What the simulation leaves out (values between the convolutions of a fused kernel, sums in
+    # half) may cost a multiple of that, not fifty times: 3 % of an output would hide a damaged weight. A margin moves as
+    # the activations do, so that 1 % of the largest one is already over ten times what rounding explains.
+    Precision(
+        "fp16",
+        2,
+        Tolerance(2e-2, 1e-2, 2e-3),
+        cpu="fp32",  # the plan of an engine; it changes nothing on a CPU
+        engine="activations and the weights of convolutions and bottlenecks are half; biases, maskers, masks and the "
+        "head stay float",
+    ),
+    # BF16 keeps 8 significant bits: both factors of a product may be off by 2^-9 of their value, the product by 2^-8 =
+    # 0.4 %. Sums are in FP32 and the errors of their terms are independent, so a convolution is off by less; the
+    # residual sum over tens of blocks makes up for that. ResNets of 14 to 101 layers come to 0.2 to 0.6 %; a damaged
+    # weight or a wrong mask is far more. Maskers compute in FP32, but from activations that carry that error.
+    Precision(
+        "bf16",
+        2,
+        Tolerance(2e-2, 2e-2, 2e-2),
+        cpu="bf16",
+        no_engine="There is no plan for precision 'bf16' in TensorRT. Use fp16 or fp32.",
+    ),
+    Precision(
+        "int8",
+        1,
+        None,
+        cpu=None,
+        no_engine="There is no INT8 plan for TensorRT: it needs a graph with calibrated Q/DQ nodes, which this release "
+        "cannot write. Use fp16 or fp32.",
+    ),
+)
+
+PRECISIONS: Mapping[str, Precision] = MappingProxyType({precision.name: precision for precision in _ALL})
+"""Every precision by name."""
+
+CPU_PRECISIONS = tuple(precision.name for precision in _ALL if precision.cpu == precision.name)
+"""Names of the precisions that a CPU really computes in."""
+
+
+def precision_of(name: str) -> Precision:
+    """Look a precision up by name; raises ``UsageError`` that suggests the nearest name."""
+    if name not in PRECISIONS:
+        raise unknown_name("precision", name, PRECISIONS)
+    return PRECISIONS[name]
+
+
+def tolerance_of(name: str) -> Tolerance:
+    """How far results in a precision may be off; raises ``UsageError`` where nothing computes in it."""
+    tolerance = precision_of(name).tolerance
+    if tolerance is None:
+        raise UsageError(f"Nothing in this release computes in {name}: there is nothing to verify. Use fp32 or fp16.")
+    return tolerance
+
+
+def cpu_precision(name: str) -> str:
+    """What dynamic bottlenecks compute in on a CPU when ``name`` is asked for; raises ``UsageError`` if they cannot."""
+    found = precision_of(name).cpu
+    if found is None:
+        raise UsageError(f"A CPU cannot run {name}. Export the bundle again with --precision fp32.")
+    return found
