@@ -170,7 +170,7 @@ class Tape:
     def _compute(self, path: str, compute: Callable[..., Tensor], *inputs: Tensor, **masks: Tensor) -> Tensor:
         result = compute(*inputs, **masks)
         shapes = tuple(tuple(item.shape) for item in inputs)
-        self.calls[path] = Call(shapes, tuple(result.shape), masks, bool((inputs[0] >= 0).all()))
+        self.calls[path] = Call(shapes, tuple(result.shape), masks, inputs[0].is_meta or bool((inputs[0] >= 0).all()))
         return result
 
 

@@ -23,6 +23,9 @@ DENSE, DYNAMIC = 0, 1
 """How a block runs; also positions in pairs of numbers for both."""
 
 _WHOLE = "layer"
+_LAYOUT = "transpose"
+"""Kind of kernels that stand between blocks of different layouts, whichever block they are named after."""
+
 _LEAST_PATCHES = 2
 
 
@@ -174,13 +177,23 @@ class Composition:
         nodes = zoo_nodes(self.name, options, input_size=self._size, dense=dense)
         blocks: dict[str, list[Kernel]] = {}
         gaps: list[list[Kernel]] = [[]]
+        ends: list[Kernel] = []  # Changes of layout, which are part of a block only if more of it follows.
+        current: str | None = None
         for kernel in GraphWalker(nodes).graph(self._rates).kernels:
-            if kernel.block is None:
-                gaps[-1].append(kernel)
-                continue
-            if kernel.block not in blocks:
-                gaps.append([])
-            blocks.setdefault(kernel.block, []).append(kernel)
+            if kernel.block not in (None, current):
+                gaps[-1] += ends
+                ends, current = [], kernel.block
+            if kernel.block is None or (kernel.kind == _LAYOUT and kernel.block not in blocks):
+                gaps[-1] += [*ends, kernel]
+                ends = []
+            elif kernel.kind == _LAYOUT:
+                ends.append(kernel)
+            else:
+                if kernel.block not in blocks:
+                    gaps.append([])
+                blocks.setdefault(kernel.block, []).extend([*ends, kernel])
+                ends = []
+        gaps[-1] += ends
         return _Walk(
             {name: tuple(kernels) for name, kernels in blocks.items()}, tuple(tuple(kernels) for kernels in gaps)
         )

@@ -17,13 +17,14 @@ from dyndeploy.errors import BundleError, unknown_name
 from dyndeploy.ops import OPERATORS
 from dyndeploy.ops.base import Launch, OperatorSpec, Shape
 from dyndeploy.ops.gates import BLOCK, GateKind
+from dyndeploy.precisions import PRECISIONS
 from dyndeploy.prediction.nodes import Node, NodeGraph, read_nodes
 from dyndeploy.prediction.rates import Rates, checked_rates
 
 if TYPE_CHECKING:
     import onnx
 
-ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+ELEMENT_BYTES = {name: PRECISIONS[name].element_bytes for name in ("fp32", "fp16", "int8")}
 """Bytes of an element by precision."""
 
 UNKNOWN = "unknown:"

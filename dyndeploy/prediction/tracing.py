@@ -7,7 +7,8 @@ this file does not know is captured instead (:func:`dyndeploy.prediction.zoo.zoo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from dyndeploy.blocks import DynamicBlock
+from dyndeploy.export.swap import Captured, dry_run, swap
 from dyndeploy.ops.base import DOMAIN, RECORDER, OperatorSpec, Shape
-from dyndeploy.prediction.nodes import Node, NodeGraph, is_block
+from dyndeploy.prediction.nodes import Node, NodeGraph
 
 _POINTWISE = {
     "relu": "Relu", "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "sigmoid": "Sigmoid", "tanh": "Tanh",
@@ -27,13 +30,44 @@ _OTHERS = {
     "mean": "ReduceMean", "_adaptive_avg_pool2d": "GlobalAveragePool", "mm": "MatMul", "bmm": "MatMul",
     "_softmax": "Softmax", "native_layer_norm": "LayerNormalization", "cat": "Concat",
 }  # fmt: skip
+_MEANS = frozenset({"mean", "_adaptive_avg_pool2d"})
 _NORMS = frozenset({"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"})
 _VIEWS = frozenset({
     "view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "clone", "detach", "alias", "_to_copy",
-    "flatten", "lift_fresh",
+    "flatten", "lift_fresh", "as_strided",
 })  # fmt: skip
 _MADE = frozenset({"new_full", "full", "zeros", "ones", "new_zeros", "new_ones", "arange", "empty"})
 """What needs no tensor: constants."""
+
+
+_COMPARING = frozenset({"ge", "gt", "le", "lt", "eq"})
+_ELEMENTWISE = _COMPARING | {
+    "add", "sub", "mul", "div", "sqrt", "rsqrt", "neg", "relu", "sigmoid", "_to_copy", "normal", "uniform", "fill", "zero",
+    "copy",
+}  # fmt: skip
+
+
+class Sizes(TorchDispatchMode):
+    """Answers elementwise operators on the ``meta`` device with tensors of the right size, and nothing else.
+
+    PyTorch works out strides and promotions for each, in Python: most of the time that building a network there takes.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.name().split("::")[1].split(".")[0]
+        tensors = [item for item in args if isinstance(item, Tensor)]
+        if not tensors or any(not item.is_meta for item in tensors):
+            return func(*args, **kwargs)
+        if name in _NORMS:
+            empty = torch.empty(0, device="meta")
+            return torch.empty(tensors[0].shape, device="meta"), empty, empty
+        if name.removesuffix("_") not in _ELEMENTWISE or (name == "_to_copy" and kwargs.get("device") is not None):
+            return func(*args, **kwargs)
+        if name.endswith("_"):
+            return args[0]
+        dtype = torch.bool if name in _COMPARING else kwargs.get("dtype") or tensors[0].dtype
+        return torch.empty(torch.broadcast_shapes(*(item.shape for item in tensors)), dtype=dtype, device="meta")
 
 
 class UntraceableError(Exception):
@@ -52,6 +86,8 @@ class _Trace(TorchDispatchMode):
         self._path: list[str] = [""]
         self._names: dict[int, str] = {}
         self._alive: list[Tensor] = []  # An object's id is free again once it is gone.
+        self._convolved: set[str] = set()
+        self._transposed: dict[tuple[str | int, ...], str] = {}
         self._permuted: dict[str, tuple[str, list[int]]] = {}
 
     def name_of(self, tensor: Tensor) -> str:
@@ -86,6 +122,8 @@ class _Trace(TorchDispatchMode):
 
     def _record(self, name: str, args: Sequence[Any], result: Any) -> None:
         outputs = tuple(item for item in tree_flatten(result)[0] if isinstance(item, Tensor))
+        if not outputs:
+            return
         inputs = [self.name_of(item) for item in tree_flatten(args)[0] if isinstance(item, Tensor)]
         attributes: dict[str, Any] = {}
         if name == "convolution":
@@ -95,6 +133,7 @@ class _Trace(TorchDispatchMode):
                 "group": group,
             }  # fmt: skip
             self._write("ConvTranspose" if transposed else "Conv", inputs, outputs, attributes)
+            self._convolved.add(self.name_of(outputs[0]))
         elif name == "max_pool2d_with_indices":
             self._write("MaxPool", inputs, outputs[:1], {"kernel_shape": list(args[1])})
         elif name == "addmm":
@@ -102,7 +141,11 @@ class _Trace(TorchDispatchMode):
         elif name in ("permute", "transpose", "t"):
             self._transpose(inputs[0], outputs, _permutation(name, args))
         elif name in _NORMS:
-            self._write("BatchNormalization", inputs, outputs[:1])
+            # Export folds a batch norm into the convolution that it follows.
+            folds = inputs[0] in self._convolved
+            self._write("Identity" if folds else "BatchNormalization", inputs[: 1 if folds else None], outputs[:1])
+        elif name in _MEANS and outputs[0].shape[2:] == (1, 1) and inputs[0] in self._permuted:
+            self._mean(inputs[0], outputs)
         elif name in _VIEWS:
             self._write("Identity", inputs[:1], outputs)
         elif name in _MADE:
@@ -117,8 +160,23 @@ class _Trace(TorchDispatchMode):
         if [first[axis] for axis in order] == list(range(len(order))):
             self._write("Identity", [before], outputs)  # Two changes of layout that cancel.
             return
+        made = self._transposed.setdefault((source, *order), f"t{len(self.nodes)}.0")
+        if made in self.made:
+            self._write("Identity", [made], outputs)
+            return
         self._write("Transpose", [source], outputs)
         self._permuted[self.name_of(outputs[0])] = (source, order)
+
+    def _mean(self, source: str, outputs: Sequence[Tensor]) -> None:
+        """The mean over the pixels of a channels-last map: export writes a product with a constant row."""
+        before, _ = self._permuted[source]
+        images, rows, columns, channels = self.shapes[before]
+        flat, row, mean = (torch.empty(shape, device="meta") for shape in (
+            (images, rows * columns, channels), (1, rows * columns), (images, 1, channels),
+        ))  # fmt: skip
+        self._write("Reshape", [before], [flat])
+        self._write("MatMul", [self.name_of(row), self.name_of(flat)], [mean])
+        self._write("Reshape", [self.name_of(mean)], outputs)
 
     def _write(
         self,
@@ -150,58 +208,65 @@ def _permutation(name: str, args: Sequence[Any]) -> list[int]:
 
 
 def _block(path: str, scopes: Mapping[str, str]) -> str | None:
-    """The block that a module belongs to: the first numbered part of its path."""
+    """The outermost block that a module belongs to."""
     parts = path.split(".")
-    if parts[0] in scopes:
-        return scopes[parts[0]]
     prefixes = (".".join(parts[: index + 1]) for index in range(len(parts)))
-    return next((prefix for prefix in prefixes if is_block(prefix)), None)
+    return next((scopes[prefix] for prefix in prefixes if prefix in scopes), None)
 
 
-def trace(
-    module: torch.nn.Module,
-    inputs: Sequence[Tensor],
-    *,
-    name: str,
-    scopes: Mapping[str, str],
-) -> NodeGraph:
-    """The nodes of a lowered module.
+@contextlib.contextmanager
+def _as_captured() -> Iterator[None]:
+    """Let networks leave out what is for training only: they ask PyTorch whether a graph is being captured."""
+    asked = torch.onnx.is_in_onnx_export
+    torch.onnx.is_in_onnx_export = lambda: True
+    try:
+        yield
+    finally:
+        torch.onnx.is_in_onnx_export = asked
+
+
+def trace(network: torch.nn.Module, image: Tensor, *, name: str) -> NodeGraph:
+    """The nodes of a network as export would write them.
 
     Args:
-        module: On the ``meta`` device, as it would be captured; hooks are left on it.
-        inputs: Likewise; the first one is the image.
+        network: On the ``meta`` device, in evaluation; it is changed.
+        image: Likewise, the batch of images that it takes.
         name: Of the network.
-        scopes: Names of blocks by the names of modules that stand for them.
 
     Raises:
-        UntraceableError: The module computes something that this file does not know.
+        UntraceableError: The network computes something that this file does not know.
+        UsageError: It cannot be exported.
     """
+    scopes = {f"net.{path}": path for path, child in network.named_modules() if isinstance(child, DynamicBlock)}
     record = _Trace(scopes)
-    for path, inner in module.named_modules():
-        inner.register_forward_pre_hook(record.enter(path))
-        inner.register_forward_hook(record.leave)
-    for index, tensor in enumerate(inputs):
-        record.name(tensor, f"input{index}")
-    record.made.update(f"input{index}" for index in range(len(inputs)))
-    token = RECORDER.set(record.operator)
-    try:
-        with torch.no_grad(), record:
-            results = module(*inputs)
-    finally:
-        RECORDER.reset(token)
-    outputs = tuple(record.name_of(item) for item in tree_flatten(results)[0] if isinstance(item, Tensor))
+    with _as_captured():
+        with Sizes():
+            run = dry_run(network, [image])
+            swapped = swap(network, run)
+        module = Captured(swapped.network, swapped.recorder, list(run.outputs), swapped.masks, in_order=False)
+        for path, inner in module.named_modules():
+            inner.register_forward_pre_hook(record.enter(path))
+            inner.register_forward_hook(record.leave)
+        record.name(image, "input")
+        record.made.add("input")
+        token = RECORDER.set(record.operator)
+        try:
+            with torch.no_grad(), record:
+                results = module(image)
+        finally:
+            RECORDER.reset(token)
+    outputs = tuple(record.name_of(item) for item in results)
     needed, nodes = set(outputs), []
     for node in reversed(record.nodes):
         if needed & set(node.outputs):
             needed.update(node.inputs)
             nodes.append(node)
-    image = tuple(inputs[0].shape)
     return NodeGraph(
         name=name,
         nodes=tuple(reversed(nodes)),
         shapes=record.shapes,
         constants=frozenset({*(set(record.shapes) - record.made), ""}),
         outputs=outputs,
-        batch=image[0],
-        input_size=(image[2], image[3]) if len(image) == 4 else None,
+        batch=image.shape[0],
+        input_size=(image.shape[2], image.shape[3]),
     )

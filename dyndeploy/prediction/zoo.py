@@ -61,23 +61,22 @@ def _nodes(
 ) -> NodeGraph:
     import torch
 
-    from dyndeploy.export.exporter import build_graph
-    from dyndeploy.export.lowering import lower
+    from dyndeploy.blocks.block import run_dense
+    from dyndeploy.export.graph import build_graph
     from dyndeploy.nets import create_model
-    from dyndeploy.prediction.tracing import UntraceableError, trace
+    from dyndeploy.prediction.tracing import Sizes, UntraceableError, trace
     from dyndeploy.targets import load_target
 
-    def created() -> Any:
-        network: Any = create_model(name, **dict(options)).eval()
-        if dense:
-            network.run_dense(dense)
+    def created() -> torch.nn.Module:
+        network = create_model(name, **dict(options)).eval()
+        run_dense(network, dense)
         return network
 
     try:
         with torch.device("meta"):
-            module = lower(created(), size)
-            image = torch.zeros(batch, 3, *size)
-        return trace(module, (image,), name=name, scopes=module.scopes())
+            with Sizes():
+                network = created()
+            return trace(network, torch.zeros(batch, 3, *size), name=name)
     except UntraceableError:
         model, _ = build_graph(created(), load_target(_TARGET), batch, size, static=False)
         return read_nodes(model, name=name)
