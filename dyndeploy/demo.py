@@ -14,18 +14,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import nn
 
+from dyndeploy.blocks import Tape, mask_name
 from dyndeploy.bundle import Bundle
 from dyndeploy.data import LabelledImages, PreprocessingLike, digits
 from dyndeploy.errors import UsageError, VerificationError
 from dyndeploy.export import ExportSettings, export_model
 from dyndeploy.files import atomic_directory, write_json
 from dyndeploy.measure import Profile, profile_bundle
-from dyndeploy.nets import LaudResNet, create_model, load_checkpoint, model_info
+from dyndeploy.nets import load_checkpoint
+from dyndeploy.nets.factories import build_network
+from dyndeploy.ops.gates import PATCH
 from dyndeploy.prediction import known_devices
 from dyndeploy.reporting import GalleryItem, ReportExtras, mask_overlay, predict_profile, write_report
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.training import Evaluation, Progress, Recipe, TrainResult, load_recipe, train
+from dyndeploy.training.evaluation import logits_of
 from dyndeploy.verification import VerificationReport, verify_bundle
 
 RECIPE = "digits-laud-resnet14-small-spatial"
@@ -68,13 +73,20 @@ class DemoResult:
         return _target(self.training)
 
     @property
+    def accuracy(self) -> float:
+        """Top-1 of the network in PyTorch on the held-out images."""
+        accuracy = self.training.evaluation.accuracy
+        assert accuracy is not None
+        return accuracy
+
+    @property
     def shortfalls(self) -> tuple[str, ...]:
         """What the demo promises and did not keep, in words; empty when all went well."""
         evaluation, target = self.training.evaluation, self.target
         found = []
-        if min(evaluation.accuracy, self.deployed_accuracy) < LEAST_ACCURACY:
+        if min(self.accuracy, self.deployed_accuracy) < LEAST_ACCURACY:
             found.append(
-                f"held-out accuracy {evaluation.accuracy:.2%} in PyTorch and {self.deployed_accuracy:.2%} "
+                f"held-out accuracy {self.accuracy:.2%} in PyTorch and {self.deployed_accuracy:.2%} "
                 f"deployed, at least {LEAST_ACCURACY:.0%} wanted"
             )
         if abs(evaluation.flops_ratio - target) > LARGEST_DEVIATION:
@@ -88,7 +100,7 @@ class DemoResult:
         data = self.profile.data
         return {
             "report": str(self.report),
-            "accuracy": self.training.evaluation.accuracy,
+            "accuracy": self.accuracy,
             "deployed_accuracy": self.deployed_accuracy,
             "flops_ratio": self.training.evaluation.flops_ratio,
             "target": self.target,
@@ -137,18 +149,17 @@ def run_demo(
     recipe = recipe or load_recipe(RECIPE)
     if recipe.data.dataset != "digits":
         raise UsageError(f"The demo runs on digits; the recipe {recipe.name} is for {recipe.data.dataset}.")
-    if recipe.sparsity is None:
-        raise UsageError(f"The demo runs a network with masks: {recipe.model.name} has none.")
+    if recipe.sparsity is None or recipe.exits is not None or recipe.loss is not None:
+        raise UsageError(f"The demo runs a network with masks and logits: {recipe.model.name} is none.")
     folder = Path(output)
     clock = _Clock(step)
 
     clock.start("train", f"training {recipe.model.name} on handwritten digits")
     training = train(recipe, folder / "training", progress=progress)
-    network = create_model(recipe.model.name, **recipe.model.options)
-    assert isinstance(network, LaudResNet)
+    network = build_network(recipe.model.name, recipe.model.options, recipe.model.imported)
     load_checkpoint(network, training.checkpoint)
     network.eval()
-    preprocessing = model_info(recipe.model.name).preprocessing
+    preprocessing = recipe.model.traits.preprocessing
     held_out = digits(preprocessing, recipe.input_size, recipe.seed).held_out
     _write_images(folder / _IMAGES, held_out, preprocessing)
 
@@ -239,19 +250,19 @@ def _deployed_accuracy(bundle: Bundle, images: LabelledImages) -> float:
 
 @torch.no_grad()
 def _gallery(
-    network: LaudResNet, images: LabelledImages, preprocessing: PreprocessingLike, evaluation: Evaluation
+    network: nn.Module, images: LabelledImages, preprocessing: PreprocessingLike, evaluation: Evaluation
 ) -> tuple[GalleryItem, ...]:
     """The first held-out image of every class, under the masks of the blocks whose masks differ most."""
     first = [int(np.flatnonzero(images.labels == label)[0]) for label in range(len(images.classes))]
-    output = network(torch.from_numpy(images.images[first]))
-    masks = {block.name: block.spatial for block in output.masks if block.spatial is not None}
-    variance = {b.name: m.variance for b in evaluation.blocks for m in b.masks if m.kind == "spatial"}
+    with Tape(network) as tape:
+        (logits,) = logits_of(network(torch.from_numpy(images.images[first])))
+    variance = {b.name: m.variance for b in evaluation.blocks for m in b.masks if m.kind == PATCH.name}
     chosen = sorted(sorted(variance, key=lambda name: -variance[name])[:_GALLERY_BLOCKS])
     pixels = _pixels(images.images[first], preprocessing).repeat(_GALLERY_SCALE, 1).repeat(_GALLERY_SCALE, 2)
     items = []
     for name in chosen:
-        for row, mask in enumerate(masks[name][:, 0].numpy()):
-            seen, true = int(output.logits[row].argmax()), int(images.labels[first[row]])
+        for row, mask in enumerate(tape.masks[mask_name(name, PATCH.name)][:, 0].numpy()):
+            seen, true = int(logits[row].argmax()), int(images.labels[first[row]])
             verdict = f"recognised as {images.classes[seen]}" if seen != true else "recognised"
             caption = f"{images.classes[true]} ({verdict}), {name} computes {mask.mean():.0%}"
             items.append(GalleryItem(pixels[row], mask_overlay(pixels[row], mask), caption))

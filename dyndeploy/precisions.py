@@ -18,8 +18,8 @@ class Tolerance:
 
     Attributes:
         output: Largest allowed error of an output, relative to the largest magnitude of the reference.
-        margin: A mask bit may differ where |compute - skip| is at most this fraction of the mask's largest margin: there
-            the decision is a tie up to rounding.
+        margin: A mask bit may differ where |compute - skip| is at most this fraction of the mask's largest margin:
+            there the decision is a tie up to rounding.
         ties: Largest share of all mask bits that may be such ties. One tie is always allowed.
     """
 
@@ -59,8 +59,8 @@ _ALL = (
     # Half keeps 11 significant bits: a rounding is 2^-11 = 0.05 % of a value. Simulated with float sums, the logits of
     # LAUD-ResNets of 50 to 101 layers move by 0.05 to 0.07 %, and 0.012 % of the mask bits flip at most
     # (docs/tensorrt.md). What the simulation leaves out (values between the convolutions of a fused kernel, sums in
-    # half) may cost a multiple of that, not fifty times: 3 % of an output would hide a damaged weight. A margin moves as
-    # the activations do, so that 1 % of the largest one is already over ten times what rounding explains.
+    # half) may cost a multiple of that, and 2 % is some thirty times as much: more would hide a damaged weight. A
+    # margin moves as the activations do: 1 % of the largest one is already over ten times what rounding explains.
     Precision(
         "fp16",
         2,

@@ -6,6 +6,7 @@ same network with every mask bit set and no maskers.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,10 @@ from dyndeploy.bundle import (
     TensorInfo,
     write_manifest,
 )
+from dyndeploy.graphs.forced import PREFIX, forced_feeds, forced_masks, overlay_forced_masks
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.prediction.laudnet import BlockSpec, NetworkSpec, StemSpec
+from dyndeploy.runtimes import OnnxRuntimeSession
 
 SIZE = 16
 STEM_MACS = 16 * 16 * 8 * 27
@@ -246,3 +249,58 @@ def tiny_bundle(folder: Path, *, mode: str = "spatial", batch: int = 1, static: 
     )
     write_manifest(folder, manifest)
     return Bundle.open(folder)
+
+
+def with_reference(bundle: Bundle) -> Bundle:
+    """The bundle with complete reference tensors, as the exporter writes them; ONNX Runtime stands for PyTorch."""
+    masks, inputs, outputs = (
+        bundle.manifest.masks,
+        [info.name for info in bundle.manifest.inputs],
+        [info.name for info in bundle.manifest.outputs],
+    )
+    reference, batch = bundle.reference(), bundle.manifest.batch
+    columns: dict[str, list[np.ndarray]] = {}
+    with (
+        OnnxRuntimeSession(bundle.model, native="off") as own,
+        OnnxRuntimeSession(overlay_forced_masks(bundle.load_model(), masks), native="off") as overlay,
+    ):
+        for index in range(len(reference[inputs[0]]) // batch):
+            feeds = {name: reference[name][index * batch : (index + 1) * batch] for name in inputs}
+            drawn = forced_masks(masks, 0.5, seed=index)
+            forced = overlay.run({**feeds, **forced_feeds(drawn, masks)})
+            entry = {**feeds, **own.run(feeds)}
+            entry |= {f"margin/{mask.name}": np.ones(mask.shape, np.float32) for mask in masks}
+            entry |= {PREFIX + name: value for name, value in drawn.items()}
+            entry |= {PREFIX + name: forced[name] for name in outputs}
+            for name, value in entry.items():
+                columns.setdefault(name, []).append(value)
+    np.savez(bundle.path / REFERENCE, **{name: np.concatenate(parts) for name, parts in columns.items()})
+    return resealed(bundle)
+
+
+def resealed(bundle: Bundle, **changes: object) -> Bundle:
+    """The bundle with the checksums of its files as they are now, and changes of its manifest."""
+    checksums = {path.name: files.sha256(path) for path in bundle.path.iterdir() if path.name != MANIFEST}
+    write_manifest(bundle.path, replace(bundle.manifest, files=checksums, **changes))
+    return Bundle.open(bundle.path)
+
+
+def many_bundle(folder: Path, *, mode: str = "spatial", batch: int = 1) -> Bundle:
+    """A tiny bundle that takes a second input (a gain per stem channel) and gives a second output (the features)."""
+    bundle = tiny_bundle(folder, mode=mode, batch=batch)
+    for path, load in ((bundle.model, bundle.load_model), (bundle.path / STATIC, bundle.load_static)):
+        model = load()
+        (relu,) = (node for node in model.graph.node if node.name == "stem/relu")
+        relu.input[0] = "gained"
+        model.graph.node.insert(1, helper.make_node("Mul", ["c0", "gain/stem"], ["gained"], name="stem/gain"))
+        model.graph.input.append(helper.make_tensor_value_info("gain/stem", TensorProto.FLOAT, (batch, 8, 1, 1)))
+        model.graph.output.append(helper.make_tensor_value_info("pooled", TensorProto.FLOAT, (batch, _OUT)))
+        onnx.checker.check_model(model)
+        onnx.save(model, path)
+    images = bundle.reference()["input"]
+    gains = np.random.default_rng(2).uniform(0.5, 2, (len(images), 8, 1, 1)).astype(np.float32)
+    np.savez(folder / REFERENCE, **{"input": images, "gain/stem": gains})
+    inputs = (*bundle.manifest.inputs, TensorInfo("gain/stem", (batch, 8, 1, 1), "float32"))
+    outputs = (*bundle.manifest.outputs, TensorInfo("pooled", (batch, _OUT), "float32"))
+    reference = replace(bundle.manifest.reference, images=len(images))
+    return with_reference(resealed(bundle, inputs=inputs, outputs=outputs, reference=reference))

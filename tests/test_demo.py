@@ -68,7 +68,7 @@ def test_the_whole_way(tmp_path: Path) -> None:
 def test_shortfalls_are_found_one_by_one() -> None:
     def shortfalls(accuracy: float, deployed: float, flops_ratio: float, varying: float) -> tuple[str, ...]:
         mask = MaskStatistics("spatial", 64, 0.5, 0.1, 0.2, varying, 9)
-        block = BlockEvaluation("layer1.0", 0.5, 0.5, 0.5, 0.5, 1.0, (mask,))
+        block = BlockEvaluation("layer1.0", 0.5, 0.5, (mask,))
         evaluation = Evaluation(360, accuracy, 0.1, 1e6, flops_ratio, (block,))
         training = TrainResult(small(), Path("c"), Path("l"), (), evaluation, 0)
         # Neither the verification nor the profile plays a part.

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dyndeploy.ops import OPERATORS
+
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 BLOCKS = [
@@ -23,7 +25,12 @@ def test_there_are_blocks() -> None:
 @pytest.mark.parametrize("text", BLOCKS)
 def test_block_runs(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(text, "documentation", "exec"), {"__name__": "documentation"})
+    operators = set(OPERATORS)
+    try:
+        exec(compile(text, "documentation", "exec"), {"__name__": "documentation"})
+    finally:
+        for name in set(OPERATORS) - operators:
+            OPERATORS.remove(name)
 
 
 def test_links_point_to_files() -> None:

@@ -9,8 +9,8 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from dyndeploy.blocks.gates import Gate, LoweredCall
-from dyndeploy.errors import unknown_name
-from dyndeploy.ops.base import Shape
+from dyndeploy.errors import UsageError, unknown_name
+from dyndeploy.ops.base import OperatorSpec, Shape
 
 
 @runtime_checkable
@@ -104,3 +104,22 @@ def mask_name(block: str, name: str) -> str:
         name: Name of the gate in its block: ``"spatial"``, ``"layer"``, ``"channel"`` in the networks of the zoo.
     """
     return f"mask/{block or ROOT}/{name}"
+
+
+def mask_ports(path: str, spec: OperatorSpec, gates: Mapping[str, Gate]) -> dict[str, str]:
+    """Gate by mask input of the operator; raises ``UsageError`` where they do not fit."""
+    ports = {}
+    for port, kind in spec.gates.items():
+        fitting = [name for name, gate in gates.items() if gate.kind.name == kind.name]
+        if len(fitting) > 1 and port in fitting:
+            fitting = [port]
+        if len(fitting) != 1:
+            raise UsageError(
+                f"{path}: {spec.name} takes one mask of kind '{kind.name}' as '{port}', and the block has "
+                f"{len(fitting)} such gates. Name the gate '{port}'."
+            )
+        ports[port] = fitting[0]
+    surplus = sorted(set(gates) - set(ports.values()))
+    if surplus:
+        raise UsageError(f"{path}: {spec.name} has no input for the masks of {', '.join(surplus)}.")
+    return ports

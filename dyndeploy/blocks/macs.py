@@ -47,7 +47,8 @@ def dense_macs(module: nn.Module, inputs: Sequence[Tensor]) -> ModuleMacs:
     twin = _on_meta(module)
     paths = [path for path, _, _ in dynamic_blocks(twin)]
     twin = _without_gates(twin, paths)
-    with FlopCounterMode(display=False) as counter:
+    # Tensors that a forward makes of itself have no numbers either.
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
         twin(*(item.to("meta") for item in inputs))
     root = type(twin).__name__
     counts = counter.get_flop_counts()
@@ -105,6 +106,6 @@ def exit_macs(
             values[segment.inputs[0]] = torch.empty(1, 3, *input_size, device="meta")
         given = [values[name] for name in segment.inputs]
         totals.append((totals[-1] if totals else 0) + dense_macs(segment, given).total)
-        with torch.no_grad():
+        with torch.no_grad(), torch.device("meta"):
             values |= dict(zip(segment.outputs, segment(*given), strict=True))
     return tuple(totals)

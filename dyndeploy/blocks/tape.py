@@ -28,7 +28,8 @@ class Call:
         inputs: Shapes of its tensors.
         output: Shape of its result.
         masks: Masks that it was given, by keyword.
-        nonnegative: Whether its first tensor held no negative number.
+        nonnegative: Whether its first tensor held no negative number; False where gradients are recorded, which nobody
+            asks about, and where looking at the numbers would take time.
     """
 
     inputs: tuple[Shape, ...]
@@ -170,7 +171,8 @@ class Tape:
     def _compute(self, path: str, compute: Callable[..., Tensor], *inputs: Tensor, **masks: Tensor) -> Tensor:
         result = compute(*inputs, **masks)
         shapes = tuple(tuple(item.shape) for item in inputs)
-        self.calls[path] = Call(shapes, tuple(result.shape), masks, inputs[0].is_meta or bool((inputs[0] >= 0).all()))
+        nonnegative = inputs[0].is_meta or (not torch.is_grad_enabled() and bool((inputs[0] >= 0).all()))
+        self.calls[path] = Call(shapes, tuple(result.shape), masks, nonnegative)
         return result
 
 

@@ -1,6 +1,15 @@
 """The bundle: a folder that carries all that a device needs, and says what it is."""
 
-from dyndeploy.bundle.folder import BRANCHED, MANIFEST, MODEL, REFERENCE, STATIC, Bundle, write_manifest
+from dyndeploy.bundle.folder import (
+    BRANCHED,
+    INPUT,
+    MANIFEST,
+    MODEL,
+    REFERENCE,
+    STATIC,
+    Bundle,
+    write_manifest,
+)
 from dyndeploy.bundle.manifest import (
     CONFIDENCE,
     LOGITS,
@@ -21,6 +30,7 @@ from dyndeploy.bundle.manifest import (
 __all__ = [
     "BRANCHED",
     "CONFIDENCE",
+    "INPUT",
     "LOGITS",
     "MANIFEST",
     "MODEL",

@@ -1,4 +1,4 @@
-"""What a bundle's device/ folder holds: the agent and the plugin sources, as data of this package."""
+"""What a bundle's device/ folder holds: what a board runs, and the plugin sources, as data of this package."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ DEVICE_FOLDER = "device"
 """Name of the folder inside a bundle."""
 
 AGENT = "agent.py"
+MODULES = {"loop": "measure/loop.py", "tensorrt_device": "runtimes/tensorrt_device.py"}
+"""Files of this package that the agent's jobs run as they stand, by module name; below the package."""
+
 PLUGINS = "plugins"
 
-PLUGIN_FOLDERS = ("kernels/cuda", "adapters/tensorrt")
+PLUGIN_FOLDERS = ("kernels/cuda", "adapters/common", "adapters/tensorrt")
 """Below ``plugins/``: what a board builds."""
 
 _SUFFIXES = {".h", ".cuh", ".cu", ".cpp", ".cmake", ".map", ".md"}
@@ -30,11 +33,17 @@ def plugin_sources() -> dict[str, Path]:
     }
 
 
+def board_modules() -> dict[str, bytes]:
+    """The files that the agent's jobs run, by module name; they need Python 3.6 and its standard library only."""
+    return {name: (resources.files("dyndeploy") / path).read_bytes() for name, path in MODULES.items()}
+
+
 def device_files() -> dict[str, bytes]:
     """Content of the device/ folder by relative path."""
     agent = resources.files("dyndeploy") / "remote" / AGENT
+    modules = {f"{name}.py": content for name, content in board_modules().items()}
     sources = {f"{PLUGINS}/{name}": path.read_bytes() for name, path in plugin_sources().items()}
-    return {AGENT: agent.read_bytes(), **sources}
+    return {AGENT: agent.read_bytes(), **modules, **sources}
 
 
 def write_device_folder(bundle: Path) -> None:

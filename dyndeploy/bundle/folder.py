@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ MODEL = "model.onnx"
 STATIC = "static.onnx"
 BRANCHED = "branched.onnx"
 REFERENCE = "reference.npz"
+INPUT = "input"
+"""Name in ``reference.npz`` of the one image input of a network, whatever its graph calls it."""
 
 
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
@@ -205,8 +207,22 @@ class Bundle:
             raise BundleError(f"The bundle {self.path} holds no static twin. Export it again with --static.")
         return _load_onnx(self.static)
 
+    def reference_inputs(self) -> dict[str, npt.NDArray[Any]]:
+        """The reference tensors that the network takes, by name of its inputs, stacked over the samples.
+
+        Raises:
+            BundleError: The file is missing or unreadable, or lacks an input.
+        """
+        reference, names = self.reference(), [info.name for info in self.manifest.inputs]
+        lacking = [name for name in names if name not in reference]
+        if lacking:
+            raise BundleError(f"{REFERENCE} of {self.path} lacks {', '.join(lacking)}. Export the bundle again.")
+        return {name: reference[name] for name in names}
+
     def reference(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Tensors of ``reference.npz``: ``input`` and every graph output by name, stacked over the images.
+        """Tensors of ``reference.npz``: every graph input and output by name, stacked over the samples.
+
+        A single input is also found under :data:`INPUT`, whichever name it was stored under.
 
         Raises:
             BundleError: The file is missing or unreadable.
@@ -217,11 +233,16 @@ class Bundle:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array, not named ones")
             with archive:
-                return {name: archive[name] for name in archive.files}
+                tensors = {name: archive[name] for name in archive.files}
         except _ARCHIVE_ERRORS as error:
             raise BundleError(
                 f"Cannot read {path}: {error or type(error).__name__}. Export the bundle again."
             ) from error
+        names = {INPUT, *(info.name for info in self.manifest.inputs)}
+        stored = names & tensors.keys()
+        if len(self.manifest.inputs) == len(stored) == 1:
+            tensors |= dict.fromkeys(names, tensors[stored.pop()])
+        return tensors
 
 
 _ARCHIVE_ERRORS = (

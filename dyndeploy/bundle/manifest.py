@@ -238,7 +238,7 @@ class Manifest:
 
     @property
     def cpu_precision(self) -> str:
-        """What the dynamic bottlenecks compute in on a CPU; raises ``UsageError`` for a precision that a CPU cannot run."""
+        """What the dynamic bottlenecks compute in on a CPU; raises ``UsageError`` where a CPU cannot."""
         return cpu_precision(self.precision)
 
     def images(self) -> tuple[PreprocessingInfo, tuple[int, int]]:

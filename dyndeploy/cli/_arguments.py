@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from dyndeploy.errors import UsageError
+from dyndeploy.errors import InputError, UsageError
 
 
 def per_stage_numbers(option: str, text: str) -> tuple[int, ...]:
@@ -45,6 +46,15 @@ def size(option: str, text: str) -> tuple[int, int]:
     except ValueError:
         raise UsageError(f"{option} takes HEIGHTxWIDTH, e.g. 224x224, not '{text}'.") from None
     return height, width
+
+
+def lines(path: Path) -> tuple[str, ...]:
+    """Read a text file's lines that are not empty; raises ``InputError`` where it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read {path}: {error}.") from error
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def print_json(value: Any) -> None:

@@ -94,11 +94,10 @@ class TrainingBar:
 
     def epoch(self, record: EpochRecord, epochs: int) -> None:
         """Show the results of an epoch."""
-        self._bar.update(
-            self._task,
-            completed=float(record.epoch),
-            results="held-out accuracy {accuracy:.1%}, FLOPs {flops_ratio:.2f}".format(**record.held_out),
-        )
+        found = record.held_out
+        quality = f"accuracy {found['accuracy']:.1%}" if "accuracy" in found else f"loss {found['loss']:.3f}"
+        results = f"held-out {quality}, FLOPs {found['flops_ratio']:.2f}"
+        self._bar.update(self._task, completed=float(record.epoch), results=results)
 
 
 @contextlib.contextmanager

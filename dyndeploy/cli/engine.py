@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from dyndeploy.cli._arguments import numbers, print_json, print_table
-from dyndeploy.cli._progress import progress_line
+from dyndeploy.cli._profile import print_profile
+from dyndeploy.cli._progress import progress_bar, progress_line
 from dyndeploy.errors import UsageError
-
-if TYPE_CHECKING:
-    from dyndeploy.measure.engines import EngineProfile
 
 
 def engine(
@@ -41,21 +38,28 @@ def engine(
         bool, typer.Option("--verify", help="Build, then compare masks and outputs with the bundle's reference.")
     ] = False,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Build, then time forced rates next to the static twin's engine.")
+        bool,
+        typer.Option(
+            "--profile", help="Build, then measure forced rates next to the static twin; --json is what compare reads."
+        ),
     ] = False,
     rates: Annotated[str, typer.Option(help="Activation rates to force, separated by commas.")] = "0.25,0.5,0.75,1.0",
+    data: Annotated[
+        Path | None, typer.Option(help="--profile: folder of images. [default: the reference images]")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="--profile: rounds. [default: about 10 seconds of them]")] = None,
     device: Annotated[int, typer.Option(help="Index of the GPU.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Write the result to stdout.")] = False,
 ) -> None:
     """Build a bundle's TensorRT engine on this machine, or print how trtexec does."""
     from dyndeploy.bundle import Bundle
-    from dyndeploy.runtimes.tensorrt_api import BuildOptions
     from dyndeploy.runtimes.tensorrt_engine import (
         EngineSettings,
         build_engine,
         trtexec_commands,
         write_trtexec_files,
     )
+    from dyndeploy.runtimes.tensorrt_plan import BuildOptions
 
     settings = EngineSettings(
         precision=precision,
@@ -77,9 +81,10 @@ def engine(
         written = write_trtexec_files(opened, output, trtexec, settings)
         # The library is another machine's: it need not exist here.
         library = "libdyndeploy_tensorrt.so" if plugins == "auto" else plugins
-        commands = trtexec_commands(written, trtexec, library if written.plugins else None, settings.options)
+        commands = trtexec_commands(written, library)
         if as_json:
-            print_json({"plan": written.plan.description, "model": str(written.model), "commands": commands})
+            plan = written.plan.precision_plan.description
+            print_json({"plan": plan, "model": str(written.model), "commands": commands})
             return
         for command in commands:
             typer.echo(command)
@@ -99,9 +104,18 @@ def engine(
         return
 
     if profile:
-        from dyndeploy.measure.engines import profile_engine
+        from dyndeploy.measure import profile_engine
+        from dyndeploy.runtimes.tensorrt_plan import BuildPlan
 
-        _print_profile(profile_engine(opened, settings, rates=chosen, device=device), as_json=as_json)
+        with progress_bar() as progress:
+            result = profile_engine(
+                opened, settings, rates=chosen, data=data, repeats=repeats, device=device, progress=progress
+            )
+        if as_json:
+            print_json(result.to_json())
+            return
+        print_profile(result)
+        typer.echo(f"Engines: {BuildPlan.from_json(result.settings['build_plan']).precision_plan.description}.")
         return
 
     from dyndeploy.runtimes.cuda import Gpu
@@ -114,27 +128,3 @@ def engine(
     typer.echo(f"{built.path}: {built.metadata['plan']}; {'from the cache' if built.cached else 'built'}.")
     if built.library is not None:
         typer.echo(f"Plugins: {built.library.path} (sha256 {built.library.sha256})")
-
-
-def _print_profile(result: EngineProfile, *, as_json: bool) -> None:
-    if as_json:
-        print_json(result.to_json())
-        return
-    print_table(
-        ("rate", "static ms", "dynamic ms", "ideal", "realised", "realisation"),
-        [
-            (
-                f"{rate.rate:g}",
-                f"{statistics.median(rate.static_ms):.3f}",
-                f"{statistics.median(rate.dynamic_ms):.3f}",
-                f"{rate.ideal_speedup:.2f}x",
-                f"{rate.realised_speedup:.2f}x",
-                f"{rate.realisation:.0%}",
-            )
-            for rate in result.rates
-        ],
-        title=f"{result.network}, {result.mode}, {result.plan}, ms per batch of {result.batch} on {result.device}",
-    )
-    typer.echo(f"TensorRT {result.tensorrt}; plugins: {result.plugins}")
-    if result.graph_note:
-        typer.echo(f"Note: no CUDA graph: {result.graph_note}")

@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from dyndeploy.cli._arguments import per_stage_numbers, print_json, size, whole_numbers
+from dyndeploy.cli._arguments import lines, print_json, size, whole_numbers
 from dyndeploy.cli._progress import progress_line
 
 
 def export(
-    name: Annotated[str, typer.Argument(help="Registered network; see 'dyndeploy models'.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NETWORK", help="Registered network, see 'dyndeploy models'; or a function or class of --import."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.")],
+    imported: Annotated[
+        str | None,
+        typer.Option(
+            "--import", metavar="FILE_OR_MODULE", help="Where a network of your own is made: a .py file or a module."
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-O", metavar="KEY=VALUE", help="An option of the network; repeat it for others."),
+    ] = None,
     target: Annotated[str, typer.Option(help="See 'dyndeploy targets'.")] = "cpu",
     mode: Annotated[
-        str | None, typer.Option(help="spatial, channel, layer, both or static; one per stage joined by '-'.")
+        str | None,
+        typer.Option(help="-O mode=...: spatial, channel, layer, both or static; one per stage joined by '-'."),
     ] = None,
-    granularity: Annotated[str | None, typer.Option(help="Patch side per stage, e.g. 4-4-2-1.")] = None,
-    channel_granularity: Annotated[str | None, typer.Option(help="Channels per group and stage, e.g. 2-2-2-2.")] = None,
-    channel_masker: Annotated[str | None, typer.Option(help="mlp or conv_linear.")] = None,
-    channel_masker_layers: Annotated[int | None, typer.Option(help="1 or 2, for mlp.")] = None,
-    num_classes: Annotated[int | None, typer.Option(help="Classes.")] = None,
+    granularity: Annotated[
+        str | None, typer.Option(help="-O granularity=...: patch side per stage, e.g. 4-4-2-1.")
+    ] = None,
+    channel_granularity: Annotated[
+        str | None, typer.Option(help="-O channel_granularity=...: channels per group and stage, e.g. 2-2-2-2.")
+    ] = None,
+    channel_masker: Annotated[str | None, typer.Option(help="-O channel_masker=...: mlp or conv_linear.")] = None,
+    channel_masker_layers: Annotated[
+        str | None, typer.Option(help="-O channel_masker_layers=...: 1 or 2, for mlp.")
+    ] = None,
+    num_classes: Annotated[str | None, typer.Option(help="-O num_classes=...: classes.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights; without it they are random, and it says so.")
     ] = None,
@@ -49,31 +71,30 @@ def export(
     data: Annotated[
         Path | None, typer.Option(help="Folder of images for the reference tensors. [default: two sample photographs]")
     ] = None,
+    class_names: Annotated[
+        Path | None, typer.Option(help="Text file with the names of the classes, one per line.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write the manifest to stdout.")] = False,
 ) -> None:
     """Export a network as a bundle for a target."""
     sizes = None if input_size is None else size("--input-size", input_size)
-    options: dict[str, Any] = {}
-    if mode is not None:
-        options["mode"] = tuple(mode.split("-")) if "-" in mode else mode
-    for key, flag, text in (
-        ("granularity", "--granularity", granularity),
-        ("channel_granularity", "--channel-granularity", channel_granularity),
-    ):
-        if text is not None:
-            numbers = per_stage_numbers(flag, text)
-            options[key] = numbers if len(numbers) > 1 else numbers[0]
-    plain = {
+    shorthands = {
+        "mode": mode,
+        "granularity": granularity,
+        "channel_granularity": channel_granularity,
         "channel_masker": channel_masker,
         "channel_masker_layers": channel_masker_layers,
         "num_classes": num_classes,
     }
-    options |= {key: value for key, value in plain.items() if value is not None}
+    texts = [*(option or ()), *(f"{key}={value}" for key, value in shorthands.items() if value is not None)]
 
     from dyndeploy.errors import UsageError
     from dyndeploy.export import ExportSettings, export_model
-    from dyndeploy.nets import create_model, load_checkpoint
+    from dyndeploy.nets import load_checkpoint
+    from dyndeploy.nets.factories import build_network, parse_options
 
+    options = parse_options(name, texts, imported)
+    names = None if class_names is None else lines(class_names)
     dense: tuple[str, ...] = ()
     if plan is not None:
         from dyndeploy.planning import load_plan
@@ -102,14 +123,14 @@ def export(
         checkpoint=checkpoint,
         dense=dense,
     )
-    network = create_model(name, **options)
+    network = build_network(name, options, imported)
     if checkpoint is None:
         typer.echo("No --checkpoint: the weights are random. Latency is real, classes are not.", err=True)
     else:
         report = load_checkpoint(network, checkpoint)
         if report.missing or report.unexpected:
             typer.echo(report.summary(), err=True)
-    bundle = export_model(network, output, settings, progress=progress_line)
+    bundle = export_model(network, output, settings, class_names=names, progress=progress_line)
     if as_json:
         print_json(bundle.manifest.to_json())
         return
@@ -117,8 +138,12 @@ def export(
     parts = f"{len(manifest.operators)} dynamic operators"
     if manifest.exits is not None:
         parts = f"exits {', '.join(str(stage.exit) for stage in manifest.exits.stages)}"
+    shapes = ", ".join(f"{item.name} {'x'.join(map(str, item.shape))}" for item in manifest.inputs)
+    if manifest.input_size is not None:
+        shapes = f"{manifest.input_size[0]}x{manifest.input_size[1]}"
     typer.echo(
         f"{output}: {manifest.network.name}, mode {manifest.network.mode}, target {manifest.target} (opset "
-        f"{manifest.opset}, batch {manifest.batch}, {manifest.input_size[0]}x{manifest.input_size[1]}), "
-        f"{parts}, {len(manifest.files)} files."
+        f"{manifest.opset}, batch {manifest.batch}, {shapes}), {parts}, {len(manifest.files)} files."
     )
+    for note in manifest.notes:
+        typer.echo(f"Note: {note}.", err=True)

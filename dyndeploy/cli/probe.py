@@ -23,7 +23,7 @@ def probe(
     """Measure a heavy branch of If, taken against not taken."""
     from dyndeploy import files
     from dyndeploy.measure.laziness import probe_laziness
-    from dyndeploy.targets import layer_skipping, load_target
+    from dyndeploy.targets import load_target
 
     record = probe_laziness(target, native=native, plugins=plugins, rounds=rounds)
     if output is not None:
@@ -43,7 +43,7 @@ def probe(
     )
     if record.note:
         typer.echo(f"Note: {record.note}")
-    choice = layer_skipping(load_target(record.target), record)
-    typer.echo(f"Blocks are skipped by: {choice.how}; {choice.reason}.")
+    taken, reason = load_target(record.target).takes_branches(record)
+    typer.echo(f"Branches (If) {'skip' if taken else 'save nothing'}: {reason}.")
     if output is not None:
         typer.echo(f"Written to {output}.")

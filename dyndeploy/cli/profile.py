@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dyndeploy.cli._arguments import numbers, print_json, print_table
+from dyndeploy.cli._profile import print_profile
 from dyndeploy.cli._progress import progress_bar
 from dyndeploy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from dyndeploy.bundle import Bundle
-    from dyndeploy.measure import Profile, RateResult, Samples
+    from dyndeploy.measure import Profile, Samples
     from dyndeploy.measure.exits import ExitProfile
     from dyndeploy.remote import DeviceEntry, DeviceReport
 
@@ -106,7 +107,7 @@ def profile(
     if json_file == "-":
         print_json(result.to_json())
         return
-    _print(result)
+    print_profile(result)
     if measured is not None:
         _print_device(measured)
     if report is not None:
@@ -239,46 +240,3 @@ def _print_device(measured: DeviceReport) -> None:
         comparison = compare_profile(measured.profile, predict_profile(measured.profile, name))
         latency = "" if comparison.latency_mape is None else f", latency MAPE {comparison.latency_mape:.1%}"
         typer.echo(f"Predicted for {name}: speed-up MAPE {comparison.speedup_mape:.1%}{latency}.")
-
-
-def _print(result: Profile) -> None:
-    network = result.bundle
-    typer.echo(
-        f"{network['name']}, mode {network['mode']}, on {result.machine['cpu']}, {result.threads} thread(s), "
-        f"batch {result.batch}, dynamic operators: {result.native['description']}"
-        + (f", in {result.reduced_precision}" if result.reduced_precision else "")
-    )
-    static = result.static
-    rows = [
-        [
-            "static twin" + (" (fp32)" if result.reduced_precision else ""),
-            "-",
-            f"{static.median:.3f}",
-            f"{static.percentile(90):.3f}",
-            f"{static.cov:.1%}",
-        ]
-    ]
-    rows[0] += ["1.00x", "1.00x", "-", "-"]
-    rows += [_row(entry) for entry in (*result.rates, result.data)]
-    print_table(
-        ("rate", "masks", "median ms", "p90 ms", "CoV", "ideal", "realised", "p25..p75", "realisation"),
-        rows,
-        title=f"measured, ms per batch of {result.batch}",
-    )
-    for warning in result.warnings():
-        typer.echo(f"Note: {warning}")
-
-
-def _row(result: RateResult) -> list[str]:
-    low, high = result.realised_spread
-    return [
-        result.label,
-        result.masks,
-        f"{result.samples.median:.3f}",
-        f"{result.samples.percentile(90):.3f}",
-        f"{result.samples.cov:.1%}",
-        f"{result.ideal_speedup:.2f}x",
-        f"{result.realised_speedup:.2f}x",
-        f"{low:.2f}..{high:.2f}",
-        f"{result.realisation:.1%}",
-    ]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dyndeploy.cli._arguments import print_json, print_table
-from dyndeploy.targets import layer_skipping, load_record, load_target, target_names
+from dyndeploy.targets import load_record, load_target, target_names
 
 
 def targets(
     name: Annotated[str | None, typer.Argument(help="Show one target in full.")] = None,
     probe: Annotated[
-        Path | None, typer.Option(help="Record of 'dyndeploy probe': how blocks are skipped is decided with it.")
+        Path | None, typer.Option(help="Record of 'dyndeploy probe': whether branches skip is decided with it.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
 ) -> None:
@@ -40,9 +39,9 @@ def targets(
             )
         return
     target = load_target(name)
-    skipping = layer_skipping(target, None if probe is None else load_record(probe))
+    taken, reason = target.takes_branches(None if probe is None else load_record(probe))
     if as_json:
-        print_json(target.to_json() | {"layer_skipping": asdict(skipping)})
+        print_json(target.to_json() | {"branches": {"taken": taken, "reason": reason}})
         return
     typer.echo(f"{target.name}: {target.title}; {target.runtime} {target.runtime_version or ''}".rstrip())
     typer.echo(f"opset {target.opset}, IR {target.ir_version}; {target.software or 'this machine'}")
@@ -54,6 +53,6 @@ def targets(
         ("precision", "export", "reason"),
         [(p, "yes" if rule.supported else "refused", rule.reason) for p, rule in target.precisions.items()],
     )
-    typer.echo(f"Blocks are skipped by: {skipping.how}; {skipping.reason}.")
+    typer.echo(f"Branches (If) {'skip' if taken else 'save nothing'}: {reason}.")
     if target.refused:
         print_table(("refused", "reason"), list(target.refused.items()))

@@ -101,7 +101,11 @@ def _print_evaluation(evaluation: Evaluation, title: str) -> None:
 
 def _summary(result: TrainResult) -> str:
     evaluation, sparsity = result.evaluation, result.recipe.sparsity
-    parts = [f"Held-out accuracy {evaluation.accuracy:.2%}"]
+    parts = []
+    if evaluation.loss is not None:
+        parts.append(f"Held-out loss {evaluation.loss:.4f}")
+    if evaluation.accuracy is not None:
+        parts.append(f"Held-out accuracy {evaluation.accuracy:.2%}")
     if sparsity is not None:
         parts.append(f"FLOPs ratio {evaluation.flops_ratio:.3f} (target {sparsity.target:g})")
     early = evaluation.early_exit

@@ -12,7 +12,7 @@ from dyndeploy.bundle import Bundle
 from dyndeploy.errors import UsageError
 from dyndeploy.exits.scores import MACS, MS, ExitCosts
 from dyndeploy.measure.load_exits import load_exit_profile
-from dyndeploy.measure.profiler import Clock
+from dyndeploy.measure.loop import Clock
 from dyndeploy.runtimes import StagedSession
 
 CostsOf = Callable[[StagedSession, str], ExitCosts]
@@ -37,7 +37,7 @@ def measured_costs(session: StagedSession, precision: str) -> ExitCosts:
     Raises:
         UsageError: The bundle runs whole batches only.
     """
-    image = session.bundle.reference()["input"][:1]
+    image = session.bundle.reference()[session.bundle.manifest.inputs[0].name][:1]
     runs: list[Callable[[], Any]] = [
         session.bind(image, stage=index) for index in range(len(session.bundle.exits.stages))
     ]

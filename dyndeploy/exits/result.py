@@ -10,15 +10,16 @@ from typing import Any
 
 from dyndeploy import files
 from dyndeploy.bundle import ThresholdInfo
-from dyndeploy.errors import DyndeployError, InputError, UsageError
+from dyndeploy.errors import InputError, UsageError
 from dyndeploy.exits.calibrate import METHODS, Calibration, DominatedExit, HeldOut
 from dyndeploy.exits.frontier import Constraint
 from dyndeploy.exits.scores import MACS, MS, ExitCosts, OperatingPoint
-from dyndeploy.measure import values
+from dyndeploy.fields import Document, Field
 from dyndeploy.measure.profile import read_machine
 
 SCHEMA_VERSION = 1
 KIND = "calibration"
+_DOCUMENT = Document("The calibration", "Calibrate the bundle again.", InputError)
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,7 @@ class CalibrationResult:
                 f"The calibration has schema version {value.get('schema_version')!r}; this release reads version "
                 f"{SCHEMA_VERSION}. Calibrate the bundle again with this release."
             )
-        try:
-            return _result(value)
-        except (KeyError, TypeError, ValueError, AttributeError, DyndeployError) as error:
-            raise InputError(
-                f"The calibration is malformed ({type(error).__name__}: {error}). Calibrate the bundle again."
-            ) from error
+        return _result(_DOCUMENT.root(value))
 
 
 def load_calibration(path: str | os.PathLike[str]) -> CalibrationResult:
@@ -133,45 +129,44 @@ def load_calibration(path: str | os.PathLike[str]) -> CalibrationResult:
         raise InputError(f"{path}: {error}") from error
 
 
-def _result(value: dict[str, Any]) -> CalibrationResult:
-    exits = tuple(values.count(item, 1) for item in values.items(value["exits"]))
-    costs = ExitCosts(
-        tuple(values.positive(item) for item in values.items(value["costs"]["values"])),
-        values.text(value["costs"]["unit"]),
-        values.text(value["costs"]["source"]),
-    )
-    macs = tuple(values.positive(item) for item in values.items(value["macs"]))
-    if costs.unit not in (MACS, MS) or not len(exits) == len(costs.values) == len(macs):
-        raise ValueError("exits, costs and macs do not fit")
-    if value["method"] not in METHODS:
-        raise ValueError(f"method is {value['method']!r}")
-    reader = _Reader(len(exits), values.count(value["images"], 1), costs)
-    constraint = value["constraint"]
+def _result(root: Field) -> CalibrationResult:
+    exits = root["exits"].sequence(lambda item: item.tally(1), at_least=1)
+    count = len(exits)
+    priced = root["costs"]
+    values = priced["values"].sequence(Field.positive, length=count)
+    unit, source = priced["unit"].one_of(MACS, MS), priced["source"].label()
+    costs = priced.checked(lambda: ExitCosts(values, unit, source))
+    reader = _Reader(count, root["images"].tally(1), costs)
     calibration = Calibration(
         exits=exits,
         costs=costs,
         images=reader.images,
-        constraint=None if constraint is None else Constraint(constraint["cost"], constraint["accuracy"]),
-        method=value["method"],
-        chosen=None if value["chosen"] is None else reader.point(value["chosen"]),
-        held_out=None if value["held_out"] is None else reader.held_out(value["held_out"]),
-        alone=tuple(reader.point(item) for item in values.items(value["alone"])),
-        sweep=tuple(reader.point(item) for item in values.items(value["sweep"])),
-        frontier=tuple(reader.point(item) for item in values.items(value["frontier"])),
-        dominated=tuple(reader.dominated(item) for item in values.items(value["dominated"])),
+        constraint=root["constraint"].optional(_constraint),
+        method=root["method"].one_of(*METHODS),
+        chosen=root["chosen"].optional(reader.point),
+        held_out=root["held_out"].optional(reader.held_out),
+        alone=root["alone"].sequence(reader.point, length=count),
+        sweep=root["sweep"].sequence(reader.point),
+        frontier=root["frontier"].sequence(reader.point, at_least=1),
+        dominated=root["dominated"].sequence(reader.dominated),
     )
     given = [each is None for each in (calibration.constraint, calibration.chosen, calibration.held_out)]
-    if len(calibration.alone) != len(exits) or not calibration.frontier or len(set(given)) > 1:
-        raise ValueError("alone, frontier, constraint, chosen and held_out do not fit")
+    if len(set(given)) > 1:
+        raise _DOCUMENT.complaint("constraint, chosen and held_out must all be given, or none of them")
     return CalibrationResult(
         calibration=calibration,
-        network=values.text(value["network"]),
-        precision=values.text(value["precision"]),
-        macs=macs,
-        source=values.text(value["source"]),
-        runtime=values.mapping(value["runtime"]),
-        machine=read_machine(value["machine"]),
+        network=root["network"].label(),
+        precision=root["precision"].label(),
+        macs=root["macs"].sequence(Field.positive, length=count),
+        source=root["source"].label(),
+        runtime=root["runtime"].facts(),
+        machine=read_machine(root["machine"]),
     )
+
+
+def _constraint(item: Field) -> Constraint:
+    cost, accuracy = item["cost"].optional(Field.number), item["accuracy"].optional(Field.number)
+    return item.checked(lambda: Constraint(cost, accuracy))
 
 
 @dataclass(frozen=True)
@@ -182,43 +177,43 @@ class _Reader:
     images: int
     costs: ExitCosts
 
-    def point(self, value: Any) -> OperatingPoint:
-        *limits, last = values.items(value["thresholds"])
-        counts = tuple(values.count(item) for item in values.items(value["counts"]))
-        correct = tuple(values.count(item) for item in values.items(value["correct"]))
-        if not len(limits) + 1 == len(counts) == len(correct) == self.exits or last is not None:
-            raise ValueError("a point needs one threshold, count and number of right answers per exit")
-        if sum(counts) != self.images or any(right > count for right, count in zip(correct, counts, strict=True)):
-            raise ValueError("counts and right answers do not fit the number of images")
-        return OperatingPoint(
-            thresholds=(*(values.number(item) for item in limits), -math.inf),
-            counts=counts,
-            correct=correct,
-            cost=float(self.costs.mean(counts)),
+    def point(self, item: Field) -> OperatingPoint:
+        *limits, last = item["thresholds"].sequence(
+            lambda threshold: threshold.optional(Field.amount), length=self.exits
+        )
+        counts = item["counts"].sequence(Field.tally, length=self.exits)
+        correct = item["correct"].sequence(Field.tally, length=self.exits)
+        fits = last is None and None not in limits
+        item["thresholds"].require(fits, "numbers, and null for the last exit")
+        fits = sum(counts) == self.images and all(right <= n for right, n in zip(correct, counts, strict=True))
+        item.require(fits, f"a point of {self.images} images in all, with no more right answers than images")
+        return item.checked(
+            lambda: OperatingPoint(
+                thresholds=(*(limit for limit in limits if limit is not None), -math.inf),
+                counts=counts,
+                correct=correct,
+                cost=float(self.costs.mean(counts)),
+            )
         )
 
-    def held_out(self, value: Any) -> HeldOut:
-        shares = tuple(values.share(item) for item in values.items(value["shares"]))
-        if len(shares) != self.exits:
-            raise ValueError("shares do not fit the exits")
+    def held_out(self, item: Field) -> HeldOut:
         return HeldOut(
-            accuracy=values.share(value["accuracy"]),
-            cost=values.positive(value["cost"]),
-            shares=shares,
-            folds=values.count(value["folds"], 2),
-            missed=values.count(value["missed"]),
+            accuracy=item["accuracy"].share(),
+            cost=item["cost"].positive(),
+            shares=item["shares"].sequence(Field.share, length=self.exits),
+            folds=item["folds"].tally(2),
+            missed=item["missed"].tally(),
         )
 
-    def dominated(self, value: Any) -> DominatedExit:
-        removed, held_out_removed = value["removed"], value["held_out_removed"]
+    def dominated(self, item: Field) -> DominatedExit:
         return DominatedExit(
-            exit=values.count(value["exit"], 1),
-            by=values.count(value["by"], 1),
-            accuracy=values.share(value["accuracy"]),
-            by_accuracy=values.share(value["by_accuracy"]),
-            kept=self.point(value["kept"]),
-            removed=None if removed is None else self.point(removed),
-            held_out_kept=self.held_out(value["held_out_kept"]),
-            held_out_removed=None if held_out_removed is None else self.held_out(held_out_removed),
-            switched_off=bool(value["switched_off"]),
+            exit=item["exit"].tally(1),
+            by=item["by"].tally(1),
+            accuracy=item["accuracy"].share(),
+            by_accuracy=item["by_accuracy"].share(),
+            kept=self.point(item["kept"]),
+            removed=item["removed"].optional(self.point),
+            held_out_kept=self.held_out(item["held_out_kept"]),
+            held_out_removed=item["held_out_removed"].optional(self.held_out),
+            switched_off=item["switched_off"].boolean(),
         )

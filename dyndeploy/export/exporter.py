@@ -21,6 +21,7 @@ from dyndeploy.blocks.block import run_dense
 from dyndeploy.blocks.macs import dense_macs, exit_macs
 from dyndeploy.bundle import (
     BRANCHED,
+    INPUT,
     LOGITS,
     MANIFEST,
     MODEL,
@@ -44,7 +45,7 @@ from dyndeploy.errors import ExportError, InputError, UsageError, unknown_name
 from dyndeploy.export.graph import Built, build
 from dyndeploy.export.reference import Reference, compute_reference
 from dyndeploy.export.staged import build_stages, tensor_info
-from dyndeploy.export.subject import IMAGE, ExampleInputs, Subject, make_subject
+from dyndeploy.export.subject import ExampleInputs, Subject, make_subject
 from dyndeploy.graphs.inspect import all_nodes, group_of, is_dynamic
 from dyndeploy.graphs.macs import MacCounter
 from dyndeploy.graphs.stages import branched_model, whole_model
@@ -316,7 +317,7 @@ def _write_stages(export: _Export) -> _Content:
 def exit_tensors(tensors: dict[str, Any], exits: int) -> dict[str, Any]:
     """Reference tensors of a network with exits: its outputs, in order, are the logits of its exits."""
     ignored = (MARGIN, FORCED, "mask/")
-    outputs = [name for name in tensors if name != IMAGE and not name.startswith(ignored)][:exits]
+    outputs = [name for name in tensors if name != INPUT and not name.startswith(ignored)][:exits]
     names = dict(zip(outputs, map(exit_logits, range(1, exits + 1)), strict=True))
     names |= {f"{FORCED}{name}": f"{FORCED}{exit}" for name, exit in names.items()}
     return {names.get(name, name): value for name, value in tensors.items()}

@@ -11,14 +11,12 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from dyndeploy.bundle import INPUT
 from dyndeploy.errors import ExportError, UsageError
 from dyndeploy.nets import DEFAULT_PREPROCESSING, NetworkFacts, Preprocessing, registered
 
 ExampleInputs: TypeAlias = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 """Inputs of a network's forward: one, several in order, or by the names of its parameters."""
-
-IMAGE = "input"
-"""Name of the input of a network that takes one tensor."""
 
 
 @runtime_checkable
@@ -92,7 +90,7 @@ def make_subject(
                 f"{name} does not say what it takes: give example_inputs (or --input-size HxW for images of three "
                 "channels)."
             )
-        inputs = {IMAGE: torch.zeros(batch, 3, *size)}
+        inputs = {INPUT: torch.zeros(batch, 3, *size)}
     else:
         inputs = {key: _of_batch(key, value, batch) for key, value in _named(network, example_inputs).items()}
     size = _image_size(inputs)
@@ -117,7 +115,7 @@ def make_subject(
 
 def _named(network: nn.Module, inputs: ExampleInputs) -> dict[str, Any]:
     if isinstance(inputs, Tensor):
-        return {IMAGE: inputs}
+        return {INPUT: inputs}
     names = [
         name
         for name, parameter in inspect.signature(network.forward).parameters.items()
@@ -134,7 +132,7 @@ def _named(network: nn.Module, inputs: ExampleInputs) -> dict[str, Any]:
     if not isinstance(inputs, (list, tuple)) or not inputs:
         raise UsageError(f"example_inputs is a tensor, a tuple of tensors or tensors by name, not {inputs!r:.60}.")
     if len(inputs) == 1:
-        return {IMAGE: inputs[0]}
+        return {INPUT: inputs[0]}
     variadic = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(network.forward).parameters.values())
     if len(names) < len(inputs) and variadic:
         names += [f"input{index}" for index in range(len(names), len(inputs))]

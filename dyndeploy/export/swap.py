@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dyndeploy.blocks import Gate, LoweredCall, Tape, dynamic_blocks, mask_name, named_outputs
-from dyndeploy.blocks.block import ROOT
+from dyndeploy.blocks.block import ROOT, mask_ports
 from dyndeploy.blocks.gates import Size, Temperature, shaped_logits
 from dyndeploy.blocks.tape import Call, Decision
 from dyndeploy.errors import UsageError
@@ -158,7 +158,8 @@ def _to_last(x: Tensor) -> Tensor:
 
 
 def _to_first(x: Tensor) -> Tensor:
-    return x.permute(0, 3, 1, 2) if x.ndim == 4 else x
+    # Contiguous, because layers of PyTorch do other things to maps whose strides say channels last.
+    return x.permute(0, 3, 1, 2).contiguous() if x.ndim == 4 else x
 
 
 class _LoweredGate(nn.Module):
@@ -167,14 +168,14 @@ class _LoweredGate(nn.Module):
     def __init__(self, gate: Gate, size: Size | None, label: str, recorder: Recorder) -> None:
         super().__init__()
         call = gate.lower(size)
-        self.operator = None if call is None else _Operator(call)
+        self._operator = None if call is None else _Operator(call)
         self.gate = gate if call is None else None
         self.label, self.recorder = label, recorder
 
     def forward(self, x: Tensor, size: Size | None = None, temperature: Temperature = None) -> Tensor:
         mask: Tensor
-        if self.operator is not None:
-            mask = self.operator([x], {})
+        if self._operator is not None:
+            mask = self._operator([x], {})
         else:
             assert self.gate is not None
             logits = shaped_logits(self.gate, self.gate.logits(x, size), x.shape[0])
@@ -188,32 +189,13 @@ class _LoweredCompute(nn.Module):
 
     def __init__(self, path: str, call: LoweredCall, gates: Mapping[str, Gate], *, rectify: bool) -> None:
         super().__init__()
-        self.operator = _Operator(call)
-        self.ports = _mask_ports(path, self.operator.spec, gates)
+        self._operator = _Operator(call)
+        self.ports = mask_ports(path, self._operator.spec, gates)
         self.rectify = rectify
 
     def forward(self, *tensors: Tensor, **masks: Tensor) -> Any:
-        result = self.operator(tensors, {port: masks[name] for port, name in self.ports.items()})
+        result = self._operator(tensors, {port: masks[name] for port, name in self.ports.items()})
         return F.relu(result) if self.rectify else result
-
-
-def _mask_ports(path: str, spec: OperatorSpec, gates: Mapping[str, Gate]) -> dict[str, str]:
-    """Gate by mask input of the operator; raises ``UsageError`` where they do not fit."""
-    ports = {}
-    for port, kind in spec.gates.items():
-        fitting = [name for name, gate in gates.items() if gate.kind.name == kind.name]
-        if len(fitting) > 1 and port in fitting:
-            fitting = [port]
-        if len(fitting) != 1:
-            raise UsageError(
-                f"{path}: {spec.name} takes one mask of kind '{kind.name}' as '{port}', and the block has "
-                f"{len(fitting)} such gates. Name the gate '{port}'."
-            )
-        ports[port] = fitting[0]
-    surplus = sorted(set(gates) - set(ports.values()))
-    if surplus:
-        raise UsageError(f"{path}: {spec.name} has no input for the masks of {', '.join(surplus)}.")
-    return ports
 
 
 class _Branch(nn.Module):

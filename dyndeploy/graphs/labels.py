@@ -59,7 +59,8 @@ class LabelledGraph:
         clones = []
         for position, node in enumerate(all_nodes(graph)):
             mark = f"~{number[group_of(node.name)]}~"
-            node.name = mark + node.name
+            # Behind the name: what is told by how a name begins, such as the head, stays told.
+            node.name += mark
             renamed |= {name: mark + name for name in node.output if name and name not in kept}
             if bodies and node.domain == DOMAIN and (node.domain, node.op_type) in functions:
                 clones.append(_labelled_function(functions[node.domain, node.op_type], mark, position))

@@ -1,9 +1,9 @@
 """Multiply-accumulates that a graph really needs under given masks.
 
 Counted are convolutions and matrix products: standard nodes from their static shapes, dynamic operators by asking
-their own spec (dilation, channel pairs and maskers included), what stands in a skipped block for the images that compute
-it, and of an ``If`` of another origin the larger branch. Pooling, activation and data movement count 0, in the dynamic
-graph as in its static twin.
+their own spec (dilation, channel pairs and maskers included), what stands in a skipped block for the images that
+compute it, and of an ``If`` of another origin the larger branch. Pooling, activation and data movement count 0, in the
+dynamic graph as in its static twin.
 """
 
 from __future__ import annotations

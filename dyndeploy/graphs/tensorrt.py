@@ -59,8 +59,7 @@ class PrecisionPlan:
     def description(self) -> str:
         """One clause for reports."""
         how = "types in the graph" if self.typed else "builder flags"
-        kept = "; maskers, masks and the head stay float" if self.half else ""
-        return f"{self.precision}, {how}{kept}"
+        return f"{self.precision}, {how}: {precision_of(self.precision).engine}"
 
 
 def precision_plan(precision: str, version: Sequence[int], *, strongly_typed: bool | None = None) -> PrecisionPlan:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,11 @@ import numpy.typing as npt
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import UsageError
 from dyndeploy.graphs.stages import whole_model
+from dyndeploy.measure.inputs import Schedule, input_batches
+from dyndeploy.measure.loop import Clock, Paired, Progress, time_rounds
 from dyndeploy.measure.machine import machine_facts
 from dyndeploy.measure.profile import typical_ratio
-from dyndeploy.measure.profiler import Clock, Progress, Visit, bundle_facts, input_batches, samples_of, time_rounds
+from dyndeploy.measure.result import bundle_facts, samples_of
 from dyndeploy.measure.samples import Samples
 from dyndeploy.runtimes import OnnxRuntimeSession, StagedSession, open_staged
 
@@ -63,7 +65,7 @@ class MixResult:
 
     Attributes:
         name: ``"data"``, or the shares in percent.
-        shares: Of each exit; they sum to 1.
+        shares: Share of the images that leaves at each exit; they sum to 1.
         mean_ms: Mean time of an image.
         mean_macs: Mean MACs of an image.
         ideal_speedup: MACs of the network without exits over ``mean_macs``.
@@ -101,13 +103,13 @@ class ExitProfile:
 
     Attributes:
         bundle: What was measured.
-        machine: See :func:`dyndeploy.measure.machine.machine_facts`.
+        machine: Facts about the machine, from :func:`dyndeploy.measure.machine.machine_facts`.
         runtime: ``name``, ``version`` and ``provider``.
-        threads: Of all stages together.
+        threads: How many threads all stages compute with, together.
         settings: Rounds, warm-up, and where the images come from.
         whole_macs: MACs of the network without exits.
         whole: Times of the network without exits, one graph.
-        exits: By exit; the last one runs every stage: the worst case.
+        exits: Times of every exit; the last one runs every stage: the worst case.
         staging: Every stage again, next to one graph of the same computation, all exits and no decisions: its
             ``relative`` is what staging itself costs.
         branched: The graph with ``If``, all branches run, or None if the bundle has none.
@@ -166,27 +168,16 @@ class ExitProfile:
         }
 
 
-@dataclass
-class _Runs:
-    """Runs of one exit next to the network without exits."""
-
-    label: str
-    runs: list[Callable[[], Any]]
-    static_runs: list[Callable[[], Any]]
-    visits: list[Visit] = field(default_factory=list)
-    static_visits: list[Visit] = field(default_factory=list)
-    ratios: list[tuple[int, float, float | None]] = field(default_factory=list)
-
-    def times(self, exit: int, macs: int) -> ExitTimes:
-        inputs = [index for index, _, _ in self.ratios]
-        cpu = [ratio for _, _, ratio in self.ratios if ratio is not None]
-        return ExitTimes(
-            exit=exit,
-            macs=macs,
-            samples=samples_of(self.visits),
-            relative=1 / typical_ratio([ratio for _, ratio, _ in self.ratios], inputs),
-            relative_cpu=1 / typical_ratio(cpu, inputs) if len(cpu) == len(inputs) else None,
-        )
+def _exit_times(pair: Paired, exit: int, macs: int) -> ExitTimes:
+    inputs = [index for index, _, _ in pair.ratios]
+    cpu = [ratio for _, _, ratio in pair.ratios if ratio is not None]
+    return ExitTimes(
+        exit=exit,
+        macs=macs,
+        samples=samples_of(pair.visits),
+        relative=1 / typical_ratio([ratio for _, ratio, _ in pair.ratios], inputs),
+        relative_cpu=1 / typical_ratio(cpu, inputs) if len(cpu) == len(inputs) else None,
+    )
 
 
 def profile_exits(
@@ -211,9 +202,9 @@ def profile_exits(
         threads: Threads of all sessions together.
         mixes: Shares of the exits to combine the times with; each sums to 1.
         data: Folder of images; None takes the bundle's reference images.
-        thresholds: For the data's own mix; None takes the bundle's, without which there is no such mix.
+        thresholds: Thresholds of the data's own mix; None takes the bundle's, without which there is no such mix.
         repeats: Rounds; None takes as many as fill ``min_seconds``, between 12 and 200.
-        min_seconds: See ``repeats``.
+        min_seconds: Seconds that the rounds fill where ``repeats`` is None.
         warmup: Untimed runs of every session and input before the rounds.
         progress: Called with what is being done and the fraction done.
 
@@ -224,10 +215,7 @@ def profile_exits(
     """
     stages = bundle.exits.stages
     shares = [_checked_mix(mix, len(stages)) for mix in mixes]
-    if repeats is not None and (isinstance(repeats, bool) or repeats < 2):
-        raise UsageError(f"repeats={repeats} is not valid: give at least 2, one run has no spread.")
-    if not (math.isfinite(min_seconds) and min_seconds >= 0) or warmup < 1:
-        raise UsageError("min_seconds must not be negative, warmup at least 1.")
+    Schedule(repeats=repeats, min_seconds=min_seconds, warmup=warmup)  # refuses what cannot be measured
     if bundle.static is None:
         raise UsageError(
             f"The bundle {bundle.path} lacks the network without exits to compare with. Export it again with --static."
@@ -238,7 +226,8 @@ def profile_exits(
     bundle.require_intact()
     machine = machine_facts()
     batches, source = input_batches(bundle, data, _MAX_IMAGES if repeats is None else min(_MAX_IMAGES, repeats))
-    images = np.concatenate(batches)[: source["count"]]
+    (name,) = batches[0]
+    images = np.concatenate([batch[name] for batch in batches])[: source["count"]]
     progress("loading", 0.0)
     with ExitStack() as stack:
         staged = stack.enter_context(open_staged(bundle, threads=threads, thresholds=thresholds))
@@ -246,7 +235,7 @@ def profile_exits(
         timed = images[:_TIMED_IMAGES]
         whole_runs = [_bind_whole(whole, image[None]) for image in timed]
         forced = [
-            _Runs(f"exit {stage.exit}", [staged.bind(image[None], stage=index) for image in timed], whole_runs)
+            Paired(f"exit {stage.exit}", [staged.bind(image[None], stage=index) for image in timed], whole_runs)
             for index, stage in enumerate(stages)
         ]
         branched = _branched_runs(stack, bundle, threads, timed, whole_runs)
@@ -259,13 +248,13 @@ def profile_exits(
                 whole_model(bundle.load_stages(), every_exit=True), threads=threads, native="off", shared=True
             )
         )
-        staging = _Runs("every stage", forced[-1].runs, [_bind_whole(every, image[None]) for image in timed])
+        staging = Paired("every stage", forced[-1].runs, [_bind_whole(every, image[None]) for image in timed])
         time_rounds([staging], clock, repeats, min_seconds * 0.25, warmup, progress)
         if staged.thresholds is not None:
             progress("the data's own exits", 0.95)
             shares.append(("data", _data_shares(staged, images)))
         info, note = staged.info, staged.note
-    times = tuple(runs.times(stage.exit, stage.macs) for runs, stage in zip(forced, stages, strict=True))
+    times = tuple(_exit_times(pair, stage.exit, stage.macs) for pair, stage in zip(forced, stages, strict=True))
     whole_macs = bundle.manifest.static_macs
     return ExitProfile(
         bundle=bundle_facts(bundle, bundle.manifest.cpu_precision),
@@ -274,10 +263,10 @@ def profile_exits(
         threads=threads,
         settings={"rounds": rounds, "warmup": warmup, "images": source},
         whole_macs=whole_macs,
-        whole=(reference := samples_of([visit for runs in forced for visit in runs.static_visits])),
+        whole=(reference := samples_of([visit for pair in forced for visit in pair.twin_visits])),
         exits=times,
-        staging=staging.times(stages[-1].exit, stages[-1].macs),
-        branched=None if branched is None else branched.times(stages[-1].exit, stages[-1].macs),
+        staging=_exit_times(staging, stages[-1].exit, stages[-1].macs),
+        branched=None if branched is None else _exit_times(branched, stages[-1].exit, stages[-1].macs),
         mixes=tuple(mix_result(name, share, times, reference.median, whole_macs) for name, share in shares),
         note=note,
     )
@@ -289,9 +278,9 @@ def mix_result(
     """Combine the times of the exits with a share of images for each.
 
     Args:
-        name: For the result.
+        name: Name of the result.
         shares: One per exit, summing to 1.
-        times: Of every exit.
+        times: Times of every exit.
         whole_ms: Time of the network without exits.
         whole_macs: Its MACs.
     """
@@ -328,7 +317,7 @@ def _branched_runs(
     threads: int,
     images: npt.NDArray[np.float32],
     whole_runs: list[Callable[[], Any]],
-) -> _Runs | None:
+) -> Paired | None:
     """The graph with branches, no threshold of which is ever reached."""
     if bundle.branched is None:
         return None
@@ -336,7 +325,7 @@ def _branched_runs(
     # Nothing is as likely as 2.
     never = {info.name: np.full(info.shape, 2, np.float32) for info in session.inputs[1:]}
     runs = [session.bind({session.inputs[0].name: image[None], **never}) for image in images]
-    return _Runs("branches", runs, whole_runs)
+    return Paired("branches", runs, whole_runs)
 
 
 def _data_shares(session: StagedSession, images: npt.NDArray[np.float32]) -> tuple[float, ...]:

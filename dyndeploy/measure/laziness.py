@@ -168,7 +168,8 @@ def probe_laziness(
 
 def _probe_tensorrt(platform: Target, plugins: str | os.PathLike[str], rounds: int) -> LazinessRecord:
     from dyndeploy.runtimes.tensorrt import TensorRTSession
-    from dyndeploy.runtimes.tensorrt_api import TensorRT, parse_version
+    from dyndeploy.runtimes.tensorrt_api import TensorRT
+    from dyndeploy.runtimes.tensorrt_device import parse_version
     from dyndeploy.runtimes.tensorrt_engine import EngineSettings
 
     api = TensorRT.load()

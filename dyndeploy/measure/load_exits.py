@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from dyndeploy import files
-from dyndeploy.errors import DyndeployError, InputError
-from dyndeploy.measure import values
+from dyndeploy.errors import InputError
+from dyndeploy.fields import Document, Field
 from dyndeploy.measure.exits import KIND, SCHEMA_VERSION, ExitProfile, ExitTimes, MixResult
 from dyndeploy.measure.profile import read_machine
 from dyndeploy.measure.samples import Samples
@@ -30,62 +31,52 @@ def load_exit_profile(path: str | os.PathLike[str]) -> ExitProfile:
             f"{path} has schema version {value.get('schema_version')!r}; this release reads version {SCHEMA_VERSION}. "
             "Profile the bundle again with this release."
         )
-    try:
-        return _profile(value)
-    except (KeyError, TypeError, ValueError, AttributeError, DyndeployError) as error:
-        raise InputError(f"{path} is malformed ({type(error).__name__}: {error}). Profile the bundle again.") from error
+    return _profile(Document(str(path), "Profile the bundle again.", InputError).root(value))
 
 
-def _profile(value: dict[str, Any]) -> ExitProfile:
-    notes = values.texts(value["warnings"])
-    exits = tuple(_times(item) for item in values.items(value["exits"]))
+def _profile(root: Field) -> ExitProfile:
+    notes = root["warnings"].sequence(Field.label)
+    exits = root["exits"].sequence(_times, at_least=1)
     profile = ExitProfile(
-        bundle=_named(value["bundle"], "name", "precision"),
-        machine=read_machine(value["machine"]),
-        runtime=_named(value["runtime"], "name", "version"),
-        threads=values.count(value["threads"], 1),
-        settings=values.mapping(value["settings"]),
-        whole_macs=int(values.positive(value["whole_macs"])),
-        whole=Samples.from_json(value["whole"]),
+        bundle=_named(root["bundle"], "name", "precision"),
+        machine=read_machine(root["machine"]),
+        runtime=_named(root["runtime"], "name", "version"),
+        threads=root["threads"].tally(1),
+        settings=root["settings"].facts(),
+        whole_macs=int(root["whole_macs"].positive()),
+        whole=Samples.read(root["whole"]),
         exits=exits,
-        staging=_times(value["staging"]),
-        branched=None if value["branched"] is None else _times(value["branched"]),
-        mixes=tuple(_mix(item, len(exits)) for item in values.items(value["mixes"])),
+        staging=_times(root["staging"]),
+        branched=root["branched"].optional(_times),
+        mixes=root["mixes"].sequence(lambda item: _mix(item, len(exits))),
     )
-    if not exits:
-        raise ValueError("there are no exits")
     # Only the note itself is not among what the profile derives.
     own = [note for note in notes if note not in profile.warnings()]
-    return ExitProfile(**{**vars(profile), "note": " ".join(own)})
+    return replace(profile, note=" ".join(own))
 
 
-def _named(value: Any, *texts: str) -> dict[str, Any]:
-    facts = values.mapping(value)
+def _named(item: Field, *texts: str) -> dict[str, Any]:
     for key in texts:
-        values.text(facts[key])
-    return facts
+        item[key].label()
+    return item.facts()
 
 
-def _times(value: Any) -> ExitTimes:
-    cpu = value["relative_cpu"]
+def _times(item: Field) -> ExitTimes:
     return ExitTimes(
-        exit=values.count(value["exit"], 1),
-        macs=int(values.positive(value["macs"])),
-        samples=Samples.from_json(value),
-        relative=values.positive(value["relative"]),
-        relative_cpu=None if cpu is None else values.positive(cpu),
+        exit=item["exit"].tally(1),
+        macs=int(item["macs"].positive()),
+        samples=Samples.read(item),
+        relative=item["relative"].positive(),
+        relative_cpu=item["relative_cpu"].optional(Field.positive),
     )
 
 
-def _mix(value: Any, exits: int) -> MixResult:
-    shares = tuple(values.share(item) for item in values.items(value["shares"]))
-    if len(shares) != exits:
-        raise ValueError("the shares of a mix do not fit the exits")
+def _mix(item: Field, exits: int) -> MixResult:
     return MixResult(
-        name=values.text(value["name"]),
-        shares=shares,
-        mean_ms=values.positive(value["mean_ms"]),
-        mean_macs=values.positive(value["mean_macs"]),
-        ideal_speedup=values.positive(value["ideal_speedup"]),
-        realised_speedup=values.positive(value["realised_speedup"]),
+        name=item["name"].label(),
+        shares=item["shares"].sequence(Field.share, length=exits),
+        mean_ms=item["mean_ms"].positive(),
+        mean_macs=item["mean_macs"].positive(),
+        ideal_speedup=item["ideal_speedup"].positive(),
+        realised_speedup=item["realised_speedup"].positive(),
     )

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from dyndeploy import files
-from dyndeploy.errors import DyndeployError, InputError
-from dyndeploy.measure import values
+from dyndeploy.errors import InputError
+from dyndeploy.fields import Document, Field
 from dyndeploy.measure.samples import Samples
 
 SCHEMA_VERSION = 1
@@ -22,6 +22,7 @@ FORCED = "forced"
 DATA = "data"
 
 _NOTABLE_DIFFERENCE = 0.01
+_DOCUMENT = Document("The profile", "Profile the bundle again.", InputError)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,16 @@ class BlockTimes:
             "ideal_speedup": self.ideal_speedup,
             "realised_speedup": self.realised_speedup,
         }
+
+    @classmethod
+    def read(cls, item: Field) -> BlockTimes:
+        """Read what :meth:`to_json` wrote."""
+        return cls(
+            name=item["name"].label(),
+            static_ms=item["static_ms"].amount(),
+            dynamic_ms=item["dynamic_ms"].amount(),
+            ideal_speedup=item["ideal_speedup"].optional(Field.positive),
+        )
 
 
 @dataclass(frozen=True)
@@ -156,29 +167,24 @@ class RateResult:
         }
 
     @classmethod
-    def from_json(cls, value: Any) -> RateResult:
-        """Read what :meth:`to_json` wrote; may raise ``KeyError``, ``TypeError``, ``ValueError``."""
-        cpu = value["cpu_ratios"]
-        if value["masks"] not in (FORCED, DATA):
-            raise ValueError(f"masks is {value['masks']!r}")
+    def read(cls, item: Field) -> RateResult:
+        """Read what :meth:`to_json` wrote."""
         result = cls(
-            rate=values.share(value["rate"]),
-            masks=value["masks"],
-            mask_rates={
-                values.text(name): values.share(rate) for name, rate in values.mapping(value["mask_rates"]).items()
-            },
-            samples=Samples.from_json(value),
-            needed_macs=values.number(value["needed_macs"]),
-            ideal_speedup=values.positive(value["ideal_speedup"]),
-            ratios=tuple(values.positive(item) for item in values.items(value["ratios"])),
-            ratio_inputs=tuple(values.count(item) for item in values.items(value["ratio_inputs"])),
-            cpu_ratios=None if cpu is None else tuple(values.positive(item) for item in values.items(cpu)),
-            blocks=tuple(_block(item) for item in values.items(value["blocks"])),
-            rest=tuple(_block(item) for item in values.items(value["rest"])),
+            rate=item["rate"].share(),
+            masks=item["masks"].one_of(FORCED, DATA),
+            mask_rates=item["mask_rates"].mapping(Field.share),
+            samples=Samples.read(item),
+            needed_macs=item["needed_macs"].amount(),
+            ideal_speedup=item["ideal_speedup"].positive(),
+            ratios=item["ratios"].sequence(Field.positive, at_least=1),
+            ratio_inputs=item["ratio_inputs"].sequence(Field.tally),
+            cpu_ratios=item["cpu_ratios"].optional(lambda ratios: ratios.sequence(Field.positive)),
+            blocks=item["blocks"].sequence(BlockTimes.read),
+            rest=item["rest"].sequence(BlockTimes.read),
         )
-        lengths = {len(result.ratios), len(result.ratio_inputs), len(result.ratios if cpu is None else cpu)}
-        if not result.ratios or len(lengths) > 1:
-            raise ValueError("ratios, ratio_inputs and cpu_ratios do not fit")
+        for key in ("ratio_inputs", "cpu_ratios"):
+            fits = item[key].value is None or len(item[key].value) == len(result.ratios)
+            item[key].require(fits, f"a list of {len(result.ratios)}, as ratios is")
         return result
 
 
@@ -188,15 +194,17 @@ class Profile:
 
     Attributes:
         bundle: What was measured: network, mode, granularities, target, input size, checksums and ``network_spec``.
-        machine: See :func:`dyndeploy.measure.machine.machine_facts`; of a board also ``board``, ``jetpack``,
+        machine: Facts from :func:`dyndeploy.measure.machine.machine_facts`; of a board also ``board``, ``jetpack``,
             ``l4t``, ``power_mode``, ``clocks``, ``sensors``, ``warnings`` and, for a reader, ``device_facts``.
-        device: ``"cpu"`` for this machine, else the name of the target that was measured.
+        device: ``"cpu"`` for this machine's processor, the name of the board's target, or of a GPU the name of its
+            device model (its own name where there is none).
         runtime: ``name``, ``version`` and ``provider``.
         native: ``path`` and ``sha256`` of the operator library (None: function bodies ran), a ``description``, and the
             types of the dynamic ``operators`` that the node profile saw running natively.
-        threads: Of the session.
+        threads: How many threads a session computes with; 1 on a GPU.
         batch: Images per run.
-        settings: Rounds, warm-up, seed, and where the images come from.
+        settings: Rounds, warm-up, seed, and where the images come from; of engines also ``build_plan`` and
+            ``graph_note``: why runs were not launched as a CUDA graph, or empty.
         static_macs: MACs per image of the static twin.
         static: Times of the static twin.
         rates: Forced rates.
@@ -256,6 +264,9 @@ class Profile:
         worst = max((max(r.unmapped_share.values()) for r in (*self.rates, self.data)), default=0.0)
         if worst > 0.05:
             notes.append(f"Up to {worst:.0%} of the node times could not be tied to a block (part 'other').")
+        if self.settings.get("graph_note"):
+            why = str(self.settings["graph_note"]).rstrip(".")
+            notes.append(f"Runs were not launched as a CUDA graph: {why}. The launch of every kernel is paid for.")
         return [*notes, *self.machine.get("warnings", ())]
 
     def to_json(self) -> dict[str, Any]:
@@ -295,92 +306,91 @@ class Profile:
         bad = _first_not_finite(value, "profile")
         if bad:
             raise InputError(f"{bad} is NaN or infinite: the profile is damaged. Profile the bundle again.")
-        try:
-            return cls(
-                bundle=_facts(value["bundle"], _BUNDLE_FACTS),
-                machine=read_machine(value["machine"]),
-                device=values.text(value["device"]),
-                runtime=_facts(value["runtime"], _RUNTIME_FACTS),
-                native=_facts(value["native"], _NATIVE_FACTS),
-                threads=values.count(value["threads"], 1),
-                batch=values.count(value["batch"], 1),
-                settings=_facts(value["settings"], _SETTINGS_FACTS),
-                static_macs=values.positive(value["static_macs"]),
-                static=Samples.from_json(value["static"]),
-                rates=tuple(RateResult.from_json(item) for item in values.items(value["rates"])),
-                data=RateResult.from_json(value["data"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, DyndeployError) as error:
-            raise InputError(
-                f"The profile is malformed ({type(error).__name__}: {error}). Profile the bundle again."
-            ) from error
+        root = _DOCUMENT.root(value)
+        return cls(
+            bundle=_facts(root["bundle"], _BUNDLE_FACTS),
+            machine=read_machine(root["machine"]),
+            device=root["device"].label(),
+            runtime=_facts(root["runtime"], _RUNTIME_FACTS),
+            native=_facts(root["native"], _NATIVE_FACTS),
+            threads=root["threads"].tally(1),
+            batch=root["batch"].tally(1),
+            settings=_facts(root["settings"], _SETTINGS_FACTS),
+            static_macs=root["static_macs"].positive(),
+            static=Samples.read(root["static"]),
+            rates=root["rates"].sequence(RateResult.read),
+            data=RateResult.read(root["data"]),
+        )
 
 
-def read_machine(value: Any) -> dict[str, Any]:
-    """Facts about a machine as a report shows them; may raise ``KeyError``, ``TypeError``, ``ValueError``."""
-    return _facts(value, _MACHINE_FACTS)
+Reader = Callable[[Field], Any]
 
 
-def _facts(value: Any, types: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
+def read_machine(item: Field) -> dict[str, Any]:
+    """Facts about a machine as a report shows them."""
+    return _facts(item, _MACHINE_FACTS)
+
+
+def _facts(item: Field, types: Mapping[str, Reader]) -> dict[str, Any]:
     """An object of facts for the reader; any of them may be missing."""
-    facts = values.mapping(value)
+    facts = item.facts()
     for key, read in types.items():
         if key in facts:
-            read(facts[key])
+            read(item[key])
     return facts
 
 
-def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _optional(read: Reader) -> Reader:
     """A reader that lets None pass: what a machine does not tell is None."""
-    return lambda value: None if value is None else read(value)
+    return lambda item: item.optional(read)
 
 
-def _versions(value: Any) -> dict[str, Any]:
-    return {
-        values.text(name): item if item is None else values.text(item) for name, item in values.mapping(value).items()
-    }
+def _labels(item: Field) -> tuple[str, ...]:
+    return item.sequence(Field.label)
 
 
-def _image_source(value: Any) -> None:
-    source = values.mapping(value)
-    values.text(source["source"])
-    values.count(source["count"], 1)
+def _versions(item: Field) -> dict[str, str | None]:
+    return item.mapping(lambda version: version.optional(Field.label))
+
+
+def _image_source(item: Field) -> None:
+    item["source"].label()
+    item["count"].tally(1)
 
 
 # What a report shows, by its type; the rest of these objects is only carried along.
-_BUNDLE_FACTS: Mapping[str, Callable[[Any], Any]] = {
-    "name": values.text,
-    "mode": values.text,
-    "operators": values.texts,
+_BUNDLE_FACTS: Mapping[str, Reader] = {
+    "name": Field.label,
+    "mode": Field.label,
+    "operators": _labels,
     "tools": _versions,
-    "notes": values.texts,
+    "notes": _labels,
 }
-_MACHINE_FACTS: Mapping[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("cpu", "architecture", "os", "governor", "python", "date"), _optional(values.text)),
-    **dict.fromkeys(("memory_gb", "frequency_mhz"), _optional(values.number)),
-    **dict.fromkeys(("physical_cores", "logical_cores"), _optional(values.count)),
-    "isa": values.texts,
-    "warnings": values.texts,
-    "device_facts": lambda value: {
-        values.text(name): values.text(item) for name, item in values.mapping(value).items()
-    },
-    "load_average": _optional(lambda value: [values.number(item) for item in values.items(value)]),
+_MACHINE_FACTS: Mapping[str, Reader] = {
+    **dict.fromkeys(("cpu", "gpu", "architecture", "os", "governor", "python", "date"), _optional(Field.label)),
+    **dict.fromkeys(("memory_gb", "frequency_mhz"), _optional(Field.amount)),
+    **dict.fromkeys(("physical_cores", "logical_cores"), _optional(Field.tally)),
+    "isa": _labels,
+    "warnings": _labels,
+    "device_facts": lambda item: item.mapping(Field.label),
+    "load_average": _optional(lambda item: item.sequence(Field.amount)),
     "versions": _versions,
 }
-_RUNTIME_FACTS: Mapping[str, Callable[[Any], Any]] = dict.fromkeys(("name", "version", "provider"), values.text)
-_NATIVE_FACTS: Mapping[str, Callable[[Any], Any]] = {
-    "path": _optional(values.text),
-    "sha256": _optional(values.text),
-    "description": values.text,
-    "operators": values.texts,
+_RUNTIME_FACTS: Mapping[str, Reader] = dict.fromkeys(("name", "version", "provider"), Field.label)
+_NATIVE_FACTS: Mapping[str, Reader] = {
+    "path": _optional(Field.label),
+    "sha256": _optional(Field.label),
+    "description": Field.label,
+    "operators": _labels,
 }
-_SETTINGS_FACTS: Mapping[str, Callable[[Any], Any]] = {
-    "rounds": values.count,
-    "warmup": values.count,
-    "seed": values.number,
+_SETTINGS_FACTS: Mapping[str, Reader] = {
+    "rounds": Field.tally,
+    "warmup": Field.tally,
+    "seed": Field.amount,
     "images": _image_source,
-    "image_batches": values.count,
-    "mask_draws": values.count,
+    "image_batches": Field.tally,
+    "mask_draws": Field.tally,
+    "graph_note": Field.label,
 }
 
 
@@ -402,16 +412,6 @@ def typical_ratio(ratios: Sequence[float], inputs: Sequence[int]) -> float:
     array, labels = np.asarray(ratios), np.asarray(inputs)
     medians = np.array([np.median(array[labels == label]) for label in sorted(set(inputs))])
     return float(len(medians) / (1.0 / medians).sum())
-
-
-def _block(value: Any) -> BlockTimes:
-    ideal = value["ideal_speedup"]
-    return BlockTimes(
-        name=values.text(value["name"]),
-        static_ms=values.number(value["static_ms"]),
-        dynamic_ms=values.number(value["dynamic_ms"]),
-        ideal_speedup=None if ideal is None else values.positive(ideal),
-    )
 
 
 def _first_not_finite(value: Any, where: str) -> str | None:

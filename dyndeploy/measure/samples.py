@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dyndeploy.errors import InputError
-from dyndeploy.measure import values
+from dyndeploy.fields import Field
 
 UNSTABLE_COV = 0.025
 """Coefficient of variation above which a measurement is flagged as unstable (2.5 %)."""
@@ -120,17 +120,10 @@ class Samples:
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Samples:
-        """Read what :meth:`to_json` wrote; the statistics are derived again from the samples.
-
-        Raises:
-            InputError: The samples are impossible.
-            KeyError, TypeError, ValueError: A field is missing or malformed.
-        """
-        cpu = value["samples_cpu_ms"]
-        return cls(
-            ms=tuple(values.positive(item) for item in values.items(value["samples_ms"])),
-            inputs=tuple(values.count(item) for item in values.items(value["samples_input"])),
-            cpu_ms=None if cpu is None else tuple(values.positive(item) for item in values.items(cpu)),
-            preempted=None if value["preempted"] is None else values.count(value["preempted"]),
-        )
+    def read(cls, item: Field) -> Samples:
+        """Read what :meth:`to_json` wrote; the statistics are derived again from the samples."""
+        ms = item["samples_ms"].sequence(Field.positive)
+        inputs = item["samples_input"].sequence(Field.tally)
+        cpu_ms = item["samples_cpu_ms"].optional(lambda times: times.sequence(Field.positive))
+        preempted = item["preempted"].optional(Field.tally)
+        return item.checked(lambda: cls(ms, inputs, cpu_ms, preempted))

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from dyndeploy.errors import CheckpointError, OutputError, UsageError
 from dyndeploy.files import atomic_file
-from dyndeploy.nets.dyn_perceiver import DynPerceiver, options_of
-from dyndeploy.nets.laud_resnet import LaudBottleneck, LaudResNet
-from dyndeploy.nets.resnet import EXPANSION
+from dyndeploy.nets.checkpoint_rules import OPTIONAL_SUFFIX, CheckpointRules, joined, listing
+from dyndeploy.nets.dyn_perceiver import options_of
+from dyndeploy.nets.laud_checkpoints import masker_kinds
 
 FORMAT = "dyndeploy.checkpoint"
 VERSION = 1
@@ -33,12 +33,7 @@ VERSION = 1
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 _AVERAGED = ("model_ema", "state_dict_ema")
 _DATA_PARALLEL = "module."
-_MASKER = re.compile(r"(?:^|\.)masker_(spatial|channel)\.")
 _LASNET_MASKER = re.compile(r"(^|\.)masker\.conv2\.")
-_BACKBONE = re.compile(r"(?:conv1|bn1|layer\d+|fc)\.")
-_BLOCK = re.compile(r"layer(\d+)\.(\d+)\.")
-# torchvision's first published ResNet weights are older than this counter, which inference does not use.
-_OPTIONAL_SUFFIX = ".num_batches_tracked"
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -50,10 +45,10 @@ class LoadReport:
         path: The file.
         source_format: "dyndeploy", "laudnet", "lasnet", "dyn_perceiver", "torchvision", or how else the weights
             were wrapped: "state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema", "plain".
-        missing: Keys of the network that the file lacks; they keep their values. Only masker weights (from a
-            static checkpoint) and batch counters can be missing.
-        unexpected: Keys of the file that the network lacks; they are ignored. Only masker weights (into a
-            static network) and keys outside the backbone can be unexpected.
+        missing: Keys of the network that the file lacks; they keep their values. Only batch counters can be missing,
+            and of a LAUD-ResNet masker weights (from a static checkpoint).
+        unexpected: Keys of the file that the network lacks; they are ignored. Only for a LAUD-ResNet can there be any:
+            masker weights (into a static network) and keys outside the backbone.
         renamed: (key in the file, key in the network) wherever the two differ.
         option_differences: (option, value in the file, value in the network). Only our own files
             record options.
@@ -82,27 +77,21 @@ class LoadReport:
             ("Unexpected, ignored", self.unexpected),
         ):
             if keys:
-                lines.append(f"{title}: {_listing(keys)}.")
+                lines.append(f"{title}: {listing(keys)}.")
         if self.renamed:
-            lines.append(f"Renamed: {_listing([f'{old} -> {new}' for old, new in self.renamed])}.")
+            lines.append(f"Renamed: {listing([f'{old} -> {new}' for old, new in self.renamed])}.")
         lines += [
-            f"The file was saved with {name} {_joined(theirs)}; this network has {_joined(ours)}."
+            f"The file was saved with {name} {joined(theirs)}; this network has {joined(ours)}."
             for name, theirs, ours in self.option_differences
         ]
         return "\n".join(lines)
-
-
-def _listing(items: Any, limit: int = 4) -> str:
-    items = list(items)
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(map(str, items[:limit])) + more
 
 
 def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], **extra: Any) -> None:
     """Write a network's weights, name and options to one file, atomically.
 
     Args:
-        model: A network made by :func:`dyndeploy.nets.create_model`.
+        model: Any network; one that has ``facts()`` tells its options.
         path: Output file; an existing file is replaced only by a complete new one.
         **extra: Anything to keep beside the weights (``epoch``, an optimizer's state, metrics): tensors,
             numbers, strings, None, and lists, tuples and string-keyed dicts of them.
@@ -113,12 +102,12 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], **extra: Any
     """
     for key, value in extra.items():
         _check_plain(key, value)
-    config = getattr(model, "config", None)
+    name = getattr(model, "name", None)
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "model": getattr(model, "name", None),
-        "options": None if config is None else config.as_dict(),
+        "model": name if isinstance(name, str) else None,
+        "options": _options(model) or None,
         "state_dict": {key: value.detach().cpu() for key, value in model.state_dict().items()},
         "extra": extra,
     }
@@ -154,7 +143,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, averaged:
     Nothing in the file is executed. On any error the network is exactly as before.
 
     Args:
-        model: A network made by :func:`dyndeploy.nets.create_model`.
+        model: Any network; one that has ``checkpoint_rules()`` says what its files may lack.
         path: Checkpoint file in any of the known layouts.
         averaged: Take the moving average of the weights that the training scripts of the Dynamic Perceiver
             and timm keep beside them ("model_ema", "state_dict_ema").
@@ -178,9 +167,14 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, averaged:
     own = model.state_dict()
     missing = tuple(key for key in own if key not in weights)
     unexpected = tuple(key for key in weights if key not in own)
-    _check_architecture(source, model, own, weights, missing, unexpected)
-    _check_mode(source, model, own, weights, content, source_format)
-    _check_shapes(source, model, own, weights)
+    rules_of = getattr(model, "checkpoint_rules", CheckpointRules)
+    rules: CheckpointRules = rules_of()
+    _check_architecture(source, rules, own, weights, missing, unexpected)
+    options = content.get("options") if source_format == "dyndeploy" else None
+    conflict = rules.conflict(weights, options if isinstance(options, Mapping) else {})
+    if conflict:
+        raise CheckpointError(f"{source} {conflict}")
+    _check_shapes(source, rules, own, weights)
     accepted = _converted(source, own, weights)
 
     model.load_state_dict(own | accepted)
@@ -270,14 +264,14 @@ def _find_weights(content: Any, source: Path, containers: tuple[str, ...]) -> tu
     container = next((key for key in containers if isinstance(content.get(key), Mapping)), "plain")
     if container == "plain" and containers is _AVERAGED:
         raise CheckpointError(
-            f"{source} holds no averaged weights. Its entries are: {_listing(content, 12) or '(none)'}; looked for "
+            f"{source} holds no averaged weights. Its entries are: {listing(content, 12) or '(none)'}; looked for "
             f"{', '.join(_AVERAGED)}. Load it with averaged=False."
         )
     weights = content if container == "plain" else content[container]
     tensors = [key for key, value in weights.items() if isinstance(value, Tensor)]
     if not tensors:
         raise CheckpointError(
-            f"{source} holds no weights. Its entries are: {_listing(content, 12) or '(none)'}; looked for "
+            f"{source} holds no weights. Its entries are: {listing(content, 12) or '(none)'}; looked for "
             f"{', '.join(containers)} or tensors at the top."
         )
     for key, value in weights.items():
@@ -326,48 +320,26 @@ def _source_format(
         return "laudnet"
     if container in ("model", "model_ema") and options_of(weights):
         return "dyn_perceiver"
-    if container == "plain" and "layer1.0.conv1.weight" in weights and not _masker_kinds(weights):
+    if container == "plain" and "layer1.0.conv1.weight" in weights and not masker_kinds(weights):
         return "torchvision"
     return container
 
 
+def _options(model: nn.Module) -> dict[str, Any]:
+    facts = getattr(model, "facts", None)
+    return dict(facts().options) if callable(facts) else {}
+
+
 def _option_differences(content: Mapping[str, Any], model: nn.Module) -> tuple[tuple[str, Any, Any], ...]:
-    config = getattr(model, "config", None)
-    theirs, ours = content.get("options"), {} if config is None else config.as_dict()
+    theirs, ours = content.get("options"), _options(model)
     if not isinstance(theirs, Mapping):
         return ()
     return tuple((name, theirs[name], ours[name]) for name in ours if name in theirs and theirs[name] != ours[name])
 
 
-def _masker_kinds(keys: Any) -> dict[str, set[str]]:
-    """Return for each block with maskers which it has: {"layer1.0": {"spatial", "channel"}}."""
-    kinds: dict[str, set[str]] = {}
-    for key in keys:
-        match = _MASKER.search(key)
-        if match:
-            kinds.setdefault(key[: match.start()], set()).add(match.group(1))
-    return kinds
-
-
-def _mode_name(kinds: set[str]) -> str:
-    if kinds == {"spatial", "channel"}:
-        return "both"
-    return {"spatial": "spatial or layer", "channel": "channel"}[next(iter(kinds))] if kinds else "static"
-
-
-def _blocks(keys: Any) -> tuple[int, ...]:
-    counts: dict[int, int] = {}
-    for key in keys:
-        match = _BLOCK.match(key)
-        if match:
-            stage, index = int(match.group(1)), int(match.group(2))
-            counts[stage] = max(counts.get(stage, 0), index + 1)
-    return tuple(counts[stage] for stage in sorted(counts))
-
-
 def _check_architecture(
     source: Path,
-    model: nn.Module,
+    rules: CheckpointRules,
     own: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     missing: tuple[str, ...],
@@ -376,169 +348,32 @@ def _check_architecture(
     if not any(key in weights for key in own):
         raise CheckpointError(
             f"{source} belongs to another architecture: it shares no weight with this network. It holds "
-            f"{_listing(weights)}; this network needs {_listing(own)}."
+            f"{listing(weights)}; this network needs {listing(own)}."
         )
-    absent = [key for key in missing if not _MASKER.search(key) and not key.endswith(_OPTIONAL_SUFFIX)]
-    foreign = [key for key in unexpected if not _ignorable(model, key)]
+    absent = [key for key in missing if not rules.may_lack(key) and not key.endswith(OPTIONAL_SUFFIX)]
+    foreign = [key for key in unexpected if not rules.may_ignore(key)]
     if not absent and not foreign:
         return
-    if isinstance(model, DynPerceiver):
-        hint = _perceiver_option(model, weights)
-        if hint:
-            raise CheckpointError(f"{source} does not fit this network. {hint}")
-    theirs, ours = _blocks(weights), _blocks(own)
-    if theirs and theirs != ours:
-        detail = (
-            f"it has {'-'.join(map(str, theirs))} blocks per stage, this network {'-'.join(map(str, ours))}. "
-            "Create the network that it was saved from"
-        )
-    elif absent:
-        detail = f"it lacks {_listing(absent)}. The file is incomplete or of another network"
+    reason = rules.another_architecture(weights)
+    if reason:
+        raise CheckpointError(f"{source} {reason}")
+    if absent:
+        detail = f"it lacks {listing(absent)}. The file is incomplete or of another network"
     else:
-        detail = f"this network has no {_listing(foreign)}. Create the network that it was saved from"
+        detail = f"this network has no {listing(foreign)}. Create the network that it was saved from"
     raise CheckpointError(f"{source} belongs to another architecture: {detail}.")
 
 
-def _ignorable(model: nn.Module, key: str) -> bool:
-    """Whether a weight that a network lacks may be left out: maskers of a LAUD-ResNet and what is not its backbone."""
-    return isinstance(model, LaudResNet) and (not _BACKBONE.match(key) or _MASKER.search(key) is not None)
-
-
-def _check_mode(
-    source: Path,
-    model: nn.Module,
-    own: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-    content: Mapping[str, Any],
-    source_format: str,
+def _check_shapes(
+    source: Path, rules: CheckpointRules, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]
 ) -> None:
-    theirs, ours = _masker_kinds(weights), _masker_kinds(own)
-    if theirs and ours:
-        for block in sorted(theirs.keys() | ours.keys()):
-            their_kinds, our_kinds = theirs.get(block, set()), ours.get(block, set())
-            if their_kinds != our_kinds:
-                raise CheckpointError(
-                    f"{source} has the maskers of mode {_mode_name(their_kinds)} in {block}; this "
-                    f"network was created with mode {_mode_name(our_kinds)}. Create it with the file's mode."
-                )
-    options = content.get("options")
-    config = getattr(model, "config", None)
-    if source_format != "dyndeploy" or not isinstance(options, Mapping) or config is None:
-        return
-    # Equal keys, different meaning: "spatial" and "layer" differ in the pooling alone, and the heads of an
-    # attention share one matrix.
-    for option in ("mode",) if theirs and ours else ("num_sa_heads",):
-        in_file, own_value = options.get(option), config.as_dict().get(option)
-        if in_file != own_value:
-            raise CheckpointError(
-                f"{source} was trained with {option} {_joined(in_file)}; this network was created with {option} "
-                f"{_joined(own_value)}. Create it with the file's {option}."
-            )
-
-
-def _joined(value: Any) -> str:
-    """Return a per-stage option as users write it: one value where all stages agree."""
-    if isinstance(value, list) and value:
-        return str(value[0]) if all(v == value[0] for v in value) else "-".join(map(str, value))
-    return str(value)
-
-
-def _check_shapes(source: Path, model: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    _check_masker_type(source, own, weights)
     for key, value in weights.items():
         if key in own and value.shape != own[key].shape:
-            hint = _likely_option(model, key, weights)
+            hint = rules.hint(weights, key) or "Create the network that the file was saved from."
             raise CheckpointError(
                 f"{source}: {key} has the shape {tuple(value.shape)}, this network needs "
                 f"{tuple(own[key].shape)}. {hint}"
             )
-
-
-def _masker_options(keys: Any) -> str:
-    """Return the options that lead to a channel masker with these keys."""
-    suffixes = {key.split("masker_channel.", 1)[1] for key in keys if "masker_channel." in key}
-    if "linear.weight" in suffixes:
-        return 'channel_masker="conv_linear"'
-    layers = 1 if "conv.weight" in suffixes else 2
-    return f'channel_masker="mlp", channel_masker_layers={layers}'
-
-
-def _check_masker_type(source: Path, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    for block in _masker_kinds(own):
-        prefix = f"{block}.masker_"
-        ours = {key for key in own if key.startswith(prefix) and not key.endswith(_OPTIONAL_SUFFIX)}
-        theirs = {key for key in weights if key.startswith(prefix) and not key.endswith(_OPTIONAL_SUFFIX)}
-        if theirs and theirs != ours:
-            theirs_options, ours_options = _masker_options(theirs), _masker_options(ours)
-            if theirs_options != ours_options:
-                raise CheckpointError(
-                    f"{source} has channel maskers of {theirs_options} in {block}; this network was "
-                    f"created with {ours_options}. Create it with the file's options."
-                )
-            raise CheckpointError(
-                f"{source}: the maskers of {block} are incomplete: {_listing(sorted(ours ^ theirs))} on one side only."
-            )
-
-
-def _likely_option(model: nn.Module, key: str, weights: Mapping[str, Tensor]) -> str:
-    """Say which argument of ``create_model`` would make a weight fit."""
-    fallback = "Create the network that the file was saved from."
-    if isinstance(model, DynPerceiver):
-        return _perceiver_option(model, weights) or fallback
-    if not isinstance(model, LaudResNet):
-        return fallback
-    backbone = _backbone_option(model, weights)
-    if backbone:
-        return backbone
-    outputs = weights[key].shape[0] if weights[key].ndim else 0
-    if key.startswith("fc."):
-        return f"The checkpoint has {outputs} classes: num_classes={outputs}?"
-    if "masker_spatial." in key:
-        return f"The checkpoint has {outputs // 2} spatial masks per block: spatial_groups={outputs // 2}?"
-    if "masker_channel." in key:
-        name = key[: key.index(".masker_channel.")]
-        return _channel_masker_option(dict(model.named_blocks())[name], weights) or fallback
-    return fallback
-
-
-def _perceiver_option(model: DynPerceiver, weights: Mapping[str, Tensor]) -> str | None:
-    theirs, ours = options_of(weights), model.config.as_dict()
-    different = {name: value for name, value in theirs.items() if ours[name] != value}
-    if different:
-        options = ", ".join(f"{name}={value!r}" for name, value in different.items())
-        return f"The checkpoint was trained with {options}: create the network with that."
-    latent = weights.get("latent")
-    if latent is not None and latent.shape[:1] != model.latent.shape[:1]:
-        return f"The checkpoint has {latent.shape[0]} latents: create a network whose name ends in _t{latent.shape[0]}."
-    return None
-
-
-def _backbone_option(model: LaudResNet, weights: Mapping[str, Tensor]) -> str | None:
-    conv2, conv3 = weights.get("layer1.0.conv2.weight"), weights.get("layer1.0.conv3.weight")
-    if conv2 is None or conv3 is None or conv2.ndim != 4 or conv3.ndim != 4 or not conv2.shape[1]:
-        return None
-    planes, out_channels = model.architecture.planes[0], conv3.shape[0]
-    groups = conv2.shape[0] // conv2.shape[1]
-    own = model.layer1[0]
-    assert isinstance(own, LaudBottleneck)
-    if out_channels != own.out_channels:
-        width_mult = out_channels / (planes * EXPANSION)
-        return f"The checkpoint's first stage has {out_channels} channels: width_mult={width_mult:g}?"
-    if groups != own.groups and conv2.shape[0] == out_channels // EXPANSION * groups:
-        return f"The checkpoint's 3x3 convolutions have {groups} groups: groups={groups}?"
-    return None
-
-
-def _channel_masker_option(block: LaudBottleneck, weights: Mapping[str, Tensor]) -> str | None:
-    assert block.masker_channel is not None
-    # The last layer of every channel masker has two outputs per group.
-    names = [f"{block.name}.masker_channel.{layer}.bias" for layer in ("linear", "conv.2", "conv")]
-    outputs = next((weights[name].shape[0] for name in names if name in weights), 0)
-    groups = outputs // 2
-    if groups and groups != block.masker_channel.groups:
-        granularity = block.width // groups
-        return f"The checkpoint has {groups} channel groups: channel_granularity={granularity}?"
-    return "The checkpoint's channel masker has another hidden width: another reduction?"
 
 
 def _converted(source: Path, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dyndeploy.blocks.exits import Segment, checked_exits
 from dyndeploy.errors import UsageError
 from dyndeploy.nets.backbone import Backbone
+from dyndeploy.nets.checkpoint_rules import CheckpointRules, joined
 from dyndeploy.nets.mobilenet_v3 import mobilenet_v3_large
 from dyndeploy.nets.perceiver import (
     CrossAttentionLayer,
@@ -447,6 +448,10 @@ class DynPerceiver(nn.Module):
         values = _run(self._steps, self, {IMAGES: images})
         return ExitOutput.of([values[f"logits{number}"] for number in range(1, EXITS + 1)])
 
+    def checkpoint_rules(self) -> PerceiverRules:
+        """Return how a file of weights is made to fit."""
+        return PerceiverRules(self)
+
     def facts(self) -> NetworkFacts:
         """Return what a bundle says of the network."""
         return NetworkFacts(options=self.config.as_dict())
@@ -529,6 +534,48 @@ def options_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     for flag, part in PARTS.items():
         options[flag] = any(key.startswith(f"{part}.") for key in weights)
     return options
+
+
+class PerceiverRules(CheckpointRules):
+    """Every option that a shape tells is named; the heads of an attention, which share one matrix, are compared.
+
+    Args:
+        network: The network.
+    """
+
+    def __init__(self, network: DynPerceiver) -> None:
+        self.network = network
+
+    def another_architecture(self, weights: Mapping[str, Tensor]) -> str | None:
+        """Name the options that differ."""
+        hint = self._different(weights)
+        return None if hint is None else f"does not fit this network. {hint}"
+
+    def conflict(self, weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> str | None:
+        """Compare the numbers of heads."""
+        theirs, ours = options.get("num_sa_heads"), self.network.config.as_dict()["num_sa_heads"]
+        if not options or theirs == ours:
+            return None
+        return (
+            f"was trained with num_sa_heads {joined(theirs)}; this network was created with num_sa_heads "
+            f"{joined(ours)}. Create it with the file's num_sa_heads."
+        )
+
+    def hint(self, weights: Mapping[str, Tensor], key: str) -> str | None:
+        """Name the options that differ."""
+        return self._different(weights)
+
+    def _different(self, weights: Mapping[str, Tensor]) -> str | None:
+        theirs, ours = options_of(weights), self.network.config.as_dict()
+        different = {name: value for name, value in theirs.items() if ours[name] != value}
+        if different:
+            options = ", ".join(f"{name}={value!r}" for name, value in different.items())
+            return f"The checkpoint was trained with {options}: create the network with that."
+        latent = weights.get("latent")
+        if latent is not None and latent.shape[:1] != self.network.latent.shape[:1]:
+            count = latent.shape[0]
+            return f"The checkpoint has {count} latents: create a network whose name ends in _t{count}."
+        return None
 
 
 def _register(name: str, description: str, architecture: PerceiverArchitecture, **defaults: Any) -> None:

@@ -21,6 +21,7 @@ from dyndeploy.blocks.block import run_dense
 from dyndeploy.blocks.folding import fold_batch_norm
 from dyndeploy.blocks.gates import Temperature, expand_groups
 from dyndeploy.errors import UsageError, unknown_name
+from dyndeploy.nets.laud_checkpoints import LaudRules
 from dyndeploy.nets.registry import IMAGENET, SMALL_32, SMALL_64, register_model
 from dyndeploy.nets.resnet import EXPANSION, Architecture, BottleneckLayers, init_convolution
 from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput, NetworkFacts
@@ -363,6 +364,19 @@ class LaudBottleneck(BottleneckLayers):
         """MACs of the convolutions per image with everything computed, for an input of height x width."""
         return int(self._operator.dense_work(self._shapes(height, width), self._attributes).macs)
 
+    def _parts(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Dense MACs of the three convolutions and the shortcut, each as the operator's work of it alone."""
+        shapes, attributes = self._shapes(height, width), self._attributes
+        counts = self._operator.expected(shapes, attributes, {})
+        pixels = ("conv1_pixels", "conv2_pixels", "conv3_pixels")
+        nothing = {**counts, **dict.fromkeys(pixels, 0)}
+        shortcut = int(self._operator.work(shapes, attributes, nothing, 4.0).macs)
+        conv1, conv2, conv3 = (
+            int(self._operator.work(shapes, attributes, {**nothing, name: counts[name]}, 4.0).macs) - shortcut
+            for name in pixels
+        )
+        return conv1, conv2, conv3, shortcut
+
     def record(self, x: Tensor, spatial: Tensor | None, channel: Tensor | None) -> BlockRecord:
         """Return densities and MACs for an input and its masks."""
         height, width = x.shape[2], x.shape[3]
@@ -382,18 +396,11 @@ class LaudBottleneck(BottleneckLayers):
             united = upsample_mask(counted.amax(1, keepdim=True), out_height, out_width)
             d2 = mean(united)
             d1 = mean(dilate_mask(united, height, width, self.stride, self.dilation))
-        counts = {
-            "conv1_pixels": d1 * (height * width),
-            "conv2_pixels": d2 * (out_height * out_width),
-            "conv3_pixels": d3 * (out_height * out_width),
-            "channels": c * self.width,
-            "channel_pairs": c * c * (self.width * self.width / self.groups),
-            "touched": self.width,
-            "touched_pairs": self.width * self.width / self.groups,
-        }
+        conv1, conv2, conv3, shortcut = self._parts(height, width)
         maskers = self.masker_macs(height, width)
-        macs = self._operator.work(self._shapes(height, width), self._attributes, counts, 4.0).macs + maskers
-        dense = self.dense_macs(height, width) + maskers
+        # In the order of the reference code: another one rounds differently, and training follows the rounding.
+        macs = maskers + conv1 * c * d1 + conv2 * (c * c) * d2 + conv3 * c * d3 + shortcut
+        dense = conv1 + conv2 + conv3 + shortcut + maskers
         return BlockRecord(BlockMasks(self.name, spatial, channel), d3, d2, d1, c, macs, dense)
 
     def _mean(self) -> Callable[[Tensor], Tensor]:
@@ -537,6 +544,14 @@ class LaudResNet(nn.Module):
     def run_dense(self, names: Sequence[str]) -> None:
         """Let blocks compute everything, whatever their maskers say; see :func:`dyndeploy.blocks.block.run_dense`."""
         run_dense(self, names)
+
+    def full_flops(self, input_size: tuple[int, int]) -> int:
+        """Return what the network's FLOPs are divided by for images of (height, width); see :func:`full_flops`."""
+        return full_flops(self, input_size)
+
+    def checkpoint_rules(self) -> LaudRules:
+        """Return what its files of weights may lack, and how one is made to fit."""
+        return LaudRules(self)
 
     def facts(self) -> NetworkFacts:
         """Return what a bundle says of the network."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from dyndeploy.ops.base import (
     Attribute,
     Attributes,
     Counts,
+    Element,
     KernelSpec,
     Masks,
     OperatorSpec,
@@ -58,6 +59,9 @@ PROJECTION_WEIGHTS = (
     Port("bd", Role.WEIGHT, ("Co",)),
 )
 
+IDENTITY = {"Ho": "H", "Wo": "W", "Co": "C"}
+"""Sizes of the output that are those of the input where there is no projection."""
+
 
 SLOWEST = "channel_slowest"
 
@@ -94,7 +98,8 @@ def bottleneck_specs(
     geometry = _remembered(geometry)
 
     def spec(op_type: str, projection: bool) -> OperatorSpec:
-        inputs = (X, *masks, *(WEIGHTS + PROJECTION_WEIGHTS if projection else WEIGHTS))
+        weights = _sized(WEIGHTS + PROJECTION_WEIGHTS if projection else WEIGHTS, projection)
+        inputs = (X, *masks, *weights)
         positions = {port.name: index for index, port in enumerate(inputs)}
 
         def shape_of(shapes: Sequence[Shape], kind: GateKind) -> Shape | None:
@@ -131,7 +136,7 @@ def bottleneck_specs(
             kind=snake_case(name),
             summary=summary + (", with a projection shortcut." if projection else "."),
             inputs=inputs,
-            outputs=(Y,),
+            outputs=_sized((Y,), projection),
             attributes=CONV_ATTRIBUTES,
             gates=gates,
             reference=reference,
@@ -142,7 +147,7 @@ def bottleneck_specs(
             work=work,
             sizes=sizes,
             further_rates=further_rates,
-            kernels=_kernels(skips_channels=CHANNEL.name in kinds),
+            kernels=_kernels(weights, projection, skips_channels=CHANNEL.name in kinds),
             skipped_kind=skipped_kind,
         )
 
@@ -408,7 +413,25 @@ def skipped_output(w3: Array, b2: Array, b3: Array) -> npt.NDArray[np.float32]:
     return (b3 + w3.astype(np.float64) @ constants).astype(np.float32)
 
 
-def _kernels(*, skips_channels: bool) -> Mapping[str, KernelSpec]:
+CONSTANTS = (
+    Port("border_bias", Role.WEIGHT, (str(BORDER_CLASSES), "M"), Element.FLOAT),
+    Port("skipped_output", Role.WEIGHT, ("Co",), Element.FLOAT),
+)
+
+
+def _sized(ports: tuple[Port, ...], projection: bool) -> tuple[Port, ...]:
+    if projection:
+        return ports
+    return tuple(replace(port, shape=tuple(IDENTITY.get(size, size) for size in port.shape)) for port in ports)
+
+
+def _packed(port: Port) -> Port:
+    if len(port.shape) == 1:
+        return replace(port, element=Element.FLOAT)
+    return replace(port, shape=("group", "9*M/group", "M/group") if len(port.shape) == 4 else port.shape[::-1])
+
+
+def _kernels(weights: tuple[Port, ...], projection: bool, *, skips_channels: bool) -> Mapping[str, KernelSpec]:
     def pack(weights: Mapping[str, Array], attributes: Attributes) -> dict[str, Array]:
         group = int(attributes["group"])
         packed = {
@@ -420,11 +443,12 @@ def _kernels(*, skips_channels: bool) -> Mapping[str, KernelSpec]:
             packed["skipped_output"] = skipped_output(weights["w3"], weights["b2"], weights["b3"])
         return packed
 
-    half = frozenset({"w1", "w2", "w3", "wd"})
+    constants = tuple(map(_packed, weights)) + (_sized(CONSTANTS, projection) if skips_channels else ())
+    packed = KernelSpec(precisions=("fp32", "fp16"), pack=pack, constants=constants, launches=bottleneck_launches)
     return {
         "cpu": KernelSpec(precisions=("fp32", "bf16"), terms=library_terms),
-        "cuda": KernelSpec(precisions=("fp32", "fp16"), pack=pack, half=half, launches=bottleneck_launches),
-        "tensorrt": KernelSpec(precisions=("fp32", "fp16"), pack=pack, half=half, launches=bottleneck_launches),
+        "cuda": packed,
+        "tensorrt": packed,
     }
 
 

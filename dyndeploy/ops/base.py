@@ -150,7 +150,8 @@ class KernelSpec:
         pack: ``(weights by port name, attributes) -> constants by name, in the order in which they stand behind the
             other inputs``: the weights in the kernels' layout, and further constants; None takes the weights as they
             are.
-        half: Names of the constants that are half where the precision is ``fp16``; the others stay float.
+        constants: What ``pack`` returns, as ports in its order; those of ``Element.DATA`` are half where the precision
+            is ``fp16``, the others stay float.
         terms: ``sizes (of the specification) -> amounts of work by name``, as the kernels cut it: a device model fits
             a constant to each. Amounts whose names end in ``_cold`` are bytes of weights, which cost by how many of a
             network's weights no cache keeps. None where the multiply-accumulates and bytes say enough.
@@ -160,9 +161,14 @@ class KernelSpec:
 
     precisions: tuple[str, ...] = ("fp32",)
     pack: Callable[[Mapping[str, Array], Attributes], Mapping[str, Array]] | None = None
-    half: frozenset[str] = frozenset()
+    constants: tuple[Port, ...] = ()
     terms: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
     launches: Callable[[Mapping[str, float], float], Sequence[Launch]] | None = None
+
+    @property
+    def half(self) -> frozenset[str]:
+        """Names of the packed constants that are half where the precision is ``fp16``."""
+        return frozenset(port.name for port in self.constants if port.element is Element.DATA)
 
 
 @dataclass(frozen=True)
@@ -228,6 +234,13 @@ class OperatorSpec:
         """Position of an input by name; ``ValueError`` if there is none."""
         return [port.name for port in self.inputs].index(name)
 
+    def native_inputs(self, family: str) -> tuple[Port, ...]:
+        """Inputs of the family's kernels, in order: the constants that it packs take the place of the weights."""
+        kernel = self.kernels[family]
+        if kernel.pack is None:
+            return self.inputs
+        return (*(port for port in self.inputs if port.role is not Role.WEIGHT), *kernel.constants)
+
     def mask_inputs(self) -> tuple[str, ...]:
         """Names of the inputs that are masks, in order."""
         return tuple(port.name for port in self.inputs if port.role is Role.MASK)
@@ -272,6 +285,9 @@ class OperatorSpec:
         optional = [port.optional for port in self.inputs]
         if optional != sorted(optional):
             problems.append("an optional input stands before one that is not")
+        for family, kernel in self.kernels.items():
+            if (kernel.pack is None) != (not kernel.constants):
+                problems.append(f"its kernels of {family} need both pack and constants, or neither")
         if problems:
             raise UsageError(f"The operator {self.name!r} cannot be registered: {'; '.join(problems)}.")
 

@@ -18,14 +18,14 @@ import numpy.typing as npt
 from dyndeploy.ops import _bottleneck as shared
 from dyndeploy.ops._body import AttributeRef, Body, Value
 from dyndeploy.ops._geometry import Geometry, bottleneck_geometry, require_channel_mask
-from dyndeploy.ops.base import Attributes, Port, Role, Shape
+from dyndeploy.ops.base import Attributes, Element, Port, Role, Shape
 from dyndeploy.ops.gates import CHANNEL
 
 if TYPE_CHECKING:
     import torch
 
 NAME = "ChannelBottleneck"
-MASK = Port("mask", Role.MASK, ("N", "G"))
+MASK = Port("mask", Role.MASK, ("N", "G"), Element.FLOAT)
 
 
 def residual_branch(

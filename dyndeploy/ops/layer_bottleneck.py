@@ -11,12 +11,12 @@ from dyndeploy.errors import UsageError
 from dyndeploy.ops import _bottleneck as shared
 from dyndeploy.ops._body import AttributeRef, Body, Value
 from dyndeploy.ops._geometry import Geometry, bottleneck_geometry
-from dyndeploy.ops.base import Attributes, Port, Role, Shape
+from dyndeploy.ops.base import Attributes, Element, Port, Role, Shape
 from dyndeploy.ops.gates import BLOCK
 from dyndeploy.ops.spatial_bottleneck import reference
 
 NAME = "LayerBottleneck"
-MASK = Port("mask", Role.MASK, ("N", "1", "1", "1"))
+MASK = Port("mask", Role.MASK, ("N", "1", "1", "1"), Element.FLOAT)
 
 
 def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geometry:

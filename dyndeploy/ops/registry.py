@@ -85,7 +85,10 @@ class Operators(Mapping[str, OperatorSpec]):
                 ) from error
 
 
-OPERATORS = Operators(spec for module in _MODULES for spec in module.SPECS)
+SPECS = tuple(spec for module in _MODULES for spec in module.SPECS)
+"""The operators of this package, those with native kernels among them."""
+
+OPERATORS = Operators(SPECS)
 """Every operator of domain ``dyndeploy`` by ONNX ``op_type``."""
 
 

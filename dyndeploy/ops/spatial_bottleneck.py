@@ -16,14 +16,14 @@ from dyndeploy.ops._geometry import (
     bottleneck_geometry,
     require_spatial_mask,
 )
-from dyndeploy.ops.base import Attributes, Port, Role, Shape
+from dyndeploy.ops.base import Attributes, Element, Port, Role, Shape
 from dyndeploy.ops.gates import PATCH
 
 if TYPE_CHECKING:
     import torch
 
 NAME = "SpatialBottleneck"
-MASK = Port("mask", Role.MASK, ("N", "1", "mh", "mw"))
+MASK = Port("mask", Role.MASK, ("N", "1", "mh", "mw"), Element.FLOAT)
 
 
 def reference(

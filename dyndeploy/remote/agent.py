@@ -4,7 +4,9 @@ It answers JSON lines on stdin with JSON lines on stdout. Files are stored under
 sends only what changed; a file being received has another name until its checksum was seen to be right. Long work
 (building, verifying, profiling) runs as a detached job in a session of its own, which a lost connection does not
 end; a job is named by the checksum of its specification, so that a client that comes back finds it again, running or
-done. numpy, onnxruntime, tensorrt and pycuda are imported by a job only when it needs them.
+done. How an engine is built and how a network is measured is not written here: those files of dyndeploy are sent like
+any other, and named by their checksums in the specification of the job that runs them. numpy, onnxruntime, tensorrt and
+pycuda are imported by a job only when it needs them.
 
     python3 agent.py serve [--work FOLDER]    what a client talks to
     python3 agent.py probe                    print what this machine is, for a person
@@ -29,6 +31,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 import zlib
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
@@ -687,6 +690,14 @@ class Job:
             raise AgentError("missing", "%s of an earlier step is not there any more" % name)
         return path
 
+    def module(self, spec: Json, name: str) -> Any:
+        """A file of dyndeploy that was sent, as a module; raises ``AgentError`` (``missing``) if it is not there."""
+        path = self.store.checked(spec["modules"][name])
+        module = types.ModuleType(name)
+        with open(path, "rb") as stream:
+            exec(compile(stream.read(), name + ".py", "exec"), module.__dict__)
+        return module
+
     def run(self, command: List[str], folder: str, env: Dict[str, str], on_line: Callable[[str], None]) -> None:
         """Run a program with its output in the log.
 
@@ -799,9 +810,9 @@ def _files(job: Job, *names: str) -> Json:
 def job_engine(job: Job, spec: Json) -> Json:
     """Turn a graph into what the runtime loads fastest: a TensorRT plan, or ONNX Runtime's optimised graph.
 
-    ``spec``: ``runtime``, ``model`` (SHA-256), ``precision``, ``plugins`` (key of the job that built them, or None),
-    ``operators`` (plugins that the graph needs), ``threads``, ``versions`` (of the software: another one makes
-    another engine).
+    ``spec``: ``runtime``, ``model`` (SHA-256), ``threads``, ``versions`` (of the software: another one makes another
+    engine), and for TensorRT ``plan`` (a build plan, carried out as it stands), ``plugins`` (key of the job that built
+    the plugin library, or None), ``library`` (its file name) and ``modules`` (SHA-256 of ``tensorrt_device``).
     """
     model = job.store.checked(spec["model"])
     job.report("building the engine", 0.0)
@@ -873,50 +884,10 @@ def _tensorrt(library: Optional[str]) -> Tuple[Any, Any, List[str]]:
     return trt, log, messages
 
 
-def _registered(trt: Any) -> List[str]:
-    registry = trt.get_plugin_registry()
-    creators = getattr(registry, "all_creators", None)
-    return [creator.name for creator in (registry.plugin_creator_list if creators is None else creators)]
-
-
 def _build_tensorrt(job: Job, spec: Json, model: str) -> Json:
+    device = job.module(spec, "tensorrt_device")
     library = None if spec.get("plugins") is None else job.output_of(spec["plugins"], spec["library"])
     trt, log, messages = _tensorrt(library)
-    lacking = sorted(set(spec.get("operators", ())) - set(_registered(trt)))
-    if lacking:
-        raise AgentError("plugins", "no TensorRT plugin is registered for %s" % ", ".join(lacking))
-    major = int(trt.__version__.split(".")[0])
-    try:
-        builder = trt.Builder(log)
-    except TypeError:
-        # What the bindings make of a null pointer.
-        raise AgentError("build", "TensorRT %s cannot use the GPU: %s" % (trt.__version__, "; ".join(messages)))
-    flags = 0
-    if major < 10:
-        flags |= 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
-    elif spec.get("typed"):
-        flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(flags)
-    parser = trt.OnnxParser(network, log)
-    with open(model, "rb") as stream:
-        parsed = parser.parse(stream.read())
-    if not parsed:
-        errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]
-        raise AgentError("build", "TensorRT %s cannot read the graph: %s" % (trt.__version__, "; ".join(errors)[:2000]))
-    config = builder.create_builder_config()
-    space = min(1 << 30, (_memory("/")["available_mb"] or 1024) << 20 >> 2)
-    if hasattr(config, "set_memory_pool_limit"):
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, space)
-    else:
-        config.max_workspace_size = space
-    if spec["precision"] == "fp16" and not spec.get("typed"):
-        config.set_flag(trt.BuilderFlag.FP16)
-    # TF32 would round the inputs of a network that was asked for in FP32.
-    if spec["precision"] == "fp32" and hasattr(trt.BuilderFlag, "TF32"):
-        config.clear_flag(trt.BuilderFlag.TF32)
-    # Without it, layers have no names to map times by.
-    if hasattr(trt, "ProfilingVerbosity"):
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     # Timings depend on the board and the software alone; static and dynamic network share most of them.
     name = "timing-%s.cache" % hashlib.sha256(json.dumps(spec["versions"], sort_keys=True).encode()).hexdigest()[:16]
     known = os.path.join(job.jobs.work, name)
@@ -924,14 +895,15 @@ def _build_tensorrt(job: Job, spec: Json, model: str) -> Json:
     if os.path.isfile(known):
         with open(known, "rb") as stream:
             content = stream.read()
-    cache = config.create_timing_cache(content)
-    config.set_timing_cache(cache, False)
+    with open(model, "rb") as stream:
+        graph = stream.read()
     job.report("TensorRT is building (minutes on a small board)", 0.1)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise AgentError("build", "TensorRT %s built nothing: %s" % (trt.__version__, "; ".join(messages)[-2000:]))
-    write_atomically(os.path.join(job.out, "engine"), bytes(memoryview(plan)))
-    write_atomically(known, bytes(memoryview(cache.serialize())))
+    try:
+        engine, timings = device.build(trt, log, graph, spec["plan"], content)
+    except device.RefusedError as error:
+        raise AgentError("build", "%s: %s" % (error, "; ".join(messages)[-2000:] or "TensorRT says no more"))
+    write_atomically(os.path.join(job.out, "engine"), engine)
+    write_atomically(known, timings)
     return {"tensorrt": trt.__version__}
 
 
@@ -945,6 +917,7 @@ class OnnxRuntimeSession:
 
     def __init__(self, path: str, threads: int, profile: bool = False) -> None:
         self.runtime = import_or_refuse("onnxruntime")
+        self.threads, self.note = threads, ""
         options = self.runtime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
@@ -964,8 +937,12 @@ class OnnxRuntimeSession:
         """All outputs."""
         return dict(zip(self.outputs, self.session.run(self.outputs, {name: feeds[name] for name in self.inputs})))
 
-    def prepare(self, feeds: Json, outputs: List[str]) -> Callable[[], float]:
-        """A function that runs once and returns milliseconds; the inputs are in place."""
+    def clock(self, loop: Any) -> Any:
+        """What times the runs of :meth:`prepare`."""
+        return loop.Clock(self.threads == 1)
+
+    def prepare(self, feeds: Json, outputs: List[str]) -> Callable[[], Any]:
+        """A function that runs once; the inputs are in place."""
         binding = self.session.io_binding()
         for name in self.inputs:
             binding.bind_cpu_input(name, feeds[name])
@@ -974,11 +951,9 @@ class OnnxRuntimeSession:
             binding.bind_output(name)
         kept = [feeds[name] for name in self.inputs]
 
-        def call() -> float:
+        def call() -> None:
             assert kept is not None
-            start = time.perf_counter()
             self.session.run_with_iobinding(binding)
-            return (time.perf_counter() - start) * 1000
 
         return call
 
@@ -1021,11 +996,16 @@ class OnnxRuntimeSession:
 
 
 class TensorRtSession:
-    """A TensorRT plan, with pycuda for memory, streams and events."""
+    """A TensorRT engine, with pycuda for memory, streams and events.
+
+    Inputs and outputs have one place each on the device. Where the build plan says so, a run is captured in a CUDA
+    graph after its first execution and launched as a whole from then on; ``note`` says why where it is not.
+    """
 
     provider = "tensorrt"
 
-    def __init__(self, path: str, library: Optional[str]) -> None:
+    def __init__(self, path: str, library: Optional[str], device: Any, cuda_graph: bool) -> None:
+        self.device = device
         self.trt, self._log, messages = _tensorrt(library)
         import_or_refuse("pycuda")
         self.cuda = __import__("pycuda.driver", fromlist=["driver"])
@@ -1038,71 +1018,75 @@ class TensorRtSession:
             raise AgentError("build", "TensorRT cannot load the engine that it built: %s" % "; ".join(messages)[-2000:])
         self.context = self.engine.create_execution_context()
         self.stream = self.cuda.Stream()
-        self.named = hasattr(self.engine, "num_io_tensors")  # 8.5 and newer
-        self.tensors = []  # type: List[Tuple[str, bool, Tuple[int, ...], Any]]
-        if self.named:
-            for index in range(self.engine.num_io_tensors):
-                name = self.engine.get_tensor_name(index)
-                is_input = self.engine.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT
-                kind = self.trt.nptype(self.engine.get_tensor_dtype(name))
-                self.tensors.append((name, is_input, tuple(self.engine.get_tensor_shape(name)), kind))
-        else:
-            for index in range(self.engine.num_bindings):
-                kind = self.trt.nptype(self.engine.get_binding_dtype(index))
-                shape = tuple(self.engine.get_binding_shape(index))
-                name = self.engine.get_binding_name(index)
-                self.tensors.append((name, bool(self.engine.binding_is_input(index)), shape, kind))
-        self.inputs = [tensor[0] for tensor in self.tensors if tensor[1]]
-        self.outputs = [tensor[0] for tensor in self.tensors if not tensor[1]]
-        self._results = {
-            name: self.cuda.mem_alloc(self._bytes(shape, kind))
-            for name, is_input, shape, kind in self.tensors
-            if not is_input
+        self.tensors = [
+            (name, is_input, shape, self.numpy.dtype(device.dtype_name(self.trt, kind)))
+            for name, is_input, shape, kind in device.engine_tensors(self.trt, self.engine)
+        ]
+        self._memory = {
+            name: self.cuda.mem_alloc(max(1, int(self.numpy.prod(shape)) * kind.itemsize))
+            for name, _, shape, kind in self.tensors
         }
+        self._addresses = {name: int(memory) for name, memory in self._memory.items()}
+        self._enqueue_on = device.enqueuer(self.trt, self.engine, self.context, self._addresses)
+        self._loaded = None  # type: Optional[Json]
+        self._graph = None  # type: Any
+        self._capture_next = cuda_graph
+        self.note = "the first run is not captured" if cuda_graph else "switched off"
 
-    def _bytes(self, shape: Tuple[int, ...], kind: Any) -> int:
-        size = int(self.numpy.prod(shape)) * int(self.numpy.dtype(kind).itemsize)
-        return max(1, size)
-
-    def _place(self, feeds: Json) -> Json:
-        """Inputs on the device, results where they always are."""
-        placed = dict(self._results)
+    def _load(self, feeds: Json) -> None:
+        """Put inputs on the device, unless they are those that lie there already."""
+        if self._loaded is feeds:
+            return
         for name, is_input, shape, kind in self.tensors:
             if is_input:
                 array = self.numpy.ascontiguousarray(feeds[name], dtype=kind).reshape(shape)
-                placed[name] = self.cuda.mem_alloc(self._bytes(shape, kind))
-                self.cuda.memcpy_htod(placed[name], array)
-        return placed
+                self.cuda.memcpy_htod(self._memory[name], array)
+        self._loaded = feeds
 
-    def _enqueue(self, context: Any, placed: Json) -> None:
-        if self.named:
-            for tensor in self.tensors:
-                context.set_tensor_address(tensor[0], int(placed[tensor[0]]))
-            good = context.execute_async_v3(self.stream.handle)
-        else:
-            bindings = [int(placed[tensor[0]]) for tensor in self.tensors]
-            good = context.execute_async_v2(bindings, self.stream.handle)
-        if not good:
+    def _enqueue_once(self) -> None:
+        if not self._enqueue_on(int(self.stream.handle)):
             raise AgentError("run", "TensorRT could not run the engine; see the log")
+
+    def _enqueue(self) -> None:
+        """Put one run on the stream."""
+        if self._graph is not None:
+            self._graph.launch()
+            return
+        self._enqueue_once()
+        if self._capture_next:
+            # Only a second run can be captured: the first may allocate.
+            self._capture_next = False
+            self.stream.synchronize()
+            try:
+                self._graph = self.device.CudaGraph(self._enqueue_once, self.stream)
+                self.note = ""
+            except self.device.RefusedError as error:
+                self.note = str(error)
 
     def run(self, feeds: Json) -> Json:
         """All outputs."""
-        self._enqueue(self.context, self._place(feeds))
+        self._load(feeds)
+        self._enqueue()
         self.stream.synchronize()
         results = {}
         for name, is_input, shape, kind in self.tensors:
             if not is_input:
                 results[name] = self.numpy.empty(shape, kind)
-                self.cuda.memcpy_dtoh(results[name], self._results[name])
+                self.cuda.memcpy_dtoh(results[name], self._memory[name])
         return results
 
-    def prepare(self, feeds: Json, outputs: List[str]) -> Callable[[], float]:
+    def clock(self, loop: Any) -> Any:
+        """What times the runs of :meth:`prepare`."""
+        return loop.DeviceClock()
+
+    def prepare(self, feeds: Json, outputs: List[str]) -> Callable[[], Any]:
         """A function that runs once and returns milliseconds between two events around the run."""
-        placed, begin, end = self._place(feeds), self.cuda.Event(), self.cuda.Event()
+        begin, end = self.cuda.Event(), self.cuda.Event()
 
         def call() -> float:
+            self._load(feeds)
             begin.record(self.stream)
-            self._enqueue(self.context, placed)
+            self._enqueue()
             end.record(self.stream)
             end.synchronize()
             return float(end.time_since(begin))
@@ -1111,34 +1095,14 @@ class TensorRtSession:
 
     def layer_times(self, feeds_list: List[Json], runs: int) -> List[List[Tuple[str, float]]]:
         """Fastest time of every layer in ms, per entry of ``feeds_list``."""
-        base = self.trt.IProfiler
-
-        class Profiler(base):  # type: ignore[misc, valid-type]
-            def __init__(self) -> None:
-                base.__init__(self)
-                self.times = []  # type: List[Tuple[str, float]]
-
-            def report_layer_time(self, name: str, ms: float) -> None:
-                self.times.append((name, ms))
-
-        # Of its own: a context with a profiler synchronises after every layer.
-        context = self.engine.create_execution_context()
-        profiler = Profiler()
-        context.profiler = profiler
         result = []
         for feeds in feeds_list:
-            placed = self._place(feeds)
-            fastest = {}  # type: Dict[Tuple[str, int], float]
-            for number in range(runs + 1):
-                profiler.times = []
-                self._enqueue(context, placed)
-                self.stream.synchronize()
-                count = {}  # type: Dict[str, int]
-                for name, ms in profiler.times if number else []:
-                    count[name] = count.get(name, -1) + 1
-                    key = (name, count[name])
-                    fastest[key] = min(ms, fastest.get(key, ms))
-            result.append([(key[0], ms) for key, ms in fastest.items()])
+            self._load(feeds)
+            try:
+                times = self.device.layer_times(self.trt, self.engine, self._addresses, self.stream, runs)
+            except self.device.RefusedError as error:
+                raise AgentError("run", "%s; see the log" % error)
+            result.append(times)
         return result
 
 
@@ -1157,7 +1121,8 @@ def open_sessions(job: Job, spec: Json, names: List[str], profile: bool = False)
     if spec["runtime"] == "onnxruntime":
         return {name: OnnxRuntimeSession(path, spec["threads"], profile) for name, path in paths.items()}
     library = None if spec.get("plugins") is None else job.output_of(spec["plugins"], spec["library"])
-    return {name: TensorRtSession(path, library) for name, path in paths.items()}
+    device = job.module(spec, "tensorrt_device")
+    return {name: TensorRtSession(path, library, device, spec["cuda_graph"]) for name, path in paths.items()}
 
 
 # ---------------------------------------------------------------- verification
@@ -1167,8 +1132,8 @@ def job_verify(job: Job, spec: Json) -> Json:
     """Compare with PyTorch's results, as ``dyndeploy verify`` does: masks first, then outputs under equal masks.
 
     ``spec``: ``runtime``, ``engines`` (keys by "dynamic", "forced" and, where there is one, "static"),
-    ``reference`` (SHA-256 of reference.npz), ``batch``, ``image`` (input's name), ``outputs``, ``masks``,
-    ``tolerance``, ``margin_tolerance``, ``tie_share`` (share of the mask bits that rounding may flip), ``threads``.
+    ``reference`` (SHA-256 of reference.npz), ``batch``, ``inputs`` and ``outputs`` (names), ``masks``, ``tolerance``
+    (``output``, ``margin`` and ``ties``: from the host's table of precisions), ``threads``.
     """
     numpy = import_or_refuse("numpy")
     job.report("loading the engines", 0.0)
@@ -1176,19 +1141,21 @@ def job_verify(job: Job, spec: Json) -> Json:
         archive = numpy.load(stream, allow_pickle=False)
         reference = {name: archive[name] for name in archive.files}
     sessions = open_sessions(job, spec, ["dynamic", "forced", "static"])
-    image, batch, masks, outputs = spec["image"], spec["batch"], spec["masks"], spec["outputs"]
-    wanted = [image]
+    inputs, batch, masks, outputs = spec["inputs"], spec["batch"], spec["masks"], spec["outputs"]
+    tolerance = spec["tolerance"]
+    wanted = list(inputs)
     for name in masks + outputs:
         wanted += [name, "forced/" + name]
     lacking = sorted(set(wanted) - set(reference))
-    if lacking or len(reference[image]) % batch or not len(reference[image]):
-        raise AgentError("reference", "reference.npz cannot be used: it lacks %s" % (", ".join(lacking) or "images"))
+    count = 0 if lacking else len(reference[inputs[0]])
+    if not count or count % batch:
+        raise AgentError("reference", "reference.npz cannot be used: it lacks %s" % (", ".join(lacking) or "inputs"))
 
     def run(session: Any, forced: Optional[Callable[[str, Any], Any]]) -> Json:
         parts = {}  # type: Dict[str, List[Any]]
-        for start in range(0, len(reference[image]), batch):
+        for start in range(0, count, batch):
             rows = slice(start, start + batch)
-            feeds = {image: reference[image][rows]}
+            feeds = {name: reference[name][rows] for name in inputs}
             if forced is not None:
                 feeds.update({"forced/" + name: forced(name, rows) for name in masks})
             for name, value in session.run(feeds).items():
@@ -1203,7 +1170,7 @@ def job_verify(job: Job, spec: Json) -> Json:
     checks = []
 
     def check(name: str, value: float) -> None:
-        checks.append({"name": name, "passed": value <= spec["tolerance"], "relative_error": value})
+        checks.append({"name": name, "passed": value <= tolerance["output"], "relative_error": value})
 
     job.report("outputs under equal masks", 0.1)
     equal = run(sessions["forced"], lambda name, rows: reference[name][rows])
@@ -1213,13 +1180,13 @@ def job_verify(job: Job, spec: Json) -> Json:
         bits += differs.size
         margin = numpy.abs(reference.get("margin/" + name, numpy.full(differs.shape, numpy.inf)))
         finite = margin[numpy.isfinite(margin)]
-        close = margin <= spec["margin_tolerance"] * max(float(finite.max()) if finite.size else 0.0, 1e-6)
+        close = margin <= tolerance["margin"] * max(float(finite.max()) if finite.size else 0.0, 1e-6)
         tied += int((differs & close).sum())
         flipped += int((differs & ~close).sum())
     checks.append(
         {
             "name": "masks",
-            "passed": flipped == 0 and tied <= max(1.0, spec["tie_share"] * bits),
+            "passed": flipped == 0 and tied <= max(1.0, tolerance["ties"] * bits),
             "bits": bits,
             "flipped": flipped,
             "tied": tied,
@@ -1242,162 +1209,107 @@ def job_verify(job: Job, spec: Json) -> Json:
     for name in outputs:
         value = error(free[name], reference[name])
         # A tie may fall the other way and change everything after it.
-        passed = value <= spec["tolerance"] or tied > 0
+        passed = value <= tolerance["output"] or tied > 0
         checks.append({"name": "%s as deployed" % name, "passed": passed, "relative_error": value})
     return {"checks": checks, "files": {}}
 
 
 # ---------------------------------------------------------------- profiling
 
-MIN_ROUNDS, MAX_ROUNDS = 12, 200
-SHORT_MS, VISIT_MS, MAX_VISIT_RUNS = 20.0, 5.0, 25
 LAYER_RUNS = 5
+LAYER_INPUTS = 8
+TELL_SECONDS = 1.0  # Writing the state costs the disk's time, which may be the measurement's.
 
 
 def job_profile(job: Job, spec: Json) -> Json:
-    """Time the dynamic network next to its static twin, interleaved, as ``dyndeploy profile`` does on the host.
+    """Time the dynamic network next to its static twin with the loop that ``dyndeploy profile`` runs on the host.
 
-    ``spec``: ``runtime``, ``engines`` ("static", "dynamic", "forced"), ``inputs`` (SHA-256 of an .npz with
-    ``image/<i>`` and ``forced/<configuration>/<draw>/<mask>``), ``batches``, ``draws`` per forced configuration (a
-    list), ``masks``, ``image``, ``outputs``, ``repeats`` (or None), ``min_seconds``, ``warmup``, ``threads``.
+    ``spec``: ``runtime``, ``engines`` ("static", "dynamic", "forced"), ``content`` (SHA-256 of an .npz with
+    ``input/<i>/<name>`` and ``forced/<configuration>/<draw>/<mask>``), ``batches``, ``draws`` per forced configuration
+    (a list), ``inputs`` and ``outputs`` (names), ``masks``, ``repeats`` (or None), ``min_seconds``, ``warmup``,
+    ``threads``, ``modules`` (SHA-256 of ``loop``, and of ``tensorrt_device`` for TensorRT).
 
     The last configuration, after the forced ones, is the data's own masks.
     """
     numpy = import_or_refuse("numpy")
+    loop = job.module(spec, "loop")
     job.report("loading the engines", 0.0)
-    with open(job.store.checked(spec["inputs"]), "rb") as stream:
+    with open(job.store.checked(spec["content"]), "rb") as stream:
         archive = numpy.load(stream, allow_pickle=False)
         arrays = {name: archive[name] for name in archive.files}
-    image, masks, outputs = spec["image"], spec["masks"], spec["outputs"]
-    batches = [arrays["image/%d" % index] for index in range(spec["batches"])]
+    masks, outputs = spec["masks"], spec["outputs"]
+    batches = [
+        {name: arrays["input/%d/%s" % (index, name)] for name in spec["inputs"]} for index in range(spec["batches"])
+    ]
     sessions = open_sessions(job, spec, ["static", "dynamic", "forced"])
     static, dynamic, forced = sessions["static"], sessions["dynamic"], sessions["forced"]
 
-    static_runs = [static.prepare({static.inputs[0]: batch}, outputs) for batch in batches]
-    configurations = []  # type: List[Json]
+    twins = [static.prepare(batch, outputs) for batch in batches]
+    pairs, feeds_lists = [], []
     for number, draws in enumerate(spec["draws"]):
         feeds_list = []
         for draw in range(draws):
-            feeds = {image: batches[draw % len(batches)]}
+            feeds = dict(batches[draw % len(batches)])
             feeds.update({"forced/" + m: arrays["forced/%d/%d/%s" % (number, draw, m)] for m in masks})
             feeds_list.append(feeds)
-        configurations.append(
-            {
-                "label": "forced masks %d" % (number + 1),
-                "feeds": feeds_list,
-                "runs": [forced.prepare(feeds, outputs) for feeds in feeds_list],
-                "twins": [static_runs[draw % len(batches)] for draw in range(draws)],
-            }
-        )
+        runs = [forced.prepare(feeds, outputs) for feeds in feeds_list]
+        own_twins = [twins[draw % len(batches)] for draw in range(draws)]
+        pairs.append(loop.Paired("forced masks %d" % (number + 1), runs, own_twins))
+        feeds_lists.append(feeds_list)
     own = []
     for batch in batches:
-        values = dynamic.run({image: batch})
+        values = dynamic.run(batch)
         own.append({name: numpy.ascontiguousarray(values[name], dtype=numpy.float32) for name in masks})
-    configurations.append(
-        {
-            "label": "the data's own masks",
-            "feeds": [
-                dict({"forced/" + name: value for name, value in values.items()}, **{image: batch})
-                for batch, values in zip(batches, own)
-            ],
-            "runs": [dynamic.prepare({image: batch}, outputs) for batch in batches],
-            "twins": static_runs,
-        }
+    runs = [dynamic.prepare(batch, outputs) for batch in batches]
+    pairs.append(loop.Paired("the data's own masks", runs, twins))
+    feeds_lists.append(
+        [
+            dict({"forced/" + name: value for name, value in values.items()}, **batch)
+            for batch, values in zip(batches, own)
+        ]
     )
+
+    told = [0.0]
+
+    def tell(message: str, fraction: float) -> None:
+        if time.time() - told[0] > TELL_SECONDS:
+            job.report(message, fraction)
+            told[0] = time.time()
 
     monitor = Monitor()
     try:
-        rounds = _time_rounds(job, spec, configurations)
+        clock = dynamic.clock(loop)
+        rounds = loop.time_rounds(pairs, clock, spec["repeats"], spec["min_seconds"], spec["warmup"], tell)
     finally:
         sensors = monitor.stop()
     job.report("timing the layers", 0.9)
-    layers = _layers(job, spec, sessions, configurations, batches, static.inputs[0])
-    packed = [
-        {name: base64.b64encode(numpy.packbits(value.reshape(-1) > 0.5).tobytes()).decode("ascii")}
-        for values in own
-        for name, value in values.items()
-    ]
-    grouped = [{} for _ in batches]  # type: List[Json]
-    for index, entry in enumerate(packed):
-        grouped[index // max(1, len(masks))].update(entry)
     return {
         "files": {},
         "rounds": rounds,
         "provider": dynamic.provider,
-        "configurations": [
+        "note": dynamic.note,
+        "pairs": [pair.to_json() for pair in pairs],
+        "layers": _layers(job, spec, sessions, feeds_lists),
+        "own_masks": [
             {
-                "visits": configuration["visits"],
-                "static_visits": configuration["static_visits"],
-                "ratios": configuration["ratios"],
-                "layers": configuration_layers,
+                name: base64.b64encode(numpy.packbits(value.reshape(-1) > 0.5).tobytes()).decode("ascii")
+                for name, value in values.items()
             }
-            for configuration, configuration_layers in zip(configurations, layers)
+            for values in own
         ],
-        "own_masks": grouped,
         "sensors": sensors,
         "clocks_after": _clocks("/"),
     }
 
 
-def _time_rounds(job: Job, spec: Json, configurations: List[Json]) -> int:
-    seconds = 0.0
-    for configuration in configurations:
-        job.report("warming up: %s" % configuration["label"], 0.0)
-        configuration.update(visits=[], static_visits=[], ratios=[], plans=[])
-        for kind in ("twins", "runs"):
-            times = []
-            for run in configuration[kind]:
-                for _ in range(spec["warmup"]):
-                    last = run()
-                times.append(max(last, 1e-6))
-            ms = statistics.median(times)
-            plan = (ms < SHORT_MS, min(MAX_VISIT_RUNS, max(1, round(VISIT_MS / ms))))
-            configuration["plans"].append(plan)
-            seconds += ms * (plan[1] + plan[0]) / 1000
-    inputs = max(len(configuration["runs"]) for configuration in configurations)
-    rounds = spec["repeats"]
-    if rounds is None:
-        rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(spec["min_seconds"] / max(seconds, 1e-9)) + 1))
-        rounds = max(2, -(-rounds // inputs)) * inputs
-    told = time.time()
-    for number in range(rounds):
-        # Writing the state costs the disk's time, which may be the measurement's: once a second is enough.
-        if number == 0 or time.time() - told > 1.0:
-            job.report("round %d of %d" % (number + 1, rounds), 0.9 * number / rounds)
-            told = time.time()
-        before = None  # type: Optional[Tuple[int, List[float]]]
-        for configuration in configurations:
-            index = number % len(configuration["runs"])
-            if before is None:
-                before = _visit(configuration["twins"][index], configuration["plans"][0], index)
-                configuration["static_visits"].append(before)
-            visit = _visit(configuration["runs"][index], configuration["plans"][1], index)
-            after = _visit(configuration["twins"][index], configuration["plans"][0], index)
-            configuration["visits"].append(visit)
-            configuration["static_visits"].append(after)
-            configuration["ratios"].append(
-                (index, statistics.median(before[1] + after[1]) / statistics.median(visit[1]))
-            )
-            before = after
-    return int(rounds)
-
-
-def _visit(run: Callable[[], float], plan: Tuple[bool, int], index: int) -> Tuple[int, List[float]]:
-    if plan[0]:
-        run()
-    # A clock of coarse resolution may see no time pass.
-    return index, [max(run(), 1e-6) for _ in range(plan[1])]
-
-
-def _layers(
-    job: Job, spec: Json, sessions: Json, configurations: List[Json], batches: List[Any], static_image: str
-) -> List[Json]:
+def _layers(job: Job, spec: Json, sessions: Json, feeds_lists: List[List[Json]]) -> List[Json]:
+    """Layer times of both networks, per configuration and input."""
     if spec["runtime"] == "onnxruntime":
         sessions = open_sessions(job, spec, ["static", "forced"], profile=True)
-    chosen = [configuration["feeds"][:8] for configuration in configurations]
+    chosen = [feeds_list[:LAYER_INPUTS] for feeds_list in feeds_lists]
     flat = [feeds for group in chosen for feeds in group]
     dynamic = sessions["forced"].layer_times(flat, LAYER_RUNS)
-    twins = sessions["static"].layer_times([{static_image: feeds[spec["image"]]} for feeds in flat], LAYER_RUNS)
+    twins = sessions["static"].layer_times(flat, LAYER_RUNS)
     result, position = [], 0
     for group in chosen:
         rows = slice(position, position + len(group))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from dyndeploy import files
 from dyndeploy.errors import InputError, UsageError, unknown_name
+from dyndeploy.fields import Document, Field
 from dyndeploy.remote.transport import LocalTransport, SshTransport, Transport
 from dyndeploy.targets import load_target
 
@@ -85,19 +86,16 @@ def load_devices(path: Path | None = None) -> dict[str, DeviceEntry]:
     source = path or devices_file()
     if not source.exists():
         return {}
-    content = files.read_json(source)
-    try:
-        return {name: DeviceEntry(name=name, **_texts(entry)) for name, entry in content["devices"].items()}
-    except (AttributeError, KeyError, TypeError, UsageError) as error:
-        raise InputError(
-            f"{source} is malformed: {error}. Correct it, or remove it and add the devices again."
-        ) from error
+    document = Document(str(source), "Correct it, or remove it and add the devices again.", InputError)
+    devices = document.root(files.read_json(source))["devices"]
+    return {name: _entry(name, devices[name]) for name in devices.facts()}
 
 
-def _texts(entry: Any) -> dict[str, str]:
-    if not all(isinstance(item, str) for item in entry.values()):
-        raise TypeError("every field of a device is a text")
-    return dict(entry)
+def _entry(name: str, item: Field) -> DeviceEntry:
+    texts = item.mapping(Field.text)
+    known = {each.name for each in fields(DeviceEntry)} - {"name"}
+    item.require("host" in texts and set(texts) <= known, f"an object with host and perhaps {', '.join(sorted(known))}")
+    return item.checked(lambda: DeviceEntry(name=name, **texts))
 
 
 def save_device(entry: DeviceEntry, path: Path | None = None) -> None:

@@ -1,30 +1,24 @@
-"""What is sent to a board to measure a bundle there: graphs with labelled names, images and masks, plugin sources."""
+"""What is sent to a board to measure a bundle there: labelled graphs with their build plans, inputs, plugins."""
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from dyndeploy.bundle import REFERENCE, Bundle
-from dyndeploy.bundle.device_files import DEVICE_FOLDER, PLUGINS, plugin_sources
+from dyndeploy.bundle.device_files import DEVICE_FOLDER, PLUGINS, board_modules, plugin_sources
 from dyndeploy.errors import DeviceError
-from dyndeploy.graphs.forced import PREFIX, forced_masks, replace_masks
+from dyndeploy.graphs.forced import PREFIX
 from dyndeploy.graphs.labels import LabelledGraph
-from dyndeploy.measure.profiler import MASK_DRAWS, input_batches
+from dyndeploy.measure.inputs import Configuration, Feeds, Schedule, forced_configurations
+from dyndeploy.measure.runners.engine import labelled_graphs
 from dyndeploy.remote.client import Content
-
-if TYPE_CHECKING:
-    import onnx
-
-STATIC, DYNAMIC, FORCED = "static", "dynamic", "forced"
-"""The three graphs: the twin, the graph as deployed, and the one that takes its masks from inputs."""
+from dyndeploy.runtimes.tensorrt_plan import BuildPlan, plan_build
 
 LIBRARY = "libdyndeploy_tensorrt.so"
 PLUGIN_PROJECT = "adapters/tensorrt"
@@ -36,12 +30,14 @@ class Graphs:
     """The three graphs for a runtime.
 
     Attributes:
-        labels: By name: knows which block a layer's name belongs to.
-        contents: By name: what is sent.
+        labels: Labelled graphs by name: they know which block a layer's name belongs to.
+        contents: What is sent, by name.
+        plans: How an engine is built from what is sent, by name; empty for ONNX Runtime.
     """
 
     labels: Mapping[str, LabelledGraph]
     contents: Mapping[str, Content]
+    plans: Mapping[str, BuildPlan]
 
 
 def device_graphs(bundle: Bundle, runtime: str, version: str | None) -> Graphs:
@@ -50,51 +46,19 @@ def device_graphs(bundle: Bundle, runtime: str, version: str | None) -> Graphs:
     Args:
         bundle: With a static twin.
         runtime: ``"onnxruntime"`` or ``"tensorrt"``.
-        version: Of TensorRT on the board.
+        version: Version of TensorRT on the board; None for ONNX Runtime.
 
     Raises:
-        DeviceError: This release cannot write graphs for that runtime.
+        UsageError: There is no plan for the bundle's precision with this TensorRT.
     """
-    model = bundle.load_model()
-    bodies = runtime == "onnxruntime"
-    labels = {
-        STATIC: LabelledGraph(bundle.load_static(), bodies=False),
-        DYNAMIC: LabelledGraph(model, bodies=bodies),
-        FORCED: LabelledGraph(replace_masks(model, bundle.manifest.masks), bodies=bodies),
-    }
-    models = {name: label.model for name, label in labels.items()}
+    labels = labelled_graphs(bundle, bodies=runtime == "onnxruntime")
+    models, plans = {name: label.model for name, label in labels.items()}, {}
     if runtime == "tensorrt":
-        models = {name: _tensorrt_copy(graph, bundle, version or "") for name, graph in models.items()}
+        for name, label in labels.items():
+            plans[name], models[name] = plan_build(label.model, bundle.manifest.precision, version or "")
     # Equal graphs must be equal bytes: their checksum says whether a board has them already.
     contents = {name: Content.of(graph.SerializeToString(deterministic=True)) for name, graph in models.items()}
-    return Graphs(labels, contents)
-
-
-def _tensorrt_copy(model: onnx.ModelProto, bundle: Bundle, version: str) -> onnx.ModelProto:
-    graphs: Any = _tensorrt_graphs()
-    plan = graphs.precision_plan(bundle.manifest.precision, _numbers(version))
-    copy: onnx.ModelProto = graphs.tensorrt_model(model, plan)
-    return copy
-
-
-def strongly_typed(bundle: Bundle, version: str) -> bool:
-    """Whether the copy for this version of TensorRT carries its types in the graph."""
-    return bool(_tensorrt_graphs().precision_plan(bundle.manifest.precision, _numbers(version)).typed)
-
-
-def _tensorrt_graphs() -> Any:
-    try:
-        return importlib.import_module("dyndeploy.graphs.tensorrt")
-    except ImportError as error:
-        raise DeviceError(
-            f"This release cannot write graphs for TensorRT ({error}). Export with --target cpu to measure the board's "
-            "processor instead."
-        ) from error
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    digits = [part for part in version.split(".") if part.isdigit()]
-    return tuple(int(part) for part in digits) or (0,)
+    return Graphs(labels, contents, plans)
 
 
 @dataclass(frozen=True)
@@ -102,47 +66,34 @@ class Inputs:
     """What a profile feeds.
 
     Attributes:
-        content: The .npz that is sent.
-        image: Name of the graph's input.
-        batches: Image batches, each (N, 3, H, W).
-        forced: Per rate and draw, the masks by name.
-        source: Where the images come from.
+        content: The .npz that is sent: ``input/<batch>/<name>`` and ``forced/<configuration>/<draw>/<mask>``.
+        batches: Inputs of the network by name, batch by batch.
+        forced: The configurations with forced masks.
+        source: Where the inputs come from.
     """
 
     content: Content
-    image: str
-    batches: list[npt.NDArray[np.float32]]
-    forced: list[list[dict[str, npt.NDArray[np.float32]]]]
+    batches: list[Feeds]
+    forced: list[Configuration]
     source: dict[str, Any]
 
 
-def device_inputs(
-    bundle: Bundle,
-    rates: Sequence[float],
-    *,
-    data: str | os.PathLike[str] | None,
-    images: int,
-    repeats: int | None,
-    seed: int,
-) -> Inputs:
-    """Images and forced masks, drawn as a profile of this machine draws them."""
-    manifest = bundle.manifest
-    limit = images if repeats is None else min(images, repeats * manifest.batch)
-    batches, source = input_batches(bundle, data, limit)
-    if repeats is not None:
-        batches = batches[:repeats]
-    draws = MASK_DRAWS if repeats is None else min(MASK_DRAWS, repeats)
-    forced = [
-        [forced_masks(manifest.masks, rate, seed=seed + 1000 * position + draw) for draw in range(draws)]
-        for position, rate in enumerate(rates)
-    ]
-    arrays: dict[str, npt.NDArray[np.float32]] = {f"image/{index}": batch for index, batch in enumerate(batches)}
-    for number, drawn in enumerate(forced):
-        for draw, masks in enumerate(drawn):
+def device_inputs(bundle: Bundle, schedule: Schedule, data: str | os.PathLike[str] | None) -> Inputs:
+    """Inputs and forced masks, drawn as a profile of this machine draws them."""
+    batches, source = schedule.batches(bundle, data)
+    forced = forced_configurations(bundle.manifest.masks, batches, schedule)
+    arrays = {f"input/{index}/{name}": array for index, batch in enumerate(batches) for name, array in batch.items()}
+    for number, configuration in enumerate(forced):
+        for draw, masks in enumerate(configuration.masks):
             arrays |= {f"{PREFIX}{number}/{draw}/{name}": mask for name, mask in masks.items()}
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-    return Inputs(Content.of(stream.getvalue()), manifest.inputs[0].name, batches, forced, source)
+    return Inputs(Content.of(stream.getvalue()), batches, forced, source)
+
+
+def module_contents() -> dict[str, Content]:
+    """The files that the agent's jobs run, by module name."""
+    return {name: Content.of(source) for name, source in board_modules().items()}
 
 
 def reference_content(bundle: Bundle) -> Content:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,13 @@ import numpy.typing as npt
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import DeviceError, UsageError, VerificationError
-from dyndeploy.graphs.macs import MacCounter
+from dyndeploy.fields import Document, Field
 from dyndeploy.measure import DEFAULT_RATES, Profile
-from dyndeploy.measure.profile import DATA, FORCED
-from dyndeploy.measure.profiler import Configuration, Visit, bundle_facts, checked_rates, rate_result, samples_of
+from dyndeploy.measure.inputs import Configuration, Schedule, own_configuration, require_comparable
+from dyndeploy.measure.loop import Paired, Visit
+from dyndeploy.measure.result import assemble, group_times
+from dyndeploy.measure.runners.engine import DYNAMIC, FORCED, STATIC
+from dyndeploy.precisions import tolerance_of
 from dyndeploy.remote.client import Content, DeviceClient, JobResult, MissingError, Progress
 from dyndeploy.remote.devices import DeviceEntry
 from dyndeploy.remote.payload import (
@@ -26,21 +29,18 @@ from dyndeploy.remote.payload import (
     Inputs,
     device_graphs,
     device_inputs,
+    module_contents,
     plugin_contents,
     reference_content,
-    strongly_typed,
 )
-from dyndeploy.runtimes import FALLBACK_BODIES, NodeTime
-from dyndeploy.targets import Target, device_names, load_device, load_target
+from dyndeploy.runtimes import FALLBACK_BODIES
+from dyndeploy.targets import Target, load_device, load_target
 
 SPARE_MB = 256
 """Megabytes that stay free on a board's disk."""
 
 THROTTLE = 0.97
 """A clock below this fraction of its highest during a measurement counts as fallen."""
-
-_TOLERANCE = {"fp32": (1e-3, 1e-4, 0.0), "fp16": (3e-2, 1e-2, 2e-3)}
-"""Per precision: error of outputs, margin below which a mask bit is a tie, and share of bits that may be ties."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class DeviceReport:
     Attributes:
         profile: The measurement.
         facts: What the board said of itself.
-        checks: Of the verification there, in order; all passed.
+        checks: Checks of the verification there, in order; all passed.
         steps: What was done per step: ``"found"`` (an earlier run had done it) or ``"done"``.
         uploaded_bytes: Sent this time.
     """
@@ -86,14 +86,14 @@ def profile_on_device(
         bundle: With a static twin, for the board's target.
         client: Connected to the board.
         entry: The board.
-        threads: Of a processor's sessions; a GPU has none.
+        threads: How many threads a processor's sessions compute with; on a GPU it means nothing.
         rates: As for :func:`dyndeploy.measure.profile_bundle`, like all that follow.
         data: Folder of images, or None for the reference images.
         images: At most so many of the folder.
         repeats: Rounds.
-        min_seconds: See ``repeats``.
+        min_seconds: Seconds that the rounds fill where ``repeats`` is None.
         warmup: Untimed runs.
-        seed: Of the forced masks.
+        seed: Seed of the random numbers that the forced masks are drawn with.
         progress: Called with what is being done and the fraction done of that step.
 
     Raises:
@@ -101,9 +101,7 @@ def profile_on_device(
         VerificationError: The board computes something else than PyTorch did.
         DeviceError: The board, or the connection to it, failed.
     """
-    chosen = checked_rates(DEFAULT_RATES if rates is None else rates)
-    if repeats is not None and repeats < 2:
-        raise UsageError(f"repeats={repeats} is not valid: give at least 2, one run has no spread.")
+    schedule = Schedule(DEFAULT_RATES if rates is None else tuple(rates), repeats, min_seconds, warmup, images, seed)
     target = require_measurable(bundle, entry)
     bundle.require_intact()
     progress("asking the board", 0.0)
@@ -113,33 +111,25 @@ def profile_on_device(
     versions = _versions(facts)
     tensorrt = target.runtime == "tensorrt"
     graphs = device_graphs(bundle, target.runtime, versions.get("tensorrt"))
-    inputs = device_inputs(bundle, chosen, data=data, images=images, repeats=repeats, seed=seed)
-    reference = reference_content(bundle)
+    inputs = device_inputs(bundle, schedule, data)
+    reference, modules = reference_content(bundle), module_contents()
     sources = plugin_contents(bundle) if tensorrt else {}
-    contents = [*graphs.contents.values(), inputs.content, reference, *sources.values()]
+    contents = [*graphs.contents.values(), inputs.content, reference, *modules.values(), *sources.values()]
     _require_space(client, contents, graphs, facts)
 
-    work = _Work(bundle, client, target, versions, threads, progress)
-    settings = {
-        "repeats": repeats,
-        "min_seconds": min_seconds,
-        "warmup": warmup,
-    }
+    work = _Work(bundle, client, target, versions, threads, modules, progress)
     for last in (False, True):
         try:
             client.upload(contents, progress)
-            verified, measured = work.steps(graphs, inputs, reference, sources, settings, facts)
+            verified, measured = work.steps(graphs, inputs, reference, sources, schedule, facts)
             break
         except MissingError:
             # A file was removed or damaged there since it was sent: once more from the upload on.
             if last:
                 raise
-    checks = tuple(verified.value["checks"])
-    profile = _assemble(
-        bundle, target, facts, versions, graphs, inputs, chosen, measured, settings, seed, threads, work
-    )
+    profile = _assemble(bundle, target, facts, versions, graphs, inputs, measured, schedule, threads, work)
     client.forget(measured.key)
-    return DeviceReport(profile, facts, checks, dict(work.done), client.uploaded)
+    return DeviceReport(profile, facts, tuple(verified.value["checks"]), dict(work.done), client.uploaded)
 
 
 # ---------------------------------------------------------------- what is possible
@@ -149,10 +139,7 @@ def require_measurable(bundle: Bundle, entry: DeviceEntry) -> Target:
     """Refuse what no board could do, before one is asked; raises ``UsageError``."""
     manifest = bundle.manifest
     target = load_target(manifest.target)
-    if bundle.static is None:
-        raise UsageError(f"The bundle {bundle.path} has no static twin to compare with. Export it again with --static.")
-    if not manifest.masks:
-        raise UsageError(f"The bundle {bundle.path} has no masks: a static network has nothing to compare with.")
+    require_comparable(bundle)
     if target.runtime == "tensorrt" and entry.target not in (None, target.name):
         raise UsageError(
             f"The bundle was exported for {target.name}, and the device '{entry.name}' is a {entry.target}. Export it "
@@ -240,12 +227,15 @@ class _Work:
         target: Target,
         versions: Mapping[str, str],
         threads: int,
+        modules: Mapping[str, Content],
         progress: Progress,
     ) -> None:
         self._bundle, self._client, self._target = bundle, client, target
         self._versions, self._threads, self._progress = dict(versions), threads, progress
+        self._modules = {name: content.sha256 for name, content in modules.items()}
         self.done: dict[str, str] = {}
         self.library: dict[str, str] = {}
+        self.plans: dict[str, dict[str, Any]] = {}
 
     def _run(self, step: str, kind: str, spec: Mapping[str, Any]) -> JobResult:
         result = self._client.run(kind, spec, lambda message, fraction: self._progress(f"{step}: {message}", fraction))
@@ -258,7 +248,7 @@ class _Work:
         inputs: Inputs,
         reference: Content,
         sources: Mapping[str, Content],
-        settings: Mapping[str, Any],
+        schedule: Schedule,
         facts: Mapping[str, Any],
     ) -> tuple[JobResult, JobResult]:
         """Build, verify, profile; returns the results of the last two."""
@@ -266,7 +256,7 @@ class _Work:
         tensorrt = self._target.runtime == "tensorrt"
         plugins = None
         if tensorrt:
-            architecture = (_compute_capability(self._target.name) or "").replace(".", "")
+            architecture = (load_device(self._target.name).hardware.compute_capability or "").replace(".", "")
             built = self._run(
                 "plugins",
                 "plugins",
@@ -284,31 +274,33 @@ class _Work:
                 },
             )
             plugins, self.library = built.key, built.value["files"]
+        # A job is named by all that it is given: each gets only what it uses, so that nothing is built twice.
+        device = {"tensorrt_device": self._modules["tensorrt_device"]} if tensorrt else {}
         common: dict[str, Any] = {
             "runtime": self._target.runtime,
-            "precision": manifest.precision,
             "plugins": plugins,
             "library": LIBRARY,
             "threads": self._threads,
             "versions": self._versions,
+            "modules": device,
         }
-        if tensorrt:
-            common["typed"] = strongly_typed(self._bundle, self._versions["tensorrt"])
-        operators = sorted({operator.op_type for operator in manifest.operators})
+        self.plans = {
+            name: plan.with_library(self.library.get(LIBRARY)).to_json() for name, plan in graphs.plans.items()
+        }
         built_engines = {
             name: self._run(
                 f"engine {name}",
                 "engine",
-                {**common, "model": content.sha256, "operators": [] if name == "static" else operators},
+                {**common, "model": content.sha256, "plan": self.plans.get(name)},
             )
             for name, content in graphs.contents.items()
         }
-        tolerance, margin, ties = _TOLERANCE[manifest.precision]
         tensors = {
             "engines": {name: engine.key for name, engine in built_engines.items()},
             # An engine that was built again may be another one, and is verified again.
             "checksums": {name: engine.value["files"] for name, engine in built_engines.items()},
-            "image": inputs.image,
+            "cuda_graph": all(plan.cuda_graph for plan in graphs.plans.values()),
+            "inputs": [info.name for info in manifest.inputs],
             "masks": [mask.name for mask in manifest.masks],
             "outputs": [info.name for info in manifest.outputs],
         }
@@ -320,9 +312,7 @@ class _Work:
                 **tensors,
                 "reference": reference.sha256,
                 "batch": manifest.batch,
-                "tolerance": tolerance,
-                "margin_tolerance": margin,
-                "tie_share": ties,
+                "tolerance": asdict(tolerance_of(manifest.precision)),
             },
         )
         _require_verified(verified.value["checks"], self._client.transport.label)
@@ -332,22 +322,18 @@ class _Work:
             {
                 **common,
                 **tensors,
-                **settings,
-                "inputs": inputs.content.sha256,
+                "modules": {**device, "loop": self._modules["loop"]},
+                "repeats": schedule.repeats,
+                "min_seconds": schedule.min_seconds,
+                "warmup": schedule.warmup,
+                "content": inputs.content.sha256,
                 "batches": len(inputs.batches),
-                "draws": [len(drawn) for drawn in inputs.forced],
+                "draws": [len(configuration.masks) for configuration in inputs.forced],
                 # Another power mode is another measurement.
                 "power_mode": facts["power_mode"],
             },
         )
         return verified, measured
-
-
-def _compute_capability(target: str) -> str | None:
-    if target in device_names():
-        return load_device(target).hardware.compute_capability
-    known = {"xavier": "7.2", "orin": "8.7"}
-    return next((value for word, value in known.items() if word in target), None)
 
 
 def _require_verified(checks: Sequence[Mapping[str, Any]], where: str) -> None:
@@ -375,43 +361,45 @@ def _assemble(
     versions: Mapping[str, str],
     graphs: Graphs,
     inputs: Inputs,
-    rates: Sequence[float],
     measured: JobResult,
-    settings: Mapping[str, Any],
-    seed: int,
+    schedule: Schedule,
     threads: int,
     work: _Work,
 ) -> Profile:
     """A profile from what the board sent."""
-    manifest, value = bundle.manifest, measured.value
-    try:
-        own = [_unpacked(entry, bundle) for entry in value["own_masks"]]
-        configurations = _configurations(value["configurations"], inputs, rates, own)
-        counter, static_macs = MacCounter(bundle.load_model()), MacCounter(bundle.load_static()).count()
-        results = [
-            rate_result(
-                bundle,
-                configuration,
-                counter,
-                static_macs,
-                _group_times(graphs, "static", entry["layers"]["static"]),
-                _group_times(graphs, "forced", entry["layers"]["dynamic"]),
-            )
-            for configuration, entry in zip(configurations, value["configurations"], strict=True)
-        ]
-        rounds, sensors, provider = int(value["rounds"]), value["sensors"], str(value["provider"])
-        clocks_after = value["clocks_after"]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DeviceError(
-            f"The result of {facts['model'] or 'the board'} is malformed ({type(error).__name__}: {error})."
-        ) from error
+    manifest, where = bundle.manifest, facts["model"] or "the board"
+    root = Document(f"The result of {where}", "Measure once more.", DeviceError).root(measured.value)
+    own = root["own_masks"].sequence(lambda item: _unpacked(item, bundle), length=len(inputs.batches))
+    configurations = [*inputs.forced, own_configuration(inputs.batches, own)]
+    count = len(configurations)
+    pairs = [
+        _measured(entry, configuration)
+        for entry, configuration in zip(
+            root["pairs"].sequence(lambda item: item, length=count), configurations, strict=True
+        )
+    ]
+    times = root["layers"].sequence(
+        lambda item: (
+            group_times(graphs.labels[STATIC], item["static"].sequence(_layers)),
+            group_times(graphs.labels[FORCED], item["dynamic"].sequence(_layers)),
+        ),
+        length=count,
+    )
+    sensors = root["sensors"].facts()
     sha256 = work.library.get(LIBRARY)
     tensorrt = target.runtime == "tensorrt"
-    return Profile(
-        bundle=bundle_facts(bundle, manifest.precision),
-        machine=_machine(facts, versions, sensors, clocks_after),
+    settings = schedule.settings(root["rounds"].tally(1), len(inputs.batches), inputs.source)
+    if tensorrt:
+        settings |= {"build_plan": work.plans[DYNAMIC], "graph_note": root["note"].label()}
+    return assemble(
+        bundle,
+        manifest.precision,
+        configurations,
+        pairs,
+        times,
+        machine=_machine(facts, versions, sensors, root["clocks_after"].facts()),
         device=target.name,
-        runtime={"name": target.runtime, "version": versions[target.runtime], "provider": provider},
+        runtime={"name": target.runtime, "version": versions[target.runtime], "provider": root["provider"].label()},
         native={
             "path": LIBRARY if tensorrt else None,
             "sha256": sha256,
@@ -419,67 +407,53 @@ def _assemble(
             "operators": sorted({operator.op_type for operator in manifest.operators}) if tensorrt else [],
         },
         threads=threads,
-        batch=manifest.batch,
-        settings={
-            "rounds": rounds,
-            "warmup": settings["warmup"],
-            "seed": seed,
-            "images": inputs.source,
-            "image_batches": len(inputs.batches),
-            "mask_draws": max((len(drawn) for drawn in inputs.forced), default=1),
-        },
-        static_macs=float(static_macs.per_sample.mean()),
-        static=samples_of([visit for configuration in configurations for visit in configuration.static_visits]),
-        rates=tuple(result for result in results if result.masks == FORCED),
-        data=next(result for result in results if result.masks == DATA),
+        settings=settings,
     )
 
 
-def _unpacked(entry: Mapping[str, str], bundle: Bundle) -> dict[str, npt.NDArray[np.float32]]:
+def _unpacked(item: Field, bundle: Bundle) -> dict[str, npt.NDArray[np.float32]]:
     masks = {}
     for mask in bundle.manifest.masks:
-        bits = np.unpackbits(np.frombuffer(base64.b64decode(entry[mask.name]), np.uint8))
         count = int(np.prod(mask.shape))
+        try:
+            packed = base64.b64decode(item[mask.name].text(), validate=True)
+        except ValueError:
+            packed = b""
+        item[mask.name].require(len(packed) == -(-count // 8), f"{count} packed bits")
+        bits = np.unpackbits(np.frombuffer(packed, np.uint8))
         masks[mask.name] = bits[:count].astype(np.float32).reshape(mask.shape)
     return masks
 
 
-def _configurations(
-    entries: Sequence[Mapping[str, Any]],
-    inputs: Inputs,
-    rates: Sequence[float],
-    own: Sequence[Mapping[str, npt.NDArray[np.float32]]],
-) -> list[Configuration]:
-    drawn: list[tuple[str, float, Sequence[Mapping[str, npt.NDArray[np.float32]]]]] = [
-        (FORCED, rate, masks) for rate, masks in zip(rates, inputs.forced, strict=True)
-    ]
-    mean = float(np.mean([mask.mean() for masks in own for mask in masks.values()]))
-    drawn.append((DATA, mean, own))
-    result = []
-    for (kind, rate, masks), entry in zip(drawn, entries, strict=True):
-        count = len(inputs.batches)
-        feeds = [{inputs.image: inputs.batches[i % count], **values} for i, values in enumerate(masks)]
-        configuration = Configuration(kind, rate, feeds, [], [], [])
-        configuration.visits = [_visit(visit) for visit in entry["visits"]]
-        configuration.static_visits = [_visit(visit) for visit in entry["static_visits"]]
-        configuration.ratios = [(int(index), float(ratio), None) for index, ratio in entry["ratios"]]
-        result.append(configuration)
-    return result
+def _measured(item: Field, configuration: Configuration) -> Paired:
+    """What the loop measured there."""
+    pair = Paired(configuration.label, (), ())
+    pair.visits = list(item["visits"].sequence(_visit, at_least=1))
+    pair.twin_visits = list(item["twin_visits"].sequence(_visit))
+    pair.ratios = list(item["ratios"].sequence(_ratio, at_least=1))
+    return pair
 
 
-def _visit(value: Sequence[Any]) -> Visit:
-    index, times = value
-    return Visit(int(index), [float(ms) for ms in times], None, None)
+def _visit(item: Field) -> Visit:
+    index, ms, cpu_ms, preempted = item.sequence(lambda part: part, length=4)
+    times = list(ms.sequence(Field.positive, at_least=1))
+    cpu = cpu_ms.optional(lambda part: list(part.sequence(Field.positive, length=len(times))))
+    return Visit(index.tally(), times, cpu, preempted.optional(Field.tally))
 
 
-def _group_times(graphs: Graphs, name: str, runs: Sequence[Sequence[Sequence[Any]]]) -> dict[str, float]:
-    """Times by block, averaged over the inputs."""
-    label = graphs.labels[name]
-    groups = [
-        label.group_times(NodeTime(str(layer), "", float(ms) * 1000, float(ms) * 1000) for layer, ms in run)
-        for run in runs
-    ]
-    return {group: float(np.mean([times[group] for times in groups])) for group in groups[0]}
+def _ratio(item: Field) -> tuple[int, float, float | None]:
+    index, ratio, cpu = item.sequence(lambda part: part, length=3)
+    return index.tally(), ratio.positive(), cpu.optional(Field.positive)
+
+
+def _layers(item: Field) -> tuple[tuple[str, float], ...]:
+    """Names and milliseconds of the layers of one run."""
+
+    def layer(part: Field) -> tuple[str, float]:
+        name, ms = part.sequence(lambda each: each, length=2)
+        return name.label(), ms.amount()
+
+    return item.sequence(layer)
 
 
 def _machine(
@@ -535,7 +509,7 @@ def device_warnings(
     """What a reader should know about the clocks of the board during a measurement.
 
     Args:
-        facts: Of the probe.
+        facts: What the board said of itself when it was probed.
         sensors: Summary of tegrastats during the measurement.
         clocks_after: The clocks when it ended.
     """

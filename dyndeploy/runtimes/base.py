@@ -50,7 +50,7 @@ class SessionInfo:
 
     Attributes:
         runtime: ``"onnxruntime"``, ``"tensorrt"`` or ``"torch"``.
-        version: Of the runtime.
+        version: Version of the runtime.
         threads: Threads that compute.
         provider: Execution provider or device.
         native: Which code runs the dynamic operators.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.errors import DyndeployError
-
-_CAPTURE_THREAD_LOCAL = 1
+from dyndeploy.runtimes import tensorrt_device
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class GpuInfo:
     """What an engine depends on besides TensorRT.
 
     Attributes:
-        name: Of the device.
+        name: The GPU's own name.
         compute_capability: E.g. ``"5.3"``.
         cuda: CUDA version that pycuda was built with.
         driver: CUDA version that the driver speaks.
@@ -122,57 +120,7 @@ class Gpu:
         return times
 
 
-class CudaGraph:
-    """A captured run, launched as a whole.
+class CudaGraph(tensorrt_device.CudaGraph):
+    """A captured run, launched as a whole; raises ``DyndeployError`` where that is impossible."""
 
-    pycuda has no graphs, so the driver library is called itself; it is there wherever pycuda works.
-
-    Args:
-        enqueue: Puts the run on the stream; has run once before, so that nothing is allocated lazily any more.
-        stream: pycuda stream.
-        library: The driver library; None loads the system's.
-
-    Raises:
-        DyndeployError: The run cannot be captured (then it still can be enqueued).
-    """
-
-    def __init__(self, enqueue: Callable[[], None], stream: Any, library: Any = None) -> None:
-        try:
-            self._cuda = ctypes.CDLL("libcuda.so.1") if library is None else library
-            instantiate = getattr(self._cuda, "cuGraphInstantiateWithFlags", None)
-        except OSError as error:
-            raise DyndeployError(f"CUDA graphs are not available: {error}.") from error
-        self._stream = ctypes.c_void_p(int(stream.handle))
-        self._graph, self._executable = ctypes.c_void_p(), ctypes.c_void_p()
-        self._check("begin capture", self._cuda.cuStreamBeginCapture_v2(self._stream, _CAPTURE_THREAD_LOCAL))
-        try:
-            enqueue()
-        finally:
-            # Always ended: a stream that still captures refuses everything else.
-            ended = self._cuda.cuStreamEndCapture(self._stream, ctypes.byref(self._graph))
-        self._check("end capture", ended)
-        if instantiate is not None:
-            result = instantiate(ctypes.byref(self._executable), self._graph, ctypes.c_ulonglong(0))
-        else:  # CUDA 10.2 to 11.3: a node and a log that nobody asks for
-            result = self._cuda.cuGraphInstantiate(
-                ctypes.byref(self._executable), self._graph, None, None, ctypes.c_size_t(0)
-            )
-        self._check("instantiate", result)
-
-    def launch(self) -> None:
-        """Put the captured run on its stream."""
-        self._check("launch", self._cuda.cuGraphLaunch(self._executable, self._stream))
-
-    def close(self) -> None:
-        """Free the graph; closing twice is allowed."""
-        if self._executable:
-            self._cuda.cuGraphExecDestroy(self._executable)
-            self._executable = ctypes.c_void_p()
-        if self._graph:
-            self._cuda.cuGraphDestroy(self._graph)
-            self._graph = ctypes.c_void_p()
-
-    def _check(self, step: str, result: int) -> None:
-        if result:
-            self.close()
-            raise DyndeployError(f"CUDA graphs are not available: '{step}' failed with CUDA error {result}.")
+    refused = DyndeployError

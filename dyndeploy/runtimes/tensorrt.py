@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dyndeploy.bundle import Bundle, TensorInfo
-from dyndeploy.errors import DyndeployError, UsageError
+from dyndeploy.errors import DyndeployError
 from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes.base import Array, NativeUse, Session, SessionInfo
 from dyndeploy.runtimes.cuda import CudaGraph, Gpu
@@ -44,11 +44,12 @@ class TensorRTSession(Session):
     Args:
         engine: An engine file with its metadata beside it.
         library: Plugin library: ``"auto"``, a path, or a library that was found already.
-        cuda_graph: Capture runs where possible.
+        cuda_graph: Capture runs in a CUDA graph where possible.
         device: Index of the GPU.
 
     Attributes:
-        graph_note: Empty while graphs are in use, else the reason.
+        gpu: What the engine runs on.
+        graph_note: Empty while CUDA graphs are in use, else the reason.
 
     Raises:
         BundleError: The engine is damaged, or TensorRT refuses it.
@@ -72,7 +73,6 @@ class TensorRTSession(Session):
         bundle: Bundle,
         settings: EngineSettings | None = None,
         *,
-        cuda_graph: bool = True,
         device: int = 0,
         progress: Progress = lambda message: None,
     ) -> tuple[TensorRTSession, EngineFile]:
@@ -83,7 +83,6 @@ class TensorRTSession(Session):
         """
         return cls._built(
             lambda gpu, api: build_engine(bundle, gpu.info, settings, api=api, progress=progress),
-            cuda_graph=cuda_graph,
             device=device,
         )
 
@@ -93,7 +92,6 @@ class TensorRTSession(Session):
         model: onnx.ModelProto,
         settings: EngineSettings | None = None,
         *,
-        cuda_graph: bool = True,
         device: int = 0,
         before: Sequence[TensorRTSession] = (),
     ) -> tuple[TensorRTSession, EngineFile]:
@@ -101,15 +99,13 @@ class TensorRTSession(Session):
 
         Args:
             model: The graph.
-            settings: See :class:`EngineSettings`.
-            cuda_graph: Capture runs where possible.
+            settings: How the engine is built; None takes the defaults.
             device: Index of the GPU.
             before: Sessions whose outputs this one reads where they lie on the device, for its inputs of the same
                 names; they stay open longer than this one. :meth:`execute` runs on them.
         """
         return cls._built(
             lambda gpu, api: build_graph_engine(model, gpu.info, settings or EngineSettings(), api=api),
-            cuda_graph=cuda_graph,
             device=device,
             before=before,
         )
@@ -119,7 +115,6 @@ class TensorRTSession(Session):
         cls,
         build: Callable[[Gpu, TensorRT], EngineFile],
         *,
-        cuda_graph: bool,
         device: int,
         before: Sequence[TensorRTSession] = (),
     ) -> tuple[TensorRTSession, EngineFile]:
@@ -127,7 +122,9 @@ class TensorRTSession(Session):
         session = cls.__new__(cls)
         try:
             built = build(gpu, api)
-            session._open(built.path, built.library or "auto", api, gpu, cuda_graph=cuda_graph, before=before)
+            session._open(
+                built.path, built.library or "auto", api, gpu, cuda_graph=built.plan.cuda_graph, before=before
+            )
         except BaseException:
             gpu.close()
             raise
@@ -149,7 +146,7 @@ class TensorRTSession(Session):
             native = NativeUse()
             if needed:
                 found = library if isinstance(library, NativeLibrary) else plugin_library(library)
-                built_with = metadata["built_from"]["plugin_library_sha256"]
+                built_with = metadata["built_from"]["plan"]["library_sha256"]
                 if found.sha256 != built_with:
                     _LOG.warning("the engine was built with another plugin library (sha256 %s)", built_with)
                 api.load_plugins(found, needed)
@@ -162,6 +159,7 @@ class TensorRTSession(Session):
                 native = NativeUse(str(found.path), found.sha256)
             self._engine = api.engine(path.read_bytes())
             self._gpu = gpu
+            self.gpu = gpu.info
             self._stream = gpu.stream()
             tensors = (*self._engine.inputs, *self._engine.outputs)
             given = {info.name: session._device[info.name] for session in before for info in session.outputs}
@@ -176,6 +174,7 @@ class TensorRTSession(Session):
             gpu.close()
             raise
         self._graph: CudaGraph | None = None
+        self._loaded: Mapping[str, Array] | None = None
         self.graph_note = "the first run is not captured" if cuda_graph else "switched off"
         self._capture_next = cuda_graph
         super().__init__(
@@ -188,20 +187,54 @@ class TensorRTSession(Session):
         """Return the session."""
         return self
 
-    def device_times(self, runs: int, warm_up: int = 10) -> list[float]:
-        """Milliseconds on the device of runs on the inputs of the last call, without transfers.
+    def timed_run(self, feeds: Mapping[str, Array]) -> Callable[[], float]:
+        """Prepare runs that are timed on the device.
 
         Args:
-            runs: How many.
-            warm_up: Runs before them that are not returned.
+            feeds: As for :meth:`run`; checked once, here.
+
+        Returns:
+            A function that runs the network once on these inputs and returns the milliseconds between two events
+            around the run. Inputs are uploaded before the first event, and only where another run came between.
         """
         self._require_open()
-        if runs < 1:
-            raise UsageError(f"runs={runs} is not valid: give at least 1.")
-        for _ in range(max(1, warm_up)):
-            self._execute()
-        self._stream.synchronize()
-        return self._gpu.timed(self._execute, self._stream, runs)
+        checked = self._checked_feeds(feeds)
+
+        def call() -> float:
+            with _clear_errors():
+                self._load(checked)
+                return self._gpu.timed(self._execute, self._stream, 1)[0]
+
+        return call
+
+    def layer_times(self, feeds: Mapping[str, Array], runs: int) -> list[tuple[str, float]]:
+        """Fastest time of every layer of the engine.
+
+        Args:
+            feeds: As for :meth:`run`.
+            runs: Runs to take the fastest of.
+
+        Returns:
+            Names of layers with milliseconds.
+        """
+        self._require_open()
+        with _clear_errors():
+            self._load(self._checked_feeds(feeds))
+            self._stream.synchronize()
+            addresses = {name: int(memory) for name, memory in self._device.items()}
+            return self._engine.layer_times(addresses, self._stream, runs)
+
+    def _load(self, feeds: Mapping[str, Array]) -> None:
+        """Upload inputs, unless they are those that lie on the device already."""
+        if self._loaded is not feeds:
+            self._upload(feeds)
+            self._loaded = feeds
+
+    def _upload(self, feeds: Mapping[str, Array]) -> None:
+        self._loaded = None
+        for name, array in feeds.items():
+            np.copyto(self._host[name], array)
+            self._gpu.upload(self._device[name], self._host[name], self._stream)
 
     def _run(self, feeds: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         self.execute(outputs, feeds)
@@ -225,9 +258,7 @@ class TensorRTSession(Session):
                 left there.
         """
         with _clear_errors():
-            for name, array in (feeds or {}).items():
-                np.copyto(self._host[name], array)
-                self._gpu.upload(self._device[name], self._host[name], self._stream)
+            self._upload(feeds or {})
             self._execute()
             self._download(outputs)
 

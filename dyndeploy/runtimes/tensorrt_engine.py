@@ -22,14 +22,7 @@ import numpy as np
 from dyndeploy import files
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError
-from dyndeploy.graphs.tensorrt import (
-    PrecisionPlan,
-    float_nodes,
-    missing_creators,
-    precision_plan,
-    required_creators,
-    tensorrt_model,
-)
+from dyndeploy.graphs.tensorrt import missing_creators, required_creators
 from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes.native import (
     TENSORRT_LIBRARY_VARIABLE,
@@ -37,7 +30,9 @@ from dyndeploy.runtimes.native import (
     find_tensorrt_library,
     native_library,
 )
-from dyndeploy.runtimes.tensorrt_api import BuildOptions, TensorRT, parse_version
+from dyndeploy.runtimes.tensorrt_api import TensorRT
+from dyndeploy.runtimes.tensorrt_device import parse_version
+from dyndeploy.runtimes.tensorrt_plan import BuildOptions, BuildPlan, plan_build
 
 if TYPE_CHECKING:
     import onnx
@@ -48,7 +43,7 @@ CACHE_VARIABLE = "DYNDEPLOY_CACHE"
 """Environment variable that names the folder of caches; without it, the user's cache folder."""
 
 TIMING_CACHE = "timing.cache"
-_SCHEMA = 1
+_SCHEMA = 2
 _LOG = logging.getLogger("dyndeploy.tensorrt")
 
 Progress = Callable[[str], None]
@@ -64,7 +59,7 @@ class EngineSettings:
         static: Build the static twin instead of the dynamic network.
         library: Plugin library: ``"auto"`` or a path.
         cache: Folder of engines and the timing cache; None is :func:`cache_folder`.
-        options: For the builder.
+        options: Workspace, TF32 and CUDA graphs.
     """
 
     precision: str | None = None
@@ -81,12 +76,14 @@ class EngineFile:
 
     Attributes:
         path: The engine.
+        plan: How it was built.
         metadata: What it was built from and with; also in the JSON file beside it.
         library: Plugin library that must be loaded before it, or None if it needs none.
         cached: It was found, not built.
     """
 
     path: Path
+    plan: BuildPlan
     metadata: dict[str, Any]
     library: NativeLibrary | None
     cached: bool
@@ -143,11 +140,6 @@ def _source(bundle: Bundle, static: bool) -> onnx.ModelProto:
     return bundle.load_static() if static else bundle.load_model()
 
 
-def _plan(bundle: Bundle, settings: EngineSettings, version: tuple[int, ...]) -> PrecisionPlan:
-    precision = settings.precision or bundle.manifest.precision
-    return precision_plan(precision, version, strongly_typed=settings.strongly_typed)
-
-
 def build_engine(
     bundle: Bundle,
     gpu: GpuInfo,
@@ -161,7 +153,7 @@ def build_engine(
     Args:
         bundle: Any bundle; its graph must use operators that TensorRT knows.
         gpu: The device (:attr:`Gpu.info <dyndeploy.runtimes.cuda.Gpu.info>`); its context is current.
-        settings: See :class:`EngineSettings`.
+        settings: How the engine is built; None takes the defaults.
         api: TensorRT; None imports it.
         progress: Called with a line at the start of each step.
 
@@ -185,25 +177,27 @@ def build_graph_engine(
 ) -> EngineFile:
     """As :func:`build_engine`, for a graph outside a bundle; no precision means FP32."""
     api = api or TensorRT.load()
-    plan = precision_plan(settings.precision or "fp32", api.version, strongly_typed=settings.strongly_typed)
     progress("preparing the graph for TensorRT")
-    model = tensorrt_model(source, plan)
-    needed = required_creators(model)
-    library = plugin_library(settings.library) if needed else None
+    plan, model = plan_build(
+        source,
+        settings.precision or "fp32",
+        api.text,
+        strongly_typed=settings.strongly_typed,
+        options=settings.options,
+    )
+    library = plugin_library(settings.library) if plan.plugins else None
+    plan = plan.with_library(None if library is None else library.sha256)
     content = model.SerializeToString(deterministic=True)
+    # How the engine is run does not make it another one.
+    shaping = {key: item for key, item in plan.to_json().items() if key != "cuda_graph"}
     built_from = {
         "schema": _SCHEMA,
         "onnx_sha256": hashlib.sha256(content).hexdigest(),
-        "plugin_library_sha256": None if library is None else library.sha256,
-        "tensorrt": api.text,
+        "plan": shaping,
         **gpu.to_json(),
-        "precision": plan.precision,
-        "strongly_typed": plan.typed,
         "inputs": {
             value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.input
         },
-        "workspace_mib": settings.options.workspace_mib,
-        "tf32": settings.options.tf32,
     }
     key = hashlib.sha256(json.dumps(built_from, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder() if settings.cache is None else Path(settings.cache)
@@ -213,23 +207,17 @@ def build_graph_engine(
     found = _cached(path, beside, built_from)
     if found is not None:
         _LOG.info("engine found in the cache: %s", path)
-        return EngineFile(path, found, library, cached=True)
+        return EngineFile(path, plan, found, library, cached=True)
 
     progress("building the engine (minutes on a board)")
     start = time.monotonic()
     timing = folder / TIMING_CACHE
-    engine, timings = api.build(
-        content,
-        plan,
-        settings.options,
-        keep_float=float_nodes(source) if plan.half else (),
-        timing_cache=_timing_cache(timing, beside_of(timing), api, gpu),
-    )
+    engine, timings = api.build(content, plan, _timing_cache(timing, beside_of(timing), api, gpu))
     metadata = {
         "built_from": built_from,
         "engine_sha256": hashlib.sha256(engine).hexdigest(),
-        "operators": needed,
-        "plan": plan.description,
+        "operators": [name for name, _ in plan.plugins],
+        "plan": plan.precision_plan.description,
         "plugin_library": None if library is None else str(library.path),
         "build_seconds": round(time.monotonic() - start, 1),
         "graph": source.graph.name,
@@ -239,7 +227,7 @@ def build_graph_engine(
     files.write_json(beside, metadata)
     _write_bytes(timing, timings)
     files.write_json(beside_of(timing), _timing_key(api, gpu))
-    return EngineFile(path, metadata, library, cached=False)
+    return EngineFile(path, plan, metadata, library, cached=False)
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
@@ -298,16 +286,12 @@ class TrtexecFiles:
     Attributes:
         model: The TensorRT copy.
         inputs: Raw tensors by input name: real images, because random ones give a dynamic network wrong masks.
-        plan: Precision plan.
-        keep_float: Nodes that compute in float under builder flags.
-        plugins: Plugins that the graph needs.
+        plan: How the engine is built.
     """
 
     model: Path
     inputs: dict[str, Path]
-    plan: PrecisionPlan
-    keep_float: tuple[str, ...]
-    plugins: tuple[str, ...]
+    plan: BuildPlan
 
 
 def write_trtexec_files(
@@ -318,26 +302,32 @@ def write_trtexec_files(
     Args:
         bundle: The bundle.
         folder: Where to; created if missing.
-        version: Of the TensorRT that will read it, e.g. ``"8.2.1"``.
-        settings: See :class:`EngineSettings`.
+        version: Version of the TensorRT that will read it, e.g. ``"8.2.1"``.
+        settings: How the engine is built; None takes the defaults.
 
     Raises:
         UsageError: The version cannot build the plan.
         OutputError: A file cannot be written.
     """
     settings = settings or EngineSettings()
-    plan = _plan(bundle, settings, required_version(version))
-    source = _source(bundle, settings.static)
+    required_version(version)
+    plan, copy = plan_build(
+        _source(bundle, settings.static),
+        settings.precision or bundle.manifest.precision,
+        version,
+        strongly_typed=settings.strongly_typed,
+        options=settings.options,
+    )
     target = Path(folder)
     stem = "static" if settings.static else "model"
     model = target / f"{stem}.{plan.precision}{'.typed' if plan.typed else ''}.trt.onnx"
-    copy = tensorrt_model(source, plan)
     _write_bytes(model, copy.SerializeToString(deterministic=True))
-    images = bundle.reference()["input"][: bundle.manifest.batch]
-    image_file = target / "input.bin"
-    _write_bytes(image_file, np.ascontiguousarray(images, np.float32).tobytes())
-    keep = tuple(sorted(float_nodes(source))) if plan.half and not plan.typed else ()
-    return TrtexecFiles(model, {bundle.manifest.inputs[0].name: image_file}, plan, keep, tuple(required_creators(copy)))
+    reference, inputs = bundle.reference(), {}
+    for info in bundle.manifest.inputs:
+        inputs[info.name] = target / f"{info.name.replace('/', '_')}.bin"
+        batch = reference[info.name][: bundle.manifest.batch]
+        _write_bytes(inputs[info.name], np.ascontiguousarray(batch, info.dtype).tobytes())
+    return TrtexecFiles(model, inputs, plan)
 
 
 def required_version(text: str) -> tuple[int, ...]:
@@ -348,12 +338,7 @@ def required_version(text: str) -> tuple[int, ...]:
     return version
 
 
-def trtexec_commands(
-    written: TrtexecFiles,
-    version: str,
-    plugins: str | None,
-    options: BuildOptions | None = None,
-) -> list[str]:
+def trtexec_commands(written: TrtexecFiles, plugins: str | None) -> list[str]:
     """Command lines that build and time an engine with ``trtexec``, every flag written out.
 
     Defaults changed between versions (11 spins, uses CUDA graphs and leaves transfers out), so that the same short
@@ -361,35 +346,30 @@ def trtexec_commands(
 
     Args:
         written: From :func:`write_trtexec_files`.
-        version: Of the ``trtexec``.
-        plugins: Path of the plugin library there, or None.
-        options: See :class:`BuildOptions`.
+        plugins: Path of the plugin library there; a plan without plugins needs none.
 
     Returns:
         The command that builds, and the one that measures.
-
-    Raises:
-        UsageError: Unsupported version.
     """
-    options = options or BuildOptions()
-    numbers = required_version(version)
     plan = written.plan
+    numbers = parse_version(plan.tensorrt)
     engine = written.model.with_suffix("").with_suffix(".engine")
-    loaded = [] if plugins is None else [f"--{'staticPlugins' if numbers >= (8, 6) else 'plugins'}={plugins}"]
+    option = "staticPlugins" if numbers >= (8, 6) else "plugins"
+    loaded = [f"--{option}={plugins}"] if plan.plugins and plugins is not None else []
     build = [f"--onnx={written.model}", f"--saveEngine={engine}", *loaded]
     if numbers >= (8, 4):
-        build.append(f"--memPoolSize=workspace:{options.workspace_mib}")
+        build.append(f"--memPoolSize=workspace:{plan.workspace_mib}")
     else:
-        build.append(f"--workspace={options.workspace_mib}")
-    if not options.tf32:
+        build.append(f"--workspace={plan.workspace_mib}")
+    if not plan.tf32:
         build.append("--noTF32")
     if plan.typed and numbers < (11,):
         build.append("--stronglyTyped")
-    if plan.half and not plan.typed:
+    if plan.precision_plan.half and not plan.typed:
         build.append("--fp16")
         # 8.2 cannot name layers on the command line; the Python builder can.
-        if written.keep_float and numbers >= (8, 4):
-            types = ",".join(f"{name}:fp32" for name in written.keep_float)
+        if plan.float_layers and numbers >= (8, 4):
+            types = ",".join(f"{name}:fp32" for name in plan.float_layers)
             build += ["--precisionConstraints=obey", f"--layerPrecisions={types}", f"--layerOutputTypes={types}"]
     build += [f"--timingCacheFile={engine.with_name(TIMING_CACHE)}", "--profilingVerbosity=detailed"]
     build.append("--skipInference" if numbers >= (8, 6) else "--buildOnly")
@@ -399,7 +379,8 @@ def trtexec_commands(
     measure += ["--warmUp=500", "--duration=10", "--iterations=100", "--avgRuns=1"]
     measure.append("--percentile=50,90,99" if numbers >= (8, 5) else "--percentile=99")
     if numbers < (11,):  # what 11 does by itself; there these flags only bring warnings
-        measure += ["--useCudaGraph", "--useSpinWait", "--noDataTransfers", "--separateProfileRun"]
+        graph = ["--useCudaGraph"] if plan.cuda_graph else []
+        measure += [*graph, "--useSpinWait", "--noDataTransfers", "--separateProfileRun"]
     measure += [f"--exportTimes={engine.with_suffix('.times.json')}", "--dumpProfile"]
     measure.append(f"--exportProfile={engine.with_suffix('.layers.json')}")
     return [shlex.join(["trtexec", *arguments]) for arguments in (build, measure)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import sys
 from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,7 @@ class Device:
         hardware: Real figures of the silicon.
         model: Assumptions about its software.
         laudnet: Parameters of the LAUDNet reference predictor; None where it does not know the device.
+        gpu_names: How CUDA calls this GPU, as shell patterns; empty where that name is not this device's alone.
     """
 
     name: str
@@ -130,6 +132,7 @@ class Device:
     hardware: Hardware
     model: ModelConstants
     laudnet: PredictorParameters | None = None
+    gpu_names: tuple[str, ...] = ()
 
     @property
     def is_local(self) -> bool:
@@ -187,6 +190,7 @@ def read_device(path: str | Path) -> Device:
         hardware=_table(Hardware, data["hardware"], f"[hardware] of {source.name}"),
         model=_table(ModelConstants, model, f"[model] of {source.name}"),
         laudnet=None if laudnet is None else _table(PredictorParameters, laudnet, f"[laudnet] of {source.name}"),
+        gpu_names=tuple(data.get("gpu_names", ())),
     )
 
 
@@ -198,6 +202,19 @@ def _devices() -> dict[str, Device]:
 def device_names() -> list[str]:
     """Return the canonical names of all device models, sorted."""
     return sorted(_devices())
+
+
+def device_of_gpu(gpu: str) -> str | None:
+    """Name of the device model of a GPU.
+
+    Args:
+        gpu: As CUDA calls it, e.g. ``"NVIDIA H200"``.
+
+    Returns:
+        The model's name, or None where no model, or more than one, goes by that name.
+    """
+    found = [device.name for device in _devices().values() if any(fnmatchcase(gpu, name) for name in device.gpu_names)]
+    return found[0] if len(found) == 1 else None
 
 
 def load_device(name: str) -> Device:

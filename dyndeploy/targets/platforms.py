@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dyndeploy.errors import UsageError, unknown_name
+from dyndeploy.errors import InputError, UsageError, unknown_name
 from dyndeploy.ops import OPERATORS
 from dyndeploy.precisions import PRECISIONS
+from dyndeploy.targets.laziness import LazinessRecord
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,9 +41,9 @@ class Target:
         software: What the platform's last system image brings, or None.
         opset: ONNX opset that is written.
         ir_version: ONNX IR version that is written.
-        operator_kernels: Kernel family that runs dynamic operators natively: ``"cpu"`` or ``"cuda"``.
+        operator_kernels: Kernel family that runs dynamic operators natively: ``"cpu"`` or ``"tensorrt"``.
         allowed_operators: Standard operators that may stand in the graph besides the dynamic ones; None means all.
-        precisions: By name.
+        precisions: By name, whether a precision can be exported, and if not, why.
         refused: Features that the platform lacks, with the reason.
         source: Where these facts come from.
     """
@@ -68,26 +69,51 @@ class Target:
         if not rule.supported:
             raise UsageError(f"{precision} cannot be exported for {self.name}: {rule.reason}.")
 
-    def takes_branches(self, record: None = None) -> tuple[bool, str]:
-        """Whether the platform leaves out the branch of ``If`` that is not taken, and why."""
-        return self.runtime == "onnxruntime", self.refused.get("If", "the runtime runs the taken branch only")
-
     def capabilities(self) -> list[dict[str, Any]]:
         """One row per dynamic operator: how it runs on this target."""
         rows = []
         for spec in OPERATORS.values():
-            if self.runtime == "tensorrt":
+            fused = self.operator_kernels in spec.kernels
+            if self.runtime == "tensorrt" and fused:
                 how = "plugin"
                 note = (
                     f"TensorRT {self.runtime_version} plugin with a fused kernel, built on the board; "
                     "not yet confirmed on this board"
                 )
-            elif self.operator_kernels in spec.kernels:
+            elif self.runtime == "tensorrt":
+                how, note = "none", "cannot run there: TensorRT needs a plugin, and there is none"
+            elif fused:
                 how, note = "native", "fused kernel; the function body where the library is absent"
             else:
                 how, note = "body", "standard operators of the function body"
             rows.append({"operator": spec.name, "version": spec.version, "runs": how, "note": note})
         return rows
+
+    def takes_branches(self, record: LazinessRecord | None = None) -> tuple[bool, str]:
+        """Whether skipping may be left to ``If``: whether the runtime leaves out the branch that is not taken.
+
+        Args:
+            record: Result of ``dyndeploy probe`` for this target: what was measured decides. None takes what is known
+                of the platform: ONNX Runtime skips, TensorRT counts as running both branches.
+
+        Returns:
+            The answer, and the reason as one clause.
+
+        Raises:
+            InputError: The record is of another target.
+        """
+        if record is not None:
+            if record.target != self.name:
+                raise InputError(
+                    f"The record was made for {record.target}, not for {self.name}. Run 'dyndeploy probe --target "
+                    f"{self.name}'."
+                )
+            return record.standard.lazy, f"measured: leaving a branch takes {record.standard.ratio:.0%} of taking it"
+        if "If" in self.refused:
+            return False, self.refused["If"]
+        if self.runtime == "tensorrt":
+            return False, "TensorRT may run both branches, and this target was not probed"
+        return True, "ONNX Runtime runs only the branch that is taken"
 
     def to_json(self) -> dict[str, Any]:
         """Everything that is known, as plain JSON types."""
@@ -104,6 +130,7 @@ class Target:
                 for name, rule in self.precisions.items()
             },
             "operators": self.capabilities(),
+            "branches": dict(zip(("taken", "reason"), self.takes_branches(), strict=True)),
             "allowed_operators": None if self.allowed_operators is None else sorted(self.allowed_operators),
             "refused": dict(self.refused),
             "source": self.source,

@@ -21,7 +21,6 @@ from dyndeploy.training.evaluation import (
     ExitEvaluation,
     MaskStatistics,
     evaluate,
-    evaluate_exits,
 )
 from dyndeploy.training.logs import EpochRecord
 from dyndeploy.training.recipe import Recipe, dump_recipe, load_recipe, recipe_names
@@ -45,7 +44,6 @@ __all__ = [
     "TrainResult",
     "dump_recipe",
     "evaluate",
-    "evaluate_exits",
     "load_recipe",
     "recipe_names",
     "train",

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from dyndeploy.data import FloatArray, ImageFolderDataset, PreprocessingLike, ShiftedImages, digits
 from dyndeploy.errors import UsageError
-from dyndeploy.nets import model_info
 from dyndeploy.training.augmentation import TimmPolicy
 from dyndeploy.training.processes import Part
 from dyndeploy.training.recipe import Recipe
@@ -42,7 +41,7 @@ def datasets(recipe: Recipe) -> tuple[Dataset, Dataset]:
         UsageError: The recipe names no folder, or an augmentation needs a package that is missing.
         InputError: Images are missing.
     """
-    preprocessing: PreprocessingLike = model_info(recipe.model.name).preprocessing
+    preprocessing: PreprocessingLike = recipe.model.traits.preprocessing
     training: Dataset
     held_out: Dataset
     if recipe.data.dataset == "digits":

@@ -24,7 +24,7 @@ from dyndeploy.training.batches import datasets, held_out_batches, training_batc
 from dyndeploy.training.ema import MovingAverage
 from dyndeploy.training.evaluation import Evaluation
 from dyndeploy.training.logs import EpochRecord, TensorBoardLog, csv_log
-from dyndeploy.training.objectives import Moment, build, objective_of
+from dyndeploy.training.objectives import Moment, Objective, build
 from dyndeploy.training.optimization import build_optimizer, clip_gradients, set_rates
 from dyndeploy.training.processes import (
     Processes,
@@ -168,12 +168,20 @@ class _Run:
         self.training, self.held_out = datasets(recipe)
         self.iterations = len(self.training) // recipe.batch_size
         self.network = build(recipe)
-        self._check_classes()
         self.precision: torch.dtype = getattr(torch, recipe.compute.precision)
         self.dtype = torch.float64 if self.precision == torch.float64 else torch.float32
-        self.objective = objective_of(recipe, self.network, processes.device, self.dtype)
         self.noise = SharedNoise(processes.device)
-        self.objective.prepare(self.network, processes, self.noise)
+        images, labels = zip(*(self.training[index] for index in range(2)), strict=True)
+        self.objective = Objective(
+            recipe,
+            self.network,
+            torch.stack([torch.as_tensor(image) for image in images]),
+            torch.as_tensor(labels),
+            len(self.training.classes),
+            processes=processes,
+            noise=self.noise,
+        )
+        self.objective.to(processes.device, self.dtype)
         if recipe.compute.batch_norm == "synchronized":
             synchronize_batch_norm(self.network, processes)
         # On CPUs the convolutions of both passes are half as fast again with channels last; GPUs like it too.
@@ -185,14 +193,6 @@ class _Run:
         self.best: dict[str, Any] | None = None
         self.evaluations: tuple[Evaluation, Evaluation | None] | None = None
 
-    def _check_classes(self) -> None:
-        config: Any = self.network.config
-        if config.num_classes != len(self.training.classes):
-            raise UsageError(
-                f"The images have {len(self.training.classes)} classes and the network has {config.num_classes}: set "
-                f"model.options.num_classes to {len(self.training.classes)}."
-            )
-
     def start(self, resume: bool) -> int:
         """Take over the folder's checkpoint if wanted, and join the processes; return the completed epochs."""
         path = self.output / CHECKPOINT
@@ -200,7 +200,7 @@ class _Run:
         if extra is not None:
             self._take_over(extra, path)
         if self.processes.size > 1:
-            self.replica = DistributedDataParallel(self.network)
+            self.replica = DistributedDataParallel(self.network, find_unused_parameters=self.objective.unused)
             self.processes.share_buffers(self.network)
         return len(self.history)
 
@@ -296,9 +296,10 @@ class _Run:
             with self._gradients_shared(number == len(self.parts) - 1):
                 loss = self.objective.loss(self.replica, inputs, targets, moment, self.precision)
                 (loss.total / len(self.parts)).backward()  # type: ignore[no-untyped-call]
-            wanted = targets if targets.ndim == 1 else targets.argmax(1)
-            accuracy = (loss.logits.argmax(1) == wanted).double().mean()
-            values = {"loss": loss.total, **loss.terms, "accuracy": accuracy}
+            values = {"loss": loss.total, **loss.terms}
+            if loss.logits is not None:
+                wanted = targets if targets.ndim == 1 else targets.argmax(1)
+                values["accuracy"] = (loss.logits.argmax(1) == wanted).double().mean()
             names = list(values)
             sums = sums + torch.stack([value.detach().double() for value in values.values()])
         means = self.processes.average(sums / len(self.parts))
@@ -336,7 +337,7 @@ class _Run:
     def _evaluate_network(self) -> Evaluation:
         batches = held_out_batches(self.held_out, self.recipe, self.processes.rank, self.processes.size)
         on_device = (self._to_device(batch) for batch in batches)
-        return self.objective.evaluate(self.network, on_device, self.processes.gather)
+        return self.objective.evaluate(on_device, self.processes.gather)
 
     def finish(self, resumed_from: int) -> TrainResult:
         """Write and return the result."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -13,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dyndeploy.nets import BlockMasks, Densities, DynamicOutput, ExitOutput
+from dyndeploy.blocks import Tape, confidence_of, named_outputs
+from dyndeploy.confidences import confidences
+from dyndeploy.training.flops import Costs, Flops
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Inputs (N, 3, h, w) with class indices (N,)."""
@@ -24,12 +27,12 @@ Gather = Callable[[Any], list[Any]]
 
 @dataclass(frozen=True)
 class MaskStatistics:
-    """How the masks of one masker behave over a set of images.
+    """How the masks of one gate behave over a set of images.
 
-    A position is one patch (spatial) or one channel group (channel) of the mask.
+    A position is what one bit decides on: a patch ("spatial"), a channel group ("channel"), a whole block ("layer").
 
     Attributes:
-        kind: "spatial" or "channel".
+        kind: Name of the gate's kind; see :data:`dyndeploy.ops.gates.GATE_KINDS`.
         positions: Positions of the mask.
         rate: Fraction of positions computed, averaged over the images.
         rate_std: Standard deviation over the images of each image's own rate.
@@ -50,24 +53,18 @@ class MaskStatistics:
 
 @dataclass(frozen=True)
 class BlockEvaluation:
-    """One residual block over a set of images.
+    """One dynamic block over a set of images.
 
     Attributes:
         name: Dotted module name, e.g. "layer1.0".
-        flops_ratio: Computed over dense MACs, maskers included in both.
-        conv1: Fraction of the input pixels that the first convolution computes.
-        conv2: Fraction of the output pixels that the second computes.
-        conv3: Fraction of the patches computed.
-        channel: Fraction of the channel groups computed.
-        masks: One entry per masker of the block.
+        flops_ratio: Computed over dense MACs; maskers are in both where the network counts them itself, else in none.
+        rate: Product of the rates of its masks.
+        masks: One entry per gate of the block.
     """
 
     name: str
     flops_ratio: float
-    conv1: float
-    conv2: float
-    conv3: float
-    channel: float
+    rate: float
     masks: tuple[MaskStatistics, ...]
 
 
@@ -79,7 +76,8 @@ class ExitEvaluation:
         exit: Its number, from 1.
         accuracy: Top-1, a fraction.
         cross_entropy: Mean over the images.
-        macs: MACs per image up to and with this exit.
+        macs: MACs per image up to and with this exit, on average where blocks before it skip something. A network that
+            cannot be cut at its exits computes all of them for every image.
     """
 
     exit: int
@@ -113,23 +111,26 @@ class Evaluation:
 
     Attributes:
         images: Number of images.
-        accuracy: Top-1, a fraction; of the last exit where there are several.
-        cross_entropy: Mean over the images, of the same logits.
-        flops: Mean MACs per image: as :class:`dyndeploy.nets.DynamicOutput` counts them, or of the last exit.
-        flops_ratio: ``flops`` over those of the static twin (:func:`dyndeploy.nets.full_flops`); 1 for the last exit.
-        blocks: One entry per residual block, for networks with masks.
+        accuracy: Top-1, a fraction; of the last exit where there are several; None where the first output is no logits.
+        cross_entropy: Mean over the images, of the same logits; None without.
+        flops: Mean MACs per image: as the network counts them, else as :class:`dyndeploy.training.flops.Costs` does; of
+            the last exit where there are several.
+        flops_ratio: ``flops`` over those of the network with everything computed.
+        blocks: One entry per block, for networks with gates.
         exits: One entry per exit, for networks that have several.
         early_exit: Under the recipe's thresholds, where it has any.
+        loss: Mean over the images of the loss function that the recipe names.
     """
 
     images: int
-    accuracy: float
-    cross_entropy: float
+    accuracy: float | None
+    cross_entropy: float | None
     flops: float
     flops_ratio: float
     blocks: tuple[BlockEvaluation, ...] = ()
     exits: tuple[ExitEvaluation, ...] = ()
     early_exit: EarlyExitEvaluation | None = None
+    loss: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -137,14 +138,29 @@ class Evaluation:
 
     def measures(self) -> dict[str, float]:
         """Return what a log shows of every epoch, by name."""
-        measures = {"accuracy": self.accuracy, "cross_entropy": self.cross_entropy, "flops_ratio": self.flops_ratio}
+        known = {"accuracy": self.accuracy, "cross_entropy": self.cross_entropy, "loss": self.loss}
+        measures = {name: value for name, value in known.items() if value is not None}
+        measures["flops_ratio"] = self.flops_ratio
         measures |= {f"exit{entry.exit}.accuracy": entry.accuracy for entry in self.exits}
         if self.early_exit is not None:
             measures["early_exit.accuracy"] = self.early_exit.accuracy
             measures["early_exit.flops_ratio"] = self.early_exit.macs_ratio
         measures |= {f"{block.name}.flops_ratio": block.flops_ratio for block in self.blocks}
-        measures |= {f"{block.name}.rate": block.conv3 * block.channel for block in self.blocks}
+        measures |= {f"{block.name}.rate": block.rate for block in self.blocks}
         return measures
+
+
+LossFunction = Callable[[Any, Tensor], Tensor]
+"""``(what the network returned, targets) -> scalar``."""
+
+
+def logits_of(output: Any, exits: int = 1) -> list[Tensor]:
+    """Return the logits (N, classes) of all exits of what a network returns; [] where its first outputs are none."""
+    if not exits:
+        return []
+    found = list(named_outputs(output).values())[:exits]
+    fitting = len(found) == exits and all(each.ndim == 2 and each.is_floating_point() for each in found)
+    return found if fitting else []
 
 
 def _own(value: Any) -> list[Any]:
@@ -152,73 +168,69 @@ def _own(value: Any) -> list[Any]:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches, full_flops: float, gather: Gather = _own) -> Evaluation:
-    """Run a network with masks in evaluation mode; its training mode is restored afterwards.
+def evaluate(
+    model: nn.Module,
+    batches: Batches,
+    costs: Costs | None = None,
+    *,
+    exits: int = 1,
+    thresholds: Sequence[float] | None = None,
+    loss: LossFunction | None = None,
+    gather: Gather = _own,
+) -> Evaluation:
+    """Run a network in evaluation mode; its training mode is restored afterwards.
 
     Args:
-        model: A network that returns :class:`dyndeploy.nets.DynamicOutput`.
+        model: Any network whose first output, or first ``exits`` outputs, are logits; with ``loss`` any network.
         batches: At least one image in all processes together.
-        full_flops: Of the static network: :func:`dyndeploy.nets.full_flops`.
+        costs: What its passes cost; None finds it out from the first pass.
+        exits: Number of its exits; 0 where its outputs are no logits.
+        thresholds: Least confidences of all exits but the last, by the network's own measure; None does not evaluate
+            early exit.
+        loss: What the network is trained for, where that is no cross entropy.
         gather: Brings together what several processes found, each on images of its own.
 
     Returns:
-        Averages over the images. In modes with channel masks FLOPs are products of batch averages, as in the
-        LAUDNet reference code, and depend slightly on the batch size.
+        Averages over the images. In modes with channel masks LAUD-ResNets' FLOPs are products of batch averages, as in
+        the LAUDNet reference code, and depend slightly on the batch size.
     """
+    measure = confidence_of(model)
+    found = []
     with _evaluating(model):
-        found = [_masked_batch(model(inputs), labels) for inputs, labels in batches]
-    found = [batch for part in gather(found) for batch in part]
-    images = sum(batch.images for batch in found)
-    flops = sum(batch.flops * batch.images for batch in found) / images
-    rows = sum(batch.per_block * batch.images for batch in found) / images
-    assert not isinstance(rows, float)
-    blocks = []
-    for i, (ratio, conv1, conv2, conv3, channel) in enumerate(rows.T.tolist()):
-        statistics = _mask_statistics([batch.masks[i] for batch in found])
-        blocks.append(BlockEvaluation(found[0].blocks[i], ratio, conv1, conv2, conv3, channel, statistics))
+        for inputs, labels in batches:
+            with Tape(model) as tape:
+                output = model(inputs)
+            if costs is None:
+                costs = Costs(model, (inputs.shape[2], inputs.shape[3]), output, tape, exits)
+            value = None if loss is None else float(loss(output, labels))
+            found.append(_batch(logits_of(output, exits), labels, costs.count(output, tape), tape, measure, value))
+    parts = [batch for part in gather(found) for batch in part]
+    images = sum(batch.images for batch in parts)
+    ratios = sum(batch.ratios * batch.images for batch in parts) / images
+    flops = sum(batch.flops * batch.images for batch in parts) / images
+    assert costs is not None and not isinstance(ratios, float)
+    by_block = dict(zip(costs.blocks, ratios.tolist(), strict=True))
+    classified = parts[0].correct.size > 0
+    correct, confidences = (
+        np.concatenate([getattr(batch, name) for batch in parts], axis=1) for name in ("correct", "confidences")
+    )
+    losses = np.sum([batch.cross_entropy for batch in parts], axis=0) / images
+    macs = costs.exits_under(by_block) if exits > 1 else ()
     return Evaluation(
         images=images,
-        accuracy=sum(batch.correct for batch in found) / images,
-        cross_entropy=sum(batch.cross_entropy for batch in found) / images,
+        accuracy=float(correct[-1].sum()) / images if classified else None,
+        cross_entropy=float(losses[-1]) if classified else None,
         flops=flops,
-        flops_ratio=flops / full_flops,
-        blocks=tuple(blocks),
-    )
-
-
-@torch.no_grad()
-def evaluate_exits(
-    model: nn.Module,
-    batches: Batches,
-    macs: Sequence[float],
-    thresholds: Sequence[float] | None = None,
-    gather: Gather = _own,
-) -> Evaluation:
-    """Run a network with several exits in evaluation mode; its training mode is restored afterwards.
-
-    Args:
-        model: A network that returns :class:`dyndeploy.nets.ExitOutput`.
-        batches: At least one image in all processes together.
-        macs: MACs per image up to and with each exit.
-        thresholds: Least confidences of all exits but the last; None does not evaluate early exit.
-        gather: Brings together what several processes found, each on images of its own.
-    """
-    with _evaluating(model):
-        found = [_exits_batch(model(inputs), labels) for inputs, labels in batches]
-    parts = [batch for part in gather(found) for batch in part]
-    correct, confidences, cross_entropy = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
-    exits = tuple(
-        ExitEvaluation(i + 1, float(correct[i].mean()), float(cross_entropy[i].mean()), float(cost))
-        for i, cost in enumerate(macs)
-    )
-    return Evaluation(
-        images=correct.shape[1],
-        accuracy=exits[-1].accuracy,
-        cross_entropy=exits[-1].cross_entropy,
-        flops=exits[-1].macs,
-        flops_ratio=1.0,
-        exits=exits,
-        early_exit=None if thresholds is None else early_exit(correct, confidences, macs, thresholds),
+        flops_ratio=flops / costs.full,
+        blocks=tuple(_block(name, ratio, parts) for name, ratio in by_block.items()),
+        exits=tuple(
+            ExitEvaluation(i + 1, float(correct[i].mean()), float(losses[i]), cost)
+            for i, cost in enumerate(macs if classified else ())
+        ),
+        early_exit=(
+            early_exit(correct, confidences, macs, thresholds) if classified and thresholds is not None else None
+        ),
+        loss=None if loss is None else sum((batch.loss or 0.0) * batch.images for batch in parts) / images,
     )
 
 
@@ -232,7 +244,7 @@ def early_exit(
 
     Args:
         correct: Whether each exit classifies each image correctly, (exits, n).
-        confidences: Largest softmax probabilities, (exits, n).
+        confidences: How sure each exit is of each image, (exits, n).
         macs: MACs per image up to and with each exit.
         thresholds: Least confidences of all exits but the last.
     """
@@ -260,68 +272,60 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-class _MaskedBatch(NamedTuple):
-    """One batch's findings, plain and on the CPU: masks as booleans, ``per_block`` of shape (5, blocks)."""
+class _Batch(NamedTuple):
+    """One batch's findings, plain and on the CPU.
+
+    ``correct`` and ``confidences`` are (exits, images), ``cross_entropy`` (exits,) sums over the images, ``masks`` by
+    their names (block, kind, booleans (images, positions)).
+    """
 
     images: int
-    correct: int
-    cross_entropy: float
+    correct: npt.NDArray[np.bool_]
+    confidences: npt.NDArray[np.float32]
+    cross_entropy: list[float]
     flops: float
-    per_block: npt.NDArray[np.float64]
-    blocks: tuple[str, ...]
-    masks: tuple[dict[str, npt.NDArray[np.bool_]], ...]
+    ratios: npt.NDArray[np.float64]
+    masks: dict[str, tuple[str, str, npt.NDArray[np.bool_]]]
+    loss: float | None
 
 
-def _masked_batch(output: DynamicOutput, labels: Tensor) -> _MaskedBatch:
-    averages = torch.stack([output.flops_ratio.double(), *_per_block(output.densities)])
-    return _MaskedBatch(
-        images=len(labels),
-        correct=int((output.logits.argmax(1) == labels).sum()),
-        cross_entropy=float(F.cross_entropy(output.logits, labels, reduction="sum")),
-        flops=float(output.flops),
-        per_block=averages.cpu().numpy(),
-        blocks=tuple(masks.name for masks in output.masks),
-        masks=tuple(_positions(masks) for masks in output.masks),
+def _batch(logits: list[Tensor], labels: Tensor, flops: Flops, tape: Tape, measure: str, loss: float | None) -> _Batch:
+    wide = [each.to(torch.promote_types(each.dtype, torch.float32)) for each in logits]
+    n = len(labels)
+    return _Batch(
+        images=n,
+        correct=np.stack([(each.argmax(1) == labels).cpu().numpy() for each in wide] or [np.zeros(0, np.bool_)]),
+        confidences=np.stack(
+            [confidences(each.float().cpu().numpy(), measure) for each in wide] or [np.zeros(0, np.float32)]
+        ),
+        cross_entropy=[float(F.cross_entropy(each, labels, reduction="sum")) for each in wide],
+        flops=float(flops.total),
+        ratios=flops.ratios.double().cpu().numpy(),
+        masks={
+            name: (tape.decisions[name].block, tape.decisions[name].kind, mask.flatten(1).bool().cpu().numpy())
+            for name, mask in tape.masks.items()
+        },
+        loss=loss,
     )
 
 
-def _positions(masks: BlockMasks) -> dict[str, npt.NDArray[np.bool_]]:
-    """Return the block's masks by kind, each (N, positions)."""
-    kinds = {"spatial": masks.spatial, "channel": masks.channel}
-    return {kind: mask.flatten(1).bool().cpu().numpy() for kind, mask in kinds.items() if mask is not None}
+def _block(name: str, flops_ratio: float, batches: list[_Batch]) -> BlockEvaluation:
+    masks = tuple(
+        _mask_statistics(kind, np.concatenate([batch.masks[label][2] for batch in batches if label in batch.masks]))
+        for label, (block, kind, _) in batches[0].masks.items()
+        if block == name
+    )
+    return BlockEvaluation(name, flops_ratio, math.prod(mask.rate for mask in masks), masks)
 
 
-def _exits_batch(
-    output: ExitOutput, labels: Tensor
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return for every exit and image: right or wrong, confidence, cross entropy."""
-    logits = torch.stack(output.logits).float()
-    correct = logits.argmax(2) == labels
-    confidences = logits.softmax(2).amax(2)
-    losses = torch.stack([F.cross_entropy(each, labels, reduction="none") for each in logits])
-    return correct.cpu().numpy(), confidences.cpu().numpy(), losses.cpu().numpy()
-
-
-def _per_block(densities: Densities) -> list[Tensor]:
-    return [
-        torch.cat(stages).double() for stages in (densities.conv1, densities.conv2, densities.conv3, densities.channel)
-    ]
-
-
-def _mask_statistics(batches: list[dict[str, npt.NDArray[np.bool_]]]) -> tuple[MaskStatistics, ...]:
-    statistics = []
-    for kind in batches[0]:
-        mask = np.concatenate([batch[kind] for batch in batches])
-        per_position = mask.mean(0)
-        statistics.append(
-            MaskStatistics(
-                kind=kind,
-                positions=mask.shape[1],
-                rate=float(mask.mean()),
-                rate_std=float(mask.mean(1).std()),
-                variance=float((per_position * (1 - per_position)).mean()),
-                varying=float(((per_position > 0) & (per_position < 1)).mean()),
-                distinct=len(np.unique(np.packbits(mask, axis=1), axis=0)),
-            )
-        )
-    return tuple(statistics)
+def _mask_statistics(kind: str, mask: npt.NDArray[np.bool_]) -> MaskStatistics:
+    per_position = mask.mean(0)
+    return MaskStatistics(
+        kind=kind,
+        positions=mask.shape[1],
+        rate=float(mask.mean()),
+        rate_std=float(mask.mean(1).std()),
+        variance=float((per_position * (1 - per_position)).mean()),
+        varying=float(((per_position > 0) & (per_position < 1)).mean()),
+        distinct=len(np.unique(np.packbits(mask, axis=1), axis=0)),
+    )

@@ -43,7 +43,7 @@ def sparsity_loss(flops: Tensor, full_flops: float, block_ratios: Tensor, target
 
     Args:
         flops: MACs per image, 0-d.
-        full_flops: The same of the static network: :func:`dyndeploy.nets.full_flops`.
+        full_flops: The same of the static network.
         block_ratios: Computed over dense MACs of each block, shape (blocks,).
         target: FLOPs ratio aimed at.
         bounds: From :func:`block_bounds`.

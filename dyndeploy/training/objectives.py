@@ -1,26 +1,22 @@
-"""What a family of networks is trained for: its losses, and how it is evaluated. The engine knows no family."""
+"""What a network is trained for: one objective of parts, whatever the network is; and how it is evaluated."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dyndeploy.errors import UsageError
-from dyndeploy.nets import (
-    DynamicOutput,
-    DynPerceiver,
-    ExitOutput,
-    LaudResNet,
-    create_model,
-    exit_macs,
-    full_flops,
-    load_checkpoint,
-)
-from dyndeploy.training.evaluation import Batches, Evaluation, Gather, evaluate, evaluate_exits
+from dyndeploy.blocks import Tape, dynamic_blocks, named_outputs
+from dyndeploy.blocks.block import run_dense
+from dyndeploy.errors import DyndeployError, UsageError
+from dyndeploy.nets import load_checkpoint
+from dyndeploy.nets.factories import build_network, load_function
+from dyndeploy.training.evaluation import Batches, Evaluation, LossFunction, evaluate, logits_of
+from dyndeploy.training.flops import Costs
 from dyndeploy.training.losses import (
     Bounds,
     block_bounds,
@@ -28,7 +24,7 @@ from dyndeploy.training.losses import (
     self_distillation_loss,
     sparsity_loss,
 )
-from dyndeploy.training.processes import Processes, SharedNoise, share_decisions
+from dyndeploy.training.processes import Processes, SharedNoise
 from dyndeploy.training.recipe import Recipe
 from dyndeploy.training.schedules import scheduled
 
@@ -56,61 +52,26 @@ class Loss(NamedTuple):
     Attributes:
         total: What is minimised, 0-d.
         terms: What it consists of, without weights, and what else is logged: 0-d tensors by name.
-        logits: (N, classes) of the whole network.
+        logits: (N, classes) of the whole network; None where the first output is none.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
-    logits: Tensor
+    logits: Tensor | None
 
 
-class Objective(Protocol):
-    """See :class:`MaskObjective` and :class:`ExitObjective`."""
-
-    def settings(self, moment: Moment) -> dict[str, float]:
-        """Return what else depends on the moment and is logged, by name."""
-
-    def prepare(self, network: nn.Module, processes: Processes, noise: SharedNoise) -> None:
-        """Make the network ready for training on several processes."""
-
-    def loss(self, network: nn.Module, inputs: Tensor, targets: Tensor, moment: Moment, precision: torch.dtype) -> Loss:
-        """Return the loss of inputs (N, 3, h, w) for class indices (N,) or probabilities (N, classes)."""
-
-    def evaluate(self, network: nn.Module, batches: Batches, gather: Gather) -> Evaluation:
-        """Evaluate the network."""
-
-    def score(self, evaluation: Evaluation) -> float | None:
-        """Return what the best epoch has most of; None where an epoch cannot be the best."""
-
-
-def build(recipe: Recipe, overrides: Mapping[str, object] | None = None) -> nn.Module:
+def build(recipe: Recipe) -> nn.Module:
     """Return the recipe's network, with its initial weights.
 
     Raises:
-        CheckpointError: They do not load.
+        UsageError: It cannot be built.
+        InputError: What the recipe imports is missing, or raises.
+        CheckpointError: The initial weights do not load.
     """
-    network = create_model(recipe.model.name, **{**recipe.model.options, **(overrides or {})})
+    network = build_network(recipe.model.name, recipe.model.options, recipe.model.imported)
     if recipe.model.initial_weights is not None:
         load_checkpoint(network, recipe.model.initial_weights)
     return network
-
-
-def objective_of(recipe: Recipe, network: nn.Module, device: torch.device, dtype: torch.dtype) -> Objective:
-    """Return the objective of the recipe's family.
-
-    Args:
-        recipe: The run.
-        network: Made from it, before anything is done to it.
-        device: Where the run computes.
-        dtype: Type of the weights.
-
-    Raises:
-        UsageError: The recipe asks for a teacher and names no weights, or weighs another number of exits.
-    """
-    if isinstance(network, LaudResNet):
-        return MaskObjective(recipe, network, device, dtype)
-    assert isinstance(network, DynPerceiver)
-    return ExitObjective(recipe, network)
 
 
 def autocast(tensor: Tensor, precision: torch.dtype) -> torch.autocast:
@@ -123,131 +84,239 @@ def wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-class MaskObjective:
-    """Networks with masks (LAUD-ResNet): cross entropy, FLOPs budget, and a static teacher.
+class Objective:
+    """Cross entropy, or a loss function, + the FLOPs budget of the gates + distillation, each where it is of use.
 
-    Reference: LAUDNet (Han et al., TPAMI 2024), equations of section 3.5 as its reference code has them.
-
-    Args:
-        recipe: The run.
-        network: The network, on the CPU.
-        device: Where the teacher computes.
-        dtype: Type of its weights.
-    """
-
-    def __init__(self, recipe: Recipe, network: LaudResNet, device: torch.device, dtype: torch.dtype) -> None:
-        assert recipe.sparsity is not None and recipe.temperature is not None
-        self.sparsity, self.temperature = recipe.sparsity, recipe.temperature
-        self.distillation = recipe.distillation
-        self.label_smoothing = recipe.label_smoothing
-        self.full_flops = full_flops(network, recipe.input_size)
-        self.teacher: nn.Module | None = None
-        if recipe.distillation is not None:
-            teacher = _teacher(recipe)
-            self.teacher = teacher.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def settings(self, moment: Moment) -> dict[str, float]:
-        """Return the Gumbel-softmax temperature."""
-        recipe = self.temperature
-        return {"temperature": scheduled(recipe.schedule, recipe.start, recipe.end, moment.done)}
-
-    def prepare(self, network: nn.Module, processes: Processes, noise: SharedNoise) -> None:
-        """Let masks be decided and averaged over the whole batch."""
-        share_decisions(network, processes, noise)
-
-    def bounds(self, moment: Moment) -> Bounds:
-        """Return the bounds on the blocks, which move from epoch to epoch."""
-        return block_bounds(self.sparsity.target, moment.epoch / moment.epochs, self.sparsity.bounds_until)
-
-    def loss(self, network: nn.Module, inputs: Tensor, targets: Tensor, moment: Moment, precision: torch.dtype) -> Loss:
-        """Return cross entropy + weight x sparsity + weight x distillation."""
-        with autocast(inputs, precision):
-            output: DynamicOutput = network(inputs, self.settings(moment)["temperature"])
-        logits = wide(output.logits)
-        cross_entropy = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        sparsity = sparsity_loss(
-            output.flops, self.full_flops, output.flops_ratio, self.sparsity.target, self.bounds(moment)
-        )
-        total = cross_entropy + self.sparsity.weight * sparsity
-        distillation = torch.zeros_like(total)
-        if self.teacher is not None and self.distillation is not None:
-            with torch.no_grad(), autocast(inputs, precision):
-                taught = self.teacher(inputs).logits
-            distillation = distillation_loss(logits, wide(taught), self.distillation.temperature)
-            total = total + self.distillation.weight * distillation
-        terms = {
-            "cross_entropy": cross_entropy,
-            "sparsity": sparsity,
-            "distillation": distillation,
-            "flops_ratio": output.flops / self.full_flops,
-        }
-        return Loss(total, terms, logits)
-
-    def evaluate(self, network: nn.Module, batches: Batches, gather: Gather) -> Evaluation:
-        """Evaluate the network and its masks."""
-        return evaluate(network, batches, self.full_flops, gather)
-
-    def score(self, evaluation: Evaluation) -> float | None:
-        """Return the accuracy, where the budget is kept: early epochs compute, and know, more than they may."""
-        within = evaluation.flops_ratio <= self.sparsity.target + FLOPS_TOLERANCE
-        return evaluation.accuracy if within else None
-
-
-class ExitObjective:
-    """Networks with early exits (Dyn-Perceiver): cross entropy of every exit, and the last exit as teacher.
-
-    Reference: Dynamic Perceiver (Han et al., ICCV 2023), equation 3, as its reference code has it.
+    With several exits: the weighted cross entropies of all, and the last one as teacher; else the static network of the
+    same initial weights teaches. References: LAUDNet (Han et al., TPAMI 2024), equations of section 3.5; Dynamic
+    Perceiver (Han et al., ICCV 2023), equation 3; both as their reference codes have them.
 
     Args:
         recipe: The run.
-        network: The network.
+        network: Made from it, on the CPU, before anything is done to it.
+        images: A few of the training images (n, 3, h, w), to try the network on.
+        labels: Their class indices (n,).
+        classes: Number of classes of the images.
+        processes: Over which the batch's averages are taken; None for one process.
+        noise: Of the gates; None leaves them their own.
+
+    Attributes:
+        costs: What passes of the network cost.
+        unused: Whether some of the trained parameters do not reach the loss.
 
     Raises:
-        UsageError: ``exits.weights`` has not one entry per exit.
+        UsageError: The network cannot be trained as the recipe says: see :meth:`_rehearse`.
+        DyndeployError: Its outputs or its loss are not finite before any training.
     """
 
-    def __init__(self, recipe: Recipe, network: DynPerceiver) -> None:
-        assert recipe.exits is not None
-        if len(recipe.exits.weights) != network.exits:
-            raise UsageError(
-                f"exits.weights has {len(recipe.exits.weights)} entries and {recipe.model.name} has {network.exits} "
-                "exits: give one for each."
-            )
-        self.exits = recipe.exits
-        self.distillation = recipe.distillation
-        self.label_smoothing = recipe.label_smoothing
-        self.macs = exit_macs(network, recipe.input_size)
+    def __init__(
+        self,
+        recipe: Recipe,
+        network: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        classes: int,
+        *,
+        processes: Processes | None = None,
+        noise: SharedNoise | None = None,
+    ) -> None:
+        self.recipe, self.network = recipe, network
+        self.exits = recipe.model.traits.exits
+        self.loss_function: LossFunction | None = None if recipe.loss is None else load_function(recipe.loss)
+        self._mean: Callable[[Tensor], Tensor] = torch.mean if processes is None else processes.mean
+        self._noise = noise
+        if recipe.mixing is not None:
+            labels = F.one_hot(labels, classes).to(images.dtype)
+        self.unused = False
+        self.costs = self._rehearse(images, labels, classes)
+        self.budget = recipe.sparsity if self.costs.varies else None
+        self.teacher: nn.Module | None = None
+        if recipe.distillation is not None and self.exits <= 1:
+            if not self.exits:
+                raise UsageError(
+                    f"distillation: the first output of {recipe.model.name} is no logits, which a teacher could teach: "
+                    "leave the section out."
+                )
+            self.teacher = _teacher(recipe)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move the teacher to where, and in what, the run computes."""
+        if self.teacher is not None:
+            self.teacher.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def settings(self, moment: Moment) -> dict[str, float]:
-        """Return nothing: the loss is the same all the time."""
-        return {}
+        """Return what depends on the moment and is logged: the Gumbel-softmax temperature of networks with gates."""
+        recipe = self.recipe.temperature
+        if recipe is None:
+            return {}
+        return {"temperature": scheduled(recipe.schedule, recipe.start, recipe.end, moment.done)}
 
-    def prepare(self, network: nn.Module, processes: Processes, noise: SharedNoise) -> None:
-        """Do nothing: an image's exits depend on no other image."""
+    def bounds(self, moment: Moment) -> Bounds:
+        """Return the bounds on the blocks' FLOPs ratios, which move from epoch to epoch."""
+        assert self.recipe.sparsity is not None
+        sparsity = self.recipe.sparsity
+        return block_bounds(sparsity.target, moment.epoch / moment.epochs, sparsity.bounds_until)
 
     def loss(self, network: nn.Module, inputs: Tensor, targets: Tensor, moment: Moment, precision: torch.dtype) -> Loss:
-        """Return the weighted cross entropies of the exits + weight x self-distillation."""
-        with autocast(inputs, precision):
-            output: ExitOutput = network(inputs)
-        # The reference code takes the distillation of half precision logits where it computes in half precision.
-        logits = [wide(each) for each in output.logits]
-        losses = [F.cross_entropy(each, targets, label_smoothing=self.label_smoothing) for each in logits]
-        total = torch.stack([weight * loss for weight, loss in zip(self.exits.weights, losses, strict=True)]).sum()
-        distillation = torch.zeros_like(total)
-        if self.distillation is not None:
-            distillation = self_distillation_loss(logits, self.distillation.temperature)
-            total = total + self.distillation.weight * distillation
-        terms = {f"exit{number}.cross_entropy": loss for number, loss in enumerate(losses, 1)}
-        return Loss(total, terms | {"distillation": distillation}, logits[-1])
+        """Return the loss of a part of a batch.
 
-    def evaluate(self, network: nn.Module, batches: Batches, gather: Gather) -> Evaluation:
-        """Evaluate every exit, and early exit under the recipe's thresholds."""
-        return evaluate_exits(network, batches, self.macs, self.exits.thresholds, gather)
+        Args:
+            network: The network, or what spreads it over several processes.
+            inputs: (N, 3, h, w).
+            targets: Class indices (N,) or probabilities (N, classes).
+            moment: Where the run is.
+            precision: Of the matrix products.
+        """
+        temperature = self.settings(moment).get("temperature")
+        tape = Tape(self.network, temperature=temperature, noise=self._noise, mean=self._mean)
+        with tape, autocast(inputs, precision):
+            output = network(inputs)
+        # The reference code takes the distillation of half precision logits where it computes in half precision.
+        logits = [wide(each) for each in logits_of(output, self.exits)]
+        total, terms = self._task(output, logits, targets)
+        if self.budget is not None:
+            flops = self.costs.count(output, tape)
+            sparsity = sparsity_loss(
+                flops.total, self.costs.full, flops.ratios, self.budget.target, self.bounds(moment)
+            )
+            total = total + self.budget.weight * sparsity
+            terms["sparsity"] = sparsity
+        distillation = self._distillation(inputs, logits, precision)
+        terms["distillation"] = torch.zeros_like(total) if distillation is None else distillation
+        if distillation is not None:
+            assert self.recipe.distillation is not None
+            total = total + self.recipe.distillation.weight * distillation
+        if self.budget is not None:
+            terms["flops_ratio"] = flops.total / self.costs.full
+        return Loss(total, terms, logits[-1] if logits else None)
+
+    def evaluate(self, batches: Batches, gather: Any) -> Evaluation:
+        """Evaluate the network, its exits and its gates."""
+        thresholds = None if self.recipe.exits is None else self.recipe.exits.thresholds
+        return evaluate(
+            self.network,
+            batches,
+            self.costs,
+            exits=self.exits,
+            thresholds=thresholds,
+            loss=self.loss_function,
+            gather=gather,
+        )
 
     def score(self, evaluation: Evaluation) -> float | None:
-        """Return the mean accuracy of all exits, or as the reference code does, which ignores the first."""
-        accuracies = [entry.accuracy for entry in evaluation.exits]
-        return max(accuracies[1:]) if self.exits.best == "reference" else sum(accuracies) / len(accuracies)
+        """Return what the best epoch has most of; None where an epoch cannot be the best.
+
+        That is the accuracy, of several exits their mean or as the reference code has it, which ignores the first;
+        without logits the negative loss. Where there is a budget it must be kept: early epochs compute, and know, more
+        than they may.
+        """
+        if self.budget is not None and evaluation.flops_ratio > self.budget.target + FLOPS_TOLERANCE:
+            return None
+        if evaluation.exits:
+            accuracies = [entry.accuracy for entry in evaluation.exits]
+            assert self.recipe.exits is not None
+            best = self.recipe.exits.best == "reference"
+            return max(accuracies[1:]) if best else sum(accuracies) / len(accuracies)
+        return evaluation.accuracy if evaluation.accuracy is not None else -(evaluation.loss or 0.0)
+
+    def _task(self, output: Any, logits: list[Tensor], targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss function of the recipe, or the cross entropies of all exits."""
+        if self.loss_function is not None:
+            task = self.loss_function(output, targets)
+            return task, {"task": task}
+        smoothing = self.recipe.label_smoothing
+        losses = [F.cross_entropy(each, targets, label_smoothing=smoothing) for each in logits]
+        if len(losses) == 1:
+            return losses[0], {"cross_entropy": losses[0]}
+        assert self.recipe.exits is not None and self.recipe.exits.weights is not None
+        weights = self.recipe.exits.weights
+        total = torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
+        return total, {f"exit{number}.cross_entropy": loss for number, loss in enumerate(losses, 1)}
+
+    def _distillation(self, inputs: Tensor, logits: list[Tensor], precision: torch.dtype) -> Tensor | None:
+        recipe = self.recipe.distillation
+        if recipe is None:
+            return None
+        if self.teacher is None:
+            return self_distillation_loss(logits, recipe.temperature)
+        with torch.no_grad(), autocast(inputs, precision):
+            (taught,) = logits_of(self.teacher(inputs))
+        return distillation_loss(logits[0], wide(taught), recipe.temperature)
+
+    def _rehearse(self, images: Tensor, targets: Tensor, classes: int) -> Costs:
+        """Run a copy of the network both ways on a few images, and refuse what could not be trained.
+
+        Raises:
+            UsageError: It does not run on the images; uses a block twice; has a gate that no gradient reaches; gives no
+                logits, or of another number of classes, where no loss function is named; or that function gives no
+                scalar with a gradient.
+            DyndeployError: Outputs or loss are NaN or infinite.
+        """
+        name = self.recipe.model.name
+        twin = copy.deepcopy(self.network).train()
+        if not any(parameter.requires_grad for parameter in twin.parameters()):
+            raise UsageError(f"{name} has no parameter that is trained: none has requires_grad.")
+        with torch.random.fork_rng(devices=[]), Tape(twin) as tape:
+            try:
+                output = twin(images)
+            except DyndeployError:
+                raise
+            except Exception as error:
+                raise UsageError(
+                    f"{name} cannot run on training images {tuple(images.shape)}: {type(error).__name__}: "
+                    f"{' '.join(str(error).split())[:200].rstrip('.')}. Check model.options and model.input_size."
+                ) from error
+        logits = self._checked_logits(output, classes)
+        for decision in tape.decisions.values():
+            if not decision.margin.requires_grad:
+                raise UsageError(
+                    f"The gate '{decision.gate}' of {decision.block or 'the network'} gets no gradient: its logits "
+                    "depend on no parameter that is trained, or they are detached. Compute them with layers of its own."
+                )
+        task, _ = self._task(output, [wide(each) for each in logits], targets)
+        if not isinstance(task, Tensor) or task.ndim or not task.requires_grad:
+            found = f"shape {tuple(task.shape)}" if isinstance(task, Tensor) else type(task).__name__
+            raise UsageError(
+                f"loss: {self.recipe.loss} gives {found} without a gradient or no scalar: give a 0-d tensor computed "
+                "from the network's outputs."
+            )
+        if not all(bool(torch.isfinite(each).all()) for each in (task, *logits)):
+            raise DyndeployError(
+                f"{name} gives NaN or infinite values before any training: check its initial weights, and its layers "
+                "for divisions and logarithms of 0."
+            )
+        costs = Costs(self.network, (images.shape[2], images.shape[3]), output, tape, max(1, self.exits))
+        flops = costs.count(output, tape).total
+        (task + 0 * flops if flops.requires_grad else task).backward()  # type: ignore[no-untyped-call]
+        self.unused = any(p.grad is None for p in twin.parameters() if p.requires_grad)
+        return costs
+
+    def _checked_logits(self, output: Any, classes: int) -> list[Tensor]:
+        """The logits of all exits; a network with a loss function of its own need not have any."""
+        name, logits = self.recipe.model.name, []
+        try:
+            logits = logits_of(output, self.exits)
+        except UsageError:
+            if self.loss_function is None:
+                raise
+        if self.loss_function is not None:
+            if any(each.shape[1] != classes for each in logits) or not logits:
+                self.exits = 0
+            return logits if self.exits else []
+        if not logits:
+            first, value = next(iter(named_outputs(output).items()))
+            raise UsageError(
+                f"The first output of {name} ('{first}', {tuple(value.shape)}) is no logits (N, classes), and the "
+                "recipe names no loss: write loss: module:function (or file.py:function), which takes what the network "
+                "returns and the targets, and gives a scalar tensor."
+            )
+        for each in logits:
+            if each.shape[1] != classes:
+                raise UsageError(
+                    f"The images have {classes} classes and the network has {each.shape[1]}: set "
+                    f"model.options.num_classes to {classes}, or what {name} calls its number of classes."
+                )
+        return logits
 
 
 def _teacher(recipe: Recipe) -> nn.Module:
@@ -257,4 +326,6 @@ def _teacher(recipe: Recipe) -> nn.Module:
             "give a checkpoint of the static network (--init FILE, or model.initial_weights in the recipe)"
             + (f". {recipe.checkpoint.note}" if recipe.checkpoint.note else ".")
         )
-    return build(recipe, {"mode": "static"}).eval().requires_grad_(False)
+    teacher = build(recipe)
+    run_dense(teacher, [path for path, _, _ in dynamic_blocks(teacher)])
+    return teacher.eval().requires_grad_(False)

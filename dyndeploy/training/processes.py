@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dyndeploy.errors import UsageError
-from dyndeploy.nets.laud_resnet import LaudBottleneck
-from dyndeploy.nets.maskers import ConvLinearChannelMasker, MlpChannelMasker, SpatialMasker
 
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _T = TypeVar("_T")
@@ -195,15 +193,6 @@ class SharedNoise:
         noise = logits.new_empty((self._part.batch, *logits.shape[1:]))
         noise.exponential_(generator=self._generator)
         return -noise[self._part.start : self._part.stop].log()
-
-
-def share_decisions(network: nn.Module, processes: Processes, noise: SharedNoise) -> None:
-    """Let the masks of a network be decided, and averaged, as if one process computed whole batches."""
-    for module in network.modules():
-        if isinstance(module, (SpatialMasker, MlpChannelMasker, ConvLinearChannelMasker)):
-            module.noise = noise
-        elif isinstance(module, LaudBottleneck):
-            module.mean = processes.mean
 
 
 class SynchronizedBatchNorm(_BatchNorm):

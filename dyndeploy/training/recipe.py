@@ -18,7 +18,9 @@ import yaml
 from dyndeploy.errors import InputError, UsageError, unknown_name
 from dyndeploy.files import shipped_folder
 from dyndeploy.nets import model_info
+from dyndeploy.nets.factories import file_of
 from dyndeploy.training.schedules import SCHEDULES
+from dyndeploy.training.traits import Traits, network_traits
 
 DATASETS = ("digits", "imagefolder")
 OPTIMIZERS = ("sgd", "adamw")
@@ -36,16 +38,24 @@ class ModelRecipe:
     """The network.
 
     Attributes:
-        name: A registered model.
-        options: Keywords of :func:`dyndeploy.nets.create_model`.
-        input_size: (height, width) in pixels; None for the model's own.
+        name: A registered model, or a function or class of ``imported`` that gives a network.
+        options: Keywords of the model, the function or the class.
+        input_size: (height, width) in pixels; None for the network's own.
         initial_weights: Checkpoint to start from; None for random weights.
+        imported: ``import`` in files: a ``.py`` file, relative to the recipe's folder, or a module; None takes the
+            networks that come with dyndeploy.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     input_size: tuple[int, int] | None = None
     initial_weights: str | None = None
+    imported: str | None = field(default=None, metadata={"key": "import"})
+
+    @property
+    def traits(self) -> Traits:
+        """What the network has use for."""
+        return network_traits(self.name, self.options, self.imported, self.input_size)
 
 
 @dataclass(frozen=True)
@@ -208,23 +218,24 @@ class ExitsRecipe:
     """The exits of a network that may stop early.
 
     Attributes:
-        weights: Factor of each exit's cross entropy, in the order of the exits.
-        thresholds: Least confidences (largest softmax probability) of all exits but the last, for evaluating
+        weights: Factor of each exit's cross entropy, in the order of the exits; None is 0.5 for the first half of them
+            and 1 for the others. Not used where a loss function is named.
+        thresholds: Least confidences, by the network's own measure, of all exits but the last, for evaluating
             early exit while training goes on; None evaluates whole passes only. Deployment needs thresholds
             that are calibrated on the bundle: see ``dyndeploy calibrate``.
         best: What the best epoch is best in: "all", the mean accuracy of all exits, or "reference", the best
             single exit but the first, as in the Dyn-Perceiver reference code.
     """
 
-    weights: tuple[float, ...] = (0.5, 0.5, 1.0, 1.0)
+    weights: tuple[float, ...] | None = None
     thresholds: tuple[float, ...] | None = None
     best: str = "all"
 
 
 @dataclass(frozen=True)
 class DistillationRecipe:
-    """Learning from a teacher: for LAUD-ResNets the static network of the same initial weights, for
-    Dyn-Perceivers the last exit of the same pass.
+    """Learning from a teacher: with several exits the last one of the same pass, else the static network of the same
+    initial weights, whose gates compute everything.
 
     Attributes:
         weight: Factor of the distillation loss.
@@ -262,10 +273,12 @@ class Recipe:
         epochs: Passes over the training images.
         batch_size: Images per iteration, over all processes and parts; an incomplete last batch is dropped.
         optimizer: Optimizer, learning rate, weight decay.
-        sparsity: FLOPs budget (LAUD-ResNets).
-        temperature: Gumbel-softmax temperature (LAUD-ResNets).
-        exits: Early exits (Dyn-Perceivers).
+        sparsity: FLOPs budget, of networks whose gates decide.
+        temperature: Gumbel-softmax temperature of the gates.
+        exits: Early exits, of networks that have several.
         distillation: None trains on labels alone.
+        loss: ``module:function`` or ``file.py:function`` (relative to the recipe's folder): takes what the network
+            returns and the targets, and gives a scalar tensor. None is the cross entropy of the logits.
         mixing: None trains on single images.
         label_smoothing: Probability that the targets spread evenly over all classes.
         ema: None keeps no moving average.
@@ -285,6 +298,7 @@ class Recipe:
     temperature: TemperatureRecipe | None = None
     exits: ExitsRecipe | None = None
     distillation: DistillationRecipe | None = None
+    loss: str | None = None
     mixing: MixingRecipe | None = None
     label_smoothing: float = 0.0
     ema: EmaRecipe | None = None
@@ -293,23 +307,30 @@ class Recipe:
     checkpoint: CheckpointRecipe = CheckpointRecipe()
 
     def __post_init__(self) -> None:
-        """Check the values that a type does not settle; give the family's own sections their defaults.
+        """Check the values that a type does not settle; give the sections that the network has use for defaults.
 
         Raises:
             UsageError: Naming the key, its value and what is valid.
+            InputError: What the model imports is missing, or raises.
         """
-        info = model_info(self.model.name)
-        for option in self.model.options:
-            if option not in info.defaults:
-                raise unknown_name(f"argument of {self.model.name}", option, info.defaults)
-        info.config_type(**{**info.defaults, **self.model.options})
-        self._settle_sections(info.family)
+        if self.model.imported is None:
+            info = model_info(self.model.name)
+            for option in self.model.options:
+                if option not in info.defaults:
+                    raise unknown_name(f"argument of {self.model.name}", option, info.defaults)
+            info.config_type(**{**info.defaults, **self.model.options})
         _require("epochs", self.epochs, self.epochs >= 1, "at least 1")
         # Batch norm cannot learn from one image on a map of one pixel.
         _require("batch_size", self.batch_size, self.batch_size >= 2, "at least 2")
         _require("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 4294967295")
         if self.model.input_size is not None:
             _require("model.input_size", self.model.input_size, min(self.model.input_size) >= 1, "at least 1 each")
+        elif self.model.traits.input_size is None:
+            raise UsageError(
+                f"model.input_size: {self.model.name} does not say what it takes: give [height, width], or give the "
+                "network an attribute input_size."
+            )
+        self._settle_sections(self.model.traits)
         smoothing = self.label_smoothing
         _require("label_smoothing", smoothing, 0 <= smoothing < 1, "from 0 to below 1")
         _check_data(self.data)
@@ -324,7 +345,7 @@ class Recipe:
         if self.temperature is not None:
             _check_temperature(self.temperature)
         if self.exits is not None:
-            _check_exits(self.exits)
+            _check_exits(self.exits, self.model.traits.exits)
         if self.distillation is not None:
             _require("distillation.weight", self.distillation.weight, self.distillation.weight >= 0, "at least 0")
             kd = self.distillation.temperature
@@ -333,31 +354,48 @@ class Recipe:
         if accuracy is not None:
             _require("checkpoint.accuracy", accuracy, 0 < accuracy <= 1, "a fraction above 0 and at most 1")
 
-    def _settle_sections(self, family: str) -> None:
-        own = FAMILY_SECTIONS.get(family)
-        if own is None:
-            raise UsageError(
-                f"{self.model.name} cannot be trained: recipes are for networks of {', '.join(FAMILY_SECTIONS)}; "
-                f"this is a {family}."
-            )
-        for section in sorted({name for sections in FAMILY_SECTIONS.values() for name in sections}):
-            if section not in own and getattr(self, section) is not None:
+    def _settle_sections(self, traits: Traits) -> None:
+        uses = {"sparsity": traits.budget, "temperature": traits.budget, "exits": traits.exits > 1}
+        sections: dict[str, Callable[[], Any]] = {
+            "sparsity": SparsityRecipe,
+            "temperature": TemperatureRecipe,
+            "exits": ExitsRecipe,
+        }
+        for section, used in uses.items():
+            if not used and getattr(self, section) is not None:
+                why = "has one exit" if section == "exits" else "has no gates"
+                own = ", ".join(name for name, used in uses.items() if used) or "none"
                 raise UsageError(
-                    f"{section}: {self.model.name} is a {family}, which has no use for this section: leave it out. "
-                    f"Sections of its own: {', '.join(own)}."
+                    f"{section}: {self.model.name} {why} and no use for this section: leave it out. Sections of its "
+                    f"own: {own}."
                 )
-            if section in own and getattr(self, section) is None:
-                object.__setattr__(self, section, own[section]())
+            if used and getattr(self, section) is None:
+                object.__setattr__(self, section, sections[section]())
+        if self.exits is not None:
+            object.__setattr__(self, "exits", self._settled_exits(self.exits, traits.exits))
 
-    @property
-    def family(self) -> str:
-        """Family of the network."""
-        return model_info(self.model.name).family
+    def _settled_exits(self, exits: ExitsRecipe, count: int) -> ExitsRecipe:
+        if self.loss is not None:
+            if exits.weights is not None:
+                raise UsageError(
+                    "exits.weights: the loss function that is named weighs the exits itself: leave it out."
+                )
+            return exits
+        if exits.weights is None:
+            return dataclasses.replace(exits, weights=tuple(0.5 if i < count // 2 else 1.0 for i in range(count)))
+        if len(exits.weights) != count:
+            raise UsageError(
+                f"exits.weights has {len(exits.weights)} entries and {self.model.name} has {count} exits: give one for "
+                "each."
+            )
+        return exits
 
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) that the network is trained at."""
-        return self.model.input_size or model_info(self.model.name).input_size
+        size = self.model.input_size or self.model.traits.input_size
+        assert size is not None
+        return size
 
     def with_changes(
         self, *, epochs: int | None = None, folder: str | None = None, initial_weights: str | None = None
@@ -384,7 +422,7 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe as plain JSON types; :meth:`from_dict` rebuilds it."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        plain: dict[str, Any] = _plain(self)
         return plain
 
     @classmethod
@@ -402,15 +440,6 @@ class Recipe:
             return _parse(cls, value, "")
         except UsageError as error:
             raise UsageError(f"{source}: {error}") from error
-
-
-FAMILY_SECTIONS: Mapping[str, Mapping[str, Callable[[], Any]]] = MappingProxyType(
-    {
-        "laud_resnet": {"sparsity": SparsityRecipe, "temperature": TemperatureRecipe},
-        "dyn_perceiver": {"exits": ExitsRecipe},
-    }
-)
-"""For every family that can be trained: the sections that only it has. A recipe without them gets their defaults."""
 
 
 def recipe_folder() -> Path:
@@ -447,7 +476,22 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
         raise InputError(f"Cannot read the recipe {path}: {error}.") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    return Recipe.from_dict(content, path.name)
+    return Recipe.from_dict(_beside(content, path.parent), path.name)
+
+
+def _beside(content: Any, folder: Path) -> Any:
+    """Recipe content whose imported files are given by absolute paths, so that it means the same everywhere."""
+    if not isinstance(content, dict):
+        return content
+    model, loss = content.get("model"), content.get("loss")
+    if isinstance(model, dict) and isinstance(model.get("import"), str):
+        file = file_of(model["import"], folder)
+        content = {**content, "model": {**model, "import": model["import"] if file is None else str(file)}}
+    if isinstance(loss, str):
+        source, colon, name = loss.rpartition(":")
+        file = file_of(source, folder)
+        content = {**content, "loss": loss if file is None else f"{file}{colon}{name}"}
+    return content
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -468,7 +512,15 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _key(declared: dataclasses.Field[Any]) -> str:
+    """Name of a field in files: some are words that Python keeps for itself."""
+    key: str = declared.metadata.get("key", declared.name)
+    return key
+
+
 def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {_key(each): _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
@@ -556,13 +608,14 @@ def _check_temperature(temperature: TemperatureRecipe) -> None:
     _require("temperature.end", temperature.end, temperature.end > 0, "above 0")
 
 
-def _check_exits(exits: ExitsRecipe) -> None:
+def _check_exits(exits: ExitsRecipe, count: int) -> None:
     if exits.best not in BEST_EXITS:
         raise unknown_name("exits.best", exits.best, BEST_EXITS)
-    valid = len(exits.weights) >= 2 and min(exits.weights) >= 0 and max(exits.weights) > 0
-    _require("exits.weights", exits.weights, valid, "of at least 0 for each exit, one of them above 0")
+    if exits.weights is not None:
+        valid = min(exits.weights) >= 0 and max(exits.weights) > 0
+        _require("exits.weights", exits.weights, valid, "of at least 0 for each exit, one of them above 0")
     if exits.thresholds is not None:
-        count = len(exits.weights) - 1
+        count -= 1
         valid = len(exits.thresholds) == count and all(0 <= t <= 1 for t in exits.thresholds)
         _require("exits.thresholds", exits.thresholds, valid, f"from 0 to 1 for each of the first {count} exits")
 
@@ -573,7 +626,7 @@ def _parse(section: type[_Section], value: Any, prefix: str) -> _Section:
     if not isinstance(value, dict):
         raise UsageError(f"{where} is not a mapping of keys to values but {value!r}.")
     types = get_type_hints(section)
-    known = {f.name: f for f in dataclasses.fields(section)}  # type: ignore[arg-type]
+    known = {_key(f): f for f in dataclasses.fields(section)}  # type: ignore[arg-type]
     for key in value:
         if key not in known:
             raise unknown_name(f"key in {where}", str(key), known)
@@ -584,7 +637,8 @@ def _parse(section: type[_Section], value: Any, prefix: str) -> _Section:
     ]
     if missing:
         raise UsageError(f"{where} lacks {', '.join(prefix + name for name in missing)}.")
-    return section(**{key: _value(types[key], entry, prefix + key) for key, entry in value.items()})
+    given = {key: _value(types[known[key].name], entry, prefix + key) for key, entry in value.items()}
+    return section(**{known[key].name: entry for key, entry in given.items()})
 
 
 def _value(declared: Any, value: Any, key: str) -> Any:

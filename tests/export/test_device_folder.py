@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,16 @@ def test_everything_that_a_board_builds_is_found() -> None:
         assert wanted <= set(sources)
     content = device_files()
     assert content["agent.py"] == (ROOT / "dyndeploy" / "remote" / "agent.py").read_bytes()
+    for name, path in (("loop.py", "measure/loop.py"), ("tensorrt_device.py", "runtimes/tensorrt_device.py")):
+        assert content[name] == (ROOT / "dyndeploy" / path).read_bytes()
     for name, path in sources.items():
         assert content[f"plugins/{name}"] == path.read_bytes()
+    folders = [ROOT / "plugins" / folder for folder in ("adapters/tensorrt", "kernels/cuda")]  # compilers look there
+    for name, path in sources.items():
+        for include in re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE):
+            found = [folder / include for folder in (path.parent, *folders) if (folder / include).is_file()]
+            carried = [file.resolve().relative_to(ROOT / "plugins").as_posix() for file in found]
+            assert carried and carried[0] in sources, f"{name} includes {include}, which a board does not get"
     assert not any("onnxruntime" in name or "kernels/cpu" in name for name in content)
 
 

@@ -265,8 +265,8 @@ def test_wrong_types_in_settings(batch: object) -> None:
 
 
 def test_foreign_networks_and_missing_checkpoints(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="Linear cannot be exported"):
-        export_model(torch.nn.Linear(1, 1), tmp_path / "b")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="Linear does not say what it takes"):
+        export_model(torch.nn.Linear(1, 1), tmp_path / "b")
     with pytest.raises(InputError, match="Cannot read the checkpoint"):
         export_model(lively_network("layer"), tmp_path / "b", ExportSettings(checkpoint=tmp_path / "nope.pt"))
     assert list(tmp_path.iterdir()) == []

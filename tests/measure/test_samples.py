@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dyndeploy.errors import InputError
+from dyndeploy.fields import Document
 from dyndeploy.measure.samples import UNSTABLE_COV, Samples, coefficient_of_variation
 
 times = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=60)
@@ -52,7 +53,8 @@ def test_order_statistics_are_ordered(ms: list[float]) -> None:
     assert value["min_ms"] <= value["median_ms"] <= value["p90_ms"] <= value["p99_ms"] <= max(ms)
     assert value["ms_per_image"] == value["median_ms"] / 2
     assert value["median_ms"] == pytest.approx(float(np.median(ms)))
-    assert Samples.from_json(json.loads(json.dumps(value, allow_nan=False))) == samples
+    document = Document("The profile", "Again.", InputError)
+    assert Samples.read(document.root(json.loads(json.dumps(value, allow_nan=False)))) == samples
 
 
 @pytest.mark.parametrize("ms", [(), (1.0,), (1.0, float("nan")), (1.0, float("inf")), (1.0, 0.0), (1.0, -2.0)])

@@ -18,8 +18,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dyndeploy.ops import channel_bottleneck, layer_bottleneck, spatial_bottleneck, spatial_channel_bottleneck
-from dyndeploy.ops.base import OperatorSpec
+from dyndeploy.ops import OperatorSpec, Role, registry
+from dyndeploy.ops.gates import CHANNEL
 from dyndeploy.ops.masks import dilate_mask, upsample_mask
 from tests.plugins.reference import Layer, bottleneck, channel_logits, random_weights, spatial_logits
 
@@ -432,9 +432,9 @@ def test_nan_is_not_hidden(kernels: ctypes.CDLL, device: Device, kind: int) -> N
 
 SPECS: list[tuple[OperatorSpec, bool, bool]] = [
     # (operator, it has a spatial mask, a channel mask)
-    *((spec, True, False) for spec in (*spatial_bottleneck.SPECS, *layer_bottleneck.SPECS)),
-    *((spec, False, True) for spec in channel_bottleneck.SPECS),
-    *((spec, True, True) for spec in spatial_channel_bottleneck.SPECS),
+    (spec, any(kind is not CHANNEL for kind in spec.gates.values()), CHANNEL in spec.gates.values())
+    for spec in registry.SPECS
+    if spec.gates and "cuda" in spec.kernels
 ]
 
 
@@ -451,7 +451,7 @@ def test_operators_agree_with_their_references(
     spatial_mask = (rng.random((2, 1, *size)) < rate).astype(np.float32) if spatial else None
     channel_mask = (rng.random((2, 16)) < rate).astype(np.float32) if channel else None
     case = Case(layer, x, random_weights(layer, rng), spatial_mask, channel_mask)
-    names = ["w1", "b1", "w2", "b2", "w3", "b3", *(["wd", "bd"] if projection else [])]
+    names = [port.name for port in spec.inputs if port.role is Role.WEIGHT]
     masks = [mask for mask in (spatial_mask, channel_mask) if mask is not None]
     inputs = [torch.from_numpy(v) for v in (x, *masks, *(case.weights[name] for name in names))]
     attributes = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_the_whole_way_under_an_old_python(mode: str, tmp_path: Path, monkeypatc
 
     def graphs(*arguments: object) -> payload.Graphs:
         made = prepare(*arguments)  # type: ignore[arg-type]
-        return payload.Graphs(made.labels, {name: plain(item, tmp_path) for name, item in made.contents.items()})
+        return dataclasses.replace(made, contents={name: plain(item, tmp_path) for name, item in made.contents.items()})
 
     monkeypatch.setattr(profiling, "device_graphs", graphs)
     board = DeviceEntry("old", "local:", work=str(tmp_path / "agent"), python=PYTHON)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +16,10 @@ from dyndeploy import files
 from dyndeploy.bundle import MANIFEST, Bundle, write_manifest
 from dyndeploy.errors import DeviceError, UsageError, VerificationError
 from dyndeploy.measure import Profile
-from dyndeploy.remote import DeviceClient, DeviceEntry, DeviceReport, LocalTransport, payload, profile_on_device
+from dyndeploy.remote import DeviceClient, DeviceEntry, DeviceReport, LocalTransport, profile_on_device
 from dyndeploy.reporting import compare_profile, predict_profile
+from dyndeploy.runtimes import tensorrt_plan
+from dyndeploy.runtimes.tensorrt_plan import BuildPlan, plan_build
 from tests.remote.conftest import verifiable_bundle
 
 FAKES = Path(__file__).parent / "fakes"
@@ -59,9 +61,7 @@ def nano(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Devic
     path = os.environ.get("PYTHONPATH")
     monkeypatch.setenv("PYTHONPATH", str(FAKES) + (f"{os.pathsep}{path}" if path else ""))
     # Here the copy is the graph itself: what the stand-in runs. The real one is tested with its own module.
-    plan = SimpleNamespace(typed=False)
-    graphs = SimpleNamespace(precision_plan=lambda *_: plan, tensorrt_model=lambda model, _: model)
-    monkeypatch.setattr(payload, "_tensorrt_graphs", lambda: graphs)
+    monkeypatch.setattr(tensorrt_plan, "tensorrt_model", lambda model, _: model)
     probe = DeviceClient.probe
 
     def connect(version: str, **changes: Any) -> DeviceClient:
@@ -99,6 +99,43 @@ def test_every_generation_of_the_interface(
         }
     # Measured on the board that is predicted: milliseconds may be compared.
     assert compare_profile(profile, predict_profile(profile, "nano")).latency_mape is not None
+
+
+@pytest.mark.parametrize("version", ["8.2.1.8", "8.6.1", "11.1.0"])
+def test_the_engine_that_is_measured_is_the_one_that_is_described(
+    version: str,
+    nano: Callable[..., DeviceClient],
+    nano_bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = tmp_path / "builder.jsonl"
+    monkeypatch.setenv("FAKE_TENSORRT_LOG", str(log))
+    half = Bundle(nano_bundle.path, dataclasses.replace(nano_bundle.manifest, precision="fp16"))
+    profile = measure(nano(version), half).profile
+    plan = BuildPlan.from_json(profile.settings["build_plan"])
+    described, _ = plan_build(half.load_model(), "fp16", version)
+    names = tuple(name.split("~")[0] for name in plan.float_layers)
+    assert dataclasses.replace(plan, float_layers=names) == described.with_library(profile.native["sha256"])
+    static, dynamic, forced = map(json.loads, log.read_text().splitlines())
+    for asked in (static, dynamic, forced):
+        assert asked["workspace"] == 1024 << 20
+        assert {name.split("~")[0] for name in asked["float_layers"]} == set(described.float_layers)
+    if version.startswith("11"):
+        assert dynamic["flags"] == [] and not described.float_layers and described.typed
+    else:
+        assert dynamic["flags"] == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]
+        assert set(described.float_layers) == {"head/mean", "head/fc"}
+    assert profile.settings["graph_note"] == "", "runs are launched as a CUDA graph"
+
+
+def test_without_cuda_graphs_the_profile_says_so(
+    nano: Callable[..., DeviceClient], nano_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_TENSORRT_NO_GRAPH", "1")
+    profile = measure(nano("8.2.1.8"), nano_bundle).profile
+    assert "'begin capture' failed with CUDA error 900" in profile.settings["graph_note"]
+    assert any("not launched as a CUDA graph" in note for note in profile.warnings())
 
 
 def test_what_is_built_again(nano: Callable[..., DeviceClient], nano_bundle: Bundle, tmp_path: Path) -> None:

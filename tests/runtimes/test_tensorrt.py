@@ -16,10 +16,11 @@ from dyndeploy.bundle import Bundle
 from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError
 from dyndeploy.files import sha256
 from dyndeploy.ops import OPERATORS
-from dyndeploy.runtimes import OnnxRuntimeSession, cuda
+from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.runtimes.cuda import CudaGraph, Gpu
 from dyndeploy.runtimes.tensorrt import TensorRTSession
-from dyndeploy.runtimes.tensorrt_api import BuildOptions, TensorRT, parse_version
+from dyndeploy.runtimes.tensorrt_api import TensorRT
+from dyndeploy.runtimes.tensorrt_device import parse_version
 from dyndeploy.runtimes.tensorrt_engine import (
     EngineSettings,
     build_engine,
@@ -29,6 +30,7 @@ from dyndeploy.runtimes.tensorrt_engine import (
     trtexec_commands,
     write_trtexec_files,
 )
+from dyndeploy.runtimes.tensorrt_plan import BuildOptions
 from tests.bundles import MODES, tiny_bundle
 from tests.runtimes.fake_tensorrt import VERSIONS, FakeCuda, World, install_fakes, make_tensorrt, numbers
 
@@ -76,7 +78,8 @@ def test_every_version_builds_and_runs(version: str, install: Install, bundle: B
         assert session.info.version == version
         assert session.info.provider == "Fake Nano, compute 5.3"
         assert session.info.native.sha256 == sha256(tmp_path / "libdyndeploy_tensorrt.so")
-        assert session.device_times(3) == [1.5] * 3
+        timed = session.timed_run(images(bundle))
+        assert [timed() for _ in range(3)] == [1.5] * 3
         assert "no libcuda here" in session.graph_note
         assert list(session.run(images(bundle), ["logits"])) == ["logits"]
         with pytest.raises(InputError):
@@ -179,20 +182,17 @@ def test_metadata_stand_beside_the_engine(install: Install, bundle: Bundle) -> N
         built = build_engine(bundle, gpu.info)
     metadata = load_metadata(built.path)
     assert metadata == json.loads(built.path.with_suffix(".json").read_text())
-    assert metadata["built_from"] | {"onnx_sha256": "", "plugin_library_sha256": ""} == {
-        "schema": 1,
+    plan = built.plan.to_json()
+    del plan["cuda_graph"]
+    assert metadata["built_from"] | {"onnx_sha256": ""} == {
+        "schema": 2,
         "onnx_sha256": "",
-        "plugin_library_sha256": "",
-        "tensorrt": "8.2.1.8",
+        "plan": plan,
         "name": "Fake Nano",
         "compute_capability": "5.3",
         "cuda": "10.2.0",
         "driver": "10.2",
-        "precision": "fp32",
-        "strongly_typed": False,
         "inputs": {"input": [2, 3, 16, 16]},
-        "workspace_mib": 1024,
-        "tf32": False,
     }
     assert "SpatialChannelBottleneck" in metadata["operators"]
     built.path.write_bytes(b"another engine")
@@ -249,8 +249,10 @@ def test_failures_of_a_run(install: Install, bundle: Bundle) -> None:
         world.fails = {"execute"}
         with pytest.raises(DyndeployError, match="could not enqueue"):
             session.run(images(bundle))
-        with pytest.raises(UsageError, match="at least 1"):
-            session.device_times(0)
+        with pytest.raises(DyndeployError, match="could not enqueue"):
+            session.timed_run(images(bundle))()
+        with pytest.raises(DyndeployError, match="could not run"):
+            session.layer_times(images(bundle), 1)
     world.fails = set()
     with TensorRTSession(built.path) as again:
         assert again.run(images(bundle))["logits"].shape == (2, 10)
@@ -318,7 +320,7 @@ def test_sessions_launch_a_graph_from_the_second_run_on(
     install("8.5.3.1")
     driver = FakeCuda()
     load = ctypes.CDLL
-    monkeypatch.setattr(cuda.ctypes, "CDLL", lambda path, *a, **k: driver if "libcuda" in path else load(path, *a, **k))
+    monkeypatch.setattr(ctypes, "CDLL", lambda path, *a, **k: driver if "libcuda" in path else load(path, *a, **k))
     session, _ = TensorRTSession.from_bundle(bundle)
     with session:
         first = session.run(images(bundle))
@@ -327,7 +329,7 @@ def test_sessions_launch_a_graph_from_the_second_run_on(
     np.testing.assert_array_equal(first["logits"], second["logits"])
     assert driver.calls.count("launch") == 1
     assert driver.calls[-2:] == ["destroy_executable", "destroy_graph"]
-    session, _ = TensorRTSession.from_bundle(bundle, cuda_graph=False)
+    session, _ = TensorRTSession.from_bundle(bundle, EngineSettings(options=BuildOptions(cuda_graph=False)))
     with session:
         session.run(images(bundle))
         assert session.graph_note == "switched off"
@@ -339,17 +341,17 @@ def test_trtexec_files(mode: str, tmp_path: Path) -> None:
     written = write_trtexec_files(bundle, tmp_path / "out", "8.2.1", EngineSettings(precision="fp16"))
     assert written.inputs["input"].stat().st_size == 4 * 2 * 3 * 16 * 16
     assert written.model.name == "model.fp16.trt.onnx"
-    assert written.keep_float == ("head/fc", "head/mean")
+    assert written.plan.float_layers == ("head/fc", "head/mean")
     typed = write_trtexec_files(bundle, tmp_path / "out", "11.1", EngineSettings(precision="fp16", static=True))
     assert typed.model.name == "static.fp16.typed.trt.onnx"
-    assert typed.keep_float == ()
+    assert typed.plan.float_layers == ()
 
 
 def test_trtexec_commands(tmp_path: Path, bundle: Bundle) -> None:
     def commands(version: str, precision: str = "fp16", typed: bool | None = None) -> tuple[list[str], list[str]]:
         settings = EngineSettings(precision=precision, strongly_typed=typed)
         written = write_trtexec_files(bundle, tmp_path, version, settings)
-        build, measure = trtexec_commands(written, version, "/opt/lib plugins.so")
+        build, measure = trtexec_commands(written, "/opt/lib plugins.so")
         assert build.startswith("trtexec --onnx=") and measure.startswith("trtexec --loadEngine=")
         assert build.count("lib plugins.so'") == measure.count("lib plugins.so'") == 1, "quoted for a shell"
         return build.split(), measure.split()
@@ -391,7 +393,7 @@ def test_trtexec_knows_every_flag(version: str, precision: str, bundle: Bundle, 
     written = write_trtexec_files(bundle, tmp_path, version, EngineSettings(precision=precision))
     given = {
         word.split("=")[0]
-        for command in trtexec_commands(written, version, "/lib.so")
+        for command in trtexec_commands(written, "/lib.so")
         for word in command.split()
         if word.startswith("--")
     }

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dyndeploy.errors import InputError, UsageError
-from dyndeploy.targets.devices import device_names, load_device, read_device
+from dyndeploy.targets.devices import device_names, device_of_gpu, load_device, read_device
 
 #: PEs, lanes, MHz, GB/s, L2 factor, batch, peak TMAC/s of the reference code's device table.
 _REFERENCE = {
@@ -77,6 +77,15 @@ def test_hardware_figures_are_consistent():
     assert load_device("v100").hardware.int8 is None
     assert load_device("thor").hardware.boost_mhz is None and load_device("thor").hardware.fp16_tensor_tflops is None
     assert load_device("nano").hardware.int8 is False
+
+
+def test_a_gpu_by_its_own_name():
+    assert device_of_gpu("NVIDIA H200") == "h200"
+    assert device_of_gpu("NVIDIA A100-SXM4-80GB") == "a100"
+    assert device_of_gpu("NVIDIA Tegra X1") == "nano"
+    # The Ti is another chip; two boards with a Xavier call their GPU the same.
+    assert device_of_gpu("NVIDIA GeForce RTX 3090 Ti") is None
+    assert device_of_gpu("Xavier") is None
 
 
 def test_aliases_and_case():

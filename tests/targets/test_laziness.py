@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dyndeploy.errors import InputError
-from dyndeploy.targets import BranchTimes, LazinessRecord, layer_skipping, load_record, load_target
+from dyndeploy.targets import BranchTimes, LazinessRecord, load_record
 
 LAZY = BranchTimes(8.0, 0.08)
 BOTH = BranchTimes(8.0, 7.9)
@@ -29,24 +29,14 @@ def test_records_come_back_from_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"schema": 2}, {"standard": None}, {"standard": {"taken": 0, "not_taken": 1}}, {"operators": {}}]
+    ("change", "message"),
+    [
+        ({"schema": 2}, "no record of 'dyndeploy probe'"),
+        ({"standard": None}, "standard must be an object"),
+        ({"standard": {"taken": 0, "not_taken": 1}}, r"standard\.taken must be a positive number"),
+        ({"operators": {}}, r"operators\.taken is missing"),
+    ],
 )
-def test_malformed_records(change: dict[str, object]) -> None:
-    with pytest.raises(InputError, match="Probe again"):
+def test_malformed_records(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=rf"{message}.*Probe again"):
         LazinessRecord.from_json(RECORD.to_json() | change)
-
-
-def test_the_plugin_is_the_default() -> None:
-    nano = load_target("nano")
-    assert layer_skipping(nano).how == "plugin"
-    assert layer_skipping(nano, RECORD).how == "plugin"
-    assert "1%" in layer_skipping(nano, RECORD).reason
-
-
-def test_without_operators_the_record_decides() -> None:
-    bare = replace(load_target("nano"), operator_kernels="")
-    assert layer_skipping(bare).how == "staged"
-    assert layer_skipping(bare, RECORD).how == "if"
-    assert layer_skipping(bare, replace(RECORD, standard=BOTH)).how == "staged"
-    with pytest.raises(InputError, match="made for nano, not for tx2"):
-        layer_skipping(load_target("tx2"), RECORD)

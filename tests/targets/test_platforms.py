@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from dyndeploy.errors import UsageError
+from dyndeploy.errors import InputError, UsageError
 from dyndeploy.ops import OPERATORS
-from dyndeploy.targets import load_target, target_names
+from dyndeploy.targets import BranchTimes, LazinessRecord, load_device, load_target, platforms, target_names
 
 
 def test_the_boards_are_there() -> None:
@@ -59,6 +61,42 @@ def test_boards_run_plugins_in_fp16_and_refuse_int8(name: str) -> None:
     target.require_precision("fp16")
     with pytest.raises(UsageError, match=r"no INT8 instructions|calibrated Q/DQ"):
         target.require_precision("int8")
+
+
+def test_an_operator_without_a_kernel_of_the_family_is_not_promised_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    families: dict[str, set[str]] = {name: {"cpu", "tensorrt"} for name in OPERATORS}
+    bare, cpu_only = list(OPERATORS)[:2]
+    families |= {bare: set(), cpu_only: {"cpu"}}
+    monkeypatch.setattr(platforms, "_kernel_families", lambda spec: families[spec.name])
+    runs = {
+        name: {row["operator"]: row["runs"] for row in load_target(name).capabilities()} for name in ("cpu", "nano")
+    }
+    assert (runs["cpu"][bare], runs["cpu"][cpu_only]) == ("body", "native")
+    assert (runs["nano"][bare], runs["nano"][cpu_only]) == ("none", "none")
+    (note,) = {row["note"] for row in load_target("nano").capabilities() if row["runs"] == "none"}
+    assert "cannot run there" in note
+    assert {kind for name, kind in runs["nano"].items() if name not in (bare, cpu_only)} == {"plugin"}
+
+
+def test_who_takes_branches() -> None:
+    taken, reason = load_target("cpu").takes_branches()
+    assert taken and "only the branch" in reason
+    for name in set(target_names()) - {"cpu"}:
+        target = load_target(name)
+        assert target.takes_branches() == (False, target.refused["If"])
+    nano = load_target("nano")
+    lazy = LazinessRecord("nano", "tensorrt", "8.2.1.8", "GM20B", BranchTimes(8.0, 0.08), None)
+    assert nano.takes_branches(lazy) == (True, "measured: leaving a branch takes 1% of taking it")
+    assert nano.takes_branches(replace(lazy, standard=BranchTimes(8.0, 7.9)))[0] is False
+    with pytest.raises(InputError, match="made for nano, not for tx2"):
+        load_target("tx2").takes_branches(lazy)
+    unknown = replace(nano, refused={})
+    assert unknown.takes_branches() == (False, "TensorRT may run both branches, and this target was not probed")
+
+
+@pytest.mark.parametrize("name", [name for name in target_names() if load_target(name).runtime == "tensorrt"])
+def test_every_board_has_a_device_with_a_compute_capability(name: str) -> None:
+    assert load_device(name).hardware.compute_capability
 
 
 def test_unknown_target_and_precision() -> None:

@@ -13,7 +13,7 @@
 int main() {
   using namespace dyndeploy::tensorrt;
   std::map<std::string, const Operator*> operators;
-#define ADD(NAME) operators[k##NAME.name] = &k##NAME;
+#define ADD(NAME, KIND) operators[k##NAME.name] = &k##NAME;
   DYNDEPLOY_TENSORRT_OPERATORS(ADD)
   for (const auto& entry : operators) {
     const Operator& op = *entry.second;

@@ -116,7 +116,7 @@ extern "C" __attribute__((visibility("default"))) const char* plugin_run(int int
   static std::string answer;
   logger().text.clear();
   Call call = {};
-#define FIND(NAME) \
+#define FIND(NAME, KIND) \
   if (std::strcmp(name, k##NAME.name) == 0) call.op = &k##NAME;
   DYNDEPLOY_TENSORRT_OPERATORS(FIND)
   if (!call.op) return "no such operator";
@@ -134,7 +134,7 @@ extern "C" __attribute__((visibility("default"))) const char* plugin_run(int int
   call.output = tensors[call.op->input_count];
   std::vector<nvinfer1::PluginField> fields;
   for (int i = 0; i < call.op->attribute_count; ++i) {
-    const AttributeInfo& attribute = call.op->attributes[i];
+    const dyndeploy::tables::Attribute& attribute = call.op->attributes[i];
     fields.emplace_back(attribute.name, attributes, nvinfer1::PluginFieldType::kINT32, attribute.length);
     attributes += attribute.length;
   }

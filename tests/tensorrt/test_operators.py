@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dyndeploy.errors import UsageError
-from dyndeploy.ops import OPERATORS, OperatorSpec, Role
+from dyndeploy.ops import OPERATORS, OperatorSpec
 
 HERE = Path(__file__).parent
 ADAPTER = HERE.parents[1] / "plugins" / "adapters" / "tensorrt"
@@ -81,15 +81,7 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Described]:
 
 def tensorrt_inputs(spec: OperatorSpec) -> list[str]:
     """Names of the inputs of the node in the TensorRT copy of a graph."""
-    names = [port.name for port in spec.inputs]
-    return [*names, "border_bias", "skipped_output"] if has_constants(spec) else names
-
-
-def has_constants(spec: OperatorSpec) -> bool:
-    """Whether channels are skipped inside a bottleneck."""
-    return "w1" in {port.name for port in spec.inputs} and any(
-        port.role is Role.MASK and len(port.shape) == 2 for port in spec.inputs
-    )
+    return [port.name for port in spec.native_inputs("tensorrt")]
 
 
 def repack(spec: OperatorSpec, shapes: Shapes, group: int) -> Shapes:
@@ -102,7 +94,7 @@ def repack(spec: OperatorSpec, shapes: Shapes, group: int) -> Shapes:
             by_name[name] = by_name[name][::-1]
     outputs, inputs, _, _ = by_name["w2"]
     by_name["w2"] = (group, 9 * inputs, outputs // group)
-    if has_constants(spec):
+    if "border_bias" in tensorrt_inputs(spec):
         by_name["border_bias"] = (16, by_name["b1"][0])
         by_name["skipped_output"] = by_name["b3"]
     return [by_name[name] for name in tensorrt_inputs(spec)]
@@ -115,7 +107,7 @@ def calls(draw: st.DrawFn, spec: OperatorSpec) -> tuple[dict[str, Any], Shapes]:
     sizes = {letter: draw(st.integers(1, 40)) for letter in ("H", "W")}
     sizes |= {"N": draw(size), "C": draw(size), "g": draw(size), "G": draw(size), "h": draw(size)}
     group, stride, dilation = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2])), draw(st.integers(1, 3))
-    projection = spec.name.endswith("Projection")
+    projection = "wd" in {port.name for port in spec.inputs}
     stride = stride if projection else 1
     sizes["M"] = group * sizes["G"] * draw(st.integers(1, 3))
     sizes["Co"] = draw(size) if projection else sizes["C"]

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from dyndeploy.training import Recipe
+
+OWN = Path(__file__).with_name("own_networks.py")
+
+
+def own(name: str, options: dict[str, Any] | None = None, **changes: Any) -> Recipe:
+    """A network of tests/training/own_networks.py on 8x8 digits."""
+    content: dict[str, Any] = {
+        "name": "own",
+        "description": "For tests.",
+        "model": {"name": name, "options": options or {}, "input_size": [8, 8], "import": str(OWN)},
+        "data": {"dataset": "digits"},
+        "epochs": 1,
+        "batch_size": 240,
+        "optimizer": {"lr": 0.05},
+        "seed": 5,
+    }
+    return Recipe.from_dict(content | changes)
 
 
 def tiny(**changes: Any) -> Recipe:

@@ -104,7 +104,7 @@ def test_a_run_from_start_to_end(tmp_path: Path) -> None:
         rows = list(csv.DictReader(stream))
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
     assert float(rows[-1]["held_out.accuracy"]) == result.evaluation.accuracy
-    assert float(rows[-1]["held_out.layer3.0.rate"]) == result.evaluation.blocks[2].conv3
+    assert float(rows[-1]["held_out.layer3.0.rate"]) == result.evaluation.blocks[2].rate
     assert json.loads((tmp_path / RESULT).read_text())["evaluation"]["accuracy"] == result.evaluation.accuracy
     assert load_recipe(tmp_path / RECIPE) == tiny(epochs=4)
 

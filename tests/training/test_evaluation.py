@@ -7,51 +7,62 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dyndeploy.nets import BlockMasks, Densities, DynamicOutput, ExitOutput, create_model, full_flops
-from dyndeploy.training.evaluation import early_exit, evaluate, evaluate_exits
+from dyndeploy.blocks import PooledGate, Tape, early_exits, skip
+from dyndeploy.nets import ExitOutput, create_model, full_flops
+from dyndeploy.nets.laud_resnet import LaudResNet
+from dyndeploy.training.evaluation import early_exit, evaluate
+from dyndeploy.training.flops import Costs
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+class Pixel(PooledGate):
+    """Decides by the sign of an image's first pixel."""
+
+    def logits(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        return torch.stack([x[:, 0, 0, 0], torch.zeros(len(x))], 1)
 
 
 class Scripted(nn.Module):
-    """Returns what the input's first pixels say, so that every average can be worked out by hand."""
+    """One block that the first pixel decides on, and logits that the second channel tells."""
 
-    def forward(self, x: Tensor) -> DynamicOutput:
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.block = skip(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), Doubled()), Pixel(3))
+
+    def forward(self, x: Tensor) -> Tensor:
         assert not self.training
-        spatial = x[:, :1, 0, :4].reshape(-1, 1, 2, 2)
-        one = torch.ones(1)
-        rate = spatial.mean().reshape(1)
-        logits = torch.stack([x[:, 1, 0, 0], torch.zeros(len(x))], dim=1)
-        return DynamicOutput(
-            logits=logits,
-            masks=(BlockMasks("layer1.0", spatial, None),),
-            densities=Densities([rate], [rate], [rate], [one]),
-            flops=100 * rate[0],
-            flops_ratio=rate,
-        )
+        y = self.block(self.conv(x)) * 0
+        return torch.stack([x[:, 1, 0, 0] + y[:, 0, 0, 0], torch.zeros(len(x))], dim=1)
 
 
 def test_averages_by_hand_over_batches_of_different_size() -> None:
-    rows = [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]]
-    x = torch.zeros(4, 3, 1, 4)
-    x[:, 0, 0] = torch.tensor(rows)
+    x = torch.zeros(4, 3, 2, 2)
+    x[:, 0, 0, 0] = torch.tensor([1.0, -1.0, -1.0, 1.0])
     x[:, 1, 0, 0] = torch.tensor([1.0, 1.0, -1.0, -1.0])  # Predictions 0, 0, 1, 1.
     labels = torch.tensor([0, 0, 1, 0])
     model = Scripted().train()
-    result = evaluate(model, [(x[:3], labels[:3]), (x[3:], labels[3:])], full_flops=200)
+    with torch.no_grad():
+        model.conv.weight.copy_(torch.eye(3).reshape(3, 3, 1, 1))
+        model.conv.bias.zero_()  # type: ignore[union-attr]
+    result = evaluate(model, [(x[:3], labels[:3]), (x[3:], labels[3:])])
     assert model.training
     assert (result.images, result.accuracy) == (4, 0.75)
     # Three right answers at a margin of 1, one wrong answer.
     right, wrong = torch.log1p(torch.exp(torch.tensor([-1.0, 1.0]))).tolist()
     assert result.cross_entropy == pytest.approx((3 * right + wrong) / 4, rel=1e-6)
-    assert result.flops == pytest.approx(50)
-    assert result.flops_ratio == pytest.approx(0.25)
+    # 3x3 MACs of four pixels always, and 9 times as many for every other image.
+    assert result.flops == pytest.approx(36 + 324 / 2)
+    assert result.flops_ratio == pytest.approx((36 + 324 / 2) / (36 + 324))
     (block,) = result.blocks
-    assert block.name == "layer1.0"
-    assert (block.flops_ratio, block.conv3, block.channel) == pytest.approx((0.5, 0.5, 1.0))
+    assert (block.name, block.flops_ratio, block.rate) == ("block", pytest.approx(0.5), 0.5)
     (mask,) = block.masks
-    assert (mask.kind, mask.positions, mask.rate, mask.distinct) == ("spatial", 4, 0.5, 3)
-    assert mask.rate_std == pytest.approx((2 * 0.25**2 / 4) ** 0.5)  # Rates 0.5, 0.25, 0.5, 0.75.
-    assert mask.varying == 0.5  # Positions 2 and 3 differ between the images.
-    assert mask.variance == pytest.approx((0 + 3 / 16 + 3 / 16 + 0) / 4)
+    assert (mask.kind, mask.positions, mask.rate, mask.distinct) == ("layer", 1, 0.5, 2)
+    assert (mask.rate_std, mask.varying, mask.variance) == (0.5, 1.0, 0.25)
 
 
 @pytest.mark.parametrize("mode", ["spatial", "channel", "layer", "both"])
@@ -63,16 +74,17 @@ def test_agrees_with_the_network_in_one_batch(mode: str) -> None:
             if "masker" in name:
                 parameter.copy_(torch.randn_like(parameter))
     x, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
+    assert isinstance(model, LaudResNet)
     full = full_flops(model, 32)
-    result = evaluate(model, [(x, labels)], full)
+    result = evaluate(model, [(x, labels)])
     output = model.eval()(x)
     assert result.flops_ratio == pytest.approx(float(output.flops) / full, rel=1e-6)
     assert [b.flops_ratio for b in result.blocks] == pytest.approx(output.flops_ratio.tolist(), rel=1e-6)
-    kinds = {"spatial": ["spatial"], "layer": ["spatial"], "channel": ["channel"], "both": ["spatial", "channel"]}
+    kinds = {"spatial": ["spatial"], "layer": ["layer"], "channel": ["channel"], "both": ["spatial", "channel"]}
     for block, masks in zip(result.blocks, output.masks, strict=True):
         assert [m.kind for m in block.masks] == kinds[mode]
         for statistics in block.masks:
-            own = getattr(masks, statistics.kind)
+            own = masks.channel if statistics.kind == "channel" else masks.spatial
             assert statistics.rate == pytest.approx(own.mean().item(), rel=1e-6)
             same = (own == own[:1]).flatten(1).all(0)
             assert statistics.varying == pytest.approx(1 - same.double().mean().item())
@@ -81,10 +93,37 @@ def test_agrees_with_the_network_in_one_batch(mode: str) -> None:
 class Exits(nn.Module):
     """Three exits for two classes, whose logit margins are the input's first pixels."""
 
+    confidence = "max_softmax"
+
     def forward(self, x: Tensor) -> ExitOutput:
         assert not self.training
         margins = x[:, 0, 0, :3]
-        return ExitOutput(tuple(torch.stack([margins[:, i], torch.zeros(len(x))], dim=1) for i in range(3)))
+        return ExitOutput.of([torch.stack([margins[:, i], torch.zeros(len(x))], dim=1) for i in range(3)])
+
+
+class Chain(nn.Module):
+    """Segments of given MACs."""
+
+    def __init__(self, macs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, macs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :1] + 0 * self.linear(x.flatten(1)[:, :1]).sum()
+
+
+class NoHead(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :2]
+
+
+def costs_of(*cumulative: int) -> Costs:
+    """Costs of a chain of stages with these MACs up to and with each exit."""
+    stages = [Chain(b - a) for a, b in zip((0, *cumulative[:-1]), cumulative, strict=True)]
+    network = early_exits(stages, [NoHead() for _ in stages])
+    with Tape(network) as tape:
+        output = network(torch.zeros(1, 3, 2, 2))
+    return Costs(network, (2, 2), output, tape, len(stages))
 
 
 def margin(confidence: float) -> float:
@@ -100,7 +139,7 @@ def test_exits_by_hand() -> None:
     labels = torch.tensor([0, 1, 0, 1])
     batches = [(x[:3], labels[:3]), (x[3:], labels[3:])]
     model = Exits().train()
-    result = evaluate_exits(model, batches, (10, 20, 40), thresholds=(0.9, 0.85))
+    result = evaluate(model, batches, costs_of(10, 20, 40), exits=3, thresholds=(0.9, 0.85))
     assert model.training
     assert [(entry.exit, entry.accuracy, entry.macs) for entry in result.exits] == [
         (1, 0.25, 10),
@@ -117,7 +156,12 @@ def test_exits_by_hand() -> None:
     assert early.accuracy == 0.75
     assert early.macs == pytest.approx(0.5 * 10 + 0.25 * 20 + 0.25 * 40)
     assert early.macs_ratio == pytest.approx(20 / 40)
-    assert evaluate_exits(model, batches, (10, 20, 40)).early_exit is None
+    assert evaluate(model, batches, costs_of(10, 20, 40), exits=3).early_exit is None
+    # Margins between the two probabilities: 0.9, 0.6, 0.1 and 0.82 at exit 1.
+    model.confidence = "margin"
+    early = evaluate(model, batches, costs_of(10, 20, 40), exits=3, thresholds=(0.85, 1.0)).early_exit
+    assert early is not None
+    assert early.shares == (0.25, 0, 0.75)
 
 
 def test_a_threshold_that_is_just_met_exits() -> None:
@@ -133,15 +177,14 @@ def test_what_several_processes_find_counts_together() -> None:
     torch.manual_seed(0)
     model = create_model("laud_resnet14_small", mode="both", width_mult=0.25, channel_granularity=2)
     batches = [(torch.randn(4, 3, 32, 32), torch.arange(4)) for _ in range(4)]
-    full = full_flops(model, 32)
-    whole = evaluate(model, batches, full)
+    whole = evaluate(model, batches)
     parts: list[object] = []
 
     def keep(part: object) -> list[object]:
         parts.append(part)
         return [part]
 
-    evaluate(model, batches[2:], full, keep)
-    both = evaluate(model, batches[:2], full, lambda part: [part, *parts])
+    evaluate(model, batches[2:], gather=keep)
+    both = evaluate(model, batches[:2], gather=lambda part: [part, *parts])
     assert both.images == 16
     assert both == whole

@@ -56,4 +56,4 @@ def test_events_hold_the_log(tmp_path: Path) -> None:
     (loss,) = events.Scalars("training/loss")
     assert (loss.step, loss.value) == (1, pytest.approx(result.history[0].training["loss"], rel=1e-6))
     (rate,) = events.Scalars("held_out/layer3.0.rate")
-    assert rate.value == pytest.approx(result.evaluation.blocks[2].conv3, rel=1e-6)
+    assert rate.value == pytest.approx(result.evaluation.blocks[2].rate, rel=1e-6)

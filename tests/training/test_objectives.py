@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dyndeploy.errors import UsageError
+from dyndeploy.errors import DyndeployError, UsageError
 from dyndeploy.nets import DynPerceiver, ExitOutput, LaudResNet, exit_macs, full_flops
 from dyndeploy.training.evaluation import Evaluation, ExitEvaluation
 from dyndeploy.training.losses import self_distillation_loss
-from dyndeploy.training.objectives import ExitObjective, MaskObjective, Moment, build, objective_of
-from tests.training.helpers import tiny, tiny_perceiver
+from dyndeploy.training.objectives import Moment, Objective, build
+from dyndeploy.training.recipe import Recipe
+from tests.training.helpers import OWN, own, tiny, tiny_perceiver
 
-CPU = torch.device("cpu")
 START, HALF = Moment(0, 10, 0.0), Moment(5, 10, 0.5)
 
 
@@ -27,7 +27,7 @@ class Fixed(nn.Module):
         self.values = nn.Parameter(torch.tensor(logits, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> ExitOutput:
-        return ExitOutput(tuple(self.values))
+        return ExitOutput.of(tuple(self.values))
 
 
 def probabilities(logits: list[float], temperature: float = 1.0) -> list[float]:
@@ -38,11 +38,13 @@ def probabilities(logits: list[float], temperature: float = 1.0) -> list[float]:
 LOGITS = [[[1.0, 0.0], [0.0, 2.0]], [[0.5, 0.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 3.0]]]
 
 
-def exit_objective(**changes: Any) -> ExitObjective:
-    recipe = tiny_perceiver(**changes)
-    network = build(recipe)
-    assert isinstance(network, DynPerceiver)
-    return ExitObjective(recipe, network)
+def objective_of(recipe: Recipe) -> Objective:
+    torch.manual_seed(0)
+    return Objective(recipe, build(recipe), torch.rand(2, 3, 8, 8), torch.tensor([3, 4]), classes=10)
+
+
+def exit_objective(**changes: Any) -> Objective:
+    return objective_of(tiny_perceiver(**changes))
 
 
 def test_loss_of_exits_by_hand() -> None:
@@ -100,12 +102,9 @@ def test_self_distillation_is_zero_where_all_agree() -> None:
 
 
 def test_exits_cost_what_the_network_says() -> None:
-    recipe = tiny_perceiver()
-    network = build(recipe)
-    assert isinstance(network, DynPerceiver)
-    assert ExitObjective(recipe, network).macs == exit_macs(network, (8, 8))
-    with pytest.raises(UsageError, match=r"exits\.weights has 3 entries and resnet10_small_perceiver_t32 has 4 exits"):
-        ExitObjective(tiny_perceiver(exits={"weights": [1, 1, 1]}), network)
+    objective = exit_objective()
+    assert isinstance(objective.network, DynPerceiver)
+    assert objective.costs.exits == exit_macs(objective.network, (8, 8))
 
 
 @pytest.mark.parametrize(("best", "expected"), [("all", 0.65), ("reference", 0.8)])
@@ -116,13 +115,10 @@ def test_best_epoch_of_exits(best: str, expected: float) -> None:
     assert exit_objective(exits={"best": best}).score(evaluation) == pytest.approx(expected)
 
 
-def mask_objective(**changes: Any) -> tuple[MaskObjective, LaudResNet]:
-    recipe = tiny(**changes)
-    network = build(recipe)
-    assert isinstance(network, LaudResNet)
-    objective = objective_of(recipe, network, CPU, torch.float32)
-    assert isinstance(objective, MaskObjective)
-    return objective, network
+def mask_objective(**changes: Any) -> tuple[Objective, LaudResNet]:
+    objective = objective_of(tiny(**changes))
+    assert isinstance(objective.network, LaudResNet)
+    return objective, objective.network
 
 
 def test_loss_of_masks_is_the_sum_of_its_terms() -> None:
@@ -154,3 +150,62 @@ def test_temperature_and_bounds_follow_the_moment() -> None:
 def test_best_epoch_of_masks_keeps_the_budget(ratio: float, expected: float | None) -> None:
     objective, _ = mask_objective(sparsity={"target": 0.5})
     assert objective.score(Evaluation(10, 0.7, 0.1, 1.0, ratio)) == expected
+
+
+def test_masks_and_exits_compose() -> None:
+    objective = objective_of(own("three_exits", sparsity={"target": 0.4, "weight": 3.0}, distillation={"weight": 0.7}))
+    torch.manual_seed(1)
+    x, labels = torch.randn(4, 3, 8, 8), torch.tensor([1, 2, 3, 4])
+    loss = objective.loss(objective.network, x, labels, HALF, torch.float32)
+    terms = {name: value.item() for name, value in loss.terms.items()}
+    assert list(terms) == [*(f"exit{i}.cross_entropy" for i in (1, 2, 3)), "sparsity", "distillation", "flops_ratio"]
+    assert terms["sparsity"] == pytest.approx((terms["flops_ratio"] - 0.4) ** 2, rel=1e-5)
+    weighted = sum(w * terms[f"exit{i}.cross_entropy"] for i, w in enumerate((0.5, 1.0, 1.0), 1))
+    assert loss.total.item() == pytest.approx(weighted + 3 * terms["sparsity"] + 0.7 * terms["distillation"], rel=1e-5)
+
+
+def test_a_loss_function_takes_what_the_network_returns() -> None:
+    objective = objective_of(own("Embedding", loss=f"{OWN}:on_a_circle"))
+    x, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 5, 0, 5])
+    torch.manual_seed(3)
+    loss = objective.loss(objective.network, x, labels, HALF, torch.float32)
+    torch.manual_seed(3)
+    places = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    expected = F.mse_loss(objective.network(x)["position"], places)
+    assert loss.terms["task"].item() == pytest.approx(expected.item(), rel=1e-3)
+    assert loss.logits is None
+    assert objective.score(Evaluation(10, None, None, 1.0, 0.4, loss=0.25)) == -0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "error", "message"),
+    [
+        ("detached", {}, UsageError, r"The gate 'layer' of blocks\.0 gets no gradient"),
+        ("used_twice", {}, UsageError, r"The block blocks\.0 is used twice"),
+        ("Logarithm", {}, DyndeployError, "NaN or infinite values before any training"),
+        ("Maps", {}, UsageError, r"\('output', \(2, 12, 8, 8\)\) is no logits .*: write loss: module:function"),
+        ("OwnChoice", {}, UsageError, "MACs of OwnChoice cannot be counted"),
+        ("Embedding", {"loss": f"{OWN}:per_image"}, UsageError, r"gives shape \(2,\)"),
+        ("Embedding", {"loss": f"{OWN}:without_gradient"}, UsageError, "without a gradient"),
+        ("Embedding", {"loss": f"{OWN}:on_a_circl"}, UsageError, "Did you mean 'on_a_circle'"),
+        ("Embedding", {"loss": "on_a_circle"}, UsageError, "names no function: give module:function"),
+        ("Embedding", {"loss": f"{OWN}:on_a_circle", "distillation": {}}, UsageError, "is no logits, which a teacher"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before(
+    name: str, changes: dict[str, Any], error: type[DyndeployError], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        objective_of(own(name, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_another_number_of_classes_is_seen_in_the_logits() -> None:
+    with pytest.raises(UsageError, match="The images have 10 classes and the network has 7: set model"):
+        objective_of(own("SmallCnn", {"classes": 7}))
+
+
+def test_images_that_a_network_does_not_take() -> None:
+    with pytest.raises(UsageError, match=r"TwoLists cannot run on training images \(2, 3, 8, 8\)"):
+        recipe = own("TwoLists")
+        Objective(recipe, nn.Sequential(nn.Linear(5, 5)), torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), classes=10)

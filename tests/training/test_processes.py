@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from dyndeploy.blocks import Tape
+from dyndeploy.blocks.gates import gumbel_noise
 from dyndeploy.errors import UsageError
 from dyndeploy.nets import create_model
-from dyndeploy.nets.maskers import gumbel_noise
 from dyndeploy.training import CHECKPOINT, Recipe, train
 from dyndeploy.training.processes import (
     Part,
@@ -26,10 +27,9 @@ from dyndeploy.training.processes import (
     SynchronizedBatchNorm,
     freeze_batch_norm,
     join_processes,
-    share_decisions,
     stream_seed,
 )
-from tests.training.helpers import mixed_channels, tiny_perceiver
+from tests.training.helpers import mixed_channels, own, tiny_perceiver
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -91,13 +91,17 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of two processes, all in one start of them: most of the time goes into starting."""
     folder = tmp_path_factory.mktemp("together") / "runs"
     exits, masks = tiny_perceiver(compute=EXACT, epochs=1), mixed_channels(compute=EXACT)
-    write(folder, exits=exits, masks=masks, streams=own_streams())
+    blocks = own(
+        "SmallCnn", {"nested": True}, compute=EXACT, epochs=2, sparsity={"weight": 50.0}, temperature={"end": 1.0}
+    )
+    both = own("three_exits", compute=EXACT, epochs=1, distillation={}, sparsity={"weight": 50.0})
+    write(folder, exits=exits, masks=masks, streams=own_streams(), blocks=blocks, both=both)
     done = launch(folder, 2)
     assert done.returncode == 0, done.stderr
     return folder
 
 
-@pytest.mark.parametrize("name", ["masks", "exits"])
+@pytest.mark.parametrize("name", ["masks", "exits", "blocks", "both"])
 def test_two_processes_give_the_loss_curve_of_one(name: str, together: Path, tmp_path: Path) -> None:
     train(Recipe.from_dict(json.loads((together / f"{name}.json").read_text())), tmp_path, device="cpu")
     # Both processes' images count, each once.
@@ -174,12 +178,12 @@ def test_a_network_uses_the_shared_noise() -> None:
     model = create_model("laud_resnet14_small", mode="both", width_mult=0.1, channel_granularity=1).train()
     freeze_batch_norm(model)
     noise = SharedNoise(CPU)
-    share_decisions(model, Processes(0, 1, CPU), noise)
     x = torch.randn(4, 3, 8, 8)
-    noise.begin(Part(0, 4, 4), seed=9)
-    whole = model(x, 1.0)
-    noise.begin(Part(2, 4, 4), seed=9)
-    half = model(x[2:], 1.0)
+    with Tape(model, noise=noise, temperature=1.0):
+        noise.begin(Part(0, 4, 4), seed=9)
+        whole = model(x)
+        noise.begin(Part(2, 4, 4), seed=9)
+        half = model(x[2:])
     torch.testing.assert_close(half.logits, whole.logits[2:], atol=1e-5, rtol=1e-4)
     for a, b in zip(half.masks, whole.masks, strict=True):
         assert a.spatial is not None and b.spatial is not None and a.channel is not None and b.channel is not None

@@ -22,7 +22,7 @@ from dyndeploy.training.recipe import (
     load_recipe,
     recipe_names,
 )
-from tests.training.helpers import tiny
+from tests.training.helpers import OWN, tiny
 
 CONTENT: dict[str, Any] = {
     "name": "mine",
@@ -60,9 +60,13 @@ def test_every_recipe_that_comes_along_is_valid(name: str) -> None:
     assert config.num_classes == (10 if recipe.data.dataset == "digits" else 1000)
 
 
+def family_of(recipe: Recipe) -> str:
+    return model_info(recipe.model.name).family
+
+
 def papers_of(family: str) -> list[Recipe]:
     recipes = [load_recipe(name) for name in recipe_names()]
-    return [recipe for recipe in recipes if recipe.data.dataset == "imagefolder" and recipe.family == family]
+    return [recipe for recipe in recipes if recipe.data.dataset == "imagefolder" and family_of(recipe) == family]
 
 
 def test_recipes_of_laudnet_carry_its_hyper_parameters() -> None:
@@ -111,15 +115,65 @@ def test_recipes_of_dyn_perceiver_carry_its_hyper_parameters() -> None:
         assert (preprocessing.resize, preprocessing.interpolation) == (256, "bicubic")
 
 
-def test_sections_that_a_family_has_no_use_for_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"exits: laud_resnet14_small .*no use for .*: sparsity, temperature"):
+def test_sections_that_a_network_has_no_use_for_are_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"exits: laud_resnet14_small has one exit.*no use for .*: sparsity, temperature"
+    ):
         Recipe.from_dict(CONTENT | {"exits": {}})
     perceiver = CONTENT | {"model": {"name": "resnet10_small_perceiver_t32"}}
-    assert Recipe.from_dict(perceiver).exits == ExitsRecipe()
+    assert Recipe.from_dict(perceiver).exits == ExitsRecipe(weights=(0.5, 0.5, 1.0, 1.0))
     assert (Recipe.from_dict(perceiver).sparsity, Recipe.from_dict(perceiver).temperature) == (None, None)
     for section in ("sparsity", "temperature"):
-        with pytest.raises(UsageError, match=rf"{section}: resnet10_small_perceiver_t32 .*no use.*: exits"):
+        with pytest.raises(UsageError, match=rf"{section}: resnet10_small_perceiver_t32 has no gates.*no use.*: exits"):
             Recipe.from_dict(perceiver | {section: {}})
+    with pytest.raises(UsageError, match=r"exits\.weights has 3 entries and resnet10_small_perceiver_t32 has 4 exits"):
+        Recipe.from_dict(perceiver | {"exits": {"weights": [1, 1, 1]}})
+    # A static network of a family with masks is trained as before, with the sections of that family.
+    static = Recipe.from_dict(changed("model.options", {"mode": "static"}))
+    assert (static.sparsity, static.temperature, static.exits) == (SparsityRecipe(), TemperatureRecipe(), None)
+
+
+def own(name: str, **changes: Any) -> dict[str, Any]:
+    return CONTENT | {"model": {"name": name, "import": str(OWN)}} | changes
+
+
+def test_an_imported_network_is_asked_what_it_has_use_for() -> None:
+    cnn = Recipe.from_dict(own("SmallCnn"))
+    assert (cnn.sparsity, cnn.temperature, cnn.exits) == (SparsityRecipe(), TemperatureRecipe(), None)
+    assert cnn.input_size == (8, 8)
+    exits = Recipe.from_dict(own("three_exits"))
+    assert exits.sparsity == SparsityRecipe()
+    assert exits.exits is not None
+    assert exits.exits.weights == (0.5, 1.0, 1.0)
+    plain = Recipe.from_dict(
+        own("three_exits") | {"model": {"name": "TwoLists", "import": str(OWN), "input_size": [8, 8]}}
+    )
+    assert plain.exits is not None
+    assert plain.exits.weights == (0.5, 1.0)
+    assert Recipe.from_dict(plain.as_dict()) == plain
+    assert plain.as_dict()["model"]["import"] == str(OWN)
+    with pytest.raises(UsageError, match="TwoLists does not say what it takes: give"):
+        Recipe.from_dict(own("TwoLists"))
+    with pytest.raises(UsageError, match="Did you mean 'SmallCnn'"):
+        Recipe.from_dict(own("SmallCnnn"))
+    with pytest.raises(UsageError, match=r"argument of SmallCnn of .*'widht'\. Did you mean 'width'"):
+        Recipe.from_dict(own("x") | {"model": {"name": "SmallCnn", "import": str(OWN), "options": {"widht": 3}}})
+    with pytest.raises(InputError, match=r"There is no file nowhere\.py"):
+        Recipe.from_dict(own("x") | {"model": {"name": "SmallCnn", "import": "nowhere.py"}})
+    with pytest.raises(UsageError, match=r"exits\.weights: the loss function that is named weighs the exits"):
+        Recipe.from_dict(own("three_exits", exits={"weights": [1, 1, 1]}, loss="a.py:f"))
+
+
+def test_files_that_a_recipe_imports_lie_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "net.py").write_text(OWN.read_text(encoding="utf-8"), encoding="utf-8")
+    content = own("x") | {"model": {"name": "SmallCnn", "import": "net.py"}, "loss": "net.py:on_a_circle"}
+    recipe = load_recipe(write(folder / "r.yaml", yaml.safe_dump(content)))
+    assert recipe.model.imported == str(folder / "net.py")
+    assert recipe.loss == f"{folder / 'net.py'}:on_a_circle"
+    assert load_recipe(write(tmp_path / "elsewhere.yaml", dump_recipe(recipe))) == recipe
+    assert sorted(path.name for path in folder.iterdir()) == ["net.py", "r.yaml"]
 
 
 def test_layer_settings_are_read_by_pattern() -> None:

@@ -7,15 +7,20 @@ namespace {
 
 constexpr std::int64_t kMaxAttribute = 1 << 16;
 
-[[noreturn]] void refuse(const BottleneckOpInfo& op, const std::string& what) {
-  throw InvalidArgument(std::string("dyndeploy.") + op.names.op + ": " + what);
+[[noreturn]] void refuse(const tables::Operator& op, const std::string& what) {
+  throw InvalidArgument(std::string("dyndeploy.") + op.name + ": " + what);
+}
+
+int find(const tables::Operator& op, const char* input) {
+  return tables::find_port(op.inputs, op.input_count, input);
 }
 
 // An attribute with one value per axis, all of which have to be the same.
-int uniform(const BottleneckOpInfo& op, const char* name, const std::vector<std::int64_t>& values,
-            std::size_t count, std::int64_t fallback) {
-  if (values.empty()) return static_cast<int>(fallback);
-  bool same = values.size() == count;
+int uniform(const tables::Operator& op, const KernelInfo& info, const char* name, int fallback) {
+  const std::vector<std::int64_t> values = info.integers(name);
+  if (values.empty()) return fallback;
+  const int count = op.attributes[tables::find_attribute(op, name)].length;
+  bool same = values.size() == static_cast<std::size_t>(count);
   for (const std::int64_t v : values) same = same && v == values.front();
   if (!same || values.front() < 1 || values.front() > kMaxAttribute) {
     refuse(op, std::string("attribute ") + name + " is " + to_string(values) + ", expected " +
@@ -26,15 +31,16 @@ int uniform(const BottleneckOpInfo& op, const char* name, const std::vector<std:
 
 }  // namespace
 
-BottleneckKernel::BottleneckKernel(const BottleneckOpInfo& op, const KernelInfo& info,
+BottleneckKernel::BottleneckKernel(const tables::Operator& op, const KernelInfo& info,
                                    const Registration& registration)
     : op_(op),
+      skipping_(tables::bottleneck_skipping(op.inputs, op.input_count)),
       isa_(registration.isa()),
       threads_(registration.threads()),
       workspaces_(registration.workspaces()) {
-  stride_ = uniform(op, "strides", info.integers("strides"), 2, 1);
-  dilation_ = uniform(op, "dilations", info.integers("dilations"), 2, 1);
-  const int pad = uniform(op, "pads", info.integers("pads"), 4, dilation_);
+  stride_ = uniform(op, info, "strides", 1);
+  dilation_ = uniform(op, info, "dilations", 1);
+  const int pad = uniform(op, info, "pads", dilation_);
   if (pad != dilation_) {
     refuse(op, "attribute pads is " + std::to_string(pad) + ", expected the dilation, " +
                    std::to_string(dilation_));
@@ -44,37 +50,41 @@ BottleneckKernel::BottleneckKernel(const BottleneckOpInfo& op, const KernelInfo&
     refuse(op, "attribute group is " + std::to_string(groups) + ", expected a positive integer");
   }
   groups_ = static_cast<int>(groups);
-  if (!op.projection && stride_ != 1) {
+  if (!skipping_.projection && stride_ != 1) {
     refuse(op, "stride " + std::to_string(stride_) + " needs a projection shortcut");
   }
 
-  std::vector<Tensor> weights;
-  for (int i = 0; i < op.weights(); ++i) {
-    const int input = op.first_weight() + i;
-    const OrtValue* value = info.constant_input(static_cast<std::size_t>(input));
+  std::vector<Tensor> weights(static_cast<std::size_t>(op.input_count));
+  for (int i = 0; i < op.input_count; ++i) {
+    if (op.inputs[i].role != tables::Role::kWeight) continue;
+    const OrtValue* value = info.constant_input(static_cast<std::size_t>(i));
     if (!value) return;
-    static constexpr std::size_t kRanks[] = {2, 1, 4, 1, 2, 1, 2, 1};
-    weights.push_back(read_tensor(info.api(), value, op.names, input, kRanks[i]));
+    weights[static_cast<std::size_t>(i)] = read_tensor(info.api(), value, op, i);
   }
   packed_ = pack(weights, registration.arena());
 }
 
-std::unique_ptr<cpu::PackedBottleneck> BottleneckKernel::pack(const std::vector<Tensor>& weights,
+std::unique_ptr<cpu::PackedBottleneck> BottleneckKernel::pack(const std::vector<Tensor>& inputs,
                                                               cpu::Arena& arena) const {
-  const int first = op_.first_weight();
-  const std::int64_t M = weights[0].shape[0], C = weights[0].shape[1], Co = weights[4].shape[0];
+  const auto weight = [&](const char* name) -> const Tensor& {
+    return inputs[static_cast<std::size_t>(find(op_, name))];
+  };
+  const auto expect = [&](const char* name, const std::vector<std::int64_t>& shape) {
+    expect_shape(weight(name), op_, find(op_, name), shape);
+  };
+  const std::int64_t M = weight("w1").shape[0], C = weight("w1").shape[1], Co = weight("w3").shape[0];
   if (M % groups_ != 0) {
     refuse(op_, "attribute group is " + std::to_string(groups_) + ", which does not divide the " +
                     std::to_string(M) + " channels of the 3x3 convolution");
   }
-  expect_shape(weights[1], op_.names, first + 1, {M});
-  expect_shape(weights[2], op_.names, first + 2, {M, M / groups_, 3, 3});
-  expect_shape(weights[3], op_.names, first + 3, {M});
-  expect_shape(weights[4], op_.names, first + 4, {-1, M});
-  expect_shape(weights[5], op_.names, first + 5, {Co});
-  if (op_.projection) {
-    expect_shape(weights[6], op_.names, first + 6, {Co, C});
-    expect_shape(weights[7], op_.names, first + 7, {Co});
+  expect("b1", {M});
+  expect("w2", {M, M / groups_, 3, 3});
+  expect("b2", {M});
+  expect("w3", {-1, M});
+  expect("b3", {Co});
+  if (skipping_.projection) {
+    expect("wd", {Co, C});
+    expect("bd", {Co});
   } else if (Co != C) {
     refuse(op_, "x has " + std::to_string(C) + " channels and w3 makes " + std::to_string(Co) +
                     ": without a projection they must be equal");
@@ -86,31 +96,29 @@ std::unique_ptr<cpu::PackedBottleneck> BottleneckKernel::pack(const std::vector<
   layer.stride = stride_;
   layer.dilation = dilation_;
   layer.groups = groups_;
-  layer.projection = op_.projection;
+  layer.projection = skipping_.projection;
   cpu::BottleneckWeights raw;
-  raw.w1 = weights[0].data;
-  raw.b1 = weights[1].data;
-  raw.w2 = weights[2].data;
-  raw.b2 = weights[3].data;
-  raw.w3 = weights[4].data;
-  raw.b3 = weights[5].data;
-  if (op_.projection) {
-    raw.wd = weights[6].data;
-    raw.bd = weights[7].data;
+  raw.w1 = weight("w1").data;
+  raw.b1 = weight("b1").data;
+  raw.w2 = weight("w2").data;
+  raw.b2 = weight("b2").data;
+  raw.w3 = weight("w3").data;
+  raw.b3 = weight("b3").data;
+  if (skipping_.projection) {
+    raw.wd = weight("wd").data;
+    raw.bd = weight("bd").data;
   }
-  return std::make_unique<cpu::PackedBottleneck>(isa_, layer, raw, op_.has_channel_mask(), arena);
+  return std::make_unique<cpu::PackedBottleneck>(isa_, layer, raw, skipping_.channel_mask >= 0, arena);
 }
 
 void BottleneckKernel::compute(KernelContext& context) {
-  const OrtApi& api = context.api();
   std::unique_ptr<cpu::PackedBottleneck> fresh;
   if (!packed_) {
-    std::vector<Tensor> weights;
-    for (int i = 0; i < op_.weights(); ++i) {
-      const int input = op_.first_weight() + i;
-      static constexpr std::size_t kRanks[] = {2, 1, 4, 1, 2, 1, 2, 1};
-      weights.push_back(
-          read_tensor(api, context.input(static_cast<std::size_t>(input)), op_.names, input, kRanks[i]));
+    std::vector<Tensor> weights(static_cast<std::size_t>(op_.input_count));
+    for (int i = 0; i < op_.input_count; ++i) {
+      if (op_.inputs[i].role == tables::Role::kWeight) {
+        weights[static_cast<std::size_t>(i)] = context.tensor(op_, i);
+      }
     }
     cpu::Arena arena(0);  // what one run packs shares no buffer with what stays
     fresh = pack(weights, arena);
@@ -118,27 +126,25 @@ void BottleneckKernel::compute(KernelContext& context) {
   const cpu::PackedBottleneck& packed = packed_ ? *packed_ : *fresh;
   const cpu::BottleneckLayer& layer = packed.layer();
 
-  const Tensor x = read_tensor(api, context.input(0), op_.names, 0, 4);
-  expect_shape(x, op_.names, 0, {-1, -1, -1, layer.inputs});
+  const Tensor x = context.tensor(op_, 0);
+  expect_shape(x, op_, 0, {-1, -1, -1, layer.inputs});
   const std::int64_t batch = x.shape[0];
   cpu::BottleneckCall call;
   call.weights = &packed;
   call.shape = cpu::bottleneck_shape(layer, static_cast<int>(batch), static_cast<int>(x.shape[1]),
                                      static_cast<int>(x.shape[2]));
   call.x = x.data;
-  int input = 1;
-  if (op_.has_spatial_mask()) {
-    const Tensor mask = read_tensor(api, context.input(1), op_.names, 1, 4);
-    const std::int64_t size = op_.skipping == Skipping::kLayer ? 1 : -1;
-    expect_shape(mask, op_.names, 1, {batch, 1, size, size});
+  if (const int input = skipping_.spatial_mask; input >= 0) {
+    const Tensor mask = context.tensor(op_, input);
+    const std::int64_t size = skipping_.whole_blocks ? 1 : -1;
+    expect_shape(mask, op_, input, {batch, 1, size, size});
     call.spatial_mask = mask.data;
     call.mask_height = static_cast<int>(mask.shape[2]);
     call.mask_width = static_cast<int>(mask.shape[3]);
-    ++input;
   }
-  if (op_.has_channel_mask()) {
-    const Tensor mask = read_tensor(api, context.input(static_cast<std::size_t>(input)), op_.names, input, 2);
-    expect_shape(mask, op_.names, input, {batch, -1});
+  if (const int input = skipping_.channel_mask; input >= 0) {
+    const Tensor mask = context.tensor(op_, input);
+    expect_shape(mask, op_, input, {batch, -1});
     if (layer.middle % mask.shape[1] != 0) {
       refuse(op_, "the channel mask has " + std::to_string(mask.shape[1]) +
                       " groups, which do not divide the " + std::to_string(layer.middle) +
@@ -155,10 +161,14 @@ void BottleneckKernel::compute(KernelContext& context) {
   cpu::run_bottleneck(call, *workspace, context.pool(threads_));
 }
 
-void BottleneckKernel::infer(const BottleneckOpInfo& op, const ShapeInference& inference) {
+bool BottleneckKernel::in_place(const tables::Operator& op) {
+  return !tables::bottleneck_skipping(op.inputs, op.input_count).projection;
+}
+
+void BottleneckKernel::infer(const tables::Operator& op, const ShapeInference& inference) {
   ShapeInference::Shape shape = inference.input(0);
   if (shape.size() != 4) return;
-  if (op.projection) {
+  if (find(op, "wd") >= 0) {
     const std::vector<std::int64_t> strides = inference.integers("strides");
     const std::int64_t stride = strides.empty() ? 1 : strides.front();
     for (const std::size_t axis : {std::size_t{1}, std::size_t{2}}) {
@@ -166,7 +176,7 @@ void BottleneckKernel::infer(const BottleneckOpInfo& op, const ShapeInference& i
       shape[axis].size = shape[axis].size > 0 ? (shape[axis].size - 1) / stride + 1 : -1;
       shape[axis].name.clear();
     }
-    const ShapeInference::Shape bias = inference.input(static_cast<std::size_t>(op.first_weight()) + 5);
+    const ShapeInference::Shape bias = inference.input(static_cast<std::size_t>(find(op, "b3")));
     shape[3] = bias.size() == 1 ? bias[0] : ShapeInference::Dim{};
   }
   inference.set_output(shape);

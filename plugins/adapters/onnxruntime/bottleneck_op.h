@@ -1,4 +1,4 @@
-// What the eight bottleneck operators have in common.
+// The bottlenecks: what is skipped follows from the masks that an operator has.
 #pragma once
 
 #include <memory>
@@ -8,32 +8,20 @@
 
 namespace dyndeploy::ort {
 
-enum class Skipping { kSpatial, kLayer, kChannel, kSpatialChannel };
-
-struct BottleneckOpInfo {
-  OpNames names;
-  Skipping skipping;
-  bool projection;
-
-  bool has_spatial_mask() const { return skipping != Skipping::kChannel; }
-  bool has_channel_mask() const {
-    return skipping == Skipping::kChannel || skipping == Skipping::kSpatialChannel;
-  }
-  int masks() const { return skipping == Skipping::kSpatialChannel ? 2 : 1; }
-  int first_weight() const { return 1 + masks(); }
-  int weights() const { return projection ? 8 : 6; }
-};
-
 class BottleneckKernel {
  public:
-  BottleneckKernel(const BottleneckOpInfo& op, const KernelInfo& info, const Registration& registration);
+  BottleneckKernel(const tables::Operator& op, const KernelInfo& info, const Registration& registration);
   void compute(KernelContext& context);
-  static void infer(const BottleneckOpInfo& op, const ShapeInference& inference);
+  static void infer(const tables::Operator& op, const ShapeInference& inference);
+  // Without a projection, pixels that are skipped need not even be copied.
+  static bool in_place(const tables::Operator& op);
 
  private:
-  std::unique_ptr<cpu::PackedBottleneck> pack(const std::vector<Tensor>& weights, cpu::Arena& arena) const;
+  // `inputs` holds the weights at their places.
+  std::unique_ptr<cpu::PackedBottleneck> pack(const std::vector<Tensor>& inputs, cpu::Arena& arena) const;
 
-  BottleneckOpInfo op_;
+  const tables::Operator& op_;
+  tables::Skipping skipping_;
   const cpu::Isa& isa_;
   int threads_;
   std::shared_ptr<cpu::WorkspacePool> workspaces_;

@@ -1,16 +1,14 @@
-// The OrtCustomOp of one operator, made from a kernel class:
+// The OrtCustomOp of one operator of the table, made from the kernel class of its kind:
 //
 //   class Kernel {
 //    public:
-//     static constexpr const char* kName; static constexpr const char* kInputs[];
-//     static constexpr bool kInPlace;                       // the output may take the place of input 0
-//     static void infer(ShapeInference&);
-//     Kernel(const KernelInfo&, const Registration&);
+//     static bool in_place(const tables::Operator&);        // the output may take the place of input 0
+//     static void infer(const tables::Operator&, const ShapeInference&);
+//     Kernel(const tables::Operator&, const KernelInfo&, const Registration&);
 //     void compute(KernelContext&);                         // may be called by several threads at a time
 //   };
 #pragma once
 
-#include <iterator>
 #include <mutex>
 
 #include "gemm.h"
@@ -61,13 +59,14 @@ class ShapeInference {
 template <class Kernel>
 class CustomOp : public OrtCustomOp {
  public:
-  explicit CustomOp(const OrtApi& api, const Registration& registration)
-      : OrtCustomOp{}, api_(api), registration_(registration) {
+  CustomOp(const tables::Operator& op, const OrtApi& api, const Registration& registration)
+      : OrtCustomOp{}, op_(op), api_(api), registration_(registration) {
     version = kApiVersion;
     CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi* api, const OrtKernelInfo* info,
                         void** kernel) {
       return guarded(*api, [&] {
-        *kernel = new Instance{*api, Kernel(KernelInfo(*api, info, Kernel::kName), of(self).registration_)};
+        const tables::Operator& op = of(self).op_;
+        *kernel = new Instance{*api, Kernel(op, KernelInfo(*api, info, op.name), of(self).registration_)};
       });
     };
     KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
@@ -78,9 +77,11 @@ class CustomOp : public OrtCustomOp {
       });
     };
     KernelDestroy = [](void* kernel) { delete static_cast<Instance*>(kernel); };
-    GetName = [](const OrtCustomOp*) { return Kernel::kName; };
+    GetName = [](const OrtCustomOp* self) { return of(self).op_.name; };
     GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return "CPUExecutionProvider"; };
-    GetInputTypeCount = [](const OrtCustomOp*) { return std::size(Kernel::kInputs); };
+    GetInputTypeCount = [](const OrtCustomOp* self) {
+      return static_cast<std::size_t>(of(self).op_.input_count);
+    };
     GetInputType = [](const OrtCustomOp*, std::size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
     GetOutputTypeCount = [](const OrtCustomOp*) { return std::size_t{1}; };
     GetOutputType = GetInputType;
@@ -92,11 +93,12 @@ class CustomOp : public OrtCustomOp {
     GetVariadicOutputMinArity = GetVariadicInputMinArity;
     GetVariadicOutputHomogeneity = GetVariadicInputMinArity;
     InferOutputShapeFn = [](const OrtCustomOp* self, OrtShapeInferContext* context) {
-      return guarded(of(self).api_, [&] { Kernel::infer(ShapeInference(of(self).api_, context)); });
+      return guarded(of(self).api_,
+                     [&] { Kernel::infer(of(self).op_, ShapeInference(of(self).api_, context)); });
     };
-    GetStartVersion = [](const OrtCustomOp*) { return 1; };
+    GetStartVersion = [](const OrtCustomOp* self) { return of(self).op_.version; };
     GetEndVersion = GetStartVersion;
-    if (Kernel::kInPlace) {
+    if (Kernel::in_place(op)) {
       GetMayInplace = [](int** inputs, int** outputs) {
         static int zero[1] = {0};
         *inputs = *outputs = zero;
@@ -113,6 +115,7 @@ class CustomOp : public OrtCustomOp {
   };
   static const CustomOp& of(const OrtCustomOp* self) { return *static_cast<const CustomOp*>(self); }
 
+  const tables::Operator& op_;
   const OrtApi& api_;
   const Registration& registration_;
 };

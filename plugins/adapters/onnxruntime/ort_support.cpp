@@ -1,5 +1,6 @@
 #include "ort_support.h"
 
+#include <cstring>
 #include <limits>
 
 namespace dyndeploy::ort {
@@ -32,9 +33,9 @@ class TypeInfo {
   OrtTensorTypeAndShapeInfo* info_ = nullptr;
 };
 
-std::string describe(const OpNames& names, int input) {
-  const std::string name = input < names.input_count ? names.inputs[input] : "input";
-  return std::string("dyndeploy.") + names.op + ": input " + std::to_string(input) + " (" + name + ")";
+std::string describe(const tables::Operator& op, int input) {
+  return std::string("dyndeploy.") + op.name + ": input " + std::to_string(input) + " (" +
+         op.inputs[input].name + ")";
 }
 
 bool succeeded(const OrtApi& api, OrtStatus* status) {
@@ -66,27 +67,27 @@ std::int64_t Tensor::elements() const {
   return count;
 }
 
-Tensor read_tensor(const OrtApi& api, const OrtValue* value, const OpNames& names, int input,
-                   std::size_t rank) {
-  if (!value) throw InvalidArgument(describe(names, input) + " is missing");
+Tensor read_tensor(const OrtApi& api, const OrtValue* value, const tables::Operator& op, int input) {
+  if (!value) throw InvalidArgument(describe(op, input) + " is missing");
   int is_tensor = 0;
   check(api, api.IsTensor(value, &is_tensor));
-  if (!is_tensor) throw InvalidArgument(describe(names, input) + " is not a tensor");
+  if (!is_tensor) throw InvalidArgument(describe(op, input) + " is not a tensor");
   const TypeInfo info(api, value);
   if (info.element_type() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
-    throw InvalidArgument(describe(names, input) + " is not a tensor of float32");
+    throw InvalidArgument(describe(op, input) + " is not a tensor of float32");
   }
   Tensor tensor;
   tensor.shape = info.shape();
+  const std::size_t rank = std::strlen(op.inputs[input].axes);
   if (tensor.shape.size() != rank) {
-    throw InvalidArgument(describe(names, input) + " has shape " + to_string(tensor.shape) + ", expected " +
+    throw InvalidArgument(describe(op, input) + " has shape " + to_string(tensor.shape) + ", expected " +
                           std::to_string(rank) + " dimensions");
   }
   std::int64_t elements = 1;
   for (const std::int64_t d : tensor.shape) {
-    if (d <= 0) throw InvalidArgument(describe(names, input) + " is empty: shape " + to_string(tensor.shape));
+    if (d <= 0) throw InvalidArgument(describe(op, input) + " is empty: shape " + to_string(tensor.shape));
     if (d > std::numeric_limits<std::int32_t>::max() / elements) {
-      throw InvalidArgument(describe(names, input) + " is too large: shape " + to_string(tensor.shape));
+      throw InvalidArgument(describe(op, input) + " is too large: shape " + to_string(tensor.shape));
     }
     elements *= d;
   }
@@ -96,11 +97,11 @@ Tensor read_tensor(const OrtApi& api, const OrtValue* value, const OpNames& name
   return tensor;
 }
 
-void expect_shape(const Tensor& tensor, const OpNames& names, int input,
+void expect_shape(const Tensor& tensor, const tables::Operator& op, int input,
                   const std::vector<std::int64_t>& shape) {
   for (std::size_t i = 0; i < shape.size(); ++i) {
     if (shape[i] >= 0 && tensor.shape[i] != shape[i]) {
-      throw InvalidArgument(describe(names, input) + " has shape " + to_string(tensor.shape) + ", expected " +
+      throw InvalidArgument(describe(op, input) + " has shape " + to_string(tensor.shape) + ", expected " +
                             to_string(shape));
     }
   }

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "../common/tables.h"
 #include "parallel.h"
 #include "workspace.h"
 
@@ -63,19 +64,11 @@ struct Tensor {
   std::int64_t elements() const;
 };
 
-// What messages call the node and its inputs.
-struct OpNames {
-  const char* op;
-  const char* const* inputs;
-  int input_count;
-};
-
-// Fails unless the value is a float32 tensor of this rank.
-Tensor read_tensor(const OrtApi& api, const OrtValue* value, const OpNames& names, int input,
-                   std::size_t rank);
+// Fails unless the value is a float32 tensor of the input's rank.
+Tensor read_tensor(const OrtApi& api, const OrtValue* value, const tables::Operator& op, int input);
 
 // Fails unless the tensor has this shape; -1 stands for any size.
-void expect_shape(const Tensor& tensor, const OpNames& names, int input,
+void expect_shape(const Tensor& tensor, const tables::Operator& op, int input,
                   const std::vector<std::int64_t>& shape);
 
 class KernelInfo {
@@ -102,6 +95,9 @@ class KernelContext {
  public:
   KernelContext(const OrtApi& api, OrtKernelContext* context) : api_(api), context_(context) {}
   const OrtValue* input(std::size_t index) const;
+  Tensor tensor(const tables::Operator& op, int index) const {
+    return read_tensor(api_, input(static_cast<std::size_t>(index)), op, index);
+  }
   float* output(std::size_t index, const std::vector<std::int64_t>& shape) const;
   // The session's own threads.
   cpu::ThreadPool pool(int threads);

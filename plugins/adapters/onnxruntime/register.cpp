@@ -8,13 +8,10 @@
 #include <optional>
 #include <string>
 #include <thread>
-#include <tuple>
+#include <vector>
 
-#include "channel_bottleneck.h"
+#include "bottleneck_op.h"
 #include "channel_masker.h"
-#include "layer_bottleneck.h"
-#include "spatial_bottleneck.h"
-#include "spatial_channel_bottleneck.h"
 #include "spatial_masker.h"
 
 #if defined(__GNUC__)
@@ -34,32 +31,34 @@ constexpr int kMaxThreads = 256;
 // What the bottlenecks compute in: "fp32", the default, or "bf16".
 constexpr const char* kPrecisionEntry = "dyndeploy.precision";
 
-using AllOps = std::tuple<CustomOp<SpatialMasker>, CustomOp<ChannelMasker>, CustomOp<ChannelMaskerHidden>,
-                          CustomOp<SpatialBottleneck>, CustomOp<SpatialBottleneckProjection>,
-                          CustomOp<LayerBottleneck>, CustomOp<LayerBottleneckProjection>,
-                          CustomOp<ChannelBottleneck>, CustomOp<ChannelBottleneckProjection>,
-                          CustomOp<SpatialChannelBottleneck>, CustomOp<SpatialChannelBottleneckProjection>>;
-
-template <class... Op>
-std::unique_ptr<std::tuple<Op...>> make_ops(const std::tuple<Op...>*, const OrtApi& api,
-                                            const Registration& shared) {
-  return std::unique_ptr<std::tuple<Op...>>(new std::tuple<Op...>(Op(api, shared)...));
-}
+// The kernel class of every kind in the operators' table.
+using SpatialBottleneckKernel = BottleneckKernel;
+using LayerBottleneckKernel = BottleneckKernel;
+using ChannelBottleneckKernel = BottleneckKernel;
+using SpatialChannelBottleneckKernel = BottleneckKernel;
 
 // Sessions keep bare pointers to the operators, so a domain is never freed. There is one per thread count and
 // instruction set.
 class Domain {
  public:
-  Domain(const OrtApi& api, const cpu::Isa& isa, int threads)
-      : registration_(isa, threads), ops_(make_ops(static_cast<AllOps*>(nullptr), api, registration_)) {
+  Domain(const OrtApi& api, const cpu::Isa& isa, int threads) : registration_(isa, threads) {
     check(api, api.CreateCustomOpDomain(kDomain, &domain_));
-    std::apply([&](auto&... op) { (check(api, api.CustomOpDomain_Add(domain_, &op)), ...); }, *ops_);
+#define DYNDEPLOY_ADD(NAME, KIND) add<KIND##Kernel>(api, tables::k##NAME);
+    DYNDEPLOY_CPU_OPERATORS(DYNDEPLOY_ADD)
+#undef DYNDEPLOY_ADD
   }
   OrtCustomOpDomain* get() const { return domain_; }
 
  private:
+  template <class Kernel>
+  void add(const OrtApi& api, const tables::Operator& op) {
+    const auto custom = std::make_shared<CustomOp<Kernel>>(op, api, registration_);
+    ops_.push_back(custom);
+    check(api, api.CustomOpDomain_Add(domain_, custom.get()));
+  }
+
   Registration registration_;
-  std::unique_ptr<AllOps> ops_;
+  std::vector<std::shared_ptr<const OrtCustomOp>> ops_;
   OrtCustomOpDomain* domain_ = nullptr;
 };
 

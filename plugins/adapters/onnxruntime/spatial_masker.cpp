@@ -16,20 +16,21 @@ std::int64_t mask_size(const KernelInfo& info, const char* name) {
 
 }  // namespace
 
-SpatialMasker::SpatialMasker(const KernelInfo& info, const Registration& registration)
-    : isa_(registration.isa()),
+SpatialMaskerKernel::SpatialMaskerKernel(const tables::Operator& op, const KernelInfo& info,
+                                         const Registration& registration)
+    : op_(op),
+      isa_(registration.isa()),
       threads_(registration.threads()),
       mask_height_(mask_size(info, "mask_height")),
       mask_width_(mask_size(info, "mask_width")) {}
 
-void SpatialMasker::compute(KernelContext& context) {
-  const OrtApi& api = context.api();
-  const Tensor x = read_tensor(api, context.input(0), kNames, 0, 4);
-  const Tensor weight = read_tensor(api, context.input(1), kNames, 1, 2);
-  const Tensor bias = read_tensor(api, context.input(2), kNames, 2, 1);
+void SpatialMaskerKernel::compute(KernelContext& context) {
+  const Tensor x = context.tensor(op_, 0);
+  const Tensor weight = context.tensor(op_, 1);
+  const Tensor bias = context.tensor(op_, 2);
   const std::int64_t groups = weight.shape[0];
-  expect_shape(weight, kNames, 1, {-1, x.shape[3]});
-  expect_shape(bias, kNames, 2, {groups});
+  expect_shape(weight, op_, 1, {-1, x.shape[3]});
+  expect_shape(bias, op_, 2, {groups});
   const std::int64_t cells = x.shape[0] * groups;
   if (mask_height_ * mask_width_ > INT32_MAX / cells)
     throw InvalidArgument("dyndeploy.SpatialMasker: the mask is too large");
@@ -41,7 +42,7 @@ void SpatialMasker::compute(KernelContext& context) {
                           context.pool(threads_));
 }
 
-void SpatialMasker::infer(const ShapeInference& inference) {
+void SpatialMaskerKernel::infer(const tables::Operator&, const ShapeInference& inference) {
   const ShapeInference::Shape x = inference.input(0), bias = inference.input(2);
   if (x.size() != 4 || bias.size() != 1) return;
   ShapeInference::Dim height, width;

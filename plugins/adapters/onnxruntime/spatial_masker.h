@@ -1,22 +1,19 @@
-// SpatialMasker(x (N,H,W,C), weight (g,C), bias (g)) -> mask (N,g,mask_height,mask_width)
+// Which patches are computed: mask (N,g,mask_height,mask_width) of x (N,H,W,C).
 #pragma once
 
 #include "custom_op.h"
 
 namespace dyndeploy::ort {
 
-class SpatialMasker {
+class SpatialMaskerKernel {
  public:
-  static constexpr const char* kName = "SpatialMasker";
-  static constexpr const char* kInputs[] = {"x", "weight", "bias"};
-  static constexpr bool kInPlace = false;
-  static constexpr OpNames kNames{kName, kInputs, 3};
-
-  SpatialMasker(const KernelInfo& info, const Registration& registration);
+  SpatialMaskerKernel(const tables::Operator& op, const KernelInfo& info, const Registration& registration);
   void compute(KernelContext& context);
-  static void infer(const ShapeInference& inference);
+  static void infer(const tables::Operator& op, const ShapeInference& inference);
+  static bool in_place(const tables::Operator&) { return false; }
 
  private:
+  const tables::Operator& op_;
   const cpu::Isa& isa_;
   int threads_;
   std::int64_t mask_height_;

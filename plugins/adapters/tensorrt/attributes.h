@@ -37,7 +37,7 @@ class Fields {
   const nvinfer1::PluginFieldCollection* get() const { return &collection_; }
 
  private:
-  static constexpr int kMaxFields = 5;
+  static constexpr int kMaxFields = tables::kMaxAttributes + 1;
   nvinfer1::PluginField fields_[kMaxFields];
   nvinfer1::PluginFieldCollection collection_;
 };

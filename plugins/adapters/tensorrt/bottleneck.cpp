@@ -8,21 +8,14 @@ namespace dyndeploy {
 namespace tensorrt {
 namespace {
 
-enum : int { kStrides = 0, kDilations = 2, kPads = 4, kGroup = 8 };
+// All bottlenecks have the same attributes.
+constexpr int kStrides = tables::value_offset(tables::kSpatialBottleneck, "strides");
+constexpr int kDilations = tables::value_offset(tables::kSpatialBottleneck, "dilations");
+constexpr int kPads = tables::value_offset(tables::kSpatialBottleneck, "pads");
+constexpr int kGroup = tables::value_offset(tables::kSpatialBottleneck, "group");
 
-struct Inputs {
-  int spatial_mask, channel_mask;  // -1: none
-  bool projection;
-};
-
-Inputs inputs_of(const Operator& op) {
-  Inputs found;
-  found.spatial_mask = op.find_input("spatial_mask");
-  found.channel_mask = op.find_input("channel_mask");
-  const int mask = op.find_input("mask");
-  if (mask >= 0) (op.inputs[mask].axes[1] == 'G' ? found.channel_mask : found.spatial_mask) = mask;
-  found.projection = op.find_input("wd") >= 0;
-  return found;
+tables::Skipping skipping(const Operator& op) {
+  return tables::bottleneck_skipping(op.inputs, op.input_count);
 }
 
 std::string check_attributes(const Operator& op, const Attributes& attributes) {
@@ -44,7 +37,7 @@ std::string check_attributes(const Operator& op, const Attributes& attributes) {
   }
   if (values[kGroup] < 1)
     return "group is " + std::to_string(values[kGroup]) + ", expected a positive integer";
-  if (stride != 1 && !inputs_of(op).projection) {
+  if (stride != 1 && !skipping(op).projection) {
     return "stride " + std::to_string(stride) + " needs a projection shortcut";
   }
   return std::string();
@@ -59,8 +52,7 @@ DerivedSize derive(const Operator&, const Attributes& attributes, char letter) {
 
 cuda::BottleneckShape shape_of(const Operator& op, const Attributes& attributes, const Sizes& sizes) {
   const auto size = [&](char letter) { return static_cast<int>(sizes[letter]); };
-  const Inputs inputs = inputs_of(op);
-  const bool layer = inputs.spatial_mask >= 0 && op.inputs[inputs.spatial_mask].axes[2] == '1';
+  const tables::Skipping inputs = skipping(op);
   cuda::BottleneckShape shape = {};
   shape.batch = size('N');
   shape.height = size('H');
@@ -73,8 +65,8 @@ cuda::BottleneckShape shape_of(const Operator& op, const Attributes& attributes,
   shape.dilation = attributes.values[kDilations];
   shape.projection = inputs.projection;
   if (inputs.spatial_mask >= 0) {
-    shape.mask_height = layer ? 1 : size('h');
-    shape.mask_width = layer ? 1 : size('w');
+    shape.mask_height = inputs.whole_blocks ? 1 : size('h');
+    shape.mask_width = inputs.whole_blocks ? 1 : size('w');
   }
   if (inputs.channel_mask >= 0) shape.channel_groups = size('G');
   return shape;
@@ -129,7 +121,7 @@ int run(const Operator& op, const Attributes& attributes, const Sizes& sizes, cu
     return index < 0 ? nullptr : buffers.inputs[index];
   };
   const auto floats = [&](const char* port) { return static_cast<const float*>(data(port)); };
-  const Inputs inputs = inputs_of(op);
+  const tables::Skipping inputs = skipping(op);
   cuda::BottleneckTensors tensors = {};
   tensors.x = data("x");
   if (inputs.spatial_mask >= 0) {

@@ -8,10 +8,13 @@ namespace dyndeploy {
 namespace tensorrt {
 namespace {
 
+constexpr int kMaskHeight = tables::value_offset(tables::kSpatialMasker, "mask_height");
+constexpr int kMaskWidth = tables::value_offset(tables::kSpatialMasker, "mask_width");
+
 std::string no_attributes(const Operator&, const Attributes&) { return std::string(); }
 
 std::string check_mask_size(const Operator&, const Attributes& attributes) {
-  const std::int32_t height = attributes.values[0], width = attributes.values[1];
+  const std::int32_t height = attributes.values[kMaskHeight], width = attributes.values[kMaskWidth];
   if (height >= 1 && width >= 1) return std::string();
   return "mask_height and mask_width are " + std::to_string(height) + " and " + std::to_string(width) +
          ", expected positive integers";
@@ -20,8 +23,8 @@ std::string check_mask_size(const Operator&, const Attributes& attributes) {
 DerivedSize same_size(const Operator&, const Attributes&, char letter) { return same(letter); }
 
 DerivedSize derive_mask(const Operator&, const Attributes& attributes, char letter) {
-  if (letter == 'h') return {'\0', attributes.values[0]};
-  if (letter == 'w') return {'\0', attributes.values[1]};
+  if (letter == 'h') return {'\0', attributes.values[kMaskHeight]};
+  if (letter == 'w') return {'\0', attributes.values[kMaskWidth]};
   return same(letter);
 }
 
@@ -30,7 +33,7 @@ std::string check_channel(const Operator& op, const Attributes&, const Sizes& si
 }
 
 std::string check_spatial(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type) {
-  const std::int32_t mask[] = {attributes.values[0], attributes.values[1]};
+  const std::int32_t mask[] = {attributes.values[kMaskHeight], attributes.values[kMaskWidth]};
   const std::int64_t map[] = {sizes['H'], sizes['W']};
   for (int i = 0; i < 2; ++i) {
     if (map[i] > 0 && mask[i] > map[i]) {
@@ -68,8 +71,13 @@ std::size_t spatial_workspace(const Operator&, const Attributes&, const Sizes&, 
 int run_spatial(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type type,
                 const Buffers& buffers) {
   const auto size = [&](char letter) { return static_cast<int>(sizes[letter]); };
-  const cuda::SpatialMaskerShape shape = {
-      size('N'), size('H'), size('W'), size('C'), size('g'), attributes.values[0], attributes.values[1]};
+  const cuda::SpatialMaskerShape shape = {size('N'),
+                                          size('H'),
+                                          size('W'),
+                                          size('C'),
+                                          size('g'),
+                                          attributes.values[kMaskHeight],
+                                          attributes.values[kMaskWidth]};
   return cuda::run_spatial_masker(shape, type, buffers.inputs[0],
                                   static_cast<const float*>(buffers.inputs[op.find_input("weight")]),
                                   static_cast<const float*>(buffers.inputs[op.find_input("bias")]),

@@ -8,79 +8,24 @@ namespace dyndeploy {
 namespace tensorrt {
 namespace {
 
-constexpr AttributeInfo kConvolution[] = {{"strides", 2}, {"dilations", 2}, {"pads", 4}, {"group", 1}};
-constexpr AttributeInfo kMaskSize[] = {{"mask_height", 1}, {"mask_width", 1}};
+// The rules of every kind in the operators' table.
+constexpr const Rules& kSpatialBottleneckRules = kBottleneckRules;
+constexpr const Rules& kLayerBottleneckRules = kBottleneckRules;
+constexpr const Rules& kChannelBottleneckRules = kBottleneckRules;
+constexpr const Rules& kSpatialChannelBottleneckRules = kBottleneckRules;
 
-constexpr Element kData = Element::kData;
-constexpr Element kFloat = Element::kFloat;
-
-// Axes: N batch, H and W of x, C its channels, M of the 3x3, O of the output, P and Q its height and width, h
-// and w of a spatial mask, G groups of a channel mask; w2 is g groups of k = 9 m rows and m columns.
-#define DYNDEPLOY_WEIGHTS(OUTPUTS)                                                     \
-  {"w1", kData, "CM"}, {"b1", kFloat, "M"}, {"w2", kData, "gkm"}, {"b2", kFloat, "M"}, \
-      {"w3", kData, "M" OUTPUTS}, {                                                    \
-    "b3", kFloat, OUTPUTS                                                              \
-  }
-#define DYNDEPLOY_PROJECTION {"wd", kData, "CO"}, {"bd", kFloat, "O"}
-#define DYNDEPLOY_CONSTANTS(OUTPUTS) \
-  {"border_bias", kFloat, "#M"}, { "skipped_output", kFloat, OUTPUTS }
-
-constexpr Port kX = {"x", kData, "NHWC"};
-constexpr Port kPatchMask = {"mask", kFloat, "N1hw"};
-constexpr Port kLayerMask = {"mask", kFloat, "N111"};
-constexpr Port kGroupMask = {"mask", kFloat, "NG"};
-
-constexpr Port kSpatialMaskerInputs[] = {kX, {"weight", kFloat, "gC"}, {"bias", kFloat, "g"}};
-constexpr Port kChannelMaskerInputs[] = {kX, {"weight", kFloat, "GC"}, {"bias", kFloat, "G"}};
-constexpr Port kChannelMaskerHiddenInputs[] = {kX,
-                                               {"hidden_weight", kFloat, "hC"},
-                                               {"hidden_bias", kFloat, "h"},
-                                               {"weight", kFloat, "Gh"},
-                                               {"bias", kFloat, "G"}};
-constexpr Port kSpatialBottleneckInputs[] = {kX, kPatchMask, DYNDEPLOY_WEIGHTS("C")};
-constexpr Port kSpatialBottleneckProjectionInputs[] = {kX, kPatchMask, DYNDEPLOY_WEIGHTS("O"),
-                                                       DYNDEPLOY_PROJECTION};
-constexpr Port kLayerBottleneckInputs[] = {kX, kLayerMask, DYNDEPLOY_WEIGHTS("C")};
-constexpr Port kLayerBottleneckProjectionInputs[] = {kX, kLayerMask, DYNDEPLOY_WEIGHTS("O"),
-                                                     DYNDEPLOY_PROJECTION};
-constexpr Port kChannelBottleneckInputs[] = {kX, kGroupMask, DYNDEPLOY_WEIGHTS("C"),
-                                             DYNDEPLOY_CONSTANTS("C")};
-constexpr Port kChannelBottleneckProjectionInputs[] = {kX, kGroupMask, DYNDEPLOY_WEIGHTS("O"),
-                                                       DYNDEPLOY_PROJECTION, DYNDEPLOY_CONSTANTS("O")};
-constexpr Port kSpatialChannelBottleneckInputs[] = {kX,
-                                                    {"spatial_mask", kFloat, "N1hw"},
-                                                    {"channel_mask", kFloat, "NG"},
-                                                    DYNDEPLOY_WEIGHTS("C"),
-                                                    DYNDEPLOY_CONSTANTS("C")};
-constexpr Port kSpatialChannelBottleneckProjectionInputs[] = {kX,
-                                                              {"spatial_mask", kFloat, "N1hw"},
-                                                              {"channel_mask", kFloat, "NG"},
-                                                              DYNDEPLOY_WEIGHTS("O"),
-                                                              DYNDEPLOY_PROJECTION,
-                                                              DYNDEPLOY_CONSTANTS("O")};
-
-template <class Entry, std::size_t count>
-constexpr int length(const Entry (&)[count]) {
-  return static_cast<int>(count);
+constexpr Operator with_rules(const tables::Operator& table, const Rules& rules) {
+  return {table.name,          table.plugin_version,     &rules,
+          table.plugin_inputs, table.plugin_input_count, table.output,
+          table.attributes,    table.attribute_count};
 }
 
 }  // namespace
 
-#define DYNDEPLOY_OPERATOR(NAME, RULES, OUTPUT, ELEMENT, AXES, ATTRIBUTES, COUNT) \
-  constexpr Operator k##NAME = {                                                  \
-      #NAME, &RULES, k##NAME##Inputs, length(k##NAME##Inputs), {OUTPUT, ELEMENT, AXES}, ATTRIBUTES, COUNT};
-#define DYNDEPLOY_BOTTLENECK(NAME)                                                                   \
-  DYNDEPLOY_OPERATOR(NAME, kBottleneckRules, "y", kData, "NHWC", kConvolution, length(kConvolution)) \
-  DYNDEPLOY_OPERATOR(NAME##Projection, kBottleneckRules, "y", kData, "NPQO", kConvolution,           \
-                     length(kConvolution))
-
-DYNDEPLOY_OPERATOR(SpatialMasker, kSpatialMaskerRules, "mask", kFloat, "Nghw", kMaskSize, length(kMaskSize))
-DYNDEPLOY_OPERATOR(ChannelMasker, kChannelMaskerRules, "mask", kFloat, "NG", nullptr, 0)
-DYNDEPLOY_OPERATOR(ChannelMaskerHidden, kChannelMaskerRules, "mask", kFloat, "NG", nullptr, 0)
-DYNDEPLOY_BOTTLENECK(SpatialBottleneck)
-DYNDEPLOY_BOTTLENECK(LayerBottleneck)
-DYNDEPLOY_BOTTLENECK(ChannelBottleneck)
-DYNDEPLOY_BOTTLENECK(SpatialChannelBottleneck)
+#define DYNDEPLOY_DEFINE_OPERATOR(NAME, KIND) \
+  constexpr Operator k##NAME = with_rules(tables::k##NAME, k##KIND##Rules);
+DYNDEPLOY_TENSORRT_OPERATORS(DYNDEPLOY_DEFINE_OPERATOR)
+#undef DYNDEPLOY_DEFINE_OPERATOR
 
 int Operator::value_count() const {
   int count = 0;
@@ -88,12 +33,7 @@ int Operator::value_count() const {
   return count;
 }
 
-int Operator::find_input(const char* port) const {
-  for (int i = 0; i < input_count; ++i) {
-    if (std::strcmp(inputs[i].name, port) == 0) return i;
-  }
-  return -1;
-}
+int Operator::find_input(const char* port) const { return tables::find_port(inputs, input_count, port); }
 
 std::string to_text(const Shape& shape) {
   std::string text = "(";

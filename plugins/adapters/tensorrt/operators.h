@@ -1,36 +1,23 @@
-// What an operator is, said once: ports, attributes, shape rule, type rule, kernel. The plugin interfaces
-// (plugin_v2.h, plugin_v3.h) are made from it. Knows nothing of TensorRT.
+// What an operator is to TensorRT: its table (ports, attributes, types) and the rules of its kind (checks,
+// sizes, kernel). The plugin interfaces (plugin_v2.h, plugin_v3.h) are made from it. Knows nothing of
+// TensorRT.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <string>
 
+#include "../common/tables.h"
 #include "kernels.h"
 
 namespace dyndeploy {
 namespace tensorrt {
 
-constexpr int kMaxInputs = 13;
-constexpr int kMaxRank = 4;
-constexpr int kMaxValues = 9;
-
-// kData: float or half, the same for all such ports of a node. kFloat: always float.
-enum class Element { kData, kFloat };
-
-// One letter per axis: equal letters of an operator are equal sizes, '1' is one and '#' is the 16 border
-// classes.
-struct Port {
-  const char* name;
-  Element element;
-  const char* axes;
-};
-
-// Integers; every attribute must be given.
-struct AttributeInfo {
-  const char* name;
-  int length;
-};
+using tables::Element;
+using tables::kMaxInputs;
+using tables::kMaxRank;
+using tables::kMaxValues;
+using tables::Port;
 
 // The values of all attributes of an operator, one after the other.
 struct Attributes {
@@ -84,11 +71,12 @@ struct Rules {
 
 struct Operator {
   const char* name;
+  const char* version;
   const Rules* rules;
   const Port* inputs;
   int input_count;
   Port output;
-  const AttributeInfo* attributes;
+  const tables::Attribute* attributes;
   int attribute_count;
 
   int value_count() const;
@@ -96,20 +84,7 @@ struct Operator {
   int find_input(const char* port) const;
 };
 
-#define DYNDEPLOY_TENSORRT_OPERATORS(DO) \
-  DO(SpatialMasker)                      \
-  DO(ChannelMasker)                      \
-  DO(ChannelMaskerHidden)                \
-  DO(SpatialBottleneck)                  \
-  DO(SpatialBottleneckProjection)        \
-  DO(LayerBottleneck)                    \
-  DO(LayerBottleneckProjection)          \
-  DO(ChannelBottleneck)                  \
-  DO(ChannelBottleneckProjection)        \
-  DO(SpatialChannelBottleneck)           \
-  DO(SpatialChannelBottleneckProjection)
-
-#define DYNDEPLOY_DECLARE_OPERATOR(NAME) extern const Operator k##NAME;
+#define DYNDEPLOY_DECLARE_OPERATOR(NAME, KIND) extern const Operator k##NAME;
 DYNDEPLOY_TENSORRT_OPERATORS(DYNDEPLOY_DECLARE_OPERATOR)
 #undef DYNDEPLOY_DECLARE_OPERATOR
 

@@ -19,7 +19,7 @@ class PluginV2 final : public nvinfer1::IPluginV2DynamicExt {
       : core_(core), namespace_(plugin_namespace) {}
 
   const char* getPluginType() const noexcept override { return core_.op().name; }
-  const char* getPluginVersion() const noexcept override { return "1"; }
+  const char* getPluginVersion() const noexcept override { return core_.op().version; }
   int32_t getNbOutputs() const noexcept override { return 1; }
   int32_t initialize() noexcept override { return 0; }
   void terminate() noexcept override {}
@@ -58,7 +58,7 @@ class BaseCreatorV2 : public nvinfer1::IPluginCreator {
   explicit BaseCreatorV2(const Operator& op) : op_(op), fields_(op) {}
 
   const char* getPluginName() const noexcept override { return op_.name; }
-  const char* getPluginVersion() const noexcept override { return "1"; }
+  const char* getPluginVersion() const noexcept override { return op_.version; }
   const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return fields_.get(); }
   void setPluginNamespace(const char* name) noexcept override { namespace_ = name ? name : ""; }
   const char* getPluginNamespace() const noexcept override { return namespace_.c_str(); }

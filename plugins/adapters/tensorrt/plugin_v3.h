@@ -19,7 +19,7 @@ class PluginV3 final : public nvinfer1::IPluginV3,
   nvinfer1::IPluginV3* clone() noexcept override;
 
   const char* getPluginName() const noexcept override { return core_.op().name; }
-  const char* getPluginVersion() const noexcept override { return "1"; }
+  const char* getPluginVersion() const noexcept override { return core_.op().version; }
   const char* getPluginNamespace() const noexcept override { return namespace_.c_str(); }
 
   int32_t getNbOutputs() const noexcept override { return 1; }
@@ -59,7 +59,7 @@ class BaseCreatorV3 : public nvinfer1::IPluginCreatorV3One {
   explicit BaseCreatorV3(const Operator& op) : op_(op), fields_(op) {}
 
   const char* getPluginName() const noexcept override { return op_.name; }
-  const char* getPluginVersion() const noexcept override { return "1"; }
+  const char* getPluginVersion() const noexcept override { return op_.version; }
   const char* getPluginNamespace() const noexcept override { return ""; }
   const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return fields_.get(); }
   nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,

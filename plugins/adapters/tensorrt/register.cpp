@@ -33,7 +33,7 @@ using AnyCreator = nvinfer1::IPluginCreatorInterface;
 using AnyCreator = nvinfer1::IPluginCreator;
 #endif
 
-#define DYNDEPLOY_REGISTER(NAME)          \
+#define DYNDEPLOY_REGISTER(NAME, KIND)    \
   using NAME##Creator = Creator<k##NAME>; \
   REGISTER_TENSORRT_PLUGIN(NAME##Creator);
 DYNDEPLOY_TENSORRT_OPERATORS(DYNDEPLOY_REGISTER)
@@ -41,8 +41,8 @@ DYNDEPLOY_TENSORRT_OPERATORS(DYNDEPLOY_REGISTER)
 
 template <class Interface>
 Interface* const* all_creators(int32_t& count) {
-#define DYNDEPLOY_INSTANCE(NAME) static NAME##Creator NAME##_instance;
-#define DYNDEPLOY_ADDRESS(NAME) &NAME##_instance,
+#define DYNDEPLOY_INSTANCE(NAME, KIND) static NAME##Creator NAME##_instance;
+#define DYNDEPLOY_ADDRESS(NAME, KIND) &NAME##_instance,
   DYNDEPLOY_TENSORRT_OPERATORS(DYNDEPLOY_INSTANCE)
   static Interface* const creators[] = {DYNDEPLOY_TENSORRT_OPERATORS(DYNDEPLOY_ADDRESS)};
 #undef DYNDEPLOY_INSTANCE

@@ -2,13 +2,17 @@
 
 ``FAKE_TENSORRT`` chooses the version. What a version of the real package lacks does not exist here either: bindings are
 gone in 10, tensors by name begin with 8.5, ``max_workspace_size`` ends with 8.6. ``FAKE_TENSORRT_LACKS`` names a plugin
-that is not registered, ``FAKE_TENSORRT_WRONG`` adds an error to every output.
+that is not registered, ``FAKE_TENSORRT_WRONG`` adds an error to every output, ``FAKE_TENSORRT_NO_GRAPH`` takes CUDA
+graphs away. What was asked of the builder is appended to the file that ``FAKE_TENSORRT_LOG`` names.
 """
 
 from __future__ import annotations
 
+import ctypes
 import enum
+import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,7 +58,9 @@ if _VERSION < (10, 0):
     NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", {"EXPLICIT_BATCH": 0})
 else:
     NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 1})
-BuilderFlag = enum.IntEnum("BuilderFlag", {"FP16": 0, "TF32": 7} if _VERSION < (11, 0) else {"TF32": 7})
+_FLAGS = {"FP16": 0, "TF32": 7, "OBEY_PRECISION_CONSTRAINTS": 12}
+BuilderFlag = enum.IntEnum("BuilderFlag", _FLAGS if _VERSION < (11, 0) else {"TF32": 7})
+float32, float16, int32 = "float32", "float16", "int32"
 
 
 def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
@@ -66,20 +72,44 @@ class _Registry:
     @property
     def plugin_creator_list(self) -> list[Any]:
         names = ("SpatialMasker", "SpatialBottleneck", "SpatialBottleneckProjection")
-        creators = [type("Creator", (), {"name": name}) for name in names]
+        creators = [type("Creator", (), {"name": name, "plugin_version": "1"}) for name in names]
         return [creator for creator in creators if creator.name != os.environ.get("FAKE_TENSORRT_LACKS")]
+
+    if _VERSION >= (10, 0):
+        all_creators = plugin_creator_list
 
 
 def get_plugin_registry() -> _Registry:
     return _Registry()
 
 
-def nptype(kind: str) -> Any:
-    return np.dtype(kind).type
+class _Tensor:
+    dtype = float32
+
+
+class _Layer:
+    num_outputs = 1
+
+    def __init__(self, name: str) -> None:
+        self.name, self.types = name, {}
+
+    def get_output(self, index: int) -> _Tensor:
+        return _Tensor()
+
+    def set_output_type(self, index: int, dtype: str) -> None:
+        self.types[index] = dtype
 
 
 class _Network:
-    model = b""
+    def __init__(self, flags: int) -> None:
+        self.flags, self.model, self.layers = flags, b"", []
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def get_layer(self, index: int) -> _Layer:
+        return self.layers[index]
 
 
 class OnnxParser:
@@ -89,7 +119,10 @@ class OnnxParser:
         self.network = network
 
     def parse(self, data: bytes) -> bool:
+        import onnx
+
         self.network.model = data
+        self.network.layers = [_Layer(node.name) for node in onnx.load_from_string(data).graph.node]
         return len(data) > 10
 
     def get_error(self, index: int) -> str:
@@ -106,15 +139,16 @@ class _TimingCache:
 
 class _Config:
     def __init__(self) -> None:
-        self.flags: set[int] = set()
+        self.flags: set[BuilderFlag] = {BuilderFlag.TF32}
         self.profiling_verbosity = None
+        self.workspace = 0
         if _VERSION < (10, 0):
             self.max_workspace_size = 0
 
     if _VERSION >= (8, 4):
 
         def set_memory_pool_limit(self, pool: int, size: int) -> None:
-            assert size > 0
+            self.workspace = size
 
     def set_flag(self, flag: int) -> None:
         self.flags.add(flag)
@@ -126,7 +160,11 @@ class _Config:
         return _TimingCache(content)
 
     def set_timing_cache(self, cache: _TimingCache, ignore_mismatch: bool) -> bool:
+        self._cache = cache
         return True
+
+    def get_timing_cache(self) -> _TimingCache:
+        return self._cache
 
 
 class Builder:
@@ -139,13 +177,22 @@ class Builder:
     def create_network(self, flags: int) -> _Network:
         # Before 10, ONNX graphs need the explicit batch flag; 10 and later have it always.
         assert _VERSION >= (10, 0) or flags & 1
-        return _Network()
+        return _Network(flags)
 
     def create_builder_config(self) -> _Config:
         return _Config()
 
     def build_serialized_network(self, network: _Network, config: _Config) -> bytes:
         assert config.profiling_verbosity is not None and BuilderFlag.TF32 not in config.flags
+        if "FAKE_TENSORRT_LOG" in os.environ:
+            asked = {
+                "network_flags": network.flags,
+                "flags": sorted(flag.name for flag in config.flags),
+                "workspace": config.workspace or getattr(config, "max_workspace_size", 0),
+                "float_layers": [layer.name for layer in network.layers if layer.types],
+            }
+            with open(os.environ["FAKE_TENSORRT_LOG"], "a") as stream:
+                stream.write(json.dumps(asked) + "\n")
         return b"PLAN" + network.model
 
 
@@ -156,6 +203,10 @@ class _Context:
         self.addresses: dict[str, int] = {}
 
     def _execute(self) -> bool:
+        # A captured run is not carried out: a launch does it.
+        if _CAPTURED is not None:
+            _CAPTURED.append(self._execute)
+            return True
         feeds = {}
         for value in self.engine.session.get_inputs():
             feeds[value.name] = np.frombuffer(driver.MEMORY[self.addresses[value.name]], np.float32).reshape(
@@ -248,3 +299,40 @@ class Runtime:
 
     def deserialize_cuda_engine(self, plan: bytes) -> _Engine | None:
         return _Engine(plan[4:]) if plan.startswith(b"PLAN") else None
+
+
+_CAPTURED: list[Callable[[], bool]] | None = None
+
+
+class _Cuda:
+    """libcuda with the calls of graphs."""
+
+    def cuStreamBeginCapture_v2(self, stream: Any, mode: int) -> int:
+        global _CAPTURED
+        if "FAKE_TENSORRT_NO_GRAPH" in os.environ:
+            return 900
+        assert stream.value == 7
+        _CAPTURED = []
+        return 0
+
+    def cuStreamEndCapture(self, stream: Any, graph: Any) -> int:
+        global _CAPTURED
+        assert _CAPTURED is not None
+        graph._obj.value = len(_GRAPHS) + 1
+        _GRAPHS.append(_CAPTURED)
+        _CAPTURED = None
+        return 0
+
+    def cuGraphInstantiateWithFlags(self, executable: Any, graph: Any, flags: Any) -> int:
+        executable._obj.value = graph.value
+        return 0
+
+    def cuGraphLaunch(self, executable: Any, stream: Any) -> int:
+        for run in _GRAPHS[executable.value - 1]:
+            assert run()
+        return 0
+
+
+_GRAPHS: list[list[Callable[[], bool]]] = []
+_load = ctypes.CDLL
+ctypes.CDLL = lambda name, *a, **k: _Cuda() if name == "libcuda.so.1" else _load(name, *a, **k)  # type: ignore[misc, assignment]

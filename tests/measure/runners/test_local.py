@@ -17,7 +17,8 @@ from dyndeploy.errors import BundleError, InputError, UsageError
 from dyndeploy.export import ExportSettings, export_model
 from dyndeploy.graphs.labels import LabelledGraph
 from dyndeploy.graphs.macs import MacCounter
-from dyndeploy.measure import DEFAULT_RATES, Profile, RateResult, profile_bundle, profiler
+from dyndeploy.measure import DEFAULT_RATES, Profile, RateResult, profile_bundle
+from dyndeploy.measure.runners import local
 from dyndeploy.nets import LaudResNet, create_model
 from dyndeploy.reporting import render_report
 from dyndeploy.runtimes import FALLBACK_BODIES, OnnxRuntimeSession, find_cpu_library
@@ -193,8 +194,8 @@ def test_graphs_that_cannot_be_labelled_fail_before_the_measurement(
     def never(*_: object) -> int:
         raise AssertionError("measured although the node profile cannot be taken")
 
-    monkeypatch.setattr(profiler, "LabelledGraph", broken)
-    monkeypatch.setattr(profiler, "time_rounds", never)
+    monkeypatch.setattr(local, "LabelledGraph", broken)
+    monkeypatch.setattr(local, "time_rounds", never)
     with pytest.raises(BundleError, match="cannot load"):
         quick(tiny_bundle(tmp_path))
     assert capfd.readouterr().err == ""
@@ -236,7 +237,7 @@ def test_images_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path)
     np.savez(tmp_path / "reference.npz", input=np.zeros((2, 3, SIZE, SIZE + 1), np.float32))
     checksums = {**bundle.manifest.files, "reference.npz": files.sha256(tmp_path / "reference.npz")}
-    with pytest.raises(InputError, match="images must be"):
+    with pytest.raises(InputError, match=r"'input' must be \(n, 3, 16, 16\), not"):
         quick(Bundle(bundle.path, replace(bundle.manifest, files=checksums)))
 
 
@@ -269,7 +270,7 @@ def test_bf16_is_measured_and_named_beside_the_fp32_twin(tmp_path: Path, monkeyp
             super().__init__(model, **options)
             opened.append((options["native"], self.info.precision))
 
-    monkeypatch.setattr(profiler, "OnnxRuntimeSession", Recorded)
+    monkeypatch.setattr(local, "OnnxRuntimeSession", Recorded)
     bundle = tiny_bundle(tmp_path)
     bundle = Bundle(bundle.path, replace(bundle.manifest, precision="bf16"))
     profile = quick(bundle, native="auto")

@@ -1,0 +1,56 @@
+"""A profile as a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from dyndeploy.cli._arguments import print_table
+
+if TYPE_CHECKING:
+    from dyndeploy.measure import Profile, RateResult
+
+
+def print_profile(result: Profile) -> None:
+    """Print a profile as a table with its warnings."""
+    network, where = result.bundle, result.machine.get("gpu") or result.machine["cpu"]
+    typer.echo(
+        f"{network['name']}, mode {network['mode']}, on {where}, {result.threads} thread(s), "
+        f"batch {result.batch}, dynamic operators: {result.native['description']}"
+        + (f", in {result.reduced_precision}" if result.reduced_precision else "")
+    )
+    static = result.static
+    rows = [
+        [
+            "static twin" + (" (fp32)" if result.reduced_precision else ""),
+            "-",
+            f"{static.median:.3f}",
+            f"{static.percentile(90):.3f}",
+            f"{static.cov:.1%}",
+        ]
+    ]
+    rows[0] += ["1.00x", "1.00x", "-", "-"]
+    rows += [_row(entry) for entry in (*result.rates, result.data)]
+    print_table(
+        ("rate", "masks", "median ms", "p90 ms", "CoV", "ideal", "realised", "p25..p75", "realisation"),
+        rows,
+        title=f"measured, ms per batch of {result.batch}",
+    )
+    for warning in result.warnings():
+        typer.echo(f"Note: {warning}")
+
+
+def _row(result: RateResult) -> list[str]:
+    low, high = result.realised_spread
+    return [
+        result.label,
+        result.masks,
+        f"{result.samples.median:.3f}",
+        f"{result.samples.percentile(90):.3f}",
+        f"{result.samples.cov:.1%}",
+        f"{result.ideal_speedup:.2f}x",
+        f"{result.realised_speedup:.2f}x",
+        f"{low:.2f}..{high:.2f}",
+        f"{result.realisation:.1%}",
+    ]

@@ -1,0 +1,125 @@
+"""The graph that FP16 storage makes of a bundle's graph, in float: every stored value passes through half and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dyndeploy.bundle import MaskInfo
+from dyndeploy.graphs.forced import PREFIX, overlay_forced_masks
+from dyndeploy.graphs.tensorrt import float_nodes, is_bottleneck, to_half
+from dyndeploy.ops import DOMAIN, OPERATORS, Role
+
+if TYPE_CHECKING:
+    import onnx
+
+_HALF_WEIGHTS = frozenset({"w1", "w2", "w3", "wd"})
+
+
+def rounded_model(model: onnx.ModelProto, masks: Sequence[MaskInfo], *, half_maskers: bool) -> onnx.ModelProto:
+    """A float graph that gives what FP16 storage gives: every stored value passes through half and back.
+
+    Args:
+        model: ``model.onnx`` of a bundle.
+        masks: Its masks; they are forced on the operators (see :func:`overlay_forced_masks`).
+        half_maskers: Round the maskers too: their weights and every intermediate result.
+
+    Raises:
+        UsageError: A weight is beyond the range of FP16.
+    """
+    import onnx
+    from onnx import inliner
+
+    keep = float_nodes(model)
+    forced = overlay_forced_masks(model, masks) if masks else model
+    graph_nodes = {name for node in forced.graph.node for name in node.output}
+    maskers = [(DOMAIN, spec.name) for spec in OPERATORS.values() if not is_bottleneck(spec)]
+    if half_maskers:
+        present = {(function.domain, function.name) for function in forced.functions}
+        forced = inliner.inline_selected_functions(forced, [m for m in maskers if m in present], exclude=False)
+    result = onnx.ModelProto()
+    result.CopyFrom(forced)
+    inferred = onnx.shape_inference.infer_shapes(forced).graph
+    floats = {
+        value.name
+        for value in (*inferred.value_info, *inferred.input, *inferred.output)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
+    floats |= {node.output[0] for node in forced.graph.node if node.domain == DOMAIN}
+    rounding = _Rounding(result, floats)
+    for node in forced.graph.node:
+        current = onnx.NodeProto.FromString(node.SerializeToString())
+        inlined = node.output[0] not in graph_nodes
+        masker = node.name in keep and not node.name.startswith("head/")
+        forcing = any(name.startswith(PREFIX) for name in node.output)
+        stored = False
+        if node.domain == DOMAIN:
+            spec = OPERATORS[node.op_type]
+            stored = is_bottleneck(spec)
+            if stored:
+                weights = [i for i, p in enumerate(spec.inputs) if p.role is Role.WEIGHT and p.name in _HALF_WEIGHTS]
+                rounding.round_weights(current, weights)
+        elif not forcing and (inlined or masker or node.name not in keep):
+            stored = half_maskers or not (inlined or masker)
+            if stored:
+                rounding.round_weights(current, range(len(node.input)))
+        rounding.add(current, stored=stored, input_too=node.op_type == "Conv")
+    rounding.finish()
+    return result
+
+
+class _Rounding:
+    """Rewrites a graph node by node."""
+
+    def __init__(self, model: onnx.ModelProto, floats: set[str]) -> None:
+        self._graph = model.graph
+        self._floats = floats
+        self._constants = {item.name: item for item in model.graph.initializer}
+        self._nodes: list[onnx.NodeProto] = []
+        self._rounded: set[str] = set()
+
+    def round_weights(self, node: onnx.NodeProto, indices: Iterable[int]) -> None:
+        """Let a node read rounded copies of its constants."""
+        from onnx import TensorProto, numpy_helper
+
+        for index in indices:
+            name = node.input[index]
+            item = self._constants.get(name)
+            if item is None or item.data_type != TensorProto.FLOAT:
+                continue
+            copy = f"{name}/rounded"
+            if copy not in self._rounded:
+                self._rounded.add(copy)
+                value = to_half(numpy_helper.to_array(item), name).astype(np.float32)
+                self._graph.initializer.append(numpy_helper.from_array(value, copy))
+            node.input[index] = copy
+
+    def add(self, node: onnx.NodeProto, *, stored: bool, input_too: bool) -> None:
+        """Append a node; what it stores passes through half."""
+        if stored and input_too:  # the image is no node's output
+            for index, name in enumerate(node.input):
+                if name in {value.name for value in self._graph.input}:
+                    node.input[index] = self._through_half(name, f"{name}/rounded")
+        self._nodes.append(node)
+        if not stored:
+            return
+        for index, name in enumerate(node.output):
+            if name in self._floats:
+                node.output[index] = f"{name}/exact"
+                self._through_half(f"{name}/exact", name)
+
+    def _through_half(self, source: str, target: str) -> str:
+        from onnx import TensorProto, helper
+
+        middle = f"{target}/as_half"
+        self._nodes.append(helper.make_node("Cast", [source], [middle], to=TensorProto.FLOAT16))
+        self._nodes.append(helper.make_node("Cast", [middle], [target], to=TensorProto.FLOAT))
+        return target
+
+    def finish(self) -> None:
+        """Put the nodes into the graph."""
+        del self._graph.node[:]
+        self._graph.node.extend(self._nodes)
+        del self._graph.value_info[:]

@@ -1,0 +1,163 @@
+"""Files of LAUD-ResNets' weights: maskers may come and go, and every option that a shape tells is named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from dyndeploy.nets.checkpoint_rules import OPTIONAL_SUFFIX, CheckpointRules, joined, listing
+from dyndeploy.nets.resnet import EXPANSION
+
+if TYPE_CHECKING:
+    from dyndeploy.nets.laud_resnet import LaudBottleneck, LaudResNet
+
+_MASKER = re.compile(r"(?:^|\.)masker_(spatial|channel)\.")
+_BACKBONE = re.compile(r"(?:conv1|bn1|layer\d+|fc)\.")
+_BLOCK = re.compile(r"layer(\d+)\.(\d+)\.")
+
+
+class LaudRules(CheckpointRules):
+    """The rules of one network.
+
+    Args:
+        network: It.
+    """
+
+    def __init__(self, network: LaudResNet) -> None:
+        self.network = network
+
+    def may_lack(self, key: str) -> bool:
+        """Maskers, which static networks have not."""
+        return _MASKER.search(key) is not None
+
+    def may_ignore(self, key: str) -> bool:
+        """Maskers and what is not the backbone."""
+        return not _BACKBONE.match(key) or _MASKER.search(key) is not None
+
+    def another_architecture(self, weights: Mapping[str, Tensor]) -> str | None:
+        """Compare the blocks per stage."""
+        theirs, ours = _blocks(weights), _blocks(self.network.state_dict())
+        if not theirs or theirs == ours:
+            return None
+        return (
+            f"belongs to another architecture: it has {'-'.join(map(str, theirs))} blocks per stage, this network "
+            f"{'-'.join(map(str, ours))}. Create the network that it was saved from."
+        )
+
+    def conflict(self, weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> str | None:
+        """Compare the maskers and, as "spatial" and "layer" have the same ones, the mode that the file tells."""
+        own = self.network.state_dict()
+        theirs, ours = masker_kinds(weights), masker_kinds(own)
+        if not theirs or not ours:
+            return None
+        for block in sorted(theirs.keys() | ours.keys()):
+            their_kinds, our_kinds = theirs.get(block, set()), ours.get(block, set())
+            if their_kinds != our_kinds:
+                return (
+                    f"has the maskers of mode {_mode_name(their_kinds)} in {block}; this network was created with mode "
+                    f"{_mode_name(our_kinds)}. Create it with the file's mode."
+                )
+        mode = self.network.config.as_dict()["mode"]
+        if options and options.get("mode") != mode:
+            return (
+                f"was trained with mode {joined(options.get('mode'))}; this network was created with mode "
+                f"{joined(mode)}. Create it with the file's mode."
+            )
+        return _masker_conflict(own, weights)
+
+    def hint(self, weights: Mapping[str, Tensor], key: str) -> str | None:
+        """Name the argument of ``create_model`` that would make a weight fit."""
+        backbone = self._backbone_option(weights)
+        if backbone:
+            return backbone
+        outputs = weights[key].shape[0] if weights[key].ndim else 0
+        if key.startswith("fc."):
+            return f"The checkpoint has {outputs} classes: num_classes={outputs}?"
+        if "masker_spatial." in key:
+            return f"The checkpoint has {outputs // 2} spatial masks per block: spatial_groups={outputs // 2}?"
+        if "masker_channel." in key:
+            name = key[: key.index(".masker_channel.")]
+            return _channel_masker_option(dict(self.network.named_blocks())[name], weights)
+        return None
+
+    def _backbone_option(self, weights: Mapping[str, Tensor]) -> str | None:
+        conv2, conv3 = weights.get("layer1.0.conv2.weight"), weights.get("layer1.0.conv3.weight")
+        if conv2 is None or conv3 is None or conv2.ndim != 4 or conv3.ndim != 4 or not conv2.shape[1]:
+            return None
+        planes, out_channels = self.network.architecture.planes[0], conv3.shape[0]
+        groups = conv2.shape[0] // conv2.shape[1]
+        own = dict(self.network.named_blocks())["layer1.0"]
+        if out_channels != own.out_channels:
+            width_mult = out_channels / (planes * EXPANSION)
+            return f"The checkpoint's first stage has {out_channels} channels: width_mult={width_mult:g}?"
+        if groups != own.groups and conv2.shape[0] == out_channels // EXPANSION * groups:
+            return f"The checkpoint's 3x3 convolutions have {groups} groups: groups={groups}?"
+        return None
+
+
+def masker_kinds(keys: Iterable[str]) -> dict[str, set[str]]:
+    """Return for each block with maskers which it has: {"layer1.0": {"spatial", "channel"}}."""
+    kinds: dict[str, set[str]] = {}
+    for key in keys:
+        match = _MASKER.search(key)
+        if match:
+            kinds.setdefault(key[: match.start()], set()).add(match.group(1))
+    return kinds
+
+
+def _mode_name(kinds: set[str]) -> str:
+    if kinds == {"spatial", "channel"}:
+        return "both"
+    return {"spatial": "spatial or layer", "channel": "channel"}[next(iter(kinds))] if kinds else "static"
+
+
+def _blocks(keys: Iterable[str]) -> tuple[int, ...]:
+    counts: dict[int, int] = {}
+    for key in keys:
+        match = _BLOCK.match(key)
+        if match:
+            stage, index = int(match.group(1)), int(match.group(2))
+            counts[stage] = max(counts.get(stage, 0), index + 1)
+    return tuple(counts[stage] for stage in sorted(counts))
+
+
+def _masker_conflict(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
+    for block in masker_kinds(own):
+        prefix = f"{block}.masker_"
+        ours = {key for key in own if key.startswith(prefix) and not key.endswith(OPTIONAL_SUFFIX)}
+        theirs = {key for key in weights if key.startswith(prefix) and not key.endswith(OPTIONAL_SUFFIX)}
+        if theirs and theirs != ours:
+            theirs_options, ours_options = _masker_options(theirs), _masker_options(ours)
+            if theirs_options != ours_options:
+                return (
+                    f"has channel maskers of {theirs_options} in {block}; this network was created with "
+                    f"{ours_options}. Create it with the file's options."
+                )
+            return (
+                f"is damaged: the maskers of {block} are incomplete: {listing(sorted(ours ^ theirs))} on one side only."
+            )
+    return None
+
+
+def _masker_options(keys: Iterable[str]) -> str:
+    """Return the options that lead to a channel masker with these keys."""
+    suffixes = {key.split("masker_channel.", 1)[1] for key in keys if "masker_channel." in key}
+    if "linear.weight" in suffixes:
+        return 'channel_masker="conv_linear"'
+    layers = 1 if "conv.weight" in suffixes else 2
+    return f'channel_masker="mlp", channel_masker_layers={layers}'
+
+
+def _channel_masker_option(block: LaudBottleneck, weights: Mapping[str, Tensor]) -> str | None:
+    assert block.masker_channel is not None
+    # The last layer of every channel masker has two outputs per group.
+    names = [f"{block.name}.masker_channel.{layer}.bias" for layer in ("linear", "conv.2", "conv")]
+    outputs = next((weights[name].shape[0] for name in names if name in weights), 0)
+    groups = outputs // 2
+    if groups and groups != block.masker_channel.groups:
+        granularity = block.width // groups
+        return f"The checkpoint has {groups} channel groups: channel_granularity={granularity}?"
+    return "The checkpoint's channel masker has another hidden width: another reduction?"

@@ -1,0 +1,139 @@
+"""A build plan: everything that decides, for a TensorRT copy of a graph, what engine is built from it.
+
+The host computes it once, as JSON; :func:`dyndeploy.runtimes.tensorrt_device.build` carries it out, on this machine and
+on a board, call by call the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from dyndeploy.errors import UsageError
+from dyndeploy.fields import Document, Field
+from dyndeploy.graphs.tensorrt import PrecisionPlan, float_nodes, precision_plan, required_creators, tensorrt_model
+from dyndeploy.ops import OPERATORS
+from dyndeploy.runtimes.tensorrt_device import parse_version
+
+if TYPE_CHECKING:
+    import onnx
+
+_DOCUMENT = Document("The build plan", "Make it again with this release.", UsageError)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a user may choose of a build besides the precision; the defaults live here and nowhere else.
+
+    Attributes:
+        workspace_mib: Scratch memory that a layer may use, in MiB.
+        tf32: Whether FP32 convolutions may round their inputs to TF32 on GPUs that have it.
+        cuda_graph: Whether runs are captured in a CUDA graph where that is possible.
+    """
+
+    workspace_mib: int = 1024
+    tf32: bool = False
+    cuda_graph: bool = True
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """How an engine is built and run.
+
+    Attributes:
+        tensorrt: Version of the TensorRT that the plan is for, as that writes it.
+        precision: ``"fp32"`` or ``"fp16"``.
+        typed: Whether the graph carries the types (strongly typed networks) instead of builder flags.
+        float_layers: Names of the layers that builder flags pin to float: maskers and the head; empty where the graph
+            carries the types.
+        workspace_mib: Scratch memory that a layer may use, in MiB.
+        tf32: Whether FP32 convolutions may round their inputs to TF32.
+        plugins: Name and version of every plugin creator that the graph needs.
+        library_sha256: SHA-256 of the plugin library, or None if no plugin is needed or the library is not built yet.
+        cuda_graph: Whether runs are captured in a CUDA graph; it changes how the engine runs, not the engine.
+    """
+
+    tensorrt: str
+    precision: str
+    typed: bool
+    float_layers: tuple[str, ...] = ()
+    workspace_mib: int = BuildOptions.workspace_mib
+    tf32: bool = BuildOptions.tf32
+    plugins: tuple[tuple[str, str], ...] = field(default=())
+    library_sha256: str | None = None
+    cuda_graph: bool = BuildOptions.cuda_graph
+
+    @property
+    def precision_plan(self) -> PrecisionPlan:
+        """Which numbers flow where."""
+        return PrecisionPlan(self.precision, self.typed)
+
+    def with_library(self, sha256: str | None) -> BuildPlan:
+        """The plan with a plugin library; without plugins it needs none, and stays as it is."""
+        return replace(self, library_sha256=sha256) if self.plugins else self
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        value = asdict(self)
+        return {**value, "float_layers": list(self.float_layers), "plugins": [list(each) for each in self.plugins]}
+
+    @classmethod
+    def from_json(cls, value: Any) -> BuildPlan:
+        """Read what :meth:`to_json` wrote; raises ``UsageError`` that names the field."""
+        root = _DOCUMENT.root(value)
+        return cls(
+            tensorrt=root["tensorrt"].text(),
+            precision=root["precision"].one_of("fp32", "fp16"),
+            typed=root["typed"].boolean(),
+            float_layers=root["float_layers"].sequence(Field.text),
+            workspace_mib=root["workspace_mib"].count(),
+            tf32=root["tf32"].boolean(),
+            plugins=root["plugins"].sequence(_plugin),
+            library_sha256=root["library_sha256"].optional(Field.sha256),
+            cuda_graph=root["cuda_graph"].boolean(),
+        )
+
+
+def _plugin(item: Field) -> tuple[str, str]:
+    name, version = item.sequence(Field.text, length=2)
+    return name, version
+
+
+def plan_build(
+    source: onnx.ModelProto,
+    precision: str,
+    tensorrt: str,
+    *,
+    strongly_typed: bool | None = None,
+    options: BuildOptions | None = None,
+) -> tuple[BuildPlan, onnx.ModelProto]:
+    """Plan an engine, and make the TensorRT copy that the plan is for.
+
+    Args:
+        source: ``model.onnx`` or ``static.onnx`` of a bundle, perhaps with forced masks or labels.
+        precision: ``"fp32"`` or ``"fp16"``.
+        tensorrt: Version of the TensorRT that will build.
+        strongly_typed: Ask for types in the graph or for builder flags; None takes flags where they exist.
+        options: Workspace, TF32 and CUDA graphs; None takes the defaults.
+
+    Returns:
+        The plan, without its plugin library (see :meth:`BuildPlan.with_library`), and the copy.
+
+    Raises:
+        UsageError: There is no plan for the precision, or this TensorRT cannot build it that way.
+        BundleError: A weight of a dynamic operator is no constant of the graph.
+    """
+    options = options or BuildOptions()
+    types = precision_plan(precision, parse_version(tensorrt), strongly_typed=strongly_typed)
+    copy = tensorrt_model(source, types)
+    plan = BuildPlan(
+        tensorrt=tensorrt,
+        precision=types.precision,
+        typed=types.typed,
+        float_layers=tuple(sorted(float_nodes(source))) if types.half and not types.typed else (),
+        workspace_mib=options.workspace_mib,
+        tf32=options.tf32,
+        plugins=tuple((name, str(OPERATORS[name].version)) for name in required_creators(copy)),
+        cuda_graph=options.cuda_graph,
+    )
+    return plan, copy

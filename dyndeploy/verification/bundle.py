@@ -1,0 +1,118 @@
+"""Does a bundle compute what PyTorch computed? Files, graph, masks, then outputs under equal masks."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from dyndeploy.bundle import LOGITS, Bundle
+from dyndeploy.bundle.reference_names import FORCED
+from dyndeploy.graphs.forced import forced_feeds, overlay_forced_masks
+from dyndeploy.precisions import tolerance_of
+from dyndeploy.runtimes import OnnxRuntimeSession
+from dyndeploy.verification.exits import verify_stages
+from dyndeploy.verification.graphs import check_files, check_graph, check_manifest, check_operators
+from dyndeploy.verification.mask_flips import measure_mask_flips
+from dyndeploy.verification.masks import compare_masks
+from dyndeploy.verification.report import Check, VerificationReport
+from dyndeploy.verification.tensors import Tensors, deviation, deviations, reference_tensors, run_reference, same_class
+
+
+def verify_bundle(
+    bundle: Bundle | str | os.PathLike[str], *, threads: int = 1, native: str = "auto"
+) -> VerificationReport:
+    """Verify a bundle on this machine's CPU.
+
+    The masks of the reference are forced on every operator, while the maskers still decide for themselves: so each
+    masker sees the input that PyTorch's saw, its bits are compared one by one, and outputs are compared under equal
+    masks. Random masks of rate 0.5 are compared with PyTorch's results under them, all-one masks with the static twin.
+    A last run without forcing shows what the deployed graph gives.
+
+    A network that exits early has no masks: the logits of every exit are compared with PyTorch's, and the exits that
+    images take, alone and in a batch, with those that PyTorch's confidences ask for under the bundle's thresholds and
+    under probe thresholds between the confidences.
+
+    The reference is PyTorch's in FP32 whatever the bundle's precision: what is lost to BF16 counts as error, which
+    :data:`dyndeploy.precisions.PRECISIONS` limits.
+
+    Args:
+        bundle: The bundle or its folder.
+        threads: Threads of the sessions.
+        native: As for :class:`dyndeploy.runtimes.OnnxRuntimeSession`.
+
+    Returns:
+        The report; it holds failed checks instead of raising, except where nothing can be checked at all.
+
+    Raises:
+        BundleError: The folder is no bundle.
+        UsageError: A precision that this machine or ``native`` cannot run.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    checks = [check_files(bundle)]
+    if not checks[0].passed:
+        return VerificationReport(str(bundle.path), tuple(checks))
+    if bundle.manifest.exits is not None:
+        return verify_stages(bundle, checks, threads)
+    model = bundle.load_model()
+    checks += [check_graph(bundle, "graph", model), check_manifest(bundle, model), check_operators(bundle, model)]
+    twin = None if bundle.static is None else bundle.load_static()
+    if twin is not None:
+        checks.append(check_graph(bundle, "static twin: graph", twin))
+    if not all(check.passed for check in checks):
+        return VerificationReport(str(bundle.path), tuple(checks))
+    reference = reference_tensors(bundle)
+    masks, precision = bundle.manifest.masks, bundle.manifest.cpu_precision
+    tolerance = tolerance_of(precision)
+
+    def forced(session: OnnxRuntimeSession, prefix: str) -> Tensors:
+        return run_reference(
+            session,
+            bundle,
+            reference,
+            lambda chunk: forced_feeds({mask.name: chunk[f"{prefix}{mask.name}"] for mask in masks}, masks),
+        )
+
+    with OnnxRuntimeSession(
+        overlay_forced_masks(model, masks), threads=threads, native=native, precision=precision
+    ) as session:
+        equal, random = forced(session, ""), forced(session, FORCED)
+        everything = run_reference(
+            session,
+            bundle,
+            reference,
+            lambda chunk: forced_feeds({mask.name: np.ones_like(chunk[mask.name]) for mask in masks}, masks),
+        )
+        description = session.info.native.description
+    with OnnxRuntimeSession(bundle.model, threads=threads, native=native, precision=precision) as session:
+        free = run_reference(session, bundle, reference)
+
+    bits = compare_masks(masks, equal, reference, tolerance)
+    checks.append(bits.check(tolerance))
+    names = [info.name for info in bundle.manifest.outputs]
+    outputs = deviations(names, equal, reference)
+    checks += [error.check(f"{error.output} under equal masks", tolerance.output) for error in outputs]
+    # The network's own masks may skip nothing on these samples: random ones do.
+    checks += [
+        error.check(f"{error.output} under random masks", tolerance.output)
+        for error in deviations(names, random, reference, FORCED)
+    ]
+    if twin is not None:
+        with OnnxRuntimeSession(twin, threads=threads, native=native) as session:
+            static = run_reference(session, bundle, reference)
+        # The twin is in FP32; compared with BF16 operators it shows their error.
+        checks += [
+            error.check(f"static twin: {error.output}", tolerance.output)
+            for error in deviations(names, static, everything)
+        ]
+    for name in names:
+        own = deviation(name, free[name], reference[name])
+        # A tie may fall the other way and change later masks: only without ties must the free run agree as well.
+        passed = own.relative_error <= tolerance.output or bits.tied > 0
+        remark = same_class(free, reference) if name == LOGITS else ""
+        checks.append(Check(f"{name} as deployed", passed, f"relative error {own.relative_error:.3g}{remark}"))
+    if bundle.manifest.precision == "fp16":
+        # Not a pass or fail: a bit may flip where the decision is close, and how often is what the user must know.
+        report = measure_mask_flips(bundle, threads=threads, native=native)
+        checks.append(Check("masks in FP16", True, report.line))
+    return VerificationReport(str(bundle.path), tuple(checks), outputs, bits.bits, bits.flipped, bits.tied, description)

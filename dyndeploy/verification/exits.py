@@ -1,0 +1,166 @@
+"""Networks that exit early: the logits of every exit, and the exits that images take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from dyndeploy.bundle import INPUT, LOGITS, Bundle
+from dyndeploy.bundle.reference_names import exit_logits
+from dyndeploy.confidences import confidences
+from dyndeploy.precisions import tolerance_of
+from dyndeploy.runtimes import OnnxRuntimeSession, open_staged
+from dyndeploy.runtimes.staged import first_reached
+from dyndeploy.verification.graphs import check_graph, check_stage
+from dyndeploy.verification.report import Check, VerificationReport
+from dyndeploy.verification.tensors import batches, deviation, require_shapes
+
+CONFIDENCE_TOLERANCE = 1e-4
+"""A decision may differ from PyTorch's where a confidence is this close to its threshold."""
+
+
+def verify_stages(bundle: Bundle, checks: list[Check], threads: int) -> VerificationReport:
+    """Verify a bundle of stages whose files are whole."""
+    stages, models = bundle.exits.stages, bundle.load_stages()
+    for stage, model in zip(stages, models, strict=True):
+        checks += [check_graph(bundle, f"{stage.file}: graph", model), check_stage(bundle, stage, model)]
+    for title, path, load in (
+        ("whole network: graph", bundle.static, bundle.load_static),
+        ("branches: graph", bundle.branched, bundle.load_branched),
+    ):
+        if path is not None:
+            checks.append(check_graph(bundle, title, load()))
+    if not all(check.passed for check in checks):
+        return VerificationReport(str(bundle.path), tuple(checks))
+    images, logits = _reference_exits(bundle)
+    tolerance = tolerance_of("fp32").output
+    with open_staged(bundle, threads=threads) as session:
+        outputs = tuple(
+            deviation(exit_logits(stage.exit), got, expected)
+            for stage, got, expected in zip(stages, session.run_all(images), logits, strict=True)
+        )
+        native = session.info.native.description
+    checks += [error.check(f"exit {s.exit}: logits", tolerance) for s, error in zip(stages, outputs, strict=True)]
+    for title, sets in (
+        ("exits under the stored thresholds", [info.values for info in bundle.exits.thresholds.values()]),
+        ("exits under probe thresholds", probe_thresholds(logits, bundle.exits.confidence)),
+    ):
+        if sets:
+            checks.append(_check_decisions(bundle, title, sets, images, logits, threads))
+    if bundle.static is not None:
+        with OnnxRuntimeSession(bundle.static, threads=threads, native="off") as whole:
+            name = whole.inputs[0].name
+            got = np.concatenate(
+                [
+                    whole.run({name: chunk[name]}, [LOGITS])[LOGITS]
+                    for chunk in batches({name: images}, _per_run(bundle))
+                ]
+            )
+        checks.append(deviation(LOGITS, got, logits[-1]).check("whole network: logits", tolerance))
+    if bundle.branched is not None:
+        checks.append(_check_branches(bundle, images, logits, threads))
+    return VerificationReport(str(bundle.path), tuple(checks), outputs, native=native)
+
+
+def _per_run(bundle: Bundle) -> int:
+    return 1 if bundle.exits.dynamic_batch else bundle.manifest.batch
+
+
+def _reference_exits(bundle: Bundle) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
+    """Images, and PyTorch's logits of every exit that the bundle keeps."""
+    reference, manifest = bundle.reference(), bundle.manifest
+    shape = (manifest.reference.images, manifest.network.num_classes or 0)
+    names = [exit_logits(stage.exit) for stage in bundle.exits.stages]
+    (images,) = bundle.reference_inputs().values()
+    wanted = {INPUT: (shape[0], *manifest.inputs[0].shape[1:]), **dict.fromkeys(names, shape)}
+    require_shapes(bundle, reference, wanted)
+    return images, [reference[name] for name in names]
+
+
+def probe_thresholds(
+    logits: Sequence[npt.NDArray[np.float32]], measure: str = "max_softmax"
+) -> list[tuple[float, ...]]:
+    """Thresholds that lie as far as possible from any confidence, so that rounding decides nothing.
+
+    Args:
+        logits: Logits of every stage, (N, classes).
+        measure: How sure an exit is; see :mod:`dyndeploy.confidences`.
+
+    Returns:
+        N + 1 sets; over them every number of images, from all to none, leaves at each stage.
+    """
+    gaps = []
+    for values in logits:
+        edges = np.concatenate([[0.0], np.sort(confidences(values, measure)), [1.0]])
+        gaps.append((edges[:-1] + edges[1:]) / 2)
+    count = len(gaps[0])
+    return [
+        (*(float(gap[(shift + stage) % count]) for stage, gap in enumerate(gaps[:-1])), -np.inf)
+        for shift in range(count)
+    ]
+
+
+def _check_decisions(
+    bundle: Bundle,
+    title: str,
+    sets: Sequence[Sequence[float]],
+    images: npt.NDArray[np.float32],
+    logits: Sequence[npt.NDArray[np.float32]],
+    threads: int,
+) -> Check:
+    """Exits and logits under thresholds, images alone and together, against PyTorch's."""
+    made = wrong = tied = 0
+    worst = 0.0
+    for thresholds in sets:
+        expected, close = _expected_exits(bundle, logits, thresholds)
+        rows = np.stack(logits)[expected, np.arange(len(images))]
+        numbers = np.array([stage.exit for stage in bundle.exits.stages])[expected]
+        with open_staged(bundle, threads=threads, thresholds=thresholds) as session:
+            alone = [session.run(image[None]) for image in images]
+            together = session.run(images)
+        for exits, got in (
+            (together.exits, together.logits),
+            (np.concatenate([r.exits for r in alone]), np.concatenate([r.logits for r in alone])),
+        ):
+            same = exits == numbers
+            made, tied, wrong = made + len(same), tied + int((~same & close).sum()), wrong + int((~same & ~close).sum())
+            if same.any():
+                worst = max(worst, deviation(LOGITS, got[same], rows[same]).relative_error)
+    passed = wrong == 0 and worst <= tolerance_of("fp32").output
+    detail = f"{made} decisions: {wrong} differ, {tied} more within rounding of a threshold; logits within {worst:.3g}"
+    return Check(title, passed, detail)
+
+
+def _expected_exits(
+    bundle: Bundle, logits: Sequence[npt.NDArray[np.float32]], thresholds: Sequence[float]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Stages where PyTorch's confidences leave, and where one on the way is too close to its threshold to tell."""
+    confident = np.stack([confidences(values, bundle.exits.confidence) for values in logits])
+    distance = np.abs(confident - np.asarray(thresholds, np.float32)[:, None])
+    close: npt.NDArray[np.bool_] = (distance <= CONFIDENCE_TOLERANCE).any(0)
+    return first_reached(confident, thresholds), close
+
+
+def _check_branches(
+    bundle: Bundle, images: npt.NDArray[np.float32], logits: Sequence[npt.NDArray[np.float32]], threads: int
+) -> Check:
+    made = wrong = 0
+    worst = 0.0
+    numbers = np.array([stage.exit for stage in bundle.exits.stages])
+    with OnnxRuntimeSession(bundle.load_branched(), threads=threads, native="off") as session:
+        for thresholds in probe_thresholds(logits, bundle.exits.confidence):
+            expected, close = _expected_exits(bundle, logits, thresholds)
+            for index, image in enumerate(images):
+                feeds = {session.inputs[0].name: image[None]}
+                feeds |= {info.name: np.array(thresholds[:-1], np.float32) for info in session.inputs[1:]}
+                result = session.run(feeds)
+                made += 1
+                if result["exit"][0] == numbers[expected[index]]:
+                    row = logits[expected[index]][index : index + 1]
+                    worst = max(worst, deviation(LOGITS, result[LOGITS], row).relative_error)
+                else:
+                    wrong += int(not close[index])
+    passed = wrong == 0 and worst <= tolerance_of("fp32").output
+    return Check("branches: exits", passed, f"{made} decisions: {wrong} differ; logits within {worst:.3g}")

@@ -1,0 +1,135 @@
+"""The operator tables of the native adapters are those of the specifications."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dyndeploy.errors import UsageError
+from dyndeploy.ops import OPERATORS, Attribute, Element, KernelSpec, OperatorSpec, Port, Role
+from dyndeploy.ops.native_tables import COMMAND, HEADER, operator_tables
+from dyndeploy.ops.registry import SPECS
+from tests.ops.cases import build
+
+CHECKED_IN = Path(__file__).parents[2] / "plugins" / HEADER
+PACKED = [spec.name for spec in SPECS if spec.kernels["tensorrt"].pack is not None]
+MASKER = OPERATORS["SpatialMasker"]
+
+
+def test_the_header_is_what_the_specifications_say() -> None:
+    text = CHECKED_IN.read_text(encoding="utf-8")
+    assert text == operator_tables(), f"{CHECKED_IN} is older than dyndeploy/ops: run `{COMMAND}` and commit it"
+
+
+def test_the_command_writes_the_header(tmp_path: Path) -> None:
+    (tmp_path / HEADER).parent.mkdir(parents=True)
+    root = Path(__file__).parents[2]
+    shutil.copytree(root / "dyndeploy", tmp_path / "dyndeploy", ignore=shutil.ignore_patterns("lib", "__pycache__"))
+    shutil.copytree(root / "plugins" / "adapters" / "common", tmp_path / "plugins" / "adapters" / "common")
+    written = tmp_path / "plugins" / HEADER
+    written.write_text("// old\n")
+    subprocess.run(COMMAND.split(), cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True)
+    assert written.read_text() == CHECKED_IN.read_text()
+
+
+@pytest.mark.skipif(shutil.which("clang-format") is None, reason="no clang-format")
+def test_sources_are_laid_out() -> None:
+    sources = sorted(str(path) for path in CHECKED_IN.parents[1].rglob("*") if path.suffix in {".h", ".cpp"})
+    assert str(CHECKED_IN) in sources
+    subprocess.run(["clang-format", "--dry-run", "--Werror", *sources], check=True)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("standard", ["c++14", "c++17"])
+def test_tables_are_constants_of_the_compiler(standard: str, tmp_path: Path) -> None:
+    program = tmp_path / "check.cpp"
+    program.write_text(
+        f'#include "{CHECKED_IN.parent / "tables.h"}"\n'
+        "using namespace dyndeploy::tables;\n"
+        "constexpr Operator op = kSpatialChannelBottleneckProjection;\n"
+        "constexpr Skipping skipping = bottleneck_skipping(op.plugin_inputs, op.plugin_input_count);\n"
+        'static_assert(skipping.spatial_mask == 1 && skipping.channel_mask == 2 && skipping.projection, "");\n'
+        "constexpr Skipping layer = bottleneck_skipping(kLayerBottleneck.inputs, kLayerBottleneck.input_count);\n"
+        'static_assert(layer.spatial_mask == 1 && layer.whole_blocks && layer.channel_mask < 0, "");\n'
+        'static_assert(!layer.projection && !skipping.whole_blocks, "");\n'
+        'static_assert(value_offset(op, "group") == 8 && value_offset(op, "dilations") == 2, "");\n'
+        'static_assert(find_port(op.inputs, op.input_count, "wd") == 9 && same_text(op.name + 14, "Bottleneck'
+        'Projection"), "");\n'
+        'static_assert(kMaxInputs == 13 && kMaxRank == 4 && kMaxAttributes == 4 && kMaxValues == 9, "");\n'
+    )
+    flags = [f"-std={standard}", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only"]
+    subprocess.run(["c++", *flags, str(program)], check=True)
+
+
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("group", [1, 2, 3])
+def test_declared_constants_are_what_packing_returns(name: str, group: int) -> None:
+    case = build(name, channels=5, hidden=12, out_channels=7, group=group)
+    kernel = case.spec.kernels["tensorrt"]
+    assert kernel.pack is not None
+    tensors = {port.name: tensor.numpy() for port, tensor in zip(case.spec.inputs, case.inputs, strict=True)}
+    weights = {port.name: tensors[port.name] for port in case.spec.inputs if port.role is Role.WEIGHT}
+    packed = kernel.pack(weights, case.attributes)
+    sizes = {"C": 5, "M": 12, "Co": 7, "group": group, "M/group": 12 // group, "9*M/group": 108 // group, "16": 16}
+    assert [port.name for port in kernel.constants] == list(packed)
+    for port in kernel.constants:
+        assert packed[port.name].shape == tuple(sizes[symbol] for symbol in port.shape), port.name
+        assert packed[port.name].dtype == np.float32
+    assert kernel.half == {"w1", "w2", "w3"} | ({"wd"} if "wd" in weights else set())
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_symbolic_shapes_are_the_shapes(name: str) -> None:
+    case = build(name, batch=2, size=(9, 8), channels=5, hidden=12, out_channels=7, group=2, stride=2)
+    sizes: dict[str, int] = {"M/group": 6, "3": 3, "1": 1}
+    for port, shape in zip(case.spec.inputs, case.shapes, strict=True):
+        assert len(port.shape) == len(shape)
+        for symbol, size in zip(port.shape, shape, strict=True):
+            assert sizes.setdefault(symbol, size) == size, (port.name, symbol)
+    expected = case.spec.infer_shape(case.shapes, case.attributes)
+    for symbol, size in zip(case.spec.outputs[0].shape, expected, strict=True):
+        assert sizes.setdefault(symbol, size) == size, symbol
+
+
+def test_operators_without_native_kernels_are_left_out() -> None:
+    elsewhere = replace(MASKER, name="Elsewhere", kernels={})
+    assert operator_tables((*SPECS, elsewhere)) == operator_tables()
+    assert "kElsewhere = {" in operator_tables((*SPECS, replace(elsewhere, kernels={"cpu": KernelSpec()})))
+
+
+def test_families_have_lists_of_their_own() -> None:
+    text = operator_tables((*SPECS, replace(MASKER, name="OnlyCpu", kernels={"cpu": KernelSpec()})))
+    cpu, tensorrt = text.split("#define")[1:]
+    assert "DO(OnlyCpu, SpatialMasker)" in cpu and "OnlyCpu" not in tensorrt
+
+
+X = Port("x", Role.ACTIVATION, ("N", "C"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        (replace(MASKER, outputs=(X, replace(X, name="y"))), "2 outputs"),
+        (replace(MASKER, inputs=(X, replace(X, name="scale", optional=True))), "the optional input scale"),
+        (replace(MASKER, inputs=(replace(X, element=Element.INDEX),)), "the index tensor x"),
+        (replace(MASKER, attributes=(Attribute("slope", type=float),)), "the attribute slope, no integer"),
+        (replace(MASKER, inputs=(replace(X, shape=("N", "tokens")),)), "the size tokens"),
+        (replace(MASKER, inputs=(replace(X, shape=("N", "O", "Co")),)), "the size Co"),
+    ],
+)
+def test_what_the_adapters_cannot_serve_is_refused(spec: OperatorSpec, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        operator_tables((spec,))
+
+
+def test_packing_without_its_constants_is_refused() -> None:
+    kernel = OPERATORS["LayerBottleneck"].kernels["tensorrt"]
+    spec = replace(OPERATORS["LayerBottleneck"], kernels={"tensorrt": replace(kernel, constants=())})
+    with pytest.raises(UsageError, match="both pack and constants"):
+        spec.check()

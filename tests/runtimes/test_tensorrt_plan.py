@@ -1,0 +1,166 @@
+"""Build plans, and that the host and the agent on a board carry one out alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dyndeploy.bundle.device_files import board_modules
+from dyndeploy.errors import DyndeployError, UsageError
+from dyndeploy.graphs.labels import LabelledGraph
+from dyndeploy.ops import OPERATORS
+from dyndeploy.remote import agent
+from dyndeploy.runtimes.tensorrt_api import TensorRT
+from dyndeploy.runtimes.tensorrt_plan import BuildOptions, BuildPlan, plan_build
+from tests.bundles import MODES, tiny_models
+from tests.runtimes.fake_tensorrt import VERSIONS, Creator, World, install_fakes, numbers
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_plan_says_all_that_the_builder_is_told(version: str, precision: str) -> None:
+    model, twin, _ = tiny_models("both")
+    plan, copy = plan_build(model, precision, version)
+    assert BuildPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    typed = numbers(version) >= (11,)
+    assert (plan.tensorrt, plan.precision, plan.typed) == (version, precision, typed)
+    assert set(plan.float_layers) == ({"head/mean", "head/fc"} if precision == "fp16" and not typed else set())
+    assert (plan.workspace_mib, plan.tf32, plan.cuda_graph) == (1024, False, True)
+    assert {name for name, _ in plan.plugins} == {node.op_type for node in copy.graph.node if node.domain}
+    assert plan.with_library("a" * 64).library_sha256 == "a" * 64
+    static, _ = plan_build(twin, precision, version)
+    assert static.plugins == () and static.with_library("a" * 64) == static
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_labels_do_not_change_what_is_pinned(mode: str) -> None:
+    model, _, _ = tiny_models(mode)
+    plain, _ = plan_build(model, "fp16", "8.6.1")
+    labelled, copy = plan_build(LabelledGraph(model, bodies=False).model, "fp16", "8.6.1")
+    assert [name.split("~")[0] for name in labelled.float_layers] == list(plain.float_layers)
+    assert set(labelled.float_layers) <= {node.name for node in copy.graph.node}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"workspace_mib": 0}, "workspace_mib must be a whole number"),
+        ({"precision": "int8"}, "one of fp32, fp16"),
+        ({"typed": 1}, "typed must be true or false"),
+        ({"plugins": [["a"]]}, r"plugins\[0\] must be a list of 2"),
+        ({"float_layers": None}, "float_layers must be a list"),
+        ({"library_sha256": "x"}, "a SHA-256"),
+    ],
+)
+def test_malformed_plans(change: dict[str, Any], message: str) -> None:
+    plan, _ = plan_build(tiny_models()[0], "fp16", "8.6.1")
+    with pytest.raises(UsageError, match=rf"build plan is malformed: .*{message}"):
+        BuildPlan.from_json(plan.to_json() | change)
+
+
+class Recorded:
+    """Stands before an object of the fake package and writes down what is asked of it."""
+
+    def __init__(self, name: str, inner: Any, calls: list[tuple[Any, ...]]) -> None:
+        object.__setattr__(self, "_parts", (name, inner, calls))
+
+    def __getattr__(self, key: str) -> Any:
+        name, inner, calls = object.__getattribute__(self, "_parts")
+        value = getattr(inner, key)
+        if not callable(value) or isinstance(value, type):
+            return value
+
+        def call(*arguments: Any) -> Any:
+            bare = [each._parts[1] if isinstance(each, Recorded) else each for each in arguments]
+            calls.append((name, key, *(described(each) for each in bare)))
+            result = value(*bare)
+            watched = key.startswith(("create_network", "create_builder", "get_layer"))
+            return Recorded(key, result, calls) if watched else result
+
+        return call
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        name, inner, calls = self._parts
+        calls.append((name, f"{key} =", described(value)))
+        setattr(inner, key, value)
+
+
+def described(value: Any) -> str:
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    return (
+        str(value)
+        if isinstance(value, (bool, int, str)) or "enum" in str(type(value)).lower()
+        else type(value).__name__
+    )
+
+
+def watched(world: World, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Record all calls to builder, network, layers, parser and configuration from here on."""
+    import tensorrt
+
+    calls: list[tuple[Any, ...]] = []
+    for kind in ("Builder", "OnnxParser"):
+        make = getattr(tensorrt, kind)
+
+        def made(*arguments: Any, kind: str = kind, make: Any = make) -> Recorded:
+            bare = [each._parts[1] if isinstance(each, Recorded) else each for each in arguments]
+            return Recorded(kind, make(*bare), calls)
+
+        monkeypatch.setattr(tensorrt, kind, made)
+    return calls
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_host_and_board_make_the_same_calls(
+    version: str, precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plan, copy = plan_build(tiny_models("both")[0], precision, version, options=BuildOptions(workspace_mib=77))
+    content, spelled = copy.SerializeToString(deterministic=True), json.loads(json.dumps(plan.to_json()))
+
+    def world() -> tuple[World, list[tuple[Any, ...]]]:
+        made = install_fakes(monkeypatch, version, tmp_path)
+        made.registered = [Creator(name) for name in OPERATORS]
+        return made, watched(made, monkeypatch)
+
+    host, asked = world()
+    engine, timings = TensorRT.load().build(content, BuildPlan.from_json(spelled), b"earlier")
+
+    board, asked_there = world()
+    job = agent.Job(str(tmp_path / "agent"), "0" * 32)
+    (tmp_path / "agent" / "jobs" / ("0" * 32) / "out").mkdir(parents=True)
+    module = board_modules()["tensorrt_device"]
+    digest = hashlib.sha256(module).hexdigest()
+    job.store.put(digest, len(module), 0, module)
+    (tmp_path / "model").write_bytes(content)
+    spec = {"plan": spelled, "plugins": None, "versions": {}, "modules": {"tensorrt_device": digest}}
+    known = f"timing-{hashlib.sha256(b'{}').hexdigest()[:16]}.cache"
+    (tmp_path / "agent" / known).write_bytes(b"earlier")
+    agent._build_tensorrt(job, spec, str(tmp_path / "model"))
+
+    assert asked_there == asked and len(asked) > 8
+    assert board.builds == host.builds
+    assert host.builds[0]["workspace"] == 77 << 20
+    assert Path(job.out, "engine").read_bytes() == engine
+    assert (tmp_path / "agent" / known).read_bytes() == timings == b"earlier+"
+    if precision == "fp16" and numbers(version) < (11,):
+        assert ("get_layer", "precision =", "DataType.FLOAT") in asked
+        assert ("create_builder_config", "set_flag", "BuilderFlag.OBEY_PRECISION_CONSTRAINTS") in asked
+
+
+def test_a_plan_for_another_tensorrt_is_not_carried_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_fakes(monkeypatch, "8.6.1.6", tmp_path)
+    plan, copy = plan_build(tiny_models()[1], "fp32", "8.5.3.1")
+    with pytest.raises(DyndeployError, match=r"planned for TensorRT 8\.5\.3\.1, and this is 8\.6\.1\.6"):
+        TensorRT.load().build(copy.SerializeToString(), plan)
+    plan, copy = plan_build(tiny_models()[0], "fp32", "8.6.1.6")
+    with pytest.raises(DyndeployError, match="No TensorRT plugin is registered for SpatialBottleneck, "):
+        TensorRT.load().build(copy.SerializeToString(), plan)
+    with pytest.raises(DyndeployError, match="cannot read the graph: In node"):
+        TensorRT.load().build(copy.SerializeToString(), replace(plan, plugins=()))
