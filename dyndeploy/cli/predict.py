@@ -49,7 +49,7 @@ def predict(
         str | None,
         typer.Option(
             metavar="A/B/...",
-            help="Shares of the images that leave at each exit. (default: those of the bundle's thresholds, else equal)",
+            help="Shares of the images that leave at each exit. (default: the bundle's, else equal ones)",
         ),
     ] = None,
     batch: Annotated[

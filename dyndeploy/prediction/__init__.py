@@ -10,9 +10,11 @@ from dyndeploy.prediction.estimate import (
     Estimator,
     StagedNodes,
     bundle_nodes,
+    bundle_record,
     known_devices,
     load_device_model,
     predict,
+    recorded_nodes,
 )
 from dyndeploy.prediction.kernels import Graph, GraphWalker, Kernel, walk
 from dyndeploy.prediction.nodes import Node, NodeGraph, read_nodes
@@ -38,10 +40,12 @@ __all__ = [
     "Rates",
     "StagedNodes",
     "bundle_nodes",
+    "bundle_record",
     "known_devices",
     "load_device_model",
     "predict",
     "read_nodes",
+    "recorded_nodes",
     "static_graph",
     "static_names",
     "walk",

@@ -54,6 +54,24 @@ class StagedNodes:
     stages: tuple[tuple[int, NodeGraph], ...]
     shares: tuple[float, ...] | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; :meth:`from_json` reads them back."""
+        return {
+            "name": self.name,
+            "stages": [{"exit": number, **nodes.to_json()} for number, nodes in self.stages],
+            "shares": None if self.shares is None else list(self.shares),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> StagedNodes:
+        """Read what :meth:`to_json` wrote; raises ``InputError`` where it is no such object."""
+        try:
+            stages = tuple((int(item["exit"]), NodeGraph.from_json(item)) for item in value["stages"])
+            shares = value["shares"]
+            return cls(str(value["name"]), stages, None if shares is None else tuple(map(float, shares)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"The record of the stages is malformed ({type(error).__name__}: {error}).") from error
+
 
 Network: TypeAlias = "str | Bundle | onnx.ModelProto | NodeGraph | StagedNodes | GraphWalker | Graph"
 
@@ -177,7 +195,8 @@ class Estimator:
         return self._runtime or self.device.model.runtime
 
     @property
-    def _dynamic_runtime(self) -> str:
+    def dynamic_runtime(self) -> str:
+        """Whose fusions are assumed for networks with dynamic operators."""
         return self._runtime or ("onnxruntime" if self.device.is_local else "tensorrt")
 
     def predict(
@@ -300,7 +319,7 @@ class Estimator:
                 f"{network.name} in {bundle.path} is no network of the zoo: mode and granularity are those that it was "
                 "exported with."
             )
-        if input_size is not None and tuple(input_size) != size:
+        if input_size is not None and size is not None and tuple(input_size) != size:
             raise UsageError(
                 f"The bundle {bundle.path} was exported for {size[0]}x{size[1]} images. Leave the input size out, or "
                 "predict the network by its name."
@@ -323,17 +342,17 @@ class Estimator:
         given = {key: value for key, value in asked.items() if value is not None}
         batch = batch or self.batch or self.device.model.batch
         nodes = zoo_nodes(name, {**options, **given}, batch=batch, input_size=input_size)
-        key = (id(nodes), self._dynamic_runtime)
+        key = (id(nodes), self.dynamic_runtime)
         walker = self._walkers.get(key)
         if walker is None:
-            walker = self._walkers[key] = self._walker(nodes, self._dynamic_runtime)
+            walker = self._walkers[key] = self._walker(nodes, self.dynamic_runtime)
         return self._walked(name, [walker], configuration)
 
     def _staged(self, network: StagedNodes, configuration: Configuration) -> _Plan:
         exits = tuple(number for number, _ in network.stages)
         shares = exit_shares(configuration.exit_mix or network.shares or (1.0,) * len(exits), len(exits))
         dynamic = any(nodes.is_dynamic for _, nodes in network.stages)
-        runtime = self._dynamic_runtime if dynamic else self._static_runtime
+        runtime = self.dynamic_runtime if dynamic else self._static_runtime
         walkers = [self._walker(nodes, runtime) for _, nodes in network.stages]
         return self._walked(network.name, walkers, configuration, tuple(zip(exits, shares, strict=True)))
 
@@ -398,7 +417,7 @@ class Estimator:
         return runtime != "tensorrt", "TensorRT may run both branches"
 
     def _walker(self, nodes: NodeGraph, runtime: str | None = None) -> GraphWalker:
-        chosen = self._dynamic_runtime if nodes.is_dynamic else self._static_runtime
+        chosen = self.dynamic_runtime if nodes.is_dynamic else self._static_runtime
         return GraphWalker(nodes, precision=self.precision, runtime=runtime or chosen)
 
 
@@ -426,6 +445,40 @@ def bundle_nodes(
     calibrated = manifest.exits.thresholds
     known = calibrated.get(manifest.precision) or next(iter(calibrated.values()), None)
     return StagedNodes(name, stages, None if known is None else known.exit_shares)
+
+
+def bundle_record(bundle: Bundle) -> dict[str, Any]:
+    """What a profile keeps of a bundle's graphs, as plain JSON types: ``dynamic`` and, of a twin, ``static``.
+
+    Raises:
+        BundleError: A graph cannot be read.
+    """
+    batch = 1 if bundle.manifest.exits is not None and bundle.manifest.exits.dynamic_batch else None
+    nodes, name = bundle_nodes(bundle, batch), bundle.manifest.network.name
+    record: dict[str, Any] = {"dynamic": nodes.to_json()}
+    if bundle.static is not None:
+        record["static"] = read_nodes(bundle.load_static(), batch=batch, name=name).to_json()
+    return record
+
+
+def recorded_nodes(record: Mapping[str, Any] | None, part: str, source: str = "The profile") -> NodeGraph | StagedNodes:
+    """The graph that a profile keeps.
+
+    Args:
+        record: What :func:`bundle_record` gave.
+        part: ``"dynamic"`` or ``"static"``.
+        source: What to call it in messages.
+
+    Raises:
+        InputError: There is none, or it is malformed.
+    """
+    if record is None or part not in record:
+        raise InputError(
+            f"{source} does not hold the graph that was measured, as those of release 0.1.0 do not: profile the bundle "
+            "again."
+        )
+    value = record[part]
+    return StagedNodes.from_json(value) if "stages" in value else NodeGraph.from_json(value)
 
 
 def exit_shares(mix: Sequence[float], exits: int) -> tuple[float, ...]:

@@ -130,13 +130,23 @@ class NodeGraph:
 
 
 def _node(value: Mapping[str, Any]) -> Node:
-    texts = {key: str(value.get(key, "")) for key in ("op_type", "domain", "name")}
-    lists = {key: tuple(map(str, value.get(key, ()))) for key in ("inputs", "outputs", "conditions")}
+    def names(key: str) -> tuple[str, ...]:
+        return tuple(map(str, value.get(key, ())))
+
     block = value.get("block")
-    if not texts["op_type"] or not lists["outputs"]:
+    node = Node(
+        str(value["op_type"]),
+        str(value.get("domain", "")),
+        str(value.get("name", "")),
+        None if block is None else str(block),
+        names("inputs"),
+        names("outputs"),
+        {str(key): item for key, item in dict(value.get("attributes", {})).items()},
+        names("conditions"),
+    )
+    if not node.op_type or not node.outputs:
         raise ValueError("a node lacks its type or its outputs")
-    attributes = {str(key): item for key, item in dict(value.get("attributes", {})).items()}
-    return Node(**texts, block=None if block is None else str(block), attributes=attributes, **lists)
+    return node
 
 
 def is_block(scope: str) -> bool:

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -42,8 +43,8 @@ _MADE = frozenset({"new_full", "full", "zeros", "ones", "new_zeros", "new_ones",
 
 _COMPARING = frozenset({"ge", "gt", "le", "lt", "eq"})
 _ELEMENTWISE = _COMPARING | {
-    "add", "sub", "mul", "div", "sqrt", "rsqrt", "neg", "relu", "sigmoid", "_to_copy", "normal", "uniform", "fill", "zero",
-    "copy",
+    "add", "sub", "mul", "div", "sqrt", "rsqrt", "neg", "relu", "sigmoid", "_to_copy", "normal", "uniform", "fill",
+    "zero", "copy",
 }  # fmt: skip
 
 
@@ -67,7 +68,7 @@ class Sizes(TorchDispatchMode):
         if name.endswith("_"):
             return args[0]
         dtype = torch.bool if name in _COMPARING else kwargs.get("dtype") or tensors[0].dtype
-        return torch.empty(torch.broadcast_shapes(*(item.shape for item in tensors)), dtype=dtype, device="meta")
+        return torch.empty(np.broadcast_shapes(*(tuple(item.shape) for item in tensors)), dtype=dtype, device="meta")
 
 
 class UntraceableError(Exception):
@@ -186,7 +187,7 @@ class _Trace(TorchDispatchMode):
         attributes: Mapping[str, Any] | None = None,
         domain: str = "",
     ) -> None:
-        names = []
+        names: list[str] = []
         for output in outputs:
             names.append(f"t{len(self.nodes)}.{len(names)}")
             self.name(output, names[-1])
