@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dyndeploy.errors import UsageError
-from dyndeploy.ops.gates import PATCH
+from dyndeploy.ops.gates import CHANNEL, PATCH
 from dyndeploy.prediction.kernels import GraphWalker, Kernel
 from dyndeploy.prediction.rates import Rates
 from dyndeploy.prediction.zoo import zoo_nodes
@@ -132,15 +132,16 @@ class Composition:
         walk = self._walk(option)
         if first not in walk.blocks:
             return False
-        patches = [
-            size
-            for kernel in walk.blocks[first]
-            if kernel.call is not None
-            for port, kind in kernel.call.spec.gates.items()
-            if kind == PATCH
-            for size in kernel.call.shapes[kernel.call.spec.input_index(port)][2:]
-        ]
-        return option.granularity == 1 or not patches or min(patches) >= _LEAST_PATCHES
+        for kernel in walk.blocks[first]:
+            if kernel.call is None:
+                continue
+            for port, kind in kernel.call.spec.gates.items():
+                shape = kernel.call.shapes[kernel.call.spec.input_index(port)]
+                if kind == PATCH and option.granularity > 1 and min(shape[2:]) < _LEAST_PATCHES:
+                    return False
+                if kind == CHANNEL and shape[1] * option.channel_granularity != kernel.features["cmid"]:
+                    return False
+        return True
 
     def _alike(self, state: int) -> _Walk:
         return self._walk(Option(STATIC if state == DENSE else _WHOLE, 1, 1))

@@ -54,6 +54,9 @@ class Sizes(TorchDispatchMode):
     PyTorch works out strides and promotions for each, in Python: most of the time that building a network there takes.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.name().split("::")[1].split(".")[0]
@@ -79,7 +82,7 @@ class _Trace(TorchDispatchMode):
     """Writes a node for everything that is computed."""
 
     def __init__(self, scopes: Mapping[str, str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.nodes: list[Node] = []
         self.shapes: dict[str, Shape] = {}
         self.made: set[str] = set()

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyndeploy.errors import InputError, UsageError
-from dyndeploy.export.describe import describe
 from dyndeploy.nets import LaudResNet, create_model, model_info, model_names
 from dyndeploy.prediction import Prediction, Rates
 from dyndeploy.prediction.laudnet import (
@@ -318,7 +317,7 @@ def test_maskers_differ_by_stage():
 def _described(name, **options):
     model = create_model(name, **options)
     assert isinstance(model, LaudResNet)
-    return NetworkSpec.from_json(describe(model, model_info(name).input_size))
+    return NetworkSpec.from_json(model.describe(model_info(name).input_size))
 
 
 @pytest.mark.parametrize("name", model_names("laud_resnet"))
