@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dyndeploy.measure import Profile, load_profile, profile_bundle
     from dyndeploy.nets import create_model, load_checkpoint, model_names, save_checkpoint
     from dyndeploy.ops import register_operator
-    from dyndeploy.prediction import Prediction, predict, predict_network
+    from dyndeploy.prediction import Prediction, predict
     from dyndeploy.reporting import compare_profile, write_report
     from dyndeploy.training import Recipe, load_recipe, train
     from dyndeploy.verification import VerificationReport, verify_bundle
@@ -43,7 +43,6 @@ _HOME = {
     "load_recipe": "dyndeploy.training",
     "model_names": "dyndeploy.nets",
     "predict": "dyndeploy.prediction",
-    "predict_network": "dyndeploy.prediction",
     "profile_bundle": "dyndeploy.measure",
     "register_operator": "dyndeploy.ops",
     "save_checkpoint": "dyndeploy.nets",
@@ -74,7 +73,6 @@ __all__ = [
     "load_recipe",
     "model_names",
     "predict",
-    "predict_network",
     "profile_bundle",
     "register_operator",
     "save_checkpoint",

@@ -31,7 +31,7 @@ from dyndeploy.bundle import (
 )
 from dyndeploy.graphs.forced import PREFIX, forced_feeds, forced_masks, overlay_forced_masks
 from dyndeploy.ops import DOMAIN, OPERATORS
-from dyndeploy.prediction import BlockSpec, NetworkSpec, StemSpec
+from dyndeploy.prediction.laudnet import BlockSpec, NetworkSpec, StemSpec
 from dyndeploy.runtimes import OnnxRuntimeSession
 
 SIZE = 16

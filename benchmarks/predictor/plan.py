@@ -36,7 +36,6 @@ from dyndeploy.planning import (
 )
 from dyndeploy.planning.measured import forced_graph
 from dyndeploy.prediction.calibrated import CalibratedModel, load_calibration
-from dyndeploy.prediction.laudnet.network_spec import network_spec
 from dyndeploy.runtimes import OnnxRuntimeSession
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -70,9 +69,8 @@ def compare(name: str, mode: str, rate: float, calibration: Path, lock: Path | N
     settings = PlanSettings(
         rate=rate, modes=(mode, "static"), granularities=UNIFORM["spatial"], channel_granularities=UNIFORM["channel"]
     )
-    spec = network_spec(name)
-    plan, _ = plan_network(spec, {model.calibration.threads: model.price}, settings)
-    uniform = uniform_plans(spec, model.price, settings)
+    plan, _ = plan_network(name, {model.calibration.threads: model.price}, settings)
+    uniform = uniform_plans(name, model.price, settings)
     with exclusively(lock):
         chosen = choose_measured(measure_plans([plan, *uniform]))
     sessions, calls = [], {}

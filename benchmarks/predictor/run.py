@@ -28,7 +28,8 @@ import time
 import numpy as np
 
 from dyndeploy.files import write_json
-from dyndeploy.prediction import Configuration, Estimator, Predictor
+from dyndeploy.prediction import Configuration, Estimator
+from dyndeploy.prediction.laudnet import Predictor
 
 MODES = ("static", "spatial", "layer", "channel")
 REFERENCE_S = {"resnet50": 1.11, "resnet101": 1.14, "regnety004": 1.30, "regnety008": 1.36}
@@ -37,7 +38,7 @@ DEVICES = ("v100", "rtx3090", "rtx3060", "tx2", "nano")
 _FRESH = """
 import time
 start = time.perf_counter()
-from dyndeploy.prediction import Predictor
+from dyndeploy.prediction.laudnet import Predictor
 imported, cpu_imported = time.perf_counter(), time.process_time()
 predictor = Predictor({device!r}, compat={compat!r})
 for mode in {modes!r}:

@@ -171,7 +171,7 @@ class Tape:
     def _compute(self, path: str, compute: Callable[..., Tensor], *inputs: Tensor, **masks: Tensor) -> Tensor:
         result = compute(*inputs, **masks)
         shapes = tuple(tuple(item.shape) for item in inputs)
-        nonnegative = not torch.is_grad_enabled() and bool((inputs[0] >= 0).all())
+        nonnegative = inputs[0].is_meta or (not torch.is_grad_enabled() and bool((inputs[0] >= 0).all()))
         self.calls[path] = Call(shapes, tuple(result.shape), masks, nonnegative)
         return result
 

@@ -41,19 +41,21 @@ def compare(
 
     content = read_json(profile)
     kind = content.get("kind") if isinstance(content, dict) else None
-    if kind in _EARLY_EXITS:
+    if fail_above is not None and not fail_above >= 0:
+        raise UsageError(f"--fail-above takes per cent, 0 or more, not {fail_above}.")
+    if kind == "calibration":
         if predict_device is not None or fail_above is not None:
             raise UsageError(
-                f"{profile} is of a network that exits early, which has no prediction: leave out the device "
-                "and --fail-above."
+                f"{profile} holds thresholds, which nothing predicts: leave out the device and --fail-above."
             )
-        _EARLY_EXITS[kind](profile, output)
+        _report_calibration(profile, output)
         if as_json:
             print_json({"kind": kind, "source": str(profile), "report": str(output)})
         else:
             typer.echo(f"Report: {output}")
         return
-    _compare(profile, output, predict_device, fail_above, as_json)
+    compare_kind = _compare_exits if kind == "measured_exits" else _compare
+    compare_kind(profile, output, predict_device, fail_above, as_json)
 
 
 def _report_calibration(source: Path, output: Path) -> None:
@@ -63,15 +65,54 @@ def _report_calibration(source: Path, output: Path) -> None:
     write_exits_report(output, load_calibration(source))
 
 
-def _report_exits(source: Path, output: Path) -> None:
+def _compare_exits(
+    source: Path, output: Path, predict_device: str | None, fail_above: float | None, as_json: bool
+) -> None:
     from dyndeploy.measure.load_exits import load_exit_profile
-    from dyndeploy.reporting import write_exit_profile_report
+    from dyndeploy.prediction import known_devices
+    from dyndeploy.reporting import compare_exit_profile, predict_exit_profile, write_exit_profile_report
 
-    write_exit_profile_report(output, load_exit_profile(source))
+    measured = load_exit_profile(source)
+    devices = [predict_device] if predict_device else known_devices(measured.threads)
+    comparisons = [compare_exit_profile(measured, predict_exit_profile(measured, name)) for name in devices]
+    write_exit_profile_report(output, measured, comparisons)
+    if as_json:
+        print_json(
+            {
+                "kind": "measured_exits",
+                "source": str(source),
+                "report": str(output),
+                "comparisons": [comparison.to_json() for comparison in comparisons],
+            }
+        )
+    else:
+        for entry in comparisons:
+            print_table(
+                ("leaves at, or mix", "predicted ms", "predicted speed-up", "measured speed-up"),
+                [
+                    (
+                        item.name,
+                        f"{item.predicted_ms:.3f}",
+                        f"{item.predicted_speedup:.2f}x",
+                        f"{item.measured_speedup:.2f}x",
+                    )
+                    for item in (*entry.exits, *entry.mixes)
+                ],
+                title=f"{entry.predicted_device}, speed-ups over the network without exits",
+            )
+        typer.echo(f"Report: {output}")
+    own = [entry for entry in comparisons if entry.latency_mape is not None]
+    _require_below([(entry.predicted_device, entry.headline_error) for entry in own or comparisons], fail_above)
 
 
-_EARLY_EXITS = {"calibration": _report_calibration, "measured_exits": _report_exits}
-"""Kinds of results of networks that exit early, and what writes their reports."""
+def _require_below(errors: Sequence[tuple[str, float]], fail_above: float | None) -> None:
+    """Exit with 1 where the largest of the errors by device exceeds a limit in per cent."""
+    device, worst = max(errors, key=lambda entry: entry[1])
+    if fail_above is not None and 100 * worst > fail_above:
+        typer.echo(
+            f"The prediction for {device} is off by {worst:.1%} on average, more than {fail_above:g} %.", err=True
+        )
+        raise typer.Exit(1)
 
 
 def _compare(profile: Path, output: Path, predict_device: str | None, fail_above: float | None, as_json: bool) -> None:
@@ -79,8 +120,6 @@ def _compare(profile: Path, output: Path, predict_device: str | None, fail_above
     from dyndeploy.prediction import known_devices
     from dyndeploy.reporting import compare_profile, predict_profile, write_report
 
-    if fail_above is not None and not fail_above >= 0:
-        raise UsageError(f"--fail-above takes per cent, 0 or more, not {fail_above}.")
     measured = load_profile(profile)
     devices = [predict_device] if predict_device else known_devices(measured.threads)
     sweeps = [predict_profile(measured, name) for name in devices]
@@ -97,16 +136,8 @@ def _compare(profile: Path, output: Path, predict_device: str | None, fail_above
         )
     else:
         _print(measured.device, comparisons, output)
-    if fail_above is not None:
-        own = [comparison for comparison in comparisons if comparison.predicted_device == measured.device]
-        worst = max(own or comparisons, key=lambda comparison: comparison.headline_error)
-        if 100 * worst.headline_error > fail_above:
-            typer.echo(
-                f"The prediction for {worst.predicted_device} is off by {worst.headline_error:.1%} on average, more "
-                f"than {fail_above:g} %.",
-                err=True,
-            )
-            raise typer.Exit(1)
+    own = [entry for entry in comparisons if entry.predicted_device == measured.device]
+    _require_below([(entry.predicted_device, entry.headline_error) for entry in own or comparisons], fail_above)
 
 
 def _print(profiled: str, comparisons: Sequence[Comparison], output: Path) -> None:

@@ -45,7 +45,6 @@ def plan(
     from dyndeploy.files import write_json
     from dyndeploy.planning import PlanSettings, choose_measured, measure_plans, plan_network, uniform_plans
     from dyndeploy.planning.sources import calibrated_prices, recipe_accuracy
-    from dyndeploy.prediction.laudnet.network_spec import network_spec
 
     settings = PlanSettings(
         rate=rate,
@@ -54,7 +53,7 @@ def plan(
         channel_granularities=per_stage_numbers("--channel-granularities", channel_granularities),
         uniform_mode=uniform_mode,
     )
-    spec = network_spec(network, None if input_size is None else size("--input-size", input_size))
+    image = None if input_size is None else size("--input-size", input_size)
     prices, warnings = calibrated_prices(device, threads, calibration or ())
     if threads is not None and threads not in prices:
         raise UsageError(
@@ -62,12 +61,16 @@ def plan(
         )
     for warning in warnings:
         typer.echo(f"Note: {warning}", err=True)
-    chosen, front = plan_network(spec, prices, settings, device=device, budget_ms=budget_ms, accuracies=recipe_accuracy)
+    chosen, front = plan_network(
+        network, prices, settings, input_size=image, device=device, budget_ms=budget_ms, accuracies=recipe_accuracy
+    )
     measured: list[Plan] = []
     if measure:
         # Of the modes that the plan has: others compute something else at the same rate.
         own = replace(settings, modes=tuple(dict.fromkeys(mode for mode in chosen.mode if mode in settings.modes)))
-        uniform = uniform_plans(spec, prices[chosen.threads], own, device=device, threads=chosen.threads)
+        uniform = uniform_plans(
+            network, prices[chosen.threads], own, input_size=image, device=device, threads=chosen.threads
+        )
         with progress_bar() as progress:
             measured = measure_plans([chosen, *uniform], progress=progress)
         chosen = choose_measured(measured, budget_ms)

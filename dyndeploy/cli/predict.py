@@ -39,8 +39,19 @@ def predict(
     ] = None,
     channel_granularity: Annotated[str | None, typer.Option(help="Channels per group, per stage. (default: 2)")] = None,
     rate: Annotated[
-        str, typer.Option(help="Activation rate in [0, 1]; a comma-separated list gives one per block.")
-    ] = "0.5",
+        str | None,
+        typer.Option(
+            help="Activation rate in [0, 1]; a comma-separated list gives one per block. (default: 0.5; 1 for the "
+            "branches of a foreign file's If)"
+        ),
+    ] = None,
+    exit_mix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A/B/...",
+            help="Shares of the images that leave at each exit. (default: the bundle's, else equal ones)",
+        ),
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(help="Images per batch. (default: the bundle's, else the device's usual batch)")
     ] = None,
@@ -72,9 +83,9 @@ def predict(
     """Predict the latency of a network on a device; nothing is run."""
     from dyndeploy.bundle import Bundle
     from dyndeploy.prediction import predict as predict_kernels
-    from dyndeploy.prediction import predict_bundle, predict_network
+    from dyndeploy.prediction.laudnet import predict_bundle, predict_network
 
-    rates = numbers("--rate", rate)
+    rates = None if rate is None else numbers("--rate", rate)
     given = {
         "mode": None if mode is None else tuple(mode.split("-")),
         "granularity": None if granularity is None else per_stage_numbers("--granularity", granularity),
@@ -85,11 +96,15 @@ def predict(
     }
     # Only what was given is handed on: everything else is the library's to choose.
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    options |= {"rate": rates[0] if len(rates) == 1 else rates, "device": device, "batch": batch}
+    options |= {"device": device, "batch": batch}
+    if rates is not None:
+        options["rate"] = rates[0] if len(rates) == 1 else rates
     of_reference = {"compat": compat, "mem_concurrent": mem_concurrent, "seed": seed}
     if _wants_reference(predictor, of_reference):
-        if precision != "fp32" or runtime is not None or calibration is not None:
-            raise UsageError("The reference predictor knows FP32 and no runtime. Leave --predictor and --compat out.")
+        if precision != "fp32" or runtime is not None or calibration is not None or exit_mix is not None:
+            raise UsageError(
+                "The reference predictor knows FP32 and no runtime, and no exits. Leave --predictor and --compat out."
+            )
         options |= of_reference
         if _is_path(network):
             prediction = predict_bundle(Bundle.open(network), **options)
@@ -97,6 +112,8 @@ def predict(
             prediction = predict_network(network, **options)
     else:
         options |= {"precision": precision, "runtime": runtime, "threads": threads, "calibration": calibration}
+        if exit_mix is not None:
+            options["exit_mix"] = numbers("--exit-mix", exit_mix.replace("/", ","))
         prediction = predict_kernels(Path(network) if _is_path(network) else network, **options)
     if as_json:
         print_json(prediction.to_json())
@@ -142,6 +159,17 @@ def _print(prediction: Prediction) -> None:
         f"{prediction.latency_ms:.4f} ms per image{interval}, {prediction.latency_batch_ms:.4f} ms per batch of "
         f"{prediction.batch}; {covered:.0%} {what}."
     )
+    if prediction.exits:
+        print_table(
+            ("exit", "share", "ms per image", "90 % interval"),
+            [
+                (entry.exit, f"{entry.share:.1%}", f"{entry.latency_ms:.4f}", _range(entry.interval_ms))
+                for entry in prediction.exits
+            ],
+            title="images that leave at each exit, predicted",
+        )
+    for note in prediction.notes:
+        typer.echo(f"Note: {note}")
     if coverage.unknown:
         how = "no latency, not 0 ms" if coverage.by_time is None else "priced by bytes"
         typer.echo(f"Not known ({how}): {', '.join(coverage.unknown)}")

@@ -21,6 +21,8 @@ from dyndeploy.device_calibration.measure import Measurement, Sample, measure
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.measure.machine import machine_facts
 from dyndeploy.measure.steady import quick
+from dyndeploy.ops import OPERATORS
+from dyndeploy.prediction import Rates
 from dyndeploy.prediction.calibrated import (
     _SIZES,
     SCHEMA,
@@ -29,7 +31,7 @@ from dyndeploy.prediction.calibrated import (
     class_of,
     described,
 )
-from dyndeploy.prediction.kernels import GraphWalker, Kernel
+from dyndeploy.prediction.kernels import GraphWalker, Kernel, OperatorCall
 from dyndeploy.runtimes import OnnxRuntimeSession
 
 Progress = Callable[[str, float], None]
@@ -85,13 +87,22 @@ def sample_to_json(sample: Sample) -> list[Any]:
     """Plain JSON types, short."""
     k = sample.kernel
     numbers = [k.macs, k.dense_macs, k.read_bytes, k.written_bytes, k.weight_bytes]
-    return [k.name, k.kind, *numbers, dict(k.features), sample.ms, round(sample.spread, 4), sample.resident_bytes]
+    call = None
+    if k.call is not None and k.rates is not None:
+        shapes, attributes = [list(shape) for shape in k.call.shapes], dict(k.call.attributes)
+        call = [k.call.spec.name, shapes, attributes, k.call.element, dict(k.rates.named), k.rates.default]
+    return [k.name, k.kind, *numbers, dict(k.features), call, sample.ms, round(sample.spread, 4), sample.resident_bytes]
 
 
 def sample_from_json(value: Sequence[Any]) -> Sample:
     """Read what :func:`sample_to_json` wrote."""
-    name, kind, macs, dense, read, written, weights, sizes, ms, spread, resident = value
-    return Sample(Kernel(name, None, kind, macs, dense, read, written, weights, sizes), ms, spread, resident)
+    name, kind, macs, dense, read, written, weights, sizes, call, ms, spread, resident = value
+    kernel = Kernel(name, None, kind, macs, dense, read, written, weights, sizes)
+    if call is not None:
+        operator, shapes, attributes, element, rates, default = call
+        made = OperatorCall(OPERATORS[operator], tuple(map(tuple, shapes)), attributes, element)
+        kernel = made.kernel(name, None, Rates(**rates, default=default))
+    return Sample(kernel, ms, spread, resident)
 
 
 def measurement_from_json(graph: Mapping[str, Any]) -> Measurement:

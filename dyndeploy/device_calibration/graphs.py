@@ -24,7 +24,7 @@ from dyndeploy.bundle import MaskInfo
 from dyndeploy.errors import unknown_name
 from dyndeploy.graphs.forced import PREFIX
 from dyndeploy.ops import DOMAIN, OPERATORS
-from dyndeploy.prediction.laudnet.network_spec import network_names, network_spec
+from dyndeploy.prediction.laudnet import published_blocks
 
 FAMILIES = ("residual", "plain", "mobile", "tokens")
 """Kinds of graphs: dynamic and static bottlenecks; plain convolutions and pools; inverted bottlenecks with depthwise
@@ -145,14 +145,6 @@ def _numbers() -> Array:
     return np.where(np.abs(numbers) < 1e-3, np.float32(1e-3), numbers)
 
 
-@functools.lru_cache(maxsize=1)
-def published_blocks() -> frozenset[tuple[int, int, int]]:
-    """(inputs, width, outputs) of the blocks of all published networks: at no input size is one ever measured."""
-    return frozenset(
-        (block.c_in, block.width, block.c_out) for name in network_names() for block in network_spec(name).blocks
-    )
-
-
 def micro_graph(family: str, seed: int, *, values: bool = True) -> MicroGraph:
     """Draw a graph; the same family and seed give the same one.
 
@@ -252,7 +244,7 @@ def _residual(w: _Writer) -> tuple[int, ...] | None:
             stride = 2 if index == 0 and stage > 0 else 1
             if min(size) < 4:
                 stride = 1
-            if (channels, hidden, outputs) in published_blocks():
+            if (channels, hidden, outputs) in published_blocks():  # At no input size is one ever measured.
                 return None
             if (mode != "static") != last:
                 w.begin("transpose")

@@ -84,11 +84,7 @@ def block_rates(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str,
         if not masks:
             continue
         rates = spec.achieved_rates([shapes[name] for name in node.input], operator_attributes(node), masks)
-        result[group_of(node.name)] = Rates(
-            spatial=rates.get("conv2", rates.get("layer", 1.0)),
-            channel=rates.get("channel", 1.0),
-            conv1=rates.get("conv1"),
-        )
+        result[group_of(node.name)] = Rates(**rates)
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from dyndeploy.measure.machine import machine_facts
 from dyndeploy.measure.profile import typical_ratio
 from dyndeploy.measure.result import bundle_facts, samples_of
 from dyndeploy.measure.samples import Samples
+from dyndeploy.prediction import bundle_record
 from dyndeploy.runtimes import OnnxRuntimeSession, StagedSession, open_staged
 
 SCHEMA_VERSION = 1
@@ -115,6 +116,7 @@ class ExitProfile:
         branched: The graph with ``If``, all branches run, or None if the bundle has none.
         mixes: Given mixes, and ``"data"`` where there are thresholds.
         note: What a reader should know, or empty.
+        graph: The graphs that were run (:func:`dyndeploy.prediction.bundle_record`); None in profiles of release 0.1.0.
     """
 
     bundle: dict[str, Any]
@@ -129,6 +131,7 @@ class ExitProfile:
     branched: ExitTimes | None
     mixes: tuple[MixResult, ...]
     note: str = ""
+    graph: Mapping[str, Any] | None = None
 
     @property
     def overhead(self) -> float:
@@ -164,6 +167,7 @@ class ExitProfile:
             "overhead": self.overhead,
             "branched": None if self.branched is None else self.branched.to_json(),
             "mixes": [mix.to_json() for mix in self.mixes],
+            "graph": self.graph,
             "warnings": self.warnings(),
         }
 
@@ -269,6 +273,7 @@ def profile_exits(
         branched=None if branched is None else _exit_times(branched, stages[-1].exit, stages[-1].macs),
         mixes=tuple(mix_result(name, share, times, reference.median, whole_macs) for name, share in shares),
         note=note,
+        graph=bundle_record(bundle),
     )
 
 

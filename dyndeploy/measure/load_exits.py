@@ -49,6 +49,7 @@ def _profile(root: Field) -> ExitProfile:
         staging=_times(root["staging"]),
         branched=root["branched"].optional(_times),
         mixes=root["mixes"].sequence(lambda item: _mix(item, len(exits))),
+        graph=root.get("graph").optional(Field.facts),
     )
     # Only the note itself is not among what the profile derives.
     own = [note for note in notes if note not in profile.warnings()]

@@ -209,6 +209,7 @@ class Profile:
         static: Times of the static twin.
         rates: Forced rates.
         data: The masks that the images cause.
+        graph: The graphs that were run (:func:`dyndeploy.prediction.bundle_record`); None in profiles of release 0.1.0.
     """
 
     bundle: Mapping[str, Any]
@@ -223,6 +224,7 @@ class Profile:
     static: Samples
     rates: tuple[RateResult, ...]
     data: RateResult
+    graph: Mapping[str, Any] | None = None
 
     @property
     def reduced_precision(self) -> str | None:
@@ -286,6 +288,7 @@ class Profile:
             "static": self.static.to_json(self.batch),
             "rates": [result.to_json(self.batch) for result in self.rates],
             "data": self.data.to_json(self.batch),
+            "graph": self.graph,
             "warnings": self.warnings(),
         }
 
@@ -320,6 +323,7 @@ class Profile:
             static=Samples.read(root["static"]),
             rates=root["rates"].sequence(RateResult.read),
             data=RateResult.read(root["data"]),
+            graph=root.get("graph").optional(Field.facts),
         )
 
 

@@ -14,6 +14,7 @@ from dyndeploy.measure.inputs import Configuration
 from dyndeploy.measure.loop import Paired, Visit
 from dyndeploy.measure.profile import DATA, FORCED, BlockTimes, Profile, RateResult
 from dyndeploy.measure.samples import Samples
+from dyndeploy.prediction import bundle_record
 from dyndeploy.runtimes import NodeTime
 
 GroupTimes = tuple[Mapping[str, float], Mapping[str, float]]
@@ -115,6 +116,7 @@ def assemble(
         static=samples_of([visit for pair in pairs for visit in pair.twin_visits]),
         rates=tuple(result for result in results if result.masks == FORCED),
         data=next(result for result in results if result.masks == DATA),
+        graph=bundle_record(bundle),
     )
 
 

@@ -14,6 +14,8 @@ from onnx import TensorProto
 
 from dyndeploy.ops._body import AttributeRef, Body, Value
 from dyndeploy.ops._geometry import Geometry
+from dyndeploy.ops._launches import bottleneck_launches
+from dyndeploy.ops._library_work import library_terms
 from dyndeploy.ops.base import (
     Array,
     Attribute,
@@ -61,6 +63,9 @@ IDENTITY = {"Ho": "H", "Wo": "W", "Co": "C"}
 """Sizes of the output that are those of the input where there is no projection."""
 
 
+SLOWEST = "channel_slowest"
+
+
 def snake_case(name: str) -> str:
     """``SpatialBottleneck`` as ``spatial_bottleneck``."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
@@ -75,6 +80,7 @@ def bottleneck_specs(
     reference: Callable[..., torch.Tensor],
     geometry: Callable[[str, Sequence[Shape], Attributes], Geometry],
     body: Callable[[Body, Mapping[str, Value]], Value],
+    skipped_kind: str | None = None,
 ) -> tuple[OperatorSpec, OperatorSpec]:
     """Both variants of a bottleneck operator: identity and projection shortcut.
 
@@ -86,8 +92,10 @@ def bottleneck_specs(
         reference: See :class:`OperatorSpec`.
         geometry: ``(op_type, input shapes, attributes) -> Geometry``; raises ``UsageError`` on a mismatch.
         body: See :class:`OperatorSpec`.
+        skipped_kind: See :class:`OperatorSpec`.
     """
     kinds = {kind.name: port for port, kind in gates.items()}
+    geometry = _remembered(geometry)
 
     def spec(op_type: str, projection: bool) -> OperatorSpec:
         weights = _sized(WEIGHTS + PROJECTION_WEIGHTS if projection else WEIGHTS, projection)
@@ -117,10 +125,10 @@ def bottleneck_specs(
             g = geometry(op_type, shapes, attributes)
             if PATCH.name not in kinds:
                 return {}
-            return {
-                "conv1": float(counts["conv1_pixels"].mean()) / (g.height * g.width),
-                "conv2": float(counts["conv2_pixels"].mean()) / (g.out_height * g.out_width),
-            }
+            active = float(counts["conv2_pixels"].mean()) / (g.out_height * g.out_width)
+            conv1 = float(counts["conv1_pixels"].mean()) / (g.height * g.width)
+            # Of pixels, which patches of different sizes cover by another share than their number says.
+            return {PATCH.name: active, "conv1": conv1, "conv2": active}
 
         return OperatorSpec(
             name=op_type,
@@ -140,9 +148,29 @@ def bottleneck_specs(
             sizes=sizes,
             further_rates=further_rates,
             kernels=_kernels(weights, projection, skips_channels=CHANNEL.name in kinds),
+            skipped_kind=skipped_kind,
         )
 
     return spec(name, projection=False), spec(f"{name}Projection", projection=True)
+
+
+def _remembered(
+    geometry: Callable[[str, Sequence[Shape], Attributes], Geometry],
+) -> Callable[[str, Sequence[Shape], Attributes], Geometry]:
+    """A geometry that is worked out once for the same objects in a row: whoever prices asks for it several times."""
+    last: list[tuple[str, Sequence[Shape], Attributes, Geometry]] = []
+
+    def look_up(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geometry:
+        if last:
+            known, of_shapes, of_attributes, found = last[0]
+            # Only what cannot have been changed in between is known again.
+            if of_shapes is shapes and of_attributes is attributes and known == name and isinstance(shapes, tuple):
+                return found
+        found = geometry(name, shapes, attributes)
+        last[:] = [(name, shapes, attributes, found)]
+        return found
+
+    return look_up
 
 
 # ---------------------------------------------------------------- PyTorch pieces
@@ -261,12 +289,14 @@ def _used_rates(geometry: Geometry, patches: Shape | None, kinds: Collection[str
     """The rates of the convolutions: ``spatial`` (also of whole blocks), ``channel``, ``conv1`` and ``conv2``.
 
     A kind that the operator has no mask for computes everything. ``conv1`` and ``conv2`` may be given as measured;
-    otherwise ``conv1`` is the expected dilation of random patches.
+    otherwise ``conv1`` is the expected dilation of random patches. ``channel_slowest``, the largest channel rate of the
+    images of a batch, is passed on where it is given.
     """
     channel = rates.get(CHANNEL.name, 1.0) if CHANNEL.name in kinds else 1.0
+    slowest = {SLOWEST: rates[SLOWEST]} if SLOWEST in rates else {}
     if patches is None:
         spatial = rates.get(BLOCK.name, 1.0) if BLOCK.name in kinds else 1.0
-        return {"spatial": spatial, "channel": channel, "conv1": spatial, "conv2": spatial}
+        return {"spatial": spatial, "channel": channel, "conv1": spatial, "conv2": spatial, **slowest}
     spatial = rates.get(PATCH.name, 1.0)
     conv2 = rates.get("conv2", spatial)
     conv1 = rates.get("conv1")
@@ -279,7 +309,7 @@ def _used_rates(geometry: Geometry, patches: Shape | None, kinds: Collection[str
             stride=geometry.stride,
             dilation=geometry.dilation,
         )
-    return {"spatial": spatial, "channel": channel, "conv1": conv1, "conv2": conv2}
+    return {"spatial": spatial, "channel": channel, "conv1": conv1, "conv2": conv2, **slowest}
 
 
 def _sizes(geometry: Geometry, patches: Shape | None, channel_groups: int, rates: Rates) -> Mapping[str, float]:
@@ -307,6 +337,10 @@ def _sizes(geometry: Geometry, patches: Shape | None, channel_groups: int, rates
         "rate_conv1": rates["conv1"],
         "rate_conv2": rates["conv2"],
         "channel_rate": rates["channel"],
+        "rows1": g.batch * g.height * g.width * rates["conv1"],
+        "rows2": g.batch * g.out_height * g.out_width * rates["spatial"],
+        "hidden": float(round(g.hidden * rates["channel"])),
+        **({"channel_rate_slowest": rates[SLOWEST]} if SLOWEST in rates else {}),
     }
 
 
@@ -410,8 +444,12 @@ def _kernels(weights: tuple[Port, ...], projection: bool, *, skips_channels: boo
         return packed
 
     constants = tuple(map(_packed, weights)) + (_sized(CONSTANTS, projection) if skips_channels else ())
-    packed = KernelSpec(precisions=("fp32", "fp16"), pack=pack, constants=constants)
-    return {"cpu": KernelSpec(precisions=("fp32", "bf16")), "cuda": packed, "tensorrt": packed}
+    packed = KernelSpec(precisions=("fp32", "fp16"), pack=pack, constants=constants, launches=bottleneck_launches)
+    return {
+        "cpu": KernelSpec(precisions=("fp32", "bf16"), terms=library_terms),
+        "cuda": packed,
+        "tensorrt": packed,
+    }
 
 
 # ---------------------------------------------------------------- pieces of the ONNX bodies

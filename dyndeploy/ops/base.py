@@ -8,6 +8,7 @@ and predictors ask this object; nobody else knows the semantics, and nobody test
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,6 +38,12 @@ Rates = Mapping[str, float]
 take further rates that were measured, which it documents."""
 Counts = Mapping[str, Any]
 """What masks leave to compute, by names of the operator's own: numbers per image, or arrays or tensors (N,)."""
+
+
+RECORDER: ContextVar[Callable[[OperatorSpec, Sequence[torch.Tensor], Attributes, Sequence[Shape]], Any] | None] = (
+    ContextVar("recorder", default=None)
+)
+"""Takes every call instead of computing it: ``(operator, inputs, attributes, output shapes) -> tuple of outputs``."""
 
 
 class Role(Enum):
@@ -108,6 +115,32 @@ class Work(NamedTuple):
     weights: Any
 
 
+class Launch(NamedTuple):
+    """One launch of a GPU kernel: ``products`` times (rows x depth) x (depth x columns), or nothing but a copy.
+
+    Attributes:
+        rows: Of the first factor; 0 where nothing is multiplied.
+        columns: Of the second factor.
+        depth: Of the sums.
+        products: How many products there are.
+        taps: Products that share a loaded input, as the taps of a convolution do.
+        moved: Bytes of activations, read and written.
+        weights: Bytes of weights.
+        share: Probability that there is any work; the other numbers are those of runs in which there is.
+        uneven: Whether images of a batch differ in their active channels, so that the slowest one ends the launch.
+    """
+
+    rows: float = 0.0
+    columns: float = 0.0
+    depth: float = 0.0
+    products: float = 1.0
+    taps: float = 1.0
+    moved: float = 0.0
+    weights: float = 0.0
+    share: float = 1.0
+    uneven: bool = False
+
+
 @dataclass(frozen=True)
 class KernelSpec:
     """Kernels that run an operator natively: everything that a runtime, a graph copy or a device model asks of them.
@@ -119,14 +152,18 @@ class KernelSpec:
             are.
         constants: What ``pack`` returns, as ports in its order; those of ``Element.DATA`` are half where the precision
             is ``fp16``, the others stay float.
-        features: ``(input shapes, attributes, counts) -> numbers by name`` that a device model fitted to these kernels
-            wants besides :attr:`OperatorSpec.sizes`; None where there are none.
+        terms: ``sizes (of the specification) -> amounts of work by name``, as the kernels cut it: a device model fits
+            a constant to each. Amounts whose names end in ``_cold`` are bytes of weights, which cost by how many of a
+            network's weights no cache keeps. None where the multiply-accumulates and bytes say enough.
+        launches: ``(sizes, bytes of a data element) -> launches of one run``, in order, on a GPU; None where they are
+            not known.
     """
 
     precisions: tuple[str, ...] = ("fp32",)
     pack: Callable[[Mapping[str, Array], Attributes], Mapping[str, Array]] | None = None
     constants: tuple[Port, ...] = ()
-    features: Callable[[Sequence[Shape], Attributes, Counts], Mapping[str, float]] | None = None
+    terms: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
+    launches: Callable[[Mapping[str, float], float], Sequence[Launch]] | None = None
 
     @property
     def half(self) -> frozenset[str]:
@@ -157,10 +194,14 @@ class OperatorSpec:
         expected: ``(input shapes, attributes, rates by gate kind) -> Counts`` of random masks of these rates.
         work: ``(input shapes, attributes, counts, bytes of a data element) -> Work``; written with ``+`` and ``*``
             only, so that numbers, NumPy arrays and tensors all do.
-        sizes: ``(input shapes, attributes, rates) -> numbers by name`` that describe the operator to a device model.
+        sizes: ``(input shapes, attributes, rates) -> numbers by name`` that describe the operator to a device model:
+            ``batch`` and, as far as they apply, ``h``, ``w``, ``oh``, ``ow``, ``cin``, ``cmid``, ``cout``, ``rate``,
+            ``rows1``, ``rows2`` (rows of its first and its other products) and ``hidden`` (their columns).
         further_rates: ``(input shapes, attributes, counts) -> rates by name`` that ``expected`` takes besides those of
-            the gate kinds, as counts of real masks have them, e.g. the share of pixels that a dilated mask covers.
+            the gate kinds, as counts of real masks have them, e.g. the share of pixels that a dilated mask covers; a
+            rate of a gate kind among them replaces the share of set bits.
         kernels: By family: ``"cpu"`` (ONNX Runtime library), ``"cuda"``, ``"tensorrt"`` (plugins).
+        skipped_kind: Class of kernels that it belongs to where a gate of a single bit skips it; None: its kind.
     """
 
     name: str
@@ -177,9 +218,12 @@ class OperatorSpec:
     counts: Callable[[Sequence[Shape], Attributes, Masks], Counts]
     expected: Callable[[Sequence[Shape], Attributes, Rates], Counts]
     work: Callable[[Sequence[Shape], Attributes, Counts, float], Work]
-    sizes: Callable[[Sequence[Shape], Attributes, Rates], Mapping[str, float]] = lambda shapes, attributes, rates: {}
+    sizes: Callable[[Sequence[Shape], Attributes, Rates], Mapping[str, float]] = lambda shapes, attributes, rates: {
+        "batch": float(shapes[0][0])
+    }
     further_rates: Callable[[Sequence[Shape], Attributes, Counts], Rates] = lambda shapes, attributes, counts: {}
     kernels: Mapping[str, KernelSpec] = field(default_factory=dict)
+    skipped_kind: str | None = None
 
     @property
     def decides(self) -> bool:
@@ -271,7 +315,7 @@ class OperatorSpec:
         return function
 
     def emit(self, inputs: Sequence[torch.Tensor], attributes: Attributes) -> Any:
-        """Compute the operator; while an ONNX graph is being captured, write its node instead.
+        """Compute the operator; while an ONNX graph is being captured, or calls are recorded, write its node instead.
 
         Returns:
             The output, or a tuple of several.
@@ -283,6 +327,10 @@ class OperatorSpec:
 
         self.check_attributes(attributes)
         shapes = self.output_shapes([tuple(tensor.shape) for tensor in inputs], attributes)
+        recorder = RECORDER.get()
+        if recorder is not None:
+            recorded = recorder(self, inputs, attributes, shapes)
+            return recorded[0] if len(self.outputs) == 1 else recorded
         if not torch.onnx.is_in_onnx_export():
             return self.reference(*inputs, **attributes)
         types = {Element.DATA: inputs[0].dtype, Element.FLOAT: torch.float32, Element.INDEX: torch.int64}

@@ -82,4 +82,5 @@ SPECS = shared.bottleneck_specs(
     reference=reference,
     geometry=_geometry,
     body=_body,
+    skipped_kind="layer_skipped",
 )

@@ -15,6 +15,7 @@ from onnx import TensorProto
 
 from dyndeploy.errors import UsageError
 from dyndeploy.ops._body import Body, Value
+from dyndeploy.ops._launches import masker_launches
 from dyndeploy.ops.base import (
     Attribute,
     Attributes,
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 NAME = "SpatialMasker"
 MASKER_KERNELS = {
     "cpu": KernelSpec(),
-    "cuda": KernelSpec(precisions=("fp32", "fp16")),
-    "tensorrt": KernelSpec(precisions=("fp32", "fp16")),
+    "cuda": KernelSpec(precisions=("fp32", "fp16"), launches=masker_launches),
+    "tensorrt": KernelSpec(precisions=("fp32", "fp16"), launches=masker_launches),
 }
 """Every family decides in float; ``fp16`` means that the block input may be half."""
 

@@ -71,9 +71,7 @@ def forced_graph(network: Any, input_size: tuple[int, int]) -> tuple[onnx.ModelP
     """Export a dynamic network for this CPU, batch 1, with its masks as inputs (:func:`replace_masks`)."""
     from dyndeploy.export import build_graph
 
-    model, lowered = build_graph(network, load_target("cpu"), 1, input_size, static=False)
-    shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.output}
-    masks = tuple(MaskInfo(m.name, m.block, m.kind, shapes[m.name]) for m in lowered.mask_outputs)
+    model, masks = build_graph(network, load_target("cpu"), 1, input_size, static=False)
     return replace_masks(model, masks), masks
 
 

@@ -1,8 +1,8 @@
 """Searching the plan: every stage's options priced once, then the best way through the network.
 
 A stage's option is a mode with its granularities. Within a stage every block runs dynamically or densely, whichever is
-faster with the changes of layout that it brings: static blocks are channels-first, dynamic ones channels-last. Stages
-are put together keeping, for each amount of computation, only the fastest.
+faster with the changes of layout that it brings. Stages are put together keeping, for each amount of computation, only
+the fastest. Networks are composed of walked graphs (:mod:`dyndeploy.planning.composition`).
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.errors import UsageError, unknown_name
+from dyndeploy.planning.composition import DENSE, DYNAMIC, MODES, STATIC, Composition, Option
 from dyndeploy.planning.plan import Plan
-from dyndeploy.prediction import MODES, Rates
-from dyndeploy.prediction.architectures import network_graph
 from dyndeploy.prediction.kernels import Kernel
-from dyndeploy.prediction.laudnet.network_spec import BlockSpec, NetworkSpec
 
-STATIC = "static"
 Array = npt.NDArray[np.float64]
 Price = Callable[[Sequence[Kernel]], tuple[Array, Array, Array]]
 """As :meth:`dyndeploy.prediction.DeviceModel.price`."""
 
-FIRST, LAST = 0, 1  # Layouts: channels-first (static blocks), channels-last (dynamic blocks).
+STATIC_OPTION = Option(STATIC, 1, 1)
 _MOST = 400  # Partial plans kept at a stage; far more than a front ever has.
 
 
@@ -64,25 +61,6 @@ class PlanSettings:
 
 
 @dataclass(frozen=True)
-class Option:
-    """What a stage can be: its mode and granularities."""
-
-    mode: str
-    granularity: int
-    channel_granularity: int
-
-    @property
-    def label(self) -> str:
-        """For sentences: ``"spatial 4"``."""
-        parts = [self.mode]
-        if self.mode in ("spatial", "both"):
-            parts.append(str(self.granularity))
-        if self.mode in ("channel", "both"):
-            parts.append(f"groups of {self.channel_granularity}")
-        return " ".join(parts)
-
-
-@dataclass(frozen=True)
 class _Partial:
     """The network up to some stage."""
 
@@ -98,23 +76,16 @@ class _Priced:
 
     dynamic: tuple[tuple[float, float], ...]  # (ms, MACs) per block
     static: tuple[tuple[float, float], ...]
-    change_in: tuple[float, ...]  # ms of a change of layout before each block
-
-
-def require_plannable(spec: NetworkSpec) -> None:
-    """Raise ``UsageError`` for a network whose blocks have no dynamic operator here."""
-    if any(block.squeezed or block.kernel != 3 for block in spec.blocks):
-        raise UsageError(
-            f"'{spec.name}' has squeeze-excite or kernels other than 3x3 in its blocks, which the dynamic operators "
-            "do not cover: there is nothing to plan. Plan a LAUD-ResNet; see 'dyndeploy models'."
-        )
+    change_in: tuple[tuple[float, float], ...]  # ms before each block where the block before it is dynamic and it
+    # is not, and where it is the other way round
 
 
 def plan_network(
-    spec: NetworkSpec,
+    network: str,
     prices: Mapping[int, Price],
     settings: PlanSettings | None = None,
     *,
+    input_size: tuple[int, int] | None = None,
     device: str = "cpu",
     budget_ms: float | None = None,
     accuracies: Callable[[Plan], float | None] = lambda plan: None,
@@ -122,9 +93,10 @@ def plan_network(
     """Choose modes, granularities, dense blocks and threads.
 
     Args:
-        spec: The network.
+        network: Registered name.
         prices: How kernels are priced, by number of threads.
         settings: What to choose from.
+        input_size: (height, width); None takes the network's own.
         device: Its name, for the plan.
         budget_ms: None chooses the fastest plan; a budget the one that computes most within it.
         accuracies: Accuracy of a plan where it is known.
@@ -134,18 +106,18 @@ def plan_network(
         (higher), fastest first.
 
     Raises:
-        UsageError: A network without dynamic operators, or a budget that no plan meets.
+        UsageError: Unknown name, a network without modes, or a budget that no plan meets.
     """
     settings = settings or PlanSettings()
-    require_plannable(spec)
     if not prices:
         raise UsageError("There is no calibration to plan with: 'dyndeploy calibrate-device' makes one.")
     if budget_ms is not None and not budget_ms > 0:
         raise UsageError(f"The budget must be a positive number of milliseconds, not {budget_ms}.")
+    composition = Composition(network, settings.rate, input_size)
     plans = [
         replace(plan, accuracy=accuracies(plan))
         for threads, price in prices.items()
-        for plan in _Search(spec, price, settings, device, threads).plans()
+        for plan in _Search(composition, price, settings, device, threads).plans()
     ]
     front = _front(plans)
     if budget_ms is None:
@@ -161,25 +133,33 @@ def plan_network(
 
 
 def uniform_plans(
-    spec: NetworkSpec, price: Price, settings: PlanSettings, *, device: str = "cpu", threads: int = 1, most: int = 6
+    network: str,
+    price: Price,
+    settings: PlanSettings,
+    *,
+    input_size: tuple[int, int] | None = None,
+    device: str = "cpu",
+    threads: int = 1,
+    most: int = 6,
 ) -> tuple[Plan, ...]:
     """Plans with one mode and granularity for the whole network and no dense block, and the static network.
 
     A stage whose maps are too small for a granularity has the largest one that fits.
 
     Args:
-        spec: The network.
+        network: Registered name.
         price: How kernels are priced.
         settings: What to choose from.
+        input_size: (height, width); None takes the network's own.
         device: Its name, for the plans.
         threads: For the plans.
         most: Of the dynamic ones, the fastest that are predicted.
 
     Raises:
-        UsageError: A network without dynamic operators.
+        UsageError: Unknown name, or a network without modes.
     """
-    require_plannable(spec)
-    plans = _Search(spec, price, settings, device, threads).uniform()
+    composition = Composition(network, settings.rate, input_size)
+    plans = _Search(composition, price, settings, device, threads).uniform()
     static = [plan for plan in plans if set(plan.mode) == {STATIC}]
     dynamic = sorted((plan for plan in plans if plan not in static), key=lambda plan: plan.latency_ms)
     return (*dynamic[:most], *static)
@@ -194,32 +174,13 @@ def _front(plans: Sequence[Plan]) -> tuple[Plan, ...]:
 
 
 class _Search:
-    def __init__(self, spec: NetworkSpec, price: Price, settings: PlanSettings, device: str, threads: int) -> None:
-        self._spec, self._price, self._settings = spec, price, settings
+    def __init__(self, network: Composition, price: Price, settings: PlanSettings, device: str, threads: int) -> None:
+        self._network, self._price, self._settings = network, price, settings
         self._device, self._threads = device, threads
-        self._stages: list[list[BlockSpec]] = [[] for _ in spec.stages]
-        for block, stage in zip(spec.blocks, spec.stage_of_block, strict=True):
-            self._stages[stage].append(block)
-        # Every block as a stage of its own: then each has a mode of its own.
-        self._by_block = replace(
-            spec,
-            stages=(1,) * len(spec.blocks),
-            maskers=tuple(spec.maskers[stage] for stage in spec.stage_of_block),
-        )
-        static = self._kernels([Option(STATIC, 1, 1)] * len(spec.blocks))
+        self._stages = network.stages
+        static = network.kernels([STATIC_OPTION] * len(network.blocks))
         self._static_ms = float(price(static)[0].sum())
         self._static_macs = float(sum(kernel.macs for kernel in static))
-
-    def _kernels(self, options: Sequence[Option]) -> tuple[Kernel, ...]:
-        """Kernels of the network with an option for each block."""
-        rate = self._settings.rate
-        return network_graph(
-            self._by_block,
-            modes=[option.mode for option in options],
-            granularities=[option.granularity for option in options],
-            channel_granularities=[option.channel_granularity for option in options],
-            rates=[Rates(rate, rate)] * len(options),
-        ).kernels
 
     def plans(self) -> list[Plan]:
         """Complete plans of the front, the static network among them, priced as whole networks."""
@@ -253,31 +214,28 @@ class _Search:
         groups = self._settings.channel_granularities if mode in ("channel", "both") else (1,)
         return [Option(mode, g, c) for g, c in itertools.product(patches, groups)]
 
-    def _valid(self, option: Option, blocks: Sequence[BlockSpec]) -> bool:
-        # A mask of one position skips the whole block: that is what the mode layer is for.
-        fits = option.granularity == 1 or min(blocks[0].out_size) // option.granularity >= 2
-        return fits and all(block.width % option.channel_granularity == 0 for block in blocks)
-
     def _priced(self, modes: set[str]) -> list[dict[Option, _Priced]]:
         """Every option of every stage: kernels of one option in all stages are priced together, as one network."""
         result: list[dict[Option, _Priced]] = [{} for _ in self._stages]
-        static = self._blocks(Option(STATIC, 1, 1))
+        static = self._blocks(STATIC_OPTION)
         changes = self._layout_changes()
         for mode in sorted(modes):
             for option in self._options(mode):
-                dynamic = static if mode == STATIC else self._blocks(option)
-                for stage, blocks in enumerate(self._stages):
-                    if self._valid(option, blocks):
-                        result[stage][option] = _Priced(
-                            tuple(dynamic[b.name] for b in blocks),
-                            tuple(static[b.name] for b in blocks),
-                            tuple(changes[b.name] for b in blocks),
-                        )
+                valid = self._network.valid_stages(option)
+                dynamic = static if mode == STATIC else self._blocks(option) if valid else {}
+                for stage in valid:
+                    blocks = self._stages[stage]
+                    result[stage][option] = _Priced(
+                        tuple(dynamic[name] for name in blocks),
+                        tuple(static[name] for name in blocks),
+                        tuple(changes[name] for name in blocks),
+                    )
         return result
 
     def _blocks(self, option: Option) -> dict[str, tuple[float, float]]:
         """(ms, MACs) of every block where all have this option, priced in the surroundings of the whole network."""
-        kernels = self._kernels([option] * len(self._spec.blocks))
+        valid = {name for stage in self._network.valid_stages(option) for name in self._stages[stage]}
+        kernels = self._network.kernels([option if name in valid else STATIC_OPTION for name in self._network.blocks])
         found: dict[str, tuple[float, float]] = {}
         for kernel, ms in zip(kernels, self._price(kernels)[0].tolist(), strict=True):
             if kernel.block is not None:
@@ -285,27 +243,25 @@ class _Search:
                 found[kernel.block] = before[0] + ms, before[1] + kernel.macs
         return found
 
-    def _layout_changes(self) -> dict[str, float]:
-        """Milliseconds of a change of layout before every block: of networks whose blocks take turns."""
+    def _layout_changes(self) -> dict[str, tuple[float, float]]:
+        """Milliseconds of a change to dense and to dynamic before every block."""
         found = {}
-        for first in (STATIC, "layer"):
-            modes = [
-                STATIC if (index % 2 == 0) == (first == STATIC) else "layer" for index in range(len(self._spec.blocks))
-            ]
-            kernels = self._kernels([Option(mode, 1, 1) for mode in modes])
-            change = 0.0
-            for kernel, ms in zip(kernels, self._price(kernels)[0].tolist(), strict=True):
-                if kernel.kind == "transpose":
-                    change = ms
-                elif kernel.block is not None and kernel.block not in found and change:
-                    found[kernel.block] = change
-                    change = 0.0
+
+        def ms(kernels: Sequence[Kernel]) -> float:
+            return float(self._price(kernels)[0].sum()) if kernels else 0.0
+
+        for index, name in enumerate(self._network.blocks):
+            to_dense, to_dynamic = (
+                ms(self._network.between(index, start, end)) - ms(self._network.between(index, start, start))
+                for start, end in ((DYNAMIC, DENSE), (DENSE, DYNAMIC))
+            )
+            found[name] = to_dense, to_dynamic
         return found
 
     def _combine(self, priced: Sequence[Mapping[Option, _Priced]]) -> list[_Partial]:
-        fronts: dict[int, list[_Partial]] = {FIRST: [_Partial(0.0, 0.0)], LAST: []}
+        fronts: dict[int, list[_Partial]] = {DENSE: [_Partial(0.0, 0.0)], DYNAMIC: []}
         for blocks, options in zip(self._stages, priced, strict=True):
-            following: dict[int, list[_Partial]] = {FIRST: [], LAST: []}
+            following: dict[int, list[_Partial]] = {DENSE: [], DYNAMIC: []}
             for layout, partials in fronts.items():
                 if not partials:
                     continue
@@ -319,27 +275,28 @@ class _Search:
         return [partial for partials in fronts.values() for partial in partials]
 
     def _finish(self, partial: _Partial, priced: Sequence[Mapping[Option, _Priced]]) -> Plan:
-        kernels = self._kernels(
+        kernels = self._network.kernels(
             [
-                Option(STATIC, 1, 1) if block.name in partial.dense else partial.options[stage]
-                for block, stage in zip(self._spec.blocks, self._spec.stage_of_block, strict=True)
+                STATIC_OPTION if name in partial.dense else option
+                for option, blocks in zip(partial.options, self._stages, strict=True)
+                for name in blocks
             ]
         )
         ms, low, high = (float(part.sum()) for part in self._price(kernels))
         # A stage whose blocks all run densely is a static stage.
         options = [
-            Option(STATIC, 1, 1) if all(b.name in partial.dense for b in blocks) else option
+            STATIC_OPTION if all(name in partial.dense for name in blocks) else option
             for option, blocks in zip(partial.options, self._stages, strict=True)
         ]
         kept = {
-            b.name
+            name
             for option, blocks in zip(options, self._stages, strict=True)
             if option.mode != STATIC
-            for b in blocks
+            for name in blocks
         }
         return Plan(
-            network=self._spec.name,
-            input_size=self._spec.input_size,
+            network=self._network.name,
+            input_size=self._network.input_size,
             device=self._device,
             threads=self._threads,
             rate=self._settings.rate,
@@ -373,23 +330,23 @@ class _Search:
                     f"; {best.label} would take {others[best]:.2f} ms and compute less, or change the layout"
                 )  # fmt: skip
             sentences.append(text + ".")
-            for block, (ms, _), (plain, _) in zip(blocks, own.dynamic, own.static, strict=True):
-                if block.name in dense and option.mode != STATIC:
-                    sentences.append(f"{block.name} runs densely: {plain:.2f} ms, dynamically {ms:.2f} ms.")
+            for name, (ms, _), (plain, _) in zip(blocks, own.dynamic, own.static, strict=True):
+                if name in dense and option.mode != STATIC:
+                    sentences.append(f"{name} runs densely: {plain:.2f} ms, dynamically {ms:.2f} ms.")
         return sentences
 
 
-def _through(blocks: Sequence[BlockSpec], stage: _Priced, static: bool, layout: int) -> dict[int, _Partial]:
-    """Fastest way through a stage from a layout to each layout."""
+def _through(blocks: Sequence[str], stage: _Priced, static: bool, layout: int) -> dict[int, _Partial]:
+    """Fastest way through a stage from a state (dense or dynamic) to each state."""
     ways = {layout: _Partial(0.0, 0.0)}
-    for index, block in enumerate(blocks):
+    for index, name in enumerate(blocks):
         following: dict[int, _Partial] = {}
         for start, way in ways.items():
-            for end in (FIRST,) if static else (FIRST, LAST):
-                ms, macs = stage.static[index] if end == FIRST else stage.dynamic[index]
-                total = way.ms + ms + (stage.change_in[index] if end != start else 0.0)
+            for end in (DENSE,) if static else (DENSE, DYNAMIC):
+                ms, macs = stage.static[index] if end == DENSE else stage.dynamic[index]
+                total = way.ms + ms + (stage.change_in[index][end] if end != start else 0.0)
                 if end not in following or total < following[end].ms:
-                    marked = (*way.dense, block.name) if end == FIRST and not static else way.dense
+                    marked = (*way.dense, name) if end == DENSE and not static else way.dense
                     following[end] = _Partial(total, way.macs + macs, (), marked)
         ways = following
     return ways

@@ -1,53 +1,51 @@
-"""Latency prediction: kernels priced by device models, and the LAUDNet predictor as the reference."""
+"""Latency prediction: the kernels of graphs, priced by device models.
+
+The reproduction of the LAUDNet predictor stands apart, in :mod:`dyndeploy.prediction.laudnet`.
+"""
 
 from dyndeploy.prediction.architectures import static_graph, static_names
 from dyndeploy.prediction.device_model import AnalyticalModel, DeviceModel
-from dyndeploy.prediction.estimate import Configuration, Estimator, known_devices, load_device_model, predict
-from dyndeploy.prediction.kernels import Graph, GraphWalker, Kernel, walk
-from dyndeploy.prediction.laudnet.blocks import MODES, Rates, RateSamples
-from dyndeploy.prediction.laudnet.fixes import Fix
-from dyndeploy.prediction.laudnet.network_spec import (
-    BlockSpec,
-    MaskerSpec,
-    NetworkSpec,
-    StemSpec,
-    network_names,
-    network_spec,
+from dyndeploy.prediction.estimate import (
+    Configuration,
+    Estimator,
+    StagedNodes,
+    bundle_nodes,
+    bundle_record,
+    known_devices,
+    load_device_model,
+    predict,
+    recorded_nodes,
 )
-from dyndeploy.prediction.laudnet.operators import Operator, operator_kinds
-from dyndeploy.prediction.laudnet.predictor import Predictor, predict_bundle, predict_network
-from dyndeploy.prediction.results import BlockPrediction, Coverage, OperatorPrediction, Prediction
+from dyndeploy.prediction.kernels import Graph, GraphWalker, Kernel, walk
+from dyndeploy.prediction.nodes import Node, NodeGraph, read_nodes
+from dyndeploy.prediction.rates import Rates, RateSamples
+from dyndeploy.prediction.results import BlockPrediction, Coverage, ExitPrediction, OperatorPrediction, Prediction
 
 __all__ = [
-    "MODES",
     "AnalyticalModel",
     "BlockPrediction",
-    "BlockSpec",
     "Configuration",
     "Coverage",
     "DeviceModel",
     "Estimator",
-    "Fix",
+    "ExitPrediction",
     "Graph",
     "GraphWalker",
     "Kernel",
-    "MaskerSpec",
-    "NetworkSpec",
-    "Operator",
+    "Node",
+    "NodeGraph",
     "OperatorPrediction",
     "Prediction",
-    "Predictor",
     "RateSamples",
     "Rates",
-    "StemSpec",
+    "StagedNodes",
+    "bundle_nodes",
+    "bundle_record",
     "known_devices",
     "load_device_model",
-    "network_names",
-    "network_spec",
-    "operator_kinds",
     "predict",
-    "predict_bundle",
-    "predict_network",
+    "read_nodes",
+    "recorded_nodes",
     "static_graph",
     "static_names",
     "walk",

@@ -1,28 +1,14 @@
-"""Networks by name as kernels, without weights and without the library that defines them.
+"""Static networks by name as kernels, without weights and without the library that defines them.
 
-Static networks carry torchvision's names; a :class:`~dyndeploy.prediction.laudnet.network_spec.NetworkSpec` gives the
-dynamic ones. Both are written down layer by layer as a runtime would run them, so that they equal the walk of their
-exported graph.
+They carry torchvision's names and are written down layer by layer as a runtime would run them.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from dyndeploy.errors import UsageError, unknown_name
-from dyndeploy.prediction.kernels import (
-    Graph,
-    Kernel,
-    bottleneck_kernel,
-    conv_kernel,
-    fused_by,
-    gemm_kernel,
-    masker_kernel,
-    moving_kernel,
-)
-from dyndeploy.prediction.laudnet.blocks import Rates
-from dyndeploy.prediction.laudnet.network_spec import BlockSpec, NetworkSpec, network_spec
+from dyndeploy.prediction.kernels import Graph, Kernel, conv_kernel, fused_by, gemm_kernel, moving_kernel
 
 _ONNX_OF = {
     "relu": "Relu",
@@ -31,10 +17,6 @@ _ONNX_OF = {
     "hardsigmoid": "HardSigmoid",
     "hardswish": "HardSwish",
 }
-
-
-# No rate enters it: over a sweep it is the same again and again.
-_masker_kernel = functools.lru_cache(maxsize=4096)(masker_kernel)
 
 
 class _Layers:
@@ -51,7 +33,6 @@ class _Layers:
         channels: Of the current map.
         size: (height, width) of the current map.
         block: Block that is being written; None outside blocks.
-        channels_last: Whether the current map lies with its channels last, as dynamic operators take it.
     """
 
     def __init__(self, batch: int, size: tuple[int, int], precision: str, runtime: str) -> None:
@@ -59,7 +40,6 @@ class _Layers:
         self.channels = 3
         self.size = size
         self.block: str | None = None
-        self.channels_last = False
         self._batch, self._precision = batch, precision
         self._fused = fused_by(runtime)
         self._separate_norm = "BatchNormalization" not in self._fused
@@ -105,17 +85,6 @@ class _Layers:
         if act is not None and not acts:
             self.pointwise(f"{name}/{act}")
 
-    def lay_out(self, *, channels_last: bool) -> None:
-        """Move the map to the other layout, where it is not there yet; part of no block."""
-        if channels_last == self.channels_last:
-            return
-        self.channels_last = channels_last
-        elements, (height, width) = self._elements(), self.size
-        first, last = (self.channels, height, width), (height, width, self.channels)
-        before, after = (first, last) if channels_last else (last, first)
-        sizes = dict(zip(("cin", "h", "w", "cout", "oh", "ow"), map(float, (*before, *after)), strict=True))
-        self._move("transpose", "transpose", elements, elements, sizes)
-
     def pointwise(self, name: str, *, inputs: int = 1, extra: int = 0, weights: int = 0) -> None:
         """An elementwise operator on ``inputs`` maps and ``extra`` further values an image."""
         elements = self._elements()
@@ -130,23 +99,6 @@ class _Layers:
 
     def mean(self, name: str) -> None:
         """The mean over the pixels."""
-        if self.channels_last:
-            # The exporter writes a product with a constant row: runtimes reduce leading axes many times slower.
-            pixels, self.size = self.size[0] * self.size[1], (1, 1)
-            self.kernels.append(
-                gemm_kernel(
-                    self._name(name),
-                    self.block,
-                    rows=1,
-                    cin=pixels,
-                    cout=self.channels,
-                    count=self._batch,
-                    constant=False,
-                    batch=self._batch,
-                    precision=self._precision,
-                )
-            )
-            return
         read, size = self._elements(), self.size
         self.size = (1, 1)
         side = (size[0] * size[1]) ** 0.5
@@ -187,14 +139,16 @@ class _Layers:
         self.conv("conv1", width, 3, stride, act="relu")
         self._join("conv2", width, 3, before, stride, projection=stride != 1 or before[0] != width)
 
-    def bottleneck(self, block: BlockSpec, *, gate: str = "sigmoid") -> None:
+    def bottleneck(
+        self, width: int, cout: int, stride: int, *, groups: int = 1, squeezed: int = 0, projection: bool
+    ) -> None:
         """1x1, 3x3 (with squeeze-excite), 1x1."""
         before = self.channels, self.size
-        self.conv("conv1", block.width, act="relu")
-        self.conv("conv2", block.width, block.kernel, block.stride, groups=block.groups, act="relu")
-        if block.squeezed:
-            self.squeeze_excite("se", block.squeezed, gate)
-        self._join("conv3", block.c_out, 1, before, block.stride, projection=block.projection)
+        self.conv("conv1", width, act="relu")
+        self.conv("conv2", width, 3, stride, groups=groups, act="relu")
+        if squeezed:
+            self.squeeze_excite("se", squeezed, "sigmoid")
+        self._join("conv3", cout, 1, before, stride, projection=projection)
 
     def inverted(self, width: int, cout: int, kernel: int, stride: int, *, squeezed: int, act: str) -> None:
         """1x1, depthwise, squeeze-excite, 1x1 without an activation (MobileNetV3)."""
@@ -205,53 +159,6 @@ class _Layers:
         if squeezed:
             self.squeeze_excite("se", squeezed, "hardsigmoid")
         self.conv("project", cout, residual=residual)
-
-    def dynamic(
-        self, block: BlockSpec, mode: str, mask_size: tuple[int, int], channel_groups: int, hidden: int, rates: Rates
-    ) -> None:
-        """Maskers and the fused operator of a dynamic bottleneck (the reference's reading of ``mode``)."""
-        if mode != "channel":
-            self._masker("spatial", ((self.channels, 1),), mask_size)
-        if mode in ("channel", "both"):
-            inner = ((self.channels, hidden),) if hidden else ()
-            self._masker("channel", (*inner, (hidden or self.channels, channel_groups)))
-        self.kernels.append(
-            bottleneck_kernel(
-                self._name("bottleneck"),
-                self.block,
-                {"both": "spatial_channel_bottleneck"}.get(mode, f"{mode}_bottleneck"),
-                batch=self._batch,
-                size=self.size,
-                cin=self.channels,
-                cmid=block.width,
-                cout=block.c_out,
-                stride=block.stride,
-                dilation=block.dilation,
-                groups=block.groups,
-                projection=block.projection,
-                mask_size=mask_size,
-                channel_groups=channel_groups,
-                squeezed=block.squeezed,
-                rates=rates,
-                precision=self._precision,
-            )
-        )
-        self.channels, self.size = block.c_out, _shrunk(self.size, block.stride)
-
-    def _masker(self, kind: str, layers: tuple[tuple[int, int], ...], mask_size: tuple[int, int] = (1, 1)) -> None:
-        self.kernels.append(
-            _masker_kernel(
-                self._name(f"masker_{kind}"),
-                self.block,
-                f"{kind}_masker",
-                batch=self._batch,
-                size=self.size,
-                cin=self.channels,
-                layers=layers,
-                mask_size=mask_size,
-                precision=self._precision,
-            )
-        )
 
     def _join(
         self, name: str, cout: int, kernel: int, before: tuple[int, tuple[int, int]], stride: int, *, projection: bool
@@ -302,60 +209,6 @@ def _shrunk(size: tuple[int, int], stride: int) -> tuple[int, int]:
 # ---------------------------------------------------------------- networks
 
 
-def network_graph(
-    spec: NetworkSpec,
-    *,
-    modes: Sequence[str],
-    granularities: Sequence[int],
-    channel_granularities: Sequence[int],
-    rates: Sequence[Rates],
-    batch: int = 1,
-    precision: str = "fp32",
-    runtime: str = "onnxruntime",
-) -> Graph:
-    """Kernels of a described network.
-
-    Args:
-        spec: The network.
-        modes: Mode of each stage.
-        granularities: Side of a spatial patch on the output map, per stage.
-        channel_granularities: Channels per dynamic group, per stage.
-        rates: Of each block.
-        batch: Images per run.
-        precision: Of activations and weights.
-        runtime: Whose fusions apply.
-    """
-    layers = _Layers(batch, spec.input_size, precision, runtime)
-    if spec.stem is not None:
-        layers.channels = spec.stem.c_in
-        layers.conv("stem", spec.stem.c_out, spec.stem.kernel, spec.stem.stride, act="relu")
-        if spec.stem.pool_stride:
-            layers.max_pool("maxpool", 3, spec.stem.pool_stride)
-    else:
-        layers.channels = spec.blocks[0].c_in
-    for block, stage, block_rates in zip(spec.blocks, spec.stage_of_block, rates, strict=True):
-        layers.block = block.name
-        mode = modes[stage]
-        layers.block = None
-        layers.lay_out(channels_last=mode != "static")
-        layers.block = block.name
-        if mode == "static":
-            layers.bottleneck(block)
-            continue
-        masker, granularity = spec.maskers[stage], granularities[stage]
-        height, width = block.out_size
-        whole = mode in ("layer", "channel")
-        mask_size = (1, 1) if whole else (max(1, height // granularity), max(1, width // granularity))
-        groups = max(1, block.width // channel_granularities[stage]) if mode in ("channel", "both") else 1
-        hidden = max(groups // masker.reduction, 16) if masker.layers == 2 else 0
-        layers.dynamic(block, mode, mask_size, groups, hidden, block_rates)
-    layers.block = None
-    if spec.classes:
-        layers.mean("avgpool")
-        layers.linear("fc", spec.classes)
-    return Graph(spec.name, tuple(layers.kernels), batch, spec.input_size, precision)
-
-
 def _resnet(layers: _Layers, name: str) -> None:
     depths = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
     depth = int(name.removeprefix("resnet"))
@@ -369,41 +222,34 @@ def _resnet(layers: _Layers, name: str) -> None:
             if depth < 50:
                 layers.basic(width, stride)
             else:
-                layers.bottleneck(
-                    BlockSpec(
-                        layers.block, layers.channels, width, 4 * width, *layers.size, stride=stride,
-                        projection=index == 0,
-                    )
-                )  # fmt: skip
+                layers.bottleneck(width, 4 * width, stride, projection=index == 0)
     layers.block = None
     layers.mean("avgpool")
     layers.linear("fc", 1000)
 
 
-_LARGE_REGNETS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
-    "regnet_y_32gf": ((2, 5, 12, 1), (232, 696, 1392, 3712), 232),
-    "regnet_y_128gf": ((2, 7, 17, 1), (528, 1056, 2904, 7392), 264),
+REGNETS_Y: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
+    "400mf": ((1, 3, 6, 6), (48, 104, 208, 440), 8),
+    "800mf": ((1, 3, 8, 2), (64, 144, 320, 784), 16),
+    "1_6gf": ((2, 6, 17, 2), (48, 120, 336, 888), 24),
+    "3_2gf": ((2, 5, 13, 1), (72, 216, 576, 1512), 24),
+    "8gf": ((2, 4, 10, 1), (224, 448, 896, 2016), 56),
+    "16gf": ((2, 4, 11, 1), (224, 448, 1232, 3024), 112),
+    "32gf": ((2, 5, 12, 1), (232, 696, 1392, 3712), 232),
+    "128gf": ((2, 7, 17, 1), (528, 1056, 2904, 7392), 264),
 }
+"""Blocks and width of every stage, and channels of a convolution group."""
 
 
 def _regnet(layers: _Layers, name: str) -> None:
-    if name in _LARGE_REGNETS:
-        depths, widths, group_width = _LARGE_REGNETS[name]
-    else:
-        spec = network_spec(name)
-        depths, first = spec.stages, spec.blocks[0]
-        widths = tuple(dict.fromkeys(block.c_out for block in spec.blocks))
-        group_width = first.width // first.groups
+    depths, widths, group_width = REGNETS_Y[name.removeprefix("regnet_y_")]
     layers.conv("stem", 32, 3, 2, act="relu")
     for stage, (count, width) in enumerate(zip(depths, widths, strict=True)):
         for index in range(count):
             layers.block = f"layer{stage + 1}.{index}"
             layers.bottleneck(
-                BlockSpec(
-                    layers.block, layers.channels, width, width, *layers.size, stride=2 if index == 0 else 1,
-                    groups=width // group_width, squeezed=round(0.25 * layers.channels),
-                    projection=index == 0,
-                )
+                width, width, 2 if index == 0 else 1, groups=width // group_width,
+                squeezed=round(0.25 * layers.channels), projection=index == 0,
             )  # fmt: skip
     layers.block = None
     layers.mean("avgpool")
@@ -464,10 +310,9 @@ def _mobilenet_v1(layers: _Layers, name: str) -> None:
     layers.linear("fc", 1000)
 
 
-_REGNETS = ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf", "128gf")
 _STATIC: dict[str, Callable[[_Layers, str], None]] = {
     **{f"resnet{depth}": _resnet for depth in (18, 34, 50, 101, 152)},
-    **{f"regnet_y_{size}": _regnet for size in _REGNETS},
+    **{f"regnet_y_{size}": _regnet for size in REGNETS_Y},
     "vgg16": _vgg16,
     "mobilenet_v3_large": _mobilenet_v3_large,
     "mobilenet_v1_1.0": _mobilenet_v1,

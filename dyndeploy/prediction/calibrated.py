@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from dyndeploy import files
 from dyndeploy.errors import InputError
 from dyndeploy.prediction.kernels import Kernel
-from dyndeploy.prediction.library_work import bottleneck_work
+from dyndeploy.prediction.rates import Rates
 from dyndeploy.prediction.trees import Trees
 
 SCHEMA = 2
@@ -32,14 +32,12 @@ scale, not a device's cache size: the trees see the real number and correct for 
 
 Array = npt.NDArray[np.float64]
 
-_BOTTLENECKS = ("spatial", "channel", "layer", "spatial_channel")
-
 
 def class_of(kernel: Kernel) -> str:
     """Class of kernels that share constants: a kind, or a part of one that runs other code."""
     f = kernel.features
-    if kernel.kind == "layer_bottleneck" and not f["rate"]:
-        return "layer_skipped"
+    if kernel.call is not None and kernel.call.spec.skipped_kind is not None and _whole_rate(kernel) == 0.0:
+        return kernel.call.spec.skipped_kind
     if kernel.kind == "pool":
         return "pool_global" if f.get("global") else "pool"
     if kernel.kind != "conv":
@@ -61,25 +59,21 @@ def _padded(channels: float, step: int) -> float:
     return math.ceil(channels / step) * step
 
 
-def _active(kernel: Kernel) -> tuple[float, float, float]:
-    """Pixels on which a bottleneck's first and its other convolutions run, and its active channels."""
-    f = kernel.features
-    hidden = float(round(f["cmid"] * f["channel_rate"]))
-    return f["batch"] * f["h"] * f["w"] * f["rate_conv1"], f["batch"] * f["oh"] * f["ow"] * f["rate"], hidden
+def _whole_rate(kernel: Kernel) -> float | None:
+    """Rate of the decisions on a whole dynamic operator; None where it has none."""
+    if kernel.call is None or kernel.rates is None:
+        return None
+    rates = [kernel.rates.of(kind) for kind in kernel.call.spec.gates.values() if kind.whole]
+    return math.prod(rates) if rates else None
 
 
-def _bottleneck_terms(kernel: Kernel, cold: float) -> list[float]:
-    f = kernel.features
-    rows1, rows2, hidden = _active(kernel)
-    # Active columns lie in almost every line of the weights that they are merged from.
-    whole = 4.0 * f["cmid"] * (f["cin"] + 9 * hidden / f["groups"]) + 4.0 * hidden * f["cout"]
-    return [
-        1.0, *bottleneck_work(f, hidden).values(),
-        rows1 * f["cin"], rows2 * f["cout"], (rows1 + rows2) * hidden,
-        kernel.weight_bytes * cold, whole * cold if 0 < hidden < f["cmid"] else 0.0,
-        f["batch"] * f["mask_h"] * f["mask_w"], f["batch"] * (f["h"] * f["w"] + f["oh"] * f["ow"]),
-        kernel.written_bytes * f["projection"], kernel.written_bytes * (1 - f["projection"]) * (1 - f["rate"]),
-    ]  # fmt: skip
+def _counted_terms(kernel: Kernel, cold: float) -> list[float] | None:
+    """The terms that the operator's own kernels count; None where they count none."""
+    library = None if kernel.call is None else kernel.call.spec.kernels.get("cpu")
+    if library is None or library.terms is None:
+        return None
+    counted = library.terms(kernel.features)
+    return [1.0, *(value * cold if name.endswith("_cold") else value for name, value in counted.items())]
 
 
 def _standard_terms(kernel: Kernel, cold: float) -> list[float]:
@@ -110,10 +104,10 @@ def terms(kernels: Sequence[Kernel], resident: Array) -> Array:
         kernels: Of one class.
         resident: Bytes of weights that a run of each kernel's network touches, (kernels,).
     """
-    bottleneck = bool(kernels) and "cmid" in kernels[0].features and "channel_rate" in kernels[0].features
-    make: Callable[[Kernel, float], list[float]] = _bottleneck_terms if bottleneck else _standard_terms
-    cold = resident / (resident + CACHE_BYTES)
-    return np.array([make(kernel, share) for kernel, share in zip(kernels, cold.tolist(), strict=True)])
+    cold = (resident / (resident + CACHE_BYTES)).tolist()
+    return np.array(
+        [_counted_terms(k, share) or _standard_terms(k, share) for k, share in zip(kernels, cold, strict=True)]
+    )
 
 
 _LOGS = (
@@ -147,9 +141,7 @@ def _derived(kernel: Kernel, resident: float) -> list[float]:
         math.log1p(cin / groups), math.log1p(cout / groups), (cin / groups) % 16, (cout / groups) % 16, cout % 32,
         math.ceil(cout / _BLOCK) % 4, f.get("ow", 0.0) % 6, _edge(f) if "kw" in f else 0.0,
     ]  # fmt: skip
-    if "channel_rate" not in f:
-        return [*row, *([0.0] * 6)]
-    rows1, rows2, hidden = _active(kernel)
+    rows1, rows2, hidden = (f.get(name, 0.0) for name in ("rows1", "rows2", "hidden"))
     tiles = ((-rows1) % 14 / max(rows1, 1.0), (-rows2) % 14 / max(rows2, 1.0))
     return [*row, math.log1p(rows1), math.log1p(rows2), *tiles, math.log1p(hidden), hidden % 32]
 
@@ -403,13 +395,14 @@ class CalibratedModel:
         """
         if resident is None:
             resident = np.full(len(kernels), sum(kernel.weight_bytes for kernel in kernels))
-        # A layer runs or does not: what it takes at a rate between is the mean of both.
-        between = [i for i, k in enumerate(kernels) if k.kind == "layer_bottleneck" and 0 < k.features["rate"] < 1]
-        rates = np.array([kernels[i].features["rate"] for i in between])
-        whole = list(kernels) + [_layer(kernels[i], runs=False) for i in between]
+        # What is decided on as a whole runs or does not: what it takes at a rate between is the mean of both.
+        whole = [_whole_rate(kernel) for kernel in kernels]
+        between = [index for index, rate in enumerate(whole) if rate is not None and 0.0 < rate < 1.0]
+        rates = np.array([whole[index] for index in between], np.float64)
+        both = list(kernels) + [_decided(kernels[index], 0.0) for index in between]
         for index in between:
-            whole[index] = _layer(kernels[index], runs=True)
-        priced = self._price(whole, np.concatenate([resident, resident[between]]))
+            both[index] = _decided(kernels[index], 1.0)
+        priced = self._price(both, np.concatenate([resident, resident[between]]))
         for values in priced:
             values[between] = rates * values[between] + (1 - rates) * values[len(kernels) :]
         ms, low, high = (values[: len(kernels)] for values in priced)
@@ -428,15 +421,20 @@ class CalibratedModel:
         ms, low, high = self._price_each([kernels[index] for index in first], resident[first])
         return ms[owner], low[owner], high[owner]
 
+    def _knows(self, name: str, kernel: Kernel) -> bool:
+        """Whether the class was measured, on kernels that are described by as many terms."""
+        model = self.calibration.classes.get(name)
+        return model is not None and terms([kernel], np.zeros(1)).shape[1] == len(model.constants)
+
     def _price_each(self, kernels: Sequence[Kernel], resident: Array) -> tuple[Array, Array, Array]:
         ms, low, high = (np.zeros(len(kernels)) for _ in range(3))
         groups: dict[str, list[int]] = {}
         for index, kernel in enumerate(kernels):
             groups.setdefault(class_of(kernel), []).append(index)
         for name, members in groups.items():
-            known = name in self.calibration.classes
-            model = self.calibration.classes[name if known else GENERAL]
             chosen = [kernels[index] for index in members]
+            known = self._knows(name, chosen[0])
+            model = self.calibration.classes[name if known else GENERAL]
             if not known:
                 chosen = [general(kernel) for kernel in chosen]
             expected, far = model.price(chosen, resident[members])
@@ -448,16 +446,12 @@ class CalibratedModel:
         return ms, low, high
 
 
-def _layer(kernel: Kernel, *, runs: bool) -> Kernel:
-    """A layer-skipping bottleneck that runs, or does not."""
-    f = kernel.features
-    shortcut = f["projection"] * f["batch"] * f["oh"] * f["ow"] * f["cin"] * f["cout"]
-    return replace(
-        kernel,
-        macs=kernel.dense_macs if runs else shortcut,
-        weight_bytes=kernel.weight_bytes if runs else f["projection"] * 4.0 * f["cin"] * f["cout"],
-        features={**f, "rate": float(runs), "rate_conv1": float(runs)},
-    )
+def _decided(kernel: Kernel, rate: float) -> Kernel:
+    """A dynamic operator that runs as a whole, or does not."""
+    assert kernel.call is not None and kernel.rates is not None
+    whole = {kind.name: rate for kind in kernel.call.spec.gates.values() if kind.whole}
+    rates = Rates(**{**dict(kernel.rates.named), **whole}, default=kernel.rates.default)
+    return kernel.call.kernel(kernel.name, kernel.block, rates)
 
 
 def general(kernel: Kernel) -> Kernel:

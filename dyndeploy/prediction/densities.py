@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
-from dyndeploy.prediction.laudnet.tiles import Array
+Array = npt.NDArray[np.float64]
 
 #: ``sampler(n_tiles, tile_channels, density, granularity)`` -> expected active fraction of the busiest tile.
 BusiestTile = Callable[[int, int, float, int], float]

@@ -212,8 +212,8 @@ class AnalyticalModel:
     def _spread_of(self, kernel: Kernel) -> float:
         if kernel.kind.startswith(UNKNOWN):
             return _SPREAD_UNKNOWN
-        if "rate" in kernel.features or kernel.kind.endswith("masker"):
-            return max(self._spread, _SPREAD_DYNAMIC)
+        if kernel.call is not None:
+            return max(self._spread, _SPREAD_DYNAMIC if kernel.launches is not None else _SPREAD_UNKNOWN)
         return max(self._spread, _SPREAD_KIND.get(kernel.kind, 0.0))
 
     # ------------------------------------------------------------ time of phases
@@ -291,52 +291,19 @@ class AnalyticalModel:
             ]
         if kernel.kind == "gemm":
             return [_Phase(index, f["rows"], f["cout"], f["cin"], f["count"], moved=moved, weights=weights)]
-        if kernel.kind.endswith("_masker"):
-            # Pooling, then the few products; the mask is small.
-            return [_Phase(index, moved=moved), _Phase(index, moved=1.0, weights=weights)]
-        if "rate" in f and "cmid" in f:
-            return self._bottleneck(index, kernel)
+        launches = kernel.launches
+        if launches is not None:
+            slowest = self._slowest(kernel) if any(launch.uneven for launch in launches) else 1.0
+            return [
+                _Phase(
+                    index, launch.rows, launch.columns, launch.depth, launch.products, launch.taps, moved=launch.moved,
+                    weights=launch.weights, slowest=slowest if launch.uneven else 1.0, share=launch.share,
+                )
+                for launch in launches
+            ]  # fmt: skip
         if kernel.macs:
             return [_Phase(index, kernel.macs / 64, 8.0, 8.0, moved=moved, weights=weights)]
         return [_Phase(index, moved=moved, weights=weights)]
-
-    def _bottleneck(self, index: int, kernel: Kernel) -> list[_Phase]:
-        """Lists and copies, then conv1, conv2 and conv3 (with the projection as a second segment of its sums)."""
-        f, element = kernel.features, self._element
-        # Given that anything runs: a layer that half of the images skip costs one image all or nothing.
-        patches = f["batch"] * f["mask_h"] * f["mask_w"]
-        share = 1.0 - (1.0 - f["rate"]) ** patches
-        some = max(share, 1e-9)
-        hidden, groups, slowest = f["cmid"] * f["channel_rate"], f["groups"], self._slowest(kernel)
-        pixels_in, pixels_out = f["batch"] * f["h"] * f["w"], f["batch"] * f["oh"] * f["ow"]
-        need, active = pixels_in * f["rate_conv1"] / some, pixels_out * f["rate"] / some
-        second = pixels_out * f["rate_conv2"] / some
-        copied = 0.0 if f["projection"] else 2.0 * pixels_out * (1.0 - f["rate"]) * f["cout"] * element
-        phases = [
-            _Phase(index, moved=copied + 4.0 * (need + active) + 1.0),
-            _Phase(
-                index, need, hidden, f["cin"], slowest=slowest, share=share,
-                moved=need * (f["cin"] + hidden) * element, weights=f["cin"] * hidden * element,
-            ),
-            _Phase(
-                index, second, hidden / groups, 9.0 * hidden / groups, groups, 9.0, slowest=slowest, share=share,
-                moved=(need + second) * hidden * element, weights=9.0 * hidden * hidden / groups * element,
-            ),
-            _Phase(
-                index, active, f["cout"], hidden, slowest=slowest, share=share,
-                moved=active * (hidden + 2.0 * f["cout"]) * element, weights=hidden * f["cout"] * element,
-            ),
-        ]  # fmt: skip
-        if f.get("squeezed"):
-            phases.append(_Phase(index, moved=2.0 * second * hidden * element, share=share))
-        if f["projection"]:
-            phases.append(
-                _Phase(
-                    index, pixels_out, f["cout"], f["cin"], moved=pixels_out * (f["cin"] + f["cout"]) * element,
-                    weights=f["cin"] * f["cout"] * element,
-                )
-            )  # fmt: skip
-        return phases
 
     def _slowest(self, kernel: Kernel) -> float:
         """The batch's most expensive sample over its mean one, where tiles of different samples differ (channels)."""

@@ -1,7 +1,7 @@
 """Predictions from kernels: any network, bundle or ONNX file on any device model, with intervals.
 
-This is what a user gets by default. The LAUDNet predictor stays beside it as the reference
-(:mod:`dyndeploy.prediction.laudnet.predictor`).
+This is what a user gets. The reproduction of the LAUDNet predictor stands apart
+(:mod:`dyndeploy.prediction.laudnet`).
 """
 
 from __future__ import annotations
@@ -9,41 +9,75 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import InputError, UsageError, unknown_name
-from dyndeploy.prediction.architectures import network_graph, static_graph, static_name, static_names
+from dyndeploy.ops.gates import GateKind
+from dyndeploy.prediction.architectures import static_graph, static_name
 from dyndeploy.prediction.calibrated import CalibratedModel, calibration_file, load_calibration
 from dyndeploy.prediction.device_model import AnalyticalModel, Array, DeviceModel
-from dyndeploy.prediction.kernels import ELEMENT_BYTES, UNKNOWN, Graph, GraphWalker, Kernel, has_dynamic_operators
-from dyndeploy.prediction.laudnet.blocks import MODES, Rates, RateSamples, checked_rates
-from dyndeploy.prediction.laudnet.network_spec import NetworkSpec, network_names, network_spec
-from dyndeploy.prediction.laudnet.predictor import (
-    CHANNELS_PER_GROUP,
-    FOUR_STAGES,
-    RateLike,
-    block_rates,
-    bundle_spec,
-    is_size,
-    per_stage_modes,
-    per_stage_sizes,
-    stated_rates,
+from dyndeploy.prediction.kernels import ELEMENT_BYTES, UNKNOWN, Graph, GraphWalker, Kernel
+from dyndeploy.prediction.nodes import NodeGraph, read_nodes
+from dyndeploy.prediction.rates import RateLike, Rates, RateSamples, block_rates, checked_rates, mean_rates
+from dyndeploy.prediction.results import (
+    BlockPrediction,
+    Coverage,
+    ExitPrediction,
+    OperatorPrediction,
+    Prediction,
 )
-from dyndeploy.prediction.results import BlockPrediction, Coverage, OperatorPrediction, Prediction
+from dyndeploy.prediction.zoo import zoo_nodes
+from dyndeploy.targets import load_target, target_names
 from dyndeploy.targets.devices import Device, device_names, load_device
 
 if TYPE_CHECKING:
     import onnx
 
-Network: TypeAlias = "str | NetworkSpec | Bundle | onnx.ModelProto | GraphWalker | Graph"
+
+@dataclass(frozen=True)
+class StagedNodes:
+    """The stages of a network that exits early.
+
+    Attributes:
+        name: Of the network.
+        stages: Exit and nodes of each stage, in order.
+        shares: Share of images that leaves at each exit, where that is known; else equal shares.
+    """
+
+    name: str
+    stages: tuple[tuple[int, NodeGraph], ...]
+    shares: tuple[float, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; :meth:`from_json` reads them back."""
+        return {
+            "name": self.name,
+            "stages": [{"exit": number, **nodes.to_json()} for number, nodes in self.stages],
+            "shares": None if self.shares is None else list(self.shares),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> StagedNodes:
+        """Read what :meth:`to_json` wrote; raises ``InputError`` where it is no such object."""
+        try:
+            stages = tuple((int(item["exit"]), NodeGraph.from_json(item)) for item in value["stages"])
+            shares = value["shares"]
+            return cls(str(value["name"]), stages, None if shares is None else tuple(map(float, shares)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"The record of the stages is malformed ({type(error).__name__}: {error}).") from error
+
+
+Network: TypeAlias = "str | Bundle | onnx.ModelProto | NodeGraph | StagedNodes | GraphWalker | Graph"
 
 PRECISIONS = tuple(ELEMENT_BYTES)
+DEFAULT_RATE = 0.5
+"""Of every mask, where none is given."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +86,21 @@ class Configuration:
 
     Attributes:
         mode: Mode of all stages, or one per stage; None takes the network's own (a name: static).
-        granularity: Side of a spatial patch, likewise (a name: 4, 4, 2, 1 for four stages, else 1).
-        channel_granularity: Channels per dynamic group, likewise (a name: 2).
-        rate: Activation rate of every mask, one entry per block, or :class:`RateSamples`, which state the rates image
-            by image: the latency is then the mean over runs, not the latency of the mean image.
+        granularity: Side of a spatial patch, likewise (a name: what the network is built with by default).
+        channel_granularity: Channels per dynamic group, likewise.
+        rate: Activation rate of every mask; one entry per dynamic block (or per block of the network, by position),
+            rates by name of the block, or :class:`RateSamples`, which state the rates image by image: the latency is
+            then the mean over runs, not the latency of the mean image. None is :data:`DEFAULT_RATE`, but 1 for the
+            branches of a file of another origin.
+        exit_mix: Share of images that leaves at each exit of a network that exits early; None takes the shares that
+            its thresholds were calibrated with, else equal ones.
     """
 
     mode: str | Sequence[str] | None = None
     granularity: int | Sequence[int] | None = None
     channel_granularity: int | Sequence[int] | None = None
-    rate: RateLike | RateSamples = 0.5
+    rate: RateLike | RateSamples | Mapping[str, float | Rates] | None = None
+    exit_mix: Sequence[float] | None = None
 
 
 def load_device_model(
@@ -137,7 +176,7 @@ class Estimator:
         threads: int = 1,
         calibration: str | os.PathLike[str] | None = None,
     ) -> None:
-        if batch is not None and not is_size(batch):
+        if batch is not None and (isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1):
             raise UsageError(f"The batch size must be a positive whole number, not {batch}.")
         self.device = load_device(device) if isinstance(device, str) else device
         self.precision, self.batch, self._runtime = precision, batch, runtime
@@ -146,6 +185,7 @@ class Estimator:
                 self.device, precision, runtime=name, threads=threads, calibration=calibration
             )
         )
+        self._walkers: dict[tuple[int, str], GraphWalker] = {}
         self._make(self._static_runtime)
 
     @property
@@ -155,7 +195,8 @@ class Estimator:
         return self._runtime or self.device.model.runtime
 
     @property
-    def _dynamic_runtime(self) -> str:
+    def dynamic_runtime(self) -> str:
+        """Whose fusions are assumed for networks with dynamic operators."""
         return self._runtime or ("onnxruntime" if self.device.is_local else "tensorrt")
 
     def predict(
@@ -168,7 +209,7 @@ class Estimator:
         """Predict a network.
 
         Args:
-            network: A torchvision name, a name of the zoo, a description, a bundle, or an ONNX graph.
+            network: A torchvision name, a name of the zoo, a bundle, an ONNX graph, or nodes that were read of one.
             configuration: Of its dynamic blocks.
             input_size: (height, width) of the image; None takes the network's own.
 
@@ -202,10 +243,13 @@ class Estimator:
         Raises:
             UsageError: As :meth:`predict`.
         """
+        # Read once for all.
         if isinstance(network, Bundle) and all(_as_exported(configuration) for configuration in configurations):
-            network = network.load_model()
-        if not isinstance(network, (str, NetworkSpec, Bundle, Graph, GraphWalker)):
-            network = self._walker(network, input_size)
+            network = bundle_nodes(network, self.batch, input_size)
+        elif not isinstance(network, (str, Bundle, NodeGraph, StagedNodes, Graph, GraphWalker)):
+            network = read_nodes(network, batch=self.batch, input_size=input_size)
+        if isinstance(network, NodeGraph):
+            network = self._walker(network)
         # In pieces: millions of live objects would keep the garbage collector busy.
         pieces = [configurations[begin : begin + _PIECE] for begin in range(0, len(configurations), _PIECE)]
         return np.concatenate([np.zeros(0), *(self._sweep(network, piece, input_size) for piece in pieces)])
@@ -214,21 +258,22 @@ class Estimator:
         self, network: Network, configurations: Sequence[Configuration], input_size: tuple[int, int] | None
     ) -> Array:
         latencies = np.zeros(len(configurations))
-        by_runtime: dict[str, tuple[list[Graph], list[int]]] = {}
+        by_runtime: dict[str, tuple[list[Graph], list[int], list[Array]]] = {}
         for index, configuration in enumerate(configurations):
             plan = self._plan(network, configuration, input_size)
-            graphs, owners = by_runtime.setdefault(plan.runtime, ([], []))
+            graphs, owners, shares = by_runtime.setdefault(plan.runtime, ([], [], []))
             made = plan.graphs()
             graphs += made
             owners += [index] * len(made)
-        for runtime, (graphs, owners) in by_runtime.items():
-            model = self._make(runtime)
-            ms, _, _ = _prices(model, graphs)
+            shares += [plan.reach(len(made[0].kernels))] * len(made)
+            latencies[index] += self._make(plan.runtime).overhead_ms * plan.runs_of_stages / made[0].batch
+        for runtime, (graphs, owners, shares) in by_runtime.items():
+            ms, _, _ = _prices(self._make(runtime), graphs)
             runs = np.repeat(np.arange(len(graphs)), [len(graph.kernels) for graph in graphs])
-            totals = np.bincount(runs, ms, len(graphs)) + model.overhead_ms
-            share = np.bincount(owners, minlength=len(configurations))
+            totals = np.bincount(runs, ms * np.concatenate(shares), len(graphs))
+            count = np.bincount(owners, minlength=len(configurations))
             batches = np.array([graph.batch for graph in graphs])
-            latencies += np.bincount(owners, totals / batches, len(configurations)) / np.maximum(share, 1)
+            latencies += np.bincount(owners, totals / batches, len(configurations)) / np.maximum(count, 1)
         return latencies
 
     # ------------------------------------------------------------ from a network to graphs
@@ -238,88 +283,210 @@ class Estimator:
             given = network
             return _Plan(given.name, self._static_runtime, given.batch, given.input_size, lambda rates: given)
         if isinstance(network, str):
-            if configuration.mode in (None, "static") and static_name(network) is not None:
-                return self._static(network, input_size)
-            network = _described(network, input_size)
-        elif isinstance(network, Bundle):
-            network, configuration = self._bundled(network, configuration, input_size)
-        if isinstance(network, NetworkSpec):
-            return self._described(network, configuration)
-        return self._walked(network, configuration, input_size)
+            return self._named(network, configuration, input_size)
+        if isinstance(network, Bundle):
+            if not _as_exported(configuration):
+                return self._rebuilt(network, configuration, input_size)
+            network = bundle_nodes(network, self.batch, input_size)
+        elif not _as_exported(configuration):
+            raise UsageError("Mode and granularity are those of the graph: give them with a network's name only.")
+        if isinstance(network, StagedNodes):
+            return self._staged(network, configuration)
+        if isinstance(network, GraphWalker):
+            return self._walked(network.name, [network], configuration)
+        if not isinstance(network, NodeGraph):
+            network = read_nodes(network, batch=self.batch, input_size=input_size)
+        return self._walked(network.name, [self._walker(network)], configuration)
 
-    def _static(self, name: str, input_size: tuple[int, int] | None) -> _Plan:
-        batch = self.batch or self.device.model.batch
-        runtime = self._static_runtime
-        graph = static_graph(name, batch=batch, input_size=input_size, precision=self.precision, runtime=runtime)
-        return _Plan(graph.name, runtime, batch, graph.input_size, lambda rates: graph)
+    def _named(self, name: str, configuration: Configuration, input_size: tuple[int, int] | None) -> _Plan:
+        static = configuration.mode in (None, "static")
+        known = static_name(name)
+        if static and known is not None:
+            runtime, batch = self._static_runtime, self.batch or self.device.model.batch
+            graph = static_graph(known, batch=batch, input_size=input_size, precision=self.precision, runtime=runtime)
+            return _Plan(graph.name, runtime, batch, graph.input_size, lambda rates: graph)
+        if known is not None:
+            raise UsageError(f"{name} has no dynamic form in the zoo: predict it with mode static.")
+        return self._of_zoo(name, {"mode": "static"}, configuration, input_size)
 
-    def _bundled(
-        self, bundle: Bundle, configuration: Configuration, input_size: tuple[int, int] | None
-    ) -> tuple[NetworkSpec | onnx.ModelProto, Configuration]:
-        """The bundle's graph, or its description where another mode than its own is asked for."""
-        manifest = bundle.manifest
-        if _as_exported(configuration):
-            return bundle.load_model(), configuration
-        spec = bundle_spec(bundle, input_size)
-        network = manifest.network
-        return spec, replace(
-            configuration,
-            mode=configuration.mode or tuple(network.mode.split("-")),
-            granularity=configuration.granularity or network.granularity,
-            channel_granularity=configuration.channel_granularity or network.channel_granularity,
-        )
+    def _rebuilt(self, bundle: Bundle, configuration: Configuration, input_size: tuple[int, int] | None) -> _Plan:
+        """The network of a bundle in another mode than it was exported in."""
+        from dyndeploy.nets import model_names
 
-    def _described(self, spec: NetworkSpec, configuration: Configuration) -> _Plan:
-        stages = len(spec.stages)
-        modes = per_stage_modes(configuration.mode or "static", stages)
-        for mode in modes:
-            if mode not in MODES:
-                raise unknown_name("mode", mode, MODES)
-        usual = FOUR_STAGES if stages == len(FOUR_STAGES) else 1
-        granularities = per_stage_sizes("granularity", configuration.granularity or usual, stages)
-        channels = per_stage_sizes(
-            "channel_granularity", configuration.channel_granularity or CHANNELS_PER_GROUP, stages
-        )
-        batch = self.batch or self.device.model.batch
-        runtime = self._dynamic_runtime
-
-        def graph(rates: Sequence[Rates]) -> Graph:
-            return network_graph(
-                spec,
-                modes=modes,
-                granularities=granularities,
-                channel_granularities=channels,
-                rates=rates,
-                batch=batch,
-                precision=self.precision,
-                runtime=runtime,
+        network, size = bundle.manifest.network, bundle.manifest.input_size
+        if network.name not in model_names():
+            raise UsageError(
+                f"{network.name} in {bundle.path} is no network of the zoo: mode and granularity are those that it was "
+                "exported with."
             )
+        if input_size is not None and size is not None and tuple(input_size) != size:
+            raise UsageError(
+                f"The bundle {bundle.path} was exported for {size[0]}x{size[1]} images. Leave the input size out, or "
+                "predict the network by its name."
+            )
+        return self._of_zoo(network.name, network.options, configuration, size, self.batch or bundle.manifest.batch)
 
-        names = [block.name for block in spec.blocks]
-        rates = _runs(configuration.rate, names, batch)
-        block_modes = {block.name: modes[stage] for block, stage in zip(spec.blocks, spec.stage_of_block, strict=True)}
-        return _Plan(
-            spec.name, runtime, batch, spec.input_size, graph, rates, names, block_modes, modes, granularities, channels
-        )
+    def _of_zoo(
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        configuration: Configuration,
+        input_size: tuple[int, int] | None,
+        batch: int | None = None,
+    ) -> _Plan:
+        asked = {
+            "mode": configuration.mode,
+            "granularity": configuration.granularity,
+            "channel_granularity": configuration.channel_granularity,
+        }
+        given = {key: value for key, value in asked.items() if value is not None}
+        batch = batch or self.batch or self.device.model.batch
+        nodes = zoo_nodes(name, {**options, **given}, batch=batch, input_size=input_size)
+        key = (id(nodes), self.dynamic_runtime)
+        walker = self._walkers.get(key)
+        if walker is None:
+            walker = self._walkers[key] = self._walker(nodes, self.dynamic_runtime)
+        return self._walked(name, [walker], configuration)
+
+    def _staged(self, network: StagedNodes, configuration: Configuration) -> _Plan:
+        exits = tuple(number for number, _ in network.stages)
+        shares = exit_shares(configuration.exit_mix or network.shares or (1.0,) * len(exits), len(exits))
+        dynamic = any(nodes.is_dynamic for _, nodes in network.stages)
+        runtime = self.dynamic_runtime if dynamic else self._static_runtime
+        walkers = [self._walker(nodes, runtime) for _, nodes in network.stages]
+        return self._walked(network.name, walkers, configuration, tuple(zip(exits, shares, strict=True)))
 
     def _walked(
-        self, model: onnx.ModelProto | GraphWalker, configuration: Configuration, input_size: tuple[int, int] | None
+        self,
+        name: str,
+        walkers: Sequence[GraphWalker],
+        configuration: Configuration,
+        exits: tuple[tuple[int, float], ...] = (),
     ) -> _Plan:
-        if not _as_exported(configuration):
-            raise UsageError("Mode and granularity are those of the graph: give them with a network's name only.")
-        walker = model if isinstance(model, GraphWalker) else self._walker(model, input_size)
-        names = list(walker.dynamic_blocks)
+        if configuration.exit_mix is not None and not exits:
+            raise UsageError(f"{name} has no exits: leave the exit mix out.")
+        gates: dict[str, tuple[GateKind, ...]] = {}
+        for walker in walkers:
+            gates |= walker.gates
+        runtime, first = walkers[0].runtime, walkers[0]
+        branches, reason = self._takes_branches(runtime)
+        skipped = dict.fromkeys(block for w in walkers for node in w.record.nodes for block in node.conditions)
+        notes = (
+            (f"{', '.join(skipped)}: always computed, so that nothing is saved there: {reason}",)
+            if skipped and not branches
+            else ()
+        )
+        blocks = list(gates)
 
         def graph(rates: Sequence[Rates]) -> Graph:
-            return walker.graph(dict(zip(names, rates, strict=True)))
+            by_block = dict(zip(blocks, rates, strict=True))
+            graphs = [walker.graph(by_block, branches=branches) for walker in walkers]
+            if not exits:
+                return graphs[0]
+            kernels = [
+                kernel if kernel.block is not None else replace(kernel, block=f"exit {number}")
+                for part, (number, _) in zip(graphs, exits, strict=True)
+                for kernel in part.kernels
+            ]
+            return Graph(name, tuple(kernels), first.batch, first.input_size, self.precision)
 
-        rates = _runs(configuration.rate, names, walker.batch)
-        modes = walker.dynamic_modes
-        return _Plan(walker.name, walker.runtime, walker.batch, walker.input_size, graph, rates, names, modes)
+        every = list(dict.fromkeys(block for walker in walkers for block in walker.record.blocks))
+        foreign = {block for walker in walkers for block in walker.record.branches}
+        return _Plan(
+            name,
+            runtime,
+            first.batch,
+            first.input_size,
+            graph,
+            _runs(configuration.rate, blocks, every, foreign, first.batch),
+            gates,
+            _listed(configuration.mode),
+            _listed(configuration.granularity),
+            _listed(configuration.channel_granularity),
+            notes,
+            exits,
+            tuple(len(walker.graph().kernels) for walker in walkers) if exits else (),
+        )
 
-    def _walker(self, model: onnx.ModelProto, input_size: tuple[int, int] | None) -> GraphWalker:
-        runtime = self._dynamic_runtime if has_dynamic_operators(model) else self._static_runtime
-        return GraphWalker(model, precision=self.precision, batch=self.batch, input_size=input_size, runtime=runtime)
+    def _takes_branches(self, runtime: str) -> tuple[bool, str]:
+        """Whether the platform runs one branch of an ``If`` only, and the reason."""
+        if self.device.name in target_names():
+            target = load_target(self.device.name)
+            if target.runtime == runtime:
+                return "If" not in target.refused, target.refused.get("If", "the runtime takes branches")
+        return runtime != "tensorrt", "TensorRT may run both branches"
+
+    def _walker(self, nodes: NodeGraph, runtime: str | None = None) -> GraphWalker:
+        chosen = self.dynamic_runtime if nodes.is_dynamic else self._static_runtime
+        return GraphWalker(nodes, precision=self.precision, runtime=runtime or chosen)
+
+
+def bundle_nodes(
+    bundle: Bundle, batch: int | None = None, input_size: tuple[int, int] | None = None
+) -> NodeGraph | StagedNodes:
+    """What pricing needs of a bundle.
+
+    Args:
+        bundle: Of any network.
+        batch: Images per run; None takes the bundle's.
+        input_size: (height, width); None takes the bundle's.
+
+    Raises:
+        BundleError: A graph cannot be read.
+    """
+    manifest = bundle.manifest
+    name, batch = manifest.network.name, batch or manifest.batch
+    if manifest.exits is None:
+        return read_nodes(bundle.load_model(), batch=batch, input_size=input_size, name=name)
+    stages = tuple(
+        (info.exit, read_nodes(model, batch=batch, input_size=input_size if index == 0 else None, name=name))
+        for index, (info, model) in enumerate(zip(manifest.exits.stages, bundle.load_stages(), strict=True))
+    )
+    calibrated = manifest.exits.thresholds
+    known = calibrated.get(manifest.precision) or next(iter(calibrated.values()), None)
+    return StagedNodes(name, stages, None if known is None else known.exit_shares)
+
+
+def bundle_record(bundle: Bundle) -> dict[str, Any]:
+    """What a profile keeps of a bundle's graphs, as plain JSON types: ``dynamic`` and, of a twin, ``static``.
+
+    Raises:
+        BundleError: A graph cannot be read.
+    """
+    batch = 1 if bundle.manifest.exits is not None and bundle.manifest.exits.dynamic_batch else None
+    nodes, name = bundle_nodes(bundle, batch), bundle.manifest.network.name
+    record: dict[str, Any] = {"dynamic": nodes.to_json()}
+    if bundle.static is not None:
+        record["static"] = read_nodes(bundle.load_static(), batch=batch, name=name).to_json()
+    return record
+
+
+def recorded_nodes(record: Mapping[str, Any] | None, part: str, source: str = "The profile") -> NodeGraph | StagedNodes:
+    """The graph that a profile keeps.
+
+    Args:
+        record: What :func:`bundle_record` gave.
+        part: ``"dynamic"`` or ``"static"``.
+        source: What to call it in messages.
+
+    Raises:
+        InputError: There is none, or it is malformed.
+    """
+    if record is None or part not in record:
+        raise InputError(
+            f"{source} does not hold the graph that was measured, as those of release 0.1.0 do not: profile the bundle "
+            "again."
+        )
+    value = record[part]
+    return StagedNodes.from_json(value) if "stages" in value else NodeGraph.from_json(value)
+
+
+def exit_shares(mix: Sequence[float], exits: int) -> tuple[float, ...]:
+    """Shares of the exits, summing to 1; raises ``UsageError`` for another number or a share below 0."""
+    if len(mix) != exits or not all(math.isfinite(share) and share >= 0 for share in mix) or sum(mix) <= 0:
+        example = "/".join(f"{100 / exits:.3g}" for _ in range(exits))
+        raise UsageError(f"The exit mix {list(mix)} is not valid: give {exits} shares of at least 0, e.g. {example}.")
+    return tuple(share / sum(mix) for share in mix)
 
 
 @dataclass(frozen=True)
@@ -331,13 +498,15 @@ class _Plan:
         runtime: Whose fusions apply.
         batch: Images per run.
         input_size: Of the image.
-        graph: ``rates of each block -> kernels``.
-        rates: Of each block, for every run over which the latency is averaged.
-        blocks: Names of the blocks that ``rates`` are of.
-        block_modes: Mode by block.
-        modes: Mode of each stage.
-        granularity: Of each stage.
-        channel_granularity: Of each stage.
+        graph: ``rates of each dynamic block -> kernels``.
+        rates: Of each dynamic block, for every run over which the latency is averaged.
+        gates: Kinds of decisions by dynamic block.
+        modes: As asked for.
+        granularity: As asked for.
+        channel_granularity: As asked for.
+        notes: What a reader should know.
+        exits: Number and share of each exit.
+        kernels: Of each stage.
     """
 
     name: str
@@ -346,49 +515,75 @@ class _Plan:
     input_size: tuple[int, int] | None
     graph: Callable[[Sequence[Rates]], Graph]
     rates: Sequence[Sequence[Rates]] = ((),)
-    blocks: Sequence[str] = ()
-    block_modes: Mapping[str, str] = field(default_factory=dict)
-    modes: tuple[str, ...] = ("static",)
+    gates: Mapping[str, tuple[GateKind, ...]] = field(default_factory=dict)
+    modes: tuple[str, ...] = ()
     granularity: tuple[int, ...] = ()
     channel_granularity: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    exits: tuple[tuple[int, float], ...] = ()
+    kernels: tuple[int, ...] = ()
 
     def graphs(self) -> list[Graph]:
         return [self.graph(rates) for rates in self.rates]
 
+    @property
+    def stage_shares(self) -> Array:
+        """Share of images that runs each stage."""
+        shares = np.array([share for _, share in self.exits] or [1.0])
+        return shares[::-1].cumsum()[::-1]
+
+    @property
+    def runs_of_stages(self) -> float:
+        return float(self.stage_shares.sum())
+
+    def reach(self, kernels: int) -> Array:
+        """Share of images that runs each kernel's stage."""
+        return np.repeat(self.stage_shares, self.kernels or (kernels,))
+
 
 def _as_exported(configuration: Configuration) -> bool:
-    """Whether nothing but rates is asked for."""
+    """Whether nothing but rates and the exit mix is asked for."""
     asked = (configuration.mode, configuration.granularity, configuration.channel_granularity)
     return asked == (None, None, None)
 
 
-_PIECE = 50
+def _listed(value: Any) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+_PIECE = 10
 """Configurations of a sweep that are priced together."""
 
 _RUNS = 32
 """Runs over which a distribution of rates is averaged."""
 
 
-def _runs(rate: RateLike | RateSamples, names: Sequence[str], batch: int) -> list[tuple[Rates, ...]]:
+def _runs(
+    rate: RateLike | RateSamples | Mapping[str, float | Rates] | None,
+    blocks: Sequence[str],
+    every: Sequence[str],
+    foreign: Iterable[str],
+    batch: int,
+) -> list[tuple[Rates, ...]]:
+    """Rates of the dynamic ``blocks`` for every run; a list may also go by ``every`` block of the network."""
+    if rate is None:
+        usual = checked_rates(DEFAULT_RATE)
+        return [tuple(Rates() if block in foreign else usual for block in blocks)]
+    if isinstance(rate, Mapping):
+        return [tuple(checked_rates(rate.get(block, 1.0)) for block in blocks)]
     if not isinstance(rate, RateSamples):
-        return [tuple(block_rates(rate, len(names)))]
+        if isinstance(rate, Sequence) and len(rate) == len(every) != len(blocks):
+            by_name = dict(zip(every, block_rates(rate, len(every)), strict=True))
+            return [tuple(by_name[block] for block in blocks)]
+        return [tuple(block_rates(rate, len(blocks)))]
     if not rate.images:
         raise UsageError("The rates of no image are no distribution: give at least one image.")
-    if any(len(image) != len(names) for image in rate.images):
-        raise UsageError(f"Every image needs rates for each of the {len(names)} dynamic blocks: {', '.join(names)}.")
+    if any(len(image) != len(blocks) for image in rate.images):
+        raise UsageError(f"Every image needs rates for each of the {len(blocks)} dynamic blocks: {', '.join(blocks)}.")
     checked = RateSamples(tuple(tuple(map(checked_rates, image)) for image in rate.images))
     return checked.batches(batch, _RUNS)
-
-
-def _described(name: str, input_size: tuple[int, int] | None) -> NetworkSpec:
-    try:
-        return network_spec(name, None if input_size is None else (input_size[0], input_size[1]))
-    except UsageError:
-        if static_name(name) is not None:
-            raise UsageError(f"{name} has no dynamic form in the zoo: predict it with mode static.") from None
-        if input_size is not None and min(input_size) < 1:
-            raise
-        raise unknown_name("network", name, [*network_names(), *static_names()]) from None
 
 
 # ---------------------------------------------------------------- from prices to a prediction
@@ -397,7 +592,10 @@ def _described(name: str, input_size: tuple[int, int] | None) -> NetworkSpec:
 def _prices(model: DeviceModel, graphs: Sequence[Graph]) -> tuple[Array, Array, Array]:
     kernels = [kernel for graph in graphs for kernel in graph.kernels]
     resident = [math.fsum(kernel.weight_bytes for kernel in graph.kernels) for graph in graphs]
-    return model.price(kernels, np.repeat(resident, [len(graph.kernels) for graph in graphs]))
+    prices = model.price(kernels, np.repeat(resident, [len(graph.kernels) for graph in graphs]))
+    share = np.array([kernel.share for kernel in kernels])
+    ms, low, high = (share * values for values in prices)
+    return ms, low, high
 
 
 def _interval(model: DeviceModel, ms: Array, low: Array, high: Array, scale: float) -> tuple[float, float]:
@@ -420,10 +618,12 @@ def _prediction(
 ) -> Prediction:
     graph = graphs[0]
     # All runs have the same kernels; what differs are the rates.
-    ms, low, high = (values.reshape(len(graphs), -1).mean(0) for values in prices)
-    macs = np.array([[kernel.macs for kernel in one.kernels] for one in graphs]).mean(0)
+    each = tuple(values.reshape(len(graphs), -1).mean(0) for values in prices)
+    macs = np.array([[kernel.macs * kernel.share for kernel in one.kernels] for one in graphs]).mean(0)
+    reach = plan.reach(len(graph.kernels))
+    ms, low, high = (values * reach for values in each)
     scale = 1.0 / plan.batch
-    rates = dict(zip(plan.blocks, map(_mean, zip(*plan.rates, strict=True)), strict=True))
+    rates = dict(zip(plan.gates, map(mean_rates, zip(*plan.rates, strict=True)), strict=True))
     blocks = []
     for part, members in graph.parts.items():
         operators = tuple(
@@ -434,29 +634,29 @@ def _prediction(
                 None,
                 None,
                 None,
-                float(macs[i]) * scale,
+                float(macs[i] * reach[i]) * scale,
                 (float(low[i]) * scale, float(high[i]) * scale),
             )
             for i in members
         )
-        mode = plan.block_modes.get(part, "static")
+        kinds = plan.gates.get(part, ())
         blocks.append(
             BlockPrediction(
                 part,
-                mode,
-                stated_rates(mode, rates[part]) if part in rates else {},
+                "+".join(kind.name for kind in kinds) or "static",
+                {kind.name: float(rates[part].of(kind)) for kind in kinds},
                 math.fsum(o.latency_ms or 0.0 for o in operators),
                 operators,
                 _interval(model, ms[members], low[members], high[members], scale),
             )
         )
-    overhead = model.overhead_ms * scale
+    overhead = model.overhead_ms * scale * plan.runs_of_stages
     latency = math.fsum(block.latency_ms for block in blocks) + overhead
     whole = _interval(model, ms, low, high, scale)
     return Prediction(
         network=plan.name,
         device=estimator.device.name,
-        mode=plan.modes,
+        mode=plan.modes or ("static",),
         granularity=plan.granularity,
         channel_granularity=plan.channel_granularity,
         batch=plan.batch,
@@ -474,11 +674,20 @@ def _prediction(
         runtime=plan.runtime,
         interval_ms=(whole[0] + overhead, whole[1] + overhead),
         basis=model.basis,
+        notes=plan.notes,
+        exits=tuple(_exits(plan, model, *each)),
     )
 
 
-def _mean(runs: Sequence[Rates]) -> Rates:
-    return Rates(math.fsum(run.spatial for run in runs) / len(runs), math.fsum(run.channel for run in runs) / len(runs))
+def _exits(plan: _Plan, model: DeviceModel, ms: Array, low: Array, high: Array) -> Iterable[ExitPrediction]:
+    """What images that leave at each exit take."""
+    scale = 1.0 / plan.batch
+    for index, (number, share) in enumerate(plan.exits):
+        run = slice(0, sum(plan.kernels[: index + 1]))
+        overhead = model.overhead_ms * scale * (index + 1)
+        below, above = _interval(model, ms[run], low[run], high[run], scale)
+        latency = float(ms[run].sum()) * scale + overhead
+        yield ExitPrediction(number, share, latency, (below + overhead, above + overhead))
 
 
 def _coverage(kernels: Sequence[Kernel], ms: Array, macs: Array) -> Coverage:
@@ -510,13 +719,14 @@ def predict(
     mode: str | Sequence[str] | None = None,
     granularity: int | Sequence[int] | None = None,
     channel_granularity: int | Sequence[int] | None = None,
-    rate: RateLike | RateSamples = 0.5,
+    rate: RateLike | RateSamples | Mapping[str, float | Rates] | None = None,
+    exit_mix: Sequence[float] | None = None,
 ) -> Prediction:
     """Predict the latency of a network on a device.
 
     Args:
-        network: A name (torchvision's or the zoo's), a description, a bundle, an ONNX graph, or the path of a bundle or
-            an ``.onnx`` file.
+        network: A name (torchvision's or the zoo's), a bundle, an ONNX graph, nodes that were read of one, or the path
+            of a bundle or an ``.onnx`` file.
         device: A device or its name.
         precision: As in :class:`Estimator`.
         batch: As in :class:`Estimator`.
@@ -528,6 +738,7 @@ def predict(
         granularity: As in :class:`Configuration`.
         channel_granularity: As in :class:`Configuration`.
         rate: As in :class:`Configuration`.
+        exit_mix: As in :class:`Configuration`.
 
     Raises:
         UsageError: Unknown name, device or precision, a value out of range, or a device that is not calibrated.
@@ -540,7 +751,7 @@ def predict(
     estimator = Estimator(
         device, precision=precision, batch=batch, runtime=runtime, threads=threads, calibration=calibration
     )
-    configuration = Configuration(mode, granularity, channel_granularity, rate)
+    configuration = Configuration(mode, granularity, channel_granularity, rate, exit_mix)
     if isinstance(network, os.PathLike):
         network = _opened(Path(network))
     return estimator.predict(network, configuration, input_size=input_size)

@@ -7,32 +7,74 @@ the numbers that a device model needs. Dynamic operators are one kernel each, at
 
 from __future__ import annotations
 
+import functools
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dyndeploy.errors import BundleError, UsageError, unknown_name
-from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, static_shapes
+from dyndeploy.errors import BundleError, unknown_name
 from dyndeploy.ops import OPERATORS
-from dyndeploy.ops.base import Role, Shape
-from dyndeploy.ops.densities import dilated_density
+from dyndeploy.ops.base import Launch, OperatorSpec, Shape
+from dyndeploy.ops.gates import BLOCK, GateKind
 from dyndeploy.precisions import PRECISIONS
-from dyndeploy.prediction.densities import union
-from dyndeploy.prediction.laudnet.blocks import Rates, checked_rates
+from dyndeploy.prediction.nodes import Node, NodeGraph, read_nodes
+from dyndeploy.prediction.rates import Rates, checked_rates
 
 if TYPE_CHECKING:
     import onnx
 
 ELEMENT_BYTES = {name: PRECISIONS[name].element_bytes for name in ("fp32", "fp16", "int8")}
-"""Bytes of an element by precision that can be priced."""
+"""Bytes of an element by precision."""
 
 UNKNOWN = "unknown:"
 """Kind of an operator that no class of kernels stands for: ``"unknown:<OpType>"``."""
 
 RatesOfBlocks: TypeAlias = float | Rates | Mapping[str, float | Rates]
 """One rate for all blocks, or one per block by name (blocks that are not named run densely)."""
+
+
+@dataclass(frozen=True)
+class OperatorCall:
+    """A dynamic operator in a graph, ready to be priced at any rates.
+
+    Attributes:
+        spec: The operator.
+        shapes: Of its inputs.
+        attributes: Of the node.
+        element: Bytes of a data element.
+    """
+
+    spec: OperatorSpec
+    shapes: tuple[Shape, ...]
+    attributes: Mapping[str, Any]
+    element: float
+
+    def kernel(self, name: str, block: str | None, rates: Rates) -> Kernel:
+        """The kernel that it is at the given rates."""
+        spec, shapes, attributes = self.spec, self.shapes, self.attributes
+        own = rates.for_operator(spec)
+        work = spec.work(shapes, attributes, spec.expected(shapes, attributes, own), self.element)
+        return Kernel(
+            name,
+            block,
+            spec.kind,
+            self._of_batch(work.macs),
+            self._dense_macs,
+            float(work.read),
+            float(work.written),
+            float(work.weights),
+            spec.sizes(shapes, attributes, own),
+            self,
+            rates,
+        )
+
+    @functools.cached_property
+    def _dense_macs(self) -> float:
+        return self._of_batch(self.spec.dense_work(self.shapes, self.attributes, self.element).macs)
+
+    def _of_batch(self, macs: Any) -> float:
+        return float(macs.sum()) if getattr(macs, "ndim", 0) else float(macs) * self.shapes[0][0]
 
 
 @dataclass(frozen=True)
@@ -50,8 +92,10 @@ class Kernel:
         written_bytes: Activations written once, at the precision.
         weight_bytes: Weights touched once, at the precision.
         features: Sizes: ``batch``, ``h``, ``w``, ``oh``, ``ow``, ``cin``, ``cout``, ``k``, ``stride``, ``groups``,
-            ``dilation`` and so on by kind; dynamic operators have ``cmid``, ``rate``, ``rate_conv1``,
-            ``rate_conv2``, ``channel_rate``, ``mask_h``, ``mask_w``, ``channel_groups`` and ``projection``.
+            ``dilation`` and so on by kind; of dynamic operators what their specification names.
+        call: The dynamic operator that it is; None for any other.
+        rates: That a dynamic operator is described at.
+        share: Share of runs in which it runs at all; everything above is of a run in which it does.
     """
 
     name: str
@@ -63,6 +107,19 @@ class Kernel:
     written_bytes: float
     weight_bytes: float
     features: Mapping[str, float]
+    call: OperatorCall | None = None
+    rates: Rates | None = None
+    share: float = 1.0
+
+    @functools.cached_property
+    def launches(self) -> Sequence[Launch] | None:
+        """What a dynamic operator launches on a GPU; None where that is not known, and for any other kernel."""
+        if self.call is None:
+            return None
+        kernels = self.call.spec.kernels.get("cuda") or self.call.spec.kernels.get("tensorrt")
+        if kernels is None or kernels.launches is None:
+            return None
+        return kernels.launches(self.features, self.call.element)
 
     @property
     def bytes(self) -> float:
@@ -256,157 +313,6 @@ def moving_kernel(
     )
 
 
-def bottleneck_kernel(
-    name: str,
-    block: str | None,
-    kind: str,
-    *,
-    batch: int,
-    size: tuple[int, int],
-    cin: int,
-    cmid: int,
-    cout: int,
-    stride: int,
-    dilation: int,
-    groups: int,
-    projection: bool,
-    mask_size: tuple[int, int] = (1, 1),
-    channel_groups: int = 1,
-    squeezed: int = 0,
-    rates: Rates | None = None,
-    precision: str = "fp32",
-) -> Kernel:
-    """Make a dynamic bottleneck (1x1, 3x3, 1x1, addition), one fused kernel.
-
-    Args:
-        name: Of the kernel.
-        block: Of the network.
-        kind: ``"spatial_bottleneck"``, ``"layer_bottleneck"``, ``"channel_bottleneck"`` or
-            ``"spatial_channel_bottleneck"``.
-        batch: Images.
-        size: (height, width) of the input.
-        cin: Input channels.
-        cmid: Channels between the convolutions.
-        cout: Output channels.
-        stride: Of the 3x3.
-        dilation: Of the 3x3.
-        groups: Of the 3x3.
-        projection: Whether the shortcut is a 1x1 convolution.
-        mask_size: (rows, columns) of the spatial mask.
-        channel_groups: Groups of the channel mask.
-        squeezed: Hidden channels of a squeeze-excite behind the 3x3; 0 if there is none.
-        rates: Active fractions; None runs everything. ``conv1`` defaults to the expected dilation of random patches.
-        precision: Of activations and weights.
-    """
-    rates = rates or Rates()
-    element = ELEMENT_BYTES[precision]
-    out_size = (size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1
-    spatial = rates.spatial if kind != "channel_bottleneck" else 1.0
-    channel = rates.channel if "channel" in kind else 1.0
-    whole = kind in ("layer_bottleneck", "channel_bottleneck")
-    second = spatial
-    if rates.conv2 is not None and not whole:
-        second = rates.conv2
-    elif squeezed and not whole:
-        # The squeeze-excite pools the whole map of every image that has an active patch.
-        second = union(spatial, mask_size[0] * mask_size[1])
-    if whole:
-        first = spatial
-    elif rates.conv1 is not None:
-        first = rates.conv1
-    else:
-        read = (1, 1) if squeezed and rates.conv2 is None else mask_size
-        first = dilated_density(
-            second, in_size=size, out_size=out_size, mask_size=read, stride=stride, dilation=dilation
-        )
-    in_pixels, out_pixels = batch * size[0] * size[1], batch * out_size[0] * out_size[1]
-    shortcut = out_pixels * cin * cout if projection else 0
-
-    def branch(first: float, second: float, spatial: float, channel: float) -> float:
-        hidden = cmid * channel
-        conv1 = in_pixels * first * cin * hidden
-        conv2 = out_pixels * second * 9 * hidden * hidden / groups + 2 * batch * second * cmid * squeezed
-        return conv1 + conv2 + out_pixels * spatial * hidden * cout + shortcut
-
-    touched = cmid * channel if spatial > 0 else 0.0
-    weights = cin * touched + 9 * touched * touched / groups + touched * cout + 2 * touched * squeezed
-    weights += cin * cout if projection else 0
-    return Kernel(
-        name,
-        block,
-        kind,
-        branch(first, second, spatial, channel),
-        branch(1.0, 1.0, 1.0, 1.0),
-        float(element * in_pixels * cin),
-        float(element * out_pixels * cout),
-        float(element * weights),
-        {
-            "batch": batch,
-            "h": size[0],
-            "w": size[1],
-            "oh": out_size[0],
-            "ow": out_size[1],
-            "cin": cin,
-            "cmid": cmid,
-            "cout": cout,
-            "k": 3,
-            "stride": stride,
-            "dilation": dilation,
-            "groups": groups,
-            "projection": float(projection),
-            "mask_h": mask_size[0],
-            "mask_w": mask_size[1],
-            "patch": out_size[0] / mask_size[0],
-            "channel_groups": channel_groups,
-            "rate": spatial,
-            "rate_conv1": first,
-            "rate_conv2": second,
-            "channel_rate": channel,
-            "squeezed": squeezed,
-            **({} if rates.channel_slowest is None else {"channel_rate_slowest": rates.channel_slowest}),
-        },
-    )
-
-
-def masker_kernel(
-    name: str,
-    block: str | None,
-    kind: str,
-    *,
-    batch: int,
-    size: tuple[int, int],
-    cin: int,
-    layers: Sequence[tuple[int, int]],
-    mask_size: tuple[int, int] = (1, 1),
-    precision: str = "fp32",
-) -> Kernel:
-    """Make a masker: pooling of (batch, cin, *size) to ``mask_size``, then linear layers (in, out) per position."""
-    element = ELEMENT_BYTES[precision]
-    positions = batch * mask_size[0] * mask_size[1]
-    weights = sum(inner * outer for inner, outer in layers)
-    macs = float(positions * weights)
-    return Kernel(
-        name,
-        block,
-        kind,
-        macs,
-        macs,
-        float(element * batch * size[0] * size[1] * cin),
-        float(4 * positions * layers[-1][1]),
-        float(element * weights),
-        {
-            "batch": batch,
-            "h": size[0],
-            "w": size[1],
-            "cin": cin,
-            "cout": layers[-1][1],
-            "cmid": layers[0][1] if len(layers) > 1 else 0,
-            "mask_h": mask_size[0],
-            "mask_w": mask_size[1],
-        },
-    )
-
-
 # ---------------------------------------------------------------- fusion
 
 _FREE = frozenset((
@@ -470,7 +376,7 @@ def fused_by(runtime: str) -> frozenset[str]:
 _SCALE_SHIFT = frozenset({"BatchNormalization", "Add", "Mul", "Sub", "Div"})
 
 
-@dataclass
+@dataclass(eq=False)
 class _Group:
     """Nodes that one kernel runs.
 
@@ -480,7 +386,7 @@ class _Group:
         extra: Further activations that fused nodes read.
     """
 
-    nodes: list[onnx.NodeProto]
+    nodes: list[Node]
     tail: str
     extra: list[str] = field(default_factory=list)
 
@@ -488,26 +394,27 @@ class _Group:
 class _Fuser:
     """Sorts the nodes of a graph into groups."""
 
-    def __init__(self, model: onnx.ModelProto, runtime: str, shapes: Mapping[str, Shape]) -> None:
-        self._shapes = shapes
+    def __init__(self, graph: NodeGraph, runtime: str) -> None:
+        self._shapes = graph.shapes
         self._fusable = fused_by(runtime)
         self._chains = runtime == "tensorrt"
         self._alias: dict[str, str] = {}
-        self.constant = {item.name for item in model.graph.initializer} | {""}
-        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        self.constant = {*graph.constants, ""}
+        self._readers: dict[str, list[Node]] = {}
         self._group_of: dict[str, _Group] = {}
         self.groups: list[_Group] = []
-        nodes = [node for node in model.graph.node if not self._folds(node)]
+        nodes = [node for node in graph.nodes if not self._folds(node)]
         for node in nodes:
-            for name in dict.fromkeys(map(self.root, node.input)):
+            for name in dict.fromkeys(map(self.root, node.inputs)):
                 self._readers.setdefault(name, []).append(node)
-        self._kept = {self.root(value.name) for value in model.graph.output}
+        self._kept = {self.root(name) for name in graph.outputs}
         for node in nodes:
             group = self._join(node)
             if group is None:
-                group = _Group([node], node.output[0])
+                group = _Group([node], node.outputs[0])
                 self.groups.append(group)
-            self._group_of[node.output[0]] = group
+            for name in node.outputs:
+                self._group_of[name] = group
 
     def root(self, name: str) -> str:
         """The tensor that ``name`` is a view of."""
@@ -515,21 +422,21 @@ class _Fuser:
             name = self._alias[name]
         return name
 
-    def activations(self, node: onnx.NodeProto) -> list[str]:
+    def activations(self, node: Node) -> list[str]:
         """Inputs that are computed at run time."""
-        return [name for name in map(self.root, node.input) if name not in self.constant]
+        return [name for name in map(self.root, node.inputs) if name not in self.constant]
 
-    def _folds(self, node: onnx.NodeProto) -> bool:
+    def _folds(self, node: Node) -> bool:
         """Whether the node leaves no kernel: it is constant, or a view of its input."""
-        if node.op_type in ("Shape", "Size") or all(self.root(name) in self.constant for name in node.input):
-            self.constant.update(node.output)
+        if node.op_type in ("Shape", "Size") or all(self.root(name) in self.constant for name in node.inputs):
+            self.constant.update(node.outputs)
             return True
         if node.op_type in _FREE and not node.domain:
-            self._alias[node.output[0]] = node.input[0]
+            self._alias[node.outputs[0]] = node.inputs[0]
             return True
         return False
 
-    def _join(self, node: onnx.NodeProto) -> _Group | None:
+    def _join(self, node: Node) -> _Group | None:
         """The group that ``node`` is fused into, extended by it; None if it starts its own."""
         if node.op_type not in _POINTWISE or node.domain:
             return None
@@ -539,11 +446,13 @@ class _Fuser:
             if self._takes(group, node, inputs):
                 group.nodes.append(node)
                 group.extra += [name for name in dict.fromkeys(inputs) if self._group_of.get(name) is not group]
-                group.tail = node.output[0]
+                group.tail = node.outputs[0]
                 return group
         return None
 
-    def _takes(self, group: _Group, node: onnx.NodeProto, inputs: Sequence[str]) -> bool:
+    def _takes(self, group: _Group, node: Node, inputs: Sequence[str]) -> bool:
+        if group.nodes[0].conditions != node.conditions:
+            return False  # What is skipped together is one launch at most.
         lead = group.nodes[0].op_type
         pointwise = lead in _POINTWISE
         if lead in _PRODUCTS:
@@ -564,9 +473,9 @@ class _Fuser:
         if not self._chains and lead in _PRODUCTS and len(inputs) > 1:
             return False
         # A gate that scales a map is no part of the layer that computes the gate.
-        if math.prod(self._shapes.get(node.output[0], ())) != math.prod(self._shapes.get(group.tail, ())):
+        if math.prod(self._shapes.get(node.outputs[0], ())) != math.prod(self._shapes.get(group.tail, ())):
             return False
-        produced = {n.output[0] for n in group.nodes}
+        produced = {n.outputs[0] for n in group.nodes}
         if group.tail in self._kept or any(name in self._kept for name in inputs if name in produced):
             return False
         # Every reader of what the group made so far is in it already (x * sigmoid(x) reads its middle twice).
@@ -576,10 +485,10 @@ class _Fuser:
             self._chains and self._closes_soon(group, node)
         )
 
-    def _closes_soon(self, group: _Group, node: onnx.NodeProto) -> bool:
+    def _closes_soon(self, group: _Group, node: Node) -> bool:
         """Whether ``node`` is the gate of ``x * gate(x)`` and the product is the only other reader of x."""
         readers = self._readers[group.tail]
-        after = self._readers.get(node.output[0], [])
+        after = self._readers.get(node.outputs[0], [])
         return (
             len(readers) == 2 and len(after) == 1 and after[0].op_type == "Mul" and any(r is after[0] for r in readers)
         )
@@ -587,31 +496,21 @@ class _Fuser:
 
 # ---------------------------------------------------------------- the walk
 
-_NUMBERED = re.compile(r"^(?!stem\b)[\w.-]*[.-]\d+$")
-
-
-def block_of(node: onnx.NodeProto) -> str | None:
-    """Block of a node by its name: ``"<block>/..."`` of our exports, else the first numbered scope; None if none."""
-    for entry in node.metadata_props:
-        if entry.key == "pkg.torch.onnx.name_scopes":
-            scopes = re.findall(r"'([^']*)'", entry.value)
-            return next((scope for scope in scopes if _NUMBERED.match(scope)), None)
-    if node.name.startswith("/"):
-        return next((scope for scope in node.name.split("/")[1:-1] if _NUMBERED.match(scope)), None)
-    group = group_of(node.name)
-    return None if group in ("stem", "head", "other") else group
-
 
 class GraphWalker:
     """A graph whose shapes and fusions are known, ready to give its kernels at any rates.
 
     Args:
-        model: Any ONNX graph; its weights may be missing.
+        graph: Any ONNX graph, whose weights may be missing, or what :func:`~dyndeploy.prediction.nodes.read_nodes`
+            read of one.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         batch: Images per run; None takes the graph's own (1 if it leaves it open).
         input_size: (height, width) of the image; None takes the graph's own.
         runtime: Whose fusions apply: ``"onnxruntime"``, ``"tensorrt"`` or ``"pytorch"``.
         name: Of the network; None takes the graph's.
+
+    Attributes:
+        record: The nodes; batch and input size of an ONNX graph are those that were asked for.
 
     Raises:
         UsageError: Unknown precision or runtime.
@@ -620,7 +519,7 @@ class GraphWalker:
 
     def __init__(
         self,
-        model: onnx.ModelProto,
+        graph: onnx.ModelProto | NodeGraph,
         *,
         precision: str = "fp32",
         batch: int | None = None,
@@ -631,49 +530,62 @@ class GraphWalker:
         if precision not in ELEMENT_BYTES:
             raise unknown_name("precision", precision, ELEMENT_BYTES)
         self.precision, self.runtime = precision, runtime
-        self.name = name or model.graph.name or "network"
-        shape, override = _input_shape(model, batch, input_size)
-        self.batch = shape[0] if shape else 1
-        self.input_size = (shape[2], shape[3]) if len(shape) == 4 else None
-        self._shapes = static_shapes(model, shape if override else None, assume=True)
-        self._fuser = _Fuser(model, runtime, self._shapes)
-        # Copies, because a node keeps its whole model with all weights in memory.
-        self._entries: list[Kernel | tuple[str, str, str | None, list[Shape], dict[str, Any]]] = []
-        for group in self._fuser.groups:
-            node = group.nodes[0]
-            if is_dynamic(node):
-                shapes = [self._shape(name) for name in node.input]
-                self._entries.append((node.op_type, node.name, block_of(node), shapes, operator_attributes(node)))
-            else:
-                self._entries.append(self._kernel(group))
+        if not isinstance(graph, NodeGraph):
+            graph = read_nodes(graph, batch=batch, input_size=input_size, name=name)
+        self.record = graph
+        self.name, self.batch, self.input_size = graph.name, graph.batch, graph.input_size
+        self._shapes = graph.shapes
+        self._fuser = _Fuser(graph, runtime)
+        self._entries = [(self._entry(group), group.nodes[0]) for group in self._fuser.groups]
 
-    @property
-    def dynamic_modes(self) -> dict[str, str]:
-        """Mode of each block that has a dynamic operator, in order."""
-        modes = {}
-        for entry in self._entries:
-            if not isinstance(entry, Kernel) and entry[2] is not None and not entry[0].startswith(_MASKERS):
-                kind = _kind_of(entry[0]).removesuffix("_bottleneck")
-                modes[entry[2]] = {"spatial_channel": "both"}.get(kind, kind)
-        return modes
+    @functools.cached_property
+    def gates(self) -> dict[str, tuple[GateKind, ...]]:
+        """Kinds of the decisions of each block that obeys some, in order; a branch is a block by its own name."""
+        found: dict[str, dict[GateKind, None]] = {}
+        for entry, node in self._entries:
+            for block in node.conditions:
+                found.setdefault(block, {})[BLOCK] = None
+            if isinstance(entry, OperatorCall) and node.block is not None:
+                found.setdefault(node.block, {}).update(dict.fromkeys(entry.spec.gates.values()))
+        return {block: tuple(kinds) for block, kinds in found.items()}
 
     @property
     def dynamic_blocks(self) -> tuple[str, ...]:
-        """Blocks that have a dynamic operator, in order."""
-        return tuple(self.dynamic_modes)
+        """Blocks that obey decisions, in order."""
+        return tuple(self.gates)
 
-    def graph(self, rates: RatesOfBlocks | None = None) -> Graph:
-        """Kernels at the given rates; None runs dynamic operators at rate 1."""
+    def graph(self, rates: RatesOfBlocks | None = None, *, branches: bool = True) -> Graph:
+        """Kernels at given rates.
+
+        Args:
+            rates: Of the blocks; None computes everything.
+            branches: Whether the platform takes ``If``: where it does not, what is skipped as a whole runs always.
+        """
         return Graph(
             self.name,
-            tuple(
-                entry if isinstance(entry, Kernel) else self._dynamic(*entry, rates=rates_of(rates, entry[2]))
-                for entry in self._entries
-            ),
+            tuple(self._at(entry, node, rates, branches) for entry, node in self._entries),
             self.batch,
             self.input_size,
             self.precision,
         )
+
+    def _at(self, entry: Kernel | OperatorCall, node: Node, rates: RatesOfBlocks | None, branches: bool) -> Kernel:
+        kernel = entry
+        if isinstance(kernel, OperatorCall):
+            kernel = kernel.kernel(node.name, node.block, rates_of(rates, node.block))
+        if not branches or not node.conditions:
+            return kernel
+        share = math.prod(rates_of(rates, block).of(BLOCK) for block in node.conditions)
+        return replace(kernel, share=share)
+
+    def _entry(self, group: _Group) -> Kernel | OperatorCall:
+        """A kernel, or a dynamic operator that obeys decisions and still lacks their rates."""
+        node = group.nodes[0]
+        if not node.dynamic:
+            return self._kernel(group)
+        spec, shapes = OPERATORS[node.op_type], tuple(self._shape(name) if name else () for name in node.inputs)
+        call = OperatorCall(spec, shapes, node.attributes, ELEMENT_BYTES[self.precision])
+        return call if spec.gates else call.kernel(node.name, node.block, Rates())
 
     def _shape(self, name: str) -> Shape:
         shape = self._shapes.get(name)
@@ -685,8 +597,8 @@ class GraphWalker:
         return math.prod(self._shape(name))
 
     def _kernel(self, group: _Group) -> Kernel:
-        node, block = group.nodes[0], block_of(group.nodes[0])
-        name = node.name or f"{node.op_type}_{node.output[0]}"
+        node = group.nodes[0]
+        name, block = node.name, node.block
         fused = [item.op_type for item in group.nodes[1:]]
         residual = any(self._elements(extra) == self._elements(group.tail) for extra in group.extra)
         activation = any(item != "Add" and item not in _SCALE_SHIFT for item in fused)
@@ -702,7 +614,7 @@ class GraphWalker:
         weighs = kind in ("elementwise", "norm") or kind is None
         weights = sum(
             self._elements(item)
-            for item in node.input
+            for item in node.inputs
             if weighs and item in self._fuser.constant and item in self._shapes
         )
         sizes: dict[str, float] = {}
@@ -711,13 +623,13 @@ class GraphWalker:
         shape = self._shape(max(inputs, key=self._elements))
         if len(shape) == 4:
             sizes = {"h": shape[2], "w": shape[3], "cin": shape[1]}
-            out = self._shape(node.output[0])
+            out = self._shape(node.outputs[0])
             if len(out) == 2:
                 out = (*out, 1, 1)  # A mean over the pixels that drops their axes.
             if len(out) == 4:
                 sizes |= {"oh": out[2], "ow": out[3], "cout": out[1]}
         if kind == "pool":
-            window = next((tuple(a.ints) for a in node.attribute if a.name == "kernel_shape"), None)
+            window = node.attributes.get("kernel_shape")
             sizes["k"] = window[0] if window else math.sqrt(max(1.0, read / max(written, 1)))
             sizes["global"] = float(window is None)
         return moving_kernel(
@@ -733,15 +645,14 @@ class GraphWalker:
             **sizes,
         )
 
-    def _conv(self, node: onnx.NodeProto, name: str, block: str | None, residual: bool, activation: bool) -> Kernel:
+    def _conv(self, node: Node, name: str, block: str | None, residual: bool, activation: bool) -> Kernel:
         quantised = node.op_type == "QLinearConv"
-        x, y = self._shape(node.input[0]), self._shape(node.output[0])
-        weight = self._shape(node.input[3 if quantised else 1])
-        lists = {item.name: item.ints for item in node.attribute}
-        strides, dilations = lists.get("strides"), lists.get("dilations")
+        x, y = self._shape(node.inputs[0]), self._shape(node.outputs[0])
+        weight = self._shape(node.inputs[3 if quantised else 1])
+        strides, dilations = node.attributes.get("strides"), node.attributes.get("dilations")
         kernel = weight[2:]
         transposed = node.op_type == "ConvTranspose"
-        groups = next((item.i for item in node.attribute if item.name == "group"), 1)
+        groups = int(node.attributes.get("group", 1))
         if transposed:
             # Every input position is multiplied with the whole kernel: the convolution with the roles swapped.
             x, y = y, x
@@ -762,12 +673,11 @@ class GraphWalker:
             precision=self.precision,
         )
 
-    def _product(self, node: onnx.NodeProto, name: str, block: str | None, residual: bool, activation: bool) -> Kernel:
+    def _product(self, node: Node, name: str, block: str | None, residual: bool, activation: bool) -> Kernel:
         second = 3 if node.op_type == "QLinearMatMul" else 1
-        a, b, y = self._shape(node.input[0]), self._shape(node.input[second]), self._shape(node.output[0])
-        attributes = {item.name: item.i for item in node.attribute}
-        inner = a[0] if attributes.get("transA") else a[-1]
-        constant = self._fuser.root(node.input[second]) in self._fuser.constant
+        a, b, y = self._shape(node.inputs[0]), self._shape(node.inputs[second]), self._shape(node.outputs[0])
+        inner = a[0] if node.attributes.get("transA") else a[-1]
+        constant = self._fuser.root(node.inputs[second]) in self._fuser.constant
         cout = (y[-1] if len(b) > 1 else 1) if y else 1
         rows = max(1, math.prod(y) // cout)
         count = 1
@@ -785,101 +695,6 @@ class GraphWalker:
             residual=residual,
             activation=activation,
             precision=self.precision,
-        )
-
-    def _dynamic(
-        self,
-        op_type: str,
-        name: str,
-        block: str | None,
-        shapes: Sequence[Shape],
-        attributes: Mapping[str, Any],
-        *,
-        rates: Rates,
-    ) -> Kernel:
-        spec = OPERATORS[op_type]
-        by_name = dict(zip((port.name for port in spec.inputs), shapes, strict=True))
-        batch, height, width, cin = by_name["x"]
-        kind = _kind_of(op_type)
-        if op_type.startswith(_MASKERS):
-            layers = [(s[1], s[0]) for port, s in by_name.items() if port.endswith("weight")]
-            return masker_kernel(
-                name,
-                block,
-                kind,
-                batch=batch,
-                size=(height, width),
-                cin=cin,
-                layers=layers,
-                mask_size=(attributes.get("mask_height", 1), attributes.get("mask_width", 1)),
-                precision=self.precision,
-            )
-        if not kind.endswith("bottleneck"):
-            return self._by_spec(op_type, name, block, shapes, attributes, rates)
-        masks = {port.name: by_name[port.name] for port in spec.inputs if port.role is Role.MASK}
-        spatial = next((shape[2:] for shape in masks.values() if len(shape) == 4), (1, 1))
-        channel = next((shape[1] for shape in masks.values() if len(shape) == 2), 1)
-        return bottleneck_kernel(
-            name,
-            block,
-            kind,
-            batch=batch,
-            size=(height, width),
-            cin=cin,
-            cmid=by_name["w1"][0],
-            cout=by_name["w3"][0],
-            stride=attributes["strides"][0],
-            dilation=attributes["dilations"][0],
-            groups=attributes["group"],
-            projection="wd" in by_name,
-            mask_size=(spatial[0], spatial[1]),
-            channel_groups=channel,
-            rates=rates,
-            precision=self.precision,
-        )
-
-    def _by_spec(
-        self,
-        op_type: str,
-        name: str,
-        block: str | None,
-        shapes: Sequence[Shape],
-        attributes: Mapping[str, Any],
-        rates: Rates,
-    ) -> Kernel:
-        """Make a kernel of any other dynamic operator from what its own spec says under masks of these rates."""
-        import numpy as np
-
-        spec = OPERATORS[op_type]
-        generator = np.random.default_rng(0)
-        masks = {}
-        for port in spec.mask_inputs():
-            shape = shapes[spec.input_index(port)]
-            rate = rates.spatial if len(shape) == 4 else rates.channel
-            bits = np.arange(math.prod(shape[1:])) < round(rate * math.prod(shape[1:]))
-            masks[port] = np.stack([generator.permutation(bits) for _ in range(shape[0])]).reshape(shape)
-        cost = spec.work(
-            shapes,
-            attributes,
-            spec.counts(shapes, attributes, {port: mask.astype(np.float32) for port, mask in masks.items()}),
-            4.0,
-        )
-        element = ELEMENT_BYTES[self.precision]
-        weights = sum(
-            math.prod(shape) for port, shape in zip(spec.inputs, shapes, strict=True) if port.role is Role.WEIGHT
-        )
-        written = element * math.prod(spec.infer_shape(shapes, attributes))
-        x = shapes[0]
-        return Kernel(
-            name,
-            block,
-            _snake(op_type),
-            float(cost.macs.sum()),
-            float(spec.dense_work(shapes, attributes).macs * shapes[0][0]),
-            float(element * math.prod(x)),
-            float(written),
-            float(element * weights),
-            {"batch": x[0], "rate": rates.spatial, "channel_rate": rates.channel},
         )
 
 
@@ -917,46 +732,6 @@ def walk(
     return walker.graph(rates)
 
 
-def has_dynamic_operators(model: onnx.ModelProto) -> bool:
-    """Whether any node of the main graph is one of our operators."""
-    return any(is_dynamic(node) for node in model.graph.node)
-
-
-_MASKERS = ("SpatialMasker", "ChannelMasker")
-
-
-def _kind_of(op_type: str) -> str:
-    """Kind of a dynamic operator: its variants are one."""
-    return _snake(op_type.removesuffix("Projection").removesuffix("Hidden"))
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-
-
 def _plane(shape: Shape) -> tuple[int, int]:
     """(rows, columns) of a map with any number of spatial axes."""
     return math.prod(shape[2:-1]), shape[-1]
-
-
-def _input_shape(
-    model: onnx.ModelProto, batch: int | None, input_size: tuple[int, int] | None
-) -> tuple[tuple[int, ...], bool]:
-    """Shape of the first input with the wishes applied, and whether it differs from the graph's own."""
-    weights = {item.name for item in model.graph.initializer}
-    first = next((value for value in model.graph.input if value.name not in weights), None)
-    if first is None:
-        raise BundleError("The graph has no input: nothing can be predicted.")
-    dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in first.type.tensor_type.shape.dim]
-    wanted = list(dims)
-    if wanted:
-        wanted[0] = batch or (dims[0] if dims[0] > 0 else 1)
-    if input_size is not None:
-        if len(dims) != 4:
-            raise UsageError(
-                f"Input '{first.name}' has {len(dims)} axes: it is no image, so it has no height and width."
-            )
-        wanted[2:] = input_size
-    if any(side < 1 for side in wanted):
-        raise BundleError(f"Input '{first.name}' has the open shape {tuple(dims)}. Give --input-size HxW.")
-    return tuple(wanted), wanted != dims

@@ -42,8 +42,8 @@ class BlockPrediction:
 
     Attributes:
         name: E.g. ``"layer1.0"``, ``"stem"``.
-        mode: How the block is executed.
-        rates: Activation rates by mask: ``spatial``, ``channel``, and ``conv1``, ``conv2`` if given.
+        mode: How the block is executed: the kinds of its decisions, joined by ``+``, or ``"static"``.
+        rates: Activation rates by kind of decision.
         latency_ms: Sum over the known operators, milliseconds per image.
         operators: The operators in execution order.
         interval_ms: 90 % interval of the latency; ``None`` where the predictor gives none.
@@ -55,6 +55,23 @@ class BlockPrediction:
     latency_ms: float
     operators: tuple[OperatorPrediction, ...]
     interval_ms: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class ExitPrediction:
+    """Images that leave at one exit of a network that exits early.
+
+    Attributes:
+        exit: Number of the exit.
+        share: Share of images that leaves there.
+        latency_ms: Milliseconds per image, of all stages up to this exit.
+        interval_ms: 90 % interval of the latency.
+    """
+
+    exit: int
+    share: float
+    latency_ms: float
+    interval_ms: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -84,9 +101,9 @@ class Prediction:
     Attributes:
         network: Name of the network.
         device: Name of the device model.
-        mode: Mode of each stage.
-        granularity: Patch side of each stage.
-        channel_granularity: Channels per group of each stage.
+        mode: Mode of each stage, or of all; ``("static",)`` where none was asked for.
+        granularity: Patch side of each stage, likewise; empty where none was asked for.
+        channel_granularity: Channels per group of each stage, likewise.
         batch: Images per batch.
         input_size: (height, width).
         compat: ``"laudnet"`` (the reference with its quirks) or ``None``.
@@ -103,6 +120,8 @@ class Prediction:
         runtime: Whose fusions and launches are assumed; ``None`` for the reference, which knows none.
         interval_ms: 90 % interval of ``latency_ms``; ``None`` for the reference.
         basis: What the device model rests on.
+        notes: What a reader should know, e.g. which skipped blocks the platform computes anyway.
+        exits: Of a network that exits early: ``latency_ms`` is their mean by their shares.
     """
 
     network: str
@@ -126,6 +145,8 @@ class Prediction:
     runtime: str | None = None
     interval_ms: tuple[float, float] | None = None
     basis: str = ""
+    notes: tuple[str, ...] = ()
+    exits: tuple[ExitPrediction, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object; :meth:`from_json` reads it back."""
@@ -146,8 +167,12 @@ class Prediction:
             )
         try:
             values = {key: item for key, item in value.items() if key != "schema"}
-            lists = ("mode", "granularity", "channel_granularity", "input_size", "fixes")
-            values.update({key: tuple(values[key]) for key in lists})
+            lists = ("mode", "granularity", "channel_granularity", "input_size", "fixes", "notes")
+            values.update({key: tuple(values.get(key, ())) for key in lists})
+            values["exits"] = tuple(
+                ExitPrediction(**{**item, "interval_ms": (item["interval_ms"][0], item["interval_ms"][1])})
+                for item in values.get("exits", ())
+            )
             values["interval_ms"] = _interval(values["interval_ms"])
             values["blocks"] = tuple(
                 BlockPrediction(

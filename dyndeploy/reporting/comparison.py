@@ -9,18 +9,29 @@ and shares are always compared, absolute latencies only where the profiled devic
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from dyndeploy.errors import DyndeployError, InputError
+from dyndeploy.errors import InputError
 from dyndeploy.measure import BlockTimes, Profile, RateResult
-from dyndeploy.prediction import BlockPrediction, Configuration, Coverage, Estimator, NetworkSpec, Prediction, Rates
-
-_KINDS = {"spatial": "spatial", "layer": "spatial", "channel": "channel"}
-"""Which rate of the predictor a kind of mask is."""
+from dyndeploy.measure.exits import ExitProfile
+from dyndeploy.prediction import (
+    BlockPrediction,
+    Configuration,
+    Coverage,
+    Estimator,
+    GraphWalker,
+    NodeGraph,
+    Prediction,
+    Rates,
+    StagedNodes,
+    recorded_nodes,
+)
+from dyndeploy.prediction.estimate import PRECISIONS
+from dyndeploy.targets import load_device
 
 
 @dataclass(frozen=True)
@@ -41,45 +52,58 @@ class PredictedSweep:
 
 
 def predict_profile(profile: Profile, device: str) -> PredictedSweep:
-    """Predict what a profile measured, block by block at its rates.
+    """Predict what a profile measured: its own graphs, block by block at its rates, in its precision.
 
     Args:
-        profile: Holds the description of the network.
+        profile: Holds the graphs.
         device: Name of a device model.
 
     Raises:
         UsageError: Unknown device, or this machine is not calibrated.
-        InputError: The profile's description of the network is not usable.
+        InputError: The profile does not hold its graphs, or lacks the rate of a decision.
     """
-    estimator = Estimator(device, batch=profile.batch, threads=profile.threads)
-    bundle = profile.bundle
+    estimator = _estimator(device, profile.bundle.get("precision"), profile.batch, profile.threads)
+    dynamic, static = (_nodes(profile.graph, part) for part in ("dynamic", "static"))
+    walker, twin = (
+        GraphWalker(nodes, precision=estimator.precision, runtime=estimator.dynamic_runtime)
+        for nodes in (dynamic, static)
+    )
     try:
-        spec = NetworkSpec.from_json(bundle["network_spec"])
-        modes = tuple(str(bundle["mode"]).split("-"))
-        granularity = tuple(bundle["granularity"])
-        channel_granularity = tuple(bundle["channel_granularity"])
-        masks = [(str(mask["name"]), str(mask["block"]), _KINDS[mask["kind"]]) for mask in bundle["masks"]]
-    except (KeyError, TypeError, DyndeployError) as error:
-        raise InputError(f"The profile does not describe its network ({error}). Profile the bundle again.") from error
-
-    def rates(result: RateResult) -> list[Rates]:
-        given: dict[str, dict[str, float]] = {}
-        for name, block, kind in masks:
-            given.setdefault(block, {})[kind] = result.mask_rates[name]
-        return [Rates(**given.get(block.name, {})) for block in spec.blocks]
+        masks = [(str(mask["name"]), str(mask["block"]), str(mask["kind"])) for mask in profile.bundle["masks"]]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"The profile does not name its masks ({error}). Profile the bundle again.") from error
+    lacking = sorted(set(walker.gates) - {block for _, block, _ in masks})
+    if lacking:
+        raise InputError(f"The profile has no rates for {', '.join(lacking)}. Profile the bundle again.")
 
     def predict(result: RateResult) -> Prediction:
-        return estimator.predict(spec, Configuration(modes, granularity, channel_granularity, rates(result)))
+        rates: dict[str, dict[str, float]] = {}
+        for name, block, kind in masks:
+            rates.setdefault(block, {})[kind] = result.mask_rates[name]
+        return estimator.predict(walker, Configuration(rate={block: Rates(**own) for block, own in rates.items()}))
 
     try:
         return PredictedSweep(
             device=estimator.device.name,
-            static=estimator.predict(spec, Configuration("static")),
+            static=estimator.predict(twin),
             rates=tuple(predict(result) for result in profile.rates),
             data=predict(profile.data),
         )
     except KeyError as error:
         raise InputError(f"The profile has no rate for the mask {error}. Profile the bundle again.") from error
+
+
+def _estimator(device: str, precision: object, batch: int, threads: int) -> Estimator:
+    """In the precision that was measured; what no device model knows (BF16), and this machine, are priced in FP32."""
+    known = str(precision) if precision in PRECISIONS and not load_device(device).is_local else "fp32"
+    return Estimator(device, precision=known, batch=batch, threads=threads)
+
+
+def _nodes(record: Mapping[str, Any] | None, part: str) -> NodeGraph:
+    nodes = recorded_nodes(record, part)
+    if not isinstance(nodes, NodeGraph):
+        raise InputError("The profile holds the stages of a network that exits early: it is damaged. Profile again.")
+    return nodes
 
 
 @dataclass(frozen=True)
@@ -384,6 +408,118 @@ def _compare_blocks(
             measured_ms=own.dynamic_ms / profile.batch,
             predicted_ms=part.latency_ms,
         )
+
+
+# ---------------------------------------------------------------- early exits
+
+
+@dataclass(frozen=True)
+class PredictedExits:
+    """Predictions for a network that exits early.
+
+    Attributes:
+        device: Device model.
+        whole: The network without exits.
+        staged: The stages; what each exit takes is in its ``exits``.
+    """
+
+    device: str
+    whole: Prediction
+    staged: Prediction
+
+
+def predict_exit_profile(profile: ExitProfile, device: str) -> PredictedExits:
+    """Predict what the profile of a network that exits early measured, one image at a time.
+
+    Args:
+        profile: Holds the graphs.
+        device: Name of a device model.
+
+    Raises:
+        UsageError: Unknown device, or this machine is not calibrated.
+        InputError: The profile does not hold its graphs.
+    """
+    estimator = _estimator(device, profile.bundle.get("precision"), 1, profile.threads)
+    staged = recorded_nodes(profile.graph, "dynamic")
+    if not isinstance(staged, StagedNodes) or len(staged.stages) != len(profile.exits):
+        raise InputError("The profile does not hold the stages that were measured: it is damaged. Profile again.")
+    whole = estimator.predict(_nodes(profile.graph, "static"))
+    return PredictedExits(estimator.device.name, whole, estimator.predict(staged))
+
+
+@dataclass(frozen=True)
+class ExitEntry:
+    """One exit or one mix, measured and predicted. Times are ms per image.
+
+    Attributes:
+        name: ``"exit 1"``, or the name of the mix.
+        measured_ms: On the machine, from runs in turn with the network without exits.
+        predicted_ms: On the device model.
+        measured_speedup: Time of the network without exits over it, on the machine.
+        predicted_speedup: The same on the device model.
+    """
+
+    name: str
+    measured_ms: float
+    predicted_ms: float
+    measured_speedup: float
+    predicted_speedup: float
+
+
+@dataclass(frozen=True)
+class ExitComparison:
+    """The profile of a network that exits early against the predictions for one device model.
+
+    Attributes:
+        predicted_device: What was predicted; profiled was this machine, ``"cpu"``.
+        whole_measured_ms: The network without exits, per image.
+        whole_predicted_ms: The same on the device model.
+        exits: Every exit.
+        mixes: Every mix that was measured.
+        speedup_mape: Mean absolute error of the predicted speed-ups of all exits, relative to the measured ones.
+        latency_mape: The same of latencies, the network without exits included; None where the devices differ.
+    """
+
+    predicted_device: str
+    whole_measured_ms: float
+    whole_predicted_ms: float
+    exits: tuple[ExitEntry, ...]
+    mixes: tuple[ExitEntry, ...]
+    speedup_mape: float
+    latency_mape: float | None
+
+    @property
+    def headline_error(self) -> float:
+        """What a limit applies to: the error of latencies, or of speed-ups where the devices differ."""
+        return self.speedup_mape if self.latency_mape is None else self.latency_mape
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def compare_exit_profile(profile: ExitProfile, prediction: PredictedExits) -> ExitComparison:
+    """Compare the profile of a network that exits early with predictions for it, per exit and per mix."""
+    whole, twin = profile.whole.median, prediction.whole.latency_ms
+    predicted = [entry.latency_ms for entry in prediction.staged.exits]
+    exits = tuple(
+        ExitEntry(f"exit {entry.exit}", entry.relative * whole, ms, 1.0 / entry.relative, twin / ms)
+        for entry, ms in zip(profile.exits, predicted, strict=True)
+    )
+    mixes = []
+    for mix in profile.mixes:
+        ms = float(np.dot(mix.shares, predicted))
+        mixes.append(ExitEntry(mix.name, mix.mean_ms, ms, mix.realised_speedup, twin / ms))
+    latencies = [(whole, twin), *((entry.measured_ms, entry.predicted_ms) for entry in exits)]
+    return ExitComparison(
+        predicted_device=prediction.device,
+        whole_measured_ms=whole,
+        whole_predicted_ms=twin,
+        exits=exits,
+        mixes=tuple(mixes),
+        speedup_mape=_mape([(entry.measured_speedup, entry.predicted_speedup) for entry in exits]),
+        latency_mape=_mape(latencies) if load_device(prediction.device).is_local else None,
+    )
 
 
 def _mape(pairs: Sequence[tuple[float, float]]) -> float:

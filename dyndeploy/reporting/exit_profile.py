@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from dyndeploy import files
 from dyndeploy.measure import Samples
 from dyndeploy.measure.exits import ExitProfile, ExitTimes
+from dyndeploy.reporting.comparison import ExitComparison
 from dyndeploy.reporting.page import decimals, machine_rows, ms, percent, render_page, times, version_rows
 from dyndeploy.reporting.svg import Bars, bar_chart
 
 
-def write_exit_profile_report(path: str | os.PathLike[str], profile: ExitProfile) -> None:
+def write_exit_profile_report(
+    path: str | os.PathLike[str], profile: ExitProfile, comparisons: Sequence[ExitComparison] = ()
+) -> None:
     """Write the report of a profile of a network that exits early, atomically.
 
     Args:
         path: The HTML file.
         profile: The measurement.
+        comparisons: With predictions, for one or several devices.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    files.write_text(path, render_exit_profile_report(profile))
+    files.write_text(path, render_exit_profile_report(profile, comparisons))
 
 
-def render_exit_profile_report(profile: ExitProfile) -> str:
+def render_exit_profile_report(profile: ExitProfile, comparisons: Sequence[ExitComparison] = ()) -> str:
     """Return the page that :func:`write_exit_profile_report` writes."""
     images = profile.settings.get("images", {})
     return render_page(
@@ -37,6 +42,7 @@ def render_exit_profile_report(profile: ExitProfile) -> str:
         mix_chart=_mix_chart(profile) if profile.mixes else "",
         exit_rows=_exit_rows(profile),
         mix_rows=_mix_rows(profile),
+        predicted_rows=[row for comparison in comparisons for row in _predicted_rows(comparison)],
         facts=machine_rows(
             profile.machine,
             ("Threads", profile.threads),
@@ -97,6 +103,19 @@ def _mix_rows(profile: ExitProfile) -> list[tuple[str, ...]]:
             percent(mix.realisation),
         )
         for mix in profile.mixes
+    ]
+
+
+def _predicted_rows(comparison: ExitComparison) -> list[tuple[str, ...]]:
+    return [
+        (
+            f"{comparison.predicted_device}, predicted",
+            entry.name,
+            ms(entry.predicted_ms),
+            times(entry.predicted_speedup),
+            times(entry.measured_speedup),
+        )
+        for entry in (*comparison.exits, *comparison.mixes)
     ]
 
 

@@ -7,7 +7,7 @@ import pytest
 from dyndeploy.errors import UsageError
 from dyndeploy.planning import Plan, PlanSettings, choose_measured, measure_plans, plan_network, uniform_plans
 from dyndeploy.prediction import AnalyticalModel
-from dyndeploy.prediction.laudnet.network_spec import network_spec
+from dyndeploy.prediction.laudnet import network_spec
 from dyndeploy.targets.devices import load_device
 
 SETTINGS = PlanSettings(rate=0.5, modes=("spatial", "static"), granularities=(1, 2, 4))
@@ -16,9 +16,9 @@ SETTINGS = PlanSettings(rate=0.5, modes=("spatial", "static"), granularities=(1,
 @pytest.fixture(scope="module")
 def plans() -> list[Plan]:
     # Any model will do: what is tested is measured.
-    price, spec = AnalyticalModel(load_device("tx2")).price, network_spec("laud_resnet14_small")
-    best, _ = plan_network(spec, {1: price}, SETTINGS)
-    return [best, *uniform_plans(spec, price, SETTINGS)]
+    price, name = AnalyticalModel(load_device("tx2")).price, "laud_resnet14_small"
+    best, _ = plan_network(name, {1: price}, SETTINGS)
+    return [best, *uniform_plans(name, price, SETTINGS)]
 
 
 def test_uniform_plans_have_one_granularity_and_no_dense_block(plans: list[Plan]) -> None:

@@ -10,23 +10,13 @@ import pytest
 
 from dyndeploy.cli import run
 from dyndeploy.errors import InputError, UsageError
+from dyndeploy.nets import model_info, model_names
 from dyndeploy.planning import Plan, PlanSettings, load_plan, plan_network
-from dyndeploy.planning.search import Option, _Search
-from dyndeploy.prediction.kernels import Kernel
-from dyndeploy.prediction.laudnet.network_spec import BlockSpec, NetworkSpec, StemSpec, network_spec
+from dyndeploy.planning.composition import Composition, Option
+from dyndeploy.prediction.kernels import GraphWalker, Kernel
+from dyndeploy.prediction.zoo import zoo_nodes
 
-SMALL = NetworkSpec(
-    "small",
-    (32, 32),
-    StemSpec(3, 16, 3, 2),
-    (2, 1),
-    (
-        BlockSpec("layer1.0", 16, 8, 32, 16, 16, projection=True, mask_before_norm=True),
-        BlockSpec("layer1.1", 32, 8, 32, 16, 16, mask_before_norm=True),
-        BlockSpec("layer2.0", 32, 16, 64, 16, 16, stride=2, projection=True, mask_before_norm=True),
-    ),
-    classes=10,
-)
+SMALL = "laud_resnet14_small"
 
 
 def price(kernels: Sequence[Kernel]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -44,26 +34,59 @@ def price(kernels: Sequence[Kernel]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 SETTINGS = PlanSettings(modes=("spatial", "channel", "static"), granularities=(1, 4), channel_granularities=(2,))
 
 
+STATIC = Option("static", 1, 1)
+
+
 def test_the_search_finds_what_trying_everything_finds() -> None:
-    search = _Search(SMALL, price, SETTINGS, "cpu", 1)
-    options = [Option("spatial", 1, 1), Option("spatial", 4, 1), Option("channel", 1, 2), Option("static", 1, 1)]
-    times = []
-    for first, second in itertools.product(options, repeat=2):
-        for dense in itertools.product((False, True), repeat=3):
-            chosen = [
-                Option("static", 1, 1) if skip else o for o, skip in zip((first, first, second), dense, strict=True)
-            ]
-            times.append(float(price(search._kernels(chosen))[0].sum()))
+    network = Composition(SMALL, SETTINGS.rate)
+    options = [Option("spatial", 1, 1), Option("spatial", 4, 1), Option("channel", 1, 2), STATIC]
+    valid = [[option for option in options if stage in network.valid_stages(option)] for stage in range(4)]
+    times = [float(price(network.kernels(chosen))[0].sum()) for chosen in itertools.product(*valid)]
     best, _ = plan_network(SMALL, {1: price}, SETTINGS)
     # A network's head differs a little with the layout that reaches it, which the search only sees at the end.
     assert best.latency_ms == pytest.approx(min(times), rel=0.01)
     assert best.latency_ms <= best.static_ms
 
 
+def test_composed_networks_are_those_that_are_built_so() -> None:
+    network = Composition("laud_resnet26_small", 0.3)
+    assert [len(stage) for stage in network.stages] == [2, 2, 2, 2]
+    options = [Option("spatial", 2, 1), Option("both", 1, 2), STATIC, Option("channel", 1, 4)]
+    dense = ("layer1.1", "layer2.0", "layer4.0")
+    chosen = [
+        STATIC if name in dense else option
+        for option, stage in zip(options, network.stages, strict=True)
+        for name in stage
+    ]
+    nodes = zoo_nodes(
+        "laud_resnet26_small",
+        {
+            "mode": [option.mode for option in options],
+            "granularity": [option.granularity for option in options],
+            "channel_granularity": [option.channel_granularity for option in options],
+        },
+        dense=dense,
+    )
+    built = GraphWalker(nodes).graph(0.3).kernels
+
+    def described(kernels: Sequence[Kernel]) -> list[tuple[object, ...]]:
+        return sorted((k.kind, k.macs, k.bytes, tuple(sorted(k.features.items()))) for k in kernels)
+
+    assert described(network.kernels(chosen)) == described(built)
+
+
+def test_a_mask_has_more_than_one_patch() -> None:
+    network = Composition(SMALL, 0.5)  # maps of 32, 16, 8 and 4 pixels
+    assert network.valid_stages(Option("spatial", 4, 1)) == {0, 1, 2}
+    assert network.valid_stages(Option("spatial", 1, 1)) == network.valid_stages(Option("layer", 1, 1)) == {0, 1, 2, 3}
+    # 24, 40, 64 and 128 hidden channels.
+    assert network.valid_stages(Option("channel", 1, 16)) == {2, 3}
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.7, 1.0])
 def test_never_slower_than_static_and_the_front_is_a_front(rate: float) -> None:
     settings = PlanSettings(rate=rate, granularities=(1, 2, 4))
-    best, front = plan_network(network_spec("laud_resnet50"), {1: price}, settings)
+    best, front = plan_network("laud_resnet50", {1: price}, settings)
     assert best.latency_ms <= best.static_ms * (1 + 1e-9)
     ms, macs = [plan.latency_ms for plan in front], [plan.macs for plan in front]
     assert ms == sorted(ms) and macs == sorted(macs) and best is front[0]
@@ -71,14 +94,13 @@ def test_never_slower_than_static_and_the_front_is_a_front(rate: float) -> None:
 
 
 def test_a_budget_takes_the_plan_that_computes_most_within_it() -> None:
-    spec = network_spec("laud_resnet50")
-    fastest, front = plan_network(spec, {1: price}, SETTINGS)
+    fastest, front = plan_network("laud_resnet50", {1: price}, SETTINGS)
     budget = (fastest.latency_ms + fastest.static_ms) / 2
-    chosen, _ = plan_network(spec, {1: price}, SETTINGS, budget_ms=budget)
+    chosen, _ = plan_network("laud_resnet50", {1: price}, SETTINGS, budget_ms=budget)
     assert fastest.macs < chosen.macs and chosen.latency_ms <= budget
     assert chosen.macs == max(plan.macs for plan in front if plan.latency_ms <= budget)
     with pytest.raises(UsageError, match="fastest takes"):
-        plan_network(spec, {1: price}, SETTINGS, budget_ms=fastest.latency_ms / 2)
+        plan_network("laud_resnet50", {1: price}, SETTINGS, budget_ms=fastest.latency_ms / 2)
 
 
 def test_blocks_that_are_not_worth_it_run_densely() -> None:
@@ -92,7 +114,7 @@ def test_blocks_that_are_not_worth_it_run_densely() -> None:
         return ms, ms, ms
 
     settings = PlanSettings(rate=0.2, modes=("spatial", "static"), granularities=(4,))
-    best, _ = plan_network(network_spec("laud_resnet50"), {1: dear}, settings)
+    best, _ = plan_network("laud_resnet50", {1: dear}, settings)
     assert best.dense == ("layer3.2",) and best.mode[2] == "spatial"
     assert any(reason.startswith("layer3.2 runs densely") for reason in best.reasons)
 
@@ -106,7 +128,7 @@ def test_threads_are_chosen() -> None:
 
 def test_a_uniform_mode_is_one() -> None:
     settings = PlanSettings(uniform_mode=True, granularities=(1, 4))
-    for plan in plan_network(network_spec("laud_resnet50"), {1: price}, settings)[1]:
+    for plan in plan_network("laud_resnet50", {1: price}, settings)[1]:
         assert len(set(plan.mode) - {"static"}) <= 1
 
 
@@ -119,9 +141,14 @@ def test_impossible_settings_are_refused(settings: dict) -> None:
         PlanSettings(**settings)
 
 
-def test_networks_without_operators_are_refused() -> None:
-    with pytest.raises(UsageError, match="squeeze"):
-        plan_network(network_spec("laud_regnety_400mf"), {1: price})
+def test_networks_that_cannot_be_planned_are_refused() -> None:
+    with pytest.raises(UsageError, match="reference predictor only"):
+        plan_network("laud_regnety_400mf", {1: price})
+    with pytest.raises(UsageError, match="Did you mean 'laud_resnet50'"):
+        plan_network("laud_resnet5", {1: price})
+    early = next(name for name in model_names() if "mode" not in model_info(name).defaults)
+    with pytest.raises(UsageError, match="no modes"):
+        plan_network(early, {1: price})
     with pytest.raises(UsageError, match="calibrate-device"):
         plan_network(SMALL, {})
 

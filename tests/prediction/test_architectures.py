@@ -1,15 +1,10 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from dyndeploy.errors import UsageError
-from dyndeploy.prediction import Rates, static_graph, static_names, walk
-from dyndeploy.prediction.architectures import network_graph, static_name
-from dyndeploy.prediction.kernels import RUNTIMES, Graph
-from dyndeploy.prediction.laudnet.network_spec import network_spec
-from tests.bundles import tiny_models, tiny_spec
+from dyndeploy.prediction import Graph, static_graph, static_names
+from dyndeploy.prediction.architectures import static_name
 
 PUBLISHED = {  # torchvision's table: GFLOPS (multiply-accumulates) and parameters
     "resnet18": (1.81, 11689512),
@@ -31,13 +26,6 @@ PUBLISHED = {  # torchvision's table: GFLOPS (multiply-accumulates) and paramete
 
 def _macs(graph: Graph) -> float:
     return sum(kernel.macs for kernel in graph.kernels)
-
-
-def _described(graph: Graph) -> list[tuple[Any, ...]]:
-    return [
-        (k.kind, k.block, k.macs, k.dense_macs, k.read_bytes, k.written_bytes, k.weight_bytes, dict(k.features))
-        for k in graph.kernels
-    ]
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
@@ -87,37 +75,3 @@ def test_names():
         static_graph("resnet5")
     with pytest.raises(UsageError, match="must be positive"):
         static_graph("resnet50", input_size=(0, 224))
-
-
-@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
-def test_the_described_network_is_the_walk_of_its_graph(runtime):
-    for mode in ("spatial", "layer", "channel", "both"):
-        model, static, _ = tiny_models(mode)
-        options = {"granularities": (2, 2), "channel_granularities": (2, 2), "rates": [Rates(0.5, 0.5)] * 2}
-        described = network_graph(tiny_spec(), modes=(mode, mode), runtime=runtime, **options)
-        # The tiny channel masker is smaller than the zoo's.
-        chosen = ("bottleneck", "spatial_masker")
-        dynamic = [entry for entry in _described(walk(model, 0.5, runtime=runtime)) if entry[0].endswith(chosen)]
-        assert len(dynamic) >= 2
-        assert dynamic == [entry for entry in _described(described) if entry[0].endswith(chosen)]
-        twin = network_graph(tiny_spec(), modes=("static", "static"), runtime=runtime, **options)
-        assert _described(walk(static, runtime=runtime)) == _described(twin)
-
-
-def test_all_runtimes_know_the_dynamic_networks():
-    spec = network_spec("laud_resnet50")
-    for runtime in RUNTIMES:
-        graph = network_graph(
-            spec,
-            modes=("spatial", "static", "channel", "layer"),
-            granularities=(4, 4, 2, 1),
-            channel_granularities=(2, 2, 2, 2),
-            rates=[Rates(0.5, 0.5)] * 16,
-            runtime=runtime,
-        )
-        assert {kernel.kind for kernel in graph.kernels} >= {
-            "spatial_bottleneck", "channel_bottleneck", "layer_bottleneck", "spatial_masker", "channel_masker", "conv",
-            "transpose", "gemm",
-        }  # fmt: skip
-        # Two changes of layout lie between blocks, the first one in the stem's place.
-        assert [graph.kernels[i].kind for i in graph.parts["other"]] == ["transpose", "transpose"]

@@ -11,11 +11,10 @@ import pytest
 from dyndeploy.device_calibration.fit import fit_all
 from dyndeploy.device_calibration.graphs import micro_graph
 from dyndeploy.errors import InputError
-from dyndeploy.prediction import Rates
-from dyndeploy.prediction.architectures import network_graph
+from dyndeploy.prediction import GraphWalker
 from dyndeploy.prediction.calibrated import FEATURES, CalibratedModel, Calibration, load_calibration
 from dyndeploy.prediction.kernels import Graph, moving_kernel, walk
-from dyndeploy.prediction.laudnet.network_spec import network_spec
+from dyndeploy.prediction.zoo import zoo_nodes
 from tests.device_calibration.helpers import many
 
 
@@ -36,10 +35,7 @@ def calibration() -> Calibration:
 
 
 def resnet(mode: str, rate: float) -> Graph:
-    spec = network_spec("laud_resnet50")
-    return network_graph(
-        spec, modes=[mode] * 4, granularities=[1] * 4, channel_granularities=[2] * 4, rates=[Rates(rate, rate)] * 16
-    )
+    return GraphWalker(zoo_nodes("laud_resnet50", {"mode": mode, "granularity": 1})).graph(rate)
 
 
 def test_a_file_read_again_predicts_the_same(calibration: Calibration, tmp_path: Path) -> None:

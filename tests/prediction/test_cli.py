@@ -10,7 +10,7 @@ from dyndeploy.bundle import MANIFEST
 from dyndeploy.cli.predict import predict
 from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.nets import model_names
-from dyndeploy.prediction import NetworkSpec, network_spec, predict_bundle, predict_network
+from dyndeploy.prediction.laudnet import NetworkSpec, network_spec, predict_bundle, predict_network
 from dyndeploy.targets import device_names
 from tests.bundles import tiny_bundle
 

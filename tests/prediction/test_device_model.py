@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from dyndeploy.errors import UsageError
 from dyndeploy.prediction import AnalyticalModel, Rates, static_graph
-from dyndeploy.prediction.kernels import Kernel, bottleneck_kernel, conv_kernel, gemm_kernel, moving_kernel
+from dyndeploy.prediction.kernels import Kernel, conv_kernel, gemm_kernel, moving_kernel
 from dyndeploy.targets import device_names, load_device
 from dyndeploy.targets.devices import Device
+from tests.prediction.calls import bottleneck
 
 GPUS = [name for name in device_names() if not load_device(name).is_local]
 
@@ -141,10 +142,7 @@ def test_groups_that_run_one_by_one():
 
 def _bottleneck(kind: str = "spatial", batch: int = 1, **options: object) -> Kernel:
     given: dict[str, object] = {"mask_size": (14, 14), "rates": Rates(0.5, 0.5), "channel_groups": 64} | options
-    return bottleneck_kernel(
-        "b", "b", f"{kind}_bottleneck", batch=batch, size=(28, 28), cin=512, cmid=128, cout=512, stride=1, dilation=1,
-        groups=1, projection=False, **given,
-    )  # type: ignore[arg-type]  # fmt: skip
+    return bottleneck(kind, batch=batch, **given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["spatial", "layer", "channel", "spatial_channel"])
@@ -175,13 +173,7 @@ def test_a_batch_pays_for_its_slowest_image():
 
 
 def test_dilation_costs():
-    near, far = (
-        bottleneck_kernel(
-            "b", "b", "spatial_bottleneck", batch=1, size=(28, 28), cin=512, cmid=128, cout=512, stride=1,
-            dilation=dilation, groups=1, projection=False, mask_size=(7, 7), rates=Rates(0.3),
-        )
-        for dilation in (1, 4)
-    )  # fmt: skip
+    near, far = (bottleneck(dilation=dilation, mask_size=(7, 7), rates=Rates(0.3)) for dilation in (1, 4))
     assert near.features["rate_conv1"] < far.features["rate_conv1"]
     assert _ms("tx2", near) < _ms("tx2", far)
 

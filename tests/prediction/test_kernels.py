@@ -11,9 +11,11 @@ from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.graphs.inspect import static_shapes
 from dyndeploy.graphs.macs import MacCounter
 from dyndeploy.ops import DOMAIN, OPERATORS
+from dyndeploy.ops.gates import PATCH
 from dyndeploy.prediction import Graph, GraphWalker, Rates, walk
-from dyndeploy.prediction.kernels import bottleneck_kernel, conv_kernel
+from dyndeploy.prediction.kernels import conv_kernel
 from tests.bundles import BLOCK_MACS, HEAD_MACS, MODES, STATIC_MACS, STEM_MACS, tiny_models
+from tests.prediction.calls import bottleneck
 
 
 def _weight(name: str, *shape: int) -> onnx.TensorProto:
@@ -242,7 +244,7 @@ def test_expected_macs_are_the_mean_over_random_masks() -> None:
 
     counted = np.mean([drawn() for _ in range(600)])
     graph = walker.graph(0.4)
-    assert walker.dynamic_modes == {"layer1.0": "spatial", "layer2.0": "spatial"}
+    assert walker.gates == {"layer1.0": (PATCH,), "layer2.0": (PATCH,)}
     assert sum(kernel.macs for kernel in graph.kernels) == pytest.approx(counted, rel=0.02)
 
 
@@ -266,14 +268,14 @@ def test_rates_may_differ_by_block() -> None:
     mask=st.integers(1, 4),
     stride=st.sampled_from([1, 2]),
     dilation=st.integers(1, 2),
-    squeezed=st.sampled_from([0, 8]),
 )
-def test_a_bottleneck_never_gets_cheaper_by_running_more(kind, rates, side, mask, stride, dilation, squeezed) -> None:
+def test_a_bottleneck_never_gets_cheaper_by_running_more(kind, rates, side, mask, stride, dilation) -> None:
+    mask = min(mask, (side - 1) // stride + 1)
+
     def kernel(rate: float):
-        return bottleneck_kernel(
-            "b", "b", f"{kind}_bottleneck", batch=2, size=(side, side), cin=16, cmid=8, cout=16, stride=stride,
-            dilation=dilation, groups=1, projection=stride == 2, squeezed=squeezed, rates=Rates(rate, rate),
-            mask_size=(mask, mask) if "spatial" in kind else (1, 1),
+        return bottleneck(
+            kind, batch=2, size=(side, side), cin=16, cmid=8, cout=16, stride=stride, dilation=dilation,
+            projection=stride == 2, rates=Rates(rate, rate), mask_size=(mask, mask),
         )  # fmt: skip
 
     low, high = kernel(min(rates)), kernel(max(rates))

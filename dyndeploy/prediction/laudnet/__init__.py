@@ -1,4 +1,38 @@
-"""The LAUDNet paper's latency predictor, as published or with its faults repaired: networks described by shapes only.
+"""The reproduction of the LAUDNet predictor, as published or with its faults repaired: apart from everything else.
 
-It stands apart from the predictor that prices the kernels of graphs (:mod:`dyndeploy.prediction.estimate`).
+It sees a network as a :class:`NetworkSpec` and prices lists of operators, not graphs; what it says differs from
+:func:`dyndeploy.prediction.predict` by construction.
 """
+
+from dyndeploy.prediction.laudnet.blocks import MODES
+from dyndeploy.prediction.laudnet.fixes import Fix
+from dyndeploy.prediction.laudnet.network_spec import (
+    BlockSpec,
+    MaskerSpec,
+    NetworkSpec,
+    StemSpec,
+    is_network_name,
+    network_names,
+    network_spec,
+    published_blocks,
+)
+from dyndeploy.prediction.laudnet.operators import Operator, operator_kinds
+from dyndeploy.prediction.laudnet.predictor import Predictor, predict_bundle, predict_network
+
+__all__ = [
+    "MODES",
+    "BlockSpec",
+    "Fix",
+    "MaskerSpec",
+    "NetworkSpec",
+    "Operator",
+    "Predictor",
+    "StemSpec",
+    "is_network_name",
+    "network_names",
+    "network_spec",
+    "operator_kinds",
+    "predict_bundle",
+    "predict_network",
+    "published_blocks",
+]

@@ -5,83 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from dyndeploy.errors import UsageError
 from dyndeploy.ops.densities import dilated_density
 from dyndeploy.prediction.densities import union
 from dyndeploy.prediction.laudnet.fixes import Fix
 from dyndeploy.prediction.laudnet.network_spec import BlockSpec, MaskerSpec, NetworkSpec
 from dyndeploy.prediction.laudnet.operators import Operator
+from dyndeploy.prediction.rates import Rates
 
 MODES = ("static", "spatial", "channel", "layer", "both")
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Activation rates of one block, each in [0, 1].
-
-    Attributes:
-        spatial: Active fraction of patches (conv3, the addition), or of images in layer mode.
-        channel: Active fraction of channel groups.
-        conv1: Density of conv1 after the 3x3 dilation; ``None`` derives it from ``spatial``.
-        conv2: Density of conv2; ``None`` means ``spatial``.
-        channel_slowest: Largest ``channel`` of the images of a batch; ``None`` expects it of independent masks.
-    """
-
-    spatial: float = 1.0
-    channel: float = 1.0
-    conv1: float | None = None
-    conv2: float | None = None
-    channel_slowest: float | None = None
-
-
-def checked_rates(rate: float | Rates) -> Rates:
-    """Rates of one block; raises ``UsageError`` outside [0, 1]."""
-    rates = rate if isinstance(rate, Rates) else Rates(spatial=rate, channel=rate)
-    for value in (rates.spatial, rates.channel, rates.conv1, rates.conv2):
-        if value is not None and not _is_rate(value):
-            raise UsageError(f"An activation rate must be a number in [0, 1], not {value!r}.")
-    return rates
-
-
-def _is_rate(value: object) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and 0.0 <= float(value) <= 1.0
-
-
-@dataclass(frozen=True)
-class RateSamples:
-    """Rates image by image: what a data set did, not only its mean.
-
-    Attributes:
-        images: For each image, the rates of each block.
-    """
-
-    images: tuple[tuple[Rates, ...], ...]
-
-    def batches(self, size: int, count: int) -> list[tuple[Rates, ...]]:
-        """Rates of ``count`` runs of ``size`` images each, drawn with a fixed seed (all images in turn for size 1)."""
-        if size == 1:
-            return list(self.images[:: -(-len(self.images) // count)])
-        draws = np.random.default_rng(0).integers(len(self.images), size=(count, size))
-        return [tuple(map(_together, zip(*(self.images[i] for i in draw), strict=True))) for draw in draws]
-
-
-def _together(images: tuple[Rates, ...]) -> Rates:
-    """Rates of one block over the images of a batch."""
-
-    def mean(values: list[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known) if len(known) == len(values) else None
-
-    channels = [image.channel for image in images]
-    return Rates(
-        sum(image.spatial for image in images) / len(images),
-        sum(channels) / len(channels),
-        mean([image.conv1 for image in images]),
-        mean([image.conv2 for image in images]),
-        max(channels),
-    )
 
 
 @dataclass(frozen=True)
@@ -280,8 +211,9 @@ def _layer(plan: BlockPlan, fixes: frozenset[Fix]) -> list[Operator]:
 
 def _reference_spatial(plan: BlockPlan, fixes: frozenset[Fix]) -> list[Operator]:
     block, rates, side = plan.block, plan.rates, plan.granularity
-    d1 = rates.spatial if rates.conv1 is None else rates.conv1
-    d2 = rates.spatial if rates.conv2 is None else rates.conv2
+    conv1_rate, conv2_rate = rates.get("conv1"), rates.get("conv2")
+    d1 = rates.spatial if conv1_rate is None else conv1_rate
+    d2 = rates.spatial if conv2_rate is None else conv2_rate
     d3 = rates.spatial
     conv1, conv2, conv3 = _conv_shapes(block)
     conv2.pop("dilation", None)
@@ -331,17 +263,18 @@ def _masked(plan: BlockPlan, fixes: frozenset[Fix]) -> list[Operator]:
     if plan.mode in ("spatial", "both"):
         operators += _spatial_masker(plan, mask_size, fixes)
         d3 = rates.spatial
-        squeezed_dense = bool(block.squeezed) and Fix.DENSE_SQUEEZE in fixes and rates.conv2 is None
+        conv1_rate, conv2_rate = rates.get("conv1"), rates.get("conv2")
+        squeezed_dense = bool(block.squeezed) and Fix.DENSE_SQUEEZE in fixes and conv2_rate is None
         masked: dict[str, Any] = {"patches": mask_size}
         inner, inner_mask = masked, mask_size
-        d2 = d3 if rates.conv2 is None else rates.conv2
+        d2 = d3 if conv2_rate is None else conv2_rate
         if squeezed_dense:
             # The squeeze-excite pools the whole map of every image that has an active patch.
             d2 = union(d3, mask_size[0] * mask_size[1])
             inner, inner_mask = {"patches": (1, 1)}, (1, 1)
             squeeze_active = d2
-        if rates.conv1 is not None:
-            d1 = rates.conv1
+        if conv1_rate is not None:
+            d1 = conv1_rate
         elif Fix.DILATED_CONV1 in fixes:
             d1 = dilated_density(
                 d2,

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from dyndeploy.errors import UsageError, unknown_name
+from dyndeploy.prediction.architectures import REGNETS_Y
 
 _LARGEST = 1 << 16
 _LARGEST_KERNEL = 1 << 8
@@ -240,6 +241,7 @@ class _Family:
 
 _RESNET_WIDTHS = (256, 512, 1024, 2048)
 _REGNET_STEM = StemSpec(3, 32, 3, 2)
+_REGNETS = ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf")
 _FAMILIES: dict[str, _Family] = {
     # The small networks, as dyndeploy.nets.laud_resnet registers them; a test holds both together.
     "resnet14_small": _Family(
@@ -250,14 +252,22 @@ _FAMILIES: dict[str, _Family] = {
     ),
     "resnet50": _Family((3, 4, 6, 3), _RESNET_WIDTHS),
     "resnet101": _Family((3, 4, 23, 3), _RESNET_WIDTHS),
-    "regnety_400mf": _Family((1, 3, 6, 6), (48, 104, 208, 440), 8, _REGNET_STEM),
-    "regnety_800mf": _Family((1, 3, 8, 2), (64, 144, 320, 784), 16, _REGNET_STEM),
-    "regnety_1_6gf": _Family((2, 6, 17, 2), (48, 120, 336, 888), 24, _REGNET_STEM),
-    "regnety_3_2gf": _Family((2, 5, 13, 1), (72, 216, 576, 1512), 24, _REGNET_STEM),
-    "regnety_8gf": _Family((2, 4, 10, 1), (224, 448, 896, 2016), 56, _REGNET_STEM),
-    "regnety_16gf": _Family((2, 4, 11, 1), (224, 448, 1232, 3024), 112, _REGNET_STEM),
+    **{f"regnety_{size}": _Family(*REGNETS_Y[size], _REGNET_STEM) for size in _REGNETS},
 }
 _TIMM_NAMES = {"regnety004": "regnety_400mf", "regnety008": "regnety_800mf"}
+
+
+@functools.lru_cache(maxsize=1)
+def published_blocks() -> frozenset[tuple[int, int, int]]:
+    """(inputs, width, outputs) of the blocks of all published networks."""
+    return frozenset(
+        (block.c_in, block.width, block.c_out) for name in network_names() for block in network_spec(name).blocks
+    )
+
+
+def is_network_name(name: str) -> bool:
+    """Whether :func:`network_spec` knows the name."""
+    return _family_name(name) is not None
 
 
 def _family_name(name: str) -> str | None:

@@ -5,23 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import BundleError, UsageError, unknown_name
 from dyndeploy.prediction.densities import BusiestTile, ExpectedBusiestTile, SampledBusiestTile, union
-from dyndeploy.prediction.laudnet.blocks import MODES, BlockPlan, Rates, block_operators, checked_rates, network_ends
+from dyndeploy.prediction.laudnet.blocks import MODES, BlockPlan, block_operators, network_ends
 from dyndeploy.prediction.laudnet.cost import CostModel
 from dyndeploy.prediction.laudnet.fixes import Fix, fixes_for
 from dyndeploy.prediction.laudnet.network_spec import BlockSpec, MaskerSpec, NetworkSpec, network_spec
 from dyndeploy.prediction.laudnet.operators import KINDS, Operator, check_attributes
+from dyndeploy.prediction.rates import RateLike, Rates, block_rates, checked_rates
 from dyndeploy.prediction.results import BlockPrediction, Coverage, OperatorPrediction, Prediction
 from dyndeploy.targets.devices import Device, load_device
-
-#: One rate for all blocks, one per block, or measured rates per block.
-RateLike: TypeAlias = float | Rates | Sequence[float | Rates]
 
 _T = TypeVar("_T")
 
@@ -133,10 +131,10 @@ class Predictor:
                 mode=modes[stage],
                 granularity=granularities[stage],
                 channel_granularity=channel_granularities[stage],
-                rate=block_rates,
+                rate=own,
                 masker=spec.maskers[stage],
             )
-            for block, stage, block_rates in zip(spec.blocks, spec.stage_of_block, rates, strict=True)
+            for block, stage, own in zip(spec.blocks, spec.stage_of_block, rates, strict=True)
         ]
         if Fix.STEM_AND_HEAD in self.fixes:
             before, after = network_ends(spec)
@@ -405,22 +403,14 @@ def is_size(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= 1
 
 
-def block_rates(rate: RateLike, blocks: int) -> list[Rates]:
-    """Rates of each block; raises ``UsageError`` for a list of the wrong length or a rate outside [0, 1]."""
-    if not isinstance(rate, Sequence):
-        return [checked_rates(rate)] * blocks
-    if len(rate) != blocks:
-        raise UsageError(f"The list of rates has {len(rate)} entries, the network has {blocks} blocks.")
-    return [checked_rates(entry) for entry in rate]
-
-
 def stated_rates(mode: str, rates: Rates) -> dict[str, float]:
     """The rates that matter in a mode, by mask."""
     stated: dict[str, float] = {}
     if mode in ("spatial", "both", "layer"):
         stated["spatial"] = float(rates.spatial)
     if mode in ("spatial", "both"):
-        stated.update({k: float(v) for k, v in (("conv1", rates.conv1), ("conv2", rates.conv2)) if v is not None})
+        measured = {name: rates.get(name) for name in ("conv1", "conv2")}
+        stated |= {name: float(rate) for name, rate in measured.items() if rate is not None}
     if mode in ("channel", "both"):
         stated["channel"] = float(rates.channel)
     return stated

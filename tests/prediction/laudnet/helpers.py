@@ -6,7 +6,7 @@ import csv
 import dataclasses
 from pathlib import Path
 
-from dyndeploy.prediction import BlockSpec, NetworkSpec, network_spec
+from dyndeploy.prediction.laudnet import BlockSpec, NetworkSpec, network_spec
 
 _DATA = Path(__file__).parent / "data"
 _MODELS = {"resnet": "resnet50", "regnety004": "regnety004", "regnety008": "regnety008"}

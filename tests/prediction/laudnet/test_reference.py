@@ -6,8 +6,8 @@ import statistics
 
 import pytest
 
-from dyndeploy.prediction import Predictor
-from tests.prediction.helpers import rows, stage_block, with_stages
+from dyndeploy.prediction.laudnet import Predictor
+from tests.prediction.laudnet.helpers import rows, stage_block, with_stages
 
 _BLOCKS = rows("reference_blocks.csv")
 _NETWORKS = rows("reference_networks.csv")

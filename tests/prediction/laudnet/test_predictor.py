@@ -5,28 +5,26 @@ import json
 
 import numpy as np
 import pytest
-from dyndeploy.export.describe import describe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.nets import LaudResNet, create_model, model_info, model_names
-from dyndeploy.prediction import (
+from dyndeploy.prediction import Prediction, Rates
+from dyndeploy.prediction.laudnet import (
     BlockSpec,
     Fix,
     MaskerSpec,
     NetworkSpec,
     Operator,
-    Prediction,
     Predictor,
-    Rates,
     StemSpec,
     network_names,
     network_spec,
     operator_kinds,
     predict_network,
 )
-from tests.prediction.helpers import following
+from tests.prediction.laudnet.helpers import following
 
 _DYNAMIC = ("spatial", "channel", "layer", "both")
 _DEVICES = ("v100", "rtx3090", "rtx3060", "tx2", "nano")
@@ -319,7 +317,7 @@ def test_maskers_differ_by_stage():
 def _described(name, **options):
     model = create_model(name, **options)
     assert isinstance(model, LaudResNet)
-    return describe(model, model_info(name).input_size)
+    return NetworkSpec.from_json(model.describe(model_info(name).input_size))
 
 
 @pytest.mark.parametrize("name", model_names("laud_resnet"))

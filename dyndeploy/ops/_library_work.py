@@ -31,19 +31,50 @@ merged from; ``copied``: weights copied. All but the first two pairs in elements
 """
 
 
-def bottleneck_work(f: Mapping[str, float], hidden: float) -> dict[str, float]:
+def library_terms(f: Mapping[str, float]) -> dict[str, float]:
+    """Everything that the time of a bottleneck is a sum of, besides a constant (``KernelSpec.terms``).
+
+    Args:
+        f: Sizes of the operator (``OperatorSpec.sizes``).
+
+    Returns:
+        The numbers of :func:`bottleneck_work`; inputs, outputs and hidden values that are computed; bytes of weights,
+        and of those that active columns are merged from; mask bits and pixels; bytes of a projection, and of what is
+        copied.
+    """
+    rows1, rows2, hidden = f["rows1"], f["rows2"], f["hidden"]
+    active = f["cmid"] * f["channel_rate"] if f["rate"] > 0 else 0.0
+    weights = active * (f["cin"] + f["cout"]) + 9.0 * active * active / f["groups"]
+    weights += f["projection"] * f["cin"] * f["cout"]
+    # Active columns lie in almost every line of the weights that they are merged from.
+    merged = f["cmid"] * (f["cin"] + 9.0 * hidden / f["groups"]) + hidden * f["cout"]
+    written = 4.0 * f["batch"] * f["oh"] * f["ow"] * f["cout"]
+    return {
+        **bottleneck_work(f),
+        "inputs": rows1 * f["cin"],
+        "outputs": rows2 * f["cout"],
+        "hidden_values": (rows1 + rows2) * hidden,
+        "weights_cold": 4.0 * weights,
+        "merged_cold": 4.0 * merged if 0 < hidden < f["cmid"] else 0.0,
+        "mask_bits": f["batch"] * f["mask_h"] * f["mask_w"],
+        "pixels": f["batch"] * (f["h"] * f["w"] + f["oh"] * f["ow"]),
+        "projected": written * f["projection"],
+        "skipped": written * (1 - f["projection"]) * (1 - f["rate"]),
+    }
+
+
+def bottleneck_work(f: Mapping[str, float]) -> dict[str, float]:
     """Count the work of a bottleneck.
 
     Args:
-        f: Features of its kernel (:mod:`dyndeploy.prediction.kernels`).
-        hidden: Active channels.
+        f: Sizes of the operator (``OperatorSpec.sizes``); ``hidden`` are its active channels.
 
     Returns:
         A number for each of :data:`WORK`.
     """
     work = dict.fromkeys(WORK, 0.0)
     pixels = f["batch"] * f["oh"] * f["ow"]
-    rows1, rows2 = f["batch"] * f["h"] * f["w"] * f["rate_conv1"], pixels * f["rate"]
+    rows1, rows2, hidden = f["rows1"], f["rows2"], f["hidden"]
     cin, cmid, cout, groups = f["cin"], f["cmid"], f["cout"], f["groups"]
     shortcut = cin if f["projection"] else 0.0
     if shortcut and rows2 < pixels:

@@ -1,0 +1,48 @@
+"""What our operators launch on a GPU, for device models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dyndeploy.ops.base import Launch
+
+
+def masker_launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
+    """Pooling, then the few products; the mask is small."""
+    masked = f["batch"] * f["mask_h"] * f["mask_w"] * f["cout"]
+    inner = f["cmid"] or f["cin"]
+    weights = f["cmid"] * f["cin"] + inner * f["cout"]
+    pooling = Launch(moved=f["batch"] * f["h"] * f["w"] * f["cin"] * element + 4.0 * masked)
+    return pooling, Launch(moved=1.0, weights=weights * element)
+
+
+def bottleneck_launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
+    """Lists and copies, then conv1, conv2 and conv3 (with the projection as a second segment of its sums)."""
+    # Given that anything runs: a layer that half of the images skip costs one image all or nothing.
+    share = 1.0 - (1.0 - f["rate"]) ** (f["batch"] * f["mask_h"] * f["mask_w"])
+    some = max(share, 1e-9)
+    hidden, groups, cin, cout = f["cmid"] * f["channel_rate"], f["groups"], f["cin"], f["cout"]
+    pixels_in, pixels_out = f["batch"] * f["h"] * f["w"], f["batch"] * f["oh"] * f["ow"]
+    need, active = pixels_in * f["rate_conv1"] / some, pixels_out * f["rate"] / some
+    second = pixels_out * f["rate_conv2"] / some
+    copied = 0.0 if f["projection"] else 2.0 * pixels_out * (1.0 - f["rate"]) * cout * element
+    launches = [
+        Launch(moved=copied + 4.0 * (need + active) + 1.0),
+        Launch(
+            need, hidden, cin, moved=need * (cin + hidden) * element, weights=cin * hidden * element, share=share,
+            uneven=True,
+        ),
+        Launch(
+            second, hidden / groups, 9.0 * hidden / groups, groups, 9.0, moved=(need + second) * hidden * element,
+            weights=9.0 * hidden * hidden / groups * element, share=share, uneven=True,
+        ),
+        Launch(
+            active, cout, hidden, moved=active * (hidden + 2.0 * cout) * element, weights=hidden * cout * element,
+            share=share, uneven=True,
+        ),
+    ]  # fmt: skip
+    if f["projection"]:
+        launches.append(
+            Launch(pixels_out, cout, cin, moved=pixels_out * (cin + cout) * element, weights=cin * cout * element)
+        )
+    return launches

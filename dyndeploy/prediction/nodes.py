@@ -1,0 +1,337 @@
+"""What pricing needs of a graph: its nodes with their shapes, before any runtime has fused them.
+
+A record stands in profiles, so that what was measured is what is priced, in any precision and with any runtime's
+fusions. Branches are flattened: nodes of a block that is skipped per image carry the block as a condition, those of
+another ``If`` that ``If`` (its larger branch stands for both).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dyndeploy.errors import BundleError, InputError, UsageError
+from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, static_shapes
+from dyndeploy.ops import DOMAIN, OPERATORS
+from dyndeploy.ops.base import Shape
+
+if TYPE_CHECKING:
+    import onnx
+
+_NUMBERED = re.compile(r"^(?!stem\b)[\w.-]*[.-]\d+$")
+_ATTRIBUTES = ("kernel_shape", "strides", "dilations", "group", "transA")
+"""What standard operators are priced by, besides their shapes."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator of a graph.
+
+    Attributes:
+        op_type: ONNX operator.
+        domain: Its domain; empty for standard ones.
+        name: Of the node.
+        block: Block of the network; None for stem and head.
+        inputs: Tensors that it reads; an optional one that is left out is empty.
+        outputs: Tensors that it makes.
+        attributes: All of a dynamic operator, of others those that decide on their cost.
+        conditions: Blocks, or branches of a file of another origin, that it only runs with, from the outermost.
+    """
+
+    op_type: str
+    domain: str
+    name: str
+    block: str | None
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    conditions: tuple[str, ...] = ()
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether it is one of our operators, or one that was registered."""
+        return self.domain == DOMAIN and self.op_type in OPERATORS
+
+
+@dataclass(frozen=True)
+class NodeGraph:
+    """The nodes of a graph and the shapes of its tensors.
+
+    Attributes:
+        name: Of the network.
+        nodes: In order of execution.
+        shapes: By tensor; a size that is not static is -1.
+        constants: Tensors that are known before a run.
+        outputs: Tensors that the graph gives.
+        batch: Images per run.
+        input_size: (height, width) of the image; None if the input is no image.
+        branches: Conditions that are an ``If`` of a file of another origin.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    shapes: Mapping[str, Shape]
+    constants: frozenset[str]
+    outputs: tuple[str, ...]
+    batch: int
+    input_size: tuple[int, int] | None
+    branches: tuple[str, ...] = ()
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the blocks, in order."""
+        return tuple(dict.fromkeys(node.block for node in self.nodes if node.block is not None))
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether any node decides or obeys a decision."""
+        return any(node.dynamic or node.conditions for node in self.nodes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; :meth:`from_json` reads them back."""
+        used = {name for node in self.nodes for name in (*node.inputs, *node.outputs)}
+        return {
+            "name": self.name,
+            "batch": self.batch,
+            "input_size": None if self.input_size is None else list(self.input_size),
+            "nodes": [
+                {key: value for key, value in vars(node).items() if value not in ("", None, (), {})}
+                for node in self.nodes
+            ],
+            "shapes": {name: list(shape) for name, shape in self.shapes.items() if name in used},
+            "constants": sorted(self.constants & used),
+            "outputs": list(self.outputs),
+            "branches": list(self.branches),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> NodeGraph:
+        """Read what :meth:`to_json` wrote; raises ``InputError`` where it is no such object."""
+        try:
+            size = value["input_size"]
+            graph = cls(
+                str(value["name"]),
+                tuple(_node(item) for item in value["nodes"]),
+                {str(name): tuple(int(side) for side in shape) for name, shape in value["shapes"].items()},
+                frozenset(map(str, value["constants"])),
+                tuple(map(str, value["outputs"])),
+                int(value["batch"]),
+                None if size is None else (int(size[0]), int(size[1])),
+                tuple(map(str, value["branches"])),
+            )
+            if graph.batch < 1:
+                raise ValueError(f"batch {graph.batch}")
+            return graph
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"The record of the graph is malformed ({type(error).__name__}: {error}).") from error
+
+
+def _node(value: Mapping[str, Any]) -> Node:
+    def names(key: str) -> tuple[str, ...]:
+        return tuple(map(str, value.get(key, ())))
+
+    block = value.get("block")
+    node = Node(
+        str(value["op_type"]),
+        str(value.get("domain", "")),
+        str(value.get("name", "")),
+        None if block is None else str(block),
+        names("inputs"),
+        names("outputs"),
+        {str(key): item for key, item in dict(value.get("attributes", {})).items()},
+        names("conditions"),
+    )
+    if not node.op_type or not node.outputs:
+        raise ValueError("a node lacks its type or its outputs")
+    return node
+
+
+def is_block(scope: str) -> bool:
+    """Whether a module's path names a block: its last part is numbered, and it is no part of the stem."""
+    return bool(_NUMBERED.match(scope))
+
+
+def block_of(node: onnx.NodeProto) -> str | None:
+    """Block of a node by its name: ``"<block>/..."`` of our exports, else the first numbered scope; None if none."""
+    for entry in node.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            scopes = re.findall(r"'([^']*)'", entry.value)
+            return next((scope for scope in scopes if is_block(scope)), None)
+    if node.name.startswith("/"):
+        return next((scope for scope in node.name.split("/")[1:-1] if is_block(scope)), None)
+    group = group_of(node.name)
+    return None if group in ("stem", "head", "other") else group
+
+
+def read_nodes(
+    model: onnx.ModelProto,
+    *,
+    batch: int | None = None,
+    input_size: tuple[int, int] | None = None,
+    name: str | None = None,
+) -> NodeGraph:
+    """Read a graph.
+
+    Args:
+        model: Any ONNX graph; its weights may be missing.
+        batch: Images per run; None takes the graph's own (1 if it leaves it open).
+        input_size: (height, width) of the image; None takes the graph's own.
+        name: Of the network; None takes the graph's.
+
+    Raises:
+        UsageError: A size for an input that is no image.
+        BundleError: The input's shape is open, or sizes contradict each other.
+    """
+    shape, override = _input_shape(model, batch, input_size)
+    model = _closed(model, shape[0] if shape else 1)
+    wanted = shape if override else None
+    model, conditions, branches = _flat(model, wanted)
+    graph = model.graph
+    return NodeGraph(
+        name=name or graph.name or "network",
+        nodes=tuple(_read(node, conditions.get(node.name, ())) for node in graph.node),
+        shapes=static_shapes(model, wanted, assume=True),
+        constants=frozenset({item.name for item in graph.initializer} | {""}),
+        outputs=tuple(value.name for value in graph.output),
+        batch=shape[0] if shape else 1,
+        input_size=(shape[2], shape[3]) if len(shape) == 4 else None,
+        branches=branches,
+    )
+
+
+def _read(node: onnx.NodeProto, conditions: tuple[str, ...]) -> Node:
+    from onnx import helper
+
+    if is_dynamic(node):
+        attributes = operator_attributes(node)
+    else:
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in _ATTRIBUTES}
+    plain = {key: list(item) if isinstance(item, Iterable) else item for key, item in attributes.items()}
+    name = node.name or f"{node.op_type}_{node.output[0]}"
+    block = block_of(node)
+    if block is None and is_dynamic(node) and OPERATORS[node.op_type].gates:
+        block = name  # Whatever obeys a decision has a rate, and rates go by block.
+    return Node(node.op_type, node.domain, name, block, tuple(node.input), tuple(node.output), plain, conditions)
+
+
+def _input_shape(
+    model: onnx.ModelProto, batch: int | None, input_size: tuple[int, int] | None
+) -> tuple[tuple[int, ...], bool]:
+    """Shape of the first input with the wishes applied, and whether it differs from the graph's own."""
+    weights = {item.name for item in model.graph.initializer}
+    first = next((value for value in model.graph.input if value.name not in weights), None)
+    if first is None:
+        raise BundleError("The graph has no input: nothing can be predicted.")
+    dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in first.type.tensor_type.shape.dim]
+    wanted = list(dims)
+    if wanted:
+        wanted[0] = batch or (dims[0] if dims[0] > 0 else 1)
+    if input_size is not None:
+        if len(dims) != 4:
+            raise UsageError(
+                f"Input '{first.name}' has {len(dims)} axes: it is no image, so it has no height and width."
+            )
+        wanted[2:] = input_size
+    if any(side < 1 for side in wanted):
+        raise BundleError(f"Input '{first.name}' has the open shape {tuple(dims)}. Give --input-size HxW.")
+    return tuple(wanted), wanted != dims
+
+
+def _closed(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """The graph with the batch of its further inputs closed where they leave it open, as stages do."""
+    import onnx
+
+    weights = {item.name for item in model.graph.initializer}
+    further = [value for value in model.graph.input if value.name not in weights][1:]
+    axes = [value.type.tensor_type.shape.dim[:1] for value in further]
+    if all(dim.dim_value > 0 for first in axes for dim in first):
+        return model
+    closed = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    closed.graph.CopyFrom(model.graph)
+    names = {value.name for value in further}
+    for value in closed.graph.input:
+        if value.name in names and value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_value = batch
+    return closed
+
+
+# ---------------------------------------------------------------- branches
+
+Conditions = dict[str, tuple[str, ...]]
+"""Blocks and branches that a node runs with, by its name."""
+
+
+def _flat(model: onnx.ModelProto, input_shape: Shape | None) -> tuple[onnx.ModelProto, Conditions, tuple[str, ...]]:
+    """The graph without branches, what its nodes run with, and the branches that are no skipped blocks."""
+    if not any(node.op_type == "If" and not node.domain for node in model.graph.node):
+        return model, {}, ()
+    from dyndeploy.graphs.branches import flattened
+
+    flat = flattened(model)
+    conditions = {name: tuple(map(_block_of_mask, masks)) for name, masks in flat.masks.items()}
+    model, foreign = flat.model, list[str]()
+    while True:
+        at = next((i for i, node in enumerate(model.graph.node) if node.op_type == "If" and not node.domain), None)
+        if at is None:
+            return model, conditions, tuple(foreign)
+        foreign.append(_label(model.graph.node[at]))
+        model, conditions = max(
+            (_taken(model, at, branch.g, conditions) for branch in model.graph.node[at].attribute),
+            key=lambda taken: _macs(taken[0], {name for name in taken[1] if name not in conditions}, input_shape),
+        )
+
+
+def _label(node: onnx.NodeProto) -> str:
+    return node.name or f"If_{node.output[0]}"
+
+
+def _block_of_mask(mask: str) -> str:
+    """``"layer1.0"`` of ``"mask/layer1.0/layer"``."""
+    return mask.removeprefix("mask/").rpartition("/")[0] or mask
+
+
+def _taken(
+    model: onnx.ModelProto, at: int, branch: onnx.GraphProto, conditions: Conditions
+) -> tuple[onnx.ModelProto, Conditions]:
+    """The graph with the nodes of a branch in the place of its ``If``."""
+    import onnx
+    from onnx import helper
+
+    flat = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    flat.graph.CopyFrom(model.graph)
+    node = model.graph.node[at]
+    label = _label(node)
+    inner = [onnx.NodeProto.FromString(item.SerializeToString()) for item in branch.node]
+    for index, item in enumerate(inner):
+        item.name = f"{label}/{item.name or f'{item.op_type}_{index}'}"
+    for value, output in zip(branch.output, node.output, strict=True):
+        inner.append(helper.make_node("Identity", [value.name], [output], name=f"{label}/{output}"))
+    nodes = [*model.graph.node[:at], *inner, *model.graph.node[at + 1 :]]
+    del flat.graph.node[:]
+    flat.graph.node.extend(nodes)
+    flat.graph.initializer.extend(branch.initializer)
+    outer = conditions.get(node.name, ())
+    return flat, {**conditions, **{item.name: (*outer, label) for item in inner}}
+
+
+def _macs(model: onnx.ModelProto, names: set[str], input_shape: Shape | None) -> tuple[float, float]:
+    """Multiply-accumulates of nodes, and the elements that they make, which decide where the former are equal."""
+    shapes = static_shapes(model, input_shape, assume=True)
+    macs = made = 0.0
+    for node in model.graph.node:
+        if node.name not in names or any(-1 in shapes.get(name, (-1,)) for name in (*node.input, *node.output) if name):
+            continue
+        outputs = float(sum(math.prod(shapes[name]) for name in node.output))
+        made += outputs
+        if is_dynamic(node):
+            spec = OPERATORS[node.op_type]
+            work = spec.dense_work([shapes[name] for name in node.input], operator_attributes(node))
+            macs += float(sum(work.macs)) if getattr(work.macs, "ndim", 0) else float(work.macs)
+        elif node.op_type == "Conv":
+            macs += outputs * math.prod(shapes[node.input[1]][1:])
+        elif node.op_type in ("Gemm", "MatMul"):
+            macs += outputs * shapes[node.input[0]][-1]
+    return macs, made
