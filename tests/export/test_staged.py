@@ -20,6 +20,7 @@ from onnx import numpy_helper
 from dyndeploy import Bundle, ExportSettings, create_model, export_model, files, verify_bundle
 from dyndeploy.bundle import write_manifest
 from dyndeploy.cli import run as run_command
+from dyndeploy.confidences import confidences
 from dyndeploy.data import sample_photographs
 from dyndeploy.errors import UsageError
 from dyndeploy.inference import classify
@@ -27,7 +28,7 @@ from dyndeploy.measure.exits import ExitTimes, mix_result, profile_exits
 from dyndeploy.measure.samples import Samples
 from dyndeploy.nets import DynPerceiver, exit_macs
 from dyndeploy.runtimes import OnnxRuntimeSession, StagedSession, open_staged
-from dyndeploy.runtimes.staged import confidences, first_reached
+from dyndeploy.runtimes.staged import first_reached
 from dyndeploy.verification import probe_thresholds
 
 NAME, OPTIONS = "resnet10_small_perceiver_t32", {"depth_factor": (0, 1, 0, 0)}
