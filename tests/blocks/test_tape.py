@@ -22,7 +22,7 @@ def test_it_sees_every_decision_in_any_module() -> None:
     for name, mask in tape.masks.items():
         assert torch.equal((tape.margins[name] >= 0).float(), mask)
         assert 0 < mask.mean() < 1, "the test means nothing where nothing is skipped"
-    assert tape.calls["body.a"].inputs == ((2, 16, 16, 24),) and tape.calls["body.b"].output == (2, 32, 8, 12)
+    assert tape.calls["body.a"].inputs == ((2, 16, 16, 24),)
     assert tape.calls["body.a"].nonnegative
     assert tape.decisions["mask/body.b/spatial"].size == (4, 6)
 
