@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from dyndeploy.bundle import Bundle
 from dyndeploy.cli import run
 from dyndeploy.nets import save_checkpoint
 from dyndeploy.nets.factories import build_network
@@ -26,10 +26,10 @@ def test_a_network_of_ones_own_becomes_a_bundle(tmp_path: Path, capsys: pytest.C
     printed = capsys.readouterr()
     assert "SmallCnn, mode layer, target cpu" in printed.out
     assert "32x40" in printed.out
-    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["network"]["class_names"][:2] == ["digit 0", "digit 1"]
-    assert manifest["network"]["num_classes"] == 10
-    assert [mask["name"] for mask in manifest["masks"]] == ["mask/blocks.0/layer", "mask/blocks.1/layer"]
+    manifest = Bundle.open(tmp_path / "b").manifest
+    assert manifest.network.class_names[:2] == ("digit 0", "digit 1")
+    assert manifest.network.num_classes == 10
+    assert [mask.name for mask in manifest.masks] == ["mask/blocks.0/layer", "mask/blocks.1/layer"]
     assert run(["verify", str(tmp_path / "b")]) == 0
 
 

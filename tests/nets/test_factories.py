@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dyndeploy.errors import DyndeployError, InputError, UsageError
-from dyndeploy.nets import LaudResNet, load_checkpoint, model_names, save_checkpoint
+from dyndeploy.nets import LaudResNet, load_checkpoint, model_names, registry, save_checkpoint
 from dyndeploy.nets.factories import build_network, import_module, load_function, parse_options
 
 OWN = """
@@ -82,7 +82,8 @@ def test_relative_files_begin_in_a_folder_or_here(own: str, monkeypatch: pytest.
     sys.modules.pop("own_net")
 
 
-def test_a_registered_model_of_a_file_is_built_by_its_name(tmp_path: Path) -> None:
+def test_a_registered_model_of_a_file_is_built_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
     path = tmp_path / "family.py"
     path.write_text(FAMILY, encoding="utf-8")
     network = build_network("laud_of_a_test", {"mode": "layer", "width_mult": 0.1}, str(path))
