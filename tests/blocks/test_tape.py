@@ -10,6 +10,7 @@ from tests.blocks.networks import Pyramid, Residual, SkipNet, liven
 
 
 def test_it_sees_every_decision_in_any_module() -> None:
+    torch.manual_seed(0)
     network, x = liven(Pyramid()), torch.randn(2, 3, 32, 48)
     with torch.no_grad(), Tape(network) as tape:
         network(x)
