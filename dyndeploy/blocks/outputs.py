@@ -38,8 +38,9 @@ def named_outputs(result: Any) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, value in _walk(result, ""):
         if not isinstance(value, Tensor):
+            at = f" as '{name}'" if name else ""
             raise UsageError(
-                f"The network returns {type(value).__name__} as '{name}': outputs must be tensors. Return it from "
+                f"The network returns {type(value).__name__}{at}: outputs must be tensors. Return it from "
                 "another method, or leave it out in evaluation."
             )
         if name in found or "\0" in name or not name:

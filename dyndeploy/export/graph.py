@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dyndeploy.blocks import DynamicBlock, dynamic_blocks
 from dyndeploy.blocks.block import ROOT, run_dense
 from dyndeploy.bundle import MaskInfo
+from dyndeploy.errors import UsageError
 from dyndeploy.export.capture import capture
 from dyndeploy.export.subject import make_subject
 from dyndeploy.export.swap import Captured, DryRun, Swapped, dry_run, swap
@@ -22,6 +23,8 @@ from dyndeploy.targets import Target
 
 _NET = "net"
 """Name of the network within what is captured."""
+_BODY = f"{_NET}.body"
+"""Name of a branch's body within what is captured."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,17 @@ def build(
         ExportError: PyTorch could not capture it, or the target could not run the graph.
     """
     network = copy.deepcopy(network)
-    paths = [path for path, child in network.named_modules() if isinstance(child, DynamicBlock)]
+    places = _Places.of(network)
     run_dense(network, dense)
     if static:
         run_dense(network, [path for path, _, _ in dynamic_blocks(network)])
     examples = list(inputs.values())
     run = dry_run(network, examples, outputs)
+    _require_distinct([*inputs, *run.outputs, *run.decisions])
     swapped = swap(network, run)
     lazy, why = target.takes_branches()
     context = Context(
-        scopes=_scopes(paths),
+        scopes=places.scopes(),
         outputs=[*run.outputs, *swapped.masks],
         opset=target.opset,
         ir_version=target.ir_version,
@@ -89,36 +93,73 @@ def build(
         confidence=confidence,
         measure=measure,
     )
-    bodies = _bodies(context, swapped, run, paths)
+    bodies = _bodies(context, swapped, run, places)
     captured = Captured(
         swapped.network, swapped.recorder, list(run.outputs), swapped.masks, in_order=outputs is not None
     )
-    model = capture(captured, examples, dynamic_batch=dynamic_batch)
+    model = capture(captured, examples, dynamic_batch=dynamic_batch, wrapped=_NET)
     run_pipeline(model, context)
     if bodies:
         insert_branches(model, bodies, lazy=lazy, open_batch=dynamic_batch)
     return Built(model, _masks(run, swapped), _notes(run, swapped, lazy, why))
 
 
-def _scopes(paths: Sequence[str], inside: str = "") -> dict[str, str]:
-    """Dotted block name by captured scope, of the blocks within a path."""
-    prefix = f"{inside}." if inside else ""
-    scopes = {f"{_NET}.{path.removeprefix(prefix)}": path for path in paths if path.startswith(prefix) and path}
-    own = inside or (ROOT if "" in paths else "")
-    return {_NET: own, **scopes} if own else scopes
+def _require_distinct(names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            f"{', '.join(map(repr, twice))} is the name of two of the network's inputs, outputs and masks: return it "
+            "under another name."
+        )
 
 
-def _bodies(context: Context, swapped: Swapped, run: DryRun, paths: Sequence[str]) -> dict[str, onnx.ModelProto]:
+@dataclass(frozen=True)
+class _Places:
+    """Where modules stand in a network before anything is swapped.
+
+    Attributes:
+        blocks: Dotted paths of the dynamic blocks.
+        paths: Dotted paths of all modules by their identity.
+    """
+
+    blocks: tuple[str, ...]
+    paths: Mapping[int, str]
+
+    @classmethod
+    def of(cls, network: nn.Module) -> _Places:
+        """Look at a network."""
+        found = list(network.named_modules())
+        blocks = tuple(path for path, module in found if isinstance(module, DynamicBlock))
+        return cls(blocks, {id(module): path for path, module in found})
+
+    def scopes(self) -> dict[str, str]:
+        """Dotted block name by captured scope, of the whole network."""
+        return {".".join(filter(None, (_NET, path))): path or ROOT for path in self.blocks}
+
+    def scopes_of_body(self, block: str, body: str) -> dict[str, str]:
+        """Dotted block name by captured scope, of the body of a block; what is in no block within belongs to it."""
+        inside = {f"{_BODY}{path[len(body) :]}": path for path in self.blocks if path.startswith(f"{body}.")}
+        return {_NET: block or ROOT, **inside}
+
+
+def _bodies(context: Context, swapped: Swapped, run: DryRun, places: _Places) -> dict[str, onnx.ModelProto]:
     """Capture what stands in branches, the innermost first, each through the passes that a graph goes through."""
     bodies: dict[str, onnx.ModelProto] = {}
     for path, body in swapped.branches.items():
         (shape,) = run.calls[path].inputs
         inner, own = run.inside(path), f"{path or ROOT}/output"
-        model = capture(Captured(_Single(body), swapped.recorder, [own], inner, in_order=False), [torch.zeros(shape)])
-        scopes = {f"{_NET}.body{scope.removeprefix(_NET)}": block for scope, block in _scopes(paths, path).items()}
+        place = places.paths.get(id(body), path)
+        single = Captured(_Single(body), swapped.recorder, [own], inner, in_order=False)
+        model = capture(single, [torch.zeros(shape)], wrapped=_BODY, inside=place)
         run_pipeline(
             model,
-            replace(context, scopes=scopes, outputs=[own, *inner], inputs=[f"{path or ROOT}/input"], confidence=""),
+            replace(
+                context,
+                scopes=places.scopes_of_body(path, place),
+                outputs=[own, *inner],
+                inputs=[f"{path or ROOT}/input"],
+                confidence="",
+            ),
         )
         bodies[path or ROOT] = model
     return bodies
