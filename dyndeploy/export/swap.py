@@ -163,7 +163,7 @@ def _to_first(x: Tensor) -> Tensor:
 
 
 class _LoweredGate(nn.Module):
-    """A gate that decides by an operator, or by its own layers, and notes its mask."""
+    """A gate that decides by an operator, or by its own layers, and notes its mask; else it is as the gate was."""
 
     def __init__(self, gate: Gate, size: Size | None, label: str, recorder: Recorder) -> None:
         super().__init__()
@@ -171,6 +171,15 @@ class _LoweredGate(nn.Module):
         self._operator = None if call is None else _Operator(call)
         self.gate = gate if call is None else None
         self.label, self.recorder = label, recorder
+        # No module of this one: where the operator decides, the gate's own layers are not part of the graph.
+        object.__setattr__(self, "_original", gate)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the owner of the gate may ask it for."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(object.__getattribute__(self, "_original"), name)
 
     def forward(self, x: Tensor, size: Size | None = None, temperature: Temperature = None) -> Tensor:
         mask: Tensor
