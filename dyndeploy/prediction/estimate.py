@@ -299,7 +299,7 @@ class Estimator:
         return self._walked(network.name, [self._walker(network)], configuration)
 
     def _named(self, name: str, configuration: Configuration, input_size: tuple[int, int] | None) -> _Plan:
-        static = configuration.mode in (None, "static")
+        static = _single(configuration.mode) in (None, "static")
         known = static_name(name)
         if static and known is not None:
             runtime, batch = self._static_runtime, self.batch or self.device.model.batch
@@ -339,7 +339,7 @@ class Estimator:
             "granularity": configuration.granularity,
             "channel_granularity": configuration.channel_granularity,
         }
-        given = {key: value for key, value in asked.items() if value is not None}
+        given = {key: _single(value) for key, value in asked.items() if value is not None}
         batch = batch or self.batch or self.device.model.batch
         nodes = zoo_nodes(name, {**options, **given}, batch=batch, input_size=input_size)
         key = (id(nodes), self.dynamic_runtime)
@@ -545,6 +545,11 @@ def _as_exported(configuration: Configuration) -> bool:
     """Whether nothing but rates and the exit mix is asked for."""
     asked = (configuration.mode, configuration.granularity, configuration.channel_granularity)
     return asked == (None, None, None)
+
+
+def _single(value: Any) -> Any:
+    """What a list of one entry holds: one value for all stages."""
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

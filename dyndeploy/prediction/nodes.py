@@ -98,7 +98,11 @@ class NodeGraph:
             "batch": self.batch,
             "input_size": None if self.input_size is None else list(self.input_size),
             "nodes": [
-                {key: value for key, value in vars(node).items() if value not in ("", None, (), {})}
+                {
+                    key: list(value) if isinstance(value, tuple) else value
+                    for key, value in vars(node).items()
+                    if value not in ("", None, (), {})
+                }
                 for node in self.nodes
             ],
             "shapes": {name: list(shape) for name, shape in self.shapes.items() if name in used},
