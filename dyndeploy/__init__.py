@@ -11,25 +11,32 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from dyndeploy.blocks import DynamicBlock, Gate, Tape, early_exits, skip
     from dyndeploy.bundle import Bundle
     from dyndeploy.exits import calibrate_bundle
     from dyndeploy.export import ExportSettings, export_model
     from dyndeploy.measure import Profile, load_profile, profile_bundle
     from dyndeploy.nets import create_model, load_checkpoint, model_names, save_checkpoint
+    from dyndeploy.ops import register_operator
     from dyndeploy.prediction import Prediction, predict
     from dyndeploy.reporting import compare_profile, write_report
-    from dyndeploy.training import load_recipe, train
+    from dyndeploy.training import Recipe, load_recipe, train
     from dyndeploy.verification import VerificationReport, verify_bundle
 
 _HOME = {
     "Bundle": "dyndeploy.bundle",
+    "DynamicBlock": "dyndeploy.blocks",
     "ExportSettings": "dyndeploy.export",
+    "Gate": "dyndeploy.blocks",
     "Prediction": "dyndeploy.prediction",
     "Profile": "dyndeploy.measure",
+    "Recipe": "dyndeploy.training",
+    "Tape": "dyndeploy.blocks",
     "VerificationReport": "dyndeploy.verification",
     "calibrate_bundle": "dyndeploy.exits",
     "compare_profile": "dyndeploy.reporting",
     "create_model": "dyndeploy.nets",
+    "early_exits": "dyndeploy.blocks",
     "export_model": "dyndeploy.export",
     "load_checkpoint": "dyndeploy.nets",
     "load_profile": "dyndeploy.measure",
@@ -37,7 +44,9 @@ _HOME = {
     "model_names": "dyndeploy.nets",
     "predict": "dyndeploy.prediction",
     "profile_bundle": "dyndeploy.measure",
+    "register_operator": "dyndeploy.ops",
     "save_checkpoint": "dyndeploy.nets",
+    "skip": "dyndeploy.blocks",
     "train": "dyndeploy.training",
     "verify_bundle": "dyndeploy.verification",
     "write_report": "dyndeploy.reporting",
@@ -45,14 +54,19 @@ _HOME = {
 
 __all__ = [
     "Bundle",
+    "DynamicBlock",
     "ExportSettings",
+    "Gate",
     "Prediction",
     "Profile",
+    "Recipe",
+    "Tape",
     "VerificationReport",
     "__version__",
     "calibrate_bundle",
     "compare_profile",
     "create_model",
+    "early_exits",
     "export_model",
     "load_checkpoint",
     "load_profile",
@@ -60,7 +74,9 @@ __all__ = [
     "model_names",
     "predict",
     "profile_bundle",
+    "register_operator",
     "save_checkpoint",
+    "skip",
     "train",
     "verify_bundle",
     "write_report",

@@ -35,11 +35,8 @@ class Refine(Block):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.gate = ContrastGate()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, channels, 7, padding=3, groups=channels),
-            nn.Conv2d(channels, channels, 1),
-            nn.Tanh(),
-        )
+        depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.body = nn.Sequential(depthwise, nn.Conv2d(channels, channels, 1), nn.Tanh())
 
     def gates(self) -> Mapping[str, Gate]:
         return {"layer": self.gate}

@@ -199,7 +199,8 @@ class SpatialMasker(Gate):
 
     def __init__(self, in_channels: int, groups: int = 1, mask_bias_fix: bool = True, *, whole: bool = False) -> None:
         super().__init__()
-        if whole:
+        if whole and groups == 1:
+            # Several groups have a bit each, of a single patch: no whole-block decision.
             self.kind = BLOCK
         self.in_channels = in_channels
         self.groups = groups

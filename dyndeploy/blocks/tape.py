@@ -26,14 +26,12 @@ class Call:
 
     Attributes:
         inputs: Shapes of its tensors.
-        output: Shape of its result.
         masks: Masks that it was given, by keyword.
         nonnegative: Whether its first tensor held no negative number; False where gradients are recorded, which nobody
             asks about, and where looking at the numbers would take time.
     """
 
     inputs: tuple[Shape, ...]
-    output: Shape
     masks: Mapping[str, Tensor]
     nonnegative: bool
 
@@ -168,11 +166,11 @@ class Tape:
         self.decisions[label] = Decision(block, name, gate.kind.name, size, mask, logits[:, 0] - logits[:, 1])
         return mask
 
-    def _compute(self, path: str, compute: Callable[..., Tensor], *inputs: Tensor, **masks: Tensor) -> Tensor:
+    def _compute(self, path: str, compute: Callable[..., Any], *inputs: Tensor, **masks: Tensor) -> Any:
         result = compute(*inputs, **masks)
         shapes = tuple(tuple(item.shape) for item in inputs)
         nonnegative = inputs[0].is_meta or (not torch.is_grad_enabled() and bool((inputs[0] >= 0).all()))
-        self.calls[path] = Call(shapes, tuple(result.shape), masks, nonnegative)
+        self.calls[path] = Call(shapes, masks, nonnegative)
         return result
 
 

@@ -123,7 +123,7 @@ class _Operator(nn.Module):
         self.spec: OperatorSpec = operator(call.operator)
         self.attributes = dict(call.attributes)
         self.channels_last = call.channels_last
-        self.before = call.before
+        self._before = call.before
         self.weights = _Weights(call.tensors)
         known = {port.name for port in self.spec.inputs if port.role is Role.WEIGHT}
         required = {port.name for port in self.spec.inputs if port.role is Role.WEIGHT and not port.optional}
@@ -136,8 +136,8 @@ class _Operator(nn.Module):
     def forward(self, tensors: Sequence[Tensor], masks: Mapping[str, Tensor]) -> Any:
         """Return the operator's output, or a tuple of several, in the network's layout."""
         activations = [_to_last(item) if self.channels_last else item for item in tensors]
-        if self.before is not None:
-            activations[0] = self.before(activations[0])
+        if self._before is not None:
+            activations[0] = self._before(activations[0])
         sources = iter(activations)
         inputs: list[Tensor] = []
         for port in self.spec.inputs:
@@ -179,7 +179,8 @@ class _LoweredGate(nn.Module):
         else:
             assert self.gate is not None
             logits = shaped_logits(self.gate, self.gate.logits(x, size), x.shape[0])
-            mask = (logits[:, 0] >= logits[:, 1]).to(torch.float32)
+            # Not smaller: the parsers of all boards have Less, and not all have GreaterOrEqual.
+            mask = (~(logits[:, 0] < logits[:, 1])).to(torch.float32)
         self.recorder.masks[self.label] = mask
         return mask
 

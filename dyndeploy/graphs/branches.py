@@ -29,8 +29,10 @@ from dyndeploy.graphs.inspect import (
     CONDITIONAL,
     all_nodes,
     attach_bodies,
+    drop_unused,
     is_dynamic,
     rename_tensors,
+    shape_of,
     static_shapes,
 )
 from dyndeploy.graphs.rules import check_structure
@@ -249,8 +251,9 @@ def _body_of(
             graph.node.append(helper.make_node("Identity", [value.name], [copied], name=name))
             value.name = copied
         made.discard(value.name)
-    if lazy and _shape_of(graph.input[0])[0] > 1:
+    if lazy and shape_of(graph.input[0])[0] > 1:
         _free_batch(body, block)
+    drop_unused(body)
     inputs, outputs = ({value.name for value in values} for values in (graph.input, graph.output))
     names = {name for inner in all_nodes(graph) for name in (*inner.input, *inner.output) if name}
     own = {name for name in names if not name.startswith((f"{block}/", f"{block}."))} - inputs - outputs
@@ -261,8 +264,14 @@ def _body_of(
     return body
 
 
-def _shape_of(value: onnx.ValueInfoProto) -> Shape:
-    return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+def _unique(name: str, taken: set[str]) -> str:
+    """The name, with a number if it is taken; it is taken from now on."""
+    made, number = name, 0
+    while made in taken:
+        number += 1
+        made = f"{name}_{number}"
+    taken.add(made)
+    return made
 
 
 class _Writer:
@@ -284,9 +293,13 @@ class _Writer:
         self.graph = body.graph
         self.results = [value.name for value in body.graph.output]
         self.kinds = [value.type.tensor_type.elem_type for value in body.graph.output]
-        self.shapes = [_shape_of(value) for value in body.graph.output]
-        self.batch = _shape_of(body.graph.input[0])[0]
+        self.shapes = [shape_of(value) for value in body.graph.output]
+        self.batch = shape_of(body.graph.input[0])[0]
         self.inside = inside
+        # The block's gate stands outside, with names of the same group.
+        taken = {other.name for other in all_nodes(model.graph)}
+        for inner in all_nodes(body.graph):
+            inner.name = _unique(inner.name, taken)
         self._nodes: list[onnx.NodeProto] = []
         model.graph.initializer.extend(body.graph.initializer)
 
@@ -403,7 +416,7 @@ def _free_batch(body: onnx.ModelProto, block: str) -> None:
             item if small else TensorProto(name=item.name, dims=item.dims, data_type=item.data_type)
         )
     constants = {item.name: item for item in bare.graph.initializer}
-    shape = _shape_of(body.graph.input[0])
+    shape = shape_of(body.graph.input[0])
     here = static_shapes(bare)
     one_more = (shape[0] + 1, *shape[1:])
     nodes = list(bare.graph.node)
@@ -469,7 +482,7 @@ def _require_free(
         following = [name for name in node.input if name in here and here[name] != there.get(name)]
         for name in (name for name in node.output if name in here and -1 not in here[name]):
             shape, other = here[name], there.get(name)
-            fixed = shape == other and following and node.op_type not in _ABOUT_SHAPES
+            fixed = shape == other and following and node.op_type not in _ABOUT_SHAPES and f"{_SKIP}/" not in node.name
             if fixed or (shape != other and _batch_axis(shape, other, batch, count) is None):
                 reason = f"{node.name} gives shape {shape} for {batch} images, {other} for {count}"
                 raise ExportError(_fixed_batch(block, reason))

@@ -121,8 +121,15 @@ def drop_unused(model: onnx.ModelProto) -> None:
     used = {name for node in all_nodes(model.graph) for name in node.input}
     used |= {value.name for graph in all_graphs(model.graph) for value in graph.output}
     kept = [item for item in model.graph.initializer if item.name in used]
+    if len(kept) == len(model.graph.initializer):
+        return  # Without copies of all weights.
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
+
+
+def shape_of(value: onnx.ValueInfoProto) -> Shape:
+    """Shape of a described tensor; a size that is not static is -1."""
+    return tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.type.tensor_type.shape.dim)
 
 
 def static_shapes(
@@ -189,9 +196,7 @@ def static_shapes(
         shapes |= {item.name: tuple(item.dims) for part in parts[1:] for item in part.initializer}
         for value in (value for part in parts for value in (*part.input, *part.output, *part.value_info)):
             if value.type.tensor_type.HasField("shape"):
-                shapes[value.name] = tuple(
-                    dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.type.tensor_type.shape.dim
-                )
+                shapes[value.name] = shape_of(value)
         progress = False
         for graph, node in places:
             inputs = [shapes.get(name) for name in node.input]

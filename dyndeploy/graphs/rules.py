@@ -119,7 +119,7 @@ def _fits_operators(model: onnx.ModelProto, context: Context | None = None) -> I
         if spec is None:
             yield f"{_title(node)} is a {node.op_type}, which is no registered operator"
             continue
-        least = sum(not getattr(port, "optional", False) for port in spec.inputs)
+        least = sum(not port.optional for port in spec.inputs)
         if not least <= len(node.input) <= len(spec.inputs):
             yield f"{_title(node)} has {len(node.input)} inputs where {spec.name} has {len(spec.inputs)}"
         try:

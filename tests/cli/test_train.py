@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from dyndeploy.cli import run
 from dyndeploy.training import dump_recipe
-from tests.training.helpers import tiny, tiny_perceiver
+from tests.training.helpers import OWN, own, tiny, tiny_perceiver
 
 
 @pytest.fixture
@@ -94,3 +95,27 @@ def test_only_the_first_of_several_processes_speaks(
     monkeypatch.setenv("RANK", "1")
     assert run(["train", str(recipe), "-o", str(tmp_path / "run"), "--json"]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_a_network_of_ones_own_by_a_recipe_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(1)
+    (tmp_path / "net.py").write_text(OWN.read_text(encoding="utf-8"), encoding="utf-8")
+    content = own("three_exits", sparsity={"target": 0.8}).as_dict()
+    content["model"]["import"] = "net.py"
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    arguments = ["train", str(tmp_path / "own.yaml"), "-o", str(tmp_path / "run"), "--device", "cpu"]
+    assert run(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "stages.1.block" in printed
+    assert "exit" in printed
+    assert "(target 0.8)" in printed
+    content |= {"name": "loss", "loss": "net.py:on_a_circle", "sparsity": None, "exits": None}
+    content["model"] |= {"name": "Embedding"}
+    (tmp_path / "loss.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert run(["train", str(tmp_path / "loss.yaml"), "-o", str(tmp_path / "other"), "--device", "cpu"]) == 0
+    assert "Held-out loss 0." in capsys.readouterr().out
+    content["model"]["import"] = "nets.py"
+    (tmp_path / "loss.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert run(["train", str(tmp_path / "loss.yaml"), "-o", str(tmp_path / "third")]) == 1
+    assert "There is no file" in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()

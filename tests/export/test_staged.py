@@ -20,6 +20,7 @@ from onnx import numpy_helper
 from dyndeploy import Bundle, ExportSettings, create_model, export_model, files, verify_bundle
 from dyndeploy.bundle import write_manifest
 from dyndeploy.cli import run as run_command
+from dyndeploy.confidences import confidences
 from dyndeploy.data import sample_photographs
 from dyndeploy.errors import UsageError
 from dyndeploy.inference import classify
@@ -27,7 +28,7 @@ from dyndeploy.measure.exits import ExitTimes, mix_result, profile_exits
 from dyndeploy.measure.samples import Samples
 from dyndeploy.nets import DynPerceiver, exit_macs
 from dyndeploy.runtimes import OnnxRuntimeSession, StagedSession, open_staged
-from dyndeploy.runtimes.staged import confidences, first_reached
+from dyndeploy.runtimes.staged import first_reached
 from dyndeploy.verification import probe_thresholds
 
 NAME, OPTIONS = "resnet10_small_perceiver_t32", {"depth_factor": (0, 1, 0, 0)}
@@ -80,7 +81,7 @@ def pictures() -> np.ndarray:
 def expected(network: DynPerceiver, pictures: np.ndarray) -> np.ndarray:
     """PyTorch's logits of every exit, (exits, N, classes)."""
     with torch.no_grad():
-        return np.stack([logits.numpy() for logits in network(torch.from_numpy(pictures)).logits])
+        return np.stack([logits.numpy() for logits in network(torch.from_numpy(pictures)).exits])
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +236,7 @@ def test_images_are_classified(bundle: Bundle, network: DynPerceiver) -> None:
     paths = sample_photographs()
     images = torch.from_numpy(bundle.reference()["input"][:2])
     with torch.no_grad():
-        wanted = network(images).logits
+        wanted = network(images).exits
     for thresholds, exit in (((0.0, 0.0, 0.0), 1), ((2.0, 2.0, 2.0), 4)):
         results = classify(bundle, paths, thresholds=thresholds)
         assert [r.exit for r in results] == [exit] * 2

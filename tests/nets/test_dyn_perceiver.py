@@ -166,7 +166,7 @@ def test_segments_chain_to_the_forward_bit_for_bit(exits: tuple[int, ...], off: 
     model = randomize(build(**({} if off is None else {off: False})))
     images = torch.randn(3, 3, 32, 24)
     with torch.no_grad():
-        expected = model(images).logits
+        expected = model(images).exits
     values = run_segments(model, images, exits)
     for number in exits:
         assert torch.equal(values[f"logits{number}"], expected[number - 1])
@@ -182,7 +182,7 @@ def test_segments_of_every_backbone_chain_bit_for_bit(name: str, side: int) -> N
     model = randomize(build(name, num_classes=10))
     images = torch.randn(2, 3, side, side)
     with torch.no_grad():
-        expected = model(images).logits
+        expected = model(images).exits
     for exits in ((1, 2, 3, 4), (1, 2, 4), (3, 4)):
         values = run_segments(model, images, exits)
         assert all(torch.equal(values[f"logits{k}"], expected[k - 1]) for k in exits)
@@ -247,7 +247,7 @@ def test_forward_equals_the_reference(name: str, size: tuple[int, int], options:
     reference = Reference(model.state_dict(), model.architecture.kind, model.config.num_sa_heads, **small)
     images = torch.randn(2 if name == SMALL else 1, 3, *size, dtype=torch.float64)
     with torch.no_grad():
-        ours, theirs = model(images).logits, reference(images)
+        ours, theirs = model(images).exits, reference(images)
     for a, b in zip(ours, theirs, strict=True):
         assert a.shape == (len(images), 7)
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
@@ -269,7 +269,7 @@ def test_every_combination_works(
     model = randomize(build(depth_factor=(1, 0, 0, 1), **dict(zip(FLAGS, flags, strict=True))))
     images = torch.randn(batch, 3, height, width)
     with torch.no_grad():
-        expected = model(images).logits
+        expected = model(images).exits
     values = run_segments(model, images, exits)
     assert all(torch.equal(values[f"logits{k}"], expected[k - 1]) for k in exits)
     rebuilt = meta(**model.config.as_dict())
@@ -286,7 +286,7 @@ def test_gradients_pass_the_connections_and_reach_everything() -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
-    logits = model(images).logits
+    logits = model(images).exits
     logits[1].square().sum().backward(retain_graph=True)
     assert model.early_classifier3.weight.grad.abs().max() > 0
     model.zero_grad()
@@ -346,11 +346,11 @@ def test_dropout_and_stochastic_depth_act_in_training_only() -> None:
     images = torch.randn(8, 3, 32, 32)
     rates = [module.rate for module in model.modules() if type(module).__name__ == "StochasticDepth"]
     assert rates == pytest.approx([0, 0.5 / 3, 1 / 3, 0.5])
-    first, second = model(images).logits, model(images).logits
+    first, second = model(images).exits, model(images).exits
     assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     model.eval()
     with torch.no_grad():
-        again = [model(images).logits for _ in range(2)]
+        again = [model(images).exits for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*again, strict=True))
 
 
@@ -372,10 +372,10 @@ def test_copies_and_precisions() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-        assert not torch.equal(twin(images).logits[3], model(images).logits[3])
+        assert not torch.equal(twin(images).exits[3], model(images).exits[3])
         # The segments of a copy are made of the copy.
-        assert torch.equal(run_segments(twin, images, (4,))["logits4"], twin(images).logits[3])
-        half = twin.to(torch.bfloat16)(images.bfloat16()).logits
+        assert torch.equal(run_segments(twin, images, (4,))["logits4"], twin(images).exits[3])
+        half = twin.to(torch.bfloat16)(images.bfloat16()).exits
     assert all(logits.dtype == torch.bfloat16 for logits in half)
 
 
@@ -385,8 +385,8 @@ def test_network_and_segments_can_be_captured() -> None:
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(model, (images,), dynamic_shapes={"images": {0: batch}})
     with torch.no_grad():
-        expected = model(other).logits
-        for ours, theirs in zip(program.module()(other).logits, expected, strict=True):
+        expected = model(other).exits
+        for ours, theirs in zip(program.module()(other).exits, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     values, small = {"images": other}, {"images": images}
     with torch.no_grad():

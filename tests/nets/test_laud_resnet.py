@@ -408,8 +408,7 @@ def _gradients(flops_gradient: str, mode: str = "layer") -> tuple[torch.Tensor, 
     torch.manual_seed(4)
     out = model(torch.randn(2, 3, 64, 64, dtype=torch.float64), 1.0)
     block = model.layer1[1]
-    cost = block.cost(16, 16)
-    ratio = out.flops_ratio[1] * cost.total
+    ratio = out.flops_ratio[1] * (block.dense_macs(16, 16) + block.masker_macs(16, 16))
     masker = block.masker_spatial
     return out.flops.detach(), list(torch.autograd.grad(ratio, [masker.conv.weight, masker.conv.bias]))
 
@@ -464,7 +463,8 @@ def test_masks_can_be_computed_alone_and_forced() -> None:
         out = model(x)
         y = model.forward_stem(x)
         for masks, (_, block) in zip(out.masks, model.named_blocks(), strict=True):
-            spatial, channel = block.block_spatial_mask(y), block.block_channel_mask(y)
+            size = block.mask_size(y.shape[2], y.shape[3])
+            spatial, channel = (block.gates()[name](y, size) for name in ("spatial", "channel"))
             assert torch.equal(spatial, masks.spatial)
             assert torch.equal(channel, masks.channel)
             dense = block.compute(y, None, None)
@@ -474,8 +474,7 @@ def test_masks_can_be_computed_alone_and_forced() -> None:
             y = block.compute(y, spatial, channel)
         assert torch.equal(model.forward_head(y), out.logits)
         static = narrow_resnet50(mode="static").eval()
-        assert static.layer1[0].block_spatial_mask(model.forward_stem(x)) is None
-        assert static.layer1[0].block_channel_mask(model.forward_stem(x)) is None
+        assert static.layer1[0].gates() == {}
 
 
 def test_skipped_channels_are_constant_not_zero() -> None:

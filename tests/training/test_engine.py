@@ -17,6 +17,7 @@ from PIL import Image
 from dyndeploy.data import LabelledImages, ShiftedImages
 from dyndeploy.errors import CheckpointError, DyndeployError, OutputError, UsageError
 from dyndeploy.nets import LaudResNet, create_model, full_flops, load_checkpoint, save_checkpoint
+from dyndeploy.nets.factories import build_network
 from dyndeploy.training import (
     BEST,
     CHECKPOINT,
@@ -31,7 +32,7 @@ from dyndeploy.training import (
     train,
 )
 from dyndeploy.training.batches import datasets
-from tests.training.helpers import mixed_channels, tiny, tiny_perceiver
+from tests.training.helpers import OWN, mixed_channels, own, tiny, tiny_perceiver
 
 
 @pytest.fixture(autouse=True)
@@ -400,3 +401,75 @@ def test_image_folders_resume_alike_with_and_without_worker_processes(tmp_path: 
         other = recipe.as_dict()
         other["data"]["workers"] = 0
         assert_same_run(whole, train(Recipe.from_dict(other), tmp_path / "in-process"))
+
+
+def test_results_are_those_of_release_0_1_0(tmp_path: Path) -> None:
+    """The losses of 0.1.0, to the last digit: noise, order of sums and masks are what they were."""
+    before = {
+        "spatial": (2.201087164878845, 0.4698794424533844, 0.9714134335517883, 6.899881649017334),
+        "both": (2.323714017868042, 0.5129170775413513, 1.030992817878723, 7.452884864807129),
+    }
+    for mode, numbers in before.items():
+        recipe = tiny(epochs=2)
+        if mode == "both":
+            recipe = tiny(epochs=1, model=model_recipe(mode=mode, channel_granularity=1))
+        terms = train(recipe, tmp_path / mode, device="cpu").history[0].training
+        found = tuple(terms[name] for name in ("cross_entropy", "sparsity", "flops_ratio", "loss"))
+        assert found == pytest.approx(numbers, rel=1e-12, abs=0)
+
+
+def test_a_users_network_comes_to_its_target_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    # The stem and the head are 0.23 of the whole.
+    recipe = own(
+        "SmallCnn",
+        epochs=2,
+        batch_size=24,
+        optimizer={"lr": 0.1},
+        sparsity={"target": 0.6, "weight": 20.0, "bounds_until": 3.0},
+    )
+    whole = train(recipe, tmp_path / "whole", device="cpu")
+    assert whole.evaluation.accuracy is not None
+    assert whole.evaluation.accuracy > 0.35
+    assert whole.history[-1].training["flops_ratio"] == pytest.approx(0.6, abs=0.08)
+    assert [block.name for block in whole.evaluation.blocks] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert all(mask.kind == "layer" for block in whole.evaluation.blocks for mask in block.masks)
+    with pytest.raises(StopError):
+        train(recipe, tmp_path / "parts", device="cpu", progress=Recorder((2, 3)))
+    resumed = train(recipe, tmp_path / "parts", device="cpu")
+    assert resumed.resumed_from == 1
+    assert_same_run(whole, resumed)
+    network = build_network(recipe.model.name, recipe.model.options, recipe.model.imported)
+    assert load_checkpoint(network, whole.checkpoint).missing == ()
+
+
+def test_three_exits_around_a_laud_block(tmp_path: Path) -> None:
+    recipe = own(
+        "three_exits",
+        epochs=3,
+        batch_size=48,
+        optimizer={"lr": 0.1},
+        exits={"thresholds": [0.3, 0.3]},
+        distillation={"weight": 0.5, "temperature": 1.0},
+        sparsity={"target": 0.8, "weight": 40.0, "bounds_until": 3.0},
+    )
+    evaluation = train(recipe, tmp_path, device="cpu").evaluation
+    assert [entry.exit for entry in evaluation.exits] == [1, 2, 3]
+    assert evaluation.accuracy == evaluation.exits[-1].accuracy > 0.35
+    (block,) = evaluation.blocks
+    assert block.name == "stages.1.block"
+    assert evaluation.exits[0].macs < evaluation.exits[1].macs < evaluation.exits[2].macs
+    assert evaluation.exits[2].macs == pytest.approx(evaluation.flops, rel=1e-6)
+    assert evaluation.early_exit is not None
+    assert sum(evaluation.early_exit.shares) == pytest.approx(1)
+
+
+def test_a_loss_by_name(tmp_path: Path) -> None:
+    recipe = own("Embedding", epochs=2, batch_size=48, loss=f"{OWN}:on_a_circle", sparsity={"weight": 0.0})
+    result = train(recipe, tmp_path, device="cpu")
+    first, last = (record.training["task"] for record in (result.history[0], result.history[-1]))
+    assert last < first
+    assert (result.evaluation.accuracy, result.evaluation.cross_entropy) == (None, None)
+    assert result.evaluation.loss == result.history[-1].held_out["loss"]
+    assert result.evaluation.loss is not None
+    assert 0 < result.evaluation.loss < 1
+    assert json.loads((tmp_path / RESULT).read_text())["evaluation"]["accuracy"] is None

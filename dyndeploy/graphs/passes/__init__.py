@@ -12,6 +12,7 @@ from dyndeploy.graphs.passes.mean import channels_last_means
 from dyndeploy.graphs.passes.names import name_nodes, name_tensors
 from dyndeploy.graphs.passes.pipeline import PIPELINE, Context, Pass, run_pipeline
 from dyndeploy.graphs.passes.pooled_depthwise import fold_pooled_depthwise
+from dyndeploy.graphs.passes.strides import reshape_strides
 from dyndeploy.graphs.passes.transposes import cancel_transposes
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "name_nodes",
     "name_tensors",
     "order_gelu",
+    "reshape_strides",
     "run_pipeline",
     "strip_metadata",
 ]

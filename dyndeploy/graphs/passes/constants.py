@@ -33,7 +33,7 @@ def fold_constants(model: onnx.ModelProto, context: Context) -> None:
             kept.append(node)
             continue
         for name, value in zip(node.output, results, strict=True):
-            constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+            constants[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
             graph.initializer.append(constants[name])
     del graph.node[:]
     graph.node.extend(kept)

@@ -33,7 +33,7 @@ SAME = frozenset(
 
 SAME_UPWARDS = frozenset(
     {
-        *("AveragePool", "BatchNormalization", "Cast", "DequantizeLinear", "Pad", "QuantizeLinear", "ReduceMax"),
+        *("AveragePool", "Cast", "DequantizeLinear", "Pad", "QuantizeLinear", "ReduceMax"),
         *("ReduceMin", "Reshape", "Resize", "Shape"),
     }
 )

@@ -57,8 +57,10 @@ def name_nodes(model: onnx.ModelProto, context: Context) -> None:
         if block is not None:
             group = context.scopes[block]
             inner = [scope for scope in found if scope.startswith(f"{block}.")]
-            last = inner[-1].rpartition(".")[2] if inner else ""
-            hint = last if last and not last.startswith("_") and node.domain != DOMAIN else node.op_type
+            parts = inner[-1][len(block) + 1 :].split(".") if inner else []
+            # Positions in containers and what the exporter put there tell a reader nothing.
+            named = [part for part in parts if not part.isdigit() and not part.startswith("_")]
+            hint = named[-1] if named and node.domain != DOMAIN else node.op_type
         name = f"{group}/{hint}"
         while name in used:
             used[name] += 1

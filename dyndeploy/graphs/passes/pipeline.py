@@ -16,6 +16,7 @@ from dyndeploy.graphs.passes.legalise import legalise_opset
 from dyndeploy.graphs.passes.mean import channels_last_means
 from dyndeploy.graphs.passes.names import name_nodes, name_tensors
 from dyndeploy.graphs.passes.pooled_depthwise import fold_pooled_depthwise
+from dyndeploy.graphs.passes.strides import reshape_strides
 from dyndeploy.graphs.passes.transposes import cancel_transposes
 from dyndeploy.graphs.rules import check_rules
 
@@ -59,6 +60,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("fold::constants", fold_constants),
     ("fold::batch_norm", fold_batch_norm),
     ("fold::pooled_depthwise", fold_pooled_depthwise),
+    ("layout::strides", reshape_strides),
     ("layout::mean", channels_last_means),
     ("layout::transposes", cancel_transposes),
     ("order::gelu", order_gelu),

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from dyndeploy.graphs.inspect import group_of, reads, static_shapes
+from dyndeploy.graphs.inspect import group_of, reads, shape_of, static_shapes
 
 Array = npt.NDArray[Any]
 Double = npt.NDArray[np.float64]
@@ -54,7 +54,7 @@ class Links:
 
 def add_constant(model: onnx.ModelProto, name: str, value: Array) -> str:
     """Add a constant; returns its name."""
-    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
     return name
 
 
@@ -81,14 +81,8 @@ def known_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
     A size that is not static is -1.
     """
-    shapes = {
-        value.name: tuple(
-            dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.type.tensor_type.shape.dim
-        )
-        for value in model.graph.value_info
-        if value.type.tensor_type.HasField("shape")
-    }
-    return shapes | static_shapes(model, assume=True)
+    noted = [value for value in model.graph.value_info if value.type.tensor_type.HasField("shape")]
+    return {value.name: shape_of(value) for value in noted} | static_shapes(model, assume=True)
 
 
 def axes_of(node: onnx.NodeProto, links: Links) -> list[int] | None:

@@ -53,7 +53,9 @@ def cancel_transposes(model: onnx.ModelProto, context: Context) -> None:
     if not any(node.op_type == "Transpose" for node in model.graph.node):
         return
     ranks = {name: len(shape) for name, shape in known_shapes(model).items()}
-    _Layout(model, ranks).rewrite(frozenset(), ())
+    layout = _Layout(model, ranks)
+    if len(layout.needs(frozenset(), ())) < len(layout.transposes):
+        layout.rewrite(frozenset(), ())
     # Every turn leaves fewer Transposes.
     while True:
         layout = _Layout(model, ranks)
@@ -106,7 +108,7 @@ class _Layout:
     # ------------------------------------------------------------ what is needed
 
     def _source(self, name: str, moved: frozenset[str], permutation: Permutation) -> Need:
-        """Where a tensor comes from: a tensor that some node computes, and the permutation that makes this one of it."""
+        """The tensor that some node computes from which Transposes make this one, and how they permute it in all."""
         after: Permutation = ()
         while name in self.transposes:
             name, own = self.transposes[name]
@@ -151,7 +153,7 @@ class _Layout:
         return 0
 
     def _regions(self) -> Iterator[tuple[list[str], set[Permutation]]]:
-        """Connected nodes that compute in any layout, by output name, and the layouts that Transposes beside them have."""
+        """Connected nodes that compute in any layout, by output name, and the layouts of the Transposes beside them."""
         movable = {node.output[0]: node for node in self.model.graph.node if self._moves(node)}
         touching: dict[tuple[str, int], list[str]] = {}
         for output, node in movable.items():
@@ -182,7 +184,7 @@ class _Layout:
             yield region, {layout for layout in layouts if len(layout) == self.ranks[start]}
 
     def better_region(self) -> tuple[frozenset[str], Permutation] | None:
-        """Nodes, and the permutation of their maps, that leave fewer Transposes than there are; None if there are none."""
+        """Nodes, and the permutation of their maps, that leave fewer Transposes than now; None if there are none."""
         now = len(self.needs(frozenset(), ()))
         best: tuple[tuple[int, int], frozenset[str], Permutation] | None = None
         for region, layouts in self._regions():
