@@ -18,12 +18,13 @@ import numpy as np
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import InputError, UsageError, unknown_name
+from dyndeploy.fields import Field
 from dyndeploy.ops.gates import GateKind
 from dyndeploy.prediction.architectures import static_graph, static_name
 from dyndeploy.prediction.calibrated import CalibratedModel, calibration_file, load_calibration
 from dyndeploy.prediction.device_model import AnalyticalModel, Array, DeviceModel
 from dyndeploy.prediction.kernels import ELEMENT_BYTES, UNKNOWN, Graph, GraphWalker, Kernel
-from dyndeploy.prediction.nodes import NodeGraph, read_nodes
+from dyndeploy.prediction.nodes import DOCUMENT, NodeGraph, read_nodes
 from dyndeploy.prediction.rates import RateLike, Rates, RateSamples, block_rates, checked_rates, mean_rates
 from dyndeploy.prediction.results import (
     BlockPrediction,
@@ -65,12 +66,10 @@ class StagedNodes:
     @classmethod
     def from_json(cls, value: Any) -> StagedNodes:
         """Read what :meth:`to_json` wrote; raises ``InputError`` where it is no such object."""
-        try:
-            stages = tuple((int(item["exit"]), NodeGraph.from_json(item)) for item in value["stages"])
-            shares = value["shares"]
-            return cls(str(value["name"]), stages, None if shares is None else tuple(map(float, shares)))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"The record of the stages is malformed ({type(error).__name__}: {error}).") from error
+        root = DOCUMENT.root(value)
+        stages = root["stages"].sequence(lambda item: (item["exit"].tally(1), NodeGraph.read(item)), at_least=1)
+        shares = root["shares"].optional(lambda item: item.sequence(Field.share, length=len(stages)))
+        return cls(root["name"].label(), stages, shares)
 
 
 Network: TypeAlias = "str | Bundle | onnx.ModelProto | NodeGraph | StagedNodes | GraphWalker | Graph"
@@ -413,7 +412,7 @@ class Estimator:
         if self.device.name in target_names():
             target = load_target(self.device.name)
             if target.runtime == runtime:
-                return "If" not in target.refused, target.refused.get("If", "the runtime takes branches")
+                return target.takes_branches()
         return runtime != "tensorrt", "TensorRT may run both branches"
 
     def _walker(self, nodes: NodeGraph, runtime: str | None = None) -> GraphWalker:
@@ -477,7 +476,7 @@ def recorded_nodes(record: Mapping[str, Any] | None, part: str, source: str = "T
             f"{source} does not hold the graph that was measured, as those of release 0.1.0 do not: profile the bundle "
             "again."
         )
-    value = record[part]
+    value = DOCUMENT.root(record)[part].facts()
     return StagedNodes.from_json(value) if "stages" in value else NodeGraph.from_json(value)
 
 

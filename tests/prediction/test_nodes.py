@@ -5,10 +5,15 @@ import json
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
+import dyndeploy
 from dyndeploy.errors import InputError
+from dyndeploy.export import build_graph
+from dyndeploy.ops.gates import BLOCK
 from dyndeploy.prediction import GraphWalker, NodeGraph, Rates, predict, read_nodes
+from dyndeploy.targets import load_target
 from tests.bundles import MODES, tiny_models
 
 
@@ -83,3 +88,23 @@ def test_branches_count_at_their_rate_where_the_platform_takes_them() -> None:
     assert refused.latency_ms == predict(model, "tx2", runtime="tensorrt").latency_ms
     assert len(refused.notes) == 1 and refused.notes[0].startswith("decide: always computed")
     assert predict(model, "tx2", runtime="onnxruntime").notes == ()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_skipped_block_counts_at_the_rate_of_its_gate(batch: int) -> None:
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 1))
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), dyndeploy.skip(body), torch.nn.Flatten())
+    model, masks = build_graph(network.eval(), load_target("cpu"), batch, (32, 32), static=False)
+    (block,) = (mask.block for mask in masks)
+    walker = GraphWalker(model)
+    assert walker.gates[block] == (BLOCK,)
+    whole, some = (walker.graph(rate).kernels for rate in (1.0, 0.25))
+    convolutions = [kernel for kernel in some if kernel.kind == "conv" and kernel.share == 0.25]
+    assert [kernel.macs for kernel in convolutions] == [batch * 1024 * 64 * 9, batch * 1024 * 64]
+    assert all(kernel.share == 1.0 for kernel in whole)
+    taken = [predict(model, "tx2", runtime="onnxruntime", rate=rate).latency_ms for rate in (0.0, 0.5, 1.0)]
+    assert taken[0] < taken[1] < taken[2] and taken[1] == pytest.approx((taken[0] + taken[2]) / 2)
+    board = predict(model, "nano", rate=0.0)
+    assert board.latency_ms == predict(model, "nano", rate=1.0).latency_ms
+    assert board.notes[0].startswith(f"{block}: always computed")
