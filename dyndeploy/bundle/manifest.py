@@ -208,7 +208,8 @@ class Manifest:
         preprocessing: How images become its input; None where the inputs are no images.
         reference: About the reference tensors.
         static_macs: MACs of convolutions and linear layers of the static twin per image.
-        network_spec: The network as the predictor sees it (JSON of ``NetworkSpec``).
+        network_spec: The network as the reproduction of the LAUDNet predictor sees it (JSON of its ``NetworkSpec``);
+            empty where the network cannot describe itself so.
         files: SHA-256 of every other file of the bundle by relative path.
         tools: Versions of the tools that wrote the bundle.
         notes: What export had to change or leave out, in words; empty when nothing.

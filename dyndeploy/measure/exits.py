@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from dyndeploy.measure.machine import machine_facts
 from dyndeploy.measure.profile import typical_ratio
 from dyndeploy.measure.result import bundle_facts, samples_of
 from dyndeploy.measure.samples import Samples
-from dyndeploy.prediction import bundle_record
+from dyndeploy.prediction import bundle_record, exit_shares
 from dyndeploy.runtimes import OnnxRuntimeSession, StagedSession, open_staged
 
 SCHEMA_VERSION = 1
@@ -296,10 +295,7 @@ def mix_result(
 
 def _checked_mix(mix: Sequence[float], exits: int) -> tuple[str, tuple[float, ...]]:
     """Name and shares of a mix; raises ``UsageError``."""
-    if len(mix) != exits or not all(math.isfinite(share) and share >= 0 for share in mix) or sum(mix) <= 0:
-        raise UsageError(f"The exit mix {list(mix)} is not valid: give {exits} shares of at least 0, e.g. 25/25/25/25.")
-    total = sum(mix)
-    shares = tuple(share / total for share in mix)
+    shares = exit_shares(mix, exits)
     return "/".join(f"{100 * share:g}" for share in shares), shares
 
 

@@ -38,7 +38,6 @@ def bundle_facts(bundle: Bundle, precision: str) -> dict[str, Any]:
         "static_sha256": None if bundle.static is None else manifest.files.get(bundle.static.name),
         "masks": [{"name": mask.name, "block": mask.block, "kind": mask.kind} for mask in manifest.masks],
         "operators": sorted({operator.op_type for operator in manifest.operators}),
-        "network_spec": manifest.network_spec,
         "tools": dict(manifest.tools),
         "notes": list(manifest.notes),
     }

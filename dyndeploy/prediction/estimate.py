@@ -18,12 +18,13 @@ import numpy as np
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import InputError, UsageError, unknown_name
+from dyndeploy.fields import Field
 from dyndeploy.ops.gates import GateKind
 from dyndeploy.prediction.architectures import static_graph, static_name
 from dyndeploy.prediction.calibrated import CalibratedModel, calibration_file, load_calibration
 from dyndeploy.prediction.device_model import AnalyticalModel, Array, DeviceModel
 from dyndeploy.prediction.kernels import ELEMENT_BYTES, UNKNOWN, Graph, GraphWalker, Kernel
-from dyndeploy.prediction.nodes import NodeGraph, read_nodes
+from dyndeploy.prediction.nodes import DOCUMENT, NodeGraph, read_nodes
 from dyndeploy.prediction.rates import RateLike, Rates, RateSamples, block_rates, checked_rates, mean_rates
 from dyndeploy.prediction.results import (
     BlockPrediction,
@@ -65,12 +66,10 @@ class StagedNodes:
     @classmethod
     def from_json(cls, value: Any) -> StagedNodes:
         """Read what :meth:`to_json` wrote; raises ``InputError`` where it is no such object."""
-        try:
-            stages = tuple((int(item["exit"]), NodeGraph.from_json(item)) for item in value["stages"])
-            shares = value["shares"]
-            return cls(str(value["name"]), stages, None if shares is None else tuple(map(float, shares)))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"The record of the stages is malformed ({type(error).__name__}: {error}).") from error
+        root = DOCUMENT.root(value)
+        stages = root["stages"].sequence(lambda item: (item["exit"].tally(1), NodeGraph.read(item)), at_least=1)
+        shares = root["shares"].optional(lambda item: item.sequence(Field.share, length=len(stages)))
+        return cls(root["name"].label(), stages, shares)
 
 
 Network: TypeAlias = "str | Bundle | onnx.ModelProto | NodeGraph | StagedNodes | GraphWalker | Graph"
@@ -299,7 +298,7 @@ class Estimator:
         return self._walked(network.name, [self._walker(network)], configuration)
 
     def _named(self, name: str, configuration: Configuration, input_size: tuple[int, int] | None) -> _Plan:
-        static = configuration.mode in (None, "static")
+        static = _single(configuration.mode) in (None, "static")
         known = static_name(name)
         if static and known is not None:
             runtime, batch = self._static_runtime, self.batch or self.device.model.batch
@@ -339,7 +338,7 @@ class Estimator:
             "granularity": configuration.granularity,
             "channel_granularity": configuration.channel_granularity,
         }
-        given = {key: value for key, value in asked.items() if value is not None}
+        given = {key: _single(value) for key, value in asked.items() if value is not None}
         batch = batch or self.batch or self.device.model.batch
         nodes = zoo_nodes(name, {**options, **given}, batch=batch, input_size=input_size)
         key = (id(nodes), self.dynamic_runtime)
@@ -413,7 +412,7 @@ class Estimator:
         if self.device.name in target_names():
             target = load_target(self.device.name)
             if target.runtime == runtime:
-                return "If" not in target.refused, target.refused.get("If", "the runtime takes branches")
+                return target.takes_branches()
         return runtime != "tensorrt", "TensorRT may run both branches"
 
     def _walker(self, nodes: NodeGraph, runtime: str | None = None) -> GraphWalker:
@@ -477,7 +476,7 @@ def recorded_nodes(record: Mapping[str, Any] | None, part: str, source: str = "T
             f"{source} does not hold the graph that was measured, as those of release 0.1.0 do not: profile the bundle "
             "again."
         )
-    value = record[part]
+    value = DOCUMENT.root(record)[part].facts()
     return StagedNodes.from_json(value) if "stages" in value else NodeGraph.from_json(value)
 
 
@@ -545,6 +544,11 @@ def _as_exported(configuration: Configuration) -> bool:
     """Whether nothing but rates and the exit mix is asked for."""
     asked = (configuration.mode, configuration.granularity, configuration.channel_granularity)
     return asked == (None, None, None)
+
+
+def _single(value: Any) -> Any:
+    """What a list of one entry holds: one value for all stages."""
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

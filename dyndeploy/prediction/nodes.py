@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dyndeploy.errors import BundleError, InputError, UsageError
+from dyndeploy.fields import Document, Field
 from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, static_shapes
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.base import Shape
 
 if TYPE_CHECKING:
     import onnx
+
+DOCUMENT = Document("The record of the graph", "Profile the bundle again.", InputError)
 
 _NUMBERED = re.compile(r"^(?!stem\b)[\w.-]*[.-]\d+$")
 _ATTRIBUTES = ("kernel_shape", "strides", "dilations", "group", "transA")
@@ -98,7 +101,11 @@ class NodeGraph:
             "batch": self.batch,
             "input_size": None if self.input_size is None else list(self.input_size),
             "nodes": [
-                {key: value for key, value in vars(node).items() if value not in ("", None, (), {})}
+                {
+                    key: list(value) if isinstance(value, tuple) else value
+                    for key, value in vars(node).items()
+                    if value not in ("", None, (), {})
+                }
                 for node in self.nodes
             ],
             "shapes": {name: list(shape) for name, shape in self.shapes.items() if name in used},
@@ -110,43 +117,53 @@ class NodeGraph:
     @classmethod
     def from_json(cls, value: Any) -> NodeGraph:
         """Read what :meth:`to_json` wrote; raises ``InputError`` where it is no such object."""
-        try:
-            size = value["input_size"]
-            graph = cls(
-                str(value["name"]),
-                tuple(_node(item) for item in value["nodes"]),
-                {str(name): tuple(int(side) for side in shape) for name, shape in value["shapes"].items()},
-                frozenset(map(str, value["constants"])),
-                tuple(map(str, value["outputs"])),
-                int(value["batch"]),
-                None if size is None else (int(size[0]), int(size[1])),
-                tuple(map(str, value["branches"])),
-            )
-            if graph.batch < 1:
-                raise ValueError(f"batch {graph.batch}")
-            return graph
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"The record of the graph is malformed ({type(error).__name__}: {error}).") from error
+        return cls.read(DOCUMENT.root(value))
+
+    @classmethod
+    def read(cls, item: Field) -> NodeGraph:
+        """Read a field of another document; raises the document's error where it is malformed."""
+        size = item["input_size"].optional(lambda pair: pair.sequence(Field.count, length=2))
+        return cls(
+            name=item["name"].label(),
+            nodes=item["nodes"].sequence(_node, at_least=1),
+            shapes=item["shapes"].mapping(lambda shape: shape.sequence(_side)),
+            constants=frozenset(item["constants"].sequence(Field.label)),
+            outputs=item["outputs"].sequence(Field.label),
+            batch=item["batch"].tally(1),
+            input_size=None if size is None else (size[0], size[1]),
+            branches=item["branches"].sequence(Field.label),
+        )
 
 
-def _node(value: Mapping[str, Any]) -> Node:
+def _side(item: Field) -> int:
+    """A size of a tensor, or -1."""
+    return item.count(-1, 1 << 31)
+
+
+def _node(item: Field) -> Node:
     def names(key: str) -> tuple[str, ...]:
-        return tuple(map(str, value.get(key, ())))
+        return item.get(key).optional(lambda entry: entry.sequence(Field.label)) or ()
 
-    block = value.get("block")
-    node = Node(
-        str(value["op_type"]),
-        str(value.get("domain", "")),
-        str(value.get("name", "")),
-        None if block is None else str(block),
+    return Node(
+        item["op_type"].text(),
+        item.get("domain").optional(Field.label) or "",
+        item.get("name").optional(Field.label) or "",
+        item.get("block").optional(Field.label),
         names("inputs"),
-        names("outputs"),
-        {str(key): item for key, item in dict(value.get("attributes", {})).items()},
+        item["outputs"].sequence(Field.label, at_least=1),
+        item.get("attributes").optional(lambda entry: entry.mapping(_attribute)) or {},
         names("conditions"),
     )
-    if not node.op_type or not node.outputs:
-        raise ValueError("a node lacks its type or its outputs")
-    return node
+
+
+def _attribute(item: Field) -> Any:
+    if isinstance(item.value, list):
+        return (
+            list(item.sequence(Field.number))
+            if any(isinstance(v, float) for v in item.value)
+            else list(item.sequence(lambda entry: entry.count(-(1 << 31), 1 << 31)))
+        )
+    return item.number() if isinstance(item.value, float) else item.count(-(1 << 31), 1 << 31)
 
 
 def is_block(scope: str) -> bool:

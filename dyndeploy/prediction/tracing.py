@@ -152,6 +152,9 @@ class _Trace(TorchDispatchMode):
             self._mean(inputs[0], outputs)
         elif name in _VIEWS:
             self._write("Identity", inputs[:1], outputs)
+            copy = self.name_of(outputs[0])
+            if inputs[0] in self._permuted and self.shapes[copy] == self.shapes[inputs[0]]:
+                self._permuted[copy] = self._permuted[inputs[0]]
         elif name in _MADE:
             self._write("Constant", [], outputs)
         elif name in _POINTWISE or name in _OTHERS:

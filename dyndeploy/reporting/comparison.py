@@ -8,6 +8,7 @@ and shares are always compared, absolute latencies only where the profiled devic
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -63,6 +64,22 @@ def predict_profile(profile: Profile, device: str) -> PredictedSweep:
         InputError: The profile does not hold its graphs, or lacks the rate of a decision.
     """
     estimator = _estimator(device, profile.bundle.get("precision"), profile.batch, profile.threads)
+    with _consistent():
+        return _predicted(profile, estimator)
+
+
+@contextlib.contextmanager
+def _consistent() -> Iterator[None]:
+    """What is well-formed may still contradict itself, as shapes do that do not fit their operators."""
+    try:
+        yield
+    except (ArithmeticError, IndexError, KeyError, TypeError, ValueError, StopIteration) as error:
+        raise InputError(
+            f"The graph in the profile contradicts itself ({type(error).__name__}: {error}). Profile the bundle again."
+        ) from error
+
+
+def _predicted(profile: Profile, estimator: Estimator) -> PredictedSweep:
     dynamic, static = (_nodes(profile.graph, part) for part in ("dynamic", "static"))
     walker, twin = (
         GraphWalker(nodes, precision=estimator.precision, runtime=estimator.dynamic_runtime)
@@ -79,18 +96,17 @@ def predict_profile(profile: Profile, device: str) -> PredictedSweep:
     def predict(result: RateResult) -> Prediction:
         rates: dict[str, dict[str, float]] = {}
         for name, block, kind in masks:
+            if name not in result.mask_rates:
+                raise InputError(f"The profile has no rate for the mask {name}. Profile the bundle again.")
             rates.setdefault(block, {})[kind] = result.mask_rates[name]
         return estimator.predict(walker, Configuration(rate={block: Rates(**own) for block, own in rates.items()}))
 
-    try:
-        return PredictedSweep(
-            device=estimator.device.name,
-            static=estimator.predict(twin),
-            rates=tuple(predict(result) for result in profile.rates),
-            data=predict(profile.data),
-        )
-    except KeyError as error:
-        raise InputError(f"The profile has no rate for the mask {error}. Profile the bundle again.") from error
+    return PredictedSweep(
+        device=estimator.device.name,
+        static=estimator.predict(twin),
+        rates=tuple(predict(result) for result in profile.rates),
+        data=predict(profile.data),
+    )
 
 
 def _estimator(device: str, precision: object, batch: int, threads: int) -> Estimator:
@@ -443,8 +459,9 @@ def predict_exit_profile(profile: ExitProfile, device: str) -> PredictedExits:
     staged = recorded_nodes(profile.graph, "dynamic")
     if not isinstance(staged, StagedNodes) or len(staged.stages) != len(profile.exits):
         raise InputError("The profile does not hold the stages that were measured: it is damaged. Profile again.")
-    whole = estimator.predict(_nodes(profile.graph, "static"))
-    return PredictedExits(estimator.device.name, whole, estimator.predict(staged))
+    with _consistent():
+        whole = estimator.predict(_nodes(profile.graph, "static"))
+        return PredictedExits(estimator.device.name, whole, estimator.predict(staged))
 
 
 @dataclass(frozen=True)

@@ -262,7 +262,10 @@ def test_command_line(bundle: Bundle, capsys: pytest.CaptureFixture[str], tmp_pa
     assert "exit 4" in capsys.readouterr().out
     assert run_command([*arguments, "--device", "nano", "--host", "user@board"]) == 2
     capsys.readouterr()
-    for command in (["predict", str(bundle.path), "--device", "nano"], ["engine", str(bundle.path), "--verify"]):
+    predicted = ["predict", str(bundle.path), "--device", "nano"]
+    assert run_command([*predicted, "--exit-mix", "40/30/20/10"]) == 0
+    assert "images that leave at each exit" in capsys.readouterr().out
+    for command in ([*predicted, "--predictor", "reference"], ["engine", str(bundle.path), "--verify"]):
         assert run_command(command) == 2
         assert "exits early" in capsys.readouterr().err
     for refused in (["--graph", "if", "--target", "nano"], ["--exits", "1,2"], ["--precision", "bf16"]):

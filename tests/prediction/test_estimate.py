@@ -19,7 +19,7 @@ from dyndeploy.prediction import (
     predict,
     static_graph,
 )
-from tests.bundles import tiny_bundle, tiny_models, tiny_spec
+from tests.bundles import tiny_bundle, tiny_models
 
 PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "predictor" / "published_latency.csv"
 
@@ -71,31 +71,30 @@ def test_zoo_names_run_their_modes():
     static = predict("laud_resnet50", "nano")
     spatial = predict("laud_resnet50", "nano", mode="spatial", rate=0.3)
     mixed = predict("laud_resnet50", "nano", mode=("static", "channel", "both", "layer"), rate=0.3)
-    assert static.mode == ("static",) * 4 and spatial.granularity == (4, 4, 2, 1)
+    assert static.mode == ("static",) and mixed.mode == ("static", "channel", "both", "layer")
     assert spatial.latency_ms < static.latency_ms
-    assert {block.mode for block in mixed.blocks} == {"static", "channel", "both", "layer"}
-    assert next(b for b in mixed.blocks if b.name == "layer4.1").rates == {"spatial": 0.3}
+    assert {block.mode for block in mixed.blocks} == {"static", "channel", "spatial+channel", "layer"}
+    assert next(b for b in mixed.blocks if b.name == "layer4.1").rates == {"layer": 0.3}
     assert static.latency_ms == pytest.approx(predict("resnet50", "nano").latency_ms)
     # One rate for each block.
     rates = [0.2] * 8 + [0.9] * 8
     by_block = {b.name: b.rates for b in predict("laud_resnet50", "nano", mode="spatial", rate=rates).blocks}
     assert (by_block["layer1.0"], by_block["layer4.2"]) == ({"spatial": 0.2}, {"spatial": 0.9})
-    regnet = predict("laud_regnety_800mf", "agx_orin", mode="spatial", precision="fp16", rate=0.5)
-    assert len(regnet.blocks) == 16
+    # A list goes by dynamic blocks, or by all blocks of the network.
+    half = predict("laud_resnet50", "nano", mode=("static", "static", "static", "spatial"), rate=[0.2, 0.4, 0.6])
+    assert [b.rates for b in half.blocks if b.rates] == [{"spatial": 0.2}, {"spatial": 0.4}, {"spatial": 0.6}]
+    with pytest.raises(UsageError, match="reference predictor only"):
+        predict("laud_regnety_800mf", "agx_orin", mode="spatial")
 
 
-def test_a_bundle_its_file_and_its_description_agree(tmp_path):
+def test_a_bundle_and_its_file_agree(tmp_path):
     bundle = tiny_bundle(tmp_path / "b", mode="spatial", batch=2)
     by_graph = predict(bundle, "tx2", rate=0.25)
     assert by_graph.batch == 2 and by_graph.coverage.by_time == 1.0
     assert predict(bundle.model, "tx2", rate=0.25).latency_ms == by_graph.latency_ms
     assert predict(Path(bundle.path), "tx2", rate=0.25).blocks == by_graph.blocks
-    described = predict(tiny_spec(), "tx2", mode="spatial", granularity=2, batch=2, rate=0.25)
-    assert described.latency_ms == pytest.approx(by_graph.latency_ms, rel=0.15)  # the graph's layout changes differ
-    other = predict(bundle, "tx2", mode="layer", rate=0.25)
-    assert other.mode == ("layer", "layer")
-    with pytest.raises(UsageError, match="exported for 16x16"):
-        predict(bundle, "tx2", mode="layer", input_size=(32, 32))
+    with pytest.raises(UsageError, match="no network of the zoo"):
+        predict(bundle, "tx2", mode="layer")
     with pytest.raises(UsageError, match="those of the graph"):
         predict(bundle.model, "tx2", mode="layer")
     with pytest.raises(BundleError, match="does not exist"):
@@ -121,23 +120,23 @@ def test_any_onnx_file(tmp_path):
 
 
 def test_a_distribution_of_rates_is_not_its_mean():
-    spec = tiny_spec()
+    model, *_ = tiny_models("both")
     estimator = Estimator("nano", batch=1)
     low, high = (Rates(0.0), Rates(0.0)), (Rates(1.0), Rates(1.0))
 
-    def latency(rate: object, mode: str = "spatial", batch: int = 1) -> float:
-        return Estimator("nano", batch=batch).predict(spec, Configuration(mode, 1, rate=rate)).latency_ms
+    def latency(rate: object, batch: int = 1) -> float:
+        return Estimator("nano", batch=batch).predict(model, Configuration(rate=rate)).latency_ms
 
     mixed = latency(RateSamples((low, high)))
     assert mixed == pytest.approx((latency(list(low)) + latency(list(high))) / 2)
     assert mixed < latency(0.5)  # images without work launch nothing
-    prediction = estimator.predict(spec, Configuration("spatial", 1, rate=RateSamples((low, high, high, high))))
-    assert prediction.blocks[1].rates == {"spatial": 0.75}
+    prediction = estimator.predict(model, Configuration(rate=RateSamples((low, high, high, high))))
+    assert prediction.blocks[1].rates == {"spatial": 0.75, "channel": 1.0}
     # A batch is drawn from the images, and pays for its slowest.
     samples = RateSamples(tuple((Rates(1, c), Rates(1, c)) for c in (0.1, 0.9)))
     runs = samples.batches(4, 50)
     assert {round(run[0].channel, 3) for run in runs} <= {0.1, 0.3, 0.5, 0.7, 0.9}
-    assert all(run[0].channel_slowest in (0.1, 0.9) for run in runs)
+    assert all(run[0].get("channel_slowest") in (0.1, 0.9) for run in runs)
     assert np.mean([run[0].channel for run in runs]) == pytest.approx(0.5, abs=0.1)
     with pytest.raises(UsageError, match="each of the 2 dynamic blocks"):
         latency(RateSamples(((Rates(0.5),),)))
@@ -166,8 +165,6 @@ def test_a_bundle_is_walked_once_for_all_rates(tmp_path):
     single = [estimator.predict(bundle, configuration).latency_ms for configuration in configurations[::20]]
     np.testing.assert_allclose(swept[::20], single, rtol=1e-9)
     assert swept[0] < swept[30] < swept[-1] * 1.01
-    other = estimator.sweep(bundle, [Configuration("layer", rate=0.5), Configuration(rate=0.5)])
-    assert other[0] != other[1]
     assert estimator.sweep(bundle, []).shape == (0,)
 
 
@@ -193,6 +190,7 @@ def test_this_machine_has_to_be_calibrated():
         (("laud_resnet50", "tx2"), {"mode": "spatial", "rate": 2.0}, r"in \[0, 1\]"),
         (("laud_resnet50", "tx2"), {"mode": "spatial", "rate": [0.5] * 3}, "3 entries"),
         (("laud_resnet50", "tx2"), {"mode": "spatial", "granularity": (1, 2)}, "2 entries"),
+        (("laud_resnet50", "tx2"), {"mode": "spatial", "exit_mix": (1, 2)}, "has no exits"),
     ],
 )
 def test_bad_values(arguments, options, message):

@@ -2,28 +2,75 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from dyndeploy import ExportSettings, create_model, export_model
+from dyndeploy.cli import run
 from dyndeploy.errors import InputError, UsageError
-from dyndeploy.measure import Profile
-from dyndeploy.prediction import NetworkSpec, Rates, predict
-from dyndeploy.reporting import compare_profile, predict_profile
+from dyndeploy.measure import Profile, RateResult
+from dyndeploy.measure.exits import profile_exits
+from dyndeploy.measure.load_exits import load_exit_profile
+from dyndeploy.prediction import Rates, bundle_record, predict
+from dyndeploy.reporting import compare_exit_profile, compare_profile, predict_exit_profile, predict_profile
 from dyndeploy.reporting.comparison import spearman
+from tests.bundles import tiny_bundle, tiny_models
+from tests.staged_bundles import staged_bundle
 
 
 def test_predictions_are_made_at_the_measured_rates(profile: Profile) -> None:
     sweep = predict_profile(profile, "v100")
     assert (sweep.device, sweep.static.batch, len(sweep.rates)) == ("v100", 1, 3)
-    spec = NetworkSpec.from_json(profile.bundle["network_spec"])
-    options = {"mode": "spatial", "granularity": (2, 2), "channel_granularity": (2, 2), "batch": 1}
-    rates = [Rates(spatial=profile.data.mask_rates[f"mask/{block.name}/spatial"]) for block in spec.blocks]
-    assert sweep.data.latency_ms == predict(spec, "v100", rate=rates, **options).latency_ms
+    model, static, masks = tiny_models("spatial")
+    rates = {mask.block: Rates(spatial=profile.data.mask_rates[mask.name]) for mask in masks}
+    assert sweep.data.latency_ms == predict(model, "v100", rate=rates).latency_ms
     # 16 patches at rate 0.1: two of them run, which is a rate of 0.125.
     assert profile.rates[0].mask_rates["mask/layer1.0/spatial"] == 0.125
-    assert sweep.rates[0].latency_ms == predict(spec, "v100", rate=0.125, **options).latency_ms
-    assert sweep.rates[2].latency_ms == predict(spec, "v100", rate=1.0, **options).latency_ms
+    assert sweep.rates[0].latency_ms == predict(model, "v100", rate=0.125).latency_ms
+    assert sweep.rates[2].latency_ms == predict(model, "v100", rate=1.0).latency_ms
+    assert sweep.static.latency_ms == predict(static, "v100", runtime="tensorrt").latency_ms
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_profile_is_predicted_as_its_bundle_is(profile: Profile, tmp_path: Path, precision: str) -> None:
+    # As a board measures it: in the precision of the engine, from the JSON that was saved.
+    value = {**profile.to_json(), "device": "nano", "bundle": {**profile.bundle, "precision": precision}}
+    measured = Profile.from_json(json.loads(json.dumps(value)))
+    bundle = tiny_bundle(tmp_path)
+    sweep = predict_profile(measured, "nano")
+    for predicted, rate in ((sweep.rates[0], 0.125), (sweep.rates[1], 0.5), (sweep.rates[2], 1.0)):
+        assert predicted == predict(bundle, "nano", precision=precision, rate=rate)
+    assert sweep.static.precision == precision
+    other = predict_profile(profile, "nano").rates[1].latency_ms
+    assert (sweep.rates[1].latency_ms == other) == (precision == "fp32")
+
+
+def test_blocks_that_were_exported_dense_are_priced_dense(profile: Profile, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = ExportSettings(target="nano", precision="fp16", static=True, dense=("layer1.0", "layer3.0"))
+    network = create_model("laud_resnet14_small", mode="spatial").eval()
+    bundle = export_model(network, tmp_path / "bundle", settings)
+    masks = [vars(mask) for mask in bundle.manifest.masks]
+
+    def of_bundle(result: RateResult) -> RateResult:
+        return replace(result, mask_rates={mask["name"]: result.rate for mask in masks})
+
+    measured = replace(
+        profile,
+        device="nano",
+        bundle={**profile.bundle, "precision": "fp16", "masks": masks},
+        rates=tuple(map(of_bundle, profile.rates)),
+        data=of_bundle(profile.data),
+        graph=bundle_record(bundle),
+    )
+    sweep = predict_profile(Profile.from_json(json.loads(json.dumps(measured.to_json()))), "nano")
+    for predicted, result in zip(sweep.rates, measured.rates, strict=True):
+        assert predicted == predict(bundle, "nano", precision="fp16", rate=result.rate)
+    modes = {block.name: block.mode for block in sweep.rates[0].blocks}
+    assert (modes["layer1.0"], modes["layer2.0"], modes["layer3.0"]) == ("static", "spatial", "static")
 
 
 def test_different_devices_are_compared_by_shape_only(profile: Profile) -> None:
@@ -122,11 +169,43 @@ def test_predictions_of_another_profile(profile: Profile) -> None:
         compare_profile(replace(profile, rates=profile.rates[:1]), sweep)
 
 
-@pytest.mark.parametrize("damage", [{"network_spec": {}}, {"masks": [{"name": "x"}]}, {"mode": "sideways"}])
-def test_a_profile_that_does_not_describe_its_network(profile: Profile, damage: dict[str, object]) -> None:
-    broken = replace(profile, bundle={**profile.bundle, **damage})
-    with pytest.raises((InputError, UsageError)):
-        predict_profile(broken, "nano")
-    incomplete = {key: value for key, value in profile.bundle.items() if key not in damage}
-    with pytest.raises(InputError, match="does not describe"):
-        predict_profile(replace(profile, bundle=incomplete), "nano")
+def test_a_profile_that_does_not_hold_its_graph(profile: Profile) -> None:
+    with pytest.raises(InputError, match="profile the bundle again"):
+        predict_profile(replace(profile, graph=None), "nano")
+    assert profile.graph is not None
+    with pytest.raises(InputError, match="malformed"):
+        predict_profile(replace(profile, graph={**profile.graph, "dynamic": {"nodes": 3}}), "nano")
+    for damage in ({"masks": [{"name": "x"}]}, {"masks": 3}, {"masks": profile.bundle["masks"][:1]}):
+        with pytest.raises(InputError, match="Profile the bundle again"):
+            predict_profile(replace(profile, bundle={**profile.bundle, **damage}), "nano")
+
+
+def test_early_exits_are_compared_per_exit_and_mix(tmp_path: Path) -> None:
+    bundle = staged_bundle(tmp_path)
+    measured = profile_exits(bundle, mixes=[(1.0,) * len(bundle.exits.stages)], repeats=2, warmup=1)
+    path = tmp_path / "exits.json"
+    path.write_text(json.dumps(measured.to_json()))
+    loaded = load_exit_profile(path)
+    sweep = predict_exit_profile(loaded, "nano")
+    own = predict(bundle, "nano", batch=1)
+    assert sweep.staged == own
+    assert [entry.exit for entry in own.exits] == [stage.exit for stage in bundle.exits.stages]
+    times = [entry.latency_ms for entry in own.exits]
+    assert times == sorted(times)
+    assert [entry.share for entry in own.exits] == pytest.approx(bundle.exits.thresholds["fp32"].exit_shares)
+    assert own.latency_ms == pytest.approx(np.dot([entry.share for entry in own.exits], times))
+    first = predict(bundle, "nano", batch=1, exit_mix=[1, *[0] * (len(times) - 1)])
+    assert first.latency_ms == pytest.approx(times[0])
+    comparison = compare_exit_profile(loaded, sweep)
+    assert comparison.latency_mape is None and len(comparison.exits) == len(times)
+    mix, _ = comparison.mixes  # and the data's own
+    assert mix.predicted_ms == pytest.approx(np.mean(times))
+    assert mix.predicted_speedup == pytest.approx(sweep.whole.latency_ms / np.mean(times))
+    report = tmp_path / "report.html"
+    assert run(["compare", str(path), "-o", str(report), "--predict-device", "nano", "--json"]) == 0
+    assert "nano, predicted" in report.read_text()
+    assert run(["compare", str(path), "-o", str(report), "--predict-device", "nano", "--fail-above", "0"]) == 1
+    with pytest.raises(InputError, match="profile the bundle again"):
+        predict_exit_profile(replace(loaded, graph=None), "nano")
+    with pytest.raises(UsageError, match=f"give {len(times)} shares"):
+        predict(bundle, "nano", exit_mix=[1.0])
