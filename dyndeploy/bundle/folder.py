@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy import files
-from dyndeploy.bundle.manifest import SEAL, ExitsInfo, Manifest, ThresholdInfo, sealed
+from dyndeploy.bundle.manifest import SEAL, ExitsInfo, Manifest, MaskInfo, StageInfo, ThresholdInfo, sealed
 from dyndeploy.errors import BundleError, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -106,6 +106,11 @@ class Bundle:
     def stages(self) -> tuple[Path, ...]:
         """Paths of the stages' graphs in order; raises ``UsageError`` for a network without exits."""
         return tuple(self.path / stage.file for stage in self.exits.stages)
+
+    def stage_masks(self, stage: StageInfo) -> tuple[MaskInfo, ...]:
+        """Masks that a stage decides on, in order of execution; their batch is the manifest's."""
+        index = self.exits.stages.index(stage)
+        return tuple(mask for mask in self.manifest.masks if mask.stage == index)
 
     @property
     def branched(self) -> Path | None:

@@ -16,7 +16,7 @@ import torch
 
 import dyndeploy
 from dyndeploy import files
-from dyndeploy.blocks import StagedNetwork, confidence_of, dynamic_blocks
+from dyndeploy.blocks import StagedNetwork, confidence_of
 from dyndeploy.blocks.block import run_dense
 from dyndeploy.blocks.macs import dense_macs, exit_macs
 from dyndeploy.bundle import (
@@ -386,9 +386,10 @@ def _require_fitting(subject: Subject, settings: ExportSettings) -> None:
             raise UsageError(f"{subject.name} has no early exits: leave --exits and --graph out.")
     elif subject.input_size is None:
         raise UsageError(f"{subject.name} exits early: its stages begin with images (N, 3, H, W), and nothing else.")
-    elif settings.precision == "bf16" and not any(dynamic_blocks(network)):
+    elif settings.precision == "bf16":
         raise UsageError(
-            "bf16 is the precision of dynamic bottlenecks, and a network that exits early has none. Use fp32."
+            f"{subject.name} exits early: ONNX Runtime computes its stages in fp32, because thresholds of one "
+            "precision do not hold for another. Use fp32."
         )
     if settings.data is not None and subject.input_size is None:
         raise UsageError(f"{subject.name} takes no images: leave --data out.")

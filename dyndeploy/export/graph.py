@@ -190,7 +190,7 @@ def _notes(run: DryRun, swapped: Swapped, lazy: bool, why: str) -> tuple[str, ..
         notes.append(f"{', '.join(run.unreached)}: not part of the graph, because forward does not use them")
     if swapped.branches and not lazy:
         notes.append(
-            f"{', '.join(swapped.branches)}: computed for every image and selected afterwards, which saves nothing "
+            f"{', '.join(path for path in swapped.paths if path in swapped.branches)}: computed for every image and selected afterwards, which saves nothing "
             f"here: {why}"
         )
     return tuple(notes)

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dyndeploy.bundle import CONFIDENCE, LOGITS
 from dyndeploy.errors import ExportError
-from dyndeploy.graphs.inspect import all_nodes
+from dyndeploy.graphs.inspect import all_graphs, all_nodes, reads, rename_tensors
 
 THRESHOLDS, EXIT = "thresholds", "exit"
 """Further input and output of the graph with branches."""
@@ -41,14 +41,14 @@ def whole_model(stages: Sequence[onnx.ModelProto], *, every_exit: bool = False) 
     nodes: list[onnx.NodeProto] = []
     for node in reversed([node for part in parts for node in part.node]):
         if needed & set(node.output):
-            needed |= set(node.input)
+            needed |= set(reads(node))
             nodes.append(node)
     for node in nodes:
         node.output[:] = [LOGITS if name == last else name for name in node.output]
         node.input[:] = [LOGITS if name == last else name for name in node.input]
     initializers = [item for part in parts for item in part.initializer if item.name in needed]
     graph = helper.make_graph(nodes[::-1], "dyndeploy", stages[0].graph.input, outputs, initializers)
-    return _checked(graph, stages[0])
+    return _checked(graph, stages)
 
 
 def _named(value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
@@ -80,12 +80,18 @@ def branched_model(stages: Sequence[onnx.ModelProto], exits: Sequence[int]) -> o
     graph.input.append(helper.make_tensor_value_info(images.name, TensorProto.FLOAT, (1, *size[1:])))
     if len(parts) > 1:
         graph.input.append(helper.make_tensor_value_info(THRESHOLDS, TensorProto.FLOAT, (len(parts) - 1,)))
-    return _checked(graph, stages[0])
+    return _checked(graph, stages)
 
 
-def _checked(graph: onnx.GraphProto, like: onnx.ModelProto) -> onnx.ModelProto:
+def _checked(graph: onnx.GraphProto, stages: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
+    imports = {entry.domain: entry.version for model in stages for entry in model.opset_import}
+    functions = {(item.domain, item.name): item for model in stages for item in model.functions}
     model = helper.make_model(
-        graph, opset_imports=like.opset_import, ir_version=like.ir_version, producer_name="dyndeploy"
+        graph,
+        opset_imports=[helper.make_opsetid(*entry) for entry in imports.items()],
+        functions=list(functions.values()),
+        ir_version=stages[0].ir_version,
+        producer_name="dyndeploy",
     )
     try:
         onnx.checker.check_model(model)
@@ -149,10 +155,9 @@ def _prefixed(model: onnx.ModelProto, prefix: str) -> onnx.GraphProto:
     graph = onnx.GraphProto()
     graph.CopyFrom(model.graph)
     shared = {value.name for value in (*graph.input, *graph.output)} - {LOGITS, CONFIDENCE}
+    made = {item.name for part in all_graphs(graph) for item in part.initializer}
     for node in all_nodes(graph):
         node.name = prefix + node.name
-        node.input[:] = [name if not name or name in shared else prefix + name for name in node.input]
-        node.output[:] = [name if not name or name in shared else prefix + name for name in node.output]
-    for item in graph.initializer:
-        item.name = prefix + item.name
+        made |= set(node.output)
+    rename_tensors(graph, {name: prefix + name for name in made - shared if name})
     return graph

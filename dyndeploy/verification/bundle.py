@@ -29,9 +29,9 @@ def verify_bundle(
     masks. Random masks of rate 0.5 are compared with PyTorch's results under them, all-one masks with the static twin.
     A last run without forcing shows what the deployed graph gives.
 
-    A network that exits early has no masks: the logits of every exit are compared with PyTorch's, and the exits that
-    images take, alone and in a batch, with those that PyTorch's confidences ask for under the bundle's thresholds and
-    under probe thresholds between the confidences.
+    Of a network that exits early the logits of every exit are compared with PyTorch's, its masks too if it has any, and
+    the exits that images take, alone and in a batch, with those that PyTorch's confidences ask for under the bundle's
+    thresholds and under probe thresholds between the confidences.
 
     The reference is PyTorch's in FP32 whatever the bundle's precision: what is lost to BF16 counts as error, which
     :data:`dyndeploy.precisions.PRECISIONS` limits.
@@ -55,7 +55,7 @@ def verify_bundle(
     if bundle.manifest.exits is not None:
         return verify_stages(bundle, checks, threads)
     model = bundle.load_model()
-    checks += [check_graph(bundle, "graph", model), check_manifest(bundle, model), check_operators(bundle, model)]
+    checks += [check_graph(bundle, "graph", model), check_manifest(bundle, model), check_operators(bundle, [model])]
     twin = None if bundle.static is None else bundle.load_static()
     if twin is not None:
         checks.append(check_graph(bundle, "static twin: graph", twin))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.bundle import INPUT, LOGITS, Bundle
-from dyndeploy.bundle.reference_names import exit_logits
+from dyndeploy.bundle.reference_names import FORCED, MARGIN, exit_logits
 from dyndeploy.confidences import confidences
+from dyndeploy.graphs.forced import forced_feeds, overlay_forced_masks
 from dyndeploy.precisions import tolerance_of
 from dyndeploy.runtimes import OnnxRuntimeSession, open_staged
 from dyndeploy.runtimes.staged import first_reached
-from dyndeploy.verification.graphs import check_graph, check_stage
+from dyndeploy.verification.graphs import check_graph, check_operators, check_stage
+from dyndeploy.verification.masks import MaskBits, compare_masks
 from dyndeploy.verification.report import Check, VerificationReport
-from dyndeploy.verification.tensors import batches, deviation, require_shapes
+from dyndeploy.verification.tensors import Tensors, batches, deviation, deviations, require_shapes
 
 CONFIDENCE_TOLERANCE = 1e-4
 """A decision may differ from PyTorch's where a confidence is this close to its threshold."""
@@ -26,6 +30,9 @@ def verify_stages(bundle: Bundle, checks: list[Check], threads: int) -> Verifica
     stages, models = bundle.exits.stages, bundle.load_stages()
     for stage, model in zip(stages, models, strict=True):
         checks += [check_graph(bundle, f"{stage.file}: graph", model), check_stage(bundle, stage, model)]
+    masks = bundle.manifest.masks
+    if masks:
+        checks.append(check_operators(bundle, models))
     for title, path, load in (
         ("whole network: graph", bundle.static, bundle.load_static),
         ("branches: graph", bundle.branched, bundle.load_branched),
@@ -36,32 +43,98 @@ def verify_stages(bundle: Bundle, checks: list[Check], threads: int) -> Verifica
         return VerificationReport(str(bundle.path), tuple(checks))
     images, logits = _reference_exits(bundle)
     tolerance = tolerance_of("fp32").output
+    bits = MaskBits(0, 0, 0)
+    if masks:
+        bits = _check_masks(bundle, checks, threads)
     with open_staged(bundle, threads=threads) as session:
         outputs = tuple(
             deviation(exit_logits(stage.exit), got, expected)
             for stage, got, expected in zip(stages, session.run_all(images), logits, strict=True)
         )
         native = session.info.native.description
-    checks += [error.check(f"exit {s.exit}: logits", tolerance) for s, error in zip(stages, outputs, strict=True)]
+    # A tie may fall the other way and change later masks: only without ties must the free run agree as well.
+    if not bits.tied:
+        checks += [error.check(f"exit {s.exit}: logits", tolerance) for s, error in zip(stages, outputs, strict=True)]
     for title, sets in (
         ("exits under the stored thresholds", [info.values for info in bundle.exits.thresholds.values()]),
         ("exits under probe thresholds", probe_thresholds(logits, bundle.exits.confidence)),
     ):
-        if sets:
+        if sets and not bits.tied:
             checks.append(_check_decisions(bundle, title, sets, images, logits, threads))
-    if bundle.static is not None:
-        with OnnxRuntimeSession(bundle.static, threads=threads, native="off") as whole:
-            name = whole.inputs[0].name
-            got = np.concatenate(
-                [
-                    whole.run({name: chunk[name]}, [LOGITS])[LOGITS]
-                    for chunk in batches({name: images}, _per_run(bundle))
-                ]
-            )
+    if bundle.static is not None and not masks:
+        got = _run_whole(bundle, images, threads)
         checks.append(deviation(LOGITS, got, logits[-1]).check("whole network: logits", tolerance))
     if bundle.branched is not None:
         checks.append(_check_branches(bundle, images, logits, threads))
-    return VerificationReport(str(bundle.path), tuple(checks), outputs, native=native)
+    return VerificationReport(
+        str(bundle.path), tuple(checks), outputs, bits.bits, bits.flipped, bits.tied, native=native
+    )
+
+
+def _check_masks(bundle: Bundle, checks: list[Check], threads: int) -> MaskBits:
+    """Masks bit by bit and logits under forced masks, as of a network that is one graph."""
+    reference, tolerance = _with_masks(bundle), tolerance_of("fp32")
+    masks = bundle.manifest.masks
+    names = [exit_logits(stage.exit) for stage in bundle.exits.stages]
+    equal = _run_forced(bundle, lambda name: reference[name], threads)
+    bits = compare_masks(masks, equal, reference, tolerance)
+    checks.append(bits.check(tolerance))
+    random = _run_forced(bundle, lambda name: reference[f"{FORCED}{name}"], threads)
+    for title, errors in (
+        ("equal", deviations(names, equal, reference)),
+        ("random", deviations(names, random, reference, FORCED)),
+    ):
+        checks += [error.check(f"{error.output} under {title} masks", tolerance.output) for error in errors]
+    if bundle.static is not None:
+        everything = _run_forced(bundle, lambda name: np.ones_like(reference[name]), threads)
+        got = _run_whole(bundle, next(iter(bundle.reference_inputs().values())), threads)
+        checks.append(deviation(LOGITS, got, everything[names[-1]]).check("static twin: logits", tolerance.output))
+    return bits
+
+
+def _with_masks(bundle: Bundle) -> Tensors:
+    """Reference tensors of masks, margins, random masks, and the logits under them, of the right shapes."""
+    reference, manifest = bundle.reference(), bundle.manifest
+    samples = manifest.reference.images
+    shapes = {
+        f"{prefix}{mask.name}": (samples, *mask.shape[1:]) for mask in manifest.masks for prefix in ("", MARGIN, FORCED)
+    }
+    classes = (samples, manifest.network.num_classes or 0)
+    shapes |= {f"{FORCED}{exit_logits(stage.exit)}": classes for stage in bundle.exits.stages}
+    require_shapes(bundle, reference, shapes)
+    return reference
+
+
+def _run_forced(bundle: Bundle, given: Callable[[str], npt.NDArray[np.float32]], threads: int) -> Tensors:
+    """Logits of every exit, and the masks that the gates decide themselves, while given masks are forced."""
+    results: dict[str, list[npt.NDArray[np.float32]]] = {}
+    with ExitStack() as stack:
+        stages = []
+        for stage, model in zip(bundle.exits.stages, bundle.load_stages(), strict=True):
+            masks = bundle.stage_masks(stage)
+            graph = overlay_forced_masks(model, masks) if masks else model
+            stages.append((stage, masks, stack.enter_context(OnnxRuntimeSession(graph, threads=threads))))
+        forced = {mask.name: given(mask.name) for mask in bundle.manifest.masks}
+        for chunk in batches({**bundle.reference_inputs(), **forced}, bundle.manifest.batch):
+            tensors = dict(chunk)
+            for stage, masks, session in stages:
+                feeds: dict[str, npt.NDArray[Any]] = {info.name: tensors[info.name] for info in stage.inputs}
+                if masks:
+                    feeds |= forced_feeds({mask.name: chunk[mask.name] for mask in masks}, masks)
+                got = session.run(feeds)
+                tensors |= {name: value for name, value in got.items() if name != LOGITS}
+                for name, value in ((exit_logits(stage.exit), got[LOGITS]), *((m.name, got[m.name]) for m in masks)):
+                    results.setdefault(name, []).append(value)
+    return {name: np.concatenate(values) for name, values in results.items()}
+
+
+def _run_whole(bundle: Bundle, images: npt.NDArray[np.float32], threads: int) -> npt.NDArray[np.float32]:
+    """Logits of the static twin."""
+    assert bundle.static is not None
+    with OnnxRuntimeSession(bundle.static, threads=threads, native="off") as whole:
+        name = whole.inputs[0].name
+        runs = [whole.run({name: chunk[name]}, [LOGITS])[LOGITS] for chunk in batches({name: images}, _per_run(bundle))]
+    return np.concatenate(runs)
 
 
 def _per_run(bundle: Bundle) -> int:

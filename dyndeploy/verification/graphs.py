@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import onnx
 
 from dyndeploy.bundle import Bundle, MaskInfo, StageInfo, TensorInfo
-from dyndeploy.graphs.inspect import foreign_operators
+from dyndeploy.graphs.inspect import all_nodes, foreign_operators
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.targets import load_target
 from dyndeploy.verification.report import Check
@@ -71,10 +71,10 @@ def _shapes(values: Iterable[onnx.ValueInfoProto]) -> dict[str, tuple[int, ...]]
     return {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
 
 
-def check_operators(bundle: Bundle, model: onnx.ModelProto) -> Check:
+def check_operators(bundle: Bundle, models: Sequence[onnx.ModelProto]) -> Check:
     """The dynamic operators are those of the manifest, of this release's versions, with function bodies."""
-    nodes = {node.name: node for node in model.graph.node if node.domain == DOMAIN}
-    bodies = {(function.domain, function.name) for function in model.functions}
+    nodes = {node.name: node for model in models for node in all_nodes(model.graph) if node.domain == DOMAIN}
+    bodies = {(function.domain, function.name) for model in models for function in model.functions}
     problems = []
     if set(nodes) != {info.node for info in bundle.manifest.operators}:
         problems.append("the manifest lists other dynamic operators than the graph has")
@@ -92,12 +92,14 @@ def check_operators(bundle: Bundle, model: onnx.ModelProto) -> Check:
 
 
 def check_stage(bundle: Bundle, stage: StageInfo, model: onnx.ModelProto) -> Check:
-    """The manifest lists the inputs and outputs of a stage's graph, in order, each with its shape."""
-    batch = bundle.manifest.batch
+    """The manifest lists the inputs, outputs and masks of a stage's graph, in order, each with its shape."""
+    batch, masks = bundle.manifest.batch, bundle.stage_masks(stage)
+    decided = {mask.name for mask in masks}
     problems = []
     for kind, listed, values in (
         ("inputs", stage.inputs, model.graph.input),
-        ("outputs", stage.outputs, model.graph.output),
+        ("outputs", stage.outputs, [value for value in model.graph.output if value.name not in decided]),
+        ("masks", masks, [value for value in model.graph.output if value.name in decided]),
     ):
         found = []
         for value in values:
@@ -109,4 +111,5 @@ def check_stage(bundle: Bundle, stage: StageInfo, model: onnx.ModelProto) -> Che
         if found != expected:
             problems.append(f"{kind} {sorted(set(found) ^ set(expected))} differ")
     detail = f"{len(stage.inputs)} inputs, {len(stage.outputs)} outputs, {len(model.graph.node)} nodes"
+    detail += f", {len(masks)} masks" if masks else ""
     return Check(f"{stage.file}: manifest", not problems, "; ".join(problems) or detail)
