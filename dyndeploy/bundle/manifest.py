@@ -244,7 +244,7 @@ class Manifest:
 
     def images(self) -> tuple[PreprocessingInfo, tuple[int, int]]:
         """How images become the input, and its (H, W); raises ``UsageError`` where the inputs are no images."""
-        if self.preprocessing is None or self.input_size is None:
+        if self.preprocessing is None or self.input_size is None or len(self.inputs) != 1:
             names = ", ".join(info.name for info in self.inputs)
             raise UsageError(
                 f"{self.network.name} takes {names}, not one image: give its inputs as arrays (--input NAME=FILE.npy), "

@@ -14,6 +14,7 @@ import torch
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from dyndeploy.errors import ExportError
+from dyndeploy.graphs.passes.names import OWN_MODULE
 
 CAPTURE_OPSET = 18
 
@@ -105,7 +106,8 @@ def _where(causes: Sequence[BaseException], module: torch.nn.Module, wrapped: st
     found = "the network"
 
     def named(path: str, kind: str) -> str:
-        own = ".".join(part for part in (inside, path[len(wrapped) :].lstrip(".")) if part)
+        parts = [inside, *path[len(wrapped) :].split(".")]
+        own = ".".join(part for part in parts if part and not part.startswith(OWN_MODULE))
         return f"{own} ({kind})" if own else f"the network ({kind})"
 
     for cause in causes:

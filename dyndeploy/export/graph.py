@@ -189,9 +189,9 @@ def _notes(run: DryRun, swapped: Swapped, lazy: bool, why: str) -> tuple[str, ..
     if run.unreached:
         notes.append(f"{', '.join(run.unreached)}: not part of the graph, because forward does not use them")
     if swapped.branches and not lazy:
+        branches = [path for path in swapped.paths if path in swapped.branches]
         notes.append(
-            f"{', '.join(path for path in swapped.paths if path in swapped.branches)}: computed for every image and selected afterwards, which saves nothing "
-            f"here: {why}"
+            f"{', '.join(branches)}: computed for every image and selected afterwards, which saves nothing here: {why}"
         )
     return tuple(notes)
 

@@ -20,6 +20,7 @@ from dyndeploy.blocks.gates import Size, Temperature, shaped_logits
 from dyndeploy.blocks.tape import Call, Decision
 from dyndeploy.errors import UsageError
 from dyndeploy.graphs.inspect import CALL, CONDITIONAL
+from dyndeploy.graphs.passes.names import OWN_MODULE
 from dyndeploy.ops import OperatorSpec, Role, operator
 
 
@@ -124,7 +125,7 @@ class _Operator(nn.Module):
         self.attributes = dict(call.attributes)
         self.channels_last = call.channels_last
         self._before = call.before
-        self.weights = _Weights(call.tensors)
+        self.dyndeploy_weights = _Weights(call.tensors)
         known = {port.name for port in self.spec.inputs if port.role is Role.WEIGHT}
         required = {port.name for port in self.spec.inputs if port.role is Role.WEIGHT and not port.optional}
         given = set(call.tensors)
@@ -145,8 +146,8 @@ class _Operator(nn.Module):
                 inputs.append(next(sources))
             elif port.role is Role.MASK:
                 inputs.append(masks[port.name])
-            elif port.name in self.weights.names:
-                inputs.append(self.weights.get(port.name))
+            elif port.name in self.dyndeploy_weights.names:
+                inputs.append(self.dyndeploy_weights.get(port.name))
         result = self.spec.emit(inputs, self.attributes)
         if not self.channels_last or self.spec.decides:
             return result
@@ -168,8 +169,8 @@ class _LoweredGate(nn.Module):
     def __init__(self, gate: Gate, size: Size | None, label: str, recorder: Recorder) -> None:
         super().__init__()
         call = gate.lower(size)
-        self._operator = None if call is None else _Operator(call)
-        self.gate = gate if call is None else None
+        self.dyndeploy_operator = None if call is None else _Operator(call)
+        self.dyndeploy_gate = gate if call is None else None
         self.label, self.recorder = label, recorder
         # No module of this one: where the operator decides, the gate's own layers are not part of the graph.
         object.__setattr__(self, "_original", gate)
@@ -183,11 +184,11 @@ class _LoweredGate(nn.Module):
 
     def forward(self, x: Tensor, size: Size | None = None, temperature: Temperature = None) -> Tensor:
         mask: Tensor
-        if self._operator is not None:
-            mask = self._operator([x], {})
+        if self.dyndeploy_operator is not None:
+            mask = self.dyndeploy_operator([x], {})
         else:
-            assert self.gate is not None
-            logits = shaped_logits(self.gate, self.gate.logits(x, size), x.shape[0])
+            assert self.dyndeploy_gate is not None
+            logits = shaped_logits(self.dyndeploy_gate, self.dyndeploy_gate.logits(x, size), x.shape[0])
             # Not smaller: the parsers of all boards have Less, and not all have GreaterOrEqual.
             mask = (~(logits[:, 0] < logits[:, 1])).to(torch.float32)
         self.recorder.masks[self.label] = mask
@@ -199,12 +200,12 @@ class _LoweredCompute(nn.Module):
 
     def __init__(self, path: str, call: LoweredCall, gates: Mapping[str, Gate], *, rectify: bool) -> None:
         super().__init__()
-        self._operator = _Operator(call)
-        self.ports = mask_ports(path, self._operator.spec, gates)
+        self.dyndeploy_operator = _Operator(call)
+        self.ports = mask_ports(path, self.dyndeploy_operator.spec, gates)
         self.rectify = rectify
 
     def forward(self, *tensors: Tensor, **masks: Tensor) -> Any:
-        result = self._operator(tensors, {port: masks[name] for port, name in self.ports.items()})
+        result = self.dyndeploy_operator(tensors, {port: masks[name] for port, name in self.ports.items()})
         return F.relu(result) if self.rectify else result
 
 
@@ -284,7 +285,7 @@ def swap(network: nn.Module, run: DryRun) -> Swapped:
             parent, key = parents[id(gate)]
             setattr(parent, key, _LoweredGate(gate, run.decisions[label].size, label, recorder))
         assert isinstance(block, nn.Module)
-        block.add_module("_lowered", compute)
+        block.add_module(f"{OWN_MODULE}compute", compute)
         object.__setattr__(block, "compute", compute)
     paths = tuple(path for path, _, _ in found if path not in run.unreached)
     return Swapped(network, recorder, tuple(run.decisions), branches, paths)

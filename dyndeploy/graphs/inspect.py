@@ -92,11 +92,16 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
     """Tensors that a node reads: its inputs, and what its branches take from around them; some more than once."""
     yield from (name for name in node.input if name)
     for graph in subgraphs(node):
-        own = {value.name for value in (*graph.input, *graph.initializer)}
-        own |= {name for inner in graph.node for name in inner.output}
-        for inner in graph.node:
-            yield from (name for name in reads(inner) if name not in own)
-        yield from (value.name for value in graph.output if value.name not in own)
+        yield from reads_of_graph(graph)
+
+
+def reads_of_graph(graph: onnx.GraphProto) -> Iterator[str]:
+    """Tensors that a branch takes from around it; some more than once."""
+    own = {value.name for value in (*graph.input, *graph.initializer)}
+    own |= {name for inner in graph.node for name in inner.output}
+    for inner in graph.node:
+        yield from (name for name in reads(inner) if name not in own)
+    yield from (value.name for value in graph.output if value.name not in own)
 
 
 def rename_tensors(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
@@ -120,11 +125,11 @@ def drop_unused(model: onnx.ModelProto) -> None:
     """Remove constants that no node reads."""
     used = {name for node in all_nodes(model.graph) for name in node.input}
     used |= {value.name for graph in all_graphs(model.graph) for value in graph.output}
-    kept = [item for item in model.graph.initializer if item.name in used]
-    if len(kept) == len(model.graph.initializer):
-        return  # Without copies of all weights.
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    for part in all_graphs(model.graph):
+        kept = [item for item in part.initializer if item.name in used]
+        if len(kept) < len(part.initializer):  # Else without copies of all weights.
+            del part.initializer[:]
+            part.initializer.extend(kept)
 
 
 def shape_of(value: onnx.ValueInfoProto) -> Shape:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.errors import BundleError, UsageError
-from dyndeploy.graphs.inspect import all_nodes, drop_unused, is_dynamic, operator_attributes
+from dyndeploy.graphs.inspect import all_graphs, all_nodes, drop_unused, is_dynamic, operator_attributes
 from dyndeploy.ops import DOMAIN, OPERATORS, OperatorSpec, Role
 from dyndeploy.precisions import precision_of
 
@@ -138,7 +138,7 @@ def tensorrt_model(model: onnx.ModelProto, plan: PrecisionPlan) -> onnx.ModelPro
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    return {item.name: item for item in model.graph.initializer}
+    return {item.name: item for part in all_graphs(model.graph) for item in part.initializer}
 
 
 def _repack(model: onnx.ModelProto, copy: onnx.ModelProto, *, half: bool) -> None:

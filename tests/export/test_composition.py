@@ -118,7 +118,7 @@ def test_profile_and_prediction(tmp_path: Path) -> None:
     assert profile.exits[0].macs < profile.exits[1].macs < profile.exits[2].macs
     assert profile.exits[2].macs == bundle.manifest.static_macs + 2 * 16 * 5, "the heads of two exits"
     first, last, half = (
-        predict(bundle, "nano", exit_mix=mix).total_ms for mix in ((1, 0, 0), (0, 0, 1), (0.5, 0, 0.5))
+        predict(bundle, "nano", exit_mix=mix).latency_ms for mix in ((1, 0, 0), (0, 0, 1), (0.5, 0, 0.5))
     )
     assert first < last
     assert half == pytest.approx((first + last) / 2)

@@ -56,6 +56,21 @@ def infos(model: onnx.ModelProto) -> list[MaskInfo]:
     return result
 
 
+def test_weights_stand_beside_the_nodes_that_read_them() -> None:
+    model = model_of(1)
+    outside = {item.name for item in model.graph.initializer}
+    branches = [
+        next(a.g for a in node.attribute if a.name == "then_branch") for node in model.graph.node if is_skip(node)
+    ]
+    assert branches
+    for branch in branches:
+        inside = {item.name for item in branch.initializer}
+        weights = {node.input[1] for node in branch.node if node.op_type == "Conv"}
+        assert weights and weights <= inside and not weights & outside
+    everything = {item.name for item in flattened(model).model.graph.initializer}
+    assert everything >= outside | {item.name for branch in branches for item in branch.initializer}
+
+
 @pytest.mark.parametrize("native", ["off", "auto"])
 @pytest.mark.parametrize("lazy", [True, False])
 @pytest.mark.parametrize("batch", [1, 3])

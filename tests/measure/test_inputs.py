@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dyndeploy.errors import InputError, UsageError
+from dyndeploy.errors import BundleError, InputError, UsageError
 from dyndeploy.measure import profile_bundle
 from dyndeploy.measure.inputs import Schedule, forced_configurations, input_batches, own_configuration
 from tests.bundles import many_bundle, resealed, tiny_bundle
@@ -32,7 +32,7 @@ def test_the_last_batch_is_filled_up(tmp_path: Path) -> None:
 
 
 def test_images_cannot_feed_other_networks(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"takes input .*, gain/stem .*: a folder of images cannot feed that"):
+    with pytest.raises(UsageError, match=r"takes input, gain/stem, not one image"):
         input_batches(many_bundle(tmp_path / "b"), tmp_path, 32)
 
 
@@ -44,7 +44,7 @@ def test_inputs_that_do_not_fit_are_named(tmp_path: Path) -> None:
         input_batches(resealed(bundle), None, 32)
     del tensors["gain/stem"]
     np.savez(bundle.path / "reference.npz", **tensors)
-    with pytest.raises(InputError, match="lacks gain/stem"):
+    with pytest.raises(BundleError, match="lacks gain/stem"):
         input_batches(resealed(bundle), None, 32)
 
 
@@ -68,5 +68,5 @@ def test_a_network_of_many_inputs_and_outputs_is_profiled(tmp_path: Path) -> Non
     profile = profile_bundle(bundle, rates=(0.5,), repeats=2, warmup=1, native="off")
     assert profile.batch == 2 and len(profile.rates[0].ratios) == 2
     assert [block.name for block in profile.data.blocks] == ["layer1.0", "layer2.0"]
-    with pytest.raises(UsageError, match="cannot feed"):
+    with pytest.raises(UsageError, match="not one image"):
         profile_bundle(bundle, data=tmp_path, repeats=2)

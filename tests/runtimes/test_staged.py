@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyndeploy.bundle import Bundle
+from dyndeploy.confidences import confidences
 from dyndeploy.errors import DyndeployError, InputError, UsageError
 from dyndeploy.runtimes import OnnxRuntimeSession, StagedSession, open_staged
-from dyndeploy.runtimes.staged import confidences, first_reached
+from dyndeploy.runtimes.staged import first_reached
 from tests.bundles import tiny_bundle
 from tests.runtimes.fake_tensorrt import VERSIONS, World, install_fakes
 from tests.staged_bundles import CLASSES, EXITS, every_exit, images, staged_bundle

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from dyndeploy.graphs.passes.pipeline import Context
 
+OWN_MODULE = "dyndeploy_"
+"""What begins the name of a module that the exporter put into the network: no part of any name in the graph."""
+
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _REPEATED = re.compile(r"@\d+")
 """What the capture puts behind the name of a module that is called more than once."""
@@ -59,7 +62,7 @@ def name_nodes(model: onnx.ModelProto, context: Context) -> None:
             inner = [scope for scope in found if scope.startswith(f"{block}.")]
             parts = inner[-1][len(block) + 1 :].split(".") if inner else []
             # Positions in containers and what the exporter put there tell a reader nothing.
-            named = [part for part in parts if not part.isdigit() and not part.startswith("_")]
+            named = [part for part in parts if not part.isdigit() and not part.startswith(("_", OWN_MODULE))]
             hint = named[-1] if named and node.domain != DOMAIN else node.op_type
         name = f"{group}/{hint}"
         while name in used:
@@ -84,7 +87,9 @@ def name_tensors(model: onnx.ModelProto, context: Context) -> None:
     for initializer in graph.initializer:
         block = _deepest([initializer.name], context.scopes)
         if block is not None and block != initializer.name:
-            renamed[initializer.name] = f"{context.scopes[block]}/{initializer.name[len(block) + 1 :]}"
+            parts = initializer.name[len(block) + 1 :].split(".")
+            name = f"{context.scopes[block]}/{'.'.join(part for part in parts if not part.startswith(OWN_MODULE))}"
+            renamed[initializer.name] = name if name not in renamed.values() else f"{name}/{initializer.name}"
     # A tensor that happens to have the name of an input or output gets another.
     wanted = set(renamed.values())
     made = {name for node in graph.node for name in node.output} | {item.name for item in graph.initializer}

@@ -246,6 +246,8 @@ class _Layout:
             return written[need]
 
         fixed = {value.name for value in graph.input} | set(self.links.constants) | set(self.pinned)
+        # All new names first: what is written reads them.
+        copied: list[tuple[str, Need]] = []
         for name in self.pinned:
             need = self._source(name, moved, permutation)
             if need == (name, ()) and name not in moved:
@@ -255,8 +257,10 @@ class _Layout:
                 fixed.add(need[0])
                 renamed[need[0]] = name
             else:
-                producer = self.links.producers.get(name)
-                write(need, "head/" if producer is None else producer.name, name)
+                copied.append((name, need))
+        for name, need in copied:
+            producer = self.links.producers.get(name)
+            write(need, "head/" if producer is None else producer.name, name)
         for node in kept:
             needs = [self._input(node, index, moved, permutation) for index in range(len(node.input))]
             if node.output[0] in moved:

@@ -53,13 +53,13 @@ def test_dotted_scopes() -> None:
     assert nodes == [
         "stem/Relu",
         "body.a/masker",
-        "body.a/0",
-        "body.a/1",
+        "body.a/inner",
+        "body.a/inner_1",
         "body.a/Add",
         "stem/Tanh",
         "body.b/masker",
-        "deep/0",
-        "deep/1",
+        "deep/Conv",
+        "deep/Relu",
         "body.b/Add",
         "head/ReduceMean",
         "head/Gemm",
@@ -70,6 +70,6 @@ def test_dotted_scopes() -> None:
 
 def test_scopes_without_dots_are_first_components() -> None:
     nodes, weights = named(Net(), {"body": "block", "fc": "head/classifier"})
-    assert nodes[1:3] == ["block/masker", "block/0"]
+    assert nodes[1:3] == ["block/masker", "block/inner"]
     assert nodes[-1] == "head/classifier/Gemm"
     assert {"block/a.masker.weight", "head/classifier/weight"} <= weights

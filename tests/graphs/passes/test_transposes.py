@@ -99,6 +99,25 @@ def test_outputs_keep_their_layout_and_names() -> None:
         np.testing.assert_array_equal(value, wanted)
 
 
+def test_an_output_that_takes_a_name_which_another_reads() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        transpose("r", "same", [0, 1, 2, 3]),
+        transpose("r", "turned", LAST),
+    ]
+    model = model_of(nodes, (2, 4, 5, 3))
+    del model.graph.output[:]
+    for name in ("turned", "same"):
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 4))
+    x = normal(2, 4, 5, 3)
+    expected = evaluate(model, x=x)
+    cancel_transposes(model, CONTEXT)
+    onnx.checker.check_model(model, full_check=True)
+    assert count(model) == 1
+    for value, wanted in zip(evaluate(model, x=x), expected, strict=True):
+        np.testing.assert_array_equal(value, wanted)
+
+
 @st.composite
 def graphs(draw: st.DrawFn) -> onnx.ModelProto:
     """Random graphs of Transposes and operators of any and of one layout, on cubes, so that everything fits."""
