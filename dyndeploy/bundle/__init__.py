@@ -13,6 +13,7 @@ from dyndeploy.bundle.folder import (
 from dyndeploy.bundle.manifest import (
     CONFIDENCE,
     LOGITS,
+    SAVES_NOTHING,
     SCHEMA_VERSION,
     ExitsInfo,
     Manifest,
@@ -35,6 +36,7 @@ __all__ = [
     "MANIFEST",
     "MODEL",
     "REFERENCE",
+    "SAVES_NOTHING",
     "SCHEMA_VERSION",
     "STATIC",
     "Bundle",

@@ -24,6 +24,9 @@ SEAL = "manifest_sha256"
 LOGITS, CONFIDENCE = "logits", "confidence"
 """Names of the outputs that every stage has."""
 
+SAVES_NOTHING = "saves nothing"
+"""Words of every note on what the target computes although it was to be skipped."""
+
 _DOCUMENT = Document("bundle.json", "Export the bundle again.", BundleError)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dyndeploy.blocks import DynamicBlock, dynamic_blocks
 from dyndeploy.blocks.block import ROOT, run_dense
-from dyndeploy.bundle import MaskInfo
+from dyndeploy.bundle import SAVES_NOTHING, MaskInfo
 from dyndeploy.errors import UsageError
 from dyndeploy.export.capture import capture
 from dyndeploy.export.subject import make_subject
@@ -191,7 +191,8 @@ def _notes(run: DryRun, swapped: Swapped, lazy: bool, why: str) -> tuple[str, ..
     if swapped.branches and not lazy:
         branches = [path for path in swapped.paths if path in swapped.branches]
         notes.append(
-            f"{', '.join(branches)}: computed for every image and selected afterwards, which saves nothing here: {why}"
+            f"{', '.join(branches)}: computed for every image and selected afterwards, "
+            f"which {SAVES_NOTHING} here: {why}"
         )
     return tuple(notes)
 

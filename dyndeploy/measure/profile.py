@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dyndeploy import files
+from dyndeploy.bundle import SAVES_NOTHING
 from dyndeploy.errors import InputError
 from dyndeploy.fields import Document, Field
 from dyndeploy.measure.samples import Samples
@@ -241,7 +242,7 @@ class Profile:
         entries += [(f"rate {result.rate:g} (forced)", result.samples) for result in self.rates]
         entries.append(("the data's own masks", self.data.samples))
         shaky = [f"{name} {samples.cov_same_input:.1%}" for name, samples in entries if samples.unstable]
-        notes = []
+        notes = [f"{note}." for note in self.bundle.get("notes", ()) if SAVES_NOTHING in str(note)]
         if shaky:
             notes.append(
                 "Unstable: runs of the same input vary by more than 2.5 %: "

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from dyndeploy.bundle import Bundle
+from dyndeploy.bundle import SAVES_NOTHING, Bundle
 from dyndeploy.errors import InputError, UsageError, unknown_name
 from dyndeploy.fields import Field
 from dyndeploy.ops.gates import GateKind
@@ -370,11 +370,12 @@ class Estimator:
         runtime, first = walkers[0].runtime, walkers[0]
         branches, reason = self._takes_branches(runtime)
         skipped = dict.fromkeys(block for w in walkers for node in w.record.nodes for block in node.conditions)
-        notes = (
+        notes: tuple[str, ...] = (
             (f"{', '.join(skipped)}: always computed, so that nothing is saved there: {reason}",)
             if skipped and not branches
             else ()
         )
+        notes += tuple(dict.fromkeys(note for walker in walkers for note in walker.record.notes))
         blocks = list(gates)
 
         def graph(rates: Sequence[Rates]) -> Graph:
@@ -435,10 +436,15 @@ def bundle_nodes(
     """
     manifest = bundle.manifest
     name, batch = manifest.network.name, batch or manifest.batch
+    notes = tuple(note for note in manifest.notes if SAVES_NOTHING in note)
+
+    def nodes(model: onnx.ModelProto, size: tuple[int, int] | None) -> NodeGraph:
+        return replace(read_nodes(model, batch=batch, input_size=size, name=name), notes=notes)
+
     if manifest.exits is None:
-        return read_nodes(bundle.load_model(), batch=batch, input_size=input_size, name=name)
+        return nodes(bundle.load_model(), input_size)
     stages = tuple(
-        (info.exit, read_nodes(model, batch=batch, input_size=input_size if index == 0 else None, name=name))
+        (info.exit, nodes(model, input_size if index == 0 else None))
         for index, (info, model) in enumerate(zip(manifest.exits.stages, bundle.load_stages(), strict=True))
     )
     calibrated = manifest.exits.thresholds

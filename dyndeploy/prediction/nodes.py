@@ -72,6 +72,7 @@ class NodeGraph:
         batch: Images per run.
         input_size: (height, width) of the image; None if the input is no image.
         branches: Conditions that are an ``If`` of a file of another origin.
+        notes: What is computed although it was to be skipped, and why, as the bundle says.
     """
 
     name: str
@@ -82,6 +83,7 @@ class NodeGraph:
     batch: int
     input_size: tuple[int, int] | None
     branches: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -112,6 +114,7 @@ class NodeGraph:
             "constants": sorted(self.constants & used),
             "outputs": list(self.outputs),
             "branches": list(self.branches),
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
     @classmethod
@@ -132,6 +135,7 @@ class NodeGraph:
             batch=item["batch"].tally(1),
             input_size=None if size is None else (size[0], size[1]),
             branches=item["branches"].sequence(Field.label),
+            notes=item.get("notes").optional(lambda notes: notes.sequence(Field.label)) or (),
         )
 
 

@@ -122,3 +122,14 @@ def test_profile_and_prediction(tmp_path: Path) -> None:
     )
     assert first < last
     assert half == pytest.approx((first + last) / 2)
+
+
+def test_predictions_say_what_saves_nothing(tmp_path: Path) -> None:
+    dense = export_model(composed(), tmp_path / "dense", ExportSettings(target="nano"))
+    (first, *others) = predict(dense, "nano").notes
+    assert first.startswith("stages.0.1: computed for every image") and "saves nothing here: TensorRT" in first
+    assert [note.partition(":")[0] for note in others] == ["stages.1.2", "stages.2.1"]
+    lazy = export_model(composed(), tmp_path / "lazy")
+    assert not any("saves nothing" in note for note in lazy.manifest.notes)
+    (note,) = predict(lazy, "nano").notes
+    assert "always computed, so that nothing is saved there" in note
