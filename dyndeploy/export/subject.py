@@ -145,7 +145,7 @@ def _of_batch(name: str, value: Any, batch: int) -> Tensor:
     """The first samples of an example, or copies of it, as many as the batch."""
     if not isinstance(value, Tensor):
         raise UsageError(f"The example input '{name}' is {type(value).__name__}: give a tensor.")
-    if value.device.type not in ("cpu", "meta"):
+    if value.device.type != "cpu":
         raise UsageError(f"The example input '{name}' is on {value.device}: give it on the CPU (value.cpu()).")
     if value.ndim < 1 or not len(value):
         raise UsageError(
@@ -173,6 +173,8 @@ def _image_size(inputs: Mapping[str, Tensor]) -> tuple[int, int] | None:
 
 def _require_finite(network: nn.Module) -> None:
     for name, tensor in network.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.is_meta:
+            raise ExportError(f"{name} is on the meta device and holds no values: load the weights first.")
         if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():
             raise ExportError(
                 f"{name} holds NaN or infinite values: the network is not usable. Export a checkpoint from before "

@@ -136,6 +136,7 @@ def test_a_gate_of_the_wrong_shape(tmp_path: Path) -> None:
         (torch.tensor(3.0), "its first axis must be the batch"),
         (IMAGES.to(torch.complex64), "no runtime takes that"),
         (IMAGES * np.nan, "NaN or infinite"),
+        (IMAGES.to("meta"), "is on meta: give it on the CPU"),
         (IMAGES.to(torch.int64), "cannot run on the example inputs ((1, 4, 32, 32))"),
         (IMAGES[:, :3], "Give skip(..., gate=PooledGate(3, last=False))"),
         (["a"], "is str: give a tensor"),
@@ -152,3 +153,5 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     torch.nn.init.constant_(network.block.module.weight, float("nan"))
     kind, message = _refused(network, tmp_path)
     assert kind is ExportError and "block.module.weight holds NaN" in message
+    kind, message = _refused(network.to("meta"), tmp_path)
+    assert kind is ExportError and "block.module.weight is on the meta device" in message
