@@ -40,7 +40,8 @@ class Skip(Block):
 
     def compute(self, x: Tensor, layer: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Return (N, ...) under a mask (N, 1, 1, 1); raises ``UsageError`` if the module changes the shape."""
-        y: Tensor = self.module(x)
+        # A copy, because modules may overwrite what they take (ReLU(inplace=True)), and skipped images keep it.
+        y: Tensor = self.module(x.clone())
         if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype:
             found = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
             raise UsageError(

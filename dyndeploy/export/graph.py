@@ -19,6 +19,7 @@ from dyndeploy.export.subject import make_subject
 from dyndeploy.export.swap import Captured, DryRun, Swapped, dry_run, swap
 from dyndeploy.graphs.branches import insert_branches
 from dyndeploy.graphs.passes import Context, run_pipeline
+from dyndeploy.precisions import tolerance_of
 from dyndeploy.targets import Target
 
 _NET = "net"
@@ -79,8 +80,10 @@ def build(
     examples = list(inputs.values())
     run = dry_run(network, examples, outputs)
     _require_distinct([*inputs, *run.outputs, *run.decisions])
-    swapped = swap(network, run)
     lazy, why = target.takes_branches()
+    if lazy:
+        _require_images_apart(network, run)
+    swapped = swap(network, run)
     context = Context(
         scopes=places.scopes(),
         outputs=[*run.outputs, *swapped.masks],
@@ -102,6 +105,26 @@ def build(
     if bodies:
         insert_branches(model, bodies, lazy=lazy, open_batch=dynamic_batch)
     return Built(model, _masks(run, swapped), _notes(run, swapped, lazy, why))
+
+
+@torch.no_grad()
+def _require_images_apart(network: nn.Module, run: DryRun) -> None:
+    """Refuse bodies that mix the images of a batch: a branch computes some of them only."""
+    generator = torch.Generator().manual_seed(0)
+    for path, block, _ in dynamic_blocks(network):
+        call = None if path in run.unreached else block.lower(*run.calls[path].inputs)
+        if call is None or call.body is None or run.calls[path].inputs[0][0] < 2:
+            continue
+        x = torch.randn(run.calls[path].inputs[0], generator=generator)
+        together = call.body(x.clone())
+        alone = torch.cat([call.body(x[index : index + 1].clone()) for index in range(len(x))])
+        error = float((together - alone).abs().max() / together.abs().max().clamp_min(1e-6))
+        if not error <= tolerance_of("fp32").output:
+            raise UsageError(
+                f"{path or ROOT}: what it gives for an image depends on the other images of the batch (by {error:.2g} "
+                "of the largest value), and a branch computes only those that are not skipped. Export with batch 1, or "
+                "keep images apart."
+            )
 
 
 def _require_distinct(names: Sequence[str]) -> None:
@@ -189,7 +212,7 @@ def _notes(run: DryRun, swapped: Swapped, lazy: bool, why: str) -> tuple[str, ..
     if run.unreached:
         notes.append(f"{', '.join(run.unreached)}: not part of the graph, because forward does not use them")
     if swapped.branches and not lazy:
-        branches = [path for path in swapped.paths if path in swapped.branches]
+        branches = [path or ROOT for path in swapped.paths if path in swapped.branches]
         notes.append(
             f"{', '.join(branches)}: computed for every image and selected afterwards, "
             f"which {SAVES_NOTHING} here: {why}"

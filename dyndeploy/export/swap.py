@@ -42,7 +42,12 @@ class DryRun:
 
     def inside(self, path: str) -> list[str]:
         """Names of the masks of the blocks within a block, in order of execution."""
-        return [name for name, decision in self.decisions.items() if decision.block.startswith(f"{path}.")]
+        prefix = f"{path}." if path else ""
+        return [
+            name
+            for name, decision in self.decisions.items()
+            if decision.block.startswith(prefix) and decision.block != path
+        ]
 
 
 @torch.no_grad()
@@ -85,6 +90,13 @@ def dry_run(network: nn.Module, inputs: Sequence[Tensor], names: Sequence[str] |
                 + ")' with the gate's own result."
             )
     found = named_outputs(result) if names is None else dict(zip(names, result, strict=True))
+    batch = len(inputs[0])
+    for name, value in found.items() if names is None else ():
+        if value.ndim == 0 or len(value) != batch:
+            raise UsageError(
+                f"The output '{name}' has shape {tuple(value.shape)}, and the batch is {batch}: the first axis of "
+                "every output must be the batch. Return it from another method, or leave it out in evaluation."
+            )
     shapes_of = {name: tuple(value.shape) for name, value in found.items()}
     return DryRun(shapes_of, dict(tape.decisions), dict(tape.calls), tuple(unreached))
 

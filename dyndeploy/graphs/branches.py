@@ -46,6 +46,7 @@ Shape = tuple[int, ...]
 _SKIP = "/Skip"
 _DECISIONS = f"{_SKIP}/decisions"
 _ABOUT_SHAPES = ("Shape", "Size")
+_RECURRENT = ("GRU", "LSTM", "RNN")
 _SMALL = 1024
 """Elements up to which a constant may hold a shape; of larger ones the size suffices for shapes."""
 
@@ -518,8 +519,13 @@ def _require_free(
             shape, other = here[name], there.get(name)
             fixed = shape == other and following and node.op_type not in _ABOUT_SHAPES and f"{_SKIP}/" not in node.name
             if fixed or (shape != other and _batch_axis(shape, other, batch, count) is None):
-                reason = f"{node.name} gives shape {shape} for {batch} images, {other} for {count}"
+                known = "no known shape" if other is None else str(other)
+                reason = f"{node.name} gives shape {shape} for {batch} images, {known} for {count}"
                 raise ExportError(_fixed_batch(block, reason))
+        if node.op_type in _RECURRENT:
+            states = [name for name in node.input[5:7] if name and here.get(name) == there.get(name)]
+            if any(batch in here.get(name, ()) for name in states):
+                raise ExportError(_fixed_batch(block, f"the initial state of {node.name} is for {batch} images"))
     for value in bare.graph.output:
         if _batch_axis(here.get(value.name), there.get(value.name), batch, count) != 0:
             reason = f"what it gives has shape {there.get(value.name)} for {count} images"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from dyndeploy.errors import ExportError, UsageError
-from dyndeploy.graphs.inspect import all_graphs, all_nodes, group_of, operator_attributes, subgraphs
+from dyndeploy.graphs.inspect import all_graphs, all_nodes, operator_attributes, subgraphs
 from dyndeploy.ops import DOMAIN, OPERATORS
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _names_nodes(model: onnx.ModelProto, context: Context | None = None) -> Iter
     for node in all_nodes(model.graph):
         if not node.name:
             yield f"a {node.op_type} that makes {', '.join(node.output)} has no name"
-        elif group_of(node.name) == "other":
+        elif "/" not in node.name.lstrip("/"):
             yield f"{_title(node)} has no group in its name"
         elif node.name in seen:
             yield f"two nodes are called {node.name}"

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dyndeploy.blocks import Gate, skip
+from dyndeploy.blocks import Gate, PooledGate, skip
 from dyndeploy.errors import DyndeployError, ExportError, UsageError
 from dyndeploy.export import ExportSettings, export_model
 from dyndeploy.ops.gates import BLOCK
+from dyndeploy.verification import verify_bundle
 
 IMAGES = torch.linspace(-1, 1, 2 * 4 * 32 * 32).reshape(2, 4, 32, 32)
 
@@ -52,7 +53,7 @@ class Eigen(nn.Module):
     """Has no counterpart in ONNX."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.linalg.eigvals(x[0, 0]).real
+        return x * torch.linalg.eigvals(x[0, 0]).real.sum()
 
 
 class Flat(Gate):
@@ -105,6 +106,7 @@ def test_a_layer_that_onnx_lacks_is_named(tmp_path: Path) -> None:
         (lambda net, x: len(net.block(x)), "returns int: outputs must be tensors"),
         (lambda net, x: net.block(x) and None, "cannot run on the example inputs"),
         (lambda net, x: (net.block(x), None)[1:], "returns no tensor, but tuple"),
+        (lambda net, x: {"y": net.block(x), "loss": x.mean()}, "The output 'loss' has shape (), and the batch is 1"),
         (lambda net, x: {"input": net.block(x)}, "'input'"),
         (lambda net, x: {"mask/block/layer": net.block(x)}, "'mask/block/layer'"),
         (lambda net, x: net.block(x[:, :3]), "A gate for 4 features got an input of shape (1, 3, 32, 32)"),
@@ -155,3 +157,38 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     assert kind is ExportError and "block.module.weight holds NaN" in message
     kind, message = _refused(network.to("meta"), tmp_path)
     assert kind is ExportError and "block.module.weight is on the meta device" in message
+
+
+class Mixing(nn.Module):
+    """Looks at the other images of a batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x.flip(0)
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer along the rows, whose state begins with zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(32, 32, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows: Tensor = self.layer(x.flatten(1, 2))[0]
+        return rows.reshape(x.shape)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (Mixing(), "other: what it gives for an image depends on the other images of the batch"),
+        (Recurrent(), "other cannot be computed for some images of a batch only: the initial state of"),
+    ],
+)
+def test_bodies_that_need_the_whole_batch(body: nn.Module, said: str, tmp_path: Path) -> None:
+    network = Net(lambda net, x: net.other(x), other=skip(body, PooledGate(4)))
+    with pytest.raises(DyndeployError, match=said):
+        export_model(network, tmp_path / "bundle", ExportSettings(batch=2), example_inputs=IMAGES)
+    assert list(tmp_path.iterdir()) == []
+    alone = export_model(network, tmp_path / "bundle", ExportSettings(batch=1), example_inputs=IMAGES)
+    assert verify_bundle(alone).passed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,3 +134,31 @@ def test_predictions_say_what_saves_nothing(tmp_path: Path) -> None:
     assert not any("saves nothing" in note for note in lazy.manifest.notes)
     (note,) = predict(lazy, "nano").notes
     assert "always computed, so that nothing is saved there" in note
+
+
+@pytest.mark.parametrize(("target", "batch"), [("cpu", 1), ("cpu", 3), ("nano", 1)])
+def test_bodies_that_overwrite_what_they_take(target: str, batch: int, tmp_path: Path) -> None:
+    body = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(inplace=True))
+    network = liven(nn.Sequential(nn.Conv2d(3, 6, 1), skip(body), skip(copy.deepcopy(body)))).eval()
+    settings = ExportSettings(target=target, batch=batch)
+    bundle = export_model(network, tmp_path / "bundle", settings, example_inputs=torch.zeros(1, 3, 32, 32))
+    assert verify_bundle(bundle).passed
+    x = torch.randn(2, 6, 8, 8)
+    with Tape(network[1], force=lambda name, mask: torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)), torch.no_grad():
+        torch.testing.assert_close(network[1](x)[0], x[0])
+
+
+def test_a_skipped_network_with_a_skipped_block_inside(tmp_path: Path) -> None:
+    network = liven(skip(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), skip(nn.Conv2d(3, 3, 1))))).eval()
+    for target, batch in (("cpu", 2), ("nano", 1)):
+        settings = ExportSettings(target=target, batch=batch)
+        bundle = export_model(network, tmp_path / target, settings, example_inputs=torch.zeros(1, 3, 32, 32))
+        assert [mask.name for mask in bundle.manifest.masks] == ["mask/network/layer", "mask/module.1/layer"]
+        assert verify_bundle(bundle).passed
+
+
+def test_inputs_of_three_rows_are_no_images(tmp_path: Path) -> None:
+    network = skip(nn.Linear(9, 9)).eval()
+    bundle = export_model(network, tmp_path / "bundle", example_inputs=torch.zeros(1, 3, 9))
+    assert bundle.manifest.input_size is None
+    assert verify_bundle(bundle).passed
