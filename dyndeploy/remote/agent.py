@@ -1269,12 +1269,14 @@ def job_profile(job: Job, spec: Json) -> Json:
         ]
     )
 
-    told = [0.0]
+    told, last = 0.0, ""
 
     def tell(message: str, fraction: float) -> None:
-        if time.time() - told[0] > TELL_SECONDS:
+        nonlocal told, last
+        step = message.partition(" ")[0]
+        if step != last or time.time() - told > TELL_SECONDS:
             job.report(message, fraction)
-            told[0] = time.time()
+            told, last = time.time(), step
 
     monitor = Monitor()
     try:
