@@ -55,7 +55,7 @@ def check_manifest(bundle: Bundle, model: onnx.ModelProto) -> Check:
     for info in manifest.inputs:
         if info.shape[0] != manifest.batch:
             problems.append(f"{info.name} {info.shape}, batch {manifest.batch}")
-        if manifest.input_size is not None and info.shape[2:] != manifest.input_size:
+        if len(manifest.inputs) == 1 and manifest.input_size not in (None, info.shape[2:]):
             problems.append(f"{info.name} {info.shape}, size {manifest.input_size}")
     return Check(
         "manifest", not problems, "; ".join(problems) or f"{len(found['outputs'])} outputs, {len(manifest.masks)} masks"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def test_the_command_writes_the_header(tmp_path: Path) -> None:
     shutil.copytree(root / "plugins" / "adapters" / "common", tmp_path / "plugins" / "adapters" / "common")
     written = tmp_path / "plugins" / HEADER
     written.write_text("// old\n")
-    subprocess.run(COMMAND.split(), cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True)
+    command = [sys.executable, *COMMAND.split()[1:]]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True)
     assert written.read_text() == CHECKED_IN.read_text()
 
 
