@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import runpy
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dyndeploy import files
 from dyndeploy.errors import UsageError
-from dyndeploy.ops import OPERATORS, Attribute, Element, KernelSpec, OperatorSpec, Port, Role
+from dyndeploy.ops import OPERATORS, Attribute, Element, KernelSpec, OperatorSpec, Port, Role, native_tables
 from dyndeploy.ops.native_tables import COMMAND, HEADER, operator_tables
 from dyndeploy.ops.registry import SPECS
 from tests.ops.cases import build
@@ -28,15 +28,13 @@ def test_the_header_is_what_the_specifications_say() -> None:
     assert text == operator_tables(), f"{CHECKED_IN} is older than dyndeploy/ops: run `{COMMAND}` and commit it"
 
 
-def test_the_command_writes_the_header(tmp_path: Path) -> None:
-    (tmp_path / HEADER).parent.mkdir(parents=True)
-    root = Path(__file__).parents[2]
-    shutil.copytree(root / "dyndeploy", tmp_path / "dyndeploy", ignore=shutil.ignore_patterns("lib", "__pycache__"))
-    shutil.copytree(root / "plugins" / "adapters" / "common", tmp_path / "plugins" / "adapters" / "common")
-    written = tmp_path / "plugins" / HEADER
+def test_the_command_writes_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = tmp_path / HEADER
+    written.parent.mkdir(parents=True)
     written.write_text("// old\n")
-    command = [sys.executable, *COMMAND.split()[1:]]
-    subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True)
+    monkeypatch.setattr(files, "shipped_folder", lambda name: tmp_path if name == "plugins" else None)
+    # The module as the command runs it, whichever copy of the package is installed.
+    runpy.run_path(native_tables.__file__, run_name="__main__")
     assert written.read_text() == CHECKED_IN.read_text()
 
 
