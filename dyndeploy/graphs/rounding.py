@@ -9,7 +9,7 @@ import numpy as np
 
 from dyndeploy.bundle import MaskInfo
 from dyndeploy.graphs.forced import PREFIX, overlay_forced_masks
-from dyndeploy.graphs.tensorrt import float_nodes, is_bottleneck, to_half
+from dyndeploy.graphs.tensorrt import float_nodes, to_half
 from dyndeploy.ops import DOMAIN, OPERATORS, Role
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def rounded_model(model: onnx.ModelProto, masks: Sequence[MaskInfo], *, half_mas
     keep = float_nodes(model)
     forced = overlay_forced_masks(model, masks) if masks else model
     graph_nodes = {name for node in forced.graph.node for name in node.output}
-    maskers = [(DOMAIN, spec.name) for spec in OPERATORS.values() if not is_bottleneck(spec)]
+    maskers = [(DOMAIN, spec.name) for spec in OPERATORS.values() if spec.decides]
     if half_maskers:
         present = {(function.domain, function.name) for function in forced.functions}
         forced = inliner.inline_selected_functions(forced, [m for m in maskers if m in present], exclude=False)
@@ -57,7 +57,7 @@ def rounded_model(model: onnx.ModelProto, masks: Sequence[MaskInfo], *, half_mas
         stored = False
         if node.domain == DOMAIN:
             spec = OPERATORS[node.op_type]
-            stored = is_bottleneck(spec)
+            stored = not spec.decides
             if stored:
                 weights = [i for i, p in enumerate(spec.inputs) if p.role is Role.WEIGHT and p.name in _HALF_WEIGHTS]
                 rounding.round_weights(current, weights)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.graphs.inspect import all_graphs, all_nodes, drop_unused, is_dynamic, operator_attributes
-from dyndeploy.ops import DOMAIN, OPERATORS, OperatorSpec, Role
+from dyndeploy.ops import DOMAIN, OPERATORS, Role
 from dyndeploy.precisions import precision_of
 
 if TYPE_CHECKING:
@@ -88,11 +88,6 @@ def precision_plan(precision: str, version: Sequence[int], *, strongly_typed: bo
 
 
 # ---------------------------------------------------------------- weights
-
-
-def is_bottleneck(spec: OperatorSpec) -> bool:
-    """Whether an operator computes under masks (the others decide them)."""
-    return not spec.decides
 
 
 def to_half(value: Array, name: str) -> npt.NDArray[np.float16]:
@@ -183,7 +178,7 @@ def float_nodes(model: onnx.ModelProto) -> set[str]:
         node = model.graph.node[index]
         if node.domain == DOMAIN:
             spec = OPERATORS.get(node.op_type)
-            if spec is not None and not is_bottleneck(spec):
+            if spec is not None and spec.decides:
                 masker.add(index)
         elif not outputs & set(node.output):
             readers = [reader for name in node.output for reader in consumers.get(name, [])]
@@ -256,7 +251,7 @@ class _Typing:
     def _type_of(self, node: onnx.NodeProto) -> int | None:
         if node.domain != DOMAIN:
             return self._float if node.name in self._keep_float else self._half
-        return self._half if is_bottleneck(OPERATORS[node.op_type]) else None
+        return None if OPERATORS[node.op_type].decides else self._half
 
     def _takes_data(self, node: onnx.NodeProto, index: int) -> bool:
         if node.domain == DOMAIN:  # weights are written when they are repacked; masks stay float

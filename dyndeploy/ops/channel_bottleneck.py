@@ -12,9 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from dyndeploy.ops import _bottleneck as shared
 from dyndeploy.ops._body import AttributeRef, Body, Value
 from dyndeploy.ops._geometry import Geometry, bottleneck_geometry, require_channel_mask
@@ -93,11 +90,6 @@ def reference(
 
     branch = residual_branch(x, mask, w1, b1, w2, b2, w3, b3, stride=strides[0], dilation=dilations[0], group=group)
     return F.relu(shared.shortcut(x, wd, bd, strides[0]) + branch)
-
-
-def active_channels(mask: npt.NDArray[np.float32], hidden: int) -> npt.NDArray[np.bool_]:
-    """Channel mask (N, G) as bits of the hidden channels (N, M)."""
-    return np.repeat(mask > 0.5, hidden // mask.shape[1], axis=1)
 
 
 def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geometry:
