@@ -505,7 +505,10 @@ void test_lists() {
     std::vector<float> mask(product_of({s.batch, mh, mw}));
     for (float& v : mask) v = coin(rng, 0.4) ? 1.0f : 0.0f;
     workspace.reset();
-    const PixelLists lists = make_lists(layer, s, mask.data(), mh, mw, true, workspace);
+    ListOptions options;
+    options.inactive = true;
+    options.tiles = layer.stride == 1 && layer.dilation == 1 && coin(rng);
+    const PixelLists lists = make_lists(layer, s, mask.data(), mh, mw, options, workspace);
     for (int n = 0; n < s.batch; ++n) {
       std::set<int> active, dilated, inactive;
       for (int y = 0; y < s.out_height; ++y) {
@@ -527,8 +530,9 @@ void test_lists() {
       }
       const auto equal = [&](const std::set<int>& expected, const std::int32_t* list,
                              const std::int32_t* begin) {
-        return std::vector<int>(expected.begin(), expected.end()) ==
-               std::vector<int>(list + begin[n], list + begin[n + 1]);
+        std::vector<int> found(list + begin[n], list + begin[n + 1]);
+        if (options.tiles) std::sort(found.begin(), found.end());
+        return std::vector<int>(expected.begin(), expected.end()) == found;
       };
       CHECK(equal(active, lists.active, lists.active_begin), "active");
       CHECK(equal(dilated, lists.dilated, lists.dilated_begin), "dilated");
@@ -544,6 +548,18 @@ void test_lists() {
         }
         CHECK(lists.valid[r] == valid, "valid taps %x, expected %x", lists.valid[r], valid);
         CHECK(border_taps(lists.border[r]) == valid, "border class");
+        if (!options.tiles) continue;
+        const int t = lists.tiles.of[r];
+        const int ty = y / kTileSide * kTileSide, tx = x / kTileSide * kTileSide;
+        CHECK(lists.tiles.corner[t] == (n * s.height + ty) * s.width + tx, "tile");
+        CHECK(lists.tiles.first[t] <= r && r < lists.tiles.first[t + 1], "its pixels");
+        CHECK(lists.tiles.outputs[t] >> (y % kTileSide * kTileSide + x % kTileSide) & 1u, "active outputs");
+        for (int i = 0; i < kTileInputs * kTileInputs; ++i) {
+          const int iy = ty - 1 + i / kTileInputs, ix = tx - 1 + i % kTileInputs;
+          const bool inside = iy >= 0 && iy < s.height && ix >= 0 && ix < s.width;
+          CHECK((lists.tiles.valid[t] >> i & 1u) == (inside && dilated.count((n * s.height + iy) * s.width + ix)),
+                "input %d of a tile", i);
+        }
       }
     }
   }

@@ -65,15 +65,39 @@ struct Context {
   std::ptrdiff_t h1_stride;
   float* h2;  // one row per active pixel
   std::ptrdiff_t h2_stride;
+  int h2_block;          // rows of a thread of its own
+  bool winograd;       // conv2 runs tile by tile
+  int winograd_tiles;  // that share a pass over its weights
   GemmScratch* scratch;  // one per worker
   Strip* strips;         // one per thread
 };
+
+// The tiles of some active pixels that begin and end with whole tiles.
+Range tiles_of(const Context& c, Range active) {
+  if (!active.size()) return {0, 0};
+  return {c.lists.tiles.of[active.begin], c.lists.tiles.of[active.end - 1] + 1};
+}
+
+// As part(), between tiles where conv2 runs tile by tile.
+Range part_of_active(const Context& c, Range active, int index, int parts) {
+  if (!c.winograd || !active.size()) return part(active.begin, active.end, index, parts);
+  const Range all = tiles_of(c, active), tiles = part(all.begin, all.end, index, parts);
+  return {c.lists.tiles.first[tiles.begin], c.lists.tiles.first[tiles.end]};
+}
+
+// How many rows conv2's product has for some active pixels, and how many of them share a pass over its weights.
+int product_rows(const Context& c, Range active) { return c.winograd ? tiles_of(c, active).size() : active.size(); }
+int block_rows(const Context& c) { return c.winograd ? c.winograd_tiles : kRowBlock; }
 
 // A convolution that comes after another, and the panels of it that the same thread computes.
 struct Following {
   const ConvolutionView* conv = nullptr;
   Range panels{0, 0};
 };
+
+const ConvolutionView& second(const Context& c, const GroupView& group) {
+  return c.winograd ? group.winograd : group.conv;
+}
 
 // Runs the product over panels [panels.begin, panels.end). `then` is what this thread probably computes next.
 void product(const Context& c, Gemm& g, const ConvolutionView& conv, Range rows, Range panels,
@@ -84,6 +108,31 @@ void product(const Context& c, Gemm& g, const ConvolutionView& conv, Range rows,
   g.source[0].b = conv.weights;
   g.source[0].selection = conv.selection;
   c.isa->gemm(g, rows.begin, rows.end, panels.begin, panels.end, c.scratch[worker]);
+}
+
+// The same product by tiles; rows are active pixels.
+void product_by_tiles(const Context& c, Gemm& g, const ConvolutionView& conv, Range rows, Range panels,
+                      const Following& then, int worker) {
+  const TileList& list = c.lists.tiles;
+  const Range tiles = tiles_of(c, rows);
+  Winograd w;
+  Upcoming upcoming;
+  if (then.conv) upcoming = first_weights(*c.isa, *then.conv, then.panels.begin, then.panels.end);
+  g.upcoming = &upcoming;
+  RowSource& a = g.source[0].a;
+  a.index = list.corner;
+  a.valid = list.valid;
+  a.taps = kWinogradPlanes;
+  for (int i = 0; i < kWinogradPlanes; ++i) {
+    a.tap_offset[i] =
+        ((i / kTileInputs - 1) * static_cast<std::ptrdiff_t>(c.shape.width) + (i % kTileInputs - 1)) * c.h1_stride;
+  }
+  g.source[0].b = conv.weights;
+  g.source[0].selection = conv.selection;
+  w.product = g;
+  w.outputs = list.outputs;
+  w.first = list.first;
+  c.isa->winograd(w, tiles.begin, tiles.end, panels.begin, panels.end, c.winograd_tiles, c.scratch[worker]);
 }
 
 void conv1(const Context& c, const WeightsView& w, Range rows, Range panels, const Following& then,
@@ -133,7 +182,8 @@ void conv2(const Context& c, const WeightsView& w, Range rows, Range columns, fl
     g.epilogue.stride = c.h2_stride;
     g.epilogue.first = first;
     const Range panels = one ? columns : Range{0, ceil_to_int(group.conv.outputs, c.isa->panel_width)};
-    product(c, g, group.conv, rows, panels, one ? then : Following{}, worker);
+    const auto run = c.winograd ? &product_by_tiles : &product;
+    run(c, g, second(c, group), rows, panels, one ? then : Following{}, worker);
   }
 }
 
@@ -195,7 +245,13 @@ void skipped_pixels(const Context& c, const std::int32_t* source, Range rows, in
 Range halo(const Context& c, Range active) {
   const int H = c.shape.height, W = c.shape.width, d = c.layer.dilation;
   // Rows of pixels, counted over all samples.
-  const int first = c.lists.centre[active.begin] / W, last = c.lists.centre[active.end - 1] / W;
+  int first = c.lists.centre[active.begin] / W, last = c.lists.centre[active.end - 1] / W;
+  if (c.winograd) {
+    const Range tiles = tiles_of(c, active);
+    first = c.lists.tiles.corner[tiles.begin] / W;
+    last = c.lists.tiles.corner[tiles.end - 1] / W;
+    last = std::min(last + kTileSide - 1, last / H * H + H - 1);
+  }
   const int top = std::max(first - d, first / H * H), bottom = std::min(last + d, last / H * H + H - 1) + 1;
   const std::int32_t* const begin = c.lists.dilated;
   const std::int32_t* const end = begin + c.lists.dilated_begin[c.shape.batch];
@@ -207,7 +263,7 @@ Range halo(const Context& c, Range active) {
 void cut(const Context& c, Range active, int tasks) {
   int previous = active.begin;
   for (int t = 0; t < tasks; ++t) {
-    int end = part(active.begin, active.end, t, tasks).end;
+    int end = part_of_active(c, active, t, tasks).end;
     const std::int32_t* const samples = c.lists.active_begin;
     const std::int32_t* const after = std::upper_bound(samples, samples + c.shape.batch, end);
     for (const std::int32_t* at : {after - 1, after}) {
@@ -247,19 +303,19 @@ void run_strip(const Context& c, const WeightsView& w, const Strip& strip, int w
   // Weights that are copied first are worth all rows at a time; then there is one strip, and all of h2 its.
   const bool copies = w.conv1.selects();
   const int bands = copies ? 1 : ceil_to_int(strip.active.size(), band_rows);
-  float* const h2 = c.h2 + static_cast<std::ptrdiff_t>(worker) * kRowBlock * c.h2_stride;
+  float* const h2 = c.h2 + static_cast<std::ptrdiff_t>(worker) * c.h2_block * c.h2_stride;
   int done = strip.own.begin;
   for (int b = 0; b < bands; ++b) {
-    const Range band = part(strip.active.begin, strip.active.end, b, bands);
+    const Range band = part_of_active(c, strip.active, b, bands);
     const int needed = b + 1 == bands ? strip.own.end : std::min(strip.own.end, halo(c, band).end);
     if (needed > done) {
       conv1(c, w, {done, needed}, {0, panels1},
-            w.group_count == 1 ? Following{&w.groups[0].conv, {0, columns2}} : Following{}, worker);
+            w.group_count == 1 ? Following{&second(c, w.groups[0]), {0, columns2}} : Following{}, worker);
       done = needed;
     }
-    const int blocks = copies ? 1 : ceil_to_int(band.size(), kRowBlock);
+    const int blocks = copies ? 1 : ceil_to_int(product_rows(c, band), block_rows(c));
     for (int i = 0; i < blocks; ++i) {
-      const Range rows = part(band.begin, band.end, i, blocks);
+      const Range rows = part_of_active(c, band, i, blocks);
       conv2(c, w, rows, {0, columns2}, h2, rows.begin, {&w.conv3, {0, panels3}}, worker);
       conv3(c, w, rows, {0, panels3}, h2, rows.begin, worker);
     }
@@ -269,9 +325,18 @@ void run_strip(const Context& c, const WeightsView& w, const Strip& strip, int w
 // Weights below this are read again for a few rows at little cost.
 constexpr std::int64_t kSmallWeights = 640 << 10;
 
+// Whether conv2 takes less time tile by tile. A product of fewer rows than a tile of registers holds takes the time of a
+// whole one, which is about what its weights need to come from memory; the transforms take an eighth.
+bool tiles_pay(const Context& c, Range active) {
+  const auto rows = [&](int count) { return std::int64_t{std::max(count, c.isa->tile_rows)}; };
+  return kWinogradPlanes * rows(tiles_of(c, active).size()) * 9 < 9 * rows(active.size()) * 8;
+}
+
 // Runs conv1 to conv3 with one set of weights over one range of both lists; `before` runs along.
-void run_rows(const Context& c, const WeightsView& w, Range dilated, Range active, const Phase* before,
+void run_rows(const Context& shared, const WeightsView& w, Range dilated, Range active, const Phase* before,
               const ThreadPool& pool) {
+  Context c = shared;
+  c.winograd = c.lists.tiles.of && tiles_pay(c, active);
   const int threads = std::max(1, pool.threads);
   Phase phases[4];
   int count = 0;
@@ -279,7 +344,8 @@ void run_rows(const Context& c, const WeightsView& w, Range dilated, Range activ
   if (!active.size()) return run_phases(pool, phases, count);
 
   const bool copies = w.conv1.selects();
-  bool by_strips = threads == 1 || (!copies && active.size() >= threads * kMaxTileRows);
+  const int rows2 = product_rows(c, active);
+  bool by_strips = threads == 1 || (!copies && rows2 >= threads * kMaxTileRows);
   if (by_strips) {
     cut(c, active, threads);
     // Pixels that two threads share would have large weights read once more.
@@ -302,7 +368,7 @@ void run_rows(const Context& c, const WeightsView& w, Range dilated, Range activ
   const int columns2 = w.group_count == 1 ? panels1 : w.group_count;
   const int panels3 = ceil_to_int(c.layer.outputs, PW);
   const Grid grid1 = make_grid(dilated.size(), panels1, copies, threads);
-  const Grid grid2 = make_grid(active.size(), columns2, copies, threads);
+  const Grid grid2 = make_grid(rows2, columns2, copies, threads);
   const Grid grid3 = make_grid(active.size(), panels3, copies, threads);
 
   // The same task of the next phase probably falls to the same thread.
@@ -312,10 +378,10 @@ void run_rows(const Context& c, const WeightsView& w, Range dilated, Range activ
   const auto body1 = [&](int task, int worker) {
     conv1(c, w, part(dilated.begin, dilated.end, task / grid1.column_parts, grid1.row_parts),
           part(0, panels1, task % grid1.column_parts, grid1.column_parts),
-          w.group_count == 1 ? after(w.groups[0].conv, grid2, columns2, task) : Following{}, worker);
+          w.group_count == 1 ? after(second(c, w.groups[0]), grid2, columns2, task) : Following{}, worker);
   };
   const auto body2 = [&](int task, int worker) {
-    conv2(c, w, part(active.begin, active.end, task / grid2.column_parts, grid2.row_parts),
+    conv2(c, w, part_of_active(c, active, task / grid2.column_parts, grid2.row_parts),
           part(0, columns2, task % grid2.column_parts, grid2.column_parts), c.h2, active.begin,
           after(w.conv3, grid3, panels3, task), worker);
   };
@@ -325,9 +391,9 @@ void run_rows(const Context& c, const WeightsView& w, Range dilated, Range activ
   };
   // Where rows are cut, h2 stays in the cache between the two convolutions.
   const bool by_rows = grid2.column_parts == 1 && grid3.column_parts == 1;
-  const int tasks23 = round_up(ceil_to_int(active.size(), kRowBlock), threads);
+  const int tasks23 = round_up(ceil_to_int(rows2, block_rows(c)), threads);
   const auto body23 = [&](int task, int worker) {
-    const Range rows = part(active.begin, active.end, task, tasks23);
+    const Range rows = part_of_active(c, active, task, tasks23);
     float* h2 = c.h2 + (rows.begin - active.begin) * c.h2_stride;
     conv2(c, w, rows, {0, columns2}, h2, rows.begin, {&w.conv3, {0, panels3}}, worker);
     conv3(c, w, rows, {0, panels3}, h2, rows.begin, worker);
@@ -382,10 +448,12 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
   c.shape = shape;
   c.x = call.x;
   c.y = call.y;
-  const bool want_inactive = layer.projection || !in_place;
+  ListOptions options;
+  options.inactive = layer.projection || !in_place;
+  options.tiles = weights.has_winograd();
   c.lists = call.spatial_mask ? make_lists(layer, shape, call.spatial_mask, call.mask_height, call.mask_width,
-                                           want_inactive, workspace)
-                              : make_full_lists(layer, shape, workspace);
+                                           options, workspace)
+                              : make_full_lists(layer, shape, options, workspace);
   const int active = c.lists.active_begin[batch];
   const int inactive = c.lists.inactive_begin[batch];
 
@@ -399,10 +467,20 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
     c.scratch[t].b = call.channel_mask ? workspace.take<float>(kGemmCopyFloats) : nullptr;
     c.scratch[t].zeros = zeros;
   }
+  c.h2_block = kRowBlock;
+  if (options.tiles) {
+    const int width = M / layer.groups;
+    c.winograd_tiles = winograd_block(*c.isa, width);
+    c.h2_block = std::max(kRowBlock, c.winograd_tiles * kTileSide * kTileSide);
+    for (int t = 0; t < threads; ++t) {
+      c.scratch[t].planes = workspace.take<float>(winograd_plane_floats(width, c.winograd_tiles));
+      c.scratch[t].products = workspace.take<float>(winograd_product_floats(*c.isa, c.winograd_tiles));
+    }
+  }
   // Rows start on cache lines.
   c.h1_stride = c.h2_stride = round_up(M, 16);
   c.h1 = workspace.take<float>(static_cast<std::size_t>(batch) * shape.height * shape.width * c.h1_stride);
-  c.h2 = workspace.take<float>(static_cast<std::size_t>(std::max(active, threads * kRowBlock)) * c.h2_stride);
+  c.h2 = workspace.take<float>(static_cast<std::size_t>(std::max(active, threads * c.h2_block)) * c.h2_stride);
   c.strips = workspace.take<Strip>(static_cast<std::size_t>(threads));
 
   const std::int32_t* inactive_source = c.lists.inactive;

@@ -12,7 +12,7 @@
 
 namespace dyndeploy::cpu {
 
-constexpr int kMaxTaps = 9;
+constexpr int kMaxTaps = 16;  // a tile of Winograd's convolution has 4 x 4 inputs
 constexpr int kMaxTileRows = 14;
 constexpr int kBlock = 16;         // floats of one row that lie together in a packed tile of A
 constexpr int kChunk = 576;        // rows of B per pass when A is packed
@@ -26,6 +26,9 @@ constexpr std::size_t gemm_accumulator_floats(int panels, int panel_width) {
   return std::size_t{kMaxCopyTiles} * kMaxTileRows * static_cast<std::size_t>(panels) *
          static_cast<std::size_t>(panel_width);
 }
+
+constexpr int kWinogradPlanes = 16;
+constexpr int kMaxWinogradTiles = 128;  // that share one pass over the weights
 
 constexpr int kMaxPanelWidth = 64;
 constexpr int kSliceBytes = 256 << 10;     // of copied weights, read once per few rows
@@ -103,12 +106,24 @@ struct Gemm {
   Upcoming* upcoming = nullptr;
 };
 
-// Memory for one caller of Isa::gemm at a time.
+// A 3x3 convolution of stride and dilation 1 by Winograd's F(2 x 2, 3 x 3): 16 products make 4 outputs, where the direct
+// sum needs 36. A "row" of the product is a tile: source[0].a finds the first output's pixel, its taps are the tile's 4 x 4
+// inputs, and source[0].b holds transformed weights (winograd_weights()), plane by plane. The epilogue's rows are pixels.
+// (A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.)
+struct Winograd {
+  Gemm product;
+  const std::uint8_t* outputs = nullptr;  // per tile, bit 2 * row + column: this output is asked for
+  const std::int32_t* first = nullptr;    // per tile: the row of the epilogue of its first such output
+};
+
+// Memory for one caller of Isa::gemm or Isa::winograd at a time.
 struct GemmScratch {
   float* a = nullptr;             // kGemmRowsFloats
   float* accumulators = nullptr;  // gemm_accumulator_floats() for the panels of the call
   float* b = nullptr;             // kGemmCopyFloats, if any source selects
   const float* zeros = nullptr;   // zeros: at least the longest tap, rounded up to a block
+  float* planes = nullptr;        // winograd_plane_floats()
+  float* products = nullptr;      // winograd_product_floats()
 };
 
 struct PackSource {
@@ -162,6 +177,10 @@ struct Isa {
   bool (*supported)();
   // rows [row_begin, row_end) x weight panels [panel_begin, panel_end)
   void (*gemm)(const Gemm&, int row_begin, int row_end, int panel_begin, int panel_end, const GemmScratch&);
+  // tiles [tile_begin, tile_end) x weight panels [panel_begin, panel_end), `block` tiles at a time; nullptr where the
+  // elements are too coarse for differences of inputs.
+  void (*winograd)(const Winograd&, int tile_begin, int tile_end, int panel_begin, int panel_end, int block,
+                   const GemmScratch&);
   // [panel][(tap, input)][panel_width], padded with zero columns; panels [panel_begin, panel_end). Where
   // inputs_per_row is 2, [panel][(tap, pair of inputs)][panel_width].
   void (*pack)(const PackSource&, int panel_begin, int panel_end, float* out);
@@ -172,6 +191,13 @@ struct Isa {
   // y = max(x + bias, 0), or max(x, 0) without bias; y may be x
   void (*add_relu)(const float* x, const float* bias, int count, float* y);
 };
+
+// out (output, input, plane): what Isa::pack packs for Isa::winograd, from weights (output, input, tap).
+void winograd_weights(const float* weights, std::size_t count, float* out);
+// How many tiles share a pass over the weights: their inputs stay in L2 beside it.
+int winograd_block(const Isa& isa, int inputs);
+std::size_t winograd_plane_floats(int inputs, int block);
+std::size_t winograd_product_floats(const Isa& isa, int block);
 
 // What the products are made of: floats, or weights and activations rounded to BF16 with sums in float.
 // Maskers compute in floats either way.

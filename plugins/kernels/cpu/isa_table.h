@@ -3,10 +3,18 @@
 #pragma once
 
 #include "data_impl.h"
-#include "gemm_impl.h"
+#include "winograd_impl.h"
 
 namespace dyndeploy::cpu {
 namespace {
+
+template <class V>
+constexpr auto winograd_of() -> decltype(Isa::winograd) {
+  if constexpr (V::kInputsPerRow == 1)
+    return &winograd<V>;
+  else
+    return nullptr;
+}
 
 template <class V, class Product = V>
 constexpr Isa make_isa(const char* name, bool (*supported)()) {
@@ -19,6 +27,7 @@ constexpr Isa make_isa(const char* name, bool (*supported)()) {
              Product::kInputsPerRow,
              supported,
              &gemm<Product>,
+             winograd_of<Product>(),
              &pack<Product>,
              &copy_selected<Product>,
              &pooled_dot<V>,

@@ -14,124 +14,204 @@ void mark_borders(int count, int size, int stride, int dilation, int low, int hi
   }
 }
 
+// Which of the four inputs along one axis lie inside the map, for every tile.
+void mark_inputs(int tiles, int size, std::uint8_t* inside) {
+  for (int i = 0; i < tiles; ++i) {
+    unsigned bits = 0;
+    for (int j = 0; j < kTileInputs; ++j) {
+      const int at = i * kTileSide - 1 + j;
+      bits |= at >= 0 && at < size ? 1u << j : 0u;
+    }
+    inside[i] = static_cast<std::uint8_t>(bits);
+  }
+}
+
+// Everything about a call that its samples share, and where the lists have got to.
+struct Builder {
+  const BottleneckLayer& layer;
+  const BottleneckShape& shape;
+  std::uint8_t *row_border = nullptr, *column_border = nullptr;
+  std::uint16_t taps[kBorderClasses] = {};
+  std::uint8_t *row_inputs = nullptr, *column_inputs = nullptr;  // of tiles
+  std::int32_t *active = nullptr, *centre = nullptr, *dilated = nullptr, *inactive = nullptr;
+  std::uint16_t* valid = nullptr;
+  std::uint8_t* border = nullptr;
+  std::int32_t *corner = nullptr, *first = nullptr, *tile_of = nullptr;
+  std::uint16_t* tile_valid = nullptr;
+  std::uint8_t* tile_outputs = nullptr;
+  int A = 0, D = 0, I = 0, T = 0;
+
+  void add_active(int n, int y, int x) {
+    const int c = row_border[y] | column_border[x], s = layer.stride;
+    active[A] = (n * shape.out_height + y) * shape.out_width + x;
+    if (centre != active) centre[A] = (n * shape.height + y * s) * shape.width + x * s;
+    valid[A] = taps[c];
+    border[A] = static_cast<std::uint8_t>(c);
+    ++A;
+  }
+
+  // on: a byte per output pixel of sample n.
+  void add_rows(int n, const std::uint8_t* on) {
+    for (int y = 0; y < shape.out_height; ++y, on += shape.out_width) {
+      for (int x = 0; x < shape.out_width; ++x) {
+        if (on[x]) add_active(n, y, x);
+      }
+    }
+  }
+
+  // needed: a byte per input pixel of sample n.
+  void add_tiles(int n, const std::uint8_t* on, const std::uint8_t* needed) {
+    const int H = shape.height, W = shape.width;
+    for (int y = 0; y < H; y += kTileSide) {
+      const std::uint8_t* const row = on + static_cast<std::size_t>(y) * W;
+      const std::uint8_t* const below = y + 1 < H ? row + W : nullptr;
+      for (int x = 0; x < W; x += kTileSide) {
+        const bool right = x + 1 < W;
+        const unsigned outputs = row[x] | (right ? row[x + 1] << 1 : 0) |
+                                 (below ? below[x] << 2 | (right ? below[x + 1] << 3 : 0) : 0);
+        if (!outputs) continue;
+        unsigned inputs = 0;
+        for (int i = 0; i < kTileInputs; ++i) {
+          if (row_inputs[y / kTileSide] >> i & 1u)
+            inputs |= static_cast<unsigned>(column_inputs[x / kTileSide]) << (kTileInputs * i);
+        }
+        for (int i = 0; outputs != kWholeTile && i < kTileInputs * kTileInputs; ++i) {
+          if (inputs >> i & 1u && !needed[static_cast<std::ptrdiff_t>(y - 1 + i / kTileInputs) * W + x - 1 + i % kTileInputs])
+            inputs &= ~(1u << i);
+        }
+        corner[T] = (n * H + y) * W + x;
+        tile_valid[T] = static_cast<std::uint16_t>(inputs);
+        tile_outputs[T] = static_cast<std::uint8_t>(outputs);
+        first[T] = A;
+        for (int i = 0; i < kTileSide * kTileSide; ++i) {
+          if (!(outputs >> i & 1u)) continue;
+          tile_of[A] = T;
+          add_active(n, y + i / kTileSide, x + i % kTileSide);
+        }
+        ++T;
+      }
+    }
+  }
+};
+
 }  // namespace
 
 PixelLists make_lists(const BottleneckLayer& layer, const BottleneckShape& shape, const float* mask,
-                      int mask_height, int mask_width, bool want_inactive, Workspace& workspace) {
+                      int mask_height, int mask_width, const ListOptions& options, Workspace& workspace) {
   const int batch = shape.batch, H = shape.height, W = shape.width, Ho = shape.out_height,
             Wo = shape.out_width;
   const int s = layer.stride, d = layer.dilation;
   const std::size_t in_pixels = static_cast<std::size_t>(batch) * H * W;
   const std::size_t out_pixels = static_cast<std::size_t>(batch) * Ho * Wo;
-  const bool same = s == 1;
+  const int tile_rows = ceil_to_int(Ho, kTileSide), tile_columns = ceil_to_int(Wo, kTileSide);
+  const std::size_t tiles =
+      options.tiles ? static_cast<std::size_t>(batch) * tile_rows * static_cast<std::size_t>(tile_columns) : 0;
 
-  auto* active = workspace.take<std::int32_t>(out_pixels);
-  auto* centre = same ? active : workspace.take<std::int32_t>(out_pixels);
-  auto* valid = workspace.take<std::uint16_t>(out_pixels);
-  auto* border = workspace.take<std::uint8_t>(out_pixels);
-  auto* dilated = workspace.take<std::int32_t>(in_pixels + 1);
-  auto* inactive = want_inactive ? workspace.take<std::int32_t>(out_pixels) : nullptr;
+  Builder b{layer, shape};
+  // One more than there can be, because a pixel is written before it is known whether it counts.
+  b.active = workspace.take<std::int32_t>(out_pixels);
+  b.centre = s == 1 ? b.active : workspace.take<std::int32_t>(out_pixels);
+  b.valid = workspace.take<std::uint16_t>(out_pixels);
+  b.border = workspace.take<std::uint8_t>(out_pixels);
+  b.dilated = workspace.take<std::int32_t>(in_pixels + 1);
+  b.inactive = options.inactive ? workspace.take<std::int32_t>(out_pixels + 1) : nullptr;
   auto* active_begin = workspace.take<std::int32_t>(batch + 1);
   auto* dilated_begin = workspace.take<std::int32_t>(batch + 1);
   auto* inactive_begin = workspace.take<std::int32_t>(batch + 1);
+  if (options.tiles) {
+    b.corner = workspace.take<std::int32_t>(tiles);
+    b.tile_valid = workspace.take<std::uint16_t>(tiles);
+    b.tile_outputs = workspace.take<std::uint8_t>(tiles);
+    b.first = workspace.take<std::int32_t>(tiles + 1);
+    b.tile_of = workspace.take<std::int32_t>(out_pixels);
+    b.row_inputs = workspace.take<std::uint8_t>(tile_rows);
+    b.column_inputs = workspace.take<std::uint8_t>(tile_columns);
+    mark_inputs(tile_rows, H, b.row_inputs);
+    mark_inputs(tile_columns, W, b.column_inputs);
+  }
+  b.row_border = workspace.take<std::uint8_t>(Ho);
+  b.column_border = workspace.take<std::uint8_t>(Wo);
+  mark_borders(Ho, H, s, d, kBorderTop, kBorderBottom, b.row_border);
+  mark_borders(Wo, W, s, d, kBorderLeft, kBorderRight, b.column_border);
+  for (int c = 0; c < kBorderClasses; ++c) b.taps[c] = static_cast<std::uint16_t>(border_taps(c));
 
-  auto* row_border = workspace.take<std::uint8_t>(Ho);
-  auto* column_border = workspace.take<std::uint8_t>(Wo);
-  mark_borders(Ho, H, s, d, kBorderTop, kBorderBottom, row_border);
-  mark_borders(Wo, W, s, d, kBorderLeft, kBorderRight, column_border);
-  std::uint16_t taps[kBorderClasses];
-  for (int c = 0; c < kBorderClasses; ++c) taps[c] = static_cast<std::uint16_t>(border_taps(c));
-
-  auto* mask_row = workspace.take<std::int32_t>(Ho);
   auto* mask_column = workspace.take<std::int32_t>(Wo);
-  for (int y = 0; y < Ho; ++y)
-    mask_row[y] = static_cast<std::int32_t>(static_cast<std::int64_t>(y) * mask_height / Ho);
   for (int x = 0; x < Wo; ++x)
     mask_column[x] = static_cast<std::int32_t>(static_cast<std::int64_t>(x) * mask_width / Wo);
+  auto* const on = workspace.take<std::uint8_t>(static_cast<std::size_t>(Ho) * Wo);
+  auto* const under = workspace.take<std::uint8_t>(W);  // input columns under the taps of the present mask row
+  auto* const needed = workspace.take<std::uint8_t>(static_cast<std::size_t>(H) * W);
 
-  auto* columns = workspace.take<std::int32_t>(Wo);  // active x of the current mask row
-  auto* others = workspace.take<std::int32_t>(Wo);
-  auto* needed = workspace.take<std::uint8_t>(W);  // input columns under their taps
-  auto* map = workspace.take<std::uint8_t>(static_cast<std::size_t>(H) * W);
-
-  int A = 0, D = 0, I = 0;
   for (int n = 0; n < batch; ++n) {
-    active_begin[n] = A;
-    dilated_begin[n] = D;
-    inactive_begin[n] = I;
+    active_begin[n] = b.A;
+    dilated_begin[n] = b.D;
+    inactive_begin[n] = b.I;
     const float* sample = mask + static_cast<std::size_t>(n) * mask_height * mask_width;
-    std::memset(map, 0, static_cast<std::size_t>(H) * W);
-    int row = -1, on = 0, off = 0;
+    std::memset(needed, 0, static_cast<std::size_t>(H) * W);
+    int previous = -1;
+    bool any = false;
     for (int y = 0; y < Ho; ++y) {
-      if (mask_row[y] != row) {
-        row = mask_row[y];
+      std::uint8_t* const line = on + static_cast<std::size_t>(y) * Wo;
+      const int row = static_cast<int>(static_cast<std::int64_t>(y) * mask_height / Ho);
+      if (row == previous) {
+        std::memcpy(line, line - Wo, static_cast<std::size_t>(Wo));
+      } else {
+        previous = row;
+        any = false;
         const float* bits = sample + static_cast<std::size_t>(row) * mask_width;
-        on = off = 0;
-        std::memset(needed, 0, static_cast<std::size_t>(W));
+        std::memset(under, 0, static_cast<std::size_t>(W));
         for (int x = 0; x < Wo; ++x) {
-          if (bits[mask_column[x]] > 0.5f) {
-            columns[on++] = x;
-            const int c = x * s;
-            if (c >= d) needed[c - d] = 1;
-            needed[c] = 1;
-            if (c + d < W) needed[c + d] = 1;
-          } else {
-            others[off++] = x;
-          }
+          line[x] = bits[mask_column[x]] > 0.5f;
+          if (!line[x]) continue;
+          any = true;
+          const int c = x * s;
+          if (c >= d) under[c - d] = 1;
+          under[c] = 1;
+          if (c + d < W) under[c + d] = 1;
         }
       }
-      const int out_row = (n * Ho + y) * Wo;
-      if (want_inactive) {
-        for (int i = 0; i < off; ++i) inactive[I + i] = out_row + others[i];
-        I += off;
-      }
-      if (!on) continue;
-      const int in_row = (n * H + y * s) * W;
-      for (int i = 0; i < on; ++i) {
-        const int x = columns[i];
-        const int c = row_border[y] | column_border[x];
-        active[A + i] = out_row + x;
-        if (!same) centre[A + i] = in_row + x * s;
-        valid[A + i] = taps[c];
-        border[A + i] = static_cast<std::uint8_t>(c);
-      }
-      A += on;
-      for (int t = -1; t <= 1; ++t) {
+      for (int t = -1; any && t <= 1; ++t) {
         const int from = y * s + t * d;
         if (from < 0 || from >= H) continue;
-        std::uint8_t* to = map + static_cast<std::size_t>(from) * W;
-        for (int x = 0; x < W; ++x) to[x] |= needed[x];
+        std::uint8_t* to = needed + static_cast<std::size_t>(from) * W;
+        for (int x = 0; x < W; ++x) to[x] |= under[x];
       }
     }
-    if (A > active_begin[n]) {
-      const std::int32_t base = n * H * W;
-      for (int i = 0; i < H * W; ++i) {
-        dilated[D] = base + i;
-        D += map[i];
-      }
+    const std::int32_t in = n * H * W, out = n * Ho * Wo;
+    for (int i = 0; i < H * W; ++i) {
+      b.dilated[b.D] = in + i;
+      b.D += needed[i];
     }
+    for (int i = 0; options.inactive && i < Ho * Wo; ++i) {
+      b.inactive[b.I] = out + i;
+      b.I += !on[i];
+    }
+    options.tiles ? b.add_tiles(n, on, needed) : b.add_rows(n, on);
   }
-  active_begin[batch] = A;
-  dilated_begin[batch] = D;
-  inactive_begin[batch] = I;
+  active_begin[batch] = b.A;
+  dilated_begin[batch] = b.D;
+  inactive_begin[batch] = b.I;
+  if (options.tiles) b.first[b.T] = b.A;
 
   PixelLists lists;
-  lists.active = active;
-  lists.centre = centre;
-  lists.valid = valid;
-  lists.border = border;
+  lists.active = b.active;
+  lists.centre = b.centre;
+  lists.valid = b.valid;
+  lists.border = b.border;
   lists.active_begin = active_begin;
-  lists.dilated = dilated;
+  lists.dilated = b.dilated;
   lists.dilated_begin = dilated_begin;
-  lists.inactive = inactive;
+  lists.inactive = b.inactive;
   lists.inactive_begin = inactive_begin;
+  lists.tiles = {b.corner, b.tile_valid, b.tile_outputs, b.first, b.tile_of};
   return lists;
 }
 
-PixelLists make_full_lists(const BottleneckLayer& layer, const BottleneckShape& shape, Workspace& workspace) {
+PixelLists make_full_lists(const BottleneckLayer& layer, const BottleneckShape& shape, const ListOptions& options,
+                           Workspace& workspace) {
   auto* ones = workspace.take<float>(static_cast<std::size_t>(shape.batch));
   for (int n = 0; n < shape.batch; ++n) ones[n] = 1.0f;
-  return make_lists(layer, shape, ones, 1, 1, false, workspace);
+  return make_lists(layer, shape, ones, 1, 1, options, workspace);
 }
 
 }  // namespace dyndeploy::cpu

@@ -8,6 +8,19 @@
 
 namespace dyndeploy::cpu {
 
+// The active pixels of a map in tiles of 2 x 2, for Winograd's convolution: tiles with at least one of them, row by row.
+struct TileList {
+  const std::int32_t* corner = nullptr;  // the input pixel under the tile's first output
+  const std::uint16_t* valid = nullptr;  // bit 4 * row + column: an input of the tile that conv1 computes
+  const std::uint8_t* outputs = nullptr;  // bit 2 * row + column: an active output
+  const std::int32_t* first = nullptr;    // where its pixels begin among the active ones; one more at the end
+  const std::int32_t* of = nullptr;       // the tile of each active pixel
+};
+
+constexpr int kTileSide = 2;   // outputs
+constexpr int kTileInputs = 4;  // ... and inputs, per side
+constexpr unsigned kWholeTile = 0xf;
+
 // Samples follow each other; sample n's entries of a list are [begin[n], begin[n + 1]).
 struct PixelLists {
   // Output pixels (n * Ho + y) * Wo + x to compute, and what the 3x3 needs to know of each.
@@ -19,6 +32,8 @@ struct PixelLists {
   // Input pixels under any tap of an active output pixel: where the first convolution is needed.
   const std::int32_t* dilated = nullptr;
   const std::int32_t* dilated_begin = nullptr;
+  // Where the active pixels lie tile by tile instead of row by row; else its pointers are null.
+  TileList tiles;
   // The other output pixels; only if asked for.
   const std::int32_t* inactive = nullptr;
   const std::int32_t* inactive_begin = nullptr;
@@ -37,11 +52,17 @@ constexpr unsigned border_taps(int border) {
                       (border & kBorderLeft ? 0x049u : 0u) | (border & kBorderRight ? 0x124u : 0u));
 }
 
+struct ListOptions {
+  bool inactive = false;
+  bool tiles = false;  // only where stride and dilation are 1
+};
+
 // mask: (batch, mask_height, mask_width), active where > 0.5. The lists live in the workspace.
 PixelLists make_lists(const BottleneckLayer& layer, const BottleneckShape& shape, const float* mask,
-                      int mask_height, int mask_width, bool want_inactive, Workspace& workspace);
+                      int mask_height, int mask_width, const ListOptions& options, Workspace& workspace);
 
 // Lists with every pixel active.
-PixelLists make_full_lists(const BottleneckLayer& layer, const BottleneckShape& shape, Workspace& workspace);
+PixelLists make_full_lists(const BottleneckLayer& layer, const BottleneckShape& shape, const ListOptions& options,
+                           Workspace& workspace);
 
 }  // namespace dyndeploy::cpu

@@ -72,16 +72,19 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   const std::size_t w1_floats = static_cast<std::size_t>(panels1) * PW * ceil_to_int(C, per_row);
   const std::size_t w2_floats =  // one group
       static_cast<std::size_t>(panels2) * PW * 9 * ceil_to_int(width, per_row);
+  const bool winograd = isa.winograd && layer.stride == 1 && layer.dilation == 1;
+  const std::size_t u2_floats = winograd ? w2_floats / 9 * kWinogradPlanes : 0;
   const std::size_t w3_floats = static_cast<std::size_t>(panels3) * PW * ceil_to_int(M, per_row);
   const std::size_t wd_floats =
       layer.projection ? static_cast<std::size_t>(panels3) * PW * ceil_to_int(C, per_row) : 0;
   const std::size_t m_floats = static_cast<std::size_t>(padded(M, PW));
   const std::size_t co_floats = static_cast<std::size_t>(padded(Co, PW));
 
-  float *w1, *w2, *w3, *wd, *b1, *b2, *b3, *bd, *r1, *r2, *border, *skipped;
+  float *w1, *w2, *u2, *w3, *wd, *b1, *b2, *b3, *bd, *r1, *r2, *border, *skipped;
   const auto carve = [&](Carver& carver) {
     w1 = carver.floats(w1_floats);
     w2 = carver.floats(w2_floats * static_cast<std::size_t>(G));
+    u2 = carver.floats(u2_floats * static_cast<std::size_t>(G));
     w3 = carver.floats(w3_floats);
     wd = carver.floats(wd_floats);
     b1 = carver.floats(m_floats);
@@ -123,10 +126,18 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   };
 
   pack(weights.w1, 1, C, M, w1);
+  const std::size_t pairs = static_cast<std::size_t>(width) * width;  // of an output and an input of one group
+  const std::unique_ptr<float[]> spread(winograd ? new float[pairs * kWinogradPlanes] : nullptr);
   for (int g = 0; g < G; ++g) {
     float* to = w2 + w2_floats * static_cast<std::size_t>(g);
     pack(weights.w2 + static_cast<std::size_t>(g) * width * width * 9, 9, width, width, to);
-    groups_[static_cast<std::size_t>(g)] = GroupView{conv(to, width, 9, width), g * width, g * width};
+    GroupView& group = groups_[static_cast<std::size_t>(g)];
+    group = GroupView{conv(to, width, 9, width), {}, g * width, g * width};
+    if (!winograd) continue;
+    float* const planes = u2 + u2_floats * static_cast<std::size_t>(g);
+    winograd_weights(weights.w2 + static_cast<std::size_t>(g) * pairs * 9, pairs, spread.get());
+    pack(spread.get(), kWinogradPlanes, width, width, planes);
+    group.winograd = conv(planes, width, kWinogradPlanes, width);
   }
   pack(weights.w3, 1, M, Co, w3);
   bias(weights.b1, M, m_floats, b1);
@@ -233,17 +244,20 @@ WeightsView PackedBottleneck::select(const std::uint8_t* on, int count, Workspac
     while (at + active < count && channels[at + active] < (g + 1) * width) ++active;
     if (!active) continue;
     const int listed = round_up(active, per_row), packed = round_up(width, per_row);  // per tap
-    auto* rows = workspace.take<std::int32_t>(static_cast<std::size_t>(9) * listed);
+    const int taps = has_winograd() ? kWinogradPlanes : 9;
+    auto* rows = workspace.take<std::int32_t>(static_cast<std::size_t>(taps) * listed);
     auto* columns = workspace.take<std::int32_t>(static_cast<std::size_t>(active));
     for (int i = 0; i < active; ++i) columns[i] = channels[at + i] - g * width;
-    for (int t = 0; t < 9; ++t) {
+    for (int t = 0; t < taps; ++t) {
       for (int i = 0; i < listed; ++i) rows[t * listed + i] = i < active ? t * packed + columns[i] : -1;
     }
     GroupView& group = groups[view.group_count++];
     group = full_.groups[g];
-    group.conv.selection.rows = rows;
-    group.conv.selection.columns = columns;
-    group.conv.inputs = group.conv.outputs = active;
+    for (ConvolutionView* conv : {&group.conv, &group.winograd}) {
+      conv->selection.rows = rows;
+      conv->selection.columns = columns;
+      conv->inputs = conv->outputs = active;
+    }
     group.first_input = group.first_output = at;
     at += active;
   }

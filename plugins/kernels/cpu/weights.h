@@ -37,6 +37,7 @@ struct ConvolutionView {
 // One group of the 3x3 convolution.
 struct GroupView {
   ConvolutionView conv;
+  ConvolutionView winograd;  // the same for Isa::winograd, with a tap per plane; without weights where it cannot be used
   int first_input = 0;   // its place among the channels of h1
   int first_output = 0;  // its place among the channels of h2
 };
@@ -68,6 +69,7 @@ class PackedBottleneck {
   const Isa& isa() const { return *isa_; }
   const BottleneckLayer& layer() const { return layer_; }
   const WeightsView& full() const { return full_; }
+  bool has_winograd() const { return full_.groups[0].winograd.weights.base != nullptr; }
   const PanelView& projection() const { return projection_; }
   const float* projection_bias() const { return projection_bias_; }
   // b3 [+ bd] + w3 . relu(b2): the block's output, before the shortcut and ReLU, when every channel is

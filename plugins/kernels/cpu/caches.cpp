@@ -1,0 +1,61 @@
+#include "caches.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+namespace dyndeploy::cpu {
+namespace {
+
+#if defined(__linux__)
+// The first line of a file of sysfs about a cache of the first core; false where there is none.
+bool read_line(int index, const char* name, char (&line)[64]) {
+  char path[96];
+  std::snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/%s", index, name);
+  std::FILE* const file = std::fopen(path, "re");
+  if (!file) return false;
+  const bool read = std::fgets(line, sizeof line, file) != nullptr;
+  std::fclose(file);
+  return read;
+}
+
+// Of a list like "0-3,8".
+int count_cores(const char* list) {
+  int count = 0, first = 0, last = 0, used = 0;
+  while (std::sscanf(list, "%d%n", &first, &used) == 1) {
+    list += used;
+    last = first;
+    if (std::sscanf(list, "-%d%n", &last, &used) == 1) list += used;
+    count += last - first + 1;
+    if (*list != ',') break;
+    ++list;
+  }
+  return std::max(count, 1);
+}
+
+Caches read() {
+  Caches found;
+  for (int index = 0; index < 8; ++index) {
+    char level[64], type[64], size[64], shared[64];
+    if (!read_line(index, "level", level) || !read_line(index, "type", type) || !read_line(index, "size", size)) continue;
+    int kib = 0;
+    if (std::strncmp(type, "Instruction", 11) == 0 || std::sscanf(size, "%dK", &kib) != 1 || kib <= 0) continue;
+    const int sharers = read_line(index, "shared_cpu_list", shared) ? count_cores(shared) : 1;
+    const std::int64_t bytes = (std::int64_t{kib} << 10) / sharers;
+    if (level[0] == '1') found.l1_data = bytes;
+    if (level[0] == '2') found.l2 = bytes;
+  }
+  return found;
+}
+#else
+Caches read() { return {}; }
+#endif
+
+}  // namespace
+
+const Caches& caches() {
+  static const Caches found = read();
+  return found;
+}
+
+}  // namespace dyndeploy::cpu
