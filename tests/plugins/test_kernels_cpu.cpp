@@ -557,7 +557,8 @@ void test_lists() {
         for (int i = 0; i < kTileInputs * kTileInputs; ++i) {
           const int iy = ty - 1 + i / kTileInputs, ix = tx - 1 + i % kTileInputs;
           const bool inside = iy >= 0 && iy < s.height && ix >= 0 && ix < s.width;
-          CHECK((lists.tiles.valid[t] >> i & 1u) == (inside && dilated.count((n * s.height + iy) * s.width + ix)),
+          CHECK((lists.tiles.valid[t] >> i & 1u) ==
+                    (inside && dilated.count((n * s.height + iy) * s.width + ix)),
                 "input %d of a tile", i);
         }
       }

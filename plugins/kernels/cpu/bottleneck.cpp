@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "caches.h"
 #include "lists.h"
 
 namespace dyndeploy::cpu {
@@ -66,8 +67,8 @@ struct Context {
   float* h2;  // one row per active pixel
   std::ptrdiff_t h2_stride;
   int h2_block;          // rows of a thread of its own
-  bool winograd;       // conv2 runs tile by tile
-  int winograd_tiles;  // that share a pass over its weights
+  bool winograd;         // conv2 runs tile by tile
+  int winograd_tiles;    // that share a pass over its weights
   GemmScratch* scratch;  // one per worker
   Strip* strips;         // one per thread
 };
@@ -85,8 +86,11 @@ Range part_of_active(const Context& c, Range active, int index, int parts) {
   return {c.lists.tiles.first[tiles.begin], c.lists.tiles.first[tiles.end]};
 }
 
-// How many rows conv2's product has for some active pixels, and how many of them share a pass over its weights.
-int product_rows(const Context& c, Range active) { return c.winograd ? tiles_of(c, active).size() : active.size(); }
+// How many rows conv2's product has for some active pixels, and how many of them share a pass over its
+// weights.
+int product_rows(const Context& c, Range active) {
+  return c.winograd ? tiles_of(c, active).size() : active.size();
+}
 int block_rows(const Context& c) { return c.winograd ? c.winograd_tiles : kRowBlock; }
 
 // A convolution that comes after another, and the panels of it that the same thread computes.
@@ -125,7 +129,8 @@ void product_by_tiles(const Context& c, Gemm& g, const ConvolutionView& conv, Ra
   a.taps = kWinogradPlanes;
   for (int i = 0; i < kWinogradPlanes; ++i) {
     a.tap_offset[i] =
-        ((i / kTileInputs - 1) * static_cast<std::ptrdiff_t>(c.shape.width) + (i % kTileInputs - 1)) * c.h1_stride;
+        ((i / kTileInputs - 1) * static_cast<std::ptrdiff_t>(c.shape.width) + (i % kTileInputs - 1)) *
+        c.h1_stride;
   }
   g.source[0].b = conv.weights;
   g.source[0].selection = conv.selection;
@@ -246,10 +251,9 @@ Range halo(const Context& c, Range active) {
   const int H = c.shape.height, W = c.shape.width, d = c.layer.dilation;
   // Rows of pixels, counted over all samples.
   int first = c.lists.centre[active.begin] / W, last = c.lists.centre[active.end - 1] / W;
-  if (c.winograd) {
-    const Range tiles = tiles_of(c, active);
-    first = c.lists.tiles.corner[tiles.begin] / W;
-    last = c.lists.tiles.corner[tiles.end - 1] / W;
+  if (const TileList& tiles = c.lists.tiles; tiles.of) {
+    first = tiles.corner[tiles.of[active.begin]] / W;
+    last = tiles.corner[tiles.of[active.end - 1]] / W;
     last = std::min(last + kTileSide - 1, last / H * H + H - 1);
   }
   const int top = std::max(first - d, first / H * H), bottom = std::min(last + d, last / H * H + H - 1) + 1;
@@ -325,18 +329,21 @@ void run_strip(const Context& c, const WeightsView& w, const Strip& strip, int w
 // Weights below this are read again for a few rows at little cost.
 constexpr std::int64_t kSmallWeights = 640 << 10;
 
-// Whether conv2 takes less time tile by tile. A product of fewer rows than a tile of registers holds takes the time of a
-// whole one, which is about what its weights need to come from memory; the transforms take an eighth.
-bool tiles_pay(const Context& c, Range active) {
-  const auto rows = [&](int count) { return std::int64_t{std::max(count, c.isa->tile_rows)}; };
+// Whether conv2 takes less time tile by tile. A product of fewer rows than a tile of registers holds takes
+// the time of a whole one, which is about what its weights need to come from memory; copying weights takes as
+// long as multiplying them with some rows; the transforms take an eighth.
+bool tiles_pay(const Context& c, Range active, bool copies) {
+  if (!c.lists.tiles.of) return false;
+  constexpr int kCopyRows = 24;
+  const auto rows = [&](int count) {
+    return std::int64_t{std::max(count, c.isa->tile_rows) + (copies ? kCopyRows : 0)};
+  };
   return kWinogradPlanes * rows(tiles_of(c, active).size()) * 9 < 9 * rows(active.size()) * 8;
 }
 
 // Runs conv1 to conv3 with one set of weights over one range of both lists; `before` runs along.
-void run_rows(const Context& shared, const WeightsView& w, Range dilated, Range active, const Phase* before,
+void run_rows(const Context& c, const WeightsView& w, Range dilated, Range active, const Phase* before,
               const ThreadPool& pool) {
-  Context c = shared;
-  c.winograd = c.lists.tiles.of && tiles_pay(c, active);
   const int threads = std::max(1, pool.threads);
   Phase phases[4];
   int count = 0;
@@ -480,7 +487,8 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
   // Rows start on cache lines.
   c.h1_stride = c.h2_stride = round_up(M, 16);
   c.h1 = workspace.take<float>(static_cast<std::size_t>(batch) * shape.height * shape.width * c.h1_stride);
-  c.h2 = workspace.take<float>(static_cast<std::size_t>(std::max(active, threads * c.h2_block)) * c.h2_stride);
+  c.h2 =
+      workspace.take<float>(static_cast<std::size_t>(std::max(active, threads * c.h2_block)) * c.h2_stride);
   c.strips = workspace.take<Strip>(static_cast<std::size_t>(threads));
 
   const std::int32_t* inactive_source = c.lists.inactive;
@@ -501,6 +509,7 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
   const Phase skipped(inactive_parts, inactive_body);
 
   if (!call.channel_mask) {
+    c.winograd = tiles_pay(c, {0, active}, false);
     run_rows(c, weights.full(), {0, c.lists.dilated_begin[batch]}, {0, active}, inactive ? &skipped : nullptr,
              pool);
     return;
@@ -521,6 +530,7 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
       count += keep ? per_group : 0;
     }
     const Workspace::Mark mark = workspace.mark();
+    c.winograd = tiles_pay(c, active_rows, count < M);
     if (count == M) {
       run_rows(c, weights.full(), dilated_rows, active_rows, nullptr, pool);
     } else if (count == 0) {
@@ -531,7 +541,15 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
       const Phase phase(parts, body);
       run_phases(pool, &phase, 1);
     } else {
-      run_rows(c, weights.select(on, count, workspace), dilated_rows, active_rows, nullptr, pool);
+      const WeightsView selected = weights.select(on, count, workspace);
+      if (selected_bytes(selected, c.winograd) > caches().l2 / 2) {
+        run_rows(c, selected, dilated_rows, active_rows, nullptr, pool);
+      } else {
+        const CompactWeights small = compact(*c.isa, selected, c.winograd, workspace);
+        const auto body = [&](int task, int) { c.isa->copy_selected(small.copies[task]); };
+        const Phase copying(small.count, body);
+        run_rows(c, small.view, dilated_rows, active_rows, &copying, pool);
+      }
     }
     workspace.rewind(mark);
   }

@@ -37,9 +37,12 @@ Caches read() {
   Caches found;
   for (int index = 0; index < 8; ++index) {
     char level[64], type[64], size[64], shared[64];
-    if (!read_line(index, "level", level) || !read_line(index, "type", type) || !read_line(index, "size", size)) continue;
+    if (!read_line(index, "level", level) || !read_line(index, "type", type) ||
+        !read_line(index, "size", size))
+      continue;
     int kib = 0;
-    if (std::strncmp(type, "Instruction", 11) == 0 || std::sscanf(size, "%dK", &kib) != 1 || kib <= 0) continue;
+    if (std::strncmp(type, "Instruction", 11) == 0 || std::sscanf(size, "%dK", &kib) != 1 || kib <= 0)
+      continue;
     const int sharers = read_line(index, "shared_cpu_list", shared) ? count_cores(shared) : 1;
     const std::int64_t bytes = (std::int64_t{kib} << 10) / sharers;
     if (level[0] == '1') found.l1_data = bytes;

@@ -56,10 +56,13 @@ struct PanelView {
   std::ptrdiff_t panel_stride = 0;
 };
 
+constexpr int kListMargin =
+    96;  // entries beyond the end of a list of rows that are read, to fetch what they name
+
 // Which rows and columns of packed weights the active channels leave.
 struct Selection {
   // Inputs, inputs_per_row for each row that is left; -1 for none. Where a row holds a pair, each tap begins
-  // with an even number. nullptr: all rows.
+  // with an even number. kListMargin more can be read. nullptr: all rows.
   const std::int32_t* rows = nullptr;
   const std::int32_t* columns = nullptr;  // nullptr: all of them
 
@@ -106,10 +109,11 @@ struct Gemm {
   Upcoming* upcoming = nullptr;
 };
 
-// A 3x3 convolution of stride and dilation 1 by Winograd's F(2 x 2, 3 x 3): 16 products make 4 outputs, where the direct
-// sum needs 36. A "row" of the product is a tile: source[0].a finds the first output's pixel, its taps are the tile's 4 x 4
-// inputs, and source[0].b holds transformed weights (winograd_weights()), plane by plane. The epilogue's rows are pixels.
-// (A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.)
+// A 3x3 convolution of stride and dilation 1 by Winograd's F(2 x 2, 3 x 3): 16 products make 4 outputs, where
+// the direct sum needs 36. A "row" of the product is a tile: source[0].a finds the first output's pixel, its
+// taps are the tile's 4 x 4 inputs, and source[0].b holds transformed weights (winograd_weights()), plane by
+// plane. The epilogue's rows are pixels. (A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural
+// Networks, CVPR 2016.)
 struct Winograd {
   Gemm product;
   const std::uint8_t* outputs = nullptr;  // per tile, bit 2 * row + column: this output is asked for
@@ -177,8 +181,8 @@ struct Isa {
   bool (*supported)();
   // rows [row_begin, row_end) x weight panels [panel_begin, panel_end)
   void (*gemm)(const Gemm&, int row_begin, int row_end, int panel_begin, int panel_end, const GemmScratch&);
-  // tiles [tile_begin, tile_end) x weight panels [panel_begin, panel_end), `block` tiles at a time; nullptr where the
-  // elements are too coarse for differences of inputs.
+  // tiles [tile_begin, tile_end) x weight panels [panel_begin, panel_end), `block` tiles at a time; nullptr
+  // where the elements are too coarse for differences of inputs.
   void (*winograd)(const Winograd&, int tile_begin, int tile_end, int panel_begin, int panel_end, int block,
                    const GemmScratch&);
   // [panel][(tap, input)][panel_width], padded with zero columns; panels [panel_begin, panel_end). Where

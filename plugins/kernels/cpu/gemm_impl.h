@@ -16,6 +16,7 @@ constexpr int kPace = 4;                 // rows of the next weights to fetch pe
 constexpr int kDirectBytes = 640 << 10;  // weights below this stay in L2: rows of A are then read in place
 
 constexpr int kFarLength = 512;
+constexpr int kWorthCopying = 64;  // rows of A that read each selected row of B
 
 inline int min_of(int a, int b) { return a < b ? a : b; }
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -39,6 +40,11 @@ inline const float* pixel_of(const RowSource& a, int row) {
   const std::ptrdiff_t pixel = a.index ? a.index[row] : row - a.first;
   return a.base + pixel * a.stride;
 }
+
+template <int N>
+struct Width {
+  static constexpr int value = N;
+};
 
 template <int R>
 struct RowTargets {
@@ -114,6 +120,7 @@ struct TileCall {
   const float* a;  // [segment][block][row][kBlock]
   const float* b;  // first row of B
   std::ptrdiff_t row_stride;
+  const std::int32_t* rows;  // of B to use, counted from b; nullptr: one after the other
   int segments;
   int length;  // rows of B per segment
   float* accumulators;
@@ -128,8 +135,11 @@ struct TileCall {
   int pace;  // rows of it to fetch per block
 };
 
-// Lone: no other tile reads the same rows of B, so they come from memory at this tile's own pace.
-template <class V, int R, int NV, bool Lone>
+// How a tile comes by the rows of B. kShared: other tiles read the same rows, so the next panel is fetched
+// meanwhile. kLone: they come from memory at this tile's own pace. kListed: so, and found through a list.
+enum class Pass { kShared, kLone, kListed };
+
+template <class V, int R, int NV, Pass Kind>
 DYNDEPLOY_NOINLINE void packed_tile(const TileCall& call) {
   using Reg = typename V::Reg;
   Reg c[R][NV];
@@ -155,7 +165,10 @@ DYNDEPLOY_NOINLINE void packed_tile(const TileCall& call) {
   const char* ahead = call.prefetch;
   const std::ptrdiff_t step = call.prefetch_step;
   // Far enough ahead to cover the memory's latency: fewer rows of A take less time per row of B.
-  const std::ptrdiff_t near = (Lone ? (R > 8 ? 96 : 64) : 16) * stride;
+  constexpr int kNear = Kind == Pass::kShared ? 16 : R > 8 ? 96 : 64;
+  static_assert(kNear <= kListMargin, "lists are read that far beyond their end");
+  const std::ptrdiff_t near = kNear * stride;
+  const std::int32_t* listed = call.rows;
   for (int s = 0; s < call.segments; ++s) {
     for (int done = 0; done < call.length; done += kBlock, a += R * kBlock) {
       const int count = min_of(kBlock, call.length - done);
@@ -163,12 +176,17 @@ DYNDEPLOY_NOINLINE void packed_tile(const TileCall& call) {
       DYNDEPLOY_UNROLL_BY_4
       for (int k = 0; k < count; ++k) {
         Reg w[NV];
+        const float* const row = Kind == Pass::kListed ? b + *listed * stride : b;
+        const float* const later = Kind == Pass::kListed ? b + listed[kNear] * stride : b + near;
         DYNDEPLOY_UNROLL
-        for (int v = 0; v < NV; ++v) w[v] = V::load(b + v * V::kWidth);
-        prefetch(b + near);
-        if (V::kWidth >= 16) prefetch(b + near + V::kWidth);
-        b += stride;
-        if (!Lone) {
+        for (int v = 0; v < NV; ++v) w[v] = V::load(row + v * V::kWidth);
+        prefetch(later);
+        if (V::kWidth >= 16) prefetch(later + V::kWidth);
+        if (Kind == Pass::kListed)
+          ++listed;
+        else
+          b += stride;
+        if (Kind == Pass::kShared) {
           prefetch(ahead);
           ahead += step;
         }
@@ -192,12 +210,30 @@ DYNDEPLOY_NOINLINE void packed_tile(const TileCall& call) {
   }
 }
 
-template <class V, int NV, bool Lone, int R = V::kTileRows>
-inline void run_packed_tile(int rows, const TileCall& call) {
+template <class V, int NV, Pass Kind, int R = V::kTileRows>
+inline void run_packed_rows(int rows, const TileCall& call) {
   if constexpr (R > 0) {
-    if (rows == R) return packed_tile<V, R, NV, Lone>(call);
-    run_packed_tile<V, NV, Lone, R - 1>(rows, call);
+    if (rows == R) return packed_tile<V, R, NV, Kind>(call);
+    run_packed_rows<V, NV, Kind, R - 1>(rows, call);
   }
+}
+
+// narrow: half a panel.
+template <class V>
+inline void run_packed_tile(int rows, bool narrow, Pass kind, const TileCall& call) {
+  constexpr int NV = V::kPanelVectors;
+  const auto run = [=, &call](auto width) {
+    constexpr int kVectors = decltype(width)::value;
+    switch (kind) {
+      case Pass::kShared:
+        return run_packed_rows<V, kVectors, Pass::kShared>(rows, call);
+      case Pass::kLone:
+        return run_packed_rows<V, kVectors, Pass::kLone>(rows, call);
+      case Pass::kListed:
+        return run_packed_rows<V, kVectors, Pass::kListed>(rows, call);
+    }
+  };
+  narrow ? run(Width<NV / 2>{}) : run(Width<NV>{});
 }
 
 // Rows of B per tap.
@@ -306,6 +342,13 @@ inline Upcoming upcoming_copy(const Gemm& g, const GemmSource& source, int row_b
   return upcoming;
 }
 
+// Rows alone can be found through their list; columns, or pairs that have to be put together anew, are
+// copied.
+template <class V>
+inline bool must_copy(const Selection& selection) {
+  return selection.columns || (V::kInputsPerRow == 2 && selection.rows);
+}
+
 template <class V>
 void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_end,
                  const GemmScratch& scratch) {
@@ -314,7 +357,7 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
   constexpr int PW = NV * V::kWidth;
   const int rows = row_end - row_begin;
   const int tiles = ceil_div(rows, MR);
-  const bool copies = g.source[0].selection.any();
+  const bool copies = must_copy<V>(g.source[0].selection);
   const int blocks = ceil_div(tiles, copies ? kMaxCopyTiles : kMaxBlockTiles);
   for (int block = 0; block < blocks; ++block) {
     const int tile_begin = static_cast<int>(static_cast<std::int64_t>(tiles) * block / blocks);
@@ -347,9 +390,10 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
       } else if (block + 1 < blocks) {
         after = source.b.base + panel_begin * source.b.panel_stride;
       }
-      const bool copied = source.selection.any();
+      const bool copied = must_copy<V>(source.selection);
       Upcoming next_copy;
       TileCall call;
+      call.rows = copied || !source.selection.rows ? nullptr : source.selection.rows + chunk.row;
       call.row_stride = copied ? PW : source.b.row_stride;
       call.segments = chunk.segments;
       call.length = chunk.length;
@@ -357,7 +401,8 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
       call.last = !more;
       call.gemm = &g;
       for (int p = panel_begin; p < panel_end; ++p) {
-        const float* panel = source.b.base + p * source.b.panel_stride + chunk.row * source.b.row_stride;
+        const float* panel = source.b.base + p * source.b.panel_stride;
+        if (!call.rows) panel += chunk.row * source.b.row_stride;
         call.b = panel;
         call.column = p * PW;
         call.upcoming = g.upcoming;
@@ -375,7 +420,7 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
           copy_selected<V>(copy);
           call.b = scratch.b;
           const bool here = p + 1 < panel_end;
-          if (here || (more && g.source[following.source].selection.any())) {
+          if (here || (more && must_copy<V>(g.source[following.source].selection))) {
             const Chunk& then = here ? chunk : following;
             const int panel_then = here ? p + 1 : panel_begin;
             next_copy = upcoming_copy<V>(g, g.source[then.source], then.row, then.segments * then.length,
@@ -395,12 +440,8 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
           call.row = edge[t];
           call.prefetch =
               reinterpret_cast<const char*>(ahead ? ahead : scratch.a) + (ahead ? lines / count * t : 0);
-          const bool narrow = g.columns - call.column <= PW / 2;
-          if (lone || copied) {
-            narrow ? run_packed_tile<V, NV / 2, true>(n, call) : run_packed_tile<V, NV, true>(n, call);
-          } else {
-            narrow ? run_packed_tile<V, NV / 2, false>(n, call) : run_packed_tile<V, NV, false>(n, call);
-          }
+          const Pass kind = call.rows ? Pass::kListed : lone || copied ? Pass::kLone : Pass::kShared;
+          run_packed_tile<V>(n, g.columns - call.column <= PW / 2, kind, call);
         }
       }
       first = false;
@@ -575,12 +616,14 @@ void gemm(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_
     for (int i = 0; i < g.sources; ++i)
       depth += static_cast<std::int64_t>(g.source[i].a.taps) * g.source[i].a.length;
     const std::int64_t row_bytes = V::kPanelVectors * V::kWidth * 4;
-    const bool copies = g.source[0].selection.any();
+    // Rows that are only read a few times are found through their list instead.
+    const bool copies = must_copy<V>(g.source[0].selection) ||
+                        (g.source[0].selection.any() && row_end - row_begin >= kWorthCopying);
     // A second source is read whole for every slice, which packed rows do better.
     if (copies && g.sources == 1 &&
         depth * row_bytes * (V::kDirectVectors / V::kPanelVectors) <= kMaxSliceBytes)
       return gemm_sliced<V>(g, row_begin, row_end, panel_begin, panel_end, scratch);
-    if (!copies && depth * row_bytes * (panel_end - panel_begin) <= kDirectBytes)
+    if (!g.source[0].selection.any() && depth * row_bytes * (panel_end - panel_begin) <= kDirectBytes)
       return gemm_direct<V>(g, row_begin, row_end, panel_begin, panel_end, scratch.zeros);
   }
   gemm_packed<V>(g, row_begin, row_end, panel_begin, panel_end, scratch);

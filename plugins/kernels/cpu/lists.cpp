@@ -76,7 +76,8 @@ struct Builder {
             inputs |= static_cast<unsigned>(column_inputs[x / kTileSide]) << (kTileInputs * i);
         }
         for (int i = 0; outputs != kWholeTile && i < kTileInputs * kTileInputs; ++i) {
-          if (inputs >> i & 1u && !needed[static_cast<std::ptrdiff_t>(y - 1 + i / kTileInputs) * W + x - 1 + i % kTileInputs])
+          if (inputs >> i & 1u &&
+              !needed[static_cast<std::ptrdiff_t>(y - 1 + i / kTileInputs) * W + x - 1 + i % kTileInputs])
             inputs &= ~(1u << i);
         }
         corner[T] = (n * H + y) * W + x;
@@ -105,7 +106,8 @@ PixelLists make_lists(const BottleneckLayer& layer, const BottleneckShape& shape
   const std::size_t out_pixels = static_cast<std::size_t>(batch) * Ho * Wo;
   const int tile_rows = ceil_to_int(Ho, kTileSide), tile_columns = ceil_to_int(Wo, kTileSide);
   const std::size_t tiles =
-      options.tiles ? static_cast<std::size_t>(batch) * tile_rows * static_cast<std::size_t>(tile_columns) : 0;
+      options.tiles ? static_cast<std::size_t>(batch) * tile_rows * static_cast<std::size_t>(tile_columns)
+                    : 0;
 
   Builder b{layer, shape};
   // One more than there can be, because a pixel is written before it is known whether it counts.
@@ -139,7 +141,8 @@ PixelLists make_lists(const BottleneckLayer& layer, const BottleneckShape& shape
   for (int x = 0; x < Wo; ++x)
     mask_column[x] = static_cast<std::int32_t>(static_cast<std::int64_t>(x) * mask_width / Wo);
   auto* const on = workspace.take<std::uint8_t>(static_cast<std::size_t>(Ho) * Wo);
-  auto* const under = workspace.take<std::uint8_t>(W);  // input columns under the taps of the present mask row
+  auto* const under =
+      workspace.take<std::uint8_t>(W);  // input columns under the taps of the present mask row
   auto* const needed = workspace.take<std::uint8_t>(static_cast<std::size_t>(H) * W);
 
   for (int n = 0; n < batch; ++n) {
@@ -207,8 +210,8 @@ PixelLists make_lists(const BottleneckLayer& layer, const BottleneckShape& shape
   return lists;
 }
 
-PixelLists make_full_lists(const BottleneckLayer& layer, const BottleneckShape& shape, const ListOptions& options,
-                           Workspace& workspace) {
+PixelLists make_full_lists(const BottleneckLayer& layer, const BottleneckShape& shape,
+                           const ListOptions& options, Workspace& workspace) {
   auto* ones = workspace.take<float>(static_cast<std::size_t>(shape.batch));
   for (int n = 0; n < shape.batch; ++n) ones[n] = 1.0f;
   return make_lists(layer, shape, ones, 1, 1, options, workspace);

@@ -8,16 +8,17 @@
 
 namespace dyndeploy::cpu {
 
-// The active pixels of a map in tiles of 2 x 2, for Winograd's convolution: tiles with at least one of them, row by row.
+// The active pixels of a map in tiles of 2 x 2, for Winograd's convolution: tiles with at least one of them,
+// row by row.
 struct TileList {
-  const std::int32_t* corner = nullptr;  // the input pixel under the tile's first output
-  const std::uint16_t* valid = nullptr;  // bit 4 * row + column: an input of the tile that conv1 computes
+  const std::int32_t* corner = nullptr;   // the input pixel under the tile's first output
+  const std::uint16_t* valid = nullptr;   // bit 4 * row + column: an input of the tile that conv1 computes
   const std::uint8_t* outputs = nullptr;  // bit 2 * row + column: an active output
   const std::int32_t* first = nullptr;    // where its pixels begin among the active ones; one more at the end
   const std::int32_t* of = nullptr;       // the tile of each active pixel
 };
 
-constexpr int kTileSide = 2;   // outputs
+constexpr int kTileSide = 2;    // outputs
 constexpr int kTileInputs = 4;  // ... and inputs, per side
 constexpr unsigned kWholeTile = 0xf;
 
@@ -62,7 +63,7 @@ PixelLists make_lists(const BottleneckLayer& layer, const BottleneckShape& shape
                       int mask_height, int mask_width, const ListOptions& options, Workspace& workspace);
 
 // Lists with every pixel active.
-PixelLists make_full_lists(const BottleneckLayer& layer, const BottleneckShape& shape, const ListOptions& options,
-                           Workspace& workspace);
+PixelLists make_full_lists(const BottleneckLayer& layer, const BottleneckShape& shape,
+                           const ListOptions& options, Workspace& workspace);
 
 }  // namespace dyndeploy::cpu

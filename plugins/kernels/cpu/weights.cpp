@@ -126,7 +126,8 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   };
 
   pack(weights.w1, 1, C, M, w1);
-  const std::size_t pairs = static_cast<std::size_t>(width) * width;  // of an output and an input of one group
+  const std::size_t pairs =
+      static_cast<std::size_t>(width) * width;  // of an output and an input of one group
   const std::unique_ptr<float[]> spread(winograd ? new float[pairs * kWinogradPlanes] : nullptr);
   for (int g = 0; g < G; ++g) {
     float* to = w2 + w2_floats * static_cast<std::size_t>(g);
@@ -205,12 +206,14 @@ WeightsView PackedBottleneck::select(const std::uint8_t* on, int count, Workspac
   const auto floats = [&] { return workspace.take<float>(static_cast<std::size_t>(b2_stride)); };
   float *b1 = floats(), *r1 = floats(), *r2 = floats();
   auto* b2 = workspace.take<float>(static_cast<std::size_t>(b2_stride) * kBorderClasses);
-  auto* channels = workspace.take<std::int32_t>(static_cast<std::size_t>(round_up(count, per_row)));
+  auto* channels =
+      workspace.take<std::int32_t>(static_cast<std::size_t>(round_up(count, per_row)) + kListMargin);
   int k = 0;
   for (int c = 0; c < M; ++c) {
     if (on[c]) channels[k++] = c;
   }
   while (k % per_row) channels[k++] = -1;
+  std::fill(channels + k, channels + k + kListMargin, channels[count - 1]);
   for (int i = 0; i < count; ++i) {
     b1[i] = full_.b1[channels[i]];
     r1[i] = relu_b1_[channels[i]];
@@ -245,12 +248,13 @@ WeightsView PackedBottleneck::select(const std::uint8_t* on, int count, Workspac
     if (!active) continue;
     const int listed = round_up(active, per_row), packed = round_up(width, per_row);  // per tap
     const int taps = has_winograd() ? kWinogradPlanes : 9;
-    auto* rows = workspace.take<std::int32_t>(static_cast<std::size_t>(taps) * listed);
+    auto* rows = workspace.take<std::int32_t>(static_cast<std::size_t>(taps) * listed + kListMargin);
     auto* columns = workspace.take<std::int32_t>(static_cast<std::size_t>(active));
     for (int i = 0; i < active; ++i) columns[i] = channels[at + i] - g * width;
     for (int t = 0; t < taps; ++t) {
       for (int i = 0; i < listed; ++i) rows[t * listed + i] = i < active ? t * packed + columns[i] : -1;
     }
+    std::fill(rows + taps * listed, rows + taps * listed + kListMargin, rows[taps * listed - 1]);
     GroupView& group = groups[view.group_count++];
     group = full_.groups[g];
     for (ConvolutionView* conv : {&group.conv, &group.winograd}) {
@@ -263,6 +267,51 @@ WeightsView PackedBottleneck::select(const std::uint8_t* on, int count, Workspac
   }
   view.groups = groups;
   return view;
+}
+
+std::int64_t selected_bytes(const WeightsView& view, bool winograd) {
+  std::int64_t bytes = view.conv1.bytes() + view.conv3.bytes();
+  for (int g = 0; g < view.group_count; ++g)
+    bytes += (winograd ? view.groups[g].winograd : view.groups[g].conv).bytes();
+  return bytes;
+}
+
+CompactWeights compact(const Isa& isa, const WeightsView& selected, bool winograd, Workspace& workspace) {
+  const int PW = isa.panel_width;
+  const auto panels = [=](const ConvolutionView& conv) { return ceil_to_int(conv.outputs, PW); };
+  const auto chosen = [=](GroupView& group) -> ConvolutionView& {
+    return winograd ? group.winograd : group.conv;
+  };
+  CompactWeights result;
+  result.view = selected;
+  auto* groups = workspace.take<GroupView>(static_cast<std::size_t>(selected.group_count));
+  std::copy(selected.groups, selected.groups + selected.group_count, groups);
+  result.view.groups = groups;
+  int most = panels(selected.conv1) + panels(selected.conv3);
+  for (int g = 0; g < selected.group_count; ++g) most += panels(chosen(groups[g]));
+  auto* copies = workspace.take<SelectedCopy>(static_cast<std::size_t>(most));
+  result.copies = copies;
+  const auto add = [&](ConvolutionView& conv) {
+    const std::ptrdiff_t panel = static_cast<std::ptrdiff_t>(conv.depth()) * PW;
+    auto* const base =
+        workspace.take<float>(static_cast<std::size_t>(panels(conv)) * static_cast<std::size_t>(panel));
+    for (int p = 0; p < panels(conv); ++p) {
+      SelectedCopy& copy = copies[result.count++] = {};
+      copy.b = conv.weights;
+      copy.selection = conv.selection;
+      copy.row_end = conv.depth();
+      copy.column_begin = p * PW;
+      copy.column_end = std::min((p + 1) * PW, conv.outputs);
+      copy.out = base + p * panel;
+      copy.out_stride = PW;
+    }
+    conv.weights = {base, PW, panel};
+    conv.selection = {};
+  };
+  add(result.view.conv1);
+  for (int g = 0; g < selected.group_count; ++g) add(chosen(groups[g]));
+  add(result.view.conv3);
+  return result;
 }
 
 Upcoming first_weights(const Isa& isa, const ConvolutionView& conv, int panel_begin, int panel_end) {

@@ -37,7 +37,8 @@ struct ConvolutionView {
 // One group of the 3x3 convolution.
 struct GroupView {
   ConvolutionView conv;
-  ConvolutionView winograd;  // the same for Isa::winograd, with a tap per plane; without weights where it cannot be used
+  ConvolutionView
+      winograd;  // the same for Isa::winograd, with a tap per plane; without weights where it cannot be used
   int first_input = 0;   // its place among the channels of h1
   int first_output = 0;  // its place among the channels of h2
 };
@@ -56,6 +57,18 @@ struct WeightsView {
   ConvolutionView conv3;
   const float* b3 = nullptr;  // with the projection's bias in it
 };
+
+// Bytes of the selected weights of a view; winograd: conv2 uses those for Isa::winograd.
+std::int64_t selected_bytes(const WeightsView& view, bool winograd);
+
+// A view of one sample's active channels whose weights will have been copied when all its copies have been
+// made, in any order and by any thread.
+struct CompactWeights {
+  WeightsView view;
+  const SelectedCopy* copies = nullptr;
+  int count = 0;
+};
+CompactWeights compact(const Isa& isa, const WeightsView& selected, bool winograd, Workspace& workspace);
 
 // What a product over panels [panel_begin, panel_end) reads first.
 Upcoming first_weights(const Isa& isa, const ConvolutionView& conv, int panel_begin, int panel_end);

@@ -1,5 +1,5 @@
-// Winograd's convolution for one vector type; the same rules as in gemm_impl.h hold. The transforms add and subtract
-// only, in one fixed order.
+// Winograd's convolution for one vector type; the same rules as in gemm_impl.h hold. The transforms add and
+// subtract only, in one fixed order.
 #pragma once
 
 #include "gemm_impl.h"
@@ -9,8 +9,8 @@ namespace {
 
 // B^T d B of one tile for a vector of channels, each plane to a place of its own.
 template <class V>
-DYNDEPLOY_INLINE void transform_inputs(const float* const (&from)[kWinogradPlanes], std::ptrdiff_t channel, float* to,
-                                       std::ptrdiff_t plane) {
+DYNDEPLOY_INLINE void transform_inputs(const float* const (&from)[kWinogradPlanes], std::ptrdiff_t channel,
+                                       float* to, std::ptrdiff_t plane) {
   using Reg = typename V::Reg;
   Reg t[4][4];
   DYNDEPLOY_UNROLL
@@ -34,7 +34,8 @@ DYNDEPLOY_INLINE void transform_inputs(const float* const (&from)[kWinogradPlane
 
 // The inputs of tiles [begin, end), packed as packed_tile() reads them.
 template <class V>
-void pack_planes(const RowSource& a, int begin, int end, const float* zeros, float* out, std::ptrdiff_t plane) {
+void pack_planes(const RowSource& a, int begin, int end, const float* zeros, float* out,
+                 std::ptrdiff_t plane) {
   const int n = end - begin;
   for (int r = 0; r < n; ++r) {
     const float* from[kWinogradPlanes];
@@ -52,7 +53,8 @@ void pack_planes(const RowSource& a, int begin, int end, const float* zeros, flo
 
 // A^T m A of tiles [begin, end) for NV vectors of outputs, and the epilogue of those that are asked for.
 template <class V, int NV>
-void finish_tiles(const Winograd& w, int begin, int end, int column, const float* products, std::ptrdiff_t plane) {
+void finish_tiles(const Winograd& w, int begin, int end, int column, const float* products,
+                  std::ptrdiff_t plane) {
   using Reg = typename V::Reg;
   const Epilogue& e = w.product.epilogue;
   for (int t = begin; t < end; ++t, products += NV * V::kWidth) {
@@ -97,8 +99,8 @@ void finish_tiles(const Winograd& w, int begin, int end, int column, const float
 }
 
 template <class V>
-void winograd(const Winograd& w, int tile_begin, int tile_end, int panel_begin, int panel_end, int block_tiles,
-              const GemmScratch& scratch) {
+void winograd(const Winograd& w, int tile_begin, int tile_end, int panel_begin, int panel_end,
+              int block_tiles, const GemmScratch& scratch) {
   constexpr int MR = V::kTileRows;
   constexpr int NV = V::kPanelVectors;
   constexpr int PW = NV * V::kWidth;
@@ -118,8 +120,8 @@ void winograd(const Winograd& w, int tile_begin, int tile_end, int panel_begin, 
     const std::ptrdiff_t row_floats = static_cast<std::ptrdiff_t>(ceil_div(depth, kBlock)) * kBlock;
     const std::ptrdiff_t plane = row_floats * (end - begin);
     for (int t = 0; t < count; ++t) {
-      pack_planes<V>(source.a, edge[t], edge[t + 1], scratch.zeros, scratch.planes + (edge[t] - begin) * row_floats,
-                     plane);
+      pack_planes<V>(source.a, edge[t], edge[t + 1], scratch.zeros,
+                     scratch.planes + (edge[t] - begin) * row_floats, plane);
     }
     const bool lone = count == 1 && !copied;
     for (int p = panel_begin; p < panel_end; ++p) {
@@ -128,6 +130,7 @@ void winograd(const Winograd& w, int tile_begin, int tile_end, int panel_begin, 
       const std::ptrdiff_t product_plane = static_cast<std::ptrdiff_t>(end - begin) * width;
       Upcoming next_copy;
       TileCall call;
+      call.rows = nullptr;
       call.row_stride = copied ? PW : source.b.row_stride;
       call.segments = 1;
       call.length = depth;
@@ -136,8 +139,8 @@ void winograd(const Winograd& w, int tile_begin, int tile_end, int panel_begin, 
       call.gemm = &g;
       call.column = p * PW;
       for (int i = 0; i < kWinogradPlanes; ++i) {
-        const float* const weights =
-            source.b.base + p * source.b.panel_stride + static_cast<std::ptrdiff_t>(i) * depth * source.b.row_stride;
+        const float* const weights = source.b.base + p * source.b.panel_stride +
+                                     static_cast<std::ptrdiff_t>(i) * depth * source.b.row_stride;
         call.b = weights;
         call.upcoming = g.upcoming;
         call.pace = g.upcoming ? kPace : 0;
@@ -156,7 +159,8 @@ void winograd(const Winograd& w, int tile_begin, int tile_end, int panel_begin, 
           call.b = scratch.b;
           if (!last_plane || p + 1 < panel_end) {
             const int panel = last_plane ? p + 1 : p;
-            next_copy = upcoming_copy<V>(g, source, last_plane ? 0 : (i + 1) * depth, depth, panel, panel + 1);
+            next_copy =
+                upcoming_copy<V>(g, source, last_plane ? 0 : (i + 1) * depth, depth, panel, panel + 1);
             call.upcoming = &next_copy;
             call.pace = ceil_div(next_copy.panels * next_copy.count, count * ceil_div(depth, kBlock));
           }
@@ -164,7 +168,8 @@ void winograd(const Winograd& w, int tile_begin, int tile_end, int panel_begin, 
         // Planes and panels follow each other; the pass of the next block begins anew.
         const bool ahead = !(last_plane && p + 1 == panel_end);
         const std::ptrdiff_t lines = static_cast<std::ptrdiff_t>(depth) * PW * 4;
-        const char* const after = reinterpret_cast<const char*>(ahead ? weights : scratch.products) + (ahead ? lines : 0);
+        const char* const after =
+            reinterpret_cast<const char*>(ahead ? weights : scratch.products) + (ahead ? lines : 0);
         call.prefetch_step = ahead ? PW * 4 / count : 0;
         for (int t = 0; t < count; ++t) {
           const int n = edge[t + 1] - edge[t];
@@ -172,11 +177,7 @@ void winograd(const Winograd& w, int tile_begin, int tile_end, int panel_begin, 
           call.accumulators = scratch.products + i * product_plane + (edge[t] - begin) * width;
           call.row = edge[t];
           call.prefetch = after + (ahead ? lines / count * t : 0);
-          if (lone || copied) {
-            narrow ? run_packed_tile<V, NV / 2, true>(n, call) : run_packed_tile<V, NV, true>(n, call);
-          } else {
-            narrow ? run_packed_tile<V, NV / 2, false>(n, call) : run_packed_tile<V, NV, false>(n, call);
-          }
+          run_packed_tile<V>(n, narrow, lone || copied ? Pass::kLone : Pass::kShared, call);
         }
       }
       narrow ? finish_tiles<V, NV / 2>(w, begin, end, call.column, scratch.products, product_plane)
