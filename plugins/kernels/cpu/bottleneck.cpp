@@ -329,16 +329,9 @@ void run_strip(const Context& c, const WeightsView& w, const Strip& strip, int w
 // Weights below this are read again for a few rows at little cost.
 constexpr std::int64_t kSmallWeights = 640 << 10;
 
-// Whether conv2 takes less time tile by tile. A product of fewer rows than a tile of registers holds takes
-// the time of a whole one, which is about what its weights need to come from memory; copying weights takes as
-// long as multiplying them with some rows; the transforms take an eighth.
+// Whether conv2 takes less time tile by tile.
 bool tiles_pay(const Context& c, Range active, bool copies) {
-  if (!c.lists.tiles.of) return false;
-  constexpr int kCopyRows = 24;
-  const auto rows = [&](int count) {
-    return std::int64_t{std::max(count, c.isa->tile_rows) + (copies ? kCopyRows : 0)};
-  };
-  return kWinogradPlanes * rows(tiles_of(c, active).size()) * 9 < 9 * rows(active.size()) * 8;
+  return c.lists.tiles.of && winograd_pays(*c.isa, active.size(), tiles_of(c, active).size(), copies);
 }
 
 // Runs conv1 to conv3 with one set of weights over one range of both lists; `before` runs along.
@@ -542,7 +535,7 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
       run_phases(pool, &phase, 1);
     } else {
       const WeightsView selected = weights.select(on, count, workspace);
-      if (selected_bytes(selected, c.winograd) > caches().l2 / 2) {
+      if (selected_bytes(selected, c.winograd) > caches().l2 / 8) {
         run_rows(c, selected, dilated_rows, active_rows, nullptr, pool);
       } else {
         const CompactWeights small = compact(*c.isa, selected, c.winograd, workspace);

@@ -198,6 +198,9 @@ struct Isa {
 
 // out (output, input, plane): what Isa::pack packs for Isa::winograd, from weights (output, input, tap).
 void winograd_weights(const float* weights, std::size_t count, float* out);
+// Whether Isa::winograd takes less time than the direct sum. copies: only some channels are active, so that
+// weights are copied first.
+bool winograd_pays(const Isa& isa, int pixels, int tiles, bool copies);
 // How many tiles share a pass over the weights: their inputs stay in L2 beside it.
 int winograd_block(const Isa& isa, int inputs);
 std::size_t winograd_plane_floats(int inputs, int block);

@@ -15,6 +15,7 @@ namespace {
 constexpr int kPace = 4;                 // rows of the next weights to fetch per 16 rows of the present ones
 constexpr int kDirectBytes = 640 << 10;  // weights below this stay in L2: rows of A are then read in place
 
+constexpr int kLineBytes = 64;
 constexpr int kFarLength = 512;
 constexpr int kWorthCopying = 64;  // rows of A that read each selected row of B
 
@@ -126,8 +127,8 @@ struct TileCall {
   float* accumulators;
   bool first;
   bool last;
-  const char* prefetch;  // tiles that share a pass: one line per row of B, prefetch_step apart
-  std::ptrdiff_t prefetch_step;
+  const char* ahead;  // what comes after these rows of B: a tile that shares a pass fetches its part of it
+  int ahead_lines;    // per block
   const Gemm* gemm;
   int row;
   int column;
@@ -162,10 +163,10 @@ DYNDEPLOY_NOINLINE void packed_tile(const TileCall& call) {
   Upcoming* const upcoming = call.upcoming;
   const int pace = call.pace;
   const std::ptrdiff_t stride = call.row_stride;
-  const char* ahead = call.prefetch;
-  const std::ptrdiff_t step = call.prefetch_step;
+  const char* ahead = call.ahead;
+  const int ahead_lines = call.ahead_lines;
   // Far enough ahead to cover the memory's latency: fewer rows of A take less time per row of B.
-  constexpr int kNear = Kind == Pass::kShared ? 16 : R > 8 ? 96 : 64;
+  constexpr int kNear = R > 8 ? 96 : 64;
   static_assert(kNear <= kListMargin, "lists are read that far beyond their end");
   const std::ptrdiff_t near = kNear * stride;
   const std::int32_t* listed = call.rows;
@@ -173,6 +174,9 @@ DYNDEPLOY_NOINLINE void packed_tile(const TileCall& call) {
     for (int done = 0; done < call.length; done += kBlock, a += R * kBlock) {
       const int count = min_of(kBlock, call.length - done);
       for (int i = 0; i < pace && upcoming->panels > 0; ++i) fetch_upcoming<V>(upcoming);
+      if constexpr (Kind == Pass::kShared) {
+        for (int i = 0; i < ahead_lines; ++i, ahead += kLineBytes) prefetch(ahead);
+      }
       DYNDEPLOY_UNROLL_BY_4
       for (int k = 0; k < count; ++k) {
         Reg w[NV];
@@ -180,16 +184,15 @@ DYNDEPLOY_NOINLINE void packed_tile(const TileCall& call) {
         const float* const later = Kind == Pass::kListed ? b + listed[kNear] * stride : b + near;
         DYNDEPLOY_UNROLL
         for (int v = 0; v < NV; ++v) w[v] = V::load(row + v * V::kWidth);
-        prefetch(later);
-        if (V::kWidth >= 16) prefetch(later + V::kWidth);
-        if (Kind == Pass::kListed)
+        // Shared rows are in L2, from where they come in time by themselves.
+        if constexpr (Kind != Pass::kShared) {
+          prefetch(later);
+          if (V::kWidth >= 16) prefetch(later + V::kWidth);
+        }
+        if constexpr (Kind == Pass::kListed)
           ++listed;
         else
           b += stride;
-        if (Kind == Pass::kShared) {
-          prefetch(ahead);
-          ahead += step;
-        }
         DYNDEPLOY_UNROLL
         for (int r = 0; r < R; ++r) {
           const Reg x = V::broadcast(a + r * kBlock + k);
@@ -285,6 +288,18 @@ inline bool next_chunk(const Gemm& g, Chunk& c, bool start, int most) {
 }
 
 inline int chunk_blocks(const Chunk& c) { return c.segments * ceil_div(c.length, kBlock); }
+
+// Tiles that share a pass fetch what comes after it, each its part: so many lines per block of their own
+// rows.
+template <class V>
+inline int ahead_lines(int tiles) {
+  return ceil_div(kBlock * V::kPanelVectors * V::kWidth * 4 / kLineBytes, tiles);
+}
+template <class V>
+inline const char* ahead_part(const float* ahead, int blocks, int tiles, int tile) {
+  return reinterpret_cast<const char*>(ahead) +
+         static_cast<std::ptrdiff_t>(tile) * blocks * ahead_lines<V>(tiles) * kLineBytes;
+}
 
 template <class V>
 inline void pack_row(const RowSource& a, const Chunk& chunk, int row, int tile_rows, float* out) {
@@ -430,16 +445,14 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
           }
         }
         const float* ahead = p + 1 < panel_end ? panel + source.b.panel_stride : after;
-        const std::ptrdiff_t lines = static_cast<std::ptrdiff_t>(chunk_rows) * PW * 4;
-        call.prefetch_step = ahead ? PW * 4 / count : 0;
+        call.ahead_lines = ahead ? ahead_lines<V>(count) : 0;
         for (int t = 0; t < count; ++t) {
           const int n = edge[t + 1] - edge[t];
           call.a = scratch.a + (edge[t] - edge[0]) * depth;
           call.accumulators = scratch.accumulators +
                               (static_cast<std::ptrdiff_t>(p - panel_begin) * kMaxCopyTiles + t) * MR * PW;
           call.row = edge[t];
-          call.prefetch =
-              reinterpret_cast<const char*>(ahead ? ahead : scratch.a) + (ahead ? lines / count * t : 0);
+          call.ahead = ahead ? ahead_part<V>(ahead, chunk_blocks(chunk), count, t) : nullptr;
           const Pass kind = call.rows ? Pass::kListed : lone || copied ? Pass::kLone : Pass::kShared;
           run_packed_tile<V>(n, g.columns - call.column <= PW / 2, kind, call);
         }
@@ -471,7 +484,6 @@ DYNDEPLOY_NOINLINE void direct_tile(const Gemm& g, const float* const* pixels, c
   for (int i = 0; i < g.sources; ++i) {
     const GemmSource& source = g.source[i];
     const std::ptrdiff_t stride = source.b.row_stride;
-    const std::ptrdiff_t ahead = 12 * stride;
     const float* b[kPanels];
     DYNDEPLOY_UNROLL
     for (int p = 0; p < kPanels; ++p) b[p] = source.b.base + (panel + p) * source.b.panel_stride;
@@ -487,7 +499,6 @@ DYNDEPLOY_NOINLINE void direct_tile(const Gemm& g, const float* const* pixels, c
           DYNDEPLOY_UNROLL
           for (int v = 0; v < kNear; ++v) {
             w[p * kNear + v] = V::load(b[p] + v * V::kWidth);
-            prefetch(b[p] + ahead + v * V::kWidth);
           }
           b[p] += stride;
         }

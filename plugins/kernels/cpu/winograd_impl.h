@@ -166,17 +166,15 @@ void winograd(const Winograd& w, int tile_begin, int tile_end, int panel_begin, 
           }
         }
         // Planes and panels follow each other; the pass of the next block begins anew.
-        const bool ahead = !(last_plane && p + 1 == panel_end);
-        const std::ptrdiff_t lines = static_cast<std::ptrdiff_t>(depth) * PW * 4;
-        const char* const after =
-            reinterpret_cast<const char*>(ahead ? weights : scratch.products) + (ahead ? lines : 0);
-        call.prefetch_step = ahead ? PW * 4 / count : 0;
+        const float* const ahead =
+            last_plane && p + 1 == panel_end ? nullptr : weights + depth * source.b.row_stride;
+        call.ahead_lines = ahead ? ahead_lines<V>(count) : 0;
         for (int t = 0; t < count; ++t) {
           const int n = edge[t + 1] - edge[t];
           call.a = scratch.planes + i * plane + (edge[t] - begin) * row_floats;
           call.accumulators = scratch.products + i * product_plane + (edge[t] - begin) * width;
           call.row = edge[t];
-          call.prefetch = after + (ahead ? lines / count * t : 0);
+          call.ahead = ahead ? ahead_part<V>(ahead, ceil_div(depth, kBlock), count, t) : nullptr;
           run_packed_tile<V>(n, narrow, lone || copied ? Pass::kLone : Pass::kShared, call);
         }
       }

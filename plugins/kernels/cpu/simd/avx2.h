@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include "unroll.h"
+
 namespace dyndeploy::cpu {
 namespace {
 
@@ -26,7 +28,9 @@ struct Avx2 {
   static void store(float* p, Reg v) { _mm256_storeu_ps(p, v); }
   static void store_first(float* p, Reg v, int n) { _mm256_maskstore_ps(p, first(n), v); }
   static Reg broadcast(const float* p) { return _mm256_broadcast_ss(p); }
-  static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  static Reg fma(Reg a, Reg b, Reg c) {
+    return DYNDEPLOY_ACCUMULATE("vfmadd231ps", _mm256_fmadd_ps(a, b, c), a, b, c);
+  }
   static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
   // The operand order lets NaN through.

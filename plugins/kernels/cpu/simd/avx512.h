@@ -27,7 +27,9 @@ struct Avx512 {
   static void store(float* p, Reg v) { _mm512_storeu_ps(p, v); }
   static void store_first(float* p, Reg v, int n) { _mm512_mask_storeu_ps(p, first(n), v); }
   static Reg broadcast(const float* p) { return _mm512_set1_ps(*p); }
-  static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static Reg fma(Reg a, Reg b, Reg c) {
+    return DYNDEPLOY_ACCUMULATE("vfmadd231ps", _mm512_fmadd_ps(a, b, c), a, b, c);
+  }
   static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
   // The operand order lets NaN through.

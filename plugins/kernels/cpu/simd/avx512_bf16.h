@@ -12,7 +12,9 @@ struct Avx512Bf16 : Avx512 {
   static constexpr int kRoundedPairs = 16;
 
   // The product of both pairs, added to c.
-  static Reg fma(Reg a, Reg b, Reg c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+  static Reg fma(Reg a, Reg b, Reg c) {
+    return DYNDEPLOY_ACCUMULATE("vdpbf16ps", _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b), a, b, c);
+  }
   // kRoundedPairs pairs from count floats; what is missing is zero.
   static void round_pairs(const float* from, int count, float* pairs) {
     const Reg low = count < 16 ? load_first(from, count) : load(from);
