@@ -136,9 +136,11 @@ struct TileCall {
   int pace;  // rows of it to fetch per block
 };
 
-// How a tile comes by the rows of B. kShared: other tiles read the same rows, so the next panel is fetched
-// meanwhile. kLone: they come from memory at this tile's own pace. kListed: so, and found through a list.
-enum class Pass { kShared, kLone, kListed };
+// How a tile comes by the rows of B: one after the other or found through a list, and from the caches, where the tile
+// before or a copy has put them, or from memory, at this tile's own pace.
+enum class Pass { kCached, kMemory, kListedCached, kListedMemory };
+constexpr bool is_listed(Pass kind) { return kind == Pass::kListedCached || kind == Pass::kListedMemory; }
+constexpr bool is_memory(Pass kind) { return kind == Pass::kMemory || kind == Pass::kListedMemory; }
 
 template <class V, int R, int NV, Pass Kind>
 DYNDEPLOY_NOINLINE void packed_tile(const TileCall& call) {
@@ -174,22 +176,21 @@ DYNDEPLOY_NOINLINE void packed_tile(const TileCall& call) {
     for (int done = 0; done < call.length; done += kBlock, a += R * kBlock) {
       const int count = min_of(kBlock, call.length - done);
       for (int i = 0; i < pace && upcoming->panels > 0; ++i) fetch_upcoming<V>(upcoming);
-      if constexpr (Kind == Pass::kShared) {
+      if constexpr (!is_memory(Kind)) {
         for (int i = 0; i < ahead_lines; ++i, ahead += kLineBytes) prefetch(ahead);
       }
       DYNDEPLOY_UNROLL_BY_4
       for (int k = 0; k < count; ++k) {
         Reg w[NV];
-        const float* const row = Kind == Pass::kListed ? b + *listed * stride : b;
-        const float* const later = Kind == Pass::kListed ? b + listed[kNear] * stride : b + near;
+        const float* const row = is_listed(Kind) ? b + *listed * stride : b;
         DYNDEPLOY_UNROLL
         for (int v = 0; v < NV; ++v) w[v] = V::load(row + v * V::kWidth);
-        // Shared rows are in L2, from where they come in time by themselves.
-        if constexpr (Kind != Pass::kShared) {
+        if constexpr (is_memory(Kind)) {
+          const float* const later = is_listed(Kind) ? b + listed[kNear] * stride : b + near;
           prefetch(later);
           if (V::kWidth >= 16) prefetch(later + V::kWidth);
         }
-        if constexpr (Kind == Pass::kListed)
+        if constexpr (is_listed(Kind))
           ++listed;
         else
           b += stride;
@@ -228,12 +229,14 @@ inline void run_packed_tile(int rows, bool narrow, Pass kind, const TileCall& ca
   const auto run = [=, &call](auto width) {
     constexpr int kVectors = decltype(width)::value;
     switch (kind) {
-      case Pass::kShared:
-        return run_packed_rows<V, kVectors, Pass::kShared>(rows, call);
-      case Pass::kLone:
-        return run_packed_rows<V, kVectors, Pass::kLone>(rows, call);
-      case Pass::kListed:
-        return run_packed_rows<V, kVectors, Pass::kListed>(rows, call);
+      case Pass::kCached:
+        return run_packed_rows<V, kVectors, Pass::kCached>(rows, call);
+      case Pass::kMemory:
+        return run_packed_rows<V, kVectors, Pass::kMemory>(rows, call);
+      case Pass::kListedCached:
+        return run_packed_rows<V, kVectors, Pass::kListedCached>(rows, call);
+      case Pass::kListedMemory:
+        return run_packed_rows<V, kVectors, Pass::kListedMemory>(rows, call);
     }
   };
   narrow ? run(Width<NV / 2>{}) : run(Width<NV>{});
@@ -445,6 +448,7 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
           }
         }
         const float* ahead = p + 1 < panel_end ? panel + source.b.panel_stride : after;
+        if (copied || call.rows) ahead = nullptr;
         call.ahead_lines = ahead ? ahead_lines<V>(count) : 0;
         for (int t = 0; t < count; ++t) {
           const int n = edge[t + 1] - edge[t];
@@ -453,7 +457,8 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
                               (static_cast<std::ptrdiff_t>(p - panel_begin) * kMaxCopyTiles + t) * MR * PW;
           call.row = edge[t];
           call.ahead = ahead ? ahead_part<V>(ahead, chunk_blocks(chunk), count, t) : nullptr;
-          const Pass kind = call.rows ? Pass::kListed : lone || copied ? Pass::kLone : Pass::kShared;
+          const Pass kind = call.rows ? (t ? Pass::kListedCached : Pass::kListedMemory)
+                                      : (lone ? Pass::kMemory : Pass::kCached);
           run_packed_tile<V>(n, g.columns - call.column <= PW / 2, kind, call);
         }
       }

@@ -167,7 +167,7 @@ void winograd(const Winograd& w, int tile_begin, int tile_end, int panel_begin, 
         }
         // Planes and panels follow each other; the pass of the next block begins anew.
         const float* const ahead =
-            last_plane && p + 1 == panel_end ? nullptr : weights + depth * source.b.row_stride;
+            copied || (last_plane && p + 1 == panel_end) ? nullptr : weights + depth * source.b.row_stride;
         call.ahead_lines = ahead ? ahead_lines<V>(count) : 0;
         for (int t = 0; t < count; ++t) {
           const int n = edge[t + 1] - edge[t];
@@ -175,7 +175,7 @@ void winograd(const Winograd& w, int tile_begin, int tile_end, int panel_begin, 
           call.accumulators = scratch.products + i * product_plane + (edge[t] - begin) * width;
           call.row = edge[t];
           call.ahead = ahead ? ahead_part<V>(ahead, ceil_div(depth, kBlock), count, t) : nullptr;
-          run_packed_tile<V>(n, narrow, lone || copied ? Pass::kLone : Pass::kShared, call);
+          run_packed_tile<V>(n, narrow, lone ? Pass::kMemory : Pass::kCached, call);
         }
       }
       narrow ? finish_tiles<V, NV / 2>(w, begin, end, call.column, scratch.products, product_plane)
