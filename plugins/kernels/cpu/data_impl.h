@@ -148,8 +148,42 @@ void merge_rows(const RowCopy<V>& given, const LaneSource<V>* given_sources, int
   }
 }
 
+// Columns that come in pairs: kWidth / 2 streams of pairs are turned into rows.
+template <class V>
+void copy_pairs(const SelectedCopy& s) {
+  constexpr int kPairs = V::kWidth / 2;
+  constexpr int kAhead = 512;  // floats
+  for (int begin = s.column_begin; begin < s.column_end; begin += V::kWidth) {
+    const float* from[kPairs];
+    for (int i = 0; i < kPairs; ++i) {
+      // Lanes beyond the last column hold anything.
+      const int column = begin + 2 * i < s.column_end ? begin + 2 * i : begin;
+      from[i] =
+          s.selection.pairs + s.selection.columns[column] / 2 * s.selection.pair_stride + 2 * s.row_begin;
+    }
+    float* to = s.out + (begin - s.column_begin);
+    const int rows = s.row_end - s.row_begin;
+    int k = 0;
+    for (; k + kPairs <= rows; k += kPairs) {
+      typename V::Reg r[kPairs];
+      DYNDEPLOY_UNROLL
+      for (int i = 0; i < kPairs; ++i) {
+        __builtin_prefetch(from[i] + 2 * k + kAhead);
+        r[i] = V::load(from[i] + 2 * k);
+      }
+      V::transpose_pairs(r);
+      DYNDEPLOY_UNROLL
+      for (int i = 0; i < kPairs; ++i, to += s.out_stride) V::store(to, r[i]);
+    }
+    for (; k < rows; ++k, to += s.out_stride) {
+      for (int i = 0; i < V::kWidth; ++i) to[i] = from[i / 2][2 * k + i % 2];
+    }
+  }
+}
+
 template <class V>
 void copy_selected(const SelectedCopy& s) {
+  if (s.selection.pairs) return copy_pairs<V>(s);
   constexpr int PW = V::kPanelVectors * V::kWidth;
   const std::int32_t* const columns = s.selection.columns;
   RowCopy<V> copy;

@@ -65,6 +65,10 @@ struct Selection {
   // with an even number. kListMargin more can be read. nullptr: all rows.
   const std::int32_t* rows = nullptr;
   const std::int32_t* columns = nullptr;  // nullptr: all of them
+  // The same weights once more by pairs of columns, [pair][row][2], where `columns` come in pairs: of such
+  // only the chosen ones have to come from memory. nullptr: from the panels.
+  const float* pairs = nullptr;
+  std::ptrdiff_t pair_stride = 0;
 
   bool any() const { return rows || columns; }
 };
@@ -79,7 +83,26 @@ struct Upcoming {
   const std::int32_t* rows = nullptr;  // as in Selection; nullptr: 0 ... count - 1
   int count = 0;                       // rows of each panel
   int row = 0;                         // next one
+  int lines = 2;                       // of a row
+  const std::int32_t* columns =
+      nullptr;  // a "panel" is the pair of columns with the first of these; nullptr: 0, 1 ...
 };
+
+// The part of pairs of columns [column_begin, column_end), counted among the chosen ones, that holds rows
+// [row_begin, row_begin + count).
+inline Upcoming upcoming_pairs(const Selection& selection, int row_begin, int count, int column_begin,
+                               int column_end) {
+  constexpr int kRowsPerLine = 8;
+  Upcoming upcoming;
+  upcoming.base = selection.pairs + 2 * row_begin;
+  upcoming.row_stride = 2 * kRowsPerLine;
+  upcoming.panel_stride = selection.pair_stride;
+  upcoming.panels = (column_end - column_begin) / 2;
+  upcoming.count = (count + kRowsPerLine - 1) / kRowsPerLine;
+  upcoming.lines = 1;
+  upcoming.columns = selection.columns + column_begin;
+  return upcoming;
+}
 
 struct GemmSource {
   RowSource a;

@@ -28,12 +28,16 @@ inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 template <class V>
 DYNDEPLOY_INLINE void fetch_upcoming(Upcoming* u) {
   const float* line = u->base + listed_row<V>(u->rows, u->row) * u->row_stride;
+  if (u->columns) line += *u->columns / 2 * u->panel_stride;
   prefetch(line);
-  if (V::kPanelVectors * V::kWidth > 16) prefetch(line + 16);
+  if (u->lines > 1) prefetch(line + 16);
   if (++u->row == u->count) {
     u->row = 0;
-    u->base += u->panel_stride;
     --u->panels;
+    if (u->columns)
+      u->columns += 2;
+    else
+      u->base += u->panel_stride;
   }
 }
 
@@ -136,8 +140,8 @@ struct TileCall {
   int pace;  // rows of it to fetch per block
 };
 
-// How a tile comes by the rows of B: one after the other or found through a list, and from the caches, where the tile
-// before or a copy has put them, or from memory, at this tile's own pace.
+// How a tile comes by the rows of B: one after the other or found through a list, and from the caches, where
+// the tile before or a copy has put them, or from memory, at this tile's own pace.
 enum class Pass { kCached, kMemory, kListedCached, kListedMemory };
 constexpr bool is_listed(Pass kind) { return kind == Pass::kListedCached || kind == Pass::kListedMemory; }
 constexpr bool is_memory(Pass kind) { return kind == Pass::kMemory || kind == Pass::kListedMemory; }
@@ -346,6 +350,8 @@ inline Upcoming upcoming_copy(const Gemm& g, const GemmSource& source, int row_b
                               int panel_begin, int panel_end) {
   constexpr int PW = V::kPanelVectors * V::kWidth;
   const int end = min_of(panel_end * PW, g.columns);
+  if (source.selection.pairs)
+    return upcoming_pairs(source.selection, row_begin, count, panel_begin * PW, end);
   const PanelRange panels = source_panels(source.selection.columns, panel_begin * PW, end, PW);
   Upcoming upcoming;
   upcoming.base = source.b.base + panels.begin * source.b.panel_stride;
@@ -357,6 +363,7 @@ inline Upcoming upcoming_copy(const Gemm& g, const GemmSource& source, int row_b
   upcoming.panel_stride = source.b.panel_stride;
   upcoming.panels = panels.end - panels.begin;
   upcoming.count = count;
+  upcoming.lines = PW > 16 ? 2 : 1;
   return upcoming;
 }
 

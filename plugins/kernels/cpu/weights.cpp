@@ -80,7 +80,7 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   const std::size_t m_floats = static_cast<std::size_t>(padded(M, PW));
   const std::size_t co_floats = static_cast<std::size_t>(padded(Co, PW));
 
-  float *w1, *w2, *u2, *w3, *wd, *b1, *b2, *b3, *bd, *r1, *r2, *border, *skipped;
+  float *w1, *w2, *u2, *w3, *wd, *b1, *b2, *b3, *bd, *r1, *r2, *pairs1, *border, *skipped;
   const auto carve = [&](Carver& carver) {
     w1 = carver.floats(w1_floats);
     w2 = carver.floats(w2_floats * static_cast<std::size_t>(G));
@@ -93,6 +93,7 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
     bd = carver.floats(co_floats);
     r1 = carver.floats(channel_skipping ? m_floats : 0);
     r2 = carver.floats(channel_skipping ? m_floats : 0);
+    pairs1 = carver.floats(channel_skipping ? w1_floats : 0);
     border = carver.floats(channel_skipping ? kBorderClasses * m_floats : 0);
     skipped = carver.floats(channel_skipping ? co_floats : 0);
   };
@@ -162,6 +163,17 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   full_.b3 = b3;
   if (!channel_skipping) return;
 
+  const ConvolutionView& first = full_.conv1;
+  for (int p = 0; p < panels1; ++p) {
+    for (int k = 0; k < first.depth(); ++k) {
+      const float* const row = first.weights.base + p * first.weights.panel_stride + k * PW;
+      for (int n = 0; n < PW; n += 2) {
+        float* const to = pairs1 + (static_cast<std::size_t>(p * PW + n) / 2 * first.depth() + k) * 2;
+        std::copy(row + n, row + n + 2, to);
+      }
+    }
+  }
+  pairs1_ = pairs1;
   for (std::size_t i = 0; i < m_floats; ++i) {
     r1[i] = relu(b1[i]);
     r2[i] = relu(b2[i]);
@@ -229,6 +241,13 @@ WeightsView PackedBottleneck::select(const std::uint8_t* on, int count, Workspac
   view.middle = count;
   view.conv1 = full_.conv1;
   view.conv1.selection.columns = channels;
+  bool paired = count % 2 == 0;
+  for (int i = 0; paired && i < count; i += 2)
+    paired = channels[i] % 2 == 0 && channels[i + 1] == channels[i] + 1;
+  if (paired) {
+    view.conv1.selection.pairs = pairs1_;
+    view.conv1.selection.pair_stride = std::ptrdiff_t{2} * full_.conv1.depth();
+  }
   view.conv1.outputs = count;
   view.b1 = b1;
   view.subtract1 = r1;
@@ -318,6 +337,12 @@ Upcoming first_weights(const Isa& isa, const ConvolutionView& conv, int panel_be
   constexpr std::int64_t kBytes = 256 << 10;
   const std::int64_t panel = std::int64_t{4} * conv.depth() * isa.panel_width;
   const std::int32_t* const columns = conv.selection.columns;
+  if (panel_begin < panel_end && conv.selection.pairs) {
+    const int begin = panel_begin * isa.panel_width,
+              most = 2 * static_cast<int>(kBytes / 4 / 2 / conv.depth());
+    const int end = std::min(panel_end * isa.panel_width, conv.outputs);
+    return upcoming_pairs(conv.selection, 0, conv.depth(), begin, std::min(end, begin + std::max(most, 2)));
+  }
   const auto source = [&](int p) { return columns ? columns[p * isa.panel_width] / isa.panel_width : p; };
   if (panel_begin >= panel_end) return {};
   const int end = std::min(panel_end, panel_begin + std::max(2, static_cast<int>(kBytes / panel)));
@@ -328,6 +353,7 @@ Upcoming first_weights(const Isa& isa, const ConvolutionView& conv, int panel_be
   upcoming.rows = conv.selection.rows;
   upcoming.row_stride = conv.weights.row_stride;
   upcoming.count = conv.depth();
+  upcoming.lines = isa.panel_width > 16 ? 2 : 1;
   return upcoming;
 }
 

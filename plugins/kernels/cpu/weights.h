@@ -103,6 +103,7 @@ class PackedBottleneck {
   const float* skipped_output_ = nullptr;
   const float* relu_b1_ = nullptr;
   const float* relu_b2_ = nullptr;
+  const float* pairs1_ = nullptr;       // w1 as in Selection::pairs
   const float* border_bias_ = nullptr;  // [border class][middle]: b2 + conv2 of the map of relu(b1)
   std::unique_ptr<GroupView[]> groups_;
 };

@@ -53,6 +53,18 @@ struct Avx2 {
       rows[i + 4] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
     }
   }
+  // As transpose(), of pairs of floats.
+  static void transpose_pairs(Reg (&rows)[kWidth / 2]) {
+    __m256d two[4];
+    for (int i = 0; i < 4; i += 2) {
+      two[i] = _mm256_unpacklo_pd(_mm256_castps_pd(rows[i]), _mm256_castps_pd(rows[i + 1]));
+      two[i + 1] = _mm256_unpackhi_pd(_mm256_castps_pd(rows[i]), _mm256_castps_pd(rows[i + 1]));
+    }
+    for (int i = 0; i < 2; ++i) {
+      rows[i] = _mm256_castpd_ps(_mm256_permute2f128_pd(two[i], two[i + 2], 0x20));
+      rows[i + 2] = _mm256_castpd_ps(_mm256_permute2f128_pd(two[i], two[i + 2], 0x31));
+    }
+  }
   static float sum(Reg a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

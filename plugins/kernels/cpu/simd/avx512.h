@@ -61,6 +61,27 @@ struct Avx512 {
       rows[i + 12] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
     }
   }
+  // As transpose(), of pairs of floats.
+  static void transpose_pairs(Reg (&rows)[kWidth / 2]) {
+    __m512d two[8], four[8];
+    DYNDEPLOY_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+      two[i] = _mm512_unpacklo_pd(_mm512_castps_pd(rows[i]), _mm512_castps_pd(rows[i + 1]));
+      two[i + 1] = _mm512_unpackhi_pd(_mm512_castps_pd(rows[i]), _mm512_castps_pd(rows[i + 1]));
+    }
+    DYNDEPLOY_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      four[i] = _mm512_shuffle_f64x2(two[i], two[i + 2], 0x88);
+      four[i + 2] = _mm512_shuffle_f64x2(two[i], two[i + 2], 0xdd);
+      four[i + 4] = _mm512_shuffle_f64x2(two[i + 4], two[i + 6], 0x88);
+      four[i + 6] = _mm512_shuffle_f64x2(two[i + 4], two[i + 6], 0xdd);
+    }
+    DYNDEPLOY_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      rows[i] = _mm512_castpd_ps(_mm512_shuffle_f64x2(four[i], four[i + 4], 0x88));
+      rows[i + 4] = _mm512_castpd_ps(_mm512_shuffle_f64x2(four[i], four[i + 4], 0xdd));
+    }
+  }
   static float sum(Reg a) { return _mm512_reduce_add_ps(a); }
   // Puts lane from[i] of b into lane i of a where mask has bit i.
   using Lanes = __m512i;

@@ -58,6 +58,14 @@ struct Generic {
       }
     }
   }
+  // As transpose(), of pairs of floats.
+  static void transpose_pairs(Reg (&rows)[kWidth / 2]) {
+    for (int j = 0; j < 2; ++j) {
+      const float upper = rows[0].lane[2 + j];
+      rows[0].lane[2 + j] = rows[1].lane[j];
+      rows[1].lane[j] = upper;
+    }
+  }
   static float sum(Reg a) { return (a.lane[0] + a.lane[2]) + (a.lane[1] + a.lane[3]); }
 };
 

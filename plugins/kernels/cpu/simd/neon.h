@@ -42,6 +42,12 @@ struct Neon {
       rows[i + 2] = vcombine_f32(vget_high_f32(top.val[i]), vget_high_f32(bottom.val[i]));
     }
   }
+  // As transpose(), of pairs of floats.
+  static void transpose_pairs(Reg (&rows)[kWidth / 2]) {
+    const Reg first = rows[0];
+    rows[0] = vcombine_f32(vget_low_f32(first), vget_low_f32(rows[1]));
+    rows[1] = vcombine_f32(vget_high_f32(first), vget_high_f32(rows[1]));
+  }
   static float sum(Reg a) { return vaddvq_f32(a); }
 };
 
