@@ -221,7 +221,9 @@ Problem make_problem(Rng& rng, BottleneckLayer layer, int batch, int height, int
 std::vector<float> run(const Isa& isa, const Problem& p, const ThreadPool& pool, bool in_place,
                        Workspace& workspace) {
   Arena arena(0);  // exact buffers, so that the sanitizers see what is read beyond them
-  const PackedBottleneck packed(isa, p.layer, p.weights(), p.channel_groups > 0, arena);
+  // As a graph tells it, or not.
+  const BottleneckShape expected = p.shape.height % 2 ? p.shape : BottleneckShape{};
+  const PackedBottleneck packed(isa, p.layer, p.weights(), p.channel_groups > 0, expected, arena);
   std::vector<float> y = in_place ? p.x : std::vector<float>(p.outputs(), std::nanf(""));
   BottleneckCall call;
   call.weights = &packed;

@@ -61,10 +61,17 @@ BottleneckKernel::BottleneckKernel(const tables::Operator& op, const KernelInfo&
     if (!value) return;
     weights[static_cast<std::size_t>(i)] = read_tensor(info.api(), value, op, i);
   }
-  packed_ = pack(weights, registration.arena());
+  // What the graph does not tell counts as the largest that a call may bring.
+  cpu::BottleneckShape expected{};
+  if (const std::vector<std::int64_t> sizes = info.input_shape(0);
+      sizes.size() == 4 && sizes[1] > 0 && sizes[2] > 0 && sizes[0] > 0 && sizes[0] < kMaxAttribute &&
+      sizes[1] < kMaxAttribute && sizes[2] < kMaxAttribute)
+    expected = {static_cast<int>(sizes[0]), static_cast<int>(sizes[1]), static_cast<int>(sizes[2]), 0, 0};
+  packed_ = pack(weights, expected, registration.arena());
 }
 
 std::unique_ptr<cpu::PackedBottleneck> BottleneckKernel::pack(const std::vector<Tensor>& inputs,
+                                                              const cpu::BottleneckShape& expected,
                                                               cpu::Arena& arena) const {
   const auto weight = [&](const char* name) -> const Tensor& {
     return inputs[static_cast<std::size_t>(find(op_, name))];
@@ -108,7 +115,8 @@ std::unique_ptr<cpu::PackedBottleneck> BottleneckKernel::pack(const std::vector<
     raw.wd = weight("wd").data;
     raw.bd = weight("bd").data;
   }
-  return std::make_unique<cpu::PackedBottleneck>(isa_, layer, raw, skipping_.channel_mask >= 0, arena);
+  return std::make_unique<cpu::PackedBottleneck>(isa_, layer, raw, skipping_.channel_mask >= 0, expected,
+                                                 arena);
 }
 
 void BottleneckKernel::compute(KernelContext& context) {
@@ -121,7 +129,7 @@ void BottleneckKernel::compute(KernelContext& context) {
       }
     }
     cpu::Arena arena(0);  // what one run packs shares no buffer with what stays
-    fresh = pack(weights, arena);
+    fresh = pack(weights, {}, arena);
   }
   const cpu::PackedBottleneck& packed = packed_ ? *packed_ : *fresh;
   const cpu::BottleneckLayer& layer = packed.layer();

@@ -18,7 +18,8 @@ class BottleneckKernel {
 
  private:
   // `inputs` holds the weights at their places.
-  std::unique_ptr<cpu::PackedBottleneck> pack(const std::vector<Tensor>& inputs, cpu::Arena& arena) const;
+  std::unique_ptr<cpu::PackedBottleneck> pack(const std::vector<Tensor>& inputs,
+                                              const cpu::BottleneckShape& expected, cpu::Arena& arena) const;
 
   const tables::Operator& op_;
   tables::Skipping skipping_;

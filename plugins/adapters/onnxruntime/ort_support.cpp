@@ -139,6 +139,20 @@ std::vector<std::int64_t> KernelInfo::integers(const char* name) const {
   return values;
 }
 
+std::vector<std::int64_t> KernelInfo::input_shape(std::size_t index) const {
+  OrtTypeInfo* type = nullptr;
+  if (!succeeded(api_, api_.KernelInfo_GetInputTypeInfo(info_, index, &type))) return {};
+  const auto release = [this](OrtTypeInfo* owned) { api_.ReleaseTypeInfo(owned); };
+  const std::unique_ptr<OrtTypeInfo, decltype(release)> owner(type, release);
+  const OrtTensorTypeAndShapeInfo* tensor = nullptr;  // owned by the type
+  check(api_, api_.CastTypeInfoToTensorInfo(type, &tensor));
+  std::size_t rank = 0;
+  if (!tensor || !succeeded(api_, api_.GetDimensionsCount(tensor, &rank))) return {};
+  std::vector<std::int64_t> sizes(rank);
+  check(api_, api_.GetDimensions(tensor, sizes.data(), rank));
+  return sizes;
+}
+
 std::size_t KernelInfo::input_count() const {
   std::size_t count = 0;
   check(api_, api_.KernelInfo_GetInputCount(info_, &count));

@@ -80,6 +80,8 @@ class KernelInfo {
   // An empty vector when the node lacks it.
   std::vector<std::int64_t> integers(const char* name) const;
   std::size_t input_count() const;
+  // The sizes of an input as far as the graph tells them, -1 for others; empty where it tells nothing.
+  std::vector<std::int64_t> input_shape(std::size_t index) const;
   // nullptr unless the input is a constant of the graph
   const OrtValue* constant_input(std::size_t index) const;
   const OrtApi& api() const { return api_; }

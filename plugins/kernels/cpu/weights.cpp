@@ -45,6 +45,18 @@ void constant_output(const ConvolutionView& conv, int tap, const float* constant
   add(conv, tap, constants, panel_width, sums);
 }
 
+// Whether Isa::winograd pays for whole maps; it never does for parts of them otherwise.
+bool whole_maps_pay(const Isa& isa, const BottleneckShape& shape) {
+  if (!shape.batch) return true;
+  const auto product = [&](int rows, int columns) {
+    return static_cast<int>(
+        std::min<std::int64_t>(std::int64_t{shape.batch} * rows * columns, INT32_MAX / 64));
+  };
+  return winograd_pays(isa, product(shape.height, shape.width),
+                       product(ceil_to_int(shape.height, kTileSide), ceil_to_int(shape.width, kTileSide)),
+                       false);
+}
+
 class Carver {
  public:
   explicit Carver(char* base) : base_(base) {}
@@ -63,7 +75,8 @@ class Carver {
 }  // namespace
 
 PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
-                                   const BottleneckWeights& weights, bool channel_skipping, Arena& arena)
+                                   const BottleneckWeights& weights, bool channel_skipping,
+                                   const BottleneckShape& expected, Arena& arena)
     : isa_(&isa), layer_(layer), groups_(new GroupView[static_cast<std::size_t>(layer.groups)]) {
   const int C = layer.inputs, M = layer.middle, Co = layer.outputs, G = layer.groups;
   const int PW = isa.panel_width, per_row = isa.inputs_per_row;
@@ -72,7 +85,8 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   const std::size_t w1_floats = static_cast<std::size_t>(panels1) * PW * ceil_to_int(C, per_row);
   const std::size_t w2_floats =  // one group
       static_cast<std::size_t>(panels2) * PW * 9 * ceil_to_int(width, per_row);
-  const bool winograd = isa.winograd && layer.stride == 1 && layer.dilation == 1;
+  const bool winograd =
+      isa.winograd && layer.stride == 1 && layer.dilation == 1 && whole_maps_pay(isa, expected);
   const std::size_t u2_floats = winograd ? w2_floats / 9 * kWinogradPlanes : 0;
   const std::size_t w3_floats = static_cast<std::size_t>(panels3) * PW * ceil_to_int(M, per_row);
   const std::size_t wd_floats =

@@ -75,9 +75,11 @@ Upcoming first_weights(const Isa& isa, const ConvolutionView& conv, int panel_be
 
 class PackedBottleneck {
  public:
-  // channel_skipping: also prepare what select() needs.
+  // channel_skipping: also prepare what select() needs. expected: the calls to come, with a batch of 0 where
+  // they are not known; weights for Isa::winograd take 16/9 of the 3x3's and are only made where such calls
+  // can use them.
   PackedBottleneck(const Isa& isa, const BottleneckLayer& layer, const BottleneckWeights& weights,
-                   bool channel_skipping, Arena& arena);
+                   bool channel_skipping, const BottleneckShape& expected, Arena& arena);
 
   const Isa& isa() const { return *isa_; }
   const BottleneckLayer& layer() const { return layer_; }
