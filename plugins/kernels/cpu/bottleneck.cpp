@@ -29,18 +29,18 @@ struct Grid {
   int tasks() const { return row_parts * column_parts; }
 };
 
-constexpr int kRowBlock = kMaxBlockTiles * kMaxTileRows;
 // Cutting the rows leaves each thread the same part of the image from one convolution and block to the next,
 // mostly in its own cache. Cutting the weights is for rows too few to fill a tile on every thread, and for
 // weights that are copied first, which each thread then does for its own part only.
+constexpr int kThreadRows = 14;
 Grid make_grid(int rows, int columns, bool copies, int threads) {
   if (threads <= 1 || rows <= 0) return {};
   Grid grid;
-  if (copies || rows < threads * kMaxTileRows) {
+  if (copies || rows < threads * kThreadRows) {
     grid.column_parts = std::min(threads, columns);
-    grid.row_parts = std::min(ceil_to_int(threads, grid.column_parts), ceil_to_int(rows, kMaxTileRows));
+    grid.row_parts = std::min(ceil_to_int(threads, grid.column_parts), ceil_to_int(rows, kThreadRows));
   } else {
-    grid.row_parts = std::max(threads, round_up(ceil_to_int(rows, kRowBlock), threads));
+    grid.row_parts = std::max(threads, round_up(ceil_to_int(rows, kBlockRows), threads));
   }
   return grid;
 }
@@ -91,7 +91,7 @@ Range part_of_active(const Context& c, Range active, int index, int parts) {
 int product_rows(const Context& c, Range active) {
   return c.winograd ? tiles_of(c, active).size() : active.size();
 }
-int block_rows(const Context& c) { return c.winograd ? c.winograd_tiles : kRowBlock; }
+int block_rows(const Context& c) { return c.winograd ? c.winograd_tiles : kBlockRows; }
 
 // A convolution that comes after another, and the panels of it that the same thread computes.
 struct Following {
@@ -296,14 +296,14 @@ void cut(const Context& c, Range active, int tasks) {
 
 // What one convolution writes should still be in L2 when the next one reads it.
 constexpr int kBandBytes = 512 << 10;
-constexpr int kBandRows = 2 * kRowBlock;
+constexpr int kBandRows = 2 * kBlockRows;
 
 // conv1 to conv3 for one strip, a band of the image at a time.
 void run_strip(const Context& c, const WeightsView& w, const Strip& strip, int worker) {
   const int panels1 = ceil_to_int(w.middle, c.isa->panel_width);
   const int columns2 = w.group_count == 1 ? panels1 : w.group_count;
   const int panels3 = ceil_to_int(c.layer.outputs, c.isa->panel_width);
-  const int band_rows = std::max(kBandRows, kBandBytes / (4 * c.layer.inputs) / kRowBlock * kRowBlock);
+  const int band_rows = std::max(kBandRows, kBandBytes / (4 * c.layer.inputs) / kBlockRows * kBlockRows);
   // Weights that are copied first are worth all rows at a time; then there is one strip, and all of h2 its.
   const bool copies = w.conv1.selects();
   const int bands = copies ? 1 : ceil_to_int(strip.active.size(), band_rows);
@@ -345,7 +345,7 @@ void run_rows(const Context& c, const WeightsView& w, Range dilated, Range activ
 
   const bool copies = w.conv1.selects();
   const int rows2 = product_rows(c, active);
-  bool by_strips = threads == 1 || (!copies && rows2 >= threads * kMaxTileRows);
+  bool by_strips = threads == 1 || (!copies && rows2 >= threads * kThreadRows);
   if (by_strips) {
     cut(c, active, threads);
     // Pixels that two threads share would have large weights read once more.
@@ -467,11 +467,11 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
     c.scratch[t].b = call.channel_mask ? workspace.take<float>(kGemmCopyFloats) : nullptr;
     c.scratch[t].zeros = zeros;
   }
-  c.h2_block = kRowBlock;
+  c.h2_block = kBlockRows;
   if (options.tiles) {
     const int width = M / layer.groups;
     c.winograd_tiles = winograd_block(*c.isa, width);
-    c.h2_block = std::max(kRowBlock, c.winograd_tiles * kTileSide * kTileSide);
+    c.h2_block = std::max(kBlockRows, c.winograd_tiles * kTileSide * kTileSide);
     for (int t = 0; t < threads; ++t) {
       c.scratch[t].planes = workspace.take<float>(winograd_plane_floats(width, c.winograd_tiles));
       c.scratch[t].products = workspace.take<float>(winograd_product_floats(*c.isa, c.winograd_tiles));

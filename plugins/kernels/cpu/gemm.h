@@ -13,18 +13,16 @@
 namespace dyndeploy::cpu {
 
 constexpr int kMaxTaps = 16;  // a tile of Winograd's convolution has 4 x 4 inputs
-constexpr int kMaxTileRows = 14;
-constexpr int kBlock = 16;         // floats of one row that lie together in a packed tile of A
-constexpr int kChunk = 576;        // rows of B per pass when A is packed
-constexpr int kMaxBlockTiles = 8;  // tiles of rows that share one pass over the weights
-constexpr int kMaxCopyTiles = 16;  // ... where the pass copies the weights of active channels first
+constexpr int kMaxTileRows = 32;
+constexpr int kBlock = 16;       // floats of one row that lie together in a packed tile of A
+constexpr int kChunk = 576;      // rows of B per pass when A is packed
+constexpr int kBlockRows = 112;  // rows of A that share one pass over the weights, in whole tiles
+constexpr int kCopyRows = 224;   // ... where the pass copies the weights of active channels first
 
 // What one caller of Isa::gemm needs; every tap adds at most one partly filled block to a chunk.
-constexpr std::size_t kGemmRowsFloats =
-    std::size_t{kMaxCopyTiles} * kMaxTileRows * (kChunk + kMaxTaps * kBlock);
+constexpr std::size_t kGemmRowsFloats = std::size_t{kCopyRows} * (kChunk + kMaxTaps * kBlock);
 constexpr std::size_t gemm_accumulator_floats(int panels, int panel_width) {
-  return std::size_t{kMaxCopyTiles} * kMaxTileRows * static_cast<std::size_t>(panels) *
-         static_cast<std::size_t>(panel_width);
+  return std::size_t{kCopyRows} * static_cast<std::size_t>(panels) * static_cast<std::size_t>(panel_width);
 }
 
 constexpr int kWinogradPlanes = 16;

@@ -378,22 +378,22 @@ template <class V>
 void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_end,
                  const GemmScratch& scratch) {
   constexpr int MR = V::kTileRows;
-  constexpr int NV = V::kPanelVectors;
-  constexpr int PW = NV * V::kWidth;
+  constexpr int PW = V::kPanelVectors * V::kWidth;
+  constexpr int kMaxTiles = kCopyRows / MR;
   const int rows = row_end - row_begin;
   const int tiles = ceil_div(rows, MR);
   const bool copies = must_copy<V>(g.source[0].selection);
-  const int blocks = ceil_div(tiles, copies ? kMaxCopyTiles : kMaxBlockTiles);
+  const int blocks = ceil_div(tiles, (copies ? kCopyRows : kBlockRows) / MR);
   for (int block = 0; block < blocks; ++block) {
     const int tile_begin = static_cast<int>(static_cast<std::int64_t>(tiles) * block / blocks);
     const int tile_end = static_cast<int>(static_cast<std::int64_t>(tiles) * (block + 1) / blocks);
     const int count = tile_end - tile_begin;
-    int edge[kMaxCopyTiles + 1];
+    int edge[kMaxTiles + 1];
     for (int t = 0; t <= count; ++t)
       edge[t] = row_begin + static_cast<int>(static_cast<std::int64_t>(rows) * (tile_begin + t) / tiles);
     // A lone tile has room for longer chunks, so that weights are read in the order in which they lie.
     const bool lone = count == 1 && !copies;
-    const int most = lone ? kChunk * kMaxBlockTiles : kChunk;
+    const int most = lone ? kChunk * (kBlockRows / MR) : kChunk;
     Chunk chunk;
     bool more = next_chunk<V>(g, chunk, true, most);
     bool first = true;
@@ -460,8 +460,8 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
         for (int t = 0; t < count; ++t) {
           const int n = edge[t + 1] - edge[t];
           call.a = scratch.a + (edge[t] - edge[0]) * depth;
-          call.accumulators = scratch.accumulators +
-                              (static_cast<std::ptrdiff_t>(p - panel_begin) * kMaxCopyTiles + t) * MR * PW;
+          call.accumulators =
+              scratch.accumulators + (static_cast<std::ptrdiff_t>(p - panel_begin) * kMaxTiles + t) * MR * PW;
           call.row = edge[t];
           call.ahead = ahead ? ahead_part<V>(ahead, chunk_blocks(chunk), count, t) : nullptr;
           const Pass kind = call.rows ? (t ? Pass::kListedCached : Pass::kListedMemory)
