@@ -1,17 +1,21 @@
-"""Realisation on this CPU: dynamic networks against their static twins, interleaved in one run.
+"""Realisation on this CPU: every contestant against the static FP32 twin in ONNX Runtime, in turn in one process.
 
-    python benchmarks/cpu/run.py                                # all tables; takes half an hour
-    python benchmarks/cpu/run.py --native off --batches 1 --granularities 4-4-2-1 --output cpu-portable
+    python benchmarks/cpu/run.py --demo demo                    # all tables; takes hours
+    python benchmarks/cpu/run.py --demo demo --repeats 8 --batch-rates 1.0,0.5,0.25
+    python benchmarks/cpu/run.py --networks laud_resnet50 --modes spatial --batches 1 --threads 1 --small ""
 
-Weights are random and masks are forced: latency depends on neither. Results go to benchmarks/results/ as JSON (all
-medians and spreads) and as a Markdown table.
+Contestants are our operators with the machine's best instruction set, with its others, in BF16, as function bodies, and
+static networks in OpenVINO (pip install openvino) and in INT8. Weights are random and masks are forced: latency depends
+on neither. Results go to benchmarks/results/ as JSON and as Markdown, after every configuration.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import itertools
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,16 +24,24 @@ from typing import Any
 
 import numpy as np
 import onnx
+import small
+import tables
 import torch
+from contestants import BEST, Dynamic, Static, dynamics, library_of, statics
 from onnx import helper, numpy_helper
+from timing import time_blocks, time_bundle
 
 from dyndeploy import Bundle, ExportSettings, create_model, export_model, verify_bundle
 from dyndeploy.files import write_json, write_text
-from dyndeploy.measure import Profile, profile_bundle
+from dyndeploy.measure.machine import machine_facts
 from dyndeploy.runtimes import OnnxRuntimeSession
+from dyndeploy.runtimes.native import ISA_VARIABLE
 
 RESULTS = Path(__file__).parent.parent / "results"
 CONFIGURATION = ("network", "mode", "granularity", "batch", "threads")
+SCHEMA = 2
+ENVIRONMENT = (ISA_VARIABLE, "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
+"""Variables that change what is measured."""
 
 
 def peak_gflops(threads: int, size: int = 1024, runs: int = 40) -> float:
@@ -54,165 +66,174 @@ def peak_gflops(threads: int, size: int = 1024, runs: int = 40) -> float:
     return 2e-9 * size**3 / best
 
 
-def export(network: str, mode: str, granularity: str, batch: int, folder: Path) -> tuple[Bundle, float, float]:
+def export(
+    network: str, mode: str, granularity: str, batch: int, folder: Path, size: tuple[int, int] | None, options: dict
+) -> tuple[Bundle, float, float]:
     """Export and verify; returns the bundle and both times in seconds."""
     torch.manual_seed(0)
-    model = create_model(network, mode=mode, granularity=tuple(int(part) for part in granularity.split("-")))
+    sides = tuple(int(part) for part in granularity.split("-"))
+    model = create_model(network, mode=mode, granularity=sides, **options)
     start = time.perf_counter()
-    bundle = export_model(model, folder, ExportSettings(static=True, batch=batch))
+    bundle = export_model(model, folder, ExportSettings(static=True, batch=batch, input_size=size))
     exported = time.perf_counter()
     assert verify_bundle(bundle).passed, f"{folder} does not verify"
     return bundle, exported - start, time.perf_counter() - exported
 
 
-def operators(native: dict[str, str | None]) -> str:
-    """What ran the dynamic operators, without the path on this machine."""
-    return (native["description"] or "").rsplit("/", 1)[-1]
+class Benchmark:
+    """What was asked for, who takes part, and the results so far."""
 
-
-KEPT = (
-    "rate",
-    "masks",
-    "median_ms",
-    "p90_ms",
-    "cov",
-    "ideal_speedup",
-    "realised_speedup",
-    "realised_speedup_cpu",
-    "realised_spread",
-    "realisation",
-    "blocks",
-    "rest",
-)
-
-
-def rows_of(profile: Profile, **configuration: Any) -> list[dict[str, Any]]:
-    """One row per rate."""
-    value = profile.to_json()
-    static_ms = value["static"]["median_ms"]
-    return [
-        {
-            **configuration,
-            "operators": operators(value["native"]),
-            "date": profile.machine.get("date"),
-            "static_ms": static_ms,
-            "static_cov": value["static"]["cov"],
-            "static_gflops": 2e-6 * value["static_macs"] * configuration["batch"] / static_ms,
-            "gflops": 2e-6 * rate["needed_macs"] * configuration["batch"] / rate["median_ms"],
-            **{key: rate[key] for key in KEPT},
+    def __init__(self, arguments: argparse.Namespace, scratch: Path) -> None:
+        self.arguments, self.scratch = arguments, scratch
+        self.dynamics, left_out = dynamics(arguments.native, arguments.contestants)
+        self.statics, more = statics(arguments.contestants)
+        library = library_of(arguments.native)
+        if arguments.demo is None:
+            more.append("the demo's network at its images' own masks: give --demo FOLDER")
+        self.result: dict[str, Any] = {
+            "schema": SCHEMA,
+            "kind": "measured",
+            "masks": "forced",
+            "machine": machine_facts(),
+            "versions": {"openvino": _version("openvino")},
+            "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+            "instruction_sets": [] if library is None else list(library.instruction_sets()),
+            "best": None if library is None else library.instruction_set(),
+            "granularities": arguments.granularities,
+            "left_out": left_out + more,
+            "peak_gflops": {},
+            "rows": [],
+            "blocks": [],
+            "small": {"rows": [], "costs": []},
         }
-        for rate in value["rates"]
-    ]
+        self.output = RESULTS / f"{arguments.output}.json"
+        if arguments.resume and self.output.exists():
+            self._resume(json.loads(self.output.read_text(encoding="utf-8")))
+        for text in self.result["left_out"]:
+            print(f"left out: {text}", flush=True)
 
+    def _resume(self, before: dict[str, Any]) -> None:
+        same = before.get("machine", {}).get("cpu") == self.result["machine"]["cpu"]
+        if before.get("schema") != SCHEMA or not same or before.get("best") != self.result["best"]:
+            raise SystemExit(
+                f"{self.output} was written by another version, on another processor or with another instruction set: "
+                "give another --output, or leave out --resume."
+            )
+        for key in ("rows", "blocks", "small"):
+            self.result[key] = before[key]
 
-def measure(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Run every configuration that ``rows`` lacks, add to ``rows``, and yield the machine after each."""
-    done = {tuple(row[key] for key in CONFIGURATION) for row in rows}
-    configurations = itertools.product(arguments.networks, arguments.modes, arguments.granularities, arguments.batches)
-    for network, mode, granularity, batch in configurations:
-        if granularity != arguments.granularities[0] and (mode != "spatial" or batch != arguments.batches[0]):
-            continue  # Other modes have no patches, or differ as spatial mode does.
-        left = [n for n in arguments.threads if (network, mode, granularity, batch, n) not in done]
-        if not left:
-            continue
-        with tempfile.TemporaryDirectory() as scratch:
-            bundle, export_s, verify_s = export(network, mode, granularity, batch, Path(scratch) / "bundle")
-            for threads in left:
-                profile = profile_bundle(
-                    bundle,
-                    threads=threads,
-                    rates=arguments.rates,
-                    native=arguments.native,
-                    min_seconds=arguments.seconds,
-                )
-                configuration = dict(zip(CONFIGURATION, (network, mode, granularity, batch, threads), strict=True))
-                rows += rows_of(profile, **configuration, export_s=export_s, verify_s=verify_s)
-                print("\n".join(line(row) for row in rows[-len(arguments.rates) :]), flush=True)
-                yield profile.machine
+    def write(self) -> None:
+        """Both files."""
+        self.result["machine"]["date"] = machine_facts()["date"]
+        write_json(self.output, self.result)
+        write_text(self.output.with_suffix(".md"), tables.page(self.result))
 
+    def run(self) -> None:
+        """Measure what is not there yet."""
+        arguments = self.arguments
+        self.result["peak_gflops"] = {str(threads): peak_gflops(threads) for threads in arguments.threads}
+        if "costs" in arguments.small and not self.result["small"]["costs"]:
+            for threads in arguments.threads:
+                self.result["small"]["costs"] += small.operator_costs(self.dynamics, threads)
+            print(small.costs_table(self.result["small"]["costs"]), flush=True)
+            self.write()
+        for _ in itertools.chain(self._small(), self._large()):
+            self.write()
 
-HEAD = (
-    "| network | mode | granularity | batch | threads | rate | static ms | dynamic ms | GF/s static | dynamic | ideal "
-    "| realised | realisation (by CPU time) |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
-)
-BLOCK_HEAD = (
-    "| network | mode | rate | blocks | static ms | dynamic ms | ideal | realised | realisation |\n"
-    "|---|---|---|---|---|---|---|---|---|"
-)
-
-
-def stage_of(block: str) -> str:
-    """``layer3.0`` -> ``layer3.0``; ``layer3.7`` -> ``layer3, others``: the first block of a stage is another kind."""
-    stage, _, index = block.partition(".")
-    return block if index == "0" else f"{stage}, others"
-
-
-def breakdown(rows: list[dict[str, Any]]) -> str:
-    """Where the time of one image goes on one thread: blocks of a kind added up, and the rest of the network."""
-    lines = [BLOCK_HEAD]
-    granularity = rows[0]["granularity"]
-    for row in rows:
-        if (row["batch"], row["threads"], row["granularity"]) != (1, 1, granularity) or row["rate"] not in (
-            0.5,
-            0.1,
+    def _large(self) -> Iterator[None]:
+        arguments, rows = self.arguments, self.result["rows"]
+        done = {tuple(row[key] for key in CONFIGURATION) for row in rows}
+        first = arguments.granularities[0]
+        for network, mode, granularity, batch in itertools.product(
+            arguments.networks, arguments.modes, arguments.granularities, arguments.batches
         ):
-            continue
-        parts: dict[str, list[dict[str, Any]]] = {}
-        for block in row["blocks"]:
-            parts.setdefault(stage_of(block["name"]), []).append(block)
-        for part in row["rest"]:
-            parts[part["name"]] = [part]
-        for name, blocks in parts.items():
-            static, dynamic = (sum(block[key] for block in blocks) for key in ("static_ms", "dynamic_ms"))
-            head = f"| {row['network']} | {row['mode']} | {row['rate']:.2f} | {name} | {static:.2f} | {dynamic:.2f} "
-            if any(block["ideal_speedup"] is None for block in blocks):
-                lines.append(f"{head}| | | |")
+            if granularity != first and (mode != "spatial" or batch != arguments.batches[0]):
+                continue  # Other modes have no patches, or differ as spatial mode does.
+            left = [n for n in arguments.threads if (network, mode, granularity, batch, n) not in done]
+            if not left:
                 continue
-            needed = sum(block["static_ms"] / block["ideal_speedup"] for block in blocks)
-            lines.append(f"{head}| {static / needed:.2f} | {static / dynamic:.2f} | {needed / dynamic:.2f} |")
-    return "\n".join(lines)
+            rates = arguments.rates if batch == arguments.batches[0] else arguments.batch_rates or arguments.rates
+            with tempfile.TemporaryDirectory() as scratch:
+                bundle, export_s, verify_s = export(network, mode, granularity, batch, Path(scratch) / "b", None, {})
+                configuration = dict(zip(CONFIGURATION, (network, mode, granularity, batch), strict=False))
+                for threads in left:
+                    facts = {**configuration, "threads": threads, "export_s": export_s, "verify_s": verify_s}
+                    # Other granularities compare patches, not contestants.
+                    who = self.dynamics if granularity == first else self.dynamics[:1]
+                    rows += self._time(bundle, facts, who, self.statics if granularity == first else [], rates)
+                    yield
+                best = any(contestant.name == BEST for contestant in self.dynamics)
+                if best and batch == 1 and granularity == first and arguments.breakdown:
+                    found = time_blocks(bundle, rates, arguments.native)
+                    self.result["blocks"] += [{**configuration, "threads": 1, **item} for item in found]
+                    yield
+
+    def _small(self) -> Iterator[None]:
+        arguments, rows = self.arguments, self.result["small"]["rows"]
+        done = {tuple(row[key] for key in CONFIGURATION) for row in rows}
+
+        def left(network: str, mode: str, granularity: str) -> list[int]:
+            return [n for n in arguments.threads if (network, mode, granularity, 1, n) not in done]
+
+        if "networks" in arguments.small:
+            for entry, mode in itertools.product(small.small_networks(), arguments.modes):
+                label, sides = f"{entry.label}, {entry.size[0]}x{entry.size[1]}", "4-4-2-1"
+                if not left(label, mode, sides):
+                    continue
+                with tempfile.TemporaryDirectory() as scratch:
+                    bundle, _, _ = export(entry.name, mode, sides, 1, Path(scratch) / "b", entry.size, entry.options)
+                    for threads in left(label, mode, sides):
+                        facts = dict(zip(CONFIGURATION, (label, mode, sides, 1, threads), strict=True))
+                        rows += self._time(bundle, facts, self.dynamics, self.statics, arguments.rates)
+                        yield
+        if arguments.demo is None:
+            return
+        for threads in left(small.DEMO, "spatial", "4-4-2-1"):
+            bundle, images = small.demo_bundle(arguments.demo)
+            facts = dict(zip(CONFIGURATION, (small.DEMO, "spatial", "4-4-2-1", 1, threads), strict=True))
+            rows += self._time(bundle, facts, self.dynamics, self.statics, arguments.rates, images)
+            yield
+
+    def _time(
+        self,
+        bundle: Bundle,
+        facts: dict[str, Any],
+        who: list[Dynamic],
+        elsewhere: list[Static],
+        rates: list[float],
+        data: Path | None = None,
+    ) -> list[dict[str, Any]]:
+        assert bundle.static is not None
+        int8 = self.scratch / f"{bundle.manifest.files[bundle.static.name]}.onnx"
+        found = time_bundle(
+            bundle, who, elsewhere, threads=facts["threads"], rates=rates, seconds=self.arguments.seconds,
+            repeats=self.arguments.repeats, quantised=int8, data=data,
+        )  # fmt: skip
+        rows = [{**facts, **row} for row in found]
+        print("\n".join(map(tables.line, rows)), flush=True)
+        return rows
 
 
-def line(row: dict[str, Any]) -> str:
-    """One row of the table."""
-    cpu = row["realised_speedup_cpu"]
-    by_cpu = "" if cpu is None else f" ({cpu / row['ideal_speedup']:.2f})"
-    return (
-        f"| {row['network']} | {row['mode']} | {row['granularity']} | {row['batch']} | {row['threads']} "
-        f"| {row['rate']:.2f} | {row['static_ms']:.2f} | {row['median_ms']:.2f} | {row['static_gflops']:.0f} "
-        f"| {row['gflops']:.0f} | {row['ideal_speedup']:.2f} | {row['realised_speedup']:.2f} "
-        f"| {row['realisation']:.2f}{by_cpu} |"
-    )
-
-
-def report(result: dict[str, Any]) -> str:
-    """Everything as Markdown."""
-    machine, rows = result["machine"], result["rows"]
-    peaks = ", ".join(f"{value:.0f} GF/s on {threads} thread(s)" for threads, value in result["peak_gflops"].items())
-    facts = (
-        f"{machine.get('cpu')}, {machine.get('date')}, ONNX Runtime {machine.get('versions', {}).get('onnxruntime')}, "
-        f"operators: {', '.join(sorted({row['operators'] for row in rows}))}. Peak of a matrix product: {peaks}."
-    )
-    table = "\n".join([HEAD, *(line(row) for row in rows)])
-    return (
-        f"# Realisation on a CPU, measured, masks forced\n\n{facts}\n\n{table}\n\n"
-        f"## Where the time goes, 1 thread, batch 1\n\n{breakdown(rows)}\n"
-    )
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def words(text: str) -> list[str]:
     """Parse ``a,b``."""
-    return text.split(",")
+    return [word for word in text.split(",") if word]
 
 
 def numbers(text: str) -> list[int]:
     """Parse ``1,2``."""
-    return [int(part) for part in text.split(",")]
+    return [int(part) for part in words(text)]
 
 
 def rates(text: str) -> list[float]:
     """Parse ``1.0,0.5``."""
-    return [float(part) for part in text.split(",")]
+    return [float(part) for part in words(text)]
 
 
 def main() -> None:
@@ -222,20 +243,21 @@ def main() -> None:
     parser.add_argument("--modes", type=words, default=["spatial", "channel", "layer", "both"])
     parser.add_argument("--granularities", type=words, default=["4-4-2-1", "8-4-7-1", "1-1-1-1"])
     parser.add_argument("--batches", type=numbers, default=[1, 8])
-    parser.add_argument("--threads", type=numbers, default=[1, 2])
+    parser.add_argument("--threads", type=numbers, default=[1, 2, 4])
     parser.add_argument("--rates", type=rates, default=[1.0, 0.75, 0.5, 0.25, 0.1])
+    parser.add_argument("--batch-rates", type=rates, help="of every batch size but the first (default: the same)")
+    parser.add_argument("--contestants", type=words, help="names as in the tables (default: all)")
+    parser.add_argument("--small", type=words, default=["networks", "costs"], help="of networks,costs")
+    parser.add_argument("--demo", type=Path, help="folder of 'dyndeploy demo', which is run if it is not there")
+    parser.add_argument("--breakdown", action=argparse.BooleanOptionalAction, default=True, help="times by block")
     parser.add_argument("--native", default="auto")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of timing per configuration")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of timing per configuration, 12 rounds at least")
+    parser.add_argument("--repeats", type=int, help="rounds per configuration, in the place of --seconds")
     parser.add_argument("--output", default="cpu", help="file name in benchmarks/results, without ending")
     parser.add_argument("--resume", action="store_true", help="keep the rows of the output file, measure the others")
     arguments = parser.parse_args()
-    output = RESULTS / f"{arguments.output}.json"
-    rows = json.loads(output.read_text())["rows"] if arguments.resume and output.exists() else []
-    peaks = {str(threads): peak_gflops(threads) for threads in arguments.threads}
-    for machine in measure(arguments, rows):
-        result = {"kind": "measured", "masks": "forced", "machine": machine, "peak_gflops": peaks, "rows": rows}
-        write_json(output, result)
-        write_text(output.with_suffix(".md"), report(result))
+    with tempfile.TemporaryDirectory() as scratch:
+        Benchmark(arguments, Path(scratch)).run()
 
 
 if __name__ == "__main__":

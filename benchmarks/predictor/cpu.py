@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import fcntl
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,8 @@ def compared(predicted: Sequence[float], times: Sequence[Sequence[Times]], name:
 def evaluate(rows: Sequence[dict[str, Any]], calibration: Path, cache: Path) -> dict[str, Any]:
     """Predict every configuration and compare."""
     model = CalibratedModel(load_calibration(calibration))
+    for warning in model.calibration.warnings():
+        print(warning, file=sys.stderr)
     pace_ms = model.calibration.measured["pace_ms"]
     by_index: dict[int, list[dict[str, Any]]] = {}
     for row in rows:

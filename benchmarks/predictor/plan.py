@@ -11,6 +11,7 @@ turns in one process, one thread, CPU time of the calling thread; medians. The d
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,8 @@ def choices(mode: str, plan: Plan, measured: Plan, uniform: Sequence[Plan]) -> d
 def compare(name: str, mode: str, rate: float, calibration: Path, lock: Path | None) -> dict[str, Any]:
     """Measure the plan and the uniform choices in turn."""
     model = CalibratedModel(load_calibration(calibration))
+    for warning in model.calibration.warnings():
+        print(warning, file=sys.stderr)
     settings = PlanSettings(
         rate=rate, modes=(mode, "static"), granularities=UNIFORM["spatial"], channel_granularities=UNIFORM["channel"]
     )

@@ -12,7 +12,7 @@ from dyndeploy.cli._arguments import print_json, print_table
 from dyndeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from dyndeploy.reporting import Comparison
+    from dyndeploy.reporting import Comparison, ExitComparison
 
 
 def compare(
@@ -100,6 +100,7 @@ def _compare_exits(
                 ],
                 title=f"{entry.predicted_device}, speed-ups over the network without exits",
             )
+        _print_warnings(comparisons)
         typer.echo(f"Report: {output}")
     own = [entry for entry in comparisons if entry.latency_mape is not None]
     _require_below([(entry.predicted_device, entry.headline_error) for entry in own or comparisons], fail_above)
@@ -181,7 +182,14 @@ def _print(profiled: str, comparisons: Sequence[Comparison], output: Path) -> No
                 ],
                 title=f"{entry.predicted_device}: the worst parts",
             )
+    _print_warnings(comparisons)
     typer.echo(f"Report: {output}")
+
+
+def _print_warnings(comparisons: Sequence[Comparison | ExitComparison]) -> None:
+    for entry in comparisons:
+        for warning in entry.warnings:
+            typer.echo(f"Note: {entry.predicted_device}: {warning}", err=True)
 
 
 def _number(value: float | None) -> str:

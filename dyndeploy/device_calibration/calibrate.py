@@ -155,8 +155,8 @@ def calibrate(
     machine = machine_facts()
     runtime = _runtime(threads, native)
     key = {
-        "device": device, "threads": threads, "seed": seed, "cpu": machine["cpu"], "runtime": runtime,
-        "minutes": minutes,
+        "device": device, "threads": threads, "seed": seed, "cpu": machine["cpu"], "isa": machine["isa"],
+        "runtime": runtime, "minutes": minutes,
     }  # fmt: skip
     # The output is claimed first: a folder that cannot be written costs no measurement.
     state = _resume(path.with_name(path.name + _PART), key, restart=restart)
@@ -217,6 +217,7 @@ def _runtime(threads: int, native: str | os.PathLike[str]) -> dict[str, Any]:
         "version": info.version,
         "provider": info.provider,
         "native_sha256": info.native.sha256,
+        "instruction_set": info.native.instruction_set,
     }
 
 
@@ -254,7 +255,7 @@ def _resume(path: Path, key: Mapping[str, Any], *, restart: bool) -> _State:
             raise InputError(
                 f"{path} is not what an interrupted calibration leaves ({error}). Move it away, or give --restart."
             ) from error
-        if found == header:  # Another machine's, release's or setting's measurements are of no use here.
+        if found == header:  # Another machine's, instruction set's or setting's measurements are no use.
             for line in lines[1:]:
                 try:
                     graph = json.loads(line)

@@ -15,6 +15,7 @@ _ISA_FLAGS = (
     "sve", "sve2", "i8mm", "bf16",
 )  # fmt: skip
 _CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _PACKAGES = ("dyndeploy", "onnxruntime", "onnx", "numpy")
@@ -45,6 +46,17 @@ def _quota() -> float | None:
     return int(parts[0]) / int(parts[1])
 
 
+def _caches() -> dict[str, int]:
+    """Bytes of the data caches that the first processor sees, by level: ``L1d``, ``L2``, ``L3``; empty if unknown."""
+    found: dict[str, int] = {}
+    for entry in sorted(_CACHES.glob("index*")):
+        level, kind, size = (_read(entry / name) for name in ("level", "type", "size"))
+        if level is None or size is None or kind not in ("Data", "Unified") or not size.removesuffix("K").isdigit():
+            continue
+        found[f"L{level}{'d' if kind == 'Data' else ''}"] = int(size.removesuffix("K")) << 10
+    return found
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -60,7 +72,8 @@ def machine_facts() -> dict[str, Any]:
     """Describe this machine and this moment as plain JSON types; what cannot be read is None.
 
     Returns:
-        ``cpu``, ``architecture``, ``isa`` (vector instruction sets that matter to kernels), ``physical_cores``,
+        ``cpu``, ``architecture``, ``isa`` (vector instruction sets that matter to kernels), ``caches`` (bytes of
+        the data caches that a core sees, by level: ``L1d``, ``L2``, ``L3``), ``physical_cores``,
         ``logical_cores``, ``usable_cores`` (affinity), ``cpu_quota`` (container limit in cores), ``memory_gb``,
         ``os``, ``governor``, ``frequency_mhz``, ``load_average``, ``python``, ``versions`` by package and
         ``date`` (UTC, ISO 8601).
@@ -80,6 +93,7 @@ def machine_facts() -> dict[str, Any]:
         "cpu": info.get("model name") or info.get("model") or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
         "isa": [flag for flag in _ISA_FLAGS if flag in flags],
+        "caches": _caches(),
         "physical_cores": psutil.cpu_count(logical=False),
         "logical_cores": psutil.cpu_count(logical=True),
         "usable_cores": len(affinity(0)) if affinity else None,

@@ -200,8 +200,9 @@ class Profile:
         device: ``"cpu"`` for this machine's processor, the name of the board's target, or of a GPU the name of its
             device model (its own name where there is none).
         runtime: ``name``, ``version`` and ``provider``.
-        native: ``path`` and ``sha256`` of the operator library (None: function bodies ran), a ``description``, and the
-            types of the dynamic ``operators`` that the node profile saw running natively.
+        native: ``path`` and ``sha256`` of the operator library (None: function bodies ran), the ``instruction_set``
+            that it computed with on a CPU, a ``description``, and the types of the dynamic ``operators`` that the node
+            profile saw running natively.
         threads: How many threads a session computes with; 1 on a GPU.
         batch: Images per run.
         settings: Rounds, warm-up, seed, and where the images come from; of engines also ``build_plan`` and
@@ -385,6 +386,7 @@ _RUNTIME_FACTS: Mapping[str, Reader] = dict.fromkeys(("name", "version", "provid
 _NATIVE_FACTS: Mapping[str, Reader] = {
     "path": _optional(Field.label),
     "sha256": _optional(Field.label),
+    "instruction_set": _optional(Field.label),
     "description": Field.label,
     "operators": _labels,
 }

@@ -87,7 +87,8 @@ def bottleneck_specs(
     Args:
         name: ``op_type`` of the variant with the identity; the other has the suffix ``Projection``.
         summary: One clause, without a full stop.
-        masks: Mask inputs, which stand behind ``x``.
+        masks: Mask inputs, which stand behind ``x``. What is above 0.5 is active, anything else (NaN, too) is not:
+            bodies get them as 0 and 1.
         gates: Their kinds.
         reference: See :class:`OperatorSpec`.
         geometry: ``(op_type, input shapes, attributes) -> Geometry``; raises ``UsageError`` on a mismatch.
@@ -96,6 +97,9 @@ def bottleneck_specs(
     """
     kinds = {kind.name: port for port, kind in gates.items()}
     geometry = _remembered(geometry)
+
+    def body_of_bits(b: Body, inputs: Mapping[str, Value]) -> Value:
+        return body(b, {**inputs, **{port.name: mask_bits(b, inputs[port.name]) for port in masks}})
 
     def spec(op_type: str, projection: bool) -> OperatorSpec:
         weights = _sized(WEIGHTS + PROJECTION_WEIGHTS if projection else WEIGHTS, projection)
@@ -141,7 +145,7 @@ def bottleneck_specs(
             gates=gates,
             reference=reference,
             infer_shape=lambda shapes, attributes: geometry(op_type, shapes, attributes).output_shape,
-            body=body,
+            body=body_of_bits,
             counts=counts,
             expected=expected,
             work=work,
@@ -195,10 +199,15 @@ def conv3x3(
     return output.permute(0, 2, 3, 1)
 
 
+def active_bits(mask: torch.Tensor) -> torch.Tensor:
+    """Which bits of a mask are active, boolean: those above 0.5. NaN is not."""
+    bits: torch.Tensor = mask > 0.5
+    return bits
+
+
 def active_outputs(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """A spatial mask (N, 1, mh, mw) over the output pixels, boolean (N, Ho, Wo, 1)."""
-    active: torch.Tensor = upsample_mask(mask, height, width)[:, 0] > 0.5
-    return active.unsqueeze(-1)
+    return active_bits(upsample_mask(mask, height, width)[:, 0]).unsqueeze(-1)
 
 
 # ---------------------------------------------------------------- work
@@ -608,6 +617,13 @@ def patch_tables(b: Body, sizes: Sizes, batch: Value, mask_size: tuple[Value, Va
         inputs=b.arange(batch * sizes.height * sizes.width),
         strided=strided,
     )
+
+
+def mask_bits(b: Body, mask: Value) -> Value:
+    """A mask as 0 and 1, float32: what is above 0.5 is active, NaN is not."""
+    half = b.op("Constant", value_float=0.5)
+    active = b.op("Greater", b.op("Cast", mask, to=TensorProto.FLOAT), half)
+    return b.op("Cast", active, to=TensorProto.FLOAT)
 
 
 def active_set(b: Body, mask: Value, tables: PatchTables) -> ActiveSet:

@@ -42,7 +42,7 @@ def residual_branch(
     """The branch with masked hidden channels, NHWC, before the shortcut is added."""
     import torch.nn.functional as F
 
-    bits = mask.to(x.dtype).repeat_interleave(w1.shape[0] // mask.shape[1], dim=1)[:, None, None, :]
+    bits = shared.active_bits(mask).to(x.dtype).repeat_interleave(w1.shape[0] // mask.shape[1], dim=1)[:, None, None, :]
     hidden = F.relu(bits * F.linear(x, w1) + b1)
     hidden = F.relu(bits * shared.conv3x3(hidden, w2, None, dilation, stride, group) + b2)
     return F.linear(hidden, w3, b3)
@@ -69,7 +69,7 @@ def reference(
 
     Args:
         x: (N, H, W, C).
-        mask: (N, G) of 0 and 1; group i covers the channels i M / G ... (i + 1) M / G - 1.
+        mask: (N, G), active where above 0.5 (NaN is not); group i covers the channels i M / G ... (i + 1) M / G - 1.
         w1: (M, C).
         b1: (M,).
         w2: (M, M / group, 3, 3).

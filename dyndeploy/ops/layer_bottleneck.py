@@ -1,6 +1,7 @@
 """LayerBottleneck: a residual bottleneck that each sample computes entirely or skips entirely.
 
-Source: LAUDNet (TPAMI 2024), layer mode: the spatial mask of one patch that covers the whole map.
+Source: LAUDNet (TPAMI 2024), layer mode: the spatial mask (N, 1, 1, 1) of one patch that covers the whole map;
+a sample is computed where it is above 0.5 (NaN is not).
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ def reference(
     Args:
         x: (N, H, W, C). Without a projection it must be non-negative (the output of a ReLU), because inactive
             pixels pass through unchanged where the network applies a ReLU.
-        mask: (N, 1, mh, mw) of 0 and 1; output pixel (y, x) belongs to patch (y * mh // Ho, x * mw // Wo).
+        mask: (N, 1, mh, mw), active where above 0.5 (NaN is not); output pixel (y, x) belongs to patch
+            (y * mh // Ho, x * mw // Wo).
         w1: (M, C); ``b1``: (M,).
         b1: See ``w1``.
         w2: (M, M / group, 3, 3); ``b2``: (M,).

@@ -58,8 +58,8 @@ def reference(
 
     Args:
         x: (N, H, W, C), non-negative where there is no projection.
-        spatial_mask: (N, 1, mh, mw).
-        channel_mask: (N, G).
+        spatial_mask: (N, 1, mh, mw), active where above 0.5 (NaN is not).
+        channel_mask: (N, G), likewise.
         w1: (M, C).
         b1: (M,).
         w2: (M, M / group, 3, 3).

@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dyndeploy.errors import UsageError
-from dyndeploy.measure.machine import machine_facts
 from dyndeploy.planning.plan import Plan
 from dyndeploy.planning.search import Price
 from dyndeploy.prediction.calibrated import (
     CalibratedModel,
-    Calibration,
     calibration_file,
     load_calibration,
 )
-from dyndeploy.runtimes.native import find_cpu_library
 
 
 def calibrated_prices(
@@ -43,16 +40,7 @@ def calibrated_prices(
             "name a file with --calibration."
         )
     prices: dict[int, Price] = {item.threads: CalibratedModel(item).price for item in calibrations}
-    return prices, [warning for item in calibrations for warning in warnings_of(item)] if device == "cpu" else []
-
-
-def warnings_of(calibration: Calibration) -> list[str]:
-    """How this machine differs from the calibrated one."""
-    import onnxruntime
-
-    library = find_cpu_library()
-    found = calibration.foreign(machine_facts(), None if library is None else library.sha256, onnxruntime.__version__)
-    return [f"the calibration may not fit, {item}." for item in found]
+    return prices, [warning for item in calibrations for warning in item.warnings()] if device == "cpu" else []
 
 
 def recipe_accuracy(plan: Plan) -> float | None:

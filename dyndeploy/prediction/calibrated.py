@@ -262,6 +262,32 @@ GENERAL = "general"
 
 
 @dataclass(frozen=True)
+class Installation:
+    """What times depend on beside the graph: a machine and what runs there.
+
+    Attributes:
+        machine: Facts from :func:`~dyndeploy.measure.machine.machine_facts`.
+        runtime_version: Of ONNX Runtime; None where there is none.
+        native: ``sha256`` and ``instruction_set`` of the operator library (None: there is none); None where a profile
+            does not tell.
+    """
+
+    machine: Mapping[str, Any]
+    runtime_version: str | None
+    native: Mapping[str, Any] | None
+
+    @classmethod
+    def here(cls) -> Installation:
+        """What a session opened now would run on and with."""
+        from dyndeploy.measure.machine import machine_facts
+        from dyndeploy.runtimes.native import find_cpu_library
+
+        machine, library = machine_facts(), find_cpu_library()
+        sha256, used = (None, None) if library is None else (library.sha256, library.instruction_set())
+        return cls(machine, machine["versions"]["onnxruntime"], {"sha256": sha256, "instruction_set": used})
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What ``dyndeploy calibrate-device`` found out about a device.
 
@@ -269,7 +295,7 @@ class Calibration:
         device: Its name.
         threads: Threads that computed.
         machine: What it was measured on (:func:`~dyndeploy.measure.machine.machine_facts`).
-        runtime: Runtime with version, and the operator library with checksum.
+        runtime: Runtime with version, and the operator library with checksum and instruction set.
         measured: Date, seconds, graphs, samples, repeatability, what was left out.
         overhead_ms: Of a run, beside its kernels.
         correlation: How much of a kernel's error all kernels of a graph have in common, in [0, 1].
@@ -334,17 +360,32 @@ class Calibration:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{source} is damaged: {error!r:.200}. Calibrate again.") from error
 
-    def foreign(self, machine: Mapping[str, Any], native_sha256: str | None, runtime_version: str | None) -> list[str]:
+    def foreign(self, other: Installation) -> list[str]:
         """How another machine or installation differs from the calibrated one; empty where nothing does."""
         found = []
         for key, what in (("cpu", "processor"), ("architecture", "architecture"), ("usable_cores", "number of cores")):
-            if self.machine.get(key) != machine.get(key):
-                found.append(f"{what}: calibrated on {self.machine.get(key)}, here {machine.get(key)}")
-        if self.runtime.get("version") != runtime_version:
-            found.append(f"ONNX Runtime: calibrated with {self.runtime.get('version')}, here {runtime_version}")
-        if self.runtime.get("native_sha256") != native_sha256:
+            if self.machine.get(key) != other.machine.get(key):
+                found.append(f"{what}: calibrated on {self.machine.get(key)}, not {other.machine.get(key)}")
+        # A hypervisor may hide instructions of the same processor, and the runtime's own kernels go by them.
+        had, has = (set(machine.get("isa") or ()) for machine in (self.machine, other.machine))
+        if had and has and had != has:
+            changes = [f"without {', '.join(sorted(had - has))}"] * bool(had - has)
+            changes += [f"with {', '.join(sorted(has - had))}"] * bool(has - had)
+            found.append(f"vector instructions: calibrated on a processor that now is {' and '.join(changes)}")
+        if self.runtime.get("version") != other.runtime_version:
+            found.append(f"ONNX Runtime: calibrated with {self.runtime.get('version')}, not {other.runtime_version}")
+        if other.native is None:
+            return found
+        if self.runtime.get("native_sha256") != other.native.get("sha256"):
             found.append("the operator library is another one than was calibrated")
+        used, uses = self.runtime.get("instruction_set"), other.native.get("instruction_set")
+        if used is not None and uses is not None and used != uses:
+            found.append(f"instruction set of the operator library: calibrated with {used}, not {uses}")
         return found
+
+    def warnings(self, other: Installation | None = None) -> list[str]:
+        """Sentences for whoever uses the calibration for ``other`` (None: here); empty where it fits."""
+        return [f"the calibration may not fit, {item}." for item in self.foreign(other or Installation.here())]
 
 
 def config_folder() -> Path:

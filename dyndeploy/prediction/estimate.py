@@ -21,7 +21,7 @@ from dyndeploy.errors import InputError, UsageError, unknown_name
 from dyndeploy.fields import Field
 from dyndeploy.ops.gates import GateKind
 from dyndeploy.prediction.architectures import static_graph, static_name
-from dyndeploy.prediction.calibrated import CalibratedModel, calibration_file, load_calibration
+from dyndeploy.prediction.calibrated import CalibratedModel, Installation, calibration_file, load_calibration
 from dyndeploy.prediction.device_model import AnalyticalModel, Array, DeviceModel
 from dyndeploy.prediction.kernels import ELEMENT_BYTES, UNKNOWN, Graph, GraphWalker, Kernel
 from dyndeploy.prediction.nodes import DOCUMENT, NodeGraph, read_nodes
@@ -160,6 +160,7 @@ class Estimator:
             operators are built for (TensorRT on GPUs) for networks that have some.
         threads: Of a CPU.
         calibration: A file of ``dyndeploy calibrate-device``; None looks where that command leaves it.
+        installation: What a calibration has to fit, or predictions say that it does not; None: this machine now.
 
     Raises:
         UsageError: As :func:`load_device_model`; or the batch is not positive.
@@ -174,11 +175,13 @@ class Estimator:
         runtime: str | None = None,
         threads: int = 1,
         calibration: str | os.PathLike[str] | None = None,
+        installation: Installation | None = None,
     ) -> None:
         if batch is not None and (isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1):
             raise UsageError(f"The batch size must be a positive whole number, not {batch}.")
         self.device = load_device(device) if isinstance(device, str) else device
         self.precision, self.batch, self._runtime = precision, batch, runtime
+        self._installation = installation
         self._make = functools.lru_cache(None)(
             lambda name: load_device_model(
                 self.device, precision, runtime=name, threads=threads, calibration=calibration
@@ -186,6 +189,14 @@ class Estimator:
         )
         self._walkers: dict[tuple[int, str], GraphWalker] = {}
         self._make(self._static_runtime)
+
+    @functools.cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the calibration that prices may not fit; empty where it does, and for devices without one."""
+        model = self._make(self._static_runtime)
+        if not isinstance(model, CalibratedModel) or not self.device.is_local:
+            return ()
+        return tuple(model.calibration.warnings(self._installation))
 
     @property
     def _static_runtime(self) -> str:
@@ -684,7 +695,7 @@ def _prediction(
         runtime=plan.runtime,
         interval_ms=(whole[0] + overhead, whole[1] + overhead),
         basis=model.basis,
-        notes=plan.notes,
+        notes=(*plan.notes, *estimator.warnings),
         exits=tuple(_exits(plan, model, *each)),
     )
 

@@ -31,6 +31,7 @@ from dyndeploy.prediction import (
     StagedNodes,
     recorded_nodes,
 )
+from dyndeploy.prediction.calibrated import Installation
 from dyndeploy.prediction.estimate import PRECISIONS
 from dyndeploy.targets import load_device
 
@@ -44,12 +45,14 @@ class PredictedSweep:
         static: The static twin.
         rates: One per forced rate of the profile, in its order.
         data: At the rates that the data caused.
+        warnings: Why a calibration may not fit what was profiled.
     """
 
     device: str
     static: Prediction
     rates: tuple[Prediction, ...]
     data: Prediction
+    warnings: tuple[str, ...] = ()
 
 
 def predict_profile(profile: Profile, device: str) -> PredictedSweep:
@@ -63,7 +66,9 @@ def predict_profile(profile: Profile, device: str) -> PredictedSweep:
         UsageError: Unknown device, or this machine is not calibrated.
         InputError: The profile does not hold its graphs, or lacks the rate of a decision.
     """
-    estimator = _estimator(device, profile.bundle.get("precision"), profile.batch, profile.threads)
+    profiled = Installation(profile.machine, profile.runtime.get("version"), profile.native)
+    installation = profiled if profile.device == device else None
+    estimator = _estimator(device, profile.bundle.get("precision"), profile.batch, profile.threads, installation)
     with _consistent():
         return _predicted(profile, estimator)
 
@@ -106,13 +111,16 @@ def _predicted(profile: Profile, estimator: Estimator) -> PredictedSweep:
         static=estimator.predict(twin),
         rates=tuple(predict(result) for result in profile.rates),
         data=predict(profile.data),
+        warnings=estimator.warnings,
     )
 
 
-def _estimator(device: str, precision: object, batch: int, threads: int) -> Estimator:
+def _estimator(
+    device: str, precision: object, batch: int, threads: int, installation: Installation | None
+) -> Estimator:
     """In the precision that was measured; what no device model knows (BF16), and this machine, are priced in FP32."""
     known = str(precision) if precision in PRECISIONS and not load_device(device).is_local else "fp32"
-    return Estimator(device, precision=known, batch=batch, threads=threads)
+    return Estimator(device, precision=known, batch=batch, threads=threads, installation=installation)
 
 
 def _nodes(record: Mapping[str, Any] | None, part: str) -> NodeGraph:
@@ -235,6 +243,7 @@ class Comparison:
         latency_mape: Mean absolute error of predicted latencies (static twin and all rates), relative to the measured
             ones; None where the devices differ.
         parts: Every part of the static twin and of every rate; empty where the devices differ.
+        warnings: Why a calibration may not fit what was profiled.
     """
 
     profiled_device: str
@@ -251,6 +260,7 @@ class Comparison:
     block_share_spearman: float | None
     latency_mape: float | None
     parts: tuple[PartError, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def kinds(self) -> tuple[KindError, ...]:
@@ -289,6 +299,7 @@ class Comparison:
             "predicted_device": self.predicted_device,
             "same_device": self.same_device,
             "basis": self.basis,
+            "warnings": list(self.warnings),
             "coverage": {
                 "by_count": self.coverage.by_count,
                 "by_flops": self.coverage.by_flops,
@@ -351,6 +362,7 @@ def compare_profile(profile: Profile, prediction: PredictedSweep) -> Comparison:
         block_share_spearman=spearman([(block.measured_share, block.predicted_share) for block in blocks]),
         latency_mape=_mape(latencies) if same else None,
         parts=tuple(_part_errors(profile, prediction)) if same else (),
+        warnings=prediction.warnings,
     )
 
 
@@ -437,11 +449,13 @@ class PredictedExits:
         device: Device model.
         whole: The network without exits.
         staged: The stages; what each exit takes is in its ``exits``.
+        warnings: Why a calibration may not fit what was profiled.
     """
 
     device: str
     whole: Prediction
     staged: Prediction
+    warnings: tuple[str, ...] = ()
 
 
 def predict_exit_profile(profile: ExitProfile, device: str) -> PredictedExits:
@@ -455,13 +469,14 @@ def predict_exit_profile(profile: ExitProfile, device: str) -> PredictedExits:
         UsageError: Unknown device, or this machine is not calibrated.
         InputError: The profile does not hold its graphs.
     """
-    estimator = _estimator(device, profile.bundle.get("precision"), 1, profile.threads)
+    profiled = Installation(profile.machine, profile.runtime.get("version"), None)
+    estimator = _estimator(device, profile.bundle.get("precision"), 1, profile.threads, profiled)
     staged = recorded_nodes(profile.graph, "dynamic")
     if not isinstance(staged, StagedNodes) or len(staged.stages) != len(profile.exits):
         raise InputError("The profile does not hold the stages that were measured: it is damaged. Profile again.")
     with _consistent():
         whole = estimator.predict(_nodes(profile.graph, "static"))
-        return PredictedExits(estimator.device.name, whole, estimator.predict(staged))
+        return PredictedExits(estimator.device.name, whole, estimator.predict(staged), estimator.warnings)
 
 
 @dataclass(frozen=True)
@@ -495,6 +510,7 @@ class ExitComparison:
         mixes: Every mix that was measured.
         speedup_mape: Mean absolute error of the predicted speed-ups of all exits, relative to the measured ones.
         latency_mape: The same of latencies, the network without exits included; None where the devices differ.
+        warnings: Why a calibration may not fit what was profiled.
     """
 
     predicted_device: str
@@ -504,6 +520,7 @@ class ExitComparison:
     mixes: tuple[ExitEntry, ...]
     speedup_mape: float
     latency_mape: float | None
+    warnings: tuple[str, ...] = ()
 
     @property
     def headline_error(self) -> float:
@@ -536,6 +553,7 @@ def compare_exit_profile(profile: ExitProfile, prediction: PredictedExits) -> Ex
         mixes=tuple(mixes),
         speedup_mape=_mape([(entry.measured_speedup, entry.predicted_speedup) for entry in exits]),
         latency_mape=_mape(latencies) if load_device(prediction.device).is_local else None,
+        warnings=prediction.warnings,
     )
 
 

@@ -43,6 +43,7 @@ def render_exit_profile_report(profile: ExitProfile, comparisons: Sequence[ExitC
         exit_rows=_exit_rows(profile),
         mix_rows=_mix_rows(profile),
         predicted_rows=[row for comparison in comparisons for row in _predicted_rows(comparison)],
+        predicted_warnings=[f"{item.predicted_device}: {warning}" for item in comparisons for warning in item.warnings],
         facts=machine_rows(
             profile.machine,
             ("Threads", profile.threads),

@@ -31,17 +31,20 @@ class NativeUse:
     Attributes:
         path: The operator library, or None: the function bodies of standard operators run.
         sha256: Checksum of the library, or None.
+        instruction_set: What the library computes with, e.g. ``"avx2"``; None where it does not say.
     """
 
     path: str | None = None
     sha256: str | None = None
+    instruction_set: str | None = None
 
     @property
     def description(self) -> str:
-        """The library with the start of its checksum, or ``"fallback bodies"``."""
+        """The library with the start of its checksum and the instruction set, or ``"fallback bodies"``."""
         if self.path is None or self.sha256 is None:
             return FALLBACK_BODIES
-        return f"{self.path} (sha256 {self.sha256[:12]})"
+        used = "" if self.instruction_set is None else f", {self.instruction_set}"
+        return f"{self.path} (sha256 {self.sha256[:12]}{used})"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from pathlib import Path
 from dyndeploy import files
 from dyndeploy.errors import UsageError
 
+ISA_VARIABLE = "DYNDEPLOY_CPU_ISA"
+"""Environment variable that names the instruction set of the CPU library, read when a session is opened."""
+
 LIBRARY_VARIABLE = "DYNDEPLOY_CPU_LIBRARY"
 """Environment variable that names the library, before the one inside the package is looked for."""
 
@@ -36,12 +39,35 @@ class NativeLibrary:
         Raises:
             OSError: The file cannot be loaded as a library.
         """
+        return tuple((self._says("DyndeployPrecisions") or "fp32").split())
+
+    def instruction_sets(self) -> tuple[str, ...]:
+        """What ``DYNDEPLOY_CPU_ISA`` may name on this machine, best first; empty if the library does not say.
+
+        Raises:
+            OSError: The file cannot be loaded as a library.
+        """
+        return tuple((self._says("DyndeployInstructionSets") or "").split())
+
+    def instruction_set(self, precision: str = "fp32") -> str | None:
+        """What a session opened now would compute with: the best one, or that of ``DYNDEPLOY_CPU_ISA``.
+
+        None if the library does not say, or would refuse the session.
+
+        Raises:
+            OSError: The file cannot be loaded as a library.
+        """
+        return self._says("DyndeployInstructionSet", precision.encode()) or None
+
+    def _says(self, question: str, *arguments: bytes) -> str | None:
+        """The answer of one of the library's functions; None where it has no such function."""
         try:
-            report = ctypes.CDLL(str(self.path)).DyndeployPrecisions
+            function = getattr(ctypes.CDLL(str(self.path)), question)
         except AttributeError:
-            return ("fp32",)
-        report.restype = ctypes.c_char_p
-        return tuple(report().decode().split())
+            return None
+        function.restype = ctypes.c_char_p
+        answer: bytes = function(*(ctypes.c_char_p(argument) for argument in arguments))
+        return answer.decode()
 
 
 def native_library(path: str | os.PathLike[str]) -> NativeLibrary:

@@ -9,7 +9,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError, unknown_name
 from dyndeploy.precisions import CPU_PRECISIONS
 from dyndeploy.runtimes.base import ANY_SIZE, Array, NativeUse, Session, SessionInfo
-from dyndeploy.runtimes.native import NativeLibrary, find_cpu_library, native_library
+from dyndeploy.runtimes.native import ISA_VARIABLE, NativeLibrary, find_cpu_library, native_library
 
 if TYPE_CHECKING:
     import onnx
@@ -178,6 +178,8 @@ class OnnxRuntimeSession(Session):
                     raise UsageError(
                         f"This machine cannot run bf16: {error} Export with --precision fp32, or run on such a machine."
                     ) from error
+                if ISA_VARIABLE in str(error):
+                    raise UsageError(f"{error}. Unset {ISA_VARIABLE}, or name one of these.") from error
                 raise DyndeployError(
                     f"ONNX Runtime {onnxruntime.__version__} cannot load the operator library {library.path}: {error} "
                     "Build it again, or run with native='off'."
@@ -187,6 +189,8 @@ class OnnxRuntimeSession(Session):
                     f"The operator library {library.path} computes in {', '.join(known)} only and would ignore "
                     f"{precision}. Build it again from this version of dyndeploy, or export with --precision fp32."
                 )
+            # The library has just read the environment, and answers from it once more.
+            used = replace(used, instruction_set=library.instruction_set(precision))
         if profile:
             self._profile_folder = Path(tempfile.mkdtemp(prefix="dyndeploy-profile-"))
             options.enable_profiling = True

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from dyndeploy.device_calibration.fit import fit_all
 from dyndeploy.device_calibration.graphs import FAMILIES, MicroGraph, draw_masks, micro_graph
 from dyndeploy.device_calibration.measure import Measurement, Sample, block_rates
 from dyndeploy.graphs.inspect import group_of
+from dyndeploy.prediction.calibrated import Calibration, Installation
 from dyndeploy.prediction.kernels import GraphWalker, Kernel
 
 MS_PER_MAC, MS_PER_BYTE, MS_PER_KERNEL = 1 / 100e6, 1 / 10e6, 0.01
@@ -30,6 +32,19 @@ def synthetic(graph: MicroGraph, *, slow: float = 1.0, draws: int = 2, noise: fl
             if names.count(name) == 1
         ]
     return Measurement(tuple(samples), 0.25 * slow)
+
+
+def little_calibration(**runtime: object) -> Calibration:
+    """A calibration of this machine and installation, fitted to :func:`many`; ``runtime`` changes what it ran with."""
+    here = Installation.here()
+    assert here.native is not None
+    ran = {
+        "version": here.runtime_version,
+        "native_sha256": here.native["sha256"],
+        "instruction_set": here.native["instruction_set"],
+    }
+    classes = {name: fit.model for name, fit in fit_all(many(), trees=3).items()}
+    return Calibration("cpu", 1, here.machine, {**ran, **runtime}, {"samples": 9}, 0.01, 0.3, classes)
 
 
 def many(count: int = 16, noise: float = 0.0) -> list[tuple[int, Sample]]:

@@ -14,8 +14,9 @@ from dyndeploy.device_calibration import calibrate
 from dyndeploy.device_calibration.fit import fit_all
 from dyndeploy.device_calibration.graphs import MicroGraph, micro_graph
 from dyndeploy.errors import InputError, UsageError
-from dyndeploy.prediction.calibrated import CalibratedModel, load_calibration
+from dyndeploy.prediction.calibrated import CalibratedModel, Installation, load_calibration
 from dyndeploy.prediction.kernels import walk
+from dyndeploy.runtimes.native import ISA_VARIABLE, find_cpu_library
 
 from .helpers import synthetic, true_ms
 
@@ -83,6 +84,30 @@ def test_it_goes_on_after_an_interrupt(fast: list[int], tmp_path: Path) -> None:
     assert result.measured["graphs"] >= 5 + len(fast) - len(before) and len(result.measured["drift"]) >= 2
 
 
+def test_what_another_instruction_set_measured_is_not_taken_over(
+    fast: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = find_cpu_library()
+    if library is None:
+        pytest.skip("native library not built")
+    best = library.instruction_sets()[0]
+    if best == "generic":
+        pytest.skip("this machine has one instruction set only")
+
+    def stop(message: str, fraction: float) -> None:
+        if message.startswith("measuring graphs 6 "):
+            raise Interrupt
+
+    monkeypatch.setenv(ISA_VARIABLE, "generic")
+    with pytest.raises(Interrupt):
+        calibrate(tmp_path / "cpu.json", minutes=0.06, progress=stop)
+    before = list(fast)
+    monkeypatch.setenv(ISA_VARIABLE, best)
+    result = calibrate(tmp_path / "cpu.json", minutes=0.06)
+    assert result.runtime["instruction_set"] == best
+    assert result.measured["graphs"] == len(fast) - len(before), "nothing of the other set is in it"
+
+
 def test_a_foreign_file_in_the_way_is_not_overwritten(fast: list[int], tmp_path: Path) -> None:
     (tmp_path / "cpu.json.part").write_text("my notes")
     with pytest.raises(InputError, match="restart"):
@@ -93,8 +118,11 @@ def test_a_foreign_file_in_the_way_is_not_overwritten(fast: list[int], tmp_path:
 def test_this_machine_really_measured(tmp_path: Path) -> None:
     result = calibrate(tmp_path / "cpu.json", minutes=0.05)
     assert result.overhead_ms > 0 and result.classes["general"].samples > 20
-    assert result.foreign(result.machine, result.runtime["native_sha256"], result.runtime["version"]) == []
-    other = result.foreign({**result.machine, "cpu": "another"}, "0" * 64, "1.0")
+    assert result.foreign(Installation.here()) == [] and result.warnings() == []
+    native = {"sha256": result.runtime["native_sha256"], "instruction_set": result.runtime["instruction_set"]}
+    library = find_cpu_library()
+    assert native["instruction_set"] == (None if library is None else library.instruction_set())
+    other = result.foreign(Installation({**result.machine, "cpu": "another"}, "1.0", {"sha256": "0" * 64}))
     assert len(other) == 3 and "another" in other[0]
 
 

@@ -33,6 +33,24 @@ def test_an_x86_and_an_arm_processor(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert machine_facts()["isa"] == ["asimd", "asimddp"]
 
 
+def test_the_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_CACHES", tmp_path)
+    for number, (level, kind, size) in enumerate(
+        [
+            ("1", "Data", "48K"),
+            ("1", "Instruction", "64K"),
+            ("2", "Unified", "2048K"),
+            ("3", "Unified", ""),
+            ("x", "", "1"),
+        ]
+    ):
+        folder = tmp_path / f"index{number}"
+        folder.mkdir()
+        for name, text in (("level", level), ("type", kind), ("size", size)):
+            (folder / name).write_text(text + "\n")
+    assert machine_facts()["caches"] == {"L1d": 48 << 10, "L2": 2 << 20}
+
+
 def test_the_limit_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quota = tmp_path / "cpu.max"
     monkeypatch.setattr(machine, "_CPU_QUOTA", quota)
@@ -42,10 +60,11 @@ def test_the_limit_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_cannot_be_read_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_CPUINFO", "_CPU_QUOTA", "_CPUFREQ"):
+    for name in ("_CPUINFO", "_CPU_QUOTA", "_CPUFREQ", "_CACHES"):
         monkeypatch.setattr(machine, name, tmp_path / "nothing")
     facts = machine_facts()
     assert facts["frequency_mhz"] is None
     assert facts["governor"] is None
     assert facts["isa"] == []
+    assert facts["caches"] == {}
     assert facts["cpu"]

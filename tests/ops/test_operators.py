@@ -92,6 +92,26 @@ def test_body_at_extreme_rates(name: str, rate: float, batch: int, opset: int) -
     assert_body_agrees(case, opset)
 
 
+ODD_BITS = torch.tensor([float("nan"), -1.0, 0.0, 0.3, 0.5, 0.7, 1.0, 2.0, float("inf"), -float("inf")])
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", [name for name, spec in OPERATORS.items() if spec.mask_inputs()])
+def test_masks_are_active_above_one_half(name: str, stride: int, opset: int) -> None:
+    case = build(name, batch=3, size=(9, 7), mask_size=(4, 3), channel_groups=6, stride=stride, seed=stride)
+    masks = [case.spec.input_index(port) for port in case.spec.mask_inputs()]
+    generator = torch.Generator().manual_seed(opset)
+    odd, exact = list(case.inputs), list(case.inputs)
+    for index in masks:
+        odd[index] = ODD_BITS[torch.randint(len(ODD_BITS), case.inputs[index].shape, generator=generator)]
+        exact[index] = (odd[index] > 0.5).float()
+    expected = Case(case.spec, tuple(exact), case.attributes).reference()
+    given = Case(case.spec, tuple(odd), case.attributes)
+    assert torch.equal(given.reference(), expected)
+    np.testing.assert_allclose(run_body(given, opset), expected.numpy(), rtol=2e-4, atol=2e-4)
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_body_does_not_need_constant_weights(name: str) -> None:
     case = build(name, batch=2)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
@@ -13,8 +14,10 @@ from dyndeploy.errors import InputError, UsageError
 from dyndeploy.nets import model_info, model_names
 from dyndeploy.planning import Plan, PlanSettings, load_plan, plan_network
 from dyndeploy.planning.composition import Composition, Option
+from dyndeploy.planning.sources import calibrated_prices
 from dyndeploy.prediction.kernels import GraphWalker, Kernel
 from dyndeploy.prediction.zoo import zoo_nodes
+from tests.device_calibration.helpers import little_calibration
 
 SMALL = "laud_resnet14_small"
 
@@ -172,6 +175,19 @@ def test_json_round_trip_and_damage(tmp_path: Path) -> None:
             Plan.from_json({**good, **change})
     with pytest.raises(InputError):
         Plan.from_json({key: item for key, item in good.items() if key != "dense"})
+
+
+def test_a_calibration_of_another_instruction_set_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cpu.json"
+    made = little_calibration()
+    path.write_text(json.dumps(made.to_json()))
+    prices, warnings = calibrated_prices("cpu", None, [path])
+    assert list(prices) == [1] and warnings == []
+    path.write_text(json.dumps(dataclasses.replace(made, machine={**made.machine, "isa": ["vax"]}).to_json()))
+    _, (warning,) = calibrated_prices("cpu", None, [path])
+    assert warning.startswith("the calibration may not fit, vector instructions: calibrated on a processor that now is")
+    assert run(["plan", SMALL, "--modes", "layer,static", "--calibration", str(path)]) == 0
+    assert f"Note: {warning}" in capsys.readouterr().err
 
 
 def test_command_line_without_a_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <random>
 #include <set>
@@ -409,6 +410,103 @@ void test_large(const Isa& isa) {
   }
 }
 
+// Masks that keep no pixel, no channel, or neither, and masks of other numbers than 0 and 1: active where >
+// 0.5.
+void test_unusual_masks(const Isa& isa) {
+  Rng rng(17);
+  Workspace workspace;
+  const float inf = std::numeric_limits<float>::infinity();
+  const float values[] = {std::nanf(""), -1.0f, 0.0f, 0.3f, 0.5f, std::nextafter(0.5f, 1.0f),
+                          0.7f,          1.0f,  2.0f, inf,  -inf};
+  for (int i = 0; i < 60; ++i) {
+    BottleneckLayer layer;
+    layer.projection = i % 2;
+    layer.middle = pick(rng, 1, 70);
+    layer.inputs = pick(rng, 1, 70);
+    layer.outputs = layer.projection ? pick(rng, 1, 70) : layer.inputs;
+    layer.stride = layer.projection ? pick(rng, 1, 2) : 1;
+    static constexpr Masks kMasks[] = {Masks::kSpatial, Masks::kLayer, Masks::kChannel, Masks::kBoth,
+                                       Masks::kBoth};
+    Problem p =
+        make_problem(rng, layer, pick(rng, 1, 3), pick(rng, 1, 9), pick(rng, 1, 9), kMasks[i % 5], 1.0);
+    if (i < 20) {
+      // Of both masks, each in turn alone.
+      if (i % 5 != 3) std::fill(p.spatial_mask.begin(), p.spatial_mask.end(), 0.0f);
+      if (i % 5 != 4) std::fill(p.channel_mask.begin(), p.channel_mask.end(), 0.0f);
+      check_problem(isa, p, 0.0, workspace, tolerance_of(isa));
+      continue;
+    }
+    Problem exact = p;
+    const auto draw = [&](std::vector<float>& odd, std::vector<float>& bits) {
+      for (std::size_t k = 0; k < odd.size(); ++k) {
+        odd[k] = values[pick(rng, 0, 10)];
+        bits[k] = odd[k] > 0.5f ? 1.0f : 0.0f;
+      }
+    };
+    draw(p.spatial_mask, exact.spatial_mask);
+    draw(p.channel_mask, exact.channel_mask);
+    const std::vector<float> y = run(isa, p, threads(1), false, workspace);
+    const std::vector<float> expected = run(isa, exact, threads(1), false, workspace);
+    CHECK(std::memcmp(y.data(), expected.data(), y.size() * sizeof(float)) == 0, "%s",
+          describe(p, -1).c_str());
+  }
+}
+
+// All that the caller hands over begins 4 bytes behind a cache line.
+void test_unaligned(const Isa& isa) {
+  Rng rng(23);
+  for (int i = 0; i < 20; ++i) {
+    BottleneckLayer layer;
+    layer.projection = coin(rng);
+    layer.groups = i % 3 ? 1 : 2;
+    layer.middle = layer.groups * pick(rng, 1, 40);
+    layer.inputs = pick(rng, 1, 70);
+    layer.outputs = layer.projection ? pick(rng, 1, 70) : layer.inputs;
+    static constexpr Masks kMasks[] = {Masks::kNone, Masks::kSpatial, Masks::kLayer, Masks::kChannel,
+                                       Masks::kBoth};
+    const Problem p = make_problem(rng, layer, 2, pick(rng, 1, 9), pick(rng, 1, 9), kMasks[i % 5], 0.5);
+    Workspace workspace;
+    const std::vector<float> expected = run(isa, p, threads(2), false, workspace);
+
+    std::vector<std::vector<float>> kept;
+    const auto moved = [&](const std::vector<float>& values) -> float* {
+      if (values.empty()) return nullptr;
+      kept.emplace_back(values.size() + 32);
+      const auto at = reinterpret_cast<std::uintptr_t>(kept.back().data());
+      float* to = kept.back().data() + (64 - at % 64) / sizeof(float) + 1;
+      std::copy(values.begin(), values.end(), to);
+      return to;
+    };
+    kept.reserve(16);  // so that none moves
+    BottleneckWeights weights;
+    weights.w1 = moved(p.w1);
+    weights.b1 = moved(p.b1);
+    weights.w2 = moved(p.w2);
+    weights.b2 = moved(p.b2);
+    weights.w3 = moved(p.w3);
+    weights.b3 = moved(p.b3);
+    weights.wd = moved(p.wd);
+    weights.bd = moved(p.bd);
+    Arena arena(0);
+    const PackedBottleneck packed(isa, p.layer, weights, p.channel_groups > 0, arena);
+    BottleneckCall call;
+    call.weights = &packed;
+    call.shape = p.shape;
+    call.x = moved(p.x);
+    call.y = moved(std::vector<float>(p.outputs(), std::nanf("")));
+    call.spatial_mask = moved(p.spatial_mask);
+    call.mask_height = p.mask_height;
+    call.mask_width = p.mask_width;
+    call.channel_mask = moved(p.channel_mask);
+    call.channel_groups = p.channel_groups;
+    CHECK(reinterpret_cast<std::uintptr_t>(call.x) % 64 == 4, "the test's own copies");
+    workspace.reset();
+    run_bottleneck(call, workspace, threads(2));
+    CHECK(std::memcmp(call.y, expected.data(), expected.size() * sizeof(float)) == 0, "%s",
+          describe(p, 0.5).c_str());
+  }
+}
+
 void test_maskers(const Isa& isa) {
   Rng rng(13);
   Workspace workspace;
@@ -675,6 +773,8 @@ int main(int argc, char** argv) {
     test_bottlenecks(*isa);
     test_exact(*isa);
     test_large(*isa);
+    test_unusual_masks(*isa);
+    test_unaligned(*isa);
     test_maskers(*isa);
   }
   std::printf("%s: %d checks, %d failed\n", what.c_str(), checks, failures);

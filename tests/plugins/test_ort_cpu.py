@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from dyndeploy.runtimes.native import find_cpu_library
+from dyndeploy.runtimes.native import ISA_VARIABLE, LIBRARY_VARIABLE, find_cpu_library
 from tests.plugins.reference import Layer, bottleneck, channel_logits, random_weights, spatial_logits
 
 LIBRARY = find_cpu_library()
-ISA_VARIABLE = "DYNDEPLOY_CPU_ISA"
+INSTRUCTION_SETS = ("avx512", "avx2", "neon", "generic")
 THREADS_ENTRY = "dyndeploy.threads"
 PRECISION_ENTRY = "dyndeploy.precision"
 pytestmark = pytest.mark.skipif(
@@ -151,31 +152,38 @@ def check_bottleneck(case: tuple[str, Layer, Arrays, Arrays], threads: int, cons
     assert_agrees(actual, expected)
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "neon"])
-@QUICK
-@given(case=bottleneck_cases())
-def test_bottlenecks(isa: str, case: tuple[str, Layer, Arrays, Arrays], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ISA_VARIABLE, isa)
-    try:
-        check_bottleneck(case, threads=1)
-    except Exception as error:
-        if "cannot run the instruction set" in str(error):
-            pytest.skip(f"this machine has no {isa}")
-        raise
+@pytest.fixture(params=INSTRUCTION_SETS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every instruction set that the machine runs, for sessions opened in the test."""
+    assert LIBRARY is not None
+    available = LIBRARY.instruction_sets()
+    if request.param not in available:
+        pytest.skip(f"left out: {request.param}, which this machine or library lacks; it runs {', '.join(available)}")
+    monkeypatch.setenv(ISA_VARIABLE, request.param)
+    return str(request.param)
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx512"])
+@pytest.fixture(params=["avx512", "generic"])
+def bf16_isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Likewise those for BF16, the emulation included."""
+    assert LIBRARY is not None
+    monkeypatch.setenv(ISA_VARIABLE, request.param)
+    if LIBRARY.instruction_set("bf16") is None:
+        pytest.skip(f"left out: {request.param} for bf16, which this machine or library lacks")
+    return str(request.param)
+
+
 @QUICK
 @given(case=bottleneck_cases())
-def test_bf16_bottlenecks(isa: str, case: tuple[str, Layer, Arrays, Arrays], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ISA_VARIABLE, isa)
+def test_bottlenecks(isa: str, case: tuple[str, Layer, Arrays, Arrays]) -> None:
+    check_bottleneck(case, threads=1)
+
+
+@QUICK
+@given(case=bottleneck_cases())
+def test_bf16_bottlenecks(bf16_isa: str, case: tuple[str, Layer, Arrays, Arrays]) -> None:
     op, layer, inputs, weights = case
-    try:
-        actual = run_node(op, inputs, weights, precision="bf16", **conv_attributes(layer))
-    except Exception as error:
-        if "bf16 needs" in str(error):
-            pytest.skip(f"this machine has no {isa} for bf16")
-        raise
+    actual = run_node(op, inputs, weights, precision="bf16", **conv_attributes(layer))
     masks = inputs.get("spatial_mask"), inputs.get("channel_mask")
     expected = bottleneck(layer, weights, inputs["x"], *masks, bf16=True)
     # A value beside the middle of two BF16 numbers may be rounded to the other one than in the reference.
@@ -369,11 +377,228 @@ def test_bf16_without_instructions_is_refused(monkeypatch: pytest.MonkeyPatch) -
         options.register_custom_ops_library(str(LIBRARY.path))
 
 
-def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def refused_registration(precision: str = "fp32") -> str:
+    """What the library says when a session cannot register it."""
     assert LIBRARY is not None
-    monkeypatch.setenv(ISA_VARIABLE, "vax")
-    with pytest.raises(Exception, match="instruction set"):
-        onnxruntime.SessionOptions().register_custom_ops_library(str(LIBRARY.path))
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(PRECISION_ENTRY, precision)
+    with pytest.raises(Exception, match="dyndeploy: ") as caught:
+        options.register_custom_ops_library(str(LIBRARY.path))
+    return str(caught.value)
+
+
+def test_the_library_names_its_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LIBRARY is not None
+    available = LIBRARY.instruction_sets()
+    assert available[-1] == "generic" and set(available) <= set(INSTRUCTION_SETS), "tests know every set"
+    monkeypatch.delenv(ISA_VARIABLE, raising=False)
+    assert LIBRARY.instruction_set() == available[0]
+    for name in available:
+        monkeypatch.setenv(ISA_VARIABLE, name)
+        assert LIBRARY.instruction_set() == name
+    monkeypatch.setenv(ISA_VARIABLE, "generic")
+    assert LIBRARY.instruction_set("bf16") == "generic_bf16"
+
+
+@pytest.mark.parametrize("name", [*INSTRUCTION_SETS, "vax", "AVX2", " avx2", "avx2 ", "avx512_bf16", "generic_bf16"])
+def test_instruction_sets_that_cannot_run_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LIBRARY is not None
+    monkeypatch.setenv(ISA_VARIABLE, name)
+    if name in LIBRARY.instruction_sets():
+        pytest.skip(f"this machine runs {name}")
+    message = refused_registration()
+    assert f"cannot run the instruction set '{name}' that DYNDEPLOY_CPU_ISA names" in message
+    assert message.rstrip().endswith(f"it runs {', '.join(LIBRARY.instruction_sets())}")
+    assert LIBRARY.instruction_set() is None
+    if name != "vax":
+        assert "bf16 needs" in refused_registration("bf16")
+
+
+OPERATORS = [
+    f"{kind}Bottleneck{projection}"
+    for kind in ("Spatial", "Layer", "Channel", "SpatialChannel")
+    for projection in ("", "Projection")
+]
+
+
+def given_case(op: str, rng: np.random.Generator, batch: int = 2) -> tuple[Layer, Arrays, Arrays]:
+    """A layer of this operator, x and masks of zeros, weights: more than a panel wide, no multiple of a vector."""
+    projection = op.endswith("Projection")
+    layer = Layer(
+        inputs=37, middle=44, outputs=51 if projection else 37, stride=2 if projection else 1, projection=projection
+    )
+    inputs = {"x": np.abs(rng.standard_normal((batch, 9, 7, 37))).astype(np.float32)}
+    if not op.startswith("Channel"):
+        inputs["spatial_mask"] = np.zeros((batch, 1, 1, 1) if op.startswith("Layer") else (batch, 1, 5, 4), np.float32)
+    if "Channel" in op:
+        inputs["channel_mask"] = np.zeros((batch, 11), np.float32)
+    return layer, inputs, random_weights(layer, rng)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_masks_that_keep_nothing(isa: str, op: str) -> None:
+    layer, inputs, weights = given_case(op, np.random.default_rng(1))
+    y = run_node(op, inputs, weights, **conv_attributes(layer))
+    assert_agrees(y, bottleneck(layer, weights, inputs["x"], inputs.get("spatial_mask"), inputs.get("channel_mask")))
+    if not (layer.projection or op.startswith("Channel")):
+        np.testing.assert_array_equal(y, inputs["x"])
+    for mask in ("spatial_mask", "channel_mask"):  # only one of the two
+        if len(inputs) == 3:
+            other = {**inputs, mask: np.ones_like(inputs[mask])}
+            y = run_node(op, other, weights, **conv_attributes(layer))
+            assert_agrees(y, bottleneck(layer, weights, other["x"], other["spatial_mask"], other["channel_mask"]))
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_masks_are_active_above_one_half(isa: str, op: str) -> None:
+    rng = np.random.default_rng(2)
+    layer, inputs, weights = given_case(op, rng)
+    values = np.array(
+        [np.nan, -1, 0, 0.3, 0.5, np.nextafter(np.float32(0.5), np.float32(1)), 0.7, 1, 2, np.inf, -np.inf]
+    )
+    odd = {k: v if k == "x" else rng.choice(values, v.shape).astype(np.float32) for k, v in inputs.items()}
+    exact = {k: v if k == "x" else (v > 0.5).astype(np.float32) for k, v in odd.items()}
+    y = run_node(op, odd, weights, **conv_attributes(layer))
+    np.testing.assert_array_equal(y, run_node(op, exact, weights, **conv_attributes(layer)))
+    assert np.isfinite(y).all()
+
+
+@pytest.mark.parametrize("op", [*OPERATORS, "SpatialMasker", "ChannelMasker", "ChannelMaskerHidden"])
+def test_empty_tensors_are_refused(isa: str, op: str) -> None:
+    """Batch 0, and masks of no patch or no group."""
+    if op in OPERATORS:
+        layer, inputs, weights = given_case(op, np.random.default_rng(3), batch=0)
+        attributes = conv_attributes(layer)
+    else:
+        inputs, weights, attributes = bad_case(op, {}, {"x": (0, 5, 5, 6)})
+    with pytest.raises(Exception, match=rf"dyndeploy.{op}: input 0 \(x\) is empty: shape \(0, "):
+        run_node(op, inputs, weights, **attributes)
+    for name in ("spatial_mask", "channel_mask"):
+        layer, inputs, weights = given_case(op, np.random.default_rng(3)) if op in OPERATORS else (GOOD, {}, {})
+        if name in inputs and not op.startswith("Layer"):
+            inputs[name] = inputs[name][..., :0]
+            with pytest.raises(Exception, match=r"mask\) is empty: shape \(2"):
+                run_node(op, inputs, weights, **attributes)
+
+
+def unaligned(array: np.ndarray) -> np.ndarray:
+    """A copy that begins 4 bytes behind a cache line."""
+    memory = np.zeros(array.size + 32, np.float32)
+    start = (-memory.ctypes.data % 64) // 4 + 1
+    copy = memory[start : start + array.size].reshape(array.shape)
+    copy[...] = array
+    assert copy.ctypes.data % 64 == 4
+    return copy
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("op", OPERATORS)
+def test_unaligned_tensors(isa: str, op: str, precision: str) -> None:
+    assert LIBRARY is not None
+    if LIBRARY.instruction_set(precision) is None:
+        pytest.skip(f"left out: {isa} for {precision}, which this machine or library lacks")
+    rng = np.random.default_rng(4)
+    layer, inputs, weights = given_case(op, rng)
+    inputs = {k: v if k == "x" else (rng.random(v.shape) < 0.6).astype(np.float32) for k, v in inputs.items()}
+    expected = run_node(op, inputs, weights, precision=precision, **conv_attributes(layer))
+    everything = {**inputs, **weights}
+    shapes: dict[str, tuple[Any, ...]] = {name: value.shape for name, value in everything.items()}
+    model = build_model([node(op, [*everything], **conv_attributes(layer))], shapes, {})
+    session = open_session(model, precision=precision)
+    binding = session.io_binding()
+    kept = {name: onnxruntime.OrtValue.ortvalue_from_numpy(unaligned(value)) for name, value in everything.items()}
+    y = unaligned(np.full_like(expected, np.nan))
+    kept["y"] = onnxruntime.OrtValue.ortvalue_from_numpy(y)
+    assert {value.data_ptr() % 64 for value in kept.values()} == {4}
+    for name in everything:
+        binding.bind_ortvalue_input(name, kept[name])
+    binding.bind_ortvalue_output("y", kept["y"])
+    session.run_with_iobinding(binding)
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_unaligned_maskers(isa: str) -> None:
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((2, 9, 7, 37)).astype(np.float32)
+    weight, bias = rng.standard_normal((11, 37)).astype(np.float32), rng.standard_normal(11).astype(np.float32)
+    for op, attributes in (("SpatialMasker", {"mask_height": 4, "mask_width": 3}), ("ChannelMasker", {})):
+        tensors = {"x": x, "weight": weight, "bias": bias}
+        expected = run_node(op, tensors, {}, **attributes)
+        given = {name: unaligned(value) for name, value in tensors.items()}
+        np.testing.assert_array_equal(run_node(op, given, {}, **attributes), expected)
+
+
+TOO_LARGE: list[tuple[str, dict[str, tuple[int, ...]], dict[str, Any], str]] = [
+    # (operator, shapes, attributes, what the message says); each has more than 2^31 - 1 numbers somewhere
+    ("LayerBottleneck", {"x": (1, 46341, 46341, 1)}, {}, "input 0 (x) is too large: shape (1, 46341, 46341, 1)"),
+    ("SpatialBottleneck", {"mask": (1, 1, 46341, 46341)}, {}, "input 1 (mask) is too large"),
+    (
+        "SpatialBottleneck",
+        {"x": (1, 8192, 8192, 1), "w1": (33, 1)},
+        {},
+        "the map between the convolutions is too large",
+    ),
+    ("ChannelBottleneck", {"x": (64, 1024, 1024, 1), "w1": (40, 1)}, {}, "67108864 pixels of 48 channels"),
+    ("LayerBottleneckProjection", {"x": (1, 8192, 8192, 1), "w3": (33, 4)}, {}, "the output is too large"),
+    ("SpatialMasker", {"x": (2, 1, 1, 6)}, {"mask_height": 65536, "mask_width": 32768}, "the mask is too large"),
+    ("ChannelMasker", {"x": (65536, 1, 1, 6), "weight": (65536, 6)}, {}, "the mask is too large"),
+]
+
+
+MAP_NORESERVE = 0x4000  # Of Linux: memory that nobody touches need not exist. The module has it from Python 3.13 on.
+
+
+def refusal_of_large_sizes(number: int) -> str:
+    """The message; the process may take 256 MiB more of address space than the inputs, which nothing ever touches."""
+    import mmap
+    import resource
+
+    op, shapes, attributes, _ = TOO_LARGE[number]
+    x = shapes.get("x", (1, 4, 4, 1))
+    if "Bottleneck" in op:
+        middle, outputs = shapes.get("w1", (4, 1))[0], shapes.get("w3", (x[3], 4))[0]
+        layer = Layer(x[3], middle, outputs, projection=op.endswith("Projection"))
+        mask = (x[0], 4) if op.startswith("Channel") else (x[0], 1, 1, 1)
+        inputs = {"x": x, "mask": shapes.get("mask", mask)}
+        weights = random_weights(layer, np.random.default_rng(0))
+        attributes = conv_attributes(layer)
+    else:
+        inputs, weight = {"x": x}, shapes.get("weight", (1, x[3]))
+        weights = {"weight": np.zeros(weight, np.float32), "bias": np.zeros(weight[0], np.float32)}
+    names = {name: tuple(f"{name}{axis}" for axis in range(len(shape))) for name, shape in inputs.items()}
+    model = build_model([node(op, [*inputs, *weights], **attributes)], {**names}, weights)
+    session = open_session(model)
+    feeds = {}
+    for name, shape in inputs.items():
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+        memory = mmap.mmap(-1, 4 * int(np.prod(shape)), flags=flags)
+        feeds[name] = np.frombuffer(memory, np.float32).reshape(shape)
+    used = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
+    try:
+        session.run(None, feeds)
+    except Exception as error:
+        return str(error)
+    return "it ran"
+
+
+REFUSAL = """
+import sys
+from tests.plugins.test_ort_cpu import refusal_of_large_sizes
+print(refusal_of_large_sizes(int(sys.argv[1])))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits address space as Linux does")
+@pytest.mark.parametrize("number", range(len(TOO_LARGE)), ids=[f"{case[0]}-{case[3]}" for case in TOO_LARGE])
+def test_sizes_beyond_32_bits_are_refused_without_allocating(isa: str, number: int) -> None:
+    assert LIBRARY is not None
+    environment = {**os.environ, ISA_VARIABLE: isa, LIBRARY_VARIABLE: str(LIBRARY.path)}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSAL, str(number)], capture_output=True, text=True, cwd=root, env=environment
+    )
+    assert f"dyndeploy.{TOO_LARGE[number][0]}: " in done.stdout and TOO_LARGE[number][3] in done.stdout, done.stderr
 
 
 GOOD = Layer(inputs=6, middle=4, outputs=6)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from dyndeploy.device_calibration.fit import fit_all
 from dyndeploy.device_calibration.graphs import micro_graph
 from dyndeploy.errors import InputError
 from dyndeploy.prediction import GraphWalker
-from dyndeploy.prediction.calibrated import FEATURES, CalibratedModel, Calibration, load_calibration
+from dyndeploy.prediction.calibrated import FEATURES, CalibratedModel, Calibration, Installation, load_calibration
 from dyndeploy.prediction.kernels import Graph, moving_kernel, walk
 from dyndeploy.prediction.zoo import zoo_nodes
 from tests.device_calibration.helpers import many
@@ -55,6 +56,43 @@ def change(value: dict[str, Any], *path: Any, to: Any) -> dict[str, Any]:
         inner = inner[key]
     inner[path[-1]] = to
     return value
+
+
+@pytest.mark.parametrize(
+    ("machine", "native", "said"),
+    [
+        ({}, {}, []),
+        (
+            {},
+            {"instruction_set": "avx2"},
+            ["instruction set of the operator library: calibrated with avx512, not avx2"],
+        ),
+        ({}, {"instruction_set": None}, []),  # A library that does not say; its checksum differs, too.
+        ({}, {"sha256": "b"}, ["the operator library is another one than was calibrated"]),
+        (
+            {"isa": ["avx2", "fma"]},
+            {},
+            ["vector instructions: calibrated on a processor that now is without avx512f"],
+        ),
+        (
+            {"isa": ["avx2", "amx_bf16"]},
+            {},
+            ["vector instructions: calibrated on a processor that now is without avx512f, fma and with amx_bf16"],
+        ),
+        ({"isa": []}, {}, []),  # Not told.
+        ({"cpu": "z"}, {"instruction_set": "avx2"}, ["processor: calibrated on a, not z", "instruction set"]),
+    ],
+)
+def test_what_differs_is_said(
+    calibration: Calibration, machine: dict[str, Any], native: dict[str, Any], said: list[str]
+) -> None:
+    facts = {**calibration.machine, "isa": ["avx2", "fma", "avx512f"]}
+    runtime = {"version": "1", "native_sha256": "a", "instruction_set": "avx512"}
+    made = dataclasses.replace(calibration, machine=facts, runtime=runtime)
+    used = {"sha256": "a", "instruction_set": "avx512", **native}
+    found = made.foreign(Installation({**facts, **machine}, "1", used))
+    assert len(found) == len(said) and all(item.startswith(start) for item, start in zip(found, said, strict=True))
+    assert made.foreign(Installation(facts, "1", None)) == [], "what a profile does not tell is not compared"
 
 
 @pytest.mark.parametrize(

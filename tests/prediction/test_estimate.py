@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from dyndeploy.cli import run
 from dyndeploy.errors import BundleError, InputError, UsageError
 from dyndeploy.prediction import (
     Configuration,
@@ -19,7 +21,9 @@ from dyndeploy.prediction import (
     predict,
     static_graph,
 )
+from dyndeploy.prediction.calibrated import Installation
 from tests.bundles import tiny_bundle, tiny_models
+from tests.device_calibration.helpers import little_calibration
 
 PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "predictor" / "published_latency.csv"
 
@@ -166,6 +170,24 @@ def test_a_bundle_is_walked_once_for_all_rates(tmp_path):
     np.testing.assert_allclose(swept[::20], single, rtol=1e-9)
     assert swept[0] < swept[30] < swept[-1] * 1.01
     assert estimator.sweep(bundle, []).shape == (0,)
+
+
+def test_a_calibration_of_another_instruction_set_is_said(tmp_path, capsys):
+    path = tmp_path / "cpu.json"
+    path.write_text(json.dumps(little_calibration().to_json()))
+    assert predict("resnet18", "cpu", calibration=path).notes == ()
+    other = little_calibration(native_sha256="0" * 64)
+    path.write_text(json.dumps(dataclasses.replace(other, machine={**other.machine, "isa": ["vax"]}).to_json()))
+    notes = predict("resnet18", "cpu", calibration=path).notes
+    assert [note.split(":")[0] for note in notes] == [
+        "the calibration may not fit, vector instructions",
+        "the calibration may not fit, the operator library is another one than was calibrated.",
+    ]
+    assert run(["predict", "resnet18", "--device", "cpu", "--calibration", str(path)]) == 0
+    assert f"Note: {notes[0]}" in capsys.readouterr().out
+    # Something else than this machine can be meant.
+    measured = Installation({**other.machine, "isa": ["vax"]}, other.runtime["version"], {"sha256": "0" * 64})
+    assert Estimator("cpu", calibration=path, installation=measured).predict("resnet18").notes == ()
 
 
 def test_this_machine_has_to_be_calibrated():

@@ -11,13 +11,22 @@ import torch
 from dyndeploy import ExportSettings, create_model, export_model
 from dyndeploy.cli import run
 from dyndeploy.errors import InputError, UsageError
+from dyndeploy.files import write_json
 from dyndeploy.measure import Profile, RateResult
 from dyndeploy.measure.exits import profile_exits
 from dyndeploy.measure.load_exits import load_exit_profile
 from dyndeploy.prediction import Rates, bundle_record, predict
-from dyndeploy.reporting import compare_exit_profile, compare_profile, predict_exit_profile, predict_profile
+from dyndeploy.prediction.calibrated import calibration_file
+from dyndeploy.reporting import (
+    compare_exit_profile,
+    compare_profile,
+    predict_exit_profile,
+    predict_profile,
+    render_report,
+)
 from dyndeploy.reporting.comparison import spearman
 from tests.bundles import tiny_bundle, tiny_models
+from tests.device_calibration.helpers import little_calibration
 from tests.staged_bundles import staged_bundle
 
 
@@ -32,6 +41,28 @@ def test_predictions_are_made_at_the_measured_rates(profile: Profile) -> None:
     assert sweep.rates[0].latency_ms == predict(model, "v100", rate=0.125).latency_ms
     assert sweep.rates[2].latency_ms == predict(model, "v100", rate=1.0).latency_ms
     assert sweep.static.latency_ms == predict(static, "v100", runtime="tensorrt").latency_ms
+
+
+def test_a_calibration_of_another_instruction_set_is_said(
+    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That of what was profiled counts, wherever the report is written."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    made = little_calibration(native_sha256="a", instruction_set="avx512")
+    write_json(calibration_file("cpu"), made.to_json())
+    native = {**profile.native, "sha256": "a", "instruction_set": "avx512"}
+    fitting = replace(profile, native=native, machine=made.machine)
+    assert predict_profile(fitting, "cpu").warnings == ()
+    other = replace(fitting, native={**native, "instruction_set": "avx2"})
+    (warning,) = compare_profile(other, predict_profile(other, "cpu")).warnings
+    assert warning.endswith("instruction set of the operator library: calibrated with avx512, not avx2.")
+    assert warning in render_report(other, [predict_profile(other, "cpu")])
+    write_json(tmp_path / "profile.json", other.to_json())
+    compare = ["compare", str(tmp_path / "profile.json"), "-o", str(tmp_path / "page.html"), "--predict-device", "cpu"]
+    assert run(compare) == 0
+    assert f"Note: cpu: {warning}" in capsys.readouterr().err
+    assert run([*compare, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["comparisons"][0]["warnings"] == [warning]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -16,7 +16,7 @@ from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError
 from dyndeploy.graphs.forced import forced_feeds, forced_masks, overlay_forced_masks
 from dyndeploy.runtimes import ANY_SIZE, FALLBACK_BODIES, OnnxRuntimeSession
-from dyndeploy.runtimes.native import LIBRARY_VARIABLE, find_cpu_library
+from dyndeploy.runtimes.native import ISA_VARIABLE, LIBRARY_VARIABLE, find_cpu_library
 from tests.bundles import MODES, SIZE, tiny_bundle, tiny_models
 
 
@@ -63,7 +63,7 @@ def test_session_describes_itself(model: onnx.ModelProto) -> None:
         assert session.outputs[0].shape == (1, 10)
         assert (session.info.runtime, session.info.threads) == ("onnxruntime", 2)
         assert session.info.native.description == FALLBACK_BODIES
-        assert session.info.to_json()["native"] == {"path": None, "sha256": None}
+        assert session.info.to_json()["native"] == {"path": None, "sha256": None, "instruction_set": None}
 
 
 def test_a_path_and_the_model_itself_give_the_same(tmp_path: Path, model: onnx.ModelProto, image: np.ndarray) -> None:
@@ -303,6 +303,36 @@ def test_bf16_needs_the_instructions(model: onnx.ModelProto, monkeypatch: pytest
     monkeypatch.setenv("DYNDEPLOY_CPU_ISA", "avx2")
     with pytest.raises(UsageError, match=r"This machine cannot run bf16.*Export with --precision fp32"):
         OnnxRuntimeSession(model, precision="bf16")
+
+
+def test_sessions_of_several_instruction_sets(
+    model: onnx.ModelProto, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = find_cpu_library()
+    if library is None:
+        pytest.skip("native library not built")
+    sessions = []
+    for name in library.instruction_sets():
+        monkeypatch.setenv(ISA_VARIABLE, name)
+        sessions.append(OnnxRuntimeSession(model))
+        assert sessions[-1].info.native.instruction_set == name
+        assert f", {name})" in sessions[-1].info.native.description
+    monkeypatch.delenv(ISA_VARIABLE)
+    expected = sessions[0].run({"input": image}, ["logits"])["logits"]
+    for session in sessions:
+        # The environment counts when a session is opened, not when it runs.
+        np.testing.assert_allclose(session.run({"input": image}, ["logits"])["logits"], expected, rtol=1e-3, atol=1e-4)
+        session.close()
+
+
+def test_an_instruction_set_that_the_machine_lacks_is_refused(
+    model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_cpu_library() is None:
+        pytest.skip("native library not built")
+    monkeypatch.setenv(ISA_VARIABLE, "vax")
+    with pytest.raises(UsageError, match=r"instruction set 'vax' .*it runs .*generic. Unset DYNDEPLOY_CPU_ISA"):
+        OnnxRuntimeSession(model)
 
 
 def test_a_library_that_would_ignore_bf16_is_refused(

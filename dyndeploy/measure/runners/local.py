@@ -125,6 +125,7 @@ def profile_bundle(
         native={
             "path": info.native.path,
             "sha256": info.native.sha256,
+            "instruction_set": info.native.instruction_set,
             "description": info.native.description,
             "operators": native_operators,
         },

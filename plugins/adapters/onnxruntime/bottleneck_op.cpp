@@ -6,6 +6,8 @@ namespace dyndeploy::ort {
 namespace {
 
 constexpr std::int64_t kMaxAttribute = 1 << 16;
+// Pixels of the map between the convolutions begin at multiples of this many floats.
+constexpr int kRowFloats = 16;
 
 [[noreturn]] void refuse(const tables::Operator& op, const std::string& what) {
   throw InvalidArgument(std::string("dyndeploy.") + op.name + ": " + what);
@@ -161,9 +163,19 @@ void BottleneckKernel::compute(KernelContext& context) {
     call.channel_mask = mask.data;
     call.channel_groups = static_cast<int>(mask.shape[1]);
   }
+  // Lists and products count pixels and floats of a map in 32 bits; no product here overflows 64.
+  const std::int64_t in_pixels = batch * x.shape[1] * x.shape[2];
   const std::int64_t out_pixels =
       batch * call.shape.out_height * static_cast<std::int64_t>(call.shape.out_width);
-  if (out_pixels * layer.outputs > INT32_MAX) refuse(op_, "the output is too large");
+  const auto require_fit = [&](std::int64_t pixels, std::int64_t channels, const char* what) {
+    if (pixels * channels > INT32_MAX) {
+      refuse(op_, std::string(what) + " too large: " + std::to_string(pixels) + " pixels of " +
+                      std::to_string(channels) + " channels are more than 2^31 - 1 numbers");
+    }
+  };
+  const std::int64_t row = (std::int64_t{layer.middle} + kRowFloats - 1) / kRowFloats * kRowFloats;
+  require_fit(in_pixels, row, "the map between the convolutions is");
+  require_fit(out_pixels, layer.outputs, "the output is");
   call.y = context.output(0, {batch, call.shape.out_height, call.shape.out_width, layer.outputs});
   const cpu::WorkspacePool::Lease workspace(*workspaces_);
   cpu::run_bottleneck(call, *workspace, context.pool(threads_));

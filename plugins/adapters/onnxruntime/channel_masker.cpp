@@ -25,6 +25,8 @@ void ChannelMaskerKernel::compute(KernelContext& context) {
   }
   std::tie(weights.weight, weights.bias) = layer(tables::find_port(op_.inputs, op_.input_count, "weight"));
   weights.groups = static_cast<int>(features);
+  if (x.shape[0] > INT32_MAX / features)
+    throw InvalidArgument(std::string("dyndeploy.") + op_.name + ": the mask is too large");
   float* mask = context.output(0, {x.shape[0], features});
   const cpu::MaskerInput masked{x.data, static_cast<int>(x.shape[0]), static_cast<int>(x.shape[1]),
                                 static_cast<int>(x.shape[2]), static_cast<int>(x.shape[3])};

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -96,15 +97,36 @@ cpu::Precision session_precision(const OrtApi& api, const OrtSessionOptions* opt
                         "', expected fp32 or bf16");
 }
 
+// The kernels of a session, nullptr when none can run here.
+const cpu::Isa* session_isa(cpu::Precision precision) {
+  const cpu::Isa* isa = cpu::select_isa(precision);
+  // The environment may name the table of another precision, which nobody asked for.
+  const bool floats = isa && isa->inputs_per_row == 1;
+  return isa && floats == (precision == cpu::Precision::kFloat32) ? isa : nullptr;
+}
+
+// The instruction sets for floats that run here, best first.
+std::string instruction_sets(const char* separator) {
+  const cpu::Isa* isas[16];
+  const int count = cpu::available_isas(isas, 16);
+  std::string names;
+  for (int i = 0; i < count; ++i) names += (i ? separator : "") + std::string(isas[i]->name);
+  return names;
+}
+
 void register_ops(const OrtApi& api, OrtSessionOptions* options) {
   const cpu::Precision precision = session_precision(api, options);
-  const cpu::Isa* isa = cpu::select_isa(precision);
+  const cpu::Isa* isa = session_isa(precision);
   if (!isa && precision == cpu::Precision::kBfloat16)
     throw InvalidArgument(
         "dyndeploy: bf16 needs a CPU with AVX-512 BF16, and a library whose compiler knew that instruction "
         "set; if DYNDEPLOY_CPU_ISA is set, it must name avx512");
-  if (!isa)
-    throw InvalidArgument("dyndeploy: this CPU cannot run the instruction set that DYNDEPLOY_CPU_ISA names");
+  if (!isa) {
+    const char* named = std::getenv("DYNDEPLOY_CPU_ISA");
+    throw InvalidArgument(
+        "dyndeploy: this machine cannot run the instruction set '" + std::string(named ? named : "") +
+        "' that DYNDEPLOY_CPU_ISA names; with this library it runs " + instruction_sets(", "));
+  }
   const int threads = session_threads(api, options);
   static std::mutex mutex;
   static std::map<std::pair<const cpu::Isa*, int>, std::unique_ptr<Domain>>& domains =
@@ -123,6 +145,22 @@ extern "C" {
 // What kPrecisionEntry may be, separated by spaces. A library without this function is older than the entry,
 // which it would ignore: whoever asks for BF16 has to look here first.
 DYNDEPLOY_EXPORT const char* DyndeployPrecisions() { return "fp32 bf16"; }
+
+// The instruction sets that DYNDEPLOY_CPU_ISA may name on this machine, best first, separated by spaces.
+DYNDEPLOY_EXPORT const char* DyndeployInstructionSets() {
+  static const std::string& names = *new std::string(dyndeploy::ort::instruction_sets(" "));
+  return names.c_str();
+}
+
+// The one that a session of this precision would get if it registered the library now; empty when it would be
+// refused.
+DYNDEPLOY_EXPORT const char* DyndeployInstructionSet(const char* precision) {
+  namespace cpu = dyndeploy::cpu;
+  const bool bf16 = std::string(precision) == "bf16";
+  const cpu::Isa* isa =
+      dyndeploy::ort::session_isa(bf16 ? cpu::Precision::kBfloat16 : cpu::Precision::kFloat32);
+  return isa ? isa->name : "";
+}
 
 DYNDEPLOY_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
                                                            const OrtApiBase* base) {

@@ -38,7 +38,8 @@ def test_what_was_measured_is_recorded(profile: Profile) -> None:
     assert value["kind"] == "measured"
     assert value["device"] == "cpu"
     assert (value["threads"], value["batch"]) == (1, 1)
-    assert value["native"] == {"path": None, "sha256": None, "description": FALLBACK_BODIES, "operators": []}
+    unused = dict.fromkeys(("path", "sha256", "instruction_set"))
+    assert value["native"] == {**unused, "description": FALLBACK_BODIES, "operators": []}
     assert value["bundle"]["name"] == "tiny"
     assert value["machine"]["cpu"]
     assert value["settings"]["rounds"] == 4
@@ -255,6 +256,7 @@ def test_operators_that_ran_natively_are_recorded(mode: str, tmp_path: Path) -> 
     library = find_cpu_library()
     assert library is not None
     assert (profile.native["path"], profile.native["sha256"]) == (str(library.path), library.sha256)
+    assert profile.native["instruction_set"] == library.instruction_set()
     assert profile.native["operators"] == sorted({item.op_type for item in bundle.manifest.operators})
     assert all(block.dynamic_ms > 0 for block in profile.data.blocks)
 

@@ -1,0 +1,146 @@
+"""What the CPU kernels have to reach, and whether they do: a share of the ideal, or a speed over a static network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from contestants import BEST, BF16, BODIES, OPENVINO_BF16
+
+MODES = ("spatial", "channel", "layer", "both")
+NETWORKS = ("laud_resnet50", "laud_resnet101")
+NARROWER = 0.03
+"""By so much less may each share of the ideal be where the best instruction set is not AVX-512."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One figure that has to be reached.
+
+    Attributes:
+        row: What it is called.
+        rate: Of the masks.
+        modes: Of the networks that it holds for.
+        least: By number of threads.
+        contestant: Whose.
+        share: Whether it is a share of the ideal; else a speed-up.
+        over: A static network whose speed it is relative to; None: the twin's.
+        batches: That it holds for.
+    """
+
+    row: str
+    rate: float
+    modes: tuple[str, ...]
+    least: Mapping[int, float]
+    contestant: str = BEST
+    share: bool = True
+    over: str | None = None
+    batches: tuple[int, ...] = (1,)
+
+
+LIMITS = (
+    Limit("rate 1.0, every mode", 1.0, MODES, {1: 1.00, 2: 0.99}, share=False, batches=(1, 8)),
+    Limit("spatial 0.5", 0.5, ("spatial",), {1: 1.00, 2: 0.98}),
+    Limit("spatial 0.25", 0.25, ("spatial",), {1: 0.97, 2: 0.94}),
+    Limit("spatial 0.1", 0.1, ("spatial",), {1: 0.90, 2: 0.85}),
+    Limit("layer 0.5", 0.5, ("layer",), {1: 1.00, 2: 0.98}),
+    Limit("layer 0.25", 0.25, ("layer",), {1: 1.00, 2: 0.96}),
+    Limit("channel g2 0.5", 0.5, ("channel",), {1: 0.93, 2: 0.90}),
+    Limit("channel g2 0.25", 0.25, ("channel",), {1: 0.88, 2: 0.82}),
+    Limit("both 4-4-2-1 g2 0.5", 0.5, ("both",), {1: 0.87, 2: 0.82}),
+    Limit(
+        "BF16 rate 1.0 over OpenVINO's static BF16", 1.0, MODES, {1: 0.98, 2: 0.96},
+        contestant=BF16, share=False, over=OPENVINO_BF16,
+    ),
+    Limit("function bodies, spatial and layer 0.5", 0.5, ("spatial", "layer"), {1: 0.80}, contestant=BODIES),
+    Limit("function bodies, rate 1.0, every mode", 1.0, MODES, {1: 0.90}, contestant=BODIES, share=False),
+)  # fmt: skip
+
+Row = Mapping[str, Any]
+HEAD = "| limit | threads | what | at least | least measured | where | verdict |\n|---|---|---|---|---|---|---|"
+DETAIL_HEAD = (
+    "| limit | network | mode | batch | threads | at least | measured | spread | verdict |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A limit and what one configuration reached."""
+
+    limit: Limit
+    row: Row
+    least: float
+    measured: float
+    spread: tuple[float, float]
+
+    @property
+    def verdict(self) -> str:
+        """For the table."""
+        return "met" if self.measured >= self.least else "**missed**"
+
+
+def outcomes(rows: Sequence[Row], granularity: str, best: str | None) -> list[Outcome]:
+    """Every configuration that a limit holds for, in the order of the limits.
+
+    Args:
+        rows: Of the benchmark.
+        granularity: That the limits are for.
+        best: The best instruction set of the machine.
+    """
+    by_key = {_key(row): row for row in rows}
+    found = []
+    for limit in LIMITS:
+        for row in rows:
+            if (row["contestant"], row["rate"], row["granularity"]) != (limit.contestant, limit.rate, granularity):
+                continue
+            if row["network"] not in NETWORKS or row["mode"] not in limit.modes:
+                continue
+            if row["batch"] not in limit.batches or row["threads"] not in limit.least:
+                continue
+            least = limit.least[row["threads"]]
+            if limit.share and best != "avx512" and limit.contestant == BEST:
+                least -= NARROWER
+            divisor = row["ideal_speedup"] if limit.share else 1.0
+            if limit.over is not None:
+                other = by_key.get((*_key(row)[:-2], limit.over, None))
+                if other is None:
+                    continue
+                divisor *= other["realised_speedup"]
+            low, high = (value / divisor for value in row["realised_spread"])
+            found.append(Outcome(limit, row, least, row["realised_speedup"] / divisor, (low, high)))
+    return found
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    names = ("network", "mode", "granularity", "batch", "threads", "contestant", "rate")
+    return tuple(row[name] for name in names)
+
+
+def section(rows: Sequence[Row], granularity: str, best: str | None) -> str:
+    """Markdown: per limit the configuration that is furthest from it, then all of them."""
+    found = outcomes(rows, granularity, best)
+    lines = [HEAD]
+    for limit in LIMITS:
+        for threads in limit.least:
+            own = [item for item in found if item.limit is limit and item.row["threads"] == threads]
+            what = "share of ideal" if limit.share else f"speed over {limit.over or 'the static twin'}"
+            if not own:
+                lines.append(f"| {limit.row} | {threads} | {what} | {limit.least[threads]:.2f} | not measured | | |")
+                continue
+            worst = min(own, key=lambda item: item.measured - item.least)
+            met = sum(item.measured >= item.least for item in own)
+            verdict = worst.verdict if len(own) == 1 else f"{worst.verdict} ({met} of {len(own)} met)"
+            where = f"{worst.row['network']} {worst.row['mode']}, batch {worst.row['batch']}"
+            lines.append(
+                f"| {limit.row} | {threads} | {what} | {worst.least:.2f} | {worst.measured:.3f} | {where} | {verdict} |"
+            )
+    lines += ["", "Every configuration (spread: quartiles of the ratios of all rounds):", "", DETAIL_HEAD]
+    for item in found:
+        row, (low, high) = item.row, item.spread
+        lines.append(
+            f"| {item.limit.row} | {row['network']} | {row['mode']} | {row['batch']} | {row['threads']} "
+            f"| {item.least:.2f} | {item.measured:.3f} | {low:.3f} .. {high:.3f} | {item.verdict} |"
+        )
+    return "\n".join(lines)
