@@ -488,7 +488,7 @@ void test_unaligned(const Isa& isa) {
     weights.wd = moved(p.wd);
     weights.bd = moved(p.bd);
     Arena arena(0);
-    const PackedBottleneck packed(isa, p.layer, weights, p.channel_groups > 0, arena);
+    const PackedBottleneck packed(isa, p.layer, weights, p.channel_groups > 0, BottleneckShape{}, arena);
     BottleneckCall call;
     call.weights = &packed;
     call.shape = p.shape;
@@ -747,7 +747,11 @@ void test_dispatch() {
   const Isa* emulated = select_isa(Precision::kBfloat16);
   CHECK(emulated && std::string(emulated->name) == "generic_bf16", "for BF16, too");
   unsetenv("DYNDEPLOY_CPU_ISA");
-  CHECK(select_isa(Precision::kBfloat16) == find_isa("avx512_bf16"), "BF16 is not emulated unasked");
+  const Isa* best = find_isa("amx_bf16") ? find_isa("amx_bf16") : find_isa("avx512_bf16");
+  CHECK(select_isa(Precision::kBfloat16) == best, "BF16 is not emulated unasked");
+  setenv("DYNDEPLOY_CPU_ISA", "generic_bf16", 1);
+  CHECK(select_isa() == nullptr, "a table for BF16 is not taken for floats");
+  unsetenv("DYNDEPLOY_CPU_ISA");
   for (int i = 0; i < count; ++i) CHECK(all[i]->inputs_per_row == 1, "%s is not for floats", all[i]->name);
   setenv("DYNDEPLOY_CPU_ISA", "vax", 1);
   CHECK(select_isa() == nullptr, "an unknown name is refused");

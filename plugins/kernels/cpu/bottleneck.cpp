@@ -67,6 +67,7 @@ struct Context {
   float* h2;  // one row per active pixel
   std::ptrdiff_t h2_stride;
   int h2_block;          // rows of a thread of its own
+  bool rounded;          // h1 and h2 hold pairs of BF16 numbers
   bool winograd;         // conv2 runs tile by tile
   int winograd_tiles;    // that share a pass over its weights
   GemmScratch* scratch;  // one per worker
@@ -98,6 +99,9 @@ struct Following {
   const ConvolutionView* conv = nullptr;
   Range panels{0, 0};
 };
+
+// Where a channel lies in a row of h1 or h2.
+std::ptrdiff_t hidden_offset(const Context& c, int channel) { return c.rounded ? channel / 2 : channel; }
 
 const ConvolutionView& second(const Context& c, const GroupView& group) {
   return c.winograd ? group.winograd : group.conv;
@@ -152,6 +156,7 @@ void conv1(const Context& c, const WeightsView& w, Range rows, Range panels, con
   g.epilogue.relu = true;
   g.epilogue.subtract = w.subtract1;
   g.epilogue.out = c.h1;
+  g.epilogue.rounded = c.rounded;
   g.epilogue.stride = c.h1_stride;
   g.epilogue.index = c.lists.dilated;
   product(c, g, w.conv1, rows, panels, then, worker);
@@ -165,7 +170,8 @@ void conv2(const Context& c, const WeightsView& w, Range rows, Range columns, fl
     const GroupView& group = w.groups[i];
     Gemm g;
     RowSource& a = g.source[0].a;
-    a.base = c.h1 + group.first_input;
+    a.base = c.h1 + hidden_offset(c, group.first_input);
+    a.rounded = c.rounded;
     a.stride = c.h1_stride;
     a.index = c.lists.centre;
     a.taps = 9;
@@ -183,7 +189,8 @@ void conv2(const Context& c, const WeightsView& w, Range rows, Range columns, fl
     }
     g.epilogue.relu = true;
     g.epilogue.subtract = w.subtract2 ? w.subtract2 + group.first_output : nullptr;
-    g.epilogue.out = h2 + group.first_output;
+    g.epilogue.out = h2 + hidden_offset(c, group.first_output);
+    g.epilogue.rounded = c.rounded;
     g.epilogue.stride = c.h2_stride;
     g.epilogue.first = first;
     const Range panels = one ? columns : Range{0, ceil_to_int(group.conv.outputs, c.isa->panel_width)};
@@ -205,6 +212,7 @@ void conv3(const Context& c, const WeightsView& w, Range rows, Range panels, con
            int worker) {
   Gemm g;
   g.source[0].a.base = h2;
+  g.source[0].a.rounded = c.rounded;
   g.source[0].a.stride = c.h2_stride;
   g.source[0].a.first = first;
   g.source[0].a.length = w.middle;
@@ -477,8 +485,11 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
       c.scratch[t].products = workspace.take<float>(winograd_product_floats(*c.isa, c.winograd_tiles));
     }
   }
+  // The 3x3 reads each number nine times: where pairs need not be taken apart, it is rounded once. Several
+  // groups, also parts of them, may begin within a pair.
+  c.rounded = c.isa->inputs_per_row == 2 && layer.groups == 1;
   // Rows start on cache lines.
-  c.h1_stride = c.h2_stride = round_up(M, 16);
+  c.h1_stride = c.h2_stride = round_up(c.rounded ? ceil_to_int(M, 2) : M, 16);
   c.h1 = workspace.take<float>(static_cast<std::size_t>(batch) * shape.height * shape.width * c.h1_stride);
   c.h2 =
       workspace.take<float>(static_cast<std::size_t>(std::max(active, threads * c.h2_block)) * c.h2_stride);

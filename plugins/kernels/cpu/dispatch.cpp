@@ -1,5 +1,6 @@
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <string>
 
 #include "gemm.h"
@@ -9,6 +10,9 @@ namespace dyndeploy::cpu {
 #if defined(__x86_64__)
 extern const Isa kIsaAvx512;
 extern const Isa kIsaAvx2;
+#if defined(DYNDEPLOY_AMX_BF16)
+extern const Isa kIsaAmxBf16;
+#endif
 #if defined(DYNDEPLOY_AVX512_BF16)
 extern const Isa kIsaAvx512Bf16;
 #endif
@@ -29,30 +33,39 @@ const Isa* const kBestFirst[] = {
     &kIsaGeneric};
 
 const Isa* const kBfloat16[] = {
+#if defined(DYNDEPLOY_AMX_BF16)
+    &kIsaAmxBf16,
+#endif
 #if defined(DYNDEPLOY_AVX512_BF16)
     &kIsaAvx512Bf16,
 #endif
     &kIsaGenericBf16};
 
+const Isa* find(const Isa* const* begin, const Isa* const* end, const char* name) {
+  for (; begin != end; ++begin) {
+    if (std::strcmp((*begin)->name, name) == 0) return (*begin)->supported() ? *begin : nullptr;
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 const Isa* find_isa(const char* name) {
-  const auto find = [name](const auto& table) -> const Isa* {
-    for (const Isa* isa : table) {
-      if (std::strcmp(isa->name, name) == 0) return isa->supported() ? isa : nullptr;
-    }
-    return nullptr;
-  };
-  const Isa* isa = find(kBestFirst);
-  return isa ? isa : find(kBfloat16);
+  const Isa* isa = find(std::begin(kBestFirst), std::end(kBestFirst), name);
+  return isa ? isa : find(std::begin(kBfloat16), std::end(kBfloat16), name);
 }
 
 const Isa* select_isa(Precision precision) {
   const char* named = std::getenv("DYNDEPLOY_CPU_ISA");
+  const bool any = !named || !*named;
   if (precision == Precision::kBfloat16) {
-    return find_isa((std::string(named && *named ? named : "avx512") + "_bf16").c_str());
+    if (!any) return find(std::begin(kBfloat16), std::end(kBfloat16), (std::string(named) + "_bf16").c_str());
+    for (const Isa* isa : kBfloat16) {
+      if (isa->supported()) return isa == &kIsaGenericBf16 ? nullptr : isa;
+    }
+    return nullptr;
   }
-  if (named && *named) return find_isa(named);
+  if (!any) return find(std::begin(kBestFirst), std::end(kBestFirst), named);
   for (const Isa* isa : kBestFirst) {
     if (isa->supported()) return isa;
   }

@@ -42,7 +42,9 @@ struct RowSource {
   const std::int32_t* index = nullptr;
   int first = 0;
   int taps = 1;
-  int length = 0;  // contiguous floats per tap
+  int length = 0;  // contiguous numbers per tap
+  // They are pairs of BF16 numbers already, each in the place of one float, which strides and offsets count.
+  bool rounded = false;
   const std::uint16_t* valid = nullptr;
   std::ptrdiff_t tap_offset[kMaxTaps] = {};
 };
@@ -118,6 +120,7 @@ struct Epilogue {
   const float* subtract = nullptr;  // readable up to a whole number of panels
   float* out = nullptr;
   std::ptrdiff_t stride = 0;
+  bool rounded = false;                 // out holds pairs, as in RowSource; without residual
   const std::int32_t* index = nullptr;  // pixel of row r; r - first without an index
   int first = 0;
 };

@@ -86,6 +86,31 @@ DYNDEPLOY_INLINE void finish(typename V::Reg (&c)[R][NV], const Epilogue& e, int
   RowTargets<R> t;
   locate<R>(e, row, t);
   const int left = columns - column;
+  if constexpr (V::kInputsPerRow == 2) {
+    if (e.rounded) {
+      for (int r = 0; r < R; ++r) {
+        alignas(kLineBytes) float values[NV * V::kWidth], pairs[V::kRoundedPairs];
+        for (int v = 0; v < NV; ++v) {
+          const int n = column + v * V::kWidth;
+          typename V::Reg x = V::add(c[r][v], V::load(t.bias[r] + n));
+          if (e.relu) x = V::relu(x);
+          if (e.subtract) x = V::sub(x, V::load(e.subtract + n));
+          V::store(values + v * V::kWidth, x);
+        }
+        const int count = min_of(left, NV * V::kWidth);
+        for (int n = 0; n < count; n += 2 * V::kRoundedPairs) {
+          const int numbers = min_of(count - n, 2 * V::kRoundedPairs);
+          V::round_pairs(values + n, numbers, pairs);
+          float* const to = t.out[r] + (column + n) / 2;
+          for (int p = 0; p < V::kRoundedPairs; p += V::kWidth) {
+            const int lanes = min_of((numbers + 1) / 2 - p, V::kWidth);
+            if (lanes > 0) V::store_first(to + p, V::load(pairs + p), lanes);
+          }
+        }
+      }
+      return;
+    }
+  }
   if (left >= NV * V::kWidth) {
     DYNDEPLOY_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -226,24 +251,81 @@ inline void run_packed_rows(int rows, const TileCall& call) {
   }
 }
 
+// As packed_tile(), for instruction sets that multiply matrices.
+template <class V, bool Tall, bool Wide>
+DYNDEPLOY_NOINLINE void matrix_tile(int rows, Pass kind, const TileCall& call) {
+  using Matrix = typename V::Matrix;
+  constexpr int NV = Wide ? V::kPanelVectors : V::kPanelVectors / 2;
+  constexpr int kColumns = NV * V::kWidth;
+  Matrix::template load<Tall, Wide>(call.first ? nullptr : call.accumulators, kColumns);
+  const float* a = call.a;
+  const float* b = call.b;
+  const char* ahead = call.ahead;
+  const std::ptrdiff_t stride = call.row_stride;
+  const std::ptrdiff_t near = 64 * stride;
+  for (int s = 0; s < call.segments; ++s) {
+    for (int done = 0; done < call.length; done += kBlock, a += rows * kBlock) {
+      const int count = min_of(kBlock, call.length - done);
+      for (int i = 0; i < call.pace && call.upcoming->panels > 0; ++i) fetch_upcoming<V>(call.upcoming);
+      if (is_memory(kind)) {
+        for (int k = 0; k < kBlock; ++k) {
+          prefetch(b + near + k * stride);
+          if (Wide) prefetch(b + near + k * stride + V::kWidth);
+        }
+      } else {
+        for (int i = 0; i < call.ahead_lines; ++i, ahead += kLineBytes) prefetch(ahead);
+      }
+      if (count == kBlock) {
+        Matrix::template multiply<Tall, Wide>(a, b, stride);
+      } else {
+        // What lies beyond the last row may be no number, which zeros in a do not undo.
+        alignas(kLineBytes) float last[kBlock * kColumns] = {};
+        for (int k = 0; k < count; ++k) {
+          for (int v = 0; v < kColumns; v += V::kWidth)
+            V::store(last + k * kColumns + v, V::load(b + k * stride + v));
+        }
+        Matrix::template multiply<Tall, Wide>(a, last, kColumns);
+      }
+      b += count * stride;
+    }
+  }
+  if (!call.last) return Matrix::template store<Tall, Wide>(call.accumulators, kColumns);
+  alignas(kLineBytes) float sums[V::kTileRows * kColumns];
+  Matrix::template store<Tall, Wide>(sums, kColumns);
+  for (int r = 0; r < rows; ++r) {
+    typename V::Reg c[1][NV];
+    DYNDEPLOY_UNROLL
+    for (int v = 0; v < NV; ++v) c[0][v] = V::load(sums + r * kColumns + v * V::kWidth);
+    finish<V, 1, NV>(c, call.gemm->epilogue, call.row + r, call.column, call.gemm->columns);
+  }
+}
+
 // narrow: half a panel.
 template <class V>
 inline void run_packed_tile(int rows, bool narrow, Pass kind, const TileCall& call) {
   constexpr int NV = V::kPanelVectors;
-  const auto run = [=, &call](auto width) {
-    constexpr int kVectors = decltype(width)::value;
-    switch (kind) {
-      case Pass::kCached:
-        return run_packed_rows<V, kVectors, Pass::kCached>(rows, call);
-      case Pass::kMemory:
-        return run_packed_rows<V, kVectors, Pass::kMemory>(rows, call);
-      case Pass::kListedCached:
-        return run_packed_rows<V, kVectors, Pass::kListedCached>(rows, call);
-      case Pass::kListedMemory:
-        return run_packed_rows<V, kVectors, Pass::kListedMemory>(rows, call);
-    }
-  };
-  narrow ? run(Width<NV / 2>{}) : run(Width<NV>{});
+  if constexpr (V::kHasMatrix) {
+    if (rows > V::kMatrixRows)
+      return narrow ? matrix_tile<V, true, false>(rows, kind, call)
+                    : matrix_tile<V, true, true>(rows, kind, call);
+    return narrow ? matrix_tile<V, false, false>(rows, kind, call)
+                  : matrix_tile<V, false, true>(rows, kind, call);
+  } else {
+    const auto run = [=, &call](auto width) {
+      constexpr int kVectors = decltype(width)::value;
+      switch (kind) {
+        case Pass::kCached:
+          return run_packed_rows<V, kVectors, Pass::kCached>(rows, call);
+        case Pass::kMemory:
+          return run_packed_rows<V, kVectors, Pass::kMemory>(rows, call);
+        case Pass::kListedCached:
+          return run_packed_rows<V, kVectors, Pass::kListedCached>(rows, call);
+        case Pass::kListedMemory:
+          return run_packed_rows<V, kVectors, Pass::kListedMemory>(rows, call);
+      }
+    };
+    narrow ? run(Width<NV / 2>{}) : run(Width<NV>{});
+  }
 }
 
 // Rows of B per tap.
@@ -310,7 +392,7 @@ inline const char* ahead_part(const float* ahead, int blocks, int tiles, int til
 
 template <class V>
 inline void pack_row(const RowSource& a, const Chunk& chunk, int row, int tile_rows, float* out) {
-  const float* pixel = pixel_of(a, row) + chunk.offset * V::kInputsPerRow;
+  const float* pixel = pixel_of(a, row) + chunk.offset * (a.rounded ? 1 : V::kInputsPerRow);
   const unsigned valid = a.valid ? a.valid[row] : ~0u;
   const std::ptrdiff_t step = static_cast<std::ptrdiff_t>(tile_rows) * kBlock;
   for (int s = 0; s < chunk.segments; ++s) {
@@ -318,12 +400,12 @@ inline void pack_row(const RowSource& a, const Chunk& chunk, int row, int tile_r
     if (valid >> tap & 1u) {
       const float* from = pixel + a.tap_offset[tap];
       if constexpr (V::kInputsPerRow == 2) {
-        const int inputs = min_of(2 * chunk.length, a.length - 2 * chunk.offset);
+        const int inputs = a.rounded ? 0 : min_of(2 * chunk.length, a.length - 2 * chunk.offset);
         for (int k = 0; k < inputs; k += 2 * kBlock, out += step) {
           static_assert(V::kRoundedPairs == kBlock, "one call per block");
           V::round_pairs(from + k, min_of(2 * kBlock, inputs - k), out);
         }
-        continue;
+        if (!a.rounded) continue;
       }
       int k = 0;
       for (; k + kBlock <= chunk.length; k += kBlock, out += step) {
@@ -331,7 +413,8 @@ inline void pack_row(const RowSource& a, const Chunk& chunk, int row, int tile_r
         for (int v = 0; v < kBlock; v += V::kWidth) V::store(out + v, V::load(from + k + v));
       }
       if (k < chunk.length) {
-        for (int i = 0; k < chunk.length; ++i, ++k) out[i] = from[k];
+        // Matrix tiles also multiply what lies beyond.
+        for (int i = 0; i < kBlock; ++i, ++k) out[i] = k < chunk.length ? from[k] : 0.0f;
         out += step;
       }
     } else {
@@ -633,6 +716,10 @@ template <class V>
 void gemm(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_end,
           const GemmScratch& scratch) {
   if (row_begin >= row_end || panel_begin >= panel_end) return;
+  if constexpr (V::kHasMatrix) {
+    const typename V::Matrix matrix;
+    return gemm_packed<V>(g, row_begin, row_end, panel_begin, panel_end, scratch);
+  }
   // Rows in place are floats: those that are multiplied in BF16 have to be rounded on the way.
   if constexpr (V::kInputsPerRow == 1) {
     std::int64_t depth = 0;

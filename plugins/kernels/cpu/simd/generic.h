@@ -16,6 +16,7 @@ struct Generic {
   static constexpr int kDirectRows = 4;
   static constexpr int kDirectVectors = 2;
   static constexpr bool kHasMerge = false;
+  static constexpr bool kHasMatrix = false;
 
   template <class F>
   static Reg make(F f) {

@@ -16,6 +16,7 @@ struct Neon {
   static constexpr int kDirectRows = 6;
   static constexpr int kDirectVectors = 4;
   static constexpr bool kHasMerge = false;
+  static constexpr bool kHasMatrix = false;
 
   static Reg zero() { return vdupq_n_f32(0.0f); }
   static Reg load(const float* p) { return vld1q_f32(p); }
