@@ -36,16 +36,21 @@ class Value:
     name: str
 
     def __add__(self, other: Value | int) -> Value:
-        return self.body.op("Add", self, self.body.value(other))
+        return self._with("Add", other)
 
     def __sub__(self, other: Value | int) -> Value:
-        return self.body.op("Sub", self, self.body.value(other))
+        return self._with("Sub", other)
 
     def __mul__(self, other: Value | int) -> Value:
-        return self.body.op("Mul", self, self.body.value(other))
+        return self._with("Mul", other)
 
     def __floordiv__(self, other: Value | int) -> Value:
-        return self.body.op("Div", self, self.body.value(other))
+        return self._with("Div", other)
+
+    def _with(self, op_type: str, other: Value | int) -> Value:
+        # Of a body and one inside it, only the inner one knows both values.
+        inner = other.body if isinstance(other, Value) and other.body.depth > self.body.depth else self.body
+        return inner.op(op_type, self, other)
 
 
 class Body:
@@ -53,7 +58,7 @@ class Body:
 
     def __init__(self, parent: Body | None = None) -> None:
         self.nodes: list[onnx.NodeProto] = []
-        self._parent = parent
+        self.depth: int = parent.depth + 1 if parent else 0
         self._names: itertools.count[int] = parent._names if parent else itertools.count()
         self._constants: dict[tuple[Any, ...], str] = parent._constants if parent else {}
         self._constant_nodes: list[onnx.NodeProto] = parent._constant_nodes if parent else []
@@ -137,17 +142,22 @@ class Body:
         """Zeros of the same shape and type, whatever the type is."""
         return self.op("Sub", tensor, tensor)
 
+    def ones(self, like: Value, *sizes: Value | int) -> Value:
+        """Ones of these sizes, of the type of the vector ``like``, whatever the type is."""
+        one = self.op("Exp", self.zeros_like(self.op("Slice", like, [0], [1])))
+        parts = [self.value([size]) if isinstance(size, int) else self.op("Unsqueeze", size, [0]) for size in sizes]
+        return self.op("Expand", one, self.op("Concat", *parts, axis=0))
+
     # ------------------------------------------------------------ control flow
 
     def branch(self, condition: Value, then: Callable[[Body], Value], otherwise: Callable[[Body], Value]) -> Value:
-        """ONNX ``If`` with one output; only the chosen branch runs."""
+        """ONNX ``If`` on a scalar, with one output; only the chosen branch runs."""
         graphs = {}
         for key, build in (("then_branch", then), ("else_branch", otherwise)):
             inner = Body(self)
             result = inner.op("Identity", build(inner))
             graphs[key] = helper.make_graph(inner.nodes, self._fresh(key), [], [onnx.ValueInfoProto(name=result.name)])
-        # If wants a scalar; a one-element tensor is what comparisons of vectors give.
-        return self.op("If", self.op("Squeeze", condition), **graphs)
+        return self.op("If", condition, **graphs)
 
     def for_each_sample(self, inputs: Sequence[Value], build: Callable[[Body, list[Value]], Value]) -> Value:
         """ONNX ``Scan`` over the first axis of every input; the results are stacked."""
@@ -163,9 +173,25 @@ class Body:
         return self.op("Scan", *inputs, body=graph, num_scan_inputs=len(inputs))
 
     def function_nodes(self, results: Sequence[Value], outputs: Sequence[str]) -> list[onnx.NodeProto]:
-        """All nodes in order, ending with the outputs as copies of the results."""
-        last = [
-            helper.make_node("Identity", [result.name], [output])
-            for result, output in zip(results, outputs, strict=True)
-        ]
-        return [*self._constant_nodes, *self.nodes, *last]
+        """All nodes in order, which end with the function's outputs."""
+        read = [name for node in self.nodes for name in _names_read(node)] + [result.name for result in results]
+        made = {node.output[0] for node in self.nodes}
+        renamed, copies = {}, []
+        for result, output in zip(results, outputs, strict=True):
+            if result.name in made and read.count(result.name) == 1:
+                renamed[result.name] = output
+            else:
+                copies.append(helper.make_node("Identity", [result.name], [output]))
+        nodes = []
+        for node in self.nodes:
+            nodes.append(onnx.NodeProto())
+            nodes[-1].CopyFrom(node)
+            nodes[-1].output[0] = renamed.get(node.output[0], node.output[0])
+        return [*self._constant_nodes, *nodes, *copies]
+
+
+def _names_read(node: onnx.NodeProto) -> list[str]:
+    """Values that a node or the graphs in it read."""
+    graphs = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+    inner = [name for graph in graphs for part in graph.node for name in _names_read(part)]
+    return [*node.input, *inner, *(value.name for graph in graphs for value in graph.output)]

@@ -527,7 +527,10 @@ def shortcut_rows(b: Body, inputs: Mapping[str, Value], sizes: Sizes, x: Value |
 
 
 def to_map(b: Body, rows: Value, sizes: Sizes) -> Value:
-    """Rows (N Ho Wo, Co) as a map (N, Ho, Wo, Co)."""
+    """Rows (N Ho Wo, Co), or what is a map already, as a map (N, Ho, Wo, Co).
+
+    Branches end with whichever they have: a runtime would copy what they reshape last.
+    """
     return b.reshape(rows, sizes.batch, sizes.out_height, sizes.out_width, sizes.out_channels)
 
 
@@ -654,20 +657,64 @@ def with_zero_row(b: Body, rows: Value, like: Value) -> Value:
     return b.op("Concat", b.unsqueeze(b.zeros_like(like), 0), rows, axis=0)
 
 
-def updated_rows(b: Body, identity: Value, pixels: Value, hidden: Value, weight: Value, bias: Value) -> Value:
-    """``relu(identity[pixels] + hidden weight + bias)`` with weight (K, Co).
-
-    The product adds the gathered identity itself, and its bias comes as one more row of the weight: two passes over
-    the output less than with additions of their own.
-    """
-    one = b.op("Exp", b.zeros_like(b.op("Slice", bias, [0], [1])))
-    every = b.op("Expand", one, b.op("Concat", b.unsqueeze(b.dim(identity, 0), 0), [1], axis=0))
-    hidden = b.op("Concat", hidden, b.op("GatherND", every, pixels), axis=1)
-    weight = b.op("Concat", weight, b.unsqueeze(bias, 0), axis=0)
-    return b.op("Relu", b.op("Gemm", hidden, weight, b.op("GatherND", identity, pixels)))
+def with_last(b: Body, indices: Value, last: Value) -> Value:
+    """Indices with one more."""
+    return b.op("Concat", indices, b.unsqueeze(last, 0), axis=0)
 
 
 def scatter_rows(b: Body, identity: Value, pixels: Value, updated: Value, projection: bool) -> Value:
     """``updated`` on the active pixels; elsewhere ``identity`` (that of a projection gets its ReLU)."""
     base = b.op("Relu", identity) if projection else identity
     return b.op("ScatterND", base, pixels, updated)
+
+
+# ---------------------------------------------------------------- a block whose masks are all ones
+
+
+def all_ones(b: Body, mask: Value) -> Value:
+    """Whether nothing of a mask is 0, as a scalar."""
+    return b.op("Cast", b.op("ReduceMin", mask, keepdims=0), to=TensorProto.BOOL)
+
+
+def dense_map(b: Body, inputs: Mapping[str, Value], sizes: Sizes, x: Value) -> Value:
+    """``relu(shortcut + f(x))`` for whole samples (K, H, W, C): convolutions, no list and no gather; (K, Ho, Wo, Co).
+
+    ONNX Runtime's blocked convolutions are the fastest that it has, and add a sum and its ReLU themselves. They take
+    no weights from the graph around a branch: the weights are reshaped here, and so become constants of the graph at
+    hand. They add only what is in their layout already: a pool of single pixels, which changes nothing, brings the
+    map there once for all who read it.
+    """
+
+    def convolution(maps: Value, name: str, **attributes: AttributeRef) -> Value:
+        weight, bias = inputs[f"w{name}"], b.reshape(b.unsqueeze(inputs[f"b{name}"], 0), -1)
+        if name == "2":
+            sides = sizes.hidden, b.dim(weight, 1), b.value(3), b.value(3)
+            weight = b.reshape(b.reshape(weight, -1), *sides)
+        else:
+            weight = b.unsqueeze(weight, 2, 3)
+        return b.op("Conv", maps, weight, bias, **attributes)
+
+    strides = AttributeRef("strides")
+    around = {name: AttributeRef(name) for name in ("dilations", "pads")}
+    maps = b.op("MaxPool", b.op("Transpose", x, perm=[0, 3, 1, 2]), kernel_shape=[1, 1])
+    shortcut = convolution(maps, "d", strides=strides) if "wd" in inputs else maps
+    maps = b.op("Relu", convolution(maps, "1"))
+    maps = convolution(maps, "2", strides=strides, **around, group=AttributeRef("group", AttributeRef.INT))
+    maps = b.op("Relu", convolution(b.op("Relu", maps), "3") + shortcut)
+    return b.op("Transpose", maps, perm=[0, 2, 3, 1])
+
+
+def biased_w3(b: Body, w3: Value, bias: Value) -> Value:
+    """The last 1x1 (Co, M) with a bias as one more row, (M + 1, Co): a channel is a row."""
+    return b.op("Concat", b.op("Transpose", w3, perm=[1, 0]), b.unsqueeze(bias, 0), axis=0)
+
+
+def residual_rows(b: Body, identity: Value, pixels: Value, hidden: Value, weight: Value, bias: Value) -> Value:
+    """``relu(identity[pixels] + hidden weight + bias)``, with ``bias`` also as the last row of ``weight`` (K + 1, Co).
+
+    One product adds the gathered identity itself, which takes two passes over the output less than additions of
+    their own.
+    """
+    every = b.ones(bias, b.dim(identity, 0), 1)
+    hidden = b.op("Concat", hidden, b.op("GatherND", every, pixels), axis=1)
+    return b.op("Relu", b.op("Gemm", hidden, weight, b.op("GatherND", identity, pixels)))

@@ -108,7 +108,7 @@ class StaticParts:
         bias2: conv2 of the constant map (zero padding) plus b2, (1, M, Ho, Wo).
         bias3: b3 + w3 relu(b2), (Co,).
         w2: The 3x3 with spread groups (M, M, 3, 3).
-        w3: w3 transposed, (M, Co), so that a channel is a row.
+        w3: w3 transposed, so that a channel is a row, and ``bias3`` as the last row, (M + 1, Co).
         channels: Channel indices of every group, (G, M / G).
     """
 
@@ -142,7 +142,7 @@ def static_parts(b: Body, inputs: Mapping[str, Value], sizes: shared.Sizes, grou
         bias2=bias2,
         bias3=bias3,
         w2=shared.dense_w2(b, inputs["w2"], sizes),
-        w3=b.op("Transpose", inputs["w3"], perm=[1, 0]),
+        w3=shared.biased_w3(b, inputs["w3"], bias3),
         channels=b.reshape(b.arange(sizes.hidden), groups, -1),
     )
 
@@ -154,6 +154,7 @@ def _sample_body(
     identity = shared.shortcut_rows(b, inputs, sizes, x)
     groups = b.reshape(b.op("NonZero", mask), -1)
     count = b.dim(groups, 0)
+    ones = b.ones(inputs["b3"], 1, sizes.out_height * sizes.out_width)
 
     def run(inner: Body) -> Value:
         channels = inner.reshape(inner.gather(static.channels, groups), -1)
@@ -167,9 +168,11 @@ def _sample_body(
         w1, bias1 = inner.gather(inputs["w1"], channels), per_channel(inputs["b1"])
         hidden = inner.op("Relu", inner.op("Gemm", w1, rows, bias1, transB=1)) - per_channel(static.constant1)
         hidden = inner.reshape(hidden, 1, -1, sizes.height, sizes.width)
-        # Groups of channels are contiguous, so both selections of the 3x3 copy runs of them.
-        w2 = inner.reshape(inner.gather(static.w2, channels), inner.dim(channels, 0), inner.dim(static.channels, 0), -1)
-        w2 = inner.reshape(inner.gather(w2, groups, axis=1), inner.dim(channels, 0), inner.dim(channels, 0), 3, 3)
+        # Of an output channel, the weights of a group of input channels are contiguous: one copy for each.
+        all_groups, group_size = inner.dim(static.channels, 0), inner.dim(static.channels, 1)
+        w2 = inner.reshape(static.w2, sizes.hidden * all_groups, group_size * 9)
+        w2 = inner.gather(w2, inner.unsqueeze(channels * all_groups, 1) + groups)
+        w2 = inner.reshape(w2, inner.dim(channels, 0), inner.dim(channels, 0), 3, 3)
         convolved = inner.op(
             "Conv",
             hidden,
@@ -180,8 +183,10 @@ def _sample_body(
         )
         hidden = inner.op("Relu", convolved + inner.gather(static.bias2, channels, axis=1))
         hidden = inner.reshape(hidden, inner.dim(channels, 0), -1) - per_channel(static.constant2)
-        output = inner.op("Gemm", hidden, inner.gather(static.w3, channels), static.bias3, transA=1)
-        return inner.op("Relu", output + identity)
+        # A row of ones for the bias, so that the product adds the identity.
+        hidden = inner.op("Concat", hidden, ones, axis=0)
+        w3 = inner.gather(static.w3, shared.with_last(inner, channels, sizes.hidden))
+        return inner.op("Relu", inner.op("Gemm", hidden, w3, identity, transA=1))
 
     def skip(inner: Body) -> Value:
         return inner.op("Relu", inner.op("Add", identity, static.bias3))
@@ -192,11 +197,17 @@ def _sample_body(
 def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
     sizes = shared.body_sizes(b, inputs)
     static = static_parts(b, inputs, sizes, b.dim(inputs["mask"], 1))
-    rows = b.for_each_sample(
-        [inputs["x"], inputs["mask"]],
-        lambda inner, sample: _sample_body(inner, inputs, sizes, static, *sample),
-    )
-    return shared.to_map(b, rows, sizes)
+
+    def dense(inner: Body) -> Value:
+        return shared.dense_map(inner, inputs, sizes, inputs["x"])
+
+    def sparse(inner: Body) -> Value:
+        return inner.for_each_sample(
+            [inputs["x"], inputs["mask"]],
+            lambda each, sample: _sample_body(each, inputs, sizes, static, *sample),
+        )
+
+    return shared.to_map(b, b.branch(shared.all_ones(b, inputs["mask"]), dense, sparse), sizes)
 
 
 SPECS = shared.bottleneck_specs(

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from onnx import TensorProto
+
 from dyndeploy.errors import UsageError
 from dyndeploy.ops import _bottleneck as shared
-from dyndeploy.ops._body import AttributeRef, Body, Value
+from dyndeploy.ops._body import Body, Value
 from dyndeploy.ops._geometry import Geometry, bottleneck_geometry
 from dyndeploy.ops.base import Attributes, Element, Port, Role, Shape
 from dyndeploy.ops.gates import BLOCK
@@ -28,51 +30,34 @@ def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geo
     return geometry
 
 
-def _dense(b: Body, inputs: Mapping[str, Value], sizes: shared.Sizes, x: Value, identity: Value) -> Value:
-    """``relu(identity + f(x))`` as rows, for whole samples ``x`` (K, H, W, C)."""
-    rows = b.reshape(x, -1, sizes.channels)
-    hidden = b.op("Relu", b.linear(rows, inputs["w1"], inputs["b1"]))
-    hidden = b.op("Transpose", b.reshape(hidden, -1, sizes.height, sizes.width, sizes.hidden), perm=[0, 3, 1, 2])
-    convolved = b.op(
-        "Conv",
-        hidden,
-        inputs["w2"],
-        inputs["b2"],
-        strides=AttributeRef("strides"),
-        dilations=AttributeRef("dilations"),
-        pads=AttributeRef("pads"),
-        group=AttributeRef("group", AttributeRef.INT),
-    )
-    hidden = b.op("Transpose", b.op("Relu", convolved), perm=[0, 2, 3, 1])
-    output = b.linear(b.reshape(hidden, -1, sizes.hidden), inputs["w3"], inputs["b3"])
-    return b.op("Relu", b.op("Add", output, identity))
-
-
 def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
     sizes = shared.body_sizes(b, inputs)
-    projection = "wd" in inputs
-    identity = shared.shortcut_rows(b, inputs, sizes)
-    samples = b.reshape(b.op("NonZero", b.reshape(inputs["mask"], -1)), -1)
-    running = b.dim(samples, 0)
     pixels_per_sample = sizes.out_height * sizes.out_width
 
     def skip(inner: Body) -> Value:
-        return inner.op("Relu", identity) if projection else inner.op("Identity", identity)
+        identity = shared.shortcut_rows(inner, inputs, sizes)
+        return inner.op("Relu", identity) if "wd" in inputs else identity
 
     def run_all(inner: Body) -> Value:
-        return _dense(inner, inputs, sizes, inputs["x"], identity)
+        return shared.dense_map(inner, inputs, sizes, inputs["x"])
 
     def run_some(inner: Body) -> Value:
+        samples = inner.reshape(inner.op("NonZero", inner.reshape(inputs["mask"], -1)), -1)
         first = inner.unsqueeze(samples, 1) * pixels_per_sample
         pixels = inner.reshape(first + inner.arange(pixels_per_sample), -1, 1)
-        x = inner.gather(inputs["x"], samples)
-        updated = _dense(inner, inputs, sizes, x, inner.op("GatherND", identity, pixels))
+        updated = shared.dense_map(inner, inputs, sizes, inner.gather(inputs["x"], samples))
+        updated = inner.reshape(updated, -1, sizes.out_channels)
         return inner.op("ScatterND", skip(inner), pixels, updated)
 
     def run_any(inner: Body) -> Value:
-        return inner.branch(inner.op("Equal", running, sizes.batch), run_all, run_some)
+        return inner.branch(shared.all_ones(inner, inputs["mask"]), run_all, run_some)
 
-    return shared.to_map(b, b.branch(b.op("Less", 0, running), run_any, skip), sizes)
+    def run(inner: Body) -> Value:
+        # A batch of one that is known in advance keeps one copy of the weights.
+        return inner.branch(inner.op("Equal", sizes.batch, 1), run_all, run_any)
+
+    running = b.op("Cast", b.op("ReduceMax", inputs["mask"], keepdims=0), to=TensorProto.BOOL)
+    return shared.to_map(b, b.branch(running, run, skip), sizes)
 
 
 SPECS = shared.bottleneck_specs(

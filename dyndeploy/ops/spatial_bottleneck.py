@@ -87,17 +87,24 @@ def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
     sizes = shared.body_sizes(b, inputs)
     projection = "wd" in inputs
     mask_size = b.dim(inputs["mask"], 2), b.dim(inputs["mask"], 3)
+    w3 = shared.biased_w3(b, inputs["w3"], inputs["b3"])
     tables = shared.patch_tables(b, sizes, sizes.batch, mask_size, strided=projection)
-    active = shared.active_set(b, inputs["mask"], tables)
-    rows = b.reshape(inputs["x"], -1, sizes.channels)
-    hidden = b.op("Relu", b.linear(b.gather(rows, active.needed), inputs["w1"], inputs["b1"]))
-    hidden = b.gather(shared.with_zero_row(b, hidden, inputs["b1"]), active.neighbours)
-    hidden = b.reshape(hidden, -1, sizes.hidden * 9)
-    hidden = b.op("Relu", b.linear(hidden, shared.w2_rows(b, inputs["w2"], sizes), inputs["b2"]))
-    identity = shared.shortcut_rows(b, inputs, sizes)
-    w3 = b.op("Transpose", inputs["w3"], perm=[1, 0])
-    updated = shared.updated_rows(b, identity, active.pixels, hidden, w3, inputs["b3"])
-    return shared.to_map(b, shared.scatter_rows(b, identity, active.pixels, updated, projection), sizes)
+
+    def dense(inner: Body) -> Value:
+        return shared.dense_map(inner, inputs, sizes, inputs["x"])
+
+    def sparse(inner: Body) -> Value:
+        identity = shared.shortcut_rows(inner, inputs, sizes)
+        active = shared.active_set(inner, inputs["mask"], tables)
+        hidden = inner.gather(inner.reshape(inputs["x"], -1, sizes.channels), active.needed)
+        hidden = inner.op("Relu", inner.linear(hidden, inputs["w1"], inputs["b1"]))
+        hidden = inner.gather(shared.with_zero_row(inner, hidden, inputs["b1"]), active.neighbours)
+        hidden = inner.reshape(hidden, -1, sizes.hidden * 9)
+        hidden = inner.op("Relu", inner.linear(hidden, shared.w2_rows(inner, inputs["w2"], sizes), inputs["b2"]))
+        updated = shared.residual_rows(inner, identity, active.pixels, hidden, w3, inputs["b3"])
+        return shared.scatter_rows(inner, identity, active.pixels, updated, projection)
+
+    return shared.to_map(b, b.branch(shared.all_ones(b, inputs["mask"]), dense, sparse), sizes)
 
 
 SPECS = shared.bottleneck_specs(

@@ -129,8 +129,8 @@ def _sample_body(
         w2 = inner.reshape(inner.gather(w2, groups, axis=2), count, -1)
         bias2 = inner.gather(inner.op("GatherND", bias2_rows, active.pixels), channels, axis=1)
         hidden = inner.op("Relu", inner.op("Gemm", hidden, w2, bias2, transB=1)) - per_channel(static.constant2)
-        w3 = inner.gather(static.w3, channels)
-        return shared.updated_rows(inner, identity, active.pixels, hidden, w3, static.bias3)
+        w3 = inner.gather(static.w3, shared.with_last(inner, channels, sizes.hidden))
+        return shared.residual_rows(inner, identity, active.pixels, hidden, w3, static.bias3)
 
     def constants_only(inner: Body) -> Value:
         return inner.op("Relu", inner.op("GatherND", identity, active.pixels) + static.bias3)
@@ -145,11 +145,18 @@ def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
     bias2_rows = b.op("Transpose", b.reshape(static.bias2, sizes.hidden, -1), perm=[1, 0])
     mask_size = b.dim(inputs["spatial_mask"], 2), b.dim(inputs["spatial_mask"], 3)
     tables = shared.patch_tables(b, sizes, b.value(1), mask_size, strided="wd" in inputs)
-    rows = b.for_each_sample(
-        [inputs["x"], inputs["spatial_mask"], inputs["channel_mask"]],
-        lambda inner, samples: _sample_body(inner, inputs, sizes, static, bias2_rows, tables, samples),
-    )
-    return shared.to_map(b, rows, sizes)
+    everything = b.op("And", *(shared.all_ones(b, inputs[name]) for name in ("spatial_mask", "channel_mask")))
+
+    def dense(inner: Body) -> Value:
+        return shared.dense_map(inner, inputs, sizes, inputs["x"])
+
+    def sparse(inner: Body) -> Value:
+        return inner.for_each_sample(
+            [inputs["x"], inputs["spatial_mask"], inputs["channel_mask"]],
+            lambda each, samples: _sample_body(each, inputs, sizes, static, bias2_rows, tables, samples),
+        )
+
+    return shared.to_map(b, b.branch(everything, dense, sparse), sizes)
 
 
 SPECS = shared.bottleneck_specs(
