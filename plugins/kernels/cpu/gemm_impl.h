@@ -251,6 +251,47 @@ inline void run_packed_rows(int rows, const TileCall& call) {
   }
 }
 
+// finish() for rows of sums in memory: what the rows share is read once.
+template <class V, int NV>
+void finish_rows(const float* sums, int rows, const Epilogue& e, int row, int column, int columns) {
+  using Reg = typename V::Reg;
+  constexpr int W = V::kWidth;
+  if (columns - column < NV * W || e.bias_class || NV < 2) {
+    for (int r = 0; r < rows; ++r) {
+      Reg c[1][NV];
+      DYNDEPLOY_UNROLL
+      for (int v = 0; v < NV; ++v) c[0][v] = V::load(sums + (r * NV + v) * W);
+      finish<V, 1, NV>(c, e, row + r, column, columns);
+    }
+    return;
+  }
+  Reg bias[NV], subtract[NV];
+  DYNDEPLOY_UNROLL
+  for (int v = 0; v < NV; ++v) {
+    bias[v] = V::load(e.bias + column + v * W);
+    subtract[v] = e.subtract ? V::load(e.subtract + column + v * W) : V::zero();
+  }
+  for (int r = 0; r < rows; ++r, sums += NV * W) {
+    const std::ptrdiff_t at = (e.index ? e.index[row + r] : row + r - e.first) * e.stride;
+    Reg x[NV];
+    DYNDEPLOY_UNROLL
+    for (int v = 0; v < NV; ++v) {
+      x[v] = V::add(V::load(sums + v * W), bias[v]);
+      if (e.residual) x[v] = V::add(x[v], V::load(e.residual + at + column + v * W));
+      if (e.relu) x[v] = V::relu(x[v]);
+      if (e.subtract) x[v] = V::sub(x[v], subtract[v]);
+    }
+    if (e.rounded) {
+      DYNDEPLOY_UNROLL
+      for (int v = 0; v < NV; v += 2)
+        V::store(e.out + at + (column + v * W) / 2, V::round_pair(x[v], x[v + 1]));
+    } else {
+      DYNDEPLOY_UNROLL
+      for (int v = 0; v < NV; ++v) V::store(e.out + at + column + v * W, x[v]);
+    }
+  }
+}
+
 // As packed_tile(), for instruction sets that multiply matrices.
 template <class V, bool Tall, bool Wide>
 DYNDEPLOY_NOINLINE void matrix_tile(int rows, Pass kind, const TileCall& call) {
@@ -263,6 +304,8 @@ DYNDEPLOY_NOINLINE void matrix_tile(int rows, Pass kind, const TileCall& call) {
   const char* ahead = call.ahead;
   const std::ptrdiff_t stride = call.row_stride;
   const std::ptrdiff_t near = 64 * stride;
+  for (int r = 0; call.last && r < rows; ++r)
+    fetch_targets<V, 1, NV>(call.gemm->epilogue, call.row + r, call.column);
   for (int s = 0; s < call.segments; ++s) {
     for (int done = 0; done < call.length; done += kBlock, a += rows * kBlock) {
       const int count = min_of(kBlock, call.length - done);
@@ -292,12 +335,7 @@ DYNDEPLOY_NOINLINE void matrix_tile(int rows, Pass kind, const TileCall& call) {
   if (!call.last) return Matrix::template store<Tall, Wide>(call.accumulators, kColumns);
   alignas(kLineBytes) float sums[V::kTileRows * kColumns];
   Matrix::template store<Tall, Wide>(sums, kColumns);
-  for (int r = 0; r < rows; ++r) {
-    typename V::Reg c[1][NV];
-    DYNDEPLOY_UNROLL
-    for (int v = 0; v < NV; ++v) c[0][v] = V::load(sums + r * kColumns + v * V::kWidth);
-    finish<V, 1, NV>(c, call.gemm->epilogue, call.row + r, call.column, call.gemm->columns);
-  }
+  finish_rows<V, NV>(sums, rows, call.gemm->epilogue, call.row, call.column, call.gemm->columns);
 }
 
 // narrow: half a panel.

@@ -21,6 +21,7 @@ struct Avx512Bf16 : Avx512 {
     const Reg high = count < 32 ? count > 16 ? load_first(from + 16, count - 16) : zero() : load(from + 16);
     store(pairs, (Reg)_mm512_cvtne2ps_pbh(high, low));
   }
+  static Reg round_pair(Reg low, Reg high) { return (Reg)_mm512_cvtne2ps_pbh(high, low); }
   // Each float rounded to BF16, its lower half zero.
   static Reg rounded(Reg a) {
     const __m512i bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a));
