@@ -631,7 +631,7 @@ DYNDEPLOY_NOINLINE void direct_tile(const Gemm& g, const float* const* pixels, c
         for (int p = 0; p < kPanels; ++p) {
           DYNDEPLOY_UNROLL
           for (int v = 0; v < kNear; ++v) {
-            w[p * kNear + v] = V::load(b[p] + v * V::kWidth);
+            if (p * kNear + v < NV) w[p * kNear + v] = V::load(b[p] + v * V::kWidth);
           }
           b[p] += stride;
         }
@@ -671,7 +671,10 @@ inline void run_direct_tile(int rows, const Gemm& g, const float* const* pixels,
     while (p < panel_end) {
       const int left = g.columns - p * PW;
       if (p + kPanels <= panel_end && left > (kPanels - 1) * PW) {
-        direct_tile<V, R, V::kDirectVectors>(g, pixels, next, row, p);
+        // The last panel may be half empty.
+        left > kPanels* PW - PW / 2
+            ? direct_tile<V, R, V::kDirectVectors>(g, pixels, next, row, p)
+            : direct_tile<V, R, V::kDirectVectors - V::kPanelVectors / 2>(g, pixels, next, row, p);
         p += kPanels;
       } else {
         left > PW / 2 ? direct_tile<V, R, V::kPanelVectors>(g, pixels, next, row, p)
@@ -771,7 +774,11 @@ void gemm(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_
     if (copies && g.sources == 1 &&
         depth * row_bytes * (V::kDirectVectors / V::kPanelVectors) <= kMaxSliceBytes)
       return gemm_sliced<V>(g, row_begin, row_end, panel_begin, panel_end, scratch);
-    if (!g.source[0].selection.any() && depth * row_bytes * (panel_end - panel_begin) <= kDirectBytes)
+    // One vector of sums for each of a few rows keeps too few multiply-adds in flight.
+    const bool narrow =
+        g.columns - panel_begin * V::kPanelVectors * V::kWidth <= V::kPanelVectors / 2 * V::kWidth;
+    if (!g.source[0].selection.any() && !narrow &&
+        depth * row_bytes * (panel_end - panel_begin) <= kDirectBytes)
       return gemm_direct<V>(g, row_begin, row_end, panel_begin, panel_end, scratch.zeros);
   }
   gemm_packed<V>(g, row_begin, row_end, panel_begin, panel_end, scratch);

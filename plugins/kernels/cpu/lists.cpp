@@ -14,15 +14,16 @@ void mark_borders(int count, int size, int stride, int dilation, int low, int hi
   }
 }
 
-// Which of the four inputs along one axis lie inside the map, for every tile.
-void mark_inputs(int tiles, int size, std::uint8_t* inside) {
+// Which of the four inputs along one axis lie inside the map, for every tile, as bits `step` apart. The
+// product of a row's and a column's is the bit of every input inside.
+void mark_inputs(int tiles, int size, int step, std::uint16_t* inside) {
   for (int i = 0; i < tiles; ++i) {
     unsigned bits = 0;
     for (int j = 0; j < kTileInputs; ++j) {
       const int at = i * kTileSide - 1 + j;
-      bits |= at >= 0 && at < size ? 1u << j : 0u;
+      bits |= at >= 0 && at < size ? 1u << j * step : 0u;
     }
-    inside[i] = static_cast<std::uint8_t>(bits);
+    inside[i] = static_cast<std::uint16_t>(bits);
   }
 }
 
@@ -32,7 +33,7 @@ struct Builder {
   const BottleneckShape& shape;
   std::uint8_t *row_border = nullptr, *column_border = nullptr;
   std::uint16_t taps[kBorderClasses] = {};
-  std::uint8_t *row_inputs = nullptr, *column_inputs = nullptr;  // of tiles
+  std::uint16_t *row_inputs = nullptr, *column_inputs = nullptr;  // of tiles
   std::int32_t *active = nullptr, *centre = nullptr, *dilated = nullptr, *inactive = nullptr;
   std::uint16_t* valid = nullptr;
   std::uint8_t* border = nullptr;
@@ -70,11 +71,7 @@ struct Builder {
         const unsigned outputs = row[x] | (right ? row[x + 1] << 1 : 0) |
                                  (below ? below[x] << 2 | (right ? below[x + 1] << 3 : 0) : 0);
         if (!outputs) continue;
-        unsigned inputs = 0;
-        for (int i = 0; i < kTileInputs; ++i) {
-          if (row_inputs[y / kTileSide] >> i & 1u)
-            inputs |= static_cast<unsigned>(column_inputs[x / kTileSide]) << (kTileInputs * i);
-        }
+        unsigned inputs = unsigned{row_inputs[y / kTileSide]} * column_inputs[x / kTileSide];
         for (int i = 0; outputs != kWholeTile && i < kTileInputs * kTileInputs; ++i) {
           if (inputs >> i & 1u &&
               !needed[static_cast<std::ptrdiff_t>(y - 1 + i / kTileInputs) * W + x - 1 + i % kTileInputs])
@@ -126,10 +123,10 @@ PixelLists make_lists(const BottleneckLayer& layer, const BottleneckShape& shape
     b.tile_outputs = workspace.take<std::uint8_t>(tiles);
     b.first = workspace.take<std::int32_t>(tiles + 1);
     b.tile_of = workspace.take<std::int32_t>(out_pixels);
-    b.row_inputs = workspace.take<std::uint8_t>(tile_rows);
-    b.column_inputs = workspace.take<std::uint8_t>(tile_columns);
-    mark_inputs(tile_rows, H, b.row_inputs);
-    mark_inputs(tile_columns, W, b.column_inputs);
+    b.row_inputs = workspace.take<std::uint16_t>(tile_rows);
+    b.column_inputs = workspace.take<std::uint16_t>(tile_columns);
+    mark_inputs(tile_rows, H, kTileInputs, b.row_inputs);
+    mark_inputs(tile_columns, W, 1, b.column_inputs);
   }
   b.row_border = workspace.take<std::uint8_t>(Ho);
   b.column_border = workspace.take<std::uint8_t>(Wo);
