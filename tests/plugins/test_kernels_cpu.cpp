@@ -736,6 +736,32 @@ void test_arena() {
   CHECK(watched.expired(), "and no longer");
 }
 
+void test_caches() {
+  const Caches& found = caches();
+  CHECK(found.l1_data >= 8 << 10 && found.l1_data <= 1 << 20, "L1 of %lld",
+        static_cast<long long>(found.l1_data));
+  CHECK(found.l2 >= found.l1_data && found.l2 <= 256 << 20, "L2 of %lld", static_cast<long long>(found.l2));
+  const Blocks& b = blocks();
+  CHECK(b.resident_weights < found.l2 && b.band <= found.l2 / 2 && b.planes <= found.l2 / 2,
+        "blocks stay in L2");
+  CHECK(b.slice <= kMaxSlice && b.widest_slice <= kMaxSlice, "slices fit their buffer");
+}
+
+// Products that give the sums of a 3x3: transformed by hand for a kernel of one weight, and all weights of
+// one output.
+void test_winograd_weights() {
+  float kernel[18] = {};
+  kernel[4] = 4;  // the middle tap
+  for (int t = 0; t < 9; ++t) kernel[9 + t] = 1;
+  float planes[2 * kWinogradPlanes];
+  winograd_weights(kernel, 2, planes);
+  static constexpr float kMiddle[4] = {0, 0.5f, -0.5f, 0}, kOnes[4] = {1, 1.5f, 0.5f, 1};
+  for (int i = 0; i < kWinogradPlanes; ++i) {
+    CHECK(planes[i] == 4 * kMiddle[i / 4] * kMiddle[i % 4], "middle tap, plane %d: %g", i, planes[i]);
+    CHECK(planes[kWinogradPlanes + i] == kOnes[i / 4] * kOnes[i % 4], "ones, plane %d", i);
+  }
+}
+
 void test_dispatch() {
   const Isa* all[8];
   const int count = available_isas(all, 8);
@@ -766,6 +792,8 @@ int main(int argc, char** argv) {
     test_phases();
     test_workspace();
     test_arena();
+    test_caches();
+    test_winograd_weights();
     test_dispatch();
   } else {
     const Isa* isa = find_isa(what.c_str());

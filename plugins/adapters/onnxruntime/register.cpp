@@ -78,7 +78,9 @@ std::optional<std::string> config_entry(const OrtApi& api, const OrtSessionOptio
 
 int session_threads(const OrtApi& api, const OrtSessionOptions* options) {
   const std::optional<std::string> entry = config_entry(api, options, kThreadsEntry);
-  if (!entry) return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
+  // Work cut for more threads than there are processors would wait for those that do not run.
+  const int processors = std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
+  if (!entry) return processors;
   const std::string& text = *entry;
   int threads = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), threads);
@@ -86,7 +88,7 @@ int session_threads(const OrtApi& api, const OrtSessionOptions* options) {
     throw InvalidArgument(std::string("dyndeploy: session config entry ") + kThreadsEntry + " is '" + text +
                           "', expected a positive integer");
   }
-  return std::min(threads, kMaxThreads);
+  return std::min(threads, processors);
 }
 
 cpu::Precision session_precision(const OrtApi& api, const OrtSessionOptions* options) {

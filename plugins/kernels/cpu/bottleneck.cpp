@@ -302,8 +302,6 @@ void cut(const Context& c, Range active, int tasks) {
   }
 }
 
-// What one convolution writes should still be in L2 when the next one reads it.
-constexpr int kBandBytes = 512 << 10;
 constexpr int kBandRows = 2 * kBlockRows;
 
 // conv1 to conv3 for one strip, a band of the image at a time.
@@ -311,7 +309,8 @@ void run_strip(const Context& c, const WeightsView& w, const Strip& strip, int w
   const int panels1 = ceil_to_int(w.middle, c.isa->panel_width);
   const int columns2 = w.group_count == 1 ? panels1 : w.group_count;
   const int panels3 = ceil_to_int(c.layer.outputs, c.isa->panel_width);
-  const int band_rows = std::max(kBandRows, kBandBytes / (4 * c.layer.inputs) / kBlockRows * kBlockRows);
+  const int band_rows =
+      std::max(kBandRows, static_cast<int>(blocks().band / (4 * c.layer.inputs)) / kBlockRows * kBlockRows);
   // Weights that are copied first are worth all rows at a time; then there is one strip, and all of h2 its.
   const bool copies = w.conv1.selects();
   const int bands = copies ? 1 : ceil_to_int(strip.active.size(), band_rows);
@@ -334,9 +333,6 @@ void run_strip(const Context& c, const WeightsView& w, const Strip& strip, int w
   }
 }
 
-// Weights below this are read again for a few rows at little cost.
-constexpr std::int64_t kSmallWeights = 640 << 10;
-
 // Whether conv2 takes less time tile by tile.
 bool tiles_pay(const Context& c, Range active, bool copies) {
   return c.lists.tiles.of && winograd_pays(*c.isa, active.size(), tiles_of(c, active).size(), copies);
@@ -358,7 +354,7 @@ void run_rows(const Context& c, const WeightsView& w, Range dilated, Range activ
     cut(c, active, threads);
     // Pixels that two threads share would have large weights read once more.
     for (int t = 0; t < threads; ++t)
-      by_strips = by_strips && (!c.strips[t].shared.size() || w.conv1.bytes() <= kSmallWeights);
+      by_strips = by_strips && (!c.strips[t].shared.size() || w.conv1.bytes() <= blocks().resident_weights);
   }
   const int PW = c.isa->panel_width;
   const int panels1 = ceil_to_int(w.middle, PW);
@@ -546,7 +542,7 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
       run_phases(pool, &phase, 1);
     } else {
       const WeightsView selected = weights.select(on, count, workspace);
-      if (selected_bytes(selected, c.winograd) > caches().l2 / 8) {
+      if (selected_bytes(selected, c.winograd) > blocks().compact_weights) {
         run_rows(c, selected, dilated_rows, active_rows, nullptr, pool);
       } else {
         const CompactWeights small = compact(*c.isa, selected, c.winograd, workspace);

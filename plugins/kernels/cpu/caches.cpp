@@ -61,4 +61,19 @@ const Caches& caches() {
   return found;
 }
 
+const Blocks& blocks() {
+  static const Blocks made = [] {
+    const std::int64_t l2 = caches().l2;
+    Blocks b;
+    b.resident_weights = l2 / 8 * 5;
+    b.slice = std::min(l2 / 4, kMaxSlice);
+    b.widest_slice = std::min(l2 / 8 * 3, kMaxSlice);
+    b.compact_weights = l2 / 8;
+    b.band = l2 / 2;
+    b.planes = l2 / 2;
+    return b;
+  }();
+  return made;
+}
+
 }  // namespace dyndeploy::cpu

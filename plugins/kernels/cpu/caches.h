@@ -14,4 +14,16 @@ struct Caches {
 // Read from the system once; what it does not tell keeps the values above.
 const Caches& caches();
 
+// What fits where, in bytes. One place for every size that depends on the machine; results do not.
+struct Blocks {
+  std::int64_t resident_weights;  // stay in L2 while rows of A that are read in place pass by
+  std::int64_t slice;            // of copied weights, read once per few rows, beside what the next copy reads
+  std::int64_t widest_slice;     // ... where a slice is as narrow as it can be
+  std::int64_t compact_weights;  // of active channels: worth copying before anything else
+  std::int64_t band;             // what one convolution writes and the next one reads
+  std::int64_t planes;           // transformed inputs of Winograd's convolution, beside its weights
+};
+constexpr std::int64_t kMaxSlice = 384 << 10;  // what buffers for slices hold
+const Blocks& blocks();
+
 }  // namespace dyndeploy::cpu

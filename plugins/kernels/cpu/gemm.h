@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "caches.h"
+
 namespace dyndeploy::cpu {
 
 constexpr int kMaxTaps = 16;  // a tile of Winograd's convolution has 4 x 4 inputs
@@ -29,9 +31,7 @@ constexpr int kWinogradPlanes = 16;
 constexpr int kMaxWinogradTiles = 128;  // that share one pass over the weights
 
 constexpr int kMaxPanelWidth = 64;
-constexpr int kSliceBytes = 256 << 10;     // of copied weights, read once per few rows
-constexpr int kMaxSliceBytes = 384 << 10;  // where a slice is as narrow as it can be
-constexpr std::size_t kGemmCopyFloats = kMaxSliceBytes / 4;
+constexpr std::size_t kGemmCopyFloats = kMaxSlice / 4;
 static_assert(kGemmCopyFloats >= std::size_t{kChunk} * kMaxPanelWidth, "a chunk of one panel");
 
 // Where the rows of A lie. Pixel `index[r]` (r - first without an index) starts at base + pixel * stride; tap

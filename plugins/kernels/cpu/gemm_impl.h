@@ -12,8 +12,7 @@
 namespace dyndeploy::cpu {
 namespace {
 
-constexpr int kPace = 4;                 // rows of the next weights to fetch per 16 rows of the present ones
-constexpr int kDirectBytes = 640 << 10;  // weights below this stay in L2: rows of A are then read in place
+constexpr int kPace = 4;  // rows of the next weights to fetch per 16 rows of the present ones
 
 constexpr int kLineBytes = 64;
 constexpr int kFarLength = 512;
@@ -725,7 +724,7 @@ void gemm_sliced(const Gemm& g, int row_begin, int row_end, int panel_begin, int
   const GemmSource& from = g.source[0];
   const int depth = from.a.taps * from.a.length;
   const std::ptrdiff_t panel = static_cast<std::ptrdiff_t>(depth) * PW;
-  const int pairs = static_cast<int>(kSliceBytes / 4 / (panel * kPair));
+  const int pairs = static_cast<int>(blocks().slice / 4 / (panel * kPair));
   const int step = kPair * (pairs > 0 ? pairs : 1);
   Gemm slice = g;
   slice.source[0].selection = {};
@@ -772,13 +771,13 @@ void gemm(const Gemm& g, int row_begin, int row_end, int panel_begin, int panel_
                         (g.source[0].selection.any() && row_end - row_begin >= kWorthCopying);
     // A second source is read whole for every slice, which packed rows do better.
     if (copies && g.sources == 1 &&
-        depth * row_bytes * (V::kDirectVectors / V::kPanelVectors) <= kMaxSliceBytes)
+        depth * row_bytes * (V::kDirectVectors / V::kPanelVectors) <= blocks().widest_slice)
       return gemm_sliced<V>(g, row_begin, row_end, panel_begin, panel_end, scratch);
     // One vector of sums for each of a few rows keeps too few multiply-adds in flight.
     const bool narrow =
         g.columns - panel_begin * V::kPanelVectors * V::kWidth <= V::kPanelVectors / 2 * V::kWidth;
     if (!g.source[0].selection.any() && !narrow &&
-        depth * row_bytes * (panel_end - panel_begin) <= kDirectBytes)
+        depth * row_bytes * (panel_end - panel_begin) <= blocks().resident_weights)
       return gemm_direct<V>(g, row_begin, row_end, panel_begin, panel_end, scratch.zeros);
   }
   gemm_packed<V>(g, row_begin, row_end, panel_begin, panel_end, scratch);

@@ -38,7 +38,7 @@ bool winograd_pays(const Isa& isa, int pixels, int tiles, bool copies) {
 
 int winograd_block(const Isa& isa, int inputs) {
   const std::int64_t bytes = std::int64_t{4} * kWinogradPlanes * round_up(inputs, kBlock);
-  const auto fit = static_cast<int>(std::min<std::int64_t>(caches().l2 / 2 / bytes, kMaxWinogradTiles));
+  const auto fit = static_cast<int>(std::min<std::int64_t>(blocks().planes / bytes, kMaxWinogradTiles));
   return std::max(fit / isa.tile_rows, 1) * isa.tile_rows;
 }
 
