@@ -103,7 +103,7 @@ def time_bundle(
             pairs.append((row, Paired(contestant.name, runs, [twin_run(feeds) for feeds in first.feeds])))
         clock = Clock(single_thread=threads == 1)
         timed = [pair for _, pair in pairs]
-        rounds = time_rounds(timed, clock, repeats, seconds, WARMUP, lambda message, done: None)
+        rounds = time_rounds(timed, clock, repeats, seconds, WARMUP, lambda message, done: None, settled=True)
     static = samples_of([visit for pair in timed for visit in pair.twin_visits])
     common = {
         "date": facts["date"],

@@ -123,9 +123,9 @@ class Paired:
         }
 
 
-def _plan(ms: float) -> Tuple[bool, int]:
+def _plan(ms: float, settled: bool) -> Tuple[bool, int]:
     """Whether an untimed run comes first within a visit, and how many timed ones follow."""
-    return ms < SHORT_MS, min(MAX_VISIT_RUNS, max(1, int(round(VISIT_MS / ms))))
+    return settled or ms < SHORT_MS, min(MAX_VISIT_RUNS, max(1, int(round(VISIT_MS / ms))))
 
 
 def time_rounds(
@@ -135,6 +135,7 @@ def time_rounds(
     min_seconds: float,
     warmup: int,
     progress: Progress,
+    settled: bool = False,
 ) -> int:
     """Fill the visits and ratios of every pair.
 
@@ -146,6 +147,9 @@ def time_rounds(
         min_seconds: Seconds that the rounds fill where ``repeats`` is None.
         warmup: Untimed runs of every input before the rounds.
         progress: Called with what is being done and the fraction done.
+        settled: Whether an untimed run comes first in every visit, not only in short ones: where many networks take
+            turns, each would otherwise find its weights in memory, while the twin, which runs every other time, finds
+            its own in the caches.
 
     Returns:
         The number of rounds.
@@ -157,7 +161,7 @@ def time_rounds(
         both = []
         for runs in (pair.twin_runs, pair.runs):
             ms = statistics.median([clock.visit(0, run, warmup).ms[-1] for run in runs])
-            both.append(_plan(ms))
+            both.append(_plan(ms, settled))
             seconds += ms * (both[-1][1] + both[-1][0]) / 1000
         plans.append(both)
     if repeats is None:
