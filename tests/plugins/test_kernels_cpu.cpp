@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <limits>
 #include <numeric>
 #include <random>
@@ -15,6 +17,7 @@
 #include <vector>
 
 #include "bottleneck.h"
+#include "caches.h"
 #include "lists.h"
 #include "masker.h"
 
@@ -742,6 +745,7 @@ void test_caches() {
         static_cast<long long>(found.l1_data));
   CHECK(found.l2 >= found.l1_data && found.l2 <= 256 << 20, "L2 of %lld", static_cast<long long>(found.l2));
   const Blocks& b = blocks();
+  CHECK(b.panel < found.l1_data, "a part of a panel stays in L1");
   CHECK(b.resident_weights < found.l2 && b.band <= found.l2 / 2 && b.planes <= found.l2 / 2,
         "blocks stay in L2");
   CHECK(b.slice <= kMaxSlice && b.widest_slice <= kMaxSlice, "slices fit their buffer");
@@ -760,6 +764,68 @@ void test_winograd_weights() {
     CHECK(planes[i] == 4 * kMiddle[i / 4] * kMiddle[i % 4], "middle tap, plane %d: %g", i, planes[i]);
     CHECK(planes[kWinogradPlanes + i] == kOnes[i / 4] * kOnes[i % 4], "ones, plane %d", i);
   }
+}
+
+// Folders as Linux describes the caches of a core.
+void test_cache_folders() {
+  namespace fs = std::filesystem;
+  const fs::path folder =
+      fs::temp_directory_path() / ("dyndeploy_caches_" + std::to_string(std::random_device()()));
+  struct Level {
+    const char *level, *type, *size, *sharers;  // size, sharers: nullptr for no such file
+  };
+  struct Case {
+    const char* what;
+    std::vector<Level> levels;
+    std::int64_t l1_data, l2;
+  };
+  const Caches unknown;
+  const Case cases[] = {
+      {"Jetson Nano, A57",
+       {{"1", "Data", "32K", "0"}, {"1", "Instruction", "48K", "0"}, {"2", "Unified", "2048K", "0-3"}},
+       32 << 10,
+       512 << 10},
+      {"Jetson TX2, A57 beside two other cores",
+       {{"1", "Data", "32K", "0"}, {"1", "Instruction", "48K", "0"}, {"2", "Unified", "2048K", "0,3-5"}},
+       32 << 10,
+       512 << 10},
+      {"Jetson Orin, A78",
+       {{"1", "Data", "64K", "0"},
+        {"1", "Instruction", "64K", "0"},
+        {"2", "Unified", "256K", "0"},
+        {"3", "Unified", "2048K", "0-3"}},
+       64 << 10,
+       256 << 10},
+      {"no sharers", {{"1", "Data", "64K", nullptr}, {"2", "Unified", "1024K", nullptr}}, 64 << 10, 1 << 20},
+      {"no sizes",
+       {{"1", "Data", nullptr, "0"}, {"2", "Unified", nullptr, "0-3"}},
+       unknown.l1_data,
+       unknown.l2},
+      {"a size without meaning",
+       {{"1", "Data", "many", "0"}, {"2", "Unified", "0K", "0"}},
+       unknown.l1_data,
+       unknown.l2},
+      {"nothing", {}, unknown.l1_data, unknown.l2},
+  };
+  for (const Case& c : cases) {
+    int index = 0;
+    for (const Level& level : c.levels) {
+      const fs::path at = folder / ("index" + std::to_string(index++));
+      fs::create_directories(at);
+      const std::pair<const char*, const char*> files[] = {{"level", level.level},
+                                                           {"type", level.type},
+                                                           {"size", level.size},
+                                                           {"shared_cpu_list", level.sharers}};
+      for (const auto& file : files) {
+        if (file.second) std::ofstream(at / file.first) << file.second << "\n";
+      }
+    }
+    const Caches found = read_caches(folder.c_str());
+    CHECK(found.l1_data == c.l1_data, "%s: L1 %lld", c.what, static_cast<long long>(found.l1_data));
+    CHECK(found.l2 == c.l2, "%s: L2 %lld", c.what, static_cast<long long>(found.l2));
+    fs::remove_all(folder);
+  }
+  CHECK(read_caches(std::string(1000, 'x').c_str()).l2 == unknown.l2, "a long path");
 }
 
 void test_dispatch() {
@@ -793,6 +859,7 @@ int main(int argc, char** argv) {
     test_workspace();
     test_arena();
     test_caches();
+    test_cache_folders();
     test_winograd_weights();
     test_dispatch();
   } else {

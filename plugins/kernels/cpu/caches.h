@@ -11,11 +11,15 @@ struct Caches {
   std::int64_t l2 = 512 << 10;
 };
 
+// From the folder of one core's caches, such as Linux's /sys/devices/system/cpu/cpu0/cache; what is missing
+// there keeps the values above.
+Caches read_caches(const char* folder);
 // Read from the system once; what it does not tell keeps the values above.
 const Caches& caches();
 
 // What fits where, in bytes. One place for every size that depends on the machine; results do not.
 struct Blocks {
+  std::int64_t panel;             // the part of one panel that a pass uses, and a tile's rows: stay in L1
   std::int64_t resident_weights;  // stay in L2 while rows of A that are read in place pass by
   std::int64_t slice;            // of copied weights, read once per few rows, beside what the next copy reads
   std::int64_t widest_slice;     // ... where a slice is as narrow as it can be

@@ -20,6 +20,20 @@ constexpr int kWorthCopying = 64;  // rows of A that read each selected row of B
 
 inline int min_of(int a, int b) { return a < b ? a : b; }
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Rows of B per pass. Vectors of many floats take rows of a panel from L2 at the pace of the arithmetic;
+// cores with few to a vector also have small L2s, shared ones, so that the part of a panel in use stays in
+// L1.
+template <class V>
+inline int chunk_rows() {
+  if constexpr (V::kPanelInL1) {
+    constexpr int kRowBytes = 4 * (V::kPanelVectors * V::kWidth + V::kTileRows);
+    const int fit = static_cast<int>(blocks().panel / (kBlock * kRowBytes)) * kBlock;
+    return fit < kBlock ? kBlock : min_of(fit, kChunk);
+  }
+  return kChunk;
+}
+
 // Into the first level, also for rows that are read much later: fetches into the second are slower.
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
@@ -79,9 +93,23 @@ DYNDEPLOY_INLINE void fetch_targets(const Epilogue& e, int row, int column) {
   }
 }
 
+template <class V, int NV>
+DYNDEPLOY_NOINLINE void finish_rows(const float* sums, int rows, const Epilogue& e, int row, int column,
+                                    int columns);
+
 template <class V, int R, int NV>
 DYNDEPLOY_INLINE void finish(typename V::Reg (&c)[R][NV], const Epilogue& e, int row, int column,
                              int columns) {
+  if constexpr (V::kFinishesFromMemory && R > 1) {
+    // The code below needs more registers than there are, and compilers then spill sums in inner loops too.
+    alignas(kLineBytes) float sums[R * NV * V::kWidth];
+    DYNDEPLOY_UNROLL
+    for (int r = 0; r < R; ++r) {
+      DYNDEPLOY_UNROLL
+      for (int v = 0; v < NV; ++v) V::store(sums + (r * NV + v) * V::kWidth, c[r][v]);
+    }
+    return finish_rows<V, NV>(sums, R, e, row, column, columns);
+  }
   RowTargets<R> t;
   locate<R>(e, row, t);
   const int left = columns - column;
@@ -139,6 +167,20 @@ DYNDEPLOY_INLINE void finish(typename V::Reg (&c)[R][NV], const Epilogue& e, int
         V::store_first(t.out[r] + n, x, lanes);
       }
     }
+  }
+}
+
+// c += the numbers in one lane of x, one of each row of A, times a row of B. A vector of the latter is loaded
+// only when all rows are ready for it: with x and the sums it takes the last of the registers.
+template <class V, int Lane, int R, int NV, class Load>
+DYNDEPLOY_INLINE void multiply_lane(const typename V::Reg (&x)[R], const Load& load,
+                                    typename V::Reg (&c)[R][NV]) {
+  static_assert(V::kWidth == 4, "tiles take four lanes from a vector");
+  DYNDEPLOY_UNROLL
+  for (int v = 0; v < NV; ++v) {
+    const typename V::Reg w = load(v);
+    DYNDEPLOY_UNROLL
+    for (int r = 0; r < R; ++r) c[r][v] = V::template fma_lane<Lane>(x[r], w, c[r][v]);
   }
 }
 
@@ -207,8 +249,30 @@ DYNDEPLOY_NOINLINE void packed_tile(const TileCall& call) {
       if constexpr (!is_memory(Kind)) {
         for (int i = 0; i < ahead_lines; ++i, ahead += kLineBytes) prefetch(ahead);
       }
+      int begin = 0;
+      if constexpr (V::kHasLanes) {
+        for (; begin + 4 <= count; begin += 4) {
+          Reg x[R];
+          DYNDEPLOY_UNROLL
+          for (int r = 0; r < R; ++r) x[r] = V::load(a + r * kBlock + begin);
+          const auto multiply = [&](auto lane) __attribute__((always_inline)) {
+            const float* const row = is_listed(Kind) ? b + *listed * stride : b;
+            if constexpr (is_memory(Kind)) prefetch(is_listed(Kind) ? b + listed[kNear] * stride : b + near);
+            if constexpr (is_listed(Kind))
+              ++listed;
+            else
+              b += stride;
+            multiply_lane<V, decltype(lane)::value>(
+                x, [=](int v) __attribute__((always_inline)) { return V::load(row + v * V::kWidth); }, c);
+          };
+          multiply(Width<0>{});
+          multiply(Width<1>{});
+          multiply(Width<2>{});
+          multiply(Width<3>{});
+        }
+      }
       DYNDEPLOY_UNROLL_BY_4
-      for (int k = 0; k < count; ++k) {
+      for (int k = begin; k < count; ++k) {
         Reg w[NV];
         const float* const row = is_listed(Kind) ? b + *listed * stride : b;
         DYNDEPLOY_UNROLL
@@ -280,14 +344,16 @@ void finish_rows(const float* sums, int rows, const Epilogue& e, int row, int co
       if (e.relu) x[v] = V::relu(x[v]);
       if (e.subtract) x[v] = V::sub(x[v], subtract[v]);
     }
-    if (e.rounded) {
-      DYNDEPLOY_UNROLL
-      for (int v = 0; v < NV; v += 2)
-        V::store(e.out + at + (column + v * W) / 2, V::round_pair(x[v], x[v + 1]));
-    } else {
-      DYNDEPLOY_UNROLL
-      for (int v = 0; v < NV; ++v) V::store(e.out + at + column + v * W, x[v]);
+    if constexpr (V::kInputsPerRow == 2) {
+      if (e.rounded) {
+        DYNDEPLOY_UNROLL
+        for (int v = 0; v < NV; v += 2)
+          V::store(e.out + at + (column + v * W) / 2, V::round_pair(x[v], x[v + 1]));
+        continue;
+      }
     }
+    DYNDEPLOY_UNROLL
+    for (int v = 0; v < NV; ++v) V::store(e.out + at + column + v * W, x[v]);
   }
 }
 
@@ -513,7 +579,7 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
       edge[t] = row_begin + static_cast<int>(static_cast<std::int64_t>(rows) * (tile_begin + t) / tiles);
     // A lone tile has room for longer chunks, so that weights are read in the order in which they lie.
     const bool lone = count == 1 && !copies;
-    const int most = lone ? kChunk * (kBlockRows / MR) : kChunk;
+    const int most = lone ? kChunk * (kBlockRows / MR) : chunk_rows<V>();
     Chunk chunk;
     bool more = next_chunk<V>(g, chunk, true, most);
     bool first = true;
@@ -648,10 +714,30 @@ DYNDEPLOY_NOINLINE void direct_tile(const Gemm& g, const float* const* pixels, c
           DYNDEPLOY_UNROLL
           for (int r = 0; r < R; ++r) prefetch(next[r] + k);
         }
-        step(k);
-        step(k + 1);
-        step(k + 2);
-        step(k + 3);
+        if constexpr (V::kHasLanes) {
+          Reg x[R];
+          DYNDEPLOY_UNROLL
+          for (int r = 0; r < R; ++r) x[r] = V::load(a[r] + k);
+          const auto multiply = [&](auto lane) __attribute__((always_inline)) {
+            multiply_lane<V, decltype(lane)::value>(
+                x,
+                [&](int v) __attribute__((always_inline)) {
+                  return V::load(b[v / kPerPanel] + v % kPerPanel * V::kWidth);
+                },
+                c);
+            DYNDEPLOY_UNROLL
+            for (int p = 0; p < kPanels; ++p) b[p] += stride;
+          };
+          multiply(Width<0>{});
+          multiply(Width<1>{});
+          multiply(Width<2>{});
+          multiply(Width<3>{});
+        } else {
+          step(k);
+          step(k + 1);
+          step(k + 2);
+          step(k + 3);
+        }
       }
       for (; k < length; ++k) step(k);
     }

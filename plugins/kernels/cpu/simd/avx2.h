@@ -19,6 +19,9 @@ struct Avx2 {
   static constexpr int kDirectVectors = 2;
   static constexpr bool kHasMerge = false;
   static constexpr bool kHasMatrix = false;
+  static constexpr bool kHasLanes = false;
+  static constexpr bool kFinishesFromMemory = false;
+  static constexpr bool kPanelInL1 = false;
 
   static __m256i first(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

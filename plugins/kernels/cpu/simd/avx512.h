@@ -20,6 +20,9 @@ struct Avx512 {
   static constexpr int kDirectVectors = 4;
   static constexpr bool kHasMerge = true;
   static constexpr bool kHasMatrix = false;
+  static constexpr bool kHasLanes = false;
+  static constexpr bool kFinishesFromMemory = false;
+  static constexpr bool kPanelInL1 = false;
 
   static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
   static Reg zero() { return _mm512_setzero_ps(); }

@@ -17,6 +17,9 @@ struct Generic {
   static constexpr int kDirectVectors = 2;
   static constexpr bool kHasMerge = false;
   static constexpr bool kHasMatrix = false;
+  static constexpr bool kHasLanes = false;
+  static constexpr bool kFinishesFromMemory = false;
+  static constexpr bool kPanelInL1 = false;
 
   template <class F>
   static Reg make(F f) {

@@ -11,28 +11,45 @@ struct Neon {
   static constexpr int kWidth = 4;
   static constexpr int kInputsPerRow = 1;
   static constexpr int kPanelVectors = 4;
-  // 6 x 4 accumulators + 4 weights + 1 activation fill 29 of the 32 registers.
+  // 6 x 4 accumulators + 4 activations of each row + 1 or 2 vectors of weights fill the 32 registers.
   static constexpr int kTileRows = 6;
   static constexpr int kDirectRows = 6;
   static constexpr int kDirectVectors = 4;
   static constexpr bool kHasMerge = false;
   static constexpr bool kHasMatrix = false;
+  static constexpr bool kHasLanes = true;
+  static constexpr bool kFinishesFromMemory = true;
+  static constexpr bool kPanelInL1 = true;
 
   static Reg zero() { return vdupq_n_f32(0.0f); }
   static Reg load(const float* p) { return vld1q_f32(p); }
   static Reg load_first(const float* p, int n) {
-    float lanes[kWidth] = {};
-    for (int i = 0; i < n; ++i) lanes[i] = p[i];
-    return vld1q_f32(lanes);
+    if (n >= kWidth) return load(p);
+    const float32x2_t none = vdup_n_f32(0.0f);
+    if (n < 2) return vcombine_f32(n ? vld1_lane_f32(p, none, 0) : none, none);
+    return vcombine_f32(vld1_f32(p), n > 2 ? vld1_lane_f32(p + 2, none, 0) : none);
   }
   static void store(float* p, Reg v) { vst1q_f32(p, v); }
   static void store_first(float* p, Reg v, int n) {
-    float lanes[kWidth];
-    vst1q_f32(lanes, v);
-    for (int i = 0; i < n; ++i) p[i] = lanes[i];
+    if (n >= kWidth) return store(p, v);
+    if (n >= 2) vst1_f32(p, vget_low_f32(v));
+    if (n == 1) vst1q_lane_f32(p, v, 0);
+    if (n == 3) vst1q_lane_f32(p + 2, v, 2);
   }
   static Reg broadcast(const float* p) { return vld1q_dup_f32(p); }
   static Reg fma(Reg a, Reg b, Reg c) { return vfmaq_f32(c, a, b); }
+  // c + b times one lane of a. The instruction does so without filling a register with that lane first, which
+  // would take a slot of the arithmetic on its way from memory.
+  template <int Lane>
+  static Reg fma_lane(Reg a, Reg b, Reg c) {
+#if defined(__clang__)
+    return vfmaq_laneq_f32(c, b, a, Lane);
+#else
+    // Left to itself GCC moves sums to other registers and back.
+    __asm__("fmla %0.4s, %2.4s, %1.s[%3]" : "+w"(c) : "w"(a), "w"(b), "n"(Lane));
+    return c;
+#endif
+  }
   static Reg add(Reg a, Reg b) { return vaddq_f32(a, b); }
   static Reg sub(Reg a, Reg b) { return vsubq_f32(a, b); }
   static Reg relu(Reg a) { return vmaxq_f32(a, vdupq_n_f32(0.0f)); }
