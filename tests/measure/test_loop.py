@@ -56,6 +56,15 @@ def test_short_runs_are_repeated_after_one_that_is_not_counted() -> None:
     assert script.order.count("a0") == 3 + 2 * (1 + 5)
 
 
+def test_where_many_take_turns_every_visit_begins_with_a_run_that_is_not_counted() -> None:
+    script = Script()
+    pairs = [script.pair("a", [50.0], 200.0), script.pair("b", [100.0], 200.0)]
+    time_rounds(pairs, DeviceClock(), 1, 0.0, 1, silent, settled=True)
+    assert script.order[4:] == ["twin0", "twin0", "a0", "a0", "twin0", "twin0", "b0", "b0", "twin0", "twin0"]
+    assert [len(visit.ms) for pair in pairs for visit in pair.visits] == [1, 1]
+    assert pairs[1].ratios == [(0, 2.0, None)]
+
+
 @given(
     inputs=st.lists(st.integers(1, 7), min_size=1, max_size=3),
     ms=st.floats(21, 1000),
