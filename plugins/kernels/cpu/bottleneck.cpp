@@ -487,7 +487,8 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
   // Rows start on cache lines.
   c.h1_stride = c.h2_stride = round_up(c.rounded ? ceil_to_int(M, 2) : M, 16);
   // Whole blocks of the last group's inputs are read, which may end beyond the last row.
-  c.h1 = workspace.take<float>(static_cast<std::size_t>(batch) * shape.height * shape.width * c.h1_stride + kBlock);
+  c.h1 = workspace.take<float>(static_cast<std::size_t>(batch) * shape.height * shape.width * c.h1_stride +
+                               kBlock);
   c.h2 =
       workspace.take<float>(static_cast<std::size_t>(std::max(active, threads * c.h2_block)) * c.h2_stride);
   c.strips = workspace.take<Strip>(static_cast<std::size_t>(threads));
