@@ -21,7 +21,7 @@ import torch
 
 from dyndeploy import ExportSettings, create_model, export_model
 from dyndeploy.files import write_json, write_text
-from dyndeploy.measure.machine import machine_facts
+from dyndeploy.runtimes.machine import machine_facts
 
 RESULTS = Path(__file__).parent.parent / "results"
 PROBE = """

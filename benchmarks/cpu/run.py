@@ -33,8 +33,8 @@ from timing import time_blocks, time_bundle
 
 from dyndeploy import Bundle, ExportSettings, create_model, export_model, verify_bundle
 from dyndeploy.files import write_json, write_text
-from dyndeploy.measure.machine import machine_facts
 from dyndeploy.runtimes import OnnxRuntimeSession
+from dyndeploy.runtimes.machine import machine_facts
 from dyndeploy.runtimes.native import ISA_VARIABLE
 
 RESULTS = Path(__file__).parent.parent / "results"

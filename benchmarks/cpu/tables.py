@@ -107,7 +107,7 @@ def notes(result: Row) -> list[str]:
     found = [f"Environment: {name}={value}." for name, value in result["environment"].items()]
     if any(flag.startswith("amx") for flag in result["machine"].get("isa") or ()):
         found.append(
-            "The processor has AMX, which OpenVINO's BF16 and INT8 and ONNX Runtime's INT8 use, and our kernels in BF16; "
+            "The processor has AMX, which OpenVINO's BF16 and INT8 and ONNX Runtime's INT8 use, our kernels in BF16; "
             "with ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment OpenVINO does without."
         )
     return found

@@ -16,10 +16,10 @@ from dyndeploy.graphs.macs import MacCounter
 from dyndeploy.measure import profile_bundle
 from dyndeploy.measure.inputs import Configuration, Feeds, Schedule, forced_configurations, own_configuration
 from dyndeploy.measure.loop import Clock, Paired, time_rounds
-from dyndeploy.measure.machine import machine_facts
 from dyndeploy.measure.profile import DATA, typical_ratio
 from dyndeploy.measure.result import samples_of
 from dyndeploy.runtimes import OnnxRuntimeSession
+from dyndeploy.runtimes.machine import machine_facts
 
 WARMUP = 2
 BREAKDOWN_RATES = (0.5, 0.1)

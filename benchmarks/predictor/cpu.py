@@ -36,12 +36,12 @@ from dyndeploy.device_calibration.measure import Subject, block_rates, time_in_t
 from dyndeploy.files import read_json, write_json, write_text
 from dyndeploy.graphs.forced import forced_masks
 from dyndeploy.graphs.inspect import group_of
-from dyndeploy.measure.machine import machine_facts
 from dyndeploy.measure.steady import quick
 from dyndeploy.planning.measured import forced_graph
 from dyndeploy.prediction import Rates
 from dyndeploy.prediction.calibrated import CalibratedModel, load_calibration
 from dyndeploy.prediction.kernels import Graph, GraphWalker
+from dyndeploy.runtimes.machine import machine_facts
 
 RESULTS = Path(__file__).parent.parent / "results"
 SIZES = {

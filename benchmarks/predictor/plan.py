@@ -26,7 +26,6 @@ from dyndeploy import create_model
 from dyndeploy.bundle import MaskInfo
 from dyndeploy.files import write_json, write_text
 from dyndeploy.graphs.forced import forced_masks
-from dyndeploy.measure.machine import machine_facts
 from dyndeploy.planning import (
     Plan,
     PlanSettings,
@@ -38,6 +37,7 @@ from dyndeploy.planning import (
 from dyndeploy.planning.measured import forced_graph
 from dyndeploy.prediction.calibrated import CalibratedModel, load_calibration
 from dyndeploy.runtimes import OnnxRuntimeSession
+from dyndeploy.runtimes.machine import machine_facts
 
 RESULTS = Path(__file__).parent.parent / "results"
 UNIFORM = {"spatial": (1, 2, 4, 7), "channel": (1, 2, 4)}

@@ -19,7 +19,6 @@ from dyndeploy.device_calibration.fit import Fit, common_error, fit_all, rows_by
 from dyndeploy.device_calibration.graphs import MicroGraph, micro_graph
 from dyndeploy.device_calibration.measure import Measurement, Sample, measure
 from dyndeploy.errors import InputError, UsageError
-from dyndeploy.measure.machine import machine_facts
 from dyndeploy.measure.steady import quick
 from dyndeploy.ops import OPERATORS
 from dyndeploy.prediction import Rates
@@ -33,6 +32,7 @@ from dyndeploy.prediction.calibrated import (
 )
 from dyndeploy.prediction.kernels import GraphWalker, Kernel, OperatorCall
 from dyndeploy.runtimes import OnnxRuntimeSession
+from dyndeploy.runtimes.machine import machine_facts
 
 Progress = Callable[[str, float], None]
 

@@ -17,8 +17,8 @@ from dyndeploy.exits.costs import CostsOf, counted_costs
 from dyndeploy.exits.frontier import Constraint
 from dyndeploy.exits.result import CalibrationResult
 from dyndeploy.exits.scores import ExitScores, FloatArray
-from dyndeploy.measure.machine import machine_facts
 from dyndeploy.runtimes import StagedSession, open_staged
+from dyndeploy.runtimes.machine import machine_facts
 from dyndeploy.runtimes.staged import stage_precision
 
 DIGITS = "digits"

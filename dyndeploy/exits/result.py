@@ -33,7 +33,7 @@ class CalibrationResult:
         macs: Multiply-accumulates per image up to each exit.
         source: Where the images come from, in words.
         runtime: What ran the network, e.g. ``SessionInfo.to_json()``.
-        machine: See :func:`dyndeploy.measure.machine.machine_facts`.
+        machine: See :func:`dyndeploy.runtimes.machine.machine_facts`.
     """
 
     calibration: Calibration

@@ -16,12 +16,12 @@ from dyndeploy.errors import UsageError
 from dyndeploy.graphs.stages import whole_model
 from dyndeploy.measure.inputs import Schedule, input_batches
 from dyndeploy.measure.loop import Clock, Paired, Progress, time_rounds
-from dyndeploy.measure.machine import machine_facts
 from dyndeploy.measure.profile import typical_ratio
 from dyndeploy.measure.result import bundle_facts, samples_of
 from dyndeploy.measure.samples import Samples
 from dyndeploy.prediction import bundle_record, exit_shares
 from dyndeploy.runtimes import OnnxRuntimeSession, StagedSession, open_staged
+from dyndeploy.runtimes.machine import machine_facts
 
 SCHEMA_VERSION = 1
 KIND = "measured_exits"
@@ -103,7 +103,7 @@ class ExitProfile:
 
     Attributes:
         bundle: What was measured.
-        machine: Facts about the machine, from :func:`dyndeploy.measure.machine.machine_facts`.
+        machine: Facts about the machine, from :func:`dyndeploy.runtimes.machine.machine_facts`.
         runtime: ``name``, ``version`` and ``provider``.
         threads: How many threads all stages compute with, together.
         settings: Rounds, warm-up, and where the images come from.

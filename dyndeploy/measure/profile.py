@@ -195,7 +195,7 @@ class Profile:
 
     Attributes:
         bundle: What was measured: network, mode, granularities, target, input size, masks and checksums.
-        machine: Facts from :func:`dyndeploy.measure.machine.machine_facts`; of a board also ``board``, ``jetpack``,
+        machine: Facts from :func:`dyndeploy.runtimes.machine.machine_facts`; of a board also ``board``, ``jetpack``,
             ``l4t``, ``power_mode``, ``clocks``, ``sensors``, ``warnings`` and, for a reader, ``device_facts``.
         device: ``"cpu"`` for this machine's processor, the name of the board's target, or of a GPU the name of its
             device model (its own name where there is none).

@@ -266,7 +266,7 @@ class Installation:
     """What times depend on beside the graph: a machine and what runs there.
 
     Attributes:
-        machine: Facts from :func:`~dyndeploy.measure.machine.machine_facts`.
+        machine: Facts from :func:`~dyndeploy.runtimes.machine.machine_facts`.
         runtime_version: Of ONNX Runtime; None where there is none.
         native: ``sha256`` and ``instruction_set`` of the operator library (None: there is none); None where a profile
             does not tell.
@@ -279,7 +279,7 @@ class Installation:
     @classmethod
     def here(cls) -> Installation:
         """What a session opened now would run on and with."""
-        from dyndeploy.measure.machine import machine_facts
+        from dyndeploy.runtimes.machine import machine_facts
         from dyndeploy.runtimes.native import find_cpu_library
 
         machine, library = machine_facts(), find_cpu_library()
@@ -294,7 +294,7 @@ class Calibration:
     Attributes:
         device: Its name.
         threads: Threads that computed.
-        machine: What it was measured on (:func:`~dyndeploy.measure.machine.machine_facts`).
+        machine: What it was measured on (:func:`~dyndeploy.runtimes.machine.machine_facts`).
         runtime: Runtime with version, and the operator library with checksum and instruction set.
         measured: Date, seconds, graphs, samples, repeatability, what was left out.
         overhead_ms: Of a run, beside its kernels.

@@ -836,8 +836,9 @@ def _build_onnxruntime(job: Job, spec: Json, model: str) -> Json:
     _keep_order(runtime, options)
     path = os.path.join(job.out, "engine")
     options.optimized_model_filepath = path + ".part"
-    # Layout changes of the highest level fit one processor only, but this file never leaves the machine.
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # The highest level, which changes layouts, comes when the file is loaded: in branches it gives several outputs
+    # the same name, so that a file of it cannot be read.
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     try:
         runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -924,8 +925,7 @@ class OnnxRuntimeSession:
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.force_spinning_stop", "1")
         _keep_order(self.runtime, options)
-        # The file was optimised when it was built.
-        options.graph_optimization_level = self.runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = self.runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
         if profile:
             options.enable_profiling = True
             options.profile_file_prefix = os.path.join(os.getcwd(), "nodes-%d" % id(self))

@@ -20,10 +20,10 @@ from dyndeploy.measure.inputs import (
     require_comparable,
 )
 from dyndeploy.measure.loop import DeviceClock, Paired, time_rounds
-from dyndeploy.measure.machine import machine_facts
 from dyndeploy.measure.profile import DATA, Profile
 from dyndeploy.measure.result import GroupTimes, assemble, group_times
 from dyndeploy.runtimes import TensorRTSession
+from dyndeploy.runtimes.machine import machine_facts
 from dyndeploy.runtimes.tensorrt_engine import EngineSettings
 from dyndeploy.targets import device_of_gpu
 

@@ -24,11 +24,11 @@ from dyndeploy.measure.inputs import (
     require_comparable,
 )
 from dyndeploy.measure.loop import Clock, Paired, time_rounds
-from dyndeploy.measure.machine import machine_facts
 from dyndeploy.measure.profile import DATA, Profile
 from dyndeploy.measure.result import GroupTimes, assemble
 from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes import OnnxRuntimeSession
+from dyndeploy.runtimes.machine import machine_facts
 
 _NODE_RUNS = 5  # Runs with the node profile, per input.
 _MAX_NODE_INPUTS = 8

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dyndeploy.measure import machine
-from dyndeploy.measure.machine import machine_facts
+from dyndeploy.runtimes import machine
+from dyndeploy.runtimes.machine import machine_facts
 
 
 def test_this_machine_is_described() -> None:
