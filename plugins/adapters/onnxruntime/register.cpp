@@ -99,14 +99,6 @@ cpu::Precision session_precision(const OrtApi& api, const OrtSessionOptions* opt
                         "', expected fp32 or bf16");
 }
 
-// The kernels of a session, nullptr when none can run here.
-const cpu::Isa* session_isa(cpu::Precision precision) {
-  const cpu::Isa* isa = cpu::select_isa(precision);
-  // The environment may name the table of another precision, which nobody asked for.
-  const bool floats = isa && isa->inputs_per_row == 1;
-  return isa && floats == (precision == cpu::Precision::kFloat32) ? isa : nullptr;
-}
-
 // The instruction sets for floats that run here, best first.
 std::string instruction_sets(const char* separator) {
   const cpu::Isa* isas[16];
@@ -118,7 +110,7 @@ std::string instruction_sets(const char* separator) {
 
 void register_ops(const OrtApi& api, OrtSessionOptions* options) {
   const cpu::Precision precision = session_precision(api, options);
-  const cpu::Isa* isa = session_isa(precision);
+  const cpu::Isa* isa = cpu::select_isa(precision);
   if (!isa && precision == cpu::Precision::kBfloat16)
     throw InvalidArgument(
         "dyndeploy: bf16 needs a CPU with AVX-512 BF16, and a library whose compiler knew that instruction "
@@ -159,8 +151,7 @@ DYNDEPLOY_EXPORT const char* DyndeployInstructionSets() {
 DYNDEPLOY_EXPORT const char* DyndeployInstructionSet(const char* precision) {
   namespace cpu = dyndeploy::cpu;
   const bool bf16 = std::string(precision) == "bf16";
-  const cpu::Isa* isa =
-      dyndeploy::ort::session_isa(bf16 ? cpu::Precision::kBfloat16 : cpu::Precision::kFloat32);
+  const cpu::Isa* isa = cpu::select_isa(bf16 ? cpu::Precision::kBfloat16 : cpu::Precision::kFloat32);
   return isa ? isa->name : "";
 }
 

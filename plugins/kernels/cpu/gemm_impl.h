@@ -553,6 +553,23 @@ inline Upcoming upcoming_copy(const Gemm& g, const GemmSource& source, int row_b
   return upcoming;
 }
 
+// Rows [row_begin, row_begin + count) of the selected weights of one panel.
+template <class V>
+inline void copy_panel(const Gemm& g, const GemmSource& source, int row_begin, int count, int panel,
+                       float* out) {
+  constexpr int PW = V::kPanelVectors * V::kWidth;
+  SelectedCopy copy;
+  copy.b = source.b;
+  copy.selection = source.selection;
+  copy.row_begin = row_begin;
+  copy.row_end = row_begin + count;
+  copy.column_begin = panel * PW;
+  copy.column_end = min_of((panel + 1) * PW, g.columns);
+  copy.out = out;
+  copy.out_stride = PW;
+  copy_selected<V>(copy);
+}
+
 // Rows alone can be found through their list; columns, or pairs that have to be put together anew, are
 // copied.
 template <class V>
@@ -619,16 +636,7 @@ void gemm_packed(const Gemm& g, int row_begin, int row_end, int panel_begin, int
         call.upcoming = g.upcoming;
         call.pace = g.upcoming ? kPace : 0;
         if (copied) {
-          SelectedCopy copy;
-          copy.b = source.b;
-          copy.selection = source.selection;
-          copy.row_begin = chunk.row;
-          copy.row_end = chunk.row + chunk_rows;
-          copy.column_begin = call.column;
-          copy.column_end = min_of(call.column + PW, g.columns);
-          copy.out = scratch.b;
-          copy.out_stride = PW;
-          copy_selected<V>(copy);
+          copy_panel<V>(g, source, chunk.row, chunk_rows, p, scratch.b);
           call.b = scratch.b;
           const bool here = p + 1 < panel_end;
           if (here || (more && must_copy<V>(g.source[following.source].selection))) {
@@ -817,17 +825,7 @@ void gemm_sliced(const Gemm& g, int row_begin, int row_end, int panel_begin, int
   Upcoming next;
   for (int p = panel_begin; p < panel_end; p += step) {
     const int end = min_of(p + step, panel_end);
-    SelectedCopy copy;
-    copy.b = from.b;
-    copy.selection = from.selection;
-    copy.row_end = depth;
-    copy.out_stride = PW;
-    for (int i = p; i < end; ++i) {
-      copy.column_begin = i * PW;
-      copy.column_end = min_of((i + 1) * PW, g.columns);
-      copy.out = scratch.b + (i - p) * panel;
-      copy_selected<V>(copy);
-    }
+    for (int i = p; i < end; ++i) copy_panel<V>(g, from, 0, depth, i, scratch.b + (i - p) * panel);
     slice.source[0].b = PanelView{scratch.b - p * panel, PW, panel};
     slice.upcoming = g.upcoming;
     if (end < panel_end) {

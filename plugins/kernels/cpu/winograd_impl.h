@@ -146,16 +146,7 @@ void winograd(const Winograd& w, int tile_begin, int tile_end, int panel_begin, 
         call.pace = g.upcoming ? kPace : 0;
         const bool last_plane = i + 1 == kWinogradPlanes;
         if (copied) {
-          SelectedCopy copy;
-          copy.b = source.b;
-          copy.selection = source.selection;
-          copy.row_begin = i * depth;
-          copy.row_end = (i + 1) * depth;
-          copy.column_begin = call.column;
-          copy.column_end = min_of(call.column + PW, g.columns);
-          copy.out = scratch.b;
-          copy.out_stride = PW;
-          copy_selected<V>(copy);
+          copy_panel<V>(g, source, i * depth, depth, p, scratch.b);
           call.b = scratch.b;
           if (!last_plane || p + 1 < panel_end) {
             const int panel = last_plane ? p + 1 : p;
