@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dyndeploy"
 FLOORS = (
     {"errors"},
-    {"files", "fields"},
+    {"files", "fields", "processors"},
     {"ops", "data", "confidences", "precisions"},
     {"targets", "blocks"},
     {"nets", "bundle"},

@@ -12,6 +12,7 @@ import typer
 
 from dyndeploy.cli._progress import interrupt
 from dyndeploy.errors import DyndeployError
+from dyndeploy.processors import share_processors
 
 COMMANDS = {
     "models": "models",
@@ -84,6 +85,7 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 all well, 2 wrong usage or impossible request, 1 any other failure."""
     interrupt.install()
+    share_processors()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -780,7 +780,7 @@ def job_plugins(job: Job, spec: Json) -> Json:
         job.report("building the plugins", 0.1)
         # One compiler of CUDA code takes up to a gigabyte; a Nano has four in all.
         memory = _memory("/")["available_mb"] or 1024
-        workers = max(1, min(os.cpu_count() or 1, memory // 1024))
+        workers = max(1, min(len(os.sched_getaffinity(0)), memory // 1024))
         job.run([cmake, "--build", ".", "--", "-j%d" % workers], build, env, show)
     elif cuda["nvcc"]:
         job.report("building the plugins with nvcc", 0.0)

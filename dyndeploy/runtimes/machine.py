@@ -9,6 +9,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from dyndeploy.processors import processor_quota
+
 _ISA_FLAGS = (
     "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni",
     "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "neon", "asimd", "asimddp", "asimdhp", "fphp",
@@ -17,7 +19,6 @@ _ISA_FLAGS = (
 _CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _CPUINFO = Path("/proc/cpuinfo")
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _PACKAGES = ("dyndeploy", "onnxruntime", "onnx", "numpy")
 
 
@@ -36,14 +37,6 @@ def _cpuinfo() -> dict[str, str]:
         if separator:
             entry.setdefault(key.strip().lower(), value.strip())
     return entry
-
-
-def _quota() -> float | None:
-    """Processors that a container may use, or None without a limit."""
-    parts = (_read(_CPU_QUOTA) or "").split()
-    if len(parts) != 2 or not all(part.isdigit() for part in parts) or int(parts[1]) == 0:
-        return None
-    return int(parts[0]) / int(parts[1])
 
 
 def _caches() -> dict[str, int]:
@@ -97,7 +90,7 @@ def machine_facts() -> dict[str, Any]:
         "physical_cores": psutil.cpu_count(logical=False),
         "logical_cores": psutil.cpu_count(logical=True),
         "usable_cores": len(affinity(0)) if affinity else None,
-        "cpu_quota": _quota(),
+        "cpu_quota": processor_quota(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 2),
         "os": f"{platform.system()} {platform.release()}",
         "governor": _read(_CPUFREQ / "scaling_governor"),

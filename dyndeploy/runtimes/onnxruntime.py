@@ -18,6 +18,7 @@ import numpy as np
 from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError, unknown_name
 from dyndeploy.precisions import CPU_PRECISIONS
+from dyndeploy.processors import usable_processors
 from dyndeploy.runtimes.base import ANY_SIZE, Array, NativeUse, Session, SessionInfo
 from dyndeploy.runtimes.native import ISA_VARIABLE, NativeLibrary, find_cpu_library, native_library
 
@@ -72,7 +73,7 @@ class OnnxRuntimeSession(Session):
 
     Args:
         model: Path of an ONNX file, or the model itself.
-        threads: Threads that compute one run, at most four per processor of this machine.
+        threads: Threads that compute one run, at most four per processor that this process may use.
         native: ``"auto"`` uses the operator library if one is found (:func:`find_cpu_library`), ``"off"`` runs the
             function bodies, anything else is the path of a library.
         precision: What the dynamic bottlenecks compute in: ``"fp32"``, or ``"bf16"``, which takes an operator library
@@ -121,10 +122,10 @@ class OnnxRuntimeSession(Session):
 
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
             raise UsageError(f"threads={threads!r} is not valid: give a whole number of at least 1.")
-        processors = os.cpu_count() or 1
+        processors = usable_processors()
         if threads > _MAX_THREADS_PER_CPU * processors:
             raise UsageError(
-                f"threads={threads} is not valid: this machine has {processors} processors, give at most "
+                f"threads={threads} is not valid: this process may use {processors} processor(s), give at most "
                 f"{_MAX_THREADS_PER_CPU * processors} threads."
             )
         if precision not in CPU_PRECISIONS:

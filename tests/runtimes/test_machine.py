@@ -51,16 +51,8 @@ def test_the_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine_facts()["caches"] == {"L1d": 48 << 10, "L2": 2 << 20}
 
 
-def test_the_limit_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quota = tmp_path / "cpu.max"
-    monkeypatch.setattr(machine, "_CPU_QUOTA", quota)
-    for text, expected in (("150000 100000\n", 1.5), ("max 100000\n", None), ("", None)):
-        quota.write_text(text)
-        assert machine_facts()["cpu_quota"] == expected
-
-
 def test_what_cannot_be_read_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_CPUINFO", "_CPU_QUOTA", "_CPUFREQ", "_CACHES"):
+    for name in ("_CPUINFO", "_CPUFREQ", "_CACHES"):
         monkeypatch.setattr(machine, name, tmp_path / "nothing")
     facts = machine_facts()
     assert facts["frequency_mhz"] is None

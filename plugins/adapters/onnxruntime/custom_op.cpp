@@ -40,7 +40,7 @@ std::int64_t ShapeInference::integer(const char* name, std::int64_t fallback) co
   }
   std::int64_t value = fallback;
   std::size_t bytes = 0;
-  check(api_, api_.ReadOpAttr(attribute, ORT_OP_ATTR_INT, &value, sizeof(value), &bytes));
+  check(api_, api_.ReadOpAttr(attribute, abi::AttributeType::kInt, &value, sizeof(value), &bytes));
   return value;
 }
 
@@ -52,11 +52,11 @@ std::vector<std::int64_t> ShapeInference::integers(const char* name) const {
   }
   std::size_t bytes = 0;
   // Asking without room fails, and tells the size.
-  if (OrtStatus* status = api_.ReadOpAttr(attribute, ORT_OP_ATTR_INTS, nullptr, 0, &bytes))
+  if (OrtStatus* status = api_.ReadOpAttr(attribute, abi::AttributeType::kInts, nullptr, 0, &bytes))
     api_.ReleaseStatus(status);
   std::vector<std::int64_t> values(bytes / sizeof(std::int64_t));
   if (!values.empty()) {
-    check(api_, api_.ReadOpAttr(attribute, ORT_OP_ATTR_INTS, values.data(), bytes, &bytes));
+    check(api_, api_.ReadOpAttr(attribute, abi::AttributeType::kInts, values.data(), bytes, &bytes));
   }
   return values;
 }
@@ -72,7 +72,7 @@ void ShapeInference::set_output(const Shape& shape) const {
   check(api_, api_.CreateTensorTypeAndShapeInfo(&created));
   const auto release = [this](OrtTensorTypeAndShapeInfo* info) { api_.ReleaseTensorTypeAndShapeInfo(info); };
   const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(release)> info(created, release);
-  check(api_, api_.SetTensorElementType(created, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT));
+  check(api_, api_.SetTensorElementType(created, abi::ElementType::kFloat));
   check(api_, api_.SetDimensions(created, sizes.data(), sizes.size()));
   check(api_, api_.SetSymbolicDimensions(created, names.data(), names.size()));
   check(api_, api_.ShapeInferContext_SetOutputTypeShape(context_, 0, created));

@@ -1,4 +1,4 @@
-// The OrtCustomOp of one operator of the table, made from the kernel class of its kind:
+// The abi::CustomOp of one operator of the table, made from the kernel class of its kind:
 //
 //   class Kernel {
 //    public:
@@ -44,7 +44,7 @@ class ShapeInference {
   };
   using Shape = std::vector<Dim>;
 
-  ShapeInference(const OrtApi& api, OrtShapeInferContext* context) : api_(api), context_(context) {}
+  ShapeInference(const Api& api, OrtShapeInferContext* context) : api_(api), context_(context) {}
   // Empty when the rank is not known.
   Shape input(std::size_t index) const;
   std::int64_t integer(const char* name, std::int64_t fallback) const;
@@ -52,21 +52,22 @@ class ShapeInference {
   void set_output(const Shape& shape) const;
 
  private:
-  const OrtApi& api_;
+  const Api& api_;
   OrtShapeInferContext* context_;
 };
 
 template <class Kernel>
-class CustomOp : public OrtCustomOp {
+class CustomOp : public abi::CustomOp {
  public:
-  CustomOp(const tables::Operator& op, const OrtApi& api, const Registration& registration)
-      : OrtCustomOp{}, op_(op), api_(api), registration_(registration) {
-    version = kApiVersion;
-    CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi* api, const OrtKernelInfo* info,
+  CustomOp(const tables::Operator& op, const Api& api, const Registration& registration)
+      : abi::CustomOp{}, op_(op), api_(api), registration_(registration) {
+    version = abi::kVersion;
+    CreateKernelV2 = [](const abi::CustomOp* self, const abi::Table*, const OrtKernelInfo* info,
                         void** kernel) {
-      return guarded(*api, [&] {
+      const Api& api = of(self).api_;
+      return guarded(api, [&] {
         const tables::Operator& op = of(self).op_;
-        *kernel = new Instance{*api, Kernel(op, KernelInfo(*api, info, op.name), of(self).registration_)};
+        *kernel = new Instance{api, Kernel(op, KernelInfo(api, info, op.name), of(self).registration_)};
       });
     };
     KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
@@ -77,26 +78,26 @@ class CustomOp : public OrtCustomOp {
       });
     };
     KernelDestroy = [](void* kernel) { delete static_cast<Instance*>(kernel); };
-    GetName = [](const OrtCustomOp* self) { return of(self).op_.name; };
-    GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return "CPUExecutionProvider"; };
-    GetInputTypeCount = [](const OrtCustomOp* self) {
+    GetName = [](const abi::CustomOp* self) { return of(self).op_.name; };
+    GetExecutionProviderType = [](const abi::CustomOp*) -> const char* { return "CPUExecutionProvider"; };
+    GetInputTypeCount = [](const abi::CustomOp* self) {
       return static_cast<std::size_t>(of(self).op_.input_count);
     };
-    GetInputType = [](const OrtCustomOp*, std::size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
-    GetOutputTypeCount = [](const OrtCustomOp*) { return std::size_t{1}; };
+    GetInputType = [](const abi::CustomOp*, std::size_t) { return abi::ElementType::kFloat; };
+    GetOutputTypeCount = [](const abi::CustomOp*) { return std::size_t{1}; };
     GetOutputType = GetInputType;
-    GetInputCharacteristic = [](const OrtCustomOp*, std::size_t) { return INPUT_OUTPUT_REQUIRED; };
+    GetInputCharacteristic = [](const abi::CustomOp*, std::size_t) { return abi::Characteristic::kRequired; };
     GetOutputCharacteristic = GetInputCharacteristic;
-    GetInputMemoryType = [](const OrtCustomOp*, std::size_t) { return OrtMemTypeDefault; };
-    GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
+    GetInputMemoryType = [](const abi::CustomOp*, std::size_t) { return abi::MemoryType::kDefault; };
+    GetVariadicInputMinArity = [](const abi::CustomOp*) { return 1; };
     GetVariadicInputHomogeneity = GetVariadicInputMinArity;
     GetVariadicOutputMinArity = GetVariadicInputMinArity;
     GetVariadicOutputHomogeneity = GetVariadicInputMinArity;
-    InferOutputShapeFn = [](const OrtCustomOp* self, OrtShapeInferContext* context) {
+    InferOutputShapeFn = [](const abi::CustomOp* self, OrtShapeInferContext* context) {
       return guarded(of(self).api_,
                      [&] { Kernel::infer(of(self).op_, ShapeInference(of(self).api_, context)); });
     };
-    GetStartVersion = [](const OrtCustomOp* self) { return of(self).op_.version; };
+    GetStartVersion = [](const abi::CustomOp* self) { return of(self).op_.version; };
     GetEndVersion = GetStartVersion;
     if (Kernel::in_place(op)) {
       GetMayInplace = [](int** inputs, int** outputs) {
@@ -110,13 +111,13 @@ class CustomOp : public OrtCustomOp {
 
  private:
   struct Instance {
-    const OrtApi& api;
+    const Api& api;
     Kernel kernel;
   };
-  static const CustomOp& of(const OrtCustomOp* self) { return *static_cast<const CustomOp*>(self); }
+  static const CustomOp& of(const abi::CustomOp* self) { return *static_cast<const CustomOp*>(self); }
 
   const tables::Operator& op_;
-  const OrtApi& api_;
+  const Api& api_;
   const Registration& registration_;
 };
 

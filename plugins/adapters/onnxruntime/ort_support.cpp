@@ -8,15 +8,15 @@ namespace {
 
 class TypeInfo {
  public:
-  TypeInfo(const OrtApi& api, const OrtValue* value) : api_(api) {
+  TypeInfo(const Api& api, const OrtValue* value) : api_(api) {
     check(api, api.GetTensorTypeAndShape(value, &info_));
   }
   ~TypeInfo() { api_.ReleaseTensorTypeAndShapeInfo(info_); }
   TypeInfo(const TypeInfo&) = delete;
   TypeInfo& operator=(const TypeInfo&) = delete;
 
-  ONNXTensorElementDataType element_type() const {
-    ONNXTensorElementDataType type;
+  abi::ElementType element_type() const {
+    abi::ElementType type;
     check(api_, api_.GetTensorElementType(info_, &type));
     return type;
   }
@@ -29,7 +29,7 @@ class TypeInfo {
   }
 
  private:
-  const OrtApi& api_;
+  const Api& api_;
   OrtTensorTypeAndShapeInfo* info_ = nullptr;
 };
 
@@ -38,7 +38,7 @@ std::string describe(const tables::Operator& op, int input) {
          op.inputs[input].name + ")";
 }
 
-bool succeeded(const OrtApi& api, OrtStatus* status) {
+bool succeeded(const Api& api, OrtStatus* status) {
   if (!status) return true;
   api.ReleaseStatus(status);
   return false;
@@ -46,7 +46,7 @@ bool succeeded(const OrtApi& api, OrtStatus* status) {
 
 }  // namespace
 
-void check(const OrtApi& api, OrtStatus* status) {
+void check(const Api& api, OrtStatus* status) {
   if (!status) return;
   const ApiError error(api.GetErrorCode(status), api.GetErrorMessage(status));
   api.ReleaseStatus(status);
@@ -67,13 +67,13 @@ std::int64_t Tensor::elements() const {
   return count;
 }
 
-Tensor read_tensor(const OrtApi& api, const OrtValue* value, const tables::Operator& op, int input) {
+Tensor read_tensor(const Api& api, const OrtValue* value, const tables::Operator& op, int input) {
   if (!value) throw InvalidArgument(describe(op, input) + " is missing");
   int is_tensor = 0;
   check(api, api.IsTensor(value, &is_tensor));
   if (!is_tensor) throw InvalidArgument(describe(op, input) + " is not a tensor");
   const TypeInfo info(api, value);
-  if (info.element_type() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+  if (info.element_type() != abi::ElementType::kFloat) {
     throw InvalidArgument(describe(op, input) + " is not a tensor of float32");
   }
   Tensor tensor;

@@ -1,8 +1,6 @@
 // A thin layer over ONNX Runtime's C API: errors as exceptions inside the library, statuses at its border.
 #pragma once
 
-#include <onnxruntime_c_api.h>
-
 #include <cstdint>
 #include <exception>
 #include <memory>
@@ -11,13 +9,13 @@
 #include <vector>
 
 #include "../common/tables.h"
+#include "abi.h"
 #include "parallel.h"
 #include "workspace.h"
 
 namespace dyndeploy::ort {
 
-// The oldest API that has everything used here: ONNX Runtime 1.18 (in-place hints of custom operators).
-constexpr std::uint32_t kApiVersion = 18;
+using abi::Api;
 
 // The model or its inputs are wrong.
 class InvalidArgument : public std::runtime_error {
@@ -28,29 +26,29 @@ class InvalidArgument : public std::runtime_error {
 // An API call failed; carries its status.
 class ApiError : public std::runtime_error {
  public:
-  ApiError(OrtErrorCode code, const char* message) : std::runtime_error(message), code_(code) {}
-  OrtErrorCode code() const { return code_; }
+  ApiError(abi::ErrorCode code, const char* message) : std::runtime_error(message), code_(code) {}
+  abi::ErrorCode code() const { return code_; }
 
  private:
-  OrtErrorCode code_;
+  abi::ErrorCode code_;
 };
 
-void check(const OrtApi& api, OrtStatus* status);
+void check(const Api& api, OrtStatus* status);
 
 // Calls body() and turns whatever it throws into a status.
 template <class Body>
-OrtStatus* guarded(const OrtApi& api, Body body) noexcept {
+OrtStatus* guarded(const Api& api, Body body) noexcept {
   try {
     body();
     return nullptr;
   } catch (const InvalidArgument& error) {
-    return api.CreateStatus(ORT_INVALID_ARGUMENT, error.what());
+    return api.CreateStatus(abi::ErrorCode::kInvalidArgument, error.what());
   } catch (const ApiError& error) {
     return api.CreateStatus(error.code(), error.what());
   } catch (const std::bad_alloc&) {
-    return api.CreateStatus(ORT_FAIL, "dyndeploy: out of memory");
+    return api.CreateStatus(abi::ErrorCode::kFail, "dyndeploy: out of memory");
   } catch (const std::exception& error) {
-    return api.CreateStatus(ORT_RUNTIME_EXCEPTION, error.what());
+    return api.CreateStatus(abi::ErrorCode::kRuntimeException, error.what());
   }
 }
 
@@ -65,7 +63,7 @@ struct Tensor {
 };
 
 // Fails unless the value is a float32 tensor of the input's rank.
-Tensor read_tensor(const OrtApi& api, const OrtValue* value, const tables::Operator& op, int input);
+Tensor read_tensor(const Api& api, const OrtValue* value, const tables::Operator& op, int input);
 
 // Fails unless the tensor has this shape; -1 stands for any size.
 void expect_shape(const Tensor& tensor, const tables::Operator& op, int input,
@@ -73,8 +71,7 @@ void expect_shape(const Tensor& tensor, const tables::Operator& op, int input,
 
 class KernelInfo {
  public:
-  KernelInfo(const OrtApi& api, const OrtKernelInfo* info, const char* op)
-      : api_(api), info_(info), op_(op) {}
+  KernelInfo(const Api& api, const OrtKernelInfo* info, const char* op) : api_(api), info_(info), op_(op) {}
   // The attribute, or the default when the node lacks it. Fails on an attribute of another type.
   std::int64_t integer(const char* name, std::int64_t fallback) const;
   // An empty vector when the node lacks it.
@@ -84,18 +81,18 @@ class KernelInfo {
   std::vector<std::int64_t> input_shape(std::size_t index) const;
   // nullptr unless the input is a constant of the graph
   const OrtValue* constant_input(std::size_t index) const;
-  const OrtApi& api() const { return api_; }
+  const Api& api() const { return api_; }
 
  private:
   void refuse_other_types(const char* name) const;
-  const OrtApi& api_;
+  const Api& api_;
   const OrtKernelInfo* info_;
   const char* op_;
 };
 
 class KernelContext {
  public:
-  KernelContext(const OrtApi& api, OrtKernelContext* context) : api_(api), context_(context) {}
+  KernelContext(const Api& api, OrtKernelContext* context) : api_(api), context_(context) {}
   const OrtValue* input(std::size_t index) const;
   Tensor tensor(const tables::Operator& op, int index) const {
     return read_tensor(api_, input(static_cast<std::size_t>(index)), op, index);
@@ -103,10 +100,10 @@ class KernelContext {
   float* output(std::size_t index, const std::vector<std::int64_t>& shape) const;
   // The session's own threads.
   cpu::ThreadPool pool(int threads);
-  const OrtApi& api() const { return api_; }
+  const Api& api() const { return api_; }
 
  private:
-  const OrtApi& api_;
+  const Api& api_;
   OrtKernelContext* context_;
 };
 

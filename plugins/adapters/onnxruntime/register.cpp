@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "bottleneck_op.h"
@@ -38,13 +39,13 @@ using LayerBottleneckKernel = BottleneckKernel;
 using ChannelBottleneckKernel = BottleneckKernel;
 using SpatialChannelBottleneckKernel = BottleneckKernel;
 
-// Sessions keep bare pointers to the operators, so a domain is never freed. There is one per thread count and
-// instruction set.
+// Sessions keep bare pointers to the operators, so a domain is never freed. There is one per runtime,
+// thread count and instruction set.
 class Domain {
  public:
-  Domain(const OrtApi& api, const cpu::Isa& isa, int threads) : registration_(isa, threads) {
-    check(api, api.CreateCustomOpDomain(kDomain, &domain_));
-#define DYNDEPLOY_ADD(NAME, KIND) add<KIND##Kernel>(api, tables::k##NAME);
+  Domain(const Api& api, const cpu::Isa& isa, int threads) : api_(api), registration_(isa, threads) {
+    check(api_, api_.CreateCustomOpDomain(kDomain, &domain_));
+#define DYNDEPLOY_ADD(NAME, KIND) add<KIND##Kernel>(tables::k##NAME);
     DYNDEPLOY_CPU_OPERATORS(DYNDEPLOY_ADD)
 #undef DYNDEPLOY_ADD
   }
@@ -52,19 +53,19 @@ class Domain {
 
  private:
   template <class Kernel>
-  void add(const OrtApi& api, const tables::Operator& op) {
-    const auto custom = std::make_shared<CustomOp<Kernel>>(op, api, registration_);
+  void add(const tables::Operator& op) {
+    const auto custom = std::make_shared<CustomOp<Kernel>>(op, api_, registration_);
     ops_.push_back(custom);
-    check(api, api.CustomOpDomain_Add(domain_, custom.get()));
+    check(api_, api_.CustomOpDomain_Add(domain_, custom.get()));
   }
 
+  const Api api_;
   Registration registration_;
-  std::vector<std::shared_ptr<const OrtCustomOp>> ops_;
+  std::vector<std::shared_ptr<const abi::CustomOp>> ops_;
   OrtCustomOpDomain* domain_ = nullptr;
 };
 
-std::optional<std::string> config_entry(const OrtApi& api, const OrtSessionOptions* options,
-                                        const char* key) {
+std::optional<std::string> config_entry(const Api& api, const OrtSessionOptions* options, const char* key) {
   int has_entry = 0;
   check(api, api.HasSessionConfigEntry(options, key, &has_entry));
   if (!has_entry) return std::nullopt;
@@ -76,7 +77,7 @@ std::optional<std::string> config_entry(const OrtApi& api, const OrtSessionOptio
   return text;
 }
 
-int session_threads(const OrtApi& api, const OrtSessionOptions* options) {
+int session_threads(const Api& api, const OrtSessionOptions* options) {
   const std::optional<std::string> entry = config_entry(api, options, kThreadsEntry);
   // Work cut for more threads than there are processors would wait for those that do not run.
   const int processors = std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
@@ -91,7 +92,7 @@ int session_threads(const OrtApi& api, const OrtSessionOptions* options) {
   return std::min(threads, processors);
 }
 
-cpu::Precision session_precision(const OrtApi& api, const OrtSessionOptions* options) {
+cpu::Precision session_precision(const Api& api, const OrtSessionOptions* options) {
   const std::string text = config_entry(api, options, kPrecisionEntry).value_or("fp32");
   if (text == "bf16") return cpu::Precision::kBfloat16;
   if (text == "fp32") return cpu::Precision::kFloat32;
@@ -108,7 +109,8 @@ std::string instruction_sets(const char* separator) {
   return names;
 }
 
-void register_ops(const OrtApi& api, OrtSessionOptions* options) {
+// `runtime` tells one loaded runtime from another.
+void register_ops(const Api& api, const void* runtime, OrtSessionOptions* options) {
   const cpu::Precision precision = session_precision(api, options);
   const cpu::Isa* isa = cpu::select_isa(precision);
   if (!isa && precision == cpu::Precision::kBfloat16)
@@ -123,10 +125,10 @@ void register_ops(const OrtApi& api, OrtSessionOptions* options) {
   }
   const int threads = session_threads(api, options);
   static std::mutex mutex;
-  static std::map<std::pair<const cpu::Isa*, int>, std::unique_ptr<Domain>>& domains =
-      *new std::map<std::pair<const cpu::Isa*, int>, std::unique_ptr<Domain>>;
+  using Key = std::tuple<const void*, const cpu::Isa*, int>;
+  static std::map<Key, std::unique_ptr<Domain>>& domains = *new std::map<Key, std::unique_ptr<Domain>>;
   const std::lock_guard<std::mutex> lock(mutex);
-  std::unique_ptr<Domain>& domain = domains[{isa, threads}];
+  std::unique_ptr<Domain>& domain = domains[{runtime, isa, threads}];
   if (!domain) domain = std::make_unique<Domain>(api, *isa, threads);
   check(api, api.AddCustomOpDomain(options, domain->get()));
 }
@@ -155,11 +157,12 @@ DYNDEPLOY_EXPORT const char* DyndeployInstructionSet(const char* precision) {
   return isa ? isa->name : "";
 }
 
-DYNDEPLOY_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
-                                                           const OrtApiBase* base) {
-  const OrtApi* api = base->GetApi(dyndeploy::ort::kApiVersion);
+DYNDEPLOY_EXPORT OrtStatus* DYNDEPLOY_ORT_CALL RegisterCustomOps(OrtSessionOptions* options,
+                                                                 const dyndeploy::ort::abi::Base* base) {
+  const dyndeploy::ort::abi::Table* table = base->GetApi(dyndeploy::ort::abi::kVersion);
   // Nothing can be reported to a runtime that is too old for this API; the runtime says so itself on stderr.
-  if (!api) return nullptr;
-  return dyndeploy::ort::guarded(*api, [&] { dyndeploy::ort::register_ops(*api, options); });
+  if (!table) return nullptr;
+  const dyndeploy::ort::Api api(*table);
+  return dyndeploy::ort::guarded(api, [&] { dyndeploy::ort::register_ops(api, base, options); });
 }
 }

@@ -1,10 +1,11 @@
+#include "features_x86.h"
 #include "isa_table.h"
 #include "simd/avx2.h"
 
 namespace dyndeploy::cpu {
 namespace {
 
-bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool supported() { return features_x86().avx2; }
 
 }  // namespace
 

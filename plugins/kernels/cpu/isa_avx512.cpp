@@ -1,13 +1,11 @@
+#include "features_x86.h"
 #include "isa_table.h"
 #include "simd/avx512.h"
 
 namespace dyndeploy::cpu {
 namespace {
 
-bool supported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
+bool supported() { return features_x86().avx512; }
 
 }  // namespace
 

@@ -1,14 +1,11 @@
+#include "features_x86.h"
 #include "isa_table.h"
 #include "simd/avx512_bf16.h"
 
 namespace dyndeploy::cpu {
 namespace {
 
-bool supported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bf16");
-}
+bool supported() { return features_x86().avx512_bf16; }
 
 }  // namespace
 

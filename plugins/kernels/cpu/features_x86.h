@@ -1,0 +1,16 @@
+// Instruction sets that the processor has and the system keeps the registers of. Read from CPUID: the
+// compilers' own __builtin_cpu_supports() answers no to everything under some of them (zig).
+#pragma once
+
+namespace dyndeploy::cpu {
+
+struct FeaturesX86 {
+  bool avx2 = false;    // with FMA
+  bool avx512 = false;  // F, BW, DQ and VL
+  bool avx512_bf16 = false;
+  bool amx_bf16 = false;  // that a process may use it has to be asked for
+};
+
+const FeaturesX86& features_x86();
+
+}  // namespace dyndeploy::cpu
