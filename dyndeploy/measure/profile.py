@@ -15,6 +15,8 @@ from dyndeploy.bundle import SAVES_NOTHING
 from dyndeploy.errors import InputError
 from dyndeploy.fields import Document, Field
 from dyndeploy.measure.samples import Samples
+from dyndeploy.runtimes.native import BODIES_NOTE
+from dyndeploy.runtimes.onnxruntime import PROVIDER
 
 SCHEMA_VERSION = 1
 KIND = "measured"
@@ -259,6 +261,8 @@ class Profile:
         in_bodies = sorted(used - set(self.native.get("operators", ())))
         if self.native.get("path") is not None and in_bodies:
             notes.append(f"The operator library does not run {', '.join(in_bodies)}: their function bodies ran.")
+        if used and self.native.get("path") is None and self.runtime.get("provider") == PROVIDER:
+            notes.append(BODIES_NOTE)
         missed = [f"{result.rate:g} became {result.achieved_rate:.3g}" for result in self.rates if result.missed]
         if missed:
             notes.append(

@@ -13,6 +13,7 @@ import pytest
 from dyndeploy.errors import DyndeployError, InputError
 from dyndeploy.measure import Profile, load_profile
 from dyndeploy.reporting import compare_profile, predict_profile, render_report
+from dyndeploy.runtimes.native import BODIES_NOTE
 
 
 def test_json_round_trip(profile: Profile, tmp_path: Path) -> None:
@@ -50,7 +51,15 @@ def test_operators_that_a_library_does_not_run_are_named(profile: Profile) -> No
     warnings = " ".join(replace(profile, native=native).warnings())
     assert "SpatialBottleneck, SpatialBottleneckProjection" in warnings
     assert "SpatialMasker" not in warnings
-    assert "library" not in " ".join(profile.warnings())
+    assert BODIES_NOTE not in warnings
+
+
+def test_function_bodies_are_said_with_what_the_library_would_give(profile: Profile) -> None:
+    assert BODIES_NOTE in profile.warnings()
+    elsewhere = replace(profile, runtime={**profile.runtime, "provider": "CUDAExecutionProvider"})
+    assert BODIES_NOTE not in elsewhere.warnings()
+    nothing_dynamic = replace(profile, bundle={**profile.bundle, "operators": []})
+    assert BODIES_NOTE not in nothing_dynamic.warnings()
 
 
 @pytest.mark.parametrize("text", ["", "{", "not json", '{"kind": "measured"', "\x00\x01"])
