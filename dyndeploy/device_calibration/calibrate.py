@@ -246,7 +246,7 @@ def _resume(path: Path, key: Mapping[str, Any], *, restart: bool) -> _State:
     header = {"format": _PART_FORMAT, "schema": SCHEMA, "key": dict(key)}
     graphs: list[dict[str, Any]] = []
     if path.exists() and not restart:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = files.read_text(path).splitlines()
         try:
             found = json.loads(lines[0])
             if found["format"] != _PART_FORMAT:

@@ -1368,7 +1368,7 @@ def _layers(job: Job, spec: Json, sessions: Json, feeds_lists: List[List[Json]])
 # ---------------------------------------------------------------- one job at a time
 
 
-def turn_taken() -> Optional[socket.socket]:
+def take_turn() -> Optional[socket.socket]:
     """The right to load this machine, held until the socket is closed; None while another process has it.
 
     An engine is built from timings, and a compiler disturbs a measurement: so one job of all users runs at a time.
@@ -1376,7 +1376,7 @@ def turn_taken() -> Optional[socket.socket]:
     turn = socket.socket(socket.AF_UNIX)
     try:
         turn.bind(b"\0" + TURN.encode("ascii"))
-        turn.listen(16)
+        turn.listen(64)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             turn.close()
@@ -1385,34 +1385,31 @@ def turn_taken() -> Optional[socket.socket]:
     return turn
 
 
-def turn_owner() -> str:
-    """Who has the turn, in words."""
-    with socket.socket(socket.AF_UNIX) as asker:
-        try:
-            asker.settimeout(1.0)
-            asker.connect(b"\0" + TURN.encode("ascii"))
-            pid, user, _ = struct.unpack("3i", asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        except OSError:
-            return "another process"
-    try:
-        name = pwd.getpwuid(user).pw_name
-    except KeyError:
-        name = str(user)
-    return "process %d of user %s" % (pid, name)
-
-
 def wait_for_turn(job: Job) -> socket.socket:
-    """Wait until no other job runs on this machine, and say so meanwhile."""
-    told = ""
+    """Wait until no other job runs on this machine, and say meanwhile whose does."""
     while True:
-        turn = turn_taken()
+        turn = take_turn()
         if turn is not None:
             return turn
-        owner = turn_owner()
-        if owner != told:
-            told = owner
-            job.report("waiting until another measurement or build on this board ends (%s)" % owner, 0.0)
-        time.sleep(0.2)
+        with socket.socket(socket.AF_UNIX) as asker:
+            try:
+                asker.settimeout(1.0)
+                asker.connect(b"\0" + TURN.encode("ascii"))
+                pid, user, _ = struct.unpack("3i", asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+                owner = "process %d of user %s" % (pid, user_name(user))
+                job.report("waiting until another measurement or build on this board ends (%s)" % owner, 0.0)
+                asker.settimeout(None)
+                asker.recv(1)  # The owner never sends: this ends when it does.
+            except OSError:
+                time.sleep(0.1)
+
+
+def user_name(number: int) -> str:
+    """Name of a user; the number where there is none."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 JOBS = {"plugins": job_plugins, "engine": job_engine, "verify": job_verify, "profile": job_profile}

@@ -201,7 +201,7 @@ class ProcessChannel(Channel):
             if self._heard:
                 raise ConnectionLostError(f"{self._label} has not answered for {seconds:.0f} seconds.") from None
             raise UnreachableError(
-                f"No agent has answered on {self._label} for {seconds:.0f} seconds: what its login starts does not end, or "
+                f"No agent answered on {self._label} for {seconds:.0f} seconds: what its login starts does not end, or "
                 f"'{self._python}' is no Python there.{_printed(self.foreign or self._errors)}"
             ) from None
         if answer is None:
@@ -443,9 +443,13 @@ class _SshChannel(ProcessChannel):
             found = re.search(rf"^.*(?:{pattern}).*$", text, re.MULTILINE)
             if found:
                 said = message.format(who=who, host=host, board=self._label)
-                return UnreachableError(f"{said} (ssh: {readable(found[0].encode())}).")
+                return UnreachableError(f"{said} (ssh: {readable(found[0].removeprefix('ssh: ').encode())}).")
         told = _telling(text)
-        reason = f"ssh: {told}" if told else f"ssh gives no reason; 'ssh -v {host}' shows how far it comes"
+        reason = (
+            f"ssh: {told.removeprefix('ssh: ')}"
+            if told
+            else f"ssh gives no reason; 'ssh -v {host}' shows how far it comes"
+        )
         where = "" if who == self._label else f": it failed at {who.rstrip(',')}"
         return UnreachableError(
             f"No connection to {self._label} could be opened{where} ({reason}).{_printed(self.foreign)}"
