@@ -197,7 +197,7 @@ def static_shapes(
         try:
             inferred = onnx.shape_inference.infer_shapes(slim, strict_mode=strict, data_prop=True)
         except onnx.shape_inference.InferenceError as error:
-            raise BundleError(f"The shapes of the graph cannot be inferred: {error}") from error
+            raise BundleError(f"The shapes of the graph cannot be inferred: {' '.join(str(error).split())}") from error
         shapes = dict(weights)
         parts = list(all_graphs(inferred.graph))
         shapes |= {item.name: tuple(item.dims) for part in parts[1:] for item in part.initializer}
@@ -274,6 +274,13 @@ def contradiction(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> str:
     kernel = tuple(given.get("kernel_shape", weight[2:]))
     if kernel != weight[2:] and -1 not in weight[2:]:
         return f"its kernel is {kernel}, that of its weights {weight[2:]}"
+    pads = given.get("pads", [0] * 2 * len(kernel))
+    for size, side, dilation, before, after in zip(
+        data[2:], kernel, given.get("dilations", [1] * len(kernel)), pads, pads[len(kernel) :], strict=False
+    ):
+        fixed = node.op_type == "Conv" and size > 0 and not given.get("auto_pad", b"").startswith(b"SAME")
+        if fixed and dilation * (side - 1) + 1 > size + before + after:
+            return f"its kernel {kernel} is larger than its input {data}, padded by {list(pads)}"
     if bias is not None and bias != (made,) and -1 not in (*bias, made):
         return f"its bias has the shape {bias}, and it makes {made} channels"
     return ""

@@ -469,8 +469,10 @@ class _SshChannel(ProcessChannel):
             for hop in hops:
                 its = ssh_settings(hop if "://" in hop else f"ssh://{hop}", self._transport.config)
                 if its.get("hostname", hop) == address and port in (None, its.get("port")):
-                    return f"{hop} ({address}), a host on the way to {label},", hop
+                    where = "" if address in hop else f" ({address})"
+                    return f"{hop}{where}, a host on the way to {label},", hop
             return f"{address}, a host on the way to {label},", address
         if hops:
-            return f"{hops[-1]}, the host before {label},", hops[-1]
+            named_hops = hops[0] if len(hops) == 1 else f"one of {' and '.join(hops)}"
+            return f"{named_hops}, the host before {label},", hops[-1]
         return f"its ProxyCommand '{proxy}'", label
