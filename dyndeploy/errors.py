@@ -50,6 +50,10 @@ class ConnectionLostError(DeviceError):
     """The connection to a board ended; what it was doing goes on there, and the same command continues it."""
 
 
+class UnreachableError(DeviceError):
+    """A connection to a board did not come about: nothing was begun there."""
+
+
 class OutputError(DyndeployError):
     """A result could not be written (read-only or full file system, existing path in the way)."""
 

@@ -1,20 +1,28 @@
-"""Atomic output: a file or folder appears under its final name only when it is complete."""
+"""Atomic output: a file or folder appears under its final name only when it is complete; and text of other programs."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import stat
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dyndeploy.errors import InputError, OutputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 _STORAGE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG})
 """What ``write`` and ``close`` report without naming a file."""
@@ -132,6 +140,60 @@ def _remove_tree(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def locked(path: str | os.PathLike[str], seconds: float = 10.0) -> Iterator[None]:
+    """Keep other processes that ask for the same path out while the block runs; a process that dies lets go of it.
+
+    Whoever reads a file, changes what it read and writes it back does all three in the block.
+
+    Args:
+        path: What is written; it need not exist.
+        seconds: How long to wait for another process.
+
+    Raises:
+        OutputError: Another process has it for longer, or the folder is not writable.
+    """
+    given = Path(path)
+    target, _ = _locate(given)
+    lock = target.parent / f"{_prefix(target)}lock"
+    deadline = time.monotonic() + seconds
+    with _parents(given, target.parent):
+        while (handle := _lock(given, lock)) is None:
+            if time.monotonic() > deadline:
+                raise OutputError(
+                    f"Another process is writing {given}. Wait until it ends, or choose another output path."
+                )
+            time.sleep(0.02)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()
+            os.close(handle)
+
+
+def _lock(given: Path, lock: Path) -> int | None:
+    """A descriptor that holds the lock; None while another process does."""
+    with _own_calls(given, "Choose another output path."):
+        try:
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except PermissionError:
+            if lock.exists():  # Another user's, who removes it.
+                return None
+            raise
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its last owner may have removed it since it was opened: then another process can lock a new one.
+        if os.path.samestat(os.fstat(handle), os.stat(lock)):
+            return handle
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:  # A file system without locks.
+        return handle
+    os.close(handle)
+    return None
+
+
+@contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; move it into place when the block ends without error.
 
@@ -196,8 +258,8 @@ def atomic_directory(path: str | os.PathLike[str], *, replace_if: str | None = N
             with _callers_block(given, temporary):
                 yield temporary
             # Asked again: the block may have taken hours, and somebody may have filled the folder meanwhile.
-            _require_replaceable(given, target, replace_if)
-            with _own_calls(given, "Nothing was changed."):
+            with locked(target), _own_calls(given, "Nothing was changed."):
+                _require_replaceable(given, target, replace_if)
                 temporary.chmod(_new_mode(0o777))
                 if target.is_dir():
                     _swap(given, temporary, target)
@@ -269,19 +331,53 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a text file that people or other programs may have written: UTF-8 or UTF-16, with or without a mark.
+
+    Raises:
+        InputError: The file is missing, unreadable, or in another encoding.
+    """
+    source = Path(path)
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise InputError(f"Cannot read {source}: {_reason(error)}.") from error
+    except ValueError as error:
+        raise InputError(f"{str(source)!r} cannot be a path: {error}.") from error
+    try:
+        # What tells the encodings of JSON apart tells those of any text that begins with an ASCII character.
+        return content.decode(json.detect_encoding(content))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{source} is not text in {error.encoding.upper()} (line {line}, byte 0x{content[error.start]:02x}). Save "
+            "it as UTF-8."
+        ) from error
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Raises:
         InputError: The file is missing, unreadable or not JSON.
     """
-    source = Path(path)
+    text = read_text(path)
+    if not text.strip():
+        raise InputError(f"{path} is not valid JSON: it is empty.")
     try:
-        return json.loads(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"Cannot read {source}: {_reason(error)}.") from error
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{source} is not valid JSON: {error}.") from error
+        raise InputError(f"{path} is not valid JSON: {error}.") from error
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a TOML file; raises ``InputError`` where it is missing, unreadable or not TOML."""
+    # Unlike open(), decoding leaves the line ends of other systems alone.
+    text = read_text(path).replace("\r\n", "\n")
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path} is not valid TOML: {error}.") from error
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

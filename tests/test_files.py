@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +337,94 @@ def test_sha256(tmp_path: Path) -> None:
     path = tmp_path / "abc"
     path.write_bytes(b"abc")
     assert files.sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_text_of_other_systems_is_read(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "x"
+    path.write_bytes('{"name": "B\u00e4r"}\r\n'.encode(encoding))
+    assert files.read_json(path) == {"name": "B\u00e4r"}
+    path.write_bytes('name = "B\u00e4r"\r\n'.encode(encoding))
+    assert files.read_toml(path) == {"name": "B\u00e4r"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"a":\n"B\u00e4r"}'.encode("latin-1"), "not text in UTF-8 (line 2, byte 0xe4). Save it as UTF-8"),
+        (b"", "it is empty"),
+        (b"\xef\xbb\xbf \n", "it is empty"),
+    ],
+)
+def test_what_is_wrong_with_a_text_is_said(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        files.read_json(path)
+    assert words in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_lock_keeps_others_out_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x.json"
+    with files.locked(path):
+        begin = time.monotonic()
+        with pytest.raises(OutputError, match=r"Another process is writing .*x\.json"), files.locked(path, 0.1):
+            pass
+        assert time.monotonic() - begin < 5
+        with files.locked(path.with_name("y.json"), 0.1):
+            files.write_json(path, {})
+    with files.locked(path, 0.1):
+        pass
+    assert names(path.parent) == ["x.json"]
+
+
+def test_a_lock_is_free_when_its_owner_was_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys,time;from dyndeploy import files\nwith files.locked(sys.argv[1]): print(flush=True);time.sleep(60)"
+    )
+    path = tmp_path / "x"
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    with pytest.raises(OutputError), files.locked(path, 0.1):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    with files.locked(path, 0.1):
+        pass
+    assert names(tmp_path) == []
+
+
+COUNT = """
+import sys
+from dyndeploy import files
+for _ in range(40):
+    with files.locked(sys.argv[1]):
+        files.write_json(sys.argv[1], files.read_json(sys.argv[1]) + 1)
+"""
+WRITE_FOLDER = """
+import sys
+from pathlib import Path
+from dyndeploy import files
+for number in range(30):
+    with files.atomic_directory(sys.argv[1], replace_if="marker") as folder:
+        for name in ("marker", "twin"):
+            (folder / name).write_text(f"{sys.argv[2]} {number}")
+"""
+
+
+def test_no_update_of_several_processes_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "count.json"
+    files.write_json(path, 0)
+    workers = [subprocess.Popen([sys.executable, "-c", COUNT, str(path)]) for _ in range(4)]
+    assert [worker.wait(60) for worker in workers] == [0] * 4
+    assert files.read_json(path) == 160 and names(tmp_path) == ["count.json"]
+
+
+def test_several_writers_of_a_folder_leave_one_whole(tmp_path: Path) -> None:
+    path = tmp_path / "b"
+    workers = [subprocess.Popen([sys.executable, "-c", WRITE_FOLDER, str(path), name]) for name in "abcd"]
+    assert [worker.wait(60) for worker in workers] == [0] * 4
+    assert (path / "marker").read_text() == (path / "twin").read_text()
+    assert names(path) == ["marker", "twin"] and names(tmp_path) == ["b"]

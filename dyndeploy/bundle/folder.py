@@ -129,11 +129,23 @@ class Bundle:
 
         Raises:
             UsageError: The network has no exits, or the thresholds do not fit its stages.
+            BundleError: Another bundle was written to the folder since this one was opened.
             OutputError: The manifest cannot be written.
         """
         self.exits.check_thresholds(thresholds.values)
-        exits = replace(self.exits, thresholds={**self.exits.thresholds, precision: thresholds})
-        write_manifest(self.path, replace(self.manifest, exits=exits))
+        # Where the folder above is not writable, nobody can put another bundle in the place of this one.
+        guarded = self.path if os.access(self.path.resolve().parent, os.W_OK) else self.path / MANIFEST
+        with files.locked(guarded):
+            # Read again: another process may have stored thresholds of another precision, or exported anew.
+            now = Bundle.open(self.path).manifest
+            known = {} if now.exits is None else now.exits.thresholds
+            if replace(self.manifest, exits=replace(self.exits, thresholds=known)) != now:
+                raise BundleError(
+                    f"Another bundle was written to {self.path} meanwhile. What was found for the earlier one does not "
+                    "belong to it, and nothing was stored. Run the command again."
+                )
+            exits = replace(self.exits, thresholds={**known, precision: thresholds})
+            write_manifest(self.path, replace(now, exits=exits))
         return Bundle.open(self.path)
 
     @property

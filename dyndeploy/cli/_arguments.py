@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dyndeploy.errors import InputError, UsageError
+from dyndeploy import files
+from dyndeploy.errors import UsageError
 
 
 def per_stage_numbers(option: str, text: str) -> tuple[int, ...]:
@@ -50,11 +51,7 @@ def size(option: str, text: str) -> tuple[int, int]:
 
 def lines(path: Path) -> tuple[str, ...]:
     """Read a text file's lines that are not empty; raises ``InputError`` where it cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read {path}: {error}.") from error
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    return tuple(line.strip() for line in files.read_text(path).splitlines() if line.strip())
 
 
 def print_json(value: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dyndeploy.cli._arguments import print_json, print_table
+from dyndeploy.cli._boards import connected
 from dyndeploy.errors import UsageError, unknown_name
 
 
@@ -40,7 +41,7 @@ def device(
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
 ) -> None:
     """Name the boards that 'dyndeploy profile --device NAME' measures on, and look after them."""
-    from dyndeploy.remote import DeviceClient, DeviceEntry, devices_file, load_devices, remove_device, save_device
+    from dyndeploy.remote import DeviceEntry, devices_file, load_devices, remove_device, save_device
 
     if action is Action.LIST:
         known = load_devices()
@@ -73,7 +74,7 @@ def device(
     if name not in known:
         raise unknown_name("device", name, known)
     entry = known[name]
-    with DeviceClient(entry.transport(), work=entry.work) as client:
+    with connected(entry) as client:
         if action is Action.CLEAN:
             freed = client.clean()
             if as_json:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dyndeploy.cli._arguments import numbers, print_json, print_table
+from dyndeploy.cli._boards import connected, telling_waits
 from dyndeploy.cli._profile import print_profile
 from dyndeploy.cli._progress import progress_bar
 from dyndeploy.errors import UsageError, unknown_name
@@ -91,13 +92,20 @@ def profile(
                 progress=progress,
             )
         else:
-            from dyndeploy.remote import DeviceClient, profile_on_device
+            from dyndeploy.remote import profile_on_device
             from dyndeploy.remote.profiling import require_measurable
 
             require_measurable(opened, board)
-            client = stack.enter_context(DeviceClient(board.transport(), work=board.work))
+            client = stack.enter_context(connected(board))
             measured = profile_on_device(
-                opened, client, board, threads=threads, rates=chosen, data=data, repeats=repeats, progress=progress
+                opened,
+                client,
+                board,
+                threads=threads,
+                rates=chosen,
+                data=data,
+                repeats=repeats,
+                progress=telling_waits(progress),
             )
             result = measured.profile
         if output is not None:

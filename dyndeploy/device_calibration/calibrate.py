@@ -141,7 +141,7 @@ def calibrate(
 
     Raises:
         UsageError: Another device than this machine's CPU, or a value out of range.
-        OutputError: The file cannot be written.
+        OutputError: The file cannot be written, or another process is writing it.
     """
     if device != "cpu":
         raise UsageError(
@@ -158,54 +158,55 @@ def calibrate(
         "device": device, "threads": threads, "seed": seed, "cpu": machine["cpu"], "isa": machine["isa"],
         "runtime": runtime, "minutes": minutes,
     }  # fmt: skip
-    # The output is claimed first: a folder that cannot be written costs no measurement.
-    state = _resume(path.with_name(path.name + _PART), key, restart=restart)
-    budget = 60 * minutes * (1 - _FIT_SHARE)
-    overhead_ms = _overhead(threads)
+    with files.locked(path, 1.0):
+        # The output is claimed first: a folder that cannot be written costs no measurement.
+        state = _resume(path.with_name(path.name + _PART), key, restart=restart)
+        budget = 60 * minutes * (1 - _FIT_SHARE)
+        overhead_ms = _overhead(threads)
 
-    first = micro_graph("residual", seed)
+        first = micro_graph("residual", seed)
 
-    def run(batch: Sequence[tuple[str, int]], begin: float) -> None:
-        # The first graph is in every batch: it shows whether what is measured at different times agrees.
-        graphs = [first, *(micro_graph(*drawn) for drawn in batch)]
-        found = measure(graphs, threads=threads, native=native, seed=seed)
-        seconds = (time.perf_counter() - begin) / len(graphs)
-        for graph, measured in zip(graphs, found, strict=True):
-            state.add(
-                {
-                    "family": graph.family,
-                    "seed": graph.seed,
-                    "repeated": graph is first and bool(state.graphs),
-                    "pace_ms": measured.pace_ms,
-                    "samples": [sample_to_json(sample) for sample in measured.samples],
-                    "seconds": seconds,
-                }
-            )
+        def run(batch: Sequence[tuple[str, int]], begin: float) -> None:
+            # The first graph is in every batch: it shows whether what is measured at different times agrees.
+            graphs = [first, *(micro_graph(*drawn) for drawn in batch)]
+            found = measure(graphs, threads=threads, native=native, seed=seed)
+            seconds = (time.perf_counter() - begin) / len(graphs)
+            for graph, measured in zip(graphs, found, strict=True):
+                state.add(
+                    {
+                        "family": graph.family,
+                        "seed": graph.seed,
+                        "repeated": graph is first and bool(state.graphs),
+                        "pace_ms": measured.pace_ms,
+                        "samples": [sample_to_json(sample) for sample in measured.samples],
+                        "seconds": seconds,
+                    }
+                )
 
-    while state.seconds < budget or len(state.graphs) < _LEAST_GRAPHS:
-        done = min(1.0, state.seconds / budget)
-        begin = time.perf_counter()
-        # A short first batch would catch one mood of the machine.
-        average = state.seconds / len(state.graphs) if state.graphs else _EXPECTED_SECONDS
-        count = min(_BATCH, round((budget - state.seconds) / average))
-        batch = _next(state, seed, max(count, _LEAST_GRAPHS), blind=done < _BLIND)
-        progress(f"measuring graphs {len(state.graphs) + 1} to {len(state.graphs) + 1 + len(batch)}", 0.8 * done)
-        run(batch, begin)
-    progress("fitting", 0.85)
-    fits = fit_all(state.samples(), seed=seed)
-    result = Calibration(
-        device=device,
-        threads=threads,
-        machine=machine,
-        runtime=runtime,
-        measured=_measured(state, fits, minutes),
-        overhead_ms=overhead_ms,
-        correlation=common_error(state.samples(), fits),
-        classes={name: fit.model for name, fit in fits.items()},
-    )
-    files.write_text(path, json.dumps(result.to_json(), allow_nan=False, separators=(",", ":")) + "\n")
-    state.path.unlink(missing_ok=True)
-    progress("done", 1.0)
+        while state.seconds < budget or len(state.graphs) < _LEAST_GRAPHS:
+            done = min(1.0, state.seconds / budget)
+            begin = time.perf_counter()
+            # A short first batch would catch one mood of the machine.
+            average = state.seconds / len(state.graphs) if state.graphs else _EXPECTED_SECONDS
+            count = min(_BATCH, round((budget - state.seconds) / average))
+            batch = _next(state, seed, max(count, _LEAST_GRAPHS), blind=done < _BLIND)
+            progress(f"measuring graphs {len(state.graphs) + 1} to {len(state.graphs) + 1 + len(batch)}", 0.8 * done)
+            run(batch, begin)
+        progress("fitting", 0.85)
+        fits = fit_all(state.samples(), seed=seed)
+        result = Calibration(
+            device=device,
+            threads=threads,
+            machine=machine,
+            runtime=runtime,
+            measured=_measured(state, fits, minutes),
+            overhead_ms=overhead_ms,
+            correlation=common_error(state.samples(), fits),
+            classes={name: fit.model for name, fit in fits.items()},
+        )
+        files.write_text(path, json.dumps(result.to_json(), allow_nan=False, separators=(",", ":")) + "\n")
+        state.path.unlink(missing_ok=True)
+        progress("done", 1.0)
     return result
 
 
@@ -246,7 +247,7 @@ def _resume(path: Path, key: Mapping[str, Any], *, restart: bool) -> _State:
     header = {"format": _PART_FORMAT, "schema": SCHEMA, "key": dict(key)}
     graphs: list[dict[str, Any]] = []
     if path.exists() and not restart:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = files.read_text(path).splitlines()
         try:
             found = json.loads(lines[0])
             if found["format"] != _PART_FORMAT:

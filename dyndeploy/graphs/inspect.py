@@ -138,7 +138,7 @@ def shape_of(value: onnx.ValueInfoProto) -> Shape:
 
 
 def static_shapes(
-    model: onnx.ModelProto, input_shape: Shape | None = None, *, assume: bool = False
+    model: onnx.ModelProto, input_shape: Shape | None = None, *, assume: bool = False, strict: bool = False
 ) -> dict[str, Shape]:
     """Shapes of all tensors of a graph; those behind a dynamic operator come from its own rule.
 
@@ -149,6 +149,8 @@ def static_shapes(
         input_shape: Shape of the first input; None leaves it as the graph has it.
         assume: Whether an operator of a domain gives what the file says of its outputs and, where it says nothing of
             one of another domain than ours, maps of its first input's size; else nothing is known behind that.
+        strict: Whether a node whose inputs do not fit it is an error; else nothing is known behind it, unless it is one
+            that weights are multiplied in (:func:`contradiction`), which always is.
 
     Returns:
         Shapes by tensor name; a size that is not static is -1.
@@ -193,9 +195,9 @@ def static_shapes(
     weights = {item.name: tuple(item.dims) for item in model.graph.initializer}
     while True:
         try:
-            inferred = onnx.shape_inference.infer_shapes(slim, data_prop=True)
+            inferred = onnx.shape_inference.infer_shapes(slim, strict_mode=strict, data_prop=True)
         except onnx.shape_inference.InferenceError as error:
-            raise BundleError(f"The shapes of the graph cannot be inferred: {error}") from error
+            raise BundleError(f"The shapes of the graph cannot be inferred: {' '.join(str(error).split())}") from error
         shapes = dict(weights)
         parts = list(all_graphs(inferred.graph))
         shapes |= {item.name: tuple(item.dims) for part in parts[1:] for item in part.initializer}
@@ -229,4 +231,56 @@ def static_shapes(
                     known.add(output)
             progress = True
         if not progress:
-            return shapes
+            break
+    for node in all_nodes(inferred.graph):
+        wrong = contradiction(node, shapes)
+        if wrong:
+            raise BundleError(f"Node '{node.name or node.output[0]}' ({node.op_type}) contradicts itself: {wrong}.")
+    return shapes
+
+
+def contradiction(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> str:
+    """How the sizes of a convolution's or matrix product's inputs disagree; empty where they fit or are not known.
+
+    ONNX's shape inference looks at the outer sizes of weights only.
+
+    Args:
+        node: Any node.
+        shapes: By tensor; a size that is not static is -1.
+    """
+    from onnx import helper
+
+    if node.domain or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return ""
+    data, weight, bias = (shapes.get(name) if name else None for name in (*node.input, "")[:3])
+    if data is None or weight is None:
+        return ""
+    given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    if node.op_type in ("Gemm", "MatMul"):
+        left = data[0] if given.get("transA") else data[-1] if data else -1
+        right = weight[-1] if given.get("transB") or len(weight) == 1 else weight[-2] if weight else -1
+        fits = left == right or -1 in (left, right)
+        return "" if fits else f"{left} columns of {data} are multiplied with {right} rows of {weight}"
+    if len(data) != len(weight) or len(data) < 3:
+        return f"its input has {len(data)} axes {data}, its weights {len(weight)} {weight}"
+    group, channels = given.get("group", 1), data[1]
+    wanted, made = weight[1] * group, weight[0]
+    if node.op_type == "ConvTranspose":
+        wanted, made = weight[0], weight[1] * group
+    if channels != wanted and -1 not in (channels, *weight[:2]):
+        return f"its input has {channels} channels, its weights {weight} in {group} group(s) take {wanted}"
+    if weight[0] > 0 and weight[0] % group:
+        return f"{weight[0]} channels of its weights {weight} are no multiple of its {group} groups"
+    kernel = tuple(given.get("kernel_shape", weight[2:]))
+    if kernel != weight[2:] and -1 not in weight[2:]:
+        return f"its kernel is {kernel}, that of its weights {weight[2:]}"
+    pads = given.get("pads", [0] * 2 * len(kernel))
+    for size, side, dilation, before, after in zip(
+        data[2:], kernel, given.get("dilations", [1] * len(kernel)), pads, pads[len(kernel) :], strict=False
+    ):
+        fixed = node.op_type == "Conv" and size > 0 and not given.get("auto_pad", b"").startswith(b"SAME")
+        if fixed and dilation * (side - 1) + 1 > size + before + after:
+            return f"its kernel {kernel} is larger than its input {data}, padded by {list(pads)}"
+    if bias is not None and bias != (made,) and -1 not in (*bias, made):
+        return f"its bias has the shape {bias}, and it makes {made} channels"
+    return ""

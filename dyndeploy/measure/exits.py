@@ -19,6 +19,7 @@ from dyndeploy.measure.loop import Clock, Paired, Progress, time_rounds
 from dyndeploy.measure.profile import typical_ratio
 from dyndeploy.measure.result import bundle_facts, samples_of
 from dyndeploy.measure.samples import Samples
+from dyndeploy.measure.turn import machine_turn
 from dyndeploy.prediction import bundle_record, exit_shares
 from dyndeploy.runtimes import OnnxRuntimeSession, StagedSession, open_staged
 from dyndeploy.runtimes.machine import machine_facts
@@ -233,6 +234,7 @@ def profile_exits(
     images = np.concatenate([batch[name] for batch in batches])[: source["count"]]
     progress("loading", 0.0)
     with ExitStack() as stack:
+        notes = stack.enter_context(machine_turn())
         staged = stack.enter_context(open_staged(bundle, threads=threads, thresholds=thresholds))
         whole = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native="off", shared=True))
         timed = images[:_TIMED_IMAGES]
@@ -261,7 +263,7 @@ def profile_exits(
     whole_macs = bundle.manifest.static_macs
     return ExitProfile(
         bundle=bundle_facts(bundle, bundle.manifest.cpu_precision),
-        machine=machine,
+        machine=machine | {"warnings": notes},
         runtime={"name": info.runtime, "version": info.version, "provider": info.provider},
         threads=threads,
         settings={"rounds": rounds, "warmup": warmup, "images": source},

@@ -211,10 +211,14 @@ def read_nodes(
     wanted = shape if override else None
     model, conditions, branches = _flat(model, wanted)
     graph = model.graph
+    shapes = static_shapes(model, wanted, assume=True)
+    if any(-1 in shapes.get(name, (-1,)) for node in graph.node for name in node.output if name):
+        # A size may be unknown because a node's inputs do not fit it: then that is the reason to give.
+        static_shapes(model, wanted, assume=True, strict=True)
     return NodeGraph(
         name=name or graph.name or "network",
         nodes=tuple(_read(node, conditions.get(node.name, ())) for node in graph.node),
-        shapes=static_shapes(model, wanted, assume=True),
+        shapes=shapes,
         constants=frozenset({item.name for item in graph.initializer} | {""}),
         outputs=tuple(value.name for value in graph.output),
         batch=shape[0] if shape else 1,

@@ -1,6 +1,7 @@
 """The on-device agent: one file that a board runs with nothing but its own Python (3.6 or newer).
 
-It answers JSON lines on stdin with JSON lines on stdout. Files are stored under their SHA-256, so that a second run
+It answers JSON lines on stdin with JSON on stdout, in frames, because whatever a login starts may write there as well
+(see :func:`frames`). Files are stored under their SHA-256, so that a second run
 sends only what changed; a file being received has another name until its checksum was seen to be right. Long work
 (building, verifying, profiling) runs as a detached job in a session of its own, which a lost connection does not
 end; a job is named by the checksum of its specification, so that a client that comes back finds it again, running or
@@ -22,10 +23,13 @@ import hashlib
 import json
 import os
 import platform
+import pwd
 import re
 import shutil
 import signal
+import socket
 import statistics
+import struct
 import subprocess
 import sys
 import threading
@@ -35,12 +39,14 @@ import types
 import zlib
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-PROTOCOL = 1
+PROTOCOL = 2
 GREETING = "dyndeploy-agent"
 DEFAULT_WORK = os.path.join("~", ".cache", "dyndeploy", "agent")
 LARGEST_CHUNK = 4 << 20
 KEEP_FREE_BYTES = 64 << 20  # A board whose disk is full to the last byte does not even let one log in.
 LOG_TAIL = 4000
+PIECE_BYTES = 4000  # A frame is shorter than PIPE_BUF: what others write at the same time stands beside it, not in it.
+TURN = "dyndeploy-turn"  # An abstract socket: of no user, and free when its owner is gone.
 
 Json = Dict[str, Any]
 Report = Callable[[str, float], None]
@@ -219,10 +225,16 @@ class Store:
 
 # ---------------------------------------------------------------- what this machine is
 
+# NVIDIA's JetPack archive (developer.nvidia.com/embedded/jetpack-archive) and the pages of each Jetson Linux release;
+# for those that the archive does not list, such as security updates, the table of github.com/rbonghi/jetson_stats.
 JETPACKS = {
+    "32.4.2": "4.4 DP", "32.4.3": "4.4", "32.4.4": "4.4.1", "32.5.0": "4.5", "32.5.1": "4.5.1", "32.5.2": "4.5.1",
     "32.6.1": "4.6", "32.7.1": "4.6.1", "32.7.2": "4.6.2", "32.7.3": "4.6.3", "32.7.4": "4.6.4", "32.7.5": "4.6.5",
-    "32.7.6": "4.6.6", "35.1.0": "5.0.2", "35.2.1": "5.1", "35.3.1": "5.1.1", "35.4.1": "5.1.2", "35.5.0": "5.1.3",
-    "35.6.0": "5.1.4", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.3": "6.2",
+    "32.7.6": "4.6.6", "34.1.0": "5.0 DP", "34.1.1": "5.0.1 DP", "35.1.0": "5.0.2", "35.2.1": "5.1",
+    "35.3.1": "5.1.1", "35.4.1": "5.1.2", "35.5.0": "5.1.3", "35.6.0": "5.1.4", "35.6.1": "5.1.5", "35.6.2": "5.1.5",
+    "35.6.3": "5.1.5", "35.6.4": "5.1.6", "36.2.0": "6.0 DP", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.2": "6.1",
+    "36.4.3": "6.2", "36.4.4": "6.2.1", "36.4.7": "6.2.1", "36.5.0": "6.2.2", "36.5.2": "6.2.3", "38.2.0": "7.0",
+    "38.2.1": "7.0", "38.2.2": "7.0", "38.4.0": "7.1", "39.2.0": "7.2", "39.2.1": "7.2.1",
 }  # fmt: skip
 
 # How a board calls itself in /proc/device-tree/model -> the target of that name, most specific first.
@@ -284,6 +296,29 @@ def parse_l4t(text: str) -> Optional[str]:
     """``# R32 (release), REVISION: 7.1, ...`` of /etc/nv_tegra_release -> ``32.7.1``."""
     found = re.search(r"#\s*R(\d+)\s*\(\w+\)\s*,\s*REVISION:\s*(\d+(?:\.\d+)*)", text)
     return "%s.%s" % found.groups() if found else None
+
+
+def jetpack_of(l4t: Optional[str], package: Optional[str]) -> Optional[str]:
+    """JetPack of a release of Jetson Linux; None where nothing tells.
+
+    Args:
+        l4t: The release, e.g. ``36.4.3``; one of two numbers counts as its first revision.
+        package: Version of the package nvidia-jetpack, e.g. ``6.2.1+b38``, for releases that the table lacks.
+    """
+    known = JETPACKS.get(l4t or "") or JETPACKS.get("%s.0" % l4t)
+    found = re.match(r"\d+\.\d+(?:\.\d+)?", package or "")
+    return known or (found.group(0) if found else None)
+
+
+def package_version(name: str) -> Optional[str]:
+    """Version of an installed Debian package; None where there is none."""
+    return (run_tool(["dpkg-query", "-W", "-f=${Version}", name]) or "").strip() or None
+
+
+def power_modes(text: str) -> List[Json]:
+    """The modes that a board has, from /etc/nvpmodel.conf: ``id`` and ``name``."""
+    found = re.findall(r"^\s*<\s*POWER_MODEL\s+ID=(\d{1,3})\s+NAME=([^\s>]{1,64})", text, re.MULTILINE)
+    return [{"id": int(number), "name": name} for number, name in found]
 
 
 def parse_nvpmodel(text: str) -> Optional[Json]:
@@ -443,6 +478,10 @@ def probe(work: str, root: str = "/") -> Json:
     """
     model = read_text(os.path.join(root, "proc/device-tree/model"))
     l4t = parse_l4t(read_text(os.path.join(root, "etc/nv_tegra_release")) or "")
+    if l4t is None and model is not None:
+        found = re.match(r"\d+\.\d+(?:\.\d+)?", package_version("nvidia-l4t-core") or "")
+        l4t = found.group(0) if found else None
+    jetpack = jetpack_of(l4t, None) or (jetpack_of(l4t, package_version("nvidia-jetpack")) if l4t else None)
     target = next((name for words, name in BOARDS if model and words in model.lower()), None)
     nvpmodel = tool("nvpmodel")
     mode = None
@@ -460,17 +499,19 @@ def probe(work: str, root: str = "/") -> Json:
         "model": model,
         "target": target,
         "l4t": l4t,
-        "jetpack": JETPACKS.get(l4t) if l4t else None,
+        "jetpack": jetpack,
         "cpu": _processor(root),
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
         "os": "%s %s" % (platform.system(), platform.release()),
         "python": platform.python_version(),
+        "interpreter": sys.executable,
         "modules": modules,
         "cuda": _cuda(root),
         "cmake": cmake_version.group(1) if cmake_version else None,
         "compiler": tool("g++") or tool("c++"),
         "power_mode": mode,
+        "power_modes": power_modes(read_text(os.path.join(root, "etc/nvpmodel.conf")) or ""),
         "clocks": _clocks(root),
         "memory": _memory(root),
         "disk_free_mb": state.f_bavail * state.f_frsize >> 20,
@@ -505,11 +546,11 @@ class Monitor:
 
     def _read(self) -> None:
         assert self._process is not None and self._process.stdout is not None
-        start = time.time()
+        start = time.monotonic()
         for line in self._process.stdout:
             sample = parse_tegrastats(line.decode("utf-8", "replace"))
             if sample and len(self.samples) < 10000:
-                sample["seconds"] = round(time.time() - start, 3)
+                sample["seconds"] = round(time.monotonic() - start, 3)
                 self.samples.append(sample)
 
     def stop(self) -> Json:
@@ -536,13 +577,13 @@ def job_key(kind: str, spec: Json) -> str:
 
 def _lock_soon(stream: Any, seconds: float = 10.0) -> None:
     """Lock a file; a job that has just written its result may need a moment until it is gone."""
-    deadline = time.time() + seconds
+    deadline = time.monotonic() + seconds
     while True:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except OSError:
-            if time.time() > deadline:
+            if time.monotonic() > deadline:
                 raise AgentError("busy", "an earlier run of this step has not ended yet")
             time.sleep(0.05)
 
@@ -622,10 +663,10 @@ class Jobs:
 
     def poll(self, key: str, seconds: float, seen: Any) -> Json:
         """State of a job; waits until it differs from ``seen``, ends, or ``seconds`` have passed."""
-        deadline = time.time() + min(max(seconds, 0.0), 60.0)
+        deadline = time.monotonic() + min(max(seconds, 0.0), 60.0)
         while True:
             status, state = self.status(key), read_json(self.path(key, "state.json"))
-            if status != "running" or state != seen or time.time() >= deadline:
+            if status != "running" or state != seen or time.monotonic() >= deadline:
                 break
             time.sleep(0.2)
         answer = {"key": key, "status": status, "state": state}  # type: Json
@@ -670,11 +711,15 @@ class Job:
         self.store = Store(os.path.join(work, "store"))
         self.key = key
         self.out = self.jobs.path(key, "out")
-        self.started = time.time()
+        self.started = time.monotonic()
 
     def report(self, message: str, fraction: float) -> None:
         """Tell whoever looks what is being done and the fraction done."""
-        state = {"message": message, "fraction": round(fraction, 4), "seconds": round(time.time() - self.started, 1)}
+        state = {
+            "message": message,
+            "fraction": round(fraction, 4),
+            "seconds": round(time.monotonic() - self.started, 1),
+        }
         write_json(self.jobs.path(self.key, "state.json"), state)
 
     def output_of(self, key: str, name: str) -> str:
@@ -820,7 +865,7 @@ def job_engine(job: Job, spec: Json) -> Json:
     if build is None:
         raise AgentError("unsupported", "this agent has no runtime %r" % spec["runtime"])
     extra = build(job, spec, model)
-    return dict(_files(job, "engine"), seconds=round(time.time() - job.started, 2), **extra)
+    return dict(_files(job, "engine"), seconds=round(time.monotonic() - job.started, 2), **extra)
 
 
 def _keep_order(runtime: Any, options: Any) -> None:
@@ -1274,9 +1319,9 @@ def job_profile(job: Job, spec: Json) -> Json:
     def tell(message: str, fraction: float) -> None:
         nonlocal told, last
         step = message.partition(" ")[0]
-        if step != last or time.time() - told > TELL_SECONDS:
+        if step != last or time.monotonic() - told > TELL_SECONDS:
             job.report(message, fraction)
-            told, last = time.time(), step
+            told, last = time.monotonic(), step
 
     monitor = Monitor()
     try:
@@ -1320,6 +1365,53 @@ def _layers(job: Job, spec: Json, sessions: Json, feeds_lists: List[List[Json]])
     return result
 
 
+# ---------------------------------------------------------------- one job at a time
+
+
+def take_turn() -> Optional[socket.socket]:
+    """The right to load this machine, held until the socket is closed; None while another process has it.
+
+    An engine is built from timings, and a compiler disturbs a measurement: so one job of all users runs at a time.
+    """
+    turn = socket.socket(socket.AF_UNIX)
+    try:
+        turn.bind(b"\0" + TURN.encode("ascii"))
+        turn.listen(64)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            turn.close()
+            return None
+        # A system without such sockets: there nobody waits.
+    return turn
+
+
+def wait_for_turn(job: Job) -> socket.socket:
+    """Wait until no other job runs on this machine, and say meanwhile whose does."""
+    while True:
+        turn = take_turn()
+        if turn is not None:
+            return turn
+        with socket.socket(socket.AF_UNIX) as asker:
+            try:
+                asker.settimeout(1.0)
+                asker.connect(b"\0" + TURN.encode("ascii"))
+                pid, user, _ = struct.unpack("3i", asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+                owner = "process %d of user %s" % (pid, user_name(user))
+                job.report("waiting until another measurement or build on this board ends (%s)" % owner, 0.0)
+                asker.settimeout(None)
+                asker.recv(1)  # The owner never sends: this ends when it does.
+            except OSError:
+                time.sleep(0.1)
+
+
+def user_name(number: int) -> str:
+    """Name of a user; the number where there is none."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
 JOBS = {"plugins": job_plugins, "engine": job_engine, "verify": job_verify, "profile": job_profile}
 
 
@@ -1337,7 +1429,8 @@ def run_job(work: str, key: str, lock: int) -> int:
     job = Job(work, key)
     content = read_json(job.jobs.path(key, "spec.json"))
     try:
-        result = JOBS[content["kind"]](job, content["spec"])
+        with wait_for_turn(job):
+            result = JOBS[content["kind"]](job, content["spec"])
         job.report("done", 1.0)
         write_json(job.jobs.path(key, "result.json"), result)
         return 0
@@ -1357,6 +1450,17 @@ def run_job(work: str, key: str, lock: int) -> int:
 
 
 # ---------------------------------------------------------------- serving
+
+
+def frames(payload: bytes) -> Iterator[bytes]:
+    """An answer as it is sent: lines that each carry a piece, its checksum, and whether it is the last one.
+
+    The payload holds neither line ends nor "<": a line that was broken off hides no frame behind it.
+    """
+    for start in range(0, max(len(payload), 1), PIECE_BYTES):
+        piece = payload[start : start + PIECE_BYTES]
+        more = b"+" if start + PIECE_BYTES < len(payload) else b"."
+        yield b"<dyndeploy %s %08x %s\n" % (more, zlib.crc32(piece) & 0xFFFFFFFF, piece)
 
 
 class Agent:
@@ -1435,10 +1539,15 @@ def lines(stream: Any) -> Iterator[bytes]:
 
 def serve(work: str, source: bytes) -> int:
     """Answer requests from stdin until it ends."""
+    answers = os.dup(1)
+    # What else this process or its children print goes where errors go.
+    os.dup2(2, 1)
 
     def send(value: Json) -> None:
-        sys.stdout.buffer.write(json.dumps(value, allow_nan=False).encode("ascii") + b"\n")
-        sys.stdout.buffer.flush()
+        text = json.dumps(value, allow_nan=False).replace("<", "\\u003c")
+        for data in frames(text.encode("ascii")):
+            while data:
+                data = data[os.write(answers, data) :]
 
     try:
         try:
@@ -1467,8 +1576,7 @@ def serve(work: str, source: bytes) -> int:
                 kind = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "system"
                 send({"id": identity, "error": {"kind": kind, "message": str(error)}})
     except (BrokenPipeError, KeyboardInterrupt):
-        # Nobody listens any more. What was started goes on.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        pass  # Nobody listens any more. What was started goes on.
     return 0
 
 

@@ -15,14 +15,15 @@ from types import TracebackType
 from typing import Any
 
 from dyndeploy import files
-from dyndeploy.errors import ConnectionLostError, DeviceError
+from dyndeploy.errors import ConnectionLostError, DeviceError, UnreachableError
 from dyndeploy.remote.transport import Channel, Transport
 
-PROTOCOL = 1
+PROTOCOL = 2
 CHUNK_BYTES = 1 << 20
 
 _GREETING = "dyndeploy-agent"
 _ANSWER_SECONDS = 180.0
+_GREETING_SECONDS = 45.0
 _POLL_SECONDS = 5.0
 
 Progress = Callable[[str, float], None]
@@ -95,19 +96,22 @@ class DeviceClient:
 
     Attributes:
         uploaded: Bytes sent so far.
+        foreign: The beginning of what other programs on the board, such as its login, wrote between the answers.
     """
 
     def __init__(self, transport: Transport, *, work: str | None = None, attempts: int = 4, pause: float = 1.0) -> None:
         self.transport = transport
         self.uploaded = 0
+        self.foreign = b""
         self._arguments = ["serve", *(["--work", work] if work else [])]
         self._attempts = attempts
         self._pause = pause
         self._channel: Channel | None = None
+        self._opened = False
         self._numbers = itertools.count(1)
 
     def __enter__(self) -> DeviceClient:
-        """Connect."""
+        """Connect. What never worked is not tried again: raises ``DeviceError``."""
         self._retrying(self._connect)
         return self
 
@@ -120,6 +124,7 @@ class DeviceClient:
     def _disconnect(self) -> None:
         if self._channel is not None:
             channel, self._channel = self._channel, None
+            self.foreign = self.foreign or channel.foreign
             channel.close()
 
     def _connect(self) -> Channel:
@@ -130,13 +135,12 @@ class DeviceClient:
             except BaseException:
                 channel.close()
                 raise
-            self._channel = channel
+            self._channel, self._opened = channel, True
         return self._channel
 
     def _greet(self, channel: Channel) -> None:
-        # A login shell may print a message of the day first.
-        for _ in range(1000):
-            value = _parse(channel.receive(_ANSWER_SECONDS))
+        while True:
+            value = _parse(channel.receive(_GREETING_SECONDS))
             if value.get("greeting") != _GREETING:
                 continue
             if value.get("protocol") != PROTOCOL:
@@ -144,18 +148,20 @@ class DeviceClient:
             if "error" in value:
                 raise DeviceError(f"The agent cannot work on {self.transport.label}: {value['error'].get('message')}.")
             return
-        raise DeviceError(f"{self.transport.label} prints text without end before the agent starts.")
 
     def _retrying(self, action: Callable[[], Any]) -> Any:
         for attempt in range(self._attempts + 1):
             try:
                 return action()
-            except ConnectionLostError as error:
+            except (ConnectionLostError, UnreachableError) as error:
+                if not self._opened:
+                    raise
                 self._disconnect()
                 if attempt == self._attempts:
+                    lost = "" if isinstance(error, ConnectionLostError) else "The connection was lost, and: "
                     raise ConnectionLostError(
-                        f"{error} Nothing is lost: what was sent is kept, running steps go on there. Run the same "
-                        "command again to continue."
+                        f"{lost}{error} Nothing is lost: what was sent is kept, running steps go on there. Run the "
+                        "same command again to continue."
                     ) from error
                 time.sleep(self._pause * 2**attempt)
         raise AssertionError("unreachable")

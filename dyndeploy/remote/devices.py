@@ -100,18 +100,18 @@ def _entry(name: str, item: Field) -> DeviceEntry:
 
 def save_device(entry: DeviceEntry, path: Path | None = None) -> None:
     """Add a board, or replace the one of its name."""
-    devices = load_devices(path)
-    devices[entry.name] = entry
-    _write(devices, path)
+    with files.locked(path or devices_file()):
+        _write({**load_devices(path), entry.name: entry}, path)
 
 
 def remove_device(name: str, path: Path | None = None) -> None:
     """Remove a board; raises ``UsageError`` if there is none of this name."""
-    devices = load_devices(path)
-    if name not in devices:
-        raise unknown_name("device", name, devices)
-    del devices[name]
-    _write(devices, path)
+    with files.locked(path or devices_file()):
+        devices = load_devices(path)
+        if name not in devices:
+            raise unknown_name("device", name, devices)
+        del devices[name]
+        _write(devices, path)
 
 
 def _write(devices: dict[str, DeviceEntry], path: Path | None) -> None:

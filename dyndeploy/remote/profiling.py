@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,7 +36,8 @@ from dyndeploy.remote.payload import (
     reference_content,
 )
 from dyndeploy.runtimes import FALLBACK_BODIES
-from dyndeploy.targets import Target, load_device, load_target
+from dyndeploy.runtimes.machine import calendar_notes
+from dyndeploy.targets import PowerMode, Target, load_device, load_target
 
 SPARE_MB = 256
 """Megabytes that stay free on a board's disk."""
@@ -180,7 +183,10 @@ def require_possible(bundle: Bundle, target: Target, facts: Mapping[str, Any], e
             "onnxruntime": "'pip3 install onnxruntime' on the board",
         }
         details = "; ".join(f"{module} ({why}): {advice[module]}" for module, why in lacking.items())
-        raise UsageError(f"'{name}' ({board}, Python {facts['python']}) lacks {details}.")
+        raise UsageError(
+            f"'{name}' ({board}, Python {facts['python']}, {facts['interpreter']}) lacks {details}. If another Python "
+            "there has it, such as /usr/bin/python3, name it with 'dyndeploy device add ... --python'."
+        )
     if target.runtime == "tensorrt":
         version = str(modules["tensorrt"]["version"])
         if _pair(version) < (8, 2):
@@ -506,14 +512,14 @@ def _readable(facts: Mapping[str, Any], sensors: Mapping[str, Any]) -> dict[str,
 def device_warnings(
     facts: Mapping[str, Any], sensors: Mapping[str, Any], clocks_after: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """What a reader should know about the clocks of the board during a measurement.
+    """What a reader should know about the clocks of the board during a measurement, the one of its calendar included.
 
     Args:
         facts: What the board said of itself when it was probed.
         sensors: Summary of tegrastats during the measurement.
         clocks_after: The clocks when it ended.
     """
-    notes = []
+    notes = calendar_notes(facts.get("date", ""))
     clocks = facts["clocks"]
     free = [
         f"{name.upper()} {entry['min'] / scale:.0f}-{entry['max'] / scale:.0f} MHz"
@@ -525,11 +531,11 @@ def device_warnings(
             f"The clocks were not fixed ({', '.join(free)}): times vary with the load before. Run 'sudo jetson_clocks' "
             "on the board first."
         )
-    mode = facts["power_mode"]
-    if facts["target"] is not None and mode is not None and not str(mode["name"]).upper().startswith("MAXN"):
+    mode, fastest = facts["power_mode"], _fastest_mode(facts)
+    if mode is not None and fastest is not None and str(mode["name"]).upper() != fastest.name.upper():
         notes.append(
-            f"The board runs in power mode {mode['name']}, which limits its clocks. 'sudo nvpmodel -m 0' gives the "
-            "full ones (on Orin Nano: the mode called MAXN)."
+            f"The board runs in power mode {mode['name']}, which limits its clocks. 'sudo nvpmodel -m {fastest.id}' "
+            f"({fastest.name}) gives the highest ones that it has."
         )
     highest = (clocks.get("gpu") or {}).get("max")
     seen = sensors.get("gpu_mhz")
@@ -549,6 +555,37 @@ def device_warnings(
             f"during the measurement{_hottest(sensors)}. Cool it, or check its power supply."
         )
     return notes
+
+
+def _fastest_mode(facts: Mapping[str, Any]) -> PowerMode | None:
+    """The power mode that limits clocks least: of those that the board has, else of those that its kind has."""
+    own = [PowerMode(mode["id"], str(mode["name"])) for mode in facts.get("power_modes") or ()]
+    ranked = [mode for mode in own if _rank(mode.name) is not None]
+    if ranked:
+        return max(ranked, key=lambda mode: _rank(mode.name) or ())
+    if facts["target"] is None:
+        return None
+    if str((facts["power_mode"] or {}).get("name")).upper().startswith("MAXN"):
+        return None  # Whether there is a faster one only the board itself knows.
+    release = _numbers(facts.get("l4t") or "")
+    modes = load_target(facts["target"]).power_modes
+    return next((mode for mode in modes if _numbers(mode.since) <= release), None)
+
+
+def _rank(name: str) -> tuple[float, ...] | None:
+    """How little a mode limits, by its name: MAXN_SUPER, MAXN, then by watts, then by cores; None where it tells none.
+
+    Names are NVIDIA's (``MODE_20W_6CORE``, ``15W``, ``MODE_30W_ALL``). Modes for a benchmark's rules are none of them.
+    """
+    found = re.fullmatch(r"(?:MODE_)?(?:(MAXN)(_SUPER)?|(\d+)W(?:_(?:(\d+)CORE|(ALL)))?)", name.upper())
+    if found is None:
+        return None
+    maxn, best, watts, cores, every = found.groups()
+    return bool(best), bool(maxn), float(watts or 0), math.inf if every else float(cores or 0)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def _hottest(sensors: Mapping[str, Any]) -> str:

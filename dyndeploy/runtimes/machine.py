@@ -19,6 +19,9 @@ _ISA_FLAGS = (
 _CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _CPUINFO = Path("/proc/cpuinfo")
+_OLDEST_YEAR = 2024
+"""No clock that is right says an earlier one."""
+_DAY = 24 * 3600.0
 _PACKAGES = ("dyndeploy", "onnxruntime", "onnx", "numpy")
 
 
@@ -59,6 +62,29 @@ def _version(package: str) -> str | None:
 
             return getattr(dyndeploy, "__version__", None)
         return None
+
+
+def calendar_notes(board: str | None = None) -> list[str]:
+    """Sentences about a clock that is wrong: most boards have no battery, and begin in 1970 or on their image's day.
+
+    Args:
+        board: What a board says that the time is (ISO 8601); None looks at this machine's clock alone.
+    """
+    here = datetime.now(timezone.utc)
+    try:
+        there = here if board is None else datetime.fromisoformat(board)
+    except ValueError:
+        return []
+    there = there if there.tzinfo else there.replace(tzinfo=timezone.utc)
+    if there.year >= _OLDEST_YEAR and abs((there - here).total_seconds()) < _DAY:
+        return []
+    whose = "This machine's" if board is None else "The board's"
+    return [
+        f"{whose} clock says {there:%Y-%m-%d %H:%M} UTC"
+        + ("" if board is None else f", while it is {here:%Y-%m-%d %H:%M} here")
+        + ": dates of what is written there are wrong, and downloads fail. Set it: 'sudo timedatectl set-ntp true', or "
+        "'sudo date -s ...' without a network."
+    ]
 
 
 def machine_facts() -> dict[str, Any]:

@@ -9,18 +9,13 @@ has 898), and all carry their source. What no source states is absent, never gue
 from __future__ import annotations
 
 import functools
-import sys
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from dyndeploy import files
 from dyndeploy.errors import InputError, UsageError, unknown_name
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _FOLDER = Path(__file__).parent / "devices"
 
@@ -168,12 +163,7 @@ def read_device(path: str | Path) -> Device:
         InputError: The file is missing, is not TOML, or lacks or misspells a key.
     """
     source = Path(path)
-    try:
-        data = tomllib.loads(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"Cannot read the device file {source}: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise InputError(f"The device file {source} is not valid TOML: {error}.") from error
+    data = files.read_toml(source)
     for key in ("name", "title", "hardware", "model"):
         if key not in data:
             raise InputError(f"The device file {source} has no '{key}'.")

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import functools
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dyndeploy import files
 from dyndeploy.errors import InputError, UsageError, unknown_name
 from dyndeploy.ops import OPERATORS
 from dyndeploy.precisions import PRECISIONS
 from dyndeploy.targets.laziness import LazinessRecord
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _FOLDER = Path(__file__).parent / "platforms"
 
@@ -27,6 +22,21 @@ class PrecisionRule:
 
     supported: bool
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class PowerMode:
+    """A mode of ``nvpmodel`` that limits clocks least.
+
+    Attributes:
+        id: As given to ``nvpmodel -m``.
+        name: As ``nvpmodel -q`` says it.
+        since: First release of Jetson Linux that has it, e.g. ``36.4.3``; empty for any.
+    """
+
+    id: int
+    name: str
+    since: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class Target:
         allowed_operators: Standard operators that may stand in the graph besides the dynamic ones; None means all.
         precisions: By name, whether a precision can be exported, and if not, why.
         refused: Features that the platform lacks, with the reason.
+        power_modes: The fastest power modes; of releases with several, the newest release's first.
         source: Where these facts come from.
     """
 
@@ -59,6 +70,7 @@ class Target:
     allowed_operators: frozenset[str] | None
     precisions: dict[str, PrecisionRule]
     refused: dict[str, str]
+    power_modes: tuple[PowerMode, ...]
     source: str
 
     def require_precision(self, precision: str) -> None:
@@ -138,7 +150,7 @@ class Target:
 
 
 def _read(path: Path) -> Target:
-    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    data = files.read_toml(path)
     allowed = data.get("allowed_operators")
     return Target(
         name=path.stem,
@@ -152,6 +164,7 @@ def _read(path: Path) -> Target:
         allowed_operators=None if allowed is None else frozenset(allowed),
         precisions={name: PrecisionRule(**data["precision"][name]) for name in PRECISIONS},
         refused=dict(data.get("refused", {})),
+        power_modes=tuple(PowerMode(**mode) for mode in data.get("power_modes", ())),
         source=data["source"],
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dyndeploy.errors import CheckpointError, DyndeployError, UsageError
-from dyndeploy.files import write_json, write_text
+from dyndeploy.files import locked, write_json, write_text
 from dyndeploy.nets import load_checkpoint, save_checkpoint
 from dyndeploy.training.augmentation import Mix, apply_mix, draw_mix
 from dyndeploy.training.batches import datasets, held_out_batches, training_batches
@@ -138,13 +138,15 @@ def train(
         UsageError: The recipe cannot be carried out as it stands, or the folder holds a run of another recipe.
         InputError: Images are missing or unreadable.
         CheckpointError: The initial weights or the folder's checkpoint do not load.
-        OutputError: The folder cannot be written.
+        OutputError: The folder cannot be written, or another run is writing there.
         DyndeployError: The loss became infinite or NaN; the last good checkpoint is kept.
     """
     with join_processes(device) as processes, contextlib.ExitStack() as stack:
         # Weights and dropout are drawn from the global generators: leave the caller's as they were.
         stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
         torch.manual_seed(recipe.seed)
+        if processes.rank == 0:
+            stack.enter_context(locked(Path(output) / CHECKPOINT, 1.0))
         run = _Run(recipe, Path(output), processes)
         completed = run.start(resume)
         board: TensorBoardLog | None = None

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
+from dyndeploy import files
 from dyndeploy.errors import InputError, UsageError, unknown_name
 from dyndeploy.files import shipped_folder
 from dyndeploy.nets import model_info
@@ -469,11 +470,9 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
             raise unknown_name("recipe", name, recipe_names())
         path = recipe_folder() / f"{name}.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"There is no recipe {path}. `dyndeploy train --help` says how to name one.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read the recipe {path}: {error}.") from error
+        if not path.exists():
+            raise InputError(f"There is no recipe {path}. `dyndeploy train --help` says how to name one.")
+        content = yaml.safe_load(files.read_text(path))
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     return Recipe.from_dict(_beside(content, path.parent), path.name)

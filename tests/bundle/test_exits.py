@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,17 @@ def test_thresholds_are_written_and_sealed(tmp_path: Path) -> None:
     content["exits"]["thresholds"]["fp32"]["values"][0] = 0.9
     (bundle.path / MANIFEST).write_text(json.dumps(content))
     assert "checksum" in Bundle.open(bundle.path).damaged_files()[MANIFEST]
+
+
+def test_two_writers_lose_nothing_of_each_other(tmp_path: Path) -> None:
+    one, two = (staged_bundle(tmp_path / "b", thresholds=None), Bundle.open(tmp_path / "b"))
+    one.with_thresholds("fp32", THRESHOLDS)
+    assert set(two.with_thresholds("fp16", THRESHOLDS).exits.thresholds) == {"fp32", "fp16"}
+    shutil.rmtree(tmp_path / "b")
+    other = staged_bundle(tmp_path / "b", batch=2, thresholds=None)
+    with pytest.raises(BundleError, match=r"Another bundle was written.*nothing was stored"):
+        two.with_thresholds("fp32", THRESHOLDS)
+    assert Bundle.open(other.path).manifest == other.manifest
 
 
 def test_networks_without_exits_are_as_before(tmp_path: Path) -> None:

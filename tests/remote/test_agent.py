@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from dyndeploy.bundle.device_files import MODULES
 from dyndeploy.remote import agent
 from dyndeploy.remote.profiling import device_warnings
-from dyndeploy.remote.transport import agent_source
+from dyndeploy.remote.transport import Frames, agent_source
 from dyndeploy.targets import target_names
 
 DATA = Path(__file__).parent / "data"
@@ -156,6 +156,43 @@ def test_any_power_mode_reads_back(name: str, number: int) -> None:
     assert agent.parse_nvpmodel(text) == {"name": name, "id": number}
 
 
+@pytest.mark.parametrize(
+    ("l4t", "package", "jetpack"),
+    [
+        ("32.5.1", None, "4.5.1"),
+        ("32.7.6", None, "4.6.6"),
+        ("35.5.0", None, "5.1.3"),
+        ("35.6.0", None, "5.1.4"),
+        ("35.6.1", None, "5.1.5"),
+        ("35.6.2", None, "5.1.5"),
+        ("36.2.0", None, "6.0 DP"),
+        ("36.4", None, "6.1"),
+        ("36.4.3", None, "6.2"),
+        ("36.4.4", None, "6.2.1"),
+        ("36.4.7", None, "6.2.1"),
+        ("36.5.0", None, "6.2.2"),
+        ("38.2.0", None, "7.0"),
+        ("38.4.0", None, "7.1"),
+        ("39.2.0", None, "7.2"),
+        ("41.1.0", "8.0.1+b12", "8.0.1"),
+        ("41.1.0", None, None),
+        (None, None, None),
+    ],
+)
+def test_jetpack_by_release_of_jetson_linux(l4t: str | None, package: str | None, jetpack: str | None) -> None:
+    assert agent.jetpack_of(l4t, package) == jetpack
+
+
+def test_modes_that_a_board_has() -> None:
+    text = (
+        "< PARAM TYPE=FILE NAME=CPU_ONLINE >\nCORE_0 /sys/devices/system/cpu/cpu0/online\n"
+        "< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n"
+        "< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n< PM_CONFIG DEFAULT=1 >\n"
+    )
+    assert agent.power_modes(text) == [{"id": 0, "name": "15W"}, {"id": 2, "name": "MAXN_SUPER"}]
+    assert agent.power_modes("") == []
+
+
 # ---------------------------------------------------------------- warnings about clocks
 
 
@@ -176,6 +213,67 @@ def test_clocks_that_move_and_limited_modes_are_named() -> None:
     assert len(notes) == 2
     assert "GPU 115-1300 MHz" in notes[0] and "jetson_clocks" in notes[0]
     assert "MAXP_CORE_ARM" in notes[1] and "nvpmodel" in notes[1]
+
+
+OWN_MODES = {
+    "xavier_nx": [
+        f"MODE_{name}"
+        for name in (
+            *("15W_2CORE", "15W_4CORE", "15W_6CORE", "10W_2CORE", "10W_4CORE", "10W_DESKTOP"),
+            *("20W_2CORE", "20W_4CORE", "20W_6CORE"),
+        )
+    ],
+    "orin_nano": ["15W", "25W", "MAXN_SUPER", "7W"],
+    "agx_xavier": ["MAXN", "MODE_10W", "MODE_15W", "MODE_30W_ALL", "MODE_30W_6CORE", "MODE_30W_4CORE"],
+    "agx_orin": ["MAXN", "MODE_15W", "MODE_30W", "MODE_50W"],
+    "tx2": ["MAXN", "MAXQ", "MAXP_CORE_ALL", "MAXP_CORE_ARM", "MAXP_CORE_DENVER"],
+    "nano": ["MAXN", "5W"],
+}
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["the board tells its modes", "the table"])
+@pytest.mark.parametrize(
+    ("board", "l4t", "mode", "advice"),
+    [
+        ("xavier_nx", "35.4.1", "MODE_20W_6CORE", None),
+        ("xavier_nx", "35.4.1", "MODE_15W_2CORE", "-m 8' (MODE_20W_6CORE)"),
+        ("xavier_nx", "35.4.1", "MODE_20W_2CORE", "-m 8' (MODE_20W_6CORE)"),
+        ("orin_nano", "36.4.4", "15W", "-m 2' (MAXN_SUPER)"),
+        ("orin_nano", "36.4.4", "MAXN_SUPER", None),
+        ("agx_xavier", "35.4.1", "MODE_30W_ALL", "-m 0' (MAXN)"),
+        ("agx_orin", "36.4.3", "MODE_50W", "-m 0' (MAXN)"),
+        ("tx2", "32.7.6", "MAXP_CORE_ARM", "-m 0' (MAXN)"),
+        ("nano", "32.7.1", "5W", "-m 0' (MAXN)"),
+        ("nano", "32.7.1", "MAXN", None),
+    ],
+)
+def test_the_fastest_power_mode_of_every_board(board: str, l4t: str, mode: str, advice: str | None, told: bool) -> None:
+    own = [{"id": number, "name": name} for number, name in enumerate(OWN_MODES[board])] if told else []
+    facts = {"clocks": {}, "target": board, "power_mode": {"name": mode, "id": 0}, "l4t": l4t, "power_modes": own}
+    notes = device_warnings(facts, {})
+    assert len(notes) == (advice is not None) and all(f"'sudo nvpmodel {advice}" in note for note in notes)
+
+
+def test_before_super_modes_the_orin_nano_was_fastest_at_15_watts() -> None:
+    facts = {"clocks": {}, "target": "orin_nano", "l4t": "36.4.0", "power_mode": {"name": "15W", "id": 0}}
+    assert device_warnings(facts, {}) == []
+    (note,) = device_warnings({**facts, "power_mode": {"name": "7W", "id": 1}}, {})
+    assert "-m 0' (15W)" in note
+
+
+@pytest.mark.parametrize(
+    ("date", "said"),
+    [
+        ("1970-01-01T00:03:00+00:00", "1970-01-01 00:03"),
+        ("2100-01-01T00:00:00+00:00", "2100-01-01"),
+        (time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()), None),
+        ("", None),
+    ],
+)
+def test_a_clock_that_is_wrong_is_said(date: str, said: str | None) -> None:
+    notes = device_warnings({"target": None, "power_mode": None, "clocks": {}, "date": date}, {})
+    assert len(notes) == (said is not None) and all(f"The board's clock says {said}" in note for note in notes)
+    assert all("timedatectl" in note for note in notes)
 
 
 def test_throttling_is_seen_in_tegrastats_and_in_the_limits() -> None:
@@ -289,18 +387,20 @@ def test_names_that_are_no_checksums_are_refused(name: str, tmp_path: Path) -> N
 class Talk:
     """An agent process and its pipes."""
 
-    def __init__(self, work: Path, python: str = sys.executable, env: dict[str, str] | None = None) -> None:
+    def __init__(self, work: Path, python: str = sys.executable, *, agent: Path = AGENT) -> None:
         self.process = subprocess.Popen(
-            [python, str(AGENT), "serve", "--work", str(work)],
+            [python, str(agent), "serve", "--work", str(work)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=None if env is None else {**os.environ, **env},
         )
+        self.frames = Frames()
         self.greeting = self.read()
 
     def read(self) -> Any:
         assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
+        while not (answers := self.frames.feed(self.process.stdout.readline())):
+            assert self.process.poll() is None
+        return json.loads(answers[0])
 
     def ask(self, **request: Any) -> Any:
         assert self.process.stdin is not None
@@ -443,11 +543,52 @@ def test_without_cmake_nvcc_builds_alone(tmp_path: Path, monkeypatch: pytest.Mon
         agent.job_plugins(other, {"sources": sources, "library": "libmade.so", "architecture": "53"})
 
 
+# ---------------------------------------------------------------- one job at a time
+
+
+def waited(talk: Talk, key: str, words: str) -> Any:
+    """Poll a job until its state has the words."""
+    deadline, seen = time.monotonic() + 20, None
+    while time.monotonic() < deadline:
+        answer = talk.ask(command="poll", key=key, wait=1, seen=seen)["result"]
+        seen = answer["state"]
+        if answer["status"] != "running" or words in str((seen or {}).get("message")):
+            return answer
+    raise AssertionError(seen)
+
+
+def test_jobs_of_all_users_take_turns(tmp_path: Path) -> None:
+    if shutil.which("cmake") is None:
+        pytest.skip("no cmake on this machine")
+    # A turn of their own: other tests' jobs must not take it.
+    own = tmp_path / "agent.py"
+    own.write_text(AGENT.read_text().replace('TURN = "dyndeploy-turn"', f'TURN = "{tmp_path}"'))
+    talks, keys = [Talk(tmp_path / name, agent=own) for name in ("one", "two")], []
+    gate = tmp_path / "gate"
+    for talk in talks:
+        project = waiting_project(gate)
+        talk.put(project)
+        spec = {"sources": {"CMakeLists.txt": digest(project)}, "library": "libmade.so"}
+        keys.append(talk.ask(command="start", kind="plugins", spec=spec)["result"]["key"])
+        # The second one is started when the first one surely runs.
+        waited(talk, keys[-1], "building" if talk is talks[0] else "waiting until")
+    state = waited(talks[1], keys[1], "waiting until")["state"]["message"]
+    owner = int((tmp_path / "one" / "jobs" / keys[0] / "pid.json").read_text())
+    assert f"process {owner} of user" in state
+    # Its owner is killed: the turn is free at once.
+    os.killpg(owner, 9)
+    waited(talks[1], keys[1], "building")
+    gate.write_text("")
+    assert waited(talks[1], keys[1], "done")["status"] == "done"
+    assert waited(talks[0], keys[0], "never")["status"] == "died"
+    assert [talk.end() for talk in talks] == [0, 0]
+
+
 # ---------------------------------------------------------------- a board's Python
 
 STANDARD_3_6 = {
-    "argparse", "base64", "errno", "fcntl", "hashlib", "json", "os", "platform", "re", "shutil", "signal", "statistics",
-    "subprocess", "sys", "threading", "time", "traceback", "types", "typing", "zlib",
+    "argparse", "base64", "errno", "fcntl", "hashlib", "json", "os", "platform", "pwd", "re", "shutil", "signal",
+    "socket", "statistics", "struct", "subprocess", "sys", "threading", "time", "traceback", "types", "typing", "zlib",
 }  # fmt: skip
 FURTHER = {"ctypes", "math", "resource"}
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from dyndeploy.errors import ConnectionLostError, DeviceError, UsageError
+from dyndeploy.errors import ConnectionLostError, DeviceError, UnreachableError, UsageError
 from dyndeploy.remote import DeviceClient, LocalTransport, SshTransport, Transport
-from dyndeploy.remote.client import CHUNK_BYTES, Content, MissingError
+from dyndeploy.remote.client import CHUNK_BYTES, PROTOCOL, Content, MissingError
 from dyndeploy.remote.transport import Channel
 
-GREETING = {"greeting": "dyndeploy-agent", "protocol": 1}
+GREETING = {"greeting": "dyndeploy-agent", "protocol": PROTOCOL}
 
 
 class FakeChannel(Channel):
@@ -48,9 +48,12 @@ class FakeTransport(Transport):
         self.first = [json.dumps(first).encode() + b"\n"]
         self.requests: list[dict[str, Any]] = []
         self.channels: list[FakeChannel] = []
+        self.refusals: list[Exception] = []
 
     def connect(self, arguments: Sequence[str]) -> Channel:
         assert arguments[0] == "serve"
+        if self.refusals:
+            raise self.refusals.pop()
         self.channels.append(FakeChannel(self))
         return self.channels[-1]
 
@@ -73,6 +76,26 @@ def test_it_gives_up_and_says_that_nothing_is_lost() -> None:
     with connected(transport) as client, pytest.raises(ConnectionLostError, match=r"lost\. Nothing is lost.*again"):
         client.call("running")
     assert len(transport.channels) == 3
+
+
+def test_what_never_opened_is_neither_lost_nor_tried_again() -> None:
+    transport = FakeTransport(lambda _: None)
+    transport.refusals = [UnreachableError("nobody there")] * 9
+    with pytest.raises(UnreachableError, match=r"^nobody there$"), connected(transport):
+        pass
+    assert len(transport.refusals) == 8
+
+
+def test_what_was_open_is_opened_again_and_else_called_lost() -> None:
+    answers: list[dict[str, Any] | None] = [None, {"result": 7}]
+    transport = FakeTransport(lambda _: answers.pop(0))
+    with connected(transport) as client:
+        transport.refusals = [UnreachableError("No route to host.")]
+        assert client.call("running") == 7
+        answers.append(None)
+        transport.refusals = [UnreachableError("No route to host.")] * 9
+        with pytest.raises(ConnectionLostError, match=r"was lost, and: No route to host\. Nothing is lost.*again"):
+            client.call("running")
 
 
 @pytest.mark.parametrize(

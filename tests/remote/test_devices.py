@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,3 +138,22 @@ def test_this_machine_through_an_agent(own: Path, bundle: Bundle, tmp_path: Path
     assert run(["profile", str(bundle.path), "--device", "desk", *rest]) == 0
     assert json.loads(profile.read_text())["device"] == "cpu"
     assert "<html" in page.read_text()
+
+
+def test_boards_that_scripts_add_at_once_are_all_kept(own: Path) -> None:
+    command = [sys.executable, "-m", "dyndeploy.cli", "device", "add"]
+    adding = [subprocess.Popen([*command, f"n{i}", f"me@192.0.2.{i}"], stdout=subprocess.DEVNULL) for i in range(8)]
+    assert [process.wait(60) for process in adding] == [0] * 8
+    assert sorted(load_devices(own)) == [f"n{i}" for i in range(8)]
+    assert [path.name for path in own.parent.iterdir()] == [own.name]
+
+
+def test_what_a_board_prints_besides_is_shown(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nprintf 'Mind the gap'\nexec {sys.executable} \"$@\"\n")
+    python.chmod(0o755)
+    save_device(DeviceEntry("desk", "local:", work=str(tmp_path / "agent"), python=str(python)))
+    assert run(["device", "probe", "desk", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["work"] == str(tmp_path / "agent")
+    assert "which was skipped: Mind the gap" in err

@@ -20,7 +20,7 @@ import pytest
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.cli import run
-from dyndeploy.errors import ConnectionLostError, DeviceError
+from dyndeploy.errors import ConnectionLostError, DeviceError, UnreachableError
 from dyndeploy.measure import load_profile
 from dyndeploy.remote import DeviceClient, DeviceEntry, SshTransport, profile_on_device
 from dyndeploy.remote.client import CHUNK_BYTES, Content
@@ -197,14 +197,101 @@ def test_what_keeps_one_out_is_said(server: Server, host: str, words: list[str])
 
 def test_a_board_without_python_and_one_with_a_talkative_login(server: Server, tmp_path: Path) -> None:
     none = SshTransport("board", server.config, "/nowhere/python3")
-    with pytest.raises(DeviceError, match="has no python3"), DeviceClient(none, attempts=0):
+    with pytest.raises(DeviceError, match="board has no '/nowhere/python3'"), DeviceClient(none, attempts=0):
         pass
     talker = tmp_path / "python"
-    talker.write_text(f'#!/bin/sh\necho "Welcome to Ubuntu"\necho "{{}}"\nexec {sys.executable} "$@"\n')
+    talker.write_text(f'#!/bin/sh\necho "Welcome to Ubuntu"\necho "{{}}"\nprintf $\nexec {sys.executable} "$@"\n')
     talker.chmod(0o755)
     transport = SshTransport("board", server.config, str(talker))
     with DeviceClient(transport, work=str(tmp_path / "work"), attempts=0) as client:
         assert client.probe()["work"] == str(tmp_path / "work")
+    assert client.foreign == b"Welcome to Ubuntu\n{}\n$"
+    broken = tmp_path / "broken"
+    broken.write_text("")
+    with pytest.raises(UnreachableError, match=r"cannot be run.*Permission denied"):
+        DeviceClient(SshTransport("board", server.config, str(broken))).__enter__()
+
+
+def configured(server: Server, folder: Path, *lines: str) -> str:
+    """A configuration with further lines in front: the first value of an option holds."""
+    path = folder / "config"
+    path.write_text("\n".join([*lines, "Host *", f"Include {server.config}"]))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("Host board", "  RemoteCommand tmux new -A", "  RequestTTY yes"),
+        ("Host board", "  RequestTTY force"),
+        ("Host board", "  ExitOnForwardFailure yes", "  LocalForward {taken} 127.0.0.1:9"),
+        ("Host board", "  SessionType none"),
+        ("Host board", "  StdinNull yes"),
+        ("Host board", "  ForkAfterAuthentication yes"),
+        ("Host board", "  ControlMaster auto", "  ControlPersist 30", "  ControlPath /tmp/{taken}-%C"),
+        ("Host board", "  PermitLocalCommand yes", "  LocalCommand printf 'Hello from here'"),
+        ("Host board", "  LogLevel DEBUG3"),
+        ("Host nano", "  HostName 127.0.0.1", "  ProxyJump board"),
+    ],
+    ids=lambda lines: lines[-1].split()[0],
+)
+def test_configurations_for_people_do_not_stand_in_the_way(
+    server: Server, lines: tuple[str, ...], tmp_path: Path
+) -> None:
+    host = lines[0].split()[1]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        lines = tuple(line.format(taken=taken.getsockname()[1]) for line in lines)
+        config = Path(configured(server, tmp_path, *lines))
+        if host == "nano":  # The same server, reached through itself.
+            same = Path(server.config).read_text().replace("Host board", "Host nano")
+            config.write_text(f"{config.read_text()}\n{same}")
+        try:
+            transport = SshTransport(host, str(config), sys.executable)
+            with DeviceClient(transport, work=str(tmp_path / "work"), attempts=0) as client:
+                assert client.call("running") == []
+        except DeviceError as error:
+            if "Bad configuration option" not in str(error):  # Of a newer OpenSSH.
+                raise
+
+
+@pytest.mark.parametrize(
+    ("host", "lines", "words"),
+    [
+        ("nokey", ("LogLevel QUIET",), ["nokey accepts none of your keys", "Permission denied"]),
+        ("unknown", ("LogLevel QUIET",), ["host key of unknown is not known yet"]),
+        ("closed", ("LogLevel DEBUG3",), ["closed cannot be reached", "Connection refused"]),
+        ("closed", ("Host closed", "  RemoteCommand tmux"), ["closed cannot be reached"]),
+        (
+            "behind",
+            ("Host behind", "  ProxyJump closed"),
+            ["closed (127.0.0.1), a host on the way to behind, can"],
+        ),
+        ("behind", ("Host behind", "  ProxyJump nokey"), ["a host on the way to behind, accepts none of your keys"]),
+        ("behind", ("Host behind", "  ProxyJump unknown"), ["The host key of unknown, the host before behind,"]),
+        ("behind", ("Host behind", "  ProxyJump no-such.invalid"), ["name of no-such.invalid", "on the way to behind"]),
+        (
+            "behind",
+            ("Host behind", "  HostName 127.0.0.1", "  Port 1", "  ProxyJump board"),
+            ["behind cannot be reached from board"],
+        ),
+        ("behind", ("Host behind", "  ProxyCommand false"), ["ProxyCommand 'false'"]),
+        ("behind", ("Host behind", "  ProxyCommand no-such-tool"), ["ProxyCommand 'no-such-tool'", "not found"]),
+        ("board", ("NoSuchOption yes",), ["refuses its configuration", "nosuchoption"]),
+    ],
+)
+def test_the_culprit_is_named_with_the_reason_that_ssh_gives(
+    server: Server, host: str, lines: tuple[str, ...], words: list[str], tmp_path: Path
+) -> None:
+    begin = time.monotonic()
+    with pytest.raises(UnreachableError) as caught:
+        DeviceClient(SshTransport(host, configured(server, tmp_path, *lines))).__enter__()
+    assert time.monotonic() - begin < 10
+    for word in words:
+        assert word in str(caught.value)
+    for word in ("Nothing is lost", "was lost"):
+        assert word not in str(caught.value)
 
 
 @pytest.fixture(scope="module")

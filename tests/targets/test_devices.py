@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dyndeploy.errors import InputError, UsageError
+from dyndeploy.targets import load_target, target_names
 from dyndeploy.targets.devices import device_names, device_of_gpu, load_device, read_device
 
 #: PEs, lanes, MHz, GB/s, L2 factor, batch, peak TMAC/s of the reference code's device table.
@@ -124,3 +125,18 @@ def test_own_device_file(tmp_path):
         read_device(path)
     with pytest.raises(InputError, match="Cannot read"):
         read_device(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_device_files_of_other_editors(tmp_path, encoding):
+    from dyndeploy.targets import devices
+
+    text = (devices._FOLDER / "nano.toml").read_text()
+    (tmp_path / "mine.toml").write_bytes(text.replace("\n", "\r\n").encode(encoding))
+    assert read_device(tmp_path / "mine.toml") == load_device("nano")
+
+
+def test_the_fastest_modes_are_told_of_every_board():
+    for name in target_names():
+        modes = load_target(name).power_modes
+        assert bool(modes) == (name != "cpu") and (not modes or modes[-1].since == "")

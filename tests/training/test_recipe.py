@@ -282,6 +282,13 @@ def test_missing_keys_are_named() -> None:
         Recipe.from_dict(changed("optimizer", {"momentum": 0.5}))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_recipes_of_other_editors(tmp_path: Path, encoding: str) -> None:
+    known = load_recipe("digits-laud-resnet14-small-spatial")
+    (tmp_path / "r.yaml").write_bytes(dump_recipe(known).replace("\n", "\r\n").encode(encoding))
+    assert load_recipe(tmp_path / "r.yaml") == known
+
+
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Did you mean 'digits-laud-resnet14-small-spatial'"):
         load_recipe("digits-laud-resnet14-small")
@@ -291,8 +298,8 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
         load_recipe(write(tmp_path / "broken.yaml", "a: [1, 2"))
     with pytest.raises(UsageError, match="is not a mapping"):
         load_recipe(write(tmp_path / "empty.yaml", ""))
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(InputError, match="Cannot read"):
+    (tmp_path / "binary.yaml").write_bytes(b"a: \xff\x00\x80")
+    with pytest.raises(InputError, match=r"binary\.yaml is not text in UTF-8"):
         load_recipe(tmp_path / "binary.yaml")
     # Tags that would make PyYAML build objects are refused, not obeyed.
     hostile = write(tmp_path / "hostile.yaml", "!!python/object/apply:os.mkdir ['pwned']")

@@ -22,6 +22,7 @@ from dyndeploy.measure.inputs import (
 from dyndeploy.measure.loop import DeviceClock, Paired, time_rounds
 from dyndeploy.measure.profile import DATA, Profile
 from dyndeploy.measure.result import GroupTimes, assemble, group_times
+from dyndeploy.measure.turn import machine_turn
 from dyndeploy.runtimes import TensorRTSession
 from dyndeploy.runtimes.machine import machine_facts
 from dyndeploy.runtimes.tensorrt_engine import EngineSettings
@@ -100,6 +101,7 @@ def profile_engine(
     batches, source = schedule.batches(bundle, data)
     graphs = labelled_graphs(bundle, bodies=False)
     with ExitStack() as stack:
+        notes = stack.enter_context(machine_turn())
         sessions, built = {}, {}
         for name, graph in graphs.items():
             progress(f"building the {name} engine", 0.0)
@@ -130,7 +132,7 @@ def profile_engine(
         configurations,
         pairs,
         times,
-        machine={**machine, "gpu": info.provider},
+        machine={**machine, "gpu": info.provider, "warnings": notes},
         device=device_of_gpu(gpu.name) or gpu.name,
         runtime={"name": info.runtime, "version": info.version, "provider": info.provider},
         native={

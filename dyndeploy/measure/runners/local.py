@@ -26,6 +26,7 @@ from dyndeploy.measure.inputs import (
 from dyndeploy.measure.loop import Clock, Paired, time_rounds
 from dyndeploy.measure.profile import DATA, Profile
 from dyndeploy.measure.result import GroupTimes, assemble
+from dyndeploy.measure.turn import machine_turn
 from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.runtimes.machine import machine_facts
@@ -83,6 +84,7 @@ def profile_bundle(
     progress("loading", 0.0)
     masks, precision = bundle.manifest.masks, bundle.manifest.cpu_precision
     with ExitStack() as stack:
+        notes = stack.enter_context(machine_turn())
 
         def opened(graph: os.PathLike[str] | onnx.ModelProto) -> OnnxRuntimeSession:
             return stack.enter_context(OnnxRuntimeSession(graph, threads=threads, native=native, precision=precision))
@@ -119,7 +121,7 @@ def profile_bundle(
         configurations,
         pairs,
         times,
-        machine=machine,
+        machine=machine | {"warnings": notes},
         device="cpu",
         runtime={"name": info.runtime, "version": info.version, "provider": info.provider},
         native={

@@ -1,0 +1,45 @@
+"""Connections to boards, as commands use them."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from dyndeploy.remote import DeviceClient, DeviceEntry
+
+
+@contextlib.contextmanager
+def connected(board: DeviceEntry) -> Iterator[DeviceClient]:
+    """Yield a client of a board's agent; what other programs there wrote meanwhile is shown at the end."""
+    from dyndeploy.remote import DeviceClient
+    from dyndeploy.remote.transport import readable
+
+    client = DeviceClient(board.transport(), work=board.work)
+    try:
+        with client:
+            yield client
+    finally:
+        printed = readable(client.foreign)
+        if printed:
+            typer.echo(
+                f"Note: other programs on {client.transport.label} wrote this, which was skipped: {printed}", err=True
+            )
+
+
+def telling_waits(progress: Callable[[str, float], None]) -> Callable[[str, float], None]:
+    """A progress function that also tells once, where no bar is drawn, that a board is busy with something else."""
+    told = sys.stderr.isatty()
+
+    def show(message: str, fraction: float) -> None:
+        nonlocal told
+        if not told and "waiting until another" in message:
+            told = True
+            typer.echo(f"Note: {message}", err=True)
+        progress(message, fraction)
+
+    return show
