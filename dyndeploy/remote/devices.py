@@ -73,18 +73,22 @@ def devices_file() -> Path:
     named = os.environ.get(VARIABLE)
     if named:
         return Path(named)
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base and os.path.isabs(base) else Path.home() / ".config") / "dyndeploy" / "devices.json"
+    folder = files.user_folder("XDG_CONFIG_HOME", ".config")
+    if folder is None:
+        raise UsageError(f"There is no home folder to keep devices in: set HOME, XDG_CONFIG_HOME or {VARIABLE}.")
+    return folder / "devices.json"
 
 
 def load_devices(path: Path | None = None) -> dict[str, DeviceEntry]:
-    """Read the boards; none where there is no file.
+    """Read the boards; none where there is no file, or no home to keep one in.
 
     Raises:
-        InputError: The file is damaged; the message names it.
+        InputError: The file cannot be read or is damaged; the message names it.
     """
+    if path is None and not os.environ.get(VARIABLE) and files.user_folder("XDG_CONFIG_HOME", ".config") is None:
+        return {}
     source = path or devices_file()
-    if not source.exists():
+    if files.unreadable(source) == "":
         return {}
     document = Document(str(source), "Correct it, or remove it and add the devices again.", InputError)
     devices = document.root(files.read_json(source))["devices"]
