@@ -185,18 +185,18 @@ def image_paths(folder: str | os.PathLike[str]) -> tuple[Path, ...]:
     return found.images(root)
 
 
-def require_readable(paths: Sequence[Path], threads: int = 1) -> None:
-    """Look at image files before hours are spent on those that come first.
+def damaged_images(paths: Sequence[Path], threads: int = 1) -> list[str]:
+    """Look for image files that cannot be read, before hours are spent on those that come first.
 
-    They are decoded, where they are small together; of many only the beginnings and ends are looked at, and what
-    seems cut off is decoded.
+    They are decoded where they are small together. Of many only the beginnings and ends are looked at, and what seems
+    cut off is decoded.
 
     Args:
         paths: The files.
         threads: So many are looked at at a time.
 
-    Raises:
-        InputError: Some cannot be read; the message counts them and names the first.
+    Returns:
+        A sentence for each that fails.
     """
     decode, size = True, 0
     bad: list[str] = []
@@ -207,13 +207,7 @@ def require_readable(paths: Sequence[Path], threads: int = 1) -> None:
             size += sum(pool.map(_size, some))
             decode = decode and size <= _DECODED_BYTES
             bad += filter(None, pool.map(functools.partial(_fault, decode=decode), some))
-    if bad:
-        more = f" And {len(bad) - _NAMED} more." if len(bad) > _NAMED else ""
-        raise InputError(
-            f"{len(bad)} of {len(paths)} images cannot be read: {' '.join(bad[:_NAMED])}{more} Replace or remove them."
-            if len(bad) > 1
-            else bad[0]
-        )
+    return bad
 
 
 def sample_photographs() -> tuple[Path, ...]:
