@@ -435,7 +435,7 @@ def _folder(path: str | os.PathLike[str]) -> Path:
 def extensions() -> tuple[str, ...]:
     """Endings of the files that count as images, in lower case: those of :data:`FORMATS`, as far as Pillow has them."""
     known = Image.registered_extensions()
-    return tuple(sorted(ending for ending, name in known.items() if name in FORMATS and name in Image.OPEN))
+    return tuple(sorted(ending for ending, name in known.items() if name in FORMATS))
 
 
 class _Listing:

@@ -356,6 +356,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_bytes(encoded(text))
 
 
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path, or the name of a file, as text that can be kept in results: see :func:`encoded`."""
+    return encoded(os.fspath(path)).decode()
+
+
 def encoded(text: str) -> bytes:
     """``text`` as UTF-8; names of files that are not UTF-8 hold what it cannot write, which becomes ``\\udcNN``."""
     return text.encode("utf-8", "backslashreplace")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dyndeploy import files
-from dyndeploy.errors import InputError, UsageError, unknown_name
+from dyndeploy.errors import InputError, OutputError, UsageError, unknown_name
 from dyndeploy.fields import Document, Field
 from dyndeploy.remote.transport import LocalTransport, SshTransport, Transport
 from dyndeploy.targets import load_target
@@ -54,6 +54,9 @@ class DeviceEntry:
             )
         if self.target is not None:
             load_target(self.target)
+        for value in (self.host, self.ssh_config, self.work, self.python):
+            if value is not None and value != files.shown(value):
+                raise UsageError(f"{value} is no UTF-8, in which devices are kept: give another name.")
         self.transport()
 
     def transport(self) -> Transport:
@@ -120,4 +123,7 @@ def remove_device(name: str, path: Path | None = None) -> None:
 
 def _write(devices: dict[str, DeviceEntry], path: Path | None) -> None:
     content = {name: entry.to_json() for name, entry in sorted(devices.items())}
-    files.write_json(path or devices_file(), {"devices": content})
+    try:
+        files.write_json(path or devices_file(), {"devices": content})
+    except OutputError as error:
+        raise OutputError(f"{error} {VARIABLE} may name another file.") from error
