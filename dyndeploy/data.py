@@ -6,10 +6,15 @@ RGB, float32, channels first.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
 import math
 import os
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -28,8 +33,33 @@ FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 LabelArray = npt.NDArray[np.int64]
 
-EXTENSIONS = (".jpg", ".jpeg", ".png")
-"""Endings of the files that count as images, in lower case."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "MPO", "AVIF")
+"""Pillow's names of the formats that are read; of some of them not every Pillow knows how."""
+
+_LISTS = (".csv", ".tsv", ".json")
+"""Endings of lists that lie beside images, whose absence from them surprises nobody."""
+
+_NAMED = 5
+"""So many files are named where many are meant."""
+
+_DECODED_BYTES = 256 << 20
+"""Images that are larger together are not decoded before they are trained on."""
+
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+"""What stands at the end of a whole file."""
+
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How an image is turned upright, by the value of EXIF's tag 274."""
+
+_LOG = logging.getLogger("dyndeploy.data")
 
 DIGITS_HELD_OUT = 0.2
 """Fraction of scikit-learn's 1797 digits that is never trained on."""
@@ -93,7 +123,7 @@ def load_image(path: str | os.PathLike[str], preprocessing: PreprocessingLike, s
     is resized to ``preprocessing.resize`` (further where the crop would not fit), the centre is cropped.
 
     Args:
-        path: A JPEG or PNG file.
+        path: A file of one of :data:`FORMATS`.
         preprocessing: How to resize and normalise.
         size: (height, width) of the crop.
 
@@ -140,18 +170,44 @@ def images_from_folder(
 
 
 def image_paths(folder: str | os.PathLike[str]) -> tuple[Path, ...]:
-    """Return the image files (:data:`EXTENSIONS`) in a folder and all folders in it, sorted.
+    """Return the image files (:data:`FORMATS`, by their endings) in a folder and all folders in it, sorted.
 
-    Hidden files and folders are passed over.
+    Links are followed, and hidden files and folders passed over. What is left out and may be an image is counted and
+    named in the log ``dyndeploy.data``, which shows it on stderr unless it is told otherwise.
 
     Raises:
-        InputError: The folder is missing, is no folder, or holds no image.
+        InputError: The folder is missing, is no folder, or holds no image; or a folder in it cannot be looked into.
     """
     root = _folder(folder)
-    paths = tuple(sorted(_walk(root), key=lambda p: p.relative_to(root).parts))
-    if not paths:
-        raise InputError(f"{root} holds no images ({', '.join(EXTENSIONS)}). Give a folder with images in it.")
-    return paths
+    found = _Listing(root)
+    found.add(root)
+    found.report()
+    return found.images(root)
+
+
+def damaged_images(paths: Sequence[Path], threads: int = 1) -> list[str]:
+    """Look for image files that cannot be read, before hours are spent on those that come first.
+
+    They are decoded where they are small together. Of many only the beginnings and ends are looked at, and what seems
+    cut off is decoded.
+
+    Args:
+        paths: The files.
+        threads: So many are looked at at a time.
+
+    Returns:
+        A sentence for each that fails.
+    """
+    decode, size = True, 0
+    bad: list[str] = []
+    with _quiet(), ThreadPoolExecutor(threads) as pool:
+        # Not all at once: an interrupt waits for those that are handed out.
+        for start in range(0, len(paths), 1024):
+            some = paths[start : start + 1024]
+            size += sum(pool.map(_size, some))
+            decode = decode and size <= _DECODED_BYTES
+            bad += filter(None, pool.map(functools.partial(_fault, decode=decode), some))
+    return bad
 
 
 def sample_photographs() -> tuple[Path, ...]:
@@ -313,7 +369,8 @@ class ImageFolderDataset:
         classes: Sequence[str] | None = None,
     ) -> None:
         root = _folder(path)
-        present = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        listing = _Listing(root)
+        present = [entry.name for entry in listing.entries(root) if listing.is_folder(entry)]
         if not present:
             raise InputError(f"{root} has no sub-folders. Give a folder with one sub-folder of images per class.")
         if classes is not None and set(present) != set(classes):
@@ -329,9 +386,11 @@ class ImageFolderDataset:
         self.seed = seed
         self.policy = policy
         self.epoch = 0
-        self.samples: list[tuple[Path, int]] = [
-            (image, index) for index, name in enumerate(self.classes) for image in image_paths(root / name)
-        ]
+        self.samples: list[tuple[Path, int]] = []
+        for index, name in enumerate(self.classes):
+            listing.add(root / name)
+            self.samples += [(image, index) for image in listing.images(root / name)]
+        listing.report()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose augmentation the next items get."""
@@ -361,19 +420,156 @@ class ImageFolderDataset:
 
 def _folder(path: str | os.PathLike[str]) -> Path:
     root = Path(path)
-    if not root.exists():
-        raise InputError(f"There is no folder {root}. Give an existing folder with images.")
-    if not root.is_dir():
+    try:
+        kind = root.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"There is no folder {root}. Give an existing folder with images.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot look at the folder {root}: {_reason(error)}.") from error
+    if not stat.S_ISDIR(kind):
         raise InputError(f"{root} is not a folder. Give the folder that holds the images.")
     return root
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    for folder, names, files in os.walk(root):
-        names[:] = [n for n in names if not n.startswith(".")]
-        for file in files:
-            if file.lower().endswith(EXTENSIONS) and not file.startswith("."):
-                yield Path(folder, file)
+@functools.cache
+def extensions() -> tuple[str, ...]:
+    """Endings of the files that count as images, in lower case: those of :data:`FORMATS`, as far as Pillow has them."""
+    known = Image.registered_extensions()
+    return tuple(sorted(ending for ending, name in known.items() if name in FORMATS))
+
+
+class _Listing:
+    """The images of a folder, and what of it is left out.
+
+    Args:
+        root: The folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._found: list[Path] = []
+        self._left_out: list[str] = []
+        real = root.resolve()
+        self._above = frozenset(_identity(os.stat(folder)) for folder in (real, *real.parents))
+
+    def entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        """What a folder holds, by name, hidden things excepted; raises ``InputError`` if it cannot be looked into."""
+        try:
+            with os.scandir(folder) as found:
+                return sorted((entry for entry in found if not self._hidden(entry)), key=lambda entry: entry.name)
+        except OSError as error:
+            raise InputError(
+                f"Cannot look into the folder {folder}: {_reason(error)}. Make it readable, or leave it out."
+            ) from error
+
+    def _hidden(self, entry: os.DirEntry[str]) -> bool:
+        hidden = entry.name.startswith(".")
+        if hidden and entry.name.lower().endswith(extensions()):
+            self._leave(entry, "hidden")
+        return hidden
+
+    def is_folder(self, entry: os.DirEntry[str]) -> bool:
+        """Whether an entry is a folder or leads to one; leaves out what is neither."""
+        kind = self._kind(entry, self._above)
+        if kind not in (None, stat.S_IFDIR):
+            self._leave(entry, "lies beside the classes" if entry.name.lower().endswith(extensions()) else "")
+        return kind == stat.S_IFDIR
+
+    def add(self, folder: Path) -> None:
+        """List the images of a folder and of all folders in it."""
+        self._add(folder, self._above)
+
+    def images(self, folder: Path) -> tuple[Path, ...]:
+        """The images listed so far that lie in a folder, sorted; raises ``InputError`` if there are none."""
+        paths = tuple(sorted(self._found, key=lambda path: path.relative_to(folder).parts))
+        self._found = []
+        if not paths:
+            raise InputError(
+                f"{folder} holds no images ({', '.join(extensions())}). Give a folder with images in it.{self._named()}"
+            )
+        return paths
+
+    def report(self) -> None:
+        """Log what was left out."""
+        if self._left_out:
+            _LOG.warning("Note: %s is read without some of what it holds.%s", self._root, self._named())
+
+    def _named(self) -> str:
+        count = len(self._left_out)
+        if not count:
+            return ""
+        more = f" and {count - _NAMED} more" if count > _NAMED else ""
+        return f" Left out: {count} ({', '.join(self._left_out[:_NAMED])}{more})."
+
+    def _add(self, folder: Path, above: frozenset[tuple[int, int]]) -> None:
+        above |= {_identity(os.stat(folder))}
+        for entry in self.entries(folder):
+            kind = self._kind(entry, above)
+            if kind == stat.S_IFDIR:
+                self._add(Path(entry), above)
+            elif kind is not None:
+                if not entry.name.lower().endswith(extensions()):
+                    self._leave(entry, "")
+                elif kind != stat.S_IFREG:
+                    self._leave(entry, "is no file")
+                else:
+                    self._found.append(Path(entry))
+
+    def _kind(self, entry: os.DirEntry[str], above: frozenset[tuple[int, int]]) -> int | None:
+        """The type of what an entry is or leads to; None where it leads nowhere or in a circle, and is left out."""
+        try:
+            # Only links cost a call of the system.
+            if entry.is_file():
+                return stat.S_IFREG
+            found = entry.stat()
+        except PermissionError as error:
+            raise InputError(
+                f"Cannot look at {entry.path}: {_reason(error)}. Make it readable, or leave it out."
+            ) from error
+        except OSError as error:
+            self._leave(entry, "leads nowhere" if isinstance(error, FileNotFoundError) else _reason(error))
+            return None
+        if stat.S_ISDIR(found.st_mode) and _identity(found) in above:
+            self._leave(entry, "leads to a folder that it lies in")
+            return None
+        return stat.S_IFMT(found.st_mode)
+
+    def _leave(self, entry: os.DirEntry[str], why: str) -> None:
+        if why or not entry.name.lower().endswith(_LISTS):
+            name = os.path.relpath(entry.path, self._root)
+            self._left_out.append(f"{name}: {why}" if why else name)
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _fault(path: Path, *, decode: bool) -> str:
+    """Why an image cannot be read; "" where it can, as far as is seen without decoding it if that is not asked for."""
+    try:
+        if decode or not _seems_whole(path):
+            _decode(path)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _seems_whole(path: Path) -> bool:
+    with _reading(path), path.open("rb") as file, Image.open(file, formats=_formats()) as image:
+        end = _ENDS.get(image.format or "")
+        file.seek(-min(_size(path), 64), os.SEEK_END)
+        return end is not None and end in file.read()
 
 
 def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -389,21 +585,60 @@ def _resampling(name: str) -> Resampling:
     return Image.Resampling[name.upper()]
 
 
-def _read(path: Path) -> Image.Image:
-    """Decode a file completely into an RGB image."""
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Pillow's warnings: large photographs and odd notes in files are what users have.
+
+    Absurd sizes still are errors. Not for threads, which share the filters of warnings.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Report what Pillow raises while it reads a file as ``InputError``."""
     try:
-        with warnings.catch_warnings():
-            # Large photographs are what users have; Pillow still refuses absurd sizes with an error.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+        yield
     except FileNotFoundError as error:
         raise InputError(f"There is no image {path}.") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not an image that Pillow can read. Give a JPEG or PNG file.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"Cannot read the image {path}: {error}. The file may be damaged.") from error
+        known = ", ".join(_formats())
+        raise InputError(f"{path} is not an image that can be read. Give one of the formats {known}.") from error
+    except Exception as error:
+        # Damaged files make Pillow's decoders raise whatever they stumble over.
+        damaged = not (isinstance(error, OSError) and error.errno)
+        advice = " The file may be damaged." if damaged else ""
+        raise InputError(f"Cannot read the image {path}: {_reason(error)}.{advice}") from error
+
+
+def _read(path: Path) -> Image.Image:
+    """Decode a file completely into an RGB image; raises ``InputError``."""
+    with _quiet():
+        return _decode(path)
+
+
+def _decode(path: Path) -> Image.Image:
+    with _reading(path), Image.open(path, formats=_formats()) as image:
+        image.load()
+        return _to_rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(274)
+    except Exception:
+        # What cameras and editors leave there may be broken in any way, and says nothing about the pixels.
+        return image
+    method = _ORIENTATIONS.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -23,9 +23,13 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+if sys.platform != "win32":
+    import fcntl
 
-_STORAGE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG})
+STORAGE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG})
 """What ``write`` and ``close`` report without naming a file."""
+
+_PART, _OLD = ".part", ".old"
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -38,6 +42,34 @@ _KINDS = {
 
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
+
+
+def user_folder(variable: str, below_home: str) -> Path | None:
+    """Where dyndeploy keeps things of this user; None for a user who has no home.
+
+    Args:
+        variable: Names the base folder, such as ``XDG_CONFIG_HOME``; a relative path in it does not count.
+        below_home: The base folder without it, such as ``.config``.
+    """
+    base = os.environ.get(variable, "")
+    if not os.path.isabs(base):
+        # Neither HOME nor an entry in the list of users, as in a container that runs under a bare number: "~" stays.
+        home = os.path.expanduser("~")
+        if not os.path.isabs(home):
+            return None
+        base = os.path.join(home, below_home)
+    return Path(base, "dyndeploy")
+
+
+def unreadable(path: str | os.PathLike[str]) -> str | None:
+    """Why a file that may be missing cannot be read: None where it can be, "" where there is none, else the reason."""
+    try:
+        with open(path, "rb"):
+            return None
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return _reason(error)
 
 
 def shipped_folder(name: str) -> Path:
@@ -70,7 +102,7 @@ def _callers_block(path: Path, temporary: Path) -> Iterator[None]:
     except OSError as error:
         named = [name for name in (error.filename, error.filename2) if isinstance(name, (str, bytes, os.PathLike))]
         inside = any(Path(os.path.abspath(os.fsdecode(name))).is_relative_to(temporary) for name in named)
-        if inside or (not named and error.errno in _STORAGE_ERRORS):
+        if inside or (not named and error.errno in STORAGE_ERRORS):
             raise OutputError(f"Cannot write {path}: {_reason(error)}. Nothing was changed.") from error
         raise
 
@@ -130,13 +162,83 @@ def _prefix(target: Path) -> str:
     return f".{target.name[:40]}."
 
 
-def _remove_tree(folder: Path) -> None:
+def _remove(path: Path) -> None:
+    def remove() -> None:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
     try:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove()
     except BaseException:
         # An interrupt (Ctrl-C is often pressed twice) must not leave half a folder behind.
-        shutil.rmtree(folder, ignore_errors=True)
+        remove()
         raise
+
+
+def _lock(path: Path, *, wait: bool) -> int | None:
+    """Open a file or folder and lock it; None where somebody else holds it, or it cannot be locked.
+
+    The lock ends with the process, however that ends: what nobody holds has lost its writer.
+    """
+    if sys.platform == "win32":
+        return None
+    handle = None
+    try:
+        # Network file systems lock for writing only what is open for writing, which a folder cannot be.
+        handle = os.open(path, os.O_NOFOLLOW | (os.O_RDONLY if path.is_dir() else os.O_RDWR))
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        if handle is not None:
+            os.close(handle)
+        return None
+    return handle
+
+
+@contextlib.contextmanager
+def _temporary(given: Path, target: Path, *, folder: bool) -> Iterator[Path]:
+    """Yield a new file or folder beside ``target`` under a name and a lock of its own; it is removed at the end."""
+    make = tempfile.mkdtemp if folder else _make_file
+    with _own_calls(given, "Choose another output path."):
+        _sweep(target)
+        while True:
+            temporary = Path(make(dir=target.parent, prefix=_prefix(target), suffix=_PART))
+            lock = _lock(temporary, wait=True)
+            # Another writer's sweep may have come between.
+            if temporary.exists():
+                break
+            if lock is not None:
+                os.close(lock)
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        if lock is not None:
+            os.close(lock)
+
+
+def _make_file(dir: Path, prefix: str, suffix: str) -> str:
+    handle, name = tempfile.mkstemp(suffix, prefix, dir)
+    os.close(handle)
+    return name
+
+
+def _sweep(target: Path) -> None:
+    """Remove what writers of ``target`` left that were killed; put an earlier folder back that one had moved away."""
+    left = re.compile(re.escape(_prefix(target)) + r"[a-z0-9_]{8}" + re.escape(_PART))
+    with contextlib.suppress(OSError):
+        for name in filter(left.fullmatch, os.listdir(target.parent)):
+            path = target.parent / name
+            lock = _lock(path, wait=False)
+            if lock is None:
+                continue
+            _remove(path)
+            os.close(lock)
+            earlier = path.with_suffix(_OLD)
+            if earlier.is_dir() and not os.path.lexists(target):
+                earlier.replace(target)
 
 
 @contextlib.contextmanager
@@ -157,7 +259,7 @@ def locked(path: str | os.PathLike[str], seconds: float = 10.0) -> Iterator[None
     lock = target.parent / f"{_prefix(target)}lock"
     deadline = time.monotonic() + seconds
     with _parents(given, target.parent):
-        while (handle := _lock(given, lock)) is None:
+        while (handle := _claim(given, lock)) is None:
             if time.monotonic() > deadline:
                 raise OutputError(
                     f"Another process is writing {given}. Wait until it ends, or choose another output path."
@@ -171,8 +273,8 @@ def locked(path: str | os.PathLike[str], seconds: float = 10.0) -> Iterator[None
             os.close(handle)
 
 
-def _lock(given: Path, lock: Path) -> int | None:
-    """A descriptor that holds the lock; None while another process does."""
+def _claim(given: Path, lock: Path) -> int | None:
+    """A descriptor that holds the lock file, made where there is none; None while another process does."""
     with _own_calls(given, "Choose another output path."):
         try:
             handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -180,6 +282,8 @@ def _lock(given: Path, lock: Path) -> int | None:
             if lock.exists():  # Another user's, who removes it.
                 return None
             raise
+    if sys.platform == "win32":
+        return handle
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Its last owner may have removed it since it was opened: then another process can lock a new one.
@@ -211,22 +315,14 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             f"{given} is {_KINDS.get(kind or 0, 'no regular file')}, which cannot be replaced by a file. "
             "Choose another output path; for the standard output use '--json -'."
         )
-    with _parents(given, target.parent):
-        with _own_calls(given, "Choose another output path."):
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=_prefix(target), suffix=".part")
-            os.close(handle)
-        temporary = Path(name)
-        try:
-            with _callers_block(given, temporary):
-                yield temporary
-            with _own_calls(given, "Nothing was changed."):
-                temporary.chmod(_new_mode(0o666))
-                with temporary.open("rb") as stream:
-                    os.fsync(stream.fileno())
-                temporary.replace(target)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+    with _parents(given, target.parent), _temporary(given, target, folder=False) as temporary:
+        with _callers_block(given, temporary):
+            yield temporary
+        with _own_calls(given, "Nothing was changed."):
+            temporary.chmod(_new_mode(0o666))
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(target)
 
 
 @contextlib.contextmanager
@@ -251,22 +347,17 @@ def atomic_directory(path: str | os.PathLike[str], *, replace_if: str | None = N
     if kind not in (None, stat.S_IFDIR):
         raise OutputError(f"{given} exists and is not a folder. Choose another output path.")
     _require_replaceable(given, target, replace_if)
-    with _parents(given, target.parent):
-        with _own_calls(given, "Choose another output path."):
-            temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=_prefix(target), suffix=".part"))
-        try:
-            with _callers_block(given, temporary):
-                yield temporary
-            # Asked again: the block may have taken hours, and somebody may have filled the folder meanwhile.
-            with locked(target), _own_calls(given, "Nothing was changed."):
-                _require_replaceable(given, target, replace_if)
-                temporary.chmod(_new_mode(0o777))
-                if target.is_dir():
-                    _swap(given, temporary, target)
-                else:
-                    temporary.replace(target)
-        finally:
-            _remove_tree(temporary)
+    with _parents(given, target.parent), _temporary(given, target, folder=True) as temporary:
+        with _callers_block(given, temporary):
+            yield temporary
+        # Asked again: the block may have taken hours, and somebody may have filled the folder meanwhile.
+        with locked(target), _own_calls(given, "Nothing was changed."):
+            _require_replaceable(given, target, replace_if)
+            temporary.chmod(_new_mode(0o777))
+            if target.is_dir():
+                _swap(given, temporary, target)
+            else:
+                temporary.replace(target)
 
 
 def _require_replaceable(given: Path, target: Path, marker: str | None) -> None:
@@ -298,7 +389,7 @@ def _swap(given: Path, temporary: Path, target: Path) -> None:
 
     The disk, not the program counter, says how far it got: an interrupt may arrive right after a rename.
     """
-    previous = temporary.with_suffix(".old")
+    previous = temporary.with_suffix(_OLD)
     try:
         target.replace(previous)
         temporary.replace(target)
@@ -315,15 +406,25 @@ def _swap(given: Path, temporary: Path, target: Path) -> None:
                     ) from error
                 raise
         elif previous.is_dir():
-            _remove_tree(previous)
+            _remove(previous)
         raise
-    _remove_tree(previous)
+    _remove(previous)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` as UTF-8, atomically."""
+    """Write ``text`` as UTF-8, atomically; bytes of a file's name that are none become ``\\udcNN``."""
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(encoded(text))
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path, or the name of a file, as text that can be kept in results: see :func:`encoded`."""
+    return encoded(os.fspath(path)).decode()
+
+
+def encoded(text: str) -> bytes:
+    """``text`` as UTF-8; names of files that are not UTF-8 hold what it cannot write, which becomes ``\\udcNN``."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from dyndeploy.data import (
     ImageFolderDataset,
     LabelledImages,
     ShiftedImages,
+    damaged_images,
     digits,
     image_paths,
     images_from_folder,
@@ -328,3 +333,133 @@ def test_image_folder_errors(class_folder: Path) -> None:
     shutil.rmtree(class_folder / "void")
     with pytest.raises(InputError, match="missing dog; unknown bee, cat"):
         ImageFolderDataset(class_folder, Plain(), (8, 8), classes=("ant", "dog"))
+
+
+@pytest.mark.parametrize("ending", ["jpg", "JPEG", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"])
+def test_folders_hold_the_formats_that_single_files_have(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(noise(9, 9, 3)).convert("L").save(path)
+    assert image_paths(tmp_path) == (path,)
+    np.testing.assert_array_equal(images_from_folder(tmp_path, Plain(), (8, 8))[0], load_image(path, Plain(), (8, 8)))
+
+
+def test_what_runs_programs_is_no_image(tmp_path: Path) -> None:
+    Image.fromarray(noise(9, 9, 3)).save(tmp_path / "a.eps")
+    with pytest.raises(InputError, match=r"a\.eps is not an image that can be read"):
+        load_image(tmp_path / "a.eps", Plain(), (8, 8))
+
+
+def test_links_are_followed_but_never_in_circles(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("all/a/0.png", "all/b/1.png", "all/b/more/2.png"):
+        save(tmp_path / name, noise(8, 8, 3))
+    subset = tmp_path / "subset"
+    (subset / "c").mkdir(parents=True)
+    (subset / "a").symlink_to(tmp_path / "all" / "a")
+    (subset / "c" / "b").symlink_to("../../all/b")
+    assert [p.relative_to(subset).as_posix() for p in image_paths(subset)] == ["a/0.png", "c/b/1.png", "c/b/more/2.png"]
+    assert ImageFolderDataset(subset, Plain(), (8, 8)).classes == ("a", "c")
+    assert caplog.messages == []
+    for name, target in (("up", ".."), ("root", str(tmp_path)), ("itself", "itself"), ("gone.png", "nowhere")):
+        (subset / "c" / name).symlink_to(target)
+    dataset = ImageFolderDataset(subset, Plain(), (8, 8))
+    assert [(path.name, label) for path, label in dataset.samples] == [("0.png", 0), ("1.png", 1), ("2.png", 1)]
+    assert len(image_paths(subset)) == 3
+    for message in caplog.messages:
+        assert str(subset) in message and "Left out: 4" in message
+        for why in ("c/up: leads to a folder that it lies in", "c/gone.png: leads nowhere", "c/root", "c/itself"):
+            assert why in message
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path / "a" / "0.png", noise(8, 8, 3))
+    for name in ("a/1.heic", "a/2", "stray.png", "a/.3.png", "a/list.csv", "a/.DS_Store"):
+        (tmp_path / name).write_bytes(b"x")
+    os.mkfifo(tmp_path / "a" / "pipe.jpg")
+    dataset = ImageFolderDataset(tmp_path, Plain(), (8, 8))
+    assert [path.name for path, _ in dataset.samples] == ["0.png"]
+    [message] = caplog.messages
+    assert "Left out: 5 (" in message
+    for name in ("a/1.heic", "a/2", "stray.png: lies beside the classes", "a/.3.png: hidden", "a/pipe.jpg: is no file"):
+        assert name in message
+    caplog.clear()
+    for number in range(20):
+        (tmp_path / "a" / f"{number}.raw").write_bytes(b"x")
+    image_paths(tmp_path / "a")
+    assert "Left out: 24 (" in caplog.text and "and 19 more" in caplog.text
+    (tmp_path / "a" / "0.png").unlink()
+    with pytest.raises(InputError, match=r"holds no images.*Left out: 24"):
+        image_paths(tmp_path / "a")
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        save(tmp_path / name / "0.png", noise(8, 8, 3))
+    scandir = os.scandir
+
+    def refuse(folder: Path) -> object:  # As the system does for those who are not root.
+        if Path(folder).name == "b":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for look in (image_paths, lambda folder: ImageFolderDataset(folder, Plain(), (8, 8))):
+        with pytest.raises(InputError, match=r"folder .*b: Permission denied"):
+            look(tmp_path)
+
+
+def test_broken_notes_of_a_camera_do_not_matter(tmp_path: Path) -> None:
+    pixels = noise(16, 12, 3)
+    plain = save(tmp_path / "plain.png", pixels)
+    exif = Image.Exif()
+    exif[274] = 6
+    turned = load_image(save(tmp_path / "turned.png", pixels, exif=exif), Plain(), (8, 8))
+    assert not np.array_equal(turned, load_image(plain, Plain(), (8, 8)))
+    good = exif.tobytes()
+    odd = {
+        "cut": good[:20],
+        "junk": b"Exif\0\0junk",
+        "type": good.replace(b"\x01\x12\x00\x03", b"\x01\x12\x00\x02"),
+        "none": b"",
+    }
+    assert odd["type"] != good
+    exif[274] = 99
+    odd["99"] = exif.tobytes()
+    for name, value in odd.items():
+        path = save(tmp_path / f"{name}.png", pixels, exif=value)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_array_equal(load_image(path, Plain(), (8, 8)), load_image(plain, Plain(), (8, 8)))
+
+
+def test_whatever_a_decoder_raises_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.png", noise(8, 8, 3))
+    for error, reason in (
+        (struct.error("unpack requires a buffer"), r"a\.png: unpack requires.*damaged"),
+        (TypeError(), r"a\.png: TypeError\. .*damaged"),
+        (PermissionError(errno.EACCES, "Permission denied"), r"a\.png: Permission denied\.$"),
+    ):
+
+        def fail(self: Image.Image, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+        with pytest.raises(InputError, match=reason):
+            load_image(path, Plain(), (8, 8))
+
+
+@pytest.mark.parametrize("decoded", [0, 1 << 30])
+def test_damaged_images_are_found_without_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: int
+) -> None:
+    monkeypatch.setattr("dyndeploy.data._DECODED_BYTES", decoded)
+    paths = []
+    for ending in ("jpg", "png", "bmp", "webp"):
+        whole, cut = tmp_path / f"whole.{ending}", tmp_path / f"cut.{ending}"
+        Image.fromarray(noise(64, 64, 3)).save(whole)
+        cut.write_bytes(whole.read_bytes()[:-300])
+        paths += [whole, cut]
+    (tmp_path / "empty.jpg").touch()
+    found = damaged_images([*paths, tmp_path / "empty.jpg", tmp_path / "gone.jpg"], threads=2)
+    assert len(found) == 6
+    for text, name in zip(found, ("cut.jpg", "cut.png", "cut.bmp", "cut.webp", "empty.jpg", "gone.jpg"), strict=True):
+        assert name in text

@@ -428,3 +428,96 @@ def test_several_writers_of_a_folder_leave_one_whole(tmp_path: Path) -> None:
     assert [worker.wait(60) for worker in workers] == [0] * 4
     assert (path / "marker").read_text() == (path / "twin").read_text()
     assert names(path) == ["marker", "twin"] and names(tmp_path) == ["b"]
+
+
+WRITER = """
+import sys
+from dyndeploy import files
+with getattr(files, sys.argv[1])(sys.argv[2], **({'replace_if': 'm'} if 'dir' in sys.argv[1] else {})) as path:
+    (path / 'm' if path.is_dir() else path).write_text('half')
+    print('ready', flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["atomic_file", "atomic_directory"])
+def test_what_a_killed_writer_left_is_swept_by_the_next_one(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "a[1]"
+    stranger, other = tmp_path / ".a[1].mine.part", tmp_path / ".b.abcdefgh.part"
+    stranger.write_text("not from here")
+    other.write_text("of another output")
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, kind, target], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    dead, alive = writers
+    try:
+        for writer in writers:
+            assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
+        dead.kill()
+        dead.wait(30)
+        left = {path.name for path in tmp_path.iterdir()} - {stranger.name, other.name}
+        assert len(left) == 2
+        with getattr(files, kind)(target) as path:
+            assert len({entry.name for entry in tmp_path.iterdir()} - {stranger.name, other.name}) == 2
+            (path / "m" if path.is_dir() else path).write_text("new")
+        # The one that lives goes on undisturbed.
+        assert alive.communicate(b"", 30) is not None and alive.returncode == 0
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait(30)
+    assert (target / "m" if target.is_dir() else target).read_text() == "half"
+    assert names(tmp_path) == sorted([stranger.name, other.name, target.name])
+
+
+def test_a_folder_that_a_killed_writer_moved_away_comes_back(tmp_path: Path) -> None:
+    for name in (".b.abcdefgh.part", ".b.abcdefgh.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "marker").write_text(name)
+    with pytest.raises(RuntimeError), files.atomic_directory(tmp_path / "b", replace_if="marker"):
+        assert names(tmp_path / "b") == ["marker"]
+        raise RuntimeError
+    assert names(tmp_path) == ["b"]
+    assert (tmp_path / "b" / "marker").read_text() == ".b.abcdefgh.old"
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_signals_leave_nothing_and_nohup_is_obeyed(tmp_path: Path, number: signal.Signals) -> None:
+    script = f"import sys, signal\nfrom dyndeploy.cli._progress import interrupt\ninterrupt.install()\n{WRITER}"
+    for ignored in (False, True):
+        first = f"import signal; signal.signal({int(number)}, signal.SIG_IGN)\n" if ignored else ""
+        writer = subprocess.Popen(
+            [sys.executable, "-c", first + script, "atomic_file", tmp_path / "a"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
+        writer.send_signal(number)
+        writer.communicate(b"", 30)
+        assert (writer.returncode == 0) == ignored
+        assert names(tmp_path) == (["a"] if ignored else [])
+
+
+def test_folders_of_users_with_and_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert files.user_folder("XDG_CONFIG_HOME", ".config") == tmp_path / "dyndeploy"
+    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert files.user_folder("XDG_CONFIG_HOME", ".config") == Path("/home/somebody/.config/dyndeploy")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # No entry in the list of users either.
+    assert files.user_folder("XDG_CONFIG_HOME", ".config") is None
+
+
+def test_why_an_optional_file_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    assert files.unreadable(tmp_path / "a") is None
+    assert files.unreadable(tmp_path / "b") == files.unreadable(tmp_path / "a" / "b") == ""
+    (tmp_path / "loop").symlink_to("loop")
+    assert files.unreadable(tmp_path / "loop") == "Too many levels of symbolic links"
+    assert files.unreadable(tmp_path) == "Is a directory"
+
+
+def test_names_that_are_no_text_can_be_written_into_pages(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "a", "é " + os.fsdecode(b"caf\xe9.jpg"))
+    assert (tmp_path / "a").read_bytes() == "é caf\\udce9.jpg".encode()

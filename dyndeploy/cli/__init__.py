@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import importlib
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
 
+from dyndeploy.cli._arguments import printable
 from dyndeploy.cli._progress import interrupt
 from dyndeploy.errors import DyndeployError
+from dyndeploy.files import STORAGE_ERRORS
 from dyndeploy.processors import share_processors
 
 COMMANDS = {
@@ -86,6 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 all well, 2 wrong usage or impossible request, 1 any other failure."""
     interrupt.install()
     share_processors()
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files may hold what the terminal's encoding lacks, or be no text in any encoding.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -100,16 +110,32 @@ def run(arguments: Sequence[str]) -> int:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         # Of other commands --json is a switch; this one's needs a value, and the parser does not say which.
         if code == 2 and named == ["profile"] and arguments[-1] == "--json":
-            typer.echo("dyndeploy: give --json a file to write, or '-' for stdout: '--json -'.", err=True)
+            _say("give --json a file to write, or '-' for stdout: '--json -'.")
         return code
     except DyndeployError as error:
-        typer.echo(f"dyndeploy: {error}", err=True)
+        _say(str(error))
         return error.exit_code
     except OSError as error:
-        # What the commands write goes through checked paths: this is stdout or stderr itself.
-        typer.echo(f"dyndeploy: cannot write the output: {error.strerror or error}.", err=True)
+        _say(_describe(error))
         return 1
     except (KeyboardInterrupt, _InterruptedError):
-        typer.echo("dyndeploy: interrupted; nothing half-written was left.", err=True)
+        _say("interrupted; nothing half-written was left.")
         return INTERRUPTED
     return 0
+
+
+def _say(message: str) -> None:
+    # A terminal that was closed takes no message.
+    with contextlib.suppress(OSError):
+        typer.echo(f"dyndeploy: {printable(message)}", err=True)
+
+
+def _describe(error: OSError) -> str:
+    """What the system refused, for a user."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if isinstance(error.filename, (str, bytes)):
+        return f"cannot use {os.fsdecode(error.filename)}: {reason}."
+    # No name: what the commands write goes through checked paths, so that this is stdout or stderr itself.
+    if error.errno in STORAGE_ERRORS | {errno.EPIPE, errno.EBADF}:
+        return f"cannot write the output: {reason}."
+    return f"the system refused: {reason}."

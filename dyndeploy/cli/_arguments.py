@@ -10,7 +10,8 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from dyndeploy import files
 from dyndeploy.errors import UsageError
@@ -54,14 +55,32 @@ def lines(path: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in files.read_text(path).splitlines() if line.strip())
 
 
+def printable(text: object) -> str:
+    """A user's text for a terminal: what no terminal shows as it is, such as the Escape key, becomes ``\\x1b``."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def print_json(value: Any) -> None:
     """Write one JSON object to stdout."""
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
+def print_json_line(value: Any) -> None:
+    """Write one JSON object to stdout as a line of its own, at once."""
+    typer.echo(json.dumps(value, allow_nan=False))
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
     """Write a table to stdout; wide enough not to cut anything when stdout is no terminal."""
-    table = Table(*columns, title=title, title_justify="left")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if title is not None:
+        console.print(_cell(title), style="table.title", soft_wrap=True)
+    # Text, not strings: square brackets in a user's names are no markup.
+    table = Table(*(Column(_cell(column), overflow="fold") for column in columns))
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        table.add_row(*map(_cell, row))
+    console.print(table)
+
+
+def _cell(value: object) -> Text:
+    return Text(printable(value))

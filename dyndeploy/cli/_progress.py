@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from dyndeploy.cli._arguments import printable
+
 if TYPE_CHECKING:
     from dyndeploy.training import EpochRecord
 
@@ -24,9 +26,12 @@ class Interrupt:
         self._asked = False
 
     def install(self) -> None:
-        """Answer Ctrl-C, and a polite kill in the same way: half-written output is removed on the way out."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._raise)
+        """Answer Ctrl-C, and a polite kill or a closed terminal in the same way: half-written output is removed."""
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows knows no SIGHUP.
+            # Whoever started this process may have asked it to go on, as nohup does.
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._raise)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
@@ -46,14 +51,14 @@ def progress_line(message: str) -> None:
     """Show a step."""
     interrupt.check()
     if sys.stderr.isatty():
-        typer.echo(f"  {message} ...", err=True)
+        typer.echo(f"  {printable(message)} ...", err=True)
 
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Callable[[str, float], None]]:
     """Yield a function that shows what is being done and the fraction done, in [0, 1], as one bar."""
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         console=Console(stderr=True),
         transient=True,
@@ -65,7 +70,7 @@ def progress_bar() -> Iterator[Callable[[str, float], None]]:
 
     def show(message: str, fraction: float) -> None:
         interrupt.check()
-        bar.update(task, description=message, completed=fraction, refresh=True)
+        bar.update(task, description=printable(message), completed=fraction, refresh=True)
 
     with bar:
         yield show
@@ -107,10 +112,10 @@ def training_progress(epochs: int) -> Iterator[TrainingBar | None]:
         yield None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[results]}"),
+        TextColumn("{task.fields[results]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield TrainingBar(bar, epochs)

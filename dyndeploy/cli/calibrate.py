@@ -68,7 +68,7 @@ def calibrate(
         profiled_costs,
         store_thresholds,
     )
-    from dyndeploy.files import atomic_file
+    from dyndeploy.files import atomic_file, encoded
     from dyndeploy.reporting import render_exits_report
 
     opened = Bundle.open(bundle)
@@ -77,29 +77,35 @@ def calibrate(
         costs = profiled_costs(profile)
     with ExitStack() as stack:
         page = stack.enter_context(atomic_file(report)) if report is not None else None
-        progress = stack.enter_context(progress_bar())
-        result = calibrate_bundle(
-            opened,
-            data,
-            constraint,
-            costs=costs,
-            method=SWEEP if sweep else SEARCH,
-            switch_off=not keep_exits,
-            limit=images,
-            runtime=runtime,
-            precision=precision,
-            threads=threads,
-            progress=progress,
-        )
+        with progress_bar() as progress:
+            result = calibrate_bundle(
+                opened,
+                data,
+                constraint,
+                costs=costs,
+                method=SWEEP if sweep else SEARCH,
+                switch_off=not keep_exits,
+                limit=images,
+                runtime=runtime,
+                precision=precision,
+                threads=threads,
+                progress=progress,
+            )
+        stored = False
+        try:
+            if result.calibration.chosen is not None and not dry_run:
+                store_thresholds(opened, result)
+                stored = True
+        finally:
+            # Shown whether it can be stored and made a report of or not: it took long to find.
+            if as_json:
+                print_json(result.to_json() | {"stored": stored})
+            else:
+                _print(result)
         if page is not None:
-            page.write_text(render_exits_report(result), encoding="utf-8")
-        stored = result.calibration.chosen is not None and not dry_run
-        if stored:
-            store_thresholds(opened, result)
+            page.write_bytes(encoded(render_exits_report(result)))
     if as_json:
-        print_json(result.to_json() | {"stored": stored})
         return
-    _print(result)
     typer.echo(
         f"Stored in {bundle} for {result.precision}." if stored else f"{bundle} is as before: nothing was stored."
     )

@@ -51,7 +51,7 @@ def device(
             rows = [(entry.name, entry.host, entry.target or "as it says") for entry in known.values()]
             print_table(("device", "host", "target"), rows)
         else:
-            typer.echo(f"No devices in {devices_file()}. Add one with 'dyndeploy device add NAME user@address'.")
+            typer.echo("No devices. Add one with 'dyndeploy device add NAME user@address'.")
         return
     if name is None or (action is Action.ADD and host is None):
         wanted = "NAME HOST" if action is Action.ADD else "NAME"

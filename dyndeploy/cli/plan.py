@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,7 +43,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Write the plan and the front to stdout as JSON.")] = False,
 ) -> None:
     """Choose per stage mode and granularity, per block dynamic or dense, and threads, for the lowest latency."""
-    from dyndeploy.files import write_json
+    from dyndeploy.files import atomic_file, write_json
     from dyndeploy.planning import PlanSettings, choose_measured, measure_plans, plan_network, uniform_plans
     from dyndeploy.planning.sources import calibrated_prices, recipe_accuracy
 
@@ -71,10 +72,14 @@ def plan(
         uniform = uniform_plans(
             network, prices[chosen.threads], own, input_size=image, device=device, threads=chosen.threads
         )
-        with progress_bar() as progress:
-            measured = measure_plans([chosen, *uniform], progress=progress)
-        chosen = choose_measured(measured, budget_ms)
-    if output is not None:
+        # The output path is claimed first, so that an impossible one costs no measurement.
+        with nullcontext() if output is None else atomic_file(output) as claimed:
+            with progress_bar() as progress:
+                measured = measure_plans([chosen, *uniform], progress=progress)
+            chosen = choose_measured(measured, budget_ms)
+            if claimed is not None:
+                write_json(claimed, chosen.to_json())
+    elif output is not None:
         write_json(output, chosen.to_json())
     if as_json:
         lists = {"front": front, "measured": measured}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -25,9 +26,11 @@ def probe(
     from dyndeploy.measure.laziness import probe_laziness
     from dyndeploy.targets import load_target
 
-    record = probe_laziness(target, native=native, plugins=plugins, rounds=rounds)
-    if output is not None:
-        files.write_json(output, record.to_json())
+    # The output path is claimed first, so that an impossible one costs no measurement.
+    with nullcontext() if output is None else files.atomic_file(output) as claimed:
+        record = probe_laziness(target, native=native, plugins=plugins, rounds=rounds)
+        if claimed is not None:
+            files.write_json(claimed, record.to_json())
     if as_json:
         print_json(record.to_json())
         return

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias, TypeVar
 
 import typer
 
@@ -15,15 +15,17 @@ from dyndeploy.cli._arguments import numbers, print_json, print_table
 from dyndeploy.cli._boards import connected, telling_waits
 from dyndeploy.cli._profile import print_profile
 from dyndeploy.cli._progress import progress_bar
-from dyndeploy.errors import UsageError, unknown_name
+from dyndeploy.errors import InputError, UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from dyndeploy.bundle import Bundle
     from dyndeploy.measure import Profile, Samples
     from dyndeploy.measure.exits import ExitProfile
     from dyndeploy.remote import DeviceEntry, DeviceReport
 
 THIS_MACHINE = "cpu"
+
+Progress: TypeAlias = "Callable[[str, float], None]"
+_Measured = TypeVar("_Measured", "Profile", "ExitProfile")
 
 
 def profile(
@@ -64,39 +66,40 @@ def profile(
         raise UsageError(f"--json takes a file, or '-' for stdout ('--json -'), not '{json_file}'.")
 
     from dyndeploy.bundle import Bundle
-    from dyndeploy.files import atomic_file
     from dyndeploy.measure import profile_bundle
+    from dyndeploy.measure.exits import profile_exits
+    from dyndeploy.reporting import render_exit_profile_report
 
     opened = Bundle.open(bundle)
     if opened.manifest.exits is not None:
         if board is not None:
             raise UsageError("Exits are profiled on this machine: leave --device and --host out.")
-        _profile_exits(opened, threads, exit_mix or [], data, repeats, json_file, report)
+        mixes = [numbers("--exit-mix", mix.replace("/", ",")) for mix in exit_mix or []]
+        _deliver(
+            lambda progress: profile_exits(
+                opened, threads=threads, mixes=mixes, data=data, repeats=repeats, progress=progress
+            ),
+            _print_exits,
+            render_exit_profile_report,
+            json_file,
+            report,
+        )
         return
     if exit_mix:
         raise UsageError(f"{opened.manifest.network.name} has no exits: leave --exit-mix out.")
-    with ExitStack() as stack:
-        # The output path is claimed first, so that an impossible one costs no measurement.
-        output = stack.enter_context(atomic_file(json_file)) if json_file not in (None, "-") else None
-        page = stack.enter_context(atomic_file(report)) if report is not None else None
-        progress = stack.enter_context(progress_bar())
-        measured = None
-        if board is None:
-            result = profile_bundle(
-                opened,
-                threads=threads,
-                rates=chosen,
-                data=data,
-                repeats=repeats,
-                native=native,
-                progress=progress,
-            )
-        else:
-            from dyndeploy.remote import profile_on_device
-            from dyndeploy.remote.profiling import require_measurable
+    measured: DeviceReport | None = None
 
-            require_measurable(opened, board)
-            client = stack.enter_context(connected(board))
+    def measure(progress: Progress) -> Profile:
+        nonlocal measured
+        if board is None:
+            return profile_bundle(
+                opened, threads=threads, rates=chosen, data=data, repeats=repeats, native=native, progress=progress
+            )
+        from dyndeploy.remote import profile_on_device
+        from dyndeploy.remote.profiling import require_measurable
+
+        require_measurable(opened, board)
+        with connected(board) as client:
             measured = profile_on_device(
                 opened,
                 client,
@@ -107,57 +110,41 @@ def profile(
                 repeats=repeats,
                 progress=telling_waits(progress),
             )
-            result = measured.profile
-        if output is not None:
-            output.write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
-        if page is not None:
-            _write_page(result, page)
-    if json_file == "-":
-        print_json(result.to_json())
-        return
-    print_profile(result)
-    if measured is not None:
+        return measured.profile
+
+    _deliver(measure, print_profile, _page, json_file, report)
+    if json_file != "-" and measured is not None:
         _print_device(measured)
-    if report is not None:
-        typer.echo(f"Report: {report}")
-    if json_file is not None:
-        typer.echo(f"Written to {json_file}; 'dyndeploy compare {json_file} -o report.html' makes a report of it.")
 
 
-def _profile_exits(
-    bundle: Bundle,
-    threads: int,
-    mixes: Sequence[str],
-    data: Path | None,
-    repeats: int | None,
+def _deliver(
+    measure: Callable[[Progress], _Measured],
+    show: Callable[[_Measured], None],
+    page_of: Callable[[_Measured], str],
     json_file: str | None,
     report: Path | None,
 ) -> None:
-    from dyndeploy.files import atomic_file
-    from dyndeploy.measure.exits import profile_exits
-    from dyndeploy.reporting import render_exit_profile_report
+    """Measure, keep and show the result, and only then make the report: if that fails, nothing measured is lost."""
+    from dyndeploy.files import atomic_file, encoded
 
-    with ExitStack() as stack:
-        output = stack.enter_context(atomic_file(json_file)) if json_file not in (None, "-") else None
-        page = stack.enter_context(atomic_file(report)) if report is not None else None
-        progress = stack.enter_context(progress_bar())
-        result = profile_exits(
-            bundle,
-            threads=threads,
-            mixes=[numbers("--exit-mix", mix.replace("/", ",")) for mix in mixes],
-            data=data,
-            repeats=repeats,
-            progress=progress,
-        )
-        if output is not None:
-            output.write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+    with ExitStack() as later:
+        # Output paths are claimed first, so that an impossible one costs no measurement.
+        page = later.enter_context(atomic_file(report)) if report is not None else None
+        with ExitStack() as stack:
+            output = stack.enter_context(atomic_file(json_file)) if json_file not in (None, "-") else None
+            result = measure(stack.enter_context(progress_bar()))
+            if output is not None:
+                output.write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+        if json_file == "-":
+            print_json(result.to_json())
+        else:
+            show(result)
+            if json_file is not None:
+                hint = f"'dyndeploy compare {json_file} -o report.html' makes a report of it"
+                typer.echo(f"Written to {json_file}; {hint}.")
         if page is not None:
-            page.write_text(render_exit_profile_report(result), encoding="utf-8")
-    if json_file == "-":
-        print_json(result.to_json())
-        return
-    _print_exits(result)
-    if report is not None:
+            page.write_bytes(encoded(page_of(result)))
+    if report is not None and json_file != "-":
         typer.echo(f"Report: {report}")
 
 
@@ -200,7 +187,13 @@ def _board(device: str, host: str | None) -> DeviceEntry | None:
         return None
     from dyndeploy.remote import DeviceEntry, load_devices
 
-    known = load_devices()
+    try:
+        known = load_devices()
+    except InputError as error:
+        if host is None:
+            raise
+        known = {}
+        typer.echo(f"Note: {error}", err=True)
     board = known.get(device)
     if board is None and host is None:
         if device not in {*models, *targets}:
@@ -226,12 +219,12 @@ def _predicted(result: Profile) -> list[str]:
     return [name for name in known_devices(result.threads) if name == result.device]
 
 
-def _write_page(result: Profile, path: Path) -> None:
+def _page(result: Profile) -> str:
     from dyndeploy.prediction import known_devices
     from dyndeploy.reporting import predict_profile, render_report
 
     sweeps = [predict_profile(result, name) for name in _predicted(result) or known_devices(result.threads)]
-    path.write_text(render_report(result, sweeps), encoding="utf-8")
+    return render_report(result, sweeps)
 
 
 def _print_device(measured: DeviceReport) -> None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dyndeploy.cli._arguments import numbers, print_json, print_table
+from dyndeploy.cli._arguments import numbers, print_json_line, print_table, printable
 from dyndeploy.errors import UsageError
+from dyndeploy.files import atomic_file
 
 if TYPE_CHECKING:
-    from dyndeploy.inference import Classification, Result
+    from dyndeploy.inference import Classification, Failure, Result
 
 
 def run(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
-    images: Annotated[list[Path] | None, typer.Argument(help="Images, JPEG or PNG.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Images: JPEG, PNG, WebP, TIFF and others that Pillow reads.")
+    ] = None,
     inputs: Annotated[
         list[str] | None,
         typer.Option("--input", metavar="NAME=FILE.npy", help="An input that is no image; again for each input."),
@@ -32,11 +37,17 @@ def run(
         typer.Option(help="Least confidence of every exit but the last, e.g. 0.8,0.7,0.6. [default: the bundle's]"),
     ] = None,
     native: Annotated[str, typer.Option(help="auto, off, or the path of an operator library.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Write one JSON object per line to stdout, each as soon as its image is done."),
+    ] = False,
 ) -> None:
-    """Run images one by one, or arrays: class and confidence or outputs, time, the exit taken or the masks' rates."""
+    """Run images one by one, or arrays: class and confidence or outputs, time, the exit taken or the masks' rates.
+
+    An image that cannot be read is said to be so; the rest goes on, and the exit code is 1 at the end.
+    """
     from dyndeploy.bundle import LOGITS, Bundle
-    from dyndeploy.inference import classify, read_arrays, read_images, run_inputs
+    from dyndeploy.inference import classify_images, read_arrays, run_images, run_inputs
 
     if bool(images) == bool(inputs):
         raise UsageError("Give images, or arrays (--input NAME=FILE.npy), and not both.")
@@ -44,33 +55,32 @@ def run(
         raise UsageError("--output writes what --input gives: leave it out for images.")
     opened = Bundle.open(bundle)
     limits = None if thresholds is None else numbers("--thresholds", thresholds)
-    if images and LOGITS in {info.name for info in opened.manifest.outputs}:
-        found = classify(opened, images, runtime=runtime, threads=threads, thresholds=limits, native=native)
-        if as_json:
-            print_json([result.to_json() for result in found])
-            return
-        print_table(
-            ("image", "class", "confidence", "exit" if found[0].exit is not None else "mean rate", "ms"),
-            [(r.image, r.class_name or r.label, f"{r.confidence:.3f}", _decision(r), f"{r.ms:.2f}") for r in found],
-        )
+    if images:
+        classified = LOGITS in {info.name for info in opened.manifest.outputs}
+        each = classify_images if classified else run_images
+        results = each(opened, images, runtime=runtime, threads=threads, thresholds=limits, native=native)
+        failed = _print_each(results, opened.manifest.network.class_names, as_json)
+        if failed:
+            typer.echo(f"dyndeploy: {failed} of {len(images)} images failed.", err=True)
+            raise typer.Exit(1)
         return
-    feeds = read_images(opened, images) if images else [read_arrays(opened, _named(inputs or []))]
-    results = run_inputs(opened, feeds, runtime=runtime, threads=threads, thresholds=limits, native=native)
-    if output is not None:
-        _write(output, results[0])
+    feeds = read_arrays(opened, _named(inputs or []))
+    with ExitStack() as stack:
+        written = None if output is None else stack.enter_context(atomic_file(output))
+        [result] = run_inputs(opened, [feeds], runtime=runtime, threads=threads, thresholds=limits, native=native)
+        if written is not None:
+            _write(written, result)
     if as_json:
-        print_json([result.to_json() for result in results])
+        print_json_line(result.to_json())
         return
-    names = [str(path) for path in images] if images else ["arrays"]
     print_table(
-        ("input", "output", "shape", "min", "max", "ms"),
+        ("output", "shape", "min", "max", "ms"),
         [
-            (name, key, tuple(value.shape), f"{value.min():.4g}", f"{value.max():.4g}", f"{result.ms:.2f}")
-            for name, result in zip(names, results, strict=True)
+            (key, tuple(value.shape), f"{value.min():.4g}", f"{value.max():.4g}", f"{result.ms:.2f}")
             for key, value in result.outputs.items()
         ],
     )
-    for mask, rate in results[0].rates.items():
+    for mask, rate in result.rates.items():
         typer.echo(f"{mask}: rate {rate:.3f}")
 
 
@@ -84,12 +94,39 @@ def _named(inputs: list[str]) -> dict[str, Path]:
     return named
 
 
+def _print_each(
+    results: Iterable[Classification | Result | Failure], classes: Sequence[str] | None, as_json: bool
+) -> int:
+    """Print every result as soon as it is there, and keep none; returns how many images failed."""
+    from dyndeploy.inference import Classification, Failure
+
+    width = min(32, max(len("class"), *map(len, classes or ("",))))
+    failed = shown = 0
+    for result in results:
+        failed += isinstance(result, Failure)
+        if as_json:
+            print_json_line(result.to_json())
+        elif isinstance(result, Failure):
+            typer.echo(f"dyndeploy: {printable(result.to_json()['error'])}", err=True)
+        elif isinstance(result, Classification):
+            if not shown:
+                decision = "mean rate" if result.exit is None else "exit"
+                typer.echo(f"{'class':{width}}  confidence  {decision:>9}        ms  image")
+            shown += 1
+            name = printable(result.label if result.class_name is None else result.class_name)
+            values = f"{result.confidence:10.3f}  {_decision(result):>9}  {result.ms:8.2f}"
+            typer.echo(f"{name:{width}}  {values}  {printable(result.image)}")
+        else:
+            for key, value in result.outputs.items():
+                found = f"{key} {tuple(value.shape)}, {value.min():.4g} to {value.max():.4g}, {result.ms:.2f} ms"
+                typer.echo(f"{printable(result.image)}: {found}")
+    return failed
+
+
 def _write(path: Path, result: Result) -> None:
     import numpy as np
 
-    from dyndeploy.files import atomic_file
-
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
+    with path.open("wb") as file:
         np.savez(file, **result.outputs)  # type: ignore[arg-type]
 
 

@@ -17,6 +17,7 @@ from dyndeploy.exits.costs import CostsOf, counted_costs
 from dyndeploy.exits.frontier import Constraint
 from dyndeploy.exits.result import CalibrationResult
 from dyndeploy.exits.scores import ExitScores, FloatArray
+from dyndeploy.files import shown
 from dyndeploy.runtimes import StagedSession, open_staged
 from dyndeploy.runtimes.machine import machine_facts
 from dyndeploy.runtimes.staged import stage_precision
@@ -63,7 +64,7 @@ class HeldOutImages:
         if str(data) == DIGITS:
             dataset, source = digits(preprocessing, size).held_out, "scikit-learn's held-out digits"
         else:
-            dataset, source = ImageFolderDataset(data, preprocessing, size), os.fspath(data)
+            dataset, source = ImageFolderDataset(data, preprocessing, size), shown(data)
         # A sub-folder's place in the sorted list is its class: with one missing, all after it would be wrong.
         if len(dataset.classes) != classes:
             raise InputError(

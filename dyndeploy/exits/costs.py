@@ -11,6 +11,7 @@ from typing import Any
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import UsageError
 from dyndeploy.exits.scores import MACS, MS, ExitCosts
+from dyndeploy.files import shown
 from dyndeploy.measure.load_exits import load_exit_profile
 from dyndeploy.measure.loop import Clock
 from dyndeploy.runtimes import StagedSession
@@ -88,7 +89,7 @@ def profiled_costs(path: str | os.PathLike[str]) -> CostsOf:
                 )
         # From paired runs: what each exit takes relative to the whole network, which drifts less than milliseconds.
         milliseconds = tuple(entry.relative * profile.whole.median for entry in profile.exits)
-        return ExitCosts(milliseconds, MS, f"{os.fspath(path)}, {profile.threads} thread(s)")
+        return ExitCosts(milliseconds, MS, f"{shown(path)}, {profile.threads} thread(s)")
 
     return costs
 

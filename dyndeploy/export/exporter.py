@@ -441,7 +441,7 @@ def _reference_inputs(settings: ExportSettings, subject: Subject) -> tuple[dict[
     size = subject.input_size
     if settings.data is not None:
         images = images_from_folder(settings.data, subject.preprocessing, size, limit=wanted)
-        source = f"{len(images)} images of the folder {Path(settings.data).name}"
+        source = f"{len(images)} images of the folder {files.shown(Path(settings.data).name)}"
     else:
         images = np.stack([load_image(path, subject.preprocessing, size) for path in sample_photographs()])
         source = "scikit-learn's sample photographs china.jpg and flower.jpg"
@@ -465,7 +465,7 @@ def _checkpoint_facts(settings: ExportSettings) -> dict[str, str | None]:
     if settings.checkpoint is None:
         return {"checkpoint": None, "checkpoint_sha256": None}
     checkpoint = Path(settings.checkpoint)
-    return {"checkpoint": checkpoint.name, "checkpoint_sha256": _checkpoint_sha256(checkpoint)}
+    return {"checkpoint": files.shown(checkpoint.name), "checkpoint_sha256": _checkpoint_sha256(checkpoint)}
 
 
 def _checkpoint_sha256(path: Path) -> str:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from dyndeploy.bundle import Bundle, MaskInfo
 from dyndeploy.data import images_from_folder
 from dyndeploy.errors import InputError, UsageError
+from dyndeploy.files import shown
 from dyndeploy.graphs.forced import forced_masks
 from dyndeploy.measure.profile import DATA, FORCED
 
@@ -115,7 +116,7 @@ def input_batches(
     else:
         preprocessing, size = manifest.images()
         images = images_from_folder(data, preprocessing, size, limit=limit)
-        arrays, origin = {manifest.inputs[0].name: images}, f"folder {os.path.basename(os.path.abspath(data))}"
+        arrays, origin = {manifest.inputs[0].name: images}, f"folder {shown(os.path.basename(os.path.abspath(data)))}"
     samples = {len(array) for array in arrays.values()}
     for info in manifest.inputs:
         if arrays[info.name].shape[1:] != info.shape[1:] or len(samples) != 1 or samples == {0}:

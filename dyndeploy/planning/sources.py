@@ -10,7 +10,7 @@ from dyndeploy.planning.plan import Plan
 from dyndeploy.planning.search import Price
 from dyndeploy.prediction.calibrated import (
     CalibratedModel,
-    calibration_file,
+    find_calibrations,
     load_calibration,
 )
 
@@ -29,9 +29,7 @@ def calibrated_prices(
         UsageError: The device is not calibrated.
         InputError: A file is missing, foreign or damaged.
     """
-    folder = calibration_file(device).parent
-    paths = list(given) or sorted(folder.glob(f"{device}-*t.json"))
-    calibrations = [load_calibration(path) for path in paths]
+    calibrations = [load_calibration(path) for path in given or find_calibrations(device)]
     if threads is not None and any(item.threads == threads for item in calibrations):
         calibrations = [item for item in calibrations if item.threads == threads]
     if not calibrations:

@@ -7,6 +7,8 @@ the terms do not: tile sizes, channel counts that fit no vector, maps of few pix
 
 from __future__ import annotations
 
+import fnmatch
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -18,10 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy import files
-from dyndeploy.errors import InputError
+from dyndeploy.errors import InputError, UsageError
 from dyndeploy.prediction.kernels import Kernel
 from dyndeploy.prediction.rates import Rates
 from dyndeploy.prediction.trees import Trees
+
+_LOG = logging.getLogger("dyndeploy.prediction")
 
 SCHEMA = 2
 FORMAT = "dyndeploy-calibration"
@@ -388,15 +392,40 @@ class Calibration:
         return [f"the calibration may not fit, {item}." for item in self.foreign(other or Installation.here())]
 
 
-def config_folder() -> Path:
-    """``dyndeploy`` in the user's configuration folder."""
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base and os.path.isabs(base) else Path.home() / ".config") / "dyndeploy"
+def calibrations_folder() -> Path | None:
+    """Where calibrations are kept, which need not exist; None for a user without a home."""
+    folder = files.user_folder("XDG_CONFIG_HOME", ".config")
+    return None if folder is None else folder / "calibrations"
 
 
 def calibration_file(device: str, threads: int = 1) -> Path:
-    """Where the calibration of a device is kept."""
-    return config_folder() / "calibrations" / f"{device}-{threads}t.json"
+    """Where the calibration of a device is kept; raises ``UsageError`` for a user without a home."""
+    folder = calibrations_folder()
+    if folder is None:
+        raise UsageError(
+            "There is no home folder to keep calibrations in: set HOME or XDG_CONFIG_HOME, or name a file."
+        )
+    return folder / f"{device}-{threads}t.json"
+
+
+def find_calibrations(device: str, threads: int | None = None) -> list[Path]:
+    """The calibrations of a device, for one number of threads or for any; the log names those that cannot be read."""
+    folder = calibrations_folder()
+    if folder is None:
+        return []
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        _LOG.warning("Note: the calibrations in %s are left out: %s.", folder, error.strerror)
+        return []
+    paths = [folder / name for name in fnmatch.filter(names, f"{device}-{threads or '*'}t.json")]
+    faults = {path: files.unreadable(path) for path in paths}
+    for path, fault in faults.items():
+        if fault is not None:
+            _LOG.warning("Note: the calibration %s is left out: %s.", path, fault)
+    return [path for path in paths if faults[path] is None]
 
 
 def load_calibration(path: str | os.PathLike[str]) -> Calibration:

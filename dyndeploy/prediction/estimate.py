@@ -7,6 +7,7 @@ This is what a user gets. The reproduction of the LAUDNet predictor stands apart
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,9 +20,10 @@ import numpy as np
 from dyndeploy.bundle import SAVES_NOTHING, Bundle
 from dyndeploy.errors import InputError, UsageError, unknown_name
 from dyndeploy.fields import Field
+from dyndeploy.files import shown
 from dyndeploy.ops.gates import GateKind
 from dyndeploy.prediction.architectures import static_graph, static_name
-from dyndeploy.prediction.calibrated import CalibratedModel, Installation, calibration_file, load_calibration
+from dyndeploy.prediction.calibrated import CalibratedModel, Installation, find_calibrations, load_calibration
 from dyndeploy.prediction.device_model import AnalyticalModel, Array, DeviceModel
 from dyndeploy.prediction.kernels import ELEMENT_BYTES, UNKNOWN, Graph, GraphWalker, Kernel
 from dyndeploy.prediction.nodes import DOCUMENT, NodeGraph, read_nodes
@@ -39,6 +41,8 @@ from dyndeploy.targets.devices import Device, device_names, load_device
 
 if TYPE_CHECKING:
     import onnx
+
+_LOG = logging.getLogger("dyndeploy.prediction")
 
 
 @dataclass(frozen=True)
@@ -126,8 +130,8 @@ def load_device_model(
     device = load_device(device) if isinstance(device, str) else device
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
-    path = Path(calibration) if calibration is not None else calibration_file(device.name, threads)
-    if calibration is None and not path.is_file():
+    paths = [Path(calibration)] if calibration is not None else find_calibrations(device.name, threads)
+    if not paths:
         if device.is_local:
             raise UsageError(
                 f"This machine is not calibrated for {threads} thread(s): what it can do is measured, not looked up. "
@@ -139,14 +143,20 @@ def load_device_model(
         if device.is_local:
             raise UsageError(f"The calibration of {device.name} is for fp32: predict that.")
         return AnalyticalModel(device, precision, runtime)
-    return CalibratedModel(load_calibration(path))
+    return CalibratedModel(load_calibration(paths[0]))
 
 
 def known_devices(threads: int = 1) -> list[str]:
     """Names of all devices of which a latency can be predicted: all, but this machine only where it is calibrated."""
-    return [
-        name for name in device_names() if not load_device(name).is_local or calibration_file(name, threads).is_file()
-    ]
+    return [name for name in device_names() if not load_device(name).is_local or _calibrated(name, threads)]
+
+
+def _calibrated(device: str, threads: int) -> bool:
+    try:
+        return [load_calibration(path) for path in find_calibrations(device, threads)] != []
+    except InputError as error:
+        _LOG.warning("Note: this machine's calibration is left out: %s", error)
+        return False
 
 
 class Estimator:
@@ -792,5 +802,5 @@ def _opened(path: Path) -> Bundle | onnx.ModelProto:
     if not model.HasField("graph"):
         raise InputError(f"Cannot read {path} as an ONNX graph: it holds none.")
     if not model.graph.name or model.graph.name == "main_graph":
-        model.graph.name = path.stem
+        model.graph.name = shown(path.stem)
     return model

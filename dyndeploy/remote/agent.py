@@ -1467,7 +1467,10 @@ class Agent:
     """Answers requests."""
 
     def __init__(self, work: str, source: bytes) -> None:
-        self.work = os.path.abspath(os.path.expanduser(work))
+        work = os.path.expanduser(work)
+        if work.startswith("~"):
+            raise OSError("this user has no home folder for %s: name a folder on the board (device add --work)" % work)
+        self.work = os.path.abspath(work)
         os.makedirs(self.work, mode=0o700, exist_ok=True)
         self.store = Store(os.path.join(self.work, "store"))
         self.jobs = Jobs(self.work)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dyndeploy import files
-from dyndeploy.errors import InputError, UsageError, unknown_name
+from dyndeploy.errors import InputError, OutputError, UsageError, unknown_name
 from dyndeploy.fields import Document, Field
 from dyndeploy.remote.transport import LocalTransport, SshTransport, Transport
 from dyndeploy.targets import load_target
@@ -54,6 +54,9 @@ class DeviceEntry:
             )
         if self.target is not None:
             load_target(self.target)
+        for value in (self.host, self.ssh_config, self.work, self.python):
+            if value is not None and value != files.shown(value):
+                raise UsageError(f"{value} is no UTF-8, in which devices are kept: give another name.")
         self.transport()
 
     def transport(self) -> Transport:
@@ -73,18 +76,22 @@ def devices_file() -> Path:
     named = os.environ.get(VARIABLE)
     if named:
         return Path(named)
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base and os.path.isabs(base) else Path.home() / ".config") / "dyndeploy" / "devices.json"
+    folder = files.user_folder("XDG_CONFIG_HOME", ".config")
+    if folder is None:
+        raise UsageError(f"There is no home folder to keep devices in: set HOME, XDG_CONFIG_HOME or {VARIABLE}.")
+    return folder / "devices.json"
 
 
 def load_devices(path: Path | None = None) -> dict[str, DeviceEntry]:
-    """Read the boards; none where there is no file.
+    """Read the boards; none where there is no file, or no home to keep one in.
 
     Raises:
-        InputError: The file is damaged; the message names it.
+        InputError: The file cannot be read or is damaged; the message names it.
     """
+    if path is None and not os.environ.get(VARIABLE) and files.user_folder("XDG_CONFIG_HOME", ".config") is None:
+        return {}
     source = path or devices_file()
-    if not source.exists():
+    if files.unreadable(source) == "":
         return {}
     document = Document(str(source), "Correct it, or remove it and add the devices again.", InputError)
     devices = document.root(files.read_json(source))["devices"]
@@ -116,4 +123,7 @@ def remove_device(name: str, path: Path | None = None) -> None:
 
 def _write(devices: dict[str, DeviceEntry], path: Path | None) -> None:
     content = {name: entry.to_json() for name, entry in sorted(devices.items())}
-    files.write_json(path or devices_file(), {"devices": content})
+    try:
+        files.write_json(path or devices_file(), {"devices": content})
+    except OutputError as error:
+        raise OutputError(f"{error} {VARIABLE} may name another file.") from error

@@ -362,6 +362,10 @@ def _source(model: str | os.PathLike[str] | onnx.ModelProto) -> tuple[str | byte
         path = Path(model)
         if not path.is_file():
             raise InputError(f"There is no model at {path}.")
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:  # ONNX Runtime opens names that are UTF-8.
+            return path.read_bytes(), str(path)
         return str(path), str(path)
     return model.SerializeToString(), f"the graph '{model.graph.name}'"
 

@@ -98,8 +98,10 @@ def cache_folder() -> Path:
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named) / "engines"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dyndeploy" / "engines"
+    folder = files.user_folder("XDG_CACHE_HOME", ".cache")
+    if folder is None:
+        raise UsageError(f"There is no home folder to keep engines in: set HOME, XDG_CACHE_HOME or {CACHE_VARIABLE}.")
+    return folder / "engines"
 
 
 def plugin_library(choice: str | os.PathLike[str] = "auto") -> NativeLibrary:
@@ -212,7 +214,10 @@ def build_graph_engine(
     progress("building the engine (minutes on a board)")
     start = time.monotonic()
     timing = folder / TIMING_CACHE
-    engine, timings = api.build(content, plan, _timing_cache(timing, beside_of(timing), api, gpu))
+    # The path is claimed first: a folder that cannot be written costs no build.
+    with files.atomic_file(path) as temporary:
+        engine, timings = api.build(content, plan, _timing_cache(timing, beside_of(timing), api, gpu))
+        temporary.write_bytes(engine)
     metadata = {
         "built_from": built_from,
         "engine_sha256": hashlib.sha256(engine).hexdigest(),
@@ -222,7 +227,6 @@ def build_graph_engine(
         "build_seconds": round(time.monotonic() - start, 1),
         "graph": source.graph.name,
     }
-    _write_bytes(path, engine)
     # Last: an engine without its metadata is not taken for a whole one.
     files.write_json(beside, metadata)
     _write_bytes(timing, timings)

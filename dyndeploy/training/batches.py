@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import logging
+import math
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
-from dyndeploy.data import FloatArray, ImageFolderDataset, PreprocessingLike, ShiftedImages, digits
-from dyndeploy.errors import UsageError
+from dyndeploy.data import (
+    FloatArray,
+    ImageFolderDataset,
+    PreprocessingLike,
+    ShiftedImages,
+    damaged_images,
+    digits,
+)
+from dyndeploy.errors import DyndeployError, InputError, UsageError
 from dyndeploy.training.augmentation import TimmPolicy
-from dyndeploy.training.processes import Part
+from dyndeploy.training.processes import Part, Processes
 from dyndeploy.training.recipe import Recipe
 
 _HELD_OUT_BATCH = 256
+_NAMED = 5
+_SHARED_MEMORY = "/dev/shm"
+_LOCKS = 256 << 10
+_LOG = logging.getLogger("dyndeploy.training")
 
 
 class Dataset(Protocol):
@@ -100,14 +116,106 @@ def held_out_batches(dataset: Dataset, recipe: Recipe, rank: int, processes: int
     return _load(dataset, rows, recipe)
 
 
+def require_readable(datasets: Sequence[Dataset], workers: int, processes: Processes) -> None:
+    """Look at all image files of a run, each process at its share; raises ``InputError``, which names the bad ones."""
+    folders = [dataset for dataset in datasets if isinstance(dataset, ImageFolderDataset)]
+    paths = [path for dataset in folders for path, _ in dataset.samples]
+    found = damaged_images(paths[processes.rank :: processes.size], threads=max(1, workers))
+    bad = [fault for share in processes.gather(found) for fault in share]
+    if bad:
+        first = " ".join(bad[:_NAMED]) + (f" And {len(bad) - _NAMED} more." if len(bad) > _NAMED else "")
+        raise InputError(f"{len(bad)} of {len(paths)} images cannot be read. {first} Replace or remove them.")
+
+
+class _Items:
+    """A dataset whose errors are items: raised in a worker, they would arrive as its traceback."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, index: int) -> tuple[FloatArray, int] | DyndeployError:
+        try:
+            return self._dataset[index]
+        except DyndeployError as error:
+            return error
+
+
+_Item = tuple[FloatArray, int] | DyndeployError
+
+
+def _tensors(items: list[_Item]) -> Any:
+    """A batch; in a worker it is in memory that the processes share."""
+    return _error(items) or default_collate(items)
+
+
+def _arrays(items: list[_Item]) -> Any:
+    """A batch that a worker sends as it is, through a pipe."""
+    error = _error(items)
+    if error is not None:
+        return error
+    images, labels = zip(*items, strict=True)
+    return np.stack(images), np.array(labels)
+
+
+def _error(items: list[_Item]) -> DyndeployError | None:
+    return next((item for item in items if isinstance(item, DyndeployError)), None)
+
+
 def _load(dataset: Dataset, batches: list[list[int]], recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
+    workers, collate = _workers(recipe, max(map(len, batches), default=0))
     # The loader draws a seed for its workers, which have no use for it, from the generator given here instead
     # of the global one: the number of workers changes nothing.
-    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
-        dataset,  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader(
+        _Items(dataset),  # type: ignore[arg-type]
         batch_sampler=batches,
-        num_workers=recipe.data.workers,
+        num_workers=workers,
+        collate_fn=collate,
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
-    return iter(loader)
+    try:
+        batch: Any
+        for batch in loader:
+            if isinstance(batch, DyndeployError):
+                raise batch
+            yield torch.as_tensor(batch[0]), torch.as_tensor(batch[1])
+    except (OSError, RuntimeError, MemoryError) as error:
+        if not workers:
+            raise
+        # Whatever the loader or the system says of a process that could not be started, or was killed.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        why = lines[-1 if lines[0].startswith("Caught ") else 0].rstrip(". ")
+        raise DyndeployError(
+            f"The {workers} processes that read images failed: {why}. Memory may have run out, or {_SHARED_MEMORY} "
+            "(see 'df'; in Docker --shm-size): lower data.workers; 0 reads in the training process."
+        ) from error
+
+
+def _workers(recipe: Recipe, images: int) -> tuple[int, Callable[[list[_Item]], Any]]:
+    """How many processes read batches of so many images, and how these arrive, by the shared memory that there is."""
+    workers, (height, width) = recipe.data.workers, recipe.input_size
+    if not workers:
+        return 0, _tensors
+    try:
+        multiprocessing.Lock()
+        free = shutil.disk_usage(_SHARED_MEMORY).free if Path(_SHARED_MEMORY).is_dir() else math.inf
+    except OSError:
+        free = 0
+    # Locks take a page each.
+    if free < _LOCKS * (workers + 1):
+        _say(
+            f"{_SHARED_MEMORY} has no room for data.workers: images are read in the training process, which is slower."
+        )
+        return 0, _tensors
+    # Two batches per worker are on their way, and one or two are with the training process.
+    if free < (2 * workers + 2) * images * 3 * height * width * 4:
+        _say(
+            f"{_SHARED_MEMORY} is too small for what data.workers read ahead: it comes through pipes, which is slower."
+        )
+        return workers, _arrays
+    return workers, _tensors
+
+
+@functools.cache
+def _say(message: str) -> None:
+    _LOG.warning("Note: %s Enlarge it (in Docker --shm-size 8g), or lower data.workers.", message)

@@ -20,7 +20,7 @@ from dyndeploy.errors import CheckpointError, DyndeployError, UsageError
 from dyndeploy.files import locked, write_json, write_text
 from dyndeploy.nets import load_checkpoint, save_checkpoint
 from dyndeploy.training.augmentation import Mix, apply_mix, draw_mix
-from dyndeploy.training.batches import datasets, held_out_batches, training_batches
+from dyndeploy.training.batches import datasets, held_out_batches, require_readable, training_batches
 from dyndeploy.training.ema import MovingAverage
 from dyndeploy.training.evaluation import Evaluation
 from dyndeploy.training.logs import EpochRecord, TensorBoardLog, csv_log
@@ -147,8 +147,8 @@ def train(
         torch.manual_seed(recipe.seed)
         if processes.rank == 0:
             stack.enter_context(locked(Path(output) / CHECKPOINT, 1.0))
-        run = _Run(recipe, Path(output), processes)
-        completed = run.start(resume)
+        run = _Run(recipe, Path(output), processes, resume)
+        completed = run.start()
         board: TensorBoardLog | None = None
         if tensorboard and processes.rank == 0:
             board = stack.enter_context(contextlib.closing(TensorBoardLog(run.output / TENSORBOARD, completed)))
@@ -162,12 +162,15 @@ def train(
 class _Run:
     """The state of a training run between epochs."""
 
-    def __init__(self, recipe: Recipe, output: Path, processes: Processes) -> None:
+    def __init__(self, recipe: Recipe, output: Path, processes: Processes, resume: bool) -> None:
         self.recipe = recipe
         self.output = output
         self.processes = processes
         self.parts = processes.parts(recipe.batch_size, recipe.compute.accumulation, pairs=recipe.mixing is not None)
         self.training, self.held_out = datasets(recipe)
+        self.resumed = processes.from_first(lambda: resume and (output / CHECKPOINT).exists())
+        if not self.resumed:
+            require_readable((self.training, self.held_out), recipe.data.workers, processes)
         self.iterations = len(self.training) // recipe.batch_size
         self.network = build(recipe)
         self.precision: torch.dtype = getattr(torch, recipe.compute.precision)
@@ -195,10 +198,10 @@ class _Run:
         self.best: dict[str, Any] | None = None
         self.evaluations: tuple[Evaluation, Evaluation | None] | None = None
 
-    def start(self, resume: bool) -> int:
+    def start(self) -> int:
         """Take over the folder's checkpoint if wanted, and join the processes; return the completed epochs."""
         path = self.output / CHECKPOINT
-        extra = self.processes.from_first(lambda: self._load(path) if resume and path.exists() else None)
+        extra = self.processes.from_first(lambda: self._load(path) if self.resumed else None)
         if extra is not None:
             self._take_over(extra, path)
         if self.processes.size > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,7 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dyndeploy.bundle import Bundle
 from dyndeploy.cli import COMMANDS, run
+from dyndeploy.cli._arguments import print_table
+from dyndeploy.cli._progress import progress_bar, progress_line
 from dyndeploy.nets import create_model
 
 NAME = "laud_resnet14_small"
@@ -167,3 +171,65 @@ def test_an_interrupt_that_a_library_swallows_ends_the_next_step() -> None:
         "    sys.exit(130)\n"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("device list", 0, "No devices"),
+        ("device add desk me@host", 2, "set HOME, XDG_CONFIG_HOME or DYNDEPLOY_DEVICES"),
+        ("predict resnet50 --device nano", 0, "ms per image"),
+        ("predict resnet50 --device cpu", 2, "not calibrated"),
+        ("plan laud_resnet50", 2, "not calibrated"),
+        ("calibrate-device", 2, "set HOME or XDG_CONFIG_HOME"),
+        ("profile b --device nano", 2, "No address is known"),
+    ],
+)
+def test_users_without_a_home(
+    arguments: str, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("HOME", "XDG_CONFIG_HOME", "DYNDEPLOY_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # No entry in the list of users either.
+    got, out, err = call(capsys, *arguments.split())
+    assert got == code
+    assert message in out + err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "my[file]"), "cannot use my[file]: Permission denied."),
+        (FileNotFoundError(errno.ENOENT, "No such file", b"caf\xe9"), r"cannot use caf\udce9: No such file."),
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot write the output: No space left on device."),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "the system refused: Cannot allocate memory."),
+    ],
+)
+def test_what_the_system_refuses_is_called_what_it_is(
+    error: OSError, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Bundle, "open", fail)
+    assert call(capsys, "verify", "b") == (1, "", f"dyndeploy: {message}\n")
+
+
+def test_names_of_users_are_no_markup(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, exported: Path, tmp_path: Path
+) -> None:
+    names = ["cat[orig]", "set[/a]", "[red]x[/red]", ":cat:", "a\x1b[31mb", "long" * 50]
+    print_table(("a[b]", "value"), [(name, 1) for name in names], title="[v2] " + "title " * 60)
+    out, _ = capsys.readouterr()
+    assert out.startswith("[v2] " + "title " * 59)
+    for name in ("a[b]", *names[:4], r"a\x1b[31mb"):
+        assert name in out
+    assert out.count("long") >= 49 and "\x1b" not in out
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress_line("set[/a] \x1b[31m")
+    with progress_bar() as show:
+        show("set[/a]", 0.5)
+    assert r"  set[/a] \x1b[31m ..." in capsys.readouterr().err
+    bundle = shutil.copytree(exported, tmp_path / "b [/v2]".replace("/", "\\"))
+    assert call(capsys, "verify", str(bundle))[1].startswith(f"{bundle}\n")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,11 +14,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from dyndeploy import Bundle, ExportSettings, create_model, export_model
 from dyndeploy.errors import ExportError, InputError, OutputError, UsageError
 from dyndeploy.graphs.passes import Context, legalise_opset
+from dyndeploy.nets import save_checkpoint
 from dyndeploy.ops import DOMAIN
+from dyndeploy.runtimes import OnnxRuntimeSession
 from tests.export.conftest import MODES, lively_network
 
 
@@ -272,6 +276,25 @@ def test_foreign_networks_and_missing_checkpoints(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_bundle_that_names_files_that_are_no_text_can_be_opened(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xe9[a]")
+    folder.mkdir()
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(folder / "a.png")
+    network = lively_network("layer")
+    checkpoint = save_checkpoint(network, tmp_path / os.fsdecode(b"\xe9.pt")) or tmp_path / os.fsdecode(b"\xe9.pt")
+    settings = ExportSettings(data=folder, checkpoint=checkpoint)
+    bundle = Bundle.open(export_model(network, tmp_path / os.fsdecode(b"b\xe9"), settings).path)
+    assert r"of the folder \udce9[a]" in bundle.manifest.reference.source
+    assert bundle.manifest.network.checkpoint == r"\udce9.pt"
+    with OnnxRuntimeSession(bundle.model) as session:
+        session.run({"input": bundle.reference()["input"][:1]})
+
+
 def test_a_terminated_export_leaves_nothing(tmp_path: Path) -> None:
     script = f"from dyndeploy.cli import main\nmain(['export', 'laud_resnet50', '-o', {str(tmp_path / 'b')!r}])\n"
     assert_signal_leaves_nothing(script, tmp_path, signal.SIGTERM)
+
+
+def test_a_closed_terminal_leaves_nothing(tmp_path: Path) -> None:
+    script = f"from dyndeploy.cli import main\nmain(['export', 'laud_resnet50', '-o', {str(tmp_path / 'b')!r}])\n"
+    assert_signal_leaves_nothing(script, tmp_path, signal.SIGHUP)

@@ -251,8 +251,8 @@ def test_images_are_classified(bundle: Bundle, network: DynPerceiver) -> None:
 def test_command_line(bundle: Bundle, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     photograph = str(sample_photographs()[0])
     assert run_command(["run", str(bundle.path), photograph, "--thresholds", "0,0,0", "--json"]) == 0
-    [result] = json.loads(capsys.readouterr().out)
-    assert result["exit"] == 1 and 0 <= result["label"] < 10
+    result = json.loads(capsys.readouterr().out)
+    assert (result["image"], result["exit"], result["rates"]) == (photograph, 1, {}) and 0 <= result["label"] < 10
     assert run_command(["run", str(bundle.path), photograph]) == 2
     assert "dyndeploy calibrate" in capsys.readouterr().err
     arguments = ["profile", str(bundle.path), "--exit-mix", "25/25/25/25", "--repeats", "2"]

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from dyndeploy.cli import run
+from dyndeploy.errors import InputError
 from dyndeploy.measure import load_profile
+from dyndeploy.prediction import known_devices
+from dyndeploy.prediction.calibrated import calibration_file
 from tests.bundles import tiny_bundle
 
 QUICK = ("--rates", "0.5,1.0", "--repeats", "2", "--native", "off")
@@ -88,3 +91,54 @@ def test_an_impossible_output_is_refused_before_measuring(
     (tmp_path / "file").write_text("in the way")
     assert run(["profile", str(bundle), *QUICK, "--json", str(tmp_path / "file" / "profile.json")]) == 1
     assert "Cannot create the folder" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_made_loses_no_measurement(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dyndeploy.reporting
+
+    def fail(*_: object) -> str:
+        raise InputError("no report today")
+
+    monkeypatch.setattr(dyndeploy.reporting, "render_report", fail)
+    path = tmp_path / "profile.json"
+    arguments = ["profile", str(bundle), *QUICK, "--report", str(tmp_path / "report.html"), "--json"]
+    assert run([*arguments, str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert "static twin" in out and "no report today" in err
+    assert len(load_profile(path).rates) == 2
+    assert run([*arguments, "-"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["rates"]) == 2
+    assert [entry.name for entry in tmp_path.iterdir()] == ["profile.json"]
+
+
+@pytest.mark.parametrize("content", ["{", "{}"])
+def test_a_calibration_that_is_no_use_does_not_spoil_the_report(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    kept = calibration_file("cpu")
+    kept.parent.mkdir(parents=True)
+    kept.write_text(content)
+    assert "cpu" not in known_devices()
+    assert str(kept) in caplog.text and "left out" in caplog.text
+    assert run(["profile", str(bundle), *QUICK, "--report", str(tmp_path / "report.html")]) == 0
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_calibration_that_cannot_be_looked_at_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    folder = calibration_file("cpu").parent
+    folder.parent.mkdir()
+    folder.symlink_to(folder)  # As good as one without the right to look: root has that everywhere.
+    assert "cpu" not in known_devices()
+    assert f"calibrations in {folder} are left out: Too many levels of symbolic links" in caplog.text
+    caplog.clear()
+    folder.unlink()
+    folder.mkdir()
+    calibration_file("cpu").mkdir()
+    assert "cpu" not in known_devices()
+    assert f"{calibration_file('cpu')} is left out: Is a directory" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.cli import run
-from dyndeploy.errors import InputError, UsageError
-from dyndeploy.remote import DeviceEntry, devices_file, load_devices, remove_device, save_device
+from dyndeploy.errors import DyndeployError, InputError, UsageError
+from dyndeploy.remote import DeviceEntry, agent, devices_file, load_devices, remove_device, save_device
 
 WORD = st.text("abcdefghijklmnopqrstuvwxyz0123456789_", min_size=1, max_size=12)
 
@@ -82,6 +83,37 @@ def test_where_the_file_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert devices_file() == tmp_path / ".config" / "dyndeploy" / "devices.json"
     monkeypatch.setenv("DYNDEPLOY_DEVICES", str(tmp_path / "mine.json"))
     assert devices_file() == tmp_path / "mine.json"
+
+
+def test_users_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("DYNDEPLOY_DEVICES", "XDG_CONFIG_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert load_devices() == {}
+    with pytest.raises(UsageError, match="set HOME, XDG_CONFIG_HOME or DYNDEPLOY_DEVICES"):
+        save_device(DeviceEntry("desk", "me@host"))
+    with pytest.raises(OSError, match="no home folder"):
+        agent.Agent("~/.cache/dyndeploy", b"")
+
+
+def test_a_file_that_cannot_be_read_is_never_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "devices.json"
+    path.symlink_to(path)  # As good as one without the right to read: root may read everything.
+    monkeypatch.setenv("DYNDEPLOY_DEVICES", str(path))
+    with pytest.raises(DyndeployError, match=r"devices\.json: Too many levels"):
+        save_device(DeviceEntry("desk", "me@host"))
+    assert path.is_symlink()
+    # Who gives an address does not need the file.
+    assert run(["profile", str(tmp_path / "nothing"), "--device", "desk", "--host", "me@host"]) == 1
+    err = capsys.readouterr().err
+    assert "Note: Cannot read" in err and "does not exist" in err
+
+
+def test_names_that_would_spoil_the_file_are_refused() -> None:
+    with pytest.raises(UsageError, match="no UTF-8"):
+        DeviceEntry("desk", "me@host", ssh_config=os.fsdecode(b"caf\xe9"))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 from dyndeploy.data import LabelledImages, ShiftedImages
-from dyndeploy.errors import CheckpointError, DyndeployError, OutputError, UsageError
+from dyndeploy.errors import CheckpointError, DyndeployError, InputError, OutputError, UsageError
 from dyndeploy.nets import LaudResNet, create_model, full_flops, load_checkpoint, save_checkpoint
 from dyndeploy.nets.factories import build_network
 from dyndeploy.training import (
@@ -28,10 +29,12 @@ from dyndeploy.training import (
     EpochRecord,
     Recipe,
     TrainResult,
+    batches,
     load_recipe,
     train,
 )
-from dyndeploy.training.batches import datasets
+from dyndeploy.training.batches import datasets, training_batches
+from dyndeploy.training.processes import Part
 from tests.training.helpers import OWN, mixed_channels, own, tiny, tiny_perceiver
 
 
@@ -404,6 +407,87 @@ def test_image_folders_resume_alike_with_and_without_worker_processes(tmp_path: 
         other = recipe.as_dict()
         other["data"]["workers"] = 0
         assert_same_run(whole, train(Recipe.from_dict(other), tmp_path / "in-process"))
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 2)):
+        for name in ("ant", "bee"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (12, 10, 3), np.uint8)).save(tmp_path / part / name / f"{i}.jpg")
+    return tmp_path
+
+
+def of_images(folder: Path, workers: int) -> Recipe:
+    model = {**tiny().as_dict()["model"], "options": {"mode": "layer", "width_mult": 0.1, "num_classes": 2}}
+    data = {"dataset": "imagefolder", "folder": str(folder), "workers": workers}
+    return tiny(model=model, batch_size=8, data=data, epochs=1)
+
+
+def test_damaged_images_are_named_before_the_first_epoch(image_folder: Path) -> None:
+    for path in ("train/bee/3.jpg", "val/ant/1.jpg"):
+        (image_folder / path).write_bytes((image_folder / path).read_bytes()[:300])
+    output = image_folder / "run"
+    with pytest.raises(InputError, match=r"2 of 20 images cannot be read\..*bee/3\.jpg: .*ant/1\.jpg: ") as caught:
+        train(of_images(image_folder, 0), output, device="cpu")
+    assert "\n" not in str(caught.value)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("fits", [True, False])
+def test_an_image_that_is_damaged_meanwhile_is_one_line(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, workers: int, fits: bool
+) -> None:
+    usage = shutil.disk_usage("/")
+    free = (1 << 40) if fits else (1 << 20) - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
+    recipe = of_images(image_folder, workers)
+    if not fits:
+        recipe = Recipe.from_dict(recipe.as_dict() | {"model": {**recipe.as_dict()["model"], "input_size": [96, 96]}})
+    training, _ = datasets(recipe)
+    batches._say.cache_clear()
+    good = [images.clone() for images, _ in training_batches(training, recipe, 0, [Part(0, 8, 8)])]
+    assert [images.shape for images in good] == [(8, 3, *recipe.input_size)] * 2
+    assert ("comes through pipes" in caplog.text) == (workers > 0 and not fits)
+    (image_folder / "train" / "ant" / "5.jpg").write_bytes(b"gone")
+    with pytest.raises(InputError, match=r"5\.jpg is not an image") as caught:
+        list(training_batches(training, recipe, 0, [Part(0, 8, 8)]))
+    assert "\n" not in str(caught.value)
+
+
+def test_batches_are_alike_whichever_way_they_come(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    usage, seen = shutil.disk_usage("/"), []
+    for workers, free in ((0, 0), (1, 1 << 40), (1, 600 << 10), (1, 1000)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
+        recipe = of_images(image_folder, workers)
+        recipe = Recipe.from_dict(recipe.as_dict() | {"model": {**recipe.as_dict()["model"], "input_size": [96, 96]}})
+        training, _ = datasets(recipe)
+        seen.append(list(training_batches(training, recipe, 3, [Part(0, 8, 8)])))
+    for other in seen[1:]:
+        for (images, labels), (same, also) in zip(seen[0], other, strict=True):
+            assert torch.equal(images, same) and torch.equal(labels, also)
+            assert images.dtype == torch.float32 and labels.dtype == torch.int64
+    assert "read in the training process" in caplog.text
+
+
+def test_a_loading_process_that_is_killed_is_one_line(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = of_images(image_folder, 1)
+    training, _ = datasets(recipe)
+    parent = os.getpid()
+
+    def die(self: object, index: int) -> None:
+        assert os.getpid() != parent
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(type(training), "__getitem__", die)
+    with pytest.raises(DyndeployError, match=r"1 processes that read images failed.*lower data.workers") as caught:
+        list(training_batches(training, recipe, 0, [Part(0, 8, 8)]))
+    assert "\n" not in str(caught.value)
 
 
 def test_results_are_those_of_release_0_1_0(tmp_path: Path) -> None:
