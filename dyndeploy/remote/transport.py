@@ -367,15 +367,24 @@ _PLAIN_LOGIN = {"SessionType": "default", "ForkAfterAuthentication": "no", "Stdi
 def ssh_settings(host: str, config: str | None) -> dict[str, str]:
     """What ssh's configuration says of a host (``ssh -G``), by option in lower case; empty where ssh does not tell."""
     command = ["ssh", *([] if config is None else ["-F", config]), "-G", "--", host]
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
-        assert process.stdout is not None
-        watch = threading.Timer(5, process.kill)
-        watch.start()
-        text = process.stdout.read(_CHUNK).decode("utf-8", "replace")
-        watch.cancel()
-        process.kill()
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    with process.stdout as stream:
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        # What a wrapper of ssh has left running may hold the pipe open.
+        os.set_blocking(stream.fileno(), False)
+        text = (stream.read(_CHUNK) or b"").decode("utf-8", "replace")
     return dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
 
 

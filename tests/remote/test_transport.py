@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import ConnectionLostError, DeviceError, UnreachableError, UsageError
-from dyndeploy.remote import DeviceClient, DeviceEntry, LocalTransport, agent, client
+from dyndeploy.remote import DeviceClient, DeviceEntry, LocalTransport, SshTransport, agent, client
 from dyndeploy.remote.profiling import require_possible
 from dyndeploy.remote.transport import Frames, ProcessChannel, readable
 from dyndeploy.targets import load_target
@@ -154,3 +154,17 @@ def test_an_agent_that_falls_silent_is_lost(tmp_path: Path, monkeypatch: pytest.
         os.kill(connected._channel.process.pid, 19)
         with pytest.raises(ConnectionLostError, match="has not answered"):
             connected.call("running")
+
+
+@pytest.mark.parametrize("login", ["printf 'no line end'", "(while sleep 0.01; do printf zz; done) &", "echo a b"])
+def test_wrappers_of_ssh_may_print_and_leave_things_running(
+    login: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    script(tmp_path / "bin" / "ssh", f'{login}\nwhile [ "$1" != "--" ]; do shift; done\nexec bash -c "$3"')
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    begin = time.monotonic()
+    transport = SshTransport("me@nano", None, sys.executable)
+    with DeviceClient(transport, work=str(tmp_path / "work"), attempts=0) as connected:
+        assert connected.call("running") == []
+    assert time.monotonic() - begin < 15
