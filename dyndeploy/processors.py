@@ -7,7 +7,7 @@ from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
-_SPIN_COUNT = "20000"
+_SPIN_COUNT = "2000"
 """Turns that an OpenMP thread waits awake, some ten microseconds: enough from one loop of a network to the next on an
 idle machine, and little of a time slice that others wait for on a busy one (libgomp's own default is milliseconds)."""
 
