@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dyndeploy.errors import InputError, UsageError
+from dyndeploy.files import json_text
 
 
 def per_stage_numbers(option: str, text: str) -> tuple[int, ...]:
@@ -58,8 +58,8 @@ def lines(path: Path) -> tuple[str, ...]:
 
 
 def print_json(value: Any) -> None:
-    """Write one JSON object to stdout."""
-    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+    """Write one JSON object to stdout; raises ``NotFiniteError`` where a number is NaN or infinite."""
+    typer.echo(json_text(value))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:

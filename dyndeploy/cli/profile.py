@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -63,7 +62,7 @@ def profile(
         raise UsageError(f"--json takes a file, or '-' for stdout ('--json -'), not '{json_file}'.")
 
     from dyndeploy.bundle import Bundle
-    from dyndeploy.files import atomic_file
+    from dyndeploy.files import atomic_file, json_text
     from dyndeploy.measure import profile_bundle
 
     opened = Bundle.open(bundle)
@@ -101,7 +100,7 @@ def profile(
             )
             result = measured.profile
         if output is not None:
-            output.write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+            output.write_text(json_text(result.to_json(), indent=None) + "\n", encoding="utf-8")
         if page is not None:
             _write_page(result, page)
     if json_file == "-":
@@ -125,7 +124,7 @@ def _profile_exits(
     json_file: str | None,
     report: Path | None,
 ) -> None:
-    from dyndeploy.files import atomic_file
+    from dyndeploy.files import atomic_file, json_text
     from dyndeploy.measure.exits import profile_exits
     from dyndeploy.reporting import render_exit_profile_report
 
@@ -142,7 +141,7 @@ def _profile_exits(
             progress=progress,
         )
         if output is not None:
-            output.write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+            output.write_text(json_text(result.to_json(), indent=None) + "\n", encoding="utf-8")
         if page is not None:
             page.write_text(render_exit_profile_report(result), encoding="utf-8")
     if json_file == "-":
