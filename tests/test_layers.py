@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dyndeploy"
 FLOORS = (
     {"errors"},
+    {"finite"},
     {"files", "fields"},
     {"ops", "data", "confidences", "precisions"},
     {"targets", "blocks"},

@@ -11,6 +11,7 @@ from PIL import Image
 
 import dyndeploy
 from dyndeploy.cli import run
+from tests.training.helpers import tiny
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,5 @@ def test_the_command_line_runs_images(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_training_computes_an_epoch(tmp_path: Path) -> None:
-    recipe = dyndeploy.load_recipe("digits-laud-resnet14-small-spatial").with_changes(epochs=1)
-    result = dyndeploy.train(recipe, tmp_path / "run", device="cpu")
+    result = dyndeploy.train(tiny(epochs=1), tmp_path / "run", device="cpu")
     assert result.checkpoint.is_file() and result.history[0].training["loss"] > 0

@@ -210,9 +210,9 @@ def evaluate(
             value = None if loss is None else float(loss(output, labels))
             outputs = named_outputs(output) if exits else {}
             broken = _broken(outputs, tape.margins, value)
-            found.append(
-                _batch(logits_of(output, exits), labels, costs.count(output, tape), tape, measure, value, broken)
-            )
+            logits, flops = logits_of(output, exits), costs.count(output, tape)
+            with np.errstate(invalid="ignore"):  # What is not finite is named below.
+                found.append(_batch(logits, labels, flops, tape, measure, value, broken))
     parts = [batch for part in gather(found) for batch in part]
     # Only what all processes know may end one of them: the others would wait for it.
     broken = next((batch.broken for batch in parts if batch.broken), "")
