@@ -38,6 +38,10 @@ class BundleError(DyndeployError):
     """A bundle is incomplete, damaged, or of a schema version that this release cannot read."""
 
 
+class NotFiniteError(DyndeployError):
+    """A network, or something computed from one, gave NaN or infinite values: that is no result."""
+
+
 class VerificationError(DyndeployError):
     """A bundle's outputs do not agree with its reference tensors."""
 

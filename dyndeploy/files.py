@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dyndeploy.errors import InputError, OutputError
+from dyndeploy.errors import InputError, NotFiniteError, OutputError
+from dyndeploy.finite import first_not_finite
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -427,9 +428,21 @@ def encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
+def json_text(value: Any, indent: int | None = 2) -> str:
+    """Return ``value`` as JSON, which knows neither NaN nor infinities.
+
+    Raises:
+        NotFiniteError: A number is one of these; the message says which.
+    """
+    where = first_not_finite(value)
+    if where is not None:
+        raise NotFiniteError(f"{where or 'The value'} is NaN or infinite: such a result is not written as JSON.")
+    return json.dumps(value, indent=indent, separators=None if indent else (",", ":"), allow_nan=False)
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically. NaN and infinities are refused with ``ValueError``."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Write ``value`` as indented JSON, atomically; raises ``NotFiniteError`` as :func:`json_text` does."""
+    write_text(path, json_text(value) + "\n")
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dyndeploy import files
-from dyndeploy.errors import InputError, OutputError
+from dyndeploy.errors import InputError, NotFiniteError, OutputError
 
 
 def names(folder: Path) -> list[str]:
@@ -320,7 +320,7 @@ def test_json(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     files.write_json(path, {"a": [1, 2.5]})
     assert files.read_json(path) == {"a": [1, 2.5]}
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises(NotFiniteError, match="JSON"):
         files.write_json(path, float("nan"))
     assert files.read_json(path) == {"a": [1, 2.5]}
     path.write_text("{")

@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dyndeploy"
 FLOORS = (
     {"errors"},
-    {"files", "fields", "processors"},
+    {"finite", "processors"},
+    {"files", "fields"},
     {"ops", "data", "confidences", "precisions"},
     {"targets", "blocks"},
     {"nets", "bundle"},

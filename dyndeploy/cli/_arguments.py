@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,13 +60,13 @@ def printable(text: object) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Write one JSON object to stdout."""
-    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+    """Write one JSON object to stdout; raises ``NotFiniteError`` where a number is NaN or infinite."""
+    typer.echo(files.json_text(value))
 
 
 def print_json_line(value: Any) -> None:
     """Write one JSON object to stdout as a line of its own, at once."""
-    typer.echo(json.dumps(value, allow_nan=False))
+    typer.echo(files.json_text(value, indent=None))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:

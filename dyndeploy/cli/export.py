@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,14 @@ def export(
     num_classes: Annotated[str | None, typer.Option(help="-O num_classes=...: classes.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights; without it they are random, and it says so.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which weights of the checkpoint: ema (the moving average), or the name of an entry or prefix. "
+            "[default: the usual ones]",
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(help="Static batch size.")] = 1,
     input_size: Annotated[str | None, typer.Option(metavar="HxW", help="Image size. [default: the network's]")] = None,
@@ -125,11 +134,15 @@ def export(
     )
     network = build_network(name, options, imported)
     if checkpoint is None:
+        if weights is not None:
+            raise UsageError(f"--weights {weights} chooses among the weights of a --checkpoint: give one.")
         typer.echo("No --checkpoint: the weights are random. Latency is real, classes are not.", err=True)
     else:
-        report = load_checkpoint(network, checkpoint)
-        if report.missing or report.unexpected:
+        report = load_checkpoint(network, checkpoint, weights=weights)
+        if report.missing or report.unexpected or report.others or report.averaged:
             typer.echo(report.summary(), err=True)
+        if weights is not None or report.averaged:
+            settings = replace(settings, weights=report.weights)
     bundle = export_model(network, output, settings, class_names=names, progress=progress_line)
     if as_json:
         print_json(bundle.manifest.to_json())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -125,7 +124,7 @@ def _deliver(
     report: Path | None,
 ) -> None:
     """Measure, keep and show the result, and only then make the report: if that fails, nothing measured is lost."""
-    from dyndeploy.files import atomic_file, encoded
+    from dyndeploy.files import atomic_file, encoded, json_text
 
     with ExitStack() as later:
         # Output paths are claimed first, so that an impossible one costs no measurement.
@@ -134,7 +133,7 @@ def _deliver(
             output = stack.enter_context(atomic_file(json_file)) if json_file not in (None, "-") else None
             result = measure(stack.enter_context(progress_bar()))
             if output is not None:
-                output.write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+                output.write_text(json_text(result.to_json(), indent=None) + "\n", encoding="utf-8")
         if json_file == "-":
             print_json(result.to_json())
         else:

@@ -71,7 +71,7 @@ class _State:
     def add(self, graph: dict[str, Any]) -> None:
         self.graphs.append(graph)
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(graph, allow_nan=False) + "\n")
+            stream.write(files.json_text(graph, indent=None) + "\n")
 
     def samples(self) -> list[tuple[int, Sample]]:
         pace_ms = self.pace_ms
@@ -204,7 +204,7 @@ def calibrate(
             correlation=common_error(state.samples(), fits),
             classes={name: fit.model for name, fit in fits.items()},
         )
-        files.write_text(path, json.dumps(result.to_json(), allow_nan=False, separators=(",", ":")) + "\n")
+        files.write_text(path, files.json_text(result.to_json(), indent=None) + "\n")
         state.path.unlink(missing_ok=True)
         progress("done", 1.0)
     return result
@@ -264,7 +264,7 @@ def _resume(path: Path, key: Mapping[str, Any], *, restart: bool) -> _State:
                 except (KeyError, TypeError, ValueError):
                     break  # The interrupt came while it was written.
                 graphs.append(graph)
-    content = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in (header, *graphs))
+    content = "".join(files.json_text(entry, indent=None) + "\n" for entry in (header, *graphs))
     files.write_text(path, content)
     return _State(path, graphs)
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from dyndeploy.confidences import confidences
 from dyndeploy.errors import InputError, UsageError
+from dyndeploy.finite import listed
 from dyndeploy.runtimes import staged as runner
 
 FloatArray = npt.NDArray[np.float32]
@@ -48,7 +49,7 @@ class ExitScores:
 
         Raises:
             UsageError: No exit, exits that do not ascend, or arrays that do not fit them.
-            InputError: No image, or a confidence that is not a number.
+            InputError: No image, or a confidence that is not finite.
         """
         if not self.exits or list(self.exits) != sorted(set(self.exits)):
             raise UsageError(f"The exits must be numbers in ascending order, not {self.exits}.")
@@ -62,8 +63,7 @@ class ExitScores:
             raise InputError("There are no images to calibrate with. Give a folder with images of every class.")
         if self.confidences.dtype != np.float32:
             raise UsageError(f"Confidences are compared in float32, not in {self.confidences.dtype}.")
-        if np.isnan(self.confidences).any():
-            raise InputError("A confidence is NaN: the network's logits are not finite. Verify the bundle first.")
+        _require_finite("confidences", self.exits, self.confidences)
 
     @property
     def images(self) -> int:
@@ -107,10 +107,10 @@ class ExitScores:
                 f"The labels must be class indices from 0 to {classes - 1}, the classes that the network knows. Give "
                 "images of the classes that it was trained on."
             )
-        if not all(np.isfinite(each).all() for each in logits):
-            raise InputError("The logits are not finite. Verify the bundle first: 'dyndeploy verify BUNDLE'.")
+        numbers = tuple(range(1, len(logits) + 1) if exits is None else exits)
+        _require_finite("logits", numbers, logits)
         return cls(
-            exits=tuple(range(1, len(logits) + 1) if exits is None else exits),
+            exits=numbers,
             confidences=np.stack([confidences(each, measure) for each in logits]),
             correct=np.stack([each.argmax(axis=-1) == truth for each in logits]),
         )
@@ -134,6 +134,12 @@ class ExitScores:
     def select(self, images: npt.NDArray[Any]) -> ExitScores:
         """Return the scores of some images, by index or mask."""
         return ExitScores(self.exits, self.confidences[:, images], self.correct[:, images])
+
+
+def _require_finite(what: str, exits: Sequence[int], values: Iterable[npt.ArrayLike]) -> None:
+    found = listed({f"exit {exit}": np.asarray(each) for exit, each in zip(exits, values, strict=False)})
+    if found:
+        raise InputError(f"The {what} are not finite: {found}. Verify the bundle first: 'dyndeploy verify BUNDLE'.")
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from dyndeploy.export.graph import Built, build
 from dyndeploy.export.reference import Reference, compute_reference
 from dyndeploy.export.staged import build_stages, tensor_info
 from dyndeploy.export.subject import ExampleInputs, Subject, make_subject
-from dyndeploy.graphs.inspect import all_nodes, group_of, is_dynamic
+from dyndeploy.graphs.inspect import all_nodes, group_of, is_dynamic, not_finite_weights
 from dyndeploy.graphs.macs import MacCounter
 from dyndeploy.graphs.stages import branched_model, whole_model
 from dyndeploy.graphs.tensorrt import PrecisionPlan, tensorrt_model
@@ -80,6 +80,7 @@ class ExportSettings:
         graph: ``"stages"``, or ``"if"``: also write the stages as one graph with nested ``If``. Early exits only.
         data: Folder of images for the reference tensors, or None for scikit-learn's two sample photographs.
         checkpoint: Path the weights came from, for the record.
+        weights: Which of its weights they are, where they are not the usual ones; for the record.
         dense: Blocks that run densely whatever their stage's mode: every mask bit is set, and there is no masker.
     """
 
@@ -92,6 +93,7 @@ class ExportSettings:
     graph: str = "stages"
     data: str | os.PathLike[str] | None = None
     checkpoint: str | os.PathLike[str] | None = None
+    weights: str | None = None
     dense: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -146,7 +148,8 @@ def export_model(
     Raises:
         UsageError: A network that cannot be captured as it is written: a block that is used twice, outputs that are no
             tensors, inputs that do not fit, an option that has no operator.
-        ExportError: Weights that are not finite, control flow on data, or a graph that the target could not run.
+        ExportError: Weights or reference results that are not finite, control flow on data, or a graph that the target
+            could not run.
         OutputError: The folder cannot be written; nothing is left behind.
     """
     settings, progress = settings or ExportSettings(), progress or (lambda message: None)
@@ -194,7 +197,7 @@ def export_model(
                 "onnx": onnx.__version__,
                 "python": platform.python_version(),
             },
-            notes=(*content.notes, *_subject_notes(subject)),
+            notes=(*content.notes, *_subject_notes(subject), *_weights_notes(settings)),
             exits=content.exits,
         )
         write_manifest(folder, manifest)
@@ -405,6 +408,12 @@ def _subject_notes(subject: Subject) -> tuple[str, ...]:
     )
 
 
+def _weights_notes(settings: ExportSettings) -> tuple[str, ...]:
+    if settings.checkpoint is None or settings.weights is None:
+        return ()
+    return (f"the weights are '{settings.weights}' of {Path(settings.checkpoint).name}",)
+
+
 def _apply_plan(models: Iterable[onnx.ModelProto], precision: str) -> tuple[str, ...]:
     """Notes on the precision plan; raises ``UsageError`` now rather than on the board if the weights do not fit it."""
     if precision != "fp16":
@@ -455,6 +464,12 @@ def _reference_inputs(settings: ExportSettings, subject: Subject) -> tuple[dict[
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
+    damaged = not_finite_weights(model)
+    if damaged:
+        raise ExportError(
+            f"The weights of the network are finite, but what follows from them in {path.name} is not: {damaged}. They "
+            "are too large for float32: export an earlier checkpoint."
+        )
     try:
         path.write_bytes(model.SerializeToString())
     except ValueError as error:

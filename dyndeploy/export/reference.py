@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dyndeploy.blocks import Tape, named_outputs
-from dyndeploy.bundle.reference_names import FORCED, MARGIN
+from dyndeploy.bundle.reference_names import FORCED, MARGIN, unusable
+from dyndeploy.errors import ExportError
+from dyndeploy.finite import listed
 
 FORCED_RATE = 0.5
 
@@ -39,6 +41,10 @@ def compute_reference(network: nn.Module, inputs: Mapping[str, Tensor], seed: in
         network: Any module.
         inputs: By name, in the order of its forward, (n, ...) each.
         seed: Of the random masks.
+
+    Raises:
+        ExportError: A result, a gate's decision or a result under random masks is NaN or infinite; the message names
+            it, and the module where that begins.
     """
     generator = torch.Generator().manual_seed(seed)
     columns: dict[str, list[Tensor]] = {name: [value] for name, value in inputs.items()}
@@ -65,8 +71,45 @@ def compute_reference(network: nn.Module, inputs: Mapping[str, Tensor], seed: in
                 for name, value in named_outputs(network(*sample)).items():
                     keep(f"{FORCED}{name}", value)
     tensors = {name: _single(torch.cat(parts)).numpy() for name, parts in columns.items()}
+    found = unusable(tensors)
+    if found or own.masks:
+        everything, begin = _with_every_mask(network, [value[:1] for value in inputs.values()])
+        found = found or (everything and f"with every mask set, {everything}")
+        if found:
+            raise ExportError(
+                f"The network computes no usable result for the reference inputs: {found}.{begin} Mend that, or export "
+                "a checkpoint from before training diverged."
+            )
     rates = {name: float(tensors[name].mean()) for name in own.masks}
     return Reference(tensors, rates)
+
+
+def _with_every_mask(network: nn.Module, sample: Sequence[Tensor]) -> tuple[str, str]:
+    """Say which outputs are not finite where nothing is skipped, and in which module that begins; else empty."""
+    begin: list[str] = []
+
+    def look(path: str, module: nn.Module, args: Any, output: Any) -> None:
+        if not begin and not _finite(output):
+            where = "in" if _finite(args) else "before"
+            begin.append(f" It begins {where} {path or 'its own forward'} ({type(module).__name__}).")
+
+    handles = [
+        module.register_forward_hook(lambda module, args, output, path=path: look(path, module, args, output))
+        for path, module in network.named_modules()
+    ]
+    try:
+        with Tape(network, force=lambda name, mask: torch.ones_like(mask)):
+            outputs = named_outputs(network(*sample))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return listed({name: _single(value).numpy() for name, value in outputs.items()}), "".join(begin)
+
+
+def _finite(values: Any) -> bool:
+    """Whether the tensors among what a module takes or gives are finite."""
+    tensors = values if isinstance(values, (tuple, list)) else [values]
+    return all(bool(torch.isfinite(value).all()) for value in tensors if isinstance(value, Tensor))
 
 
 def _single(value: Tensor) -> Tensor:

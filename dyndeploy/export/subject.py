@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dyndeploy.bundle import INPUT
 from dyndeploy.errors import ExportError, UsageError
 from dyndeploy.nets import DEFAULT_PREPROCESSING, NetworkFacts, Preprocessing, registered
+from dyndeploy.nets.usable import unusable_state
 
 ExampleInputs: TypeAlias = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 """Inputs of a network's forward: one, several in order, or by the names of its parameters."""
@@ -74,11 +75,11 @@ def make_subject(
 
     Raises:
         UsageError: Inputs are missing, of the wrong type, on another device, or contradict ``input_size``.
-        ExportError: A weight is NaN or infinite.
+        ExportError: A weight is NaN or infinite, or a variance is negative.
     """
     if not isinstance(network, nn.Module):
         raise UsageError(f"A network is a torch.nn.Module, not {type(network).__name__}.")
-    _require_finite(network)
+    _require_usable(network)
     info = registered(network)
     facts = network.facts() if isinstance(network, HasFacts) else NetworkFacts()
     name = type(network).__name__ if info is None or not info.builds(network) else info.name
@@ -171,12 +172,10 @@ def _image_size(inputs: Mapping[str, Tensor]) -> tuple[int, int] | None:
     return (int(value.shape[2]), int(value.shape[3])) if fits else None
 
 
-def _require_finite(network: nn.Module) -> None:
+def _require_usable(network: nn.Module) -> None:
     for name, tensor in network.state_dict().items():
         if isinstance(tensor, Tensor) and tensor.is_meta:
             raise ExportError(f"{name} is on the meta device and holds no values: load the weights first.")
-        if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():
-            raise ExportError(
-                f"{name} holds NaN or infinite values: the network is not usable. Export a checkpoint from before "
-                "training diverged."
-            )
+    problem = unusable_state(network, network.state_dict())
+    if problem:
+        raise ExportError(f"{problem}: the network is not usable. Export a checkpoint from before training diverged.")

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from dyndeploy.errors import BundleError
+from dyndeploy.finite import listed
 from dyndeploy.ops import OPERATORS
 from dyndeploy.ops.base import DOMAIN, Element, OperatorSpec, Shape
 
@@ -78,6 +79,19 @@ def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     for node in graph.node:
         for inner in subgraphs(node):
             yield from all_graphs(inner)
+
+
+def not_finite_weights(model: onnx.ModelProto) -> str:
+    """Name the weights of a graph and of its branches that are NaN or infinite; empty where all are finite."""
+    from onnx import numpy_helper
+
+    return listed(
+        {
+            tensor.name: numpy_helper.to_array(tensor)
+            for graph in all_graphs(model.graph)
+            for tensor in graph.initializer
+        }
+    )
 
 
 def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from dyndeploy import files
 from dyndeploy.bundle import SAVES_NOTHING
 from dyndeploy.errors import InputError
 from dyndeploy.fields import Document, Field
+from dyndeploy.finite import first_not_finite
 from dyndeploy.measure.samples import Samples
 from dyndeploy.runtimes.native import BODIES_NOTE
 from dyndeploy.runtimes.onnxruntime import PROVIDER
@@ -312,7 +312,7 @@ class Profile:
                 f"The profile has schema version {value.get('schema_version')!r}; this release reads version "
                 f"{SCHEMA_VERSION}. Profile the bundle again with this release."
             )
-        bad = _first_not_finite(value, "profile")
+        bad = first_not_finite(value, "profile")
         if bad:
             raise InputError(f"{bad} is NaN or infinite: the profile is damaged. Profile the bundle again.")
         root = _DOCUMENT.root(value)
@@ -423,15 +423,3 @@ def typical_ratio(ratios: Sequence[float], inputs: Sequence[int]) -> float:
     array, labels = np.asarray(ratios), np.asarray(inputs)
     medians = np.array([np.median(array[labels == label]) for label in sorted(set(inputs))])
     return float(len(medians) / (1.0 / medians).sum())
-
-
-def _first_not_finite(value: Any, where: str) -> str | None:
-    """Path of the first NaN or infinity in a JSON value, or None."""
-    if isinstance(value, float):
-        return None if math.isfinite(value) else where
-    items: list[tuple[str, Any]] = []
-    if isinstance(value, dict):
-        items = [(f"{where}.{key}", item) for key, item in value.items()]
-    elif isinstance(value, list):
-        items = [(f"{where}[{index}]", item) for index, item in enumerate(value)]
-    return next((found for name, item in items if (found := _first_not_finite(item, name))), None)

@@ -1,17 +1,15 @@
 """Read and write weights, whatever tool wrote them, without executing anything that a file contains.
 
 Known layouts: the LAUDNet and LASNet reference codes' ``checkpoint.pth.tar``, the Dynamic Perceiver reference
-code's ``checkpoint-*.pth``, plain torchvision ResNet state dicts, ``{"state_dict": ...}``, ``{"model": ...}``,
-``{"model_state_dict": ...}``, each with or without the "module." prefix of a data-parallel wrapper, and our own.
+code's ``checkpoint-*.pth``, torchvision's, timm's, Lightning's and OpenMMLab's, safetensors, and our own: dicts of
+tensors at the top or in any entry, with the prefixes of wrappers ("module.", "_orig_mod.") and frameworks ("model.",
+"backbone."), and with counters beside the weights.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -23,17 +21,16 @@ from torch import Tensor, nn
 
 from dyndeploy.errors import CheckpointError, OutputError, UsageError
 from dyndeploy.files import atomic_file
+from dyndeploy.nets.checkpoint_files import first_line, read_checkpoint
 from dyndeploy.nets.checkpoint_rules import OPTIONAL_SUFFIX, CheckpointRules, joined, listing
 from dyndeploy.nets.dyn_perceiver import options_of
 from dyndeploy.nets.laud_checkpoints import masker_kinds
+from dyndeploy.nets.usable import unusable_state
+from dyndeploy.nets.weight_sets import EMA, LASNET_MASKER, WeightSet, choose_weights
 
 FORMAT = "dyndeploy.checkpoint"
 VERSION = 1
 
-_CONTAINERS = ("state_dict", "model_state_dict", "model")
-_AVERAGED = ("model_ema", "state_dict_ema")
-_DATA_PARALLEL = "module."
-_LASNET_MASKER = re.compile(r"(^|\.)masker\.conv2\.")
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -43,18 +40,22 @@ class LoadReport:
 
     Attributes:
         path: The file.
-        source_format: "dyndeploy", "laudnet", "lasnet", "dyn_perceiver", "torchvision", or how else the weights
-            were wrapped: "state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema", "plain".
+        source_format: "dyndeploy", "laudnet", "lasnet", "dyn_perceiver", "torchvision", or the entry that held the
+            weights: "state_dict", "model", "model_ema"; "plain" for the file itself.
         missing: Keys of the network that the file lacks; they keep their values. Only batch counters can be missing,
             and of a LAUD-ResNet masker weights (from a static checkpoint).
-        unexpected: Keys of the file that the network lacks; they are ignored. Only for a LAUD-ResNet can there be any:
-            masker weights (into a static network) and keys outside the backbone.
+        unexpected: Keys of the file that the network lacks; they are ignored: counters that tools add, what has another
+            prefix than the network's weights, and of a LAUD-ResNet masker weights (into a static network) and keys
+            outside the backbone.
         renamed: (key in the file, key in the network) wherever the two differ.
         option_differences: (option, value in the file, value in the network). Only our own files
             record options.
         epoch: Epoch that the file records, or None.
         architecture: Name of the network that the file records, or None.
         extra: What was given to :func:`save_checkpoint` beside the model.
+        weights: Name of the entry or prefix that was taken; "plain" for the file itself.
+        averaged: Whether its name says that it is a moving average.
+        others: Names of other sets of weights in the file that fit as well, such as "model_ema".
     """
 
     path: Path
@@ -66,6 +67,9 @@ class LoadReport:
     epoch: int | None = None
     architecture: str | None = None
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    weights: str = "plain"
+    averaged: bool = False
+    others: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Return the report as a few lines for a log."""
@@ -80,6 +84,10 @@ class LoadReport:
                 lines.append(f"{title}: {listing(keys)}.")
         if self.renamed:
             lines.append(f"Renamed: {listing([f'{old} -> {new}' for old, new in self.renamed])}.")
+        if self.averaged:
+            lines.append(f"'{self.weights}' is a moving average of the weights.")
+        if self.others:
+            lines.append(f"'{self.weights}' was taken; the file also holds {listing(self.others)}: --weights NAME.")
         lines += [
             f"The file was saved with {name} {joined(theirs)}; this network has {joined(ours)}."
             for name, theirs, ours in self.option_differences
@@ -117,7 +125,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], **extra: Any
         except RuntimeError as error:
             # The zip writer reports a full disk as RuntimeError.
             raise OutputError(
-                f"Cannot write {Path(path)}: {_first_line(error)}. Nothing was changed; choose another path."
+                f"Cannot write {Path(path)}: {first_line(error)}. Nothing was changed; choose another path."
             ) from error
 
 
@@ -137,7 +145,9 @@ def _check_plain(where: str, value: Any) -> None:
         )
 
 
-def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, averaged: bool = False) -> LoadReport:
+def load_checkpoint(
+    model: nn.Module, path: str | os.PathLike[str], *, weights: str | None = None, averaged: bool = False
+) -> LoadReport:
     """Load weights into a network, checking everything first.
 
     Nothing in the file is executed. On any error the network is exactly as before.
@@ -145,8 +155,10 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, averaged:
     Args:
         model: Any network; one that has ``checkpoint_rules()`` says what its files may lack.
         path: Checkpoint file in any of the known layouts.
-        averaged: Take the moving average of the weights that the training scripts of the Dynamic Perceiver
-            and timm keep beside them ("model_ema", "state_dict_ema").
+        weights: Which of several sets in the file: ``"ema"`` for the moving average of the weights that many training
+            scripts keep beside them, else the name of the entry or the prefix ("model_ema", "teacher"). None takes the
+            weights themselves, and the average only where there is nothing else.
+        averaged: As ``weights="ema"``.
 
     Returns:
         A report of what was missing, unexpected and renamed. Only our own files tell whether spatial maskers
@@ -158,39 +170,41 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, averaged:
             or another mode, or holds NaN or infinite values.
     """
     source = Path(path)
-    content = _read(source)
-    weights, container = _find_weights(content, source, _AVERAGED if averaged else _CONTAINERS)
-    weights, renamed = _rename(weights, source)
-    source_format = _source_format(source, content, container, weights, renamed)
+    content = read_checkpoint(source)
+    own = model.state_dict()
+    chosen, others = choose_weights(content, own, weights or (EMA if averaged else None), source)
+    found = chosen.weights
+    source_format = _source_format(source, content, chosen)
     differences = _option_differences(content, model) if source_format == "dyndeploy" else ()
 
-    own = model.state_dict()
-    missing = tuple(key for key in own if key not in weights)
-    unexpected = tuple(key for key in weights if key not in own)
+    missing = tuple(key for key in own if key not in found)
+    unexpected = tuple(key for key in found if key not in own)
     rules_of = getattr(model, "checkpoint_rules", CheckpointRules)
     rules: CheckpointRules = rules_of()
-    _check_architecture(source, rules, own, weights, missing, unexpected)
+    _check_architecture(source, rules, own, found, missing, unexpected)
     options = content.get("options") if source_format == "dyndeploy" else None
-    conflict = rules.conflict(weights, options if isinstance(options, Mapping) else {})
+    conflict = rules.conflict(found, options if isinstance(options, Mapping) else {})
     if conflict:
         raise CheckpointError(f"{source} {conflict}")
-    _check_shapes(source, rules, own, weights)
-    accepted = _converted(source, own, weights)
+    _check_shapes(source, rules, own, found)
+    accepted = _converted(source, model, own, found)
 
     model.load_state_dict(own | accepted)
-    fields = content if isinstance(content, dict) else {}
-    extra = fields.get("extra", {}) if source_format == "dyndeploy" else {}
-    epoch = extra.get("epoch") if source_format == "dyndeploy" else fields.get("epoch")
+    extra = content.get("extra", {}) if source_format == "dyndeploy" else {}
+    epoch = extra.get("epoch") if source_format == "dyndeploy" else content.get("epoch")
     return LoadReport(
         path=source,
         source_format=source_format,
         missing=missing,
-        unexpected=unexpected,
-        renamed=tuple(renamed.items()),
+        unexpected=(*unexpected, *chosen.ignored),
+        renamed=tuple(chosen.renamed.items()),
         option_differences=differences,
-        epoch=int(epoch) if isinstance(epoch, (int, float)) else None,
-        architecture=_first_string(fields, "model", "arch"),
+        epoch=int(epoch) if isinstance(epoch, (int, float, np.number)) else None,
+        architecture=_first_string(content, "model", "arch"),
         extra=MappingProxyType(dict(extra)),
+        weights=chosen.name,
+        averaged=chosen.averaged,
+        others=others,
     )
 
 
@@ -198,129 +212,22 @@ def _first_string(fields: Mapping[str, Any], *keys: str) -> str | None:
     return next((fields[key] for key in keys if isinstance(fields.get(key), str)), None)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
-
-
-@contextmanager
-def _harmless_globals() -> Iterator[None]:
-    """Let the unpickler build numpy scalars and option namespaces, which training scripts like to store.
-
-    They hold data only: none of them can name a function to call.
-    """
-    scalar = np.array(0.0)[()].__reduce__()[0]
-    allowed: list[Any] = [
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        argparse.Namespace,
-        *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "bool")),
-    ]
-    with torch.serialization.safe_globals(allowed):
-        yield
-
-
-def _read(source: Path) -> Any:
-    if source.is_dir():
-        raise CheckpointError(f"{source} is a folder: give the checkpoint file inside it.")
-    if not source.exists():
-        raise CheckpointError(f"{source} does not exist: check the path of the checkpoint.")
-    try:
-        with _harmless_globals():
-            return torch.load(source, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"Cannot read {source}: {error.strerror or error}.") from error
-    except Exception as error:
-        # torch.load raises whatever its parsers happen to stumble over in a damaged file.
-        raise _unreadable(source, error) from error
-
-
-def _unreadable(source: Path, error: Exception) -> CheckpointError:
-    forbidden = re.search(r"GLOBAL (\S+)", str(error))
-    if forbidden:
-        return CheckpointError(
-            f"{source} asks for the Python object {forbidden.group(1)}, which could run code: it was not loaded, "
-            "nothing was executed. If you trust its origin, open it there and save the weights alone: "
-            "torch.save(model.state_dict(), path)."
-        )
-    if "TorchScript" in str(error):
-        return CheckpointError(
-            f"{source} is a TorchScript program, not a checkpoint: save the state_dict() of the model instead."
-        )
-    # PyTorch's own text would advise to load the file unsafely.
-    reason = "" if "weights_only" in str(error) else f" ({_first_line(error)})"
-    return CheckpointError(
-        f"{source} is not a readable PyTorch checkpoint{reason}. It may be truncated or of another kind: "
-        "download or copy it again."
-    )
-
-
-def _find_weights(content: Any, source: Path, containers: tuple[str, ...]) -> tuple[dict[str, Tensor], str]:
-    """Return the state dict inside a loaded file, and the name of the entry that held it."""
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{source} holds a {type(content).__name__}, not a dict of weights: save model.state_dict()."
-        )
-    container = next((key for key in containers if isinstance(content.get(key), Mapping)), "plain")
-    if container == "plain" and containers is _AVERAGED:
-        raise CheckpointError(
-            f"{source} holds no averaged weights. Its entries are: {listing(content, 12) or '(none)'}; looked for "
-            f"{', '.join(_AVERAGED)}. Load it with averaged=False."
-        )
-    weights = content if container == "plain" else content[container]
-    tensors = [key for key, value in weights.items() if isinstance(value, Tensor)]
-    if not tensors:
-        raise CheckpointError(
-            f"{source} holds no weights. Its entries are: {listing(content, 12) or '(none)'}; looked for "
-            f"{', '.join(containers)} or tensors at the top."
-        )
-    for key, value in weights.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"{source}: entry {key!r} of the weights is a {type(value).__name__}, not a tensor. "
-                "Save model.state_dict() alone."
-            )
-        if value.layout != torch.strided or value.is_quantized:
-            raise CheckpointError(f"{source}: {key} is sparse or quantized. Save dense floating-point weights.")
-    return dict(weights), container
-
-
-def _rename(weights: dict[str, Tensor], source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return weights under this project's names, and the names that changed (old -> new)."""
-    prefix = _DATA_PARALLEL if all(key.startswith(_DATA_PARALLEL) for key in weights) else ""
-    result: dict[str, Tensor] = {}
-    renamed: dict[str, str] = {}
-    for key, value in weights.items():
-        name = _LASNET_MASKER.sub(r"\1masker_spatial.conv.", key[len(prefix) :])
-        if name in result:
-            raise CheckpointError(f"{source} holds {name} twice, once as {key}: it is damaged.")
-        result[name] = value
-        if name != key:
-            renamed[key] = name
-    return result, renamed
-
-
-def _source_format(
-    source: Path,
-    content: dict[str, Any],
-    container: str,
-    weights: Mapping[str, Tensor],
-    renamed: Mapping[str, str],
-) -> str:
-    if content.get("format") == FORMAT and container == "state_dict":
+def _source_format(source: Path, content: Mapping[str, Any], chosen: WeightSet) -> str:
+    container = chosen.container
+    if content.get("format") == FORMAT:
         version = content.get("version")
         if not isinstance(version, int) or version > VERSION:
             raise CheckpointError(
                 f"{source} has version {version!r}; this release reads up to {VERSION}. Update dyndeploy."
             )
         return "dyndeploy"
-    if any(_LASNET_MASKER.search(key) for key in renamed):
+    if any(LASNET_MASKER.search(key) for key in chosen.renamed):
         return "lasnet"
     if container == "state_dict" and "hyper_set" in content:
         return "laudnet"
-    if container in ("model", "model_ema") and options_of(weights):
+    if container in ("model", "model_ema") and options_of(chosen.weights):
         return "dyn_perceiver"
-    if container == "plain" and "layer1.0.conv1.weight" in weights and not masker_kinds(weights):
+    if container == "plain" and "layer1.0.conv1.weight" in chosen.weights and not masker_kinds(chosen.weights):
         return "torchvision"
     return container
 
@@ -376,18 +283,19 @@ def _check_shapes(
             )
 
 
-def _converted(source: Path, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the common weights in the network's dtypes, all finite."""
-    accepted: dict[str, Tensor] = {}
-    for key, value in weights.items():
-        if key not in own:
-            continue
-        converted = value.to(own[key].dtype)
-        if converted.is_floating_point() and not bool(torch.isfinite(converted).all()):
-            kind = "NaN" if bool(torch.isnan(converted).any()) else "infinite values"
-            reason = "training diverged or the file is damaged: use an earlier checkpoint"
-            if bool(torch.isfinite(value).all()):
-                kind, reason = "values too large", f"they do not fit {own[key].dtype}: load before .half()"
-            raise CheckpointError(f"{source}: {key} holds {kind}; {reason}.")
-        accepted[key] = converted
+def _converted(
+    source: Path, model: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the common weights in the network's dtypes, all of them usable."""
+    accepted = {key: value.to(own[key].dtype) for key, value in weights.items() if key in own}
+    problem = unusable_state(model, accepted)
+    if problem:
+        key = problem.split()[0]
+        if bool(torch.isfinite(weights[key]).all()) and not bool(torch.isfinite(accepted[key]).all()):
+            raise CheckpointError(
+                f"{source}: {key} holds values too large; they do not fit {own[key].dtype}: load before .half()."
+            )
+        raise CheckpointError(
+            f"{source}: {problem}; training diverged or the file is damaged: use an earlier checkpoint."
+        )
     return accepted

@@ -1173,6 +1173,9 @@ def open_sessions(job: Job, spec: Json, names: List[str], profile: bool = False)
 # ---------------------------------------------------------------- verification
 
 
+NOT_FINITE = 1e30  # The error of what is NaN or infinite: JSON knows neither.
+
+
 def job_verify(job: Job, spec: Json) -> Json:
     """Compare with PyTorch's results, as ``dyndeploy verify`` does: masks first, then outputs under equal masks.
 
@@ -1208,8 +1211,8 @@ def job_verify(job: Job, spec: Json) -> Json:
         return {name: numpy.concatenate(values) for name, values in parts.items()}
 
     def error(got: Any, expected: Any) -> float:
-        if not numpy.isfinite(got).all():
-            return 1e30
+        if not (numpy.isfinite(got).all() and numpy.isfinite(expected).all()):
+            return NOT_FINITE
         return float(numpy.abs(got - expected).max() / max(float(numpy.abs(expected).max()), 1e-12))
 
     checks = []
@@ -1254,7 +1257,7 @@ def job_verify(job: Job, spec: Json) -> Json:
     for name in outputs:
         value = error(free[name], reference[name])
         # A tie may fall the other way and change everything after it.
-        passed = value <= tolerance["output"] or tied > 0
+        passed = value <= tolerance["output"] or (tied > 0 and value < NOT_FINITE)
         checks.append({"name": "%s as deployed" % name, "passed": passed, "relative_error": value})
     return {"checks": checks, "files": {}}
 
@@ -1304,6 +1307,11 @@ def job_profile(job: Job, spec: Json) -> Json:
     own = []
     for batch in batches:
         values = dynamic.run(batch)
+        for session, results in ((dynamic, values), (static, static.run(batch))):
+            broken = sorted(name for name in outputs if not numpy.isfinite(results[name]).all())
+            if broken:
+                which = "static twin" if session is static else "network"
+                raise AgentError("not_finite", "the %s computes NaN or infinite %s" % (which, ", ".join(broken)))
         own.append({name: numpy.ascontiguousarray(values[name], dtype=numpy.float32) for name in masks})
     runs = [dynamic.prepare(batch, outputs) for batch in batches]
     pairs.append(loop.Paired("the data's own masks", runs, twins))

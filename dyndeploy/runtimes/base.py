@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import DyndeployError, InputError, unknown_name
+from dyndeploy.finite import not_finite, require_finite
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -103,12 +104,13 @@ class Session(ABC):
             self._closed = True
             self._release()
 
-    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, *, finite: bool = True) -> dict[str, Array]:
         """Run the network once.
 
         Args:
             feeds: One array per input, by name.
             outputs: Names of the outputs to return; None returns all.
+            finite: Refuse inputs and outputs that are not finite; verification, which reports them, does not.
 
         Returns:
             Output arrays by name.
@@ -116,10 +118,14 @@ class Session(ABC):
         Raises:
             InputError: An input is missing, surplus, of the wrong shape or dtype, or not finite.
             UsageError: An output name is unknown.
+            NotFiniteError: An output holds NaN or infinite values; the message names it.
             DyndeployError: The runtime failed.
         """
         self._require_open()
-        return self._run(self._checked_feeds(feeds), self._checked_outputs(outputs))
+        results = self._run(self._checked_feeds(feeds, finite=finite), self._checked_outputs(outputs))
+        if finite:
+            self._require_finite(results)
+        return results
 
     def bind(self, feeds: Feeds, outputs: Sequence[str] | Mapping[str, Array] | None = None) -> Callable[[], None]:
         """Prepare a run whose inputs and outputs stay in place: for timing, and for a chain of sessions.
@@ -161,6 +167,14 @@ class Session(ABC):
         if self._closed:
             raise DyndeployError("The session is closed. Open a new one.")
 
+    def _require_finite(self, results: Mapping[str, Array]) -> None:
+        """Raise ``NotFiniteError`` unless all outputs are finite."""
+        precision = self.info.precision
+        smaller = "" if precision == "fp32" else f", or the range of {precision} is too small for it"
+        require_finite(
+            results, f"A weight is damaged{smaller}: 'dyndeploy verify' on the bundle says where it comes from."
+        )
+
     def _checked_outputs(self, outputs: Sequence[str] | None) -> list[str]:
         known = [info.name for info in self.outputs]
         for name in outputs or ():
@@ -168,7 +182,7 @@ class Session(ABC):
                 raise unknown_name("output", name, known)
         return known if outputs is None else list(outputs)
 
-    def _checked_feeds(self, feeds: Feeds) -> dict[str, Array]:
+    def _checked_feeds(self, feeds: Feeds, *, finite: bool = True) -> dict[str, Array]:
         expected = {info.name: info for info in self.inputs}
         missing = [name for name in expected if name not in feeds]
         surplus = [name for name in feeds if name not in expected]
@@ -182,11 +196,11 @@ class Session(ABC):
                 )
                 + "."
             )
-        return {name: checked_tensor(info, feeds[name]) for name, info in expected.items()}
+        return {name: checked_tensor(info, feeds[name], finite=finite) for name, info in expected.items()}
 
 
-def checked_tensor(info: TensorInfo, value: Array) -> Array:
-    """Return ``value`` contiguous if it fits ``info``.
+def checked_tensor(info: TensorInfo, value: Array, *, finite: bool = True) -> Array:
+    """Return ``value`` contiguous if it fits ``info``, and is finite where that is asked for.
 
     Raises:
         InputError: Wrong type, dtype or shape, or NaN or infinite values; the message has what was expected
@@ -202,11 +216,10 @@ def checked_tensor(info: TensorInfo, value: Array) -> Array:
         raise InputError(
             f"Input '{info.name}': expected {expected}, got {value.dtype.name} {_shape_text(value.shape)}."
         )
-    if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
-        bad = int(value.size - np.isfinite(value).sum())
+    bad = not_finite(value) if finite else ""
+    if bad:
         raise InputError(
-            f"Input '{info.name}': expected finite numbers, got {bad} NaN or infinite of {value.size}. "
-            "Check the image and its preprocessing."
+            f"Input '{info.name}': expected finite numbers, got {bad}. Check the image and its preprocessing."
         )
     return np.ascontiguousarray(value)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dyndeploy.processors import processor_quota
+from dyndeploy.runtimes.onnxruntime_package import conflict, installed_distributions
 
 _ISA_FLAGS = (
     "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni",
@@ -22,7 +23,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 _OLDEST_YEAR = 2024
 """No clock that is right says an earlier one."""
 _DAY = 24 * 3600.0
-_PACKAGES = ("dyndeploy", "onnxruntime", "onnx", "numpy")
+_PACKAGES = ("dyndeploy", "onnx", "numpy")
 
 
 def _read(path: Path) -> str | None:
@@ -95,7 +96,7 @@ def machine_facts() -> dict[str, Any]:
         the data caches that a core sees, by level: ``L1d``, ``L2``, ``L3``), ``physical_cores``,
         ``logical_cores``, ``usable_cores`` (affinity), ``cpu_quota`` (container limit in cores), ``memory_gb``,
         ``os``, ``governor``, ``frequency_mhz``, ``load_average``, ``python``, ``versions`` by package and
-        ``date`` (UTC, ISO 8601).
+        ``date`` (UTC, ISO 8601); ``warnings`` where something is wrong with it.
     """
     import psutil
 
@@ -123,6 +124,10 @@ def machine_facts() -> dict[str, Any]:
         "frequency_mhz": megahertz,
         "load_average": list(load()) if load else None,
         "python": platform.python_version(),
-        "versions": {package: _version(package) for package in _PACKAGES},
+        "versions": {
+            "onnxruntime": next(iter(installed_distributions().values()), None),
+            **{package: _version(package) for package in _PACKAGES},
+        },
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **({"warnings": [f"{several}."]} if (several := conflict()) else {}),
     }

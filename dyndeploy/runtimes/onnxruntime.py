@@ -21,6 +21,7 @@ from dyndeploy.precisions import CPU_PRECISIONS
 from dyndeploy.processors import usable_processors
 from dyndeploy.runtimes.base import ANY_SIZE, Array, NativeUse, Session, SessionInfo
 from dyndeploy.runtimes.native import ISA_VARIABLE, NativeLibrary, find_cpu_library, native_library
+from dyndeploy.runtimes.onnxruntime_package import SWAP, conflict, import_onnxruntime, installed_distributions
 
 if TYPE_CHECKING:
     import onnx
@@ -110,15 +111,12 @@ class OnnxRuntimeSession(Session):
         provider: str = "cpu",
         in_order: bool = False,
     ) -> None:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
 
         if provider not in PROVIDERS:
             raise unknown_name("provider", provider, PROVIDERS)
         if PROVIDERS[provider] not in onnxruntime.get_available_providers():
-            raise UsageError(
-                f"onnxruntime {onnxruntime.__version__} has no {PROVIDERS[provider]}: install 'dyndeploy[gpu]' in an "
-                "environment without the package onnxruntime."
-            )
+            raise UsageError(f"onnxruntime {onnxruntime.__version__} has no {PROVIDERS[provider]}. {_gpu_advice()}")
 
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
             raise UsageError(f"threads={threads!r} is not valid: give a whole number of at least 1.")
@@ -315,7 +313,7 @@ def _size_shared_pool(threads: int) -> str:
     A process-wide setting that ONNX Runtime offers for sessions that run in turn, and the only way to share threads.
     """
     global _shared_threads
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     if _shared_threads is None:
         try:
@@ -343,12 +341,18 @@ def _require_shared_size(threads: int) -> None:
 def _share_memory() -> None:
     """Give the process the allocator that shared sessions take their scratch memory from, once."""
     global _shared_memory
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     if not _shared_memory:
         kind, use = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
         onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, use), None)
         _shared_memory = True
+
+
+def _gpu_advice() -> str:
+    if "onnxruntime-gpu" in installed_distributions():
+        return conflict() or "onnxruntime-gpu is installed, but finds no GPU of this kind: check its CUDA and TensorRT."
+    return f"The package for GPUs takes its place: {SWAP}"
 
 
 def _library(native: str | os.PathLike[str]) -> NativeLibrary | None:

@@ -19,13 +19,14 @@ import numpy.typing as npt
 
 from dyndeploy.bundle import CONFIDENCE, LOGITS, Bundle, StageInfo, TensorInfo
 from dyndeploy.errors import DyndeployError, InputError, UsageError, unknown_name
+from dyndeploy.finite import require_finite
 from dyndeploy.runtimes.base import ANY_SIZE, Array, Session, SessionInfo, checked_tensor
 from dyndeploy.runtimes.onnxruntime import OnnxRuntimeSession
 from dyndeploy.runtimes.tensorrt import TensorRTSession
 from dyndeploy.runtimes.tensorrt_engine import EngineSettings
 
 RUNTIMES = ("onnxruntime", "tensorrt")
-_NOT_A_NUMBER = "A confidence is not a number: the network computed NaN. Check its weights and the image."
+_ADVICE = "A weight of this exit's stage, or of one before it, is damaged: verify the bundle."
 
 Floats = npt.NDArray[np.float32]
 
@@ -187,6 +188,7 @@ class StagedSession:
         Raises:
             UsageError: There are no thresholds.
             InputError: The images do not fit, or hold NaN or infinite values.
+            NotFiniteError: The logits or the confidence of an exit on the way are not finite.
             DyndeployError: The runtime failed, or the session is closed.
         """
         thresholds = self._require_thresholds()
@@ -199,20 +201,24 @@ class StagedSession:
             np.concatenate([part.confidences for part in parts]),
         )
 
-    def run_all(self, images: Array) -> tuple[Floats, ...]:
+    def run_all(self, images: Array, *, finite: bool = True) -> tuple[Floats, ...]:
         """Run every stage on every image, whatever the confidences: for calibration.
 
         Args:
             images: (N, 3, H, W), float32, for any N.
+            finite: As for :meth:`dyndeploy.runtimes.Session.run`.
 
         Returns:
             Logits (N, classes) of every stage.
+
+        Raises:
+            NotFiniteError: What a stage gives is not finite; the message names the exit.
         """
         columns: list[list[Array]] = [[] for _ in self._stages]
         for chunk in self._chunks(self._checked(images)):
             tensors: dict[str, Array] = {self._input.name: chunk}
             for index, column in enumerate(columns):
-                results = self._run_stage(index, tensors)
+                results = self._run_stage(index, tensors, finite=finite)
                 column.append(results[LOGITS])
                 tensors |= results
         return tuple(np.concatenate(column) for column in columns)
@@ -247,7 +253,7 @@ class StagedSession:
 
         def call() -> int:
             chain.start(image)
-            return _leave(chain, thresholds)[0]
+            return self._leave(chain, thresholds)[0]
 
         return call
 
@@ -256,9 +262,11 @@ class StagedSession:
     def _run_single(self, images: Array, thresholds: Sequence[float]) -> StagedResult:
         assert self._chain is not None
         self._chain.start(images)
-        stage, confidence = _leave(self._chain, thresholds)
+        stage, confidence = self._leave(self._chain, thresholds)
+        logits = self._chain.logits(stage).copy()
+        self._require_finite(stage, {LOGITS: logits})
         return StagedResult(
-            self._chain.logits(stage).copy(),
+            logits,
             np.array([self._stages[stage].exit], np.int64),
             np.array([confidence], np.float32),
         )
@@ -285,13 +293,29 @@ class StagedSession:
             tensors = {name: tensors[name] for name in needed & set(tensors)}
             if leaves.any():
                 tensors = {name: value[~leaves] for name, value in tensors.items()}
-        raise DyndeployError(_NOT_A_NUMBER)
+        raise AssertionError("the last threshold is minus infinity")
 
-    def _run_stage(self, index: int, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    def _leave(self, chain: _Chain, thresholds: Sequence[float]) -> tuple[int, float]:
+        """Run stages until a threshold is reached; returns the stage and its confidence."""
+        for stage, threshold in enumerate(thresholds):
+            confidence = chain.run(stage)
+            # Not a number reaches no threshold: the next exit would answer in silence.
+            if not math.isfinite(confidence):
+                self._require_finite(stage, {LOGITS: chain.logits(stage), CONFIDENCE: np.array([confidence])})
+            if confidence >= threshold:
+                return stage, confidence
+        raise AssertionError("the last threshold is minus infinity")
+
+    def _require_finite(self, stage: int, results: Mapping[str, Array]) -> None:
+        require_finite({f"exit {self._stages[stage].exit}: {name}": value for name, value in results.items()}, _ADVICE)
+
+    def _run_stage(self, index: int, tensors: Mapping[str, Array], *, finite: bool = True) -> dict[str, Array]:
         inputs = self._stages[index].inputs
         count = len(tensors[inputs[0].name])
         feeds = {info.name: _filled(tensors[info.name], self._batch) for info in inputs}
-        results = self._sessions[index].run(feeds)
+        results = self._sessions[index].run(feeds, finite=False)
+        if finite:
+            self._require_finite(index, results)
         return results if self._batch is None else {name: value[:count] for name, value in results.items()}
 
     def _chunks(self, images: Array) -> list[Array]:
@@ -316,15 +340,6 @@ class StagedSession:
                 f"'dyndeploy calibrate {self.bundle.path} --data DIR', or give thresholds."
             )
         return self.thresholds
-
-
-def _leave(chain: _Chain, thresholds: Sequence[float]) -> tuple[int, float]:
-    """Run stages until a threshold is reached; returns the stage and its confidence."""
-    for stage, threshold in enumerate(thresholds):
-        confidence = chain.run(stage)
-        if confidence >= threshold:
-            return stage, confidence
-    raise DyndeployError(_NOT_A_NUMBER)
 
 
 def _filled(value: Array, batch: int | None) -> Array:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dyndeploy.errors import CheckpointError, DyndeployError, UsageError
+from dyndeploy.errors import CheckpointError, DyndeployError, NotFiniteError, UsageError
 from dyndeploy.files import locked, write_json, write_text
 from dyndeploy.nets import load_checkpoint, save_checkpoint
+from dyndeploy.nets.usable import unusable_state
 from dyndeploy.training.augmentation import Mix, apply_mix, draw_mix
 from dyndeploy.training.batches import datasets, held_out_batches, require_readable, training_batches
 from dyndeploy.training.ema import MovingAverage
@@ -140,6 +141,7 @@ def train(
         CheckpointError: The initial weights or the folder's checkpoint do not load.
         OutputError: The folder cannot be written, or another run is writing there.
         DyndeployError: The loss became infinite or NaN; the last good checkpoint is kept.
+        NotFiniteError: The same of weights, batch-norm statistics, or what the network gives for held-out images.
     """
     with join_processes(device) as processes, contextlib.ExitStack() as stack:
         # Weights and dropout are drawn from the global generators: leave the caller's as they were.
@@ -256,13 +258,17 @@ class _Run:
             if not math.isfinite(values["loss"]):
                 raise DyndeployError(
                     f"Training diverged: the loss is {values['loss']} in epoch {epoch + 1}, iteration {i + 1}. "
-                    f"Lower optimizer.lr ({recipe.optimizer.lr}), or set optimizer.clip_norm."
+                    f"{self._slower()}"
                 )
             self._step()
             sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
             if progress is not None:
                 progress.iteration(epoch + 1, i + 1, self.iterations, values["loss"])
-        self.evaluations = held_out, ema = self._evaluate()
+        self._require_usable(epoch + 1)
+        try:
+            self.evaluations = held_out, ema = self._evaluate()
+        except NotFiniteError as error:
+            raise NotFiniteError(f"Training diverged in epoch {epoch + 1}: {error} {self._slower()}") from error
         record = EpochRecord(
             epoch=epoch + 1,
             training={**{name: value / self.iterations for name, value in sums.items()}, **set_now},
@@ -281,6 +287,20 @@ class _Run:
         if progress is not None:
             progress.epoch(record, recipe.epochs)
         return record
+
+    def _slower(self) -> str:
+        return f"Lower optimizer.lr ({self.recipe.optimizer.lr}), or set optimizer.clip_norm."
+
+    def _require_usable(self, epoch: int) -> None:
+        """Refuse weights that no later run could load, before they replace the last good checkpoint."""
+        averages = {} if self.ema is None else self.ema.state
+        for where, state in (("", self.network.state_dict()), ("the moving average of ", averages)):
+            problem = unusable_state(self.network, state)
+            if problem:
+                raise NotFiniteError(
+                    f"Training diverged in epoch {epoch}: {where}{problem}. {self._slower()} The checkpoint of the "
+                    "epoch before is kept."
+                )
 
     def _iteration(self, batches: Iterator[tuple[Tensor, Tensor]], iteration: int, moment: Moment) -> dict[str, float]:
         """Compute the gradient of one batch; return its loss, the loss's terms and the accuracy."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from dyndeploy.blocks import Tape, confidence_of, named_outputs
 from dyndeploy.confidences import confidences
+from dyndeploy.errors import NotFiniteError
+from dyndeploy.finite import listed
 from dyndeploy.training.flops import Costs, Flops
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -193,6 +195,9 @@ def evaluate(
     Returns:
         Averages over the images. In modes with channel masks LAUD-ResNets' FLOPs are products of batch averages, as in
         the LAUDNet reference code, and depend slightly on the batch size.
+
+    Raises:
+        NotFiniteError: An output, a gate's decision or the loss is NaN or infinite; the message names it.
     """
     measure = confidence_of(model)
     found = []
@@ -203,8 +208,19 @@ def evaluate(
             if costs is None:
                 costs = Costs(model, (inputs.shape[2], inputs.shape[3]), output, tape, exits)
             value = None if loss is None else float(loss(output, labels))
-            found.append(_batch(logits_of(output, exits), labels, costs.count(output, tape), tape, measure, value))
+            outputs = named_outputs(output) if exits else {}
+            broken = _broken(outputs, tape.margins, value)
+            logits, flops = logits_of(output, exits), costs.count(output, tape)
+            with np.errstate(invalid="ignore"):  # What is not finite is named below.
+                found.append(_batch(logits, labels, flops, tape, measure, value, broken))
     parts = [batch for part in gather(found) for batch in part]
+    # Only what all processes know may end one of them: the others would wait for it.
+    broken = next((batch.broken for batch in parts if batch.broken), "")
+    if broken:
+        raise NotFiniteError(
+            f"The network gives no usable result in evaluation: {broken}. Its weights, or the statistics of its batch "
+            "norms, have gone astray."
+        )
     images = sum(batch.images for batch in parts)
     ratios = sum(batch.ratios * batch.images for batch in parts) / images
     flops = sum(batch.flops * batch.images for batch in parts) / images
@@ -276,7 +292,7 @@ class _Batch(NamedTuple):
     """One batch's findings, plain and on the CPU.
 
     ``correct`` and ``confidences`` are (exits, images), ``cross_entropy`` (exits,) sums over the images, ``masks`` by
-    their names (block, kind, booleans (images, positions)).
+    their names (block, kind, booleans (images, positions)), ``broken`` what is not finite, in words.
     """
 
     images: int
@@ -287,9 +303,28 @@ class _Batch(NamedTuple):
     ratios: npt.NDArray[np.float64]
     masks: dict[str, tuple[str, str, npt.NDArray[np.bool_]]]
     loss: float | None
+    broken: str
 
 
-def _batch(logits: list[Tensor], labels: Tensor, flops: Flops, tape: Tape, measure: str, loss: float | None) -> _Batch:
+def _broken(outputs: Mapping[str, Tensor], margins: Mapping[str, Tensor], loss: float | None) -> str:
+    """Name what is not finite, in words; empty where all is. An infinite margin is a decision, NaN is none."""
+    values = {name: value.double() for name, value in outputs.items() if value.is_floating_point()}
+    values |= {
+        f"gate {name}": margin.double().nan_to_num(nan=math.nan, posinf=0, neginf=0) for name, margin in margins.items()
+    }
+    arrays = {name: value.cpu().numpy() for name, value in values.items()}
+    return listed(arrays if loss is None else {**arrays, "loss": np.array(loss)})
+
+
+def _batch(
+    logits: list[Tensor],
+    labels: Tensor,
+    flops: Flops,
+    tape: Tape,
+    measure: str,
+    loss: float | None,
+    broken: str,
+) -> _Batch:
     wide = [each.to(torch.promote_types(each.dtype, torch.float32)) for each in logits]
     n = len(labels)
     return _Batch(
@@ -306,6 +341,7 @@ def _batch(logits: list[Tensor], labels: Tensor, flops: Flops, tape: Tape, measu
             for name, mask in tape.masks.items()
         },
         loss=loss,
+        broken=broken,
     )
 
 

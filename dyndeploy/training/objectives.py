@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from dyndeploy.blocks import Tape, dynamic_blocks, named_outputs
 from dyndeploy.blocks.block import run_dense
-from dyndeploy.errors import DyndeployError, UsageError
+from dyndeploy.errors import DyndeployError, NotFiniteError, UsageError
+from dyndeploy.finite import listed
 from dyndeploy.nets import load_checkpoint
 from dyndeploy.nets.factories import build_network, load_function
 from dyndeploy.training.evaluation import Batches, Evaluation, LossFunction, evaluate, logits_of
@@ -106,7 +107,7 @@ class Objective:
 
     Raises:
         UsageError: The network cannot be trained as the recipe says: see :meth:`_rehearse`.
-        DyndeployError: Its outputs or its loss are not finite before any training.
+        NotFiniteError: Its outputs or its loss are not finite before any training.
     """
 
     def __init__(
@@ -250,7 +251,7 @@ class Objective:
             UsageError: It does not run on the images; uses a block twice; has a gate that no gradient reaches; gives no
                 logits, or of another number of classes, where no loss function is named; or that function gives no
                 scalar with a gradient.
-            DyndeployError: Outputs or loss are NaN or infinite.
+            NotFiniteError: Outputs or loss are NaN or infinite.
         """
         name = self.recipe.model.name
         twin = copy.deepcopy(self.network).train()
@@ -280,10 +281,12 @@ class Objective:
                 f"loss: {self.recipe.loss} gives {found} without a gradient or no scalar: give a 0-d tensor computed "
                 "from the network's outputs."
             )
-        if not all(bool(torch.isfinite(each).all()) for each in (task, *logits)):
-            raise DyndeployError(
-                f"{name} gives NaN or infinite values before any training: check its initial weights, and its layers "
-                "for divisions and logarithms of 0."
+        results = {f"exit {number}": each for number, each in enumerate(logits, 1)} | {"loss": task}
+        broken = listed({key: wide(value.detach()).cpu().numpy() for key, value in results.items()})
+        if broken:
+            raise NotFiniteError(
+                f"{name} gives NaN or infinite values before any training: {broken}. Check its initial weights, and "
+                "its layers for divisions and logarithms of 0."
             )
         costs = Costs(self.network, (images.shape[2], images.shape[3]), output, tape, max(1, self.exits))
         flops = costs.count(output, tape).total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 
@@ -14,7 +15,15 @@ from dyndeploy.runtimes.tensorrt_engine import EngineSettings
 from dyndeploy.verification.graphs import check_files
 from dyndeploy.verification.masks import compare_masks
 from dyndeploy.verification.report import Check, VerificationReport
-from dyndeploy.verification.tensors import Tensors, deviation, deviations, reference_tensors, run_reference, same_class
+from dyndeploy.verification.tensors import (
+    Tensors,
+    check_reference,
+    deviation,
+    deviations,
+    reference_tensors,
+    run_reference,
+    same_class,
+)
 
 
 def verify_engine(
@@ -43,6 +52,9 @@ def verify_engine(
     settings = replace(settings, precision=settings.precision or bundle.manifest.precision)
     model, masks = bundle.load_model(), bundle.manifest.masks
     reference = reference_tensors(bundle)
+    checks.append(check_reference(reference))
+    if not checks[-1].passed:
+        return VerificationReport(str(bundle.path), tuple(checks))
     names = [info.name for info in bundle.manifest.outputs]
 
     def replaced(session: TensorRTSession, prefix: str) -> Tensors:
@@ -76,7 +88,7 @@ def verify_engine(
         checks.append(
             Check(
                 f"{name} as deployed",
-                own.relative_error <= tolerance.output or changed > 0,
+                own.relative_error <= tolerance.output or (changed > 0 and math.isfinite(own.relative_error)),
                 f"{built.metadata['plan']}: relative error {own.relative_error:.3g}, {remark}",
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -19,7 +20,7 @@ from dyndeploy.runtimes.staged import first_reached
 from dyndeploy.verification.graphs import check_graph, check_operators, check_stage
 from dyndeploy.verification.masks import MaskBits, compare_masks
 from dyndeploy.verification.report import Check, VerificationReport
-from dyndeploy.verification.tensors import Tensors, batches, deviation, deviations, require_shapes
+from dyndeploy.verification.tensors import Tensors, batches, check_reference, deviation, deviations, require_shapes
 
 CONFIDENCE_TOLERANCE = 1e-4
 """A decision may differ from PyTorch's where a confidence is this close to its threshold."""
@@ -41,6 +42,9 @@ def verify_stages(bundle: Bundle, checks: list[Check], threads: int) -> Verifica
             checks.append(check_graph(bundle, title, load()))
     if not all(check.passed for check in checks):
         return VerificationReport(str(bundle.path), tuple(checks))
+    checks.append(check_reference(bundle.reference()))
+    if not checks[-1].passed:
+        return VerificationReport(str(bundle.path), tuple(checks))
     images, logits = _reference_exits(bundle)
     tolerance = tolerance_of("fp32").output
     bits = MaskBits(0, 0, 0)
@@ -49,9 +53,14 @@ def verify_stages(bundle: Bundle, checks: list[Check], threads: int) -> Verifica
     with open_staged(bundle, threads=threads) as session:
         outputs = tuple(
             deviation(exit_logits(stage.exit), got, expected)
-            for stage, got, expected in zip(stages, session.run_all(images), logits, strict=True)
+            for stage, got, expected in zip(stages, session.run_all(images, finite=False), logits, strict=True)
         )
         native = session.info.native.description
+    broken = [error for error in outputs if not math.isfinite(error.relative_error)]
+    if broken:
+        # No confidence follows from them.
+        checks += [error.check(f"{error.output} as deployed", tolerance) for error in broken]
+        return VerificationReport(str(bundle.path), tuple(checks), outputs, bits.bits, bits.flipped, bits.tied, native)
     # A tie may fall the other way and change later masks: only without ties must the free run agree as well.
     if not bits.tied:
         checks += [error.check(f"exit {s.exit}: logits", tolerance) for s, error in zip(stages, outputs, strict=True)]
@@ -121,7 +130,7 @@ def _run_forced(bundle: Bundle, given: Callable[[str], npt.NDArray[np.float32]],
                 feeds: dict[str, npt.NDArray[Any]] = {info.name: tensors[info.name] for info in stage.inputs}
                 if masks:
                     feeds |= forced_feeds({mask.name: chunk[mask.name] for mask in masks}, masks)
-                got = session.run(feeds)
+                got = session.run(feeds, finite=False)
                 tensors |= {name: value for name, value in got.items() if name != LOGITS}
                 for name, value in ((exit_logits(stage.exit), got[LOGITS]), *((m.name, got[m.name]) for m in masks)):
                     results.setdefault(name, []).append(value)
@@ -133,7 +142,8 @@ def _run_whole(bundle: Bundle, images: npt.NDArray[np.float32], threads: int) ->
     assert bundle.static is not None
     with OnnxRuntimeSession(bundle.static, threads=threads, native="off") as whole:
         name = whole.inputs[0].name
-        runs = [whole.run({name: chunk[name]}, [LOGITS])[LOGITS] for chunk in batches({name: images}, _per_run(bundle))]
+        chunks = batches({name: images}, _per_run(bundle))
+        runs = [whole.run({name: chunk[name]}, [LOGITS], finite=False)[LOGITS] for chunk in chunks]
     return np.concatenate(runs)
 
 
@@ -228,7 +238,7 @@ def _check_branches(
             for index, image in enumerate(images):
                 feeds = {session.inputs[0].name: image[None]}
                 feeds |= {info.name: np.array(thresholds[:-1], np.float32) for info in session.inputs[1:]}
-                result = session.run(feeds)
+                result = session.run(feeds, finite=False)
                 made += 1
                 if result["exit"][0] == numbers[expected[index]]:
                     row = logits[expected[index]][index : index + 1]

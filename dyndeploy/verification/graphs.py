@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import onnx
 
 from dyndeploy.bundle import Bundle, MaskInfo, StageInfo, TensorInfo
-from dyndeploy.graphs.inspect import all_nodes, foreign_operators
+from dyndeploy.graphs.inspect import all_nodes, foreign_operators, not_finite_weights
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.targets import load_target
 from dyndeploy.verification.report import Check
@@ -21,7 +21,7 @@ def check_files(bundle: Bundle) -> Check:
 
 
 def check_graph(bundle: Bundle, name: str, model: onnx.ModelProto) -> Check:
-    """The graph is valid ONNX of the target's opset and IR, with operators that are known to run there."""
+    """The graph is valid ONNX of the target's opset and IR, with finite weights and operators known to run there."""
     manifest, target = bundle.manifest, load_target(bundle.manifest.target)
     opset = {entry.domain: entry.version for entry in model.opset_import}.get("", 0)
     problems = []
@@ -33,6 +33,9 @@ def check_graph(bundle: Bundle, name: str, model: onnx.ModelProto) -> Check:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         problems.append(str(error).splitlines()[0])
+    damaged = not_finite_weights(model)
+    if damaged:
+        problems.append(f"weights that are not finite: {damaged}")
     foreign = foreign_operators(model, OPERATORS, target.allowed_operators)
     if foreign:
         problems.append(f"{', '.join(foreign)} not known to run on {target.name}")

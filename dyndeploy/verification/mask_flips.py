@@ -7,6 +7,7 @@ activations are stored as half. This module counts what remains, and what roundi
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import UsageError
+from dyndeploy.finite import number
 from dyndeploy.graphs.forced import forced_feeds
 from dyndeploy.graphs.rounding import rounded_model
 from dyndeploy.runtimes import OnnxRuntimeSession
@@ -47,7 +49,8 @@ class RoundingReport:
     Attributes:
         images: How many samples were run.
         masks: Flips of every mask, in order of execution.
-        output_error: Largest error of any output under FP32's masks, over that output's largest magnitude.
+        output_error: Largest error of any output under FP32's masks, over that output's largest magnitude; infinite
+            where a result is beyond the range of FP16.
     """
 
     images: int
@@ -72,6 +75,8 @@ class RoundingReport:
     @property
     def line(self) -> str:
         """One sentence for reports."""
+        if not math.isfinite(self.output_error):
+            return f"FP16, simulated on {self.images} samples: results are NaN or infinite, beyond the range of FP16."
         if not self.bits:
             return "FP16: the network has no masks that could flip."
         return (
@@ -82,7 +87,13 @@ class RoundingReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {**asdict(self), "bits": self.bits, "kept_float": self.kept_float, "in_half": self.in_half}
+        return {
+            **asdict(self),
+            "output_error": number(self.output_error),
+            "bits": self.bits,
+            "kept_float": self.kept_float,
+            "in_half": self.in_half,
+        }
 
 
 def measure_mask_flips(
@@ -125,7 +136,7 @@ def measure_mask_flips(
         flipped = dict.fromkeys((mask.name for mask in masks), 0)
         with OnnxRuntimeSession(rounded, threads=threads, native=native) as session:
             for chunk, expected in zip(chunks, exact, strict=True):
-                result = session.run({**chunk, **(forced_feeds(expected, masks) if masks else {})})
+                result = session.run({**chunk, **(forced_feeds(expected, masks) if masks else {})}, finite=False)
                 for mask in masks:
                     flipped[mask.name] += int((result[mask.name] != expected[mask.name]).sum())
                 if not half_maskers:

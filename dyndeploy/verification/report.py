@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from dyndeploy.finite import number
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class OutputDeviation:
         output: Its name.
         max_error: Largest absolute error.
         relative_error: That over the largest magnitude of the reference.
+
+    Both errors are infinite where one of the two is not finite.
     """
 
     output: str
@@ -37,11 +42,21 @@ class OutputDeviation:
 
     def check(self, title: str, tolerance: float) -> Check:
         """A check that passes up to a relative error of ``tolerance``."""
+        if math.isinf(self.relative_error):
+            return Check(title, False, f"'{self.output}' or what it is compared with holds NaN or infinite values")
         return Check(
             title,
             self.relative_error <= tolerance,
             f"max error {self.max_error:.3g}, relative {self.relative_error:.3g} (limit {tolerance:g})",
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; an error is null where the output or the reference is not finite."""
+        return {
+            "output": self.output,
+            "max_error": number(self.max_error),
+            "relative_error": number(self.relative_error),
+        }
 
 
 @dataclass(frozen=True)
@@ -73,4 +88,4 @@ class VerificationReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {"passed": self.passed, **asdict(self)}
+        return {"passed": self.passed, **asdict(self), "outputs": [output.to_json() for output in self.outputs]}

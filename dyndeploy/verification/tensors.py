@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.bundle import LOGITS, Bundle
-from dyndeploy.bundle.reference_names import FORCED, MARGIN
+from dyndeploy.bundle.reference_names import FORCED, MARGIN, unusable
 from dyndeploy.errors import BundleError, DyndeployError
+from dyndeploy.finite import not_finite
 from dyndeploy.runtimes import Session
-from dyndeploy.verification.report import OutputDeviation
+from dyndeploy.verification.report import Check, OutputDeviation
 
 Tensors = dict[str, npt.NDArray[np.float32]]
 
@@ -32,6 +33,12 @@ def reference_tensors(bundle: Bundle) -> Tensors:
     samples = manifest.reference.images
     require_shapes(bundle, reference, {name: (samples, *shape) for name, shape in expected.items()})
     return reference
+
+
+def check_reference(reference: Tensors) -> Check:
+    """PyTorch's results are finite: nothing can be compared with others."""
+    found = unusable(reference)
+    return Check("reference tensors", not found, found or f"{len(reference)} tensors, all finite")
 
 
 def require_shapes(bundle: Bundle, reference: Tensors, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -76,14 +83,14 @@ def run_reference(
     taken = {info.name for info in session.inputs} & {info.name for info in bundle.manifest.inputs}
     for chunk in batches(reference, bundle.manifest.batch):
         feeds = {**{name: chunk[name] for name in taken}, **further(chunk)}
-        for name, value in session.run(feeds).items():
+        for name, value in session.run(feeds, finite=False).items():
             results.setdefault(name, []).append(value)
     return {name: np.concatenate(values) for name, values in results.items()}
 
 
 def deviation(name: str, got: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> OutputDeviation:
-    """How far an output is from the reference; infinitely far where it is not finite."""
-    if not np.isfinite(got).all():
+    """How far an output is from the reference; infinitely far where one of them is not finite."""
+    if not_finite(got) or not_finite(reference):
         return OutputDeviation(name, float("inf"), float("inf"))
     error = float(np.abs(got.astype(np.float64) - reference).max(initial=0))
     return OutputDeviation(name, error, error / max(float(np.abs(reference).max(initial=0)), 1e-12))

@@ -14,6 +14,7 @@ from dyndeploy.measure import Profile
 from dyndeploy.precisions import tolerance_of
 from dyndeploy.remote import DeviceClient, DeviceEntry, JobResult, profile_on_device
 from tests.bundles import many_bundle
+from tests.spoiled import spoiled
 
 OPTIONS: dict[str, Any] = {"rates": (0.5,), "repeats": 3, "warmup": 1}
 
@@ -66,6 +67,15 @@ def test_the_board_is_told_the_tolerances(
         (lambda value: value.update(rounds="many"), "rounds must be a whole number"),
     ],
 )
+@pytest.mark.parametrize(("file", "weight"), [("model.onnx", "head.b"), ("static.onnx", "head.b")])
+def test_a_board_that_computes_nan_is_not_timed(
+    client: DeviceClient, entry: DeviceEntry, tmp_path: Path, file: str, weight: str
+) -> None:
+    bundle = spoiled(many_bundle(tmp_path / "b"), file, weight, float("nan"))
+    with pytest.raises(VerificationError, match=r"relative error 1e\+30"):
+        profile_on_device(bundle, client, entry, repeats=2, warmup=1)
+
+
 def test_results_that_make_no_sense_are_named(
     damage: Callable[[Any], Any],
     message: str,

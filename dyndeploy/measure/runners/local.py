@@ -95,10 +95,16 @@ def profile_bundle(
         # Before the measurement: a graph that cannot be loaded with labels must not cost minutes first.
         labelled = _LabelledGraphs.of(bundle, bodies=dynamic.info.native.path is None)
         labelled.require_loadable(threads, native)
-        names = [mask.name for mask in masks]
-        own = own_configuration(batches, [dynamic.run(batch, names) for batch in batches])
+        # Whole runs, which refuse what is not finite: times of wrong results are worth nothing.
+        results = [dynamic.run(batch) for batch in batches]
+        own = own_configuration(batches, [{mask.name: result[mask.name] for mask in masks} for result in results])
         configurations = [*forced_configurations(masks, batches, schedule), own]
         outputs = [info.name for info in bundle.manifest.outputs]
+        for batch in batches:
+            static.run(_of(static, batch))
+        for configuration in configurations[:-1]:
+            for feeds in _overlay_feeds(bundle, configuration):
+                forced.run(feeds, outputs)
         twins = {id(batch): static.bind(_of(static, batch), outputs) for batch in batches}
         pairs = [
             Paired(
