@@ -405,6 +405,8 @@ def _kind_error(kind: str, parts: Sequence[PartError]) -> KindError:
 
 
 def _compare_rate(profile: Profile, result: RateResult, static: Prediction, predicted: Prediction) -> RateComparison:
+    if predicted.latency_ms <= 0:
+        raise InputError("The graphs in the profile hold nothing that takes time: the file was changed or is damaged.")
     return RateComparison(
         rate=result.rate,
         masks=result.masks,

@@ -123,7 +123,7 @@ class OnnxRuntimeSession(Session):
         processors = usable_processors()
         if threads > _MAX_THREADS_PER_CPU * processors:
             raise UsageError(
-                f"threads={threads} is not valid: this process may use {processors} processor(s), give at most "
+                f"threads={threads} is not valid: this process may use {processors} processors, give at most "
                 f"{_MAX_THREADS_PER_CPU * processors} threads."
             )
         if precision not in CPU_PRECISIONS:
