@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_the_command_line_runs_images(tmp_path: Path, capsys: pytest.CaptureFixt
     assert run(["export", "laud_resnet14_small", "--mode", "spatial", "-o", bundle]) == 0
     capsys.readouterr()
     assert run(["run", bundle, str(tmp_path / "a.png"), "--native", "off", "--json"]) == 0
-    assert '"confidence": 0.' in capsys.readouterr().out
+    assert 0 < json.loads(capsys.readouterr().out)["confidence"] < 1
     assert run(["run", bundle, str(tmp_path / "a.png"), "--native", "off"]) == 0
     assert "confidence" in capsys.readouterr().out
 
