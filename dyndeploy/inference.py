@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dyndeploy import finite
 from dyndeploy.bundle import LOGITS, Bundle, Manifest
 from dyndeploy.confidences import confidences
 from dyndeploy.data import load_image
@@ -76,8 +77,8 @@ class Result:
         return {
             "image": self.image,
             "outputs": {
-                name: {"shape": list(value.shape), "dtype": value.dtype.name, "min": _number(value.min()),
-                       "max": _number(value.max()), "mean": _number(value.mean())}
+                name: {"shape": list(value.shape), "dtype": value.dtype.name, "min": finite.number(value.min()),
+                       "max": finite.number(value.max()), "mean": finite.number(value.mean())}
                 for name, value in self.outputs.items()
             },
             "ms": self.ms,
@@ -101,11 +102,6 @@ class Failure:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {"image": self.image, "error": str(self.error)}
-
-
-def _number(value: Any) -> float | None:
-    """A number of JSON, which has no NaN."""
-    return float(value) if np.isfinite(value) else None
 
 
 def run_inputs(
