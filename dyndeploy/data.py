@@ -25,6 +25,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dyndeploy.errors import InputError, UsageError, unknown_name
+from dyndeploy.files import reason_of
 
 if TYPE_CHECKING:
     from PIL.Image import Resampling
@@ -425,7 +426,7 @@ def _folder(path: str | os.PathLike[str]) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"There is no folder {root}. Give an existing folder with images.") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"Cannot look at the folder {root}: {_reason(error)}.") from error
+        raise InputError(f"Cannot look at the folder {root}: {reason_of(error)}.") from error
     if not stat.S_ISDIR(kind):
         raise InputError(f"{root} is not a folder. Give the folder that holds the images.")
     return root
@@ -459,7 +460,7 @@ class _Listing:
                 return sorted((entry for entry in found if not self._hidden(entry)), key=lambda entry: entry.name)
         except OSError as error:
             raise InputError(
-                f"Cannot look into the folder {folder}: {_reason(error)}. Make it readable, or leave it out."
+                f"Cannot look into the folder {folder}: {reason_of(error)}. Make it readable, or leave it out."
             ) from error
 
     def _hidden(self, entry: os.DirEntry[str]) -> bool:
@@ -524,10 +525,10 @@ class _Listing:
             found = entry.stat()
         except PermissionError as error:
             raise InputError(
-                f"Cannot look at {entry.path}: {_reason(error)}. Make it readable, or leave it out."
+                f"Cannot look at {entry.path}: {reason_of(error)}. Make it readable, or leave it out."
             ) from error
         except OSError as error:
-            self._leave(entry, "leads nowhere" if isinstance(error, FileNotFoundError) else _reason(error))
+            self._leave(entry, "leads nowhere" if isinstance(error, FileNotFoundError) else reason_of(error))
             return None
         if stat.S_ISDIR(found.st_mode) and _identity(found) in above:
             self._leave(entry, "leads to a folder that it lies in")
@@ -542,10 +543,6 @@ class _Listing:
 
 def _identity(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
-
-
-def _reason(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 def _size(path: Path) -> int:
@@ -616,7 +613,7 @@ def _reading(path: Path) -> Iterator[None]:
         # Damaged files make Pillow's decoders raise whatever they stumble over.
         damaged = not (isinstance(error, OSError) and error.errno)
         advice = " The file may be damaged." if damaged else ""
-        raise InputError(f"Cannot read the image {path}: {_reason(error)}.{advice}") from error
+        raise InputError(f"Cannot read the image {path}: {reason_of(error)}.{advice}") from error
 
 
 def _read(path: Path) -> Image.Image:

@@ -41,8 +41,9 @@ _KINDS = {
 }
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+def reason_of(error: Exception) -> str:
+    """What the system or a library says went wrong, without the file's name; never empty."""
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 def user_folder(variable: str, below_home: str) -> Path | None:
@@ -70,7 +71,7 @@ def unreadable(path: str | os.PathLike[str]) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
-        return _reason(error)
+        return reason_of(error)
 
 
 def shipped_folder(name: str) -> Path:
@@ -89,7 +90,7 @@ def _own_calls(path: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"Cannot write {path}: {_reason(error)}. {advice}") from error
+        raise OutputError(f"Cannot write {path}: {reason_of(error)}. {advice}") from error
 
 
 @contextlib.contextmanager
@@ -104,7 +105,7 @@ def _callers_block(path: Path, temporary: Path) -> Iterator[None]:
         named = [name for name in (error.filename, error.filename2) if isinstance(name, (str, bytes, os.PathLike))]
         inside = any(Path(os.path.abspath(os.fsdecode(name))).is_relative_to(temporary) for name in named)
         if inside or (not named and error.errno in STORAGE_ERRORS):
-            raise OutputError(f"Cannot write {path}: {_reason(error)}. Nothing was changed.") from error
+            raise OutputError(f"Cannot write {path}: {reason_of(error)}. Nothing was changed.") from error
         raise
 
 
@@ -116,7 +117,7 @@ def _locate(path: Path) -> tuple[Path, int | None]:
     except (FileNotFoundError, NotADirectoryError):
         kind = None
     except OSError as error:
-        raise OutputError(f"Cannot write {path}: {_reason(error)}. Choose another output path.") from error
+        raise OutputError(f"Cannot write {path}: {reason_of(error)}. Choose another output path.") from error
     except ValueError as error:
         raise OutputError(f"{str(path)!r} cannot be an output path: {error}.") from error
     return Path(os.path.realpath(path)), kind
@@ -141,7 +142,7 @@ def _parents(path: Path, parent: Path) -> Iterator[None]:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         except OSError as error:
             raise OutputError(
-                f"Cannot create the folder {path.parent}: {_reason(error)}. Choose another output path."
+                f"Cannot create the folder {path.parent}: {reason_of(error)}. Choose another output path."
             ) from error
         yield
     except BaseException:
@@ -455,7 +456,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     try:
         content = source.read_bytes()
     except OSError as error:
-        raise InputError(f"Cannot read {source}: {_reason(error)}.") from error
+        raise InputError(f"Cannot read {source}: {reason_of(error)}.") from error
     except ValueError as error:
         raise InputError(f"{str(source)!r} cannot be a path: {error}.") from error
     try:

@@ -18,7 +18,7 @@ def processor_quota() -> float | None:
     The strictest limit of all control groups above the process counts, of version 2 and version 1.
     """
     found = []
-    for line in (_read(_OWN_CGROUPS) or "0::/").splitlines():
+    for line in (system_text(_OWN_CGROUPS) or "0::/").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and "cpu" not in controllers.split(","):
             continue
@@ -53,15 +53,16 @@ def share_processors() -> None:
 
 def _limit(group: Path, version: int) -> float | None:
     if version == 2:
-        parts = (_read(group / "cpu.max") or "").split()
+        parts = (system_text(group / "cpu.max") or "").split()
     else:
-        parts = [_read(group / name) or "" for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+        parts = [system_text(group / name) or "" for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
     if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
         return None
     return int(parts[0]) / int(parts[1])
 
 
-def _read(path: Path) -> str | None:
+def system_text(path: Path) -> str | None:
+    """What a file of the system says; None where it is missing, unreadable or empty."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip() or None
     except OSError:

@@ -17,7 +17,7 @@ import typer
 from dyndeploy.cli._arguments import printable
 from dyndeploy.cli._progress import interrupt
 from dyndeploy.errors import DyndeployError
-from dyndeploy.files import STORAGE_ERRORS
+from dyndeploy.files import STORAGE_ERRORS, reason_of
 from dyndeploy.processors import share_processors
 
 COMMANDS = {
@@ -132,7 +132,7 @@ def _say(message: str) -> None:
 
 def _describe(error: OSError) -> str:
     """What the system refused, for a user."""
-    reason = error.strerror or str(error) or type(error).__name__
+    reason = reason_of(error)
     if isinstance(error.filename, (str, bytes)):
         return f"cannot use {os.fsdecode(error.filename)}: {reason}."
     # No name: what the commands write goes through checked paths, so that this is stdout or stderr itself.

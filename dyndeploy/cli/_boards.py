@@ -33,11 +33,13 @@ def connected(board: DeviceEntry) -> Iterator[DeviceClient]:
 
 def telling_waits(progress: Callable[[str, float], None]) -> Callable[[str, float], None]:
     """A progress function that also tells once, where no bar is drawn, that a board is busy with something else."""
+    from dyndeploy.remote.agent import WAITING
+
     told = sys.stderr.isatty()
 
     def show(message: str, fraction: float) -> None:
         nonlocal told
-        if not told and "waiting until another" in message:
+        if not told and WAITING in message:
             told = True
             typer.echo(f"Note: {message}", err=True)
         progress(message, fraction)

@@ -46,6 +46,7 @@ LARGEST_CHUNK = 4 << 20
 KEEP_FREE_BYTES = 64 << 20  # A board whose disk is full to the last byte does not even let one log in.
 LOG_TAIL = 4000
 PIECE_BYTES = 4000  # A frame is shorter than PIPE_BUF: what others write at the same time stands beside it, not in it.
+WAITING = "waiting until another measurement or build on this board ends"
 TURN = "dyndeploy-turn"  # An abstract socket: of no user, and free when its owner is gone.
 
 Json = Dict[str, Any]
@@ -1405,7 +1406,7 @@ def wait_for_turn(job: Job) -> socket.socket:
                 asker.connect(b"\0" + TURN.encode("ascii"))
                 pid, user, _ = struct.unpack("3i", asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
                 owner = "process %d of user %s" % (pid, user_name(user))
-                job.report("waiting until another measurement or build on this board ends (%s)" % owner, 0.0)
+                job.report("%s (%s)" % (WAITING, owner), 0.0)
                 asker.settimeout(None)
                 asker.recv(1)  # The owner never sends: this ends when it does.
             except OSError:

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from dyndeploy.processors import processor_quota
+from dyndeploy.processors import processor_quota, system_text
 from dyndeploy.runtimes.onnxruntime_package import conflict, installed_distributions
 
 _ISA_FLAGS = (
@@ -26,17 +26,10 @@ _DAY = 24 * 3600.0
 _PACKAGES = ("dyndeploy", "onnx", "numpy")
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip() or None
-    except OSError:
-        return None
-
-
 def _cpuinfo() -> dict[str, str]:
     """First entry of ``/proc/cpuinfo`` with lower-case keys; empty elsewhere than on Linux."""
     entry: dict[str, str] = {}
-    for line in (_read(_CPUINFO) or "").splitlines():
+    for line in (system_text(_CPUINFO) or "").splitlines():
         key, separator, value = line.partition(":")
         if separator:
             entry.setdefault(key.strip().lower(), value.strip())
@@ -47,7 +40,7 @@ def _caches() -> dict[str, int]:
     """Bytes of the data caches that the first processor sees, by level: ``L1d``, ``L2``, ``L3``; empty if unknown."""
     found: dict[str, int] = {}
     for entry in sorted(_CACHES.glob("index*")):
-        level, kind, size = (_read(entry / name) for name in ("level", "type", "size"))
+        level, kind, size = (system_text(entry / name) for name in ("level", "type", "size"))
         if level is None or size is None or kind not in ("Data", "Unified") or not size.removesuffix("K").isdigit():
             continue
         found[f"L{level}{'d' if kind == 'Data' else ''}"] = int(size.removesuffix("K")) << 10
@@ -102,7 +95,7 @@ def machine_facts() -> dict[str, Any]:
 
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("features") or "").split())
-    frequency = _read(_CPUFREQ / "scaling_cur_freq")
+    frequency = system_text(_CPUFREQ / "scaling_cur_freq")
     try:
         megahertz = float(frequency) / 1000 if frequency else float(info["cpu mhz"])
     except (KeyError, ValueError):
@@ -120,7 +113,7 @@ def machine_facts() -> dict[str, Any]:
         "cpu_quota": processor_quota(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 2),
         "os": f"{platform.system()} {platform.release()}",
-        "governor": _read(_CPUFREQ / "scaling_governor"),
+        "governor": system_text(_CPUFREQ / "scaling_governor"),
         "frequency_mhz": megahertz,
         "load_average": list(load()) if load else None,
         "python": platform.python_version(),
