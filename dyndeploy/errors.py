@@ -112,10 +112,10 @@ def _words(name: str) -> list[str]:
 
 def _likeness(one: str, other: str) -> float:
     """Likeness of the letters in [0, 1]: digits are compared apart, since "v100" is no slip of "a100"."""
-    letters = [re.sub(r"[0-9]", "", text) for text in (one, other)]
-    if "" in letters:
+    letters, others = (re.sub(r"[0-9]", "", text) for text in (one, other))
+    if not letters or not others:
         return float(one == other)
-    return difflib.SequenceMatcher(None, *letters).ratio()
+    return difflib.SequenceMatcher(None, letters, others).ratio()
 
 
 def _same_numbers(one: str, other: str) -> bool:
