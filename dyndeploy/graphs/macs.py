@@ -17,7 +17,8 @@ import onnx
 
 from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.graphs.branches import flattened
-from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, static_shapes, subgraphs
+from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, subgraphs
+from dyndeploy.graphs.shapes import static_shapes, unknown_size
 from dyndeploy.ops import OPERATORS
 
 Shape = tuple[int, ...]
@@ -60,6 +61,9 @@ class MacCounter:
             for node in flat.model.graph.node
             if is_dynamic(node) or node.op_type in _STANDARD or any(subgraphs(node))
         ]
+        self._makers = {
+            name: f"'{node.name}' ({node.op_type})" for node in flat.model.graph.node for name in node.output
+        }
         self._shapes = static_shapes(model)
         first = self._shapes.get(model.graph.input[0].name, ())
         if not first or first[0] < 1:
@@ -89,7 +93,7 @@ class MacCounter:
     def _shape(self, name: str) -> Shape:
         shape = self._shapes.get(name)
         if shape is None or any(size < 0 for size in shape):
-            raise BundleError(f"The shape of tensor '{name}' is not static: its MACs cannot be counted.")
+            raise BundleError(f"{unknown_size(name, shape, self._makers.get(name, ''))} Its MACs cannot be counted.")
         return shape
 
     def _macs(self, node: onnx.NodeProto, masks: Masks) -> npt.NDArray[np.float64]:

@@ -752,6 +752,7 @@ def predict(
     channel_granularity: int | Sequence[int] | None = None,
     rate: RateLike | RateSamples | Mapping[str, float | Rates] | None = None,
     exit_mix: Sequence[float] | None = None,
+    dims: Mapping[str, int] | None = None,
 ) -> Prediction:
     """Predict the latency of a network on a device.
 
@@ -770,9 +771,11 @@ def predict(
         channel_granularity: As in :class:`Configuration`.
         rate: As in :class:`Configuration`.
         exit_mix: As in :class:`Configuration`.
+        dims: Sizes that an ONNX graph leaves open, by name, besides the batch and the input size.
 
     Raises:
-        UsageError: Unknown name, device or precision, a value out of range, or a device that is not calibrated.
+        UsageError: Unknown name, device or precision, a value out of range, or a device that is not calibrated; a rate
+            for a network that skips nothing; or sizes by name of what is no ONNX graph.
         BundleError: A bundle or a file that cannot be read.
 
     Example:
@@ -784,8 +787,26 @@ def predict(
     )
     configuration = Configuration(mode, granularity, channel_granularity, rate, exit_mix)
     if isinstance(network, os.PathLike):
-        network = _opened(Path(network))
-    return estimator.predict(network, configuration, input_size=input_size)
+        network = open_network(network)
+    if dims:
+        if isinstance(network, (str, Bundle, NodeGraph, StagedNodes, GraphWalker, Graph)):
+            raise UsageError("Only an ONNX file has sizes to give by name: leave --dim out.")
+        network = read_nodes(network, batch=batch, input_size=input_size, dims=dims)
+        input_size = None
+    prediction = estimator.predict(network, configuration, input_size=input_size)
+    if rate is not None and not any(block.rates for block in prediction.blocks):
+        raise UsageError(f"{prediction.network} is static: nothing in it skips, so leave the rate out.")
+    return prediction
+
+
+def open_network(source: str | os.PathLike[str]) -> Bundle | onnx.ModelProto:
+    """The bundle or the graph at a path; weights in files of their own are not read.
+
+    Raises:
+        BundleError: The folder is no bundle.
+        InputError: The file cannot be read as an ONNX graph.
+    """
+    return _opened(Path(source))
 
 
 def _opened(path: Path) -> Bundle | onnx.ModelProto:

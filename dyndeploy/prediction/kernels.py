@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dyndeploy.errors import BundleError, unknown_name
+from dyndeploy.graphs.shapes import unknown_size
 from dyndeploy.ops import OPERATORS
 from dyndeploy.ops.base import Launch, OperatorSpec, Shape
 from dyndeploy.ops.gates import BLOCK, GateKind
@@ -590,7 +591,8 @@ class GraphWalker:
     def _shape(self, name: str) -> Shape:
         shape = self._shapes.get(name)
         if shape is None or any(size < 0 for size in shape):
-            raise BundleError(f"The shape of tensor '{name}' is not static: give the graph a fixed input size.")
+            makers = (f"'{node.name}' ({node.op_type})" for node in self.record.nodes if name in node.outputs)
+            raise BundleError(unknown_size(name, shape, next(makers, "")))
         return shape
 
     def _elements(self, name: str) -> int:
