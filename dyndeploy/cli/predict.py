@@ -108,7 +108,7 @@ def predict(
     if _wants_reference(predictor, of_reference):
         if precision != "fp32" or runtime is not None or calibration is not None or exit_mix is not None or sizes:
             raise UsageError(
-                "The reference predictor knows FP32, no runtime, no exits and no ONNX files. Leave --predictor and "
+                "The reference predictor knows FP32 and no runtime, no exits and no ONNX files. Leave --predictor and "
                 "--compat out."
             )
         options |= of_reference
