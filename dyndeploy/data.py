@@ -14,7 +14,7 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
@@ -166,12 +166,19 @@ def images_from_folder(
         UsageError: A limit or a size below 1, or an unknown interpolation.
     """
     paths = image_paths(path)
-    if limit is not None:
-        if limit < 1:
-            raise UsageError(f"limit={limit} leaves no image: give at least 1.")
-        count = min(limit, len(paths))
-        paths = tuple(paths[i * len(paths) // count] for i in range(count))
-    return np.stack([load_image(p, preprocessing, size) for p in paths])
+    return np.stack([load_image(paths[index], preprocessing, size) for index in spread(len(paths), limit)])
+
+
+def spread(total: int, limit: int | None) -> list[int]:
+    """Return at most ``limit`` of ``total`` indices, evenly spread from the first on; all of them for None.
+
+    Raises:
+        UsageError: A limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit={limit} leaves no image: give at least 1.")
+    count = total if limit is None else min(limit, total)
+    return [index * total // count for index in range(count)]
 
 
 def image_paths(folder: str | os.PathLike[str]) -> tuple[Path, ...]:
@@ -188,6 +195,19 @@ def image_paths(folder: str | os.PathLike[str]) -> tuple[Path, ...]:
     found.add(root)
     found.report()
     return found.images(root)
+
+
+def with_folders(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+    """Yield the files as they are given, and of every folder the images in it (:func:`image_paths`) in its place.
+
+    Raises:
+        InputError: A folder holds no image, or cannot be looked into.
+    """
+    for path in map(Path, paths):
+        if path.is_dir():
+            yield from image_paths(path)
+        else:
+            yield path
 
 
 def damaged_images(paths: Sequence[Path], threads: int = 1) -> list[str]:

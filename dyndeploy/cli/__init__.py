@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "export",
     "verify": "verify",
     "calibrate": "calibrate",
+    "evaluate": "evaluate",
     "run": "run",
     "engine": "engine",
     "probe": "probe",

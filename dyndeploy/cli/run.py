@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def run(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     images: Annotated[
-        list[Path] | None, typer.Argument(help="Images: JPEG, PNG, WebP, TIFF and others that Pillow reads.")
+        list[Path] | None,
+        typer.Argument(help="Images: JPEG, PNG, WebP, TIFF and others that Pillow reads; or folders of them."),
     ] = None,
     inputs: Annotated[
         list[str] | None,
@@ -47,6 +48,7 @@ def run(
     An image that cannot be read is said to be so; the rest goes on, and the exit code is 1 at the end.
     """
     from dyndeploy.bundle import LOGITS, Bundle
+    from dyndeploy.data import with_folders
     from dyndeploy.inference import classify_images, read_arrays, run_images, run_inputs
 
     if bool(images) == bool(inputs):
@@ -58,10 +60,12 @@ def run(
     if images:
         classified = LOGITS in {info.name for info in opened.manifest.outputs}
         each = classify_images if classified else run_images
-        results = each(opened, images, runtime=runtime, threads=threads, thresholds=limits, native=native)
+        # Listed before anything runs: a folder without images costs nothing.
+        files = list(with_folders(images))
+        results = each(opened, files, runtime=runtime, threads=threads, thresholds=limits, native=native)
         failed = _print_each(results, opened.manifest.network.class_names, as_json)
         if failed:
-            typer.echo(f"dyndeploy: {failed} of {len(images)} images failed.", err=True)
+            typer.echo(f"dyndeploy: {failed} of {len(files)} images failed.", err=True)
             raise typer.Exit(1)
         return
     feeds = read_arrays(opened, _named(inputs or []))

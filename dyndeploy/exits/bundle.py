@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.bundle import Bundle
-from dyndeploy.data import DIGITS, ImageFolderDataset, LabelledImages, images_of_classes
+from dyndeploy.data import DIGITS, ImageFolderDataset, LabelledImages, images_of_classes, spread
 from dyndeploy.errors import UsageError
 from dyndeploy.exits.calibrate import SEARCH, calibrate
 from dyndeploy.exits.costs import CostsOf, counted_costs
@@ -63,8 +63,7 @@ class HeldOutImages:
         source = "scikit-learn's held-out digits" if os.fspath(data) == DIGITS else shown(data)
         if limit is not None and limit < 2:
             raise UsageError(f"{limit} images are too few to calibrate with: give at least 2, better thousands.")
-        count = len(dataset) if limit is None else min(limit, len(dataset))
-        return cls(dataset, np.arange(count) * len(dataset) // count, source)
+        return cls(dataset, np.array(spread(len(dataset), limit), np.int64), source)
 
     def __len__(self) -> int:
         """Return the number of images."""
