@@ -292,7 +292,8 @@ def _decided(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.GraphProto | 
     else:
         return None
     wanted = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
-    return next(item.g for item in node.attribute if item.name == wanted)
+    branches: dict[str, onnx.GraphProto] = {item.name: item.g for item in node.attribute}
+    return branches[wanted]
 
 
 def _label(node: onnx.NodeProto) -> str:
