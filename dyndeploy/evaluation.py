@@ -6,7 +6,6 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,7 +66,8 @@ class BundleEvaluation:
         runtime: What ran the network, with its version.
         threads: Threads that computed.
         precision: What the network computed in.
-        operators: Which code ran the dynamic operators.
+        operators: Which code ran the dynamic operators (:func:`dyndeploy.runtimes.native.operator_code`); None without
+            such operators.
         failures: Images that could not be read or classified.
         notes: What a reader should know.
     """
@@ -85,7 +85,7 @@ class BundleEvaluation:
     runtime: str
     threads: int
     precision: str
-    operators: str
+    operators: str | None
     failures: tuple[Failure, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
@@ -145,11 +145,10 @@ def evaluate_bundle(
         bundle, runtime=runtime, threads=threads, thresholds=used, native=native, every_exit=True
     ) as opened:
         counts.add_all(opened, dataset, chosen)
-        info = opened.info
     return counts.result(
+        opened,
         source=source,
         thresholds=None if used is None else tuple(used[: len(bundle.exits.stages) - 1]),
-        info=info,
         notes=notes,
     )
 
@@ -227,12 +226,12 @@ class _Counts:
                 self._right[number] += int(result.outputs[exit_logits(number)][0].argmax()) == label
 
     def result(
-        self, *, source: str, thresholds: tuple[float, ...] | None, info: SessionInfo, notes: tuple[str, ...]
+        self, opened: OpenBundle, *, source: str, thresholds: tuple[float, ...] | None, notes: tuple[str, ...]
     ) -> BundleEvaluation:
         """What was counted; raises ``InputError`` where nothing could be."""
         if not self._images:
             raise InputError(f"None of the {self._total} images could be classified. {self._failures[0].error}")
-        manifest, count = self._bundle.manifest, self._images
+        manifest, count, info = self._bundle.manifest, self._images, opened.info
         assert manifest.network.num_classes is not None
         return BundleEvaluation(
             network=manifest.network.name,
@@ -256,7 +255,7 @@ class _Counts:
             runtime=f"{info.runtime} {info.version}",
             threads=info.threads,
             precision=_precision(self._bundle, info),
-            operators=_operators(self._bundle, info),
+            operators=opened.code,
             failures=tuple(self._failures),
             notes=notes,
         )
@@ -279,15 +278,3 @@ def _label(dataset: LabelledImages | ImageFolderDataset, index: int) -> int:
 
 def _precision(bundle: Bundle, info: SessionInfo) -> str:
     return bundle.manifest.precision if info.runtime == "tensorrt" else info.precision
-
-
-def _operators(bundle: Bundle, info: SessionInfo) -> str:
-    """Which code ran the dynamic operators, for a reader."""
-    if not bundle.manifest.operators:
-        return "none: every operator is a standard one"
-    if info.runtime == "tensorrt":
-        return "TensorRT plugins"
-    if info.native.path is None:
-        return "function bodies"
-    used = "" if info.native.instruction_set is None else f" ({info.native.instruction_set})"
-    return f"{Path(info.native.path).name}{used}"

@@ -20,6 +20,7 @@ from dyndeploy.data import load_image, with_folders
 from dyndeploy.errors import DyndeployError, InputError, UsageError, unknown_name
 from dyndeploy.runtimes import OnnxRuntimeSession, Session, TensorRTSession, open_staged
 from dyndeploy.runtimes.base import Array, SessionInfo
+from dyndeploy.runtimes.native import operator_code
 from dyndeploy.runtimes.staged import RUNTIMES, StagedSession
 
 
@@ -36,6 +37,8 @@ class Classification:
         exit: The exit that was taken, from 1; None for a network without exits.
         rates: Share of active bits of every mask by name; empty for a network without masks.
         class_name: Name of the class; None where the bundle holds no names.
+        operators: Which code ran the dynamic operators (:func:`dyndeploy.runtimes.native.operator_code`); None
+            without such operators.
     """
 
     image: str
@@ -45,6 +48,7 @@ class Classification:
     exit: int | None = None
     rates: dict[str, float] = field(default_factory=dict)
     class_name: str | None = None
+    operators: str | None = None
 
     @property
     def mean_rate(self) -> float:
@@ -66,6 +70,7 @@ class Result:
         exit: The exit that was taken, from 1; None for a network without exits.
         rates: Share of active bits of every mask by name.
         image: Path of the image; None for arrays.
+        operators: As for :class:`Classification`.
     """
 
     outputs: dict[str, Array]
@@ -73,6 +78,7 @@ class Result:
     exit: int | None
     rates: dict[str, float]
     image: str | None = None
+    operators: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; of every output its shape, type and range."""
@@ -86,6 +92,7 @@ class Result:
             "ms": self.ms,
             "exit": self.exit,
             "rates": self.rates,
+            "operators": self.operators,
         }  # fmt: skip
 
 
@@ -140,7 +147,7 @@ def run_inputs(
         for feeds in inputs:
             outputs, number, ms = network.run(feeds)
             rates = {mask.name: float(outputs.pop(mask.name).mean()) for mask in masks if mask.name in outputs}
-            results.append(Result(outputs, ms, number, rates))
+            results.append(Result(outputs, ms, number, rates, operators=network.code))
     return results
 
 
@@ -213,6 +220,7 @@ def classify_images(
             result.exit,
             result.rates,
             names[label] if names else None,
+            result.operators,
         )
 
 
@@ -310,10 +318,12 @@ class OpenBundle:
     Attributes:
         bundle: The bundle.
         info: Runtime, version, threads, operator library.
+        code: Which code runs the dynamic operators; None without such operators.
     """
 
     def __init__(self, bundle: Bundle, info: SessionInfo, run: _Run, more: _More | None = None) -> None:
         self.bundle, self.info = bundle, info
+        self.code = operator_code(bundle.manifest.operator_types, asdict(info.native))
         self._run, self._more = run, more
         self._warm = False
 
@@ -373,7 +383,15 @@ class OpenBundle:
                 key: value[row : row + 1] if value.shape[:1] == (batch,) else value for key, value in outputs.items()
             }
             rates = {mask.name: float(own.pop(mask.name).mean()) for mask in manifest.masks if mask.name in own}
-            yield Result(own, ms / len(names), number, rates, name)
+            yield Result(own, ms / len(names), number, rates, name, self.code)
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """A bundle that is open: how to run it, and which code its dynamic operators run in."""
+
+    timed: _Timed
+    code: str | None
 
 
 @contextmanager

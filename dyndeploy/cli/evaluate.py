@@ -65,6 +65,8 @@ def _say(failure: Failure) -> None:
 
 
 def _print(result: BundleEvaluation) -> None:
+    from dyndeploy.runtimes.native import BODIES_NOTE, FALLBACK_BODIES
+
     typer.echo(
         printable(
             f"{result.network} on {result.images} images of {result.classes} classes, {result.source}: top-1 "
@@ -86,8 +88,9 @@ def _print(result: BundleEvaluation) -> None:
         )
     if result.rates:
         print_table(("mask", "mean rate"), [(name, f"{rate:.3f}") for name, rate in result.rates.items()])
-    typer.echo(
-        f"{result.runtime}, {result.threads} thread(s), {result.precision}; dynamic operators: {result.operators}."
-    )
+    code = "" if result.operators is None else f"; dynamic operators: {result.operators}"
+    typer.echo(f"{result.runtime}, {result.threads} thread(s), {result.precision}{code}.")
+    if result.operators == FALLBACK_BODIES:
+        typer.echo(f"Note: {BODIES_NOTE}")
     for note in result.notes:
         typer.echo(f"Note: {note}")
