@@ -386,14 +386,6 @@ class OpenBundle:
             yield Result(own, ms / len(names), number, rates, name, self.code)
 
 
-@dataclass(frozen=True)
-class _Runner:
-    """A bundle that is open: how to run it, and which code its dynamic operators run in."""
-
-    timed: _Timed
-    code: str | None
-
-
 @contextmanager
 def opened_bundle(
     bundle: Bundle,
