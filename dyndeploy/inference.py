@@ -274,16 +274,18 @@ def read_arrays(bundle: Bundle, paths: Mapping[str, str | os.PathLike[str]]) -> 
     missing = [name for name in known if name not in paths]
     if missing:
         raise UsageError(f"The inputs {', '.join(missing)} are missing: give --input NAME=FILE.npy for each.")
-    arrays = {}
-    for name, path in paths.items():
-        try:
-            value = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"Cannot read {path} as an array: {error}. Write it with numpy.save.") from error
-        if not isinstance(value, np.ndarray):
-            raise InputError(f"{path} holds several arrays: write one with numpy.save for each input.")
-        arrays[name] = value
-    return arrays
+    return {name: read_array(path) for name, path in paths.items()}
+
+
+def read_array(path: str | os.PathLike[str]) -> Array:
+    """The array in a ``.npy`` file; raises ``InputError`` where it cannot be read as one."""
+    try:
+        value = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"Cannot read {path} as an array: {error}. Write it with numpy.save.") from error
+    if not isinstance(value, np.ndarray):
+        raise InputError(f"{path} holds several arrays: write one with numpy.save for each input.")
+    return value
 
 
 _Run = Callable[[Mapping[str, Array]], tuple[dict[str, Array], int | None]]

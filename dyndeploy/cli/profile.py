@@ -13,22 +13,29 @@ import typer
 from dyndeploy.cli._arguments import numbers, print_json, print_table
 from dyndeploy.cli._boards import connected, telling_waits
 from dyndeploy.cli._profile import print_profile
+from dyndeploy.cli._profile_file import file_measurement, network_page, print_network, require_static_file
 from dyndeploy.cli._progress import progress_bar
 from dyndeploy.errors import InputError, UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from dyndeploy.measure import Profile, Samples
+    from dyndeploy.measure import NetworkProfile, Profile, Samples
     from dyndeploy.measure.exits import ExitProfile
     from dyndeploy.remote import DeviceEntry, DeviceReport
 
 THIS_MACHINE = "cpu"
 
 Progress: TypeAlias = "Callable[[str, float], None]"
-_Measured = TypeVar("_Measured", "Profile", "ExitProfile")
+_Measured = TypeVar("_Measured", "Profile", "ExitProfile", "NetworkProfile")
 
 
 def profile(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle that was exported with --static.")],
+    bundle: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BUNDLE|FILE.onnx",
+            help="Folder of a bundle that was exported with --static; or a static ONNX file.",
+        ),
+    ],
     device: Annotated[
         str, typer.Option(help="cpu: this machine; else a board, by the name given to 'dyndeploy device add'.")
     ] = THIS_MACHINE,
@@ -37,8 +44,9 @@ def profile(
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads of each session.")] = 1,
     rates: Annotated[
-        str, typer.Option(help="Activation rates to force, separated by commas.")
-    ] = "0.1,0.25,0.5,0.75,1.0",
+        str | None,
+        typer.Option(help="Activation rates to force, separated by commas. [default: 0.1,0.25,0.5,0.75,1.0]"),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Folder of images for the data's own rates or exits. [default: the reference images]"),
@@ -46,6 +54,17 @@ def profile(
     exit_mix: Annotated[
         list[str] | None,
         typer.Option(metavar="SHARES", help="Early exits: images per exit, e.g. 25/25/25/25; may be given again."),
+    ] = None,
+    input_size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="ONNX file: image size. [default: the file's]")
+    ] = None,
+    dim: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=N", help="ONNX file: a size that it leaves open, by its name; again for each."),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="NAME=FILE.npy", help="ONNX file: an input. [default: made-up numbers]"),
     ] = None,
     repeats: Annotated[int | None, typer.Option(help="Rounds. [default: about 10 seconds of them]")] = None,
     native: Annotated[str, typer.Option(help="auto, off, or the path of an operator library.")] = "auto",
@@ -60,9 +79,19 @@ def profile(
     board = _board(device, host)
     if board is not None and native != "auto":
         raise UsageError(f"--native {native} is for this machine; a board builds its own plugins. Leave it out.")
-    chosen = numbers("--rates", rates)
+    chosen = None if rates is None else numbers("--rates", rates)
     if json_file is not None and json_file.startswith("-") and json_file != "-":
         raise UsageError(f"--json takes a file, or '-' for stdout ('--json -'), not '{json_file}'.")
+    of_a_file = {"--input-size": input_size, "--dim": dim, "--input": inputs}
+    if bundle.suffix == ".onnx" and not bundle.is_dir():
+        of_a_bundle = {"--rates": rates, "--exit-mix": exit_mix, "--data": data}
+        require_static_file(bundle, of_a_bundle | {"--device": board, "--native": native if native != "auto" else None})
+        measure_file = file_measurement(bundle, input_size, dim or [], inputs or [], threads, repeats)
+        _deliver(measure_file, print_network, network_page, json_file, report)
+        return
+    surplus = [option for option, value in of_a_file.items() if value]
+    if surplus:
+        raise UsageError(f"{', '.join(surplus)}: only for an ONNX file. A bundle says itself what it takes.")
 
     from dyndeploy.bundle import Bundle
     from dyndeploy.measure import profile_bundle

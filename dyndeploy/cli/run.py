@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dyndeploy.cli._arguments import numbers, print_json_line, print_table, printable
+from dyndeploy.cli._arguments import named_files, numbers, print_json_line, print_table, printable
 from dyndeploy.errors import UsageError
 from dyndeploy.files import atomic_file
 
@@ -68,7 +68,7 @@ def run(
             typer.echo(f"dyndeploy: {failed} of {len(files)} images failed.", err=True)
             raise typer.Exit(1)
         return
-    feeds = read_arrays(opened, _named(inputs or []))
+    feeds = read_arrays(opened, named_files(inputs or []))
     with ExitStack() as stack:
         written = None if output is None else stack.enter_context(atomic_file(output))
         [result] = run_inputs(opened, [feeds], runtime=runtime, threads=threads, thresholds=limits, native=native)
@@ -87,16 +87,6 @@ def run(
     for mask, rate in result.rates.items():
         typer.echo(f"{mask}: rate {rate:.3f}")
     _print_code(result.operators)
-
-
-def _named(inputs: list[str]) -> dict[str, Path]:
-    named: dict[str, Path] = {}
-    for entry in inputs:
-        name, separator, path = entry.partition("=")
-        if not separator or not name or not path or name in named:
-            raise UsageError(f"--input takes NAME=FILE.npy, each name once, not '{entry}'.")
-        named[name] = Path(path)
-    return named
 
 
 def _print_each(

@@ -20,7 +20,7 @@ import numpy as np
 from dyndeploy.bundle import SAVES_NOTHING, Bundle
 from dyndeploy.errors import InputError, UsageError, unknown_name
 from dyndeploy.fields import Field
-from dyndeploy.files import shown
+from dyndeploy.graphs.inspect import graph_name
 from dyndeploy.ops.gates import GateKind
 from dyndeploy.prediction.architectures import static_graph, static_name
 from dyndeploy.prediction.calibrated import CalibratedModel, Installation, find_calibrations, load_calibration
@@ -822,6 +822,5 @@ def _opened(path: Path) -> Bundle | onnx.ModelProto:
         raise InputError(f"Cannot read {path} as an ONNX graph: {error}.") from error
     if not model.HasField("graph"):
         raise InputError(f"Cannot read {path} as an ONNX graph: it holds none.")
-    if not model.graph.name or model.graph.name == "main_graph":
-        model.graph.name = shown(path.stem)
+    model.graph.name = graph_name(model.graph, path)
     return model

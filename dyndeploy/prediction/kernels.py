@@ -539,6 +539,17 @@ class GraphWalker:
         self._fuser = _Fuser(graph, runtime)
         self._entries = [(self._entry(group), group.nodes[0]) for group in self._fuser.groups]
 
+    def part_of_nodes(self) -> dict[str, str]:
+        """The part (:attr:`Graph.parts`) that every node's time belongs to, by the tensors that the node makes."""
+        parts = self.graph().parts
+        return {
+            name: part
+            for part, members in parts.items()
+            for index in members
+            for node in self._fuser.groups[index].nodes
+            for name in node.outputs
+        }
+
     @functools.cached_property
     def gates(self) -> dict[str, tuple[GateKind, ...]]:
         """Kinds of the decisions of each block that obeys some, in order; a branch is a block by its own name."""

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dyndeploy.errors import InputError
+import numpy as np
+import numpy.typing as npt
+
+from dyndeploy.bundle import TensorInfo
+from dyndeploy.errors import DyndeployError, InputError, UsageError
 from dyndeploy.fields import Document, Field
 from dyndeploy.graphs.inputs import real_inputs, with_sizes
 from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, shape_of
 from dyndeploy.graphs.shapes import known_sizes
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.base import Shape
+from dyndeploy.runtimes import OnnxRuntimeSession
 
 if TYPE_CHECKING:
     import onnx
@@ -215,9 +220,14 @@ def read_nodes(
     model, conditions, branches = _flat(model)
     graph = model.graph
     sizes = known_sizes(model, assume=True)
-    if any(-1 in sizes.shapes.get(name, (-1,)) for node in graph.node for name in node.output if name):
+    shapes, notes = dict(sizes.shapes), tuple[str, ...]()
+    unknown = [name for node in graph.node for name in node.output if name and -1 in shapes.get(name, (-1,))]
+    if unknown:
         # A size may be unknown because a node's inputs do not fit it: then that is the reason to give.
         known_sizes(model, assume=True, strict=True)
+        seen = observed_shapes(model, unknown)
+        shapes |= seen
+        notes = tuple(_said(seen))
     return NodeGraph(
         name=name or graph.name or "network",
         nodes=tuple(
@@ -225,13 +235,66 @@ def read_nodes(
             for node in graph.node
             if not all(name in sizes.values for name in node.output)
         ),
-        shapes=sizes.shapes,
+        shapes=shapes,
         constants=frozenset({item.name for item in graph.initializer} | set(sizes.values) | {""}),
         outputs=tuple(value.name for value in graph.output),
         batch=shape[0] if shape else 1,
         input_size=(shape[2], shape[3]) if len(shape) == 4 else None,
         branches=branches,
+        notes=notes,
     )
+
+
+def observed_shapes(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, Shape]:
+    """Shapes that depend on the numbers in the input, such as how many boxes a detector finds: those of one run.
+
+    The last resort, since another input may give other shapes. The input is random numbers in [0, 1), whole numbers 1.
+
+    Args:
+        model: A graph of standard operators whose inputs have static shapes.
+        tensors: The tensors to look at.
+
+    Returns:
+        Shapes by tensor; empty where the graph cannot be run here, because its weights are missing for one.
+    """
+    import onnx
+
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    del watched.graph.output[:]
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
+    try:
+        with OnnxRuntimeSession(watched, native="off") as session:
+            found = session.run(made_up_inputs(session.inputs), finite=False)
+    except DyndeployError:
+        return {}
+    return {name: tuple(value.shape) for name, value in found.items() if isinstance(value, np.ndarray)}
+
+
+def made_up_inputs(inputs: Iterable[TensorInfo], seed: int = 0) -> dict[str, npt.NDArray[Any]]:
+    """Inputs for a network that nobody gave any: random numbers in [0, 1), whole numbers 1.
+
+    Raises:
+        UsageError: An input takes no numbers.
+    """
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    for info in inputs:
+        if info.dtype.startswith("float"):
+            feeds[info.name] = rng.random(info.shape, np.float32).astype(info.dtype)
+        elif info.dtype.startswith(("int", "uint", "bool")):
+            feeds[info.name] = np.ones(info.shape, info.dtype)
+        else:
+            raise UsageError(f"Input '{info.name}' is a {info.dtype}: no numbers can be made up for it.")
+    return feeds
+
+
+def _said(shapes: Mapping[str, Shape]) -> Iterator[str]:
+    """What a reader should know of shapes that were observed."""
+    if shapes:
+        shown = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'a number'}" for name, shape in [*shapes.items()][:3])
+        more = f" and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+        yield f"Sizes that depend on the numbers in the input are those of one run on random numbers: {shown}{more}."
 
 
 def _read(node: onnx.NodeProto, conditions: tuple[str, ...]) -> Node:

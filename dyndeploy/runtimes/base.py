@@ -219,7 +219,8 @@ def checked_tensor(info: TensorInfo, value: Array, *, finite: bool = True) -> Ar
         raise InputError(
             f"Input '{info.name}': expected finite numbers, got {bad}. Check the image and its preprocessing."
         )
-    return np.ascontiguousarray(value)
+    # NumPy would make an array of one element of a single number.
+    return value if value.flags.c_contiguous else np.ascontiguousarray(value)
 
 
 def _shape_text(shape: Sequence[int]) -> str:

@@ -86,13 +86,28 @@ def graph(
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def test_what_depends_on_values_is_named() -> None:
+def test_what_depends_on_values_is_that_of_a_run_and_said() -> None:
+    nodes = [
+        helper.make_node("Greater", ["x", "half"], ["large"], name="greater"),
+        helper.make_node("NonZero", ["large"], ["at"], name="find"),
+        helper.make_node("Cast", ["at"], ["f"], name="cast", to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["w", "f"], ["y"], name="product"),
+    ]
+    constants = {"w": np.zeros((5, 2), np.float32), "half": np.array([0.5], np.float32)}
+    prediction = predict(graph(nodes, (1, 40), constants), "nano")
+    found = int((np.random.default_rng(0).random((1, 40), np.float32) > 0.5).sum())
+    assert sum(o.macs or 0 for block in prediction.blocks for o in block.operators) == 5 * 2 * found
+    assert any(f"at 2x{found}" in note and "one run on random numbers" in note for note in prediction.notes)
+
+
+def test_what_nobody_can_know_is_named() -> None:
     nodes = [
         helper.make_node("NonZero", ["x"], ["at"], name="find"),
         helper.make_node("Cast", ["at"], ["f"], name="cast", to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["f", "w"], ["y"], name="product"),
     ]
-    model = graph(nodes, (1, 3), {"w": np.zeros((4, 5), np.float32)})
+    model = graph(nodes, (1, 3), {"w": np.zeros((400, 500), np.float32)})
+    model.graph.initializer[0].ClearField("raw_data")
     with pytest.raises(BundleError, match=r"'at' along axis 1 is not static: node 'find' \(NonZero\) makes it"):
         predict(model, "nano")
 
