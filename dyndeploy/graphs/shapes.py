@@ -18,7 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.errors import BundleError
-from dyndeploy.graphs.inspect import all_graphs, all_nodes, is_dynamic, operator_attributes, shape_of, subgraphs
+from dyndeploy.graphs.inspect import (
+    all_graphs,
+    all_nodes,
+    drop_unused,
+    is_dynamic,
+    operator_attributes,
+    shape_of,
+    subgraphs,
+)
 from dyndeploy.ops import OPERATORS
 from dyndeploy.ops.base import Element, Shape
 
@@ -33,6 +41,7 @@ _SHAPE_CONSTANT = 1024
 _LARGEST_VALUE = 1 << 20
 """Elements up to which a tensor is computed: grids of anchors, but nothing that would fill the memory."""
 
+_READ_SIZES = ("Shape", "Size")
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
@@ -91,6 +100,37 @@ def known_sizes(
         if wrong:
             raise BundleError(f"Node '{node.name or node.output[0]}' ({node.op_type}) contradicts itself: {wrong}.")
     return Sizes(search.shapes, search.values)
+
+
+def with_values(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Write what follows from sizes into a graph as constants.
+
+    A graph that reads no sizes is left as it is.
+
+    Args:
+        model: A graph whose inputs have static shapes; it is not changed.
+
+    Raises:
+        BundleError: As for :func:`known_sizes`.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    if not any(node.op_type in _READ_SIZES and not node.domain for node in model.graph.node):
+        return model
+    outputs = {value.name for value in model.graph.output}
+    values = {name: value for name, value in known_sizes(model, assume=True).values.items() if name not in outputs}
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    kept = [node for node in model.graph.node if not all(name in values for name in node.output)]
+    del copy.graph.node[:]
+    copy.graph.node.extend(kept)
+    made = {name for node in kept for name in node.output}
+    copy.graph.initializer.extend(
+        numpy_helper.from_array(value, name) for name, value in values.items() if name not in made
+    )
+    drop_unused(copy)
+    return copy
 
 
 class _Search:
@@ -207,7 +247,7 @@ class _Search:
         """What a node computes, or None where that is not known, not fixed, or too large."""
         if node.domain not in ("", "ai.onnx") or node.op_type in _RANDOM or any(subgraphs(node)):
             return None
-        if node.op_type in ("Shape", "Size"):
+        if node.op_type in _READ_SIZES:
             shape = self.shapes.get(node.input[0])
             if shape is None or -1 in shape:
                 return None

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from dyndeploy.errors import BundleError
 from dyndeploy.graphs.inputs import with_sizes
 from dyndeploy.graphs.macs import MacCounter
-from dyndeploy.graphs.shapes import known_sizes, static_shapes
+from dyndeploy.graphs.shapes import known_sizes, static_shapes, with_values
+from dyndeploy.graphs.tensorrt import PrecisionPlan, tensorrt_model
 from dyndeploy.prediction import predict
 from tests.graphs.lookalikes import LOOKALIKES, exported
 
@@ -151,3 +152,30 @@ def test_an_if_that_sizes_decide_is_the_branch_that_runs(width: int, kind: str) 
     macs = sum(operator.macs or 0 for block in prediction.blocks for operator in block.operators)
     assert macs == 8 * width * 3 * 4 * (1 if kind == "then" else 9)
     assert not any(block.rates for block in prediction.blocks)
+
+
+@pytest.mark.parametrize("name", LOOKALIKES)
+def test_a_copy_with_values_reads_no_sizes_and_computes_the_same(name: str) -> None:
+    model = with_sizes(lookalike(name), input_size=(64, 96))
+    copy = with_values(model)
+    assert not {node.op_type for node in copy.graph.node} & {"Shape", "Range", "ConstantOfShape", "Expand"}
+    result = model.graph.output[0].name
+    np.testing.assert_array_equal(run_all(copy)[result], run_all(model)[result])
+    assert with_values(copy) is copy
+
+
+def test_the_tensorrt_copy_rounds_no_sizes() -> None:
+    """4097 columns are no number of half precision: counted there, the last one would be another."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"], name="other/shape"),
+        helper.make_node("Gather", ["s", "last"], ["n"], name="other/gather"),
+        helper.make_node("Cast", ["n"], ["f"], name="other/cast", to=TensorProto.FLOAT),
+        helper.make_node("Div", ["f", "half"], ["d"], name="other/div"),
+        helper.make_node("Cast", ["d"], ["i"], name="other/back", to=TensorProto.INT64),
+        helper.make_node("Reshape", ["x", "i"], ["y"], name="other/reshape"),
+    ]
+    constants = {"last": np.array([1]), "half": np.array([0.5], np.float32)}
+    copy = tensorrt_model(graph(nodes, (2, 4097), constants), PrecisionPlan("fp16", typed=True))
+    assert [node.op_type for node in copy.graph.node if node.op_type != "Cast"] == ["Reshape"]
+    (target,) = [item for item in copy.graph.initializer if item.name == "i"]
+    assert numpy_helper.to_array(target).tolist() == [8194]
