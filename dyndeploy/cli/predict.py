@@ -116,6 +116,8 @@ def predict(
             prediction = predict_bundle(Bundle.open(network), **options)
         else:
             prediction = predict_network(network, **options)
+        if rates is not None:
+            prediction.require_rates()
     else:
         options |= {"precision": precision, "runtime": runtime, "threads": threads, "calibration": calibration}
         if sizes:

@@ -794,8 +794,8 @@ def predict(
         network = read_nodes(network, batch=batch, input_size=input_size, dims=dims)
         input_size = None
     prediction = estimator.predict(network, configuration, input_size=input_size)
-    if rate is not None and not any(block.rates for block in prediction.blocks):
-        raise UsageError(f"{prediction.network} is static: nothing in it skips, so leave the rate out.")
+    if rate is not None:
+        prediction.require_rates()
     return prediction
 
 
