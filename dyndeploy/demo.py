@@ -17,9 +17,9 @@ from PIL import Image
 from torch import nn
 
 from dyndeploy.blocks import Tape, mask_name
-from dyndeploy.bundle import Bundle
 from dyndeploy.data import LabelledImages, PreprocessingLike, digits
 from dyndeploy.errors import UsageError, VerificationError
+from dyndeploy.evaluation import evaluate_bundle
 from dyndeploy.export import ExportSettings, export_model
 from dyndeploy.files import atomic_directory, write_json
 from dyndeploy.measure import Profile, profile_bundle
@@ -28,7 +28,6 @@ from dyndeploy.nets.factories import build_network
 from dyndeploy.ops.gates import PATCH
 from dyndeploy.prediction import known_devices
 from dyndeploy.reporting import GalleryItem, ReportExtras, mask_overlay, predict_profile, write_report
-from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.training import Evaluation, Progress, Recipe, TrainResult, load_recipe, train
 from dyndeploy.training.evaluation import logits_of
 from dyndeploy.verification import VerificationReport, verify_bundle
@@ -111,7 +110,9 @@ class DemoResult:
             "ideal_speedup": data.ideal_speedup,
             "realised_speedup": data.realised_speedup,
             "realisation": data.realisation,
+            "operators": self.profile.operator_code,
             "native": dict(self.profile.native),
+            "warnings": self.profile.warnings(),
             "seconds": self.seconds,
             "shortfalls": list(self.shortfalls),
         }
@@ -174,7 +175,7 @@ def run_demo(
     if not verification.passed:
         failed = "; ".join(f"{check.name}: {check.detail}" for check in verification.checks if not check.passed)
         raise VerificationError(f"The demo's bundle {bundle.path} does not compute what PyTorch computed ({failed}).")
-    deployed_accuracy = _deployed_accuracy(bundle, held_out)
+    deployed_accuracy = evaluate_bundle(bundle, held_out).top1
 
     clock.start("profile", "measuring the dynamic network next to its static twin")
     profile = profile_bundle(bundle, data=folder / _IMAGES, repeats=repeats)
@@ -240,12 +241,6 @@ def _write_images(folder: Path, images: LabelledImages, preprocessing: Preproces
             rows.append((path.as_posix(), images.classes[label]))
         with (temporary / _INDEX).open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream, lineterminator="\n").writerows([("file", "class"), *rows])
-
-
-def _deployed_accuracy(bundle: Bundle, images: LabelledImages) -> float:
-    with OnnxRuntimeSession(bundle.model) as session:
-        classes = [int(session.run({"input": image[None]}, ["logits"])["logits"].argmax()) for image in images.images]
-    return float((np.asarray(classes) == images.labels).mean())
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import typer
 
 from dyndeploy.cli._arguments import print_json, print_table
 from dyndeploy.cli._options import AsJson, option
+from dyndeploy.cli._profile_file import CALIBRATE_FIRST, print_comparisons
 from dyndeploy.cli._verbosity import note
 from dyndeploy.errors import UsageError
 
@@ -56,7 +57,8 @@ def compare(
         else:
             typer.echo(f"Report: {output}")
         return
-    compare_kind = _compare_exits if kind == "measured_exits" else _compare
+    kinds = {"measured_exits": _compare_exits, "measured_network": _compare_network}
+    compare_kind = kinds.get(kind, _compare) if isinstance(kind, str) else _compare
     compare_kind(profile, output, predict_device, fail_above, as_json)
 
 
@@ -106,6 +108,36 @@ def _compare_exits(
         typer.echo(f"Report: {output}")
     own = [entry for entry in comparisons if entry.latency_mape is not None]
     _require_below([(entry.predicted_device, entry.headline_error) for entry in own or comparisons], fail_above)
+
+
+def _compare_network(
+    source: Path, output: Path, predict_device: str | None, fail_above: float | None, as_json: bool
+) -> None:
+    from dyndeploy.measure import load_network_profile
+    from dyndeploy.prediction import known_devices
+    from dyndeploy.reporting import compare_network_profile, write_network_report
+
+    measured = load_network_profile(source)
+    devices = [predict_device] if predict_device else known_devices(measured.threads)
+    comparisons = [compare_network_profile(measured, device) for device in devices]
+    own = [entry for entry in comparisons if entry.error is not None]
+    if fail_above is not None and not own:
+        raise UsageError(f"--fail-above needs a prediction for what was measured. {CALIBRATE_FIRST}")
+    write_network_report(output, measured, comparisons)
+    if as_json:
+        print_json(
+            {
+                "kind": "measured_network",
+                "source": str(source),
+                "report": str(output),
+                "comparisons": [comparison.to_json() for comparison in comparisons],
+            }
+        )
+    else:
+        print_comparisons(measured, comparisons)
+        typer.echo(f"Report: {output}")
+    if own:
+        _require_below([(entry.predicted_device, abs(entry.error or 0.0)) for entry in own], fail_above)
 
 
 def _require_below(errors: Sequence[tuple[str, float]], fail_above: float | None) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dyndeploy.cli._arguments import numbers, per_stage_numbers, print_json, print_table, size
-from dyndeploy.cli._options import AsJson, InputSize, Threads, complete_device, complete_network, option
+from dyndeploy.cli._arguments import named_sizes, numbers, per_stage_numbers, print_json, print_table, size
+from dyndeploy.cli._options import AsJson, Dim, InputSize, Threads, complete_device, complete_network, option
 from dyndeploy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def predict(
         int | None, option("--batch", min=1, detail="(default: the bundle's, else the device's usual one)")
     ] = None,
     input_size: InputSize = None,
+    dim: Dim = None,
     runtime: Annotated[
         str | None, option("--runtime", detail="Or pytorch: whose fusions and launches. (default: the device's)")
     ] = None,
@@ -92,21 +93,27 @@ def predict(
     # Only what was given is handed on: everything else is the library's to choose.
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     options |= {"device": device, "batch": batch}
+    sizes = named_sizes(dim or [])
     if rates is not None:
         options["rate"] = rates[0] if len(rates) == 1 else rates
     of_reference = {"compat": compat, "mem_concurrent": mem_concurrent, "seed": seed}
     if _wants_reference(predictor, of_reference):
-        if precision != "fp32" or runtime is not None or calibration is not None or exit_mix is not None:
+        if precision != "fp32" or runtime is not None or calibration is not None or exit_mix is not None or sizes:
             raise UsageError(
-                "The reference predictor knows FP32 and no runtime, and no exits. Leave --predictor and --compat out."
+                "The reference predictor knows FP32 and no runtime, no exits and no ONNX files. Leave --predictor and "
+                "--compat out."
             )
         options |= of_reference
         if _is_path(network):
             prediction = predict_bundle(Bundle.open(network), **options)
         else:
             prediction = predict_network(network, **options)
+        if rates is not None:
+            prediction.require_rates()
     else:
         options |= {"precision": precision, "runtime": runtime, "threads": threads, "calibration": calibration}
+        if sizes:
+            options["dims"] = sizes
         if exit_mix is not None:
             options["exit_mix"] = numbers("--exit-mix", exit_mix.replace("/", ","))
         prediction = predict_kernels(Path(network) if _is_path(network) else network, **options)

@@ -12,38 +12,51 @@ import typer
 
 from dyndeploy.cli._arguments import numbers, print_json, print_table
 from dyndeploy.cli._boards import connected, telling_waits
-from dyndeploy.cli._options import Native, Rates, Repeats, Threads, complete_device, option
+from dyndeploy.cli._options import Dim, Native, Repeats, Threads, complete_device, option
 from dyndeploy.cli._profile import print_profile
+from dyndeploy.cli._profile_file import file_measurement, network_page, print_network, require_static_file
 from dyndeploy.cli._progress import progress_bar
 from dyndeploy.cli._verbosity import note
 from dyndeploy.errors import InputError, UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from dyndeploy.measure import Profile, Samples
+    from dyndeploy.measure import NetworkProfile, Profile, Samples
     from dyndeploy.measure.exits import ExitProfile
     from dyndeploy.remote import DeviceEntry, DeviceReport
 
 THIS_MACHINE = "cpu"
 
 Progress: TypeAlias = "Callable[[str, float], None]"
-_Measured = TypeVar("_Measured", "Profile", "ExitProfile")
+_Measured = TypeVar("_Measured", "Profile", "ExitProfile", "NetworkProfile")
 
 
 def profile(
     bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle that was exported with --static.")
+        Path,
+        typer.Argument(
+            metavar="BUNDLE|FILE.onnx",
+            help="Folder of a bundle that was exported with --static; or a static ONNX file.",
+        ),
     ],
     device: Annotated[str, option("--device", autocompletion=complete_device)] = THIS_MACHINE,
     host: Annotated[
         str | None, typer.Option(metavar="USER@ADDRESS", help="The board's address. (default: that of 'device add')")
     ] = None,
     threads: Threads = 1,
-    rates: Rates = "0.1,0.25,0.5,0.75,1.0",
+    rates: Annotated[str | None, option("--rates", detail="(default: 0.1,0.25,0.5,0.75,1.0)")] = None,
     data: Annotated[
         Path | None,
         option("--data", metavar="DIR", detail="For the data's own rates or exits. (default: the reference images)"),
     ] = None,
     exit_mix: Annotated[list[str] | None, option("--exit-mix", metavar="SHARES", detail="May be given again.")] = None,
+    input_size: Annotated[
+        str | None, option("--input-size", metavar="HxW", detail="Of an ONNX file. (default: the file's)")
+    ] = None,
+    dim: Dim = None,
+    inputs: Annotated[
+        list[str] | None,
+        option("--input", metavar="NAME=FILE.npy", detail="(default: made-up numbers)"),
+    ] = None,
     repeats: Repeats = None,
     native: Native = "auto",
     json_file: Annotated[
@@ -58,9 +71,19 @@ def profile(
     board = _board(device, host)
     if board is not None and native != "auto":
         raise UsageError(f"--native {native} is for this machine; a board builds its own plugins. Leave it out.")
-    chosen = numbers("--rates", rates)
+    chosen = None if rates is None else numbers("--rates", rates)
     if json_file is not None and json_file.startswith("-") and json_file != "-":
         raise UsageError(f"--json takes a file, or '-' for stdout ('--json -'), not '{json_file}'.")
+    of_a_file = {"--input-size": input_size, "--dim": dim, "--input": inputs}
+    if bundle.suffix == ".onnx" and not bundle.is_dir():
+        of_a_bundle = {"--rates": rates, "--exit-mix": exit_mix, "--data": data}
+        require_static_file(bundle, of_a_bundle | {"--device": board, "--native": native if native != "auto" else None})
+        measure_file = file_measurement(bundle, input_size, dim or [], inputs or [], threads, repeats)
+        _deliver(measure_file, print_network, network_page, json_file, report)
+        return
+    surplus = [option for option, value in of_a_file.items() if value]
+    if surplus:
+        raise UsageError(f"{', '.join(surplus)}: only for an ONNX file. A bundle says itself what it takes.")
 
     from dyndeploy.bundle import Bundle
     from dyndeploy.measure import profile_bundle
@@ -161,7 +184,9 @@ def _print_exits(result: ExitProfile) -> None:
     print_table(
         ("what", "M MACs", "median ms", "p90 ms", "CoV", "ideal", "realised", "realisation"),
         rows,
-        title=f"{result.bundle['name']} on {result.machine['cpu']}, {result.threads} thread(s), ms per image",
+        title=f"{result.bundle['name']} on {result.machine['cpu']}, {result.threads} thread(s), "
+        + (f"operators: {result.operator_code}, " if result.operator_code else "")
+        + "ms per image",
     )
     typer.echo(
         f"Staging costs {result.overhead:+.1%} against one graph of the same exits; every stage with its exit "

@@ -17,8 +17,9 @@ import onnx
 from onnx import helper
 
 from dyndeploy.device_calibration.graphs import MicroGraph, draw_masks, micro_graph
-from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, static_shapes
+from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes
 from dyndeploy.graphs.labels import LabelledGraph, group_number
+from dyndeploy.graphs.shapes import static_shapes
 from dyndeploy.measure.steady import quick
 from dyndeploy.ops import OPERATORS
 from dyndeploy.prediction import Rates

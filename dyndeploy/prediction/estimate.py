@@ -20,7 +20,7 @@ import numpy as np
 from dyndeploy.bundle import SAVES_NOTHING, Bundle
 from dyndeploy.errors import InputError, UsageError, unknown_name
 from dyndeploy.fields import Field
-from dyndeploy.files import shown
+from dyndeploy.graphs.inspect import graph_name
 from dyndeploy.ops.gates import GateKind
 from dyndeploy.prediction.architectures import static_graph, static_name
 from dyndeploy.prediction.calibrated import CalibratedModel, Installation, find_calibrations, load_calibration
@@ -752,6 +752,7 @@ def predict(
     channel_granularity: int | Sequence[int] | None = None,
     rate: RateLike | RateSamples | Mapping[str, float | Rates] | None = None,
     exit_mix: Sequence[float] | None = None,
+    dims: Mapping[str, int] | None = None,
 ) -> Prediction:
     """Predict the latency of a network on a device.
 
@@ -770,9 +771,11 @@ def predict(
         channel_granularity: As in :class:`Configuration`.
         rate: As in :class:`Configuration`.
         exit_mix: As in :class:`Configuration`.
+        dims: Sizes that an ONNX graph leaves open, by name, besides the batch and the input size.
 
     Raises:
-        UsageError: Unknown name, device or precision, a value out of range, or a device that is not calibrated.
+        UsageError: Unknown name, device or precision, a value out of range, or a device that is not calibrated; a rate
+            for a network that skips nothing; or sizes by name of what is no ONNX graph.
         BundleError: A bundle or a file that cannot be read.
 
     Example:
@@ -784,8 +787,26 @@ def predict(
     )
     configuration = Configuration(mode, granularity, channel_granularity, rate, exit_mix)
     if isinstance(network, os.PathLike):
-        network = _opened(Path(network))
-    return estimator.predict(network, configuration, input_size=input_size)
+        network = open_network(network)
+    if dims:
+        if isinstance(network, (str, Bundle, NodeGraph, StagedNodes, GraphWalker, Graph)):
+            raise UsageError("Only an ONNX file has sizes to give by name: leave --dim out.")
+        network = read_nodes(network, batch=batch, input_size=input_size, dims=dims)
+        input_size = None
+    prediction = estimator.predict(network, configuration, input_size=input_size)
+    if rate is not None:
+        prediction.require_rates()
+    return prediction
+
+
+def open_network(source: str | os.PathLike[str]) -> Bundle | onnx.ModelProto:
+    """The bundle or the graph at a path; weights in files of their own are not read.
+
+    Raises:
+        BundleError: The folder is no bundle.
+        InputError: The file cannot be read as an ONNX graph.
+    """
+    return _opened(Path(source))
 
 
 def _opened(path: Path) -> Bundle | onnx.ModelProto:
@@ -801,6 +822,5 @@ def _opened(path: Path) -> Bundle | onnx.ModelProto:
         raise InputError(f"Cannot read {path} as an ONNX graph: {error}.") from error
     if not model.HasField("graph"):
         raise InputError(f"Cannot read {path} as an ONNX graph: it holds none.")
-    if not model.graph.name or model.graph.name == "main_graph":
-        model.graph.name = shown(path.stem)
+    model.graph.name = graph_name(model.graph, path)
     return model

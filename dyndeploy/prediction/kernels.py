@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dyndeploy.errors import BundleError, unknown_name
+from dyndeploy.graphs.shapes import unknown_size
 from dyndeploy.ops import OPERATORS
 from dyndeploy.ops.base import Launch, OperatorSpec, Shape
 from dyndeploy.ops.gates import BLOCK, GateKind
@@ -538,6 +539,17 @@ class GraphWalker:
         self._fuser = _Fuser(graph, runtime)
         self._entries = [(self._entry(group), group.nodes[0]) for group in self._fuser.groups]
 
+    def part_of_nodes(self) -> dict[str, str]:
+        """The part (:attr:`Graph.parts`) that every node's time belongs to, by the tensors that the node makes."""
+        parts = self.graph().parts
+        return {
+            name: part
+            for part, members in parts.items()
+            for index in members
+            for node in self._fuser.groups[index].nodes
+            for name in node.outputs
+        }
+
     @functools.cached_property
     def gates(self) -> dict[str, tuple[GateKind, ...]]:
         """Kinds of the decisions of each block that obeys some, in order; a branch is a block by its own name."""
@@ -590,7 +602,8 @@ class GraphWalker:
     def _shape(self, name: str) -> Shape:
         shape = self._shapes.get(name)
         if shape is None or any(size < 0 for size in shape):
-            raise BundleError(f"The shape of tensor '{name}' is not static: give the graph a fixed input size.")
+            makers = (f"'{node.name}' ({node.op_type})" for node in self.record.nodes if name in node.outputs)
+            raise BundleError(unknown_size(name, shape, next(makers, "")))
         return shape
 
     def _elements(self, name: str) -> int:

@@ -18,6 +18,13 @@ from dyndeploy.reporting.exit_profile import render_exit_profile_report, write_e
 from dyndeploy.reporting.exits import exit_rows, render_exits_report, summarise, write_exits_report
 from dyndeploy.reporting.gallery import GalleryItem, mask_overlay
 from dyndeploy.reporting.html import ReportExtras, render_report, write_report
+from dyndeploy.reporting.network import (
+    NetworkComparison,
+    PartComparison,
+    compare_network_profile,
+    render_network_report,
+    write_network_report,
+)
 
 __all__ = [
     "BlockComparison",
@@ -25,12 +32,15 @@ __all__ = [
     "ExitComparison",
     "GalleryItem",
     "KindError",
+    "NetworkComparison",
+    "PartComparison",
     "PartError",
     "PredictedExits",
     "PredictedSweep",
     "RateComparison",
     "ReportExtras",
     "compare_exit_profile",
+    "compare_network_profile",
     "compare_profile",
     "exit_rows",
     "mask_overlay",
@@ -38,9 +48,11 @@ __all__ = [
     "predict_profile",
     "render_exit_profile_report",
     "render_exits_report",
+    "render_network_report",
     "render_report",
     "summarise",
     "write_exit_profile_report",
     "write_exits_report",
+    "write_network_report",
     "write_report",
 ]

@@ -69,12 +69,12 @@ def predict_profile(profile: Profile, device: str) -> PredictedSweep:
     profiled = Installation(profile.machine, profile.runtime.get("version"), profile.native)
     installation = profiled if profile.device == device else None
     estimator = _estimator(device, profile.bundle.get("precision"), profile.batch, profile.threads, installation)
-    with _consistent():
+    with consistent():
         return _predicted(profile, estimator)
 
 
 @contextlib.contextmanager
-def _consistent() -> Iterator[None]:
+def consistent() -> Iterator[None]:
     """What is well-formed may still contradict itself, as shapes do that do not fit their operators."""
     try:
         yield
@@ -476,7 +476,7 @@ def predict_exit_profile(profile: ExitProfile, device: str) -> PredictedExits:
     staged = recorded_nodes(profile.graph, "dynamic")
     if not isinstance(staged, StagedNodes) or len(staged.stages) != len(profile.exits):
         raise InputError("The profile does not hold the stages that were measured: it is damaged. Profile again.")
-    with _consistent():
+    with consistent():
         whole = estimator.predict(_nodes(profile.graph, "static"))
         return PredictedExits(estimator.device.name, whole, estimator.predict(staged), estimator.warnings)
 

@@ -224,3 +224,21 @@ def test_names_that_are_no_text(tmp_path: Path, encoding: str) -> None:
     assert re.search(r"folder \\udce9\[a\]", (tmp_path / report).read_text(encoding="utf-8"))
     code, out, err = call("compare", os.fsdecode(b"p\xe9[1].json"), "-o", "c.html")
     assert err == ""
+
+
+def test_a_folder_stands_for_the_images_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = tiny_bundle(tmp_path / "b")
+    inside = [picture(tmp_path / "photos" / name) for name in ("a/2.png", "a/deep/1.png", "b.png")]
+    (tmp_path / "photos" / "index.csv").write_text("no image")
+    alone = picture(tmp_path / "z.png")
+    assert run(["run", str(bundle.path), str(alone), str(tmp_path / "photos"), str(alone), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [entry["image"] for entry in json_lines(out)] == [str(path) for path in (alone, *inside, alone)]
+    assert err == ""
+    inside[1].write_bytes(b"no image")
+    assert run(["run", str(bundle.path), str(tmp_path / "photos")]) == 1
+    assert "1 of 3 images failed" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert run(["run", str(bundle.path), str(alone), str(tmp_path / "empty")]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "empty holds no images" in err

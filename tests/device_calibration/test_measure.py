@@ -13,7 +13,8 @@ from dyndeploy.device_calibration.measure import (
     profile_cost,
     time_in_turn,
 )
-from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, static_shapes
+from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes
+from dyndeploy.graphs.shapes import static_shapes
 from dyndeploy.ops import OPERATORS
 from dyndeploy.prediction.kernels import GraphWalker
 from dyndeploy.runtimes import NodeTime, OnnxRuntimeSession

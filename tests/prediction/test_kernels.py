@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from dyndeploy.errors import BundleError, UsageError
-from dyndeploy.graphs.inspect import static_shapes
 from dyndeploy.graphs.macs import MacCounter
+from dyndeploy.graphs.shapes import static_shapes
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.gates import PATCH
 from dyndeploy.prediction import Graph, GraphWalker, Rates, walk
