@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from dyndeploy.cli import _progress
+
 if TYPE_CHECKING:
     from dyndeploy.remote import DeviceClient, DeviceEntry
 
@@ -35,7 +37,7 @@ def telling_waits(progress: Callable[[str, float], None]) -> Callable[[str, floa
     """A progress function that also tells once, where no bar is drawn, that a board is busy with something else."""
     from dyndeploy.remote.agent import WAITING
 
-    told = sys.stderr.isatty()
+    told = sys.stderr.isatty() or _progress.quiet
 
     def show(message: str, fraction: float) -> None:
         nonlocal told

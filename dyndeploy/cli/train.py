@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,10 +24,32 @@ def train(
         Path | None, typer.Option("--output", "-o", help="Folder of the run. [default: runs/<name of the recipe>]")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder with 'train' and 'val', for recipes on images of your own.")
+    batch: Annotated[
+        int | None, typer.Option(metavar="N", help="Images per iteration, instead of the recipe's.")
     ] = None,
-    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from, instead of the recipe's.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Images of your own: a folder with 'train' and 'val', each with one sub-folder per class; or with the "
+            "classes alone, of which a fifth is held out.",
+        ),
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Checkpoint to start from, instead of the recipe's; a classifier of other classes is replaced.",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which weights of that checkpoint: ema (the moving average), or the name of an entry or prefix. "
+            "[default: the usual ones]",
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU where there is one]")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch. [default: PyTorch's]")] = None,
     resume: Annotated[
@@ -43,8 +66,10 @@ def train(
 
     run = load_recipe(recipe).with_changes(
         epochs=epochs,
+        batch_size=batch,
         folder=None if data is None else str(data),
         initial_weights=None if init is None else str(init),
+        weights=weights,
     )
     import torch
 
@@ -70,6 +95,9 @@ def train(
     if result.ema_evaluation is not None:
         _print_evaluation(result.ema_evaluation, f"{run.name}, moving average of the weights")
     typer.echo(_summary(result))
+    for note in result.notes:
+        typer.echo(f"Note: {note}", err=True)
+    typer.echo(f"Next: dyndeploy export {shlex.quote(str(result.checkpoint.parent))} -o BUNDLE")
 
 
 def _print_evaluation(evaluation: Evaluation, title: str) -> None:

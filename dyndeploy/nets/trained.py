@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from dyndeploy.data import INTERPOLATIONS
-from dyndeploy.errors import CheckpointError
+from dyndeploy.errors import CheckpointError, UsageError
 from dyndeploy.fields import Document, Field
 from dyndeploy.nets.checkpoint_files import read_checkpoint
 from dyndeploy.nets.checkpoints import FORMAT
 from dyndeploy.nets.registry import Preprocessing
+
+CHECKPOINT = "checkpoint.pt"
+"""File of a training run's folder: the last complete epoch, with all that is needed to go on."""
+BEST = "best.pt"
+"""File of a training run's folder: the best epoch; it is missing where none kept the FLOPs target."""
 
 TRAINED = "trained"
 """Key of a :class:`TrainedNetwork` among what is kept beside the weights."""
@@ -63,6 +68,28 @@ class TrainedNetwork:
         if self.preprocessing is None or self.input_size is None or input_size is None:
             return self.preprocessing
         return self.preprocessing.scaled(self.input_size, input_size)
+
+
+def checkpoint_of_run(folder: str | os.PathLike[str], weights: str | None = None) -> Path:
+    """Return the file of a training run's folder whose weights are meant: the best epoch's, else the last one's.
+
+    Args:
+        folder: What ``dyndeploy train -o`` wrote.
+        weights: Name of a set of weights, which only the last epoch's file has several of; None for the usual.
+
+    Raises:
+        UsageError: The folder holds neither.
+    """
+    root = Path(folder)
+    last, best = root / CHECKPOINT, root / BEST
+    if weights is None and best.is_file():
+        return best
+    if last.is_file():
+        return last
+    raise UsageError(
+        f"{root} is a folder, and no training run: it holds no {CHECKPOINT}. Give the name of a network, or the folder "
+        "that 'dyndeploy train' wrote (-o)."
+    )
 
 
 def read_trained(path: str | os.PathLike[str]) -> TrainedNetwork:

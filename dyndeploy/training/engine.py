@@ -21,7 +21,7 @@ from dyndeploy.errors import CheckpointError, DyndeployError, NotFiniteError, Us
 from dyndeploy.files import locked, write_json, write_text
 from dyndeploy.nets import LoadReport, TrainedNetwork, load_checkpoint, save_checkpoint
 from dyndeploy.nets.checkpoint_rules import listing
-from dyndeploy.nets.trained import TRAINED
+from dyndeploy.nets.trained import BEST, CHECKPOINT, TRAINED
 from dyndeploy.nets.usable import unusable_state
 from dyndeploy.training.augmentation import Mix, apply_mix, draw_mix
 from dyndeploy.training.batches import datasets, held_out_batches, require_readable, training_batches
@@ -40,8 +40,6 @@ from dyndeploy.training.processes import (
 )
 from dyndeploy.training.recipe import Recipe, differences, dump_recipe
 
-CHECKPOINT = "checkpoint.pt"
-BEST = "best.pt"
 EMA = "ema.pt"
 LOG = "log.csv"
 RECIPE = "recipe.yaml"
