@@ -121,8 +121,8 @@ def weight_notes(report: LoadReport, network: nn.Module) -> tuple[str, ...]:
     notes = []
     if report.untrained:
         notes.append(
-            f"{report.path.name} lacks {listing(report.untrained)}: these weights are random and were never trained, so "
-            "that results mean nothing. Train first (dyndeploy train RECIPE --init FILE)"
+            f"{report.path.name} lacks {listing(report.untrained)}: these weights are random and were never trained, "
+            "so that results mean nothing. Train first (dyndeploy train RECIPE --init FILE)"
         )
     notes += [
         f"{report.path.name} does not tell {option}: {joined(options[option])} is assumed"
