@@ -20,7 +20,7 @@ from dyndeploy.nets import create_model, load_checkpoint
 from tests.training.helpers import OWN
 
 NAMES = ("zebra", "ant", "Bee", "cat", "dog")
-SMALL = {"mode": "spatial", "granularity": [4, 4, 2, 1], "width_mult": 0.1}
+SMALL = {"mode": "spatial", "granularity": [4, 4, 2, 1], "width_mult": 0.25}
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
 
 
@@ -49,7 +49,7 @@ def static_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A static network of 1000 classes, as torchvision writes it."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "resnet.pth"
-    torch.save(create_model("laud_resnet14_small", width_mult=0.1, mode="static", num_classes=1000).state_dict(), path)
+    torch.save(create_model("laud_resnet14_small", width_mult=0.25, mode="static", num_classes=1000).state_dict(), path)
     return path
 
 
@@ -179,7 +179,7 @@ def test_initial_weights_are_chosen_by_name(
 def test_maskers_that_were_never_trained_are_warned_of(
     static_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export = ["export", "laud_resnet14_small", "-O", "width_mult=0.1", "--num-classes", "1000", "--mode", "layer"]
+    export = ["export", "laud_resnet14_small", "-O", "width_mult=0.25", "--num-classes", "1000", "--mode", "layer"]
     assert run([*export, "--checkpoint", str(static_weights), "-o", str(tmp_path / "b")]) == 0
     assert "never trained, so that results mean nothing" in " ".join(capsys.readouterr().err.split())
     (note,) = Bundle.open(tmp_path / "b").manifest.notes
