@@ -69,7 +69,8 @@ DIGITS = "digits"
 DIGITS_HELD_OUT = 0.2
 """Fraction of scikit-learn's 1797 digits that is never trained on."""
 
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+"""How an image can be resized; all but the first are antialiased."""
 
 
 class PreprocessingLike(Protocol):
@@ -683,8 +684,8 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _resampling(name: str) -> Resampling:
-    if name not in _INTERPOLATIONS:
-        raise unknown_name("interpolation", name, _INTERPOLATIONS)
+    if name not in INTERPOLATIONS:
+        raise unknown_name("interpolation", name, INTERPOLATIONS)
     return Image.Resampling[name.upper()]
 
 

@@ -160,7 +160,7 @@ def run_demo(
     network = build_network(recipe.model.name, recipe.model.options, recipe.model.imported)
     load_checkpoint(network, training.checkpoint)
     network.eval()
-    preprocessing = recipe.model.traits.preprocessing
+    preprocessing = recipe.preprocessing
     held_out = digits(preprocessing, recipe.input_size, recipe.seed).held_out
     _write_images(folder / _IMAGES, held_out, preprocessing)
 

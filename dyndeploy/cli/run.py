@@ -12,7 +12,7 @@ import typer
 
 from dyndeploy.cli._arguments import named_files, numbers, print_json_line, print_table, printable
 from dyndeploy.cli._options import BundleFolder, Native, Runtime, Threads, Thresholds, option
-from dyndeploy.cli._verbosity import note
+from dyndeploy.cli._verbosity import note, tell
 from dyndeploy.errors import UsageError
 from dyndeploy.files import atomic_file
 
@@ -124,7 +124,7 @@ def _print_code(code: str | None) -> None:
     from dyndeploy.runtimes.native import BODIES_NOTE, FALLBACK_BODIES
 
     if code is not None:
-        typer.echo(f"operators: {code}", err=True)
+        tell(f"operators: {code}")
     if code == FALLBACK_BODIES:
         note(BODIES_NOTE)
 
