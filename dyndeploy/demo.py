@@ -111,7 +111,9 @@ class DemoResult:
             "ideal_speedup": data.ideal_speedup,
             "realised_speedup": data.realised_speedup,
             "realisation": data.realisation,
+            "operators": self.profile.operator_code,
             "native": dict(self.profile.native),
+            "warnings": self.profile.warnings(),
             "seconds": self.seconds,
             "shortfalls": list(self.shortfalls),
         }

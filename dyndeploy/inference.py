@@ -16,8 +16,9 @@ from dyndeploy.bundle import LOGITS, Bundle, Manifest
 from dyndeploy.confidences import confidences
 from dyndeploy.data import load_image
 from dyndeploy.errors import DyndeployError, InputError, UsageError, unknown_name
-from dyndeploy.runtimes import OnnxRuntimeSession, Session, TensorRTSession, open_staged
+from dyndeploy.runtimes import NativeUse, OnnxRuntimeSession, Session, TensorRTSession, open_staged
 from dyndeploy.runtimes.base import Array
+from dyndeploy.runtimes.native import operator_code
 from dyndeploy.runtimes.staged import RUNTIMES
 
 
@@ -34,6 +35,8 @@ class Classification:
         exit: The exit that was taken, from 1; None for a network without exits.
         rates: Share of active bits of every mask by name; empty for a network without masks.
         class_name: Name of the class; None where the bundle holds no names.
+        operators: Which code ran the dynamic operators (:func:`dyndeploy.runtimes.native.operator_code`); None
+            without such operators.
     """
 
     image: str
@@ -43,6 +46,7 @@ class Classification:
     exit: int | None = None
     rates: dict[str, float] = field(default_factory=dict)
     class_name: str | None = None
+    operators: str | None = None
 
     @property
     def mean_rate(self) -> float:
@@ -64,6 +68,7 @@ class Result:
         exit: The exit that was taken, from 1; None for a network without exits.
         rates: Share of active bits of every mask by name.
         image: Path of the image; None for arrays.
+        operators: As for :class:`Classification`.
     """
 
     outputs: dict[str, Array]
@@ -71,6 +76,7 @@ class Result:
     exit: int | None
     rates: dict[str, float]
     image: str | None = None
+    operators: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; of every output its shape, type and range."""
@@ -84,6 +90,7 @@ class Result:
             "ms": self.ms,
             "exit": self.exit,
             "rates": self.rates,
+            "operators": self.operators,
         }  # fmt: skip
 
 
@@ -136,9 +143,9 @@ def run_inputs(
     masks, results = bundle.manifest.masks, []
     with _opened(bundle, runtime, threads, thresholds, native) as run:
         for feeds in inputs:
-            outputs, number, ms = run(feeds)
+            outputs, number, ms = run.timed(feeds)
             rates = {mask.name: float(outputs.pop(mask.name).mean()) for mask in masks if mask.name in outputs}
-            results.append(Result(outputs, ms, number, rates))
+            results.append(Result(outputs, ms, number, rates, operators=run.code))
     return results
 
 
@@ -191,14 +198,14 @@ def run_images(
 
 
 def _run_batch(
-    manifest: Manifest, run: _Timed, names: Sequence[str], images: Sequence[Array], batch: int
+    manifest: Manifest, run: _Runner, names: Sequence[str], images: Sequence[Array], batch: int
 ) -> Iterator[Result | Failure]:
     """The results of up to a batch of images, which is filled up with the last one."""
     if not images:
         return
     filled = np.stack([*images, *[images[-1]] * (batch - len(images))])
     try:
-        outputs, number, ms = run({manifest.inputs[0].name: filled})
+        outputs, number, ms = run.timed({manifest.inputs[0].name: filled})
     except UsageError:
         raise
     except DyndeployError as error:
@@ -212,7 +219,7 @@ def _run_batch(
     for row, name in enumerate(names):
         own = {key: value[row : row + 1] if value.shape[:1] == (batch,) else value for key, value in outputs.items()}
         rates = {mask.name: float(own.pop(mask.name).mean()) for mask in manifest.masks if mask.name in own}
-        yield Result(own, ms / len(names), number, rates, name)
+        yield Result(own, ms / len(names), number, rates, name, run.code)
 
 
 def classify_images(
@@ -248,6 +255,7 @@ def classify_images(
             result.exit,
             result.rates,
             names[label] if names else None,
+            result.operators,
         )
 
 
@@ -320,10 +328,18 @@ _Timed = Callable[[Mapping[str, Array]], tuple[dict[str, Array], int | None, flo
 """The same with the milliseconds that it took."""
 
 
+@dataclass(frozen=True)
+class _Runner:
+    """A bundle that is open: how to run it, and which code its dynamic operators run in."""
+
+    timed: _Timed
+    code: str | None
+
+
 @contextmanager
 def _opened(
     bundle: Bundle, runtime: str, threads: int, thresholds: Sequence[float] | None, native: str | os.PathLike[str]
-) -> Iterator[_Timed]:
+) -> Iterator[_Runner]:
     """Open a bundle's session; its first run is made twice, because the very first one allocates memory."""
     if runtime not in RUNTIMES:
         raise unknown_name("runtime", runtime, RUNTIMES)
@@ -332,9 +348,9 @@ def _opened(
         raise UsageError(f"{manifest.network.name} has no exits: leave the thresholds out.")
     with ExitStack() as stack:
         if manifest.exits is not None:
-            run = _staged(stack, bundle, runtime, threads, thresholds)
+            run, used = _staged(stack, bundle, runtime, threads, thresholds)
         else:
-            run = _whole(stack, bundle, runtime, threads, native)
+            run, used = _whole(stack, bundle, runtime, threads, native)
         warm = False
 
         def timed(feeds: Mapping[str, Array]) -> tuple[dict[str, Array], int | None, float]:
@@ -346,10 +362,12 @@ def _opened(
             outputs, number = run(feeds)
             return outputs, number, 1e3 * (time.perf_counter() - start)
 
-        yield timed
+        yield _Runner(timed, operator_code(manifest.operator_types, asdict(used)))
 
 
-def _staged(stack: ExitStack, bundle: Bundle, runtime: str, threads: int, thresholds: Sequence[float] | None) -> _Run:
+def _staged(
+    stack: ExitStack, bundle: Bundle, runtime: str, threads: int, thresholds: Sequence[float] | None
+) -> tuple[_Run, NativeUse]:
     session = stack.enter_context(open_staged(bundle, runtime, threads=threads, thresholds=thresholds))
     name = bundle.manifest.inputs[0].name
 
@@ -357,10 +375,12 @@ def _staged(stack: ExitStack, bundle: Bundle, runtime: str, threads: int, thresh
         result = session.run(feeds[name])
         return {LOGITS: result.logits}, int(result.exits[0])
 
-    return run
+    return run, session.info.native
 
 
-def _whole(stack: ExitStack, bundle: Bundle, runtime: str, threads: int, native: str | os.PathLike[str]) -> _Run:
+def _whole(
+    stack: ExitStack, bundle: Bundle, runtime: str, threads: int, native: str | os.PathLike[str]
+) -> tuple[_Run, NativeUse]:
     session: Session
     if runtime == "onnxruntime":
         precision = bundle.manifest.cpu_precision
@@ -372,4 +392,4 @@ def _whole(stack: ExitStack, bundle: Bundle, runtime: str, threads: int, native:
     def run(feeds: Mapping[str, Array]) -> tuple[dict[str, Array], int | None]:
         return session.run(feeds), None
 
-    return run
+    return run, session.info.native

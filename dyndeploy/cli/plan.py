@@ -111,6 +111,9 @@ def _same(one: Plan, other: Plan) -> bool:
 
 
 def _print_measured(chosen: Plan, measured: list[Plan]) -> None:
+    from dyndeploy.runtimes.native import BODIES_NOTE, FALLBACK_BODIES
+
+    code = sorted({item.measured_with for item in measured if item.measured_with is not None})
     print_table(
         ("", "measured ms", "predicted ms", "mode", "granularity", "channels per group", "dense blocks"),
         [
@@ -125,8 +128,11 @@ def _print_measured(chosen: Plan, measured: list[Plan]) -> None:
             )
             for item in measured
         ],
-        title="Measured here with random weights, masks forced: the plan, uniform choices and the static network",
+        title="Measured here with random weights, masks forced: the plan, uniform choices and the static network; "
+        f"operators: {', '.join(code) or 'none'}",
     )
+    if FALLBACK_BODIES in code:
+        typer.echo(f"Note: {BODIES_NOTE}")
 
 
 def _row(item: Plan, *, chosen: bool) -> list[str]:

@@ -163,7 +163,9 @@ def _print_exits(result: ExitProfile) -> None:
     print_table(
         ("what", "M MACs", "median ms", "p90 ms", "CoV", "ideal", "realised", "realisation"),
         rows,
-        title=f"{result.bundle['name']} on {result.machine['cpu']}, {result.threads} thread(s), ms per image",
+        title=f"{result.bundle['name']} on {result.machine['cpu']}, {result.threads} thread(s), "
+        + (f"operators: {result.operator_code}, " if result.operator_code else "")
+        + "ms per image",
     )
     typer.echo(
         f"Staging costs {result.overhead:+.1%} against one graph of the same exits; every stage with its exit "

@@ -82,6 +82,7 @@ def run(
     )
     for mask, rate in result.rates.items():
         typer.echo(f"{mask}: rate {rate:.3f}")
+    _print_code(result.operators)
 
 
 def _named(inputs: list[str]) -> dict[str, Path]:
@@ -100,10 +101,12 @@ def _print_each(
     """Print every result as soon as it is there, and keep none; returns how many images failed."""
     from dyndeploy.inference import Classification, Failure
 
+    code: str | None = None
     width = min(32, max(len("class"), *map(len, classes or ("",))))
     failed = shown = 0
     for result in results:
         failed += isinstance(result, Failure)
+        code = code or getattr(result, "operators", None)
         if as_json:
             print_json_line(result.to_json())
         elif isinstance(result, Failure):
@@ -120,7 +123,19 @@ def _print_each(
             for key, value in result.outputs.items():
                 found = f"{key} {tuple(value.shape)}, {value.min():.4g} to {value.max():.4g}, {result.ms:.2f} ms"
                 typer.echo(f"{printable(result.image)}: {found}")
+    if not as_json:
+        _print_code(code)
     return failed
+
+
+def _print_code(code: str | None) -> None:
+    """Which code the times are of; None where there are no dynamic operators."""
+    from dyndeploy.runtimes.native import BODIES_NOTE, FALLBACK_BODIES
+
+    if code is not None:
+        typer.echo(f"operators: {code}")
+    if code == FALLBACK_BODIES:
+        typer.echo(f"Note: {BODIES_NOTE}")
 
 
 def _write(path: Path, result: Result) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from dyndeploy.measure.turn import machine_turn
 from dyndeploy.prediction import bundle_record, exit_shares
 from dyndeploy.runtimes import OnnxRuntimeSession, StagedSession, open_staged
 from dyndeploy.runtimes.machine import machine_facts
+from dyndeploy.runtimes.native import bodies_note, operator_code
 
 SCHEMA_VERSION = 1
 KIND = "measured_exits"
@@ -117,6 +118,8 @@ class ExitProfile:
         mixes: Given mixes, and ``"data"`` where there are thresholds.
         note: What a reader should know, or empty.
         graph: The graphs that were run (:func:`dyndeploy.prediction.bundle_record`); None in profiles of release 0.1.0.
+        native: ``path``, ``sha256`` and ``instruction_set`` of the operator library that the stages ran with (path
+            None: function bodies); empty in profiles of release 0.1.0.
     """
 
     bundle: dict[str, Any]
@@ -132,6 +135,17 @@ class ExitProfile:
     mixes: tuple[MixResult, ...]
     note: str = ""
     graph: Mapping[str, Any] | None = None
+    native: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def operator_code(self) -> str | None:
+        """Which code ran the dynamic operators (:func:`dyndeploy.runtimes.native.operator_code`)."""
+        return operator_code(self.bundle.get("operators", ()), self.native)
+
+    @property
+    def bodies_note(self) -> str:
+        """What the operator library would give, where function bodies ran; else empty."""
+        return bodies_note(self.bundle.get("operators", ()), self.native, self.runtime.get("provider"))
 
     @property
     def overhead(self) -> float:
@@ -148,7 +162,8 @@ class ExitProfile:
                 f"Unstable: runs of the same input vary by more than 2.5 %: {', '.join(shaky)}. Close other programs "
                 "or give more --repeats; speed-ups are paired with the whole network and suffer less."
             )
-        return [*notes, *self.machine.get("warnings", ())]
+        bodies = [self.bodies_note] if self.bodies_note else []
+        return [*notes, *bodies, *self.machine.get("warnings", ())]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types (see ``docs/early_exits.md``)."""
@@ -158,6 +173,7 @@ class ExitProfile:
             "bundle": self.bundle,
             "machine": self.machine,
             "runtime": self.runtime,
+            "native": dict(self.native),
             "threads": self.threads,
             "settings": self.settings,
             "whole_macs": self.whole_macs,
@@ -279,6 +295,7 @@ def profile_exits(
         mixes=tuple(mix_result(name, share, times, reference.median, whole_macs) for name, share in shares),
         note=note,
         graph=bundle_record(bundle),
+        native=asdict(info.native),
     )
 
 

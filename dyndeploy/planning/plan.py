@@ -37,6 +37,8 @@ class Plan:
         reasons: Why, a sentence each.
         measured_ms: Of one image, where plans were measured against each other
             (:func:`~dyndeploy.planning.measure_plans`).
+        measured_with: Which code ran its dynamic operators then (:func:`dyndeploy.runtimes.native.operator_code`); None
+            where it has none.
     """
 
     network: str
@@ -56,6 +58,7 @@ class Plan:
     accuracy: float | None = None
     reasons: tuple[str, ...] = ()
     measured_ms: float | None = None
+    measured_with: str | None = None
 
     def options(self) -> dict[str, Any]:
         """Keywords for :func:`~dyndeploy.nets.create_model`; :attr:`dense` goes to the export's settings."""

@@ -20,13 +20,13 @@ from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError
 from dyndeploy.precisions import CPU_PRECISIONS
 from dyndeploy.processors import usable_processors
 from dyndeploy.runtimes.base import ANY_SIZE, Array, NativeUse, Session, SessionInfo
-from dyndeploy.runtimes.native import ISA_VARIABLE, NativeLibrary, find_cpu_library, native_library
+from dyndeploy.runtimes.native import CPU_PROVIDER, ISA_VARIABLE, NativeLibrary, find_cpu_library, native_library
 from dyndeploy.runtimes.onnxruntime_package import SWAP, conflict, import_onnxruntime, installed_distributions
 
 if TYPE_CHECKING:
     import onnx
 
-PROVIDER = "CPUExecutionProvider"
+PROVIDER = CPU_PROVIDER
 PROVIDERS = {"cpu": PROVIDER, "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 """ONNX Runtime's names of the providers that a session can be opened with."""
 

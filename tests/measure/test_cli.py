@@ -25,7 +25,7 @@ def test_a_json_file_and_a_table(bundle: Path, tmp_path: Path, capsys: pytest.Ca
     assert run(["profile", str(bundle), *QUICK, "--threads", "2", "--json", str(path)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    for word in ("static twin", "forced", "data", "realisation", "fallback bodies", "2 thread(s)"):
+    for word in ("static twin", "forced", "data", "realisation", "function bodies", "2 thread(s)"):
         assert word in out
     profile = load_profile(path)
     assert [result.rate for result in profile.rates] == [0.5, 1.0]
