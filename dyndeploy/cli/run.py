@@ -129,13 +129,13 @@ def _print_each(
 
 
 def _print_code(code: str | None) -> None:
-    """Which code the times are of; None where there are no dynamic operators."""
+    """Which code the times are of, on stderr: stdout has a line per image. None: there are no dynamic operators."""
     from dyndeploy.runtimes.native import BODIES_NOTE, FALLBACK_BODIES
 
     if code is not None:
-        typer.echo(f"operators: {code}")
+        typer.echo(f"operators: {code}", err=True)
     if code == FALLBACK_BODIES:
-        typer.echo(f"Note: {BODIES_NOTE}")
+        typer.echo(f"Note: {BODIES_NOTE}", err=True)
 
 
 def _write(path: Path, result: Result) -> None:
