@@ -136,7 +136,7 @@ def _print_pair(pair: Pair) -> None:
 
 
 def _between(spread: tuple[float, float] | None) -> str:
-    return "-" if spread is None else f"{spread[0]:.3f}..{spread[1]:.3f}"
+    return "-" if spread is None else f"{spread[0]:.4g}..{spread[1]:.4g}"
 
 
 def _both(one: float | None, other: float | None, form: str) -> str:
@@ -185,7 +185,9 @@ def _compare_exits(asked: _Asked) -> None:
     def show() -> None:
         typer.echo(printable(summarise_exits(measured)))
         for entry in comparisons:
-            _print_exit_comparison(entry)
+            if entry.same_device:
+                _print_own_exits(entry)
+        _print_other_exits([entry for entry in comparisons if not entry.same_device], device)
         _print_notes(comparisons, note, measured.bodies_note)
 
     value = {
@@ -200,22 +202,47 @@ def _compare_exits(asked: _Asked) -> None:
     _require_below(comparisons, asked.fail_above)
 
 
-def _print_exit_comparison(entry: ExitComparison) -> None:
-    measured = ("measured ms", "error") if entry.same_device else ()
+def _print_own_exits(entry: ExitComparison) -> None:
     print_table(
-        ("leaves at, or mix", "predicted ms", *measured, "predicted speed-up", "measured speed-up"),
+        ("leaves at, or mix", "measured ms", "predicted ms", "error", "measured speed-up", "predicted speed-up"),
         [
             (
                 item.name,
+                f"{item.measured_ms:.3f}",
                 f"{item.predicted_ms:.3f}",
-                *((f"{item.measured_ms:.3f}", f"{item.predicted_ms / item.measured_ms - 1:+.1%}") if measured else ()),
-                f"{item.predicted_speedup:.2f}x",
+                f"{item.predicted_ms / item.measured_ms - 1:+.1%}",
                 f"{item.measured_speedup:.2f}x",
+                f"{item.predicted_speedup:.2f}x",
             )
             for item in (*entry.exits, *entry.mixes)
         ],
-        title=f"{entry.predicted_device}, speed-ups over the network without exits"
-        + ("" if entry.same_device else "; another device than was measured, for information"),
+        title=f"{entry.predicted_device}: measured and predicted, speed-ups over the network without exits",
+    )
+
+
+def _print_other_exits(comparisons: Sequence[ExitComparison], measured: str) -> None:
+    if not comparisons:
+        return
+    items = (*comparisons[0].exits, *comparisons[0].mixes)
+    rows = [
+        (
+            entry.predicted_device,
+            f"{entry.whole_predicted_ms:.3f}",
+            *(f"{item.predicted_ms:.3f} ({item.predicted_speedup:.2f}x)" for item in (*entry.exits, *entry.mixes)),
+        )
+        for entry in comparisons
+    ]
+    print_table(
+        ("device", "without exits", *(item.name for item in items)),
+        [
+            (
+                f"{measured}, measured",
+                f"{comparisons[0].whole_measured_ms:.3f}",
+                *(f"{item.measured_ms:.3f} ({item.measured_speedup:.2f}x)" for item in items),
+            ),
+            *rows,
+        ],
+        title="other devices, predicted, for information: ms (speed-up over the network without exits on that device)",
     )
 
 

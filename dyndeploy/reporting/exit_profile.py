@@ -218,7 +218,7 @@ def _others_table(comparisons: Sequence[ExitComparison]) -> Table:
         ("device", "without exits, ms", *(f"{name}, ms (speed-up)" for name in names)),
         [
             (
-                f"{c.predicted_device}, predicted",
+                c.predicted_device,
                 ms(c.whole_predicted_ms),
                 *(f"{ms(entry.predicted_ms)} ({times(entry.predicted_speedup)})" for entry in entries),
             )

@@ -18,6 +18,8 @@ from urllib.parse import quote
 
 Rows = list[tuple[str, str]]
 
+_SHORT = 14
+
 
 @dataclass(frozen=True)
 class Table:
@@ -40,6 +42,11 @@ class Table:
     fields: Sequence[str] = ()
     values: Sequence[Sequence[object]] = field(default=(), repr=False)
     marked: frozenset[int] = frozenset()
+
+    @property
+    def words(self) -> bool:
+        """Whether cells need a line each on a phone, where short ones stand in two columns."""
+        return any(len(cell) > _SHORT for row in self.rows for cell in row[1:])
 
     @property
     def csv(self) -> str:
@@ -98,7 +105,7 @@ def measured_on(
         ("Threads", threads),
         ("Operators", code),
         *more,
-        ("Measured", machine.get("date")),
+        ("Measured", str(machine.get("date") or "")[:16].replace("T", " ")),
     ]
     return [(label, str(value)) for label, value in facts if value]
 

@@ -30,10 +30,12 @@ def render_pair_report(pair: Pair) -> str:
     return render_page(
         "pair.html.j2",
         title=f"{pair.one} and {pair.other}",
-        top=[(f"{fact.what.capitalize()} (differs)", f"{fact.one} | {fact.other}") for fact in pair.differences],
+        top=_top(pair),
         pair=pair,
         differences=Table(
-            "What differs", ("what", pair.one, pair.other), [(f.what, f.one, f.other) for f in pair.differences]
+            "What differs",
+            ("what", pair.one, pair.other),
+            [(f.what, f.one, f.other) for f in pair.differences],
         ),
         facts=Table("The rest", ("what", pair.one, pair.other), [(f.what, f.one, f.other) for f in same]),
         times=_times_table(pair),
@@ -41,6 +43,20 @@ def render_pair_report(pair: Pair) -> str:
         time_chart=_chart(pair, "times", "Time per image, measured", "ms per image", "ms"),
         speedup_chart=_chart(pair, "speedups", "Speed-up, measured", "realised speed-up", "speedup"),
     )
+
+
+_FIRST = ("network", "machine", "threads", "operators", "precision")
+"""What stands at the top whether it differs or not."""
+
+
+def _top(pair: Pair) -> list[tuple[str, str]]:
+    shown = [fact for fact in pair.facts if fact.what in _FIRST or fact in pair.differences]
+    return [
+        (f"{fact.what.capitalize()} (differs)", f"{fact.one} | {fact.other}")
+        if fact.differs
+        else (fact.what.capitalize(), fact.one)
+        for fact in shown
+    ]
 
 
 def mark(different: bool) -> str:

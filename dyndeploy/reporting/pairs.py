@@ -21,6 +21,10 @@ Facts = dict[str, str]
 ABOUT_BUNDLE = "bundle"
 ABOUT_RUN = "how it ran"
 
+BETWEEN_RUNS = 0.05
+"""What two runs of the same command may differ by although neither shows it: each process finds its memory elsewhere
+(1 to 5 % on the machine of ``docs/early_exits.md``). Smaller differences are never marked."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -52,6 +56,10 @@ class Figure:
         return {**asdict(self), "realisation": self.realisation}
 
 
+def _far(one: float | None, other: float | None) -> bool:
+    return one is not None and other is not None and max(one, other) > (1 + BETWEEN_RUNS) * min(one, other)
+
+
 @dataclass(frozen=True)
 class PairRow:
     """One thing that both measured.
@@ -71,13 +79,16 @@ class PairRow:
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the times differ by more than noise (:func:`dyndeploy.measure.samples.apart`)."""
-        return apart(self.one.spread, self.other.spread)
+        """Whether the times differ by more than noise: they are :func:`~dyndeploy.measure.samples.apart`, and by more
+        than :data:`BETWEEN_RUNS`.
+        """
+        return apart(self.one.spread, self.other.spread) and _far(self.one.ms, self.other.ms)
 
     @property
     def speedup_beyond_noise(self) -> bool:
         """The same of the speed-ups."""
-        return apart(self.one.speedup_spread, self.other.speedup_spread)
+        one, other = self.one, self.other
+        return apart(one.speedup_spread, other.speedup_spread) and _far(one.speedup, other.speedup)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
