@@ -274,7 +274,9 @@ def _short(checksum: object) -> str | None:
 
 
 def _text(value: object) -> str:
-    return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else "unknown" if value is None else str(value)
+    if isinstance(value, (list, tuple)):
+        return "-".join(map(str, value)) or "none"
+    return "unknown" if value is None else str(value)
 
 
 @dataclass(frozen=True)
@@ -331,8 +333,9 @@ def _names(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> tuple[
     """Short names of two files, told apart."""
     short = tuple(files.shown(os.path.basename(path)) for path in (one, other))
     full = tuple(files.shown(path) for path in (one, other))
-    names = short if short[0] != short[1] else full
-    return (names[0], names[1]) if names[0] != names[1] else (f"{names[0]} (first)", f"{names[1]} (second)")
+    if full[0] == full[1]:
+        return f"{short[0]} (first)", f"{short[1]} (second)"
+    return (short[0], short[1]) if short[0] != short[1] else (full[0], full[1])
 
 
 def compare_measurements(kind: str, one: Any, other: Any, names: tuple[str, str] = ("first", "second")) -> Pair:
