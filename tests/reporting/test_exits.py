@@ -15,6 +15,7 @@ from dyndeploy.exits import SWEEP, CalibrationResult, Constraint, calibrate
 from dyndeploy.measure.exits import ExitProfile, profile_exits
 from dyndeploy.measure.load_exits import load_exit_profile
 from dyndeploy.reporting import exit_rows, render_exit_profile_report, render_exits_report, summarise_exits
+from dyndeploy.runtimes.native import BODIES_NOTE
 from tests.digits_bundles import digits_bundle
 from tests.exits.helpers import COSTS, scores_of
 from tests.reporting.test_html import _Checker, saved_tables
@@ -152,6 +153,23 @@ def test_profiles_are_read_back(profile: ExitProfile, tmp_path: Path) -> None:
     noted = replace(profile, note="Every stage has threads of its own.")
     path.write_text(json.dumps(noted.to_json(), allow_nan=False))
     assert load_exit_profile(path) == noted
+
+
+def test_the_code_that_ran_is_named(profile: ExitProfile, tmp_path: Path) -> None:
+    assert profile.operator_code is None and profile.bodies_note == ""  # Nothing dynamic is in it.
+    skipping = replace(profile, bundle={**profile.bundle, "operators": ["SpatialBottleneck"]})
+    assert skipping.operator_code == "function bodies" and BODIES_NOTE in skipping.warnings()
+    page = render_exit_profile_report(skipping)
+    assert "<dd>function bodies</dd>" in page and "ran in: function bodies" in page
+    library = {"path": "/a/lib.so", "sha256": "0" * 64, "instruction_set": "avx2"}
+    native = replace(skipping, native=library)
+    assert native.operator_code == "lib.so (avx2)" and BODIES_NOTE not in native.warnings()
+    (path := tmp_path / "p.json").write_text(json.dumps(native.to_json()))
+    assert load_exit_profile(path) == native
+    value = native.to_json()
+    del value["native"]
+    path.write_text(json.dumps(value))
+    assert load_exit_profile(path).operator_code is None  # Release 0.1.0 did not note it.
 
 
 def test_compare_takes_both(
