@@ -259,7 +259,7 @@ def _facts_of(profile: Profile | ExitProfile) -> Iterator[tuple[str, str, object
     yield ABOUT_RUN, "threads", profile.threads
     yield ABOUT_RUN, "batch", getattr(profile, "batch", 1)
     yield ABOUT_RUN, "operators", profile.operator_code
-    yield ABOUT_RUN, "operator library", _short(profile.native.get("sha256"))
+    yield ABOUT_RUN, "operator library", _short(profile.native.get("sha256")) or _none(profile)
     yield ABOUT_RUN, "runtime", f"{runtime.get('name')} {runtime.get('version')}"
     yield ABOUT_RUN, "provider", runtime.get("provider")
     for what in ("os", "governor", "power_mode", "jetpack"):
@@ -267,6 +267,10 @@ def _facts_of(profile: Profile | ExitProfile) -> Iterator[tuple[str, str, object
     yield ABOUT_RUN, "dyndeploy", versions.get("dyndeploy")
     yield ABOUT_RUN, "images", profile.settings.get("images", {}).get("source")
     yield ABOUT_RUN, "date", machine.get("date")
+
+
+def _none(profile: Profile | ExitProfile) -> str | None:
+    return None if profile.operator_code is None else "none"
 
 
 def _short(checksum: object) -> str | None:

@@ -68,7 +68,7 @@ def test_what_differs_is_named(profile: Profile) -> None:
     differences = {fact.what: (fact.one, fact.other) for fact in pair.differences}
     assert differences["threads"] == ("1", "4")
     assert differences["operators"] == ("function bodies", "libdyndeploy_ort_cpu.so (avx512)")
-    assert differences["operator library"] == ("unknown", "sha256 abababababab")
+    assert differences["operator library"] == ("none", "sha256 abababababab")
     assert differences["machine"] == (profile.machine["cpu"], "another")
     assert set(differences) == {"threads", "operators", "operator library", "machine"}
     assert not any("cannot tell" in note for note in pair.notes)
