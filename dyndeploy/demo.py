@@ -41,6 +41,10 @@ _IMAGES = "images"
 _INDEX = "index.csv"
 _GALLERY_BLOCKS = 2
 _GALLERY_SCALE = 4
+_GALLERY_NOTE = (
+    "Left a digit, right the same digit with what one block does to it: it computes the framed patches and skips the "
+    "greyed ones. Digits are shown as ink on paper; the network, like the files in images/, has them white on black."
+)
 
 Step = Callable[[str], None]
 Pixels = npt.NDArray[np.uint8]
@@ -188,6 +192,7 @@ def run_demo(
         accuracy=training.evaluation.accuracy,
         accuracy_source=f"{training.evaluation.images} handwritten digits that training never saw",
         gallery=_gallery(network, held_out, preprocessing, training.evaluation),
+        gallery_note=_GALLERY_NOTE,
         notes=_notes(training, deployed_accuracy, verification),
     )
     write_report(folder / "report.html", profile, sweeps, extras)
@@ -253,7 +258,8 @@ def _gallery(
         (logits,) = logits_of(network(torch.from_numpy(images.images[first])))
     variance = {b.name: m.variance for b in evaluation.blocks for m in b.masks if m.kind == PATCH.name}
     chosen = sorted(sorted(variance, key=lambda name: -variance[name])[:_GALLERY_BLOCKS])
-    pixels = _pixels(images.images[first], preprocessing).repeat(_GALLERY_SCALE, 1).repeat(_GALLERY_SCALE, 2)
+    # As ink on paper; scikit-learn, and so the network, has them white on black.
+    pixels = (255 - _pixels(images.images[first], preprocessing)).repeat(_GALLERY_SCALE, 1).repeat(_GALLERY_SCALE, 2)
     items = []
     for name in chosen:
         for row, mask in enumerate(tape.masks[mask_name(name, PATCH.name)][:, 0].numpy()):

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from dyndeploy.cli import _progress
 from dyndeploy.cli._verbosity import note
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def telling_waits(progress: Callable[[str, float], None]) -> Callable[[str, floa
     """A progress function that also tells once, where no bar is drawn, that a board is busy with something else."""
     from dyndeploy.remote.agent import WAITING
 
-    told = sys.stderr.isatty() or _progress.quiet
+    told = sys.stderr.isatty()
 
     def show(message: str, fraction: float) -> None:
         nonlocal told

@@ -20,7 +20,7 @@ from dyndeploy.cli._verbosity import note
 from dyndeploy.errors import InputError, UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from dyndeploy.measure import NetworkProfile, Profile, Samples
+    from dyndeploy.measure import NetworkProfile, Profile
     from dyndeploy.measure.exits import ExitProfile
     from dyndeploy.remote import DeviceEntry, DeviceReport
 
@@ -169,35 +169,39 @@ def _deliver(
 
 
 def _print_exits(result: ExitProfile) -> None:
-    rows = [["whole network", f"{result.whole_macs / 1e6:.1f}", *_times(result.whole), "1.00x", "1.00x", "-"]]
+    from dyndeploy.reporting import staging_cost
+
+    whole = f"{result.whole.median:.3f}"
+    rows = [["whole network", f"{result.whole_macs / 1e6:.1f}", whole, "-", f"{result.whole.cov:.1%}"]]
+    rows[0] += ["1.00x", "1.00x", "-"]
     entries = [(f"exit {entry.exit}", entry) for entry in result.exits]
     if result.branched is not None:
         entries.append(("all branches (If)", result.branched))
     for name, entry in entries:
         ideal, realised = result.whole_macs / entry.macs, 1 / entry.relative
+        spread = _spread(entry.relative_spread, result.whole.median)
         speed = [f"{ideal:.2f}x", f"{realised:.2f}x", f"{realised / ideal:.1%}"]
-        rows.append([name, f"{entry.macs / 1e6:.1f}", *_times(entry.samples), *speed])
+        paired = f"{result.paired_ms(entry):.3f}"
+        rows.append([name, f"{entry.macs / 1e6:.1f}", paired, spread, f"{entry.samples.cov:.1%}", *speed])
     for mix in result.mixes:
         name = "the data's own exits" if mix.name == "data" else f"mix {mix.name}"
         speed = [f"{mix.ideal_speedup:.2f}x", f"{mix.realised_speedup:.2f}x", f"{mix.realisation:.1%}"]
-        rows.append([name, f"{mix.mean_macs / 1e6:.1f}", f"{mix.mean_ms:.3f}", "-", "-", *speed])
+        spread = _spread(result.mix_spread(mix), result.whole.median)
+        rows.append([name, f"{mix.mean_macs / 1e6:.1f}", f"{mix.mean_ms:.3f}", spread, "-", *speed])
     print_table(
-        ("what", "M MACs", "median ms", "p90 ms", "CoV", "ideal", "realised", "realisation"),
+        ("what", "M MACs", "ms", "p25..p75", "CoV", "ideal", "realised", "realisation"),
         rows,
         title=f"{result.bundle['name']} on {result.machine['cpu']}, {result.threads} thread(s), "
         + (f"operators: {result.operator_code}, " if result.operator_code else "")
-        + "ms per image",
+        + "ms per image, from runs in turn with the whole network",
     )
-    typer.echo(
-        f"Staging costs {result.overhead:+.1%} against one graph of the same exits; every stage with its exit "
-        f"{result.exits[-1].relative - 1:+.1%} against the network without exits."
-    )
+    typer.echo(staging_cost(result))
     for warning in result.warnings():
         typer.echo(f"Note: {warning}")
 
 
-def _times(samples: Samples) -> list[str]:
-    return [f"{samples.median:.3f}", f"{samples.percentile(90):.3f}", f"{samples.cov:.1%}"]
+def _spread(relative: tuple[float, float] | None, whole: float) -> str:
+    return "-" if relative is None else f"{relative[0] * whole:.3f}..{relative[1] * whole:.3f}"
 
 
 def _board(device: str, host: str | None) -> DeviceEntry | None:
@@ -261,5 +265,6 @@ def _print_device(measured: DeviceReport) -> None:
     )
     for name in _predicted(measured.profile):
         comparison = compare_profile(measured.profile, predict_profile(measured.profile, name))
-        latency = "" if comparison.latency_mape is None else f", latency MAPE {comparison.latency_mape:.1%}"
-        typer.echo(f"Predicted for {name}: speed-up MAPE {comparison.speedup_mape:.1%}{latency}.")
+        errors = (("latencies", comparison.latency_mape), ("speed-ups", comparison.speedup_mape))
+        known = " and ".join(f"{value:.1%} of {what}" for what, value in errors if value is not None)
+        typer.echo(f"Predicted for {name}: mean errors {known}.")

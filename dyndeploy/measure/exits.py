@@ -42,6 +42,8 @@ class ExitTimes:
         samples: Times of the stages up to this one, the confidences read and compared.
         relative: Time over the network without exits, from runs in turn (median, by input).
         relative_cpu: The same from CPU times; None where those are not one thread's.
+        relative_spread: 25th and 75th percentile of the time over the network without exits, of all rounds; None in
+            profiles of release 0.1.0.
     """
 
     exit: int
@@ -49,6 +51,7 @@ class ExitTimes:
     samples: Samples
     relative: float
     relative_cpu: float | None
+    relative_spread: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -57,6 +60,7 @@ class ExitTimes:
             "macs": self.macs,
             "relative": self.relative,
             "relative_cpu": self.relative_cpu,
+            "relative_spread": None if self.relative_spread is None else list(self.relative_spread),
             **self.samples.to_json(1),
         }
 
@@ -147,6 +151,22 @@ class ExitProfile:
         """What the operator library would give, where function bodies ran; else empty."""
         return bodies_note(self.bundle.get("operators", ()), self.native, self.runtime.get("provider"))
 
+    def paired_ms(self, entry: ExitTimes) -> float:
+        """Milliseconds of an exit from runs in turn with the network without exits: a drift of the machine cancels.
+
+        What every table, chart and sentence shows; the raw runs are in :attr:`ExitTimes.samples`.
+        """
+        return entry.relative * self.whole.median
+
+    def mix_spread(self, mix: MixResult) -> tuple[float, float] | None:
+        """Time of a mix over the network without exits where all exits take their 25th, and their 75th percentile."""
+        spreads = [entry.relative_spread for entry in self.exits]
+        known = [spread for spread in spreads if spread is not None]
+        if len(known) < len(spreads):
+            return None
+        low, high = (float(np.dot(mix.shares, [spread[end] for spread in known])) for end in (0, 1))
+        return low, high
+
     @property
     def overhead(self) -> float:
         """What staging costs: every stage over one graph that computes the same exits, less 1."""
@@ -191,12 +211,14 @@ class ExitProfile:
 def _exit_times(pair: Paired, exit: int, macs: int) -> ExitTimes:
     inputs = [index for index, _, _ in pair.ratios]
     cpu = [ratio for _, _, ratio in pair.ratios if ratio is not None]
+    low, high = np.percentile([1 / ratio for _, ratio, _ in pair.ratios], [25, 75])
     return ExitTimes(
         exit=exit,
         macs=macs,
         samples=samples_of(pair.visits),
         relative=1 / typical_ratio([ratio for _, ratio, _ in pair.ratios], inputs),
         relative_cpu=1 / typical_ratio(cpu, inputs) if len(cpu) == len(inputs) else None,
+        relative_spread=(float(low), float(high)),
     )
 
 

@@ -70,7 +70,14 @@ def _times(item: Field) -> ExitTimes:
         samples=Samples.read(item),
         relative=item["relative"].positive(),
         relative_cpu=item["relative_cpu"].optional(Field.positive),
+        relative_spread=item.get("relative_spread").optional(_spread),
     )
+
+
+def _spread(item: Field) -> tuple[float, float]:
+    low, high = item.sequence(Field.positive, length=2)
+    item.require(low <= high, "two numbers in order")
+    return low, high
 
 
 def _mix(item: Field, exits: int) -> MixResult:

@@ -243,6 +243,11 @@ class Profile:
         """Which code ran the dynamic operators (:func:`dyndeploy.runtimes.native.operator_code`)."""
         return operator_code(self.bundle.get("operators", ()), self.native)
 
+    @property
+    def bodies_note(self) -> str:
+        """What the operator library would give, where function bodies ran; else empty."""
+        return bodies_note(self.bundle.get("operators", ()), self.native, self.runtime.get("provider"))
+
     def warnings(self) -> list[str]:
         """What a reader should know before trusting the figures."""
         entries = [("static twin", self.static)]
@@ -265,8 +270,8 @@ class Profile:
         in_bodies = sorted(used - set(self.native.get("operators", ())))
         if self.native.get("path") is not None and in_bodies:
             notes.append(f"The operator library does not run {', '.join(in_bodies)}: their function bodies ran.")
-        if note := bodies_note(used, self.native, self.runtime.get("provider")):
-            notes.append(note)
+        if self.bodies_note:
+            notes.append(self.bodies_note)
         missed = [f"{result.rate:g} became {result.achieved_rate:.3g}" for result in self.rates if result.missed]
         if missed:
             notes.append(

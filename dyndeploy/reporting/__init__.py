@@ -13,8 +13,14 @@ from dyndeploy.reporting.comparison import (
     compare_profile,
     predict_exit_profile,
     predict_profile,
+    unpredicted_note,
 )
-from dyndeploy.reporting.exit_profile import render_exit_profile_report, write_exit_profile_report
+from dyndeploy.reporting.exit_profile import (
+    render_exit_profile_report,
+    staging_cost,
+    summarise_exits,
+    write_exit_profile_report,
+)
 from dyndeploy.reporting.exits import exit_rows, render_exits_report, summarise, write_exits_report
 from dyndeploy.reporting.gallery import GalleryItem, mask_overlay
 from dyndeploy.reporting.html import ReportExtras, render_report, write_report
@@ -25,6 +31,8 @@ from dyndeploy.reporting.network import (
     render_network_report,
     write_network_report,
 )
+from dyndeploy.reporting.pair_page import render_pair_report, write_pair_report
+from dyndeploy.reporting.pairs import Pair, compare_files, compare_measurements, measurement_kind
 
 __all__ = [
     "BlockComparison",
@@ -33,6 +41,7 @@ __all__ = [
     "GalleryItem",
     "KindError",
     "NetworkComparison",
+    "Pair",
     "PartComparison",
     "PartError",
     "PredictedExits",
@@ -40,19 +49,27 @@ __all__ = [
     "RateComparison",
     "ReportExtras",
     "compare_exit_profile",
+    "compare_files",
+    "compare_measurements",
     "compare_network_profile",
     "compare_profile",
     "exit_rows",
     "mask_overlay",
+    "measurement_kind",
     "predict_exit_profile",
     "predict_profile",
     "render_exit_profile_report",
     "render_exits_report",
     "render_network_report",
+    "render_pair_report",
     "render_report",
+    "staging_cost",
     "summarise",
+    "summarise_exits",
+    "unpredicted_note",
     "write_exit_profile_report",
     "write_exits_report",
     "write_network_report",
+    "write_pair_report",
     "write_report",
 ]
