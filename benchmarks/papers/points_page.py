@@ -33,9 +33,9 @@ INTRODUCTION = """# The papers' points
 Each paper says: at this accuracy, the network computes so little, and a device becomes so much faster. This page puts
 beside each published point what this project finds for it, so that you can see which claims hold.
 
-- **Published.** Accuracy (ImageNet top-1), GMACs (billions of multiply-accumulates per image) and milliseconds per image
-  are copied. The milliseconds come from the *paper's own simulator*, not from a device. Nobody has trained these networks
-  again here: no accuracy on this page is ours.
+- **Published.** Accuracy (ImageNet top-1), GMACs (billions of multiply-accumulates per image) and milliseconds per
+  image are copied. The milliseconds come from the *paper's own simulator*, not from a device. Nobody has trained these
+  networks again here: no accuracy on this page is ours.
 - **Rate.** The share of patches, channels or blocks that is computed. The publications do not say it. It is solved: the
   one rate, the same in every block, at which this project counts the published GMACs. Networks that were trained choose
   other rates in other blocks, at the same total.
@@ -43,11 +43,11 @@ beside each published point what this project finds for it, so that you can see 
   Dynamic network and static twin are both predicted in {runtime}, so that they can be compared. (The static twin is the
   same network without decisions: it computes everything.) No figure of this page was taken on a board or a GPU.
 - **Measured.** On the CPU named below, with masks forced to that rate at random places, or with the exit forced. The
-  network runs in turn with its static twin in one process, on one thread, one image at a time; weights are random, because
+  network runs in turn with its static twin in one process, on one thread, one image at a time. Weights are random, as
   time does not depend on them. *Ideal* is the speed-up that the multiply-accumulates promise, for the masks that ran.
 
-A speed-up is always over the static twin of the same column. A cell is empty where nothing was published or can be said;
-*{not_here}* marks networks that this release does not have. They are filled in as soon as it does.
+A speed-up is always over the static twin of the same column. A cell is empty where nothing was published or can be
+said; *{not_here}* marks networks that this release does not have. They are filled in as soon as it does.
 """
 
 
@@ -124,13 +124,14 @@ def _machine(measured: Measured) -> str:
     facts = list(measured.values())
     cpus = ", ".join(dict.fromkeys(f"{f['machine']['cpu']} ({_isa(f['machine']['isa'])})" for f in facts))
     versions = ", ".join(dict.fromkeys(f"{f['runtime']['name']} {f['runtime']['version']}" for f in facts))
-    operators = ", ".join(dict.fromkeys(f["operators"] for f in facts if f["operators"]))
+    operators = ", ".join(dict.fromkeys(f["operators"].rsplit("/", 1)[-1] for f in facts if f["operators"]))
     shared = [f for f in facts if f["shared_machine"]]
-    text = f"Measured on {cpus}, {versions}, FP32, {max(f['machine']['date'] for f in facts)[:10]}. Operators: {operators}."
+    date = max(f["machine"]["date"] for f in facts)[:10]
+    text = f"Measured on {cpus}, {versions}, FP32, {date}. Operators: {operators}."
     if shared:
         text += (
-            f" Measured on a shared machine ({len(shared)} of {len(facts)} networks): speed-ups are ratios of CPU time of "
-            "the one computing thread, which other processes hardly change."
+            f" Measured on a shared machine ({len(shared)} of {len(facts)} networks): speed-ups are ratios of the CPU "
+            "time of the one computing thread, which other processes change little."
         )
     return text + "\n"
 
@@ -147,9 +148,10 @@ def _verdicts(networks: Sequence[Sequence[Point]], twins: Mapping[str, Point], m
             cells = [_device_verdict(points, twins, device) for device in DEVICES]
             rows.append([f"`{points[0].network}`", mode, *cells, _cpu_verdict(points, measured)])
     note = (
-        f"\nFirst the range of speed-ups that was published for the device, then the range predicted here; for the CPU the "
-        f"range measured, and how much of the ideal it is. *Holds*: at every point at least {HOLDS:.0%} of the published "
-        f"speed-up (for the CPU: of the ideal one) is left; *in part*: at some points; *does not hold*: at none.\n"
+        "\nFirst the range of speed-ups that was published for the device, then the range predicted here; for the CPU\n"
+        "the range measured, and how much of the ideal it is. *Holds*: at every point at least "
+        f"{HOLDS:.0%} of the published\nspeed-up (for the CPU: of the ideal one) is left; *in part*: at some points; "
+        "*does not hold*: at none.\n"
     )
     return _table(["network", "mode", *(f"{_title(d)}" for d in DEVICES), "this CPU, measured"], rows) + note
 
@@ -242,8 +244,9 @@ def _exit_network(points: Sequence[Point], measured: Measured) -> str:
         cells += [_ms(predicted_ms(point, device, None), None) for device in devices]
         rows.append([*cells, "" if row is None else f"{row['ms']:.1f} ms", _measured_cell(point, measured)])
     text = (
-        f"## {points[0].network}\n\nNo latency is published. The twin is the network that always goes to exit {whole}, as "
-        "one graph without decisions. The accuracy is that of all images at that exit; a mix of exits lies between.\n\n"
+        f"## {points[0].network}\n\nNo latency is published. The twin is the network that always goes to exit {whole}, "
+        "as one graph without decisions.\nThe accuracy is that of all images at that exit; a mix of exits lies "
+        "between.\n\n"
     )
     header = ["exit", "top-1 %", "GMACs (counted here)", *(f"{_title(d)}: predicted" for d in devices)]
     return text + _table([*header, "this CPU: measured", "over the twin"], rows)

@@ -1,4 +1,4 @@
-"""The page of the papers' points: rates that give the published GMACs, and every row in its place. No time is asserted."""
+"""The page of the papers' points: rates that give the published GMACs, every row in its place."""
 
 from __future__ import annotations
 
@@ -63,10 +63,8 @@ def test_script_measures_what_is_here_and_marks_what_is_not(script: Any, points:
     ]
     (tmp_path / "rows.csv").write_text("\n".join(rows))
     paths = {name: tmp_path / name for name in ("rows.csv", "result.json", "page.md")}
-    script.main(
-        ["--measure", "--seconds", "0.1", "--native", "off", "--rows", str(paths["rows.csv"])]
-        + ["--result", str(paths["result.json"]), "--page", str(paths["page.md"])]
-    )  # fmt: skip
+    files = [f"--{key}={paths[name]}" for key, name in zip(("rows", "result", "page"), paths, strict=True)]
+    script.main(["--measure", "--seconds", "0.1", "--native", "off", *files])
     result = json.loads(paths["result.json"].read_text())
     (row,) = result["networks"]["laud_resnet14_small layer block"]["rows"]
     assert result["kind"] == "measured"
@@ -76,7 +74,7 @@ def test_script_measures_what_is_here_and_marks_what_is_not(script: Any, points:
     assert f"{row['speedup_cpu_time'] or row['speedup']:.2f}x (ideal {row['ideal_speedup']:.2f}x)" in page
     assert page.count("not here yet |") >= 2
     # The page alone, from the file.
-    script.main([f"--{key}={paths[name]}" for key, name in zip(("rows", "result", "page"), paths, strict=True)])
+    script.main(files)
     assert paths["page.md"].read_text() == page
 
 
