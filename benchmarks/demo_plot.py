@@ -2,8 +2,8 @@
 
     dyndeploy demo -o demo && python benchmarks/demo_plot.py demo docs/img/demo.svg
 
-The chart is taken from the report as it is, with the report's colours for light and dark pages; below it stand how it was
-made and on which processor.
+The chart is taken from the report as it is, with the report's colours for light and dark pages; below it stands how and
+on which processor it was made.
 """
 
 from __future__ import annotations

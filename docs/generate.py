@@ -60,10 +60,10 @@ RECIPES_INTRODUCTION = """# Recipe keys
 
 *Made from the docstrings in `dyndeploy/training/recipe.py` by `python docs/generate.py`; edit those, not this page.*
 
-A recipe is a YAML file with everything that a training run depends on. [Training](training.md) tells how a run goes; this
-page lists every key. A key without a default must be given. A key that is not listed here is refused, so that a typing
-error cannot go unnoticed. `none` as a default means: left out. Relative paths start at the recipe's folder for what is
-imported, and at the working folder for images and weights.
+A recipe is a YAML file with everything that a training run depends on. [Training](training.md) tells how a run goes;
+this page lists every key. A key without a default must be given. A key that is not listed here is refused, so that a
+typing error cannot go unnoticed. The default `none` means that nothing is set; the column on the right says what that
+does.
 """
 
 
