@@ -200,8 +200,8 @@ def _price_of_skipping(networks: Sequence[Sequence[Point]]) -> str:
     return (
         "Why predictions fall short of what was published: at rate 1, where nothing is skipped, the dynamic networks\n"
         f"are predicted to run at {', '.join(texts)}\nof their twins' speed. TensorRT's own kernels, which the twin "
-        "gets, are better than those of the dynamic operators,\nand that is lost first. On this CPU the operator library "
-        "is faster than the twin's kernels, so that more than the\nideal can be measured.\n"
+        "gets, are better than those of the dynamic operators,\nand that is lost first. On this CPU the operator "
+        "library is faster than the twin's kernels, so that more than the\nideal can be measured.\n"
     )
 
 
