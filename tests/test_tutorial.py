@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from dyndeploy import create_model
-from dyndeploy.cli import run
+from dyndeploy.cli import COMMANDS, run
 
 PAGE = Path(__file__).parent.parent / "docs" / "tutorial.md"
 EXITS = "## The same with early exits"
@@ -39,6 +39,9 @@ REPLACED = {
 """What the page says -> what is small enough for a test."""
 
 CLASSES = ("bolt", "hex", "phillips", "torx", "wood")
+
+
+whole_way = pytest.mark.skipif("evaluate" not in COMMANDS, reason="the tutorial evaluates bundles")
 
 
 @pytest.fixture
@@ -93,6 +96,7 @@ def test_everything_replaced_stands_on_the_page() -> None:
     assert [f"## {number}. " in text for number in range(1, 11)] == [True] * 10
 
 
+@whole_way
 def test_own_images_become_a_network_for_a_board(workshop: Path) -> None:
     done = follow(PAGE.read_text(encoding="utf-8").split(EXITS)[0])
     assert list(dict.fromkeys(done)) == [
@@ -106,6 +110,7 @@ def test_own_images_become_a_network_for_a_board(workshop: Path) -> None:
     assert list((workshop / "trtexec").glob("*.onnx"))
 
 
+@whole_way
 def test_the_same_with_early_exits(workshop: Path) -> None:
     done = follow(PAGE.read_text(encoding="utf-8").split(EXITS)[1])
     assert list(dict.fromkeys(done)) == [
