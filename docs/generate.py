@@ -162,7 +162,7 @@ def networks_table() -> str:
         rows = [" | ".join(_network_cells(name)) for name in model_names(family)]
         loads = CHECKPOINTS.get(family)
         parts += [
-            f"**{family}**. Checkpoints that load: {f'{loads}, and our own' if loads else 'our own'}.\n",
+            f"**{family}**. Checkpoints that load:\n{f'{loads}, and our own' if loads else 'our own'}.\n",
             "| name | modes | input | parameters | GMACs at full rate |\n|---|---|---|---|---|",
             *(f"| {row} |" for row in rows),
             "",
