@@ -50,7 +50,11 @@ def measure(points: list[Point], seconds: float, native: str = "auto") -> dict[s
 def _rates(bundle: Bundle, points: list[Point], seconds: float, native: str) -> dict[str, Any]:
     rates = [rate for point in points if (rate := solved_rate(point)) is not None]
     profile = profile_bundle(bundle, threads=1, rates=rates, min_seconds=seconds, native=native)
-    return {**_facts(profile), "operators": profile.native["description"], "rows": list(_rate_rows(profile))}
+    return {
+        **_facts(profile),
+        "operators": profile.native["description"].rsplit("/", 1)[-1],
+        "rows": list(_rate_rows(profile)),
+    }
 
 
 def _rate_rows(profile: Profile) -> Iterator[dict[str, Any]]:

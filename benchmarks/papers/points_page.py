@@ -125,7 +125,7 @@ def _machine(measured: Measured) -> str:
     facts = list(measured.values())
     cpus = ", ".join(dict.fromkeys(f"{f['machine']['cpu']} ({_isa(f['machine']['isa'])})" for f in facts))
     versions = ", ".join(dict.fromkeys(f"{f['runtime']['name']} {f['runtime']['version']}" for f in facts))
-    operators = ", ".join(dict.fromkeys(f["operators"].rsplit("/", 1)[-1] for f in facts if f["operators"]))
+    operators = ", ".join(dict.fromkeys(f["operators"] for f in facts if f["operators"]))
     shared = [f for f in facts if f["shared_machine"]]
     date = max(f["machine"]["date"] for f in facts)[:10]
     text = f"Measured on {cpus}, {versions}, FP32, {date}. Operators: {operators}."
