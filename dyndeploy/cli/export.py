@@ -75,7 +75,8 @@ def export(
         str, typer.Option(help="stages; if: also one graph with nested If. Networks with early exits only.")
     ] = "stages",
     plan: Annotated[
-        Path | None, typer.Option(help="Follow a plan of 'dyndeploy plan': modes, granularities, size, dense blocks.")
+        Path | None,
+        typer.Option(help="Follow a plan of 'dyndeploy plan': modes, granularities, dense blocks; or exits."),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder of images for the reference tensors. [default: two sample photographs]")
@@ -105,19 +106,27 @@ def export(
     options = parse_options(name, texts, imported)
     names = None if class_names is None else lines(class_names)
     dense: tuple[str, ...] = ()
+    kept = None if exits is None else whole_numbers("--exits", exits)
     if plan is not None:
-        from dyndeploy.planning import load_plan
+        from dyndeploy.planning import ExitPlan, load_plan
 
+        planned = load_plan(plan)
         settled = ("mode", "granularity", "channel_granularity")
         given = [f"--{key.replace('_', '-')}" for key in settled if key in options]
         given += ["--input-size"] if sizes is not None else []
+        given += ["--exits"] if kept is not None and isinstance(planned, ExitPlan) else []
         if given:
             raise UsageError(f"A plan settles {', '.join(given)}: leave them out, or export without --plan.")
-        planned = load_plan(plan)
         if planned.network != name:
             raise UsageError(f"{plan} is a plan for {planned.network}, not for {name}.")
-        options |= planned.options()
-        sizes, dense = planned.input_size, planned.dense
+        if planned.precision == "fp16" != precision:
+            raise UsageError(f"{plan} is a plan for fp16: give --precision fp16, or plan for {precision}.")
+        sizes = planned.input_size
+        if isinstance(planned, ExitPlan):
+            kept = planned.chosen.exits
+        else:
+            options |= planned.options()
+            dense = planned.dense
 
     # Impossible requests end here, before a network is built.
     settings = ExportSettings(
@@ -126,7 +135,7 @@ def export(
         input_size=sizes,
         precision=precision,
         static=static,
-        exits=None if exits is None else whole_numbers("--exits", exits),
+        exits=kept,
         graph=graph,
         data=data,
         checkpoint=checkpoint,

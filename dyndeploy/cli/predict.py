@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dyndeploy.cli._arguments import numbers, per_stage_numbers, print_json, print_table, size
+from dyndeploy.cli._arguments import numbers, per_stage_numbers, print_json, print_table, size, whole_numbers
 from dyndeploy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -51,6 +51,10 @@ def predict(
             metavar="A/B/...",
             help="Shares of the images that leave at each exit. (default: the bundle's, else equal ones)",
         ),
+    ] = None,
+    exits: Annotated[
+        str | None,
+        typer.Option(help="Exits to keep, the last included, e.g. 2,4, as export does. (default: all)"),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(help="Images per batch. (default: the bundle's, else the device's usual batch)")
@@ -101,7 +105,7 @@ def predict(
         options["rate"] = rates[0] if len(rates) == 1 else rates
     of_reference = {"compat": compat, "mem_concurrent": mem_concurrent, "seed": seed}
     if _wants_reference(predictor, of_reference):
-        if precision != "fp32" or runtime is not None or calibration is not None or exit_mix is not None:
+        if precision != "fp32" or runtime is not None or calibration is not None or exit_mix or exits:
             raise UsageError(
                 "The reference predictor knows FP32 and no runtime, and no exits. Leave --predictor and --compat out."
             )
@@ -114,6 +118,8 @@ def predict(
         options |= {"precision": precision, "runtime": runtime, "threads": threads, "calibration": calibration}
         if exit_mix is not None:
             options["exit_mix"] = numbers("--exit-mix", exit_mix.replace("/", ","))
+        if exits is not None:
+            options["exits"] = whole_numbers("--exits", exits)
         prediction = predict_kernels(Path(network) if _is_path(network) else network, **options)
     if as_json:
         print_json(prediction.to_json())

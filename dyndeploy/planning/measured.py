@@ -46,9 +46,8 @@ def measure_plans(
     Raises:
         UsageError: A plan for another device.
     """
-    other = next((plan.device for plan in plans if plan.device != "cpu"), None)
-    if other is not None:
-        raise UsageError(f"Plans for '{other}' cannot be measured here: only those for the device cpu can.")
+    for plan in plans:
+        require_measurable(plan.device)
     spent: list[list[float]] = [[] for _ in plans]
     with contextlib.ExitStack() as stack:
         runs = []
@@ -65,6 +64,15 @@ def measure_plans(
                 call()
                 own.append((clock() - begin) / 1e6)
     return [replace(plan, measured_ms=quick(own)) for plan, own in zip(plans, spent, strict=True)]
+
+
+def require_measurable(device: str) -> None:
+    """Raise ``UsageError`` for a device that is not this machine's CPU."""
+    if device != "cpu":
+        raise UsageError(
+            f"Plans are measured on this machine, and '{device}' is another one. Leave --measure out, export what the "
+            f"plan says, and measure it there: 'dyndeploy profile BUNDLE --device {device}'."
+        )
 
 
 def forced_graph(network: Any, input_size: tuple[int, int]) -> tuple[onnx.ModelProto, tuple[MaskInfo, ...]]:
