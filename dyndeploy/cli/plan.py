@@ -130,15 +130,14 @@ def _plan_exits(
     as_json: bool,
 ) -> None:
     from dyndeploy.files import write_json
-    from dyndeploy.planning import plan_exits
-    from dyndeploy.planning.sources import exit_estimator
+    from dyndeploy.planning import device_prices, plan_exits
     from dyndeploy.prediction import Configuration
 
     mix = None if exit_mix is None else numbers("--exit-mix", exit_mix.replace("/", ","))
-    estimator, used = exit_estimator(device, precision=precision, threads=threads, calibrations=calibrations)
-    for warning in estimator.warnings:
+    prices = device_prices(device, threads=threads, calibrations=calibrations, precision=precision)
+    for warning in prices.warnings:
         typer.echo(f"Note: {warning}", err=True)
-    chosen = plan_exits(staged, estimator, mix, threads=used, configuration=Configuration(rate=rate))
+    chosen = plan_exits(staged, device, prices, mix, configuration=Configuration(rate=rate))
     if output is not None:
         write_json(output, chosen.to_json())
     if as_json:

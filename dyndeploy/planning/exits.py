@@ -13,7 +13,8 @@ from typing import Any
 
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.fields import Document, Field
-from dyndeploy.prediction import Configuration, Estimator, Prediction, exit_shares
+from dyndeploy.planning.sources import DevicePrices
+from dyndeploy.prediction import Configuration, Estimator, exit_shares
 from dyndeploy.prediction.staged import StagedNodes
 
 SCHEMA = 1
@@ -141,20 +142,20 @@ def _verdict(item: Field) -> ExitVerdict:
 
 def plan_exits(
     network: StagedNodes,
-    estimator: Estimator,
+    device: str,
+    prices: DevicePrices,
     mix: Sequence[float] | None = None,
     *,
-    threads: int | None = None,
     configuration: Configuration | None = None,
 ) -> ExitPlan:
     """Choose the exits that pay.
 
     Args:
-        network: Stages of all exits, at batch 1 (:func:`~dyndeploy.prediction.zoo.zoo_network`,
-            :func:`~dyndeploy.prediction.bundle_nodes`).
-        estimator: Predicts for the device.
+        network: Stages of all exits, at batch 1 (:func:`~dyndeploy.planning.sources.staged_network`).
+        device: Its name.
+        prices: Of the device (:func:`~dyndeploy.planning.device_prices`). Of several numbers of threads the lowest
+            counts: give one to plan for another.
         mix: Share of images that leaves at each exit; None takes those that the thresholds were calibrated with.
-        threads: For the plan; None on a GPU.
         configuration: Rates of dynamic blocks within the stages.
 
     Raises:
@@ -168,10 +169,18 @@ def plan_exits(
             f"--exit-mix {example}."
         )
     shares = exit_shares(given, len(network.exits))
+    counts = sorted(count for count in prices.by_threads if count is not None)
+    threads = counts[0] if counts else None
+    estimator = Estimator(
+        device,
+        precision=prices.precision,
+        batch=1,
+        threads=threads or 1,
+        calibration=next(iter(prices.calibrations), None),
+    )
     search = _Search(replace(network, shares=shares), estimator, configuration or Configuration())
     chosen = search.best()
     first = network.stages[0][1]
-    prediction = search.predicted(chosen.exits)
     return ExitPlan(
         network=network.name,
         input_size=first.input_size or (0, 0),
@@ -184,9 +193,9 @@ def plan_exits(
             ExitVerdict(number, number in chosen.exits, search.saved_ms(chosen, number))
             for number in network.exits[:-1]
         ),
-        runtime=prediction.runtime or "",
-        precision=prediction.precision,
-        basis=prediction.basis,
+        runtime=estimator.dynamic_runtime,
+        precision=prices.precision,
+        basis=prices.basis,
     )
 
 
@@ -195,12 +204,9 @@ class _Search:
         self._network, self._estimator, self._configuration = network, estimator, configuration
         self.tried: dict[tuple[int, ...], ExitChoice] = {}
 
-    def predicted(self, exits: tuple[int, ...]) -> Prediction:
-        return self._estimator.predict(self._network, replace(self._configuration, exits=exits))
-
     def price(self, exits: tuple[int, ...]) -> ExitChoice:
         if exits not in self.tried:
-            found = self.predicted(exits)
+            found = self._estimator.predict(self._network, replace(self._configuration, exits=exits))
             self.tried[exits] = ExitChoice(
                 exits=exits,
                 shares=tuple(entry.share for entry in found.exits),

@@ -94,7 +94,7 @@ def _runs(plan: Plan, native: str | os.PathLike[str], stack: contextlib.ExitStac
     network.run_dense(plan.dense)
     graph, masks = forced_graph(network, plan.input_size)
     sessions = [
-        stack.enter_context(OnnxRuntimeSession(graph, threads=plan.threads, native=native, in_order=True))
+        stack.enter_context(OnnxRuntimeSession(graph, threads=plan.threads or 1, native=native, in_order=True))
         for _ in range(_SESSIONS)
     ]
     image = sessions[0].inputs[0]

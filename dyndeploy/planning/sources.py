@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dyndeploy.bundle import Bundle
@@ -32,13 +32,15 @@ class DevicePrices:
         precision: Of activations and weights.
         basis: What the prices rest on, for a reader.
         warnings: Why a calibration may not fit this machine.
+        calibrations: Files that were given.
     """
 
     by_threads: Mapping[int | None, Price]
     runtime: str
     precision: str
     basis: str
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
+    calibrations: tuple[Path, ...] = ()
 
 
 def device_prices(
@@ -65,7 +67,7 @@ def device_prices(
             known = ", ".join(map(str, found))
             raise UsageError(f"'{device}' is not calibrated with {threads} threads, but with {known}.")
         basis = f"calibration of {device} ({', '.join(map(str, found))} threads)"
-        return DevicePrices(dict(found), "onnxruntime", precision, basis, tuple(warnings))
+        return DevicePrices({**found}, "onnxruntime", precision, basis, tuple(warnings), tuple(calibrations))
     if threads is not None:
         raise UsageError(f"{device} is a GPU: threads mean nothing there. Leave --threads out.")
     if device in target_names():
@@ -103,30 +105,6 @@ def staged_network(
         return None
     named = zoo_network(network, {}, input_size=input_size, lacks=lacking_operators(device))
     return named if isinstance(named, StagedNodes) else None
-
-
-def exit_estimator(
-    device: str, *, precision: str = "fp32", threads: int | None = None, calibrations: Sequence[Path] = ()
-) -> tuple[Estimator, int | None]:
-    """What predicts exits on a device, and the number of threads that it is for (None on a GPU).
-
-    Args:
-        device: Its name.
-        threads: Of a CPU; None takes 1, or what a given calibration is for.
-        calibrations: One calibration file at most; none looks in the user's configuration folder.
-        precision: Of activations and weights.
-
-    Raises:
-        UsageError: As :func:`device_prices`; or several files.
-        InputError: As :func:`device_prices`.
-    """
-    if len(calibrations) > 1:
-        raise UsageError("Exits are planned with one calibration: give one file.")
-    prices = device_prices(device, threads=threads, calibrations=calibrations, precision=precision)
-    counts = sorted(count for count in prices.by_threads if count is not None)
-    used = (threads or counts[0]) if counts else None
-    calibration = calibrations[0] if calibrations else None
-    return Estimator(device, precision=precision, batch=1, threads=used or 1, calibration=calibration), used
 
 
 def calibrated_prices(

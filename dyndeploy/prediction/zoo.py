@@ -51,7 +51,7 @@ def lacking_operators(device: str) -> tuple[str, ...]:
     if device not in target_names():
         return ()
     allowed = load_target(device).allowed_operators
-    return tuple(name for name in SPELT_OUT if name not in allowed)
+    return () if allowed is None else tuple(name for name in SPELT_OUT if name not in allowed)
 
 
 def zoo_nodes(
