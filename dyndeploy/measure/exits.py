@@ -229,6 +229,7 @@ def profile_exits(
     progress("checking the bundle", 0.0)
     bundle.require_intact()
     machine = machine_facts()
+    assert bundle.static is not None
     images, source = exit_images(bundle, data, repeats)
     progress("loading", 0.0)
     with ExitStack() as stack:

@@ -884,14 +884,23 @@ def _build_onnxruntime(job: Job, spec: Json, model: str) -> Json:
     _keep_order(runtime, options)
     path = os.path.join(job.out, "engine")
     options.optimized_model_filepath = path + ".part"
-    # The highest level, which changes layouts, comes when the file is loaded: in branches it gives several outputs
-    # the same name, so that a file of it cannot be read.
+    # The highest level, which changes layouts, comes when the file is loaded.
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     try:
         runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise AgentError("build", "ONNX Runtime %s: %s" % (runtime.__version__, error))
-    os.replace(path + ".part", path)
+    plain = runtime.SessionOptions()
+    plain.log_severity_level = 4
+    plain.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        runtime.InferenceSession(path + ".part", plain, providers=["CPUExecutionProvider"])
+        os.replace(path + ".part", path)
+    except Exception as error:
+        # In branches it may give several outputs the same name, so that it cannot read its own file.
+        sys.stderr.write("the optimised graph cannot be read, the graph itself is kept: %s\n" % error)
+        os.unlink(path + ".part")
+        shutil.copyfile(model, path)
     return {}
 
 
@@ -1351,7 +1360,8 @@ def job_verify(job: Job, spec: Json) -> Json:
     ``reference`` (SHA-256 of reference.npz), ``batch``, ``inputs`` and ``outputs`` (names), ``masks``, ``tolerance``
     (``output``, ``margin`` and ``ties``: from the host's table of precisions), ``threads``. Of a network that exits
     early also ``stages`` (the ``exit`` of each, and its engines ``engine`` and ``forced``) and ``static_outputs`` (the
-    output of the static twin by the one that it is compared with). Without masks nothing is forced.
+    output of the static twin by the one that it is compared with) and ``reference_inputs`` (what an input is called in
+    reference.npz). Without masks nothing is forced.
     """
     numpy = import_or_refuse("numpy")
     job.report("loading the engines", 0.0)
@@ -1361,11 +1371,12 @@ def job_verify(job: Job, spec: Json) -> Json:
     sessions = open_networks(job, spec)
     inputs, batch, masks, outputs = spec["inputs"], spec["batch"], spec["masks"], spec["outputs"]
     tolerance = spec["tolerance"]
-    wanted = list(inputs)
+    stored = spec.get("reference_inputs") or {name: name for name in inputs}
+    wanted = list(stored.values())
     for name in masks + outputs:
         wanted += [name, "forced/" + name] if masks else [name]
     lacking = sorted(set(wanted) - set(reference))
-    count = 0 if lacking else len(reference[inputs[0]])
+    count = 0 if lacking else len(reference[stored[inputs[0]]])
     if not count or count % batch:
         raise AgentError("reference", "reference.npz cannot be used: it lacks %s" % (", ".join(lacking) or "inputs"))
 
@@ -1373,7 +1384,7 @@ def job_verify(job: Job, spec: Json) -> Json:
         parts = {}  # type: Dict[str, List[Any]]
         for start in range(0, count, batch):
             rows = slice(start, start + batch)
-            feeds = {name: reference[name][rows] for name in inputs}
+            feeds = {name: reference[stored[name]][rows] for name in inputs}
             if forced is not None:
                 feeds.update({"forced/" + name: forced(name, rows) for name in masks})
             for name, value in session.run(feeds).items():
@@ -1431,7 +1442,7 @@ def job_verify(job: Job, spec: Json) -> Json:
         # A tie may fall the other way and change everything after it.
         passed = value <= tolerance["output"] or (tied > 0 and value < NOT_FINITE)
         checks.append({"name": "%s as deployed" % name, "passed": passed, "relative_error": value})
-    result = {"checks": checks, "files": {}}
+    result = {"checks": checks, "files": {}}  # type: Json
     if "stages" in spec:
         names = ["confidence/exit%d" % stage["exit"] for stage in spec["stages"]]
         finite = all(numpy.isfinite(free[name]).all() for name in names)
