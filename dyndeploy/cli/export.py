@@ -102,7 +102,11 @@ def export(
     from dyndeploy.export import ExportSettings, export_model
     from dyndeploy.nets import load_checkpoint
     from dyndeploy.nets.factories import build_network, parse_options
+    from dyndeploy.prediction.zoo import predicted_only
 
+    reason = predicted_only(name) if imported is None else None
+    if reason is not None:
+        raise UsageError(reason)
     options = parse_options(name, texts, imported)
     names = None if class_names is None else lines(class_names)
     dense: tuple[str, ...] = ()

@@ -67,7 +67,14 @@ def device_prices(
             known = ", ".join(map(str, found))
             raise UsageError(f"'{device}' is not calibrated with {threads} threads, but with {known}.")
         basis = f"calibration of {device} ({', '.join(map(str, found))} threads)"
-        return DevicePrices({count: found[count] for count in found}, "onnxruntime", precision, basis, tuple(warnings), tuple(calibrations))
+        return DevicePrices(
+            {count: found[count] for count in found},
+            "onnxruntime",
+            precision,
+            basis,
+            tuple(warnings),
+            tuple(calibrations),
+        )
     if threads is not None:
         raise UsageError(f"{device} is a GPU: threads mean nothing there. Leave --threads out.")
     if device in target_names():

@@ -35,6 +35,18 @@ def predicted_only(name: str) -> str | None:
     return None
 
 
+def predict_only_names() -> dict[str, str]:
+    """Names that are no registered networks, and what ``predict`` knows of each."""
+    from dyndeploy.nets import model_names
+    from dyndeploy.prediction.architectures import static_names
+    from dyndeploy.prediction.laudnet import network_names
+
+    known = set(model_names())
+    static = dict.fromkeys(static_names(), "Static network, written down for pricing.")
+    reference = dict.fromkeys(network_names(), "With --predictor reference: as the LAUDNet predictor sees it.")
+    return {name: text for name, text in {**static, **reference}.items() if name not in known}
+
+
 def require_registered(name: str) -> None:
     """Raise ``UsageError`` for a name that is no registered network, with the reason where ``predict`` knows it."""
     from dyndeploy.nets import model_names
