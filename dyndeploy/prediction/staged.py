@@ -94,7 +94,8 @@ def moved_shares(shares: Sequence[float], kept: Sequence[int]) -> tuple[float, .
         One per kept exit; they sum to what they did.
     """
     begins = [0, *kept[:-1]]
-    return tuple(math.fsum(shares[begin:end]) for begin, end in zip(begins, kept, strict=True))
+    # Rounding may make a sum of all shares more than 1, which no share is.
+    return tuple(min(1.0, math.fsum(shares[begin:end])) for begin, end in zip(begins, kept, strict=True))
 
 
 def _cut(stages: Sequence[NodeGraph], kept: Sequence[int]) -> list[NodeGraph]:

@@ -37,9 +37,7 @@ def test_keeping_exits_is_what_a_network_cut_there_computes(exits: tuple[int, ..
     with torch.device("meta"):
         with Sizes():
             network = create_model(SMALL, **SHALLOW).eval()
-        cut = trace_stages(
-            network.segments(kept), torch.zeros(1, 3, 32, 32), name=SMALL, measure="max_softmax"
-        )
+        cut = trace_stages(network.segments(kept), torch.zeros(1, 3, 32, 32), name=SMALL, measure="max_softmax")
     own = staged(**SHALLOW).keep(kept)
     assert own.exits == kept == tuple(number for number, _ in cut)
     assert macs(own) == macs(StagedNodes(SMALL, tuple(cut)))
