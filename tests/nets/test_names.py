@@ -69,7 +69,7 @@ def test_other_names_are_predicted_only(name: str, tmp_path: Path, capsys: pytes
 
 
 def test_train_says_so_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text('[model]\nname = "resnet50"\n\n[data]\nname = "digits"\n')
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: {name: resnet50}\ndata: {name: digits}\n")
     assert run(["train", str(recipe), "-o", str(tmp_path / "run")]) != 0
     assert "known to 'predict' only" in capsys.readouterr().err
