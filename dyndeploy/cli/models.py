@@ -30,7 +30,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Write JSON to s
             }
             for info in infos
         ]
-        others = [
+        others: list[dict[str, object]] = [
             {
                 "name": name,
                 "family": _PREDICT_ONLY,
