@@ -52,12 +52,15 @@ def engine(
     gpu: Annotated[int, typer.Option("--gpu", min=0, metavar="INDEX", help="Which GPU of this machine.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Build a bundle's TensorRT engine on this machine, or print how trtexec does."""
+    """Build a bundle's TensorRT engine (of early exits: one per stage) on this machine, or print how trtexec does."""
     from dyndeploy.bundle import Bundle
     from dyndeploy.runtimes.tensorrt_engine import (
         EngineSettings,
         build_engine,
+        build_stage_engines,
+        require_fixed_batch,
         trtexec_commands,
+        write_stage_trtexec_files,
         write_trtexec_files,
     )
     from dyndeploy.runtimes.tensorrt_plan import BuildOptions
@@ -76,20 +79,40 @@ def engine(
         )
     chosen = numbers("--rates", rates)
     opened = Bundle.open(bundle)
+    staged = opened.manifest.exits is not None and not twin
     if trtexec is not None:
         if output is None:
             raise UsageError("--trtexec writes files: name a folder with -o.")
-        written = write_trtexec_files(opened, output, trtexec, settings)
         # The library is another machine's: it need not exist here.
         library = "libdyndeploy_tensorrt.so" if plugins == "auto" else plugins
-        commands = trtexec_commands(written, library)
+        if staged:
+            written = write_stage_trtexec_files(opened, output, trtexec, settings)
+        else:
+            written = [write_trtexec_files(opened, output, trtexec, settings)]
+        entries = [
+            {
+                "plan": item.plan.precision_plan.description,
+                "model": str(item.model),
+                "commands": trtexec_commands(item, library),
+            }
+            for item in written
+        ]
+        exits = [stage.exit for stage in opened.exits.stages] if staged else []
         if as_json:
-            plan = written.plan.precision_plan.description
-            print_json({"plan": plan, "model": str(written.model), "commands": commands})
+            stages = [{"exit": number, **entry} for number, entry in zip(exits, entries, strict=False)]
+            print_json({"stages": stages} if staged else entries[0])
             return
-        for command in commands:
-            typer.echo(command)
+        for index, entry in enumerate(entries):
+            if staged:
+                typer.echo(f"# exit {exits[index]}")
+            for command in entry["commands"]:
+                typer.echo(command)
         return
+    if staged and (verify or profile):
+        raise UsageError(
+            "--verify and --profile of engines are for networks of one graph. Of early exits, 'dyndeploy profile "
+            f"{bundle} --device BOARD' verifies and times every stage on a board."
+        )
 
     if verify:
         from dyndeploy.verification import verify_engine
@@ -121,11 +144,19 @@ def engine(
 
     from dyndeploy.runtimes.cuda import Gpu
 
+    if staged:
+        require_fixed_batch(opened)
     with Gpu(gpu) as found:
-        built = build_engine(opened, found.info, settings, progress=progress_line)
+        if staged:
+            engines = build_stage_engines(opened, found.info, settings, progress=progress_line)
+        else:
+            engines = [build_engine(opened, found.info, settings, progress=progress_line)]
     if as_json:
-        print_json(built.to_json())
+        values = [item.to_json() for item in engines]
+        print_json({"stages": values} if staged else values[0])
         return
-    typer.echo(f"{built.path}: {built.metadata['plan']}; {'from the cache' if built.cached else 'built'}.")
-    if built.library is not None:
-        typer.echo(f"Plugins: {built.library.path} (sha256 {built.library.sha256})")
+    for item in engines:
+        typer.echo(f"{item.path}: {item.metadata['plan']}; {'from the cache' if item.cached else 'built'}.")
+    libraries = {item.library.path: item.library for item in engines if item.library is not None}
+    for library_file in libraries.values():
+        typer.echo(f"Plugins: {library_file.path} (sha256 {library_file.sha256})")

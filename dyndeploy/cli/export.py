@@ -70,7 +70,8 @@ def export(
         str, typer.Option(help="stages; if: also one graph with nested If. Networks with early exits only.")
     ] = "stages",
     plan: Annotated[
-        Path | None, typer.Option(help="Follow a plan of 'dyndeploy plan': modes, granularities, size, dense blocks.")
+        Path | None,
+        typer.Option(help="Follow a plan of 'dyndeploy plan': modes, granularities, dense blocks; or exits."),
     ] = None,
     data: Annotated[
         Path | None,
@@ -98,7 +99,11 @@ def export(
     from dyndeploy.export import ExportSettings, export_model, find_source, require_told, weight_notes
     from dyndeploy.nets import load_checkpoint
     from dyndeploy.nets.factories import build_network, parse_options
+    from dyndeploy.prediction.zoo import predicted_only
 
+    reason = predicted_only(network) if network is not None and imported is None else None
+    if reason is not None:
+        raise UsageError(reason)
     if weights is not None and checkpoint is None and (network is None or not Path(network).is_dir()):
         raise UsageError(f"--weights {weights} chooses among the weights of a --checkpoint: give one.")
     source = find_source(network, imported=imported, checkpoint=checkpoint, weights=weights)
@@ -106,19 +111,27 @@ def export(
     options = parse_options(name, texts, source.imported)
     names = list(trained.class_names) or None if class_names is None else lines(class_names)
     dense: tuple[str, ...] = ()
+    kept = None if exits is None else whole_numbers("--exits", exits)
     if plan is not None:
-        from dyndeploy.planning import load_plan
+        from dyndeploy.planning import ExitPlan, load_plan
 
+        planned = load_plan(plan)
         settled = ("mode", "granularity", "channel_granularity")
         given = [f"--{key.replace('_', '-')}" for key in settled if key in options]
         given += ["--input-size"] if sizes is not None else []
+        given += ["--exits"] if kept is not None and isinstance(planned, ExitPlan) else []
         if given:
             raise UsageError(f"A plan settles {', '.join(given)}: leave them out, or export without --plan.")
-        planned = load_plan(plan)
         if planned.network != name:
             raise UsageError(f"{plan} is a plan for {planned.network}, not for {name}.")
-        options |= planned.options()
-        sizes, dense = planned.input_size, planned.dense
+        if planned.precision == "fp16" != precision:
+            raise UsageError(f"{plan} is a plan for fp16: give --precision fp16, or plan for {precision}.")
+        sizes = planned.input_size
+        if isinstance(planned, ExitPlan):
+            kept = planned.chosen.exits
+        else:
+            options |= planned.options()
+            dense = planned.dense
     sizes = sizes or trained.input_size
     options = source.options(options)
 
@@ -129,7 +142,7 @@ def export(
         input_size=sizes,
         precision=precision,
         static=static,
-        exits=None if exits is None else whole_numbers("--exits", exits),
+        exits=kept,
         graph=graph,
         data=data,
         checkpoint=source.checkpoint,

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dyndeploy.cli._arguments import named_sizes, numbers, per_stage_numbers, print_json, print_table, size
+from dyndeploy.cli._arguments import (
+    named_sizes,
+    numbers,
+    per_stage_numbers,
+    print_json,
+    print_table,
+    size,
+    whole_numbers,
+)
 from dyndeploy.cli._options import AsJson, Dim, InputSize, Threads, complete_device, complete_network, option
 from dyndeploy.errors import UsageError, unknown_name
 
@@ -46,6 +54,10 @@ def predict(
     ] = None,
     exit_mix: Annotated[
         str | None, option("--exit-mix", metavar="SHARES", detail="(default: the bundle's, else equal ones)")
+    ] = None,
+    exits: Annotated[
+        str | None,
+        typer.Option(help="Exits to keep, the last included, e.g. 2,4, as export does. (default: all)"),
     ] = None,
     batch: Annotated[
         int | None, option("--batch", min=1, detail="(default: the bundle's, else the device's usual one)")
@@ -98,7 +110,7 @@ def predict(
         options["rate"] = rates[0] if len(rates) == 1 else rates
     of_reference = {"compat": compat, "mem_concurrent": mem_concurrent, "seed": seed}
     if _wants_reference(predictor, of_reference):
-        if precision != "fp32" or runtime is not None or calibration is not None or exit_mix is not None or sizes:
+        if precision != "fp32" or runtime is not None or calibration is not None or exit_mix or exits or sizes:
             raise UsageError(
                 "The reference predictor knows FP32 and no runtime, no exits and no ONNX files. Leave --predictor and "
                 "--compat out."
@@ -116,6 +128,8 @@ def predict(
             options["dims"] = sizes
         if exit_mix is not None:
             options["exit_mix"] = numbers("--exit-mix", exit_mix.replace("/", ","))
+        if exits is not None:
+            options["exits"] = whole_numbers("--exits", exits)
         prediction = predict_kernels(Path(network) if _is_path(network) else network, **options)
     if as_json:
         print_json(prediction.to_json())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, cast
 
 import typer
 
@@ -20,6 +20,7 @@ from dyndeploy.cli._verbosity import note
 from dyndeploy.errors import InputError, UsageError, unknown_name
 
 if TYPE_CHECKING:
+    from dyndeploy.bundle import Bundle
     from dyndeploy.measure import NetworkProfile, Profile
     from dyndeploy.measure.exits import ExitProfile
     from dyndeploy.remote import DeviceEntry, DeviceReport
@@ -86,55 +87,70 @@ def profile(
         raise UsageError(f"{', '.join(surplus)}: only for an ONNX file. A bundle says itself what it takes.")
 
     from dyndeploy.bundle import Bundle
-    from dyndeploy.measure import profile_bundle
-    from dyndeploy.measure.exits import profile_exits
-    from dyndeploy.reporting import render_exit_profile_report
 
     opened = Bundle.open(bundle)
     if opened.manifest.exits is not None:
-        if board is not None:
-            raise UsageError("Exits are profiled on this machine: leave --device and --host out.")
         mixes = [numbers("--exit-mix", mix.replace("/", ",")) for mix in exit_mix or []]
-        _deliver(
-            lambda progress: profile_exits(
-                opened, threads=threads, mixes=mixes, data=data, repeats=repeats, progress=progress
-            ),
-            _print_exits,
-            render_exit_profile_report,
-            json_file,
-            report,
-        )
+        _profile_exits(opened, board, threads, mixes, data, repeats, json_file, report)
         return
     if exit_mix:
         raise UsageError(f"{opened.manifest.network.name} has no exits: leave --exit-mix out.")
-    measured: DeviceReport | None = None
+    on_board: list[DeviceReport] = []
 
     def measure(progress: Progress) -> Profile:
-        nonlocal measured
-        if board is None:
-            return profile_bundle(
-                opened, threads=threads, rates=chosen, data=data, repeats=repeats, native=native, progress=progress
-            )
+        from dyndeploy.measure import profile_bundle
         from dyndeploy.remote import profile_on_device
-        from dyndeploy.remote.profiling import require_measurable
 
-        require_measurable(opened, board)
-        with connected(board) as client:
-            measured = profile_on_device(
-                opened,
-                client,
-                board,
-                threads=threads,
-                rates=chosen,
-                data=data,
-                repeats=repeats,
-                progress=telling_waits(progress),
-            )
-        return measured.profile
+        options: dict[str, Any] = {"threads": threads, "rates": chosen, "data": data, "repeats": repeats}
+        if board is None:
+            return profile_bundle(opened, **options, native=native, progress=progress)
+        on_board.append(_on_board(profile_on_device, opened, board, progress, options))
+        return cast("Profile", on_board[0].profile)
 
     _deliver(measure, print_profile, _page, json_file, report)
-    if json_file != "-" and measured is not None:
-        _print_device(measured)
+    if json_file != "-" and on_board:
+        _print_device(on_board[0])
+
+
+def _profile_exits(
+    bundle: Bundle,
+    board: DeviceEntry | None,
+    threads: int,
+    mixes: Sequence[Sequence[float]],
+    data: Path | None,
+    repeats: int | None,
+    json_file: str | None,
+    report: Path | None,
+) -> None:
+    on_board: list[DeviceReport] = []
+
+    def measure(progress: Progress) -> ExitProfile:
+        from dyndeploy.measure.exits import profile_exits
+        from dyndeploy.remote import profile_exits_on_device
+
+        options: dict[str, Any] = {"threads": threads, "mixes": mixes, "data": data, "repeats": repeats}
+        if board is None:
+            return profile_exits(bundle, **options, progress=progress)
+        on_board.append(_on_board(profile_exits_on_device, bundle, board, progress, options))
+        return cast("ExitProfile", on_board[0].profile)
+
+    _deliver(measure, _print_exits, _exit_page, json_file, report)
+    if json_file != "-" and on_board:
+        _print_device(on_board[0])
+
+
+def _on_board(
+    measure: Callable[..., DeviceReport],
+    bundle: Bundle,
+    board: DeviceEntry,
+    progress: Progress,
+    options: Mapping[str, object],
+) -> DeviceReport:
+    from dyndeploy.remote.profiling import require_measurable
+
+    require_measurable(bundle, board)
+    with connected(board) as client:
+        return measure(bundle, client, board, **options, progress=telling_waits(progress))
 
 
 def _deliver(
@@ -193,7 +209,7 @@ def _print_exits(result: ExitProfile) -> None:
         rows,
         title=f"{result.bundle['name']} on {result.machine['cpu']}, {result.threads} thread(s), "
         + (f"operators: {result.operator_code}, " if result.operator_code else "")
-        + "ms per image, from runs in turn with the whole network",
+        + "measured, ms per image, from runs in turn with the whole network",
     )
     typer.echo(staging_cost(result))
     for warning in result.warnings():
@@ -238,7 +254,14 @@ def _board(device: str, host: str | None) -> DeviceEntry | None:
     return replace(board, host=host)
 
 
-def _predicted(result: Profile) -> list[str]:
+def _exit_page(result: ExitProfile) -> str:
+    from dyndeploy.reporting import compare_exit_profile, predict_exit_profile, render_exit_profile_report
+
+    predicted = [predict_exit_profile(result, name) for name in _predicted(result)]
+    return render_exit_profile_report(result, [compare_exit_profile(result, item) for item in predicted])
+
+
+def _predicted(result: Profile | ExitProfile) -> list[str]:
     """The device model that a profile can be compared with in full: that of the board that was measured."""
     from dyndeploy.prediction import known_devices
 
@@ -254,17 +277,30 @@ def _page(result: Profile) -> str:
 
 
 def _print_device(measured: DeviceReport) -> None:
-    from dyndeploy.reporting import compare_profile, predict_profile
+    from dyndeploy.measure import Profile
+    from dyndeploy.reporting import (
+        Comparison,
+        ExitComparison,
+        compare_exit_profile,
+        compare_profile,
+        predict_exit_profile,
+        predict_profile,
+    )
 
-    for label, text in measured.profile.machine["device_facts"].items():
+    result = measured.profile
+    for label, text in result.machine["device_facts"].items():
         typer.echo(f"{label}: {text}")
     typer.echo(
         f"Verified on the board ({len(measured.checks)} checks); {measured.uploaded_bytes / 2**20:.1f} MB sent; "
         + ", ".join(f"{step}: {'as before' if how == 'found' else how}" for step, how in measured.steps.items())
         + "."
     )
-    for name in _predicted(measured.profile):
-        comparison = compare_profile(measured.profile, predict_profile(measured.profile, name))
+    for name in _predicted(result):
+        comparison: Comparison | ExitComparison
+        if isinstance(result, Profile):
+            comparison = compare_profile(result, predict_profile(result, name))
+        else:
+            comparison = compare_exit_profile(result, predict_exit_profile(result, name))
         errors = (("latencies", comparison.latency_mape), ("speed-ups", comparison.speedup_mape))
         known = " and ".join(f"{value:.1%} of {what}" for what, value in errors if value is not None)
         typer.echo(f"Predicted for {name}: mean errors {known}.")

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import UsageError
 from dyndeploy.graphs.stages import whole_model
 from dyndeploy.measure.inputs import Schedule, input_batches
-from dyndeploy.measure.loop import Clock, Paired, Progress, time_rounds
-from dyndeploy.measure.profile import typical_ratio
+from dyndeploy.measure.loop import Clock, Paired, Progress, time_exits
+from dyndeploy.measure.profile import DATA, typical_ratio
 from dyndeploy.measure.result import bundle_facts, samples_of
 from dyndeploy.measure.samples import Samples
 from dyndeploy.measure.turn import machine_turn
@@ -29,7 +30,8 @@ SCHEMA_VERSION = 1
 KIND = "measured_exits"
 
 _MAX_IMAGES = 32
-_TIMED_IMAGES = 2  # An image's content does not change what a forced exit computes.
+TIMED_IMAGES = 2
+"""Images that are timed: what is in an image does not change what a forced exit computes."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,11 @@ class MixResult:
 
 @dataclass(frozen=True)
 class ExitProfile:
-    """A bundle of stages measured on this machine, one image at a time.
+    """A bundle of stages measured on a device, one image at a time.
 
     Attributes:
         bundle: What was measured.
-        machine: Facts about the machine, from :func:`dyndeploy.runtimes.machine.machine_facts`.
+        machine: Facts about the machine, from :func:`dyndeploy.runtimes.machine.machine_facts`, or of a board.
         runtime: ``name``, ``version`` and ``provider``.
         threads: How many threads all stages compute with, together.
         settings: Rounds, warm-up, and where the images come from.
@@ -124,6 +126,7 @@ class ExitProfile:
         graph: The graphs that were run (:func:`dyndeploy.prediction.bundle_record`); None in profiles of release 0.1.0.
         native: ``path``, ``sha256`` and ``instruction_set`` of the operator library that the stages ran with (path
             None: function bodies); empty in profiles of release 0.1.0.
+        device: ``"cpu"``, or the name of the board's device model.
     """
 
     bundle: dict[str, Any]
@@ -140,6 +143,7 @@ class ExitProfile:
     note: str = ""
     graph: Mapping[str, Any] | None = None
     native: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
     @property
     def operator_code(self) -> str | None:
@@ -192,6 +196,7 @@ class ExitProfile:
             "kind": KIND,
             "bundle": self.bundle,
             "machine": self.machine,
+            "device": self.device,
             "runtime": self.runtime,
             "native": dict(self.native),
             "threads": self.threads,
@@ -256,68 +261,136 @@ def profile_exits(
         InputError: The images cannot be read or do not fit.
     """
     stages = bundle.exits.stages
-    shares = [_checked_mix(mix, len(stages)) for mix in mixes]
+    shares = [checked_mix(mix, len(stages)) for mix in mixes]
     Schedule(repeats=repeats, min_seconds=min_seconds, warmup=warmup)  # refuses what cannot be measured
+    require_exits_measurable(bundle)
+    progress("checking the bundle", 0.0)
+    bundle.require_intact()
+    machine = machine_facts()
+    assert bundle.static is not None
+    images, source = exit_images(bundle, data, repeats)
+    progress("loading", 0.0)
+    with ExitStack() as stack:
+        notes = stack.enter_context(machine_turn())
+        staged = stack.enter_context(open_staged(bundle, threads=threads, thresholds=thresholds))
+        whole = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native="off", shared=True))
+        timed = images[:TIMED_IMAGES]
+        # Whole runs, which refuse what is not finite: times of wrong results are worth nothing.
+        staged.run_all(timed)
+        for image in timed:
+            whole.run({whole.inputs[0].name: image[None]})
+        every = stack.enter_context(
+            OnnxRuntimeSession(every_exit_model(bundle), threads=threads, native="off", shared=True)
+        )
+        rounds, forced, staging, branched = time_exits(
+            [f"exit {stage.exit}" for stage in stages],
+            [[staged.bind(image[None], stage=index) for image in timed] for index in range(len(stages))],
+            [_bind_whole(whole, image[None]) for image in timed],
+            [_bind_whole(every, image[None]) for image in timed],
+            _branched_runs(stack, bundle, threads, timed),
+            Clock(single_thread=threads == 1),
+            repeats,
+            min_seconds,
+            warmup,
+            progress,
+        )
+        if staged.thresholds is not None:
+            progress("the data's own exits", 0.95)
+            shares.append((DATA, _data_shares(staged, images)))
+        info, note = staged.info, staged.note
+    return assemble_exits(
+        bundle,
+        bundle.manifest.cpu_precision,
+        forced,
+        staging,
+        branched,
+        shares,
+        machine=machine | {"warnings": notes},
+        device="cpu",
+        runtime={"name": info.runtime, "version": info.version, "provider": info.provider},
+        threads=threads,
+        settings={"rounds": rounds, "warmup": warmup, "images": source},
+        note=note,
+        native=asdict(info.native),
+    )
+
+
+def require_exits_measurable(bundle: Bundle) -> None:
+    """Raise ``UsageError`` unless exits can be timed: a twin without exits, and one image at a time."""
     if bundle.static is None:
         raise UsageError(
             f"The bundle {bundle.path} lacks the network without exits to compare with. Export it again with --static."
         )
     if not bundle.exits.dynamic_batch and bundle.manifest.batch != 1:
         raise UsageError(f"The bundle runs batches of {bundle.manifest.batch}; exits are timed image by image.")
-    progress("checking the bundle", 0.0)
-    bundle.require_intact()
-    machine = machine_facts()
+
+
+def every_exit_model(bundle: Bundle) -> onnx.ModelProto:
+    """One graph that computes all exits of a bundle and decides nothing: what staging is measured against."""
+    return whole_model(bundle.load_stages(), every_exit=True)
+
+
+def exit_images(
+    bundle: Bundle, data: str | os.PathLike[str] | None, repeats: int | None
+) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+    """Images that a profile of exits feeds (n, 3, H, W), and where they come from."""
     batches, source = input_batches(bundle, data, _MAX_IMAGES if repeats is None else min(_MAX_IMAGES, repeats))
     (name,) = batches[0]
-    images = np.concatenate([batch[name] for batch in batches])[: source["count"]]
-    progress("loading", 0.0)
-    with ExitStack() as stack:
-        notes = stack.enter_context(machine_turn())
-        staged = stack.enter_context(open_staged(bundle, threads=threads, thresholds=thresholds))
-        whole = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native="off", shared=True))
-        timed = images[:_TIMED_IMAGES]
-        # Whole runs, which refuse what is not finite: times of wrong results are worth nothing.
-        staged.run_all(timed)
-        for image in timed:
-            whole.run({whole.inputs[0].name: image[None]})
-        whole_runs = [_bind_whole(whole, image[None]) for image in timed]
-        forced = [
-            Paired(f"exit {stage.exit}", [staged.bind(image[None], stage=index) for image in timed], whole_runs)
-            for index, stage in enumerate(stages)
-        ]
-        branched = _branched_runs(stack, bundle, threads, timed, whole_runs)
-        clock = Clock(single_thread=threads == 1)
-        compared = [*forced, *([branched] if branched else [])]
-        rounds = time_rounds(compared, clock, repeats, min_seconds * 0.75, warmup, progress)
-        # Apart, because its twin is another graph.
-        every = stack.enter_context(
-            OnnxRuntimeSession(
-                whole_model(bundle.load_stages(), every_exit=True), threads=threads, native="off", shared=True
-            )
-        )
-        staging = Paired("every stage", forced[-1].runs, [_bind_whole(every, image[None]) for image in timed])
-        time_rounds([staging], clock, repeats, min_seconds * 0.25, warmup, progress)
-        if staged.thresholds is not None:
-            progress("the data's own exits", 0.95)
-            shares.append(("data", _data_shares(staged, images)))
-        info, note = staged.info, staged.note
-    times = tuple(_exit_times(pair, stage.exit, stage.macs) for pair, stage in zip(forced, stages, strict=True))
+    return np.concatenate([batch[name] for batch in batches])[: source["count"]], source
+
+
+def assemble_exits(
+    bundle: Bundle,
+    precision: str,
+    exits: Sequence[Paired],
+    staging: Paired,
+    branched: Paired | None,
+    shares: Sequence[tuple[str, Sequence[float]]],
+    *,
+    machine: Mapping[str, Any],
+    device: str,
+    runtime: Mapping[str, Any],
+    threads: int,
+    settings: Mapping[str, Any],
+    note: str,
+    native: Mapping[str, Any],
+) -> ExitProfile:
+    """Make a profile from what :func:`~dyndeploy.measure.loop.time_exits` measured, here or on a board.
+
+    Args:
+        bundle: What was measured.
+        precision: What its stages computed in.
+        exits: One pair per exit.
+        staging: Every stage next to one graph of the same exits.
+        branched: The graph with branches, or None.
+        shares: Names and shares of the mixes.
+        machine: As for :class:`ExitProfile`, like all that follow.
+        device: Name of the device.
+        runtime: Name, version, provider.
+        threads: Threads that compute.
+        settings: Rounds and so on.
+        note: What a reader should know, or empty.
+        native: The operator library that ran.
+    """
+    stages = bundle.exits.stages
+    times = tuple(_exit_times(pair, stage.exit, stage.macs) for pair, stage in zip(exits, stages, strict=True))
     whole_macs = bundle.manifest.static_macs
     return ExitProfile(
-        bundle=bundle_facts(bundle, bundle.manifest.cpu_precision),
-        machine=machine | {"warnings": notes},
-        runtime={"name": info.runtime, "version": info.version, "provider": info.provider},
+        bundle=bundle_facts(bundle, precision),
+        machine=dict(machine),
+        device=device,
+        runtime=dict(runtime),
         threads=threads,
-        settings={"rounds": rounds, "warmup": warmup, "images": source},
+        settings=dict(settings),
         whole_macs=whole_macs,
-        whole=(reference := samples_of([visit for pair in forced for visit in pair.twin_visits])),
+        whole=(reference := samples_of([visit for pair in exits for visit in pair.twin_visits])),
         exits=times,
         staging=_exit_times(staging, stages[-1].exit, stages[-1].macs),
         branched=None if branched is None else _exit_times(branched, stages[-1].exit, stages[-1].macs),
         mixes=tuple(mix_result(name, share, times, reference.median, whole_macs) for name, share in shares),
         note=note,
         graph=bundle_record(bundle),
-        native=asdict(info.native),
+        native=dict(native),
     )
 
 
@@ -338,8 +411,8 @@ def mix_result(
     return MixResult(name, tuple(shares), relative * whole_ms, macs, whole_macs / macs, 1 / relative)
 
 
-def _checked_mix(mix: Sequence[float], exits: int) -> tuple[str, tuple[float, ...]]:
-    """Name and shares of a mix; raises ``UsageError``."""
+def checked_mix(mix: Sequence[float], exits: int) -> tuple[str, tuple[float, ...]]:
+    """Name and shares of a mix; raises ``UsageError`` where it does not fit the exits."""
     shares = exit_shares(mix, exits)
     return "/".join(f"{100 * share:g}" for share in shares), shares
 
@@ -362,16 +435,14 @@ def _branched_runs(
     bundle: Bundle,
     threads: int,
     images: npt.NDArray[np.float32],
-    whole_runs: list[Callable[[], Any]],
-) -> Paired | None:
-    """The graph with branches, no threshold of which is ever reached."""
+) -> list[Callable[[], Any]] | None:
+    """Runs of the graph with branches, no threshold of which is ever reached."""
     if bundle.branched is None:
         return None
     session = stack.enter_context(OnnxRuntimeSession(bundle.branched, threads=threads, native="off", shared=True))
     # Nothing is as likely as 2.
     never = {info.name: np.full(info.shape, 2, np.float32) for info in session.inputs[1:]}
-    runs = [session.bind({session.inputs[0].name: image[None], **never}) for image in images]
-    return Paired("branches", runs, whole_runs)
+    return [session.bind({session.inputs[0].name: image[None], **never}) for image in images]
 
 
 def _data_shares(session: StagedSession, images: npt.NDArray[np.float32]) -> tuple[float, ...]:

@@ -40,6 +40,7 @@ def _profile(root: Field) -> ExitProfile:
     profile = ExitProfile(
         bundle=_named(root["bundle"], "name", "precision"),
         machine=read_machine(root["machine"]),
+        device=root.get("device").optional(Field.label) or "cpu",
         runtime=_named(root["runtime"], "name", "version"),
         threads=root["threads"].tally(1),
         settings=root["settings"].facts(),

@@ -49,9 +49,8 @@ def measure_plans(
     Raises:
         UsageError: A plan for another device.
     """
-    other = next((plan.device for plan in plans if plan.device != "cpu"), None)
-    if other is not None:
-        raise UsageError(f"Plans for '{other}' cannot be measured here: only those for the device cpu can.")
+    for plan in plans:
+        require_measurable(plan.device)
     spent: list[list[float]] = [[] for _ in plans]
     with contextlib.ExitStack() as stack:
         runs, code = [], []
@@ -73,6 +72,15 @@ def measure_plans(
         replace(plan, measured_ms=quick(times), measured_with=used)
         for plan, times, used in zip(plans, spent, code, strict=True)
     ]
+
+
+def require_measurable(device: str) -> None:
+    """Raise ``UsageError`` for a device that is not this machine's CPU."""
+    if device != "cpu":
+        raise UsageError(
+            f"Plans are measured on this machine, and '{device}' is another one. Leave --measure out, export what the "
+            f"plan says, and measure it there: 'dyndeploy profile BUNDLE --device {device}'."
+        )
 
 
 def forced_graph(network: Any, input_size: tuple[int, int]) -> tuple[onnx.ModelProto, tuple[MaskInfo, ...]]:
@@ -97,7 +105,7 @@ def _runs(
     network.run_dense(plan.dense)
     graph, masks = forced_graph(network, plan.input_size)
     sessions = [
-        stack.enter_context(OnnxRuntimeSession(graph, threads=plan.threads, native=native, in_order=True))
+        stack.enter_context(OnnxRuntimeSession(graph, threads=plan.threads or 1, native=native, in_order=True))
         for _ in range(_SESSIONS)
     ]
     image = sessions[0].inputs[0]

@@ -19,7 +19,6 @@ import numpy as np
 
 from dyndeploy.bundle import SAVES_NOTHING, Bundle
 from dyndeploy.errors import InputError, UsageError, unknown_name
-from dyndeploy.fields import Field
 from dyndeploy.graphs.inspect import graph_name
 from dyndeploy.ops.gates import GateKind
 from dyndeploy.prediction.architectures import static_graph, static_name
@@ -35,7 +34,8 @@ from dyndeploy.prediction.results import (
     OperatorPrediction,
     Prediction,
 )
-from dyndeploy.prediction.zoo import zoo_nodes
+from dyndeploy.prediction.staged import StagedNodes, exit_shares
+from dyndeploy.prediction.zoo import lacking_operators, zoo_network
 from dyndeploy.targets import load_target, target_names
 from dyndeploy.targets.devices import Device, device_names, load_device
 
@@ -43,37 +43,6 @@ if TYPE_CHECKING:
     import onnx
 
 _LOG = logging.getLogger("dyndeploy.prediction")
-
-
-@dataclass(frozen=True)
-class StagedNodes:
-    """The stages of a network that exits early.
-
-    Attributes:
-        name: Of the network.
-        stages: Exit and nodes of each stage, in order.
-        shares: Share of images that leaves at each exit, where that is known; else equal shares.
-    """
-
-    name: str
-    stages: tuple[tuple[int, NodeGraph], ...]
-    shares: tuple[float, ...] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; :meth:`from_json` reads them back."""
-        return {
-            "name": self.name,
-            "stages": [{"exit": number, **nodes.to_json()} for number, nodes in self.stages],
-            "shares": None if self.shares is None else list(self.shares),
-        }
-
-    @classmethod
-    def from_json(cls, value: Any) -> StagedNodes:
-        """Read what :meth:`to_json` wrote; raises ``InputError`` where it is no such object."""
-        root = DOCUMENT.root(value)
-        stages = root["stages"].sequence(lambda item: (item["exit"].tally(1), NodeGraph.read(item)), at_least=1)
-        shares = root["shares"].optional(lambda item: item.sequence(Field.share, length=len(stages)))
-        return cls(root["name"].label(), stages, shares)
 
 
 Network: TypeAlias = "str | Bundle | onnx.ModelProto | NodeGraph | StagedNodes | GraphWalker | Graph"
@@ -97,6 +66,8 @@ class Configuration:
             branches of a file of another origin.
         exit_mix: Share of images that leaves at each exit of a network that exits early; None takes the shares that
             its thresholds were calibrated with, else equal ones.
+        exits: Exits to keep of a network that exits early, the last one included, as an export with ``--exits`` does;
+            None for all. The mix still has a share for each of the network's exits.
     """
 
     mode: str | Sequence[str] | None = None
@@ -104,6 +75,7 @@ class Configuration:
     channel_granularity: int | Sequence[int] | None = None
     rate: RateLike | RateSamples | Mapping[str, float | Rates] | None = None
     exit_mix: Sequence[float] | None = None
+    exits: Sequence[int] | None = None
 
 
 def load_device_model(
@@ -327,7 +299,7 @@ class Estimator:
             return _Plan(graph.name, runtime, batch, graph.input_size, lambda rates: graph)
         if known is not None:
             raise UsageError(f"{name} has no dynamic form in the zoo: predict it with mode static.")
-        return self._of_zoo(name, {"mode": "static"}, configuration, input_size)
+        return self._of_zoo(name, {}, configuration, input_size)
 
     def _rebuilt(self, bundle: Bundle, configuration: Configuration, input_size: tuple[int, int] | None) -> _Plan:
         """The network of a bundle in another mode than it was exported in."""
@@ -359,9 +331,18 @@ class Estimator:
             "granularity": configuration.granularity,
             "channel_granularity": configuration.channel_granularity,
         }
+        from dyndeploy.nets import model_info, model_names
+
         given = {key: _single(value) for key, value in asked.items() if value is not None}
         batch = batch or self.batch or self.device.model.batch
-        nodes = zoo_nodes(name, {**options, **given}, batch=batch, input_size=input_size)
+        known = model_info(name).defaults if name in model_names() else {"mode": None}
+        if "mode" in known:
+            given = {"mode": "static", **options, **given}
+        elif given.pop("mode", "static") != "static" or given:
+            raise UsageError(f"{name} has neither modes nor granularities: leave them out.")
+        nodes = zoo_network(name, given, batch=batch, input_size=input_size, lacks=lacking_operators(self.device.name))
+        if isinstance(nodes, StagedNodes):
+            return self._staged(nodes, replace(configuration, mode=None))
         key = (id(nodes), self.dynamic_runtime)
         walker = self._walkers.get(key)
         if walker is None:
@@ -369,12 +350,16 @@ class Estimator:
         return self._walked(name, [walker], configuration)
 
     def _staged(self, network: StagedNodes, configuration: Configuration) -> _Plan:
-        exits = tuple(number for number, _ in network.stages)
-        shares = exit_shares(configuration.exit_mix or network.shares or (1.0,) * len(exits), len(exits))
-        dynamic = any(nodes.is_dynamic for _, nodes in network.stages)
-        runtime = self.dynamic_runtime if dynamic else self._static_runtime
-        walkers = [self._walker(nodes, runtime) for _, nodes in network.stages]
-        return self._walked(network.name, walkers, configuration, tuple(zip(exits, shares, strict=True)))
+        count = len(network.exits)
+        shares = exit_shares(configuration.exit_mix or network.shares or (1.0,) * count, count)
+        network = replace(network, shares=shares)
+        if configuration.exits is not None:
+            network = network.keep(configuration.exits)
+        # Stages run in the runtimes that this project exports for, whatever the device's static networks run in.
+        walkers = [self._walker(nodes, self.dynamic_runtime) for _, nodes in network.stages]
+        return self._walked(
+            network.name, walkers, configuration, tuple(zip(network.exits, network.shares or (), strict=True))
+        )
 
     def _walked(
         self,
@@ -383,8 +368,8 @@ class Estimator:
         configuration: Configuration,
         exits: tuple[tuple[int, float], ...] = (),
     ) -> _Plan:
-        if configuration.exit_mix is not None and not exits:
-            raise UsageError(f"{name} has no exits: leave the exit mix out.")
+        if not exits and (configuration.exit_mix is not None or configuration.exits is not None):
+            raise UsageError(f"{name} has no exits: leave the exits and their mix out.")
         gates: dict[str, tuple[GateKind, ...]] = {}
         for walker in walkers:
             gates |= walker.gates
@@ -505,14 +490,6 @@ def recorded_nodes(record: Mapping[str, Any] | None, part: str, source: str = "T
         )
     value = DOCUMENT.root(record)[part].facts()
     return StagedNodes.from_json(value) if "stages" in value else NodeGraph.from_json(value)
-
-
-def exit_shares(mix: Sequence[float], exits: int) -> tuple[float, ...]:
-    """Shares of the exits, summing to 1; raises ``UsageError`` for another number or a share below 0."""
-    if len(mix) != exits or not all(math.isfinite(share) and share >= 0 for share in mix) or sum(mix) <= 0:
-        example = "/".join(f"{100 / exits:.3g}" for _ in range(exits))
-        raise UsageError(f"The exit mix {list(mix)} is not valid: give {exits} shares of at least 0, e.g. {example}.")
-    return tuple(share / sum(mix) for share in mix)
 
 
 @dataclass(frozen=True)
@@ -753,6 +730,7 @@ def predict(
     rate: RateLike | RateSamples | Mapping[str, float | Rates] | None = None,
     exit_mix: Sequence[float] | None = None,
     dims: Mapping[str, int] | None = None,
+    exits: Sequence[int] | None = None,
 ) -> Prediction:
     """Predict the latency of a network on a device.
 
@@ -772,6 +750,7 @@ def predict(
         rate: As in :class:`Configuration`.
         exit_mix: As in :class:`Configuration`.
         dims: Sizes that an ONNX graph leaves open, by name, besides the batch and the input size.
+        exits: As in :class:`Configuration`.
 
     Raises:
         UsageError: Unknown name, device or precision, a value out of range, or a device that is not calibrated; a rate
@@ -785,7 +764,7 @@ def predict(
     estimator = Estimator(
         device, precision=precision, batch=batch, runtime=runtime, threads=threads, calibration=calibration
     )
-    configuration = Configuration(mode, granularity, channel_granularity, rate, exit_mix)
+    configuration = Configuration(mode, granularity, channel_granularity, rate, exit_mix, exits)
     if isinstance(network, os.PathLike):
         network = open_network(network)
     if dims:

@@ -35,6 +35,15 @@ _NUMBERED = re.compile(r"^(?!stem\b)[\w.-]*[.-]\d+$")
 _ATTRIBUTES = ("kernel_shape", "strides", "dilations", "group", "transA")
 """What standard operators are priced by, besides their shapes."""
 
+SPELT_OUT: Mapping[str, tuple[str, ...]] = {
+    "LayerNormalization": ("ReduceMean", "Sub", "Mul", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add"),
+    "Gelu": ("Div", "Erf", "Add", "Mul", "Mul"),
+}
+"""What export writes where a platform lacks an operator: the steps in order, each on the result of the one before.
+
+A ``ReduceMean`` gives one number a row, and the steps behind it work on those up to the next ``Sub`` or ``Div``.
+"""
+
 
 @dataclass(frozen=True)
 class Node:

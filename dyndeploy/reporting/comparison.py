@@ -489,7 +489,8 @@ def predict_exit_profile(profile: ExitProfile, device: str) -> PredictedExits:
         UsageError: Unknown device, or this machine is not calibrated.
         InputError: The profile does not hold its graphs.
     """
-    profiled = Installation(profile.machine, profile.runtime.get("version"), None)
+    own = profile.device == load_device(device).name
+    profiled = Installation(profile.machine, profile.runtime.get("version"), None) if own else None
     estimator = _estimator(device, profile.bundle.get("precision"), 1, profile.threads, profiled)
     staged = recorded_nodes(profile.graph, "dynamic")
     if not isinstance(staged, StagedNodes) or len(staged.stages) != len(profile.exits):
@@ -523,7 +524,8 @@ class ExitComparison:
     """The profile of a network that exits early against the predictions for one device model.
 
     Attributes:
-        predicted_device: What was predicted; profiled was this machine, ``"cpu"``.
+        profiled_device: What was measured.
+        predicted_device: What was predicted.
         whole_measured_ms: The network without exits, per image.
         whole_predicted_ms: The same on the device model.
         exits: Every exit.
@@ -534,6 +536,7 @@ class ExitComparison:
         warnings: Why a calibration may not fit what was profiled.
     """
 
+    profiled_device: str
     predicted_device: str
     whole_measured_ms: float
     whole_predicted_ms: float
@@ -565,9 +568,10 @@ def compare_exit_profile(profile: ExitProfile, prediction: PredictedExits) -> Ex
     for mix in profile.mixes:
         ms = float(np.dot(mix.shares, predicted))
         mixes.append(ExitEntry(mix.name, mix.mean_ms, ms, mix.realised_speedup, twin / ms))
-    same = load_device(prediction.device).is_local
+    same = prediction.device == profile.device
     latencies = [(whole, twin), *((entry.measured_ms, entry.predicted_ms) for entry in exits)]
     return ExitComparison(
+        profiled_device=profile.device,
         predicted_device=prediction.device,
         whole_measured_ms=whole,
         whole_predicted_ms=twin,

@@ -21,6 +21,7 @@ from dyndeploy.errors import InputError, UsageError, unknown_name
 from dyndeploy.files import shipped_folder
 from dyndeploy.nets import Preprocessing, model_info
 from dyndeploy.nets.factories import default_options, file_of
+from dyndeploy.prediction.zoo import predicted_only
 from dyndeploy.training.schedules import SCHEDULES
 from dyndeploy.training.traits import Traits, network_traits
 
@@ -331,6 +332,9 @@ class Recipe:
             InputError: What the model imports is missing, or raises.
         """
         if self.model.imported is None:
+            reason = predicted_only(self.model.name)
+            if reason is not None:
+                raise UsageError(reason)
             info = model_info(self.model.name)
             for option in self.model.options:
                 if option not in info.defaults:
