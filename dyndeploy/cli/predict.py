@@ -26,7 +26,12 @@ def predict(
             help="A network's name (torchvision's or the zoo's), a bundle's folder, or any ONNX file.",
         ),
     ],
-    device: Annotated[str, typer.Option(help="Device model; 'cpu' is this machine, once calibrated.")],
+    device: Annotated[
+        str,
+        typer.Option(
+            help="Device model, in its fastest power mode or as NAME@MODE; 'cpu' is this machine, once calibrated."
+        ),
+    ],
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
     mode: Annotated[
         str | None,
