@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from dyndeploy.errors import UsageError
 from dyndeploy.prediction.densities import ExpectedBusiestTile
-from dyndeploy.prediction.kernels import ELEMENT_BYTES, UNKNOWN, Kernel, fused_by
+from dyndeploy.prediction.kernels import ELEMENT_BYTES, REORDER, UNKNOWN, Kernel, fused_by
 from dyndeploy.targets.devices import Device, Hardware
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -307,6 +307,8 @@ class AnalyticalModel:
 
     def _phases(self, index: int, kernel: Kernel) -> list[_Phase]:
         f = kernel.features
+        if kernel.kind == REORDER:
+            return []  # No GPU keeps channels in these blocks.
         moved, weights = kernel.read_bytes + kernel.written_bytes, kernel.weight_bytes
         if kernel.kind in ("conv", "depthwise"):
             groups, taps = f["groups"], f["k"] * f["kw"]

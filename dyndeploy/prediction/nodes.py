@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DOCUMENT = Document("The record of the graph", "Profile the bundle again.", InputError)
 
 _NUMBERED = re.compile(r"^(?!stem\b)[\w.-]*[.-]\d+$")
-_ATTRIBUTES = ("kernel_shape", "strides", "dilations", "group", "transA")
+_ATTRIBUTES = ("kernel_shape", "strides", "dilations", "group", "transA", "axis")
 """What standard operators are priced by, besides their shapes."""
 
 
