@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from dyndeploy import files
 from dyndeploy.device_calibration.fit import Fit, common_error, fit_all, rows_by_class
 from dyndeploy.device_calibration.graphs import MicroGraph, micro_graph
-from dyndeploy.device_calibration.measure import Measurement, Sample, measure
+from dyndeploy.device_calibration.measure import LEAST_GRAPHS, Measurement, Sample, measure
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.measure.steady import quick
 from dyndeploy.ops import OPERATORS
@@ -36,17 +36,19 @@ from dyndeploy.runtimes.machine import machine_facts
 
 Progress = Callable[[str, float], None]
 
-_SHARES = {"residual": 0.5, "plain": 0.08, "mobile": 0.1, "tokens": 0.05, "maps": 0.14, "signals": 0.08, "text": 0.05}
+_SHARES = {
+    "residual": 0.46, "plain": 0.08, "mobile": 0.1, "tokens": 0.06, "maps": 0.13, "signals": 0.1, "text": 0.07,
+}  # fmt: skip
 """Of the graphs that are drawn without looking at errors."""
 
 _BLIND = 0.6  # Share of the time before errors decide what is measured.
+_LOOKING = 0.25  # Of the time: where less is left, looking at errors would take all of it.
 _BATCH = 60  # Graphs that are measured in turn.
 _EXPECTED_SECONDS = 0.7  # Of a graph, before one was measured.
 _BATCH_BYTES = 2**30  # Of their weights, at most: a session may keep three times as much.
 _CANDIDATES = 4  # Graphs drawn for each that is measured.
 _NEIGHBOURS = 8
 _LEAST_SECONDS = 2.0  # Of a batch.
-_LEAST_GRAPHS = 4  # However short the time: less cannot be fitted.
 _QUICK_TREES = 60
 _FIT_SHARE = 0.2  # Of the time, kept for fitting.
 _PART = ".part"
@@ -185,7 +187,7 @@ def calibrate(
                     }
                 )
 
-        while state.seconds < budget or len(state.graphs) < _LEAST_GRAPHS:
+        while budget - state.seconds > _LEAST_SECONDS or len(state.graphs) < LEAST_GRAPHS:
             done = min(1.0, state.seconds / budget)
             begin = time.perf_counter()
             # A short first batch would catch one mood of the machine.
@@ -193,7 +195,8 @@ def calibrate(
             left = budget - state.seconds
             count = min(_BATCH, round(left / average))
             progress(f"measuring graphs from {len(state.graphs) + 1} on, {left:.0f} s left", 0.8 * done)
-            batch = _next(state, seed, max(count, _LEAST_GRAPHS), blind=done < _BLIND)
+            blind = done < _BLIND or left < _LOOKING * budget
+            batch = _next(state, seed, max(count, LEAST_GRAPHS), blind=blind)
             run(batch, begin, max(left, _LEAST_SECONDS))
         progress("fitting", 0.85)
         fits = fit_all(state.samples(), seed=seed)

@@ -194,6 +194,8 @@ def draw_signals(w: Writer) -> tuple[int, ...] | None:
                 break
     for _ in range(int(random.integers(2, 7))):
         x, length, channels = _signal_block(w, x, channels, length)
+        if w.macs > _MOST_MACS:
+            return None
     if random.random() < 0.5:
         k = int(random.choice([4, 8, 16]))
         outputs = max(1, channels // 2)
@@ -262,7 +264,7 @@ def _gelu(w: Writer, x: str) -> str:
 
 
 def draw_text(w: Writer) -> tuple[int, ...] | None:
-    """Bytes that are looked up, dense layers on rows, norms, convolutions along the text, the largest of each column."""
+    """Bytes that are looked up, dense layers on rows, norms, convolutions along the text."""
     random = w.random
     rows, channels = int(_between(random, 128, 4096)) // 8 * 8, int(random.choice([32, 48, 64, 96, 128]))
     shape = (1, rows)

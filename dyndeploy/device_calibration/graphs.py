@@ -29,8 +29,8 @@ from dyndeploy.prediction.laudnet import published_blocks
 
 FAMILIES = ("residual", "plain", "mobile", "tokens", "maps", "signals", "text")
 """Kinds of graphs: dynamic and static bottlenecks; plain convolutions and pools; inverted bottlenecks with depthwise
-or grouped convolutions and squeeze-excite; matrix products, softmax and layer norm over tokens; large maps with much between the convolutions; convolutions along
-one axis; bytes of a text."""
+or grouped convolutions and squeeze-excite; matrix products, softmax and layer norm over tokens; large maps with much
+between the convolutions; convolutions along one axis; bytes of a text."""
 
 MODES = ("spatial", "channel", "layer", "both", "static")
 FORCED = PREFIX

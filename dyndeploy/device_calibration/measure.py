@@ -29,6 +29,9 @@ from dyndeploy.runtimes.native import find_cpu_library
 _REFERENCE = ("residual", 7077)  # Family and seed.
 _LEAST_MS = 0.0002  # Of a node, once the profile's own cost is taken off.
 _OPENING = 1 / 3
+LEAST_GRAPHS = 4
+"""However short the time: less cannot be fitted."""
+
 _LEAST_ROUNDS = 3
 _SETTLE_MS = 5.0
 _MOST_SETTLING = 20
@@ -263,7 +266,7 @@ def time_in_turn(
         rounds: Runs of every graph with every input that count. Before each turn of a graph it runs uncounted for some
             milliseconds, which brings its data back into the caches.
         seconds: Time for all of it, about: no graph is opened after a third of it, and no round begun after the rest,
-            but for the first graph and the first rounds.
+            but for the first graphs and rounds.
 
     Returns:
         Times of the graphs that were opened, from the first.
@@ -278,7 +281,7 @@ def time_in_turn(
 
         timed = []
         for subject in (_reference(), *subjects):
-            if len(timed) > 1 and time.perf_counter() - begin > _OPENING * seconds:
+            if len(timed) > LEAST_GRAPHS and time.perf_counter() - begin > _OPENING * seconds:
                 break
             labelled = LabelledGraph(subject.model, bodies=bodies)
             plain = opened(subject.model, profile=False) if subject.whole else None

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from dyndeploy import files
 from dyndeploy.errors import InputError, UsageError
-from dyndeploy.prediction.kernels import Kernel
+from dyndeploy.prediction.kernels import REORDER, Kernel
 from dyndeploy.prediction.rates import Rates
 from dyndeploy.prediction.trees import Trees
 
@@ -527,6 +527,8 @@ class CalibratedModel:
         for name, members in groups.items():
             chosen = [kernels[index] for index in members]
             known = self._knows(name, chosen[0])
+            if name == REORDER and not known:
+                continue  # Where the calibration met none, the runtime keeps all maps plain.
             model = self.calibration.classes[name if known else GENERAL]
             if not known:
                 chosen = [general(kernel) for kernel in chosen]

@@ -89,8 +89,8 @@ _SPLITS = (1, 2, 4, 8)
 
 _RAMP_LANES = 16
 RAMP_TENSOR = {"tensorrt": 256, "onnxruntime": 256, "pytorch": 48}
-"""Depth of a sum that would take as long as a tile's begin and end. On tensor cores that of TensorRT at batch 1 was chosen
-in view of ResNet-50 and VGG-16 on an AGX Xavier: with 48, what fits one misses the other by a factor of 1.5."""
+"""Depth of a sum that would take as long as a tile's begin and end. On tensor cores that of TensorRT at batch 1 was
+chosen in view of ResNet-50 and VGG-16 on an AGX Xavier: with 48, what fits one misses the other by a factor of 1.5."""
 
 _L2_BYTES_PER_CYCLE = 25.6
 """Of each multiprocessor where no source gives the bandwidth: the V100's, the lowest that is known."""
@@ -164,7 +164,7 @@ class AnalyticalModel:
         int8 = hardware.int8_tensor_tops or hardware.int8_tops
         if precision == "int8" and int8 is None:
             raise UsageError(
-                f"No source states how fast {device.title} computes in INT8, and nothing is guessed: predict fp16 or fp32."
+                f"No source states how fast {device.title} computes in INT8, and none is guessed: predict fp16 or fp32."
             )
         assert hardware.sms and hardware.fp32_lanes_per_sm and hardware.fp32_tflops and hardware.dram_gb_per_s
         self.name = device.name
@@ -231,8 +231,8 @@ class AnalyticalModel:
         for index, kernel in enumerate(kernels):
             phases.extend(self._phases(index, kernel))
         if not phases:
-            empty = np.zeros(0)
-            return empty, empty, empty
+            nothing = np.zeros(len(kernels))
+            return nothing, nothing, nothing
         table = np.array(phases, np.float64)
         column = {name: table[:, index] for index, name in enumerate(_Phase._fields)}
         owner = column["kernel"].astype(np.int64)

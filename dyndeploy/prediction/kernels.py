@@ -407,8 +407,8 @@ _COST = {
     **dict.fromkeys(("Sigmoid", "Tanh", "Exp", "Log", "Erf", "Gelu", "BiasGelu", "FastGelu", "QuickGelu", "Swish"), 3),
     **dict.fromkeys(("Pow", "Mod", "Elu", "Selu", "Celu", "Softplus", "Softsign", "Mish", "Sin", "Cos"), 4),
 }
-"""How much more than a move a pointwise operator computes: 1 (all others) next to nothing, 2 a division or a choice, 3 a
-function that is vectorised, 4 one that is not."""
+"""How much more than a move a pointwise operator computes: 1 (all others) next to nothing, 2 a division or a choice,
+3 a function that is vectorised, 4 one that is not."""
 
 _SCALE_SHIFT = frozenset({"BatchNormalization", "Add", "Mul", "Sub", "Div"})
 

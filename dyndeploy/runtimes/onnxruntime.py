@@ -289,7 +289,9 @@ class OnnxRuntimeSession(Session):
         for run in selected:
             for key, microseconds in run.items():
                 durations.setdefault(key, []).append(microseconds)
-        return [NodeTime(key[0], key[1], statistics.median(times), min(times), key[3]) for key, times in durations.items()]
+        return [
+            NodeTime(key[0], key[1], statistics.median(times), min(times), key[3]) for key, times in durations.items()
+        ]
 
     def _release(self) -> None:
         if self._profile_folder is not None:

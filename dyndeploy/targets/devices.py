@@ -1,10 +1,10 @@
 """Devices as data: one TOML file each in ``devices/``, read into typed records.
 
-A file has up to four tables. ``[hardware]`` holds what the silicon is, in its fastest power mode; ``[power_modes.NAME]``
-what another mode changes; ``[model]`` what the predictor assumes of the software on it, with the constants that were
-fitted to published latencies; ``[laudnet]`` the ten parameters of the LAUDNet reference predictor, where it knows the
-device. They differ (the reference gives the V100 700 GB/s, the board has 898), and all carry their source. What no
-source states is absent, never guessed.
+A file has up to four tables. ``[hardware]`` holds what the silicon is, in its fastest power mode;
+``[power_modes.NAME]`` what another mode changes; ``[model]`` what the predictor assumes of the software on it, with
+the constants that were fitted to published latencies; ``[laudnet]`` the ten parameters of the LAUDNet reference
+predictor, where it knows the device. They differ (the reference gives the V100 700 GB/s, the board has 898), and all
+carry their source. What no source states is absent, never guessed.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class Hardware:
     """What the device really is. ``None`` means that no source was found.
 
     Rates are peak values: ``fp16_tflops`` is the vector rate, ``fp16_tensor_tflops`` and ``int8_tensor_tops`` are the
-    dense tensor-core rates, ``int8_tops`` is the rate of a GPU that has INT8 instructions (DP4A) but no tensor cores for
-    them. ``power_mode`` is the mode of ``nvpmodel`` in which a board has these clocks. ``derived`` says which values
-    follow from others, and how.
+    dense tensor-core rates, ``int8_tops`` is the rate of a GPU that has INT8 instructions (DP4A) but no tensor cores
+    for them. ``power_mode`` is the mode of ``nvpmodel`` in which a board has these clocks. ``derived`` says which
+    values follow from others, and how.
     """
 
     source: str
