@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ LEAST_GRAPHS = 4
 """However short the time: less cannot be fitted."""
 
 _LEAST_ROUNDS = 3
+_SLICE_MS = 3.0  # For which a busy system lets a process run before it lets another one.
 _SETTLE_MS = 5.0
 _MOST_SETTLING = 20
 Array = npt.NDArray[np.float32]
@@ -318,6 +319,8 @@ class _Timed:
         self._plain = [] if plain is None else [plain.bind(feed, subject.outputs) for feed in subject.feeds]
         self._clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
         self._whole: list[list[float]] = []
+        self._spent: list[list[float]] = []  # CPU time of the recorded runs, where one thread computes.
+        self._one_thread = threads == 1
         self._rounds = 0
         # Refuses what is not finite: a library that computes wrongly here is no subject.
         for feed in subject.feeds:
@@ -333,25 +336,55 @@ class _Timed:
         self._rounds += 1
         for _ in range(self._settle):
             self._calls[-1]()
-        for call in self._calls:
-            call()
+        self._spent.append([self._time(call) for call in self._calls])
         if not self._plain:
             return
         for _ in range(self._settle):
             self._plain[-1]()
-        spent = []
-        for call in self._plain:
-            begin = self._clock()
-            call()
-            spent.append((self._clock() - begin) / 1e6)
-        self._whole.append(spent)
+        self._whole.append([self._time(call) for call in self._plain])
+
+    def _time(self, call: Callable[[], object]) -> float:
+        begin = self._clock()
+        call()
+        return (self._clock() - begin) / 1e6
 
     def times(self) -> Times:
         count = len(self._calls)
         runs = counted_runs(count, self._rounds, self._settle)
         matrix, reorders = group_matrix(self._labelled, self._profiled, runs)
         groups = {name: ms.reshape(self._rounds, count) for name, ms in matrix.items()}
+        if self._one_thread:
+            factors = undisturbed(groups, np.array(self._spent, np.float32))
+            groups = {name: ms * factors[name] for name, ms in groups.items()}
+            reorders = [
+                replace(reorder, ms=(reorder.ms.reshape(-1, count) * factors[reorder.group]).reshape(-1))
+                for reorder in reorders
+            ]
         return Times(groups, np.array(self._whole, np.float32).reshape(-1, count), math.nan, reorders, count)
+
+
+def undisturbed(groups: Mapping[str, Array], spent: Array) -> dict[str, Array]:
+    """Factors that take out of wall times what other processes ran in between.
+
+    The profile knows wall time only. On a busy machine a long kernel is interrupted in every run, so that not even its
+    fastest run is right; a short one is not. The CPU time of whole runs is right however busy the machine is: what the
+    faster runs of all kernels are longer than it in sum is taken off the longest ones.
+
+    Args:
+        groups: Wall times by group, each (rounds, feeds).
+        spent: CPU time of the same runs, (rounds, feeds).
+
+    Returns:
+        By group a factor for every feed, (feeds,), in (0, 1].
+    """
+    names = list(groups)
+    wall = np.array([[quick(groups[name][:, feed]) for feed in range(spent.shape[1])] for name in names])
+    excess = np.maximum(wall.sum(0) - np.array([quick(spent[:, feed]) for feed in range(spent.shape[1])]), 0.0)
+    # How much of a kernel's runs are interrupted grows with its length, up to all of them.
+    exposed = wall * np.minimum(wall / _SLICE_MS, 1.0)
+    taken = np.minimum(excess * exposed / np.maximum(exposed.sum(0), 1e-9), 0.9 * wall)
+    factors = 1.0 - taken / np.maximum(wall, 1e-9)
+    return {name: factors[index].astype(np.float32) for index, name in enumerate(names)}
 
 
 def counted_runs(feeds: int, rounds: int, settle: int) -> list[int]:

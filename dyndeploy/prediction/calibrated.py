@@ -38,6 +38,8 @@ MAP_BYTES = 2**20
 """Activations of a kernel beyond which most of them leave the caches of a core: a scale, like :data:`CACHE_BYTES`."""
 
 _FLOAT = 4.0
+_SLOWNESS = {2.0: 1.0, 3.0: 2.0, 4.0: 15.0, 5.0: 100.0}
+"""Of pointwise operators by their cost: how their time per element goes, about; the constant is fitted."""
 
 Array = npt.NDArray[np.float64]
 
@@ -110,7 +112,7 @@ def _standard_terms(kernel: Kernel, cold: float) -> list[float]:
     # What does not fit the caches of a core on its way from one kernel to the next.
     moved = kernel.read_bytes + kernel.written_bytes
     far = moved * moved / (moved + MAP_BYTES)
-    slow = kernel.written_bytes * (f.get("cost", 1.0) % 2 == 0)
+    slow = kernel.written_bytes * _SLOWNESS.get(f.get("cost", 1.0), 0.0)
     return [
         1.0, kernel.macs, blocks, edge, kernel.read_bytes, kernel.written_bytes, kernel.weight_bytes,
         kernel.weight_bytes * cold, f.get("operators", 1.0) - 1.0, window, far, slow,
@@ -143,7 +145,7 @@ _LOGS = (
 )  # fmt: skip
 _PLAIN = (
     "k", "kw", "stride", "dilation", "rate", "rate_conv1", "channel_rate", "projection", "residual", "activation",
-    "operators", "global", "blocked", "axes", "cost", "inputs", "broadcast", "inward",
+    "operators", "global", "blocked", "axes", "cost", "inputs", "broadcast", "inward", "linear",
 )  # fmt: skip
 _DERIVED = (
     "macs", "dense_macs", "read", "written", "weights", "resident", "macs_per_byte", "macs_per_weight",

@@ -403,12 +403,13 @@ _AFTER_ADD = frozenset({"Relu", "Sigmoid", "Tanh"})
 """What ONNX Runtime fuses into a convolution that has already taken an addition."""
 
 _COST = {
-    **dict.fromkeys(("Div", "Sqrt", "LeakyRelu", "PRelu", "HardSigmoid", "HardSwish", "ThresholdedRelu", "Where"), 2),
+    **dict.fromkeys(("Div", "Sqrt", "LeakyRelu", "HardSigmoid", "HardSwish", "ThresholdedRelu", "Where"), 2),
     **dict.fromkeys(("Sigmoid", "Tanh", "Exp", "Log", "Erf", "Gelu", "BiasGelu", "FastGelu", "QuickGelu", "Swish"), 3),
-    **dict.fromkeys(("Pow", "Mod", "Elu", "Selu", "Celu", "Softplus", "Softsign", "Mish", "Sin", "Cos"), 4),
+    **dict.fromkeys(("PRelu", "Elu", "Selu", "Celu", "Softsign"), 4),
+    **dict.fromkeys(("Pow", "Mod", "Softplus", "Mish", "Sin", "Cos"), 5),
 }
 """How much more than a move a pointwise operator computes: 1 (all others) next to nothing, 2 a division or a choice,
-3 a function that is vectorised, 4 one that is not."""
+3 a function that is vectorised, 4 one that is not, 5 one that takes several."""
 
 _SCALE_SHIFT = frozenset({"BatchNormalization", "Add", "Mul", "Sub", "Div"})
 
@@ -715,6 +716,8 @@ class GraphWalker:
             sizes |= {"cost": max(_COST.get(item.op_type, 1) for item in group.nodes), "inputs": len(inputs)}
             sizes["broadcast"] = float(len({self._elements(item) for item in inputs}) > 1)
         sizes["blocked"] = float(group.blocked)
+        if kind == "resize":
+            sizes["linear"] = float(node.attributes.get("mode", "nearest") != "nearest")
         if kind == "pool":
             window = node.attributes.get("kernel_shape")
             sizes["k"] = window[0] if window else math.sqrt(max(1.0, read / max(written, 1)))
