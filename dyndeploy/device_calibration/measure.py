@@ -280,7 +280,7 @@ def time_in_turn(
             session = OnnxRuntimeSession(model, threads=threads, native=native, profile=profile, in_order=True)
             return stack.enter_context(session)
 
-        timed = []
+        timed: list[_Timed] = []
         for subject in (_reference(), *subjects):
             if len(timed) > LEAST_GRAPHS and time.perf_counter() - begin > _OPENING * seconds:
                 break

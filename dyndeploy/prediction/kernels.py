@@ -332,7 +332,7 @@ def reorder_kernel(name: str, block: str | None, shape: Shape, *, inward: bool, 
     elements = math.prod(shape)
     sizes = {"cin": shape[1], "h": shape[2], "w": shape[3], "inward": float(inward)}
     return moving_kernel(
-        name, block, REORDER, read=elements, written=elements, batch=shape[0], precision=precision, **sizes
+        name, block, REORDER, read=elements, written=elements, weights=0, batch=shape[0], precision=precision, **sizes
     )
 
 
