@@ -78,7 +78,7 @@ def test_composed_networks_are_those_that_are_built_so() -> None:
     composed = network.kernels(chosen)
     assert described(composed) == described(built)
     # Whether a dense block beside a dynamic one has to convert a map, or to add it by itself, depends on that one.
-    assert sum(k.bytes for k in composed) == pytest.approx(sum(k.bytes for k in built), rel=0.1)
+    assert sum(k.bytes for k in composed) == pytest.approx(sum(k.bytes for k in built), rel=0.3)
 
 
 def test_a_mask_has_more_than_one_patch() -> None:

@@ -13,6 +13,7 @@ from dyndeploy.errors import InputError
 from dyndeploy.export import build_graph
 from dyndeploy.ops.gates import BLOCK
 from dyndeploy.prediction import GraphWalker, NodeGraph, Rates, predict, read_nodes
+from dyndeploy.prediction.kernels import REORDER
 from dyndeploy.targets import load_target
 from tests.bundles import MODES, tiny_models
 
