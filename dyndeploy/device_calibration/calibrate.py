@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from dyndeploy import files
-from dyndeploy.device_calibration.fit import Fit, common_error, fit_all, rows_by_class
+from dyndeploy.device_calibration.fit import TREES, Fit, common_error, fit_all, rows_by_class
 from dyndeploy.device_calibration.graphs import MicroGraph, micro_graph
 from dyndeploy.device_calibration.measure import LEAST_GRAPHS, Measurement, Sample, measure
 from dyndeploy.errors import InputError, UsageError
@@ -50,6 +50,7 @@ _CANDIDATES = 4  # Graphs drawn for each that is measured.
 _NEIGHBOURS = 8
 _LEAST_SECONDS = 2.0  # Of a batch.
 _QUICK_TREES = 60
+_USUAL_MINUTES = 9.0
 _FIT_SHARE = 0.2  # Of the time, kept for fitting.
 _PART = ".part"
 _PART_FORMAT = "dyndeploy-calibration-part"
@@ -199,7 +200,9 @@ def calibrate(
             batch = _next(state, seed, max(count, LEAST_GRAPHS), blind=blind)
             run(batch, begin, max(left, _LEAST_SECONDS))
         progress("fitting", 0.85)
-        fits = fit_all(state.samples(), seed=seed)
+        # Short calibrations have few samples, which need no more trees than they have time for.
+        trees = int(np.clip(TREES * minutes / _USUAL_MINUTES, _QUICK_TREES, TREES))
+        fits = fit_all(state.samples(), trees=trees, seed=seed)
         result = Calibration(
             device=device,
             threads=threads,
