@@ -37,7 +37,12 @@ def predict(
         ),
     ],
     device: Annotated[
-        str, option("--device", detail="The cpu must be calibrated first.", autocompletion=complete_device)
+        str,
+        option(
+            "--device",
+            detail="In its fastest power mode or as NAME@MODE; the cpu must be calibrated first.",
+            autocompletion=complete_device,
+        ),
     ],
     precision: Annotated[str, option("--precision")] = "fp32",
     mode: Annotated[str | None, option("--mode", detail="(default: the bundle's, else static)")] = None,

@@ -193,7 +193,7 @@ def plan_exits(
             ExitVerdict(number, number in chosen.exits, search.saved_ms(chosen, number))
             for number in network.exits[:-1]
         ),
-        runtime=estimator.dynamic_runtime,
+        runtime=estimator.runtime,
         precision=prices.precision,
         basis=prices.basis,
     )

@@ -79,7 +79,7 @@ def device_prices(
         raise UsageError(f"{device} is a GPU: threads mean nothing there. Leave --threads out.")
     if device in target_names():
         load_target(device).require_precision(precision)
-    runtime = Estimator(device, precision=precision).dynamic_runtime
+    runtime = Estimator(device, precision=precision).runtime
     model = load_device_model(device, precision, runtime=runtime)
     basis = model.basis if isinstance(model, CalibratedModel) else f"device model, not calibrated: {model.basis}"
     return DevicePrices({None: model.price}, runtime, precision, basis)

@@ -138,8 +138,8 @@ class Estimator:
         device: A device, its name, or a model.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         batch: Images per run; None takes the network's own (a bundle, a file), else the device's usual one.
-        runtime: Which software runs the kernels; None takes the device's own for static networks, and what dynamic
-            operators are built for (TensorRT on GPUs) for networks that have some.
+        runtime: Which software runs the kernels, of static and dynamic networks alike; None takes the device's own
+            (:attr:`~dyndeploy.targets.devices.Device.runtime`).
         threads: Of a CPU.
         calibration: A file of ``dyndeploy calibrate-device``; None looks where that command leaves it.
         installation: What a calibration has to fit, or predictions say that it does not; None: this machine now.
@@ -162,34 +162,23 @@ class Estimator:
         if batch is not None and (isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1):
             raise UsageError(f"The batch size must be a positive whole number, not {batch}.")
         self.device = load_device(device) if isinstance(device, str) else device
-        self.precision, self.batch, self._runtime = precision, batch, runtime
+        self.precision, self.batch, self.runtime = precision, batch, runtime or self.device.runtime
         self._installation = installation
         self._make = functools.lru_cache(None)(
             lambda name: load_device_model(
                 self.device, precision, runtime=name, threads=threads, calibration=calibration
             )
         )
-        self._walkers: dict[tuple[int, str], GraphWalker] = {}
-        self._make(self._static_runtime)
+        self._walkers: dict[int, GraphWalker] = {}
+        self._make(self.runtime)
 
     @functools.cached_property
     def warnings(self) -> tuple[str, ...]:
         """Why the calibration that prices may not fit; empty where it does, and for devices without one."""
-        model = self._make(self._static_runtime)
+        model = self._make(self.runtime)
         if not isinstance(model, CalibratedModel) or not self.device.is_local:
             return ()
         return tuple(model.calibration.warnings(self._installation))
-
-    @property
-    def _static_runtime(self) -> str:
-        if self._runtime is None and self.precision == "int8" and self.device.model.runtime == "pytorch":
-            return "tensorrt"
-        return self._runtime or self.device.model.runtime
-
-    @property
-    def dynamic_runtime(self) -> str:
-        """Whose fusions are assumed for networks with dynamic operators."""
-        return self._runtime or ("onnxruntime" if self.device.is_local else "tensorrt")
 
     def predict(
         self,
@@ -273,7 +262,7 @@ class Estimator:
     def _plan(self, network: Network, configuration: Configuration, input_size: tuple[int, int] | None) -> _Plan:
         if isinstance(network, Graph):
             given = network
-            return _Plan(given.name, self._static_runtime, given.batch, given.input_size, lambda rates: given)
+            return _Plan(given.name, self.runtime, given.batch, given.input_size, lambda rates: given)
         if isinstance(network, str):
             return self._named(network, configuration, input_size)
         if isinstance(network, Bundle):
@@ -294,7 +283,7 @@ class Estimator:
         static = _single(configuration.mode) in (None, "static")
         known = static_name(name)
         if static and known is not None:
-            runtime, batch = self._static_runtime, self.batch or self.device.model.batch
+            runtime, batch = self.runtime, self.batch or self.device.model.batch
             graph = static_graph(known, batch=batch, input_size=input_size, precision=self.precision, runtime=runtime)
             return _Plan(graph.name, runtime, batch, graph.input_size, lambda rates: graph)
         if known is not None:
@@ -343,10 +332,9 @@ class Estimator:
         nodes = zoo_network(name, given, batch=batch, input_size=input_size, lacks=lacking_operators(self.device.name))
         if isinstance(nodes, StagedNodes):
             return self._staged(nodes, replace(configuration, mode=None))
-        key = (id(nodes), self.dynamic_runtime)
-        walker = self._walkers.get(key)
+        walker = self._walkers.get(id(nodes))
         if walker is None:
-            walker = self._walkers[key] = self._walker(nodes, self.dynamic_runtime)
+            walker = self._walkers[id(nodes)] = self._walker(nodes)
         return self._walked(name, [walker], configuration)
 
     def _staged(self, network: StagedNodes, configuration: Configuration) -> _Plan:
@@ -355,8 +343,7 @@ class Estimator:
         network = replace(network, shares=shares)
         if configuration.exits is not None:
             network = network.keep(configuration.exits)
-        # Stages run in the runtimes that this project exports for, whatever the device's static networks run in.
-        walkers = [self._walker(nodes, self.dynamic_runtime) for _, nodes in network.stages]
+        walkers = [self._walker(nodes) for _, nodes in network.stages]
         return self._walked(
             network.name, walkers, configuration, tuple(zip(network.exits, network.shares or (), strict=True))
         )
@@ -416,15 +403,14 @@ class Estimator:
 
     def _takes_branches(self, runtime: str) -> tuple[bool, str]:
         """Whether the platform runs one branch of an ``If`` only, and the reason."""
-        if self.device.name in target_names():
-            target = load_target(self.device.name)
+        if self.device.board in target_names():
+            target = load_target(self.device.board)
             if target.runtime == runtime:
                 return target.takes_branches()
         return runtime != "tensorrt", "TensorRT may run both branches"
 
-    def _walker(self, nodes: NodeGraph, runtime: str | None = None) -> GraphWalker:
-        chosen = self.dynamic_runtime if nodes.is_dynamic else self._static_runtime
-        return GraphWalker(nodes, precision=self.precision, runtime=runtime or chosen)
+    def _walker(self, nodes: NodeGraph) -> GraphWalker:
+        return GraphWalker(nodes, precision=self.precision, runtime=self.runtime)
 
 
 def bundle_nodes(

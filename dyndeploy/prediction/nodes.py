@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DOCUMENT = Document("The record of the graph", "Profile the bundle again.", InputError)
 
 _NUMBERED = re.compile(r"^(?!stem\b)[\w.-]*[.-]\d+$")
-_ATTRIBUTES = ("kernel_shape", "strides", "dilations", "group", "transA")
+_ATTRIBUTES = ("kernel_shape", "strides", "dilations", "group", "transA", "axis", "mode")
 """What standard operators are priced by, besides their shapes."""
 
 SPELT_OUT: Mapping[str, tuple[str, ...]] = {
@@ -177,6 +177,8 @@ def _node(item: Field) -> Node:
 
 
 def _attribute(item: Field) -> Any:
+    if isinstance(item.value, str):
+        return item.label()
     if isinstance(item.value, list):
         return (
             list(item.sequence(Field.number))
@@ -313,12 +315,19 @@ def _read(node: onnx.NodeProto, conditions: tuple[str, ...]) -> Node:
         attributes = operator_attributes(node)
     else:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in _ATTRIBUTES}
-    plain = {key: list(item) if isinstance(item, Iterable) else item for key, item in attributes.items()}
+    plain = {key: _plain(item) for key, item in attributes.items()}
     name = node.name or f"{node.op_type}_{node.output[0]}"
     block = block_of(node)
     if block is None and is_dynamic(node) and OPERATORS[node.op_type].gates:
         block = name  # Whatever obeys a decision has a rate, and rates go by block.
     return Node(node.op_type, node.domain, name, block, tuple(node.input), tuple(node.output), plain, conditions)
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as JSON knows it."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return list(value) if isinstance(value, Iterable) else value
 
 
 # ---------------------------------------------------------------- branches

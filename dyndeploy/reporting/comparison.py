@@ -89,8 +89,7 @@ def consistent() -> Iterator[None]:
 def _predicted(profile: Profile, estimator: Estimator) -> PredictedSweep:
     dynamic, static = (_nodes(profile.graph, part) for part in ("dynamic", "static"))
     walker, twin = (
-        GraphWalker(nodes, precision=estimator.precision, runtime=estimator.dynamic_runtime)
-        for nodes in (dynamic, static)
+        GraphWalker(nodes, precision=estimator.precision, runtime=estimator.runtime) for nodes in (dynamic, static)
     )
     try:
         masks = [(str(mask["name"]), str(mask["block"]), str(mask["kind"])) for mask in profile.bundle["masks"]]
