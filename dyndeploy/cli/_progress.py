@@ -104,7 +104,7 @@ def progress_bar() -> Iterator[Callable[[str, float], None]]:
     On a terminal that is one bar; elsewhere a line, at most every ten seconds.
     """
     if quiet or not sys.stderr.isatty():
-        pace = _Pace()
+        pace = _Pace(time.monotonic)
 
         def tell(message: str, fraction: float) -> None:
             interrupt.check()

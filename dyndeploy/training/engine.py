@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dyndeploy.errors import CheckpointError, DyndeployError, NotFiniteError, UsageError
-from dyndeploy.files import locked, write_json, write_text
+from dyndeploy.files import locked, shown, write_json, write_text
 from dyndeploy.nets import LoadReport, TrainedNetwork, load_checkpoint, save_checkpoint
 from dyndeploy.nets.checkpoint_rules import listing
 from dyndeploy.nets.trained import BEST, CHECKPOINT, TRAINED
@@ -425,7 +425,7 @@ class _Run:
             options=options,
             input_size=recipe.input_size,
             preprocessing=recipe.preprocessing,
-            class_names=self.training.classes,
+            class_names=tuple(map(shown, self.training.classes)),
         )
         return {TRAINED: trained.as_dict()}
 
