@@ -19,7 +19,7 @@ import numpy.typing as npt
 from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import DyndeployError, InputError, UsageError
 from dyndeploy.fields import Document, Field
-from dyndeploy.graphs.inputs import real_inputs, with_sizes
+from dyndeploy.graphs.inputs import image_sides, real_inputs, with_sizes
 from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, shape_of
 from dyndeploy.graphs.shapes import known_sizes
 from dyndeploy.ops import DOMAIN, OPERATORS
@@ -239,10 +239,19 @@ def read_nodes(
         constants=frozenset({item.name for item in graph.initializer} | set(sizes.values) | {""}),
         outputs=tuple(value.name for value in graph.output),
         batch=shape[0] if shape else 1,
-        input_size=(shape[2], shape[3]) if len(shape) == 4 else None,
+        input_size=_image_size(graph),
         branches=branches,
         notes=notes,
     )
+
+
+def _image_size(graph: onnx.GraphProto) -> tuple[int, int] | None:
+    """(height, width) of the input that is an image."""
+    image = image_sides(graph)
+    if image is None:
+        return None
+    shape = shape_of(image[0])
+    return shape[image[1][0]], shape[image[1][1]]
 
 
 def observed_shapes(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, Shape]:
