@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import onnx
 
 _IMAGE_AXES = 4
-_CHANNELS = (1, 3, 4)
-"""Of an image: grey, RGB, RGB with transparency."""
+_CHANNELS = (1, 3)
+"""Of an image: grey or RGB."""
 
 
 def real_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
@@ -24,12 +24,13 @@ def real_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
 def image_sides(graph: onnx.GraphProto) -> tuple[onnx.ValueInfoProto, tuple[int, int]] | None:
     """The input that is an image, and its axes of height and width; None where there is none.
 
-    It is the first one of four axes: (N, C, H, W), or (N, H, W, C) where only the last axis can be the channels.
+    It is the first one of four axes: (N, C, H, W), or (N, H, W, C) where the axis behind the batch is open and the last
+    one is 1 or 3.
     """
     for value in real_inputs(graph):
         shape = _shape(value)
         if len(shape) == _IMAGE_AXES:
-            last = shape[3] in _CHANNELS and shape[1] not in _CHANNELS
+            last = shape[3] in _CHANNELS and shape[1] < 1
             return value, (1, 2) if last else (2, 3)
     return None
 
