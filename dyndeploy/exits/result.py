@@ -85,7 +85,7 @@ class CalibrationResult:
                 "unit": calibration.costs.unit,
                 "values": list(calibration.costs.values),
                 "source": calibration.costs.source,
-                "note": calibration.costs.note,
+                "note": calibration.costs.note or None,
             },
             "macs": list(self.macs),
             "constraint": constraint and {"cost": constraint.cost, "accuracy": constraint.accuracy},
