@@ -32,7 +32,7 @@ OnFailure = Callable[[Failure], None]
 
 
 @dataclass(frozen=True)
-class ExitEvaluation:
+class ExitAccuracy:
     """One exit of a network that exits early.
 
     Attributes:
@@ -78,7 +78,7 @@ class BundleEvaluation:
     top1: float
     top5: float
     classes: int
-    exits: tuple[ExitEvaluation, ...]
+    exits: tuple[ExitAccuracy, ...]
     thresholds: tuple[float, ...] | None
     rates: Mapping[str, float]
     ms: float
@@ -241,7 +241,7 @@ class _Counts:
             top5=self._top5 / count,
             classes=manifest.network.num_classes,
             exits=tuple(
-                ExitEvaluation(
+                ExitAccuracy(
                     number,
                     self._left[number] / count,
                     self._right[number] / count,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dyndeploy.measure import NetworkProfile
     from dyndeploy.reporting import NetworkComparison
 
-CALIBRATE_FIRST = "Calibrate this machine first: 'dyndeploy calibrate-device' (up to 10 minutes)."
+CALIBRATE_FIRST = "'dyndeploy calibrate-device' (up to 10 minutes) lets this machine be predicted."
 
 _SHOWN_OPERATORS = 8
 
@@ -121,4 +121,6 @@ def print_comparisons(measured: NetworkProfile, comparisons: Sequence[NetworkCom
         for warning in entry.warnings:
             note(f"{entry.predicted_device}: {warning}")
     if all(entry.error is None for entry in comparisons):
-        typer.echo(f"Note: No prediction for this machine: only that could be compared. {CALIBRATE_FIRST}")
+        typer.echo(
+            f"Note: No prediction for what was measured is among these: there is no error to tell. {CALIBRATE_FIRST}"
+        )

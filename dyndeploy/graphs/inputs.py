@@ -11,12 +11,28 @@ if TYPE_CHECKING:
     import onnx
 
 _IMAGE_AXES = 4
+_CHANNELS = (1, 3)
+"""Of an image: grey or RGB."""
 
 
 def real_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     """Inputs that a caller gives: older files list their weights among the inputs too."""
     weights = {item.name for item in graph.initializer}
     return [value for value in graph.input if value.name not in weights]
+
+
+def image_sides(graph: onnx.GraphProto) -> tuple[onnx.ValueInfoProto, tuple[int, int]] | None:
+    """The input that is an image, and its axes of height and width; None where there is none.
+
+    It is the first one of four axes: (N, C, H, W), or (N, H, W, C) where the axis behind the batch is open and the last
+    one is 1 or 3.
+    """
+    for value in real_inputs(graph):
+        shape = _shape(value)
+        if len(shape) == _IMAGE_AXES:
+            last = shape[3] in _CHANNELS and shape[1] < 1
+            return value, (1, 2) if last else (2, 3)
+    return None
 
 
 def open_sizes(model: onnx.ModelProto) -> list[str]:
@@ -37,7 +53,7 @@ def with_sizes(
         model: Any graph; it is not changed.
         batch: Size of the first axis of the first input, and of every first axis that is open; None takes the graph's
             own, 1 where it is open.
-        input_size: (height, width): the last two axes of the first input, which must be an image (N, C, H, W).
+        input_size: (height, width) of the input that is an image (:func:`image_sides`).
         dims: Sizes by name: the symbolic name of an axis, or ``INPUT:AXIS`` of one that has none. A name closes every
             axis that bears it.
 
@@ -60,8 +76,10 @@ def with_sizes(
                 f"Input '{value.name}' is no tensor with a known number of axes: it cannot be given sizes."
             )
     wanted = _wanted(model, inputs, batch, input_size, dims or {})
+    image = image_sides(model.graph)
     for value in inputs:
-        _require_closed(value, wanted[value.name])
+        sides = image[1] if image is not None and image[0].name == value.name else ()
+        _require_closed(value, wanted[value.name], sides)
     if all(wanted[value.name] == _shape(value) for value in inputs):
         return model
     closed = onnx.ModelProto()
@@ -98,7 +116,6 @@ def _wanted(
     dims: Mapping[str, int],
 ) -> dict[str, list[int]]:
     """Sizes of every input by name, -1 where they stay open."""
-    first = inputs[0]
     known = dict(dims)
     addresses = {f"{value.name}:{axis}" for value in inputs for axis, _, _ in _open_axes(value)}
     for name, size in dims.items():
@@ -109,30 +126,32 @@ def _wanted(
         if size < 1:
             raise UsageError(f"--dim {name}={size}: a size is at least 1.")
     shapes = {value.name: _shape(value) for value in inputs}
-    shape = shapes[first.name]
-    if input_size is not None and len(shape) != _IMAGE_AXES:
-        raise UsageError(
-            f"Input '{first.name}' has {len(shape)} axes: it is no image, so it has no height and width. Give --dim "
-            "NAME=N for open sizes."
-        )
-    asked = {0: batch} if batch is not None and shape else {}
+    asked: dict[tuple[str, int], int] = {}
+    if batch is not None and shapes[inputs[0].name]:
+        asked[inputs[0].name, 0] = batch
     if input_size is not None:
-        asked |= {2: input_size[0], 3: input_size[1]}
-    for axis, _, symbol in _open_axes(first):
-        if symbol and asked.get(axis) is not None:
-            known.setdefault(symbol, asked[axis] or 1)
+        image = image_sides(model.graph)
+        if image is None:
+            raise UsageError(
+                f"Input '{inputs[0].name}' has {len(shapes[inputs[0].name])} axes: it is no image, so it has no height "
+                "and width. Give --dim NAME=N for open sizes."
+            )
+        asked |= {(image[0].name, axis): side for axis, side in zip(image[1], input_size, strict=True)}
+    for value in inputs:
+        for axis, _, symbol in _open_axes(value):
+            if symbol and (value.name, axis) in asked:
+                known.setdefault(symbol, asked[value.name, axis])
     for value in inputs:
         for axis, name, _ in _open_axes(value):
             fallback = (batch or 1) if axis == 0 else -1
             shapes[value.name][axis] = known.get(f"{value.name}:{axis}", known.get(name, fallback))
-    for axis, size in asked.items():
-        if size is not None:
-            shape[axis] = size
+    for (name, axis), size in asked.items():
+        shapes[name][axis] = size
     return shapes
 
 
-def _require_closed(value: onnx.ValueInfoProto, shape: list[int]) -> None:
-    """Raise ``BundleError`` if a size stays open, with the option that gives it."""
+def _require_closed(value: onnx.ValueInfoProto, shape: list[int], sides: tuple[int, ...]) -> None:
+    """Raise ``BundleError`` if a size stays open, with the option that gives it; ``sides`` are an image's axes."""
     missing = [(axis, name) for axis, name, _ in _open_axes(value) if shape[axis] < 1]
     if not missing:
         return
@@ -140,7 +159,7 @@ def _require_closed(value: onnx.ValueInfoProto, shape: list[int]) -> None:
         dim.dim_param or "?" if size < 1 else str(size)
         for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True)
     )
-    image = len(shape) == _IMAGE_AXES and all(axis >= 2 for axis, _ in missing)
+    image = all(axis in sides for axis, _ in missing)
     options = " ".join(f"--dim {name}=N" for name in dict.fromkeys(name for _, name in missing))
     hint = f"Give --input-size HxW, or {options}" if image else f"Give {options}"
     raise BundleError(f"Input '{value.name}' has the open shape ({shown}). {hint}.")

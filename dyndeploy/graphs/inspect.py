@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dyndeploy.files import shown
 from dyndeploy.finite import listed
 from dyndeploy.ops import OPERATORS
 from dyndeploy.ops.base import DOMAIN, OperatorSpec, Shape
@@ -20,9 +17,6 @@ CONDITIONAL, CALL = "dyndeploy.conditional", "Call"
 """Domain and operator of a placeholder: a captured call of a module that is skipped per image."""
 
 
-_ALIKE = ("main_graph", "torch_jit", "torch-jit-export", "tf2onnx")
-
-
 def is_dynamic(node: onnx.NodeProto) -> bool:
     """Whether the node is one of our operators."""
     return node.domain == DOMAIN and node.op_type in OPERATORS
@@ -32,12 +26,6 @@ def group_of(node_name: str) -> str:
     """Block of a node by its name (``"<block>/..."``), or ``"other"``: also ``"stem"`` and ``"head"``."""
     group, separator, _ = node_name.partition("/")
     return group if separator and group else "other"
-
-
-def graph_name(graph: onnx.GraphProto, path: str | os.PathLike[str]) -> str:
-    """Name of the network in a file: the graph's, or the file's where exporters name every graph alike."""
-    alike = not graph.name or graph.name in _ALIKE or " " in graph.name
-    return shown(Path(path).stem if alike else graph.name)
 
 
 def operator_attributes(node: onnx.NodeProto) -> dict[str, Any]:

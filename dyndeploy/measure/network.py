@@ -15,8 +15,9 @@ from dyndeploy.errors import InputError, UsageError, unknown_name
 from dyndeploy.fields import Document, Field
 from dyndeploy.finite import first_not_finite
 from dyndeploy.graphs.inputs import with_sizes
-from dyndeploy.graphs.inspect import all_nodes, graph_name, is_dynamic
+from dyndeploy.graphs.inspect import all_nodes, is_dynamic
 from dyndeploy.graphs.labels import UNMAPPED, LabelledGraph
+from dyndeploy.graphs.reading import read_graph
 from dyndeploy.inference import read_array
 from dyndeploy.measure.inputs import Schedule
 from dyndeploy.measure.loop import Clock, Paired, time_rounds
@@ -219,7 +220,7 @@ def profile_network(
     """
     Schedule(repeats=repeats, min_seconds=min_seconds, warmup=warmup, seed=seed)  # refuses what cannot be measured
     model = with_sizes(_static_model(Path(path)), batch=batch, input_size=input_size, dims=dims)
-    nodes = read_nodes(model, name=graph_name(model.graph, path))
+    nodes = read_nodes(model)
     labelled = _labelled(model, nodes)
     machine = machine_facts()
     progress("loading", 0.0)
@@ -259,15 +260,7 @@ def profile_network(
 
 def _static_model(path: Path) -> onnx.ModelProto:
     """The graph of a file with its weights."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        model = onnx.load(path)
-    except (OSError, ValueError, DecodeError, onnx.checker.ValidationError) as error:
-        raise InputError(f"Cannot read {path} as an ONNX graph: {files.reason_of(error)}.") from error
-    if not model.graph.node:
-        raise InputError(f"Cannot read {path} as an ONNX graph: it holds none.")
+    model = read_graph(path, weights=True)
     dynamic = sorted({node.op_type for node in all_nodes(model.graph) if is_dynamic(node)})
     if dynamic:
         raise UsageError(

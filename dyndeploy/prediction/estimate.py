@@ -19,7 +19,7 @@ import numpy as np
 
 from dyndeploy.bundle import SAVES_NOTHING, Bundle
 from dyndeploy.errors import InputError, UsageError, unknown_name
-from dyndeploy.graphs.inspect import graph_name
+from dyndeploy.graphs.reading import read_graph
 from dyndeploy.ops.gates import GateKind
 from dyndeploy.prediction.architectures import static_graph, static_name
 from dyndeploy.prediction.calibrated import CalibratedModel, Installation, find_calibrations, load_calibration
@@ -771,21 +771,5 @@ def open_network(source: str | os.PathLike[str]) -> Bundle | onnx.ModelProto:
         BundleError: The folder is no bundle.
         InputError: The file cannot be read as an ONNX graph.
     """
-    return _opened(Path(source))
-
-
-def _opened(path: Path) -> Bundle | onnx.ModelProto:
-    """The bundle or the graph at a path; weights in files of their own are not needed."""
-    if path.is_dir() or path.suffix != ".onnx":
-        return Bundle.open(path)
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (OSError, ValueError, DecodeError) as error:
-        raise InputError(f"Cannot read {path} as an ONNX graph: {error}.") from error
-    if not model.HasField("graph"):
-        raise InputError(f"Cannot read {path} as an ONNX graph: it holds none.")
-    model.graph.name = graph_name(model.graph, path)
-    return model
+    path = Path(source)
+    return Bundle.open(path) if path.is_dir() or path.suffix != ".onnx" else read_graph(path, weights=False)

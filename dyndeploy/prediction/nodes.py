@@ -19,7 +19,7 @@ import numpy.typing as npt
 from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import DyndeployError, InputError, UsageError
 from dyndeploy.fields import Document, Field
-from dyndeploy.graphs.inputs import real_inputs, with_sizes
+from dyndeploy.graphs.inputs import image_sides, real_inputs, with_sizes
 from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, shape_of
 from dyndeploy.graphs.shapes import known_sizes
 from dyndeploy.ops import DOMAIN, OPERATORS
@@ -226,7 +226,8 @@ def read_nodes(
         UsageError: A size for an input that is no image, or of a name that the graph does not have.
         BundleError: The input's shape is open, or sizes contradict each other.
     """
-    model = with_sizes(model, batch=batch, input_size=input_size, dims=dims)
+    closed = with_sizes(model, batch=batch, input_size=input_size, dims=dims)
+    model, image_size = closed, _image_size(model, closed)
     shape = shape_of(real_inputs(model.graph)[0])
     model, conditions, branches = _flat(model)
     graph = model.graph
@@ -250,10 +251,19 @@ def read_nodes(
         constants=frozenset({item.name for item in graph.initializer} | set(sizes.values) | {""}),
         outputs=tuple(value.name for value in graph.output),
         batch=shape[0] if shape else 1,
-        input_size=(shape[2], shape[3]) if len(shape) == 4 else None,
+        input_size=image_size,
         branches=branches,
         notes=notes,
     )
+
+
+def _image_size(model: onnx.ModelProto, closed: onnx.ModelProto) -> tuple[int, int] | None:
+    """(height, width) of the input that is an image; which axes those are, the open graph tells."""
+    image = image_sides(model.graph)
+    if image is None:
+        return None
+    shape = next(shape_of(value) for value in real_inputs(closed.graph) if value.name == image[0].name)
+    return shape[image[1][0]], shape[image[1][1]]
 
 
 def observed_shapes(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, Shape]:

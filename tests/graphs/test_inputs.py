@@ -7,6 +7,7 @@ from onnx import TensorProto, helper
 from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.graphs.inputs import open_sizes, real_inputs, with_sizes
 from dyndeploy.graphs.inspect import shape_of
+from dyndeploy.prediction import read_nodes
 
 Dims = tuple[int | str, ...]
 
@@ -32,6 +33,18 @@ def test_a_name_closes_every_axis_that_bears_it() -> None:
     closed = with_sizes(model, batch=4, dims={"height": 5, "width": 6, "scale:2": 1, "n": 9})
     assert shapes(closed) == {"x": (4, 3, 5, 6), "mask": (4, 5, 6), "scale": (4, 2, 1), "other": (9,)}
     assert shapes(model)["x"] == (-1, 3, -1, -1)
+
+
+def test_the_image_need_not_come_first_nor_have_its_channels_first() -> None:
+    model = graph(im_shape=("batch", 2), image=("batch", 3, "h", "w"), scale=("batch", 2))
+    closed = with_sizes(model, input_size=(32, 48), batch=2)
+    assert shapes(closed) == {"im_shape": (2, 2), "image": (2, 3, 32, 48), "scale": (2, 2)}
+    with pytest.raises(BundleError, match=r"'image' has the open shape \(1, 3, h, w\). Give --input-size HxW"):
+        with_sizes(model)
+    last = graph(x=(None, "h", "w", 3))  # type: ignore[arg-type]
+    assert shapes(with_sizes(last, input_size=(32, 48))) == {"x": (1, 32, 48, 3)}
+    assert read_nodes(last, input_size=(32, 48)).input_size == (32, 48)
+    assert shapes(with_sizes(graph(x=(1, 3, "h", 3)), input_size=(32, 3))) == {"x": (1, 3, 32, 3)}
 
 
 def test_axes_without_a_meaningful_name_go_by_input_and_axis() -> None:
