@@ -329,9 +329,13 @@ def moving_kernel(
 
 
 def reorder_kernel(name: str, block: str | None, shape: Shape, *, inward: bool, precision: str = "fp32") -> Kernel:
-    """Make a conversion of a map (batch, channels, height, width) into blocks (``inward``) or out of them."""
+    """Make a conversion of a map (batch, channels, height, width) into blocks (``inward``) or out of them.
+
+    A map that a view makes of another tensor has that tensor's axes; height and width are then what they hold.
+    """
     elements = math.prod(shape)
-    sizes = {"cin": shape[1], "h": shape[2], "w": shape[3], "inward": float(inward)}
+    height, *rest = shape[2:] or (1,)
+    sizes = {"cin": shape[1], "h": height, "w": math.prod(rest), "inward": float(inward)}
     return moving_kernel(
         name, block, REORDER, read=elements, written=elements, weights=0, batch=shape[0], precision=precision, **sizes
     )
