@@ -155,7 +155,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 CHECKPOINTS = {
     "laud_resnet": "LAUDNet's, LASNet's, torchvision's ResNet of the same blocks (the maskers stay fresh)",
-    "dyn_perceiver": "Dynamic Perceiver's",
+    "dyn_perceiver": "Dynamic Perceiver's, torchvision's file of the backbone (to train from)",
 }
 """What loads besides files of our own, by family."""
 
