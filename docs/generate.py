@@ -1,6 +1,6 @@
-"""Writes what the pages take from the code: every recipe key, and the table of networks.
+"""Writes what the pages take from the code: every command, every recipe key, and the table of networks.
 
-    python docs/generate.py            # writes docs/recipes.md, and the table in docs/networks.md
+    python docs/generate.py            # writes docs/commands.md, docs/recipes.md, and the table in docs/networks.md
     python docs/generate.py --check    # says what is out of date, and exits with 1
 
 The words come from docstrings, the figures from networks that are built without weights.
@@ -22,13 +22,17 @@ from typing import Any
 import torch
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parent))  # Also where a test loads this file.
+
+from commands_page import commands_page
+
 from dyndeploy.files import read_text, write_text
 from dyndeploy.nets import create_model, exit_macs, model_info, model_names
 from dyndeploy.prediction import Configuration, Estimator
 from dyndeploy.training.recipe import Recipe
 
 DOCS = Path(__file__).parent
-RECIPES, NETWORKS = DOCS / "recipes.md", DOCS / "networks.md"
+COMMANDS, RECIPES, NETWORKS = DOCS / "commands.md", DOCS / "recipes.md", DOCS / "networks.md"
 BEGIN, END = "<!-- made by docs/generate.py -->", "<!-- end -->"
 
 
@@ -51,7 +55,8 @@ def pages() -> dict[Path, str]:
     """Text of every page, by its path."""
     before, _, rest = read_text(NETWORKS).partition(BEGIN)
     _, _, after = rest.partition(END)
-    return {RECIPES: recipes_page(), NETWORKS: f"{before}{BEGIN}\n{networks_table()}{END}{after}"}
+    table = f"{before}{BEGIN}\n{networks_table()}{END}{after}"
+    return {COMMANDS: commands_page(), RECIPES: recipes_page(), NETWORKS: table}
 
 
 # ---------------------------------------------------------------- recipes
@@ -150,7 +155,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 CHECKPOINTS = {
     "laud_resnet": "LAUDNet's, LASNet's, torchvision's ResNet of the same blocks (the maskers stay fresh)",
-    "dyn_perceiver": "Dynamic Perceiver's",
+    "dyn_perceiver": "Dynamic Perceiver's, torchvision's file of the backbone (to train from)",
 }
 """What loads besides files of our own, by family."""
 

@@ -1,4 +1,4 @@
-"""The whole way in Python: train, export, verify, classify, measure, predict a board, and write what it needs."""
+"""The whole way in Python: train, export, verify, evaluate, run, measure, predict a board, write what it needs."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ def main(folder: Path, epochs: int = 1) -> None:
     bundle = dyndeploy.export_model(network.eval(), folder / "bundle", settings)
     report = dyndeploy.verify_bundle(bundle)
     assert report.passed, report
+
+    evaluation = dyndeploy.evaluate_bundle(bundle, "digits", limit=100)
+    right = f"{evaluation.top1:.1%} of {evaluation.images} images right"
+    print(f"the bundle names {right}, {evaluation.ms:.2f} ms each, measured")
 
     for result in classify_images(bundle, sample_photographs()):
         if isinstance(result, Failure):

@@ -40,6 +40,21 @@ def test_links_point_to_files() -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+def anchors(page: Path) -> set[str]:
+    """Where links into a page may point: its headings as GitHub names them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_point_to_headings() -> None:
+    found = 0
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+            found += 1
+            assert anchor in anchors(page.parent / link if link else page), f"{page.name}: {link}#{anchor}"
+    assert found > 20
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "img").glob("*.svg")), ids=lambda path: path.stem)
 def test_pictures_say_what_they_show_and_fit_dark_pages(path: Path) -> None:
     root = ElementTree.parse(path).getroot()

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import typer
 
+from dyndeploy.cli import COMMANDS, build_app
 from dyndeploy.nets import model_names
 from dyndeploy.training.recipe import DataRecipe, OptimizerRecipe, Recipe
 
@@ -28,6 +30,36 @@ def generate() -> ModuleType:
 
 def test_recipe_keys_are_current(generate: ModuleType) -> None:
     assert (DOCS / "recipes.md").read_text(encoding="utf-8") == generate.recipes_page(), SAID
+
+
+def test_commands_are_current(generate: ModuleType) -> None:
+    assert (DOCS / "commands.md").read_text(encoding="utf-8") == generate.commands_page(), SAID
+
+
+def test_the_page_lists_what_the_parser_takes(generate: ModuleType) -> None:
+    _, *parts = re.split(r"^## (.+)$", generate.commands_page(), flags=re.MULTILINE)
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    parser = typer.main.get_command(build_app())
+    assert list(sections) == list(COMMANDS) == list(parser.commands)
+    for name, command in parser.commands.items():
+        taken = {word for each in command.params for word in (*each.opts, *each.secondary_opts) if word[0] == "-"}
+        written = {
+            word.split()[0].strip("`")
+            for cells in re.findall(r"^\| (`-.*?`) \| ", sections[name], re.MULTILINE)
+            for word in cells.split(", ")
+        }
+        assert written == taken - {"-h", "--help", "-v", "--verbose", "-q", "--quiet"}, name
+
+
+def test_the_page_of_commands_says_what_must_be_given_and_what_else_is_taken(generate: ModuleType) -> None:
+    lines = generate.commands_page().splitlines()
+    assert "dyndeploy export [NETWORK|RUN] --output DIR [OPTIONS]" in lines
+    assert "dyndeploy device {add|list|remove|probe|clean} [NAME] [HOST] [OPTIONS]" in lines
+    assert (
+        "| `--native auto\\|off\\|PATH` | `auto` | Operator library of ONNX Runtime: auto, off, or its path. |" in lines
+    )
+    assert any(line.startswith("| `--limit N` | all | ") for line in lines)
+    assert any(line.startswith("| `--resume`, `--no-resume` | on | ") for line in lines)
 
 
 @pytest.mark.parametrize("kind", [Recipe, DataRecipe, OptimizerRecipe])
