@@ -615,7 +615,9 @@ class GraphWalker:
         self.name, self.batch, self.input_size = graph.name, graph.batch, graph.input_size
         self._shapes = graph.shapes
         self._fuser = _Fuser(graph, runtime)
-        self._entries = [entry for group in self._fuser.groups for entry in self._entries_of(group)]
+        entries = [(group, entry) for group in self._fuser.groups for entry in self._entries_of(group)]
+        self._entries = [entry for _, entry in entries]
+        self._group_of = [group for group, _ in entries]
 
     def part_of_nodes(self) -> dict[str, str]:
         """The part (:attr:`Graph.parts`) that every node's time belongs to, by the tensors that the node makes."""
@@ -624,7 +626,7 @@ class GraphWalker:
             name: part
             for part, members in parts.items()
             for index in members
-            for node in self._fuser.groups[index].nodes
+            for node in self._group_of[index].nodes
             for name in node.outputs
         }
 
