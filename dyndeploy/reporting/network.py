@@ -12,7 +12,16 @@ from dyndeploy.measure.network import NetworkProfile
 from dyndeploy.prediction import Estimator
 from dyndeploy.prediction.calibrated import Installation
 from dyndeploy.reporting.comparison import consistent
-from dyndeploy.reporting.page import decimals, machine_rows, ms, percent, render_page, version_rows
+from dyndeploy.reporting.page import (
+    Table,
+    decimals,
+    machine_rows,
+    measured_on,
+    ms,
+    percent,
+    render_page,
+    version_rows,
+)
 from dyndeploy.reporting.svg import Bars, bar_chart
 from dyndeploy.targets import load_device
 
@@ -125,19 +134,20 @@ def render_network_report(profile: NetworkProfile, comparisons: Sequence[Network
     return render_page(
         "network.html.j2",
         title=f"{profile.network['name']}: latency",
-        profile=profile,
+        top=measured_on(
+            profile.machine,
+            profile.threads,
+            None,
+            ("Runtime", f"{profile.runtime['name']} {profile.runtime['version']}"),
+        ),
         summary=f"One run of a batch of {profile.batch} takes {ms(samples.median)} ms (p90 "
         f"{ms(samples.percentile(90))} ms, p99 {ms(samples.percentile(99))} ms), measured, for "
         f"{decimals(profile.macs / 1e6)} million multiply-accumulates per image.",
         warnings=profile.warnings(),
         operator_chart=_operator_chart(profile) if profile.operators else "",
-        part_rows=[(part.name, ms(part.ms)) for part in profile.parts],
-        predicted_rows=[_predicted_row(entry) for entry in comparisons],
-        compared_rows=[
-            (part.name, ms(part.measured_ms), ms(part.predicted_ms), percent(part.error))
-            for entry in comparisons
-            for part in entry.parts
-        ],
+        parts=_part_table(profile),
+        predicted=_predicted_table(comparisons),
+        compared=_compared_table(comparisons),
         predicted_warnings=[f"{entry.predicted_device}: {text}" for entry in comparisons for text in entry.warnings],
         facts=machine_rows(
             profile.machine,
@@ -151,10 +161,47 @@ def render_network_report(profile: NetworkProfile, comparisons: Sequence[Network
     )
 
 
+def _part_table(profile: NetworkProfile) -> Table:
+    return Table(
+        "Time by part, measured",
+        ("part", "ms per run"),
+        [(part.name, ms(part.ms)) for part in profile.parts],
+        file="parts.csv",
+        fields=("part", "ms_per_run"),
+        values=[(part.name, part.ms) for part in profile.parts],
+    )
+
+
+def _predicted_table(comparisons: Sequence[NetworkComparison]) -> Table:
+    return Table(
+        "Latency, predicted",
+        ("device", "ms per image", "90 % interval", "error"),
+        [_predicted_row(entry) for entry in comparisons],
+        file="predicted.csv",
+        fields=("device", "predicted_ms", "low_ms", "high_ms", "error"),
+        values=[
+            (entry.predicted_device, entry.predicted_ms, *(entry.interval_ms or (None, None)), entry.error)
+            for entry in comparisons
+        ],
+    )
+
+
 def _predicted_row(entry: NetworkComparison) -> tuple[str, ...]:
     interval = "-" if entry.interval_ms is None else f"{ms(entry.interval_ms[0])} to {ms(entry.interval_ms[1])}"
     error = "not comparable" if entry.error is None else percent(entry.error)
     return f"{entry.predicted_device}, predicted", ms(entry.predicted_ms), interval, error
+
+
+def _compared_table(comparisons: Sequence[NetworkComparison]) -> Table:
+    parts = [part for entry in comparisons for part in entry.parts]
+    return Table(
+        "Parts, measured and predicted",
+        ("part", "measured ms", "predicted ms", "error"),
+        [(part.name, ms(part.measured_ms), ms(part.predicted_ms), percent(part.error)) for part in parts],
+        file="compared-parts.csv",
+        fields=("part", "measured_ms", "predicted_ms", "error"),
+        values=[(part.name, part.measured_ms, part.predicted_ms, part.error) for part in parts],
+    )
 
 
 def _operator_chart(profile: NetworkProfile) -> str:
