@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dyndeploy.cli._arguments import exit_mix as read_mix
-from dyndeploy.cli._arguments import numbers, per_stage_numbers, print_json, print_table, size
+from dyndeploy.cli._arguments import per_stage_numbers, print_json, print_table, size
 from dyndeploy.cli._boards import device_model
 from dyndeploy.cli._options import InputSize, complete_device, complete_network, option
 from dyndeploy.cli._progress import progress_bar

@@ -116,7 +116,14 @@ def predict(
         options["rate"] = rates[0] if len(rates) == 1 else rates
     of_reference = {"compat": compat, "mem_concurrent": mem_concurrent, "seed": seed}
     if _wants_reference(predictor, of_reference):
-        if precision not in (None, "fp32") or runtime is not None or calibration is not None or exit_mix or exits or sizes:
+        if (
+            precision not in (None, "fp32")
+            or runtime is not None
+            or calibration is not None
+            or exit_mix
+            or exits
+            or sizes
+        ):
             raise UsageError(
                 "The reference predictor knows FP32 and no runtime, no exits and no ONNX files. Leave --predictor and "
                 "--compat out."
@@ -170,7 +177,10 @@ def _print(prediction: Prediction) -> None:
     columns = ("compute", "memory", "launch") if prediction.predictor == "reference" else ("90 % interval",)
     if prediction.exits:
         mix = "/".join(f"{100 * entry.share:.3g}" for entry in prediction.exits)
-        parts, of = "graph of", f", at the exit mix {mix}: each graph's time, times the share of the images that reach it"
+        parts, of = (
+            "graph of",
+            f", at the exit mix {mix}: each graph's time, times the share of the images that reach it",
+        )
     else:
         parts, of = "part", ""
     print_table(

@@ -178,7 +178,10 @@ class ExitProfile:
 
     def warnings(self) -> list[str]:
         """What a reader should know before trusting the figures."""
-        entries = [("the network without exits", self.whole), *((f"exit {entry.exit}", entry.samples) for entry in self.exits)]
+        entries = [
+            ("the network without exits", self.whole),
+            *((f"exit {entry.exit}", entry.samples) for entry in self.exits),
+        ]
         shaky = [f"{name} {samples.cov_same_input:.1%}" for name, samples in entries if samples.unstable]
         notes = [self.note] if self.note else []
         if shaky:
