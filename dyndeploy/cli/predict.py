@@ -116,14 +116,8 @@ def predict(
         options["rate"] = rates[0] if len(rates) == 1 else rates
     of_reference = {"compat": compat, "mem_concurrent": mem_concurrent, "seed": seed}
     if _wants_reference(predictor, of_reference):
-        if (
-            precision not in (None, "fp32")
-            or runtime is not None
-            or calibration is not None
-            or exit_mix
-            or exits
-            or sizes
-        ):
+        other = (runtime, calibration, exit_mix, exits, sizes or None)
+        if precision not in (None, "fp32") or any(value is not None for value in other):
             raise UsageError(
                 "The reference predictor knows FP32 and no runtime, no exits and no ONNX files. Leave --predictor and "
                 "--compat out."
@@ -177,25 +171,23 @@ def _print(prediction: Prediction) -> None:
     columns = ("compute", "memory", "launch") if prediction.predictor == "reference" else ("90 % interval",)
     if prediction.exits:
         mix = "/".join(f"{100 * entry.share:.3g}" for entry in prediction.exits)
-        parts, of = (
-            "graph of",
-            f", at the exit mix {mix}: each graph's time, times the share of the images that reach it",
-        )
+        what = "graph of"
+        of = f", at the exit mix {mix}: each graph's time, times the share of the images that reach it"
     else:
-        parts, of = "part", ""
+        what, of = "part", ""
     print_table(
-        (parts, "mode", "total", *columns),
+        (what, "mode", "total", *columns),
         rows,
         title=f"{prediction.network} on {prediction.device}, predicted, ms per image{of}",
     )
     coverage = prediction.coverage
     covered = coverage.by_count if coverage.by_time is None else coverage.by_time
-    what = f"of {coverage.operators} operators" if coverage.by_time is None else "of the time in known operators"
+    counted = f"of {coverage.operators} operators" if coverage.by_time is None else "of the time in known operators"
     mean = " on average over the mix" if prediction.exits else ""
     interval = "" if prediction.interval_ms is None else f" [{_range(prediction.interval_ms)}]"
     typer.echo(
         f"{prediction.latency_ms:.4f} ms per image{mean}{interval}, {prediction.latency_batch_ms:.4f} ms per batch of "
-        f"{prediction.batch}; {covered:.0%} {what}."
+        f"{prediction.batch}; {covered:.0%} {counted}."
     )
     if prediction.exits:
         print_table(

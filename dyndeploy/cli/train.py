@@ -106,9 +106,8 @@ def _best(result: TrainResult) -> str:
     """Why what is exported is not what the last table shows."""
     assert result.best_checkpoint is not None and result.best_epoch is not None
     measures = result.history[result.best_epoch - 1].held_out
-    exits = [
-        f"{value:.2%}" for name, value in measures.items() if name.startswith("exit") and name.endswith(".accuracy")
-    ]
+    of_exits = [name for name in measures if name.startswith("exit") and name.endswith(".accuracy")]
+    exits = [f"{measures[name]:.2%}" for name in of_exits]
     known = [f"{measures['accuracy']:.2%}"] if "accuracy" in measures else []
     accuracy = f" (held-out accuracy {'/'.join(exits or known)})" if exits or known else ""
     return (
