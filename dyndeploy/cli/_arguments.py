@@ -32,6 +32,16 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
         raise UsageError(f"{option} takes numbers in [0, 1] separated by commas, e.g. 0.5,1.0, not '{text}'.") from None
 
 
+def exit_mix(text: str) -> tuple[float, ...]:
+    """Parse ``60/20/10/10``: what share of the images leaves at each exit; commas do as well."""
+    try:
+        return tuple(float(part) for part in text.replace(",", "/").split("/"))
+    except ValueError:
+        raise UsageError(
+            f"--exit-mix takes one share for each exit, joined by '/', e.g. 60/20/10/10, not '{text}'."
+        ) from None
+
+
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:
     """Parse ``1,2,4``: whole numbers separated by commas."""
     try:

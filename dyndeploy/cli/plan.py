@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dyndeploy.cli._arguments import numbers, per_stage_numbers, print_json, print_table, size
+from dyndeploy.cli._arguments import exit_mix as read_mix
+from dyndeploy.cli._arguments import per_stage_numbers, print_json, print_table, size
 from dyndeploy.cli._boards import device_model
 from dyndeploy.cli._options import InputSize, complete_device, complete_network, option
 from dyndeploy.cli._progress import progress_bar
@@ -126,7 +127,7 @@ def _plan_exits(
     from dyndeploy.planning import device_prices, plan_exits
     from dyndeploy.prediction import Configuration
 
-    mix = None if exit_mix is None else numbers("--exit-mix", exit_mix.replace("/", ","))
+    mix = None if exit_mix is None else read_mix(exit_mix)
     prices = device_prices(device, threads=threads, calibrations=calibrations, precision=precision)
     for warning in prices.warnings:
         note(warning)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dyndeploy.cli._arguments import exit_mix as read_mix
 from dyndeploy.cli._arguments import (
     named_sizes,
     numbers,
@@ -44,7 +45,7 @@ def predict(
             autocompletion=complete_device,
         ),
     ],
-    precision: Annotated[str, option("--precision")] = "fp32",
+    precision: Annotated[str | None, option("--precision", detail="(default: the bundle's, else fp32)")] = None,
     mode: Annotated[str | None, option("--mode", detail="(default: the bundle's, else static)")] = None,
     granularity: Annotated[str | None, option("--granularity", detail="(default: the bundle's, else 4-4-2-1)")] = None,
     channel_granularity: Annotated[
@@ -115,7 +116,8 @@ def predict(
         options["rate"] = rates[0] if len(rates) == 1 else rates
     of_reference = {"compat": compat, "mem_concurrent": mem_concurrent, "seed": seed}
     if _wants_reference(predictor, of_reference):
-        if precision != "fp32" or runtime is not None or calibration is not None or exit_mix or exits or sizes:
+        other = (runtime, calibration, exit_mix, exits, sizes or None)
+        if precision not in (None, "fp32") or any(value is not None for value in other):
             raise UsageError(
                 "The reference predictor knows FP32 and no runtime, no exits and no ONNX files. Leave --predictor and "
                 "--compat out."
@@ -132,7 +134,7 @@ def predict(
         if sizes:
             options["dims"] = sizes
         if exit_mix is not None:
-            options["exit_mix"] = numbers("--exit-mix", exit_mix.replace("/", ","))
+            options["exit_mix"] = read_mix(exit_mix)
         if exits is not None:
             options["exits"] = whole_numbers("--exits", exits)
         prediction = predict_kernels(Path(network) if _is_path(network) else network, **options)
@@ -167,18 +169,25 @@ def _print(prediction: Prediction) -> None:
         parts = [_parts(block)] if prediction.predictor == "reference" else [[_range(block.interval_ms)]]
         rows.append((block.name, block.mode, f"{block.latency_ms:.4f}", *parts[0]))
     columns = ("compute", "memory", "launch") if prediction.predictor == "reference" else ("90 % interval",)
+    if prediction.exits:
+        mix = "/".join(f"{100 * entry.share:.3g}" for entry in prediction.exits)
+        what = "graph of"
+        of = f", at the exit mix {mix}: each graph's time, times the share of the images that reach it"
+    else:
+        what, of = "part", ""
     print_table(
-        ("part", "mode", "total", *columns),
+        (what, "mode", "total", *columns),
         rows,
-        title=f"{prediction.network} on {prediction.device}, predicted, ms per image",
+        title=f"{prediction.network} on {prediction.device}, predicted, ms per image{of}",
     )
     coverage = prediction.coverage
     covered = coverage.by_count if coverage.by_time is None else coverage.by_time
-    what = f"of {coverage.operators} operators" if coverage.by_time is None else "of the time in known operators"
+    counted = f"of {coverage.operators} operators" if coverage.by_time is None else "of the time in known operators"
+    mean = " on average over the mix" if prediction.exits else ""
     interval = "" if prediction.interval_ms is None else f" [{_range(prediction.interval_ms)}]"
     typer.echo(
-        f"{prediction.latency_ms:.4f} ms per image{interval}, {prediction.latency_batch_ms:.4f} ms per batch of "
-        f"{prediction.batch}; {covered:.0%} {what}."
+        f"{prediction.latency_ms:.4f} ms per image{mean}{interval}, {prediction.latency_batch_ms:.4f} ms per batch of "
+        f"{prediction.batch}; {covered:.0%} {counted}."
     )
     if prediction.exits:
         print_table(
@@ -187,7 +196,7 @@ def _print(prediction: Prediction) -> None:
                 (entry.exit, f"{entry.share:.1%}", f"{entry.latency_ms:.4f}", _range(entry.interval_ms))
                 for entry in prediction.exits
             ],
-            title="images that leave at each exit, predicted",
+            title="an image that leaves at each exit, predicted",
         )
     for note in prediction.notes:
         typer.echo(f"Note: {note}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, cast
 
 import typer
 
+from dyndeploy.cli._arguments import exit_mix as read_mix
 from dyndeploy.cli._arguments import numbers, print_json, print_table
 from dyndeploy.cli._boards import connected, telling_waits
 from dyndeploy.cli._options import Dim, Native, Repeats, Threads, complete_device, option
@@ -90,8 +91,11 @@ def profile(
 
     opened = Bundle.open(bundle)
     if opened.manifest.exits is not None:
-        mixes = [numbers("--exit-mix", mix.replace("/", ",")) for mix in exit_mix or []]
-        _profile_exits(opened, board, threads, mixes, data, repeats, json_file, report)
+        mixes = [read_mix(mix) for mix in exit_mix or []]
+        if rates is not None:
+            raise UsageError(f"{opened.manifest.network.name} has exits: give --exit-mix 60/40/.. instead of --rates.")
+        options: dict[str, Any] = {"threads": threads, "mixes": mixes, "data": data, "repeats": repeats}
+        _profile_exits(opened, board, options, native, json_file, report)
         return
     if exit_mix:
         raise UsageError(f"{opened.manifest.network.name} has no exits: leave --exit-mix out.")
@@ -115,10 +119,8 @@ def profile(
 def _profile_exits(
     bundle: Bundle,
     board: DeviceEntry | None,
-    threads: int,
-    mixes: Sequence[Sequence[float]],
-    data: Path | None,
-    repeats: int | None,
+    options: Mapping[str, Any],
+    native: str,
     json_file: str | None,
     report: Path | None,
 ) -> None:
@@ -128,9 +130,8 @@ def _profile_exits(
         from dyndeploy.measure.exits import profile_exits
         from dyndeploy.remote import profile_exits_on_device
 
-        options: dict[str, Any] = {"threads": threads, "mixes": mixes, "data": data, "repeats": repeats}
         if board is None:
-            return profile_exits(bundle, **options, progress=progress)
+            return profile_exits(bundle, **options, native=native, progress=progress)
         on_board.append(_on_board(profile_exits_on_device, bundle, board, progress, options))
         return cast("ExitProfile", on_board[0].profile)
 
@@ -188,7 +189,7 @@ def _print_exits(result: ExitProfile) -> None:
     from dyndeploy.reporting import staging_cost
 
     whole = f"{result.whole.median:.3f}"
-    rows = [["whole network", f"{result.whole_macs / 1e6:.1f}", whole, "-", f"{result.whole.cov:.1%}"]]
+    rows = [["without exits", f"{result.whole_macs / 1e6:.1f}", whole, "-", f"{result.whole.cov:.1%}"]]
     rows[0] += ["1.00x", "1.00x", "-"]
     entries = [(f"exit {entry.exit}", entry) for entry in result.exits]
     if result.branched is not None:
@@ -209,7 +210,7 @@ def _print_exits(result: ExitProfile) -> None:
         rows,
         title=f"{result.bundle['name']} on {result.machine['cpu']}, {result.threads} thread(s), "
         + (f"operators: {result.operator_code}, " if result.operator_code else "")
-        + "measured, ms per image, from runs in turn with the whole network",
+        + "measured, ms per image, from runs in turn with the network without exits",
     )
     typer.echo(staging_cost(result))
     for warning in result.warnings():

@@ -91,13 +91,29 @@ def train(
     if as_json:
         print_json(result.as_dict())
         return
-    _print_evaluation(result.evaluation, f"{run.name}: {result.evaluation.images} held-out images")
+    _print_evaluation(result.evaluation, f"{run.name}, last epoch: {result.evaluation.images} held-out images")
     if result.ema_evaluation is not None:
         _print_evaluation(result.ema_evaluation, f"{run.name}, moving average of the weights")
     typer.echo(_summary(result))
+    if result.best_checkpoint is not None and result.best_epoch != len(result.history):
+        typer.echo(_best(result))
     for each in result.notes:
         note(each)
     typer.echo(f"Next: dyndeploy export {shlex.quote(str(result.checkpoint.parent))} -o BUNDLE")
+
+
+def _best(result: TrainResult) -> str:
+    """Why what is exported is not what the last table shows."""
+    assert result.best_checkpoint is not None and result.best_epoch is not None
+    measures = result.history[result.best_epoch - 1].held_out
+    of_exits = [name for name in measures if name.startswith("exit") and name.endswith(".accuracy")]
+    exits = [f"{measures[name]:.2%}" for name in of_exits]
+    known = [f"{measures['accuracy']:.2%}"] if "accuracy" in measures else []
+    accuracy = f" (held-out accuracy {'/'.join(exits or known)})" if exits or known else ""
+    return (
+        f"The best epoch was {result.best_epoch}{accuracy}: export takes its weights, {result.best_checkpoint}, unless "
+        "--checkpoint names others."
+    )
 
 
 def _print_evaluation(evaluation: Evaluation, title: str) -> None:

@@ -178,13 +178,16 @@ class ExitProfile:
 
     def warnings(self) -> list[str]:
         """What a reader should know before trusting the figures."""
-        entries = [("the whole network", self.whole), *((f"exit {entry.exit}", entry.samples) for entry in self.exits)]
+        entries = [
+            ("the network without exits", self.whole),
+            *((f"exit {entry.exit}", entry.samples) for entry in self.exits),
+        ]
         shaky = [f"{name} {samples.cov_same_input:.1%}" for name, samples in entries if samples.unstable]
         notes = [self.note] if self.note else []
         if shaky:
             notes.append(
                 f"Unstable: runs of the same input vary by more than 2.5 %: {', '.join(shaky)}. Close other programs "
-                "or give more --repeats; speed-ups are paired with the whole network and suffer less."
+                "or give more --repeats; speed-ups are paired with the network without exits and suffer less."
             )
         bodies = [self.bodies_note] if self.bodies_note else []
         return [*notes, *bodies, *self.machine.get("warnings", ())]
@@ -237,6 +240,7 @@ def profile_exits(
     repeats: int | None = None,
     min_seconds: float = 10.0,
     warmup: int = 3,
+    native: str | os.PathLike[str] = "auto",
     progress: Progress = lambda message, fraction: None,
 ) -> ExitProfile:
     """Measure every exit of a bundle of stages on this machine's CPU, one image at a time.
@@ -253,6 +257,8 @@ def profile_exits(
         repeats: Rounds; None takes as many as fill ``min_seconds``, between 12 and 200.
         min_seconds: Seconds that the rounds fill where ``repeats`` is None.
         warmup: Untimed runs of every session and input before the rounds.
+        native: The operator library of stages with dynamic operators, as for
+            :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
         progress: Called with what is being done and the fraction done.
 
     Raises:
@@ -272,7 +278,7 @@ def profile_exits(
     progress("loading", 0.0)
     with ExitStack() as stack:
         notes = stack.enter_context(machine_turn())
-        staged = stack.enter_context(open_staged(bundle, threads=threads, thresholds=thresholds))
+        staged = stack.enter_context(open_staged(bundle, threads=threads, thresholds=thresholds, native=native))
         whole = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native="off", shared=True))
         timed = images[:TIMED_IMAGES]
         # Whole runs, which refuse what is not finite: times of wrong results are worth nothing.

@@ -175,8 +175,10 @@ class AnalyticalModel:
         self.correlation = 0.8
         fitted = self.runtime == constants.runtime and bool(constants.fitted)
         mode = f" in power mode {hardware.power_mode}" if hardware.power_mode else ""
+        # The files' sources begin with the constants' names, which are told already.
+        fitted_to = constants.source.removeprefix(f"fitted ({', '.join(constants.fitted)}): ")
         self.basis = (
-            f"data sheet{mode}, {' and '.join(constants.fitted)} fitted: {constants.source}"
+            f"data sheet{mode}, {' and '.join(constants.fitted)} fitted to {fitted_to}"
             if fitted
             else f"data sheet{mode} alone, nothing fitted to {self.runtime} on this device"
         )

@@ -131,6 +131,12 @@ def _calibrated(device: str, threads: int) -> bool:
         return False
 
 
+_FOREIGN = (
+    "The stages were exported for {}: an export for {} (--target) has other graphs, with layer norms written out where "
+    "the board has none, and may be slower. Predict that one."
+)
+
+
 class Estimator:
     """Predicts latencies on one device model.
 
@@ -202,7 +208,10 @@ class Estimator:
         graphs = plan.graphs()
         model = self._make(plan.runtime)
         prices = _prices(model, graphs)
-        return _prediction(self, plan, model, graphs, prices)
+        found = _prediction(self, plan, model, graphs, prices)
+        if isinstance(network, Bundle) and network.manifest.exits is not None and self._foreign(network):
+            found = replace(found, notes=(*found.notes, _FOREIGN.format(network.manifest.target, self.device.board)))
+        return found
 
     def sweep(
         self,
@@ -408,6 +417,10 @@ class Estimator:
             if target.runtime == runtime:
                 return target.takes_branches()
         return runtime != "tensorrt", "TensorRT may run both branches"
+
+    def _foreign(self, bundle: Bundle) -> bool:
+        """Whether stages were exported for a CPU and are priced for a board, whose export writes other operators."""
+        return bundle.manifest.target == "cpu" and self.device.name != "cpu" and self.device.board in target_names()
 
     def _walker(self, nodes: NodeGraph) -> GraphWalker:
         return GraphWalker(nodes, precision=self.precision, runtime=self.runtime)
@@ -704,7 +717,7 @@ def predict(
     network: Network | os.PathLike[str],
     device: str | Device,
     *,
-    precision: str = "fp32",
+    precision: str | None = None,
     batch: int | None = None,
     runtime: str | None = None,
     threads: int = 1,
@@ -724,7 +737,7 @@ def predict(
         network: A name (torchvision's or the zoo's), a bundle, an ONNX graph, nodes that were read of one, or the path
             of a bundle or an ``.onnx`` file.
         device: A device or its name.
-        precision: As in :class:`Estimator`.
+        precision: As in :class:`Estimator`; None takes a bundle's own, else FP32.
         batch: As in :class:`Estimator`.
         runtime: As in :class:`Estimator`.
         threads: As in :class:`Estimator`.
@@ -747,12 +760,14 @@ def predict(
         >>> 20 < predict("resnet50", "tx2", batch=1).latency_ms < 35
         True
     """
+    if isinstance(network, os.PathLike):
+        network = open_network(network)
+    if precision is None:
+        precision = network.manifest.precision if isinstance(network, Bundle) else "fp32"
     estimator = Estimator(
         device, precision=precision, batch=batch, runtime=runtime, threads=threads, calibration=calibration
     )
     configuration = Configuration(mode, granularity, channel_granularity, rate, exit_mix, exits)
-    if isinstance(network, os.PathLike):
-        network = open_network(network)
     if dims:
         if isinstance(network, (str, Bundle, NodeGraph, StagedNodes, GraphWalker, Graph)):
             raise UsageError("Only an ONNX file has sizes to give by name: leave --dim out.")

@@ -615,9 +615,10 @@ class GraphWalker:
         self.name, self.batch, self.input_size = graph.name, graph.batch, graph.input_size
         self._shapes = graph.shapes
         self._fuser = _Fuser(graph, runtime)
-        entries = [(group, entry) for group in self._fuser.groups for entry in self._entries_of(group)]
-        self._entries = [entry for _, entry in entries]
-        self._group_of = [group for group, _ in entries]
+        # A group has further kernels where maps change their layout: kernels and groups are not numbered alike.
+        entries = [(entry, group) for group in self._fuser.groups for entry in self._entries_of(group)]
+        self._entries = [entry for entry, _ in entries]
+        self._group_of_kernel = [group for _, group in entries]
 
     def part_of_nodes(self) -> dict[str, str]:
         """The part (:attr:`Graph.parts`) that every node's time belongs to, by the tensors that the node makes."""
@@ -626,7 +627,7 @@ class GraphWalker:
             name: part
             for part, members in parts.items()
             for index in members
-            for node in self._group_of[index].nodes
+            for node in self._group_of_kernel[index].nodes
             for name in node.outputs
         }
 

@@ -79,7 +79,10 @@ def exit_shares(mix: Sequence[float], exits: int) -> tuple[float, ...]:
     """Shares of the exits, summing to 1; raises ``UsageError`` for another number or a share below 0."""
     if len(mix) != exits or not all(math.isfinite(share) and share >= 0 for share in mix) or sum(mix) <= 0:
         example = "/".join(f"{100 / exits:.3g}" for _ in range(exits))
-        raise UsageError(f"The exit mix {list(mix)} is not valid: give {exits} shares of at least 0, e.g. {example}.")
+        given = "/".join(f"{share:g}" for share in mix)
+        raise UsageError(
+            f"The exit mix {given} is not valid: give {exits} shares of at least 0, one for each exit, e.g. {example}."
+        )
     return tuple(share / sum(mix) for share in mix)
 
 

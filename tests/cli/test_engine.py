@@ -13,6 +13,7 @@ import pytest
 
 from dyndeploy.cli import run
 from tests.bundles import tiny_bundle
+from tests.runtimes.fake_tensorrt import install_fakes
 from tests.staged_bundles import EXITS, images, stage_models, staged_bundle
 
 
@@ -63,6 +64,19 @@ def test_every_stage_has_trtexec_lines(tmp_path: Path, capsys: pytest.CaptureFix
     assert [entry["exit"] for entry in json.loads(out)["stages"]] == list(EXITS)
     code, out, _ = call(capsys, *arguments, "--twin", "--json")
     assert code == 0 and len(json.loads(out)["commands"]) == 2
+
+
+def test_engines_of_stages_are_built_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_fakes(monkeypatch, "8.5.3.1", tmp_path)
+    arguments = ["engine", str(staged_bundle(tmp_path / "b", batch=1).path), "-o", str(tmp_path / "engines")]
+    code, out, _ = call(capsys, *arguments)
+    assert code == 0 and [line.endswith("built.") for line in out.splitlines()] == [True] * len(EXITS)
+    code, out, _ = call(capsys, *arguments, "--json")
+    stages = json.loads(out)["stages"]
+    assert code == 0 and len({entry["path"] for entry in stages}) == len(EXITS)
+    assert {path.suffix for path in (tmp_path / "engines").iterdir()} >= {".engine", ".json"}
 
 
 def test_impossible_engines_of_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from dyndeploy.cli import run
 from dyndeploy.errors import BundleError, InputError, UsageError
 from dyndeploy.measure import load_network_profile, load_profile, profile_network
 from dyndeploy.measure.load_exits import load_exit_profile
+from dyndeploy.prediction.kernels import GraphWalker
 from tests.bundles import tiny_bundle
 from tests.graphs.lookalikes import exported
 
@@ -69,6 +70,26 @@ def test_a_file_is_measured_as_it_is(detector: Path, tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     path.write_text(json.dumps(found.to_json()))
     assert load_network_profile(path) == found
+
+
+def test_conversions_of_layouts_do_not_move_parts(tmp_path: Path) -> None:
+    """Kernels that only convert a layout lie between the nodes' own: positions of kernels are not those of nodes."""
+    weights = {"a": (16, 3, 3, 3), "c": (16, 16, 3, 3)}
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["1"], name="/first/Conv"),
+        helper.make_node("Softmax", ["1"], ["2"], name="/second/Softmax", axis=-1),
+        helper.make_node("Conv", ["2", "c"], ["3"], name="/third/Conv"),
+        helper.make_node("Softmax", ["3"], ["y"], name="/fourth/Softmax", axis=-1),
+    ]
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 16, 16))
+    constants = [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in weights.items()]
+    graph = helper.make_graph(nodes, "main_graph", [image], [onnx.ValueInfoProto(name="y")], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    walker = GraphWalker(onnx.load(tmp_path / "m.onnx"))
+    assert len(walker.graph().kernels) > len(nodes), "conversions are kernels"
+    assert set(walker.part_of_nodes()) == {"1", "2", "3", "y"}
+    found = profile_network(tmp_path / "m.onnx", repeats=2)
+    assert sum(part.ms for part in found.parts) == pytest.approx(sum(part.ms for part in found.operators))
 
 
 def test_inputs_may_be_given_and_are_else_made_up(tmp_path: Path) -> None:

@@ -125,7 +125,8 @@ def test_what_has_no_meaning_for_exits_is_refused(capsys: pytest.CaptureFixture[
     base = ["plan", SMALL, "--device", "nano"]
     for options, words in (
         ([], "--exit-mix 40/30/20/10"),
-        (["--exit-mix", "1/2"], "give 4 shares"),
+        (["--exit-mix", "1/2"], "The exit mix 1/2 is not valid: give 4 shares of at least 0, one for each exit"),
+        (["--exit-mix", "1/x/1/1"], "takes one share for each exit, joined by '/', e.g. 60/20/10/10, not '1/x/1/1'"),
         (["--exit-mix", "1/1/1/1", "--modes", "spatial", "--budget-ms", "3"], "Leave --budget-ms, --modes out"),
         (["--exit-mix", "1/1/1/1", "--precision", "int8"], "no INT8 instructions"),
     ):

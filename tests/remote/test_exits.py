@@ -19,6 +19,7 @@ from dyndeploy.cli import run
 from dyndeploy.errors import DeviceError, UsageError, VerificationError
 from dyndeploy.export import ExportSettings, export_model
 from dyndeploy.measure.load_exits import load_exit_profile
+from dyndeploy.prediction import predict
 from dyndeploy.remote import DeviceClient, DeviceEntry, JobResult, profile_exits_on_device
 from tests.export.test_composition import composed
 from tests.remote.test_tensorrt import nano as nano
@@ -190,6 +191,18 @@ def test_a_wrong_confidence_is_found(
     monkeypatch.setattr(DeviceClient, "run", run)
     with pytest.raises(VerificationError, match="confidence of exit 2"):
         profile_exits_on_device(exits, client, entry, **OPTIONS)
+
+
+def test_forced_rates_mean_nothing_for_exits(exits: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["profile", str(exits.path), "--rates", "0.5"]) == 2
+    assert "has exits: give --exit-mix" in capsys.readouterr().err
+
+
+def test_stages_for_a_cpu_are_priced_for_a_board_with_a_note(exits: Bundle, tmp_path: Path) -> None:
+    assert any("exported for cpu: an export for nano" in note for note in predict(exits, "nano").notes)
+    own = export_model(plain(), tmp_path / "b", ExportSettings(target="nano", precision="fp16"))
+    found = predict(own, "nano")
+    assert (found.precision, found.notes) == ("fp16", ())
 
 
 def test_impossible_requests(exits: Bundle, entry: DeviceEntry, tmp_path: Path) -> None:

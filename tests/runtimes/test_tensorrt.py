@@ -24,6 +24,7 @@ from dyndeploy.runtimes.tensorrt_device import parse_version
 from dyndeploy.runtimes.tensorrt_engine import (
     EngineSettings,
     build_engine,
+    build_stage_engines,
     cache_folder,
     load_metadata,
     plugin_library,
@@ -33,6 +34,7 @@ from dyndeploy.runtimes.tensorrt_engine import (
 from dyndeploy.runtimes.tensorrt_plan import BuildOptions
 from tests.bundles import MODES, tiny_bundle
 from tests.runtimes.fake_tensorrt import VERSIONS, FakeCuda, World, install_fakes, make_tensorrt, numbers
+from tests.staged_bundles import EXITS, staged_bundle
 
 Install = Callable[[str], World]
 
@@ -174,6 +176,32 @@ def test_engine_cache(install: Install, bundle: Bundle, tmp_path: Path, caplog: 
         # So is one without its metadata, which are written last.
         first.path.with_suffix(".json").unlink()
         assert not build_engine(bundle, gpu.info).cached
+
+
+@pytest.mark.parametrize("version", ["8.2.1.8", "10.3.0"])
+def test_every_stage_gets_an_engine(version: str, install: Install, tmp_path: Path) -> None:
+    world = install(version)
+    stages = staged_bundle(tmp_path / "stages", batch=1)
+    told: list[str] = []
+    with Gpu() as gpu:
+        built = build_stage_engines(stages, gpu.info, progress=told.append)
+        assert [engine.cached for engine in built] == [False] * len(EXITS) and len(world.builds) == len(EXITS)
+        assert len({engine.path for engine in built}) == len(EXITS), "one file per stage"
+        assert all(engine.path.is_file() and engine.library is None for engine in built)
+        inputs = [json.loads(engine.path.with_suffix(".json").read_text())["built_from"]["inputs"] for engine in built]
+        assert [sorted(each) for each in inputs] == [
+            sorted(value.name for value in stage.inputs) for stage in stages.exits.stages
+        ]
+        assert [line for line in told if "building" in line] == [
+            f"exit {number}: building the engine (minutes on a board)" for number in EXITS
+        ]
+        again = build_stage_engines(stages, gpu.info)
+        assert [(engine.cached, engine.path) for engine in again] == [(True, engine.path) for engine in built]
+        if version.startswith("8"):
+            halves = build_stage_engines(stages, gpu.info, EngineSettings(precision="fp16"))
+            assert not {engine.path for engine in halves} & {engine.path for engine in built}
+        with pytest.raises(UsageError, match="one batch size"):
+            build_stage_engines(staged_bundle(tmp_path / "open"), gpu.info)
 
 
 def test_metadata_stand_beside_the_engine(install: Install, bundle: Bundle) -> None:
