@@ -97,7 +97,7 @@ def train(
     typer.echo(_summary(result))
     for each in result.notes:
         note(each)
-    typer.echo(f"Next: dyndeploy export {shlex.quote(str(result.checkpoint.parent))} -o BUNDLE")
+    typer.echo(f"Next: dyndeploy export {shlex.quote(str(result.checkpoint.parent))} --static -o BUNDLE")
 
 
 def _print_evaluation(evaluation: Evaluation, title: str) -> None:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from dyndeploy.errors import UsageError
 from dyndeploy.prediction.densities import ExpectedBusiestTile
 from dyndeploy.prediction.kernels import ELEMENT_BYTES, REORDER, UNKNOWN, Kernel, fused_by
-from dyndeploy.targets.devices import Device, Hardware
+from dyndeploy.targets.devices import Device, Hardware, ModelConstants
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -139,6 +139,12 @@ class _Phase(NamedTuple):
     """Probability that there is any work."""
 
 
+def _fit(constants: ModelConstants) -> str:
+    """Say what was fitted, and to what: sources that come with the package begin with it already."""
+    names = ", ".join(constants.fitted)
+    return constants.source if constants.source.startswith("fitted (") else f"fitted ({names}): {constants.source}"
+
+
 class AnalyticalModel:
     """Prices kernels on a GPU from its data sheet.
 
@@ -176,7 +182,7 @@ class AnalyticalModel:
         fitted = self.runtime == constants.runtime and bool(constants.fitted)
         mode = f" in power mode {hardware.power_mode}" if hardware.power_mode else ""
         self.basis = (
-            f"data sheet{mode}, {' and '.join(constants.fitted)} fitted: {constants.source}"
+            f"data sheet{mode}, {_fit(constants)}"
             if fitted
             else f"data sheet{mode} alone, nothing fitted to {self.runtime} on this device"
         )

@@ -214,6 +214,19 @@ def test_what_a_static_network_does_not_have_is_refused(arguments, message):
 
 
 @pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("laud_resnet14_small", "with --mode spatial, channel, layer or both"),
+        ("resnet10_small_perceiver_t32", "give --exit-mix instead"),
+    ],
+)
+def test_a_rate_for_a_network_whose_name_says_no_mode_says_what_to_add(network, message):
+    result = _invoke(network, "--device", "nano", "--rate", "0.5")
+    assert isinstance(result.exception, UsageError)
+    assert message in str(result.exception)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--predictor", "kernel"), "Did you mean 'kernels'"),
