@@ -126,6 +126,9 @@ def test_bad_bundles(tmp_path):
     result = _invoke(str(tmp_path / "c"), "--device", "tx2")
     assert isinstance(result.exception, BundleError)
     assert "has no bundle.json" in str(result.exception)
+    (tmp_path / "c" / "best.pt").touch()
+    result = _invoke(str(tmp_path / "c"), "--device", "tx2")
+    assert f"'dyndeploy export {tmp_path / 'c'} -o BUNDLE'" in str(result.exception), "never into the run itself"
 
 
 @pytest.mark.parametrize("path", ["nowhere/resnet50", "./resnet50", "resnet50.bundle"])
