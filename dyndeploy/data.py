@@ -493,7 +493,9 @@ def images_of_classes(
         if names and set(names) == set(dataset.classes):
             return ImageFolderDataset(data, preprocessing, size, classes=names)
     if names:
-        raise InputError(_other_classes(source, dataset.classes, names))
+        meant = next((part for part in ("val", "test") if part in dataset.classes and part not in names), None)
+        hint = "" if meant is None else f" Did you mean {Path(source) / meant}?"
+        raise InputError(_other_classes(source, dataset.classes, names) + hint)
     if len(dataset.classes) != count:
         raise InputError(
             f"{source} has {len(dataset.classes)} classes ({_few(dataset.classes)}), the network {count}. Give a "

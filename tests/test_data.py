@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import struct
 import warnings
@@ -311,6 +312,15 @@ def test_folders_that_are_not_the_classes_are_refused(class_folder: Path) -> Non
         images_of_classes(class_folder, Plain(), (8, 8), names=(), count=7)
     with pytest.raises(InputError, match=f"several classes named {present[0]}"):
         images_of_classes(class_folder, Plain(), (8, 8), names=[present[0], *present], count=len(present) + 1)
+
+
+def test_the_folder_above_the_classes_is_answered_with_the_one_that_is_meant(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for part in ("train", "val"):
+        (photos / part / "cat").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(photos / part / "cat" / "a.png")
+    with pytest.raises(InputError, match=re.escape(f"Did you mean {photos / 'val'}?")):
+        images_of_classes(photos, Plain(), (8, 8), names=["cat", "dog"], count=2)
 
 
 def test_digits_are_matched_by_name_too() -> None:

@@ -68,7 +68,9 @@ class Bundle:
             raise BundleError(f"Cannot open the bundle {folder}: {error.strerror}.") from error
         if not present:
             what = "has no bundle.json" if folder.is_dir() else "does not exist" if not folder.exists() else "is a file"
-            raise BundleError(f"{folder} {what}: it is no bundle. Write one with 'dyndeploy export ... -o {folder}'.")
+            # Never advise to export into a folder that holds something else, least of all into a run.
+            way = f"{folder} -o BUNDLE" if any(folder.glob("*.pt")) else "... -o BUNDLE"
+            raise BundleError(f"{folder} {what}: it is no bundle. Write one with 'dyndeploy export {way}'.")
         try:
             content = files.read_json(folder / MANIFEST)
         except InputError as error:

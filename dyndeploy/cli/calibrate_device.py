@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +11,13 @@ import typer
 from dyndeploy.cli._arguments import print_json, print_table
 from dyndeploy.cli._options import AsJson, Native, option
 from dyndeploy.cli._progress import progress_bar
+from dyndeploy.cli._verbosity import note
 
 if TYPE_CHECKING:
     from dyndeploy.prediction.calibrated import Calibration
+
+_ROUGH = 0.3
+"""Mean error, over single operators, above which a calibration is called rough."""
 
 
 def calibrate_device(
@@ -61,6 +66,17 @@ def _print(result: Calibration, path: Path) -> None:
     measured = result.measured
     typer.echo(
         f"{measured['samples']} samples of {measured['graphs']} graphs in {measured['seconds']:.0f} s; the same graph "
-        f"measured again: drift {measured['drift']}, noise {measured['noise']}."
+        f"measured again: drift {_percents(measured['drift'])}, noise {_percents(measured['noise'])}."
     )
     typer.echo(f"Written to {path}.")
+    error = max(result.classes.values(), key=lambda model: model.samples).mape
+    if error > _ROUGH:
+        note(
+            f"This calibration is rough: single operators are predicted with a mean error of {error:.0%}. Calibrate "
+            "again with more --minutes, and with nothing else running."
+        )
+
+
+def _percents(shares: Sequence[float]) -> str:
+    """Shares as text; a short calibration measures nothing twice."""
+    return ", ".join(f"{share:.1%}" for share in shares) or "not measured"

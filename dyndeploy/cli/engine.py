@@ -11,6 +11,7 @@ from dyndeploy.cli._arguments import numbers, print_json, print_table
 from dyndeploy.cli._options import AsJson, BundleFolder, Plugins, Rates, Repeats, option
 from dyndeploy.cli._profile import print_profile
 from dyndeploy.cli._progress import progress_bar, progress_line
+from dyndeploy.cli._verbosity import note
 from dyndeploy.errors import UsageError
 
 
@@ -107,6 +108,12 @@ def engine(
                 typer.echo(f"# exit {exits[index]}")
             for command in entry["commands"]:
                 typer.echo(command)
+        adapter = bundle / "device" / "plugins" / "adapters" / "tensorrt"  # Only bundles for boards carry it.
+        if adapter.is_dir() and any(f"--plugins={library}" in line for entry in entries for line in entry["commands"]):
+            note(
+                f"These lines run on the board. Copy {output} and {bundle} there. {library} is built there, once: "
+                f"'cmake -S {adapter} -B build && cmake --build build' leaves it in build."
+            )
         return
     if staged and (verify or profile):
         raise UsageError(

@@ -99,7 +99,7 @@ def train(
         typer.echo(_best(result))
     for each in result.notes:
         note(each)
-    typer.echo(f"Next: dyndeploy export {shlex.quote(str(result.checkpoint.parent))} -o BUNDLE")
+    typer.echo(f"Next: dyndeploy export {shlex.quote(str(result.checkpoint.parent))} --static -o BUNDLE")
 
 
 def _best(result: TrainResult) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from dyndeploy.errors import UsageError
+from dyndeploy.errors import InputError, UsageError
 from dyndeploy.export.subject import HasFacts
 from dyndeploy.nets import LoadReport, TrainedNetwork, model_info, model_names, read_trained
 from dyndeploy.nets.checkpoint_rules import joined, listing
@@ -58,10 +58,15 @@ def find_source(
 
     Raises:
         UsageError: Nothing tells which network is meant, a folder is no run, or the checkpoint is of another network.
+        InputError: There is no such folder of a run.
         CheckpointError: The checkpoint cannot be read.
     """
     file = None if checkpoint is None else Path(checkpoint)
     note = ""
+    if network is not None and imported is None and os.sep in network and not Path(network).exists():
+        raise InputError(
+            f"There is no training run {network}: check the path of the folder that 'dyndeploy train' wrote."
+        )
     if network is not None and imported is None and network not in model_names() and Path(network).is_dir():
         if file is None:
             file = checkpoint_of_run(network, weights)

@@ -166,7 +166,8 @@ def _unreadable(source: Path, error: Exception) -> CheckpointError:
     if what:
         return CheckpointError(f"{source} {what}.")
     # PyTorch's own text would advise to load the file unsafely.
-    reason = "" if "weights_only" in str(error) else f" ({first_line(error)})"
+    # Of several sentences the first says what; those after it guess why, at length.
+    reason = "" if "weights_only" in str(error) else f" ({first_line(error).split('. ')[0]})"
     return CheckpointError(
         f"{source} is not a readable PyTorch checkpoint{reason}. It may be truncated or of another kind: "
         "download or copy it again."

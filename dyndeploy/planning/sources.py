@@ -101,9 +101,15 @@ def staged_network(
         BundleError: The folder is no bundle.
     """
     if os.sep in network or os.path.isdir(network):
-        found = bundle_nodes(Bundle.open(network), 1, input_size)
+        bundle = Bundle.open(network)
+        found = bundle_nodes(bundle, 1, input_size)
         if not isinstance(found, StagedNodes):
-            raise UsageError(f"{network} has no exits: plan the network by its registered name, before it is exported.")
+            name, size = bundle.manifest.network.name, bundle.manifest.input_size
+            size_option = "" if size is None else f" --input-size {size[0]}x{size[1]}"
+            raise UsageError(
+                f"{network} has no exits to choose from. Modes and granularities are chosen before training, for a "
+                f"network by its name: dyndeploy plan {name}{size_option}."
+            )
         return found
     require_registered(network)
     from dyndeploy.nets import model_info

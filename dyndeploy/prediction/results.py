@@ -150,8 +150,18 @@ class Prediction:
 
     def require_rates(self) -> None:
         """Raise ``UsageError`` where nothing obeys a rate: one that was given would change nothing."""
-        if not any(block.rates for block in self.blocks):
-            raise UsageError(f"{self.network} is static: nothing in it skips, so leave the rate out.")
+        if any(block.rates for block in self.blocks):
+            return
+        if self.exits:
+            raise UsageError(f"{self.network} exits early and skips nothing else: give --exit-mix instead of the rate.")
+        from dyndeploy.nets import model_names
+
+        if self.network in model_names("laud_resnet"):
+            raise UsageError(
+                f"{self.network} without a mode is its static twin, in which a rate changes nothing. Say what is "
+                "skipped, with --mode spatial, channel, layer or both, or leave the rate out."
+            )
+        raise UsageError(f"{self.network} is static: nothing in it skips, so leave the rate out.")
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object; :meth:`from_json` reads it back."""

@@ -80,7 +80,7 @@ def datasets(recipe: Recipe) -> tuple[Dataset, Dataset]:
         if recipe.data.rand_augment is not None or recipe.data.random_erasing:
             policy = TimmPolicy(recipe.data, preprocessing, recipe.input_size)
         # A folder of classes alone is divided here; one with either half must have both.
-        whole = folder.is_dir() and not any((folder / part).exists() for part in ("train", "val"))
+        whole = not any((folder / part).exists() for part in ("train", "val"))
         training = ImageFolderDataset(
             folder if whole else folder / "train",
             preprocessing,

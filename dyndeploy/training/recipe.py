@@ -523,7 +523,10 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
         path = recipe_folder() / f"{name}.yaml"
     try:
         if not path.exists():
-            raise InputError(f"There is no recipe {path}. `dyndeploy train --help` says how to name one.")
+            raise InputError(
+                f"There is no recipe {path}. Check the path, or name one that comes with dyndeploy: "
+                f"{', '.join(recipe_names())}."
+            )
         content = yaml.safe_load(files.read_text(path))
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error

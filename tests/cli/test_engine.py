@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from dyndeploy.bundle.device_files import write_device_folder
 from dyndeploy.cli import run
 from tests.bundles import tiny_bundle
 from tests.runtimes.fake_tensorrt import install_fakes
@@ -38,6 +39,17 @@ def test_trtexec_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert code == 0 and len(result["commands"]) == 2
     assert "plugins" not in " ".join(result["commands"]).lower(), "the static twin needs none"
     assert Path(result["model"]).is_file()
+
+
+def test_the_lines_for_a_board_say_where_the_plugin_library_comes_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tiny_bundle(tmp_path / "b", mode="both")
+    write_device_folder(bundle.path)
+    code, _, err = call(capsys, "engine", str(bundle.path), "--trtexec", "8.2.1", "-o", str(tmp_path / "out"))
+    adapter = bundle.path / "device" / "plugins" / "adapters" / "tensorrt"
+    assert code == 0 and f"cmake -S {adapter} -B build" in err
+    assert (adapter / "CMakeLists.txt").is_file()
 
 
 def test_every_stage_has_trtexec_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -218,6 +218,8 @@ def test_a_network_of_ones_own_is_found_again(tmp_path: Path, capsys: pytest.Cap
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["export", str(tmp_path), "-o", str(tmp_path / "b")]) == 2
     assert "no training run" in capsys.readouterr().err
+    assert run(["export", "runs/absent", "-o", str(tmp_path / "b")]) == 1
+    assert "There is no training run runs/absent" in capsys.readouterr().err
     assert run(["export", "-o", str(tmp_path / "b")]) == 2
     assert "Which network?" in capsys.readouterr().err
     torch.save(create_model("laud_resnet14_small", width_mult=0.1).state_dict(), tmp_path / "a.pt")

@@ -173,6 +173,9 @@ def test_truncated_files(tmp_path: Path, kept: float) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
     refused(model, path, "not a readable PyTorch checkpoint")
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(model, path)
+    assert "miniz" not in str(error.value)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -15,6 +15,7 @@ from dyndeploy.planning import ExitPlan, device_prices, load_plan, plan_exits
 from dyndeploy.planning import exits as module
 from dyndeploy.planning.sources import staged_network
 from dyndeploy.prediction import StagedNodes, predict
+from tests.bundles import tiny_bundle
 from tests.device_calibration.helpers import little_calibration
 from tests.staged_bundles import staged_bundle
 
@@ -96,6 +97,16 @@ def test_the_command_line_and_the_export_that_follows(tmp_path: Path, capsys: py
     path.write_text(json.dumps({**plan.to_json(), "mix": "x"}))
     with pytest.raises(InputError, match="mix"):
         load_plan(path)
+
+
+def test_a_bundle_without_exits_names_the_command_that_plans_its_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tiny_bundle(tmp_path / "b")
+    assert run(["plan", str(bundle.path), "--device", "nano"]) == 2
+    height, width = bundle.manifest.input_size
+    command = f"dyndeploy plan {bundle.manifest.network.name} --input-size {height}x{width}"
+    assert command in capsys.readouterr().err
 
 
 def test_a_bundle_is_planned_with_the_shares_of_its_thresholds(

@@ -126,6 +126,9 @@ def test_bad_bundles(tmp_path):
     result = _invoke(str(tmp_path / "c"), "--device", "tx2")
     assert isinstance(result.exception, BundleError)
     assert "has no bundle.json" in str(result.exception)
+    (tmp_path / "c" / "best.pt").touch()
+    result = _invoke(str(tmp_path / "c"), "--device", "tx2")
+    assert f"'dyndeploy export {tmp_path / 'c'} -o BUNDLE'" in str(result.exception), "never into the run itself"
 
 
 @pytest.mark.parametrize("path", ["nowhere/resnet50", "./resnet50", "resnet50.bundle"])
@@ -209,6 +212,19 @@ def test_a_file_of_open_sizes(tmp_path):
 )
 def test_what_a_static_network_does_not_have_is_refused(arguments, message):
     result = _invoke("resnet50", "--device", "tx2", *arguments)
+    assert isinstance(result.exception, UsageError)
+    assert message in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("laud_resnet14_small", "with --mode spatial, channel, layer or both"),
+        ("resnet10_small_perceiver_t32", "give --exit-mix instead"),
+    ],
+)
+def test_a_rate_for_a_network_whose_name_says_no_mode_says_what_to_add(network, message):
+    result = _invoke(network, "--device", "nano", "--rate", "0.5")
     assert isinstance(result.exception, UsageError)
     assert message in str(result.exception)
 

@@ -588,8 +588,9 @@ def test_jobs_of_all_users_take_turns(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- a board's Python
 
 STANDARD_3_6 = {
-    "argparse", "base64", "errno", "fcntl", "hashlib", "json", "os", "platform", "pwd", "re", "shutil", "signal",
-    "socket", "statistics", "struct", "subprocess", "sys", "threading", "time", "traceback", "types", "typing", "zlib",
+    "argparse", "base64", "errno", "fcntl", "functools", "hashlib", "json", "os", "platform", "pwd", "re", "shutil",
+    "signal", "socket", "statistics", "struct", "subprocess", "sys", "threading", "time", "traceback", "types",
+    "typing", "zlib",
 }  # fmt: skip
 FURTHER = {"ctypes", "math", "resource"}
 

@@ -105,7 +105,7 @@ def test_a_profile_of_a_board_is_read_back_and_compared(
     loaded = load_exit_profile(path)
     assert loaded.device == "nano" and loaded.exits == profile.exits
     assert run(["compare", str(path), "-o", str(page), "--predict-device", "nano", "--json"]) == 0
-    assert "nano, predicted" in page.read_text()
+    assert "Measured and predicted for nano" in page.read_text()
 
 
 @pytest.mark.parametrize(("version", "make"), [("8.2.1.8", composed), ("10.3.0", plain)])
