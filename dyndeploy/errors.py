@@ -7,7 +7,13 @@ A message says what is wrong, why, and what to do next. ``exit_code`` is what th
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
+
+_SLIP = 0.7
+"""Likeness, in [0, 1], of two words of which one is the other mistyped."""
+_JOINED = 0.9
+"""The same of whole names of several words that were joined or parted in another way."""
 
 
 class DyndeployError(Exception):
@@ -74,9 +80,47 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
         A :class:`UsageError` that suggests the nearest name and lists the known ones.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0.5)
-    hint = ""
-    if near:
-        match = next(n for n in names if n.lower() == near[0])
-        hint = f" Did you mean '{match}'?"
+    meant = nearest_name(name, names)
+    hint = "" if meant is None else f" Did you mean '{meant}'?"
     return UsageError(f"Unknown {kind} '{name}'.{hint} Known: {', '.join(names) or '(none)'}.")
+
+
+def nearest_name(name: str, known: Collection[str]) -> str | None:
+    """Find the known name that was probably meant, or None where a guess could lead astray.
+
+    Boards and networks that differ in one word or number are different things: every word of a suggestion must stand
+    in ``name`` but for slips of the pen, and no number may be another one. So "jetson-nano" means "nano", never
+    "orin-nano", and "rtx4080" nothing that is called "rtx4090". Words may be left out where only one name has the rest.
+    """
+    typed = _words(name)
+    found = []
+    for candidate in known:
+        words = _words(candidate)
+        likeness = min(max(_likeness(word, other) for other in (*typed, "")) for word in words)
+        joined = _likeness("".join(words), "".join(typed))
+        if (likeness >= _SLIP or joined >= _JOINED) and _same_numbers(name, candidate):
+            found.append((max(likeness, joined), len(words), candidate))
+    if found:
+        return max(found)[-1]
+    longer = [candidate for candidate in known if typed and {*typed} <= {*_words(candidate)}]
+    return longer[0] if len(longer) == 1 else None
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+
+
+def _likeness(one: str, other: str) -> float:
+    """Likeness of the letters in [0, 1]: digits are compared apart, since "v100" is no slip of "a100"."""
+    letters, others = (re.sub(r"[0-9]", "", text) for text in (one, other))
+    if not letters or not others:
+        return float(one == other)
+    return difflib.SequenceMatcher(None, letters, others).ratio()
+
+
+def _same_numbers(one: str, other: str) -> bool:
+    """Whether the digits of one are those of the other in another order, or with one left out."""
+    short, long = sorted(("".join(filter(str.isdigit, text)) for text in (one, other)), key=len)
+    rest = iter(long)
+    slipped = len(long) - len(short) <= 1 and all(digit in rest for digit in short)
+    return slipped or sorted(short) == sorted(long)

@@ -16,6 +16,7 @@ import typer
 
 from dyndeploy.cli._arguments import printable
 from dyndeploy.cli._progress import interrupt
+from dyndeploy.cli._verbosity import explain, verbosity, with_verbosity
 from dyndeploy.errors import DyndeployError
 from dyndeploy.files import STORAGE_ERRORS, reason_of
 from dyndeploy.processors import share_processors
@@ -41,6 +42,7 @@ COMMANDS = {
 """Command -> module of this package that holds a function of the same name."""
 
 INTERRUPTED = 130
+_HELP = {"help_option_names": ["-h", "--help"]}
 
 
 class _InterruptedError(Exception):
@@ -64,13 +66,14 @@ def build_app(commands: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
         name="dyndeploy",
         help="Deploy dynamic vision networks so that the computation they skip becomes time saved.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
+        context_settings=_HELP,
     )
-    app.callback(invoke_without_command=True)(_options)
+    app.callback(invoke_without_command=True)(_before_commands)
     for command in commands:
         module = importlib.import_module(f"dyndeploy.cli.{COMMANDS[command]}")
-        app.command(command)(_interruptible(getattr(module, COMMANDS[command])))
+        function = with_verbosity(getattr(module, COMMANDS[command]))
+        app.command(command, context_settings=_HELP)(_interruptible(function))
     return app
 
 
@@ -82,7 +85,7 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-def _options(
+def _before_commands(
     version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
 ) -> None:
     """Deploy dynamic vision networks so that the computation they skip becomes time saved."""
@@ -103,6 +106,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line on arguments and return the exit code."""
     # Only the named command is imported: a command pays for its own dependencies, not for those of all others.
     named = [argument for argument in arguments if argument in COMMANDS][:1]
+    verbosity.choose(verbose=False, quiet=False)
     try:
         application = typer.main.get_command(build_app(named or tuple(COMMANDS)))
         application(args=list(arguments), prog_name="dyndeploy")
@@ -113,9 +117,11 @@ def run(arguments: Sequence[str]) -> int:
             _say("give --json a file to write, or '-' for stdout: '--json -'.")
         return code
     except DyndeployError as error:
+        explain(error)
         _say(str(error))
         return error.exit_code
     except OSError as error:
+        explain(error)
         _say(_describe(error))
         return 1
     except (KeyboardInterrupt, _InterruptedError):

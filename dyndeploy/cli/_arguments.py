@@ -41,11 +41,12 @@ def whole_numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def size(option: str, text: str) -> tuple[int, int]:
-    """Parse ``HxW``."""
+    """Parse ``HxW``, or one number for a square."""
+    parts = text.lower().split("x")
     try:
-        height, width = (int(part) for part in text.lower().split("x"))
+        height, width = (int(part) for part in (parts * 2 if len(parts) == 1 else parts))
     except ValueError:
-        raise UsageError(f"{option} takes HEIGHTxWIDTH, e.g. 224x224, not '{text}'.") from None
+        raise UsageError(f"{option} takes HEIGHTxWIDTH, e.g. 224x320, or 224 for a square, not '{text}'.") from None
     return height, width
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-import typer
+from dyndeploy.cli._verbosity import note
 
 if TYPE_CHECKING:
     from dyndeploy.remote import DeviceClient, DeviceEntry
@@ -26,9 +26,7 @@ def connected(board: DeviceEntry) -> Iterator[DeviceClient]:
     finally:
         printed = readable(client.foreign)
         if printed:
-            typer.echo(
-                f"Note: other programs on {client.transport.label} wrote this, which was skipped: {printed}", err=True
-            )
+            note(f"other programs on {client.transport.label} wrote this, which was skipped: {printed}")
 
 
 def telling_waits(progress: Callable[[str, float], None]) -> Callable[[str, float], None]:
@@ -41,7 +39,7 @@ def telling_waits(progress: Callable[[str, float], None]) -> Callable[[str, floa
         nonlocal told
         if not told and WAITING in message:
             told = True
-            typer.echo(f"Note: {message}", err=True)
+            note(message)
         progress(message, fraction)
 
     return show

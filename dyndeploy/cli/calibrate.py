@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dyndeploy.cli._arguments import print_json, print_table
+from dyndeploy.cli._options import AsJson, BundleFolder, Limit, Runtime, Threads, option
 from dyndeploy.cli._progress import progress_bar
 from dyndeploy.errors import UsageError
 
@@ -19,21 +20,26 @@ _UNITS = {"k": 1e3, "M": 1e6, "G": 1e9}
 
 
 def calibrate(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle of a network that exits early.")],
+    bundle: BundleFolder,
     data: Annotated[
-        str, typer.Option(metavar="DIR", help="Images that training never saw, one sub-folder per class; or 'digits'.")
+        str,
+        option(
+            "--data",
+            metavar="DIR",
+            detail="Here those that training never saw, one sub-folder per class; or 'digits', scikit-learn's.",
+        ),
     ],
     budget_flops: Annotated[
         str | None, typer.Option(metavar="X", help="Most multiply-accumulates per image on average, e.g. 600M.")
     ] = None,
     budget_ms: Annotated[
-        float | None, typer.Option(metavar="X", help="Most milliseconds per image on average, on this machine.")
+        float | None, option("--budget-ms", metavar="X", detail="On average, on this machine or by --costs.")
     ] = None,
     min_accuracy: Annotated[
         float | None,
-        typer.Option(metavar="A", help="Least top-1 accuracy in [0, 1], as cheap as possible. [default: last exit's]"),
+        typer.Option(metavar="A", help="Least top-1 accuracy in [0, 1], as cheap as possible. (default: last exit's)"),
     ] = None,
-    profile: Annotated[
+    costs: Annotated[
         Path | None,
         typer.Option(metavar="P.json", help="Profile of this bundle on the device: costs are its milliseconds."),
     ] = None,
@@ -43,20 +49,18 @@ def calibrate(
     keep_exits: Annotated[
         bool, typer.Option("--keep-exits", help="Never switch off an exit that an earlier one beats.")
     ] = False,
-    images: Annotated[int | None, typer.Option(help="At most so many images. [default: all]")] = None,
-    runtime: Annotated[str, typer.Option(help="onnxruntime or tensorrt.")] = "onnxruntime",
-    precision: Annotated[str | None, typer.Option(help="Of the engines. [default: the bundle's]")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
+    limit: Limit = None,
+    runtime: Runtime = "onnxruntime",
+    precision: Annotated[str | None, option("--precision", detail="Of engines. (default: the bundle's)")] = None,
+    threads: Threads = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Leave the bundle as it is.")] = False,
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write one HTML page: accuracy against cost, exits.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the result to stdout as JSON.")] = False,
+    report: Annotated[Path | None, option("--report", metavar="FILE", detail="Here of accuracy against cost.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Choose when images leave early, for a budget or an accuracy, and store it in the bundle."""
     constraint = _constraint(budget_flops, budget_ms, min_accuracy)
-    if profile is not None and budget_flops is not None:
-        raise UsageError("--profile gives costs in milliseconds, --budget-flops counts MACs: leave one of them out.")
+    if costs is not None and budget_flops is not None:
+        raise UsageError("--costs gives milliseconds, --budget-flops counts MACs: leave one of them out.")
 
     from dyndeploy.bundle import Bundle
     from dyndeploy.exits import (
@@ -72,9 +76,9 @@ def calibrate(
     from dyndeploy.reporting import render_exits_report
 
     opened = Bundle.open(bundle)
-    costs: CostsOf = counted_costs if budget_ms is None else measured_costs
-    if profile is not None:
-        costs = profiled_costs(profile)
+    costs_of: CostsOf = counted_costs if budget_ms is None else measured_costs
+    if costs is not None:
+        costs_of = profiled_costs(costs)
     with ExitStack() as stack:
         page = stack.enter_context(atomic_file(report)) if report is not None else None
         with progress_bar() as progress:
@@ -82,10 +86,10 @@ def calibrate(
                 opened,
                 data,
                 constraint,
-                costs=costs,
+                costs=costs_of,
                 method=SWEEP if sweep else SEARCH,
                 switch_off=not keep_exits,
-                limit=images,
+                limit=limit,
                 runtime=runtime,
                 precision=precision,
                 threads=threads,

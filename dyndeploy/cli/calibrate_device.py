@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dyndeploy.cli._arguments import print_json, print_table
+from dyndeploy.cli._options import AsJson, Native, option
 from dyndeploy.cli._progress import progress_bar
 
 if TYPE_CHECKING:
@@ -15,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def calibrate_device(
-    device: Annotated[str, typer.Option(help="'cpu': this machine.")] = "cpu",
-    threads: Annotated[int, typer.Option(help="Threads of every run; one calibration for each number.")] = 1,
+    device: Annotated[str, option("--device", detail="Only cpu so far.")] = "cpu",
+    threads: Annotated[int, option("--threads", min=1, detail="One calibration for each number.")] = 1,
     minutes: Annotated[float, typer.Option(help="Time for measuring and fitting, about.")] = 9.0,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write. [default: in your configuration folder]")
+        Path | None, option("--output", "-o", metavar="FILE", detail="(default: in your configuration folder)")
     ] = None,
-    native: Annotated[str, typer.Option(help="Operator library: auto, off, or its path.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of the graphs that are measured.")] = 0,
+    native: Native = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn at random: here the graphs that are measured.")] = 0,
     restart: Annotated[
         bool, typer.Option("--restart", help="Forget what an interrupted calibration measured.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write a summary to stdout as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a device with micro-benchmarks, so that 'dyndeploy predict' and 'plan' know it; goes on after Ctrl-C."""
     from dyndeploy.device_calibration import calibrate

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dyndeploy.cli._arguments import print_json, print_table
+from dyndeploy.cli._options import AsJson, option
+from dyndeploy.cli._verbosity import note
 from dyndeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,9 +24,9 @@ def compare(
             metavar="RESULT.json", help="Written by 'dyndeploy profile' or 'dyndeploy calibrate' with --json."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML page to write.")],
+    output: Annotated[Path, option("--output", "-o", metavar="FILE", detail="Here one HTML page.")],
     predict_device: Annotated[
-        str | None, typer.Option(help="Device model to predict for. [default: every one]")
+        str | None, typer.Option(help="Device model to predict for. (default: every one)")
     ] = None,
     fail_above: Annotated[
         float | None,
@@ -34,7 +36,7 @@ def compare(
             "of the speed-ups predicted for others if it is not among them.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the comparison as JSON to stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare a measurement with predictions and write a self-contained report."""
     from dyndeploy.files import read_json
@@ -189,7 +191,7 @@ def _print(profiled: str, comparisons: Sequence[Comparison], output: Path) -> No
 def _print_warnings(comparisons: Sequence[Comparison | ExitComparison]) -> None:
     for entry in comparisons:
         for warning in entry.warnings:
-            typer.echo(f"Note: {entry.predicted_device}: {warning}", err=True)
+            note(f"{entry.predicted_device}: {warning}")
 
 
 def _number(value: float | None) -> str:

@@ -8,14 +8,13 @@ from typing import Annotated
 import typer
 
 from dyndeploy.cli._arguments import print_json, print_table
+from dyndeploy.cli._options import AsJson, option
 from dyndeploy.cli._progress import progress_line, training_progress
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of everything that the demo writes.")] = Path(
-        "demo"
-    ),
-    as_json: Annotated[bool, typer.Option("--json", help="Write the results to stdout as JSON.")] = False,
+    output: Annotated[Path, option("--output", "-o", metavar="DIR")] = Path("demo"),
+    as_json: AsJson = False,
 ) -> None:
     """Train, export, verify, profile and predict a small network, and write a report (minutes on two cores)."""
     from dyndeploy.demo import RECIPE, run_demo

@@ -10,6 +10,7 @@ import typer
 
 from dyndeploy.cli._arguments import print_json, print_table
 from dyndeploy.cli._boards import connected
+from dyndeploy.cli._options import AsJson, complete_target, option
 from dyndeploy.errors import UsageError, unknown_name
 
 
@@ -34,11 +35,13 @@ def device(
     host: Annotated[
         str | None, typer.Argument(help="user@address, a host of your ssh configuration, or ssh://user@address:port.")
     ] = None,
-    target: Annotated[str | None, typer.Option(help="What the board is; see 'dyndeploy targets'.")] = None,
+    target: Annotated[
+        str | None, option("--target", detail="(default: what the board says it is)", autocompletion=complete_target)
+    ] = None,
     ssh_config: Annotated[Path | None, typer.Option(help="Another ssh configuration file than yours.")] = None,
-    work: Annotated[str | None, typer.Option(help="Folder of the agent on the board. [default: ~/.cache]")] = None,
-    python: Annotated[str | None, typer.Option(help="Python on the board. [default: python3]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
+    work: Annotated[str | None, typer.Option(help="Folder of the agent on the board. (default: ~/.cache)")] = None,
+    python: Annotated[str | None, typer.Option(help="Python on the board. (default: python3)")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Name the boards that 'dyndeploy profile --device NAME' measures on, and look after them."""
     from dyndeploy.remote import DeviceEntry, devices_file, load_devices, remove_device, save_device

@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from dyndeploy.cli._arguments import numbers, print_json, print_table
+from dyndeploy.cli._options import AsJson, BundleFolder, Plugins, Rates, Repeats, option
 from dyndeploy.cli._profile import print_profile
 from dyndeploy.cli._progress import progress_bar, progress_line
 from dyndeploy.errors import UsageError
 
 
 def engine(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    bundle: BundleFolder,
     trtexec: Annotated[
         str | None,
         typer.Option(
@@ -23,15 +24,15 @@ def engine(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of the files for trtexec, or of engines. [default: the cache]"),
+        option("--output", "-o", metavar="DIR", detail="Files for trtexec, or engines. (default: the cache)"),
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or fp16. [default: the bundle's]")] = None,
+    precision: Annotated[str | None, option("--precision", detail="(default: the bundle's)")] = None,
     strongly_typed: Annotated[
         bool | None,
-        typer.Option(help="Types in the graph instead of builder flags (10 and later). [default: flags up to 10]"),
+        typer.Option(help="Types in the graph instead of builder flags (10 and later). (default: flags up to 10)"),
     ] = None,
-    static: Annotated[bool, typer.Option("--static", help="The static twin instead of the dynamic network.")] = False,
-    plugins: Annotated[str, typer.Option(help="auto, or the path of the plugin library.")] = "auto",
+    twin: Annotated[bool, typer.Option("--twin", help="The static twin instead of the dynamic network.")] = False,
+    plugins: Plugins = "auto",
     workspace: Annotated[int, typer.Option(min=1, help="Scratch memory of a layer in MiB.")] = 1024,
     tf32: Annotated[bool, typer.Option("--tf32", help="Let FP32 convolutions round to TF32.")] = False,
     verify: Annotated[
@@ -43,13 +44,13 @@ def engine(
             "--profile", help="Build, then measure forced rates next to the static twin; --json is what compare reads."
         ),
     ] = False,
-    rates: Annotated[str, typer.Option(help="Activation rates to force, separated by commas.")] = "0.25,0.5,0.75,1.0",
+    rates: Rates = "0.25,0.5,0.75,1.0",
     data: Annotated[
-        Path | None, typer.Option(help="--profile: folder of images. [default: the reference images]")
+        Path | None, option("--data", metavar="DIR", detail="For --profile. (default: the reference images)")
     ] = None,
-    repeats: Annotated[int | None, typer.Option(help="--profile: rounds. [default: about 10 seconds of them]")] = None,
-    device: Annotated[int, typer.Option(help="Index of the GPU.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the result to stdout.")] = False,
+    repeats: Repeats = None,
+    gpu: Annotated[int, typer.Option("--gpu", min=0, metavar="INDEX", help="Which GPU of this machine.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Build a bundle's TensorRT engine on this machine, or print how trtexec does."""
     from dyndeploy.bundle import Bundle
@@ -64,14 +65,14 @@ def engine(
     settings = EngineSettings(
         precision=precision,
         strongly_typed=strongly_typed,
-        static=static,
+        static=twin,
         library=plugins,
         cache=output,
         options=BuildOptions(workspace_mib=workspace, tf32=tf32),
     )
-    if (verify or profile) and (static or trtexec is not None):
+    if (verify or profile) and (twin or trtexec is not None):
         raise UsageError(
-            "--verify and --profile run the dynamic engine on this machine: leave --static and --trtexec out."
+            "--verify and --profile run the dynamic engine on this machine: leave --twin and --trtexec out."
         )
     chosen = numbers("--rates", rates)
     opened = Bundle.open(bundle)
@@ -93,7 +94,7 @@ def engine(
     if verify:
         from dyndeploy.verification import verify_engine
 
-        report = verify_engine(opened, settings, device=device)
+        report = verify_engine(opened, settings, device=gpu)
         if as_json:
             print_json(report.to_json())
         else:
@@ -109,7 +110,7 @@ def engine(
 
         with progress_bar() as progress:
             result = profile_engine(
-                opened, settings, rates=chosen, data=data, repeats=repeats, device=device, progress=progress
+                opened, settings, rates=chosen, data=data, repeats=repeats, device=gpu, progress=progress
             )
         if as_json:
             print_json(result.to_json())
@@ -120,8 +121,8 @@ def engine(
 
     from dyndeploy.runtimes.cuda import Gpu
 
-    with Gpu(device) as gpu:
-        built = build_engine(opened, gpu.info, settings, progress=progress_line)
+    with Gpu(gpu) as found:
+        built = build_engine(opened, found.info, settings, progress=progress_line)
     if as_json:
         print_json(built.to_json())
         return

@@ -9,17 +9,21 @@ from typing import Annotated
 import typer
 
 from dyndeploy.cli._arguments import lines, print_json, size, whole_numbers
+from dyndeploy.cli._options import InputSize, Target, complete_network, option
 from dyndeploy.cli._progress import progress_line
+from dyndeploy.cli._verbosity import note
 
 
 def export(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NETWORK", help="Registered network, see 'dyndeploy models'; or a function or class of --import."
+            metavar="NETWORK",
+            help="Registered network, see 'dyndeploy models'; or a function or class of --import.",
+            autocompletion=complete_network,
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.")],
+    output: Annotated[Path, option("--output", "-o", metavar="DIR", detail="Here the bundle's folder.")],
     imported: Annotated[
         str | None,
         typer.Option(
@@ -30,46 +34,34 @@ def export(
         list[str] | None,
         typer.Option("--option", "-O", metavar="KEY=VALUE", help="An option of the network; repeat it for others."),
     ] = None,
-    target: Annotated[str, typer.Option(help="See 'dyndeploy targets'.")] = "cpu",
-    mode: Annotated[
-        str | None,
-        typer.Option(help="-O mode=...: spatial, channel, layer, both or static; one per stage joined by '-'."),
-    ] = None,
-    granularity: Annotated[
-        str | None, typer.Option(help="-O granularity=...: patch side per stage, e.g. 4-4-2-1.")
-    ] = None,
+    target: Target = "cpu",
+    mode: Annotated[str | None, option("--mode", detail="Short for -O mode=....")] = None,
+    granularity: Annotated[str | None, option("--granularity", detail="Short for -O granularity=....")] = None,
     channel_granularity: Annotated[
-        str | None, typer.Option(help="-O channel_granularity=...: channels per group and stage, e.g. 2-2-2-2.")
+        str | None, option("--channel-granularity", detail="Short for -O channel_granularity=....")
     ] = None,
-    channel_masker: Annotated[str | None, typer.Option(help="-O channel_masker=...: mlp or conv_linear.")] = None,
+    channel_masker: Annotated[
+        str | None, typer.Option(help="Short for -O channel_masker=...: mlp or conv_linear.")
+    ] = None,
     channel_masker_layers: Annotated[
-        str | None, typer.Option(help="-O channel_masker_layers=...: 1 or 2, for mlp.")
+        str | None, typer.Option(help="Short for -O channel_masker_layers=...: 1 or 2, for mlp.")
     ] = None,
-    num_classes: Annotated[str | None, typer.Option(help="-O num_classes=...: classes.")] = None,
+    num_classes: Annotated[str | None, typer.Option(help="Number of classes; short for -O num_classes=....")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights; without it they are random, and it says so.")
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Which weights of the checkpoint: ema (the moving average), or the name of an entry or prefix. "
-            "[default: the usual ones]",
-        ),
+        option("--weights", metavar="NAME", detail="(default: the usual ones)"),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Static batch size.")] = 1,
-    input_size: Annotated[str | None, typer.Option(metavar="HxW", help="Image size. [default: the network's]")] = None,
+    batch: Annotated[int, option("--batch", detail="Fixed in the graph.")] = 1,
+    input_size: InputSize = None,
     precision: Annotated[
-        str,
-        typer.Option(
-            help="fp32; fp16 for boards; bf16 for a CPU with AVX-512 BF16; others are refused with the reason."
-        ),
+        str, option("--precision", detail="fp16 is for boards, bf16 for a CPU with AVX-512 BF16.")
     ] = "fp32",
-    static: Annotated[
-        bool, typer.Option("--static", help="Also write the static twin (the network without exits), for profiling.")
-    ] = False,
+    static: Annotated[bool, option("--static", detail="Of a network with exits: without them.")] = False,
     exits: Annotated[
-        str | None, typer.Option(help="Exits to keep, the last included, e.g. 1,2,4. [default: all]")
+        str | None, typer.Option(help="Exits to keep, the last included, e.g. 1,2,4. (default: all)")
     ] = None,
     graph: Annotated[
         str, typer.Option(help="stages; if: also one graph with nested If. Networks with early exits only.")
@@ -78,12 +70,13 @@ def export(
         Path | None, typer.Option(help="Follow a plan of 'dyndeploy plan': modes, granularities, size, dense blocks.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder of images for the reference tensors. [default: two sample photographs]")
+        Path | None,
+        option("--data", metavar="DIR", detail="For the reference tensors. (default: two sample photographs)"),
     ] = None,
     class_names: Annotated[
         Path | None, typer.Option(help="Text file with the names of the classes, one per line.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the manifest to stdout.")] = False,
+    as_json: Annotated[bool, option("--json", detail="Here the manifest.")] = False,
 ) -> None:
     """Export a network as a bundle for a target."""
     sizes = None if input_size is None else size("--input-size", input_size)
@@ -136,11 +129,11 @@ def export(
     if checkpoint is None:
         if weights is not None:
             raise UsageError(f"--weights {weights} chooses among the weights of a --checkpoint: give one.")
-        typer.echo("No --checkpoint: the weights are random. Latency is real, classes are not.", err=True)
+        note("No --checkpoint: the weights are random. Latency is real, classes are not.")
     else:
         report = load_checkpoint(network, checkpoint, weights=weights)
         if report.missing or report.unexpected or report.others or report.averaged:
-            typer.echo(report.summary(), err=True)
+            note(report.summary())
         if weights is not None or report.averaged:
             settings = replace(settings, weights=report.weights)
     bundle = export_model(network, output, settings, class_names=names, progress=progress_line)
@@ -158,5 +151,5 @@ def export(
         f"{output}: {manifest.network.name}, mode {manifest.network.mode}, target {manifest.target} (opset "
         f"{manifest.opset}, batch {manifest.batch}, {shapes}), {parts}, {len(manifest.files)} files."
     )
-    for note in manifest.notes:
-        typer.echo(f"Note: {note}.", err=True)
+    for each in manifest.notes:
+        note(f"{each}.")

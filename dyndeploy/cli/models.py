@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from dyndeploy.cli._arguments import print_json, print_table
+from dyndeploy.cli._options import AsJson
 
 
-def models(as_json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False) -> None:
+def models(as_json: AsJson = False) -> None:
     """List the registered networks."""
     from dyndeploy.nets import model_info, model_names
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dyndeploy.cli._arguments import per_stage_numbers, print_json, print_table, size
+from dyndeploy.cli._options import InputSize, complete_device, complete_network, option
 from dyndeploy.cli._progress import progress_bar
+from dyndeploy.cli._verbosity import note
 from dyndeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,29 +20,36 @@ if TYPE_CHECKING:
 
 
 def plan(
-    network: Annotated[str, typer.Argument(metavar="MODEL", help="Registered network; see 'dyndeploy models'.")],
-    device: Annotated[str, typer.Option(help="A calibrated device; see 'dyndeploy calibrate-device'.")] = "cpu",
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="NETWORK", help="Registered network; see 'dyndeploy models'.", autocompletion=complete_network
+        ),
+    ],
+    device: Annotated[str, option("--device", autocompletion=complete_device)] = "cpu",
     budget_ms: Annotated[
-        float | None, typer.Option(help="Most milliseconds per image; computes as much as fits. [default: fastest]")
+        float | None, option("--budget-ms", metavar="X", detail="Computes as much as fits. (default: fastest)")
     ] = None,
-    rate: Annotated[float, typer.Option(help="Activation rate that every mask will have.")] = 0.5,
+    rate: Annotated[float, option("--rate", detail="One for all.")] = 0.5,
     modes: Annotated[
         str, typer.Option(help="Modes to choose from, separated by commas: spatial, channel, layer, both, static.")
     ] = "spatial,channel,layer,both,static",
     granularities: Annotated[str, typer.Option(help="Patch sides to choose from, e.g. 1-2-4.")] = "1-2-4-7-8",
     channel_granularities: Annotated[str, typer.Option(help="Channels per group to choose from.")] = "1-2-4",
     uniform_mode: Annotated[bool, typer.Option("--uniform-mode", help="One mode for all dynamic stages.")] = False,
-    input_size: Annotated[str | None, typer.Option(metavar="HxW", help="Image size. [default: the network's]")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads. [default: the fastest of those calibrated]")] = None,
+    input_size: InputSize = None,
+    threads: Annotated[
+        int | None, option("--threads", min=1, detail="(default: the fastest of those calibrated)")
+    ] = None,
     calibration: Annotated[
-        list[Path] | None, typer.Option(help="Calibration file; may be repeated. [default: those of the device]")
+        list[Path] | None, option("--calibration", detail="May be repeated. (default: those of the device)")
     ] = None,
     measure: Annotated[
         bool,
         typer.Option("--measure", help="Time the plan here against uniform ones, and choose by that; a minute or two."),
     ] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the plan for 'export --plan'.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the plan and the front to stdout as JSON.")] = False,
+    output: Annotated[Path | None, option("--output", "-o", metavar="FILE", detail="'export --plan' reads it.")] = None,
+    as_json: Annotated[bool, option("--json", detail="The plan and the front.")] = False,
 ) -> None:
     """Choose per stage mode and granularity, per block dynamic or dense, and threads, for the lowest latency."""
     from dyndeploy.files import atomic_file, write_json
@@ -61,7 +70,7 @@ def plan(
             f"'{device}' is not calibrated with {threads} threads, but with {', '.join(map(str, prices))}."
         )
     for warning in warnings:
-        typer.echo(f"Note: {warning}", err=True)
+        note(warning)
     chosen, front = plan_network(
         network, prices, settings, input_size=image, device=device, budget_ms=budget_ms, accuracies=recipe_accuracy
     )

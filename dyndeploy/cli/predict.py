@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dyndeploy.cli._arguments import numbers, per_stage_numbers, print_json, print_table, size
+from dyndeploy.cli._options import AsJson, InputSize, Threads, complete_device, complete_network, option
 from dyndeploy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -23,48 +24,39 @@ def predict(
         str,
         typer.Argument(
             metavar="NAME|BUNDLE|FILE.onnx",
+            autocompletion=complete_network,
             help="A network's name (torchvision's or the zoo's), a bundle's folder, or any ONNX file.",
         ),
     ],
-    device: Annotated[str, typer.Option(help="Device model; 'cpu' is this machine, once calibrated.")],
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
-    mode: Annotated[
-        str | None,
-        typer.Option(
-            help="static, spatial, channel, layer or both; a-b-c-d per stage. (default: the bundle's, else static)"
-        ),
+    device: Annotated[
+        str, option("--device", detail="The cpu must be calibrated first.", autocompletion=complete_device)
+    ],
+    precision: Annotated[str, option("--precision")] = "fp32",
+    mode: Annotated[str | None, option("--mode", detail="(default: the bundle's, else static)")] = None,
+    granularity: Annotated[str | None, option("--granularity", detail="(default: the bundle's, else 4-4-2-1)")] = None,
+    channel_granularity: Annotated[
+        str | None, option("--channel-granularity", detail="(default: the bundle's, else 2)")
     ] = None,
-    granularity: Annotated[
-        str | None, typer.Option(help="Patch side per stage, e.g. 4-4-2-1. (default: the bundle's, else 4-4-2-1)")
-    ] = None,
-    channel_granularity: Annotated[str | None, typer.Option(help="Channels per group, per stage. (default: 2)")] = None,
     rate: Annotated[
         str | None,
-        typer.Option(
-            help="Activation rate in [0, 1]; a comma-separated list gives one per block. (default: 0.5; 1 for the "
-            "branches of a foreign file's If)"
+        option(
+            "--rate",
+            detail="Separated by commas: one per block. (default: 0.5; 1 for the branches of a foreign file's If)",
         ),
     ] = None,
     exit_mix: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A/B/...",
-            help="Shares of the images that leave at each exit. (default: the bundle's, else equal ones)",
-        ),
+        str | None, option("--exit-mix", metavar="SHARES", detail="(default: the bundle's, else equal ones)")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(help="Images per batch. (default: the bundle's, else the device's usual batch)")
+        int | None, option("--batch", min=1, detail="(default: the bundle's, else the device's usual one)")
     ] = None,
-    input_size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Image size. (default: the bundle's or the network's)")
-    ] = None,
+    input_size: InputSize = None,
     runtime: Annotated[
-        str | None,
-        typer.Option(help="tensorrt, pytorch or onnxruntime: whose fusions and launches. (default: the device's)"),
+        str | None, option("--runtime", detail="Or pytorch: whose fusions and launches. (default: the device's)")
     ] = None,
-    threads: Annotated[int, typer.Option(help="Threads of a CPU.")] = 1,
+    threads: Threads = 1,
     calibration: Annotated[
-        Path | None, typer.Option(help="File of 'dyndeploy calibrate-device'. (default: where that command leaves it)")
+        Path | None, option("--calibration", detail="(default: where that command leaves it)")
     ] = None,
     predictor: Annotated[
         str | None, typer.Option(help="'kernels' (default) or 'reference': the LAUDNet predictor, faults repaired.")
@@ -76,9 +68,12 @@ def predict(
         int | None, typer.Option(help="Reference: floats per memory sector, 8 or 1. (default: the device's)")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Reference: replay the published predictor's random channel masks (slow).")
+        int | None,
+        typer.Option(
+            help="Seed of what is drawn at random: here the published predictor's channel masks, replayed (slow)."
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Predict the latency of a network on a device; nothing is run."""
     from dyndeploy.bundle import Bundle

@@ -9,17 +9,20 @@ from typing import Annotated
 import typer
 
 from dyndeploy.cli._arguments import print_json, print_table
+from dyndeploy.cli._options import AsJson, Native, Plugins, complete_target, option
 
 
 def probe(
-    target: Annotated[str, typer.Option(help="See 'dyndeploy targets'; for a board, run this on the board.")] = "cpu",
+    target: Annotated[
+        str, option("--target", detail="For a board, run this on the board.", autocompletion=complete_target)
+    ] = "cpu",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the record here, for 'dyndeploy targets --probe'.")
+        Path | None, option("--output", "-o", metavar="FILE", detail="'dyndeploy targets --probe' reads it.")
     ] = None,
-    native: Annotated[str, typer.Option(help="auto, off, or the path of ONNX Runtime's operator library.")] = "auto",
-    plugins: Annotated[str, typer.Option(help="auto, or the path of the TensorRT plugin library.")] = "auto",
-    rounds: Annotated[int, typer.Option(help="Measured rounds.")] = 15,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the record to stdout.")] = False,
+    native: Native = "auto",
+    plugins: Plugins = "auto",
+    repeats: Annotated[int, option("--repeats", min=1)] = 15,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a heavy branch of If, taken against not taken."""
     from dyndeploy import files
@@ -28,7 +31,7 @@ def probe(
 
     # The output path is claimed first, so that an impossible one costs no measurement.
     with nullcontext() if output is None else files.atomic_file(output) as claimed:
-        record = probe_laziness(target, native=native, plugins=plugins, rounds=rounds)
+        record = probe_laziness(target, native=native, plugins=plugins, rounds=repeats)
         if claimed is not None:
             files.write_json(claimed, record.to_json())
     if as_json:

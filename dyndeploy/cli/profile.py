@@ -12,8 +12,10 @@ import typer
 
 from dyndeploy.cli._arguments import numbers, print_json, print_table
 from dyndeploy.cli._boards import connected, telling_waits
+from dyndeploy.cli._options import Native, Rates, Repeats, Threads, complete_device, option
 from dyndeploy.cli._profile import print_profile
 from dyndeploy.cli._progress import progress_bar
+from dyndeploy.cli._verbosity import note
 from dyndeploy.errors import InputError, UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -28,32 +30,28 @@ _Measured = TypeVar("_Measured", "Profile", "ExitProfile")
 
 
 def profile(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle that was exported with --static.")],
-    device: Annotated[
-        str, typer.Option(help="cpu: this machine; else a board, by the name given to 'dyndeploy device add'.")
-    ] = THIS_MACHINE,
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle that was exported with --static.")
+    ],
+    device: Annotated[str, option("--device", autocompletion=complete_device)] = THIS_MACHINE,
     host: Annotated[
-        str | None, typer.Option(metavar="USER@ADDRESS", help="The board's address. [default: that of 'device add']")
+        str | None, typer.Option(metavar="USER@ADDRESS", help="The board's address. (default: that of 'device add')")
     ] = None,
-    threads: Annotated[int, typer.Option(help="Threads of each session.")] = 1,
-    rates: Annotated[
-        str, typer.Option(help="Activation rates to force, separated by commas.")
-    ] = "0.1,0.25,0.5,0.75,1.0",
+    threads: Threads = 1,
+    rates: Rates = "0.1,0.25,0.5,0.75,1.0",
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder of images for the data's own rates or exits. [default: the reference images]"),
+        option("--data", metavar="DIR", detail="For the data's own rates or exits. (default: the reference images)"),
     ] = None,
-    exit_mix: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SHARES", help="Early exits: images per exit, e.g. 25/25/25/25; may be given again."),
-    ] = None,
-    repeats: Annotated[int | None, typer.Option(help="Rounds. [default: about 10 seconds of them]")] = None,
-    native: Annotated[str, typer.Option(help="auto, off, or the path of an operator library.")] = "auto",
+    exit_mix: Annotated[list[str] | None, option("--exit-mix", metavar="SHARES", detail="May be given again.")] = None,
+    repeats: Repeats = None,
+    native: Native = "auto",
     json_file: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write the profile as JSON; '--json -' is stdout.")
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Write the result as JSON to a file; '--json -' is stdout."),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write one HTML page: measured, and predicted for the device.")
+        Path | None, option("--report", metavar="FILE", detail="Measured, and predicted for the device.")
     ] = None,
 ) -> None:
     """Measure a bundle: each rate or exit next to the static twin, ideal and realised speed-up."""
@@ -192,7 +190,7 @@ def _board(device: str, host: str | None) -> DeviceEntry | None:
         if host is None:
             raise
         known = {}
-        typer.echo(f"Note: {error}", err=True)
+        note(error)
     board = known.get(device)
     if board is None and host is None:
         if device not in {*models, *targets}:

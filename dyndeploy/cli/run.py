@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dyndeploy.cli._arguments import numbers, print_json_line, print_table, printable
+from dyndeploy.cli._options import BundleFolder, Native, Runtime, Threads, option
 from dyndeploy.errors import UsageError
 from dyndeploy.files import atomic_file
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    bundle: BundleFolder,
     images: Annotated[
         list[Path] | None, typer.Argument(help="Images: JPEG, PNG, WebP, TIFF and others that Pillow reads.")
     ] = None,
@@ -28,19 +29,14 @@ def run(
         typer.Option("--input", metavar="NAME=FILE.npy", help="An input that is no image; again for each input."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE.npz", help="Write the outputs of --input as arrays.")
+        Path | None,
+        option("--output", "-o", metavar="FILE.npz", detail="Here the arrays that --input gives."),
     ] = None,
-    runtime: Annotated[str, typer.Option(help="onnxruntime or tensorrt.")] = "onnxruntime",
-    threads: Annotated[int, typer.Option(help="Threads that compute one image, in ONNX Runtime.")] = 1,
-    thresholds: Annotated[
-        str | None,
-        typer.Option(help="Least confidence of every exit but the last, e.g. 0.8,0.7,0.6. [default: the bundle's]"),
-    ] = None,
-    native: Annotated[str, typer.Option(help="auto, off, or the path of an operator library.")] = "auto",
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Write one JSON object per line to stdout, each as soon as its image is done."),
-    ] = False,
+    runtime: Runtime = "onnxruntime",
+    threads: Threads = 1,
+    thresholds: Annotated[str | None, option("--thresholds", detail="(default: the bundle's)")] = None,
+    native: Native = "auto",
+    as_json: Annotated[bool, option("--json", detail="One object a line, each as soon as its image is done.")] = False,
 ) -> None:
     """Run images one by one, or arrays: class and confidence or outputs, time, the exit taken or the masks' rates.
 

@@ -8,15 +8,18 @@ from typing import Annotated
 import typer
 
 from dyndeploy.cli._arguments import print_json, print_table
+from dyndeploy.cli._options import AsJson, complete_target
 from dyndeploy.targets import load_record, load_target, target_names
 
 
 def targets(
-    name: Annotated[str | None, typer.Argument(help="Show one target in full.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="TARGET", help="Show one in full.", autocompletion=complete_target)
+    ] = None,
     probe: Annotated[
         Path | None, typer.Option(help="Record of 'dyndeploy probe': whether branches skip is decided with it.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the targets, or print one target's capabilities and what it refuses, with reasons."""
     if name is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dyndeploy.cli._arguments import print_json, print_table
+from dyndeploy.cli._options import AsJson, complete_recipe, option
 from dyndeploy.cli._progress import training_progress
 
 if TYPE_CHECKING:
@@ -17,23 +18,29 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe that comes with dyndeploy, by name, or the path of a .yaml file.")
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe that comes with dyndeploy, by name, or the path of a .yaml file.",
+            autocompletion=complete_recipe,
+        ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the run. [default: runs/<name of the recipe>]")
+        Path | None,
+        option("--output", "-o", metavar="DIR", detail="Here the run's folder. (default: runs/<name of the recipe>)"),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder with 'train' and 'val', for recipes on images of your own.")
+        Path | None, option("--data", metavar="DIR", detail="With 'train' and 'val' in it, a sub-folder per class.")
     ] = None,
     init: Annotated[Path | None, typer.Option(help="Checkpoint to start from, instead of the recipe's.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU where there is one]")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch. [default: PyTorch's]")] = None,
+    accelerator: Annotated[str | None, option("--accelerator", detail="(default: a GPU where there is one)")] = None,
+    threads: Annotated[int | None, option("--threads", min=1, detail="(default: PyTorch's)")] = None,
     resume: Annotated[
         bool, typer.Option(help="Go on from the folder's checkpoint, or start again and replace it.")
     ] = True,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the log for TensorBoard as well.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the result to stdout as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a network; run the same command again to go on after an interruption.
 
@@ -58,7 +65,7 @@ def train(
             output or Path("runs", run.name),
             resume=resume,
             progress=progress,
-            device=device,
+            device=accelerator,
             tensorboard=tensorboard,
         )
     if os.environ.get("RANK", "0") != "0":

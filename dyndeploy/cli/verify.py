@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from dyndeploy.cli._arguments import print_json, print_table
+from dyndeploy.cli._options import AsJson, BundleFolder, Native, Threads
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
-    threads: Annotated[int, typer.Option(help="Threads of the session.")] = 1,
-    native: Annotated[str, typer.Option(help="auto, off, or the path of an operator library.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
+    bundle: BundleFolder,
+    threads: Threads = 1,
+    native: Native = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Check a bundle: files, opset and operators of its target, masks, outputs under equal masks."""
     from dyndeploy.verification import verify_bundle

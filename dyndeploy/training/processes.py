@@ -160,7 +160,7 @@ def _device(name: str | None, local_rank: int) -> torch.device:
         raise UsageError(f"Training on {name!r} is not possible: give cpu or cuda.")
     gpus = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
     if name == "cuda" and not gpus:
-        raise UsageError("PyTorch finds no GPU on this machine: train with --device cpu.")
+        raise UsageError("PyTorch finds no GPU on this machine: train with --accelerator cpu.")
     if not gpus:
         return torch.device("cpu")
     if local_rank >= gpus:

@@ -122,7 +122,7 @@ def test_verify_fails_with_exit_code_1(exported: Path, tmp_path: Path, capsys: p
         (["export", NAME, "--mode", "spacial", "-o", "{tmp}/b"], 2, "Did you mean 'spatial'"),
         (["export", NAME, "--granularity", "4-4-x-1", "-o", "{tmp}/b"], 2, "joined by '-'"),
         (["export", NAME, "--granularity", "4-4-2", "-o", "{tmp}/b"], 2, "3 entries"),
-        (["export", NAME, "--input-size", "32", "-o", "{tmp}/b"], 2, "HEIGHTxWIDTH"),
+        (["export", NAME, "--input-size", "32x", "-o", "{tmp}/b"], 2, "HEIGHTxWIDTH"),
         (["export", NAME, "--checkpoint", "{tmp}/none.pth", "-o", "{tmp}/b"], 1, "none.pth"),
         (["export", NAME, "--checkpoint", "{tmp}/junk.pth", "-o", "{tmp}/b"], 1, "junk.pth"),
         (["export", NAME, "--data", "{tmp}/empty", "-o", "{tmp}/b"], 1, "no images"),

@@ -29,7 +29,7 @@ def test_trtexec_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert f"--loadInputs=input:{tmp_path / 'out' / 'input.bin'}" in measure
     model = onnx.load(tmp_path / "out" / "model.fp16.trt.onnx")
     assert not model.functions
-    code, out, _ = call(capsys, *arguments, "--static", "--plugins", "/board/lib.so", "--json")
+    code, out, _ = call(capsys, *arguments, "--twin", "--plugins", "/board/lib.so", "--json")
     result = json.loads(out)
     assert code == 0 and len(result["commands"]) == 2
     assert "plugins" not in " ".join(result["commands"]).lower(), "the static twin needs none"
@@ -49,8 +49,8 @@ def test_impossible_engines(
         code, out, err = call(capsys, "engine", path, *arguments)
         assert (code, out) == (2, "")
         assert message in err
-    code, _, err = call(capsys, "engine", path, "--verify", "--static")
-    assert code == 2 and "leave --static" in err
+    code, _, err = call(capsys, "engine", path, "--verify", "--twin")
+    assert code == 2 and "leave --twin" in err
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     code, _, err = call(capsys, "engine", path)
     assert code == 1
@@ -59,7 +59,7 @@ def test_impossible_engines(
 
 def test_probe_writes_a_record_that_targets_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = tmp_path / "probe.json"
-    code, out, err = call(capsys, "probe", "--native", "off", "--rounds", "2", "-o", str(record))
+    code, out, err = call(capsys, "probe", "--native", "off", "--repeats", "2", "-o", str(record))
     assert (code, err) == (0, "")
     assert "Branches (If) skip: measured: leaving a branch takes" in " ".join(out.split())
     assert json.loads(record.read_text())["target"] == "cpu"

@@ -79,7 +79,7 @@ def perceiver(tmp_path: Path) -> Path:
 
 
 def test_the_table_names_every_exit(perceiver: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["train", str(perceiver), "-o", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    assert run(["train", str(perceiver), "-o", str(tmp_path / "run"), "--accelerator", "cpu"]) == 0
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     for entry in result["evaluation"]["exits"] + result["ema_evaluation"]["exits"]:
@@ -103,7 +103,7 @@ def test_a_network_of_ones_own_by_a_recipe_beside_it(tmp_path: Path, capsys: pyt
     content = own("three_exits", sparsity={"target": 0.8}).as_dict()
     content["model"]["import"] = "net.py"
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    arguments = ["train", str(tmp_path / "own.yaml"), "-o", str(tmp_path / "run"), "--device", "cpu"]
+    arguments = ["train", str(tmp_path / "own.yaml"), "-o", str(tmp_path / "run"), "--accelerator", "cpu"]
     assert run(arguments) == 0
     printed = capsys.readouterr().out
     assert "stages.1.block" in printed
@@ -112,7 +112,7 @@ def test_a_network_of_ones_own_by_a_recipe_beside_it(tmp_path: Path, capsys: pyt
     content |= {"name": "loss", "loss": "net.py:on_a_circle", "sparsity": None, "exits": None}
     content["model"] |= {"name": "Embedding"}
     (tmp_path / "loss.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    assert run(["train", str(tmp_path / "loss.yaml"), "-o", str(tmp_path / "other"), "--device", "cpu"]) == 0
+    assert run(["train", str(tmp_path / "loss.yaml"), "-o", str(tmp_path / "other"), "--accelerator", "cpu"]) == 0
     assert "Held-out loss 0." in capsys.readouterr().out
     content["model"]["import"] = "nets.py"
     (tmp_path / "loss.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")

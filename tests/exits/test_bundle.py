@@ -197,7 +197,7 @@ def test_calibrate_stores_and_prints(bundle: Bundle, capsys: pytest.CaptureFixtu
 
 
 def test_calibrate_as_json(bundle: Bundle, capsys: pytest.CaptureFixture[str], profile_file: Path) -> None:
-    options = ("--data", "digits", "--images", 120, "--min-accuracy", 0.9, "--profile", profile_file, "--dry-run")
+    options = ("--data", "digits", "--limit", 120, "--min-accuracy", 0.9, "--costs", profile_file, "--dry-run")
     code, out, err = call(capsys, bundle.path, *options, "--json")
     assert (code, err) == (0, "")
     value = json.loads(out)
@@ -210,13 +210,13 @@ def test_calibrate_as_json(bundle: Bundle, capsys: pytest.CaptureFixture[str], p
 
 
 def test_the_bare_sweep_stores_nothing(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = call(capsys, bundle.path, "--data", "digits", "--images", 60, "--sweep")
+    code, out, _ = call(capsys, bundle.path, "--data", "digits", "--limit", 60, "--sweep")
     assert code == 0
     assert "official sweep" in out
     assert "nothing was stored" in out
     assert Bundle.open(bundle.path).exits.thresholds == {}
     code, out, _ = call(
-        capsys, bundle.path, "--data", "digits", "--images", 60, "--sweep", "--budget-flops", 900, "--json"
+        capsys, bundle.path, "--data", "digits", "--limit", 60, "--sweep", "--budget-flops", 900, "--json"
     )
     assert code == 0
     value = json.loads(out)
@@ -230,11 +230,11 @@ def test_the_bare_sweep_stores_nothing(bundle: Bundle, capsys: pytest.CaptureFix
     [
         (("--data", "digits", "--budget-flops", "600", "--min-accuracy", "0.5"), 2, "exclude each other"),
         (("--data", "digits", "--budget-flops", "many"), 2, "takes a number of MACs"),
-        (("--data", "digits", "--budget-flops", "1", "--images", "20"), 2, "cheapest exit alone costs 40 MACs"),
+        (("--data", "digits", "--budget-flops", "1", "--limit", "20"), 2, "cheapest exit alone costs 40 MACs"),
         (("--data", "digits", "--min-accuracy", "76"), 2, r"lies in [0, 1]"),
-        (("--data", "digits", "--min-accuracy", "1", "--images", "200"), 2, "out of reach"),
-        (("--data", "digits", "--budget-flops", "600", "--profile", "p.json"), 2, "leave one of them out"),
-        (("--data", "digits", "--budget-ms", "1", "--profile", "p.json"), 1, "Cannot read p.json"),
+        (("--data", "digits", "--min-accuracy", "1", "--limit", "200"), 2, "out of reach"),
+        (("--data", "digits", "--budget-flops", "600", "--costs", "p.json"), 2, "leave one of them out"),
+        (("--data", "digits", "--budget-ms", "1", "--costs", "p.json"), 1, "Cannot read p.json"),
         (("--data", "nowhere"), 1, "There is no folder nowhere"),
         (("--data", "digits", "--precision", "fp16"), 2, "in fp32, not in fp16"),
         (("--data", "digits", "--runtime", "onxruntime"), 2, "Did you mean 'onnxruntime'"),

@@ -44,7 +44,7 @@ def test_thresholds_are_not_calibrated(
 ) -> None:
     bundle = spoiled(digits_bundle(tmp_path / "b"), f"stage{stage}.onnx", weight, value)
     before = (bundle.path / "bundle.json").read_bytes()
-    assert run(["calibrate", str(bundle.path), "--data", "digits", "--images", "40", "--json"]) == 1
+    assert run(["calibrate", str(bundle.path), "--data", "digits", "--limit", "40", "--json"]) == 1
     printed = capsys.readouterr()
     assert f"exit {stage + 1}: " in printed.err and not printed.out
     assert (bundle.path / "bundle.json").read_bytes() == before

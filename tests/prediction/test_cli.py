@@ -147,10 +147,10 @@ def test_every_registered_network_is_predicted(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("resnet50", "--device", "tx3"), "Did you mean 'tx2'"),
+        (("resnet50", "--device", "jetson-tx2"), "Did you mean 'tx2'"),
         (("resnett50", "--device", "tx2"), "Did you mean 'resnet50'"),
         (("resnet50", "--device", "tx2", "--rate", "fast"), "--rate takes numbers"),
-        (("resnet50", "--device", "tx2", "--input-size", "224"), "--input-size takes HEIGHTxWIDTH"),
+        (("resnet50", "--device", "tx2", "--input-size", "224x"), "--input-size takes HEIGHTxWIDTH"),
         (("resnet50", "--device", "tx2", "--granularity", "4,4"), "--granularity takes whole numbers"),
     ],
 )

@@ -202,7 +202,7 @@ def test_this_machine_has_to_be_calibrated():
     ("arguments", "options", "message"),
     [
         (("resnet5", "tx2"), {}, "Did you mean 'resnet50'"),
-        (("resnet50", "tx3"), {}, "Did you mean 'tx2'"),
+        (("resnet50", "jetson_tx2"), {}, "Did you mean 'tx2'"),
         (("resnet50", "tx2"), {"precision": "fp61"}, "Did you mean 'fp16'"),
         (("resnet50", "nano"), {"precision": "int8"}, "no INT8 arithmetic"),
         (("resnet50", "tx2"), {"batch": 0}, "must be a positive whole number"),
