@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dyndeploy.cli._arguments import numbers, print_json, print_table
-from dyndeploy.cli._options import AsJson, BundleFolder, Plugins, Rates, Repeats, option
+from dyndeploy.cli._options import AsJson, BundleFolder, Plugins, Rates, Repeats, complete_target, option
 from dyndeploy.cli._profile import print_profile
 from dyndeploy.cli._progress import progress_bar, progress_line
-from dyndeploy.errors import UsageError
+from dyndeploy.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from dyndeploy.bundle import Bundle
+    from dyndeploy.prediction import Prediction
+    from dyndeploy.runtimes.tensorrt_engine import EngineSettings
+
+_RUNTIMES = ("tensorrt", "tensorrt_rtx")
 
 
 def engine(
@@ -25,6 +33,17 @@ def engine(
     output: Annotated[
         Path | None,
         option("--output", "-o", metavar="DIR", detail="Files for trtexec, or engines. (default: the cache)"),
+    ] = None,
+    target: Annotated[
+        str | None,
+        option("--target", detail="Refused unless it is the bundle's.", autocompletion=complete_target),
+    ] = None,
+    runtime: Annotated[
+        str | None,
+        option(
+            "--runtime",
+            detail="Or tensorrt_rtx: built here, run elsewhere. (default: tensorrt_rtx for GPUs that it supports)",
+        ),
     ] = None,
     precision: Annotated[str | None, option("--precision", detail="(default: the bundle's)")] = None,
     strongly_typed: Annotated[
@@ -76,6 +95,11 @@ def engine(
         )
     chosen = numbers("--rates", rates)
     opened = Bundle.open(bundle)
+    if target not in (None, opened.manifest.target):
+        raise UsageError(
+            f"The bundle was exported for {opened.manifest.target}, not for {target}: export it again with --target "
+            f"{target}."
+        )
     if trtexec is not None:
         if output is None:
             raise UsageError("--trtexec writes files: name a folder with -o.")
@@ -119,6 +143,10 @@ def engine(
         typer.echo(f"Engines: {BuildPlan.from_json(result.settings['build_plan']).precision_plan.description}.")
         return
 
+    if _ahead(opened, runtime):
+        _build_ahead(opened, settings, as_json=as_json)
+        return
+
     from dyndeploy.runtimes.cuda import Gpu
 
     with Gpu(gpu) as found:
@@ -129,3 +157,66 @@ def engine(
     typer.echo(f"{built.path}: {built.metadata['plan']}; {'from the cache' if built.cached else 'built'}.")
     if built.library is not None:
         typer.echo(f"Plugins: {built.library.path} (sha256 {built.library.sha256})")
+
+
+def _ahead(bundle: Bundle, runtime: str | None) -> bool:
+    """Whether the engine is built ahead of time, for a GPU that need not be here."""
+    from dyndeploy.targets import load_target
+
+    if runtime not in (None, *_RUNTIMES):
+        raise unknown_name("runtime", runtime, _RUNTIMES)
+    return runtime == "tensorrt_rtx" or (runtime is None and load_target(bundle.manifest.target).ahead_of_time)
+
+
+def _build_ahead(bundle: Bundle, settings: EngineSettings, *, as_json: bool) -> None:
+    from dyndeploy.runtimes.tensorrt_rtx import build_bundle_ahead
+
+    built = build_bundle_ahead(bundle, settings, progress=progress_line)
+    predictions = _predictions(bundle, settings.precision or bundle.manifest.precision)
+    if as_json:
+        predicted = {name: prediction.to_json() for name, prediction in predictions.items()}
+        print_json({"engines": [each.to_json() for each in built], "predicted": predicted})
+        return
+    for each in built:
+        print_table(
+            ("layer", "kind", "kernel", "writes"),
+            [(layer["name"], layer["kind"], layer["tactic"], _written(layer)) for layer in each.metadata["layers"]],
+            title=f"{each.graph}: layers of the engine, as its builder lists them",
+        )
+    print_table(
+        ("graph", "engine", "MB", "plugins", "layers", "activations MB", ""),
+        [
+            (
+                each.graph,
+                each.path.name,
+                f"{each.metadata['engine_bytes'] / 1e6:.1f}",
+                each.metadata["plugins"] or "none",
+                len(each.metadata["layers"]),
+                f"{(each.metadata['activation_bytes'] or 0) / 1e6:.1f}",
+                "found" if each.cached else f"built in {each.metadata['build_seconds']:.0f} s",
+            )
+            for each in built
+        ],
+        title=f"{bundle.manifest.target}: engines in {built[0].path.parent}: built, not run",
+    )
+    for name, prediction in predictions.items():
+        low, high = prediction.interval_ms or (prediction.latency_ms, prediction.latency_ms)
+        typer.echo(
+            f"Predicted for {prediction.device}, {name}: {prediction.latency_ms:.3f} ms per image, 90 % interval "
+            f"{low:.3f} .. {high:.3f} ({prediction.basis})."
+        )
+
+
+def _written(layer: Mapping[str, Any]) -> str:
+    return ", ".join(f"{tensor['type']} {'x'.join(map(str, tensor['shape']))}" for tensor in layer["outputs"])
+
+
+def _predictions(bundle: Bundle, precision: str) -> dict[str, Prediction]:
+    """What the device model says of the bundle and of its static twin."""
+    from dyndeploy.prediction import predict
+
+    how = {"device": bundle.manifest.target, "precision": precision, "runtime": "tensorrt"}
+    found = {"dynamic at the rates of the reference images": predict(bundle.path, **how)}
+    if bundle.static is not None:
+        found["static twin"] = predict(bundle.static, **how)
+    return found

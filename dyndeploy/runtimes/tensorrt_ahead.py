@@ -25,7 +25,7 @@ from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes import tensorrt_worker
 from dyndeploy.runtimes.native import NativeLibrary
 from dyndeploy.runtimes.tensorrt_device import RTX
-from dyndeploy.runtimes.tensorrt_layers import EngineLayers, read_layers, wrong_layers
+from dyndeploy.runtimes.tensorrt_layers import EngineLayers, read_layers, require_layers
 from dyndeploy.runtimes.tensorrt_plan import BuildOptions, BuildPlan, plan_build
 from dyndeploy.runtimes.tensorrt_stand_ins import described
 
@@ -156,9 +156,7 @@ def build_ahead(
     )
     plan = plan.with_library(None if library is None else library.sha256)
     made = build_planned(plan, copy, package, library)
-    problems = wrong_layers(made.built, copy, half=plan.precision_plan.half)
-    if problems:
-        raise DyndeployError(f"The engine is not what its plan says: {'; '.join(problems)}.")
+    require_layers(made.built, copy, half=plan.precision_plan.half)
     return made
 
 

@@ -229,6 +229,13 @@ def wrong_layers(built: EngineLayers, model: onnx.ModelProto, *, half: bool) -> 
     return problems + _wrong_outputs(built, model)
 
 
+def require_layers(built: EngineLayers, model: onnx.ModelProto, *, half: bool) -> None:
+    """Raise ``DyndeployError`` where :func:`wrong_layers` finds something."""
+    problems = wrong_layers(built, model, half=half)
+    if problems:
+        raise DyndeployError(f"The engine is not what its plan says: {'; '.join(problems)}.")
+
+
 def _wrong_plugin(spec: OperatorSpec, name: str, layer: Layer, half: bool) -> list[str]:
     problems = []
     data = "float16" if half else "float32"
