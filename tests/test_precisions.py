@@ -40,8 +40,8 @@ def test_what_a_cpu_makes_of_a_name() -> None:
         cpu_precision("int8")
     with pytest.raises(UsageError, match="nothing to verify"):
         tolerance_of("int8")
-    with pytest.raises(UsageError, match=r"Unknown precision 'fp15'\. Did you mean 'fp16'"):
-        precision_of("fp15")
+    with pytest.raises(UsageError, match=r"Unknown precision 'fp-16'\. Did you mean 'fp16'"):
+        precision_of("fp-16")
 
 
 @pytest.mark.parametrize("name", target_names())

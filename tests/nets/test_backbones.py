@@ -47,7 +47,7 @@ def test_regnet_widths_follow_the_published_rule() -> None:
     for name, (widths, depths, group) in expected.items():
         assert stage_widths(GENERATORS[name]) == tuple(map(StageWidth, depths, widths, (group,) * 4))
     with pytest.raises(UsageError, match="Did you mean 'regnet_y_400mf'"):
-        regnet("regnet_y_401mf")
+        regnet("regnety_400mf")
 
 
 def test_channels_are_rounded_but_not_cut_by_more_than_a_tenth() -> None:

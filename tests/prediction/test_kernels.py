@@ -257,7 +257,7 @@ def test_rates_may_differ_by_block() -> None:
     with pytest.raises(UsageError, match=r"in \[0, 1\]"):
         walk(model, 1.5)
     with pytest.raises(UsageError, match="Did you mean 'fp16'"):
-        walk(model, precision="fp17")
+        walk(model, precision="fp-16")
 
 
 @settings(max_examples=60, deadline=None)

@@ -124,4 +124,4 @@ def test_unknown_target_and_precision() -> None:
     with pytest.raises(UsageError, match="Did you mean 'nano'"):
         load_target("nanoo")
     with pytest.raises(UsageError, match="Did you mean 'fp16'"):
-        load_target("cpu").require_precision("fp17")
+        load_target("cpu").require_precision("fp-16")
