@@ -10,7 +10,6 @@ from dyndeploy.runtimes.tensorrt_ahead import RTX_CAPABILITIES
 from dyndeploy.targets import BranchTimes, LazinessRecord, load_device, load_target, platforms, target_names
 from dyndeploy.targets.platforms import parser_operators
 
-
 BOARDS = {"agx_orin", "agx_xavier", "nano", "orin_nano", "orin_nx", "tx2", "xavier_nx"}
 AHEAD = {"rtx3060", "rtx3090", "rtx4090", "rtx5090"}
 GPUS = AHEAD | {"a100", "h100", "h200", "v100"}
