@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from dyndeploy.blocks import DynamicBlock, Gate, Tape, early_exits, skip
     from dyndeploy.bundle import Bundle
+    from dyndeploy.evaluation import BundleEvaluation, evaluate_bundle
     from dyndeploy.exits import calibrate_bundle
     from dyndeploy.export import ExportSettings, export_model
     from dyndeploy.measure import Profile, load_profile, profile_bundle
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Bundle": "dyndeploy.bundle",
+    "BundleEvaluation": "dyndeploy.evaluation",
     "DynamicBlock": "dyndeploy.blocks",
     "ExportSettings": "dyndeploy.export",
     "Gate": "dyndeploy.blocks",
@@ -37,6 +39,7 @@ _HOME = {
     "compare_profile": "dyndeploy.reporting",
     "create_model": "dyndeploy.nets",
     "early_exits": "dyndeploy.blocks",
+    "evaluate_bundle": "dyndeploy.evaluation",
     "export_model": "dyndeploy.export",
     "load_checkpoint": "dyndeploy.nets",
     "load_profile": "dyndeploy.measure",
@@ -54,6 +57,7 @@ _HOME = {
 
 __all__ = [
     "Bundle",
+    "BundleEvaluation",
     "DynamicBlock",
     "ExportSettings",
     "Gate",
@@ -67,6 +71,7 @@ __all__ = [
     "compare_profile",
     "create_model",
     "early_exits",
+    "evaluate_bundle",
     "export_model",
     "load_checkpoint",
     "load_profile",

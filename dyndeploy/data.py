@@ -13,7 +13,8 @@ import math
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
@@ -62,10 +63,14 @@ _ORIENTATIONS = {
 
 _LOG = logging.getLogger("dyndeploy.data")
 
+DIGITS = "digits"
+"""Stands for scikit-learn's digits wherever a folder of images can be given."""
+
 DIGITS_HELD_OUT = 0.2
 """Fraction of scikit-learn's 1797 digits that is never trained on."""
 
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+"""How an image can be resized; all but the first are antialiased."""
 
 
 class PreprocessingLike(Protocol):
@@ -162,12 +167,19 @@ def images_from_folder(
         UsageError: A limit or a size below 1, or an unknown interpolation.
     """
     paths = image_paths(path)
-    if limit is not None:
-        if limit < 1:
-            raise UsageError(f"limit={limit} leaves no image: give at least 1.")
-        count = min(limit, len(paths))
-        paths = tuple(paths[i * len(paths) // count] for i in range(count))
-    return np.stack([load_image(p, preprocessing, size) for p in paths])
+    return np.stack([load_image(paths[index], preprocessing, size) for index in spread(len(paths), limit)])
+
+
+def spread(total: int, limit: int | None) -> list[int]:
+    """Return at most ``limit`` of ``total`` indices, evenly spread from the first on; all of them for None.
+
+    Raises:
+        UsageError: A limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit={limit} leaves no image: give at least 1.")
+    count = total if limit is None else min(limit, total)
+    return [index * total // count for index in range(count)]
 
 
 def image_paths(folder: str | os.PathLike[str]) -> tuple[Path, ...]:
@@ -184,6 +196,19 @@ def image_paths(folder: str | os.PathLike[str]) -> tuple[Path, ...]:
     found.add(root)
     found.report()
     return found.images(root)
+
+
+def with_folders(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+    """Yield the files as they are given, and of every folder the images in it (:func:`image_paths`) in its place.
+
+    Raises:
+        InputError: A folder holds no image, or cannot be looked into.
+    """
+    for path in map(Path, paths):
+        if path.is_dir():
+            yield from image_paths(path)
+        else:
+            yield path
 
 
 def damaged_images(paths: Sequence[Path], threads: int = 1) -> list[str]:
@@ -419,6 +444,88 @@ class ImageFolderDataset:
         return self.policy.input(values, seeds[1]), label
 
 
+def images_of_classes(
+    data: str | os.PathLike[str],
+    preprocessing: PreprocessingLike,
+    size: tuple[int, int],
+    *,
+    names: Sequence[str],
+    count: int | None,
+) -> LabelledImages | ImageFolderDataset:
+    """Open images whose labels are a network's own class indices, as whatever measures accuracy needs them.
+
+    Of a bundle, with ``network = bundle.manifest.network``::
+
+        preprocessing, size = bundle.manifest.images()
+        dataset = images_of_classes(
+            data, preprocessing, size, names=network.class_names, count=network.num_classes
+        )
+        image, label = dataset[0]  # (3, h, w), and the index of its logit
+
+    Sub-folders are matched to the classes by name. Where the network does not know the names of its classes, the
+    sub-folders must be as many as the classes, are taken in the order of their sorted names, and a note in the log
+    ``dyndeploy.data`` says so.
+
+    Args:
+        data: A folder with one sub-folder of images per class, or :data:`DIGITS` for the held-out digits.
+        preprocessing: How to resize and normalise.
+        size: (height, width) of each input.
+        names: Names of the network's classes in the order of its logits; empty where they are not known.
+        count: Number of the network's classes; None where it gives no logits.
+
+    Raises:
+        InputError: The folder is missing or empty, or its sub-folders are not the network's classes.
+    """
+    dataset: LabelledImages | ImageFolderDataset
+    repeated = sorted(name for name, times in Counter(names).items() if times > 1)
+    if repeated:
+        raise InputError(
+            f"The network has several classes named {_few(repeated)}: their folders cannot be told apart. Export it "
+            "with names that differ (--class-names)."
+        )
+    if os.fspath(data) == DIGITS:
+        dataset, source = digits(preprocessing, size).held_out, "scikit-learn's digits"
+        if names and set(names) == set(dataset.classes):
+            order = np.array([list(names).index(name) for name in dataset.classes], np.int64)
+            return LabelledImages(dataset.images, order[dataset.labels], tuple(names))
+    else:
+        dataset, source = ImageFolderDataset(data, preprocessing, size), os.fspath(data)
+        if names and set(names) == set(dataset.classes):
+            return ImageFolderDataset(data, preprocessing, size, classes=names)
+    if names:
+        raise InputError(_other_classes(source, dataset.classes, names))
+    if len(dataset.classes) != count:
+        raise InputError(
+            f"{source} has {len(dataset.classes)} classes ({_few(dataset.classes)}), the network {count}. Give a "
+            "folder with one sub-folder per class, named as those of the training images, such as DATA/val."
+        )
+    if isinstance(dataset, ImageFolderDataset):
+        _LOG.warning(
+            "Note: The network does not know the names of its classes: the sub-folders of %s are taken as classes 0 to "
+            "%d in the order of their names.",
+            source,
+            len(dataset.classes) - 1,
+        )
+    return dataset
+
+
+def _other_classes(source: str, present: Sequence[str], names: Sequence[str]) -> str:
+    """Say how the sub-folders of a folder are not a network's classes."""
+    extra, absent = [n for n in present if n not in set(names)], [n for n in names if n not in set(present)]
+    found = "; ".join(
+        f"{word} {_few(some)}" for word, some in (("missing", absent), ("unknown to the network", extra)) if some
+    )
+    return (
+        f"The sub-folders of {source} are not the network's classes: {found}. Name them as the network's "
+        f"{len(names)} classes. A bundle exported without class names takes them in sorted order instead."
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
+
+
 def _folder(path: str | os.PathLike[str]) -> Path:
     root = Path(path)
     try:
@@ -577,8 +684,8 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _resampling(name: str) -> Resampling:
-    if name not in _INTERPOLATIONS:
-        raise unknown_name("interpolation", name, _INTERPOLATIONS)
+    if name not in INTERPOLATIONS:
+        raise unknown_name("interpolation", name, INTERPOLATIONS)
     return Image.Resampling[name.upper()]
 
 

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import nn
 
 from dyndeploy.blocks import Tape, mask_name
-from dyndeploy.bundle import Bundle
 from dyndeploy.data import LabelledImages, PreprocessingLike, digits
 from dyndeploy.errors import UsageError, VerificationError
+from dyndeploy.evaluation import evaluate_bundle
 from dyndeploy.export import ExportSettings, export_model
 from dyndeploy.files import atomic_directory, write_json
 from dyndeploy.measure import Profile, profile_bundle
@@ -28,7 +28,6 @@ from dyndeploy.nets.factories import build_network
 from dyndeploy.ops.gates import PATCH
 from dyndeploy.prediction import known_devices
 from dyndeploy.reporting import GalleryItem, ReportExtras, mask_overlay, predict_profile, write_report
-from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.training import Evaluation, Progress, Recipe, TrainResult, load_recipe, train
 from dyndeploy.training.evaluation import logits_of
 from dyndeploy.verification import VerificationReport, verify_bundle
@@ -42,6 +41,10 @@ _IMAGES = "images"
 _INDEX = "index.csv"
 _GALLERY_BLOCKS = 2
 _GALLERY_SCALE = 4
+_GALLERY_NOTE = (
+    "Left a digit, right the same digit with what one block does to it: it computes the framed patches and skips the "
+    "greyed ones. Digits are shown as ink on paper; the network, like the files in images/, has them white on black."
+)
 
 Step = Callable[[str], None]
 Pixels = npt.NDArray[np.uint8]
@@ -111,7 +114,9 @@ class DemoResult:
             "ideal_speedup": data.ideal_speedup,
             "realised_speedup": data.realised_speedup,
             "realisation": data.realisation,
+            "operators": self.profile.operator_code,
             "native": dict(self.profile.native),
+            "warnings": self.profile.warnings(),
             "seconds": self.seconds,
             "shortfalls": list(self.shortfalls),
         }
@@ -159,7 +164,7 @@ def run_demo(
     network = build_network(recipe.model.name, recipe.model.options, recipe.model.imported)
     load_checkpoint(network, training.checkpoint)
     network.eval()
-    preprocessing = recipe.model.traits.preprocessing
+    preprocessing = recipe.preprocessing
     held_out = digits(preprocessing, recipe.input_size, recipe.seed).held_out
     _write_images(folder / _IMAGES, held_out, preprocessing)
 
@@ -174,7 +179,7 @@ def run_demo(
     if not verification.passed:
         failed = "; ".join(f"{check.name}: {check.detail}" for check in verification.checks if not check.passed)
         raise VerificationError(f"The demo's bundle {bundle.path} does not compute what PyTorch computed ({failed}).")
-    deployed_accuracy = _deployed_accuracy(bundle, held_out)
+    deployed_accuracy = evaluate_bundle(bundle, held_out).top1
 
     clock.start("profile", "measuring the dynamic network next to its static twin")
     profile = profile_bundle(bundle, data=folder / _IMAGES, repeats=repeats)
@@ -187,6 +192,7 @@ def run_demo(
         accuracy=training.evaluation.accuracy,
         accuracy_source=f"{training.evaluation.images} handwritten digits that training never saw",
         gallery=_gallery(network, held_out, preprocessing, training.evaluation),
+        gallery_note=_GALLERY_NOTE,
         notes=_notes(training, deployed_accuracy, verification),
     )
     write_report(folder / "report.html", profile, sweeps, extras)
@@ -242,12 +248,6 @@ def _write_images(folder: Path, images: LabelledImages, preprocessing: Preproces
             csv.writer(stream, lineterminator="\n").writerows([("file", "class"), *rows])
 
 
-def _deployed_accuracy(bundle: Bundle, images: LabelledImages) -> float:
-    with OnnxRuntimeSession(bundle.model) as session:
-        classes = [int(session.run({"input": image[None]}, ["logits"])["logits"].argmax()) for image in images.images]
-    return float((np.asarray(classes) == images.labels).mean())
-
-
 @torch.no_grad()
 def _gallery(
     network: nn.Module, images: LabelledImages, preprocessing: PreprocessingLike, evaluation: Evaluation
@@ -258,7 +258,8 @@ def _gallery(
         (logits,) = logits_of(network(torch.from_numpy(images.images[first])))
     variance = {b.name: m.variance for b in evaluation.blocks for m in b.masks if m.kind == PATCH.name}
     chosen = sorted(sorted(variance, key=lambda name: -variance[name])[:_GALLERY_BLOCKS])
-    pixels = _pixels(images.images[first], preprocessing).repeat(_GALLERY_SCALE, 1).repeat(_GALLERY_SCALE, 2)
+    # As ink on paper; scikit-learn, and so the network, has them white on black.
+    pixels = (255 - _pixels(images.images[first], preprocessing)).repeat(_GALLERY_SCALE, 1).repeat(_GALLERY_SCALE, 2)
     items = []
     for name in chosen:
         for row, mask in enumerate(tape.masks[mask_name(name, PATCH.name)][:, 0].numpy()):

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from dyndeploy import finite
-from dyndeploy.bundle import LOGITS, Bundle, Manifest
+from dyndeploy.bundle import LOGITS, Bundle
+from dyndeploy.bundle.reference_names import exit_logits
 from dyndeploy.confidences import confidences
-from dyndeploy.data import load_image
+from dyndeploy.data import load_image, with_folders
 from dyndeploy.errors import DyndeployError, InputError, UsageError, unknown_name
 from dyndeploy.runtimes import OnnxRuntimeSession, Session, TensorRTSession, open_staged
-from dyndeploy.runtimes.base import Array
-from dyndeploy.runtimes.staged import RUNTIMES
+from dyndeploy.runtimes.base import Array, SessionInfo
+from dyndeploy.runtimes.native import operator_code
+from dyndeploy.runtimes.staged import RUNTIMES, StagedSession
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Classification:
         exit: The exit that was taken, from 1; None for a network without exits.
         rates: Share of active bits of every mask by name; empty for a network without masks.
         class_name: Name of the class; None where the bundle holds no names.
+        operators: Which code ran the dynamic operators (:func:`dyndeploy.runtimes.native.operator_code`); None
+            without such operators.
     """
 
     image: str
@@ -43,6 +48,7 @@ class Classification:
     exit: int | None = None
     rates: dict[str, float] = field(default_factory=dict)
     class_name: str | None = None
+    operators: str | None = None
 
     @property
     def mean_rate(self) -> float:
@@ -64,6 +70,7 @@ class Result:
         exit: The exit that was taken, from 1; None for a network without exits.
         rates: Share of active bits of every mask by name.
         image: Path of the image; None for arrays.
+        operators: As for :class:`Classification`.
     """
 
     outputs: dict[str, Array]
@@ -71,6 +78,7 @@ class Result:
     exit: int | None
     rates: dict[str, float]
     image: str | None = None
+    operators: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; of every output its shape, type and range."""
@@ -84,6 +92,7 @@ class Result:
             "ms": self.ms,
             "exit": self.exit,
             "rates": self.rates,
+            "operators": self.operators,
         }  # fmt: skip
 
 
@@ -134,11 +143,11 @@ def run_inputs(
         raise UsageError("Give at least one input.")
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     masks, results = bundle.manifest.masks, []
-    with _opened(bundle, runtime, threads, thresholds, native) as run:
+    with opened_bundle(bundle, runtime=runtime, threads=threads, thresholds=thresholds, native=native) as network:
         for feeds in inputs:
-            outputs, number, ms = run(feeds)
+            outputs, number, ms = network.run(feeds)
             rates = {mask.name: float(outputs.pop(mask.name).mean()) for mask in masks if mask.name in outputs}
-            results.append(Result(outputs, ms, number, rates))
+            results.append(Result(outputs, ms, number, rates, operators=network.code))
     return results
 
 
@@ -154,11 +163,11 @@ def run_images(
     """Run a bundle on image files; each result comes as soon as it is there, and only one batch is in memory.
 
     A bundle of a larger batch is fed as many images at a time, the last batch filled up. An image that fails gives a
-    :class:`Failure`, in its place; the rest goes on.
+    :class:`Failure`, in its place; the rest goes on. A folder stands for all images in it and in its sub-folders.
 
     Args:
         bundle: The bundle or its folder.
-        images: Paths of image files.
+        images: Paths of image files and folders.
         runtime: As for :func:`run_inputs`.
         threads: As for :func:`run_inputs`.
         thresholds: As for :func:`run_inputs`.
@@ -166,53 +175,16 @@ def run_images(
 
     Raises:
         BundleError: The folder is no bundle.
+        InputError: A folder holds no image, or cannot be looked into.
         UsageError: Unknown runtime, a bundle that takes no images, or thresholds that are missing or do not fit.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    manifest = bundle.manifest
-    preprocessing, size = manifest.images()
-    batch = manifest.batch if manifest.exits is None else 1
-    waiting: list[str] = []
-    read: list[Array] = []
-    with _opened(bundle, runtime, threads, thresholds, native) as run:
-        for path in images:
-            try:
-                read.append(load_image(path, preprocessing, size))
-                waiting.append(os.fspath(path))
-            except InputError as error:
-                # Nobody waits for images that may come later, and the order stays.
-                yield from _run_batch(manifest, run, waiting, read, batch)
-                waiting, read = [], []
-                yield Failure(os.fspath(path), error)
-            if len(read) == batch:
-                yield from _run_batch(manifest, run, waiting, read, batch)
-                waiting, read = [], []
-        yield from _run_batch(manifest, run, waiting, read, batch)
-
-
-def _run_batch(
-    manifest: Manifest, run: _Timed, names: Sequence[str], images: Sequence[Array], batch: int
-) -> Iterator[Result | Failure]:
-    """The results of up to a batch of images, which is filled up with the last one."""
-    if not images:
-        return
-    filled = np.stack([*images, *[images[-1]] * (batch - len(images))])
-    try:
-        outputs, number, ms = run({manifest.inputs[0].name: filled})
-    except UsageError:
-        raise
-    except DyndeployError as error:
-        if len(names) == 1:
-            yield Failure(names[0], error)
-            return
-        # One image may have spoilt the others' batch.
-        for name, image in zip(names, images, strict=True):
-            yield from _run_batch(manifest, run, [name], [image], batch)
-        return
-    for row, name in enumerate(names):
-        own = {key: value[row : row + 1] if value.shape[:1] == (batch,) else value for key, value in outputs.items()}
-        rates = {mask.name: float(own.pop(mask.name).mean()) for mask in manifest.masks if mask.name in own}
-        yield Result(own, ms / len(names), number, rates, name)
+    preprocessing, size = bundle.manifest.images()
+    items = (
+        Item(os.fspath(path), functools.partial(load_image, path, preprocessing, size)) for path in with_folders(images)
+    )
+    with opened_bundle(bundle, runtime=runtime, threads=threads, thresholds=thresholds, native=native) as network:
+        yield from network.run_each(items)
 
 
 def classify_images(
@@ -248,6 +220,7 @@ def classify_images(
             result.exit,
             result.rates,
             names[label] if names else None,
+            result.operators,
         )
 
 
@@ -301,75 +274,174 @@ def read_arrays(bundle: Bundle, paths: Mapping[str, str | os.PathLike[str]]) -> 
     missing = [name for name in known if name not in paths]
     if missing:
         raise UsageError(f"The inputs {', '.join(missing)} are missing: give --input NAME=FILE.npy for each.")
-    arrays = {}
-    for name, path in paths.items():
-        try:
-            value = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"Cannot read {path} as an array: {error}. Write it with numpy.save.") from error
-        if not isinstance(value, np.ndarray):
-            raise InputError(f"{path} holds several arrays: write one with numpy.save for each input.")
-        arrays[name] = value
-    return arrays
+    return {name: read_array(path) for name, path in paths.items()}
+
+
+def read_array(path: str | os.PathLike[str]) -> Array:
+    """The array in a ``.npy`` file; raises ``InputError`` where it cannot be read as one."""
+    try:
+        value = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"Cannot read {path} as an array: {error}. Write it with numpy.save.") from error
+    if not isinstance(value, np.ndarray):
+        raise InputError(f"{path} holds several arrays: write one with numpy.save for each input.")
+    return value
 
 
 _Run = Callable[[Mapping[str, Array]], tuple[dict[str, Array], int | None]]
 """Inputs -> outputs and masks, and the exit that was taken."""
 
-_Timed = Callable[[Mapping[str, Array]], tuple[dict[str, Array], int | None, float]]
-"""The same with the milliseconds that it took."""
+_More = Callable[[Mapping[str, Array]], dict[str, Array]]
+"""Inputs -> further outputs, which are not timed."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image that is read when its turn comes.
+
+    Attributes:
+        name: What to call it in results, usually its path.
+        load: Gives the input (3, h, w); raises ``InputError`` where it cannot be read.
+    """
+
+    name: str
+    load: Callable[[], Array]
+
+
+class OpenBundle:
+    """A bundle whose sessions are open, from :func:`opened_bundle`.
+
+    Args:
+        bundle: The bundle.
+        info: What its sessions run on.
+        run: Runs one batch.
+        more: Gives what is not timed.
+
+    Attributes:
+        bundle: The bundle.
+        info: Runtime, version, threads, operator library.
+        code: Which code runs the dynamic operators; None without such operators.
+    """
+
+    def __init__(self, bundle: Bundle, info: SessionInfo, run: _Run, more: _More | None = None) -> None:
+        self.bundle, self.info = bundle, info
+        self.code = operator_code(bundle.manifest.operator_types, asdict(info.native))
+        self._run, self._more = run, more
+        self._warm = False
+
+    def run(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], int | None, float]:
+        """Run one batch: outputs and masks, the exit that was taken, and the milliseconds that it took.
+
+        The first batch is run twice, because the very first run allocates memory.
+        """
+        if not self._warm:
+            self._run(feeds)
+            self._warm = True
+        start = time.perf_counter()
+        outputs, number = self._run(feeds)
+        ms = 1e3 * (time.perf_counter() - start)
+        return outputs if self._more is None else outputs | self._more(feeds), number, ms
+
+    def run_each(self, items: Iterable[Item]) -> Iterator[Result | Failure]:
+        """Run images, a batch at a time; each result comes as soon as it is there, in the order of the images."""
+        manifest = self.bundle.manifest
+        batch = manifest.batch if manifest.exits is None else 1
+        waiting: list[str] = []
+        read: list[Array] = []
+        for item in items:
+            try:
+                read.append(item.load())
+                waiting.append(item.name)
+            except InputError as error:
+                # Nobody waits for images that may come later, and the order stays.
+                yield from self._run_batch(waiting, read, batch)
+                waiting, read = [], []
+                yield Failure(item.name, error)
+            if len(read) == batch:
+                yield from self._run_batch(waiting, read, batch)
+                waiting, read = [], []
+        yield from self._run_batch(waiting, read, batch)
+
+    def _run_batch(self, names: Sequence[str], images: Sequence[Array], batch: int) -> Iterator[Result | Failure]:
+        """The results of up to a batch of images, which is filled up with the last one."""
+        if not images:
+            return
+        manifest = self.bundle.manifest
+        filled = np.stack([*images, *[images[-1]] * (batch - len(images))])
+        try:
+            outputs, number, ms = self.run({manifest.inputs[0].name: filled})
+        except UsageError:
+            raise
+        except DyndeployError as error:
+            if len(names) == 1:
+                yield Failure(names[0], error)
+                return
+            # One image may have spoilt the others' batch.
+            for name, image in zip(names, images, strict=True):
+                yield from self._run_batch([name], [image], batch)
+            return
+        for row, name in enumerate(names):
+            own = {
+                key: value[row : row + 1] if value.shape[:1] == (batch,) else value for key, value in outputs.items()
+            }
+            rates = {mask.name: float(own.pop(mask.name).mean()) for mask in manifest.masks if mask.name in own}
+            yield Result(own, ms / len(names), number, rates, name, self.code)
 
 
 @contextmanager
-def _opened(
-    bundle: Bundle, runtime: str, threads: int, thresholds: Sequence[float] | None, native: str | os.PathLike[str]
-) -> Iterator[_Timed]:
-    """Open a bundle's session; its first run is made twice, because the very first one allocates memory."""
+def opened_bundle(
+    bundle: Bundle,
+    *,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    thresholds: Sequence[float] | None = None,
+    native: str | os.PathLike[str] = "auto",
+    every_exit: bool = False,
+) -> Iterator[OpenBundle]:
+    """Open a bundle's sessions.
+
+    Args:
+        bundle: The bundle.
+        runtime: As for :func:`run_inputs`.
+        threads: As for :func:`run_inputs`.
+        thresholds: As for :func:`run_inputs`.
+        native: As for :func:`run_inputs`.
+        every_exit: Of a network that exits early: let every image run through all exits as well, untimed. Their logits
+            stand among the outputs by the names of :func:`~dyndeploy.bundle.reference_names.exit_logits`.
+
+    Raises:
+        UsageError: Unknown runtime, or thresholds that are missing or do not fit.
+    """
     if runtime not in RUNTIMES:
         raise unknown_name("runtime", runtime, RUNTIMES)
     manifest = bundle.manifest
     if manifest.exits is None and thresholds is not None:
         raise UsageError(f"{manifest.network.name} has no exits: leave the thresholds out.")
-    with ExitStack() as stack:
-        if manifest.exits is not None:
-            run = _staged(stack, bundle, runtime, threads, thresholds)
-        else:
-            run = _whole(stack, bundle, runtime, threads, native)
-        warm = False
-
-        def timed(feeds: Mapping[str, Array]) -> tuple[dict[str, Array], int | None, float]:
-            nonlocal warm
-            if not warm:
-                run(feeds)
-                warm = True
-            start = time.perf_counter()
-            outputs, number = run(feeds)
-            return outputs, number, 1e3 * (time.perf_counter() - start)
-
-        yield timed
+    if manifest.exits is not None:
+        with open_staged(bundle, runtime, threads=threads, thresholds=thresholds, native=native) as session:
+            yield OpenBundle(bundle, session.info, *_staged(session, every_exit))
+        return
+    with _whole(bundle, runtime, threads, native) as whole:
+        yield OpenBundle(bundle, whole.info, lambda feeds: (whole.run(feeds), None))
 
 
-def _staged(stack: ExitStack, bundle: Bundle, runtime: str, threads: int, thresholds: Sequence[float] | None) -> _Run:
-    session = stack.enter_context(open_staged(bundle, runtime, threads=threads, thresholds=thresholds))
-    name = bundle.manifest.inputs[0].name
+def _staged(session: StagedSession, every_exit: bool) -> tuple[_Run, _More | None]:
+    name, stages = session.bundle.manifest.inputs[0].name, session.bundle.exits.stages
 
     def run(feeds: Mapping[str, Array]) -> tuple[dict[str, Array], int | None]:
         result = session.run(feeds[name])
         return {LOGITS: result.logits}, int(result.exits[0])
 
-    return run
+    def more(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        every = session.run_all(feeds[name])
+        return {exit_logits(stage.exit): logits for stage, logits in zip(stages, every, strict=True)}
+
+    return run, more if every_exit else None
 
 
-def _whole(stack: ExitStack, bundle: Bundle, runtime: str, threads: int, native: str | os.PathLike[str]) -> _Run:
-    session: Session
+def _whole(bundle: Bundle, runtime: str, threads: int, native: str | os.PathLike[str]) -> Session:
     if runtime == "onnxruntime":
         precision = bundle.manifest.cpu_precision
-        session = OnnxRuntimeSession(bundle.model, threads=threads, native=native, precision=precision)
-    else:
-        session, _ = TensorRTSession.from_bundle(bundle)
-    stack.enter_context(session)
-
-    def run(feeds: Mapping[str, Array]) -> tuple[dict[str, Array], int | None]:
-        return session.run(feeds), None
-
-    return run
+        return OnnxRuntimeSession(bundle.model, threads=threads, native=native, precision=precision)
+    session, _ = TensorRTSession.from_bundle(bundle)
+    return session

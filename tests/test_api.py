@@ -24,3 +24,9 @@ def test_import_needs_no_heavy_package() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_says_what_it_is() -> None:
+    for name in set(dyndeploy.__all__) - {"__version__"}:
+        text = getattr(dyndeploy, name).__doc__ or ""
+        assert text.strip().splitlines()[0].strip().endswith((".", ":")), name

@@ -24,6 +24,7 @@ from dyndeploy.data import (
     digits,
     image_paths,
     images_from_folder,
+    images_of_classes,
     load_image,
     normalise,
     sample_photographs,
@@ -286,6 +287,39 @@ def test_image_folder_classes_are_sorted_sub_folders(class_folder: Path) -> None
     assert dataset.classes == ("ant", "bee", "cat")
     assert [dataset[i][1] for i in range(len(dataset))] == [0, 0, 1, 1, 1, 2]
     np.testing.assert_array_equal(dataset[0][0], load_image(class_folder / "ant" / "0.png", Plain(), (8, 8)))
+
+
+def test_folders_are_matched_to_classes_by_name(class_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    present = sorted(entry.name for entry in class_folder.iterdir())
+    names = present[::-1]
+    found = images_of_classes(class_folder, Plain(), (8, 8), names=names, count=len(names))
+    by_folder = {path.parent.name: label for path, label in found.samples}  # type: ignore[union-attr]
+    assert by_folder == {name: index for index, name in enumerate(names)}
+    assert not caplog.records
+    unnamed = images_of_classes(class_folder, Plain(), (8, 8), names=(), count=len(names))
+    assert unnamed.classes == tuple(present)
+    assert "in the order of their names" in caplog.text
+
+
+def test_folders_that_are_not_the_classes_are_refused(class_folder: Path) -> None:
+    present = sorted(entry.name for entry in class_folder.iterdir())
+    with pytest.raises(InputError, match=f"missing zebra; unknown to the network {present[0]}"):
+        images_of_classes(class_folder, Plain(), (8, 8), names=[*present[1:], "zebra"], count=len(present))
+    with pytest.raises(InputError, match="not the network's classes: missing zebra"):
+        images_of_classes(class_folder, Plain(), (8, 8), names=[*present, "zebra"], count=len(present) + 1)
+    with pytest.raises(InputError, match=f"has {len(present)} classes .* the network 7"):
+        images_of_classes(class_folder, Plain(), (8, 8), names=(), count=7)
+    with pytest.raises(InputError, match=f"several classes named {present[0]}"):
+        images_of_classes(class_folder, Plain(), (8, 8), names=[present[0], *present], count=len(present) + 1)
+
+
+def test_digits_are_matched_by_name_too() -> None:
+    sorted_digits = images_of_classes("digits", Plain(), (16, 16), names=(), count=10)
+    names = [str(9 - index) for index in range(10)]
+    turned = images_of_classes("digits", Plain(), (16, 16), names=names, count=10)
+    assert [turned[i][1] for i in range(50)] == [9 - sorted_digits[i][1] for i in range(50)]
+    with pytest.raises(InputError, match="digits are not the network's classes"):
+        images_of_classes("digits", Plain(), (16, 16), names=("cat", "dog"), count=2)
 
 
 def test_image_folder_works_in_a_loader(class_folder: Path) -> None:

@@ -58,10 +58,21 @@ def test_the_whole_way(tmp_path: Path) -> None:
     assert summary == json.loads(json.dumps(result.to_json()))
     assert summary["realisation"] == pytest.approx(summary["realised_speedup"] / summary["ideal_speedup"])
 
+    assert summary["operators"] == result.profile.operator_code is not None
+    assert summary["warnings"] == result.profile.warnings()
+
     # The report shows the masks of two blocks for ten classes, each as input and overlay.
     page = result.report.read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 40
-    for text in ("computes", "different masks among 360 images", "MACs of the network", "never saw"):
+    assert page.index("What the masks choose") < page.index("Latency against rate")
+    for text in (
+        "ink on paper",
+        result.profile.operator_code,
+        "computes",
+        "different masks among 360 images",
+        "MACs of the network",
+        "never saw",
+    ):
         assert text in page
 
 

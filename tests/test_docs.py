@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -37,3 +38,13 @@ def test_links_point_to_files() -> None:
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "img").glob("*.svg")), ids=lambda path: path.stem)
+def test_pictures_say_what_they_show_and_fit_dark_pages(path: Path) -> None:
+    root = ElementTree.parse(path).getroot()
+    texts = {element.tag.rsplit("}", 1)[-1]: (element.text or "").strip() for element in root.iter()}
+    assert root.get("role") == "img" and texts["title"] and texts["desc"]
+    assert "prefers-color-scheme: dark" in texts["style"]
+    x, y, width, height = map(float, root.get("viewBox", "").split())
+    assert (x, y) == (0, 0) and (width, height) == (float(root.get("width", 0)), float(root.get("height", 0)))

@@ -22,7 +22,7 @@ FLOORS = (
     {"training", "inference"},
     {"measure"},
     {"exits"},
-    {"verification", "reporting", "remote", "device_calibration", "planning"},
+    {"verification", "reporting", "remote", "device_calibration", "planning", "evaluation"},
     {"demo"},
     {"cli"},
 )

@@ -2,9 +2,10 @@
 
 Run from the repository: ``python benchmarks/predictor/published.py [--json FILE] [--markdown FILE]``.
 
-The rows are those of ``published_latency.csv``. Two constants per device at most are fitted, those that its file in
-``dyndeploy/targets/devices`` lists under ``fitted``; each has a prior (what is usual), so that one row cannot bend it
-far. Printed are, for every row, the error
+The rows are those of ``published_latency.csv``; a runtime called ``..._groups_in_turn`` runs the groups of a
+convolution one by one, which the last one for that board no longer does. Two constants per device at most are fitted,
+those that its file in ``dyndeploy/targets/devices`` lists under ``fitted``; each has a prior (what is usual), so that
+one row cannot bend it far. Printed are, for every row, the error
 
 - shipped: with the constants of the device file;
 - fitted: with constants fitted here to all rows of the device (the device file holds these, rounded);
@@ -59,7 +60,8 @@ def predict(row: Row, constants: dict[str, float]) -> float:
     device = load_device(row["device"])
     device = dataclasses.replace(device, model=dataclasses.replace(device.model, **constants))  # type: ignore[arg-type]
     precision = PRECISION.get(row["precision"], row["precision"])
-    model = AnalyticalModel(device, precision)
+    runtime, _, _ = row["runtime"].partition("_groups_in_turn")
+    model = AnalyticalModel(device, precision, runtime.partition("_")[0], groups_in_turn=row["runtime"] != runtime)
     batch = int(row["batch"])
     graph = static_graph(row["network"], batch=batch, precision=precision, runtime=model.runtime)
     return float(model.price(graph.kernels)[0].sum()) / batch

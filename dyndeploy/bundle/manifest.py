@@ -241,6 +241,11 @@ class Manifest:
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
+    def operator_types(self) -> tuple[str, ...]:
+        """Types of the dynamic operators, each once."""
+        return tuple(sorted({operator.op_type for operator in self.operators}))
+
+    @property
     def cpu_precision(self) -> str:
         """What the dynamic bottlenecks compute in on a CPU; raises ``UsageError`` where a CPU cannot."""
         return cpu_precision(self.precision)

@@ -28,6 +28,7 @@ COMMANDS = {
     "export": "export",
     "verify": "verify",
     "calibrate": "calibrate",
+    "evaluate": "evaluate",
     "run": "run",
     "engine": "engine",
     "probe": "probe",

@@ -50,6 +50,28 @@ def size(option: str, text: str) -> tuple[int, int]:
     return height, width
 
 
+def named_sizes(entries: Sequence[str]) -> dict[str, int]:
+    """Parse ``NAME=N`` of every ``--dim``: the name may hold anything, as exporters' names do."""
+    sizes: dict[str, int] = {}
+    for entry in entries:
+        name, _, number = entry.rpartition("=")
+        if not name or name in sizes or not number.isdecimal():
+            raise UsageError(f"--dim takes NAME=N, each name once and N a whole number, not '{entry}'.")
+        sizes[name] = int(number)
+    return sizes
+
+
+def named_files(entries: Sequence[str]) -> dict[str, Path]:
+    """Parse ``NAME=FILE.npy`` of every ``--input``."""
+    named: dict[str, Path] = {}
+    for entry in entries:
+        name, separator, path = entry.partition("=")
+        if not separator or not name or not path or name in named:
+            raise UsageError(f"--input takes NAME=FILE.npy, each name once, not '{entry}'.")
+        named[name] = Path(path)
+    return named
+
+
 def lines(path: Path) -> tuple[str, ...]:
     """Read a text file's lines that are not empty; raises ``InputError`` where it cannot be read."""
     return tuple(line.strip() for line in files.read_text(path).splitlines() if line.strip())

@@ -13,6 +13,19 @@ if TYPE_CHECKING:
     from dyndeploy.remote import DeviceClient, DeviceEntry
 
 
+def device_model(name: str) -> str:
+    """The device model that a name means: its own, an alias, or what a board of 'device add' is."""
+    from dyndeploy.targets import device_names, load_device
+
+    if name not in device_names():
+        from dyndeploy.remote import load_devices
+
+        entry = load_devices().get(name)
+        if entry is not None and entry.target is not None:
+            return entry.target
+    return load_device(name).name
+
+
 @contextlib.contextmanager
 def connected(board: DeviceEntry) -> Iterator[DeviceClient]:
     """Yield a client of a board's agent; what other programs there wrote meanwhile is shown at the end."""

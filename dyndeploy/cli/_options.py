@@ -16,8 +16,10 @@ MEANINGS = {
     "--channel-granularity": "Channels per group, per stage, e.g. 2-2-2-2.",
     "--data": "Images to read: a folder.",
     "--device": "The device by name: cpu, this machine; a board of 'dyndeploy device'; a device model.",
+    "--dim": "A size that an ONNX file leaves open, by its name; again for each.",
     "--exit-mix": "Shares of the images that leave at each exit, e.g. 60/20/10/10.",
     "--granularity": "Side of a patch per stage, e.g. 4-4-2-1.",
+    "--input": "An input as an array, by its name; again for each.",
     "--input-size": "Image size in pixels; one number is a square.",
     "--json": "Write the result as JSON to stdout.",
     "--limit": "Read at most so many images.",
@@ -100,3 +102,13 @@ Limit = Annotated[int | None, option("--limit", metavar="N", min=1, detail="(def
 Rates = Annotated[str, option("--rates")]
 Repeats = Annotated[int | None, option("--repeats", min=1, detail="(default: about 10 seconds of them)")]
 InputSize = Annotated[str | None, option("--input-size", metavar="HxW", detail="(default: the network's)")]
+Dim = Annotated[list[str] | None, option("--dim", metavar="NAME=N")]
+Thresholds = Annotated[str | None, option("--thresholds", detail="(default: the bundle's)")]
+LabelledData = Annotated[
+    str,
+    option(
+        "--data",
+        metavar="DIR",
+        detail="Here those that training never saw, one sub-folder per class; or 'digits', scikit-learn's.",
+    ),
+]

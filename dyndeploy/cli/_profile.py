@@ -17,7 +17,7 @@ def print_profile(result: Profile) -> None:
     network, where = result.bundle, result.machine.get("gpu") or result.machine["cpu"]
     typer.echo(
         f"{network['name']}, mode {network['mode']}, on {where}, {result.threads} thread(s), "
-        f"batch {result.batch}, dynamic operators: {result.native['description']}"
+        f"batch {result.batch}, operators: {result.operator_code or 'none dynamic'}"
         + (f", in {result.reduced_precision}" if result.reduced_precision else "")
     )
     static = result.static

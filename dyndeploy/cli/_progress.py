@@ -1,10 +1,11 @@
-"""Progress of long commands: on stderr, and only on a terminal."""
+"""Progress of long commands on stderr: bars on a terminal, now and then a line to a pipe, a log or a batch job."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -14,9 +15,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from dyndeploy.cli._arguments import printable
+from dyndeploy.cli._verbosity import verbosity
 
 if TYPE_CHECKING:
     from dyndeploy.training import EpochRecord
+
+
+_SECONDS = 10.0
+"""At least so long lies between two lines on the way of one step."""
+_SHARE = 0.02
+"""And this share of the time that has passed: a run of days does not fill its log."""
 
 
 class Interrupt:
@@ -50,19 +58,64 @@ interrupt = Interrupt()
 def progress_line(message: str) -> None:
     """Show a step."""
     interrupt.check()
-    if sys.stderr.isatty():
+    if not verbosity.quiet:
         typer.echo(f"  {printable(message)} ...", err=True)
+
+
+class _Pace:
+    """Decides when the next line is due, and says how much time is left."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._start = self._last = clock()
+
+    def due(self) -> bool:
+        """Whether the last line is long enough ago."""
+        now = self._clock()
+        return now - self._last >= max(_SECONDS, _SHARE * (now - self._start))
+
+    def line(self, message: str, done: float, since: float = 0.0) -> None:
+        """Print a line.
+
+        Args:
+            message: What is being done.
+            done: Fraction done, in [0, 1].
+            since: Fraction that was done already when this began.
+        """
+        self._last = self._clock()
+        left = ""
+        if done > since and done < 1:
+            left = f", {_duration((self._last - self._start) * (1 - done) / (done - since))} left"
+        typer.echo(f"  {printable(message)} ({done:.0%}{left})", err=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Callable[[str, float], None]]:
-    """Yield a function that shows what is being done and the fraction done, in [0, 1], as one bar."""
+    """Yield a function that shows what is being done and the fraction done, in [0, 1].
+
+    On a terminal that is one bar; elsewhere a line, at most every ten seconds.
+    """
+    if verbosity.quiet or not sys.stderr.isatty():
+        pace = _Pace(time.monotonic)
+
+        def tell(message: str, fraction: float) -> None:
+            interrupt.check()
+            if not verbosity.quiet and pace.due():
+                pace.line(message, fraction)
+
+        yield tell
+        return
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         console=Console(stderr=True),
         transient=True,
-        disable=not sys.stderr.isatty(),
         # A bar that redraws itself would take processor time from what is measured.
         auto_refresh=False,
     )
@@ -99,17 +152,52 @@ class TrainingBar:
 
     def epoch(self, record: EpochRecord, epochs: int) -> None:
         """Show the results of an epoch."""
-        found = record.held_out
-        quality = f"accuracy {found['accuracy']:.1%}" if "accuracy" in found else f"loss {found['loss']:.3f}"
-        results = f"held-out {quality}, FLOPs {found['flops_ratio']:.2f}"
-        self._bar.update(self._task, completed=float(record.epoch), results=results)
+        self._bar.update(self._task, completed=float(record.epoch), results=_results(record))
+
+
+class TrainingLines:
+    """Tells training as a line per epoch, and in long epochs now and then one on the way.
+
+    Args:
+        epochs: Epochs of the whole run.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, epochs: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._epochs = epochs
+        self._pace = _Pace(clock)
+        self._since: float | None = None
+
+    def iteration(self, epoch: int, iteration: int, iterations: int, loss: float) -> None:
+        """Tell where an epoch is if it has taken long."""
+        done = (epoch - 1 + iteration / iterations) / self._epochs
+        if self._since is None:
+            # A resumed run begins in the middle.
+            self._since = (epoch - 1) / self._epochs
+        if self._pace.due() and iteration < iterations:
+            self._pace.line(f"epoch {epoch}/{self._epochs}, loss {loss:.3f}", done, self._since)
+
+    def epoch(self, record: EpochRecord, epochs: int) -> None:
+        """Tell the results of an epoch."""
+        loss = record.training["loss"]
+        message = f"epoch {record.epoch}/{epochs}: loss {loss:.3f}, {_results(record)}"
+        self._pace.line(message, record.epoch / epochs, self._since or 0.0)
+
+
+def _results(record: EpochRecord) -> str:
+    found = record.held_out
+    quality = f"accuracy {found['accuracy']:.1%}" if "accuracy" in found else f"loss {found['loss']:.3f}"
+    return f"held-out {quality}, FLOPs {found['flops_ratio']:.2f}"
 
 
 @contextlib.contextmanager
-def training_progress(epochs: int) -> Iterator[TrainingBar | None]:
-    """Yield a bar to hand to :func:`dyndeploy.training.train`, or None where stderr is no terminal."""
-    if not sys.stderr.isatty():
+def training_progress(epochs: int) -> Iterator[TrainingBar | TrainingLines | None]:
+    """Yield what to hand to :func:`dyndeploy.training.train`: a bar, lines where stderr is no terminal, or None."""
+    if verbosity.quiet:
         yield None
+        return
+    if not sys.stderr.isatty():
+        yield TrainingLines(epochs)
         return
     columns = (
         TextColumn("{task.description}", markup=False),

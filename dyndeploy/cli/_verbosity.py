@@ -41,10 +41,15 @@ verbosity = Verbosity()
 """That of the command that runs."""
 
 
+def tell(message: object) -> None:
+    """Say something on stderr beside the result, unless asked to be quiet."""
+    if not verbosity.quiet:
+        typer.echo(printable(message), err=True)
+
+
 def note(message: object) -> None:
     """Say on stderr what a user should know beside the result, unless asked to be quiet."""
-    if not verbosity.quiet:
-        typer.echo(f"Note: {printable(message)}", err=True)
+    tell(f"Note: {message}")
 
 
 def explain(error: BaseException) -> None:

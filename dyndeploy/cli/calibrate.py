@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dyndeploy.cli._arguments import print_json, print_table
-from dyndeploy.cli._options import AsJson, BundleFolder, Limit, Runtime, Threads, option
+from dyndeploy.cli._options import AsJson, BundleFolder, LabelledData, Limit, Runtime, Threads, option
 from dyndeploy.cli._progress import progress_bar
 from dyndeploy.errors import UsageError
 
@@ -21,14 +21,7 @@ _UNITS = {"k": 1e3, "M": 1e6, "G": 1e9}
 
 def calibrate(
     bundle: BundleFolder,
-    data: Annotated[
-        str,
-        option(
-            "--data",
-            metavar="DIR",
-            detail="Here those that training never saw, one sub-folder per class; or 'digits', scikit-learn's.",
-        ),
-    ],
+    data: LabelledData,
     budget_flops: Annotated[
         str | None, typer.Option(metavar="X", help="Most multiply-accumulates per image on average, e.g. 600M.")
     ] = None,

@@ -42,7 +42,7 @@ def demo(
                 ("dynamic, the data's own masks", f"{data.samples.median:.3f} ms"),
                 ("speed-up, realised / ideal", f"{data.realised_speedup:.2f}x / {data.ideal_speedup:.2f}x"),
                 ("realisation", f"{data.realisation:.0%}"),
-                ("operators", str(profile.native["description"])),
+                ("operators", str(profile.operator_code)),
                 *((f"time to {name}", f"{seconds:.0f} s") for name, seconds in result.seconds.items()),
             ],
             title="dyndeploy demo",

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dyndeploy.cli._arguments import numbers, print_json, print_table
+from dyndeploy.cli._engine_ahead import built_ahead, deliver_ahead
 from dyndeploy.cli._options import AsJson, BundleFolder, Plugins, Rates, Repeats, complete_target, option
 from dyndeploy.cli._profile import print_profile
 from dyndeploy.cli._progress import progress_bar, progress_line
-from dyndeploy.errors import UsageError, unknown_name
-
-if TYPE_CHECKING:
-    from dyndeploy.bundle import Bundle
-    from dyndeploy.prediction import Prediction
-    from dyndeploy.runtimes.tensorrt_engine import EngineSettings
-
-_RUNTIMES = ("tensorrt", "tensorrt_rtx")
+from dyndeploy.errors import UsageError
 
 
 def engine(
@@ -71,12 +64,15 @@ def engine(
     gpu: Annotated[int, typer.Option("--gpu", min=0, metavar="INDEX", help="Which GPU of this machine.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Build a bundle's TensorRT engine on this machine, or print how trtexec does."""
+    """Build a bundle's TensorRT engine (of early exits: one per stage) on this machine, or print how trtexec does."""
     from dyndeploy.bundle import Bundle
     from dyndeploy.runtimes.tensorrt_engine import (
         EngineSettings,
         build_engine,
+        build_stage_engines,
+        require_fixed_batch,
         trtexec_commands,
+        write_stage_trtexec_files,
         write_trtexec_files,
     )
     from dyndeploy.runtimes.tensorrt_plan import BuildOptions
@@ -100,20 +96,40 @@ def engine(
             f"The bundle was exported for {opened.manifest.target}, not for {target}: export it again with --target "
             f"{target}."
         )
+    staged = opened.manifest.exits is not None and not twin
     if trtexec is not None:
         if output is None:
             raise UsageError("--trtexec writes files: name a folder with -o.")
-        written = write_trtexec_files(opened, output, trtexec, settings)
         # The library is another machine's: it need not exist here.
         library = "libdyndeploy_tensorrt.so" if plugins == "auto" else plugins
-        commands = trtexec_commands(written, library)
+        if staged:
+            written = write_stage_trtexec_files(opened, output, trtexec, settings)
+        else:
+            written = [write_trtexec_files(opened, output, trtexec, settings)]
+        entries = [
+            {
+                "plan": item.plan.precision_plan.description,
+                "model": str(item.model),
+                "commands": trtexec_commands(item, library),
+            }
+            for item in written
+        ]
+        exits = [stage.exit for stage in opened.exits.stages] if staged else []
         if as_json:
-            plan = written.plan.precision_plan.description
-            print_json({"plan": plan, "model": str(written.model), "commands": commands})
+            stages = [{"exit": number, **entry} for number, entry in zip(exits, entries, strict=False)]
+            print_json({"stages": stages} if staged else entries[0])
             return
-        for command in commands:
-            typer.echo(command)
+        for index, entry in enumerate(entries):
+            if staged:
+                typer.echo(f"# exit {exits[index]}")
+            for command in entry["commands"]:
+                typer.echo(command)
         return
+    if staged and (verify or profile):
+        raise UsageError(
+            "--verify and --profile of engines are for networks of one graph. Of early exits, 'dyndeploy profile "
+            f"{bundle} --device BOARD' verifies and times every stage on a board."
+        )
 
     if verify:
         from dyndeploy.verification import verify_engine
@@ -143,80 +159,25 @@ def engine(
         typer.echo(f"Engines: {BuildPlan.from_json(result.settings['build_plan']).precision_plan.description}.")
         return
 
-    if _ahead(opened, runtime):
-        _build_ahead(opened, settings, as_json=as_json)
+    if built_ahead(opened, runtime):
+        deliver_ahead(opened, settings, as_json=as_json)
         return
 
     from dyndeploy.runtimes.cuda import Gpu
 
+    if staged:
+        require_fixed_batch(opened)
     with Gpu(gpu) as found:
-        built = build_engine(opened, found.info, settings, progress=progress_line)
+        if staged:
+            engines = build_stage_engines(opened, found.info, settings, progress=progress_line)
+        else:
+            engines = [build_engine(opened, found.info, settings, progress=progress_line)]
     if as_json:
-        print_json(built.to_json())
+        values = [item.to_json() for item in engines]
+        print_json({"stages": values} if staged else values[0])
         return
-    typer.echo(f"{built.path}: {built.metadata['plan']}; {'from the cache' if built.cached else 'built'}.")
-    if built.library is not None:
-        typer.echo(f"Plugins: {built.library.path} (sha256 {built.library.sha256})")
-
-
-def _ahead(bundle: Bundle, runtime: str | None) -> bool:
-    """Whether the engine is built ahead of time, for a GPU that need not be here."""
-    from dyndeploy.targets import load_target
-
-    if runtime not in (None, *_RUNTIMES):
-        raise unknown_name("runtime", runtime, _RUNTIMES)
-    return runtime == "tensorrt_rtx" or (runtime is None and load_target(bundle.manifest.target).ahead_of_time)
-
-
-def _build_ahead(bundle: Bundle, settings: EngineSettings, *, as_json: bool) -> None:
-    from dyndeploy.runtimes.tensorrt_rtx import build_bundle_ahead
-
-    built = build_bundle_ahead(bundle, settings, progress=progress_line)
-    predictions = _predictions(bundle, settings.precision or bundle.manifest.precision)
-    if as_json:
-        predicted = {name: prediction.to_json() for name, prediction in predictions.items()}
-        print_json({"engines": [each.to_json() for each in built], "predicted": predicted})
-        return
-    for each in built:
-        print_table(
-            ("layer", "kind", "kernel", "writes"),
-            [(layer["name"], layer["kind"], layer["tactic"], _written(layer)) for layer in each.metadata["layers"]],
-            title=f"{each.graph}: layers of the engine, as its builder lists them",
-        )
-    print_table(
-        ("graph", "engine", "MB", "plugins", "layers", "activations MB", ""),
-        [
-            (
-                each.graph,
-                each.path.name,
-                f"{each.metadata['engine_bytes'] / 1e6:.1f}",
-                each.metadata["plugins"] or "none",
-                len(each.metadata["layers"]),
-                f"{(each.metadata['activation_bytes'] or 0) / 1e6:.1f}",
-                "found" if each.cached else f"built in {each.metadata['build_seconds']:.0f} s",
-            )
-            for each in built
-        ],
-        title=f"{bundle.manifest.target}: engines in {built[0].path.parent}: built, not run",
-    )
-    for name, prediction in predictions.items():
-        low, high = prediction.interval_ms or (prediction.latency_ms, prediction.latency_ms)
-        typer.echo(
-            f"Predicted for {prediction.device}, {name}: {prediction.latency_ms:.3f} ms per image, 90 % interval "
-            f"{low:.3f} .. {high:.3f} ({prediction.basis})."
-        )
-
-
-def _written(layer: Mapping[str, Any]) -> str:
-    return ", ".join(f"{tensor['type']} {'x'.join(map(str, tensor['shape']))}" for tensor in layer["outputs"])
-
-
-def _predictions(bundle: Bundle, precision: str) -> dict[str, Prediction]:
-    """What the device model says of the bundle and of its static twin."""
-    from dyndeploy.prediction import predict
-
-    how = {"device": bundle.manifest.target, "precision": precision, "runtime": "tensorrt"}
-    found = {"dynamic at the rates of the reference images": predict(bundle.path, **how)}
-    if bundle.static is not None:
-        found["static twin"] = predict(bundle.static, **how)
-    return found
+    for item in engines:
+        typer.echo(f"{item.path}: {item.metadata['plan']}; {'from the cache' if item.cached else 'built'}.")
+    libraries = {item.library.path: item.library for item in engines if item.library is not None}
+    for library_file in libraries.values():
+        typer.echo(f"Plugins: {library_file.path} (sha256 {library_file.sha256})")

@@ -9,21 +9,22 @@ from typing import Annotated
 import typer
 
 from dyndeploy.cli._arguments import lines, print_json, size, whole_numbers
-from dyndeploy.cli._options import InputSize, Target, complete_network, option
+from dyndeploy.cli._options import Target, complete_network, option
 from dyndeploy.cli._progress import progress_line
 from dyndeploy.cli._verbosity import note
 
 
 def export(
-    name: Annotated[
-        str,
+    output: Annotated[Path, option("--output", "-o", metavar="DIR", detail="Here the bundle's folder.")],
+    network: Annotated[
+        str | None,
         typer.Argument(
-            metavar="NETWORK",
-            help="Registered network, see 'dyndeploy models'; or a function or class of --import.",
+            metavar="[NETWORK|RUN]",
+            help="Registered network, see 'dyndeploy models'; a function or class of --import; or the folder of a "
+            "training run, which remembers everything. May be left out where --checkpoint remembers.",
             autocompletion=complete_network,
         ),
-    ],
-    output: Annotated[Path, option("--output", "-o", metavar="DIR", detail="Here the bundle's folder.")],
+    ] = None,
     imported: Annotated[
         str | None,
         typer.Option(
@@ -48,14 +49,16 @@ def export(
     ] = None,
     num_classes: Annotated[str | None, typer.Option(help="Number of classes; short for -O num_classes=....")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights; without it they are random, and it says so.")
+        Path | None, typer.Option(help="Weights. (default: the run's best.pt; of a named network random ones)")
     ] = None,
     weights: Annotated[
         str | None,
         option("--weights", metavar="NAME", detail="(default: the usual ones)"),
     ] = None,
     batch: Annotated[int, option("--batch", detail="Fixed in the graph.")] = 1,
-    input_size: InputSize = None,
+    input_size: Annotated[
+        str | None, option("--input-size", metavar="HxW", detail="(default: the training's, else the network's)")
+    ] = None,
     precision: Annotated[
         str, option("--precision", detail="fp16 is for boards, bf16 for a CPU with AVX-512 BF16.")
     ] = "fp32",
@@ -67,18 +70,20 @@ def export(
         str, typer.Option(help="stages; if: also one graph with nested If. Networks with early exits only.")
     ] = "stages",
     plan: Annotated[
-        Path | None, typer.Option(help="Follow a plan of 'dyndeploy plan': modes, granularities, size, dense blocks.")
+        Path | None,
+        typer.Option(help="Follow a plan of 'dyndeploy plan': modes, granularities, dense blocks; or exits."),
     ] = None,
     data: Annotated[
         Path | None,
         option("--data", metavar="DIR", detail="For the reference tensors. (default: two sample photographs)"),
     ] = None,
     class_names: Annotated[
-        Path | None, typer.Option(help="Text file with the names of the classes, one per line.")
+        Path | None,
+        typer.Option(help="Text file with the names of the classes, one per line. (default: the training's)"),
     ] = None,
     as_json: Annotated[bool, option("--json", detail="Here the manifest.")] = False,
 ) -> None:
-    """Export a network as a bundle for a target."""
+    """Export a network as a bundle for a target; what a checkpoint of ours remembers need not be typed again."""
     sizes = None if input_size is None else size("--input-size", input_size)
     shorthands = {
         "mode": mode,
@@ -91,26 +96,44 @@ def export(
     texts = [*(option or ()), *(f"{key}={value}" for key, value in shorthands.items() if value is not None)]
 
     from dyndeploy.errors import UsageError
-    from dyndeploy.export import ExportSettings, export_model
+    from dyndeploy.export import ExportSettings, export_model, find_source, require_told, weight_notes
     from dyndeploy.nets import load_checkpoint
     from dyndeploy.nets.factories import build_network, parse_options
+    from dyndeploy.prediction.zoo import predicted_only
 
-    options = parse_options(name, texts, imported)
-    names = None if class_names is None else lines(class_names)
+    reason = predicted_only(network) if network is not None and imported is None else None
+    if reason is not None:
+        raise UsageError(reason)
+    if weights is not None and checkpoint is None and (network is None or not Path(network).is_dir()):
+        raise UsageError(f"--weights {weights} chooses among the weights of a --checkpoint: give one.")
+    source = find_source(network, imported=imported, checkpoint=checkpoint, weights=weights)
+    name, trained = source.name, source.trained
+    options = parse_options(name, texts, source.imported)
+    names = list(trained.class_names) or None if class_names is None else lines(class_names)
     dense: tuple[str, ...] = ()
+    kept = None if exits is None else whole_numbers("--exits", exits)
     if plan is not None:
-        from dyndeploy.planning import load_plan
+        from dyndeploy.planning import ExitPlan, load_plan
 
+        planned = load_plan(plan)
         settled = ("mode", "granularity", "channel_granularity")
         given = [f"--{key.replace('_', '-')}" for key in settled if key in options]
         given += ["--input-size"] if sizes is not None else []
+        given += ["--exits"] if kept is not None and isinstance(planned, ExitPlan) else []
         if given:
             raise UsageError(f"A plan settles {', '.join(given)}: leave them out, or export without --plan.")
-        planned = load_plan(plan)
         if planned.network != name:
             raise UsageError(f"{plan} is a plan for {planned.network}, not for {name}.")
-        options |= planned.options()
-        sizes, dense = planned.input_size, planned.dense
+        if planned.precision == "fp16" != precision:
+            raise UsageError(f"{plan} is a plan for fp16: give --precision fp16, or plan for {precision}.")
+        sizes = planned.input_size
+        if isinstance(planned, ExitPlan):
+            kept = planned.chosen.exits
+        else:
+            options |= planned.options()
+            dense = planned.dense
+    sizes = sizes or trained.input_size
+    options = source.options(options)
 
     # Impossible requests end here, before a network is built.
     settings = ExportSettings(
@@ -119,24 +142,33 @@ def export(
         input_size=sizes,
         precision=precision,
         static=static,
-        exits=None if exits is None else whole_numbers("--exits", exits),
+        exits=kept,
         graph=graph,
         data=data,
-        checkpoint=checkpoint,
+        checkpoint=source.checkpoint,
         dense=dense,
     )
-    network = build_network(name, options, imported)
-    if checkpoint is None:
-        if weights is not None:
-            raise UsageError(f"--weights {weights} chooses among the weights of a --checkpoint: give one.")
+    built = build_network(name, options, source.imported)
+    if source.note:
+        note(source.note)
+    if source.checkpoint is None:
         note("No --checkpoint: the weights are random. Latency is real, classes are not.")
     else:
-        report = load_checkpoint(network, checkpoint, weights=weights)
+        report = load_checkpoint(built, source.checkpoint, weights=weights)
+        require_told(report, options)
+        settings = replace(settings, notes=weight_notes(report, built))
         if report.missing or report.unexpected or report.others or report.averaged:
             note(report.summary())
         if weights is not None or report.averaged:
             settings = replace(settings, weights=report.weights)
-    bundle = export_model(network, output, settings, class_names=names, progress=progress_line)
+    bundle = export_model(
+        built,
+        output,
+        settings,
+        preprocessing=trained.preprocessing_at(sizes),
+        class_names=names,
+        progress=progress_line,
+    )
     if as_json:
         print_json(bundle.manifest.to_json())
         return

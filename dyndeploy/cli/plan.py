@@ -1,7 +1,8 @@
-"""``dyndeploy plan``: which stages to make dynamic, and how, on a calibrated device."""
+"""``dyndeploy plan``: which stages to make dynamic, and how, or which early exits to keep, on a device."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -9,37 +10,50 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dyndeploy.cli._arguments import per_stage_numbers, print_json, print_table, size
+from dyndeploy.cli._arguments import numbers, per_stage_numbers, print_json, print_table, size
+from dyndeploy.cli._boards import device_model
 from dyndeploy.cli._options import InputSize, complete_device, complete_network, option
 from dyndeploy.cli._progress import progress_bar
 from dyndeploy.cli._verbosity import note
 from dyndeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from dyndeploy.planning import Plan
+    from dyndeploy.planning import DevicePrices, ExitPlan, Plan, PlanSettings
+    from dyndeploy.prediction import StagedNodes
 
 
 def plan(
     network: Annotated[
         str,
         typer.Argument(
-            metavar="NETWORK", help="Registered network; see 'dyndeploy models'.", autocompletion=complete_network
+            metavar="NETWORK|BUNDLE",
+            help="Registered network (see 'dyndeploy models'), or the bundle of a network that exits early.",
+            autocompletion=complete_network,
         ),
     ],
     device: Annotated[str, option("--device", autocompletion=complete_device)] = "cpu",
+    exit_mix: Annotated[str | None, option("--exit-mix", metavar="SHARES", detail="(default: the bundle's)")] = None,
     budget_ms: Annotated[
         float | None, option("--budget-ms", metavar="X", detail="Computes as much as fits. (default: fastest)")
     ] = None,
-    rate: Annotated[float, option("--rate", detail="One for all.")] = 0.5,
+    rate: Annotated[float | None, option("--rate", detail="One for all. (default: 0.5)")] = None,
     modes: Annotated[
-        str, typer.Option(help="Modes to choose from, separated by commas: spatial, channel, layer, both, static.")
-    ] = "spatial,channel,layer,both,static",
-    granularities: Annotated[str, typer.Option(help="Patch sides to choose from, e.g. 1-2-4.")] = "1-2-4-7-8",
-    channel_granularities: Annotated[str, typer.Option(help="Channels per group to choose from.")] = "1-2-4",
+        str | None,
+        typer.Option(
+            help="Modes to choose from, separated by commas: spatial, channel, layer, both, static. (default: all)"
+        ),
+    ] = None,
+    granularities: Annotated[
+        str | None, typer.Option(help="Patch sides to choose from, e.g. 1-2-4. (default: 1-2-4-7-8)")
+    ] = None,
+    channel_granularities: Annotated[
+        str | None, typer.Option(help="Channels per group to choose from. (default: 1-2-4)")
+    ] = None,
     uniform_mode: Annotated[bool, typer.Option("--uniform-mode", help="One mode for all dynamic stages.")] = False,
+    precision: Annotated[str, option("--precision")] = "fp32",
     input_size: InputSize = None,
     threads: Annotated[
-        int | None, option("--threads", min=1, detail="(default: the fastest of those calibrated)")
+        int | None, option("--threads", min=1, detail="Of a CPU. (default: the fastest of those calibrated)")
     ] = None,
     calibration: Annotated[
         list[Path] | None, option("--calibration", detail="May be repeated. (default: those of the device)")
@@ -51,36 +65,147 @@ def plan(
     output: Annotated[Path | None, option("--output", "-o", metavar="FILE", detail="'export --plan' reads it.")] = None,
     as_json: Annotated[bool, option("--json", detail="The plan and the front.")] = False,
 ) -> None:
-    """Choose per stage mode and granularity, per block dynamic or dense, and threads, for the lowest latency."""
-    from dyndeploy.files import atomic_file, write_json
-    from dyndeploy.planning import PlanSettings, choose_measured, measure_plans, plan_network, uniform_plans
-    from dyndeploy.planning.sources import calibrated_prices, recipe_accuracy
+    """Choose what runs dynamically, stage by stage, or which early exits pay: predicted for a device."""
+    from dyndeploy.planning import PlanSettings, device_prices
+    from dyndeploy.planning.measured import require_measurable
+    from dyndeploy.planning.sources import staged_network
 
+    device = device_model(device)
+    image = None if input_size is None else size("--input-size", input_size)
+    if measure:
+        require_measurable(device)
+    staged = staged_network(network, device, precision=precision, input_size=image)
+    if staged is not None:
+        of_modes = {
+            "--budget-ms": budget_ms,
+            "--modes": modes,
+            "--granularities": granularities,
+            "--channel-granularities": channel_granularities,
+            "--uniform-mode": uniform_mode or None,
+            "--measure": measure or None,
+        }
+        _refuse(of_modes, f"{staged.name} exits early: what is planned is which exits to keep")
+        _plan_exits(network, staged, device, exit_mix, rate, precision, threads, calibration or (), output, as_json)
+        return
+    _refuse({"--exit-mix": exit_mix}, f"{network} has no exits")
+    given = {
+        "rate": rate,
+        "modes": None if modes is None else tuple(modes.split(",")),
+        "granularities": None if granularities is None else per_stage_numbers("--granularities", granularities),
+        "channel_granularities": None
+        if channel_granularities is None
+        else per_stage_numbers("--channel-granularities", channel_granularities),
+    }
     settings = PlanSettings(
-        rate=rate,
-        modes=tuple(modes.split(",")),
-        granularities=per_stage_numbers("--granularities", granularities),
-        channel_granularities=per_stage_numbers("--channel-granularities", channel_granularities),
+        **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
         uniform_mode=uniform_mode,
     )
-    image = None if input_size is None else size("--input-size", input_size)
-    prices, warnings = calibrated_prices(device, threads, calibration or ())
-    if threads is not None and threads not in prices:
-        raise UsageError(
-            f"'{device}' is not calibrated with {threads} threads, but with {', '.join(map(str, prices))}."
+    prices = device_prices(device, threads=threads, calibrations=calibration or (), precision=precision)
+    _plan_modes(network, device, settings, prices, image, budget_ms, measure, output, as_json)
+
+
+def _refuse(options: Mapping[str, object], reason: str) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(f"{reason}. Leave {', '.join(given)} out.")
+
+
+def _plan_exits(
+    network: str,
+    staged: StagedNodes,
+    device: str,
+    exit_mix: str | None,
+    rate: float | None,
+    precision: str,
+    threads: int | None,
+    calibrations: Sequence[Path],
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    from dyndeploy.files import write_json
+    from dyndeploy.planning import device_prices, plan_exits
+    from dyndeploy.prediction import Configuration
+
+    mix = None if exit_mix is None else numbers("--exit-mix", exit_mix.replace("/", ","))
+    prices = device_prices(device, threads=threads, calibrations=calibrations, precision=precision)
+    for warning in prices.warnings:
+        note(warning)
+    chosen = plan_exits(staged, device, prices, mix, configuration=Configuration(rate=rate))
+    if output is not None:
+        write_json(output, chosen.to_json())
+    if as_json:
+        print_json(chosen.to_json())
+        return
+    _print_exits(network, chosen, output)
+
+
+def _print_exits(network: str, plan: ExitPlan, output: Path | None) -> None:
+    rows = [
+        (
+            "->" if choice is plan.choices[0] else "",
+            ", ".join(map(str, choice.exits)),
+            "/".join(f"{100 * share:.3g}" for share in choice.shares),
+            f"{choice.latency_ms:.3f}",
+            f"{choice.interval_ms[0]:.3f}..{choice.interval_ms[1]:.3f}",
+            f"{choice.worst_ms:.3f}",
         )
-    for warning in warnings:
+        for choice in plan.choices
+    ]
+    mix = "/".join(f"{100 * share:.3g}" for share in plan.mix)
+    print_table(
+        ("", "exits kept", "leave there, %", "mean ms", "90 %", "last exit ms"),
+        rows,
+        title=f"{plan.network} on {plan.device}, {plan.precision}, at the mix {mix}: predicted, ms per image",
+    )
+    for verdict in plan.verdicts:
+        saved = f"keeping it saves {verdict.saved_ms:.3f} ms" if verdict.saved_ms > 0 else (
+            f"keeping it costs {-verdict.saved_ms:.3f} ms"
+        )  # fmt: skip
+        typer.echo(f"Exit {verdict.exit} {'pays' if verdict.saved_ms > 0 else 'does not pay'}: {saved} per image.")
+    typer.echo(f"Prices: {plan.basis}; fusions of {plan.runtime}. Accuracy is not part of this.")
+    if Path(network).is_dir():
+        typer.echo(f"Export the network again with {plan.export_option} to follow this.")
+        return
+    target = "" if plan.device == "cpu" else f" --target {plan.device}"
+    option = plan.export_option if output is None else f"--plan {output}"
+    typer.echo(f"'dyndeploy export {network} {option}{target} -o BUNDLE' follows it.")
+
+
+def _plan_modes(
+    network: str,
+    device: str,
+    settings: PlanSettings,
+    prices: DevicePrices,
+    image: tuple[int, int] | None,
+    budget_ms: float | None,
+    measure: bool,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    from dyndeploy.files import atomic_file, write_json
+    from dyndeploy.planning import choose_measured, measure_plans, plan_network, uniform_plans
+    from dyndeploy.planning.sources import recipe_accuracy
+
+    for warning in prices.warnings:
         note(warning)
     chosen, front = plan_network(
-        network, prices, settings, input_size=image, device=device, budget_ms=budget_ms, accuracies=recipe_accuracy
+        network,
+        prices.by_threads,
+        settings,
+        input_size=image,
+        device=device,
+        budget_ms=budget_ms,
+        accuracies=recipe_accuracy,
+        runtime=prices.runtime,
+        precision=prices.precision,
+        basis=prices.basis,
     )
     measured: list[Plan] = []
     if measure:
         # Of the modes that the plan has: others compute something else at the same rate.
         own = replace(settings, modes=tuple(dict.fromkeys(mode for mode in chosen.mode if mode in settings.modes)))
-        uniform = uniform_plans(
-            network, prices[chosen.threads], own, input_size=image, device=device, threads=chosen.threads
-        )
+        price = prices.by_threads[chosen.threads]
+        uniform = uniform_plans(network, price, own, input_size=image, device=device, threads=chosen.threads)
         # The output path is claimed first, so that an impossible one costs no measurement.
         with nullcontext() if output is None else atomic_file(output) as claimed:
             with progress_bar() as progress:
@@ -99,7 +224,8 @@ def plan(
     if measured:
         _print_measured(chosen, measured)
     if output is not None:
-        typer.echo(f"Written to {output}; 'dyndeploy export {network} --plan {output} -o BUNDLE' follows it.")
+        target = "" if device == "cpu" else f" --target {device}"
+        typer.echo(f"Written to {output}; 'dyndeploy export {network} --plan {output}{target} -o BUNDLE' follows it.")
 
 
 def _print(chosen: Plan, front: tuple[Plan, ...]) -> None:
@@ -113,6 +239,7 @@ def _print(chosen: Plan, front: tuple[Plan, ...]) -> None:
     typer.echo(f"Static: {chosen.static_ms:.2f} ms. Chosen: {chosen.latency_ms:.2f} ms, because")
     for reason in chosen.reasons:
         typer.echo(f"  {reason}")
+    typer.echo(f"All predicted. Prices: {chosen.basis}; {chosen.precision}, fusions of {chosen.runtime}.")
 
 
 def _same(one: Plan, other: Plan) -> bool:
@@ -120,6 +247,9 @@ def _same(one: Plan, other: Plan) -> bool:
 
 
 def _print_measured(chosen: Plan, measured: list[Plan]) -> None:
+    from dyndeploy.runtimes.native import BODIES_NOTE, FALLBACK_BODIES
+
+    code = sorted({item.measured_with for item in measured if item.measured_with is not None})
     print_table(
         ("", "measured ms", "predicted ms", "mode", "granularity", "channels per group", "dense blocks"),
         [
@@ -134,8 +264,11 @@ def _print_measured(chosen: Plan, measured: list[Plan]) -> None:
             )
             for item in measured
         ],
-        title="Measured here with random weights, masks forced: the plan, uniform choices and the static network",
+        title="Measured here with random weights, masks forced: the plan, uniform choices and the static network; "
+        f"operators: {', '.join(code) or 'none'}",
     )
+    if FALLBACK_BODIES in code:
+        typer.echo(f"Note: {BODIES_NOTE}")
 
 
 def _row(item: Plan, *, chosen: bool) -> list[str]:
@@ -149,5 +282,5 @@ def _row(item: Plan, *, chosen: bool) -> list[str]:
         "-".join(item.mode),
         "-".join(map(str, item.granularity)),
         ", ".join(item.dense) or "none",
-        str(item.threads),
+        "-" if item.threads is None else str(item.threads),
     ]

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dyndeploy.cli._arguments import numbers, per_stage_numbers, print_json, print_table, size
-from dyndeploy.cli._options import AsJson, InputSize, Threads, complete_device, complete_network, option
+from dyndeploy.cli._arguments import (
+    named_sizes,
+    numbers,
+    per_stage_numbers,
+    print_json,
+    print_table,
+    size,
+    whole_numbers,
+)
+from dyndeploy.cli._options import AsJson, Dim, InputSize, Threads, complete_device, complete_network, option
 from dyndeploy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -29,7 +37,12 @@ def predict(
         ),
     ],
     device: Annotated[
-        str, option("--device", detail="The cpu must be calibrated first.", autocompletion=complete_device)
+        str,
+        option(
+            "--device",
+            detail="In its fastest power mode or as NAME@MODE; the cpu must be calibrated first.",
+            autocompletion=complete_device,
+        ),
     ],
     precision: Annotated[str, option("--precision")] = "fp32",
     mode: Annotated[str | None, option("--mode", detail="(default: the bundle's, else static)")] = None,
@@ -47,10 +60,15 @@ def predict(
     exit_mix: Annotated[
         str | None, option("--exit-mix", metavar="SHARES", detail="(default: the bundle's, else equal ones)")
     ] = None,
+    exits: Annotated[
+        str | None,
+        typer.Option(help="Exits to keep, the last included, e.g. 2,4, as export does. (default: all)"),
+    ] = None,
     batch: Annotated[
         int | None, option("--batch", min=1, detail="(default: the bundle's, else the device's usual one)")
     ] = None,
     input_size: InputSize = None,
+    dim: Dim = None,
     runtime: Annotated[
         str | None, option("--runtime", detail="Or pytorch: whose fusions and launches. (default: the device's)")
     ] = None,
@@ -92,23 +110,31 @@ def predict(
     # Only what was given is handed on: everything else is the library's to choose.
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     options |= {"device": device, "batch": batch}
+    sizes = named_sizes(dim or [])
     if rates is not None:
         options["rate"] = rates[0] if len(rates) == 1 else rates
     of_reference = {"compat": compat, "mem_concurrent": mem_concurrent, "seed": seed}
     if _wants_reference(predictor, of_reference):
-        if precision != "fp32" or runtime is not None or calibration is not None or exit_mix is not None:
+        if precision != "fp32" or runtime is not None or calibration is not None or exit_mix or exits or sizes:
             raise UsageError(
-                "The reference predictor knows FP32 and no runtime, and no exits. Leave --predictor and --compat out."
+                "The reference predictor knows FP32 and no runtime, no exits and no ONNX files. Leave --predictor and "
+                "--compat out."
             )
         options |= of_reference
         if _is_path(network):
             prediction = predict_bundle(Bundle.open(network), **options)
         else:
             prediction = predict_network(network, **options)
+        if rates is not None:
+            prediction.require_rates()
     else:
         options |= {"precision": precision, "runtime": runtime, "threads": threads, "calibration": calibration}
+        if sizes:
+            options["dims"] = sizes
         if exit_mix is not None:
             options["exit_mix"] = numbers("--exit-mix", exit_mix.replace("/", ","))
+        if exits is not None:
+            options["exits"] = whole_numbers("--exits", exits)
         prediction = predict_kernels(Path(network) if _is_path(network) else network, **options)
     if as_json:
         print_json(prediction.to_json())

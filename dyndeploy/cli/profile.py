@@ -2,48 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, cast
 
 import typer
 
 from dyndeploy.cli._arguments import numbers, print_json, print_table
 from dyndeploy.cli._boards import connected, telling_waits
-from dyndeploy.cli._options import Native, Rates, Repeats, Threads, complete_device, option
+from dyndeploy.cli._options import Dim, Native, Repeats, Threads, complete_device, option
 from dyndeploy.cli._profile import print_profile
+from dyndeploy.cli._profile_file import file_measurement, network_page, print_network, require_static_file
 from dyndeploy.cli._progress import progress_bar
 from dyndeploy.cli._verbosity import note
 from dyndeploy.errors import InputError, UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from dyndeploy.measure import Profile, Samples
+    from dyndeploy.bundle import Bundle
+    from dyndeploy.measure import NetworkProfile, Profile
     from dyndeploy.measure.exits import ExitProfile
     from dyndeploy.remote import DeviceEntry, DeviceReport
 
 THIS_MACHINE = "cpu"
 
 Progress: TypeAlias = "Callable[[str, float], None]"
-_Measured = TypeVar("_Measured", "Profile", "ExitProfile")
+_Measured = TypeVar("_Measured", "Profile", "ExitProfile", "NetworkProfile")
 
 
 def profile(
     bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle that was exported with --static.")
+        Path,
+        typer.Argument(
+            metavar="BUNDLE|FILE.onnx",
+            help="Folder of a bundle that was exported with --static; or a static ONNX file.",
+        ),
     ],
     device: Annotated[str, option("--device", autocompletion=complete_device)] = THIS_MACHINE,
     host: Annotated[
         str | None, typer.Option(metavar="USER@ADDRESS", help="The board's address. (default: that of 'device add')")
     ] = None,
     threads: Threads = 1,
-    rates: Rates = "0.1,0.25,0.5,0.75,1.0",
+    rates: Annotated[str | None, option("--rates", detail="(default: 0.1,0.25,0.5,0.75,1.0)")] = None,
     data: Annotated[
         Path | None,
         option("--data", metavar="DIR", detail="For the data's own rates or exits. (default: the reference images)"),
     ] = None,
     exit_mix: Annotated[list[str] | None, option("--exit-mix", metavar="SHARES", detail="May be given again.")] = None,
+    input_size: Annotated[
+        str | None, option("--input-size", metavar="HxW", detail="Of an ONNX file. (default: the file's)")
+    ] = None,
+    dim: Dim = None,
+    inputs: Annotated[
+        list[str] | None,
+        option("--input", metavar="NAME=FILE.npy", detail="(default: made-up numbers)"),
+    ] = None,
     repeats: Repeats = None,
     native: Native = "auto",
     json_file: Annotated[
@@ -58,60 +72,85 @@ def profile(
     board = _board(device, host)
     if board is not None and native != "auto":
         raise UsageError(f"--native {native} is for this machine; a board builds its own plugins. Leave it out.")
-    chosen = numbers("--rates", rates)
+    chosen = None if rates is None else numbers("--rates", rates)
     if json_file is not None and json_file.startswith("-") and json_file != "-":
         raise UsageError(f"--json takes a file, or '-' for stdout ('--json -'), not '{json_file}'.")
+    of_a_file = {"--input-size": input_size, "--dim": dim, "--input": inputs}
+    if bundle.suffix == ".onnx" and not bundle.is_dir():
+        of_a_bundle = {"--rates": rates, "--exit-mix": exit_mix, "--data": data}
+        require_static_file(bundle, of_a_bundle | {"--device": board, "--native": native if native != "auto" else None})
+        measure_file = file_measurement(bundle, input_size, dim or [], inputs or [], threads, repeats)
+        _deliver(measure_file, print_network, network_page, json_file, report)
+        return
+    surplus = [option for option, value in of_a_file.items() if value]
+    if surplus:
+        raise UsageError(f"{', '.join(surplus)}: only for an ONNX file. A bundle says itself what it takes.")
 
     from dyndeploy.bundle import Bundle
-    from dyndeploy.measure import profile_bundle
-    from dyndeploy.measure.exits import profile_exits
-    from dyndeploy.reporting import render_exit_profile_report
 
     opened = Bundle.open(bundle)
     if opened.manifest.exits is not None:
-        if board is not None:
-            raise UsageError("Exits are profiled on this machine: leave --device and --host out.")
         mixes = [numbers("--exit-mix", mix.replace("/", ",")) for mix in exit_mix or []]
-        _deliver(
-            lambda progress: profile_exits(
-                opened, threads=threads, mixes=mixes, data=data, repeats=repeats, progress=progress
-            ),
-            _print_exits,
-            render_exit_profile_report,
-            json_file,
-            report,
-        )
+        _profile_exits(opened, board, threads, mixes, data, repeats, json_file, report)
         return
     if exit_mix:
         raise UsageError(f"{opened.manifest.network.name} has no exits: leave --exit-mix out.")
-    measured: DeviceReport | None = None
+    on_board: list[DeviceReport] = []
 
     def measure(progress: Progress) -> Profile:
-        nonlocal measured
-        if board is None:
-            return profile_bundle(
-                opened, threads=threads, rates=chosen, data=data, repeats=repeats, native=native, progress=progress
-            )
+        from dyndeploy.measure import profile_bundle
         from dyndeploy.remote import profile_on_device
-        from dyndeploy.remote.profiling import require_measurable
 
-        require_measurable(opened, board)
-        with connected(board) as client:
-            measured = profile_on_device(
-                opened,
-                client,
-                board,
-                threads=threads,
-                rates=chosen,
-                data=data,
-                repeats=repeats,
-                progress=telling_waits(progress),
-            )
-        return measured.profile
+        options: dict[str, Any] = {"threads": threads, "rates": chosen, "data": data, "repeats": repeats}
+        if board is None:
+            return profile_bundle(opened, **options, native=native, progress=progress)
+        on_board.append(_on_board(profile_on_device, opened, board, progress, options))
+        return cast("Profile", on_board[0].profile)
 
     _deliver(measure, print_profile, _page, json_file, report)
-    if json_file != "-" and measured is not None:
-        _print_device(measured)
+    if json_file != "-" and on_board:
+        _print_device(on_board[0])
+
+
+def _profile_exits(
+    bundle: Bundle,
+    board: DeviceEntry | None,
+    threads: int,
+    mixes: Sequence[Sequence[float]],
+    data: Path | None,
+    repeats: int | None,
+    json_file: str | None,
+    report: Path | None,
+) -> None:
+    on_board: list[DeviceReport] = []
+
+    def measure(progress: Progress) -> ExitProfile:
+        from dyndeploy.measure.exits import profile_exits
+        from dyndeploy.remote import profile_exits_on_device
+
+        options: dict[str, Any] = {"threads": threads, "mixes": mixes, "data": data, "repeats": repeats}
+        if board is None:
+            return profile_exits(bundle, **options, progress=progress)
+        on_board.append(_on_board(profile_exits_on_device, bundle, board, progress, options))
+        return cast("ExitProfile", on_board[0].profile)
+
+    _deliver(measure, _print_exits, _exit_page, json_file, report)
+    if json_file != "-" and on_board:
+        _print_device(on_board[0])
+
+
+def _on_board(
+    measure: Callable[..., DeviceReport],
+    bundle: Bundle,
+    board: DeviceEntry,
+    progress: Progress,
+    options: Mapping[str, object],
+) -> DeviceReport:
+    from dyndeploy.remote.profiling import require_measurable
+
+    require_measurable(bundle, board)
+    with connected(board) as client:
+        return measure(bundle, client, board, **options, progress=telling_waits(progress))
 
 
 def _deliver(
@@ -146,33 +185,39 @@ def _deliver(
 
 
 def _print_exits(result: ExitProfile) -> None:
-    rows = [["whole network", f"{result.whole_macs / 1e6:.1f}", *_times(result.whole), "1.00x", "1.00x", "-"]]
+    from dyndeploy.reporting import staging_cost
+
+    whole = f"{result.whole.median:.3f}"
+    rows = [["whole network", f"{result.whole_macs / 1e6:.1f}", whole, "-", f"{result.whole.cov:.1%}"]]
+    rows[0] += ["1.00x", "1.00x", "-"]
     entries = [(f"exit {entry.exit}", entry) for entry in result.exits]
     if result.branched is not None:
         entries.append(("all branches (If)", result.branched))
     for name, entry in entries:
         ideal, realised = result.whole_macs / entry.macs, 1 / entry.relative
+        spread = _spread(entry.relative_spread, result.whole.median)
         speed = [f"{ideal:.2f}x", f"{realised:.2f}x", f"{realised / ideal:.1%}"]
-        rows.append([name, f"{entry.macs / 1e6:.1f}", *_times(entry.samples), *speed])
+        paired = f"{result.paired_ms(entry):.3f}"
+        rows.append([name, f"{entry.macs / 1e6:.1f}", paired, spread, f"{entry.samples.cov:.1%}", *speed])
     for mix in result.mixes:
         name = "the data's own exits" if mix.name == "data" else f"mix {mix.name}"
         speed = [f"{mix.ideal_speedup:.2f}x", f"{mix.realised_speedup:.2f}x", f"{mix.realisation:.1%}"]
-        rows.append([name, f"{mix.mean_macs / 1e6:.1f}", f"{mix.mean_ms:.3f}", "-", "-", *speed])
+        spread = _spread(result.mix_spread(mix), result.whole.median)
+        rows.append([name, f"{mix.mean_macs / 1e6:.1f}", f"{mix.mean_ms:.3f}", spread, "-", *speed])
     print_table(
-        ("what", "M MACs", "median ms", "p90 ms", "CoV", "ideal", "realised", "realisation"),
+        ("what", "M MACs", "ms", "p25..p75", "CoV", "ideal", "realised", "realisation"),
         rows,
-        title=f"{result.bundle['name']} on {result.machine['cpu']}, {result.threads} thread(s), ms per image",
+        title=f"{result.bundle['name']} on {result.machine['cpu']}, {result.threads} thread(s), "
+        + (f"operators: {result.operator_code}, " if result.operator_code else "")
+        + "measured, ms per image, from runs in turn with the whole network",
     )
-    typer.echo(
-        f"Staging costs {result.overhead:+.1%} against one graph of the same exits; every stage with its exit "
-        f"{result.exits[-1].relative - 1:+.1%} against the network without exits."
-    )
+    typer.echo(staging_cost(result))
     for warning in result.warnings():
         typer.echo(f"Note: {warning}")
 
 
-def _times(samples: Samples) -> list[str]:
-    return [f"{samples.median:.3f}", f"{samples.percentile(90):.3f}", f"{samples.cov:.1%}"]
+def _spread(relative: tuple[float, float] | None, whole: float) -> str:
+    return "-" if relative is None else f"{relative[0] * whole:.3f}..{relative[1] * whole:.3f}"
 
 
 def _board(device: str, host: str | None) -> DeviceEntry | None:
@@ -209,7 +254,14 @@ def _board(device: str, host: str | None) -> DeviceEntry | None:
     return replace(board, host=host)
 
 
-def _predicted(result: Profile) -> list[str]:
+def _exit_page(result: ExitProfile) -> str:
+    from dyndeploy.reporting import compare_exit_profile, predict_exit_profile, render_exit_profile_report
+
+    predicted = [predict_exit_profile(result, name) for name in _predicted(result)]
+    return render_exit_profile_report(result, [compare_exit_profile(result, item) for item in predicted])
+
+
+def _predicted(result: Profile | ExitProfile) -> list[str]:
     """The device model that a profile can be compared with in full: that of the board that was measured."""
     from dyndeploy.prediction import known_devices
 
@@ -225,16 +277,30 @@ def _page(result: Profile) -> str:
 
 
 def _print_device(measured: DeviceReport) -> None:
-    from dyndeploy.reporting import compare_profile, predict_profile
+    from dyndeploy.measure import Profile
+    from dyndeploy.reporting import (
+        Comparison,
+        ExitComparison,
+        compare_exit_profile,
+        compare_profile,
+        predict_exit_profile,
+        predict_profile,
+    )
 
-    for label, text in measured.profile.machine["device_facts"].items():
+    result = measured.profile
+    for label, text in result.machine["device_facts"].items():
         typer.echo(f"{label}: {text}")
     typer.echo(
         f"Verified on the board ({len(measured.checks)} checks); {measured.uploaded_bytes / 2**20:.1f} MB sent; "
         + ", ".join(f"{step}: {'as before' if how == 'found' else how}" for step, how in measured.steps.items())
         + "."
     )
-    for name in _predicted(measured.profile):
-        comparison = compare_profile(measured.profile, predict_profile(measured.profile, name))
-        latency = "" if comparison.latency_mape is None else f", latency MAPE {comparison.latency_mape:.1%}"
-        typer.echo(f"Predicted for {name}: speed-up MAPE {comparison.speedup_mape:.1%}{latency}.")
+    for name in _predicted(result):
+        comparison: Comparison | ExitComparison
+        if isinstance(result, Profile):
+            comparison = compare_profile(result, predict_profile(result, name))
+        else:
+            comparison = compare_exit_profile(result, predict_exit_profile(result, name))
+        errors = (("latencies", comparison.latency_mape), ("speed-ups", comparison.speedup_mape))
+        known = " and ".join(f"{value:.1%} of {what}" for what, value in errors if value is not None)
+        typer.echo(f"Predicted for {name}: mean errors {known}.")

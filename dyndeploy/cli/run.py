@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dyndeploy.cli._arguments import numbers, print_json_line, print_table, printable
-from dyndeploy.cli._options import BundleFolder, Native, Runtime, Threads, option
+from dyndeploy.cli._arguments import named_files, numbers, print_json_line, print_table, printable
+from dyndeploy.cli._options import BundleFolder, Native, Runtime, Threads, Thresholds, option
+from dyndeploy.cli._verbosity import note, tell
 from dyndeploy.errors import UsageError
 from dyndeploy.files import atomic_file
 
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
 def run(
     bundle: BundleFolder,
     images: Annotated[
-        list[Path] | None, typer.Argument(help="Images: JPEG, PNG, WebP, TIFF and others that Pillow reads.")
+        list[Path] | None,
+        typer.Argument(help="Images: JPEG, PNG, WebP, TIFF and others that Pillow reads; or folders of them."),
     ] = None,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", metavar="NAME=FILE.npy", help="An input that is no image; again for each input."),
+        option("--input", metavar="NAME=FILE.npy"),
     ] = None,
     output: Annotated[
         Path | None,
@@ -34,7 +36,7 @@ def run(
     ] = None,
     runtime: Runtime = "onnxruntime",
     threads: Threads = 1,
-    thresholds: Annotated[str | None, option("--thresholds", detail="(default: the bundle's)")] = None,
+    thresholds: Thresholds = None,
     native: Native = "auto",
     as_json: Annotated[bool, option("--json", detail="One object a line, each as soon as its image is done.")] = False,
 ) -> None:
@@ -43,6 +45,7 @@ def run(
     An image that cannot be read is said to be so; the rest goes on, and the exit code is 1 at the end.
     """
     from dyndeploy.bundle import LOGITS, Bundle
+    from dyndeploy.data import with_folders
     from dyndeploy.inference import classify_images, read_arrays, run_images, run_inputs
 
     if bool(images) == bool(inputs):
@@ -54,13 +57,15 @@ def run(
     if images:
         classified = LOGITS in {info.name for info in opened.manifest.outputs}
         each = classify_images if classified else run_images
-        results = each(opened, images, runtime=runtime, threads=threads, thresholds=limits, native=native)
+        # Listed before anything runs: a folder without images costs nothing.
+        files = list(with_folders(images))
+        results = each(opened, files, runtime=runtime, threads=threads, thresholds=limits, native=native)
         failed = _print_each(results, opened.manifest.network.class_names, as_json)
         if failed:
-            typer.echo(f"dyndeploy: {failed} of {len(images)} images failed.", err=True)
+            typer.echo(f"dyndeploy: {failed} of {len(files)} images failed.", err=True)
             raise typer.Exit(1)
         return
-    feeds = read_arrays(opened, _named(inputs or []))
+    feeds = read_arrays(opened, named_files(inputs or []))
     with ExitStack() as stack:
         written = None if output is None else stack.enter_context(atomic_file(output))
         [result] = run_inputs(opened, [feeds], runtime=runtime, threads=threads, thresholds=limits, native=native)
@@ -78,16 +83,7 @@ def run(
     )
     for mask, rate in result.rates.items():
         typer.echo(f"{mask}: rate {rate:.3f}")
-
-
-def _named(inputs: list[str]) -> dict[str, Path]:
-    named: dict[str, Path] = {}
-    for entry in inputs:
-        name, separator, path = entry.partition("=")
-        if not separator or not name or not path or name in named:
-            raise UsageError(f"--input takes NAME=FILE.npy, each name once, not '{entry}'.")
-        named[name] = Path(path)
-    return named
+    _print_code(result.operators)
 
 
 def _print_each(
@@ -96,10 +92,12 @@ def _print_each(
     """Print every result as soon as it is there, and keep none; returns how many images failed."""
     from dyndeploy.inference import Classification, Failure
 
+    code: str | None = None
     width = min(32, max(len("class"), *map(len, classes or ("",))))
     failed = shown = 0
     for result in results:
         failed += isinstance(result, Failure)
+        code = code or getattr(result, "operators", None)
         if as_json:
             print_json_line(result.to_json())
         elif isinstance(result, Failure):
@@ -116,7 +114,19 @@ def _print_each(
             for key, value in result.outputs.items():
                 found = f"{key} {tuple(value.shape)}, {value.min():.4g} to {value.max():.4g}, {result.ms:.2f} ms"
                 typer.echo(f"{printable(result.image)}: {found}")
+    if not as_json:
+        _print_code(code)
     return failed
+
+
+def _print_code(code: str | None) -> None:
+    """Which code the times are of, on stderr: stdout has a line per image. None: there are no dynamic operators."""
+    from dyndeploy.runtimes.native import BODIES_NOTE, FALLBACK_BODIES
+
+    if code is not None:
+        tell(f"operators: {code}")
+    if code == FALLBACK_BODIES:
+        note(BODIES_NOTE)
 
 
 def _write(path: Path, result: Result) -> None:

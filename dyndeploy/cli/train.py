@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ import typer
 from dyndeploy.cli._arguments import print_json, print_table
 from dyndeploy.cli._options import AsJson, complete_recipe, option
 from dyndeploy.cli._progress import training_progress
+from dyndeploy.cli._verbosity import note
 
 if TYPE_CHECKING:
     from dyndeploy.training import Evaluation, TrainResult
@@ -30,10 +32,24 @@ def train(
         option("--output", "-o", metavar="DIR", detail="Here the run's folder. (default: runs/<name of the recipe>)"),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    batch: Annotated[int | None, option("--batch", metavar="N", detail="Instead of the recipe's.")] = None,
     data: Annotated[
-        Path | None, option("--data", metavar="DIR", detail="With 'train' and 'val' in it, a sub-folder per class.")
+        Path | None,
+        option(
+            "--data",
+            metavar="DIR",
+            detail="With 'train' and 'val' in it, each with one sub-folder per class; or with the classes alone, of "
+            "which a fifth is held out.",
+        ),
     ] = None,
-    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from, instead of the recipe's.")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Checkpoint to start from, instead of the recipe's; a classifier of other classes is replaced.",
+        ),
+    ] = None,
+    weights: Annotated[str | None, option("--weights", metavar="NAME", detail="(default: the usual ones)")] = None,
     accelerator: Annotated[str | None, option("--accelerator", detail="(default: a GPU where there is one)")] = None,
     threads: Annotated[int | None, option("--threads", min=1, detail="(default: PyTorch's)")] = None,
     resume: Annotated[
@@ -50,8 +66,10 @@ def train(
 
     run = load_recipe(recipe).with_changes(
         epochs=epochs,
+        batch_size=batch,
         folder=None if data is None else str(data),
         initial_weights=None if init is None else str(init),
+        weights=weights,
     )
     import torch
 
@@ -77,6 +95,9 @@ def train(
     if result.ema_evaluation is not None:
         _print_evaluation(result.ema_evaluation, f"{run.name}, moving average of the weights")
     typer.echo(_summary(result))
+    for each in result.notes:
+        note(each)
+    typer.echo(f"Next: dyndeploy export {shlex.quote(str(result.checkpoint.parent))} -o BUNDLE")
 
 
 def _print_evaluation(evaluation: Evaluation, title: str) -> None:

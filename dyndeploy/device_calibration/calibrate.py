@@ -15,9 +15,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from dyndeploy import files
-from dyndeploy.device_calibration.fit import Fit, common_error, fit_all, rows_by_class
+from dyndeploy.device_calibration.fit import TREES, Fit, common_error, fit_all, rows_by_class
 from dyndeploy.device_calibration.graphs import MicroGraph, micro_graph
-from dyndeploy.device_calibration.measure import Measurement, Sample, measure
+from dyndeploy.device_calibration.measure import LEAST_GRAPHS, Measurement, Sample, measure
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.measure.steady import quick
 from dyndeploy.ops import OPERATORS
@@ -36,17 +36,21 @@ from dyndeploy.runtimes.machine import machine_facts
 
 Progress = Callable[[str, float], None]
 
-_SHARES = {"residual": 0.68, "plain": 0.12, "mobile": 0.14, "tokens": 0.06}
+_SHARES = {
+    "residual": 0.46, "plain": 0.08, "mobile": 0.1, "tokens": 0.06, "maps": 0.13, "signals": 0.1, "text": 0.07,
+}  # fmt: skip
 """Of the graphs that are drawn without looking at errors."""
 
 _BLIND = 0.6  # Share of the time before errors decide what is measured.
+_LOOKING = 0.25  # Of the time: where less is left, looking at errors would take all of it.
 _BATCH = 60  # Graphs that are measured in turn.
 _EXPECTED_SECONDS = 0.7  # Of a graph, before one was measured.
 _BATCH_BYTES = 2**30  # Of their weights, at most: a session may keep three times as much.
 _CANDIDATES = 4  # Graphs drawn for each that is measured.
 _NEIGHBOURS = 8
-_LEAST_GRAPHS = 4  # However short the time: less cannot be fitted.
+_LEAST_SECONDS = 2.0  # Of a batch.
 _QUICK_TREES = 60
+_USUAL_MINUTES = 9.0
 _FIT_SHARE = 0.2  # Of the time, kept for fitting.
 _PART = ".part"
 _PART_FORMAT = "dyndeploy-calibration-part"
@@ -166,12 +170,13 @@ def calibrate(
 
         first = micro_graph("residual", seed)
 
-        def run(batch: Sequence[tuple[str, int]], begin: float) -> None:
+        def run(batch: Sequence[tuple[str, int]], begin: float, seconds: float) -> None:
             # The first graph is in every batch: it shows whether what is measured at different times agrees.
             graphs = [first, *(micro_graph(*drawn) for drawn in batch)]
-            found = measure(graphs, threads=threads, native=native, seed=seed)
-            seconds = (time.perf_counter() - begin) / len(graphs)
-            for graph, measured in zip(graphs, found, strict=True):
+            drawn = time.perf_counter() - begin
+            found = measure(graphs, threads=threads, native=native, seed=seed, seconds=seconds - drawn)
+            each = (time.perf_counter() - begin) / len(found)
+            for graph, measured in zip(graphs, found, strict=False):
                 state.add(
                     {
                         "family": graph.family,
@@ -179,21 +184,25 @@ def calibrate(
                         "repeated": graph is first and bool(state.graphs),
                         "pace_ms": measured.pace_ms,
                         "samples": [sample_to_json(sample) for sample in measured.samples],
-                        "seconds": seconds,
+                        "seconds": each,
                     }
                 )
 
-        while state.seconds < budget or len(state.graphs) < _LEAST_GRAPHS:
+        while budget - state.seconds > _LEAST_SECONDS or len(state.graphs) < LEAST_GRAPHS:
             done = min(1.0, state.seconds / budget)
             begin = time.perf_counter()
             # A short first batch would catch one mood of the machine.
             average = state.seconds / len(state.graphs) if state.graphs else _EXPECTED_SECONDS
-            count = min(_BATCH, round((budget - state.seconds) / average))
-            batch = _next(state, seed, max(count, _LEAST_GRAPHS), blind=done < _BLIND)
-            progress(f"measuring graphs {len(state.graphs) + 1} to {len(state.graphs) + 1 + len(batch)}", 0.8 * done)
-            run(batch, begin)
+            left = budget - state.seconds
+            count = min(_BATCH, round(left / average))
+            progress(f"measuring graphs from {len(state.graphs) + 1} on, {left:.0f} s left", 0.8 * done)
+            blind = done < _BLIND or left < _LOOKING * budget
+            batch = _next(state, seed, max(count, LEAST_GRAPHS), blind=blind)
+            run(batch, begin, max(left, _LEAST_SECONDS))
         progress("fitting", 0.85)
-        fits = fit_all(state.samples(), seed=seed)
+        # Short calibrations have few samples, which need no more trees than they have time for.
+        trees = int(np.clip(TREES * minutes / _USUAL_MINUTES, _QUICK_TREES, TREES))
+        fits = fit_all(state.samples(), trees=trees, seed=seed)
         result = Calibration(
             device=device,
             threads=threads,

@@ -21,14 +21,16 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from dyndeploy.bundle import MaskInfo
+from dyndeploy.device_calibration.families import draw_maps, draw_signals, draw_text
 from dyndeploy.errors import unknown_name
 from dyndeploy.graphs.forced import PREFIX
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.prediction.laudnet import published_blocks
 
-FAMILIES = ("residual", "plain", "mobile", "tokens")
+FAMILIES = ("residual", "plain", "mobile", "tokens", "maps", "signals", "text")
 """Kinds of graphs: dynamic and static bottlenecks; plain convolutions and pools; inverted bottlenecks with depthwise
-or grouped convolutions and squeeze-excite; matrix products, softmax and layer norm over tokens."""
+or grouped convolutions and squeeze-excite; matrix products, softmax and layer norm over tokens; large maps with much
+between the convolutions; convolutions along one axis; bytes of a text."""
 
 MODES = ("spatial", "channel", "layer", "both", "static")
 FORCED = PREFIX
@@ -63,7 +65,7 @@ class MicroGraph:
 
 
 @dataclass
-class _Writer:
+class Writer:
     """Collects nodes of one graph."""
 
     random: np.random.Generator
@@ -159,11 +161,11 @@ def micro_graph(family: str, seed: int, *, values: bool = True) -> MicroGraph:
     if family not in _DRAW:
         raise unknown_name("family", family, _DRAW)
     for attempt in range(1000):
-        writer = _Writer(np.random.default_rng((seed, FAMILIES.index(family), attempt)), values=False)
+        writer = Writer(np.random.default_rng((seed, FAMILIES.index(family), attempt)), values=False)
         shape = _DRAW[family](writer)
         if shape is not None and writer.macs <= _MAX_MACS and writer.size <= _MAX_WEIGHTS:
             if values:  # Only now: most of the time goes into writing weights.
-                writer = _Writer(np.random.default_rng((seed, FAMILIES.index(family), attempt)))
+                writer = Writer(np.random.default_rng((seed, FAMILIES.index(family), attempt)))
                 _DRAW[family](writer)
             return MicroGraph(writer.model(shape), tuple(writer.masks), shape, family, seed)
     raise AssertionError("no graph within the limits in 1000 draws")
@@ -202,7 +204,7 @@ def _eights(random: np.random.Generator, low: float, high: float) -> int:
 # ---------------------------------------------------------------- residual networks
 
 
-def _residual(w: _Writer) -> tuple[int, ...] | None:
+def _residual(w: Writer) -> tuple[int, ...] | None:
     random = w.random
     # Small graphs are nearly free to measure, and the only ones whose kernels find everything in the nearest caches.
     small = random.random() < 0.4
@@ -269,7 +271,7 @@ def _residual(w: _Writer) -> tuple[int, ...] | None:
     return shape
 
 
-def _classifier(w: _Writer, x: str, channels: int) -> None:
+def _classifier(w: Writer, x: str, channels: int) -> None:
     classes = int(w.random.choice([10, 100, 365, 1000]))
     w.begin("classifier")
     w.macs += channels * classes
@@ -277,7 +279,7 @@ def _classifier(w: _Writer, x: str, channels: int) -> None:
 
 
 def _static_block(
-    w: _Writer, x: str, channels: int, hidden: int, outputs: int, size: tuple[int, int], *, stride: int, groups: int,
+    w: Writer, x: str, channels: int, hidden: int, outputs: int, size: tuple[int, int], *, stride: int, groups: int,
     patch: int, channel_patch: int,
 ) -> tuple[str, tuple[int, int]]:  # fmt: skip
     w.begin("conv1")
@@ -304,7 +306,7 @@ _OPERATORS = {
 
 
 def _dynamic_block(
-    w: _Writer, x: str, channels: int, hidden: int, outputs: int, size: tuple[int, int], *, stride: int, groups: int,
+    w: Writer, x: str, channels: int, hidden: int, outputs: int, size: tuple[int, int], *, stride: int, groups: int,
     patch: int, channel_patch: int, mode: str,
 ) -> tuple[str, tuple[int, int]]:  # fmt: skip
     out = (size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1
@@ -346,7 +348,7 @@ def _dynamic_block(
 # ---------------------------------------------------------------- other static networks
 
 
-def _activation(w: _Writer, x: str) -> str:
+def _activation(w: Writer, x: str) -> str:
     """An activation: fused into the convolution before it (the same group), or an operator of its own."""
     kind = str(w.random.choice(["Relu", "Relu", "HardSwish", "Sigmoid", "Clip"]))
     if kind == "Clip":
@@ -361,7 +363,7 @@ def _activation(w: _Writer, x: str) -> str:
     return w.op("Mul", x, gate)
 
 
-def _plain(w: _Writer) -> tuple[int, ...] | None:
+def _plain(w: Writer) -> tuple[int, ...] | None:
     """Convolutions of all kernel sizes and strides, pools, additions and a classifier of several layers."""
     random = w.random
     side = int(np.exp(random.uniform(np.log(24), np.log(256)))) // 2 * 2
@@ -398,7 +400,7 @@ def _plain(w: _Writer) -> tuple[int, ...] | None:
     return shape
 
 
-def _mobile(w: _Writer) -> tuple[int, ...] | None:
+def _mobile(w: Writer) -> tuple[int, ...] | None:
     """Inverted bottlenecks (depthwise) or bottlenecks with grouped convolutions, both with squeeze-excite."""
     random = w.random
     side = int(np.exp(random.uniform(np.log(48), np.log(288)))) // 8 * 8
@@ -449,7 +451,7 @@ def _mobile(w: _Writer) -> tuple[int, ...] | None:
     return shape
 
 
-def _tokens(w: _Writer) -> tuple[int, ...] | None:
+def _tokens(w: Writer) -> tuple[int, ...] | None:
     """Transformer layers over (1, tokens, channels)."""
     random = w.random
     tokens, heads = int(np.exp(random.uniform(np.log(16), np.log(400)))), int(random.choice([2, 3, 4, 6, 8]))
@@ -503,4 +505,12 @@ def _tokens(w: _Writer) -> tuple[int, ...] | None:
     return shape
 
 
-_DRAW = {"residual": _residual, "plain": _plain, "mobile": _mobile, "tokens": _tokens}
+_DRAW = {
+    "residual": _residual,
+    "plain": _plain,
+    "mobile": _mobile,
+    "tokens": _tokens,
+    "maps": draw_maps,
+    "signals": draw_signals,
+    "text": draw_text,
+}

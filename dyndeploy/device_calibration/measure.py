@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,17 +17,24 @@ import onnx
 from onnx import helper
 
 from dyndeploy.device_calibration.graphs import MicroGraph, draw_masks, micro_graph
-from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, static_shapes
+from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes
 from dyndeploy.graphs.labels import LabelledGraph, group_number
+from dyndeploy.graphs.shapes import static_shapes
 from dyndeploy.measure.steady import quick
 from dyndeploy.ops import OPERATORS
 from dyndeploy.prediction import Rates
-from dyndeploy.prediction.kernels import GraphWalker, Kernel
+from dyndeploy.prediction.kernels import REORDER, GraphWalker, Kernel, reorder_kernel
 from dyndeploy.runtimes import NodeTime, OnnxRuntimeSession
 from dyndeploy.runtimes.native import find_cpu_library
 
 _REFERENCE = ("residual", 7077)  # Family and seed.
 _LEAST_MS = 0.0002  # Of a node, once the profile's own cost is taken off.
+_OPENING = 1 / 3
+LEAST_GRAPHS = 4
+"""However short the time: less cannot be fitted."""
+
+_LEAST_ROUNDS = 3
+_SLICE_MS = 3.0  # For which a busy system lets a process run before it lets another one.
 _SETTLE_MS = 5.0
 _MOST_SETTLING = 20
 Array = npt.NDArray[np.float32]
@@ -118,8 +125,31 @@ def profile_cost(nodes: int = 100, runs: int = 200) -> float:
     return max(quick(stated) / 1000 - quick(plain_ms), 0.0) / nodes
 
 
-def group_matrix(graph: LabelledGraph, session: OnnxRuntimeSession, runs: Sequence[int]) -> dict[str, Array]:
-    """Times of every group in milliseconds, one per run.
+_REORDERS = {"ReorderInput": True, "ReorderOutput": False}
+"""Conversions of layouts by operator, and whether into blocks."""
+
+
+@dataclass(frozen=True)
+class ReorderTimes:
+    """A conversion of a map's layout that the runtime inserted.
+
+    Attributes:
+        inward: From plain to blocked.
+        shape: Of the map, (batch, channels, height, width).
+        group: That it counts for.
+        ms: Milliseconds, one per run.
+    """
+
+    inward: bool
+    shape: tuple[int, ...]
+    group: str
+    ms: Array
+
+
+def group_matrix(
+    graph: LabelledGraph, session: OnnxRuntimeSession, runs: Sequence[int]
+) -> tuple[dict[str, Array], list[ReorderTimes]]:
+    """Times of every group in milliseconds, one per run, and of the conversions of layouts among them.
 
     What the runtime inserted on its own has no label. A change of layout goes to a group that it has replaced, else to
     the convolution that it was made for.
@@ -133,11 +163,15 @@ def group_matrix(graph: LabelledGraph, session: OnnxRuntimeSession, runs: Sequen
     recorded = [session.node_times(slice(run, run + 1)) for run in runs]
     owners = _owners(recorded[0])
     times = {group: np.zeros(len(runs), np.float32) for group in graph.groups}
-    for index, nodes in enumerate(recorded):
-        for owner, node in zip(owners, nodes, strict=True):
-            if owner is not None:
-                times[graph.groups[owner]][index] += max(node.microseconds / 1000 - cost, _LEAST_MS)
-    return times
+    each = np.array([[max(node.microseconds / 1000 - cost, _LEAST_MS) for node in nodes] for nodes in recorded])
+    reorders = []
+    for owner, node, ms in zip(owners, recorded[0], each.T.astype(np.float32), strict=True):
+        if owner is None:
+            continue
+        times[graph.groups[owner]] += ms
+        if node.op_type in _REORDERS and len(node.shape) == 4:
+            reorders.append(ReorderTimes(_REORDERS[node.op_type], node.shape, graph.groups[owner], ms))
+    return times, reorders
 
 
 def _owners(nodes: Sequence[NodeTime]) -> list[int | None]:
@@ -193,11 +227,22 @@ class Times:
         whole: Of whole runs, (rounds, feeds), CPU time of the calling thread where one thread computes; (0, feeds) if
             they were not asked for.
         pace_ms: What the reference graph took meanwhile.
+        reorders: Conversions of layouts, which are part of the groups' times.
+        feeds: Inputs of a round.
     """
 
     groups: Mapping[str, Array]
     whole: Array
     pace_ms: float
+    reorders: Sequence[ReorderTimes] = ()
+    feeds: int = 1
+
+    def alone(self) -> dict[str, Array]:
+        """Times of the groups without conversions of layouts, each (rounds, feeds)."""
+        groups = {name: ms.copy() for name, ms in self.groups.items()}
+        for reorder in self.reorders:
+            groups[reorder.group] -= reorder.ms.reshape(-1, self.feeds)
+        return groups
 
 
 def time_in_turn(
@@ -206,6 +251,7 @@ def time_in_turn(
     threads: int = 1,
     native: str | os.PathLike[str] = "auto",
     rounds: int = 9,
+    seconds: float = math.inf,
 ) -> list[Times]:
     """Time graphs in turn, round by round, all of them kept in memory.
 
@@ -221,7 +267,13 @@ def time_in_turn(
         native: As for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
         rounds: Runs of every graph with every input that count. Before each turn of a graph it runs uncounted for some
             milliseconds, which brings its data back into the caches.
+        seconds: Time for all of it, about: no graph is opened after a third of it, and no round begun after the rest,
+            but for the first graphs and rounds.
+
+    Returns:
+        Times of the graphs that were opened, from the first.
     """
+    begin = time.perf_counter()
     bodies = native == "off" or (native == "auto" and find_cpu_library() is None)
     with contextlib.ExitStack() as stack:
 
@@ -229,17 +281,22 @@ def time_in_turn(
             session = OnnxRuntimeSession(model, threads=threads, native=native, profile=profile, in_order=True)
             return stack.enter_context(session)
 
-        timed = []
-        for subject in (*subjects, _reference()):
+        timed: list[_Timed] = []
+        for subject in (_reference(), *subjects):
+            if len(timed) > LEAST_GRAPHS and time.perf_counter() - begin > _OPENING * seconds:
+                break
             labelled = LabelledGraph(subject.model, bodies=bodies)
             plain = opened(subject.model, profile=False) if subject.whole else None
             timed.append(_Timed(subject, labelled, opened(labelled.model, profile=True), plain, threads))
-        for _ in range(rounds):
+        for number in range(rounds):
+            # What was recorded must be read too: that takes as long as a round or two.
+            if number >= _LEAST_ROUNDS and (time.perf_counter() - begin) * (1 + 2 / number) > seconds:
+                break
             for one in timed:
                 one.turn()
         found = [one.times() for one in timed]
-        pace_ms = sum(quick(ms) for ms in found[-1].groups.values())
-        return [replace(times, pace_ms=pace_ms) for times in found[:-1]]
+        pace_ms = sum(quick(ms) for ms in found[0].groups.values())
+        return [replace(times, pace_ms=pace_ms) for times in found[1:]]
 
 
 def _reference() -> Subject:
@@ -263,6 +320,8 @@ class _Timed:
         self._plain = [] if plain is None else [plain.bind(feed, subject.outputs) for feed in subject.feeds]
         self._clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
         self._whole: list[list[float]] = []
+        self._spent: list[list[float]] = []  # CPU time of the recorded runs, where one thread computes.
+        self._one_thread = threads == 1
         self._rounds = 0
         # Refuses what is not finite: a library that computes wrongly here is no subject.
         for feed in subject.feeds:
@@ -278,27 +337,55 @@ class _Timed:
         self._rounds += 1
         for _ in range(self._settle):
             self._calls[-1]()
-        for call in self._calls:
-            call()
+        self._spent.append([self._time(call) for call in self._calls])
         if not self._plain:
             return
         for _ in range(self._settle):
             self._plain[-1]()
-        spent = []
-        for call in self._plain:
-            begin = self._clock()
-            call()
-            spent.append((self._clock() - begin) / 1e6)
-        self._whole.append(spent)
+        self._whole.append([self._time(call) for call in self._plain])
+
+    def _time(self, call: Callable[[], object]) -> float:
+        begin = self._clock()
+        call()
+        return (self._clock() - begin) / 1e6
 
     def times(self) -> Times:
         count = len(self._calls)
         runs = counted_runs(count, self._rounds, self._settle)
-        groups = {
-            name: ms.reshape(self._rounds, count)
-            for name, ms in group_matrix(self._labelled, self._profiled, runs).items()
-        }
-        return Times(groups, np.array(self._whole, np.float32).reshape(-1, count), math.nan)
+        matrix, reorders = group_matrix(self._labelled, self._profiled, runs)
+        groups = {name: ms.reshape(self._rounds, count) for name, ms in matrix.items()}
+        if self._one_thread:
+            factors = undisturbed(groups, np.array(self._spent, np.float32))
+            groups = {name: ms * factors[name] for name, ms in groups.items()}
+            reorders = [
+                replace(reorder, ms=(reorder.ms.reshape(-1, count) * factors[reorder.group]).reshape(-1))
+                for reorder in reorders
+            ]
+        return Times(groups, np.array(self._whole, np.float32).reshape(-1, count), math.nan, reorders, count)
+
+
+def undisturbed(groups: Mapping[str, Array], spent: Array) -> dict[str, Array]:
+    """Factors that take out of wall times what other processes ran in between.
+
+    The profile knows wall time only. On a busy machine a long kernel is interrupted in every run, so that not even its
+    fastest run is right; a short one is not. The CPU time of whole runs is right however busy the machine is: what the
+    faster runs of all kernels are longer than it in sum is taken off the longest ones.
+
+    Args:
+        groups: Wall times by group, each (rounds, feeds).
+        spent: CPU time of the same runs, (rounds, feeds).
+
+    Returns:
+        By group a factor for every feed, (feeds,), in (0, 1].
+    """
+    names = list(groups)
+    wall = np.array([[quick(groups[name][:, feed]) for feed in range(spent.shape[1])] for name in names])
+    excess = np.maximum(wall.sum(0) - np.array([quick(spent[:, feed]) for feed in range(spent.shape[1])]), 0.0)
+    # How much of a kernel's runs are interrupted grows with its length, up to all of them.
+    exposed = wall * np.minimum(wall / _SLICE_MS, 1.0)
+    taken = np.minimum(excess * exposed / np.maximum(exposed.sum(0), 1e-9), 0.9 * wall)
+    factors = 1.0 - taken / np.maximum(wall, 1e-9)
+    return {name: factors[index].astype(np.float32) for index, name in enumerate(names)}
 
 
 def counted_runs(feeds: int, rounds: int, settle: int) -> list[int]:
@@ -318,6 +405,7 @@ def measure(
     draws: int = 3,
     rounds: int = 9,
     seed: int = 0,
+    seconds: float = math.inf,
 ) -> list[Measurement]:
     """Run graphs in turn and return their kernels with their times.
 
@@ -330,26 +418,39 @@ def measure(
         draws: Draws of masks; they take turns, so that no run finds the channels of the last one in the cache.
         rounds: Runs of every draw.
         seed: Of the masks.
+        seconds: As for :func:`time_in_turn`: of fewer graphs there is a measurement where the time was short.
     """
     feeds = [feeds_of(graph, draws, seed) for graph in graphs]
     outputs = [[value.name for value in graph.model.graph.output][-1:] for graph in graphs]
     subjects = [Subject(g.model, f, o) for g, f, o in zip(graphs, feeds, outputs, strict=True)]
-    found = time_in_turn(subjects, threads=threads, native=native, rounds=rounds)
-    return [_measurement(*one) for one in zip(graphs, feeds, found, strict=True)]
+    found = time_in_turn(subjects, threads=threads, native=native, rounds=rounds, seconds=seconds)
+    return [_measurement(*one) for one in zip(graphs, feeds, found, strict=False)]
 
 
 def _measurement(graph: MicroGraph, feeds: Sequence[Mapping[str, Array]], times: Times) -> Measurement:
     walker = GraphWalker(graph.model)
     kernels = [walker.graph(block_rates(graph.model, feed)).kernels for feed in feeds]
-    return Measurement(tuple(_samples(kernels, times.groups)), times.pace_ms)
+    plain = [[kernel for kernel in draw if kernel.kind != REORDER] for draw in kernels]
+    resident = [float(sum(kernel.weight_bytes for kernel in draw)) for draw in kernels]
+    samples = (*_samples(plain, times.alone(), resident), *_reorders(times.reorders, float(np.mean(resident))))
+    return Measurement(samples, times.pace_ms)
 
 
-def _samples(graphs: Sequence[Sequence[Kernel]], times: Mapping[str, Array]) -> Iterator[Sample]:
+def _reorders(reorders: Sequence[ReorderTimes], resident: float) -> Iterator[Sample]:
+    for index, reorder in enumerate(reorders):
+        kernel = reorder_kernel(f"reorder{index}", None, reorder.shape, inward=reorder.inward)
+        ms, (low, high) = quick(reorder.ms), np.quantile(reorder.ms, [0.25, 0.75])
+        if ms > 0:
+            yield Sample(kernel, ms, float((high - low) / ms), resident)
+
+
+def _samples(
+    graphs: Sequence[Sequence[Kernel]], times: Mapping[str, Array], resident: Sequence[float]
+) -> Iterator[Sample]:
     """Samples of every kernel that is alone in its group; a kernel that no mask changes is one sample."""
     members: dict[str, list[int]] = {}
     for index, kernel in enumerate(graphs[0]):
         members.setdefault(group_of(kernel.name), []).append(index)
-    resident = [float(sum(kernel.weight_bytes for kernel in kernels)) for kernels in graphs]
     for group, positions in members.items():
         if len(positions) != 1:
             continue

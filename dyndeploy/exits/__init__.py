@@ -1,6 +1,7 @@
 """Calibration: when to leave early. Exit thresholds for a budget or an accuracy, and what they are worth."""
 
-from dyndeploy.exits.bundle import DIGITS, HeldOutImages, calibrate_bundle, score_images, store_thresholds
+from dyndeploy.data import DIGITS
+from dyndeploy.exits.bundle import HeldOutImages, calibrate_bundle, score_images, store_thresholds
 from dyndeploy.exits.calibrate import METHODS, SEARCH, SWEEP, Calibration, DominatedExit, HeldOut, calibrate
 from dyndeploy.exits.costs import CostsOf, counted_costs, measured_costs, profiled_costs
 from dyndeploy.exits.frontier import Constraint, Frontier, find_frontier

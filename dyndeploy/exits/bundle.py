@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.bundle import Bundle
-from dyndeploy.data import ImageFolderDataset, LabelledImages, digits
-from dyndeploy.errors import InputError, UsageError
+from dyndeploy.data import DIGITS, ImageFolderDataset, LabelledImages, images_of_classes, spread
+from dyndeploy.errors import UsageError
 from dyndeploy.exits.calibrate import SEARCH, calibrate
 from dyndeploy.exits.costs import CostsOf, counted_costs
 from dyndeploy.exits.frontier import Constraint
@@ -21,9 +21,6 @@ from dyndeploy.files import shown
 from dyndeploy.runtimes import StagedSession, open_staged
 from dyndeploy.runtimes.machine import machine_facts
 from dyndeploy.runtimes.staged import stage_precision
-
-DIGITS = "digits"
-"""Instead of a folder: the digits that training never sees."""
 
 CHUNK = 32
 """Images that are read and run at a time."""
@@ -55,27 +52,18 @@ class HeldOutImages:
             limit: At most so many images, spread evenly over the classes; None for all.
 
         Raises:
-            InputError: The folder is missing, empty, or does not hold one sub-folder per class of the network.
+            InputError: See :func:`~dyndeploy.data.images_of_classes`.
             UsageError: A limit below 2.
         """
         manifest = bundle.manifest
-        (preprocessing, size), classes = manifest.images(), manifest.network.num_classes
-        dataset: LabelledImages | ImageFolderDataset
-        if str(data) == DIGITS:
-            dataset, source = digits(preprocessing, size).held_out, "scikit-learn's held-out digits"
-        else:
-            dataset, source = ImageFolderDataset(data, preprocessing, size), shown(data)
-        # A sub-folder's place in the sorted list is its class: with one missing, all after it would be wrong.
-        if len(dataset.classes) != classes:
-            raise InputError(
-                f"{source} has {len(dataset.classes)} classes ({', '.join(dataset.classes[:3])} ...), the network "
-                f"{classes}. Give a folder with one sub-folder per class, named as those of the training images, such "
-                "as DATA/val."
-            )
+        preprocessing, size = manifest.images()
+        dataset = images_of_classes(
+            data, preprocessing, size, names=manifest.network.class_names, count=manifest.network.num_classes
+        )
+        source = "scikit-learn's held-out digits" if os.fspath(data) == DIGITS else shown(data)
         if limit is not None and limit < 2:
             raise UsageError(f"{limit} images are too few to calibrate with: give at least 2, better thousands.")
-        count = len(dataset) if limit is None else min(limit, len(dataset))
-        return cls(dataset, np.arange(count) * len(dataset) // count, source)
+        return cls(dataset, np.array(spread(len(dataset), limit), np.int64), source)
 
     def __len__(self) -> int:
         """Return the number of images."""

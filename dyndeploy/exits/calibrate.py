@@ -164,7 +164,7 @@ class Calibration:
 
     def warnings(self) -> list[str]:
         """What a reader should know before trusting the thresholds."""
-        notes = []
+        notes = [self.costs.note] if self.costs.note else []
         if self.images < FEW_IMAGES:
             notes.append(
                 f"Only {self.images} images: an accuracy is known to +-{self.standard_error:.1%} (one standard error). "

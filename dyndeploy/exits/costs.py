@@ -6,6 +6,7 @@ import math
 import os
 import statistics
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from dyndeploy.bundle import Bundle
@@ -15,6 +16,7 @@ from dyndeploy.files import shown
 from dyndeploy.measure.load_exits import load_exit_profile
 from dyndeploy.measure.loop import Clock
 from dyndeploy.runtimes import StagedSession
+from dyndeploy.runtimes.native import bodies_note, operator_code
 
 CostsOf = Callable[[StagedSession, str], ExitCosts]
 """Finds the cost of each exit of a session's bundle, which computes in a precision."""
@@ -49,10 +51,13 @@ def measured_costs(session: StagedSession, precision: str) -> ExitCosts:
     for _ in range(rounds):
         for run, own in zip(runs, times, strict=True):
             own += clock.visit(0, run, 1).ms
+    operators, used = session.bundle.manifest.operator_types, asdict(session.info.native)
+    code = operator_code(operators, used)
     return ExitCosts(
         tuple(statistics.median(own) for own in times),
         MS,
-        f"measured on this machine, {session.info.threads} thread(s), median of {rounds} rounds",
+        f"measured on this machine, {session.info.threads} thread(s){_said(code)}, median of {rounds} rounds",
+        bodies_note(operators, used, session.info.provider),
     )
 
 
@@ -89,9 +94,14 @@ def profiled_costs(path: str | os.PathLike[str]) -> CostsOf:
                 )
         # From paired runs: what each exit takes relative to the whole network, which drifts less than milliseconds.
         milliseconds = tuple(entry.relative * profile.whole.median for entry in profile.exits)
-        return ExitCosts(milliseconds, MS, f"{shown(path)}, {profile.threads} thread(s)")
+        source = f"{shown(path)}, {profile.threads} thread(s){_said(profile.operator_code)}"
+        return ExitCosts(milliseconds, MS, source, profile.bodies_note)
 
     return costs
+
+
+def _said(code: str | None) -> str:
+    return "" if code is None else f", operators: {code}"
 
 
 def _identity(bundle: Bundle, precision: str) -> dict[str, object]:

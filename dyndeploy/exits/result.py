@@ -85,6 +85,7 @@ class CalibrationResult:
                 "unit": calibration.costs.unit,
                 "values": list(calibration.costs.values),
                 "source": calibration.costs.source,
+                "note": calibration.costs.note or None,
             },
             "macs": list(self.macs),
             "constraint": constraint and {"cost": constraint.cost, "accuracy": constraint.accuracy},
@@ -135,7 +136,8 @@ def _result(root: Field) -> CalibrationResult:
     priced = root["costs"]
     values = priced["values"].sequence(Field.positive, length=count)
     unit, source = priced["unit"].one_of(MACS, MS), priced["source"].label()
-    costs = priced.checked(lambda: ExitCosts(values, unit, source))
+    note = priced.get("note").optional(Field.text) or ""
+    costs = priced.checked(lambda: ExitCosts(values, unit, source, note))
     reader = _Reader(count, root["images"].tally(1), costs)
     calibration = Calibration(
         exits=exits,

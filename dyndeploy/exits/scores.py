@@ -149,12 +149,14 @@ class ExitCosts:
     Attributes:
         values: One per exit.
         unit: ``"MACs"`` (what papers call FLOPs) or ``"ms"``, per image.
-        source: Where they come from, in words.
+        source: Where they come from, in words; of times also which code ran the dynamic operators.
+        note: What a reader of these costs should know first, or empty.
     """
 
     values: tuple[float, ...]
     unit: str = MACS
     source: str = "the bundle's own count"
+    note: str = ""
 
     def __post_init__(self) -> None:
         """Check the values; raises ``InputError``."""

@@ -82,6 +82,7 @@ class ExportSettings:
         checkpoint: Path the weights came from, for the record.
         weights: Which of its weights they are, where they are not the usual ones; for the record.
         dense: Blocks that run densely whatever their stage's mode: every mask bit is set, and there is no masker.
+        notes: What else has to be said of the weights, for the record: phrases without a full stop.
     """
 
     target: str = "cpu"
@@ -95,6 +96,7 @@ class ExportSettings:
     checkpoint: str | os.PathLike[str] | None = None
     weights: str | None = None
     dense: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what no network can be exported with; raises ``UsageError``."""
@@ -197,7 +199,7 @@ def export_model(
                 "onnx": onnx.__version__,
                 "python": platform.python_version(),
             },
-            notes=(*content.notes, *_subject_notes(subject), *_weights_notes(settings)),
+            notes=(*content.notes, *_subject_notes(subject), *_weights_notes(settings), *settings.notes),
             exits=content.exits,
         )
         write_manifest(folder, manifest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dyndeploy.bundle import INPUT
 from dyndeploy.errors import ExportError, UsageError
-from dyndeploy.nets import DEFAULT_PREPROCESSING, NetworkFacts, Preprocessing, registered
+from dyndeploy.nets import NetworkFacts, Preprocessing, preprocessing_at, registered
 from dyndeploy.nets.usable import unusable_state
 
 ExampleInputs: TypeAlias = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -106,9 +106,7 @@ def make_subject(
             raise UsageError(f"{name} takes no images of three channels: leave the preprocessing out.")
     elif preprocessing is None:
         assumed = info is None
-        preprocessing = DEFAULT_PREPROCESSING if info is None else info.preprocessing
-        base = min(size) if info is None else min(info.input_size)
-        preprocessing = replace(preprocessing, resize=round(preprocessing.resize * min(size) / base) if info else base)
+        preprocessing = preprocessing_at(info, size)
     # A copy in single precision: whatever dtype and mode the caller's network is in, it stays so.
     twin = copy.deepcopy(network).cpu().float().eval()
     return Subject(twin, name, inputs, size, preprocessing, facts, assumed)

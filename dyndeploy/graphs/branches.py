@@ -35,10 +35,10 @@ from dyndeploy.graphs.inspect import (
     reads_of_graph,
     rename_tensors,
     shape_of,
-    static_shapes,
     subgraphs,
 )
 from dyndeploy.graphs.rules import check_structure
+from dyndeploy.graphs.shapes import static_shapes
 from dyndeploy.ops import OPERATORS
 
 Shape = tuple[int, ...]

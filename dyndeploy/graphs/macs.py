@@ -3,7 +3,8 @@
 Counted are convolutions and matrix products: standard nodes from their static shapes, dynamic operators by asking
 their own spec (dilation, channel pairs and maskers included), what stands in a skipped block for the images that
 compute it, and of an ``If`` of another origin the larger branch. Pooling, activation and data movement count 0, in the
-dynamic graph as in its static twin.
+dynamic graph as in its static twin: a mean over pixels does as well where it is written as a product
+(:func:`~dyndeploy.graphs.passes.mean.channels_last_means`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import numpy_helper
 
 from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.graphs.branches import flattened
-from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, static_shapes, subgraphs
+from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, subgraphs
+from dyndeploy.graphs.shapes import static_shapes, unknown_size
 from dyndeploy.ops import OPERATORS
 
 Shape = tuple[int, ...]
@@ -60,6 +63,10 @@ class MacCounter:
             for node in flat.model.graph.node
             if is_dynamic(node) or node.op_type in _STANDARD or any(subgraphs(node))
         ]
+        self._makers = {
+            name: f"'{node.name}' ({node.op_type})" for node in flat.model.graph.node for name in node.output
+        }
+        self._averages = _averages(flat.model)
         self._shapes = static_shapes(model)
         first = self._shapes.get(model.graph.input[0].name, ())
         if not first or first[0] < 1:
@@ -89,13 +96,15 @@ class MacCounter:
     def _shape(self, name: str) -> Shape:
         shape = self._shapes.get(name)
         if shape is None or any(size < 0 for size in shape):
-            raise BundleError(f"The shape of tensor '{name}' is not static: its MACs cannot be counted.")
+            raise BundleError(f"{unknown_size(name, shape, self._makers.get(name, ''))} Its MACs cannot be counted.")
         return shape
 
     def _macs(self, node: onnx.NodeProto, masks: Masks) -> npt.NDArray[np.float64]:
         """MACs of a node that runs, by sample."""
         if is_dynamic(node):
             return self._dynamic(node, masks)
+        if node.op_type == "MatMul" and not self._averages.isdisjoint(node.input):
+            return np.zeros(self.batch)
         if node.op_type in _STANDARD:
             return np.full(self.batch, _STANDARD[node.op_type](node, self._shape) / self.batch)
         nothing = np.zeros(self.batch)
@@ -113,6 +122,16 @@ class MacCounter:
         shapes, attributes = [self._shape(name) for name in node.input], operator_attributes(node)
         macs: npt.NDArray[np.float64] = spec.work(shapes, attributes, spec.counts(shapes, attributes, given), 4.0).macs
         return macs
+
+
+def _averages(model: onnx.ModelProto) -> frozenset[str]:
+    """Constant rows of n values 1 / n: a product with one is a mean."""
+    found = set()
+    for item in model.graph.initializer:
+        row = len(item.dims) == 2 and item.dims[0] == 1 and item.dims[1] > 1
+        if row and (numpy_helper.to_array(item) == np.float32(1 / item.dims[1])).all():
+            found.add(item.name)
+    return frozenset(found)
 
 
 def _conv(node: onnx.NodeProto, shape: Callable[[str], Shape]) -> float:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.graphs.inspect import all_graphs, all_nodes, drop_unused, is_dynamic, operator_attributes
+from dyndeploy.graphs.shapes import with_values
 from dyndeploy.ops import DOMAIN, OPERATORS, Role
 from dyndeploy.precisions import precision_of
 
@@ -119,6 +120,8 @@ def tensorrt_model(model: onnx.ModelProto, plan: PrecisionPlan) -> onnx.ModelPro
     """
     import onnx
 
+    # Arithmetic on sizes is exact in the graph, and would not be in half.
+    model = with_values(model)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.functions[:]

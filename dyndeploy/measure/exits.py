@@ -5,30 +5,33 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import UsageError
 from dyndeploy.graphs.stages import whole_model
 from dyndeploy.measure.inputs import Schedule, input_batches
-from dyndeploy.measure.loop import Clock, Paired, Progress, time_rounds
-from dyndeploy.measure.profile import typical_ratio
+from dyndeploy.measure.loop import Clock, Paired, Progress, time_exits
+from dyndeploy.measure.profile import DATA, typical_ratio
 from dyndeploy.measure.result import bundle_facts, samples_of
 from dyndeploy.measure.samples import Samples
 from dyndeploy.measure.turn import machine_turn
 from dyndeploy.prediction import bundle_record, exit_shares
 from dyndeploy.runtimes import OnnxRuntimeSession, StagedSession, open_staged
 from dyndeploy.runtimes.machine import machine_facts
+from dyndeploy.runtimes.native import bodies_note, operator_code
 
 SCHEMA_VERSION = 1
 KIND = "measured_exits"
 
 _MAX_IMAGES = 32
-_TIMED_IMAGES = 2  # An image's content does not change what a forced exit computes.
+TIMED_IMAGES = 2
+"""Images that are timed: what is in an image does not change what a forced exit computes."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class ExitTimes:
         samples: Times of the stages up to this one, the confidences read and compared.
         relative: Time over the network without exits, from runs in turn (median, by input).
         relative_cpu: The same from CPU times; None where those are not one thread's.
+        relative_spread: 25th and 75th percentile of the time over the network without exits, of all rounds; None in
+            profiles of release 0.1.0.
     """
 
     exit: int
@@ -48,6 +53,7 @@ class ExitTimes:
     samples: Samples
     relative: float
     relative_cpu: float | None
+    relative_spread: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -56,6 +62,7 @@ class ExitTimes:
             "macs": self.macs,
             "relative": self.relative,
             "relative_cpu": self.relative_cpu,
+            "relative_spread": None if self.relative_spread is None else list(self.relative_spread),
             **self.samples.to_json(1),
         }
 
@@ -100,11 +107,11 @@ class MixResult:
 
 @dataclass(frozen=True)
 class ExitProfile:
-    """A bundle of stages measured on this machine, one image at a time.
+    """A bundle of stages measured on a device, one image at a time.
 
     Attributes:
         bundle: What was measured.
-        machine: Facts about the machine, from :func:`dyndeploy.runtimes.machine.machine_facts`.
+        machine: Facts about the machine, from :func:`dyndeploy.runtimes.machine.machine_facts`, or of a board.
         runtime: ``name``, ``version`` and ``provider``.
         threads: How many threads all stages compute with, together.
         settings: Rounds, warm-up, and where the images come from.
@@ -117,6 +124,9 @@ class ExitProfile:
         mixes: Given mixes, and ``"data"`` where there are thresholds.
         note: What a reader should know, or empty.
         graph: The graphs that were run (:func:`dyndeploy.prediction.bundle_record`); None in profiles of release 0.1.0.
+        native: ``path``, ``sha256`` and ``instruction_set`` of the operator library that the stages ran with (path
+            None: function bodies); empty in profiles of release 0.1.0.
+        device: ``"cpu"``, or the name of the board's device model.
     """
 
     bundle: dict[str, Any]
@@ -132,6 +142,34 @@ class ExitProfile:
     mixes: tuple[MixResult, ...]
     note: str = ""
     graph: Mapping[str, Any] | None = None
+    native: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+    @property
+    def operator_code(self) -> str | None:
+        """Which code ran the dynamic operators (:func:`dyndeploy.runtimes.native.operator_code`)."""
+        return operator_code(self.bundle.get("operators", ()), self.native)
+
+    @property
+    def bodies_note(self) -> str:
+        """What the operator library would give, where function bodies ran; else empty."""
+        return bodies_note(self.bundle.get("operators", ()), self.native, self.runtime.get("provider"))
+
+    def paired_ms(self, entry: ExitTimes) -> float:
+        """Milliseconds of an exit from runs in turn with the network without exits: a drift of the machine cancels.
+
+        What every table, chart and sentence shows; the raw runs are in :attr:`ExitTimes.samples`.
+        """
+        return entry.relative * self.whole.median
+
+    def mix_spread(self, mix: MixResult) -> tuple[float, float] | None:
+        """Time of a mix over the network without exits where all exits take their 25th, and their 75th percentile."""
+        spreads = [entry.relative_spread for entry in self.exits]
+        known = [spread for spread in spreads if spread is not None]
+        if len(known) < len(spreads):
+            return None
+        low, high = (float(np.dot(mix.shares, [spread[end] for spread in known])) for end in (0, 1))
+        return low, high
 
     @property
     def overhead(self) -> float:
@@ -148,7 +186,8 @@ class ExitProfile:
                 f"Unstable: runs of the same input vary by more than 2.5 %: {', '.join(shaky)}. Close other programs "
                 "or give more --repeats; speed-ups are paired with the whole network and suffer less."
             )
-        return [*notes, *self.machine.get("warnings", ())]
+        bodies = [self.bodies_note] if self.bodies_note else []
+        return [*notes, *bodies, *self.machine.get("warnings", ())]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types (see ``docs/early_exits.md``)."""
@@ -157,7 +196,9 @@ class ExitProfile:
             "kind": KIND,
             "bundle": self.bundle,
             "machine": self.machine,
+            "device": self.device,
             "runtime": self.runtime,
+            "native": dict(self.native),
             "threads": self.threads,
             "settings": self.settings,
             "whole_macs": self.whole_macs,
@@ -175,12 +216,14 @@ class ExitProfile:
 def _exit_times(pair: Paired, exit: int, macs: int) -> ExitTimes:
     inputs = [index for index, _, _ in pair.ratios]
     cpu = [ratio for _, _, ratio in pair.ratios if ratio is not None]
+    low, high = np.percentile([1 / ratio for _, ratio, _ in pair.ratios], [25, 75])
     return ExitTimes(
         exit=exit,
         macs=macs,
         samples=samples_of(pair.visits),
         relative=1 / typical_ratio([ratio for _, ratio, _ in pair.ratios], inputs),
         relative_cpu=1 / typical_ratio(cpu, inputs) if len(cpu) == len(inputs) else None,
+        relative_spread=(float(low), float(high)),
     )
 
 
@@ -218,67 +261,136 @@ def profile_exits(
         InputError: The images cannot be read or do not fit.
     """
     stages = bundle.exits.stages
-    shares = [_checked_mix(mix, len(stages)) for mix in mixes]
+    shares = [checked_mix(mix, len(stages)) for mix in mixes]
     Schedule(repeats=repeats, min_seconds=min_seconds, warmup=warmup)  # refuses what cannot be measured
+    require_exits_measurable(bundle)
+    progress("checking the bundle", 0.0)
+    bundle.require_intact()
+    machine = machine_facts()
+    assert bundle.static is not None
+    images, source = exit_images(bundle, data, repeats)
+    progress("loading", 0.0)
+    with ExitStack() as stack:
+        notes = stack.enter_context(machine_turn())
+        staged = stack.enter_context(open_staged(bundle, threads=threads, thresholds=thresholds))
+        whole = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native="off", shared=True))
+        timed = images[:TIMED_IMAGES]
+        # Whole runs, which refuse what is not finite: times of wrong results are worth nothing.
+        staged.run_all(timed)
+        for image in timed:
+            whole.run({whole.inputs[0].name: image[None]})
+        every = stack.enter_context(
+            OnnxRuntimeSession(every_exit_model(bundle), threads=threads, native="off", shared=True)
+        )
+        rounds, forced, staging, branched = time_exits(
+            [f"exit {stage.exit}" for stage in stages],
+            [[staged.bind(image[None], stage=index) for image in timed] for index in range(len(stages))],
+            [_bind_whole(whole, image[None]) for image in timed],
+            [_bind_whole(every, image[None]) for image in timed],
+            _branched_runs(stack, bundle, threads, timed),
+            Clock(single_thread=threads == 1),
+            repeats,
+            min_seconds,
+            warmup,
+            progress,
+        )
+        if staged.thresholds is not None:
+            progress("the data's own exits", 0.95)
+            shares.append((DATA, _data_shares(staged, images)))
+        info, note = staged.info, staged.note
+    return assemble_exits(
+        bundle,
+        bundle.manifest.cpu_precision,
+        forced,
+        staging,
+        branched,
+        shares,
+        machine=machine | {"warnings": notes},
+        device="cpu",
+        runtime={"name": info.runtime, "version": info.version, "provider": info.provider},
+        threads=threads,
+        settings={"rounds": rounds, "warmup": warmup, "images": source},
+        note=note,
+        native=asdict(info.native),
+    )
+
+
+def require_exits_measurable(bundle: Bundle) -> None:
+    """Raise ``UsageError`` unless exits can be timed: a twin without exits, and one image at a time."""
     if bundle.static is None:
         raise UsageError(
             f"The bundle {bundle.path} lacks the network without exits to compare with. Export it again with --static."
         )
     if not bundle.exits.dynamic_batch and bundle.manifest.batch != 1:
         raise UsageError(f"The bundle runs batches of {bundle.manifest.batch}; exits are timed image by image.")
-    progress("checking the bundle", 0.0)
-    bundle.require_intact()
-    machine = machine_facts()
+
+
+def every_exit_model(bundle: Bundle) -> onnx.ModelProto:
+    """One graph that computes all exits of a bundle and decides nothing: what staging is measured against."""
+    return whole_model(bundle.load_stages(), every_exit=True)
+
+
+def exit_images(
+    bundle: Bundle, data: str | os.PathLike[str] | None, repeats: int | None
+) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+    """Images that a profile of exits feeds (n, 3, H, W), and where they come from."""
     batches, source = input_batches(bundle, data, _MAX_IMAGES if repeats is None else min(_MAX_IMAGES, repeats))
     (name,) = batches[0]
-    images = np.concatenate([batch[name] for batch in batches])[: source["count"]]
-    progress("loading", 0.0)
-    with ExitStack() as stack:
-        notes = stack.enter_context(machine_turn())
-        staged = stack.enter_context(open_staged(bundle, threads=threads, thresholds=thresholds))
-        whole = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native="off", shared=True))
-        timed = images[:_TIMED_IMAGES]
-        # Whole runs, which refuse what is not finite: times of wrong results are worth nothing.
-        staged.run_all(timed)
-        for image in timed:
-            whole.run({whole.inputs[0].name: image[None]})
-        whole_runs = [_bind_whole(whole, image[None]) for image in timed]
-        forced = [
-            Paired(f"exit {stage.exit}", [staged.bind(image[None], stage=index) for image in timed], whole_runs)
-            for index, stage in enumerate(stages)
-        ]
-        branched = _branched_runs(stack, bundle, threads, timed, whole_runs)
-        clock = Clock(single_thread=threads == 1)
-        compared = [*forced, *([branched] if branched else [])]
-        rounds = time_rounds(compared, clock, repeats, min_seconds * 0.75, warmup, progress)
-        # Apart, because its twin is another graph.
-        every = stack.enter_context(
-            OnnxRuntimeSession(
-                whole_model(bundle.load_stages(), every_exit=True), threads=threads, native="off", shared=True
-            )
-        )
-        staging = Paired("every stage", forced[-1].runs, [_bind_whole(every, image[None]) for image in timed])
-        time_rounds([staging], clock, repeats, min_seconds * 0.25, warmup, progress)
-        if staged.thresholds is not None:
-            progress("the data's own exits", 0.95)
-            shares.append(("data", _data_shares(staged, images)))
-        info, note = staged.info, staged.note
-    times = tuple(_exit_times(pair, stage.exit, stage.macs) for pair, stage in zip(forced, stages, strict=True))
+    return np.concatenate([batch[name] for batch in batches])[: source["count"]], source
+
+
+def assemble_exits(
+    bundle: Bundle,
+    precision: str,
+    exits: Sequence[Paired],
+    staging: Paired,
+    branched: Paired | None,
+    shares: Sequence[tuple[str, Sequence[float]]],
+    *,
+    machine: Mapping[str, Any],
+    device: str,
+    runtime: Mapping[str, Any],
+    threads: int,
+    settings: Mapping[str, Any],
+    note: str,
+    native: Mapping[str, Any],
+) -> ExitProfile:
+    """Make a profile from what :func:`~dyndeploy.measure.loop.time_exits` measured, here or on a board.
+
+    Args:
+        bundle: What was measured.
+        precision: What its stages computed in.
+        exits: One pair per exit.
+        staging: Every stage next to one graph of the same exits.
+        branched: The graph with branches, or None.
+        shares: Names and shares of the mixes.
+        machine: As for :class:`ExitProfile`, like all that follow.
+        device: Name of the device.
+        runtime: Name, version, provider.
+        threads: Threads that compute.
+        settings: Rounds and so on.
+        note: What a reader should know, or empty.
+        native: The operator library that ran.
+    """
+    stages = bundle.exits.stages
+    times = tuple(_exit_times(pair, stage.exit, stage.macs) for pair, stage in zip(exits, stages, strict=True))
     whole_macs = bundle.manifest.static_macs
     return ExitProfile(
-        bundle=bundle_facts(bundle, bundle.manifest.cpu_precision),
-        machine=machine | {"warnings": notes},
-        runtime={"name": info.runtime, "version": info.version, "provider": info.provider},
+        bundle=bundle_facts(bundle, precision),
+        machine=dict(machine),
+        device=device,
+        runtime=dict(runtime),
         threads=threads,
-        settings={"rounds": rounds, "warmup": warmup, "images": source},
+        settings=dict(settings),
         whole_macs=whole_macs,
-        whole=(reference := samples_of([visit for pair in forced for visit in pair.twin_visits])),
+        whole=(reference := samples_of([visit for pair in exits for visit in pair.twin_visits])),
         exits=times,
         staging=_exit_times(staging, stages[-1].exit, stages[-1].macs),
         branched=None if branched is None else _exit_times(branched, stages[-1].exit, stages[-1].macs),
         mixes=tuple(mix_result(name, share, times, reference.median, whole_macs) for name, share in shares),
         note=note,
         graph=bundle_record(bundle),
+        native=dict(native),
     )
 
 
@@ -299,8 +411,8 @@ def mix_result(
     return MixResult(name, tuple(shares), relative * whole_ms, macs, whole_macs / macs, 1 / relative)
 
 
-def _checked_mix(mix: Sequence[float], exits: int) -> tuple[str, tuple[float, ...]]:
-    """Name and shares of a mix; raises ``UsageError``."""
+def checked_mix(mix: Sequence[float], exits: int) -> tuple[str, tuple[float, ...]]:
+    """Name and shares of a mix; raises ``UsageError`` where it does not fit the exits."""
     shares = exit_shares(mix, exits)
     return "/".join(f"{100 * share:g}" for share in shares), shares
 
@@ -323,16 +435,14 @@ def _branched_runs(
     bundle: Bundle,
     threads: int,
     images: npt.NDArray[np.float32],
-    whole_runs: list[Callable[[], Any]],
-) -> Paired | None:
-    """The graph with branches, no threshold of which is ever reached."""
+) -> list[Callable[[], Any]] | None:
+    """Runs of the graph with branches, no threshold of which is ever reached."""
     if bundle.branched is None:
         return None
     session = stack.enter_context(OnnxRuntimeSession(bundle.branched, threads=threads, native="off", shared=True))
     # Nothing is as likely as 2.
     never = {info.name: np.full(info.shape, 2, np.float32) for info in session.inputs[1:]}
-    runs = [session.bind({session.inputs[0].name: image[None], **never}) for image in images]
-    return Paired("branches", runs, whole_runs)
+    return [session.bind({session.inputs[0].name: image[None], **never}) for image in images]
 
 
 def _data_shares(session: StagedSession, images: npt.NDArray[np.float32]) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from dyndeploy import files
 from dyndeploy.errors import InputError
 from dyndeploy.fields import Document, Field
 from dyndeploy.measure.exits import KIND, SCHEMA_VERSION, ExitProfile, ExitTimes, MixResult
-from dyndeploy.measure.profile import read_machine
+from dyndeploy.measure.profile import read_machine, read_native
 from dyndeploy.measure.samples import Samples
 
 
@@ -40,6 +40,7 @@ def _profile(root: Field) -> ExitProfile:
     profile = ExitProfile(
         bundle=_named(root["bundle"], "name", "precision"),
         machine=read_machine(root["machine"]),
+        device=root.get("device").optional(Field.label) or "cpu",
         runtime=_named(root["runtime"], "name", "version"),
         threads=root["threads"].tally(1),
         settings=root["settings"].facts(),
@@ -50,6 +51,7 @@ def _profile(root: Field) -> ExitProfile:
         branched=root["branched"].optional(_times),
         mixes=root["mixes"].sequence(lambda item: _mix(item, len(exits))),
         graph=root.get("graph").optional(Field.facts),
+        native=root.get("native").optional(read_native) or {},
     )
     # Only the note itself is not among what the profile derives.
     own = [note for note in notes if note not in profile.warnings()]
@@ -69,7 +71,14 @@ def _times(item: Field) -> ExitTimes:
         samples=Samples.read(item),
         relative=item["relative"].positive(),
         relative_cpu=item["relative_cpu"].optional(Field.positive),
+        relative_spread=item.get("relative_spread").optional(_spread),
     )
+
+
+def _spread(item: Field) -> tuple[float, float]:
+    low, high = item.sequence(Field.positive, length=2)
+    item.require(low <= high, "two numbers in order")
+    return low, high
 
 
 def _mix(item: Field, exits: int) -> MixResult:

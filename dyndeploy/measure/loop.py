@@ -193,6 +193,45 @@ def time_rounds(
     return rounds
 
 
+def time_exits(
+    labels: Sequence[str],
+    leaving: Sequence[Sequence[Callable[[], Any]]],
+    whole: Sequence[Callable[[], Any]],
+    every: Sequence[Callable[[], Any]],
+    branched: Optional[Sequence[Callable[[], Any]]],
+    clock: Any,
+    repeats: Optional[int],
+    min_seconds: float,
+    warmup: int,
+    progress: Progress,
+) -> Tuple[int, List[Paired], Paired, Optional[Paired]]:
+    """Time every exit of a network next to the network without exits, and what staging itself costs.
+
+    Args:
+        labels: Names of the exits, for the progress bar.
+        leaving: Per exit, runs of images that leave there.
+        whole: Runs of the network without exits, on the same images.
+        every: Runs of one graph that computes all exits and decides nothing.
+        branched: Runs of the graph with branches, or None where there is none.
+        clock: As for :func:`time_rounds`, like all that follow.
+        repeats: Rounds.
+        min_seconds: Seconds of all rounds.
+        warmup: Untimed runs.
+        progress: Called with what is being done.
+
+    Returns:
+        The number of rounds, a pair for every exit, the pair of all stages next to ``every``, and that of branches.
+    """
+    exits = [Paired(label, runs, whole) for label, runs in zip(labels, leaving)]
+    branches = None if branched is None else Paired("branches", branched, whole)
+    compared = exits + ([] if branches is None else [branches])
+    rounds = time_rounds(compared, clock, repeats, min_seconds * 0.75, warmup, progress)
+    # Apart, because its twin is another graph.
+    staging = Paired("every stage", leaving[-1], every)
+    time_rounds([staging], clock, repeats, min_seconds * 0.25, warmup, progress)
+    return rounds, exits, staging, branches
+
+
 def _visit(clock: Any, index: int, run: Callable[[], Any], plan: Tuple[bool, int]) -> Visit:
     if plan[0]:
         run()

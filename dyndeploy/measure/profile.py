@@ -15,8 +15,7 @@ from dyndeploy.errors import InputError
 from dyndeploy.fields import Document, Field
 from dyndeploy.finite import first_not_finite
 from dyndeploy.measure.samples import Samples
-from dyndeploy.runtimes.native import BODIES_NOTE
-from dyndeploy.runtimes.onnxruntime import PROVIDER
+from dyndeploy.runtimes.native import bodies_note, operator_code
 
 SCHEMA_VERSION = 1
 KIND = "measured"
@@ -239,6 +238,16 @@ class Profile:
         precision = self.bundle.get("precision", "fp32")
         return None if precision == "fp32" or self.runtime.get("name") == "tensorrt" else str(precision)
 
+    @property
+    def operator_code(self) -> str | None:
+        """Which code ran the dynamic operators (:func:`dyndeploy.runtimes.native.operator_code`)."""
+        return operator_code(self.bundle.get("operators", ()), self.native)
+
+    @property
+    def bodies_note(self) -> str:
+        """What the operator library would give, where function bodies ran; else empty."""
+        return bodies_note(self.bundle.get("operators", ()), self.native, self.runtime.get("provider"))
+
     def warnings(self) -> list[str]:
         """What a reader should know before trusting the figures."""
         entries = [("static twin", self.static)]
@@ -261,8 +270,8 @@ class Profile:
         in_bodies = sorted(used - set(self.native.get("operators", ())))
         if self.native.get("path") is not None and in_bodies:
             notes.append(f"The operator library does not run {', '.join(in_bodies)}: their function bodies ran.")
-        if used and self.native.get("path") is None and self.runtime.get("provider") == PROVIDER:
-            notes.append(BODIES_NOTE)
+        if self.bodies_note:
+            notes.append(self.bodies_note)
         missed = [f"{result.rate:g} became {result.achieved_rate:.3g}" for result in self.rates if result.missed]
         if missed:
             notes.append(
@@ -321,7 +330,7 @@ class Profile:
             machine=read_machine(root["machine"]),
             device=root["device"].label(),
             runtime=_facts(root["runtime"], _RUNTIME_FACTS),
-            native=_facts(root["native"], _NATIVE_FACTS),
+            native=read_native(root["native"]),
             threads=root["threads"].tally(1),
             batch=root["batch"].tally(1),
             settings=_facts(root["settings"], _SETTINGS_FACTS),
@@ -339,6 +348,11 @@ Reader = Callable[[Field], Any]
 def read_machine(item: Field) -> dict[str, Any]:
     """Facts about a machine as a report shows them."""
     return _facts(item, _MACHINE_FACTS)
+
+
+def read_native(item: Field) -> dict[str, Any]:
+    """Facts about an operator library as a report shows them."""
+    return _facts(item, _NATIVE_FACTS)
 
 
 def _facts(item: Field, types: Mapping[str, Reader]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def bundle_facts(bundle: Bundle, precision: str) -> dict[str, Any]:
         "model_sha256": manifest.files.get(MODEL),
         "static_sha256": None if bundle.static is None else manifest.files.get(bundle.static.name),
         "masks": [{"name": mask.name, "block": mask.block, "kind": mask.kind} for mask in manifest.masks],
-        "operators": sorted({operator.op_type for operator in manifest.operators}),
+        "operators": list(manifest.operator_types),
         "tools": dict(manifest.tools),
         "notes": list(manifest.notes),
     }

@@ -20,10 +20,12 @@ from dyndeploy.nets.registry import (
     create_model,
     model_info,
     model_names,
+    preprocessing_at,
     register_model,
     registered,
 )
 from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput, ExitOutput, NetworkFacts
+from dyndeploy.nets.trained import TrainedNetwork, read_trained
 
 __all__ = [
     "DEFAULT_PREPROCESSING",
@@ -40,6 +42,7 @@ __all__ = [
     "ModelInfo",
     "NetworkFacts",
     "Preprocessing",
+    "TrainedNetwork",
     "create_model",
     "exit_macs",
     "full_flops",
@@ -47,6 +50,8 @@ __all__ = [
     "model_info",
     "model_names",
     "official_flops",
+    "preprocessing_at",
+    "read_trained",
     "register_model",
     "registered",
     "save_checkpoint",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 # torchvision's first published ResNet weights are older than this counter, which inference does not use.
 OPTIONAL_SUFFIX = ".num_batches_tracked"
@@ -41,6 +41,38 @@ class CheckpointRules:
     def hint(self, weights: Mapping[str, Tensor], key: str) -> str | None:
         """Say which option would make a weight of another shape fit: a sentence."""
         return None
+
+    def untold(self, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Options that decide what these weights compute, and that no name and no shape among them tells."""
+        return ()
+
+    def assumed(self, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Options that are not told either, and that have one value in nearly all files: the network's default."""
+        return ()
+
+    def classifiers(self, network: nn.Module, classes: int) -> tuple[str, ...]:
+        """Modules whose weights have shapes that follow from the number of classes, by their dotted names.
+
+        Training that starts from weights for other classes leaves these fresh. A network that does not say has those
+        linear layers and convolutions whose output is as wide as there are classes.
+
+        Args:
+            network: It.
+            classes: Its number of classes.
+        """
+        return tuple(
+            name
+            for name, module in network.named_modules()
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and module.weight.shape[0] == classes
+        )
+
+    def start_names(self) -> Mapping[str, str]:
+        """Names of weights in files that training can start from, such as a static backbone's -> names here."""
+        return {}
+
+    def may_start_without(self, key: str, weights: Mapping[str, Tensor]) -> bool:
+        """Whether training can start from a file that lacks this weight, and whose weights are these."""
+        return False
 
 
 def listing(items: Iterable[Any], limit: int = 4) -> str:

@@ -9,7 +9,7 @@ tensors at the top or in any entry, with the prefixes of wrappers ("module.", "_
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -43,7 +43,8 @@ class LoadReport:
         source_format: "dyndeploy", "laudnet", "lasnet", "dyn_perceiver", "torchvision", or the entry that held the
             weights: "state_dict", "model", "model_ema"; "plain" for the file itself.
         missing: Keys of the network that the file lacks; they keep their values. Only batch counters can be missing,
-            and of a LAUD-ResNet masker weights (from a static checkpoint).
+            and of a LAUD-ResNet masker weights (from a static checkpoint); where training starts from the file also
+            what ``fresh`` names, and of a Dynamic Perceiver all but the convolutions (from a static backbone).
         unexpected: Keys of the file that the network lacks; they are ignored: counters that tools add, what has another
             prefix than the network's weights, and of a LAUD-ResNet masker weights (into a static network) and keys
             outside the backbone.
@@ -56,6 +57,12 @@ class LoadReport:
         weights: Name of the entry or prefix that was taken; "plain" for the file itself.
         averaged: Whether its name says that it is a moving average.
         others: Names of other sets of weights in the file that fit as well, such as "model_ema".
+        assumed: Options that the file does not tell either, and that nearly all files have the network's value of.
+        untold: Options of the network that decide what these weights compute and that the file does not tell, such as
+            the mode of a LAUD-ResNet.
+        fresh: Weights of the classifiers, where training starts from a file that has none or one of other classes.
+        classes: (classes of the classifier in the file, or None where it has none; those of the network) where a fresh
+            classifier was left in place.
     """
 
     path: Path
@@ -70,6 +77,15 @@ class LoadReport:
     weights: str = "plain"
     averaged: bool = False
     others: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    untold: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+    classes: tuple[int | None, int] | None = None
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """Weights of the network that the file lacks, counters excepted: what they decide is left to chance."""
+        return tuple(key for key in self.missing if not key.endswith(OPTIONAL_SUFFIX))
 
     def summary(self) -> str:
         """Return the report as a few lines for a log."""
@@ -77,11 +93,15 @@ class LoadReport:
         if self.epoch is not None:
             lines.append(f"Epoch {self.epoch}.")
         for title, keys in (
-            ("Missing, left as they were", self.missing),
+            ("Missing, left as they were", [key for key in self.missing if key not in self.fresh]),
             ("Unexpected, ignored", self.unexpected),
         ):
             if keys:
                 lines.append(f"{title}: {listing(keys)}.")
+        if self.classes is not None:
+            theirs, ours = self.classes
+            left = "It has no classifier" if theirs is None else f"Its classifier of {theirs} classes left out"
+            lines.append(f"{left}; a fresh one for {ours}.")
         if self.renamed:
             lines.append(f"Renamed: {listing([f'{old} -> {new}' for old, new in self.renamed])}.")
         if self.averaged:
@@ -146,7 +166,12 @@ def _check_plain(where: str, value: Any) -> None:
 
 
 def load_checkpoint(
-    model: nn.Module, path: str | os.PathLike[str], *, weights: str | None = None, averaged: bool = False
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    weights: str | None = None,
+    averaged: bool = False,
+    classes: int | None = None,
 ) -> LoadReport:
     """Load weights into a network, checking everything first.
 
@@ -159,6 +184,9 @@ def load_checkpoint(
             scripts keep beside them, else the name of the entry or the prefix ("model_ema", "teacher"). None takes the
             weights themselves, and the average only where there is nothing else.
         averaged: As ``weights="ema"``.
+        classes: Number of the network's classes where training starts from the file: then a classifier of other classes
+            is left out, or may be missing, and a file of a static backbone is enough, also with torchvision's names.
+            The report says what stays fresh.
 
     Returns:
         A report of what was missing, unexpected and renamed. Only our own files tell whether spatial maskers
@@ -172,16 +200,22 @@ def load_checkpoint(
     source = Path(path)
     content = read_checkpoint(source)
     own = model.state_dict()
-    chosen, others = choose_weights(content, own, weights or (EMA if averaged else None), source)
+    rules_of = getattr(model, "checkpoint_rules", CheckpointRules)
+    rules: CheckpointRules = rules_of()
+    names = {} if classes is None else rules.start_names()
+    chosen, others = choose_weights(content, own, weights or (EMA if averaged else None), source, names)
     found = chosen.weights
+    fresh, exchanged = ((), None) if classes is None else _fresh_classifier(model, rules, own, found, classes)
+    found = {key: value for key, value in found.items() if key not in fresh}
     source_format = _source_format(source, content, chosen)
     differences = _option_differences(content, model) if source_format == "dyndeploy" else ()
 
     missing = tuple(key for key in own if key not in found)
     unexpected = tuple(key for key in found if key not in own)
-    rules_of = getattr(model, "checkpoint_rules", CheckpointRules)
-    rules: CheckpointRules = rules_of()
-    _check_architecture(source, rules, own, found, missing, unexpected)
+    wanted = [
+        key for key in missing if key not in fresh and (classes is None or not rules.may_start_without(key, found))
+    ]
+    _check_architecture(source, rules, own, found, wanted, unexpected)
     options = content.get("options") if source_format == "dyndeploy" else None
     conflict = rules.conflict(found, options if isinstance(options, Mapping) else {})
     if conflict:
@@ -205,7 +239,30 @@ def load_checkpoint(
         weights=chosen.name,
         averaged=chosen.averaged,
         others=others,
+        assumed=() if options else rules.assumed(found),
+        untold=() if options else rules.untold(found),
+        fresh=fresh,
+        classes=exchanged,
     )
+
+
+def _fresh_classifier(
+    model: nn.Module, rules: CheckpointRules, own: Mapping[str, Tensor], found: Mapping[str, Tensor], classes: int
+) -> tuple[tuple[str, ...], tuple[int | None, int] | None]:
+    """Weights of classifiers that the file lacks or has for other classes, and (classes there, classes here)."""
+    fresh: list[str] = []
+    theirs: int | None = None
+    for name in rules.classifiers(model, classes):
+        keys = [key for key in own if key.startswith(f"{name}.")]
+        there = [key for key in keys if key in found]
+        if there and all(found[key].shape == own[key].shape for key in there):
+            continue
+        fresh += keys
+        for key in there:
+            # A layer that reads logits has them as its second axis.
+            if theirs is None and found[key].ndim == own[key].ndim and own[key].shape[:1] == (classes,):
+                theirs = found[key].shape[0]
+    return tuple(fresh), (theirs, classes) if fresh else None
 
 
 def _first_string(fields: Mapping[str, Any], *keys: str) -> str | None:
@@ -249,8 +306,8 @@ def _check_architecture(
     rules: CheckpointRules,
     own: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
-    missing: tuple[str, ...],
-    unexpected: tuple[str, ...],
+    missing: Sequence[str],
+    unexpected: Sequence[str],
 ) -> None:
     if not any(key in weights for key in own):
         raise CheckpointError(

@@ -565,6 +565,49 @@ class PerceiverRules(CheckpointRules):
         """Name the options that differ."""
         return self._different(weights)
 
+    def assumed(self, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """The heads of the self-attention: the reference code cannot train with others than the default."""
+        return ("num_sa_heads",) if "latent" in weights else ()
+
+    def classifiers(self, network: nn.Module, classes: int) -> tuple[str, ...]:
+        """The last layers of the four exits, and what reads an exit's logits for a later one."""
+        heads = ("early_classifier3", "classifier_att", "classifier_cnn", "classifier_merge")
+        return (*(_last_linear(network, head) for head in heads), *(("isc3", "isc4") if self._isc else ()))
+
+    @property
+    def _isc(self) -> bool:
+        return self.network.config.with_isc
+
+    def start_names(self) -> Mapping[str, str]:
+        """Torchvision's names of the static backbone and its classifier, which is that of exit 3."""
+        places = self._backbone_places()
+        return {
+            new + key.removeprefix(own): key
+            for key in self.network.state_dict()
+            for own, new in places.items()
+            if key.startswith(own)
+        }
+
+    def may_start_without(self, key: str, weights: Mapping[str, Tensor]) -> bool:
+        """Everything but the convolutions, if that is what the file holds."""
+        return "latent" not in weights and not key.startswith(("cnn_stem.", "cnn_body"))
+
+    def _backbone_places(self) -> dict[str, str]:
+        """Beginnings of names here -> those of the same modules in torchvision's static network."""
+        network = self.network
+        if network.architecture.kind == "regnet":
+            return {"cnn_stem.": "stem.", "cnn_body.": "trunk_output.", "classifier_cnn.": "fc."}
+        if network.architecture.kind == "resnet":
+            stages = {f"{path}.": f"layer{stage}." for stage, path in enumerate(network.stage_paths, start=1)}
+            return {"cnn_stem.0.": "conv1.", "cnn_stem.1.": "bn1.", **stages, "classifier_cnn.": "fc."}
+        places = {"classifier_cnn.": "classifier."}
+        position = 0
+        for path in ("cnn_stem", *network.stage_paths):
+            for index in range(len(network.get_submodule(path))):  # type: ignore[arg-type]
+                places[f"{path}.{index}."] = f"features.{position}."
+                position += 1
+        return places
+
     def _different(self, weights: Mapping[str, Tensor]) -> str | None:
         theirs, ours = options_of(weights), self.network.config.as_dict()
         different = {name: value for name, value in theirs.items() if ours[name] != value}
@@ -576,6 +619,12 @@ class PerceiverRules(CheckpointRules):
             count = latent.shape[0]
             return f"The checkpoint has {count} latents: create a network whose name ends in _t{count}."
         return None
+
+
+def _last_linear(network: nn.Module, path: str) -> str:
+    """Name of the last linear layer of a head."""
+    names = [name for name, module in network.get_submodule(path).named_modules() if isinstance(module, nn.Linear)]
+    return f"{path}.{names[-1]}" if names[-1] else path
 
 
 def _register(name: str, description: str, architecture: PerceiverArchitecture, **defaults: Any) -> None:

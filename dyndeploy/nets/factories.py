@@ -130,6 +130,16 @@ def parse_options(
     return options
 
 
+def default_options(
+    name: str, imported: str | None = None, *, folder: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Return the keywords of a network that have a default, with it; see :func:`build_network`."""
+    factory = None if imported is None else _factory(name, imported, folder)
+    if factory is None:
+        return dict(model_info(name).defaults)
+    return {p.name: p.default for p in _parameters(factory) if p.default is not p.empty}
+
+
 def import_module(source: str, folder: str | os.PathLike[str] | None = None) -> ModuleType:
     """Import a ``.py`` file by its path, or a module by its name.
 

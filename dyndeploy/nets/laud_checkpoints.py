@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dyndeploy.nets.checkpoint_rules import OPTIONAL_SUFFIX, CheckpointRules, joined, listing
 from dyndeploy.nets.resnet import EXPANSION
@@ -82,6 +82,18 @@ class LaudRules(CheckpointRules):
             name = key[: key.index(".masker_channel.")]
             return _channel_masker_option(dict(self.network.named_blocks())[name], weights)
         return None
+
+    def classifiers(self, network: nn.Module, classes: int) -> tuple[str, ...]:
+        """The last layer."""
+        return ("fc",)
+
+    def untold(self, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """The mode, of which "spatial" and "layer" have the same maskers, and of patches their side."""
+        kinds = masker_kinds(weights)
+        blocks = [block for name, block in self.network.named_blocks() if name in kinds]
+        modes = any("channel" not in kinds[block.name] for block in blocks)
+        patches = any(block.granularity is not None for block in blocks)
+        return (*(("mode",) if modes else ()), *(("granularity",) if patches else ()))
 
     def _backbone_option(self, weights: Mapping[str, Tensor]) -> str | None:
         conv2, conv3 = weights.get("layer1.0.conv2.weight"), weights.get("layer1.0.conv3.weight")

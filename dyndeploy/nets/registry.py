@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,6 +27,15 @@ class Preprocessing:
     std: tuple[float, float, float]
     resize: int
     interpolation: str = "bilinear"
+
+    def scaled(self, base: tuple[int, int], size: tuple[int, int]) -> Preprocessing:
+        """Return the preprocessing for inputs of another size: the shorter side is resized in proportion.
+
+        Args:
+            base: (height, width) that this preprocessing is for.
+            size: (height, width) wanted.
+        """
+        return replace(self, resize=max(1, round(self.resize * min(size) / min(base))))
 
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize=256)
@@ -128,6 +137,13 @@ def model_info(name: str) -> ModelInfo:
         return _MODELS[name]
     except KeyError:
         raise unknown_name("model", name, _MODELS) from None
+
+
+def preprocessing_at(info: ModelInfo | None, size: tuple[int, int]) -> Preprocessing:
+    """Return how images become inputs of (height, width) for a model, or for a network that nothing is known of."""
+    if info is None:
+        return replace(DEFAULT_PREPROCESSING, resize=min(size))
+    return info.preprocessing.scaled(info.input_size, size)
 
 
 def registered(network: nn.Module) -> ModelInfo | None:

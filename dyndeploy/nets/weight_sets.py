@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -81,7 +82,11 @@ class WeightSet:
 
 
 def choose_weights(
-    content: Any, own: Mapping[str, Tensor], wanted: str | None, source: object
+    content: Any,
+    own: Mapping[str, Tensor],
+    wanted: str | None,
+    source: object,
+    other_names: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[WeightSet, tuple[str, ...]]:
     """Find the weights for a network in what a file holds.
 
@@ -91,6 +96,7 @@ def choose_weights(
         wanted: Name of an entry or prefix, :data:`EMA`, or None for the usual one: the weights themselves where there
             are both, the moving average where there is nothing else.
         source: Name of the file, for messages.
+        other_names: What the network's weights may be called in the file as well -> their names.
 
     Returns:
         The weights, and the names of other sets in the file that fit as well.
@@ -102,7 +108,7 @@ def choose_weights(
         raise CheckpointError(
             f"{source} holds a {type(content).__name__}, not a dict of weights: save model.state_dict()."
         )
-    names = {_bare(name, wrapped=_all_wrapped(own)): name for name in own}
+    names = {**other_names, **{_bare(name, wrapped=_all_wrapped(own)): name for name in own}}
     sets = [found for entry, tensors in _entries(content, ()) for found in _sets(entry, tensors, names)]
     if not sets:
         raise CheckpointError(

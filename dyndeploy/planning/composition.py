@@ -13,7 +13,7 @@ from dyndeploy.errors import UsageError
 from dyndeploy.ops.gates import CHANNEL, PATCH
 from dyndeploy.prediction.kernels import GraphWalker, Kernel
 from dyndeploy.prediction.rates import Rates
-from dyndeploy.prediction.zoo import zoo_nodes
+from dyndeploy.prediction.zoo import require_registered, zoo_nodes
 
 STATIC = "static"
 MODES = (STATIC, "spatial", "channel", "layer", "both")
@@ -68,6 +68,8 @@ class Composition:
         network: Registered name; its options include ``mode``, ``granularity`` and ``channel_granularity``.
         rate: Activation rate of every mask.
         input_size: (height, width); None takes the network's own.
+        runtime: Whose fusions apply.
+        precision: Of activations and weights.
 
     Attributes:
         name: Of the network.
@@ -79,10 +81,20 @@ class Composition:
         UsageError: Unknown name, or a network without modes.
     """
 
-    def __init__(self, network: str, rate: float, input_size: tuple[int, int] | None = None) -> None:
-        from dyndeploy.nets import model_info, model_names
+    def __init__(
+        self,
+        network: str,
+        rate: float,
+        input_size: tuple[int, int] | None = None,
+        *,
+        runtime: str = "onnxruntime",
+        precision: str = "fp32",
+    ) -> None:
+        from dyndeploy.nets import model_info
 
-        if network in model_names() and "mode" not in model_info(network).defaults:
+        require_registered(network)
+        self._runtime, self._precision = runtime, precision
+        if "mode" not in model_info(network).defaults:
             raise UsageError(
                 f"'{network}' has no modes to choose from: there is nothing to plan. Plan a network whose options "
                 "include 'mode'; see 'dyndeploy models'."
@@ -180,7 +192,7 @@ class Composition:
         gaps: list[list[Kernel]] = [[]]
         ends: list[Kernel] = []  # Changes of layout, which are part of a block only if more of it follows.
         current: str | None = None
-        for kernel in GraphWalker(nodes).graph(self._rates).kernels:
+        for kernel in GraphWalker(nodes, runtime=self._runtime, precision=self._precision).graph(self._rates).kernels:
             if kernel.block not in (None, current):
                 gaps[-1] += ends
                 ends, current = [], kernel.block

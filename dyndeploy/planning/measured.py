@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,11 @@ import onnx
 from dyndeploy.bundle import MaskInfo
 from dyndeploy.errors import UsageError
 from dyndeploy.graphs.forced import PREFIX, forced_masks, replace_masks
+from dyndeploy.graphs.inspect import all_nodes, is_dynamic
 from dyndeploy.measure.steady import quick
 from dyndeploy.planning.plan import Plan
 from dyndeploy.runtimes import OnnxRuntimeSession
+from dyndeploy.runtimes.native import operator_code
 from dyndeploy.targets import load_target
 
 _DRAWS = 3
@@ -41,30 +43,44 @@ def measure_plans(
         progress: Called with what is being done and the fraction done.
 
     Returns:
-        The plans with :attr:`Plan.measured_ms`: CPU time of one thread, wall time of several.
+        The plans with :attr:`Plan.measured_ms`: CPU time of one thread, wall time of several; and with
+        :attr:`Plan.measured_with`.
 
     Raises:
         UsageError: A plan for another device.
     """
-    other = next((plan.device for plan in plans if plan.device != "cpu"), None)
-    if other is not None:
-        raise UsageError(f"Plans for '{other}' cannot be measured here: only those for the device cpu can.")
+    for plan in plans:
+        require_measurable(plan.device)
     spent: list[list[float]] = [[] for _ in plans]
     with contextlib.ExitStack() as stack:
-        runs = []
+        runs, code = [], []
         for number, plan in enumerate(plans):
             progress(f"exporting plan {number + 1} of {len(plans)}", 0.7 * number / len(plans))
-            runs.append(_runs(plan, native, stack))
+            own, used = _runs(plan, native, stack)
+            runs.append(own)
+            code.append(used)
         clock = time.thread_time_ns if plans[0].threads == 1 else time.perf_counter_ns
         for turn in range(rounds):
             progress(f"round {turn + 1} of {rounds}", 0.7 + 0.3 * turn / rounds)
-            for own, calls in zip(spent, runs, strict=True):
+            for times, calls in zip(spent, runs, strict=True):
                 call = calls[turn % len(calls)]
                 call()
                 begin = clock()
                 call()
-                own.append((clock() - begin) / 1e6)
-    return [replace(plan, measured_ms=quick(own)) for plan, own in zip(plans, spent, strict=True)]
+                times.append((clock() - begin) / 1e6)
+    return [
+        replace(plan, measured_ms=quick(times), measured_with=used)
+        for plan, times, used in zip(plans, spent, code, strict=True)
+    ]
+
+
+def require_measurable(device: str) -> None:
+    """Raise ``UsageError`` for a device that is not this machine's CPU."""
+    if device != "cpu":
+        raise UsageError(
+            f"Plans are measured on this machine, and '{device}' is another one. Leave --measure out, export what the "
+            f"plan says, and measure it there: 'dyndeploy profile BUNDLE --device {device}'."
+        )
 
 
 def forced_graph(network: Any, input_size: tuple[int, int]) -> tuple[onnx.ModelProto, tuple[MaskInfo, ...]]:
@@ -75,7 +91,10 @@ def forced_graph(network: Any, input_size: tuple[int, int]) -> tuple[onnx.ModelP
     return replace_masks(model, masks), masks
 
 
-def _runs(plan: Plan, native: str | os.PathLike[str], stack: contextlib.ExitStack) -> list[Callable[[], None]]:
+def _runs(
+    plan: Plan, native: str | os.PathLike[str], stack: contextlib.ExitStack
+) -> tuple[list[Callable[[], None]], str | None]:
+    """Runs of a plan on draws of masks, and which code its dynamic operators run in."""
     import torch
 
     from dyndeploy.nets import create_model
@@ -86,7 +105,7 @@ def _runs(plan: Plan, native: str | os.PathLike[str], stack: contextlib.ExitStac
     network.run_dense(plan.dense)
     graph, masks = forced_graph(network, plan.input_size)
     sessions = [
-        stack.enter_context(OnnxRuntimeSession(graph, threads=plan.threads, native=native, in_order=True))
+        stack.enter_context(OnnxRuntimeSession(graph, threads=plan.threads or 1, native=native, in_order=True))
         for _ in range(_SESSIONS)
     ]
     image = sessions[0].inputs[0]
@@ -95,7 +114,10 @@ def _runs(plan: Plan, native: str | os.PathLike[str], stack: contextlib.ExitStac
         {image.name: pixels, **{PREFIX + name: bits for name, bits in forced_masks(masks, plan.rate, draw).items()}}
         for draw in range(_DRAWS if masks else 1)
     ]
-    return [session.bind(feed, ["logits"]) for feed in feeds for session in sessions]
+    used = operator_code(
+        {node.op_type for node in all_nodes(graph.graph) if is_dynamic(node)}, asdict(sessions[0].info.native)
+    )
+    return [session.bind(feed, ["logits"]) for feed in feeds for session in sessions], used
 
 
 def choose_measured(plans: Sequence[Plan], budget_ms: float | None = None) -> Plan:

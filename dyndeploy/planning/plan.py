@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dyndeploy import files
 from dyndeploy.errors import InputError
 
 SCHEMA = 1
@@ -22,7 +20,7 @@ class Plan:
         network: Registered name.
         input_size: (height, width).
         device: It was chosen for.
-        threads: Of the session.
+        threads: Of the session; None on a GPU, where they mean nothing.
         rate: Activation rate that every mask was assumed to have.
         mode: Per stage.
         granularity: Per stage.
@@ -37,12 +35,18 @@ class Plan:
         reasons: Why, a sentence each.
         measured_ms: Of one image, where plans were measured against each other
             (:func:`~dyndeploy.planning.measure_plans`).
+        measured_with: Which code ran its dynamic operators then (:func:`dyndeploy.runtimes.native.operator_code`); None
+            where it has none.
+        kind: Always ``"predicted"``: what all latencies but ``measured_ms`` are.
+        basis: What the prices rest on: a calibration of the device, or its data sheet.
+        runtime: Whose fusions are assumed.
+        precision: Of activations and weights.
     """
 
     network: str
     input_size: tuple[int, int]
     device: str
-    threads: int
+    threads: int | None
     rate: float
     mode: tuple[str, ...]
     granularity: tuple[int, ...]
@@ -56,6 +60,11 @@ class Plan:
     accuracy: float | None = None
     reasons: tuple[str, ...] = ()
     measured_ms: float | None = None
+    measured_with: str | None = None
+    kind: str = "predicted"
+    basis: str = ""
+    runtime: str = "onnxruntime"
+    precision: str = "fp32"
 
     def options(self) -> dict[str, Any]:
         """Keywords for :func:`~dyndeploy.nets.create_model`; :attr:`dense` goes to the export's settings."""
@@ -92,7 +101,9 @@ class Plan:
                 fields[key] = tuple(fields[key])
             plan = cls(**fields)
             texts = (plan.network, plan.device, *plan.mode, *plan.dense, *plan.reasons)
-            counts = (*plan.input_size, plan.threads, *plan.granularity, *plan.channel_granularity)
+            texts += (plan.kind, plan.basis, plan.runtime, plan.precision)
+            threads = () if plan.threads is None else (plan.threads,)
+            counts = (*plan.input_size, *threads, *plan.granularity, *plan.channel_granularity)
             if not all(isinstance(item, str) for item in texts) or not all(_is_count(item) for item in counts):
                 raise TypeError("names must be text, sizes whole numbers of at least 1")
             return plan
@@ -102,8 +113,3 @@ class Plan:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def load_plan(path: str | os.PathLike[str]) -> Plan:
-    """Read a plan; raises ``InputError`` if it is missing, foreign or damaged."""
-    return Plan.from_json(files.read_json(path), str(path))

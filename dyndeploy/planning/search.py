@@ -82,24 +82,31 @@ class _Priced:
 
 def plan_network(
     network: str,
-    prices: Mapping[int, Price],
+    prices: Mapping[int, Price] | Mapping[int | None, Price],
     settings: PlanSettings | None = None,
     *,
     input_size: tuple[int, int] | None = None,
     device: str = "cpu",
     budget_ms: float | None = None,
     accuracies: Callable[[Plan], float | None] = lambda plan: None,
+    runtime: str = "onnxruntime",
+    precision: str = "fp32",
+    basis: str = "",
 ) -> tuple[Plan, tuple[Plan, ...]]:
     """Choose modes, granularities, dense blocks and threads.
 
     Args:
         network: Registered name.
-        prices: How kernels are priced, by number of threads.
+        prices: How kernels are priced, by number of threads (None: a device that has none), e.g. those of
+            :func:`~dyndeploy.planning.device_prices`, which also gives the last three arguments.
         settings: What to choose from.
         input_size: (height, width); None takes the network's own.
         device: Its name, for the plan.
         budget_ms: None chooses the fastest plan; a budget the one that computes most within it.
         accuracies: Accuracy of a plan where it is known.
+        runtime: Whose fusions apply.
+        precision: Of activations and weights.
+        basis: What the prices rest on, for the plan.
 
     Returns:
         The chosen plan, and the front: plans that no other beats in both latency (lower) and computation kept
@@ -113,9 +120,9 @@ def plan_network(
         raise UsageError("There is no calibration to plan with: 'dyndeploy calibrate-device' makes one.")
     if budget_ms is not None and not budget_ms > 0:
         raise UsageError(f"The budget must be a positive number of milliseconds, not {budget_ms}.")
-    composition = Composition(network, settings.rate, input_size)
+    composition = Composition(network, settings.rate, input_size, runtime=runtime, precision=precision)
     plans = [
-        replace(plan, accuracy=accuracies(plan))
+        replace(plan, accuracy=accuracies(plan), basis=basis, runtime=runtime, precision=precision)
         for threads, price in prices.items()
         for plan in _Search(composition, price, settings, device, threads).plans()
     ]
@@ -139,7 +146,7 @@ def uniform_plans(
     *,
     input_size: tuple[int, int] | None = None,
     device: str = "cpu",
-    threads: int = 1,
+    threads: int | None = 1,
     most: int = 6,
 ) -> tuple[Plan, ...]:
     """Plans with one mode and granularity for the whole network and no dense block, and the static network.
@@ -174,7 +181,9 @@ def _front(plans: Sequence[Plan]) -> tuple[Plan, ...]:
 
 
 class _Search:
-    def __init__(self, network: Composition, price: Price, settings: PlanSettings, device: str, threads: int) -> None:
+    def __init__(
+        self, network: Composition, price: Price, settings: PlanSettings, device: str, threads: int | None
+    ) -> None:
         self._network, self._price, self._settings = network, price, settings
         self._device, self._threads = device, threads
         self._stages = network.stages

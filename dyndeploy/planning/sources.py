@@ -2,17 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from dyndeploy.bundle import Bundle
 from dyndeploy.errors import UsageError
 from dyndeploy.planning.plan import Plan
 from dyndeploy.planning.search import Price
+from dyndeploy.prediction import Estimator, StagedNodes, bundle_nodes, load_device_model
 from dyndeploy.prediction.calibrated import (
     CalibratedModel,
     find_calibrations,
     load_calibration,
 )
+from dyndeploy.prediction.zoo import lacking_operators, require_registered, zoo_network
+from dyndeploy.targets import load_target, target_names
+from dyndeploy.targets.devices import device_names, load_device
+
+
+@dataclass(frozen=True)
+class DevicePrices:
+    """How kernels are priced on a device, and what that rests on.
+
+    Attributes:
+        by_threads: Prices by number of threads; a GPU has one entry, under None.
+        runtime: Whose fusions apply.
+        precision: Of activations and weights.
+        basis: What the prices rest on, for a reader.
+        warnings: Why a calibration may not fit this machine.
+        calibrations: Files that were given.
+    """
+
+    by_threads: Mapping[int | None, Price]
+    runtime: str
+    precision: str
+    basis: str
+    warnings: tuple[str, ...] = ()
+    calibrations: tuple[Path, ...] = ()
+
+
+def device_prices(
+    device: str, *, threads: int | None = None, calibrations: Sequence[Path] = (), precision: str = "fp32"
+) -> DevicePrices:
+    """Prices of a device: of its calibrations where there are some, else of the model made from its data sheet.
+
+    Args:
+        device: Its name.
+        threads: Only this number, of a CPU; None takes every calibration.
+        calibrations: Calibration files; none looks in the user's configuration folder.
+        precision: Of activations and weights; calibrations are for fp32.
+
+    Raises:
+        UsageError: Unknown device, threads of a GPU, a precision that the device or its calibration has not, or a CPU
+            that is not calibrated.
+        InputError: A calibration file is missing, foreign or damaged.
+    """
+    if calibrations or device not in device_names() or load_device(device).is_local:
+        if precision != "fp32":
+            raise UsageError(f"The calibration of {device} is for fp32: plan that.")
+        found, warnings = calibrated_prices(device, threads, calibrations)
+        if threads is not None and threads not in found:
+            known = ", ".join(map(str, found))
+            raise UsageError(f"'{device}' is not calibrated with {threads} threads, but with {known}.")
+        basis = f"calibration of {device} ({', '.join(map(str, found))} threads)"
+        return DevicePrices(
+            {count: found[count] for count in found},
+            "onnxruntime",
+            precision,
+            basis,
+            tuple(warnings),
+            tuple(calibrations),
+        )
+    if threads is not None:
+        raise UsageError(f"{device} is a GPU: threads mean nothing there. Leave --threads out.")
+    if device in target_names():
+        load_target(device).require_precision(precision)
+    runtime = Estimator(device, precision=precision).runtime
+    model = load_device_model(device, precision, runtime=runtime)
+    basis = model.basis if isinstance(model, CalibratedModel) else f"device model, not calibrated: {model.basis}"
+    return DevicePrices({None: model.price}, runtime, precision, basis)
+
+
+def staged_network(
+    network: str, device: str, *, precision: str = "fp32", input_size: tuple[int, int] | None = None
+) -> StagedNodes | None:
+    """Stages of a registered network, or of a bundle's folder, that exits early; None for a network without exits.
+
+    Args:
+        network: Name or folder.
+        device: It is planned for: export writes other graphs for other devices.
+        precision: Of activations and weights.
+        input_size: (height, width); None takes the network's own.
+
+    Raises:
+        UsageError: No registered network, or a bundle without exits.
+        BundleError: The folder is no bundle.
+    """
+    if os.sep in network or os.path.isdir(network):
+        found = bundle_nodes(Bundle.open(network), 1, input_size)
+        if not isinstance(found, StagedNodes):
+            raise UsageError(f"{network} has no exits: plan the network by its registered name, before it is exported.")
+        return found
+    require_registered(network)
+    from dyndeploy.nets import model_info
+
+    if "mode" in model_info(network).defaults:
+        return None
+    named = zoo_network(network, {}, input_size=input_size, lacks=lacking_operators(device))
+    return named if isinstance(named, StagedNodes) else None
 
 
 def calibrated_prices(

@@ -8,10 +8,8 @@ from dyndeploy.prediction.device_model import AnalyticalModel, DeviceModel
 from dyndeploy.prediction.estimate import (
     Configuration,
     Estimator,
-    StagedNodes,
     bundle_nodes,
     bundle_record,
-    exit_shares,
     known_devices,
     load_device_model,
     predict,
@@ -21,6 +19,7 @@ from dyndeploy.prediction.kernels import Graph, GraphWalker, Kernel, walk
 from dyndeploy.prediction.nodes import Node, NodeGraph, read_nodes
 from dyndeploy.prediction.rates import Rates, RateSamples
 from dyndeploy.prediction.results import BlockPrediction, Coverage, ExitPrediction, OperatorPrediction, Prediction
+from dyndeploy.prediction.staged import StagedNodes, exit_shares
 
 __all__ = [
     "AnalyticalModel",

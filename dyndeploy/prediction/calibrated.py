@@ -21,18 +21,25 @@ import numpy.typing as npt
 
 from dyndeploy import files
 from dyndeploy.errors import InputError, UsageError
-from dyndeploy.prediction.kernels import Kernel
+from dyndeploy.prediction.kernels import REORDER, Kernel
 from dyndeploy.prediction.rates import Rates
 from dyndeploy.prediction.trees import Trees
 
 _LOG = logging.getLogger("dyndeploy.prediction")
 
-SCHEMA = 2
+SCHEMA = 3
 FORMAT = "dyndeploy-calibration"
 
 CACHE_BYTES = 16 * 2**20
 """Weights of a network beyond which most of them are no longer in a processor's last cache when their turn comes. A
 scale, not a device's cache size: the trees see the real number and correct for it."""
+
+MAP_BYTES = 2**20
+"""Activations of a kernel beyond which most of them leave the caches of a core: a scale, like :data:`CACHE_BYTES`."""
+
+_FLOAT = 4.0
+_SLOWNESS = {2.0: 1.0, 3.0: 2.0, 4.0: 15.0, 5.0: 100.0}
+"""Of pointwise operators by their cost: how their time per element goes, about; the constant is fitted."""
 
 Array = npt.NDArray[np.float64]
 
@@ -44,8 +51,18 @@ def class_of(kernel: Kernel) -> str:
         return kernel.call.spec.skipped_kind
     if kernel.kind == "pool":
         return "pool_global" if f.get("global") else "pool"
+    if kernel.kind == "elementwise":
+        return "elementwise_function" if f.get("cost", 1.0) > 2 else "elementwise"
+    if kernel.kind == "depthwise" and f["axes"] == 1:
+        return "depthwise_line"
     if kernel.kind != "conv":
         return kernel.kind
+    if f["transposed"]:
+        return "conv_transposed"
+    if f["axes"] == 1:
+        return "conv_line"
+    if not f["blocked"]:
+        return "conv_plain"
     if f["cin"] <= 4:
         return "conv_image"
     if f["groups"] > 1:
@@ -88,9 +105,17 @@ def _standard_terms(kernel: Kernel, cold: float) -> list[float]:
         blocks = kernel.macs * _padded(outputs, _BLOCK) / outputs * _padded(inputs, _BLOCK) / inputs
         edge = kernel.macs * _edge(f)
     window = kernel.written_bytes * f.get("k", 0.0) ** 2 if kernel.kind == "pool" else 0.0
+    if kernel.macs and not f.get("blocked", 1.0):
+        # Every window is written out before it is multiplied, unless it is a single pixel.
+        taps = f["k"] * f["kw"]
+        window = kernel.macs / f["cout"] * f["groups"] * _FLOAT if taps > 1 or f["stride"] > 1 else 0.0
+    # What does not fit the caches of a core on its way from one kernel to the next.
+    moved = kernel.read_bytes + kernel.written_bytes
+    far = moved * moved / (moved + MAP_BYTES)
+    slow = kernel.written_bytes * _SLOWNESS.get(f.get("cost", 1.0), 0.0)
     return [
         1.0, kernel.macs, blocks, edge, kernel.read_bytes, kernel.written_bytes, kernel.weight_bytes,
-        kernel.weight_bytes * cold, f.get("operators", 1.0) - 1.0, window,
+        kernel.weight_bytes * cold, f.get("operators", 1.0) - 1.0, window, far, slow,
     ]  # fmt: skip
 
 
@@ -120,7 +145,7 @@ _LOGS = (
 )  # fmt: skip
 _PLAIN = (
     "k", "kw", "stride", "dilation", "rate", "rate_conv1", "channel_rate", "projection", "residual", "activation",
-    "operators", "global",
+    "operators", "global", "blocked", "axes", "cost", "inputs", "broadcast", "inward", "linear",
 )  # fmt: skip
 _DERIVED = (
     "macs", "dense_macs", "read", "written", "weights", "resident", "macs_per_byte", "macs_per_weight",
@@ -504,6 +529,8 @@ class CalibratedModel:
         for name, members in groups.items():
             chosen = [kernels[index] for index in members]
             known = self._knows(name, chosen[0])
+            if name == REORDER and not known:
+                continue  # Where the calibration met none, the runtime keeps all maps plain.
             model = self.calibration.classes[name if known else GENERAL]
             if not known:
                 chosen = [general(kernel) for kernel in chosen]

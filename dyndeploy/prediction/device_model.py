@@ -12,6 +12,7 @@ Peak rates are those of the device's file; what software reaches of them are its
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -20,8 +21,8 @@ import numpy.typing as npt
 
 from dyndeploy.errors import UsageError
 from dyndeploy.prediction.densities import ExpectedBusiestTile
-from dyndeploy.prediction.kernels import ELEMENT_BYTES, UNKNOWN, Kernel
-from dyndeploy.targets.devices import Device
+from dyndeploy.prediction.kernels import ELEMENT_BYTES, REORDER, UNKNOWN, Kernel, fused_by
+from dyndeploy.targets.devices import Device, Hardware
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -60,7 +61,7 @@ class DeviceModel(Protocol):
 
 
 LANES_EFFICIENCY, MEMORY_EFFICIENCY = 0.6, 0.8
-TENSOR_EFFICIENCY = {"tensorrt": 0.4, "onnxruntime": 0.4, "pytorch": 0.6}
+TENSOR_EFFICIENCY = {"tensorrt": 0.6, "onnxruntime": 0.6, "pytorch": 0.6}
 """Where nothing was fitted: about the middle of what was on other devices (tensor cores: TensorRT at batch 1, PyTorch
 at large batches)."""
 
@@ -86,8 +87,10 @@ is the product of a matrix and a vector."""
 _SPLITS = (1, 2, 4, 8)
 """Into how many pieces a long sum may be cut to busy more multiprocessors."""
 
-_RAMP_LANES, _RAMP_TENSOR = 16, 48
-"""Depth of a sum that would take as long as a tile's begin and end."""
+_RAMP_LANES = 16
+RAMP_TENSOR = {"tensorrt": 256, "onnxruntime": 256, "pytorch": 48}
+"""Depth of a sum that would take as long as a tile's begin and end. On tensor cores that of TensorRT at batch 1 was
+chosen in view of ResNet-50 and VGG-16 on an AGX Xavier: with 48, what fits one misses the other by a factor of 1.5."""
 
 _L2_BYTES_PER_CYCLE = 25.6
 """Of each multiprocessor where no source gives the bandwidth: the V100's, the lowest that is known."""
@@ -100,6 +103,17 @@ _SPREAD_FITTED, _SPREAD_ASSUMED = 0.15, 0.45
 
 _SPREAD_KIND = {"depthwise": 0.5, "gemm": 0.25, "pool": 0.25, "elementwise": 0.2}
 _SPREAD_DYNAMIC, _SPREAD_UNKNOWN = 0.5, 1.2
+
+
+class _Unit(NamedTuple):
+    """What multiplies matrices on a multiprocessor: its lanes, or its tensor cores."""
+
+    rate: float
+    """Multiply-accumulates per second that software reaches."""
+    ramp: int
+    step: int
+    """The depth of a sum is filled up to a multiple of this."""
+    winograd: bool
 
 
 class _Phase(NamedTuple):
@@ -132,28 +146,39 @@ class AnalyticalModel:
         device: The device.
         precision: Of activations and weights.
         runtime: Which software runs the kernels; None takes the device's own.
+        groups_in_turn: The runtime is one that runs the groups of a convolution one by one, as that of some published
+            figures did.
 
     Raises:
-        UsageError: The device has no data sheet, or no hardware for the precision.
+        UsageError: The device has no data sheet, no hardware for the precision, or no source states its rate.
     """
 
-    def __init__(self, device: Device, precision: str = "fp32", runtime: str | None = None) -> None:
+    def __init__(
+        self, device: Device, precision: str = "fp32", runtime: str | None = None, *, groups_in_turn: bool = False
+    ) -> None:
         hardware, constants = device.hardware, device.model
         if device.is_local:
             raise UsageError(f"Nothing is known of {device.name} before 'dyndeploy calibrate-device' has measured it.")
         if precision == "int8" and hardware.int8 is False:
             raise UsageError(f"{device.title} has no INT8 arithmetic: predict fp16 or fp32.")
+        int8 = hardware.int8_tensor_tops or hardware.int8_tops
+        if precision == "int8" and int8 is None:
+            raise UsageError(
+                f"No source states how fast {device.title} computes in INT8, and none is guessed: predict fp16 or fp32."
+            )
         assert hardware.sms and hardware.fp32_lanes_per_sm and hardware.fp32_tflops and hardware.dram_gb_per_s
         self.name = device.name
         self.precision = precision
-        self.runtime = runtime or constants.runtime
+        self.runtime = runtime or device.runtime
+        fused_by(self.runtime)  # Refuses what it does not know.
         self.overhead_ms = 0.0
         self.correlation = 0.8
         fitted = self.runtime == constants.runtime and bool(constants.fitted)
+        mode = f" in power mode {hardware.power_mode}" if hardware.power_mode else ""
         self.basis = (
-            f"data sheet, {' and '.join(constants.fitted)} fitted: {constants.source}"
+            f"data sheet{mode}, {' and '.join(constants.fitted)} fitted: {constants.source}"
             if fitted
-            else f"data sheet alone, nothing fitted to {self.runtime} on this device"
+            else f"data sheet{mode} alone, nothing fitted to {self.runtime} on this device"
         )
         compute = constants.compute_efficiency if self.runtime == constants.runtime else None
         memory = constants.memory_efficiency if self.runtime == constants.runtime else None
@@ -161,14 +186,11 @@ class AnalyticalModel:
         self._launch = (constants.launch_us or _LAUNCH_US) * 1e-6
         self._dispatch = _DISPATCH_US.get(self.runtime, 0.0) * 1e-6
         self._group_launch = constants.group_launch_us * 1e-6
+        self._in_turn = groups_in_turn
         self._sms = hardware.sms
-        vector = {"fp32": hardware.fp32_tflops, "fp16": (hardware.fp16_tflops or hardware.fp32_tflops) * _HALF_LANES}
-        self._lanes = vector.get(precision, hardware.fp32_tflops) * 5e11 / self._sms
-        tensor = {"fp16": hardware.fp16_tensor_tflops, "int8": hardware.int8_tensor_tops or hardware.fp16_tensor_tflops}
-        rate = tensor.get(precision)
-        self._tensor = rate is not None
-        self._efficiency = compute or (TENSOR_EFFICIENCY[self.runtime] if self._tensor else LANES_EFFICIENCY)
-        self._rate = (rate if rate is not None else vector.get(precision, vector["fp16"])) * 5e11 / self._sms
+        self._units = self._units_of(hardware, precision, compute)
+        # The first lanes: of what has no matrix product.
+        self._lanes = next(unit for unit in self._units if unit.ramp == _RAMP_LANES).rate
         self._element = ELEMENT_BYTES[precision]
         self._l2 = (hardware.l2_mb or 0.0) * 2**20
         clock = hardware.fp32_tflops * 5e11 / self._sms / hardware.fp32_lanes_per_sm
@@ -180,11 +202,28 @@ class AnalyticalModel:
         self._spread = _SPREAD_FITTED if fitted else _SPREAD_ASSUMED
         # A rate that no source states may be several times the one that stands in for it.
         modern = float(hardware.compute_capability or 0) >= 7.0
-        missing = (precision == "fp16" and modern and hardware.fp16_tensor_tflops is None) or (
-            precision == "int8" and hardware.int8_tensor_tops is None
-        )
-        self._faster = 4.0 if missing and precision == "fp16" else 2.0 if missing else 1.0
+        self._faster = 4.0 if precision == "fp16" and modern and hardware.fp16_tensor_tflops is None else 1.0
         self._busiest = ExpectedBusiestTile()
+
+    def _units_of(self, hardware: Hardware, precision: str, fitted: float | None) -> list[_Unit]:
+        """What may compute a matrix product in the precision; a runtime times its kernels and takes the fastest."""
+        on_lanes, on_tensor_cores = fitted or LANES_EFFICIENCY, fitted or TENSOR_EFFICIENCY[self.runtime]
+        ramp = RAMP_TENSOR[self.runtime]
+
+        def lanes(tera: float, *, winograd: bool = True) -> _Unit:
+            return _Unit(tera * 5e11 / self._sms * on_lanes, _RAMP_LANES, 8, winograd)
+
+        def tensor_cores(tera: float) -> _Unit:
+            return _Unit(tera * 5e11 / self._sms * on_tensor_cores, ramp, 16, False)
+
+        single = hardware.fp32_tflops or 0.0
+        if precision == "fp32":
+            return [lanes(single)]
+        units = [lanes(max((hardware.fp16_tflops or single) * _HALF_LANES, single))]
+        if precision == "int8" and hardware.int8_tops:
+            units.append(lanes(hardware.int8_tops, winograd=False))
+        tensor = hardware.int8_tensor_tops if precision == "int8" else hardware.fp16_tensor_tflops
+        return units if tensor is None else [*units, tensor_cores(tensor)]
 
     def price(self, kernels: Sequence[Kernel], resident: Array | None = None) -> tuple[Array, Array, Array]:
         """See :class:`DeviceModel`."""
@@ -192,8 +231,8 @@ class AnalyticalModel:
         for index, kernel in enumerate(kernels):
             phases.extend(self._phases(index, kernel))
         if not phases:
-            empty = np.zeros(0)
-            return empty, empty, empty
+            nothing = np.zeros(len(kernels))
+            return nothing, nothing, nothing
         table = np.array(phases, np.float64)
         column = {name: table[:, index] for index, name in enumerate(_Phase._fields)}
         owner = column["kernel"].astype(np.int64)
@@ -203,10 +242,13 @@ class AnalyticalModel:
         ms: Array = np.bincount(owner, seconds, len(kernels)).astype(np.float64) * 1e3
         share = np.bincount(owner, np.minimum(arithmetic, seconds), len(kernels)) * 1e3 / np.maximum(ms, 1e-12)
         spread = np.array([self._spread_of(kernel) for kernel in kernels])
-        # Another version of the runtime may run all groups of a convolution at once.
-        certain = ms - np.bincount(owner, column["groups"] * self._group_launch, len(kernels)) * 1e3
-        low: Array = certain * np.exp(-spread) * (1.0 - share * (1.0 - 1.0 / self._faster))
+        low: Array = ms * np.exp(-spread) * (1.0 - share * (1.0 - 1.0 / self._faster))
         high: Array = ms * np.exp(spread)
+        # Another version of the runtime may run the groups of a convolution one by one.
+        in_turn = np.bincount(owner, column["groups"] * self._group_launch, len(kernels)) * 1e3
+        if self._in_turn:
+            ms = ms + in_turn
+        high = np.maximum(high, ms + (0.0 if self._in_turn else in_turn) * np.exp(spread))
         return ms, low, high
 
     def _spread_of(self, kernel: Kernel) -> float:
@@ -226,7 +268,7 @@ class AnalyticalModel:
             dense,
             busy,
             p["rows"] * p["columns"] * p["depth"] * p["products"]
-            / (self._lanes * self._sms * self._efficiency * _DEPTHWISE_COMPUTE),
+            / (self._lanes * self._sms * _DEPTHWISE_COMPUTE),
         )  # fmt: skip
         moved, weights = p["moved"], p["weights"]
         # What a kernel leaves in the cache the next one finds there, unless the kernel itself pushes it out.
@@ -236,31 +278,27 @@ class AnalyticalModel:
         memory = (moved * outside + weights * cold) / bandwidth
         cache = np.maximum(tile_bytes, moved + weights) / self._l2_bandwidth
         launch = self._launch * np.where(moved + weights + busy > 0, 1.0, 0.0)
-        seconds = launch + np.maximum(np.maximum(busy, memory), cache) + p["groups"] * self._group_launch
+        seconds = launch + np.maximum(np.maximum(busy, memory), cache)
         return np.maximum(seconds, self._dispatch) * p["share"], busy * p["share"]
 
     def _products(self, p: dict[str, Array]) -> tuple[Array, Array]:
-        """Seconds of arithmetic and bytes through the second-level cache, with the best tile for each product."""
-        ramp = _RAMP_TENSOR if self._tensor else _RAMP_LANES
-        step = 16 if self._tensor else 8
+        """Seconds of arithmetic and bytes through the second-level cache, with the best unit and tile for each."""
         rows, columns, count = p["rows"], p["columns"], p["products"]
-        depth = np.ceil(p["depth"] / step) * step
         best = np.full(rows.shape, np.inf)
         traffic = np.zeros(rows.shape)
-        for height, width, reached in _TILES:
-            tiles = np.ceil(rows / height) * np.ceil(columns / width) * count
-            for split in _SPLITS:
-                blocks = tiles * split
-                turns = np.ceil(blocks / self._sms)
-                per_tile = height * width * (depth / split + ramp) / (self._rate * reached * self._efficiency)
-                # The slowest tile ends the last turn.
-                seconds = (turns + p["slowest"] - 1.0) * per_tile / p["gain"]
-                summed = (split > 1) * 2.0 * split * rows * columns * count * 4.0
-                loaded = blocks * depth / split * (height / p["taps"] + width) * self._element + summed
-                total = np.maximum(seconds, loaded / self._l2_bandwidth)
-                better = total < best
-                best = np.where(better, total, best)
-                traffic = np.where(better, loaded, traffic)
+        for unit, (height, width, reached), split in itertools.product(self._units, _TILES, _SPLITS):
+            depth = np.ceil(p["depth"] / unit.step) * unit.step
+            blocks = np.ceil(rows / height) * np.ceil(columns / width) * count * split
+            turns = np.ceil(blocks / self._sms)
+            per_tile = height * width * (depth / split + unit.ramp) / (unit.rate * reached)
+            # The slowest tile ends the last turn.
+            seconds = (turns + p["slowest"] - 1.0) * per_tile / (p["gain"] if unit.winograd else 1.0)
+            summed = (split > 1) * 2.0 * split * rows * columns * count * 4.0
+            loaded = blocks * depth / split * (height / p["taps"] + width) * self._element + summed
+            total = np.maximum(seconds, loaded / self._l2_bandwidth)
+            better = total < best
+            best = np.where(better, total, best)
+            traffic = np.where(better, loaded, traffic)
         some = rows * columns * count > 0
         arithmetic = np.where(some, best, 0.0)
         return arithmetic, np.where(some, traffic, 0.0)
@@ -269,10 +307,12 @@ class AnalyticalModel:
 
     def _phases(self, index: int, kernel: Kernel) -> list[_Phase]:
         f = kernel.features
+        if kernel.kind == REORDER:
+            return []  # No GPU keeps channels in these blocks.
         moved, weights = kernel.read_bytes + kernel.written_bytes, kernel.weight_bytes
         if kernel.kind in ("conv", "depthwise"):
             groups, taps = f["groups"], f["k"] * f["kw"]
-            winograd = not self._tensor and taps == 9 and f["k"] == 3 and f["stride"] == f["dilation"] == groups == 1
+            winograd = taps == 9 and f["k"] == 3 and f["stride"] == f["dilation"] == groups == 1
             return [
                 _Phase(
                     index,

@@ -19,8 +19,7 @@ import numpy as np
 
 from dyndeploy.bundle import SAVES_NOTHING, Bundle
 from dyndeploy.errors import InputError, UsageError, unknown_name
-from dyndeploy.fields import Field
-from dyndeploy.files import shown
+from dyndeploy.graphs.reading import read_graph
 from dyndeploy.ops.gates import GateKind
 from dyndeploy.prediction.architectures import static_graph, static_name
 from dyndeploy.prediction.calibrated import CalibratedModel, Installation, find_calibrations, load_calibration
@@ -35,7 +34,8 @@ from dyndeploy.prediction.results import (
     OperatorPrediction,
     Prediction,
 )
-from dyndeploy.prediction.zoo import zoo_nodes
+from dyndeploy.prediction.staged import StagedNodes, exit_shares
+from dyndeploy.prediction.zoo import lacking_operators, zoo_network
 from dyndeploy.targets import load_target, target_names
 from dyndeploy.targets.devices import Device, device_names, load_device
 
@@ -43,37 +43,6 @@ if TYPE_CHECKING:
     import onnx
 
 _LOG = logging.getLogger("dyndeploy.prediction")
-
-
-@dataclass(frozen=True)
-class StagedNodes:
-    """The stages of a network that exits early.
-
-    Attributes:
-        name: Of the network.
-        stages: Exit and nodes of each stage, in order.
-        shares: Share of images that leaves at each exit, where that is known; else equal shares.
-    """
-
-    name: str
-    stages: tuple[tuple[int, NodeGraph], ...]
-    shares: tuple[float, ...] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; :meth:`from_json` reads them back."""
-        return {
-            "name": self.name,
-            "stages": [{"exit": number, **nodes.to_json()} for number, nodes in self.stages],
-            "shares": None if self.shares is None else list(self.shares),
-        }
-
-    @classmethod
-    def from_json(cls, value: Any) -> StagedNodes:
-        """Read what :meth:`to_json` wrote; raises ``InputError`` where it is no such object."""
-        root = DOCUMENT.root(value)
-        stages = root["stages"].sequence(lambda item: (item["exit"].tally(1), NodeGraph.read(item)), at_least=1)
-        shares = root["shares"].optional(lambda item: item.sequence(Field.share, length=len(stages)))
-        return cls(root["name"].label(), stages, shares)
 
 
 Network: TypeAlias = "str | Bundle | onnx.ModelProto | NodeGraph | StagedNodes | GraphWalker | Graph"
@@ -97,6 +66,8 @@ class Configuration:
             branches of a file of another origin.
         exit_mix: Share of images that leaves at each exit of a network that exits early; None takes the shares that
             its thresholds were calibrated with, else equal ones.
+        exits: Exits to keep of a network that exits early, the last one included, as an export with ``--exits`` does;
+            None for all. The mix still has a share for each of the network's exits.
     """
 
     mode: str | Sequence[str] | None = None
@@ -104,6 +75,7 @@ class Configuration:
     channel_granularity: int | Sequence[int] | None = None
     rate: RateLike | RateSamples | Mapping[str, float | Rates] | None = None
     exit_mix: Sequence[float] | None = None
+    exits: Sequence[int] | None = None
 
 
 def load_device_model(
@@ -166,8 +138,8 @@ class Estimator:
         device: A device, its name, or a model.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         batch: Images per run; None takes the network's own (a bundle, a file), else the device's usual one.
-        runtime: Which software runs the kernels; None takes the device's own for static networks, and what dynamic
-            operators are built for (TensorRT on GPUs) for networks that have some.
+        runtime: Which software runs the kernels, of static and dynamic networks alike; None takes the device's own
+            (:attr:`~dyndeploy.targets.devices.Device.runtime`).
         threads: Of a CPU.
         calibration: A file of ``dyndeploy calibrate-device``; None looks where that command leaves it.
         installation: What a calibration has to fit, or predictions say that it does not; None: this machine now.
@@ -190,34 +162,23 @@ class Estimator:
         if batch is not None and (isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1):
             raise UsageError(f"The batch size must be a positive whole number, not {batch}.")
         self.device = load_device(device) if isinstance(device, str) else device
-        self.precision, self.batch, self._runtime = precision, batch, runtime
+        self.precision, self.batch, self.runtime = precision, batch, runtime or self.device.runtime
         self._installation = installation
         self._make = functools.lru_cache(None)(
             lambda name: load_device_model(
                 self.device, precision, runtime=name, threads=threads, calibration=calibration
             )
         )
-        self._walkers: dict[tuple[int, str], GraphWalker] = {}
-        self._make(self._static_runtime)
+        self._walkers: dict[int, GraphWalker] = {}
+        self._make(self.runtime)
 
     @functools.cached_property
     def warnings(self) -> tuple[str, ...]:
         """Why the calibration that prices may not fit; empty where it does, and for devices without one."""
-        model = self._make(self._static_runtime)
+        model = self._make(self.runtime)
         if not isinstance(model, CalibratedModel) or not self.device.is_local:
             return ()
         return tuple(model.calibration.warnings(self._installation))
-
-    @property
-    def _static_runtime(self) -> str:
-        if self._runtime is None and self.precision == "int8" and self.device.model.runtime == "pytorch":
-            return "tensorrt"
-        return self._runtime or self.device.model.runtime
-
-    @property
-    def dynamic_runtime(self) -> str:
-        """Whose fusions are assumed for networks with dynamic operators."""
-        return self._runtime or ("onnxruntime" if self.device.is_local else "tensorrt")
 
     def predict(
         self,
@@ -301,7 +262,7 @@ class Estimator:
     def _plan(self, network: Network, configuration: Configuration, input_size: tuple[int, int] | None) -> _Plan:
         if isinstance(network, Graph):
             given = network
-            return _Plan(given.name, self._static_runtime, given.batch, given.input_size, lambda rates: given)
+            return _Plan(given.name, self.runtime, given.batch, given.input_size, lambda rates: given)
         if isinstance(network, str):
             return self._named(network, configuration, input_size)
         if isinstance(network, Bundle):
@@ -322,12 +283,12 @@ class Estimator:
         static = _single(configuration.mode) in (None, "static")
         known = static_name(name)
         if static and known is not None:
-            runtime, batch = self._static_runtime, self.batch or self.device.model.batch
+            runtime, batch = self.runtime, self.batch or self.device.model.batch
             graph = static_graph(known, batch=batch, input_size=input_size, precision=self.precision, runtime=runtime)
             return _Plan(graph.name, runtime, batch, graph.input_size, lambda rates: graph)
         if known is not None:
             raise UsageError(f"{name} has no dynamic form in the zoo: predict it with mode static.")
-        return self._of_zoo(name, {"mode": "static"}, configuration, input_size)
+        return self._of_zoo(name, {}, configuration, input_size)
 
     def _rebuilt(self, bundle: Bundle, configuration: Configuration, input_size: tuple[int, int] | None) -> _Plan:
         """The network of a bundle in another mode than it was exported in."""
@@ -359,22 +320,33 @@ class Estimator:
             "granularity": configuration.granularity,
             "channel_granularity": configuration.channel_granularity,
         }
+        from dyndeploy.nets import model_info, model_names
+
         given = {key: _single(value) for key, value in asked.items() if value is not None}
         batch = batch or self.batch or self.device.model.batch
-        nodes = zoo_nodes(name, {**options, **given}, batch=batch, input_size=input_size)
-        key = (id(nodes), self.dynamic_runtime)
-        walker = self._walkers.get(key)
+        known = model_info(name).defaults if name in model_names() else {"mode": None}
+        if "mode" in known:
+            given = {"mode": "static", **options, **given}
+        elif given.pop("mode", "static") != "static" or given:
+            raise UsageError(f"{name} has neither modes nor granularities: leave them out.")
+        nodes = zoo_network(name, given, batch=batch, input_size=input_size, lacks=lacking_operators(self.device.name))
+        if isinstance(nodes, StagedNodes):
+            return self._staged(nodes, replace(configuration, mode=None))
+        walker = self._walkers.get(id(nodes))
         if walker is None:
-            walker = self._walkers[key] = self._walker(nodes, self.dynamic_runtime)
+            walker = self._walkers[id(nodes)] = self._walker(nodes)
         return self._walked(name, [walker], configuration)
 
     def _staged(self, network: StagedNodes, configuration: Configuration) -> _Plan:
-        exits = tuple(number for number, _ in network.stages)
-        shares = exit_shares(configuration.exit_mix or network.shares or (1.0,) * len(exits), len(exits))
-        dynamic = any(nodes.is_dynamic for _, nodes in network.stages)
-        runtime = self.dynamic_runtime if dynamic else self._static_runtime
-        walkers = [self._walker(nodes, runtime) for _, nodes in network.stages]
-        return self._walked(network.name, walkers, configuration, tuple(zip(exits, shares, strict=True)))
+        count = len(network.exits)
+        shares = exit_shares(configuration.exit_mix or network.shares or (1.0,) * count, count)
+        network = replace(network, shares=shares)
+        if configuration.exits is not None:
+            network = network.keep(configuration.exits)
+        walkers = [self._walker(nodes) for _, nodes in network.stages]
+        return self._walked(
+            network.name, walkers, configuration, tuple(zip(network.exits, network.shares or (), strict=True))
+        )
 
     def _walked(
         self,
@@ -383,8 +355,8 @@ class Estimator:
         configuration: Configuration,
         exits: tuple[tuple[int, float], ...] = (),
     ) -> _Plan:
-        if configuration.exit_mix is not None and not exits:
-            raise UsageError(f"{name} has no exits: leave the exit mix out.")
+        if not exits and (configuration.exit_mix is not None or configuration.exits is not None):
+            raise UsageError(f"{name} has no exits: leave the exits and their mix out.")
         gates: dict[str, tuple[GateKind, ...]] = {}
         for walker in walkers:
             gates |= walker.gates
@@ -431,15 +403,14 @@ class Estimator:
 
     def _takes_branches(self, runtime: str) -> tuple[bool, str]:
         """Whether the platform runs one branch of an ``If`` only, and the reason."""
-        if self.device.name in target_names():
-            target = load_target(self.device.name)
+        if self.device.board in target_names():
+            target = load_target(self.device.board)
             if target.runtime == runtime:
                 return target.takes_branches()
         return runtime != "tensorrt", "TensorRT may run both branches"
 
-    def _walker(self, nodes: NodeGraph, runtime: str | None = None) -> GraphWalker:
-        chosen = self.dynamic_runtime if nodes.is_dynamic else self._static_runtime
-        return GraphWalker(nodes, precision=self.precision, runtime=runtime or chosen)
+    def _walker(self, nodes: NodeGraph) -> GraphWalker:
+        return GraphWalker(nodes, precision=self.precision, runtime=self.runtime)
 
 
 def bundle_nodes(
@@ -505,14 +476,6 @@ def recorded_nodes(record: Mapping[str, Any] | None, part: str, source: str = "T
         )
     value = DOCUMENT.root(record)[part].facts()
     return StagedNodes.from_json(value) if "stages" in value else NodeGraph.from_json(value)
-
-
-def exit_shares(mix: Sequence[float], exits: int) -> tuple[float, ...]:
-    """Shares of the exits, summing to 1; raises ``UsageError`` for another number or a share below 0."""
-    if len(mix) != exits or not all(math.isfinite(share) and share >= 0 for share in mix) or sum(mix) <= 0:
-        example = "/".join(f"{100 / exits:.3g}" for _ in range(exits))
-        raise UsageError(f"The exit mix {list(mix)} is not valid: give {exits} shares of at least 0, e.g. {example}.")
-    return tuple(share / sum(mix) for share in mix)
 
 
 @dataclass(frozen=True)
@@ -752,6 +715,8 @@ def predict(
     channel_granularity: int | Sequence[int] | None = None,
     rate: RateLike | RateSamples | Mapping[str, float | Rates] | None = None,
     exit_mix: Sequence[float] | None = None,
+    dims: Mapping[str, int] | None = None,
+    exits: Sequence[int] | None = None,
 ) -> Prediction:
     """Predict the latency of a network on a device.
 
@@ -770,9 +735,12 @@ def predict(
         channel_granularity: As in :class:`Configuration`.
         rate: As in :class:`Configuration`.
         exit_mix: As in :class:`Configuration`.
+        dims: Sizes that an ONNX graph leaves open, by name, besides the batch and the input size.
+        exits: As in :class:`Configuration`.
 
     Raises:
-        UsageError: Unknown name, device or precision, a value out of range, or a device that is not calibrated.
+        UsageError: Unknown name, device or precision, a value out of range, or a device that is not calibrated; a rate
+            for a network that skips nothing; or sizes by name of what is no ONNX graph.
         BundleError: A bundle or a file that cannot be read.
 
     Example:
@@ -782,25 +750,26 @@ def predict(
     estimator = Estimator(
         device, precision=precision, batch=batch, runtime=runtime, threads=threads, calibration=calibration
     )
-    configuration = Configuration(mode, granularity, channel_granularity, rate, exit_mix)
+    configuration = Configuration(mode, granularity, channel_granularity, rate, exit_mix, exits)
     if isinstance(network, os.PathLike):
-        network = _opened(Path(network))
-    return estimator.predict(network, configuration, input_size=input_size)
+        network = open_network(network)
+    if dims:
+        if isinstance(network, (str, Bundle, NodeGraph, StagedNodes, GraphWalker, Graph)):
+            raise UsageError("Only an ONNX file has sizes to give by name: leave --dim out.")
+        network = read_nodes(network, batch=batch, input_size=input_size, dims=dims)
+        input_size = None
+    prediction = estimator.predict(network, configuration, input_size=input_size)
+    if rate is not None:
+        prediction.require_rates()
+    return prediction
 
 
-def _opened(path: Path) -> Bundle | onnx.ModelProto:
-    """The bundle or the graph at a path; weights in files of their own are not needed."""
-    if path.is_dir() or path.suffix != ".onnx":
-        return Bundle.open(path)
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+def open_network(source: str | os.PathLike[str]) -> Bundle | onnx.ModelProto:
+    """The bundle or the graph at a path; weights in files of their own are not read.
 
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (OSError, ValueError, DecodeError) as error:
-        raise InputError(f"Cannot read {path} as an ONNX graph: {error}.") from error
-    if not model.HasField("graph"):
-        raise InputError(f"Cannot read {path} as an ONNX graph: it holds none.")
-    if not model.graph.name or model.graph.name == "main_graph":
-        model.graph.name = shown(path.stem)
-    return model
+    Raises:
+        BundleError: The folder is no bundle.
+        InputError: The file cannot be read as an ONNX graph.
+    """
+    path = Path(source)
+    return Bundle.open(path) if path.is_dir() or path.suffix != ".onnx" else read_graph(path, weights=False)

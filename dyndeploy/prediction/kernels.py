@@ -14,10 +14,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dyndeploy.errors import BundleError, unknown_name
+from dyndeploy.graphs.shapes import unknown_size
 from dyndeploy.ops import OPERATORS
 from dyndeploy.ops.base import Launch, OperatorSpec, Shape
 from dyndeploy.ops.gates import BLOCK, GateKind
 from dyndeploy.precisions import PRECISIONS
+from dyndeploy.prediction.gates import joined_gates
+from dyndeploy.prediction.layouts import Layouts, Reorder
 from dyndeploy.prediction.nodes import Node, NodeGraph, read_nodes
 from dyndeploy.prediction.rates import Rates, checked_rates
 
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 ELEMENT_BYTES = {name: PRECISIONS[name].element_bytes for name in ("fp32", "fp16", "int8")}
 """Bytes of an element by precision."""
+
+REORDER = "reorder"
+"""Kind of a conversion between plain maps and maps with channels in blocks: only on a CPU."""
 
 UNKNOWN = "unknown:"
 """Kind of an operator that no class of kernels stands for: ``"unknown:<OpType>"``."""
@@ -188,6 +194,9 @@ def conv_kernel(
     residual: bool = False,
     activation: bool = False,
     precision: str = "fp32",
+    axes: int = 2,
+    blocked: bool = True,
+    transposed: bool = False,
 ) -> Kernel:
     """Make a convolution with what is fused into it.
 
@@ -206,6 +215,9 @@ def conv_kernel(
         residual: Whether another map of the output's size is added.
         activation: Whether an activation is fused.
         precision: Of activations and weights.
+        axes: Spatial axes; with one, heights are 1.
+        blocked: Whether a CPU computes it on channels in blocks.
+        transposed: Whether it is a transposed convolution: sizes are then those of the convolution it transposes.
     """
     element = ELEMENT_BYTES[precision]
     outputs = batch * cout * out_size[0] * out_size[1]
@@ -242,6 +254,9 @@ def conv_kernel(
             "groups": groups,
             "residual": float(residual),
             "activation": float(activation),
+            "axes": axes,
+            "blocked": float(blocked),
+            "transposed": float(transposed),
         },
     )
 
@@ -313,6 +328,15 @@ def moving_kernel(
     )
 
 
+def reorder_kernel(name: str, block: str | None, shape: Shape, *, inward: bool, precision: str = "fp32") -> Kernel:
+    """Make a conversion of a map (batch, channels, height, width) into blocks (``inward``) or out of them."""
+    elements = math.prod(shape)
+    sizes = {"cin": shape[1], "h": shape[2], "w": shape[3], "inward": float(inward)}
+    return moving_kernel(
+        name, block, REORDER, read=elements, written=elements, weights=0, batch=shape[0], precision=precision, **sizes
+    )
+
+
 # ---------------------------------------------------------------- fusion
 
 _FREE = frozenset((
@@ -344,12 +368,15 @@ _MEMBERS: dict[str, tuple[str, ...]] = {
         "LpNormalization", "MeanVarianceNormalization", "SimplifiedLayerNormalization",
         "SkipLayerNormalization",
     ),
+    "fill": (
+        "OneHot", "EyeLike", "Range",
+    ),
     "resize": (
         "Resize", "Upsample", "GridSample",
     ),
     "transpose": (
         "Transpose", "Concat", "Slice", "Gather", "GatherND", "GatherElements", "ScatterND",
-        "ScatterElements", "Pad", "Expand", "Split", "Tile", "DepthToSpace", "SpaceToDepth",
+        "ScatterElements", "Pad", "Expand", "Split", "Tile", "DepthToSpace", "SpaceToDepth", "Cast",
     ),
 }  # fmt: skip
 _CLASSES = {name: kind for kind, names in _MEMBERS.items() for name in names}
@@ -358,7 +385,7 @@ _FUSED_BY: dict[str, frozenset[str]] = {
     "pytorch": frozenset(),
     # ONNX Runtime, CPU: activations of its FusedConv, and the addition of the blocked (NCHWc) convolution.
     "onnxruntime": frozenset((
-        "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "HardSigmoid", "Add", "BatchNormalization",
+        "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "HardSigmoid", "HardSwish", "Add", "BatchNormalization",
     )),
     # TensorRT merges every chain of pointwise operators into its producer.
     "tensorrt": _POINTWISE,
@@ -373,6 +400,18 @@ def fused_by(runtime: str) -> frozenset[str]:
     return _FUSED_BY[runtime]
 
 
+_AFTER_ADD = frozenset({"Relu", "Sigmoid", "Tanh"})
+"""What ONNX Runtime fuses into a convolution that has already taken an addition."""
+
+_COST = {
+    **dict.fromkeys(("Div", "Sqrt", "LeakyRelu", "HardSigmoid", "HardSwish", "ThresholdedRelu", "Where"), 2),
+    **dict.fromkeys(("Sigmoid", "Tanh", "Exp", "Log", "Erf", "Gelu", "BiasGelu", "FastGelu", "QuickGelu", "Swish"), 3),
+    **dict.fromkeys(("PRelu", "Elu", "Selu", "Celu", "Softsign"), 4),
+    **dict.fromkeys(("Pow", "Mod", "Softplus", "Mish", "Sin", "Cos"), 5),
+}
+"""How much more than a move a pointwise operator computes: 1 (all others) next to nothing, 2 a division or a choice,
+3 a function that is vectorised, 4 one that is not, 5 one that takes several."""
+
 _SCALE_SHIFT = frozenset({"BatchNormalization", "Add", "Mul", "Sub", "Div"})
 
 
@@ -384,11 +423,17 @@ class _Group:
         nodes: In order; the first decides the class.
         tail: Tensor that the group produces.
         extra: Further activations that fused nodes read.
+        before: Maps that are converted for it.
+        after: Maps that are converted behind it: outputs of the graph.
+        blocked: Whether it makes a map with channels in blocks.
     """
 
     nodes: list[Node]
     tail: str
     extra: list[str] = field(default_factory=list)
+    before: list[Reorder] = field(default_factory=list)
+    after: list[Reorder] = field(default_factory=list)
+    blocked: bool = False
 
 
 class _Fuser:
@@ -398,12 +443,15 @@ class _Fuser:
         self._shapes = graph.shapes
         self._fusable = fused_by(runtime)
         self._chains = runtime == "tensorrt"
+        self._on_cpu = runtime == "onnxruntime"
         self._alias: dict[str, str] = {}
         self.constant = {*graph.constants, ""}
         self._readers: dict[str, list[Node]] = {}
         self._group_of: dict[str, _Group] = {}
         self.groups: list[_Group] = []
-        nodes = [node for node in graph.nodes if not self._folds(node)]
+        listed = joined_gates(graph) if self._on_cpu else graph.nodes
+        nodes = [node for node in listed if not self._folds(node)]
+        self.layouts = Layouts(graph.shapes, self.constant)
         for node in nodes:
             for name in dict.fromkeys(map(self.root, node.inputs)):
                 self._readers.setdefault(name, []).append(node)
@@ -412,9 +460,14 @@ class _Fuser:
             group = self._join(node)
             if group is None:
                 group = _Group([node], node.outputs[0])
+                if self._on_cpu:
+                    group.before = self.layouts.begin(node, self.activations(node))
+                    group.blocked = self.layouts.is_blocked(node.outputs[0])
                 self.groups.append(group)
             for name in node.outputs:
                 self._group_of[name] = group
+        if self.groups:
+            self.groups[-1].after = self.layouts.end([self.root(name) for name in graph.outputs])
 
     def root(self, name: str) -> str:
         """The tensor that ``name`` is a view of."""
@@ -431,7 +484,7 @@ class _Fuser:
         if node.op_type in ("Shape", "Size") or all(self.root(name) in self.constant for name in node.inputs):
             self.constant.update(node.outputs)
             return True
-        if node.op_type in _FREE and not node.domain:
+        if node.op_type in _FREE and not node.domain and not (self._on_cpu and node.op_type == "Cast"):
             self._alias[node.outputs[0]] = node.inputs[0]
             return True
         return False
@@ -444,6 +497,7 @@ class _Fuser:
         candidates = [self._group_of[name] for name in inputs if name in self._group_of]
         for group in sorted(candidates, key=self.groups.index, reverse=True):
             if self._takes(group, node, inputs):
+                self.layouts.join(group.tail, node.outputs[0])
                 group.nodes.append(node)
                 group.extra += [name for name in dict.fromkeys(inputs) if self._group_of.get(name) is not group]
                 group.tail = node.outputs[0]
@@ -468,7 +522,11 @@ class _Fuser:
             and len(inputs) == 1
             and len(group.nodes) == 1
         )
+        if self._on_cpu and len(inputs) == 1 and node.op_type in _SCALE_SHIFT and lead in _CONVOLUTIONS:
+            return self._folds_into_weights(group, node)
         if node.op_type not in allowed and not folds:
+            return False
+        if self._on_cpu and group.blocked and not folds and not self._stays_blocked(group, node, inputs):
             return False
         if not self._chains and lead in _PRODUCTS and len(inputs) > 1:
             return False
@@ -484,6 +542,23 @@ class _Fuser:
         return all(any(reader is member for member in members) for name in own for reader in self._readers[name]) or (
             self._chains and self._closes_soon(group, node)
         )
+
+    def _folds_into_weights(self, group: _Group, node: Node) -> bool:
+        """Whether ONNX Runtime folds a product by a constant, or its addition, into the convolution before it."""
+        if node.op_type in ("Sub", "Div") or any(item.op_type not in _SCALE_SHIFT for item in group.nodes[1:]):
+            return False
+        if len(self._readers[group.tail]) > 1 or group.tail in self._kept:
+            return False
+        if node.op_type == "BatchNormalization":
+            return True
+        rank = next((len(self._shapes.get(name, (0,))) for name in node.inputs if name in self.constant), 1)
+        return rank >= 3 or (rank == 0 and node.op_type == "Mul")
+
+    def _stays_blocked(self, group: _Group, node: Node, inputs: Sequence[str]) -> bool:
+        """Whether what a blocked convolution takes in is in blocks too."""
+        if node.op_type == "Add":
+            return all(self.layouts.is_blocked(name) for name in inputs)
+        return node.op_type in _AFTER_ADD or all(item.op_type != "Add" for item in group.nodes)
 
     def _closes_soon(self, group: _Group, node: Node) -> bool:
         """Whether ``node`` is the gate of ``x * gate(x)`` and the product is the only other reader of x."""
@@ -536,7 +611,18 @@ class GraphWalker:
         self.name, self.batch, self.input_size = graph.name, graph.batch, graph.input_size
         self._shapes = graph.shapes
         self._fuser = _Fuser(graph, runtime)
-        self._entries = [(self._entry(group), group.nodes[0]) for group in self._fuser.groups]
+        self._entries = [entry for group in self._fuser.groups for entry in self._entries_of(group)]
+
+    def part_of_nodes(self) -> dict[str, str]:
+        """The part (:attr:`Graph.parts`) that every node's time belongs to, by the tensors that the node makes."""
+        parts = self.graph().parts
+        return {
+            name: part
+            for part, members in parts.items()
+            for index in members
+            for node in self._fuser.groups[index].nodes
+            for name in node.outputs
+        }
 
     @functools.cached_property
     def gates(self) -> dict[str, tuple[GateKind, ...]]:
@@ -578,6 +664,16 @@ class GraphWalker:
         share = math.prod(rates_of(rates, block).of(BLOCK) for block in node.conditions)
         return replace(kernel, share=share)
 
+    def _entries_of(self, group: _Group) -> list[tuple[Kernel | OperatorCall, Node]]:
+        node = group.nodes[0]
+        before, after = ([(self._reorder(item, node), node) for item in part] for part in (group.before, group.after))
+        return [*before, (self._entry(group), node), *after]
+
+    def _reorder(self, reorder: Reorder, node: Node) -> Kernel:
+        return reorder_kernel(
+            f"{node.name}~{reorder.tensor}", node.block, reorder.shape, inward=reorder.inward, precision=self.precision
+        )
+
     def _entry(self, group: _Group) -> Kernel | OperatorCall:
         """A kernel, or a dynamic operator that obeys decisions and still lacks their rates."""
         node = group.nodes[0]
@@ -590,7 +686,8 @@ class GraphWalker:
     def _shape(self, name: str) -> Shape:
         shape = self._shapes.get(name)
         if shape is None or any(size < 0 for size in shape):
-            raise BundleError(f"The shape of tensor '{name}' is not static: give the graph a fixed input size.")
+            makers = (f"'{node.name}' ({node.op_type})" for node in self.record.nodes if name in node.outputs)
+            raise BundleError(unknown_size(name, shape, next(makers, "")))
         return shape
 
     def _elements(self, name: str) -> int:
@@ -603,7 +700,7 @@ class GraphWalker:
         residual = any(self._elements(extra) == self._elements(group.tail) for extra in group.extra)
         activation = any(item != "Add" and item not in _SCALE_SHIFT for item in fused)
         if not node.domain and node.op_type in _CONVOLUTIONS:
-            return self._conv(node, name, block, residual, activation)
+            return self._conv(group, node, residual, activation)
         if not node.domain and node.op_type in _PRODUCTS:
             return self._product(node, name, block, residual, activation)
         read = sum(self._elements(item) for item in dict.fromkeys([*self._fuser.activations(node), *group.extra]))
@@ -628,6 +725,12 @@ class GraphWalker:
                 out = (*out, 1, 1)  # A mean over the pixels that drops their axes.
             if len(out) == 4:
                 sizes |= {"oh": out[2], "ow": out[3], "cout": out[1]}
+        if kind == "elementwise":
+            sizes |= {"cost": max(_COST.get(item.op_type, 1) for item in group.nodes), "inputs": len(inputs)}
+            sizes["broadcast"] = float(len({self._elements(item) for item in inputs}) > 1)
+        sizes["blocked"] = float(group.blocked)
+        if kind == "resize":
+            sizes["linear"] = float(node.attributes.get("mode", "nearest") != "nearest")
         if kind == "pool":
             window = node.attributes.get("kernel_shape")
             sizes["k"] = window[0] if window else math.sqrt(max(1.0, read / max(written, 1)))
@@ -645,7 +748,7 @@ class GraphWalker:
             **sizes,
         )
 
-    def _conv(self, node: Node, name: str, block: str | None, residual: bool, activation: bool) -> Kernel:
+    def _conv(self, group: _Group, node: Node, residual: bool, activation: bool) -> Kernel:
         quantised = node.op_type == "QLinearConv"
         x, y = self._shape(node.inputs[0]), self._shape(node.outputs[0])
         weight = self._shape(node.inputs[3 if quantised else 1])
@@ -657,8 +760,8 @@ class GraphWalker:
             # Every input position is multiplied with the whole kernel: the convolution with the roles swapped.
             x, y = y, x
         return conv_kernel(
-            name,
-            block,
+            node.name,
+            node.block,
             batch=x[0],
             cin=x[1],
             cout=y[1],
@@ -671,6 +774,9 @@ class GraphWalker:
             residual=residual,
             activation=activation,
             precision=self.precision,
+            axes=len(kernel),
+            blocked=group.blocked,
+            transposed=transposed,
         )
 
     def _product(self, node: Node, name: str, block: str | None, residual: bool, activation: bool) -> Kernel:

@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dyndeploy.errors import BundleError, InputError, UsageError
+import numpy as np
+import numpy.typing as npt
+
+from dyndeploy.bundle import TensorInfo
+from dyndeploy.errors import DyndeployError, InputError, UsageError
 from dyndeploy.fields import Document, Field
-from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, static_shapes
+from dyndeploy.graphs.inputs import image_sides, real_inputs, with_sizes
+from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, shape_of
+from dyndeploy.graphs.shapes import known_sizes
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.base import Shape
+from dyndeploy.runtimes import OnnxRuntimeSession
 
 if TYPE_CHECKING:
     import onnx
@@ -25,8 +32,17 @@ if TYPE_CHECKING:
 DOCUMENT = Document("The record of the graph", "Profile the bundle again.", InputError)
 
 _NUMBERED = re.compile(r"^(?!stem\b)[\w.-]*[.-]\d+$")
-_ATTRIBUTES = ("kernel_shape", "strides", "dilations", "group", "transA")
+_ATTRIBUTES = ("kernel_shape", "strides", "dilations", "group", "transA", "axis", "mode")
 """What standard operators are priced by, besides their shapes."""
+
+SPELT_OUT: Mapping[str, tuple[str, ...]] = {
+    "LayerNormalization": ("ReduceMean", "Sub", "Mul", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add"),
+    "Gelu": ("Div", "Erf", "Add", "Mul", "Mul"),
+}
+"""What export writes where a platform lacks an operator: the steps in order, each on the result of the one before.
+
+A ``ReduceMean`` gives one number a row, and the steps behind it work on those up to the next ``Sub`` or ``Div``.
+"""
 
 
 @dataclass(frozen=True)
@@ -161,6 +177,8 @@ def _node(item: Field) -> Node:
 
 
 def _attribute(item: Field) -> Any:
+    if isinstance(item.value, str):
+        return item.label()
     if isinstance(item.value, list):
         return (
             list(item.sequence(Field.number))
@@ -192,39 +210,112 @@ def read_nodes(
     *,
     batch: int | None = None,
     input_size: tuple[int, int] | None = None,
+    dims: Mapping[str, int] | None = None,
     name: str | None = None,
 ) -> NodeGraph:
-    """Read a graph.
+    """Read a graph; what follows from sizes alone is a constant of it, as for a runtime that knows the sizes.
 
     Args:
         model: Any ONNX graph; its weights may be missing.
         batch: Images per run; None takes the graph's own (1 if it leaves it open).
         input_size: (height, width) of the image; None takes the graph's own.
+        dims: Other sizes that the graph leaves open, by name (:func:`~dyndeploy.graphs.inputs.with_sizes`).
         name: Of the network; None takes the graph's.
 
     Raises:
-        UsageError: A size for an input that is no image.
+        UsageError: A size for an input that is no image, or of a name that the graph does not have.
         BundleError: The input's shape is open, or sizes contradict each other.
     """
-    shape, override = _input_shape(model, batch, input_size)
-    model = _closed(model, shape[0] if shape else 1)
-    wanted = shape if override else None
-    model, conditions, branches = _flat(model, wanted)
+    closed = with_sizes(model, batch=batch, input_size=input_size, dims=dims)
+    model, image_size = closed, _image_size(model, closed)
+    shape = shape_of(real_inputs(model.graph)[0])
+    model, conditions, branches = _flat(model)
     graph = model.graph
-    shapes = static_shapes(model, wanted, assume=True)
-    if any(-1 in shapes.get(name, (-1,)) for node in graph.node for name in node.output if name):
+    sizes = known_sizes(model, assume=True)
+    shapes, notes = dict(sizes.shapes), tuple[str, ...]()
+    unknown = [name for node in graph.node for name in node.output if name and -1 in shapes.get(name, (-1,))]
+    if unknown:
         # A size may be unknown because a node's inputs do not fit it: then that is the reason to give.
-        static_shapes(model, wanted, assume=True, strict=True)
+        known_sizes(model, assume=True, strict=True)
+        seen = observed_shapes(model, unknown)
+        shapes |= seen
+        notes = tuple(_said(seen))
     return NodeGraph(
         name=name or graph.name or "network",
-        nodes=tuple(_read(node, conditions.get(node.name, ())) for node in graph.node),
+        nodes=tuple(
+            _read(node, conditions.get(node.name, ()))
+            for node in graph.node
+            if not all(name in sizes.values for name in node.output)
+        ),
         shapes=shapes,
-        constants=frozenset({item.name for item in graph.initializer} | {""}),
+        constants=frozenset({item.name for item in graph.initializer} | set(sizes.values) | {""}),
         outputs=tuple(value.name for value in graph.output),
         batch=shape[0] if shape else 1,
-        input_size=(shape[2], shape[3]) if len(shape) == 4 else None,
+        input_size=image_size,
         branches=branches,
+        notes=notes,
     )
+
+
+def _image_size(model: onnx.ModelProto, closed: onnx.ModelProto) -> tuple[int, int] | None:
+    """(height, width) of the input that is an image; which axes those are, the open graph tells."""
+    image = image_sides(model.graph)
+    if image is None:
+        return None
+    shape = next(shape_of(value) for value in real_inputs(closed.graph) if value.name == image[0].name)
+    return shape[image[1][0]], shape[image[1][1]]
+
+
+def observed_shapes(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, Shape]:
+    """Shapes that depend on the numbers in the input, such as how many boxes a detector finds: those of one run.
+
+    The last resort, since another input may give other shapes. The input is random numbers in [0, 1), whole numbers 1.
+
+    Args:
+        model: A graph of standard operators whose inputs have static shapes.
+        tensors: The tensors to look at.
+
+    Returns:
+        Shapes by tensor; empty where the graph cannot be run here, because its weights are missing for one.
+    """
+    import onnx
+
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    del watched.graph.output[:]
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
+    try:
+        with OnnxRuntimeSession(watched, native="off") as session:
+            found = session.run(made_up_inputs(session.inputs), finite=False)
+    except DyndeployError:
+        return {}
+    return {name: tuple(value.shape) for name, value in found.items() if isinstance(value, np.ndarray)}
+
+
+def made_up_inputs(inputs: Iterable[TensorInfo], seed: int = 0) -> dict[str, npt.NDArray[Any]]:
+    """Inputs for a network that nobody gave any: random numbers in [0, 1), whole numbers 1.
+
+    Raises:
+        UsageError: An input takes no numbers.
+    """
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    for info in inputs:
+        if info.dtype.startswith("float"):
+            feeds[info.name] = rng.random(info.shape, np.float32).astype(info.dtype)
+        elif info.dtype.startswith(("int", "uint", "bool")):
+            feeds[info.name] = np.ones(info.shape, info.dtype)
+        else:
+            raise UsageError(f"Input '{info.name}' is a {info.dtype}: no numbers can be made up for it.")
+    return feeds
+
+
+def _said(shapes: Mapping[str, Shape]) -> Iterator[str]:
+    """What a reader should know of shapes that were observed."""
+    if shapes:
+        shown = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'a number'}" for name, shape in [*shapes.items()][:3])
+        more = f" and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+        yield f"Sizes that depend on the numbers in the input are those of one run on random numbers: {shown}{more}."
 
 
 def _read(node: onnx.NodeProto, conditions: tuple[str, ...]) -> Node:
@@ -234,7 +325,7 @@ def _read(node: onnx.NodeProto, conditions: tuple[str, ...]) -> Node:
         attributes = operator_attributes(node)
     else:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in _ATTRIBUTES}
-    plain = {key: list(item) if isinstance(item, Iterable) else item for key, item in attributes.items()}
+    plain = {key: _plain(item) for key, item in attributes.items()}
     name = node.name or f"{node.op_type}_{node.output[0]}"
     block = block_of(node)
     if block is None and is_dynamic(node) and OPERATORS[node.op_type].gates:
@@ -242,45 +333,11 @@ def _read(node: onnx.NodeProto, conditions: tuple[str, ...]) -> Node:
     return Node(node.op_type, node.domain, name, block, tuple(node.input), tuple(node.output), plain, conditions)
 
 
-def _input_shape(
-    model: onnx.ModelProto, batch: int | None, input_size: tuple[int, int] | None
-) -> tuple[tuple[int, ...], bool]:
-    """Shape of the first input with the wishes applied, and whether it differs from the graph's own."""
-    weights = {item.name for item in model.graph.initializer}
-    first = next((value for value in model.graph.input if value.name not in weights), None)
-    if first is None:
-        raise BundleError("The graph has no input: nothing can be predicted.")
-    dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in first.type.tensor_type.shape.dim]
-    wanted = list(dims)
-    if wanted:
-        wanted[0] = batch or (dims[0] if dims[0] > 0 else 1)
-    if input_size is not None:
-        if len(dims) != 4:
-            raise UsageError(
-                f"Input '{first.name}' has {len(dims)} axes: it is no image, so it has no height and width."
-            )
-        wanted[2:] = input_size
-    if any(side < 1 for side in wanted):
-        raise BundleError(f"Input '{first.name}' has the open shape {tuple(dims)}. Give --input-size HxW.")
-    return tuple(wanted), wanted != dims
-
-
-def _closed(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
-    """The graph with the batch of its further inputs closed where they leave it open, as stages do."""
-    import onnx
-
-    weights = {item.name for item in model.graph.initializer}
-    further = [value for value in model.graph.input if value.name not in weights][1:]
-    axes = [value.type.tensor_type.shape.dim[:1] for value in further]
-    if all(dim.dim_value > 0 for first in axes for dim in first):
-        return model
-    closed = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    closed.graph.CopyFrom(model.graph)
-    names = {value.name for value in further}
-    for value in closed.graph.input:
-        if value.name in names and value.type.tensor_type.shape.dim:
-            value.type.tensor_type.shape.dim[0].dim_value = batch
-    return closed
+def _plain(value: Any) -> Any:
+    """An attribute as JSON knows it."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return list(value) if isinstance(value, Iterable) else value
 
 
 # ---------------------------------------------------------------- branches
@@ -289,7 +346,7 @@ Conditions = dict[str, tuple[str, ...]]
 """Blocks and branches that a node runs with, by its name."""
 
 
-def _flat(model: onnx.ModelProto, input_shape: Shape | None) -> tuple[onnx.ModelProto, Conditions, tuple[str, ...]]:
+def _flat(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Conditions, tuple[str, ...]]:
     """The graph without branches, what its nodes run with, and the branches that are no skipped blocks."""
     if not any(node.op_type == "If" and not node.domain for node in model.graph.node):
         return model, {}, ()
@@ -302,11 +359,32 @@ def _flat(model: onnx.ModelProto, input_shape: Shape | None) -> tuple[onnx.Model
         at = next((i for i, node in enumerate(model.graph.node) if node.op_type == "If" and not node.domain), None)
         if at is None:
             return model, conditions, tuple(foreign)
+        decided = _decided(model, model.graph.node[at])
+        if decided is not None:
+            model, conditions = _taken(model, at, decided, conditions, always=True)
+            continue
         foreign.append(_label(model.graph.node[at]))
         model, conditions = max(
             (_taken(model, at, branch.g, conditions) for branch in model.graph.node[at].attribute),
-            key=lambda taken: _macs(taken[0], {name for name in taken[1] if name not in conditions}, input_shape),
+            key=lambda taken: _macs(taken[0], {name for name in taken[1] if name not in conditions}),
         )
+
+
+def _decided(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.GraphProto | None:
+    """The branch that an ``If`` takes, where that follows from sizes; None where only a run tells."""
+    from onnx import numpy_helper
+
+    values = known_sizes(model, assume=True).values
+    constants = {item.name: item for item in model.graph.initializer}
+    if node.input[0] in values:
+        condition = values[node.input[0]]
+    elif node.input[0] in constants:
+        condition = numpy_helper.to_array(constants[node.input[0]])
+    else:
+        return None
+    wanted = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
+    branches: dict[str, onnx.GraphProto] = {item.name: item.g for item in node.attribute}
+    return branches[wanted]
 
 
 def _label(node: onnx.NodeProto) -> str:
@@ -319,9 +397,9 @@ def _block_of_mask(mask: str) -> str:
 
 
 def _taken(
-    model: onnx.ModelProto, at: int, branch: onnx.GraphProto, conditions: Conditions
+    model: onnx.ModelProto, at: int, branch: onnx.GraphProto, conditions: Conditions, *, always: bool = False
 ) -> tuple[onnx.ModelProto, Conditions]:
-    """The graph with the nodes of a branch in the place of its ``If``."""
+    """The graph with the nodes of a branch in the place of its ``If``, which they run with unless it is ``always``."""
     import onnx
     from onnx import helper
 
@@ -339,12 +417,13 @@ def _taken(
     flat.graph.node.extend(nodes)
     flat.graph.initializer.extend(branch.initializer)
     outer = conditions.get(node.name, ())
-    return flat, {**conditions, **{item.name: (*outer, label) for item in inner}}
+    runs_with = outer if always else (*outer, label)
+    return flat, {**conditions, **{item.name: runs_with for item in inner if runs_with}}
 
 
-def _macs(model: onnx.ModelProto, names: set[str], input_shape: Shape | None) -> tuple[float, float]:
+def _macs(model: onnx.ModelProto, names: set[str]) -> tuple[float, float]:
     """Multiply-accumulates of nodes, and the elements that they make, which decide where the former are equal."""
-    shapes = static_shapes(model, input_shape, assume=True)
+    shapes = known_sizes(model, assume=True).shapes
     macs = made = 0.0
     for node in model.graph.node:
         if node.name not in names or any(-1 in shapes.get(name, (-1,)) for name in (*node.input, *node.output) if name):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dyndeploy.errors import InputError
+from dyndeploy.errors import InputError, UsageError
 
 SCHEMA = 2
 
@@ -147,6 +147,11 @@ class Prediction:
     basis: str = ""
     notes: tuple[str, ...] = ()
     exits: tuple[ExitPrediction, ...] = ()
+
+    def require_rates(self) -> None:
+        """Raise ``UsageError`` where nothing obeys a rate: one that was given would change nothing."""
+        if not any(block.rates for block in self.blocks):
+            raise UsageError(f"{self.network} is static: nothing in it skips, so leave the rate out.")
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object; :meth:`from_json` reads it back."""

@@ -8,7 +8,7 @@ this file does not know is captured instead (:func:`dyndeploy.prediction.zoo.zoo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from dyndeploy.blocks import DynamicBlock
+from dyndeploy.blocks.exits import Segment
+from dyndeploy.bundle import CONFIDENCE
 from dyndeploy.export.swap import Captured, dry_run, swap
 from dyndeploy.ops.base import DOMAIN, RECORDER, OperatorSpec, Shape
-from dyndeploy.prediction.nodes import Node, NodeGraph
+from dyndeploy.prediction.nodes import SPELT_OUT, Node, NodeGraph
 
 _POINTWISE = {
     "relu": "Relu", "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "sigmoid": "Sigmoid", "tanh": "Tanh",
@@ -29,8 +31,11 @@ _POINTWISE = {
 }  # fmt: skip
 _OTHERS = {
     "mean": "ReduceMean", "_adaptive_avg_pool2d": "GlobalAveragePool", "mm": "MatMul", "bmm": "MatMul",
-    "_softmax": "Softmax", "native_layer_norm": "LayerNormalization", "cat": "Concat",
+    "_softmax": "Softmax", "native_layer_norm": "LayerNormalization", "cat": "Concat", "avg_pool2d": "AveragePool",
 }  # fmt: skip
+_BACK_TO_MAPS = frozenset({"Sub", "Div"})
+_CONFIDENCE = {"max_softmax": ("Softmax", "ReduceMax")}
+"""Measures of an exit's confidence as operators on its logits."""
 _MEANS = frozenset({"mean", "_adaptive_avg_pool2d"})
 _NORMS = frozenset({"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"})
 _VIEWS = frozenset({
@@ -81,9 +86,10 @@ class UntraceableError(Exception):
 class _Trace(TorchDispatchMode):
     """Writes a node for everything that is computed."""
 
-    def __init__(self, scopes: Mapping[str, str]) -> None:
+    def __init__(self, scopes: Mapping[str, str], lacks: Collection[str] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.nodes: list[Node] = []
+        self._lacks = frozenset(lacks)
         self.shapes: dict[str, Shape] = {}
         self.made: set[str] = set()
         self._scopes = scopes
@@ -157,10 +163,53 @@ class _Trace(TorchDispatchMode):
                 self._permuted[copy] = self._permuted[inputs[0]]
         elif name in _MADE:
             self._write("Constant", [], outputs)
+        elif name == "avg_pool2d":
+            self._write(_OTHERS[name], inputs, outputs, {"kernel_shape": list(args[1])})
         elif name in _POINTWISE or name in _OTHERS:
-            self._write(_POINTWISE.get(name) or _OTHERS[name], inputs, outputs[:1])
+            operator = _POINTWISE.get(name) or _OTHERS[name]
+            if operator in self._lacks and operator in SPELT_OUT:
+                self._write_out(operator, inputs, outputs[0])
+            else:
+                self._write(operator, inputs, outputs[:1])
         else:
             raise UntraceableError(name)
+
+    def _write_out(self, operator: str, inputs: Sequence[str], output: Tensor) -> None:
+        """The steps of an operator that the platform lacks."""
+        source, maps = inputs[0], inputs[0]
+        whole, row = tuple(output.shape), (*output.shape[:-1], 1)
+        steps = SPELT_OUT[operator]
+        shape = whole
+        for index, step in enumerate(steps):
+            read = [source]
+            if step in _BACK_TO_MAPS and shape == row:
+                read, shape = [maps, source], whole
+            elif step == "ReduceMean":
+                shape = row
+            elif operator == "Gelu" and index == steps.index("Mul"):
+                read = [inputs[0], source]
+            made = output if index == len(steps) - 1 else torch.empty(shape, device="meta")
+            self._write(step, read, [made])
+            source = self.name_of(made)
+            maps = source if step == "Sub" else maps
+
+    def give(self, tensor: Tensor, name: str) -> None:
+        """Let a result go by a name of its own."""
+        path, block = self._path[-1], None
+        made = self.name_of(tensor)
+        self.nodes.append(Node("Identity", "", f"{path or 'other'}/{name}", block, (made,), (name,)))
+        self.shapes[name] = tuple(tensor.shape)
+        self.made.add(name)
+
+    def confidence(self, logits: Tensor, name: str, measure: str) -> None:
+        """How sure an exit is, under a name; raises :class:`UntraceableError` for an unknown measure."""
+        if measure not in _CONFIDENCE:
+            raise UntraceableError(measure)
+        for step in _CONFIDENCE[measure]:
+            made = torch.empty(logits.shape[:1] if step == "ReduceMax" else logits.shape, device="meta")
+            self._write(step, [self.name_of(logits)], [made])
+            logits = made
+        self.give(logits, name)
 
     def _transpose(self, source: str, outputs: Sequence[Tensor], order: list[int]) -> None:
         before, first = self._permuted.get(source, (source, list(range(len(order)))))
@@ -232,48 +281,101 @@ def _as_captured() -> Iterator[None]:
         torch.onnx.is_in_onnx_export = asked
 
 
-def trace(network: torch.nn.Module, image: Tensor, *, name: str) -> NodeGraph:
+def trace(network: torch.nn.Module, image: Tensor, *, name: str, lacks: Collection[str] = ()) -> NodeGraph:
     """The nodes of a network as export would write them.
 
     Args:
         network: On the ``meta`` device, in evaluation; it is changed.
         image: Likewise, the batch of images that it takes.
         name: Of the network.
+        lacks: Operators that the platform does not have, which export writes as several.
 
     Raises:
         UntraceableError: The network computes something that this file does not know.
         UsageError: It cannot be exported.
     """
+    return _traced(network, {"input": image}, name, lacks, None, "")
+
+
+def trace_stages(
+    segments: Sequence[Segment], image: Tensor, *, name: str, measure: str, lacks: Collection[str] = ()
+) -> list[tuple[int, NodeGraph]]:
+    """The stages of a network that exits early, as export would write them.
+
+    Args:
+        segments: On the ``meta`` device, in evaluation; they are changed.
+        image: Likewise, the batch of images that the first one takes.
+        name: Of the network.
+        measure: What an image leaves by; see :mod:`dyndeploy.confidences`.
+        lacks: As for :func:`trace`.
+
+    Returns:
+        Number of the exit and nodes, per stage; results go by the names that later stages read them by.
+
+    Raises:
+        UntraceableError: As :func:`trace`; or the measure is not known here.
+        UsageError: As :func:`trace`.
+    """
+    values = {segments[0].inputs[0]: image}
+    stages = []
+    for segment in segments:
+        inputs = {key: values[key] for key in segment.inputs}
+        with _as_captured(), torch.no_grad():
+            values |= dict(zip(segment.outputs, segment(*inputs.values()), strict=True))
+        stages.append((segment.exit, _traced(segment, inputs, name, lacks, segment.outputs, measure)))
+    return stages
+
+
+def _traced(
+    network: torch.nn.Module,
+    inputs: Mapping[str, Tensor],
+    name: str,
+    lacks: Collection[str],
+    names: Sequence[str] | None,
+    measure: str,
+) -> NodeGraph:
     scopes = {f"net.{path}": path for path, child in network.named_modules() if isinstance(child, DynamicBlock)}
-    record = _Trace(scopes)
+    record = _Trace(scopes, lacks)
+    examples = list(inputs.values())
     with _as_captured():
         with Sizes():
-            run = dry_run(network, [image])
+            run = dry_run(network, examples, names)
             swapped = swap(network, run)
-        module = Captured(swapped.network, swapped.recorder, list(run.outputs), swapped.masks, in_order=False)
+        module = Captured(
+            swapped.network, swapped.recorder, list(run.outputs), swapped.masks, in_order=names is not None
+        )
         for path, inner in module.named_modules():
             inner.register_forward_pre_hook(record.enter(path))
             inner.register_forward_hook(record.leave)
-        record.name(image, "input")
-        record.made.add("input")
+        for key, value in inputs.items():
+            record.name(value, key)
+            record.made.add(key)
         token = RECORDER.set(record.operator)
         try:
             with torch.no_grad(), record:
-                results = module(image)
+                results = module(*examples)
         finally:
             RECORDER.reset(token)
-    outputs = tuple(record.name_of(item) for item in results)
+    if names is None:
+        outputs = tuple(record.name_of(item) for item in results)
+    else:
+        # Named after everything is computed: a result may be read under its first name as well.
+        for key, value in zip(names, results, strict=False):
+            record.give(value, key)
+        record.confidence(results[0], CONFIDENCE, measure)
+        outputs = (*names, CONFIDENCE, *(record.name_of(item) for item in results[len(names) :]))
     needed, nodes = set(outputs), []
     for node in reversed(record.nodes):
         if needed & set(node.outputs):
             needed.update(node.inputs)
             nodes.append(node)
+    first = examples[0]
     return NodeGraph(
         name=name,
         nodes=tuple(reversed(nodes)),
         shapes=record.shapes,
         constants=frozenset({*(set(record.shapes) - record.made), ""}),
         outputs=outputs,
-        batch=image.shape[0],
-        input_size=(image.shape[2], image.shape[3]),
+        batch=first.shape[0],
+        input_size=(first.shape[2], first.shape[3]) if first.ndim == 4 else None,
     )

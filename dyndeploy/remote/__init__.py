@@ -2,6 +2,7 @@
 
 from dyndeploy.remote.client import DeviceClient, JobResult, MissingError
 from dyndeploy.remote.devices import DeviceEntry, devices_file, load_devices, remove_device, save_device
+from dyndeploy.remote.exits import profile_exits_on_device
 from dyndeploy.remote.profiling import DeviceReport, profile_on_device
 from dyndeploy.remote.transport import LocalTransport, SshTransport, Transport
 
@@ -16,6 +17,7 @@ __all__ = [
     "Transport",
     "devices_file",
     "load_devices",
+    "profile_exits_on_device",
     "profile_on_device",
     "remove_device",
     "save_device",

@@ -19,8 +19,10 @@ import argparse
 import base64
 import errno
 import fcntl
+import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import pwd
@@ -882,14 +884,23 @@ def _build_onnxruntime(job: Job, spec: Json, model: str) -> Json:
     _keep_order(runtime, options)
     path = os.path.join(job.out, "engine")
     options.optimized_model_filepath = path + ".part"
-    # The highest level, which changes layouts, comes when the file is loaded: in branches it gives several outputs
-    # the same name, so that a file of it cannot be read.
+    # The highest level, which changes layouts, comes when the file is loaded.
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     try:
         runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise AgentError("build", "ONNX Runtime %s: %s" % (runtime.__version__, error))
-    os.replace(path + ".part", path)
+    plain = runtime.SessionOptions()
+    plain.log_severity_level = 4
+    plain.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        runtime.InferenceSession(path + ".part", plain, providers=["CPUExecutionProvider"])
+        os.replace(path + ".part", path)
+    except Exception as error:
+        # In branches it may give several outputs the same name, so that it cannot read its own file.
+        sys.stderr.write("the optimised graph cannot be read, the graph itself is kept: %s\n" % error)
+        os.unlink(path + ".part")
+        shutil.copyfile(model, path)
     return {}
 
 
@@ -1041,16 +1052,142 @@ class OnnxRuntimeSession:
         return result
 
 
+class HostChain:
+    """Stages in ONNX Runtime on one image: every stage reads what the ones before it left in host memory.
+
+    ``stages``: per stage ``exit``, ``inputs`` and ``outputs`` (name, shape for one image, type).
+    """
+
+    def __init__(self, sessions: List[Any], stages: List[Json]) -> None:
+        self.numpy = import_or_refuse("numpy")
+        self.provider, self.threads, self.stages = sessions[0].provider, sessions[0].threads, stages
+        self.note = "" if self.threads == 1 else "Every stage has threads of its own."
+        image = stages[0]["inputs"][0]
+        self._image = self.numpy.zeros(image[1], image[2])
+        tensors = {image[0]: self._image}
+        self._calls, self._confidences = [], []  # type: List[Callable[[], Any]], List[Any]
+        for stage, session in zip(stages, sessions):
+            binding = session.session.io_binding()
+            for name, _, _ in stage["inputs"]:
+                value = tensors[name]
+                binding.bind_input(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
+            own = {name: self.numpy.zeros(shape, kind) for name, shape, kind in stage["outputs"]}
+            for name, value in own.items():
+                binding.bind_output(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
+            self._calls.append(functools.partial(session.session.run_with_iobinding, binding))
+            self._confidences.append(own["confidence"])
+            tensors.update(own)
+        self._tensors = tensors
+
+    def clock(self, loop: Any) -> Any:
+        """What times the runs of :meth:`leave`."""
+        return loop.Clock(self.threads == 1)
+
+    def confidences(self, image: Any, last: Optional[int] = None) -> List[float]:
+        """Confidences of the stages up to ``last`` (all), run one after another."""
+        self.numpy.copyto(self._image, image)
+        return [self._run(index) for index in range(len(self.stages) if last is None else last + 1)]
+
+    def _run(self, index: int) -> float:
+        self._calls[index]()
+        return _finite(float(self._confidences[index].reshape(-1)[0]), self.stages[index])
+
+    def leave(self, image: Any, last: int) -> Callable[[], Any]:
+        """A function that runs an image up to a stage; every confidence is read on the way, as a decision does."""
+        return lambda: self.confidences(image, last)
+
+    def prepare(self, session: Any, image: Any, others: Json) -> Callable[[], Any]:
+        """A run of another graph that takes the image as the chain does."""
+        held = self.numpy.zeros_like(image)
+        call = session.prepare(dict(others, **{self.stages[0]["inputs"][0][0]: held}), session.outputs)
+
+        def run() -> None:
+            self.numpy.copyto(held, image)
+            call()
+
+        return run
+
+
+class DeviceChain:
+    """Stages as engines on one image, whose tensors stay on the device: the host reads one number per stage."""
+
+    def __init__(self, sessions: List[Any], stages: List[Json]) -> None:
+        self.sessions, self.stages, self.provider = sessions, stages, sessions[0].provider
+
+    @property
+    def note(self) -> str:
+        """Why a stage is not launched as a CUDA graph; empty where all are."""
+        return next((session.note for session in self.sessions if session.note), "")
+
+    def clock(self, loop: Any) -> Any:
+        """What times the runs of :meth:`leave`."""
+        return loop.DeviceClock()
+
+    def confidences(self, image: Any, last: Optional[int] = None) -> List[float]:
+        """Confidences of the stages up to ``last`` (all), run one after another."""
+        return self._run({self.stages[0]["inputs"][0][0]: image}, len(self.stages) - 1 if last is None else last)[0]
+
+    def _run(self, feeds: Json, last: int) -> Tuple[List[float], float]:
+        first, found = self.sessions[0], []
+        first.load(feeds)
+        begin, end = first.cuda.Event(), first.cuda.Event()
+        begin.record(first.stream)
+        for index in range(last + 1):
+            self.sessions[index].enqueue()
+            found.append(_finite(self.sessions[index].read_number("confidence"), self.stages[index]))
+        end.record(first.stream)
+        end.synchronize()
+        return found, float(end.time_since(begin))
+
+    def leave(self, image: Any, last: int) -> Callable[[], Any]:
+        """A function that runs an image up to a stage and returns milliseconds, decisions included."""
+        feeds = {self.stages[0]["inputs"][0][0]: image}
+        return lambda: self._run(feeds, last)[1]
+
+    def prepare(self, session: Any, image: Any, others: Json) -> Callable[[], Any]:
+        """A run of another engine on the image, which lies on the device."""
+        return session.prepare(dict(others, **{self.stages[0]["inputs"][0][0]: image}), [])  # type: ignore[no-any-return]
+
+
+def _finite(confidence: float, stage: Json) -> float:
+    # NaN reaches no threshold: the next exit would answer in silence.
+    if not math.isfinite(confidence):
+        raise AgentError("not_finite", "the confidence of exit %d is NaN or infinite" % stage["exit"])
+    return confidence
+
+
+class StageRunner:
+    """The stages of a network one after another, as one session: for comparing, not for timing."""
+
+    def __init__(self, sessions: List[Any], exits: List[int]) -> None:
+        self.sessions, self.exits = sessions, exits
+
+    def run(self, feeds: Json) -> Json:
+        """Masks, and the logits and confidences of every exit, as ``logits/exit1`` and ``confidence/exit1``."""
+        tensors, results = dict(feeds), {}
+        for number, session in zip(self.exits, self.sessions):
+            got = dict(session.run(tensors))
+            for name in ("logits", "confidence"):
+                results["%s/exit%d" % (name, number)] = got.pop(name)
+            tensors = dict(tensors, **got)
+            results.update(got)
+        return results
+
+
 class TensorRtSession:
     """A TensorRT engine, with pycuda for memory, streams and events.
 
     Inputs and outputs have one place each on the device. Where the build plan says so, a run is captured in a CUDA
     graph after its first execution and launched as a whole from then on; ``note`` says why where it is not.
+
+    What a session ``before`` this one makes, and this one reads under the same name, it reads where it lies.
     """
 
     provider = "tensorrt"
 
-    def __init__(self, path: str, library: Optional[str], device: Any, cuda_graph: bool) -> None:
+    def __init__(
+        self, path: str, library: Optional[str], device: Any, cuda_graph: bool, before: Optional[List[Any]] = None
+    ) -> None:
         self.device = device
         self.trt, self._log, messages = _tensorrt(library)
         import_or_refuse("pycuda")
@@ -1063,15 +1200,19 @@ class TensorRtSession:
         if self.engine is None:
             raise AgentError("build", "TensorRT cannot load the engine that it built: %s" % "; ".join(messages)[-2000:])
         self.context = self.engine.create_execution_context()
-        self.stream = self.cuda.Stream()
+        self.stream = before[0].stream if before else self.cuda.Stream()
         self.tensors = [
             (name, is_input, shape, self.numpy.dtype(device.dtype_name(self.trt, kind)))
             for name, is_input, shape, kind in device.engine_tensors(self.trt, self.engine)
         ]
+        made = {name: memory for session in before or [] for name, memory in session.results.items()}
         self._memory = {
-            name: self.cuda.mem_alloc(max(1, int(self.numpy.prod(shape)) * kind.itemsize))
-            for name, _, shape, kind in self.tensors
+            name: made[name]
+            if is_input and name in made
+            else self.cuda.mem_alloc(max(1, int(self.numpy.prod(shape)) * kind.itemsize))
+            for name, is_input, shape, kind in self.tensors
         }
+        self.results = {name: self._memory[name] for name, is_input, _, _ in self.tensors if not is_input}
         self._addresses = {name: int(memory) for name, memory in self._memory.items()}
         self._enqueue_on = device.enqueuer(self.trt, self.engine, self.context, self._addresses)
         self._loaded = None  # type: Optional[Json]
@@ -1079,7 +1220,7 @@ class TensorRtSession:
         self._capture_next = cuda_graph
         self.note = "the first run is not captured" if cuda_graph else "switched off"
 
-    def _load(self, feeds: Json) -> None:
+    def load(self, feeds: Json) -> None:
         """Put inputs on the device, unless they are those that lie there already."""
         if self._loaded is feeds:
             return
@@ -1093,7 +1234,7 @@ class TensorRtSession:
         if not self._enqueue_on(int(self.stream.handle)):
             raise AgentError("run", "TensorRT could not run the engine; see the log")
 
-    def _enqueue(self) -> None:
+    def enqueue(self) -> None:
         """Put one run on the stream."""
         if self._graph is not None:
             self._graph.launch()
@@ -1111,8 +1252,8 @@ class TensorRtSession:
 
     def run(self, feeds: Json) -> Json:
         """All outputs."""
-        self._load(feeds)
-        self._enqueue()
+        self.load(feeds)
+        self.enqueue()
         self.stream.synchronize()
         results = {}
         for name, is_input, shape, kind in self.tensors:
@@ -1120,6 +1261,14 @@ class TensorRtSession:
                 results[name] = self.numpy.empty(shape, kind)
                 self.cuda.memcpy_dtoh(results[name], self._memory[name])
         return results
+
+    def read_number(self, name: str) -> float:
+        """The first number of an output, once the stream has come that far."""
+        self.stream.synchronize()
+        shape, kind = next(tensor[2:] for tensor in self.tensors if tensor[0] == name)
+        value = self.numpy.empty(shape, kind)
+        self.cuda.memcpy_dtoh(value, self._memory[name])
+        return float(value.reshape(-1)[0])
 
     def clock(self, loop: Any) -> Any:
         """What times the runs of :meth:`prepare`."""
@@ -1130,9 +1279,9 @@ class TensorRtSession:
         begin, end = self.cuda.Event(), self.cuda.Event()
 
         def call() -> float:
-            self._load(feeds)
+            self.load(feeds)
             begin.record(self.stream)
-            self._enqueue()
+            self.enqueue()
             end.record(self.stream)
             end.synchronize()
             return float(end.time_since(begin))
@@ -1143,7 +1292,7 @@ class TensorRtSession:
         """Fastest time of every layer in ms, per entry of ``feeds_list``."""
         result = []
         for feeds in feeds_list:
-            self._load(feeds)
+            self.load(feeds)
             try:
                 times = self.device.layer_times(self.trt, self.engine, self._addresses, self.stream, runs)
             except self.device.RefusedError as error:
@@ -1152,8 +1301,11 @@ class TensorRtSession:
         return result
 
 
-def open_sessions(job: Job, spec: Json, names: List[str], profile: bool = False) -> Json:
-    """Sessions by name ("static", "dynamic", "forced") of engines that earlier jobs built."""
+def open_sessions(job: Job, spec: Json, names: List[str], profile: bool = False, linked: bool = False) -> Json:
+    """Sessions by name ("static", "dynamic", "forced") of engines that earlier jobs built.
+
+    Linked ones are the stages of a network: on a device, each reads what the ones before it made where it lies.
+    """
     paths, gone = {}, None  # type: Dict[str, str], Optional[AgentError]
     for name in names:
         if name in spec["engines"]:
@@ -1168,7 +1320,31 @@ def open_sessions(job: Job, spec: Json, names: List[str], profile: bool = False)
         return {name: OnnxRuntimeSession(path, spec["threads"], profile) for name, path in paths.items()}
     library = None if spec.get("plugins") is None else job.output_of(spec["plugins"], spec["library"])
     device = job.module(spec, "tensorrt_device")
-    return {name: TensorRtSession(path, library, device, spec["cuda_graph"]) for name, path in paths.items()}
+    opened = {}  # type: Dict[str, TensorRtSession]
+    for name in [name for name in names if name in paths]:
+        before = list(opened.values()) if linked else None
+        opened[name] = TensorRtSession(paths[name], library, device, spec["cuda_graph"], before)
+    return opened
+
+
+def open_chain(job: Job, spec: Json) -> Any:
+    """The stages of a network that exits early, linked: ``spec["stages"]`` names the engine of each."""
+    names = [stage["engine"] for stage in spec["stages"]]
+    sessions = open_sessions(job, spec, names, linked=True)
+    kind = HostChain if spec["runtime"] == "onnxruntime" else DeviceChain
+    return kind([sessions[name] for name in names], spec["stages"])
+
+
+def open_networks(job: Job, spec: Json) -> Json:
+    """What is compared: "dynamic", "forced" and, where there is one, "static"; of stages, runners of all of them."""
+    if "stages" not in spec:
+        return open_sessions(job, spec, ["dynamic", "forced", "static"])
+    kinds = {"dynamic": "engine", "forced": "forced"}
+    names = {kind: [stage[key] for stage in spec["stages"]] for kind, key in kinds.items()}
+    sessions = open_sessions(job, spec, sorted(set(sum(names.values(), ["static"]))))
+    exits = [stage["exit"] for stage in spec["stages"]]
+    networks = {kind: StageRunner([sessions[name] for name in own], exits) for kind, own in names.items()}
+    return dict(networks, static=sessions["static"])
 
 
 # ---------------------------------------------------------------- verification
@@ -1182,21 +1358,25 @@ def job_verify(job: Job, spec: Json) -> Json:
 
     ``spec``: ``runtime``, ``engines`` (keys by "dynamic", "forced" and, where there is one, "static"),
     ``reference`` (SHA-256 of reference.npz), ``batch``, ``inputs`` and ``outputs`` (names), ``masks``, ``tolerance``
-    (``output``, ``margin`` and ``ties``: from the host's table of precisions), ``threads``.
+    (``output``, ``margin`` and ``ties``: from the host's table of precisions), ``threads``. Of a network that exits
+    early also ``stages`` (the ``exit`` of each, and its engines ``engine`` and ``forced``) and ``static_outputs`` (the
+    output of the static twin by the one that it is compared with) and ``reference_inputs`` (what an input is called in
+    reference.npz). Without masks nothing is forced.
     """
     numpy = import_or_refuse("numpy")
     job.report("loading the engines", 0.0)
     with open(job.store.checked(spec["reference"]), "rb") as stream:
         archive = numpy.load(stream, allow_pickle=False)
         reference = {name: archive[name] for name in archive.files}
-    sessions = open_sessions(job, spec, ["dynamic", "forced", "static"])
+    sessions = open_networks(job, spec)
     inputs, batch, masks, outputs = spec["inputs"], spec["batch"], spec["masks"], spec["outputs"]
     tolerance = spec["tolerance"]
-    wanted = list(inputs)
+    stored = spec.get("reference_inputs") or {name: name for name in inputs}
+    wanted = list(stored.values())
     for name in masks + outputs:
-        wanted += [name, "forced/" + name]
+        wanted += [name, "forced/" + name] if masks else [name]
     lacking = sorted(set(wanted) - set(reference))
-    count = 0 if lacking else len(reference[inputs[0]])
+    count = 0 if lacking else len(reference[stored[inputs[0]]])
     if not count or count % batch:
         raise AgentError("reference", "reference.npz cannot be used: it lacks %s" % (", ".join(lacking) or "inputs"))
 
@@ -1204,7 +1384,7 @@ def job_verify(job: Job, spec: Json) -> Json:
         parts = {}  # type: Dict[str, List[Any]]
         for start in range(0, count, batch):
             rows = slice(start, start + batch)
-            feeds = {name: reference[name][rows] for name in inputs}
+            feeds = {name: reference[stored[name]][rows] for name in inputs}
             if forced is not None:
                 feeds.update({"forced/" + name: forced(name, rows) for name in masks})
             for name, value in session.run(feeds).items():
@@ -1232,27 +1412,29 @@ def job_verify(job: Job, spec: Json) -> Json:
         close = margin <= tolerance["margin"] * max(float(finite.max()) if finite.size else 0.0, 1e-6)
         tied += int((differs & close).sum())
         flipped += int((differs & ~close).sum())
-    checks.append(
-        {
-            "name": "masks",
-            "passed": flipped == 0 and tied <= max(1.0, tolerance["ties"] * bits),
-            "bits": bits,
-            "flipped": flipped,
-            "tied": tied,
-        }
-    )
-    for name in outputs:
-        check("%s under equal masks" % name, error(equal[name], reference[name]))
-    job.report("outputs under random masks", 0.4)
-    random = run(sessions["forced"], lambda name, rows: reference["forced/" + name][rows])
-    for name in outputs:
-        check("%s under random masks" % name, error(random[name], reference["forced/" + name]))
+    if masks:
+        checks.append(
+            {
+                "name": "masks",
+                "passed": flipped == 0 and tied <= max(1.0, tolerance["ties"] * bits),
+                "bits": bits,
+                "flipped": flipped,
+                "tied": tied,
+            }
+        )
+        for name in outputs:
+            check("%s under equal masks" % name, error(equal[name], reference[name]))
+        job.report("outputs under random masks", 0.4)
+        random = run(sessions["forced"], lambda name, rows: reference["forced/" + name][rows])
+        for name in outputs:
+            check("%s under random masks" % name, error(random[name], reference["forced/" + name]))
     if "static" in sessions:
         job.report("the static twin", 0.6)
         everything = run(sessions["forced"], lambda name, rows: numpy.ones_like(reference[name][rows]))
         static = run(sessions["static"], None)
-        for name in outputs:
-            check("static twin: %s" % name, error(static[name], everything[name]))
+        twins = spec.get("static_outputs") or {name: name for name in outputs}
+        for name in sorted(twins):
+            check("static twin: %s" % name, error(static[twins[name]], everything[name]))
     job.report("as deployed", 0.8)
     free = run(sessions["dynamic"], None)
     for name in outputs:
@@ -1260,7 +1442,12 @@ def job_verify(job: Job, spec: Json) -> Json:
         # A tie may fall the other way and change everything after it.
         passed = value <= tolerance["output"] or (tied > 0 and value < NOT_FINITE)
         checks.append({"name": "%s as deployed" % name, "passed": passed, "relative_error": value})
-    return {"checks": checks, "files": {}}
+    result = {"checks": checks, "files": {}}  # type: Json
+    if "stages" in spec:
+        names = ["confidence/exit%d" % stage["exit"] for stage in spec["stages"]]
+        finite = all(numpy.isfinite(free[name]).all() for name in names)
+        result["confidences"] = [free[name].reshape(-1).tolist() for name in names] if finite else None
+    return result
 
 
 # ---------------------------------------------------------------- profiling
@@ -1323,21 +1510,10 @@ def job_profile(job: Job, spec: Json) -> Json:
         ]
     )
 
-    told, last = 0.0, ""
-
-    def tell(message: str, fraction: float) -> None:
-        nonlocal told, last
-        step = message.partition(" ")[0]
-        if step != last or time.monotonic() - told > TELL_SECONDS:
-            job.report(message, fraction)
-            told, last = time.monotonic(), step
-
-    monitor = Monitor()
-    try:
-        clock = dynamic.clock(loop)
-        rounds = loop.time_rounds(pairs, clock, spec["repeats"], spec["min_seconds"], spec["warmup"], tell)
-    finally:
-        sensors = monitor.stop()
+    clock = dynamic.clock(loop)
+    rounds, sensors = _watched(
+        lambda: loop.time_rounds(pairs, clock, spec["repeats"], spec["min_seconds"], spec["warmup"], _teller(job))
+    )
     job.report("timing the layers", 0.9)
     return {
         "files": {},
@@ -1353,6 +1529,87 @@ def job_profile(job: Job, spec: Json) -> Json:
             }
             for values in own
         ],
+        "sensors": sensors,
+        "clocks_after": _clocks("/"),
+    }
+
+
+def _teller(job: Job) -> Report:
+    """A report that writes seldom."""
+    told, last = 0.0, ""
+
+    def tell(message: str, fraction: float) -> None:
+        nonlocal told, last
+        step = message.partition(" ")[0]
+        if step != last or time.monotonic() - told > TELL_SECONDS:
+            job.report(message, fraction)
+            told, last = time.monotonic(), step
+
+    return tell
+
+
+def _watched(measure: Callable[[], Any]) -> Tuple[Any, Json]:
+    """What a measurement gives, and the board's sensors meanwhile."""
+    monitor = Monitor()
+    try:
+        result = measure()
+    finally:
+        sensors = monitor.stop()
+    return result, sensors
+
+
+def job_profile_exits(job: Job, spec: Json) -> Json:
+    """Time images that leave at each exit next to the network without exits, with the loop of the host.
+
+    ``spec``: ``runtime``, ``engines`` (those of the stages, "static", "every" and, where there is one, "branched"),
+    ``stages`` (per stage ``exit``, ``engine``, ``inputs`` and ``outputs`` with shapes for one image and types),
+    ``content`` (SHA-256 of an .npz with ``images``), ``timed`` (so many of them are timed), ``repeats`` (or None),
+    ``min_seconds``, ``warmup``, ``threads``, ``modules`` as for :func:`job_profile`.
+    """
+    numpy = import_or_refuse("numpy")
+    loop = job.module(spec, "loop")
+    job.report("loading the engines", 0.0)
+    with open(job.store.checked(spec["content"]), "rb") as stream:
+        images = numpy.load(stream, allow_pickle=False)["images"]
+    images = [numpy.ascontiguousarray(images[index : index + 1]) for index in range(len(images))]
+    chain = open_chain(job, spec)
+    others = open_sessions(job, spec, ["static", "every", "branched"])
+    name, timed = spec["stages"][0]["inputs"][0][0], images[: spec["timed"]]
+    for image in timed:
+        for label in ("static", "every"):
+            results = others[label].run({name: image})
+            broken = sorted(key for key, value in results.items() if not numpy.isfinite(value).all())
+            if broken:
+                raise AgentError("not_finite", "the network without decisions computes NaN or infinite %s" % broken[0])
+    # Nothing is as likely as 2: no threshold of the graph with branches is ever reached.
+    never = {"thresholds": numpy.full(len(spec["stages"]) - 1, 2, numpy.float32)}
+    branched = None
+    if "branched" in others:
+        branched = [chain.prepare(others["branched"], image, never) for image in timed]
+    confidences = [chain.confidences(image) for image in images]
+    (rounds, exits, staging, branches), sensors = _watched(
+        lambda: loop.time_exits(
+            ["exit %d" % stage["exit"] for stage in spec["stages"]],
+            [[chain.leave(image, last) for image in timed] for last in range(len(spec["stages"]))],
+            [chain.prepare(others["static"], image, {}) for image in timed],
+            [chain.prepare(others["every"], image, {}) for image in timed],
+            branched,
+            chain.clock(loop),
+            spec["repeats"],
+            spec["min_seconds"],
+            spec["warmup"],
+            _teller(job),
+        )
+    )
+    return {
+        "files": {},
+        "rounds": rounds,
+        "provider": chain.provider,
+        "note": chain.note,
+        "exits": [pair.to_json() for pair in exits],
+        "staging": staging.to_json(),
+        "branched": None if branches is None else branches.to_json(),
+        "confidences": confidences,
         "sensors": sensors,
         "clocks_after": _clocks("/"),
     }
@@ -1421,7 +1678,13 @@ def user_name(number: int) -> str:
         return str(number)
 
 
-JOBS = {"plugins": job_plugins, "engine": job_engine, "verify": job_verify, "profile": job_profile}
+JOBS = {
+    "plugins": job_plugins,
+    "engine": job_engine,
+    "verify": job_verify,
+    "profile": job_profile,
+    "profile_exits": job_profile_exits,
+}
 
 
 def run_job(work: str, key: str, lock: int) -> int:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 
 from dyndeploy.bundle import REFERENCE, Bundle
 from dyndeploy.bundle.device_files import DEVICE_FOLDER, PLUGINS, board_modules, plugin_sources
 from dyndeploy.errors import DeviceError
-from dyndeploy.graphs.forced import PREFIX
+from dyndeploy.graphs.forced import PREFIX, replace_masks
 from dyndeploy.graphs.labels import LabelledGraph
+from dyndeploy.measure.exits import every_exit_model
 from dyndeploy.measure.inputs import Configuration, Feeds, Schedule, forced_configurations
 from dyndeploy.measure.runners.engine import labelled_graphs
 from dyndeploy.remote.client import Content
@@ -59,6 +61,43 @@ def device_graphs(bundle: Bundle, runtime: str, version: str | None) -> Graphs:
     # Equal graphs must be equal bytes: their checksum says whether a board has them already.
     contents = {name: Content.of(graph.SerializeToString(deterministic=True)) for name, graph in models.items()}
     return Graphs(labels, contents, plans)
+
+
+@dataclass(frozen=True)
+class StageGraphs:
+    """The graphs of a network that exits early, for a runtime.
+
+    Attributes:
+        contents: What is sent, by name: ``stage0``, ..., ``forced0``, ... where a stage has masks, ``static``,
+            ``every`` and, where the bundle has one and the runtime takes it, ``branched``.
+        plans: As of :class:`Graphs`.
+        forced: Name of the graph whose masks come from outside, per stage: the stage's own where it has none.
+    """
+
+    contents: Mapping[str, Content]
+    plans: Mapping[str, BuildPlan]
+    forced: tuple[str, ...]
+
+
+def stage_graphs(bundle: Bundle, runtime: str, version: str | None) -> StageGraphs:
+    """Prepare the stages of a bundle for the runtime of a board; arguments and errors as of :func:`device_graphs`."""
+    models: dict[str, onnx.ModelProto] = {}
+    forced = []
+    for index, (stage, model) in enumerate(zip(bundle.exits.stages, bundle.load_stages(), strict=True)):
+        models[f"stage{index}"] = model
+        masks = bundle.stage_masks(stage)
+        forced.append(f"forced{index}" if masks else f"stage{index}")
+        if masks:
+            models[forced[-1]] = replace_masks(model, masks)
+    models |= {"static": bundle.load_static(), "every": every_exit_model(bundle)}
+    if runtime == "onnxruntime" and bundle.branched is not None:
+        models["branched"] = bundle.load_branched()
+    plans = {}
+    if runtime == "tensorrt":
+        for name, model in models.items():
+            plans[name], models[name] = plan_build(model, bundle.manifest.precision, version or "")
+    contents = {name: Content.of(model.SerializeToString(deterministic=True)) for name, model in models.items()}
+    return StageGraphs(contents, plans, tuple(forced))
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import base64
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,8 @@ from dyndeploy.bundle import Bundle
 from dyndeploy.errors import DeviceError, UsageError, VerificationError
 from dyndeploy.fields import Document, Field
 from dyndeploy.measure import DEFAULT_RATES, Profile
-from dyndeploy.measure.inputs import Configuration, Schedule, own_configuration, require_comparable
+from dyndeploy.measure.exits import ExitProfile, require_exits_measurable
+from dyndeploy.measure.inputs import Schedule, own_configuration, require_comparable
 from dyndeploy.measure.loop import Paired, Visit
 from dyndeploy.measure.result import assemble, group_times
 from dyndeploy.measure.runners.engine import DYNAMIC, FORCED, STATIC
@@ -37,7 +38,10 @@ from dyndeploy.remote.payload import (
 )
 from dyndeploy.runtimes import FALLBACK_BODIES
 from dyndeploy.runtimes.machine import calendar_notes
+from dyndeploy.runtimes.tensorrt_plan import BuildPlan
 from dyndeploy.targets import PowerMode, Target, load_device, load_target
+
+_Results = TypeVar("_Results")
 
 SPARE_MB = 256
 """Megabytes that stay free on a board's disk."""
@@ -58,7 +62,7 @@ class DeviceReport:
         uploaded_bytes: Sent this time.
     """
 
-    profile: Profile
+    profile: Profile | ExitProfile
     facts: Mapping[str, Any]
     checks: tuple[Mapping[str, Any], ...]
     steps: Mapping[str, str]
@@ -111,28 +115,36 @@ def profile_on_device(
     facts = client.probe()
     require_possible(bundle, target, facts, entry)
     progress("preparing graphs", 0.0)
-    versions = _versions(facts)
+    versions = software_versions(facts)
     tensorrt = target.runtime == "tensorrt"
     graphs = device_graphs(bundle, target.runtime, versions.get("tensorrt"))
     inputs = device_inputs(bundle, schedule, data)
     reference, modules = reference_content(bundle), module_contents()
     sources = plugin_contents(bundle) if tensorrt else {}
     contents = [*graphs.contents.values(), inputs.content, reference, *modules.values(), *sources.values()]
-    _require_space(client, contents, graphs, facts)
+    require_space(client, contents, graphs.contents, facts)
 
-    work = _Work(bundle, client, target, versions, threads, modules, progress)
-    for last in (False, True):
-        try:
-            client.upload(contents, progress)
-            verified, measured = work.steps(graphs, inputs, reference, sources, schedule, facts)
-            break
-        except MissingError:
-            # A file was removed or damaged there since it was sent: once more from the upload on.
-            if last:
-                raise
+    work = BoardWork(bundle, client, target, versions, threads, modules, progress)
+    verified, measured = sent_and_run(
+        client, contents, progress, lambda: work.steps(graphs, inputs, reference, sources, schedule, facts)
+    )
     profile = _assemble(bundle, target, facts, versions, graphs, inputs, measured, schedule, threads, work)
     client.forget(measured.key)
     return DeviceReport(profile, facts, tuple(verified.value["checks"]), dict(work.done), client.uploaded)
+
+
+def sent_and_run(
+    client: DeviceClient, contents: Sequence[Content], progress: Progress, steps: Callable[[], _Results]
+) -> _Results:
+    """Send files and run steps; once more from the upload on where a file was removed or damaged there meanwhile."""
+    for last in (False, True):
+        try:
+            client.upload(contents, progress)
+            return steps()
+        except MissingError:
+            if last:
+                raise
+    raise AssertionError("unreachable")
 
 
 # ---------------------------------------------------------------- what is possible
@@ -142,7 +154,10 @@ def require_measurable(bundle: Bundle, entry: DeviceEntry) -> Target:
     """Refuse what no board could do, before one is asked; raises ``UsageError``."""
     manifest = bundle.manifest
     target = load_target(manifest.target)
-    require_comparable(bundle)
+    if manifest.exits is None:
+        require_comparable(bundle)
+    else:
+        require_exits_measurable(bundle)
     if target.runtime == "tensorrt" and entry.target not in (None, target.name):
         raise UsageError(
             f"The bundle was exported for {target.name}, and the device '{entry.name}' is a {entry.target}. Export it "
@@ -200,8 +215,11 @@ def _pair(version: str) -> tuple[int, int]:
     return parts[0], parts[1] if len(parts) > 1 else 0
 
 
-def _require_space(client: DeviceClient, contents: Sequence[Content], graphs: Graphs, facts: Mapping[str, Any]) -> None:
-    engines = 2 * sum(content.size for content in graphs.contents.values())
+def require_space(
+    client: DeviceClient, contents: Sequence[Content], graphs: Mapping[str, Content], facts: Mapping[str, Any]
+) -> None:
+    """Refuse a board whose disk is too full for files and engines; raises ``UsageError``."""
+    engines = 2 * sum(content.size for content in graphs.values())
     needed = (client.missing_bytes(contents) + engines >> 20) + SPARE_MB
     if facts["disk_free_mb"] < needed:
         raise UsageError(
@@ -210,7 +228,7 @@ def _require_space(client: DeviceClient, contents: Sequence[Content], graphs: Gr
         )
 
 
-def _versions(facts: Mapping[str, Any]) -> dict[str, str]:
+def software_versions(facts: Mapping[str, Any]) -> dict[str, str]:
     """Versions of the software that an engine depends on."""
     found = {name: str(value["version"]) for name, value in facts["modules"].items() if "version" in value}
     if facts["cuda"]["version"]:
@@ -223,7 +241,7 @@ def _versions(facts: Mapping[str, Any]) -> dict[str, str]:
 # ---------------------------------------------------------------- the steps there
 
 
-class _Work:
+class BoardWork:
     """Runs the steps on the board and remembers which had been done before."""
 
     def __init__(
@@ -236,34 +254,31 @@ class _Work:
         modules: Mapping[str, Content],
         progress: Progress,
     ) -> None:
-        self._bundle, self._client, self._target = bundle, client, target
-        self._versions, self._threads, self._progress = dict(versions), threads, progress
+        self.bundle, self.client, self.target = bundle, client, target
+        self.versions, self.threads, self._progress = dict(versions), threads, progress
         self._modules = {name: content.sha256 for name, content in modules.items()}
         self.done: dict[str, str] = {}
         self.library: dict[str, str] = {}
         self.plans: dict[str, dict[str, Any]] = {}
 
-    def _run(self, step: str, kind: str, spec: Mapping[str, Any]) -> JobResult:
-        result = self._client.run(kind, spec, lambda message, fraction: self._progress(f"{step}: {message}", fraction))
+    def run(self, step: str, kind: str, spec: Mapping[str, Any]) -> JobResult:
+        """Run a job, or find it done."""
+        result = self.client.run(kind, spec, lambda message, fraction: self._progress(f"{step}: {message}", fraction))
         self.done[step] = "found" if result.found else "done"
         return result
 
-    def steps(
+    def build(
         self,
-        graphs: Graphs,
-        inputs: Inputs,
-        reference: Content,
+        contents: Mapping[str, Content],
+        plans: Mapping[str, BuildPlan],
         sources: Mapping[str, Content],
-        schedule: Schedule,
-        facts: Mapping[str, Any],
-    ) -> tuple[JobResult, JobResult]:
-        """Build, verify, profile; returns the results of the last two."""
-        manifest = self._bundle.manifest
-        tensorrt = self._target.runtime == "tensorrt"
+    ) -> dict[str, Any]:
+        """Build plugins and engines; returns what jobs that run them are told."""
+        tensorrt = self.target.runtime == "tensorrt"
         plugins = None
         if tensorrt:
-            architecture = (load_device(self._target.name).hardware.compute_capability or "").replace(".", "")
-            built = self._run(
+            architecture = (load_device(self.target.name).hardware.compute_capability or "").replace(".", "")
+            built = self.run(
                 "plugins",
                 "plugins",
                 {
@@ -276,73 +291,113 @@ class _Work:
                         "DYNDEPLOY_CUDA_ARCHITECTURES": architecture,
                     },
                     "architecture": architecture,
-                    "versions": self._versions,
+                    "versions": self.versions,
                 },
             )
             plugins, self.library = built.key, built.value["files"]
         # A job is named by all that it is given: each gets only what it uses, so that nothing is built twice.
         device = {"tensorrt_device": self._modules["tensorrt_device"]} if tensorrt else {}
         common: dict[str, Any] = {
-            "runtime": self._target.runtime,
+            "runtime": self.target.runtime,
             "plugins": plugins,
             "library": LIBRARY,
-            "threads": self._threads,
-            "versions": self._versions,
+            "threads": self.threads,
+            "versions": self.versions,
             "modules": device,
         }
-        self.plans = {
-            name: plan.with_library(self.library.get(LIBRARY)).to_json() for name, plan in graphs.plans.items()
-        }
-        built_engines = {
-            name: self._run(
-                f"engine {name}",
-                "engine",
-                {**common, "model": content.sha256, "plan": self.plans.get(name)},
+        self.plans = {name: plan.with_library(self.library.get(LIBRARY)).to_json() for name, plan in plans.items()}
+        engines = {
+            name: self.run(
+                f"engine {name}", "engine", {**common, "model": content.sha256, "plan": self.plans.get(name)}
             )
-            for name, content in graphs.contents.items()
+            for name, content in contents.items()
         }
-        tensors = {
-            "engines": {name: engine.key for name, engine in built_engines.items()},
+        return {
+            **common,
+            "engines": {name: engine.key for name, engine in engines.items()},
             # An engine that was built again may be another one, and is verified again.
-            "checksums": {name: engine.value["files"] for name, engine in built_engines.items()},
-            "cuda_graph": all(plan.cuda_graph for plan in graphs.plans.values()),
-            "inputs": [info.name for info in manifest.inputs],
-            "masks": [mask.name for mask in manifest.masks],
-            "outputs": [info.name for info in manifest.outputs],
+            "checksums": {name: engine.value["files"] for name, engine in engines.items()},
+            "cuda_graph": all(plan.cuda_graph for plan in plans.values()),
         }
-        verified = self._run(
+
+    def verify(self, spec: Mapping[str, Any], reference: Content) -> JobResult:
+        """Compare with PyTorch's results; raises ``VerificationError``."""
+        manifest = self.bundle.manifest
+        verified = self.run(
             "verify",
             "verify",
             {
-                **common,
-                **tensors,
+                **spec,
                 "reference": reference.sha256,
                 "batch": manifest.batch,
-                "tolerance": asdict(tolerance_of(manifest.precision)),
+                "tolerance": asdict(tolerance_of(self.precision)),
             },
         )
-        _require_verified(verified.value["checks"], self._client.transport.label)
-        measured = self._run(
+        require_verified(verified.value["checks"], self.client.transport.label)
+        return verified
+
+    def measure(
+        self, kind: str, spec: Mapping[str, Any], content: Content, schedule: Schedule, facts: Mapping[str, Any]
+    ) -> JobResult:
+        """Run a job that measures."""
+        return self.run(
             "profile",
-            "profile",
+            kind,
             {
-                **common,
-                **tensors,
-                "modules": {**device, "loop": self._modules["loop"]},
+                **spec,
+                "modules": {**spec["modules"], "loop": self._modules["loop"]},
                 "repeats": schedule.repeats,
                 "min_seconds": schedule.min_seconds,
                 "warmup": schedule.warmup,
-                "content": inputs.content.sha256,
-                "batches": len(inputs.batches),
-                "draws": [len(configuration.masks) for configuration in inputs.forced],
+                "content": content.sha256,
                 # Another power mode is another measurement.
                 "power_mode": facts["power_mode"],
             },
         )
-        return verified, measured
+
+    def native(self) -> dict[str, Any]:
+        """The operator library that runs there, as profiles record it."""
+        if self.target.runtime != "tensorrt":
+            return {"path": None, "sha256": None, "description": FALLBACK_BODIES, "operators": []}
+        sha256 = self.library.get(LIBRARY)
+        return {
+            "path": LIBRARY,
+            "sha256": sha256,
+            "description": f"{LIBRARY} (sha256 {str(sha256)[:12]})",
+            "operators": list(self.bundle.manifest.operator_types),
+        }
+
+    @property
+    def precision(self) -> str:
+        """What the board computes in: on a processor the function bodies run, in FP32."""
+        return self.bundle.manifest.precision if self.target.runtime == "tensorrt" else "fp32"
+
+    def steps(
+        self,
+        graphs: Graphs,
+        inputs: Inputs,
+        reference: Content,
+        sources: Mapping[str, Content],
+        schedule: Schedule,
+        facts: Mapping[str, Any],
+    ) -> tuple[JobResult, JobResult]:
+        """Build, verify, profile; returns the results of the last two."""
+        manifest = self.bundle.manifest
+        spec = {
+            **self.build(graphs.contents, graphs.plans, sources),
+            "inputs": [info.name for info in manifest.inputs],
+            "masks": [mask.name for mask in manifest.masks],
+            "outputs": [info.name for info in manifest.outputs],
+        }
+        verified = self.verify(spec, reference)
+        counts = {
+            "batches": len(inputs.batches),
+            "draws": [len(configuration.masks) for configuration in inputs.forced],
+        }
+        return verified, self.measure("profile", {**spec, **counts}, inputs.content, schedule, facts)
 
 
-def _require_verified(checks: Sequence[Mapping[str, Any]], where: str) -> None:
+def require_verified(checks: Sequence[Mapping[str, Any]], where: str) -> None:
     wrong = [check for check in checks if not check["passed"]]
     if wrong:
         details = "; ".join(
@@ -370,7 +425,7 @@ def _assemble(
     measured: JobResult,
     schedule: Schedule,
     threads: int,
-    work: _Work,
+    work: BoardWork,
 ) -> Profile:
     """A profile from what the board sent."""
     manifest, where = bundle.manifest, facts["model"] or "the board"
@@ -379,7 +434,7 @@ def _assemble(
     configurations = [*inputs.forced, own_configuration(inputs.batches, own)]
     count = len(configurations)
     pairs = [
-        _measured(entry, configuration)
+        measured_pair(entry, configuration.label)
         for entry, configuration in zip(
             root["pairs"].sequence(lambda item: item, length=count), configurations, strict=True
         )
@@ -392,7 +447,6 @@ def _assemble(
         length=count,
     )
     sensors = root["sensors"].facts()
-    sha256 = work.library.get(LIBRARY)
     tensorrt = target.runtime == "tensorrt"
     settings = schedule.settings(root["rounds"].tally(1), len(inputs.batches), inputs.source)
     if tensorrt:
@@ -403,15 +457,10 @@ def _assemble(
         configurations,
         pairs,
         times,
-        machine=_machine(facts, versions, sensors, root["clocks_after"].facts()),
+        machine=board_machine(facts, versions, sensors, root["clocks_after"].facts()),
         device=target.name,
         runtime={"name": target.runtime, "version": versions[target.runtime], "provider": root["provider"].label()},
-        native={
-            "path": LIBRARY if tensorrt else None,
-            "sha256": sha256,
-            "description": f"{LIBRARY} (sha256 {str(sha256)[:12]})" if tensorrt else FALLBACK_BODIES,
-            "operators": sorted({operator.op_type for operator in manifest.operators}) if tensorrt else [],
-        },
+        native=work.native(),
         threads=threads,
         settings=settings,
     )
@@ -431,9 +480,9 @@ def _unpacked(item: Field, bundle: Bundle) -> dict[str, npt.NDArray[np.float32]]
     return masks
 
 
-def _measured(item: Field, configuration: Configuration) -> Paired:
+def measured_pair(item: Field, label: str) -> Paired:
     """What the loop measured there."""
-    pair = Paired(configuration.label, (), ())
+    pair = Paired(label, (), ())
     pair.visits = list(item["visits"].sequence(_visit, at_least=1))
     pair.twin_visits = list(item["twin_visits"].sequence(_visit))
     pair.ratios = list(item["ratios"].sequence(_ratio, at_least=1))
@@ -462,7 +511,7 @@ def _layers(item: Field) -> tuple[tuple[str, float], ...]:
     return item.sequence(layer)
 
 
-def _machine(
+def board_machine(
     facts: Mapping[str, Any], versions: Mapping[str, str], sensors: Mapping[str, Any], clocks_after: Mapping[str, Any]
 ) -> dict[str, Any]:
     cpu = facts["clocks"].get("cpu") or {}

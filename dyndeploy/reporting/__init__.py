@@ -13,11 +13,26 @@ from dyndeploy.reporting.comparison import (
     compare_profile,
     predict_exit_profile,
     predict_profile,
+    unpredicted_note,
 )
-from dyndeploy.reporting.exit_profile import render_exit_profile_report, write_exit_profile_report
+from dyndeploy.reporting.exit_profile import (
+    render_exit_profile_report,
+    staging_cost,
+    summarise_exits,
+    write_exit_profile_report,
+)
 from dyndeploy.reporting.exits import exit_rows, render_exits_report, summarise, write_exits_report
 from dyndeploy.reporting.gallery import GalleryItem, mask_overlay
 from dyndeploy.reporting.html import ReportExtras, render_report, write_report
+from dyndeploy.reporting.network import (
+    NetworkComparison,
+    PartComparison,
+    compare_network_profile,
+    render_network_report,
+    write_network_report,
+)
+from dyndeploy.reporting.pair_page import render_pair_report, write_pair_report
+from dyndeploy.reporting.pairs import Pair, compare_files, compare_measurements, measurement_kind
 
 __all__ = [
     "BlockComparison",
@@ -25,22 +40,36 @@ __all__ = [
     "ExitComparison",
     "GalleryItem",
     "KindError",
+    "NetworkComparison",
+    "Pair",
+    "PartComparison",
     "PartError",
     "PredictedExits",
     "PredictedSweep",
     "RateComparison",
     "ReportExtras",
     "compare_exit_profile",
+    "compare_files",
+    "compare_measurements",
+    "compare_network_profile",
     "compare_profile",
     "exit_rows",
     "mask_overlay",
+    "measurement_kind",
     "predict_exit_profile",
     "predict_profile",
     "render_exit_profile_report",
     "render_exits_report",
+    "render_network_report",
+    "render_pair_report",
     "render_report",
+    "staging_cost",
     "summarise",
+    "summarise_exits",
+    "unpredicted_note",
     "write_exit_profile_report",
     "write_exits_report",
+    "write_network_report",
+    "write_pair_report",
     "write_report",
 ]

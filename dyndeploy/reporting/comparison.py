@@ -2,8 +2,9 @@
 
 A prediction is made for a device model, a profile is measured on a machine. Milliseconds of two different devices
 are two different things, and an error between them would mean nothing. What two devices do share is the shape: how
-much faster than its own static twin a network gets at a rate, and which blocks are the expensive ones. So speed-ups
-and shares are always compared, absolute latencies only where the profiled device is the predicted one.
+much faster than its own static twin a network gets at a rate, and which blocks are the expensive ones. So what is
+predicted for other devices stands beside what was measured, for information; errors, which need a measurement of the
+predicted thing, are only given where the profiled device is the predicted one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from dyndeploy.prediction import (
     Prediction,
     Rates,
     StagedNodes,
+    known_devices,
     recorded_nodes,
 )
 from dyndeploy.prediction.calibrated import Installation
@@ -69,12 +71,12 @@ def predict_profile(profile: Profile, device: str) -> PredictedSweep:
     profiled = Installation(profile.machine, profile.runtime.get("version"), profile.native)
     installation = profiled if profile.device == device else None
     estimator = _estimator(device, profile.bundle.get("precision"), profile.batch, profile.threads, installation)
-    with _consistent():
+    with consistent():
         return _predicted(profile, estimator)
 
 
 @contextlib.contextmanager
-def _consistent() -> Iterator[None]:
+def consistent() -> Iterator[None]:
     """What is well-formed may still contradict itself, as shapes do that do not fit their operators."""
     try:
         yield
@@ -87,8 +89,7 @@ def _consistent() -> Iterator[None]:
 def _predicted(profile: Profile, estimator: Estimator) -> PredictedSweep:
     dynamic, static = (_nodes(profile.graph, part) for part in ("dynamic", "static"))
     walker, twin = (
-        GraphWalker(nodes, precision=estimator.precision, runtime=estimator.dynamic_runtime)
-        for nodes in (dynamic, static)
+        GraphWalker(nodes, precision=estimator.precision, runtime=estimator.runtime) for nodes in (dynamic, static)
     )
     try:
         masks = [(str(mask["name"]), str(mask["block"]), str(mask["kind"])) for mask in profile.bundle["masks"]]
@@ -235,7 +236,8 @@ class Comparison:
         static_measured_ms: Per image.
         static_predicted_ms: Per image.
         rates: Forced rates, then the data's own.
-        speedup_mape: Mean absolute error of the predicted whole-network speed-ups, relative to the measured ones.
+        speedup_mape: Mean absolute error of the predicted whole-network speed-ups, relative to the measured ones; None
+            where the devices differ, as for the other errors: nothing was measured on the predicted device.
         speedup_spearman: Rank correlation of whole-network speed-ups over the rates.
         block_speedup_mape: As ``speedup_mape``, over all blocks and rates.
         block_speedup_spearman: Rank correlation of block speed-ups over all blocks and rates.
@@ -253,7 +255,7 @@ class Comparison:
     static_measured_ms: float
     static_predicted_ms: float
     rates: tuple[RateComparison, ...]
-    speedup_mape: float
+    speedup_mape: float | None
     speedup_spearman: float | None
     block_speedup_mape: float | None
     block_speedup_spearman: float | None
@@ -277,19 +279,14 @@ class Comparison:
         return tuple(sorted(self.parts, key=lambda part: -abs(part.error))[:10])
 
     @property
-    def headline_error(self) -> float:
-        """What a limit applies to: the error of latencies, or of speed-ups where the devices differ."""
-        return self.speedup_mape if self.latency_mape is None else self.latency_mape
-
-    @property
     def basis(self) -> str:
         """What is compared, in a sentence for the reader."""
         if self.same_device:
             return f"Measured and predicted device are both {self.profiled_device}: milliseconds are compared."
         return (
             f"Measured on {self.profiled_device}, predicted for {self.predicted_device}: these are different devices, "
-            "so their milliseconds are not compared. Compared are speed-ups over each device's own static twin, and "
-            "each block's share of the time."
+            "so the difference is no error, and their milliseconds are not compared. Speed-ups are over each device's "
+            "own static twin."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -355,9 +352,9 @@ def compare_profile(profile: Profile, prediction: PredictedSweep) -> Comparison:
         static_measured_ms=static_measured,
         static_predicted_ms=prediction.static.latency_ms,
         rates=rates,
-        speedup_mape=_mape([(entry.measured_speedup, entry.predicted_speedup) for entry in rates]),
+        speedup_mape=_mape([(entry.measured_speedup, entry.predicted_speedup) for entry in rates]) if same else None,
         speedup_spearman=spearman([(entry.measured_speedup, entry.predicted_speedup) for entry in rates]),
-        block_speedup_mape=_mape(speedups) if speedups else None,
+        block_speedup_mape=_mape(speedups) if same and speedups else None,
         block_speedup_spearman=spearman(speedups),
         block_share_spearman=spearman([(block.measured_share, block.predicted_share) for block in blocks]),
         latency_mape=_mape(latencies) if same else None,
@@ -440,6 +437,26 @@ def _compare_blocks(
         )
 
 
+def unpredicted_note(device: str, threads: int, predicted: Sequence[str]) -> str:
+    """Why no prediction can be held against a measurement, and what to do about it; empty where one can.
+
+    Args:
+        device: That was measured.
+        threads: It was measured with.
+        predicted: Devices that there are predictions for.
+    """
+    if device in predicted:
+        return ""
+    if device == "cpu" and device not in known_devices(threads):
+        return (
+            f"This machine is not calibrated for {threads} thread(s), so nothing is predicted for the device that was "
+            f"measured, and no error can be told: 'dyndeploy calibrate-device --threads {threads}' calibrates it, once."
+        )
+    if device in known_devices(threads):
+        return f"Nothing is predicted for {device}, which was measured, so no error can be told: leave the device out."
+    return f"There is no device model of {device}, which was measured, so no error can be told."
+
+
 # ---------------------------------------------------------------- early exits
 
 
@@ -471,12 +488,13 @@ def predict_exit_profile(profile: ExitProfile, device: str) -> PredictedExits:
         UsageError: Unknown device, or this machine is not calibrated.
         InputError: The profile does not hold its graphs.
     """
-    profiled = Installation(profile.machine, profile.runtime.get("version"), None)
+    own = profile.device == load_device(device).name
+    profiled = Installation(profile.machine, profile.runtime.get("version"), None) if own else None
     estimator = _estimator(device, profile.bundle.get("precision"), 1, profile.threads, profiled)
     staged = recorded_nodes(profile.graph, "dynamic")
     if not isinstance(staged, StagedNodes) or len(staged.stages) != len(profile.exits):
         raise InputError("The profile does not hold the stages that were measured: it is damaged. Profile again.")
-    with _consistent():
+    with consistent():
         whole = estimator.predict(_nodes(profile.graph, "static"))
         return PredictedExits(estimator.device.name, whole, estimator.predict(staged), estimator.warnings)
 
@@ -505,29 +523,32 @@ class ExitComparison:
     """The profile of a network that exits early against the predictions for one device model.
 
     Attributes:
-        predicted_device: What was predicted; profiled was this machine, ``"cpu"``.
+        profiled_device: What was measured.
+        predicted_device: What was predicted.
         whole_measured_ms: The network without exits, per image.
         whole_predicted_ms: The same on the device model.
         exits: Every exit.
         mixes: Every mix that was measured.
-        speedup_mape: Mean absolute error of the predicted speed-ups of all exits, relative to the measured ones.
+        speedup_mape: Mean absolute error of the predicted speed-ups of all exits, relative to the measured ones; None
+            where the devices differ.
         latency_mape: The same of latencies, the network without exits included; None where the devices differ.
         warnings: Why a calibration may not fit what was profiled.
     """
 
+    profiled_device: str
     predicted_device: str
     whole_measured_ms: float
     whole_predicted_ms: float
     exits: tuple[ExitEntry, ...]
     mixes: tuple[ExitEntry, ...]
-    speedup_mape: float
+    speedup_mape: float | None
     latency_mape: float | None
     warnings: tuple[str, ...] = ()
 
     @property
-    def headline_error(self) -> float:
-        """What a limit applies to: the error of latencies, or of speed-ups where the devices differ."""
-        return self.speedup_mape if self.latency_mape is None else self.latency_mape
+    def same_device(self) -> bool:
+        """Whether what was predicted is what was measured."""
+        return self.latency_mape is not None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -539,22 +560,24 @@ def compare_exit_profile(profile: ExitProfile, prediction: PredictedExits) -> Ex
     whole, twin = profile.whole.median, prediction.whole.latency_ms
     predicted = [entry.latency_ms for entry in prediction.staged.exits]
     exits = tuple(
-        ExitEntry(f"exit {entry.exit}", entry.relative * whole, ms, 1.0 / entry.relative, twin / ms)
+        ExitEntry(f"exit {entry.exit}", profile.paired_ms(entry), ms, 1.0 / entry.relative, twin / ms)
         for entry, ms in zip(profile.exits, predicted, strict=True)
     )
     mixes = []
     for mix in profile.mixes:
         ms = float(np.dot(mix.shares, predicted))
         mixes.append(ExitEntry(mix.name, mix.mean_ms, ms, mix.realised_speedup, twin / ms))
+    same = prediction.device == profile.device
     latencies = [(whole, twin), *((entry.measured_ms, entry.predicted_ms) for entry in exits)]
     return ExitComparison(
+        profiled_device=profile.device,
         predicted_device=prediction.device,
         whole_measured_ms=whole,
         whole_predicted_ms=twin,
         exits=exits,
         mixes=tuple(mixes),
-        speedup_mape=_mape([(entry.measured_speedup, entry.predicted_speedup) for entry in exits]),
-        latency_mape=_mape(latencies) if load_device(prediction.device).is_local else None,
+        speedup_mape=_mape([(entry.measured_speedup, entry.predicted_speedup) for entry in exits]) if same else None,
+        latency_mape=_mape(latencies) if same else None,
         warnings=prediction.warnings,
     )
 

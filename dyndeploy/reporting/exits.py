@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
 from dyndeploy import files
 from dyndeploy.exits import NEVER, Calibration, CalibrationResult, OperatingPoint
-from dyndeploy.reporting.page import Rows, machine_rows, render_page
+from dyndeploy.reporting.page import Rows, Table, machine_rows, measured_on, render_page
 from dyndeploy.reporting.svg import Bars, Line, bar_chart, line_chart
 
 
@@ -35,10 +36,16 @@ def render_exits_report(result: CalibrationResult) -> str:
         summary=summarise(result),
         recommendations=[entry.describe(calibration.costs) for entry in calibration.dominated],
         warnings=calibration.warnings(),
-        axis=_axis(calibration),
-        exit_rows=exit_rows(calibration),
-        sweep_rows=_point_rows(calibration, calibration.sweep),
-        frontier_rows=_point_rows(calibration, calibration.frontier),
+        top=measured_on(
+            result.machine,
+            result.runtime.get("threads", "unknown"),
+            None,
+            ("Precision", result.precision),
+            ("Costs", f"{calibration.costs.unit}, {calibration.costs.source}"),
+        ),
+        exits=_exits_table(calibration),
+        sweep=_points_table("Official sweep", "sweep.csv", calibration, calibration.sweep),
+        frontier=_points_table("Best thresholds", "frontier.csv", calibration, calibration.frontier),
         curve=_curve(calibration),
         histogram="" if calibration.chosen is None else _histogram(calibration, calibration.chosen),
         accuracies=_accuracies(calibration),
@@ -90,16 +97,53 @@ def format_threshold(value: float) -> str:
     return "all" if value <= 0 else "off" if value >= NEVER else f"{value:.6f}"
 
 
-def _point_rows(calibration: Calibration, points: Sequence[OperatingPoint]) -> list[tuple[str, ...]]:
-    return [
-        (
-            calibration.costs.format(point.cost),
-            f"{point.accuracy:.2%}",
-            " / ".join(f"{share:.1%}" for share in point.shares),
-            " / ".join(format_threshold(value) for value in point.thresholds),
-        )
-        for point in points
-    ]
+def _exits_table(calibration: Calibration) -> Table:
+    chosen, costs = calibration.chosen, calibration.costs.values
+    more: Sequence[Sequence[object]] = [()] * len(costs)
+    if chosen is not None:
+        # The last exit takes all: -infinity, which JSON and CSV write as nothing.
+        limits = [value if math.isfinite(value) else None for value in chosen.thresholds]
+        more = list(zip(limits, chosen.shares, chosen.exit_accuracies, strict=True))
+    extra = chosen is not None
+    return Table(
+        "Exits and thresholds, measured",
+        ("exit", "cost", "accuracy alone", *(("threshold", "images", "accuracy there") if extra else ())),
+        exit_rows(calibration),
+        file="exits.csv",
+        fields=("exit", "cost", "accuracy_alone", *(("threshold", "share", "accuracy_there") if extra else ())),
+        values=[
+            (number, cost, alone.accuracy, *rest)
+            for number, cost, alone, rest in zip(calibration.exits, costs, calibration.alone, more, strict=True)
+        ],
+    )
+
+
+def _points_table(label: str, file: str, calibration: Calibration, points: Sequence[OperatingPoint]) -> Table:
+    names = [f"{what}_{exit}" for what in ("share", "threshold") for exit in calibration.exits]
+    return Table(
+        label,
+        (_axis(calibration), "accuracy", "shares of the exits", "thresholds"),
+        [
+            (
+                calibration.costs.format(point.cost),
+                f"{point.accuracy:.2%}",
+                " / ".join(f"{share:.1%}" for share in point.shares),
+                " / ".join(format_threshold(value) for value in point.thresholds),
+            )
+            for point in points
+        ],
+        file=file,
+        fields=("cost", "accuracy", *names),
+        values=[
+            (
+                point.cost,
+                point.accuracy,
+                *point.shares,
+                *(value if math.isfinite(value) else None for value in point.thresholds),
+            )
+            for point in points
+        ],
+    )
 
 
 def _facts(result: CalibrationResult) -> Rows:

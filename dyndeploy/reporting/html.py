@@ -8,11 +8,22 @@ from dataclasses import dataclass
 
 from dyndeploy import files
 from dyndeploy.errors import UsageError
-from dyndeploy.measure import BlockTimes, Profile, RateResult
-from dyndeploy.reporting.comparison import Comparison, PredictedSweep, RateComparison, compare_profile
+from dyndeploy.measure import BlockTimes, Profile, RateResult, Samples
+from dyndeploy.reporting.comparison import PredictedSweep, compare_profile, unpredicted_note
 from dyndeploy.reporting.gallery import GalleryItem, data_uri
-from dyndeploy.reporting.page import Rows, machine_rows, ms, render_page, version_rows
-from dyndeploy.reporting.svg import Bars, Line, bar_chart, line_chart, ticks
+from dyndeploy.reporting.page import (
+    Rows,
+    Table,
+    machine_rows,
+    measured_on,
+    ms,
+    percent,
+    render_page,
+    times,
+    version_rows,
+)
+from dyndeploy.reporting.predicted import device_section, others_chart, others_table, own_section
+from dyndeploy.reporting.svg import Bars, Line, bar_chart, line_chart
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,7 @@ class ReportExtras:
         accuracy_source: On what it was measured.
         gallery: Images with their masks.
         notes: Paragraphs shown under the summary.
+        gallery_note: What is seen in the gallery.
     """
 
     title: str | None = None
@@ -32,6 +44,7 @@ class ReportExtras:
     accuracy_source: str = ""
     gallery: Sequence[GalleryItem] = ()
     notes: Sequence[str] = ()
+    gallery_note: str = "Left the input; right the patches that are computed (framed), the skipped ones greyed."
 
     def __post_init__(self) -> None:
         """Check the accuracy; raises ``UsageError``."""
@@ -68,10 +81,21 @@ def render_report(
     extras = extras or ReportExtras()
     sweeps = (prediction,) if isinstance(prediction, PredictedSweep) else tuple(prediction or ())
     comparisons = [compare_profile(profile, sweep) for sweep in sweeps]
+    own = [entry for entry in comparisons if entry.same_device]
+    others = [entry for entry in comparisons if not entry.same_device]
     name = f"{profile.bundle.get('name', 'network')}, mode {profile.bundle.get('mode', '?')}"
+    reduced = profile.reduced_precision
+    precision = profile.bundle.get("precision")
     return render_page(
         "report.html.j2",
         title=extras.title or name,
+        top=measured_on(
+            profile.machine,
+            profile.threads,
+            profile.operator_code,
+            ("Batch", profile.batch),
+            ("Precision", f"{reduced}, static twin fp32" if reduced else precision),
+        ),
         name=name,
         profile=profile,
         extras=extras,
@@ -79,16 +103,18 @@ def render_report(
         facts=_facts(profile),
         versions=version_rows(profile.machine, profile.bundle.get("tools", {})),
         warnings=profile.warnings(),
-        results=(*profile.rates, profile.data),
-        describe=_describe,
         latency_chart=_latency_chart(profile),
         realisation_chart=_realisation_chart(profile),
+        rates=_rates_table(profile),
         block_chart=_block_chart(profile.data),
-        block_rows=[*profile.data.blocks, *profile.data.rest],
-        comparisons=comparisons,
-        speedup_chart=_speedup_chart(profile, comparisons) if comparisons else "",
-        block_comparisons=[_block_speedup_chart(index, entry) for index, entry in enumerate(comparisons)],
-        scatters={entry.predicted_device: _scatter(entry) for entry in comparisons if entry.parts},
+        blocks=_blocks_table(profile.data),
+        unpredicted=unpredicted_note(profile.device, profile.threads, [c.predicted_device for c in comparisons])
+        if comparisons
+        else "",
+        own=[own_section(profile, entry) for entry in own],
+        others=[device_section(entry) for entry in others],
+        others_chart=others_chart(profile, others) if others else "",
+        others_table=others_table(others),
         gallery=[(data_uri(item.image), data_uri(item.overlay), item.caption) for item in extras.gallery],
     )
 
@@ -96,10 +122,9 @@ def render_report(
 # ---------------------------------------------------------------- words
 
 
-def _describe(result: RateResult | RateComparison) -> str:
+def _describe(result: RateResult) -> str:
     """Rate and who decided it."""
-    label = result.label if isinstance(result, RateResult) else f"{result.rate:.3g}"
-    return f"{label} ({result.masks})"
+    return f"{result.label} ({result.masks})"
 
 
 def _summary(profile: Profile) -> str:
@@ -112,6 +137,7 @@ def _summary(profile: Profile) -> str:
         f"{ms(profile.static.median / profile.batch)} ms per image, measured. Its masks leave "
         f"{1 / data.ideal_speedup:.0%} of the computation, which would allow {data.ideal_speedup:.2f}x: the "
         f"realisation is {data.realisation:.0%}."
+        + (f" The dynamic operators ran in: {profile.operator_code}." if profile.operator_code else "")
     )
 
 
@@ -125,6 +151,59 @@ def _facts(profile: Profile) -> Rows:
         ("Precision", f"bottlenecks {reduced}, everything else and the static twin fp32" if reduced else None),
         ("Images", f"{images['count']}: {images['source']}" if "source" in images else None),
         ("Rounds", profile.settings.get("rounds", "-")),
+    )
+
+
+# ---------------------------------------------------------------- tables
+
+_UNSTABLE = " (unstable)"
+
+
+def _timed(samples: Samples, batch: int) -> tuple[str, ...]:
+    per_batch = (ms(samples.percentile(percentage)) for percentage in (90, 99))
+    return ms(samples.median / batch), *per_batch, percent(samples.cov) + (_UNSTABLE if samples.unstable else "")
+
+
+def _timed_values(samples: Samples, batch: int) -> tuple[float, ...]:
+    return samples.median, samples.median / batch, samples.percentile(90), samples.percentile(99), samples.cov
+
+
+def _rates_table(profile: Profile) -> Table:
+    batch, results = profile.batch, (*profile.rates, profile.data)
+    rows = [("static twin", "-", *_timed(profile.static, batch), "1.00x", "1.00x", "-", "-")]
+    values: list[tuple[object, ...]] = [("static twin", None, *_timed_values(profile.static, batch), 1, 1, *[None] * 3)]
+    for r in results:
+        low, high = r.realised_spread
+        speedups = (
+            times(r.ideal_speedup),
+            times(r.realised_speedup),
+            f"{low:.2f} to {high:.2f}",
+            percent(r.realisation),
+        )
+        rows.append((r.label, r.masks, *_timed(r.samples, batch), *speedups))
+        figures = (r.ideal_speedup, r.realised_speedup, low, high, r.realisation)
+        values.append((r.rate, r.masks, *_timed_values(r.samples, batch), *figures))
+    return Table(
+        "Latency per rate, measured",
+        ("rate", "masks", "median ms/image", "p90 ms/batch", "p99 ms/batch", "CoV", "ideal", "realised", "p25 to p75",
+         "realisation"),
+        rows,
+        file="rates.csv",
+        fields=("rate", "masks", "median_ms", "ms_per_image", "p90_ms", "p99_ms", "cov", "ideal_speedup",
+                "realised_speedup", "realised_p25", "realised_p75", "realisation"),
+        values=values,
+    )  # fmt: skip
+
+
+def _blocks_table(result: RateResult) -> Table:
+    parts: Sequence[BlockTimes] = (*result.blocks, *result.rest)
+    return Table(
+        "Time per block, measured",
+        ("block", "static ms", "dynamic ms", "ideal", "realised"),
+        [(b.name, ms(b.static_ms), ms(b.dynamic_ms), times(b.ideal_speedup), times(b.realised_speedup)) for b in parts],
+        file="blocks.csv",
+        fields=("name", "static_ms", "dynamic_ms", "ideal_speedup", "realised_speedup"),
+        values=[(b.name, b.static_ms, b.dynamic_ms, b.ideal_speedup, b.realised_speedup) for b in parts],
     )
 
 
@@ -186,76 +265,4 @@ def _block_chart(result: RateResult) -> str:
         title="Time of each block in both networks, measured with the data's own masks",
         description="One pair of bars per block; the table below has the numbers.",
         x_label="ms per batch",
-    )
-
-
-def _speedup_chart(profile: Profile, comparisons: Sequence[Comparison]) -> str:
-    forced = sorted(profile.rates, key=lambda result: result.rate)
-    lines = [
-        Line("ideal (from MACs)", "ideal", [(r.rate, r.ideal_speedup) for r in forced], markers=False),
-        Line(
-            f"{profile.device}, measured (forced)",
-            "measured",
-            [(r.rate, r.realised_speedup) for r in forced],
-            [(r.rate, *r.realised_spread) for r in forced],
-        ),
-    ]
-    lines += [
-        Line(
-            f"{entry.predicted_device}, predicted",
-            f"predicted p{index % 5}",
-            sorted((rate.rate, rate.predicted_speedup) for rate in entry.rates if rate.masks == "forced"),
-        )
-        for index, entry in enumerate(comparisons)
-    ]
-    return line_chart(
-        [line for line in lines if line.points],
-        identifier="speedup",
-        title="Speed-up over the static twin against activation rate, measured and predicted",
-        description="Each device against its own static twin; the tables have the numbers.",
-        x_label="activation rate (forced)",
-        y_label="speed-up over the own static twin",
-    )
-
-
-def _block_speedup_chart(index: int, comparison: Comparison) -> tuple[Comparison, RateComparison, str]:
-    rate = comparison.rates[-1]
-    chart = bar_chart(
-        [block.name for block in rate.blocks],
-        [
-            Bars(f"{comparison.profiled_device}, measured", "measured", [b.measured_speedup for b in rate.blocks]),
-            Bars(
-                f"{comparison.predicted_device}, predicted",
-                f"predicted p{index % 5}",
-                [b.predicted_speedup for b in rate.blocks],
-            ),
-        ],
-        identifier=f"block-speedup-{index}",
-        title=f"Speed-up of each block, measured and predicted for {comparison.predicted_device}",
-        description="With the data's own masks; each device against its own static twin.",
-        x_label="speed-up over the own static twin",
-        form="{:.2f}".format,
-        reference=1.0,
-    )
-    return comparison, rate, chart
-
-
-def _scatter(comparison: Comparison) -> str:
-    """Measured against predicted times of all parts, with the band of 10 %."""
-    points = [(part.measured_ms, part.predicted_ms) for part in comparison.parts]
-    high = ticks(max(measured for measured, _ in points))[-1]
-    inside = sum(abs(part.error) <= 0.1 for part in comparison.parts)
-    lines = [
-        Line("10 % above", "ideal", [(0.0, 0.0), (high, 1.1 * high)], markers=False),
-        Line("10 % below", "ideal", [(0.0, 0.0), (high, 0.9 * high)], markers=False),
-        Line("a part of a network", "predicted p0", points, connect=False),
-    ]
-    return line_chart(
-        lines,
-        identifier=f"scatter-{comparison.predicted_device}",
-        title=f"Time of every part, measured and predicted for {comparison.predicted_device}",
-        description=f"{inside} of {len(points)} parts lie within 10 %. The tables have the worst.",
-        x_label="measured, ms per image",
-        y_label="predicted, ms per image",
-        x_high=high,
     )

@@ -60,6 +60,11 @@ class _Drawing:
     def text(self, x: float, y: float, content: str, anchor: str = "start", style: str = "label") -> None:
         self.add(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{style}">{escape(content)}</text>')
 
+    def tick(self, x: float, y: float, content: str) -> None:
+        """A label centred under a mark, unless it would stick out of the drawing."""
+        inside = x + 3.6 * len(content) <= WIDTH
+        self.text(x if inside else WIDTH - 1, y, content, "middle" if inside else "end")
+
     def line(self, x1: float, y1: float, x2: float, y2: float, style: str) -> None:
         self.add(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{style}"/>')
 
@@ -148,7 +153,7 @@ def line_chart(
         drawing.text(_LEFT - 6, place_y(mark) + 4, f"{mark:g}", "end")
     for value in steps:
         drawing.line(place_x(value), bottom, place_x(value), bottom + 4, "axis")
-        drawing.text(place_x(value), bottom + 17, f"{value:g}", "middle")
+        drawing.tick(place_x(value), bottom + 17, f"{value:g}")
     drawing.line(_LEFT, bottom, WIDTH - _RIGHT, bottom, "axis")
     drawing.text(WIDTH - _RIGHT, bottom + 33, x_label, "end")
     drawing.text(4, _TOP, y_label)
@@ -212,7 +217,7 @@ def bar_chart(
 
     for mark in axis:
         drawing.line(place(mark), _TOP - 4, place(mark), bottom, "grid")
-        drawing.text(place(mark), bottom + 14, f"{mark:g}", "middle")
+        drawing.tick(place(mark), bottom + 14, f"{mark:g}")
     if reference is not None:
         drawing.line(place(reference), _TOP - 4, place(reference), bottom, "stroke ideal")
     for index, name in enumerate(categories):

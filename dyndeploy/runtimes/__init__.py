@@ -6,13 +6,12 @@ not import PyTorch.
 
 from dyndeploy.runtimes.base import (
     ANY_SIZE,
-    FALLBACK_BODIES,
     NativeUse,
     Session,
     SessionInfo,
     checked_tensor,
 )
-from dyndeploy.runtimes.native import NativeLibrary, find_cpu_library, find_tensorrt_library
+from dyndeploy.runtimes.native import FALLBACK_BODIES, NativeLibrary, find_cpu_library, find_tensorrt_library
 from dyndeploy.runtimes.onnxruntime import NodeTime, OnnxRuntimeSession
 from dyndeploy.runtimes.staged import StagedResult, StagedSession, open_staged
 from dyndeploy.runtimes.tensorrt import TensorRTSession

@@ -14,15 +14,13 @@ import numpy.typing as npt
 from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import DyndeployError, InputError, unknown_name
 from dyndeploy.finite import not_finite, require_finite
+from dyndeploy.runtimes.native import FALLBACK_BODIES
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 
 ANY_SIZE = -1
 """Stands in a :class:`~dyndeploy.bundle.TensorInfo` shape for a size that the model leaves open."""
-
-FALLBACK_BODIES = "fallback bodies"
-"""What :attr:`NativeUse.description` says when no operator library is in use."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class NativeUse:
 
     @property
     def description(self) -> str:
-        """The library with the start of its checksum and the instruction set, or ``"fallback bodies"``."""
+        """The library with the start of its checksum and the instruction set, or ``"function bodies"``."""
         if self.path is None or self.sha256 is None:
             return FALLBACK_BODIES
         used = "" if self.instruction_set is None else f", {self.instruction_set}"
@@ -221,7 +219,8 @@ def checked_tensor(info: TensorInfo, value: Array, *, finite: bool = True) -> Ar
         raise InputError(
             f"Input '{info.name}': expected finite numbers, got {bad}. Check the image and its preprocessing."
         )
-    return np.ascontiguousarray(value)
+    # NumPy would make an array of one element of a single number.
+    return value if value.flags.c_contiguous else np.ascontiguousarray(value)
 
 
 def _shape_text(shape: Sequence[int]) -> str:

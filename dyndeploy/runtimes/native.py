@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from dyndeploy import files
 from dyndeploy.errors import UsageError
 
 ISA_VARIABLE = "DYNDEPLOY_CPU_ISA"
 """Environment variable that names the instruction set of the CPU library, read when a session is opened."""
+
+CPU_PROVIDER = "CPUExecutionProvider"
+"""ONNX Runtime's name of the provider that computes on the CPU."""
 
 LIBRARY_VARIABLE = "DYNDEPLOY_CPU_LIBRARY"
 """Environment variable that names the library, before the one inside the package is looked for."""
@@ -26,6 +31,9 @@ BODIES_NOTE = (
     "compiler (Debian, Ubuntu: apt install g++) and repeat pip install, or install a wheel that carries it."
 )
 """What a reader of times should know where no operator library was in use."""
+
+FALLBACK_BODIES = "function bodies"
+"""What ran the dynamic operators where no operator library did: what they are made of, operators of ONNX itself."""
 
 _LIBRARY_NAME = "libdyndeploy_ort_cpu.so"
 _TENSORRT_LIBRARY_NAME = "libdyndeploy_tensorrt.so"
@@ -75,6 +83,31 @@ class NativeLibrary:
         function.restype = ctypes.c_char_p
         answer: bytes = function(*(ctypes.c_char_p(argument) for argument in arguments))
         return answer.decode()
+
+
+def operator_code(operators: Collection[str], native: Mapping[str, Any] | None) -> str | None:
+    """Which code ran the dynamic operators, in few words, for a reader of times.
+
+    Args:
+        operators: Types of the network's dynamic operators.
+        native: ``path`` and ``instruction_set`` of the library, as in :class:`~dyndeploy.runtimes.NativeUse`.
+
+    Returns:
+        ``"libdyndeploy_ort_cpu.so (avx512)"``, or ``"function bodies"``; None where there are no such operators, or
+        nobody noted what ran them.
+    """
+    if not operators or native is None or "path" not in native:
+        return None
+    if native["path"] is None:
+        return FALLBACK_BODIES
+    used = native.get("instruction_set")
+    return os.path.basename(str(native["path"])) + (f" ({used})" if used else "")
+
+
+def bodies_note(operators: Collection[str], native: Mapping[str, Any] | None, provider: object) -> str:
+    """:data:`BODIES_NOTE` where a library would have been faster, because bodies ran on a CPU; else empty."""
+    bodies = operator_code(operators, native) == FALLBACK_BODIES
+    return BODIES_NOTE if bodies and provider == CPU_PROVIDER else ""
 
 
 def native_library(path: str | os.PathLike[str]) -> NativeLibrary:

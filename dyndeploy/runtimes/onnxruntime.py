@@ -20,13 +20,13 @@ from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError
 from dyndeploy.precisions import CPU_PRECISIONS
 from dyndeploy.processors import usable_processors
 from dyndeploy.runtimes.base import ANY_SIZE, Array, NativeUse, Session, SessionInfo
-from dyndeploy.runtimes.native import ISA_VARIABLE, NativeLibrary, find_cpu_library, native_library
+from dyndeploy.runtimes.native import CPU_PROVIDER, ISA_VARIABLE, NativeLibrary, find_cpu_library, native_library
 from dyndeploy.runtimes.onnxruntime_package import SWAP, conflict, import_onnxruntime, installed_distributions
 
 if TYPE_CHECKING:
     import onnx
 
-PROVIDER = "CPUExecutionProvider"
+PROVIDER = CPU_PROVIDER
 PROVIDERS = {"cpu": PROVIDER, "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 """ONNX Runtime's names of the providers that a session can be opened with."""
 
@@ -48,7 +48,7 @@ _ELEMENT_TYPES = {
 }
 
 
-_NodeKey = tuple[str, str, int]
+_NodeKey = tuple[str, str, int, tuple[int, ...]]
 """Name, operator type and how many nodes of both came before in the run."""
 
 
@@ -61,12 +61,14 @@ class NodeTime:
         op_type: ONNX operator type.
         microseconds: Median over the runs. A control-flow node includes the nodes of its branches.
         fastest: Of the runs, in microseconds: what the node takes when nothing interrupts it.
+        shape: Of its first input; empty where the runtime does not tell.
     """
 
     name: str
     op_type: str
     microseconds: float
     fastest: float
+    shape: tuple[int, ...] = ()
 
 
 class OnnxRuntimeSession(Session):
@@ -287,7 +289,9 @@ class OnnxRuntimeSession(Session):
         for run in selected:
             for key, microseconds in run.items():
                 durations.setdefault(key, []).append(microseconds)
-        return [NodeTime(key[0], key[1], statistics.median(times), min(times)) for key, times in durations.items()]
+        return [
+            NodeTime(key[0], key[1], statistics.median(times), min(times), key[3]) for key, times in durations.items()
+        ]
 
     def _release(self) -> None:
         if self._profile_folder is not None:
@@ -434,6 +438,12 @@ def _read_runs(events: list[dict[str, Any]]) -> list[dict[_NodeKey, float]]:
             key = (event["name"].removesuffix("_kernel_time"), event["args"]["op_name"])
             # Nodes of inlined bodies may share a name: tell them apart by their order within the run.
             count[key] = count.get(key, -1) + 1
-            times[(*key, count[key])] = float(event["dur"])
+            times[(*key, count[key], _first_shape(event["args"]))] = float(event["dur"])
         recorded.append(times)
     return recorded
+
+
+def _first_shape(arguments: dict[str, Any]) -> tuple[int, ...]:
+    """Shape of a node's first input in ONNX Runtime's trace: ``[{"float": [1, 16, 8, 8]}, ...]``."""
+    inputs = arguments.get("input_type_shape") or [{}]
+    return tuple(next(iter(inputs[0].values()), ()))

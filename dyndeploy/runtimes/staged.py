@@ -408,6 +408,7 @@ def open_staged(
     precision: str | None = None,
     settings: EngineSettings | None = None,
     device: int = 0,
+    native: str | os.PathLike[str] = "auto",
 ) -> StagedSession:
     """Open the stages of a bundle.
 
@@ -420,6 +421,7 @@ def open_staged(
         precision: See :func:`stage_precision`.
         settings: How engines are built.
         device: Index of the GPU.
+        native: Of stages with dynamic operators, as for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
 
     Raises:
         BundleError: The folder is no bundle, or a stage cannot be loaded.
@@ -433,7 +435,7 @@ def open_staged(
         opened: list[Session] = []
         note = ""
         if runtime == "onnxruntime":
-            native = "auto" if bundle.manifest.operators else "off"
+            native = native if bundle.manifest.operators else "off"
             for path in bundle.stages:
                 session = stack.enter_context(OnnxRuntimeSession(path, threads=threads, native=native, shared=True))
                 note = session.pool_note and f"Every stage has threads of its own: {session.pool_note}."

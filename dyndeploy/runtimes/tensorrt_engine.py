@@ -12,15 +12,16 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from onnx import helper
 
 from dyndeploy import files
-from dyndeploy.bundle import Bundle
+from dyndeploy.bundle import INPUT, Bundle
 from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError
 from dyndeploy.graphs.tensorrt import missing_creators, required_creators
 from dyndeploy.ops import OPERATORS
@@ -30,6 +31,7 @@ from dyndeploy.runtimes.native import (
     find_tensorrt_library,
     native_library,
 )
+from dyndeploy.runtimes.onnxruntime import OnnxRuntimeSession
 from dyndeploy.runtimes.tensorrt_api import TensorRT
 from dyndeploy.runtimes.tensorrt_device import parse_version
 from dyndeploy.runtimes.tensorrt_plan import BuildOptions, BuildPlan, plan_build
@@ -167,6 +169,48 @@ def build_engine(
     settings = settings or EngineSettings()
     settings = replace(settings, precision=settings.precision or bundle.manifest.precision)
     return build_graph_engine(_source(bundle, settings.static), gpu, settings, api=api, progress=progress)
+
+
+def build_stage_engines(
+    bundle: Bundle,
+    gpu: GpuInfo,
+    settings: EngineSettings | None = None,
+    *,
+    api: TensorRT | None = None,
+    progress: Progress = lambda message: None,
+) -> list[EngineFile]:
+    """As :func:`build_engine`, for a network that exits early: one engine per stage, in order.
+
+    Args:
+        bundle: Of stages with a fixed batch size.
+        gpu: As for :func:`build_engine`, like all that follow.
+        settings: How the engines are built.
+        api: TensorRT; None imports it.
+        progress: Called with a line at the start of each step.
+
+    Raises:
+        UsageError: The stages leave the batch size open.
+    """
+    require_fixed_batch(bundle)
+    settings = settings or EngineSettings()
+    settings = replace(settings, precision=settings.precision or bundle.manifest.precision)
+    built = []
+    for stage, model in zip(bundle.exits.stages, bundle.load_stages(), strict=True):
+
+        def told(message: str, number: int = stage.exit) -> None:
+            progress(f"exit {number}: {message}")
+
+        built.append(build_graph_engine(model, gpu, settings, api=api, progress=told))
+    return built
+
+
+def require_fixed_batch(bundle: Bundle) -> None:
+    """Raise ``UsageError`` for stages whose batch size is open, as those for a CPU are: an engine has one."""
+    if bundle.exits.dynamic_batch:
+        raise UsageError(
+            f"The stages of {bundle.path} were exported for {bundle.manifest.target} and take any number of images; an "
+            "engine has one batch size. Export the network again with --target, e.g. --target nano."
+        )
 
 
 def build_graph_engine(
@@ -315,24 +359,74 @@ def write_trtexec_files(
         OutputError: A file cannot be written.
     """
     settings = settings or EngineSettings()
+    stem = "static" if settings.static else "model"
+    inputs = bundle.reference_inputs()
+    return _trtexec_files(bundle, _source(bundle, settings.static), stem, inputs, folder, version, settings)
+
+
+def write_stage_trtexec_files(
+    bundle: Bundle, folder: str | os.PathLike[str], version: str, settings: EngineSettings | None = None
+) -> list[TrtexecFiles]:
+    """As :func:`write_trtexec_files`, for a network that exits early: per stage, in order.
+
+    A stage's inputs are what the stages before it compute from the reference images, in ONNX Runtime on this machine.
+
+    Args:
+        bundle: Of stages with a fixed batch size.
+        folder: As for :func:`write_trtexec_files`, like all that follow.
+        version: Of the TensorRT that will read it.
+        settings: How the engines are built.
+
+    Raises:
+        UsageError: The stages leave the batch size open, or the version cannot build the plan.
+        OutputError: A file cannot be written.
+    """
+    require_fixed_batch(bundle)
+    required_version(version)
+    settings = settings or EngineSettings()
+    batch = bundle.manifest.batch
+    stages = bundle.exits.stages
+    tensors: dict[str, Any] = {stages[0].inputs[0].name: bundle.reference()[INPUT][:batch]}
+    written = []
+    for index, (stage, model) in enumerate(zip(stages, bundle.load_stages(), strict=True)):
+        inputs = {info.name: tensors[info.name] for info in stage.inputs}
+        written.append(_trtexec_files(bundle, model, f"stage{index}", inputs, folder, version, settings))
+        with OnnxRuntimeSession(model, native="off") as session:
+            tensors |= session.run(inputs)
+    return written
+
+
+def _trtexec_files(
+    bundle: Bundle,
+    source: onnx.ModelProto,
+    stem: str,
+    inputs: Mapping[str, Any],
+    folder: str | os.PathLike[str],
+    version: str,
+    settings: EngineSettings,
+) -> TrtexecFiles:
+    """Write one graph with a batch of its inputs."""
     required_version(version)
     plan, copy = plan_build(
-        _source(bundle, settings.static),
+        source,
         settings.precision or bundle.manifest.precision,
         version,
         strongly_typed=settings.strongly_typed,
         options=settings.options,
     )
     target = Path(folder)
-    stem = "static" if settings.static else "model"
     model = target / f"{stem}.{plan.precision}{'.typed' if plan.typed else ''}.trt.onnx"
     _write_bytes(model, copy.SerializeToString(deterministic=True))
-    reference, inputs = bundle.reference(), {}
-    for info in bundle.manifest.inputs:
-        inputs[info.name] = target / f"{info.name.replace('/', '_')}.bin"
-        batch = reference[info.name][: bundle.manifest.batch]
-        _write_bytes(inputs[info.name], np.ascontiguousarray(batch, info.dtype).tobytes())
-    return TrtexecFiles(model, inputs, plan)
+    types = {
+        value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in source.graph.input
+    }
+    paths = {}
+    for name, value in inputs.items():
+        if name in types:  # A twin may need fewer.
+            paths[name] = target / f"{name.replace('/', '_')}.bin"
+            batch = value[: bundle.manifest.batch]
+            _write_bytes(paths[name], np.ascontiguousarray(batch, types[name]).tobytes())
+    return TrtexecFiles(model, paths, plan)
 
 
 def required_version(text: str) -> tuple[int, ...]:

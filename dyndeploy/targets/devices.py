@@ -1,15 +1,17 @@
 """Devices as data: one TOML file each in ``devices/``, read into typed records.
 
-A file has up to three tables. ``[hardware]`` holds what the silicon is; ``[model]`` what the predictor assumes of the
-software on it, with the constants that were fitted to published latencies; ``[laudnet]`` the ten parameters of the
-LAUDNet reference predictor, where it knows the device. They differ (the reference gives the V100 700 GB/s, the board
-has 898), and all carry their source. What no source states is absent, never guessed.
+A file has up to four tables. ``[hardware]`` holds what the silicon is, in its fastest power mode;
+``[power_modes.NAME]`` what another mode changes; ``[model]`` what the predictor assumes of the software on it, with
+the constants that were fitted to published latencies; ``[laudnet]`` the ten parameters of the LAUDNet reference
+predictor, where it knows the device. They differ (the reference gives the V100 700 GB/s, the board has 898), and all
+carry their source. What no source states is absent, never guessed.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from dyndeploy import files
 from dyndeploy.errors import InputError, UsageError, unknown_name
 
 _FOLDER = Path(__file__).parent / "devices"
+_MODE = "@"  # Between the name of a device and that of a power mode.
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,9 @@ class Hardware:
     """What the device really is. ``None`` means that no source was found.
 
     Rates are peak values: ``fp16_tflops`` is the vector rate, ``fp16_tensor_tflops`` and ``int8_tensor_tops`` are the
-    dense tensor-core rates. ``derived`` says which values follow from others, and how.
+    dense tensor-core rates, ``int8_tops`` is the rate of a GPU that has INT8 instructions (DP4A) but no tensor cores
+    for them. ``power_mode`` is the mode of ``nvpmodel`` in which a board has these clocks. ``derived`` says which
+    values follow from others, and how.
     """
 
     source: str
@@ -79,6 +84,8 @@ class Hardware:
     shared_memory_per_sm_kb: float | None = None
     tensor_cores: int | None = None
     int8_tensor_tops: float | None = None
+    int8_tops: float | None = None
+    power_mode: str | None = None
     derived: str | None = None
 
 
@@ -88,12 +95,14 @@ class ModelConstants:
 
     Attributes:
         source: Where the numbers come from; for fitted ones, what they were fitted to.
-        runtime: Whose fusions are assumed for static networks: ``"tensorrt"``, ``"pytorch"`` or ``"onnxruntime"``.
+        runtime: With what the published latencies were taken that the constants were fitted to: ``"tensorrt"``,
+            ``"pytorch"`` or ``"onnxruntime"``. What is predicted by default is :attr:`Device.runtime`.
         batch: Images per run unless the user says otherwise.
         compute_efficiency: Achieved over peak arithmetic rate in a kernel that fills the device.
         memory_efficiency: Achieved over peak DRAM bandwidth.
         launch_us: Gap between one kernel and the next.
-        group_launch_us: Further cost of each group of a grouped convolution, where the runtime runs groups one by one.
+        group_launch_us: Further cost of each group of a grouped convolution in a runtime that runs groups one by one,
+            as that of published figures did.
         fitted: Names of the constants (two at most) that were fitted to measurements.
     """
 
@@ -112,13 +121,14 @@ class Device:
     """One device model.
 
     Attributes:
-        name: Canonical name, also the name of its TOML file.
+        name: Canonical name, also the name of its TOML file; in another power mode than its fastest ``"name@mode"``.
         title: Full product name.
         aliases: Other accepted names.
         hardware: Real figures of the silicon.
         model: Assumptions about its software.
         laudnet: Parameters of the LAUDNet reference predictor; None where it does not know the device.
         gpu_names: How CUDA calls this GPU, as shell patterns; empty where that name is not this device's alone.
+        slower: The device in its other power modes, by mode.
     """
 
     name: str
@@ -128,6 +138,17 @@ class Device:
     model: ModelConstants
     laudnet: PredictorParameters | None = None
     gpu_names: tuple[str, ...] = ()
+    slower: Mapping[str, Device] = field(default_factory=dict)
+
+    @property
+    def board(self) -> str:
+        """Its name whatever its power mode: that of its target, where it is one."""
+        return self.name.partition(_MODE)[0]
+
+    @property
+    def runtime(self) -> str:
+        """What runs networks there, static and dynamic ones alike, unless the user says otherwise."""
+        return "onnxruntime" if self.is_local else "tensorrt"
 
     @property
     def is_local(self) -> bool:
@@ -167,13 +188,14 @@ def read_device(path: str | Path) -> Device:
     for key in ("name", "title", "hardware", "model"):
         if key not in data:
             raise InputError(f"The device file {source} has no '{key}'.")
-    for table in ("laudnet", "hardware", "model"):
-        for key, value in data.get(table, {}).items():
+    modes = {f"power_modes.{mode}": table for mode, table in data.get("power_modes", {}).items()}
+    for table, values in {**{name: data.get(name, {}) for name in ("laudnet", "hardware", "model")}, **modes}.items():
+        for key, value in values.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
                 raise InputError(f"[{table}] of {source.name}: {key} must be positive, not {value!r}.")
     model = {**data["model"], "fitted": tuple(data["model"].get("fitted", ()))}
     laudnet = data.get("laudnet")
-    return Device(
+    device = Device(
         name=str(data["name"]),
         title=str(data["title"]),
         aliases=tuple(data.get("aliases", ())),
@@ -182,6 +204,19 @@ def read_device(path: str | Path) -> Device:
         laudnet=None if laudnet is None else _table(PredictorParameters, laudnet, f"[laudnet] of {source.name}"),
         gpu_names=tuple(data.get("gpu_names", ())),
     )
+    slower = {
+        mode: replace(
+            device,
+            name=f"{device.name}{_MODE}{mode}",
+            aliases=(),
+            gpu_names=(),
+            hardware=_table(
+                Hardware, {**data["hardware"], **values, "power_mode": mode}, f"[power_modes.{mode}] of {source.name}"
+            ),
+        )
+        for mode, values in data.get("power_modes", {}).items()
+    }
+    return replace(device, slower=slower)
 
 
 @functools.lru_cache(maxsize=1)
@@ -210,12 +245,24 @@ def device_of_gpu(gpu: str) -> str | None:
 def load_device(name: str) -> Device:
     """Return the device model called ``name`` (or having it as an alias; upper and lower case are the same).
 
+    A board is taken in its fastest power mode; ``"name@mode"`` is the board in another one.
+
     Raises:
-        UsageError: No such device; the message suggests the nearest name.
+        UsageError: No such device, or no such mode of it; the message suggests the nearest name.
     """
     devices = _devices()
-    wanted = name.lower()
+    wanted, at, mode = name.lower().partition(_MODE)
     for device in devices.values():
         if wanted == device.name or wanted in device.aliases:
-            return device
+            return _in_mode(device, mode) if at else device
     raise unknown_name("device", name, devices)
+
+
+def _in_mode(device: Device, mode: str) -> Device:
+    known = {str(device.hardware.power_mode): device, **device.slower}
+    found = {name.lower(): value for name, value in known.items()}
+    if device.hardware.power_mode is None:
+        raise UsageError(f"Nothing is known of power modes of {device.name}: leave '{_MODE}{mode}' out.")
+    if mode not in found:
+        raise unknown_name(f"power mode of {device.name}", mode, known)
+    return found[mode]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from dyndeploy.nets.trained import BEST, CHECKPOINT
 from dyndeploy.training.engine import (
-    BEST,
-    CHECKPOINT,
     EMA,
     LOG,
     RECIPE,

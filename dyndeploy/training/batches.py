@@ -29,6 +29,9 @@ from dyndeploy.training.augmentation import TimmPolicy
 from dyndeploy.training.processes import Part, Processes
 from dyndeploy.training.recipe import Recipe
 
+HELD_OUT = 0.2
+"""Fraction of the images that is not trained on where a folder does not say which."""
+
 _HELD_OUT_BATCH = 256
 _NAMED = 5
 _SHARED_MEMORY = "/dev/shm"
@@ -57,7 +60,7 @@ def datasets(recipe: Recipe) -> tuple[Dataset, Dataset]:
         UsageError: The recipe names no folder, or an augmentation needs a package that is missing.
         InputError: Images are missing.
     """
-    preprocessing: PreprocessingLike = recipe.model.traits.preprocessing
+    preprocessing: PreprocessingLike = recipe.preprocessing
     training: Dataset
     held_out: Dataset
     if recipe.data.dataset == "digits":
@@ -76,20 +79,44 @@ def datasets(recipe: Recipe) -> tuple[Dataset, Dataset]:
         policy = None
         if recipe.data.rand_augment is not None or recipe.data.random_erasing:
             policy = TimmPolicy(recipe.data, preprocessing, recipe.input_size)
+        # A folder of classes alone is divided here; one with either half must have both.
+        whole = folder.is_dir() and not any((folder / part).exists() for part in ("train", "val"))
         training = ImageFolderDataset(
-            folder / "train",
+            folder if whole else folder / "train",
             preprocessing,
             recipe.input_size,
             augment=recipe.data.augment,
             seed=recipe.seed,
             policy=policy,
         )
-        held_out = ImageFolderDataset(folder / "val", preprocessing, recipe.input_size, classes=training.classes)
+        held_out = ImageFolderDataset(
+            folder if whole else folder / "val", preprocessing, recipe.input_size, classes=training.classes
+        )
+        if whole:
+            _divide(training, held_out, recipe.seed)
     if len(training) < recipe.batch_size:
         raise UsageError(
-            f"batch_size: {recipe.batch_size} is more than the {len(training)} training images: give less."
+            f"batch_size: {recipe.batch_size} is more than the {len(training)} training images: give less "
+            "(--batch N, or batch_size in the recipe)."
         )
     return training, held_out
+
+
+def _divide(training: ImageFolderDataset, held_out: ImageFolderDataset, seed: int) -> None:
+    """Leave a fifth of the images of every class, at least one, to the held-out ones, and the others to training."""
+    order = np.random.default_rng((seed, len(training))).permutation(len(training)).tolist()
+    left: set[int] = set()
+    for label, name in enumerate(training.classes):
+        members = [index for index in order if training.samples[index][1] == label]
+        if len(members) < 2:
+            raise InputError(
+                f"The class {name} has one image: give at least 2, so that one can be held out, or folders 'train' and "
+                "'val'."
+            )
+        left |= set(members[: max(1, round(HELD_OUT * len(members)))])
+    samples = training.samples
+    training.samples = [sample for index, sample in enumerate(samples) if index not in left]
+    held_out.samples = [sample for index, sample in enumerate(samples) if index in left]
 
 
 def training_batches(

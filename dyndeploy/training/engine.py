@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import time
@@ -17,8 +18,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dyndeploy.errors import CheckpointError, DyndeployError, NotFiniteError, UsageError
-from dyndeploy.files import locked, write_json, write_text
-from dyndeploy.nets import load_checkpoint, save_checkpoint
+from dyndeploy.files import locked, shown, write_json, write_text
+from dyndeploy.nets import LoadReport, TrainedNetwork, load_checkpoint, save_checkpoint
+from dyndeploy.nets.checkpoint_rules import listing
+from dyndeploy.nets.trained import BEST, CHECKPOINT, TRAINED
 from dyndeploy.nets.usable import unusable_state
 from dyndeploy.training.augmentation import Mix, apply_mix, draw_mix
 from dyndeploy.training.batches import datasets, held_out_batches, require_readable, training_batches
@@ -37,13 +40,13 @@ from dyndeploy.training.processes import (
 )
 from dyndeploy.training.recipe import Recipe, differences, dump_recipe
 
-CHECKPOINT = "checkpoint.pt"
-BEST = "best.pt"
 EMA = "ema.pt"
 LOG = "log.csv"
 RECIPE = "recipe.yaml"
 RESULT = "result.json"
 TENSORBOARD = "tensorboard"
+
+_LOG = logging.getLogger("dyndeploy.training")
 
 # Streams of random numbers beside those that the processes draw for themselves, which have their ranks.
 _MASKS, _MIXING = 2**32, 2**32 + 1
@@ -66,6 +69,7 @@ class TrainResult:
         best_checkpoint: Weights of the best epoch, or of its moving average where that is better; None where
             no epoch kept the FLOPs budget.
         best_epoch: That epoch, counted from 1.
+        notes: What else one has to know of the run, as sentences.
     """
 
     recipe: Recipe
@@ -78,6 +82,7 @@ class TrainResult:
     ema_checkpoint: Path | None = None
     best_checkpoint: Path | None = None
     best_epoch: int | None = None
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -87,6 +92,7 @@ class TrainResult:
             "ema_checkpoint": None if self.ema_checkpoint is None else str(self.ema_checkpoint),
             "best_checkpoint": None if self.best_checkpoint is None else str(self.best_checkpoint),
             "best_epoch": self.best_epoch,
+            "notes": list(self.notes),
             "log": str(self.log),
             "resumed_from": self.resumed_from,
             "seconds": sum(record.seconds for record in self.history),
@@ -161,20 +167,37 @@ def train(
         return run.finish(completed)
 
 
+def _tell(start: LoadReport) -> None:
+    """Say what of the network the initial weights left fresh."""
+    rest = [key for key in start.untrained if key not in start.fresh]
+    if start.classes is not None:
+        theirs, ours = start.classes
+        _LOG.warning(
+            "Note: %s: %s; a fresh one for %d.",
+            start.path,
+            "no classifier in it" if theirs is None else f"classifier of {theirs} classes left out",
+            ours,
+        )
+    if rest:
+        _LOG.warning("Note: %s lacks %s: fresh, to be trained.", start.path, listing(rest))
+
+
 class _Run:
     """The state of a training run between epochs."""
 
     def __init__(self, recipe: Recipe, output: Path, processes: Processes, resume: bool) -> None:
-        self.recipe = recipe
+        self.training, self.held_out = datasets(recipe)
+        self.recipe = recipe = recipe.for_classes(len(self.training.classes))
         self.output = output
         self.processes = processes
         self.parts = processes.parts(recipe.batch_size, recipe.compute.accumulation, pairs=recipe.mixing is not None)
-        self.training, self.held_out = datasets(recipe)
         self.resumed = processes.from_first(lambda: resume and (output / CHECKPOINT).exists())
         if not self.resumed:
             require_readable((self.training, self.held_out), recipe.data.workers, processes)
         self.iterations = len(self.training) // recipe.batch_size
-        self.network = build(recipe)
+        self.network, start = build(recipe, len(self.training.classes))
+        if start is not None and not self.resumed and processes.rank == 0:
+            _tell(start)
         self.precision: torch.dtype = getattr(torch, recipe.compute.precision)
         self.dtype = torch.float64 if self.precision == torch.float64 else torch.float32
         self.noise = SharedNoise(processes.device)
@@ -282,7 +305,7 @@ class _Run:
             with self.ema.applied(self.network):
                 self._note_best(ema, averaged=True)
                 if self.processes.rank == 0:
-                    save_checkpoint(self.network, self.output / EMA, epoch=epoch + 1)
+                    save_checkpoint(self.network, self.output / EMA, epoch=epoch + 1, **self._trained())
         self._write()
         if progress is not None:
             progress.epoch(record, recipe.epochs)
@@ -378,10 +401,33 @@ class _Run:
             ema_checkpoint=None if self.ema is None else self.output / EMA,
             best_checkpoint=None if self.best is None else self.output / BEST,
             best_epoch=None if self.best is None else self.best["epoch"],
+            notes=self._notes(),
         )
         if self.processes.rank == 0:
             write_json(self.output / RESULT, result.as_dict())
         return result
+
+    def _notes(self) -> tuple[str, ...]:
+        if self.best is not None or self.recipe.sparsity is None:
+            return ()
+        target, last = self.recipe.sparsity.target, self.history[-1].held_out["flops_ratio"]
+        return (
+            f"There is no {BEST}: no epoch kept the FLOPs target of {target:g} (the last one computes {last:.3f}). "
+            f"Train longer, or raise sparsity.weight; {CHECKPOINT} holds the last epoch.",
+        )
+
+    def _trained(self) -> dict[str, Any]:
+        """What every checkpoint remembers of the network, beside its weights."""
+        recipe, (name, options) = self.recipe, (self.recipe.model.name, self.recipe.model.options)
+        trained = TrainedNetwork(
+            name=name,
+            imported=recipe.model.imported,
+            options=options,
+            input_size=recipe.input_size,
+            preprocessing=recipe.preprocessing,
+            class_names=tuple(map(shown, self.training.classes)),
+        )
+        return {TRAINED: trained.as_dict()}
 
     def _write(self) -> None:
         if self.processes.rank != 0:
@@ -402,6 +448,7 @@ class _Run:
                 "history": [asdict(record) for record in self.history],
                 "best": self.best,
             },
+            **self._trained(),
         )
 
     def _note_best(self, evaluation: Evaluation, *, averaged: bool) -> None:
@@ -411,4 +458,4 @@ class _Run:
             return
         self.best = {"epoch": len(self.history), "score": score, "averaged": averaged}
         if self.processes.rank == 0:
-            save_checkpoint(self.network, self.output / BEST, **self.best)
+            save_checkpoint(self.network, self.output / BEST, **self.best, **self._trained())

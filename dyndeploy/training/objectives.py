@@ -14,7 +14,7 @@ from dyndeploy.blocks import Tape, dynamic_blocks, named_outputs
 from dyndeploy.blocks.block import run_dense
 from dyndeploy.errors import DyndeployError, NotFiniteError, UsageError
 from dyndeploy.finite import listed
-from dyndeploy.nets import load_checkpoint
+from dyndeploy.nets import LoadReport, load_checkpoint
 from dyndeploy.nets.factories import build_network, load_function
 from dyndeploy.training.evaluation import Batches, Evaluation, LossFunction, evaluate, logits_of
 from dyndeploy.training.flops import Costs
@@ -61,18 +61,29 @@ class Loss(NamedTuple):
     logits: Tensor | None
 
 
-def build(recipe: Recipe) -> nn.Module:
-    """Return the recipe's network, with its initial weights.
+def build(recipe: Recipe, classes: int) -> tuple[nn.Module, LoadReport | None]:
+    """Return the recipe's network with its initial weights, and what the file gave that holds them.
+
+    Args:
+        recipe: The run.
+        classes: Number of classes of the images; initial weights of another classifier leave a fresh one.
 
     Raises:
-        UsageError: It cannot be built.
+        UsageError: It cannot be built, or neither the recipe nor the file says an option that decides what the initial
+            weights compute.
         InputError: What the recipe imports is missing, or raises.
         CheckpointError: The initial weights do not load.
     """
     network = build_network(recipe.model.name, recipe.model.options, recipe.model.imported)
-    if recipe.model.initial_weights is not None:
-        load_checkpoint(network, recipe.model.initial_weights)
-    return network
+    if recipe.model.initial_weights is None:
+        return network, None
+    report = load_checkpoint(network, recipe.model.initial_weights, weights=recipe.model.weights, classes=classes)
+    for option in report.untold:
+        if option not in recipe.model.options:
+            raise UsageError(
+                f"{recipe.model.initial_weights} does not tell its {option}: give model.options.{option} in the recipe."
+            )
+    return network, report
 
 
 def autocast(tensor: Tensor, precision: torch.dtype) -> torch.autocast:
@@ -138,7 +149,7 @@ class Objective:
                     f"distillation: the first output of {recipe.model.name} is no logits, which a teacher could teach: "
                     "leave the section out."
                 )
-            self.teacher = _teacher(recipe)
+            self.teacher = _teacher(recipe, classes)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the teacher to where, and in what, the run computes."""
@@ -322,13 +333,19 @@ class Objective:
         return logits
 
 
-def _teacher(recipe: Recipe) -> nn.Module:
+def _teacher(recipe: Recipe, classes: int) -> nn.Module:
     if recipe.model.initial_weights is None:
         raise UsageError(
             f"The recipe {recipe.name} learns from the static network of its initial weights, but names none: "
             "give a checkpoint of the static network (--init FILE, or model.initial_weights in the recipe)"
             + (f". {recipe.checkpoint.note}" if recipe.checkpoint.note else ".")
         )
-    teacher = build(recipe)
+    teacher, report = build(recipe, classes)
+    if report is not None and report.classes is not None:
+        raise UsageError(
+            f"{recipe.model.initial_weights} has no classifier for the {classes} classes of the images, so that its "
+            "static network can teach nothing (distillation): leave that section out, or train the static network on "
+            "these images first (model.options.mode: static) and start from its best.pt."
+        )
     run_dense(teacher, [path for path, _, _ in dynamic_blocks(teacher)])
     return teacher.eval().requires_grad_(False)

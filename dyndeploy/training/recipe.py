@@ -16,10 +16,12 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from dyndeploy import files
+from dyndeploy.data import INTERPOLATIONS
 from dyndeploy.errors import InputError, UsageError, unknown_name
 from dyndeploy.files import shipped_folder
-from dyndeploy.nets import model_info
-from dyndeploy.nets.factories import file_of
+from dyndeploy.nets import Preprocessing, model_info
+from dyndeploy.nets.factories import default_options, file_of
+from dyndeploy.prediction.zoo import predicted_only
 from dyndeploy.training.schedules import SCHEDULES
 from dyndeploy.training.traits import Traits, network_traits
 
@@ -30,6 +32,8 @@ PRECISIONS = ("float32", "bfloat16", "float64")
 BATCH_NORMS = ("local", "synchronized", "frozen")
 BEST_EXITS = ("all", "reference")
 
+_CLASSES = "num_classes"
+"""What a network calls the number of its classes, if the images are to say it."""
 _SUFFIXES = (".yaml", ".yml")
 _Section = TypeVar("_Section")
 
@@ -40,9 +44,11 @@ class ModelRecipe:
 
     Attributes:
         name: A registered model, or a function or class of ``imported`` that gives a network.
-        options: Keywords of the model, the function or the class.
+        options: Keywords of the model, the function or the class. Where ``num_classes`` is one of them and is left
+            out, the images say how many classes there are.
         input_size: (height, width) in pixels; None for the network's own.
         initial_weights: Checkpoint to start from; None for random weights.
+        weights: Which of the weights in that file, as for :func:`dyndeploy.nets.load_checkpoint`; None for the usual.
         imported: ``import`` in files: a ``.py`` file, relative to the recipe's folder, or a module; None takes the
             networks that come with dyndeploy.
     """
@@ -51,6 +57,7 @@ class ModelRecipe:
     options: dict[str, Any] = field(default_factory=dict)
     input_size: tuple[int, int] | None = None
     initial_weights: str | None = None
+    weights: str | None = None
     imported: str | None = field(default=None, metadata={"key": "import"})
 
     @property
@@ -66,7 +73,8 @@ class DataRecipe:
     Attributes:
         dataset: "digits" (scikit-learn's, nothing to download) or "imagefolder".
         folder: For "imagefolder": a folder with ``train`` and ``val`` in it, each with one sub-folder of
-            images per class.
+            images per class; or with the sub-folders of the classes alone, of which a fifth of the images is then held
+            out.
         augment: Vary the training images: random crops and mirroring for "imagefolder", shifts by up to a
             sixteenth of the side for "digits".
         rand_augment: For "imagefolder", on top of ``augment``: a RandAugment policy in timm's words, e.g.
@@ -74,6 +82,11 @@ class DataRecipe:
         random_erasing: For "imagefolder", on top of ``augment``: probability that a rectangle is replaced by
             noise, in [0, 1]. Needs timm where it is above 0.
         workers: Processes that read images, for each training process; 0 reads in the training process.
+        mean: Mean per RGB channel of values in [0, 1]; None for the network's own. This and the next three make inputs
+            of images, in training and wherever the trained network is deployed.
+        std: Standard deviation per RGB channel, above 0; None for the network's own.
+        resize: Length of the shorter side in pixels before the centre is cropped; None for the network's own.
+        interpolation: "nearest", "bilinear", "bicubic" or "lanczos"; None for the network's own.
     """
 
     dataset: str
@@ -82,6 +95,10 @@ class DataRecipe:
     rand_augment: str | None = None
     random_erasing: float = 0.0
     workers: int = 0
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    resize: int | None = None
+    interpolation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -315,11 +332,19 @@ class Recipe:
             InputError: What the model imports is missing, or raises.
         """
         if self.model.imported is None:
+            reason = predicted_only(self.model.name)
+            if reason is not None:
+                raise UsageError(reason)
             info = model_info(self.model.name)
             for option in self.model.options:
                 if option not in info.defaults:
                     raise unknown_name(f"argument of {self.model.name}", option, info.defaults)
             info.config_type(**{**info.defaults, **self.model.options})
+        if self.model.weights is not None and self.model.initial_weights is None:
+            raise UsageError(
+                f"model.weights: {self.model.weights} chooses among the weights of a file: give "
+                "model.initial_weights (--init FILE) as well."
+            )
         _require("epochs", self.epochs, self.epochs >= 1, "at least 1")
         # Batch norm cannot learn from one image on a map of one pixel.
         _require("batch_size", self.batch_size, self.batch_size >= 2, "at least 2")
@@ -398,15 +423,39 @@ class Recipe:
         assert size is not None
         return size
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become inputs: as the network has it, unless the recipe says otherwise."""
+        keys = ("mean", "std", "resize", "interpolation")
+        said = {key: getattr(self.data, key) for key in keys if getattr(self.data, key) is not None}
+        return dataclasses.replace(self.model.traits.preprocessing, **said)
+
+    def for_classes(self, classes: int) -> Recipe:
+        """Return a copy whose network has as many classes as the images, unless the recipe gives a number."""
+        model = self.model
+        known = default_options(model.name, model.imported)
+        if _CLASSES not in known or _CLASSES in model.options or known[_CLASSES] == classes:
+            return self
+        options = {**model.options, _CLASSES: classes}
+        return dataclasses.replace(self, model=dataclasses.replace(model, options=options))
+
     def with_changes(
-        self, *, epochs: int | None = None, folder: str | None = None, initial_weights: str | None = None
+        self,
+        *,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        folder: str | None = None,
+        initial_weights: str | None = None,
+        weights: str | None = None,
     ) -> Recipe:
         """Return a copy with what a user may say beside the recipe; None leaves a value alone.
 
         Args:
             epochs: Passes over the training images.
+            batch_size: Images per iteration.
             folder: Folder with the images; see :class:`DataRecipe`.
             initial_weights: Checkpoint to start from.
+            weights: Which of its weights.
 
         Raises:
             UsageError: A value that is not valid.
@@ -414,10 +463,13 @@ class Recipe:
         recipe = self
         if epochs is not None:
             recipe = dataclasses.replace(recipe, epochs=epochs)
+        if batch_size is not None:
+            recipe = dataclasses.replace(recipe, batch_size=batch_size)
         if folder is not None:
             recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, folder=folder))
-        if initial_weights is not None:
-            model = dataclasses.replace(recipe.model, initial_weights=initial_weights)
+        if initial_weights is not None or weights is not None:
+            start = initial_weights or recipe.model.initial_weights
+            model = dataclasses.replace(recipe.model, initial_weights=start, weights=weights)
             recipe = dataclasses.replace(recipe, model=model)
         return recipe
 
@@ -534,6 +586,12 @@ def _require(key: str, value: Any, valid: bool, wanted: str) -> None:
 def _check_data(data: DataRecipe) -> None:
     if data.dataset not in DATASETS:
         raise unknown_name("dataset", data.dataset, DATASETS)
+    if data.std is not None:
+        _require("data.std", data.std, min(data.std) > 0, "above 0 for each channel")
+    if data.resize is not None:
+        _require("data.resize", data.resize, data.resize >= 1, "of at least 1 pixel")
+    if data.interpolation is not None and data.interpolation not in INTERPOLATIONS:
+        raise unknown_name("data.interpolation", data.interpolation, INTERPOLATIONS)
     _require("data.workers", data.workers, data.workers >= 0, "at least 0")
     _require("data.random_erasing", data.random_erasing, 0 <= data.random_erasing <= 1, "from 0 to 1")
     if data.rand_augment is not None or data.random_erasing:
@@ -702,6 +760,11 @@ def _number_pair(value: Any) -> tuple[float, float] | None:
     return None if numbers is None or len(numbers) != 2 else (numbers[0], numbers[1])
 
 
+def _channels(value: Any) -> tuple[float, float, float] | None:
+    numbers = _numbers(value)
+    return None if numbers is None or len(numbers) != 3 else (numbers[0], numbers[1], numbers[2])
+
+
 def _mapping(value: Any) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and all(isinstance(key, str) for key in value) else None
 
@@ -715,6 +778,7 @@ _TYPES: Mapping[Any, tuple[Callable[[Any], Any], str]] = MappingProxyType(
         float: (_number, "a number"),
         tuple[int, int]: (_pair, "two whole numbers, [height, width]"),
         tuple[float, float]: (_number_pair, "two numbers"),
+        tuple[float, float, float]: (_channels, "three numbers, for red, green and blue"),
         tuple[float, ...]: (_numbers, "a list of numbers"),
         dict[str, Any]: (_mapping, "a mapping of keys to values"),
     }

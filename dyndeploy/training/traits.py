@@ -13,7 +13,7 @@ from torch import nn
 
 from dyndeploy.blocks import StagedNetwork, dynamic_blocks
 from dyndeploy.errors import DyndeployError
-from dyndeploy.nets import DEFAULT_PREPROCESSING, Preprocessing, model_info, registered
+from dyndeploy.nets import DEFAULT_PREPROCESSING, Preprocessing, model_info, preprocessing_at, registered
 from dyndeploy.nets.factories import build_network
 
 
@@ -25,7 +25,7 @@ class Traits:
         budget: Whether what it computes can vary, so that a FLOPs budget and a temperature mean something to it.
         exits: Number of its exits; 1 where it has one result.
         input_size: (height, width) that it is made for; None where it does not say.
-        preprocessing: How images become its input.
+        preprocessing: How images become its input, at the size that it is trained at.
     """
 
     budget: bool
@@ -54,7 +54,7 @@ def network_traits(
         network_type = get_type_hints(info.entry_point).get("return")
         exits, budget = getattr(network_type, "exits", 1), hasattr(network_type, "full_flops")
         if budget or (isinstance(exits, int) and exits > 1):
-            return Traits(budget, exits, info.input_size, info.preprocessing)
+            return Traits(budget, exits, info.input_size, preprocessing_at(info, input_size or info.input_size))
     return _traits(name, json.dumps(options, sort_keys=True, default=list), imported, input_size)
 
 
@@ -76,8 +76,9 @@ def _ask(network: nn.Module, input_size: tuple[int, int] | None) -> Traits:
     own = getattr(network, "input_size", None) if info is None else info.input_size
     size = (int(own[0]), int(own[1])) if isinstance(own, (tuple, list)) and len(own) == 2 else None
     budget = hasattr(network, "full_flops") or any(True for _ in dynamic_blocks(network))
-    preprocessing = DEFAULT_PREPROCESSING if info is None else info.preprocessing
-    return Traits(budget, _exits(network, input_size or size), size, preprocessing)
+    shown = input_size or size
+    preprocessing = DEFAULT_PREPROCESSING if shown is None else preprocessing_at(info, shown)
+    return Traits(budget, _exits(network, shown), size, preprocessing)
 
 
 def _exits(network: nn.Module, input_size: tuple[int, int] | None) -> int:

@@ -81,7 +81,7 @@ def test_export_options_reach_the_bundle(tmp_path: Path, capsys: pytest.CaptureF
     torch.save({"state_dict": model.state_dict()}, tmp_path / "c.pth")
     arguments = ["--mode", "both", "--granularity", "8-4-2-1", "--channel-granularity", "4-2-2-1"]
     arguments += ["--channel-masker-layers", "1", "--num-classes", "7", "--batch", "2"]
-    arguments += ["--input-size", "32x40", "--target", "tx2", "--json"]
+    arguments += ["--input-size", "32x40", "--target", "tx2", "--json", "-q"]
     code, out, err = call(
         capsys, "export", NAME, *arguments, "--checkpoint", str(tmp_path / "c.pth"), "-o", str(tmp_path / "b")
     )

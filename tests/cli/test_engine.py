@@ -6,11 +6,14 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from dyndeploy.cli import run
 from tests.bundles import tiny_bundle
+from tests.staged_bundles import EXITS, images, stage_models, staged_bundle
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -34,6 +37,43 @@ def test_trtexec_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert code == 0 and len(result["commands"]) == 2
     assert "plugins" not in " ".join(result["commands"]).lower(), "the static twin needs none"
     assert Path(result["model"]).is_file()
+
+
+def test_every_stage_has_trtexec_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle, folder = staged_bundle(tmp_path / "b", batch=1), tmp_path / "out"
+    arguments = ["engine", str(bundle.path), "--trtexec", "8.5.3", "-o", str(folder)]
+    code, out, err = call(capsys, *arguments)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert [line for line in lines if line.startswith("#")] == [f"# exit {number}" for number in EXITS]
+    assert len([line for line in lines if line.startswith("trtexec ")]) == 2 * len(EXITS)
+    assert f"--loadInputs=x2:{folder / 'x2.bin'},x1:{folder / 'x1.bin'}" in lines[-1]
+    # A stage's inputs are what the stages before it compute.
+    feeds = {"images": images(4)[:1]}
+    for index, model in enumerate(stage_models(1)):
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        for value in session.get_inputs():
+            stored = np.fromfile(folder / f"{value.name}.bin", np.float32).reshape(value.shape)
+            np.testing.assert_allclose(stored, feeds[value.name], rtol=1e-5, atol=1e-6)
+        names = [value.name for value in session.get_outputs()]
+        given = {value.name: feeds[value.name] for value in session.get_inputs()}
+        feeds |= dict(zip(names, session.run(None, given), strict=True))
+        assert (folder / f"stage{index}.fp32.trt.onnx").is_file()
+    code, out, _ = call(capsys, *arguments, "--json")
+    assert [entry["exit"] for entry in json.loads(out)["stages"]] == list(EXITS)
+    code, out, _ = call(capsys, *arguments, "--static", "--json")
+    assert code == 0 and len(json.loads(out)["commands"]) == 2
+
+
+def test_impossible_engines_of_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(staged_bundle(tmp_path / "b").path)
+    for arguments, message in (
+        (["--trtexec", "8.5", "-o", str(tmp_path / "o")], "one batch size"),
+        ([], "one batch size"),
+        (["--verify"], "dyndeploy profile"),
+    ):
+        code, out, err = call(capsys, "engine", path, *arguments)
+        assert (code, out) == (2, "") and message in err
 
 
 def test_impossible_engines(

@@ -17,7 +17,8 @@ from PIL import Image
 from dyndeploy.cli import run
 from dyndeploy.errors import DyndeployError, InputError, UsageError
 from dyndeploy.inference import Classification, Failure, Result, classify, classify_images, run_images
-from dyndeploy.runtimes import OnnxRuntimeSession
+from dyndeploy.runtimes import OnnxRuntimeSession, find_cpu_library
+from dyndeploy.runtimes.native import BODIES_NOTE
 from tests.bundles import tiny_bundle
 from tests.staged_bundles import EXITS, staged_bundle
 
@@ -54,6 +55,7 @@ def test_one_object_per_image_in_their_order(
     for path, entry in zip(given, found, strict=True):
         if path in images:
             assert {"image", "ms", "rates", "label", "confidence", "exit"} <= set(entry) and "error" not in entry
+            assert (entry["operators"] is None) == ("exits" in kind)
             assert entry["ms"] > 0 and 0 < entry["confidence"] <= 1
             assert (entry["exit"] in EXITS) == ("exits" in kind)
             assert set(entry["rates"]) == {mask.name for mask in bundle.manifest.masks}
@@ -71,6 +73,25 @@ def test_one_object_per_image_in_their_order(
     assert len(json_lines(out)) == 6 and err == ""
     with pytest.raises(InputError, match=r"damaged\.png"):
         classify(bundle, given)
+
+
+def test_the_code_that_ran_is_named(tmp_path: Path, images: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = tiny_bundle(tmp_path / "b")
+    call = ["run", str(bundle.path), str(images[0])]
+    assert run([*call, "--native", "off", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["operators"] == "function bodies" and err == ""
+    assert run([*call, "--native", "off"]) == 0
+    err = capsys.readouterr().err
+    assert "operators: function bodies" in err and BODIES_NOTE in err
+    library = find_cpu_library()
+    if library is not None:
+        assert run(call) == 0
+        err = capsys.readouterr().err
+        assert f"operators: {library.path.name} (" in err and "Note" not in err
+    staged = staged_bundle(tmp_path / "s")
+    assert run(["run", str(staged.path), str(images[0])]) == 0
+    assert capsys.readouterr().err == ""  # Nothing dynamic is in it: there is nothing to say.
 
 
 def test_results_come_one_by_one(tmp_path: Path, images: list[Path]) -> None:
@@ -224,3 +245,21 @@ def test_names_that_are_no_text(tmp_path: Path, encoding: str) -> None:
     assert re.search(r"folder \\udce9\[a\]", (tmp_path / report).read_text(encoding="utf-8"))
     code, out, err = call("compare", os.fsdecode(b"p\xe9[1].json"), "-o", "c.html")
     assert err == ""
+
+
+def test_a_folder_stands_for_the_images_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = tiny_bundle(tmp_path / "b")
+    inside = [picture(tmp_path / "photos" / name) for name in ("a/2.png", "a/deep/1.png", "b.png")]
+    (tmp_path / "photos" / "index.csv").write_text("no image")
+    alone = picture(tmp_path / "z.png")
+    assert run(["run", str(bundle.path), str(alone), str(tmp_path / "photos"), str(alone), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [entry["image"] for entry in json_lines(out)] == [str(path) for path in (alone, *inside, alone)]
+    assert err == ""
+    inside[1].write_bytes(b"no image")
+    assert run(["run", str(bundle.path), str(tmp_path / "photos")]) == 1
+    assert "1 of 3 images failed" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert run(["run", str(bundle.path), str(alone), str(tmp_path / "empty")]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "empty holds no images" in err

@@ -25,7 +25,7 @@ def test_json_is_all_that_stdout_holds(recipe: Path, tmp_path: Path, capsys: pyt
     assert run(["train", str(recipe), "-o", str(output), "--epochs", "2", "--json"]) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
-    assert captured.err == ""
+    assert [line.split(":")[0].strip() for line in captured.err.splitlines()] == ["epoch 1/2", "epoch 2/2"]
     assert result["recipe"]["epochs"] == len(result["history"]) == 2
     assert result == json.loads((output / "result.json").read_text())
 

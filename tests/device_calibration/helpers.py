@@ -9,7 +9,7 @@ from dyndeploy.device_calibration.graphs import FAMILIES, MicroGraph, draw_masks
 from dyndeploy.device_calibration.measure import Measurement, Sample, block_rates
 from dyndeploy.graphs.inspect import group_of
 from dyndeploy.prediction.calibrated import Calibration, Installation
-from dyndeploy.prediction.kernels import GraphWalker, Kernel
+from dyndeploy.prediction.kernels import REORDER, GraphWalker, Kernel
 
 MS_PER_MAC, MS_PER_BYTE, MS_PER_KERNEL = 1 / 100e6, 1 / 10e6, 0.01
 
@@ -24,12 +24,12 @@ def synthetic(graph: MicroGraph, *, slow: float = 1.0, draws: int = 2, noise: fl
     samples = []
     for _ in range(draws):
         kernels = walker.graph(block_rates(graph.model, draw_masks(graph.masks, random))).kernels
-        names = [group_of(kernel.name) for kernel in kernels]
+        names = [group_of(kernel.name) for kernel in kernels if kernel.kind != REORDER]
         resident = sum(kernel.weight_bytes for kernel in kernels)
         samples += [
             Sample(k, slow * true_ms(k) * float(np.exp(noise * random.standard_normal())), 0.0, resident)
-            for k, name in zip(kernels, names, strict=True)
-            if names.count(name) == 1
+            for k in kernels
+            if k.kind == REORDER or names.count(group_of(k.name)) == 1
         ]
     return Measurement(tuple(samples), 0.25 * slow)
 
@@ -52,6 +52,6 @@ def many(count: int = 16, noise: float = 0.0) -> list[tuple[int, Sample]]:
         (number, sample)
         for number in range(count)
         for sample in synthetic(
-            micro_graph(FAMILIES[0 if number % 2 else number // 2 % 4], number, values=False), noise=noise
+            micro_graph(FAMILIES[0 if number % 2 else number // 2 % len(FAMILIES)], number, values=False), noise=noise
         ).samples
     ]

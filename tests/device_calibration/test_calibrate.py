@@ -54,7 +54,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_calibration_predicts_what_it_saw_at_the_common_speed(fast: list[int], tmp_path: Path) -> None:
     path = tmp_path / "deep" / "cpu.json"
-    result = calibrate(path, minutes=0.06)
+    result = calibrate(path, minutes=0.1)
     assert path.exists() and not list(path.parent.glob("*.part"))
     assert load_calibration(path).to_json() == json.loads(path.read_text()) == result.to_json()
     graph = walk(micro_graph("plain", 12345, values=False).model)
@@ -66,22 +66,22 @@ def test_a_calibration_predicts_what_it_saw_at_the_common_speed(fast: list[int],
 
 def test_it_goes_on_after_an_interrupt(fast: list[int], tmp_path: Path) -> None:
     def stop(message: str, fraction: float) -> None:
-        if message.startswith("measuring graphs 6 "):
+        if message.startswith("measuring graphs from 9 "):
             raise Interrupt
 
     path = tmp_path / "cpu.json"
     with pytest.raises(Interrupt):
-        calibrate(path, minutes=0.06, progress=stop)
+        calibrate(path, minutes=0.1, progress=stop)
     assert not path.exists()
     part = path.with_name("cpu.json.part")
     kept = part.read_text().splitlines()
-    assert len(kept) == 6  # the settings and five graphs
+    assert len(kept) == 9  # the settings and eight graphs
     part.write_text("\n".join(kept) + '\n{"family": "pla')  # cut off in the middle of a line
     before = list(fast)
-    result = calibrate(path, minutes=0.06)
+    result = calibrate(path, minutes=0.1)
     repeated = [seed for seed in fast[len(before) :] if seed in before]
     assert set(repeated) == {0}, "only the first graph, for the drift, is measured again"
-    assert result.measured["graphs"] >= 5 + len(fast) - len(before) and len(result.measured["drift"]) >= 2
+    assert result.measured["graphs"] >= 8 + len(fast) - len(before) and len(result.measured["drift"]) >= 2
 
 
 def test_what_another_instruction_set_measured_is_not_taken_over(
@@ -95,15 +95,15 @@ def test_what_another_instruction_set_measured_is_not_taken_over(
         pytest.skip("this machine has one instruction set only")
 
     def stop(message: str, fraction: float) -> None:
-        if message.startswith("measuring graphs 6 "):
+        if message.startswith("measuring graphs from 9 "):
             raise Interrupt
 
     monkeypatch.setenv(ISA_VARIABLE, "generic")
     with pytest.raises(Interrupt):
-        calibrate(tmp_path / "cpu.json", minutes=0.06, progress=stop)
+        calibrate(tmp_path / "cpu.json", minutes=0.1, progress=stop)
     before = list(fast)
     monkeypatch.setenv(ISA_VARIABLE, best)
-    result = calibrate(tmp_path / "cpu.json", minutes=0.06)
+    result = calibrate(tmp_path / "cpu.json", minutes=0.1)
     assert result.runtime["instruction_set"] == best
     assert result.measured["graphs"] == len(fast) - len(before), "nothing of the other set is in it"
 
@@ -111,7 +111,7 @@ def test_what_another_instruction_set_measured_is_not_taken_over(
 def test_a_foreign_file_in_the_way_is_not_overwritten(fast: list[int], tmp_path: Path) -> None:
     (tmp_path / "cpu.json.part").write_text("my notes")
     with pytest.raises(InputError, match="restart"):
-        calibrate(tmp_path / "cpu.json", minutes=0.06)
+        calibrate(tmp_path / "cpu.json", minutes=0.1)
     assert (tmp_path / "cpu.json.part").read_text() == "my notes"
 
 

@@ -7,7 +7,7 @@ import pytest
 from dyndeploy.device_calibration.graphs import FAMILIES, FORCED, draw_masks, micro_graph, published_blocks
 from dyndeploy.errors import UsageError
 from dyndeploy.graphs.inspect import group_of
-from dyndeploy.prediction.kernels import GraphWalker
+from dyndeploy.prediction.kernels import REORDER, GraphWalker
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -21,7 +21,7 @@ def test_a_graph_is_valid_reproducible_and_known_to_the_predictor(family: str, s
     assert not walked.unknown
     bare = GraphWalker(micro_graph(family, seed, values=False).model).graph()
     assert [kernel.features for kernel in bare.kernels] == [kernel.features for kernel in walked.kernels]
-    names = [group_of(kernel.name) for kernel in walked.kernels]
+    names = [group_of(kernel.name) for kernel in walked.kernels if kernel.kind != REORDER]
     alone = sum(names.count(name) == 1 for name in names)
     assert alone >= 0.75 * len(names)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from dyndeploy.device_calibration.graphs import FORCED, micro_graph
@@ -12,8 +13,10 @@ from dyndeploy.device_calibration.measure import (
     measure,
     profile_cost,
     time_in_turn,
+    undisturbed,
 )
-from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, static_shapes
+from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes
+from dyndeploy.graphs.shapes import static_shapes
 from dyndeploy.ops import OPERATORS
 from dyndeploy.prediction.kernels import GraphWalker
 from dyndeploy.runtimes import NodeTime, OnnxRuntimeSession
@@ -107,3 +110,13 @@ def test_what_the_runtime_inserts_goes_to_what_it_serves() -> None:
                node("~3~conv"), node("Reorder_3", "ReorderOutput")]  # fmt: skip
     # Group 1, a transposition, has vanished into the first change of layout.
     assert _owners(reorder) == [0, 1, 2, 3, 3, 3]
+
+
+def test_what_other_processes_ran_is_taken_off_the_long_kernels() -> None:
+    # Two kernels of 0.1 and 10 ms; the long one is interrupted for 10 ms in every run.
+    groups = {"short": np.full((9, 2), 0.1, np.float32), "long": np.full((9, 2), 20.0, np.float32)}
+    factors = undisturbed(groups, np.full((9, 2), 10.1, np.float32))
+    assert factors["long"] == pytest.approx([0.5, 0.5], rel=1e-3)
+    assert factors["short"] == pytest.approx([1.0, 1.0], abs=0.02)
+    # A run takes more CPU time than its kernels: nothing is taken off.
+    assert undisturbed(groups, np.full((9, 2), 20.2, np.float32))["long"].tolist() == [1.0, 1.0]

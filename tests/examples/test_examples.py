@@ -30,5 +30,10 @@ def test_examples_are_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) < 80
 
 
-def test_all_four_are_there() -> None:
-    assert [path.stem for path in EXAMPLES] == ["gated_residual", "mobile_exits", "own_block", "pyramid"]
+def test_all_five_are_there() -> None:
+    assert [path.stem for path in EXAMPLES] == ["deploy", "gated_residual", "mobile_exits", "own_block", "pyramid"]
+
+
+def test_the_list_names_every_example() -> None:
+    text = (EXAMPLES[0].parent / "README.md").read_text(encoding="utf-8")
+    assert all(f"[{path.name}]({path.name})" in text for path in EXAMPLES)

@@ -15,6 +15,7 @@ from dyndeploy.bundle import Bundle, write_manifest
 from dyndeploy.cli import run
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.exits import (
+    CalibrationResult,
     Constraint,
     HeldOutImages,
     calibrate_bundle,
@@ -26,6 +27,7 @@ from dyndeploy.exits import (
 )
 from dyndeploy.measure.exits import profile_exits
 from dyndeploy.runtimes import open_staged
+from dyndeploy.runtimes.native import BODIES_NOTE
 from tests.digits_bundles import MACS, PREPROCESSING, SIZE, digits_bundle
 
 
@@ -127,9 +129,23 @@ def test_costs_are_counted_measured_or_profiled(original: Bundle, profile_file: 
         assert len(costs.values) == 4
         assert min(costs.values) > 0
     assert str(profile_file) in profiled.source
+    assert "operators" not in measured.source + profiled.source and measured.note == profiled.note == ""
     profile = json.loads(profile_file.read_text())
     wanted = [entry["relative"] * profile["whole"]["median_ms"] for entry in profile["exits"]]
     assert profiled.values == pytest.approx(wanted)
+
+
+def test_costs_name_the_code_that_ran(original: Bundle, profile_file: Path, tmp_path: Path) -> None:
+    profile = json.loads(profile_file.read_text())
+    (path := tmp_path / "p.json").write_text(
+        json.dumps(profile | {"bundle": profile["bundle"] | {"operators": ["SpatialBottleneck"]}})
+    )
+    with open_staged(original) as session:
+        costs = profiled_costs(path)(session, "fp32")
+    assert costs.source.endswith("1 thread(s), operators: function bodies") and costs.note == BODIES_NOTE
+    result = calibrate_bundle(original, "digits", costs=profiled_costs(path), limit=100)
+    assert result.calibration.warnings()[0] == BODIES_NOTE
+    assert CalibrationResult.from_json(result.to_json()).calibration.costs == costs
 
 
 def test_a_profile_of_something_else_is_refused(original: Bundle, profile_file: Path, tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from dyndeploy.bundle import MaskInfo
 from dyndeploy.errors import BundleError, ExportError, UsageError
 from dyndeploy.graphs.branches import flattened, insert_branches, is_skip
 from dyndeploy.graphs.forced import PREFIX, forced_feeds, overlay_forced_masks, replace_masks
-from dyndeploy.graphs.inspect import CALL, CONDITIONAL, all_nodes, foreign_operators, static_shapes
+from dyndeploy.graphs.inspect import CALL, CONDITIONAL, all_nodes, foreign_operators
 from dyndeploy.graphs.labels import LabelledGraph
 from dyndeploy.graphs.macs import MacCounter
 from dyndeploy.graphs.passes.finish import strip_metadata
+from dyndeploy.graphs.shapes import static_shapes
 from dyndeploy.graphs.tensorrt import PrecisionPlan, tensorrt_model
 from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes import OnnxRuntimeSession

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.graphs.forced import forced_masks
@@ -106,6 +106,24 @@ def test_matmul_gemm_and_grouped_convolution_by_hand() -> None:
         "b": 6 * 20 * 11,
         "other": 11 * 6 * 13,
     }
+
+
+@pytest.mark.parametrize("fill", ["mean", "weights"])
+def test_a_mean_written_as_a_product_is_no_product(fill: str) -> None:
+    """As the layout pass writes it; the twin's ReduceMean counts nothing, so neither may this."""
+    row = np.full((1, 20), 1 / 20, np.float32)
+    row[0, 0] += fill == "weights"
+    node = helper.make_node("MatMul", ["row", "x"], ["y"], name="head/MatMul")
+    graph = helper.make_graph(
+        [node],
+        "mean",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (2, 20, 8))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (2, 1, 8))],
+        [numpy_helper.from_array(row, "row")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    wanted = 0 if fill == "mean" else 20 * 8
+    assert MacCounter(model).count().blocks["head"].tolist() == [wanted] * 2
 
 
 def test_missing_masks_and_open_sizes_are_refused() -> None:

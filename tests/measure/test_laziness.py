@@ -56,7 +56,7 @@ def test_probe_of_this_machine() -> None:
     record = probe_laziness("cpu", native="off", rounds=3)
     assert (record.target, record.runtime) == ("cpu", "onnxruntime")
     assert record.standard.taken > 0 and record.operators is not None and record.operators.taken > 0
-    assert record.note == "operators: fallback bodies"
+    assert record.note == "operators: function bodies"
 
 
 def test_probe_of_a_board(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -62,6 +62,15 @@ def test_function_bodies_are_said_with_what_the_library_would_give(profile: Prof
     assert BODIES_NOTE not in nothing_dynamic.warnings()
 
 
+def test_the_code_that_ran_has_a_short_name(profile: Profile) -> None:
+    assert profile.operator_code == "function bodies"
+    native = {"path": "/some/where/libdyndeploy_ort_cpu.so", "sha256": "0" * 64, "instruction_set": "avx2"}
+    assert replace(profile, native=native).operator_code == "libdyndeploy_ort_cpu.so (avx2)"
+    assert replace(profile, native={"path": "lib.so", "instruction_set": None}).operator_code == "lib.so"
+    assert replace(profile, native={}).operator_code is None
+    assert replace(profile, bundle={**profile.bundle, "operators": []}).operator_code is None
+
+
 @pytest.mark.parametrize("text", ["", "{", "not json", '{"kind": "measured"', "\x00\x01"])
 def test_corrupt_files(text: str, tmp_path: Path) -> None:
     path = tmp_path / "profile.json"

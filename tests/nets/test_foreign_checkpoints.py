@@ -174,7 +174,8 @@ def test_our_own_training_checkpoints_keep_the_average_deep_inside(tmp_path: Pat
 def test_the_command_line_takes_the_average(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = laud().state_dict()
     torch.save({"model": weights, "model_ema": other(weights)}, tmp_path / "c.pt")
-    command = ["export", "laud_resnet14_small", "--mode", "spatial", "-O", "width_mult=0.1", "-o", str(tmp_path / "b")]
+    command = ["export", "laud_resnet14_small", "--mode", "spatial", "--granularity", "4-4-2-1"]
+    command += ["-O", "width_mult=0.1", "-o", str(tmp_path / "b")]
     assert run([*command, "--weights", "ema"]) == 2
     assert "give one" in capsys.readouterr().err
     command += ["--checkpoint", str(tmp_path / "c.pt")]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dyndeploy.device_calibration.fit import fit_all
-from dyndeploy.device_calibration.graphs import micro_graph
+from dyndeploy.device_calibration.graphs import FAMILIES, micro_graph
 from dyndeploy.errors import InputError
 from dyndeploy.prediction import GraphWalker
 from dyndeploy.prediction.calibrated import FEATURES, CalibratedModel, Calibration, Installation, load_calibration
@@ -149,7 +149,7 @@ def test_what_was_not_measured_is_priced_widely(calibration: Calibration) -> Non
 
 
 def test_every_kernel_has_a_positive_time(calibration: Calibration) -> None:
-    for family in ("residual", "plain", "mobile", "tokens"):
+    for family in FAMILIES:
         ms, low, high = CalibratedModel(calibration).price(
             walk(micro_graph(family, 77, values=False).model, 0.5).kernels
         )

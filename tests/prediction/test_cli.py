@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import onnx
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -13,6 +14,7 @@ from dyndeploy.nets import model_names
 from dyndeploy.prediction.laudnet import NetworkSpec, network_spec, predict_bundle, predict_network
 from dyndeploy.targets import device_names
 from tests.bundles import tiny_bundle
+from tests.graphs.lookalikes import exported
 
 
 def _invoke(*arguments: str):
@@ -182,6 +184,33 @@ def test_an_onnx_file_and_its_table(tmp_path):
     assert "90 % interval" in text and "100% of the time in known operators" in text and "nothing fitted" in text
     text = _invoke("resnet50", "--device", "tx2", "--predictor", "reference").stdout
     assert "compute" in text and "faults repaired" in text
+
+
+def test_a_file_of_open_sizes(tmp_path):
+    onnx.save(exported("text reader"), path := tmp_path / "reader.onnx")
+    by_size = _json(str(path), "--device", "nano", "--input-size", "48x320")
+    by_name = _json(str(path), "--device", "nano", "--dim", "height=48", "--dim", "width=320", "--batch", "1")
+    assert by_size["latency_ms"] == by_name["latency_ms"] > 0
+    assert by_size["network"] == "reader"
+    result = _invoke(str(path), "--device", "nano", "--dim", "height=48")
+    assert isinstance(result.exception, BundleError)
+    assert "(1, 3, 48, width)" in str(result.exception) and "--dim width=N" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--rate", "0.5"), "is static: nothing in it skips"),
+        (("--rate", "0.5", "--predictor", "reference"), "is static: nothing in it skips"),
+        (("--dim", "height=3"), "Only an ONNX file has sizes"),
+        (("--dim", "3"), "--dim takes NAME=N"),
+        (("--dim", "a=1", "--dim", "a=2"), "each name once"),
+    ],
+)
+def test_what_a_static_network_does_not_have_is_refused(arguments, message):
+    result = _invoke("resnet50", "--device", "tx2", *arguments)
+    assert isinstance(result.exception, UsageError)
+    assert message in str(result.exception)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from dyndeploy.errors import BundleError, UsageError
-from dyndeploy.graphs.inspect import static_shapes
 from dyndeploy.graphs.macs import MacCounter
+from dyndeploy.graphs.shapes import static_shapes
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.gates import PATCH
 from dyndeploy.prediction import Graph, GraphWalker, Rates, walk
-from dyndeploy.prediction.kernels import conv_kernel
+from dyndeploy.prediction.kernels import REORDER, Kernel, conv_kernel
 from tests.bundles import BLOCK_MACS, HEAD_MACS, MODES, STATIC_MACS, STEM_MACS, tiny_models
 from tests.prediction.calls import bottleneck
 
@@ -43,7 +43,12 @@ def _conv(inputs: str, output: str, **attributes: object) -> onnx.NodeProto:
 
 
 def _kinds(graph: Graph) -> list[str]:
-    return [kernel.kind for kernel in graph.kernels]
+    return [kernel.kind for kernel in _work(graph)]
+
+
+def _work(graph: Graph) -> list[Kernel]:
+    """Kernels without conversions of layouts, which have tests of their own (test_layouts.py)."""
+    return [kernel for kernel in graph.kernels if kernel.kind != REORDER]
 
 
 IMAGE = (1, 8, 6, 6)
@@ -54,20 +59,21 @@ W = _weight("w", 8, 8, 3, 3)
 def test_conv_batch_norm_addition_and_relu_are_one_kernel() -> None:
     vectors = [_weight(name, 8) for name in ("s", "b", "m", "v")]
     nodes = [
-        _conv("x w", "c"),
+        _conv("x w", "e"),
+        _conv("e w", "c"),
         _node("BatchNormalization", "c s b m v", "n"),
-        _node("Add", "n x", "a"),
+        _node("Add", "n e", "a"),
         _node("Relu", "a", "y"),
     ]
     model = _model(nodes, IMAGE, W, *vectors)
     for runtime in ("onnxruntime", "tensorrt"):
-        (kernel,) = walk(model, runtime=runtime).kernels
+        _, kernel = _work(walk(model, runtime=runtime))
         assert (kernel.kind, kernel.macs) == ("conv", MAP * 8 * 9)
         assert (kernel.features["residual"], kernel.features["activation"]) == (1, 1)
         assert (kernel.read_bytes, kernel.written_bytes) == (4 * 2 * MAP, 4 * MAP)
         assert kernel.weight_bytes == 4 * 8 * 8 * 9
-    assert _kinds(walk(model, runtime="pytorch")) == ["conv", "elementwise", "elementwise", "elementwise"]
-    (kernel,) = walk(model, runtime="tensorrt", precision="int8").kernels
+    assert _kinds(walk(model, runtime="pytorch")) == ["conv", "conv", *["elementwise"] * 3]
+    _, kernel = walk(model, runtime="tensorrt", precision="int8").kernels
     assert kernel.bytes == (3 * MAP + 8 * 8 * 9)
 
 
@@ -75,7 +81,7 @@ def test_a_map_that_is_read_twice_ends_the_fusion() -> None:
     nodes = [_conv("x w", "c"), _node("Relu", "c", "r"), _conv("r w", "d"), _node("Add", "d r", "y")]
     graph = walk(_model(nodes, IMAGE, W))
     assert _kinds(graph) == ["conv", "conv"]
-    assert [kernel.features["residual"] for kernel in graph.kernels] == [0, 1]
+    assert [kernel.features["residual"] for kernel in _work(graph)] == [0, 1]
     nodes = [_conv("x w", "c"), _node("Relu", "c", "r"), _node("Add", "c r", "y")]
     # The ReLU reads what the addition reads too: the convolution has to write it.
     assert _kinds(walk(_model(nodes, IMAGE, W))) == ["conv", "elementwise", "elementwise"]
@@ -85,7 +91,26 @@ def test_swish_is_fused_where_the_runtime_does_it() -> None:
     nodes = [_conv("x w", "c"), _node("Sigmoid", "c", "s"), _node("Mul", "c s", "y")]
     model = _model(nodes, IMAGE, W)
     assert _kinds(walk(model, runtime="tensorrt")) == ["conv"]
-    assert _kinds(walk(model, runtime="onnxruntime")) == ["conv", "elementwise", "elementwise"]
+    # One operator by itself, which reads and writes the map once.
+    quick = _work(walk(model, runtime="onnxruntime"))[1]
+    assert _kinds(walk(model, runtime="onnxruntime")) == ["conv", "elementwise"]
+    assert (quick.bytes, quick.features["cost"]) == (4 * 2 * MAP, 3)
+
+
+def test_gelu_of_five_operators_is_one_kernel_on_a_cpu() -> None:
+    numbers = {"root": 2**0.5, "one": 1.0, "half": 0.5}
+    constants = [helper.make_tensor(name, TensorProto.FLOAT, [], [value]) for name, value in numbers.items()]
+    start = [_node("Div", "x root", "d"), _node("Erf", "d", "e"), _node("Add", "e one", "a")]
+    for end in (
+        [_node("Mul", "x a", "m"), _node("Mul", "m half", "y")],
+        [_node("Mul", "x half", "h"), _node("Mul", "h a", "y")],
+    ):
+        model = _model([*start, *end], IMAGE, *constants)
+        (kernel,) = walk(model).kernels
+        assert (kernel.kind, kernel.bytes, kernel.features["cost"]) == ("elementwise", 4 * 2 * MAP, 3)
+    # What is read elsewhere has to be written.
+    model = _model([*start, _node("Mul", "x a", "m"), _node("Mul", "m e", "y")], IMAGE, *constants)
+    assert _kinds(walk(model)) == ["elementwise"] * 5
 
 
 def test_the_gate_of_a_squeeze_excite_is_no_part_of_the_layer_before_it() -> None:
@@ -116,8 +141,8 @@ def test_constants_views_and_quantisation_leave_no_kernel() -> None:
     ]
     graph = walk(_model(nodes, IMAGE, W, _weight("v", 5, MAP), shape))
     assert _kinds(graph) == ["conv", "gemm"]
-    assert graph.kernels[1].macs == MAP * 5
-    assert graph.kernels[1].weight_bytes == 4 * MAP * 5
+    assert _work(graph)[1].macs == MAP * 5
+    assert _work(graph)[1].weight_bytes == 4 * MAP * 5
 
 
 def test_depthwise_grouped_dilated_and_transposed_convolutions() -> None:
@@ -139,7 +164,7 @@ def test_depthwise_grouped_dilated_and_transposed_convolutions() -> None:
         ),
     }
     for node, weight, kind, macs in kinds.values():
-        (kernel,) = walk(_model([node], IMAGE, weight)).kernels
+        (kernel,) = _work(walk(_model([node], IMAGE, weight)))
         assert (kernel.kind, kernel.macs) == (kind, macs)
     assert walk(_model([kinds["dilated"][0]], IMAGE, kinds["dilated"][1])).kernels[0].features["dilation"] == 2
 
@@ -166,7 +191,7 @@ def test_batch_and_size_may_be_asked_for() -> None:
         walk(model)
     graph = walk(model, batch=3, input_size=(10, 4))
     assert (graph.batch, graph.input_size) == (3, (10, 4))
-    assert [kernel.macs for kernel in graph.kernels] == [3 * 8 * 40 * 72, 0, 3 * 40]
+    assert [kernel.macs for kernel in _work(graph)] == [3 * 8 * 40 * 72, 0, 3 * 40]
     fixed = _model(nodes, IMAGE, W, _weight("v", 8, 5))
     assert walk(fixed).batch == 1
     assert walk(fixed, batch=4).kernels[0].macs == 4 * walk(fixed).kernels[0].macs

@@ -269,6 +269,7 @@ def test_before_super_modes_the_orin_nano_was_fastest_at_15_watts() -> None:
         (time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()), None),
         ("", None),
     ],
+    ids=["1970", "2100", "now", "unknown"],
 )
 def test_a_clock_that_is_wrong_is_said(date: str, said: str | None) -> None:
     notes = device_warnings({"target": None, "power_mode": None, "clocks": {}, "date": date}, {})

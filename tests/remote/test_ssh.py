@@ -21,11 +21,14 @@ import pytest
 from dyndeploy.bundle import Bundle
 from dyndeploy.cli import run
 from dyndeploy.errors import ConnectionLostError, DeviceError, UnreachableError
+from dyndeploy.export import ExportSettings, export_model
 from dyndeploy.measure import load_profile
+from dyndeploy.measure.load_exits import load_exit_profile
 from dyndeploy.remote import DeviceClient, DeviceEntry, SshTransport, profile_on_device
 from dyndeploy.remote.client import CHUNK_BYTES, Content
 from dyndeploy.remote.transport import ProcessChannel
 from tests.remote.test_agent import waiting_project
+from tests.remote.test_exits import plain
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 pytestmark = pytest.mark.skipif(
@@ -159,7 +162,7 @@ def test_the_whole_way(
     command = ["profile", str(bundle.path), "--device", "lab", "--rates", "0.25,1.0", "--repeats", "4"]
     assert run([*command, "--json", str(profile), "--report", str(page)]) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert "Note:" not in err and "dyndeploy:" not in err
     for words in ("Verified on the board (5 checks)", "engine static: done", "profile: done", "realisation"):
         assert words in out
     measured = load_profile(profile)
@@ -175,6 +178,36 @@ def test_the_whole_way(
     assert "0.0 MB sent" in out and "engine static: as before" in out and "profile: done" in out
     assert run(["device", "clean", "lab"]) == 0
     assert list((Path(str(board.work)) / "store").iterdir()) == []
+
+
+def test_early_exits_the_whole_way(
+    server: Server,
+    board: DeviceEntry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DYNDEPLOY_DEVICES", str(tmp_path / "devices.json"))
+    exits = export_model(plain(), tmp_path / "exits", ExportSettings(static=True))
+    options = ("--ssh-config", server.config, "--work", str(board.work), "--python", sys.executable)
+    assert run(["device", "add", "lab", "board", *options]) == 0
+    capsys.readouterr()
+    profile, page = tmp_path / "exits.json", tmp_path / "report.html"
+    command = ["profile", str(exits.path), "--device", "lab", "--exit-mix", "50/30/20", "--repeats", "3"]
+    assert run([*command, "--json", str(profile), "--report", str(page)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for words in ("Verified on the board (7 checks)", "engine stage2: done", "profile: done", "mix 50/30/20", "exit 3"):
+        assert words in out
+    measured = load_exit_profile(profile)
+    assert measured.runtime["name"] == "onnxruntime" and measured.mixes[0].shares == pytest.approx((0.5, 0.3, 0.2))
+    assert "<html" in page.read_text()
+    result = tmp_path / "compare.html"
+    assert run(["compare", str(profile), "-o", str(result), "--predict-device", "nano", "--json"]) == 0
+    (comparison,) = json.loads(capsys.readouterr().out)["comparisons"]
+    assert (comparison["profiled_device"], comparison["predicted_device"]) == ("cpu", "nano")
+    assert [entry["name"] for entry in comparison["exits"]] == ["exit 1", "exit 2", "exit 3"]
+    assert comparison["latency_mape"] is None, "milliseconds of two devices are two different things"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from dyndeploy.cli import run
 from dyndeploy.measure import Profile
 from dyndeploy.prediction import known_devices
+from dyndeploy.runtimes.native import BODIES_NOTE
 
 
 @pytest.fixture
@@ -25,8 +26,12 @@ def test_all_devices_by_default(saved: Path, tmp_path: Path, capsys: pytest.Capt
     assert report.read_text().startswith("<!DOCTYPE html>")
     for name in known_devices():
         assert name in out
-        assert f"{name}, predicted" in report.read_text()
-    assert "not comparable" in out
+        assert f"<summary>{name}: rates and blocks, predicted</summary>" in report.read_text()
+    assert "for information" in out and "error" not in out.replace("no error can be told", "")
+    assert "operators: function bodies" in out and BODIES_NOTE in out
+    assert "'dyndeploy calibrate-device --threads 1' calibrates it" in out
+    assert run(["compare", str(saved)]) == 0
+    assert "Report" not in capsys.readouterr().out
 
 
 def test_one_device_as_json(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,25 +40,36 @@ def test_one_device_as_json(saved: Path, tmp_path: Path, capsys: pytest.CaptureF
     out, err = capsys.readouterr()
     assert err == ""
     value = json.loads(out)
-    assert value["profiled_device"] == "cpu"
+    assert (value["profiled_device"], value["operators"]) == ("cpu", "function bodies")
+    assert value["note"].startswith("This machine is not calibrated")
     (comparison,) = value["comparisons"]
     assert comparison["predicted_device"] == "rtx3090"
-    assert comparison["latency_mape"] is None
+    assert comparison["latency_mape"] is None and comparison["speedup_mape"] is None
     assert [entry["masks"] for entry in comparison["rates"]] == ["forced"] * 3 + ["data"]
     assert {"measured_speedup", "predicted_speedup"} <= set(comparison["rates"][0]["blocks"][0])
     assert report.is_file()
 
 
-def test_a_limit_for_the_error(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = tmp_path / "report.html"
-    call = ["compare", str(saved), "-o", str(report), "--predict-device", "nano"]
+def test_a_limit_for_the_error(profile: Profile, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, report = tmp_path / "nano.json", tmp_path / "report.html"
+    path.write_text(json.dumps({**profile.to_json(), "device": "nano"}))
+    call = ["compare", str(path), "-o", str(report)]
     assert run([*call, "--json", "--fail-above", "1e9"]) == 0
-    error = 100 * json.loads(capsys.readouterr().out)["comparisons"][0]["speedup_mape"]
+    value = json.loads(capsys.readouterr().out)
+    assert value["note"] == ""
+    (error,) = [100 * c["latency_mape"] for c in value["comparisons"] if c["predicted_device"] == "nano"]
     assert run([*call, "--fail-above", str(0.9 * error)]) == 1
     assert f"off by {error:.1f}% on average" in capsys.readouterr().err
     assert run([*call, "--fail-above", str(1.1 * error)]) == 0
     assert run([*call, "--fail-above", "-1"]) == 2
     assert report.is_file()
+
+
+def test_no_limit_for_what_was_not_measured(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compare", str(saved), "--fail-above", "10"]) == 2
+    assert "calibrate-device" in capsys.readouterr().err
+    assert run(["compare", str(saved), "--fail-above", "10", "--predict-device", "nano"]) == 2
+    assert "calibrate-device" in capsys.readouterr().err
 
 
 def test_the_same_device_gets_a_scatter(profile: Profile, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

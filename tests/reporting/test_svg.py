@@ -56,6 +56,12 @@ def test_axes_can_start_elsewhere() -> None:
     assert {"600", "650", "700", "750", "800", "94", "98"} <= labels
 
 
+def test_the_last_tick_stays_inside() -> None:
+    chart = line_chart([Line("a", "measured", [(600.0, 1.0), (123456.0, 2.0)])], y_label="y", x_high=123456.0, **LABELS)
+    (last,) = (text for text in ElementTree.fromstring(chart).iter("text") if text.text == "125000")
+    assert (last.get("text-anchor"), float(last.get("x", 0))) == ("end", WIDTH - 1)
+
+
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
 def test_ticks_enclose_both_ends(low: float, span: float) -> None:
     marks = ticks(low + span, low)

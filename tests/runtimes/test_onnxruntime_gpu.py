@@ -67,7 +67,7 @@ def test_cuda_runs_the_function_bodies(gpu: type[Recorded]) -> None:
     with OnnxRuntimeSession(model, provider="cuda") as session:
         assert gpu.asked["providers"] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
         assert session.info.provider == "CUDAExecutionProvider"
-        assert session.info.native.description == "fallback bodies"
+        assert session.info.native.description == "function bodies"
         assert session.run(feeds())["logits"].shape == (1, 10)
 
 

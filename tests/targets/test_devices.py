@@ -63,6 +63,10 @@ def test_hardware_figures_are_consistent():
             lanes = hardware.sms * hardware.fp32_lanes_per_sm
             assert 2e-6 * lanes * hardware.boost_mhz == pytest.approx(hardware.fp32_tflops, rel=3e-3)
         assert hardware.fp16_tflops >= hardware.fp32_tflops
+        for slower in load_device(name).slower.values():
+            scale = slower.hardware.boost_mhz / hardware.boost_mhz
+            for rate in ("fp32_tflops", "fp16_tflops", "fp16_tensor_tflops", "int8_tensor_tops"):
+                assert getattr(slower.hardware, rate) == pytest.approx(scale * getattr(hardware, rate), rel=6e-3)
     # Volta has one tensor rate for each multiprocessor, Orin one for each tensor core.
     v100, xavier = load_device("v100").hardware, load_device("agx_xavier").hardware
     assert xavier.fp16_tensor_tflops / xavier.sms / xavier.boost_mhz == pytest.approx(
@@ -75,9 +79,43 @@ def test_hardware_figures_are_consistent():
             agx.int8_tensor_tops / agx.tensor_cores / agx.boost_mhz, rel=5e-3
         )
     # No source found.
-    assert load_device("v100").hardware.int8 is None
-    assert load_device("thor").hardware.boost_mhz is None and load_device("thor").hardware.fp16_tensor_tflops is None
+    assert load_device("thor").hardware.boost_mhz is None and load_device("thor").hardware.int8_tensor_tops is None
     assert load_device("nano").hardware.int8 is False
+    # Volta's tensor cores know no INT8.
+    assert load_device("v100").hardware.int8_tensor_tops is None
+    assert load_device("v100").hardware.int8_tops == pytest.approx(
+        4 * load_device("v100").hardware.fp32_tflops, rel=2e-3
+    )
+    for name in set(device_names()) - {"cpu", "v100", "thor", "nano", "tx2"}:
+        hardware = load_device(name).hardware
+        assert hardware.int8_tensor_tops == pytest.approx(2 * hardware.fp16_tensor_tflops, rel=0.03)
+
+
+def test_a_board_in_another_power_mode():
+    nano, nx = load_device("orin_nano"), load_device("orin_nx")
+    assert (nano.hardware.power_mode, nx.hardware.power_mode) == ("MAXN_SUPER", "MAXN_SUPER")
+    slow = load_device("Orin_Nano@15w")
+    assert (slow.name, slow.board, slow.hardware.power_mode) == ("orin_nano@15W", "orin_nano", "15W")
+    assert (slow.hardware.boost_mhz, slow.hardware.dram_gb_per_s) == (625, 68.2)
+    assert slow.hardware.sms == nano.hardware.sms and slow.model == nano.model
+    assert load_device("orin_nx@maxn_super") is nx
+    with pytest.raises(UsageError, match=r"power mode of orin_nx '30w'.*Known: MAXN, MAXN_SUPER"):
+        load_device("orin_nx@30W")
+    with pytest.raises(UsageError, match="Nothing is known of power modes of h100"):
+        load_device("h100@MAXN")
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_the_power_mode_is_that_in_which_the_target_is_measured(name):
+    """A board is predicted in the mode that 'profile' asks for."""
+    if name in target_names() and load_target(name).power_modes:
+        assert load_device(name).hardware.power_mode == load_target(name).power_modes[0].name
+
+
+def test_one_runtime_for_every_kind_of_network():
+    assert {name: load_device(name).runtime for name in _NAMES} == {
+        name: "onnxruntime" if name == "cpu" else "tensorrt" for name in _NAMES
+    }
 
 
 def test_a_gpu_by_its_own_name():

@@ -40,7 +40,7 @@ LOGITS = [[[1.0, 0.0], [0.0, 2.0]], [[0.5, 0.0], [1.0, 1.0]], [[0.0, 0.0], [0.0,
 
 def objective_of(recipe: Recipe) -> Objective:
     torch.manual_seed(0)
-    return Objective(recipe, build(recipe), torch.rand(2, 3, 8, 8), torch.tensor([3, 4]), classes=10)
+    return Objective(recipe, build(recipe, 10)[0], torch.rand(2, 3, 8, 8), torch.tensor([3, 4]), classes=10)
 
 
 def exit_objective(**changes: Any) -> Objective:

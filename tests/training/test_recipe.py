@@ -58,6 +58,7 @@ def test_every_recipe_that_comes_along_is_valid(name: str) -> None:
         model = create_model(recipe.model.name, **recipe.model.options)
     config: Any = model.config
     assert config.num_classes == (10 if recipe.data.dataset == "digits" else 1000)
+    assert ("num_classes" in recipe.model.options) != name.startswith("finetune-")
 
 
 def family_of(recipe: Recipe) -> str:
@@ -65,7 +66,7 @@ def family_of(recipe: Recipe) -> str:
 
 
 def papers_of(family: str) -> list[Recipe]:
-    recipes = [load_recipe(name) for name in recipe_names()]
+    recipes = [load_recipe(name) for name in recipe_names() if not name.startswith("finetune-")]
     return [recipe for recipe in recipes if recipe.data.dataset == "imagefolder" and family_of(recipe) == family]
 
 

@@ -55,7 +55,7 @@ def test_a_fresh_bundle_passes(mode: str, bundles: dict[str, Path]) -> None:
         int(np.prod(mask.shape[1:])) for mask in manifest.masks
     )
     assert report.outputs[0].relative_error < 1e-5
-    assert report.native == "fallback bodies"
+    assert report.native == "function bodies"
 
 
 def test_flipped_byte(spatial: Bundle) -> None:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from dyndeploy.graphs.inspect import group_of, reads, shape_of, static_shapes
+from dyndeploy.graphs.inspect import group_of, reads, shape_of
+from dyndeploy.graphs.shapes import static_shapes
 
 Array = npt.NDArray[Any]
 Double = npt.NDArray[np.float64]

@@ -1,0 +1,148 @@
+"""Accuracy of a deployed bundle, against counting by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dyndeploy
+from dyndeploy.bundle import Bundle, write_manifest
+from dyndeploy.cli import run
+from dyndeploy.data import DIGITS, LabelledImages, digits
+from dyndeploy.errors import InputError, UsageError
+from dyndeploy.evaluation import evaluate_bundle
+from dyndeploy.inference import Classification, classify_images
+from dyndeploy.runtimes import open_staged
+from tests.bundles import tiny_bundle
+from tests.digits_bundles import PREPROCESSING, SIZE, digits_bundle
+
+THRESHOLDS = (0.9, 0.95, 0.5)
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return digits_bundle(tmp_path_factory.mktemp("evaluate") / "bundle")
+
+
+def folder(root: Path, classes: int = 10, images: int = 2) -> Path:
+    rng = np.random.default_rng(0)
+    for label in range(classes):
+        (root / f"class{label:02d}").mkdir(parents=True)
+        for number in range(images):
+            pixels = rng.integers(0, 256, (20, 24, 3), np.uint8)
+            Image.fromarray(pixels).save(root / f"class{label:02d}" / f"{number}.png")
+    return root
+
+
+def named(bundle: Bundle, names: tuple[str, ...]) -> Bundle:
+    network = replace(bundle.manifest.network, class_names=names)
+    write_manifest(bundle.path, replace(bundle.manifest, network=network))
+    return Bundle.open(bundle.path)
+
+
+def test_exits_are_counted_as_they_are_taken(staged: Bundle) -> None:
+    found = evaluate_bundle(staged, DIGITS, thresholds=THRESHOLDS)
+    held_out = digits(PREPROCESSING, (SIZE, SIZE)).held_out
+    with open_staged(staged, thresholds=THRESHOLDS) as session:
+        taken, every = session.run(held_out.images), session.run_all(held_out.images)
+    right = taken.logits.argmax(1) == held_out.labels
+    assert found.images == len(held_out) == 360
+    assert found.top1 == right.mean()
+    ranks = (taken.logits > taken.logits[np.arange(360), held_out.labels][:, None]).sum(1)
+    assert found.top5 == (ranks < 5).mean()
+    assert found.thresholds == pytest.approx(THRESHOLDS)
+    for entry, logits in zip(found.exits, every, strict=True):
+        there = taken.exits == entry.exit
+        assert entry.share == there.mean() > 0
+        assert entry.accuracy == (logits.argmax(1) == held_out.labels).mean()
+        assert entry.accuracy_there == right[there].mean()
+    assert sum(e.share * (e.accuracy_there or 0) for e in found.exits) == pytest.approx(found.top1)
+    assert found.rates == {} and found.ms > 0 and found.precision == "fp32"
+    assert found.operators is None
+
+
+def test_without_thresholds_every_image_reaches_the_last_exit(staged: Bundle) -> None:
+    found = evaluate_bundle(staged, DIGITS, limit=60)
+    assert [entry.share for entry in found.exits] == [0, 0, 0, 1]
+    assert found.exits[0].accuracy_there is None
+    assert found.exits[-1].accuracy == found.exits[-1].accuracy_there == found.top1 > found.exits[0].accuracy > 0.1
+    assert any("no thresholds" in note for note in found.notes)
+    assert found.images == 60
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_masks_and_classes_are_those_of_run(batch: int, tmp_path: Path) -> None:
+    bundle, data = tiny_bundle(tmp_path / "b", batch=batch), folder(tmp_path / "data")
+    found = evaluate_bundle(bundle, data, native="off")
+    each = [result for result in classify_images(bundle, [data], native="off") if isinstance(result, Classification)]
+    assert found.images == len(each) == 20
+    assert found.top1 == np.mean([int(Path(e.image).parent.name[-2:]) == e.label for e in each])
+    assert found.rates.keys() == {mask.name for mask in bundle.manifest.masks}
+    for name, rate in found.rates.items():
+        assert rate == pytest.approx(np.mean([result.rates[name] for result in each]), abs=1e-6)
+    assert found.operators == "function bodies"
+    assert found.exits == () and found.thresholds is None
+
+
+def test_folders_are_matched_by_name(tmp_path: Path) -> None:
+    data = folder(tmp_path / "data", images=1)
+    forwards = tuple(f"class{label:02d}" for label in range(10))
+    results = [
+        evaluate_bundle(named(tiny_bundle(tmp_path / f"b{i}"), names), data).top1
+        for i, names in enumerate((forwards, forwards[::-1]))
+    ]
+    labels = {e.image: e.label for e in classify_images(tmp_path / "b0", [data]) if isinstance(e, Classification)}
+    own = [int(Path(image).parent.name[-2:]) for image in labels]
+    assert results[0] == np.mean([a == b for a, b in zip(own, labels.values(), strict=True)])
+    assert results[1] == np.mean([9 - a == b for a, b in zip(own, labels.values(), strict=True)])
+    (data / "class03").rename(data / "other")
+    with pytest.raises(InputError, match=r"missing class03; unknown to the network other"):
+        evaluate_bundle(tmp_path / "b0", data)
+
+
+def test_a_damaged_image_is_named_and_the_rest_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle, data = tiny_bundle(tmp_path / "b"), folder(tmp_path / "data")
+    (data / "class01" / "0.png").write_bytes(b"no image")
+    assert run(["evaluate", str(bundle.path), "--data", str(data), "--json"]) == 1
+    out, err = capsys.readouterr()
+    value = json.loads(out)
+    assert value["images"] == 19 and [Path(entry["image"]).name for entry in value["failures"]] == ["0.png"]
+    assert "class01/0.png" in err and "1 of 20 images failed" in err
+    assert {"top1", "top5", "classes", "exits", "rates", "precision", "operators", "runtime", "ms"} <= set(value)
+    assert value["kind"] == "evaluation" and value["ms_is"] == "measured" and value["classes"] == 10
+    assert 0 <= value["top1"] <= value["top5"] <= 1
+    for path in data.rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(InputError, match="None of the 20 images"):
+        evaluate_bundle(bundle, data)
+
+
+def test_the_table(staged: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["evaluate", str(staged.path), "--data", DIGITS, "--limit", "30", "--thresholds", "0.9,0.8,0.99"]
+    assert run(arguments) == 0
+    out = capsys.readouterr().out
+    assert "on 30 images of 10 classes" in out and "measured" in out and "accuracy there" in out
+
+
+def test_what_cannot_be_evaluated_is_refused(staged: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="limit=0"):
+        evaluate_bundle(staged, DIGITS, limit=0)
+    with pytest.raises(UsageError, match="thresholds"):
+        evaluate_bundle(staged, DIGITS, thresholds=(0.5,))
+    with pytest.raises(UsageError, match="no exits: leave the thresholds out"):
+        evaluate_bundle(tiny_bundle(tmp_path / "b"), folder(tmp_path / "data", images=1), thresholds=(0.5,))
+    with pytest.raises(InputError, match="3 classes"):
+        evaluate_bundle(tmp_path / "b", folder(tmp_path / "few", classes=3, images=1))
+
+
+def test_images_in_memory_have_the_networks_own_labels(staged: Bundle) -> None:
+    held_out = digits(PREPROCESSING, (SIZE, SIZE)).held_out
+    some = LabelledImages(held_out.images[:40], held_out.labels[:40], held_out.classes)
+    assert dyndeploy.evaluate_bundle(staged, some).top1 > 0.9
+    shifted = LabelledImages(some.images, (some.labels + 1) % 10, some.classes)
+    assert evaluate_bundle(staged, shifted).top1 < 0.2
