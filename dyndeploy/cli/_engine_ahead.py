@@ -76,8 +76,9 @@ def _predictions(bundle: Bundle, precision: str) -> dict[str, Prediction]:
     """What the device model says of the bundle and of its static twin."""
     from dyndeploy.prediction import predict
 
-    how = {"device": bundle.manifest.target, "precision": precision, "runtime": "tensorrt"}
-    found = {"dynamic at the rates of the reference images": predict(bundle.path, **how)}
+    device = bundle.manifest.target
+    what = "the rates of the reference images" if bundle.manifest.exits is None else "its exit mix, else equal shares"
+    found = {f"dynamic at {what}": predict(bundle.path, device=device, precision=precision, runtime="tensorrt")}
     if bundle.static is not None:
-        found["static twin"] = predict(bundle.static, **how)
+        found["static twin"] = predict(bundle.static, device=device, precision=precision, runtime="tensorrt")
     return found
