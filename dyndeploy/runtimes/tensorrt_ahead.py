@@ -156,10 +156,15 @@ def build_ahead(
     )
     plan = plan.with_library(None if library is None else library.sha256)
     made = build_planned(plan, copy, package, library)
-    problems = wrong_layers(made.built, copy, half=plan.precision_plan.half)
+    require_planned(made, source)
+    return made
+
+
+def require_planned(made: AheadEngine, source: onnx.ModelProto) -> None:
+    """Raise ``DyndeployError`` unless an engine's layers are those of its plan."""
+    problems = wrong_layers(made.built, source, half=made.plan.precision_plan.half)
     if problems:
         raise DyndeployError(f"The engine is not what its plan says: {'; '.join(problems)}.")
-    return made
 
 
 def build_planned(

@@ -62,7 +62,9 @@ def bind_sizes(
     for port, axis, symbol, size in axes:
         expected = _value(symbol, sizes)
         if size != expected:
-            raise StandInError(f"{spec.name}: dimension {axis} of {port.name} is {size}, expected {expected} ({symbol})")
+            raise StandInError(
+                f"{spec.name}: dimension {axis} of {port.name} is {size}, expected {expected} ({symbol})"
+            )
     return sizes
 
 
