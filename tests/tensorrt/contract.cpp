@@ -538,6 +538,9 @@ Creator* find(const std::string& name) {
 #ifdef FAKE_TENSORRT
   auto* found = static_cast<Listed*>(find_fake_creator(name.c_str()));
   return found ? as_creator(found) : nullptr;
+#elif NV_TENSORRT_MAJOR >= 10
+  auto* found = getPluginRegistry()->getCreator(name.c_str(), "1", "");
+  return found ? as_creator(found) : nullptr;
 #else
   return getPluginRegistry()->getPluginCreator(name.c_str(), "1", "");
 #endif
@@ -678,6 +681,14 @@ void check_types(Plugin& plugin, const Case& node) {
     std::vector<DataType> types;
     for (std::size_t i = 0; i + 1 < descs.size(); ++i) types.push_back(descs[i].type);
     CHECK(output_type(plugin, types) == descs.back().type, node.op + ": type of the output");
+#if INTERFACE_V3
+    types.pop_back();
+    take_log();
+    DataType type = DataType::kINT8;
+    CHECK(build(plugin).getOutputDataTypes(&type, 1, types.data(), static_cast<int32_t>(types.size())) != 0 &&
+              take_log().find("inputs and 1 outputs, expected") != std::string::npos,
+          node.op + ": types of too few inputs are not refused in words");
+#endif
     for (std::size_t i = 0; i < descs.size(); ++i) {
       const bool data = i + 1 < descs.size() ? node.data[i] : !node.float_output;
       for (const DataType type :
@@ -954,8 +965,9 @@ int main(int argc, char** argv) {
   }
   using Function = Listed* const* (*)(int32_t&);
   const auto get_creators = reinterpret_cast<Function>(dlsym(library, "getCreators"));
-  CHECK(get_creators && dlsym(library, "getPluginCreators") && dlsym(library, "setLoggerFinder"),
-        "entry points");
+  CHECK(get_creators && dlsym(library, "setLoggerFinder"), "entry points");
+  CHECK((dlsym(library, "getPluginCreators") != nullptr) == !INTERFACE_V3,
+        "the entry point for creators of IPluginV2");
   CHECK(!dlsym(library,
                "_ZN9dyndeploy4cuda14run_bottleneckERKNS0_15BottleneckShapeENS0_4TypeERKNS0_"
                "17BottleneckTensorsEPvS8_"),
