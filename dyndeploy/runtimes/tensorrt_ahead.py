@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,8 @@ RTX_CAPABILITIES = ("7.5", "8.6", "8.9", "12.0", "12.1")
 
 WORKER = ("-m", tensorrt_worker.__name__)
 _LAST_WORDS = 5
+_NO_DRIVER = re.compile(r"\n?\[checkMacros\.cpp::catchCudaError::\d+\][^\n]*cudaError 35[^\n.;]*[.;]?")
+"""What TensorRT adds to every error where there is no GPU; it would lead astray."""
 
 
 @dataclass(frozen=True)
@@ -222,8 +225,9 @@ def _answer(folder: Path, ended: subprocess.CompletedProcess[str], package: Buil
     if "refused" in answer:
         # What a plugin said is more to the point than what TensorRT made of it.
         reasons = answer["problems"] or answer["errors"]
-        told = [reason for reason in dict.fromkeys(reasons) if reason not in answer["refused"]]
-        raise DyndeployError(". ".join([answer["refused"][:1].upper() + answer["refused"][1:], *told[:_LAST_WORDS]]))
+        refused = _NO_DRIVER.sub("", answer["refused"])
+        told = [reason for reason in dict.fromkeys(reasons) if reason not in refused and not _NO_DRIVER.match(reason)]
+        raise DyndeployError(". ".join([refused[:1].upper() + refused[1:], *told[:_LAST_WORDS]]))
     return answer
 
 

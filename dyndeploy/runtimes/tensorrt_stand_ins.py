@@ -1,8 +1,8 @@
 """Stand-ins in Python for the TensorRT plugins: with them an engine is built where there is no plugin library.
 
 They have the name, version, attributes, inputs, types, formats, shapes and workspace of the plugins in
-``plugins/adapters/tensorrt``, all read from ``dyndeploy.ops``, and they put the same fields into an engine. They compute
-nothing: the engine needs the library where it runs.
+``plugins/adapters/tensorrt``, all read from ``dyndeploy.ops``, and they put the same fields into an engine. They
+compute nothing: the engine needs the library where it runs.
 """
 
 from __future__ import annotations
@@ -149,10 +149,19 @@ def plugin_class(trt: Any, problems: list[str]) -> Any:
         def get_output_data_types(self, types: Sequence[Any]) -> list[Any]:
             with _told(problems):
                 _require_count(self.spec, len(types))
+                self._require_types(types)
             return [self._type(port, types[0]) for port in self.spec.outputs]
 
         def _type(self, port: Port, x: Any) -> Any:
             return x if port.element is Element.DATA else number
+
+        def _require_types(self, types: Sequence[Any]) -> None:
+            # In a strongly typed network, the only kind that TensorRT 11 builds, these types are final.
+            for port, found in zip(self.ports, types, strict=True):
+                wanted = (number, half) if port.name == self.ports[0].name else (self._type(port, types[0]),)
+                if found not in wanted:
+                    names = " or ".join(item.name for item in wanted)
+                    raise StandInError(f"{self.spec.name}: {port.name} has type {found.name}, expected {names}")
 
         def get_output_shapes(self, inputs: Sequence[Any], shape_inputs: Sequence[Any], builder: Any) -> list[Any]:
             with _told(problems):
