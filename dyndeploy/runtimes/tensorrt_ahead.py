@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dyndeploy.errors import DyndeployError, UsageError
-from dyndeploy.ops import OPERATORS
+from dyndeploy.graphs.inspect import all_graphs
+from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.runtimes import tensorrt_worker
 from dyndeploy.runtimes.native import NativeLibrary
 from dyndeploy.runtimes.tensorrt_device import RTX
-from dyndeploy.runtimes.tensorrt_layers import EngineLayers, read_layers, wrong_layers
+from dyndeploy.runtimes.tensorrt_layers import FAMILY, EngineLayers, read_layers, wrong_layers
 from dyndeploy.runtimes.tensorrt_plan import BuildOptions, BuildPlan, plan_build
 from dyndeploy.runtimes.tensorrt_stand_ins import described
 
@@ -158,9 +159,23 @@ def build_ahead(
         source, precision, package.text, strongly_typed=None, options=options, capabilities=capabilities
     )
     plan = plan.with_library(None if library is None else library.sha256)
+    _require_buildable(copy, package)
     made = build_planned(plan, copy, package, library)
     require_planned(made, source)
     return made
+
+
+def _require_buildable(copy: onnx.ModelProto, package: BuilderPackage) -> None:
+    """Say beforehand what the builder would say in words of its own."""
+    if not package.text.startswith(RTX):
+        return
+    for part in list(all_graphs(copy.graph))[1:]:
+        for node in part.node:
+            if node.domain == DOMAIN and OPERATORS[node.op_type].kernels[FAMILY].workspace is not None:
+                raise DyndeployError(
+                    f"{node.name} ({node.op_type}) stands in a branch (If) and needs scratch memory, which TensorRT "
+                    f"{package.text} cannot build. Leave it outside: the operator skips by itself."
+                )
 
 
 def require_planned(made: AheadEngine, source: onnx.ModelProto) -> None:

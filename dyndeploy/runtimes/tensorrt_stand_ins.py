@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from dyndeploy.ops.base import Element, OperatorSpec, Port
+from dyndeploy.runtimes.tensorrt_layers import FAMILY
 
 FORMAT_FIELD, FORMAT = "dyndeploy_format", 1
 """Field of an engine that says how the other fields of a plugin are to be read, and its value (``attributes.h``)."""
 
-FAMILY = "tensorrt"
 _NOT_ATTRIBUTES = ("plugin_version", "plugin_namespace")
 _OUTPUT_ATTRIBUTES = {"mh": "mask_height", "mw": "mask_width"}
 _STRIDED = {"Ho": "H", "Wo": "W"}

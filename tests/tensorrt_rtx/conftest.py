@@ -1,4 +1,4 @@
-"""TensorRT-RTX where it is installed: ``pip install 'dyndeploy[rtx]'``. CI demands it with ``DYNDEPLOY_REQUIRE_RTX=1``."""
+"""TensorRT-RTX where it is installed (``pip install 'dyndeploy[rtx]'``); ``DYNDEPLOY_REQUIRE_RTX=1`` demands it."""
 
 from __future__ import annotations
 
