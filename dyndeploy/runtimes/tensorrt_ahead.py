@@ -54,14 +54,14 @@ class BuilderPackage:
         text: Its version, as :func:`dyndeploy.runtimes.tensorrt_device.version_text` says it.
         library_folders: Folders of its libraries.
         links: Further names for its libraries: those under which its parts look for each other.
-        environment: Further variables of the process.
+        packages: Further folders in which the process looks for Python packages.
     """
 
     module: str
     text: str
     library_folders: tuple[Path, ...]
     links: Mapping[str, Path] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
+    packages: tuple[Path, ...] = ()
 
     @contextmanager
     def process_environment(self) -> Iterator[dict[str, str]]:
@@ -71,8 +71,9 @@ class BuilderPackage:
                 (Path(folder) / name).symlink_to(library)
             folders = [folder, *map(str, self.library_folders), *_paths(os.environ.get("LD_LIBRARY_PATH"))]
             # The process sees the packages that this one sees.
-            paths = {"LD_LIBRARY_PATH": os.pathsep.join(folders), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            yield {**os.environ, **paths, **self.environment}
+            packages = [*map(str, self.packages), *(str(Path(entry).resolve()) for entry in sys.path)]
+            paths = {"LD_LIBRARY_PATH": os.pathsep.join(folders), "PYTHONPATH": os.pathsep.join(packages)}
+            yield {**os.environ, **paths}
 
 
 def _paths(text: str | None) -> list[str]:

@@ -40,11 +40,11 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
 def test_a_process_finds_libraries_by_further_names(tmp_path: Path) -> None:
     library = tmp_path / "libnumber.so.1"
     library.write_bytes(b"")
-    package = BuilderPackage("m", "1", (tmp_path,), {"libnumber.so": library}, {"FURTHER": "yes"})
+    package = BuilderPackage("m", "1", (tmp_path,), {"libnumber.so": library}, (tmp_path / "further",))
     with package.process_environment() as environment:
         first, second, *_ = environment["LD_LIBRARY_PATH"].split(os.pathsep)
         assert (Path(first) / "libnumber.so").resolve() == library and second == str(tmp_path)
-        assert environment["FURTHER"] == "yes"
+        assert environment["PYTHONPATH"].startswith(f"{tmp_path / 'further'}{os.pathsep}")
         code = "import dyndeploy.runtimes.tensorrt_worker"
         subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True)
     assert not Path(first).exists()
