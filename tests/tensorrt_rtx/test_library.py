@@ -12,6 +12,7 @@ import pytest
 from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes.native import NativeLibrary, native_library
 from dyndeploy.runtimes.tensorrt_ahead import BuilderPackage, build_ahead
+from dyndeploy.runtimes.tensorrt_stand_ins import FORMAT
 from tests.bundles import MODES, tiny_models
 from tests.tensorrt.test_contract import HEADERS, NO_HEADERS, TOOLS, build, node_cases, run
 from tests.tensorrt_rtx import test_bindings
@@ -49,10 +50,12 @@ def test_the_contract_holds_in_the_real_registry(built: Path, library: NativeLib
 def stored(engine: bytes) -> list[tuple[str, bytes]]:
     """The plugins of an engine, and the bytes of what it keeps of each: fields in the builder's own coding."""
     found = []
-    for end in re.finditer(b"dyndeploy_format", engine):
-        name = max(OPERATORS, key=lambda op: engine.rfind(op.encode() + b"\x13", 0, end.start()))
-        # Behind the field's name: its type, its length and the four bytes of its value.
-        found.append((name, engine[engine.rfind(name.encode() + b"\x13", 0, end.start()) : end.end() + 64]))
+    # Behind the name of the last field stand its type, its length and the four bytes of its value.
+    for last in re.finditer(rb"dyndeploy_format\x07.{33}INT32.{14}(.{4})", engine, re.DOTALL):
+        begins = {name: engine.rfind(name.encode() + b"\x13", 0, last.start()) for name in OPERATORS}
+        name = max(begins, key=begins.__getitem__)
+        assert last[1] == FORMAT.to_bytes(4, "little")
+        found.append((name, engine[begins[name] : last.end()]))
     return found
 
 
