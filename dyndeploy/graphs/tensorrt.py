@@ -39,6 +39,9 @@ FIRST_STRONGLY_TYPED = 10
 FIRST_WITHOUT_PRECISION_FLAGS = 11
 """First major version of TensorRT whose builder takes precisions from the graph only."""
 
+HALF_ONLY = "plugin_half_only"
+"""Attribute of a plugin's node: 1 where it may compute in half only, 0 where the builder may choose."""
+
 _AXES_ARE_INPUTS = 18
 """First opset in which the axes of ReduceMean are an input."""
 
@@ -143,8 +146,22 @@ def tensorrt_model(model: onnx.ModelProto, plan: PrecisionPlan) -> onnx.ModelPro
             raise UsageError("A graph with branches (If) has no typed FP16 plan. Use fp32 for it.")
         _Typing(model, copy).apply()
     _repack(model, copy, half=plan.half)
+    _state_precision(copy, half=plan.half)
     drop_unused(copy)
     return copy
+
+
+def _state_precision(copy: onnx.ModelProto, *, half: bool) -> None:
+    """Leave a builder with flags no choice: timed against each other, float plugins may win where the plan says half.
+
+    Maskers decide in float anyway and take their input as it comes.
+    """
+    from onnx import helper
+
+    for node in all_nodes(copy.graph):
+        if is_dynamic(node) and "tensorrt" in OPERATORS[node.op_type].kernels:
+            only = half and not OPERATORS[node.op_type].decides
+            node.attribute.append(helper.make_attribute(HALF_ONLY, int(only)))
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -163,10 +180,12 @@ def _reduce_means(copy: onnx.ModelProto) -> None:
     if opset >= _AXES_ARE_INPUTS:
         copy.graph.initializer.append(numpy_helper.from_array(np.array([-2], np.int64), _MEAN_AXES))
     for node in rows:
-        inputs, axes = (
-            ([node.input[1], _MEAN_AXES], {}) if opset >= _AXES_ARE_INPUTS else ([node.input[1]], {"axes": [-2]})
-        )
-        node.CopyFrom(helper.make_node("ReduceMean", inputs, list(node.output), name=node.name, keepdims=1, **axes))
+        mean = helper.make_node("ReduceMean", [node.input[1]], list(node.output), name=node.name, keepdims=1)
+        if opset >= _AXES_ARE_INPUTS:
+            mean.input.append(_MEAN_AXES)
+        else:
+            mean.attribute.append(helper.make_attribute("axes", [-2]))
+        node.CopyFrom(mean)
 
 
 def _is_mean(row: onnx.TensorProto | None) -> bool:

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.graphs.stages import whole_model
 from dyndeploy.graphs.tensorrt import (
+    HALF_ONLY,
     PrecisionPlan,
     float_nodes,
     missing_creators,
@@ -318,3 +319,18 @@ def test_means_are_written_as_means(opset: int) -> None:
     (mean, total) = onnxruntime.InferenceSession(copy.SerializeToString()).run(None, {"x": x})
     close(mean, x.mean(1, keepdims=True), 1e-5)
     close(total, x.sum(1, keepdims=True), 1e-5)
+
+
+@pytest.mark.parametrize(("plan", "expected"), [(FP32, 0), (FLAGS, 1), (TYPED, 1)])
+def test_plugins_are_told_to_compute_in_half(plan: PrecisionPlan, expected: int) -> None:
+    copy = tensorrt_model(tiny_models("both")[0], plan)
+    stated = {
+        node.op_type: attribute.i
+        for node in copy.graph.node
+        for attribute in node.attribute
+        if attribute.name == HALF_ONLY
+    }
+    assert stated.keys() == {node.op_type for node in copy.graph.node if node.domain}
+    assert {name for name, only in stated.items() if only} == {
+        name for name in stated if expected and not OPERATORS[name].decides
+    }

@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from dyndeploy.errors import DyndeployError
+from dyndeploy.graphs.tensorrt import HALF_ONLY
 from dyndeploy.measure.laziness import branch_model
 from dyndeploy.runtimes.native import NativeLibrary
 from dyndeploy.runtimes.tensorrt_ahead import BuilderPackage, build_ahead, build_planned, require_planned
@@ -24,7 +25,7 @@ WORKER = str(Path(wrong_plugin.__file__))
 @pytest.mark.parametrize(
     ("way", "message"),
     [
-        ("float output", "SpatialChannelBottleneck: w1 has type HALF, expected FLOAT"),
+        ("float output", "SpatialChannelBottleneck: x has type FLOAT, expected HALF"),
         ("three outputs", "layer1.0/SpatialMasker.*expected output size is 3, actual output size is 1"),
         (
             "one input less",
@@ -55,6 +56,8 @@ def _changed(copy: onnx.ModelProto, way: str) -> None:
     elif way == "shape":
         item = weights[node.input[3]]
         item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item).T.copy(), item.name))
+    elif way == "precision":
+        next(entry for entry in node.attribute if entry.name == HALF_ONLY).i = 1
     else:
         del node.attribute[0]
 
@@ -66,6 +69,7 @@ def _changed(copy: onnx.ModelProto, way: str) -> None:
         ("type", "SpatialChannelBottleneck: w1 has type HALF, expected FLOAT"),
         ("shape", "SpatialChannelBottleneck: dimension 0 of w1 is 4, expected 16"),
         ("attribute", "attribute dilations is missing"),
+        ("precision", "SpatialChannelBottleneck: x has type FLOAT, expected HALF"),
     ],
 )
 def test_a_wrong_graph_fails(way: str, message: str, rtx: BuilderPackage) -> None:

@@ -66,7 +66,9 @@ DataType PluginCore::output_type(DataType x) const {
 bool PluginCore::supports(int position, const PluginTensorDesc& tensor, const PluginTensorDesc& x) const {
   if (position < 0 || position > op_.input_count || tensor.format != nvinfer1::TensorFormat::kLINEAR)
     return false;
-  if (position == 0) return tensor.type == DataType::kFLOAT || tensor.type == DataType::kHALF;
+  if (position == 0) {
+    return tensor.type == DataType::kHALF || (tensor.type == DataType::kFLOAT && !attributes_.half_only);
+  }
   const Port& port = position < op_.input_count ? op_.inputs[position] : op_.output;
   return tensor.type == (port.element == Element::kData ? x.type : DataType::kFLOAT);
 }
@@ -88,7 +90,8 @@ bool PluginCore::check_tensors(const PluginTensorDesc* tensors, Sizes* sizes, cu
                               std::to_string(static_cast<int>(tensors[i].type)) + " and format " +
                               std::to_string(static_cast<int>(tensors[i].format)) +
                               ", expected a linear tensor of " +
-                              (i == 0                           ? "float or half"
+                              (i == 0 && attributes_.half_only  ? "half"
+                               : i == 0                         ? "float or half"
                                : port.element == Element::kData ? "the type of x"
                                                                 : "float"));
       return false;

@@ -20,6 +20,7 @@ PluginV3::PluginV3(const PluginCore& core, const std::string& plugin_namespace)
   for (int i = 0; i < core_.op().value_count(); ++i) {
     timing_id_ += " " + std::to_string(core_.attributes().values[i]);
   }
+  timing_id_ += " " + std::to_string(core_.attributes().half_only);
 }
 
 nvinfer1::IPluginCapability* PluginV3::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept {
