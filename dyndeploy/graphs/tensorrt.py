@@ -223,6 +223,11 @@ def _repack(model: onnx.ModelProto, copy: onnx.ModelProto, *, half: bool) -> Non
         node.input[:] = kept
 
 
+def in_head(node_name: str) -> bool:
+    """Whether a node stands behind the last block of its network, or of its stage where stages are joined."""
+    return "/head/" in f"/{node_name}"
+
+
 def float_nodes(model: onnx.ModelProto) -> set[str]:
     """Names of the standard nodes that compute in float under FP16: parts of maskers, and the head.
 
@@ -245,7 +250,7 @@ def float_nodes(model: onnx.ModelProto) -> set[str]:
             spec = OPERATORS.get(node.op_type)
             if spec is not None and spec.decides:
                 masker.add(index)
-        elif "/head/" in f"/{node.name}" and head.issuperset(readers) and all(map(_is_vector, _known(node, shapes))):
+        elif in_head(node.name) and head.issuperset(readers) and all(map(_is_vector, _known(node, shapes))):
             head.add(index)
         elif not outputs & set(node.output) and readers and masker.issuperset(readers):
             masker.add(index)
