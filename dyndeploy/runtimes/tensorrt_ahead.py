@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,11 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dyndeploy.errors import DyndeployError, UsageError
-from dyndeploy.ops import OPERATORS
+from dyndeploy.graphs.inspect import all_graphs
+from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.runtimes import tensorrt_worker
 from dyndeploy.runtimes.native import NativeLibrary
 from dyndeploy.runtimes.tensorrt_device import RTX
-from dyndeploy.runtimes.tensorrt_layers import EngineLayers, read_layers, require_layers
+from dyndeploy.runtimes.tensorrt_layers import FAMILY, EngineLayers, read_layers, wrong_layers
 from dyndeploy.runtimes.tensorrt_plan import BuildOptions, BuildPlan, plan_build
 from dyndeploy.runtimes.tensorrt_stand_ins import described
 
@@ -39,6 +41,8 @@ RTX_CAPABILITIES = ("7.5", "8.6", "8.9", "12.0", "12.1")
 
 WORKER = ("-m", tensorrt_worker.__name__)
 _LAST_WORDS = 5
+_NO_DRIVER = re.compile(r"\n?\[checkMacros\.cpp::catchCudaError::\d+\][^\n]*cudaError 35[^\n.;]*[.;]?")
+"""What TensorRT adds to every error where there is no GPU; it would lead astray."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,14 @@ class BuilderPackage:
         text: Its version, as :func:`dyndeploy.runtimes.tensorrt_device.version_text` says it.
         library_folders: Folders of its libraries.
         links: Further names for its libraries: those under which its parts look for each other.
-        environment: Further variables of the process.
+        packages: Further folders in which the process looks for Python packages.
     """
 
     module: str
     text: str
     library_folders: tuple[Path, ...]
     links: Mapping[str, Path] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
+    packages: tuple[Path, ...] = ()
 
     @contextmanager
     def process_environment(self) -> Iterator[dict[str, str]]:
@@ -67,8 +71,9 @@ class BuilderPackage:
                 (Path(folder) / name).symlink_to(library)
             folders = [folder, *map(str, self.library_folders), *_paths(os.environ.get("LD_LIBRARY_PATH"))]
             # The process sees the packages that this one sees.
-            paths = {"LD_LIBRARY_PATH": os.pathsep.join(folders), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            yield {**os.environ, **paths, **self.environment}
+            packages = [*map(str, self.packages), *(str(Path(entry).resolve()) for entry in sys.path)]
+            paths = {"LD_LIBRARY_PATH": os.pathsep.join(folders), "PYTHONPATH": os.pathsep.join(packages)}
+            yield {**os.environ, **paths}
 
 
 def _paths(text: str | None) -> list[str]:
@@ -155,9 +160,41 @@ def build_ahead(
         source, precision, package.text, strongly_typed=None, options=options, capabilities=capabilities
     )
     plan = plan.with_library(None if library is None else library.sha256)
+    return build_checked(source, plan, copy, package, library)
+
+
+def build_checked(
+    source: onnx.ModelProto,
+    plan: BuildPlan,
+    copy: onnx.ModelProto,
+    package: BuilderPackage,
+    library: NativeLibrary | None,
+) -> AheadEngine:
+    """As :func:`build_ahead`, for the plan of a graph with its TensorRT copy."""
+    _require_buildable(copy, package)
     made = build_planned(plan, copy, package, library)
-    require_layers(made.built, copy, half=plan.precision_plan.half)
+    require_planned(made, source)
     return made
+
+
+def _require_buildable(copy: onnx.ModelProto, package: BuilderPackage) -> None:
+    """Say beforehand what the builder would say in words of its own."""
+    if not package.text.startswith(RTX):
+        return
+    for part in list(all_graphs(copy.graph))[1:]:
+        for node in part.node:
+            if node.domain == DOMAIN and OPERATORS[node.op_type].kernels[FAMILY].workspace is not None:
+                raise DyndeployError(
+                    f"{node.name} ({node.op_type}) stands in a branch (If) and needs scratch memory, which TensorRT "
+                    f"{package.text} cannot build. Leave it outside: the operator skips by itself."
+                )
+
+
+def require_planned(made: AheadEngine, source: onnx.ModelProto) -> None:
+    """Raise ``DyndeployError`` unless an engine's layers are those of its plan."""
+    problems = wrong_layers(made.built, source, half=made.plan.precision_plan.half)
+    if problems:
+        raise DyndeployError(f"The engine is not what its plan says: {'; '.join(problems)}.")
 
 
 def build_planned(
@@ -215,8 +252,9 @@ def _answer(folder: Path, ended: subprocess.CompletedProcess[str], package: Buil
     if "refused" in answer:
         # What a plugin said is more to the point than what TensorRT made of it.
         reasons = answer["problems"] or answer["errors"]
-        told = [reason for reason in dict.fromkeys(reasons) if reason not in answer["refused"]]
-        raise DyndeployError(". ".join([answer["refused"][:1].upper() + answer["refused"][1:], *told[:_LAST_WORDS]]))
+        refused = _NO_DRIVER.sub("", answer["refused"])
+        told = [reason for reason in dict.fromkeys(reasons) if reason not in refused and not _NO_DRIVER.match(reason)]
+        raise DyndeployError(". ".join([refused[:1].upper() + refused[1:], *told[:_LAST_WORDS]]))
     return answer
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dyndeploy.errors import DyndeployError
+from dyndeploy.graphs.inspect import all_nodes, shape_of, static_shapes
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.base import Element, OperatorSpec
 
@@ -203,37 +204,35 @@ def _packed(shape: Sequence[int], strides: Sequence[int]) -> bool:
 # ---------------------------------------------------------------- against the plan
 
 
-def wrong_layers(built: EngineLayers, model: onnx.ModelProto, *, half: bool) -> list[str]:
+def wrong_layers(built: EngineLayers, source: onnx.ModelProto, *, half: bool) -> list[str]:
     """What an engine does otherwise than its build plan says; empty where everything is as planned.
 
     Args:
         built: The layers.
-        model: The TensorRT copy that it was built from.
+        source: The graph that the TensorRT copy was made from.
         half: Whether the plan computes the plugins in half.
 
     Returns:
-        Sentences: plugins that are missing, or that have other types, counts or layouts than the plan gives them, and
-        outputs of the engine that are not the graph's.
+        Clauses: plugins that are missing, or that have other types, counts, shapes or layouts than the plan gives them,
+        and outputs of the engine that are not the graph's.
     """
-    from dyndeploy.graphs.inspect import all_nodes
-
     problems = []
     by_node = {name: layer for layer in built.plugins() for name in layer.nodes}
-    for node in all_nodes(model.graph):
+    shapes = static_shapes(source)
+    for node in all_nodes(source.graph):
         if node.domain != DOMAIN:
             continue
         if node.name not in by_node:
             problems.append(f"{node.name} ({node.op_type}) is no plugin of the engine")
             continue
-        problems += _wrong_plugin(OPERATORS[node.op_type], node.name, by_node[node.name], half)
-    return problems + _wrong_outputs(built, model)
-
-
-def require_layers(built: EngineLayers, model: onnx.ModelProto, *, half: bool) -> None:
-    """Raise ``DyndeployError`` where :func:`wrong_layers` finds something."""
-    problems = wrong_layers(built, model, half=half)
-    if problems:
-        raise DyndeployError(f"The engine is not what its plan says: {'; '.join(problems)}.")
+        layer = by_node[node.name]
+        problems += _wrong_plugin(OPERATORS[node.op_type], node.name, layer, half)
+        problems += [
+            f"{node.name} writes {tensor.shape}, and the graph says {shapes[name]}"
+            for name, tensor in zip(node.output, layer.outputs, strict=False)
+            if -1 not in shapes.get(name, (-1,)) and shapes[name] != tensor.shape
+        ]
+    return problems + _wrong_outputs(built, source)
 
 
 def _wrong_plugin(spec: OperatorSpec, name: str, layer: Layer, half: bool) -> list[str]:
@@ -263,13 +262,13 @@ def _listed(types: Mapping[str, int]) -> str:
     return ", ".join(f"{count} x {name}" for name, count in sorted(types.items()))
 
 
-def _wrong_outputs(built: EngineLayers, model: onnx.ModelProto) -> list[str]:
+def _wrong_outputs(built: EngineLayers, source: onnx.ModelProto) -> list[str]:
     problems = []
     found = {tensor.name: tensor for tensor in built.outputs}
-    for value in model.graph.output:
-        shape = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    for value in source.graph.output:
+        shape = shape_of(value)
         if value.name not in found:
             problems.append(f"the engine has no output {value.name}")
-        elif all(shape) and found[value.name].shape != shape:
+        elif -1 not in shape and found[value.name].shape != shape:
             problems.append(f"output {value.name} of the engine is {found[value.name].shape}, the graph's is {shape}")
     return problems

@@ -22,12 +22,11 @@ from dyndeploy.runtimes.native import NativeLibrary
 from dyndeploy.runtimes.tensorrt_ahead import (
     AheadEngine,
     BuilderPackage,
-    build_planned,
+    build_checked,
     require_capability,
     rtx_package,
 )
 from dyndeploy.runtimes.tensorrt_engine import EngineSettings, cached_metadata, plugin_library
-from dyndeploy.runtimes.tensorrt_layers import require_layers
 from dyndeploy.runtimes.tensorrt_plan import plan_build
 from dyndeploy.targets import Target, load_device, load_target, target_names
 
@@ -168,8 +167,7 @@ class _Builder:
         start = time.monotonic()
         # The path is claimed first: a folder that cannot be written costs no build.
         with files.atomic_file(path) as temporary:
-            made = build_planned(plan, copy, self.package, library)
-            require_layers(made.built, copy, half=plan.precision_plan.half)
+            made = build_checked(source, plan, copy, self.package, library)
             temporary.write_bytes(made.engine)
         metadata = {
             "built_from": built_from,

@@ -1,8 +1,8 @@
 """Stand-ins in Python for the TensorRT plugins: with them an engine is built where there is no plugin library.
 
 They have the name, version, attributes, inputs, types, formats, shapes and workspace of the plugins in
-``plugins/adapters/tensorrt``, all read from ``dyndeploy.ops``, and they put the same fields into an engine. They compute
-nothing: the engine needs the library where it runs.
+``plugins/adapters/tensorrt``, all read from ``dyndeploy.ops``, and they put the same fields into an engine. They
+compute nothing: the engine needs the library where it runs.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from dyndeploy.graphs.tensorrt import HALF_ONLY
 from dyndeploy.ops.base import Element, OperatorSpec, Port
+from dyndeploy.runtimes.tensorrt_layers import FAMILY
 
-FORMAT_FIELD, FORMAT = "dyndeploy_format", 1
+FORMAT_FIELD, FORMAT = "dyndeploy_format", 2
 """Field of an engine that says how the other fields of a plugin are to be read, and its value (``attributes.h``)."""
 
-FAMILY = "tensorrt"
 _NOT_ATTRIBUTES = ("plugin_version", "plugin_namespace")
 _OUTPUT_ATTRIBUTES = {"mh": "mask_height", "mw": "mask_width"}
 _STRIDED = {"Ho": "H", "Wo": "W"}
@@ -94,8 +95,12 @@ def plugin_attributes(spec: OperatorSpec, fields: Iterable[Any]) -> dict[str, li
     """Attributes of a node as TensorRT's parser hands them over; raises :class:`StandInError`."""
     lengths = {attribute.name: attribute.length or 1 for attribute in spec.attributes}
     found: dict[str, list[int]] = {}
+    half = [0]
     for field in fields:
         if field.name in (*_NOT_ATTRIBUTES, FORMAT_FIELD):
+            continue
+        if field.name == HALF_ONLY:
+            half = [int(value) for value in np.asarray(field.data).ravel()]
             continue
         if field.name not in lengths:
             raise StandInError(f"{spec.name}: unknown attribute {field.name}; this operator has {', '.join(lengths)}")
@@ -108,7 +113,9 @@ def plugin_attributes(spec: OperatorSpec, fields: Iterable[Any]) -> dict[str, li
     for name in lengths:
         if name not in found:
             raise StandInError(f"{spec.name}: attribute {name} is missing")
-    return {name: found[name] for name in lengths}
+    if half not in ([0], [1]):
+        raise StandInError(f"{spec.name}: attribute {HALF_ONLY} is {half}, expected 0 or 1")
+    return {**{name: found[name] for name in lengths}, HALF_ONLY: half}
 
 
 def stored_fields(attributes: Mapping[str, Sequence[int]]) -> list[tuple[str, np.ndarray[Any, np.dtype[np.int32]]]]:
@@ -149,10 +156,23 @@ def plugin_class(trt: Any, problems: list[str]) -> Any:
         def get_output_data_types(self, types: Sequence[Any]) -> list[Any]:
             with _told(problems):
                 _require_count(self.spec, len(types))
+                self._require_types(types)
             return [self._type(port, types[0]) for port in self.spec.outputs]
 
         def _type(self, port: Port, x: Any) -> Any:
             return x if port.element is Element.DATA else number
+
+        def _types_of_x(self) -> tuple[Any, ...]:
+            return (half,) if self.attributes[HALF_ONLY] == [1] else (number, half)
+
+        def _require_types(self, types: Sequence[Any]) -> None:
+            # In a strongly typed network, the only kind that TensorRT 11 builds, these types are final.
+            for port, found in zip(self.ports, types, strict=True):
+                first = port.name == self.ports[0].name
+                wanted = self._types_of_x() if first else (self._type(port, types[0]),)
+                if found not in wanted:
+                    names = " or ".join(item.name for item in wanted)
+                    raise StandInError(f"{self.spec.name}: {port.name} has type {found.name}, expected {names}")
 
         def get_output_shapes(self, inputs: Sequence[Any], shape_inputs: Sequence[Any], builder: Any) -> list[Any]:
             with _told(problems):
@@ -183,7 +203,7 @@ def plugin_class(trt: Any, problems: list[str]) -> Any:
             if tensor.format != trt.TensorFormat.LINEAR or inputs != len(self.ports):
                 return False
             if position == 0:
-                return tensor.type in (number, half)
+                return tensor.type in self._types_of_x()
             port = (*self.ports, *self.spec.outputs)[position]
             return bool(tensor.type == self._type(port, tensors[0].desc.type))
 
@@ -205,7 +225,8 @@ def plugin_class(trt: Any, problems: list[str]) -> Any:
         def _node_attributes(self) -> dict[str, Any]:
             lengths = {attribute.name: attribute.length for attribute in self.spec.attributes}
             return {
-                name: values if lengths[name] is not None else values[0] for name, values in self.attributes.items()
+                name: self.attributes[name] if length is not None else self.attributes[name][0]
+                for name, length in lengths.items()
             }
 
         def set_tactic(self, tactic: int) -> None:
@@ -260,6 +281,7 @@ def register_stand_ins(trt: Any, specs: Iterable[OperatorSpec], problems: list[s
             self.name, self.plugin_version, self.plugin_namespace = spec.name, str(spec.version), ""
             kind = trt.PluginFieldType.INT32
             self._declared = [(a.name, np.zeros(a.length or 1, np.int32)) for a in spec.attributes]
+            self._declared.append((HALF_ONLY, np.zeros(1, np.int32)))
             self.field_names = trt.PluginFieldCollection([trt.PluginField(n, data, kind) for n, data in self._declared])
 
         def create_plugin(self, name: str, fields: Iterable[Any], phase: Any) -> Any:

@@ -1,9 +1,9 @@
 """Builds one engine in a process of its own: ``python -m dyndeploy.runtimes.tensorrt_worker FOLDER``.
 
 NVIDIA's parser ends the process where it cannot go on, and its libraries are found by ``LD_LIBRARY_PATH``, which counts
-from the start of a process only. FOLDER holds ``request.json`` and ``model.onnx``; the answer is ``answer.json``, with the
-engine in ``engine`` and the timing cache in ``timing.cache``. ``messages.txt`` has every message up to the end, however
-that came. See :mod:`dyndeploy.runtimes.tensorrt_ahead`.
+from the start of a process only. FOLDER holds ``request.json`` and ``model.onnx``; the answer is ``answer.json``, with
+the engine in ``engine`` and the timing cache in ``timing.cache``. ``messages.txt`` has every message up to the end,
+however that came. See :mod:`dyndeploy.runtimes.tensorrt_ahead`.
 """
 
 from __future__ import annotations
