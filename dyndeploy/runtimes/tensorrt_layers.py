@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dyndeploy.errors import DyndeployError
-from dyndeploy.graphs.inspect import all_nodes, shape_of, static_shapes
+from dyndeploy.graphs.inspect import all_nodes, shape_of
+from dyndeploy.graphs.shapes import static_shapes
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.base import Element, OperatorSpec
 
