@@ -61,7 +61,7 @@ def test_every_stage_has_trtexec_lines(tmp_path: Path, capsys: pytest.CaptureFix
         assert (folder / f"stage{index}.fp32.trt.onnx").is_file()
     code, out, _ = call(capsys, *arguments, "--json")
     assert [entry["exit"] for entry in json.loads(out)["stages"]] == list(EXITS)
-    code, out, _ = call(capsys, *arguments, "--static", "--json")
+    code, out, _ = call(capsys, *arguments, "--twin", "--json")
     assert code == 0 and len(json.loads(out)["commands"]) == 2
 
 
