@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from dyndeploy.cli._arguments import numbers, print_json, print_table
-from dyndeploy.cli._options import AsJson, BundleFolder, Plugins, Rates, Repeats, option
+from dyndeploy.cli._engine_ahead import built_ahead, deliver_ahead
+from dyndeploy.cli._options import AsJson, BundleFolder, Plugins, Rates, Repeats, complete_target, option
 from dyndeploy.cli._profile import print_profile
 from dyndeploy.cli._progress import progress_bar, progress_line
 from dyndeploy.cli._verbosity import note
@@ -26,6 +27,17 @@ def engine(
     output: Annotated[
         Path | None,
         option("--output", "-o", metavar="DIR", detail="Files for trtexec, or engines. (default: the cache)"),
+    ] = None,
+    target: Annotated[
+        str | None,
+        option("--target", detail="Refused unless it is the bundle's.", autocompletion=complete_target),
+    ] = None,
+    runtime: Annotated[
+        str | None,
+        option(
+            "--runtime",
+            detail="Or tensorrt_rtx: built here, run elsewhere. (default: tensorrt_rtx for GPUs that it supports)",
+        ),
     ] = None,
     precision: Annotated[str | None, option("--precision", detail="(default: the bundle's)")] = None,
     strongly_typed: Annotated[
@@ -80,6 +92,11 @@ def engine(
         )
     chosen = numbers("--rates", rates)
     opened = Bundle.open(bundle)
+    if target not in (None, opened.manifest.target):
+        raise UsageError(
+            f"The bundle was exported for {opened.manifest.target}, not for {target}: export it again with --target "
+            f"{target}."
+        )
     staged = opened.manifest.exits is not None and not twin
     if trtexec is not None:
         if output is None:
@@ -147,6 +164,10 @@ def engine(
             return
         print_profile(result)
         typer.echo(f"Engines: {BuildPlan.from_json(result.settings['build_plan']).precision_plan.description}.")
+        return
+
+    if built_ahead(opened, runtime):
+        deliver_ahead(opened, settings, as_json=as_json)
         return
 
     from dyndeploy.runtimes.cuda import Gpu

@@ -9,7 +9,7 @@ import numpy as np
 
 from dyndeploy.bundle import MaskInfo
 from dyndeploy.graphs.forced import PREFIX, overlay_forced_masks
-from dyndeploy.graphs.tensorrt import float_nodes, to_half
+from dyndeploy.graphs.tensorrt import float_nodes, in_head, to_half
 from dyndeploy.ops import DOMAIN, OPERATORS, Role
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def rounded_model(model: onnx.ModelProto, masks: Sequence[MaskInfo], *, half_mas
     for node in forced.graph.node:
         current = onnx.NodeProto.FromString(node.SerializeToString())
         inlined = node.output[0] not in graph_nodes
-        masker = node.name in keep and not node.name.startswith("head/")
+        masker = node.name in keep and not in_head(node.name)
         forcing = any(name.startswith(PREFIX) for name in node.output)
         stored = False
         if node.domain == DOMAIN:

@@ -7,7 +7,8 @@ anything, the constants of channel skipping as further inputs, and the types of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.errors import BundleError, UsageError
-from dyndeploy.graphs.inspect import all_graphs, all_nodes, drop_unused, is_dynamic, operator_attributes
-from dyndeploy.graphs.shapes import with_values
+from dyndeploy.graphs.inspect import all_graphs, all_nodes, drop_unused, is_dynamic, operator_attributes, reads
+from dyndeploy.graphs.shapes import static_shapes, with_values
 from dyndeploy.ops import DOMAIN, OPERATORS, Role
 from dyndeploy.precisions import precision_of
 
@@ -30,6 +31,14 @@ FIRST_STRONGLY_TYPED = 10
 
 FIRST_WITHOUT_PRECISION_FLAGS = 11
 """First major version of TensorRT whose builder takes precisions from the graph only."""
+
+HALF_ONLY = "plugin_half_only"
+"""Attribute of a plugin's node: 1 where it may compute in half only, 0 where the builder may choose."""
+
+_AXES_ARE_INPUTS = 18
+"""First opset in which the axes of ReduceMean are an input."""
+
+_MEAN_AXES = "dyndeploy/mean_axes"
 
 _HALF_MAX = float(np.finfo(np.float16).max)
 _FLOAT_ONLY_INPUTS = {"Resize": (1, 2)}
@@ -126,17 +135,61 @@ def tensorrt_model(model: onnx.ModelProto, plan: PrecisionPlan) -> onnx.ModelPro
     copy.CopyFrom(model)
     del copy.functions[:]
     del copy.graph.value_info[:]
+    _reduce_means(copy)
     if plan.half and plan.typed:
         if any(attribute.HasField("g") for node in model.graph.node for attribute in node.attribute):
             raise UsageError("A graph with branches (If) has no typed FP16 plan. Use fp32 for it.")
         _Typing(model, copy).apply()
     _repack(model, copy, half=plan.half)
+    _state_precision(copy, half=plan.half)
     drop_unused(copy)
     return copy
 
 
+def _state_precision(copy: onnx.ModelProto, *, half: bool) -> None:
+    """Leave a builder with flags no choice: timed against each other, float plugins may win where the plan says half.
+
+    Maskers decide in float anyway and take their input as it comes.
+    """
+    from onnx import helper
+
+    for node in all_nodes(copy.graph):
+        if is_dynamic(node) and "tensorrt" in OPERATORS[node.op_type].kernels:
+            only = half and not OPERATORS[node.op_type].decides
+            node.attribute.append(helper.make_attribute(HALF_ONLY, int(only)))
+
+
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return {item.name: item for part in all_graphs(model.graph) for item in part.initializer}
+
+
+def _reduce_means(copy: onnx.ModelProto) -> None:
+    """Write means as such: a product with a constant row is faster in ONNX Runtime, but TensorRT pads the map."""
+    from onnx import helper, numpy_helper
+
+    constants = _constants(copy)
+    opset = next(entry.version for entry in copy.opset_import if not entry.domain)
+    rows = [node for node in copy.graph.node if node.op_type == "MatMul" and _is_mean(constants.get(node.input[0]))]
+    if not rows:
+        return
+    if opset >= _AXES_ARE_INPUTS:
+        copy.graph.initializer.append(numpy_helper.from_array(np.array([-2], np.int64), _MEAN_AXES))
+    for node in rows:
+        mean = helper.make_node("ReduceMean", [node.input[1]], list(node.output), name=node.name, keepdims=1)
+        if opset >= _AXES_ARE_INPUTS:
+            mean.input.append(_MEAN_AXES)
+        else:
+            mean.attribute.append(helper.make_attribute("axes", [-2]))
+        node.CopyFrom(mean)
+
+
+def _is_mean(row: onnx.TensorProto | None) -> bool:
+    """Whether a constant is (..., 1, K) with 1 / K throughout."""
+    from onnx import numpy_helper
+
+    if row is None or len(row.dims) < 2 or math.prod(row.dims[:-1]) != 1:
+        return False
+    return bool(np.all(numpy_helper.to_array(row) == np.float32(1 / row.dims[-1])))
 
 
 def _repack(model: onnx.ModelProto, copy: onnx.ModelProto, *, half: bool) -> None:
@@ -165,33 +218,47 @@ def _repack(model: onnx.ModelProto, copy: onnx.ModelProto, *, half: bool) -> Non
         node.input[:] = kept
 
 
+def in_head(node_name: str) -> bool:
+    """Whether a node stands behind the last block of its network, or of its stage where stages are joined."""
+    return "/head/" in f"/{node_name}"
+
+
 def float_nodes(model: onnx.ModelProto) -> set[str]:
     """Names of the standard nodes that compute in float under FP16: parts of maskers, and the head.
 
     A convolutional masker has standard operators in front of its decision; a bit must not flip through their
-    rounding. The head's mean multiplies by 1 / pixels, which half holds to three digits only.
+    rounding. The head is the global mean, which multiplies by 1 / pixels (half holds that to three digits only), and
+    all that computes with the vectors behind it: classifier and confidence.
     """
     outputs = {value.name for value in model.graph.output}
+    shapes = static_shapes(model)
     consumers: dict[str, list[int]] = {}
     for index, node in enumerate(model.graph.node):
-        for name in node.input:
+        for name in reads(node):
             consumers.setdefault(name, []).append(index)
     masker: set[int] = set()
+    head: set[int] = set()
     for index in reversed(range(len(model.graph.node))):
         node = model.graph.node[index]
+        readers = [reader for name in node.output for reader in consumers.get(name, [])]
         if node.domain == DOMAIN:
             spec = OPERATORS.get(node.op_type)
             if spec is not None and spec.decides:
                 masker.add(index)
-        elif not outputs & set(node.output):
-            readers = [reader for name in node.output for reader in consumers.get(name, [])]
-            if readers and masker.issuperset(readers):
-                masker.add(index)
-    return {
-        node.name
-        for index, node in enumerate(model.graph.node)
-        if not node.domain and (index in masker or node.name.startswith("head/"))
-    }
+        elif in_head(node.name) and head.issuperset(readers) and all(map(_is_vector, _known(node, shapes))):
+            head.add(index)
+        elif not outputs & set(node.output) and readers and masker.issuperset(readers):
+            masker.add(index)
+    return {node.name for index, node in enumerate(model.graph.node) if not node.domain and index in masker | head}
+
+
+def _known(node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]) -> list[Sequence[int]]:
+    return [shapes[name] for name in node.output if name in shapes]
+
+
+def _is_vector(shape: Sequence[int]) -> bool:
+    """Whether a tensor has at most one axis besides the batch, which comes first."""
+    return sum(size != 1 for size in shape[1:]) <= 1
 
 
 class _Typing:

@@ -16,6 +16,7 @@ from dyndeploy.ops._body import AttributeRef, Body, Value
 from dyndeploy.ops._geometry import Geometry
 from dyndeploy.ops._launches import bottleneck_launches
 from dyndeploy.ops._library_work import library_terms
+from dyndeploy.ops._workspace import bottleneck_workspace
 from dyndeploy.ops.base import (
     Array,
     Attribute,
@@ -151,7 +152,12 @@ def bottleneck_specs(
             work=work,
             sizes=sizes,
             further_rates=further_rates,
-            kernels=_kernels(weights, projection, skips_channels=CHANNEL.name in kinds),
+            kernels=_kernels(
+                weights,
+                projection,
+                skips_pixels=not kinds.keys().isdisjoint({PATCH.name, BLOCK.name}),
+                skips_channels=CHANNEL.name in kinds,
+            ),
             skipped_kind=skipped_kind,
         )
 
@@ -440,7 +446,9 @@ def _packed(port: Port) -> Port:
     return replace(port, shape=("group", "9*M/group", "M/group") if len(port.shape) == 4 else port.shape[::-1])
 
 
-def _kernels(weights: tuple[Port, ...], projection: bool, *, skips_channels: bool) -> Mapping[str, KernelSpec]:
+def _kernels(
+    weights: tuple[Port, ...], projection: bool, *, skips_pixels: bool, skips_channels: bool
+) -> Mapping[str, KernelSpec]:
     def pack(weights: Mapping[str, Array], attributes: Attributes) -> dict[str, Array]:
         group = int(attributes["group"])
         packed = {
@@ -453,7 +461,13 @@ def _kernels(weights: tuple[Port, ...], projection: bool, *, skips_channels: boo
         return packed
 
     constants = tuple(map(_packed, weights)) + (_sized(CONSTANTS, projection) if skips_channels else ())
-    packed = KernelSpec(precisions=("fp32", "fp16"), pack=pack, constants=constants, launches=bottleneck_launches)
+    packed = KernelSpec(
+        precisions=("fp32", "fp16"),
+        pack=pack,
+        constants=constants,
+        launches=bottleneck_launches,
+        workspace=bottleneck_workspace(pixels=skips_pixels, channels=skips_channels),
+    )
     return {
         "cpu": KernelSpec(precisions=("fp32", "bf16"), terms=library_terms),
         "cuda": packed,

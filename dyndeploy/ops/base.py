@@ -157,6 +157,8 @@ class KernelSpec:
             network's weights no cache keeps. None where the multiply-accumulates and bytes say enough.
         launches: ``(sizes, bytes of a data element) -> launches of one run``, in order, on a GPU; None where they are
             not known.
+        workspace: ``(sizes by symbol of the ports' shapes, attributes, bytes of a data element) -> bytes`` of scratch
+            memory of one run; None where they need none.
     """
 
     precisions: tuple[str, ...] = ("fp32",)
@@ -164,6 +166,7 @@ class KernelSpec:
     constants: tuple[Port, ...] = ()
     terms: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
     launches: Callable[[Mapping[str, float], float], Sequence[Launch]] | None = None
+    workspace: Callable[[Mapping[str, int], Attributes, int], int] | None = None
 
     @property
     def half(self) -> frozenset[str]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from onnx import TensorProto
 
 from dyndeploy.errors import UsageError
 from dyndeploy.ops._body import Body, Value
+from dyndeploy.ops._workspace import channel_masker_workspace
 from dyndeploy.ops.base import (
     Attributes,
     Counts,
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
     import torch
 
 NAME = "ChannelMasker"
+KERNELS = {
+    "cpu": MASKER_KERNELS["cpu"],
+    **{family: replace(MASKER_KERNELS[family], workspace=channel_masker_workspace) for family in ("cuda", "tensorrt")},
+}
 HIDDEN = (
     Port("hidden_weight", Role.WEIGHT, ("h", "C"), Element.FLOAT),
     Port("hidden_bias", Role.WEIGHT, ("h",), Element.FLOAT),
@@ -130,7 +136,7 @@ def _spec(name: str, hidden: bool) -> OperatorSpec:
         expected=no_counts,
         work=_work,
         sizes=_sizes,
-        kernels=MASKER_KERNELS,
+        kernels=KERNELS,
     )
 
 

@@ -11,7 +11,6 @@ from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import BundleError, DyndeployError
 from dyndeploy.runtimes import tensorrt_device
 from dyndeploy.runtimes.native import NativeLibrary
-from dyndeploy.runtimes.tensorrt_device import parse_version
 from dyndeploy.runtimes.tensorrt_plan import BuildPlan
 
 OLDEST = (8, 2)
@@ -24,12 +23,12 @@ class TensorRT:
         module: The ``tensorrt`` package.
 
     Attributes:
-        version: Numbers of its version.
+        version: Numbers of the version whose functions it has: its own, or for TensorRT-RTX those of TensorRT 11.
     """
 
     def __init__(self, module: Any) -> None:
         self._trt = module
-        self.version = parse_version(str(module.__version__))
+        self.version = tensorrt_device.interface_version(self.text)
         self._logger = module.Logger(module.Logger.WARNING)
 
     @classmethod
@@ -49,8 +48,8 @@ class TensorRT:
 
     @property
     def text(self) -> str:
-        """The version as written."""
-        return str(self._trt.__version__)
+        """The version as written; ``"RTX 1.7.1.116"`` for TensorRT-RTX."""
+        return tensorrt_device.version_text(self._trt)
 
     # ------------------------------------------------------------ plugins
 

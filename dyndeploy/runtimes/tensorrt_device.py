@@ -24,10 +24,31 @@ def parse_version(text: str) -> Tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", re.split(r"[a-z+]", text)[0]))
 
 
+RTX = "RTX "
+"""Stands before the version of TensorRT-RTX, which counts from 1 but has the interface of TensorRT 11."""
+
+RTX_INTERFACE = (11, 0)
+
+
+def version_text(trt: Any) -> str:
+    """A package's version as it is written: ``"8.2.1.8"``, or ``"RTX 1.7.1.116"``."""
+    rtx = str(getattr(trt, "__name__", "")).startswith("tensorrt_rtx")
+    return (RTX if rtx else "") + str(trt.__version__)
+
+
+def interface_version(text: str) -> Tuple[int, ...]:
+    """Numbers of the TensorRT whose functions a version (see :func:`version_text`) has."""
+    return RTX_INTERFACE if text.startswith(RTX) else parse_version(text)
+
+
+def _interface(trt: Any) -> Tuple[int, ...]:
+    return interface_version(version_text(trt))
+
+
 def creators(trt: Any) -> Set[Tuple[str, str]]:
     """Name and version of every registered plugin creator."""
     registry = trt.get_plugin_registry()
-    found = registry.all_creators if parse_version(trt.__version__) >= (10,) else registry.plugin_creator_list
+    found = registry.all_creators if _interface(trt) >= (10,) else registry.plugin_creator_list
     # Creators of an interface that the bindings do not know are listed as None.
     return {(creator.name, creator.plugin_version) for creator in found if creator is not None}
 
@@ -52,8 +73,8 @@ def build(trt: Any, logger: Any, model: bytes, plan: Plan, timing_cache: bytes) 
         RefusedError: The plan is for another TensorRT, a plugin is missing, or TensorRT has no GPU, cannot read the
             graph or cannot build it.
     """
-    text = str(trt.__version__)
-    version = parse_version(text)
+    text = version_text(trt)
+    version = interface_version(text)
     if text != plan["tensorrt"]:
         raise RefusedError("the engine was planned for TensorRT %s, and this is %s" % (plan["tensorrt"], text))
     known = creators(trt)
@@ -84,6 +105,7 @@ def build(trt: Any, logger: Any, model: bytes, plan: Plan, timing_cache: bytes) 
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     # TF32 is on by default and would cost FP32 engines three digits unasked.
     (config.set_flag if plan["tf32"] else config.clear_flag)(trt.BuilderFlag.TF32)
+    _set_capabilities(trt, config, text, plan.get("capabilities", []))
     if plan["precision"] == "fp16" and not plan["typed"]:
         config.set_flag(trt.BuilderFlag.FP16)
         _keep_float(trt, network, config, set(plan["float_layers"]))
@@ -95,6 +117,19 @@ def build(trt: Any, logger: Any, model: bytes, plan: Plan, timing_cache: bytes) 
             "other programs" % (text, plan["workspace_mib"])
         )
     return bytes(memoryview(engine)), bytes(memoryview(config.get_timing_cache().serialize()))
+
+
+def _set_capabilities(trt: Any, config: Any, text: str, capabilities: List[str]) -> None:
+    """Say which GPUs the engine is for, where that is not the one at hand."""
+    if not capabilities:
+        return
+    known = getattr(trt, "ComputeCapability", None)
+    wanted = [getattr(known, "SM" + capability.replace(".", ""), None) for capability in capabilities]
+    if None in wanted:
+        raise RefusedError("TensorRT %s cannot build for compute capability %s" % (text, ", ".join(capabilities)))
+    config.num_compute_capabilities = len(wanted)
+    for index, capability in enumerate(wanted):
+        config.set_compute_capability(capability, index)
 
 
 def _keep_float(trt: Any, network: Any, config: Any, names: Set[str]) -> None:
@@ -144,7 +179,7 @@ def engine_tensors(trt: Any, engine: Any) -> List[Tuple[str, bool, Tuple[int, ..
 
 
 def _by_name(trt: Any) -> bool:
-    return parse_version(trt.__version__) >= (8, 5)
+    return _interface(trt) >= (8, 5)
 
 
 def dtype_name(trt: Any, dtype: Any) -> str:

@@ -250,7 +250,7 @@ def build_graph_engine(
     path, beside = folder / f"{key}.engine", folder / f"{key}.json"
     if library is not None:
         require_creators(api, library, model)
-    found = _cached(path, beside, built_from)
+    found = cached_metadata(path, beside, built_from)
     if found is not None:
         _LOG.info("engine found in the cache: %s", path)
         return EngineFile(path, plan, found, library, cached=True)
@@ -283,7 +283,8 @@ def _write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def _cached(path: Path, beside: Path, built_from: dict[str, Any]) -> dict[str, Any] | None:
+def cached_metadata(path: Path, beside: Path, built_from: dict[str, Any]) -> dict[str, Any] | None:
+    """Metadata of an engine file if it is whole and was built from exactly that, else None."""
     try:
         metadata = files.read_json(beside)
         whole = metadata["built_from"] == built_from and metadata["engine_sha256"] == files.sha256(path)

@@ -6,6 +6,7 @@ on a board, call by call the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from dyndeploy.errors import UsageError
 from dyndeploy.fields import Document, Field
 from dyndeploy.graphs.tensorrt import PrecisionPlan, float_nodes, precision_plan, required_creators, tensorrt_model
 from dyndeploy.ops import OPERATORS
-from dyndeploy.runtimes.tensorrt_device import parse_version
+from dyndeploy.runtimes.tensorrt_device import interface_version
 
 if TYPE_CHECKING:
     import onnx
@@ -51,6 +52,7 @@ class BuildPlan:
         plugins: Name and version of every plugin creator that the graph needs.
         library_sha256: SHA-256 of the plugin library, or None if no plugin is needed or the library is not built yet.
         cuda_graph: Whether runs are captured in a CUDA graph; it changes how the engine runs, not the engine.
+        capabilities: Compute capabilities of the GPUs that it is built for; empty for the one at hand.
     """
 
     tensorrt: str
@@ -62,6 +64,7 @@ class BuildPlan:
     plugins: tuple[tuple[str, str], ...] = field(default=())
     library_sha256: str | None = None
     cuda_graph: bool = BuildOptions.cuda_graph
+    capabilities: tuple[str, ...] = ()
 
     @property
     def precision_plan(self) -> PrecisionPlan:
@@ -75,7 +78,12 @@ class BuildPlan:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         value = asdict(self)
-        return {**value, "float_layers": list(self.float_layers), "plugins": [list(each) for each in self.plugins]}
+        return {
+            **value,
+            "float_layers": list(self.float_layers),
+            "plugins": [list(each) for each in self.plugins],
+            "capabilities": list(self.capabilities),
+        }
 
     @classmethod
     def from_json(cls, value: Any) -> BuildPlan:
@@ -91,6 +99,7 @@ class BuildPlan:
             plugins=root["plugins"].sequence(_plugin),
             library_sha256=root["library_sha256"].optional(Field.sha256),
             cuda_graph=root["cuda_graph"].boolean(),
+            capabilities=root["capabilities"].sequence(Field.text),
         )
 
 
@@ -106,15 +115,17 @@ def plan_build(
     *,
     strongly_typed: bool | None = None,
     options: BuildOptions | None = None,
+    capabilities: Sequence[str] = (),
 ) -> tuple[BuildPlan, onnx.ModelProto]:
     """Plan an engine, and make the TensorRT copy that the plan is for.
 
     Args:
         source: ``model.onnx`` or ``static.onnx`` of a bundle, perhaps with forced masks or labels.
         precision: ``"fp32"`` or ``"fp16"``.
-        tensorrt: Version of the TensorRT that will build.
+        tensorrt: Version of the TensorRT that will build, as that writes it; ``"RTX 1.7.1.116"`` for TensorRT-RTX.
         strongly_typed: Ask for types in the graph or for builder flags; None takes flags where they exist.
         options: Workspace, TF32 and CUDA graphs; None takes the defaults.
+        capabilities: Compute capabilities to build for; empty takes the GPU at hand.
 
     Returns:
         The plan, without its plugin library (see :meth:`BuildPlan.with_library`), and the copy.
@@ -124,7 +135,7 @@ def plan_build(
         BundleError: A weight of a dynamic operator is no constant of the graph.
     """
     options = options or BuildOptions()
-    types = precision_plan(precision, parse_version(tensorrt), strongly_typed=strongly_typed)
+    types = precision_plan(precision, interface_version(tensorrt), strongly_typed=strongly_typed)
     copy = tensorrt_model(source, types)
     plan = BuildPlan(
         tensorrt=tensorrt,
@@ -135,5 +146,6 @@ def plan_build(
         tf32=options.tf32,
         plugins=tuple((name, str(OPERATORS[name].version)) for name in required_creators(copy)),
         cuda_graph=options.cuda_graph,
+        capabilities=tuple(capabilities),
     )
     return plan, copy

@@ -14,6 +14,7 @@ from dyndeploy.precisions import PRECISIONS
 from dyndeploy.targets.laziness import LazinessRecord
 
 _FOLDER = Path(__file__).parent / "platforms"
+_OPERATORS = Path(__file__).parent / "tensorrt_operators.toml"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Target:
         precisions: By name, whether a precision can be exported, and if not, why.
         refused: Features that the platform lacks, with the reason.
         power_modes: The fastest power modes; of releases with several, the newest release's first.
+        ahead_of_time: Whether TensorRT-RTX supports its GPU: engines can then be built on any machine.
         source: Where these facts come from.
     """
 
@@ -72,6 +74,7 @@ class Target:
     refused: dict[str, str]
     power_modes: tuple[PowerMode, ...]
     source: str
+    ahead_of_time: bool = False
 
     def require_precision(self, precision: str) -> None:
         """Raise ``UsageError`` with the reason unless the precision can be exported for this target."""
@@ -89,8 +92,8 @@ class Target:
             if self.runtime == "tensorrt" and fused:
                 how = "plugin"
                 note = (
-                    f"TensorRT {self.runtime_version} plugin with a fused kernel, built on the board; "
-                    "not yet confirmed on this board"
+                    f"TensorRT {self.runtime_version} plugin with a fused kernel, built on the device; "
+                    "not yet confirmed on this device"
                 )
             elif self.runtime == "tensorrt":
                 how, note = "none", "cannot run there: TensorRT needs a plugin, and there is none"
@@ -145,13 +148,13 @@ class Target:
             "branches": dict(zip(("taken", "reason"), self.takes_branches(), strict=True)),
             "allowed_operators": None if self.allowed_operators is None else sorted(self.allowed_operators),
             "refused": dict(self.refused),
+            "ahead_of_time": self.ahead_of_time,
             "source": self.source,
         }
 
 
 def _read(path: Path) -> Target:
     data = files.read_toml(path)
-    allowed = data.get("allowed_operators")
     return Target(
         name=path.stem,
         title=data["title"],
@@ -161,12 +164,24 @@ def _read(path: Path) -> Target:
         opset=data["opset"],
         ir_version=data["ir_version"],
         operator_kernels=data["operator_kernels"],
-        allowed_operators=None if allowed is None else frozenset(allowed),
+        allowed_operators=parser_operators(data["runtime_version"]) if data["runtime"] == "tensorrt" else None,
         precisions={name: PrecisionRule(**data["precision"][name]) for name in PRECISIONS},
         refused=dict(data.get("refused", {})),
         power_modes=tuple(PowerMode(**mode) for mode in data.get("power_modes", ())),
         source=data["source"],
+        ahead_of_time=data.get("ahead_of_time", False),
     )
+
+
+def parser_operators(version: str) -> frozenset[str]:
+    """Standard ONNX operators that may stand in a graph for a release of TensorRT, e.g. ``"8.5.2"``."""
+    releases = files.read_toml(_OPERATORS)["release"]
+    known = [release for release in releases if _numbers(release["since"]) <= _numbers(version)]
+    return frozenset(max(known, key=lambda release: _numbers(release["since"]))["operators"])
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 @functools.lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,6 +24,8 @@ from dyndeploy.cli import run as run_command
 from dyndeploy.confidences import confidences
 from dyndeploy.data import sample_photographs
 from dyndeploy.errors import UsageError
+from dyndeploy.graphs.stages import whole_model
+from dyndeploy.graphs.tensorrt import PrecisionPlan, tensorrt_model
 from dyndeploy.inference import classify
 from dyndeploy.measure.exits import ExitTimes, mix_result, profile_exits
 from dyndeploy.measure.samples import Samples
@@ -290,3 +293,25 @@ def test_networks_with_masks_are_classified_too(tmp_path: Path, capsys: pytest.C
     assert run_command(["run", str(masks.path), *map(str, paths)]) == 0
     assert "mean rate" in capsys.readouterr().out
     assert run_command(["profile", str(masks.path), "--exit-mix", "50/50"]) == 2
+
+
+def test_fp16_stages_compute_in_half(bundle: Bundle) -> None:
+    """Such stages have no blocks: all their nodes are called head. ONNX Runtime computes the types as written."""
+    whole = whole_model(bundle.load_stages(), every_exit=True)
+    copy = tensorrt_model(whole, PrecisionPlan("fp16", typed=True))
+    inferred = onnx.shape_inference.infer_shapes(copy).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
+    maps = [node.output[0] for node in copy.graph.node if node.op_type == "Conv"]
+    assert len(maps) > 5 and {types[name] for name in maps} == {onnx.TensorProto.FLOAT16}
+    image = bundle.reference()["input"][:1]
+    results = []
+    for model in (whole, copy):
+        session = onnxruntime.InferenceSession(model.SerializeToString())
+        names = [output.name for output in session.get_outputs()]
+        values = session.run(None, {session.get_inputs()[0].name: image})
+        results.append(dict(zip(names, values, strict=True)))
+    single, half = results
+    for name, value in single.items():
+        assert half[name].dtype == np.float32
+        np.testing.assert_allclose(half[name], value, atol=2e-2 * np.abs(value).max(), err_msg=name)
+    assert any(not np.array_equal(half[name], single[name]) for name in single)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from dyndeploy.errors import BundleError, UsageError
+from dyndeploy.graphs.stages import whole_model
 from dyndeploy.graphs.tensorrt import (
+    HALF_ONLY,
     PrecisionPlan,
     float_nodes,
     missing_creators,
@@ -29,6 +32,7 @@ from dyndeploy.targets import load_target
 from tests.bundles import MODES, SIZE, tiny_models
 from tests.ops.cases import Case, any_case, build
 from tests.runtimes.tensorrt_reference import check_types, evaluate
+from tests.staged_bundles import stage_models
 
 FP32 = PrecisionPlan("fp32", typed=False)
 FLAGS = PrecisionPlan("fp16", typed=False)
@@ -272,3 +276,61 @@ def test_plans(precision: str, version: tuple[int, ...], typed: bool | None, exp
 def test_impossible_plans(precision: str, version: tuple[int, ...], typed: bool | None, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         precision_plan(precision, version, strongly_typed=typed)
+
+
+def test_the_head_begins_at_the_vectors() -> None:
+    """A graph without blocks has nothing but nodes of the head: its maps are half all the same."""
+    stage = stage_models(1)[0]
+    for node in stage.graph.node:
+        node.name = node.name.replace("body/", "head/")
+    kept = {"head/GlobalAveragePool", "head/Flatten", "head/Gemm", "head/Softmax", "head/ReduceMax"}
+    assert float_nodes(stage) == kept
+    copy = tensorrt_model(stage, TYPED)
+    check_types(copy)
+    types = {item.name: item.data_type for item in copy.graph.initializer}
+    assert types["body/w/as_half"] == TensorProto.FLOAT16 and types["head/w"] == TensorProto.FLOAT
+    joined = whole_model(stage_models(1))
+    assert float_nodes(joined) == {"stage2/" + name for name in kept - {"head/Softmax", "head/ReduceMax"}}
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_means_are_written_as_means(opset: int) -> None:
+    row = np.full((1, 1, 16), 1 / 16, np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["row", "x"], ["mean"], name="head/MatMul"),
+        helper.make_node("MatMul", ["sum", "x"], ["total"], name="head/sum"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "means",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (2, 16, 8))],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, (2, 1, 8)) for name in ("mean", "total")],
+        [numpy_helper.from_array(row, "row"), numpy_helper.from_array(row * 16, "sum")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    copy = tensorrt_model(model, FP32)
+    onnx.checker.check_model(copy, full_check=True)
+    assert [(node.op_type, node.name) for node in copy.graph.node] == [
+        ("ReduceMean", "head/MatMul"),
+        ("MatMul", "head/sum"),
+    ]
+    assert "row" not in {item.name for item in copy.graph.initializer}
+    x = np.random.default_rng(0).random((2, 16, 8), np.float32)
+    (mean, total) = onnxruntime.InferenceSession(copy.SerializeToString()).run(None, {"x": x})
+    close(mean, x.mean(1, keepdims=True), 1e-5)
+    close(total, x.sum(1, keepdims=True), 1e-5)
+
+
+@pytest.mark.parametrize(("plan", "expected"), [(FP32, 0), (FLAGS, 1), (TYPED, 1)])
+def test_plugins_are_told_to_compute_in_half(plan: PrecisionPlan, expected: int) -> None:
+    copy = tensorrt_model(tiny_models("both")[0], plan)
+    stated = {
+        node.op_type: attribute.i
+        for node in copy.graph.node
+        for attribute in node.attribute
+        if attribute.name == HALF_ONLY
+    }
+    assert stated.keys() == {node.op_type for node in copy.graph.node if node.domain}
+    assert {name for name, only in stated.items() if only} == {
+        name for name in stated if expected and not OPERATORS[name].decides
+    }

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from dyndeploy.errors import DyndeployError, UsageError
+from dyndeploy.graphs.inspect import all_nodes
 from dyndeploy.measure.laziness import GATE, branch_model, branch_times, probe_laziness
 from dyndeploy.runtimes import OnnxRuntimeSession
+from dyndeploy.runtimes.tensorrt import TensorRTSession
 from dyndeploy.targets import load_target, target_names
 from tests.runtimes.fake_tensorrt import LIBRARY, install_fakes
 
@@ -72,6 +74,18 @@ def test_probe_of_a_board(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     record = probe_laziness("nano", rounds=1)
     assert record.operators is None
     assert "no plugin library was found" in record.note
+
+    # So they are where plugins in a branch are refused.
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        if any(node.domain for node in all_nodes(arguments[0].graph)):
+            raise DyndeployError("no plugin in a branch")
+        return built(*arguments, **options)
+
+    built = TensorRTSession.from_graph
+    monkeypatch.setattr(TensorRTSession, "from_graph", refuse)
+    record = probe_laziness("nano", plugins=str(library), rounds=1)
+    assert record.operators is None and record.standard.taken > 0
+    assert record.note == "operators not measured: no plugin in a branch"
     with pytest.raises(UsageError, match=r"orin_nx has TensorRT 10\.3, this machine 8\.2\.1\.8.*on the board"):
         probe_laziness("orin_nx")
 

@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dyndeploy.ops import OperatorSpec, Role, registry
+from dyndeploy.ops import OPERATORS, OperatorSpec, Role, registry
 from dyndeploy.ops.gates import CHANNEL
 from dyndeploy.ops.masks import dilate_mask, upsample_mask
 from tests.plugins.reference import Layer, bottleneck, channel_logits, random_weights, spatial_logits
@@ -595,3 +595,32 @@ def test_maskers_on_the_gpu(gpu: Gpu, kind: int) -> None:
     assert_bits(run_spatial_masker(gpu, kind, x, weight, bias, (7, 7)), spatial_logits(x, weight, bias, (7, 7)))
     weights = {"weight": rng.standard_normal((32, 256)).astype(np.float32), "bias": np.zeros(32, np.float32)}
     assert_bits(run_channel_masker(gpu, kind, x, weights, 0, 32), channel_logits(x, **weights))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_operators_know_the_scratch_memory(kernels: ctypes.CDLL, data: st.DataObject) -> None:
+    """What ``dyndeploy.ops`` says for builders that have no plugin library."""
+
+    def draw(largest: int) -> int:
+        return data.draw(st.integers(1, largest))
+
+    op_type = data.draw(st.sampled_from([name for name, spec in OPERATORS.items() if not spec.decides]))
+    spec, kind = OPERATORS[op_type], data.draw(st.sampled_from([FLOAT, HALF]))
+    groups, projection = draw(3), op_type.endswith("Projection")
+    sizes = {"N": draw(5), "H": draw(40), "W": draw(40), "C": draw(40), "M": groups * draw(50)}
+    stride = draw(2) if projection else 1
+    kinds = {kind.name for kind in spec.gates.values()}
+    mask = (0, 0) if kinds == {CHANNEL.name} else (1, 1)
+    layer = [sizes[name] for name in "NHWCM"] + [sizes["C"], groups, stride, 1, int(projection), *mask]
+    layer.append(groups if CHANNEL.name in kinds else 0)
+    workspace = spec.kernels["tensorrt"].workspace
+    assert workspace is not None
+    expected = kernels.dyn_bottleneck_workspace(integers(layer), kind)
+    assert workspace(sizes, {"strides": [stride] * 2, "group": groups}, 2 if kind == HALF else 4) == expected
+
+    hidden = draw(70)
+    masker = OPERATORS["ChannelMaskerHidden"].kernels["tensorrt"].workspace
+    assert masker is not None
+    expected = kernels.dyn_channel_masker_workspace(integers([*(sizes[name] for name in "NHWC"), hidden, 4]))
+    assert masker({**sizes, "h": hidden}, {}, 4) == expected

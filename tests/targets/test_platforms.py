@@ -6,13 +6,31 @@ import pytest
 
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.ops import OPERATORS
+from dyndeploy.runtimes.tensorrt_ahead import RTX_CAPABILITIES
 from dyndeploy.targets import BranchTimes, LazinessRecord, load_device, load_target, platforms, target_names
+from dyndeploy.targets.platforms import parser_operators
+
+BOARDS = {"agx_orin", "agx_xavier", "nano", "orin_nano", "orin_nx", "tx2", "xavier_nx"}
+AHEAD = {"rtx3060", "rtx3090", "rtx4090", "rtx5090"}
+GPUS = AHEAD | {"a100", "h100", "h200", "v100"}
 
 
-def test_the_boards_are_there() -> None:
-    assert set(target_names()) == {
-        "agx_orin", "agx_xavier", "cpu", "nano", "orin_nano", "orin_nx", "tx2", "xavier_nx",
-    }  # fmt: skip
+def test_the_targets_are_there() -> None:
+    assert set(target_names()) == {"cpu", *BOARDS, *GPUS}
+
+
+def test_tensorrt_rtx_builds_for_the_gpus_that_it_supports() -> None:
+    ahead = {name for name in target_names() if load_target(name).ahead_of_time}
+    assert ahead == AHEAD
+    assert {load_device(name).hardware.compute_capability for name in ahead} <= set(RTX_CAPABILITIES)
+    # The last release for Volta; https://docs.nvidia.com says that 10.5 removed it.
+    assert load_target("v100").runtime_version == "10.4"
+
+
+def test_a_release_of_tensorrt_has_the_operators_of_the_newest_list_before_it() -> None:
+    assert parser_operators("8.2.1") == parser_operators("8.5.2")
+    assert parser_operators("11.1") - parser_operators("8.2") == {"LayerNormalization"}
+    assert load_target("nano").allowed_operators == parser_operators("8.2.1")
 
 
 @pytest.mark.parametrize("name", ["nano", "tx2"])
@@ -57,7 +75,7 @@ def test_boards_run_plugins_in_fp16_and_refuse_int8(name: str) -> None:
     rows = target.capabilities()
     assert {row["runs"] for row in rows} == {"plugin"}
     # A table must not claim what no board has shown.
-    assert all("built on the board; not yet confirmed" in row["note"] for row in rows)
+    assert all("built on the device; not yet confirmed" in row["note"] for row in rows)
     target.require_precision("fp16")
     with pytest.raises(UsageError, match=r"no INT8 instructions|calibrated Q/DQ"):
         target.require_precision("int8")

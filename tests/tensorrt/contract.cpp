@@ -411,7 +411,7 @@ void check_state(Creator& creator, const Case& node, Plugin& plugin, const std::
     for (PluginField& entry : other) {
       if (std::strcmp(entry.name, field.name) == 0) entry.data = &next;
     }
-    CHECK(!restore(other) && take_log().find("format version 2") != std::string::npos,
+    CHECK(!restore(other) && take_log().find("format version 3") != std::string::npos,
           node.op + ": a newer format was accepted");
   }
 }
@@ -501,12 +501,12 @@ void check_state(Creator& creator, const Case& node, Plugin& plugin, const std::
   }
   take_log();
   State newer = good;
-  newer[4] = 2;
-  CHECK(!restore(newer) && take_log().find("format version 2") != std::string::npos,
+  newer[4] = 3;
+  CHECK(!restore(newer) && take_log().find("format version 3") != std::string::npos,
         node.op + ": a newer format was accepted");
   if (!node.attributes.empty()) {
     State invalid = good;
-    std::memset(invalid.data() + 16, 0, 4);
+    std::memset(invalid.data() + 20, 0, 4);
     CHECK(!restore(invalid), node.op + ": accepted an attribute of 0");
   }
   for (Creator* other : others) {
@@ -538,6 +538,9 @@ Creator* find(const std::string& name) {
 #ifdef FAKE_TENSORRT
   auto* found = static_cast<Listed*>(find_fake_creator(name.c_str()));
   return found ? as_creator(found) : nullptr;
+#elif NV_TENSORRT_MAJOR >= 10
+  auto* found = getPluginRegistry()->getCreator(name.c_str(), "1", "");
+  return found ? as_creator(found) : nullptr;
 #else
   return getPluginRegistry()->getPluginCreator(name.c_str(), "1", "");
 #endif
@@ -550,8 +553,11 @@ void check_creator(Creator& creator, const Case& node) {
   CHECK(std::strcmp(creator.getPluginVersion(), "1") == 0, node.op + ": version");
   CHECK(std::strcmp(creator.getPluginNamespace(), "") == 0, node.op + ": namespace");
   const nvinfer1::PluginFieldCollection* fields = creator.getFieldNames();
-  CHECK(fields->nbFields == static_cast<int32_t>(node.attributes.size()), node.op + ": number of fields");
-  for (int i = 0; i < fields->nbFields; ++i) {
+  const auto own = static_cast<int32_t>(node.attributes.size());
+  CHECK(fields->nbFields == own + 1, node.op + ": number of fields");
+  CHECK(std::strcmp(fields->fields[own].name, "plugin_half_only") == 0 && fields->fields[own].length == 1,
+        node.op + ": the last field is not the precision");
+  for (int i = 0; i < own; ++i) {
     const auto& expected = node.attributes[static_cast<std::size_t>(i)];
     CHECK(expected.first == fields->fields[i].name, node.op + ": field " + fields->fields[i].name);
     CHECK(fields->fields[i].length == static_cast<int32_t>(expected.second.size()),
@@ -568,6 +574,31 @@ void check_refused(Creator& creator, NodeFields& fields, const std::string& word
   CHECK(message.find(word) != std::string::npos, "'" + message + "' does not say '" + word + "'");
   CHECK(message.find(creator.getPluginName()) != std::string::npos,
         "'" + message + "' does not name the operator");
+}
+
+// With the attribute, data are half whatever the builder would rather have.
+void check_half_only(Creator& creator, const Case& node) {
+  NodeFields fields(node), half(node), neither(node), two(node);
+  half.add("plugin_half_only", {1});
+  neither.add("plugin_half_only", {0});
+  two.add("plugin_half_only", {2});
+  check_refused(creator, two, "plugin_half_only is 2, expected 0 or 1");
+  const Owned free = create(creator, fields), same = create(creator, neither), only = create(creator, half);
+  CHECK(free && same && only, node.op + ": " + take_log());
+  if (!free || !same || !only) return;
+  CHECK(stored(*free) == stored(*same) && stored(*free) != stored(*only),
+        node.op + ": precision is not stored");
+  for (const DataType x : {DataType::kFLOAT, DataType::kHALF}) {
+    const std::vector<PluginTensorDesc> descs = describe(node, x);
+    const bool right = x == DataType::kHALF;
+    CHECK(supports(*free, 0, descs), node.op + ": x of either type");
+    const Owned clones = clone(*only);
+    CHECK(supports(*only, 0, descs) == right && supports(*clones, 0, descs) == right,
+          node.op + ": half only");
+    std::size_t workspace = 0;
+    CHECK(configure(*only, descs, &workspace) == right, node.op + ": configured with another type");
+    take_log();
+  }
 }
 
 void check_fields(Creator& creator, const Case& node) {
@@ -678,6 +709,14 @@ void check_types(Plugin& plugin, const Case& node) {
     std::vector<DataType> types;
     for (std::size_t i = 0; i + 1 < descs.size(); ++i) types.push_back(descs[i].type);
     CHECK(output_type(plugin, types) == descs.back().type, node.op + ": type of the output");
+#if INTERFACE_V3
+    types.pop_back();
+    take_log();
+    DataType type = DataType::kINT8;
+    CHECK(build(plugin).getOutputDataTypes(&type, 1, types.data(), static_cast<int32_t>(types.size())) != 0 &&
+              take_log().find("inputs and 1 outputs, expected") != std::string::npos,
+          node.op + ": types of too few inputs are not refused in words");
+#endif
     for (std::size_t i = 0; i < descs.size(); ++i) {
       const bool data = i + 1 < descs.size() ? node.data[i] : !node.float_output;
       for (const DataType type :
@@ -877,6 +916,7 @@ void run(const std::vector<Creator*>& listed) {
     if (!creator) continue;
     check_creator(*creator, node);
     check_fields(*creator, node);
+    check_half_only(*creator, node);
 #if NV_TENSORRT_MAJOR >= 10
     check_wide_integers(*creator, node);
 #endif
@@ -954,8 +994,9 @@ int main(int argc, char** argv) {
   }
   using Function = Listed* const* (*)(int32_t&);
   const auto get_creators = reinterpret_cast<Function>(dlsym(library, "getCreators"));
-  CHECK(get_creators && dlsym(library, "getPluginCreators") && dlsym(library, "setLoggerFinder"),
-        "entry points");
+  CHECK(get_creators && dlsym(library, "setLoggerFinder"), "entry points");
+  CHECK((dlsym(library, "getPluginCreators") != nullptr) == !INTERFACE_V3,
+        "the entry point for creators of IPluginV2");
   CHECK(!dlsym(library,
                "_ZN9dyndeploy4cuda14run_bottleneckERKNS0_15BottleneckShapeENS0_4TypeERKNS0_"
                "17BottleneckTensorsEPvS8_"),

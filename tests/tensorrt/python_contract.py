@@ -44,7 +44,7 @@ def check(creator: Any, case: dict[str, Any], others: list[Any]) -> dict[str, in
     clone.plugin_namespace = "elsewhere"
     assert clone.plugin_namespace == "elsewhere" and plugin.plugin_namespace == ""
 
-    for damaged in (b"", state[:-1], state + b"\0", b"DYLE" + state[4:], state[:4] + b"\2" + state[5:]):
+    for damaged in (b"", state[:-1], state + b"\0", b"DYLE" + state[4:], state[:4] + b"\3" + state[5:]):
         assert creator.deserialize_plugin("node", damaged) is None, damaged
     for other in others:
         assert other is creator or other.deserialize_plugin("node", state) is None, other.name

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from dyndeploy.graphs.tensorrt import HALF_ONLY
 from dyndeploy.ops import OPERATORS
 from tests.tensorrt import setup_tensorrt
 
@@ -134,7 +135,7 @@ def test_contract_with_the_real_library(tmp_path: Path) -> None:
     said = json.loads(answer.stdout)
     assert sorted(said["added"]) == sorted(OPERATORS)
     for name, spec in OPERATORS.items():
-        assert said["fields"][name] == {a.name: a.length or 1 for a in spec.attributes}
+        assert said["fields"][name] == {**{a.name: a.length or 1 for a in spec.attributes}, HALF_ONLY: 1}
 
 
 @pytest.mark.skipif(not TOOLS, reason="no cmake or no C++ compiler")

@@ -57,17 +57,25 @@ std::string read_integers(const nvinfer1::PluginField& field, int length, std::i
          std::to_string(static_cast<int>(field.type));
 }
 
+std::string check_half(const Attributes& attributes) {
+  if (attributes.half_only == 0 || attributes.half_only == 1) return std::string();
+  return std::string("attribute ") + kHalfField + " is " + std::to_string(attributes.half_only) +
+         ", expected 0 or 1";
+}
+
 }  // namespace
 
 std::size_t serialized_size(const Operator& op) {
-  return (kHeaderWords + static_cast<std::size_t>(op.value_count())) * sizeof(std::uint32_t);
+  return (kHeaderWords + 1 + static_cast<std::size_t>(op.value_count())) * sizeof(std::uint32_t);
 }
 
 void serialize(const Operator& op, const Attributes& attributes, void* buffer) {
   std::uint32_t header[kHeaderWords];
   write_header(op, header);
-  std::memcpy(buffer, header, sizeof(header));
-  std::memcpy(static_cast<char*>(buffer) + sizeof(header), attributes.values,
+  char* at = static_cast<char*>(buffer);
+  std::memcpy(at, header, sizeof(header));
+  std::memcpy(at + sizeof(header), &attributes.half_only, sizeof(attributes.half_only));
+  std::memcpy(at + sizeof(header) + sizeof(attributes.half_only), attributes.values,
               static_cast<std::size_t>(op.value_count()) * sizeof(std::int32_t));
 }
 
@@ -91,7 +99,12 @@ std::string deserialize(const Operator& op, const void* data, std::size_t size, 
            std::to_string(expected[3]);
   }
   *attributes = Attributes();
-  std::memcpy(attributes->values, static_cast<const char*>(data) + sizeof(found), size - sizeof(found));
+  const char* at = static_cast<const char*>(data) + sizeof(found);
+  std::memcpy(&attributes->half_only, at, sizeof(attributes->half_only));
+  at += sizeof(attributes->half_only);
+  std::memcpy(attributes->values, at, static_cast<std::size_t>(op.value_count()) * sizeof(std::int32_t));
+  const std::string problem = check_half(*attributes);
+  if (!problem.empty()) return problem;
   return op.rules->check_attributes(op, *attributes);
 }
 
@@ -99,7 +112,7 @@ std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollectio
                         Attributes* attributes) {
   *attributes = Attributes();
   bool seen[kMaxValues] = {};
-  bool versioned = false;
+  bool versioned = false, stated = false;
   const int count = fields ? fields->nbFields : 0;
   for (int i = 0; i < count; ++i) {
     const nvinfer1::PluginField& field = fields->fields[i];
@@ -118,6 +131,13 @@ std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollectio
       versioned = true;
       continue;
     }
+    if (std::strcmp(field.name, kHalfField) == 0) {
+      std::string problem = read_integers(field, 1, &attributes->half_only);
+      if (problem.empty()) problem = check_half(*attributes);
+      if (!problem.empty()) return problem;
+      stated = true;
+      continue;
+    }
     int offset = 0, index = 0;
     while (index < op.attribute_count && std::strcmp(op.attributes[index].name, field.name) != 0) {
       offset += op.attributes[index++].length;
@@ -134,6 +154,7 @@ std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollectio
   for (int i = 0; i < op.attribute_count; ++i) {
     if (!seen[i]) return std::string("attribute ") + op.attributes[i].name + " is missing";
   }
+  if (stored && !stated) return std::string("attribute ") + kHalfField + " is missing";
   if (stored && !versioned) return "the engine holds data that dyndeploy has not written";
   return op.rules->check_attributes(op, *attributes);
 }
@@ -143,7 +164,9 @@ Fields::Fields(const Operator& op) {
     fields_[i] = nvinfer1::PluginField(op.attributes[i].name, nullptr, nvinfer1::PluginFieldType::kINT32,
                                        op.attributes[i].length);
   }
-  collection_.nbFields = op.attribute_count;
+  fields_[op.attribute_count] =
+      nvinfer1::PluginField(kHalfField, nullptr, nvinfer1::PluginFieldType::kINT32, 1);
+  collection_.nbFields = op.attribute_count + 1;
   collection_.fields = fields_;
 }
 
@@ -153,6 +176,7 @@ Fields::Fields(const Operator& op, const Attributes& attributes) : Fields(op) {
     fields_[i].data = values;
     values += op.attributes[i].length;
   }
+  fields_[op.attribute_count].data = &attributes.half_only;
   fields_[collection_.nbFields++] =
       nvinfer1::PluginField(kVersionField, &kVersion, nvinfer1::PluginFieldType::kINT32, 1);
 }

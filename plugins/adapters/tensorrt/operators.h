@@ -19,9 +19,11 @@ using tables::kMaxRank;
 using tables::kMaxValues;
 using tables::Port;
 
-// The values of all attributes of an operator, one after the other.
+// The values of all attributes of an operator, one after the other, and whether data may be half only: else
+// the builder may choose float by timing where the plan says half.
 struct Attributes {
   std::int32_t values[kMaxValues];
+  std::int32_t half_only;
 };
 
 struct Shape {

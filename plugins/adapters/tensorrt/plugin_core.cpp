@@ -32,7 +32,7 @@ const nvinfer1::IDimensionExpr* find_axis(const Operator& op, const nvinfer1::Di
 
 bool PluginCore::infer_shape(const nvinfer1::DimsExprs* inputs, int count, nvinfer1::IExprBuilder& builder,
                              nvinfer1::DimsExprs* output) const {
-  if (count != op_.input_count) return wrong_count(count, 1);
+  if (!check_count(count, 1)) return false;
   for (int i = 0; i < count; ++i) {
     const int rank = static_cast<int>(std::strlen(op_.inputs[i].axes));
     if (inputs[i].nbDims != rank) {
@@ -66,12 +66,15 @@ DataType PluginCore::output_type(DataType x) const {
 bool PluginCore::supports(int position, const PluginTensorDesc& tensor, const PluginTensorDesc& x) const {
   if (position < 0 || position > op_.input_count || tensor.format != nvinfer1::TensorFormat::kLINEAR)
     return false;
-  if (position == 0) return tensor.type == DataType::kFLOAT || tensor.type == DataType::kHALF;
+  if (position == 0) {
+    return tensor.type == DataType::kHALF || (tensor.type == DataType::kFLOAT && !attributes_.half_only);
+  }
   const Port& port = position < op_.input_count ? op_.inputs[position] : op_.output;
   return tensor.type == (port.element == Element::kData ? x.type : DataType::kFLOAT);
 }
 
-bool PluginCore::wrong_count(int input_count, int output_count) const {
+bool PluginCore::check_count(int input_count, int output_count) const {
+  if (input_count == op_.input_count && output_count == 1) return true;
   log_error(op_.name, "the node has " + std::to_string(input_count) + " inputs and " +
                           std::to_string(output_count) + " outputs, expected " +
                           std::to_string(op_.input_count) + " and 1");
@@ -87,7 +90,8 @@ bool PluginCore::check_tensors(const PluginTensorDesc* tensors, Sizes* sizes, cu
                               std::to_string(static_cast<int>(tensors[i].type)) + " and format " +
                               std::to_string(static_cast<int>(tensors[i].format)) +
                               ", expected a linear tensor of " +
-                              (i == 0                           ? "float or half"
+                              (i == 0 && attributes_.half_only  ? "half"
+                               : i == 0                         ? "float or half"
                                : port.element == Element::kData ? "the type of x"
                                                                 : "float"));
       return false;

@@ -22,6 +22,9 @@ class PluginCore {
                    nvinfer1::DimsExprs* output) const;
   nvinfer1::DataType output_type(nvinfer1::DataType x) const;
 
+  // Whether a node has the operator's numbers of inputs and outputs; a wrong one is logged.
+  bool check_count(int input_count, int output_count) const;
+
   // Whether tensor `position` (inputs first, then the output) may be so, x being as described.
   bool supports(int position, const nvinfer1::PluginTensorDesc& tensor,
                 const nvinfer1::PluginTensorDesc& x) const;
@@ -32,7 +35,7 @@ class PluginCore {
   bool check(int input_count, int output_count, const Inputs& input, const Output& output, Sizes* sizes,
              cuda::Type* type) const {
     nvinfer1::PluginTensorDesc tensors[kMaxInputs + 1];
-    if (input_count != op_.input_count || output_count != 1) return wrong_count(input_count, output_count);
+    if (!check_count(input_count, output_count)) return false;
     for (int i = 0; i < input_count; ++i) tensors[i] = input(i);
     tensors[input_count] = output(0);
     return check_tensors(tensors, sizes, type);
@@ -43,7 +46,6 @@ class PluginCore {
               const Buffers& buffers) const;
 
  private:
-  bool wrong_count(int input_count, int output_count) const;
   bool check_tensors(const nvinfer1::PluginTensorDesc* tensors, Sizes* sizes, cuda::Type* type) const;
 
   const Operator& op_;

@@ -20,6 +20,7 @@ PluginV3::PluginV3(const PluginCore& core, const std::string& plugin_namespace)
   for (int i = 0; i < core_.op().value_count(); ++i) {
     timing_id_ += " " + std::to_string(core_.attributes().values[i]);
   }
+  timing_id_ += " " + std::to_string(core_.attributes().half_only);
 }
 
 nvinfer1::IPluginCapability* PluginV3::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept {
@@ -40,7 +41,7 @@ nvinfer1::IPluginV3* PluginV3::attachToContext(nvinfer1::IPluginResourceContext*
 
 int32_t PluginV3::getOutputDataTypes(nvinfer1::DataType* outputs, int32_t output_count,
                                      const nvinfer1::DataType* inputs, int32_t input_count) const noexcept {
-  if (input_count != core_.op().input_count || output_count != 1) return 1;
+  if (!core_.check_count(input_count, output_count)) return 1;
   outputs[0] = core_.output_type(inputs[0]);
   return 0;
 }
@@ -49,7 +50,7 @@ int32_t PluginV3::getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t inp
                                   const nvinfer1::DimsExprs*, int32_t shape_input_count,
                                   nvinfer1::DimsExprs* outputs, int32_t output_count,
                                   nvinfer1::IExprBuilder& builder) noexcept {
-  if (shape_input_count != 0 || output_count != 1) return 1;
+  if (!core_.check_count(input_count + shape_input_count, output_count)) return 1;
   return core_.infer_shape(inputs, input_count, builder, &outputs[0]) ? 0 : 1;
 }
 

@@ -1,0 +1,51 @@
+"""Scratch memory of the GPU kernels: what a TensorRT plugin asks for, said where no plugin library is.
+
+The kernels say it themselves (``bottleneck_workspace`` and ``channel_masker_workspace`` in ``plugins/kernels/cuda``); a
+test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from dyndeploy.ops.base import Attributes
+
+Workspace = Callable[[Mapping[str, int], Attributes, int], int]
+
+_LIST_ENTRY, _SAMPLE_ROWS, _FLOAT = 4, 16, 4
+_POOLED_PIXELS, _MOST_PARTS = 64, 32
+
+
+def _total(*parts: int) -> int:
+    """Parts one behind the other, each from a multiple of 256 bytes on."""
+    return sum(-(-part // 256) * 256 for part in parts)
+
+
+def bottleneck_workspace(*, pixels: bool, channels: bool) -> Workspace:
+    """Bytes of the two hidden maps and the lists of a bottleneck.
+
+    Args:
+        pixels: It skips pixels or whole samples.
+        channels: It skips channels.
+    """
+
+    def workspace(sizes: Mapping[str, int], attributes: Attributes, element: int) -> int:
+        stride, batch, hidden = int(attributes["strides"][0]), sizes["N"], sizes["M"]
+        read = batch * sizes["H"] * sizes["W"]
+        written = batch * -(-sizes["H"] // stride) * -(-sizes["W"] // stride)
+        parts = [read * hidden * element, written * hidden * element]
+        if pixels:
+            parts += [(batch + 1) * _SAMPLE_ROWS, read * _LIST_ENTRY, written * _LIST_ENTRY]
+        if channels:
+            groups = int(attributes["group"])
+            parts += [batch * hidden * _LIST_ENTRY, batch * (groups + 1) * _LIST_ENTRY]
+        return _total(*parts)
+
+    return workspace
+
+
+def channel_masker_workspace(sizes: Mapping[str, int], attributes: Attributes, element: int) -> int:
+    """Bytes of the partial sums, the features and the hidden layer of a channel masker."""
+    parts = min(-(-sizes["H"] * sizes["W"] // _POOLED_PIXELS), _MOST_PARTS)
+    features = sizes["N"] * sizes["C"] * _FLOAT
+    return _total(parts * features, features, sizes["N"] * sizes.get("h", 0) * _FLOAT)

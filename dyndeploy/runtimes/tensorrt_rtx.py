@@ -1,0 +1,184 @@
+"""Engines of a bundle, built ahead of time by TensorRT-RTX: on any machine, for the GPU of the bundle's target.
+
+They are caches, like all engines: they lie in ``engines/`` in the bundle's folder, outside its seal, each with a file
+beside it that says what it was built from, with which plugins, and which layers it has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dyndeploy import files
+from dyndeploy.bundle import Bundle
+from dyndeploy.errors import UsageError
+from dyndeploy.runtimes.native import NativeLibrary
+from dyndeploy.runtimes.tensorrt_ahead import (
+    AheadEngine,
+    BuilderPackage,
+    build_checked,
+    require_capability,
+    rtx_package,
+)
+from dyndeploy.runtimes.tensorrt_engine import EngineSettings, cached_metadata, plugin_library
+from dyndeploy.runtimes.tensorrt_plan import plan_build
+from dyndeploy.targets import Target, load_device, load_target, target_names
+
+if TYPE_CHECKING:
+    import onnx
+
+ENGINES = "engines"
+"""Folder of engines inside a bundle's folder."""
+
+DYNAMIC, STATIC = "dynamic", "static twin"
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class AheadFile:
+    """An engine file that was built and never run.
+
+    Attributes:
+        graph: What it computes: ``"dynamic"``, ``"exit 2"`` (the stage up to that exit) or ``"static twin"``.
+        path: The engine.
+        metadata: What it was built from and with, its layers, the memory that it needs; also in the file beside it.
+        cached: It was found, not built.
+    """
+
+    graph: str
+    path: Path
+    metadata: dict[str, Any]
+    cached: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"graph": self.graph, "path": str(self.path), "cached": self.cached, **self.metadata}
+
+
+def ahead_target(bundle: Bundle) -> Target:
+    """The target of a bundle; raises ``UsageError`` unless TensorRT-RTX builds for its GPU."""
+    target = load_target(bundle.manifest.target)
+    if not target.ahead_of_time:
+        known = ", ".join(name for name in target_names() if load_target(name).ahead_of_time)
+        raise UsageError(
+            f"TensorRT-RTX has no engines for {target.name}: it builds ahead of time for {known}. Engines for "
+            f"{target.name} are built where it is: 'dyndeploy engine' there, or --trtexec for the lines to type."
+        )
+    return target
+
+
+def build_bundle_ahead(
+    bundle: Bundle,
+    settings: EngineSettings | None = None,
+    *,
+    package: BuilderPackage | None = None,
+    progress: Callable[[str], None] = lambda message: None,
+) -> tuple[AheadFile, ...]:
+    """Build the engines of a bundle for its target's GPU, which need not be here, or find them.
+
+    Args:
+        bundle: A bundle for a target of TensorRT-RTX.
+        settings: How engines are built; None takes the defaults. With a plugin library that is found it is used, else
+            stand-ins, which give the same engine.
+        package: The builder; None takes the installed TensorRT-RTX.
+        progress: Called with a line at the start of each engine.
+
+    Returns:
+        The dynamic network, or each of its stages, and the static twin where the bundle has one.
+
+    Raises:
+        UsageError: The target has no such engines, or there is no plan for the precision.
+        DyndeployError: TensorRT-RTX is missing, or refused a graph.
+        OutputError: An engine cannot be written.
+    """
+    settings = settings or EngineSettings()
+    target = ahead_target(bundle)
+    capability = require_capability(str(load_device(target.name).hardware.compute_capability))
+    precision = settings.precision or bundle.manifest.precision
+    target.require_precision(precision)
+    package = package or rtx_package()
+    builder = _Builder(
+        Path(settings.cache) if settings.cache is not None else bundle.path / ENGINES,
+        replace(settings, precision=precision),
+        capability,
+        package,
+        _library(settings),
+    )
+    found = []
+    for graph, source in _graphs(bundle, static_only=settings.static):
+        progress(f"building the engine of {bundle.manifest.network.name}, {graph}, for {target.title}")
+        found.append(builder.build(graph, source))
+    return tuple(found)
+
+
+def _library(settings: EngineSettings) -> NativeLibrary | None:
+    if settings.library != "auto":
+        return plugin_library(settings.library)
+    with suppress(UsageError):
+        return plugin_library()
+    return None
+
+
+def _graphs(bundle: Bundle, *, static_only: bool) -> Iterator[tuple[str, onnx.ModelProto]]:
+    if not static_only:
+        if bundle.manifest.exits is None:
+            yield DYNAMIC, bundle.load_model()
+        else:
+            stages = zip(bundle.manifest.exits.stages, bundle.load_stages(), strict=True)
+            yield from ((f"exit {stage.exit}", model) for stage, model in stages)
+    if static_only or bundle.static is not None:
+        yield STATIC, bundle.load_static()
+
+
+@dataclass(frozen=True)
+class _Builder:
+    folder: Path
+    settings: EngineSettings
+    capability: str
+    package: BuilderPackage
+    library: NativeLibrary | None
+
+    def build(self, graph: str, source: onnx.ModelProto) -> AheadFile:
+        plan, copy = plan_build(
+            source,
+            str(self.settings.precision),
+            self.package.text,
+            strongly_typed=self.settings.strongly_typed,
+            options=self.settings.options,
+            capabilities=(self.capability,),
+        )
+        library = self.library if plan.plugins else None
+        plan = plan.with_library(None if library is None else library.sha256)
+        # How an engine is run does not make it another one.
+        shaping = {key: item for key, item in plan.to_json().items() if key != "cuda_graph"}
+        content = copy.SerializeToString(deterministic=True)
+        built_from = {"schema": _SCHEMA, "onnx_sha256": hashlib.sha256(content).hexdigest(), "plan": shaping}
+        key = hashlib.sha256(json.dumps(built_from, sort_keys=True).encode()).hexdigest()[:24]
+        path, beside = self.folder / f"{key}.engine", self.folder / f"{key}.json"
+        metadata = cached_metadata(path, beside, built_from)
+        if metadata is not None:
+            return AheadFile(graph, path, metadata, cached=True)
+        start = time.monotonic()
+        # The path is claimed first: a folder that cannot be written costs no build.
+        with files.atomic_file(path) as temporary:
+            made = build_checked(source, plan, copy, self.package, library)
+            temporary.write_bytes(made.engine)
+        metadata = {
+            "built_from": built_from,
+            "engine_sha256": hashlib.sha256(made.engine).hexdigest(),
+            **_described(made),
+            "build_seconds": round(time.monotonic() - start, 1),
+        }
+        # Last: an engine without its metadata is not taken for a whole one.
+        files.write_json(beside, metadata)
+        return AheadFile(graph, path, metadata, cached=False)
+
+
+def _described(made: AheadEngine) -> dict[str, Any]:
+    return {**made.metadata(), "engine_bytes": len(made.engine), "plan": made.plan.precision_plan.description}

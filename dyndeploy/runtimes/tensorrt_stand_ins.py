@@ -1,0 +1,294 @@
+"""Stand-ins in Python for the TensorRT plugins: with them an engine is built where there is no plugin library.
+
+They have the name, version, attributes, inputs, types, formats, shapes and workspace of the plugins in
+``plugins/adapters/tensorrt``, all read from ``dyndeploy.ops``, and they put the same fields into an engine. They
+compute nothing: the engine needs the library where it runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dyndeploy.graphs.tensorrt import HALF_ONLY
+from dyndeploy.ops.base import Element, OperatorSpec, Port
+from dyndeploy.runtimes.tensorrt_layers import FAMILY
+
+FORMAT_FIELD, FORMAT = "dyndeploy_format", 2
+"""Field of an engine that says how the other fields of a plugin are to be read, and its value (``attributes.h``)."""
+
+_NOT_ATTRIBUTES = ("plugin_version", "plugin_namespace")
+_OUTPUT_ATTRIBUTES = {"mh": "mask_height", "mw": "mask_width"}
+_STRIDED = {"Ho": "H", "Wo": "W"}
+_SYMBOL = re.compile(r"(?:(\d+)\*)?([A-Za-z]\w*)(?:/([A-Za-z]\w*))?")
+
+
+class StandInError(Exception):
+    """A node does not fit its plugin; the message says what is wrong, in the words of the C++ plugins."""
+
+
+def described(specs: Iterable[OperatorSpec]) -> str:
+    """What an engine's metadata say of stand-ins: ``"stand-ins, operator version 1"``."""
+    versions = sorted({spec.version for spec in specs})
+    return f"stand-ins, operator version {', '.join(map(str, versions))}"
+
+
+def bind_sizes(
+    spec: OperatorSpec, shapes: Sequence[Sequence[int]], attributes: Mapping[str, Sequence[int]]
+) -> dict[str, int]:
+    """The sizes of a node's inputs by symbol.
+
+    Args:
+        spec: Its operator.
+        shapes: Of its inputs in the TensorRT copy.
+        attributes: By name, each as a list.
+
+    Raises:
+        StandInError: The inputs do not fit the operator or each other.
+    """
+    ports = spec.native_inputs(FAMILY)
+    _require_count(spec, len(shapes))
+    sizes: dict[str, int] = {name: values[0] for name, values in attributes.items() if len(values) == 1}
+    axes = [
+        (port, axis, symbol, int(size))
+        for port, shape in zip(ports, shapes, strict=True)
+        for axis, (symbol, size) in enumerate(zip(_ranked(spec, port, shape), shape, strict=True))
+    ]
+    for _, _, symbol, size in axes:
+        if symbol.isidentifier():
+            sizes.setdefault(symbol, size)
+    for port, axis, symbol, size in axes:
+        expected = _value(symbol, sizes)
+        if size != expected:
+            raise StandInError(
+                f"{spec.name}: dimension {axis} of {port.name} is {size}, expected {expected} ({symbol})"
+            )
+    return sizes
+
+
+def _ranked(spec: OperatorSpec, port: Port, shape: Sequence[int]) -> tuple[str, ...]:
+    if len(shape) != len(port.shape):
+        raise StandInError(f"{spec.name}: {port.name} has {len(shape)} dimensions, expected {len(port.shape)}")
+    return port.shape
+
+
+def _require_count(spec: OperatorSpec, inputs: int) -> None:
+    expected = len(spec.native_inputs(FAMILY))
+    if inputs != expected:
+        raise StandInError(f"{spec.name}: the node has {inputs} inputs and 1 outputs, expected {expected} and 1")
+
+
+def _value(symbol: str, sizes: Mapping[str, int]) -> int:
+    """A symbol such as ``"16"``, ``"C"`` or ``"9*M/group"`` as a number."""
+    if symbol.isdigit():
+        return int(symbol)
+    match = _SYMBOL.fullmatch(symbol)
+    assert match is not None, symbol
+    factor, name, divisor = match.groups()
+    return int(factor or 1) * sizes[name] // (sizes[divisor] if divisor else 1)
+
+
+def plugin_attributes(spec: OperatorSpec, fields: Iterable[Any]) -> dict[str, list[int]]:
+    """Attributes of a node as TensorRT's parser hands them over; raises :class:`StandInError`."""
+    lengths = {attribute.name: attribute.length or 1 for attribute in spec.attributes}
+    found: dict[str, list[int]] = {}
+    half = [0]
+    for field in fields:
+        if field.name in (*_NOT_ATTRIBUTES, FORMAT_FIELD):
+            continue
+        if field.name == HALF_ONLY:
+            half = [int(value) for value in np.asarray(field.data).ravel()]
+            continue
+        if field.name not in lengths:
+            raise StandInError(f"{spec.name}: unknown attribute {field.name}; this operator has {', '.join(lengths)}")
+        values = [int(value) for value in np.asarray(field.data).ravel()]
+        if len(values) != lengths[field.name]:
+            raise StandInError(
+                f"{spec.name}: attribute {field.name} has {len(values)} values, expected {lengths[field.name]}"
+            )
+        found[field.name] = values
+    for name in lengths:
+        if name not in found:
+            raise StandInError(f"{spec.name}: attribute {name} is missing")
+    if half not in ([0], [1]):
+        raise StandInError(f"{spec.name}: attribute {HALF_ONLY} is {half}, expected 0 or 1")
+    return {**{name: found[name] for name in lengths}, HALF_ONLY: half}
+
+
+def stored_fields(attributes: Mapping[str, Sequence[int]]) -> list[tuple[str, np.ndarray[Any, np.dtype[np.int32]]]]:
+    """Names and values of the fields that an engine keeps of a plugin, in their order."""
+    values = [(name, np.asarray(entries, np.int32)) for name, entries in attributes.items()]
+    return [*values, (FORMAT_FIELD, np.asarray([FORMAT], np.int32))]
+
+
+def plugin_class(trt: Any, problems: list[str]) -> Any:
+    """The class of all stand-ins.
+
+    Args:
+        trt: The package of TensorRT 10 or later, or of TensorRT-RTX.
+        problems: Takes what is wrong with nodes: TensorRT says of an exception only that there was one.
+    """
+    bases = (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime)
+    number, half = trt.float32, trt.float16
+
+    class StandIn(*bases):  # type: ignore[misc]
+        def __init__(self, spec: OperatorSpec, attributes: dict[str, list[int]]) -> None:
+            for base in bases:
+                base.__init__(self)
+            self.spec, self.attributes = spec, attributes
+            self.ports = spec.native_inputs(FAMILY)
+            self.num_outputs = len(spec.outputs)
+            self.plugin_name, self.plugin_version, self.plugin_namespace = spec.name, str(spec.version), ""
+            self.timing_cache_id = " ".join(map(str, (spec.name, *(v for row in attributes.values() for v in row))))
+
+        def get_capability_interface(self, kind: Any) -> Any:
+            return self
+
+        def clone(self) -> Any:
+            return StandIn(self.spec, self.attributes)
+
+        def attach_to_context(self, context: Any) -> Any:
+            return self.clone()
+
+        def get_output_data_types(self, types: Sequence[Any]) -> list[Any]:
+            with _told(problems):
+                _require_count(self.spec, len(types))
+                self._require_types(types)
+            return [self._type(port, types[0]) for port in self.spec.outputs]
+
+        def _type(self, port: Port, x: Any) -> Any:
+            return x if port.element is Element.DATA else number
+
+        def _types_of_x(self) -> tuple[Any, ...]:
+            return (half,) if self.attributes[HALF_ONLY] == [1] else (number, half)
+
+        def _require_types(self, types: Sequence[Any]) -> None:
+            # In a strongly typed network, the only kind that TensorRT 11 builds, these types are final.
+            for port, found in zip(self.ports, types, strict=True):
+                first = port.name == self.ports[0].name
+                wanted = self._types_of_x() if first else (self._type(port, types[0]),)
+                if found not in wanted:
+                    names = " or ".join(item.name for item in wanted)
+                    raise StandInError(f"{self.spec.name}: {port.name} has type {found.name}, expected {names}")
+
+        def get_output_shapes(self, inputs: Sequence[Any], shape_inputs: Sequence[Any], builder: Any) -> list[Any]:
+            with _told(problems):
+                _require_count(self.spec, len(inputs))
+                known = {
+                    symbol: shape[axis]
+                    for port, shape in zip(self.ports, inputs, strict=True)
+                    for axis, symbol in enumerate(_ranked(self.spec, port, list(range(len(shape)))))
+                }
+            results = []
+            for port in self.spec.outputs:
+                result = trt.DimsExprs(len(port.shape))
+                for axis, symbol in enumerate(port.shape):
+                    result[axis] = self._size(symbol, known, builder)
+                results.append(result)
+            return results
+
+        def _size(self, symbol: str, known: Mapping[str, Any], builder: Any) -> Any:
+            if symbol in known:
+                return known[symbol]
+            if symbol in _OUTPUT_ATTRIBUTES:
+                return builder.constant(self.attributes[_OUTPUT_ATTRIBUTES[symbol]][0])
+            stride = builder.constant(self.attributes["strides"][0])
+            return builder.operation(trt.DimensionOperation.CEIL_DIV, known[_STRIDED[symbol]], stride)
+
+        def supports_format_combination(self, position: int, tensors: Sequence[Any], inputs: int) -> bool:
+            tensor = tensors[position].desc
+            if tensor.format != trt.TensorFormat.LINEAR or inputs != len(self.ports):
+                return False
+            if position == 0:
+                return tensor.type in self._types_of_x()
+            port = (*self.ports, *self.spec.outputs)[position]
+            return bool(tensor.type == self._type(port, tensors[0].desc.type))
+
+        def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+            with _told(problems):
+                shapes = [[int(size) for size in tensor.desc.dims] for tensor in inputs]
+                if all(size >= 0 for shape in shapes for size in shape):
+                    bind_sizes(self.spec, shapes, self.attributes)
+
+        def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+            workspace = self.spec.kernels[FAMILY].workspace
+            if workspace is None:
+                return 0
+            with _told(problems):
+                shapes = [[int(size) for size in tensor.max] for tensor in inputs]
+                sizes = bind_sizes(self.spec, shapes, self.attributes)
+            return workspace(sizes, self._node_attributes(), 2 if inputs[0].desc.type == half else 4)
+
+        def _node_attributes(self) -> dict[str, Any]:
+            lengths = {attribute.name: attribute.length for attribute in self.spec.attributes}
+            return {
+                name: self.attributes[name] if length is not None else self.attributes[name][0]
+                for name, length in lengths.items()
+            }
+
+        def set_tactic(self, tactic: int) -> None:
+            pass
+
+        def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+            pass
+
+        def enqueue(self, *arguments: Any) -> None:
+            raise RuntimeError(f"{self.spec.name} is a stand-in: it computes nothing")
+
+        def get_fields_to_serialize(self) -> Any:
+            # A field only points at its data.
+            self._stored = stored_fields(self.attributes)
+            kind = trt.PluginFieldType.INT32
+            return trt.PluginFieldCollection([trt.PluginField(name, data, kind) for name, data in self._stored])
+
+    return StandIn
+
+
+class _told:  # noqa: N801
+    """Notes what is wrong before the exception passes through TensorRT, which says only that there was one."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self._problems = problems
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None and str(error) not in self._problems:
+            self._problems.append(str(error))
+
+
+def register_stand_ins(trt: Any, specs: Iterable[OperatorSpec], problems: list[str]) -> list[Any]:
+    """Register a stand-in for every operator that has TensorRT kernels.
+
+    Args:
+        trt: The package of TensorRT 10 or later, or of TensorRT-RTX.
+        specs: The operators.
+        problems: Takes what is wrong with nodes.
+
+    Returns:
+        The creators; they must live as long as the process, because the registry only points at them.
+    """
+    stand_in = plugin_class(trt, problems)
+
+    class Creator(trt.IPluginCreatorV3One):  # type: ignore[misc]
+        def __init__(self, spec: OperatorSpec) -> None:
+            trt.IPluginCreatorV3One.__init__(self)
+            self.spec = spec
+            self.name, self.plugin_version, self.plugin_namespace = spec.name, str(spec.version), ""
+            kind = trt.PluginFieldType.INT32
+            self._declared = [(a.name, np.zeros(a.length or 1, np.int32)) for a in spec.attributes]
+            self._declared.append((HALF_ONLY, np.zeros(1, np.int32)))
+            self.field_names = trt.PluginFieldCollection([trt.PluginField(n, data, kind) for n, data in self._declared])
+
+        def create_plugin(self, name: str, fields: Iterable[Any], phase: Any) -> Any:
+            with _told(problems):
+                return stand_in(self.spec, plugin_attributes(self.spec, fields))
+
+    creators = [Creator(spec) for spec in specs if FAMILY in spec.kernels]
+    for creator in creators:
+        trt.get_plugin_registry().register_creator(creator, "")
+    return creators
