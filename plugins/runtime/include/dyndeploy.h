@@ -144,6 +144,8 @@ DYNDEPLOY_API int32_t dyndeploy_run_tensors(dyndeploy_session *session, const dy
 /* One image as the network's input (3, height, width); room is in floats. */
 DYNDEPLOY_API int32_t dyndeploy_preprocess(dyndeploy_session *session, const dyndeploy_image *image, float *values,
                                            size_t room);
+DYNDEPLOY_API int32_t dyndeploy_preprocess_file(dyndeploy_session *session, const char *path, float *values,
+                                                size_t room);
 
 /* Statistics since opening or the last reset as JSON text: images, milliseconds, mean rate of every mask, exits.
  * needed (which may be NULL) is set to the bytes of the whole text with its end; DYNDEPLOY_USAGE where room is less. */

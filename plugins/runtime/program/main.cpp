@@ -243,10 +243,11 @@ class Program {
   }
 
   void run_repeated(const std::vector<Image>& images, std::vector<Found>& found) {
-    std::vector<ImageView> views;
+    std::vector<dyndeploy_image> views;
     std::vector<dyndeploy_result> results(images.size());
     for (std::size_t i = 0; i < images.size(); ++i) {
-      views.push_back(images[i].view());
+      views.push_back({images[i].pixels.data(), static_cast<std::int32_t>(images[i].height),
+                       static_cast<std::int32_t>(images[i].width), 3 * images[i].width});
       found[i].rates.resize(session_.plan().masks.size());
       results[i] = dyndeploy_result{};
       results[i].size = sizeof(dyndeploy_result);

@@ -6,6 +6,7 @@
 #include <new>
 #include <string>
 
+#include "decode.h"
 #include "dyndeploy.h"
 #include "error.h"
 #include "session.h"
@@ -138,6 +139,15 @@ int32_t dyndeploy_preprocess(dyndeploy_session* session, const dyndeploy_image* 
     require(image != nullptr, "image");
     require(values != nullptr, "values");
     session->session->preprocess({image->pixels, image->height, image->width, image->stride}, values, room);
+  });
+}
+
+int32_t dyndeploy_preprocess_file(dyndeploy_session* session, const char* path, float* values, size_t room) {
+  return guarded([&] {
+    require(session != nullptr, "session");
+    require(path != nullptr, "path");
+    require(values != nullptr, "values");
+    session->session->preprocess(runtime::read_image(path).view(), values, room);
   });
 }
 

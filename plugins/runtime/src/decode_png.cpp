@@ -39,13 +39,15 @@ struct Read {
   std::vector<png_bytep> rows;
   png_uint_32 height = 0, width = 0;
   int depth = 0, color = 0;
+  bool whole = false;        // every pixel is there
   bool transparent = false;  // a tRNS chunk makes one colour transparent
   png_color_16 clear = {};   // that colour
   std::size_t pitch = 0;
 };
 
 bool read(png_structp png, png_infop info, Read& out) {
-  if (setjmp(png_jmpbuf(png))) return false;
+  // What lies behind the pixels may be damaged: Pillow shows such files as well.
+  if (setjmp(png_jmpbuf(png))) return out.whole;
   png_read_info(png, info);
   png_get_IHDR(png, info, &out.width, &out.height, &out.depth, &out.color, nullptr, nullptr, nullptr);
   if (static_cast<std::int64_t>(out.height) > kMostPixels / static_cast<std::int64_t>(out.width))
@@ -68,6 +70,7 @@ bool read(png_structp png, png_infop info, Read& out) {
   out.rows.resize(out.height);
   for (std::size_t y = 0; y < out.height; ++y) out.rows[y] = &out.samples[y * out.pitch];
   png_read_image(png, out.rows.data());
+  out.whole = true;
   png_read_end(png, info);
 #ifdef PNG_eXIf_SUPPORTED
   png_bytep exif = nullptr;

@@ -87,22 +87,31 @@ std::vector<int> exit_numbers(const Bundle& bundle) {
   return numbers;
 }
 
-std::string tensors_json(const std::vector<TensorInfo>& infos) {
-  std::string text = "[";
-  for (const TensorInfo& info : infos) {
-    text += (text.size() > 1 ? ", " : "") + std::string("{\"name\": ") + quoted(info.name) + ", \"shape\": [";
-    for (std::size_t i = 0; i < info.shape.size(); ++i)
-      text += (i ? ", " : "") + std::to_string(info.shape[i]);
-    text += std::string("], \"dtype\": \"") + type_name(info.type) + "\"}";
-  }
-  return text + "]";
-}
-
 template <class Values, class Show>
 std::string list_json(const Values& values, Show show) {
   std::string text = "[";
   for (const auto& value : values) text += (text.size() > 1 ? ", " : "") + show(value);
   return text + "]";
+}
+
+std::string shape_json(const Shape& shape) {
+  return list_json(shape, [](std::int64_t size) { return std::to_string(size); });
+}
+
+std::string tensors_json(const std::vector<TensorInfo>& infos) {
+  return list_json(infos, [](const TensorInfo& info) {
+    return "{\"name\": " + quoted(info.name) + ", \"shape\": " + shape_json(info.shape) + ", \"dtype\": \"" +
+           type_name(info.type) + "\"}";
+  });
+}
+
+// Results are written by the layout that the caller was built with.
+void check_results(const dyndeploy_result* results, std::size_t count) {
+  for (std::size_t i = 0; results && i < count; ++i)
+    if (results[i].size != sizeof(dyndeploy_result))
+      fail(DYNDEPLOY_USAGE, "A result's size is " + std::to_string(results[i].size) +
+                                ", not sizeof(dyndeploy_result) = " +
+                                std::to_string(sizeof(dyndeploy_result)) + ": set it before the call.");
 }
 
 }  // namespace
@@ -186,7 +195,8 @@ std::string Session::describe() const {
       ", \"task\": " + (plan_.classifies ? "\"classification\"" : "\"tensors\"") +
       ", \"target\": " + quoted(manifest.target) + ", \"batch\": " + std::to_string(manifest.batch) +
       ", \"inputs\": " + tensors_json(manifest.inputs) + ", \"outputs\": " + tensors_json(manifest.outputs) +
-      ", \"masks\": " + list_json(mask_names(bundle_), text) +
+      ", \"masks\": " + list_json(mask_names(bundle_), text) + ", \"mask_shapes\": " +
+      list_json(plan_.masks, [this](std::size_t mask) { return shape_json(plan_.tensors[mask].shape); }) +
       ", \"class_names\": " + list_json(manifest.class_names, text) +
       ", \"exits\": " + list_json(exit_numbers(bundle_), whole) +
       ", \"thresholds\": " + list_json(thresholds_, number);
@@ -233,10 +243,6 @@ void Session::report(Lane& lane, std::size_t row, double ms, double preprocessin
   mask_rates(lane, row);
   statistics_.add(ms, preprocessing_ms, step.exit, lane.rates().data());
   if (!result) return;
-  if (result->size != sizeof(dyndeploy_result))
-    fail(DYNDEPLOY_USAGE, "A result's size is " + std::to_string(result->size) +
-                              ", not sizeof(dyndeploy_result) = " + std::to_string(sizeof(dyndeploy_result)) +
-                              ": set it before the call.");
   result->exit = step.exit;
   result->ms = ms;
   result->preprocessing_ms = preprocessing_ms;
@@ -259,6 +265,7 @@ void Session::report(Lane& lane, std::size_t row, double ms, double preprocessin
 template <class Get>
 void Session::run_each(Get get, std::size_t count, dyndeploy_result* results) {
   require_images();
+  check_results(results, count);
   const Lease lease(*this);
   Lane& lane = *lease;
   // With any batch all images run at once, so that later stages compute on those that are left.
@@ -276,8 +283,13 @@ void Session::run_each(Get get, std::size_t count, dyndeploy_result* results) {
   }
 }
 
-void Session::run_images(const ImageView* images, std::size_t count, dyndeploy_result* results) {
-  run_each([images](std::size_t index) { return images[index]; }, count, results);
+void Session::run_images(const dyndeploy_image* images, std::size_t count, dyndeploy_result* results) {
+  run_each(
+      [images](std::size_t index) -> ImageView {
+        const dyndeploy_image& image = images[index];
+        return {image.pixels, image.height, image.width, image.stride};
+      },
+      count, results);
 }
 
 void Session::run_files(const char* const* paths, std::size_t count, dyndeploy_result* results) {
@@ -382,6 +394,7 @@ void Session::run_tensors(const dyndeploy_tensor* inputs, std::size_t input_coun
   if (results && result_count < rows)
     fail(DYNDEPLOY_USAGE, "There is room for " + std::to_string(result_count) + " results of " +
                               std::to_string(rows) + " rows.");
+  check_results(results, rows);
   lane.reserve(rows);
   take_inputs(lane, inputs, input_count, rows);
   const double ms = timed_run(lane, rows) / static_cast<double>(rows);

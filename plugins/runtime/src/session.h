@@ -34,7 +34,7 @@ class Session {
   Statistics& statistics() { return statistics_; }
 
   // See dyndeploy.h for what these do; they throw Error.
-  void run_images(const ImageView* images, std::size_t count, dyndeploy_result* results);
+  void run_images(const dyndeploy_image* images, std::size_t count, dyndeploy_result* results);
   void run_files(const char* const* paths, std::size_t count, dyndeploy_result* results);
   void run_tensors(const dyndeploy_tensor* inputs, std::size_t input_count, dyndeploy_tensor* outputs,
                    std::size_t output_count, dyndeploy_result* results, std::size_t result_count);
@@ -45,7 +45,6 @@ class Session {
 
  private:
   class Lease;
-  using Source = ImageView (*)(const void* images, std::size_t index);
 
   template <class Get>
   void run_each(Get get, std::size_t count, dyndeploy_result* results);
