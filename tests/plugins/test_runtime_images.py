@@ -29,9 +29,9 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 pytestmark = pytest.mark.usefixtures("onnxruntime_library")
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle"), static=False)
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return tiny_bundle(tmp_path / "bundle", static=False)
 
 
 @pytest.fixture(scope="module")
