@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import pytest
@@ -17,10 +17,12 @@ SOURCES = Path(__file__).parent.parent.parent / "plugins" / "runtime"
 
 @dataclass(frozen=True)
 class RuntimeBuild:
-    """What a build of plugins/runtime gives: the shared library and the program."""
+    """What a build of plugins/runtime gives."""
 
     library: Path
     program: Path
+    unit_tests: Path
+    fuzzer: Path
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +44,7 @@ def runtime_build(tmp_path_factory: pytest.TempPathFactory) -> RuntimeBuild:
 
 def _build(folder: Path) -> None:
     configured = subprocess.run(
-        ["cmake", "-S", str(SOURCES), "-B", str(folder), "-DDYNDEPLOY_WERROR=ON"],
+        ["cmake", "-S", str(SOURCES), "-B", str(folder), "-DDYNDEPLOY_WERROR=ON", "-DDYNDEPLOY_TESTS=ON"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if "apt install" in configured.stderr:
@@ -56,9 +58,11 @@ def _build(folder: Path) -> None:
 
 
 def _checked(folder: Path) -> RuntimeBuild:
-    build = RuntimeBuild(folder / "libdyndeploy.so", folder / "dyndeploy-run")
-    assert build.library.is_file()
-    assert build.program.is_file()
+    build = RuntimeBuild(
+        folder / "libdyndeploy.so", folder / "dyndeploy-run", folder / "test_runtime", folder / "fuzz_runtime"
+    )
+    for path in astuple(build):
+        assert path.is_file()
     return build
 
 

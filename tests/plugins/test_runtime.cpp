@@ -31,14 +31,15 @@ std::atomic<long> allocations{0};
 
 }  // namespace
 
-// Counts what the runtime allocates; the backend below allocates nothing while it runs.
-void* operator new(std::size_t size) {
+// Counts what the runtime allocates; the backend below allocates nothing while it runs. Inlined, new and
+// delete would look mismatched to GCC.
+__attribute__((noinline)) void* operator new(std::size_t size) {
   ++allocations;
   if (void* memory = std::malloc(size ? size : 1)) return memory;
   throw std::bad_alloc();
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+__attribute__((noinline)) void operator delete(void* memory) noexcept { std::free(memory); }
+__attribute__((noinline)) void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 

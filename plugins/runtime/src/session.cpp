@@ -319,7 +319,8 @@ void Session::take_inputs(Lane& lane, const dyndeploy_tensor* inputs, std::size_
     for (std::size_t i = 0; i < count && !found; ++i)
       if (inputs[i].name && info.name == inputs[i].name) found = inputs + i;
     if (!found) fail(DYNDEPLOY_INPUT, "The input '" + info.name + "' is missing.");
-    const std::size_t wanted = plan_.any_batch ? rows * plan_.row_elements(place) : elements(info.shape);
+    const std::size_t wanted =
+        bundle_.manifest.has_exits ? rows * plan_.row_elements(place) : elements(info.shape);
     bool fits = found->type == info.type && found->rank == static_cast<std::int32_t>(info.shape.size());
     for (std::size_t i = 0; fits && i < info.shape.size(); ++i)
       fits = found->shape[i] ==
