@@ -50,14 +50,16 @@ def measure(built: Path, bundle: Path, runs: int) -> dict[str, Any]:
 
 def page(rows: list[dict[str, Any]], sizes: dict[str, int], machine: dict[str, Any]) -> str:
     """The results as Markdown."""
+    where = f"{machine['cpu']} ({machine['usable_cores']} processors, load {machine['load_average'][0]:.1f})"
     lines = [
         "# The C++ runtime beside the bare ONNX Runtime session",
         "",
-        f"Measured on {machine['cpu']} ({machine['usable_cores']} processors, load {machine['load_average'][0]:.1f}), 1 thread, batch 1, ONNX Runtime {onnxruntime.__version__}. Both run the same graphs in",
+        f"Measured on {where}, 1 thread, batch 1, ONNX Runtime {onnxruntime.__version__}. Both run the same graphs in",
         "turn; times are CPU times of the thread that computes, since others use this machine. The ratio is the median",
-        "of those of single turns. No exit is taken early, so that every stage runs.",
+        "of those of single turns. No exit is taken early, so that every stage runs. Start-up is wall time, which the",
+        "load changes; the last column is CPU time of the whole process, with the checksums of the graphs.",
         "",
-        "| network | stages | bare, ms | runtime, ms | ratio | start bare, ms | start runtime, ms | more CPU at the start, ms |",
+        "| network | stages | bare, ms | runtime, ms | ratio | start bare, ms | start runtime, ms | more CPU, ms |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
