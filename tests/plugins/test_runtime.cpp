@@ -322,6 +322,12 @@ void test_sha256_gives_the_standard_s_examples() {
   const std::string part(1000, 'a');
   for (int i = 0; i < 1000; ++i) sum.update(part.data(), part.size());
   CHECK(sum.hex() == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+  for (std::size_t size = 0; size < 300; ++size) {
+    const std::string text(size, static_cast<char>(size));
+    Sha256 portable(portable_sha256);
+    portable.update(text.data(), text.size());
+    CHECK(portable.hex() == sha256(text));
+  }
   // Cut in any way, a text has one sum.
   const std::string text(150, 'x');
   for (std::size_t cut = 0; cut <= text.size(); ++cut) {

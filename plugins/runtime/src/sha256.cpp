@@ -5,10 +5,8 @@
 
 namespace dyndeploy {
 namespace runtime {
-namespace {
 
-// The first 32 bits of the fractions of the cube roots of the first 64 primes.
-const std::uint32_t kConstants[64] = {
+const std::uint32_t kSha256Constants[64] = {
     0x428a2f98u, 0x71374491u, 0xb5c0fbcfu, 0xe9b5dba5u, 0x3956c25bu, 0x59f111f1u, 0x923f82a4u, 0xab1c5ed5u,
     0xd807aa98u, 0x12835b01u, 0x243185beu, 0x550c7dc3u, 0x72be5d74u, 0x80deb1feu, 0x9bdc06a7u, 0xc19bf174u,
     0xe49b69c1u, 0xefbe4786u, 0x0fc19dc6u, 0x240ca1ccu, 0x2de92c6fu, 0x4a7484aau, 0x5cb0a9dcu, 0x76f988dau,
@@ -18,11 +16,11 @@ const std::uint32_t kConstants[64] = {
     0x19a4c116u, 0x1e376c08u, 0x2748774cu, 0x34b0bcb5u, 0x391c0cb3u, 0x4ed8aa4au, 0x5b9cca4fu, 0x682e6ff3u,
     0x748f82eeu, 0x78a5636fu, 0x84c87814u, 0x8cc70208u, 0x90befffau, 0xa4506cebu, 0xbef9a3f7u, 0xc67178f2u};
 
+namespace {
+
 inline std::uint32_t rotated(std::uint32_t x, int by) { return x >> by | x << (32 - by); }
 
-}  // namespace
-
-void Sha256::block(const std::uint8_t* data) {
+void block(std::uint32_t* state, const std::uint8_t* data) {
   std::uint32_t w[64];
   for (int i = 0; i < 16; ++i)
     w[i] = static_cast<std::uint32_t>(data[4 * i]) << 24 | static_cast<std::uint32_t>(data[4 * i + 1]) << 16 |
@@ -32,11 +30,11 @@ void Sha256::block(const std::uint8_t* data) {
     const std::uint32_t s1 = rotated(w[i - 2], 17) ^ rotated(w[i - 2], 19) ^ w[i - 2] >> 10;
     w[i] = w[i - 16] + s0 + w[i - 7] + s1;
   }
-  std::uint32_t a = state_[0], b = state_[1], c = state_[2], d = state_[3];
-  std::uint32_t e = state_[4], f = state_[5], g = state_[6], h = state_[7];
+  std::uint32_t a = state[0], b = state[1], c = state[2], d = state[3];
+  std::uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
   for (int i = 0; i < 64; ++i) {
     const std::uint32_t s1 = rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25);
-    const std::uint32_t t1 = h + s1 + ((e & f) ^ (~e & g)) + kConstants[i] + w[i];
+    const std::uint32_t t1 = h + s1 + ((e & f) ^ (~e & g)) + kSha256Constants[i] + w[i];
     const std::uint32_t s0 = rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22);
     const std::uint32_t t2 = s0 + ((a & b) ^ (a & c) ^ (b & c));
     h = g;
@@ -49,7 +47,13 @@ void Sha256::block(const std::uint8_t* data) {
     a = t1 + t2;
   }
   const std::uint32_t sums[8] = {a, b, c, d, e, f, g, h};
-  for (int i = 0; i < 8; ++i) state_[i] += sums[i];
+  for (int i = 0; i < 8; ++i) state[i] += sums[i];
+}
+
+}  // namespace
+
+void portable_sha256(std::uint32_t* state, const std::uint8_t* data, std::size_t count) {
+  for (; count; --count, data += 64) block(state, data);
 }
 
 void Sha256::update(const void* data, std::size_t size) {
@@ -62,9 +66,11 @@ void Sha256::update(const void* data, std::size_t size) {
     bytes += some;
     size -= some;
     if (waiting + some < 64) return;
-    block(rest_);
+    blocks_(state_, rest_, 1);
   }
-  for (; size >= 64; bytes += 64, size -= 64) block(bytes);
+  if (size >= 64) blocks_(state_, bytes, size / 64);
+  bytes += size / 64 * 64;
+  size %= 64;
   if (size) std::memcpy(rest_, bytes, size);
 }
 
