@@ -56,17 +56,26 @@ Pixel pixel_of(Raster::Kind kind) {
   return rgb;
 }
 
-bool begins(const std::string& bytes, const char* start, std::size_t size) {
-  return bytes.size() >= size && std::memcmp(bytes.data(), start, size) == 0;
+// A format that this build reads: how its files begin.
+struct Format {
+  std::string start;
+  Raster (*decode)(const std::string& bytes);
+};
+
+std::vector<Format> formats() {
+  std::vector<Format> known;
+#ifdef DYNDEPLOY_JPEG
+  known.push_back({"\xff\xd8\xff", decode_jpeg});
+#endif
+#ifdef DYNDEPLOY_PNG
+  known.push_back({"\x89PNG\r\n\x1a\n", decode_png});
+#endif
+  return known;
 }
 
 Raster decoded(const std::string& path, const std::string& bytes) {
-#ifdef DYNDEPLOY_JPEG
-  if (begins(bytes, "\xff\xd8\xff", 3)) return decode_jpeg(bytes);
-#endif
-#ifdef DYNDEPLOY_PNG
-  if (begins(bytes, "\x89PNG\r\n\x1a\n", 8)) return decode_png(bytes);
-#endif
+  for (const Format& format : formats())
+    if (bytes.compare(0, format.start.size(), format.start) == 0) return format.decode(bytes);
   std::string known;
   for (const std::string& ending : image_endings()) known += (known.empty() ? "" : ", ") + ending;
   fail(DYNDEPLOY_INPUT,
