@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -192,15 +193,17 @@ def test_threads_share_a_session(open_session: Callable[..., Any], tmp_path: Pat
 # ---------------------------------------------------------------- the program
 
 
-def run_program(build: RuntimeBuild, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_program(
+    build: RuntimeBuild, *arguments: object, stdin: bytes = b"", **environment: str
+) -> subprocess.CompletedProcess[str]:
     import onnxruntime
 
     capi = Path(onnxruntime.__file__).parent / "capi"
-    return subprocess.run(
-        [str(build.program), *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=120,
+    done = subprocess.run(
+        [str(build.program), *map(str, arguments)], input=stdin, capture_output=True, check=False, timeout=120,
         env={**os.environ, "DYNDEPLOY_ONNXRUNTIME": str(capi), **environment},
     )  # fmt: skip
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def test_the_program_prints_what_dyndeploy_run_prints(
@@ -236,9 +239,33 @@ def test_an_image_that_fails_is_named_and_the_rest_goes_on(
     assert "1 of 6 images failed" in done.stderr
 
 
+def test_frames_of_a_camera_are_read_from_a_pipe(runtime_build: RuntimeBuild, tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle")
+    frames = np.random.default_rng(2).integers(0, 256, (4, 30, 41, 3), np.uint8)
+    paths = [tmp_path / f"frame{index}.png" for index in range(len(frames))]
+    for path, frame in zip(paths, frames, strict=True):
+        Image.fromarray(frame).save(path)
+    done = run_program(runtime_build, bundle.path, "--frames", "30x41", "--json", stdin=frames.tobytes())
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["image"] for line in lines] == [f"frame {index}" for index in range(4)]
+    for line, wanted in zip(lines, classify(bundle, paths), strict=True):
+        assert (line["label"], line["rates"]) == (wanted.label, wanted.rates)
+    assert "4 frames in" in done.stderr
+    for content, said in (
+        (b"", "No frame came"),
+        (frames.tobytes()[:-1], "The stream ended within frame 3: 3689 of 3690"),
+    ):
+        done = run_program(runtime_build, bundle.path, "--frames", "30x41", stdin=content)
+        assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("bundle", "--frames", "30"), "--frames takes HEIGHTxWIDTH"),
+        (("bundle", "--frames", "30x0"), "--frames takes HEIGHTxWIDTH"),
+        (("bundle", "x.png", "--frames", "30x40"), "and not both"),
         ((), "Give the folder of a bundle"),
         (("bundle",), "Give an image"),
         (("bundle", "x.png", "--repeat", "0"), "--repeat takes a whole number"),
@@ -523,3 +550,22 @@ def test_the_binding_runs_with_the_python_of_old_boards(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == classify(bundle, pictures[:1], native="off")[0].label
+
+
+def test_the_header_and_the_documented_example_are_c_and_cpp(tmp_path: Path) -> None:
+    compiler = shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    root = BINDING.parents[3]
+    [example] = re.findall(r"^```c\n(.*?)^```", (root / "docs" / "applications.md").read_text(), re.M | re.S)
+    (tmp_path / "example.c").write_text(example)
+    (tmp_path / "header.cpp").write_text(
+        '#include "dyndeploy.h"\nint main() { return dyndeploy_abi() != DYNDEPLOY_ABI; }\n'
+    )
+    for name, standard in (("example.c", "c11"), ("header.cpp", "c++14")):
+        done = subprocess.run(
+            [compiler, f"-std={standard}", "-pedantic-errors", "-Wall", "-Wextra", "-Werror", "-fsyntax-only",
+             "-I", str(root / "plugins" / "runtime" / "include"), str(tmp_path / name)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr

@@ -1,8 +1,5 @@
 // dyndeploy-run: a bundle on images, without Python. Prints what `dyndeploy run` prints.
 
-#include <getopt.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -13,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "arguments.h"
 #include "decode.h"
 #include "error.h"
 #include "files.h"
@@ -23,133 +21,6 @@
 namespace {
 
 using namespace dyndeploy::runtime;
-
-const char kUsage[] =
-    "usage: dyndeploy-run BUNDLE [IMAGE|FOLDER ...] [options]\n"
-    "\n"
-    "Runs images through a bundle that 'dyndeploy export' wrote: class and confidence, time, the exit taken "
-    "or the\n"
-    "masks' rates.\n"
-    "\n"
-    "  --json               one JSON object a line, with the fields of 'dyndeploy run --json'\n"
-    "  --repeat N           run every image N times; ms is the mean (default: 1)\n"
-    "  --limit N            at most so many images\n"
-    "  --verify             check every checksum, and the results on the reference inputs against PyTorch's\n"
-    "  --info               print what was opened, as JSON\n"
-    "  --statistics         print times, rates and exits over all images at the end, as JSON on stderr\n"
-    "  --threads N          threads that compute (default: 1)\n"
-    "  --thresholds A,B,..  least confidence of every exit but the last (default: the bundle's)\n"
-    "  --native WHAT        operator library: auto, off or its path (default: auto)\n"
-    "  --onnxruntime PATH   libonnxruntime.so, or the folder that holds it (default: looked for)\n"
-    "  -h, --help           this text\n";
-
-struct Arguments {
-  std::string bundle;
-  std::vector<std::string> images;
-  Options options;
-  bool json = false, verify = false, info = false, statistics = false;
-  long repeat = 1, limit = 0;
-};
-
-[[noreturn]] void usage(const std::string& what) {
-  fail(DYNDEPLOY_USAGE, what + " 'dyndeploy-run --help' explains.");
-}
-
-long whole(const char* name, const char* text) {
-  char* end = nullptr;
-  const long value = std::strtol(text, &end, 10);
-  if (!*text || *end || value < 1 || value > 1000000000)
-    usage(std::string(name) + " takes a whole number of at least 1, not '" + text + "'.");
-  return value;
-}
-
-std::vector<double> numbers(const std::string& text) {
-  std::vector<double> values;
-  for (std::size_t start = 0; start <= text.size();) {
-    const std::size_t end = std::min(text.find(',', start), text.size());
-    const std::string part = text.substr(start, end - start);
-    char* rest = nullptr;
-    values.push_back(std::strtod(part.c_str(), &rest));
-    if (part.empty() || *rest)
-      usage("--thresholds takes numbers with commas between them, not '" + text + "'.");
-    start = end + 1;
-  }
-  return values;
-}
-
-// Nothing for --help, which has been printed.
-std::unique_ptr<Arguments> parse(int count, char** values) {
-  enum {
-    kJson = 256,
-    kRepeat,
-    kLimit,
-    kVerify,
-    kInfo,
-    kStatistics,
-    kThreads,
-    kThresholds,
-    kNative,
-    kOnnxruntime
-  };
-  static const option kOptions[] = {{"json", no_argument, nullptr, kJson},
-                                    {"repeat", required_argument, nullptr, kRepeat},
-                                    {"limit", required_argument, nullptr, kLimit},
-                                    {"verify", no_argument, nullptr, kVerify},
-                                    {"info", no_argument, nullptr, kInfo},
-                                    {"statistics", no_argument, nullptr, kStatistics},
-                                    {"threads", required_argument, nullptr, kThreads},
-                                    {"thresholds", required_argument, nullptr, kThresholds},
-                                    {"native", required_argument, nullptr, kNative},
-                                    {"onnxruntime", required_argument, nullptr, kOnnxruntime},
-                                    {"help", no_argument, nullptr, 'h'},
-                                    {nullptr, 0, nullptr, 0}};
-  auto found = std::make_unique<Arguments>();
-  opterr = 0;
-  for (int key; (key = getopt_long(count, values, "h", kOptions, nullptr)) != -1;) {
-    switch (key) {
-      case kJson:
-        found->json = true;
-        break;
-      case kRepeat:
-        found->repeat = whole("--repeat", optarg);
-        break;
-      case kLimit:
-        found->limit = whole("--limit", optarg);
-        break;
-      case kVerify:
-        found->verify = true;
-        break;
-      case kInfo:
-        found->info = true;
-        break;
-      case kStatistics:
-        found->statistics = true;
-        break;
-      case kThreads:
-        found->options.threads = static_cast<int>(whole("--threads", optarg));
-        break;
-      case kThresholds:
-        found->options.thresholds = numbers(optarg);
-        break;
-      case kNative:
-        found->options.native = optarg;
-        break;
-      case kOnnxruntime:
-        found->options.onnxruntime = optarg;
-        break;
-      case 'h':
-        std::fputs(kUsage, stdout);
-        return nullptr;
-      default:
-        usage(std::string("'") + values[optind - 1] + "' is no option, or lacks its value.");
-    }
-  }
-  if (optind == count) usage("Give the folder of a bundle.");
-  found->bundle = values[optind];
-  found->images.assign(values + optind + 1, values + count);
-  if (found->images.empty() && !found->verify && !found->info) usage("Give an image or a folder of images.");
-  return found;
-}
 
 std::vector<std::string> paths_of(const Arguments& arguments) {
   std::vector<std::string> paths;
@@ -197,6 +68,30 @@ class Program {
       run_some({paths.begin() + static_cast<std::ptrdiff_t>(start),
                 paths.begin() + static_cast<std::ptrdiff_t>(std::min(paths.size(), start + batch))});
     if (failed_) std::fprintf(stderr, "dyndeploy-run: %zu of %zu images failed.\n", failed_, paths.size());
+    return failed_;
+  }
+
+  // Frames from stdin until it ends; returns how many failed. One that is cut off is an error.
+  std::size_t run_frames() {
+    const auto start = std::chrono::steady_clock::now();
+    std::vector<Image> frame(1);
+    frame[0].height = arguments_.frame_height;
+    frame[0].width = arguments_.frame_width;
+    frame[0].pixels.resize(static_cast<std::size_t>(3) * frame[0].height * frame[0].width);
+    long count = 0;
+    for (; !arguments_.limit || count < arguments_.limit; ++count) {
+      const std::size_t got = std::fread(frame[0].pixels.data(), 1, frame[0].pixels.size(), stdin);
+      if (got == 0 && !std::ferror(stdin)) break;
+      if (got < frame[0].pixels.size())
+        fail(DYNDEPLOY_INPUT, "The stream ended within frame " + std::to_string(count) + ": " +
+                                  std::to_string(got) + " of " + std::to_string(frame[0].pixels.size()) +
+                                  " bytes came. Check --frames HxW.");
+      run_images(frame, {"frame " + std::to_string(count)}, {0});
+    }
+    if (!count) fail(DYNDEPLOY_INPUT, "No frame came on stdin: the camera or the video gave none.");
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    std::fprintf(stderr, "dyndeploy-run: %ld frames in %.2f s, %.1f a second with capture.\n", count, seconds,
+                 static_cast<double>(count) / seconds);
     return failed_;
   }
 
@@ -344,8 +239,8 @@ int run(int count, char** values) {
   const std::unique_ptr<Session> session = Session::open(arguments->bundle, arguments->options);
   if (arguments->info) std::printf("%s\n", session->info().c_str());
   if (arguments->verify) std::fprintf(stderr, "dyndeploy-run: verified: %s\n", verify(*session).c_str());
-  if (arguments->images.empty()) return 0;
-  const std::size_t failed = Program(*arguments, *session).run();
+  Program program(*arguments, *session);
+  const std::size_t failed = arguments->frame_height ? program.run_frames() : program.run();
   if (arguments->statistics) std::fprintf(stderr, "%s\n", session->statistics().json().c_str());
   return failed ? 1 : 0;
 }
