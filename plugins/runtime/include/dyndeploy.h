@@ -138,7 +138,7 @@ DYNDEPLOY_API int32_t dyndeploy_run_files(dyndeploy_session* session, const char
                                           dyndeploy_result* results);
 
 /* Run once on tensors. Every input has to be given, and of outputs (masks too) those that are wanted. A
- * network with exits takes any number of images and gives "logits". results: one per row of a classification,
+ * network with exits gives "logits" of any number of images, or of up to a fixed batch. results: one per row,
  * or NULL. */
 DYNDEPLOY_API int32_t dyndeploy_run_tensors(dyndeploy_session* session, const dyndeploy_tensor* inputs,
                                             size_t input_count, dyndeploy_tensor* outputs,
