@@ -208,8 +208,8 @@ class Session:
         """Run once on arrays.
 
         Args:
-            inputs: Arrays by name, as ``info["inputs"]`` says. A network with exits takes any number of images, or up to
-                the batch where that is fixed.
+            inputs: Arrays by name, as ``info["inputs"]`` says. A network with exits takes any number of images, or
+                up to the batch where that is fixed.
             outputs: Names of the outputs and masks to return; None returns all.
 
         Returns:
