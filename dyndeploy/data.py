@@ -765,7 +765,10 @@ def _centre_crop(image: Image.Image, preprocessing: PreprocessingLike, size: tup
     # were trained and scored that way.
     scaled = [max(short * side // min(image.size), short) for side in image.size]
     scaled = [max(side, least) for side, least in zip(scaled, (width, height), strict=True)]
-    image = image.resize((scaled[0], scaled[1]), _resampling(preprocessing.interpolation))
+    # Along the rows, then along the columns: Pillow 13 chooses the order itself, which changes how pixels are rounded.
+    # A bundle's images must become the same inputs with every Pillow, and on boards without one.
+    method = _resampling(preprocessing.interpolation)
+    image = image.resize((scaled[0], image.height), method).resize((scaled[0], scaled[1]), method)
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
 

@@ -54,6 +54,19 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
+@pytest.mark.parametrize(("height", "width"), [(35, 17), (17, 35)])
+def test_every_pillow_resizes_along_the_rows_first(tmp_path: Path, height: int, width: int) -> None:
+    # Pillow 13 shrinks tall images along the columns first, which rounds otherwise.
+    pixels = noise(height, width, 3)
+    image = load_image(save(tmp_path / "a.png", pixels), Plain(16, interpolation="bicubic"), (16, 16))
+    wide, tall = max(16 * width // min(width, height), 16), max(16 * height // min(width, height), 16)
+    rows = Image.fromarray(pixels).resize((wide, height), Image.Resampling.BICUBIC)
+    both = np.asarray(rows.resize((wide, tall), Image.Resampling.BICUBIC))
+    left, top = round((wide - 16) / 2), round((tall - 16) / 2)
+    crop = both[top : top + 16, left : left + 16]
+    np.testing.assert_array_equal(np.round(image * 255).astype(np.uint8).transpose(1, 2, 0), crop)
+
+
 def test_load_image_normalises_per_channel(tmp_path: Path) -> None:
     pixels = noise(8, 8, 3)
     preprocessing = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0), resize=8)

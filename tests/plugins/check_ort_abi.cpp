@@ -34,11 +34,14 @@ struct Alike<R (*)(A...), S (*)(B...)> : std::conjunction<Alike<R, S>, Alike<A, 
 template <class R, class... A, class S, class... B>
 struct Alike<R (*)(A...) noexcept, S (*)(B...)> : Alike<R (*)(A...), S (*)(B...)> {};
 
-#define CHECK_FUNCTION(POSITION, NAME, RESULT, PARAMETERS)                                                \
-  static_assert(offsetof(::OrtApi, NAME) == POSITION * sizeof(abi::Table::Function), #NAME " moved");     \
-  static_assert(Alike<decltype(::OrtApi::NAME), decltype(abi::Api::NAME)>::value, "signature of " #NAME); \
+#define CHECK_FUNCTION(TABLE, POSITION, NAME)                                                               \
+  static_assert(offsetof(::OrtApi, NAME) == POSITION * sizeof(abi::Table::Function), #NAME " moved");       \
+  static_assert(Alike<decltype(::OrtApi::NAME), decltype(abi::TABLE::NAME)>::value, "signature of " #NAME); \
   static_assert(POSITION < sizeof(abi::Table::functions) / sizeof(abi::Table::Function), #NAME);
-DYNDEPLOY_ORT_FUNCTIONS(CHECK_FUNCTION)
+#define CHECK_OPERATORS(POSITION, NAME, RESULT, PARAMETERS) CHECK_FUNCTION(Api, POSITION, NAME)
+#define CHECK_HOST(POSITION, NAME, RESULT, PARAMETERS) CHECK_FUNCTION(HostApi, POSITION, NAME)
+DYNDEPLOY_ORT_FUNCTIONS(CHECK_OPERATORS)
+DYNDEPLOY_ORT_HOST_FUNCTIONS(CHECK_HOST)
 
 #define CHECK_MEMBER(TYPE, OURS, NAME)                                                           \
   static_assert(offsetof(::TYPE, NAME) == offsetof(abi::OURS, NAME), #TYPE "::" #NAME " moved"); \
@@ -78,6 +81,16 @@ CHECK_VALUE(ORT_FAIL, ErrorCode::kFail)
 CHECK_VALUE(ORT_INVALID_ARGUMENT, ErrorCode::kInvalidArgument)
 CHECK_VALUE(ORT_RUNTIME_EXCEPTION, ErrorCode::kRuntimeException)
 CHECK_VALUE(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ElementType::kFloat)
+CHECK_VALUE(ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, ElementType::kUint8)
+CHECK_VALUE(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, ElementType::kInt8)
+CHECK_VALUE(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, ElementType::kInt32)
+CHECK_VALUE(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, ElementType::kInt64)
+CHECK_VALUE(ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, ElementType::kBool)
+CHECK_VALUE(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, ElementType::kFloat16)
+CHECK_VALUE(ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, ElementType::kDouble)
+CHECK_VALUE(OrtDeviceAllocator, AllocatorType::kDevice)
+CHECK_VALUE(OrtArenaAllocator, AllocatorType::kArena)
+CHECK_VALUE(ORT_LOGGING_LEVEL_FATAL, LoggingLevel::kFatal)
 CHECK_VALUE(ORT_OP_ATTR_INT, AttributeType::kInt)
 CHECK_VALUE(ORT_OP_ATTR_INTS, AttributeType::kInts)
 CHECK_VALUE(INPUT_OUTPUT_REQUIRED, Characteristic::kRequired)

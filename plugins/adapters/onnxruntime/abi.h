@@ -1,15 +1,23 @@
-// What this library uses of ONNX Runtime's C API, declared here so that a compiler is all that a build needs.
-// The ABI only grows: a function keeps its place in the table and its signature for good. Where the runtime's
-// own header can be had, tests/plugins/check_ort_abi.cpp holds every declaration against it.
+// What the operator library and the runtime (plugins/runtime) use of ONNX Runtime's C API, declared here so
+// that a compiler is all that a build needs; C++14. The ABI only grows: a function keeps its place in the
+// table and its signature for good. Where the runtime's own header can be had,
+// tests/plugins/check_ort_abi.cpp holds every declaration against it.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+struct OrtAllocator;
+struct OrtArenaCfg;
 struct OrtCustomOpDomain;
+struct OrtEnv;
+struct OrtIoBinding;
 struct OrtKernelContext;
 struct OrtKernelInfo;
+struct OrtMemoryInfo;
 struct OrtOpAttr;
+struct OrtRunOptions;
+struct OrtSession;
 struct OrtSessionOptions;
 struct OrtShapeInferContext;
 struct OrtStatus;
@@ -17,7 +25,9 @@ struct OrtTensorTypeAndShapeInfo;
 struct OrtTypeInfo;
 struct OrtValue;
 
-namespace dyndeploy::ort::abi {
+namespace dyndeploy {
+namespace ort {
+namespace abi {
 
 // The oldest API that has everything used here: ONNX Runtime 1.18 (in-place hints of custom operators).
 constexpr std::uint32_t kVersion = 18;
@@ -29,10 +39,21 @@ constexpr std::uint32_t kVersion = 18;
 #endif
 
 enum class ErrorCode : int { kFail = 1, kInvalidArgument = 2, kRuntimeException = 6 };
-enum class ElementType : int { kFloat = 1 };
+enum class ElementType : int {
+  kFloat = 1,
+  kUint8 = 2,
+  kInt8 = 3,
+  kInt32 = 6,
+  kInt64 = 7,
+  kBool = 9,
+  kFloat16 = 10,
+  kDouble = 11
+};
 enum class AttributeType : int { kInt = 1, kInts = 2 };
 enum class Characteristic : int { kRequired = 0 };
 enum class MemoryType : int { kDefault = 0 };
+enum class AllocatorType : int { kDevice = 0, kArena = 1 };
+enum class LoggingLevel : int { kFatal = 4 };
 
 // The runtime's functions: a table of pointers, of which a version has a known number.
 struct Table {
@@ -125,18 +146,66 @@ struct CustomOp {
   F(274, KernelContext_ParallelFor, OrtStatus*,                                                              \
     (const OrtKernelContext*, void (*)(void*, std::size_t), std::size_t, std::size_t, void*))
 
-// The functions of one runtime by name.
-struct Api {
-#define DYNDEPLOY_ORT_MEMBER(POSITION, NAME, RESULT, PARAMETERS) RESULT(DYNDEPLOY_ORT_CALL* NAME) PARAMETERS;
-  DYNDEPLOY_ORT_FUNCTIONS(DYNDEPLOY_ORT_MEMBER)
-#undef DYNDEPLOY_ORT_MEMBER
+// The same of what whoever opens sessions calls.
+#define DYNDEPLOY_ORT_HOST_FUNCTIONS(F)                                                                    \
+  F(2, GetErrorMessage, const char*, (const OrtStatus*))                                                   \
+  F(3, CreateEnv, OrtStatus*, (LoggingLevel, const char*, OrtEnv**))                                       \
+  F(7, CreateSession, OrtStatus*, (const OrtEnv*, const char*, const OrtSessionOptions*, OrtSession**))    \
+  F(10, CreateSessionOptions, OrtStatus*, (OrtSessionOptions**))                                           \
+  F(22, SetSessionLogSeverityLevel, OrtStatus*, (OrtSessionOptions*, int))                                 \
+  F(24, SetIntraOpNumThreads, OrtStatus*, (OrtSessionOptions*, int))                                       \
+  F(25, SetInterOpNumThreads, OrtStatus*, (OrtSessionOptions*, int))                                       \
+  F(30, SessionGetInputCount, OrtStatus*, (const OrtSession*, std::size_t*))                               \
+  F(31, SessionGetOutputCount, OrtStatus*, (const OrtSession*, std::size_t*))                              \
+  F(33, SessionGetInputTypeInfo, OrtStatus*, (const OrtSession*, std::size_t, OrtTypeInfo**))              \
+  F(34, SessionGetOutputTypeInfo, OrtStatus*, (const OrtSession*, std::size_t, OrtTypeInfo**))             \
+  F(36, SessionGetInputName, OrtStatus*, (const OrtSession*, std::size_t, OrtAllocator*, char**))          \
+  F(37, SessionGetOutputName, OrtStatus*, (const OrtSession*, std::size_t, OrtAllocator*, char**))         \
+  F(49, CreateTensorWithDataAsOrtValue, OrtStatus*,                                                        \
+    (const OrtMemoryInfo*, void*, std::size_t, const std::int64_t*, std::size_t, ElementType, OrtValue**)) \
+  F(55, CastTypeInfoToTensorInfo, OrtStatus*, (const OrtTypeInfo*, const OrtTensorTypeAndShapeInfo**))     \
+  F(60, GetTensorElementType, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, ElementType*))                \
+  F(61, GetDimensionsCount, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, std::size_t*))                  \
+  F(62, GetDimensions, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, std::int64_t*, std::size_t))         \
+  F(69, CreateCpuMemoryInfo, OrtStatus*, (AllocatorType, MemoryType, OrtMemoryInfo**))                     \
+  F(76, AllocatorFree, OrtStatus*, (OrtAllocator*, void*))                                                 \
+  F(78, GetAllocatorWithDefaultOptions, OrtStatus*, (OrtAllocator**))                                      \
+  F(92, ReleaseEnv, void, (OrtEnv*))                                                                       \
+  F(93, ReleaseStatus, void, (OrtStatus*))                                                                 \
+  F(94, ReleaseMemoryInfo, void, (OrtMemoryInfo*))                                                         \
+  F(95, ReleaseSession, void, (OrtSession*))                                                               \
+  F(96, ReleaseValue, void, (OrtValue*))                                                                   \
+  F(98, ReleaseTypeInfo, void, (OrtTypeInfo*))                                                             \
+  F(100, ReleaseSessionOptions, void, (OrtSessionOptions*))                                                \
+  F(130, AddSessionConfigEntry, OrtStatus*, (OrtSessionOptions*, const char*, const char*))                \
+  F(133, RunWithBinding, OrtStatus*, (OrtSession*, const OrtRunOptions*, const OrtIoBinding*))             \
+  F(134, CreateIoBinding, OrtStatus*, (OrtSession*, OrtIoBinding**))                                       \
+  F(135, ReleaseIoBinding, void, (OrtIoBinding*))                                                          \
+  F(136, BindInput, OrtStatus*, (OrtIoBinding*, const char*, const OrtValue*))                             \
+  F(137, BindOutput, OrtStatus*, (OrtIoBinding*, const char*, const OrtValue*))                            \
+  F(144, CreateAndRegisterAllocator, OrtStatus*, (OrtEnv*, const OrtMemoryInfo*, const OrtArenaCfg*))      \
+  F(228, RegisterCustomOpsLibrary_V2, OrtStatus*, (OrtSessionOptions*, const char*))
 
-  explicit Api(const Table& table) {
+// The functions of one runtime by name.
+#define DYNDEPLOY_ORT_MEMBER(POSITION, NAME, RESULT, PARAMETERS) RESULT(DYNDEPLOY_ORT_CALL* NAME) PARAMETERS;
 #define DYNDEPLOY_ORT_FETCH(POSITION, NAME, RESULT, PARAMETERS) \
   NAME = reinterpret_cast<decltype(NAME)>(table.functions[POSITION]);
-    DYNDEPLOY_ORT_FUNCTIONS(DYNDEPLOY_ORT_FETCH)
-#undef DYNDEPLOY_ORT_FETCH
-  }
+
+// For operators.
+struct Api {
+  DYNDEPLOY_ORT_FUNCTIONS(DYNDEPLOY_ORT_MEMBER)
+  explicit Api(const Table& table) { DYNDEPLOY_ORT_FUNCTIONS(DYNDEPLOY_ORT_FETCH) }
 };
 
-}  // namespace dyndeploy::ort::abi
+// For whoever opens sessions.
+struct HostApi {
+  DYNDEPLOY_ORT_HOST_FUNCTIONS(DYNDEPLOY_ORT_MEMBER)
+  explicit HostApi(const Table& table) { DYNDEPLOY_ORT_HOST_FUNCTIONS(DYNDEPLOY_ORT_FETCH) }
+};
+
+#undef DYNDEPLOY_ORT_MEMBER
+#undef DYNDEPLOY_ORT_FETCH
+
+}  // namespace abi
+}  // namespace ort
+}  // namespace dyndeploy

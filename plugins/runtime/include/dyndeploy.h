@@ -1,0 +1,170 @@
+/* dyndeploy.h: a bundle of dyndeploy in an application, in C.
+ *
+ *   dyndeploy_session *session;
+ *   if (dyndeploy_open("bundle", NULL, &session)) { puts(dyndeploy_last_error()); return 1; }
+ *   dyndeploy_result result = {.size = sizeof result};
+ *   dyndeploy_image image = {.pixels = rgb, .height = 480, .width = 640, .stride = 3 * 640};
+ *   if (!dyndeploy_run_images(session, &image, 1, &result)) puts(result.classification.class_name);
+ *   dyndeploy_close(session);
+ *
+ * Every function that can fail returns a code: 0 where all is well. dyndeploy_last_error() then has one line
+ * that says what is wrong and what to do, for the calling thread. No exception leaves this library.
+ *
+ * A session may be used by several threads at once: each call computes in memory of its own, which is kept
+ * for the next call. Once every thread has made its first call of a size, the library itself allocates
+ * nothing more in dyndeploy_run_images and dyndeploy_run_tensors.
+ *
+ * Structures begin with their size, which the caller sets: fields may be added at their ends later.
+ */
+#ifndef DYNDEPLOY_H
+#define DYNDEPLOY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__) && defined(DYNDEPLOY_BUILD)
+#define DYNDEPLOY_API __attribute__((visibility("default")))
+#else
+#define DYNDEPLOY_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define DYNDEPLOY_ABI 1
+
+typedef struct dyndeploy_session dyndeploy_session;
+
+enum {
+  DYNDEPLOY_OK = 0,
+  DYNDEPLOY_USAGE = 1,      /* a call or an option that cannot be met as stated */
+  DYNDEPLOY_BUNDLE = 2,     /* the bundle is missing, incomplete, damaged or of another version */
+  DYNDEPLOY_INPUT = 3,      /* an image or a tensor is missing, unreadable or of the wrong shape */
+  DYNDEPLOY_NOT_FINITE = 4, /* the network computed NaN or infinite values: that is no result */
+  DYNDEPLOY_BACKEND = 5, /* no ONNX Runtime, one that is too old, or an operator library that does not load */
+  DYNDEPLOY_RUN = 6,     /* the runtime failed while it computed */
+  DYNDEPLOY_MEMORY = 7,  /* no memory */
+  DYNDEPLOY_INTERNAL = 8 /* a fault of this library */
+};
+
+enum {
+  DYNDEPLOY_TASK_TENSORS = 0,       /* only dyndeploy_run_tensors gives its outputs */
+  DYNDEPLOY_TASK_CLASSIFICATION = 1 /* dyndeploy_result.classification is filled in */
+};
+
+enum {
+  DYNDEPLOY_FLOAT32 = 1,
+  DYNDEPLOY_UINT8 = 2,
+  DYNDEPLOY_INT8 = 3,
+  DYNDEPLOY_INT32 = 6,
+  DYNDEPLOY_INT64 = 7,
+  DYNDEPLOY_BOOL = 9,
+  DYNDEPLOY_FLOAT16 = 10,
+  DYNDEPLOY_FLOAT64 = 11
+};
+
+typedef struct {
+  size_t size;              /* sizeof(dyndeploy_options) */
+  const char* onnxruntime;  /* libonnxruntime.so or the folder that holds it; NULL: looked for */
+  const char* native;       /* "auto" or NULL: the operator library if one is found; "off"; or its path */
+  int32_t threads;          /* threads that compute one call; 0: one */
+  int32_t threshold_count;  /* how many of the next field; 0: the bundle's thresholds */
+  const double* thresholds; /* least confidence of every exit but the last */
+} dyndeploy_options;
+
+typedef struct {
+  const uint8_t* pixels; /* rows of RGB bytes, upright */
+  int32_t height, width;
+  int64_t stride; /* bytes from a row to the next, at least 3 * width */
+} dyndeploy_image;
+
+typedef struct {
+  int32_t label;          /* index of the class */
+  float confidence;       /* its softmax probability */
+  const char* class_name; /* UTF-8, as long as the session; NULL where the bundle holds no names */
+} dyndeploy_classification;
+
+typedef struct {
+  size_t size;             /* sizeof(dyndeploy_result) */
+  int32_t task;            /* out: DYNDEPLOY_TASK_... */
+  int32_t exit;            /* out: the exit that was taken, from 1; 0 for a network without exits */
+  double ms;               /* out: time of the network on this image; of a batch an equal part */
+  double preprocessing_ms; /* out: of decoding and resizing; 0 for tensors */
+  float* rates;            /* share of active bits of every mask in the order of dyndeploy_info(), or NULL */
+  size_t rates_room;       /* numbers that fit into rates */
+  size_t rates_count;      /* out: numbers that there are */
+  float* values;           /* the logits, or NULL */
+  size_t values_room;
+  size_t values_count;
+  union {
+    dyndeploy_classification classification;
+    uint8_t reserved[64];
+  };
+} dyndeploy_result;
+
+typedef struct {
+  size_t size;      /* sizeof(dyndeploy_tensor) */
+  const char* name; /* of the graph's input or output */
+  void* data;       /* contiguous; read of an input, written of an output */
+  size_t bytes;     /* of data; of an output those that there is room for */
+  int32_t type;     /* DYNDEPLOY_FLOAT32 ...; of an output filled in */
+  int32_t rank;     /* of an output filled in, as shape is */
+  int64_t shape[8];
+} dyndeploy_tensor;
+
+/* DYNDEPLOY_ABI of the library; another one than the header's fits not. */
+DYNDEPLOY_API int32_t dyndeploy_abi(void);
+
+/* One line on the last failure of this thread; "" where there was none. Valid until its next call. */
+DYNDEPLOY_API const char* dyndeploy_last_error(void);
+
+/* Open the folder of a bundle. Checks its manifest, and the checksums of the graphs that it opens. options
+ * may be NULL. */
+DYNDEPLOY_API int32_t dyndeploy_open(const char* bundle, const dyndeploy_options* options,
+                                     dyndeploy_session** session);
+
+/* What was opened, as JSON text that lives as long as the session: network, task, inputs, outputs, masks,
+ * classes, exits, thresholds, the runtime's version and path, and which code runs the dynamic operators. */
+DYNDEPLOY_API const char* dyndeploy_info(const dyndeploy_session* session);
+
+/* Run images: resized, cropped and normalised as the bundle says. results has one structure per image.
+ * A bundle of a fixed batch runs as many at a time, the last batch filled up. */
+DYNDEPLOY_API int32_t dyndeploy_run_images(dyndeploy_session* session, const dyndeploy_image* images,
+                                           size_t count, dyndeploy_result* results);
+
+/* The same of JPEG and PNG files, which are turned upright as their EXIF says. Decoding allocates memory. */
+DYNDEPLOY_API int32_t dyndeploy_run_files(dyndeploy_session* session, const char* const* paths, size_t count,
+                                          dyndeploy_result* results);
+
+/* Run once on tensors. Every input has to be given, and of outputs (masks too) those that are wanted. A
+ * network with exits gives "logits" of any number of images, or of up to a fixed batch. results: one per row,
+ * or NULL. */
+DYNDEPLOY_API int32_t dyndeploy_run_tensors(dyndeploy_session* session, const dyndeploy_tensor* inputs,
+                                            size_t input_count, dyndeploy_tensor* outputs,
+                                            size_t output_count, dyndeploy_result* results,
+                                            size_t result_count);
+
+/* One image as the network's input (3, height, width); room is in floats. */
+DYNDEPLOY_API int32_t dyndeploy_preprocess(dyndeploy_session* session, const dyndeploy_image* image,
+                                           float* values, size_t room);
+DYNDEPLOY_API int32_t dyndeploy_preprocess_file(dyndeploy_session* session, const char* path, float* values,
+                                                size_t room);
+
+/* Statistics since opening or the last reset as JSON text: images, milliseconds, mean rate of every mask,
+ * exits. needed (which may be NULL) is set to the bytes of the whole text with its end; DYNDEPLOY_USAGE where
+ * room is less. */
+DYNDEPLOY_API int32_t dyndeploy_statistics(dyndeploy_session* session, char* text, size_t room,
+                                           size_t* needed);
+DYNDEPLOY_API int32_t dyndeploy_reset_statistics(dyndeploy_session* session);
+
+/* Check every checksum, and the outputs and masks on the bundle's reference inputs against PyTorch's. */
+DYNDEPLOY_API int32_t dyndeploy_verify(dyndeploy_session* session);
+
+/* Free what the session holds; no call of another thread may be under way. NULL is allowed. */
+DYNDEPLOY_API void dyndeploy_close(dyndeploy_session* session);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

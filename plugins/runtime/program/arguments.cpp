@@ -1,0 +1,157 @@
+#include "arguments.h"
+
+#include <getopt.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+
+#include "error.h"
+
+namespace dyndeploy {
+namespace runtime {
+namespace {
+
+const char kUsage[] =
+    "usage: dyndeploy-run BUNDLE [IMAGE|FOLDER ...] [options]\n"
+    "\n"
+    "Runs images through a bundle that 'dyndeploy export' wrote: class and confidence, time, the exit taken "
+    "or the\n"
+    "masks' rates.\n"
+    "\n"
+    "  --frames HxW         read RGB frames of that size from stdin, as GStreamer's fdsink and ffmpeg's "
+    "pipes write them\n"
+    "  --json               one JSON object a line, with the fields of 'dyndeploy run --json'\n"
+    "  --repeat N           run every image N times; ms is the mean (default: 1)\n"
+    "  --limit N            at most so many images\n"
+    "  --verify             check every checksum, and the results on the reference inputs against PyTorch's\n"
+    "  --info               print what was opened, as JSON\n"
+    "  --statistics         print times, rates and exits over all images at the end, as JSON on stderr\n"
+    "  --threads N          threads that compute (default: 1)\n"
+    "  --thresholds A,B,..  least confidence of every exit but the last (default: the bundle's)\n"
+    "  --native WHAT        operator library: auto, off or its path (default: auto)\n"
+    "  --onnxruntime PATH   libonnxruntime.so, or the folder that holds it (default: looked for)\n"
+    "  -h, --help           this text\n";
+
+[[noreturn]] void usage(const std::string& what) {
+  fail(DYNDEPLOY_USAGE, what + " 'dyndeploy-run --help' explains.");
+}
+
+long whole(const char* name, const char* text) {
+  char* end = nullptr;
+  const long value = std::strtol(text, &end, 10);
+  if (!*text || *end || value < 1 || value > 1000000000)
+    usage(std::string(name) + " takes a whole number of at least 1, not '" + text + "'.");
+  return value;
+}
+
+void take_frame_size(const char* text, Arguments& arguments) {
+  constexpr int kMostSide = 16384;
+  int height = 0, width = 0, end = 0;
+  const bool fits =
+      std::sscanf(text, "%dx%d%n", &height, &width, &end) == 2 && !text[end] && height > 0 && width > 0;
+  if (!fits || height > kMostSide || width > kMostSide)
+    usage(std::string("--frames takes HEIGHTxWIDTH in pixels, such as 480x640, not '") + text + "'.");
+  arguments.frame_height = height;
+  arguments.frame_width = width;
+}
+
+std::vector<double> numbers(const std::string& text) {
+  std::vector<double> values;
+  for (std::size_t start = 0; start <= text.size();) {
+    const std::size_t end = std::min(text.find(',', start), text.size());
+    const std::string part = text.substr(start, end - start);
+    char* rest = nullptr;
+    values.push_back(std::strtod(part.c_str(), &rest));
+    if (part.empty() || *rest)
+      usage("--thresholds takes numbers with commas between them, not '" + text + "'.");
+    start = end + 1;
+  }
+  return values;
+}
+
+}  // namespace
+
+std::unique_ptr<Arguments> parse(int count, char** values) {
+  enum {
+    kJson = 256,
+    kFrames,
+    kRepeat,
+    kLimit,
+    kVerify,
+    kInfo,
+    kStatistics,
+    kThreads,
+    kThresholds,
+    kNative,
+    kOnnxruntime
+  };
+  static const option kOptions[] = {{"json", no_argument, nullptr, kJson},
+                                    {"frames", required_argument, nullptr, kFrames},
+                                    {"repeat", required_argument, nullptr, kRepeat},
+                                    {"limit", required_argument, nullptr, kLimit},
+                                    {"verify", no_argument, nullptr, kVerify},
+                                    {"info", no_argument, nullptr, kInfo},
+                                    {"statistics", no_argument, nullptr, kStatistics},
+                                    {"threads", required_argument, nullptr, kThreads},
+                                    {"thresholds", required_argument, nullptr, kThresholds},
+                                    {"native", required_argument, nullptr, kNative},
+                                    {"onnxruntime", required_argument, nullptr, kOnnxruntime},
+                                    {"help", no_argument, nullptr, 'h'},
+                                    {nullptr, 0, nullptr, 0}};
+  auto found = std::make_unique<Arguments>();
+  opterr = 0;
+  for (int key; (key = getopt_long(count, values, "h", kOptions, nullptr)) != -1;) {
+    switch (key) {
+      case kFrames:
+        take_frame_size(optarg, *found);
+        break;
+      case kJson:
+        found->json = true;
+        break;
+      case kRepeat:
+        found->repeat = whole("--repeat", optarg);
+        break;
+      case kLimit:
+        found->limit = whole("--limit", optarg);
+        break;
+      case kVerify:
+        found->verify = true;
+        break;
+      case kInfo:
+        found->info = true;
+        break;
+      case kStatistics:
+        found->statistics = true;
+        break;
+      case kThreads:
+        found->options.threads = static_cast<int>(whole("--threads", optarg));
+        break;
+      case kThresholds:
+        found->options.thresholds = numbers(optarg);
+        break;
+      case kNative:
+        found->options.native = optarg;
+        break;
+      case kOnnxruntime:
+        found->options.onnxruntime = optarg;
+        break;
+      case 'h':
+        std::fputs(kUsage, stdout);
+        return nullptr;
+      default:
+        usage(std::string("'") + values[optind - 1] + "' is no option, or lacks its value.");
+    }
+  }
+  if (optind == count) usage("Give the folder of a bundle.");
+  found->bundle = values[optind];
+  found->images.assign(values + optind + 1, values + count);
+  const bool frames = found->frame_height > 0;
+  if (frames && !found->images.empty()) usage("Give images, or --frames, and not both.");
+  if (found->images.empty() && !frames && !found->verify && !found->info)
+    usage("Give an image or a folder of images.");
+  return found;
+}
+
+}  // namespace runtime
+}  // namespace dyndeploy

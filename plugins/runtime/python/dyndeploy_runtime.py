@@ -1,0 +1,372 @@
+"""A bundle in a Python application on a board: one file, Python 3.6 or newer, nothing but NumPy.
+
+    from dyndeploy_runtime import open_bundle
+    session = open_bundle("bundle")
+    print(session.classify("photo.jpg").class_name)
+
+It calls ``libdyndeploy.so`` (plugins/runtime), which it looks for beside this file, where the environment variable
+``DYNDEPLOY_RUNTIME`` says, and on the system.
+"""
+
+import collections
+import ctypes
+import importlib.util
+import json
+import os
+
+import numpy as np
+
+_ABI = 1
+_LIBRARY = "libdyndeploy.so"
+
+Classification = collections.namedtuple(
+    "Classification", "label confidence class_name exit ms preprocessing_ms rates logits"
+)
+Classification.__doc__ = """What a network says about an image.
+
+label: index of the class; confidence: its softmax probability; class_name: None where the bundle holds no names;
+exit: the exit that was taken, from 1, or None; ms: time of the network, of a batch an equal part; preprocessing_ms: of
+decoding and resizing; rates: share of active bits of every mask by name; logits: float32 (classes,).
+"""
+
+
+class DyndeployError(Exception):
+    """What went wrong, in one line; ``code`` is that of ``dyndeploy.h``."""
+
+    def __init__(self, code, message):
+        Exception.__init__(self, message)
+        self.code = code
+
+
+class _Options(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("onnxruntime", ctypes.c_char_p),
+        ("native", ctypes.c_char_p),
+        ("threads", ctypes.c_int32),
+        ("threshold_count", ctypes.c_int32),
+        ("thresholds", ctypes.POINTER(ctypes.c_double)),
+    ]
+
+
+class _Image(ctypes.Structure):
+    _fields_ = [
+        ("pixels", ctypes.c_void_p),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("stride", ctypes.c_int64),
+    ]
+
+
+class _Classification(ctypes.Structure):
+    _fields_ = [("label", ctypes.c_int32), ("confidence", ctypes.c_float), ("class_name", ctypes.c_char_p)]
+
+
+class _Task(ctypes.Union):
+    _fields_ = [("classification", _Classification), ("reserved", ctypes.c_uint8 * 64)]
+
+
+class _Result(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("task", ctypes.c_int32),
+        ("exit", ctypes.c_int32),
+        ("ms", ctypes.c_double),
+        ("preprocessing_ms", ctypes.c_double),
+        ("rates", ctypes.c_void_p),
+        ("rates_room", ctypes.c_size_t),
+        ("rates_count", ctypes.c_size_t),
+        ("values", ctypes.c_void_p),
+        ("values_room", ctypes.c_size_t),
+        ("values_count", ctypes.c_size_t),
+        ("of_task", _Task),
+    ]
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("name", ctypes.c_char_p),
+        ("data", ctypes.c_void_p),
+        ("bytes", ctypes.c_size_t),
+        ("type", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+        ("shape", ctypes.c_int64 * 8),
+    ]
+
+
+_TYPES = {
+    "float32": 1,
+    "uint8": 2,
+    "int8": 3,
+    "int32": 6,
+    "int64": 7,
+    "bool": 9,
+    "float16": 10,
+    "float64": 11,
+}
+_USAGE, _INPUT, _BACKEND = 1, 3, 5
+_CLASSIFICATION = 1
+
+
+def open_bundle(bundle, threads=1, thresholds=None, native="auto", onnxruntime=None, library=None):
+    """Open the folder of a bundle.
+
+    Args:
+        bundle: The folder that ``dyndeploy export`` wrote.
+        threads: Threads that compute one call.
+        thresholds: Least confidence of every exit but the last; None takes the bundle's.
+        native: The operator library: "auto" if one is found, "off", or its path.
+        onnxruntime: ``libonnxruntime.so`` or its folder; None looks for it, also in this Python's packages.
+        library: ``libdyndeploy.so``; None looks for it.
+
+    Raises:
+        DyndeployError: The bundle is damaged, or a library is missing or too old.
+    """
+    return Session(bundle, threads, thresholds, native, onnxruntime, library)
+
+
+class Session:
+    """An opened bundle; :func:`open_bundle` makes it. A context manager. Threads may share it.
+
+    Attributes:
+        info: What was opened: network, task, inputs, outputs, masks, exits, runtime, operator library.
+    """
+
+    def __init__(self, bundle, threads, thresholds, native, onnxruntime, library):
+        self._handle = None
+        self._library = _load(library)
+        values = (ctypes.c_double * len(thresholds or ()))(*(thresholds or ()))
+        options = _Options(
+            ctypes.sizeof(_Options),
+            _path(onnxruntime or _packaged_onnxruntime()),
+            _path(native),
+            threads,
+            len(values),
+            values if len(values) else None,
+        )
+        handle = ctypes.c_void_p()
+        self._check(self._library.dyndeploy_open(_path(bundle), ctypes.byref(options), ctypes.byref(handle)))
+        self._handle = handle
+        self.info = json.loads(self._library.dyndeploy_info(handle).decode("utf-8"))
+        classes = [info["shape"][1] for info in self.info["outputs"] if info["name"] == "logits"]
+        self._classes = classes[0] if self.info["task"] == "classification" else 0
+
+    def __enter__(self):
+        """Return the session."""
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        """Close the session."""
+        self.close()
+
+    def __del__(self):
+        """Close what was left open."""
+        self.close()
+
+    def close(self):
+        """Free what the session holds; closing twice is allowed, running afterwards is not."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._library.dyndeploy_close(handle)
+
+    def classify(self, image):
+        """Classify an image: a path of a JPEG or PNG file, or RGB bytes (H, W, 3) as OpenCV's ``frame[..., ::-1]``.
+
+        Returns:
+            A :data:`Classification`.
+
+        Raises:
+            DyndeployError: The image cannot be read, the network gives no classes or no finite result.
+        """
+        return self.classify_all([image])[0]
+
+    def classify_all(self, images):
+        """Classify several images, all paths or all arrays, in batches where the bundle runs them."""
+        images = list(images)
+        handle = self._open_handle()
+        if not self._classes:
+            raise DyndeployError(_USAGE, "The network gives no logits: there is no class to tell. Use run().")
+        masks, count = self.info["masks"], len(images)
+        rates = np.zeros((count, len(masks)), np.float32)
+        logits = np.zeros((count, self._classes), np.float32)
+        results = (_Result * count)()
+        for index, result in enumerate(results):
+            result.size = ctypes.sizeof(_Result)
+            result.rates, result.rates_room = rates[index].ctypes.data, len(masks)
+            result.values, result.values_room = logits[index].ctypes.data, self._classes
+        if all(isinstance(image, np.ndarray) for image in images):
+            given, alive = _images(images)
+            self._check(self._library.dyndeploy_run_images(handle, given, count, results))
+            del alive
+        else:
+            paths = (ctypes.c_char_p * count)(*[_path(image) for image in images])
+            self._check(self._library.dyndeploy_run_files(handle, paths, count, results))
+        return [_classification(*row) for row in zip(results, [masks] * count, rates, logits)]
+
+    def run(self, inputs, outputs=None):
+        """Run once on arrays.
+
+        Args:
+            inputs: Arrays by name, as ``info["inputs"]`` says. A network with exits takes any number of images, or
+                up to the batch where that is fixed.
+            outputs: Names of the outputs and masks to return; None returns all.
+
+        Returns:
+            Arrays by name.
+
+        Raises:
+            DyndeployError: An input is missing or of the wrong shape, or a result is not finite.
+        """
+        handle = self._open_handle()
+        alive = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        for name, value in alive.items():
+            if value.dtype.name not in _TYPES or value.ndim > 8:
+                raise DyndeployError(_INPUT, f"Input '{name}': {value.dtype} {value.shape} cannot be given.")
+        given = [_tensor(name, value) for name, value in alive.items()]
+        count = len(next(iter(alive.values()))) if self.info["exits"] and alive else 0
+        results = {}
+        for name, dtype, shape in self._described(outputs):
+            results[name] = np.zeros([count] + list(shape[1:]) if self.info["exits"] else shape, dtype)
+        taken = [_tensor(name, value) for name, value in results.items()]
+        self._check(
+            self._library.dyndeploy_run_tensors(
+                handle, (_Tensor * len(given))(*given), len(given), (_Tensor * len(taken))(*taken), len(taken), None, 0
+            )
+        )
+        return results
+
+    def preprocess(self, image):
+        """Return an image, as :meth:`classify` takes it, as the network's input, float32 (3, h, w)."""
+        handle = self._open_handle()
+        if "input_size" not in self.info:
+            raise DyndeployError(_USAGE, "The network takes no images: give its inputs to run().")
+        values = np.zeros([3] + self.info["input_size"], np.float32)
+        data = values.ctypes.data_as(ctypes.c_void_p)
+        if isinstance(image, np.ndarray):
+            given, alive = _images([image])
+            self._check(self._library.dyndeploy_preprocess(handle, given, data, values.size))
+            del alive
+        else:
+            self._check(self._library.dyndeploy_preprocess_file(handle, _path(image), data, values.size))
+        return values
+
+    def statistics(self):
+        """Images, milliseconds, mean rate of every mask and exits since opening or the last reset."""
+        room, needed = 4096, ctypes.c_size_t()
+        while True:
+            text = ctypes.create_string_buffer(room)
+            code = self._library.dyndeploy_statistics(self._open_handle(), text, room, ctypes.byref(needed))
+            if not code or needed.value <= room:
+                self._check(code)
+                return json.loads(text.value.decode("utf-8"))
+            room = needed.value + 256
+
+    def reset_statistics(self):
+        """Begin to count anew."""
+        self._check(self._library.dyndeploy_reset_statistics(self._open_handle()))
+
+    def verify(self):
+        """Check every checksum, and results on the reference inputs; raises DyndeployError where something differs."""
+        self._check(self._library.dyndeploy_verify(self._open_handle()))
+
+    def _described(self, names):
+        known = [(info["name"], info["dtype"], info["shape"]) for info in self.info["outputs"]]
+        known += [(name, "float32", shape) for name, shape in zip(self.info["masks"], self.info["mask_shapes"])]
+        if names is None:
+            return known
+        found = {entry[0]: entry for entry in known}
+        for name in names:
+            if name not in found:
+                raise DyndeployError(_USAGE, f"The network gives no output '{name}': {', '.join(found)}.")
+        return [found[name] for name in names]
+
+    def _open_handle(self):
+        if self._handle is None:
+            raise DyndeployError(_USAGE, "The session is closed. Open a new one.")
+        return self._handle
+
+    def _check(self, code):
+        if code:
+            raise DyndeployError(code, self._library.dyndeploy_last_error().decode("utf-8", "replace"))
+
+
+def _path(value):
+    return None if value is None else os.fsencode(os.fspath(value))
+
+
+def _images(images):
+    """The structures of arrays, and the arrays that must live as long."""
+    alive = []
+    for image in images:
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            what = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
+            raise DyndeployError(_INPUT, f"An image is RGB bytes, uint8 (H, W, 3), not {what}.")
+        alive.append(np.ascontiguousarray(image))
+    structures = [_Image(i.ctypes.data, i.shape[0], i.shape[1], 3 * i.shape[1]) for i in alive]
+    return (_Image * len(structures))(*structures), alive
+
+
+def _tensor(name, value):
+    shape = (ctypes.c_int64 * 8)(*value.shape)
+    kind = _TYPES[value.dtype.name]
+    return _Tensor(
+        ctypes.sizeof(_Tensor), name.encode("utf-8"), value.ctypes.data, value.nbytes, kind, value.ndim, shape
+    )
+
+
+def _classification(result, masks, rates, logits):
+    found = result.of_task.classification
+    name = None if found.class_name is None else found.class_name.decode("utf-8")
+    return Classification(
+        found.label,
+        found.confidence,
+        name,
+        result.exit or None,
+        result.ms,
+        result.preprocessing_ms,
+        dict(zip(masks, rates.tolist())),
+        logits,
+    )
+
+
+def _packaged_onnxruntime():
+    """The folder of this Python's package onnxruntime where it carries a shared library; it is not imported."""
+    if os.environ.get("DYNDEPLOY_ONNXRUNTIME"):
+        return None
+    spec = importlib.util.find_spec("onnxruntime")
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        capi = os.path.join(folder, "capi")
+        if os.path.isdir(capi) and any(name.startswith("libonnxruntime.so") for name in os.listdir(capi)):
+            return capi
+    return None
+
+
+def _load(path):
+    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), _LIBRARY)
+    named = path or os.environ.get("DYNDEPLOY_RUNTIME") or (beside if os.path.isfile(beside) else _LIBRARY)
+    try:
+        library = ctypes.CDLL(os.fspath(named))
+        found = library.dyndeploy_abi()
+    except (OSError, AttributeError) as error:
+        advice = "Build plugins/runtime, or set DYNDEPLOY_RUNTIME to its path."
+        raise DyndeployError(_BACKEND, f"Cannot load {named}: {error}. {advice}") from error
+    if found != _ABI:
+        raise DyndeployError(_BACKEND, f"{named} has ABI {found}, and this file needs {_ABI}.")
+    pointer, size, text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
+    library.dyndeploy_last_error.restype = text
+    library.dyndeploy_info.restype = text
+    library.dyndeploy_info.argtypes = [pointer]
+    library.dyndeploy_open.argtypes = [text, ctypes.POINTER(_Options), ctypes.POINTER(pointer)]
+    library.dyndeploy_run_images.argtypes = [pointer, ctypes.POINTER(_Image), size, ctypes.POINTER(_Result)]
+    library.dyndeploy_run_files.argtypes = [pointer, ctypes.POINTER(text), size, ctypes.POINTER(_Result)]
+    tensors = ctypes.POINTER(_Tensor)
+    library.dyndeploy_run_tensors.argtypes = [pointer, tensors, size, tensors, size, ctypes.POINTER(_Result), size]
+    library.dyndeploy_preprocess.argtypes = [pointer, ctypes.POINTER(_Image), pointer, size]
+    library.dyndeploy_preprocess_file.argtypes = [pointer, text, pointer, size]
+    library.dyndeploy_statistics.argtypes = [pointer, text, size, ctypes.POINTER(size)]
+    library.dyndeploy_reset_statistics.argtypes = [pointer]
+    library.dyndeploy_verify.argtypes = [pointer]
+    library.dyndeploy_close.argtypes = [pointer]
+    library.dyndeploy_close.restype = None
+    return library

@@ -1,0 +1,179 @@
+// The C ABI: no exception passes it.
+
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <new>
+#include <string>
+
+#include "decode.h"
+#include "dyndeploy.h"
+#include "error.h"
+#include "session.h"
+#include "verify.h"
+
+namespace runtime = dyndeploy::runtime;
+
+struct dyndeploy_session {
+  std::unique_ptr<runtime::Session> session;
+};
+
+namespace {
+
+// Fixed room, so that an error can be told when there is no memory.
+thread_local char last_error[2048];
+
+void remember(const char* text) {
+  std::strncpy(last_error, text, sizeof last_error - 1);
+  last_error[sizeof last_error - 1] = '\0';
+  // One line, whatever was quoted in it.
+  for (char* c = last_error; *c; ++c)
+    if (static_cast<unsigned char>(*c) < 0x20) *c = ' ';
+}
+
+template <class Work>
+std::int32_t guarded(Work work) {
+  last_error[0] = '\0';
+  try {
+    work();
+    return DYNDEPLOY_OK;
+  } catch (const runtime::Error& error) {
+    remember(error.what());
+    return error.code();
+  } catch (const std::bad_alloc&) {
+    remember("There is no memory for it.");
+    return DYNDEPLOY_MEMORY;
+  } catch (const std::length_error&) {
+    remember("There is no memory for it.");
+    return DYNDEPLOY_MEMORY;
+  } catch (const std::exception& error) {
+    remember((std::string("dyndeploy failed: ") + error.what()).c_str());
+    return DYNDEPLOY_INTERNAL;
+  } catch (...) {
+    remember("dyndeploy failed, and does not know why.");
+    return DYNDEPLOY_INTERNAL;
+  }
+}
+
+void require(bool condition, const char* what) {
+  if (!condition) runtime::fail(DYNDEPLOY_USAGE, std::string(what) + " is NULL.");
+}
+
+runtime::Options options_of(const dyndeploy_options* given) {
+  runtime::Options options;
+  if (!given) return options;
+  if (given->size != sizeof *given)
+    runtime::fail(DYNDEPLOY_USAGE,
+                  "The options' size is not sizeof(dyndeploy_options): set it before the call.");
+  if (given->onnxruntime) options.onnxruntime = given->onnxruntime;
+  if (given->native) options.native = given->native;
+  if (given->threads) options.threads = given->threads;
+  if (given->threshold_count < 0 || (given->threshold_count && !given->thresholds))
+    runtime::fail(DYNDEPLOY_USAGE, "thresholds is NULL.");
+  if (given->threshold_count)
+    options.thresholds.assign(given->thresholds, given->thresholds + given->threshold_count);
+  return options;
+}
+
+}  // namespace
+
+int32_t dyndeploy_abi(void) { return DYNDEPLOY_ABI; }
+
+const char* dyndeploy_last_error(void) { return last_error; }
+
+int32_t dyndeploy_open(const char* bundle, const dyndeploy_options* options, dyndeploy_session** session) {
+  return guarded([&] {
+    require(session != nullptr, "session");
+    *session = nullptr;
+    require(bundle != nullptr, "bundle");
+    std::unique_ptr<dyndeploy_session> opened(new dyndeploy_session);
+    opened->session = runtime::Session::open(bundle, options_of(options));
+    *session = opened.release();
+  });
+}
+
+const char* dyndeploy_info(const dyndeploy_session* session) {
+  return session ? session->session->info().c_str() : "";
+}
+
+int32_t dyndeploy_run_images(dyndeploy_session* session, const dyndeploy_image* images, size_t count,
+                             dyndeploy_result* results) {
+  return guarded([&] {
+    require(session != nullptr, "session");
+    require(images != nullptr || !count, "images");
+    session->session->run_images(images, count, results);
+  });
+}
+
+int32_t dyndeploy_run_files(dyndeploy_session* session, const char* const* paths, size_t count,
+                            dyndeploy_result* results) {
+  return guarded([&] {
+    require(session != nullptr, "session");
+    require(paths != nullptr || !count, "paths");
+    for (size_t i = 0; i < count; ++i) require(paths[i] != nullptr, "a path");
+    session->session->run_files(paths, count, results);
+  });
+}
+
+int32_t dyndeploy_run_tensors(dyndeploy_session* session, const dyndeploy_tensor* inputs, size_t input_count,
+                              dyndeploy_tensor* outputs, size_t output_count, dyndeploy_result* results,
+                              size_t result_count) {
+  return guarded([&] {
+    require(session != nullptr, "session");
+    require(inputs != nullptr || !input_count, "inputs");
+    require(outputs != nullptr || !output_count, "outputs");
+    for (size_t i = 0; i < input_count + output_count; ++i) {
+      const dyndeploy_tensor& tensor = i < input_count ? inputs[i] : outputs[i - input_count];
+      if (tensor.size != sizeof tensor)
+        runtime::fail(DYNDEPLOY_USAGE,
+                      "A tensor's size is not sizeof(dyndeploy_tensor): set it before the call.");
+    }
+    session->session->run_tensors(inputs, input_count, outputs, output_count, results, result_count);
+  });
+}
+
+int32_t dyndeploy_preprocess(dyndeploy_session* session, const dyndeploy_image* image, float* values,
+                             size_t room) {
+  return guarded([&] {
+    require(session != nullptr, "session");
+    require(image != nullptr, "image");
+    require(values != nullptr, "values");
+    session->session->preprocess({image->pixels, image->height, image->width, image->stride}, values, room);
+  });
+}
+
+int32_t dyndeploy_preprocess_file(dyndeploy_session* session, const char* path, float* values, size_t room) {
+  return guarded([&] {
+    require(session != nullptr, "session");
+    require(path != nullptr, "path");
+    require(values != nullptr, "values");
+    session->session->preprocess(runtime::read_image(path).view(), values, room);
+  });
+}
+
+int32_t dyndeploy_statistics(dyndeploy_session* session, char* text, size_t room, size_t* needed) {
+  return guarded([&] {
+    require(session != nullptr, "session");
+    const std::string said = session->session->statistics().json();
+    if (needed) *needed = said.size() + 1;
+    if (!text || room <= said.size())
+      runtime::fail(DYNDEPLOY_USAGE, "The statistics take " + std::to_string(said.size() + 1) + " bytes.");
+    std::memcpy(text, said.c_str(), said.size() + 1);
+  });
+}
+
+int32_t dyndeploy_reset_statistics(dyndeploy_session* session) {
+  return guarded([&] {
+    require(session != nullptr, "session");
+    session->session->statistics().reset();
+  });
+}
+
+int32_t dyndeploy_verify(dyndeploy_session* session) {
+  return guarded([&] {
+    require(session != nullptr, "session");
+    runtime::verify(*session->session);
+  });
+}
+
+void dyndeploy_close(dyndeploy_session* session) { delete session; }

@@ -1,0 +1,146 @@
+#include "lane.h"
+
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "error.h"
+
+namespace dyndeploy {
+namespace runtime {
+
+NotFinite count_not_finite(const float* values, std::size_t count) {
+  constexpr std::uint32_t kExponent = 0x7f800000u;
+  // Without a branch, so that the usual case, where all are finite, takes a few instructions for many of
+  // them.
+  std::uint32_t any = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    std::uint32_t bits;
+    std::memcpy(&bits, values + i, sizeof bits);
+    any |= (bits & kExponent) == kExponent;
+  }
+  NotFinite found{0, 0};
+  for (std::size_t i = 0; any && i < count; ++i) {
+    found.nan += std::isnan(values[i]);
+    found.infinite += std::isinf(values[i]);
+  }
+  return found;
+}
+
+std::string not_finite(const float* values, std::size_t count) {
+  const NotFinite found = count_not_finite(values, count);
+  if (!found.nan && !found.infinite) return "";
+  std::string text = found.nan ? std::to_string(found.nan) + " NaN" : "";
+  if (found.infinite) text += (text.empty() ? "" : " and ") + std::to_string(found.infinite) + " infinite";
+  return text + " of " + std::to_string(count) + " values";
+}
+
+Lane::Lane(const Plan& plan, const Manifest& manifest, std::shared_ptr<Backend> backend)
+    : plan_(plan), backend_(std::move(backend)), rates_(plan.masks.size()) {
+  if (manifest.takes_images())
+    preprocessor_ = std::make_unique<Preprocessor>(manifest.preprocessing, manifest.height, manifest.width);
+  if (!plan.any_batch) reserve(plan.batch);
+}
+
+void Lane::reserve(std::size_t rows) {
+  if (rows <= room_) return;
+  bindings_.clear();
+  memory_.clear();
+  room_ = 0;
+  for (std::size_t i = 0; i < plan_.tensors.size(); ++i) {
+    const TensorInfo& info = plan_.tensors[i];
+    const std::size_t count = plan_.any_batch ? rows * plan_.row_elements(i) : elements(info.shape);
+    memory_.push_back(backend_->allocate(count * element_bytes(info.type)));
+    std::memset(memory_.back().get(), 0, count * element_bytes(info.type));
+  }
+  bindings_.resize(plan_.steps.size());
+  for (auto& of_step : bindings_) of_step.resize(rows + 1);
+  outcomes_.resize(rows);
+  waiting_.resize(rows);
+  room_ = rows;
+}
+
+void* Lane::row(std::size_t tensor, std::size_t index) {
+  const std::size_t bytes = plan_.row_elements(tensor) * element_bytes(plan_.tensors[tensor].type);
+  return static_cast<char*>(data(tensor)) + index * bytes;
+}
+
+Binding& Lane::binding(std::size_t index, std::size_t rows) {
+  std::unique_ptr<Binding>& found = bindings_[index][rows];
+  if (found) return *found;
+  const Step& step = plan_.steps[index];
+  const auto slots = [&](const std::vector<std::size_t>& places) {
+    std::vector<Slot> made;
+    for (const std::size_t place : places) {
+      const TensorInfo& info = plan_.tensors[place];
+      Shape shape = info.shape;
+      if (plan_.any_batch) shape[0] = static_cast<std::int64_t>(rows);
+      made.push_back({info.name, info.type, std::move(shape), data(place)});
+    }
+    return made;
+  };
+  found = step.graph->bind(slots(step.inputs), slots(step.outputs));
+  return *found;
+}
+
+void Lane::fill_up(const std::vector<std::size_t>& tensors, std::size_t rows) {
+  for (const std::size_t tensor : tensors) {
+    const std::size_t bytes = plan_.row_elements(tensor) * element_bytes(plan_.tensors[tensor].type);
+    for (std::size_t i = rows; i < plan_.batch; ++i)
+      std::memcpy(row(tensor, i), row(tensor, rows - 1), bytes);
+  }
+}
+
+void Lane::require_finite(const Step& step, std::size_t rows) {
+  std::string found;
+  const auto look = [&](std::size_t tensor, std::size_t count) {
+    const TensorInfo& info = plan_.tensors[tensor];
+    if (info.type != DYNDEPLOY_FLOAT32) return;
+    const std::string what = not_finite(static_cast<const float*>(data(tensor)), count);
+    if (what.empty()) return;
+    const std::string where = step.exit ? "exit " + std::to_string(step.exit) + ": " : "";
+    found += (found.empty() ? "'" : ", '") + where + info.name + "' holds " + what;
+  };
+  if (step.exit) {
+    // What is carried on is looked at where it ends: in the logits of a later exit.
+    look(step.logits, rows * plan_.row_elements(step.logits));
+    look(step.confidence, rows);
+  } else {
+    for (const std::size_t tensor : step.outputs) look(tensor, elements(plan_.tensors[tensor].shape));
+  }
+  if (!found.empty())
+    fail(DYNDEPLOY_NOT_FINITE, "The network computed no usable result: " + found +
+                                   ". A weight is damaged: verify the bundle (dyndeploy-run --verify).");
+}
+
+std::size_t Lane::leave(std::size_t index, std::size_t rows) {
+  const Step& step = plan_.steps[index];
+  const float* confidences = static_cast<const float*>(data(step.confidence));
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < rows; ++i) {
+    if (!step.exit || confidences[i] >= step.threshold) {
+      outcomes_[waiting_[i]] = {index, i};
+      continue;
+    }
+    for (const std::size_t tensor : step.carried)
+      if (kept != i)
+        std::memcpy(row(tensor, kept), row(tensor, i),
+                    plan_.row_elements(tensor) * element_bytes(plan_.tensors[tensor].type));
+    waiting_[kept++] = waiting_[i];
+  }
+  return kept;
+}
+
+void Lane::run(std::size_t rows) {
+  for (std::size_t i = 0; i < rows; ++i) waiting_[i] = i;
+  for (std::size_t index = 0; rows; ++index) {
+    const Step& step = plan_.steps[index];
+    if (!plan_.any_batch && rows < plan_.batch) fill_up(step.inputs, rows);
+    binding(index, plan_.any_batch ? rows : plan_.batch).run();
+    require_finite(step, rows);
+    rows = leave(index, rows);
+  }
+}
+
+}  // namespace runtime
+}  // namespace dyndeploy

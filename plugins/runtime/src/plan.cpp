@@ -1,0 +1,115 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <set>
+
+#include "error.h"
+
+namespace dyndeploy {
+namespace runtime {
+namespace {
+
+const TensorInfo* find(const std::vector<TensorInfo>& infos, const std::string& name) {
+  for (const TensorInfo& info : infos)
+    if (info.name == name) return &info;
+  return nullptr;
+}
+
+bool fits(const TensorInfo& graph, const TensorInfo& wanted) {
+  if (graph.type != wanted.type || graph.shape.size() != wanted.shape.size()) return false;
+  for (std::size_t i = 0; i < wanted.shape.size(); ++i)
+    if (graph.shape[i] != kAnySize && graph.shape[i] != wanted.shape[i]) return false;
+  return true;
+}
+
+// A graph may leave sizes open, but what it fixes must be what memory is made for.
+void check(const std::string& file, const char* what, const std::vector<TensorInfo>& has,
+           const TensorInfo& wanted) {
+  const TensorInfo* found = find(has, wanted.name);
+  if (found && fits(*found, wanted)) return;
+  const std::string is = found ? "is " + described(found->type, found->shape) : "is missing";
+  fail(DYNDEPLOY_BUNDLE, file + " is not the graph that bundle.json describes: " + what + " '" + wanted.name +
+                             "' " + is + ", expected " + described(wanted.type, wanted.shape) +
+                             ". Export the bundle again.");
+}
+
+Step opened(const Bundle& bundle, Backend& backend, const std::string& file,
+            const std::vector<TensorInfo>& inputs, const std::vector<TensorInfo>& outputs) {
+  Step step{backend.open(bundle.path(file)), {}, {}, 0, 0, 0, -std::numeric_limits<float>::infinity(), {}};
+  for (const TensorInfo& input : inputs) check(file, "the input", step.graph->inputs(), input);
+  for (const TensorInfo& output : outputs) check(file, "the output", step.graph->outputs(), output);
+  for (const TensorInfo& input : step.graph->inputs())
+    if (!find(inputs, input.name))
+      fail(DYNDEPLOY_BUNDLE, file + " takes an input '" + input.name + "' that bundle.json does not name. " +
+                                 "Export the bundle again.");
+  return step;
+}
+
+std::size_t added(Plan& plan, const TensorInfo& info) {
+  plan.tensors.push_back(info);
+  return plan.tensors.size() - 1;
+}
+
+void add_whole(Plan& plan, const Bundle& bundle, Backend& backend) {
+  const Manifest& manifest = bundle.manifest;
+  std::vector<TensorInfo> outputs = manifest.outputs;
+  for (const MaskInfo& mask : manifest.masks) outputs.push_back({mask.name, mask.shape, DYNDEPLOY_FLOAT32});
+  Step step = opened(bundle, backend, kModel, manifest.inputs, outputs);
+  for (const TensorInfo& input : manifest.inputs) step.inputs.push_back(added(plan, input));
+  for (const TensorInfo& output : outputs) {
+    step.outputs.push_back(added(plan, output));
+    if (output.name == kLogits) step.logits = step.outputs.back();
+  }
+  plan.masks.assign(step.outputs.end() - static_cast<std::ptrdiff_t>(manifest.masks.size()),
+                    step.outputs.end());
+  plan.steps.push_back(std::move(step));
+}
+
+void add_stages(Plan& plan, const Bundle& bundle, Backend& backend, const std::vector<double>& thresholds) {
+  const std::vector<StageInfo>& stages = bundle.manifest.exits.stages;
+  std::map<std::string, std::size_t> latest;
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    const StageInfo& stage = stages[i];
+    Step step = opened(bundle, backend, stage.file, stage.inputs, stage.outputs);
+    for (const TensorInfo& input : stage.inputs)
+      step.inputs.push_back(i ? latest.at(input.name) : added(plan, input));
+    for (const TensorInfo& output : stage.outputs)
+      step.outputs.push_back(latest[output.name] = added(plan, output));
+    step.logits = step.outputs.front();
+    step.confidence = step.outputs.back();
+    step.exit = stage.exit;
+    step.threshold = static_cast<float>(thresholds[i]);
+    plan.steps.push_back(std::move(step));
+  }
+  // From the back: what a step must keep for those behind it, as far as it is there already.
+  std::set<std::size_t> needed;
+  for (std::size_t i = stages.size(); i-- > 0;) {
+    Step& step = plan.steps[i];
+    const std::size_t made = step.outputs.back();
+    for (const std::size_t tensor : needed)
+      if (tensor <= made) step.carried.push_back(tensor);
+    needed.insert(step.inputs.begin(), step.inputs.end());
+  }
+}
+
+}  // namespace
+
+Plan make_plan(const Bundle& bundle, Backend& backend, const std::vector<double>& thresholds) {
+  const Manifest& manifest = bundle.manifest;
+  Plan plan;
+  plan.batch = static_cast<std::size_t>(manifest.batch);
+  plan.any_batch = manifest.has_exits && manifest.exits.dynamic_batch;
+  plan.classifies = manifest.classifies();
+  if (manifest.has_exits) {
+    add_stages(plan, bundle, backend, thresholds);
+  } else {
+    add_whole(plan, bundle, backend);
+  }
+  plan.inputs = plan.steps[0].inputs;
+  return plan;
+}
+
+}  // namespace runtime
+}  // namespace dyndeploy

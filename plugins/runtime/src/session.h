@@ -1,0 +1,80 @@
+// A bundle that runs. Several threads may call it at once.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "bundle.h"
+#include "lane.h"
+#include "plan.h"
+#include "statistics.h"
+
+namespace dyndeploy {
+namespace runtime {
+
+struct Options {
+  std::string onnxruntime;      // see open_onnxruntime
+  std::string native = "auto";  // see find_operator_library
+  int threads = 1;
+  std::vector<double> thresholds;  // empty: the bundle's
+};
+
+class Session {
+ public:
+  // Throws Error.
+  static std::unique_ptr<Session> open(const std::string& folder, const Options& options);
+  // With a backend that is there already.
+  Session(Bundle bundle, std::shared_ptr<Backend> backend, const std::vector<double>& thresholds);
+
+  const Bundle& bundle() const { return bundle_; }
+  const Plan& plan() const { return plan_; }
+  const std::string& info() const { return info_; }
+  Statistics& statistics() { return statistics_; }
+
+  // See dyndeploy.h for what these do; they throw Error.
+  void run_images(const dyndeploy_image* images, std::size_t count, dyndeploy_result* results);
+  void run_files(const char* const* paths, std::size_t count, dyndeploy_result* results);
+  void run_tensors(const dyndeploy_tensor* inputs, std::size_t input_count, dyndeploy_tensor* outputs,
+                   std::size_t output_count, dyndeploy_result* results, std::size_t result_count);
+  void preprocess(const ImageView& image, float* values, std::size_t room);
+
+  // How many images a run takes at a time; results do not depend on how they are divided.
+  std::size_t batch() const { return plan_.any_batch ? 1 : plan_.batch; }
+
+ private:
+  class Lease;
+
+  template <class Get>
+  void run_each(Get get, std::size_t count, dyndeploy_result* results);
+  void require_images() const;
+  double timed_run(Lane& lane, std::size_t rows);
+  void report(Lane& lane, std::size_t row, double ms, double preprocessing_ms, dyndeploy_result* result);
+  void mask_rates(Lane& lane, std::size_t row);
+  void take_inputs(Lane& lane, const dyndeploy_tensor* inputs, std::size_t count, std::size_t rows);
+  void give_output(Lane& lane, dyndeploy_tensor& output, std::size_t rows);
+  std::string describe() const;
+
+  Bundle bundle_;
+  std::shared_ptr<Backend> backend_;
+  Plan plan_;
+  std::vector<double> thresholds_;
+  Statistics statistics_;
+  std::string info_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Lane>> idle_;
+};
+
+// Index of the largest, the first of equals, and its softmax probability.
+struct Answer {
+  std::size_t label;
+  float confidence;
+};
+Answer answer(const float* logits, std::size_t classes);
+
+// What the dynamic bottlenecks compute in on a CPU for a bundle's precision. Throws Error(DYNDEPLOY_USAGE).
+std::string cpu_precision(const std::string& precision);
+
+}  // namespace runtime
+}  // namespace dyndeploy

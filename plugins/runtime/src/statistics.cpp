@@ -1,0 +1,77 @@
+#include "statistics.h"
+
+#include <algorithm>
+
+#include "json.h"
+
+namespace dyndeploy {
+namespace runtime {
+namespace {
+
+// The smallest of the sorted values that a share of them does not exceed.
+double percentile(const std::vector<double>& sorted, double share) {
+  return sorted[std::min(sorted.size() - 1,
+                         static_cast<std::size_t>(share * static_cast<double>(sorted.size())))];
+}
+
+}  // namespace
+
+Statistics::Statistics(std::vector<std::string> masks, std::vector<int> exits)
+    : masks_(std::move(masks)), exits_(std::move(exits)) {
+  latest_.reserve(kKept);
+  clear();
+}
+
+void Statistics::clear() {
+  images_ = 0;
+  ms_ = preprocessing_ms_ = least_ = most_ = 0;
+  latest_.clear();
+  rates_.assign(masks_.size(), 0);
+  counts_.assign(exits_.size(), 0);
+}
+
+void Statistics::reset() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  clear();
+}
+
+void Statistics::add(double ms, double preprocessing_ms, int exit, const float* rates) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (latest_.size() < kKept) {
+    latest_.push_back(ms);
+  } else {
+    latest_[images_ % kKept] = ms;
+  }
+  least_ = images_ ? std::min(least_, ms) : ms;
+  most_ = std::max(most_, ms);
+  ++images_;
+  ms_ += ms;
+  preprocessing_ms_ += preprocessing_ms;
+  for (std::size_t i = 0; i < rates_.size(); ++i) rates_[i] += rates[i];
+  for (std::size_t i = 0; i < exits_.size(); ++i) counts_[i] += exits_[i] == exit;
+}
+
+std::string Statistics::json() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const double images = static_cast<double>(images_);
+  std::string text = "{\"images\": " + std::to_string(images_);
+  if (images_) {
+    std::vector<double> sorted = latest_;
+    std::sort(sorted.begin(), sorted.end());
+    text += ", \"ms\": {\"mean\": " + number(ms_ / images) + ", \"min\": " + number(least_) +
+            ", \"p50\": " + number(percentile(sorted, 0.5)) +
+            ", \"p90\": " + number(percentile(sorted, 0.9)) +
+            ", \"p99\": " + number(percentile(sorted, 0.99)) + ", \"max\": " + number(most_) +
+            "}, \"preprocessing_ms\": " + number(preprocessing_ms_ / images);
+  }
+  text += ", \"rates\": {";
+  for (std::size_t i = 0; i < masks_.size() && images_; ++i)
+    text += (i ? ", " : "") + quoted(masks_[i]) + ": " + number(rates_[i] / images);
+  text += "}, \"exits\": {";
+  for (std::size_t i = 0; i < exits_.size(); ++i)
+    text += (i ? ", \"" : "\"") + std::to_string(exits_[i]) + "\": " + std::to_string(counts_[i]);
+  return text + "}}";
+}
+
+}  // namespace runtime
+}  // namespace dyndeploy

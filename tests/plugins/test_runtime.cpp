@@ -1,0 +1,430 @@
+// Unit tests of the runtime without ONNX Runtime: a backend of the tests' own computes. Usage: test_runtime
+// [PART]
+
+#include <dirent.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <new>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "decode.h"
+#include "error.h"
+#include "json.h"
+#include "lane.h"
+#include "manifest.h"
+#include "npz.h"
+#include "preprocessing.h"
+#include "session.h"
+#include "sha256.h"
+
+namespace {
+
+std::atomic<long> allocations{0};
+
+}  // namespace
+
+// Counts what the runtime allocates; the backend below allocates nothing while it runs. Inlined, new and
+// delete would look mismatched to GCC.
+__attribute__((noinline)) void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size ? size : 1)) return memory;
+  throw std::bad_alloc();
+}
+__attribute__((noinline)) void operator delete(void* memory) noexcept { std::free(memory); }
+__attribute__((noinline)) void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace {
+
+using namespace dyndeploy::runtime;
+
+int failures = 0;
+
+#define CHECK(condition)                                          \
+  do {                                                            \
+    if (!(condition)) {                                           \
+      ++failures;                                                 \
+      std::printf("%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+    }                                                             \
+  } while (false)
+
+template <class Work>
+int code_of(Work work) {
+  try {
+    work();
+  } catch (const Error& error) {
+    return error.code();
+  }
+  return DYNDEPLOY_OK;
+}
+
+// ---------------------------------------------------------------- a backend
+
+constexpr int kClasses = 3;
+constexpr int kSide = 4;
+constexpr std::size_t kPixels = 3 * kSide * kSide;
+
+// Stage k of three: gives logits (first pixel, k, 0), a confidence, and carries the image on.
+class FakeBinding : public Binding {
+ public:
+  FakeBinding(int stage, const std::vector<Slot>& inputs, const std::vector<Slot>& outputs,
+              std::atomic<long>& rows)
+      : stage_(stage), inputs_(inputs), outputs_(outputs), rows_(rows) {}
+  void run() override {
+    const std::int64_t count = inputs_[0].shape[0];
+    rows_ += count;
+    const float* in = static_cast<const float*>(inputs_[0].data);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const float first = in[static_cast<std::size_t>(i) * kPixels];
+      for (const Slot& output : outputs_) {
+        float* to = static_cast<float*>(output.data);
+        if (output.name == "logits") {
+          to[3 * i] = first;
+          to[3 * i + 1] = static_cast<float>(stage_);
+          to[3 * i + 2] = 0;
+        } else if (output.name == "confidence") {
+          // The first pixel says at which stage the image is sure.
+          to[i] = first < 0                             ? std::numeric_limits<float>::quiet_NaN()
+                  : first <= static_cast<float>(stage_) ? 0.9f
+                                                        : 0.1f;
+        } else {
+          std::memcpy(to + static_cast<std::size_t>(i) * kPixels, in + static_cast<std::size_t>(i) * kPixels,
+                      kPixels * sizeof(float));
+        }
+      }
+    }
+  }
+
+ private:
+  int stage_;
+  std::vector<Slot> inputs_, outputs_;
+  std::atomic<long>& rows_;
+};
+
+class FakeGraph : public Graph {
+ public:
+  FakeGraph(int stage, std::vector<TensorInfo> inputs, std::vector<TensorInfo> outputs,
+            std::atomic<long>& rows)
+      : stage_(stage), inputs_(std::move(inputs)), outputs_(std::move(outputs)), rows_(rows) {}
+  const std::vector<TensorInfo>& inputs() const override { return inputs_; }
+  const std::vector<TensorInfo>& outputs() const override { return outputs_; }
+  std::unique_ptr<Binding> bind(const std::vector<Slot>& inputs, const std::vector<Slot>& outputs) override {
+    return std::make_unique<FakeBinding>(stage_, inputs, outputs, rows_);
+  }
+
+ private:
+  int stage_;
+  std::vector<TensorInfo> inputs_, outputs_;
+  std::atomic<long>& rows_;
+};
+
+class FakeBackend : public Backend {
+ public:
+  explicit FakeBackend(const Manifest& manifest) : manifest_(manifest) {}
+  const BackendInfo& info() const override { return info_; }
+  std::unique_ptr<Graph> open(const std::string& path) override {
+    const int stage = path[path.size() - 6] - '0';
+    const StageInfo& described = manifest_.exits.stages[static_cast<std::size_t>(stage)];
+    return std::make_unique<FakeGraph>(stage, described.inputs, described.outputs, rows[stage]);
+  }
+  std::shared_ptr<void> allocate(std::size_t bytes) override {
+    return std::shared_ptr<void>(std::malloc(bytes), std::free);
+  }
+
+  std::atomic<long> rows[3] = {{0}, {0}, {0}};  // that each stage computed
+
+ private:
+  Manifest manifest_;
+  BackendInfo info_{"fake", "1", "", "", "", 1};
+};
+
+Bundle staged_bundle(std::int64_t batch, bool dynamic) {
+  const Shape image{batch, 3, kSide, kSide};
+  Bundle bundle{"nowhere", Manifest{}};
+  Manifest& manifest = bundle.manifest;
+  manifest.network = "fake";
+  manifest.target = "cpu";
+  manifest.precision = "fp32";
+  manifest.class_names = {"a", "b", "c"};
+  manifest.batch = batch;
+  manifest.height = manifest.width = kSide;
+  manifest.inputs = {{"images", image, DYNDEPLOY_FLOAT32}};
+  manifest.outputs = {{"logits", {batch, kClasses}, DYNDEPLOY_FLOAT32}};
+  manifest.has_preprocessing = true;
+  manifest.preprocessing = {kSide, {0, 0, 0}, {1, 1, 1}, Interpolation::kBilinear};
+  manifest.has_exits = true;
+  manifest.exits.dynamic_batch = dynamic;
+  for (int stage = 0; stage < 3; ++stage) {
+    StageInfo info{"stage" + std::to_string(stage) + ".onnx", 2 * stage + 1, {}, {}};
+    const std::string in = stage ? "x" + std::to_string(stage) : "images",
+                      out = "x" + std::to_string(stage + 1);
+    info.inputs = {{in, image, DYNDEPLOY_FLOAT32}};
+    info.outputs = {manifest.outputs[0]};
+    if (stage < 2) info.outputs.push_back({out, image, DYNDEPLOY_FLOAT32});
+    info.outputs.push_back({"confidence", {batch}, DYNDEPLOY_FLOAT32});
+    manifest.exits.stages.push_back(info);
+  }
+  return bundle;
+}
+
+const std::vector<double> kThresholds{0.5, 0.5, -std::numeric_limits<double>::infinity()};
+
+// Images whose first pixel says after which stage each leaves.
+std::vector<float> images_of(const std::vector<int>& stages) {
+  std::vector<float> images(stages.size() * kPixels, 0.25f);
+  for (std::size_t i = 0; i < stages.size(); ++i) images[i * kPixels] = static_cast<float>(stages[i]);
+  return images;
+}
+
+dyndeploy_tensor tensor(const char* name, float* data, const Shape& shape) {
+  dyndeploy_tensor made{};
+  made.size = sizeof made;
+  made.name = name;
+  made.data = data;
+  made.bytes = elements(shape) * sizeof(float);
+  made.type = DYNDEPLOY_FLOAT32;
+  made.rank = static_cast<std::int32_t>(shape.size());
+  std::copy(shape.begin(), shape.end(), made.shape);
+  return made;
+}
+
+struct Run {
+  std::vector<float> logits;
+  std::vector<dyndeploy_result> results;
+};
+
+Run run(Session& session, const std::vector<int>& stages) {
+  const auto count = static_cast<std::int64_t>(stages.size());
+  std::vector<float> images = images_of(stages);
+  Run found{std::vector<float>(stages.size() * kClasses), std::vector<dyndeploy_result>(stages.size())};
+  for (dyndeploy_result& result : found.results) result.size = sizeof result;
+  const dyndeploy_tensor input = tensor("images", images.data(), {count, 3, kSide, kSide});
+  dyndeploy_tensor output = tensor("logits", found.logits.data(), {count, kClasses});
+  session.run_tensors(&input, 1, &output, 1, found.results.data(), found.results.size());
+  return found;
+}
+
+// ---------------------------------------------------------------- tests
+
+void test_every_image_leaves_at_its_exit_and_later_stages_compute_on_the_rest(bool dynamic) {
+  const Bundle bundle = staged_bundle(dynamic ? 1 : 7, dynamic);
+  const auto backend = std::make_shared<FakeBackend>(bundle.manifest);
+  Session session(bundle, backend, kThresholds);
+  const std::vector<int> stages{2, 0, 1, 0, 2, 1, 0};
+  const Run found = run(session, stages);
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    CHECK(found.results[i].exit == 2 * stages[i] + 1);
+    CHECK(found.logits[3 * i] == static_cast<float>(stages[i]));      // of this image
+    CHECK(found.logits[3 * i + 1] == static_cast<float>(stages[i]));  // of this stage
+    CHECK(found.results[i].values_count == kClasses);
+  }
+  // A fixed batch computes on all its rows; a stage that nobody reaches does not run.
+  CHECK(backend->rows[0] == 7);
+  CHECK(backend->rows[1] == (dynamic ? 4 : 7));
+  CHECK(backend->rows[2] == (dynamic ? 2 : 7));
+  run(session, {0, 0});
+  CHECK(backend->rows[1] == (dynamic ? 4 : 7));
+  CHECK(session.statistics().json().find("\"exits\": {\"1\": 5, \"3\": 2, \"5\": 2}") != std::string::npos);
+}
+
+void test_what_is_not_finite_ends_the_run() {
+  const Bundle bundle = staged_bundle(1, true);
+  Session session(bundle, std::make_shared<FakeBackend>(bundle.manifest), kThresholds);
+  CHECK(code_of([&] { run(session, {0, -1}); }) == DYNDEPLOY_NOT_FINITE);
+  CHECK(run(session, {1}).results[0].exit == 3);  // and the session goes on
+  std::vector<float> image = images_of({0});
+  image[5] = std::numeric_limits<float>::infinity();
+  const dyndeploy_tensor input = tensor("images", image.data(), {1, 3, kSide, kSide});
+  CHECK(code_of([&] { session.run_tensors(&input, 1, nullptr, 0, nullptr, 0); }) == DYNDEPLOY_INPUT);
+}
+
+void test_nothing_is_allocated_once_a_size_was_run() {
+  const Bundle bundle = staged_bundle(1, true);
+  Session session(bundle, std::make_shared<FakeBackend>(bundle.manifest), kThresholds);
+  std::vector<std::uint8_t> pixels(3 * 50 * 70, 200);
+  const dyndeploy_image images[2] = {{pixels.data(), 50, 70, 210}, {pixels.data(), 70, 50, 150}};
+  dyndeploy_result results[2] = {};
+  for (dyndeploy_result& result : results) result.size = sizeof result;
+  std::vector<float> floats = images_of({0, 1}), logits(2 * kClasses);
+  const dyndeploy_tensor input = tensor("images", floats.data(), {2, 3, kSide, kSide});
+  dyndeploy_tensor output = tensor("logits", logits.data(), {2, kClasses});
+  const auto call = [&] {
+    session.run_images(images, 2, results);
+    output.bytes = logits.size() * sizeof(float);
+    session.run_tensors(&input, 1, &output, 1, results, 2);
+  };
+  call();
+  const long before = allocations;
+  for (int i = 0; i < 100; ++i) call();
+  CHECK(allocations == before);
+  CHECK(before > 0);
+}
+
+void test_threads_share_a_session() {
+  const Bundle bundle = staged_bundle(1, true);
+  Session session(bundle, std::make_shared<FakeBackend>(bundle.manifest), kThresholds);
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t)
+    threads.emplace_back([&session, &wrong, t] {
+      for (int i = 0; i < 200; ++i) {
+        const std::vector<int> stages{(t + i) % 3, i % 3, t % 3};
+        const Run found = run(session, stages);
+        for (std::size_t k = 0; k < 3; ++k)
+          wrong += found.results[k].exit != 2 * stages[k] + 1 ||
+                   found.logits[3 * k] != static_cast<float>(stages[k]);
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(wrong == 0);
+  CHECK(session.statistics().json().find("\"images\": 2400") != std::string::npos);
+}
+
+void test_wrong_calls_are_refused() {
+  const Bundle bundle = staged_bundle(1, true);
+  Session session(bundle, std::make_shared<FakeBackend>(bundle.manifest), kThresholds);
+  std::vector<float> image = images_of({0});
+  const auto refused = [&](const dyndeploy_tensor& input) {
+    return code_of([&] { session.run_tensors(&input, 1, nullptr, 0, nullptr, 0); });
+  };
+  CHECK(refused(tensor("other", image.data(), {1, 3, kSide, kSide})) == DYNDEPLOY_INPUT);
+  CHECK(refused(tensor("images", image.data(), {1, 3, kSide, 2})) == DYNDEPLOY_INPUT);
+  CHECK(refused(tensor("images", image.data(), {0, 3, kSide, kSide})) == DYNDEPLOY_INPUT);
+  CHECK(refused(tensor("images", nullptr, {1, 3, kSide, kSide})) == DYNDEPLOY_INPUT);
+  const dyndeploy_tensor input = tensor("images", image.data(), {1, 3, kSide, kSide});
+  dyndeploy_tensor output = tensor("nothing", image.data(), {1, kClasses});
+  CHECK(code_of([&] { session.run_tensors(&input, 1, &output, 1, nullptr, 0); }) == DYNDEPLOY_USAGE);
+  output = tensor("logits", image.data(), {1, 2});
+  CHECK(code_of([&] { session.run_tensors(&input, 1, &output, 1, nullptr, 0); }) == DYNDEPLOY_USAGE);
+  dyndeploy_result result{};
+  CHECK(code_of([&] { session.run_tensors(&input, 1, nullptr, 0, &result, 1); }) == DYNDEPLOY_USAGE);
+  const dyndeploy_image empty{nullptr, 4, 4, 12};
+  CHECK(code_of([&] { session.run_images(&empty, 1, nullptr); }) == DYNDEPLOY_INPUT);
+  CHECK(code_of([&] { checked_thresholds(bundle.manifest.exits, {0.5}); }) == DYNDEPLOY_USAGE);
+  CHECK(code_of([&] { checked_thresholds(bundle.manifest.exits, {0.5, std::nan("")}); }) == DYNDEPLOY_USAGE);
+  CHECK(checked_thresholds(bundle.manifest.exits, {0.5, 0.25}) ==
+        (std::vector<double>{0.5, 0.25, kThresholds[2]}));
+}
+
+void test_sha256_gives_the_standard_s_examples() {
+  CHECK(sha256("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+  CHECK(sha256("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  CHECK(sha256("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq") ==
+        "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
+  Sha256 sum;
+  const std::string part(1000, 'a');
+  for (int i = 0; i < 1000; ++i) sum.update(part.data(), part.size());
+  CHECK(sum.hex() == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+  for (std::size_t size = 0; size < 300; ++size) {
+    const std::string text(size, static_cast<char>(size));
+    Sha256 portable(portable_sha256);
+    portable.update(text.data(), text.size());
+    CHECK(portable.hex() == sha256(text));
+  }
+  // Cut in any way, a text has one sum.
+  const std::string text(150, 'x');
+  for (std::size_t cut = 0; cut <= text.size(); ++cut) {
+    Sha256 cut_sum;
+    cut_sum.update(text.data(), cut);
+    cut_sum.update(text.data() + cut, text.size() - cut);
+    CHECK(cut_sum.hex() == sha256(text));
+  }
+}
+
+void test_json() {
+  const std::string text =
+      " {\"b\": [1.50, -0, 1e-05, null, true, \"\\u00e9\\ud83d\\ude00\\n\\\\\\\"\\u007f\"], \"a\": {}, "
+      "\"a\": 2} ";
+  CHECK(canonical_json(parse_json(text), "") ==
+        "{\"a\":2,\"b\":[1.50,-0,1e-05,null,true,\"\\u00e9\\ud83d\\ude00\\n\\\\\\\"\\u007f\"]}");
+  CHECK(canonical_json(parse_json("{\"z\": 1, \"seal\": 2}"), "seal") == "{\"z\":1}");
+  for (const char* wrong : {"", "{", "[1,]", "nul", "{\"a\"}", "\"\\ud800\"", "NaN", "1 2", "\"\xff\""}) {
+    bool refused = false;
+    try {
+      parse_json(wrong);
+    } catch (const std::runtime_error&) {
+      refused = true;
+    }
+    CHECK(refused);
+  }
+  bool refused = false;
+  try {
+    parse_json(std::string(1000000, '['));
+  } catch (const std::runtime_error&) {
+    refused = true;
+  }
+  CHECK(refused);
+  CHECK(number(0.1) == "0.1");
+  CHECK(number(1.0) == "1.0");
+  CHECK(number(1e-5) == "1e-05");
+  CHECK(number(std::nan("")) == "null");
+  CHECK(to_double(number(1.0 / 3)) == 1.0 / 3);
+  CHECK(std::isinf(to_double("1e999")));
+}
+
+void test_the_centre_crop_is_that_of_python() {
+  const Window wide = centre_crop(427, 640, 256, 224, 224);
+  CHECK(wide.height == 256 && wide.width == 383 && wide.top == 16 && wide.left == 80);
+  const Window odd = centre_crop(100, 101, 100, 97, 98);  // halves go to the even number
+  CHECK(odd.height == 100 && odd.width == 101 && odd.top == 2 && odd.left == 2);
+  const Window small = centre_crop(1, 1, 8, 16, 16);
+  CHECK(small.height == 16 && small.width == 16 && small.top == 0 && small.left == 0);
+}
+
+void test_the_largest_logit_answers() {
+  const float logits[] = {1, 3, 3, 2};
+  CHECK(answer(logits, 4).label == 1);
+  const double sum = std::exp(-2.0) + 1 + 1 + std::exp(-1.0);
+  CHECK(std::fabs(static_cast<double>(answer(logits, 4).confidence) - 1 / sum) < 1e-7);
+  const float large[] = {1e30f, -1e30f};
+  CHECK(answer(large, 2).confidence == 1);
+}
+
+void test_exif_says_which_way_is_up() {
+  const unsigned char little[] = {'I', 'I', 42, 0, 8, 0, 0, 0, 1, 0, 0x12, 1, 3, 0, 1, 0, 0, 0, 6, 0, 0, 0};
+  const unsigned char big[] = {'M', 'M', 0, 42, 0, 0, 0, 8, 0, 1, 1, 0x12, 0, 3, 0, 0, 0, 1, 0, 8, 0, 0};
+  CHECK(exif_orientation(little, sizeof little) == 6);
+  CHECK(exif_orientation(big, sizeof big) == 8);
+  for (std::size_t size = 0; size < sizeof little; ++size) CHECK(exif_orientation(little, size) == 1);
+}
+
+const struct {
+  const char* name;
+  std::function<void()> run;
+} kTests[] = {
+    {"exits",
+     [] {
+       test_every_image_leaves_at_its_exit_and_later_stages_compute_on_the_rest(true);
+       test_every_image_leaves_at_its_exit_and_later_stages_compute_on_the_rest(false);
+     }},
+    {"finite", test_what_is_not_finite_ends_the_run},
+    {"allocations", test_nothing_is_allocated_once_a_size_was_run},
+    {"threads", test_threads_share_a_session},
+    {"refusals", test_wrong_calls_are_refused},
+    {"sha256", test_sha256_gives_the_standard_s_examples},
+    {"json", test_json},
+    {"crop", test_the_centre_crop_is_that_of_python},
+    {"answer", test_the_largest_logit_answers},
+    {"exif", test_exif_says_which_way_is_up},
+};
+
+}  // namespace
+
+int main(int count, char** values) {
+  bool known = count < 2;
+  for (const auto& test : kTests)
+    if (count < 2 || std::strcmp(values[1], test.name) == 0) {
+      known = true;
+      test.run();
+    }
+  if (!known) std::printf("no test '%s'\n", values[1]);
+  std::printf("%d failures\n", failures);
+  return failures || !known ? 1 : 0;
+}
