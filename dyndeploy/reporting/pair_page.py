@@ -41,7 +41,9 @@ def render_pair_report(pair: Pair) -> str:
         times=_times_table(pair),
         speedups=_speedups_table(pair, speedups),
         time_chart=_chart(pair, "times", "Time per image, measured", "ms per image", "ms"),
-        speedup_chart=_chart(pair, "speedups", "Speed-up, measured", "realised speed-up", "speedup"),
+        speedup_chart=_chart(pair, "speedups", "Speed-up, measured", "realised speed-up", "speedup")
+        if speedups
+        else "",
     )
 
 

@@ -9,14 +9,15 @@ from typing import Any
 
 from dyndeploy import files
 from dyndeploy.errors import InputError, UsageError
-from dyndeploy.measure import Profile, RateResult, Samples, load_profile
+from dyndeploy.measure import NetworkProfile, Profile, RateResult, Samples, load_network_profile, load_profile
 from dyndeploy.measure.exits import ExitProfile
 from dyndeploy.measure.load_exits import load_exit_profile
 from dyndeploy.measure.profile import FORCED
 from dyndeploy.measure.samples import apart
 
 Spread = tuple[float, float]
-Facts = dict[str, str]
+KnownFact = tuple[str, str, object]
+"""What it is about, what it is, and its value."""
 
 ABOUT_BUNDLE = "bundle"
 ABOUT_RUN = "how it ran"
@@ -245,27 +246,48 @@ def _exit_figures(profile: ExitProfile) -> Iterator[Figure]:
         yield figure(name, 1 / mix.realised_speedup, profile.mix_spread(mix), mix.mean_macs)
 
 
-def _facts_of(profile: Profile | ExitProfile) -> Iterator[tuple[str, str, object]]:
-    bundle, machine, runtime = profile.bundle, profile.machine, profile.runtime
-    versions = machine.get("versions", {})
+def _network_figures(profile: NetworkProfile) -> Iterator[Figure]:
+    yield _twin("network", profile.samples, profile.batch)
+    for part in (part for part in profile.parts if part.ms > 0):
+        yield Figure(f"part {part.name}", part.ms / profile.batch, None)
+
+
+def _bundle_facts(profile: Profile | ExitProfile) -> Iterator[KnownFact]:
+    bundle, runtime = profile.bundle, profile.runtime
     yield ABOUT_BUNDLE, "network", bundle.get("name")
     for what in ("mode", "granularity", "channel_granularity", "target", "opset", "input_size", "precision"):
         yield ABOUT_BUNDLE, what.replace("_", " "), bundle.get(what)
     yield ABOUT_BUNDLE, "weights", _short(bundle.get("checkpoint_sha256"))
     yield ABOUT_BUNDLE, "graph", _short(bundle.get("model_sha256"))
     yield ABOUT_BUNDLE, "static graph", _short(bundle.get("static_sha256"))
-    yield ABOUT_RUN, "machine", machine.get("gpu") or machine.get("cpu")
-    yield ABOUT_RUN, "device", getattr(profile, "device", None)
-    yield ABOUT_RUN, "threads", profile.threads
-    yield ABOUT_RUN, "batch", getattr(profile, "batch", 1)
+    yield from _run_facts(profile, getattr(profile, "batch", 1), runtime)
     yield ABOUT_RUN, "operators", profile.operator_code
     yield ABOUT_RUN, "operator library", _short(profile.native.get("sha256")) or _none(profile)
+    yield ABOUT_RUN, "images", profile.settings.get("images", {}).get("source")
+
+
+def _network_facts(profile: NetworkProfile) -> Iterator[KnownFact]:
+    network = profile.network
+    yield ABOUT_BUNDLE, "network", network.get("name")
+    yield ABOUT_BUNDLE, "file", _short(network.get("sha256"))
+    shapes = (f"{name} {'x'.join(map(str, shape))}" for name, shape in network.get("inputs", {}).items())
+    yield ABOUT_BUNDLE, "inputs", ", ".join(shapes)
+    yield from _run_facts(profile, profile.batch, profile.runtime)
+
+
+def _run_facts(
+    profile: Profile | ExitProfile | NetworkProfile, batch: int, runtime: Mapping[str, Any]
+) -> Iterator[KnownFact]:
+    machine = profile.machine
+    yield ABOUT_RUN, "machine", machine.get("gpu") or machine.get("cpu")
+    yield ABOUT_RUN, "device", profile.device
+    yield ABOUT_RUN, "threads", profile.threads
+    yield ABOUT_RUN, "batch", batch
     yield ABOUT_RUN, "runtime", f"{runtime.get('name')} {runtime.get('version')}"
     yield ABOUT_RUN, "provider", runtime.get("provider")
     for what in ("os", "governor", "power_mode", "jetpack"):
         yield ABOUT_RUN, what.replace("_", " "), machine.get(what)
-    yield ABOUT_RUN, "dyndeploy", versions.get("dyndeploy")
-    yield ABOUT_RUN, "images", profile.settings.get("images", {}).get("source")
+    yield ABOUT_RUN, "dyndeploy", machine.get("versions", {}).get("dyndeploy")
     yield ABOUT_RUN, "date", machine.get("date")
 
 
@@ -290,11 +312,13 @@ class _Kind:
     title: str
     load: Callable[[str | os.PathLike[str]], Any]
     figures: Callable[[Any], Iterator[Figure]]
+    facts: Callable[[Any], Iterator[KnownFact]]
 
 
 _KINDS: Mapping[str, _Kind] = {
-    "measured": _Kind("a profile of a network that skips", load_profile, _profile_figures),
-    "measured_exits": _Kind("a profile of a network that exits early", load_exit_profile, _exit_figures),
+    "measured": _Kind("a profile of a network that skips", load_profile, _profile_figures, _bundle_facts),
+    "measured_exits": _Kind("a profile of a network that exits early", load_exit_profile, _exit_figures, _bundle_facts),
+    "measured_network": _Kind("a profile of an ONNX file", load_network_profile, _network_figures, _network_facts),
 }
 _OTHER_KINDS = {"calibration": "a calibration of thresholds"}
 
@@ -347,13 +371,14 @@ def compare_measurements(kind: str, one: Any, other: Any, names: tuple[str, str]
 
     Args:
         kind: ``"measured"`` for :class:`~dyndeploy.measure.Profile`, ``"measured_exits"`` for
-            :class:`~dyndeploy.measure.exits.ExitProfile`.
+            :class:`~dyndeploy.measure.exits.ExitProfile`, ``"measured_network"`` for
+            :class:`~dyndeploy.measure.NetworkProfile`.
         one: The first.
         other: The second: ratios and changes are its against the first.
         names: What to call them.
     """
     figures = [{figure.name: figure for figure in _KINDS[kind].figures(profile)} for profile in (one, other)]
-    facts = [{(about, what): value for about, what, value in _facts_of(profile)} for profile in (one, other)]
+    facts = [{(about, what): value for about, what, value in _KINDS[kind].facts(profile)} for profile in (one, other)]
     return Pair(
         kind=kind,
         one=names[0],
@@ -374,7 +399,7 @@ def _missing(have: Mapping[str, Figure], others: Mapping[str, Figure]) -> tuple[
     return tuple(name for name in have if name not in others)
 
 
-def _warnings(names: Sequence[str], profiles: Sequence[Profile | ExitProfile]) -> Iterator[str]:
+def _warnings(names: Sequence[str], profiles: Sequence[Profile | ExitProfile | NetworkProfile]) -> Iterator[str]:
     """What both say once, what one says with its name."""
     own = [profile.warnings() for profile in profiles]
     yield from (text for text in own[0] if text in own[1])

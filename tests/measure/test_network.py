@@ -159,6 +159,21 @@ def test_profile_and_compare_on_the_command_line(
     assert "levels.0" in capsys.readouterr().out
 
 
+def test_two_profiles_of_a_file_are_compared(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    value = json.loads(saved.read_text())
+    slower = {**value["latency"], "samples_ms": [2 * ms for ms in value["latency"]["samples_ms"]]}
+    other, page = tmp_path / "other.json", tmp_path / "pair.html"
+    other.write_text(json.dumps({**value, "threads": 2, "latency": slower}))
+    capsys.readouterr()
+    assert run(["compare", str(saved), str(other), "-o", str(page), "--json"]) == 0
+    pair = json.loads(capsys.readouterr().out)
+    network, *parts = pair["rows"]
+    assert (network["name"], network["time_ratio"]) == ("network", pytest.approx(2.0))
+    assert {row["time_ratio"] for row in parts} == {1.0} and "part levels.0" in {row["name"] for row in parts}
+    assert [(fact["what"], fact["one"], fact["other"]) for fact in pair["differences"]] == [("threads", "1", "2")]
+    assert "part levels.0" in page.read_text()
+
+
 def test_a_report_at_once(detector: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     assert run(["profile", str(detector), "--input-size", "64x96", *QUICK, "--report", str(page)]) == 0
