@@ -252,6 +252,7 @@ def time_in_turn(
     native: str | os.PathLike[str] = "auto",
     rounds: int = 9,
     seconds: float = math.inf,
+    progress: Callable[[], None] = lambda: None,
 ) -> list[Times]:
     """Time graphs in turn, round by round, all of them kept in memory.
 
@@ -269,6 +270,7 @@ def time_in_turn(
             milliseconds, which brings its data back into the caches.
         seconds: Time for all of it, about: no graph is opened after a third of it, and no round begun after the rest,
             but for the first graphs and rounds.
+        progress: Called after every graph that was opened, and every round.
 
     Returns:
         Times of the graphs that were opened, from the first.
@@ -288,12 +290,14 @@ def time_in_turn(
             labelled = LabelledGraph(subject.model, bodies=bodies)
             plain = opened(subject.model, profile=False) if subject.whole else None
             timed.append(_Timed(subject, labelled, opened(labelled.model, profile=True), plain, threads))
+            progress()
         for number in range(rounds):
             # What was recorded must be read too: that takes as long as a round or two.
             if number >= _LEAST_ROUNDS and (time.perf_counter() - begin) * (1 + 2 / number) > seconds:
                 break
             for one in timed:
                 one.turn()
+            progress()
         found = [one.times() for one in timed]
         pace_ms = sum(quick(ms) for ms in found[0].groups.values())
         return [replace(times, pace_ms=pace_ms) for times in found[1:]]
@@ -406,6 +410,7 @@ def measure(
     rounds: int = 9,
     seed: int = 0,
     seconds: float = math.inf,
+    progress: Callable[[], None] = lambda: None,
 ) -> list[Measurement]:
     """Run graphs in turn and return their kernels with their times.
 
@@ -419,11 +424,12 @@ def measure(
         rounds: Runs of every draw.
         seed: Of the masks.
         seconds: As for :func:`time_in_turn`: of fewer graphs there is a measurement where the time was short.
+        progress: As for :func:`time_in_turn`.
     """
     feeds = [feeds_of(graph, draws, seed) for graph in graphs]
     outputs = [[value.name for value in graph.model.graph.output][-1:] for graph in graphs]
     subjects = [Subject(g.model, f, o) for g, f, o in zip(graphs, feeds, outputs, strict=True)]
-    found = time_in_turn(subjects, threads=threads, native=native, rounds=rounds, seconds=seconds)
+    found = time_in_turn(subjects, threads=threads, native=native, rounds=rounds, seconds=seconds, progress=progress)
     return [_measurement(*one) for one in zip(graphs, feeds, found, strict=False)]
 
 

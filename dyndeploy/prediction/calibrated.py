@@ -152,6 +152,7 @@ _DERIVED = (
     "inputs_per_group", "outputs_per_group", "inputs_mod_16", "outputs_mod_16", "outputs_mod_32", "blocks_mod_4",
     "columns_mod_6", "edge", "rows1", "rows2", "rows1_tile", "rows2_tile", "hidden", "hidden_mod_32",
 )  # fmt: skip
+_OWN = len(_LOGS) + len(_PLAIN) + len(_DERIVED)
 _TERMS = 20
 _SHARES = tuple(f"share{index}" for index in range(_TERMS))
 FEATURES = (*_LOGS, *_PLAIN, *_DERIVED, *_SHARES, "base")
@@ -184,18 +185,29 @@ def described(kernels: Sequence[Kernel], resident: Array, constants: Array, floo
         constants: Milliseconds per unit of each term.
         floor_ms: No kernel is faster.
     """
-    parts = terms(kernels, resident) * constants
-    base = np.maximum(parts.sum(1), floor_ms)
-    rows = np.zeros((len(kernels), len(FEATURES)))
-    own = len(_LOGS) + len(_PLAIN) + len(_DERIVED)
-    for index, (kernel, touched) in enumerate(zip(kernels, resident.tolist(), strict=True)):
-        f = kernel.features
-        rows[index, :own] = [
-            *(math.log1p(f.get(name, 0.0)) for name in _LOGS),
-            *(f.get(name, 0.0) for name in _PLAIN),
+    return shared_out(terms(kernels, resident), features(kernels, resident), constants, floor_ms)
+
+
+def features(kernels: Sequence[Kernel], resident: Array) -> Array:
+    """The columns of :data:`FEATURES` that no constants decide on, (kernels, columns)."""
+    rows = [
+        [
+            *(math.log1p(kernel.features.get(name, 0.0)) for name in _LOGS),
+            *(kernel.features.get(name, 0.0) for name in _PLAIN),
             *_derived(kernel, touched),
         ]
-    rows[:, own : own + parts.shape[1]] = parts / base[:, None]
+        for kernel, touched in zip(kernels, resident.tolist(), strict=True)
+    ]
+    return np.array(rows, np.float64).reshape(len(kernels), _OWN)
+
+
+def shared_out(matrix: Array, own: Array, constants: Array, floor_ms: float) -> tuple[Array, Array]:
+    """As :func:`described`, of the results of :func:`terms` and :func:`features`."""
+    parts = matrix * constants
+    base = np.maximum(parts.sum(1), floor_ms)
+    rows = np.zeros((len(parts), len(FEATURES)))
+    rows[:, :_OWN] = own
+    rows[:, _OWN : _OWN + parts.shape[1]] = parts / base[:, None]
     rows[:, -1] = np.log(base)
     return base, rows
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,12 @@ class Interrupt(Exception):
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """Growing hundreds of trees for every class takes longer than all other tests."""
     module = importlib.import_module("dyndeploy.device_calibration.calibrate")
-    monkeypatch.setattr(module, "fit_all", lambda samples, **options: fit_all(samples, **{**options, "trees": 3}))
+
+    def quickly(samples: object, **options: object) -> object:
+        return fit_all(samples, **{**options, "trees": 3, "seconds": math.inf})
+
+    monkeypatch.setattr(module, "fit_all", quickly)
+    monkeypatch.setattr(module, "LEAST_MINUTES", 0.05)
 
 
 @pytest.fixture
