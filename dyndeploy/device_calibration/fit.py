@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from dyndeploy.device_calibration.measure import Sample
 from dyndeploy.errors import DyndeployError
-from dyndeploy.prediction.calibrated import GENERAL, ClassModel, class_of, features, general, shared_out, terms
+from dyndeploy.prediction.calibrated import GENERAL, WIDEST, ClassModel, class_of, features, general, shared_out, terms
 from dyndeploy.prediction.kernels import Kernel
 from dyndeploy.prediction.trees import Trees
 
@@ -197,7 +197,7 @@ def fit_class(rows: Rows, *, trees: int = TREES, seed: int = 0, until: float = m
         held_out[out] = _fit(rows.part(~out), trees=trees, seed=seed, until=until).predict(rows.part(out))
     fitted = _fit(rows, trees=trees, seed=seed, until=until)
     error = np.abs(held_out / rows.ms - 1.0)
-    low, high = np.quantile(np.log(rows.ms / held_out), [0.05, 0.95])
+    low, high = np.clip(np.quantile(np.log(rows.ms / held_out), [0.05, 0.95]), -WIDEST, WIDEST)
     _, table = rows.described(fitted.constants, fitted.floor_ms)
     model = ClassModel(
         fitted.constants, fitted.floor_ms, fitted.trees, table.min(0), table.max(0), (float(low), float(high)),

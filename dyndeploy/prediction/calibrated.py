@@ -27,7 +27,7 @@ from dyndeploy.prediction.trees import Trees
 
 _LOG = logging.getLogger("dyndeploy.prediction")
 
-SCHEMA = 3
+SCHEMA = 4
 FORMAT = "dyndeploy-calibration"
 
 CACHE_BYTES = 16 * 2**20
@@ -145,7 +145,7 @@ _LOGS = (
 )  # fmt: skip
 _PLAIN = (
     "k", "kw", "stride", "dilation", "rate", "rate_conv1", "channel_rate", "projection", "residual", "activation",
-    "operators", "global", "blocked", "axes", "cost", "inputs", "broadcast", "inward", "linear",
+    "operators", "global", "blocked", "axes", "cost", "inputs", "broadcast", "inward", "linear", "run",
 )  # fmt: skip
 _DERIVED = (
     "macs", "dense_macs", "read", "written", "weights", "resident", "macs_per_byte", "macs_per_weight",
@@ -297,6 +297,13 @@ _SIZES = np.array(
 
 _UNKNOWN_SPREAD = 0.7
 """Least half width of an interval (logarithm) for kernels of classes that were not measured: a factor of two."""
+
+_OUTSIDE = 0.35
+"""By how much an interval's sides (logarithms) grow for each e-folding of a size beyond what was measured: the terms
+are proportional to what a kernel does, so that they also hold there, but less well."""
+
+WIDEST = math.log(3.0)
+"""Largest side of a kernel's interval (logarithm): the few outliers of a class with few samples say no more."""
 
 GENERAL = "general"
 """Class that prices kernels of classes that were not measured, by multiply-accumulates and bytes alone."""
@@ -550,8 +557,8 @@ class CalibratedModel:
             ms[members] = expected
             least = 0.0 if known else _UNKNOWN_SPREAD
             # The expected time lies inside, also where a class is mostly predicted too high or too low.
-            low[members] = expected * np.exp(min(model.interval[0], -least) - far)
-            high[members] = expected * np.exp(max(model.interval[1], least) + far)
+            low[members] = expected * np.exp(-np.minimum(max(-model.interval[0], least) + _OUTSIDE * far, WIDEST))
+            high[members] = expected * np.exp(np.minimum(max(model.interval[1], least) + _OUTSIDE * far, WIDEST))
         return ms, low, high
 
 
