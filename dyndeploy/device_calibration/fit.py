@@ -25,6 +25,7 @@ _COVERED = 0.9
 TREES = 160
 _LEAST_FOR_TREES = 60
 _LEAST = 8
+_WORTH_PROCESSES = 45.0  # Seconds: processes of their own take many of them to start.
 _SAFE = 0.8  # Of the time is planned with: other processes take their share too.
 _MEASURED_TREES = 6  # What a tree costs is measured on so many.
 _RATE, _MOST_RATE = 0.08, 0.3  # Of learning: fewer trees have to say more each.
@@ -229,6 +230,7 @@ def fit_all(
     from joblib import Parallel, delayed
 
     until = time.monotonic() + seconds
+    cores = _cores() if trees and seconds > _WORTH_PROCESSES else 1
     enough = {
         name: rows
         for name, rows in rows_by_class(samples).items()
@@ -238,13 +240,13 @@ def fit_all(
     names = sorted(enough, key=lambda name: -len(enough[name].ms))
     if trees and math.isfinite(seconds):
         progress("measuring what fitting costs", 0.0)
-        trees = _affordable([rows for name, rows in enough.items() if name != GENERAL], trees, until)
+        trees = _affordable([rows for name, rows in enough.items() if name != GENERAL], trees, until, cores)
     jobs = (
         delayed(fit_class)(enough[name], trees=0 if name == GENERAL else trees, seed=seed, until=until)
         for name in names
     )
     found, done, total = {}, 0, sum(len(rows.ms) for rows in enough.values())
-    fits = Parallel(n_jobs=-1 if trees else 1, return_as="generator")(jobs)
+    fits = Parallel(n_jobs=cores, return_as="generator")(jobs)
     for name, fit in zip(names, fits, strict=True):
         found[name] = fit
         done += len(enough[name].ms)
@@ -252,7 +254,11 @@ def fit_all(
     return found
 
 
-def _affordable(classes: Sequence[Rows], most: int, until: float) -> int:
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _affordable(classes: Sequence[Rows], most: int, until: float, cores: int = 1) -> int:
     """Trees per class that can be grown until a time, at least one: those of a large and a small class tell."""
     largest = max(classes, key=lambda rows: len(rows.ms), default=None)
     if largest is None or len(largest.ms) < _LEAST_FOR_TREES:
@@ -269,7 +275,6 @@ def _affordable(classes: Sequence[Rows], most: int, until: float) -> int:
     each, whole = cost(little), cost(largest)
     slope = max(whole - each, 0.0) / max(count - _LEAST_FOR_TREES, 1)
     per_tree = sum((FOLDS + 1) * (each + slope * len(rows.ms)) for rows in classes if len(rows.ms) >= _LEAST_FOR_TREES)
-    cores = min(len(os.sched_getaffinity(0)), len(classes)) if hasattr(os, "sched_getaffinity") else 1
     left = until - time.monotonic()
     return int(np.clip(_SAFE * left * math.sqrt(cores) / max(per_tree, 1e-9), 1, most))
 

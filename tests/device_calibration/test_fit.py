@@ -74,7 +74,6 @@ def test_as_many_trees_as_there_is_time_for(seconds: float, monkeypatch: pytest.
 
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(module, "_fit", grown)
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda pid: {0}, raising=False)
     rows = rows_by_class([(n, s) for n, sample in many(40) for s in [sample] * 8])
     classes = [rows[name] for name in rows if name != "general"]
     trees = module._affordable(classes, TREES, now[0] + seconds)
