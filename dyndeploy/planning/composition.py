@@ -176,7 +176,7 @@ class Composition:
             for graph, names in self._networks(option):
                 parts |= {name: part for name, part in _parts(graph, option.state).items() if name in names}
                 for kernel in GraphWalker(graph, runtime=self._runtime, precision=self._precision).graph().kernels:
-                    if kernel.call is not None and kernel.block in names:
+                    if kernel.call is not None and kernel.block is not None and kernel.block in names:
                         calls.setdefault(kernel.block, []).append((kernel.call, kernel))
             self._parts[option], self._calls[option] = parts, calls
         return self._parts[option]
