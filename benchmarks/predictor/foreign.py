@@ -266,7 +266,9 @@ def main() -> None:
     size = (arguments.size, arguments.size)
     graphs = networks() | {path.stem: onnx.load(path) for path in arguments.files}
     calibration = load_calibration(arguments.calibration)
-    found = time_in_turn([subject(graph, size) for graph in graphs.values()], rounds=arguments.rounds)
+    found = time_in_turn(
+        [subject(graph, size if _is_open(graph) else None) for graph in graphs.values()], rounds=arguments.rounds
+    )
     print(f"{calibration.machine['cpu']}, {calibration.threads} thread(s)")
     print(f"{'network':26} {'measured ms':>12} {'predicted ms':>12} {'error':>8}  90 % interval")
     estimator = Estimator("cpu", calibration=arguments.calibration)

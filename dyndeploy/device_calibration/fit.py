@@ -26,7 +26,7 @@ TREES = 160
 _LEAST_FOR_TREES = 60
 _LEAST = 8
 _WORTH_PROCESSES = 45.0  # Seconds: processes of their own take many of them to start.
-_SAFE = 0.8  # Of the time is planned with: other processes take their share too.
+_SAFE = 0.6  # Of the time is planned with: other processes take their share too.
 _MEASURED_TREES = 6  # What a tree costs is measured on so many.
 _RATE, _MOST_RATE = 0.08, 0.3  # Of learning: fewer trees have to say more each.
 _SHORT_MS = 0.02  # Below this the clock's resolution (1 us) and the runtime's bookkeeping are much of a kernel's time.
@@ -241,9 +241,10 @@ def fit_all(
     if trees and math.isfinite(seconds):
         progress("measuring what fitting costs", 0.0)
         trees = _affordable([rows for name, rows in enough.items() if name != GENERAL], trees, until, cores)
+    # A model that is cut off is worse than one that is late: the end is only for a machine that became far slower.
+    late = until + seconds
     jobs = (
-        delayed(fit_class)(enough[name], trees=0 if name == GENERAL else trees, seed=seed, until=until)
-        for name in names
+        delayed(fit_class)(enough[name], trees=0 if name == GENERAL else trees, seed=seed, until=late) for name in names
     )
     found, done, total = {}, 0, sum(len(rows.ms) for rows in enough.values())
     fits = Parallel(n_jobs=cores, return_as="generator")(jobs)
