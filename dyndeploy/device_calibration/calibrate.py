@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from dyndeploy import files
-from dyndeploy.device_calibration.fit import TREES, Fit, common_error, fit_all, rows_by_class
+from dyndeploy.device_calibration.fit import Fit, common_error, fit_all, rows_by_class
 from dyndeploy.device_calibration.graphs import MicroGraph, micro_graph
 from dyndeploy.device_calibration.measure import LEAST_GRAPHS, Measurement, Sample, measure
 from dyndeploy.errors import InputError, UsageError
@@ -50,7 +50,10 @@ _CANDIDATES = 4  # Graphs drawn for each that is measured.
 _NEIGHBOURS = 8
 _LEAST_SECONDS = 2.0  # Of a batch.
 _QUICK_TREES = 60
-_USUAL_MINUTES = 9.0
+LEAST_MINUTES = 0.5
+"""Less is no calibration: opening the first graphs takes half of it."""
+
+_LEAST_FIT = 0.15
 _FIT_SHARE = 0.2  # Of the time, kept for fitting.
 _PART = ".part"
 _PART_FORMAT = "dyndeploy-calibration-part"
@@ -153,8 +156,12 @@ def calibrate(
             "board does not report yet. Calibrate this machine with --device cpu; boards are priced by their data "
             "sheets and corrected by 'dyndeploy compare'."
         )
-    if not 0.05 <= minutes <= 600:
-        raise UsageError(f"minutes={minutes} is not valid: give 0.05 to 600; 9 is enough for this CPU.")
+    if not LEAST_MINUTES <= minutes <= 600:
+        raise UsageError(
+            f"minutes={minutes} is not valid: give {LEAST_MINUTES:g} to 600. 9 is enough for this CPU; less than 2 "
+            "hardly meets many classes of kernels."
+        )
+    started = time.perf_counter()
     path = Path(output) if output is not None else calibration_file(device, threads)
     machine = machine_facts()
     runtime = _runtime(threads, native)
@@ -165,16 +172,24 @@ def calibrate(
     with files.locked(path, 1.0):
         # The output is claimed first: a folder that cannot be written costs no measurement.
         state = _resume(path.with_name(path.name + _PART), key, restart=restart)
+        earlier = state.seconds  # Of a calibration that was interrupted.
         budget = 60 * minutes * (1 - _FIT_SHARE)
         overhead_ms = _overhead(threads)
 
         first = micro_graph("residual", seed)
 
+        def told(since: float = 0.0) -> None:
+            done = min(1.0, (state.seconds + since) / budget)
+            progress(f"measuring graphs from {len(state.graphs) + 1} on", (1 - _FIT_SHARE) * done)
+
         def run(batch: Sequence[tuple[str, int]], begin: float, seconds: float) -> None:
             # The first graph is in every batch: it shows whether what is measured at different times agrees.
             graphs = [first, *(micro_graph(*drawn) for drawn in batch)]
             drawn = time.perf_counter() - begin
-            found = measure(graphs, threads=threads, native=native, seed=seed, seconds=seconds - drawn)
+            found = measure(
+                graphs, threads=threads, native=native, seed=seed, seconds=seconds - drawn,
+                progress=lambda: told(time.perf_counter() - begin),
+            )  # fmt: skip
             each = (time.perf_counter() - begin) / len(found)
             for graph, measured in zip(graphs, found, strict=False):
                 state.add(
@@ -195,14 +210,17 @@ def calibrate(
             average = state.seconds / len(state.graphs) if state.graphs else _EXPECTED_SECONDS
             left = budget - state.seconds
             count = min(_BATCH, round(left / average))
-            progress(f"measuring graphs from {len(state.graphs) + 1} on, {left:.0f} s left", 0.8 * done)
+            told()
             blind = done < _BLIND or left < _LOOKING * budget
             batch = _next(state, seed, max(count, LEAST_GRAPHS), blind=blind)
             run(batch, begin, max(left, _LEAST_SECONDS))
-        progress("fitting", 0.85)
-        # Short calibrations have few samples, which need no more trees than they have time for.
-        trees = int(np.clip(TREES * minutes / _USUAL_MINUTES, _QUICK_TREES, TREES))
-        fits = fit_all(state.samples(), trees=trees, seed=seed)
+        left = 60 * minutes - earlier - (time.perf_counter() - started)
+        fits = fit_all(
+            state.samples(),
+            seed=seed,
+            seconds=max(left, _LEAST_FIT * 60 * minutes),
+            progress=lambda message, done: progress(message, 1 - _FIT_SHARE * (1 - done)),
+        )
         result = Calibration(
             device=device,
             threads=threads,

@@ -268,12 +268,17 @@ def draw_text(w: Writer) -> tuple[int, ...] | None:
     random = w.random
     rows, channels = int(_between(random, 128, 4096)) // 8 * 8, int(random.choice([32, 48, 64, 96, 128]))
     shape = (1, rows)
-    w.begin("bytes")
-    codes = w.op("Cast", w.op("Mul", w.op("Abs", "input"), _scalar(w, 40)), to=7)
-    codes = w.op("Mod", codes, w.constant(np.array(256)))
+    codes = _point(w, "Mul", _point(w, "Abs", "input"), _scalar(w, 40))
+    w.begin("cast")
+    codes = _point(w, "Mod", w.op("Cast", codes, to=7), w.constant(np.array(256)))
     if random.random() < 0.5:
+        whole = random.random() < 0.5  # As PyTorch's one_hot gives them.
         w.begin("onehot")
-        x = w.op("OneHot", codes, w.constant(np.array(257)), w.constant(np.array([0, 1], np.float32)), axis=-1)
+        values = np.array([0, 1], np.int64 if whole else np.float32)
+        x = w.op("OneHot", codes, w.constant(np.array(257)), w.constant(values), axis=-1)
+        if whole:
+            w.begin("cast")
+            x = w.op("Cast", x, to=1)
         x = _dense(w, x, rows, 257, channels)
     else:
         w.begin("lookup")

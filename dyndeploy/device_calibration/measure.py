@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ LEAST_GRAPHS = 4
 
 _LEAST_ROUNDS = 3
 _SLICE_MS = 3.0  # For which a busy system lets a process run before it lets another one.
+_MOST_LUCK = 1.3  # By which kernels become longer, at most.
 _SETTLE_MS = 5.0
 _MOST_SETTLING = 20
 Array = npt.NDArray[np.float32]
@@ -95,11 +96,23 @@ def block_rates(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str,
     return result
 
 
-@functools.lru_cache(maxsize=1)
-def profile_cost(nodes: int = 100, runs: int = 200) -> float:
-    """Milliseconds that ONNX Runtime's profile adds to the time that it states for a node, on this machine.
+class ProfileCosts(NamedTuple):
+    """What recording a profile costs on this machine, for every node.
 
-    Of a chain of tiny nodes, with a profile and without: one to two microseconds, a tenth of a small network.
+    Attributes:
+        inside: Milliseconds that are part of the time that is stated for a node.
+        outside: Milliseconds of processor time between the stated times, the runtime's own steps included.
+    """
+
+    inside: float
+    outside: float
+
+
+@functools.lru_cache(maxsize=1)
+def profile_costs(nodes: int = 100, runs: int = 200) -> ProfileCosts:
+    """Measure what ONNX Runtime's profile costs.
+
+    Of a chain of tiny nodes, with a profile and without: one to two microseconds a node, a tenth of a small network.
     """
     tensor = helper.make_tensor_value_info
     chain = helper.make_graph(
@@ -110,19 +123,23 @@ def profile_cost(nodes: int = 100, runs: int = 200) -> float:
     )
     model = helper.make_model(chain, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     feed = {"x0": np.ones(256, np.float32)}
-    plain_ms = []
+    plain_ms, spent_ms = [], []
     with (
         OnnxRuntimeSession(model, native="off") as plain,
         OnnxRuntimeSession(model, native="off", profile=True) as profiled,
     ):
         call, recorded = plain.bind(feed), profiled.bind(feed)
         for _ in range(runs):
+            begin = time.thread_time_ns()
             recorded()
-            begin = time.perf_counter()
+            spent_ms.append((time.thread_time_ns() - begin) / 1e6)
+            begin = time.thread_time_ns()
             call()
-            plain_ms.append(1000 * (time.perf_counter() - begin))
+            plain_ms.append((time.thread_time_ns() - begin) / 1e6)
         stated = [sum(node.microseconds for node in profiled.node_times(slice(n, n + 1))) for n in range(1, runs)]
-    return max(quick(stated) / 1000 - quick(plain_ms), 0.0) / nodes
+    inside = max(quick(stated) / 1000 - quick(plain_ms), 0.0)
+    outside = max(quick(spent_ms) - (quick(stated) / 1000 - inside), 0.0)
+    return ProfileCosts(inside / nodes, outside / nodes)
 
 
 _REORDERS = {"ReorderInput": True, "ReorderOutput": False}
@@ -159,7 +176,7 @@ def group_matrix(
         session: It recorded ``runs``.
         runs: Numbers of runs.
     """
-    cost = profile_cost()
+    cost = profile_costs().inside
     recorded = [session.node_times(slice(run, run + 1)) for run in runs]
     owners = _owners(recorded[0])
     times = {group: np.zeros(len(runs), np.float32) for group in graph.groups}
@@ -252,6 +269,7 @@ def time_in_turn(
     native: str | os.PathLike[str] = "auto",
     rounds: int = 9,
     seconds: float = math.inf,
+    progress: Callable[[], None] = lambda: None,
 ) -> list[Times]:
     """Time graphs in turn, round by round, all of them kept in memory.
 
@@ -269,6 +287,7 @@ def time_in_turn(
             milliseconds, which brings its data back into the caches.
         seconds: Time for all of it, about: no graph is opened after a third of it, and no round begun after the rest,
             but for the first graphs and rounds.
+        progress: Called after every graph that was opened, and every round.
 
     Returns:
         Times of the graphs that were opened, from the first.
@@ -288,14 +307,16 @@ def time_in_turn(
             labelled = LabelledGraph(subject.model, bodies=bodies)
             plain = opened(subject.model, profile=False) if subject.whole else None
             timed.append(_Timed(subject, labelled, opened(labelled.model, profile=True), plain, threads))
+            progress()
         for number in range(rounds):
             # What was recorded must be read too: that takes as long as a round or two.
             if number >= _LEAST_ROUNDS and (time.perf_counter() - begin) * (1 + 2 / number) > seconds:
                 break
             for one in timed:
                 one.turn()
+            progress()
         found = [one.times() for one in timed]
-        pace_ms = sum(quick(ms) for ms in found[0].groups.values())
+        pace_ms = sum(shortest(ms) for ms in found[0].groups.values())
         return [replace(times, pace_ms=pace_ms) for times in found[1:]]
 
 
@@ -355,7 +376,8 @@ class _Timed:
         matrix, reorders = group_matrix(self._labelled, self._profiled, runs)
         groups = {name: ms.reshape(self._rounds, count) for name, ms in matrix.items()}
         if self._one_thread:
-            factors = undisturbed(groups, np.array(self._spent, np.float32))
+            nodes = len(self._profiled.node_times(slice(runs[0], runs[0] + 1)))
+            factors = undisturbed(groups, np.array(self._spent, np.float32) - nodes * profile_costs().outside)
             groups = {name: ms * factors[name] for name, ms in groups.items()}
             reorders = [
                 replace(reorder, ms=(reorder.ms.reshape(-1, count) * factors[reorder.group]).reshape(-1))
@@ -364,27 +386,41 @@ class _Timed:
         return Times(groups, np.array(self._whole, np.float32).reshape(-1, count), math.nan, reorders, count)
 
 
+def shortest(values: Any) -> float:
+    """Mean of the fastest quarter of wall times: on a busy machine, more than that is interrupted.
+
+    Too short by luck, which :func:`undisturbed` takes out.
+    """
+    ordered = np.sort(np.asarray(values, np.float64).ravel())
+    return float(ordered[: max(1, round(len(ordered) / 4))].mean())
+
+
 def undisturbed(groups: Mapping[str, Array], spent: Array) -> dict[str, Array]:
-    """Factors that take out of wall times what other processes ran in between.
+    """Factors that make of wall times of kernels what they take of the processor time of whole runs.
 
     The profile knows wall time only. On a busy machine a long kernel is interrupted in every run, so that not even its
-    fastest run is right; a short one is not. The CPU time of whole runs is right however busy the machine is: what the
-    faster runs of all kernels are longer than it in sum is taken off the longest ones.
+    fastest run is right; a short one is not. The processor time of whole runs is right however busy the machine is:
+    what the fastest runs of all kernels are longer than it in sum is taken off the longest ones. Where they are shorter
+    in sum, each kernel had its luck in other runs than the rest: no run is made of nothing but lucky kernels, and all
+    of them become longer alike.
 
     Args:
         groups: Wall times by group, each (rounds, feeds).
-        spent: CPU time of the same runs, (rounds, feeds).
+        spent: Processor time of the same runs without what lies between the kernels, (rounds, feeds).
 
     Returns:
-        By group a factor for every feed, (feeds,), in (0, 1].
+        By group a factor for every feed, (feeds,), positive.
     """
     names = list(groups)
-    wall = np.array([[quick(groups[name][:, feed]) for feed in range(spent.shape[1])] for name in names])
-    excess = np.maximum(wall.sum(0) - np.array([quick(spent[:, feed]) for feed in range(spent.shape[1])]), 0.0)
+    feeds = range(spent.shape[1])
+    wall = np.array([[shortest(groups[name][:, feed]) for feed in feeds] for name in names])
+    total, whole = wall.sum(0), np.array([quick(spent[:, feed]) for feed in feeds])
+    excess = np.maximum(total - whole, 0.0)
     # How much of a kernel's runs are interrupted grows with its length, up to all of them.
     exposed = wall * np.minimum(wall / _SLICE_MS, 1.0)
     taken = np.minimum(excess * exposed / np.maximum(exposed.sum(0), 1e-9), 0.9 * wall)
-    factors = 1.0 - taken / np.maximum(wall, 1e-9)
+    luck = np.clip(whole / np.maximum(total, 1e-9), 1.0, _MOST_LUCK)
+    factors = (1.0 - taken / np.maximum(wall, 1e-9)) * luck
     return {name: factors[index].astype(np.float32) for index, name in enumerate(names)}
 
 
@@ -406,6 +442,7 @@ def measure(
     rounds: int = 9,
     seed: int = 0,
     seconds: float = math.inf,
+    progress: Callable[[], None] = lambda: None,
 ) -> list[Measurement]:
     """Run graphs in turn and return their kernels with their times.
 
@@ -419,11 +456,12 @@ def measure(
         rounds: Runs of every draw.
         seed: Of the masks.
         seconds: As for :func:`time_in_turn`: of fewer graphs there is a measurement where the time was short.
+        progress: As for :func:`time_in_turn`.
     """
     feeds = [feeds_of(graph, draws, seed) for graph in graphs]
     outputs = [[value.name for value in graph.model.graph.output][-1:] for graph in graphs]
     subjects = [Subject(g.model, f, o) for g, f, o in zip(graphs, feeds, outputs, strict=True)]
-    found = time_in_turn(subjects, threads=threads, native=native, rounds=rounds, seconds=seconds)
+    found = time_in_turn(subjects, threads=threads, native=native, rounds=rounds, seconds=seconds, progress=progress)
     return [_measurement(*one) for one in zip(graphs, feeds, found, strict=False)]
 
 
@@ -439,7 +477,7 @@ def _measurement(graph: MicroGraph, feeds: Sequence[Mapping[str, Array]], times:
 def _reorders(reorders: Sequence[ReorderTimes], resident: float) -> Iterator[Sample]:
     for index, reorder in enumerate(reorders):
         kernel = reorder_kernel(f"reorder{index}", None, reorder.shape, inward=reorder.inward)
-        ms, (low, high) = quick(reorder.ms), np.quantile(reorder.ms, [0.25, 0.75])
+        ms, (low, high) = shortest(reorder.ms), np.quantile(reorder.ms, [0.25, 0.75])
         if ms > 0:
             yield Sample(kernel, ms, float((high - low) / ms), resident)
 
@@ -460,7 +498,7 @@ def _samples(
             draws.setdefault((kernel.macs, kernel.weight_bytes, *kernel.features.values()), []).append(number)
         for same in draws.values():
             runs = times[group][:, same]
-            ms, (low, high) = quick(runs), np.quantile(runs, [0.25, 0.75])
+            ms, (low, high) = shortest(runs), np.quantile(runs, [0.25, 0.75])
             if ms > 0:
                 touched = float(np.mean([resident[number] for number in same]))
                 yield Sample(kernels[same[0]], ms, float((high - low) / ms), touched)

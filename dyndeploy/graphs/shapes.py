@@ -55,10 +55,13 @@ class Sizes:
         shapes: By tensor name, of the constants too; a size that is not static is -1.
         values: Tensors that nodes compute from sizes and small constants alone, by name: a runtime that knows the
             sizes computes them once, when it loads the graph.
+        widths: Bytes of an element, of tensors that hold whole numbers, truth values or doubles: those keep their
+            width whatever precision a network runs in.
     """
 
     shapes: Mapping[str, Shape]
     values: Mapping[str, Array]
+    widths: Mapping[str, int]
 
 
 def static_shapes(
@@ -99,7 +102,7 @@ def known_sizes(
         wrong = contradiction(node, search.shapes)
         if wrong:
             raise BundleError(f"Node '{node.name or node.output[0]}' ({node.op_type}) contradicts itself: {wrong}.")
-    return Sizes(search.shapes, search.values)
+    return Sizes(search.shapes, search.values, search.widths())
 
 
 def with_values(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -201,6 +204,16 @@ class _Search:
                 shapes[value.name] = shape_of(value)
         self.shapes = shapes | {name: value.shape for name, value in self.values.items()}
         return True
+
+    def widths(self) -> dict[str, int]:
+        """As :attr:`Sizes.widths`."""
+        from onnx import TensorProto as Kind
+
+        wide = {Kind.INT64: 8, Kind.UINT64: 8, Kind.DOUBLE: 8, Kind.INT32: 4, Kind.UINT32: 4, Kind.BOOL: 1}
+        graphs = all_graphs(self.inferred.graph)
+        known = (value for graph in graphs for value in (*graph.input, *graph.output, *graph.value_info))
+        kinds = {value.name: value.type.tensor_type.elem_type for value in known}
+        return {name: wide[kind] for name, kind in kinds.items() if kind in wide}
 
     def apply_rules(self) -> bool:
         """Let the dynamic operators whose inputs are known say what they give; returns whether any did."""

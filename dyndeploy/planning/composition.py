@@ -1,17 +1,22 @@
-"""Networks of mixed blocks, composed of walks of networks whose blocks are alike.
+"""Networks of mixed blocks, composed of the nodes of networks whose blocks are alike.
 
-What a block computes depends on its own option only, and what stands between two blocks on whether each of them is
-dynamic. So a walk for every option, and two in which dense and dynamic blocks take turns, are all that is needed.
+The nodes of a block depend on its own option only. So a network for every option is all that has to be built. Their
+blocks are put one behind the other, with a change of layout wherever a dense one stands beside a dynamic one, and what
+the runtime fuses and converts is found out on the whole: an addition at the end of a dense block is fused or not by
+what the block before it left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from dyndeploy.errors import UsageError
+from dyndeploy.ops.base import Shape
 from dyndeploy.ops.gates import CHANNEL, PATCH
-from dyndeploy.prediction.kernels import GraphWalker, Kernel
+from dyndeploy.prediction.kernels import GraphWalker, Kernel, OperatorCall
+from dyndeploy.prediction.nodes import Node, NodeGraph
 from dyndeploy.prediction.rates import Rates
 from dyndeploy.prediction.zoo import require_registered, zoo_nodes
 
@@ -22,9 +27,14 @@ MODES = (STATIC, "spatial", "channel", "layer", "both")
 DENSE, DYNAMIC = 0, 1
 """How a block runs; also positions in pairs of numbers for both."""
 
-_WHOLE = "layer"
-_LAYOUT = "transpose"
-"""Kind of kernels that stand between blocks of different layouts, whichever block they are named after."""
+_CHANGE, _VIEW = "Transpose", "Identity"
+"""Operators between blocks: dynamic ones take maps with the channels last, which another layout is changed into."""
+
+WHOLE = "layer"
+"""Mode that fits every dynamic network: its blocks stand for those of all dynamic modes where only layouts count."""
+
+_STEM, _HEAD = "", "head:"
+"""Names of the parts before and behind the blocks, which no block has."""
 
 _LEAST_PATCHES = 2
 
@@ -54,11 +64,26 @@ class Option:
 
 
 @dataclass(frozen=True)
-class _Walk:
-    """A walked network: kernels of every block, and of what stands before each of them and behind the last."""
+class _Part:
+    """Nodes that follow each other in a network: the stem, a block, or the head.
 
-    blocks: Mapping[str, tuple[Kernel, ...]]
-    gaps: tuple[tuple[Kernel, ...], ...]
+    Attributes:
+        nodes: In order, without changes of layout at the ends; their tensors have names that no other part has.
+        shapes: Of the tensors.
+        constants: Those that are known before a run.
+        entry: Tensor of the part before that they read.
+        exit: Tensor that the part behind reads.
+        outputs: Tensors that the network gives.
+        state: :data:`DENSE` or :data:`DYNAMIC`: which layout entry and exit have.
+    """
+
+    nodes: tuple[Node, ...]
+    shapes: Mapping[str, Shape]
+    constants: frozenset[str]
+    entry: str
+    exit: str
+    outputs: tuple[str, ...]
+    state: int
 
 
 class Composition:
@@ -101,7 +126,8 @@ class Composition:
             )
         self.name, self._rates, self._size = network, Rates(default=rate), input_size
         self._found: dict[Option, frozenset[int]] = {}
-        self._walks: dict[Option | int, _Walk] = {}
+        self._parts: dict[Option, Mapping[str, _Part]] = {}
+        self._calls: dict[Option, Mapping[str, list[tuple[OperatorCall, Kernel]]]] = {}
         nodes = zoo_nodes(network, {"mode": STATIC}, input_size=input_size)
         assert nodes.input_size is not None
         self.input_size = nodes.input_size
@@ -113,21 +139,11 @@ class Composition:
 
     def kernels(self, options: Sequence[Option]) -> tuple[Kernel, ...]:
         """Kernels of the network with an option for each block; all of them must be valid."""
-        kernels: list[Kernel] = []
-        before = DENSE
-        for index, (name, option) in enumerate(zip(self.blocks, options, strict=True)):
-            kernels += self.between(index, before, option.state)
-            kernels += self._walk(option).blocks[name]
-            before = option.state
-        kernels += self._alike(before).gaps[-1]
-        return tuple(kernels)
-
-    def between(self, index: int, before: int, after: int) -> tuple[Kernel, ...]:
-        """What stands before a block, by how the block before it runs (before the first: the stem) and itself does."""
-        if before == after or index == 0:
-            return self._alike(after).gaps[index]
-        # Where even blocks are dense, the block before an even one is dynamic.
-        return self._taking_turns(index % 2 if after == DENSE else 1 - index % 2).gaps[index]
+        ends = [Option(STATIC if state == DENSE else WHOLE, 1, 1) for state in (DENSE, options[-1].state)]
+        names = (_STEM, *self.blocks, _HEAD)
+        parts = [self._of(o)[name] for name, o in zip(names, (ends[0], *options, ends[1]), strict=True)]
+        graph = NodeGraph(self.name, *_joined(names, parts), batch=1, input_size=self.input_size)
+        return GraphWalker(graph, runtime=self._runtime, precision=self._precision).graph(self._rates).kernels
 
     def valid_stages(self, option: Option) -> frozenset[int]:
         """Stages that can have the option: its groups fit their channels, and a mask has more than one patch.
@@ -141,72 +157,95 @@ class Composition:
         return self._found[option]
 
     def _fits(self, option: Option, stage: int, first: str) -> bool:
-        walk = self._walk(option)
-        if first not in walk.blocks:
+        if first not in self._of(option):
             return False
-        for kernel in walk.blocks[first]:
-            if kernel.call is None:
-                continue
-            for port, kind in kernel.call.spec.gates.items():
-                shape = kernel.call.shapes[kernel.call.spec.input_index(port)]
+        for call, kernel in self._calls[option].get(first, []):
+            for port, kind in call.spec.gates.items():
+                shape = call.shapes[call.spec.input_index(port)]
                 if kind == PATCH and option.granularity > 1 and min(shape[2:]) < _LEAST_PATCHES:
                     return False
                 if kind == CHANNEL and shape[1] * option.channel_granularity != kernel.features["cmid"]:
                     return False
         return True
 
-    def _alike(self, state: int) -> _Walk:
-        return self._walk(Option(STATIC if state == DENSE else _WHOLE, 1, 1))
+    def _of(self, option: Option) -> Mapping[str, _Part]:
+        """Parts of a network whose blocks all have an option; where it does not fit a stage, without that stage."""
+        if option not in self._parts:
+            parts: dict[str, _Part] = {}
+            calls: dict[str, list[tuple[OperatorCall, Kernel]]] = {}
+            for graph, names in self._networks(option):
+                parts |= {name: part for name, part in _parts(graph, option.state).items() if name in names}
+                for kernel in GraphWalker(graph, runtime=self._runtime, precision=self._precision).graph().kernels:
+                    if kernel.call is not None and kernel.block is not None and kernel.block in names:
+                        calls.setdefault(kernel.block, []).append((kernel.call, kernel))
+            self._parts[option], self._calls[option] = parts, calls
+        return self._parts[option]
 
-    def _taking_turns(self, dense: int) -> _Walk:
-        """A walk in which even (0) or odd (1) blocks are dense and the others are not."""
-        if dense not in self._walks:
-            self._walks[dense] = self._walked({"mode": _WHOLE}, self.blocks[dense::2])
-        return self._walks[dense]
-
-    def _walk(self, option: Option) -> _Walk:
-        if option not in self._walks:
-            self._walks[option] = self._walk_of(option)
-        return self._walks[option]
-
-    def _walk_of(self, option: Option) -> _Walk:
-        """A walk in which all blocks have an option; where it does not fit a stage, that stage is left out."""
-        given = {"mode": option.mode, "granularity": option.granularity}
-        given["channel_granularity"] = option.channel_granularity
+    def _networks(self, option: Option) -> Iterator[tuple[NodeGraph, Sequence[str]]]:
+        """Networks with an option, and the parts that are taken of each."""
+        given = {"granularity": option.granularity, "channel_granularity": option.channel_granularity}
         try:
-            return self._walked(given)
+            yield zoo_nodes(self.name, {**given, "mode": option.mode}, input_size=self._size), (
+                _STEM, *self.blocks, _HEAD,
+            )  # fmt: skip
         except UsageError:
-            blocks: dict[str, tuple[Kernel, ...]] = {}
             for stage, names in enumerate(self.stages):
                 modes = [option.mode if other == stage else STATIC for other in range(len(self.stages))]
-                try:
-                    walk = self._walked({**given, "mode": modes})
-                except UsageError:
-                    continue
-                blocks |= {name: walk.blocks[name] for name in names}
-            return _Walk(blocks, ())
+                with contextlib.suppress(UsageError):
+                    yield zoo_nodes(self.name, {**given, "mode": modes}, input_size=self._size), names
 
-    def _walked(self, options: Mapping[str, object], dense: Sequence[str] = ()) -> _Walk:
-        nodes = zoo_nodes(self.name, options, input_size=self._size, dense=dense)
-        blocks: dict[str, list[Kernel]] = {}
-        gaps: list[list[Kernel]] = [[]]
-        ends: list[Kernel] = []  # Changes of layout, which are part of a block only if more of it follows.
-        current: str | None = None
-        for kernel in GraphWalker(nodes, runtime=self._runtime, precision=self._precision).graph(self._rates).kernels:
-            if kernel.block not in (None, current):
-                gaps[-1] += ends
-                ends, current = [], kernel.block
-            if kernel.block is None or (kernel.kind == _LAYOUT and kernel.block not in blocks):
-                gaps[-1] += [*ends, kernel]
-                ends = []
-            elif kernel.kind == _LAYOUT:
-                ends.append(kernel)
-            else:
-                if kernel.block not in blocks:
-                    gaps.append([])
-                blocks.setdefault(kernel.block, []).extend([*ends, kernel])
-                ends = []
-        gaps[-1] += ends
-        return _Walk(
-            {name: tuple(kernels) for name, kernels in blocks.items()}, tuple(tuple(kernels) for kernels in gaps)
-        )
+
+def _parts(graph: NodeGraph, state: int) -> dict[str, _Part]:
+    """The stem, the blocks and the head of a network; the blocks' state is given, the stem is dense."""
+    members: dict[str, list[Node]] = {_STEM: []}
+    current, last = _STEM, graph.blocks[-1]
+    for node in graph.nodes:
+        current = node.block or (_HEAD if current == last else current)
+        members.setdefault(current, []).append(node)
+    return {name: _part(name, nodes, graph, DENSE if name == _STEM else state) for name, nodes in members.items()}
+
+
+def _part(name: str, nodes: Sequence[Node], graph: NodeGraph, state: int) -> _Part:
+    made = {output for node in nodes for output in node.outputs}
+    entry = next(x for node in nodes for x in node.inputs if x not in made and x not in graph.constants)
+    others = {x for node in graph.nodes if not made & set(node.outputs) for x in node.inputs} | set(graph.outputs)
+    makers = {output: node for node in nodes for output in node.outputs}
+    exit_ = next(x for node in reversed(nodes) for x in node.outputs if x in others)
+    while makers[exit_].op_type in (_CHANGE, _VIEW) and makers[exit_].inputs[0] in makers:
+        exit_ = makers[exit_].inputs[0]
+    changes = [node for node in nodes if node.op_type == _CHANGE and node.inputs[0] in (entry, exit_)]
+    entry = next((node.outputs[0] for node in changes if node.inputs[0] == entry), entry)
+    kept = [node for node in nodes if node not in changes and exit_ not in node.inputs]
+
+    def own(tensor: str) -> str:
+        return f"{name}/{tensor}" if tensor else ""
+
+    used = {tensor for node in kept for tensor in (*node.inputs, *node.outputs)}
+    return _Part(
+        nodes=tuple(
+            replace(node, inputs=tuple(map(own, node.inputs)), outputs=tuple(map(own, node.outputs))) for node in kept
+        ),
+        shapes={own(tensor): graph.shapes[tensor] for tensor in used if tensor in graph.shapes},
+        constants=frozenset(map(own, graph.constants & used)),
+        entry=own(entry),
+        exit=own(exit_),
+        outputs=tuple(own(tensor) for tensor in graph.outputs if tensor in used),
+        state=state,
+    )
+
+
+def _joined(
+    names: Sequence[str], parts: Sequence[_Part]
+) -> tuple[tuple[Node, ...], dict[str, Shape], frozenset[str], tuple[str, ...]]:
+    """Nodes, shapes, constants and outputs of parts that follow each other."""
+    nodes, shapes = list(parts[0].nodes), dict(parts[0].shapes)
+    for index in range(1, len(parts)):
+        before, after = parts[index - 1 : index + 1]
+        # A change of layout belongs to the dynamic block.
+        block = names[index - 1 if before.state == DYNAMIC else index]
+        step = _VIEW if before.state == after.state else _CHANGE
+        nodes.append(Node(step, "", f"{block}/{step}_in_{index}", block, (before.exit,), (after.entry,)))
+        nodes += after.nodes
+        shapes |= after.shapes
+    constants = frozenset({""}).union(*(part.constants for part in parts))
+    return tuple(nodes), shapes, constants, tuple(x for part in parts for x in part.outputs)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.errors import UsageError, unknown_name
-from dyndeploy.planning.composition import DENSE, DYNAMIC, MODES, STATIC, Composition, Option
+from dyndeploy.planning.composition import DENSE, DYNAMIC, MODES, STATIC, WHOLE, Composition, Option
 from dyndeploy.planning.plan import Plan
 from dyndeploy.prediction.kernels import Kernel
 
@@ -253,18 +253,31 @@ class _Search:
         return found
 
     def _layout_changes(self) -> dict[str, tuple[float, float]]:
-        """Milliseconds of a change to dense and to dynamic before every block."""
-        found = {}
+        """Milliseconds of a change to dense and to dynamic before every block.
 
-        def ms(kernels: Sequence[Kernel]) -> float:
-            return float(self._price(kernels)[0].sum()) if kernels else 0.0
+        What a network that changes there takes beyond the same blocks in networks that do not.
+        """
+        whole = Option(WHOLE, 1, 1)
+        alike = (STATIC_OPTION, whole)
+        blocks = [self._blocks(option) for option in alike]
+        names = self._network.blocks
 
-        for index, name in enumerate(self._network.blocks):
-            to_dense, to_dynamic = (
-                ms(self._network.between(index, start, end)) - ms(self._network.between(index, start, start))
-                for start, end in ((DYNAMIC, DENSE), (DENSE, DYNAMIC))
-            )
-            found[name] = to_dense, to_dynamic
+        def ms(options: Sequence[Option]) -> float:
+            return float(self._price(self._network.kernels(options))[0].sum())
+
+        ends = [
+            ms([option] * len(names)) - sum(own[n][0] for n in names) for option, own in zip(alike, blocks, strict=True)
+        ]
+        found: dict[str, tuple[float, float]] = {}
+        for index, name in enumerate(names):
+            changes = []
+            for after in (DENSE, DYNAMIC):
+                options = [alike[1 - after]] * index + [alike[after]] * (len(names) - index)
+                apart = sum(blocks[1 - after][n][0] for n in names[:index]) + sum(
+                    blocks[after][n][0] for n in names[index:]
+                )
+                changes.append(ms(options) - apart - ends[after])
+            found[name] = changes[DENSE], changes[DYNAMIC]
         return found
 
     def _combine(self, priced: Sequence[Mapping[Option, _Priced]]) -> list[_Partial]:

@@ -27,7 +27,7 @@ from dyndeploy.prediction.trees import Trees
 
 _LOG = logging.getLogger("dyndeploy.prediction")
 
-SCHEMA = 3
+SCHEMA = 4
 FORMAT = "dyndeploy-calibration"
 
 CACHE_BYTES = 16 * 2**20
@@ -145,13 +145,14 @@ _LOGS = (
 )  # fmt: skip
 _PLAIN = (
     "k", "kw", "stride", "dilation", "rate", "rate_conv1", "channel_rate", "projection", "residual", "activation",
-    "operators", "global", "blocked", "axes", "cost", "inputs", "broadcast", "inward", "linear",
+    "operators", "global", "blocked", "axes", "cost", "inputs", "broadcast", "inward", "linear", "run",
 )  # fmt: skip
 _DERIVED = (
     "macs", "dense_macs", "read", "written", "weights", "resident", "macs_per_byte", "macs_per_weight",
     "inputs_per_group", "outputs_per_group", "inputs_mod_16", "outputs_mod_16", "outputs_mod_32", "blocks_mod_4",
     "columns_mod_6", "edge", "rows1", "rows2", "rows1_tile", "rows2_tile", "hidden", "hidden_mod_32",
 )  # fmt: skip
+_OWN = len(_LOGS) + len(_PLAIN) + len(_DERIVED)
 _TERMS = 20
 _SHARES = tuple(f"share{index}" for index in range(_TERMS))
 FEATURES = (*_LOGS, *_PLAIN, *_DERIVED, *_SHARES, "base")
@@ -184,18 +185,29 @@ def described(kernels: Sequence[Kernel], resident: Array, constants: Array, floo
         constants: Milliseconds per unit of each term.
         floor_ms: No kernel is faster.
     """
-    parts = terms(kernels, resident) * constants
-    base = np.maximum(parts.sum(1), floor_ms)
-    rows = np.zeros((len(kernels), len(FEATURES)))
-    own = len(_LOGS) + len(_PLAIN) + len(_DERIVED)
-    for index, (kernel, touched) in enumerate(zip(kernels, resident.tolist(), strict=True)):
-        f = kernel.features
-        rows[index, :own] = [
-            *(math.log1p(f.get(name, 0.0)) for name in _LOGS),
-            *(f.get(name, 0.0) for name in _PLAIN),
+    return shared_out(terms(kernels, resident), features(kernels, resident), constants, floor_ms)
+
+
+def features(kernels: Sequence[Kernel], resident: Array) -> Array:
+    """The columns of :data:`FEATURES` that no constants decide on, (kernels, columns)."""
+    rows = [
+        [
+            *(math.log1p(kernel.features.get(name, 0.0)) for name in _LOGS),
+            *(kernel.features.get(name, 0.0) for name in _PLAIN),
             *_derived(kernel, touched),
         ]
-    rows[:, own : own + parts.shape[1]] = parts / base[:, None]
+        for kernel, touched in zip(kernels, resident.tolist(), strict=True)
+    ]
+    return np.array(rows, np.float64).reshape(len(kernels), _OWN)
+
+
+def shared_out(matrix: Array, own: Array, constants: Array, floor_ms: float) -> tuple[Array, Array]:
+    """As :func:`described`, of the results of :func:`terms` and :func:`features`."""
+    parts = matrix * constants
+    base = np.maximum(parts.sum(1), floor_ms)
+    rows = np.zeros((len(parts), len(FEATURES)))
+    rows[:, :_OWN] = own
+    rows[:, _OWN : _OWN + parts.shape[1]] = parts / base[:, None]
     rows[:, -1] = np.log(base)
     return base, rows
 
@@ -285,6 +297,13 @@ _SIZES = np.array(
 
 _UNKNOWN_SPREAD = 0.7
 """Least half width of an interval (logarithm) for kernels of classes that were not measured: a factor of two."""
+
+_OUTSIDE = 0.35
+"""By how much an interval's sides (logarithms) grow for each e-folding of a size beyond what was measured: the terms
+are proportional to what a kernel does, so that they also hold there, but less well."""
+
+WIDEST = math.log(3.0)
+"""Largest side of a kernel's interval (logarithm): the few outliers of a class with few samples say no more."""
 
 GENERAL = "general"
 """Class that prices kernels of classes that were not measured, by multiply-accumulates and bytes alone."""
@@ -538,8 +557,8 @@ class CalibratedModel:
             ms[members] = expected
             least = 0.0 if known else _UNKNOWN_SPREAD
             # The expected time lies inside, also where a class is mostly predicted too high or too low.
-            low[members] = expected * np.exp(min(model.interval[0], -least) - far)
-            high[members] = expected * np.exp(max(model.interval[1], least) + far)
+            low[members] = expected * np.exp(-np.minimum(max(-model.interval[0], least) + _OUTSIDE * far, WIDEST))
+            high[members] = expected * np.exp(np.minimum(max(model.interval[1], least) + _OUTSIDE * far, WIDEST))
         return ms, low, high
 
 

@@ -306,8 +306,8 @@ def moving_kernel(
     block: str | None,
     kind: str,
     *,
-    read: int,
-    written: int,
+    read: float,
+    written: float,
     weights: int = 0,
     batch: int = 1,
     precision: str = "fp32",
@@ -379,8 +379,15 @@ _MEMBERS: dict[str, tuple[str, ...]] = {
         "Resize", "Upsample", "GridSample",
     ),
     "transpose": (
-        "Transpose", "Concat", "Slice", "Gather", "GatherND", "GatherElements", "ScatterND",
-        "ScatterElements", "Pad", "Expand", "Split", "Tile", "DepthToSpace", "SpaceToDepth", "Cast",
+        "Transpose", "DepthToSpace", "SpaceToDepth",
+    ),
+    # Moves whole rows as they are.
+    "copy": (
+        "Concat", "Slice", "Gather", "GatherND", "GatherElements", "ScatterND", "ScatterElements", "Pad", "Expand",
+        "Split", "Tile",
+    ),
+    "cast": (
+        "Cast",
     ),
 }  # fmt: skip
 _CLASSES = {name: kind for kind, names in _MEMBERS.items() for name in names}
@@ -700,6 +707,11 @@ class GraphWalker:
     def _elements(self, name: str) -> int:
         return math.prod(self._shape(name))
 
+    def _amount(self, name: str) -> float:
+        """Elements of the network's precision that are as many bytes as a tensor is."""
+        element = ELEMENT_BYTES[self.precision]
+        return self._elements(name) * self.record.widths.get(name, element) / element
+
     def _kernel(self, group: _Group) -> Kernel:
         node = group.nodes[0]
         name, block = node.name, node.block
@@ -710,8 +722,8 @@ class GraphWalker:
             return self._conv(group, node, residual, activation)
         if not node.domain and node.op_type in _PRODUCTS:
             return self._product(node, name, block, residual, activation)
-        read = sum(self._elements(item) for item in dict.fromkeys([*self._fuser.activations(node), *group.extra]))
-        written = self._elements(group.tail)
+        read = sum(self._amount(item) for item in dict.fromkeys([*self._fuser.activations(node), *group.extra]))
+        written = self._amount(group.tail)
         known = not node.domain or node.domain in ("com.microsoft", "ai.onnx")
         kind = "elementwise" if known and node.op_type in _POINTWISE else _CLASSES.get(node.op_type) if known else None
         # The other constants are axes, indices and shapes.
@@ -721,10 +733,13 @@ class GraphWalker:
             for item in node.inputs
             if weighs and item in self._fuser.constant and item in self._shapes
         )
-        sizes: dict[str, float] = {}
         inputs = self._fuser.activations(node)
-        # Of several inputs the largest is the map; the others are gates and vectors.
-        shape = self._shape(max(inputs, key=self._elements))
+        if kind == "copy" and node.op_type in ("Slice", "Split", "Gather", "GatherND", "GatherElements"):
+            read = min(read, written + sum(self._amount(item) for item in inputs[1:]))  # The rest is passed over.
+        sizes: dict[str, float] = {}
+        # Of several inputs the largest is the map; the others are gates and vectors. It may be a view of what was made.
+        own = [item for item in node.inputs if self._fuser.root(item) in inputs]
+        shape = self._shape(max(own, key=self._elements))
         if len(shape) == 4:
             sizes = {"h": shape[2], "w": shape[3], "cin": shape[1]}
             out = self._shape(node.outputs[0])
@@ -732,6 +747,10 @@ class GraphWalker:
                 out = (*out, 1, 1)  # A mean over the pixels that drops their axes.
             if len(out) == 4:
                 sizes |= {"oh": out[2], "ow": out[3], "cout": out[1]}
+        elif shape:
+            sizes = {"rows": math.prod(shape[:-1]), "cin": shape[-1]}
+        if kind in ("transpose", "copy"):
+            sizes["run"] = math.log1p(self._run(node, shape))
         if kind == "elementwise":
             sizes |= {"cost": max(_COST.get(item.op_type, 1) for item in group.nodes), "inputs": len(inputs)}
             sizes["broadcast"] = float(len({self._elements(item) for item in inputs}) > 1)
@@ -754,6 +773,24 @@ class GraphWalker:
             operators=len(group.nodes),
             **sizes,
         )
+
+    def _run(self, node: Node, shape: Shape) -> float:
+        """Elements that lie beside each other before and after a node moves them."""
+        out = self._shape(node.outputs[0])
+        if node.op_type == "Transpose":
+            order = list(node.attributes.get("perm") or reversed(range(len(shape))))
+            kept = next((back for back in range(len(order)) if order[-1 - back] != len(order) - 1 - back), len(order))
+            return float(math.prod(out[len(out) - kept :]))
+        if node.op_type in ("DepthToSpace", "SpaceToDepth", "GatherElements", "ScatterElements"):
+            return 1.0
+        if node.op_type == "Gather":
+            axis = int(node.attributes.get("axis", 0))
+            rows = self._shape(node.inputs[0])
+            return float(math.prod(rows[axis % max(len(rows), 1) + 1 :]))
+        # From the last axis on which sizes differ inwards.
+        pairs = list(zip(reversed(shape), reversed(out), strict=False))
+        alike = next((back for back, (a, b) in enumerate(pairs) if a != b), len(pairs))
+        return float(math.prod(out[len(out) - alike :]) * min(pairs[alike] if alike < len(pairs) else (1, 1)))
 
     def _conv(self, group: _Group, node: Node, residual: bool, activation: bool) -> Kernel:
         quantised = node.op_type == "QLinearConv"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DOCUMENT = Document("The record of the graph", "Profile the bundle again.", InputError)
 
 _NUMBERED = re.compile(r"^(?!stem\b)[\w.-]*[.-]\d+$")
-_ATTRIBUTES = ("kernel_shape", "strides", "dilations", "group", "transA", "axis", "mode")
+_ATTRIBUTES = ("kernel_shape", "strides", "dilations", "group", "transA", "axis", "axes", "mode", "perm")
 """What standard operators are priced by, besides their shapes."""
 
 SPELT_OUT: Mapping[str, tuple[str, ...]] = {
@@ -89,6 +89,8 @@ class NodeGraph:
         input_size: (height, width) of the image; None if the input is no image.
         branches: Conditions that are an ``If`` of a file of another origin.
         notes: What is computed although it was to be skipped, and why, as the bundle says.
+        widths: Bytes of an element, of tensors that keep theirs in every precision
+            (:attr:`~dyndeploy.graphs.shapes.Sizes.widths`).
     """
 
     name: str
@@ -100,6 +102,7 @@ class NodeGraph:
     input_size: tuple[int, int] | None
     branches: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    widths: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -131,6 +134,7 @@ class NodeGraph:
             "outputs": list(self.outputs),
             "branches": list(self.branches),
             **({"notes": list(self.notes)} if self.notes else {}),
+            **({"widths": kept} if (kept := {n: w for n, w in self.widths.items() if n in used}) else {}),
         }
 
     @classmethod
@@ -152,6 +156,7 @@ class NodeGraph:
             input_size=None if size is None else (size[0], size[1]),
             branches=item["branches"].sequence(Field.label),
             notes=item.get("notes").optional(lambda notes: notes.sequence(Field.label)) or (),
+            widths=item.get("widths").optional(lambda widths: widths.mapping(lambda width: width.count(1, 8))) or {},
         )
 
 
@@ -254,6 +259,7 @@ def read_nodes(
         input_size=image_size,
         branches=branches,
         notes=notes,
+        widths=sizes.widths,
     )
 
 

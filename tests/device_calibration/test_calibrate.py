@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from dyndeploy.cli import run
 from dyndeploy.device_calibration import calibrate
 from dyndeploy.device_calibration.fit import fit_all
 from dyndeploy.device_calibration.graphs import MicroGraph, micro_graph
+from dyndeploy.device_calibration.measure import Measurement
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.prediction.calibrated import CalibratedModel, Installation, load_calibration
 from dyndeploy.prediction.kernels import walk
@@ -29,7 +31,12 @@ class Interrupt(Exception):
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """Growing hundreds of trees for every class takes longer than all other tests."""
     module = importlib.import_module("dyndeploy.device_calibration.calibrate")
-    monkeypatch.setattr(module, "fit_all", lambda samples, **options: fit_all(samples, **{**options, "trees": 3}))
+
+    def quickly(samples: object, **options: object) -> object:
+        return fit_all(samples, **{**options, "trees": 3, "seconds": math.inf})
+
+    monkeypatch.setattr(module, "fit_all", quickly)
+    monkeypatch.setattr(module, "LEAST_MINUTES", 0.05)
 
 
 @pytest.fixture
@@ -124,6 +131,47 @@ def test_this_machine_really_measured(tmp_path: Path) -> None:
     assert native["instruction_set"] == (None if library is None else library.instruction_set())
     other = result.foreign(Installation({**result.machine, "cpu": "another"}, "1.0", {"sha256": "0" * 64}))
     assert len(other) == 3 and "another" in other[0]
+
+
+@pytest.mark.parametrize("minutes", [0.5, 2.0, 9.0])
+def test_measuring_and_fitting_keep_to_the_time(
+    minutes: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that only measuring, at a third of a second a graph, and fitting move."""
+    now = [0.0]
+    module = importlib.import_module("dyndeploy.device_calibration.calibrate")
+    one = synthetic(micro_graph("plain", 2, values=False))
+    fits = fit_all([(number, sample) for number in range(2) for sample in one.samples], trees=0)
+    kept = Measurement(one.samples[:2], one.pace_ms)
+    told: list[float] = []
+
+    def measured(graphs: Sequence[MicroGraph], *, seconds: float, progress: object, **options: object):
+        chosen = graphs[: max(4, int(seconds / 0.3))]
+        for _ in chosen:
+            now[0] += 0.3
+            progress()
+        return [kept for _ in chosen]
+
+    def fitted(samples: Sequence[object], *, seconds: float = 0.0, **options: object):
+        now[0] += seconds  # As fit_all does: it takes the time that it is given.
+        return fits
+
+    monkeypatch.setattr(module, "measure", measured)
+    monkeypatch.setattr(module, "fit_all", fitted)
+    monkeypatch.setattr(module, "common_error", lambda samples, fits: 0.3)
+    monkeypatch.setattr(module, "_next", lambda state, seed, count, **_: [("plain", 2)] * count)
+    drawn = micro_graph("plain", 2, values=False)
+    monkeypatch.setattr(module, "micro_graph", lambda family, seed, **_: drawn)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    calibrate(tmp_path / "cpu.json", minutes=minutes, progress=lambda message, done: told.append(done))
+    assert now[0] == pytest.approx(60 * minutes, rel=0.2)
+    assert told == sorted(told) and told[-1] == 1.0 and len(told) > 20
+
+
+def test_too_short_a_calibration_is_refused_with_the_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match=r"give 0\.5 to 600"):
+        calibrate(tmp_path / "cpu.json", minutes=0.4)
 
 
 @pytest.mark.parametrize("options", [{"device": "nano"}, {"minutes": 0.0}, {"minutes": float("nan")}])

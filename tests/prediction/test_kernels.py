@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.graphs.macs import MacCounter
@@ -14,6 +16,7 @@ from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.gates import PATCH
 from dyndeploy.prediction import Graph, GraphWalker, Rates, walk
 from dyndeploy.prediction.kernels import REORDER, Kernel, conv_kernel
+from dyndeploy.prediction.nodes import NodeGraph, read_nodes
 from tests.bundles import BLOCK_MACS, HEAD_MACS, MODES, STATIC_MACS, STEM_MACS, tiny_models
 from tests.prediction.calls import bottleneck
 
@@ -315,3 +318,42 @@ def test_a_strided_pointwise_convolution_reads_what_it_uses() -> None:
     assert kernel.read_bytes == 4 * 4 * 16
     kernel = conv_kernel("c", None, batch=1, cin=4, cout=8, size=(8, 8), out_size=(4, 4), kernel=(3, 3), stride=2)
     assert kernel.read_bytes == 4 * 4 * 64
+
+
+def test_whole_numbers_are_as_wide_as_they_are() -> None:
+    """PyTorch's ``one_hot(x).float()``: eight bytes a number, then four."""
+    nodes = [
+        helper.make_node("OneHot", ["x", "depth", "values"], ["codes"], name="a/onehot", axis=-1),
+        helper.make_node("Cast", ["codes"], ["y"], name="a/cast", to=TensorProto.FLOAT),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array(16), "depth"),
+        numpy_helper.from_array(np.array([0, 1], np.int64), "values"),
+    ]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "hot", [info("x", TensorProto.INT64, (1, 100))], [info("y", TensorProto.FLOAT, (1, 100, 16))], constants
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    onehot, cast = walk(model).kernels
+    assert (onehot.read_bytes, onehot.written_bytes) == (100 * 8, 1600 * 8)
+    assert (cast.kind, cast.read_bytes, cast.written_bytes) == ("cast", 1600 * 8, 1600 * 4)
+    record = NodeGraph.from_json(read_nodes(model).to_json())
+    assert GraphWalker(record).graph().kernels == walk(model).kernels
+
+
+@pytest.mark.parametrize(
+    ("node", "shape", "run"),
+    [
+        (helper.make_node("Transpose", ["x"], ["y"], perm=[0, 2, 1, 3]), (1, 8, 4, 32), 32),
+        (helper.make_node("Transpose", ["x"], ["y"], perm=[0, 2, 3, 1]), (1, 8, 4, 32), 1),
+        (helper.make_node("Concat", ["x", "x"], ["y"], axis=1), (1, 8, 4, 32), 8 * 4 * 32),
+        (helper.make_node("Split", ["x"], ["y", "z"], axis=3), (1, 8, 4, 32), 16),
+    ],
+)
+def test_rows_that_are_moved_as_they_are(node: onnx.NodeProto, shape: tuple[int, ...], run: int) -> None:
+    info = helper.make_tensor_value_info
+    outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
+    graph = helper.make_graph([node], "moves", [info("x", TensorProto.FLOAT, shape)], outputs)
+    (kernel,) = walk(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])).kernels
+    assert math.expm1(kernel.features["run"]) == pytest.approx(run)
