@@ -243,7 +243,7 @@ def subject(model: onnx.ModelProto, size: tuple[int, int] | None) -> Subject:
     """A graph with one random input; open sizes are closed."""
     weights = {item.name for item in model.graph.initializer}
     (value,) = [item for item in model.graph.input if item.name not in weights]
-    shape = [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
+    shape = [max(dim.dim_value, 1) for dim in value.type.tensor_type.shape.dim]
     if size is not None and len(shape) == 4:
         shape[2:] = size
     random = np.random.default_rng(0)
@@ -284,7 +284,7 @@ def main() -> None:
 
 
 def _is_open(graph: onnx.ModelProto) -> bool:
-    return any(not dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim[1:])
+    return any(dim.dim_value < 1 for dim in graph.graph.input[0].type.tensor_type.shape.dim[1:])
 
 
 def _by_class(walker: GraphWalker, model: CalibratedModel) -> None:

@@ -728,11 +728,11 @@ class GraphWalker:
         kind = "elementwise" if known and node.op_type in _POINTWISE else _CLASSES.get(node.op_type) if known else None
         # The other constants are axes, indices and shapes.
         weighs = kind in ("elementwise", "norm") or kind is None
-        weights = sum(
-            self._elements(item)
-            for item in node.inputs
-            if weighs and item in self._fuser.constant and item in self._shapes
-        )
+        constants = [item for item in node.inputs if weighs and item in self._fuser.constant and item in self._shapes]
+        # A constant as large as the result is one more map to read, not a vector that stays in a cache.
+        maps = [item for item in constants if 1 < self._elements(item) == self._elements(group.tail)]
+        weights = sum(self._elements(item) for item in constants if item not in maps)
+        read += sum(self._amount(item) for item in maps)
         inputs = self._fuser.activations(node)
         if kind == "copy" and node.op_type in ("Slice", "Split", "Gather", "GatherND", "GatherElements"):
             read = min(read, written + sum(self._amount(item) for item in inputs[1:]))  # The rest is passed over.
@@ -752,7 +752,10 @@ class GraphWalker:
         if kind in ("transpose", "copy"):
             sizes["run"] = math.log1p(self._run(node, shape))
         if kind == "elementwise":
-            sizes |= {"cost": max(_COST.get(item.op_type, 1) for item in group.nodes), "inputs": len(inputs)}
+            sizes |= {
+                "cost": max(_COST.get(item.op_type, 1) for item in group.nodes),
+                "inputs": len(inputs) + len(maps),
+            }
             sizes["broadcast"] = float(len({self._elements(item) for item in inputs}) > 1)
         sizes["blocked"] = float(group.blocked)
         if kind == "resize":

@@ -313,6 +313,15 @@ def test_a_bottleneck_never_gets_cheaper_by_running_more(kind, rates, side, mask
     assert low.features["rate_conv1"] <= high.features["rate_conv1"] + 1e-12
 
 
+def test_a_constant_map_is_read_like_any_map() -> None:
+    """A vector stays in a cache as weights do; a constant of the result's size is one more map."""
+    nodes = [_node("Add", "x map", "a"), _node("Mul", "a vector", "y")]
+    graph = walk(_model(nodes, IMAGE, _weight("map", *IMAGE), _weight("vector", 1, 8, 1, 1)))
+    first, second = _work(graph)
+    assert (first.read_bytes, first.weight_bytes, first.features["inputs"]) == (4.0 * 2 * MAP, 0.0, 2)
+    assert (second.read_bytes, second.weight_bytes, second.features["inputs"]) == (4.0 * MAP, 4.0 * 8, 1)
+
+
 def test_a_strided_pointwise_convolution_reads_what_it_uses() -> None:
     kernel = conv_kernel("c", None, batch=1, cin=4, cout=8, size=(8, 8), out_size=(4, 4), stride=2)
     assert kernel.read_bytes == 4 * 4 * 16
