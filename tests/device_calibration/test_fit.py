@@ -57,7 +57,7 @@ def test_errors_in_common_are_told_from_errors_that_cancel() -> None:
     random = np.random.default_rng(0)
     pace = np.exp(0.3 * random.standard_normal(24))
     together = [(graph, replace(sample, ms=sample.ms * pace[graph])) for graph, sample in many(24)]
-    assert 0.0 <= independent < 0.35 < common_error(together, fit_all(together, trees=0)) <= 1.0
+    assert 0.0 <= independent < 0.4 < common_error(together, fit_all(together, trees=0)) <= 1.0
 
 
 @pytest.mark.parametrize("seconds", [2.0, 20.0, 1e6])
