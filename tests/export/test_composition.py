@@ -133,7 +133,7 @@ def test_predictions_say_what_saves_nothing(tmp_path: Path) -> None:
     lazy = export_model(composed(), tmp_path / "lazy")
     assert not any("saves nothing" in note for note in lazy.manifest.notes)
     note, foreign = predict(lazy, "nano").notes
-    assert "made for cpu" in foreign and "always computed, so that nothing is saved there" in note
+    assert "exported for cpu" in foreign and "always computed, so that nothing is saved there" in note
 
 
 @pytest.mark.parametrize(("target", "batch"), [("cpu", 1), ("cpu", 3), ("nano", 1)])
