@@ -263,8 +263,8 @@ def test_command_line(bundle: Bundle, capsys: pytest.CaptureFixture[str], tmp_pa
     assert json.loads(capsys.readouterr().out)["mixes"][0]["shares"] == [0.25] * 4
     assert run_command(arguments) == 0
     assert "exit 4" in capsys.readouterr().out
-    assert run_command([*arguments, "--device", "nano", "--host", "user@board"]) == 2
-    capsys.readouterr()
+    assert run_command([*arguments, "--device", "nano", "--host", "user@board", "--native", "off"]) == 2
+    assert "--native off is for this machine" in capsys.readouterr().err
     predicted = ["predict", str(bundle.path), "--device", "nano"]
     assert run_command([*predicted, "--exit-mix", "40/30/20/10"]) == 0
     assert "images that leave at each exit" in capsys.readouterr().out

@@ -218,8 +218,8 @@ def test_the_program_prints_what_dyndeploy_run_prints(
     for line, wanted in zip(lines, expected, strict=True):
         assert set(wanted) | {"preprocessing_ms"} == set(line)
         assert line["ms"] > 0
-        assert {key: line[key] for key in ("image", "label", "exit", "rates", "class_name")} == {
-            key: wanted[key] for key in ("image", "label", "exit", "rates", "class_name")
+        assert {key: line[key] for key in ("image", "label", "exit", "rates", "class_name", "operators")} == {
+            key: wanted[key] for key in ("image", "label", "exit", "rates", "class_name", "operators")
         }
         assert line["confidence"] == pytest.approx(wanted["confidence"], rel=1e-6)
     assert json.loads(done.stderr)["images"] == 3 * len(pictures)

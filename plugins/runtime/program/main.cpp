@@ -201,7 +201,8 @@ class Program {
       line +=
           ", \"class_name\": " +
           (result.classification.class_name ? quoted(result.classification.class_name) : std::string("null"));
-    std::printf("%s, \"preprocessing_ms\": %s}\n", line.c_str(), number(result.preprocessing_ms).c_str());
+    std::printf("%s, \"operators\": %s, \"preprocessing_ms\": %s}\n", line.c_str(),
+                session_.operators_json().c_str(), number(result.preprocessing_ms).c_str());
   }
 
   void report_line(const std::string& path, const Found& found) {

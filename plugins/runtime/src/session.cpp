@@ -206,11 +206,17 @@ std::string Session::describe() const {
   said += ", \"image_files\": " + list_json(image_endings(), text);
   said += ", \"runtime\": " + quoted(backend.name) + ", \"version\": " + quoted(backend.version) +
           ", \"library\": " + quoted(backend.path) + ", \"threads\": " + std::to_string(backend.threads);
-  const std::string native = !backend.native_path.empty() ? backend.native_path
-                             : manifest.has_operators     ? "fallback bodies"
-                                                          : "not needed";
-  return said + ", \"native\": " + quoted(native) +
-         ", \"instruction_set\": " + quoted(backend.instruction_set) + "}";
+  return said + ", \"native\": " + (backend.native_path.empty() ? "null" : quoted(backend.native_path)) +
+         ", \"instruction_set\": " + quoted(backend.instruction_set) +
+         ", \"operators\": " + operators_json() + "}";
+}
+
+std::string Session::operators_json() const {
+  const BackendInfo& backend = backend_->info();
+  if (!bundle_.manifest.has_operators) return "null";
+  if (backend.native_path.empty()) return quoted("function bodies");
+  const std::string name = backend.native_path.substr(backend.native_path.find_last_of('/') + 1);
+  return quoted(backend.instruction_set.empty() ? name : name + " (" + backend.instruction_set + ")");
 }
 
 void Session::require_images() const {

@@ -31,6 +31,9 @@ class Session {
   const Bundle& bundle() const { return bundle_; }
   const Plan& plan() const { return plan_; }
   const std::string& info() const { return info_; }
+  // Which code runs the dynamic operators, as `dyndeploy run --json` says it: a JSON text, or null without
+  // any.
+  std::string operators_json() const;
   Statistics& statistics() { return statistics_; }
 
   // See dyndeploy.h for what these do; they throw Error.
