@@ -267,7 +267,7 @@ def test_command_line(bundle: Bundle, capsys: pytest.CaptureFixture[str], tmp_pa
     assert "--native off is for this machine" in capsys.readouterr().err
     predicted = ["predict", str(bundle.path), "--device", "nano"]
     assert run_command([*predicted, "--exit-mix", "40/30/20/10"]) == 0
-    assert "images that leave at each exit" in capsys.readouterr().out
+    assert "an image that leaves at each exit, predicted" in capsys.readouterr().out
     for command in ([*predicted, "--predictor", "reference"], ["engine", str(bundle.path), "--verify"]):
         assert run_command(command) == 2
         assert "exits early" in capsys.readouterr().err
