@@ -154,9 +154,9 @@ class Prediction:
             return
         if self.exits:
             raise UsageError(f"{self.network} exits early and skips nothing else: give --exit-mix instead of the rate.")
-        from dyndeploy.nets import model_names
+        from dyndeploy.nets import model_info, model_names
 
-        if self.network in model_names("laud_resnet"):
+        if self.network in model_names() and "mode" in model_info(self.network).defaults:
             raise UsageError(
                 f"{self.network} without a mode is its static twin, in which a rate changes nothing. Say what is "
                 "skipped, with --mode spatial, channel, layer or both, or leave the rate out."
