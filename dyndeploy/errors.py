@@ -98,7 +98,8 @@ def nearest_name(name: str, known: Collection[str]) -> str | None:
         words = _words(candidate)
         likeness = min(max(_likeness(word, other) for other in (*typed, "")) for word in words)
         joined = _likeness("".join(words), "".join(typed))
-        if (likeness >= _SLIP or joined >= _JOINED) and _same_numbers(name, candidate):
+        numbers = _same_numbers(name, candidate) or not any(map(str.isdigit, candidate))
+        if (likeness >= _SLIP or joined >= _JOINED) and numbers:
             found.append((max(likeness, joined), len(words), candidate))
     if found:
         return max(found)[-1]
@@ -115,6 +116,8 @@ def _likeness(one: str, other: str) -> float:
     letters, others = (re.sub(r"[0-9]", "", text) for text in (one, other))
     if not letters or not others:
         return float(one == other)
+    if sorted(letters) == sorted(others):
+        return 1.0  # two letters in the wrong order are the commonest slip
     return difflib.SequenceMatcher(None, letters, others).ratio()
 
 

@@ -57,6 +57,15 @@ def test_a_suggestion_is_always_a_known_name(typed: str) -> None:
     assert nearest_name(typed, DEVICES) in {None, *DEVICES}
 
 
+@pytest.mark.parametrize(("typed", "meant"), [("fb16", "bf16"), ("fp61", "fp16"), ("fp17", None), ("int 8", "int8")])
+def test_letters_in_the_wrong_order_are_a_slip_another_number_is_not(typed: str, meant: str | None) -> None:
+    assert nearest_name(typed, ["bf16", "fp16", "fp32", "int8"]) == meant
+
+
+def test_a_version_behind_a_name_without_one_is_left_out() -> None:
+    assert nearest_name("cuda11", ["cpu", "cuda", "tensorrt"]) == "cuda"
+
+
 def test_the_error_lists_what_there_is() -> None:
     assert str(unknown_name("mode", "spatail", ["spatial", "layer"])) == (
         "Unknown mode 'spatail'. Did you mean 'spatial'? Known: layer, spatial."
