@@ -6,6 +6,7 @@ where no GPU is: an engine can be built there, but not read.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -173,11 +174,8 @@ def _layer(line: str) -> Layer:
 
 def _tensors(rest: str, part: str) -> tuple[LayerTensor, ...]:
     _, _, text = rest.partition(f"{part}: [")
-    depth, end = 1, 0
-    for end, character in enumerate(text):  # noqa: B007
-        depth += {"[": 1, "]": -1}.get(character, 0)
-        if depth == 0:
-            break
+    depths = itertools.accumulate({"[": 1, "]": -1}.get(character, 0) for character in text)
+    end = next((index for index, depth in enumerate(depths) if depth < 0), len(text))
     return tuple(_tensor(match) for match in _TENSOR.finditer(text[:end]))
 
 

@@ -8,7 +8,8 @@ compute nothing: the engine needs the library where it runs.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -247,18 +248,15 @@ def plugin_class(trt: Any, problems: list[str]) -> Any:
     return StandIn
 
 
-class _told:  # noqa: N801
-    """Notes what is wrong before the exception passes through TensorRT, which says only that there was one."""
-
-    def __init__(self, problems: list[str]) -> None:
-        self._problems = problems
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is not None and str(error) not in self._problems:
-            self._problems.append(str(error))
+@contextmanager
+def _told(problems: list[str]) -> Iterator[None]:
+    """Note what is wrong before the exception passes through TensorRT, which says only that there was one."""
+    try:
+        yield
+    except BaseException as error:
+        if str(error) not in problems:
+            problems.append(str(error))
+        raise
 
 
 def register_stand_ins(trt: Any, specs: Iterable[OperatorSpec], problems: list[str]) -> list[Any]:
