@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import os
 import sys
 import types
 import warnings
@@ -77,6 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
+    # Else a default that happens to be the value of a variable, as the path of Python is of "$_", is a warning.
+    os.environ["PDOC_DISPLAY_ENV_VARS"] = "1"
     problems = build(options.folder)
     if problems:
         sys.exit("\n".join(problems))
