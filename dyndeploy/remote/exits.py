@@ -31,14 +31,12 @@ from dyndeploy.remote.payload import (
 from dyndeploy.remote.profiling import (
     BoardWork,
     DeviceReport,
+    ask_board,
     board_machine,
     measured_pair,
-    require_measurable,
-    require_possible,
     require_space,
     require_verified,
     sent_and_run,
-    software_versions,
 )
 from dyndeploy.runtimes.staged import chosen_thresholds, first_reached
 
@@ -84,13 +82,8 @@ def profile_exits_on_device(
     """
     shares = [checked_mix(mix, len(bundle.exits.stages)) for mix in mixes]
     schedule = Schedule(repeats=repeats, min_seconds=min_seconds, warmup=warmup)
-    target = require_measurable(bundle, entry)
-    bundle.require_intact()
-    progress("asking the board", 0.0)
-    facts = client.probe()
-    require_possible(bundle, target, facts, entry)
+    target, facts, versions = ask_board(bundle, client, entry, progress)
     progress("preparing graphs", 0.0)
-    versions = software_versions(facts)
     tensorrt = target.runtime == "tensorrt"
     graphs = stage_graphs(bundle, target.runtime, versions.get("tensorrt"))
     images, source = exit_images(bundle, data, repeats)

@@ -109,13 +109,8 @@ def profile_on_device(
         DeviceError: The board, or the connection to it, failed.
     """
     schedule = Schedule(DEFAULT_RATES if rates is None else tuple(rates), repeats, min_seconds, warmup, images, seed)
-    target = require_measurable(bundle, entry)
-    bundle.require_intact()
-    progress("asking the board", 0.0)
-    facts = client.probe()
-    require_possible(bundle, target, facts, entry)
+    target, facts, versions = ask_board(bundle, client, entry, progress)
     progress("preparing graphs", 0.0)
-    versions = software_versions(facts)
     tensorrt = target.runtime == "tensorrt"
     graphs = device_graphs(bundle, target.runtime, versions.get("tensorrt"))
     inputs = device_inputs(bundle, schedule, data)
@@ -131,6 +126,24 @@ def profile_on_device(
     profile = _assemble(bundle, target, facts, versions, graphs, inputs, measured, schedule, threads, work)
     client.forget(measured.key)
     return DeviceReport(profile, facts, tuple(verified.value["checks"]), dict(work.done), client.uploaded)
+
+
+def ask_board(
+    bundle: Bundle, client: DeviceClient, entry: DeviceEntry, progress: Progress
+) -> tuple[Target, Mapping[str, Any], dict[str, str]]:
+    """The bundle's target, and what the board says of itself and of its software.
+
+    Raises:
+        BundleError: The bundle is damaged.
+        UsageError: What is asked is impossible there.
+        DeviceError: The board, or the connection to it, failed.
+    """
+    target = require_measurable(bundle, entry)
+    bundle.require_intact()
+    progress("asking the board", 0.0)
+    facts = client.probe()
+    require_possible(bundle, target, facts, entry)
+    return target, facts, software_versions(facts)
 
 
 def sent_and_run(

@@ -234,20 +234,11 @@ def build_graph_engine(
     library = plugin_library(settings.library) if plan.plugins else None
     plan = plan.with_library(None if library is None else library.sha256)
     content = model.SerializeToString(deterministic=True)
-    # How the engine is run does not make it another one.
-    shaping = {key: item for key, item in plan.to_json().items() if key != "cuda_graph"}
-    built_from = {
-        "schema": _SCHEMA,
-        "onnx_sha256": hashlib.sha256(content).hexdigest(),
-        "plan": shaping,
-        **gpu.to_json(),
-        "inputs": {
-            value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.input
-        },
-    }
-    key = hashlib.sha256(json.dumps(built_from, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder() if settings.cache is None else Path(settings.cache)
-    path, beside = folder / f"{key}.engine", folder / f"{key}.json"
+    inputs = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.input}
+    built_from, path, beside = engine_place(
+        folder, plan, content, {"schema": _SCHEMA, **gpu.to_json(), "inputs": inputs}
+    )
     if library is not None:
         require_creators(api, library, model)
     found = cached_metadata(path, beside, built_from)
@@ -281,6 +272,24 @@ def build_graph_engine(
 def _write_bytes(path: Path, data: bytes) -> None:
     with files.atomic_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+def engine_place(
+    folder: Path, plan: BuildPlan, content: bytes, further: Mapping[str, Any]
+) -> tuple[dict[str, Any], Path, Path]:
+    """Where an engine is kept: what it is built from, its path by the key over that, and the file beside it.
+
+    Args:
+        folder: Of the engines.
+        plan: How it is built.
+        content: The TensorRT copy.
+        further: What else makes it another engine: schema, device.
+    """
+    # How an engine is run does not make it another one.
+    shaping = {key: item for key, item in plan.to_json().items() if key != "cuda_graph"}
+    built_from = {**further, "onnx_sha256": hashlib.sha256(content).hexdigest(), "plan": shaping}
+    key = hashlib.sha256(json.dumps(built_from, sort_keys=True).encode()).hexdigest()[:24]
+    return built_from, folder / f"{key}.engine", folder / f"{key}.json"
 
 
 def cached_metadata(path: Path, beside: Path, built_from: dict[str, Any]) -> dict[str, Any] | None:

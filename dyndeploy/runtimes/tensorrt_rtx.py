@@ -7,7 +7,6 @@ beside it that says what it was built from, with which plugins, and which layers
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -26,7 +25,7 @@ from dyndeploy.runtimes.tensorrt_ahead import (
     require_capability,
     rtx_package,
 )
-from dyndeploy.runtimes.tensorrt_engine import EngineSettings, cached_metadata, plugin_library
+from dyndeploy.runtimes.tensorrt_engine import EngineSettings, cached_metadata, engine_place, plugin_library
 from dyndeploy.runtimes.tensorrt_plan import plan_build
 from dyndeploy.targets import Target, load_device, load_target, target_names
 
@@ -155,12 +154,8 @@ class _Builder:
         )
         library = self.library if plan.plugins else None
         plan = plan.with_library(None if library is None else library.sha256)
-        # How an engine is run does not make it another one.
-        shaping = {key: item for key, item in plan.to_json().items() if key != "cuda_graph"}
         content = copy.SerializeToString(deterministic=True)
-        built_from = {"schema": _SCHEMA, "onnx_sha256": hashlib.sha256(content).hexdigest(), "plan": shaping}
-        key = hashlib.sha256(json.dumps(built_from, sort_keys=True).encode()).hexdigest()[:24]
-        path, beside = self.folder / f"{key}.engine", self.folder / f"{key}.json"
+        built_from, path, beside = engine_place(self.folder, plan, content, {"schema": _SCHEMA})
         metadata = cached_metadata(path, beside, built_from)
         if metadata is not None:
             return AheadFile(graph, path, metadata, cached=True)
