@@ -17,8 +17,8 @@ from dyndeploy.errors import InputError, UsageError
 from dyndeploy.exits.scores import NEVER
 from dyndeploy.files import shown
 from dyndeploy.inference import Failure, Item, OpenBundle, Result, opened_bundle
-from dyndeploy.runtimes import SessionInfo
 from dyndeploy.runtimes.base import Array
+from dyndeploy.runtimes.choice import RuntimeChoice, choose_runtime
 from dyndeploy.runtimes.staged import chosen_thresholds, stage_precision
 
 SCHEMA_VERSION = 1
@@ -64,6 +64,7 @@ class BundleEvaluation:
         rates: Share of active bits of every mask by name, averaged over the images; empty without masks.
         ms: Mean wall-clock time of the network per image, measured; reading the image is not in it.
         runtime: What ran the network, with its version.
+        runtime_why: Why that did.
         threads: Threads that computed.
         precision: What the network computed in.
         operators: Which code ran the dynamic operators (:func:`dyndeploy.runtimes.native.operator_code`); None without
@@ -83,6 +84,7 @@ class BundleEvaluation:
     rates: Mapping[str, float]
     ms: float
     runtime: str
+    runtime_why: str
     threads: int
     precision: str
     operators: str | None
@@ -103,7 +105,7 @@ def evaluate_bundle(
     data: str | os.PathLike[str] | LabelledImages,
     *,
     limit: int | None = None,
-    runtime: str = "onnxruntime",
+    runtime: str | RuntimeChoice = "onnxruntime",
     threads: int = 1,
     thresholds: Sequence[float] | None = None,
     native: str | os.PathLike[str] = "auto",
@@ -120,7 +122,7 @@ def evaluate_bundle(
         data: A folder with one sub-folder of images per class; ``"digits"``: scikit-learn's held-out digits; or images
             in memory, whose labels are the network's class indices.
         limit: At most so many images, spread evenly over the classes; None for all.
-        runtime: ``"onnxruntime"`` or ``"tensorrt"``.
+        runtime: As for :func:`~dyndeploy.inference.run_inputs`.
         threads: Threads that compute, in ONNX Runtime.
         thresholds: Least confidence of every exit but the last; None for the bundle's. Without either every image goes
             to the last exit, and a note says so.
@@ -131,7 +133,8 @@ def evaluate_bundle(
     Raises:
         BundleError: The folder is no bundle.
         InputError: The folder's classes are not the network's, or none of the images could be classified.
-        UsageError: A bundle without logits, a limit below 1, an unknown runtime, or thresholds that do not fit.
+        UsageError: A bundle without logits, a limit below 1, a runtime that cannot be had, or thresholds that do
+            not fit.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     network = bundle.manifest.network
@@ -139,10 +142,11 @@ def evaluate_bundle(
         raise UsageError(f"{network.name} gives no logits: there is no class to be right about.")
     dataset, source = _opened_images(bundle, data)
     chosen = spread(len(dataset), limit)
-    used, notes = _thresholds(bundle, runtime, thresholds)
+    choice = choose_runtime(bundle, runtime)
+    used, notes = _thresholds(bundle, choice.runtime, thresholds)
     counts = _Counts(bundle, len(chosen), progress, on_failure)
     with opened_bundle(
-        bundle, runtime=runtime, threads=threads, thresholds=used, native=native, every_exit=True
+        bundle, runtime=choice, threads=threads, thresholds=used, native=native, every_exit=True
     ) as opened:
         counts.add_all(opened, dataset, chosen)
     return counts.result(
@@ -253,8 +257,9 @@ class _Counts:
             rates={name: total / count for name, total in self._rates.items()},
             ms=self._ms / count,
             runtime=f"{info.runtime} {info.version}",
+            runtime_why=opened.choice.reason,
             threads=info.threads,
-            precision=_precision(self._bundle, info),
+            precision=info.precision,
             operators=opened.code,
             failures=tuple(self._failures),
             notes=notes,
@@ -274,7 +279,3 @@ def _load(dataset: LabelledImages | ImageFolderDataset, index: int) -> Array:
 def _label(dataset: LabelledImages | ImageFolderDataset, index: int) -> int:
     """The class of an image, which need not be read for that."""
     return dataset.samples[index][1] if isinstance(dataset, ImageFolderDataset) else int(dataset.labels[index])
-
-
-def _precision(bundle: Bundle, info: SessionInfo) -> str:
-    return bundle.manifest.precision if info.runtime == "tensorrt" else info.precision

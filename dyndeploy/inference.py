@@ -19,9 +19,12 @@ from dyndeploy.confidences import confidences
 from dyndeploy.data import load_image, with_folders
 from dyndeploy.errors import DyndeployError, InputError, UsageError, unknown_name
 from dyndeploy.runtimes import OnnxRuntimeSession, Session, TensorRTSession, open_staged
-from dyndeploy.runtimes.base import Array, SessionInfo
+from dyndeploy.runtimes.base import ENGINE_RUNTIMES, Array, SessionInfo
+from dyndeploy.runtimes.choice import RuntimeChoice, choose_runtime
 from dyndeploy.runtimes.native import operator_code
-from dyndeploy.runtimes.staged import RUNTIMES, StagedSession
+from dyndeploy.runtimes.onnxruntime import PROVIDER_OF
+from dyndeploy.runtimes.staged import StagedSession
+from dyndeploy.runtimes.tensorrt_engine import EngineSettings
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Classification:
         class_name: Name of the class; None where the bundle holds no names.
         operators: Which code ran the dynamic operators (:func:`dyndeploy.runtimes.native.operator_code`); None
             without such operators.
+        runtime: What ran it, and why that (:meth:`dyndeploy.runtimes.choice.RuntimeChoice.to_json`).
     """
 
     image: str
@@ -49,6 +53,7 @@ class Classification:
     rates: dict[str, float] = field(default_factory=dict)
     class_name: str | None = None
     operators: str | None = None
+    runtime: dict[str, str] = field(default_factory=dict)
 
     @property
     def mean_rate(self) -> float:
@@ -71,6 +76,7 @@ class Result:
         rates: Share of active bits of every mask by name.
         image: Path of the image; None for arrays.
         operators: As for :class:`Classification`.
+        runtime: As for :class:`Classification`.
     """
 
     outputs: dict[str, Array]
@@ -79,6 +85,7 @@ class Result:
     rates: dict[str, float]
     image: str | None = None
     operators: str | None = None
+    runtime: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; of every output its shape, type and range."""
@@ -93,6 +100,7 @@ class Result:
             "exit": self.exit,
             "rates": self.rates,
             "operators": self.operators,
+            "runtime": self.runtime,
         }  # fmt: skip
 
 
@@ -117,7 +125,7 @@ def run_inputs(
     bundle: Bundle | str | os.PathLike[str],
     inputs: Sequence[Mapping[str, Array]],
     *,
-    runtime: str = "onnxruntime",
+    runtime: str | RuntimeChoice = "onnxruntime",
     threads: int = 1,
     thresholds: Sequence[float] | None = None,
     native: str | os.PathLike[str] = "auto",
@@ -129,7 +137,8 @@ def run_inputs(
     Args:
         bundle: The bundle or its folder.
         inputs: Arrays by name, with the bundle's batch as first axis.
-        runtime: ``"onnxruntime"`` or ``"tensorrt"``.
+        runtime: One of :data:`~dyndeploy.runtimes.base.RUNTIMES`, ``"auto"``, or what
+            :func:`~dyndeploy.runtimes.choice.choose_runtime` chose.
         threads: Threads that compute, in ONNX Runtime.
         thresholds: Of a network that exits early: least confidence of every exit but the last; None for the bundle's.
         native: Of a network with masks, as for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
@@ -137,7 +146,7 @@ def run_inputs(
     Raises:
         BundleError: The folder is no bundle.
         InputError: An input is missing, or of another shape or type.
-        UsageError: Unknown runtime, or thresholds that are missing or do not fit.
+        UsageError: A runtime that is unknown or cannot be had, or thresholds that are missing or do not fit.
     """
     if not inputs:
         raise UsageError("Give at least one input.")
@@ -147,7 +156,8 @@ def run_inputs(
         for feeds in inputs:
             outputs, number, ms = network.run(feeds)
             rates = {mask.name: float(outputs.pop(mask.name).mean()) for mask in masks if mask.name in outputs}
-            results.append(Result(outputs, ms, number, rates, operators=network.code))
+            choice = network.choice.to_json()
+            results.append(Result(outputs, ms, number, rates, operators=network.code, runtime=choice))
     return results
 
 
@@ -155,7 +165,7 @@ def run_images(
     bundle: Bundle | str | os.PathLike[str],
     images: Iterable[str | os.PathLike[str]],
     *,
-    runtime: str = "onnxruntime",
+    runtime: str | RuntimeChoice = "onnxruntime",
     threads: int = 1,
     thresholds: Sequence[float] | None = None,
     native: str | os.PathLike[str] = "auto",
@@ -176,7 +186,8 @@ def run_images(
     Raises:
         BundleError: The folder is no bundle.
         InputError: A folder holds no image, or cannot be looked into.
-        UsageError: Unknown runtime, a bundle that takes no images, or thresholds that are missing or do not fit.
+        UsageError: A runtime that is unknown or cannot be had, a bundle that takes no images, or thresholds that are
+            missing or do not fit.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     preprocessing, size = bundle.manifest.images()
@@ -191,7 +202,7 @@ def classify_images(
     bundle: Bundle | str | os.PathLike[str],
     images: Iterable[str | os.PathLike[str]],
     *,
-    runtime: str = "onnxruntime",
+    runtime: str | RuntimeChoice = "onnxruntime",
     threads: int = 1,
     thresholds: Sequence[float] | None = None,
     native: str | os.PathLike[str] = "auto",
@@ -221,6 +232,7 @@ def classify_images(
             result.rates,
             names[label] if names else None,
             result.operators,
+            result.runtime,
         )
 
 
@@ -228,7 +240,7 @@ def classify(
     bundle: Bundle | str | os.PathLike[str],
     images: Sequence[str | os.PathLike[str]],
     *,
-    runtime: str = "onnxruntime",
+    runtime: str | RuntimeChoice = "onnxruntime",
     threads: int = 1,
     thresholds: Sequence[float] | None = None,
     native: str | os.PathLike[str] = "auto",
@@ -246,7 +258,8 @@ def classify(
     Raises:
         BundleError: The folder is no bundle.
         InputError: An image cannot be read.
-        UsageError: No image, unknown runtime, a bundle without logits, or thresholds that are missing or do not fit.
+        UsageError: No image, a runtime that cannot be had, a bundle without logits, or thresholds that are missing or
+            do not fit.
     """
     if not images:
         raise UsageError("Give at least one image.")
@@ -314,17 +327,21 @@ class OpenBundle:
     Args:
         bundle: The bundle.
         info: What its sessions run on.
+        choice: Why they run on that.
         run: Runs one batch.
         more: Gives what is not timed.
 
     Attributes:
         bundle: The bundle.
         info: Runtime, version, threads, operator library.
+        choice: Which runtime it is, and why.
         code: Which code runs the dynamic operators; None without such operators.
     """
 
-    def __init__(self, bundle: Bundle, info: SessionInfo, run: _Run, more: _More | None = None) -> None:
-        self.bundle, self.info = bundle, info
+    def __init__(
+        self, bundle: Bundle, info: SessionInfo, choice: RuntimeChoice, run: _Run, more: _More | None = None
+    ) -> None:
+        self.bundle, self.info, self.choice = bundle, info, choice
         self.code = operator_code(bundle.manifest.operator_types, asdict(info.native))
         self._run, self._more = run, more
         self._warm = False
@@ -385,14 +402,14 @@ class OpenBundle:
                 key: value[row : row + 1] if value.shape[:1] == (batch,) else value for key, value in outputs.items()
             }
             rates = {mask.name: float(own.pop(mask.name).mean()) for mask in manifest.masks if mask.name in own}
-            yield Result(own, ms / len(names), number, rates, name, self.code)
+            yield Result(own, ms / len(names), number, rates, name, self.code, self.choice.to_json())
 
 
 @contextmanager
 def opened_bundle(
     bundle: Bundle,
     *,
-    runtime: str = "onnxruntime",
+    runtime: str | RuntimeChoice = "onnxruntime",
     threads: int = 1,
     thresholds: Sequence[float] | None = None,
     native: str | os.PathLike[str] = "auto",
@@ -410,19 +427,18 @@ def opened_bundle(
             stand among the outputs by the names of :func:`~dyndeploy.bundle.reference_names.exit_logits`.
 
     Raises:
-        UsageError: Unknown runtime, or thresholds that are missing or do not fit.
+        UsageError: A runtime that is unknown or cannot be had, or thresholds that are missing or do not fit.
     """
-    if runtime not in RUNTIMES:
-        raise unknown_name("runtime", runtime, RUNTIMES)
+    choice = choose_runtime(bundle, runtime)
     manifest = bundle.manifest
     if manifest.exits is None and thresholds is not None:
         raise UsageError(f"{manifest.network.name} has no exits: leave the thresholds out.")
     if manifest.exits is not None:
-        with open_staged(bundle, runtime, threads=threads, thresholds=thresholds, native=native) as session:
-            yield OpenBundle(bundle, session.info, *_staged(session, every_exit))
+        with open_staged(bundle, choice.runtime, threads=threads, thresholds=thresholds, native=native) as session:
+            yield OpenBundle(bundle, session.info, choice, *_staged(session, every_exit))
         return
-    with _whole(bundle, runtime, threads, native) as whole:
-        yield OpenBundle(bundle, whole.info, lambda feeds: (whole.run(feeds), None))
+    with _whole(bundle, choice.runtime, threads, native) as whole:
+        yield OpenBundle(bundle, whole.info, choice, lambda feeds: (whole.run(feeds), None))
 
 
 def _staged(session: StagedSession, every_exit: bool) -> tuple[_Run, _More | None]:
@@ -440,8 +456,7 @@ def _staged(session: StagedSession, every_exit: bool) -> tuple[_Run, _More | Non
 
 
 def _whole(bundle: Bundle, runtime: str, threads: int, native: str | os.PathLike[str]) -> Session:
-    if runtime == "onnxruntime":
-        precision = bundle.manifest.cpu_precision
-        return OnnxRuntimeSession(bundle.model, threads=threads, native=native, precision=precision)
-    session, _ = TensorRTSession.from_bundle(bundle)
-    return session
+    if runtime in ENGINE_RUNTIMES:
+        return TensorRTSession.from_bundle(bundle, EngineSettings(runtime=runtime))[0]
+    precision, provider = bundle.manifest.cpu_precision, PROVIDER_OF[runtime]
+    return OnnxRuntimeSession(bundle.model, threads=threads, native=native, precision=precision, provider=provider)

@@ -214,7 +214,16 @@ def tiny_spec() -> NetworkSpec:
     )
 
 
-def tiny_bundle(folder: Path, *, mode: str = "spatial", batch: int = 1, static: bool = True, images: int = 2) -> Bundle:
+def tiny_bundle(
+    folder: Path,
+    *,
+    mode: str = "spatial",
+    batch: int = 1,
+    static: bool = True,
+    images: int = 2,
+    target: str = "cpu",
+    precision: str = "fp32",
+) -> Bundle:
     """Write a bundle of the tiny network and open it."""
     folder.mkdir(parents=True, exist_ok=True)
     model, twin, masks = tiny_models(mode, batch)
@@ -226,12 +235,12 @@ def tiny_bundle(folder: Path, *, mode: str = "spatial", batch: int = 1, static: 
     spec = tiny_spec()
     manifest = Manifest(
         network=NetworkInfo("tiny", mode, (2, 2), (2, 2), _CLASSES, {}, None, None),
-        target="cpu",
+        target=target,
         opset=_OPSET,
         ir_version=8,
         batch=batch,
         input_size=(SIZE, SIZE),
-        precision="fp32",
+        precision=precision,
         inputs=(TensorInfo("input", (batch, 3, SIZE, SIZE), "float32"),),
         outputs=(TensorInfo("logits", (batch, _CLASSES), "float32"),),
         masks=tuple(masks),

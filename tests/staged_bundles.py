@@ -92,8 +92,10 @@ def stage_models(batch: int | str) -> list[onnx.ModelProto]:
     return models
 
 
-def staged_bundle(folder: Path, *, batch: int | None = None, thresholds: ThresholdInfo | None = THRESHOLDS) -> Bundle:
-    """Write and open the bundle; a batch size of None leaves it open."""
+def staged_bundle(
+    folder: Path, *, batch: int | None = None, thresholds: ThresholdInfo | None = THRESHOLDS, target: str = "nano"
+) -> Bundle:
+    """Write and open the bundle; a batch size of None leaves it open, and is for a CPU."""
     folder.mkdir(parents=True, exist_ok=True)
     size = batch or 1
     models = stage_models(batch or "batch")
@@ -113,7 +115,7 @@ def staged_bundle(folder: Path, *, batch: int | None = None, thresholds: Thresho
     )
     manifest = Manifest(
         network=NetworkInfo("tiny_exits", "early_exit", (), (), CLASSES, {}, None, None),
-        target="cpu" if batch is None else "nano",
+        target="cpu" if batch is None else target,
         opset=13,
         ir_version=8,
         batch=size,

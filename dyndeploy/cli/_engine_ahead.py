@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from dyndeploy.prediction import Prediction
     from dyndeploy.runtimes.tensorrt_engine import EngineSettings
 
-_RUNTIMES = ("tensorrt", "tensorrt_rtx")
 
-
-def built_ahead(bundle: Bundle, runtime: str | None) -> bool:
-    """Whether TensorRT-RTX builds the engine; raises ``UsageError`` for an unknown runtime."""
+def built_ahead(bundle: Bundle, runtime: str) -> bool:
+    """Whether TensorRT-RTX builds the engine; raises ``UsageError`` for a runtime that has no engines."""
+    from dyndeploy.runtimes.base import AUTO, ENGINE_RUNTIMES, TENSORRT_RTX
+    from dyndeploy.runtimes.choice import engine_runtimes
     from dyndeploy.targets import load_target
 
-    if runtime not in (None, *_RUNTIMES):
-        raise unknown_name("runtime", runtime, _RUNTIMES)
-    return runtime == "tensorrt_rtx" or (runtime is None and load_target(bundle.manifest.target).ahead_of_time)
+    if runtime not in (AUTO, *ENGINE_RUNTIMES):
+        raise unknown_name("runtime of engines", runtime, (AUTO, *ENGINE_RUNTIMES))
+    wanted = engine_runtimes(load_target(bundle.manifest.target))[:1] if runtime == AUTO else (runtime,)
+    return wanted == (TENSORRT_RTX,)
 
 
 def deliver_ahead(bundle: Bundle, settings: EngineSettings, *, as_json: bool) -> None:

@@ -32,7 +32,7 @@ MEANINGS = {
     "--rates": "Activation rates to force, separated by commas.",
     "--repeats": "Rounds of measuring.",
     "--report": "Write one HTML page.",
-    "--runtime": "onnxruntime or tensorrt.",
+    "--runtime": "What runs or builds: tensorrt, tensorrt_rtx, onnxruntime_cuda, onnxruntime (on the CPU), or auto.",
     "--static": "Also write the static twin: the same network with nothing to skip, to compare with.",
     "--target": "What the bundle is for; see 'dyndeploy targets'.",
     "--threads": "Threads that compute.",
@@ -82,6 +82,12 @@ def _devices() -> list[str]:
     return sorted({"cpu", *load_devices(), *device_names()})
 
 
+def _runtimes() -> list[str]:
+    from dyndeploy.runtimes.base import AUTO, RUNTIMES
+
+    return [AUTO, *RUNTIMES]
+
+
 def _recipes() -> list[str]:
     from dyndeploy.training import recipe_names
 
@@ -89,13 +95,13 @@ def _recipes() -> list[str]:
 
 
 complete_network, complete_target = _names(_networks), _names(_targets)
-complete_device, complete_recipe = _names(_devices), _names(_recipes)
+complete_device, complete_recipe, complete_runtime = _names(_devices), _names(_recipes), _names(_runtimes)
 
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of the bundle.")]
 AsJson = Annotated[bool, option("--json")]
 Native = Annotated[str, option("--native", metavar="auto|off|PATH")]
 Plugins = Annotated[str, option("--plugins", metavar="auto|PATH")]
-Runtime = Annotated[str, option("--runtime")]
+Runtime = Annotated[str, option("--runtime", autocompletion=complete_runtime)]
 Threads = Annotated[int, option("--threads", min=1)]
 Target = Annotated[str, option("--target", autocompletion=complete_target)]
 Limit = Annotated[int | None, option("--limit", metavar="N", min=1, detail="(default: all)")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +10,19 @@ import typer
 
 from dyndeploy.cli._arguments import numbers, print_json, print_table
 from dyndeploy.cli._engine_ahead import built_ahead, deliver_ahead
-from dyndeploy.cli._options import AsJson, BundleFolder, Plugins, Rates, Repeats, complete_target, option
+from dyndeploy.cli._options import (
+    AsJson,
+    BundleFolder,
+    Plugins,
+    Rates,
+    Repeats,
+    complete_runtime,
+    complete_target,
+    option,
+)
 from dyndeploy.cli._profile import print_profile
 from dyndeploy.cli._progress import progress_bar, progress_line
-from dyndeploy.cli._verbosity import note
+from dyndeploy.cli._verbosity import note, tell
 from dyndeploy.errors import UsageError
 
 
@@ -33,12 +43,13 @@ def engine(
         option("--target", detail="Refused unless it is the bundle's.", autocompletion=complete_target),
     ] = None,
     runtime: Annotated[
-        str | None,
+        str,
         option(
             "--runtime",
-            detail="Or tensorrt_rtx: built here, run elsewhere. (default: tensorrt_rtx for GPUs that it supports)",
+            detail="Here one that has engines; auto is tensorrt_rtx for GPUs that it supports, which need not be here.",
+            autocompletion=complete_runtime,
         ),
-    ] = None,
+    ] = "auto",
     precision: Annotated[str | None, option("--precision", detail="(default: the bundle's)")] = None,
     strongly_typed: Annotated[
         bool | None,
@@ -138,6 +149,13 @@ def engine(
             f"{bundle} --device BOARD' verifies and times every stage on a board."
         )
 
+    if verify or profile:
+        from dyndeploy.runtimes.choice import choose_engine_runtime
+
+        choice = choose_engine_runtime(opened, runtime, device=gpu)
+        tell(choice.line)
+        settings = replace(settings, runtime=choice.runtime)
+
     if verify:
         from dyndeploy.verification import verify_engine
 
@@ -157,7 +175,7 @@ def engine(
 
         with progress_bar() as progress:
             result = profile_engine(
-                opened, settings, rates=chosen, data=data, repeats=repeats, device=gpu, progress=progress
+                opened, settings, rates=chosen, data=data, repeats=repeats, device=gpu, choice=choice, progress=progress
             )
         if as_json:
             print_json(result.to_json())

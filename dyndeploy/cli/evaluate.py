@@ -20,7 +20,7 @@ def evaluate(
     data: LabelledData,
     limit: Limit = None,
     thresholds: Thresholds = None,
-    runtime: Runtime = "onnxruntime",
+    runtime: Runtime = "auto",
     threads: Threads = 1,
     native: Native = "auto",
     as_json: AsJson = False,
@@ -82,7 +82,7 @@ def _print(result: BundleEvaluation) -> None:
     if result.rates:
         print_table(("mask", "mean rate"), [(name, f"{rate:.3f}") for name, rate in result.rates.items()])
     code = "" if result.operators is None else f"; dynamic operators: {result.operators}"
-    typer.echo(f"{result.runtime}, {result.threads} thread(s), {result.precision}{code}.")
+    typer.echo(f"{result.runtime}, {result.threads} thread(s), {result.precision}{code}. {result.runtime_why}.")
     if result.operators == FALLBACK_BODIES:
         typer.echo(f"Note: {BODIES_NOTE}")
     for note in result.notes:

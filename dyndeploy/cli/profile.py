@@ -13,11 +13,11 @@ import typer
 from dyndeploy.cli._arguments import exit_mix as read_mix
 from dyndeploy.cli._arguments import numbers, print_json, print_table
 from dyndeploy.cli._boards import connected, telling_waits
-from dyndeploy.cli._options import Dim, Native, Repeats, Threads, complete_device, option
+from dyndeploy.cli._options import Dim, Native, Repeats, Runtime, Threads, complete_device, option
 from dyndeploy.cli._profile import print_profile
 from dyndeploy.cli._profile_file import file_measurement, network_page, print_network, require_static_file
 from dyndeploy.cli._progress import progress_bar
-from dyndeploy.cli._verbosity import note
+from dyndeploy.cli._verbosity import note, tell
 from dyndeploy.errors import InputError, UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dyndeploy.measure import NetworkProfile, Profile
     from dyndeploy.measure.exits import ExitProfile
     from dyndeploy.remote import DeviceEntry, DeviceReport
+    from dyndeploy.runtimes.choice import RuntimeChoice
 
 THIS_MACHINE = "cpu"
 
@@ -40,10 +41,16 @@ def profile(
             help="Folder of a bundle that was exported with --static; or a static ONNX file.",
         ),
     ],
-    device: Annotated[str, option("--device", autocompletion=complete_device)] = THIS_MACHINE,
-    host: Annotated[
-        str | None, typer.Option(metavar="USER@ADDRESS", help="The board's address. (default: that of 'device add')")
+    device: Annotated[
+        str | None, option("--device", detail="(default: what is here)", autocompletion=complete_device)
     ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER@ADDRESS", help="Address of the board or workstation. (default: that of 'device add')"
+        ),
+    ] = None,
+    runtime: Runtime = "auto",
     threads: Threads = 1,
     rates: Annotated[str | None, option("--rates", detail="(default: 0.1,0.25,0.5,0.75,1.0)")] = None,
     data: Annotated[
@@ -71,6 +78,8 @@ def profile(
 ) -> None:
     """Measure a bundle: each rate or exit next to the static twin, ideal and realised speed-up."""
     board = _board(device, host)
+    if board is not None and runtime != "auto":
+        raise UsageError(f"--runtime {runtime} is for this machine; a board runs what its target does. Leave it out.")
     if board is not None and native != "auto":
         raise UsageError(f"--native {native} is for this machine; a board builds its own plugins. Leave it out.")
     chosen = None if rates is None else numbers("--rates", rates)
@@ -79,7 +88,12 @@ def profile(
     of_a_file = {"--input-size": input_size, "--dim": dim, "--input": inputs}
     if bundle.suffix == ".onnx" and not bundle.is_dir():
         of_a_bundle = {"--rates": rates, "--exit-mix": exit_mix, "--data": data}
-        require_static_file(bundle, of_a_bundle | {"--device": board, "--native": native if native != "auto" else None})
+        refused: dict[str, Any] = of_a_bundle | {
+            "--device": None if device == THIS_MACHINE and board is None else device or board,
+            "--native": native if native != "auto" else None,
+            "--runtime": runtime if runtime != "auto" else None,
+        }
+        require_static_file(bundle, refused)
         measure_file = file_measurement(bundle, input_size, dim or [], inputs or [], threads, repeats)
         _deliver(measure_file, print_network, network_page, json_file, report)
         return
@@ -90,24 +104,31 @@ def profile(
     from dyndeploy.bundle import Bundle
 
     opened = Bundle.open(bundle)
+    choice = None if board is not None else _chosen_here(opened, device, runtime, json_file)
     if opened.manifest.exits is not None:
         mixes = [read_mix(mix) for mix in exit_mix or []]
         if rates is not None:
             raise UsageError(f"{opened.manifest.network.name} has exits: give --exit-mix 60/40/.. instead of --rates.")
         options: dict[str, Any] = {"threads": threads, "mixes": mixes, "data": data, "repeats": repeats}
-        _profile_exits(opened, board, options, native, json_file, report)
+        _profile_exits(opened, board, choice, options, native, json_file, report)
         return
     if exit_mix:
         raise UsageError(f"{opened.manifest.network.name} has no exits: leave --exit-mix out.")
     on_board: list[DeviceReport] = []
 
     def measure(progress: Progress) -> Profile:
-        from dyndeploy.measure import profile_bundle
+        from dyndeploy.measure import profile_bundle, profile_engine
         from dyndeploy.remote import profile_on_device
+        from dyndeploy.runtimes.base import ENGINE_RUNTIMES
+        from dyndeploy.runtimes.tensorrt_engine import EngineSettings
 
         options: dict[str, Any] = {"threads": threads, "rates": chosen, "data": data, "repeats": repeats}
+        if choice is not None and choice.runtime in ENGINE_RUNTIMES:
+            del options["threads"]
+            settings = EngineSettings(runtime=choice.runtime)
+            return profile_engine(opened, settings, **options, choice=choice, progress=progress)
         if board is None:
-            return profile_bundle(opened, **options, native=native, progress=progress)
+            return profile_bundle(opened, **options, native=native, choice=choice, progress=progress)
         on_board.append(_on_board(profile_on_device, opened, board, progress, options))
         return cast("Profile", on_board[0].profile)
 
@@ -119,6 +140,7 @@ def profile(
 def _profile_exits(
     bundle: Bundle,
     board: DeviceEntry | None,
+    choice: RuntimeChoice | None,
     options: Mapping[str, Any],
     native: str,
     json_file: str | None,
@@ -131,7 +153,7 @@ def _profile_exits(
         from dyndeploy.remote import profile_exits_on_device
 
         if board is None:
-            return profile_exits(bundle, **options, native=native, progress=progress)
+            return profile_exits(bundle, **options, native=native, choice=choice, progress=progress)
         on_board.append(_on_board(profile_exits_on_device, bundle, board, progress, options))
         return cast("ExitProfile", on_board[0].profile)
 
@@ -221,13 +243,42 @@ def _spread(relative: tuple[float, float] | None, whole: float) -> str:
     return "-" if relative is None else f"{relative[0] * whole:.3f}..{relative[1] * whole:.3f}"
 
 
-def _board(device: str, host: str | None) -> DeviceEntry | None:
-    """The board to measure on; None is this machine."""
-    from dyndeploy.targets import device_names, target_names
+def _chosen_here(bundle: Bundle, device: str | None, runtime: str, json_file: str | None) -> RuntimeChoice:
+    """What runs a bundle on this machine, on the device that was named; says so in a line."""
+    from dyndeploy.runtimes.base import ONNXRUNTIME
+    from dyndeploy.runtimes.choice import choose_runtime, require_this_gpu
+    from dyndeploy.targets import load_device
+
+    if device == THIS_MACHINE:
+        if runtime not in ("auto", ONNXRUNTIME):
+            raise UsageError(f"--device {THIS_MACHINE} is the processor, which {runtime} does not use: leave one out.")
+        runtime = ONNXRUNTIME
+    elif device is not None:
+        name = load_device(device).name
+        if bundle.manifest.target != name:
+            raise UsageError(
+                f"The bundle was exported for {bundle.manifest.target}, not for {name}: export it again with --target "
+                f"{name}."
+            )
+        if runtime == ONNXRUNTIME:
+            raise UsageError(f"--device {device} is a GPU, which {ONNXRUNTIME} does not use: leave one out.")
+        require_this_gpu(name)
+    choice = choose_runtime(bundle, runtime)
+    if device not in (None, THIS_MACHINE) and choice.gpu is None:
+        raise UsageError(f"Nothing here runs the bundle on {device}: {choice.reason}.")
+    if json_file != "-":
+        tell(choice.line)
+    return choice
+
+
+def _board(device: str | None, host: str | None) -> DeviceEntry | None:
+    """The board or workstation to measure on; None is this machine."""
+    from dyndeploy.targets import device_names, load_target, target_names
 
     models, targets = device_names(), target_names()
-    if device == THIS_MACHINE and host is None:
+    if device in (None, THIS_MACHINE) and host is None:
         return None
+    device = device or THIS_MACHINE
     from dyndeploy.remote import DeviceEntry, load_devices
 
     try:
@@ -241,6 +292,8 @@ def _board(device: str, host: str | None) -> DeviceEntry | None:
     if board is None and host is None:
         if device not in {*models, *targets}:
             raise unknown_name("device", device, {THIS_MACHINE, *known, *models, *targets})
+        if device in targets and load_target(device).is_card:
+            return None
         model = device if device in models else "nano"
         raise UsageError(
             f"No address is known for the device '{device}'. Give it with --host user@address, or once and for all "

@@ -34,7 +34,7 @@ def run(
         Path | None,
         option("--output", "-o", metavar="FILE.npz", detail="Here the arrays that --input gives."),
     ] = None,
-    runtime: Runtime = "onnxruntime",
+    runtime: Runtime = "auto",
     threads: Threads = 1,
     thresholds: Thresholds = None,
     native: Native = "auto",
@@ -47,19 +47,23 @@ def run(
     from dyndeploy.bundle import LOGITS, Bundle
     from dyndeploy.data import with_folders
     from dyndeploy.inference import classify_images, read_arrays, run_images, run_inputs
+    from dyndeploy.runtimes.choice import choose_runtime
 
     if bool(images) == bool(inputs):
         raise UsageError("Give images, or arrays (--input NAME=FILE.npy), and not both.")
     if output is not None and not inputs:
         raise UsageError("--output writes what --input gives: leave it out for images.")
     opened = Bundle.open(bundle)
+    choice = choose_runtime(opened, runtime)
+    if not as_json:
+        tell(choice.line)
     limits = None if thresholds is None else numbers("--thresholds", thresholds)
     if images:
         classified = LOGITS in {info.name for info in opened.manifest.outputs}
         each = classify_images if classified else run_images
         # Listed before anything runs: a folder without images costs nothing.
         files = list(with_folders(images))
-        results = each(opened, files, runtime=runtime, threads=threads, thresholds=limits, native=native)
+        results = each(opened, files, runtime=choice, threads=threads, thresholds=limits, native=native)
         failed = _print_each(results, opened.manifest.network.class_names, as_json)
         if failed:
             typer.echo(f"dyndeploy: {failed} of {len(files)} images failed.", err=True)
@@ -68,7 +72,7 @@ def run(
     feeds = read_arrays(opened, named_files(inputs or []))
     with ExitStack() as stack:
         written = None if output is None else stack.enter_context(atomic_file(output))
-        [result] = run_inputs(opened, [feeds], runtime=runtime, threads=threads, thresholds=limits, native=native)
+        [result] = run_inputs(opened, [feeds], runtime=choice, threads=threads, thresholds=limits, native=native)
         if written is not None:
             _write(written, result)
     if as_json:

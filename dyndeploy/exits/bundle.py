@@ -19,6 +19,7 @@ from dyndeploy.exits.result import CalibrationResult
 from dyndeploy.exits.scores import ExitScores, FloatArray
 from dyndeploy.files import shown
 from dyndeploy.runtimes import StagedSession, open_staged
+from dyndeploy.runtimes.choice import RuntimeChoice, choose_runtime
 from dyndeploy.runtimes.machine import machine_facts
 from dyndeploy.runtimes.staged import stage_precision
 
@@ -108,7 +109,7 @@ def calibrate_bundle(
     method: str = SEARCH,
     switch_off: bool = True,
     limit: int | None = None,
-    runtime: str = "onnxruntime",
+    runtime: str | RuntimeChoice = "onnxruntime",
     precision: str | None = None,
     threads: int = 1,
     progress: Progress | None = None,
@@ -124,7 +125,7 @@ def calibrate_bundle(
         method: See :func:`~dyndeploy.exits.calibrate`.
         switch_off: See :func:`~dyndeploy.exits.calibrate`.
         limit: At most so many images.
-        runtime: What runs the stages: ``"onnxruntime"`` or ``"tensorrt"``.
+        runtime: What runs the stages, as for :func:`~dyndeploy.inference.run_inputs`.
         precision: See :func:`~dyndeploy.runtimes.staged.stage_precision`.
         threads: Threads of ONNX Runtime.
         progress: Called with a message and the fraction done.
@@ -136,9 +137,10 @@ def calibrate_bundle(
         DyndeployError: The runtime failed.
     """
     stages = bundle.exits.stages
-    computed = stage_precision(bundle, runtime, precision)
+    choice = choose_runtime(bundle, runtime)
+    computed = stage_precision(bundle, choice.runtime, precision)
     images = HeldOutImages.open(bundle, data, limit)
-    with open_staged(bundle, runtime, threads=threads, precision=computed) as session:
+    with open_staged(bundle, choice.runtime, threads=threads, precision=computed) as session:
         # Costs first: a profile of another bundle is refused before minutes of work.
         known = costs(session, computed)
         scores = score_images(session, images, progress)
@@ -149,7 +151,7 @@ def calibrate_bundle(
         precision=computed,
         macs=tuple(float(stage.macs) for stage in stages),
         source=images.source,
-        runtime=info.to_json(),
+        runtime={**info.to_json(), "why": choice.reason},
         machine=machine_facts(),
     )
 

@@ -22,9 +22,14 @@ from dyndeploy.measure.result import bundle_facts, samples_of
 from dyndeploy.measure.samples import Samples
 from dyndeploy.measure.turn import machine_turn
 from dyndeploy.prediction import bundle_record, exit_shares
-from dyndeploy.runtimes import OnnxRuntimeSession, StagedSession, open_staged
+from dyndeploy.runtimes import OnnxRuntimeSession, Session, StagedSession, TensorRTSession, open_staged
+from dyndeploy.runtimes.base import ENGINE_RUNTIMES, ONNXRUNTIME
+from dyndeploy.runtimes.choice import RuntimeChoice
 from dyndeploy.runtimes.machine import machine_facts
 from dyndeploy.runtimes.native import bodies_note, operator_code
+from dyndeploy.runtimes.onnxruntime import PROVIDER_OF
+from dyndeploy.runtimes.tensorrt_engine import EngineSettings
+from dyndeploy.targets import device_of_gpu
 
 SCHEMA_VERSION = 1
 KIND = "measured_exits"
@@ -112,7 +117,7 @@ class ExitProfile:
     Attributes:
         bundle: What was measured.
         machine: Facts about the machine, from :func:`dyndeploy.runtimes.machine.machine_facts`, or of a board.
-        runtime: ``name``, ``version`` and ``provider``.
+        runtime: ``name``, ``version`` and ``provider``; ``why`` where it was chosen among several.
         threads: How many threads all stages compute with, together.
         settings: Rounds, warm-up, and where the images come from.
         whole_macs: MACs of the network without exits.
@@ -241,12 +246,15 @@ def profile_exits(
     min_seconds: float = 10.0,
     warmup: int = 3,
     native: str | os.PathLike[str] = "auto",
+    choice: RuntimeChoice | None = None,
     progress: Progress = lambda message, fraction: None,
 ) -> ExitProfile:
-    """Measure every exit of a bundle of stages on this machine's CPU, one image at a time.
+    """Measure every exit of a bundle of stages on this machine, one image at a time.
 
     Every round times, in turn, images that leave at exit 1, 2, ..., with the network without exits before and after
-    each of them, so that a drift of the machine's speed cancels in the ratio. All sessions compute on one thread pool.
+    each of them, so that a drift of the machine's speed cancels in the ratio. On a CPU all sessions compute on one
+    thread pool. On a GPU times are by the wall clock, with the copies of the image and of what is read of it: the host
+    decides at every exit.
 
     Args:
         bundle: With a static twin: the network without exits.
@@ -259,6 +267,7 @@ def profile_exits(
         warmup: Untimed runs of every session and input before the rounds.
         native: The operator library of stages with dynamic operators, as for
             :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
+        choice: What runs them; None takes ONNX Runtime on the CPU.
         progress: Called with what is being done and the fraction done.
 
     Raises:
@@ -278,23 +287,35 @@ def profile_exits(
     progress("loading", 0.0)
     with ExitStack() as stack:
         notes = stack.enter_context(machine_turn())
-        staged = stack.enter_context(open_staged(bundle, threads=threads, thresholds=thresholds, native=native))
-        whole = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native="off", shared=True))
+        runtime, gpu = (choice.runtime, choice.gpu) if choice else (ONNXRUNTIME, None)
+        staged = stack.enter_context(
+            open_staged(bundle, runtime, threads=threads, thresholds=thresholds, native=native)
+        )
+
+        def opened(graph: os.PathLike[str] | onnx.ModelProto) -> Session:
+            if runtime in ENGINE_RUNTIMES:
+                model = graph if isinstance(graph, onnx.ModelProto) else onnx.load(graph)
+                session = TensorRTSession.from_graph(model, EngineSettings(runtime=runtime).of(bundle))[0]
+                return stack.enter_context(session)
+            provider = PROVIDER_OF[runtime]
+            return stack.enter_context(
+                OnnxRuntimeSession(graph, threads=threads, native="off", shared=True, provider=provider)
+            )
+
+        whole = opened(bundle.static)
         timed = images[:TIMED_IMAGES]
         # Whole runs, which refuse what is not finite: times of wrong results are worth nothing.
         staged.run_all(timed)
         for image in timed:
             whole.run({whole.inputs[0].name: image[None]})
-        every = stack.enter_context(
-            OnnxRuntimeSession(every_exit_model(bundle), threads=threads, native="off", shared=True)
-        )
+        every = opened(every_exit_model(bundle))
         rounds, forced, staging, branched = time_exits(
             [f"exit {stage.exit}" for stage in stages],
             [[staged.bind(image[None], stage=index) for image in timed] for index in range(len(stages))],
             [_bind_whole(whole, image[None]) for image in timed],
             [_bind_whole(every, image[None]) for image in timed],
-            _branched_runs(stack, bundle, threads, timed),
-            Clock(single_thread=threads == 1),
+            _branched_runs(stack, bundle, threads, timed) if gpu is None else None,
+            Clock(single_thread=threads == 1 and gpu is None),
             repeats,
             min_seconds,
             warmup,
@@ -306,14 +327,19 @@ def profile_exits(
         info, note = staged.info, staged.note
     return assemble_exits(
         bundle,
-        bundle.manifest.cpu_precision,
+        info.precision if runtime in ENGINE_RUNTIMES else bundle.manifest.cpu_precision,
         forced,
         staging,
         branched,
         shares,
-        machine=machine | {"warnings": notes},
-        device="cpu",
-        runtime={"name": info.runtime, "version": info.version, "provider": info.provider},
+        machine=machine | ({} if gpu is None else {"gpu": str(gpu)}) | {"warnings": notes},
+        device="cpu" if gpu is None else device_of_gpu(gpu.name) or gpu.name,
+        runtime={
+            "name": info.runtime,
+            "version": info.version,
+            "provider": info.provider,
+            **({} if choice is None else {"why": choice.reason}),
+        },
         threads=threads,
         settings={"rounds": rounds, "warmup": warmup, "images": source},
         note=note,
@@ -423,7 +449,7 @@ def checked_mix(mix: Sequence[float], exits: int) -> tuple[str, tuple[float, ...
     return "/".join(f"{100 * share:g}" for share in shares), shares
 
 
-def _bind_whole(session: OnnxRuntimeSession, image: npt.NDArray[Any]) -> Callable[[], None]:
+def _bind_whole(session: Session, image: npt.NDArray[Any]) -> Callable[[], None]:
     """A run that takes an image as a chain of stages does, from the caller's array, and leaves its logits in place."""
     held = np.zeros_like(image)
     outputs = {info.name: np.zeros((1, *info.shape[1:]), np.float32) for info in session.outputs}

@@ -15,6 +15,7 @@ from dyndeploy.errors import InputError
 from dyndeploy.fields import Document, Field
 from dyndeploy.finite import first_not_finite
 from dyndeploy.measure.samples import Samples
+from dyndeploy.runtimes.base import ENGINE_RUNTIMES
 from dyndeploy.runtimes.native import bodies_note, operator_code
 
 SCHEMA_VERSION = 1
@@ -200,7 +201,7 @@ class Profile:
             ``l4t``, ``power_mode``, ``clocks``, ``sensors``, ``warnings`` and, for a reader, ``device_facts``.
         device: ``"cpu"`` for this machine's processor, the name of the board's target, or of a GPU the name of its
             device model (its own name where there is none).
-        runtime: ``name``, ``version`` and ``provider``.
+        runtime: ``name``, ``version`` and ``provider``; ``why`` where it was chosen among several.
         native: ``path`` and ``sha256`` of the operator library (None: function bodies ran), the ``instruction_set``
             that it computed with on a CPU, a ``description``, and the types of the dynamic ``operators`` that the node
             profile saw running natively.
@@ -236,7 +237,7 @@ class Profile:
         An engine's plan holds for the twin as well; on a CPU the twin is in FP32 whatever the bottlenecks compute in.
         """
         precision = self.bundle.get("precision", "fp32")
-        return None if precision == "fp32" or self.runtime.get("name") == "tensorrt" else str(precision)
+        return None if precision == "fp32" or self.runtime.get("name") in ENGINE_RUNTIMES else str(precision)
 
     @property
     def operator_code(self) -> str | None:
@@ -400,7 +401,7 @@ _MACHINE_FACTS: Mapping[str, Reader] = {
     "load_average": _optional(lambda item: item.sequence(Field.amount)),
     "versions": _versions,
 }
-_RUNTIME_FACTS: Mapping[str, Reader] = dict.fromkeys(("name", "version", "provider"), Field.label)
+_RUNTIME_FACTS: Mapping[str, Reader] = dict.fromkeys(("name", "version", "provider", "why"), Field.label)
 _NATIVE_FACTS: Mapping[str, Reader] = {
     "path": _optional(Field.label),
     "sha256": _optional(Field.label),

@@ -19,6 +19,21 @@ from dyndeploy.runtimes.native import FALLBACK_BODIES
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 
+AUTO = "auto"
+"""Asks for whatever is best of what is there, see :func:`dyndeploy.runtimes.choice.choose_runtime`."""
+
+TENSORRT, TENSORRT_RTX, ONNXRUNTIME_CUDA, ONNXRUNTIME = "tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "onnxruntime"
+RUNTIMES = {
+    TENSORRT: "TensorRT",
+    TENSORRT_RTX: "TensorRT-RTX",
+    ONNXRUNTIME_CUDA: "ONNX Runtime's CUDA provider",
+    ONNXRUNTIME: "ONNX Runtime on the CPU",
+}
+"""What can run a bundle, by the name that ``--runtime`` takes."""
+
+ENGINE_RUNTIMES = (TENSORRT, TENSORRT_RTX)
+"""Those that run an engine."""
+
 ANY_SIZE = -1
 """Stands in a :class:`~dyndeploy.bundle.TensorInfo` shape for a size that the model leaves open."""
 
@@ -51,7 +66,7 @@ class SessionInfo:
     """What a session runs on.
 
     Attributes:
-        runtime: ``"onnxruntime"``, ``"tensorrt"`` or ``"torch"``.
+        runtime: ``"onnxruntime"``, ``"tensorrt"``, ``"tensorrt_rtx"`` or ``"torch"``.
         version: Version of the runtime.
         threads: Threads that compute.
         provider: Execution provider or device.

@@ -19,7 +19,7 @@ from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError, unknown_name
 from dyndeploy.precisions import CPU_PRECISIONS
 from dyndeploy.processors import usable_processors
-from dyndeploy.runtimes.base import ANY_SIZE, Array, NativeUse, Session, SessionInfo
+from dyndeploy.runtimes.base import ANY_SIZE, ONNXRUNTIME, ONNXRUNTIME_CUDA, Array, NativeUse, Session, SessionInfo
 from dyndeploy.runtimes.native import CPU_PROVIDER, ISA_VARIABLE, NativeLibrary, find_cpu_library, native_library
 from dyndeploy.runtimes.onnxruntime_package import SWAP, conflict, import_onnxruntime, installed_distributions
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 PROVIDER = CPU_PROVIDER
 PROVIDERS = {"cpu": PROVIDER, "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 """ONNX Runtime's names of the providers that a session can be opened with."""
+
+PROVIDER_OF = {ONNXRUNTIME: "cpu", ONNXRUNTIME_CUDA: "cuda"}
+"""Of :data:`PROVIDERS`, what a runtime of :data:`~dyndeploy.runtimes.base.RUNTIMES` means."""
 
 TENSORRT_DOMAIN = "trt.plugins"
 """Domain under which ONNX Runtime offers TensorRT plugins."""
@@ -113,12 +116,7 @@ class OnnxRuntimeSession(Session):
         provider: str = "cpu",
         in_order: bool = False,
     ) -> None:
-        onnxruntime = import_onnxruntime()
-
-        if provider not in PROVIDERS:
-            raise unknown_name("provider", provider, PROVIDERS)
-        if PROVIDERS[provider] not in onnxruntime.get_available_providers():
-            raise UsageError(f"onnxruntime {onnxruntime.__version__} has no {PROVIDERS[provider]}. {_gpu_advice()}")
+        onnxruntime = require_provider(provider)
 
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
             raise UsageError(f"threads={threads!r} is not valid: give a whole number of at least 1.")
@@ -304,6 +302,16 @@ class OnnxRuntimeSession(Session):
         if self._profile_folder is not None:
             shutil.rmtree(self._profile_folder, ignore_errors=True)
             self._profile_folder = None
+
+
+def require_provider(provider: str) -> Any:
+    """The module ``onnxruntime``, if it has a provider of :data:`PROVIDERS`; raises ``UsageError`` where not."""
+    onnxruntime = import_onnxruntime()
+    if provider not in PROVIDERS:
+        raise unknown_name("provider", provider, PROVIDERS)
+    if PROVIDERS[provider] not in onnxruntime.get_available_providers():
+        raise UsageError(f"onnxruntime {onnxruntime.__version__} has no {PROVIDERS[provider]}. {_gpu_advice()}")
+    return onnxruntime
 
 
 # ONNX Runtime has one shared pool and one shared allocator per process, and tells nothing about them.

@@ -11,8 +11,9 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,11 @@ import numpy.typing as npt
 from dyndeploy.bundle import CONFIDENCE, LOGITS, Bundle, StageInfo, TensorInfo
 from dyndeploy.errors import DyndeployError, InputError, UsageError, unknown_name
 from dyndeploy.finite import require_finite
-from dyndeploy.runtimes.base import ANY_SIZE, Array, Session, SessionInfo, checked_tensor
-from dyndeploy.runtimes.onnxruntime import OnnxRuntimeSession
+from dyndeploy.runtimes.base import ANY_SIZE, ENGINE_RUNTIMES, RUNTIMES, Array, Session, SessionInfo, checked_tensor
+from dyndeploy.runtimes.onnxruntime import PROVIDER_OF, OnnxRuntimeSession
 from dyndeploy.runtimes.tensorrt import TensorRTSession
-from dyndeploy.runtimes.tensorrt_engine import EngineSettings
+from dyndeploy.runtimes.tensorrt_engine import EngineSettings, require_fixed_batch
 
-RUNTIMES = ("onnxruntime", "tensorrt")
 _ADVICE = "A weight of this exit's stage, or of one before it, is damaged: verify the bundle."
 
 Floats = npt.NDArray[np.float32]
@@ -358,16 +358,16 @@ def stage_precision(bundle: Bundle, runtime: str, precision: str | None = None) 
 
     Args:
         bundle: A staged bundle.
-        runtime: One of :data:`RUNTIMES`.
-        precision: What was asked for; None for the bundle's. ONNX Runtime on a CPU computes in FP32 whatever the
-            bundle's engines compute in.
+        runtime: One of :data:`~dyndeploy.runtimes.base.RUNTIMES`.
+        precision: What was asked for; None for the bundle's. ONNX Runtime computes in FP32 whatever the bundle's
+            engines compute in.
 
     Raises:
         UsageError: The runtime is unknown, or does not compute in the precision that was asked for.
     """
     if runtime not in RUNTIMES:
         raise unknown_name("runtime", runtime, RUNTIMES)
-    if runtime == "tensorrt":
+    if runtime in ENGINE_RUNTIMES:
         return precision or bundle.manifest.precision
     if precision not in (None, "fp32"):
         raise UsageError(
@@ -414,7 +414,8 @@ def open_staged(
 
     Args:
         bundle: The bundle or its folder.
-        runtime: ``"onnxruntime"``, all stages on one thread pool; or ``"tensorrt"``, one engine per stage.
+        runtime: One of :data:`~dyndeploy.runtimes.base.RUNTIMES`: ONNX Runtime has all stages on one thread pool, the
+            others have one engine per stage.
         threads: Threads that compute, in ONNX Runtime.
         thresholds: One number per stage, or for all but the last, which always takes; None takes the bundle's for the
             precision. Without either, :meth:`StagedSession.run_all` works and :meth:`StagedSession.run` does not.
@@ -434,14 +435,16 @@ def open_staged(
     with ExitStack() as stack:
         opened: list[Session] = []
         note = ""
-        if runtime == "onnxruntime":
+        if runtime not in ENGINE_RUNTIMES:
             native = native if bundle.manifest.operators else "off"
+            options: dict[str, Any] = {"threads": threads, "native": native, "provider": PROVIDER_OF[runtime]}
             for path in bundle.stages:
-                session = stack.enter_context(OnnxRuntimeSession(path, threads=threads, native=native, shared=True))
+                session = stack.enter_context(OnnxRuntimeSession(path, **options, shared=True))
                 note = session.pool_note and f"Every stage has threads of its own: {session.pool_note}."
                 opened.append(session)
         else:
-            settings = settings or EngineSettings(precision=precision)
+            require_fixed_batch(bundle)
+            settings = replace((settings or EngineSettings(precision=precision)).of(bundle), runtime=runtime)
             engines: list[TensorRTSession] = []
             for model in bundle.load_stages():
                 engine, _ = TensorRTSession.from_graph(model, settings, device=device, before=engines)

@@ -1,4 +1,4 @@
-"""TensorRT engines behind the interface of every session, with pycuda for memory and streams."""
+"""Engines of TensorRT and TensorRT-RTX behind the interface of every session, with pycuda for memory and streams."""
 
 from __future__ import annotations
 
@@ -13,24 +13,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dyndeploy.bundle import Bundle, TensorInfo
-from dyndeploy.errors import DyndeployError
-from dyndeploy.ops import OPERATORS
-from dyndeploy.runtimes.base import Array, NativeUse, Session, SessionInfo
+from dyndeploy.errors import BundleError, DyndeployError
+from dyndeploy.runtimes.base import TENSORRT, TENSORRT_RTX, Array, NativeUse, Session, SessionInfo
 from dyndeploy.runtimes.cuda import CudaGraph, Gpu
 from dyndeploy.runtimes.native import NativeLibrary
 from dyndeploy.runtimes.tensorrt_api import TensorRT
+from dyndeploy.runtimes.tensorrt_device import RTX
 from dyndeploy.runtimes.tensorrt_engine import (
     EngineFile,
     EngineSettings,
     Progress,
-    build_engine,
     build_graph_engine,
+    keep_data,
+    kept_data,
     load_metadata,
     plugin_library,
 )
+from dyndeploy.runtimes.tensorrt_rtx import build_rtx_engine
 
 if TYPE_CHECKING:
     import onnx
+
+KERNELS = ".kernels"
+"""Ending of the file beside an engine of TensorRT-RTX that keeps what was compiled of it for the GPU."""
 
 _LOG = logging.getLogger("dyndeploy.tensorrt")
 
@@ -42,7 +47,7 @@ class TensorRTSession(Session):
     its first execution and launched as a whole from then on; :attr:`graph_note` says why where it is not.
 
     Args:
-        engine: An engine file with its metadata beside it.
+        engine: An engine file with its metadata beside it, which say which of the two built it.
         library: Plugin library: ``"auto"``, a path, or a library that was found already.
         cuda_graph: Capture runs in a CUDA graph where possible.
         device: Index of the GPU.
@@ -65,7 +70,10 @@ class TensorRTSession(Session):
         cuda_graph: bool = True,
         device: int = 0,
     ) -> None:
-        self._open(Path(engine), library, TensorRT.load(), Gpu(device), cuda_graph=cuda_graph)
+        path = Path(engine)
+        plan = load_metadata(path)["built_from"]["plan"]
+        api = TensorRT.load(TENSORRT_RTX if plan["tensorrt"].startswith(RTX) else TENSORRT)
+        self._open(path, library, api, Gpu(device), cuda_graph=cuda_graph)
 
     @classmethod
     def from_bundle(
@@ -81,10 +89,9 @@ class TensorRTSession(Session):
         Returns:
             The session, and the engine that it runs.
         """
-        return cls._built(
-            lambda gpu, api: build_engine(bundle, gpu.info, settings, api=api, progress=progress),
-            device=device,
-        )
+        settings = (settings or EngineSettings()).of(bundle)
+        model = bundle.load_static() if settings.static else bundle.load_model()
+        return cls.from_graph(model, settings, device=device, progress=progress)
 
     @classmethod
     def from_graph(
@@ -94,6 +101,7 @@ class TensorRTSession(Session):
         *,
         device: int = 0,
         before: Sequence[TensorRTSession] = (),
+        progress: Progress = lambda message: None,
     ) -> tuple[TensorRTSession, EngineFile]:
         """As :meth:`from_bundle`, for a graph outside a bundle.
 
@@ -103,32 +111,35 @@ class TensorRTSession(Session):
             device: Index of the GPU.
             before: Sessions whose outputs this one reads where they lie on the device, for its inputs of the same
                 names; they stay open longer than this one. :meth:`execute` runs on them.
+            progress: Called with a line at the start of each step.
         """
-        return cls._built(
-            lambda gpu, api: build_graph_engine(model, gpu.info, settings or EngineSettings(), api=api),
-            device=device,
-            before=before,
-        )
+        settings = settings or EngineSettings()
+        api = TensorRT.load(settings.runtime)
 
-    @classmethod
-    def _built(
-        cls,
-        build: Callable[[Gpu, TensorRT], EngineFile],
-        *,
-        device: int,
-        before: Sequence[TensorRTSession] = (),
-    ) -> tuple[TensorRTSession, EngineFile]:
-        api, gpu = TensorRT.load(), Gpu(device)
-        session = cls.__new__(cls)
-        try:
-            built = build(gpu, api)
-            session._open(
-                built.path, built.library or "auto", api, gpu, cuda_graph=built.plan.cuda_graph, before=before
-            )
-        except BaseException:
-            gpu.close()
-            raise
-        return session, built
+        def opened(*, anew: bool) -> tuple[TensorRTSession, EngineFile]:
+            gpu, session = Gpu(device), cls.__new__(cls)
+            try:
+                if settings.runtime == TENSORRT_RTX:
+                    built = build_rtx_engine(model, gpu.info, settings, progress=progress)
+                else:
+                    built = build_graph_engine(model, gpu.info, settings, api=api, progress=progress)
+                library = built.library or "auto"
+                try:
+                    session._open(built.path, library, api, gpu, cuda_graph=built.plan.cuda_graph, before=before)
+                except BundleError as error:
+                    if anew or not built.cached:
+                        raise
+                    # Whole by its checksum, and still not what this machine reads.
+                    _LOG.warning("dyndeploy: The engine %s cannot be used: %s It is built again.", built.path, error)
+                    built.path.unlink(missing_ok=True)
+                else:
+                    return session, built
+            except BaseException:
+                gpu.close()
+                raise
+            return opened(anew=True)
+
+        return opened(anew=False)
 
     def _open(
         self,
@@ -141,12 +152,12 @@ class TensorRTSession(Session):
         before: Sequence[TensorRTSession] = (),
     ) -> None:
         try:
-            metadata = load_metadata(path)
-            needed = [(name, str(OPERATORS[name].version)) for name in metadata["operators"]]
+            plan = load_metadata(path)["built_from"]["plan"]
+            needed = [(name, version) for name, version in plan["plugins"]]
             native = NativeUse()
             if needed:
                 found = library if isinstance(library, NativeLibrary) else plugin_library(library)
-                built_with = metadata["built_from"]["plan"]["library_sha256"]
+                built_with = plan["library_sha256"]
                 if found.sha256 != built_with:
                     _LOG.warning("the engine was built with another plugin library (sha256 %s)", built_with)
                 api.load_plugins(found, needed)
@@ -157,7 +168,13 @@ class TensorRTSession(Session):
                         "Build the library of this release of dyndeploy."
                     )
                 native = NativeUse(str(found.path), found.sha256)
-            self._engine = api.engine(path.read_bytes())
+            # TensorRT-RTX compiles kernels for the GPU when an engine runs there: once, if they are kept.
+            self._kernels = path.with_suffix(KERNELS)
+            self._made_with = {"tensorrt": api.text, **gpu.info.to_json()}
+            self._kept = kept_data(self._kernels, self._made_with) if api.runtime == TENSORRT_RTX else b""
+            self._engine = api.engine(path.read_bytes(), self._kept)
+            if self._kept and not self._engine.kernels_taken:
+                _LOG.warning("dyndeploy: The cache %s is refused by TensorRT-RTX. A new one is begun.", self._kernels)
             self._gpu = gpu
             self.gpu = gpu.info
             self._stream = gpu.stream()
@@ -180,7 +197,14 @@ class TensorRTSession(Session):
         super().__init__(
             self._engine.inputs,
             self._engine.outputs,
-            SessionInfo("tensorrt", api.text, 1, f"{gpu.info.name}, compute {gpu.info.compute_capability}", native),
+            SessionInfo(
+                api.runtime,
+                api.text,
+                1,
+                f"{gpu.info.name}, compute {gpu.info.compute_capability}",
+                native,
+                plan["precision"],
+            ),
         )
 
     def __enter__(self) -> TensorRTSession:
@@ -302,6 +326,9 @@ class TensorRTSession(Session):
         if self._graph is not None:
             self._graph.close()
             self._graph = None
+        compiled = self._engine.kernels()
+        if compiled and compiled != self._kept:
+            keep_data(self._kernels, compiled, self._made_with)
         self._engine.close()
         for name, memory in self._device.items():
             if name not in self._linked:

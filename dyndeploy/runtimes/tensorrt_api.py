@@ -10,7 +10,9 @@ from typing import Any
 from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import BundleError, DyndeployError
 from dyndeploy.runtimes import tensorrt_device
+from dyndeploy.runtimes.base import TENSORRT, TENSORRT_RTX
 from dyndeploy.runtimes.native import NativeLibrary
+from dyndeploy.runtimes.tensorrt_ahead import rtx_package
 from dyndeploy.runtimes.tensorrt_plan import BuildPlan
 
 OLDEST = (8, 2)
@@ -32,8 +34,17 @@ class TensorRT:
         self._logger = module.Logger(module.Logger.WARNING)
 
     @classmethod
-    def load(cls) -> TensorRT:
-        """Import TensorRT; raises ``DyndeployError`` if it is missing or older than 8.2."""
+    def load(cls, runtime: str = TENSORRT) -> TensorRT:
+        """Import TensorRT, or TensorRT-RTX.
+
+        Args:
+            runtime: One of :data:`~dyndeploy.runtimes.base.ENGINE_RUNTIMES`.
+
+        Raises:
+            DyndeployError: It is missing, cannot be loaded, or is older than 8.2.
+        """
+        if runtime == TENSORRT_RTX:
+            return cls(_rtx_module())
         try:
             module = importlib.import_module("tensorrt")
         except (ImportError, OSError) as error:
@@ -45,6 +56,11 @@ class TensorRT:
         if api.version < OLDEST:
             raise DyndeployError(f"TensorRT {api.text} is too old: 8.2 is the first version that is supported.")
         return api
+
+    @property
+    def runtime(self) -> str:
+        """Which of :data:`~dyndeploy.runtimes.base.ENGINE_RUNTIMES` it is."""
+        return TENSORRT_RTX if self.text.startswith(tensorrt_device.RTX) else TENSORRT
 
     @property
     def text(self) -> str:
@@ -105,17 +121,41 @@ class TensorRT:
 
     # ------------------------------------------------------------ running
 
-    def engine(self, data: bytes) -> Engine:
-        """Deserialise an engine whose plugins are loaded; raises ``BundleError`` if TensorRT refuses it."""
+    def engine(self, data: bytes, kernels: bytes = b"") -> Engine:
+        """Deserialise an engine whose plugins are loaded.
+
+        Args:
+            data: The engine.
+            kernels: What :meth:`Engine.kernels` gave in an earlier run of it; TensorRT-RTX takes its compiled kernels
+                from there, and compiles anew what does not fit.
+
+        Raises:
+            BundleError: TensorRT refuses it.
+        """
         runtime = self._trt.Runtime(self._logger)
         engine = runtime.deserialize_cuda_engine(data)
-        context = None if engine is None else engine.create_execution_context()
+        context = cache = None
+        taken = False
+        if engine is not None and self.runtime == TENSORRT_RTX:
+            context, cache, taken = _cached_context(engine, kernels)
+        elif engine is not None:
+            context = engine.create_execution_context()
         if context is None:
             raise BundleError(
-                f"TensorRT {self.text} refuses the engine; its own messages stand above. Engines run only with the "
-                "TensorRT version and on the device they were built with: build it again here."
+                f"TensorRT {self.text} refuses the engine{self._diagnosis(runtime, data)}; its own messages stand "
+                "above. Engines run only with the TensorRT version and on the device they were built with: build it "
+                "again here."
             )
-        return Engine(self, runtime, engine, context)
+        return Engine(self, runtime, engine, context, cache, kernels_taken=taken)
+
+    def _diagnosis(self, runtime: Any, data: bytes) -> str:
+        """What TensorRT-RTX says is wrong with an engine, in brackets; others do not say."""
+        known = getattr(self._trt, "EngineInvalidityDiagnostics", None)
+        if known is None:
+            return ""
+        _, found = runtime.get_engine_validity(data)
+        words = [name.lower().replace("_", " ") for name, bit in known.__members__.items() if int(found) & int(bit)]
+        return f" ({', '.join(words)})" if words else ""
 
     @property
     def module(self) -> Any:
@@ -128,17 +168,45 @@ def _sentence(error: Exception) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
+def _rtx_module() -> Any:
+    package = rtx_package()
+    try:
+        for folder in package.library_folders:
+            # The bindings find by name what is loaded already.
+            for path in sorted(folder.glob("lib*.so.1"), reverse=True):
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        return importlib.import_module(package.module)
+    except (ImportError, OSError) as error:
+        raise DyndeployError(
+            f"TensorRT-RTX cannot be loaded ({error}). Install it again: pip install --force-reinstall "
+            "'dyndeploy[rtx]'."
+        ) from error
+
+
+def _cached_context(engine: Any, kernels: bytes) -> tuple[Any, Any, bool]:
+    """A context that keeps what it compiles; also the cache, and whether it took what an earlier one had kept."""
+    config = engine.create_runtime_config()
+    cache = config.create_runtime_cache()
+    taken = bool(kernels) and bool(cache.deserialize(kernels))
+    config.set_runtime_cache(cache)
+    return engine.create_execution_context(config), cache, taken
+
+
 class Engine:
     """A deserialised engine with static shapes and its execution context.
 
     Attributes:
         inputs: Names, shapes and NumPy types of its inputs.
         outputs: The same of its outputs.
+        kernels_taken: Whether it uses kernels that an earlier run compiled.
     """
 
-    def __init__(self, api: TensorRT, runtime: Any, engine: Any, context: Any) -> None:
-        # The runtime must outlive its engines.
-        self._runtime, self._engine, self._context = runtime, engine, context
+    def __init__(
+        self, api: TensorRT, runtime: Any, engine: Any, context: Any, cache: Any = None, *, kernels_taken: bool = False
+    ) -> None:
+        # The runtime must outlive its engines, and the cache its contexts.
+        self._runtime, self._engine, self._cache, self._context = runtime, engine, cache, context
+        self.kernels_taken = kernels_taken
         self._trt = api.module
         try:
             tensors = [
@@ -165,8 +233,13 @@ class Engine:
         except tensorrt_device.RefusedError as error:
             raise DyndeployError(_sentence(error)) from error
 
+    def kernels(self) -> bytes:
+        """The kernels that TensorRT-RTX has compiled for this GPU, to be kept; empty where there are none to keep."""
+        return b"" if self._cache is None else bytes(memoryview(self._cache.serialize()))
+
     def close(self) -> None:
         """Free context, engine and runtime, in the order that TensorRT needs."""
         self._context = None
+        self._cache = None
         self._engine = None
         self._runtime = None

@@ -1,7 +1,8 @@
 """From a bundle to an engine: plugin library, build, engine cache, timing cache, ``trtexec`` command lines.
 
 An engine is a cache, never the product: it runs only with the TensorRT and on the device it was built with. It is
-found again by a key over all that shaped it; what that was stands in a file beside it.
+found again by a key over all that shaped it; what that was stands in a file beside it. Whatever is found and cannot be
+used is made again, and the log says so in one line.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from onnx import helper
 
 from dyndeploy import files
 from dyndeploy.bundle import INPUT, Bundle
-from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError
+from dyndeploy.errors import BundleError, DyndeployError, InputError, OutputError, UsageError
 from dyndeploy.graphs.tensorrt import missing_creators, required_creators
 from dyndeploy.ops import OPERATORS
+from dyndeploy.runtimes.base import TENSORRT
 from dyndeploy.runtimes.native import (
     TENSORRT_LIBRARY_VARIABLE,
     NativeLibrary,
@@ -33,7 +35,7 @@ from dyndeploy.runtimes.native import (
 )
 from dyndeploy.runtimes.onnxruntime import OnnxRuntimeSession
 from dyndeploy.runtimes.tensorrt_api import TensorRT
-from dyndeploy.runtimes.tensorrt_device import parse_version
+from dyndeploy.runtimes.tensorrt_device import RTX, parse_version
 from dyndeploy.runtimes.tensorrt_plan import BuildOptions, BuildPlan, plan_build
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
 
 CACHE_VARIABLE = "DYNDEPLOY_CACHE"
 """Environment variable that names the folder of caches; without it, the user's cache folder."""
+
+ENGINES = "engines"
+"""Folder of engines, and of what is kept beside them, inside a bundle's folder and outside its seal."""
 
 TIMING_CACHE = "timing.cache"
 _SCHEMA = 2
@@ -60,8 +65,10 @@ class EngineSettings:
         strongly_typed: Types in the graph instead of builder flags; None takes flags where they exist.
         static: Build the static twin instead of the dynamic network.
         library: Plugin library: ``"auto"`` or a path.
-        cache: Folder of engines and the timing cache; None is :func:`cache_folder`.
+        cache: Folder of engines and of what is kept beside them; None is that of the bundle (:func:`engine_folder`), of
+            graphs outside a bundle :func:`cache_folder`.
         options: Workspace, TF32 and CUDA graphs.
+        runtime: ``"tensorrt"``, or ``"tensorrt_rtx"``.
     """
 
     precision: str | None = None
@@ -70,6 +77,13 @@ class EngineSettings:
     library: str | os.PathLike[str] = "auto"
     cache: str | os.PathLike[str] | None = None
     options: BuildOptions = field(default_factory=BuildOptions)
+    runtime: str = TENSORRT
+
+    def of(self, bundle: Bundle) -> EngineSettings:
+        """The settings with what a bundle says where they leave it open: precision and folder."""
+        return replace(
+            self, precision=self.precision or bundle.manifest.precision, cache=self.cache or engine_folder(bundle)
+        )
 
 
 @dataclass(frozen=True)
@@ -95,8 +109,17 @@ class EngineFile:
         return {"path": str(self.path), "cached": self.cached, **self.metadata}
 
 
+def engine_folder(bundle: Bundle) -> Path:
+    """Where the engines of a bundle are kept: inside it; where it cannot be written, in :func:`cache_folder`."""
+    folder = bundle.path / ENGINES
+    if os.access(folder if folder.is_dir() else bundle.path, os.W_OK | os.X_OK):
+        return folder
+    _LOG.warning("dyndeploy: %s cannot be written: engines are kept in %s.", bundle.path, cache_folder())
+    return cache_folder()
+
+
 def cache_folder() -> Path:
-    """Folder of engines: below ``DYNDEPLOY_CACHE``, else below the user's cache folder."""
+    """Folder of engines outside a bundle: below ``DYNDEPLOY_CACHE``, else below the user's cache folder."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named) / "engines"
@@ -166,8 +189,7 @@ def build_engine(
         DyndeployError: TensorRT is missing, a plugin is missing, or parser or builder refused.
         OutputError: The cache cannot be written.
     """
-    settings = settings or EngineSettings()
-    settings = replace(settings, precision=settings.precision or bundle.manifest.precision)
+    settings = (settings or EngineSettings()).of(bundle)
     return build_graph_engine(_source(bundle, settings.static), gpu, settings, api=api, progress=progress)
 
 
@@ -192,8 +214,7 @@ def build_stage_engines(
         UsageError: The stages leave the batch size open.
     """
     require_fixed_batch(bundle)
-    settings = settings or EngineSettings()
-    settings = replace(settings, precision=settings.precision or bundle.manifest.precision)
+    settings = (settings or EngineSettings()).of(bundle)
     built = []
     for stage, model in zip(bundle.exits.stages, bundle.load_stages(), strict=True):
 
@@ -241,17 +262,18 @@ def build_graph_engine(
     )
     if library is not None:
         require_creators(api, library, model)
-    found = cached_metadata(path, beside, built_from)
+    origin = source_sha256(source)
+    found = found_engine(path, beside, built_from, origin)
     if found is not None:
         _LOG.info("engine found in the cache: %s", path)
         return EngineFile(path, plan, found, library, cached=True)
 
     progress("building the engine (minutes on a board)")
     start = time.monotonic()
-    timing = folder / TIMING_CACHE
+    timing, timed_with = folder / TIMING_CACHE, {"tensorrt": api.text, **gpu.to_json()}
     # The path is claimed first: a folder that cannot be written costs no build.
     with files.atomic_file(path) as temporary:
-        engine, timings = api.build(content, plan, _timing_cache(timing, beside_of(timing), api, gpu))
+        engine, timings = api.build(content, plan, kept_data(timing, timed_with))
         temporary.write_bytes(engine)
     metadata = {
         "built_from": built_from,
@@ -261,11 +283,11 @@ def build_graph_engine(
         "plugin_library": None if library is None else str(library.path),
         "build_seconds": round(time.monotonic() - start, 1),
         "graph": source.graph.name,
+        "source_sha256": origin,
     }
     # Last: an engine without its metadata is not taken for a whole one.
     files.write_json(beside, metadata)
-    _write_bytes(timing, timings)
-    files.write_json(beside_of(timing), _timing_key(api, gpu))
+    keep_data(timing, timings, timed_with)
     return EngineFile(path, plan, metadata, library, cached=False)
 
 
@@ -302,23 +324,110 @@ def cached_metadata(path: Path, beside: Path, built_from: dict[str, Any]) -> dic
     return dict(metadata) if whole else None
 
 
+def source_sha256(source: onnx.ModelProto) -> str:
+    """What tells that two engines are of one graph, whatever they were built with."""
+    return hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest()
+
+
+def found_engine(path: Path, beside: Path, built_from: dict[str, Any], origin: str) -> dict[str, Any] | None:
+    """As :func:`cached_metadata`; the log says why an engine of the graph that is there cannot be used.
+
+    Args:
+        path: The engine.
+        beside: The file beside it.
+        built_from: What it would be built from.
+        origin: The graph's :func:`source_sha256`.
+    """
+    found = cached_metadata(path, beside, built_from)
+    if found is None:
+        why = _why_unusable(path, built_from, origin)
+        if why:
+            _LOG.warning("dyndeploy: %s. It is built again.", why)
+    return found
+
+
+def _why_unusable(path: Path, built_from: Mapping[str, Any], origin: str) -> str:
+    """Why an engine of the same graph, which is there, is not the one that is wanted; empty where there is none."""
+    if path.exists():
+        return f"The engine {path} is damaged, or not whole"
+    for beside in sorted(path.parent.glob("*.json")):
+        try:
+            metadata = files.read_json(beside)
+            if metadata.get("source_sha256") == origin:
+                differs = _differences(metadata["built_from"], built_from)
+                if differs:
+                    return f"The engine {beside.with_suffix('.engine')} was built {' and '.join(differs)}"
+        except (InputError, OSError, AttributeError, KeyError, TypeError):
+            continue
+    return ""
+
+
+_ASKED_FOR = ("precision", "workspace_mib", "tf32")
+"""What makes another engine because the user wanted another one."""
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """In what surroundings an engine was built that are others now; none where it was asked for otherwise."""
+    before, now = old["plan"], new["plan"]
+    versions = before["tensorrt"], now["tensorrt"]
+    if any(before[key] != now[key] for key in _ASKED_FOR) or len({text.startswith(RTX) for text in versions}) > 1:
+        return []
+    found = []
+    if versions[0] != versions[1]:
+        found.append(f"with TensorRT {versions[0]}, and this is {versions[1]}")
+    elif before["typed"] != now["typed"]:
+        return []
+    found += [
+        f"{what} {_of(old, keys)}, and this is {_of(new, keys)}"
+        for what, keys in (("for", ("name", "compute_capability")), ("with CUDA and driver", ("cuda", "driver")))
+        if _of(old, keys) != _of(new, keys)
+    ]
+    if before["capabilities"] != now["capabilities"]:
+        texts = (" and ".join(plan["capabilities"]) or "that of another GPU" for plan in (before, now))
+        found.append("for compute capability {}, and this is {}".format(*texts))
+    if before["library_sha256"] != now["library_sha256"]:
+        texts = (f"sha256 {str(plan['library_sha256'])[:12]}" for plan in (before, now))
+        found.append("with another plugin library ({}, now {})".format(*texts).replace("sha256 None", "stand-ins"))
+    return found
+
+
+def _of(built_from: Mapping[str, Any], keys: tuple[str, ...]) -> str:
+    return " ".join(str(built_from[key]) for key in keys if key in built_from)
+
+
 def beside_of(path: Path) -> Path:
     """The JSON file beside a cached file."""
     return path.with_suffix(path.suffix + ".json")
 
 
-def _timing_key(api: TensorRT, gpu: GpuInfo) -> dict[str, str]:
-    return {"tensorrt": api.text, **gpu.to_json()}
+def kept_data(path: Path, made_with: Mapping[str, str]) -> bytes:
+    """What :func:`keep_data` kept, if it is whole and of the same surroundings; else nothing, and the log says why.
 
-
-def _timing_cache(path: Path, beside: Path, api: TensorRT, gpu: GpuInfo) -> bytes:
-    """An earlier timing cache of the same TensorRT and device, else nothing: TensorRT refuses foreign ones loudly."""
+    Args:
+        path: The file.
+        made_with: TensorRT's version and the device, which refuse each other's data loudly.
+    """
+    if not path.exists():
+        return b""
     try:
-        if files.read_json(beside) == _timing_key(api, gpu):
-            return path.read_bytes()
-    except (InputError, OSError):
-        pass
+        data, beside = path.read_bytes(), files.read_json(beside_of(path))
+        whole = beside.pop("sha256") == hashlib.sha256(data).hexdigest()
+    except (InputError, OSError, KeyError, AttributeError, TypeError):
+        whole = False
+    if whole and beside == made_with:
+        return data
+    why = "is of another TensorRT or device" if whole else "is damaged, or not whole"
+    _LOG.warning("dyndeploy: The cache %s %s. A new one is begun.", path, why)
     return b""
+
+
+def keep_data(path: Path, data: bytes, made_with: Mapping[str, str]) -> None:
+    """Keep data of TensorRT's beside the engines; where that fails, the log says so and nothing else is lost."""
+    try:
+        _write_bytes(path, data)
+        files.write_json(beside_of(path), {**made_with, "sha256": hashlib.sha256(data).hexdigest()})
+    except OutputError as error:
+        _LOG.warning("dyndeploy: The cache %s could not be kept: %s", path, error)
 
 
 def load_metadata(engine: str | os.PathLike[str]) -> dict[str, Any]:

@@ -10,13 +10,14 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dyndeploy import files
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import UsageError
+from dyndeploy.graphs.tensorrt import required_creators
 from dyndeploy.runtimes.native import NativeLibrary
 from dyndeploy.runtimes.tensorrt_ahead import (
     AheadEngine,
@@ -25,15 +26,22 @@ from dyndeploy.runtimes.tensorrt_ahead import (
     require_capability,
     rtx_package,
 )
-from dyndeploy.runtimes.tensorrt_engine import EngineSettings, cached_metadata, engine_place, plugin_library
-from dyndeploy.runtimes.tensorrt_plan import plan_build
+from dyndeploy.runtimes.tensorrt_engine import (
+    EngineFile,
+    EngineSettings,
+    cache_folder,
+    engine_place,
+    found_engine,
+    plugin_library,
+    source_sha256,
+)
+from dyndeploy.runtimes.tensorrt_plan import BuildPlan, plan_build
 from dyndeploy.targets import Target, load_device, load_target, target_names
 
 if TYPE_CHECKING:
     import onnx
 
-ENGINES = "engines"
-"""Folder of engines inside a bundle's folder."""
+    from dyndeploy.runtimes.cuda import GpuInfo
 
 DYNAMIC, STATIC = "dynamic", "static twin"
 _SCHEMA = 1
@@ -96,24 +104,48 @@ def build_bundle_ahead(
         DyndeployError: TensorRT-RTX is missing, or refused a graph.
         OutputError: An engine cannot be written.
     """
-    settings = settings or EngineSettings()
     target = ahead_target(bundle)
+    settings = (settings or EngineSettings()).of(bundle)
     capability = require_capability(str(load_device(target.name).hardware.compute_capability))
-    precision = settings.precision or bundle.manifest.precision
-    target.require_precision(precision)
-    package = package or rtx_package()
-    builder = _Builder(
-        Path(settings.cache) if settings.cache is not None else bundle.path / ENGINES,
-        replace(settings, precision=precision),
-        capability,
-        package,
-        _library(settings),
-    )
+    target.require_precision(str(settings.precision))
+    builder = _Builder(settings, capability, package or rtx_package(), _library(settings))
     found = []
     for graph, source in _graphs(bundle, static_only=settings.static):
         progress(f"building the engine of {bundle.manifest.network.name}, {graph}, for {target.title}")
         found.append(builder.build(graph, source))
     return tuple(found)
+
+
+def build_rtx_engine(
+    source: onnx.ModelProto,
+    gpu: GpuInfo,
+    settings: EngineSettings,
+    *,
+    package: BuilderPackage | None = None,
+    progress: Callable[[str], None] = lambda message: None,
+) -> EngineFile:
+    """As :func:`~dyndeploy.runtimes.tensorrt_engine.build_graph_engine`, by TensorRT-RTX, to run here.
+
+    It is the engine that is built ahead of time with the same plugin library for GPUs of this compute capability.
+
+    Args:
+        source: The graph.
+        gpu: The device.
+        settings: How the engine is built; no precision means FP32.
+        package: The builder; None takes the installed TensorRT-RTX.
+        progress: Called with a line at the start.
+
+    Raises:
+        UsageError: TensorRT-RTX does not support the GPU, there is no plan for the precision, or no plugin library.
+        DyndeployError: TensorRT-RTX is missing, or refused the graph.
+        OutputError: The engine cannot be written.
+    """
+    capability = require_capability(gpu.compute_capability)
+    library = plugin_library(settings.library) if required_creators(source) else None
+    progress("building the engine with TensorRT-RTX")
+    made = _Builder(settings, capability, package or rtx_package(), library).build(source.graph.name, source)
+    plan = BuildPlan.from_json({**made.metadata["built_from"]["plan"], "cuda_graph": settings.options.cuda_graph})
+    return EngineFile(made.path, plan, made.metadata, library, made.cached)
 
 
 def _library(settings: EngineSettings) -> NativeLibrary | None:
@@ -137,7 +169,6 @@ def _graphs(bundle: Bundle, *, static_only: bool) -> Iterator[tuple[str, onnx.Mo
 
 @dataclass(frozen=True)
 class _Builder:
-    folder: Path
     settings: EngineSettings
     capability: str
     package: BuilderPackage
@@ -146,7 +177,7 @@ class _Builder:
     def build(self, graph: str, source: onnx.ModelProto) -> AheadFile:
         plan, copy = plan_build(
             source,
-            str(self.settings.precision),
+            self.settings.precision or "fp32",
             self.package.text,
             strongly_typed=self.settings.strongly_typed,
             options=self.settings.options,
@@ -155,8 +186,10 @@ class _Builder:
         library = self.library if plan.plugins else None
         plan = plan.with_library(None if library is None else library.sha256)
         content = copy.SerializeToString(deterministic=True)
-        built_from, path, beside = engine_place(self.folder, plan, content, {"schema": _SCHEMA})
-        metadata = cached_metadata(path, beside, built_from)
+        folder = cache_folder() if self.settings.cache is None else Path(self.settings.cache)
+        built_from, path, beside = engine_place(folder, plan, content, {"schema": _SCHEMA})
+        origin = source_sha256(source)
+        metadata = found_engine(path, beside, built_from, origin)
         if metadata is not None:
             return AheadFile(graph, path, metadata, cached=True)
         start = time.monotonic()
@@ -169,6 +202,7 @@ class _Builder:
             "engine_sha256": hashlib.sha256(made.engine).hexdigest(),
             **_described(made),
             "build_seconds": round(time.monotonic() - start, 1),
+            "source_sha256": origin,
         }
         # Last: an engine without its metadata is not taken for a whole one.
         files.write_json(beside, metadata)

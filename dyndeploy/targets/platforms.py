@@ -76,6 +76,11 @@ class Target:
     source: str
     ahead_of_time: bool = False
 
+    @property
+    def is_card(self) -> bool:
+        """Whether it is a GPU in some computer, without the power modes that boards have as a whole."""
+        return self.runtime == "tensorrt" and not self.power_modes
+
     def require_precision(self, precision: str) -> None:
         """Raise ``UsageError`` with the reason unless the precision can be exported for this target."""
         if precision not in self.precisions:

@@ -48,8 +48,7 @@ def verify_engine(
     checks = [check_files(bundle)]
     if not checks[0].passed:
         return VerificationReport(str(bundle.path), tuple(checks))
-    settings = replace(settings or EngineSettings(), static=False)
-    settings = replace(settings, precision=settings.precision or bundle.manifest.precision)
+    settings = replace((settings or EngineSettings()).of(bundle), static=False)
     model, masks = bundle.load_model(), bundle.manifest.masks
     reference = reference_tensors(bundle)
     checks.append(check_reference(reference))

@@ -20,6 +20,11 @@ import onnx
 import pytest
 
 from dyndeploy.ops import DOMAIN, OPERATORS
+from dyndeploy.runtimes import cuda, tensorrt_ahead, tensorrt_api, tensorrt_rtx
+from dyndeploy.runtimes.cuda import FoundGpu
+from dyndeploy.runtimes.native import NativeLibrary
+from dyndeploy.runtimes.tensorrt_layers import EngineLayers
+from dyndeploy.runtimes.tensorrt_plan import BuildPlan
 from tests.runtimes.tensorrt_reference import evaluate
 
 LIBRARY = "libdyndeploy_tensorrt.so"
@@ -58,11 +63,21 @@ class Creator:
         self.name, self.plugin_version, self.plugin_namespace = name, "1", ""
 
 
-class World:
-    """What the fake modules share: registry, what was asked of the builder, memory of the device."""
+RTX_VERSION = "1.7.1.116"
 
-    def __init__(self, version: str) -> None:
-        self.version = version
+
+class World:
+    """What the fake modules share: registry, what was asked of the builder, memory of the device.
+
+    Args:
+        version: Of TensorRT; or of TensorRT-RTX, which has the names of 11.
+        rtx: Whether it is that.
+    """
+
+    def __init__(self, version: str, *, rtx: bool = False) -> None:
+        self.version, self.rtx = version, rtx
+        self.gpu = FoundGpu("Fake Nano", "5.3")
+        self.kernels: list[bytes] = []  # what contexts of TensorRT-RTX were given
         self.registered: list[Creator] = []
         self.library_operators = list(OPERATORS)  # what the plugin library registers when it is loaded
         self.loads: list[tuple[str, str]] = []
@@ -85,8 +100,8 @@ class World:
 
 def make_tensorrt(world: World) -> types.ModuleType:
     """A module that has what TensorRT of the world's version has, as far as an engine builder is concerned."""
-    version = numbers(world.version)
-    trt = types.ModuleType("tensorrt")
+    version = (11,) if world.rtx else numbers(world.version)
+    trt = types.ModuleType("tensorrt_rtx_bindings" if world.rtx else "tensorrt")
     trt.__version__ = world.version  # type: ignore[attr-defined]
 
     class Flags(enum.IntEnum):
@@ -270,6 +285,31 @@ def make_tensorrt(world: World) -> types.ModuleType:
                 self.profiler.report_layer_time(node.name, 0.25)
             return True
 
+    class RuntimeCache:
+        """Compiled kernels: after a run there are some."""
+
+        def __init__(self) -> None:
+            self._data = b"compiled"
+
+        def deserialize(self, blob: bytes) -> bool:
+            world.kernels.append(blob)
+            return "kernels" not in world.fails
+
+        def serialize(self) -> memoryview:
+            return memoryview(self._data)
+
+    class RuntimeConfig:
+        def create_runtime_cache(self) -> RuntimeCache:
+            return RuntimeCache()
+
+        def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+            assert isinstance(cache, RuntimeCache)
+            return True
+
+    class Diagnostics(enum.IntFlag):
+        VERSION_MISMATCH = 1
+        MALFORMED_ENGINE = 32
+
     class Engine:
         def __init__(self, model: onnx.ModelProto) -> None:
             self._model = model
@@ -280,8 +320,14 @@ def make_tensorrt(world: World) -> types.ModuleType:
         def _shape(self, name: str) -> tuple[int, ...]:
             return tuple(dim.dim_value for dim in self._values[name].type.tensor_type.shape.dim)
 
-        def create_execution_context(self) -> Context:
+        def create_execution_context(self, runtime_config: Any = None) -> Context:
+            assert runtime_config is None or world.rtx
             return Context(self)
+
+        if world.rtx:
+
+            def create_runtime_config(self) -> RuntimeConfig:
+                return RuntimeConfig()
 
         if version < (10,):
 
@@ -324,8 +370,15 @@ def make_tensorrt(world: World) -> types.ModuleType:
             assert isinstance(logger, ILogger)
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
+            if "deserialise" in world.fails:
+                return None
             built_with, model = pickle.loads(serialized_engine)
             return Engine(onnx.ModelProto.FromString(model)) if built_with == world.version else None
+
+        if world.rtx:
+
+            def get_engine_validity(self, buffer: bytes) -> tuple[int, int]:
+                return 2, int(Diagnostics.VERSION_MISMATCH)
 
     class Registry:
         if version < (11,):
@@ -353,6 +406,9 @@ def make_tensorrt(world: World) -> types.ModuleType:
     trt.IBuilderConfig, trt.INetworkDefinition, trt.ILayer = Config, Network, Layer  # type: ignore[attr-defined]
     trt.ICudaEngine, trt.IExecutionContext = Engine, Context  # type: ignore[attr-defined]
     trt.IPluginRegistry = Registry  # type: ignore[attr-defined]
+    if world.rtx:
+        trt.IRuntimeConfig, trt.IRuntimeCache = RuntimeConfig, RuntimeCache  # type: ignore[attr-defined]
+        trt.EngineInvalidityDiagnostics = Diagnostics  # type: ignore[attr-defined]
     trt.get_plugin_registry = lambda: registry  # type: ignore[attr-defined]
     trt.init_libnvinfer_plugins = lambda logger, namespace: True  # type: ignore[attr-defined]
     for name, dtype in (("float32", DataType.FLOAT), ("float16", DataType.HALF), ("int32", DataType.INT32)):
@@ -410,11 +466,11 @@ def make_pycuda(world: World) -> types.ModuleType:
         def retain_primary_context(self) -> Context:
             return Context()
 
-        def compute_capability(self) -> tuple[int, int]:
-            return (5, 3)
+        def compute_capability(self) -> tuple[int, ...]:
+            return tuple(map(int, world.gpu.compute_capability.split(".")))
 
         def name(self) -> str:
-            return "Fake Nano"
+            return world.gpu.name
 
     def htod(dest: Allocation, src: np.ndarray, stream: Stream) -> None:
         world.memory[int(dest)][:] = src.reshape(-1).view(np.uint8)
@@ -432,7 +488,28 @@ def make_pycuda(world: World) -> types.ModuleType:
     return driver
 
 
-def install_fakes(monkeypatch: pytest.MonkeyPatch, version: str, folder: Path, *, library: bool = True) -> World:
+def install_rtx(monkeypatch: pytest.MonkeyPatch, folder: Path) -> World:
+    """As :func:`install_fakes`, with TensorRT-RTX in place of TensorRT, on a GPU that it supports."""
+    world = install_fakes(monkeypatch, RTX_VERSION, folder, rtx=True)
+    world.gpu = FoundGpu("NVIDIA GeForce RTX 4090", "8.9")
+    package = tensorrt_ahead.BuilderPackage("tensorrt_rtx_bindings", f"RTX {RTX_VERSION}", (folder,))
+    for module in (tensorrt_api, tensorrt_rtx):
+        monkeypatch.setattr(module, "rtx_package", lambda: package)
+
+    def build(
+        source: onnx.ModelProto, plan: BuildPlan, copy: onnx.ModelProto, package: object, library: NativeLibrary | None
+    ) -> tensorrt_ahead.AheadEngine:
+        world.builds.append({"plan": plan, "library": library})
+        data = pickle.dumps((RTX_VERSION, copy.SerializeToString()))
+        return tensorrt_ahead.AheadEngine(data, b"", plan, "", EngineLayers(()))
+
+    monkeypatch.setattr(tensorrt_rtx, "build_checked", build)
+    return world
+
+
+def install_fakes(
+    monkeypatch: pytest.MonkeyPatch, version: str, folder: Path, *, library: bool = True, rtx: bool = False
+) -> World:
     """Put the fakes of a version in place of tensorrt, pycuda and the loader of libraries.
 
     Args:
@@ -440,11 +517,13 @@ def install_fakes(monkeypatch: pytest.MonkeyPatch, version: str, folder: Path, *
         version: Of TensorRT.
         folder: For caches and a file that stands for the plugin library.
         library: Let the environment name that file.
+        rtx: The version is TensorRT-RTX's.
     """
-    world = World(version)
+    world = World(version, rtx=rtx)
     package = types.ModuleType("pycuda")
     package.driver = make_pycuda(world)  # type: ignore[attr-defined]
-    modules = {"tensorrt": make_tensorrt(world), "pycuda": package, "pycuda.driver": package.driver}
+    trt = make_tensorrt(world)
+    modules = {trt.__name__: trt, "pycuda": package, "pycuda.driver": package.driver}
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     (folder / LIBRARY).write_bytes(b"plugins")
@@ -453,6 +532,7 @@ def install_fakes(monkeypatch: pytest.MonkeyPatch, version: str, folder: Path, *
     else:
         monkeypatch.delenv("DYNDEPLOY_TENSORRT_LIBRARY", raising=False)
     monkeypatch.setenv("DYNDEPLOY_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(cuda, "find_gpus", lambda: (world.gpu,))
 
     def cdll(path: str, mode: int = 0) -> object:
         if path == "libcuda.so.1":

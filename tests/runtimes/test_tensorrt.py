@@ -22,10 +22,10 @@ from dyndeploy.runtimes.tensorrt import TensorRTSession
 from dyndeploy.runtimes.tensorrt_api import TensorRT
 from dyndeploy.runtimes.tensorrt_device import parse_version
 from dyndeploy.runtimes.tensorrt_engine import (
+    ENGINES,
     EngineSettings,
     build_engine,
     build_stage_engines,
-    cache_folder,
     load_metadata,
     plugin_library,
     trtexec_commands,
@@ -45,9 +45,10 @@ def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
     return lambda version: install_fakes(monkeypatch, version, tmp_path)
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tmp_path_factory.mktemp("tiny") / "b", mode="both", batch=2)
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """Of its own for every test: engines lie in its folder."""
+    return tiny_bundle(tmp_path / "b", mode="both", batch=2)
 
 
 def images(bundle: Bundle) -> dict[str, np.ndarray]:
@@ -149,7 +150,7 @@ def test_engine_cache(install: Install, bundle: Bundle, tmp_path: Path, caplog: 
         assert sha256(tmp_path / "libdyndeploy_tensorrt.so") in caplog.text, "the log names the library"
         again = build_engine(bundle, gpu.info)
         assert (again.cached, again.path, len(world.builds)) == (True, first.path, 1)
-        assert first.path.parent == cache_folder()
+        assert first.path.parent == bundle.path / ENGINES
         # Whatever shapes an engine leads to another one.
         others = [
             build_engine(bundle, gpu.info, settings).path

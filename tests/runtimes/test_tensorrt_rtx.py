@@ -13,8 +13,8 @@ from dyndeploy.errors import DyndeployError, UsageError
 from dyndeploy.export import ExportSettings, export_model
 from dyndeploy.nets import create_model
 from dyndeploy.runtimes.tensorrt_ahead import rtx_package
-from dyndeploy.runtimes.tensorrt_engine import EngineSettings
-from dyndeploy.runtimes.tensorrt_rtx import ENGINES, ahead_target, build_bundle_ahead
+from dyndeploy.runtimes.tensorrt_engine import ENGINES, EngineSettings
+from dyndeploy.runtimes.tensorrt_rtx import ahead_target, build_bundle_ahead
 
 
 def installed() -> bool:

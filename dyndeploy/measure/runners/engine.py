@@ -24,6 +24,7 @@ from dyndeploy.measure.profile import DATA, Profile
 from dyndeploy.measure.result import GroupTimes, assemble, group_times
 from dyndeploy.measure.turn import machine_turn
 from dyndeploy.runtimes import TensorRTSession
+from dyndeploy.runtimes.choice import RuntimeChoice
 from dyndeploy.runtimes.machine import machine_facts
 from dyndeploy.runtimes.tensorrt_engine import EngineSettings
 from dyndeploy.targets import device_of_gpu
@@ -62,6 +63,7 @@ def profile_engine(
     warmup: int = 3,
     seed: int = 0,
     device: int = 0,
+    choice: RuntimeChoice | None = None,
     progress: Callable[[str, float], None] = lambda message, fraction: None,
 ) -> Profile:
     """Measure a bundle's engines on this machine's GPU, as :func:`dyndeploy.measure.profile_bundle` does on its CPU.
@@ -80,6 +82,7 @@ def profile_engine(
         warmup: Untimed runs.
         seed: Seed of the random numbers that the forced masks are drawn with.
         device: Index of the GPU.
+        choice: Why this runtime: it stands in the profile.
         progress: Called with what is being done and the fraction done.
 
     Returns:
@@ -95,8 +98,7 @@ def profile_engine(
     require_comparable(bundle)
     progress("checking the bundle", 0.0)
     bundle.require_intact()
-    settings = settings or EngineSettings()
-    settings = replace(settings, precision=settings.precision or bundle.manifest.precision, static=False)
+    settings = replace((settings or EngineSettings()).of(bundle), static=False)
     masks, machine = bundle.manifest.masks, machine_facts()
     batches, source = schedule.batches(bundle, data)
     graphs = labelled_graphs(bundle, bodies=False)
@@ -140,7 +142,12 @@ def profile_engine(
         times,
         machine={**machine, "gpu": info.provider, "warnings": notes},
         device=device_of_gpu(gpu.name) or gpu.name,
-        runtime={"name": info.runtime, "version": info.version, "provider": info.provider},
+        runtime={
+            "name": info.runtime,
+            "version": info.version,
+            "provider": info.provider,
+            **({} if choice is None else {"why": choice.reason}),
+        },
         native={
             "path": info.native.path,
             "sha256": info.native.sha256,

@@ -1,4 +1,4 @@
-"""Profiling a bundle on this machine's CPU: the dynamic network against its static twin, interleaved in one loop."""
+"""Profiling a bundle on this machine in ONNX Runtime: the dynamic network against its static twin, in one loop."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ from dyndeploy.measure.result import GroupTimes, assemble
 from dyndeploy.measure.turn import machine_turn
 from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes import OnnxRuntimeSession
+from dyndeploy.runtimes.base import ONNXRUNTIME
+from dyndeploy.runtimes.choice import RuntimeChoice
 from dyndeploy.runtimes.machine import machine_facts
+from dyndeploy.runtimes.onnxruntime import PROVIDER_OF
+from dyndeploy.targets import device_of_gpu
 
 _NODE_RUNS = 5  # Runs with the node profile, per input.
 _MAX_NODE_INPUTS = 8
@@ -49,9 +53,10 @@ def profile_bundle(
     warmup: int = 3,
     seed: int = 0,
     native: str | os.PathLike[str] = "auto",
+    choice: RuntimeChoice | None = None,
     progress: Progress = lambda message, fraction: None,
 ) -> Profile:
-    """Measure a bundle on this machine's CPU.
+    """Measure a bundle on this machine in ONNX Runtime, on its CPU or through the CUDA provider.
 
     Every round times, in turn, each forced rate and the data's own masks, with the static twin before and after each
     of them, so that a drift of the machine's speed cancels in the ratio. Each round takes the next input (and the
@@ -68,6 +73,9 @@ def profile_bundle(
         warmup: Untimed runs of every session and input before the rounds.
         seed: Seed of the random numbers that the forced masks are drawn with.
         native: As for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
+        choice: Which of ONNX Runtime's providers; None takes the CPU. Through the CUDA provider a time is by the wall
+            clock, with the copies to the GPU and back, and blocks have no times: the provider tells when their kernels
+            are started and not how long they take.
         progress: Called with what is being done and the fraction done.
 
     Raises:
@@ -83,18 +91,22 @@ def profile_bundle(
     batches, source = schedule.batches(bundle, data)
     progress("loading", 0.0)
     masks, precision = bundle.manifest.masks, bundle.manifest.cpu_precision
+    provider, gpu = (PROVIDER_OF[choice.runtime], choice.gpu) if choice else (PROVIDER_OF[ONNXRUNTIME], None)
+    options: dict[str, Any] = {"threads": threads, "provider": provider}
     with ExitStack() as stack:
         notes = stack.enter_context(machine_turn())
 
         def opened(graph: os.PathLike[str] | onnx.ModelProto) -> OnnxRuntimeSession:
-            return stack.enter_context(OnnxRuntimeSession(graph, threads=threads, native=native, precision=precision))
+            return stack.enter_context(OnnxRuntimeSession(graph, **options, native=native, precision=precision))
 
         assert bundle.static is not None
-        static = stack.enter_context(OnnxRuntimeSession(bundle.static, threads=threads, native="off"))
+        static = stack.enter_context(OnnxRuntimeSession(bundle.static, **options, native="off"))
         dynamic, forced = opened(bundle.model), opened(_overlay(bundle))
-        # Before the measurement: a graph that cannot be loaded with labels must not cost minutes first.
-        labelled = _LabelledGraphs.of(bundle, bodies=dynamic.info.native.path is None)
-        labelled.require_loadable(threads, native)
+        labelled = None
+        if gpu is None:
+            # Before the measurement: a graph that cannot be loaded with labels must not cost minutes first.
+            labelled = _LabelledGraphs.of(bundle, bodies=dynamic.info.native.path is None)
+            labelled.require_loadable(threads, native)
         # Whole runs, which refuse what is not finite: times of wrong results are worth nothing.
         results = [dynamic.run(batch) for batch in batches]
         own = own_configuration(batches, [{mask.name: result[mask.name] for mask in masks} for result in results])
@@ -116,20 +128,28 @@ def profile_bundle(
             )
             for configuration in configurations
         ]
-        clock = Clock(single_thread=threads == 1)
+        clock = Clock(single_thread=threads == 1 and gpu is None)
         rounds = time_rounds(pairs, clock, repeats, min_seconds, warmup, progress)
         info = dynamic.info
-    progress("timing the nodes", 0.9)
-    times, native_operators = labelled.times(bundle, configurations, threads, native)
+    times: list[GroupTimes] = [({}, {}) for _ in configurations]
+    native_operators: list[str] = []
+    if labelled is not None:
+        progress("timing the nodes", 0.9)
+        times, native_operators = labelled.times(bundle, configurations, threads, native)
     return assemble(
         bundle,
         precision,
         configurations,
         pairs,
         times,
-        machine=machine | {"warnings": notes},
-        device="cpu",
-        runtime={"name": info.runtime, "version": info.version, "provider": info.provider},
+        machine=machine | ({} if gpu is None else {"gpu": str(gpu)}) | {"warnings": notes},
+        device="cpu" if gpu is None else device_of_gpu(gpu.name) or gpu.name,
+        runtime={
+            "name": info.runtime,
+            "version": info.version,
+            "provider": info.provider,
+            **({} if choice is None else {"why": choice.reason}),
+        },
         native={
             "path": info.native.path,
             "sha256": info.native.sha256,
