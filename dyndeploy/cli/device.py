@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -89,10 +90,13 @@ def device(
     if as_json:
         print_json(facts)
         return
+    from dyndeploy.remote.profiling import device_warnings, machine_name
+
     modules = {key: value.get("version", "-") for key, value in facts["modules"].items()}
     mode = facts["power_mode"]
     lines = [
-        ("board", f"{facts['model'] or facts['cpu']} ({facts['target'] or 'no known board'})"),
+        ("board", f"{machine_name(facts)} ({facts['target'] or 'no known device'})"),
+        *(("card", _card(gpu)) for gpu in facts["gpus"]),
         ("system", f"{facts['os']}, L4T {facts['l4t'] or '-'}, JetPack {facts['jetpack'] or '-'}"),
         ("software", ", ".join(f"{key} {version}" for key, version in {"python": facts["python"], **modules}.items())),
         ("build", f"CUDA {facts['cuda']['version'] or '-'}, CMake {facts['cmake'] or '-'}"),
@@ -101,7 +105,10 @@ def device(
         ("disk", f"{facts['disk_free_mb']} MB free, {facts['work_mb']} MB used by dyndeploy"),
     ]
     print_table(("device", name), lines)
-    from dyndeploy.remote.profiling import device_warnings
-
     for warning in device_warnings(facts, {}):
         typer.echo(f"Note: {warning}")
+
+
+def _card(gpu: Mapping[str, Any]) -> str:
+    known = (("compute capability", "compute_capability"), ("driver", "driver"), ("memory MB", "memory_mb"))
+    return ", ".join([str(gpu["name"]), *(f"{what} {gpu[key]}" for what, key in known if gpu[key] is not None)])

@@ -382,6 +382,66 @@ def parse_tegrastats(line: str) -> Json:
     return sample
 
 
+GPU_FACTS = ("name", "driver_version", "memory.total", "clocks.max.sm", "compute_cap")  # Old drivers lack the last.
+CARD_RAIL = "of the card, by nvidia-smi"
+
+
+def nvidia_smi(fields: Tuple[str, ...], *more: str) -> List[str]:
+    """The command that prints these fields of every GPU as bare values, separated by commas."""
+    path = tool("nvidia-smi") or "nvidia-smi"
+    return [path, "--query-gpu=" + ",".join(fields), "--format=csv,noheader,nounits"] + list(more)
+
+
+def smi_values(line: str, fields: Tuple[str, ...]) -> Dict[str, str]:
+    """Values of a line of nvidia-smi by field, without those that the GPU or its driver does not have."""
+    values = [value.strip() for value in line.split(",")]
+    if len(values) != len(fields):
+        return {}
+    return {name: value for name, value in zip(fields, values) if value and not value.startswith("[")}
+
+
+def number_in(text: Optional[str]) -> Optional[float]:
+    """A positive number, or None."""
+    return float(text) if text and re.match(r"\d{1,7}(\.\d{1,6})?\Z", text) else None
+
+
+def find_gpus() -> List[Json]:
+    """The cards that nvidia-smi lists, in its order: name, compute capability, driver, memory and highest clock."""
+    for fields in (GPU_FACTS, GPU_FACTS[:-1]):
+        found = [smi_values(line, fields) for line in (run_tool(nvidia_smi(fields)) or "").splitlines()]
+        gpus = [values for values in found if "name" in values]
+        if gpus:
+            return [
+                {
+                    "name": values["name"],
+                    "compute_capability": values.get("compute_cap"),
+                    "driver": values.get("driver_version"),
+                    "memory_mb": number_in(values.get("memory.total")),
+                    "max_mhz": number_in(values.get("clocks.max.sm")),
+                }
+                for values in gpus
+            ]
+    return []
+
+
+CARD_SENSORS = ("power.draw", "temperature.gpu", "utilization.gpu", "clocks.sm", "clocks.mem")
+
+
+def parse_nvidia_smi(line: str) -> Json:
+    """One line of nvidia-smi about the sensors of a card, as :func:`parse_tegrastats` of a board's."""
+    texts = smi_values(line, CARD_SENSORS)
+    values = {name: number_in(texts.get(name)) for name in CARD_SENSORS}
+    sample = {}  # type: Json
+    if values["power.draw"] is not None:
+        sample["total_mw"], sample["total_rails"] = round(values["power.draw"] * 1000), CARD_RAIL
+    if values["temperature.gpu"] is not None:
+        sample["temperatures_c"] = {"GPU": values["temperature.gpu"]}
+    for name, key in (("utilization.gpu", "gpu_load"), ("clocks.sm", "gpu_mhz"), ("clocks.mem", "emc_mhz")):
+        if values[name] is not None:
+            sample[key] = int(values[name])
+    return sample
+
+
 def summarise_samples(samples: List[Json]) -> Json:
     """What a profile keeps of the board's sensors: extremes and means of the samples."""
     result = {"count": len(samples)}  # type: Json
@@ -510,6 +570,7 @@ def probe(work: str, root: str = "/") -> Json:
         "python": platform.python_version(),
         "interpreter": sys.executable,
         "modules": modules,
+        "gpus": [] if model else find_gpus(),
         "cuda": _cuda(root),
         "cmake": cmake_version.group(1) if cmake_version else None,
         "compiler": tool("g++") or tool("c++"),
@@ -527,17 +588,22 @@ def probe(work: str, root: str = "/") -> Json:
 
 
 class Monitor:
-    """Reads tegrastats while something runs; does nothing where there is none."""
+    """Reads tegrastats, or nvidia-smi of the first card, while something runs; does nothing where there is neither."""
 
     def __init__(self, milliseconds: int = 500) -> None:
         self.samples = []  # type: List[Json]
         self._process = None  # type: Optional[subprocess.Popen[bytes]]
-        path = tool("tegrastats")
-        if path is None:
+        board, card = tool("tegrastats"), tool("nvidia-smi")
+        if board is not None:
+            command, self._parse = [board, "--interval", str(milliseconds)], parse_tegrastats
+        elif card is not None:
+            command = nvidia_smi(CARD_SENSORS, "--id=0", "--loop-ms=%d" % milliseconds)
+            self._parse = parse_nvidia_smi
+        else:
             return
         try:
             self._process = subprocess.Popen(
-                [path, "--interval", str(milliseconds)],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -551,7 +617,7 @@ class Monitor:
         assert self._process is not None and self._process.stdout is not None
         start = time.monotonic()
         for line in self._process.stdout:
-            sample = parse_tegrastats(line.decode("utf-8", "replace"))
+            sample = self._parse(line.decode("utf-8", "replace"))
             if sample and len(self.samples) < 10000:
                 sample["seconds"] = round(time.monotonic() - start, 3)
                 self.samples.append(sample)
@@ -1869,6 +1935,8 @@ def main(arguments: List[str], source: Optional[bytes] = None) -> int:
     job.add_argument("key")
     job.add_argument("lock", type=int)
     options = parser.parse_args(arguments)
+    # The first card is then the one that nvidia-smi lists first.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if options.command == "job":
         return run_job(options.work, options.key, options.lock)
     if options.command == "probe":

@@ -17,6 +17,7 @@ from typing import Any
 from dyndeploy import files
 from dyndeploy.errors import ConnectionLostError, DeviceError, UnreachableError
 from dyndeploy.remote.transport import Channel, Transport
+from dyndeploy.targets import device_of_gpu, target_names
 
 PROTOCOL = 2
 CHUNK_BYTES = 1 << 20
@@ -213,8 +214,11 @@ class DeviceClient:
         return DeviceError(f"{where} failed at '{doing}' ({kind}): {message}")
 
     def probe(self) -> dict[str, Any]:
-        """What the board is; see ``agent.probe``."""
+        """What the board is; see ``agent.probe``. A computer is known by its first card, of which the table says."""
         facts: dict[str, Any] = self.call("probe")
+        if facts["target"] is None and facts["gpus"]:
+            name = device_of_gpu(facts["gpus"][0]["name"])
+            facts["target"] = name if name in target_names() else None
         return facts
 
     def missing_bytes(self, contents: Sequence[Content]) -> int:

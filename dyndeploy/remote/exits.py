@@ -33,6 +33,7 @@ from dyndeploy.remote.profiling import (
     DeviceReport,
     ask_board,
     board_machine,
+    machine_name,
     measured_pair,
     require_space,
     require_verified,
@@ -101,7 +102,7 @@ def profile_exits_on_device(
         return checks, work.measure("profile_exits", spec, sent, schedule, facts)
 
     checks, measured = sent_and_run(client, contents, progress, steps)
-    where = facts["model"] or "the board"
+    where = machine_name(facts)
     root = Document(f"The result of {where}", "Measure once more.", DeviceError).root(measured.value)
     count = len(bundle.exits.stages)
     found = root["confidences"].sequence(lambda item: item.sequence(Field.number, length=count), length=len(images))

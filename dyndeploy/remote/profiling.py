@@ -188,11 +188,11 @@ def require_measurable(bundle: Bundle, entry: DeviceEntry) -> Target:
 def require_possible(bundle: Bundle, target: Target, facts: Mapping[str, Any], entry: DeviceEntry) -> None:
     """Refuse what this board cannot do, from what it says of itself; raises ``UsageError``."""
     name, modules = entry.name, facts["modules"]
-    board = facts["model"] or facts["cpu"] or "an unknown machine"
+    board = machine_name(facts)
     if target.runtime == "tensorrt":
         if facts["target"] is None:
             raise UsageError(
-                f"The bundle was exported for {target.name}, and '{name}' is {board}: no known board. Export it with "
+                f"The bundle was exported for {target.name}, and '{name}' is {board}: no known device. Export it with "
                 "--target cpu to measure it there."
             )
         if facts["target"] != target.name:
@@ -205,10 +205,12 @@ def require_possible(bundle: Bundle, target: Target, facts: Mapping[str, Any], e
     lacking = {module: why for module, why in lacking.items() if "version" not in modules.get(module, {})}
     if lacking:
         advice = {
-            "tensorrt": "JetPack brings it: install the package nvidia-jetpack (or python3-libnvinfer)",
-            "pycuda": "'pip3 install pycuda' on the board, with nvcc in the PATH",
-            "numpy": "'sudo apt-get install python3-numpy' on the board",
-            "onnxruntime": "'pip3 install onnxruntime' on the board",
+            "tensorrt": "install NVIDIA's packages tensorrt and python3-libnvinfer, which bring its headers along"
+            if target.is_card
+            else "JetPack brings it: install the package nvidia-jetpack (or python3-libnvinfer)",
+            "pycuda": "'pip3 install pycuda' there, with nvcc in the PATH",
+            "numpy": "'sudo apt-get install python3-numpy' there",
+            "onnxruntime": "'pip3 install onnxruntime' there",
         }
         details = "; ".join(f"{module} ({why}): {advice[module]}" for module, why in lacking.items())
         raise UsageError(
@@ -218,9 +220,17 @@ def require_possible(bundle: Bundle, target: Target, facts: Mapping[str, Any], e
     if target.runtime == "tensorrt":
         version = str(modules["tensorrt"]["version"])
         if _pair(version) < (8, 2):
-            raise UsageError(f"'{name}' has TensorRT {version}; 8.2 is the oldest that is supported. Update JetPack.")
+            raise UsageError(f"'{name}' has TensorRT {version}; 8.2 is the oldest that is supported. Update it.")
+        if target.is_card and target.software and _pair(version) > _pair(str(target.runtime_version)):
+            raise UsageError(f"'{name}' ({board}) has TensorRT {version}, and {target.software}. Install that.")
         if not facts["cmake"] and not facts["cuda"]["nvcc"]:
             raise UsageError(f"'{name}' has neither cmake nor nvcc to build the plugins with: 'apt-get install cmake'.")
+
+
+def machine_name(facts: Mapping[str, Any]) -> str:
+    """What a machine is called: a board by its own name, a computer by its cards, or by its processor."""
+    cards = " and ".join(str(gpu["name"]) for gpu in facts.get("gpus", ()))
+    return str(facts["model"] or cards or facts["cpu"] or "an unknown machine")
 
 
 def _pair(version: str) -> tuple[int, int]:
@@ -441,7 +451,7 @@ def _assemble(
     work: BoardWork,
 ) -> Profile:
     """A profile from what the board sent."""
-    manifest, where = bundle.manifest, facts["model"] or "the board"
+    manifest, where = bundle.manifest, machine_name(facts)
     root = Document(f"The result of {where}", "Measure once more.", DeviceError).root(measured.value)
     own = root["own_masks"].sequence(lambda item: _unpacked(item, bundle), length=len(inputs.batches))
     configurations = [*inputs.forced, own_configuration(inputs.batches, own)]
@@ -544,6 +554,7 @@ def board_machine(
         "versions": dict(versions),
         "date": facts["date"],
         "board": facts["target"],
+        **({"gpu": machine_name(facts)} if facts.get("gpus") else {}),
         "jetpack": facts["jetpack"],
         "l4t": facts["l4t"],
         "power_mode": facts["power_mode"],
@@ -578,7 +589,7 @@ def device_warnings(
 
     Args:
         facts: What the board said of itself when it was probed.
-        sensors: Summary of tegrastats during the measurement.
+        sensors: Summary of tegrastats, or of nvidia-smi for a card, during the measurement.
         clocks_after: The clocks when it ended.
     """
     notes = calendar_notes(facts.get("date", ""))
@@ -588,7 +599,15 @@ def device_warnings(
         for name, scale in (("gpu", 1e6), ("cpu", 1e3))
         if (entry := clocks.get(name)) and not entry["fixed"]
     ]
-    if free and facts["target"] is not None:
+    cards = facts.get("gpus") or ()
+    seen = sensors.get("gpu_mhz")
+    if cards and seen and seen["min"] < THROTTLE * seen["max"]:
+        notes.append(
+            f"The card's clock moved between {seen['min']} and {seen['max']} MHz under load{_hottest(sensors)}: times "
+            f"vary with it. 'sudo nvidia-smi --id=0 --lock-gpu-clocks={seen['min']}' holds it; "
+            "--reset-gpu-clocks frees it again."
+        )
+    if free and facts["target"] is not None and not cards:
         notes.append(
             f"The clocks were not fixed ({', '.join(free)}): times vary with the load before. Run 'sudo jetson_clocks' "
             "on the board first."
@@ -600,9 +619,8 @@ def device_warnings(
             f"({fastest.name}) gives the highest ones that it has."
         )
     highest = (clocks.get("gpu") or {}).get("max")
-    seen = sensors.get("gpu_mhz")
     fixed = bool(clocks.get("gpu") and clocks["gpu"]["fixed"])
-    if seen:
+    if seen and not cards:
         # Without fixed clocks a slow clock may only mean a light load; with them it can only have been taken away.
         top = highest / 1e6 if highest else seen["max"]
         if fixed and seen["min"] < THROTTLE * top:

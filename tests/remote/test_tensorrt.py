@@ -31,19 +31,18 @@ pytestmark = pytest.mark.skipif(
 
 PROJECT = """cmake_minimum_required(VERSION 3.10)
 project(plugins C)
-if(NOT CMAKE_BUILD_TYPE STREQUAL "Release" OR NOT DYNDEPLOY_CUDA_ARCHITECTURES STREQUAL "53")
-  message(FATAL_ERROR "not built for a Nano")
+if(NOT CMAKE_BUILD_TYPE STREQUAL "Release" OR NOT DYNDEPLOY_CUDA_ARCHITECTURES STREQUAL "@SM@")
+  message(FATAL_ERROR "not built for this device")
 endif()
 add_library(dyndeploy_tensorrt SHARED ../../kernels/cuda/empty.c)
 """
 
 
-@pytest.fixture(scope="module")
-def nano_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("tensorrt") / "bundle"
+def device_bundle(folder: Path, target: str, architecture: str) -> Bundle:
+    """A bundle whose plugins are built for one architecture only."""
     bundle = verifiable_bundle(folder)
-    plugins = folder / "device" / "plugins"
-    for name, text in (("adapters/tensorrt/CMakeLists.txt", PROJECT), ("kernels/cuda/empty.c", "int dyndeploy;\n")):
+    plugins, project = folder / "device" / "plugins", PROJECT.replace("@SM@", architecture)
+    for name, text in (("adapters/tensorrt/CMakeLists.txt", project), ("kernels/cuda/empty.c", "int dyndeploy;\n")):
         (plugins / name).parent.mkdir(parents=True)
         (plugins / name).write_text(text)
     checksums = {
@@ -51,8 +50,13 @@ def nano_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    write_manifest(folder, dataclasses.replace(bundle.manifest, target="nano", files=checksums))
+    write_manifest(folder, dataclasses.replace(bundle.manifest, target=target, files=checksums))
     return Bundle.open(folder)
+
+
+@pytest.fixture(scope="module")
+def nano_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return device_bundle(tmp_path_factory.mktemp("tensorrt") / "bundle", "nano", "53")
 
 
 @pytest.fixture
@@ -190,7 +194,7 @@ OLD = {"modules": {name: {"version": "7.1.3"} for name in ("numpy", "tensorrt", 
     ("changes", "words"),
     [
         ({"target": "tx2", "model": "quill"}, ["exported for nano", "is a tx2 (quill)", "--target tx2"]),
-        ({"target": None, "model": None}, ["no known board", "--target cpu"]),
+        ({"target": None, "model": None}, ["no known device", "--target cpu"]),
         (NO_TENSORRT, ["lacks tensorrt", "nvidia-jetpack", "pycuda"]),
         (OLD, ["TensorRT 7.1.3", "8.2 is the oldest"]),
         (NO_TOOLS, ["neither cmake nor nvcc"]),
