@@ -5,10 +5,14 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from dyndeploy.runtimes import tensorrt_ahead
+from dyndeploy.runtimes.onnxruntime_package import SWAP
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,6 +25,8 @@ MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 """Packages that are imported by another name."""
 UNSEEN = {"onnxscript"}
 """What PyTorch's exporter imports."""
+INDIRECT = {"google": "protobuf, of onnx", "joblib": "of scikit-learn", "safetensors": "only for files of that kind"}
+"""What is imported and not declared, and why it is there."""
 
 
 def name_of(requirement: str) -> str:
@@ -51,6 +57,25 @@ def test_one_package_owns_onnxruntime() -> None:
     """An extra cannot take a dependency away."""
     every = [*PROJECT["dependencies"], *(r for extra in PROJECT["optional-dependencies"].values() for r in extra)]
     assert [name_of(r) for r in every if name_of(r).startswith(("onnxruntime", "ort-"))] == ["onnxruntime"]
+
+
+def test_what_is_imported_is_declared() -> None:
+    extras = PROJECT["optional-dependencies"]
+    names = [name_of(r) for r in (*PROJECT["dependencies"], *(r for extra in extras.values() for r in extra))]
+    declared = {MODULES.get(name, name) for name in names} | set(INDIRECT) | set(sys.stdlib_module_names)
+    assert imported() - declared == {"dyndeploy"}
+
+
+def test_the_extras_for_gpus_bring_what_is_imported() -> None:
+    extras = {name: {name_of(r) for r in each} for name, each in PROJECT["optional-dependencies"].items()}
+    assert extras["tensorrt"] == {"tensorrt", "pycuda"} <= imported()
+    assert extras["rtx"] <= {*tensorrt_ahead._DISTRIBUTIONS, "tensorrt-rtx-cu13-libs"}
+    known = packages_distributions()
+    for module in (tensorrt_ahead.RTX_BINDINGS, tensorrt_ahead.RTX_LIBRARIES):
+        # Known by name only where it is installed.
+        assert known.get(module, ["tensorrt-rtx-cu13-libs"])[0].lower().replace("_", "-") in extras["rtx"]
+    # The swap that messages name leaves one package of ONNX Runtime.
+    assert "uninstall -y onnxruntime " in SWAP and SWAP.endswith("pip install onnxruntime-gpu")
 
 
 def test_extras_that_messages_name_exist() -> None:

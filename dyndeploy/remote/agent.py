@@ -437,8 +437,9 @@ def parse_nvidia_smi(line: str) -> Json:
     if values["temperature.gpu"] is not None:
         sample["temperatures_c"] = {"GPU": values["temperature.gpu"]}
     for name, key in (("utilization.gpu", "gpu_load"), ("clocks.sm", "gpu_mhz"), ("clocks.mem", "emc_mhz")):
-        if values[name] is not None:
-            sample[key] = int(values[name])
+        value = values[name]
+        if value is not None:
+            sample[key] = int(value)
     return sample
 
 
