@@ -38,11 +38,15 @@ QUICK = settings(
 
 @dataclass(frozen=True)
 class Device:
-    """What the host plays. ``processors`` decides the sizes of tiles: few take large ones, many take small ones."""
+    """What the host or a GPU plays. ``processors`` decides the sizes of tiles: few take large ones, many small ones.
+
+    ``tiles`` forces a size: 1 small, 2 medium, 3 large. On a GPU 0 stands for its own capability and processors.
+    """
 
     capability: int = 62
     processors: int = 2
     reverse: bool = False
+    tiles: int = 0
 
 
 # Every kind of arithmetic with tiles of every size.
@@ -111,7 +115,7 @@ class Host:
 
     def start(self) -> None:
         device = self._device
-        self.library.dyn_host_device(device.capability, device.processors, int(device.reverse))
+        self.library.dyn_host_device(device.capability, device.processors, device.tiles, int(device.reverse))
 
 
 class Gpu:
