@@ -75,6 +75,14 @@ ENTRY void dyn_host_device(int capability, int processors, int tiles, int revers
 }
 ENTRY int dyn_host_launches() { return host::device().launches; }
 #elif defined(DYN_PLAYED_DEVICE)
+// What this build plays where nobody asks for more: 0, the GPU that runs it.
+ENTRY int dyn_capability() {
+#if defined(DYN_LANES_ONLY)
+  return 62;
+#else
+  return 0;
+#endif
+}
 ENTRY void dyn_play_device(int capability, int processors, int tiles) {
   played_device() = {capability, processors, static_cast<Size>(tiles)};
 }

@@ -15,7 +15,13 @@
 
 #include "host/halves.h"
 #include "kernels.h"
+#if defined(DYN_PLAYED_DEVICE)
+#include <cuda_runtime_api.h>
+
+#include "traits.h"
+#else
 #include "platform.h"
+#endif
 
 namespace {
 
@@ -56,7 +62,7 @@ Floats normal(Rng& rng, std::size_t count, double scale) {
 
 float round_to_half(float v) { return host::half_to_float(host::float_to_half(v)); }
 
-#if defined(__CUDACC__)
+#if defined(DYN_PLAYED_DEVICE)
 void require(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
@@ -345,7 +351,7 @@ void test_bottlenecks(int rounds) {
     }
     CHECK(worst <= tolerance * scale, "round %d: error %g of %g", round, worst, scale);
     if (kThreaded) continue;
-#if !defined(__CUDACC__)
+#if !defined(DYN_PLAYED_DEVICE)
     host::device().reverse = true;
 #endif
     const Floats again = run(s, type, w, x, spatial, channel);
@@ -362,7 +368,7 @@ void test_maskers(int rounds) {
     const int channels = coin(rng) ? 8 * pick(rng, 1, 40) : pick(rng, 1, 300);
     const int groups = pick(rng, 1, 40), hidden = coin(rng) ? pick(rng, 1, 20) : 0;
     play(rng, 0);
-#if !defined(__CUDACC__)
+#if !defined(DYN_PLAYED_DEVICE)
     host::device().reverse = coin(rng);
 #endif
     Floats x = normal(rng, product_of({batch, height, width, channels}), 1);
