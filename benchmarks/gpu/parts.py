@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from prepare import RECORD, ROOT
+
 from dyndeploy.files import read_json, write_json
 
-RECORD = "prepared.json"
 NETWORKS = ("laud_resnet50", "laud_resnet101")
 GRANULARITY = (4, 4, 2, 1)
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
@@ -31,7 +32,6 @@ METRICS = {
     "sm__warps_active.avg.pct_of_peak_sustained_active": "occupancy, %",
     "launch__registers_per_thread": "registers",
 }
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class State:

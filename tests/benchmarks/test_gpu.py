@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from dyndeploy import Bundle
 from dyndeploy.errors import UsageError
 from dyndeploy.files import write_json
 from dyndeploy.graphs.forced import PREFIX, forced_masks, replace_masks
@@ -25,11 +26,8 @@ from tests.plugins.cuda_host import host_library
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Imports one of its modules, as the script beside them does."""
-    # Other benchmarks have a module of this name, too.
-    monkeypatch.delitem(sys.modules, "tables", raising=False)
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks" / "gpu"))
-    yield importlib.import_module
-    sys.modules.pop("tables", None)
+    return importlib.import_module
 
 
 @pytest.fixture
@@ -97,7 +95,7 @@ def test_an_operator_that_is_not_known_is_named(gpu: Any, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("mode", ["spatial", "channel", "layer"])
 def test_rows_of_networks_and_blocks(gpu: Any, kernels: Any, tmp_path: Path, mode: str) -> None:
-    measure, tables = gpu("measure"), gpu("tables")
+    measure, pages = gpu("measure"), gpu("result_page")
     bundle = tiny_bundle(tmp_path / "bundle", mode=mode)
     networks: list[Any] = []
     measure.network_rows(
@@ -113,7 +111,7 @@ def test_rows_of_networks_and_blocks(gpu: Any, kernels: Any, tmp_path: Path, mod
         assert first["what"] == second["what"]
         # Two images: a whole block is left out for one of them, else about half of the work of every image goes.
         assert first["ideal"] == pytest.approx(1.0) and second["ideal"] > 1.2
-    page = tables.page({"started": "2026", "parts": {"networks": part("passed", networks), "blocks": part("passed")}})
+    page = pages.page({"started": "2026", "parts": {"networks": part("passed", networks), "blocks": part("passed")}})
     row = next(line for line in page.splitlines() if line.startswith("| tiny | 2 | 0.5"))
     assert "(forced)" in row and "ms, measured" in page and "speed-up, measured" in page
 
@@ -194,6 +192,7 @@ def test_without_a_gpu_a_run_says_so_everywhere(
     assert "error: no GPU" in said.err and "Nothing was measured" in said.err
     result = json.loads(output.read_text())
     assert list(result["parts"]) == [entry.name for entry in acceptance.PLAN]
+    assert result["kind"] == "not run"
     assert all(entry["status"] == "not run" and "no GPU" in entry["why"] for entry in result["parts"].values())
     assert acceptance.main(["show", str(output)]) == 0
     page = capsys.readouterr().out
@@ -254,6 +253,37 @@ def test_plan_fits_its_budget(gpu: Any) -> None:
     assert sum(before) + acceptance.PLAN[8].least <= acceptance.BUDGET
 
 
+def test_parts_that_measure_report_their_rows(
+    gpu: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, measure = gpu("parts"), gpu("measure")
+    library = Path(host_library(tmp_path_factory))
+    write_json(tmp_path / parts.RECORD, {"builds": [{"name": "native", "library": str(library), "program": "none"}]})
+    monkeypatch.setattr(parts, "NETWORKS", ("tiny",))
+    for name, value in (("Cuda", measure.Host), ("BATCHES", (1,)), ("RATES", (0.5,))):
+        monkeypatch.setattr(measure, name, value)
+    for function in ("block_rows", "network_rows"):
+        defaults = {**getattr(measure, function).__kwdefaults__, "batches": (1,), "rates": (0.5,)}
+        monkeypatch.setattr(getattr(measure, function), "__kwdefaults__", defaults)
+    tiny_bundle(tmp_path / "bundles" / "tiny")
+    for name, count in (("blocks", 2), ("networks", 1)):
+        report = tmp_path / f"{name}.json"
+        given = argparse.Namespace(prepared=tmp_path, scratch=tmp_path, report=report, seconds=6.0)
+        monkeypatch.setattr(parts, "_bundle", lambda state, network: Bundle.open(state.bundle(network)))
+        parts.RUNS[name](parts.State(given))
+        written = json.loads(report.read_text())
+        assert written["status"] == "passed" and len(written["rows"]) == count
+        assert all(row["kind"] == "measured" and row["masks"] == "forced" for row in written["rows"])
+
+
+def test_a_network_that_is_not_exported_in_time(gpu: Any, tmp_path: Path) -> None:
+    parts = gpu("parts")
+    write_json(tmp_path / parts.RECORD, {"builds": []})
+    given = argparse.Namespace(prepared=tmp_path, scratch=tmp_path, report=tmp_path / "report.json", seconds=1.0)
+    assert parts._bundle(parts.State(given), "laud_resnet50") is None
+    assert "not exported in time" in json.loads((tmp_path / "report.json").read_text())["why"]
+
+
 # ---------------------------------------------------------------- reading other programs
 
 NCU = """==PROF== Connected to process 4711 (/usr/bin/python3)
@@ -271,7 +301,7 @@ def test_counters_are_read(gpu: Any) -> None:
     assert [row["kernel"] for row in rows] == ["entry<CountKernel>", "entry<X<1>>"]
     assert rows[0]["metrics"] == {"us": "2.05", "registers": "40"} and rows[1]["metrics"] == {"us": "3.50"}
     assert gpu("parts").read_counters("==ERROR== ERR_NVGPUCTRPERM\n") == []
-    page = gpu("tables").page({"started": "2026", "parts": {"counters": part("passed", rows)}})
+    page = gpu("result_page").page({"started": "2026", "parts": {"counters": part("passed", rows)}})
     assert "| entry<CountKernel> | 40 | 2.05 |" in page and "measured by ncu" in page
 
 
