@@ -24,7 +24,8 @@ CLAIM = re.compile(
 )
 LABEL = re.compile(
     r"\b(predict\w*|modelled|device models?|fit\w*|published|built ahead|not run|unverified|no (board|GPU)|"
-    r"data sheets?|(not|never|nothing)( been| has)? (yet )?(run|measured|confirmed)|counted|open until|only (a GPU|hardware))\b",
+    r"data sheets?|(not|never|nothing)( been| has)? (yet )?(run|measured|confirmed)|counted|open until|"
+    r"only (a GPU|hardware))\b",
     re.IGNORECASE,
 )
 
