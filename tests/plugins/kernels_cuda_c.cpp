@@ -1,5 +1,6 @@
 // A C interface to the CUDA kernels for test_kernels_cuda.py, over the GPU's library or the host's.
 #include "kernels.h"
+#include "traits.h"
 
 #ifdef DYNDEPLOY_CUDA_HOST
 #include "platform.h"
@@ -67,9 +68,22 @@ ENTRY int dyn_channel_masker(const int* s, int type, const void* x, const float*
                             workspace, stream);
 }
 
+// tiles: a Size; 0 for capability and processors leaves what the GPU has.
 #ifdef DYNDEPLOY_CUDA_HOST
-ENTRY void dyn_host_device(int capability, int processors, int reverse) {
-  host::device() = {{capability, processors}, reverse != 0, 0};
+ENTRY void dyn_host_device(int capability, int processors, int tiles, int reverse) {
+  host::device() = {{capability, processors, static_cast<Size>(tiles)}, reverse != 0, 0};
 }
 ENTRY int dyn_host_launches() { return host::device().launches; }
+#elif defined(DYN_PLAYED_DEVICE)
+// What this build plays where nobody asks for more: 0, the GPU that runs it.
+ENTRY int dyn_capability() {
+#if defined(DYN_LANES_ONLY)
+  return 62;
+#else
+  return 0;
+#endif
+}
+ENTRY void dyn_play_device(int capability, int processors, int tiles) {
+  played_device() = {capability, processors, static_cast<Size>(tiles)};
+}
 #endif

@@ -1,17 +1,27 @@
-// The CUDA kernels compiled for the host, against a naive reference in double: for the sanitizers, which the
-// Python tests cannot run. Usage: test_kernels_cuda bottlenecks | maskers | shapes
+// The CUDA kernels against a naive reference in double: for the sanitizers, which the Python tests cannot
+// run. A C++ compiler builds it with the kernels for the host; nvcc builds it for a GPU, with
+// DYN_PLAYED_DEVICE, so that every size of tile is taken. Usage: test_kernels_cuda bottlenecks | maskers |
+// shapes [ROUNDS]
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "host/halves.h"
 #include "kernels.h"
+#if defined(DYN_PLAYED_DEVICE)
+#include <cuda_runtime_api.h>
+
+#include "traits.h"
+#else
 #include "platform.h"
+#endif
 
 namespace {
 
@@ -52,48 +62,89 @@ Floats normal(Rng& rng, std::size_t count, double scale) {
 
 float round_to_half(float v) { return host::half_to_float(host::float_to_half(v)); }
 
+#if defined(DYN_PLAYED_DEVICE)
+void require(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
+  std::exit(3);
+}
+void* allocate(std::size_t bytes) {
+  void* data = nullptr;
+  require(cudaMalloc(&data, bytes), "cudaMalloc");
+  return data;
+}
+void release(void* data) { cudaFree(data); }
+void transfer(void* to, const void* from, std::size_t bytes) {
+  require(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "cudaMemcpy");
+}
+void fill_bytes(void* data, unsigned char value, std::size_t bytes) {
+  require(cudaMemset(data, value, bytes), "cudaMemset");
+}
+void finish() { require(cudaDeviceSynchronize(), "a kernel"); }
+
+// Boards without tensor cores are played by a build that has no code for them.
+#if defined(DYN_LANES_ONLY)
+constexpr int kCapability = 62;
+#else
+constexpr int kCapability = 0;
+#endif
+// What a round takes, and whether its FP16 is that of tensor cores.
+bool play(Rng& rng, int size) {
+  played_device() = {kCapability, 0, static_cast<Size>(size >= 0 ? size : pick(rng, 0, 3))};
+  return kCapability == 0;
+}
+#else
+void* allocate(std::size_t bytes) { return ::operator new(bytes); }
+void release(void* data) { ::operator delete(data); }
+void transfer(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+void fill_bytes(void* data, unsigned char value, std::size_t bytes) { std::memset(data, value, bytes); }
+void finish() {}
+
+bool play(Rng& rng, int size) {
+  const int capability = coin(rng) ? 62 : 87, processors = coin(rng) ? 1 : 400;
+  host::device() = {
+      {capability, processors, static_cast<Size>(size >= 0 ? size : pick(rng, 0, 3))}, false, 0};
+  return capability >= 70;
+}
+#endif
+
 // A copy in memory of exactly its size and of a vector's alignment, in the kernels' element type. Sanitizers
 // see the first byte outside.
 class Memory {
  public:
-  Memory(std::size_t bytes, unsigned char value) : bytes_(bytes) {
-    const std::size_t size = bytes == 0 ? 16 : bytes;
-    data_ = static_cast<unsigned char*>(::operator new(size));
-    std::memset(data_, value, size);
+  Memory(std::size_t bytes, unsigned char value) : bytes_(bytes), data_(allocate(bytes == 0 ? 16 : bytes)) {
+    fill_bytes(data_, value, bytes == 0 ? 16 : bytes);
   }
   Memory(const Floats& values, Type type) : Memory(values.size() * (type == Type::kHalf ? 2 : 4), 0) {
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      if (type == Type::kHalf) {
-        const std::uint16_t bits = host::float_to_half(values[i]);
-        std::memcpy(data_ + 2 * i, &bits, 2);
-      } else {
-        std::memcpy(data_ + 4 * i, &values[i], 4);
-      }
+    if (type == Type::kFloat) {
+      transfer(data_, values.data(), bytes_);
+      return;
     }
+    std::vector<std::uint16_t> halves;
+    for (const float v : values) halves.push_back(host::float_to_half(v));
+    transfer(data_, halves.data(), bytes_);
   }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
-  ~Memory() { ::operator delete(data_); }
+  ~Memory() { release(data_); }
 
   void* get() { return data_; }
-  const float* floats() const { return reinterpret_cast<const float*>(data_); }
+  const float* floats() const { return static_cast<const float*>(data_); }
   Floats read(Type type) const {
     Floats values(bytes_ / (type == Type::kHalf ? 2 : 4));
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      if (type == Type::kHalf) {
-        std::uint16_t bits;
-        std::memcpy(&bits, data_ + 2 * i, 2);
-        values[i] = host::half_to_float(bits);
-      } else {
-        std::memcpy(&values[i], data_ + 4 * i, 4);
-      }
+    if (type == Type::kFloat) {
+      transfer(values.data(), data_, bytes_);
+      return values;
     }
+    std::vector<std::uint16_t> halves(values.size());
+    transfer(halves.data(), data_, bytes_);
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = host::half_to_float(halves[i]);
     return values;
   }
 
  private:
   std::size_t bytes_;
-  unsigned char* data_;
+  void* data_;
 };
 
 struct Weights {
@@ -241,6 +292,7 @@ Floats run(const BottleneckShape& s, Type type, const Weights& w, const Floats& 
   const char* message = check_bottleneck(s, type);
   CHECK(message == nullptr, "%s", message);
   CHECK(run_bottleneck(s, type, t, workspace.get(), nullptr) == 0, "no error");
+  finish();
   return y.read(type);
 }
 
@@ -251,9 +303,9 @@ constexpr bool kThreaded = true;
 constexpr bool kThreaded = false;
 #endif
 
-void test_bottlenecks() {
+void test_bottlenecks(int rounds) {
   Rng rng(1);
-  for (int round = 0; round < (kThreaded ? 8 : 120); ++round) {
+  for (int round = 0; round < rounds; ++round) {
     const Type type = coin(rng) ? Type::kHalf : Type::kFloat;
     const int unit = pick(rng, 0, 2) == 0 ? 1 : 8;
     const int groups = pick(rng, 0, 2) == 0 ? pick(rng, 2, 3) : 1;
@@ -289,9 +341,8 @@ void test_bottlenecks() {
     double scale = 1;
     for (const double v : expected) scale = std::max(scale, v);
 
-    const DeviceTraits traits = {pick(rng, 0, 1) == 0 ? 62 : 87, pick(rng, 0, 1) == 0 ? 1 : 400};
-    const double tolerance = type == Type::kFloat ? 2e-5 : traits.capability >= 70 ? 3e-3 : 6e-3;
-    host::device() = {traits, false, 0};
+    const bool tensor_cores = play(rng, round % 5 - 1);
+    const double tolerance = type == Type::kFloat ? 2e-5 : tensor_cores ? 3e-3 : 6e-3;
     const Floats y = run(s, type, w, x, spatial, channel);
     double worst = 0;
     for (std::size_t i = 0; i < y.size(); ++i) {
@@ -300,21 +351,26 @@ void test_bottlenecks() {
     }
     CHECK(worst <= tolerance * scale, "round %d: error %g of %g", round, worst, scale);
     if (kThreaded) continue;
+#if !defined(DYN_PLAYED_DEVICE)
     host::device().reverse = true;
+#endif
     const Floats again = run(s, type, w, x, spatial, channel);
     CHECK(std::memcmp(y.data(), again.data(), y.size() * sizeof(float)) == 0,
           "round %d: the order of threads shows in the result", round);
   }
 }
 
-void test_maskers() {
+void test_maskers(int rounds) {
   Rng rng(2);
-  for (int round = 0; round < (kThreaded ? 3 : 40); ++round) {
+  for (int round = 0; round < rounds; ++round) {
     const Type type = coin(rng) ? Type::kHalf : Type::kFloat;
     const int batch = pick(rng, 1, 3), height = pick(rng, 1, 12), width = pick(rng, 1, 12);
     const int channels = coin(rng) ? 8 * pick(rng, 1, 40) : pick(rng, 1, 300);
     const int groups = pick(rng, 1, 40), hidden = coin(rng) ? pick(rng, 1, 20) : 0;
-    host::device() = {{62, 2}, coin(rng), 0};
+    play(rng, 0);
+#if !defined(DYN_PLAYED_DEVICE)
+    host::device().reverse = coin(rng);
+#endif
     Floats x = normal(rng, product_of({batch, height, width, channels}), 1);
     for (float& v : x) v = round_to_half(v);
     Memory mx(x, type);
@@ -324,9 +380,11 @@ void test_maskers() {
                  bias = normal(rng, product_of({kinds}), 1);
     Memory mask(product_of({batch, kinds, mh, mw}) * 4, 0xff);
     const SpatialMaskerShape spatial = {batch, height, width, channels, kinds, mh, mw};
-    CHECK(run_spatial_masker(spatial, type, mx.get(), weight.data(), bias.data(),
+    Memory given_weight(weight, Type::kFloat), given_bias(bias, Type::kFloat);
+    CHECK(run_spatial_masker(spatial, type, mx.get(), given_weight.floats(), given_bias.floats(),
                              static_cast<float*>(mask.get()), nullptr) == 0,
           "no error");
+    finish();
     Floats bits = mask.read(Type::kFloat);
     for (std::size_t i = 0; i < bits.size(); ++i) {
       const int column = static_cast<int>(i) % mw, row = static_cast<int>(i) / mw % mh;
@@ -352,10 +410,13 @@ void test_maskers() {
     const Floats lw = normal(rng, product_of({groups, inputs}), 1), lb = normal(rng, product_of({groups}), 1);
     const ChannelMaskerShape shape = {batch, height, width, channels, hidden, groups};
     Memory keep(product_of({batch, groups}) * 4, 0xff), workspace(channel_masker_workspace(shape), 0xff);
-    CHECK(run_channel_masker(shape, type, mx.get(), hidden > 0 ? hw.data() : nullptr,
-                             hidden > 0 ? hb.data() : nullptr, lw.data(), lb.data(),
+    Memory given_hw(hw, Type::kFloat), given_hb(hb, Type::kFloat);
+    Memory given_lw(lw, Type::kFloat), given_lb(lb, Type::kFloat);
+    CHECK(run_channel_masker(shape, type, mx.get(), hidden > 0 ? given_hw.floats() : nullptr,
+                             hidden > 0 ? given_hb.floats() : nullptr, given_lw.floats(), given_lb.floats(),
                              static_cast<float*>(keep.get()), workspace.get(), nullptr) == 0,
           "no error");
+    finish();
     bits = keep.read(Type::kFloat);
     for (int n = 0; n < batch; ++n) {
       std::vector<double> features(static_cast<std::size_t>(channels)), units;
@@ -418,15 +479,20 @@ void test_shapes() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::string what = argc == 2 ? argv[1] : "";
+  const std::string what = argc >= 2 ? argv[1] : "";
+  const int rounds = argc == 3 ? std::atoi(argv[2]) : 0;
+  if (argc > 3 || (argc == 3 && rounds < 1)) {
+    std::printf("ROUNDS must be a whole number of at least 1\n");
+    return 2;
+  }
   if (what == "bottlenecks") {
-    test_bottlenecks();
+    test_bottlenecks(rounds > 0 ? rounds : kThreaded ? 8 : 120);
   } else if (what == "maskers") {
-    test_maskers();
+    test_maskers(rounds > 0 ? rounds : kThreaded ? 3 : 40);
   } else if (what == "shapes") {
     test_shapes();
   } else {
-    std::printf("usage: test_kernels_cuda bottlenecks | maskers | shapes\n");
+    std::printf("usage: test_kernels_cuda bottlenecks | maskers | shapes [ROUNDS]\n");
     return 2;
   }
   std::printf("%s: %d checks, %d failed\n", what.c_str(), checks, failures);

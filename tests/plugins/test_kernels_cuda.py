@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
-import hashlib
 import os
-import shutil
-import subprocess
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +16,9 @@ from hypothesis import strategies as st
 from dyndeploy.ops import OPERATORS, OperatorSpec, Role, registry
 from dyndeploy.ops.gates import CHANNEL
 from dyndeploy.ops.masks import dilate_mask, upsample_mask
+from tests.plugins.cuda_host import host_library, load
 from tests.plugins.reference import Layer, bottleneck, channel_logits, random_weights, spatial_logits
 
-ROOT = Path(__file__).parents[2]
-KERNELS = ROOT / "plugins" / "kernels" / "cuda"
-INTERFACE = Path(__file__).with_name("kernels_cuda_c.cpp")
-COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 Arrays = dict[str, np.ndarray]
 FLOAT, HALF = 0, 1
 QUICK = settings(
@@ -38,49 +30,19 @@ QUICK = settings(
 
 @dataclass(frozen=True)
 class Device:
-    """What the host plays. ``processors`` decides the sizes of tiles: few take large ones, many take small ones."""
+    """What the host or a GPU plays. ``processors`` decides the sizes of tiles: few take large ones, many small ones.
+
+    ``tiles`` forces a size: 1 small, 2 medium, 3 large. On a GPU 0 stands for its own capability and processors.
+    """
 
     capability: int = 62
     processors: int = 2
     reverse: bool = False
+    tiles: int = 0
 
 
 # Every kind of arithmetic with tiles of every size.
 DEVICES = [Device(53, 1), Device(62, 12), Device(62, 500), Device(87, 1), Device(90, 12), Device(90, 500)]
-
-
-def build(folder: Path) -> Path:
-    """The kernels and their C interface as a library for this machine."""
-    library = folder / "libdyndeploy_cuda_host.so"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not library.exists():
-            assert COMPILER is not None
-            sources = [*sorted(KERNELS.glob("*.cu")), *sorted((KERNELS / "host").glob("*.cpp")), INTERFACE]
-            partial = library.with_suffix(".partial")
-            command = [
-                COMPILER,
-                "-std=c++14",
-                "-O2",
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-                "-fPIC",
-                "-shared",
-                "-fvisibility=hidden",
-            ]
-            command += [f"-I{KERNELS}", "-DDYNDEPLOY_CUDA_HOST", "-x", "c++", *map(str, sources), "-o", str(partial)]
-            subprocess.run(command, check=True, timeout=300)
-            partial.replace(library)
-    return library
-
-
-def load(path: str) -> ctypes.CDLL:
-    library = ctypes.CDLL(path)
-    library.dyn_check_bottleneck.restype = ctypes.c_char_p
-    library.dyn_bottleneck_workspace.restype = ctypes.c_size_t
-    library.dyn_channel_masker_workspace.restype = ctypes.c_size_t
-    return library
 
 
 def aligned(array: np.ndarray, offset: int = 0) -> np.ndarray:
@@ -111,15 +73,18 @@ class Host:
 
     def start(self) -> None:
         device = self._device
-        self.library.dyn_host_device(device.capability, device.processors, int(device.reverse))
+        self.library.dyn_host_device(device.capability, device.processors, device.tiles, int(device.reverse))
 
 
 class Gpu:
     """The kernels on a GPU's memory, on PyTorch's current stream."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, tiles: int = 0) -> None:
         self.library = library
         self.stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        self._tiles = tiles
+        # A build that has FP16 on lanes only plays a board that has no tensor cores.
+        self.capability = int(library.dyn_capability()) if hasattr(library, "dyn_capability") else 0
 
     def put(self, array: np.ndarray, offset: int = 0) -> torch.Tensor:
         raw = np.concatenate([np.zeros(offset, np.uint8), np.frombuffer(array.tobytes(), np.uint8)])
@@ -134,23 +99,16 @@ class Gpu:
         return np.asarray(memory.cpu().numpy())
 
     def start(self) -> None:
-        pass
+        if hasattr(self.library, "dyn_play_device"):
+            self.library.dyn_play_device(self.capability, 0, self._tiles)
+        elif self._tiles:
+            pytest.skip("this build of the library takes the tiles that fit best")
 
 
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The host's library; one build for all workers of a test run."""
-    named = os.environ.get("DYNDEPLOY_CUDA_HOST_LIBRARY")
-    if named is None:
-        if COMPILER is None:
-            pytest.skip("no C++ compiler for the host build of the CUDA kernels")
-        files = sorted([*KERNELS.rglob("*.h"), *KERNELS.rglob("*.cu"), *KERNELS.rglob("*.cpp"), INTERFACE])
-        digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
-        base = tmp_path_factory.getbasetemp()
-        folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / f"cuda-host-{digest}"
-        folder.mkdir(exist_ok=True)
-        named = str(build(folder))
-    return load(named)
+    """The host's library."""
+    return load(host_library(tmp_path_factory))
 
 
 @pytest.fixture(scope="session")
@@ -378,6 +336,17 @@ def test_a_sample_has_the_same_bits_alone_and_in_any_tile(kernels: ctypes.CDLL, 
 
 
 @pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+@pytest.mark.parametrize("capability", [62, 90])
+@pytest.mark.parametrize("case", range(len(LARGE)))
+def test_the_size_of_a_tile_changes_no_bit(kernels: ctypes.CDLL, capability: int, kind: int, case: int) -> None:
+    small, medium, large = (
+        run_bottleneck(Host(kernels, Device(capability, tiles=tiles)), kind, LARGE[case]) for tiles in (1, 2, 3)
+    )
+    np.testing.assert_array_equal(small, medium)
+    np.testing.assert_array_equal(large, medium)
+
+
+@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
 def test_unaligned_tensors_take_single_elements(kernels: ctypes.CDLL, kind: int) -> None:
     case = LARGE[1]
     check(Host(kernels, Device()), kind, case, tolerance(kind, 62), offset=4)
@@ -548,20 +517,43 @@ def test_ties_keep(kernels: ctypes.CDLL) -> None:
 # ---------------------------------------------------------------- on a GPU
 
 
+TILES = {0: "best", 1: "small", 2: "medium", 3: "large"}
+EVERY_TILE = pytest.mark.parametrize("tiles", TILES, ids=TILES.get)
+EVERY_KIND = pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+@EVERY_KIND
+@EVERY_TILE
 @QUICK
 @given(case=cases())
-def test_bottlenecks_on_the_gpu(gpu: Gpu, kind: int, case: Case) -> None:
-    y = check(gpu, kind, case, tolerance(kind, 0))
-    np.testing.assert_array_equal(run_bottleneck(gpu, kind, case), y)
+def test_bottlenecks_on_the_gpu(gpu: Gpu, kind: int, tiles: int, case: Case) -> None:
+    backend = Gpu(gpu.library, tiles)
+    y = check(backend, kind, case, tolerance(kind, 0))
+    np.testing.assert_array_equal(run_bottleneck(backend, kind, case), y)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+@EVERY_KIND
+@EVERY_TILE
 @pytest.mark.parametrize("case", range(len(LARGE)))
-def test_large_bottlenecks_on_the_gpu(gpu: Gpu, kind: int, case: int) -> None:
-    check(gpu, kind, LARGE[case], tolerance(kind, 0))
+def test_large_bottlenecks_on_the_gpu(gpu: Gpu, kind: int, tiles: int, case: int) -> None:
+    check(Gpu(gpu.library, tiles), kind, LARGE[case], tolerance(kind, 0))
+
+
+@pytest.mark.gpu
+@EVERY_KIND
+@pytest.mark.parametrize("case", range(len(LARGE)))
+def test_the_size_of_a_tile_changes_no_bit_on_the_gpu(gpu: Gpu, kind: int, case: int) -> None:
+    small, medium, large = (run_bottleneck(Gpu(gpu.library, tiles), kind, LARGE[case]) for tiles in (1, 2, 3))
+    np.testing.assert_array_equal(small, medium)
+    np.testing.assert_array_equal(large, medium)
+
+
+@pytest.mark.gpu
+@EVERY_KIND
+def test_unaligned_tensors_on_the_gpu(gpu: Gpu, kind: int) -> None:
+    check(gpu, kind, LARGE[1], tolerance(kind, 0), offset=4)
 
 
 @pytest.mark.gpu

@@ -31,18 +31,23 @@ int launch_convolution(BottleneckArguments arguments, int rows, int columns, int
 // The one place where an architecture decides: kinds of tiles by type and capability, sizes by the work there
 // is.
 template <int kLayer, bool kChannels, class Tiles, int kVector>
-int launch_best(const BottleneckArguments& a, int rows, int columns, int layers, int processors,
+int launch_best(const BottleneckArguments& a, int rows, int columns, int layers, const DeviceTraits& device,
                 void* stream) {
+  const int processors = device.processors;
   const double small = tile_cost<typename Tiles::Small>(rows, columns, layers, processors, 0.5);
   const double medium = tile_cost<typename Tiles::Medium>(rows, columns, layers, processors, 0.8);
   // With gathered columns a large tile needs more than 128 registers.
   using Largest = typename std::conditional<kChannels && kLayer != kConv3, typename Tiles::Medium,
                                             typename Tiles::Large>::type;
   const double large = tile_cost<Largest>(rows, columns, layers, processors, 1.0);
-  if (large <= medium && large <= small) {
+  const Size size = device.tiles != Size::kBest         ? device.tiles
+                    : large <= medium && large <= small ? Size::kLarge
+                    : medium <= small                   ? Size::kMedium
+                                                        : Size::kSmall;
+  if (size == Size::kLarge) {
     return launch_convolution<kLayer, kChannels, Largest, kVector>(a, rows, columns, layers, stream);
   }
-  if (medium <= small) {
+  if (size == Size::kMedium) {
     return launch_convolution<kLayer, kChannels, typename Tiles::Medium, kVector>(a, rows, columns, layers,
                                                                                   stream);
   }
@@ -57,8 +62,7 @@ struct LaunchLayer {
     if (!vectors) {
       return launch_convolution<kLayer, kChannels, Lanes<float>::Medium, 1>(a, rows, columns, layers, stream);
     }
-    return launch_best<kLayer, kChannels, Lanes<float>, 4>(a, rows, columns, layers, device.processors,
-                                                           stream);
+    return launch_best<kLayer, kChannels, Lanes<float>, 4>(a, rows, columns, layers, device, stream);
   }
   static int run(const BottleneckArguments& a, bool vectors, int rows, int columns, int layers,
                  const DeviceTraits& device, Half, void* stream) {
@@ -66,10 +70,9 @@ struct LaunchLayer {
       return launch_convolution<kLayer, kChannels, Lanes<Half>::Medium, 1>(a, rows, columns, layers, stream);
     }
     if (device.capability >= 70) {
-      return launch_best<kLayer, kChannels, Tensors, 8>(a, rows, columns, layers, device.processors, stream);
+      return launch_best<kLayer, kChannels, Tensors, 8>(a, rows, columns, layers, device, stream);
     }
-    return launch_best<kLayer, kChannels, Lanes<Half>, 8>(a, rows, columns, layers, device.processors,
-                                                          stream);
+    return launch_best<kLayer, kChannels, Lanes<Half>, 8>(a, rows, columns, layers, device, stream);
   }
 };
 

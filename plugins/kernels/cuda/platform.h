@@ -11,6 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "traits.h"
+
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 #define DYN_LARGE_FRAGMENTS 1
 #else
@@ -27,11 +29,12 @@
 #define DYN_SHARED_ARRAY(type, name, count) __shared__ type name[count]
 #define DYN_UNROLL _Pragma("unroll")
 #define DYN_UNROLL4 _Pragma("unroll 4")
-// Which arithmetic serves FP16 in this pass of the compiler; kernels of the other are empty.
+// Which arithmetic serves FP16 in this pass of the compiler; kernels of the other are empty. Tests define
+// DYN_LANES_ONLY, so that a GPU with tensor cores runs what boards without them run.
 #if !defined(__CUDA_ARCH__)
 #define DYN_TENSOR_CORES 1
 #define DYN_HALF_LANES 1
-#elif __CUDA_ARCH__ >= 700
+#elif __CUDA_ARCH__ >= 700 && !defined(DYN_LANES_ONLY)
 #define DYN_TENSOR_CORES 1
 #define DYN_HALF_LANES 0
 #else
@@ -44,6 +47,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <vector>
+
+#include "host/halves.h"
 #define DYN_DEVICE inline
 #define DYN_BOTH inline
 #if defined(DYN_HOST_THREADS)
@@ -182,26 +187,22 @@ int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& argumen
   return static_cast<int>(cudaGetLastError());
 }
 
-// What the choice of tiles depends on. The queries are legal while a stream is captured.
-struct DeviceTraits {
-  int capability;  // 10 * major + minor
-  int processors;
-};
+// The queries are legal while a stream is captured.
 inline DeviceTraits device_traits() {
   int device = 0, major = 0, minor = 0, processors = 1;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  return {10 * major + minor, processors};
+  const DeviceTraits traits = {10 * major + minor, processors, Size::kBest};
+#if defined(DYN_PLAYED_DEVICE)
+  return played(traits);
+#else
+  return traits;
+#endif
 }
 
 #else  // the host
-
-struct DeviceTraits {
-  int capability;
-  int processors;
-};
 
 namespace host {
 // The device that the host plays.
@@ -221,38 +222,6 @@ inline void require_aligned(const void* memory, std::uintptr_t bytes) {
   std::abort();
 }
 
-inline float half_to_float(std::uint16_t bits) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
-  const int exponent = (bits >> 10) & 31;
-  const std::uint32_t fraction = bits & 0x3ffu;
-  if (exponent == 0) {
-    const float magnitude = std::ldexp(static_cast<float>(fraction), -24);
-    return sign ? -magnitude : magnitude;
-  }
-  const std::uint32_t wide = exponent == 31 ? 255u : static_cast<std::uint32_t>(exponent + 112);
-  const std::uint32_t word = sign | (wide << 23) | (fraction << 13);
-  float value;
-  std::memcpy(&value, &word, sizeof value);
-  return value;
-}
-
-// To nearest, ties to even.
-inline std::uint16_t float_to_half(float value) {
-  std::uint32_t word;
-  std::memcpy(&word, &value, sizeof word);
-  const std::uint16_t sign = static_cast<std::uint16_t>((word >> 16) & 0x8000u);
-  const std::uint32_t magnitude = word & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7fffu);
-  if (magnitude >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);
-  if (magnitude < 0x38800000u) {  // subnormal: units of 2^-24; nearbyint rounds ties to even
-    float positive;
-    std::memcpy(&positive, &magnitude, sizeof positive);
-    return static_cast<std::uint16_t>(sign |
-                                      static_cast<std::uint16_t>(std::nearbyint(std::ldexp(positive, 24))));
-  }
-  const std::uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
-  return static_cast<std::uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
-}
 }  // namespace host
 
 struct Half {
