@@ -36,7 +36,8 @@ ENGINES = "engines"
 """Folder of engines inside a bundle's folder."""
 
 DYNAMIC, STATIC = "dynamic", "static twin"
-_SCHEMA = 1
+AHEAD_SCHEMA = 1
+"""Of the key of an engine that was built ahead of time."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class _Builder:
         library = self.library if plan.plugins else None
         plan = plan.with_library(None if library is None else library.sha256)
         content = copy.SerializeToString(deterministic=True)
-        built_from, path, beside = engine_place(self.folder, plan, content, {"schema": _SCHEMA})
+        built_from, path, beside = engine_place(self.folder, plan, content, {"schema": AHEAD_SCHEMA})
         metadata = cached_metadata(path, beside, built_from)
         if metadata is not None:
             return AheadFile(graph, path, metadata, cached=True)

@@ -29,6 +29,12 @@ const char kUsage[] =
     "  --statistics         print times, rates and exits over all images at the end, as JSON on stderr\n"
     "  --threads N          threads that compute (default: 1)\n"
     "  --thresholds A,B,..  least confidence of every exit but the last (default: the bundle's)\n"
+    "  --runtime NAME       auto, onnxruntime or tensorrt (default: auto: TensorRT where the bundle is for "
+    "it and "
+    "it is here)\n"
+    "  --tensorrt PATH      libnvinfer or libtensorrt_rtx (default: looked for)\n"
+    "  --plugins PATH       libdyndeploy_tensorrt.so, the plugins of the dynamic operators (default: looked "
+    "for)\n"
     "  --native WHAT        operator library: auto, off or its path (default: auto)\n"
     "  --onnxruntime PATH   libonnxruntime.so, or the folder that holds it (default: looked for)\n"
     "  -h, --help           this text\n";
@@ -84,7 +90,10 @@ std::unique_ptr<Arguments> parse(int count, char** values) {
     kThreads,
     kThresholds,
     kNative,
-    kOnnxruntime
+    kOnnxruntime,
+    kRuntime,
+    kTensorrt,
+    kPlugins
   };
   static const option kOptions[] = {{"json", no_argument, nullptr, kJson},
                                     {"frames", required_argument, nullptr, kFrames},
@@ -97,6 +106,9 @@ std::unique_ptr<Arguments> parse(int count, char** values) {
                                     {"thresholds", required_argument, nullptr, kThresholds},
                                     {"native", required_argument, nullptr, kNative},
                                     {"onnxruntime", required_argument, nullptr, kOnnxruntime},
+                                    {"runtime", required_argument, nullptr, kRuntime},
+                                    {"tensorrt", required_argument, nullptr, kTensorrt},
+                                    {"plugins", required_argument, nullptr, kPlugins},
                                     {"help", no_argument, nullptr, 'h'},
                                     {nullptr, 0, nullptr, 0}};
   auto found = std::make_unique<Arguments>();
@@ -135,6 +147,15 @@ std::unique_ptr<Arguments> parse(int count, char** values) {
         break;
       case kOnnxruntime:
         found->options.onnxruntime = optarg;
+        break;
+      case kRuntime:
+        found->options.runtime = optarg;
+        break;
+      case kTensorrt:
+        found->options.tensorrt = optarg;
+        break;
+      case kPlugins:
+        found->options.plugins = optarg;
         break;
       case 'h':
         std::fputs(kUsage, stdout);

@@ -237,6 +237,9 @@ class Program {
 int run(int count, char** values) {
   const std::unique_ptr<Arguments> arguments = parse(count, values);
   if (!arguments) return 0;
+  arguments->options.progress = [](const std::string& line) {
+    std::fprintf(stderr, "dyndeploy-run: %s\n", printable(line).c_str());
+  };
   const std::unique_ptr<Session> session = Session::open(arguments->bundle, arguments->options);
   if (arguments->info) std::printf("%s\n", session->info().c_str());
   if (arguments->verify) std::fprintf(stderr, "dyndeploy-run: verified: %s\n", verify(*session).c_str());
