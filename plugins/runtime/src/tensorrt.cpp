@@ -255,7 +255,7 @@ class TrtBackend : public Backend {
                  ? std::string(
                        "The dynamic operators need TensorRT plugins, and no plugin library was found. Build "
                        "plugins/ on this machine and name the library with --plugins or "
-                       "DYNDEPLOY_TENSORRT_LIBRARY.")
+                       "DYNDEPLOY_TENSORRT_LIBRARY; --runtime onnxruntime runs without.")
                  : "There is no plugin library at " + plugins_ + ".");
       plugins_sha256_ = file_sha256(plugins_);
     }
