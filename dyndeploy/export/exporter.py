@@ -52,6 +52,7 @@ from dyndeploy.graphs.stages import branched_model, whole_model
 from dyndeploy.graphs.tensorrt import PrecisionPlan, tensorrt_model
 from dyndeploy.nets import Preprocessing
 from dyndeploy.ops import OPERATORS
+from dyndeploy.runtimes.tensorrt_bundle import write_engine_plans
 from dyndeploy.targets import Target, load_target
 
 MIN_INPUT_SIZE = 32
@@ -171,7 +172,11 @@ def export_model(
         inputs, source = _reference_inputs(settings, subject)
         content = write(_Export(folder, settings, target, subject, inputs, progress))
         if target.runtime == "tensorrt":
+            progress("preparing the graphs for TensorRT")
             write_device_folder(folder)
+            names = [MODEL] if content.exits is None else [stage.file for stage in content.exits.stages]
+            graphs = {name: onnx.load(folder / name) for name in names}
+            write_engine_plans(folder, graphs, target, settings.precision)
         manifest = Manifest(
             network=_network_info(subject, settings, content, class_names),
             target=target.name,

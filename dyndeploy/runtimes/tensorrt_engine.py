@@ -50,7 +50,9 @@ ENGINES = "engines"
 """Folder of engines, and of what is kept beside them, inside a bundle's folder and outside its seal."""
 
 TIMING_CACHE = "timing.cache"
-_SCHEMA = 2
+ENGINE_SCHEMA = 2
+"""Of an engine's key and of the file beside it, which the C++ runtime makes as well."""
+
 _LOG = logging.getLogger("dyndeploy.tensorrt")
 
 Progress = Callable[[str], None]
@@ -256,10 +258,8 @@ def build_graph_engine(
     plan = plan.with_library(None if library is None else library.sha256)
     content = model.SerializeToString(deterministic=True)
     folder = cache_folder() if settings.cache is None else Path(settings.cache)
-    inputs = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.input}
-    built_from, path, beside = engine_place(
-        folder, plan, content, {"schema": _SCHEMA, **gpu.to_json(), "inputs": inputs}
-    )
+    further = {"schema": ENGINE_SCHEMA, **gpu.to_json(), "inputs": graph_inputs(model)}
+    built_from, path, beside = engine_place(folder, plan, content, further)
     if library is not None:
         require_creators(api, library, model)
     origin = source_sha256(source)
@@ -296,6 +296,11 @@ def _write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def graph_inputs(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """Shapes of a graph's inputs by name."""
+    return {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.input}
+
+
 def engine_place(
     folder: Path, plan: BuildPlan, content: bytes, further: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Path, Path]:
@@ -306,6 +311,8 @@ def engine_place(
         plan: How it is built.
         content: The TensorRT copy.
         further: What else makes it another engine: schema, device.
+
+    The C++ runtime makes the same key from the same facts (``plugins/runtime/src/engine_files.cpp``).
     """
     # How an engine is run does not make it another one.
     shaping = {key: item for key, item in plan.to_json().items() if key != "cuda_graph"}

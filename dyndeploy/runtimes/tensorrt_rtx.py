@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from dyndeploy.runtimes.cuda import GpuInfo
 
 DYNAMIC, STATIC = "dynamic", "static twin"
-_SCHEMA = 1
+AHEAD_SCHEMA = 1
+"""Of the key of an engine that was built ahead of time."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ class _Builder:
         plan = plan.with_library(None if library is None else library.sha256)
         content = copy.SerializeToString(deterministic=True)
         folder = cache_folder() if self.settings.cache is None else Path(self.settings.cache)
-        built_from, path, beside = engine_place(folder, plan, content, {"schema": _SCHEMA})
+        built_from, path, beside = engine_place(folder, plan, content, {"schema": AHEAD_SCHEMA})
         origin = source_sha256(source)
         metadata = found_engine(path, beside, built_from, origin)
         if metadata is not None:

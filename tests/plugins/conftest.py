@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dyndeploy.files import locked
+from tests.tensorrt.test_contract import HEADERS
 
 SOURCES = Path(__file__).parent.parent.parent / "plugins" / "runtime"
 
@@ -23,6 +24,8 @@ class RuntimeBuild:
     program: Path
     unit_tests: Path
     fuzzer: Path
+    engine_builder: Path
+    stand_in: Path
 
 
 @pytest.fixture(scope="session")
@@ -42,9 +45,21 @@ def runtime_build(tmp_path_factory: pytest.TempPathFactory) -> RuntimeBuild:
     return _checked(folder)
 
 
+def newest_headers() -> Path | None:
+    """Of the TensorRT headers at hand those with the parser's (see tests/tensorrt/test_contract.py)."""
+    versions = sorted(HEADERS, key=lambda text: [int(part) for part in text.split(".")])
+    return next((HEADERS[version] for version in reversed(versions) if has_parser(HEADERS[version])), None)
+
+
+def has_parser(include: Path) -> bool:
+    """Whether headers are those of a whole TensorRT: NVIDIA's repository lacks the parser's before 11."""
+    return (include / "NvOnnxParser.h").exists()
+
+
 def _build(folder: Path) -> None:
     configured = subprocess.run(
-        ["cmake", "-S", str(SOURCES), "-B", str(folder), "-DDYNDEPLOY_WERROR=ON", "-DDYNDEPLOY_TESTS=ON"],
+        ["cmake", "-S", str(SOURCES), "-B", str(folder), "-DDYNDEPLOY_WERROR=ON", "-DDYNDEPLOY_TESTS=ON",
+         f"-DDYNDEPLOY_TENSORRT_INCLUDE={newest_headers() or ''}"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if "apt install" in configured.stderr:
@@ -59,7 +74,12 @@ def _build(folder: Path) -> None:
 
 def _checked(folder: Path) -> RuntimeBuild:
     build = RuntimeBuild(
-        folder / "libdyndeploy.so", folder / "dyndeploy-run", folder / "test_runtime", folder / "fuzz_runtime"
+        folder / "libdyndeploy.so",
+        folder / "dyndeploy-run",
+        folder / "test_runtime",
+        folder / "fuzz_runtime",
+        folder / "build_engine",
+        folder / "libstand_in_module.so",
     )
     for path in astuple(build):
         assert path.is_file()

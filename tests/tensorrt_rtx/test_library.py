@@ -14,30 +14,16 @@ from dyndeploy.runtimes.native import NativeLibrary, native_library
 from dyndeploy.runtimes.tensorrt_ahead import BuilderPackage, build_ahead
 from dyndeploy.runtimes.tensorrt_stand_ins import FORMAT
 from tests.bundles import MODES, tiny_models
-from tests.tensorrt.test_contract import HEADERS, NO_HEADERS, TOOLS, build, node_cases, run
+from tests.tensorrt.test_contract import NO_HEADERS, TOOLS, node_cases, run
 from tests.tensorrt_rtx import test_bindings
+from tests.tensorrt_rtx.conftest import VERSION
 from tests.tensorrt_rtx.recorded import listed
 
-VERSION = next((version for version in sorted(HEADERS, reverse=True) if version.startswith("11.")), None)
 pytestmark = [
     pytest.mark.skipif(not TOOLS, reason="no cmake or no C++ compiler"),
     pytest.mark.skipif(VERSION is None, reason=NO_HEADERS),
 ]
 tensorrt = test_bindings.tensorrt
-
-
-@pytest.fixture(scope="module")
-def built(rtx: BuilderPackage, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The contract test and the library, with kernels that record their calls."""
-    folder = tmp_path_factory.mktemp("contract")
-    assert VERSION is not None
-    build(folder, HEADERS[VERSION], f"-DTENSORRT_LIBRARY={rtx.library_folders[0] / 'libtensorrt_rtx.so.1'}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def library(built: Path) -> NativeLibrary:
-    return native_library(built / "adapter" / "libdyndeploy_tensorrt.so")
 
 
 def test_the_contract_holds_in_the_real_registry(built: Path, library: NativeLibrary, rtx: BuilderPackage) -> None:

@@ -42,10 +42,10 @@ enum {
   DYNDEPLOY_BUNDLE = 2,     /* the bundle is missing, incomplete, damaged or of another version */
   DYNDEPLOY_INPUT = 3,      /* an image or a tensor is missing, unreadable or of the wrong shape */
   DYNDEPLOY_NOT_FINITE = 4, /* the network computed NaN or infinite values: that is no result */
-  DYNDEPLOY_BACKEND = 5, /* no ONNX Runtime, one that is too old, or an operator library that does not load */
-  DYNDEPLOY_RUN = 6,     /* the runtime failed while it computed */
-  DYNDEPLOY_MEMORY = 7,  /* no memory */
-  DYNDEPLOY_INTERNAL = 8 /* a fault of this library */
+  DYNDEPLOY_BACKEND = 5,    /* no ONNX Runtime or TensorRT, one that does not fit, no GPU, no engine */
+  DYNDEPLOY_RUN = 6,        /* the runtime failed while it computed */
+  DYNDEPLOY_MEMORY = 7,     /* no memory */
+  DYNDEPLOY_INTERNAL = 8    /* a fault of this library */
 };
 
 enum {
@@ -71,6 +71,13 @@ typedef struct {
   int32_t threads;          /* threads that compute one call; 0: one */
   int32_t threshold_count;  /* how many of the next field; 0: the bundle's thresholds */
   const double* thresholds; /* least confidence of every exit but the last */
+  /* Since 0.2; callers built before give the smaller size. */
+  const char*
+      runtime; /* "onnxruntime", "tensorrt", "auto" or NULL: TensorRT where bundle and device have it */
+  const char* tensorrt; /* TensorRT's library (libnvinfer, libtensorrt_rtx); NULL: looked for */
+  const char* plugins;  /* library of the TensorRT plugins; NULL: looked for */
+  void (*progress)(void* user, const char* line); /* while engines are built, from any thread; NULL: none */
+  void* user;
 } dyndeploy_options;
 
 typedef struct {

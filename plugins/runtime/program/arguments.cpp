@@ -7,31 +7,35 @@
 #include <cstdlib>
 
 #include "error.h"
+#include "video.h"
 
 namespace dyndeploy {
 namespace runtime {
 namespace {
 
-const char kUsage[] =
-    "usage: dyndeploy-run BUNDLE [IMAGE|FOLDER ...] [options]\n"
-    "\n"
-    "Runs images through a bundle that 'dyndeploy export' wrote: class and confidence, time, the exit taken "
-    "or the\n"
-    "masks' rates.\n"
-    "\n"
-    "  --frames HxW         read RGB frames of that size from stdin, as GStreamer's fdsink and ffmpeg's "
-    "pipes write them\n"
-    "  --json               one JSON object a line, with the fields of 'dyndeploy run --json'\n"
-    "  --repeat N           run every image N times; ms is the mean (default: 1)\n"
-    "  --limit N            at most so many images\n"
-    "  --verify             check every checksum, and the results on the reference inputs against PyTorch's\n"
-    "  --info               print what was opened, as JSON\n"
-    "  --statistics         print times, rates and exits over all images at the end, as JSON on stderr\n"
-    "  --threads N          threads that compute (default: 1)\n"
-    "  --thresholds A,B,..  least confidence of every exit but the last (default: the bundle's)\n"
-    "  --native WHAT        operator library: auto, off or its path (default: auto)\n"
-    "  --onnxruntime PATH   libonnxruntime.so, or the folder that holds it (default: looked for)\n"
-    "  -h, --help           this text\n";
+const char kUsage[] = R"(usage: dyndeploy-run BUNDLE [IMAGE|FOLDER ...] [options]
+       dyndeploy-run BUNDLE VIDEO|csi://0|v4l2:///dev/video0|gst://PIPELINE [options]
+
+Runs images, or the frames of a video or a camera, through a bundle that 'dyndeploy export' wrote: class and
+confidence, time, the exit taken or the masks' rates. Videos and cameras need GStreamer; 'gst://videotestsrc' is a
+picture to try it with. Ctrl-C ends a camera.
+
+  --frames HxW         read RGB frames of that size from stdin, as GStreamer's fdsink and ffmpeg's pipes write them
+  --json               one JSON object a line, with the fields of 'dyndeploy run --json'
+  --repeat N           run every image N times; ms is the mean (default: 1)
+  --limit N            at most so many images or frames
+  --verify             check every checksum, and the results on the reference inputs against PyTorch's
+  --info               print what was opened, as JSON
+  --statistics         print times, rates and exits over all images at the end, as JSON on stderr
+  --threads N          threads that compute on a CPU (default: 1)
+  --thresholds A,B,..  least confidence of every exit but the last (default: the bundle's)
+  --runtime NAME       auto, onnxruntime or tensorrt (default: auto: TensorRT where bundle and device have it)
+  --tensorrt PATH      libnvinfer or libtensorrt_rtx (default: looked for)
+  --plugins PATH       libdyndeploy_tensorrt.so, TensorRT's dynamic operators (default: looked for)
+  --native WHAT        ONNX Runtime's dynamic operators: auto, off or a path (default: auto)
+  --onnxruntime PATH   libonnxruntime.so, or the folder that holds it (default: looked for)
+  -h, --help           this text
+)";
 
 [[noreturn]] void usage(const std::string& what) {
   fail(DYNDEPLOY_USAGE, what + " 'dyndeploy-run --help' explains.");
@@ -84,7 +88,10 @@ std::unique_ptr<Arguments> parse(int count, char** values) {
     kThreads,
     kThresholds,
     kNative,
-    kOnnxruntime
+    kOnnxruntime,
+    kRuntime,
+    kTensorrt,
+    kPlugins
   };
   static const option kOptions[] = {{"json", no_argument, nullptr, kJson},
                                     {"frames", required_argument, nullptr, kFrames},
@@ -97,6 +104,9 @@ std::unique_ptr<Arguments> parse(int count, char** values) {
                                     {"thresholds", required_argument, nullptr, kThresholds},
                                     {"native", required_argument, nullptr, kNative},
                                     {"onnxruntime", required_argument, nullptr, kOnnxruntime},
+                                    {"runtime", required_argument, nullptr, kRuntime},
+                                    {"tensorrt", required_argument, nullptr, kTensorrt},
+                                    {"plugins", required_argument, nullptr, kPlugins},
                                     {"help", no_argument, nullptr, 'h'},
                                     {nullptr, 0, nullptr, 0}};
   auto found = std::make_unique<Arguments>();
@@ -136,6 +146,15 @@ std::unique_ptr<Arguments> parse(int count, char** values) {
       case kOnnxruntime:
         found->options.onnxruntime = optarg;
         break;
+      case kRuntime:
+        found->options.runtime = optarg;
+        break;
+      case kTensorrt:
+        found->options.tensorrt = optarg;
+        break;
+      case kPlugins:
+        found->options.plugins = optarg;
+        break;
       case 'h':
         std::fputs(kUsage, stdout);
         return nullptr;
@@ -148,6 +167,8 @@ std::unique_ptr<Arguments> parse(int count, char** values) {
   found->images.assign(values + optind + 1, values + count);
   const bool frames = found->frame_height > 0;
   if (frames && !found->images.empty()) usage("Give images, or --frames, and not both.");
+  const bool video = std::any_of(found->images.begin(), found->images.end(), is_video);
+  if (video && found->images.size() > 1) usage("Give one video or camera, or images, and not both.");
   if (found->images.empty() && !frames && !found->verify && !found->info)
     usage("Give an image or a folder of images.");
   return found;

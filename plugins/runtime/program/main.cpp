@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -17,10 +18,18 @@
 #include "json.h"
 #include "session.h"
 #include "verify.h"
+#include "video.h"
 
 namespace {
 
 using namespace dyndeploy::runtime;
+
+// Ctrl-C ends a camera with its summary, and gives the camera back.
+volatile bool stopped = false;
+
+double milliseconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+}
 
 std::vector<std::string> paths_of(const Arguments& arguments) {
   std::vector<std::string> paths;
@@ -53,8 +62,22 @@ std::string printable(std::string text) {
 
 struct Found {
   dyndeploy_result result;
-  std::vector<float> rates, values;
+  std::vector<float> rates;
+  std::vector<double> ms;  // of every repetition
 };
+
+// What is run: pixels that live elsewhere, what they are called, and what they cost before.
+struct Picture {
+  dyndeploy_image view;
+  std::string name;
+  double decoding_ms;
+  double capture_ms;  // waiting for the frame; below 0: it is a file
+};
+
+dyndeploy_image view_of(const Image& image) {
+  return {image.pixels.data(), static_cast<std::int32_t>(image.height),
+          static_cast<std::int32_t>(image.width), 3 * image.width};
+}
 
 class Program {
  public:
@@ -71,78 +94,121 @@ class Program {
     return failed_;
   }
 
+  // Frames of a video or camera; returns how many failed. A source that breaks off is an error, after the
+  // results.
+  std::size_t run_video(const std::string& source) {
+    std::signal(SIGINT, [](int) { stopped = true; });
+    std::signal(SIGTERM, [](int) { stopped = true; });
+    Video video(source);
+    begin_frames();
+    dyndeploy_image frame{};
+    while (!enough_frames() && next_frame([&] { return video.next(frame, stopped); })) run_frame(frame);
+    end_frames();
+    return failed_;
+  }
+
   // Frames from stdin until it ends; returns how many failed. One that is cut off is an error.
   std::size_t run_frames() {
-    const auto start = std::chrono::steady_clock::now();
-    std::vector<Image> frame(1);
-    frame[0].height = arguments_.frame_height;
-    frame[0].width = arguments_.frame_width;
-    frame[0].pixels.resize(static_cast<std::size_t>(3) * frame[0].height * frame[0].width);
-    long count = 0;
-    for (; !arguments_.limit || count < arguments_.limit; ++count) {
-      const std::size_t got = std::fread(frame[0].pixels.data(), 1, frame[0].pixels.size(), stdin);
-      if (got == 0 && !std::ferror(stdin)) break;
-      if (got < frame[0].pixels.size())
-        fail(DYNDEPLOY_INPUT, "The stream ended within frame " + std::to_string(count) + ": " +
-                                  std::to_string(got) + " of " + std::to_string(frame[0].pixels.size()) +
+    Image frame;
+    frame.height = arguments_.frame_height;
+    frame.width = arguments_.frame_width;
+    frame.pixels.resize(static_cast<std::size_t>(3) * frame.height * frame.width);
+    begin_frames();
+    const auto read = [&] {
+      const std::size_t got = std::fread(frame.pixels.data(), 1, frame.pixels.size(), stdin);
+      if (got == 0 && !std::ferror(stdin)) return false;
+      if (got < frame.pixels.size())
+        fail(DYNDEPLOY_INPUT, "The stream ended within frame " + std::to_string(frames_) + ": " +
+                                  std::to_string(got) + " of " + std::to_string(frame.pixels.size()) +
                                   " bytes came. Check --frames HxW.");
-      run_images(frame, {"frame " + std::to_string(count)}, {0});
-    }
-    if (!count) fail(DYNDEPLOY_INPUT, "No frame came on stdin: the camera or the video gave none.");
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    std::fprintf(stderr, "dyndeploy-run: %ld frames in %.2f s, %.1f a second with capture.\n", count, seconds,
-                 static_cast<double>(count) / seconds);
+      return true;
+    };
+    while (!enough_frames() && next_frame(read)) run_frame(view_of(frame));
+    if (!frames_) fail(DYNDEPLOY_INPUT, "No frame came on stdin: the camera or the video gave none.");
+    end_frames();
     return failed_;
   }
 
  private:
+  bool enough_frames() const { return stopped || (arguments_.limit && frames_ >= arguments_.limit); }
+
+  void begin_frames() { start_ = std::chrono::steady_clock::now(); }
+
+  // What was run until a source broke off is told all the same.
+  template <class Read>
+  bool next_frame(Read read) {
+    const auto before = std::chrono::steady_clock::now();
+    try {
+      const bool more = read();
+      captured_ = milliseconds_since(before);
+      return more;
+    } catch (const Error&) {
+      end_frames();
+      throw;
+    }
+  }
+
+  void run_frame(const dyndeploy_image& frame) {
+    run_pictures({{frame, "frame " + std::to_string(frames_++), 0, captured_}});
+    capture_ms_ += captured_;
+  }
+
+  void end_frames() const {
+    if (!frames_) return;
+    const double seconds = milliseconds_since(start_) / 1e3, count = static_cast<double>(frames_);
+    std::fprintf(stderr,
+                 "dyndeploy-run: %ld frames in %.2f s, %.1f a second with capture; a frame: %.2f ms of "
+                 "waiting for it, "
+                 "%.2f of preprocessing, %.2f of the network.\n",
+                 frames_, seconds, count / seconds, capture_ms_ / count, preprocessing_ms_ / count,
+                 network_ms_ / count);
+  }
+
   void run_some(const std::vector<std::string>& paths) {
     std::vector<Image> images;
-    std::vector<std::string> names;
-    std::vector<double> decoding;
+    std::vector<Picture> pictures;
+    images.reserve(paths.size());  // pictures point into them
     for (const std::string& path : paths) {
       const auto start = std::chrono::steady_clock::now();
       try {
         images.push_back(read_image(path));
-        names.push_back(path);
-        decoding.push_back(
-            std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+        pictures.push_back({view_of(images.back()), path, milliseconds_since(start), -1});
       } catch (const Error& error) {
         if (error.code() == DYNDEPLOY_USAGE) throw;
         // The order of the images stays that of the results.
-        run_images(images, names, decoding);
-        images.clear(), names.clear(), decoding.clear();
+        run_pictures(pictures);
+        pictures.clear();
         report_failure(path, error.what());
       }
     }
-    run_images(images, names, decoding);
+    run_pictures(pictures);
   }
 
-  void run_images(const std::vector<Image>& images, const std::vector<std::string>& names,
-                  const std::vector<double>& decoding) {
-    if (images.empty()) return;
-    std::vector<Found> found(images.size());
+  void run_pictures(const std::vector<Picture>& pictures) {
+    if (pictures.empty()) return;
+    std::vector<Found> found(pictures.size());
     try {
-      run_repeated(images, found);
+      run_repeated(pictures, found);
     } catch (const Error& error) {
       if (error.code() == DYNDEPLOY_USAGE) throw;
-      if (images.size() == 1) return report_failure(names[0], error.what());
+      if (pictures.size() == 1) return report_failure(pictures[0].name, error.what());
       // One image may have spoilt the others' batch.
-      for (std::size_t i = 0; i < images.size(); ++i) run_images({images[i]}, {names[i]}, {decoding[i]});
+      for (const Picture& picture : pictures) run_pictures({picture});
       return;
     }
-    for (std::size_t i = 0; i < images.size(); ++i) {
-      found[i].result.preprocessing_ms += decoding[i];
-      report(names[i], found[i]);
+    for (std::size_t i = 0; i < pictures.size(); ++i) {
+      found[i].result.preprocessing_ms += pictures[i].decoding_ms;
+      preprocessing_ms_ += found[i].result.preprocessing_ms;
+      network_ms_ += found[i].result.ms;
+      report(pictures[i], found[i]);
     }
   }
 
-  void run_repeated(const std::vector<Image>& images, std::vector<Found>& found) {
+  void run_repeated(const std::vector<Picture>& pictures, std::vector<Found>& found) {
     std::vector<dyndeploy_image> views;
-    std::vector<dyndeploy_result> results(images.size());
-    for (std::size_t i = 0; i < images.size(); ++i) {
-      views.push_back({images[i].pixels.data(), static_cast<std::int32_t>(images[i].height),
-                       static_cast<std::int32_t>(images[i].width), 3 * images[i].width});
+    std::vector<dyndeploy_result> results(pictures.size());
+    for (std::size_t i = 0; i < pictures.size(); ++i) {
+      views.push_back(pictures[i].view);
       found[i].rates.resize(session_.plan().masks.size());
       results[i] = dyndeploy_result{};
       results[i].size = sizeof(dyndeploy_result);
@@ -155,14 +221,15 @@ class Program {
       session_.statistics().reset();
       warm_ = true;
     }
-    std::vector<double> ms(images.size());
     for (long k = 0; k < arguments_.repeat; ++k) {
       session_.run_images(views.data(), views.size(), results.data());
-      for (std::size_t i = 0; i < images.size(); ++i) ms[i] += results[i].ms;
+      for (std::size_t i = 0; i < pictures.size(); ++i) found[i].ms.push_back(results[i].ms);
     }
-    for (std::size_t i = 0; i < images.size(); ++i) {
+    for (std::size_t i = 0; i < pictures.size(); ++i) {
       found[i].result = results[i];
-      found[i].result.ms = ms[i] / static_cast<double>(arguments_.repeat);
+      found[i].result.ms = std::accumulate(found[i].ms.begin(), found[i].ms.end(), 0.0) /
+                           static_cast<double>(arguments_.repeat);
+      std::sort(found[i].ms.begin(), found[i].ms.end());
     }
   }
 
@@ -176,18 +243,18 @@ class Program {
     }
   }
 
-  void report(const std::string& path, const Found& found) {
+  void report(const Picture& picture, const Found& found) {
     if (arguments_.json) {
-      report_json(path, found);
+      report_json(picture, found);
     } else {
-      report_line(path, found);
+      report_line(picture.name, found);
     }
     std::fflush(stdout);
   }
 
-  void report_json(const std::string& path, const Found& found) const {
+  void report_json(const Picture& picture, const Found& found) const {
     const dyndeploy_result& result = found.result;
-    std::string line = "{\"image\": " + quoted(path);
+    std::string line = "{\"image\": " + quoted(picture.name);
     if (result.task == DYNDEPLOY_TASK_CLASSIFICATION)
       line += ", \"label\": " + std::to_string(result.classification.label) +
               ", \"confidence\": " + number(static_cast<double>(result.classification.confidence));
@@ -201,8 +268,18 @@ class Program {
       line +=
           ", \"class_name\": " +
           (result.classification.class_name ? quoted(result.classification.class_name) : std::string("null"));
-    std::printf("%s, \"operators\": %s, \"preprocessing_ms\": %s}\n", line.c_str(),
-                session_.operators_json().c_str(), number(result.preprocessing_ms).c_str());
+    line += ", \"operators\": " + session_.operators_json() +
+            ", \"preprocessing_ms\": " + number(result.preprocessing_ms);
+    if (picture.capture_ms >= 0) line += ", \"capture_ms\": " + number(picture.capture_ms);
+    if (arguments_.repeat > 1) line += ", \"repeats\": " + repeats_json(found.ms);
+    std::printf("%s}\n", line.c_str());
+  }
+
+  // Of sorted times.
+  static std::string repeats_json(const std::vector<double>& ms) {
+    const auto at = [&](std::size_t percent) { return number(ms[(ms.size() - 1) * percent / 100]); };
+    return "{\"count\": " + std::to_string(ms.size()) + ", \"min_ms\": " + at(0) +
+           ", \"median_ms\": " + at(50) + ", \"p90_ms\": " + at(90) + ", \"max_ms\": " + at(100) + "}";
   }
 
   void report_line(const std::string& path, const Found& found) {
@@ -232,16 +309,25 @@ class Program {
   Session& session_;
   bool warm_ = false, titled_ = false;
   std::size_t failed_ = 0;
+  long frames_ = 0;
+  std::chrono::steady_clock::time_point start_;
+  double captured_ = 0, capture_ms_ = 0, preprocessing_ms_ = 0, network_ms_ = 0;
 };
 
 int run(int count, char** values) {
   const std::unique_ptr<Arguments> arguments = parse(count, values);
   if (!arguments) return 0;
+  arguments->options.progress = [](const std::string& line) {
+    std::fprintf(stderr, "dyndeploy-run: %s\n", printable(line).c_str());
+  };
   const std::unique_ptr<Session> session = Session::open(arguments->bundle, arguments->options);
   if (arguments->info) std::printf("%s\n", session->info().c_str());
   if (arguments->verify) std::fprintf(stderr, "dyndeploy-run: verified: %s\n", verify(*session).c_str());
   Program program(*arguments, *session);
-  const std::size_t failed = arguments->frame_height ? program.run_frames() : program.run();
+  const bool video = arguments->images.size() == 1 && is_video(arguments->images[0]);
+  const std::size_t failed = arguments->frame_height ? program.run_frames()
+                             : video                 ? program.run_video(arguments->images[0])
+                                                     : program.run();
   if (arguments->statistics) std::fprintf(stderr, "%s\n", session->statistics().json().c_str());
   return failed ? 1 : 0;
 }

@@ -38,6 +38,9 @@ class DyndeployError(Exception):
         self.code = code
 
 
+_PROGRESS = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
+
+
 class _Options(ctypes.Structure):
     _fields_ = [
         ("size", ctypes.c_size_t),
@@ -46,6 +49,11 @@ class _Options(ctypes.Structure):
         ("threads", ctypes.c_int32),
         ("threshold_count", ctypes.c_int32),
         ("thresholds", ctypes.POINTER(ctypes.c_double)),
+        ("runtime", ctypes.c_char_p),
+        ("tensorrt", ctypes.c_char_p),
+        ("plugins", ctypes.c_char_p),
+        ("progress", _PROGRESS),
+        ("user", ctypes.c_void_p),
     ]
 
 
@@ -109,7 +117,18 @@ _USAGE, _INPUT, _BACKEND = 1, 3, 5
 _CLASSIFICATION = 1
 
 
-def open_bundle(bundle, threads=1, thresholds=None, native="auto", onnxruntime=None, library=None):
+def open_bundle(
+    bundle,
+    threads=1,
+    thresholds=None,
+    native="auto",
+    onnxruntime=None,
+    library=None,
+    runtime="auto",
+    tensorrt=None,
+    plugins=None,
+    progress=None,
+):
     """Open the folder of a bundle.
 
     Args:
@@ -119,11 +138,17 @@ def open_bundle(bundle, threads=1, thresholds=None, native="auto", onnxruntime=N
         native: The operator library: "auto" if one is found, "off", or its path.
         onnxruntime: ``libonnxruntime.so`` or its folder; None looks for it, also in this Python's packages.
         library: ``libdyndeploy.so``; None looks for it.
+        runtime: "onnxruntime", "tensorrt", or "auto": TensorRT where the bundle is for it and it is here.
+        tensorrt: TensorRT's library; None looks for it.
+        plugins: ``libdyndeploy_tensorrt.so``, the plugins of the dynamic operators; None looks for it.
+        progress: Called with a line now and then while engines are built, which takes minutes on a board.
 
     Raises:
         DyndeployError: The bundle is damaged, or a library is missing or too old.
     """
-    return Session(bundle, threads, thresholds, native, onnxruntime, library)
+    return Session(
+        bundle, threads, thresholds, native, onnxruntime, library, (runtime, tensorrt, plugins), progress or _silent
+    )
 
 
 class Session:
@@ -133,7 +158,7 @@ class Session:
         info: What was opened: network, task, inputs, outputs, masks, exits, runtime, operator library.
     """
 
-    def __init__(self, bundle, threads, thresholds, native, onnxruntime, library):
+    def __init__(self, bundle, threads, thresholds, native, onnxruntime, library, engines, progress):
         self._handle = None
         self._library = _load(library)
         values = (ctypes.c_double * len(thresholds or ()))(*(thresholds or ()))
@@ -144,7 +169,10 @@ class Session:
             threads,
             len(values),
             values if len(values) else None,
+            *[_path(value) for value in engines],
         )
+        # Held as long as the library may call it.
+        self._progress = options.progress = _PROGRESS(lambda user, line: progress(line.decode("utf-8", "replace")))
         handle = ctypes.c_void_p()
         self._check(self._library.dyndeploy_open(_path(bundle), ctypes.byref(options), ctypes.byref(handle)))
         self._handle = handle
@@ -289,6 +317,10 @@ class Session:
     def _check(self, code):
         if code:
             raise DyndeployError(code, self._library.dyndeploy_last_error().decode("utf-8", "replace"))
+
+
+def _silent(line):
+    """What nobody asked for."""
 
 
 def _path(value):

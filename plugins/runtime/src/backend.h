@@ -53,6 +53,10 @@ class Backend {
   virtual std::unique_ptr<Graph> open(const std::string& path) = 0;
   // Memory that both the host and the graphs reach.
   virtual std::shared_ptr<void> allocate(std::size_t bytes) = 0;
+  // Where a device has a copy of its own of such memory: called before the host reads what a graph may have
+  // written, and after the host wrote what a graph may read.
+  virtual void to_host(void* /*memory*/) {}
+  virtual void written(void* /*memory*/) {}
 };
 
 }  // namespace runtime

@@ -1,5 +1,6 @@
 // The C ABI: no exception passes it.
 
+#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -62,7 +63,9 @@ void require(bool condition, const char* what) {
 runtime::Options options_of(const dyndeploy_options* given) {
   runtime::Options options;
   if (!given) return options;
-  if (given->size != sizeof *given)
+  // Fields are added at the end: a caller built before has no runtime to choose.
+  const bool earlier = given->size == offsetof(dyndeploy_options, runtime);
+  if (given->size != sizeof *given && !earlier)
     runtime::fail(DYNDEPLOY_USAGE,
                   "The options' size is not sizeof(dyndeploy_options): set it before the call.");
   if (given->onnxruntime) options.onnxruntime = given->onnxruntime;
@@ -72,6 +75,14 @@ runtime::Options options_of(const dyndeploy_options* given) {
     runtime::fail(DYNDEPLOY_USAGE, "thresholds is NULL.");
   if (given->threshold_count)
     options.thresholds.assign(given->thresholds, given->thresholds + given->threshold_count);
+  if (earlier) return options;
+  if (given->runtime) options.runtime = given->runtime;
+  if (given->tensorrt) options.tensorrt = given->tensorrt;
+  if (given->plugins) options.plugins = given->plugins;
+  if (const auto progress = given->progress)
+    options.progress = [progress, user = given->user](const std::string& line) {
+      progress(user, line.c_str());
+    };
   return options;
 }
 

@@ -19,7 +19,7 @@ std::string in_place(const std::string& place, const std::string& key) {
 }  // namespace
 
 void Field::complain(const std::string& what) const {
-  fail(DYNDEPLOY_BUNDLE, "bundle.json is malformed: " + what + ". Export the bundle again.");
+  fail(DYNDEPLOY_BUNDLE, std::string(document_) + " is malformed: " + what + ". Export the bundle again.");
 }
 
 void Field::require(bool condition, const std::string& wanted) const {
@@ -33,13 +33,13 @@ Field Field::operator[](const std::string& key) const {
   require(value_->kind == Json::Kind::kObject, "an object");
   const Json* found = value_->find(key);
   if (!found) complain(in_place(place_, key) + " is missing");
-  return Field(found, in_place(place_, key));
+  return Field(found, in_place(place_, key), document_);
 }
 
 Field Field::find(const std::string& key) const {
   require(value_->kind == Json::Kind::kObject, "an object");
   const Json* found = value_->find(key);
-  return Field(found ? found : &kNull, in_place(place_, key));
+  return Field(found ? found : &kNull, in_place(place_, key), document_);
 }
 
 std::string Field::label() const {
@@ -91,7 +91,7 @@ std::vector<Field> Field::list(std::size_t at_least) const {
   require(value_->items.size() >= at_least, "a list that is not empty");
   std::vector<Field> found;
   for (std::size_t i = 0; i < value_->items.size(); ++i)
-    found.emplace_back(&value_->items[i], place_ + "[" + std::to_string(i) + "]");
+    found.emplace_back(&value_->items[i], place_ + "[" + std::to_string(i) + "]", document_);
   return found;
 }
 
@@ -105,7 +105,7 @@ std::vector<Field> Field::object() const {
   require(value_->kind == Json::Kind::kObject, "an object");
   std::vector<Field> found;
   for (std::size_t i = 0; i < value_->items.size(); ++i)
-    found.emplace_back(&value_->items[i], place_ + "[" + quoted(value_->keys[i]) + "]");
+    found.emplace_back(&value_->items[i], place_ + "[" + quoted(value_->keys[i]) + "]", document_);
   return found;
 }
 

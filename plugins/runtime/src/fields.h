@@ -12,7 +12,9 @@ namespace runtime {
 
 class Field {
  public:
-  Field(const Json* value, std::string place) : value_(value), place_(std::move(place)) {}
+  // `document` is the file's name in complaints; it lives as long as the program.
+  Field(const Json* value, std::string place, const char* document = "bundle.json")
+      : value_(value), place_(std::move(place)), document_(document) {}
 
   const Json& value() const { return *value_; }
   const std::string& place() const { return place_; }
@@ -38,6 +40,7 @@ class Field {
  private:
   const Json* value_;
   std::string place_;
+  const char* document_;
 };
 
 }  // namespace runtime

@@ -1,13 +1,18 @@
 #include "files.h"
 
 #include <dirent.h>
+#include <dlfcn.h>
+#include <fcntl.h>
 #include <glob.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cctype>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -104,6 +109,66 @@ std::string file_sha256(const std::string& path) {
   Sha256 sum;
   for_each_part(path, [&](const char* data, std::size_t size) { sum.update(data, size); });
   return sum.hex();
+}
+
+std::string own_folder() {
+  Dl_info info;
+  if (!dladdr(reinterpret_cast<const void*>(&own_folder), &info) || !info.dli_fname) return "";
+  const std::string path = info.dli_fname;
+  const std::size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : path.substr(0, slash);
+}
+
+std::string name_of(const std::string& path) { return path.substr(path.find_last_of('/') + 1); }
+
+std::string folder_of(const std::string& path) {
+  const std::size_t slash = path.find_last_of('/');
+  return slash == std::string::npos ? "." : slash ? path.substr(0, slash) : "/";
+}
+
+void make_folders(const std::string& path) {
+  if (is_folder(path)) return;
+  const std::string above = folder_of(path);
+  if (above != path && !is_folder(above)) make_folders(above);
+  if (::mkdir(path.c_str(), 0777) != 0 && errno != EEXIST)
+    throw std::runtime_error("cannot make the folder " + path + ": " + reason());
+}
+
+void write_file(const std::string& path, const std::string& content) {
+  std::string temporary = joined(folder_of(path), "." + name_of(path).substr(0, 40) + ".XXXXXX.part");
+  const int handle = ::mkstemps(&temporary[0], 5);
+  if (handle < 0) throw std::runtime_error("cannot write into " + folder_of(path) + ": " + reason());
+  const std::unique_ptr<std::FILE, Closer> file(::fdopen(handle, "wb"));
+  const mode_t mask = ::umask(0);
+  ::umask(mask);
+  const bool whole = file && std::fwrite(content.data(), 1, content.size(), file.get()) == content.size() &&
+                     std::fflush(file.get()) == 0 && ::fchmod(handle, 0666 & ~mask) == 0 &&
+                     ::fsync(handle) == 0 && std::rename(temporary.c_str(), path.c_str()) == 0;
+  if (whole) return;
+  const std::string why = reason();
+  if (!file) ::close(handle);
+  ::unlink(temporary.c_str());
+  throw std::runtime_error("cannot write " + path + ": " + why);
+}
+
+FileLock::FileLock(const std::string& path)
+    : name_(joined(folder_of(path), "." + name_of(path).substr(0, 40) + ".lock")), handle_(-1) {
+  for (;;) {
+    handle_ = ::open(name_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (handle_ < 0) throw std::runtime_error("cannot write into " + folder_of(path) + ": " + reason());
+    struct stat held, named;
+    // A file system without locks keeps nobody out. Its last owner may have removed it since it was opened.
+    if (::flock(handle_, LOCK_EX) != 0) return;
+    if (::fstat(handle_, &held) == 0 && ::stat(name_.c_str(), &named) == 0 && held.st_ino == named.st_ino &&
+        held.st_dev == named.st_dev)
+      return;
+    ::close(handle_);
+  }
+}
+
+FileLock::~FileLock() {
+  ::unlink(name_.c_str());
+  ::close(handle_);
 }
 
 std::vector<std::string> files_below(const std::string& folder, const std::vector<std::string>& endings) {

@@ -13,6 +13,26 @@ namespace runtime {
 std::string read_file(const std::string& path, std::uint64_t most);
 std::string file_sha256(const std::string& path);
 
+// Write a file that is absent or whole: under another name first, then moved into place. Throws
+// std::runtime_error with what the system says; nothing is left behind.
+void write_file(const std::string& path, const std::string& content);
+// Make a folder and those above it. Throws as above.
+void make_folders(const std::string& path);
+
+// Keeps other processes that ask for the same path out while it lives; waits for them. Throws as above. The
+// lock file has the name that dyndeploy/files.py gives it.
+class FileLock {
+ public:
+  explicit FileLock(const std::string& path);
+  ~FileLock();
+  FileLock(const FileLock&) = delete;
+  FileLock& operator=(const FileLock&) = delete;
+
+ private:
+  std::string name_;
+  int handle_;
+};
+
 bool is_file(const std::string& path);
 bool is_folder(const std::string& path);
 
@@ -23,6 +43,12 @@ std::vector<std::string> files_below(const std::string& folder, const std::vecto
 // The files that a shell's pattern finds, sorted as text.
 std::vector<std::string> matching(const std::string& pattern);
 
+// Where this library or program lies; "" where the system does not say.
+std::string own_folder();
+
+// The name behind the last slash, and what stands before it ("." without one).
+std::string name_of(const std::string& path);
+std::string folder_of(const std::string& path);
 std::string joined(const std::string& folder, const std::string& name);
 
 }  // namespace runtime

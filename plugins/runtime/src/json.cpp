@@ -127,7 +127,7 @@ void append_text(std::string& out, const std::string& text) {
   out += '"';
 }
 
-void append(std::string& out, const Json& value, const std::string& without) {
+void append(std::string& out, const Json& value, const std::string& without, const char* blank) {
   switch (value.kind) {
     case Json::Kind::kNull:
       out += "null";
@@ -147,8 +147,8 @@ void append(std::string& out, const Json& value, const std::string& without) {
     case Json::Kind::kList:
       out += '[';
       for (std::size_t i = 0; i < value.items.size(); ++i) {
-        if (i) out += ',';
-        append(out, value.items[i], std::string());
+        if (i) (out += ',') += blank;
+        append(out, value.items[i], std::string(), blank);
       }
       out += ']';
       return;
@@ -163,10 +163,10 @@ void append(std::string& out, const Json& value, const std::string& without) {
             [&](std::size_t a, std::size_t b) { return value.keys[a] < value.keys[b]; });
   out += '{';
   for (std::size_t i = 0; i < order.size(); ++i) {
-    if (i) out += ',';
+    if (i) (out += ',') += blank;
     append_text(out, value.keys[order[i]]);
-    out += ':';
-    append(out, value.items[order[i]], std::string());
+    (out += ':') += blank;
+    append(out, value.items[order[i]], std::string(), blank);
   }
   out += '}';
 }
@@ -196,8 +196,47 @@ Json parse_json(const std::string& text) {
 
 std::string canonical_json(const Json& value, const std::string& without) {
   std::string out;
-  append(out, value, without);
+  append(out, value, without, "");
   return out;
+}
+
+std::string spaced_json(const Json& value) {
+  std::string out;
+  append(out, value, std::string(), " ");
+  return out;
+}
+
+Json json_null() { return Json(); }
+
+Json json_text(const std::string& text) {
+  Json value;
+  value.kind = Json::Kind::kText;
+  value.text = text;
+  return value;
+}
+
+Json json_number(const std::string& digits) {
+  Json value;
+  value.kind = Json::Kind::kNumber;
+  value.text = digits;
+  return value;
+}
+
+Json json_list(std::vector<Json> items) {
+  Json value;
+  value.kind = Json::Kind::kList;
+  value.items = std::move(items);
+  return value;
+}
+
+Json json_object(std::vector<std::pair<std::string, Json>> entries) {
+  Json value;
+  value.kind = Json::Kind::kObject;
+  for (auto& entry : entries) {
+    value.keys.push_back(std::move(entry.first));
+    value.items.push_back(std::move(entry.second));
+  }
+  return value;
 }
 
 std::string quoted(const std::string& text) {

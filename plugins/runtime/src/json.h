@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace dyndeploy {
@@ -26,6 +27,16 @@ Json parse_json(const std::string& text);
 // As Python writes it with sorted keys, without blanks and with everything but ASCII escaped. Leaves a key of
 // the outermost object out.
 std::string canonical_json(const Json& value, const std::string& without);
+
+// The same with the blanks that Python's json.dumps writes by itself.
+std::string spaced_json(const Json& value);
+
+// Values to put together.
+Json json_null();
+Json json_text(const std::string& text);
+Json json_number(const std::string& digits);
+Json json_list(std::vector<Json> items);
+Json json_object(std::vector<std::pair<std::string, Json>> entries);
 
 // A text in quotes, a number that reads back as the same double ("null" if it is not finite).
 std::string quoted(const std::string& text);

@@ -60,9 +60,28 @@ void Lane::reserve(std::size_t rows) {
   room_ = rows;
 }
 
-void* Lane::row(std::size_t tensor, std::size_t index) {
-  const std::size_t bytes = plan_.row_elements(tensor) * element_bytes(plan_.tensors[tensor].type);
-  return static_cast<char*>(data(tensor)) + index * bytes;
+std::size_t Lane::row_bytes(std::size_t tensor) const {
+  return plan_.row_elements(tensor) * element_bytes(plan_.tensors[tensor].type);
+}
+
+const void* Lane::data(std::size_t tensor) {
+  backend_->to_host(memory_[tensor].get());
+  return memory_[tensor].get();
+}
+
+const void* Lane::row(std::size_t tensor, std::size_t index) {
+  return static_cast<const char*>(data(tensor)) + index * row_bytes(tensor);
+}
+
+void* Lane::writable(std::size_t tensor) {
+  // What is not written over must be there.
+  backend_->to_host(memory_[tensor].get());
+  backend_->written(memory_[tensor].get());
+  return memory_[tensor].get();
+}
+
+void* Lane::writable_row(std::size_t tensor, std::size_t index) {
+  return static_cast<char*>(writable(tensor)) + index * row_bytes(tensor);
 }
 
 Binding& Lane::binding(std::size_t index, std::size_t rows) {
@@ -75,7 +94,7 @@ Binding& Lane::binding(std::size_t index, std::size_t rows) {
       const TensorInfo& info = plan_.tensors[place];
       Shape shape = info.shape;
       if (plan_.any_batch) shape[0] = static_cast<std::int64_t>(rows);
-      made.push_back({info.name, info.type, std::move(shape), data(place)});
+      made.push_back({info.name, info.type, std::move(shape), memory_[place].get()});
     }
     return made;
   };
@@ -85,9 +104,10 @@ Binding& Lane::binding(std::size_t index, std::size_t rows) {
 
 void Lane::fill_up(const std::vector<std::size_t>& tensors, std::size_t rows) {
   for (const std::size_t tensor : tensors) {
-    const std::size_t bytes = plan_.row_elements(tensor) * element_bytes(plan_.tensors[tensor].type);
+    char* first = static_cast<char*>(writable(tensor));
+    const std::size_t bytes = row_bytes(tensor);
     for (std::size_t i = rows; i < plan_.batch; ++i)
-      std::memcpy(row(tensor, i), row(tensor, rows - 1), bytes);
+      std::memcpy(first + i * bytes, first + (rows - 1) * bytes, bytes);
   }
 }
 
@@ -122,10 +142,11 @@ std::size_t Lane::leave(std::size_t index, std::size_t rows) {
       outcomes_[waiting_[i]] = {index, i};
       continue;
     }
-    for (const std::size_t tensor : step.carried)
-      if (kept != i)
-        std::memcpy(row(tensor, kept), row(tensor, i),
-                    plan_.row_elements(tensor) * element_bytes(plan_.tensors[tensor].type));
+    for (const std::size_t tensor : step.carried) {
+      if (kept == i) break;  // it is in its place, and need not leave the device
+      char* first = static_cast<char*>(writable(tensor));
+      std::memcpy(first + kept * row_bytes(tensor), first + i * row_bytes(tensor), row_bytes(tensor));
+    }
     waiting_[kept++] = waiting_[i];
   }
   return kept;

@@ -22,9 +22,12 @@ class Lane {
 
   // Make room for a run of so many rows, at most Plan::batch unless any number may run.
   void reserve(std::size_t rows);
-  // The memory of a tensor; a row of it, where its first axis is the batch.
-  void* data(std::size_t tensor) { return memory_[tensor].get(); }
-  void* row(std::size_t tensor, std::size_t index);
+  // The memory of a tensor to read; a row of it, where its first axis is the batch.
+  const void* data(std::size_t tensor);
+  const void* row(std::size_t tensor, std::size_t index);
+  // The same to write, before the graphs read it.
+  void* writable(std::size_t tensor);
+  void* writable_row(std::size_t tensor, std::size_t index);
 
   // Run the first `rows` rows of the inputs, each as far as it needs: rows that leave are taken out between
   // the steps. Throws Error(DYNDEPLOY_NOT_FINITE) and what the backend throws.
@@ -35,6 +38,7 @@ class Lane {
   std::vector<float>& rates() { return rates_; }
 
  private:
+  std::size_t row_bytes(std::size_t tensor) const;
   Binding& binding(std::size_t step, std::size_t rows);
   void fill_up(const std::vector<std::size_t>& tensors, std::size_t rows);
   void require_finite(const Step& step, std::size_t rows);

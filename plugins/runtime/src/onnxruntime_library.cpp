@@ -107,14 +107,6 @@ OrtLibrary found_library(const std::string& named) {
       std::string("No ONNX Runtime was found, in no Python package and not on the system. ") + kAdvice + ".");
 }
 
-std::string own_folder() {
-  Dl_info info;
-  if (!dladdr(reinterpret_cast<const void*>(&own_folder), &info) || !info.dli_fname) return "";
-  const std::string path = info.dli_fname;
-  const std::size_t slash = path.rfind('/');
-  return slash == std::string::npos ? "." : path.substr(0, slash);
-}
-
 }  // namespace
 
 std::shared_ptr<const OrtLibrary> open_onnxruntime(const std::string& named) {

@@ -8,11 +8,13 @@
 #include <thread>
 
 #include "decode.h"
+#include "engine_files.h"
 #include "error.h"
 #include "files.h"
 #include "json.h"
 #include "onnxruntime.h"
 #include "onnxruntime_library.h"
+#include "tensorrt.h"
 
 namespace dyndeploy {
 namespace runtime {
@@ -37,19 +39,18 @@ int checked_threads(int threads) {
   return threads;
 }
 
-std::vector<double> chosen_thresholds(const Bundle& bundle, const std::vector<double>& given) {
+std::vector<double> chosen_thresholds(const Bundle& bundle, const std::vector<double>& given,
+                                      const std::string& precision) {
   const Manifest& manifest = bundle.manifest;
   if (!manifest.has_exits) {
     if (!given.empty()) fail(DYNDEPLOY_USAGE, manifest.network + " has no exits: leave the thresholds out.");
     return {};
   }
   if (!given.empty()) return checked_thresholds(manifest.exits, given);
-  // A CPU computes stages in FP32 whatever the bundle's engines compute in.
-  const auto stored = manifest.exits.thresholds.find("fp32");
+  const auto stored = manifest.exits.thresholds.find(precision);
   if (stored == manifest.exits.thresholds.end())
-    fail(DYNDEPLOY_USAGE, "The bundle " + bundle.folder +
-                              " holds no exit thresholds for fp32. Find them with " +
-                              "'dyndeploy calibrate', or give thresholds.");
+    fail(DYNDEPLOY_USAGE, "The bundle " + bundle.folder + " holds no exit thresholds for " + precision +
+                              ". Find them with " + "'dyndeploy calibrate', or give thresholds.");
   return stored->second;
 }
 
@@ -59,12 +60,34 @@ std::string bundled_operators(const Bundle& bundle) {
   return bundle.path(kBundledOperators);
 }
 
+std::string precision_on_cpu(const Bundle& bundle) {
+  return bundle.manifest.has_exits ? "fp32" : cpu_precision(bundle.manifest.precision);
+}
+
+bool takes_tensorrt(const Bundle& bundle, const Options& options) {
+  const std::string& runtime = options.runtime;
+  if (runtime == "onnxruntime") return false;
+  if (runtime == "auto" || runtime.empty())
+    return has_engine_plans(bundle) && !find_tensorrt_module().empty();
+  if (runtime != "tensorrt")
+    fail(DYNDEPLOY_USAGE, "There is no runtime '" + runtime + "': give auto, onnxruntime or tensorrt.");
+  if (!has_engine_plans(bundle))
+    fail(DYNDEPLOY_USAGE,
+         "The bundle " + bundle.folder + " is for " + bundle.manifest.target +
+             " and does not say how engines are built. Export it with --target, e.g. --target nano.");
+  if (find_tensorrt_module().empty())
+    fail(DYNDEPLOY_BACKEND,
+         "This build of dyndeploy has no TensorRT: libdyndeploy_runtime_tensorrt.so is not beside it. Build "
+         "plugins/runtime where TensorRT's headers are, or name it with DYNDEPLOY_TENSORRT_MODULE.");
+  return true;
+}
+
 OrtSettings settings_of(const Bundle& bundle, const Options& options) {
   OrtSettings settings;
   settings.library = options.onnxruntime;
   settings.threads = checked_threads(options.threads);
   settings.shared_memory = bundle.manifest.has_exits;
-  settings.precision = bundle.manifest.has_exits ? "fp32" : cpu_precision(bundle.manifest.precision);
+  settings.precision = precision_on_cpu(bundle);
   if (bundle.manifest.has_operators || settings.precision != "fp32")
     settings.operators = find_operator_library(options.native, bundled_operators(bundle));
   if (settings.precision != "fp32" && settings.operators.empty())
@@ -159,14 +182,22 @@ class Session::Lease {
 std::unique_ptr<Session> Session::open(const std::string& folder, const Options& options) {
   Bundle bundle = Bundle::open(folder);
   // Wrong wishes are told before anything is opened.
-  const std::vector<double> thresholds = chosen_thresholds(bundle, options.thresholds);
+  const bool on_gpu = takes_tensorrt(bundle, options);
+  // A CPU computes stages in FP32 whatever the bundle's engines compute in.
+  const std::string precision = on_gpu ? bundle.manifest.precision : precision_on_cpu(bundle);
+  const std::vector<double> thresholds = chosen_thresholds(bundle, options.thresholds, precision);
+  if (on_gpu) {
+    const TensorRtSettings settings{find_tensorrt_module(), options.tensorrt, options.plugins,
+                                    options.progress};
+    return std::make_unique<Session>(bundle, open_tensorrt_backend(settings, bundle), thresholds, precision);
+  }
   const OrtSettings settings = settings_of(bundle, options);
   // Summed while the graphs are opened; what is wrong with the files is the better reason where both fail.
   std::future<void> intact =
       std::async(std::launch::async, [&bundle] { bundle.require_intact(bundle.graphs()); });
   std::unique_ptr<Session> session;
   try {
-    session = std::make_unique<Session>(bundle, open_onnxruntime_backend(settings), thresholds);
+    session = std::make_unique<Session>(bundle, open_onnxruntime_backend(settings), thresholds, precision);
   } catch (...) {
     intact.get();
     throw;
@@ -175,11 +206,13 @@ std::unique_ptr<Session> Session::open(const std::string& folder, const Options&
   return session;
 }
 
-Session::Session(Bundle bundle, std::shared_ptr<Backend> backend, const std::vector<double>& thresholds)
+Session::Session(Bundle bundle, std::shared_ptr<Backend> backend, const std::vector<double>& thresholds,
+                 const std::string& precision)
     : bundle_(std::move(bundle)),
       backend_(std::move(backend)),
       plan_(make_plan(bundle_, *backend_, thresholds)),
       thresholds_(thresholds),
+      precision_(precision),
       statistics_(mask_names(bundle_), exit_numbers(bundle_)),
       info_(describe()) {
   idle_.reserve(64);
@@ -205,7 +238,8 @@ std::string Session::describe() const {
         ", \"input_size\": [" + std::to_string(manifest.height) + ", " + std::to_string(manifest.width) + "]";
   said += ", \"image_files\": " + list_json(image_endings(), text);
   said += ", \"runtime\": " + quoted(backend.name) + ", \"version\": " + quoted(backend.version) +
-          ", \"library\": " + quoted(backend.path) + ", \"threads\": " + std::to_string(backend.threads);
+          ", \"library\": " + quoted(backend.path) + ", \"threads\": " + std::to_string(backend.threads) +
+          ", \"precision\": " + quoted(precision_);
   return said + ", \"native\": " + (backend.native_path.empty() ? "null" : quoted(backend.native_path)) +
          ", \"instruction_set\": " + quoted(backend.instruction_set) +
          ", \"operators\": " + operators_json() + "}";
@@ -281,7 +315,7 @@ void Session::run_each(Get get, std::size_t count, dyndeploy_result* results) {
     const std::size_t rows = std::min(most, count - start);
     const Clock::time_point before = Clock::now();
     for (std::size_t i = 0; i < rows; ++i)
-      lane.preprocessor()->run(get(start + i), static_cast<float*>(lane.row(plan_.inputs[0], i)));
+      lane.preprocessor()->run(get(start + i), static_cast<float*>(lane.writable_row(plan_.inputs[0], i)));
     const double preparing = milliseconds(before) / static_cast<double>(rows);
     const double ms = timed_run(lane, rows) / static_cast<double>(rows);
     for (std::size_t i = 0; i < rows; ++i)
@@ -346,7 +380,7 @@ void Session::take_inputs(Lane& lane, const dyndeploy_tensor* inputs, std::size_
         fail(DYNDEPLOY_INPUT, "Input '" + info.name + "': expected finite numbers, got " + bad +
                                   ". Check the image and its preprocessing.");
     }
-    std::memcpy(lane.data(place), found->data, found->bytes);
+    std::memcpy(lane.writable(place), found->data, found->bytes);
   }
   if (count != plan_.inputs.size())
     fail(DYNDEPLOY_INPUT, std::to_string(count) + " inputs are given where the network takes " +

@@ -1,6 +1,7 @@
 // A bundle that runs. Several threads may call it at once.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -15,6 +16,11 @@ namespace dyndeploy {
 namespace runtime {
 
 struct Options {
+  std::string runtime =
+      "auto";            // "onnxruntime", "tensorrt", or "auto": TensorRT where bundle and device have it
+  std::string tensorrt;  // see TensorRtSettings, as the next two
+  std::string plugins;
+  std::function<void(const std::string&)> progress;
   std::string onnxruntime;      // see open_onnxruntime
   std::string native = "auto";  // see find_operator_library
   int threads = 1;
@@ -25,12 +31,14 @@ class Session {
  public:
   // Throws Error.
   static std::unique_ptr<Session> open(const std::string& folder, const Options& options);
-  // With a backend that is there already.
-  Session(Bundle bundle, std::shared_ptr<Backend> backend, const std::vector<double>& thresholds);
+  // With a backend that is there already, which computes in `precision`.
+  Session(Bundle bundle, std::shared_ptr<Backend> backend, const std::vector<double>& thresholds,
+          const std::string& precision = "fp32");
 
   const Bundle& bundle() const { return bundle_; }
   const Plan& plan() const { return plan_; }
   const std::string& info() const { return info_; }
+  const std::string& precision() const { return precision_; }
   // Which code runs the dynamic operators, as `dyndeploy run --json` says it: a JSON text, or null without
   // any.
   std::string operators_json() const;
@@ -63,6 +71,7 @@ class Session {
   std::shared_ptr<Backend> backend_;
   Plan plan_;
   std::vector<double> thresholds_;
+  std::string precision_;
   Statistics statistics_;
   std::string info_;
   std::mutex mutex_;
