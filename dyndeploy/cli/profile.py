@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, cast
 
@@ -12,21 +11,18 @@ import typer
 
 from dyndeploy.cli._arguments import exit_mix as read_mix
 from dyndeploy.cli._arguments import numbers, print_json, print_table
-from dyndeploy.cli._boards import connected, telling_waits
+from dyndeploy.cli._boards import THIS_MACHINE, Host, chosen_board, connected, telling_waits
 from dyndeploy.cli._options import Dim, Native, Repeats, Threads, complete_device, option
 from dyndeploy.cli._profile import print_profile
 from dyndeploy.cli._profile_file import file_measurement, network_page, print_network, require_static_file
 from dyndeploy.cli._progress import progress_bar
-from dyndeploy.cli._verbosity import note
-from dyndeploy.errors import InputError, UsageError, unknown_name
+from dyndeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from dyndeploy.bundle import Bundle
     from dyndeploy.measure import NetworkProfile, Profile
     from dyndeploy.measure.exits import ExitProfile
     from dyndeploy.remote import DeviceEntry, DeviceReport
-
-THIS_MACHINE = "cpu"
 
 Progress: TypeAlias = "Callable[[str, float], None]"
 _Measured = TypeVar("_Measured", "Profile", "ExitProfile", "NetworkProfile")
@@ -41,9 +37,7 @@ def profile(
         ),
     ],
     device: Annotated[str, option("--device", autocompletion=complete_device)] = THIS_MACHINE,
-    host: Annotated[
-        str | None, typer.Option(metavar="USER@ADDRESS", help="The board's address. (default: that of 'device add')")
-    ] = None,
+    host: Host = None,
     threads: Threads = 1,
     rates: Annotated[str | None, option("--rates", detail="(default: 0.1,0.25,0.5,0.75,1.0)")] = None,
     data: Annotated[
@@ -70,7 +64,7 @@ def profile(
     ] = None,
 ) -> None:
     """Measure a bundle: each rate or exit next to the static twin, ideal and realised speed-up."""
-    board = _board(device, host)
+    board = chosen_board(device, host)
     if board is not None and native != "auto":
         raise UsageError(f"--native {native} is for this machine; a board builds its own plugins. Leave it out.")
     chosen = None if rates is None else numbers("--rates", rates)
@@ -219,40 +213,6 @@ def _print_exits(result: ExitProfile) -> None:
 
 def _spread(relative: tuple[float, float] | None, whole: float) -> str:
     return "-" if relative is None else f"{relative[0] * whole:.3f}..{relative[1] * whole:.3f}"
-
-
-def _board(device: str, host: str | None) -> DeviceEntry | None:
-    """The board to measure on; None is this machine."""
-    from dyndeploy.targets import device_names, target_names
-
-    models, targets = device_names(), target_names()
-    if device == THIS_MACHINE and host is None:
-        return None
-    from dyndeploy.remote import DeviceEntry, load_devices
-
-    try:
-        known = load_devices()
-    except InputError as error:
-        if host is None:
-            raise
-        known = {}
-        note(error)
-    board = known.get(device)
-    if board is None and host is None:
-        if device not in {*models, *targets}:
-            raise unknown_name("device", device, {THIS_MACHINE, *known, *models, *targets})
-        model = device if device in models else "nano"
-        raise UsageError(
-            f"No address is known for the device '{device}'. Give it with --host user@address, or once and for all "
-            f"with 'dyndeploy device add {device} user@address'. Without a board, 'dyndeploy predict BUNDLE --device "
-            f"{model}' predicts a latency."
-        )
-    if board is None:
-        name = "board" if device == THIS_MACHINE else device
-        return DeviceEntry(name, host or "", device if device in targets and device != THIS_MACHINE else None)
-    if host is None:
-        return board
-    return replace(board, host=host)
 
 
 def _exit_page(result: ExitProfile) -> str:

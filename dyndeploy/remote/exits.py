@@ -97,7 +97,7 @@ def profile_exits_on_device(
     def steps() -> tuple[list[Mapping[str, Any]], JobResult]:
         built = work.build(graphs.contents, graphs.plans, sources)
         checks = _verify(work, built, graphs, reference)
-        spec = {**built, "stages": _stages(bundle), "timed": TIMED_IMAGES}
+        spec = {**built, "stages": chain_stages(bundle), "timed": TIMED_IMAGES}
         return checks, work.measure("profile_exits", spec, sent, schedule, facts)
 
     checks, measured = sent_and_run(client, contents, progress, steps)
@@ -146,7 +146,7 @@ def _note(note: str, tensorrt: bool) -> str:
     return f"Stages were not launched as a CUDA graph: {note}" if note and tensorrt else note
 
 
-def _stages(bundle: Bundle) -> list[dict[str, Any]]:
+def chain_stages(bundle: Bundle) -> list[dict[str, Any]]:
     """What a chain on the board knows of each stage."""
 
     def tensors(infos: Sequence[TensorInfo]) -> list[list[Any]]:

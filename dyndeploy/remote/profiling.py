@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.bundle import Bundle
+from dyndeploy.bundle.device_files import LIBRARY, plugin_build
 from dyndeploy.errors import DeviceError, UsageError, VerificationError
 from dyndeploy.fields import Document, Field
 from dyndeploy.measure import DEFAULT_RATES, Profile
@@ -26,8 +27,6 @@ from dyndeploy.precisions import tolerance_of
 from dyndeploy.remote.client import Content, DeviceClient, JobResult, MissingError, Progress
 from dyndeploy.remote.devices import DeviceEntry
 from dyndeploy.remote.payload import (
-    LIBRARY,
-    PLUGIN_PROJECT,
     Graphs,
     Inputs,
     device_graphs,
@@ -39,7 +38,7 @@ from dyndeploy.remote.payload import (
 from dyndeploy.runtimes import FALLBACK_BODIES
 from dyndeploy.runtimes.machine import calendar_notes
 from dyndeploy.runtimes.tensorrt_plan import BuildPlan
-from dyndeploy.targets import PowerMode, Target, load_device, load_target
+from dyndeploy.targets import PowerMode, Target, load_target
 
 _Results = TypeVar("_Results")
 
@@ -129,16 +128,27 @@ def profile_on_device(
 
 
 def ask_board(
-    bundle: Bundle, client: DeviceClient, entry: DeviceEntry, progress: Progress
+    bundle: Bundle,
+    client: DeviceClient,
+    entry: DeviceEntry,
+    progress: Progress,
+    require: Callable[[Bundle, DeviceEntry], Target] | None = None,
 ) -> tuple[Target, Mapping[str, Any], dict[str, str]]:
     """The bundle's target, and what the board says of itself and of its software.
+
+    Args:
+        bundle: The bundle.
+        client: Connected to the board.
+        entry: The board.
+        progress: Is told that the board is asked.
+        require: Refuses what no board could do; None takes :func:`require_measurable`.
 
     Raises:
         BundleError: The bundle is damaged.
         UsageError: What is asked is impossible there.
         DeviceError: The board, or the connection to it, failed.
     """
-    target = require_measurable(bundle, entry)
+    target = (require or require_measurable)(bundle, entry)
     bundle.require_intact()
     progress("asking the board", 0.0)
     facts = client.probe()
@@ -165,12 +175,17 @@ def sent_and_run(
 
 def require_measurable(bundle: Bundle, entry: DeviceEntry) -> Target:
     """Refuse what no board could do, before one is asked; raises ``UsageError``."""
-    manifest = bundle.manifest
-    target = load_target(manifest.target)
-    if manifest.exits is None:
+    if bundle.manifest.exits is None:
         require_comparable(bundle)
     else:
         require_exits_measurable(bundle)
+    return require_runnable(bundle, entry)
+
+
+def require_runnable(bundle: Bundle, entry: DeviceEntry) -> Target:
+    """As :func:`require_measurable`, for a bundle that is only run."""
+    manifest = bundle.manifest
+    target = load_target(manifest.target)
     if target.runtime == "tensorrt" and entry.target not in (None, target.name):
         raise UsageError(
             f"The bundle was exported for {target.name}, and the device '{entry.name}' is a {entry.target}. Export it "
@@ -290,23 +305,9 @@ class BoardWork:
         tensorrt = self.target.runtime == "tensorrt"
         plugins = None
         if tensorrt:
-            architecture = (load_device(self.target.name).hardware.compute_capability or "").replace(".", "")
-            built = self.run(
-                "plugins",
-                "plugins",
-                {
-                    "sources": {name: content.sha256 for name, content in sources.items()},
-                    "library": LIBRARY,
-                    "project": PLUGIN_PROJECT,
-                    "definitions": {
-                        "CMAKE_BUILD_TYPE": "Release",
-                        "DYNDEPLOY_CUDA_KERNELS": "ON",
-                        "DYNDEPLOY_CUDA_ARCHITECTURES": architecture,
-                    },
-                    "architecture": architecture,
-                    "versions": self.versions,
-                },
-            )
+            checksums = {name: content.sha256 for name, content in sources.items()}
+            spec = {**plugin_build(self.target.name), "sources": checksums, "versions": self.versions}
+            built = self.run("plugins", "plugins", spec)
             plugins, self.library = built.key, built.value["files"]
         # A job is named by all that it is given: each gets only what it uses, so that nothing is built twice.
         device = {"tensorrt_device": self._modules["tensorrt_device"]} if tensorrt else {}
