@@ -13,7 +13,7 @@ from dyndeploy.cli._arguments import exit_mix as read_mix
 from dyndeploy.cli._arguments import numbers, print_json, print_table
 from dyndeploy.cli._boards import THIS_MACHINE, Host, chosen_board, connected, telling_waits
 from dyndeploy.cli._options import Dim, Native, Repeats, Threads, complete_device, option
-from dyndeploy.cli._profile import print_profile
+from dyndeploy.cli._profile import print_energy, print_profile
 from dyndeploy.cli._profile_file import file_measurement, network_page, print_network, require_static_file
 from dyndeploy.cli._progress import progress_bar
 from dyndeploy.errors import UsageError
@@ -206,6 +206,7 @@ def _print_exits(result: ExitProfile) -> None:
         + (f"operators: {result.operator_code}, " if result.operator_code else "")
         + "measured, ms per image, from runs in turn with the network without exits",
     )
+    print_energy(result.energy)
     typer.echo(staging_cost(result))
     for warning in result.warnings():
         typer.echo(f"Note: {warning}")

@@ -1663,6 +1663,7 @@ def _watched(measure: Callable[[], Any]) -> Tuple[Any, Json]:
 
 
 IDLE_SECONDS = 3.0
+FIRST_READING_SECONDS = 5.0  # Until the sensor's program has started.
 SETTLE_SECONDS = 0.5  # Regulators and the sensors' own averaging lag behind.
 POWER_MS = 100
 LEAST_READINGS = 3
@@ -1691,6 +1692,9 @@ def measure_energy(entries: List[Measured], seconds: float, gpu: bool, report: R
     measured = []
     try:
         report("measuring the power of an idle board", 0.0)
+        latest = time.monotonic() + FIRST_READING_SECONDS
+        while not monitor.samples and time.monotonic() < latest:
+            time.sleep(0.02)
         begin = time.monotonic()
         time.sleep(min(IDLE_SECONDS, seconds))
         idle = monitor.power(begin, time.monotonic())
@@ -1804,7 +1808,7 @@ def job_run(job: Job, spec: Json) -> Json:
     else:
         session = open_sessions(job, spec, ["dynamic"])["dynamic"]
         provider, note = session.provider, session.note
-    results, runs = {}, []
+    results, runs = {}, []  # type: Json, List[Json]
     for index in range(spec["batches"]):
         feeds = {name: arrays["input/%d/%s" % (index, name)] for name in spec["inputs"]}
         # The very first run allocates memory: it is not timed.

@@ -378,7 +378,7 @@ def _runs(session: Any, inputs: List[Json]) -> List[Callable[[], float]]:
 
     def one(feeds: Json) -> Callable[[], float]:
         call = session.prepare(feeds)
-        return lambda: call()  # type: ignore[no-any-return]
+        return lambda: float(call())
 
     return [one(feeds) for feeds in inputs]
 

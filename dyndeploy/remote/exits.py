@@ -29,9 +29,11 @@ from dyndeploy.remote.payload import (
     stage_graphs,
 )
 from dyndeploy.remote.profiling import (
+    ENERGY_SECONDS,
     BoardWork,
     DeviceReport,
     ask_board,
+    board_energy,
     board_machine,
     measured_pair,
     require_space,
@@ -56,6 +58,7 @@ def profile_exits_on_device(
     repeats: int | None = None,
     min_seconds: float = 10.0,
     warmup: int = 3,
+    energy_seconds: float = ENERGY_SECONDS,
     progress: Progress = lambda message, fraction: None,
 ) -> DeviceReport:
     """Measure every exit of a bundle on a board, as :func:`dyndeploy.measure.exits.profile_exits` does here.
@@ -73,6 +76,7 @@ def profile_exits_on_device(
         repeats: Rounds.
         min_seconds: Seconds that the rounds fill where ``repeats`` is None.
         warmup: Untimed runs.
+        energy_seconds: As for :func:`~dyndeploy.remote.profile_on_device`, of every exit.
         progress: Called with what is being done and the fraction done of that step.
 
     Raises:
@@ -91,7 +95,7 @@ def profile_exits_on_device(
     sources = plugin_contents(bundle) if tensorrt else {}
     contents = [*graphs.contents.values(), sent, reference, *modules.values(), *sources.values()]
     require_space(client, contents, graphs.contents, facts)
-    work = BoardWork(bundle, client, target, versions, threads, modules, progress)
+    work = BoardWork(bundle, client, target, versions, threads, modules, progress, energy_seconds)
     limits = chosen_thresholds(bundle, thresholds, work.precision)
 
     def steps() -> tuple[list[Mapping[str, Any]], JobResult]:
@@ -131,6 +135,7 @@ def profile_exits_on_device(
         settings=settings,
         note=_note(root["note"].label(), tensorrt),
         native=work.native(),
+        energy=board_energy(root, 1),
     )
     client.forget(measured.key)
     return DeviceReport(profile, facts, tuple(checks), dict(work.done), client.uploaded)

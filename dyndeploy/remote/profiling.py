@@ -18,6 +18,7 @@ from dyndeploy.bundle.device_files import LIBRARY, plugin_build
 from dyndeploy.errors import DeviceError, UsageError, VerificationError
 from dyndeploy.fields import Document, Field
 from dyndeploy.measure import DEFAULT_RATES, Profile
+from dyndeploy.measure.energy import Energy, measured_energy
 from dyndeploy.measure.exits import ExitProfile, require_exits_measurable
 from dyndeploy.measure.inputs import Schedule, own_configuration, require_comparable
 from dyndeploy.measure.loop import Paired, Visit
@@ -41,6 +42,8 @@ from dyndeploy.runtimes.tensorrt_plan import BuildPlan
 from dyndeploy.targets import PowerMode, Target, load_target
 
 _Results = TypeVar("_Results")
+
+ENERGY_SECONDS = 4.0
 
 SPARE_MB = 256
 """Megabytes that stay free on a board's disk."""
@@ -81,6 +84,7 @@ def profile_on_device(
     min_seconds: float = 10.0,
     warmup: int = 3,
     seed: int = 0,
+    energy_seconds: float = ENERGY_SECONDS,
     progress: Progress = lambda message, fraction: None,
 ) -> DeviceReport:
     """Measure a bundle on a board.
@@ -100,6 +104,8 @@ def profile_on_device(
         min_seconds: Seconds that the rounds fill where ``repeats`` is None.
         warmup: Untimed runs.
         seed: Seed of the random numbers that the forced masks are drawn with.
+        energy_seconds: How long each network and rate runs by itself while the board's power sensor is read, after
+            the rounds; 0 for not at all. Where there is no sensor it takes no time.
         progress: Called with what is being done and the fraction done of that step.
 
     Raises:
@@ -118,7 +124,7 @@ def profile_on_device(
     contents = [*graphs.contents.values(), inputs.content, reference, *modules.values(), *sources.values()]
     require_space(client, contents, graphs.contents, facts)
 
-    work = BoardWork(bundle, client, target, versions, threads, modules, progress)
+    work = BoardWork(bundle, client, target, versions, threads, modules, progress, energy_seconds)
     verified, measured = sent_and_run(
         client, contents, progress, lambda: work.steps(graphs, inputs, reference, sources, schedule, facts)
     )
@@ -281,7 +287,9 @@ class BoardWork:
         threads: int,
         modules: Mapping[str, Content],
         progress: Progress,
+        energy_seconds: float = 0.0,
     ) -> None:
+        self._energy_seconds = energy_seconds
         self.bundle, self.client, self.target = bundle, client, target
         self.versions, self.threads, self._progress = dict(versions), threads, progress
         self._modules = {name: content.sha256 for name, content in modules.items()}
@@ -363,6 +371,7 @@ class BoardWork:
                 "repeats": schedule.repeats,
                 "min_seconds": schedule.min_seconds,
                 "warmup": schedule.warmup,
+                "energy_seconds": self._energy_seconds,
                 "content": content.sha256,
                 # Another power mode is another measurement.
                 "power_mode": facts["power_mode"],
@@ -477,7 +486,13 @@ def _assemble(
         native=work.native(),
         threads=threads,
         settings=settings,
+        energy=board_energy(root, manifest.batch),
     )
+
+
+def board_energy(root: Field, batch: int) -> Callable[[Sequence[str]], Energy | None]:
+    """What the power sensor gave, for entries by their names."""
+    return lambda names: root.get("energy").optional(lambda item: measured_energy(item, names, batch))
 
 
 def _unpacked(item: Field, bundle: Bundle) -> dict[str, npt.NDArray[np.float32]]:

@@ -82,7 +82,7 @@ def run_on_device(
     work = BoardWork(bundle, client, target, versions, threads, modules, progress)
     chain = _chain(bundle, thresholds, work.precision)
     batch = manifest.batch if manifest.exits is None else 1
-    keep = [LOGITS] if manifest.exits is not None else [info.name for info in (*manifest.outputs, *manifest.masks)]
+    keep = [LOGITS] if manifest.exits is not None else _graph_outputs(bundle)
 
     def run(batches: Sequence[Array]) -> list[tuple[dict[str, Array], int | None, float] | DyndeployError]:
         name = manifest.inputs[0].name
@@ -120,6 +120,10 @@ def run_on_device(
         yield from classified(each(), manifest.network)
     else:
         yield from each()
+
+
+def _graph_outputs(bundle: Bundle) -> list[str]:
+    return [info.name for info in bundle.manifest.outputs] + [mask.name for mask in bundle.manifest.masks]
 
 
 def _chain(bundle: Bundle, thresholds: Sequence[float] | None, precision: str) -> dict[str, Any]:
