@@ -11,7 +11,7 @@ from typing import Any
 from dyndeploy.bundle.device_readme import Carried, device_readme
 from dyndeploy.bundle.manifest import Manifest
 from dyndeploy.files import shipped_folder
-from dyndeploy.targets import load_device
+from dyndeploy.targets import load_device, load_target
 
 DEVICE_FOLDER = "device"
 """Name of the folder inside a bundle."""
@@ -122,7 +122,9 @@ def device_files(manifest: Manifest) -> dict[str, bytes]:
     sources = {**plugin_sources(), **runtime_sources()}
     build = plugin_build(manifest.target)
     binding = shipped_folder(PLUGINS) / BINDING
-    prebuilt = prebuilt_files()
+    # Jetsons are aarch64; what a workstation is, its user knows.
+    jetson = bool(load_target(manifest.target).power_modes)
+    prebuilt = {name: path for name, path in prebuilt_files().items() if not jetson or name.startswith("aarch64/")}
     texts = {
         BUILD: json.dumps(build, indent=2) + "\n",
         README: device_readme(manifest, build, _carried(sources, prebuilt)),

@@ -21,10 +21,12 @@ import typer.main
 from dyndeploy import ExportSettings, export_model
 from dyndeploy.bundle import Bundle
 from dyndeploy.bundle.device_files import write_device_folder
+from dyndeploy.bundle.device_readme import BUILD_PACKAGES, CAMERA_PACKAGES
 from dyndeploy.cli import COMMANDS, build_app
 from dyndeploy.data import sample_photographs
 from tests.export.conftest import lively_network
 from tests.plugins.conftest import RuntimeBuild
+from tests.remote.test_energy import tegrastats
 from tests.staged_bundles import staged_bundle
 
 BLOCK = re.compile(r"^```(sh|py) ([\w ]+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -151,17 +153,26 @@ def test_a_network_with_exits(runtime_build: RuntimeBuild, onnxruntime_library: 
     assert "is the sum of theirs" in page.replace("\n", " ")
     (folder / "built").mkdir()
     shutil.copyfile(runtime_build.library, folder / "built" / "libdyndeploy.so")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    tegrastats(tools)
+    (tools / "loaded").touch()
     environment = {**os.environ, "DYNDEPLOY_ONNXRUNTIME": str(onnxruntime_library)}
-    done = shell(
-        f"{sys.executable} agent.py verify .. && {sys.executable} agent.py profile .. --json --repeats 2",
-        folder,
-        environment,
-    )
+    environment["PATH"] = f"{tools}:{environment['PATH']}"
+    done = shell(f"{sys.executable} agent.py profile .. --json --repeats 2 --energy-seconds 0.4", folder, environment)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     names = [row["name"] for row in result["results"]]
     assert names == ["static twin", *(f"exit {stage.exit}" for stage in bundle.exits.stages)]
-    assert result["energy"] is None and all(row["median_ms"] > 0 for row in result["results"])
+    assert all(row["median_ms"] > 0 for row in result["results"])
+    assert result["energy"]["rail"] == "POM_5V_IN" and result["energy"]["source"] == "tegrastats"
+    assert all(row["mj_per_image"] == pytest.approx(7654 * row["mj_per_image"] / row["power_mw"]) for row in
+               result["results"])  # fmt: skip
+
+
+def test_the_documentation_names_the_same_packages() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "boards.md").read_text()
+    assert f"apt-get install -y {' '.join((*BUILD_PACKAGES, *CAMERA_PACKAGES))}\n" in page
 
 
 @pytest.mark.parametrize("python", PYTHONS)
