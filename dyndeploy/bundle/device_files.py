@@ -145,7 +145,7 @@ def _carried(sources: dict[str, Path], prebuilt: dict[str, Path]) -> Carried:
         runtime="runtime/CMakeLists.txt" in sources,
         plugins=f"{PLUGIN_PROJECT}/CMakeLists.txt" in sources,
         # What the README promises is what these sources can.
-        tensorrt=any(name.startswith("runtime/src/tensorrt") for name in sources),
+        tensorrt=any(name.startswith("runtime/") and "tensorrt" in name for name in sources),
         cameras=program is not None and "csi://" in program.read_text(encoding="utf-8"),
         prebuilt=tuple(sorted({name.split("/")[0] for name in prebuilt})),
     )

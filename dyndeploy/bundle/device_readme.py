@@ -158,7 +158,7 @@ RapidJSON reads JSON, libjpeg and libpng read images. GStreamer reads cameras an
             "board",
             "mkdir -p build/runtime built",
             "(cd build/runtime && cmake ../../plugins/runtime && cmake --build . -- -j2)",
-            "cp build/runtime/libdyndeploy.so build/runtime/dyndeploy-run built/",
+            "cp build/runtime/*.so build/runtime/dyndeploy-run built/",
         )
         library = self.plugin_build["library"]
         plugins = _block(

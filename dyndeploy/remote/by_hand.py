@@ -21,7 +21,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BUILT, PREBUILT, SOURCES = "built", "prebuilt", "plugins"
-LIBRARY, PROGRAM = "libdyndeploy.so", "dyndeploy-run"
+PROGRAM, OPERATORS = "dyndeploy-run", "libdyndeploy_ort_cpu.so"
 PACKAGES = "sudo apt-get install cmake g++ rapidjson-dev libjpeg-dev libpng-dev"
 LEAVE, STAY = 0.0, 2.0  # Thresholds: every confidence reaches the first, none the second.
 
@@ -151,8 +151,12 @@ def _build_runtime(agent: Any, options: Any, log: Any) -> str:
                     raise HandError("%s. What a build needs: %s" % (error, PACKAGES))
                 lacking = "what a build needs (%s)" % PACKAGES
             else:
-                for name in (LIBRARY, PROGRAM):
-                    _install(os.path.join(folder, name), name)
+                for name in sorted(os.listdir(folder)):
+                    if name == PROGRAM or name.endswith(".so"):
+                        _install(os.path.join(folder, name), name)
+                # The operators for processors are not compiled on boards.
+                for name in [name for name in names if name == OPERATORS]:
+                    _install(os.path.join(ready, name), name)
                 return "compiled here"
     if not names:
         why = "there is nothing prebuilt for %s" % platform.machine()
@@ -307,7 +311,7 @@ def profile(agent: Any, options: Any) -> int:
                 limits = [STAY] * index + [LEAVE] * (count - 1 - index)
                 session = stack.enter_context(_open(options.bundle, options, limits))
                 sessions.append(("exit %d" % exits["stages"][index]["exit"], session))
-        inputs = _reference(options.bundle, manifest)
+        inputs = _reference(agent, options.bundle, manifest)
         runs = {name: _runs(session, inputs) for name, session in sessions}
         twin = None
         folder = stack.enter_context(_twin(agent, options.bundle, manifest))
@@ -350,10 +354,9 @@ def _module(name: str) -> Any:
         raise HandError("%s.py is not beside this file: copy the whole device folder of the bundle" % name)
 
 
-def _reference(bundle: str, manifest: Json) -> List[Json]:
+def _reference(agent: Any, bundle: str, manifest: Json) -> List[Json]:
     """Batches of the reference inputs."""
-    import numpy
-
+    numpy = agent.import_or_refuse("numpy")
     path, batch = os.path.join(bundle, "reference.npz"), manifest["batch"]
     names = [info["name"] for info in manifest["inputs"]]
     try:
