@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dyndeploy import finite
-from dyndeploy.bundle import LOGITS, Bundle
+from dyndeploy.bundle import LOGITS, Bundle, NetworkInfo
 from dyndeploy.bundle.reference_names import exit_logits
 from dyndeploy.confidences import confidences
 from dyndeploy.data import load_image, with_folders
@@ -217,7 +217,17 @@ def classify_images(
     if LOGITS not in {info.name for info in bundle.manifest.outputs}:
         raise UsageError(f"{network.name} gives no logits: there is no class to tell. Use run_images().")
     options: dict[str, Any] = {"runtime": runtime, "threads": threads, "thresholds": thresholds, "native": native}
-    for result in run_images(bundle, images, **options):
+    yield from classified(run_images(bundle, images, **options), network)
+
+
+def classified(results: Iterable[Result | Failure], network: NetworkInfo) -> Iterator[Classification | Failure]:
+    """What results with logits say about their images; a failure stays one.
+
+    Args:
+        results: Of a network with logits.
+        network: The bundle's, for the names of the classes.
+    """
+    for result in results:
         if isinstance(result, Failure):
             yield result
             continue

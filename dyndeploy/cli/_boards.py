@@ -5,12 +5,69 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from dyndeploy.cli._verbosity import note
+from dyndeploy.errors import InputError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from dyndeploy.remote import DeviceClient, DeviceEntry
+
+THIS_MACHINE = "cpu"
+
+Host = Annotated[
+    str | None,
+    typer.Option(
+        "--host", metavar="USER@ADDRESS", help="Address of the board or workstation. (default: that of 'device add')"
+    ),
+]
+
+
+def chosen_board(device: str | None, host: str | None) -> DeviceEntry | None:
+    """The board or workstation that ``--device`` and ``--host`` name; None is this machine.
+
+    A card without an address is one of this machine.
+
+    Raises:
+        UsageError: No address is known for it.
+        InputError: The list of devices cannot be read.
+    """
+    from dyndeploy.targets import device_names, load_target, target_names
+
+    models, targets = device_names(), target_names()
+    if device in (None, THIS_MACHINE) and host is None:
+        return None
+    device = device or THIS_MACHINE
+    from dyndeploy.remote import DeviceEntry, load_devices
+
+    try:
+        known = load_devices()
+    except InputError as error:
+        if host is None:
+            raise
+        known = {}
+        note(error)
+    board = known.get(device)
+    if board is None and host is None:
+        if device not in {*models, *targets}:
+            raise unknown_name("device", device, {THIS_MACHINE, *known, *models, *targets})
+        if device in targets and load_target(device).is_card:
+            return None
+        model = device if device in models else "nano"
+        raise UsageError(
+            f"No address is known for the device '{device}'. Give it with --host user@address, or once and for all "
+            f"with 'dyndeploy device add {device} user@address'. Without a board, 'dyndeploy predict BUNDLE --device "
+            f"{model}' predicts a latency."
+        )
+    if board is None:
+        name = "board" if device == THIS_MACHINE else device
+        return DeviceEntry(name, host or "", device if device in targets and device != THIS_MACHINE else None)
+    if host is None:
+        return board
+    return replace(board, host=host)
 
 
 def device_model(name: str) -> str:

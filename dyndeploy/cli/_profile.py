@@ -10,6 +10,7 @@ from dyndeploy.cli._arguments import print_table
 
 if TYPE_CHECKING:
     from dyndeploy.measure import Profile, RateResult
+    from dyndeploy.measure.energy import Energy
 
 
 def print_profile(result: Profile) -> None:
@@ -37,8 +38,20 @@ def print_profile(result: Profile) -> None:
         rows,
         title=f"measured, ms per batch of {result.batch}",
     )
+    print_energy(result.energy)
     for warning in result.warnings():
         typer.echo(f"Note: {warning}")
+
+
+def print_energy(energy: Energy | None) -> None:
+    """Print what was measured of energy; nothing without a sensor."""
+    if energy is None:
+        return
+    rows = [
+        (entry.name, f"{entry.power_mw / 1000:.2f}", f"{entry.mj:.2f}", f"{entry.above(energy.idle_mw):.2f}")
+        for entry in energy.entries
+    ]
+    print_table(("what", "W", "mJ per image", "above idle"), rows, title=f"energy, {energy.description}")
 
 
 def _row(result: RateResult) -> list[str]:

@@ -133,9 +133,18 @@ def _print_pair(pair: Pair) -> None:
         ],
         title="measured, ms per image; * speed-ups that differ by more than noise",
     )
+    energies = [
+        (row.one.name, *map(_mj, (row.one.mj, row.other.mj))) for row in pair.rows if row.one.mj or row.other.mj
+    ]
+    if energies:
+        print_table(("what", f"{pair.one}, mJ", f"{pair.other}, mJ"), energies, title="energy per image, measured")
     typer.echo(printable(pair.summary))
     for each in pair.notes:
         typer.echo(f"Note: {printable(each)}")
+
+
+def _mj(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _between(spread: tuple[float, float] | None) -> str:

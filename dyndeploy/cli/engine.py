@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -139,8 +140,9 @@ def engine(
         adapter = bundle / "device" / "plugins" / "adapters" / "tensorrt"  # Only bundles for boards carry it.
         if adapter.is_dir() and any(f"--plugins={library}" in line for entry in entries for line in entry["commands"]):
             note(
-                f"These lines run on the board. Copy {output} and {bundle} there. {library} is built there, once: "
-                f"'cmake -S {adapter} -B build && cmake --build build' leaves it in build."
+                f"These lines run on the board. Copy {output} and {bundle} there. {library} is built there, once, by "
+                f"'mkdir -p build && cd build && cmake {os.path.join('..', adapter)} && make', or with all else by "
+                f"'python3 {bundle / 'device' / 'agent.py'} build'. {bundle / 'device' / 'README.md'} has every step."
             )
         return
     if staged and (verify or profile):

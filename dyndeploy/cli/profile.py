@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, cast
 
@@ -12,13 +11,13 @@ import typer
 
 from dyndeploy.cli._arguments import exit_mix as read_mix
 from dyndeploy.cli._arguments import numbers, print_json, print_table
-from dyndeploy.cli._boards import connected, telling_waits
+from dyndeploy.cli._boards import THIS_MACHINE, Host, chosen_board, connected, telling_waits
 from dyndeploy.cli._options import Dim, Native, Repeats, Runtime, Threads, complete_device, option
-from dyndeploy.cli._profile import print_profile
+from dyndeploy.cli._profile import print_energy, print_profile
 from dyndeploy.cli._profile_file import file_measurement, network_page, print_network, require_static_file
 from dyndeploy.cli._progress import progress_bar
-from dyndeploy.cli._verbosity import note, tell
-from dyndeploy.errors import InputError, UsageError, unknown_name
+from dyndeploy.cli._verbosity import tell
+from dyndeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from dyndeploy.bundle import Bundle
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from dyndeploy.measure.exits import ExitProfile
     from dyndeploy.remote import DeviceEntry, DeviceReport
     from dyndeploy.runtimes.choice import RuntimeChoice
-
-THIS_MACHINE = "cpu"
 
 Progress: TypeAlias = "Callable[[str, float], None]"
 _Measured = TypeVar("_Measured", "Profile", "ExitProfile", "NetworkProfile")
@@ -44,12 +41,7 @@ def profile(
     device: Annotated[
         str | None, option("--device", detail="(default: what is here)", autocompletion=complete_device)
     ] = None,
-    host: Annotated[
-        str | None,
-        typer.Option(
-            metavar="USER@ADDRESS", help="Address of the board or workstation. (default: that of 'device add')"
-        ),
-    ] = None,
+    host: Host = None,
     runtime: Runtime = "auto",
     threads: Threads = 1,
     rates: Annotated[str | None, option("--rates", detail="(default: 0.1,0.25,0.5,0.75,1.0)")] = None,
@@ -77,7 +69,7 @@ def profile(
     ] = None,
 ) -> None:
     """Measure a bundle: each rate or exit next to the static twin, ideal and realised speed-up."""
-    board = _board(device, host)
+    board = chosen_board(device, host)
     if board is not None and runtime != "auto":
         raise UsageError(f"--runtime {runtime} is for this machine; a board runs what its target does. Leave it out.")
     if board is not None and native != "auto":
@@ -234,6 +226,7 @@ def _print_exits(result: ExitProfile) -> None:
         + (f"operators: {result.operator_code}, " if result.operator_code else "")
         + "measured, ms per image, from runs in turn with the network without exits",
     )
+    print_energy(result.energy)
     typer.echo(staging_cost(result))
     for warning in result.warnings():
         typer.echo(f"Note: {warning}")
@@ -269,43 +262,6 @@ def _chosen_here(bundle: Bundle, device: str | None, runtime: str, json_file: st
     if json_file != "-":
         tell(choice.line)
     return choice
-
-
-def _board(device: str | None, host: str | None) -> DeviceEntry | None:
-    """The board or workstation to measure on; None is this machine."""
-    from dyndeploy.targets import device_names, load_target, target_names
-
-    models, targets = device_names(), target_names()
-    if device in (None, THIS_MACHINE) and host is None:
-        return None
-    device = device or THIS_MACHINE
-    from dyndeploy.remote import DeviceEntry, load_devices
-
-    try:
-        known = load_devices()
-    except InputError as error:
-        if host is None:
-            raise
-        known = {}
-        note(error)
-    board = known.get(device)
-    if board is None and host is None:
-        if device not in {*models, *targets}:
-            raise unknown_name("device", device, {THIS_MACHINE, *known, *models, *targets})
-        if device in targets and load_target(device).is_card:
-            return None
-        model = device if device in models else "nano"
-        raise UsageError(
-            f"No address is known for the device '{device}'. Give it with --host user@address, or once and for all "
-            f"with 'dyndeploy device add {device} user@address'. Without a board, 'dyndeploy predict BUNDLE --device "
-            f"{model}' predicts a latency."
-        )
-    if board is None:
-        name = "board" if device == THIS_MACHINE else device
-        return DeviceEntry(name, host or "", device if device in targets and device != THIS_MACHINE else None)
-    if host is None:
-        return board
-    return replace(board, host=host)
 
 
 def _exit_page(result: ExitProfile) -> str:

@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dyndeploy.cli._arguments import named_files, numbers, print_json_line, print_table, printable
-from dyndeploy.cli._options import BundleFolder, Native, Runtime, Threads, Thresholds, option
+from dyndeploy.cli._boards import THIS_MACHINE, Host, chosen_board, connected, telling_waits
+from dyndeploy.cli._options import BundleFolder, Native, Runtime, Threads, Thresholds, complete_device, option
+from dyndeploy.cli._progress import progress_line
 from dyndeploy.cli._verbosity import note, tell
 from dyndeploy.errors import UsageError
 from dyndeploy.files import atomic_file
 
 if TYPE_CHECKING:
+    from dyndeploy.bundle import Bundle
     from dyndeploy.inference import Classification, Failure, Result
+    from dyndeploy.remote import DeviceEntry
 
 
 def run(
@@ -38,6 +42,8 @@ def run(
     threads: Threads = 1,
     thresholds: Thresholds = None,
     native: Native = "auto",
+    device: Annotated[str, option("--device", detail="Images only.", autocompletion=complete_device)] = THIS_MACHINE,
+    host: Host = None,
     as_json: Annotated[bool, option("--json", detail="One object a line, each as soon as its image is done.")] = False,
 ) -> None:
     """Run images one by one, or arrays: class and confidence or outputs, time, the exit taken or the masks' rates.
@@ -58,6 +64,14 @@ def run(
     if not as_json:
         tell(choice.line)
     limits = None if thresholds is None else numbers("--thresholds", thresholds)
+    board = chosen_board(device, host)
+    if board is not None:
+        of_this_machine = {"--input": inputs, "--native": native != "auto", "--runtime": runtime != "onnxruntime"}
+        given = [name for name, value in of_this_machine.items() if value]
+        if given:
+            raise UsageError(f"{', '.join(given)}: for this machine; a board runs what it builds. Leave it out.")
+        _run_there(opened, board, images or [], threads, limits, as_json)
+        return
     if images:
         classified = LOGITS in {info.name for info in opened.manifest.outputs}
         each = classify_images if classified else run_images
@@ -65,9 +79,7 @@ def run(
         files = list(with_folders(images))
         results = each(opened, files, runtime=choice, threads=threads, thresholds=limits, native=native)
         failed = _print_each(results, opened.manifest.network.class_names, as_json)
-        if failed:
-            typer.echo(f"dyndeploy: {failed} of {len(files)} images failed.", err=True)
-            raise typer.Exit(1)
+        _end(failed, len(files))
         return
     feeds = read_arrays(opened, named_files(inputs or []))
     with ExitStack() as stack:
@@ -88,6 +100,42 @@ def run(
     for mask, rate in result.rates.items():
         typer.echo(f"{mask}: rate {rate:.3f}")
     _print_code(result.operators)
+
+
+def _run_there(
+    bundle: Bundle,
+    board: DeviceEntry,
+    images: Sequence[Path],
+    threads: int,
+    thresholds: Sequence[float] | None,
+    as_json: bool,
+) -> None:
+    from dyndeploy.data import with_folders
+    from dyndeploy.remote import run_on_device
+
+    files = list(with_folders(images))
+    told = ""
+
+    def progress(message: str, fraction: float) -> None:
+        nonlocal told
+        # A line for each step: results come in between.
+        step = message.split(":")[0]
+        if step != told and not step.startswith("run"):
+            told = step
+            progress_line(message)
+
+    with connected(board) as client:
+        results = run_on_device(
+            bundle, client, board, files, threads=threads, thresholds=thresholds, progress=telling_waits(progress)
+        )
+        failed = _print_each(results, bundle.manifest.network.class_names, as_json)
+    _end(failed, len(files))
+
+
+def _end(failed: int, count: int) -> None:
+    if failed:
+        typer.echo(f"dyndeploy: {failed} of {count} images failed.", err=True)
+        raise typer.Exit(1)
 
 
 def _print_each(

@@ -38,7 +38,7 @@ from dyndeploy.bundle import (
     TensorInfo,
     write_manifest,
 )
-from dyndeploy.bundle.device_files import write_device_folder
+from dyndeploy.bundle.device_files import DEVICE_FOLDER, write_device_folder
 from dyndeploy.bundle.reference_names import FORCED, MARGIN, exit_logits
 from dyndeploy.data import images_from_folder, load_image, sample_photographs
 from dyndeploy.errors import ExportError, InputError, UsageError, unknown_name
@@ -173,7 +173,6 @@ def export_model(
         content = write(_Export(folder, settings, target, subject, inputs, progress))
         if target.runtime == "tensorrt":
             progress("preparing the graphs for TensorRT")
-            write_device_folder(folder)
             names = [MODEL] if content.exits is None else [stage.file for stage in content.exits.stages]
             graphs = {name: onnx.load(folder / name) for name in names}
             write_engine_plans(folder, graphs, target, settings.precision)
@@ -193,11 +192,7 @@ def export_model(
             reference=ReferenceInfo(source, len(next(iter(inputs.values()))), content.rates, content.flops_ratio),
             static_macs=max(1, content.static_macs),
             network_spec=content.network_spec,
-            files={
-                path.relative_to(folder).as_posix(): files.sha256(path)
-                for path in sorted(folder.rglob("*"))
-                if path.is_file()
-            },
+            files=_checksums(folder, folder),
             tools={
                 "dyndeploy": dyndeploy.__version__,
                 "torch": torch.__version__,
@@ -207,8 +202,19 @@ def export_model(
             notes=(*content.notes, *_subject_notes(subject), *_weights_notes(settings), *settings.notes),
             exits=content.exits,
         )
+        if target.runtime == "tensorrt":
+            write_device_folder(folder, manifest)
+            carried = _checksums(folder, folder / DEVICE_FOLDER)
+            manifest = replace(manifest, files=dict(sorted({**manifest.files, **carried}.items())))
         write_manifest(folder, manifest)
     return Bundle.open(output)
+
+
+def _checksums(bundle: Path, folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a folder of a bundle, by path in the bundle."""
+    return {
+        path.relative_to(bundle).as_posix(): files.sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import onnx
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import UsageError
 from dyndeploy.graphs.stages import whole_model
+from dyndeploy.measure.energy import Energy
 from dyndeploy.measure.inputs import Schedule, input_batches
 from dyndeploy.measure.loop import Clock, Paired, Progress, time_exits
 from dyndeploy.measure.profile import DATA, typical_ratio
@@ -33,6 +34,7 @@ from dyndeploy.targets import device_of_gpu
 
 SCHEMA_VERSION = 1
 KIND = "measured_exits"
+WHOLE_NAME = "without exits"
 
 _MAX_IMAGES = 32
 TIMED_IMAGES = 2
@@ -59,6 +61,11 @@ class ExitTimes:
     relative: float
     relative_cpu: float | None
     relative_spread: tuple[float, float] | None = None
+
+    @property
+    def name(self) -> str:
+        """What two profiles share figures by."""
+        return f"exit {self.exit}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -132,6 +139,8 @@ class ExitProfile:
         native: ``path``, ``sha256`` and ``instruction_set`` of the operator library that the stages ran with (path
             None: function bodies); empty in profiles of release 0.1.0.
         device: ``"cpu"``, or the name of the board's device model.
+        energy: Millijoules per image of the network without exits and of each exit, measured; None where no power
+            sensor was read.
     """
 
     bundle: dict[str, Any]
@@ -149,6 +158,12 @@ class ExitProfile:
     graph: Mapping[str, Any] | None = None
     native: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    energy: Energy | None = None
+
+    def mix_mj(self, mix: MixResult) -> float | None:
+        """Millijoules per image of a mix, combined of the exits'; None where no power sensor was read."""
+        names = [entry.name for entry in self.exits]
+        return None if self.energy is None else self.energy.mean_mj(names, mix.shares)
 
     @property
     def operator_code(self) -> str | None:
@@ -185,7 +200,7 @@ class ExitProfile:
         """What a reader should know before trusting the figures."""
         entries = [
             ("the network without exits", self.whole),
-            *((f"exit {entry.exit}", entry.samples) for entry in self.exits),
+            *((entry.name, entry.samples) for entry in self.exits),
         ]
         shaky = [f"{name} {samples.cov_same_input:.1%}" for name, samples in entries if samples.unstable]
         notes = [self.note] if self.note else []
@@ -217,6 +232,7 @@ class ExitProfile:
             "branched": None if self.branched is None else self.branched.to_json(),
             "mixes": [mix.to_json() for mix in self.mixes],
             "graph": self.graph,
+            "energy": None if self.energy is None else self.energy.to_json(),
             "warnings": self.warnings(),
         }
 
@@ -386,6 +402,7 @@ def assemble_exits(
     settings: Mapping[str, Any],
     note: str,
     native: Mapping[str, Any],
+    energy: Callable[[Sequence[str]], Energy | None] = lambda names: None,
 ) -> ExitProfile:
     """Make a profile from what :func:`~dyndeploy.measure.loop.time_exits` measured, here or on a board.
 
@@ -403,6 +420,7 @@ def assemble_exits(
         settings: Rounds and so on.
         note: What a reader should know, or empty.
         native: The operator library that ran.
+        energy: Gives the energies of the entries with these names, if they were measured.
     """
     stages = bundle.exits.stages
     times = tuple(_exit_times(pair, stage.exit, stage.macs) for pair, stage in zip(exits, stages, strict=True))
@@ -423,6 +441,7 @@ def assemble_exits(
         note=note,
         graph=bundle_record(bundle),
         native=dict(native),
+        energy=energy([WHOLE_NAME, *(entry.name for entry in times)]),
     )
 
 

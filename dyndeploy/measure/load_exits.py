@@ -9,6 +9,7 @@ from typing import Any
 from dyndeploy import files
 from dyndeploy.errors import InputError
 from dyndeploy.fields import Document, Field
+from dyndeploy.measure.energy import Energy
 from dyndeploy.measure.exits import KIND, SCHEMA_VERSION, ExitProfile, ExitTimes, MixResult
 from dyndeploy.measure.profile import read_machine, read_native
 from dyndeploy.measure.samples import Samples
@@ -52,6 +53,7 @@ def _profile(root: Field) -> ExitProfile:
         mixes=root["mixes"].sequence(lambda item: _mix(item, len(exits))),
         graph=root.get("graph").optional(Field.facts),
         native=root.get("native").optional(read_native) or {},
+        energy=root.get("energy").optional(Energy.read),
     )
     # Only the note itself is not among what the profile derives.
     own = [note for note in notes if note not in profile.warnings()]

@@ -14,6 +14,7 @@ from dyndeploy.bundle import SAVES_NOTHING
 from dyndeploy.errors import InputError
 from dyndeploy.fields import Document, Field
 from dyndeploy.finite import first_not_finite
+from dyndeploy.measure.energy import Energy
 from dyndeploy.measure.samples import Samples
 from dyndeploy.runtimes.base import ENGINE_RUNTIMES
 from dyndeploy.runtimes.native import bodies_note, operator_code
@@ -23,6 +24,9 @@ KIND = "measured"
 
 FORCED = "forced"
 DATA = "data"
+
+STATIC_NAME = "static twin"
+OWN_NAME = "the data's own masks"
 
 _NOTABLE_DIFFERENCE = 0.01
 _DOCUMENT = Document("The profile", "Profile the bundle again.", InputError)
@@ -109,6 +113,11 @@ class RateResult:
     def missed(self) -> bool:
         """Whether :attr:`achieved_rate` differs from :attr:`rate` by more than 0.01."""
         return abs(self.achieved_rate - self.rate) > _NOTABLE_DIFFERENCE
+
+    @property
+    def name(self) -> str:
+        """What two profiles share figures by: ``"rate 0.5 (forced)"``, or the data's own masks."""
+        return OWN_NAME if self.masks == DATA else f"rate {self.rate:g} ({FORCED})"
 
     @property
     def label(self) -> str:
@@ -214,6 +223,7 @@ class Profile:
         rates: Forced rates.
         data: The masks that the images cause.
         graph: The graphs that were run (:func:`dyndeploy.prediction.bundle_record`); None in profiles of release 0.1.0.
+        energy: Millijoules per image by :attr:`RateResult.name`, measured; None where no power sensor was read.
     """
 
     bundle: Mapping[str, Any]
@@ -229,6 +239,7 @@ class Profile:
     rates: tuple[RateResult, ...]
     data: RateResult
     graph: Mapping[str, Any] | None = None
+    energy: Energy | None = None
 
     @property
     def reduced_precision(self) -> str | None:
@@ -251,9 +262,8 @@ class Profile:
 
     def warnings(self) -> list[str]:
         """What a reader should know before trusting the figures."""
-        entries = [("static twin", self.static)]
-        entries += [(f"rate {result.rate:g} (forced)", result.samples) for result in self.rates]
-        entries.append(("the data's own masks", self.data.samples))
+        entries = [(STATIC_NAME, self.static)]
+        entries += [(result.name, result.samples) for result in (*self.rates, self.data)]
         shaky = [f"{name} {samples.cov_same_input:.1%}" for name, samples in entries if samples.unstable]
         notes = [f"{note}." for note in self.bundle.get("notes", ()) if SAVES_NOTHING in str(note)]
         if shaky:
@@ -305,6 +315,7 @@ class Profile:
             "rates": [result.to_json(self.batch) for result in self.rates],
             "data": self.data.to_json(self.batch),
             "graph": self.graph,
+            "energy": None if self.energy is None else self.energy.to_json(),
             "warnings": self.warnings(),
         }
 
@@ -340,6 +351,7 @@ class Profile:
             rates=root["rates"].sequence(RateResult.read),
             data=RateResult.read(root["data"]),
             graph=root.get("graph").optional(Field.facts),
+            energy=root.get("energy").optional(Energy.read),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,10 @@ import numpy as np
 from dyndeploy.bundle import MODEL, Bundle
 from dyndeploy.graphs.labels import LabelledGraph
 from dyndeploy.graphs.macs import GraphMacs, MacCounter
+from dyndeploy.measure.energy import Energy
 from dyndeploy.measure.inputs import Configuration
 from dyndeploy.measure.loop import Paired, Visit
-from dyndeploy.measure.profile import DATA, FORCED, BlockTimes, Profile, RateResult
+from dyndeploy.measure.profile import DATA, FORCED, STATIC_NAME, BlockTimes, Profile, RateResult
 from dyndeploy.measure.samples import Samples
 from dyndeploy.prediction import bundle_record
 from dyndeploy.runtimes import NodeTime
@@ -81,6 +82,7 @@ def assemble(
     native: Mapping[str, Any],
     threads: int,
     settings: Mapping[str, Any],
+    energy: Callable[[Sequence[str]], Energy | None] = lambda names: None,
 ) -> Profile:
     """Make a profile.
 
@@ -96,6 +98,7 @@ def assemble(
         native: Operator library.
         threads: How many threads a session computes with.
         settings: Rounds and so on.
+        energy: Gives the energies of the entries with these names, if they were measured.
     """
     counter, static_macs = MacCounter(bundle.load_model()), MacCounter(bundle.load_static()).count()
     results = [
@@ -116,6 +119,7 @@ def assemble(
         rates=tuple(result for result in results if result.masks == FORCED),
         data=next(result for result in results if result.masks == DATA),
         graph=bundle_record(bundle),
+        energy=energy([STATIC_NAME, *(result.name for result in results)]),
     )
 
 

@@ -11,6 +11,7 @@ pycuda are imported by a job only when it needs them.
 
     python3 agent.py serve [--work FOLDER]    what a client talks to
     python3 agent.py probe                    print what this machine is, for a person
+    python3 agent.py build|run|verify|profile what a person does with a bundle there (by_hand.py, which lies beside it)
 
 Not part of dyndeploy's import tree: nothing here may import dyndeploy.
 """
@@ -383,7 +384,7 @@ def parse_tegrastats(line: str) -> Json:
 
 
 GPU_FACTS = ("name", "driver_version", "memory.total", "clocks.max.sm", "compute_cap")  # Old drivers lack the last.
-CARD_RAIL = "of the card, by nvidia-smi"
+CARD_RAIL = "the card (power.draw of nvidia-smi)"
 
 
 def nvidia_smi(fields: Tuple[str, ...], *more: str) -> List[str]:
@@ -589,15 +590,26 @@ def probe(work: str, root: str = "/") -> Json:
 
 
 class Monitor:
-    """Reads tegrastats, or nvidia-smi of the first card, while something runs; does nothing where there is neither."""
+    """Reads a sensor's program while something runs: tegrastats, or for a GPU without one nvidia-smi.
 
-    def __init__(self, milliseconds: int = 500) -> None:
+    Args:
+        milliseconds: Between two readings.
+        gpu: Whether a GPU computes; only then nvidia-smi's power is that of the computation.
+
+    Attributes:
+        source: The program's name; None where there is none, and nothing is read.
+        samples: What it said, each with its ``seconds`` since the start.
+    """
+
+    def __init__(self, milliseconds: int = 500, gpu: bool = False) -> None:
         self.samples = []  # type: List[Json]
+        self.source = None  # type: Optional[str]
+        self.started = time.monotonic()
         self._process = None  # type: Optional[subprocess.Popen[bytes]]
         board, card = tool("tegrastats"), tool("nvidia-smi")
         if board is not None:
             command, self._parse = [board, "--interval", str(milliseconds)], parse_tegrastats
-        elif card is not None:
+        elif card is not None and gpu:
             command = nvidia_smi(CARD_SENSORS, "--id=0", "--loop-ms=%d" % milliseconds)
             self._parse = parse_nvidia_smi
         else:
@@ -611,17 +623,22 @@ class Monitor:
             )
         except OSError:
             return
+        self.source = os.path.basename(command[0])
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
         assert self._process is not None and self._process.stdout is not None
-        start = time.monotonic()
         for line in self._process.stdout:
             sample = self._parse(line.decode("utf-8", "replace"))
             if sample and len(self.samples) < 10000:
-                sample["seconds"] = round(time.monotonic() - start, 3)
+                sample["seconds"] = round(time.monotonic() - self.started, 3)
                 self.samples.append(sample)
+
+    def power(self, begin: float, end: float) -> List[float]:
+        """Readings of the whole module's power in mW between two moments of ``time.monotonic``."""
+        window = (begin - self.started, end - self.started)
+        return [s["total_mw"] for s in list(self.samples) if "total_mw" in s and window[0] < s["seconds"] <= window[1]]
 
     def stop(self) -> Json:
         """End the reading; returns the summary and the samples."""
@@ -813,37 +830,38 @@ class Job:
             exec(compile(stream.read(), name + ".py", "exec"), module.__dict__)
         return module
 
-    def run(self, command: List[str], folder: str, env: Dict[str, str], on_line: Callable[[str], None]) -> None:
-        """Run a program with its output in the log.
 
-        Raises:
-            AgentError: ``tool``: it cannot be started or fails; with the end of its output.
-        """
-        sys.stderr.write("+ %s\n" % " ".join(command))
-        sys.stderr.flush()
-        lines = []  # type: List[str]
-        try:
-            process = subprocess.Popen(
-                command,
-                cwd=folder,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                universal_newlines=True,
-                errors="replace",
-            )
-        except OSError as error:
-            raise AgentError("tool", "cannot run %s: %s" % (command[0], error.strerror))
-        assert process.stdout is not None
-        for line in process.stdout:
-            sys.stderr.write(line)
-            sys.stderr.flush()
-            lines = lines[-200:] + [line]
-            on_line(line)
-        if process.wait() != 0:
-            wrong = [line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)] or lines
-            raise AgentError("tool", "%s failed: %s" % (os.path.basename(command[0]), "".join(wrong[:12]).strip()))
+def run_logged(command: List[str], folder: str, env: Dict[str, str], on_line: Callable[[str], None], log: Any) -> None:
+    """Run a program with its output in a log.
+
+    Raises:
+        AgentError: ``tool``: it cannot be started or fails; with the end of its output.
+    """
+    log.write("+ %s\n" % " ".join(command))
+    log.flush()
+    lines = []  # type: List[str]
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            universal_newlines=True,
+            errors="replace",
+        )
+    except OSError as error:
+        raise AgentError("tool", "cannot run %s: %s" % (command[0], error.strerror))
+    assert process.stdout is not None
+    for line in process.stdout:
+        log.write(line)
+        log.flush()
+        lines = lines[-200:] + [line]
+        on_line(line)
+    if process.wait() != 0:
+        wrong = [line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)] or lines
+        raise AgentError("tool", "%s failed: %s" % (os.path.basename(command[0]), "".join(wrong[:12]).strip()))
 
 
 def _sha256_or_none(path: str) -> Optional[str]:
@@ -851,6 +869,78 @@ def _sha256_or_none(path: str) -> Optional[str]:
         return sha256_of(path)
     except OSError:
         return None
+
+
+def tensorrt_headers() -> Optional[str]:
+    """Folder of TensorRT's headers, where the plugins' CMake project looks for them; None where there are none."""
+    folders = ["/usr/include", "/usr/local/include", "/usr/include/%s-linux-gnu" % platform.machine()]
+    root = os.environ.get("TENSORRT_ROOT")
+    if root:
+        folders = [os.path.join(root, "include")]
+    return next((folder for folder in folders if os.path.isfile(os.path.join(folder, "NvInferRuntime.h"))), None)
+
+
+def build_plugins(source: str, names: List[str], build: str, spec: Json, report: Report, log: Any) -> str:
+    """Build a plugin library; returns its path below ``build``.
+
+    Args:
+        source: Folder of the sources.
+        names: What lies in it, by relative path.
+        build: An empty folder.
+        spec: As for :func:`job_plugins`, without its ``sources``.
+        report: Is told how far it is.
+        log: Takes the tools' output.
+
+    Raises:
+        AgentError: ``unsupported`` or ``tool``: a tool is missing or fails.
+    """
+    cuda = _cuda("/")
+    env = dict(os.environ)
+    if cuda["nvcc"]:
+        env["PATH"] = os.path.dirname(cuda["nvcc"]) + os.pathsep + env.get("PATH", "")
+        env.setdefault("CUDACXX", cuda["nvcc"])
+
+    def run(command: List[str], folder: str, env: Dict[str, str], on_line: Callable[[str], None]) -> None:
+        run_logged(command, folder, env, on_line, log)
+
+    library, skipped = str(spec["library"]), []  # type: str, List[str]
+
+    def watch(line: str) -> None:
+        if re.search(r"not (?:built|linked)|[Ss]kipped|not found", line):
+            skipped.append(line.strip())
+
+    def show(line: str) -> None:
+        found = re.match(r"\[\s*(\d{1,3})%\]", line)
+        if found:
+            report(line.strip()[:120], 0.1 + 0.9 * min(int(found.group(1)), 100) / 100)
+
+    cmake, project = tool("cmake"), str(spec.get("project", ""))
+    if cmake and os.path.join(project, "CMakeLists.txt") in names:
+        report("configuring the plugins", 0.0)
+        definitions = ["-D%s=%s" % item for item in sorted(spec.get("definitions", {}).items())]
+        # CMake 3.10 has neither -S nor -B, nor --parallel.
+        run([cmake, *definitions, os.path.join(source, project)], build, env, watch)
+        report("building the plugins", 0.1)
+        # One compiler of CUDA code takes up to a gigabyte; a Nano has four in all.
+        memory = _memory("/")["available_mb"] or 1024
+        workers = max(1, min(len(os.sched_getaffinity(0)), memory // 1024))
+        run([cmake, "--build", ".", "--", "-j%d" % workers], build, env, show)
+    elif cuda["nvcc"]:
+        report("building the plugins with nvcc", 0.0)
+        units = [name for name in names if name.endswith((".cu", ".cpp")) and "/host/" not in name]
+        folders = sorted({os.path.dirname(os.path.join(source, name)) for name in names})
+        code = str(spec["architecture"])
+        command = [cuda["nvcc"], "-std=c++14", "-O3", "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+        command += ["-gencode", "arch=compute_%s,code=sm_%s" % (code, code)]
+        command += ["-I%s" % folder for folder in [source, *folders]]
+        command += [os.path.join(source, name) for name in units]
+        run([*command, "-lnvinfer", "-o", os.path.join(build, library)], build, env, lambda line: None)
+    else:
+        raise AgentError("unsupported", "neither cmake nor nvcc was found: install one (apt-get install cmake)")
+    made = [os.path.join(folder, library) for folder, _, files in os.walk(build) if library in files]
+    if not made:
+        raise AgentError("tool", "the build made no %s: %s" % (library, "; ".join(skipped[-5:]) or "see the log"))
+    return made[0]
 
 
 def job_plugins(job: Job, spec: Json) -> Json:
@@ -869,50 +959,8 @@ def job_plugins(job: Job, spec: Json) -> Json:
             raise AgentError("protocol", "%r leads out of the source folder" % name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         shutil.copyfile(job.store.checked(spec["sources"][name]), path)
-    cuda = _cuda("/")
-    env = dict(os.environ)
-    if cuda["nvcc"]:
-        env["PATH"] = os.path.dirname(cuda["nvcc"]) + os.pathsep + env.get("PATH", "")
-        env.setdefault("CUDACXX", cuda["nvcc"])
-
-    skipped = []  # type: List[str]
-
-    def watch(line: str) -> None:
-        if re.search(r"not (?:built|linked)|[Ss]kipped|not found", line):
-            skipped.append(line.strip())
-
-    def show(line: str) -> None:
-        found = re.match(r"\[\s*(\d{1,3})%\]", line)
-        if found:
-            job.report(line.strip()[:120], 0.1 + 0.9 * min(int(found.group(1)), 100) / 100)
-
-    cmake, project = tool("cmake"), str(spec.get("project", ""))
-    if cmake and os.path.join(project, "CMakeLists.txt") in names:
-        job.report("configuring the plugins", 0.0)
-        definitions = ["-D%s=%s" % item for item in sorted(spec.get("definitions", {}).items())]
-        # CMake 3.10 has neither -S nor -B, nor --parallel.
-        job.run([cmake, *definitions, os.path.join(source, project)], build, env, watch)
-        job.report("building the plugins", 0.1)
-        # One compiler of CUDA code takes up to a gigabyte; a Nano has four in all.
-        memory = _memory("/")["available_mb"] or 1024
-        workers = max(1, min(len(os.sched_getaffinity(0)), memory // 1024))
-        job.run([cmake, "--build", ".", "--", "-j%d" % workers], build, env, show)
-    elif cuda["nvcc"]:
-        job.report("building the plugins with nvcc", 0.0)
-        units = [name for name in names if name.endswith((".cu", ".cpp")) and "/host/" not in name]
-        folders = sorted({os.path.dirname(os.path.join(source, name)) for name in names})
-        code = str(spec["architecture"])
-        command = [cuda["nvcc"], "-std=c++14", "-O3", "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-        command += ["-gencode", "arch=compute_%s,code=sm_%s" % (code, code)]
-        command += ["-I%s" % folder for folder in [source, *folders]]
-        command += [os.path.join(source, name) for name in units]
-        job.run([*command, "-lnvinfer", "-o", os.path.join(build, library)], build, env, lambda line: None)
-    else:
-        raise AgentError("unsupported", "neither cmake nor nvcc was found: install one (apt-get install cmake)")
-    made = [os.path.join(folder, library) for folder, _, files in os.walk(build) if library in files]
-    if not made:
-        raise AgentError("tool", "the build made no %s: %s" % (library, "; ".join(skipped[-5:]) or "see the log"))
-    os.replace(made[0], os.path.join(job.out, library))
+    made = build_plugins(source, names, build, spec, job.report, sys.stderr)
+    os.replace(made, os.path.join(job.out, library))
     for folder in (source, build):
         shutil.rmtree(folder, ignore_errors=True)
     return _files(job, library)
@@ -1133,6 +1181,7 @@ class HostChain:
         self._image = self.numpy.zeros(image[1], image[2])
         tensors = {image[0]: self._image}
         self._calls, self._confidences = [], []  # type: List[Callable[[], Any]], List[Any]
+        self._results = []  # type: List[Json]
         for stage, session in zip(stages, sessions):
             binding = session.session.io_binding()
             for name, _, _ in stage["inputs"]:
@@ -1143,8 +1192,8 @@ class HostChain:
                 binding.bind_output(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
             self._calls.append(functools.partial(session.session.run_with_iobinding, binding))
             self._confidences.append(own["confidence"])
+            self._results.append(own)
             tensors.update(own)
-        self._tensors = tensors
 
     def clock(self, loop: Any) -> Any:
         """What times the runs of :meth:`leave`."""
@@ -1162,6 +1211,14 @@ class HostChain:
     def leave(self, image: Any, last: int) -> Callable[[], Any]:
         """A function that runs an image up to a stage; every confidence is read on the way, as a decision does."""
         return lambda: self.confidences(image, last)
+
+    def decide(self, image: Any, thresholds: List[float]) -> Tuple[int, Json]:
+        """Run an image until it is sure: the stage at whose exit it leaves, and what the stages gave."""
+        self.numpy.copyto(self._image, image)
+        left, found = leave_at(self._run, thresholds), {}  # type: int, Json
+        for results in self._results[: left + 1]:
+            found.update(results)
+        return left, found
 
     def prepare(self, session: Any, image: Any, others: Json) -> Callable[[], Any]:
         """A run of another graph that takes the image as the chain does."""
@@ -1211,9 +1268,31 @@ class DeviceChain:
         feeds = {self.stages[0]["inputs"][0][0]: image}
         return lambda: self._run(feeds, last)[1]
 
+    def decide(self, image: Any, thresholds: List[float]) -> Tuple[int, Json]:
+        """As :meth:`HostChain.decide`; what the last stage that ran gave is brought to the host."""
+        self.sessions[0].load({self.stages[0]["inputs"][0][0]: image})
+
+        def run(index: int) -> float:
+            self.sessions[index].enqueue()
+            return _finite(self.sessions[index].read_number("confidence"), self.stages[index])
+
+        left, found = leave_at(run, thresholds), {}  # type: int, Json
+        for session in self.sessions[: left + 1]:
+            found.update(session.fetch())
+        return left, found
+
     def prepare(self, session: Any, image: Any, others: Json) -> Callable[[], Any]:
         """A run of another engine on the image, which lies on the device."""
         return session.prepare(dict(others, **{self.stages[0]["inputs"][0][0]: image}), [])  # type: ignore[no-any-return]
+
+
+def leave_at(run: Callable[[int], float], thresholds: List[float]) -> int:
+    """Run stages, which give their confidence, until one reaches its threshold; the last one always does."""
+    for index, threshold in enumerate(thresholds):
+        if run(index) >= threshold:
+            return index
+    run(len(thresholds))
+    return len(thresholds)
 
 
 def _finite(confidence: float, stage: Json) -> float:
@@ -1321,6 +1400,10 @@ class TensorRtSession:
         """All outputs."""
         self.load(feeds)
         self.enqueue()
+        return self.fetch()
+
+    def fetch(self) -> Json:
+        """All outputs of the last run, once the stream has come that far."""
         self.stream.synchronize()
         results = {}
         for name, is_input, shape, kind in self.tensors:
@@ -1519,6 +1602,7 @@ def job_verify(job: Job, spec: Json) -> Json:
 
 # ---------------------------------------------------------------- profiling
 
+STATIC_ENTRY, WHOLE_ENTRY = "static twin", "without exits"  # In the list of measured energies.
 LAYER_RUNS = 5
 LAYER_INPUTS = 8
 TELL_SECONDS = 1.0  # Writing the state costs the disk's time, which may be the measurement's.
@@ -1581,9 +1665,12 @@ def job_profile(job: Job, spec: Json) -> Json:
     rounds, sensors = _watched(
         lambda: loop.time_rounds(pairs, clock, spec["repeats"], spec["min_seconds"], spec["warmup"], _teller(job))
     )
+    entries = [(STATIC_ENTRY, twins)] + [(pair.label, pair.runs) for pair in pairs]
+    energy = measure_energy(entries, spec.get("energy_seconds", 0), spec["runtime"] == "tensorrt", job.report)
     job.report("timing the layers", 0.9)
     return {
         "files": {},
+        "energy": energy,
         "rounds": rounds,
         "provider": dynamic.provider,
         "note": dynamic.note,
@@ -1617,12 +1704,72 @@ def _teller(job: Job) -> Report:
 
 def _watched(measure: Callable[[], Any]) -> Tuple[Any, Json]:
     """What a measurement gives, and the board's sensors meanwhile."""
-    monitor = Monitor()
+    monitor = Monitor(gpu=True)
     try:
         result = measure()
     finally:
         sensors = monitor.stop()
     return result, sensors
+
+
+IDLE_SECONDS = 3.0
+FIRST_READING_SECONDS = 5.0  # Until the sensor's program has started.
+SETTLE_SECONDS = 0.5  # Regulators and the sensors' own averaging lag behind.
+POWER_MS = 100
+LEAST_READINGS = 3
+
+Measured = Tuple[str, List[Callable[[], Any]]]
+
+
+def measure_energy(entries: List[Measured], seconds: float, gpu: bool, report: Report) -> Optional[Json]:
+    """Power while each of several things runs, one after another without a pause, and while nothing does.
+
+    Args:
+        entries: Name, and its runs on one input each.
+        seconds: How long each runs.
+        gpu: Whether a GPU computes.
+        report: Is told how far it is.
+
+    Returns:
+        ``source`` (the program that read the sensor), ``rail``, ``idle_mw`` and ``entries``: ``name``, mean
+        ``power_mw``, ``ms`` of a run by the wall clock, ``runs`` and ``readings``. None where no sensor can be read.
+    """
+    if seconds <= 0:
+        return None
+    monitor = Monitor(POWER_MS, gpu)
+    if monitor.source is None:
+        return None
+    measured = []
+    try:
+        report("measuring the power of an idle board", 0.0)
+        latest = time.monotonic() + FIRST_READING_SECONDS
+        while not monitor.samples and time.monotonic() < latest:
+            time.sleep(0.02)
+        begin = time.monotonic()
+        time.sleep(min(IDLE_SECONDS, seconds))
+        idle = monitor.power(begin, time.monotonic())
+        if len(idle) < LEAST_READINGS:
+            return None
+        for number, (name, runs) in enumerate(entries):
+            report("measuring the power of %s" % name, number / len(entries))
+            settled = time.monotonic() + min(SETTLE_SECONDS, seconds / 4)
+            while time.monotonic() < settled:
+                runs[0]()
+            begin, count = time.monotonic(), 0
+            while time.monotonic() - begin < seconds:
+                for run in runs:  # Every input as often as any other.
+                    run()
+                count += len(runs)
+            end = time.monotonic()
+            readings = monitor.power(begin, end)
+            if len(readings) < LEAST_READINGS:
+                return None
+            power, ms = statistics.mean(readings), (end - begin) * 1000 / count
+            measured.append({"name": name, "power_mw": power, "ms": ms, "runs": count, "readings": len(readings)})
+        rail = next(sample["total_rails"] for sample in monitor.samples if "total_rails" in sample)
+        return {"source": monitor.source, "rail": rail, "idle_mw": statistics.mean(idle), "entries": measured}
+    finally:
+        monitor.stop()
 
 
 def job_profile_exits(job: Job, spec: Json) -> Json:
@@ -1668,8 +1815,15 @@ def job_profile_exits(job: Job, spec: Json) -> Json:
             _teller(job),
         )
     )
+    energy = measure_energy(
+        [(WHOLE_ENTRY, exits[0].twin_runs)] + [(pair.label, pair.runs) for pair in exits],
+        spec.get("energy_seconds", 0),
+        spec["runtime"] == "tensorrt",
+        job.report,
+    )
     return {
         "files": {},
+        "energy": energy,
         "rounds": rounds,
         "provider": chain.provider,
         "note": chain.note,
@@ -1680,6 +1834,60 @@ def job_profile_exits(job: Job, spec: Json) -> Json:
         "sensors": sensors,
         "clocks_after": _clocks("/"),
     }
+
+
+def job_run(job: Job, spec: Json) -> Json:
+    """Run inputs with the engines that are profiled; what is asked for of it comes back.
+
+    ``spec``: ``runtime``, ``engines`` ("dynamic", or those of the stages), ``stages`` as for :func:`job_profile_exits`
+    with ``thresholds`` (least confidence of each but the last), or none; ``content`` (SHA-256 of an .npz with
+    ``input/<i>/<name>``), ``batches``, ``inputs`` and ``keep`` (names), ``threads``, ``modules``.
+
+    The result: ``runs``, with ``ms`` and ``exit`` (its index; None without stages) or ``error`` of each, ``provider``,
+    ``note`` and ``results``: an .npz with ``<i>/<name>``, in base64.
+    """
+    numpy = import_or_refuse("numpy")
+    job.report("loading the engines", 0.0)
+    with open(job.store.checked(spec["content"]), "rb") as stream:
+        archive = numpy.load(stream, allow_pickle=False)
+        arrays = {name: archive[name] for name in archive.files}
+    stages = spec.get("stages")
+    if stages:
+        chain = open_chain(job, spec)
+        provider, note = chain.provider, chain.note
+    else:
+        session = open_sessions(job, spec, ["dynamic"])["dynamic"]
+        provider, note = session.provider, session.note
+    results, runs = {}, []  # type: Json, List[Json]
+    for index in range(spec["batches"]):
+        feeds = {name: arrays["input/%d/%s" % (index, name)] for name in spec["inputs"]}
+        # The very first run allocates memory: it is not timed.
+        try:
+            for _ in range(2 if not runs else 1):
+                start = time.perf_counter()
+                if stages:
+                    left, found = chain.decide(feeds[spec["inputs"][0]], spec["thresholds"])
+                else:
+                    left, found = None, session.run(feeds)
+                ms = (time.perf_counter() - start) * 1000
+        except AgentError as error:
+            if error.kind != "not_finite":
+                raise
+            runs.append({"error": str(error)})
+            continue
+        runs.append({"ms": ms, "exit": left})
+        for name in spec["keep"]:
+            results["%d/%s" % (index, name)] = numpy.array(found[name])
+        job.report("running", (index + 1) / spec["batches"])
+    path = os.path.join(job.out, "results.npz")
+    with open(path, "wb") as stream:
+        numpy.savez(stream, **results)
+    with open(path, "rb") as stream:
+        content = base64.b64encode(stream.read()).decode("ascii")
+    os.unlink(path)
+    # Images are not kept: what was sent for this job alone goes with it.
+    os.unlink(job.store.path(spec["content"]))
+    return {"files": {}, "runs": runs, "provider": provider, "note": note, "results": content}
 
 
 def _layers(job: Job, spec: Json, sessions: Json, feeds_lists: List[List[Json]]) -> List[Json]:
@@ -1751,6 +1959,7 @@ JOBS = {
     "verify": job_verify,
     "profile": job_profile,
     "profile_exits": job_profile_exits,
+    "run": job_run,
 }
 
 
@@ -1922,12 +2131,30 @@ def serve(work: str, source: bytes) -> int:
     return 0
 
 
+BY_HAND = ("build", "run", "verify", "profile")
+
+
+def _by_hand(arguments: List[str]) -> int:
+    """What a person asks for with a bundle on the board; the file beside this one does it."""
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    try:
+        program = __import__("by_hand")
+    except ImportError:
+        sys.stderr.write("agent.py: by_hand.py is not beside this file: copy the whole device folder of the bundle.\n")
+        return 2
+    return int(program.main(sys.modules[__name__], arguments))
+
+
 def main(arguments: List[str], source: Optional[bytes] = None) -> int:
     """Run the agent; ``source`` is its own text where it came over the connection and is no file."""
     if source is None:
         with open(os.path.abspath(__file__), "rb") as stream:
             source = stream.read()
-    parser = argparse.ArgumentParser(prog="agent.py", description="dyndeploy's on-device agent.")
+    if arguments and arguments[0] in BY_HAND:
+        return _by_hand(arguments)
+    parser = argparse.ArgumentParser(
+        prog="agent.py", description="dyndeploy's on-device agent. By hand: %s; each with --help." % ", ".join(BY_HAND)
+    )
     commands = parser.add_subparsers(dest="command")
     for name in ("serve", "probe"):
         commands.add_parser(name).add_argument("--work", default=DEFAULT_WORK)

@@ -29,9 +29,11 @@ from dyndeploy.remote.payload import (
     stage_graphs,
 )
 from dyndeploy.remote.profiling import (
+    ENERGY_SECONDS,
     BoardWork,
     DeviceReport,
     ask_board,
+    board_energy,
     board_machine,
     machine_name,
     measured_pair,
@@ -57,6 +59,7 @@ def profile_exits_on_device(
     repeats: int | None = None,
     min_seconds: float = 10.0,
     warmup: int = 3,
+    energy_seconds: float = ENERGY_SECONDS,
     progress: Progress = lambda message, fraction: None,
 ) -> DeviceReport:
     """Measure every exit of a bundle on a board, as :func:`dyndeploy.measure.exits.profile_exits` does here.
@@ -74,6 +77,7 @@ def profile_exits_on_device(
         repeats: Rounds.
         min_seconds: Seconds that the rounds fill where ``repeats`` is None.
         warmup: Untimed runs.
+        energy_seconds: As for :func:`~dyndeploy.remote.profile_on_device`, of every exit.
         progress: Called with what is being done and the fraction done of that step.
 
     Raises:
@@ -92,13 +96,13 @@ def profile_exits_on_device(
     sources = plugin_contents(bundle) if tensorrt else {}
     contents = [*graphs.contents.values(), sent, reference, *modules.values(), *sources.values()]
     require_space(client, contents, graphs.contents, facts)
-    work = BoardWork(bundle, client, target, versions, threads, modules, progress)
+    work = BoardWork(bundle, client, target, versions, threads, modules, progress, energy_seconds)
     limits = chosen_thresholds(bundle, thresholds, work.precision)
 
     def steps() -> tuple[list[Mapping[str, Any]], JobResult]:
         built = work.build(graphs.contents, graphs.plans, sources)
         checks = _verify(work, built, graphs, reference)
-        spec = {**built, "stages": _stages(bundle), "timed": TIMED_IMAGES}
+        spec = {**built, "stages": chain_stages(bundle), "timed": TIMED_IMAGES}
         return checks, work.measure("profile_exits", spec, sent, schedule, facts)
 
     checks, measured = sent_and_run(client, contents, progress, steps)
@@ -132,6 +136,7 @@ def profile_exits_on_device(
         settings=settings,
         note=_note(root["note"].label(), tensorrt),
         native=work.native(),
+        energy=board_energy(root, 1),
     )
     client.forget(measured.key)
     return DeviceReport(profile, facts, tuple(checks), dict(work.done), client.uploaded)
@@ -147,7 +152,7 @@ def _note(note: str, tensorrt: bool) -> str:
     return f"Stages were not launched as a CUDA graph: {note}" if note and tensorrt else note
 
 
-def _stages(bundle: Bundle) -> list[dict[str, Any]]:
+def chain_stages(bundle: Bundle) -> list[dict[str, Any]]:
     """What a chain on the board knows of each stage."""
 
     def tensors(infos: Sequence[TensorInfo]) -> list[list[Any]]:

@@ -1,4 +1,4 @@
-"""What is sent to a board to measure a bundle there: labelled graphs with their build plans, inputs, plugins."""
+"""What is sent to a board to run or measure a bundle there: labelled graphs with their build plans, inputs, plugins."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ import numpy as np
 import onnx
 
 from dyndeploy.bundle import REFERENCE, Bundle
-from dyndeploy.bundle.device_files import DEVICE_FOLDER, PLUGINS, board_modules, plugin_sources
+from dyndeploy.bundle.device_files import (
+    DEVICE_FOLDER,
+    PLUGIN_FOLDERS,
+    PLUGIN_PROJECT,
+    PLUGINS,
+    board_modules,
+    plugin_sources,
+)
 from dyndeploy.errors import DeviceError
 from dyndeploy.graphs.forced import PREFIX, replace_masks
 from dyndeploy.graphs.labels import LabelledGraph
 from dyndeploy.measure.exits import every_exit_model
 from dyndeploy.measure.inputs import Configuration, Feeds, Schedule, forced_configurations
-from dyndeploy.measure.runners.engine import labelled_graphs
+from dyndeploy.measure.runners.engine import DYNAMIC, labelled_graphs
 from dyndeploy.remote.client import Content
 from dyndeploy.runtimes.tensorrt_plan import BuildPlan, plan_build
-
-LIBRARY = "libdyndeploy_tensorrt.so"
-PLUGIN_PROJECT = "adapters/tensorrt"
-"""Folder of the CMake project, below ``plugins/``, that makes :data:`LIBRARY`."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,7 @@ def device_graphs(bundle: Bundle, runtime: str, version: str | None) -> Graphs:
         UsageError: There is no plan for the bundle's precision with this TensorRT.
     """
     labels = labelled_graphs(bundle, bodies=runtime == "onnxruntime")
-    models, plans = {name: label.model for name, label in labels.items()}, {}
-    if runtime == "tensorrt":
-        for name, label in labels.items():
-            plans[name], models[name] = plan_build(label.model, bundle.manifest.precision, version or "")
-    # Equal graphs must be equal bytes: their checksum says whether a board has them already.
-    contents = {name: Content.of(graph.SerializeToString(deterministic=True)) for name, graph in models.items()}
-    return Graphs(labels, contents, plans)
+    return Graphs(labels, *_sent(bundle, {name: label.model for name, label in labels.items()}, runtime, version))
 
 
 @dataclass(frozen=True)
@@ -92,12 +89,42 @@ def stage_graphs(bundle: Bundle, runtime: str, version: str | None) -> StageGrap
     models |= {"static": bundle.load_static(), "every": every_exit_model(bundle)}
     if runtime == "onnxruntime" and bundle.branched is not None:
         models["branched"] = bundle.load_branched()
-    plans = {}
+    return StageGraphs(*_sent(bundle, models, runtime, version), tuple(forced))
+
+
+@dataclass(frozen=True)
+class RunGraphs:
+    """What a bundle runs with on a board, without what it is measured against.
+
+    Attributes:
+        contents: What is sent, by name: ``dynamic``, or ``stage0``, ...
+        plans: As of :class:`Graphs`.
+    """
+
+    contents: Mapping[str, Content]
+    plans: Mapping[str, BuildPlan]
+
+
+def run_graphs(bundle: Bundle, runtime: str, version: str | None) -> RunGraphs:
+    """Those of :func:`device_graphs` or :func:`stage_graphs` that run as deployed; equal bytes, equal engines."""
+    models: dict[str, onnx.ModelProto]
+    if bundle.manifest.exits is not None:
+        models = {f"stage{index}": model for index, model in enumerate(bundle.load_stages())}
+    else:
+        models = {DYNAMIC: LabelledGraph(bundle.load_model(), bodies=runtime == "onnxruntime").model}
+    return RunGraphs(*_sent(bundle, models, runtime, version))
+
+
+def _sent(
+    bundle: Bundle, models: Mapping[str, onnx.ModelProto], runtime: str, version: str | None
+) -> tuple[dict[str, Content], dict[str, BuildPlan]]:
+    """What is sent of graphs, and how engines are built from it."""
+    plans, sent = {}, dict(models)
     if runtime == "tensorrt":
         for name, model in models.items():
-            plans[name], models[name] = plan_build(model, bundle.manifest.precision, version or "")
-    contents = {name: Content.of(model.SerializeToString(deterministic=True)) for name, model in models.items()}
-    return StageGraphs(contents, plans, tuple(forced))
+            plans[name], sent[name] = plan_build(model, bundle.manifest.precision, version or "")
+    # Equal graphs must be equal bytes: their checksum says whether a board has them already.
+    return {name: Content.of(model.SerializeToString(deterministic=True)) for name, model in sent.items()}, plans
 
 
 @dataclass(frozen=True)
@@ -144,8 +171,9 @@ def plugin_contents(bundle: Bundle) -> dict[str, Content]:
     """Plugin sources by path: those that the bundle carries, else those of this release."""
     folder = bundle.path / DEVICE_FOLDER / PLUGINS
     prefix = f"{DEVICE_FOLDER}/{PLUGINS}/"
+    folders = tuple(f"{prefix}{name}/" for name in PLUGIN_FOLDERS)  # The runtime's sources are no part of it.
     carried = {
-        name.removeprefix(prefix): bundle.path / name for name in bundle.manifest.files if name.startswith(prefix)
+        name.removeprefix(prefix): bundle.path / name for name in bundle.manifest.files if name.startswith(folders)
     }
     sources = carried if folder.is_dir() and carried else plugin_sources()
     if not any(name.startswith(PLUGIN_PROJECT) for name in sources):

@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.bundle import Bundle
+from dyndeploy.bundle.device_files import LIBRARY, plugin_build
 from dyndeploy.errors import DeviceError, UsageError, VerificationError
 from dyndeploy.fields import Document, Field
 from dyndeploy.measure import DEFAULT_RATES, Profile
+from dyndeploy.measure.energy import Energy, measured_energy
 from dyndeploy.measure.exits import ExitProfile, require_exits_measurable
 from dyndeploy.measure.inputs import Schedule, own_configuration, require_comparable
 from dyndeploy.measure.loop import Paired, Visit
@@ -26,8 +28,6 @@ from dyndeploy.precisions import tolerance_of
 from dyndeploy.remote.client import Content, DeviceClient, JobResult, MissingError, Progress
 from dyndeploy.remote.devices import DeviceEntry
 from dyndeploy.remote.payload import (
-    LIBRARY,
-    PLUGIN_PROJECT,
     Graphs,
     Inputs,
     device_graphs,
@@ -39,9 +39,11 @@ from dyndeploy.remote.payload import (
 from dyndeploy.runtimes import FALLBACK_BODIES
 from dyndeploy.runtimes.machine import calendar_notes
 from dyndeploy.runtimes.tensorrt_plan import BuildPlan
-from dyndeploy.targets import PowerMode, Target, load_device, load_target
+from dyndeploy.targets import PowerMode, Target, load_target
 
 _Results = TypeVar("_Results")
+
+ENERGY_SECONDS = 4.0
 
 SPARE_MB = 256
 """Megabytes that stay free on a board's disk."""
@@ -82,6 +84,7 @@ def profile_on_device(
     min_seconds: float = 10.0,
     warmup: int = 3,
     seed: int = 0,
+    energy_seconds: float = ENERGY_SECONDS,
     progress: Progress = lambda message, fraction: None,
 ) -> DeviceReport:
     """Measure a bundle on a board.
@@ -101,6 +104,8 @@ def profile_on_device(
         min_seconds: Seconds that the rounds fill where ``repeats`` is None.
         warmup: Untimed runs.
         seed: Seed of the random numbers that the forced masks are drawn with.
+        energy_seconds: How long each network and rate runs by itself while the board's power sensor is read, after
+            the rounds; 0 for not at all. Where there is no sensor it takes no time.
         progress: Called with what is being done and the fraction done of that step.
 
     Raises:
@@ -119,7 +124,7 @@ def profile_on_device(
     contents = [*graphs.contents.values(), inputs.content, reference, *modules.values(), *sources.values()]
     require_space(client, contents, graphs.contents, facts)
 
-    work = BoardWork(bundle, client, target, versions, threads, modules, progress)
+    work = BoardWork(bundle, client, target, versions, threads, modules, progress, energy_seconds)
     verified, measured = sent_and_run(
         client, contents, progress, lambda: work.steps(graphs, inputs, reference, sources, schedule, facts)
     )
@@ -129,16 +134,27 @@ def profile_on_device(
 
 
 def ask_board(
-    bundle: Bundle, client: DeviceClient, entry: DeviceEntry, progress: Progress
+    bundle: Bundle,
+    client: DeviceClient,
+    entry: DeviceEntry,
+    progress: Progress,
+    require: Callable[[Bundle, DeviceEntry], Target] | None = None,
 ) -> tuple[Target, Mapping[str, Any], dict[str, str]]:
     """The bundle's target, and what the board says of itself and of its software.
+
+    Args:
+        bundle: The bundle.
+        client: Connected to the board.
+        entry: The board.
+        progress: Is told that the board is asked.
+        require: Refuses what no board could do; None takes :func:`require_measurable`.
 
     Raises:
         BundleError: The bundle is damaged.
         UsageError: What is asked is impossible there.
         DeviceError: The board, or the connection to it, failed.
     """
-    target = require_measurable(bundle, entry)
+    target = (require or require_measurable)(bundle, entry)
     bundle.require_intact()
     progress("asking the board", 0.0)
     facts = client.probe()
@@ -165,12 +181,17 @@ def sent_and_run(
 
 def require_measurable(bundle: Bundle, entry: DeviceEntry) -> Target:
     """Refuse what no board could do, before one is asked; raises ``UsageError``."""
-    manifest = bundle.manifest
-    target = load_target(manifest.target)
-    if manifest.exits is None:
+    if bundle.manifest.exits is None:
         require_comparable(bundle)
     else:
         require_exits_measurable(bundle)
+    return require_runnable(bundle, entry)
+
+
+def require_runnable(bundle: Bundle, entry: DeviceEntry) -> Target:
+    """As :func:`require_measurable`, for a bundle that is only run."""
+    manifest = bundle.manifest
+    target = load_target(manifest.target)
     if target.runtime == "tensorrt" and entry.target not in (None, target.name):
         raise UsageError(
             f"The bundle was exported for {target.name}, and the device '{entry.name}' is a {entry.target}. Export it "
@@ -276,7 +297,9 @@ class BoardWork:
         threads: int,
         modules: Mapping[str, Content],
         progress: Progress,
+        energy_seconds: float = 0.0,
     ) -> None:
+        self._energy_seconds = energy_seconds
         self.bundle, self.client, self.target = bundle, client, target
         self.versions, self.threads, self._progress = dict(versions), threads, progress
         self._modules = {name: content.sha256 for name, content in modules.items()}
@@ -300,23 +323,9 @@ class BoardWork:
         tensorrt = self.target.runtime == "tensorrt"
         plugins = None
         if tensorrt:
-            architecture = (load_device(self.target.name).hardware.compute_capability or "").replace(".", "")
-            built = self.run(
-                "plugins",
-                "plugins",
-                {
-                    "sources": {name: content.sha256 for name, content in sources.items()},
-                    "library": LIBRARY,
-                    "project": PLUGIN_PROJECT,
-                    "definitions": {
-                        "CMAKE_BUILD_TYPE": "Release",
-                        "DYNDEPLOY_CUDA_KERNELS": "ON",
-                        "DYNDEPLOY_CUDA_ARCHITECTURES": architecture,
-                    },
-                    "architecture": architecture,
-                    "versions": self.versions,
-                },
-            )
+            checksums = {name: content.sha256 for name, content in sources.items()}
+            spec = {**plugin_build(self.target.name), "sources": checksums, "versions": self.versions}
+            built = self.run("plugins", "plugins", spec)
             plugins, self.library = built.key, built.value["files"]
         # A job is named by all that it is given: each gets only what it uses, so that nothing is built twice.
         device = {"tensorrt_device": self._modules["tensorrt_device"]} if tensorrt else {}
@@ -372,6 +381,7 @@ class BoardWork:
                 "repeats": schedule.repeats,
                 "min_seconds": schedule.min_seconds,
                 "warmup": schedule.warmup,
+                "energy_seconds": self._energy_seconds,
                 "content": content.sha256,
                 # Another power mode is another measurement.
                 "power_mode": facts["power_mode"],
@@ -486,7 +496,13 @@ def _assemble(
         native=work.native(),
         threads=threads,
         settings=settings,
+        energy=board_energy(root, manifest.batch),
     )
+
+
+def board_energy(root: Field, batch: int) -> Callable[[Sequence[str]], Energy | None]:
+    """What the power sensor gave, for entries by their names."""
+    return lambda names: root.get("energy").optional(lambda item: measured_energy(item, names, batch))
 
 
 def _unpacked(item: Field, bundle: Bundle) -> dict[str, npt.NDArray[np.float32]]:

@@ -9,6 +9,7 @@ from dyndeploy import files
 from dyndeploy.measure.exits import ExitProfile, ExitTimes
 from dyndeploy.measure.samples import apart
 from dyndeploy.reporting.comparison import ExitComparison, unpredicted_note
+from dyndeploy.reporting.energy import energy_table
 from dyndeploy.reporting.page import (
     Table,
     decimals,
@@ -59,6 +60,7 @@ def render_exit_profile_report(profile: ExitProfile, comparisons: Sequence[ExitC
         mix_chart=_mix_chart(profile) if profile.mixes else "",
         exits=_exits_table(profile),
         runs=_runs_table(profile),
+        energy=energy_table(profile.energy),
         mixes=_mixes_table(profile),
         unpredicted=unpredicted_note(device, profile.threads, devices) if devices else "",
         own=[_own_table(entry) for entry in own],

@@ -10,6 +10,7 @@ from dyndeploy import files
 from dyndeploy.errors import UsageError
 from dyndeploy.measure import BlockTimes, Profile, RateResult, Samples
 from dyndeploy.reporting.comparison import PredictedSweep, compare_profile, unpredicted_note
+from dyndeploy.reporting.energy import energy_table
 from dyndeploy.reporting.gallery import GalleryItem, data_uri
 from dyndeploy.reporting.page import (
     Rows,
@@ -101,6 +102,7 @@ def render_report(
         extras=extras,
         summary=_summary(profile),
         facts=_facts(profile),
+        energy=energy_table(profile.energy),
         versions=version_rows(profile.machine, profile.bundle.get("tools", {})),
         warnings=profile.warnings(),
         latency_chart=_latency_chart(profile),

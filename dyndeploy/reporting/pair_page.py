@@ -40,6 +40,7 @@ def render_pair_report(pair: Pair) -> str:
         facts=Table("The rest", ("what", pair.one, pair.other), [(f.what, f.one, f.other) for f in same]),
         times=_times_table(pair),
         speedups=_speedups_table(pair, speedups),
+        energies=_energy_table(pair),
         time_chart=_chart(pair, "times", "Time per image, measured", "ms per image", "ms"),
         speedup_chart=_chart(pair, "speedups", "Speed-up, measured", "realised speed-up", "speedup")
         if speedups
@@ -89,6 +90,25 @@ def _times_table(pair: Pair) -> Table:
         ],
         marked=frozenset(index for index, row in enumerate(pair.rows) if row.beyond_noise),
     )  # fmt: skip
+
+
+def _energy_table(pair: Pair) -> Table:
+    rows = [row for row in pair.rows if row.one.mj is not None or row.other.mj is not None]
+
+    def cell(value: float | None) -> str:
+        return "-" if value is None else decimals(value)
+
+    def change(row: PairRow) -> str:
+        return f"{row.other.mj / row.one.mj - 1:+.1%}" if row.one.mj and row.other.mj is not None else "-"
+
+    return Table(
+        "Energy per image, measured",
+        ("what", f"{pair.one}, mJ", f"{pair.other}, mJ", "change"),
+        [(row.one.name, cell(row.one.mj), cell(row.other.mj), change(row)) for row in rows],
+        file="energy.csv",
+        fields=("name", "one_mj", "other_mj"),
+        values=[(row.one.name, row.one.mj, row.other.mj) for row in rows],
+    )
 
 
 def _timed(figure: Figure) -> tuple[float | None, ...]:

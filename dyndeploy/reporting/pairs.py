@@ -10,9 +10,10 @@ from typing import Any
 from dyndeploy import files
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.measure import NetworkProfile, Profile, RateResult, Samples, load_network_profile, load_profile
-from dyndeploy.measure.exits import ExitProfile
+from dyndeploy.measure.energy import Energy
+from dyndeploy.measure.exits import WHOLE_NAME, ExitProfile
 from dyndeploy.measure.load_exits import load_exit_profile
-from dyndeploy.measure.profile import FORCED
+from dyndeploy.measure.profile import STATIC_NAME
 from dyndeploy.measure.samples import apart
 
 Spread = tuple[float, float]
@@ -38,6 +39,7 @@ class Figure:
         speedup: Realised, over the static twin or the network without exits; None for these themselves.
         speedup_spread: Its 25th and 75th percentile.
         ideal_speedup: From the MACs.
+        mj: Millijoules per image, measured; None where no power sensor was read.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Figure:
     speedup: float | None = None
     speedup_spread: Spread | None = None
     ideal_speedup: float | None = None
+    mj: float | None = None
 
     @property
     def realisation(self) -> float | None:
@@ -205,45 +208,51 @@ def _scaled(spread: Spread, factor: float) -> Spread:
     return spread[0] * factor, spread[1] * factor
 
 
-def _twin(name: str, samples: Samples, batch: int) -> Figure:
-    return Figure(name, samples.median / batch, _scaled(samples.spread, 1 / batch))
+def _twin(name: str, samples: Samples, batch: int, energy: Energy | None = None) -> Figure:
+    return Figure(name, samples.median / batch, _scaled(samples.spread, 1 / batch), mj=_mj(energy, name))
+
+
+def _mj(energy: Energy | None, name: str) -> float | None:
+    return None if energy is None else energy.mj(name)
 
 
 def _profile_figures(profile: Profile) -> Iterator[Figure]:
-    def figure(name: str, result: RateResult) -> Figure:
+    def figure(result: RateResult) -> Figure:
         samples, batch = result.samples, profile.batch
         return Figure(
-            name,
+            result.name,
             samples.median / batch,
             _scaled(samples.spread, 1 / batch),
             result.realised_speedup,
             result.realised_spread,
             result.ideal_speedup,
+            _mj(profile.energy, result.name),
         )
 
-    yield _twin("static twin", profile.static, profile.batch)
-    for result in profile.rates:
-        yield figure(f"rate {result.rate:g} ({FORCED})", result)
-    yield figure("the data's own masks", profile.data)
+    yield _twin(STATIC_NAME, profile.static, profile.batch, profile.energy)
+    for result in (*profile.rates, profile.data):
+        yield figure(result)
 
 
 def _exit_figures(profile: ExitProfile) -> Iterator[Figure]:
     whole = profile.whole.median
 
-    def figure(name: str, relative: float, spread: Spread | None, macs: float) -> Figure:
+    def figure(name: str, relative: float, spread: Spread | None, macs: float, mj: float | None = None) -> Figure:
         inverse = None if spread is None else (1 / spread[1], 1 / spread[0])
         times = None if spread is None else _scaled(spread, whole)
-        return Figure(name, relative * whole, times, 1 / relative, inverse, profile.whole_macs / macs)
+        return Figure(name, relative * whole, times, 1 / relative, inverse, profile.whole_macs / macs, mj)
 
-    yield _twin("without exits", profile.whole, 1)
+    yield _twin(WHOLE_NAME, profile.whole, 1, profile.energy)
     for entry in profile.exits:
-        yield figure(f"exit {entry.exit}", entry.relative, entry.relative_spread, entry.macs)
+        mj = _mj(profile.energy, entry.name)
+        yield figure(entry.name, entry.relative, entry.relative_spread, entry.macs, mj)
     if profile.branched is not None:
         entry = profile.branched
         yield figure("all branches, one graph", entry.relative, entry.relative_spread, entry.macs)
     for mix in profile.mixes:
         name = "the data's own exits" if mix.name == "data" else f"mix {mix.name}"
-        yield figure(name, 1 / mix.realised_speedup, profile.mix_spread(mix), mix.mean_macs)
+        spread = profile.mix_spread(mix)
+        yield figure(name, 1 / mix.realised_speedup, spread, mix.mean_macs, profile.mix_mj(mix))
 
 
 def _network_figures(profile: NetworkProfile) -> Iterator[Figure]:
@@ -285,6 +294,8 @@ def _run_facts(
     yield ABOUT_RUN, "batch", batch
     yield ABOUT_RUN, "runtime", f"{runtime.get('name')} {runtime.get('version')}"
     yield ABOUT_RUN, "provider", runtime.get("provider")
+    energy = getattr(profile, "energy", None)
+    yield ABOUT_RUN, "power sensor", None if energy is None else f"{energy.rail} ({energy.source})"
     for what in ("os", "governor", "power_mode", "jetpack"):
         yield ABOUT_RUN, what.replace("_", " "), machine.get(what)
     yield ABOUT_RUN, "dyndeploy", machine.get("versions", {}).get("dyndeploy")

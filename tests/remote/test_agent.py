@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dyndeploy.bundle.device_files import MODULES
+from dyndeploy.bundle.device_files import MODULES, PROGRAMS
 from dyndeploy.remote import agent
 from dyndeploy.remote.profiling import device_warnings
 from dyndeploy.remote.transport import Frames, agent_source
@@ -30,7 +30,7 @@ from dyndeploy.targets import target_names
 DATA = Path(__file__).parent / "data"
 BOARDS: dict[str, dict[str, Any]] = json.loads((DATA / "boards.json").read_text())
 AGENT = Path(agent.__file__)
-ON_BOARDS = [AGENT, *(AGENT.parents[1] / path for path in MODULES.values())]
+ON_BOARDS = [*(AGENT.parent / name for name in PROGRAMS), *(AGENT.parents[1] / path for path in MODULES.values())]
 VERMIN = Path(sys.executable).parent / "vermin"
 
 
@@ -592,7 +592,7 @@ STANDARD_3_6 = {
     "signal", "socket", "statistics", "struct", "subprocess", "sys", "threading", "time", "traceback", "types",
     "typing", "zlib",
 }  # fmt: skip
-FURTHER = {"ctypes", "math", "resource"}
+FURTHER = {"contextlib", "ctypes", "math", "resource", "tempfile"}
 
 
 @pytest.mark.parametrize("path", ON_BOARDS, ids=lambda path: path.name)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from dyndeploy.blocks import EarlyExits, early_exits
@@ -18,9 +19,10 @@ from dyndeploy.bundle import Bundle
 from dyndeploy.cli import run
 from dyndeploy.errors import DeviceError, UsageError, VerificationError
 from dyndeploy.export import ExportSettings, export_model
+from dyndeploy.inference import Classification, classify
 from dyndeploy.measure.load_exits import load_exit_profile
 from dyndeploy.prediction import predict
-from dyndeploy.remote import DeviceClient, DeviceEntry, JobResult, profile_exits_on_device
+from dyndeploy.remote import DeviceClient, DeviceEntry, JobResult, profile_exits_on_device, run_on_device
 from tests.export.test_composition import composed
 from tests.remote.test_tensorrt import nano as nano
 from tests.spoiled import spoiled
@@ -117,13 +119,26 @@ def test_engines_of_stages_hand_their_tensors_on_where_they_lie(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle = export_model(make(), tmp_path / "bundle", ExportSettings(target="nano", static=True))
-    monkeypatch.setattr("dyndeploy.remote.exits.plugin_contents", lambda _: {})
+    for module in ("exits", "running"):
+        monkeypatch.setattr(f"dyndeploy.remote.{module}.plugin_contents", lambda _: {})
     _without_plugins(monkeypatch)
     with nano(version) as client:
         report = profile_exits_on_device(
             bundle, client, DeviceEntry("nano", "local:", "nano"), mixes=[(1, 1, 1)], **OPTIONS
         )
     profile = report.profile
+    # Images leave where they leave here, in the engines of the profile.
+    image = tmp_path / "image.png"
+    Image.fromarray(np.arange(40 * 40 * 3, dtype=np.uint8).reshape(40, 40, 3)).save(image)
+    count = len(bundle.exits.stages)
+    for leave in range(count):
+        limits = [2.0] * leave + [0.0] * (count - 1 - leave)
+        with nano(version) as client:
+            [found] = run_on_device(bundle, client, DeviceEntry("nano", "local:", "nano"), [image], thresholds=limits)
+        [here] = classify(bundle, [image], thresholds=limits, native="off")
+        assert isinstance(found, Classification)
+        assert (found.label, found.exit) == (here.label, bundle.exits.stages[leave].exit)
+        assert found.confidence == pytest.approx(here.confidence, abs=1e-4)
     assert (profile.device, profile.runtime["name"], profile.runtime["version"]) == ("nano", "tensorrt", version)
     assert all(check["passed"] for check in report.checks)
     assert profile.exits[0].samples.cpu_ms is None, "times between two events on the device"

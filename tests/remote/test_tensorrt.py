@@ -10,13 +10,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dyndeploy import files
 from dyndeploy.bundle import MANIFEST, Bundle, write_manifest
 from dyndeploy.errors import DeviceError, UsageError, VerificationError
+from dyndeploy.inference import Classification, classify
 from dyndeploy.measure import Profile
-from dyndeploy.remote import DeviceClient, DeviceEntry, DeviceReport, LocalTransport, profile_on_device
+from dyndeploy.remote import (
+    DeviceClient,
+    DeviceEntry,
+    DeviceReport,
+    LocalTransport,
+    profile_on_device,
+    run_on_device,
+)
 from dyndeploy.reporting import compare_profile, predict_profile
 from dyndeploy.runtimes import tensorrt_plan
 from dyndeploy.runtimes.tensorrt_plan import BuildPlan, plan_build
@@ -218,3 +228,22 @@ def test_a_device_of_another_target_is_refused_before_it_is_asked(nano_bundle: B
     int8 = dataclasses.replace(nano_bundle, manifest=dataclasses.replace(nano_bundle.manifest, precision="int8"))
     with pytest.raises(UsageError, match="no INT8 instructions"):
         profile_on_device(int8, client, DeviceEntry("board", "local:", "nano"))
+
+
+@pytest.mark.parametrize("version", ["8.2.1.8", "10.3.0"])
+def test_images_run_in_the_engines_that_are_profiled(
+    version: str, nano: Callable[..., DeviceClient], nano_bundle: Bundle, tmp_path: Path
+) -> None:
+    measure(nano(version), nano_bundle)
+    engines = {path.parent.parent.name for path in (tmp_path / "agent" / "jobs").glob("*/out/engine")}
+    image = tmp_path / "image.png"
+    Image.fromarray(np.arange(20 * 24 * 3, dtype=np.uint8).reshape(20, 24, 3)).save(image)
+    with nano(version) as client:
+        [found] = run_on_device(nano_bundle, client, DeviceEntry("nano", "local:", "nano"), [image])
+    [here] = classify(nano_bundle, [image], native="off")
+    assert isinstance(found, Classification)
+    assert (found.label, found.rates, found.exit) == (here.label, here.rates, None)
+    assert found.confidence == pytest.approx(here.confidence, abs=1e-6)
+    assert found.operators == "libdyndeploy_tensorrt.so"
+    assert {path.parent.parent.name for path in (tmp_path / "agent" / "jobs").glob("*/out/engine")} == engines
+    assert not list((tmp_path / "agent" / "jobs").glob("*/out/results.npz"))

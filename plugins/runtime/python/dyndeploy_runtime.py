@@ -4,8 +4,8 @@
     session = open_bundle("bundle")
     print(session.classify("photo.jpg").class_name)
 
-It calls ``libdyndeploy.so`` (plugins/runtime), which it looks for beside this file, where the environment variable
-``DYNDEPLOY_RUNTIME`` says, and on the system.
+It calls ``libdyndeploy.so`` (plugins/runtime), which it looks for where the environment variable ``DYNDEPLOY_RUNTIME``
+says, beside this file, in the folders ``built`` and ``prebuilt`` of a bundle's device/ folder, and on the system.
 """
 
 import collections
@@ -13,6 +13,7 @@ import ctypes
 import importlib.util
 import json
 import os
+import platform
 
 import numpy as np
 
@@ -264,6 +265,25 @@ class Session:
         )
         return results
 
+    def prepare(self, inputs):
+        """Return a function that runs once on arrays, as :meth:`run` takes them; it returns the network's milliseconds.
+
+        Its outputs are not brought back: it is for measuring.
+        """
+        handle = self._open_handle()
+        alive = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        given = (_Tensor * len(alive))(*[_tensor(name, value) for name, value in alive.items()])
+        rows = len(next(iter(alive.values()))) if self.info["exits"] else self.info["inputs"][0]["shape"][0]
+        results = (_Result * rows)()
+        for result in results:
+            result.size = ctypes.sizeof(_Result)
+
+        def call(alive=alive):
+            self._check(self._library.dyndeploy_run_tensors(handle, given, len(given), None, 0, results, rows))
+            return sum(result.ms for result in results)
+
+        return call
+
     def preprocess(self, image):
         """Return an image, as :meth:`classify` takes it, as the network's input, float32 (3, h, w)."""
         handle = self._open_handle()
@@ -375,13 +395,15 @@ def _packaged_onnxruntime():
 
 
 def _load(path):
-    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), _LIBRARY)
-    named = path or os.environ.get("DYNDEPLOY_RUNTIME") or (beside if os.path.isfile(beside) else _LIBRARY)
+    here = os.path.dirname(os.path.abspath(__file__))
+    folders = [here, os.path.join(here, "built"), os.path.join(here, "prebuilt", platform.machine())]
+    known = [os.path.join(folder, _LIBRARY) for folder in folders if os.path.isfile(os.path.join(folder, _LIBRARY))]
+    named = path or os.environ.get("DYNDEPLOY_RUNTIME") or (known[0] if known else _LIBRARY)
     try:
         library = ctypes.CDLL(os.fspath(named))
         found = library.dyndeploy_abi()
     except (OSError, AttributeError) as error:
-        advice = "Build plugins/runtime, or set DYNDEPLOY_RUNTIME to its path."
+        advice = "Build plugins/runtime ('python3 agent.py build' in a bundle), or set DYNDEPLOY_RUNTIME to its path."
         raise DyndeployError(_BACKEND, f"Cannot load {named}: {error}. {advice}") from error
     if found != _ABI:
         raise DyndeployError(_BACKEND, f"{named} has ABI {found}, and this file needs {_ABI}.")
