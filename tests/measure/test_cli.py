@@ -24,7 +24,7 @@ def test_a_json_file_and_a_table(bundle: Path, tmp_path: Path, capsys: pytest.Ca
     path = tmp_path / "new" / "profile.json"
     assert run(["profile", str(bundle), *QUICK, "--threads", "2", "--json", str(path)]) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err == "Runtime: ONNX Runtime on the CPU: the bundle was exported for cpu.\n"
     for word in ("static twin", "forced", "data", "realisation", "function bodies", "2 thread(s)"):
         assert word in out
     profile = load_profile(path)
