@@ -218,7 +218,7 @@ def test_the_program_prints_what_dyndeploy_run_prints(
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     for line, wanted in zip(lines, expected, strict=True):
-        assert set(wanted) | {"preprocessing_ms"} == set(line)
+        assert set(wanted) | {"preprocessing_ms", "repeats"} == set(line)
         assert line["ms"] > 0
         assert {key: line[key] for key in ("image", "label", "exit", "rates", "class_name", "operators")} == {
             key: wanted[key] for key in ("image", "label", "exit", "rates", "class_name", "operators")

@@ -84,7 +84,7 @@ def test_sensors_of_a_card() -> None:
     sample = agent.parse_nvidia_smi("311.27, 61, 97, 2520, 10501\n")
     assert sample == {
         "total_mw": 311270,
-        "total_rails": "of the card, by nvidia-smi",
+        "total_rails": "the card (power.draw of nvidia-smi)",
         "temperatures_c": {"GPU": 61.0},
         "gpu_load": 97,
         "gpu_mhz": 2520,
@@ -118,7 +118,7 @@ def test_a_profile_from_a_workstation(workstation: DeviceClient, bundle: Bundle)
     summary = profile.machine["sensors"]["summary"]
     assert summary["power_mw"] == {"mean": 311270, "max": 311270} and summary["gpu_mhz"] == {"min": 2520, "max": 2520}
     facts = profile.machine["device_facts"]
-    assert facts["Power"] == "311.27 W on average, 311.27 W at most (of the card, by nvidia-smi)"
+    assert facts["Power"] == "311.27 W on average, 311.27 W at most (the card (power.draw of nvidia-smi))"
     assert "Power mode" not in facts and not any("jetson" in note for note in profile.machine["warnings"])
 
 
