@@ -80,12 +80,8 @@ def test_prebuilt_files_are_carried_and_can_be_executed(
 def test_a_bundle_for_a_board_is_whole(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     bundle = make_bundle("spatial", target="nano", input_size=(40, 48))
     carried = {name.removeprefix("device/") for name in bundle.manifest.files if name.startswith("device/")}
-<<<<<<< HEAD
-    assert carried == set(device_files(bundle.manifest))
+    assert carried == {*device_files(bundle.manifest), "engines.json", "engines/model.onnx"}
     assert (bundle.path / "device" / "README.md").read_text().startswith("# laud_resnet14_small on NVIDIA Jetson Nano")
-=======
-    assert carried == {*device_files(), "engines.json", "engines/model.onnx"}
->>>>>>> hd
     assert bundle.manifest.files["device/agent.py"] == files.sha256(ROOT / "dyndeploy" / "remote" / "agent.py")
     assert bundle.damaged_files() == {}
     copy = Bundle.open(shutil.copytree(bundle.path, tmp_path / "copy"))
