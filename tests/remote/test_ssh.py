@@ -20,8 +20,10 @@ import pytest
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.cli import run
+from dyndeploy.data import sample_photographs
 from dyndeploy.errors import ConnectionLostError, DeviceError, UnreachableError
 from dyndeploy.export import ExportSettings, export_model
+from dyndeploy.inference import classify
 from dyndeploy.measure import load_profile
 from dyndeploy.measure.load_exits import load_exit_profile
 from dyndeploy.remote import DeviceClient, DeviceEntry, SshTransport, profile_on_device
@@ -176,6 +178,12 @@ def test_the_whole_way(
     assert run(command) == 0
     out = capsys.readouterr().out
     assert "0.0 MB sent" in out and "engine static: as before" in out and "profile: done" in out
+    # The engine of the profile classifies an image, as this machine does.
+    photo = str(sample_photographs()[0])
+    assert run(["run", str(bundle.path), photo, "--device", "lab", "--json"]) == 0
+    there = json.loads(capsys.readouterr().out)
+    [here] = classify(bundle, [photo], native="off")
+    assert (there["image"], there["label"], there["rates"]) == (photo, here.label, here.rates)
     assert run(["device", "clean", "lab"]) == 0
     assert list((Path(str(board.work)) / "store").iterdir()) == []
 
