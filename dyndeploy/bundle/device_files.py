@@ -11,7 +11,11 @@ DEVICE_FOLDER = "device"
 """Name of the folder inside a bundle."""
 
 AGENT = "agent.py"
-MODULES = {"loop": "measure/loop.py", "tensorrt_device": "runtimes/tensorrt_device.py"}
+MODULES = {
+    "loop": "measure/loop.py",
+    "tensorrt_device": "runtimes/tensorrt_device.py",
+    "tensorrt_inspector": "runtimes/tensorrt_inspector.py",
+}
 """Files of this package that the agent's jobs run as they stand, by module name; below the package."""
 
 PLUGINS = "plugins"

@@ -25,6 +25,7 @@ from dyndeploy.bundle import INPUT, Bundle
 from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError
 from dyndeploy.graphs.tensorrt import missing_creators, required_creators
 from dyndeploy.ops import OPERATORS
+from dyndeploy.runtimes import tensorrt_inspector
 from dyndeploy.runtimes.native import (
     TENSORRT_LIBRARY_VARIABLE,
     NativeLibrary,
@@ -45,7 +46,7 @@ CACHE_VARIABLE = "DYNDEPLOY_CACHE"
 """Environment variable that names the folder of caches; without it, the user's cache folder."""
 
 TIMING_CACHE = "timing.cache"
-_SCHEMA = 2
+_SCHEMA = 3
 _LOG = logging.getLogger("dyndeploy.tensorrt")
 
 Progress = Callable[[str], None]
@@ -252,13 +253,19 @@ def build_graph_engine(
     # The path is claimed first: a folder that cannot be written costs no build.
     with files.atomic_file(path) as temporary:
         engine, timings = api.build(content, plan, _timing_cache(timing, beside_of(timing), api, gpu))
+        layers, note = api.read_back(engine, plan)
         temporary.write_bytes(engine)
+    if note:
+        _LOG.warning("%s", note)
     metadata = {
         "built_from": built_from,
         "engine_sha256": hashlib.sha256(engine).hexdigest(),
         "operators": [name for name, _ in plan.plugins],
         "plan": plan.precision_plan.description,
         "plugin_library": None if library is None else str(library.path),
+        "layers": layers,
+        "plugins": tensorrt_inspector.plugin_facts(layers or [], plan.to_json()),
+        "layers_note": note,
         "build_seconds": round(time.monotonic() - start, 1),
         "graph": source.graph.name,
     }

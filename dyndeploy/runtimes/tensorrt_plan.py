@@ -6,18 +6,24 @@ on a board, call by call the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dyndeploy.errors import UsageError
 from dyndeploy.fields import Document, Field
+from dyndeploy.graphs.inspect import all_nodes, operator_attributes
 from dyndeploy.graphs.tensorrt import PrecisionPlan, float_nodes, precision_plan, required_creators, tensorrt_model
-from dyndeploy.ops import OPERATORS
+from dyndeploy.ops import DOMAIN, OPERATORS
+from dyndeploy.ops.base import Element, OperatorSpec
+from dyndeploy.runtimes import tensorrt_inspector
 from dyndeploy.runtimes.tensorrt_device import interface_version
 
 if TYPE_CHECKING:
     import onnx
+
+FAMILY = "tensorrt"
+"""The family of kernels that the plugins are."""
 
 _DOCUMENT = Document("The build plan", "Make it again with this release.", UsageError)
 
@@ -38,6 +44,21 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
+class PluginNode:
+    """A node of the graph that a plugin computes.
+
+    Attributes:
+        name: Its name, which the engine's layer keeps.
+        operator: Its ``op_type``.
+        attributes: The values of all its attributes, one after the other as its operator declares them.
+    """
+
+    name: str
+    operator: str
+    attributes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class BuildPlan:
     """How an engine is built and run.
 
@@ -50,6 +71,9 @@ class BuildPlan:
         workspace_mib: Scratch memory that a layer may use, in MiB.
         tf32: Whether FP32 convolutions may round their inputs to TF32.
         plugins: Name and version of every plugin creator that the graph needs.
+        plugin_nodes: The nodes that plugins compute.
+        plugin_types: By operator, the types that its plugin ``reads`` and ``writes`` (:func:`planned_types`); what the
+            built engine says otherwise fails the build.
         library_sha256: SHA-256 of the plugin library, or None if no plugin is needed or the library is not built yet.
         cuda_graph: Whether runs are captured in a CUDA graph; it changes how the engine runs, not the engine.
         capabilities: Compute capabilities of the GPUs that it is built for; empty for the one at hand.
@@ -62,6 +86,8 @@ class BuildPlan:
     workspace_mib: int = BuildOptions.workspace_mib
     tf32: bool = BuildOptions.tf32
     plugins: tuple[tuple[str, str], ...] = field(default=())
+    plugin_nodes: tuple[PluginNode, ...] = ()
+    plugin_types: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
     library_sha256: str | None = None
     cuda_graph: bool = BuildOptions.cuda_graph
     capabilities: tuple[str, ...] = ()
@@ -82,6 +108,10 @@ class BuildPlan:
             **value,
             "float_layers": list(self.float_layers),
             "plugins": [list(each) for each in self.plugins],
+            "plugin_nodes": {
+                node.name: {"operator": node.operator, "attributes": list(node.attributes)}
+                for node in self.plugin_nodes
+            },
             "capabilities": list(self.capabilities),
         }
 
@@ -97,6 +127,10 @@ class BuildPlan:
             workspace_mib=root["workspace_mib"].count(),
             tf32=root["tf32"].boolean(),
             plugins=root["plugins"].sequence(_plugin),
+            plugin_nodes=tuple(
+                PluginNode(name, *values) for name, values in root["plugin_nodes"].mapping(_plugin_node).items()
+            ),
+            plugin_types=root["plugin_types"].mapping(_plugin_types),
             library_sha256=root["library_sha256"].optional(Field.sha256),
             cuda_graph=root["cuda_graph"].boolean(),
             capabilities=root["capabilities"].sequence(Field.text),
@@ -106,6 +140,41 @@ class BuildPlan:
 def _plugin(item: Field) -> tuple[str, str]:
     name, version = item.sequence(Field.text, length=2)
     return name, version
+
+
+def _plugin_node(item: Field) -> tuple[str, tuple[int, ...]]:
+    return item["operator"].text(), item["attributes"].sequence(lambda value: value.tally(-(2**31)))
+
+
+def _plugin_types(item: Field) -> dict[str, list[str]]:
+    return {part: list(item[part].sequence(Field.text)) for part in ("reads", "writes")}
+
+
+def planned_types(spec: OperatorSpec, *, half: bool) -> dict[str, list[str]]:
+    """What a plugin reads and writes by the plan: types by NumPy's names, in the order of its inputs and outputs.
+
+    Args:
+        spec: Its operator. One that decides reads its x as it comes (:data:`tensorrt_inspector.ANY`).
+        half: Whether the plan computes the plugins in half.
+    """
+    data = "float16" if half else "float32"
+    x = tensorrt_inspector.ANY if spec.decides else data
+    return {
+        "reads": [x if port.element is Element.DATA else "float32" for port in spec.native_inputs(FAMILY)],
+        "writes": [data if port.element is Element.DATA else "float32" for port in spec.outputs],
+    }
+
+
+def _plugin_nodes(source: onnx.ModelProto) -> tuple[PluginNode, ...]:
+    found = []
+    for node in all_nodes(source.graph):
+        if node.domain != DOMAIN or FAMILY not in OPERATORS[node.op_type].kernels:
+            continue
+        spec, given = OPERATORS[node.op_type], operator_attributes(node)
+        rows = [given[attribute.name] for attribute in spec.attributes]
+        values = [int(value) for row in rows for value in (row if isinstance(row, Iterable) else (row,))]
+        found.append(PluginNode(node.name, node.op_type, tuple(values)))
+    return tuple(found)
 
 
 def plan_build(
@@ -137,6 +206,7 @@ def plan_build(
     options = options or BuildOptions()
     types = precision_plan(precision, interface_version(tensorrt), strongly_typed=strongly_typed)
     copy = tensorrt_model(source, types)
+    nodes = _plugin_nodes(source)
     plan = BuildPlan(
         tensorrt=tensorrt,
         precision=types.precision,
@@ -145,6 +215,10 @@ def plan_build(
         workspace_mib=options.workspace_mib,
         tf32=options.tf32,
         plugins=tuple((name, str(OPERATORS[name].version)) for name in required_creators(copy)),
+        plugin_nodes=nodes,
+        plugin_types={
+            name: planned_types(OPERATORS[name], half=types.half) for name in sorted({node.operator for node in nodes})
+        },
         cuda_graph=options.cuda_graph,
         capabilities=tuple(capabilities),
     )

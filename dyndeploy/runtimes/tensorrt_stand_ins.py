@@ -16,7 +16,7 @@ import numpy as np
 
 from dyndeploy.graphs.tensorrt import HALF_ONLY
 from dyndeploy.ops.base import Element, OperatorSpec, Port
-from dyndeploy.runtimes.tensorrt_layers import FAMILY
+from dyndeploy.runtimes.tensorrt_plan import FAMILY
 
 FORMAT_FIELD, FORMAT = "dyndeploy_format", 2
 """Field of an engine that says how the other fields of a plugin are to be read, and its value (``attributes.h``)."""

@@ -19,7 +19,9 @@ import numpy as np
 import onnx
 import pytest
 
+from dyndeploy.graphs.tensorrt import HALF_ONLY
 from dyndeploy.ops import DOMAIN, OPERATORS
+from tests.remote.fakes.inspection import inspection
 from tests.runtimes.tensorrt_reference import evaluate
 
 LIBRARY = "libdyndeploy_tensorrt.so"
@@ -270,6 +272,22 @@ def make_tensorrt(world: World) -> types.ModuleType:
                 self.profiler.report_layer_time(node.name, 0.25)
             return True
 
+    class LayerInformationFormat(enum.Enum):
+        ONELINE = 0
+        JSON = 1
+
+    class EngineInspector:
+        def __init__(self, model: onnx.ModelProto) -> None:
+            self._model = model
+
+        def get_engine_information(self, format: LayerInformationFormat) -> str:
+            assert format is LayerInformationFormat.JSON
+            if "inspector" in world.fails:
+                return ""
+            half = any(item.name == HALF_ONLY and item.i for node in self._model.graph.node for item in node.attribute)
+            kind = "float32" if "half plugins" in world.fails or not half else "float16"
+            return inspection(self._model, version[0], kind)
+
     class Engine:
         def __init__(self, model: onnx.ModelProto) -> None:
             self._model = model
@@ -282,6 +300,9 @@ def make_tensorrt(world: World) -> types.ModuleType:
 
         def create_execution_context(self) -> Context:
             return Context(self)
+
+        def create_engine_inspector(self) -> EngineInspector:
+            return EngineInspector(self._model)
 
         if version < (10,):
 
@@ -353,6 +374,7 @@ def make_tensorrt(world: World) -> types.ModuleType:
     trt.IBuilderConfig, trt.INetworkDefinition, trt.ILayer = Config, Network, Layer  # type: ignore[attr-defined]
     trt.ICudaEngine, trt.IExecutionContext = Engine, Context  # type: ignore[attr-defined]
     trt.IPluginRegistry = Registry  # type: ignore[attr-defined]
+    trt.EngineInspector, trt.LayerInformationFormat = EngineInspector, LayerInformationFormat  # type: ignore[attr-defined]
     trt.get_plugin_registry = lambda: registry  # type: ignore[attr-defined]
     trt.init_libnvinfer_plugins = lambda logger, namespace: True  # type: ignore[attr-defined]
     for name, dtype in (("float32", DataType.FLOAT), ("float16", DataType.HALF), ("int32", DataType.INT32)):

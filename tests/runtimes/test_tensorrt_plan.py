@@ -16,6 +16,7 @@ from dyndeploy.graphs.labels import LabelledGraph
 from dyndeploy.ops import OPERATORS
 from dyndeploy.remote import agent
 from dyndeploy.runtimes.tensorrt_api import TensorRT
+from dyndeploy.runtimes.tensorrt_inspector import plugin_facts
 from dyndeploy.runtimes.tensorrt_plan import BuildOptions, BuildPlan, plan_build
 from tests.bundles import MODES, tiny_models
 from tests.runtimes.fake_tensorrt import VERSIONS, Creator, World, install_fakes, numbers
@@ -130,20 +131,25 @@ def test_host_and_board_make_the_same_calls(
         return made, watched(made, monkeypatch)
 
     host, asked = world()
-    engine, timings = TensorRT.load().build(content, BuildPlan.from_json(spelled), b"earlier")
+    api = TensorRT.load()
+    engine, timings = api.build(content, BuildPlan.from_json(spelled), b"earlier")
+    layers, note = api.read_back(engine, BuildPlan.from_json(spelled))
 
     board, asked_there = world()
     job = agent.Job(str(tmp_path / "agent"), "0" * 32)
     (tmp_path / "agent" / "jobs" / ("0" * 32) / "out").mkdir(parents=True)
-    module = board_modules()["tensorrt_device"]
-    digest = hashlib.sha256(module).hexdigest()
-    job.store.put(digest, len(module), 0, module)
+    digests = {}
+    for name, module in board_modules().items():
+        digests[name] = hashlib.sha256(module).hexdigest()
+        job.store.put(digests[name], len(module), 0, module)
     (tmp_path / "model").write_bytes(content)
-    spec = {"plan": spelled, "plugins": None, "versions": {}, "modules": {"tensorrt_device": digest}}
+    spec = {"plan": spelled, "plugins": None, "versions": {}, "modules": digests}
     known = f"timing-{hashlib.sha256(b'{}').hexdigest()[:16]}.cache"
     (tmp_path / "agent" / known).write_bytes(b"earlier")
-    agent._build_tensorrt(job, spec, str(tmp_path / "model"))
+    said = agent._build_tensorrt(job, spec, str(tmp_path / "model"))
 
+    assert layers is not None and note == said["note"] == ""
+    assert said["plugins"] == plugin_facts(layers, spelled) and len(said["plugins"]) == len(plan.plugin_nodes) == 6
     assert asked_there == asked and len(asked) > 8
     assert board.builds == host.builds
     assert host.builds[0]["workspace"] == 77 << 20
