@@ -55,9 +55,10 @@ def device_graphs(bundle: Bundle, runtime: str, version: str | None) -> Graphs:
     """
     labels = labelled_graphs(bundle, bodies=runtime == "onnxruntime")
     models, plans = {name: label.model for name, label in labels.items()}, {}
+    rates = bundle.manifest.reference.rates
     if runtime == "tensorrt":
         for name, label in labels.items():
-            plans[name], models[name] = plan_build(label.model, bundle.manifest.precision, version or "")
+            plans[name], models[name] = plan_build(label.model, bundle.manifest.precision, version or "", rates=rates)
     # Equal graphs must be equal bytes: their checksum says whether a board has them already.
     contents = {name: Content.of(graph.SerializeToString(deterministic=True)) for name, graph in models.items()}
     return Graphs(labels, contents, plans)
@@ -92,10 +93,10 @@ def stage_graphs(bundle: Bundle, runtime: str, version: str | None) -> StageGrap
     models |= {"static": bundle.load_static(), "every": every_exit_model(bundle)}
     if runtime == "onnxruntime" and bundle.branched is not None:
         models["branched"] = bundle.load_branched()
-    plans = {}
+    plans, rates = {}, bundle.manifest.reference.rates
     if runtime == "tensorrt":
         for name, model in models.items():
-            plans[name], models[name] = plan_build(model, bundle.manifest.precision, version or "")
+            plans[name], models[name] = plan_build(model, bundle.manifest.precision, version or "", rates=rates)
     contents = {name: Content.of(model.SerializeToString(deterministic=True)) for name, model in models.items()}
     return StageGraphs(contents, plans, tuple(forced))
 

@@ -63,6 +63,8 @@ class EngineSettings:
         library: Plugin library: ``"auto"`` or a path.
         cache: Folder of engines and the timing cache; None is :func:`cache_folder`.
         options: Workspace, TF32 and CUDA graphs.
+        rates: Activation rates by mask at which TensorRT times the plugins; None takes those of the bundle's reference
+            images.
     """
 
     precision: str | None = None
@@ -71,6 +73,16 @@ class EngineSettings:
     library: str | os.PathLike[str] = "auto"
     cache: str | os.PathLike[str] | None = None
     options: BuildOptions = field(default_factory=BuildOptions)
+    rates: Mapping[str, float] | None = None
+
+    def of_bundle(self, bundle: Bundle) -> EngineSettings:
+        """The settings with the precision and the rates of a bundle where they name none."""
+        manifest = bundle.manifest
+        return replace(
+            self,
+            precision=self.precision or manifest.precision,
+            rates=manifest.reference.rates if self.rates is None else self.rates,
+        )
 
 
 @dataclass(frozen=True)
@@ -167,8 +179,7 @@ def build_engine(
         DyndeployError: TensorRT is missing, a plugin is missing, or parser or builder refused.
         OutputError: The cache cannot be written.
     """
-    settings = settings or EngineSettings()
-    settings = replace(settings, precision=settings.precision or bundle.manifest.precision)
+    settings = (settings or EngineSettings()).of_bundle(bundle)
     return build_graph_engine(_source(bundle, settings.static), gpu, settings, api=api, progress=progress)
 
 
@@ -193,8 +204,7 @@ def build_stage_engines(
         UsageError: The stages leave the batch size open.
     """
     require_fixed_batch(bundle)
-    settings = settings or EngineSettings()
-    settings = replace(settings, precision=settings.precision or bundle.manifest.precision)
+    settings = (settings or EngineSettings()).of_bundle(bundle)
     built = []
     for stage, model in zip(bundle.exits.stages, bundle.load_stages(), strict=True):
 
@@ -231,6 +241,7 @@ def build_graph_engine(
         api.text,
         strongly_typed=settings.strongly_typed,
         options=settings.options,
+        rates=settings.rates,
     )
     library = plugin_library(settings.library) if plan.plugins else None
     plan = plan.with_library(None if library is None else library.sha256)
@@ -423,12 +434,14 @@ def _trtexec_files(
 ) -> TrtexecFiles:
     """Write one graph with a batch of its inputs."""
     required_version(version)
+    settings = settings.of_bundle(bundle)
     plan, copy = plan_build(
         source,
-        settings.precision or bundle.manifest.precision,
+        str(settings.precision),
         version,
         strongly_typed=settings.strongly_typed,
         options=settings.options,
+        rates=settings.rates,
     )
     target = Path(folder)
     model = target / f"{stem}.{plan.precision}{'.typed' if plan.typed else ''}.trt.onnx"

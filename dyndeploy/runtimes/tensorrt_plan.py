@@ -185,6 +185,7 @@ def plan_build(
     strongly_typed: bool | None = None,
     options: BuildOptions | None = None,
     capabilities: Sequence[str] = (),
+    rates: Mapping[str, float] | None = None,
 ) -> tuple[BuildPlan, onnx.ModelProto]:
     """Plan an engine, and make the TensorRT copy that the plan is for.
 
@@ -195,6 +196,8 @@ def plan_build(
         strongly_typed: Ask for types in the graph or for builder flags; None takes flags where they exist.
         options: Workspace, TF32 and CUDA graphs; None takes the defaults.
         capabilities: Compute capabilities to build for; empty takes the GPU at hand.
+        rates: Expected activation rate of every mask by name, at which plugins are timed; where there is none,
+            :data:`dyndeploy.graphs.tensorrt.DEFAULT_TIMING_RATE`.
 
     Returns:
         The plan, without its plugin library (see :meth:`BuildPlan.with_library`), and the copy.
@@ -205,7 +208,7 @@ def plan_build(
     """
     options = options or BuildOptions()
     types = precision_plan(precision, interface_version(tensorrt), strongly_typed=strongly_typed)
-    copy = tensorrt_model(source, types)
+    copy = tensorrt_model(source, types, rates or {})
     nodes = _plugin_nodes(source)
     plan = BuildPlan(
         tensorrt=tensorrt,

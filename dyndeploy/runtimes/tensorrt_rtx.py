@@ -104,7 +104,7 @@ def build_bundle_ahead(
     package = package or rtx_package()
     builder = _Builder(
         Path(settings.cache) if settings.cache is not None else bundle.path / ENGINES,
-        replace(settings, precision=precision),
+        replace(settings.of_bundle(bundle), precision=precision),
         capability,
         package,
         _library(settings),
@@ -151,6 +151,7 @@ class _Builder:
             strongly_typed=self.settings.strongly_typed,
             options=self.settings.options,
             capabilities=(self.capability,),
+            rates=self.settings.rates,
         )
         library = self.library if plan.plugins else None
         plan = plan.with_library(None if library is None else library.sha256)

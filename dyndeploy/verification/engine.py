@@ -49,7 +49,7 @@ def verify_engine(
     if not checks[0].passed:
         return VerificationReport(str(bundle.path), tuple(checks))
     settings = replace(settings or EngineSettings(), static=False)
-    settings = replace(settings, precision=settings.precision or bundle.manifest.precision)
+    settings = settings.of_bundle(bundle)
     model, masks = bundle.load_model(), bundle.manifest.masks
     reference = reference_tensors(bundle)
     checks.append(check_reference(reference))

@@ -8,6 +8,7 @@
 // a phase is a race.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -67,6 +68,29 @@
 
 namespace dyndeploy {
 namespace cuda {
+
+// What the choice of tiles depends on.
+struct DeviceTraits {
+  int capability;  // 10 * major + minor; 0: not known
+  int processors;
+};
+
+// The traits of a device, asked for once in a process: a launch must not pay for them each time.
+template <class Query>
+DeviceTraits cached_traits(int device, const Query& query) {
+  constexpr int kDevices = 64;
+  static std::atomic<std::uint32_t> known[kDevices];  // both numbers in one, 0: not asked yet
+  const bool keeps = device >= 0 && device < kDevices;
+  const std::uint32_t found = keeps ? known[device].load(std::memory_order_relaxed) : 0;
+  if (found != 0) return {static_cast<int>(found >> 16), static_cast<int>(found & 0xffffu)};
+  const DeviceTraits traits = query(device);
+  if (keeps && traits.capability > 0) {
+    known[device].store(static_cast<std::uint32_t>(traits.capability) << 16 |
+                            (static_cast<std::uint32_t>(traits.processors) & 0xffffu),
+                        std::memory_order_relaxed);
+  }
+  return traits;
+}
 
 struct Index {
   int x, y;
@@ -182,26 +206,21 @@ int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& argumen
   return static_cast<int>(cudaGetLastError());
 }
 
-// What the choice of tiles depends on. The queries are legal while a stream is captured.
-struct DeviceTraits {
-  int capability;  // 10 * major + minor
-  int processors;
-};
-inline DeviceTraits device_traits() {
-  int device = 0, major = 0, minor = 0, processors = 1;
-  cudaGetDevice(&device);
+// The queries are legal while a stream is captured.
+inline DeviceTraits query_traits(int device) {
+  int major = 0, minor = 0, processors = 1;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   return {10 * major + minor, processors};
 }
+inline DeviceTraits device_traits() {
+  int device = 0;
+  cudaGetDevice(&device);
+  return cached_traits(device, query_traits);
+}
 
 #else  // the host
-
-struct DeviceTraits {
-  int capability;
-  int processors;
-};
 
 namespace host {
 // The device that the host plays.
