@@ -967,7 +967,8 @@ def _build_tensorrt(job: Job, spec: Json, model: str) -> Json:
     if wrong:
         raise AgentError("build", inspector.refusal(wrong))
     write_atomically(os.path.join(job.out, "engine"), engine)
-    return {"tensorrt": trt.__version__, "note": note, "plugins": inspector.plugin_facts(layers or [], spec["plan"])}
+    facts = inspector.plugin_facts(layers or [], spec["plan"], library)
+    return {"tensorrt": trt.__version__, "note": note, "plugins": facts}
 
 
 # ---------------------------------------------------------------- sessions

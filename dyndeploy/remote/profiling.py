@@ -472,8 +472,8 @@ def _assemble(
         settings |= {
             "build_plan": work.plans[DYNAMIC],
             "graph_note": root["note"].label(),
-            "plugins": engine["plugins"].mapping(Field.facts),
-            "plugins_note": engine["note"].label(),
+            "plugin_layers": engine["plugins"].mapping(Field.facts),
+            "plugin_layers_note": engine["note"].label(),
         }
     return assemble(
         bundle,

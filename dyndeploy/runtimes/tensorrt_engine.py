@@ -275,7 +275,9 @@ def build_graph_engine(
         "plan": plan.precision_plan.description,
         "plugin_library": None if library is None else str(library.path),
         "layers": layers,
-        "plugins": tensorrt_inspector.plugin_facts(layers or [], plan.to_json()),
+        "plugin_layers": tensorrt_inspector.plugin_facts(
+            layers or [], plan.to_json(), None if library is None else str(library.path)
+        ),
         "layers_note": note,
         "build_seconds": round(time.monotonic() - start, 1),
         "graph": source.graph.name,

@@ -10,6 +10,7 @@ format"``), later one word (``"Half"``), and in RTX two entries. What cannot be 
 is refused only for what the inspector says of it.
 """
 
+import ctypes
 import json
 import re
 from typing import Any, Dict, List, Mapping, Optional, Tuple
@@ -236,22 +237,69 @@ def read_back(
     return layers, wrong, note
 
 
-def plugin_facts(layers: List[Layer], plan: Mapping[str, Any]) -> Dict[str, Dict[str, Any]]:
+def plugin_facts(
+    layers: List[Layer], plan: Mapping[str, Any], library: Optional[str] = None
+) -> Dict[str, Dict[str, Any]]:
     """What an engine's plugins run in, for its results.
 
+    Args:
+        layers: As of :func:`read_inspection`.
+        plan: JSON of the build plan.
+        library: Path of the plugin library, which says what its kernels would do on the current GPU.
+
     Returns:
-        By node: its ``operator``, the ``type`` of its data and the builder's ``tactic``.
+        By node: its ``operator``, the ``type`` of its data, the builder's ``tactic``, and ``kernels``: in the library's
+        words, empty where it does not say.
     """
     by_node = {node: layer for layer in layers if layer["plugin"] for node in layer["nodes"]}
-    return {
-        name: {
+    facts = {}
+    for name, node in plan["plugin_nodes"].items():
+        layer = by_node.get(name)
+        if layer is None or not layer["inputs"]:
+            continue
+        kind = layer["inputs"][0]["type"]
+        facts[name] = {
             "operator": node["operator"],
-            "type": by_node[name]["inputs"][0]["type"],
-            "tactic": by_node[name]["tactic"],
+            "type": kind,
+            "tactic": layer["tactic"],
+            "kernels": kernels(library, node, kind == "float16") if library else "",
         }
-        for name, node in plan["plugin_nodes"].items()
-        if name in by_node and by_node[name]["inputs"]
-    }
+    return facts
+
+
+def kernels(library: str, node: Mapping[str, Any], half: bool, capability: int = 0, processors: int = 0) -> str:
+    """Which kernels a plugin library would run for a node, in its words; empty where it does not say.
+
+    Args:
+        library: Its path.
+        node: Of a plan's ``plugin_nodes``: ``operator``, ``attributes`` and the ``shapes`` of its inputs.
+        half: Whether its data are half.
+        capability: Ten times the compute capability; 0 asks for the current GPU.
+        processors: Of that GPU.
+    """
+    shapes = [number for shape in node["shapes"] for number in [len(shape)] + list(shape)]
+    if not node["shapes"] or any(size < 0 for size in shapes):
+        return ""
+    try:
+        function = ctypes.CDLL(library).DyndeployKernels
+    except (OSError, AttributeError):
+        return ""
+    function.restype = ctypes.c_int32
+    values = node["attributes"]
+    text = ctypes.create_string_buffer(400)
+    length = function(
+        node["operator"].encode(),
+        (ctypes.c_int32 * max(1, len(values)))(*values),
+        ctypes.c_int32(len(values)),
+        (ctypes.c_int64 * len(shapes))(*shapes),
+        ctypes.c_int32(len(shapes)),
+        ctypes.c_int32(int(half)),
+        ctypes.c_int32(capability),
+        ctypes.c_int32(processors),
+        text,
+        ctypes.c_int32(len(text)),
+    )
+    return text.value.decode("utf-8", "replace") if length > 0 else ""
 
 
 def refusal(wrong: List[str]) -> str:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from dyndeploy.errors import UsageError
 from dyndeploy.fields import Document, Field
-from dyndeploy.graphs.inspect import all_nodes, operator_attributes
+from dyndeploy.graphs.inspect import all_graphs, all_nodes, operator_attributes
+from dyndeploy.graphs.shapes import static_shapes
 from dyndeploy.graphs.tensorrt import PrecisionPlan, float_nodes, precision_plan, required_creators, tensorrt_model
-from dyndeploy.ops import DOMAIN, OPERATORS
+from dyndeploy.ops import DOMAIN, OPERATORS, Role
 from dyndeploy.ops.base import Element, OperatorSpec
 from dyndeploy.runtimes import tensorrt_inspector
 from dyndeploy.runtimes.tensorrt_device import interface_version
@@ -51,11 +52,13 @@ class PluginNode:
         name: Its name, which the engine's layer keeps.
         operator: Its ``op_type``.
         attributes: The values of all its attributes, one after the other as its operator declares them.
+        shapes: Of all its inputs in the TensorRT copy; -1 where a size is open.
     """
 
     name: str
     operator: str
     attributes: tuple[int, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,11 @@ class BuildPlan:
             "float_layers": list(self.float_layers),
             "plugins": [list(each) for each in self.plugins],
             "plugin_nodes": {
-                node.name: {"operator": node.operator, "attributes": list(node.attributes)}
+                node.name: {
+                    "operator": node.operator,
+                    "attributes": list(node.attributes),
+                    "shapes": [list(shape) for shape in node.shapes],
+                }
                 for node in self.plugin_nodes
             },
             "capabilities": list(self.capabilities),
@@ -142,8 +149,13 @@ def _plugin(item: Field) -> tuple[str, str]:
     return name, version
 
 
-def _plugin_node(item: Field) -> tuple[str, tuple[int, ...]]:
-    return item["operator"].text(), item["attributes"].sequence(lambda value: value.tally(-(2**31)))
+def _plugin_node(item: Field) -> tuple[str, tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    attributes = item["attributes"].sequence(lambda value: value.tally(-(2**31)))
+    return item["operator"].text(), attributes, item["shapes"].sequence(lambda shape: shape.sequence(_size))
+
+
+def _size(item: Field) -> int:
+    return item.tally(-1)
 
 
 def _plugin_types(item: Field) -> dict[str, list[str]]:
@@ -165,15 +177,26 @@ def planned_types(spec: OperatorSpec, *, half: bool) -> dict[str, list[str]]:
     }
 
 
-def _plugin_nodes(source: onnx.ModelProto) -> tuple[PluginNode, ...]:
+def _plugin_nodes(source: onnx.ModelProto, copy: onnx.ModelProto) -> tuple[PluginNode, ...]:
     found = []
+    shapes = dict(static_shapes(source)) | {
+        item.name: tuple(item.dims) for part in all_graphs(copy.graph) for item in part.initializer
+    }
+    inputs = {node.name: node.input for node in all_nodes(copy.graph)}
     for node in all_nodes(source.graph):
         if node.domain != DOMAIN or FAMILY not in OPERATORS[node.op_type].kernels:
             continue
-        spec, given = OPERATORS[node.op_type], operator_attributes(node)
-        rows = [given[attribute.name] for attribute in spec.attributes]
+        spec, values_of = OPERATORS[node.op_type], operator_attributes(node)
+        rows = [values_of[attribute.name] for attribute in spec.attributes]
         values = [int(value) for row in rows for value in (row if isinstance(row, Iterable) else (row,))]
-        found.append(PluginNode(node.name, node.op_type, tuple(values)))
+        # Casts give activations other names in the copy; only weights are repacked.
+        given_by_graph = [
+            name for port, name in zip(spec.inputs, node.input, strict=False) if port.role is not Role.WEIGHT
+        ]
+        constants = inputs[node.name][len(given_by_graph) :]
+        known = [shapes.get(name, ()) for name in (*given_by_graph, *constants)]
+        sizes = tuple(tuple(int(size) for size in shape) for shape in known) if all(known) else ()
+        found.append(PluginNode(node.name, node.op_type, tuple(values), sizes))
     return tuple(found)
 
 
@@ -209,7 +232,7 @@ def plan_build(
     options = options or BuildOptions()
     types = precision_plan(precision, interface_version(tensorrt), strongly_typed=strongly_typed)
     copy = tensorrt_model(source, types, rates or {})
-    nodes = _plugin_nodes(source)
+    nodes = _plugin_nodes(source, copy)
     plan = BuildPlan(
         tensorrt=tensorrt,
         precision=types.precision,

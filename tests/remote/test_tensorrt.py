@@ -121,10 +121,10 @@ def test_the_engine_that_is_measured_is_the_one_that_is_described(
     nodes = tuple(dataclasses.replace(node, name=node.name.split("~")[0]) for node in plan.plugin_nodes)
     unlabelled = dataclasses.replace(plan, float_layers=names, plugin_nodes=nodes)
     assert unlabelled == described.with_library(profile.native["sha256"])
-    assert {name.split("~")[0]: fact["type"] for name, fact in profile.settings["plugins"].items()} == {
+    assert {name.split("~")[0]: fact["type"] for name, fact in profile.settings["plugin_layers"].items()} == {
         node.name: "float16" for node in described.plugin_nodes
     }
-    assert profile.settings["plugins_note"] == ""
+    assert profile.settings["plugin_layers_note"] == ""
     static, dynamic, forced = map(json.loads, log.read_text().splitlines())
     for asked in (static, dynamic, forced):
         assert asked["workspace"] == 1024 << 20

@@ -224,7 +224,7 @@ def test_types_that_cannot_be_read_back_are_said(
     with Gpu() as gpu, caplog.at_level(logging.WARNING):
         metadata = build_engine(bundle, gpu.info).metadata
     assert "types of the plugins were not read back: TensorRT's inspector says nothing" in metadata["layers_note"]
-    assert metadata["layers"] is None and metadata["plugins"] == {} and metadata["layers_note"] in caplog.text
+    assert metadata["layers"] is None and metadata["plugin_layers"] == {} and metadata["layers_note"] in caplog.text
 
 
 def test_metadata_stand_beside_the_engine(install: Install, bundle: Bundle) -> None:
@@ -246,8 +246,8 @@ def test_metadata_stand_beside_the_engine(install: Install, bundle: Bundle) -> N
         "inputs": {"input": [2, 3, 16, 16]},
     }
     assert "SpatialChannelBottleneck" in metadata["operators"]
-    assert {fact["type"] for fact in metadata["plugins"].values()} == {"float32"} and not metadata["layers_note"]
-    assert [layer["name"] for layer in metadata["layers"] if layer["plugin"]] == list(metadata["plugins"])
+    assert {fact["type"] for fact in metadata["plugin_layers"].values()} == {"float32"} and not metadata["layers_note"]
+    assert [layer["name"] for layer in metadata["layers"] if layer["plugin"]] == list(metadata["plugin_layers"])
     built.path.write_bytes(b"another engine")
     with pytest.raises(BundleError, match="is not the engine"):
         load_metadata(built.path)

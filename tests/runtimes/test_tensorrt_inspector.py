@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +17,7 @@ from dyndeploy.runtimes.tensorrt_inspector import (
     check_types,
     inspected,
     is_packed,
+    kernels,
     plugin_facts,
     read_back,
     read_inspection,
@@ -75,6 +79,7 @@ def test_every_form_is_read(form: str) -> None:
         "operator": "SpatialMasker",
         "type": "float16",
         "tactic": "0x0000000000000000",
+        "kernels": "",
     }
 
 
@@ -159,6 +164,38 @@ def test_what_cannot_be_read_is_no_fault() -> None:
 def test_another_answer_is_told(answer: str) -> None:
     with pytest.raises(UnreadableError, match=r"unknown form|no details"):
         read_inspection(answer)
+
+
+SAYS = """
+#include <stdint.h>
+#include <stdio.h>
+int32_t DyndeployKernels(const char* name, const int32_t* attributes, int32_t attribute_count, const int64_t* shapes,
+                         int32_t shape_count, int32_t half, int32_t capability, int32_t processors, char* text,
+                         int32_t size) {
+  if (capability < 0) return -1;
+  return snprintf(text, size, "%s %d/%d %d/%d %d %d.%d", name, (int)attributes[1], attribute_count,
+                  (int)shapes[shape_count - 1], shape_count, half, capability, processors);
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_a_library_is_asked_what_its_kernels_do(tmp_path: Path) -> None:
+    (tmp_path / "says.c").write_text(SAYS)
+    library, other = str(tmp_path / "says.so"), str(tmp_path / "other.so")
+    for source, made in (("says.c", library), ("none.c", other)):
+        (tmp_path / "none.c").write_text("int nothing;")
+        subprocess.run(["cc", "-shared", "-fPIC", str(tmp_path / source), "-o", made], check=True)
+    node = {"operator": "Operator", "attributes": [4, 5], "shapes": [[2, 3], [7]]}
+    assert kernels(library, node, True, 87, 16) == "Operator 5/2 7/5 1 87.16"
+    assert kernels(library, node, False) == "Operator 5/2 7/5 0 0.0"
+    assert kernels(library, node, True, -1) == "", "it does not know"
+    assert kernels(other, node, True) == kernels(str(tmp_path / "missing.so"), node, True) == ""
+    assert (
+        kernels(library, {**node, "shapes": [[-1, 3], [7]]}, True)
+        == kernels(library, {**node, "shapes": []}, True)
+        == ""
+    )
 
 
 class Package:

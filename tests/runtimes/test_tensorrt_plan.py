@@ -170,3 +170,19 @@ def test_a_plan_for_another_tensorrt_is_not_carried_out(monkeypatch: pytest.Monk
         TensorRT.load().build(copy.SerializeToString(), plan)
     with pytest.raises(DyndeployError, match="cannot read the graph: In node"):
         TensorRT.load().build(copy.SerializeToString(), replace(plan, plugins=()))
+
+
+@pytest.mark.parametrize(("precision", "version"), [("fp32", "8.2.1"), ("fp16", "8.2.1"), ("fp16", "11.4.0")])
+def test_plans_know_what_their_plugins_are_given(precision: str, version: str) -> None:
+    plan, copy = plan_build(tiny_models("both")[0], precision, version)
+    assert BuildPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert [node.name for node in plan.plugin_nodes] == [node.name for node in copy.graph.node if node.domain]
+    for node in plan.plugin_nodes:
+        spec = OPERATORS[node.operator]
+        ports = spec.native_inputs("tensorrt")
+        assert [len(shape) for shape in node.shapes] == [len(port.shape) for port in ports]
+        assert len(node.attributes) == sum(attribute.length or 1 for attribute in spec.attributes)
+        reads = plan.plugin_types[node.operator]["reads"]
+        assert reads[0] == ("any" if spec.decides else "float16" if precision == "fp16" else "float32")
+    first = next(node for node in plan.plugin_nodes if node.operator == "SpatialChannelBottleneckProjection")
+    assert first.shapes[0] == (1, 16, 16, 8) and first.attributes == (2, 2, 1, 1, 1, 1, 1, 1, 1)

@@ -155,6 +155,7 @@ std::string describe(const Operator& op, const Attributes& attributes, const Siz
                      int capability, int processors) {
   const cuda::BottleneckChoice choice =
       cuda::bottleneck_choice(shape_of(op, attributes, sizes), type, capability, processors);
+  if (choice.vector == 0) return std::string();
   std::string text = choice.tensor_cores ? "tensor cores" : "lanes";
   text += ", " + std::to_string(choice.vector) + " elements an access, tiles";
   for (int i = 0; i < 3; ++i) {

@@ -141,6 +141,7 @@ BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int 
   const BottleneckArguments a = plan(shape, type, BottleneckTensors(), nullptr, bytes);
   const bool vectors = shape_fits_vectors(shape, type);
   const DeviceTraits device = capability > 0 ? DeviceTraits{capability, processors} : device_traits();
+  if (device.capability <= 0) return BottleneckChoice();
   return type == Type::kHalf ? describe_all<Half>(a, vectors, device)
                              : describe_all<float>(a, vectors, device);
 }

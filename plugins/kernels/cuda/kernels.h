@@ -65,7 +65,7 @@ struct BottleneckChoice {
   int rows[3], columns[3];  // tiles of conv1, conv2 and conv3
 };
 // With aligned pointers. capability (10 * major + minor) and processors of a GPU; capability 0: the current
-// one.
+// one, and nothing (vector 0) where there is none.
 BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int capability, int processors);
 // The first tensor whose address keeps a shape that fits vectors from using them ("x", "the workspace"), or
 // nullptr.
