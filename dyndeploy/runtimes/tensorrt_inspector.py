@@ -12,6 +12,7 @@ is refused only for what the inspector says of it.
 
 import ctypes
 import json
+import os
 import re
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
@@ -271,7 +272,7 @@ def kernels(library: str, node: Mapping[str, Any], half: bool, capability: int =
     """Which kernels a plugin library would run for a node, in its words; empty where it does not say.
 
     Args:
-        library: Its path.
+        library: Its path; it is loaded.
         node: Of a plan's ``plugin_nodes``: ``operator``, ``attributes`` and the ``shapes`` of its inputs.
         half: Whether its data are half.
         capability: Ten times the compute capability; 0 asks for the current GPU.
@@ -281,7 +282,8 @@ def kernels(library: str, node: Mapping[str, Any], half: bool, capability: int =
     if not node["shapes"] or any(size < 0 for size in shapes):
         return ""
     try:
-        function = ctypes.CDLL(library).DyndeployKernels
+        # Not loaded anew: what is asked is what registered the plugins.
+        function = ctypes.CDLL(library, mode=os.RTLD_NOLOAD | os.RTLD_NOW).DyndeployKernels
     except (OSError, AttributeError):
         return ""
     function.restype = ctypes.c_int32

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import os
 import pickle
 import sys
 import types
@@ -479,6 +480,8 @@ def install_fakes(monkeypatch: pytest.MonkeyPatch, version: str, folder: Path, *
     def cdll(path: str, mode: int = 0) -> object:
         if path == "libcuda.so.1":
             raise OSError("no libcuda here")
+        if mode & os.RTLD_NOLOAD:
+            return object()
         return world.load("dlopen", path)
 
     monkeypatch.setattr(ctypes, "CDLL", cdll)

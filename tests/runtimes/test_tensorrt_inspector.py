@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 import subprocess
@@ -186,16 +187,15 @@ def test_a_library_is_asked_what_its_kernels_do(tmp_path: Path) -> None:
     for source, made in (("says.c", library), ("none.c", other)):
         (tmp_path / "none.c").write_text("int nothing;")
         subprocess.run(["cc", "-shared", "-fPIC", str(tmp_path / source), "-o", made], check=True)
+    loaded = [ctypes.CDLL(made) for made in (library, other)]
     node = {"operator": "Operator", "attributes": [4, 5], "shapes": [[2, 3], [7]]}
     assert kernels(library, node, True, 87, 16) == "Operator 5/2 7/5 1 87.16"
     assert kernels(library, node, False) == "Operator 5/2 7/5 0 0.0"
     assert kernels(library, node, True, -1) == "", "it does not know"
     assert kernels(other, node, True) == kernels(str(tmp_path / "missing.so"), node, True) == ""
-    assert (
-        kernels(library, {**node, "shapes": [[-1, 3], [7]]}, True)
-        == kernels(library, {**node, "shapes": []}, True)
-        == ""
-    )
+    for unknown in ([[-1, 3], [7]], []):
+        assert kernels(library, {**node, "shapes": unknown}, True) == ""
+    assert len(loaded) == 2
 
 
 class Package:
