@@ -20,7 +20,11 @@ AGENT = "agent.py"
 PROGRAMS = (AGENT, "by_hand.py")
 """Files of ``dyndeploy/remote`` that are programs on a board."""
 
-MODULES = {"loop": "measure/loop.py", "tensorrt_device": "runtimes/tensorrt_device.py"}
+MODULES = {
+    "loop": "measure/loop.py",
+    "tensorrt_device": "runtimes/tensorrt_device.py",
+    "tensorrt_inspector": "runtimes/tensorrt_inspector.py",
+}
 """Files of this package that the agent's jobs run as they stand, by module name; below the package."""
 
 BINDING = "runtime/python/dyndeploy_runtime.py"

@@ -23,7 +23,7 @@ from dyndeploy.cli._options import (
 )
 from dyndeploy.cli._profile import print_profile
 from dyndeploy.cli._progress import progress_bar, progress_line
-from dyndeploy.cli._verbosity import note, tell
+from dyndeploy.cli._verbosity import note, tell, verbosity
 from dyndeploy.errors import UsageError
 
 
@@ -205,6 +205,17 @@ def engine(
         return
     for item in engines:
         typer.echo(f"{item.path}: {item.metadata['plan']}; {'from the cache' if item.cached else 'built'}.")
+        if item.metadata["layers_note"]:
+            note(f"{item.path.name}: {item.metadata['layers_note']}.")
+        if verbosity.verbose and item.metadata["plugin_layers"]:
+            print_table(
+                ("plugin", "operator", "type", "tactic", "kernels"),
+                [
+                    (name, fact["operator"], fact["type"], fact["tactic"], fact["kernels"] or "not said")
+                    for name, fact in item.metadata["plugin_layers"].items()
+                ],
+                title=f"{item.path.name}: what its plugins run in",
+            )
     libraries = {item.library.path: item.library for item in engines if item.library is not None}
     for library_file in libraries.values():
         typer.echo(f"Plugins: {library_file.path} (sha256 {library_file.sha256})")

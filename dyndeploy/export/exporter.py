@@ -175,7 +175,7 @@ def export_model(
             progress("preparing the graphs for TensorRT")
             names = [MODEL] if content.exits is None else [stage.file for stage in content.exits.stages]
             graphs = {name: onnx.load(folder / name) for name in names}
-            write_engine_plans(folder, graphs, target, settings.precision)
+            write_engine_plans(folder, graphs, target, settings.precision, content.rates)
         manifest = Manifest(
             network=_network_info(subject, settings, content, class_names),
             target=target.name,

@@ -19,6 +19,7 @@ from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.graphs.inspect import all_graphs, all_nodes, drop_unused, is_dynamic, operator_attributes, reads
 from dyndeploy.graphs.shapes import static_shapes, with_values
 from dyndeploy.ops import DOMAIN, OPERATORS, Role
+from dyndeploy.ops.gates import CHANNEL
 from dyndeploy.precisions import precision_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ FIRST_WITHOUT_PRECISION_FLAGS = 11
 
 HALF_ONLY = "plugin_half_only"
 """Attribute of a plugin's node: 1 where it may compute in half only, 0 where the builder may choose."""
+
+TIMING_RATES = "plugin_timing_rates"
+"""Attribute of a plugin's node: active patches (or samples) and active channel groups of a thousand, with which its
+kernels run while TensorRT times them; 0 reads the mask. Masks hold nothing meaningful then."""
+
+DEFAULT_TIMING_RATE = 0.5
+"""Share of active bits to time with where nobody knows the rate of a mask."""
 
 _AXES_ARE_INPUTS = 18
 """First opset in which the axes of ReduceMean are an input."""
@@ -113,12 +121,16 @@ def to_half(value: Array, name: str) -> npt.NDArray[np.float16]:
 # ---------------------------------------------------------------- the copy
 
 
-def tensorrt_model(model: onnx.ModelProto, plan: PrecisionPlan) -> onnx.ModelProto:
+def tensorrt_model(
+    model: onnx.ModelProto, plan: PrecisionPlan, rates: Mapping[str, float] | None = None
+) -> onnx.ModelProto:
     """Make the TensorRT copy of a bundle's graph.
 
     Args:
         model: ``model.onnx`` of a bundle; it is not changed.
         plan: Precision plan of the engine.
+        rates: Expected activation rate of every mask by name; plugins are timed at it. None leaves timing to whatever
+            the masks hold, and masks without a rate count as :data:`DEFAULT_TIMING_RATE`.
 
     Returns:
         A graph with the same inputs, outputs and node names.
@@ -142,6 +154,8 @@ def tensorrt_model(model: onnx.ModelProto, plan: PrecisionPlan) -> onnx.ModelPro
         _Typing(model, copy).apply()
     _repack(model, copy, half=plan.half)
     _state_precision(copy, half=plan.half)
+    if rates is not None:
+        _state_rates(copy, rates)
     drop_unused(copy)
     return copy
 
@@ -157,6 +171,24 @@ def _state_precision(copy: onnx.ModelProto, *, half: bool) -> None:
         if is_dynamic(node) and "tensorrt" in OPERATORS[node.op_type].kernels:
             only = half and not OPERATORS[node.op_type].decides
             node.attribute.append(helper.make_attribute(HALF_ONLY, int(only)))
+
+
+def _state_rates(copy: onnx.ModelProto, rates: Mapping[str, float]) -> None:
+    from onnx import helper
+
+    from dyndeploy.graphs.forced import PREFIX
+
+    for node in all_nodes(copy.graph):
+        kernel = OPERATORS[node.op_type].kernels.get("tensorrt") if is_dynamic(node) else None
+        if kernel is None or not OPERATORS[node.op_type].gates:
+            continue
+        spec = OPERATORS[node.op_type]
+        timed = {False: 0, True: 0}  # by whether the mask is one of channels
+        for name, kind in spec.gates.items():
+            mask = node.input[spec.input_index(name)].removeprefix(PREFIX)
+            share = rates.get(mask, DEFAULT_TIMING_RATE)
+            timed[kind is CHANNEL] = max(1, round(1000 * share))
+        node.attribute.append(helper.make_attribute(TIMING_RATES, [timed[False], timed[True]]))
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:

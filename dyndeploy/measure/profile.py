@@ -216,8 +216,10 @@ class Profile:
             profile saw running natively.
         threads: How many threads a session computes with; 1 on a GPU.
         batch: Images per run.
-        settings: Rounds, warm-up, seed, and where the images come from; of engines also ``build_plan`` and
-            ``graph_note``: why runs were not launched as a CUDA graph, or empty.
+        settings: Rounds, warm-up, seed, and where the images come from; of engines also ``build_plan``,
+            ``graph_note`` (why runs were not launched as a CUDA graph, or empty), ``plugin_layers`` (by node, the
+            type, the tactic and the kernels of each plugin) and ``plugin_layers_note`` (why they could not be read from
+            the engine, or empty).
         static_macs: MACs per image of the static twin.
         static: Times of the static twin.
         rates: Forced rates.
@@ -295,6 +297,9 @@ class Profile:
         if self.settings.get("graph_note"):
             why = str(self.settings["graph_note"]).rstrip(".")
             notes.append(f"Runs were not launched as a CUDA graph: {why}. The launch of every kernel is paid for.")
+        if self.settings.get("plugin_layers_note"):
+            why = str(self.settings["plugin_layers_note"]).rstrip(".")
+            notes.append(f"The plugins may not have run in the precision of the plan: {why}.")
         return [*notes, *self.machine.get("warnings", ())]
 
     def to_json(self) -> dict[str, Any]:
@@ -429,6 +434,8 @@ _SETTINGS_FACTS: Mapping[str, Reader] = {
     "image_batches": Field.tally,
     "mask_draws": Field.tally,
     "graph_note": Field.label,
+    "plugin_layers": lambda item: item.mapping(Field.facts),
+    "plugin_layers_note": Field.label,
 }
 
 

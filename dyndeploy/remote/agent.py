@@ -975,7 +975,8 @@ def job_engine(job: Job, spec: Json) -> Json:
 
     ``spec``: ``runtime``, ``model`` (SHA-256), ``threads``, ``versions`` (of the software: another one makes another
     engine), and for TensorRT ``plan`` (a build plan, carried out as it stands), ``plugins`` (key of the job that built
-    the plugin library, or None), ``library`` (its file name) and ``modules`` (SHA-256 of ``tensorrt_device``).
+    the plugin library, or None), ``library`` (its file name) and ``modules`` (SHA-256 of ``tensorrt_device`` and
+    ``tensorrt_inspector``).
     """
     model = job.store.checked(spec["model"])
     job.report("building the engine", 0.0)
@@ -1058,7 +1059,7 @@ def _tensorrt(library: Optional[str]) -> Tuple[Any, Any, List[str]]:
 
 
 def _build_tensorrt(job: Job, spec: Json, model: str) -> Json:
-    device = job.module(spec, "tensorrt_device")
+    device, inspector = job.module(spec, "tensorrt_device"), job.module(spec, "tensorrt_inspector")
     library = None if spec.get("plugins") is None else job.output_of(spec["plugins"], spec["library"])
     trt, log, messages = _tensorrt(library)
     # Timings depend on the board and the software alone; static and dynamic network share most of them.
@@ -1075,9 +1076,14 @@ def _build_tensorrt(job: Job, spec: Json, model: str) -> Json:
         engine, timings = device.build(trt, log, graph, spec["plan"], content)
     except device.RefusedError as error:
         raise AgentError("build", "%s: %s" % (error, "; ".join(messages)[-2000:] or "TensorRT says no more"))
-    write_atomically(os.path.join(job.out, "engine"), engine)
     write_atomically(known, timings)
-    return {"tensorrt": trt.__version__}
+    job.report("reading the engine's layers", 0.9)
+    layers, wrong, note = inspector.read_back(trt, log, engine, spec["plan"])
+    if wrong:
+        raise AgentError("build", inspector.refusal(wrong))
+    write_atomically(os.path.join(job.out, "engine"), engine)
+    facts = inspector.plugin_facts(layers or [], spec["plan"], library)
+    return {"tensorrt": trt.__version__, "note": note, "plugins": facts}
 
 
 # ---------------------------------------------------------------- sessions

@@ -122,7 +122,9 @@ def _sent(
     plans, sent = {}, dict(models)
     if runtime == "tensorrt":
         for name, model in models.items():
-            plans[name], sent[name] = plan_build(model, bundle.manifest.precision, version or "")
+            plans[name], sent[name] = plan_build(
+                model, bundle.manifest.precision, version or "", rates=bundle.manifest.reference.rates
+            )
     # Equal graphs must be equal bytes: their checksum says whether a board has them already.
     return {name: Content.of(model.SerializeToString(deterministic=True)) for name, model in sent.items()}, plans
 

@@ -284,6 +284,9 @@ def software_versions(facts: Mapping[str, Any]) -> dict[str, str]:
 
 # ---------------------------------------------------------------- the steps there
 
+BOARD_TENSORRT = ("tensorrt_device", "tensorrt_inspector")
+"""Modules that a job with TensorRT runs."""
+
 
 class BoardWork:
     """Runs the steps on the board and remembers which had been done before."""
@@ -306,6 +309,7 @@ class BoardWork:
         self.done: dict[str, str] = {}
         self.library: dict[str, str] = {}
         self.plans: dict[str, dict[str, Any]] = {}
+        self.engines: dict[str, Mapping[str, Any]] = {}
 
     def run(self, step: str, kind: str, spec: Mapping[str, Any]) -> JobResult:
         """Run a job, or find it done."""
@@ -328,7 +332,7 @@ class BoardWork:
             built = self.run("plugins", "plugins", spec)
             plugins, self.library = built.key, built.value["files"]
         # A job is named by all that it is given: each gets only what it uses, so that nothing is built twice.
-        device = {"tensorrt_device": self._modules["tensorrt_device"]} if tensorrt else {}
+        device = {name: self._modules[name] for name in BOARD_TENSORRT} if tensorrt else {}
         common: dict[str, Any] = {
             "runtime": self.target.runtime,
             "plugins": plugins,
@@ -344,6 +348,7 @@ class BoardWork:
             )
             for name, content in contents.items()
         }
+        self.engines = {name: engine.value for name, engine in engines.items()}
         return {
             **common,
             "engines": {name: engine.key for name, engine in engines.items()},
@@ -483,7 +488,13 @@ def _assemble(
     tensorrt = target.runtime == "tensorrt"
     settings = schedule.settings(root["rounds"].tally(1), len(inputs.batches), inputs.source)
     if tensorrt:
-        settings |= {"build_plan": work.plans[DYNAMIC], "graph_note": root["note"].label()}
+        engine = Document(f"The engine of {where}", "Build it once more.", DeviceError).root(work.engines[DYNAMIC])
+        settings |= {
+            "build_plan": work.plans[DYNAMIC],
+            "graph_note": root["note"].label(),
+            "plugin_layers": engine["plugins"].mapping(Field.facts),
+            "plugin_layers_note": engine["note"].label(),
+        }
     return assemble(
         bundle,
         manifest.precision,

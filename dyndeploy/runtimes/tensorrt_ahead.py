@@ -27,8 +27,8 @@ from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.runtimes import tensorrt_worker
 from dyndeploy.runtimes.native import NativeLibrary
 from dyndeploy.runtimes.tensorrt_device import RTX
-from dyndeploy.runtimes.tensorrt_layers import FAMILY, EngineLayers, read_layers, wrong_layers
-from dyndeploy.runtimes.tensorrt_plan import BuildOptions, BuildPlan, plan_build
+from dyndeploy.runtimes.tensorrt_layers import EngineLayers, read_layers, wrong_layers
+from dyndeploy.runtimes.tensorrt_plan import FAMILY, BuildOptions, BuildPlan, plan_build
 from dyndeploy.runtimes.tensorrt_stand_ins import described
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import BundleError, DyndeployError
-from dyndeploy.runtimes import tensorrt_device
+from dyndeploy.runtimes import tensorrt_device, tensorrt_inspector
 from dyndeploy.runtimes.base import TENSORRT, TENSORRT_RTX
 from dyndeploy.runtimes.native import NativeLibrary
 from dyndeploy.runtimes.tensorrt_ahead import rtx_package
@@ -119,6 +119,21 @@ class TensorRT:
         except tensorrt_device.RefusedError as error:
             raise DyndeployError(f"{_sentence(error)} TensorRT's own messages stand above.") from error
 
+    def read_back(self, engine: bytes, plan: BuildPlan) -> tuple[list[dict[str, Any]] | None, str]:
+        """Ask the inspector about an engine that was just built, and hold its plugins against the plan.
+
+        Returns:
+            The layers as of :func:`dyndeploy.runtimes.tensorrt_inspector.read_inspection` (None where they cannot be
+            read), and why the types of a plugin could not be read: empty where all were seen.
+
+        Raises:
+            DyndeployError: A plugin reads or writes other types than the plan says.
+        """
+        layers, wrong, note = tensorrt_inspector.read_back(self._trt, self._logger, engine, plan.to_json())
+        if wrong:
+            raise DyndeployError(f"{_sentence(tensorrt_inspector.refusal(wrong))}")
+        return layers, note
+
     # ------------------------------------------------------------ running
 
     def engine(self, data: bytes, kernels: bytes = b"") -> Engine:
@@ -163,7 +178,7 @@ class TensorRT:
         return self._trt
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception | str) -> str:
     text = str(error)
     return f"{text[:1].upper()}{text[1:]}."
 

@@ -29,7 +29,13 @@ ENGINE_COPIES = f"{DEVICE_FOLDER}/engines"
 _SCHEMA = 1
 
 
-def write_engine_plans(bundle: Path, graphs: Mapping[str, onnx.ModelProto], target: Target, precision: str) -> None:
+def write_engine_plans(
+    bundle: Path,
+    graphs: Mapping[str, onnx.ModelProto],
+    target: Target,
+    precision: str,
+    rates: Mapping[str, float] | None = None,
+) -> None:
     """Write the TensorRT copy of every graph, and ``device/engines.json``.
 
     Args:
@@ -37,13 +43,14 @@ def write_engine_plans(bundle: Path, graphs: Mapping[str, onnx.ModelProto], targ
         graphs: What the device runs, by file name in the bundle.
         target: A target of TensorRT.
         precision: ``"fp32"`` or ``"fp16"``.
+        rates: Activation rates of the reference images by mask, at which TensorRT times the plugins.
 
     Raises:
         UsageError: There is no plan for the precision on the target's TensorRT.
     """
     described: dict[str, Any] = {}
     for name, model in graphs.items():
-        plan, copy = plan_build(model, precision, str(target.runtime_version))
+        plan, copy = plan_build(model, precision, str(target.runtime_version), rates=rates)
         path = f"{ENGINE_COPIES}/{Path(name).stem}.onnx"
         (bundle / path).parent.mkdir(parents=True, exist_ok=True)
         (bundle / path).write_bytes(copy.SerializeToString(deterministic=True))

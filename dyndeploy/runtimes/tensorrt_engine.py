@@ -26,6 +26,7 @@ from dyndeploy.bundle import INPUT, Bundle
 from dyndeploy.errors import BundleError, DyndeployError, InputError, OutputError, UsageError
 from dyndeploy.graphs.tensorrt import missing_creators, required_creators
 from dyndeploy.ops import OPERATORS
+from dyndeploy.runtimes import tensorrt_inspector
 from dyndeploy.runtimes.base import TENSORRT
 from dyndeploy.runtimes.native import (
     TENSORRT_LIBRARY_VARIABLE,
@@ -50,7 +51,7 @@ ENGINES = "engines"
 """Folder of engines, and of what is kept beside them, inside a bundle's folder and outside its seal."""
 
 TIMING_CACHE = "timing.cache"
-ENGINE_SCHEMA = 2
+ENGINE_SCHEMA = 3
 """Of an engine's key and of the file beside it, which the C++ runtime makes as well."""
 
 _LOG = logging.getLogger("dyndeploy.tensorrt")
@@ -70,6 +71,8 @@ class EngineSettings:
         cache: Folder of engines and of what is kept beside them; None is that of the bundle (:func:`engine_folder`), of
             graphs outside a bundle :func:`cache_folder`.
         options: Workspace, TF32 and CUDA graphs.
+        rates: Activation rates by mask at which TensorRT times the plugins; None takes those of the bundle's reference
+            images.
         runtime: ``"tensorrt"``, or ``"tensorrt_rtx"``.
     """
 
@@ -79,12 +82,17 @@ class EngineSettings:
     library: str | os.PathLike[str] = "auto"
     cache: str | os.PathLike[str] | None = None
     options: BuildOptions = field(default_factory=BuildOptions)
+    rates: Mapping[str, float] | None = None
     runtime: str = TENSORRT
 
     def of(self, bundle: Bundle) -> EngineSettings:
-        """The settings with what a bundle says where they leave it open: precision and folder."""
+        """The settings with what a bundle says where they leave it open: precision, folder and rates."""
+        manifest = bundle.manifest
         return replace(
-            self, precision=self.precision or bundle.manifest.precision, cache=self.cache or engine_folder(bundle)
+            self,
+            precision=self.precision or manifest.precision,
+            cache=self.cache or engine_folder(bundle),
+            rates=manifest.reference.rates if self.rates is None else self.rates,
         )
 
 
@@ -253,6 +261,7 @@ def build_graph_engine(
         api.text,
         strongly_typed=settings.strongly_typed,
         options=settings.options,
+        rates=settings.rates,
     )
     library = plugin_library(settings.library) if plan.plugins else None
     plan = plan.with_library(None if library is None else library.sha256)
@@ -274,13 +283,21 @@ def build_graph_engine(
     # The path is claimed first: a folder that cannot be written costs no build.
     with files.atomic_file(path) as temporary:
         engine, timings = api.build(content, plan, kept_data(timing, timed_with))
+        layers, note = api.read_back(engine, plan)
         temporary.write_bytes(engine)
+    if note:
+        _LOG.warning("%s", note)
     metadata = {
         "built_from": built_from,
         "engine_sha256": hashlib.sha256(engine).hexdigest(),
         "operators": [name for name, _ in plan.plugins],
         "plan": plan.precision_plan.description,
         "plugin_library": None if library is None else str(library.path),
+        "layers": layers,
+        "plugin_layers": tensorrt_inspector.plugin_facts(
+            layers or [], plan.to_json(), None if library is None else str(library.path)
+        ),
+        "layers_note": note,
         "build_seconds": round(time.monotonic() - start, 1),
         "graph": source.graph.name,
         "source_sha256": origin,
@@ -532,12 +549,14 @@ def _trtexec_files(
 ) -> TrtexecFiles:
     """Write one graph with a batch of its inputs."""
     required_version(version)
+    settings = settings.of(bundle)
     plan, copy = plan_build(
         source,
-        settings.precision or bundle.manifest.precision,
+        str(settings.precision),
         version,
         strongly_typed=settings.strongly_typed,
         options=settings.options,
+        rates=settings.rates,
     )
     target = Path(folder)
     model = target / f"{stem}.{plan.precision}{'.typed' if plan.typed else ''}.trt.onnx"

@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,12 @@ from dyndeploy.errors import DyndeployError
 from dyndeploy.graphs.inspect import all_nodes, shape_of
 from dyndeploy.graphs.shapes import static_shapes
 from dyndeploy.ops import DOMAIN, OPERATORS
-from dyndeploy.ops.base import Element, OperatorSpec
+from dyndeploy.ops.base import OperatorSpec
+from dyndeploy.runtimes.tensorrt_inspector import NODE, is_packed, is_plugin, is_scratch, tensor_type, wrong_types
+from dyndeploy.runtimes.tensorrt_plan import planned_types
 
 if TYPE_CHECKING:
     import onnx
-
-FAMILY = "tensorrt"
-PLUGIN = "custom_layer"
-"""What the builder calls a layer that is a plugin."""
 
 _LAYERS = re.compile(r"(?:^|\n)Layers:\n(.*?)(?=\n\s*\nI/O Tensors:|\nI/O Tensors:|\Z)", re.S)
 _TENSORS = re.compile(r"\nI/O Tensors:\n(.*?)(?=\n\s*\n|\Z)", re.S)
@@ -37,9 +35,7 @@ _TENSOR = re.compile(
 _END_TO_END = re.compile(
     r" Name: (?P<name>.*?), IOMode: (?P<mode>\w+), DataType: (?P<type>\w+), Dimensions: \[(?P<shape>[\d,-]*)\]"
 )
-_NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
 _MEMORY = re.compile(r"Total Activation Memory: (\d+) bytes")
-_TYPES = {"Float": "float32", "Half": "float16", "Int32": "int32", "Int64": "int64", "Bool": "bool", "Int8": "int8"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ class Layer:
 
     Attributes:
         name: The builder's name.
-        kind: The builder's kind of layer; :data:`PLUGIN` for a plugin.
+        kind: The builder's word for its kind.
         nodes: Names of the graph's nodes that it computes.
         inputs: What it reads.
         constants: Weights that it reads.
@@ -86,7 +82,7 @@ class Layer:
     @property
     def is_plugin(self) -> bool:
         """Whether a plugin runs here."""
-        return self.kind == PLUGIN
+        return is_plugin(self.kind)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -159,11 +155,11 @@ def _layer(line: str) -> Layer:
     tactic = re.search(r"TacticName: ([^,]*)", rest)
     inputs, constants, written = (_tensors(rest, part) for part in ("Inputs", "Constants", "Outputs"))
     # The builder lists scratch memory among the outputs.
-    scratch = [tensor for tensor in written if tensor.type == "UInt8" and "_wksp" in tensor.name]
+    scratch = [tensor for tensor in written if is_scratch(asdict(tensor))]
     return Layer(
         match["name"],
         match["kind"],
-        tuple(dict.fromkeys(_NODE.findall(rest))),
+        tuple(dict.fromkeys(NODE.findall(rest))),
         inputs,
         constants,
         tuple(tensor for tensor in written if tensor not in scratch),
@@ -181,23 +177,15 @@ def _tensors(rest: str, part: str) -> tuple[LayerTensor, ...]:
 
 def _tensor(match: re.Match[str]) -> LayerTensor:
     shape, strides = _integers(match["shape"]), _integers(match["strides"])
-    return LayerTensor(match["name"], shape, _TYPES.get(match["type"], match["type"]), _packed(shape, strides))
+    return LayerTensor(match["name"], shape, tensor_type(match["type"]), is_packed(list(shape), list(strides)))
 
 
 def _end(entry: Mapping[str, str]) -> LayerTensor:
-    return LayerTensor(entry["name"], _integers(entry["shape"]), _TYPES.get(entry["type"], entry["type"]))
+    return LayerTensor(entry["name"], _integers(entry["shape"]), tensor_type(entry["type"]))
 
 
 def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(",") if part)
-
-
-def _packed(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether strides are those of a row-major tensor; how far apart entries of an axis of one lie does not matter."""
-    return all(
-        size == 1 or stride == math.prod(shape[axis + 1 :])
-        for axis, (size, stride) in enumerate(zip(shape, strides, strict=True))
-    )
 
 
 # ---------------------------------------------------------------- against the plan
@@ -235,30 +223,13 @@ def wrong_layers(built: EngineLayers, source: onnx.ModelProto, *, half: bool) ->
 
 
 def _wrong_plugin(spec: OperatorSpec, name: str, layer: Layer, half: bool) -> list[str]:
-    problems = []
-    data = "float16" if half else "float32"
-    read, ports = [*layer.inputs, *layer.constants], spec.native_inputs(FAMILY)
-    x = read[0].type if spec.decides and read else data  # a masker takes x as it comes
-    expected = Counter(x if port.element is Element.DATA else "float32" for port in ports)
-    found = Counter(tensor.type for tensor in read)
-    if len(read) != len(ports):
-        problems.append(f"{name} reads {len(read)} tensors, and {spec.name} has {len(ports)} inputs")
-    elif found != expected:
-        problems.append(f"{name} reads {_listed(found)}, and the plan gives it {_listed(expected)}")
-    written = [tensor.type for tensor in layer.outputs]
-    wanted = [data if port.element is Element.DATA else "float32" for port in spec.outputs]
-    if len(written) != len(wanted):
-        problems.append(f"{name} writes {len(written)} tensors, and {spec.name} has {len(wanted)} outputs")
-    elif written != wanted:
-        problems.append(f"{name} writes {', '.join(written)}, and the plan says {', '.join(wanted)}")
-    gaps = [tensor.name for tensor in (*read, *layer.outputs) if not tensor.packed]
+    read, written = [*layer.inputs, *layer.constants], [*layer.outputs]
+    types = planned_types(spec, half=half)
+    problems = wrong_types(name, spec.name, [t.type for t in read], [t.type for t in written], types)
+    gaps = [tensor.name for tensor in (*read, *written) if not tensor.packed]
     if gaps:
         problems.append(f"{name} is given {', '.join(gaps)} in a layout that plugins cannot read")
     return problems
-
-
-def _listed(types: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} x {name}" for name, count in sorted(types.items()))
 
 
 def _wrong_outputs(built: EngineLayers, source: onnx.ModelProto) -> list[str]:

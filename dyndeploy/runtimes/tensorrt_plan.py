@@ -6,18 +6,25 @@ on a board, call by call the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dyndeploy.errors import UsageError
 from dyndeploy.fields import Document, Field
+from dyndeploy.graphs.inspect import all_graphs, all_nodes, operator_attributes
+from dyndeploy.graphs.shapes import static_shapes
 from dyndeploy.graphs.tensorrt import PrecisionPlan, float_nodes, precision_plan, required_creators, tensorrt_model
-from dyndeploy.ops import OPERATORS
+from dyndeploy.ops import DOMAIN, OPERATORS, Role
+from dyndeploy.ops.base import Element, OperatorSpec
+from dyndeploy.runtimes import tensorrt_inspector
 from dyndeploy.runtimes.tensorrt_device import interface_version
 
 if TYPE_CHECKING:
     import onnx
+
+FAMILY = "tensorrt"
+"""The family of kernels that the plugins are."""
 
 _DOCUMENT = Document("The build plan", "Make it again with this release.", UsageError)
 
@@ -38,6 +45,23 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
+class PluginNode:
+    """A node of the graph that a plugin computes.
+
+    Attributes:
+        name: Its name, which the engine's layer keeps.
+        operator: Its ``op_type``.
+        attributes: The values of all its attributes, one after the other as its operator declares them.
+        shapes: Of all its inputs in the TensorRT copy; -1 where a size is open.
+    """
+
+    name: str
+    operator: str
+    attributes: tuple[int, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
 class BuildPlan:
     """How an engine is built and run.
 
@@ -50,6 +74,9 @@ class BuildPlan:
         workspace_mib: Scratch memory that a layer may use, in MiB.
         tf32: Whether FP32 convolutions may round their inputs to TF32.
         plugins: Name and version of every plugin creator that the graph needs.
+        plugin_nodes: The nodes that plugins compute.
+        plugin_types: By operator, the types that its plugin ``reads`` and ``writes`` (:func:`planned_types`); what the
+            built engine says otherwise fails the build.
         library_sha256: SHA-256 of the plugin library, or None if no plugin is needed or the library is not built yet.
         cuda_graph: Whether runs are captured in a CUDA graph; it changes how the engine runs, not the engine.
         capabilities: Compute capabilities of the GPUs that it is built for; empty for the one at hand.
@@ -62,6 +89,8 @@ class BuildPlan:
     workspace_mib: int = BuildOptions.workspace_mib
     tf32: bool = BuildOptions.tf32
     plugins: tuple[tuple[str, str], ...] = field(default=())
+    plugin_nodes: tuple[PluginNode, ...] = ()
+    plugin_types: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
     library_sha256: str | None = None
     cuda_graph: bool = BuildOptions.cuda_graph
     capabilities: tuple[str, ...] = ()
@@ -82,6 +111,14 @@ class BuildPlan:
             **value,
             "float_layers": list(self.float_layers),
             "plugins": [list(each) for each in self.plugins],
+            "plugin_nodes": {
+                node.name: {
+                    "operator": node.operator,
+                    "attributes": list(node.attributes),
+                    "shapes": [list(shape) for shape in node.shapes],
+                }
+                for node in self.plugin_nodes
+            },
             "capabilities": list(self.capabilities),
         }
 
@@ -97,6 +134,10 @@ class BuildPlan:
             workspace_mib=root["workspace_mib"].count(),
             tf32=root["tf32"].boolean(),
             plugins=root["plugins"].sequence(_plugin),
+            plugin_nodes=tuple(
+                PluginNode(name, *values) for name, values in root["plugin_nodes"].mapping(_plugin_node).items()
+            ),
+            plugin_types=root["plugin_types"].mapping(_plugin_types),
             library_sha256=root["library_sha256"].optional(Field.sha256),
             cuda_graph=root["cuda_graph"].boolean(),
             capabilities=root["capabilities"].sequence(Field.text),
@@ -108,6 +149,57 @@ def _plugin(item: Field) -> tuple[str, str]:
     return name, version
 
 
+def _plugin_node(item: Field) -> tuple[str, tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    attributes = item["attributes"].sequence(lambda value: value.tally(-(2**31)))
+    return item["operator"].text(), attributes, item["shapes"].sequence(lambda shape: shape.sequence(_size))
+
+
+def _size(item: Field) -> int:
+    return item.tally(-1)
+
+
+def _plugin_types(item: Field) -> dict[str, list[str]]:
+    return {part: list(item[part].sequence(Field.text)) for part in ("reads", "writes")}
+
+
+def planned_types(spec: OperatorSpec, *, half: bool) -> dict[str, list[str]]:
+    """What a plugin reads and writes by the plan: types by NumPy's names, in the order of its inputs and outputs.
+
+    Args:
+        spec: Its operator. One that decides reads its x as it comes (:data:`tensorrt_inspector.ANY`).
+        half: Whether the plan computes the plugins in half.
+    """
+    data = "float16" if half else "float32"
+    x = tensorrt_inspector.ANY if spec.decides else data
+    return {
+        "reads": [x if port.element is Element.DATA else "float32" for port in spec.native_inputs(FAMILY)],
+        "writes": [data if port.element is Element.DATA else "float32" for port in spec.outputs],
+    }
+
+
+def _plugin_nodes(source: onnx.ModelProto, copy: onnx.ModelProto) -> tuple[PluginNode, ...]:
+    found = []
+    shapes = dict(static_shapes(source)) | {
+        item.name: tuple(item.dims) for part in all_graphs(copy.graph) for item in part.initializer
+    }
+    inputs = {node.name: node.input for node in all_nodes(copy.graph)}
+    for node in all_nodes(source.graph):
+        if node.domain != DOMAIN or FAMILY not in OPERATORS[node.op_type].kernels:
+            continue
+        spec, values_of = OPERATORS[node.op_type], operator_attributes(node)
+        rows = [values_of[attribute.name] for attribute in spec.attributes]
+        values = [int(value) for row in rows for value in (row if isinstance(row, Iterable) else (row,))]
+        # Casts give activations other names in the copy; only weights are repacked.
+        given_by_graph = [
+            name for port, name in zip(spec.inputs, node.input, strict=False) if port.role is not Role.WEIGHT
+        ]
+        constants = inputs[node.name][len(given_by_graph) :]
+        known = [shapes.get(name, ()) for name in (*given_by_graph, *constants)]
+        sizes = tuple(tuple(int(size) for size in shape) for shape in known) if all(known) else ()
+        found.append(PluginNode(node.name, node.op_type, tuple(values), sizes))
+    return tuple(found)
+
+
 def plan_build(
     source: onnx.ModelProto,
     precision: str,
@@ -116,6 +208,7 @@ def plan_build(
     strongly_typed: bool | None = None,
     options: BuildOptions | None = None,
     capabilities: Sequence[str] = (),
+    rates: Mapping[str, float] | None = None,
 ) -> tuple[BuildPlan, onnx.ModelProto]:
     """Plan an engine, and make the TensorRT copy that the plan is for.
 
@@ -126,6 +219,8 @@ def plan_build(
         strongly_typed: Ask for types in the graph or for builder flags; None takes flags where they exist.
         options: Workspace, TF32 and CUDA graphs; None takes the defaults.
         capabilities: Compute capabilities to build for; empty takes the GPU at hand.
+        rates: Expected activation rate of every mask by name, at which plugins are timed; where there is none,
+            :data:`dyndeploy.graphs.tensorrt.DEFAULT_TIMING_RATE`.
 
     Returns:
         The plan, without its plugin library (see :meth:`BuildPlan.with_library`), and the copy.
@@ -136,7 +231,8 @@ def plan_build(
     """
     options = options or BuildOptions()
     types = precision_plan(precision, interface_version(tensorrt), strongly_typed=strongly_typed)
-    copy = tensorrt_model(source, types)
+    copy = tensorrt_model(source, types, rates or {})
+    nodes = _plugin_nodes(source, copy)
     plan = BuildPlan(
         tensorrt=tensorrt,
         precision=types.precision,
@@ -145,6 +241,10 @@ def plan_build(
         workspace_mib=options.workspace_mib,
         tf32=options.tf32,
         plugins=tuple((name, str(OPERATORS[name].version)) for name in required_creators(copy)),
+        plugin_nodes=nodes,
+        plugin_types={
+            name: planned_types(OPERATORS[name], half=types.half) for name in sorted({node.operator for node in nodes})
+        },
         cuda_graph=options.cuda_graph,
         capabilities=tuple(capabilities),
     )

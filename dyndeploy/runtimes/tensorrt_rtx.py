@@ -183,6 +183,7 @@ class _Builder:
             strongly_typed=self.settings.strongly_typed,
             options=self.settings.options,
             capabilities=(self.capability,),
+            rates=self.settings.rates,
         )
         library = self.library if plan.plugins else None
         plan = plan.with_library(None if library is None else library.sha256)

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from dyndeploy.graphs.tensorrt import HALF_ONLY
+from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMING_RATES
 from dyndeploy.ops.base import Element, OperatorSpec, Port
-from dyndeploy.runtimes.tensorrt_layers import FAMILY
+from dyndeploy.runtimes.tensorrt_plan import FAMILY
 
 FORMAT_FIELD, FORMAT = "dyndeploy_format", 2
 """Field of an engine that says how the other fields of a plugin are to be read, and its value (``attributes.h``)."""
@@ -96,12 +96,12 @@ def plugin_attributes(spec: OperatorSpec, fields: Iterable[Any]) -> dict[str, li
     """Attributes of a node as TensorRT's parser hands them over; raises :class:`StandInError`."""
     lengths = {attribute.name: attribute.length or 1 for attribute in spec.attributes}
     found: dict[str, list[int]] = {}
-    half = [0]
+    added = {HALF_ONLY: [0], TIMING_RATES: [0, 0]}
     for field in fields:
         if field.name in (*_NOT_ATTRIBUTES, FORMAT_FIELD):
             continue
-        if field.name == HALF_ONLY:
-            half = [int(value) for value in np.asarray(field.data).ravel()]
+        if field.name in added:
+            added[field.name] = [int(value) for value in np.asarray(field.data).ravel()]
             continue
         if field.name not in lengths:
             raise StandInError(f"{spec.name}: unknown attribute {field.name}; this operator has {', '.join(lengths)}")
@@ -114,14 +114,18 @@ def plugin_attributes(spec: OperatorSpec, fields: Iterable[Any]) -> dict[str, li
     for name in lengths:
         if name not in found:
             raise StandInError(f"{spec.name}: attribute {name} is missing")
-    if half not in ([0], [1]):
-        raise StandInError(f"{spec.name}: attribute {HALF_ONLY} is {half}, expected 0 or 1")
-    return {**{name: found[name] for name in lengths}, HALF_ONLY: half}
+    if added[HALF_ONLY] not in ([0], [1]):
+        raise StandInError(f"{spec.name}: attribute {HALF_ONLY} is {added[HALF_ONLY]}, expected 0 or 1")
+    if len(added[TIMING_RATES]) != 2 or not all(0 <= rate <= 1000 for rate in added[TIMING_RATES]):
+        raise StandInError(f"{spec.name}: attribute {TIMING_RATES} is {added[TIMING_RATES]}, expected two of 0 to 1000")
+    return {**{name: found[name] for name in lengths}, **added}
 
 
 def stored_fields(attributes: Mapping[str, Sequence[int]]) -> list[tuple[str, np.ndarray[Any, np.dtype[np.int32]]]]:
     """Names and values of the fields that an engine keeps of a plugin, in their order."""
-    values = [(name, np.asarray(entries, np.int32)) for name, entries in attributes.items()]
+    # The rates are for the builder alone: what an engine keeps runs on real masks.
+    kept = {name: entries for name, entries in attributes.items() if name != TIMING_RATES}
+    values = [(name, np.asarray(entries, np.int32)) for name, entries in kept.items()]
     return [*values, (FORMAT_FIELD, np.asarray([FORMAT], np.int32))]
 
 
@@ -279,7 +283,7 @@ def register_stand_ins(trt: Any, specs: Iterable[OperatorSpec], problems: list[s
             self.name, self.plugin_version, self.plugin_namespace = spec.name, str(spec.version), ""
             kind = trt.PluginFieldType.INT32
             self._declared = [(a.name, np.zeros(a.length or 1, np.int32)) for a in spec.attributes]
-            self._declared.append((HALF_ONLY, np.zeros(1, np.int32)))
+            self._declared += [(HALF_ONLY, np.zeros(1, np.int32)), (TIMING_RATES, np.zeros(2, np.int32))]
             self.field_names = trt.PluginFieldCollection([trt.PluginField(n, data, kind) for n, data in self._declared])
 
         def create_plugin(self, name: str, fields: Iterable[Any], phase: Any) -> Any:

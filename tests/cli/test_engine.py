@@ -140,3 +140,20 @@ def test_probe_writes_a_record_that_targets_reads(tmp_path: Path, capsys: pytest
     assert "made for cpu, not for nano" in err
     code, out, _ = call(capsys, "targets", "nano")
     assert "Branches (If) save nothing: TensorRT 8.2 needs equal shapes" in " ".join(out.split())
+
+
+def test_verbose_lists_what_every_plugin_runs_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = install_fakes(monkeypatch, "8.6.1.6", tmp_path)
+    bundle = tiny_bundle(tmp_path / "b", mode="both")
+    arguments = ["engine", str(bundle.path), "--precision", "fp16"]
+    code, out, _ = call(capsys, *arguments)
+    assert code == 0 and "what its plugins run in" not in out
+    code, out, _ = call(capsys, *arguments, "-v")
+    assert code == 0 and "from the cache" in out
+    (line,) = [line for line in out.splitlines() if "layer2.0/SpatialChannelBottleneck" in line]
+    assert "float16" in line and "not said" in line, "the stand-in for the library says nothing of its kernels"
+    world.fails = {"inspector"}
+    code, out, err = call(capsys, *arguments, "-o", str(tmp_path / "other"))
+    assert code == 0 and "types of the plugins were not read back" in err

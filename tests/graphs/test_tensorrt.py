@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from dyndeploy.errors import BundleError, UsageError
+from dyndeploy.graphs.forced import replace_masks
 from dyndeploy.graphs.stages import whole_model
 from dyndeploy.graphs.tensorrt import (
     HALF_ONLY,
+    TIMING_RATES,
     PrecisionPlan,
     float_nodes,
     missing_creators,
@@ -334,3 +336,23 @@ def test_plugins_are_told_to_compute_in_half(plan: PrecisionPlan, expected: int)
     assert {name for name, only in stated.items() if only} == {
         name for name in stated if expected and not OPERATORS[name].decides
     }
+
+
+def test_plugins_are_told_at_which_rates_they_are_timed() -> None:
+    model, _, masks = tiny_models("both")
+    assert not [a for node in tensorrt_model(model, FP32).graph.node for a in node.attribute if a.name == TIMING_RATES]
+    rates = {"mask/layer1.0/spatial": 0.25, "mask/layer1.0/channel": 0.0}
+    for source in (model, replace_masks(model, masks)):
+        copy = tensorrt_model(source, FP32, rates)
+        stated = {
+            node.name: list(attribute.ints)
+            for node in copy.graph.node
+            for attribute in node.attribute
+            if attribute.name == TIMING_RATES
+        }
+        # One of a thousand at least; of the second block nobody knows the rates.
+        assert list(stated.values()) == [[250, 1], [500, 500]]
+        assert all("Bottleneck" in name for name in stated)
+    single = tensorrt_model(tiny_models("layer")[0], FP32, {})
+    found = [list(a.ints) for node in single.graph.node for a in node.attribute if a.name == TIMING_RATES]
+    assert found == [[500, 0]] * 2

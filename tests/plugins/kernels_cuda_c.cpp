@@ -28,6 +28,33 @@ ENTRY std::size_t dyn_bottleneck_workspace(const int* sizes, int type) {
   return bottleneck_workspace(shape_of(sizes), static_cast<Type>(type));
 }
 
+// out: elements of an access, whether tensor cores, rows of the three tiles, their columns.
+ENTRY void dyn_bottleneck_choice(const int* sizes, int type, int capability, int processors, int* out) {
+  const BottleneckChoice choice =
+      bottleneck_choice(shape_of(sizes), static_cast<Type>(type), capability, processors);
+  out[0] = choice.vector;
+  out[1] = choice.tensor_cores;
+  for (int i = 0; i < 3; ++i) {
+    out[2 + i] = choice.rows[i];
+    out[5 + i] = choice.columns[i];
+  }
+}
+
+// tensors as for dyn_bottleneck; 1 where a mask is another afterwards.
+ENTRY int dyn_stand_in_masks(const int* sizes, int type, const int* rates, void** t, void* workspace,
+                             void* stream) {
+  BottleneckTensors tensors = {};
+  tensors.spatial_mask = static_cast<const float*>(t[1]);
+  tensors.channel_mask = static_cast<const float*>(t[2]);
+  const TimingRates asked = {rates[0], rates[1]};
+  const int error =
+      stand_in_masks(shape_of(sizes), static_cast<Type>(type), asked, &tensors, workspace, stream);
+  const bool changed = tensors.spatial_mask != t[1] || tensors.channel_mask != t[2];
+  t[1] = const_cast<float*>(tensors.spatial_mask);
+  t[2] = const_cast<float*>(tensors.channel_mask);
+  return error ? -1 : changed;
+}
+
 // tensors: x, spatial mask, channel mask, w1, w2, w3, wd, b1, b2, b3, bd, border bias, skipped output, y.
 ENTRY int dyn_bottleneck(const int* sizes, int type, void* const* t, void* workspace, void* stream) {
   BottleneckTensors tensors = {};

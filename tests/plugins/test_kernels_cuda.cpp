@@ -476,6 +476,27 @@ void test_shapes() {
         "underflow");
 }
 
+// A launch asks a device once for what does not change, and a failed question again.
+void test_traits() {
+  int asked = 0;
+  const auto query = [&](int device) {
+    ++asked;
+    return DeviceTraits{device == 3 ? 0 : 80 + device, 100 + device};
+  };
+  for (int turn = 0; turn < 3; ++turn) {
+    for (const int device : {0, 7}) {
+      const DeviceTraits traits = cached_traits(device, query);
+      CHECK(traits.capability == 80 + device && traits.processors == 100 + device, "device %d", device);
+    }
+  }
+  CHECK(asked == 2, "%d questions", asked);
+  cached_traits(3, query);
+  cached_traits(3, query);
+  CHECK(asked == 4, "a device that did not answer was not asked again");
+  for (const int device : {-1, 64, 64}) cached_traits(device, query);
+  CHECK(asked == 7, "a device beyond those that are kept");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -491,6 +512,7 @@ int main(int argc, char** argv) {
     test_maskers(rounds > 0 ? rounds : kThreaded ? 3 : 40);
   } else if (what == "shapes") {
     test_shapes();
+    test_traits();
   } else {
     std::printf("usage: test_kernels_cuda bottlenecks | maskers | shapes [ROUNDS]\n");
     return 2;

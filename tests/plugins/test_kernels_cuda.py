@@ -282,6 +282,79 @@ def check(backend: Host | Gpu, kind: int, case: Case, allowed: float, offset: in
     return y
 
 
+def stand_in(kind: int, case: Case, rates: list[int], host: Host) -> tuple[Prepared, int]:
+    """A call whose masks are those of timing, made in its workspace; 1 where they are."""
+    call = Prepared(host, kind, case)
+    host.start()
+    workspace = ctypes.c_void_p(host.address(call._workspace))
+    made = host.library.dyn_stand_in_masks(call._sizes, kind, integers(rates), call._pointers, workspace, None)
+    return call, int(made)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_masks_for_timing_have_the_planned_rate(kernels: ctypes.CDLL, kind: int, batch: int, reverse: bool) -> None:
+    """What lies in the masks is not read: here NaN, of which the kernels would compute nothing."""
+    layer = Layer(inputs=16, middle=16, outputs=16, stride=1, dilation=1, groups=1, projection=False)
+    rng = np.random.default_rng(batch)
+    host = Host(kernels, Device(87, 4, reverse))
+    x = np.abs(rng.standard_normal((batch, 12, 12, 16))).astype(np.float16).astype(np.float32)
+    weights = random_weights(layer, rng)
+    nothing = np.full((batch, 1, 12, 12), np.nan, np.float32), np.full((batch, 8), np.nan, np.float32)
+    for rate in (1, 100, 250, 500, 999, 1000):
+        call, made = stand_in(kind, Case(layer, x, weights, *nothing), [rate, rate], host)
+        assert made == 1
+        masks = [
+            np.ctypeslib.as_array(ctypes.cast(call._pointers[place], ctypes.POINTER(ctypes.c_float)), mask.shape).copy()
+            for place, mask in zip((1, 2), nothing, strict=True)
+        ]
+        for mask in masks:
+            assert set(np.unique(mask)) <= {0.0, 1.0}
+            assert mask.sum() == max(1, np.floor(mask.size * rate / 1000 + 0.5))
+        if rate == 250:
+            assert dilate_mask(torch.from_numpy(masks[0]), 12, 12, 1, 1).mean() > 0.8, "patches are spread"
+            assert masks[0].reshape(batch, -1).mean(1) == pytest.approx(0.25, abs=0.03), "over all samples"
+        call.run()
+        expected = run_bottleneck(host, kind, Case(layer, x, weights, *masks))
+        assert (call.result() == expected).all(), rate
+
+
+def test_masks_for_timing_leave_alone_what_they_should(kernels: ctypes.CDLL) -> None:
+    layer = Layer(inputs=8, middle=1, outputs=8, stride=1, dilation=1, groups=1, projection=False)
+    rng = np.random.default_rng(0)
+    host = Host(kernels, Device())
+    weights = random_weights(layer, rng)
+    x = np.ones((1, 1, 1, 8), np.float32)
+    spatial, channel = np.ones((1, 1, 1, 1), np.float32), np.ones((1, 1), np.float32)
+    assert stand_in(FLOAT, Case(layer, x, weights, spatial, channel), [0, 0], host)[1] == 0, "no rates"
+    assert stand_in(FLOAT, Case(layer, x, weights), [500, 500], host)[1] == 0, "no masks"
+    assert stand_in(HALF, Case(layer, x, weights, spatial, channel), [500, 500], host)[1] == 0, "no room"
+    call, made = stand_in(FLOAT, Case(layer, x, weights, spatial, channel), [500, 0], host)
+    assert made == 1 and call._pointers[2] == host.address(call.masks[1]), "one of two"
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda d: f"sm{d.capability}x{d.processors}")
+def test_the_kernels_say_which_tiles_they_take(kernels: ctypes.CDLL, device: Device) -> None:
+    sizes = [1, 14, 14, 1024, 256, 1024, 1, 1, 1, 0, 7, 7, 0]
+    found = integers([0] * 8)
+    known = {FLOAT: {(32, 32), (64, 64), (128, 64)}, HALF: {(32, 32), (64, 64), (128, 128)}}
+    for kind in (FLOAT, HALF):
+        kernels.dyn_bottleneck_choice(integers(sizes), kind, device.capability, device.processors, found)
+        vector, tensor_cores, *tiles = list(found)
+        assert vector == (8 if kind == HALF else 4)
+        assert bool(tensor_cores) == (kind == HALF and device.capability >= 70)
+        assert set(zip(tiles[:3], tiles[3:], strict=True)) <= known[kind]
+        Host(kernels, device).start()
+        current = integers([0] * 8)
+        kernels.dyn_bottleneck_choice(integers(sizes), kind, 0, 0, current)
+        assert list(current) == list(found), "the current device"
+    # Few processors have more work each than small tiles are good for; many are kept busy by small ones only.
+    assert (tiles[3] > 32) == (device.processors < 500)
+    kernels.dyn_bottleneck_choice(integers([*sizes[:3], 1023, *sizes[4:]]), HALF, device.capability, 1, found)
+    assert found[0] == 1 and not found[1], "a channel count that fits no vectors"
+
+
 @pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
 @pytest.mark.parametrize("device", DEVICES, ids=lambda d: f"sm{d.capability}x{d.processors}")
 @QUICK

@@ -75,7 +75,7 @@ def nano(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Devic
     path = os.environ.get("PYTHONPATH")
     monkeypatch.setenv("PYTHONPATH", str(FAKES) + (f"{os.pathsep}{path}" if path else ""))
     # Here the copy is the graph itself: what the stand-in runs. The real one is tested with its own module.
-    monkeypatch.setattr(tensorrt_plan, "tensorrt_model", lambda model, _: model)
+    monkeypatch.setattr(tensorrt_plan, "tensorrt_model", lambda model, *_: model)
     probe = DeviceClient.probe
 
     def connect(version: str, **changes: Any) -> DeviceClient:
@@ -125,12 +125,20 @@ def test_the_engine_that_is_measured_is_the_one_that_is_described(
 ) -> None:
     log = tmp_path / "builder.jsonl"
     monkeypatch.setenv("FAKE_TENSORRT_LOG", str(log))
+    if version.startswith("11"):
+        monkeypatch.setenv("FAKE_TENSORRT_TYPE", "float16")  # The stand-in's graph has no types of its own.
     half = Bundle(nano_bundle.path, dataclasses.replace(nano_bundle.manifest, precision="fp16"))
     profile = measure(nano(version), half).profile
     plan = BuildPlan.from_json(profile.settings["build_plan"])
     described, _ = plan_build(half.load_model(), "fp16", version)
     names = tuple(name.split("~")[0] for name in plan.float_layers)
-    assert dataclasses.replace(plan, float_layers=names) == described.with_library(profile.native["sha256"])
+    nodes = tuple(dataclasses.replace(node, name=node.name.split("~")[0]) for node in plan.plugin_nodes)
+    unlabelled = dataclasses.replace(plan, float_layers=names, plugin_nodes=nodes)
+    assert unlabelled == described.with_library(profile.native["sha256"])
+    assert {name.split("~")[0]: fact["type"] for name, fact in profile.settings["plugin_layers"].items()} == {
+        node.name: "float16" for node in described.plugin_nodes
+    }
+    assert profile.settings["plugin_layers_note"] == ""
     static, dynamic, forced = map(json.loads, log.read_text().splitlines())
     for asked in (static, dynamic, forced):
         assert asked["workspace"] == 1024 << 20
@@ -141,6 +149,17 @@ def test_the_engine_that_is_measured_is_the_one_that_is_described(
         assert dynamic["flags"] == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]
         assert set(described.float_layers) == {"head/mean", "head/fc"}
     assert profile.settings["graph_note"] == "", "runs are launched as a CUDA graph"
+
+
+def test_an_engine_whose_plugins_run_in_float_is_refused(
+    nano: Callable[..., DeviceClient], nano_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_TENSORRT_TYPE", "float32")
+    half = Bundle(nano_bundle.path, dataclasses.replace(nano_bundle.manifest, precision="fp16"))
+    with pytest.raises(DeviceError, match=r"SpatialBottleneck\S* writes float32, and the plan says float16"):
+        measure(nano("8.2.1.8"), half)
+    engines = [path.parent.parent for path in (tmp_path / "agent" / "jobs").glob("*/out/engine")]
+    assert len(engines) == 1, "the static twin's, which has no plugins"
 
 
 def test_without_cuda_graphs_the_profile_says_so(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import os
 import pickle
 import sys
 import types
@@ -19,12 +20,14 @@ import numpy as np
 import onnx
 import pytest
 
+from dyndeploy.graphs.tensorrt import HALF_ONLY
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.runtimes import cuda, tensorrt_ahead, tensorrt_api, tensorrt_rtx
 from dyndeploy.runtimes.cuda import FoundGpu
 from dyndeploy.runtimes.native import NativeLibrary
 from dyndeploy.runtimes.tensorrt_layers import EngineLayers
 from dyndeploy.runtimes.tensorrt_plan import BuildPlan
+from tests.remote.fakes.inspection import inspection
 from tests.runtimes.tensorrt_reference import evaluate
 
 LIBRARY = "libdyndeploy_tensorrt.so"
@@ -310,6 +313,22 @@ def make_tensorrt(world: World) -> types.ModuleType:
         VERSION_MISMATCH = 1
         MALFORMED_ENGINE = 32
 
+    class LayerInformationFormat(enum.Enum):
+        ONELINE = 0
+        JSON = 1
+
+    class EngineInspector:
+        def __init__(self, model: onnx.ModelProto) -> None:
+            self._model = model
+
+        def get_engine_information(self, format: LayerInformationFormat) -> str:
+            assert format is LayerInformationFormat.JSON
+            if "inspector" in world.fails:
+                return ""
+            half = any(item.name == HALF_ONLY and item.i for node in self._model.graph.node for item in node.attribute)
+            kind = "float32" if "half plugins" in world.fails or not half else "float16"
+            return inspection(self._model, version[0], kind)
+
     class Engine:
         def __init__(self, model: onnx.ModelProto) -> None:
             self._model = model
@@ -328,6 +347,9 @@ def make_tensorrt(world: World) -> types.ModuleType:
 
             def create_runtime_config(self) -> RuntimeConfig:
                 return RuntimeConfig()
+
+        def create_engine_inspector(self) -> EngineInspector:
+            return EngineInspector(self._model)
 
         if version < (10,):
 
@@ -409,6 +431,7 @@ def make_tensorrt(world: World) -> types.ModuleType:
     if world.rtx:
         trt.IRuntimeConfig, trt.IRuntimeCache = RuntimeConfig, RuntimeCache  # type: ignore[attr-defined]
         trt.EngineInvalidityDiagnostics = Diagnostics  # type: ignore[attr-defined]
+    trt.EngineInspector, trt.LayerInformationFormat = EngineInspector, LayerInformationFormat  # type: ignore[attr-defined]
     trt.get_plugin_registry = lambda: registry  # type: ignore[attr-defined]
     trt.init_libnvinfer_plugins = lambda logger, namespace: True  # type: ignore[attr-defined]
     for name, dtype in (("float32", DataType.FLOAT), ("float16", DataType.HALF), ("int32", DataType.INT32)):
@@ -537,6 +560,8 @@ def install_fakes(
     def cdll(path: str, mode: int = 0) -> object:
         if path == "libcuda.so.1":
             raise OSError("no libcuda here")
+        if mode & os.RTLD_NOLOAD:
+            return object()
         return world.load("dlopen", path)
 
     monkeypatch.setattr(ctypes, "CDLL", cdll)

@@ -205,6 +205,29 @@ def test_every_stage_gets_an_engine(version: str, install: Install, tmp_path: Pa
             build_stage_engines(staged_bundle(tmp_path / "open"), gpu.info)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_plugins_in_another_precision_fail_the_build(version: str, install: Install, bundle: Bundle) -> None:
+    world = install(version)
+    world.fails = {"half plugins"}
+    message = r"not what its plan says: .*layer2\.0/SpatialChannelBottleneck reads 11 x float32, and the plan gives it"
+    with Gpu() as gpu:
+        with pytest.raises(DyndeployError, match=message):
+            build_engine(bundle, gpu.info, EngineSettings(precision="fp16"))
+        assert not list((bundle.path / ENGINES).glob("*.engine")), "an engine that is refused is not kept"
+        assert not build_engine(bundle, gpu.info, EngineSettings(precision="fp32")).metadata["layers_note"]
+
+
+def test_types_that_cannot_be_read_back_are_said(
+    install: Install, bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = install("8.2.1.8")
+    world.fails = {"inspector"}
+    with Gpu() as gpu, caplog.at_level(logging.WARNING):
+        metadata = build_engine(bundle, gpu.info).metadata
+    assert "types of the plugins were not read back: TensorRT's inspector says nothing" in metadata["layers_note"]
+    assert metadata["layers"] is None and metadata["plugin_layers"] == {} and metadata["layers_note"] in caplog.text
+
+
 def test_metadata_stand_beside_the_engine(install: Install, bundle: Bundle) -> None:
     install("8.2.1.8")
     with Gpu() as gpu:
@@ -214,7 +237,7 @@ def test_metadata_stand_beside_the_engine(install: Install, bundle: Bundle) -> N
     plan = built.plan.to_json()
     del plan["cuda_graph"]
     assert metadata["built_from"] | {"onnx_sha256": ""} == {
-        "schema": 2,
+        "schema": 3,
         "onnx_sha256": "",
         "plan": plan,
         "name": "Fake Nano",
@@ -224,6 +247,8 @@ def test_metadata_stand_beside_the_engine(install: Install, bundle: Bundle) -> N
         "inputs": {"input": [2, 3, 16, 16]},
     }
     assert "SpatialChannelBottleneck" in metadata["operators"]
+    assert {fact["type"] for fact in metadata["plugin_layers"].values()} == {"float32"} and not metadata["layers_note"]
+    assert [layer["name"] for layer in metadata["layers"] if layer["plugin"]] == list(metadata["plugin_layers"])
     built.path.write_bytes(b"another engine")
     with pytest.raises(BundleError, match="is not the engine"):
         load_metadata(built.path)

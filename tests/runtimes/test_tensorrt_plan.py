@@ -16,6 +16,7 @@ from dyndeploy.graphs.labels import LabelledGraph
 from dyndeploy.ops import OPERATORS
 from dyndeploy.remote import agent
 from dyndeploy.runtimes.tensorrt_api import TensorRT
+from dyndeploy.runtimes.tensorrt_inspector import plugin_facts
 from dyndeploy.runtimes.tensorrt_plan import BuildOptions, BuildPlan, plan_build
 from tests.bundles import MODES, tiny_models
 from tests.runtimes.fake_tensorrt import VERSIONS, Creator, World, install_fakes, numbers
@@ -130,20 +131,25 @@ def test_host_and_board_make_the_same_calls(
         return made, watched(made, monkeypatch)
 
     host, asked = world()
-    engine, timings = TensorRT.load().build(content, BuildPlan.from_json(spelled), b"earlier")
+    api = TensorRT.load()
+    engine, timings = api.build(content, BuildPlan.from_json(spelled), b"earlier")
+    layers, note = api.read_back(engine, BuildPlan.from_json(spelled))
 
     board, asked_there = world()
     job = agent.Job(str(tmp_path / "agent"), "0" * 32)
     (tmp_path / "agent" / "jobs" / ("0" * 32) / "out").mkdir(parents=True)
-    module = board_modules()["tensorrt_device"]
-    digest = hashlib.sha256(module).hexdigest()
-    job.store.put(digest, len(module), 0, module)
+    digests = {}
+    for name, module in board_modules().items():
+        digests[name] = hashlib.sha256(module).hexdigest()
+        job.store.put(digests[name], len(module), 0, module)
     (tmp_path / "model").write_bytes(content)
-    spec = {"plan": spelled, "plugins": None, "versions": {}, "modules": {"tensorrt_device": digest}}
+    spec = {"plan": spelled, "plugins": None, "versions": {}, "modules": digests}
     known = f"timing-{hashlib.sha256(b'{}').hexdigest()[:16]}.cache"
     (tmp_path / "agent" / known).write_bytes(b"earlier")
-    agent._build_tensorrt(job, spec, str(tmp_path / "model"))
+    said = agent._build_tensorrt(job, spec, str(tmp_path / "model"))
 
+    assert layers is not None and note == said["note"] == ""
+    assert said["plugins"] == plugin_facts(layers, spelled) and len(said["plugins"]) == len(plan.plugin_nodes) == 6
     assert asked_there == asked and len(asked) > 8
     assert board.builds == host.builds
     assert host.builds[0]["workspace"] == 77 << 20
@@ -164,3 +170,19 @@ def test_a_plan_for_another_tensorrt_is_not_carried_out(monkeypatch: pytest.Monk
         TensorRT.load().build(copy.SerializeToString(), plan)
     with pytest.raises(DyndeployError, match="cannot read the graph: In node"):
         TensorRT.load().build(copy.SerializeToString(), replace(plan, plugins=()))
+
+
+@pytest.mark.parametrize(("precision", "version"), [("fp32", "8.2.1"), ("fp16", "8.2.1"), ("fp16", "11.4.0")])
+def test_plans_know_what_their_plugins_are_given(precision: str, version: str) -> None:
+    plan, copy = plan_build(tiny_models("both")[0], precision, version)
+    assert BuildPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert [node.name for node in plan.plugin_nodes] == [node.name for node in copy.graph.node if node.domain]
+    for node in plan.plugin_nodes:
+        spec = OPERATORS[node.operator]
+        ports = spec.native_inputs("tensorrt")
+        assert [len(shape) for shape in node.shapes] == [len(port.shape) for port in ports]
+        assert len(node.attributes) == sum(attribute.length or 1 for attribute in spec.attributes)
+        reads = plan.plugin_types[node.operator]["reads"]
+        assert reads[0] == ("any" if spec.decides else "float16" if precision == "fp16" else "float32")
+    first = next(node for node in plan.plugin_nodes if node.operator == "SpatialChannelBottleneckProjection")
+    assert first.shapes[0] == (1, 16, 16, 8) and first.attributes == (2, 2, 1, 1, 1, 1, 1, 1, 1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dyndeploy.files import shipped_folder
-from dyndeploy.graphs.tensorrt import HALF_ONLY
+from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMING_RATES
 from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes.tensorrt_stand_ins import (
     FORMAT,
@@ -66,7 +66,7 @@ def test_a_wrong_number_of_inputs_is_told_as_the_library_tells_it() -> None:
 
 def test_attributes_are_those_of_the_operator() -> None:
     given = fields(**ATTRIBUTES, plugin_version=[49], plugin_namespace=[])
-    assert plugin_attributes(SPEC, given) == {**ATTRIBUTES, HALF_ONLY: [0]}
+    assert plugin_attributes(SPEC, given) == {**ATTRIBUTES, HALF_ONLY: [0], TIMING_RATES: [0, 0]}
     half = fields(**{HALF_ONLY: [1]})
     assert plugin_attributes(SPEC, [*half, *given])[HALF_ONLY] == [1]
     with pytest.raises(StandInError, match=r"attribute plugin_half_only is \[2\], expected 0 or 1"):

@@ -28,6 +28,11 @@
 #define INTERFACE_V3 0
 #endif
 
+extern "C" std::int32_t DyndeployKernels(const char* name, const std::int32_t* attributes,
+                                         std::int32_t attribute_count, const std::int64_t* shapes,
+                                         std::int32_t shape_count, std::int32_t half, std::int32_t capability,
+                                         std::int32_t processors, char* text, std::int32_t size);
+
 namespace {
 
 using dyndeploy::cuda::Type;
@@ -48,6 +53,9 @@ void check(bool passed, const std::string& what, int line) {
   std::printf("contract.cpp:%d: %s\n", line, what.c_str());
 }
 #define CHECK(CONDITION, WHAT) check((CONDITION), (WHAT), __LINE__)
+
+using DescribeKernels = decltype(&DyndeployKernels);
+DescribeKernels describe_kernels_of = nullptr;
 
 #ifndef FAKE_TENSORRT
 // TensorRT has a logger once a builder or a runtime exists, which takes a GPU; without, plugins write to
@@ -362,6 +370,17 @@ int enqueue(Plugin& plugin, const std::vector<PluginTensorDesc>& descs,
   CHECK((changed != 0) == (result != 0 && recording.error == 0), "onShapeChange and enqueue disagree");
   return result;
 }
+// As a builder does it that times, with no execution context.
+int enqueue_timed(Plugin& plugin, const std::vector<PluginTensorDesc>& descs,
+                  const std::vector<const void*>& inputs, void* output, void* workspace,
+                  Recording& recording) {
+  return runtime(plugin).enqueue(descs.data(), &descs[descs.size() - 1], inputs.data(), &output, workspace,
+                                 reinterpret_cast<cudaStream_t>(&recording));
+}
+Owned restored(Creator& creator, Plugin& plugin) {
+  return Owned(creator.createPlugin("node", runtime(plugin).getFieldsToSerialize(),
+                                    nvinfer1::TensorRTPhase::kRUNTIME));
+}
 std::string stored(Plugin& plugin) {
   const nvinfer1::PluginFieldCollection* fields = runtime(plugin).getFieldsToSerialize();
   std::string text;
@@ -462,10 +481,16 @@ bool configure(Plugin& plugin, const std::vector<PluginTensorDesc>& descs, std::
 #endif
   return after.empty();
 }
-int enqueue(Plugin& plugin, const std::vector<PluginTensorDesc>& descs,
-            const std::vector<const void*>& inputs, void* output, void* workspace, Recording& recording) {
+int enqueue_timed(Plugin& plugin, const std::vector<PluginTensorDesc>& descs,
+                  const std::vector<const void*>& inputs, void* output, void* workspace,
+                  Recording& recording) {
   return plugin.enqueue(descs.data(), &descs[descs.size() - 1], inputs.data(), &output, workspace,
                         reinterpret_cast<cudaStream_t>(&recording));
+}
+int enqueue(Plugin& plugin, const std::vector<PluginTensorDesc>& descs,
+            const std::vector<const void*>& inputs, void* output, void* workspace, Recording& recording) {
+  plugin.attachToContext(nullptr, nullptr, nullptr);
+  return enqueue_timed(plugin, descs, inputs, output, workspace, recording);
 }
 State stored(Plugin& plugin) {
   // A frame around the buffer shows writes beyond the announced size.
@@ -475,6 +500,11 @@ State stored(Plugin& plugin) {
     CHECK(bytes[i] == 0xa5 && bytes[bytes.size() - 1 - i] == 0xa5, "serialize() wrote beyond its size");
   }
   return State(bytes.begin() + 8, bytes.end() - 8);
+}
+
+Owned restored(Creator& creator, Plugin& plugin) {
+  const State bytes = stored(plugin);
+  return own(creator.deserializePlugin("node", bytes.data(), bytes.size()));
 }
 
 void check_state(Creator& creator, const Case& node, Plugin& plugin, const std::vector<Creator*>& others) {
@@ -554,9 +584,12 @@ void check_creator(Creator& creator, const Case& node) {
   CHECK(std::strcmp(creator.getPluginNamespace(), "") == 0, node.op + ": namespace");
   const nvinfer1::PluginFieldCollection* fields = creator.getFieldNames();
   const auto own = static_cast<int32_t>(node.attributes.size());
-  CHECK(fields->nbFields == own + 1, node.op + ": number of fields");
+  CHECK(fields->nbFields == own + 2, node.op + ": number of fields");
+  CHECK(std::strcmp(fields->fields[own + 1].name, "plugin_timing_rates") == 0 &&
+            fields->fields[own + 1].length == 2,
+        node.op + ": the last field is not that of the rates");
   CHECK(std::strcmp(fields->fields[own].name, "plugin_half_only") == 0 && fields->fields[own].length == 1,
-        node.op + ": the last field is not the precision");
+        node.op + ": the last field but one is not the precision");
   for (int i = 0; i < own; ++i) {
     const auto& expected = node.attributes[static_cast<std::size_t>(i)];
     CHECK(expected.first == fields->fields[i].name, node.op + ": field " + fields->fields[i].name);
@@ -884,6 +917,101 @@ void check_enqueue(Plugin& plugin, const Case& node) {
   take_log();
 }
 
+// While a builder times, masks hold nothing; in an execution context and in a stored engine they are read.
+void check_timing(Creator& creator, const Case& node) {
+  NodeFields wrong(node), one(node), fields(node), none(node);
+  wrong.add("plugin_timing_rates", {500, 1001});
+  check_refused(creator, wrong, "plugin_timing_rates holds 1001, expected 0 to 1000");
+  one.add("plugin_timing_rates", {500});
+  check_refused(creator, one, "plugin_timing_rates has 1 values, expected 2");
+  fields.add("plugin_timing_rates", {500, 250});
+  const Owned plugin = create(creator, fields), without = create(creator, none);
+  CHECK(plugin && without, node.op + ": " + take_log());
+  if (!plugin || !without) return;
+  CHECK(stored(*plugin) == stored(*without), node.op + ": the rates are stored");
+#if INTERFACE_V3
+  CHECK(std::strcmp(build(*plugin).getTimingCacheID(), build(*without).getTimingCacheID()) != 0,
+        node.op + ": times of other rates count as the same");
+#endif
+  const bool bottleneck = node.op.find("Bottleneck") != std::string::npos;
+  Memory memory;
+  std::vector<const void*> inputs;
+  for (std::size_t i = 0; i < node.inputs.size(); ++i) inputs.push_back(memory.input(i));
+  const std::vector<PluginTensorDesc> descs = describe(node, DataType::kHALF);
+  const auto rates = [&](Plugin& timed, bool attached) {
+    Recording seen;
+    const auto call = attached ? enqueue : enqueue_timed;
+    CHECK(call(timed, descs, inputs, memory.output(), memory.workspace(), seen) == 0 && seen.calls == 1,
+          node.op + ": timed: " + take_log());
+    return std::vector<std::int32_t>{seen.rates.spatial, seen.rates.channels};
+  };
+  const std::vector<std::int32_t> planned = {bottleneck ? 500 : 0, bottleneck ? 250 : 0}, real = {0, 0};
+  const Owned copy = clone(*plugin), again = restored(creator, *plugin);
+  CHECK(rates(*plugin, false) == planned && rates(*copy, false) == planned, node.op + ": timed on its masks");
+  CHECK(rates(*without, false) == real, node.op + ": timed without rates");
+  CHECK(again && rates(*again, false) == real, node.op + ": a plugin from an engine does not read its masks");
+  CHECK(rates(*copy, true) == real, node.op + ": a plugin in a context does not read its masks");
+}
+
+#ifdef FAKE_TENSORRT
+void check_misaligned(Creator& creator, const Case& node) {
+  NodeFields fields(node);
+  const Owned plugin = create(creator, fields);
+  if (!plugin) return;
+  Memory memory;
+  std::vector<const void*> inputs;
+  for (std::size_t i = 0; i < node.inputs.size(); ++i) inputs.push_back(memory.input(i));
+  take_log();
+  Recording seen;
+  const std::vector<PluginTensorDesc> descs = describe(node, DataType::kFLOAT);
+  enqueue(*plugin, descs, inputs, memory.output(), memory.workspace(), seen);
+  CHECK(take_log().empty(), node.op + ": something is said of aligned tensors");
+  inputs[0] = static_cast<const char*>(inputs[0]) + 4;
+  enqueue(*plugin, descs, inputs, memory.output(), memory.workspace(), seen);
+  const std::string told = take_log();
+  CHECK(told.find(node.op + ": x does not begin at a multiple of 16 bytes") != std::string::npos,
+        node.op + ": a misaligned x is not told: " + told);
+  enqueue(*plugin, descs, inputs, memory.output(), memory.workspace(), seen);
+  CHECK(take_log().empty(), node.op + ": a misaligned x is told twice");
+}
+
+#endif
+
+// What the exported function says of the kernels, over the recording ones.
+void check_described(const Case& node) {
+  std::vector<std::int32_t> attributes;
+  for (const auto& attribute : node.attributes) {
+    attributes.insert(attributes.end(), attribute.second.begin(), attribute.second.end());
+  }
+  std::vector<std::int64_t> shapes;
+  for (const Dims& dims : node.inputs) {
+    shapes.push_back(static_cast<std::int64_t>(dims.size()));
+    shapes.insert(shapes.end(), dims.begin(), dims.end());
+  }
+  const auto ask = [&](std::size_t shape_count, std::int32_t half) {
+    char text[200] = "nothing";
+    const std::int32_t length = describe_kernels_of(
+        node.op.c_str(), attributes.data(), static_cast<std::int32_t>(attributes.size()), shapes.data(),
+        static_cast<std::int32_t>(shape_count), half, 87, 16, text, static_cast<std::int32_t>(sizeof text));
+    CHECK(length < 0 || length == static_cast<std::int32_t>(std::strlen(text)), node.op + ": length");
+    return length < 0 ? std::string() : std::string(text);
+  };
+  const bool bottleneck = node.op.find("Bottleneck") != std::string::npos;
+  const std::string expected =
+      bottleneck ? "tensor cores, 8 elements an access, tiles 16x8 16x8 16x8" : "8 elements an access";
+  CHECK(ask(shapes.size(), 1) == expected, node.op + ": " + ask(shapes.size(), 1));
+  CHECK(ask(shapes.size(), 0).find("4 elements") != std::string::npos, node.op + ": in float");
+  CHECK(ask(shapes.size() - 1, 1).empty(), node.op + ": a size is missing");
+  char few[8];
+  const std::int32_t length = describe_kernels_of(
+      node.op.c_str(), attributes.data(), static_cast<std::int32_t>(attributes.size()), shapes.data(),
+      static_cast<std::int32_t>(shapes.size()), 1, 87, 16, few, static_cast<std::int32_t>(sizeof few));
+  CHECK(length == static_cast<std::int32_t>(expected.size()) && expected.substr(0, 7) == few,
+        node.op + ": a short buffer");
+  shapes[shapes.size() - 1] += 1;
+  CHECK(ask(shapes.size(), 1).empty(), node.op + ": a shape that does not fit is described");
+}
+
 void check_kernels_refusal(Creator& creator, const Case& node) {
   Case wide = node;
   wide.attributes[1].second = {1001, 1001};
@@ -917,6 +1045,11 @@ void run(const std::vector<Creator*>& listed) {
     check_creator(*creator, node);
     check_fields(*creator, node);
     check_half_only(*creator, node);
+    check_timing(*creator, node);
+#ifdef FAKE_TENSORRT
+    check_misaligned(*creator, node);
+#endif
+    check_described(node);
 #if NV_TENSORRT_MAJOR >= 10
     check_wide_integers(*creator, node);
 #endif
@@ -980,6 +1113,7 @@ int main(int argc, char** argv) {
   (void)argc;
   (void)argv;
   Listed* const* listed = getCreators(count);
+  describe_kernels_of = DyndeployKernels;
 #else
   if (argc != 2) return 2;
   // TensorRT's own logger is set by the first runtime or builder; without a GPU the runtime is what can be
@@ -1001,7 +1135,9 @@ int main(int argc, char** argv) {
                "_ZN9dyndeploy4cuda14run_bottleneckERKNS0_15BottleneckShapeENS0_4TypeERKNS0_"
                "17BottleneckTensorsEPvS8_"),
         "the kernels are exported");
-  if (!get_creators) return 1;
+  describe_kernels_of = reinterpret_cast<DescribeKernels>(dlsym(library, "DyndeployKernels"));
+  CHECK(describe_kernels_of, "the function that describes kernels");
+  if (!get_creators || !describe_kernels_of) return 1;
   Listed* const* listed = get_creators(count);
 #endif
   std::vector<Creator*> creators;

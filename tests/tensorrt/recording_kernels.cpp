@@ -26,6 +26,29 @@ int run_bottleneck(const BottleneckShape& shape, Type type, const BottleneckTens
   return recording.error;
 }
 
+int stand_in_masks(const BottleneckShape&, Type, const TimingRates& rates, BottleneckTensors* tensors,
+                   void* workspace, void* stream) {
+  static_cast<Recording*>(stream)->rates = rates;
+  if (rates.spatial) tensors->spatial_mask = static_cast<const float*>(workspace);
+  if (rates.channels) tensors->channel_mask = static_cast<const float*>(workspace);
+  return 0;
+}
+
+BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int capability, int processors) {
+  BottleneckChoice choice = {type == Type::kHalf ? 8 : 4, capability >= 70, {}, {}};
+  for (int i = 0; i < 3; ++i) {
+    choice.rows[i] = processors;
+    choice.columns[i] = shape.middle;
+  }
+  return choice;
+}
+
+const char* misaligned_tensor(const BottleneckShape&, Type, const BottleneckTensors& tensors, const void*) {
+  return reinterpret_cast<std::uintptr_t>(tensors.x) % 16 == 0 ? nullptr : "x";
+}
+
+int masker_vector(int channels, Type type) { return channels % 8 == 0 ? type == Type::kHalf ? 8 : 4 : 1; }
+
 int run_spatial_masker(const SpatialMaskerShape& shape, Type type, const void* x, const float* weight,
                        const float* bias, float* mask, void* stream) {
   Recording& recording = *static_cast<Recording*>(stream);

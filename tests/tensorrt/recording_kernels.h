@@ -12,6 +12,7 @@ struct Recording {
   dyndeploy::cuda::BottleneckTensors tensors = {};
   dyndeploy::cuda::SpatialMaskerShape spatial_masker = {};
   dyndeploy::cuda::ChannelMaskerShape channel_masker = {};
+  dyndeploy::cuda::TimingRates rates = {};  // of the last call with rates; 0: masks were read
   const void* x = nullptr;
   const float *hidden_weight = nullptr, *hidden_bias = nullptr, *weight = nullptr, *bias = nullptr;
   float* mask = nullptr;

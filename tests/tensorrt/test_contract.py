@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 
-from dyndeploy.graphs.tensorrt import HALF_ONLY
+from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMING_RATES
 from dyndeploy.ops import OPERATORS
 from tests.tensorrt import setup_tensorrt
 
 HERE = Path(__file__).parent
 TOOLS = all(map(shutil.which, ("cmake", "c++")))
-ENTRY_POINTS = {"getCreators", "getPluginCreators", "setLoggerFinder"}
+ENTRY_POINTS = {"getCreators", "getPluginCreators", "setLoggerFinder", "DyndeployKernels"}
 
 
 def header_roots() -> dict[str, Path]:
@@ -135,7 +135,11 @@ def test_contract_with_the_real_library(tmp_path: Path) -> None:
     said = json.loads(answer.stdout)
     assert sorted(said["added"]) == sorted(OPERATORS)
     for name, spec in OPERATORS.items():
-        assert said["fields"][name] == {**{a.name: a.length or 1 for a in spec.attributes}, HALF_ONLY: 1}
+        assert said["fields"][name] == {
+            **{a.name: a.length or 1 for a in spec.attributes},
+            HALF_ONLY: 1,
+            TIMING_RATES: 2,
+        }
 
 
 @pytest.mark.skipif(not TOOLS, reason="no cmake or no C++ compiler")

@@ -159,6 +159,8 @@ def profile_engine(
             **schedule.settings(rounds, len(batches), source),
             "build_plan": plan.to_json(),
             "graph_note": note,
+            "plugin_layers": built[DYNAMIC].metadata["plugin_layers"],
+            "plugin_layers_note": built[DYNAMIC].metadata["layers_note"],
         },
     )
 

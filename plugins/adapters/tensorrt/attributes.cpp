@@ -63,6 +63,16 @@ std::string check_half(const Attributes& attributes) {
          ", expected 0 or 1";
 }
 
+std::string check_timing(const Attributes& attributes) {
+  for (const std::int32_t rate : attributes.timing_rates) {
+    if (rate < 0 || rate > 1000) {
+      return std::string("attribute ") + kTimingField + " holds " + std::to_string(rate) +
+             ", expected 0 to 1000";
+    }
+  }
+  return std::string();
+}
+
 }  // namespace
 
 std::size_t serialized_size(const Operator& op) {
@@ -138,6 +148,12 @@ std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollectio
       stated = true;
       continue;
     }
+    if (!stored && std::strcmp(field.name, kTimingField) == 0) {
+      std::string problem = read_integers(field, 2, attributes->timing_rates);
+      if (problem.empty()) problem = check_timing(*attributes);
+      if (!problem.empty()) return problem;
+      continue;
+    }
     int offset = 0, index = 0;
     while (index < op.attribute_count && std::strcmp(op.attributes[index].name, field.name) != 0) {
       offset += op.attributes[index++].length;
@@ -166,7 +182,9 @@ Fields::Fields(const Operator& op) {
   }
   fields_[op.attribute_count] =
       nvinfer1::PluginField(kHalfField, nullptr, nvinfer1::PluginFieldType::kINT32, 1);
-  collection_.nbFields = op.attribute_count + 1;
+  fields_[op.attribute_count + 1] =
+      nvinfer1::PluginField(kTimingField, nullptr, nvinfer1::PluginFieldType::kINT32, 2);
+  collection_.nbFields = op.attribute_count + 2;
   collection_.fields = fields_;
 }
 
@@ -177,7 +195,8 @@ Fields::Fields(const Operator& op, const Attributes& attributes) : Fields(op) {
     values += op.attributes[i].length;
   }
   fields_[op.attribute_count].data = &attributes.half_only;
-  fields_[collection_.nbFields++] =
+  // In the place of the rates: what is stored runs on real masks.
+  fields_[op.attribute_count + 1] =
       nvinfer1::PluginField(kVersionField, &kVersion, nvinfer1::PluginFieldType::kINT32, 1);
 }
 

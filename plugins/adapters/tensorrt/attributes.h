@@ -23,7 +23,8 @@ std::string deserialize(const Operator& op, const void* data, std::size_t size, 
 // What plugin_version and plugin_namespace say is the business of TensorRT's parser, the fields may hold
 // them. With `stored` the fields come from an engine and must name the version of the format.
 constexpr const char* kVersionField = "dyndeploy_format";
-constexpr const char* kHalfField = "plugin_half_only";  // 0 where a node does not have it
+constexpr const char* kHalfField = "plugin_half_only";       // 0 where a node does not have it
+constexpr const char* kTimingField = "plugin_timing_rates";  // likewise; never stored
 std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollection* fields, bool stored,
                         Attributes* attributes);
 
@@ -38,7 +39,7 @@ class Fields {
   const nvinfer1::PluginFieldCollection* get() const { return &collection_; }
 
  private:
-  static constexpr int kMaxFields = tables::kMaxAttributes + 2;
+  static constexpr int kMaxFields = tables::kMaxAttributes + 3;
   nvinfer1::PluginField fields_[kMaxFields];
   nvinfer1::PluginFieldCollection collection_;
 };

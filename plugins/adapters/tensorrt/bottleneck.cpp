@@ -115,7 +115,7 @@ std::size_t workspace(const Operator& op, const Attributes& attributes, const Si
 }
 
 int run(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type type,
-        const Buffers& buffers) {
+        const Buffers& buffers, const char** misaligned) {
   const auto data = [&](const char* port) -> const void* {
     const int index = op.find_input(port);
     return index < 0 ? nullptr : buffers.inputs[index];
@@ -141,13 +141,32 @@ int run(const Operator& op, const Attributes& attributes, const Sizes& sizes, cu
   tensors.border_bias = floats("border_bias");
   tensors.skipped_output = floats("skipped_output");
   tensors.y = buffers.output;
-  return cuda::run_bottleneck(shape_of(op, attributes, sizes), type, tensors, buffers.workspace,
-                              buffers.stream);
+  const cuda::BottleneckShape shape = shape_of(op, attributes, sizes);
+  *misaligned = cuda::misaligned_tensor(shape, type, tensors, buffers.workspace);
+  const cuda::TimingRates rates = {attributes.timing_rates[0], attributes.timing_rates[1]};
+  if (rates.spatial > 0 || rates.channels > 0) {
+    const int error = cuda::stand_in_masks(shape, type, rates, &tensors, buffers.workspace, buffers.stream);
+    if (error) return error;
+  }
+  return cuda::run_bottleneck(shape, type, tensors, buffers.workspace, buffers.stream);
+}
+
+std::string describe(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type type,
+                     int capability, int processors) {
+  const cuda::BottleneckChoice choice =
+      cuda::bottleneck_choice(shape_of(op, attributes, sizes), type, capability, processors);
+  if (choice.vector == 0) return std::string();
+  std::string text = choice.tensor_cores ? "tensor cores" : "lanes";
+  text += ", " + std::to_string(choice.vector) + " elements an access, tiles";
+  for (int i = 0; i < 3; ++i) {
+    text += " " + std::to_string(choice.rows[i]) + "x" + std::to_string(choice.columns[i]);
+  }
+  return text;
 }
 
 }  // namespace
 
-const Rules kBottleneckRules = {check_attributes, derive, check_sizes, workspace, run};
+const Rules kBottleneckRules = {check_attributes, derive, check_sizes, workspace, describe, run};
 
 bool all_known(const Operator& op, const Sizes& sizes) {
   for (int i = 0; i < op.input_count; ++i) {

@@ -18,17 +18,25 @@ nvinfer1::ILogger* find_logger() {
   return ::getLogger();
 }
 
+void write(nvinfer1::ILogger::Severity severity, const char* operator_name, const std::string& message) {
+  const std::string text = std::string("dyndeploy: ") + operator_name + ": " + message;
+  if (nvinfer1::ILogger* logger = find_logger()) {
+    logger->log(severity, text.c_str());
+  } else {
+    std::fprintf(stderr, "%s\n", text.c_str());
+  }
+}
+
 }  // namespace
 
 void set_logger_finder(nvinfer1::ILoggerFinder* finder) { logger_finder.store(finder); }
 
 void log_error(const char* operator_name, const std::string& message) {
-  const std::string text = std::string("dyndeploy: ") + operator_name + ": " + message;
-  if (nvinfer1::ILogger* logger = find_logger()) {
-    logger->log(nvinfer1::ILogger::Severity::kERROR, text.c_str());
-  } else {
-    std::fprintf(stderr, "%s\n", text.c_str());
-  }
+  write(nvinfer1::ILogger::Severity::kERROR, operator_name, message);
+}
+
+void log_warning(const char* operator_name, const std::string& message) {
+  write(nvinfer1::ILogger::Severity::kWARNING, operator_name, message);
 }
 
 }  // namespace tensorrt

@@ -11,6 +11,7 @@ void set_logger_finder(nvinfer1::ILoggerFinder* finder);
 
 // "dyndeploy: <operator>: <message>" as an error: to the logger of the engine that calls, else to that of
 // TensorRT, else to stderr.
+void log_warning(const char* operator_name, const std::string& message);
 void log_error(const char* operator_name, const std::string& message);
 
 }  // namespace tensorrt

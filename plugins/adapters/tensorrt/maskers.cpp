@@ -53,8 +53,14 @@ std::size_t channel_workspace(const Operator& op, const Attributes&, const Sizes
   return cuda::channel_masker_workspace(channel_shape(sizes, op.find_input("hidden_weight") >= 0));
 }
 
+const char* misaligned_x(const Sizes& sizes, cuda::Type type, const Buffers& buffers) {
+  const bool vectors = cuda::masker_vector(static_cast<int>(sizes['C']), type) > 1;
+  return vectors && reinterpret_cast<std::uintptr_t>(buffers.inputs[0]) % 16 != 0 ? "x" : nullptr;
+}
+
 int run_channel(const Operator& op, const Attributes&, const Sizes& sizes, cuda::Type type,
-                const Buffers& buffers) {
+                const Buffers& buffers, const char** misaligned) {
+  *misaligned = misaligned_x(sizes, type, buffers);
   const auto floats = [&](const char* port) -> const float* {
     const int index = op.find_input(port);
     return index < 0 ? nullptr : static_cast<const float*>(buffers.inputs[index]);
@@ -69,7 +75,8 @@ int run_channel(const Operator& op, const Attributes&, const Sizes& sizes, cuda:
 std::size_t spatial_workspace(const Operator&, const Attributes&, const Sizes&, cuda::Type) { return 0; }
 
 int run_spatial(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type type,
-                const Buffers& buffers) {
+                const Buffers& buffers, const char** misaligned) {
+  *misaligned = misaligned_x(sizes, type, buffers);
   const auto size = [&](char letter) { return static_cast<int>(sizes[letter]); };
   const cuda::SpatialMaskerShape shape = {size('N'),
                                           size('H'),
@@ -84,11 +91,17 @@ int run_spatial(const Operator& op, const Attributes& attributes, const Sizes& s
                                   static_cast<float*>(buffers.output), buffers.stream);
 }
 
+std::string describe(const Operator&, const Attributes&, const Sizes& sizes, cuda::Type type, int, int) {
+  const int vector = cuda::masker_vector(static_cast<int>(sizes['C']), type);
+  return std::to_string(vector) + (vector == 1 ? " element an access" : " elements an access");
+}
+
 }  // namespace
 
-const Rules kSpatialMaskerRules = {check_mask_size, derive_mask, check_spatial, spatial_workspace,
-                                   run_spatial};
-const Rules kChannelMaskerRules = {no_attributes, same_size, check_channel, channel_workspace, run_channel};
+const Rules kSpatialMaskerRules = {check_mask_size,   derive_mask, check_spatial,
+                                   spatial_workspace, describe,    run_spatial};
+const Rules kChannelMaskerRules = {no_attributes,     same_size, check_channel,
+                                   channel_workspace, describe,  run_channel};
 
 }  // namespace tensorrt
 }  // namespace dyndeploy

@@ -19,11 +19,14 @@ using tables::kMaxRank;
 using tables::kMaxValues;
 using tables::Port;
 
-// The values of all attributes of an operator, one after the other, and whether data may be half only: else
-// the builder may choose float by timing where the plan says half.
+// The values of all attributes of an operator, one after the other, and what the build plan adds: whether
+// data may be half only (else the builder may choose float by timing), and at which rates kernels are timed.
 struct Attributes {
   std::int32_t values[kMaxValues];
   std::int32_t half_only;
+  // Of a thousand, while a builder times: active patches or samples, and active channel groups; 0 reads the
+  // masks. Not kept in engines.
+  std::int32_t timing_rates[2];
 };
 
 struct Shape {
@@ -67,8 +70,12 @@ struct Rules {
   // `sizes` may hold unknown ones.
   std::string (*check_sizes)(const Operator&, const Attributes&, const Sizes& sizes, cuda::Type type);
   std::size_t (*workspace)(const Operator&, const Attributes&, const Sizes& sizes, cuda::Type type);
-  // 0 or a cudaError_t.
-  int (*run)(const Operator&, const Attributes&, const Sizes& sizes, cuda::Type type, const Buffers& buffers);
+  // Which kernels would run, in words; capability 0: on the current device. All sizes are known.
+  std::string (*describe)(const Operator&, const Attributes&, const Sizes& sizes, cuda::Type type,
+                          int capability, int processors);
+  // 0 or a cudaError_t. `misaligned`: the tensor whose address keeps fast kernels from running, or null.
+  int (*run)(const Operator&, const Attributes&, const Sizes& sizes, cuda::Type type, const Buffers& buffers,
+             const char** misaligned);
 };
 
 struct Operator {
@@ -99,6 +106,12 @@ Shape output_shape(const Operator& op, const Attributes& attributes, const Sizes
 // bind_sizes(), the rules' own checks, and the shape of the output where it is known.
 std::string check_shapes(const Operator& op, const Attributes& attributes, const Shape* inputs,
                          const Shape& output, cuda::Type type, Sizes* sizes);
+
+// Which kernels the operator of that name would run (Rules::describe), empty where attributes or shapes do
+// not fit it. `shapes` holds the rank and the sizes of every input.
+std::string describe_kernels(const std::string& name, const std::int32_t* attributes, int attribute_count,
+                             const std::int64_t* shapes, int shape_count, bool half, int capability,
+                             int processors);
 
 std::string to_text(const Shape& shape);
 

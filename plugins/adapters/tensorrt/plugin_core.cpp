@@ -1,6 +1,9 @@
 #include "plugin_core.h"
 
 #include <cstring>
+#include <mutex>
+#include <set>
+#include <string>
 
 #include "log.h"
 
@@ -26,6 +29,17 @@ const nvinfer1::IDimensionExpr* find_axis(const Operator& op, const nvinfer1::Di
     if (axis) return inputs[i].d[axis - op.inputs[i].axes];
   }
   return nullptr;
+}
+
+// Once in a process for each operator: it would be said with every run.
+void tell_misaligned(const Operator& op, const char* tensor) {
+  static std::mutex mutex;
+  static std::set<std::string> told;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (!told.insert(op.name).second) return;
+  log_warning(op.name, std::string(tensor) +
+                           " does not begin at a multiple of 16 bytes: slower kernels run, which move single "
+                           "elements (said once)");
 }
 
 }  // namespace
@@ -117,7 +131,9 @@ int PluginCore::enqueue(const PluginTensorDesc* inputs, const PluginTensorDesc* 
   const auto output = [&](int i) -> const PluginTensorDesc& { return outputs[i]; };
   if (!check(op_.input_count, 1, input, output, &sizes, &type)) return 1;
   if (sizes['N'] == 0) return 0;
-  const int error = op_.rules->run(op_, attributes_, sizes, type, buffers);
+  const char* misaligned = nullptr;
+  const int error = op_.rules->run(op_, attributes_, sizes, type, buffers, &misaligned);
+  if (misaligned) tell_misaligned(op_, misaligned);
   if (error) log_error(op_.name, "the kernels failed with CUDA error " + std::to_string(error));
   return error;
 }

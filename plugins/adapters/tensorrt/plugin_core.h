@@ -17,6 +17,9 @@ class PluginCore {
   const Operator& op() const { return op_; }
   const Attributes& attributes() const { return attributes_; }
 
+  // From now on the masks are read: the plugin belongs to an execution context, or comes from an engine.
+  void stop_timing() { attributes_.timing_rates[0] = attributes_.timing_rates[1] = 0; }
+
   // Sizes and types of the output; problems are logged.
   bool infer_shape(const nvinfer1::DimsExprs* inputs, int count, nvinfer1::IExprBuilder& builder,
                    nvinfer1::DimsExprs* output) const;

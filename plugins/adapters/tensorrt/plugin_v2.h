@@ -31,6 +31,9 @@ class PluginV2 final : public nvinfer1::IPluginV2DynamicExt {
     tensorrt::serialize(core_.op(), core_.attributes(), buffer);
   }
   PluginV2* clone() const noexcept override;
+  void attachToContext(cudnnContext*, cublasContext*, nvinfer1::IGpuAllocator*) noexcept override {
+    core_.stop_timing();
+  }
   nvinfer1::DataType getOutputDataType(int32_t index, const nvinfer1::DataType* inputs,
                                        int32_t input_count) const noexcept override;
   nvinfer1::DimsExprs getOutputDimensions(int32_t index, const nvinfer1::DimsExprs* inputs,

@@ -21,6 +21,7 @@ PluginV3::PluginV3(const PluginCore& core, const std::string& plugin_namespace)
     timing_id_ += " " + std::to_string(core_.attributes().values[i]);
   }
   timing_id_ += " " + std::to_string(core_.attributes().half_only);
+  for (const std::int32_t rate : core_.attributes().timing_rates) timing_id_ += " " + std::to_string(rate);
 }
 
 nvinfer1::IPluginCapability* PluginV3::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept {
@@ -37,7 +38,11 @@ nvinfer1::IPluginCapability* PluginV3::getCapabilityInterface(nvinfer1::PluginCa
 
 nvinfer1::IPluginV3* PluginV3::clone() noexcept { return new (std::nothrow) PluginV3(core_, namespace_); }
 
-nvinfer1::IPluginV3* PluginV3::attachToContext(nvinfer1::IPluginResourceContext*) noexcept { return clone(); }
+nvinfer1::IPluginV3* PluginV3::attachToContext(nvinfer1::IPluginResourceContext*) noexcept {
+  PluginCore attached = core_;
+  attached.stop_timing();
+  return new (std::nothrow) PluginV3(attached, namespace_);
+}
 
 int32_t PluginV3::getOutputDataTypes(nvinfer1::DataType* outputs, int32_t output_count,
                                      const nvinfer1::DataType* inputs, int32_t input_count) const noexcept {

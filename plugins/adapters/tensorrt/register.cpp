@@ -8,6 +8,8 @@
 // for users of the registry that look for the old creators only (ONNX Runtime's TensorRT provider did, up
 // to 1.21).
 
+#include <cstring>
+
 #include "log.h"
 #include "plugin_v2.h"
 #include "plugin_v3.h"
@@ -66,6 +68,27 @@ DYNDEPLOY_EXPORT nvinfer1::IPluginCreator* const* getPluginCreators(int32_t& cou
   return dyndeploy::tensorrt::all_creators<nvinfer1::IPluginCreator>(count);
 }
 #endif
+
+// Which kernels an operator would run, in words. `attributes` are the values of all its attributes, `shapes`
+// the rank and the sizes of every input, x first; capability 0 asks the current device. Returns the length of
+// the words, of which as many are written as fit, or -1 where there is no such operator or node.
+DYNDEPLOY_EXPORT int32_t DyndeployKernels(const char* name, const int32_t* attributes,
+                                          int32_t attribute_count, const int64_t* shapes, int32_t shape_count,
+                                          int32_t half, int32_t capability, int32_t processors, char* text,
+                                          int32_t size) {
+  using namespace dyndeploy::tensorrt;
+  const std::string words = name ? describe_kernels(name, attributes, attribute_count, shapes, shape_count,
+                                                    half != 0, capability, processors)
+                                 : std::string();
+  if (words.empty()) return -1;
+  const int32_t length = static_cast<int32_t>(words.size());
+  if (text && size > 0) {
+    const int32_t written = length < size ? length : size - 1;
+    std::memcpy(text, words.data(), static_cast<std::size_t>(written));
+    text[written] = 0;
+  }
+  return length;
+}
 
 DYNDEPLOY_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
   dyndeploy::tensorrt::set_logger_finder(finder);

@@ -57,16 +57,94 @@ BottleneckArguments plan(const BottleneckShape& shape, Type type, const Bottlene
 
 bool aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }
 
-bool fits_vectors(const BottleneckShape& s, Type type, const BottleneckTensors& t, const void* workspace) {
+bool shape_fits_vectors(const BottleneckShape& s, Type type) {
   const int vector = 16 / static_cast<int>(element_size(type));
   if (s.inputs % vector != 0 || s.middle / s.groups % vector != 0 || s.outputs % vector != 0) return false;
   // The channels of a later group begin wherever those of the groups before it end.
-  if (s.channel_groups > 0 && s.groups > 1) return false;
-  return aligned(t.x) && aligned(t.y) && aligned(t.w1) && aligned(t.w2) && aligned(t.w3) && aligned(t.wd) &&
-         aligned(workspace);
+  return s.channel_groups == 0 || s.groups == 1;
+}
+
+// Fills a mask: (position * step) % bits < active, which for a step that has no factor in common with `bits`
+// is true of exactly `active` positions.
+struct FillArguments {
+  float* mask;
+  int bits, step, active;
+};
+struct FillKernel {
+  using Arguments = FillArguments;
+  static constexpr int kThreads = 256;
+  static constexpr int kBlocks = 1;
+  static DYN_DEVICE void run(const Arguments& a, Index block) {
+    for_threads<kThreads>([&](int t) {
+      const long long at = static_cast<long long>(block.x) * kThreads + t;
+      if (at < a.bits) a.mask[at] = at * a.step % a.bits < a.active ? 1.0f : 0.0f;
+    });
+  }
+};
+
+int common_factor(int a, int b) { return b == 0 ? a : common_factor(b, a % b); }
+
+int fill_mask(float* mask, int bits, int rate, void* stream) {
+  FillArguments a = {mask, bits, 1, 1};
+  const long long active = (static_cast<long long>(bits) * rate + 500) / 1000;
+  if (active > 1) a.active = static_cast<int>(active);
+  // Steps of the golden ratio leave no two neighbours that are alike for long.
+  const int golden = static_cast<int>(0.6180339887 * bits);
+  if (golden > 1) a.step = golden;
+  while (common_factor(bits, a.step) != 1) ++a.step;
+  return launch<FillKernel>(divide_up(bits, FillKernel::kThreads), 1, a, stream);
 }
 
 }  // namespace
+
+const char* misaligned_tensor(const BottleneckShape& shape, Type type, const BottleneckTensors& t,
+                              const void* workspace) {
+  if (!shape_fits_vectors(shape, type)) return nullptr;
+  return !aligned(t.x)         ? "x"
+         : !aligned(t.y)       ? "y"
+         : !aligned(t.w1)      ? "w1"
+         : !aligned(t.w2)      ? "w2"
+         : !aligned(t.w3)      ? "w3"
+         : !aligned(t.wd)      ? "wd"
+         : !aligned(workspace) ? "the workspace"
+                               : nullptr;
+}
+
+int stand_in_masks(const BottleneckShape& shape, Type type, const TimingRates& rates,
+                   BottleneckTensors* tensors, void* workspace, void* stream) {
+  const std::size_t batch = static_cast<std::size_t>(shape.batch);
+  const std::size_t positions = rates.spatial > 0 ? batch * static_cast<std::size_t>(shape.mask_height) *
+                                                        static_cast<std::size_t>(shape.mask_width)
+                                                  : 0;
+  const std::size_t groups = rates.channels > 0 ? batch * static_cast<std::size_t>(shape.channel_groups) : 0;
+  // In place of the hidden maps, which are written when the masks have been read.
+  std::size_t bytes = 0;
+  const BottleneckArguments a = plan(shape, type, *tensors, workspace, bytes);
+  const std::size_t room = batch * static_cast<std::size_t>(a.in_pixels) *
+                           static_cast<std::size_t>(shape.middle) * element_size(type);
+  if ((positions + groups) * sizeof(float) > room) return 0;
+  float* memory = static_cast<float*>(a.h1);
+  int error = 0;
+  if (positions > 0) {
+    error = fill_mask(memory, static_cast<int>(positions), rates.spatial, stream);
+    tensors->spatial_mask = memory;
+  }
+  if (error == 0 && groups > 0) {
+    error = fill_mask(memory + positions, static_cast<int>(groups), rates.channels, stream);
+    tensors->channel_mask = memory + positions;
+  }
+  return error;
+}
+
+BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int capability, int processors) {
+  std::size_t bytes = 0;
+  const BottleneckArguments a = plan(shape, type, BottleneckTensors(), nullptr, bytes);
+  const bool vectors = shape_fits_vectors(shape, type);
+  const DeviceTraits device = capability > 0 ? DeviceTraits{capability, processors} : device_traits();
+  if (device.capability <= 0) return BottleneckChoice();
+  return type == Type::kHalf ? describe_all<Half>(a, vectors, device)
+                             : describe_all<float>(a, vectors, device);
+}
 
 const char* check_bottleneck(const BottleneckShape& s, Type type) {
   if (type != Type::kFloat && type != Type::kHalf) return "the type must be float or half";
@@ -114,7 +192,7 @@ int run_bottleneck(const BottleneckShape& shape, Type type, const BottleneckTens
                    void* stream) {
   std::size_t bytes = 0;
   BottleneckArguments a = plan(shape, type, tensors, workspace, bytes);
-  const bool vectors = fits_vectors(shape, type, tensors, workspace);
+  const bool vectors = shape_fits_vectors(shape, type) && !misaligned_tensor(shape, type, tensors, workspace);
   const int vector = 16 / static_cast<int>(element_size(type));
   a.aligned_groups = vectors && shape.channel_groups > 0 && shape.middle / shape.channel_groups % vector == 0;
   return type == Type::kHalf ? run_half(a, vectors, stream) : run_float(a, vectors, stream);

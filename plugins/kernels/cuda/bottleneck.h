@@ -28,11 +28,17 @@ int launch_convolution(BottleneckArguments arguments, int rows, int columns, int
   return launch<Kernel>(arguments.row_tiles * arguments.column_tiles, layers, arguments, stream);
 }
 
+// A tile and the width of its accesses, as a value that a function can be given.
+template <class T, int kWidth>
+struct Chosen {
+  using Tile = T;
+  static constexpr int kVector = kWidth;
+};
+
 // The one place where an architecture decides: kinds of tiles by type and capability, sizes by the work there
-// is.
-template <int kLayer, bool kChannels, class Tiles, int kVector>
-int launch_best(const BottleneckArguments& a, int rows, int columns, int layers, const DeviceTraits& device,
-                void* stream) {
+// is. Calls `use` with what it has Chosen.
+template <int kLayer, bool kChannels, class Tiles, int kVector, class Use>
+int best_tile(int rows, int columns, int layers, const DeviceTraits& device, const Use& use) {
   const int processors = device.processors;
   const double small = tile_cost<typename Tiles::Small>(rows, columns, layers, processors, 0.5);
   const double medium = tile_cost<typename Tiles::Medium>(rows, columns, layers, processors, 0.8);
@@ -44,35 +50,27 @@ int launch_best(const BottleneckArguments& a, int rows, int columns, int layers,
                     : large <= medium && large <= small ? Size::kLarge
                     : medium <= small                   ? Size::kMedium
                                                         : Size::kSmall;
-  if (size == Size::kLarge) {
-    return launch_convolution<kLayer, kChannels, Largest, kVector>(a, rows, columns, layers, stream);
-  }
-  if (size == Size::kMedium) {
-    return launch_convolution<kLayer, kChannels, typename Tiles::Medium, kVector>(a, rows, columns, layers,
-                                                                                  stream);
-  }
-  return launch_convolution<kLayer, kChannels, typename Tiles::Small, kVector>(a, rows, columns, layers,
-                                                                               stream);
+  if (size == Size::kLarge) return use(Chosen<Largest, kVector>());
+  if (size == Size::kMedium) return use(Chosen<typename Tiles::Medium, kVector>());
+  return use(Chosen<typename Tiles::Small, kVector>());
 }
 
 template <int kLayer, bool kChannels>
-struct LaunchLayer {
-  static int run(const BottleneckArguments& a, bool vectors, int rows, int columns, int layers,
-                 const DeviceTraits& device, float, void* stream) {
-    if (!vectors) {
-      return launch_convolution<kLayer, kChannels, Lanes<float>::Medium, 1>(a, rows, columns, layers, stream);
-    }
-    return launch_best<kLayer, kChannels, Lanes<float>, 4>(a, rows, columns, layers, device, stream);
+struct ChooseTile {
+  template <class Use>
+  static int run(bool vectors, int rows, int columns, int layers, const DeviceTraits& device, float,
+                 const Use& use) {
+    if (!vectors) return use(Chosen<Lanes<float>::Medium, 1>());
+    return best_tile<kLayer, kChannels, Lanes<float>, 4>(rows, columns, layers, device, use);
   }
-  static int run(const BottleneckArguments& a, bool vectors, int rows, int columns, int layers,
-                 const DeviceTraits& device, Half, void* stream) {
-    if (!vectors) {
-      return launch_convolution<kLayer, kChannels, Lanes<Half>::Medium, 1>(a, rows, columns, layers, stream);
-    }
+  template <class Use>
+  static int run(bool vectors, int rows, int columns, int layers, const DeviceTraits& device, Half,
+                 const Use& use) {
+    if (!vectors) return use(Chosen<Lanes<Half>::Medium, 1>());
     if (device.capability >= 70) {
-      return launch_best<kLayer, kChannels, Tensors, 8>(a, rows, columns, layers, device, stream);
+      return best_tile<kLayer, kChannels, Tensors, 8>(rows, columns, layers, device, use);
     }
-    return launch_best<kLayer, kChannels, Lanes<Half>, 8>(a, rows, columns, layers, device, stream);
+    return best_tile<kLayer, kChannels, Lanes<Half>, 8>(rows, columns, layers, device, use);
   }
 };
 
@@ -87,21 +85,69 @@ bool columns_first(const BottleneckArguments& a, int layer) {
   return taps * depth * columns / a.shape.groups <= rows * depth;
 }
 
-template <int kLayer, class T>
-int run_layer(BottleneckArguments a, bool vectors, const DeviceTraits& device, void* stream) {
+// The grid of a convolution in the worst case.
+struct LayerGrid {
+  int rows, columns, layers;
+};
+template <int kLayer>
+LayerGrid layer_grid(const BottleneckArguments& a) {
   const bool channels = a.shape.channel_groups > 0;
   const int pixels = kLayer == kConv1 ? a.in_pixels : a.out_pixels;
   const int groups = kLayer == kConv2 ? a.shape.groups : 1;
-  const int rows = channels ? pixels : a.shape.batch * pixels;
   const int columns = kLayer == kConv3   ? a.shape.outputs
                       : kLayer == kConv2 ? a.group_channels
                                          : a.shape.middle;
-  const int layers = channels ? groups * a.shape.batch : groups;
+  return {channels ? pixels : a.shape.batch * pixels, columns, channels ? groups * a.shape.batch : groups};
+}
+
+template <int kLayer, bool kChannels, class T>
+int run_chosen(const BottleneckArguments& a, bool vectors, const DeviceTraits& device, void* stream) {
+  const LayerGrid grid = layer_grid<kLayer>(a);
+  return ChooseTile<kLayer, kChannels>::run(
+      vectors, grid.rows, grid.columns, grid.layers, device, T(), [&](auto chosen) {
+        using Choice = decltype(chosen);
+        return launch_convolution<kLayer, kChannels, typename Choice::Tile, Choice::kVector>(
+            a, grid.rows, grid.columns, grid.layers, stream);
+      });
+}
+
+template <int kLayer, class T>
+int run_layer(BottleneckArguments a, bool vectors, const DeviceTraits& device, void* stream) {
   a.columns_first = columns_first<T>(a, kLayer);
-  if (channels) {
-    return LaunchLayer<kLayer, true>::run(a, vectors, rows, columns, layers, device, T(), stream);
-  }
-  return LaunchLayer<kLayer, false>::run(a, vectors, rows, columns, layers, device, T(), stream);
+  return a.shape.channel_groups > 0 ? run_chosen<kLayer, true, T>(a, vectors, device, stream)
+                                    : run_chosen<kLayer, false, T>(a, vectors, device, stream);
+}
+
+template <int kLayer, bool kChannels, class T>
+int describe_chosen(const BottleneckArguments& a, bool vectors, const DeviceTraits& device,
+                    BottleneckChoice* choice) {
+  const LayerGrid grid = layer_grid<kLayer>(a);
+  return ChooseTile<kLayer, kChannels>::run(vectors, grid.rows, grid.columns, grid.layers, device, T(),
+                                            [&](auto chosen) {
+                                              using Choice = decltype(chosen);
+                                              using Tile = typename Choice::Tile;
+                                              choice->vector = Choice::kVector;
+                                              choice->tensor_cores = Tile::kTensorCores;
+                                              choice->rows[kLayer] = Tile::kRows;
+                                              choice->columns[kLayer] = Tile::kColumns;
+                                              return 0;
+                                            });
+}
+
+template <int kLayer, class T>
+int describe_layer(const BottleneckArguments& a, bool vectors, const DeviceTraits& device,
+                   BottleneckChoice* choice) {
+  return a.shape.channel_groups > 0 ? describe_chosen<kLayer, true, T>(a, vectors, device, choice)
+                                    : describe_chosen<kLayer, false, T>(a, vectors, device, choice);
+}
+
+template <class T>
+BottleneckChoice describe_all(const BottleneckArguments& a, bool vectors, const DeviceTraits& device) {
+  BottleneckChoice choice = {};
+  describe_layer<kConv1, T>(a, vectors, device, &choice);
+  describe_layer<kConv2, T>(a, vectors, device, &choice);
+  describe_layer<kConv3, T>(a, vectors, device, &choice);
+  return choice;
 }
 
 template <class T, int kVector>

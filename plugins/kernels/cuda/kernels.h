@@ -47,6 +47,31 @@ std::size_t bottleneck_workspace(const BottleneckShape& shape, Type type);
 int run_bottleneck(const BottleneckShape& shape, Type type, const BottleneckTensors& tensors, void* workspace,
                    void* stream);  // stream: cudaStream_t
 
+// Masks for a run whose own masks say nothing, as while TensorRT times a plugin on uninitialised memory. Of a
+// thousand bits so many are active, over the batch and at least one; 0 leaves a mask as it is.
+struct TimingRates {
+  std::int32_t spatial, channels;
+};
+// Writes them into the workspace and points `tensors` at them, for the run_bottleneck() that comes next on
+// this stream with this workspace. Active bits are spread evenly, so that the 3x3 reads about as much as of
+// random patches. A workspace that is too small for them leaves `tensors` as they are.
+int stand_in_masks(const BottleneckShape& shape, Type type, const TimingRates& rates,
+                   BottleneckTensors* tensors, void* workspace, void* stream);
+
+// Which kernels run, for reports and logs.
+struct BottleneckChoice {
+  int vector;               // elements that move in one access
+  bool tensor_cores;        // else lanes
+  int rows[3], columns[3];  // tiles of conv1, conv2 and conv3
+};
+// With aligned pointers. capability (10 * major + minor) and processors of a GPU; capability 0: the current
+// one, and nothing (vector 0) where there is none.
+BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int capability, int processors);
+// The first tensor whose address keeps a shape that fits vectors from using them ("x", "the workspace"), or
+// nullptr.
+const char* misaligned_tensor(const BottleneckShape& shape, Type type, const BottleneckTensors& tensors,
+                              const void* workspace);
+
 // mask (N, groups, mask_height, mask_width): adaptive average pooling of x, then a 1x1 convolution with
 // weight (groups, C) and bias (groups) in float; 1 where the result is >= 0, else 0. Sums in float whatever
 // the type of x.
@@ -55,6 +80,9 @@ struct SpatialMaskerShape {
 };
 int run_spatial_masker(const SpatialMaskerShape& shape, Type type, const void* x, const float* weight,
                        const float* bias, float* mask, void* stream);
+
+// Elements of x that move in one access of a masker with an aligned x.
+int masker_vector(int channels, Type type);
 
 // mask (N, groups): global average pooling, [hidden layer (hidden, C) + ReLU], linear (groups, hidden or C);
 // >= 0.

@@ -212,13 +212,18 @@ int launch_channel(const ChannelMaskerArguments& a, void* stream) {
 }
 
 bool fits_vectors(int channels, std::size_t element, const void* x) {
-  return static_cast<std::size_t>(channels) * element % 16 == 0 &&
-         reinterpret_cast<std::uintptr_t>(x) % 16 == 0;
+  const Type type = element == 2 ? Type::kHalf : Type::kFloat;
+  return masker_vector(channels, type) > 1 && reinterpret_cast<std::uintptr_t>(x) % 16 == 0;
 }
 
 std::size_t round_up(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 }  // namespace
+
+int masker_vector(int channels, Type type) {
+  const int vector = type == Type::kHalf ? 8 : 4;
+  return channels % vector == 0 ? vector : 1;
+}
 
 int run_spatial_masker(const SpatialMaskerShape& shape, Type type, const void* x, const float* weight,
                        const float* bias, float* mask, void* stream) {

@@ -8,6 +8,7 @@
 // a phase is a race.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -72,6 +73,29 @@
 
 namespace dyndeploy {
 namespace cuda {
+
+// What the choice of tiles depends on.
+struct DeviceTraits {
+  int capability;  // 10 * major + minor; 0: not known
+  int processors;
+};
+
+// The traits of a device, asked for once in a process: a launch must not pay for them each time.
+template <class Query>
+DeviceTraits cached_traits(int device, const Query& query) {
+  constexpr int kDevices = 64;
+  static std::atomic<std::uint32_t> known[kDevices];  // both numbers in one, 0: not asked yet
+  const bool keeps = device >= 0 && device < kDevices;
+  const std::uint32_t found = keeps ? known[device].load(std::memory_order_relaxed) : 0;
+  if (found != 0) return {static_cast<int>(found >> 16), static_cast<int>(found & 0xffffu)};
+  const DeviceTraits traits = query(device);
+  if (keeps && traits.capability > 0) {
+    known[device].store(static_cast<std::uint32_t>(traits.capability) << 16 |
+                            (static_cast<std::uint32_t>(traits.processors) & 0xffffu),
+                        std::memory_order_relaxed);
+  }
+  return traits;
+}
 
 struct Index {
   int x, y;
@@ -188,13 +212,17 @@ int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& argumen
 }
 
 // The queries are legal while a stream is captured.
-inline DeviceTraits device_traits() {
-  int device = 0, major = 0, minor = 0, processors = 1;
-  cudaGetDevice(&device);
+inline DeviceTraits query_traits(int device) {
+  int major = 0, minor = 0, processors = 1;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  const DeviceTraits traits = {10 * major + minor, processors, Size::kBest};
+  return {10 * major + minor, processors, Size::kBest};
+}
+inline DeviceTraits device_traits() {
+  int device = 0;
+  cudaGetDevice(&device);
+  const DeviceTraits traits = cached_traits(device, query_traits);
 #if defined(DYN_PLAYED_DEVICE)
   return played(traits);
 #else

@@ -2,7 +2,8 @@
 
 ``FAKE_TENSORRT`` chooses the version. What a version of the real package lacks does not exist here either: bindings are
 gone in 10, tensors by name begin with 8.5, ``max_workspace_size`` ends with 8.6. ``FAKE_TENSORRT_LACKS`` names a plugin
-that is not registered, ``FAKE_TENSORRT_WRONG`` adds an error to every output, ``FAKE_TENSORRT_NO_GRAPH`` takes CUDA
+that is not registered, ``FAKE_TENSORRT_WRONG`` adds an error to every output, ``FAKE_TENSORRT_TYPE`` is the type that
+plugins run in whatever was asked for, ``FAKE_TENSORRT_NO_GRAPH`` takes CUDA
 graphs away. What was asked of the builder is appended to the file that ``FAKE_TENSORRT_LOG`` names.
 """
 
@@ -193,7 +194,8 @@ class Builder:
             }
             with open(os.environ["FAKE_TENSORRT_LOG"], "a") as stream:
                 stream.write(json.dumps(asked) + "\n")
-        return b"PLAN" + network.model
+        asked = "float16" if any(flag.name == "FP16" for flag in config.flags) else "float32"
+        return b"PLAN" + os.environ.get("FAKE_TENSORRT_TYPE", asked).encode() + network.model
 
 
 class _Context:
@@ -238,8 +240,25 @@ class _Context:
             return self._execute()
 
 
+class LayerInformationFormat(enum.IntEnum):
+    ONELINE = 0
+    JSON = 1
+
+
+class _Inspector:
+    def __init__(self, model: bytes, kind: str) -> None:
+        self.model, self.kind = model, kind
+
+    def get_engine_information(self, form: LayerInformationFormat) -> str:
+        import onnx
+        from inspection import inspection
+
+        assert form is LayerInformationFormat.JSON
+        return inspection(onnx.load_from_string(self.model), _VERSION[0], self.kind)
+
+
 class _Engine:
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, kind: str, model: bytes) -> None:
         import onnx
 
         options = onnxruntime.SessionOptions()
@@ -249,6 +268,11 @@ class _Engine:
         self.names = [value.name for value in self.values]
         self.inputs = {value.name for value in self.session.get_inputs()}
         self.layers = [node.name for node in onnx.load_from_string(model).graph.node]
+
+        self.kind, self.model = kind, model
+
+    def create_engine_inspector(self) -> _Inspector:
+        return _Inspector(self.model, self.kind)
 
     def create_execution_context(self) -> _Context:
         return _Context(self)
@@ -298,7 +322,7 @@ class Runtime:
         assert logger.ready
 
     def deserialize_cuda_engine(self, plan: bytes) -> _Engine | None:
-        return _Engine(plan[4:]) if plan.startswith(b"PLAN") else None
+        return _Engine(plan[4:11].decode(), plan[11:]) if plan.startswith(b"PLAN") else None
 
 
 _CAPTURED: list[Callable[[], bool]] | None = None
