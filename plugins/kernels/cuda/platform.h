@@ -74,12 +74,6 @@
 namespace dyndeploy {
 namespace cuda {
 
-// What the choice of tiles depends on.
-struct DeviceTraits {
-  int capability;  // 10 * major + minor; 0: not known
-  int processors;
-};
-
 // The traits of a device, asked for once in a process: a launch must not pay for them each time.
 template <class Query>
 DeviceTraits cached_traits(int device, const Query& query) {

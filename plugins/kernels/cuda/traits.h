@@ -10,7 +10,7 @@ enum class Size : int { kBest = 0, kSmall = 1, kMedium = 2, kLarge = 3 };
 struct DeviceTraits {
   int capability;  // 10 * major + minor
   int processors;
-  Size tiles;
+  Size tiles = Size::kBest;
 };
 
 #if defined(DYN_PLAYED_DEVICE)
