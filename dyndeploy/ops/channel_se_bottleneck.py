@@ -1,7 +1,7 @@
 """ChannelSEBottleneck: a bottleneck with squeeze-and-excitation that skips groups of hidden channels, exactly.
 
-Source: LAUD-RegNetY, channel mode (Han et al., TPAMI 2024). The mask stands behind the ReLUs of conv1 and conv2: what it
-skips is zero, and there are no constants. Groups of the mask may cross the groups of the 3x3.
+Source: LAUD-RegNetY, channel mode (Han et al., TPAMI 2024). The mask stands behind the ReLUs of conv1 and conv2: what
+it skips is zero, and there are no constants. Groups of the mask may cross the groups of the 3x3.
 """
 
 from __future__ import annotations
