@@ -85,6 +85,6 @@ SPECS = shared.bottleneck_specs(
     geometry=layer_geometry,
     body=layer_body,
     excites=True,
-    families=(),
+    families=("cpu",),
     skipped_kind="layer_skipped",
 )

@@ -98,5 +98,5 @@ SPECS = shared.bottleneck_specs(
     geometry=_geometry,
     body=per_sample_body({PATCH.name: "mask"}),
     excites=True,
-    families=(),
+    families=("cpu",),
 )
