@@ -215,6 +215,7 @@ class LaudBlock:
     squeezed: int = 0
     masker_spatial: SpatialMasker | None
     masker_channel: MlpChannelMasker | ConvLinearChannelMasker | None
+    compute: Callable[..., Tensor]
 
     @property
     def projected(self) -> bool:
@@ -235,10 +236,6 @@ class LaudBlock:
             "pads": [self.dilation] * 4,
             "group": self.groups,
         }
-
-    def compute(self, x: Tensor, **masks: Tensor) -> Tensor:
-        """See :class:`~dyndeploy.blocks.DynamicBlock`."""
-        raise NotImplementedError
 
     def gates(self) -> Mapping[str, Gate]:
         """Return the maskers: ``spatial`` or ``layer``, and ``channel``; nothing in mode "static"."""
@@ -417,7 +414,7 @@ class LaudNetwork(nn.Module):
     config: LaudConfig
     fc: nn.Linear
 
-    def stages(self) -> Sequence[Sequence[LaudBlock]]:
+    def stages(self) -> Sequence[Any]:
         """Return the blocks of the four stages."""
         raise NotImplementedError
 
@@ -540,7 +537,7 @@ class LaudNetwork(nn.Module):
         for stage in self.stages():
             records: list[BlockRecord] = []
             for block in stage:
-                y, record = block(y, temperature)  # type: ignore[operator]
+                y, record = block(y, temperature)
                 records += [] if record is None else [record]
             if not records:
                 continue

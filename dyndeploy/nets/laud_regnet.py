@@ -29,7 +29,7 @@ from dyndeploy.nets.laud import (
     operator_of,
     spatial_masker,
 )
-from dyndeploy.nets.laud_checkpoints import LaudRules
+from dyndeploy.nets.laud_checkpoints import RegNetRules
 from dyndeploy.nets.registry import IMAGENET, SMALL_32, register_model
 from dyndeploy.nets.regnet import (
     GENERATORS,
@@ -96,7 +96,7 @@ class LaudTransform(BottleneckTransform):
         self.masker_channel = channel_masker(name, in_channels, out_channels, stage, mask_bias_fix)
 
 
-class LaudRegNetBlock(LaudBlock, RegNetBlock):
+class LaudRegNetBlock(LaudBlock, RegNetBlock):  # type: ignore[misc]
     """RegNetY block with maskers on its input.
 
     ``y = relu(shortcut(x) + S * c(se(C * b(C * a(x)))))`` with the channel mask C and the spatial mask S, each absent
@@ -115,6 +115,8 @@ class LaudRegNetBlock(LaudBlock, RegNetBlock):
         f: The residual branch, with the maskers.
         se: See :class:`LaudRegNetConfig`.
     """
+
+    f: LaudTransform
 
     def __init__(
         self,
@@ -140,14 +142,12 @@ class LaudRegNetBlock(LaudBlock, RegNetBlock):
     @property
     def masker_spatial(self) -> SpatialMasker | None:  # type: ignore[override]
         """The masker of patches or of the whole block, or None."""
-        masker: SpatialMasker | None = self.f.masker_spatial
-        return masker
+        return self.f.masker_spatial
 
     @property
     def masker_channel(self) -> MlpChannelMasker | ConvLinearChannelMasker | None:  # type: ignore[override]
         """The masker of channels, or None."""
-        masker: MlpChannelMasker | ConvLinearChannelMasker | None = self.f.masker_channel
-        return masker
+        return self.f.masker_channel
 
     @property
     def projected(self) -> bool:
@@ -166,7 +166,7 @@ class LaudRegNetBlock(LaudBlock, RegNetBlock):
         declared = {attribute.name for attribute in self.operator.attributes}
         return super().attributes | {name: value for name, value in further.items() if name in declared}
 
-    def compute(  # type: ignore[override]
+    def compute(
         self,
         x: Tensor,
         spatial: Tensor | None = None,
@@ -190,7 +190,10 @@ class LaudRegNetBlock(LaudBlock, RegNetBlock):
         z = z if keep is None else z * keep
         mask = layer if spatial is None else spatial
         pixels = None if mask is None else upsample_mask(mask, z.shape[2], z.shape[3])
-        pooled = pixels.amax(1, keepdim=True) if self.se == "active" and spatial is not None else None  # type: ignore[union-attr]
+        pooled = None
+        # Of a single patch, all is active or nothing is asked for.
+        if spatial is not None and self.se == "active" and spatial.shape[2:] != (1, 1):
+            pooled = upsample_mask(spatial, z.shape[2], z.shape[3]).amax(1, keepdim=True)
         z = self.f.c(self.f.se(z, pooled))
         if pixels is not None:
             z = z * expand_groups(pixels, self.out_channels)
@@ -301,9 +304,9 @@ class LaudRegNet(LaudNetwork):
             stages.append(tuple(block for block in stage.values() if isinstance(block, LaudRegNetBlock)))
         return tuple(stages)
 
-    def checkpoint_rules(self) -> LaudRules:
+    def checkpoint_rules(self) -> RegNetRules:
         """Return what its files of weights may lack, and how one is made to fit."""
-        return LaudRules(self)
+        return RegNetRules(self)
 
     def describe(self, input_size: tuple[int, int]) -> dict[str, Any] | None:
         """Return the network's shapes as the paper's predictor reads them, or None for a subclass, which may differ."""
