@@ -67,6 +67,19 @@ class LaudRegNetConfig(LaudConfig):
         super().__post_init__()
         check_choice("se", self.se, SQUEEZE_EXCITATIONS)
 
+    def notes(self) -> tuple[str, ...]:
+        """See :class:`LaudConfig`."""
+        if self.se == "exact":
+            return super().notes()
+        patches = {"spatial", "both"} & set(self.stage_values("mode"))
+        text = (
+            "se=active averages over active positions: weights trained otherwise, as the reference code's, give other "
+            "results than with se=exact"
+            if patches
+            else "there are no patches to average over: se=active has no use"
+        )
+        return (*super().notes(), text)
+
 
 class LaudTransform(BottleneckTransform):
     """The residual branch, with the maskers where the reference code has them.
