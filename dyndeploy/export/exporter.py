@@ -39,7 +39,7 @@ from dyndeploy.bundle import (
     write_manifest,
 )
 from dyndeploy.bundle.device_files import write_device_folder
-from dyndeploy.bundle.reference_names import FORCED, MARGIN, exit_logits
+from dyndeploy.bundle.reference_names import EXACT, FORCED, MARGIN, exit_logits
 from dyndeploy.data import images_from_folder, load_image, sample_photographs
 from dyndeploy.errors import ExportError, InputError, UsageError, unknown_name
 from dyndeploy.export.graph import Built, build
@@ -322,7 +322,7 @@ def _write_stages(export: _Export) -> _Content:
 
 def exit_tensors(tensors: dict[str, Any], exits: int) -> dict[str, Any]:
     """Reference tensors of a network with exits: its outputs, in order, are the logits of its exits."""
-    ignored = (MARGIN, FORCED, "mask/")
+    ignored = (MARGIN, FORCED, EXACT, "mask/")
     outputs = [name for name in tensors if name != INPUT and not name.startswith(ignored)][:exits]
     names = dict(zip(outputs, map(exit_logits, range(1, exits + 1)), strict=True))
     names |= {f"{FORCED}{name}": f"{FORCED}{exit}" for name, exit in names.items()}

@@ -7,9 +7,10 @@ As for LAUD-ResNet, everything is computed densely here and multiplied by masks.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -266,6 +267,8 @@ class LaudRegNet(LaudNetwork):
         avgpool, fc: The head.
     """
 
+    config: LaudRegNetConfig
+
     def __init__(
         self,
         name: str,
@@ -316,6 +319,17 @@ class LaudRegNet(LaudNetwork):
             assert isinstance(stage, nn.ModuleDict)
             stages.append(tuple(block for block in stage.values() if isinstance(block, LaudRegNetBlock)))
         return tuple(stages)
+
+    def exact(self) -> LaudRegNet | None:
+        """What the network approximates: a copy with ``se="exact"``, or None where it is that itself."""
+        if self.config.se == "exact" or not any(block.granularity for _, block in self.named_blocks()):
+            return None
+        twin = copy.deepcopy(self)
+        twin.config = replace(self.config, se="exact")
+        for _, block in twin.named_blocks():
+            assert isinstance(block, LaudRegNetBlock)
+            block.se = "exact"
+        return twin
 
     def checkpoint_rules(self) -> RegNetRules:
         """Return what its files of weights may lack, and how one is made to fit."""
