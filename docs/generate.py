@@ -154,6 +154,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 CHECKPOINTS = {
+    "laud_regnet": "LAUDNet's, LASNet's, torchvision's RegNetY of the same size (the maskers stay fresh)",
     "laud_resnet": "LAUDNet's, LASNet's, torchvision's ResNet of the same blocks (the maskers stay fresh)",
     "dyn_perceiver": "Dynamic Perceiver's, torchvision's file of the backbone (to train from)",
 }

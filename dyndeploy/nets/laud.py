@@ -17,6 +17,7 @@ from dyndeploy.blocks import ConvLinearChannelMasker, Gate, MlpChannelMasker, Sp
 from dyndeploy.blocks.block import run_dense
 from dyndeploy.blocks.gates import Temperature
 from dyndeploy.errors import UsageError, unknown_name
+from dyndeploy.nets.checkpoint_rules import joined
 from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput, NetworkFacts
 from dyndeploy.ops import OperatorSpec, operator
 from dyndeploy.ops.base import Shape
@@ -118,6 +119,15 @@ class LaudConfig:
         """Return the settings of the four stages."""
         return tuple(StageConfig(**{name: self.stage_values(name)[i] for name in _PER_STAGE}) for i in range(STAGES))
 
+    def notes(self) -> tuple[str, ...]:
+        """What has to be said of the options where a network is exported: phrases without a full stop."""
+        modes, sides = self.stage_values("mode"), self.stage_values("granularity")
+        usual = _per_stage("granularity", LaudConfig.granularity)
+        unused = "layer" in modes and not {"spatial", "both"} & set(modes) and sides != usual
+        return (
+            (f"mode layer decides on whole blocks: the granularity {joined(list(sides))} has no use",) if unused else ()
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return all options as plain JSON types; ``create_model(name, **config.as_dict())`` rebuilds."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -215,6 +225,7 @@ class LaudBlock:
     squeezed: int = 0
     masker_spatial: SpatialMasker | None
     masker_channel: MlpChannelMasker | ConvLinearChannelMasker | None
+    compute: Callable[..., Tensor]
 
     @property
     def projected(self) -> bool:
@@ -235,10 +246,6 @@ class LaudBlock:
             "pads": [self.dilation] * 4,
             "group": self.groups,
         }
-
-    def compute(self, x: Tensor, **masks: Tensor) -> Tensor:
-        """See :class:`~dyndeploy.blocks.DynamicBlock`."""
-        raise NotImplementedError
 
     def gates(self) -> Mapping[str, Gate]:
         """Return the maskers: ``spatial`` or ``layer``, and ``channel``; nothing in mode "static"."""
@@ -417,7 +424,7 @@ class LaudNetwork(nn.Module):
     config: LaudConfig
     fc: nn.Linear
 
-    def stages(self) -> Sequence[Sequence[LaudBlock]]:
+    def stages(self) -> Sequence[Any]:
         """Return the blocks of the four stages."""
         raise NotImplementedError
 
@@ -466,6 +473,7 @@ class LaudNetwork(nn.Module):
             granularity=self.config.stage_values("granularity"),
             channel_granularity=self.config.stage_values("channel_granularity"),
             options=self.config.as_dict(),
+            notes=self.config.notes(),
         )
 
     def full_flops(self, input_size: tuple[int, int]) -> int:
@@ -540,7 +548,7 @@ class LaudNetwork(nn.Module):
         for stage in self.stages():
             records: list[BlockRecord] = []
             for block in stage:
-                y, record = block(y, temperature)  # type: ignore[operator]
+                y, record = block(y, temperature)
                 records += [] if record is None else [record]
             if not records:
                 continue

@@ -7,9 +7,10 @@ As for LAUD-ResNet, everything is computed densely here and multiplied by masks.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from dyndeploy.nets.laud import (
     operator_of,
     spatial_masker,
 )
-from dyndeploy.nets.laud_checkpoints import LaudRules
+from dyndeploy.nets.laud_checkpoints import RegNetRules
 from dyndeploy.nets.registry import IMAGENET, SMALL_32, register_model
 from dyndeploy.nets.regnet import (
     GENERATORS,
@@ -67,6 +68,19 @@ class LaudRegNetConfig(LaudConfig):
         super().__post_init__()
         check_choice("se", self.se, SQUEEZE_EXCITATIONS)
 
+    def notes(self) -> tuple[str, ...]:
+        """See :class:`LaudConfig`."""
+        if self.se == "exact":
+            return super().notes()
+        patches = {"spatial", "both"} & set(self.stage_values("mode"))
+        text = (
+            "se=active averages over active positions: weights trained otherwise, as the reference code's, give other "
+            "results than with se=exact"
+            if patches
+            else "there are no patches to average over: se=active has no use"
+        )
+        return (*super().notes(), text)
+
 
 class LaudTransform(BottleneckTransform):
     """The residual branch, with the maskers where the reference code has them.
@@ -96,7 +110,7 @@ class LaudTransform(BottleneckTransform):
         self.masker_channel = channel_masker(name, in_channels, out_channels, stage, mask_bias_fix)
 
 
-class LaudRegNetBlock(LaudBlock, RegNetBlock):
+class LaudRegNetBlock(LaudBlock, RegNetBlock):  # type: ignore[misc]
     """RegNetY block with maskers on its input.
 
     ``y = relu(shortcut(x) + S * c(se(C * b(C * a(x)))))`` with the channel mask C and the spatial mask S, each absent
@@ -115,6 +129,8 @@ class LaudRegNetBlock(LaudBlock, RegNetBlock):
         f: The residual branch, with the maskers.
         se: See :class:`LaudRegNetConfig`.
     """
+
+    f: LaudTransform
 
     def __init__(
         self,
@@ -140,14 +156,12 @@ class LaudRegNetBlock(LaudBlock, RegNetBlock):
     @property
     def masker_spatial(self) -> SpatialMasker | None:  # type: ignore[override]
         """The masker of patches or of the whole block, or None."""
-        masker: SpatialMasker | None = self.f.masker_spatial
-        return masker
+        return self.f.masker_spatial
 
     @property
     def masker_channel(self) -> MlpChannelMasker | ConvLinearChannelMasker | None:  # type: ignore[override]
         """The masker of channels, or None."""
-        masker: MlpChannelMasker | ConvLinearChannelMasker | None = self.f.masker_channel
-        return masker
+        return self.f.masker_channel
 
     @property
     def projected(self) -> bool:
@@ -166,7 +180,7 @@ class LaudRegNetBlock(LaudBlock, RegNetBlock):
         declared = {attribute.name for attribute in self.operator.attributes}
         return super().attributes | {name: value for name, value in further.items() if name in declared}
 
-    def compute(  # type: ignore[override]
+    def compute(
         self,
         x: Tensor,
         spatial: Tensor | None = None,
@@ -190,7 +204,10 @@ class LaudRegNetBlock(LaudBlock, RegNetBlock):
         z = z if keep is None else z * keep
         mask = layer if spatial is None else spatial
         pixels = None if mask is None else upsample_mask(mask, z.shape[2], z.shape[3])
-        pooled = pixels.amax(1, keepdim=True) if self.se == "active" and spatial is not None else None  # type: ignore[union-attr]
+        pooled = None
+        # Of a single patch, all is active or nothing is asked for.
+        if spatial is not None and self.se == "active" and spatial.shape[2:] != (1, 1):
+            pooled = upsample_mask(spatial, z.shape[2], z.shape[3]).amax(1, keepdim=True)
         z = self.f.c(self.f.se(z, pooled))
         if pixels is not None:
             z = z * expand_groups(pixels, self.out_channels)
@@ -250,6 +267,8 @@ class LaudRegNet(LaudNetwork):
         avgpool, fc: The head.
     """
 
+    config: LaudRegNetConfig
+
     def __init__(
         self,
         name: str,
@@ -301,9 +320,20 @@ class LaudRegNet(LaudNetwork):
             stages.append(tuple(block for block in stage.values() if isinstance(block, LaudRegNetBlock)))
         return tuple(stages)
 
-    def checkpoint_rules(self) -> LaudRules:
+    def exact(self) -> LaudRegNet | None:
+        """What the network approximates: a copy with ``se="exact"``, or None where it is that itself."""
+        if self.config.se == "exact" or not any(block.granularity for _, block in self.named_blocks()):
+            return None
+        twin = copy.deepcopy(self)
+        twin.config = replace(self.config, se="exact")
+        for _, block in twin.named_blocks():
+            assert isinstance(block, LaudRegNetBlock)
+            block.se = "exact"
+        return twin
+
+    def checkpoint_rules(self) -> RegNetRules:
         """Return what its files of weights may lack, and how one is made to fit."""
-        return LaudRules(self)
+        return RegNetRules(self)
 
     def describe(self, input_size: tuple[int, int]) -> dict[str, Any] | None:
         """Return the network's shapes as the paper's predictor reads them, or None for a subclass, which may differ."""

@@ -31,7 +31,7 @@ from dyndeploy.nets.laud import (
     operator_of,
     spatial_masker,
 )
-from dyndeploy.nets.laud_checkpoints import LaudRules
+from dyndeploy.nets.laud_checkpoints import ResNetRules
 from dyndeploy.nets.registry import IMAGENET, SMALL_32, SMALL_64, register_model
 from dyndeploy.nets.resnet import EXPANSION, Architecture, BottleneckLayers, init_convolution
 from dyndeploy.ops import OperatorSpec
@@ -223,6 +223,7 @@ class LaudResNet(LaudNetwork):
         avgpool, fc: The head.
     """
 
+    config: LaudResNetConfig
     layer1: nn.ModuleList
     layer2: nn.ModuleList
     layer3: nn.ModuleList
@@ -286,9 +287,9 @@ class LaudResNet(LaudNetwork):
         """Return the four lists of blocks."""
         return self.layer1, self.layer2, self.layer3, self.layer4
 
-    def checkpoint_rules(self) -> LaudRules:
+    def checkpoint_rules(self) -> ResNetRules:
         """Return what its files of weights may lack, and how one is made to fit."""
-        return LaudRules(self)
+        return ResNetRules(self)
 
     def describe(self, input_size: tuple[int, int]) -> dict[str, Any] | None:
         """Return the network's shapes as the paper's predictor reads them, or None for a subclass, which may differ."""

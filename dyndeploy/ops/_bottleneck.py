@@ -395,7 +395,7 @@ def _sizes(geometry: Geometry, patches: Shape | None, channel_groups: int, rates
         "dilation": g.dilation,
         "groups": g.group,
         "projection": float(g.projection),
-        **({"squeezed": g.squeezed} if g.squeezed else {}),
+        **({"squeezed": g.squeezed, "rate_excited": rates["excited"]} if g.squeezed else {}),
         "mask_h": rows,
         "mask_w": columns,
         "patch": g.out_height / rows,
