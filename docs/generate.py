@@ -154,6 +154,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 CHECKPOINTS = {
+    "laud_regnet": "LAUDNet's, LASNet's, torchvision's RegNetY of the same size (the maskers stay fresh)",
     "laud_resnet": "LAUDNet's, LASNet's, torchvision's ResNet of the same blocks (the maskers stay fresh)",
     "dyn_perceiver": "Dynamic Perceiver's, torchvision's file of the backbone (to train from)",
 }
@@ -187,8 +188,11 @@ def _modes(name: str) -> str:
     info = model_info(name)
     if info.family == "dyn_perceiver":
         return "early exits"
-    modes = getattr(sys.modules[info.config_type.__module__], "MODES", ()) if "mode" in info.defaults else ()
-    return ", ".join(modes) or "none"
+    if "mode" not in info.defaults:
+        return "none"
+    # Beside the class that checks the option, which may be a base of the family's.
+    modules = (sys.modules[part.__module__] for part in info.config_type.__mro__)
+    return ", ".join(next((module.MODES for module in modules if hasattr(module, "MODES")), ())) or "none"
 
 
 def full_macs(name: str) -> float:

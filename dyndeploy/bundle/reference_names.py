@@ -16,6 +16,9 @@ MARGIN = "margin/"
 FORCED = "forced/"
 """Before a mask's name: random bits; before an output's name: what PyTorch computes under them."""
 
+EXACT = "exact/"
+"""Before an output's name: what PyTorch computes under the same masks without the network's approximations."""
+
 
 def unusable(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
     """Name the tensors that are not finite; empty where all are. An infinite margin is a decision, NaN is none."""

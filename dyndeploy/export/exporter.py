@@ -39,7 +39,7 @@ from dyndeploy.bundle import (
     write_manifest,
 )
 from dyndeploy.bundle.device_files import DEVICE_FOLDER, write_device_folder
-from dyndeploy.bundle.reference_names import FORCED, MARGIN, exit_logits
+from dyndeploy.bundle.reference_names import EXACT, FORCED, MARGIN, exit_logits
 from dyndeploy.data import images_from_folder, load_image, sample_photographs
 from dyndeploy.errors import ExportError, InputError, UsageError, unknown_name
 from dyndeploy.export.graph import Built, build
@@ -49,7 +49,7 @@ from dyndeploy.export.subject import ExampleInputs, Subject, make_subject
 from dyndeploy.graphs.inspect import all_nodes, group_of, is_dynamic, not_finite_weights
 from dyndeploy.graphs.macs import MacCounter
 from dyndeploy.graphs.stages import branched_model, whole_model
-from dyndeploy.graphs.tensorrt import PrecisionPlan, tensorrt_model
+from dyndeploy.graphs.tensorrt import PrecisionPlan, required_creators, tensorrt_model
 from dyndeploy.nets import Preprocessing
 from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes.tensorrt_bundle import write_engine_plans
@@ -253,6 +253,7 @@ def _write_graph(export: _Export) -> _Content:
     export.progress("capturing the dynamic graph")
     built = build(subject.network, subject.inputs, export.target, dense=settings.dense)
     notes = (*_apply_plan((built.model,), settings.precision), *_dense_notes(settings.dense), *built.notes)
+    notes += _plugin_notes((built.model,), export.target)
     _save(built.model, folder / MODEL)
     if settings.static:
         export.progress("capturing the static twin")
@@ -290,7 +291,7 @@ def _write_stages(export: _Export) -> _Content:
     stages = build_stages(network, target, settings.exits, batch, subject.input_size, settings.dense)
     models = [stage.model for stage in stages]
     notes = (*_apply_plan(models, settings.precision), *_dense_notes(settings.dense))
-    notes += tuple(dict.fromkeys(note for stage in stages for note in stage.notes))
+    notes += tuple(dict.fromkeys(note for stage in stages for note in stage.notes)) + _plugin_notes(models, target)
     for stage in stages:
         _save(stage.model, folder / stage.file)
     if settings.static:
@@ -332,7 +333,7 @@ def _write_stages(export: _Export) -> _Content:
 
 def exit_tensors(tensors: dict[str, Any], exits: int) -> dict[str, Any]:
     """Reference tensors of a network with exits: its outputs, in order, are the logits of its exits."""
-    ignored = (MARGIN, FORCED, "mask/")
+    ignored = (MARGIN, FORCED, EXACT, "mask/")
     outputs = [name for name in tensors if name != INPUT and not name.startswith(ignored)][:exits]
     names = dict(zip(outputs, map(exit_logits, range(1, exits + 1)), strict=True))
     names |= {f"{FORCED}{name}": f"{FORCED}{exit}" for name, exit in names.items()}
@@ -414,8 +415,9 @@ def _require_fitting(subject: Subject, settings: ExportSettings) -> None:
 
 def _subject_notes(subject: Subject) -> tuple[str, ...]:
     if not subject.assumed or subject.preprocessing is None:
-        return ()
+        return subject.facts.notes
     return (
+        *subject.facts.notes,
         f"nobody said how images become the input of {subject.name}: their shorter side is resized to "
         f"{subject.preprocessing.resize} pixels, and values are scaled to [-1, 1] (preprocessing= says otherwise)",
     )
@@ -438,6 +440,17 @@ def _apply_plan(models: Iterable[onnx.ModelProto], precision: str) -> tuple[str,
         "model.onnx is FP32; engines are built in FP16: activations and weights half, maskers, masks, biases and the "
         "head float",
     )
+
+
+def _plugin_notes(models: Iterable[onnx.ModelProto], target: Target) -> tuple[str, ...]:
+    """Say which operators no plugin of this package runs, so that nobody waits for an engine in vain."""
+    if target.runtime == "onnxruntime":
+        return ()
+    names = {name for model in models for name in required_creators(model)}
+    without = sorted(name for name in names if "tensorrt" not in OPERATORS[name].kernels)
+    if not without:
+        return ()
+    return (f"this package has no TensorRT plugin for {', '.join(without)}: an engine needs one of your own",)
 
 
 def _dense_notes(dense: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dyndeploy.blocks import Tape, named_outputs
-from dyndeploy.bundle.reference_names import FORCED, MARGIN, unusable
+from dyndeploy.bundle.reference_names import EXACT, FORCED, MARGIN, unusable
 from dyndeploy.errors import ExportError
 from dyndeploy.finite import listed
 
@@ -25,7 +25,8 @@ class Reference:
     Attributes:
         tensors: Every input and output by name, stacked over the samples (n, ...); every mask by its name, and its
             margin (compute logit minus skip logit) under ``margin/``; under ``forced/`` random masks of rate 0.5 with
-            the outputs that they give, because a network's own masks may skip nothing on these inputs.
+            the outputs that they give, because a network's own masks may skip nothing on these inputs; under
+            ``exact/`` the outputs under the own masks of what the network approximates, if it does.
         rates: Mean of every mask by name.
     """
 
@@ -38,7 +39,7 @@ def compute_reference(network: nn.Module, inputs: Mapping[str, Tensor], seed: in
     """Run a network in evaluation, one sample at a time.
 
     Args:
-        network: Any module.
+        network: Any module. A method ``exact()`` gives what it approximates: a network with the same masks, or None.
         inputs: By name, in the order of its forward, (n, ...) each.
         seed: Of the random masks.
 
@@ -57,6 +58,7 @@ def compute_reference(network: nn.Module, inputs: Mapping[str, Tensor], seed: in
         keep(f"{FORCED}{name}", bits)
         return bits
 
+    exact = getattr(network, "exact", lambda: None)()
     for sample in zip(*(torch.split(value, 1) for value in inputs.values()), strict=True):
         with Tape(network) as own:
             outputs = named_outputs(network(*sample))
@@ -66,6 +68,10 @@ def compute_reference(network: nn.Module, inputs: Mapping[str, Tensor], seed: in
             keep(f"{MARGIN}{name}", margin)
         for name, value in outputs.items():
             keep(name, value)
+        if exact is not None:
+            with Tape(exact, force=own.masks):
+                for name, value in named_outputs(exact(*sample)).items():
+                    keep(f"{EXACT}{name}", value)
         if own.masks:
             with Tape(network, force=random_mask):
                 for name, value in named_outputs(network(*sample)).items():

@@ -5,13 +5,9 @@ from __future__ import annotations
 from dyndeploy.blocks.macs import exit_macs
 from dyndeploy.nets.checkpoints import LoadReport, load_checkpoint, save_checkpoint
 from dyndeploy.nets.dyn_perceiver import DynPerceiver, DynPerceiverConfig
-from dyndeploy.nets.laud_resnet import (
-    LaudBottleneck,
-    LaudResNet,
-    LaudResNetConfig,
-    full_flops,
-    static_macs,
-)
+from dyndeploy.nets.laud import LaudConfig, LaudNetwork, full_flops, static_macs
+from dyndeploy.nets.laud_regnet import LaudRegNet, LaudRegNetBlock, LaudRegNetConfig
+from dyndeploy.nets.laud_resnet import LaudBottleneck, LaudResNet, LaudResNetConfig
 from dyndeploy.nets.perceiver_costs import official_flops
 from dyndeploy.nets.registry import (
     DEFAULT_PREPROCESSING,
@@ -36,6 +32,11 @@ __all__ = [
     "DynamicOutput",
     "ExitOutput",
     "LaudBottleneck",
+    "LaudConfig",
+    "LaudNetwork",
+    "LaudRegNet",
+    "LaudRegNetBlock",
+    "LaudRegNetConfig",
     "LaudResNet",
     "LaudResNetConfig",
     "LoadReport",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -74,9 +75,25 @@ class SqueezeExcitation(nn.Module):
         self.fc2 = nn.Conv2d(squeeze, channels, 1)
         self.gate = gate()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the scaled map, of the shape of x (N, C, H, W)."""
-        y: Tensor = x * self.gate(self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
+    def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
+        """Scale a map.
+
+        Args:
+            x: (N, C, H, W).
+            active: 0/1 map (N, 1, H, W) of the positions that the means are taken over; None for all. The mean of no
+                position is 0.
+
+        Returns:
+            A map of the shape of x.
+        """
+        if active is None:
+            mean = x.mean((2, 3), keepdim=True)
+        else:
+            # Sums over a map leave the range of half precision.
+            wide = torch.promote_types(x.dtype, torch.float32)
+            count = active.to(wide).sum((2, 3), keepdim=True).clamp(min=1)
+            mean = ((x.to(wide) * active.to(wide)).sum((2, 3), keepdim=True) / count).to(x.dtype)
+        y: Tensor = x * self.gate(self.fc2(F.relu(self.fc1(mean))))
         return y
 
 

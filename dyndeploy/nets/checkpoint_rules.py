@@ -66,6 +66,10 @@ class CheckpointRules:
             if isinstance(module, (nn.Linear, nn.Conv2d)) and module.weight.shape[0] == classes
         )
 
+    def other_names(self) -> Mapping[str, str]:
+        """What else weights are called in files of other tools -> names here."""
+        return {}
+
     def start_names(self) -> Mapping[str, str]:
         """Names of weights in files that training can start from, such as a static backbone's -> names here."""
         return {}

@@ -31,6 +31,9 @@ from dyndeploy.nets.weight_sets import EMA, LASNET_MASKER, WeightSet, choose_wei
 FORMAT = "dyndeploy.checkpoint"
 VERSION = 1
 
+_TORCHVISION = frozenset({"layer1.0.conv1.weight", "trunk_output.block1.block1-0.f.a.0.weight"})
+"""Names of which torchvision's files have one."""
+
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -202,7 +205,7 @@ def load_checkpoint(
     own = model.state_dict()
     rules_of = getattr(model, "checkpoint_rules", CheckpointRules)
     rules: CheckpointRules = rules_of()
-    names = {} if classes is None else rules.start_names()
+    names = {**rules.other_names(), **({} if classes is None else rules.start_names())}
     chosen, others = choose_weights(content, own, weights or (EMA if averaged else None), source, names)
     found = chosen.weights
     fresh, exchanged = ((), None) if classes is None else _fresh_classifier(model, rules, own, found, classes)
@@ -284,7 +287,11 @@ def _source_format(source: Path, content: Mapping[str, Any], chosen: WeightSet) 
         return "laudnet"
     if container in ("model", "model_ema") and options_of(chosen.weights):
         return "dyn_perceiver"
-    if container == "plain" and "layer1.0.conv1.weight" in chosen.weights and not masker_kinds(chosen.weights):
+    if (
+        container == "plain"
+        and any(map(_TORCHVISION.__contains__, chosen.weights))
+        and not masker_kinds(chosen.weights)
+    ):
         return "torchvision"
     return container
 

@@ -1,4 +1,4 @@
-"""Files of LAUD-ResNets' weights: maskers may come and go, and every option that a shape tells is named."""
+"""Files of LAUD networks' weights: maskers may come and go, and every option that a shape tells is named."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from dyndeploy.nets.checkpoint_rules import OPTIONAL_SUFFIX, CheckpointRules, jo
 from dyndeploy.nets.resnet import EXPANSION
 
 if TYPE_CHECKING:
-    from dyndeploy.nets.laud_resnet import LaudBottleneck, LaudResNet
+    from dyndeploy.nets.laud import LaudBlock, LaudNetwork
+    from dyndeploy.nets.laud_regnet import LaudRegNet
+    from dyndeploy.nets.laud_resnet import LaudResNet
 
 _MASKER = re.compile(r"(?:^|\.)masker_(spatial|channel)\.")
-_BACKBONE = re.compile(r"(?:conv1|bn1|layer\d+|fc)\.")
-_BLOCK = re.compile(r"layer(\d+)\.(\d+)\.")
+_BLOCKS = {
+    "ResNet": re.compile(r"layer(\d+)\.(\d+)\."),
+    "RegNet": re.compile(r"trunk_output\.block(\d+)\.block\d+-(\d+)\."),
+}
+"""How torchvision names the blocks of a family: stage and position in it."""
 
 
 class LaudRules(CheckpointRules):
@@ -26,7 +31,10 @@ class LaudRules(CheckpointRules):
         network: It.
     """
 
-    def __init__(self, network: LaudResNet) -> None:
+    backbone: re.Pattern[str]
+    """Names of the weights that are no maskers'."""
+
+    def __init__(self, network: LaudNetwork) -> None:
         self.network = network
 
     def may_lack(self, key: str) -> bool:
@@ -35,13 +43,18 @@ class LaudRules(CheckpointRules):
 
     def may_ignore(self, key: str) -> bool:
         """Maskers and what is not the backbone."""
-        return not _BACKBONE.match(key) or _MASKER.search(key) is not None
+        return not self.backbone.match(key) or _MASKER.search(key) is not None
 
     def another_architecture(self, weights: Mapping[str, Tensor]) -> str | None:
-        """Compare the blocks per stage."""
-        theirs, ours = _blocks(weights), _blocks(self.network.state_dict())
-        if not theirs or theirs == ours:
+        """Compare the families, and the blocks per stage."""
+        (their_family, theirs), (our_family, ours) = _blocks(weights), _blocks(self.network.state_dict())
+        if not theirs or (their_family, theirs) == (our_family, ours):
             return None
+        if their_family != our_family:
+            return (
+                f"belongs to another architecture: it is a {their_family}, and this network is a {our_family}. Create "
+                "the network that it was saved from."
+            )
         return (
             f"belongs to another architecture: it has {'-'.join(map(str, theirs))} blocks per stage, this network "
             f"{'-'.join(map(str, ours))}. Create the network that it was saved from."
@@ -79,8 +92,8 @@ class LaudRules(CheckpointRules):
         if "masker_spatial." in key:
             return f"The checkpoint has {outputs // 2} spatial masks per block: spatial_groups={outputs // 2}?"
         if "masker_channel." in key:
-            name = key[: key.index(".masker_channel.")]
-            return _channel_masker_option(dict(self.network.named_blocks())[name], weights)
+            owner = key[: key.index(".masker_channel.")]
+            return _channel_masker_option(owner, self._owners()[owner], weights)
         return None
 
     def classifiers(self, network: nn.Module, classes: int) -> tuple[str, ...]:
@@ -90,10 +103,39 @@ class LaudRules(CheckpointRules):
     def untold(self, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
         """The mode, of which "spatial" and "layer" have the same maskers, and of patches their side."""
         kinds = masker_kinds(weights)
-        blocks = [block for name, block in self.network.named_blocks() if name in kinds]
-        modes = any("channel" not in kinds[block.name] for block in blocks)
-        patches = any(block.granularity is not None for block in blocks)
+        owners = {name: block for name, block in self._owners().items() if name in kinds}
+        modes = any("channel" not in kinds[name] for name in owners)
+        patches = any(block.granularity is not None for block in owners.values())
         return (*(("mode",) if modes else ()), *(("granularity",) if patches else ()))
+
+    def _owners(self) -> dict[str, LaudBlock]:
+        """Blocks by the dotted name of the module that has their maskers."""
+        blocks = {
+            id(gate): block
+            for _, block in self.network.named_blocks()
+            for gate in (block.masker_spatial, block.masker_channel)
+            if gate is not None
+        }
+        return {
+            path.rpartition(".")[0]: blocks[id(module)]
+            for path, module in self.network.named_modules()
+            if id(module) in blocks
+        }
+
+    def _backbone_option(self, weights: Mapping[str, Tensor]) -> str | None:
+        """What makes the weights that are no maskers' fit: a sentence; None where they do."""
+        raise NotImplementedError
+
+
+class ResNetRules(LaudRules):
+    """The rules of a LAUD-ResNet.
+
+    Args:
+        network: It.
+    """
+
+    backbone = re.compile(r"(?:conv1|bn1|layer\d+|fc)\.")
+    network: LaudResNet
 
     def _backbone_option(self, weights: Mapping[str, Tensor]) -> str | None:
         conv2, conv3 = weights.get("layer1.0.conv2.weight"), weights.get("layer1.0.conv3.weight")
@@ -107,6 +149,38 @@ class LaudRules(CheckpointRules):
             return f"The checkpoint's first stage has {out_channels} channels: width_mult={width_mult:g}?"
         if groups != own.groups and conv2.shape[0] == out_channels // EXPANSION * groups:
             return f"The checkpoint's 3x3 convolutions have {groups} groups: groups={groups}?"
+        return None
+
+
+class RegNetRules(LaudRules):
+    """The rules of a LAUD-RegNetY.
+
+    Args:
+        network: It.
+    """
+
+    backbone = re.compile(r"(?:stem|trunk_output|fc)\.")
+    network: LaudRegNet
+
+    def other_names(self) -> Mapping[str, str]:
+        """LASNet's maskers, which stand beside the residual branch and not in it."""
+        return {
+            name.replace(".f.masker_", ".masker_"): name for name in self.network.state_dict() if ".f.masker_" in name
+        }
+
+    def _backbone_option(self, weights: Mapping[str, Tensor]) -> str | None:
+        for name, block in self.network.named_blocks():
+            conv2 = weights.get(f"{name}.f.b.0.weight")
+            if conv2 is None or conv2.ndim != 4:
+                continue
+            channels, group_width = conv2.shape[0], block.width // block.groups
+            if channels != block.width:
+                return f"The checkpoint's {name} has {channels} channels, and here {block.width}: it is another RegNet."
+            if conv2.shape[1] != group_width:
+                return (
+                    f"The checkpoint's 3x3 convolutions have {conv2.shape[1]} channels per group, and here "
+                    f"{group_width}: it is another RegNet."
+                )
         return None
 
 
@@ -126,14 +200,17 @@ def _mode_name(kinds: set[str]) -> str:
     return {"spatial": "spatial or layer", "channel": "channel"}[next(iter(kinds))] if kinds else "static"
 
 
-def _blocks(keys: Iterable[str]) -> tuple[int, ...]:
-    counts: dict[int, int] = {}
-    for key in keys:
-        match = _BLOCK.match(key)
-        if match:
+def _blocks(keys: Iterable[str]) -> tuple[str, tuple[int, ...]]:
+    """The family that the names are of, and its blocks per stage; nothing where there are no blocks."""
+    keys = list(keys)
+    found: dict[str, dict[int, int]] = {family: {} for family in _BLOCKS}
+    for family, pattern in _BLOCKS.items():
+        counts = found[family]
+        for match in filter(None, map(pattern.match, keys)):
             stage, index = int(match.group(1)), int(match.group(2))
             counts[stage] = max(counts.get(stage, 0), index + 1)
-    return tuple(counts[stage] for stage in sorted(counts))
+    family = max(found, key=lambda name: sum(found[name].values()))
+    return family, tuple(found[family][stage] for stage in sorted(found[family]))
 
 
 def _masker_conflict(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
@@ -163,10 +240,10 @@ def _masker_options(keys: Iterable[str]) -> str:
     return f'channel_masker="mlp", channel_masker_layers={layers}'
 
 
-def _channel_masker_option(block: LaudBottleneck, weights: Mapping[str, Tensor]) -> str | None:
+def _channel_masker_option(owner: str, block: LaudBlock, weights: Mapping[str, Tensor]) -> str | None:
     assert block.masker_channel is not None
     # The last layer of every channel masker has two outputs per group.
-    names = [f"{block.name}.masker_channel.{layer}.bias" for layer in ("linear", "conv.2", "conv")]
+    names = [f"{owner}.masker_channel.{layer}.bias" for layer in ("linear", "conv.2", "conv")]
     outputs = next((weights[name].shape[0] for name in names if name in weights), 0)
     groups = outputs // 2
     if groups and groups != block.masker_channel.groups:

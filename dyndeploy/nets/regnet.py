@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -47,6 +47,8 @@ GENERATORS: Mapping[str, Generator] = MappingProxyType(
         "regnet_y_800mf": Generator(14, 56, 38.84, 2.4, 16),
         "regnet_y_1_6gf": Generator(27, 48, 20.71, 2.65, 24),
         "regnet_y_3_2gf": Generator(21, 80, 42.63, 2.66, 24),
+        "regnet_y_8gf": Generator(17, 192, 76.82, 2.19, 56),
+        "regnet_y_16gf": Generator(18, 200, 106.23, 2.48, 112),
     }
 )
 
@@ -132,22 +134,55 @@ def regnet(name: str) -> Backbone:
     """
     if name not in GENERATORS:
         raise unknown_name("RegNet", name, GENERATORS)
-    channels = STEM_CHANNELS
-    stem = ConvNormAct(3, channels, 3, 2)
+    stem = ConvNormAct(3, STEM_CHANNELS, 3, 2)
+    widths = stage_widths(GENERATORS[name])
+
+    def block(where: Place, in_channels: int, out_channels: int, stride: int, group_width: int) -> nn.Module:
+        return RegNetBlock(in_channels, out_channels, stride, group_width)
+
+    stages = [nn.Sequential(blocks) for blocks in stage_blocks(STEM_CHANNELS, widths, block)]
+    for convolution in convolutions(stem, *stages):
+        init_convolution(convolution)
+    channels = [STEM_CHANNELS, *(stage.channels for stage in widths)]
+    return Backbone(stem, stages, (channels[0], channels[1], channels[2], channels[3], channels[4]))
+
+
+class Place(NamedTuple):
+    """Where a block stands: its stage, from 0, and its name in the stage."""
+
+    stage: int
+    name: str
+
+
+def stage_blocks(
+    channels: int, widths: Sequence[StageWidth], block: Callable[[Place, int, int, int, int], nn.Module]
+) -> list[OrderedDict[str, nn.Module]]:
+    """Build the blocks of all stages, the first of each with stride 2.
+
+    Args:
+        channels: Outputs of the stem.
+        widths: Of the stages.
+        block: ``(place, inputs, outputs, stride, channels per group) -> block``.
+
+    Returns:
+        Blocks by their names, ``block1-0``, ``block1-1``, ..., per stage.
+    """
     stages = []
-    widths = [channels]
-    for index, stage in enumerate(stage_widths(GENERATORS[name])):
+    for index, stage in enumerate(widths):
         blocks: OrderedDict[str, nn.Module] = OrderedDict()
         for number in range(stage.blocks):
-            block = RegNetBlock(channels, stage.channels, 2 if number == 0 else 1, stage.group_width)
-            blocks[f"block{index + 1}-{number}"] = block
+            name = f"block{index + 1}-{number}"
+            stride = 2 if number == 0 else 1
+            blocks[name] = block(Place(index, name), channels, stage.channels, stride, stage.group_width)
             channels = stage.channels
-        stages.append(nn.Sequential(blocks))
-        widths.append(channels)
-    for convolution in convolutions(stem, *stages):
-        fan_out = convolution.kernel_size[0] * convolution.kernel_size[1] * convolution.out_channels
-        nn.init.normal_(convolution.weight, std=math.sqrt(2 / fan_out))
-    return Backbone(stem, stages, (widths[0], widths[1], widths[2], widths[3], widths[4]))
+        stages.append(blocks)
+    return stages
+
+
+def init_convolution(convolution: nn.Conv2d) -> None:
+    """Initialise a convolution as torchvision does: He's normal distribution, groups not counted."""
+    fan_out = convolution.kernel_size[0] * convolution.kernel_size[1] * convolution.out_channels
+    nn.init.normal_(convolution.weight, std=math.sqrt(2 / fan_out))
 
 
 def trunk(backbone: Backbone) -> nn.Sequential:

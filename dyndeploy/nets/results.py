@@ -19,12 +19,14 @@ class NetworkFacts(NamedTuple):
         granularity: Patch side of every stage.
         channel_granularity: Channels per group of every stage.
         options: Every option that it was built with, as plain JSON types.
+        notes: What has to be said of them: phrases without a full stop.
     """
 
     mode: str | None = None
     granularity: tuple[int, ...] = ()
     channel_granularity: tuple[int, ...] = ()
     options: Mapping[str, Any] = MappingProxyType({})
+    notes: tuple[str, ...] = ()
 
 
 class BlockMasks(NamedTuple):

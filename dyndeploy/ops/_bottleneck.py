@@ -60,16 +60,30 @@ PROJECTION_WEIGHTS = (
     Port("bd", Role.WEIGHT, ("Co",)),
 )
 
+EXCITATION_WEIGHTS = (
+    Port("ws", Role.WEIGHT, ("S", "M")),
+    Port("bs", Role.WEIGHT, ("S",)),
+    Port("we", Role.WEIGHT, ("M", "S")),
+    Port("be", Role.WEIGHT, ("M",)),
+)
+"""Squeeze-and-excitation behind the 3x3: ``sigmoid(we relu(ws mean + bs) + be)`` scales the channels."""
+
+POOL_ACTIVE = Attribute("pool_active")
+"""1: a squeeze-and-excitation averages over active pixels; 0: over all, which are then all computed."""
+
 IDENTITY = {"Ho": "H", "Wo": "W", "Co": "C"}
 """Sizes of the output that are those of the input where there is no projection."""
 
+
+FAMILIES = ("cpu", "cuda", "tensorrt")
+"""Families of kernels of this package."""
 
 SLOWEST = "channel_slowest"
 
 
 def snake_case(name: str) -> str:
-    """``SpatialBottleneck`` as ``spatial_bottleneck``."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    """``SpatialSEBottleneck`` as ``spatial_se_bottleneck``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def bottleneck_specs(
@@ -82,6 +96,8 @@ def bottleneck_specs(
     geometry: Callable[[str, Sequence[Shape], Attributes], Geometry],
     body: Callable[[Body, Mapping[str, Value]], Value],
     skipped_kind: str | None = None,
+    excites: bool = False,
+    families: Collection[str] = FAMILIES,
 ) -> tuple[OperatorSpec, OperatorSpec]:
     """Both variants of a bottleneck operator: identity and projection shortcut.
 
@@ -95,15 +111,22 @@ def bottleneck_specs(
         geometry: ``(op_type, input shapes, attributes) -> Geometry``; raises ``UsageError`` on a mismatch.
         body: See :class:`OperatorSpec`.
         skipped_kind: See :class:`OperatorSpec`.
+        excites: Whether a squeeze-and-excitation follows the 3x3; one with patches has the attribute ``pool_active``.
+            Its channel masks stand behind the ReLUs, so that skipped channels are zero.
+        families: Families that have kernels of it.
     """
     kinds = {kind.name: port for port, kind in gates.items()}
     geometry = _remembered(geometry)
+    attributes_of = CONV_ATTRIBUTES + ((POOL_ACTIVE,) if excites and PATCH.name in kinds else ())
 
     def body_of_bits(b: Body, inputs: Mapping[str, Value]) -> Value:
         return body(b, {**inputs, **{port.name: mask_bits(b, inputs[port.name]) for port in masks}})
 
     def spec(op_type: str, projection: bool) -> OperatorSpec:
-        weights = _sized(WEIGHTS + PROJECTION_WEIGHTS if projection else WEIGHTS, projection)
+        excitation = EXCITATION_WEIGHTS if excites else ()
+        weights = _sized(
+            WEIGHTS[:4] + excitation + WEIGHTS[4:] + (PROJECTION_WEIGHTS if projection else ()), projection
+        )
         inputs = (X, *masks, *weights)
         positions = {port.name: index for index, port in enumerate(inputs)}
 
@@ -111,11 +134,13 @@ def bottleneck_specs(
             return shapes[positions[kinds[kind.name]]] if kind.name in kinds else None
 
         def counts(shapes: Sequence[Shape], attributes: Attributes, bits: Masks) -> Counts:
-            return _counts(geometry(op_type, shapes, attributes), {kind: bits[port] for kind, port in kinds.items()})
+            given = {kind: bits[port] for kind, port in kinds.items()}
+            return _counts(geometry(op_type, shapes, attributes), given, _pools_all(attributes))
 
         def expected(shapes: Sequence[Shape], attributes: Attributes, rates: Rates) -> Counts:
             geometry_ = geometry(op_type, shapes, attributes)
-            return _expected(geometry_, _used_rates(geometry_, shape_of(shapes, PATCH), kinds, rates))
+            used = _used_rates(geometry_, shape_of(shapes, PATCH), kinds, rates, _pools_all(attributes))
+            return _expected(geometry_, used)
 
         def work(shapes: Sequence[Shape], attributes: Attributes, counts: Counts, element: float) -> Work:
             return bottleneck_work(geometry(op_type, shapes, attributes), counts, element)
@@ -123,17 +148,19 @@ def bottleneck_specs(
         def sizes(shapes: Sequence[Shape], attributes: Attributes, rates: Rates) -> Mapping[str, float]:
             geometry_, patches = geometry(op_type, shapes, attributes), shape_of(shapes, PATCH)
             channels = shape_of(shapes, CHANNEL)
-            used = _used_rates(geometry_, patches, kinds, rates)
+            used = _used_rates(geometry_, patches, kinds, rates, _pools_all(attributes))
             return _sizes(geometry_, patches, 1 if channels is None else channels[1], used)
 
         def further_rates(shapes: Sequence[Shape], attributes: Attributes, counts: Counts) -> Rates:
             g = geometry(op_type, shapes, attributes)
             if PATCH.name not in kinds:
                 return {}
-            active = float(counts["conv2_pixels"].mean()) / (g.out_height * g.out_width)
+            active, conv2 = (
+                float(counts[f"conv{number}_pixels"].mean()) / (g.out_height * g.out_width) for number in (3, 2)
+            )
             conv1 = float(counts["conv1_pixels"].mean()) / (g.height * g.width)
             # Of pixels, which patches of different sizes cover by another share than their number says.
-            return {PATCH.name: active, "conv1": conv1, "conv2": active}
+            return {PATCH.name: active, "conv1": conv1, "conv2": conv2}
 
         return OperatorSpec(
             name=op_type,
@@ -142,7 +169,7 @@ def bottleneck_specs(
             summary=summary + (", with a projection shortcut." if projection else "."),
             inputs=inputs,
             outputs=_sized((Y,), projection),
-            attributes=CONV_ATTRIBUTES,
+            attributes=attributes_of,
             gates=gates,
             reference=reference,
             infer_shape=lambda shapes, attributes: geometry(op_type, shapes, attributes).output_shape,
@@ -157,11 +184,18 @@ def bottleneck_specs(
                 projection,
                 skips_pixels=not kinds.keys().isdisjoint({PATCH.name, BLOCK.name}),
                 skips_channels=CHANNEL.name in kinds,
+                excites=excites,
+                families=families,
             ),
             skipped_kind=skipped_kind,
         )
 
     return spec(name, projection=False), spec(f"{name}Projection", projection=True)
+
+
+def _pools_all(attributes: Attributes) -> bool:
+    """Whether a squeeze-and-excitation needs every pixel of an image of which any pixel is active."""
+    return not attributes.get(POOL_ACTIVE.name, 1)
 
 
 def _remembered(
@@ -226,8 +260,9 @@ def bottleneck_work(geometry: Geometry, counts: Counts, element: float) -> Work:
         geometry: Sizes.
         counts: Per image ``conv1_pixels`` (input pixels that the first 1x1 computes), ``conv2_pixels`` (output pixels
             of the 3x3), ``conv3_pixels`` (output pixels of the last 1x1), ``channels`` (hidden channels computed),
-            ``channel_pairs`` (pairs of a computed input and output channel of the 3x3 in the same group); of the
-            whole batch ``touched`` (hidden channels whose weights are read) and ``touched_pairs``.
+            ``channel_pairs`` (pairs of a computed input and output channel of the 3x3 in the same group), with a
+            squeeze-and-excitation ``excited`` (0 or 1: whether it is computed); of the whole batch ``touched`` (hidden
+            channels whose weights are read) and ``touched_pairs``.
         element: Bytes of an element.
 
     Returns:
@@ -236,29 +271,36 @@ def bottleneck_work(geometry: Geometry, counts: Counts, element: float) -> Work:
     g = geometry
     in_pixels, out_pixels = g.batch * g.height * g.width, g.batch * g.out_height * g.out_width
     projection = g.projection * g.channels * g.out_channels
+    squeezed = 2 * g.squeezed
     macs = (
         counts["conv1_pixels"] * counts["channels"] * g.channels
         + counts["conv2_pixels"] * counts["channel_pairs"] * 9
         + counts["conv3_pixels"] * counts["channels"] * g.out_channels
         + projection * (g.out_height * g.out_width)
+        + (counts["excited"] * counts["channels"] * squeezed if squeezed else 0)
     )
-    weights = counts["touched"] * (g.channels + g.out_channels) + counts["touched_pairs"] * 9 + projection
+    weights = counts["touched"] * (g.channels + g.out_channels + squeezed) + counts["touched_pairs"] * 9 + projection
     return Work(macs, element * in_pixels * g.channels, element * out_pixels * g.out_channels, weights * element)
 
 
-def _counts(geometry: Geometry, masks: Mapping[str, Any]) -> Counts:
-    """Counts under masks by gate kind: arrays or tensors of shape (N,)."""
+def _counts(geometry: Geometry, masks: Mapping[str, Any], pools_all: bool) -> Counts:
+    """Counts under masks by gate kind: arrays or tensors of shape (N,); ``pools_all``: see :func:`_pools_all`."""
     g = geometry
     any_mask = next(iter(masks.values()))
     one = _per_image_sum(any_mask) * 0 + 1
     pixels1, pixels2 = one * (g.height * g.width), one * (g.out_height * g.out_width)
+    pixels3 = pixels2
     if PATCH.name in masks:
         active = upsample_mask(masks[PATCH.name], g.out_height, g.out_width)
-        pixels1 = _per_image_sum(dilate_mask(active, g.height, g.width, g.stride, g.dilation))
-        pixels2 = _per_image_sum(active)
+        pixels3 = _per_image_sum(active)
+        if pools_all:
+            pixels1, pixels2 = pixels1 * (pixels3 > 0), pixels2 * (pixels3 > 0)
+        else:
+            pixels1 = _per_image_sum(dilate_mask(active, g.height, g.width, g.stride, g.dilation))
+            pixels2 = pixels3
     elif BLOCK.name in masks:
         run = _per_image_sum(masks[BLOCK.name])
-        pixels1, pixels2 = pixels1 * run, pixels2 * run
+        pixels1, pixels2, pixels3 = pixels1 * run, pixels2 * run, pixels3 * run
     channels, pairs = one * g.hidden, one * (g.hidden * g.hidden / g.group)
     if CHANNEL.name in masks:
         mask = masks[CHANNEL.name]
@@ -275,9 +317,10 @@ def _counts(geometry: Geometry, masks: Mapping[str, Any]) -> Counts:
     return {
         "conv1_pixels": pixels1,
         "conv2_pixels": pixels2,
-        "conv3_pixels": pixels2,
+        "conv3_pixels": pixels3,
         "channels": channels,
         "channel_pairs": pairs,
+        **({"excited": one * computed} if g.squeezed else {}),
         "touched": _largest(channels * computed),
         "touched_pairs": _largest(pairs * computed),
     }
@@ -295,13 +338,18 @@ def _expected(geometry: Geometry, rates: Rates) -> Counts:
         "conv3_pixels": out_pixels * rates["spatial"],
         "channels": channels,
         "channel_pairs": channels * channels / g.group,
+        **({"excited": rates["excited"]} if g.squeezed else {}),
         "touched": touched,
         "touched_pairs": touched * touched / g.group,
     }
 
 
-def _used_rates(geometry: Geometry, patches: Shape | None, kinds: Collection[str], rates: Rates) -> Rates:
+def _used_rates(
+    geometry: Geometry, patches: Shape | None, kinds: Collection[str], rates: Rates, pools_all: bool
+) -> Rates:
     """The rates of the convolutions: ``spatial`` (also of whole blocks), ``channel``, ``conv1`` and ``conv2``.
+
+    ``excited`` is the share of images that anything is computed of.
 
     A kind that the operator has no mask for computes everything. ``conv1`` and ``conv2`` may be given as measured;
     otherwise ``conv1`` is the expected dilation of random patches. ``channel_slowest``, the largest channel rate of the
@@ -311,10 +359,12 @@ def _used_rates(geometry: Geometry, patches: Shape | None, kinds: Collection[str
     slowest = {SLOWEST: rates[SLOWEST]} if SLOWEST in rates else {}
     if patches is None:
         spatial = rates.get(BLOCK.name, 1.0) if BLOCK.name in kinds else 1.0
-        return {"spatial": spatial, "channel": channel, "conv1": spatial, "conv2": spatial, **slowest}
+        used = {"spatial": spatial, "channel": channel, "conv1": spatial, "conv2": spatial, "excited": spatial}
+        return {**used, **slowest}
     spatial = rates.get(PATCH.name, 1.0)
-    conv2 = rates.get("conv2", spatial)
-    conv1 = rates.get("conv1")
+    excited = 1.0 - (1.0 - spatial) ** (patches[2] * patches[3])
+    conv2 = rates.get("conv2", excited if pools_all else spatial)
+    conv1 = rates.get("conv1", conv2 if pools_all else None)
     if conv1 is None:
         conv1 = dilated_density(
             conv2,
@@ -324,7 +374,8 @@ def _used_rates(geometry: Geometry, patches: Shape | None, kinds: Collection[str
             stride=geometry.stride,
             dilation=geometry.dilation,
         )
-    return {"spatial": spatial, "channel": channel, "conv1": conv1, "conv2": conv2, **slowest}
+    used = {"spatial": spatial, "channel": channel, "conv1": conv1, "conv2": conv2, "excited": excited}
+    return {**used, **slowest}
 
 
 def _sizes(geometry: Geometry, patches: Shape | None, channel_groups: int, rates: Rates) -> Mapping[str, float]:
@@ -344,6 +395,7 @@ def _sizes(geometry: Geometry, patches: Shape | None, channel_groups: int, rates
         "dilation": g.dilation,
         "groups": g.group,
         "projection": float(g.projection),
+        **({"squeezed": g.squeezed, "rate_excited": rates["excited"]} if g.squeezed else {}),
         "mask_h": rows,
         "mask_w": columns,
         "patch": g.out_height / rows,
@@ -447,20 +499,29 @@ def _packed(port: Port) -> Port:
 
 
 def _kernels(
-    weights: tuple[Port, ...], projection: bool, *, skips_pixels: bool, skips_channels: bool
+    weights: tuple[Port, ...],
+    projection: bool,
+    *,
+    skips_pixels: bool,
+    skips_channels: bool,
+    excites: bool,
+    families: Collection[str],
 ) -> Mapping[str, KernelSpec]:
+    # Channels that are skipped behind their ReLU are zero and leave no constants.
+    skips_to_constants = skips_channels and not excites
+
     def pack(weights: Mapping[str, Array], attributes: Attributes) -> dict[str, Array]:
         group = int(attributes["group"])
         packed = {
             name: pack_w2(value, group) if name == "w2" else pack_matrix(value) if value.ndim == 2 else value
             for name, value in weights.items()
         }
-        if skips_channels:
+        if skips_to_constants:
             packed["border_bias"] = border_bias(weights["w2"], weights["b1"], weights["b2"], group)
             packed["skipped_output"] = skipped_output(weights["w3"], weights["b2"], weights["b3"])
         return packed
 
-    constants = tuple(map(_packed, weights)) + (_sized(CONSTANTS, projection) if skips_channels else ())
+    constants = tuple(map(_packed, weights)) + (_sized(CONSTANTS, projection) if skips_to_constants else ())
     packed = KernelSpec(
         precisions=("fp32", "fp16"),
         pack=pack,
@@ -468,11 +529,12 @@ def _kernels(
         launches=bottleneck_launches,
         workspace=bottleneck_workspace(pixels=skips_pixels, channels=skips_channels),
     )
-    return {
+    kernels = {
         "cpu": KernelSpec(precisions=("fp32", "bf16"), terms=library_terms),
         "cuda": packed,
         "tensorrt": packed,
     }
+    return {family: kernel for family, kernel in kernels.items() if family in families}
 
 
 # ---------------------------------------------------------------- pieces of the ONNX bodies
@@ -643,11 +705,16 @@ def mask_bits(b: Body, mask: Value) -> Value:
     return b.op("Cast", active, to=TensorProto.FLOAT)
 
 
+def active_pixels(b: Body, mask: Value, tables: PatchTables) -> Value:
+    """Active output pixels, int64 (P, 1), indices into the rows of the output map."""
+    return b.reshape(b.gather(tables.pixels, b.op("NonZero", b.reshape(mask, -1))), -1, 1)
+
+
 def active_set(b: Body, mask: Value, tables: PatchTables) -> ActiveSet:
     """Write the index lists of a mask."""
     bits = b.reshape(mask, -1)
     patches = b.op("NonZero", bits)
-    pixels = b.reshape(b.gather(tables.pixels, patches), -1, 1)
+    pixels = active_pixels(b, mask, tables)
     if tables.strided:
         bits = b.op("Concat", bits, b.zeros_like(b.op("Slice", bits, [0], [1])), axis=0)
     # The mask at the 3x3's centres, grown by the 3x3: the input pixels it reads.
@@ -714,7 +781,11 @@ def dense_map(b: Body, inputs: Mapping[str, Value], sizes: Sizes, x: Value) -> V
     shortcut = convolution(maps, "d", strides=strides) if "wd" in inputs else maps
     maps = b.op("Relu", convolution(maps, "1"))
     maps = convolution(maps, "2", strides=strides, **around, group=AttributeRef("group", AttributeRef.INT))
-    maps = b.op("Relu", convolution(b.op("Relu", maps), "3") + shortcut)
+    maps = b.op("Relu", maps)
+    if "ws" in inputs:
+        pooled = b.op("Relu", convolution(b.op("GlobalAveragePool", maps), "s"))
+        maps = maps * b.op("Sigmoid", convolution(pooled, "e"))
+    maps = b.op("Relu", convolution(maps, "3") + shortcut)
     return b.op("Transpose", maps, perm=[0, 2, 3, 1])
 
 

@@ -24,6 +24,7 @@ class Geometry:
         dilation: Of the 3x3; its padding is the same.
         group: Convolution groups of the 3x3.
         projection: Whether the shortcut is a 1x1 convolution.
+        squeezed: S, hidden channels of a squeeze-and-excitation behind the 3x3; 0 where there is none.
     """
 
     batch: int
@@ -36,6 +37,7 @@ class Geometry:
     dilation: int
     group: int
     projection: bool
+    squeezed: int = 0
 
     @property
     def out_height(self) -> int:
@@ -59,13 +61,14 @@ def _require(condition: bool, operator: str, message: str) -> None:
 
 
 def bottleneck_geometry(operator: str, x: Shape, weights: Sequence[Shape], attributes: Attributes) -> Geometry:
-    """Check the shapes of ``x``, ``w1, b1, w2, b2, w3, b3[, wd, bd]`` against the attributes.
+    """Check the shapes of ``x``, ``w1, b1, w2, b2[, ws, bs, we, be], w3, b3[, wd, bd]`` against the attributes.
 
     Raises:
         UsageError: Naming the operator and the input that does not fit.
     """
     _require(len(x) == 4, operator, f"x must be (N, H, W, C), not {x}")
-    w1, b1, w2, b2, w3, b3, *shortcut = weights
+    w1, b1, w2, b2, *excitation = weights[: len(weights) - (4 if len(weights) in (8, 12) else 2)]
+    w3, b3, *shortcut = weights[4 + len(excitation) :]
     batch, height, width, channels = x
     _require(len(w1) == 2 and w1[1] == channels, operator, f"w1 must be (M, {channels}), not {w1}")
     hidden = w1[0]
@@ -81,6 +84,14 @@ def bottleneck_geometry(operator: str, x: Shape, weights: Sequence[Shape], attri
     out_channels = w3[0]
     for name, shape, size in (("b1", b1, hidden), ("b2", b2, hidden), ("b3", b3, out_channels)):
         _require(shape == (size,), operator, f"{name} must be ({size},), not {shape}")
+    squeezed = 0
+    if excitation:
+        ws, bs, we, be = excitation
+        _require(len(ws) == 2 and ws[1] == hidden, operator, f"ws must be (S, {hidden}), not {ws}")
+        squeezed = ws[0]
+        _require(bs == (squeezed,), operator, f"bs must be {(squeezed,)}, not {bs}")
+        _require(we == (hidden, squeezed), operator, f"we must be {(hidden, squeezed)}, not {we}")
+        _require(be == (hidden,), operator, f"be must be {(hidden,)}, not {be}")
     if shortcut:
         wd, bd = shortcut
         _require(wd == (out_channels, channels), operator, f"wd must be {(out_channels, channels)}, not {wd}")
@@ -92,7 +103,8 @@ def bottleneck_geometry(operator: str, x: Shape, weights: Sequence[Shape], attri
             f"without a projection the stride must be 1 and Co = C, not stride {stride}, "
             f"C {channels}, Co {out_channels}",
         )
-    return Geometry(batch, height, width, channels, hidden, out_channels, stride, dilation, group, bool(shortcut))
+    projection = bool(shortcut)
+    return Geometry(batch, height, width, channels, hidden, out_channels, stride, dilation, group, projection, squeezed)
 
 
 def require_spatial_mask(operator: str, mask: Shape, geometry: Geometry) -> None:

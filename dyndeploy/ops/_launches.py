@@ -17,7 +17,10 @@ def masker_launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
 
 
 def bottleneck_launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
-    """Lists and copies, then conv1, conv2 and conv3 (with the projection as a second segment of its sums)."""
+    """Lists and copies, then conv1, conv2 and conv3 (with the projection as a second segment of its sums).
+
+    With a squeeze-and-excitation, the map behind conv2 is averaged, and two products of vectors make its factors.
+    """
     # Given that anything runs: a layer that half of the images skip costs one image all or nothing.
     share = 1.0 - (1.0 - f["rate"]) ** (f["batch"] * f["mask_h"] * f["mask_w"])
     some = max(share, 1e-9)
@@ -41,6 +44,14 @@ def bottleneck_launches(f: Mapping[str, float], element: float) -> Sequence[Laun
             share=share, uneven=True,
         ),
     ]  # fmt: skip
+    squeezed = f.get("squeezed", 0.0)
+    if squeezed:
+        excited = f["batch"] * f["rate_excited"] / some
+        factors = 2.0 * hidden * squeezed * element
+        launches[3:3] = [
+            Launch(moved=second * hidden * element, share=share),
+            Launch(excited, squeezed, 2.0 * hidden, moved=4.0 * excited * hidden, weights=factors, share=share),
+        ]
     if f["projection"]:
         launches.append(
             Launch(pixels_out, cout, cin, moved=pixels_out * (cin + cout) * element, weights=cin * cout * element)

@@ -22,7 +22,8 @@ NAME = "LayerBottleneck"
 MASK = Port("mask", Role.MASK, ("N", "1", "1", "1"), Element.FLOAT)
 
 
-def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geometry:
+def layer_geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geometry:
+    """Sizes of a bottleneck behind a layer mask; raises ``UsageError`` where the inputs do not fit."""
     geometry = bottleneck_geometry(name, shapes[0], shapes[2:], attributes)
     expected = (geometry.batch, 1, 1, 1)
     if shapes[1] != expected:
@@ -30,7 +31,8 @@ def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geo
     return geometry
 
 
-def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
+def layer_body(b: Body, inputs: Mapping[str, Value]) -> Value:
+    """The body: samples that run are gathered, and computed densely."""
     sizes = shared.body_sizes(b, inputs)
     pixels_per_sample = sizes.out_height * sizes.out_width
 
@@ -66,7 +68,7 @@ SPECS = shared.bottleneck_specs(
     masks=(MASK,),
     gates={"mask": BLOCK},
     reference=reference,
-    geometry=_geometry,
-    body=_body,
+    geometry=layer_geometry,
+    body=layer_body,
     skipped_kind="layer_skipped",
 )

@@ -9,10 +9,14 @@ from dyndeploy.errors import UsageError
 from dyndeploy.ops import (
     channel_bottleneck,
     channel_masker,
+    channel_se_bottleneck,
     layer_bottleneck,
+    layer_se_bottleneck,
     spatial_bottleneck,
     spatial_channel_bottleneck,
+    spatial_channel_se_bottleneck,
     spatial_masker,
+    spatial_se_bottleneck,
 )
 from dyndeploy.ops.base import OperatorSpec
 from dyndeploy.ops.gates import register_gate_kind
@@ -27,6 +31,10 @@ _MODULES = (
     layer_bottleneck,
     channel_bottleneck,
     spatial_channel_bottleneck,
+    spatial_se_bottleneck,
+    layer_se_bottleneck,
+    channel_se_bottleneck,
+    spatial_channel_se_bottleneck,
 )
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from dyndeploy.errors import DyndeployError, UsageError
 from dyndeploy.graphs.inspect import all_graphs
+from dyndeploy.graphs.tensorrt import required_creators
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.runtimes import tensorrt_worker
 from dyndeploy.runtimes.native import NativeLibrary
@@ -171,19 +172,26 @@ def build_checked(
     library: NativeLibrary | None,
 ) -> AheadEngine:
     """As :func:`build_ahead`, for the plan of a graph with its TensorRT copy."""
-    _require_buildable(copy, package)
+    _require_buildable(copy, package, library)
     made = build_planned(plan, copy, package, library)
     require_planned(made, source)
     return made
 
 
-def _require_buildable(copy: onnx.ModelProto, package: BuilderPackage) -> None:
+def _require_buildable(copy: onnx.ModelProto, package: BuilderPackage, library: NativeLibrary | None) -> None:
     """Say beforehand what the builder would say in words of its own."""
+    without = [name for name in required_creators(copy) if FAMILY not in OPERATORS[name].kernels]
+    if without and library is None:
+        raise DyndeployError(
+            f"There is no TensorRT plugin for {', '.join(without)}: no engine can be built. On a CPU the operators run "
+            "by their bodies (--target cpu)."
+        )
     if not package.text.startswith(RTX):
         return
     for part in list(all_graphs(copy.graph))[1:]:
         for node in part.node:
-            if node.domain == DOMAIN and OPERATORS[node.op_type].kernels[FAMILY].workspace is not None:
+            kernel = OPERATORS[node.op_type].kernels.get(FAMILY) if node.domain == DOMAIN else None
+            if kernel is not None and kernel.workspace is not None:
                 raise DyndeployError(
                     f"{node.name} ({node.op_type}) stands in a branch (If) and needs scratch memory, which TensorRT "
                     f"{package.text} cannot build. Leave it outside: the operator skips by itself."

@@ -36,10 +36,13 @@ from tests.ops.cases import Case, any_case, build
 from tests.runtimes.tensorrt_reference import check_types, evaluate
 from tests.staged_bundles import stage_models
 
+PLUGINS = {name: spec for name, spec in OPERATORS.items() if "tensorrt" in spec.kernels}
+"""Operators that have a plugin."""
+
 FP32 = PrecisionPlan("fp32", typed=False)
 FLAGS = PrecisionPlan("fp16", typed=False)
 TYPED = PrecisionPlan("fp16", typed=True)
-BOTTLENECKS = [name for name in OPERATORS if "Bottleneck" in name]
+BOTTLENECKS = [name for name in PLUGINS if "Bottleneck" in name]
 PLUGIN: dict[str, Any] = {"domain": DOMAIN, "plugin_version": "1", "plugin_namespace": ""}
 
 

@@ -52,6 +52,7 @@ def build(
     mask_size: tuple[int, int] = (2, 2),
     channel_groups: int = 3,
     rate: float = 0.5,
+    pool_active: int = 1,
 ) -> Case:
     """Build a case; parameters that an operator does not have are ignored."""
     spec = OPERATORS[name]
@@ -68,7 +69,7 @@ def build(
         layers = [normal(5, channels), normal(5)] if name.endswith("Hidden") else []
         width = 5 if layers else channels
         return Case(spec, (x, *layers, normal(channel_groups, width), normal(channel_groups) * 0.1), {})
-    projection = name.endswith("Projection")
+    projection, excites = name.endswith("Projection"), "SE" in name
     if not projection:
         stride, out_channels = 1, channels
     out_size = [(extent - 1) // stride + 1 for extent in size]
@@ -79,12 +80,13 @@ def build(
         "Layer": [_bits(generator, (batch, 1, 1, 1), rate)],
         "Channel": [channel],
         "SpatialChannel": [spatial, channel],
-    }[name.removesuffix("Projection").removesuffix("Bottleneck")]
+    }[name.removesuffix("Projection").removesuffix("Bottleneck").removesuffix("SE")]
     weights = [
         normal(hidden, channels) / channels**0.5,
         normal(hidden),
         normal(hidden, hidden // group, 3, 3) / (9 * hidden // group) ** 0.5,
         normal(hidden),
+        *((normal(3, hidden), normal(3), normal(hidden, 3), normal(hidden)) if excites else ()),
         normal(out_channels, hidden) / hidden**0.5,
         normal(out_channels),
     ]
@@ -96,6 +98,8 @@ def build(
         "pads": [dilation] * 4,
         "group": group,
     }
+    if excites and "Spatial" in name:
+        attributes["pool_active"] = pool_active
     return Case(spec, (x, *masks, *weights), attributes)
 
 
@@ -118,4 +122,5 @@ def any_case(draw: st.DrawFn, name: str) -> Case:
         mask_size=(draw(st.integers(1, 7)), draw(st.integers(1, 7))),
         channel_groups=draw(st.sampled_from([1, 2, 3, 6])),
         rate=draw(st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0])),
+        pool_active=draw(st.sampled_from([0, 1])),
     )

@@ -106,6 +106,12 @@ def test_all_on_runs_blocked_convolutions_alone(name: str, tmp_path: Path) -> No
     blocked = [graph for graph in graphs if any(node.domain == BLOCKED for node in graph.node)]
     assert len(blocked) == 1
     found = Counter((node.domain == BLOCKED, node.op_type) for node in blocked[0].node)
+    if "SE" in name:
+        # ONNX Runtime scales channels in no blocked layout: the map leaves it and comes back, the convolutions stay.
+        assert found.pop((False, "Mul")) == found.pop((True, "GlobalAveragePool")) == 1
+        assert found[True, "Conv"] == (6 if name.endswith("Projection") else 5)
+        assert not [name for within, name in found if not within and name in ("Conv", "Relu", "Add")]
+        return
     assert found == {
         (True, "ReorderInput"): 1,
         (True, "MaxPool"): 1,

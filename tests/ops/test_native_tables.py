@@ -19,7 +19,7 @@ from dyndeploy.ops.registry import SPECS
 from tests.ops.cases import build
 
 CHECKED_IN = Path(__file__).parents[2] / "plugins" / HEADER
-PACKED = [spec.name for spec in SPECS if spec.kernels["tensorrt"].pack is not None]
+PACKED = [spec.name for spec in SPECS if "tensorrt" in spec.kernels and spec.kernels["tensorrt"].pack]
 MASKER = OPERATORS["SpatialMasker"]
 
 

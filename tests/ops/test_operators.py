@@ -134,7 +134,7 @@ def test_every_face_is_there(name: str) -> None:
     assert spec.version >= 1
     assert spec.summary.endswith(".")
     assert spec.inputs[0].role is Role.ACTIVATION
-    assert set(spec.kernels) == {"cpu", "cuda", "tensorrt"}
+    assert set(spec.kernels) == (set() if "SE" in name else {"cpu", "cuda", "tensorrt"})
     function = spec.function(13)
     assert list(function.input) == [port.name for port in spec.inputs]
     assert list(function.attribute) == [attribute.name for attribute in spec.attributes]
@@ -221,12 +221,15 @@ def counted_macs(case: Case, part: str) -> float:
     _, height, width, channels = case.shapes[0]
     _, out_height, out_width, out_channels = case.reference().shape
     weights = case.shapes[1 + len(case.masks()) :]
-    shortcut = float(out_height * out_width * channels * out_channels) if len(weights) == 8 else 0.0
+    excitation = "ws" in [port.name for port in case.spec.inputs]
+    projection = len(weights) == (12 if excitation else 8)
+    shortcut = float(out_height * out_width * channels * out_channels) if projection else 0.0
     if part == "shortcut":
         return shortcut
     hidden = weights[0][0]
     per_out_pixel = 9 * hidden * hidden / case.attributes["group"] + hidden * out_channels
-    return height * width * channels * hidden + out_height * out_width * per_out_pixel + shortcut
+    squeeze = 2 * hidden * weights[4][0] if excitation else 0
+    return height * width * channels * hidden + out_height * out_width * per_out_pixel + squeeze + shortcut
 
 
 def test_spatial_work_of_one_patch_by_hand() -> None:
@@ -242,6 +245,57 @@ def test_spatial_work_of_one_patch_by_hand() -> None:
         "conv1": 25 / 64,
         "conv2": 0.25,
     }
+
+
+@pytest.mark.parametrize(("pool_active", "pixels"), [(0, (64, 64, 16)), (1, (25, 16, 16))])
+def test_squeeze_and_excitation_of_one_patch_by_hand(pool_active: int, pixels: tuple[int, int, int]) -> None:
+    # 8x8 map, one active 4x4 patch. A mean over the whole map needs all pixels of conv1 and conv2.
+    case = build("SpatialSEBottleneck", batch=2, channels=8, hidden=6, mask_size=(2, 2), pool_active=pool_active)
+    mask = np.zeros((2, 1, 2, 2), np.float32)
+    mask[0, 0, 0, 0] = 1
+    conv1, conv2, conv3 = pixels
+    found = work(case, {"mask": mask})
+    assert found.macs.tolist() == [conv1 * 8 * 6 + conv2 * 9 * 6 * 6 + conv3 * 6 * 8 + 2 * 6 * 3, 0]
+    assert found.weights == 4 * (8 * 6 + 9 * 36 + 2 * 6 * 3 + 6 * 8)
+    rates = case.spec.achieved_rates(case.shapes, case.attributes, {"mask": mask})
+    assert rates == {"spatial": 16 / 128, "conv1": conv1 / 128, "conv2": conv2 / 128}
+    expected = case.spec.expected(case.shapes, case.attributes, {"spatial": 0.5})
+    assert expected["excited"] == 1 - 0.5**4
+    if not pool_active:
+        assert expected["conv1_pixels"] == expected["conv2_pixels"] == 64 * (1 - 0.5**4)
+        assert expected["conv3_pixels"] == 32
+
+
+def test_squeeze_and_excitation_pools_over_what_its_attribute_says() -> None:
+    whole, active = (build("SpatialSEBottleneck", size=(5, 7), mask_size=(2, 2), pool_active=p, seed=3) for p in (0, 1))
+    mask = whole.inputs[1]
+    assert 0 < mask.mean() < 1
+    assert not torch.allclose(whole.reference(), active.reference(), atol=1e-3)
+    everything = (torch.ones_like(mask),)
+    dense = [Case(c.spec, (c.inputs[0], *everything, *c.inputs[2:]), c.attributes).reference() for c in (whole, active)]
+    torch.testing.assert_close(*dense)
+
+
+@pytest.mark.parametrize("group", [2, 4])
+@pytest.mark.parametrize("channel_groups", [3, 6])
+def test_channel_groups_across_groups_of_the_3x3(group: int, channel_groups: int) -> None:
+    # 12 channels: groups of 4 or 2 of the mask, groups of 6 or 3 of the 3x3.
+    case = build("ChannelSEBottleneck", hidden=12, group=group, channel_groups=channel_groups, seed=2)
+    _, mask, w1, b1, w2, b2, ws, bs, we, be, w3, b3 = case.inputs
+    bits = mask.repeat_interleave(12 // channel_groups, 1)[0].bool()
+    assert 0 < bits.sum() < 12
+    # Channels that are taken out of every weight: what is skipped is zero for all who read it.
+    spread = torch.zeros(12, 12, 3, 3)
+    for out in range(12):
+        first = out // (12 // group) * (12 // group)
+        spread[out, first : first + 12 // group] = w2[out]
+    cut = (w1[bits], b1[bits], spread[bits][:, bits], b2[bits], ws[:, bits], bs, we[bits], be[bits], w3[:, bits], b3)
+    small = case.spec.reference(case.inputs[0], torch.ones(1, 1), *cut, **{**case.attributes, "group": 1})
+    torch.testing.assert_close(small, case.reference(), rtol=1e-4, atol=1e-5)
+    pairs = sum(int(part.sum()) ** 2 for part in bits.reshape(group, -1))
+    found = work(case, case.masks()).macs.tolist()
+    kept = int(bits.sum())
+    assert found == [64 * (8 * kept + 9 * pairs + 8 * kept) + 2 * 3 * kept]
 
 
 def test_channel_work_by_hand() -> None:

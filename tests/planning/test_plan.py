@@ -161,7 +161,7 @@ def test_impossible_settings_are_refused(settings: dict) -> None:
 
 def test_networks_that_cannot_be_planned_are_refused() -> None:
     with pytest.raises(UsageError, match="reference predictor only"):
-        plan_network("laud_regnety_400mf", {1: price})
+        plan_network("lad_regnet_y_400mf", {1: price})
     with pytest.raises(UsageError, match="known to 'predict' only"):
         plan_network("resnet50", {1: price})
     with pytest.raises(UsageError, match="Did you mean 'laud_resnet50'"):

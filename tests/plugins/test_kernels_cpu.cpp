@@ -78,7 +78,7 @@ ThreadPool one_by_one(int count) { return {count, nullptr, &parallel_for_backwar
 struct Problem {
   BottleneckLayer layer;
   BottleneckShape shape;
-  std::vector<float> w1, b1, w2, b2, w3, b3, wd, bd, x;
+  std::vector<float> w1, b1, w2, b2, w3, b3, wd, bd, squeeze, squeeze_bias, excite, excite_bias, x;
   std::vector<float> spatial_mask, channel_mask;  // empty: none
   int mask_height = 0, mask_width = 0, channel_groups = 0;
 
@@ -92,6 +92,10 @@ struct Problem {
     w.b3 = b3.data();
     w.wd = layer.projection ? wd.data() : nullptr;
     w.bd = layer.projection ? bd.data() : nullptr;
+    w.squeeze = squeeze.data();
+    w.squeeze_bias = squeeze_bias.data();
+    w.excite = excite.data();
+    w.excite_bias = excite_bias.data();
     return w;
   }
   std::size_t outputs() const {
@@ -106,16 +110,19 @@ double rounded_to_bf16(double value) {
   return std::ldexp(std::nearbyint(std::ldexp(fraction, 8)), exponent - 8);
 }
 
-// bf16: weights, and what each convolution reads, are rounded to BF16; nothing else is.
+// bf16: weights, and what each convolution reads, are rounded to BF16; nothing else is. Narrow groups and
+// squeeze-excites are computed in floats.
 std::vector<double> reference(const Problem& original, bool bf16) {
   Problem p = original;
-  const auto round = [bf16](double v) { return bf16 ? rounded_to_bf16(v) : v; };
-  for (std::vector<float>* weights : {&p.w1, &p.w2, &p.w3, &p.wd}) {
-    for (float& w : *weights) w = static_cast<float>(round(w));
-  }
   const BottleneckLayer& l = p.layer;
   const BottleneckShape& s = p.shape;
   const int C = l.inputs, M = l.middle, Co = l.outputs, width = M / l.groups;
+  const bool narrow = l.groups > 1 && width <= kMaxGroupOutputs && (l.zero_skipped || p.channel_mask.empty());
+  const auto round = [bf16](double v) { return bf16 ? rounded_to_bf16(v) : v; };
+  for (std::vector<float>* weights : {&p.w1, &p.w2, &p.w3, &p.wd}) {
+    if (weights == &p.w2 && narrow) continue;
+    for (float& w : *weights) w = static_cast<float>(round(w));
+  }
   std::vector<double> y(p.outputs());
   for (int n = 0; n < s.batch; ++n) {
     std::vector<double> keep(static_cast<std::size_t>(M), 1.0);
@@ -126,10 +133,18 @@ std::vector<double> reference(const Problem& original, bool bf16) {
     // Where some channels are skipped, activations are kept as the difference from a skipped channel's
     // constant.
     const double kept = std::accumulate(keep.begin(), keep.end(), 0.0);
-    const bool difference = kept > 0 && kept < M;
-    const auto stored = [&](double v, float bias) {
+    const bool difference = kept > 0 && kept < M && !l.zero_skipped;
+    const auto stored = [&](double v, float bias, bool rounds = true) {
       const double constant = difference ? std::max(0.0f, bias) : 0.0;
-      return round(v - constant) + constant;
+      return rounds ? round(v - constant) + constant : v;
+    };
+    const auto masked = [&](double z, float bias, double on) {
+      return l.zero_skipped ? on * std::max(0.0, z + bias) : std::max(0.0, on * z + bias);
+    };
+    const auto is_active = [&](int oy, int ox) {
+      if (p.spatial_mask.empty()) return true;
+      const int i = oy * p.mask_height / s.out_height, j = ox * p.mask_width / s.out_width;
+      return p.spatial_mask[product_of({n, p.mask_height, p.mask_width}) + i * p.mask_width + j] > 0.5f;
     };
     const float* x = p.x.data() + product_of({n, s.height, s.width, C});
     std::vector<double> h1(product_of({s.height, s.width, M}));
@@ -138,18 +153,16 @@ std::vector<double> reference(const Problem& original, bool bf16) {
         double z = 0.0;
         for (int c = 0; c < C; ++c)
           z += double{p.w1[static_cast<std::size_t>(m) * C + c]} * round(x[i * C + c]);
-        h1[static_cast<std::size_t>(i) * M + m] = stored(std::max(0.0, keep[m] * z + p.b1[m]), p.b1[m]);
+        h1[static_cast<std::size_t>(i) * M + m] = stored(masked(z, p.b1[m], keep[m]), p.b1[m], !narrow);
       }
     }
+    std::vector<double> h2(product_of({s.out_height, s.out_width, M})), means(static_cast<std::size_t>(M));
+    int pixels = 0;
     for (int oy = 0; oy < s.out_height; ++oy) {
       for (int ox = 0; ox < s.out_width; ++ox) {
-        bool active = true;
-        if (!p.spatial_mask.empty()) {
-          const int i = oy * p.mask_height / s.out_height, j = ox * p.mask_width / s.out_width;
-          active = p.spatial_mask[product_of({n, p.mask_height, p.mask_width}) + i * p.mask_width + j] > 0.5f;
-        }
-        std::vector<double> h2(static_cast<std::size_t>(M));
-        for (int m = 0; m < M && active; ++m) {
+        if (!is_active(oy, ox) && !(l.squeeze && l.dense_mean)) continue;
+        ++pixels;
+        for (int m = 0; m < M; ++m) {
           double z = 0.0;
           for (int t = 0; t < 9; ++t) {
             const int iy = oy * l.stride + (t / 3 - 1) * l.dilation,
@@ -160,16 +173,41 @@ std::vector<double> reference(const Problem& original, bool bf16) {
                    h1[(static_cast<std::size_t>(iy) * s.width + ix) * M + m / width * width + c];
             }
           }
-          h2[m] = stored(std::max(0.0, keep[m] * z + p.b2[m]), p.b2[m]);
+          const double v = stored(masked(z, p.b2[m], keep[m]), p.b2[m], !l.squeeze);
+          h2[(static_cast<std::size_t>(oy) * s.out_width + ox) * M + m] = v;
+          means[m] += v;
         }
+      }
+    }
+    std::vector<double> factors(static_cast<std::size_t>(M), 1.0);
+    if (l.squeeze) {
+      std::vector<double> hidden(p.squeeze_bias.begin(), p.squeeze_bias.end());
+      for (int i = 0; i < l.squeeze; ++i) {
+        for (int m = 0; m < M; ++m)
+          hidden[i] +=
+              double{p.squeeze[static_cast<std::size_t>(i) * M + m]} * means[m] / std::max(pixels, 1);
+      }
+      for (int m = 0; m < M; ++m) {
+        double z = p.excite_bias[m];
+        for (int i = 0; i < l.squeeze; ++i)
+          z += p.excite[static_cast<std::size_t>(m) * l.squeeze + i] * std::max(0.0, hidden[i]);
+        factors[m] = 1.0 / (1.0 + std::exp(-z));
+      }
+    }
+    for (int oy = 0; oy < s.out_height; ++oy) {
+      for (int ox = 0; ox < s.out_width; ++ox) {
+        const double* const row = h2.data() + (static_cast<std::size_t>(oy) * s.out_width + ox) * M;
         for (int o = 0; o < Co; ++o) {
           const float* centre = x + (static_cast<std::size_t>(oy) * l.stride * s.width + ox * l.stride) * C;
           double v = l.projection ? p.bd[o] : centre[o];
           for (int c = 0; c < C && l.projection; ++c)
             v += double{p.wd[static_cast<std::size_t>(o) * C + c]} * round(centre[c]);
-          if (active) {
+          if (is_active(oy, ox)) {
             v += p.b3[o];
-            for (int m = 0; m < M; ++m) v += p.w3[static_cast<std::size_t>(o) * M + m] * h2[m];
+            for (int m = 0; m < M; ++m) {
+              const double h = l.squeeze ? round(row[m] * factors[m]) : row[m];
+              v += p.w3[static_cast<std::size_t>(o) * M + m] * h;
+            }
           }
           y[product_of({n, s.out_height, s.out_width, Co}) +
             (static_cast<std::size_t>(oy) * s.out_width + ox) * Co + o] = std::max(0.0, v);
@@ -199,6 +237,12 @@ Problem make_problem(Rng& rng, BottleneckLayer layer, int batch, int height, int
   if (layer.projection) {
     p.wd = normal(rng, product_of({Co, C}), 1 / std::sqrt(C));
     p.bd = normal(rng, product_of({Co}), 0.5);
+  }
+  if (layer.squeeze) {
+    p.squeeze = normal(rng, product_of({layer.squeeze, M}), 1 / std::sqrt(M));
+    p.squeeze_bias = normal(rng, product_of({layer.squeeze}), 0.5);
+    p.excite = normal(rng, product_of({M, layer.squeeze}), 1 / std::sqrt(layer.squeeze));
+    p.excite_bias = normal(rng, product_of({M}), 0.5);
   }
   p.x = normal(rng, product_of({batch, height, width, C}), 1.0);
   for (float& v : p.x) v = std::fabs(v);
@@ -248,10 +292,11 @@ std::string describe(const Problem& p, double rate) {
   char text[256];
   std::snprintf(text, sizeof text,
                 "C %d M %d Co %d stride %d dilation %d groups %d projection %d, %dx%dx%d, masks %dx%d, %d "
-                "groups, rate %.2f",
+                "groups, zero %d, squeeze %d, dense mean %d, rate %.2f",
                 p.layer.inputs, p.layer.middle, p.layer.outputs, p.layer.stride, p.layer.dilation,
                 p.layer.groups, p.layer.projection, p.shape.batch, p.shape.height, p.shape.width,
-                p.mask_height, p.mask_width, p.channel_groups, rate);
+                p.mask_height, p.mask_width, p.channel_groups, p.layer.zero_skipped, p.layer.squeeze,
+                p.layer.dense_mean, rate);
   return text;
 }
 
@@ -338,7 +383,7 @@ double tolerance_of(const Isa& isa) { return isa.inputs_per_row == 2 ? 4e-3 : 2e
 void test_bottlenecks(const Isa& isa) {
   Rng rng(7);
   Workspace workspace;
-  for (int i = 0; i < 240; ++i) {
+  for (int i = 0; i < 360; ++i) {
     BottleneckLayer layer;
     layer.projection = coin(rng);
     layer.groups = coin(rng, 0.6) ? 1 : pick(rng, 2, 4);
@@ -347,6 +392,13 @@ void test_bottlenecks(const Isa& isa) {
     layer.outputs = layer.projection ? pick(rng, 1, 120) : layer.inputs;
     layer.stride = layer.projection ? pick(rng, 1, 2) : 1;
     layer.dilation = pick(rng, 1, 3);
+    layer.zero_skipped = i % 2;
+    if (i % 3 == 0) {
+      layer.groups = pick(rng, 1, 4);
+      layer.middle = layer.groups * pick(rng, 1, 40);
+      layer.squeeze = i % 6 ? pick(rng, 1, 20) : 0;
+      layer.dense_mean = coin(rng);
+    }
     static constexpr Masks kMasks[] = {Masks::kNone, Masks::kSpatial, Masks::kLayer, Masks::kChannel,
                                        Masks::kBoth};
     static constexpr double kRates[] = {0.0, 0.1, 0.5, 0.9, 1.0};

@@ -90,7 +90,7 @@ def test_zoo_names_run_their_modes():
     half = predict("laud_resnet50", "nano", mode=("static", "static", "static", "spatial"), rate=[0.2, 0.4, 0.6])
     assert [b.rates for b in half.blocks if b.rates] == [{"spatial": 0.2}, {"spatial": 0.4}, {"spatial": 0.6}]
     with pytest.raises(UsageError, match="reference predictor only"):
-        predict("laud_regnety_800mf", "agx_orin", mode="spatial")
+        predict("lad_regnet_y_800mf", "agx_orin", mode="spatial")
 
 
 def test_a_bundle_and_its_file_agree(tmp_path):

@@ -70,7 +70,7 @@ def test_names() -> None:
     with pytest.raises(UsageError, match="Did you mean 'laud_resnet50'"):
         zoo_nodes("laud_resnet5", {})
     with pytest.raises(UsageError, match="--predictor reference"):
-        zoo_nodes("laud_regnety_400mf", {})
+        zoo_nodes("lad_regnet_y_400mf", {})
     with pytest.raises(UsageError, match="must be positive"):
         zoo_nodes("laud_resnet50", {}, input_size=(0, 32))
     assert predict("laud_resnet14_small", "nano", mode="spatial", rate=0.3, input_size=(64, 64)).input_size == (64, 64)

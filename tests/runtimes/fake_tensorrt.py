@@ -30,6 +30,9 @@ from dyndeploy.runtimes.tensorrt_plan import BuildPlan
 from tests.remote.fakes.inspection import inspection
 from tests.runtimes.tensorrt_reference import evaluate
 
+PLUGINS = {name: spec for name, spec in OPERATORS.items() if "tensorrt" in spec.kernels}
+"""Operators that have a plugin."""
+
 LIBRARY = "libdyndeploy_tensorrt.so"
 VERSIONS = ("8.2.1.8", "8.5.3.1", "8.6.1.6", "10.3.0", "11.4.0.106")
 
@@ -82,7 +85,7 @@ class World:
         self.gpu = FoundGpu("Fake Nano", "5.3")
         self.kernels: list[bytes] = []  # what contexts of TensorRT-RTX were given
         self.registered: list[Creator] = []
-        self.library_operators = list(OPERATORS)  # what the plugin library registers when it is loaded
+        self.library_operators = list(PLUGINS)  # what the plugin library registers when it is loaded
         self.loads: list[tuple[str, str]] = []
         self.builds: list[dict[str, Any]] = []
         self.memory: dict[int, np.ndarray] = {}

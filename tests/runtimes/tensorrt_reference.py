@@ -14,6 +14,9 @@ from onnx.reference.op_run import OpRun
 
 from dyndeploy.ops import DOMAIN, OPERATORS
 
+PLUGINS = {name: spec for name, spec in OPERATORS.items() if "tensorrt" in spec.kernels}
+"""Operators that have a plugin."""
+
 MIXED = False
 """Let half weights meet float activations, as they stand in the graph of a plan with builder flags."""
 
@@ -141,7 +144,7 @@ def _operator_run(name: str) -> type[OpRun]:
     return type(name, (OpRun,), {"op_domain": DOMAIN, "_run": _run})
 
 
-RUNS = [_operator_run(name) for name in OPERATORS]
+RUNS = [_operator_run(name) for name in PLUGINS]
 
 
 def evaluate(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

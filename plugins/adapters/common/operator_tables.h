@@ -44,10 +44,10 @@ struct Operator {
   int attribute_count;
 };
 
-constexpr int kMaxInputs = 13;
+constexpr int kMaxInputs = 15;
 constexpr int kMaxRank = 4;
-constexpr int kMaxAttributes = 4;
-constexpr int kMaxValues = 9;
+constexpr int kMaxAttributes = 5;
+constexpr int kMaxValues = 10;
 
 constexpr Port kSpatialMaskerInputs[] = {
     {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
@@ -407,19 +407,256 @@ constexpr Operator kSpatialChannelBottleneckProjection = {
     4,
 };
 
+constexpr Port kSpatialSEBottleneckInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    {"mask", Role::kMask, Gate::kSpatial, Element::kFloat, "N1hw"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kData, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kData, "Mm33"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"ws", Role::kWeight, Gate::kNone, Element::kData, "SM"},
+    {"bs", Role::kWeight, Gate::kNone, Element::kData, "S"},
+    {"we", Role::kWeight, Gate::kNone, Element::kData, "MS"},
+    {"be", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kData, "CM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kData, "C"},
+};
+constexpr Attribute kSpatialSEBottleneckAttributes[] = {
+    {"strides", 2}, {"dilations", 2}, {"pads", 4}, {"group", 1}, {"pool_active", 1},
+};
+constexpr Operator kSpatialSEBottleneck = {
+    "SpatialSEBottleneck",
+    1,
+    "1",
+    kSpatialSEBottleneckInputs,
+    12,
+    kSpatialSEBottleneckInputs,
+    12,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    kSpatialSEBottleneckAttributes,
+    5,
+};
+
+constexpr Port kSpatialSEBottleneckProjectionInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    {"mask", Role::kMask, Gate::kSpatial, Element::kFloat, "N1hw"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kData, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kData, "Mm33"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"ws", Role::kWeight, Gate::kNone, Element::kData, "SM"},
+    {"bs", Role::kWeight, Gate::kNone, Element::kData, "S"},
+    {"we", Role::kWeight, Gate::kNone, Element::kData, "MS"},
+    {"be", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kData, "OM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kData, "O"},
+    {"wd", Role::kWeight, Gate::kNone, Element::kData, "OC"},
+    {"bd", Role::kWeight, Gate::kNone, Element::kData, "O"},
+};
+constexpr Operator kSpatialSEBottleneckProjection = {
+    "SpatialSEBottleneckProjection",
+    1,
+    "1",
+    kSpatialSEBottleneckProjectionInputs,
+    14,
+    kSpatialSEBottleneckProjectionInputs,
+    14,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NPQO"},
+    kSpatialSEBottleneckAttributes,
+    5,
+};
+
+constexpr Port kLayerSEBottleneckInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    {"mask", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kData, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kData, "Mm33"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"ws", Role::kWeight, Gate::kNone, Element::kData, "SM"},
+    {"bs", Role::kWeight, Gate::kNone, Element::kData, "S"},
+    {"we", Role::kWeight, Gate::kNone, Element::kData, "MS"},
+    {"be", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kData, "CM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kData, "C"},
+};
+constexpr Operator kLayerSEBottleneck = {
+    "LayerSEBottleneck",
+    1,
+    "1",
+    kLayerSEBottleneckInputs,
+    12,
+    kLayerSEBottleneckInputs,
+    12,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    kSpatialBottleneckAttributes,
+    4,
+};
+
+constexpr Port kLayerSEBottleneckProjectionInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    {"mask", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kData, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kData, "Mm33"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"ws", Role::kWeight, Gate::kNone, Element::kData, "SM"},
+    {"bs", Role::kWeight, Gate::kNone, Element::kData, "S"},
+    {"we", Role::kWeight, Gate::kNone, Element::kData, "MS"},
+    {"be", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kData, "OM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kData, "O"},
+    {"wd", Role::kWeight, Gate::kNone, Element::kData, "OC"},
+    {"bd", Role::kWeight, Gate::kNone, Element::kData, "O"},
+};
+constexpr Operator kLayerSEBottleneckProjection = {
+    "LayerSEBottleneckProjection",
+    1,
+    "1",
+    kLayerSEBottleneckProjectionInputs,
+    14,
+    kLayerSEBottleneckProjectionInputs,
+    14,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NPQO"},
+    kSpatialBottleneckAttributes,
+    4,
+};
+
+constexpr Port kChannelSEBottleneckInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    {"mask", Role::kMask, Gate::kChannel, Element::kFloat, "NG"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kData, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kData, "Mm33"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"ws", Role::kWeight, Gate::kNone, Element::kData, "SM"},
+    {"bs", Role::kWeight, Gate::kNone, Element::kData, "S"},
+    {"we", Role::kWeight, Gate::kNone, Element::kData, "MS"},
+    {"be", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kData, "CM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kData, "C"},
+};
+constexpr Operator kChannelSEBottleneck = {
+    "ChannelSEBottleneck",
+    1,
+    "1",
+    kChannelSEBottleneckInputs,
+    12,
+    kChannelSEBottleneckInputs,
+    12,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    kSpatialBottleneckAttributes,
+    4,
+};
+
+constexpr Port kChannelSEBottleneckProjectionInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    {"mask", Role::kMask, Gate::kChannel, Element::kFloat, "NG"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kData, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kData, "Mm33"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"ws", Role::kWeight, Gate::kNone, Element::kData, "SM"},
+    {"bs", Role::kWeight, Gate::kNone, Element::kData, "S"},
+    {"we", Role::kWeight, Gate::kNone, Element::kData, "MS"},
+    {"be", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kData, "OM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kData, "O"},
+    {"wd", Role::kWeight, Gate::kNone, Element::kData, "OC"},
+    {"bd", Role::kWeight, Gate::kNone, Element::kData, "O"},
+};
+constexpr Operator kChannelSEBottleneckProjection = {
+    "ChannelSEBottleneckProjection",
+    1,
+    "1",
+    kChannelSEBottleneckProjectionInputs,
+    14,
+    kChannelSEBottleneckProjectionInputs,
+    14,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NPQO"},
+    kSpatialBottleneckAttributes,
+    4,
+};
+
+constexpr Port kSpatialChannelSEBottleneckInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    {"spatial_mask", Role::kMask, Gate::kSpatial, Element::kFloat, "N1hw"},
+    {"channel_mask", Role::kMask, Gate::kChannel, Element::kFloat, "NG"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kData, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kData, "Mm33"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"ws", Role::kWeight, Gate::kNone, Element::kData, "SM"},
+    {"bs", Role::kWeight, Gate::kNone, Element::kData, "S"},
+    {"we", Role::kWeight, Gate::kNone, Element::kData, "MS"},
+    {"be", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kData, "CM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kData, "C"},
+};
+constexpr Operator kSpatialChannelSEBottleneck = {
+    "SpatialChannelSEBottleneck",
+    1,
+    "1",
+    kSpatialChannelSEBottleneckInputs,
+    13,
+    kSpatialChannelSEBottleneckInputs,
+    13,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    kSpatialSEBottleneckAttributes,
+    5,
+};
+
+constexpr Port kSpatialChannelSEBottleneckProjectionInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    {"spatial_mask", Role::kMask, Gate::kSpatial, Element::kFloat, "N1hw"},
+    {"channel_mask", Role::kMask, Gate::kChannel, Element::kFloat, "NG"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kData, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kData, "Mm33"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"ws", Role::kWeight, Gate::kNone, Element::kData, "SM"},
+    {"bs", Role::kWeight, Gate::kNone, Element::kData, "S"},
+    {"we", Role::kWeight, Gate::kNone, Element::kData, "MS"},
+    {"be", Role::kWeight, Gate::kNone, Element::kData, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kData, "OM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kData, "O"},
+    {"wd", Role::kWeight, Gate::kNone, Element::kData, "OC"},
+    {"bd", Role::kWeight, Gate::kNone, Element::kData, "O"},
+};
+constexpr Operator kSpatialChannelSEBottleneckProjection = {
+    "SpatialChannelSEBottleneckProjection",
+    1,
+    "1",
+    kSpatialChannelSEBottleneckProjectionInputs,
+    15,
+    kSpatialChannelSEBottleneckProjectionInputs,
+    15,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NPQO"},
+    kSpatialSEBottleneckAttributes,
+    5,
+};
+
 // DO(operator, kind): operators of one kind share their kernels.
-#define DYNDEPLOY_CPU_OPERATORS(DO)                      \
-  DO(SpatialMasker, SpatialMasker)                       \
-  DO(ChannelMasker, ChannelMasker)                       \
-  DO(ChannelMaskerHidden, ChannelMasker)                 \
-  DO(SpatialBottleneck, SpatialBottleneck)               \
-  DO(SpatialBottleneckProjection, SpatialBottleneck)     \
-  DO(LayerBottleneck, LayerBottleneck)                   \
-  DO(LayerBottleneckProjection, LayerBottleneck)         \
-  DO(ChannelBottleneck, ChannelBottleneck)               \
-  DO(ChannelBottleneckProjection, ChannelBottleneck)     \
-  DO(SpatialChannelBottleneck, SpatialChannelBottleneck) \
-  DO(SpatialChannelBottleneckProjection, SpatialChannelBottleneck)
+#define DYNDEPLOY_CPU_OPERATORS(DO)                                \
+  DO(SpatialMasker, SpatialMasker)                                 \
+  DO(ChannelMasker, ChannelMasker)                                 \
+  DO(ChannelMaskerHidden, ChannelMasker)                           \
+  DO(SpatialBottleneck, SpatialBottleneck)                         \
+  DO(SpatialBottleneckProjection, SpatialBottleneck)               \
+  DO(LayerBottleneck, LayerBottleneck)                             \
+  DO(LayerBottleneckProjection, LayerBottleneck)                   \
+  DO(ChannelBottleneck, ChannelBottleneck)                         \
+  DO(ChannelBottleneckProjection, ChannelBottleneck)               \
+  DO(SpatialChannelBottleneck, SpatialChannelBottleneck)           \
+  DO(SpatialChannelBottleneckProjection, SpatialChannelBottleneck) \
+  DO(SpatialSEBottleneck, SpatialSeBottleneck)                     \
+  DO(SpatialSEBottleneckProjection, SpatialSeBottleneck)           \
+  DO(LayerSEBottleneck, LayerSeBottleneck)                         \
+  DO(LayerSEBottleneckProjection, LayerSeBottleneck)               \
+  DO(ChannelSEBottleneck, ChannelSeBottleneck)                     \
+  DO(ChannelSEBottleneckProjection, ChannelSeBottleneck)           \
+  DO(SpatialChannelSEBottleneck, SpatialChannelSeBottleneck)       \
+  DO(SpatialChannelSEBottleneckProjection, SpatialChannelSeBottleneck)
 
 // DO(operator, kind): operators of one kind share their kernels.
 #define DYNDEPLOY_TENSORRT_OPERATORS(DO)                 \

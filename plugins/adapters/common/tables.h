@@ -30,6 +30,13 @@ constexpr int find_gate(const Port* ports, int count, Gate gate) {
   return -1;
 }
 
+constexpr bool has_attribute(const Operator& op, const char* name) {
+  for (int i = 0; i < op.attribute_count; ++i) {
+    if (same_text(op.attributes[i].name, name)) return true;
+  }
+  return false;
+}
+
 // Index of an attribute. A name that the operator lacks is no constant expression, and an exception
 // elsewhere.
 constexpr int find_attribute(const Operator& op, const char* name, int from = 0) {
@@ -52,12 +59,14 @@ struct Skipping {
   bool whole_blocks;
   int channel_mask;
   bool projection;
+  bool excites;  // a squeeze-and-excitation follows the 3x3; channels that are skipped are zero
 };
 
 constexpr Skipping bottleneck_skipping(const Port* ports, int count) {
   const int layer = find_gate(ports, count, Gate::kLayer);
   return {layer >= 0 ? layer : find_gate(ports, count, Gate::kSpatial), layer >= 0,
-          find_gate(ports, count, Gate::kChannel), find_port(ports, count, "wd") >= 0};
+          find_gate(ports, count, Gate::kChannel), find_port(ports, count, "wd") >= 0,
+          find_port(ports, count, "ws") >= 0};
 }
 
 }  // namespace tables

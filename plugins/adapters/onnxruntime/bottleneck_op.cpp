@@ -52,6 +52,13 @@ BottleneckKernel::BottleneckKernel(const tables::Operator& op, const KernelInfo&
     refuse(op, "attribute group is " + std::to_string(groups) + ", expected a positive integer");
   }
   groups_ = static_cast<int>(groups);
+  if (tables::has_attribute(op, "pool_active")) {
+    const std::int64_t active = info.integer("pool_active", -1);
+    if (active != 0 && active != 1) {
+      refuse(op, "attribute pool_active is " + std::to_string(active) + ", expected 0 or 1");
+    }
+    dense_mean_ = active == 0;
+  }
   if (!skipping_.projection && stride_ != 1) {
     refuse(op, "stride " + std::to_string(stride_) + " needs a projection shortcut");
   }
@@ -89,6 +96,13 @@ std::unique_ptr<cpu::PackedBottleneck> BottleneckKernel::pack(const std::vector<
   expect("b1", {M});
   expect("w2", {M, M / groups_, 3, 3});
   expect("b2", {M});
+  if (skipping_.excites) {
+    expect("ws", {-1, M});
+    const std::int64_t S = weight("ws").shape[0];
+    expect("bs", {S});
+    expect("we", {M, S});
+    expect("be", {M});
+  }
   expect("w3", {-1, M});
   expect("b3", {Co});
   if (skipping_.projection) {
@@ -106,6 +120,8 @@ std::unique_ptr<cpu::PackedBottleneck> BottleneckKernel::pack(const std::vector<
   layer.dilation = dilation_;
   layer.groups = groups_;
   layer.projection = skipping_.projection;
+  layer.zero_skipped = skipping_.excites;
+  layer.dense_mean = dense_mean_;
   cpu::BottleneckWeights raw;
   raw.w1 = weight("w1").data;
   raw.b1 = weight("b1").data;
@@ -113,6 +129,13 @@ std::unique_ptr<cpu::PackedBottleneck> BottleneckKernel::pack(const std::vector<
   raw.b2 = weight("b2").data;
   raw.w3 = weight("w3").data;
   raw.b3 = weight("b3").data;
+  if (skipping_.excites) {
+    layer.squeeze = static_cast<int>(weight("ws").shape[0]);
+    raw.squeeze = weight("ws").data;
+    raw.squeeze_bias = weight("bs").data;
+    raw.excite = weight("we").data;
+    raw.excite_bias = weight("be").data;
+  }
   if (skipping_.projection) {
     raw.wd = weight("wd").data;
     raw.bd = weight("bd").data;

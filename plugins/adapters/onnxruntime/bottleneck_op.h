@@ -29,6 +29,7 @@ class BottleneckKernel {
   int stride_;
   int dilation_;
   int groups_;
+  bool dense_mean_ = false;                        // as in cpu::BottleneckLayer
   std::unique_ptr<cpu::PackedBottleneck> packed_;  // nullptr while weights are not constants of the graph
 };
 

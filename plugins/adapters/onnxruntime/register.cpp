@@ -38,6 +38,10 @@ using SpatialBottleneckKernel = BottleneckKernel;
 using LayerBottleneckKernel = BottleneckKernel;
 using ChannelBottleneckKernel = BottleneckKernel;
 using SpatialChannelBottleneckKernel = BottleneckKernel;
+using SpatialSeBottleneckKernel = BottleneckKernel;
+using LayerSeBottleneckKernel = BottleneckKernel;
+using ChannelSeBottleneckKernel = BottleneckKernel;
+using SpatialChannelSeBottleneckKernel = BottleneckKernel;
 
 // Sessions keep bare pointers to the operators, so a domain is never freed. There is one per runtime,
 // thread count and instruction set.

@@ -306,6 +306,19 @@ void column_sums(const ColumnSums& s) {
 }
 
 template <class V>
+void scale_rows(const RowScaling& s) {
+  const float* const factors = s.factors;
+  const int channels = s.channels;
+  for (int r = s.row_begin; r < s.row_end; ++r) {
+    float* const x = s.x + static_cast<std::ptrdiff_t>(s.index ? s.index[r] : r) * s.stride;
+    int c = 0;
+    for (; c + V::kWidth <= channels; c += V::kWidth)
+      V::store(x + c, V::mul(V::load(x + c), V::load(factors + c)));
+    for (; c < channels; ++c) x[c] *= factors[c];
+  }
+}
+
+template <class V>
 void add_relu(const float* x, const float* bias, int count, float* y) {
   int i = 0;
   for (; i + V::kWidth <= count; i += V::kWidth) {

@@ -144,6 +144,35 @@ struct Winograd {
   const std::int32_t* first = nullptr;    // per tile: the row of the epilogue of its first such output
 };
 
+// One group of a grouped 3x3 convolution, or what the active channels leave of it. Vectors of outputs follow
+// each other as Isa::grouped_vector() tells.
+struct GroupPart {
+  int input = 0;                       // its first input among the numbers of a row
+  int inputs = 0;                      // per tap
+  int output = 0;                      // where its outputs begin in a row of the result
+  const float* weights = nullptr;      // [(tap, input)][outputs, padded to whole vectors], of all channels
+  const float* bias = nullptr;         // padded likewise
+  const std::int32_t* rows = nullptr;  // those of the weights to use, `inputs` per tap; nullptr: all
+  // For every vector of outputs how many are left, and for each of its lanes which one it takes; nullptr:
+  // all.
+  const std::int32_t* lanes = nullptr;
+};
+
+// A grouped 3x3 convolution with groups too narrow for panels: a tile of rows finds its pixels once for all
+// groups. value = relu(sum + bias). Whole vectors are written from each group's first output on, so that a
+// row of the result needs room for one vector beyond its end.
+struct Grouped {
+  RowSource a;  // length counts for nothing
+  const GroupPart* parts = nullptr;
+  int count = 0;
+  int outputs = 0;  // of one group, all of them
+  float* out = nullptr;
+  std::ptrdiff_t stride = 0;
+  int first = 0;  // row r lies at out + (r - first) * stride
+};
+
+constexpr int kMaxGroupOutputs = 32;
+
 // Memory for one caller of Isa::gemm or Isa::winograd at a time.
 struct GemmScratch {
   float* a = nullptr;             // kGemmRowsFloats
@@ -152,6 +181,17 @@ struct GemmScratch {
   const float* zeros = nullptr;   // zeros: at least the longest tap, rounded up to a block
   float* planes = nullptr;        // winograd_plane_floats()
   float* products = nullptr;      // winograd_product_floats()
+};
+
+// x[row * stride + c] *= factors[c]; row is index[r], or r.
+struct RowScaling {
+  float* x = nullptr;
+  std::ptrdiff_t stride = 0;
+  const std::int32_t* index = nullptr;
+  int row_begin = 0;
+  int row_end = 0;
+  int channels = 0;
+  const float* factors = nullptr;
 };
 
 struct PackSource {
@@ -209,6 +249,10 @@ struct Isa {
   // where the elements are too coarse for differences of inputs.
   void (*winograd)(const Winograd&, int tile_begin, int tile_end, int panel_begin, int panel_end, int block,
                    const GemmScratch&);
+  // rows [row_begin, row_end) of all groups, of floats whatever inputs_per_row is; zeros as in GemmScratch
+  void (*grouped)(const Grouped&, int row_begin, int row_end, const float* zeros);
+  // Floats of a vector for groups of so many outputs.
+  int (*grouped_vector)(int outputs);
   // [panel][(tap, input)][panel_width], padded with zero columns; panels [panel_begin, panel_end). Where
   // inputs_per_row is 2, [panel][(tap, pair of inputs)][panel_width].
   void (*pack)(const PackSource&, int panel_begin, int panel_end, float* out);
@@ -216,6 +260,7 @@ struct Isa {
   float (*pooled_dot)(const PooledDot&);
   float (*dot)(const float* a, const float* b, int count);
   void (*column_sums)(const ColumnSums&);
+  void (*scale_rows)(const RowScaling&);
   // y = max(x + bias, 0), or max(x, 0) without bias; y may be x
   void (*add_relu)(const float* x, const float* bias, int count, float* y);
 };

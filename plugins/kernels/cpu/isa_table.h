@@ -3,6 +3,7 @@
 #pragma once
 
 #include "data_impl.h"
+#include "grouped_impl.h"
 #include "winograd_impl.h"
 
 namespace dyndeploy::cpu {
@@ -28,11 +29,14 @@ constexpr Isa make_isa(const char* name, bool (*supported)()) {
              supported,
              &gemm<Product>,
              winograd_of<Product>(),
+             &grouped<V>,
+             &grouped_vector<V>,
              &pack<Product>,
              &copy_selected<Product>,
              &pooled_dot<V>,
              &dot<V>,
              &column_sums<V>,
+             &scale_rows<V>,
              &add_relu<V>};
 }
 

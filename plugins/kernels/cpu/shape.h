@@ -14,6 +14,11 @@ struct BottleneckLayer {
   int dilation = 1;
   int groups = 1;
   bool projection = false;
+  // What a skipped channel is after each ReLU: zero, or the constant relu(bias).
+  bool zero_skipped = false;
+  int squeeze = 0;  // hidden channels of the squeeze-excite before the last convolution; 0: none
+  // The squeeze-excite's mean is over the whole map, so that a spatial mask skips the last convolution only.
+  bool dense_mean = false;
 };
 
 struct BottleneckShape {

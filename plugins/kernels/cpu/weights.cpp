@@ -57,6 +57,12 @@ bool whole_maps_pay(const Isa& isa, const BottleneckShape& shape) {
                        false);
 }
 
+// Groups of so few outputs that panels would be half empty. Constants of skipped channels need the other way.
+bool has_narrow_groups(const BottleneckLayer& layer, bool channel_skipping) {
+  return layer.groups > 1 && layer.middle / layer.groups <= kMaxGroupOutputs &&
+         (layer.zero_skipped || !channel_skipping);
+}
+
 class Carver {
  public:
   explicit Carver(char* base) : base_(base) {}
@@ -77,16 +83,20 @@ class Carver {
 PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
                                    const BottleneckWeights& weights, bool channel_skipping,
                                    const BottleneckShape& expected, Arena& arena)
-    : isa_(&isa), layer_(layer), groups_(new GroupView[static_cast<std::size_t>(layer.groups)]) {
+    : isa_(&isa), layer_(layer) {
   const int C = layer.inputs, M = layer.middle, Co = layer.outputs, G = layer.groups;
   const int PW = isa.panel_width, per_row = isa.inputs_per_row;
   const int width = M / G;
   const int panels1 = ceil_to_int(M, PW), panels2 = ceil_to_int(width, PW), panels3 = ceil_to_int(Co, PW);
   const std::size_t w1_floats = static_cast<std::size_t>(panels1) * PW * ceil_to_int(C, per_row);
-  const std::size_t w2_floats =  // one group
+  const std::size_t w2_floats =  // one group, in panels
       static_cast<std::size_t>(panels2) * PW * 9 * ceil_to_int(width, per_row);
+  const int S = layer.squeeze;
+  const bool narrow = has_narrow_groups(layer, channel_skipping);
+  const int group_row = narrow ? round_up(width, isa.grouped_vector(width)) : 0;
+  const std::size_t group_floats = static_cast<std::size_t>(group_row) * 9 * static_cast<std::size_t>(width);
   const bool winograd =
-      isa.winograd && layer.stride == 1 && layer.dilation == 1 && whole_maps_pay(isa, expected);
+      !narrow && isa.winograd && layer.stride == 1 && layer.dilation == 1 && whole_maps_pay(isa, expected);
   const std::size_t u2_floats = winograd ? w2_floats / 9 * kWinogradPlanes : 0;
   const std::size_t w3_floats = static_cast<std::size_t>(panels3) * PW * ceil_to_int(M, per_row);
   const std::size_t wd_floats =
@@ -94,22 +104,30 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   const std::size_t m_floats = static_cast<std::size_t>(padded(M, PW));
   const std::size_t co_floats = static_cast<std::size_t>(padded(Co, PW));
 
+  const bool constants = channel_skipping && !layer.zero_skipped;
+  const std::size_t squeeze_floats = static_cast<std::size_t>(S) * M;
+
   float *w1, *w2, *u2, *w3, *wd, *b1, *b2, *b3, *bd, *r1, *r2, *pairs1, *border, *skipped;
+  float *squeeze, *squeeze_bias, *excite, *excite_bias;
   const auto carve = [&](Carver& carver) {
     w1 = carver.floats(w1_floats);
-    w2 = carver.floats(w2_floats * static_cast<std::size_t>(G));
+    w2 = carver.floats((narrow ? group_floats : w2_floats) * static_cast<std::size_t>(G));
     u2 = carver.floats(u2_floats * static_cast<std::size_t>(G));
     w3 = carver.floats(w3_floats);
     wd = carver.floats(wd_floats);
     b1 = carver.floats(m_floats);
-    b2 = carver.floats(m_floats);
+    b2 = carver.floats(narrow ? static_cast<std::size_t>(group_row) * static_cast<std::size_t>(G) : m_floats);
     b3 = carver.floats(co_floats);
     bd = carver.floats(co_floats);
-    r1 = carver.floats(channel_skipping ? m_floats : 0);
-    r2 = carver.floats(channel_skipping ? m_floats : 0);
+    r1 = carver.floats(constants ? m_floats : 0);
+    r2 = carver.floats(constants ? m_floats : 0);
     pairs1 = carver.floats(channel_skipping ? w1_floats : 0);
-    border = carver.floats(channel_skipping ? kBorderClasses * m_floats : 0);
-    skipped = carver.floats(channel_skipping ? co_floats : 0);
+    border = carver.floats(constants ? kBorderClasses * m_floats : 0);
+    skipped = carver.floats(constants ? co_floats : 0);
+    squeeze = carver.floats(squeeze_floats);
+    squeeze_bias = carver.floats(static_cast<std::size_t>(S));
+    excite = carver.floats(squeeze_floats);
+    excite_bias = carver.floats(S ? static_cast<std::size_t>(M) : 0);
   };
   Carver measure(nullptr);
   carve(measure);
@@ -141,23 +159,51 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   };
 
   pack(weights.w1, 1, C, M, w1);
-  const std::size_t pairs =
-      static_cast<std::size_t>(width) * width;  // of an output and an input of one group
-  const std::unique_ptr<float[]> spread(winograd ? new float[pairs * kWinogradPlanes] : nullptr);
-  for (int g = 0; g < G; ++g) {
-    float* to = w2 + w2_floats * static_cast<std::size_t>(g);
-    pack(weights.w2 + static_cast<std::size_t>(g) * width * width * 9, 9, width, width, to);
-    GroupView& group = groups_[static_cast<std::size_t>(g)];
-    group = GroupView{conv(to, width, 9, width), {}, g * width, g * width};
-    if (!winograd) continue;
-    float* const planes = u2 + u2_floats * static_cast<std::size_t>(g);
-    winograd_weights(weights.w2 + static_cast<std::size_t>(g) * pairs * 9, pairs, spread.get());
-    pack(spread.get(), kWinogradPlanes, width, width, planes);
-    group.winograd = conv(planes, width, kWinogradPlanes, width);
+  if (narrow) {
+    parts_.reset(new GroupPart[static_cast<std::size_t>(G)]);
+    std::fill(w2, w2 + group_floats * static_cast<std::size_t>(G), 0.0f);
+    std::fill(b2, b2 + group_row * G, 0.0f);
+    for (int m = 0; m < M; ++m) {
+      const int g = m / width, n = m % width;
+      const float* from = weights.w2 + static_cast<std::size_t>(m) * width * 9;
+      float* const to = w2 + group_floats * static_cast<std::size_t>(g) + n;
+      for (int k = 0; k < width; ++k) {
+        for (int t = 0; t < 9; ++t) to[static_cast<std::ptrdiff_t>(t * width + k) * group_row] = *from++;
+      }
+      b2[g * group_row + n] = weights.b2[m];
+    }
+    for (int g = 0; g < G; ++g) {
+      GroupPart& part = parts_[static_cast<std::size_t>(g)];
+      part.input = part.output = g * width;
+      part.inputs = width;
+      part.weights = w2 + group_floats * static_cast<std::size_t>(g);
+      part.bias = b2 + g * group_row;
+    }
+    part_stride_ = group_row;
+    full_.parts = parts_.get();
+    full_.part_count = G;
+  } else {
+    groups_.reset(new GroupView[static_cast<std::size_t>(G)]);
+    const std::size_t pairs =
+        static_cast<std::size_t>(width) * width;  // of an output and an input of one group
+    const std::unique_ptr<float[]> spread(winograd ? new float[pairs * kWinogradPlanes] : nullptr);
+    for (int g = 0; g < G; ++g) {
+      float* to = w2 + w2_floats * static_cast<std::size_t>(g);
+      pack(weights.w2 + static_cast<std::size_t>(g) * width * width * 9, 9, width, width, to);
+      GroupView& group = groups_[static_cast<std::size_t>(g)];
+      group = GroupView{conv(to, width, 9, width), {}, g * width, g * width};
+      if (!winograd) continue;
+      float* const planes = u2 + u2_floats * static_cast<std::size_t>(g);
+      winograd_weights(weights.w2 + static_cast<std::size_t>(g) * pairs * 9, pairs, spread.get());
+      pack(spread.get(), kWinogradPlanes, width, width, planes);
+      group.winograd = conv(planes, width, kWinogradPlanes, width);
+    }
+    bias(weights.b2, M, m_floats, b2);
+    full_.groups = groups_.get();
+    full_.group_count = G;
   }
   pack(weights.w3, 1, M, Co, w3);
   bias(weights.b1, M, m_floats, b1);
-  bias(weights.b2, M, m_floats, b2);
   bias(weights.b3, Co, co_floats, b3);
   if (layer.projection) {
     pack(weights.wd, 1, C, Co, wd);
@@ -170,11 +216,17 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   full_.middle = M;
   full_.conv1 = conv(w1, C, 1, M);
   full_.b1 = b1;
-  full_.groups = groups_.get();
-  full_.group_count = G;
   full_.b2 = b2;
   full_.conv3 = conv(w3, M, 1, Co);
   full_.b3 = b3;
+  if (S) {
+    std::copy(weights.squeeze, weights.squeeze + squeeze_floats, squeeze);
+    std::copy(weights.squeeze_bias, weights.squeeze_bias + S, squeeze_bias);
+    std::copy(weights.excite, weights.excite + squeeze_floats, excite);
+    std::copy(weights.excite_bias, weights.excite_bias + M, excite_bias);
+    squeeze_excite_ = {S, squeeze, squeeze_bias, excite, excite_bias};
+  }
+  skipped_output_ = b3;
   if (!channel_skipping) return;
 
   const ConvolutionView& first = full_.conv1;
@@ -188,6 +240,7 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
     }
   }
   pairs1_ = pairs1;
+  if (!constants) return;
   for (std::size_t i = 0; i < m_floats; ++i) {
     r1[i] = relu(b1[i]);
     r2[i] = relu(b2[i]);
@@ -224,14 +277,10 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
 }
 
 WeightsView PackedBottleneck::select(const std::uint8_t* on, int count, Workspace& workspace) const {
-  const int M = layer_.middle, G = layer_.groups;
+  const int M = layer_.middle;
   const int PW = isa_->panel_width, per_row = isa_->inputs_per_row;
-  const int width = M / G;
-  const auto m_stride = padded(M, PW);
-  const auto b2_stride = padded(count, PW);
-  const auto floats = [&] { return workspace.take<float>(static_cast<std::size_t>(b2_stride)); };
-  float *b1 = floats(), *r1 = floats(), *r2 = floats();
-  auto* b2 = workspace.take<float>(static_cast<std::size_t>(b2_stride) * kBorderClasses);
+  const auto stride = padded(count, PW);
+  const auto floats = [&] { return workspace.take<float>(static_cast<std::size_t>(stride)); };
   auto* channels =
       workspace.take<std::int32_t>(static_cast<std::size_t>(round_up(count, per_row)) + kListMargin);
   int k = 0;
@@ -240,19 +289,14 @@ WeightsView PackedBottleneck::select(const std::uint8_t* on, int count, Workspac
   }
   while (k % per_row) channels[k++] = -1;
   std::fill(channels + k, channels + k + kListMargin, channels[count - 1]);
-  for (int i = 0; i < count; ++i) {
-    b1[i] = full_.b1[channels[i]];
-    r1[i] = relu_b1_[channels[i]];
-    r2[i] = relu_b2_[channels[i]];
-  }
-  for (int c = 0; c < kBorderClasses; ++c) {
-    const float* from = border_bias_ + c * m_stride;
-    float* to = b2 + c * b2_stride;
+  const auto chosen = [&](const float* from, float* to) {
     for (int i = 0; i < count; ++i) to[i] = from[channels[i]];
-  }
+    return to;
+  };
 
   WeightsView view;
   view.middle = count;
+  view.channels = channels;
   view.conv1 = full_.conv1;
   view.conv1.selection.columns = channels;
   bool paired = count % 2 == 0;
@@ -263,16 +307,61 @@ WeightsView PackedBottleneck::select(const std::uint8_t* on, int count, Workspac
     view.conv1.selection.pair_stride = std::ptrdiff_t{2} * full_.conv1.depth();
   }
   view.conv1.outputs = count;
-  view.b1 = b1;
-  view.subtract1 = r1;
-  view.b2 = b2;
-  view.b2_stride = b2_stride;
-  view.subtract2 = r2;
+  view.b1 = chosen(full_.b1, floats());
   view.conv3 = full_.conv3;
   view.conv3.selection.rows = channels;
   view.conv3.inputs = count;
   view.b3 = skipped_output_;
+  if (!layer_.zero_skipped) {
+    view.subtract1 = chosen(relu_b1_, floats());
+    view.subtract2 = chosen(relu_b2_, floats());
+    auto* b2 = workspace.take<float>(static_cast<std::size_t>(stride) * kBorderClasses);
+    for (int c = 0; c < kBorderClasses; ++c) chosen(border_bias_ + c * padded(M, PW), b2 + c * stride);
+    view.b2 = b2;
+    view.b2_stride = stride;
+  } else if (!has_parts()) {
+    view.b2 = chosen(full_.b2, floats());
+  }
+  has_parts() ? select_parts(channels, count, view, workspace)
+              : select_groups(channels, count, view, workspace);
+  return view;
+}
 
+void PackedBottleneck::select_parts(const std::int32_t* channels, int count, WeightsView& view,
+                                    Workspace& workspace) const {
+  const int G = layer_.groups, width = layer_.middle / G;
+  const int W = isa_->grouped_vector(width), vectors = part_stride_ / W;
+  auto* parts = workspace.take<GroupPart>(static_cast<std::size_t>(G));
+  auto* rows = workspace.take<std::int32_t>(static_cast<std::size_t>(9) * static_cast<std::size_t>(count));
+  auto* lanes = workspace.take<std::int32_t>(static_cast<std::size_t>(G) * static_cast<std::size_t>(vectors) *
+                                             static_cast<std::size_t>(W + 1));
+  int at = 0;
+  for (int g = 0; g < G; ++g) {
+    const int begin = at;
+    while (at < count && channels[at] < (g + 1) * width) ++at;
+    if (at == begin) continue;
+    GroupPart& part = parts[view.part_count++];
+    part = full_.parts[g];
+    part.input = part.output = begin;
+    part.inputs = at - begin;
+    part.rows = rows;
+    for (int t = 0; t < 9; ++t) {
+      for (int i = begin; i < at; ++i) *rows++ = t * width + channels[i] - g * width;
+    }
+    part.lanes = lanes;
+    for (int v = 0, i = begin; v < vectors; ++v, lanes += W + 1) {
+      const int first = g * width + v * W;
+      lanes[0] = 0;
+      std::fill(lanes + 1, lanes + 1 + W, 0);
+      for (; i < at && channels[i] < first + W; ++i) lanes[++lanes[0]] = channels[i] - first;
+    }
+  }
+  view.parts = parts;
+}
+
+void PackedBottleneck::select_groups(const std::int32_t* channels, int count, WeightsView& view,
+                                     Workspace& workspace) const {
+  const int G = layer_.groups, width = layer_.middle / G, per_row = isa_->inputs_per_row;
   auto* groups = workspace.take<GroupView>(static_cast<std::size_t>(G));
   int at = 0;
   for (int g = 0; g < G; ++g) {
@@ -299,7 +388,6 @@ WeightsView PackedBottleneck::select(const std::uint8_t* on, int count, Workspac
     at += active;
   }
   view.groups = groups;
-  return view;
 }
 
 std::int64_t selected_bytes(const WeightsView& view, bool winograd) {
@@ -318,7 +406,7 @@ CompactWeights compact(const Isa& isa, const WeightsView& selected, bool winogra
   CompactWeights result;
   result.view = selected;
   auto* groups = workspace.take<GroupView>(static_cast<std::size_t>(selected.group_count));
-  std::copy(selected.groups, selected.groups + selected.group_count, groups);
+  if (selected.group_count) std::copy(selected.groups, selected.groups + selected.group_count, groups);
   result.view.groups = groups;
   int most = panels(selected.conv1) + panels(selected.conv3);
   for (int g = 0; g < selected.group_count; ++g) most += panels(chosen(groups[g]));

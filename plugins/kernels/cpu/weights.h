@@ -11,10 +11,13 @@
 
 namespace dyndeploy::cpu {
 
-// PyTorch's order: w1 (M, C), w2 (M, M / groups, 3, 3), w3 (Co, M), wd (Co, C).
+// PyTorch's order: w1 (M, C), w2 (M, M / groups, 3, 3), the squeeze-excite's (S, M) and (M, S), w3 (Co, M),
+// wd (Co, C).
 struct BottleneckWeights {
   const float *w1 = nullptr, *b1 = nullptr;
   const float *w2 = nullptr, *b2 = nullptr;
+  const float *squeeze = nullptr, *squeeze_bias = nullptr;
+  const float *excite = nullptr, *excite_bias = nullptr;
   const float *w3 = nullptr, *b3 = nullptr;
   const float *wd = nullptr, *bd = nullptr;
 };
@@ -51,11 +54,21 @@ struct WeightsView {
   const float* subtract1 = nullptr;
   const GroupView* groups = nullptr;
   int group_count = 0;
+  const GroupPart* parts = nullptr;  // in the place of groups, where those are narrow
+  int part_count = 0;
   const float* b2 = nullptr;
   std::ptrdiff_t b2_stride = 0;  // between border classes; 0: one bias for all
   const float* subtract2 = nullptr;
   ConvolutionView conv3;
-  const float* b3 = nullptr;  // with the projection's bias in it
+  const float* b3 = nullptr;               // with the projection's bias in it
+  const std::int32_t* channels = nullptr;  // of all middle channels, those that are left; nullptr: all
+};
+
+// The squeeze-excite: factor = sigmoid(excite . relu(squeeze . mean + squeeze_bias) + excite_bias)
+struct SqueezeExcite {
+  int hidden = 0;
+  const float *squeeze = nullptr, *squeeze_bias = nullptr;  // (hidden, channels)
+  const float *excite = nullptr, *excite_bias = nullptr;    // (channels, hidden)
 };
 
 // Bytes of the selected weights of a view; winograd: conv2 uses those for Isa::winograd.
@@ -84,7 +97,10 @@ class PackedBottleneck {
   const Isa& isa() const { return *isa_; }
   const BottleneckLayer& layer() const { return layer_; }
   const WeightsView& full() const { return full_; }
-  bool has_winograd() const { return full_.groups[0].winograd.weights.base != nullptr; }
+  bool has_winograd() const { return full_.groups && full_.groups[0].winograd.weights.base; }
+  // Whether conv2 is Isa::grouped.
+  bool has_parts() const { return full_.parts != nullptr; }
+  const SqueezeExcite& squeeze_excite() const { return squeeze_excite_; }
   const PanelView& projection() const { return projection_; }
   const float* projection_bias() const { return projection_bias_; }
   // b3 [+ bd] + w3 . relu(b2): the block's output, before the shortcut and ReLU, when every channel is
@@ -108,6 +124,12 @@ class PackedBottleneck {
   const float* pairs1_ = nullptr;       // w1 as in Selection::pairs
   const float* border_bias_ = nullptr;  // [border class][middle]: b2 + conv2 of the map of relu(b1)
   std::unique_ptr<GroupView[]> groups_;
+  std::unique_ptr<GroupPart[]> parts_;
+  int part_stride_ = 0;  // floats of a row of a group's weights
+  SqueezeExcite squeeze_excite_;
+
+  void select_parts(const std::int32_t* channels, int count, WeightsView& view, Workspace& workspace) const;
+  void select_groups(const std::int32_t* channels, int count, WeightsView& view, Workspace& workspace) const;
 };
 
 }  // namespace dyndeploy::cpu

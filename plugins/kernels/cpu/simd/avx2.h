@@ -3,12 +3,15 @@
 
 #include <immintrin.h>
 
+#include <cstdint>
+
 #include "unroll.h"
 
 namespace dyndeploy::cpu {
 namespace {
 
 struct Avx2 {
+  using Half = Avx2;  // no narrower vectors pay
   using Reg = __m256;
   static constexpr int kWidth = 8;
   static constexpr int kInputsPerRow = 1;
@@ -21,6 +24,7 @@ struct Avx2 {
   static constexpr bool kHasMatrix = false;
   static constexpr bool kHasLanes = false;
   static constexpr bool kFinishesFromMemory = false;
+  static constexpr int kRegisters = 16;
   static constexpr bool kPanelInL1 = false;
 
   static __m256i first(int n) {
@@ -36,6 +40,7 @@ struct Avx2 {
     return DYNDEPLOY_ACCUMULATE("vfmadd231ps", _mm256_fmadd_ps(a, b, c), a, b, c);
   }
   static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
+  static Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
   // The operand order lets NaN through.
   static Reg relu(Reg a) { return _mm256_max_ps(_mm256_setzero_ps(), a); }
@@ -73,6 +78,10 @@ struct Avx2 {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
+  // Lane i takes lane from[i].
+  static Reg permute(Reg a, const std::int32_t* from) {
+    return _mm256_permutevar8x32_ps(a, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   }
 };
 

@@ -3,13 +3,22 @@
 
 #include <immintrin.h>
 
+#include <cstdint>
+
+#include "avx2.h"
 #include "unroll.h"
 
 namespace dyndeploy::cpu {
 namespace {
 
+// Vectors of 8 floats with all 32 registers, for what would leave half of 16 lanes empty.
+struct Avx512Half : Avx2 {
+  static constexpr int kRegisters = 32;
+};
+
 struct Avx512 {
   using Reg = __m512;
+  using Half = Avx512Half;
   static constexpr int kWidth = 16;
   static constexpr int kInputsPerRow = 1;
   static constexpr int kPanelVectors = 2;
@@ -22,6 +31,7 @@ struct Avx512 {
   static constexpr bool kHasMatrix = false;
   static constexpr bool kHasLanes = false;
   static constexpr bool kFinishesFromMemory = false;
+  static constexpr int kRegisters = 32;
   static constexpr bool kPanelInL1 = false;
 
   static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
@@ -35,6 +45,7 @@ struct Avx512 {
     return DYNDEPLOY_ACCUMULATE("vfmadd231ps", _mm512_fmadd_ps(a, b, c), a, b, c);
   }
   static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+  static Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
   // The operand order lets NaN through.
   static Reg relu(Reg a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
@@ -93,6 +104,10 @@ struct Avx512 {
   static Lanes lanes(const int* from) { return _mm512_loadu_si512(from); }
   static Reg merge(Reg a, Reg b, Lanes from, Mask mask) {
     return _mm512_mask_permutexvar_ps(a, mask, from, b);
+  }
+  // Lane i takes lane from[i].
+  static Reg permute(Reg a, const std::int32_t* from) {
+    return _mm512_permutexvar_ps(_mm512_loadu_si512(from), a);
   }
 };
 

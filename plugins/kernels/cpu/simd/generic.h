@@ -2,10 +2,13 @@
 // baseline instructions of its target (SSE2 on x86-64).
 #pragma once
 
+#include <cstdint>
+
 namespace dyndeploy::cpu {
 namespace {
 
 struct Generic {
+  using Half = Generic;  // no narrower vectors pay
   struct Reg {
     float lane[4];
   };
@@ -19,6 +22,7 @@ struct Generic {
   static constexpr bool kHasMatrix = false;
   static constexpr bool kHasLanes = false;
   static constexpr bool kFinishesFromMemory = false;
+  static constexpr int kRegisters = 16;
   static constexpr bool kPanelInL1 = false;
 
   template <class F>
@@ -47,6 +51,9 @@ struct Generic {
   static Reg add(Reg a, Reg b) {
     return make([&](int i) { return a.lane[i] + b.lane[i]; });
   }
+  static Reg mul(Reg a, Reg b) {
+    return make([&](int i) { return a.lane[i] * b.lane[i]; });
+  }
   static Reg sub(Reg a, Reg b) {
     return make([&](int i) { return a.lane[i] - b.lane[i]; });
   }
@@ -71,6 +78,10 @@ struct Generic {
     }
   }
   static float sum(Reg a) { return (a.lane[0] + a.lane[2]) + (a.lane[1] + a.lane[3]); }
+  // Lane i takes lane from[i].
+  static Reg permute(Reg a, const std::int32_t* from) {
+    return make([&](int i) { return a.lane[from[i]]; });
+  }
 };
 
 }  // namespace

@@ -3,10 +3,13 @@
 
 #include <arm_neon.h>
 
+#include <cstdint>
+
 namespace dyndeploy::cpu {
 namespace {
 
 struct Neon {
+  using Half = Neon;  // no narrower vectors pay
   using Reg = float32x4_t;
   static constexpr int kWidth = 4;
   static constexpr int kInputsPerRow = 1;
@@ -19,6 +22,7 @@ struct Neon {
   static constexpr bool kHasMatrix = false;
   static constexpr bool kHasLanes = true;
   static constexpr bool kFinishesFromMemory = true;
+  static constexpr int kRegisters = 32;
   static constexpr bool kPanelInL1 = true;
 
   static Reg zero() { return vdupq_n_f32(0.0f); }
@@ -51,6 +55,7 @@ struct Neon {
 #endif
   }
   static Reg add(Reg a, Reg b) { return vaddq_f32(a, b); }
+  static Reg mul(Reg a, Reg b) { return vmulq_f32(a, b); }
   static Reg sub(Reg a, Reg b) { return vsubq_f32(a, b); }
   static Reg relu(Reg a) { return vmaxq_f32(a, vdupq_n_f32(0.0f)); }
   static void transpose(Reg (&rows)[kWidth]) {
@@ -67,6 +72,13 @@ struct Neon {
     rows[1] = vcombine_f32(vget_high_f32(first), vget_high_f32(rows[1]));
   }
   static float sum(Reg a) { return vaddvq_f32(a); }
+  // Lane i takes lane from[i].
+  static Reg permute(Reg a, const std::int32_t* from) {
+    const uint32x4_t lanes = vreinterpretq_u32_s32(vld1q_s32(from));
+    // The four bytes of each lane.
+    const uint32x4_t bytes = vmlaq_u32(vdupq_n_u32(0x03020100), lanes, vdupq_n_u32(0x04040404));
+    return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(a), vreinterpretq_u8_u32(bytes)));
+  }
 };
 
 }  // namespace

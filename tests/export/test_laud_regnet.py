@@ -1,0 +1,147 @@
+"""Bottlenecks with squeeze-and-excitation, from the network to the file: every mode, both ways of pooling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import dyndeploy
+from dyndeploy.blocks import Tape, early_exits
+from dyndeploy.errors import DyndeployError
+from dyndeploy.graphs.forced import forced_feeds, overlay_forced_masks
+from dyndeploy.graphs.tensorrt import PrecisionPlan, required_creators, tensorrt_model
+from dyndeploy.measure import profile_bundle
+from dyndeploy.nets import LaudRegNet, LaudRegNetConfig
+from dyndeploy.nets.regnet import StageWidth
+from dyndeploy.reporting import compare_profile, predict_profile
+from dyndeploy.runtimes import OnnxRuntimeSession
+from dyndeploy.runtimes.tensorrt_ahead import BuilderPackage, build_checked
+from dyndeploy.runtimes.tensorrt_plan import plan_build
+from tests.nets.helpers import randomize
+
+MODES = ("layer", "channel", "spatial", "both")
+
+
+def tiny(se: str, modes: tuple[str, ...] = MODES) -> LaudRegNet:
+    """A mode in every stage; the first block of each has a projection, the second one the identity."""
+    # Groups of 4 channels of the mask across groups of 6 of the 3x3.
+    widths = [StageWidth(2, channels, 6) for channels in (12, 12, 24, 24)]
+    config = LaudRegNetConfig(
+        mode=modes, granularity=(2, 2, 3, 2), channel_granularity=4, num_classes=5, se=se, reduction=4
+    )
+    torch.manual_seed(0)
+    network = LaudRegNet("tiny", widths, config, stem_channels=8, stem_stride=1)
+    return randomize(network, torch.randn(8, 3, 48, 40))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("se", ["exact", "active"])
+def test_every_mode_is_exported_as_it_is_computed(se: str, tmp_path: Path) -> None:
+    network = tiny(se)
+    settings = dyndeploy.ExportSettings(input_size=(48, 40), static=True)
+    bundle = dyndeploy.export_model(network, tmp_path / "b", settings)
+    assert [info.op_type for info in bundle.manifest.operators if "Bottleneck" in info.op_type] == [
+        f"{name}SEBottleneck{variant}"
+        for name in ("Layer", "Channel", "Spatial", "SpatialChannel")
+        for variant in ("Projection", "")
+    ]
+    assert {mask.name for mask in bundle.manifest.masks} >= {
+        "mask/trunk_output.block1.block1-0/layer",
+        "mask/trunk_output.block4.block4-1/channel",
+    }
+    report = dyndeploy.verify_bundle(bundle)
+    assert report.passed, [check for check in report.checks if not check.passed]
+    apart = [check for check in report.checks if "against the exact network" in check.name]
+    assert len(apart) == (1 if se == "active" else 0)
+    assert all("relative difference" in check.detail for check in apart)
+    assert any("se=active averages" in note for note in bundle.manifest.notes) == (se == "active")
+
+    # Everything, and nothing: as the network computes it.
+    masks = bundle.manifest.masks
+    x = torch.randn(1, 3, 48, 40)
+    with OnnxRuntimeSession(overlay_forced_masks(bundle.load_model(), masks), threads=1) as session:
+        for value in (0.0, 1.0):
+            with Tape(network, force=lambda name, mask, value=value: torch.full_like(mask, value)), torch.no_grad():
+                expected = network(x).logits.numpy()
+            given = {mask.name: np.full(mask.shape, value, np.float32) for mask in masks}
+            found = session.run({"input": x.numpy(), **forced_feeds(given, masks)})["logits"]
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_profile_predict_compare_and_the_copy_for_tensorrt(tmp_path: Path) -> None:
+    network = tiny("exact", ("spatial", "both", "layer", "channel"))
+    bundle = dyndeploy.export_model(
+        network, tmp_path / "b", dyndeploy.ExportSettings(input_size=(48, 40), static=True, target="nano")
+    )
+    without = [
+        f"{name}SEBottleneck{v}"
+        for name in ("Channel", "Layer", "Spatial", "SpatialChannel")
+        for v in ("", "Projection")
+    ]
+    (note,) = (note for note in bundle.manifest.notes if "no TensorRT plugin" in note)
+    assert all(name in note for name in without)
+
+    profile = profile_bundle(bundle, rates=(0.0, 0.5, 1.0), repeats=3)
+    macs = [rate.needed_macs for rate in profile.rates]
+    assert macs[0] < macs[1] < macs[2]
+    predictions = [dyndeploy.predict(bundle, "nano", rate=rate) for rate in (0.25, 0.5, 1.0)]
+    assert predictions[0].latency_ms < predictions[1].latency_ms < predictions[2].latency_ms
+    assert not predictions[0].coverage.unknown
+    assert len(compare_profile(profile, predict_profile(profile, "nano")).rates) == 4
+
+    # The copy keeps node and weights as they are, and the builder is not asked for what nobody can build.
+    copy = tensorrt_model(bundle.load_model(), PrecisionPlan("fp16", typed=True))
+    assert set(without) <= set(required_creators(copy)) and not copy.functions
+    node = next(node for node in copy.graph.node if node.op_type == "LayerSEBottleneck")
+    assert len(node.input) == 12
+    package = BuilderPackage.__new__(BuilderPackage)
+    plan, copy = plan_build(bundle.load_model(), "fp32", "11.0", strongly_typed=None, options=None, capabilities=())
+    with pytest.raises(DyndeployError, match=r"no TensorRT plugin for ChannelSEBottleneck.*--target cpu"):
+        build_checked(bundle.load_model(), plan, copy, package, None)
+
+
+def test_reference_predictor_reads_a_bundle_that_describes_itself(tmp_path: Path) -> None:
+    from dyndeploy.prediction.laudnet.network_spec import NetworkSpec, network_spec
+
+    with torch.device("meta"):
+        described = dyndeploy.create_model("laud_regnety_800mf", mode="spatial").describe((224, 224))  # type: ignore[operator]
+    spec, published = NetworkSpec.from_json(described), network_spec("laud_regnety_800mf")
+    assert (spec.stem, spec.stages, spec.classes) == (published.stem, published.stages, published.classes)
+    for ours, theirs in zip(spec.blocks, published.blocks, strict=True):
+        assert ours.__dict__ | {"name": ""} == theirs.__dict__ | {"name": ""}
+
+
+def test_exits_between_its_stages(tmp_path: Path) -> None:
+    network = tiny("exact", ("static", "layer", "static", "channel"))
+    stages = list(network.trunk_output.values())
+
+    class Blocks(torch.nn.Module):
+        def __init__(self, *parts: torch.nn.Module) -> None:
+            super().__init__()
+            self.parts = torch.nn.ModuleList(parts)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for part in self.parts:
+                out = part(x)
+                x = out[0] if isinstance(out, tuple) else out
+            return x
+
+    def head(channels: int) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(channels, 5))
+
+    first = Blocks(network.stem, *stages[0].values(), *stages[1].values())
+    second = Blocks(*stages[2].values(), *stages[3].values())
+    staged = early_exits([first, second], [head(12), head(24)]).eval()
+    bundle = dyndeploy.export_model(staged, tmp_path / "b", dyndeploy.ExportSettings(input_size=(48, 40)))
+    assert bundle.manifest.exits is not None and len(bundle.manifest.exits.stages) == 2
+    report = dyndeploy.verify_bundle(bundle)
+    assert report.passed, [check for check in report.checks if not check.passed]
+    assert isinstance(onnx.load(bundle.path / bundle.manifest.exits.stages[0].file), onnx.ModelProto)
