@@ -67,9 +67,9 @@ def demo_bundle(folder: Path) -> tuple[Bundle, Path]:
 SIDE, CHANNELS, HIDDEN = 4, 16, 8
 SIZES = {
     "N": 1, "H": SIDE, "W": SIDE, "C": CHANNELS, "Co": CHANNELS, "M": HIDDEN, "M/group": HIDDEN,
-    "G": 4, "mh": 2, "mw": 2, "g": 1, "h": 4,
+    "G": 4, "mh": 2, "mw": 2, "g": 1, "h": 4, "S": 4,
 }  # fmt: skip
-CONVOLUTIONS = {"strides": [1, 1], "dilations": [1, 1], "pads": [1, 1, 1, 1], "group": 1}
+CONVOLUTIONS = {"strides": [1, 1], "dilations": [1, 1], "pads": [1, 1, 1, 1], "group": 1, "pool_active": 1}
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def one_operator(spec: OperatorSpec) -> OneOperator:
     masks = {name: shapes[name] for name in spec.mask_inputs()}
     attributes: dict[str, Any] = {"mask_height": 2, "mask_width": 2} if spec.name == "SpatialMasker" else {}
     if not spec.decides:
-        attributes = CONVOLUTIONS
+        attributes = {attribute.name: CONVOLUTIONS[attribute.name] for attribute in spec.attributes}
     weights = [
         numpy_helper.from_array(random.standard_normal(shapes[port.name]).astype(np.float32), port.name)
         for port in spec.inputs

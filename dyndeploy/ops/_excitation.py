@@ -9,16 +9,20 @@ its last BatchNorm, as everywhere; but a mean over the whole map reads what it s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnx import TensorProto
 
 from dyndeploy.ops import _bottleneck as shared
 from dyndeploy.ops._body import AttributeRef, Body, Value
-from dyndeploy.ops.gates import CHANNEL, PATCH
+from dyndeploy.ops.gates import BLOCK, CHANNEL, PATCH
 
 if TYPE_CHECKING:
     import torch
+
+
+WEIGHTS = 12
+"""Weights and biases of an operator with a projection."""
 
 
 def excited(
@@ -103,6 +107,30 @@ def compute(
     if active is None:
         return updated
     return torch.where(active, updated, identity if wd is None else F.relu(identity))
+
+
+def reference_of(kinds: Sequence[str]) -> Callable[..., torch.Tensor]:
+    """The reference of an operator: :func:`compute` on its inputs and attributes.
+
+    Args:
+        kinds: Kinds of its masks, in the order of its inputs: of pixels or of the whole block, and of channels.
+    """
+
+    def reference(x: torch.Tensor, *tensors: torch.Tensor, **attributes: Any) -> torch.Tensor:
+        masks = dict(zip(kinds, tensors, strict=False))
+        weights = tensors[len(kinds) :]
+        return compute(
+            x,
+            (*weights, *[None] * (WEIGHTS - len(weights))),
+            spatial=masks.get(PATCH.name, masks.get(BLOCK.name)),
+            channel=masks.get(CHANNEL.name),
+            strides=attributes["strides"],
+            dilations=attributes["dilations"],
+            group=attributes["group"],
+            pool_active=attributes.get(shared.POOL_ACTIVE.name, 0),
+        )
+
+    return reference
 
 
 # ---------------------------------------------------------------- pieces of the ONNX bodies

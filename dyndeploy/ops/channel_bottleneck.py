@@ -92,7 +92,12 @@ def reference(
     return F.relu(shared.shortcut(x, wd, bd, strides[0]) + branch)
 
 
-def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geometry:
+def channel_geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geometry:
+    """Sizes, of shapes that fit.
+
+    Raises:
+        UsageError: They do not.
+    """
     geometry = bottleneck_geometry(name, shapes[0], shapes[2:], attributes)
     require_channel_mask(name, shapes[1], geometry)
     return geometry
@@ -216,6 +221,6 @@ SPECS = shared.bottleneck_specs(
     masks=(MASK,),
     gates={"mask": CHANNEL},
     reference=reference,
-    geometry=_geometry,
+    geometry=channel_geometry,
     body=_body,
 )

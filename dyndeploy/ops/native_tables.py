@@ -38,6 +38,7 @@ LETTERS = {
 _TOP = """\
 // The operators of domain dyndeploy that have native kernels. Generated from dyndeploy/ops; do not edit:
 // {command}
+// clang-format off
 #pragma once
 
 namespace dyndeploy {{
@@ -90,7 +91,7 @@ _BOTTOM = """
 
 
 def operator_tables(specs: Sequence[OperatorSpec] = SPECS) -> str:
-    """Text of the header: C++14 that includes nothing, laid out as clang-format wants it.
+    """Text of the header: C++14 that includes nothing, one entry a line.
 
     Args:
         specs: Operators; those without kernels of an adapter's family are left out.

@@ -77,7 +77,12 @@ def reference(
     return torch.where(active, updated, identity if wd is None else F.relu(identity))
 
 
-def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geometry:
+def spatial_geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geometry:
+    """Sizes, of shapes that fit.
+
+    Raises:
+        UsageError: They do not.
+    """
     geometry = bottleneck_geometry(name, shapes[0], shapes[2:], attributes)
     require_spatial_mask(name, shapes[1], geometry)
     return geometry
@@ -113,6 +118,6 @@ SPECS = shared.bottleneck_specs(
     masks=(MASK,),
     gates={"mask": PATCH},
     reference=reference,
-    geometry=_geometry,
+    geometry=spatial_geometry,
     body=_body,
 )

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 NAME = "SpatialChannelBottleneck"
 
+MASKS = (replace(SPATIAL_MASK, name="spatial_mask"), replace(CHANNEL_MASK, name="channel_mask"))
+
 
 def reference(
     x: torch.Tensor,
@@ -87,7 +89,12 @@ def reference(
     return torch.where(active, F.relu(identity + branch), identity if wd is None else F.relu(identity))
 
 
-def _geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geometry:
+def spatial_channel_geometry(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geometry:
+    """Sizes, of shapes that fit.
+
+    Raises:
+        UsageError: They do not.
+    """
     geometry = bottleneck_geometry(name, shapes[0], shapes[3:], attributes)
     require_spatial_mask(name, shapes[1], geometry)
     require_channel_mask(name, shapes[2], geometry)
@@ -162,9 +169,9 @@ def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
 SPECS = shared.bottleneck_specs(
     NAME,
     "Residual bottleneck on active patches and active hidden channels",
-    masks=(replace(SPATIAL_MASK, name="spatial_mask"), replace(CHANNEL_MASK, name="channel_mask")),
+    masks=MASKS,
     gates={"spatial_mask": PATCH, "channel_mask": CHANNEL},
     reference=reference,
-    geometry=_geometry,
+    geometry=spatial_channel_geometry,
     body=_body,
 )
