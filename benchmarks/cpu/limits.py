@@ -9,7 +9,8 @@ from typing import Any
 from contestants import BEST, BF16, BODIES, OPENVINO_BF16
 
 MODES = ("spatial", "channel", "layer", "both")
-NETWORKS = ("laud_resnet50", "laud_resnet101")
+RESNETS = ("laud_resnet50", "laud_resnet101")
+REGNETS = ("laud_regnety_400mf", "laud_regnety_1_6gf")
 NARROWER = 0.03
 """By so much less may each share of the ideal be where the best instruction set is not AVX-512."""
 
@@ -27,6 +28,7 @@ class Limit:
         share: Whether it is a share of the ideal; else a speed-up.
         over: A static network whose speed it is relative to; None: the twin's.
         batches: That it holds for.
+        networks: Likewise.
     """
 
     row: str
@@ -37,6 +39,7 @@ class Limit:
     share: bool = True
     over: str | None = None
     batches: tuple[int, ...] = (1,)
+    networks: tuple[str, ...] = RESNETS
 
 
 LIMITS = (
@@ -55,6 +58,16 @@ LIMITS = (
     ),
     Limit("function bodies, spatial and layer 0.5", 0.5, ("spatial", "layer"), {1: 0.80}, contestant=BODIES),
     Limit("function bodies, rate 1.0, every mode", 1.0, MODES, {1: 0.90}, contestant=BODIES, share=False),
+    *(
+        Limit(row, rate, modes, least, share=share, batches=(1, 8), networks=REGNETS)
+        for row, rate, modes, least, share in (
+            ("RegNetY rate 1.0, every mode", 1.0, MODES, {1: 0.99, 2: 0.94}, False),
+            ("RegNetY layer 0.5", 0.5, ("layer",), {1: 0.97, 2: 0.92}, True),
+            ("RegNetY channel g2 0.5", 0.5, ("channel",), {1: 0.80, 2: 0.75}, True),
+            ("RegNetY spatial 0.5, means of active pixels", 0.5, ("spatial",), {1: 0.85, 2: 0.80}, True),
+            ("RegNetY both 0.5, means of active pixels", 0.5, ("both",), {1: 0.80, 2: 0.75}, True),
+        )
+    ),
 )  # fmt: skip
 
 Row = Mapping[str, Any]
@@ -95,12 +108,12 @@ def outcomes(rows: Sequence[Row], granularity: str, best: str | None) -> list[Ou
         for row in rows:
             if (row["contestant"], row["rate"], row["granularity"]) != (limit.contestant, limit.rate, granularity):
                 continue
-            if row["network"] not in NETWORKS or row["mode"] not in limit.modes:
+            if row["network"] not in limit.networks or row["mode"] not in limit.modes:
                 continue
             if row["batch"] not in limit.batches or row["threads"] not in limit.least:
                 continue
             least = limit.least[row["threads"]]
-            if limit.share and best != "avx512" and limit.contestant == BEST:
+            if limit.share and best != "avx512" and limit.contestant == BEST and limit.networks == RESNETS:
                 least -= NARROWER
             divisor = row["ideal_speedup"] if limit.share else 1.0
             if limit.over is not None:

@@ -3,6 +3,8 @@
     python benchmarks/cpu/run.py --demo demo                    # all tables; takes hours
     python benchmarks/cpu/run.py --demo demo --repeats 8 --batch-rates 1.0,0.5,0.25
     python benchmarks/cpu/run.py --networks laud_resnet50 --modes spatial --batches 1 --threads 1 --small ""
+    python benchmarks/cpu/run.py --networks laud_regnety_400mf,laud_regnety_1_6gf --options se=active \
+        --granularities 4-4-2-1 --threads 1,2 --small "" --output cpu-regnety
 
 Contestants are our operators with the machine's best instruction set, with its others, in BF16, as function bodies, and
 static networks in OpenVINO (pip install openvino) and in INT8. Weights are random and masks are forced: latency depends
@@ -100,6 +102,7 @@ class Benchmark:
             "instruction_sets": [] if library is None else list(library.instruction_sets()),
             "best": None if library is None else library.instruction_set(),
             "granularities": arguments.granularities,
+            "options": arguments.options,
             "left_out": left_out + more,
             "peak_gflops": {},
             "rows": [],
@@ -154,7 +157,9 @@ class Benchmark:
                 continue
             rates = arguments.rates if batch == arguments.batches[0] else arguments.batch_rates or arguments.rates
             with tempfile.TemporaryDirectory() as scratch:
-                bundle, export_s, verify_s = export(network, mode, granularity, batch, Path(scratch) / "b", None, {})
+                bundle, export_s, verify_s = export(
+                    network, mode, granularity, batch, Path(scratch) / "b", None, arguments.options
+                )
                 configuration = dict(zip(CONFIGURATION, (network, mode, granularity, batch), strict=False))
                 for threads in left:
                     facts = {**configuration, "threads": threads, "export_s": export_s, "verify_s": verify_s}
@@ -226,6 +231,11 @@ def words(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
 
 
+def pairs(text: str) -> dict[str, str]:
+    """Parse ``a=x,b=y``."""
+    return dict(word.split("=", 1) for word in words(text))
+
+
 def numbers(text: str) -> list[int]:
     """Parse ``1,2``."""
     return [int(part) for part in words(text)]
@@ -240,6 +250,7 @@ def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=words, default=["laud_resnet50", "laud_resnet101"])
+    parser.add_argument("--options", type=pairs, default={}, help="of the networks, NAME=TEXT,...")
     parser.add_argument("--modes", type=words, default=["spatial", "channel", "layer", "both"])
     parser.add_argument("--granularities", type=words, default=["4-4-2-1", "8-4-7-1", "1-1-1-1"])
     parser.add_argument("--batches", type=numbers, default=[1, 8])
