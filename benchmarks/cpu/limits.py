@@ -135,7 +135,10 @@ def section(rows: Sequence[Row], granularity: str, best: str | None) -> str:
     """Markdown: per limit the configuration that is furthest from it, then all of them."""
     found = outcomes(rows, granularity, best)
     lines = [HEAD]
+    measured = {row["network"] for row in rows}
     for limit in LIMITS:
+        if measured.isdisjoint(limit.networks):
+            continue
         for threads in limit.least:
             own = [item for item in found if item.limit is limit and item.row["threads"] == threads]
             what = "share of ideal" if limit.share else f"speed over {limit.over or 'the static twin'}"

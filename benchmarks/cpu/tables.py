@@ -123,6 +123,7 @@ def page(result: Row) -> str:
         machine_line(result),
         *notes(result),
         *(f"Left out: {line}." for line in result["left_out"]),
+        *(f"Option of the networks: {name}={value}." for name, value in result.get("options", {}).items()),
         "Every contestant of a configuration ran in one process and one loop, in turn, with the static FP32 twin in "
         "ONNX Runtime just before and after each run: *realised* is the typical ratio of the times. *best*, "
         "another instruction set and *bf16* (BF16 bottlenecks) are the dynamic network with the operator library, "
