@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dyndeploy.cli._verbosity import note
+from dyndeploy.cli._verbosity import note, tell
 from dyndeploy.errors import InputError, UsageError, unknown_name
 
 if TYPE_CHECKING:
+    from dyndeploy.bundle import Bundle
     from dyndeploy.remote import DeviceClient, DeviceEntry
+    from dyndeploy.runtimes.choice import RuntimeChoice
 
 THIS_MACHINE = "cpu"
 
@@ -68,6 +70,38 @@ def chosen_board(device: str | None, host: str | None) -> DeviceEntry | None:
     if host is None:
         return board
     return replace(board, host=host)
+
+
+def chosen_here(bundle: Bundle, device: str | None, runtime: str, *, told: bool) -> RuntimeChoice:
+    """What runs a bundle on this machine, on the device that was named; says so in a line where ``told``.
+
+    Raises:
+        UsageError: The device is not here, or the runtime cannot be had.
+    """
+    from dyndeploy.runtimes.base import ONNXRUNTIME
+    from dyndeploy.runtimes.choice import choose_runtime, require_this_gpu
+    from dyndeploy.targets import load_device
+
+    if device == THIS_MACHINE:
+        if runtime not in ("auto", ONNXRUNTIME):
+            raise UsageError(f"--device {THIS_MACHINE} is the processor, which {runtime} does not use: leave one out.")
+        runtime = ONNXRUNTIME
+    elif device is not None:
+        name = load_device(device).name
+        if bundle.manifest.target != name:
+            raise UsageError(
+                f"The bundle was exported for {bundle.manifest.target}, not for {name}: export it again with --target "
+                f"{name}."
+            )
+        if runtime == ONNXRUNTIME:
+            raise UsageError(f"--device {device} is a GPU, which {ONNXRUNTIME} does not use: leave one out.")
+        require_this_gpu(name)
+    choice = choose_runtime(bundle, runtime)
+    if device not in (None, THIS_MACHINE) and choice.gpu is None:
+        raise UsageError(f"Nothing here runs the bundle on {device}: {choice.reason}.")
+    if told:
+        tell(choice.line)
+    return choice
 
 
 def device_model(name: str) -> str:

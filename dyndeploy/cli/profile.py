@@ -11,12 +11,11 @@ import typer
 
 from dyndeploy.cli._arguments import exit_mix as read_mix
 from dyndeploy.cli._arguments import numbers, print_json, print_table
-from dyndeploy.cli._boards import THIS_MACHINE, Host, chosen_board, connected, telling_waits
+from dyndeploy.cli._boards import THIS_MACHINE, Host, chosen_board, chosen_here, connected, telling_waits
 from dyndeploy.cli._options import Dim, Native, Repeats, Runtime, Threads, complete_device, option
 from dyndeploy.cli._profile import print_energy, print_profile
 from dyndeploy.cli._profile_file import file_measurement, network_page, print_network, require_static_file
 from dyndeploy.cli._progress import progress_bar
-from dyndeploy.cli._verbosity import tell
 from dyndeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def profile(
     from dyndeploy.bundle import Bundle
 
     opened = Bundle.open(bundle)
-    choice = None if board is not None else _chosen_here(opened, device, runtime, json_file)
+    choice = None if board is not None else chosen_here(opened, device, runtime, told=json_file != "-")
     if opened.manifest.exits is not None:
         mixes = [read_mix(mix) for mix in exit_mix or []]
         if rates is not None:
@@ -234,34 +233,6 @@ def _print_exits(result: ExitProfile) -> None:
 
 def _spread(relative: tuple[float, float] | None, whole: float) -> str:
     return "-" if relative is None else f"{relative[0] * whole:.3f}..{relative[1] * whole:.3f}"
-
-
-def _chosen_here(bundle: Bundle, device: str | None, runtime: str, json_file: str | None) -> RuntimeChoice:
-    """What runs a bundle on this machine, on the device that was named; says so in a line."""
-    from dyndeploy.runtimes.base import ONNXRUNTIME
-    from dyndeploy.runtimes.choice import choose_runtime, require_this_gpu
-    from dyndeploy.targets import load_device
-
-    if device == THIS_MACHINE:
-        if runtime not in ("auto", ONNXRUNTIME):
-            raise UsageError(f"--device {THIS_MACHINE} is the processor, which {runtime} does not use: leave one out.")
-        runtime = ONNXRUNTIME
-    elif device is not None:
-        name = load_device(device).name
-        if bundle.manifest.target != name:
-            raise UsageError(
-                f"The bundle was exported for {bundle.manifest.target}, not for {name}: export it again with --target "
-                f"{name}."
-            )
-        if runtime == ONNXRUNTIME:
-            raise UsageError(f"--device {device} is a GPU, which {ONNXRUNTIME} does not use: leave one out.")
-        require_this_gpu(name)
-    choice = choose_runtime(bundle, runtime)
-    if device not in (None, THIS_MACHINE) and choice.gpu is None:
-        raise UsageError(f"Nothing here runs the bundle on {device}: {choice.reason}.")
-    if json_file != "-":
-        tell(choice.line)
-    return choice
 
 
 def _exit_page(result: ExitProfile) -> str:

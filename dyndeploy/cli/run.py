@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dyndeploy.cli._arguments import named_files, numbers, print_json_line, print_table, printable
-from dyndeploy.cli._boards import THIS_MACHINE, Host, chosen_board, connected, telling_waits
+from dyndeploy.cli._boards import Host, chosen_board, chosen_here, connected, telling_waits
 from dyndeploy.cli._options import BundleFolder, Native, Runtime, Threads, Thresholds, complete_device, option
 from dyndeploy.cli._progress import progress_line
 from dyndeploy.cli._verbosity import note, tell
@@ -42,7 +42,10 @@ def run(
     threads: Threads = 1,
     thresholds: Thresholds = None,
     native: Native = "auto",
-    device: Annotated[str, option("--device", detail="Images only.", autocompletion=complete_device)] = THIS_MACHINE,
+    device: Annotated[
+        str | None,
+        option("--device", detail="A board: images only. (default: what is here)", autocompletion=complete_device),
+    ] = None,
     host: Host = None,
     as_json: Annotated[bool, option("--json", detail="One object a line, each as soon as its image is done.")] = False,
 ) -> None:
@@ -53,25 +56,22 @@ def run(
     from dyndeploy.bundle import LOGITS, Bundle
     from dyndeploy.data import with_folders
     from dyndeploy.inference import classify_images, read_arrays, run_images, run_inputs
-    from dyndeploy.runtimes.choice import choose_runtime
 
     if bool(images) == bool(inputs):
         raise UsageError("Give images, or arrays (--input NAME=FILE.npy), and not both.")
     if output is not None and not inputs:
         raise UsageError("--output writes what --input gives: leave it out for images.")
     opened = Bundle.open(bundle)
-    choice = choose_runtime(opened, runtime)
-    if not as_json:
-        tell(choice.line)
     limits = None if thresholds is None else numbers("--thresholds", thresholds)
     board = chosen_board(device, host)
     if board is not None:
-        of_this_machine = {"--input": inputs, "--native": native != "auto", "--runtime": runtime != "onnxruntime"}
+        of_this_machine = {"--input": inputs, "--native": native != "auto", "--runtime": runtime != "auto"}
         given = [name for name, value in of_this_machine.items() if value]
         if given:
             raise UsageError(f"{', '.join(given)}: for this machine; a board runs what it builds. Leave it out.")
         _run_there(opened, board, images or [], threads, limits, as_json)
         return
+    choice = chosen_here(opened, device, runtime, told=not as_json)
     if images:
         classified = LOGITS in {info.name for info in opened.manifest.outputs}
         each = classify_images if classified else run_images

@@ -240,6 +240,8 @@ def run(agent: Any, options: Any) -> int:
                 value = {"image": path, "label": found.label, "confidence": found.confidence, "ms": found.ms}
                 value.update({"exit": found.exit, "rates": found.rates, "class_name": found.class_name})
                 value.update({"operators": session.info["operators"], "preprocessing_ms": found.preprocessing_ms})
+                why = "the bundle was exported for %s" % session.info["target"]
+                value["runtime"] = {"name": session.info["runtime"], "why": why}
                 print(json.dumps(value))
             else:
                 if not titled:

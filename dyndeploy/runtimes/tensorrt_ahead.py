@@ -25,7 +25,7 @@ from dyndeploy.errors import DyndeployError, UsageError
 from dyndeploy.graphs.inspect import all_graphs
 from dyndeploy.graphs.tensorrt import required_creators
 from dyndeploy.ops import DOMAIN, OPERATORS
-from dyndeploy.runtimes import tensorrt_worker
+from dyndeploy.runtimes import tensorrt_inspector, tensorrt_worker
 from dyndeploy.runtimes.native import NativeLibrary
 from dyndeploy.runtimes.tensorrt_device import RTX
 from dyndeploy.runtimes.tensorrt_layers import EngineLayers, read_layers, wrong_layers
@@ -123,10 +123,14 @@ class AheadEngine:
 
     def metadata(self) -> dict[str, Any]:
         """What stands beside the engine, as plain JSON types."""
+        plan = self.plan.to_json()
+        layers = [{**layer.to_json(), "plugin": layer.is_plugin} for layer in self.built.layers]
         return {
-            "plan": self.plan.to_json(),
+            "plan": plan,
             "plugins": self.plugins,
-            "layers": [layer.to_json() for layer in self.built.layers],
+            "layers": layers,
+            "plugin_layers": tensorrt_inspector.plugin_facts(layers, plan),
+            "layers_note": "",
             "activation_bytes": self.built.activation_bytes,
             "run": False,
         }

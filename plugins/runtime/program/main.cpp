@@ -269,6 +269,7 @@ class Program {
           ", \"class_name\": " +
           (result.classification.class_name ? quoted(result.classification.class_name) : std::string("null"));
     line += ", \"operators\": " + session_.operators_json() +
+            ", \"runtime\": " + session_.runtime_json(arguments_.options.runtime) +
             ", \"preprocessing_ms\": " + number(result.preprocessing_ms);
     if (picture.capture_ms >= 0) line += ", \"capture_ms\": " + number(picture.capture_ms);
     if (arguments_.repeat > 1) line += ", \"repeats\": " + repeats_json(found.ms);

@@ -253,6 +253,16 @@ std::string Session::operators_json() const {
   return quoted(backend.instruction_set.empty() ? name : name + " (" + backend.instruction_set + ")");
 }
 
+std::string Session::runtime_json(const std::string& asked) const {
+  const std::string& target = bundle_.manifest.target;
+  std::string why = "the bundle was exported for " + target;
+  if (!asked.empty() && asked != "auto")
+    why = "it was asked for";
+  else if (has_engine_plans(bundle_) && find_tensorrt_module().empty())
+    why += "; not tensorrt, because this build has no module for it";
+  return "{\"name\": " + quoted(backend_->info().name) + ", \"why\": " + quoted(why) + "}";
+}
+
 void Session::require_images() const {
   if (!bundle_.manifest.takes_images())
     fail(DYNDEPLOY_USAGE, bundle_.manifest.network + " takes no images: give its inputs as tensors.");

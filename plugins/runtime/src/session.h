@@ -42,6 +42,8 @@ class Session {
   // Which code runs the dynamic operators, as `dyndeploy run --json` says it: a JSON text, or null without
   // any.
   std::string operators_json() const;
+  // What runs, and why, as `dyndeploy run --json` says it. asked: the runtime that the caller named.
+  std::string runtime_json(const std::string& asked) const;
   Statistics& statistics() { return statistics_; }
 
   // See dyndeploy.h for what these do; they throw Error.
