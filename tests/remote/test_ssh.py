@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -204,7 +205,8 @@ def test_early_exits_the_whole_way(
     command = ["profile", str(exits.path), "--device", "lab", "--exit-mix", "50/30/20", "--repeats", "3"]
     assert run([*command, "--json", str(profile), "--report", str(page)]) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    # A slow machine's progress is told; nothing else is.
+    assert [line for line in err.splitlines() if not re.search(r"\(\d+%", line)] == []
     for words in ("Verified on the board (7 checks)", "engine stage2: done", "profile: done", "mix 50/30/20", "exit 3"):
         assert words in out
     measured = load_exit_profile(profile)
