@@ -15,12 +15,13 @@ from points import (
     counted_exits,
     predicted_ms,
     predicted_twin_ms,
+    runs_there,
     solved_rate,
 )
 
 from dyndeploy.targets import load_device
 
-NOT_HERE = "not here yet"
+NOT_HERE, NO_PLUGIN = "not here yet", "no plugin yet"
 HOLDS = 0.9
 """Part of a published speed-up that has to be left for a claim to hold: what models and machines differ by anyway."""
 
@@ -47,7 +48,12 @@ beside each published point what this project finds for it, so that you can see 
   time does not depend on them. *Ideal* is the speed-up that the multiply-accumulates promise, for the masks that ran.
 
 A speed-up is always over the static twin of the same column. A cell is empty where nothing was published or can be
-said; *{not_here}* marks networks that this release does not have. They are filled in as soon as it does.
+said; *{not_here}* marks networks that this release does not have, and *{no_plugin}* those whose operators it cannot
+run in {runtime}. They are filled in as soon as it does.
+
+The rates of RegNetYs in spatial mode are solved by the paper's count. It leaves skipped patches out of all three
+convolutions of a block. But the squeeze-and-excitation averages over the whole map, so that the first two have to be
+computed everywhere as soon as one patch is active: what is measured, and its ideal, have them everywhere.
 """
 
 
@@ -57,7 +63,7 @@ def page(points: Sequence[Point], measured: Measured) -> str:
     batches = ", ".join(f"{batch} on {_title(name)}" for name, batch in DEVICES.items())
     introduction = INTRODUCTION.format(
         precision=PRECISION.upper(), runtime={"tensorrt": "TensorRT"}[RUNTIME], not_here=NOT_HERE,
-        batches=f"images per run: {batches}",
+        no_plugin=NO_PLUGIN, batches=f"images per run: {batches}",
     )  # fmt: skip
     dynamic = [group for group in networks if group[0].exit is None]
     exits = [group for group in networks if group[0].exit is not None]
@@ -84,6 +90,11 @@ def _ms(value: float | None, twin: float | None) -> str:
         return ""
     text = f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
     return text if twin is None else f"{text}, {twin / value:.2f}x"
+
+
+def _missing(point: Point) -> str:
+    """Why there is no prediction, in two words; empty where neither is the reason."""
+    return NOT_HERE if not point.known else "" if runs_there(point) else NO_PLUGIN
 
 
 def _number(value: float | None, form: str) -> str:
@@ -171,7 +182,7 @@ def _device_verdict(points: Sequence[Point], twins: Mapping[str, Point], device:
     known = [(published, own) for published, own in pairs if own is not None]
     text = f"published {_span([published for published, _ in pairs])}"
     if len(known) < len(pairs):
-        return f"{text}; {NOT_HERE if not points[0].known else 'not predicted'}"
+        return f"{text}; {_missing(points[0]) or 'not predicted'}"
     return f"{text}, predicted {_span([own for _, own in known])}: {_verdict([own / p for p, own in known])}"
 
 
@@ -240,13 +251,14 @@ def _network(points: Sequence[Point], twins: Mapping[str, Point], measured: Meas
     for point in points:
         rate, twin = solved_rate(point), twins.get(point.twin)
         missing = "" if point.known else NOT_HERE
+        unpredicted = _missing(point)
         mode = " ".join(part for part in (point.mode, point.granularity) if part and part != "block")
         cells = [mode, f"{point.top1:.2f}", _number(point.gmacs, ".2f"), _number(rate, ".3f") or missing]
         for device in devices:
             published = point.published_ms.get(device)
             own = predicted_ms(point, device, rate) if published is not None else None
             cells += [_ms(published, twin.published_ms.get(device) if twin else None)]
-            cells += [_ms(own, predicted_twin_ms(point, device)) or (missing if published is not None else "")]
+            cells += [_ms(own, predicted_twin_ms(point, device)) or (unpredicted if published is not None else "")]
         rows.append([*cells, _measured_cell(point, measured)])
     title = f"## {points[0].network}\n\nStatic twin: `{points[0].twin}`.\n\n"
     return title + _table([*header, "this CPU: measured"], rows)

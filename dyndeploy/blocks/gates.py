@@ -80,6 +80,11 @@ def gumbel_noise(logits: Tensor) -> Tensor:
     return -torch.empty_like(logits, memory_format=torch.legacy_contiguous_format).exponential_().log()
 
 
+def no_noise(logits: Tensor) -> Tensor:
+    """Return zeros: the sample is then the decision of evaluation, with the gradient of the soft one."""
+    return torch.zeros_like(logits)
+
+
 def decide(logits: Tensor, training: bool, temperature: float | Tensor | None, noise: Noise = gumbel_noise) -> Tensor:
     """Turn pairs of logits into a 0/1 mask.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dyndeploy.blocks import Tape, dynamic_blocks, named_outputs
 from dyndeploy.blocks.block import run_dense
+from dyndeploy.blocks.gates import no_noise
 from dyndeploy.errors import DyndeployError, NotFiniteError, UsageError
 from dyndeploy.finite import listed
 from dyndeploy.nets import LoadReport, load_checkpoint
@@ -163,6 +164,11 @@ class Objective:
             return {}
         return {"temperature": scheduled(recipe.schedule, recipe.start, recipe.end, moment.done)}
 
+    def decided(self, moment: Moment) -> bool:
+        """Whether gates decide as in evaluation at that moment, and do not sample any more."""
+        recipe = self.recipe.temperature
+        return recipe is not None and recipe.noise_until < 1 and moment.done >= recipe.noise_until
+
     def bounds(self, moment: Moment) -> Bounds:
         """Return the bounds on the blocks' FLOPs ratios, which move from epoch to epoch."""
         assert self.recipe.sparsity is not None
@@ -180,7 +186,8 @@ class Objective:
             precision: Of the matrix products.
         """
         temperature = self.settings(moment).get("temperature")
-        tape = Tape(self.network, temperature=temperature, noise=self._noise, mean=self._mean)
+        noise = no_noise if self.decided(moment) else self._noise
+        tape = Tape(self.network, temperature=temperature, noise=noise, mean=self._mean)
         with tape, autocast(inputs, precision):
             output = network(inputs)
         # The reference code takes the distillation of half precision logits where it computes in half precision.

@@ -218,17 +218,21 @@ class SparsityRecipe:
 
 @dataclass(frozen=True)
 class TemperatureRecipe:
-    """Temperature of the Gumbel-softmax, changed every iteration.
+    """Temperature of the Gumbel-softmax, changed every iteration, and how long decisions are sampled at all.
 
     Attributes:
         schedule: "exp", "linear" or "cosine".
         start: First value, above 0.
         end: Last value, above 0.
+        noise_until: Fraction of training, in [0, 1], after which no noise is added to the logits: the network then
+            learns with the decisions of evaluation, and keeps the FLOPs target with these. 1 samples to the end, as
+            LAUDNet does; Verelst and Tuytelaars (CVPR 2020) sample until 0.8.
     """
 
     schedule: str = "exp"
     start: float = 5.0
     end: float = 0.1
+    noise_until: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -666,6 +670,7 @@ def _check_temperature(temperature: TemperatureRecipe) -> None:
         raise unknown_name("temperature.schedule", temperature.schedule, SCHEDULES)
     _require("temperature.start", temperature.start, temperature.start > 0, "above 0")
     _require("temperature.end", temperature.end, temperature.end > 0, "above 0")
+    _require("temperature.noise_until", temperature.noise_until, 0 <= temperature.noise_until <= 1, "from 0 to 1")
 
 
 def _check_exits(exits: ExitsRecipe, count: int) -> None:

@@ -11,7 +11,7 @@ import torch
 
 import dyndeploy
 from dyndeploy.blocks import Tape, early_exits
-from dyndeploy.errors import DyndeployError
+from dyndeploy.errors import DyndeployError, UsageError
 from dyndeploy.graphs.forced import forced_feeds, overlay_forced_masks
 from dyndeploy.graphs.tensorrt import PrecisionPlan, required_creators, tensorrt_model
 from dyndeploy.measure import profile_bundle
@@ -106,6 +106,36 @@ def test_profile_predict_compare_and_the_copy_for_tensorrt(tmp_path: Path) -> No
     plan, copy = plan_build(bundle.load_model(), "fp32", "11.0", strongly_typed=None, options=None, capabilities=())
     with pytest.raises(DyndeployError, match=r"no TensorRT plugin for ChannelSEBottleneck.*--target cpu"):
         build_checked(bundle.load_model(), plan, copy, package, None)
+
+
+@pytest.mark.parametrize(("mode", "size"), [("both", (33, 47)), ("spatial", (225, 225))])
+def test_odd_sizes_are_exported_as_they_are_computed(mode: str, size: tuple[int, int], tmp_path: Path) -> None:
+    network = randomize(
+        dyndeploy.create_model("laud_regnety_small", mode=mode, granularity=(4, 4, 2, 1)), torch.randn(2, 3, *size)
+    )
+    bundle = dyndeploy.export_model(network, tmp_path / "b", dyndeploy.ExportSettings(input_size=size))
+    height, width = ((side + 1) // 2 for side in size)
+    assert bundle.manifest.masks[0].shape[2:] == (height // 4, width // 4)
+    report = dyndeploy.verify_bundle(bundle)
+    assert report.passed, [check for check in report.checks if not check.passed]
+
+
+def test_images_below_the_strides_are_refused_before_any_work(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        network = dyndeploy.create_model("laud_regnety_400mf", mode="layer")
+    with pytest.raises(UsageError, match="Input size 31x40 is too small: give at least 32x32"):
+        dyndeploy.export_model(network, tmp_path / "b", dyndeploy.ExportSettings(input_size=(31, 40)))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("granularity", "said"), [((8, 4, 7, 1), True), ((4, 4, 2, 1), False)])
+def test_layer_mode_says_that_patches_have_no_use(granularity: tuple[int, ...], said: bool, tmp_path: Path) -> None:
+    network = dyndeploy.create_model("laud_regnety_small", mode="layer", granularity=granularity)
+    bundle = dyndeploy.export_model(network, tmp_path / "b", dyndeploy.ExportSettings())
+    found = [note for note in bundle.manifest.notes if "has no use" in note]
+    text = "mode layer decides on whole blocks: the granularity 8-4-7-1 has no use"
+    assert found == ([text] if said else [])
+    assert all(mask.shape == (1, 1, 1, 1) for mask in bundle.manifest.masks)
 
 
 def test_reference_predictor_reads_a_bundle_that_describes_itself(tmp_path: Path) -> None:

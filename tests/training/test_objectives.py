@@ -146,6 +146,38 @@ def test_temperature_and_bounds_follow_the_moment() -> None:
     assert objective.bounds(HALF) == pytest.approx((0.0, 1.0), abs=1e-12)
 
 
+def test_without_noise_training_decides_as_evaluation_does() -> None:
+    objective, network = mask_objective(temperature={"noise_until": 0.8})
+    x, labels = torch.randn(4, 3, 8, 8), torch.tensor([1, 2, 3, 4])
+    # Logits that are nearly equal: noise flips about half of them.
+    for _, block in network.named_blocks():
+        for gate in block.gates().values():
+            gate.conv.bias.data.zero_()  # type: ignore[union-attr]
+
+    def ratio(moment: Moment) -> float:
+        network.train()
+        # Batch norm apart, the pass is that of evaluation.
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return objective.loss(network, x, labels, moment, torch.float32).terms["flops_ratio"].item()
+
+    sampled = {ratio(Moment(7, 10, 0.79)) for _ in range(4)}
+    decided = {ratio(Moment(8, 10, 0.8)) for _ in range(4)}
+    assert len(sampled) > 1
+    with torch.no_grad():
+        expected = network.eval()(x).flops / full_flops(network, 8)
+    assert len(decided) == 1 and decided.pop() == pytest.approx(expected.item(), rel=1e-6)
+
+    # The gradient is still that of the soft decision.
+    network.train()
+    objective.loss(network, x, labels, Moment(8, 10, 0.8), torch.float32).total.backward()  # type: ignore[no-untyped-call]
+    gates = [gate for _, block in network.named_blocks() for gate in block.gates().values()]
+    assert gates
+    for gate in gates:
+        assert gate.conv.weight.grad.abs().sum() > 0  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(("ratio", "expected"), [(0.4, 0.7), (0.519, 0.7), (0.521, None), (0.9, None)])
 def test_best_epoch_of_masks_keeps_the_budget(ratio: float, expected: float | None) -> None:
     objective, _ = mask_objective(sparsity={"target": 0.5})

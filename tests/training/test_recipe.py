@@ -242,6 +242,7 @@ def test_differences_are_named_by_their_keys() -> None:
         ("sparsity.bounds_until", 0, "sparsity.bounds_until: 0.0 is not valid"),
         ("temperature.schedule", "exponential", "Unknown temperature.schedule 'exponential'"),
         ("temperature.end", 0, "temperature.end: 0.0 is not valid"),
+        ("temperature.noise_until", 1.1, r"temperature.noise_until: 1.1 is not valid: give a value from 0 to 1"),
         ("distillation.temperature", 0, "distillation.temperature: 0.0 is not valid"),
         ("checkpoint.accuracy", 77.1, "checkpoint.accuracy: 77.1 is not valid: give a value a fraction"),
         ("optimizer.name", "adam", "Did you mean 'adamw'"),
