@@ -320,6 +320,23 @@ def test_a_run_that_fails_and_one_that_computes_nan(
         assert np.isfinite(session.run(feeds)["logits"]).all()
 
 
+@pytest.mark.parametrize("kind", ["one graph", "stages"])
+def test_changed_engine_plans_crash_nothing(
+    stand_in: Callable[..., Any], runtime_build: RuntimeBuild, tmp_path: Path, kind: str
+) -> None:
+    made = staged_bundle(tmp_path / "b", batch=1) if kind == "stages" else tiny_bundle(tmp_path / "b", mode="both")
+    bundle = runnable(for_engines(made))
+    with stand_in(bundle.path) as session:
+        assert session.info["runtime"] == "tensorrt"
+    arguments = (bundle.path, tmp_path, tmp_path / "scratch", 60, 1, "engines")
+    done = subprocess.run(
+        [str(runtime_build.fuzzer), *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = re.fullmatch(r"60 mutations: (\d+) results, (\d+) errors\n", done.stdout)
+    assert said is not None and min(map(int, said.groups())) > 0
+
+
 # ---------------------------------------------------------------- the real module
 
 
