@@ -141,6 +141,7 @@ def onnxruntime(land: Userland) -> str:
     call(
         sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--python-version", "3.9",
         "--platform", "manylinux_2_27_aarch64", f"onnxruntime=={ONNXRUNTIME}", "-d", wheels,
+        PIP_CONSTRAINT="",  # of this computer's own packages
     )  # fmt: skip
     with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
         wheel.extractall(land.root / PYTHON_PACKAGES)

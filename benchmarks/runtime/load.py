@@ -5,8 +5,8 @@ with random weights, and writes ``benchmarks/results/runtime-load.json`` and ``r
 
 Requests are single images and batches of several sizes, as RGB bytes, as JPEG and PNG files and as tensors. Every
 answer must equal, to the bit, what the same request gave when it ran alone; no request may fail; none may take longer
-than a minute (then the stacks of all threads are printed); and the resident memory must not grow: the slope of a line
-through it, of means over equal parts of the time, must not be above 0 by more than its error. Ends with code 1
+than five minutes (then the stacks of all threads are printed); and the resident memory must not grow: the slope of a
+line through it, of means over equal parts of the time, must not be above 0 by more than its error. Ends with code 1
 otherwise.
 """
 
@@ -39,8 +39,9 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 BINDING = ROOT / "plugins" / "runtime" / "python" / "dyndeploy_runtime.py"
 THREADS = 4
-LONGEST = 60.0
-"""Seconds after which a request counts as one that never ends."""
+LONGEST = 300.0
+"""Seconds after which a request counts as one that never ends. At low priority on a busy computer one has waited for a
+minute."""
 SAMPLE = 0.5
 WARM = 0.2
 """Share of the time that is left out of the slope: every thread makes its memory first."""
