@@ -34,6 +34,7 @@ from dyndeploy.targets import load_target
 from tests.bundles import tiny_bundle, with_reference
 from tests.plugins.conftest import SOURCES, RuntimeBuild, has_parser
 from tests.plugins.device_runtime import binding
+from tests.plugins.test_runtime import with_exit_logits
 from tests.staged_bundles import images, staged_bundle
 from tests.tensorrt.test_contract import HEADERS, NO_HEADERS
 
@@ -324,7 +325,10 @@ def test_a_run_that_fails_and_one_that_computes_nan(
 def test_changed_engine_plans_crash_nothing(
     stand_in: Callable[..., Any], runtime_build: RuntimeBuild, tmp_path: Path, kind: str
 ) -> None:
-    made = staged_bundle(tmp_path / "b", batch=1) if kind == "stages" else tiny_bundle(tmp_path / "b", mode="both")
+    if kind == "stages":
+        made = with_exit_logits(staged_bundle(tmp_path / "b", batch=1))
+    else:
+        made = with_reference(tiny_bundle(tmp_path / "b", mode="both"))
     bundle = runnable(for_engines(made))
     with stand_in(bundle.path) as session:
         assert session.info["runtime"] == "tensorrt"
