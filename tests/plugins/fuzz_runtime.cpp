@@ -1,19 +1,23 @@
-// Opens and runs bundles whose manifest, graphs, thresholds, reference tensors or images were changed at
-// random, with checksums made right again so that the parsers see the changes. Whatever happens must end in
-// an Error or a result. Usage: fuzz_runtime BUNDLE IMAGES SCRATCH COUNT SEED [WHAT]; WHAT: manifest, files or
-// images; all without it
+// Opens and runs bundles whose manifest, graphs, thresholds, reference tensors, engine plans or images were
+// changed at random, with checksums made right again so that the parsers see the changes. Whatever happens
+// must end in an Error or a result. Usage: fuzz_runtime BUNDLE IMAGES SCRATCH COUNT SEED [WHAT]; WHAT:
+// manifest, files, images or engines (the plans in device/engines.json); without it all that the bundle has.
+// Engines are built where DYNDEPLOY_TENSORRT_MODULE names a module; else plans are read and keyed.
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <fstream>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "decode.h"
+#include "engine_files.h"
 #include "error.h"
 #include "files.h"
 #include "json.h"
@@ -166,6 +170,17 @@ void open_and_run(const std::string& folder) {
   verify(*session);
 }
 
+void read_plans_and_run(const std::string& folder) {
+  const Bundle bundle = Bundle::open(folder);
+  const EnginePlans plans = read_engine_plans(bundle);
+  const EngineDevice device{"8.2.1.8", "a GPU", "5.3", "10.2", "10.2"};
+  for (const auto& graph : plans.graphs) {
+    engine_place(folder, bundle, plans, graph.second, device, sha256("plugins"));
+    ahead_place(bundle, plans, graph.second, device.tensorrt, sha256("plugins"));
+  }
+  open_and_run(folder);
+}
+
 void decode(const std::string& path) {
   const Image image = read_image(path);
   const PreprocessingInfo info{24, {0, 0, 0}, {1, 1, 1}, Interpolation::kBicubic};
@@ -182,6 +197,7 @@ class Fuzzer {
     for (const auto& entry : parse_manifest(manifest_).files) {
       names_.push_back(entry.first);
       files_.push_back(read_file(joined(bundle, entry.first), kMost));
+      make_folders(folder_of(joined(scratch, entry.first)));
       write(joined(scratch, entry.first), files_.back());
     }
     for (const std::string& path : files_below(images, image_endings()))
@@ -208,16 +224,22 @@ class Fuzzer {
     const std::size_t index = below(rng, files_.size());
     std::string content = files_[index];
     mutate_bytes(rng, content);
-    write(joined(scratch_, names_[index]), content);
-    Json value = parse_json(manifest_);
-    for (std::size_t i = 0; i < value.keys.size(); ++i)
-      if (value.keys[i] == "files")
-        for (std::size_t k = 0; k < value.items[i].keys.size(); ++k)
-          if (value.items[i].keys[k] == names_[index]) value.items[i].items[k].text = sha256(content);
-    write(joined(scratch_, kManifest), sealed(value));
-    tried(counts, names_[index], open_and_run, scratch_);
-    write(joined(scratch_, names_[index]), files_[index]);
-    write(joined(scratch_, kManifest), manifest_);
+    replaced(index, content, counts, open_and_run);
+  }
+
+  bool has_plans() const { return place_of_plans() < names_.size(); }
+
+  void plans(Rng& rng, Counts& counts) {
+    const std::size_t index = place_of_plans();
+    std::string content = files_[index];
+    if (below(rng, 4) == 0) {
+      mutate_bytes(rng, content);
+    } else {
+      Json value = parse_json(content);
+      for (std::size_t i = 0; i <= below(rng, 3); ++i) mutate_json(rng, value);
+      content = canonical_json(value, std::string());
+    }
+    replaced(index, content, counts, read_plans_and_run);
   }
 
   void image(Rng& rng, Counts& counts) {
@@ -229,6 +251,24 @@ class Fuzzer {
   }
 
  private:
+  std::size_t place_of_plans() const {
+    return static_cast<std::size_t>(std::find(names_.begin(), names_.end(), kEnginePlans) - names_.begin());
+  }
+
+  void replaced(std::size_t index, const std::string& content, Counts& counts,
+                void (*work)(const std::string&)) {
+    write(joined(scratch_, names_[index]), content);
+    Json value = parse_json(manifest_);
+    for (std::size_t i = 0; i < value.keys.size(); ++i)
+      if (value.keys[i] == "files")
+        for (std::size_t k = 0; k < value.items[i].keys.size(); ++k)
+          if (value.items[i].keys[k] == names_[index]) value.items[i].items[k].text = sha256(content);
+    write(joined(scratch_, kManifest), sealed(value));
+    tried(counts, names_[index], work, scratch_);
+    write(joined(scratch_, names_[index]), files_[index]);
+    write(joined(scratch_, kManifest), manifest_);
+  }
+
   std::string scratch_, manifest_;
   std::vector<std::string> names_, files_, images_;
 };
@@ -241,13 +281,15 @@ int main(int count, char** values) {
     Fuzzer fuzzer(values[1], values[2], values[3]);
     const long rounds = std::atol(values[4]);
     const std::string what = count > 6 ? values[6] : "";
+    if (what == "engines" && !fuzzer.has_plans()) throw std::runtime_error("the bundle has no engine plans");
     Counts counts;
     for (long i = 0; i < rounds; ++i) {
       Rng rng(static_cast<unsigned>(std::atol(values[5]) * 1000003 + i));
-      const std::size_t kind = below(rng, 3);
+      const std::size_t kind = below(rng, fuzzer.has_plans() ? 4 : 3);
       if (what == "manifest" || (what.empty() && kind == 0)) fuzzer.manifest(rng, counts);
       if (what == "files" || (what.empty() && kind == 1)) fuzzer.file(rng, counts);
       if (what == "images" || (what.empty() && kind == 2)) fuzzer.image(rng, counts);
+      if (what == "engines" || (what.empty() && kind == 3)) fuzzer.plans(rng, counts);
     }
     std::printf("%ld mutations: %ld results, %ld errors\n", rounds, counts.results, counts.errors);
   } catch (const std::exception& error) {

@@ -34,6 +34,7 @@ from dyndeploy.targets import load_target
 from tests.bundles import tiny_bundle, with_reference
 from tests.plugins.conftest import SOURCES, RuntimeBuild, has_parser
 from tests.plugins.device_runtime import binding
+from tests.plugins.test_runtime import with_exit_logits
 from tests.staged_bundles import images, staged_bundle
 from tests.tensorrt.test_contract import HEADERS, NO_HEADERS
 
@@ -318,6 +319,26 @@ def test_a_run_that_fails_and_one_that_computes_nan(
         assert raised.value.code == RUN
         monkeypatch.delenv("DYNDEPLOY_STAND_IN_FAILS")
         assert np.isfinite(session.run(feeds)["logits"]).all()
+
+
+@pytest.mark.parametrize("kind", ["one graph", "stages"])
+def test_changed_engine_plans_crash_nothing(
+    stand_in: Callable[..., Any], runtime_build: RuntimeBuild, tmp_path: Path, kind: str
+) -> None:
+    if kind == "stages":
+        made = with_exit_logits(staged_bundle(tmp_path / "b", batch=1))
+    else:
+        made = with_reference(tiny_bundle(tmp_path / "b", mode="both"))
+    bundle = runnable(for_engines(made))
+    with stand_in(bundle.path) as session:
+        assert session.info["runtime"] == "tensorrt"
+    arguments = (bundle.path, tmp_path, tmp_path / "scratch", 60, 1, "engines")
+    done = subprocess.run(
+        [str(runtime_build.fuzzer), *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = re.fullmatch(r"60 mutations: (\d+) results, (\d+) errors\n", done.stdout)
+    assert said is not None and min(map(int, said.groups())) > 0
 
 
 # ---------------------------------------------------------------- the real module
