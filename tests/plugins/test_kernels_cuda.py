@@ -124,12 +124,14 @@ def integers(values: list[int]) -> Any:
     return (ctypes.c_int * len(values))(*values)
 
 
-def sizes_of(layer: Layer, x: np.ndarray, spatial: np.ndarray | None, channel: np.ndarray | None) -> list[int]:
+def sizes_of(
+    layer: Layer, x: np.ndarray, spatial: np.ndarray | None, channel: np.ndarray | None, pool_active: bool = True
+) -> list[int]:
     batch, height, width, inputs = x.shape
     mask = (0, 0) if spatial is None else spatial.shape[2:]
     return [
         *(batch, height, width, inputs, layer.middle, layer.outputs, layer.groups, layer.stride, layer.dilation),
-        *(int(layer.projection), *mask, 0 if channel is None else channel.shape[1]),
+        *(int(layer.projection), *mask, 0 if channel is None else channel.shape[1], layer.squeeze, int(pool_active)),
     ]
 
 
@@ -138,10 +140,11 @@ def packed(layer: Layer, weights: Arrays, dtype: type) -> Arrays:
     groups, width = layer.groups, layer.middle // layer.groups
     w2 = weights["w2"].reshape(groups, width, width, 9).transpose(0, 3, 2, 1).reshape(groups, 9 * width, width)
     out = {"w1": weights["w1"].T, "w2": w2, "w3": weights["w3"].T}
-    if layer.projection:
-        out["wd"] = weights["wd"].T
+    out.update({name: weights[name].T for name in ("wd", "ws", "we") if name in weights})
     out = {name: value.astype(dtype) for name, value in out.items()}
     out.update({name: value for name, value in weights.items() if name.startswith("b")})
+    if layer.squeeze:
+        return out
     constant = np.maximum(weights["b1"].astype(np.float64), 0).reshape(groups, 1, width, 1, 1)
     taps = (weights["w2"].astype(np.float64).reshape(groups, width, width, 3, 3) * constant).sum(2)
     taps = taps.reshape(layer.middle, 3, 3)
@@ -163,6 +166,7 @@ class Case:
     weights: Arrays
     spatial: np.ndarray | None = None
     channel: np.ndarray | None = None
+    pool_active: bool = True
 
 
 GUARD = 64  # elements behind y and bytes behind the workspace, which must stay
@@ -175,12 +179,12 @@ class Prepared:
         dtype = np.float16 if kind == HALF else np.float32
         layer, x = case.layer, case.x
         self._backend, self._kind = backend, kind
-        self._sizes = integers(sizes_of(layer, x, case.spatial, case.channel))
+        self._sizes = integers(sizes_of(layer, x, case.spatial, case.channel, case.pool_active))
         message = backend.library.dyn_check_bottleneck(self._sizes, kind)
         assert message is None, message
         arrays = packed(layer, case.weights, dtype)
         arrays["x"] = x.astype(dtype)
-        memory = {n: backend.put(v, offset if n in ("x", "w1", "w2", "w3", "wd") else 0) for n, v in arrays.items()}
+        memory = {n: backend.put(v, offset if n in ("x", "w1", "w2", "w3", "wd", "ws", "we") else 0) for n, v in arrays.items()}
         _, height, width, _ = x.shape
         self._shape = (len(x), (height - 1) // layer.stride + 1, (width - 1) // layer.stride + 1, layer.outputs)
         self._y = backend.put(np.full(int(np.prod(self._shape)) + GUARD, np.nan, dtype), offset)
@@ -189,6 +193,7 @@ class Prepared:
         self.masks = [None if mask is None else backend.put(mask) for mask in (case.spatial, case.channel)]
         names = ("w1", "w2", "w3", "wd", "b1", "b2", "b3", "bd", "border_bias", "skipped_output")
         self._tensors = [memory["x"], *self.masks, *(memory.get(name) for name in names), self._y]
+        self._tensors += [memory.get(name) for name in ("ws", "we", "bs", "be")]
         if case.channel is None:
             self._tensors[11] = self._tensors[12] = None
         addresses = [None if t is None else backend.address(t) for t in self._tensors]
@@ -229,6 +234,11 @@ def rounded(weights: Arrays, kind: int) -> Arrays:
     }
 
 
+def reference(case: Case, kind: int = FLOAT) -> np.ndarray:
+    weights = rounded(case.weights, kind)
+    return bottleneck(case.layer, weights, case.x, case.spatial, case.channel, pool_active=case.pool_active)
+
+
 def tolerance(kind: int, capability: int) -> float:
     """Of the largest output. Halves: hidden maps are rounded twice; lanes also round sums of 32 products."""
     return 2e-5 if kind == FLOAT else 3e-3 if capability >= 70 else 6e-3
@@ -239,7 +249,8 @@ def layers(draw: st.DrawFn) -> Layer:
     # Multiples of 8 take the vector paths of both types, multiples of 4 that of floats only.
     unit = draw(st.sampled_from([8, 8, 8, 4, 1]))
     projection = draw(st.booleans())
-    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    # Several groups of fewer than 32 channels have a kernel of their own.
+    groups = draw(st.sampled_from([1, 1, 2, 3, 7]))
     inputs = unit * draw(st.integers(1, 72 // unit))
     return Layer(
         inputs=inputs,
@@ -249,6 +260,7 @@ def layers(draw: st.DrawFn) -> Layer:
         dilation=draw(st.integers(1, 3)),
         groups=groups,
         projection=projection,
+        squeeze=draw(st.sampled_from([0, 0, 1, 7, 33])),
     )
 
 
@@ -270,12 +282,12 @@ def cases(draw: st.DrawFn) -> Case:
     if mode in ("channel", "both"):
         divisors = [d for d in range(1, layer.middle + 1) if layer.middle % d == 0]
         channel = (rng.random((batch, draw(st.sampled_from(divisors)))) < rate).astype(np.float32)
-    return Case(layer, x, random_weights(layer, rng), spatial, channel)
+    return Case(layer, x, random_weights(layer, rng), spatial, channel, draw(st.booleans()))
 
 
 def check(backend: Host | Gpu, kind: int, case: Case, allowed: float, offset: int = 0) -> np.ndarray:
     y = run_bottleneck(backend, kind, case, offset)
-    expected = bottleneck(case.layer, rounded(case.weights, kind), case.x, case.spatial, case.channel)
+    expected = reference(case, kind)
     scale = max(1.0, float(np.abs(expected).max()))
     worst = float(np.abs(y.astype(np.float64) - expected).max())
     assert worst <= allowed * scale, worst / scale
