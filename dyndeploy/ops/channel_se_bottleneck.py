@@ -93,5 +93,4 @@ SPECS = shared.bottleneck_specs(
     geometry=_geometry,
     body=per_sample_body({CHANNEL.name: "mask"}),
     excites=True,
-    families=("cpu",),
 )

@@ -102,5 +102,4 @@ SPECS = shared.bottleneck_specs(
     geometry=_geometry,
     body=per_sample_body({PATCH.name: "spatial_mask", CHANNEL.name: "channel_mask"}),
     excites=True,
-    families=("cpu",),
 )

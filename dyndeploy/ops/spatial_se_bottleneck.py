@@ -98,5 +98,4 @@ SPECS = shared.bottleneck_specs(
     geometry=_geometry,
     body=per_sample_body({PATCH.name: "mask"}),
     excites=True,
-    families=("cpu",),
 )

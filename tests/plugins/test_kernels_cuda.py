@@ -184,7 +184,10 @@ class Prepared:
         assert message is None, message
         arrays = packed(layer, case.weights, dtype)
         arrays["x"] = x.astype(dtype)
-        memory = {n: backend.put(v, offset if n in ("x", "w1", "w2", "w3", "wd", "ws", "we") else 0) for n, v in arrays.items()}
+        memory = {
+            n: backend.put(v, offset if n in ("x", "w1", "w2", "w3", "wd", "ws", "we") else 0)
+            for n, v in arrays.items()
+        }
         _, height, width, _ = x.shape
         self._shape = (len(x), (height - 1) // layer.stride + 1, (width - 1) // layer.stride + 1, layer.outputs)
         self._y = backend.put(np.full(int(np.prod(self._shape)) + GUARD, np.nan, dtype), offset)
@@ -348,7 +351,7 @@ def test_masks_for_timing_leave_alone_what_they_should(kernels: ctypes.CDLL) -> 
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda d: f"sm{d.capability}x{d.processors}")
 def test_the_kernels_say_which_tiles_they_take(kernels: ctypes.CDLL, device: Device) -> None:
-    sizes = [1, 14, 14, 1024, 256, 1024, 1, 1, 1, 0, 7, 7, 0]
+    sizes = [1, 14, 14, 1024, 256, 1024, 1, 1, 1, 0, 7, 7, 0, 0, 1]
     found = integers([0] * 8)
     known = {FLOAT: {(32, 32), (64, 64), (128, 64)}, HALF: {(32, 32), (64, 64), (128, 128)}}
     for kind in (FLOAT, HALF):
@@ -393,6 +396,11 @@ LARGE = [
     example(Layer(136, 136, 136, dilation=2), size=(14, 14), channel_groups=68),
     example(Layer(136, 144, 152, stride=2, projection=True), batch=3, channel_groups=18),
     example(Layer(72, 96, 72, groups=4), channel_groups=48),
+    # Narrow groups; masks whose groups cross those of the 3x3; a squeeze wider than a block, many channels.
+    replace(example(Layer(48, 96, 48, groups=12, squeeze=12), size=(14, 13), channel_groups=32), pool_active=False),
+    example(Layer(72, 96, 120, stride=2, groups=4, projection=True, squeeze=33), batch=3, size=(15, 13)),
+    replace(example(Layer(64, 272, 64, groups=2, squeeze=70), batch=4, rate=0.02), pool_active=False),
+    example(Layer(64, 168, 64, groups=3, squeeze=8), batch=3, rate=0.3, channel_groups=84),
 ]
 
 
@@ -441,10 +449,13 @@ def test_unaligned_tensors_take_single_elements(kernels: ctypes.CDLL, kind: int)
     ("batch", "spatial", "channel_groups", "launches"),
     [(1, True, 0, 4), (2, True, 0, 5), (1, True, 8, 4), (1, False, 8, 4), (2, False, 8, 4), (1, False, 0, 3)],
 )
-def test_launches(kernels: ctypes.CDLL, batch: int, spatial: bool, channel_groups: int, launches: int) -> None:
-    case = example(Layer(16, 16, 16), batch, channel_groups=channel_groups)
+@pytest.mark.parametrize(("squeeze", "more"), [(0, 0), (4, 3)])
+def test_launches(
+    kernels: ctypes.CDLL, batch: int, spatial: bool, channel_groups: int, launches: int, squeeze: int, more: int
+) -> None:
+    case = example(Layer(16, 16, 16, squeeze=squeeze), batch, channel_groups=channel_groups)
     run_bottleneck(Host(kernels, Device()), FLOAT, case if spatial else replace(case, spatial=None))
-    assert kernels.dyn_host_launches() == launches
+    assert kernels.dyn_host_launches() == launches + more
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -461,6 +472,31 @@ def test_only_pixels_that_are_read_are_computed(kernels: ctypes.CDLL, stride: in
     needed = dilate_mask(active, height, width, stride, dilation)[:, 0] > 0.5
     assert 0 < needed.sum() < needed.size
     np.testing.assert_array_equal(written, np.broadcast_to(needed[..., None], written.shape))
+
+
+@pytest.mark.parametrize("channel_groups", [0, 4])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_dense_mean_computes_the_samples_that_have_an_active_pixel(
+    kernels: ctypes.CDLL, groups: int, channel_groups: int
+) -> None:
+    case = example(Layer(8, 8, 8, groups=groups, squeeze=2), batch=4, size=(9, 11), channel_groups=channel_groups)
+    assert case.spatial is not None
+    case.spatial[:] = 0
+    case.spatial[1, 0, 4, 4] = case.spatial[3, 0, 0, 0] = 1
+    if case.channel is not None:
+        case.channel[:] = 1
+    computed = [False, True, False, True]
+    for pool_active in (False, True):
+        call = Prepared(Host(kernels, Device()), FLOAT, replace(case, pool_active=pool_active))
+        call.run()
+        memory = call.workspace().view(np.float32)
+        written = ~np.isnan(memory[: case.x.size].reshape(case.x.shape)).all(-1)
+        h2 = memory[-(-4 * case.x.size // 256) * 64 :][: case.x.size].reshape(case.x.shape)
+        if pool_active:
+            assert written.sum((1, 2)).tolist() == [0, 9, 0, 4]
+        else:
+            assert written.all((1, 2)).tolist() == written.any((1, 2)).tolist() == computed
+            assert (~np.isnan(h2)).all((1, 2, 3)).tolist() == (~np.isnan(h2)).any((1, 2, 3)).tolist() == computed
 
 
 def test_inactive_pixels_keep_every_bit(kernels: ctypes.CDLL) -> None:
@@ -498,7 +534,9 @@ def test_operators_agree_with_their_references(
     kernels: ctypes.CDLL, spec: OperatorSpec, spatial: bool, channel: bool, rate: float
 ) -> None:
     projection = spec.name.endswith("Projection")
-    layer = Layer(24, 32, 40 if projection else 24, 2 if projection else 1, 2, 2, projection)
+    excites = "ws" in {port.name for port in spec.inputs}
+    squeeze = 5 if excites else 0
+    layer = Layer(24, 32, 40 if projection else 24, 2 if projection else 1, 2, 2, projection, squeeze)
     rng = np.random.default_rng(11)
     x = np.abs(rng.standard_normal((2, 9, 6, 24))).astype(np.float32)
     size = (1, 1) if spec.name.startswith("Layer") else (3, 2)
@@ -508,7 +546,10 @@ def test_operators_agree_with_their_references(
     names = [port.name for port in spec.inputs if port.role is Role.WEIGHT]
     masks = [mask for mask in (spatial_mask, channel_mask) if mask is not None]
     inputs = [torch.from_numpy(v) for v in (x, *masks, *(case.weights[name] for name in names))]
+    pooling = {"pool_active": 0} if "pool_active" in {attribute.name for attribute in spec.attributes} else {}
+    case = replace(case, pool_active=not pooling)
     attributes = {
+        **pooling,
         "strides": [layer.stride] * 2,
         "dilations": [layer.dilation] * 2,
         "pads": [layer.dilation] * 4,
@@ -687,12 +728,12 @@ def test_operators_know_the_scratch_memory(kernels: ctypes.CDLL, data: st.DataOb
     )
     spec, kind = OPERATORS[op_type], data.draw(st.sampled_from([FLOAT, HALF]))
     groups, projection = draw(3), op_type.endswith("Projection")
-    sizes = {"N": draw(5), "H": draw(40), "W": draw(40), "C": draw(40), "M": groups * draw(50)}
+    sizes = {"N": draw(5), "H": draw(40), "W": draw(40), "C": draw(40), "M": groups * draw(50), "S": draw(50)}
     stride = draw(2) if projection else 1
     kinds = {kind.name for kind in spec.gates.values()}
     mask = (0, 0) if kinds == {CHANNEL.name} else (1, 1)
     layer = [sizes[name] for name in "NHWCM"] + [sizes["C"], groups, stride, 1, int(projection), *mask]
-    layer.append(groups if CHANNEL.name in kinds else 0)
+    layer += [groups if CHANNEL.name in kinds else 0, sizes["S"] if "SE" in op_type else 0, draw(2) - 1]
     workspace = spec.kernels["tensorrt"].workspace
     assert workspace is not None
     expected = kernels.dyn_bottleneck_workspace(integers(layer), kind)
