@@ -35,6 +35,8 @@ LETTERS = {
 }
 """One letter for each symbolic size that is longer; others are their own letter."""
 
+_PACKED_FROM = 5  # Short entries of an array that clang-format packs into one line.
+
 _TOP = """\
 // The operators of domain dyndeploy that have native kernels. Generated from dyndeploy/ops; do not edit:
 // {command}
@@ -154,7 +156,10 @@ def _operator(spec: OperatorSpec, arrays: dict[tuple[str, ...], str]) -> list[st
         key = (kind, *entries)
         if key not in arrays:
             arrays[key] = f"k{spec.name}{suffix}"
-            lines.extend([f"constexpr {kind} {arrays[key]}[] = {{", *(f"    {entry}," for entry in entries), "};"])
+            rows = [f"    {entry}," for entry in entries]
+            if kind == "Attribute" and len(rows) >= _PACKED_FROM:
+                rows = ["    " + " ".join(row.strip() for row in rows)]
+            lines.extend([f"constexpr {kind} {arrays[key]}[] = {{", *rows, "};"])
         return [arrays[key], str(len(entries))]
 
     attributes = [f'{{"{entry.name}", {entry.length or 1}}}' for entry in spec.attributes]

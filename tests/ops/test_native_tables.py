@@ -61,7 +61,7 @@ def test_tables_are_constants_of_the_compiler(standard: str, tmp_path: Path) -> 
         'static_assert(value_offset(op, "group") == 8 && value_offset(op, "dilations") == 2, "");\n'
         'static_assert(find_port(op.inputs, op.input_count, "wd") == 9 && same_text(op.name + 14, "Bottleneck'
         'Projection"), "");\n'
-        'static_assert(kMaxInputs == 13 && kMaxRank == 4 && kMaxAttributes == 4 && kMaxValues == 9, "");\n'
+        'static_assert(kMaxInputs == 15 && kMaxRank == 4 && kMaxAttributes == 5 && kMaxValues == 10, "");\n'
     )
     flags = [f"-std={standard}", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only"]
     subprocess.run(["c++", *flags, str(program)], check=True)
@@ -77,6 +77,7 @@ def test_declared_constants_are_what_packing_returns(name: str, group: int) -> N
     weights = {port.name: tensors[port.name] for port in case.spec.inputs if port.role is Role.WEIGHT}
     packed = kernel.pack(weights, case.attributes)
     sizes = {"C": 5, "M": 12, "Co": 7, "group": group, "M/group": 12 // group, "9*M/group": 108 // group, "16": 16}
+    sizes["S"] = 3
     assert [port.name for port in kernel.constants] == list(packed)
     for port in kernel.constants:
         assert packed[port.name].shape == tuple(sizes[symbol] for symbol in port.shape), port.name

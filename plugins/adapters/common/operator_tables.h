@@ -436,11 +436,7 @@ constexpr Port kSpatialSEBottleneckPluginInputs[] = {
     {"b3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
 };
 constexpr Attribute kSpatialSEBottleneckAttributes[] = {
-    {"strides", 2},
-    {"dilations", 2},
-    {"pads", 4},
-    {"group", 1},
-    {"pool_active", 1},
+    {"strides", 2}, {"dilations", 2}, {"pads", 4}, {"group", 1}, {"pool_active", 1},
 };
 constexpr Operator kSpatialSEBottleneck = {
     "SpatialSEBottleneck",
