@@ -35,11 +35,10 @@ LETTERS = {
 }
 """One letter for each symbolic size that is longer; others are their own letter."""
 
-_PACKED_FROM = 5  # Short entries of an array that clang-format packs into one line.
-
 _TOP = """\
 // The operators of domain dyndeploy that have native kernels. Generated from dyndeploy/ops; do not edit:
 // {command}
+// clang-format off
 #pragma once
 
 namespace dyndeploy {{
@@ -92,7 +91,7 @@ _BOTTOM = """
 
 
 def operator_tables(specs: Sequence[OperatorSpec] = SPECS) -> str:
-    """Text of the header: C++14 that includes nothing, laid out as clang-format wants it.
+    """Text of the header: C++14 that includes nothing, one entry a line.
 
     Args:
         specs: Operators; those without kernels of an adapter's family are left out.
@@ -156,10 +155,7 @@ def _operator(spec: OperatorSpec, arrays: dict[tuple[str, ...], str]) -> list[st
         key = (kind, *entries)
         if key not in arrays:
             arrays[key] = f"k{spec.name}{suffix}"
-            rows = [f"    {entry}," for entry in entries]
-            if kind == "Attribute" and len(rows) >= _PACKED_FROM:
-                rows = ["    " + " ".join(row.strip() for row in rows)]
-            lines.extend([f"constexpr {kind} {arrays[key]}[] = {{", *rows, "};"])
+            lines.extend([f"constexpr {kind} {arrays[key]}[] = {{", *(f"    {entry}," for entry in entries), "};"])
         return [arrays[key], str(len(entries))]
 
     attributes = [f'{{"{entry.name}", {entry.length or 1}}}' for entry in spec.attributes]

@@ -82,7 +82,7 @@ def test_declared_constants_are_what_packing_returns(name: str, group: int) -> N
     for port in kernel.constants:
         assert packed[port.name].shape == tuple(sizes[symbol] for symbol in port.shape), port.name
         assert packed[port.name].dtype == np.float32
-    assert kernel.half == {"w1", "w2", "w3"} | ({"wd"} if "wd" in weights else set())
+    assert kernel.half == {"w1", "w2", "w3"} | ({"wd", "ws", "we"} & weights.keys())
 
 
 @pytest.mark.parametrize("name", OPERATORS)

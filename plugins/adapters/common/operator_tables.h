@@ -1,5 +1,6 @@
 // The operators of domain dyndeploy that have native kernels. Generated from dyndeploy/ops; do not edit:
 // python -m dyndeploy.ops.native_tables
+// clang-format off
 #pragma once
 
 namespace dyndeploy {
@@ -436,7 +437,11 @@ constexpr Port kSpatialSEBottleneckPluginInputs[] = {
     {"b3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
 };
 constexpr Attribute kSpatialSEBottleneckAttributes[] = {
-    {"strides", 2}, {"dilations", 2}, {"pads", 4}, {"group", 1}, {"pool_active", 1},
+    {"strides", 2},
+    {"dilations", 2},
+    {"pads", 4},
+    {"group", 1},
+    {"pool_active", 1},
 };
 constexpr Operator kSpatialSEBottleneck = {
     "SpatialSEBottleneck",
