@@ -75,9 +75,6 @@ IDENTITY = {"Ho": "H", "Wo": "W", "Co": "C"}
 """Sizes of the output that are those of the input where there is no projection."""
 
 
-FAMILIES = ("cpu", "cuda", "tensorrt")
-"""Families of kernels of this package."""
-
 SLOWEST = "channel_slowest"
 
 
@@ -97,7 +94,6 @@ def bottleneck_specs(
     body: Callable[[Body, Mapping[str, Value]], Value],
     skipped_kind: str | None = None,
     excites: bool = False,
-    families: Collection[str] = FAMILIES,
 ) -> tuple[OperatorSpec, OperatorSpec]:
     """Both variants of a bottleneck operator: identity and projection shortcut.
 
@@ -113,7 +109,6 @@ def bottleneck_specs(
         skipped_kind: See :class:`OperatorSpec`.
         excites: Whether a squeeze-and-excitation follows the 3x3; one with patches has the attribute ``pool_active``.
             Its channel masks stand behind the ReLUs, so that skipped channels are zero.
-        families: Families that have kernels of it.
     """
     kinds = {kind.name: port for port, kind in gates.items()}
     geometry = _remembered(geometry)
@@ -185,7 +180,6 @@ def bottleneck_specs(
                 skips_pixels=not kinds.keys().isdisjoint({PATCH.name, BLOCK.name}),
                 skips_channels=CHANNEL.name in kinds,
                 excites=excites,
-                families=families,
             ),
             skipped_kind=skipped_kind,
         )
@@ -505,7 +499,6 @@ def _kernels(
     skips_pixels: bool,
     skips_channels: bool,
     excites: bool,
-    families: Collection[str],
 ) -> Mapping[str, KernelSpec]:
     # Channels that are skipped behind their ReLU are zero and leave no constants.
     skips_to_constants = skips_channels and not excites
@@ -527,14 +520,13 @@ def _kernels(
         pack=pack,
         constants=constants,
         launches=bottleneck_launches,
-        workspace=bottleneck_workspace(pixels=skips_pixels, channels=skips_channels),
+        workspace=bottleneck_workspace(pixels=skips_pixels, channels=skips_channels, excites=excites),
     )
-    kernels = {
+    return {
         "cpu": KernelSpec(precisions=("fp32", "bf16"), terms=library_terms),
         "cuda": packed,
         "tensorrt": packed,
     }
-    return {family: kernel for family, kernel in kernels.items() if family in families}
 
 
 # ---------------------------------------------------------------- pieces of the ONNX bodies

@@ -19,7 +19,8 @@ def masker_launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
 def bottleneck_launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
     """Lists and copies, then conv1, conv2 and conv3 (with the projection as a second segment of its sums).
 
-    With a squeeze-and-excitation, the map behind conv2 is averaged, and two products of vectors make its factors.
+    With a squeeze-and-excitation, the map behind conv2 is averaged, the means are squeezed, and what conv3 reads is
+    multiplied in place with the factors.
     """
     # Given that anything runs: a layer that half of the images skip costs one image all or nothing.
     share = 1.0 - (1.0 - f["rate"]) ** (f["batch"] * f["mask_h"] * f["mask_w"])
@@ -47,10 +48,11 @@ def bottleneck_launches(f: Mapping[str, float], element: float) -> Sequence[Laun
     squeezed = f.get("squeezed", 0.0)
     if squeezed:
         excited = f["batch"] * f["rate_excited"] / some
-        factors = 2.0 * hidden * squeezed * element
+        weights = hidden * squeezed * element
         launches[3:3] = [
             Launch(moved=second * hidden * element, share=share),
-            Launch(excited, squeezed, 2.0 * hidden, moved=4.0 * excited * hidden, weights=factors, share=share),
+            Launch(excited, squeezed, hidden, moved=4.0 * excited * hidden, weights=weights, share=share),
+            Launch(excited, hidden, squeezed, moved=2.0 * active * hidden * element, weights=weights, share=share),
         ]
     if f["projection"]:
         launches.append(

@@ -21,12 +21,18 @@ def _total(*parts: int) -> int:
     return sum(-(-part // 256) * 256 for part in parts)
 
 
-def bottleneck_workspace(*, pixels: bool, channels: bool) -> Workspace:
-    """Bytes of the two hidden maps and the lists of a bottleneck.
+def _parts(pixels: int) -> int:
+    """Parts of a map of that many pixels that are summed side by side."""
+    return min(-(-pixels // _POOLED_PIXELS), _MOST_PARTS)
+
+
+def bottleneck_workspace(*, pixels: bool, channels: bool, excites: bool = False) -> Workspace:
+    """Bytes of the two hidden maps, the lists and the sums of a bottleneck.
 
     Args:
         pixels: It skips pixels or whole samples.
         channels: It skips channels.
+        excites: A squeeze-and-excitation averages the second hidden map.
     """
 
     def workspace(sizes: Mapping[str, int], attributes: Attributes, element: int) -> int:
@@ -39,6 +45,8 @@ def bottleneck_workspace(*, pixels: bool, channels: bool) -> Workspace:
         if channels:
             groups = int(attributes["group"])
             parts += [batch * hidden * _LIST_ENTRY, batch * (groups + 1) * _LIST_ENTRY]
+        if excites:
+            parts += [batch * _parts(written // batch) * hidden * _FLOAT, batch * sizes["S"] * _FLOAT]
         return _total(*parts)
 
     return workspace
@@ -46,6 +54,6 @@ def bottleneck_workspace(*, pixels: bool, channels: bool) -> Workspace:
 
 def channel_masker_workspace(sizes: Mapping[str, int], attributes: Attributes, element: int) -> int:
     """Bytes of the partial sums, the features and the hidden layer of a channel masker."""
-    parts = min(-(-sizes["H"] * sizes["W"] // _POOLED_PIXELS), _MOST_PARTS)
+    parts = _parts(sizes["H"] * sizes["W"])
     features = sizes["N"] * sizes["C"] * _FLOAT
     return _total(parts * features, features, sizes["N"] * sizes.get("h", 0) * _FLOAT)

@@ -20,5 +20,4 @@ SPECS = shared.bottleneck_specs(
     geometry=channel_geometry,
     body=per_sample_body({CHANNEL.name: "mask"}),
     excites=True,
-    families=("cpu",),
 )

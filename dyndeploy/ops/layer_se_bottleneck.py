@@ -20,6 +20,5 @@ SPECS = shared.bottleneck_specs(
     geometry=layer_geometry,
     body=layer_body,
     excites=True,
-    families=("cpu",),
     skipped_kind="layer_skipped",
 )

@@ -20,5 +20,4 @@ SPECS = shared.bottleneck_specs(
     geometry=spatial_channel_geometry,
     body=per_sample_body({PATCH.name: "spatial_mask", CHANNEL.name: "channel_mask"}),
     excites=True,
-    families=("cpu",),
 )

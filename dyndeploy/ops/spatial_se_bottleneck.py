@@ -22,5 +22,4 @@ SPECS = shared.bottleneck_specs(
     geometry=spatial_geometry,
     body=per_sample_body({PATCH.name: "mask"}),
     excites=True,
-    families=("cpu",),
 )

@@ -8,19 +8,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 import dyndeploy
 from dyndeploy.blocks import Tape, early_exits
-from dyndeploy.errors import DyndeployError, UsageError
+from dyndeploy.errors import UsageError
 from dyndeploy.graphs.forced import forced_feeds, overlay_forced_masks
 from dyndeploy.graphs.tensorrt import PrecisionPlan, required_creators, tensorrt_model
 from dyndeploy.measure import profile_bundle
 from dyndeploy.nets import LaudRegNet, LaudRegNetConfig
 from dyndeploy.nets.regnet import StageWidth
+from dyndeploy.ops import OPERATORS
 from dyndeploy.reporting import compare_profile, predict_profile
 from dyndeploy.runtimes import OnnxRuntimeSession
-from dyndeploy.runtimes.tensorrt_ahead import BuilderPackage, build_checked
-from dyndeploy.runtimes.tensorrt_plan import plan_build
 from tests.nets.helpers import randomize
 
 MODES = ("layer", "channel", "spatial", "both")
@@ -81,13 +81,12 @@ def test_profile_predict_compare_and_the_copy_for_tensorrt(tmp_path: Path) -> No
     bundle = dyndeploy.export_model(
         network, tmp_path / "b", dyndeploy.ExportSettings(input_size=(48, 40), static=True, target="nano")
     )
-    without = [
+    plugins = [
         f"{name}SEBottleneck{v}"
         for name in ("Channel", "Layer", "Spatial", "SpatialChannel")
         for v in ("", "Projection")
     ]
-    (note,) = (note for note in bundle.manifest.notes if "no TensorRT plugin" in note)
-    assert all(name in note for name in without)
+    assert not [note for note in bundle.manifest.notes if "no TensorRT plugin" in note]
 
     profile = profile_bundle(bundle, rates=(0.0, 0.5, 1.0), repeats=3)
     macs = [rate.needed_macs for rate in profile.rates]
@@ -97,15 +96,21 @@ def test_profile_predict_compare_and_the_copy_for_tensorrt(tmp_path: Path) -> No
     assert not predictions[0].coverage.unknown
     assert len(compare_profile(profile, predict_profile(profile, "nano")).rates) == 4
 
-    # The copy keeps node and weights as they are, and the builder is not asked for what nobody can build.
-    copy = tensorrt_model(bundle.load_model(), PrecisionPlan("fp16", typed=True))
-    assert set(without) <= set(required_creators(copy)) and not copy.functions
-    node = next(node for node in copy.graph.node if node.op_type == "LayerSEBottleneck")
-    assert len(node.input) == 12
-    package = BuilderPackage.__new__(BuilderPackage)
-    plan, copy = plan_build(bundle.load_model(), "fp32", "11.0", strongly_typed=None, options=None, capabilities=())
-    with pytest.raises(DyndeployError, match=r"no TensorRT plugin for ChannelSEBottleneck.*--target cpu"):
-        build_checked(bundle.load_model(), plan, copy, package, None)
+    # The copy holds the weights as the plugins read them, and no constants of skipped channels.
+    model = bundle.load_model()
+    copy = tensorrt_model(model, PrecisionPlan("fp16", typed=True))
+    assert set(plugins) <= set(required_creators(copy)) and not copy.functions
+    constants = {item.name: numpy_helper.to_array(item) for item in copy.graph.initializer}
+    sources = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    for node in (node for node in copy.graph.node if node.op_type in plugins):
+        spec = OPERATORS[node.op_type]
+        assert len(node.input) == len(spec.inputs), "no constants besides"
+        original = next(source for source in model.graph.node if source.name == node.name)
+        for name in ("ws", "we"):
+            index = spec.input_index(name)
+            packed, weight = constants[node.input[index]], sources[original.input[index]]
+            assert packed.dtype == np.float16 and np.array_equal(packed, weight.T.astype(np.float16))
+        assert all(constants[node.input[spec.input_index(name)]].dtype == np.float32 for name in ("bs", "be"))
 
 
 @pytest.mark.parametrize(("mode", "size"), [("both", (33, 47)), ("spatial", (225, 225))])

@@ -77,11 +77,12 @@ def test_declared_constants_are_what_packing_returns(name: str, group: int) -> N
     weights = {port.name: tensors[port.name] for port in case.spec.inputs if port.role is Role.WEIGHT}
     packed = kernel.pack(weights, case.attributes)
     sizes = {"C": 5, "M": 12, "Co": 7, "group": group, "M/group": 12 // group, "9*M/group": 108 // group, "16": 16}
+    sizes["S"] = 3
     assert [port.name for port in kernel.constants] == list(packed)
     for port in kernel.constants:
         assert packed[port.name].shape == tuple(sizes[symbol] for symbol in port.shape), port.name
         assert packed[port.name].dtype == np.float32
-    assert kernel.half == {"w1", "w2", "w3"} | ({"wd"} if "wd" in weights else set())
+    assert kernel.half == {"w1", "w2", "w3"} | ({"wd", "ws", "we"} & weights.keys())
 
 
 @pytest.mark.parametrize("name", OPERATORS)

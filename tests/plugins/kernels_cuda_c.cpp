@@ -13,9 +13,10 @@ using namespace dyndeploy::cuda;
 namespace {
 
 // sizes: batch, height, width, inputs, middle, outputs, groups, stride, dilation, projection, mask height and
-// width, channel groups.
+// width, channel groups, squeeze, pool active.
 BottleneckShape shape_of(const int* s) {
-  return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9] != 0, s[10], s[11], s[12]};
+  return {s[0], s[1],      s[2],  s[3],  s[4],  s[5],  s[6],      s[7],
+          s[8], s[9] != 0, s[10], s[11], s[12], s[13], s[14] != 0};
 }
 
 }  // namespace
@@ -55,7 +56,8 @@ ENTRY int dyn_stand_in_masks(const int* sizes, int type, const int* rates, void*
   return error ? -1 : changed;
 }
 
-// tensors: x, spatial mask, channel mask, w1, w2, w3, wd, b1, b2, b3, bd, border bias, skipped output, y.
+// tensors: x, spatial mask, channel mask, w1, w2, w3, wd, b1, b2, b3, bd, border bias, skipped output, y, ws,
+// we, bs, be.
 ENTRY int dyn_bottleneck(const int* sizes, int type, void* const* t, void* workspace, void* stream) {
   BottleneckTensors tensors = {};
   tensors.x = t[0];
@@ -72,6 +74,10 @@ ENTRY int dyn_bottleneck(const int* sizes, int type, void* const* t, void* works
   tensors.border_bias = static_cast<const float*>(t[11]);
   tensors.skipped_output = static_cast<const float*>(t[12]);
   tensors.y = t[13];
+  tensors.ws = t[14];
+  tensors.we = t[15];
+  tensors.bs = static_cast<const float*>(t[16]);
+  tensors.be = static_cast<const float*>(t[17]);
   return run_bottleneck(shape_of(sizes), static_cast<Type>(type), tensors, workspace, stream);
 }
 

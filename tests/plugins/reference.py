@@ -21,6 +21,7 @@ class Layer:
     dilation: int = 1
     groups: int = 1
     projection: bool = False
+    squeeze: int = 0  # units of a squeeze-and-excitation; 0: none
 
 
 def random_weights(layer: Layer, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -41,6 +42,11 @@ def random_weights(layer: Layer, rng: np.random.Generator) -> dict[str, np.ndarr
     if layer.projection:
         weights["wd"] = tensor(layer.outputs, layer.inputs, fan=layer.inputs)
         weights["bd"] = tensor(layer.outputs, fan=4)
+    if layer.squeeze:
+        weights["ws"] = tensor(layer.squeeze, layer.middle, fan=layer.middle)
+        weights["bs"] = tensor(layer.squeeze, fan=4)
+        weights["we"] = tensor(layer.middle, layer.squeeze, fan=layer.squeeze)
+        weights["be"] = tensor(layer.middle, fan=1)
     return weights
 
 
@@ -52,8 +58,12 @@ def bottleneck(
     channel_mask: np.ndarray | None = None,
     *,
     bf16: bool = False,
+    pool_active: bool = True,
 ) -> np.ndarray:
-    """Any of the eight bottlenecks. Shapes: x (N,H,W,C), spatial mask (N,1,mh,mw), channel mask (N,G).
+    """Any of the bottlenecks. Shapes: x (N,H,W,C), spatial mask (N,1,mh,mw), channel mask (N,G).
+
+    With a squeeze-and-excitation, skipped channels are zero behind their ReLU, and its mean is over active pixels or,
+    without pool_active, over all.
 
     bf16: weights, and what each convolution reads, are rounded to BF16; where a sample skips some of its channels, the
     difference from a skipped channel's constant is what is rounded.
@@ -72,6 +82,9 @@ def bottleneck(
     def per_channel(v: Tensor) -> Tensor:
         return v[:, None, None]
 
+    def per_pixel(v: Tensor) -> Tensor:
+        return v[:, :, None, None]
+
     keep = torch.ones(x.shape[0], layer.middle, 1, 1, dtype=torch.float64)
     if channel_mask is not None:
         mask = torch.from_numpy(channel_mask).double()
@@ -82,22 +95,34 @@ def bottleneck(
         constant = torch.where(some, torch.relu(per_channel(bias)), 0.0)
         return rounded(h - constant) + constant
 
-    h1 = stored(torch.relu(keep * pointwise(rounded(nchw), w["w1"]) + per_channel(w["b1"])), w["b1"])
+    def masked(z: Tensor, bias: Tensor) -> Tensor:
+        if layer.squeeze:
+            return rounded(keep * torch.relu(z + per_channel(bias)))
+        return stored(torch.relu(keep * z + per_channel(bias)), bias)
+
+    active = torch.ones(1, dtype=torch.bool)
+    if spatial_mask is not None:
+        _, _, mh, mw = spatial_mask.shape
+        ho, wo = ((n - 1) // layer.stride + 1 for n in x.shape[1:3])
+        rows = torch.arange(ho) * mh // ho
+        columns = torch.arange(wo) * mw // wo
+        active = torch.from_numpy(spatial_mask)[:, :, rows][:, :, :, columns] > 0.5
+    h1 = masked(pointwise(rounded(nchw), w["w1"]), w["b1"])
     z2 = functional.conv2d(
         h1, w["w2"], stride=layer.stride, padding=layer.dilation, dilation=layer.dilation, groups=layer.groups
     )
-    h2 = stored(torch.relu(keep * z2 + per_channel(w["b2"])), w["b2"])
+    h2 = masked(z2, w["b2"])
+    if layer.squeeze:
+        pooled = (active if pool_active else torch.ones_like(active)).expand_as(h2[:, :1]).double()
+        mean = (h2 * pooled).sum((2, 3)) / pooled.sum((2, 3)).clamp(min=1)
+        squeezed = torch.relu(mean @ w["ws"].T + w["bs"])
+        h2 = h2 * per_pixel(torch.sigmoid(squeezed @ w["we"].T + w["be"]))
     f = pointwise(h2, w["w3"]) + per_channel(w["b3"])
     shortcut = nchw
     if layer.projection:
         shortcut = pointwise(rounded(nchw)[:, :, :: layer.stride, :: layer.stride], w["wd"]) + per_channel(w["bd"])
     y = torch.relu(shortcut + f)
     if spatial_mask is not None:
-        _, _, mh, mw = spatial_mask.shape
-        ho, wo = y.shape[2:]
-        rows = torch.arange(ho) * mh // ho
-        columns = torch.arange(wo) * mw // wo
-        active = torch.from_numpy(spatial_mask)[:, :, rows][:, :, :, columns] > 0.5
         y = torch.where(active, y, torch.relu(shortcut))
     return y.permute(0, 2, 3, 1).contiguous().numpy()
 

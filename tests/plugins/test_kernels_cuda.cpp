@@ -148,7 +148,7 @@ class Memory {
 };
 
 struct Weights {
-  Floats w1, w2, w3, wd, b1, b2, b3, bd, border_bias, skipped_output;
+  Floats w1, w2, w3, wd, b1, b2, b3, bd, border_bias, skipped_output, ws, we, bs, be;
 };
 
 double positive(double v) { return v > 0 ? v : 0; }
@@ -160,8 +160,12 @@ Weights random_weights(Rng& rng, const BottleneckShape& s, Type type) {
   w.w2 = normal(rng, product_of({s.middle, 9, width}), 1 / std::sqrt(9.0 * width));
   w.w3 = normal(rng, product_of({s.middle, s.outputs}), 1 / std::sqrt(s.middle));
   if (s.projection) w.wd = normal(rng, product_of({s.inputs, s.outputs}), 1 / std::sqrt(s.inputs));
+  w.ws = normal(rng, product_of({s.middle, s.squeeze}), 1 / std::sqrt(s.middle));
+  w.we = normal(rng, product_of({s.squeeze, s.middle}), 1 / std::sqrt(s.squeeze + 1));
+  w.bs = normal(rng, product_of({s.squeeze}), 0.5);
+  w.be = normal(rng, product_of({s.middle}), 1);
   if (type == Type::kHalf) {
-    for (Floats* values : {&w.w1, &w.w2, &w.w3, &w.wd}) {
+    for (Floats* values : {&w.w1, &w.w2, &w.w3, &w.wd, &w.ws, &w.we}) {
       for (float& v : *values) v = round_to_half(v);
     }
   }
@@ -206,7 +210,11 @@ std::vector<double> reference(const BottleneckShape& s, const Weights& w, const 
   };
   std::vector<double> y(product_of({s.batch, ho, wo, s.outputs}));
   std::vector<double> h1(product_of({s.height, s.width, s.middle}));
-  std::vector<double> h2(static_cast<std::size_t>(s.middle));
+  std::vector<double> h2s(product_of({ho, wo, s.middle}));
+  // Behind its ReLU with a squeeze-and-excitation, before the bias without.
+  const auto hidden = [&](double sum, double bias, double kept) {
+    return s.squeeze > 0 ? kept * positive(sum + bias) : positive(kept * sum + bias);
+  };
   for (int n = 0; n < s.batch; ++n) {
     const float* sample = x.data() + product_of({n, s.height, s.width, s.inputs});
     for (int p = 0; p < s.height * s.width; ++p) {
@@ -214,7 +222,7 @@ std::vector<double> reference(const BottleneckShape& s, const Weights& w, const 
         double sum = 0;
         for (int i = 0; i < s.inputs; ++i)
           sum += static_cast<double>(sample[p * s.inputs + i]) * w.w1[i * s.middle + c];
-        h1[p * s.middle + c] = positive(keep(n, c) * sum + w.b1[c]);
+        h1[p * s.middle + c] = hidden(sum, w.b1[c], keep(n, c));
       }
     }
     for (int oy = 0; oy < ho; ++oy) {
@@ -231,14 +239,38 @@ std::vector<double> reference(const BottleneckShape& s, const Weights& w, const 
                      w.w2[((group * 9 + tap) * width + i) * width + c % width];
             }
           }
-          h2[c] = positive(keep(n, c) * sum + w.b2[c]);
+          h2s[(oy * wo + ox) * s.middle + c] = hidden(sum, w.b2[c], keep(n, c));
         }
-        bool active = true;
-        if (s.mask_height > 0) {
-          active =
-              spatial[(n * s.mask_height + oy * s.mask_height / ho) * s.mask_width + ox * s.mask_width / wo] >
-              0.5f;
-        }
+      }
+    }
+    const auto is_active = [&](int oy, int ox) {
+      if (s.mask_height == 0) return true;
+      return spatial[(n * s.mask_height + oy * s.mask_height / ho) * s.mask_width + ox * s.mask_width / wo] >
+             0.5f;
+    };
+    if (s.squeeze > 0) {
+      std::vector<double> mean(static_cast<std::size_t>(s.middle)), squeezed;
+      int pooled = 0;
+      for (int p = 0; p < ho * wo; ++p) {
+        if (s.pool_active && !is_active(p / wo, p % wo)) continue;
+        ++pooled;
+        for (int c = 0; c < s.middle; ++c) mean[c] += h2s[p * s.middle + c];
+      }
+      for (int u = 0; u < s.squeeze; ++u) {
+        double sum = w.bs[u];
+        for (int c = 0; c < s.middle; ++c) sum += mean[c] / std::max(pooled, 1) * w.ws[c * s.squeeze + u];
+        squeezed.push_back(positive(sum));
+      }
+      for (int c = 0; c < s.middle; ++c) {
+        double sum = w.be[c];
+        for (int u = 0; u < s.squeeze; ++u) sum += squeezed[u] * w.we[u * s.middle + c];
+        for (int p = 0; p < ho * wo; ++p) h2s[p * s.middle + c] /= 1 + std::exp(-sum);
+      }
+    }
+    for (int oy = 0; oy < ho; ++oy) {
+      for (int ox = 0; ox < wo; ++ox) {
+        const bool active = is_active(oy, ox);
+        const double* h2 = &h2s[(oy * wo + ox) * s.middle];
         const float* in = sample + product_of({oy * s.stride * s.width + ox * s.stride, s.inputs});
         for (int o = 0; o < s.outputs; ++o) {
           double sum = 0;
@@ -267,6 +299,7 @@ Floats run(const BottleneckShape& s, Type type, const Weights& w, const Floats& 
   Memory mx(x, type), w1(w.w1, type), w2(w.w2, type), w3(w.w3, type), wd(w.wd, type);
   Memory b1(w.b1, Type::kFloat), b2(w.b2, Type::kFloat), b3(w.b3, Type::kFloat), bd(w.bd, Type::kFloat);
   Memory border(w.border_bias, Type::kFloat), skipped(w.skipped_output, Type::kFloat);
+  Memory ws(w.ws, type), we(w.we, type), bs(w.bs, Type::kFloat), be(w.be, Type::kFloat);
   Memory spatial_mask(spatial, Type::kFloat), channel_mask(channel, Type::kFloat);
   Memory y(product_of({s.batch, ho, wo, s.outputs}) * size, 0xff),
       workspace(bottleneck_workspace(s, type), 0xff);
@@ -285,8 +318,16 @@ Floats run(const BottleneckShape& s, Type type, const Weights& w, const Floats& 
   if (s.mask_height > 0) t.spatial_mask = spatial_mask.floats();
   if (s.channel_groups > 0) {
     t.channel_mask = channel_mask.floats();
-    t.border_bias = border.floats();
-    t.skipped_output = skipped.floats();
+    if (s.squeeze == 0) {
+      t.border_bias = border.floats();
+      t.skipped_output = skipped.floats();
+    }
+  }
+  if (s.squeeze > 0) {
+    t.ws = ws.get();
+    t.we = we.get();
+    t.bs = bs.floats();
+    t.be = be.floats();
   }
   t.y = y.get();
   const char* message = check_bottleneck(s, type);
@@ -308,7 +349,7 @@ void test_bottlenecks(int rounds) {
   for (int round = 0; round < rounds; ++round) {
     const Type type = coin(rng) ? Type::kHalf : Type::kFloat;
     const int unit = pick(rng, 0, 2) == 0 ? 1 : 8;
-    const int groups = pick(rng, 0, 2) == 0 ? pick(rng, 2, 3) : 1;
+    const int groups = coin(rng) ? pick(rng, 2, 5) : 1;
     BottleneckShape s = {};
     s.batch = pick(rng, 1, 3);
     s.height = pick(rng, 1, 8);
@@ -329,6 +370,8 @@ void test_bottlenecks(int rounds) {
       do s.channel_groups = pick(rng, 1, s.middle);
       while (s.middle % s.channel_groups != 0);
     }
+    s.squeeze = coin(rng) ? pick(rng, 1, 40) : 0;
+    s.pool_active = coin(rng);
     const double rate = 0.25 * pick(rng, 0, 4);
     Floats spatial(product_of({s.batch, s.mask_height, s.mask_width}));
     Floats channel(product_of({s.batch, s.channel_groups}));
@@ -442,7 +485,7 @@ void test_maskers(int rounds) {
 }
 
 void test_shapes() {
-  const BottleneckShape good = {2, 8, 8, 16, 8, 16, 1, 1, 1, false, 4, 4, 8};
+  const BottleneckShape good = {2, 8, 8, 16, 8, 16, 1, 1, 1, false, 4, 4, 8, 4, true};
   CHECK(check_bottleneck(good, Type::kFloat) == nullptr, "right");
   CHECK(bottleneck_workspace(good, Type::kHalf) < bottleneck_workspace(good, Type::kFloat),
         "halves are smaller");
@@ -457,7 +500,7 @@ void test_shapes() {
                    {&BottleneckShape::mask_height, 9},    {&BottleneckShape::mask_width, -1},
                    {&BottleneckShape::channel_groups, 3}, {&BottleneckShape::channel_groups, -8},
                    {&BottleneckShape::batch, 100000},     {&BottleneckShape::height, 1 << 30},
-                   {&BottleneckShape::middle, 1 << 28}};
+                   {&BottleneckShape::middle, 1 << 28},   {&BottleneckShape::squeeze, -1}};
   for (const auto& change : bad) {
     BottleneckShape shape = good;
     shape.*change.field = change.value;

@@ -124,12 +124,14 @@ def integers(values: list[int]) -> Any:
     return (ctypes.c_int * len(values))(*values)
 
 
-def sizes_of(layer: Layer, x: np.ndarray, spatial: np.ndarray | None, channel: np.ndarray | None) -> list[int]:
+def sizes_of(
+    layer: Layer, x: np.ndarray, spatial: np.ndarray | None, channel: np.ndarray | None, pool_active: bool = True
+) -> list[int]:
     batch, height, width, inputs = x.shape
     mask = (0, 0) if spatial is None else spatial.shape[2:]
     return [
         *(batch, height, width, inputs, layer.middle, layer.outputs, layer.groups, layer.stride, layer.dilation),
-        *(int(layer.projection), *mask, 0 if channel is None else channel.shape[1]),
+        *(int(layer.projection), *mask, 0 if channel is None else channel.shape[1], layer.squeeze, int(pool_active)),
     ]
 
 
@@ -138,10 +140,11 @@ def packed(layer: Layer, weights: Arrays, dtype: type) -> Arrays:
     groups, width = layer.groups, layer.middle // layer.groups
     w2 = weights["w2"].reshape(groups, width, width, 9).transpose(0, 3, 2, 1).reshape(groups, 9 * width, width)
     out = {"w1": weights["w1"].T, "w2": w2, "w3": weights["w3"].T}
-    if layer.projection:
-        out["wd"] = weights["wd"].T
+    out.update({name: weights[name].T for name in ("wd", "ws", "we") if name in weights})
     out = {name: value.astype(dtype) for name, value in out.items()}
     out.update({name: value for name, value in weights.items() if name.startswith("b")})
+    if layer.squeeze:
+        return out
     constant = np.maximum(weights["b1"].astype(np.float64), 0).reshape(groups, 1, width, 1, 1)
     taps = (weights["w2"].astype(np.float64).reshape(groups, width, width, 3, 3) * constant).sum(2)
     taps = taps.reshape(layer.middle, 3, 3)
@@ -163,6 +166,7 @@ class Case:
     weights: Arrays
     spatial: np.ndarray | None = None
     channel: np.ndarray | None = None
+    pool_active: bool = True
 
 
 GUARD = 64  # elements behind y and bytes behind the workspace, which must stay
@@ -175,12 +179,15 @@ class Prepared:
         dtype = np.float16 if kind == HALF else np.float32
         layer, x = case.layer, case.x
         self._backend, self._kind = backend, kind
-        self._sizes = integers(sizes_of(layer, x, case.spatial, case.channel))
+        self._sizes = integers(sizes_of(layer, x, case.spatial, case.channel, case.pool_active))
         message = backend.library.dyn_check_bottleneck(self._sizes, kind)
         assert message is None, message
         arrays = packed(layer, case.weights, dtype)
         arrays["x"] = x.astype(dtype)
-        memory = {n: backend.put(v, offset if n in ("x", "w1", "w2", "w3", "wd") else 0) for n, v in arrays.items()}
+        memory = {
+            n: backend.put(v, offset if n in ("x", "w1", "w2", "w3", "wd", "ws", "we") else 0)
+            for n, v in arrays.items()
+        }
         _, height, width, _ = x.shape
         self._shape = (len(x), (height - 1) // layer.stride + 1, (width - 1) // layer.stride + 1, layer.outputs)
         self._y = backend.put(np.full(int(np.prod(self._shape)) + GUARD, np.nan, dtype), offset)
@@ -189,6 +196,7 @@ class Prepared:
         self.masks = [None if mask is None else backend.put(mask) for mask in (case.spatial, case.channel)]
         names = ("w1", "w2", "w3", "wd", "b1", "b2", "b3", "bd", "border_bias", "skipped_output")
         self._tensors = [memory["x"], *self.masks, *(memory.get(name) for name in names), self._y]
+        self._tensors += [memory.get(name) for name in ("ws", "we", "bs", "be")]
         if case.channel is None:
             self._tensors[11] = self._tensors[12] = None
         addresses = [None if t is None else backend.address(t) for t in self._tensors]
@@ -229,6 +237,11 @@ def rounded(weights: Arrays, kind: int) -> Arrays:
     }
 
 
+def reference(case: Case, kind: int = FLOAT) -> np.ndarray:
+    weights = rounded(case.weights, kind)
+    return bottleneck(case.layer, weights, case.x, case.spatial, case.channel, pool_active=case.pool_active)
+
+
 def tolerance(kind: int, capability: int) -> float:
     """Of the largest output. Halves: hidden maps are rounded twice; lanes also round sums of 32 products."""
     return 2e-5 if kind == FLOAT else 3e-3 if capability >= 70 else 6e-3
@@ -239,7 +252,8 @@ def layers(draw: st.DrawFn) -> Layer:
     # Multiples of 8 take the vector paths of both types, multiples of 4 that of floats only.
     unit = draw(st.sampled_from([8, 8, 8, 4, 1]))
     projection = draw(st.booleans())
-    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    # Several groups of fewer than 32 channels have a kernel of their own.
+    groups = draw(st.sampled_from([1, 1, 2, 3, 7]))
     inputs = unit * draw(st.integers(1, 72 // unit))
     return Layer(
         inputs=inputs,
@@ -249,6 +263,7 @@ def layers(draw: st.DrawFn) -> Layer:
         dilation=draw(st.integers(1, 3)),
         groups=groups,
         projection=projection,
+        squeeze=draw(st.sampled_from([0, 0, 1, 7, 33])),
     )
 
 
@@ -270,12 +285,12 @@ def cases(draw: st.DrawFn) -> Case:
     if mode in ("channel", "both"):
         divisors = [d for d in range(1, layer.middle + 1) if layer.middle % d == 0]
         channel = (rng.random((batch, draw(st.sampled_from(divisors)))) < rate).astype(np.float32)
-    return Case(layer, x, random_weights(layer, rng), spatial, channel)
+    return Case(layer, x, random_weights(layer, rng), spatial, channel, draw(st.booleans()))
 
 
 def check(backend: Host | Gpu, kind: int, case: Case, allowed: float, offset: int = 0) -> np.ndarray:
     y = run_bottleneck(backend, kind, case, offset)
-    expected = bottleneck(case.layer, rounded(case.weights, kind), case.x, case.spatial, case.channel)
+    expected = reference(case, kind)
     scale = max(1.0, float(np.abs(expected).max()))
     worst = float(np.abs(y.astype(np.float64) - expected).max())
     assert worst <= allowed * scale, worst / scale
@@ -336,7 +351,7 @@ def test_masks_for_timing_leave_alone_what_they_should(kernels: ctypes.CDLL) -> 
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda d: f"sm{d.capability}x{d.processors}")
 def test_the_kernels_say_which_tiles_they_take(kernels: ctypes.CDLL, device: Device) -> None:
-    sizes = [1, 14, 14, 1024, 256, 1024, 1, 1, 1, 0, 7, 7, 0]
+    sizes = [1, 14, 14, 1024, 256, 1024, 1, 1, 1, 0, 7, 7, 0, 0, 1]
     found = integers([0] * 8)
     known = {FLOAT: {(32, 32), (64, 64), (128, 64)}, HALF: {(32, 32), (64, 64), (128, 128)}}
     for kind in (FLOAT, HALF):
@@ -381,6 +396,11 @@ LARGE = [
     example(Layer(136, 136, 136, dilation=2), size=(14, 14), channel_groups=68),
     example(Layer(136, 144, 152, stride=2, projection=True), batch=3, channel_groups=18),
     example(Layer(72, 96, 72, groups=4), channel_groups=48),
+    # Narrow groups; masks whose groups cross those of the 3x3; a squeeze wider than a block, many channels.
+    replace(example(Layer(48, 96, 48, groups=12, squeeze=12), size=(14, 13), channel_groups=32), pool_active=False),
+    example(Layer(72, 96, 120, stride=2, groups=4, projection=True, squeeze=33), batch=3, size=(15, 13)),
+    replace(example(Layer(64, 272, 64, groups=2, squeeze=70), batch=4, rate=0.02), pool_active=False),
+    example(Layer(64, 168, 64, groups=3, squeeze=8), batch=3, rate=0.3, channel_groups=84),
 ]
 
 
@@ -429,10 +449,13 @@ def test_unaligned_tensors_take_single_elements(kernels: ctypes.CDLL, kind: int)
     ("batch", "spatial", "channel_groups", "launches"),
     [(1, True, 0, 4), (2, True, 0, 5), (1, True, 8, 4), (1, False, 8, 4), (2, False, 8, 4), (1, False, 0, 3)],
 )
-def test_launches(kernels: ctypes.CDLL, batch: int, spatial: bool, channel_groups: int, launches: int) -> None:
-    case = example(Layer(16, 16, 16), batch, channel_groups=channel_groups)
+@pytest.mark.parametrize(("squeeze", "more"), [(0, 0), (4, 3)])
+def test_launches(
+    kernels: ctypes.CDLL, batch: int, spatial: bool, channel_groups: int, launches: int, squeeze: int, more: int
+) -> None:
+    case = example(Layer(16, 16, 16, squeeze=squeeze), batch, channel_groups=channel_groups)
     run_bottleneck(Host(kernels, Device()), FLOAT, case if spatial else replace(case, spatial=None))
-    assert kernels.dyn_host_launches() == launches
+    assert kernels.dyn_host_launches() == launches + more
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -449,6 +472,31 @@ def test_only_pixels_that_are_read_are_computed(kernels: ctypes.CDLL, stride: in
     needed = dilate_mask(active, height, width, stride, dilation)[:, 0] > 0.5
     assert 0 < needed.sum() < needed.size
     np.testing.assert_array_equal(written, np.broadcast_to(needed[..., None], written.shape))
+
+
+@pytest.mark.parametrize("channel_groups", [0, 4])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_dense_mean_computes_the_samples_that_have_an_active_pixel(
+    kernels: ctypes.CDLL, groups: int, channel_groups: int
+) -> None:
+    case = example(Layer(8, 8, 8, groups=groups, squeeze=2), batch=4, size=(9, 11), channel_groups=channel_groups)
+    assert case.spatial is not None
+    case.spatial[:] = 0
+    case.spatial[1, 0, 4, 4] = case.spatial[3, 0, 0, 0] = 1
+    if case.channel is not None:
+        case.channel[:] = 1
+    computed = [False, True, False, True]
+    for pool_active in (False, True):
+        call = Prepared(Host(kernels, Device()), FLOAT, replace(case, pool_active=pool_active))
+        call.run()
+        memory = call.workspace().view(np.float32)
+        written = ~np.isnan(memory[: case.x.size].reshape(case.x.shape)).all(-1)
+        h2 = memory[-(-4 * case.x.size // 256) * 64 :][: case.x.size].reshape(case.x.shape)
+        if pool_active:
+            assert written.sum((1, 2)).tolist() == [0, 9, 0, 4]
+        else:
+            assert written.all((1, 2)).tolist() == written.any((1, 2)).tolist() == computed
+            assert (~np.isnan(h2)).all((1, 2, 3)).tolist() == (~np.isnan(h2)).any((1, 2, 3)).tolist() == computed
 
 
 def test_inactive_pixels_keep_every_bit(kernels: ctypes.CDLL) -> None:
@@ -486,7 +534,9 @@ def test_operators_agree_with_their_references(
     kernels: ctypes.CDLL, spec: OperatorSpec, spatial: bool, channel: bool, rate: float
 ) -> None:
     projection = spec.name.endswith("Projection")
-    layer = Layer(24, 32, 40 if projection else 24, 2 if projection else 1, 2, 2, projection)
+    excites = "ws" in {port.name for port in spec.inputs}
+    squeeze = 5 if excites else 0
+    layer = Layer(24, 32, 40 if projection else 24, 2 if projection else 1, 2, 2, projection, squeeze)
     rng = np.random.default_rng(11)
     x = np.abs(rng.standard_normal((2, 9, 6, 24))).astype(np.float32)
     size = (1, 1) if spec.name.startswith("Layer") else (3, 2)
@@ -496,7 +546,10 @@ def test_operators_agree_with_their_references(
     names = [port.name for port in spec.inputs if port.role is Role.WEIGHT]
     masks = [mask for mask in (spatial_mask, channel_mask) if mask is not None]
     inputs = [torch.from_numpy(v) for v in (x, *masks, *(case.weights[name] for name in names))]
+    pooling = {"pool_active": 0} if "pool_active" in {attribute.name for attribute in spec.attributes} else {}
+    case = replace(case, pool_active=not pooling)
     attributes = {
+        **pooling,
         "strides": [layer.stride] * 2,
         "dilations": [layer.dilation] * 2,
         "pads": [layer.dilation] * 4,
@@ -675,12 +728,12 @@ def test_operators_know_the_scratch_memory(kernels: ctypes.CDLL, data: st.DataOb
     )
     spec, kind = OPERATORS[op_type], data.draw(st.sampled_from([FLOAT, HALF]))
     groups, projection = draw(3), op_type.endswith("Projection")
-    sizes = {"N": draw(5), "H": draw(40), "W": draw(40), "C": draw(40), "M": groups * draw(50)}
+    sizes = {"N": draw(5), "H": draw(40), "W": draw(40), "C": draw(40), "M": groups * draw(50), "S": draw(50)}
     stride = draw(2) if projection else 1
     kinds = {kind.name for kind in spec.gates.values()}
     mask = (0, 0) if kinds == {CHANNEL.name} else (1, 1)
     layer = [sizes[name] for name in "NHWCM"] + [sizes["C"], groups, stride, 1, int(projection), *mask]
-    layer.append(groups if CHANNEL.name in kinds else 0)
+    layer += [groups if CHANNEL.name in kinds else 0, sizes["S"] if "SE" in op_type else 0, draw(2) - 1]
     workspace = spec.kernels["tensorrt"].workspace
     assert workspace is not None
     expected = kernels.dyn_bottleneck_workspace(integers(layer), kind)

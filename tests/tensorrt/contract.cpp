@@ -109,9 +109,10 @@ struct Case {
   bool float_output;
 };
 
-constexpr int kN = 11, kH = 15, kW = 10, kC = 24, kM = 8, kO = 32, kGroup = 2;
+constexpr int kN = 11, kH = 15, kW = 10, kC = 24, kM = 8, kO = 32, kGroup = 2, kS = 3;
 
 Case bottleneck(const std::string& op, const std::vector<Dims>& masks, bool constants) {
+  const bool excites = op.find("SE") != std::string::npos;
   const bool projection = op.find("Projection") != std::string::npos;
   const int stride = projection ? 2 : 1, outputs = projection ? kO : kC;
   Case result;
@@ -124,10 +125,16 @@ Case bottleneck(const std::string& op, const std::vector<Dims>& masks, bool cons
     result.inputs.push_back(mask);
     result.data.push_back(false);
   }
-  const std::vector<Dims> weights = {{kC, kM}, {kM},          {kGroup, 9 * kM / kGroup, kM / kGroup},
-                                     {kM},     {kM, outputs}, {outputs}};
-  result.inputs.insert(result.inputs.end(), weights.begin(), weights.end());
-  result.data.insert(result.data.end(), {true, false, true, false, true, false});
+  const auto add = [&](const std::vector<Dims>& weights) {
+    for (const Dims& dims : weights) {
+      result.inputs.push_back(dims);
+      result.data.push_back(dims.size() > 1);
+    }
+  };
+  add({{kC, kM}, {kM}, {kGroup, 9 * kM / kGroup, kM / kGroup}, {kM}});
+  if (excites) add({{kM, kS}, {kS}, {kS, kM}, {kM}});
+  add({{kM, outputs}, {outputs}});
+  if (excites && op.find("Spatial") == 0) result.attributes.push_back({"pool_active", {1}});
   if (projection) {
     result.inputs.insert(result.inputs.end(), {{kC, kO}, {kO}});
     result.data.insert(result.data.end(), {true, false});
@@ -138,7 +145,8 @@ Case bottleneck(const std::string& op, const std::vector<Dims>& masks, bool cons
   }
   result.output = {kN, (kH + stride - 1) / stride, (kW + stride - 1) / stride, outputs};
   if (projection) {
-    result.symbolic = {"0.0", "ceil(0.1/2)", "ceil(0.2/2)", std::to_string(masks.size() + 5) + ".1"};
+    result.symbolic = {"0.0", "ceil(0.1/2)", "ceil(0.2/2)",
+                       std::to_string(masks.size() + (excites ? 9 : 5)) + ".1"};
   } else {
     result.symbolic = {"0.0", "0.1", "0.2", "0.3"};
   }
@@ -170,6 +178,10 @@ std::vector<Case> all_cases() {
     cases.push_back(bottleneck("Layer" + end, {layer}, false));
     cases.push_back(bottleneck("Channel" + end, {groups}, true));
     cases.push_back(bottleneck("SpatialChannel" + end, {patches, groups}, true));
+    cases.push_back(bottleneck("SpatialSE" + end, {patches}, false));
+    cases.push_back(bottleneck("LayerSE" + end, {layer}, false));
+    cases.push_back(bottleneck("ChannelSE" + end, {groups}, false));
+    cases.push_back(bottleneck("SpatialChannelSE" + end, {patches, groups}, false));
   }
   return cases;
 }
@@ -401,6 +413,7 @@ void check_state(Creator& creator, const Case& node, Plugin& plugin, const std::
     if (node.attributes[i].first == "strides" || node.attributes[i].first == "pads") continue;
     Case other = node;
     for (std::int32_t& value : other.attributes[i].second) ++value;
+    if (node.attributes[i].first == "pool_active") other.attributes[i].second = {0};
     if (node.attributes[i].first == "dilations") other.attributes[i + 1].second.assign(4, 3);
     NodeFields fields_of_other(other);
     const Owned different = create(creator, fields_of_other);
@@ -680,6 +693,7 @@ void check_fields(Creator& creator, const Case& node) {
   with("dilations", {0, 0}, "dilations are 0, 0");
   with("pads", {2, 2, 2, 1}, "expected the dilation, 2");
   with("group", {0}, "group is 0");
+  if (node.attributes.back().first == "pool_active") with("pool_active", {2}, "pool_active is 2");
   if (node.op.find("Projection") == std::string::npos) with("strides", {2, 2}, "needs a projection");
 }
 
@@ -826,10 +840,10 @@ void check_configure(Plugin& plugin, const Case& node) {
 
 // The addresses handed over; only their identity counts.
 struct Memory {
-  std::array<float, 16> places;
+  std::array<float, 20> places;
   const void* input(std::size_t i) const { return &places[i]; }
-  void* output() { return &places[14]; }
-  void* workspace() { return &places[15]; }
+  void* output() { return &places[18]; }
+  void* workspace() { return &places[19]; }
 };
 
 void check_enqueue(Plugin& plugin, const Case& node) {
@@ -878,6 +892,8 @@ void check_enqueue(Plugin& plugin, const Case& node) {
       const int mask = spatial ? 5 : layer ? 1 : 0;
       CHECK(shape.mask_height == mask && shape.mask_width == mask, node.op + ": size of the mask");
       CHECK(shape.channel_groups == (channel ? 4 : 0), node.op + ": groups of the mask");
+      const bool excites = node.op.find("SE") != std::string::npos;
+      CHECK(shape.squeeze == (excites ? kS : 0) && shape.pool_active, node.op + ": squeeze-and-excitation");
       std::size_t next = 0;
       const auto take = [&](bool present) { return present ? inputs[next++] : nullptr; };
       const auto& tensors = seen.tensors;
@@ -888,12 +904,16 @@ void check_enqueue(Plugin& plugin, const Case& node) {
       CHECK(tensors.b1 == take(true), node.op + ": b1");
       CHECK(tensors.w2 == take(true), node.op + ": w2");
       CHECK(tensors.b2 == take(true), node.op + ": b2");
+      CHECK(tensors.ws == take(excites), node.op + ": ws");
+      CHECK(tensors.bs == take(excites), node.op + ": bs");
+      CHECK(tensors.we == take(excites), node.op + ": we");
+      CHECK(tensors.be == take(excites), node.op + ": be");
       CHECK(tensors.w3 == take(true), node.op + ": w3");
       CHECK(tensors.b3 == take(true), node.op + ": b3");
       CHECK(tensors.wd == take(projection), node.op + ": wd");
       CHECK(tensors.bd == take(projection), node.op + ": bd");
-      CHECK(tensors.border_bias == take(channel), node.op + ": border_bias");
-      CHECK(tensors.skipped_output == take(channel), node.op + ": skipped_output");
+      CHECK(tensors.border_bias == take(channel && !excites), node.op + ": border_bias");
+      CHECK(tensors.skipped_output == take(channel && !excites), node.op + ": skipped_output");
       CHECK(tensors.y == memory.output() && next == inputs.size(), node.op + ": y");
     }
   }

@@ -106,7 +106,7 @@ def node_cases() -> dict[str, Any]:
         right = {attribute.name: [1] * (attribute.length or 1) for attribute in spec.attributes}
         wrong = {f"without {key}": {k: v for k, v in right.items() if k != key} for key in right}
         wrong |= {f"{key} too long": {**right, key: [*right[key], 1]} for key in right}
-        wrong |= {f"{key} of zeros": {**right, key: [0] * len(right[key])} for key in right}
+        wrong |= {f"{key} below zero": {**right, key: [-1] * len(right[key])} for key in right}
         cases[name] = {"attributes": right, "wrong": {**wrong, "unknown": {**right, "axis": [1]}}}
     return cases
 

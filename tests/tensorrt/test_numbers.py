@@ -93,10 +93,13 @@ def repack(layer: Layer, weights: Arrays, dtype: type, channel: bool) -> list[np
     group, width = layer.groups, layer.middle // layer.groups
     w2 = weights["w2"].reshape(group, width, width, 3, 3).transpose(0, 3, 4, 2, 1).reshape(group, 9 * width, width)
     b1, b2, b3 = (weights[name] for name in ("b1", "b2", "b3"))
-    packed = [weights["w1"].T.astype(dtype), b1, w2.astype(dtype), b2, weights["w3"].T.astype(dtype), b3]
+    packed = [weights["w1"].T.astype(dtype), b1, w2.astype(dtype), b2]
+    if layer.squeeze:
+        packed += [weights["ws"].T.astype(dtype), weights["bs"], weights["we"].T.astype(dtype), weights["be"]]
+    packed += [weights["w3"].T.astype(dtype), b3]
     if layer.projection:
         packed += [weights["wd"].T.astype(dtype), weights["bd"]]
-    if channel:
+    if channel and not layer.squeeze:
         skipped = np.maximum(b1, 0).reshape(group, 1, width, 1, 1)
         taps = (weights["w2"].reshape(group, width, width, 3, 3) * skipped).sum(2).reshape(layer.middle, 3, 3)
         border = np.empty((16, layer.middle), np.float32)
@@ -108,7 +111,7 @@ def repack(layer: Layer, weights: Arrays, dtype: type, channel: bool) -> list[np
 
 
 @st.composite
-def layers(draw: st.DrawFn, projection: bool) -> tuple[Layer, int]:
+def layers(draw: st.DrawFn, projection: bool, excites: bool) -> tuple[Layer, int]:
     """A bottleneck and the number of its channel groups."""
     groups, channel_groups = draw(st.integers(1, 2)), draw(st.integers(1, 3))
     inputs = draw(st.integers(1, 12))
@@ -120,25 +123,29 @@ def layers(draw: st.DrawFn, projection: bool) -> tuple[Layer, int]:
         dilation=draw(st.integers(1, 2)),
         groups=groups,
         projection=projection,
+        squeeze=draw(st.integers(1, 5)) if excites else 0,
     )
     return layer, channel_groups
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("projection", [False, True])
+@pytest.mark.parametrize("excites", [False, True], ids=["", "SE"])
 @pytest.mark.parametrize("mode", MASKS)
-def test_bottleneck(plugins: ctypes.CDLL, mode: str, projection: bool, dtype: type) -> None:
-    op = f"{mode}Bottleneck{'Projection' if projection else ''}"
+def test_bottleneck(plugins: ctypes.CDLL, mode: str, excites: bool, projection: bool, dtype: type) -> None:
+    op = f"{mode}{'SE' if excites else ''}Bottleneck{'Projection' if projection else ''}"
 
     @QUICK
-    @given(layers(projection), st.tuples(*[st.integers(1, 9)] * 2), st.integers(1, 3), st.integers(0, 2**32 - 1))
+    @given(
+        layers(projection, excites), st.tuples(*[st.integers(1, 9)] * 2), st.integers(1, 3), st.integers(0, 2**32 - 1)
+    )
     def agree(drawn: tuple[Layer, int], size: tuple[int, int], batch: int, seed: int) -> None:
         layer, channel_groups = drawn
         rng = np.random.default_rng(seed)
         # Not negative, as the operators want it where a skipped pixel is x itself.
         x = np.abs(rng.standard_normal((batch, *size, layer.inputs))).astype(dtype).astype(np.float32)
         weights = random_weights(layer, rng)
-        for name in ("w1", "w2", "w3", "wd"):
+        for name in ("w1", "w2", "w3", "wd", "ws", "we"):
             if name in weights:
                 weights[name] = weights[name].astype(dtype).astype(np.float32)
         rows, columns = (-(-pixels // layer.stride) for pixels in size)
@@ -148,8 +155,10 @@ def test_bottleneck(plugins: ctypes.CDLL, mode: str, projection: bool, dtype: ty
             "channel": (rng.random((batch, channel_groups)) < rng.random()).astype(np.float32),
         }
         used = {f"{name}_mask": masks[name] for name in MASKS[mode]}
-        expected = bottleneck(layer, weights, x, **used)
+        pool_active = not excites or "Spatial" not in mode or bool(rng.integers(2))
+        expected = bottleneck(layer, weights, x, **used, pool_active=pool_active)
         attributes = [layer.stride] * 2 + [layer.dilation] * 6 + [layer.groups]
+        attributes += [int(pool_active)] if excites and "Spatial" in mode else []
         inputs = [x.astype(dtype), *used.values(), *repack(layer, weights, dtype, "channel_mask" in used)]
         for interface in interfaces(plugins):
             y = run(plugins, interface, op, attributes, inputs, np.empty(expected.shape, dtype))

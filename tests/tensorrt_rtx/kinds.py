@@ -108,11 +108,12 @@ KINDS: Mapping[str, Callable[[Path], Graphs]] = {
     "channel, conv_linear": lambda folder: laud(folder, SMALL, mode="channel", channel_masker="conv_linear"),
     "layer": lambda folder: laud(folder, SMALL, mode="layer"),
     "both": lambda folder: laud(folder, SMALL, static=True, mode="both"),
+    "regnety": lambda folder: laud(folder, "laud_regnety_small", mode=("spatial", "both", "layer", "channel")),
     "resnet50": lambda folder: laud(folder, "laud_resnet50", static=True, mode="both"),
     "perceiver": perceiver,
     "skipping": skipping,
     "exits": exits,
     "probe": probe,
 }
-FUSED = {"spatial", "channel", "channel, one layer", "layer", "both", "resnet50"}
+FUSED = {"spatial", "channel", "channel, one layer", "layer", "both", "regnety", "resnet50"}
 """Kinds whose blocks are plugins, with nothing else between them."""

@@ -422,6 +422,20 @@ constexpr Port kSpatialSEBottleneckInputs[] = {
     {"w3", Role::kWeight, Gate::kNone, Element::kData, "CM"},
     {"b3", Role::kWeight, Gate::kNone, Element::kData, "C"},
 };
+constexpr Port kSpatialSEBottleneckPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    {"mask", Role::kMask, Gate::kSpatial, Element::kFloat, "N1hw"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kData, "CM"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kData, "gkm"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"ws", Role::kWeight, Gate::kNone, Element::kData, "MS"},
+    {"bs", Role::kWeight, Gate::kNone, Element::kFloat, "S"},
+    {"we", Role::kWeight, Gate::kNone, Element::kData, "SM"},
+    {"be", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kData, "MC"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
+};
 constexpr Attribute kSpatialSEBottleneckAttributes[] = {
     {"strides", 2},
     {"dilations", 2},
@@ -435,7 +449,7 @@ constexpr Operator kSpatialSEBottleneck = {
     "1",
     kSpatialSEBottleneckInputs,
     12,
-    kSpatialSEBottleneckInputs,
+    kSpatialSEBottleneckPluginInputs,
     12,
     {"y", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
     kSpatialSEBottleneckAttributes,
@@ -458,13 +472,29 @@ constexpr Port kSpatialSEBottleneckProjectionInputs[] = {
     {"wd", Role::kWeight, Gate::kNone, Element::kData, "OC"},
     {"bd", Role::kWeight, Gate::kNone, Element::kData, "O"},
 };
+constexpr Port kSpatialSEBottleneckProjectionPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    {"mask", Role::kMask, Gate::kSpatial, Element::kFloat, "N1hw"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kData, "CM"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kData, "gkm"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"ws", Role::kWeight, Gate::kNone, Element::kData, "MS"},
+    {"bs", Role::kWeight, Gate::kNone, Element::kFloat, "S"},
+    {"we", Role::kWeight, Gate::kNone, Element::kData, "SM"},
+    {"be", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kData, "MO"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+    {"wd", Role::kWeight, Gate::kNone, Element::kData, "CO"},
+    {"bd", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+};
 constexpr Operator kSpatialSEBottleneckProjection = {
     "SpatialSEBottleneckProjection",
     1,
     "1",
     kSpatialSEBottleneckProjectionInputs,
     14,
-    kSpatialSEBottleneckProjectionInputs,
+    kSpatialSEBottleneckProjectionPluginInputs,
     14,
     {"y", Role::kActivation, Gate::kNone, Element::kData, "NPQO"},
     kSpatialSEBottleneckAttributes,
@@ -485,13 +515,27 @@ constexpr Port kLayerSEBottleneckInputs[] = {
     {"w3", Role::kWeight, Gate::kNone, Element::kData, "CM"},
     {"b3", Role::kWeight, Gate::kNone, Element::kData, "C"},
 };
+constexpr Port kLayerSEBottleneckPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    {"mask", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kData, "CM"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kData, "gkm"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"ws", Role::kWeight, Gate::kNone, Element::kData, "MS"},
+    {"bs", Role::kWeight, Gate::kNone, Element::kFloat, "S"},
+    {"we", Role::kWeight, Gate::kNone, Element::kData, "SM"},
+    {"be", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kData, "MC"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
+};
 constexpr Operator kLayerSEBottleneck = {
     "LayerSEBottleneck",
     1,
     "1",
     kLayerSEBottleneckInputs,
     12,
-    kLayerSEBottleneckInputs,
+    kLayerSEBottleneckPluginInputs,
     12,
     {"y", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
     kSpatialBottleneckAttributes,
@@ -514,13 +558,29 @@ constexpr Port kLayerSEBottleneckProjectionInputs[] = {
     {"wd", Role::kWeight, Gate::kNone, Element::kData, "OC"},
     {"bd", Role::kWeight, Gate::kNone, Element::kData, "O"},
 };
+constexpr Port kLayerSEBottleneckProjectionPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    {"mask", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kData, "CM"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kData, "gkm"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"ws", Role::kWeight, Gate::kNone, Element::kData, "MS"},
+    {"bs", Role::kWeight, Gate::kNone, Element::kFloat, "S"},
+    {"we", Role::kWeight, Gate::kNone, Element::kData, "SM"},
+    {"be", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kData, "MO"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+    {"wd", Role::kWeight, Gate::kNone, Element::kData, "CO"},
+    {"bd", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+};
 constexpr Operator kLayerSEBottleneckProjection = {
     "LayerSEBottleneckProjection",
     1,
     "1",
     kLayerSEBottleneckProjectionInputs,
     14,
-    kLayerSEBottleneckProjectionInputs,
+    kLayerSEBottleneckProjectionPluginInputs,
     14,
     {"y", Role::kActivation, Gate::kNone, Element::kData, "NPQO"},
     kSpatialBottleneckAttributes,
@@ -541,13 +601,27 @@ constexpr Port kChannelSEBottleneckInputs[] = {
     {"w3", Role::kWeight, Gate::kNone, Element::kData, "CM"},
     {"b3", Role::kWeight, Gate::kNone, Element::kData, "C"},
 };
+constexpr Port kChannelSEBottleneckPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    {"mask", Role::kMask, Gate::kChannel, Element::kFloat, "NG"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kData, "CM"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kData, "gkm"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"ws", Role::kWeight, Gate::kNone, Element::kData, "MS"},
+    {"bs", Role::kWeight, Gate::kNone, Element::kFloat, "S"},
+    {"we", Role::kWeight, Gate::kNone, Element::kData, "SM"},
+    {"be", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kData, "MC"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
+};
 constexpr Operator kChannelSEBottleneck = {
     "ChannelSEBottleneck",
     1,
     "1",
     kChannelSEBottleneckInputs,
     12,
-    kChannelSEBottleneckInputs,
+    kChannelSEBottleneckPluginInputs,
     12,
     {"y", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
     kSpatialBottleneckAttributes,
@@ -570,13 +644,29 @@ constexpr Port kChannelSEBottleneckProjectionInputs[] = {
     {"wd", Role::kWeight, Gate::kNone, Element::kData, "OC"},
     {"bd", Role::kWeight, Gate::kNone, Element::kData, "O"},
 };
+constexpr Port kChannelSEBottleneckProjectionPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    {"mask", Role::kMask, Gate::kChannel, Element::kFloat, "NG"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kData, "CM"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kData, "gkm"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"ws", Role::kWeight, Gate::kNone, Element::kData, "MS"},
+    {"bs", Role::kWeight, Gate::kNone, Element::kFloat, "S"},
+    {"we", Role::kWeight, Gate::kNone, Element::kData, "SM"},
+    {"be", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kData, "MO"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+    {"wd", Role::kWeight, Gate::kNone, Element::kData, "CO"},
+    {"bd", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+};
 constexpr Operator kChannelSEBottleneckProjection = {
     "ChannelSEBottleneckProjection",
     1,
     "1",
     kChannelSEBottleneckProjectionInputs,
     14,
-    kChannelSEBottleneckProjectionInputs,
+    kChannelSEBottleneckProjectionPluginInputs,
     14,
     {"y", Role::kActivation, Gate::kNone, Element::kData, "NPQO"},
     kSpatialBottleneckAttributes,
@@ -598,13 +688,28 @@ constexpr Port kSpatialChannelSEBottleneckInputs[] = {
     {"w3", Role::kWeight, Gate::kNone, Element::kData, "CM"},
     {"b3", Role::kWeight, Gate::kNone, Element::kData, "C"},
 };
+constexpr Port kSpatialChannelSEBottleneckPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    {"spatial_mask", Role::kMask, Gate::kSpatial, Element::kFloat, "N1hw"},
+    {"channel_mask", Role::kMask, Gate::kChannel, Element::kFloat, "NG"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kData, "CM"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kData, "gkm"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"ws", Role::kWeight, Gate::kNone, Element::kData, "MS"},
+    {"bs", Role::kWeight, Gate::kNone, Element::kFloat, "S"},
+    {"we", Role::kWeight, Gate::kNone, Element::kData, "SM"},
+    {"be", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kData, "MC"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
+};
 constexpr Operator kSpatialChannelSEBottleneck = {
     "SpatialChannelSEBottleneck",
     1,
     "1",
     kSpatialChannelSEBottleneckInputs,
     13,
-    kSpatialChannelSEBottleneckInputs,
+    kSpatialChannelSEBottleneckPluginInputs,
     13,
     {"y", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
     kSpatialSEBottleneckAttributes,
@@ -628,13 +733,30 @@ constexpr Port kSpatialChannelSEBottleneckProjectionInputs[] = {
     {"wd", Role::kWeight, Gate::kNone, Element::kData, "OC"},
     {"bd", Role::kWeight, Gate::kNone, Element::kData, "O"},
 };
+constexpr Port kSpatialChannelSEBottleneckProjectionPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    {"spatial_mask", Role::kMask, Gate::kSpatial, Element::kFloat, "N1hw"},
+    {"channel_mask", Role::kMask, Gate::kChannel, Element::kFloat, "NG"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kData, "CM"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kData, "gkm"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"ws", Role::kWeight, Gate::kNone, Element::kData, "MS"},
+    {"bs", Role::kWeight, Gate::kNone, Element::kFloat, "S"},
+    {"we", Role::kWeight, Gate::kNone, Element::kData, "SM"},
+    {"be", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kData, "MO"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+    {"wd", Role::kWeight, Gate::kNone, Element::kData, "CO"},
+    {"bd", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+};
 constexpr Operator kSpatialChannelSEBottleneckProjection = {
     "SpatialChannelSEBottleneckProjection",
     1,
     "1",
     kSpatialChannelSEBottleneckProjectionInputs,
     15,
-    kSpatialChannelSEBottleneckProjectionInputs,
+    kSpatialChannelSEBottleneckProjectionPluginInputs,
     15,
     {"y", Role::kActivation, Gate::kNone, Element::kData, "NPQO"},
     kSpatialSEBottleneckAttributes,
@@ -664,18 +786,26 @@ constexpr Operator kSpatialChannelSEBottleneckProjection = {
   DO(SpatialChannelSEBottleneckProjection, SpatialChannelSeBottleneck)
 
 // DO(operator, kind): operators of one kind share their kernels.
-#define DYNDEPLOY_TENSORRT_OPERATORS(DO)                 \
-  DO(SpatialMasker, SpatialMasker)                       \
-  DO(ChannelMasker, ChannelMasker)                       \
-  DO(ChannelMaskerHidden, ChannelMasker)                 \
-  DO(SpatialBottleneck, SpatialBottleneck)               \
-  DO(SpatialBottleneckProjection, SpatialBottleneck)     \
-  DO(LayerBottleneck, LayerBottleneck)                   \
-  DO(LayerBottleneckProjection, LayerBottleneck)         \
-  DO(ChannelBottleneck, ChannelBottleneck)               \
-  DO(ChannelBottleneckProjection, ChannelBottleneck)     \
-  DO(SpatialChannelBottleneck, SpatialChannelBottleneck) \
-  DO(SpatialChannelBottleneckProjection, SpatialChannelBottleneck)
+#define DYNDEPLOY_TENSORRT_OPERATORS(DO)                           \
+  DO(SpatialMasker, SpatialMasker)                                 \
+  DO(ChannelMasker, ChannelMasker)                                 \
+  DO(ChannelMaskerHidden, ChannelMasker)                           \
+  DO(SpatialBottleneck, SpatialBottleneck)                         \
+  DO(SpatialBottleneckProjection, SpatialBottleneck)               \
+  DO(LayerBottleneck, LayerBottleneck)                             \
+  DO(LayerBottleneckProjection, LayerBottleneck)                   \
+  DO(ChannelBottleneck, ChannelBottleneck)                         \
+  DO(ChannelBottleneckProjection, ChannelBottleneck)               \
+  DO(SpatialChannelBottleneck, SpatialChannelBottleneck)           \
+  DO(SpatialChannelBottleneckProjection, SpatialChannelBottleneck) \
+  DO(SpatialSEBottleneck, SpatialSeBottleneck)                     \
+  DO(SpatialSEBottleneckProjection, SpatialSeBottleneck)           \
+  DO(LayerSEBottleneck, LayerSeBottleneck)                         \
+  DO(LayerSEBottleneckProjection, LayerSeBottleneck)               \
+  DO(ChannelSEBottleneck, ChannelSeBottleneck)                     \
+  DO(ChannelSEBottleneckProjection, ChannelSeBottleneck)           \
+  DO(SpatialChannelSEBottleneck, SpatialChannelSeBottleneck)       \
+  DO(SpatialChannelSEBottleneckProjection, SpatialChannelSeBottleneck)
 
 }  // namespace tables
 }  // namespace dyndeploy

@@ -30,11 +30,14 @@ constexpr int find_gate(const Port* ports, int count, Gate gate) {
   return -1;
 }
 
-constexpr bool has_attribute(const Operator& op, const char* name) {
-  for (int i = 0; i < op.attribute_count; ++i) {
-    if (same_text(op.attributes[i].name, name)) return true;
+constexpr bool has_attribute(const Attribute* attributes, int count, const char* name) {
+  for (int i = 0; i < count; ++i) {
+    if (same_text(attributes[i].name, name)) return true;
   }
   return false;
+}
+constexpr bool has_attribute(const Operator& op, const char* name) {
+  return has_attribute(op.attributes, op.attribute_count, name);
 }
 
 // Index of an attribute. A name that the operator lacks is no constant expression, and an exception

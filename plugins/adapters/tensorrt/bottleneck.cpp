@@ -1,4 +1,4 @@
-// The eight bottlenecks: what is skipped follows from the masks that an operator has.
+// All bottlenecks: what is skipped follows from the masks that an operator has.
 
 #include <string>
 
@@ -8,11 +8,17 @@ namespace dyndeploy {
 namespace tensorrt {
 namespace {
 
-// All bottlenecks have the same attributes.
+// All bottlenecks have these attributes, at the same place; pool_active, which not all have, is behind them.
 constexpr int kStrides = tables::value_offset(tables::kSpatialBottleneck, "strides");
 constexpr int kDilations = tables::value_offset(tables::kSpatialBottleneck, "dilations");
 constexpr int kPads = tables::value_offset(tables::kSpatialBottleneck, "pads");
 constexpr int kGroup = tables::value_offset(tables::kSpatialBottleneck, "group");
+constexpr int kPoolActive = tables::value_offset(tables::kSpatialSEBottleneck, "pool_active");
+static_assert(kGroup == tables::value_offset(tables::kSpatialSEBottleneck, "group"), "the same place");
+
+bool has_pool_active(const Operator& op) {
+  return tables::has_attribute(op.attributes, op.attribute_count, "pool_active");
+}
 
 tables::Skipping skipping(const Operator& op) {
   return tables::bottleneck_skipping(op.inputs, op.input_count);
@@ -39,6 +45,9 @@ std::string check_attributes(const Operator& op, const Attributes& attributes) {
     return "group is " + std::to_string(values[kGroup]) + ", expected a positive integer";
   if (stride != 1 && !skipping(op).projection) {
     return "stride " + std::to_string(stride) + " needs a projection shortcut";
+  }
+  if (has_pool_active(op) && values[kPoolActive] != 0 && values[kPoolActive] != 1) {
+    return "pool_active is " + std::to_string(values[kPoolActive]) + ", expected 0 or 1";
   }
   return std::string();
 }
@@ -69,6 +78,9 @@ cuda::BottleneckShape shape_of(const Operator& op, const Attributes& attributes,
     shape.mask_width = inputs.whole_blocks ? 1 : size('w');
   }
   if (inputs.channel_mask >= 0) shape.channel_groups = size('G');
+  if (inputs.excites) shape.squeeze = size('S');
+  // Of a sample that is computed whole, all pixels are active.
+  shape.pool_active = !has_pool_active(op) || attributes.values[kPoolActive] != 0;
   return shape;
 }
 
@@ -140,6 +152,10 @@ int run(const Operator& op, const Attributes& attributes, const Sizes& sizes, cu
   tensors.bd = floats("bd");
   tensors.border_bias = floats("border_bias");
   tensors.skipped_output = floats("skipped_output");
+  tensors.ws = data("ws");
+  tensors.we = data("we");
+  tensors.bs = floats("bs");
+  tensors.be = floats("be");
   tensors.y = buffers.output;
   const cuda::BottleneckShape shape = shape_of(op, attributes, sizes);
   *misaligned = cuda::misaligned_tensor(shape, type, tensors, buffers.workspace);

@@ -13,6 +13,10 @@ constexpr const Rules& kSpatialBottleneckRules = kBottleneckRules;
 constexpr const Rules& kLayerBottleneckRules = kBottleneckRules;
 constexpr const Rules& kChannelBottleneckRules = kBottleneckRules;
 constexpr const Rules& kSpatialChannelBottleneckRules = kBottleneckRules;
+constexpr const Rules& kSpatialSeBottleneckRules = kBottleneckRules;
+constexpr const Rules& kLayerSeBottleneckRules = kBottleneckRules;
+constexpr const Rules& kChannelSeBottleneckRules = kBottleneckRules;
+constexpr const Rules& kSpatialChannelSeBottleneckRules = kBottleneckRules;
 
 constexpr Operator with_rules(const tables::Operator& table, const Rules& rules) {
   return {table.name,          table.plugin_version,     &rules,

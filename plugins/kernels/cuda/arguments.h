@@ -20,6 +20,8 @@ struct BottleneckArguments {
   int in_pixels, out_pixels;  // of one sample
   int group_channels;         // M / groups
   bool spatial;
+  bool excites;     // a squeeze-and-excitation follows conv2; skipped channels are zero
+  bool dense_mean;  // conv1 and conv2 compute all of a sample that has an active pixel
 
   // Lists, all sorted. out_list holds the active pixels of all samples, then the inactive ones.
   SampleRows* samples;  // (N + 1)
@@ -29,15 +31,38 @@ struct BottleneckArguments {
   int* channel_start;   // (N, groups + 1): where the channels of a group begin in `channels`
 
   // Hidden maps. A pixel of h1 stands where it stands in x, so that the 3x3 finds its neighbours with no
-  // list; a row of h2 stands where its pixel stands in out_list. Channel skipping fills a row from its begin.
+  // list; a row of h2 stands where its pixel stands in out_list, or, with a dense mean, in y. Channel
+  // skipping fills a row from its begin.
   void* h1;  // (N, H, W, M)
   void* h2;  // (N, Ho, Wo, M)
+
+  // Of a squeeze-and-excitation.
+  float* partial;   // (N, parts, M): sums of parts of h2
+  float* squeezed;  // (N, S)
+  int parts;
 
   // The grid of the convolution at hand.
   int row_tiles, column_tiles;
   bool columns_first;   // neighbouring blocks share rows, else columns
   bool aligned_groups;  // active channels come in aligned runs of a vector's width
 };
+
+// Rows of h2 that conv2 writes of a sample, one behind the other, and the hidden channels that they hold.
+struct HiddenRows {
+  int first, count, channels;
+};
+DYN_DEVICE HiddenRows hidden_rows(const BottleneckArguments& a, int sample) {
+  HiddenRows rows = {sample * a.out_pixels, a.out_pixels, a.shape.middle};
+  if (a.spatial) {
+    const SampleRows& active = a.samples[sample];
+    if (!a.dense_mean) rows.first = active.out_start;
+    if (!a.dense_mean || active.out_count == 0) rows.count = active.out_count;
+  }
+  if (a.shape.channel_groups > 0) {
+    rows.channels = a.channel_start[static_cast<std::size_t>(sample + 1) * (a.shape.groups + 1) - 1];
+  }
+  return rows;
+}
 
 }  // namespace cuda
 }  // namespace dyndeploy

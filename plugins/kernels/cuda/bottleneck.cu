@@ -33,6 +33,8 @@ BottleneckArguments plan(const BottleneckShape& shape, Type type, const Bottlene
   a.out_pixels = a.out_height * a.out_width;
   a.group_channels = shape.middle / shape.groups;
   a.spatial = shape.mask_height > 0;
+  a.excites = shape.squeeze > 0;
+  a.dense_mean = a.excites && a.spatial && !shape.pool_active;
 
   const std::size_t batch = static_cast<std::size_t>(shape.batch);
   const std::size_t middle = static_cast<std::size_t>(shape.middle);
@@ -51,17 +53,22 @@ BottleneckArguments plan(const BottleneckShape& shape, Type type, const Bottlene
     a.channels = layout.take<int>(batch * middle * sizeof(int));
     a.channel_start = layout.take<int>(batch * static_cast<std::size_t>(shape.groups + 1) * sizeof(int));
   }
+  if (a.excites) {
+    a.parts = pooling_parts(a.out_pixels);
+    a.partial = layout.take<float>(batch * static_cast<std::size_t>(a.parts) * middle * sizeof(float));
+    a.squeezed = layout.take<float>(batch * static_cast<std::size_t>(shape.squeeze) * sizeof(float));
+  }
   bytes = static_cast<std::size_t>(layout.at - begin);
   return a;
 }
 
 bool aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }
 
-bool shape_fits_vectors(const BottleneckShape& s, Type type) {
+Vectors shape_fits_vectors(const BottleneckShape& s, Type type) {
   const int vector = 16 / static_cast<int>(element_size(type));
-  if (s.inputs % vector != 0 || s.middle / s.groups % vector != 0 || s.outputs % vector != 0) return false;
-  // The channels of a later group begin wherever those of the groups before it end.
-  return s.channel_groups == 0 || s.groups == 1;
+  const bool all = s.inputs % vector == 0 && s.middle % vector == 0 && s.outputs % vector == 0;
+  // The active channels of a later group begin wherever those of the groups before it end.
+  return {all, all && s.middle / s.groups % vector == 0 && (s.channel_groups == 0 || s.groups == 1)};
 }
 
 // Fills a mask: (position * step) % bits < active, which for a step that has no factor in common with `bits`
@@ -99,7 +106,7 @@ int fill_mask(float* mask, int bits, int rate, void* stream) {
 
 const char* misaligned_tensor(const BottleneckShape& shape, Type type, const BottleneckTensors& t,
                               const void* workspace) {
-  if (!shape_fits_vectors(shape, type)) return nullptr;
+  if (!shape_fits_vectors(shape, type).others) return nullptr;
   return !aligned(t.x)         ? "x"
          : !aligned(t.y)       ? "y"
          : !aligned(t.w1)      ? "w1"
@@ -139,7 +146,7 @@ int stand_in_masks(const BottleneckShape& shape, Type type, const TimingRates& r
 BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int capability, int processors) {
   std::size_t bytes = 0;
   const BottleneckArguments a = plan(shape, type, BottleneckTensors(), nullptr, bytes);
-  const bool vectors = shape_fits_vectors(shape, type);
+  const Vectors vectors = shape_fits_vectors(shape, type);
   const DeviceTraits device = capability > 0 ? DeviceTraits{capability, processors} : device_traits();
   if (device.capability <= 0) return BottleneckChoice();
   return type == Type::kHalf ? describe_all<Half>(a, vectors, device)
@@ -164,6 +171,9 @@ const char* check_bottleneck(const BottleneckShape& s, Type type) {
   if (s.channel_groups < 0 || (s.channel_groups > 0 && s.middle % s.channel_groups != 0)) {
     return "the channel groups do not divide the hidden channels";
   }
+  if (s.squeeze < 0 || s.squeeze > 1 << 20) {
+    return "the squeeze-and-excitation must have between 0 and 1048576 units";
+  }
   // Pixels, tap coordinates and grids are counted in int; grids have at most 65535 blocks in their second
   // direction.
   const double limit = 2147483647.0;
@@ -176,7 +186,8 @@ const char* check_bottleneck(const BottleneckShape& s, Type type) {
   if (static_cast<double>(s.batch) * s.groups > 65535.0) return "batch times groups must be at most 65535";
   const double widest = s.middle > s.outputs ? s.middle : s.outputs;
   if ((pixels / 32 + s.batch + 1) * (widest / 32 + 1) > limit || 16.0 * s.middle > limit ||
-      (9.0 * s.groups) * (s.middle / s.groups) > limit) {
+      (9.0 * s.groups) * (s.middle / s.groups) > limit ||
+      (narrow_groups(s) && (pixels / 16 + s.batch) * (s.middle / 16.0 + 1) > limit)) {
     return "the channels are too many";
   }
   return nullptr;
@@ -192,9 +203,11 @@ int run_bottleneck(const BottleneckShape& shape, Type type, const BottleneckTens
                    void* stream) {
   std::size_t bytes = 0;
   BottleneckArguments a = plan(shape, type, tensors, workspace, bytes);
-  const bool vectors = shape_fits_vectors(shape, type) && !misaligned_tensor(shape, type, tensors, workspace);
+  Vectors vectors = shape_fits_vectors(shape, type);
+  if (misaligned_tensor(shape, type, tensors, workspace) != nullptr) vectors = {false, false};
   const int vector = 16 / static_cast<int>(element_size(type));
-  a.aligned_groups = vectors && shape.channel_groups > 0 && shape.middle / shape.channel_groups % vector == 0;
+  a.aligned_groups =
+      vectors.others && shape.channel_groups > 0 && shape.middle / shape.channel_groups % vector == 0;
   return type == Type::kHalf ? run_half(a, vectors, stream) : run_float(a, vectors, stream);
 }
 

@@ -4,10 +4,20 @@
 #include <type_traits>
 
 #include "convolution.h"
+#include "excitation.h"
+#include "grouped.h"
 #include "lists.h"
 
 namespace dyndeploy {
 namespace cuda {
+
+// Where 16-byte accesses fit all channel counts and pointers.
+struct Vectors {
+  bool others;  // all but conv2
+  bool conv2;
+};
+
+inline bool narrow_groups(const BottleneckShape& s) { return GroupedKernel<float, false, 8>::fits(s); }
 
 // Work of the busiest multiprocessor under tiles of this size, in elements of the result. The efficiencies
 // say what share of its lanes a tile keeps busy; they are estimates from counting instructions, to be
@@ -85,6 +95,29 @@ bool columns_first(const BottleneckArguments& a, int layer) {
   return taps * depth * columns / a.shape.groups <= rows * depth;
 }
 
+// conv2 of narrow groups takes its large tile where these keep a multiprocessor busy. Calls `use` with the
+// kernel.
+template <bool kChannels, class T, class Use>
+int choose_grouped(const BottleneckArguments& a, const DeviceTraits& device, const Use& use) {
+  using Large = GroupedKernel<T, kChannels, 8>;
+  using Small = GroupedKernel<T, kChannels, 2>;
+  const double rows = static_cast<double>(a.shape.batch) * a.out_pixels;
+  const double tiles = rows / Large::kRows * divide_up(a.shape.middle, Large::columns(a));
+  const bool large = device.tiles == Size::kBest ? tiles >= device.processors : device.tiles != Size::kSmall;
+  return large ? use(Large()) : use(Small());
+}
+
+template <bool kChannels, class T>
+int run_grouped(BottleneckArguments a, const DeviceTraits& device, void* stream) {
+  return choose_grouped<kChannels, T>(a, device, [&](auto chosen) {
+    using Kernel = decltype(chosen);
+    const int batch = a.shape.batch;
+    a.row_tiles = divide_up(kChannels ? a.out_pixels : batch * a.out_pixels, Kernel::kRows);
+    a.column_tiles = divide_up(a.shape.middle, Kernel::columns(a));
+    return launch<Kernel>(a.row_tiles * a.column_tiles, kChannels ? batch : 1, a, stream);
+  });
+}
+
 // The grid of a convolution in the worst case.
 struct LayerGrid {
   int rows, columns, layers;
@@ -114,6 +147,10 @@ int run_chosen(const BottleneckArguments& a, bool vectors, const DeviceTraits& d
 template <int kLayer, class T>
 int run_layer(BottleneckArguments a, bool vectors, const DeviceTraits& device, void* stream) {
   a.columns_first = columns_first<T>(a, kLayer);
+  if (kLayer == kConv2 && narrow_groups(a.shape)) {
+    return a.shape.channel_groups > 0 ? run_grouped<true, T>(a, device, stream)
+                                      : run_grouped<false, T>(a, device, stream);
+  }
   return a.shape.channel_groups > 0 ? run_chosen<kLayer, true, T>(a, vectors, device, stream)
                                     : run_chosen<kLayer, false, T>(a, vectors, device, stream);
 }
@@ -134,19 +171,32 @@ int describe_chosen(const BottleneckArguments& a, bool vectors, const DeviceTrai
                                             });
 }
 
+template <bool kChannels, class T>
+int describe_grouped(const BottleneckArguments& a, const DeviceTraits& device, BottleneckChoice* choice) {
+  return choose_grouped<kChannels, T>(a, device, [&](auto chosen) {
+    choice->rows[kConv2] = decltype(chosen)::kRows;
+    choice->columns[kConv2] = decltype(chosen)::columns(a);
+    return 0;
+  });
+}
+
 template <int kLayer, class T>
 int describe_layer(const BottleneckArguments& a, bool vectors, const DeviceTraits& device,
                    BottleneckChoice* choice) {
+  if (kLayer == kConv2 && narrow_groups(a.shape)) {
+    return a.shape.channel_groups > 0 ? describe_grouped<true, T>(a, device, choice)
+                                      : describe_grouped<false, T>(a, device, choice);
+  }
   return a.shape.channel_groups > 0 ? describe_chosen<kLayer, true, T>(a, vectors, device, choice)
                                     : describe_chosen<kLayer, false, T>(a, vectors, device, choice);
 }
 
 template <class T>
-BottleneckChoice describe_all(const BottleneckArguments& a, bool vectors, const DeviceTraits& device) {
+BottleneckChoice describe_all(const BottleneckArguments& a, Vectors vectors, const DeviceTraits& device) {
   BottleneckChoice choice = {};
-  describe_layer<kConv1, T>(a, vectors, device, &choice);
-  describe_layer<kConv2, T>(a, vectors, device, &choice);
-  describe_layer<kConv3, T>(a, vectors, device, &choice);
+  describe_layer<kConv2, T>(a, vectors.conv2, device, &choice);
+  describe_layer<kConv1, T>(a, vectors.others, device, &choice);
+  describe_layer<kConv3, T>(a, vectors.others, device, &choice);
   return choice;
 }
 
@@ -160,21 +210,23 @@ int run_prepare(const BottleneckArguments& a, void* stream) {
   return blocks == 0 ? 0 : launch<PrepareKernel<T, kVector>>(blocks, 1, a, stream);
 }
 
-// `vectors`: 16-byte accesses fit all channel counts and pointers.
 template <class T>
-int run_all(const BottleneckArguments& a, bool vectors, void* stream) {
+int run_all(const BottleneckArguments& a, Vectors vectors, void* stream) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const DeviceTraits device = device_traits();
-  int error = vectors ? run_prepare<T, kVector>(a, stream) : run_prepare<T, 1>(a, stream);
-  if (error == 0) error = run_layer<kConv1, T>(a, vectors, device, stream);
-  if (error == 0) error = run_layer<kConv2, T>(a, vectors, device, stream);
-  if (error == 0) error = run_layer<kConv3, T>(a, vectors, device, stream);
+  int error = vectors.others ? run_prepare<T, kVector>(a, stream) : run_prepare<T, 1>(a, stream);
+  if (error == 0) error = run_layer<kConv1, T>(a, vectors.others, device, stream);
+  if (error == 0) error = run_layer<kConv2, T>(a, vectors.conv2, device, stream);
+  if (error == 0 && a.excites) {
+    error = vectors.others ? run_excitation<T, kVector>(a, stream) : run_excitation<T, 1>(a, stream);
+  }
+  if (error == 0) error = run_layer<kConv3, T>(a, vectors.others, device, stream);
   return error;
 }
 
 // One unit of compilation each, so that a build can run them side by side.
-int run_float(const BottleneckArguments& arguments, bool vectors, void* stream);
-int run_half(const BottleneckArguments& arguments, bool vectors, void* stream);
+int run_float(const BottleneckArguments& arguments, Vectors vectors, void* stream);
+int run_half(const BottleneckArguments& arguments, Vectors vectors, void* stream);
 
 }  // namespace cuda
 }  // namespace dyndeploy

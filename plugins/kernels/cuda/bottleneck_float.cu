@@ -3,7 +3,7 @@
 namespace dyndeploy {
 namespace cuda {
 
-int run_float(const BottleneckArguments& arguments, bool vectors, void* stream) {
+int run_float(const BottleneckArguments& arguments, Vectors vectors, void* stream) {
   return run_all<float>(arguments, vectors, stream);
 }
 

@@ -3,7 +3,7 @@
 namespace dyndeploy {
 namespace cuda {
 
-int run_half(const BottleneckArguments& arguments, bool vectors, void* stream) {
+int run_half(const BottleneckArguments& arguments, Vectors vectors, void* stream) {
   return run_all<Half>(arguments, vectors, stream);
 }
 

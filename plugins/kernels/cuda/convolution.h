@@ -70,31 +70,44 @@ struct ConvolutionKernel {
     p.sample = kLayer == kConv2 ? block.y / a.shape.groups : block.y;
     p.row0 = row_tile * Tile::kRows;
     p.column0 = column_tile * Tile::kColumns;
+    if (!find_rows(a, Tile::kRows, p)) return false;
     if (kChannels) {
-      p.rows = p.active = kLayer == kConv1 ? a.in_pixels : a.out_pixels;
-      if (a.spatial) {
-        const SampleRows& rows = a.samples[p.sample];
-        p.rows = p.active = kLayer == kConv1 ? rows.in_count : rows.out_count;
-      }
       const int* start = a.channel_start + static_cast<std::size_t>(p.sample) * (a.shape.groups + 1);
       p.base = start[p.group];
       p.depth = kLayer == kConv2 ? start[p.group + 1] - p.base : start[a.shape.groups];
       p.columns = p.depth;
-      if (kLayer == kConv3 && a.shape.projection) p.rows = a.out_pixels;
     } else {
-      p.rows = p.active = a.shape.batch * (kLayer == kConv1 ? a.in_pixels : a.out_pixels);
-      if (a.spatial) {
-        const SampleRows& totals = a.samples[a.shape.batch];
-        p.active = kLayer == kConv1 ? totals.in_start : totals.out_start;
-        if (kLayer != kConv3 || !a.shape.projection) p.rows = p.active;
-      }
       p.base = p.group * a.group_channels;
       p.depth = kLayer == kConv2 ? a.group_channels : a.shape.middle;
       p.columns = p.depth;
     }
     if (kLayer == kConv1) p.depth = a.shape.inputs;
     if (kLayer == kConv3) p.columns = a.shape.outputs;
-    return p.row0 < p.rows && p.column0 < p.columns;
+    return p.column0 < p.columns;
+  }
+
+  // Length of the list; false when a tile of `size` rows from row0 on has none to compute.
+  static DYN_DEVICE bool find_rows(const Arguments& a, int size, Place& p) {
+    const int pixels = kLayer == kConv1 ? a.in_pixels : a.out_pixels;
+    p.rows = p.active = kChannels ? pixels : a.shape.batch * pixels;
+    if (a.spatial) {
+      const SampleRows& rows = a.samples[kChannels ? p.sample : a.shape.batch];
+      if (kLayer == kConv1) {
+        p.active = kChannels ? rows.in_count : rows.in_start;
+      } else if (kLayer == kConv3 || !a.dense_mean) {
+        p.active = kChannels ? rows.out_count : rows.out_start;
+      } else if (kChannels) {
+        p.active = rows.out_count > 0 ? pixels : 0;
+      }
+      if (kLayer != kConv3 || !a.shape.projection) p.rows = p.active;
+    }
+    if (p.row0 >= p.rows) return false;
+    if (kChannels || kLayer != kConv2 || !a.dense_mean) return true;
+    const int last = smaller(p.row0 + size, p.rows) - 1;
+    for (int n = p.row0 / pixels; n <= last / pixels; ++n) {
+      if (a.samples[n].out_count > 0) return true;
+    }
+    return false;
   }
 
   // Row i of the block's list.
@@ -107,7 +120,9 @@ struct ConvolutionKernel {
     }
     int slot = i + (kChannels ? p.sample * a.out_pixels : 0);
     int pixel = slot;
-    if (a.spatial) {
+    if (kLayer == kConv2 && a.dense_mean) {
+      if (!kChannels && a.samples[pixel / a.out_pixels].out_count == 0) return {-1, -1, 0, 0};
+    } else if (a.spatial) {
       slot = i;
       if (kChannels) {
         const int start = a.samples[p.sample].out_start;
@@ -117,6 +132,7 @@ struct ConvolutionKernel {
         }
       }
       pixel = a.out_list[slot];
+      if (a.dense_mean) slot = pixel;
     }
     if (kLayer == kConv3 && !a.shape.projection) return {pixel, slot, pixel, 0};
     const int sample = pixel / a.out_pixels, at = pixel % a.out_pixels;
@@ -299,21 +315,24 @@ struct ConvolutionKernel {
     if (kLayer == kConv1) {
       if (!kChannels) return relu(sum + a.tensors.b1[column]);
       const float bias = a.tensors.b1[channels(a, p)[column]];
-      return relu(sum + bias) - relu(bias);
+      return relu(sum + bias) - (a.excites ? 0.0f : relu(bias));
     }
     if (kLayer == kConv2) {
       if (!kChannels) return relu(sum + a.tensors.b2[p.base + column]);
       const int channel = channels(a, p)[column];
+      if (a.excites) return relu(sum + a.tensors.b2[channel]);
       return relu(sum + a.tensors.border_bias[border * a.shape.middle + channel]) -
              relu(a.tensors.b2[channel]);
     }
-    if (row.first >= 0) sum += kChannels ? a.tensors.skipped_output[column] : a.tensors.b3[column];
+    if (row.first >= 0) {
+      sum += kChannels && !a.excites ? a.tensors.skipped_output[column] : a.tensors.b3[column];
+    }
     if (a.shape.projection) sum += a.tensors.bd[column];
     return sum;
   }
 
   static DYN_DEVICE void write(const Arguments& a, const Place& p, const Row& row, int column,
-                               const float* sums) {
+                               const float* sums, int count = Tile::kRun) {
     constexpr int kRun = Tile::kRun;
     if (row.pixel < 0 || column >= p.columns) return;
     const int width = kLayer == kConv3 ? a.shape.outputs : a.shape.middle;
@@ -342,7 +361,7 @@ struct ConvolutionKernel {
       store_vector(to, v);
       return;
     }
-    for (int e = 0; e < kRun && column + e < p.columns; ++e) {
+    for (int e = 0; e < count && column + e < p.columns; ++e) {
       float result = value(a, p, row, border, column + e, sums[e]);
       if (kLayer == kConv3) result = relu(shortcut != nullptr ? result + to_float(shortcut[e]) : result);
       from_float(result, to[e]);

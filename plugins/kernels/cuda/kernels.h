@@ -14,6 +14,8 @@ namespace cuda {
 enum class Type : std::int32_t { kFloat = 0, kHalf = 1 };
 
 // One dynamic bottleneck: relu(conv3(relu(conv2(relu(conv1(x))))) + shortcut), batch normalisation folded.
+// With a squeeze-and-excitation what conv3 reads is multiplied, channel by channel, with
+// sigmoid(we relu(ws mean + bs) + be), where `mean` is that of the map behind conv2.
 struct BottleneckShape {
   int batch, height, width;
   int inputs, middle, outputs;   // C, M, Co
@@ -21,6 +23,8 @@ struct BottleneckShape {
   bool projection;               // else outputs == inputs and stride == 1
   int mask_height, mask_width;   // 0: every pixel is active. (1, 1) skips whole samples (layer skipping)
   int channel_groups;            // 0: every channel is active
+  int squeeze;                   // S, the width of a squeeze-and-excitation; 0: there is none
+  bool pool_active;              // its mean is over active pixels, else over all of a sample that has any
 };
 
 // Device pointers. Weights have the element type of x and the layout of pack.py / the TensorRT graph:
@@ -31,14 +35,18 @@ struct BottleneckShape {
 //   2 left, 3 right taps outside); skipped_output (Co): b3 + w3 . relu(b2). With them conv1 gives relu(.) -
 //   relu(b1) on active channels, conv2 adds border_bias, conv3 adds skipped_output, and skipped channels
 //   contribute nothing.
+// With a squeeze-and-excitation the channel mask stands behind the ReLUs: skipped channels are zero, and
+// there are no such constants. ws (M, S), we (S, M).
 struct BottleneckTensors {
   const void* x;
   const float* spatial_mask;  // (N, 1, mask_height, mask_width) or nullptr
   const float* channel_mask;  // (N, channel_groups) or nullptr
   const void *w1, *w2, *w3, *wd;
   const float *b1, *b2, *b3, *bd;
-  const float *border_bias, *skipped_output;  // with channel_mask only
+  const float *border_bias, *skipped_output;  // with channel_mask only, and without ws
   void* y;
+  const void *ws, *we;
+  const float *bs, *be;
 };
 
 // 0 or a cudaError_t. `shape` must satisfy check_bottleneck().

@@ -64,11 +64,18 @@ DYN_DEVICE Counts count_chunk(const BottleneckArguments& a, int sample, int t) {
   Counts counts = {0, 0};
   const Chunk out(t, a.out_pixels);
   for (int p = out.begin; p < out.end; ++p) counts.out += mask.at(p / a.out_width, p % a.out_width) ? 1 : 0;
+  if (a.dense_mean) return counts;
   const Chunk in(t, a.in_pixels);
   for (int p = in.begin; p < in.end; ++p) {
     counts.in += is_read(a.shape, mask, p / a.shape.width, p % a.shape.width) ? 1 : 0;
   }
   return counts;
+}
+
+// Those of a sample, from the sums of its chunks.
+DYN_DEVICE Counts whole_sample(const BottleneckArguments& a, Counts sums) {
+  if (a.dense_mean) sums.in = sums.out > 0 ? a.in_pixels : 0;
+  return sums;
 }
 
 // Inclusive prefix sums over the block, left in `sums`.
@@ -95,8 +102,9 @@ struct CountKernel {
     scan(sums);
     for_threads<kThreads>([&](int t) {
       if (t == 0) {
-        a.samples[block.x].out_count = sums[kThreads - 1].out;
-        a.samples[block.x].in_count = sums[kThreads - 1].in;
+        const Counts counts = whole_sample(a, sums[kThreads - 1]);
+        a.samples[block.x].out_count = counts.out;
+        a.samples[block.x].in_count = counts.in;
       }
     });
   }
@@ -172,10 +180,11 @@ struct PrepareKernel {
     for_threads<kThreads>([&](int t) {
       if (a.shape.batch == 1 && t == kThreads - 1) {
         before = {0, 0};
-        total = sums[t];
+        total = whole_sample(a, sums[t]);
       }
     });
     sync();
+    const bool some = sums[kThreads - 1].out > 0;
     for_threads<kThreads>([&](int t) {
       const MaskView mask(a, sample);
       const Chunk out(t, a.out_pixels);
@@ -187,9 +196,9 @@ struct PrepareKernel {
         a.out_list[to] = first + p;
       }
       const Chunk in(t, a.in_pixels);
-      int read = before.in + sums[t].in - own[t].in;
+      int read = before.in + (a.dense_mean ? in.begin : sums[t].in - own[t].in);
       for (int p = in.begin; p < in.end; ++p) {
-        if (is_read(a.shape, mask, p / a.shape.width, p % a.shape.width)) {
+        if (a.dense_mean ? some : is_read(a.shape, mask, p / a.shape.width, p % a.shape.width)) {
           a.in_list[read++] = sample * a.in_pixels + p;
         }
       }

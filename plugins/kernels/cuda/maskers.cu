@@ -1,12 +1,12 @@
 // Maskers: pooling and a small product, bound by reading x once. Sums are floats in a fixed order.
 #include "kernels.h"
 #include "platform.h"
+#include "pooling.h"
 
 namespace dyndeploy {
 namespace cuda {
 namespace {
 
-constexpr int kPoolThreads = 256;
 constexpr int kLanes = 32;  // that share one output of a linear layer
 
 // Sum over the block in a fixed tree, left in sums[0].
@@ -84,64 +84,20 @@ struct ChannelMaskerArguments {
   int parts;
 };
 
-// Parts of a sample that are summed side by side. Of the shape alone, so that a result does not depend on the
-// device.
-int pooling_parts(const ChannelMaskerShape& s) {
-  const int parts = divide_up(s.height * s.width, 64);
-  return parts > 32 ? 32 : parts;
-}
-
-// Sums of one part of a sample's pixels, for all channels. Threads that share a channel take turns with the
-// pixels.
+// Sums of one part of a sample's pixels, for all channels.
 template <class T, int kVector>
 struct PoolKernel {
   using Arguments = ChannelMaskerArguments;
   static constexpr int kThreads = kPoolThreads;
   static constexpr int kBlocks = 2;
 
-  struct Sums {
-    float v[kVector];
-  };
-
   static DYN_DEVICE void run(const Arguments& a, Index block) {
-    DYN_SHARED_ARRAY(Sums, sums, kPoolThreads);
     const ChannelMaskerShape& s = a.shape;
     const int sample = block.y, part = block.x;
     const int pixels = s.height * s.width;
-    const int size = divide_up(pixels, a.parts);
-    const int begin = smaller(part * size, pixels), end = smaller(begin + size, pixels);
     const T* x = static_cast<const T*>(a.x) + static_cast<std::size_t>(sample) * pixels * s.channels;
-    float* partial = a.partial + (static_cast<std::size_t>(sample) * a.parts + part) * s.channels;
-    const int runs = s.channels / kVector;
-    const int side = smaller(runs, kThreads), turns = kThreads / side;
-    for (int run0 = 0; run0 < runs; run0 += side) {
-      for_threads<kThreads>([&](int t) {
-        const int run = run0 + t % side, turn = t / side;
-        float sum[kVector] = {};
-        if (run < runs && turn < turns) {
-          DYN_UNROLL4
-          for (int p = begin + turn; p < end; p += turns) {
-            const Vector<T, kVector> v =
-                load_vector<T, kVector>(x + static_cast<std::size_t>(p) * s.channels + run * kVector);
-            DYN_UNROLL
-            for (int e = 0; e < kVector; ++e) sum[e] += to_float(v.v[e]);
-          }
-        }
-        DYN_UNROLL
-        for (int e = 0; e < kVector; ++e) sums[t].v[e] = sum[e];
-      });
-      sync();
-      for_threads<kThreads>([&](int t) {
-        const int run = run0 + t;
-        if (t >= side || run >= runs) return;
-        for (int e = 0; e < kVector; ++e) {
-          float sum = 0.0f;
-          for (int turn = 0; turn < turns; ++turn) sum += sums[turn * side + t].v[e];
-          partial[run * kVector + e] = sum;
-        }
-      });
-      sync();
-    }
+    sum_rows<T, kVector>(x, pixels, s.channels, s.channels, part, a.parts,
+                         a.partial + (static_cast<std::size_t>(sample) * a.parts + part) * s.channels);
   }
 };
 
@@ -239,14 +195,14 @@ int run_spatial_masker(const SpatialMaskerShape& shape, Type type, const void* x
 std::size_t channel_masker_workspace(const ChannelMaskerShape& s) {
   const std::size_t batch = static_cast<std::size_t>(s.batch);
   const std::size_t channels = batch * static_cast<std::size_t>(s.channels) * sizeof(float);
-  return round_up(static_cast<std::size_t>(pooling_parts(s)) * channels) + round_up(channels) +
-         round_up(batch * static_cast<std::size_t>(s.hidden) * sizeof(float));
+  return round_up(static_cast<std::size_t>(pooling_parts(s.height * s.width)) * channels) +
+         round_up(channels) + round_up(batch * static_cast<std::size_t>(s.hidden) * sizeof(float));
 }
 
 int run_channel_masker(const ChannelMaskerShape& shape, Type type, const void* x, const float* hidden_weight,
                        const float* hidden_bias, const float* weight, const float* bias, float* mask,
                        void* workspace, void* stream) {
-  const int parts = pooling_parts(shape);
+  const int parts = pooling_parts(shape.height * shape.width);
   const std::size_t channels =
       static_cast<std::size_t>(shape.batch) * static_cast<std::size_t>(shape.channels) * sizeof(float);
   char* memory = static_cast<char*>(workspace);

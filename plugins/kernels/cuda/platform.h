@@ -123,6 +123,7 @@ DYN_DEVICE void from_float(float v, float& out) { out = v; }
 DYN_DEVICE void from_float(float v, Half& out) { out = __float2half_rn(v); }
 
 DYN_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+DYN_DEVICE float exponential(float v) { return expf(v); }
 
 DYN_DEVICE HalfPair zero_pair() { return __float2half2_rn(0.0f); }
 DYN_DEVICE HalfPair both_low(HalfPair v) { return __low2half2(v); }
@@ -293,6 +294,7 @@ inline void from_float(float v, float& out) { out = v; }
 inline void from_float(float v, Half& out) { out.bits = host::float_to_half(v); }
 
 inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+inline float exponential(float v) { return std::exp(v); }
 inline HalfPair zero_pair() { return {{0}, {0}}; }
 inline HalfPair both_low(HalfPair v) { return {v.first, v.first}; }
 inline HalfPair both_high(HalfPair v) { return {v.second, v.second}; }
