@@ -15,6 +15,7 @@ from dyndeploy.ops import OperatorSpec, Role
 from dyndeploy.ops.gates import CHANNEL
 
 TENSORS = ("w1", "w2", "w3", "wd", "b1", "b2", "b3", "bd", "border_bias", "skipped_output")
+EXCITATION = ("ws", "we", "bs", "be")
 """Order of the constants in the C interface (tests/plugins/kernels_cuda_c.cpp)."""
 KINDS = {torch.float32: 0, torch.float16: 1}
 
@@ -76,6 +77,7 @@ class Kernels:
             + [int("wd" in named)]
             + ([0, 0] if spatial is None else list(spatial.shape[2:]))
             + [0 if channel is None else channel.shape[1]]
+            + [named["ws"].shape[1] if "ws" in named else 0, int(attributes.get("pool_active", 0))]
         )
         kind = KINDS[x.dtype]
         message = self._library.dyn_check_bottleneck(sizes, kind)
@@ -84,6 +86,7 @@ class Kernels:
         y = x.new_empty(batch, (height - 1) // stride + 1, (width - 1) // stride + 1, outputs)
         workspace = _bytes(x, self._library.dyn_bottleneck_workspace(sizes, kind))
         given = [x, spatial, channel, *(named.get(name) for name in TENSORS), y]
+        given += [named.get(name) for name in EXCITATION]
         pointers = (ctypes.c_void_p * len(given))(*(None if v is None else v.data_ptr() for v in given))
         _raise(spec, self._library.dyn_bottleneck(sizes, kind, pointers, _pointer(workspace), _stream(x)))
         return y
