@@ -89,7 +89,7 @@ class Builder : public rapidjson::BaseReaderHandler<rapidjson::UTF8<>, Builder> 
 };
 
 void append_escaped(std::string& out, unsigned value) {
-  char text[8];
+  char text[12];
   std::snprintf(text, sizeof text, "\\u%04x", value);
   out += text;
 }
