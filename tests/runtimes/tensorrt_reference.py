@@ -41,12 +41,14 @@ def bottleneck(
     stride: int,
     dilation: int,
     group: int,
+    pool_active: bool = False,
 ) -> np.ndarray:
     kind = x.dtype
-    projection = "wd" in weights
-    for name in ("w1", "w2", "w3", *(["wd"] if projection else [])):
+    projection, excites = "wd" in weights, "ws" in weights
+    matrices = {"w1", "w2", "w3", "wd", "ws", "we"}
+    for name in matrices & set(weights):
         assert weights[name].dtype == kind or (MIXED and weights[name].dtype == np.float16), name
-    for name in set(weights) - {"w1", "w2", "w3", "wd"}:
+    for name in set(weights) - matrices:
         assert weights[name].dtype == np.float32, name
     w = {name: value.astype(np.float32) for name, value in weights.items()}
     a = x.astype(np.float32)
@@ -58,7 +60,7 @@ def bottleneck(
     first = relu(a @ w["w1"] + w["b1"])
     if channel is not None:
         active = np.repeat(channel > 0.5, hidden // channel.shape[1], axis=1)[:, None, None, :]
-        first = np.where(active, first - relu(w["b1"]), 0)
+        first = np.where(active, first - (0 if excites else relu(w["b1"])), 0)
     first = first.astype(kind).astype(np.float32)
     padded = np.pad(first, ((0, 0), (dilation,) * 2, (dilation,) * 2, (0, 0)))
     second = np.zeros((batch, out_height, out_width, hidden), np.float32)
@@ -71,8 +73,8 @@ def bottleneck(
             part = slice(g * per_group, (g + 1) * per_group)
             rows = w["w2"][g, tap * per_group : (tap + 1) * per_group]
             second[..., part] += seen[..., part] @ rows
-    if channel is None:
-        second = relu(second + w["b2"])
+    if channel is None or excites:
+        second = np.where(active, relu(second + w["b2"]), 0)
     else:
         border = np.zeros((out_height, out_width), int)
         y, z = np.arange(out_height) * stride, np.arange(out_width) * stride
@@ -81,11 +83,17 @@ def bottleneck(
         assert w["border_bias"].shape == (16, hidden)
         second = np.where(active, relu(second + w["border_bias"][border]) - relu(w["b2"]), 0)
     second = second.astype(kind).astype(np.float32)
-    third = second @ w["w3"] + (w["b3"] if channel is None else w["skipped_output"])
+    shown = None if spatial is None else upsampled(spatial, out_height, out_width)
+    if excites:
+        pixels = np.ones((batch, out_height, out_width, 1), bool) if shown is None or not pool_active else shown
+        mean = (second * pixels).sum((1, 2)) / np.maximum(pixels.sum((1, 2)), 1)
+        gate = relu(mean @ w["ws"] + w["bs"]) @ w["we"] + w["be"]
+        second = (second / (1 + np.exp(-gate))[:, None, None]).astype(kind).astype(np.float32)
+    third = second @ w["w3"] + (w["b3"] if channel is None or excites else w["skipped_output"])
     identity = a[:, ::stride, ::stride] @ w["wd"] + w["bd"] if projection else a
     output = relu(identity + third)
-    if spatial is not None:
-        output = np.where(upsampled(spatial, out_height, out_width), output, relu(identity) if projection else identity)
+    if shown is not None:
+        output = np.where(shown, output, relu(identity) if projection else identity)
     return output.astype(kind)
 
 
@@ -117,7 +125,7 @@ def run_operator(name: str, inputs: tuple[np.ndarray, ...], attributes: dict[str
     names = [port.name for port in spec.inputs]
     if "Masker" in name:
         return masker(name, inputs[0], list(inputs[1:]), attributes)
-    if "Channel" in name:
+    if "Channel" in name and "ws" not in names:
         names += ["border_bias", "skipped_output"]
     given = dict(zip(names, inputs, strict=True))
     x = given.pop("x")
@@ -132,6 +140,7 @@ def run_operator(name: str, inputs: tuple[np.ndarray, ...], attributes: dict[str
         stride=int(attributes["strides"][0]),
         dilation=int(attributes["dilations"][0]),
         group=int(attributes["group"]),
+        pool_active=bool(attributes.get("pool_active", 0)),
     )
 
 
