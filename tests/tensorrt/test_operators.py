@@ -92,7 +92,7 @@ def repack(spec: OperatorSpec, shapes: Shapes, group: int) -> Shapes:
     by_name = dict(zip([port.name for port in spec.inputs], shapes, strict=True))
     if "w1" not in by_name:
         return shapes
-    for name in ("w1", "w3", "wd"):
+    for name in ("w1", "w3", "wd", "ws", "we"):
         if name in by_name:
             by_name[name] = by_name[name][::-1]
     outputs, inputs, _, _ = by_name["w2"]
@@ -108,7 +108,7 @@ def calls(draw: st.DrawFn, spec: OperatorSpec) -> tuple[dict[str, Any], Shapes]:
     """Attributes and input shapes, right ones, in the layout of ``dyndeploy.ops``."""
     size = st.integers(1, 9)
     sizes = {letter: draw(st.integers(1, 40)) for letter in ("H", "W")}
-    sizes |= {"N": draw(size), "C": draw(size), "g": draw(size), "G": draw(size), "h": draw(size)}
+    sizes |= {letter: draw(size) for letter in ("N", "C", "g", "G", "h", "S")}
     group, stride, dilation = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2])), draw(st.integers(1, 3))
     projection = "wd" in {port.name for port in spec.inputs}
     stride = stride if projection else 1
@@ -125,6 +125,7 @@ def calls(draw: st.DrawFn, spec: OperatorSpec) -> tuple[dict[str, Any], Shapes]:
         "group": group,
         "mask_height": sizes["mh"],
         "mask_width": sizes["mw"],
+        "pool_active": draw(st.sampled_from([0, 1])),
     }
     wanted = {attribute.name for attribute in spec.attributes}
     shapes = [tuple(sizes[letter] for letter in port.shape) for port in spec.inputs]
@@ -141,7 +142,7 @@ def test_the_operators_are_the_same(described: Described) -> None:
 
 def test_element_types(described: Described) -> None:
     for name, spec in PLUGINS.items():
-        weights = {"w1", "w2", "w3", "wd"}
+        weights = {"w1", "w2", "w3", "wd", "ws", "we"}
         for port, _, element in described.inputs[name]:
             assert element == ("data" if port in weights | {"x"} else "float"), (name, port)
         assert described.output[name][2] == ("float" if spec.decides else "data")
