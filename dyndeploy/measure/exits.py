@@ -19,7 +19,7 @@ from dyndeploy.measure.energy import Energy
 from dyndeploy.measure.inputs import Schedule, input_batches
 from dyndeploy.measure.loop import Clock, Paired, Progress, time_exits
 from dyndeploy.measure.profile import DATA, typical_ratio
-from dyndeploy.measure.result import bundle_facts, samples_of
+from dyndeploy.measure.result import bundle_facts, device_facts, samples_of
 from dyndeploy.measure.samples import Samples
 from dyndeploy.measure.turn import machine_turn
 from dyndeploy.prediction import bundle_record, exit_shares
@@ -30,7 +30,6 @@ from dyndeploy.runtimes.machine import machine_facts
 from dyndeploy.runtimes.native import bodies_note, operator_code
 from dyndeploy.runtimes.onnxruntime import PROVIDER_OF
 from dyndeploy.runtimes.tensorrt_engine import EngineSettings
-from dyndeploy.targets import device_of_gpu
 
 SCHEMA_VERSION = 1
 KIND = "measured_exits"
@@ -349,13 +348,7 @@ def profile_exits(
         branched,
         shares,
         machine=machine | ({} if gpu is None else {"gpu": str(gpu)}) | {"warnings": notes},
-        device="cpu" if gpu is None else device_of_gpu(gpu.name) or gpu.name,
-        runtime={
-            "name": info.runtime,
-            "version": info.version,
-            "provider": info.provider,
-            **({} if choice is None else {"why": choice.reason}),
-        },
+        **device_facts(info, None if gpu is None else gpu.name, choice),
         threads=threads,
         settings={"rounds": rounds, "warmup": warmup, "images": source},
         note=note,

@@ -16,10 +16,31 @@ from dyndeploy.measure.loop import Paired, Visit
 from dyndeploy.measure.profile import DATA, FORCED, STATIC_NAME, BlockTimes, Profile, RateResult
 from dyndeploy.measure.samples import Samples
 from dyndeploy.prediction import bundle_record
-from dyndeploy.runtimes import NodeTime
+from dyndeploy.runtimes import NodeTime, SessionInfo
+from dyndeploy.runtimes.choice import RuntimeChoice
+from dyndeploy.targets import device_of_gpu
 
 GroupTimes = tuple[Mapping[str, float], Mapping[str, float]]
 """Milliseconds by block of the static twin and of the dynamic network; empty where the runtime gives none."""
+
+
+def device_facts(info: SessionInfo, gpu_name: str | None, choice: RuntimeChoice | None) -> dict[str, Any]:
+    """What a profile says about what computed: ``device`` and ``runtime``.
+
+    Args:
+        info: Of a session that was measured.
+        gpu_name: CUDA's name of the GPU; None for the CPU.
+        choice: What was decided to run, with its reason; None where nobody was asked.
+    """
+    return {
+        "device": "cpu" if gpu_name is None else device_of_gpu(gpu_name) or gpu_name,
+        "runtime": {
+            "name": info.runtime,
+            "version": info.version,
+            "provider": info.provider,
+            **({} if choice is None else {"why": choice.reason}),
+        },
+    }
 
 
 def bundle_facts(bundle: Bundle, precision: str) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dyndeploy.blocks import ConvLinearChannelMasker, Gate, MlpChannelMasker, SpatialMasker
+from dyndeploy.blocks import ConvLinearChannelMasker, Gate, LoweredCall, MlpChannelMasker, SpatialMasker
 from dyndeploy.blocks.block import run_dense
+from dyndeploy.blocks.folding import fold_batch_norm
 from dyndeploy.blocks.gates import Temperature
 from dyndeploy.errors import UsageError, unknown_name
 from dyndeploy.nets.checkpoint_rules import joined
@@ -246,6 +247,32 @@ class LaudBlock:
             "pads": [self.dilation] * 4,
             "group": self.groups,
         }
+
+    def lowered(
+        self, layers: Mapping[str, tuple[nn.Conv2d, nn.BatchNorm2d]], further: Mapping[str, Tensor]
+    ) -> LoweredCall:
+        """Return the call of the fused operator.
+
+        Args:
+            layers: Convolutions with their BatchNorm, which is folded into them, by the last letter of the operator's
+                weight: ``1``, ``2``, ``3``, and ``d`` for a projection.
+            further: Other weights of the operator, by name.
+
+        Raises:
+            UsageError: More than one spatial mask group, for which there is no operator.
+        """
+        self.check_spatial_groups()
+        tensors: dict[str, Tensor] = {}
+        for name, (conv, norm) in layers.items():
+            weight, bias = fold_batch_norm(conv, norm)
+            tensors |= {f"w{name}": weight if name == "2" else weight.flatten(1), f"b{name}": bias}
+        return LoweredCall(
+            self.operator.name,
+            tensors | dict(further),
+            self.attributes,
+            channels_last=True,
+            rectified=self.masker_spatial is not None and not self.projected,
+        )
 
     def gates(self) -> Mapping[str, Gate]:
         """Return the maskers: ``spatial`` or ``layer``, and ``channel``; nothing in mode "static"."""

@@ -16,7 +16,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from dyndeploy.blocks import ConvLinearChannelMasker, LoweredCall, MlpChannelMasker, SpatialMasker
-from dyndeploy.blocks.folding import fold_batch_norm
 from dyndeploy.blocks.gates import expand_groups
 from dyndeploy.errors import UsageError
 from dyndeploy.nets.backbone import ConvNormAct, convolutions
@@ -221,25 +220,17 @@ class LaudRegNetBlock(LaudBlock, RegNetBlock):  # type: ignore[misc]
         Raises:
             UsageError: More than one spatial mask group, for which there is no operator.
         """
-        self.check_spatial_groups()
-        tensors: dict[str, Tensor] = {}
-        layers: dict[str, nn.Module | None] = {"1": self.f.a, "2": self.f.b, "3": self.f.c, "d": self.proj}
-        for name, layer in layers.items():
+        layers: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]] = {}
+        for name, layer in {"1": self.f.a, "2": self.f.b, "3": self.f.c, "d": self.proj}.items():
             if isinstance(layer, ConvNormAct):
                 conv, norm = layer[0], layer[1]
                 assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-                weight, bias = fold_batch_norm(conv, norm)
-                tensors |= {f"w{name}": weight if name == "2" else weight.flatten(1), f"b{name}": bias}
+                layers[name] = (conv, norm)
+        further: dict[str, Tensor] = {}
         for name, linear in (("s", self.f.se.fc1), ("e", self.f.se.fc2)):
             assert linear.bias is not None
-            tensors |= {f"w{name}": linear.weight.detach().flatten(1), f"b{name}": linear.bias.detach()}
-        return LoweredCall(
-            self.operator.name,
-            tensors,
-            self.attributes,
-            channels_last=True,
-            rectified=self.masker_spatial is not None and not self.projected,
-        )
+            further |= {f"w{name}": linear.weight.detach().flatten(1), f"b{name}": linear.bias.detach()}
+        return self.lowered(layers, further)
 
 
 _OPERATORS: Mapping[str, str] = {

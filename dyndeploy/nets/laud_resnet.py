@@ -16,7 +16,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from dyndeploy.blocks import LoweredCall
-from dyndeploy.blocks.folding import fold_batch_norm
 from dyndeploy.blocks.gates import expand_groups
 from dyndeploy.errors import UsageError
 from dyndeploy.nets.laud import (
@@ -169,23 +168,12 @@ class LaudBottleneck(LaudBlock, BottleneckLayers):
         Raises:
             UsageError: More than one spatial mask group, for which there is no operator.
         """
-        self.check_spatial_groups()
         layers = {"1": (self.conv1, self.bn1), "2": (self.conv2, self.bn2), "3": (self.conv3, self.bn3)}
         if self.downsample is not None:
             conv, norm = self.downsample[0], self.downsample[1]
             assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
             layers["d"] = (conv, norm)
-        tensors: dict[str, Tensor] = {}
-        for name, (conv, norm) in layers.items():
-            weight, bias = fold_batch_norm(conv, norm)
-            tensors |= {f"w{name}": weight if name == "2" else weight.flatten(1), f"b{name}": bias}
-        return LoweredCall(
-            self.operator.name,
-            tensors,
-            self.attributes,
-            channels_last=True,
-            rectified=self.masker_spatial is not None and self.downsample is None,
-        )
+        return self.lowered(layers, {})
 
     @property
     def operator(self) -> OperatorSpec:

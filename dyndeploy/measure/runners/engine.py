@@ -21,13 +21,12 @@ from dyndeploy.measure.inputs import (
 )
 from dyndeploy.measure.loop import DeviceClock, Paired, time_rounds
 from dyndeploy.measure.profile import DATA, Profile
-from dyndeploy.measure.result import GroupTimes, assemble, group_times
+from dyndeploy.measure.result import GroupTimes, assemble, device_facts, group_times
 from dyndeploy.measure.turn import machine_turn
 from dyndeploy.runtimes import TensorRTSession
 from dyndeploy.runtimes.choice import RuntimeChoice
 from dyndeploy.runtimes.machine import machine_facts
 from dyndeploy.runtimes.tensorrt_engine import EngineSettings
-from dyndeploy.targets import device_of_gpu
 
 STATIC, DYNAMIC, FORCED = "static", "dynamic", "forced"
 """The three graphs: the twin, the graph as deployed, and the one that takes its masks from inputs."""
@@ -141,13 +140,7 @@ def profile_engine(
         pairs,
         times,
         machine={**machine, "gpu": info.provider, "warnings": notes},
-        device=device_of_gpu(gpu.name) or gpu.name,
-        runtime={
-            "name": info.runtime,
-            "version": info.version,
-            "provider": info.provider,
-            **({} if choice is None else {"why": choice.reason}),
-        },
+        **device_facts(info, gpu.name, choice),
         native={
             "path": info.native.path,
             "sha256": info.native.sha256,

@@ -25,7 +25,7 @@ from dyndeploy.measure.inputs import (
 )
 from dyndeploy.measure.loop import Clock, Paired, time_rounds
 from dyndeploy.measure.profile import DATA, Profile
-from dyndeploy.measure.result import GroupTimes, assemble
+from dyndeploy.measure.result import GroupTimes, assemble, device_facts
 from dyndeploy.measure.turn import machine_turn
 from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes import OnnxRuntimeSession
@@ -33,7 +33,6 @@ from dyndeploy.runtimes.base import ONNXRUNTIME
 from dyndeploy.runtimes.choice import RuntimeChoice
 from dyndeploy.runtimes.machine import machine_facts
 from dyndeploy.runtimes.onnxruntime import PROVIDER_OF
-from dyndeploy.targets import device_of_gpu
 
 _NODE_RUNS = 5  # Runs with the node profile, per input.
 _MAX_NODE_INPUTS = 8
@@ -143,13 +142,7 @@ def profile_bundle(
         pairs,
         times,
         machine=machine | ({} if gpu is None else {"gpu": str(gpu)}) | {"warnings": notes},
-        device="cpu" if gpu is None else device_of_gpu(gpu.name) or gpu.name,
-        runtime={
-            "name": info.runtime,
-            "version": info.version,
-            "provider": info.provider,
-            **({} if choice is None else {"why": choice.reason}),
-        },
+        **device_facts(info, None if gpu is None else gpu.name, choice),
         native={
             "path": info.native.path,
             "sha256": info.native.sha256,

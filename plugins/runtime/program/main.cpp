@@ -81,7 +81,10 @@ dyndeploy_image view_of(const Image& image) {
 
 class Program {
  public:
-  Program(const Arguments& arguments, Session& session) : arguments_(arguments), session_(session) {}
+  Program(const Arguments& arguments, Session& session)
+      : arguments_(arguments),
+        session_(session),
+        runtime_(arguments.json ? session.runtime_json(arguments.options.runtime) : std::string()) {}
 
   // Returns how many images failed.
   std::size_t run() {
@@ -268,8 +271,7 @@ class Program {
       line +=
           ", \"class_name\": " +
           (result.classification.class_name ? quoted(result.classification.class_name) : std::string("null"));
-    line += ", \"operators\": " + session_.operators_json() +
-            ", \"runtime\": " + session_.runtime_json(arguments_.options.runtime) +
+    line += ", \"operators\": " + session_.operators_json() + ", \"runtime\": " + runtime_ +
             ", \"preprocessing_ms\": " + number(result.preprocessing_ms);
     if (picture.capture_ms >= 0) line += ", \"capture_ms\": " + number(picture.capture_ms);
     if (arguments_.repeat > 1) line += ", \"repeats\": " + repeats_json(found.ms);
@@ -308,6 +310,7 @@ class Program {
 
   const Arguments& arguments_;
   Session& session_;
+  std::string runtime_;  // as JSON
   bool warm_ = false, titled_ = false;
   std::size_t failed_ = 0;
   long frames_ = 0;
