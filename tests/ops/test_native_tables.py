@@ -119,7 +119,6 @@ X = Port("x", Role.ACTIVATION, ("N", "C"))
         (replace(MASKER, outputs=(X, replace(X, name="y"))), "2 outputs"),
         (replace(MASKER, inputs=(X, replace(X, name="scale", optional=True))), "the optional input scale"),
         (replace(MASKER, inputs=(replace(X, element=Element.INDEX),)), "the index tensor x"),
-        (replace(MASKER, attributes=(Attribute("slope", type=float),)), "the attribute slope, no integer"),
         (replace(MASKER, inputs=(replace(X, shape=("N", "tokens")),)), "the size tokens"),
         (replace(MASKER, inputs=(replace(X, shape=("N", "O", "Co")),)), "the size Co"),
     ],
@@ -127,6 +126,11 @@ X = Port("x", Role.ACTIVATION, ("N", "C"))
 def test_what_the_adapters_cannot_serve_is_refused(spec: OperatorSpec, problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
         operator_tables((spec,))
+
+
+def test_attributes_say_whether_they_are_integers() -> None:
+    text = operator_tables((replace(MASKER, attributes=(Attribute("slope", type=float), Attribute("pads", 4))),))
+    assert '{"slope", 1, true},' in text and '{"pads", 4, false},' in text
 
 
 def test_packing_without_its_constants_is_refused() -> None:

@@ -149,7 +149,7 @@ ENTRY int dyn_transformer(const int* sizes, const float* numbers, int type, void
 ENTRY int dyn_stand_in_transformer_masks(const int* sizes, const float* numbers, int type, const int* rates,
                                          void** t, void* workspace, void* stream) {
   TransformerTensors tensors = tensors_of(t);
-  const TransformerRates asked = {rates[0], rates[1], rates[2]};
+  const TransformerRates asked = {rates[0], rates[1], rates[2], rates[3]};
   const int error = stand_in_masks(block_of(sizes, numbers), static_cast<Type>(type), asked, &tensors,
                                    workspace, stream);
   const float* masks[] = {tensors.token_mask, tensors.head_mask, tensors.attention_mask, tensors.mlp_mask};

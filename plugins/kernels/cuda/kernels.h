@@ -139,9 +139,8 @@ const char* check_transformer(const TransformerShape& shape, Type type);
 std::size_t transformer_workspace(const TransformerShape& shape, Type type);
 int run_transformer(const TransformerShape& shape, Type type, const TransformerTensors& tensors,
                     void* workspace, void* stream);
-// Of a thousand: tokens, heads and sublayers; one mask gets one rate.
 struct TransformerRates {
-  std::int32_t tokens, heads, sublayers;
+  std::int32_t tokens, heads, attention, mlp;  // as TimingRates
 };
 int stand_in_masks(const TransformerShape& shape, Type type, const TransformerRates& rates,
                    TransformerTensors* tensors, void* workspace, void* stream);

@@ -104,8 +104,8 @@ int stand_in_masks(const TransformerShape& shape, Type type, const TransformerRa
     const float** mask;
   } const masks[] = {{shape.token_mask, batch * shape.tokens, rates.tokens, &tensors->token_mask},
                      {shape.head_mask, batch * shape.heads, rates.heads, &tensors->head_mask},
-                     {shape.sublayer_masks, batch, rates.sublayers, &tensors->attention_mask},
-                     {shape.sublayer_masks, batch, rates.sublayers, &tensors->mlp_mask}};
+                     {shape.sublayer_masks, batch, rates.attention, &tensors->attention_mask},
+                     {shape.sublayer_masks, batch, rates.mlp, &tensors->mlp_mask}};
   std::size_t needed = 0;
   for (const auto& mask : masks) needed += mask.used && mask.rate > 0 ? static_cast<std::size_t>(mask.bits) : 0;
   // In place of the normalised rows, which are written when the masks have been read.
