@@ -209,15 +209,21 @@ def transformer(
     result = []
     for n in range(len(x)):
         row = torch.from_numpy(x[n]).double()
-        token = torch.from_numpy(masks["token"][n] > 0.5) if "token" in masks else torch.ones(len(row), dtype=torch.bool)
-        head = torch.from_numpy(masks["head"][n] > 0.5).double() if "head" in masks else torch.ones(block.heads).double()
+        token = (
+            torch.from_numpy(masks["token"][n] > 0.5) if "token" in masks else torch.ones(len(row), dtype=torch.bool)
+        )
+        head = (
+            torch.from_numpy(masks["head"][n] > 0.5).double() if "head" in masks else torch.ones(block.heads).double()
+        )
         full = torch.ones(block.heads).double()
         kept = full if block.head_mode == 2 else head  # of the linear layers
         size = (block.width,)
         if "attention" not in masks or masks["attention"].reshape(-1)[n] > 0.5:
             u = functional.layer_norm(row, size, w["norm1_weight"], w["norm1_bias"], block.epsilon)
             q, k, v = torch.einsum("td,saed->sate", u, w["w_qkv"])
-            q, k, v = ((part + bias[:, None]) * kept[:, None, None] for part, bias in zip((q, k, v), w["b_qkv"], strict=True))
+            q, k, v = (
+                (part + bias[:, None]) * kept[:, None, None] for part, bias in zip((q, k, v), w["b_qkv"], strict=True)
+            )
             scores = torch.einsum("ate,aue->atu", q, k) * block.scale
             scores = scores.masked_fill(~(token[:, None] & token[None]), -torch.inf)
             scores = torch.where(torch.eye(len(row), dtype=torch.bool) & ~token[:, None], 0.0, scores)
@@ -234,16 +240,14 @@ def transformer(
                 inputs = head.repeat_interleave(block.head_width)
             if "head" in masks and block.head_mode == 1:
                 units = head.repeat_interleave(block.hidden // block.heads)
-            hidden = functional.gelu(functional.linear(u * inputs, w["w_fc1"] , w["b_fc1"]) * units)
+            hidden = functional.gelu(functional.linear(u * inputs, w["w_fc1"], w["b_fc1"]) * units)
             out = functional.linear(hidden, w["w_fc2"], w["b_fc2"])
             row = row + (out * token[:, None] if block.token_mlp else out)
         result.append(row)
     return torch.stack(result).numpy()
 
 
-def row_logits(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, normalise: bool, epsilon: float
-) -> np.ndarray:
+def row_logits(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, normalise: bool, epsilon: float) -> np.ndarray:
     """Logits of rows (..., D) with weight (outputs, D): (..., outputs), in double."""
     rows = torch.from_numpy(x).double()
     if normalise:

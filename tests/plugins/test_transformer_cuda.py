@@ -205,7 +205,12 @@ def test_blocks(kernels: ctypes.CDLL, device: Device, kind: int, case: Case, rev
 def several_tiles(names: tuple[str, ...], mode: int, token_mlp: int, wide: bool = False) -> Case:
     """Several tiles of rows, keys, columns and of a head that is wider than one; a batch of different counts."""
     block = Transformer(
-        width=192, heads=2 if wide else 3, head_width=96 if wide else 64, hidden=288, token_mlp=token_mlp, head_mode=mode
+        width=192,
+        heads=2 if wide else 3,
+        head_width=96 if wide else 64,
+        hidden=288,
+        token_mlp=token_mlp,
+        head_mode=mode,
     )
     case = random_case(block, 3, 150, {"token": 0.6, "head": 0.7}, names, 7)
     for name, mask in case.masks.items():
@@ -371,7 +376,14 @@ def test_the_kernels_say_which_tiles_they_take(kernels: ctypes.CDLL, capability:
 
 
 def run_masker(
-    host: Host, kind: int, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, kept: int | None, epsilon: float | None
+    host: Host,
+    kind: int,
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    *,
+    kept: int | None,
+    epsilon: float | None,
 ) -> np.ndarray:
     """``kept`` None: of the class token; ``epsilon`` None: without normalisation."""
     batch, tokens, width = x.shape

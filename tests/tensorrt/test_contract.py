@@ -103,10 +103,10 @@ def node_cases() -> dict[str, Any]:
     """Attributes of every operator, right ones and wrong ones."""
     cases: dict[str, Any] = {}
     for name, spec in PLUGINS.items():
-        right = {attribute.name: [1] * (attribute.length or 1) for attribute in spec.attributes}
+        right = {attribute.name: [attribute.type(1)] * (attribute.length or 1) for attribute in spec.attributes}
         wrong = {f"without {key}": {k: v for k, v in right.items() if k != key} for key in right}
-        wrong |= {f"{key} too long": {**right, key: [*right[key], 1]} for key in right}
-        wrong |= {f"{key} below zero": {**right, key: [-1] * len(right[key])} for key in right}
+        wrong |= {f"{key} too long": {**right, key: [*values, values[0]]} for key, values in right.items()}
+        wrong |= {f"{key} below zero": {**right, key: [-value for value in values]} for key, values in right.items()}
         cases[name] = {"attributes": right, "wrong": {**wrong, "unknown": {**right, "axis": [1]}}}
     return cases
 
