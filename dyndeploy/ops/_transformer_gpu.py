@@ -13,7 +13,7 @@ import numpy as np
 
 from dyndeploy.ops._transformer import ATTENTION_ONLY, WEIGHTS
 from dyndeploy.ops._workspace import transformer_workspace
-from dyndeploy.ops.base import Array, Attributes, Element, KernelSpec, Launch, Port
+from dyndeploy.ops.base import Array, Attributes, Element, KernelSpec, Launch
 
 _ROWS_OF_INPUTS = {
     "w_qkv": ("D", "3", "A", "d"),
@@ -43,7 +43,7 @@ def pack(weights: Mapping[str, Array], attributes: Attributes) -> dict[str, Arra
 
 def block_launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
     """Lists and copies, then norm, qkv, attention, proj, norm, fc1 and fc2."""
-    width, hidden, batch = f["cin"], f["cmid"], f["batch"]
+    width, batch = f["cin"], f["batch"]
     every = f["heads"] * f["head_size"]
     kept = every * f["head_rate"]
     values = every if f["head_mode"] == ATTENTION_ONLY else kept

@@ -106,14 +106,14 @@ namespace {
 // sizes: batch, tokens, width, heads, head width, hidden, whether there are masks of tokens, heads and
 // sublayers, token MLP, head mode. numbers: epsilon, scale.
 TransformerShape block_of(const int* s, const float* numbers) {
-  return {s[0],      s[1],      s[2],      s[3],       s[4],  s[5],      s[6] != 0,
+  return {s[0],      s[1],      s[2],      s[3],  s[4],       s[5],      s[6] != 0,
           s[7] != 0, s[8] != 0, s[9] != 0, s[10], numbers[0], numbers[1]};
 }
 
 TransformerTensors tensors_of(void* const* t) {
   const auto floats = [&](int i) { return static_cast<const float*>(t[i]); };
-  return {t[0],      floats(1), floats(2),  floats(3), floats(4), floats(5), floats(6), t[7], floats(8),
-          t[9],      floats(10), floats(11), floats(12), t[13],     floats(14), t[15],     floats(16), t[17]};
+  return {t[0], floats(1),  floats(2),  floats(3),  floats(4), floats(5),  floats(6), t[7],       floats(8),
+          t[9], floats(10), floats(11), floats(12), t[13],     floats(14), t[15],     floats(16), t[17]};
 }
 
 }  // namespace
@@ -150,8 +150,8 @@ ENTRY int dyn_stand_in_transformer_masks(const int* sizes, const float* numbers,
                                          void** t, void* workspace, void* stream) {
   TransformerTensors tensors = tensors_of(t);
   const TransformerRates asked = {rates[0], rates[1], rates[2], rates[3]};
-  const int error = stand_in_masks(block_of(sizes, numbers), static_cast<Type>(type), asked, &tensors,
-                                   workspace, stream);
+  const int error =
+      stand_in_masks(block_of(sizes, numbers), static_cast<Type>(type), asked, &tensors, workspace, stream);
   const float* masks[] = {tensors.token_mask, tensors.head_mask, tensors.attention_mask, tensors.mlp_mask};
   bool changed = false;
   for (int i = 0; i < 4; ++i) {

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dyndeploy.ops import OPERATORS
 from tests.plugins.reference import MASKS, Transformer, row_logits, transformer, transformer_weights
 from tests.plugins.test_kernels_cuda import (
     FLOAT,
@@ -430,6 +432,48 @@ def test_maskers_keep_a_value_of_zero_and_no_nan(kernels: ctypes.CDLL, kind: int
     assert run_masker(host, kind, x, weight, bias, kept=None, epsilon=None).tolist() == [[1]]
     # A row without variance is the bias alone.
     assert run_masker(host, kind, x, weight, bias, kept=0, epsilon=1e-6).tolist() == [[1, 1, 0]]
+
+
+OPERATORS_OF_BLOCKS = {name: spec for name, spec in OPERATORS.items() if spec.kind == "transformer_block"}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_operators_know_the_scratch_memory(kernels: ctypes.CDLL, data: st.DataObject) -> None:
+    """What ``dyndeploy.ops`` says for builders that have no plugin library."""
+
+    def draw(largest: int) -> int:
+        return data.draw(st.integers(1, largest))
+
+    spec = OPERATORS_OF_BLOCKS[data.draw(st.sampled_from(sorted(OPERATORS_OF_BLOCKS)))]
+    kind, mode = data.draw(st.sampled_from([FLOAT, HALF])), draw(3) - 1
+    heads, inner = draw(9), draw(70)
+    width = heads * inner if mode == 0 else draw(400)
+    sizes = {"N": draw(5), "T": draw(200), "D": width, "A": heads, "d": inner, "F": heads * draw(200)}
+    masks = [int(name in spec.mask_inputs()) for name in ("token", "head", "attention")]
+    block = integers([*sizes.values(), *masks, 1, mode])
+    expected = kernels.dyn_transformer_workspace(block, (ctypes.c_float * 2)(1e-6, 0.125), kind)
+    workspace = spec.kernels["tensorrt"].workspace
+    assert workspace is not None
+    assert workspace(sizes, {"head_mode": mode}, 2 if kind == HALF else 4) == expected
+
+
+@KINDS
+@pytest.mark.parametrize("mode", [0, 1, 2])
+@pytest.mark.parametrize("name", sorted(OPERATORS_OF_BLOCKS))
+def test_operators_agree_with_their_references(kernels: ctypes.CDLL, kind: int, name: str, mode: int) -> None:
+    """With weights as the operator packs them, and its own reference."""
+    spec = OPERATORS_OF_BLOCKS[name]
+    case = random_case(Transformer(24, 3, 8, 36, mode % 2, mode, 1e-6, 0.35), 2, 11, {}, spec.mask_inputs(), mode)
+    pack = spec.kernels["cuda"].pack
+    assert pack is not None
+    for port, value in pack(case.weights, {}).items():
+        np.testing.assert_array_equal(packed(case.block, case.weights, FLOAT)[port], value)
+    attributes = {"epsilon": 1e-6, "scale": 0.35, "token_mlp": mode % 2, "head_mode": mode}
+    inputs = [case.x, *case.masks.values(), *case.weights.values()]
+    expected = spec.reference(*map(torch.from_numpy, inputs), **attributes).numpy()
+    y = check(Host(kernels, Device(90, 4)), kind, case, 90)
+    assert np.abs(y - expected).max() <= (2e-5 if kind == FLOAT else 1e-2) * np.abs(expected).max()
 
 
 EVERY_TILE = pytest.mark.parametrize("tiles", [0, 1, 2, 3])

@@ -736,7 +736,8 @@ void check_fields(Creator& creator, const Case& node) {
     check_refused(creator, longer, "values, expected " + std::to_string(node.attributes[i].second.size()));
     NodeFields others(node);
     others.fields[i].type = is_real(name) ? PluginFieldType::kINT32 : PluginFieldType::kFLOAT32;
-    check_refused(creator, others, name + (is_real(name) ? " must hold 32-bit floats" : " must hold integers"));
+    check_refused(creator, others,
+                  name + (is_real(name) ? " must hold 32-bit floats" : " must hold integers"));
     NodeFields empty(node);
     empty.fields[i].data = nullptr;
     check_refused(creator, empty, name + " has 0 values");
@@ -834,7 +835,8 @@ void check_shapes(Plugin& plugin, const Case& node) {
   std::vector<nvinfer1::DimsExprs> flat = inputs;
   const std::string rank = std::to_string(--flat[0].nbDims);
   CHECK(!infer(plugin, flat, builder, &output), node.op + ": a shape for x of rank " + rank);
-  CHECK(take_log().find("x has " + rank + " dimensions") != std::string::npos, node.op + ": the rank is not told");
+  CHECK(take_log().find("x has " + rank + " dimensions") != std::string::npos,
+        node.op + ": the rank is not told");
 }
 
 void check_types(Plugin& plugin, const Case& node) {
@@ -1182,10 +1184,9 @@ void check_described(const Case& node) {
   };
   const bool bottleneck = node.op.find("Bottleneck") != std::string::npos;
   const bool block = node.op.find("Transformer") != std::string::npos;
-  const std::string expected =
-      bottleneck ? "tensor cores, 8 elements an access, tiles 16x8 16x8 16x8"
-      : block    ? "tensor cores, 8 elements an access, tiles 16x15 16x15 16x15 16x15"
-                 : "8 elements an access";
+  const std::string expected = bottleneck ? "tensor cores, 8 elements an access, tiles 16x8 16x8 16x8"
+                               : block ? "tensor cores, 8 elements an access, tiles 16x15 16x15 16x15 16x15"
+                                       : "8 elements an access";
   CHECK(ask(shapes.size(), 1) == expected, node.op + ": " + ask(shapes.size(), 1));
   CHECK(ask(shapes.size(), 0).find("4 elements") != std::string::npos, node.op + ": in float");
   CHECK(ask(shapes.size() - 1, 1).empty(), node.op + ": a size is missing");
@@ -1220,8 +1221,9 @@ void check_kernels_refusal(Creator& creator, const Case& node) {
                 none) != 0 &&
             none.calls == 0,
         node.op + ": what the kernels refuse was run");
-  CHECK(take_log().find(block ? "refuse scales over 1000" : "refuse dilations over 1000") != std::string::npos,
-        node.op + ": the kernels' words are lost");
+  CHECK(
+      take_log().find(block ? "refuse scales over 1000" : "refuse dilations over 1000") != std::string::npos,
+      node.op + ": the kernels' words are lost");
 }
 
 void run(const std::vector<Creator*>& listed) {
@@ -1259,8 +1261,8 @@ void run(const std::vector<Creator*>& listed) {
     check_types(*plugin, node);
     check_configure(*plugin, node);
     check_enqueue(*plugin, node);
-    const bool refuses = node.op.find("Bottleneck") != std::string::npos ||
-                         node.op.find("Transformer") != std::string::npos;
+    const bool refuses =
+        node.op.find("Bottleneck") != std::string::npos || node.op.find("Transformer") != std::string::npos;
     if (refuses) check_kernels_refusal(*creator, node);
   }
 }

@@ -52,8 +52,7 @@ const char* check_transformer(const TransformerShape& shape, Type) {
 }
 
 std::size_t transformer_workspace(const TransformerShape& shape, Type type) {
-  return static_cast<std::size_t>(shape.batch * shape.tokens * shape.width) *
-             (type == Type::kHalf ? 2 : 4) +
+  return static_cast<std::size_t>(shape.batch * shape.tokens * shape.width) * (type == Type::kHalf ? 2 : 4) +
          static_cast<std::size_t>(shape.hidden);
 }
 

@@ -1,5 +1,5 @@
-// The maskers of tokens, heads and sublayers: rows of x times a few rows of weights, in float whatever the type
-// of x.
+// The maskers of tokens, heads and sublayers: rows of x times a few rows of weights, in float whatever the
+// type of x.
 
 #include <string>
 

@@ -23,7 +23,8 @@ Masks masks_of(const Operator& op) {
 }
 
 std::string check_attributes(const Operator&, const Attributes& attributes) {
-  const float epsilon = real_value(attributes.values[kEpsilon]), scale = real_value(attributes.values[kScale]);
+  const float epsilon = real_value(attributes.values[kEpsilon]),
+              scale = real_value(attributes.values[kScale]);
   const std::int32_t token_mlp = attributes.values[kTokenMlp], head_mode = attributes.values[kHeadMode];
   if (!(epsilon > 0.0f && epsilon <= 1.0f)) {
     return "epsilon is " + std::to_string(epsilon) + ", expected above 0 and at most 1";

@@ -1,5 +1,5 @@
-// Attention of one head over the kept tokens of a sample: softmax(q k) v with an online softmax. A block takes a
-// tile of queries and of columns of v, and goes through the keys, a tile of products at a time.
+// Attention of one head over the kept tokens of a sample: softmax(q k) v with an online softmax. A block
+// takes a tile of queries and of columns of v, and goes through the keys, a tile of products at a time.
 #pragma once
 
 #include "product.h"
@@ -8,8 +8,8 @@
 namespace dyndeploy {
 namespace cuda {
 
-// Storage: the type of q, k and v in memory. Lanes multiply floats also of halves: the sums of halves that are
-// good enough for a layer would show in the exponentials.
+// Storage: the type of q, k and v in memory. Lanes multiply floats also of halves: the sums of halves that
+// are good enough for a layer would show in the exponentials.
 template <class Storage, class Chosen, int kVector>
 struct AttentionKernel {
   using Arguments = TransformerArguments;
@@ -53,7 +53,8 @@ struct AttentionKernel {
         for (int i = t; i < queries * runs; i += kThreads) {
           const std::size_t row = static_cast<std::size_t>(query0 + i / runs);
           const int column = i % runs * kVector;
-          store_vector(to + row * a.channels + column, load_vector<Storage, kVector>(v + row * pitch + column));
+          store_vector(to + row * a.channels + column,
+                       load_vector<Storage, kVector>(v + row * pitch + column));
         }
       });
       return;

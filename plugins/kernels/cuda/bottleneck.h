@@ -78,12 +78,13 @@ LayerGrid layer_grid(const BottleneckArguments& a) {
 template <int kLayer, bool kChannels, class T>
 int run_chosen(const BottleneckArguments& a, bool vectors, const DeviceTraits& device, void* stream) {
   const LayerGrid grid = layer_grid<kLayer>(a);
-  return ChooseTile<kChannels && kLayer != kConv3>::run(
-      vectors, grid.rows, grid.columns, grid.layers, device, T(), [&](auto chosen) {
-        using Choice = decltype(chosen);
-        return launch_convolution<kLayer, kChannels, typename Choice::Tile, Choice::kVector>(
-            a, grid.rows, grid.columns, grid.layers, stream);
-      });
+  return ChooseTile < kChannels &&
+         kLayer !=
+             kConv3 > ::run(vectors, grid.rows, grid.columns, grid.layers, device, T(), [&](auto chosen) {
+               using Choice = decltype(chosen);
+               return launch_convolution<kLayer, kChannels, typename Choice::Tile, Choice::kVector>(
+                   a, grid.rows, grid.columns, grid.layers, stream);
+             });
 }
 
 template <int kLayer, class T>
@@ -101,16 +102,16 @@ template <int kLayer, bool kChannels, class T>
 int describe_chosen(const BottleneckArguments& a, bool vectors, const DeviceTraits& device,
                     BottleneckChoice* choice) {
   const LayerGrid grid = layer_grid<kLayer>(a);
-  return ChooseTile<kChannels && kLayer != kConv3>::run(vectors, grid.rows, grid.columns, grid.layers, device, T(),
-                                            [&](auto chosen) {
-                                              using Choice = decltype(chosen);
-                                              using Tile = typename Choice::Tile;
-                                              choice->vector = Choice::kVector;
-                                              choice->tensor_cores = Tile::kTensorCores;
-                                              choice->rows[kLayer] = Tile::kRows;
-                                              choice->columns[kLayer] = Tile::kColumns;
-                                              return 0;
-                                            });
+  return ChooseTile < kChannels && kLayer != kConv3 > ::run(vectors, grid.rows, grid.columns, grid.layers,
+                                                            device, T(), [&](auto chosen) {
+                                                              using Choice = decltype(chosen);
+                                                              using Tile = typename Choice::Tile;
+                                                              choice->vector = Choice::kVector;
+                                                              choice->tensor_cores = Tile::kTensorCores;
+                                                              choice->rows[kLayer] = Tile::kRows;
+                                                              choice->columns[kLayer] = Tile::kColumns;
+                                                              return 0;
+                                                            });
 }
 
 template <bool kChannels, class T>

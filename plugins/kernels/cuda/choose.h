@@ -34,8 +34,7 @@ int best_tile(int rows, int columns, int layers, const DeviceTraits& device, con
   const double small = tile_cost<typename Tiles::Small>(rows, columns, layers, processors, 0.5);
   const double medium = tile_cost<typename Tiles::Medium>(rows, columns, layers, processors, 0.8);
   // With gathered columns a large tile needs more than 128 registers.
-  using Largest =
-      typename std::conditional<kGathers, typename Tiles::Medium, typename Tiles::Large>::type;
+  using Largest = typename std::conditional<kGathers, typename Tiles::Medium, typename Tiles::Large>::type;
   const double large = tile_cost<Largest>(rows, columns, layers, processors, 1.0);
   const Size size = device.tiles != Size::kBest         ? device.tiles
                     : large <= medium && large <= small ? Size::kLarge

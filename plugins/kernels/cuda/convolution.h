@@ -1,5 +1,5 @@
-// The three convolutions of a bottleneck as indirect matrix products. Rows are pixels found through lists; the
-// sum runs over segments: the one of conv1, the nine taps of conv2, and for conv3 the hidden map and the
+// The three convolutions of a bottleneck as indirect matrix products. Rows are pixels found through lists;
+// the sum runs over segments: the one of conv1, the nine taps of conv2, and for conv3 the hidden map and the
 // projected input.
 #pragma once
 

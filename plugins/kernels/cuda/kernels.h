@@ -102,8 +102,9 @@ int run_channel_masker(const ChannelMaskerShape& shape, Type type, const void* x
                        const float* hidden_bias, const float* weight, const float* bias, float* mask,
                        void* workspace, void* stream);
 
-// One block of a vision transformer: x1 = x + proj(attention(norm1(x))), y = x1 + fc2(gelu(fc1(norm2(x1)))), for
-// x (N, T, D). Only the rows of kept tokens attend, to each other, and only what the masks keep is computed.
+// One block of a vision transformer: x1 = x + proj(attention(norm1(x))), y = x1 + fc2(gelu(fc1(norm2(x1)))),
+// for x (N, T, D). Only the rows of kept tokens attend, to each other, and only what the masks keep is
+// computed.
 struct TransformerShape {
   int batch, tokens, width;  // N, T, D
   int heads, head_width;     // A, d
@@ -119,9 +120,9 @@ struct TransformerShape {
 // w_fc1 (D, F), w_fc2 (F, D). Masks, biases and the parameters of both normalisations are float.
 struct TransformerTensors {
   const void* x;
-  const float *token_mask, *head_mask;          // (N, T) and (N, A), or nullptr
-  const float *attention_mask, *mlp_mask;       // (N, 1, 1, 1), or nullptr
-  const float *norm1_weight, *norm1_bias;       // (D)
+  const float *token_mask, *head_mask;     // (N, T) and (N, A), or nullptr
+  const float *attention_mask, *mlp_mask;  // (N, 1, 1, 1), or nullptr
+  const float *norm1_weight, *norm1_bias;  // (D)
   const void* w_qkv;
   const float* b_qkv;  // (3, A, d)
   const void* w_proj;
@@ -149,7 +150,8 @@ struct TransformerChoice {
   bool tensor_cores;
   int rows[4], columns[4];  // tiles of qkv, proj, fc1 and fc2
 };
-TransformerChoice transformer_choice(const TransformerShape& shape, Type type, int capability, int processors);
+TransformerChoice transformer_choice(const TransformerShape& shape, Type type, int capability,
+                                     int processors);
 const char* misaligned_tensor(const TransformerShape& shape, Type type, const TransformerTensors& tensors,
                               const void* workspace);
 

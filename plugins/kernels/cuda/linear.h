@@ -10,8 +10,8 @@ namespace cuda {
 
 enum Linear { kQkv, kProj, kFc1, kFc2 };
 
-// kHeads: heads are skipped. kWidth: elements of one access; 1 fits every shape, else D, d, F and the units of a
-// head are multiples of it.
+// kHeads: heads are skipped. kWidth: elements of one access; 1 fits every shape, else D, d, F and the units
+// of a head are multiples of it.
 template <int kLayer, bool kHeads, class Chosen, int kWidth>
 struct LinearKernel {
   using Arguments = TransformerArguments;

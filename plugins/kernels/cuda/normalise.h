@@ -39,8 +39,8 @@ DYN_DEVICE void each_vector(const T* from, int t, int width, const Use& use) {
   }
 }
 
-// row(i): where row i of kNormRows begins, or null. Calls use(t, first, values) for each kVector values. Every
-// thread of the block must come here.
+// row(i): where row i of kNormRows begins, or null. Calls use(t, first, values) for each kVector values.
+// Every thread of the block must come here.
 template <class T, int kVector, class Row, class Use>
 DYN_DEVICE void normalise_rows(float (&sums)[kNormThreads], int width, float epsilon, const Row& row,
                                const Use& use) {

@@ -150,7 +150,8 @@ struct LaneTile {
       DYN_UNROLL
       for (int i = 0; i < kTM; ++i) {
         DYN_UNROLL
-        for (int j = 0; j < kTN; ++j) to[(first_row(t) + i) * stride + column(t, j / 4) + j % 4] = state[t].v[i][j];
+        for (int j = 0; j < kTN; ++j)
+          to[(first_row(t) + i) * stride + column(t, j / 4) + j % 4] = state[t].v[i][j];
       }
     });
   }

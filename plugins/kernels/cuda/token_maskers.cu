@@ -70,8 +70,8 @@ int run_rows(const RowMaskerArguments& a, Type type, void* stream) {
 
 int run_token_masker(const TokenMaskerShape& s, Type type, const void* x, const float* weight,
                      const float* bias, float* mask, void* stream) {
-  return run_rows({x, weight, bias, mask, s.batch * s.tokens, 1, s.width, s.tokens, s.kept, false, s.normalise,
-                   s.epsilon},
+  return run_rows({x, weight, bias, mask, s.batch * s.tokens, 1, s.width, s.tokens, s.kept, false,
+                   s.normalise, s.epsilon},
                   type, stream);
 }
 

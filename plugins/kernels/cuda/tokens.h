@@ -107,8 +107,11 @@ struct TokenListKernel {
     for_threads<kThreads>([&](int t) {
       if (t != 0) return;
       const bool attention = keeps(a.tensors.attention_mask, n), mlp = keeps(a.tensors.mlp_mask, n);
-      a.samples[sample] = {attention ? tokens : 0, !mlp ? 0 : s.token_mlp ? tokens : s.tokens, channels,
-                           units};
+      a.samples[sample] = {attention ? tokens : 0,
+                           !mlp          ? 0
+                           : s.token_mlp ? tokens
+                                         : s.tokens,
+                           channels, units};
     });
   }
 
@@ -167,7 +170,8 @@ struct LayerNormKernel {
         [&](int t, int c, const float* values) {
           Vector<T, kVector> v;
           DYN_UNROLL
-          for (int e = 0; e < kVector; ++e) from_float(multiply_add(values[e], weight[c + e], bias[c + e]), v.v[e]);
+          for (int e = 0; e < kVector; ++e)
+            from_float(multiply_add(values[e], weight[c + e], bias[c + e]), v.v[e]);
           store_vector(to + static_cast<std::size_t>(t / 32) * s.width + c, v);
         });
   }

@@ -1,7 +1,6 @@
-#include "transformer.h"
-
 #include "layout.h"
 #include "stand_in.h"
+#include "transformer.h"
 
 namespace dyndeploy {
 namespace cuda {
@@ -107,7 +106,8 @@ int stand_in_masks(const TransformerShape& shape, Type type, const TransformerRa
                      {shape.sublayer_masks, batch, rates.attention, &tensors->attention_mask},
                      {shape.sublayer_masks, batch, rates.mlp, &tensors->mlp_mask}};
   std::size_t needed = 0;
-  for (const auto& mask : masks) needed += mask.used && mask.rate > 0 ? static_cast<std::size_t>(mask.bits) : 0;
+  for (const auto& mask : masks)
+    needed += mask.used && mask.rate > 0 ? static_cast<std::size_t>(mask.bits) : 0;
   // In place of the normalised rows, which are written when the masks have been read.
   std::size_t bytes = 0;
   float* memory = static_cast<float*>(plan(shape, type, *tensors, workspace, bytes).rows);
