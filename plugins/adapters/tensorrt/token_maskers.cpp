@@ -41,6 +41,7 @@ std::string check_tokens(const Operator& op, const Attributes& attributes, const
     return "kept is " + std::to_string(attributes.values[kKept]) + " of the " + std::to_string(sizes['T']) +
            " tokens of x";
   }
+  if (sizes['N'] > 0 && sizes['T'] > INT32_MAX / sizes['N']) return "x has too many tokens";
   return check_positive(op, sizes);
 }
 
