@@ -110,7 +110,7 @@ def transformer_rates(mode: str, rate: float | Rates | None) -> dict[str, float]
             raise UsageError(
                 f"Mode '{mode}' of a transformer skips no '{name}': leave that rate out, or take mode all."
             )
-    return {name: rate.default if (value := rate.get(name)) is None else value for name in obeyed}
+    return {**dict.fromkeys(obeyed, rate.default), **{key: own for key, own in rate.named if key in obeyed}}
 
 
 def module_operators(spec: TransformerSpec) -> list[Operator]:
