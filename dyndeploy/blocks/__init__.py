@@ -14,6 +14,8 @@ from dyndeploy.blocks.gates import (
 from dyndeploy.blocks.outputs import named_outputs
 from dyndeploy.blocks.skip import Skip, skip
 from dyndeploy.blocks.tape import Tape
+from dyndeploy.blocks.token_gates import HeadGate, SublayerGate, SublayerGates, ThresholdGate, TokenGate
+from dyndeploy.blocks.transformer import TransformerBlock
 from dyndeploy.confidences import CONFIDENCES
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "DynamicBlock",
     "EarlyExits",
     "Gate",
+    "HeadGate",
     "LoweredCall",
     "MlpChannelMasker",
     "PooledGate",
@@ -30,7 +33,12 @@ __all__ = [
     "Skip",
     "SpatialMasker",
     "StagedNetwork",
+    "SublayerGate",
+    "SublayerGates",
     "Tape",
+    "ThresholdGate",
+    "TokenGate",
+    "TransformerBlock",
     "confidence_of",
     "dynamic_blocks",
     "early_exits",

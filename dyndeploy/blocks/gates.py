@@ -152,8 +152,12 @@ class Gate(nn.Module, ABC):
         logits = shaped_logits(self, self.logits(x, size), x.shape[0])
         if temperature is None and self.tape is not None:
             temperature = self.tape.temperature
-        mask = decide(logits, self.training, temperature, self.noise)
+        mask = self.decide(logits, temperature)
         return mask if self.tape is None else self.tape.see(self, logits, mask)
+
+    def decide(self, logits: Tensor, temperature: Temperature) -> Tensor:
+        """Return the mask (N, ...) of logits (N, 2, ...): the larger logit wins; sampled in training mode."""
+        return decide(logits, self.training, temperature, self.noise)
 
     def lower(self, size: Size | None) -> LoweredCall | None:
         """Return the operator that decides as this gate does in evaluation; None exports :meth:`logits` as it is."""

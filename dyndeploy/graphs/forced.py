@@ -112,7 +112,7 @@ def _redirected(
 
 def _forced(info: MaskInfo, own: str, samples: Sequence[str], switched: bool) -> tuple[list[onnx.NodeProto], str]:
     """Nodes that give the forced mask of the images that a branch computes, and its name."""
-    forced, name = PREFIX + info.name, f"{info.block}/force_{info.kind}"
+    forced, name = PREFIX + info.name, f"{info.block}/force_{_gate(info)}"
     nodes = []
     for index, tensor in enumerate(samples):
         part = f"{forced}/samples{index}"
@@ -125,12 +125,18 @@ def _forced(info: MaskInfo, own: str, samples: Sequence[str], switched: bool) ->
     return nodes, forced
 
 
+def _gate(info: MaskInfo) -> str:
+    """Name of a mask's gate in its block: a block may have several of one kind."""
+    return info.name.rpartition("/")[2]
+
+
 def forced_masks(masks: Sequence[MaskInfo], rate: float, seed: int) -> dict[str, npt.NDArray[np.float32]]:
     """Draw masks of a given rate.
 
     Spatial and channel masks get exactly ``round(rate * positions)`` active bits per sample at random positions.
     Of the blocks with a layer mask exactly ``round(rate * blocks)`` run per sample, spread evenly over the depth
-    from a random start. Every sample has its own masks.
+    from a random start; blocks with several layer masks, of parts of them, have each of these spread by itself. Every
+    sample has its own masks.
 
     Args:
         masks: The masks of the graph.
@@ -147,24 +153,25 @@ def forced_masks(masks: Sequence[MaskInfo], rate: float, seed: int) -> dict[str,
         raise UsageError(f"A rate must lie in [0, 1], not {rate}.")
     generator = np.random.default_rng(seed)
     result: dict[str, npt.NDArray[np.float32]] = {}
-    layers = [mask for mask in masks if mask.kind == "layer"]
+    layers: dict[str, list[MaskInfo]] = {}
     for mask in masks:
         if mask.kind == "layer":
+            layers.setdefault(_gate(mask), []).append(mask)
             continue
         bits = np.zeros((mask.shape[0], int(np.prod(mask.shape[1:]))), np.float32)
         active = round(rate * bits.shape[1])
         for row in bits:
             row[generator.permutation(bits.shape[1])[:active]] = 1
         result[mask.name] = bits.reshape(mask.shape)
-    if layers:
-        running = round(rate * len(layers))
-        batch = layers[0].shape[0]
-        runs = np.zeros((batch, len(layers)), np.float32)
+    for series in layers.values():
+        running = round(rate * len(series))
+        batch = series[0].shape[0]
+        runs = np.zeros((batch, len(series)), np.float32)
         if running:
             for row in runs:
                 start = generator.random()
-                row[((np.arange(running) + start) * len(layers) / running).astype(np.int64)] = 1
-        for index, mask in enumerate(layers):
+                row[((np.arange(running) + start) * len(series) / running).astype(np.int64)] = 1
+        for index, mask in enumerate(series):
             result[mask.name] = runs[:, index].reshape(mask.shape).copy()
     return {mask.name: result[mask.name] for mask in masks}
 

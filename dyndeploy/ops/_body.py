@@ -54,9 +54,14 @@ class Value:
 
 
 class Body:
-    """Nodes of one function (or of a subgraph inside it)."""
+    """Nodes of one function (or of a subgraph inside it).
 
-    def __init__(self, parent: Body | None = None) -> None:
+    Attributes:
+        opset: Of the model that the function is for, at least 13.
+    """
+
+    def __init__(self, parent: Body | None = None, *, opset: int = 13) -> None:
+        self.opset: int = parent.opset if parent else opset
         self.nodes: list[onnx.NodeProto] = []
         self.depth: int = parent.depth + 1 if parent else 0
         self._names: itertools.count[int] = parent._names if parent else itertools.count()

@@ -258,9 +258,12 @@ class OperatorSpec:
 
     def achieved_rates(self, shapes: Sequence[Shape], attributes: Attributes, masks: Masks) -> dict[str, float]:
         """Rates of real masks, as ``expected`` and ``sizes`` take them: by gate kind, and the further ones."""
-        rates = {kind.name: float(masks[name].mean()) for name, kind in self.gates.items()}
-        if not rates:
+        if not self.gates:
             return {}
+        means: dict[str, list[float]] = {}
+        for name, kind in self.gates.items():
+            means.setdefault(kind.name, []).append(float(masks[name].mean()))
+        rates = {kind: sum(values) / len(values) for kind, values in means.items()}
         return {**rates, **self.further_rates(shapes, attributes, self.counts(shapes, attributes, masks))}
 
     def check_attributes(self, attributes: Attributes) -> None:
@@ -302,7 +305,7 @@ class OperatorSpec:
 
         if opset < 13:
             raise UsageError(f"The body of {self.name} needs opset 13 or later, not {opset}.")
-        body = Body()
+        body = Body(opset=opset)
         results = as_tuple(self.body(body, {port.name: body.input(port.name) for port in self.inputs}))
         outputs = [port.name for port in self.outputs]
         function = helper.make_function(

@@ -10,6 +10,7 @@ from dyndeploy.ops import (
     channel_bottleneck,
     channel_masker,
     channel_se_bottleneck,
+    class_token_masker,
     layer_bottleneck,
     layer_se_bottleneck,
     spatial_bottleneck,
@@ -17,6 +18,8 @@ from dyndeploy.ops import (
     spatial_channel_se_bottleneck,
     spatial_masker,
     spatial_se_bottleneck,
+    token_masker,
+    transformer_block,
 )
 from dyndeploy.ops.base import OperatorSpec
 from dyndeploy.ops.gates import register_gate_kind
@@ -35,6 +38,9 @@ _MODULES = (
     layer_se_bottleneck,
     channel_se_bottleneck,
     spatial_channel_se_bottleneck,
+    token_masker,
+    class_token_masker,
+    transformer_block,
 )
 
 

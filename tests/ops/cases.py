@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 
-from dyndeploy.ops import OPERATORS, OperatorSpec
+from dyndeploy.ops import OPERATORS, OperatorSpec, Role
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,10 +54,18 @@ def build(
     channel_groups: int = 3,
     rate: float = 0.5,
     pool_active: int = 1,
+    head_mode: int = 0,
+    token_mlp: int = 1,
+    normalise: int = 1,
 ) -> Case:
     """Build a case; parameters that an operator does not have are ignored."""
     spec = OPERATORS[name]
     generator = torch.Generator().manual_seed(seed)
+    if len(spec.inputs[0].shape) == 3:
+        return _of_tokens(
+            spec, generator, batch, math.prod(size) % 23 + 1, channels, hidden, channel_groups, rate, head_mode,
+            token_mlp, normalise,
+        )  # fmt: skip
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
@@ -103,6 +112,50 @@ def build(
     return Case(spec, (x, *masks, *weights), attributes)
 
 
+def _of_tokens(
+    spec: OperatorSpec,
+    generator: torch.Generator,
+    batch: int,
+    tokens: int,
+    head_size: int,
+    hidden: int,
+    heads: int,
+    rate: float,
+    head_mode: int,
+    token_mlp: int,
+    normalise: int,
+) -> Case:
+    """A transformer block or one of its maskers."""
+    width = heads * head_size
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    x = normal(batch, tokens, width)
+    if spec.decides:
+        attributes: dict[str, Any] = {"epsilon": 1e-6, "normalise": normalise}
+        if spec.name == "TokenMasker":
+            weights = (normal(width), normal(1) * 0.1)
+            attributes["kept"] = min(tokens, normalise)
+        else:
+            rows = 1 if spec.name == "ClassTokenLayerMasker" else heads
+            weights = (normal(rows, width), normal(rows) * 0.1)
+        return Case(spec, (x, *weights), attributes)
+    sizes = {"N": batch, "T": tokens, "D": width, "A": heads, "d": head_size, "F": hidden * heads, "3": 3, "1": 1}
+    inputs = [x]
+    for port in spec.inputs[1:]:
+        shape = tuple(sizes[symbol] for symbol in port.shape)
+        if port.role is Role.MASK:
+            inputs.append(_bits(generator, shape, rate))
+        elif port.name.startswith("w_"):
+            depth = math.prod(shape[1:]) if port.name == "w_proj" else shape[-1]
+            inputs.append(normal(*shape) / depth**0.5)
+        else:
+            inputs.append(normal(*shape))
+    attributes = {"epsilon": 1e-6, "scale": head_size**-0.5, "token_mlp": token_mlp, "head_mode": head_mode}
+    return Case(spec, tuple(inputs), attributes)
+
+
 @st.composite
 def any_case(draw: st.DrawFn, name: str) -> Case:
     """Random sizes, odd and non-square ones included; rates 0, 1 and between."""
@@ -123,4 +176,7 @@ def any_case(draw: st.DrawFn, name: str) -> Case:
         channel_groups=draw(st.sampled_from([1, 2, 3, 6])),
         rate=draw(st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0])),
         pool_active=draw(st.sampled_from([0, 1])),
+        head_mode=draw(st.sampled_from([0, 1, 2])),
+        token_mlp=draw(st.sampled_from([0, 1])),
+        normalise=draw(st.sampled_from([0, 1])),
     )
