@@ -8,6 +8,7 @@ those networks themselves.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -202,8 +203,7 @@ class Performer(nn.Module):
         """Return the new tokens."""
         key, query, value = self.kqv(self.norm1(x)).chunk(3, dim=2)
         wide = torch.promote_types(x.dtype, torch.float32)
-        # Autocast would compute the products in half precision.
-        with torch.autocast(x.device.type, enabled=False):
+        with _full_precision(x.device.type):
             value = value.to(wide)
             keys, queries = self._features(key.to(wide)), self._features(query.to(wide))
             total = queries @ keys.sum(1).unsqueeze(2)
@@ -212,6 +212,12 @@ class Performer(nn.Module):
         y = value + self.dropout(self.proj(mixed))
         out: Tensor = y + self.dropout(self.mlp(self.norm2(y)))
         return out
+
+
+def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Switch autocast off, which would compute products in half precision; nothing where it is not on."""
+    on = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
 
 class TokensToToken(nn.Module):
@@ -234,9 +240,9 @@ class TokensToToken(nn.Module):
         """Return the tokens of images (N, 3, H, W)."""
         rows, columns = x.shape[2] // 4, x.shape[3] // 4
         x = self.attention1(F.unfold(x, 7, stride=4, padding=2).transpose(1, 2))
-        x = x.transpose(1, 2).unflatten(2, (rows, columns))
+        x = x.transpose(1, 2).reshape(x.shape[0], -1, rows, columns)
         x = self.attention2(F.unfold(x, 3, stride=2, padding=1).transpose(1, 2))
-        x = x.transpose(1, 2).unflatten(2, (rows // 2, columns // 2))
+        x = x.transpose(1, 2).reshape(x.shape[0], -1, rows // 2, columns // 2)
         tokens: Tensor = self.project(F.unfold(x, 3, stride=2, padding=1).transpose(1, 2))
         return tokens
 
@@ -336,7 +342,7 @@ class AdaVit(nn.Module):
             *((gate, config.layer_threshold) for gate in _sublayers(block.layer_select)),
         ):
             if gate is not None:
-                gate.threshold = float(threshold)  # type: ignore[assignment]
+                gate.threshold = float(threshold)
         return block
 
     def forward(self, x: Tensor) -> AdaVitOutput:
