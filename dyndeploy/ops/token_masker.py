@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import torch
 
 NAME = "TokenMasker"
-KERNELS: Mapping[str, KernelSpec] = masker_kernels()
+KERNELS: Mapping[str, KernelSpec] = {"cpu": KernelSpec(), **masker_kernels()}
 
 
 def reference(

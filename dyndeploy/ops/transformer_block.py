@@ -44,7 +44,7 @@ PARTS = {"Token": (TOKEN_MASK,), "Head": (HEAD_MASK,), "Layer": SUBLAYER_MASKS}
 """Masks by the part of a variant's name that stands for them, in the order of both."""
 HEAD_MODES = ("inputs", "units", "attention")
 """Names of the values of ``head_mode``, in order."""
-KERNELS: Mapping[str, KernelSpec] = {}
+KERNELS: Mapping[str, KernelSpec] = {"cpu": KernelSpec(precisions=("fp32", "bf16"))}
 
 
 def variant(*, token: bool = False, head: bool = False, layer: bool = False) -> str:
