@@ -18,7 +18,7 @@ from dyndeploy.bundle.manifest import Manifest
 from dyndeploy.precisions import PRECISIONS
 from dyndeploy.targets import Target, load_target
 
-BUILD_PACKAGES = ("cmake", "g++", "rapidjson-dev", "libjpeg-dev", "libpng-dev", "python3-numpy")
+BUILD_PACKAGES = ("cmake", "make", "g++", "rapidjson-dev", "libjpeg-dev", "libpng-dev", "python3-numpy")
 """Debian packages that a build by :mod:`dyndeploy.remote.by_hand` needs; Ubuntu 18.04, 20.04 and 22.04 have them."""
 
 CAMERA_PACKAGES = ("gstreamer1.0-tools", "gstreamer1.0-plugins-base", "gstreamer1.0-plugins-good")
