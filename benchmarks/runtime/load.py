@@ -131,6 +131,25 @@ def same(one: list[Any], other: list[Any]) -> bool:
     return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def warmed(cases: list[tuple[int, str, Request]]) -> None:
+    """Send each request from all threads at once, so that there is memory for as many of any size.
+
+    Left to chance, requests of the largest size meet late on a slow computer: memory of theirs looks like a leak.
+    """
+    barrier = threading.Barrier(THREADS)
+
+    def work() -> None:
+        for _, _, call in cases:
+            barrier.wait(LONGEST)
+            call()
+
+    threads = [threading.Thread(target=work) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 class Load:
     """Threads that send requests until the time is over."""
 
@@ -249,6 +268,7 @@ def main() -> int:
             for kind, calls in requests_of(session, images, paths).items()
             for call in calls
         ]
+        warmed(cases)
         machine = machine_facts()
         # Room for all samples, written to once: a list of them would grow by 14 KiB a minute.
         samples, count = np.full((int((60 * arguments.minutes + 2 * LONGEST) / SAMPLE), 2), np.nan), 0
