@@ -723,7 +723,7 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
       small.view = weights.select(on, count, workspace);
       if (selected_bytes(small.view, c.winograd) <= blocks().compact_weights)
         small = compact(*c.isa, small.view, c.winograd, workspace);
-      const int groups = small.view.part_copies ? small.view.part_count : 0;
+      const int groups = small.view.part_copy_count;
       const int group_parts = std::min(threads, groups);
       const auto body = [&](int task, int) {
         if (task < small.count) return c.isa->copy_selected(small.copies[task]);

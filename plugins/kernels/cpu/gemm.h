@@ -153,9 +153,15 @@ struct GroupPart {
   int vectors = 0;                 // of outputs
   const float* weights = nullptr;  // [(tap, input)][vectors]
   const float* bias = nullptr;     // [vectors]
+  // Those of the weights to use, `inputs` per tap, where the active channels leave as many vectors as there
+  // were; nullptr: all.
+  const std::int32_t* rows = nullptr;
+  // With rows: for every vector of outputs how many are left, and for each of its lanes which one it takes.
+  const std::int32_t* lanes = nullptr;
 };
 
-// Copies what the active channels leave of a group: a GroupPart's weights and its bias, which follows them.
+// Copies what the active channels leave of a group, in fewer vectors: a GroupPart's weights and its bias,
+// which follows them.
 struct GroupCopy {
   const GroupPart* from = nullptr;         // all channels
   const std::int32_t* channels = nullptr;  // those that are left, in order; the group's first is from->input

@@ -19,7 +19,7 @@ constexpr int grouped_rows() {
 }
 
 // pixels: of the tile's first row, for each tap; those of the next tap come `pixel_rows` later
-template <class V, int R, int NV>
+template <class V, int R, int NV, bool Listed>
 DYNDEPLOY_NOINLINE void grouped_tile(const Grouped& g, const GroupPart& part, const float* const* pixels,
                                      int pixel_rows, float* out) {
   using Reg = typename V::Reg;
@@ -31,11 +31,17 @@ DYNDEPLOY_NOINLINE void grouped_tile(const Grouped& g, const GroupPart& part, co
     for (int v = 0; v < NV; ++v) c[r][v] = V::zero();
   }
   const float* b = part.weights;
+  const std::int32_t* listed = part.rows;
   const std::ptrdiff_t inputs = part.inputs;
   for (int t = 0; t < kGroupedTaps; ++t, pixels += pixel_rows) {
     const float* a[R];
     DYNDEPLOY_UNROLL
     for (int r = 0; r < R; ++r) a[r] = pixels[r] + part.input;
+    const auto next_row = [&]() __attribute__((always_inline)) {
+      const float* const weights = Listed ? part.weights + *listed++ * kStride : b;
+      if constexpr (!Listed) b += kStride;
+      return weights;
+    };
     std::ptrdiff_t k = 0;
     if constexpr (V::kHasLanes) {
       for (; k + 4 <= inputs; k += 4) {
@@ -43,8 +49,7 @@ DYNDEPLOY_NOINLINE void grouped_tile(const Grouped& g, const GroupPart& part, co
         DYNDEPLOY_UNROLL
         for (int r = 0; r < R; ++r) x[r] = V::load(a[r] + k);
         const auto multiply = [&](auto lane) __attribute__((always_inline)) {
-          const float* const weights = b;
-          b += kStride;
+          const float* const weights = next_row();
           multiply_lane<V, decltype(lane)::value>(
               x, [=](int v) __attribute__((always_inline)) { return V::load(weights + v * V::kWidth); }, c);
         };
@@ -55,10 +60,11 @@ DYNDEPLOY_NOINLINE void grouped_tile(const Grouped& g, const GroupPart& part, co
       }
     }
     DYNDEPLOY_UNROLL_BY_4
-    for (; k < inputs; ++k, b += kStride) {
+    for (; k < inputs; ++k) {
+      const float* const weights = next_row();
       Reg w[NV];
       DYNDEPLOY_UNROLL
-      for (int v = 0; v < NV; ++v) w[v] = V::load(b + v * V::kWidth);
+      for (int v = 0; v < NV; ++v) w[v] = V::load(weights + v * V::kWidth);
       DYNDEPLOY_UNROLL
       for (int r = 0; r < R; ++r) {
         const Reg x = V::broadcast(a[r] + k);
@@ -69,9 +75,19 @@ DYNDEPLOY_NOINLINE void grouped_tile(const Grouped& g, const GroupPart& part, co
   }
   DYNDEPLOY_UNROLL
   for (int r = 0; r < R; ++r, out += g.stride) {
+    const std::int32_t* lanes = part.lanes;
+    float* to = out;
     DYNDEPLOY_UNROLL
-    for (int v = 0; v < NV; ++v)
-      V::store(out + v * V::kWidth, V::relu(V::add(c[r][v], V::load(part.bias + v * V::kWidth))));
+    for (int v = 0; v < NV; ++v) {
+      const Reg x = V::relu(V::add(c[r][v], V::load(part.bias + v * V::kWidth)));
+      if constexpr (Listed) {
+        V::store(to, V::permute(x, lanes + 1));
+        to += *lanes;
+        lanes += 1 + V::kWidth;
+      } else {
+        V::store(to + v * V::kWidth, x);
+      }
+    }
   }
 }
 
@@ -80,7 +96,8 @@ inline void run_grouped_rows(int rows, const Grouped& g, const GroupPart& part, 
                              int pixel_rows, float* out) {
   if constexpr (R > 0) {
     if (rows != R) return run_grouped_rows<V, NV, R - 1>(rows, g, part, pixels, pixel_rows, out);
-    grouped_tile<V, R, NV>(g, part, pixels, pixel_rows, out);
+    part.rows ? grouped_tile<V, R, NV, true>(g, part, pixels, pixel_rows, out)
+              : grouped_tile<V, R, NV, false>(g, part, pixels, pixel_rows, out);
   }
 }
 

@@ -335,12 +335,35 @@ void PackedBottleneck::select_parts(const std::int32_t* channels, int count, Wei
   for (int g = 0, at = 0; g < G; ++g) {
     const int begin = at;
     while (at < count && channels[at] < (g + 1) * width) ++at;
-    const int left = at - begin, vectors = ceil_to_int(left, W);
+    const int left = at - begin;
     if (!left) continue;
-    const std::size_t row = static_cast<std::size_t>(vectors) * W, rows = std::size_t{9} * left;
-    auto* const to = workspace.take<float>((rows + 1) * row + W);
-    copies[view.part_count] = {&full_.parts[g], channels + begin, left, width, to};
-    parts[view.part_count++] = {begin, left, begin, vectors, to, to + rows * row};
+    GroupPart& part = parts[view.part_count++];
+    part = full_.parts[g];
+    part.input = part.output = begin;
+    part.inputs = left;
+    const std::size_t rows = std::size_t{9} * static_cast<std::size_t>(left);
+    if (const int vectors = ceil_to_int(left, W); vectors < part.vectors) {
+      const std::size_t row = static_cast<std::size_t>(vectors) * static_cast<std::size_t>(W);
+      auto* const to = workspace.take<float>((rows + 1) * row + static_cast<std::size_t>(W));
+      copies[view.part_copy_count++] = {&full_.parts[g], channels + begin, left, width, to};
+      part.vectors = vectors;
+      part.weights = to;
+      part.bias = to + rows * row;
+      continue;
+    }
+    auto* listed = workspace.take<std::int32_t>(rows);
+    part.rows = listed;
+    for (int t = 0; t < 9; ++t) {
+      for (int i = begin; i < at; ++i) *listed++ = t * width + channels[i] - g * width;
+    }
+    auto* lanes = workspace.take<std::int32_t>(static_cast<std::size_t>(part.vectors) *
+                                               static_cast<std::size_t>(W + 1));
+    part.lanes = lanes;
+    for (int v = 0, i = begin; v < part.vectors; ++v, lanes += W + 1) {
+      const int first = g * width + v * W;
+      std::fill(lanes, lanes + 1 + W, 0);
+      for (; i < at && channels[i] < first + W; ++i) lanes[++lanes[0]] = channels[i] - first;
+    }
   }
   view.parts = parts;
   view.part_copies = copies;

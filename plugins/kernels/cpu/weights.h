@@ -56,7 +56,8 @@ struct WeightsView {
   int group_count = 0;
   const GroupPart* parts = nullptr;  // in the place of groups, where those are narrow
   int part_count = 0;
-  const GroupCopy* part_copies = nullptr;  // that have to be made first, one per part; nullptr: none
+  const GroupCopy* part_copies = nullptr;  // that have to be made first
+  int part_copy_count = 0;
   const float* b2 = nullptr;
   std::ptrdiff_t b2_stride = 0;  // between border classes; 0: one bias for all
   const float* subtract2 = nullptr;
