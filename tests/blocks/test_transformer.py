@@ -101,8 +101,7 @@ def test_names_are_the_published_ones() -> None:
 def test_stochastic_depth_keeps_the_mean_and_needs_blocks_without_gates_of_sublayers() -> None:
     torch.manual_seed(0)
     block = shaken(TransformerBlock(WIDTH, HEADS, HIDDEN, drop_path=0.5).train())
-    x = torch.randn(1, 7, WIDTH).expand(4000, -1, -1)
-    branch = block.mlp(x) if callable(getattr(block.mlp, "forward", None)) and False else torch.ones_like(x)
+    branch = torch.ones(4000, 7, WIDTH)
     kept = block._kept(branch, None, None)  # type: ignore[operator]
     assert set(kept.unique().tolist()) == {0.0, 2.0}
     assert float(kept.mean()) == pytest.approx(1.0, abs=0.06)
