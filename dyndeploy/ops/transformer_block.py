@@ -26,6 +26,7 @@ from dyndeploy.ops._transformer import (
     expected_counts,
 )
 from dyndeploy.ops._transformer_body import block_body
+from dyndeploy.ops._transformer_gpu import block_kernels
 from dyndeploy.ops.base import Attributes, Counts, Element, KernelSpec, Masks, OperatorSpec, Port, Rates, Role, Shape
 from dyndeploy.ops.gates import BLOCK, HEAD, TOKEN
 
@@ -43,7 +44,7 @@ PARTS = {"Token": (TOKEN_MASK,), "Head": (HEAD_MASK,), "Layer": SUBLAYER_MASKS}
 """Masks by the part of a variant's name that stands for them, in the order of both."""
 HEAD_MODES = ("inputs", "units", "attention")
 """Names of the values of ``head_mode``, in order."""
-KERNELS: Mapping[str, KernelSpec] = {}
+KERNELS: Mapping[str, KernelSpec] = {"cpu": KernelSpec(precisions=("fp32", "bf16"))}
 
 
 def variant(*, token: bool = False, head: bool = False, layer: bool = False) -> str:
@@ -162,7 +163,7 @@ def _spec(parts: Sequence[str]) -> OperatorSpec:
         work=lambda shapes, attributes, found, element: block_work(geometry(shapes, attributes), found, element),
         sizes=lambda shapes, attributes, rates: block_sizes(geometry(shapes, attributes), own(rates)),
         further_rates=further_rates,
-        kernels=KERNELS,
+        kernels={**KERNELS, **block_kernels(masks)},
     )
 
 
