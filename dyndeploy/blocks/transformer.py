@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dyndeploy.blocks._timm import read_block, require_equal
-from dyndeploy.blocks.block import Block
+from dyndeploy.blocks.block import Block, capacity_of
 from dyndeploy.blocks.gates import Gate, LoweredCall
 from dyndeploy.blocks.token_gates import HeadGate, SublayerGates, TokenGate
 from dyndeploy.errors import UsageError, unknown_name
@@ -71,6 +71,8 @@ class TransformerBlock(Block):
         norm_policy: Whether gates of heads and sublayers that are made here read the class token behind a LayerNorm.
         drop_path: Probability of leaving out a sublayer in training, for blocks without gates of sublayers.
         consistent: See :class:`~dyndeploy.blocks.token_gates.ThresholdGate`; for gates that are made here.
+        token_capacity: Export to static shapes with places for so many tokens, or for such a share of them; images that
+            keep more are computed on all of them. None lets shapes follow the masks.
 
     Attributes:
         norm1: LayerNorm before the attention.
@@ -103,6 +105,7 @@ class TransformerBlock(Block):
         norm_policy: bool = False,
         drop_path: float = 0.0,
         consistent: bool = False,
+        token_capacity: int | float | None = None,
     ) -> None:
         super().__init__()
         if head_mode not in HEAD_MODES:
@@ -116,6 +119,7 @@ class TransformerBlock(Block):
         self.width, self.heads, self.head_size, self.hidden = width, heads, head_size, hidden
         self.scale = head_size**-0.5 if scale is None else scale
         self.token_mlp, self.head_mode, self.drop_path = token_mlp, head_mode, drop_path
+        self.token_capacity = token_capacity
         self.norm1, self.norm2 = (nn.LayerNorm(width, eps=epsilon) for _ in range(2))
         self.norm_policy = nn.LayerNorm(width, eps=epsilon) if norm_policy and (head or layer) else None
         tokens: Gate | None
@@ -270,13 +274,16 @@ class TransformerBlock(Block):
             "w_fc2": self.mlp.fc2.weight,
             "b_fc2": self.mlp.fc2.bias,
         }
-        attributes = {
+        attributes: dict[str, float] = {
             "epsilon": self.norm1.eps,
             "scale": self.scale,
             "token_mlp": int(self.token_mlp),
             "head_mode": HEAD_MODES.index(self.head_mode),
         }
-        name = variant(token="token" in gates, head="head" in gates, layer="attention" in gates)
+        fixed = self.token_capacity is not None and "token" in gates
+        if self.token_capacity is not None and fixed:
+            attributes["capacity"] = capacity_of(self.token_capacity, shapes[0][1])
+        name = variant(token="token" in gates, head="head" in gates, layer="attention" in gates, fixed=fixed)
         return LoweredCall(name, {key: value.detach() for key, value in tensors.items()}, attributes)
 
 
