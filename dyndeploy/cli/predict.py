@@ -23,6 +23,7 @@ from dyndeploy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from dyndeploy.prediction import BlockPrediction, Prediction
+    from dyndeploy.prediction.rates import RateLike
 
 _PREDICTORS = ("kernels", "reference")
 _CAUSES = ("compute_ms", "memory_ms", "launch_ms")
@@ -55,7 +56,9 @@ def predict(
         str | None,
         option(
             "--rate",
-            detail="Separated by commas: one per block. (default: 0.5; 1 for the branches of a foreign file's If)",
+            detail="Separated by commas: one per block; or NAME=RATE by what is skipped (token, head, attention, mlp, "
+            "spatial, channel; left out: 1). (default: 0.5; 1 for the branches of a foreign file's If and for "
+            "transformers of --compat laudnet)",
         ),
     ] = None,
     exit_mix: Annotated[
@@ -99,7 +102,7 @@ def predict(
     from dyndeploy.prediction import predict as predict_kernels
     from dyndeploy.prediction.laudnet import predict_bundle, predict_network
 
-    rates = None if rate is None else numbers("--rate", rate)
+    rates = None if rate is None else _rates(rate)
     given = {
         "mode": None if mode is None else tuple(mode.split("-")),
         "granularity": None if granularity is None else per_stage_numbers("--granularity", granularity),
@@ -113,7 +116,7 @@ def predict(
     options |= {"device": device, "batch": batch}
     sizes = named_sizes(dim or [])
     if rates is not None:
-        options["rate"] = rates[0] if len(rates) == 1 else rates
+        options["rate"] = rates
     of_reference = {"compat": compat, "mem_concurrent": mem_concurrent, "seed": seed}
     if _wants_reference(predictor, of_reference):
         other = (runtime, calibration, exit_mix, exits, sizes or None)
@@ -127,7 +130,7 @@ def predict(
             prediction = predict_bundle(Bundle.open(network), **options)
         else:
             prediction = predict_network(network, **options)
-        if rates is not None:
+        if rates is not None and not _changes_nothing(rates):
             prediction.require_rates()
     else:
         options |= {"precision": precision, "runtime": runtime, "threads": threads, "calibration": calibration}
@@ -142,6 +145,33 @@ def predict(
         print_json(prediction.to_json())
     else:
         _print(prediction)
+
+
+def _rates(text: str) -> RateLike:
+    """Parse ``0.5``, ``0.5,1.0`` (one per block) or ``token=0.7,head=0.5`` (by what is skipped)."""
+    if "=" not in text:
+        given = numbers("--rate", text)
+        return given[0] if len(given) == 1 else given
+    from dyndeploy.prediction import Rates
+    from dyndeploy.prediction.rates import checked_rates
+
+    named: dict[str, float] = {}
+    for entry in text.split(","):
+        name, _, number = entry.partition("=")
+        name = name.strip()
+        if not name.isidentifier() or name in named or not number:
+            raise UsageError(f"--rate takes NAME=RATE, each name once and joined by commas, not '{text}'.")
+        named[name] = numbers("--rate", number)[0]
+    rates = Rates(**named)
+    checked_rates(rates)
+    return rates
+
+
+def _changes_nothing(rates: RateLike) -> bool:
+    """Whether every rate that was named is 1, as where nothing is skipped."""
+    from dyndeploy.prediction import Rates
+
+    return isinstance(rates, Rates) and all(value == 1.0 for _, value in rates.named)
 
 
 def _wants_reference(predictor: str | None, of_reference: dict[str, Any]) -> bool:

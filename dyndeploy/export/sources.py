@@ -129,6 +129,7 @@ def weight_notes(report: LoadReport, network: nn.Module) -> tuple[str, ...]:
             f"{report.path.name} lacks {listing(report.untrained)}: these weights are random and were never trained, "
             "so that results mean nothing. Train first (dyndeploy train RECIPE --init FILE)"
         )
+    notes += [f"{report.path.name}: {note}" for note in report.notes]
     notes += [
         f"{report.path.name} does not tell {option}: {joined(options[option])} is assumed"
         for option in report.assumed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dyndeploy.blocks.macs import exit_macs
+from dyndeploy.nets.ada_vit import AdaVit, AdaVitConfig
 from dyndeploy.nets.checkpoints import LoadReport, load_checkpoint, save_checkpoint
 from dyndeploy.nets.dyn_perceiver import DynPerceiver, DynPerceiverConfig
 from dyndeploy.nets.laud import LaudConfig, LaudNetwork, full_flops, static_macs
@@ -20,11 +21,14 @@ from dyndeploy.nets.registry import (
     register_model,
     registered,
 )
-from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput, ExitOutput, NetworkFacts
+from dyndeploy.nets.results import AdaVitOutput, BlockMasks, Densities, DynamicOutput, ExitOutput, NetworkFacts
 from dyndeploy.nets.trained import TrainedNetwork, read_trained
 
 __all__ = [
     "DEFAULT_PREPROCESSING",
+    "AdaVit",
+    "AdaVitConfig",
+    "AdaVitOutput",
     "BlockMasks",
     "Densities",
     "DynPerceiver",

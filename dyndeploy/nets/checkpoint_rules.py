@@ -15,7 +15,24 @@ class CheckpointRules:
     """The rules of any network: its files hold all of its weights and nothing else.
 
     A family with others returns a subclass from a method ``checkpoint_rules()`` of its networks.
+
+    Attributes:
+        preferred: Name of the entry that its files mean where they hold several sets of weights; None for the usual.
     """
+
+    preferred: str | None = None
+
+    def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a file's weights as the network has them, where other tools keep several in one or in other shapes."""
+        return dict(weights)
+
+    def start_values(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values of weights that a file lacks, where those that the network was created with will not do."""
+        return {}
+
+    def notes(self) -> tuple[str, ...]:
+        """What has to be said of the file that was loaded last: phrases without a full stop."""
+        return ()
 
     def may_lack(self, key: str) -> bool:
         """Whether a file may lack this weight of the network, which then keeps its values."""

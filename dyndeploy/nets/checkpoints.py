@@ -66,6 +66,8 @@ class LoadReport:
         fresh: Weights of the classifiers, where training starts from a file that has none or one of other classes.
         classes: (classes of the classifier in the file, or None where it has none; those of the network) where a fresh
             classifier was left in place.
+        started: Missing weights that got values of a kind of their own: policies that compute everything.
+        notes: What else has to be said: phrases without a full stop.
     """
 
     path: Path
@@ -84,11 +86,13 @@ class LoadReport:
     untold: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     classes: tuple[int | None, int] | None = None
+    started: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def untrained(self) -> tuple[str, ...]:
         """Weights of the network that the file lacks, counters excepted: what they decide is left to chance."""
-        return tuple(key for key in self.missing if not key.endswith(OPTIONAL_SUFFIX))
+        return tuple(key for key in self.missing if not key.endswith(OPTIONAL_SUFFIX) and key not in set(self.started))
 
     def summary(self) -> str:
         """Return the report as a few lines for a log."""
@@ -96,7 +100,7 @@ class LoadReport:
         if self.epoch is not None:
             lines.append(f"Epoch {self.epoch}.")
         for title, keys in (
-            ("Missing, left as they were", [key for key in self.missing if key not in self.fresh]),
+            ("Missing, left as they were", [key for key in self.missing if key not in {*self.fresh, *self.started}]),
             ("Unexpected, ignored", self.unexpected),
         ):
             if keys:
@@ -111,6 +115,7 @@ class LoadReport:
             lines.append(f"'{self.weights}' is a moving average of the weights.")
         if self.others:
             lines.append(f"'{self.weights}' was taken; the file also holds {listing(self.others)}: --weights NAME.")
+        lines += [f"Note: {note}." for note in self.notes]
         lines += [
             f"The file was saved with {name} {joined(theirs)}; this network has {joined(ours)}."
             for name, theirs, ours in self.option_differences
@@ -206,8 +211,9 @@ def load_checkpoint(
     rules_of = getattr(model, "checkpoint_rules", CheckpointRules)
     rules: CheckpointRules = rules_of()
     names = {**rules.other_names(), **({} if classes is None else rules.start_names())}
-    chosen, others = choose_weights(content, own, weights or (EMA if averaged else None), source, names)
-    found = chosen.weights
+    wanted = weights or (EMA if averaged else rules.preferred if _holds(content, rules.preferred) else None)
+    chosen, others = choose_weights(content, own, wanted, source, names)
+    found = rules.adapted(chosen.weights)
     fresh, exchanged = ((), None) if classes is None else _fresh_classifier(model, rules, own, found, classes)
     found = {key: value for key, value in found.items() if key not in fresh}
     source_format = _source_format(source, content, chosen)
@@ -215,18 +221,19 @@ def load_checkpoint(
 
     missing = tuple(key for key in own if key not in found)
     unexpected = tuple(key for key in found if key not in own)
-    wanted = [
+    needed = [
         key for key in missing if key not in fresh and (classes is None or not rules.may_start_without(key, found))
     ]
-    _check_architecture(source, rules, own, found, wanted, unexpected)
+    _check_architecture(source, rules, own, found, needed, unexpected)
     options = content.get("options") if source_format == "dyndeploy" else None
     conflict = rules.conflict(found, options if isinstance(options, Mapping) else {})
     if conflict:
         raise CheckpointError(f"{source} {conflict}")
     _check_shapes(source, rules, own, found)
     accepted = _converted(source, model, own, found)
+    started = {key: value for key, value in rules.start_values(found).items() if key in missing}
 
-    model.load_state_dict(own | accepted)
+    model.load_state_dict(own | {key: value.to(own[key]) for key, value in started.items()} | accepted)
     extra = content.get("extra", {}) if source_format == "dyndeploy" else {}
     epoch = extra.get("epoch") if source_format == "dyndeploy" else content.get("epoch")
     return LoadReport(
@@ -246,7 +253,14 @@ def load_checkpoint(
         untold=() if options else rules.untold(found),
         fresh=fresh,
         classes=exchanged,
+        started=tuple(started),
+        notes=rules.notes(),
     )
+
+
+def _holds(content: Any, entry: str | None) -> bool:
+    """Whether a file has a set of weights in an entry of this name."""
+    return entry is not None and isinstance(content, Mapping) and isinstance(content.get(entry), Mapping)
 
 
 def _fresh_classifier(

@@ -86,6 +86,27 @@ class DynamicOutput(NamedTuple):
         return {LOGITS: self.logits}
 
 
+class AdaVitOutput(NamedTuple):
+    """Result of one forward pass of an adaptive vision transformer, one row per image of the batch.
+
+    Attributes:
+        logits: Class scores (N, classes).
+        token: 0/1 decisions (N, blocks with a token policy, tokens), the class token first, which always stays; None
+            without such a policy.
+        head: The same of heads, (N, blocks with a head policy, heads).
+        layer: The same of attention and MLP, (N, blocks with a sublayer policy, 2).
+    """
+
+    logits: Tensor
+    token: Tensor | None = None
+    head: Tensor | None = None
+    layer: Tensor | None = None
+
+    def outputs(self) -> dict[str, Tensor]:
+        """Return what a deployed network gives: the logits."""
+        return {LOGITS: self.logits}
+
+
 class ExitOutput(NamedTuple):
     """Result of one forward pass of a network with early exits.
 

@@ -180,6 +180,8 @@ def _tell(start: LoadReport) -> None:
         )
     if rest:
         _LOG.warning("Note: %s lacks %s: fresh, to be trained.", start.path, listing(rest))
+    for note in start.notes:
+        _LOG.warning("Note: %s: %s.", start.path, note)
 
 
 class _Run:

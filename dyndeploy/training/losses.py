@@ -1,18 +1,24 @@
-"""Losses: the FLOPs budget of LAUDNet with bounds per block, distillation, and the exits of Dyn-Perceiver.
+"""Losses: the FLOPs budget of LAUDNet with bounds per block, the usage of AdaViT, distillation, and exits.
 
 References: "Latency-Aware Unified Dynamic Networks for Efficient Image Recognition" (Han et al., TPAMI 2024),
-"Dynamic Perceiver for Efficient Visual Recognition" (Han et al., ICCV 2023), and their reference codes.
+"Dynamic Perceiver for Efficient Visual Recognition" (Han et al., ICCV 2023), "AdaViT: Adaptive Vision Transformers for
+Efficient Image Recognition" (Meng et al., CVPR 2022), and their reference codes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_LITTLE = 1e-6
+"""Added to sums that are divided by."""
+_RARE = 1e-7
+"""Smallest probability that a logarithm is taken of."""
 
 
 class Bounds(NamedTuple):
@@ -53,6 +59,112 @@ def sparsity_loss(flops: Tensor, full_flops: float, block_ratios: Tensor, target
     """
     outside = torch.relu(block_ratios - bounds.upper).square() + torch.relu(bounds.lower - block_ratios).square()
     return outside.mean() + (flops / full_flops - target).square()
+
+
+class UsageTerms(NamedTuple):
+    """What the usage of one kind of decision is held to.
+
+    Attributes:
+        target: Share that is to be computed.
+        diverse: Factor of the mean distance of the single units from the target: with a target, units are then to
+            differ from image to image rather than from each other.
+        entropy: Factor of the mean entropy (nats) of the probabilities, which is rewarded.
+        minimal: Share that every single unit is to reach.
+        minimal_weight: Factor of the sum of what the units lack of it.
+    """
+
+    target: float = 0.5
+    diverse: float = 0.0
+    entropy: float = 0.0
+    minimal: float = 0.0
+    minimal_weight: float = 0.0
+
+
+def head_usage(
+    masks: Sequence[Tensor],
+    margins: Sequence[Tensor],
+    active: Sequence[Tensor] | None,
+    terms: UsageTerms,
+    mean: Callable[[Tensor], Tensor] = torch.mean,
+) -> Tensor:
+    """Return how far the heads are from what they are held to; only heads of blocks that compute anything count.
+
+    Args:
+        masks: (N, heads) for every block.
+        margins: Logits of the probabilities, alike.
+        active: Whether a block computes any of its sublayers, (N,) for every block; None for always.
+        terms: What is asked for; a unit is a head of a block.
+        mean: Averages over the batch, of all processes where there are several.
+
+    Returns:
+        ``|mean - target|`` and the further terms, 0-d, without the weight of the whole.
+    """
+    heads = torch.cat(list(masks), 1)
+    counted = torch.ones_like(heads)
+    if active is not None:
+        counted = torch.cat([run[:, None].expand_as(mask) for run, mask in zip(active, masks, strict=True)], 1).detach()
+    share = mean(heads * counted) / (mean(counted) + _LITTLE / counted.numel())
+    units = (heads * counted).sum(0) / (counted.sum(0) + _LITTLE)
+    return (share - terms.target).abs() + _further(units, units, torch.cat(list(margins), 1), terms)
+
+
+def layer_usage(
+    masks: Sequence[Tensor],
+    margins: Sequence[Tensor],
+    terms: UsageTerms,
+    mean: Callable[[Tensor], Tensor] = torch.mean,
+) -> Tensor:
+    """Return how far the sublayers are from what they are held to.
+
+    Args:
+        masks: (N, sublayers) for every block.
+        margins: Logits of the probabilities, alike.
+        terms: What is asked for. A unit is a block where units are to be diverse, a sublayer where each has a minimum.
+        mean: See :func:`head_usage`.
+
+    Returns:
+        See :func:`head_usage`.
+    """
+    layers = torch.cat(list(masks), 1)
+    blocks = torch.stack([mask.mean() for mask in masks])
+    further = _further(blocks, layers.mean(0), torch.cat(list(margins), 1), terms)
+    return (mean(layers) - terms.target).abs() + further
+
+
+def token_usage(
+    masks: Sequence[Tensor],
+    margins: Sequence[Tensor],
+    terms: UsageTerms,
+    mean: Callable[[Tensor], Tensor] = torch.mean,
+) -> Tensor:
+    """Return how far the tokens are from what they are held to, those that always stay counted as well.
+
+    Args:
+        masks: (N, tokens) for every block.
+        margins: Logits of the probabilities, alike.
+        terms: What is asked for; a unit is a block of one image.
+        mean: See :func:`head_usage`.
+
+    Returns:
+        ``(mean - target)^2`` and the further terms, 0-d, without the weight of the whole.
+    """
+    units = torch.cat([mask.mean(1) for mask in masks])
+    further = _further(units, units, torch.cat(list(margins), 1), terms)
+    return (mean(torch.cat(list(masks), 1)) - terms.target).square() + further
+
+
+def _further(units: Tensor, least: Tensor, margins: Tensor, terms: UsageTerms) -> Tensor:
+    """The terms that are rarely used, of shares that are to be diverse, shares with a minimum, and logits."""
+    total = units.new_zeros(())
+    if terms.diverse:
+        total = total + terms.diverse * (units - terms.target).abs().mean()
+    if terms.entropy:
+        on, off = torch.sigmoid(margins), torch.sigmoid(-margins)
+        entropy = -(on * on.clamp_min(_RARE).log() + off * off.clamp_min(_RARE).log())
+        total = total - terms.entropy * entropy.mean()
+    if terms.minimal_weight:
+        total = total + terms.minimal_weight * torch.relu(terms.minimal - least).sum()
+    return total
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -29,6 +29,7 @@ from dyndeploy.training.losses import (
 from dyndeploy.training.processes import Processes, SharedNoise
 from dyndeploy.training.recipe import Recipe
 from dyndeploy.training.schedules import scheduled
+from dyndeploy.training.usage import UsageLoss, usage_losses
 
 FLOPS_TOLERANCE = 0.02
 """How far above its target the FLOPs ratio of an epoch may be that counts as the best one."""
@@ -98,7 +99,9 @@ def wide(logits: Tensor) -> Tensor:
 
 
 class Objective:
-    """Cross entropy, or a loss function, + the FLOPs budget of the gates + distillation, each where it is of use.
+    """Cross entropy, or a loss function, + what the gates are held to + distillation, each where it is of use.
+
+    Gates are held to a FLOPs budget, to shares of their decisions by kind, or to both.
 
     With several exits: the weighted cross entropies of all, and the last one as teacher; else the static network of the
     same initial weights teaches. References: LAUDNet (Han et al., TPAMI 2024), equations of section 3.5; Dynamic
@@ -200,6 +203,9 @@ class Objective:
             )
             total = total + self.budget.weight * sparsity
             terms["sparsity"] = sparsity
+        for kind, (loss, weight, share) in self._usage(tape).items():
+            total = total + weight * loss
+            terms |= {f"usage.{kind}": loss, f"share.{kind}": share}
         distillation = self._distillation(inputs, logits, precision)
         terms["distillation"] = torch.zeros_like(total) if distillation is None else distillation
         if distillation is not None:
@@ -252,6 +258,9 @@ class Objective:
         total = torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
         return total, {f"exit{number}.cross_entropy": loss for number, loss in enumerate(losses, 1)}
 
+    def _usage(self, tape: Tape) -> dict[str, UsageLoss]:
+        return {} if self.recipe.usage is None else usage_losses(self.recipe.usage, tape, self.recipe.model.name)
+
     def _distillation(self, inputs: Tensor, logits: list[Tensor], precision: torch.dtype) -> Tensor | None:
         recipe = self.recipe.distillation
         if recipe is None:
@@ -285,6 +294,7 @@ class Objective:
                     f"{name} cannot run on training images {tuple(images.shape)}: {type(error).__name__}: "
                     f"{' '.join(str(error).split())[:200].rstrip('.')}. Check model.options and model.input_size."
                 ) from error
+        self._usage(tape)
         logits = self._checked_logits(output, classes)
         for decision in tape.decisions.values():
             if not decision.margin.requires_grad:

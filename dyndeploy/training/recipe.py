@@ -217,6 +217,42 @@ class SparsityRecipe:
 
 
 @dataclass(frozen=True)
+class UsageTermsRecipe:
+    """How much of one kind of decision is to be computed.
+
+    Attributes:
+        target: Share that is to be computed, in [0, 1].
+        weight: Factor of the whole term.
+        diverse: Factor of the mean distance of the single units (heads of a block; blocks) from the target.
+        entropy: Factor of the mean entropy of the probabilities, which is rewarded.
+        minimal: Share that every single unit is to reach, in [0, 1].
+        minimal_weight: Factor of the sum of what the units lack of it.
+    """
+
+    target: float = 0.5
+    weight: float = 2.0
+    diverse: float = 0.0
+    entropy: float = 0.0
+    minimal: float = 0.0
+    minimal_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class UsageRecipe:
+    """Targets for each kind of decision, as AdaViT has them, beside or (``sparsity.weight`` 0) instead of the budget.
+
+    Attributes:
+        token: Tokens: the squared distance of the mean from the target. None leaves them alone.
+        head: Attention heads: the distance of the mean, over blocks that compute anything. None leaves them alone.
+        layer: Sublayers or whole blocks: the distance of the mean. None leaves them alone.
+    """
+
+    token: UsageTermsRecipe | None = None
+    head: UsageTermsRecipe | None = None
+    layer: UsageTermsRecipe | None = None
+
+
+@dataclass(frozen=True)
 class TemperatureRecipe:
     """Temperature of the Gumbel-softmax, changed every iteration, and how long decisions are sampled at all.
 
@@ -296,6 +332,7 @@ class Recipe:
         batch_size: Images per iteration, over all processes and parts; an incomplete last batch is dropped.
         optimizer: Optimizer, learning rate, weight decay.
         sparsity: FLOPs budget, of networks whose gates decide.
+        usage: Targets for each kind of decision; None has the FLOPs budget alone.
         temperature: Gumbel-softmax temperature of the gates.
         exits: Early exits, of networks that have several.
         distillation: None trains on labels alone.
@@ -317,6 +354,7 @@ class Recipe:
     batch_size: int
     optimizer: OptimizerRecipe
     sparsity: SparsityRecipe | None = None
+    usage: UsageRecipe | None = None
     temperature: TemperatureRecipe | None = None
     exits: ExitsRecipe | None = None
     distillation: DistillationRecipe | None = None
@@ -372,6 +410,8 @@ class Recipe:
             _require("ema.decay", self.ema.decay, 0 <= self.ema.decay < 1, "from 0 to below 1")
         if self.sparsity is not None:
             _check_sparsity(self.sparsity)
+        if self.usage is not None:
+            _check_usage(self.usage)
         if self.temperature is not None:
             _check_temperature(self.temperature)
         if self.exits is not None:
@@ -401,6 +441,8 @@ class Recipe:
                 )
             if used and getattr(self, section) is None:
                 object.__setattr__(self, section, sections[section]())
+        if self.usage is not None and not traits.budget:
+            raise UsageError(f"usage: {self.model.name} has no gates and no use for this section: leave it out.")
         if self.exits is not None:
             object.__setattr__(self, "exits", self._settled_exits(self.exits, traits.exits))
 
@@ -663,6 +705,19 @@ def _check_sparsity(sparsity: SparsityRecipe) -> None:
     _require("sparsity.target", sparsity.target, 0 < sparsity.target <= 1, "above 0 and at most 1")
     _require("sparsity.weight", sparsity.weight, sparsity.weight >= 0, "at least 0")
     _require("sparsity.bounds_until", sparsity.bounds_until, sparsity.bounds_until > 0, "above 0")
+
+
+def _check_usage(usage: UsageRecipe) -> None:
+    kinds = {declared.name: getattr(usage, declared.name) for declared in dataclasses.fields(usage)}
+    if not any(kinds.values()):
+        raise UsageError(f"usage: no kind of decision is named: give {', '.join(kinds)}, or leave the section out.")
+    for name, terms in kinds.items():
+        for key in () if terms is None else ("target", "minimal"):
+            share = getattr(terms, key)
+            _require(f"usage.{name}.{key}", share, 0 <= share <= 1, "from 0 to 1")
+        for key in () if terms is None else ("weight", "diverse", "entropy", "minimal_weight"):
+            factor = getattr(terms, key)
+            _require(f"usage.{name}.{key}", factor, factor >= 0, "at least 0")
 
 
 def _check_temperature(temperature: TemperatureRecipe) -> None:

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dyndeploy.training.losses import block_bounds, distillation_loss, sparsity_loss
+from dyndeploy.training.losses import (
+    UsageTerms,
+    block_bounds,
+    distillation_loss,
+    head_usage,
+    layer_usage,
+    sparsity_loss,
+    token_usage,
+)
 
 EPOCHS = 100
 RATIOS = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
@@ -91,3 +101,61 @@ def test_distillation_loss_is_a_divergence(logits: list[float], other: list[floa
     assert distillation_loss(a, b, temperature).item() >= -1e-9
     # A constant added to all logits changes no probability.
     assert distillation_loss(a, a + 3, temperature).item() == pytest.approx(0, abs=1e-9)
+
+
+#: Vectors of the AdaViT code's loss file: two images, three blocks of two heads, four of five tokens.
+HEADS = [[[1, 0], [0, 1], [1, 0]], [[0, 0], [1, 1], [0, 1]]]
+LAYERS = [[[1, 0], [0, 0], [1, 1]], [[0, 0], [0, 1], [1, 1]]]
+TOKENS = [
+    [[1, 1, 0, 1, 1], [0, 1, 0, 0, 1], [0, 1, 1, 1, 1], [1, 0, 1, 1, 1]],
+    [[1, 0, 1, 1, 0], [1, 1, 1, 1, 0], [1, 0, 1, 0, 1], [0, 1, 1, 0, 1]],
+]
+_VECTORS = Path(__file__).with_name("data") / "ada_vit_losses.npz"
+
+
+def _blocks(values: object) -> list[torch.Tensor]:
+    return list(torch.as_tensor(values, dtype=torch.float32).unbind(1))
+
+
+@pytest.mark.parametrize(
+    ("head", "layer", "token", "expected"),
+    [
+        (UsageTerms(), UsageTerms(), UsageTerms(), (0.1249999, 0.0, 0.0306250, 2.7482345)),
+        (
+            UsageTerms(0.5, 0.1, 0.1, 0.3, 1.0),
+            UsageTerms(0.5, 0.1, 0.1, 0.6, 1.0),
+            UsageTerms(0.5, minimal=0.75, minimal_weight=1.0),
+            (0.3930770, 1.3738638, 0.8306249, 7.6321163),
+        ),
+    ],
+    ids=["defaults", "all terms"],
+)
+def test_usage_equals_the_reference_code(
+    head: UsageTerms, layer: UsageTerms, token: UsageTerms, expected: tuple[float, ...]
+) -> None:
+    stored = np.load(_VECTORS)
+    assert stored["hs"].tolist() == HEADS and stored["ls"].tolist() == LAYERS and stored["ts"].tolist() == TOKENS
+    heads, layers, tokens = _blocks(HEADS), _blocks(LAYERS), _blocks(TOKENS)
+    active = [(block.sum(1) > 0).float() for block in layers]
+    losses = (
+        head_usage(heads, _blocks(stored["hl"]), active, head),
+        layer_usage(layers, _blocks(stored["ll"]), layer),
+        token_usage(tokens, tokens, token),
+    )
+    assert [loss.item() for loss in losses] == pytest.approx(expected[:3], abs=2e-7)
+    base = torch.nn.functional.cross_entropy(torch.tensor(stored["logits"]), torch.tensor(stored["target"]))
+    assert base.item() == pytest.approx(2.4369845, abs=1e-6)
+    assert (base + 2 * sum(losses)).item() == pytest.approx(expected[3], abs=1e-6)
+
+
+def test_heads_of_idle_blocks_do_not_count_and_pass_no_gradient() -> None:
+    heads = torch.tensor([[1.0, 1.0], [0.0, 0.0]], requires_grad=True)
+    loss = head_usage([heads], [heads], [torch.tensor([1.0, 0.0])], UsageTerms(0.25))
+    assert loss.item() == pytest.approx(0.75, abs=1e-5)
+    loss.backward()
+    assert heads.grad.tolist()[1] == [0.0, 0.0] and heads.grad[0, 0].item() == pytest.approx(0.5, abs=1e-5)
+
+
+def test_blocks_may_have_different_numbers_of_heads() -> None:
+    masks = [torch.ones(2, 3), torch.zeros(2, 1)]
+    assert head_usage(masks, masks, None, UsageTerms(0.5)).item() == pytest.approx(0.25, abs=1e-6)

@@ -18,9 +18,17 @@ from dyndeploy.prediction.laudnet.network_spec import (
 )
 from dyndeploy.prediction.laudnet.operators import Operator, operator_kinds
 from dyndeploy.prediction.laudnet.predictor import Predictor, predict_bundle, predict_network
+from dyndeploy.prediction.laudnet.transformers import (
+    TRANSFORMER_MODES,
+    TransformerSpec,
+    is_transformer_name,
+    transformer_names,
+    transformer_spec,
+)
 
 __all__ = [
     "MODES",
+    "TRANSFORMER_MODES",
     "BlockSpec",
     "Fix",
     "MaskerSpec",
@@ -28,11 +36,15 @@ __all__ = [
     "Operator",
     "Predictor",
     "StemSpec",
+    "TransformerSpec",
     "is_network_name",
+    "is_transformer_name",
     "network_names",
     "network_spec",
     "operator_kinds",
     "predict_bundle",
     "predict_network",
     "published_blocks",
+    "transformer_names",
+    "transformer_spec",
 ]

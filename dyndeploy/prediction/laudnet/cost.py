@@ -564,6 +564,12 @@ class CostModel:
         """One elementwise operator (addition, GELU) on (rows, tokens, channels) per image."""
         return self.add(1, channels=channels, height=max(1, round(rows * batch)), width=tokens)
 
+    def unfold(self, batch: float, *, c_in: int, c_out: int, height: int, width: int, stride: int) -> Cost:
+        """Lay the windows of a map (c_in, height x stride, width x stride) out as channels; bound by memory."""
+        read = c_in * height * stride * width * stride * batch
+        written = c_out * height * width * batch
+        return Cost(0.0, (read + written) / self._dram + 2 * written / self._l2, self._launch)
+
     def reduce_over(self, batch: float, *, elements: int, reduced: int) -> Cost:
         """Reduce ``elements`` numbers per image over groups of ``reduced``."""
         side = math.ceil(math.sqrt(reduced))

@@ -87,6 +87,7 @@ KINDS: dict[str, Kind] = {
     "channel_constants": Kind(CostModel.channel_constants, _map_elements),
     "matmul": Kind(CostModel.matmul, lambda a: float(a["rows"] * a["c_in"] * a["c_out"])),
     "elementwise": Kind(CostModel.elementwise, _row_elements),
+    "unfold": Kind(CostModel.unfold, lambda a: float(a["c_out"] * a["height"] * a["width"])),
     "softmax": Kind(CostModel.softmax, lambda a: 4 * _row_elements(a)),
     "layernorm": Kind(CostModel.layernorm, lambda a: 4 * _row_elements(a)),
 }

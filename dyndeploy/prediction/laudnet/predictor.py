@@ -11,12 +11,22 @@ import numpy as np
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import BundleError, UsageError, unknown_name
+from dyndeploy.ops.gates import BLOCK, CHANNEL, PATCH
 from dyndeploy.prediction.densities import BusiestTile, ExpectedBusiestTile, SampledBusiestTile, union
 from dyndeploy.prediction.laudnet.blocks import MODES, BlockPlan, block_operators, network_ends
 from dyndeploy.prediction.laudnet.cost import CostModel
 from dyndeploy.prediction.laudnet.fixes import Fix, fixes_for
 from dyndeploy.prediction.laudnet.network_spec import BlockSpec, MaskerSpec, NetworkSpec, network_spec
 from dyndeploy.prediction.laudnet.operators import KINDS, Operator, check_attributes
+from dyndeploy.prediction.laudnet.transformers import (
+    TransformerSpec,
+    head_operators,
+    is_transformer_name,
+    module_operators,
+    transformer_block_operators,
+    transformer_rates,
+    transformer_spec,
+)
 from dyndeploy.prediction.rates import RateLike, Rates, block_rates, checked_rates
 from dyndeploy.prediction.results import BlockPrediction, Coverage, OperatorPrediction, Prediction
 from dyndeploy.targets.devices import Device, load_device
@@ -25,6 +35,8 @@ _T = TypeVar("_T")
 
 FOUR_STAGES = (4, 4, 2, 1)
 CHANNELS_PER_GROUP = 2
+USUAL_RATE = 0.5
+_RESIDUAL_RATES = (PATCH.name, CHANNEL.name, BLOCK.name, "conv1", "conv2", f"{CHANNEL.name}_slowest")
 
 
 class Predictor:
@@ -84,7 +96,7 @@ class Predictor:
         mode: str | Sequence[str] = "static",
         granularity: int | Sequence[int] | None = None,
         channel_granularity: int | Sequence[int] = CHANNELS_PER_GROUP,
-        rate: RateLike = 0.5,
+        rate: RateLike = USUAL_RATE,
         input_size: tuple[int, int] | None = None,
         extra_operators: Iterable[Operator] = (),
     ) -> Prediction:
@@ -143,18 +155,31 @@ class Predictor:
                 *parts,
                 *([self.predict_operators(after, name="head")] if after else []),
             ]
-        extra = tuple(extra_operators)
-        if extra:
-            parts.append(self.predict_operators(extra, name="extra"))
+        return self._prediction(
+            spec.name, spec.input_size, modes, granularities, channel_granularities, parts, tuple(extra_operators)
+        )
+
+    def _prediction(
+        self,
+        name: str,
+        input_size: tuple[int, int],
+        modes: tuple[str, ...],
+        granularities: tuple[int, ...],
+        channel_granularities: tuple[int, ...],
+        parts: list[BlockPrediction],
+        extra_operators: tuple[Operator, ...],
+    ) -> Prediction:
+        if extra_operators:
+            parts = [*parts, self.predict_operators(extra_operators, name="extra")]
         latency = math.fsum(part.latency_ms for part in parts)
         return Prediction(
-            network=spec.name,
+            network=name,
             device=self.device.name,
             mode=modes,
             granularity=granularities,
             channel_granularity=channel_granularities,
             batch=self.batch,
-            input_size=spec.input_size,
+            input_size=input_size,
             compat=self.compat,
             fixes=tuple(fix.value for fix in Fix if fix in self.fixes),
             mem_concurrent=self.mem_concurrent,
@@ -164,6 +189,45 @@ class Predictor:
             blocks=tuple(parts),
             coverage=_coverage(parts),
         )
+
+    def predict_transformer(
+        self,
+        network: str | TransformerSpec,
+        *,
+        mode: str = "static",
+        rate: RateLike | None = None,
+        extra_operators: Iterable[Operator] = (),
+    ) -> Prediction:
+        """Predict a T2T vision transformer as the published simulator does, its T2T module and classifier included.
+
+        Args:
+            network: ``ada_t2t_vit_14`` or ``ada_t2t_vit_19``, or a description.
+            mode: ``static``, ``token``, ``head``, ``layer`` (attention and MLP apart) or ``all``.
+            rate: One number for all that the mode skips, or
+                ``Rates(token=..., head=..., attention=..., mlp=...)``; what is left out is 1. One per block does as
+                well, though the simulator itself knows one for all.
+            extra_operators: As in :meth:`predict_network`.
+
+        Raises:
+            UsageError: Without ``compat="laudnet"``; an unknown name or mode; a rate outside [0, 1], of something
+                that the mode does not skip, or that leaves no token or head.
+        """
+        if self.compat != "laudnet":
+            raise UsageError(
+                "The reference predictor knows transformers as published only, with compat='laudnet'. The kernel "
+                "predictor prices them from their graphs."
+            )
+        spec = transformer_spec(network) if isinstance(network, str) else network
+        if isinstance(rate, Sequence):
+            own = [transformer_rates(mode, entry) for entry in block_rates(rate, spec.depth)]
+        else:
+            own = [transformer_rates(mode, None if rate is None else checked_rates(rate))] * spec.depth
+        parts = [self.predict_operators(module_operators(spec), name="tokens_to_token")]
+        for index, rates in enumerate(own):
+            priced = tuple(self._price(operator) for operator in transformer_block_operators(spec, mode, rates))
+            parts.append(BlockPrediction(f"blocks.{index}", mode, rates, _sum(priced), priced))
+        parts.append(self.predict_operators(head_operators(spec), name="head"))
+        return self._prediction(spec.name, spec.input_size, (mode,), (), (), parts, tuple(extra_operators))
 
     def predict_block(
         self,
@@ -261,12 +325,12 @@ class Predictor:
 
 
 def predict_network(
-    network: str | NetworkSpec,
+    network: str | NetworkSpec | TransformerSpec,
     *,
     mode: str | Sequence[str] = "static",
     granularity: int | Sequence[int] | None = None,
-    channel_granularity: int | Sequence[int] = CHANNELS_PER_GROUP,
-    rate: RateLike = 0.5,
+    channel_granularity: int | Sequence[int] | None = None,
+    rate: RateLike | None = None,
     device: str | Device,
     batch: int | None = None,
     compat: str | None = None,
@@ -277,8 +341,9 @@ def predict_network(
 ) -> Prediction:
     """Predict the latency of a network on a device model.
 
-    See :class:`Predictor` and :meth:`Predictor.predict_network` for the arguments. To predict many
-    configurations on one device, keep a :class:`Predictor`: it remembers the operators it has priced.
+    See :class:`Predictor`, :meth:`Predictor.predict_network` and, for a transformer,
+    :meth:`Predictor.predict_transformer` for the arguments. ``rate=None`` is 0.5, of a transformer 1. To predict
+    many configurations on one device, keep a :class:`Predictor`: it remembers the operators it has priced.
 
     Example:
         >>> prediction = predict_network("laud_resnet50", mode="spatial", rate=0.5, device="v100")
@@ -286,12 +351,23 @@ def predict_network(
         'predicted'
     """
     predictor = Predictor(device, batch=batch, compat=compat, mem_concurrent=mem_concurrent, seed=seed)
+    if isinstance(network, TransformerSpec) or (isinstance(network, str) and is_transformer_name(network)):
+        one = (mode,) if isinstance(mode, str) else tuple(mode)
+        if len(one) != 1 or granularity is not None or channel_granularity is not None:
+            raise UsageError("A transformer has one mode for all blocks, and no granularities.")
+        if input_size is not None and tuple(input_size) != TransformerSpec.input_size:
+            raise UsageError("The published simulator prices transformers at 224x224 only: leave the input size out.")
+        return predictor.predict_transformer(network, mode=one[0], rate=rate, extra_operators=extra_operators)
+    for entry in rate if isinstance(rate, Sequence) else (rate,):
+        for name, _ in entry.named if isinstance(entry, Rates) else ():
+            if name not in _RESIDUAL_RATES:
+                raise unknown_name("rate of a residual network", name, _RESIDUAL_RATES)
     return predictor.predict_network(
         network,
         mode=mode,
         granularity=granularity,
-        channel_granularity=channel_granularity,
-        rate=rate,
+        channel_granularity=CHANNELS_PER_GROUP if channel_granularity is None else channel_granularity,
+        rate=USUAL_RATE if rate is None else rate,
         input_size=input_size,
         extra_operators=extra_operators,
     )
@@ -322,7 +398,7 @@ def predict_bundle(
     bundle: Bundle,
     *,
     device: str | Device,
-    rate: RateLike = 0.5,
+    rate: RateLike = USUAL_RATE,
     mode: str | Sequence[str] | None = None,
     granularity: int | Sequence[int] | None = None,
     channel_granularity: int | Sequence[int] | None = None,

@@ -1167,26 +1167,36 @@ constexpr Operator kTokenHeadLayerTransformerBlock = {
 };
 
 // DO(operator, kind): operators of one kind share their kernels.
-#define DYNDEPLOY_CPU_OPERATORS(DO)                                \
-  DO(SpatialMasker, SpatialMasker)                                 \
-  DO(ChannelMasker, ChannelMasker)                                 \
-  DO(ChannelMaskerHidden, ChannelMasker)                           \
-  DO(SpatialBottleneck, SpatialBottleneck)                         \
-  DO(SpatialBottleneckProjection, SpatialBottleneck)               \
-  DO(LayerBottleneck, LayerBottleneck)                             \
-  DO(LayerBottleneckProjection, LayerBottleneck)                   \
-  DO(ChannelBottleneck, ChannelBottleneck)                         \
-  DO(ChannelBottleneckProjection, ChannelBottleneck)               \
-  DO(SpatialChannelBottleneck, SpatialChannelBottleneck)           \
-  DO(SpatialChannelBottleneckProjection, SpatialChannelBottleneck) \
-  DO(SpatialSEBottleneck, SpatialSeBottleneck)                     \
-  DO(SpatialSEBottleneckProjection, SpatialSeBottleneck)           \
-  DO(LayerSEBottleneck, LayerSeBottleneck)                         \
-  DO(LayerSEBottleneckProjection, LayerSeBottleneck)               \
-  DO(ChannelSEBottleneck, ChannelSeBottleneck)                     \
-  DO(ChannelSEBottleneckProjection, ChannelSeBottleneck)           \
-  DO(SpatialChannelSEBottleneck, SpatialChannelSeBottleneck)       \
-  DO(SpatialChannelSEBottleneckProjection, SpatialChannelSeBottleneck)
+#define DYNDEPLOY_CPU_OPERATORS(DO)                                    \
+  DO(SpatialMasker, SpatialMasker)                                     \
+  DO(ChannelMasker, ChannelMasker)                                     \
+  DO(ChannelMaskerHidden, ChannelMasker)                               \
+  DO(SpatialBottleneck, SpatialBottleneck)                             \
+  DO(SpatialBottleneckProjection, SpatialBottleneck)                   \
+  DO(LayerBottleneck, LayerBottleneck)                                 \
+  DO(LayerBottleneckProjection, LayerBottleneck)                       \
+  DO(ChannelBottleneck, ChannelBottleneck)                             \
+  DO(ChannelBottleneckProjection, ChannelBottleneck)                   \
+  DO(SpatialChannelBottleneck, SpatialChannelBottleneck)               \
+  DO(SpatialChannelBottleneckProjection, SpatialChannelBottleneck)     \
+  DO(SpatialSEBottleneck, SpatialSeBottleneck)                         \
+  DO(SpatialSEBottleneckProjection, SpatialSeBottleneck)               \
+  DO(LayerSEBottleneck, LayerSeBottleneck)                             \
+  DO(LayerSEBottleneckProjection, LayerSeBottleneck)                   \
+  DO(ChannelSEBottleneck, ChannelSeBottleneck)                         \
+  DO(ChannelSEBottleneckProjection, ChannelSeBottleneck)               \
+  DO(SpatialChannelSEBottleneck, SpatialChannelSeBottleneck)           \
+  DO(SpatialChannelSEBottleneckProjection, SpatialChannelSeBottleneck) \
+  DO(TokenMasker, TokenMasker)                                         \
+  DO(ClassTokenHeadMasker, ClassTokenMasker)                           \
+  DO(ClassTokenLayerMasker, ClassTokenMasker)                          \
+  DO(TokenTransformerBlock, TransformerBlock)                          \
+  DO(HeadTransformerBlock, TransformerBlock)                           \
+  DO(LayerTransformerBlock, TransformerBlock)                          \
+  DO(TokenHeadTransformerBlock, TransformerBlock)                      \
+  DO(TokenLayerTransformerBlock, TransformerBlock)                     \
+  DO(HeadLayerTransformerBlock, TransformerBlock)                      \
+  DO(TokenHeadLayerTransformerBlock, TransformerBlock)
 
 // DO(operator, kind): operators of one kind share their kernels.
 #define DYNDEPLOY_TENSORRT_OPERATORS(DO)                               \
