@@ -143,7 +143,9 @@ def test_the_plan_of_what_is_built(gpu: Any, tmp_path: Path, capsys: pytest.Capt
     assert all(Path(line.split()[line.split().index("-c") + 1]).is_file() for line in compiled)
     assert sum("code=sm_90" in line for line in compiled) == 2 * units
     old = [line for line in lines if line.startswith("old ")]
-    assert len(old) == units + 2 and all("arch=compute_62,code=compute_62" in line and "LANES_ONLY" in line for line in old)
+    assert len(old) == units + 2 and all(
+        "arch=compute_62,code=compute_62" in line and "LANES_ONLY" in line for line in old
+    )
 
 
 def test_a_compiler_that_is_missing_or_fails(gpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
