@@ -225,7 +225,7 @@ def test_a_copy_shares_nothing() -> None:
         for parameter in twin.parameters():
             parameter.zero_()
     assert twin.blocks[2].attn.token_select.norm is twin.blocks[2].norm1
-    assert float(network.blocks[2].norm1.weight.sum()) == 64
+    assert float(network.blocks[2].norm1.weight.sum()) == 96
 
 
 @pytest.mark.parametrize(
