@@ -30,7 +30,7 @@ from dyndeploy.files import atomic_directory, read_json, write_json  # noqa: E40
 
 KERNELS = ROOT / "plugins" / "kernels" / "cuda"
 TESTS = ROOT / "tests" / "plugins"
-UNITS = ("bottleneck", "bottleneck_float", "bottleneck_half", "maskers")
+UNITS = tuple(sorted(path.stem for path in KERNELS.glob("*.cu")))
 TEST = "test_kernels_cuda"
 LIMIT = 56 << 20
 """Bytes: what a machine takes is often limited to 64 MiB, and the sources travel, too."""

@@ -19,7 +19,6 @@ from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.graphs.inspect import all_graphs, all_nodes, drop_unused, is_dynamic, operator_attributes, reads
 from dyndeploy.graphs.shapes import static_shapes, with_values
 from dyndeploy.ops import DOMAIN, OPERATORS, Role
-from dyndeploy.ops.gates import CHANNEL
 from dyndeploy.precisions import precision_of
 
 if TYPE_CHECKING:
@@ -37,8 +36,11 @@ HALF_ONLY = "plugin_half_only"
 """Attribute of a plugin's node: 1 where it may compute in half only, 0 where the builder may choose."""
 
 TIMING_RATES = "plugin_timing_rates"
-"""Attribute of a plugin's node: active patches (or samples) and active channel groups of a thousand, with which its
+"""Attribute of a plugin's node: active bits of a thousand of each mask, in the order of its inputs, with which its
 kernels run while TensorRT times them; 0 reads the mask. Masks hold nothing meaningful then."""
+
+TIMED_MASKS = 4
+"""Length of that attribute: the most masks of a plugin; rates of masks that a plugin does not have are 0."""
 
 DEFAULT_TIMING_RATE = 0.5
 """Share of active bits to time with where nobody knows the rate of a mask."""
@@ -183,12 +185,10 @@ def _state_rates(copy: onnx.ModelProto, rates: Mapping[str, float]) -> None:
         if kernel is None or not OPERATORS[node.op_type].gates:
             continue
         spec = OPERATORS[node.op_type]
-        timed = {False: 0, True: 0}  # by whether the mask is one of channels
-        for name, kind in spec.gates.items():
-            mask = node.input[spec.input_index(name)].removeprefix(PREFIX)
-            share = rates.get(mask, DEFAULT_TIMING_RATE)
-            timed[kind is CHANNEL] = max(1, round(1000 * share))
-        node.attribute.append(helper.make_attribute(TIMING_RATES, [timed[False], timed[True]]))
+        masks = [node.input[spec.input_index(name)].removeprefix(PREFIX) for name in spec.mask_inputs()]
+        timed = [max(1, round(1000 * rates.get(mask, DEFAULT_TIMING_RATE))) for mask in masks]
+        timed += [0] * (TIMED_MASKS - len(timed))
+        node.attribute.append(helper.make_attribute(TIMING_RATES, timed))
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:

@@ -1,18 +1,19 @@
 """Scratch memory of the GPU kernels: what a TensorRT plugin asks for, said where no plugin library is.
 
-The kernels say it themselves (``bottleneck_workspace`` and ``channel_masker_workspace`` in ``plugins/kernels/cuda``); a
-test holds the two against each other.
+The kernels say it themselves (``bottleneck_workspace``, ``transformer_workspace`` and ``channel_masker_workspace`` in
+``plugins/kernels/cuda``); tests hold the two against each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from dyndeploy.ops._transformer import UNITS_OF_MLP
 from dyndeploy.ops.base import Attributes
 
 Workspace = Callable[[Mapping[str, int], Attributes, int], int]
 
-_LIST_ENTRY, _SAMPLE_ROWS, _FLOAT = 4, 16, 4
+_LIST_ENTRY, _SAMPLE_ROWS, _SAMPLE_TOKENS, _FLOAT = 4, 16, 16, 4
 _POOLED_PIXELS, _MOST_PARTS = 64, 32
 
 
@@ -57,3 +58,29 @@ def channel_masker_workspace(sizes: Mapping[str, int], attributes: Attributes, e
     parts = _parts(sizes["H"] * sizes["W"])
     features = sizes["N"] * sizes["C"] * _FLOAT
     return _total(parts * features, features, sizes["N"] * sizes.get("h", 0) * _FLOAT)
+
+
+def transformer_workspace(*, tokens: bool, heads: bool) -> Workspace:
+    """Bytes of normalised rows, of q, k and v or hidden units, and of the lists of a transformer block.
+
+    Args:
+        tokens: It skips tokens.
+        heads: It skips heads.
+    """
+
+    def workspace(sizes: Mapping[str, int], attributes: Attributes, element: int) -> int:
+        batch, rows, channels = sizes["N"], sizes["N"] * sizes["T"], sizes["A"] * sizes["d"]
+        parts = [
+            rows * max(sizes["D"], channels) * element,
+            rows * max(3 * channels, sizes["F"]) * element,
+            batch * _SAMPLE_TOKENS,
+        ]
+        if tokens:
+            parts += [rows * _LIST_ENTRY]
+        if heads:
+            parts += [batch * sizes["A"] * _LIST_ENTRY, batch * channels * _LIST_ENTRY]
+            if int(attributes["head_mode"]) == UNITS_OF_MLP:
+                parts += [batch * sizes["F"] * _LIST_ENTRY]
+        return _total(*parts)
+
+    return workspace

@@ -62,10 +62,11 @@ struct Port {{
   const char* axes;
 }};
 
-// Integers; every attribute must be given.
+// Integers, or numbers with a fraction; every attribute must be given.
 struct Attribute {{
   const char* name;
   int length;
+  bool real;
 }};
 
 struct Operator {{
@@ -98,7 +99,7 @@ def operator_tables(specs: Sequence[OperatorSpec] = SPECS) -> str:
 
     Raises:
         UsageError: The adapters have no form for something that an operator has: several outputs, optional inputs,
-            index tensors, attributes that are no integers, or a size whose symbol has no letter.
+            index tensors, or a size whose symbol has no letter.
     """
     specs = [spec for spec in specs if FAMILIES.keys() & spec.kernels.keys()]
     for spec in specs:
@@ -128,7 +129,6 @@ def _check(spec: OperatorSpec) -> None:
     problems += [f"the optional input {port.name}" for port in spec.inputs if port.optional]
     ports = [*spec.inputs, *_plugin_inputs(spec), *spec.outputs]
     problems += [f"the index tensor {port.name}" for port in ports if port.element is Element.INDEX]
-    problems += [f"the attribute {entry.name}, no integer" for entry in spec.attributes if entry.type is not int]
     letters: dict[str, str] = {}
     for symbol in dict.fromkeys(symbol for port in ports for symbol in port.shape):
         letter = LETTERS.get(symbol, symbol)
@@ -158,7 +158,10 @@ def _operator(spec: OperatorSpec, arrays: dict[tuple[str, ...], str]) -> list[st
             lines.extend([f"constexpr {kind} {arrays[key]}[] = {{", *(f"    {entry}," for entry in entries), "};"])
         return [arrays[key], str(len(entries))]
 
-    attributes = [f'{{"{entry.name}", {entry.length or 1}}}' for entry in spec.attributes]
+    attributes = [
+        f'{{"{entry.name}", {entry.length or 1}, {"true" if entry.type is float else "false"}}}'
+        for entry in spec.attributes
+    ]
     values = [
         f'"{spec.name}"',
         str(spec.version),

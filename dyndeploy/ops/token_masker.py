@@ -17,6 +17,7 @@ from dyndeploy.errors import UsageError
 from dyndeploy.ops._body import Body, Value
 from dyndeploy.ops._transformer import EPSILON, masker_sizes, normalised
 from dyndeploy.ops._transformer_body import layer_norm
+from dyndeploy.ops._transformer_gpu import masker_kernels
 from dyndeploy.ops.base import (
     Attribute,
     Attributes,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     import torch
 
 NAME = "TokenMasker"
-KERNELS: Mapping[str, KernelSpec] = {}
+KERNELS: Mapping[str, KernelSpec] = {"cpu": KernelSpec(), **masker_kernels()}
 
 
 def reference(

@@ -6,9 +6,11 @@ on a board, call by call the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from dyndeploy.errors import UsageError
 from dyndeploy.fields import Document, Field
@@ -51,7 +53,8 @@ class PluginNode:
     Attributes:
         name: Its name, which the engine's layer keeps.
         operator: Its ``op_type``.
-        attributes: The values of all its attributes, one after the other as its operator declares them.
+        attributes: The values of all its attributes, one after the other as its operator declares them; those that
+            are no integers as the bits of a 32-bit float, as the plugin library takes them.
         shapes: Of all its inputs in the TensorRT copy; -1 where a size is open.
     """
 
@@ -187,8 +190,11 @@ def _plugin_nodes(source: onnx.ModelProto, copy: onnx.ModelProto) -> tuple[Plugi
         if node.domain != DOMAIN or FAMILY not in OPERATORS[node.op_type].kernels:
             continue
         spec, values_of = OPERATORS[node.op_type], operator_attributes(node)
-        rows = [values_of[attribute.name] for attribute in spec.attributes]
-        values = [int(value) for row in rows for value in (row if isinstance(row, Iterable) else (row,))]
+        values = []
+        for attribute in spec.attributes:
+            row = np.atleast_1d(values_of[attribute.name])
+            bits = row.astype(np.float32).view(np.int32) if attribute.type is float else row
+            values += [int(value) for value in bits]
         # Casts give activations other names in the copy; only weights are repacked.
         given_by_graph = [
             name for port, name in zip(spec.inputs, node.input, strict=False) if port.role is not Role.WEIGHT

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMING_RATES
+from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMED_MASKS, TIMING_RATES
 from dyndeploy.ops.base import Element, OperatorSpec, Port
 from dyndeploy.runtimes.tensorrt_plan import FAMILY
 
@@ -24,6 +24,7 @@ FORMAT_FIELD, FORMAT = "dyndeploy_format", 2
 _NOT_ATTRIBUTES = ("plugin_version", "plugin_namespace")
 _OUTPUT_ATTRIBUTES = {"mh": "mask_height", "mw": "mask_width"}
 _STRIDED = {"Ho": "H", "Wo": "W"}
+_DTYPES: Mapping[type, type[np.generic]] = {int: np.int32, float: np.float32}
 _SYMBOL = re.compile(r"(?:(\d+)\*)?([A-Za-z]\w*)(?:/([A-Za-z]\w*))?")
 
 
@@ -37,8 +38,11 @@ def described(specs: Iterable[OperatorSpec]) -> str:
     return f"stand-ins, operator version {', '.join(map(str, versions))}"
 
 
+Number = int | float
+
+
 def bind_sizes(
-    spec: OperatorSpec, shapes: Sequence[Sequence[int]], attributes: Mapping[str, Sequence[int]]
+    spec: OperatorSpec, shapes: Sequence[Sequence[int]], attributes: Mapping[str, Sequence[Number]]
 ) -> dict[str, int]:
     """The sizes of a node's inputs by symbol.
 
@@ -52,7 +56,7 @@ def bind_sizes(
     """
     ports = spec.native_inputs(FAMILY)
     _require_count(spec, len(shapes))
-    sizes: dict[str, int] = {name: values[0] for name, values in attributes.items() if len(values) == 1}
+    sizes: dict[str, int] = {name: int(values[0]) for name, values in attributes.items() if len(values) == 1}
     axes = [
         (port, axis, symbol, int(size))
         for port, shape in zip(ports, shapes, strict=True)
@@ -92,11 +96,12 @@ def _value(symbol: str, sizes: Mapping[str, int]) -> int:
     return int(factor or 1) * sizes[name] // (sizes[divisor] if divisor else 1)
 
 
-def plugin_attributes(spec: OperatorSpec, fields: Iterable[Any]) -> dict[str, list[int]]:
+def plugin_attributes(spec: OperatorSpec, fields: Iterable[Any]) -> dict[str, list[Number]]:
     """Attributes of a node as TensorRT's parser hands them over; raises :class:`StandInError`."""
     lengths = {attribute.name: attribute.length or 1 for attribute in spec.attributes}
-    found: dict[str, list[int]] = {}
-    added = {HALF_ONLY: [0], TIMING_RATES: [0, 0]}
+    types = {attribute.name: attribute.type for attribute in spec.attributes}
+    found: dict[str, list[Number]] = {}
+    added: dict[str, list[Number]] = {HALF_ONLY: [0], TIMING_RATES: [0] * TIMED_MASKS}
     for field in fields:
         if field.name in (*_NOT_ATTRIBUTES, FORMAT_FIELD):
             continue
@@ -105,7 +110,7 @@ def plugin_attributes(spec: OperatorSpec, fields: Iterable[Any]) -> dict[str, li
             continue
         if field.name not in lengths:
             raise StandInError(f"{spec.name}: unknown attribute {field.name}; this operator has {', '.join(lengths)}")
-        values = [int(value) for value in np.asarray(field.data).ravel()]
+        values = [types[field.name](value) for value in np.asarray(field.data).ravel()]
         if len(values) != lengths[field.name]:
             raise StandInError(
                 f"{spec.name}: attribute {field.name} has {len(values)} values, expected {lengths[field.name]}"
@@ -116,16 +121,21 @@ def plugin_attributes(spec: OperatorSpec, fields: Iterable[Any]) -> dict[str, li
             raise StandInError(f"{spec.name}: attribute {name} is missing")
     if added[HALF_ONLY] not in ([0], [1]):
         raise StandInError(f"{spec.name}: attribute {HALF_ONLY} is {added[HALF_ONLY]}, expected 0 or 1")
-    if len(added[TIMING_RATES]) != 2 or not all(0 <= rate <= 1000 for rate in added[TIMING_RATES]):
-        raise StandInError(f"{spec.name}: attribute {TIMING_RATES} is {added[TIMING_RATES]}, expected two of 0 to 1000")
+    if len(added[TIMING_RATES]) != TIMED_MASKS or not all(0 <= rate <= 1000 for rate in added[TIMING_RATES]):
+        raise StandInError(
+            f"{spec.name}: attribute {TIMING_RATES} is {added[TIMING_RATES]}, expected {TIMED_MASKS} of 0 to 1000"
+        )
     return {**{name: found[name] for name in lengths}, **added}
 
 
-def stored_fields(attributes: Mapping[str, Sequence[int]]) -> list[tuple[str, np.ndarray[Any, np.dtype[np.int32]]]]:
+def stored_fields(
+    spec: OperatorSpec, attributes: Mapping[str, Sequence[Number]]
+) -> list[tuple[str, np.ndarray[Any, Any]]]:
     """Names and values of the fields that an engine keeps of a plugin, in their order."""
+    types = {attribute.name: _DTYPES[attribute.type] for attribute in spec.attributes}
     # The rates are for the builder alone: what an engine keeps runs on real masks.
     kept = {name: entries for name, entries in attributes.items() if name != TIMING_RATES}
-    values = [(name, np.asarray(entries, np.int32)) for name, entries in kept.items()]
+    values = [(name, np.asarray(entries, types.get(name, np.int32))) for name, entries in kept.items()]
     return [*values, (FORMAT_FIELD, np.asarray([FORMAT], np.int32))]
 
 
@@ -140,7 +150,7 @@ def plugin_class(trt: Any, problems: list[str]) -> Any:
     number, half = trt.float32, trt.float16
 
     class StandIn(*bases):  # type: ignore[misc]
-        def __init__(self, spec: OperatorSpec, attributes: dict[str, list[int]]) -> None:
+        def __init__(self, spec: OperatorSpec, attributes: dict[str, list[Number]]) -> None:
             for base in bases:
                 base.__init__(self)
             self.spec, self.attributes = spec, attributes
@@ -196,6 +206,8 @@ def plugin_class(trt: Any, problems: list[str]) -> Any:
             return results
 
         def _size(self, symbol: str, known: Mapping[str, Any], builder: Any) -> Any:
+            if symbol.isdigit():
+                return builder.constant(int(symbol))
             if symbol in known:
                 return known[symbol]
             if symbol in _OUTPUT_ATTRIBUTES:
@@ -245,11 +257,16 @@ def plugin_class(trt: Any, problems: list[str]) -> Any:
 
         def get_fields_to_serialize(self) -> Any:
             # A field only points at its data.
-            self._stored = stored_fields(self.attributes)
-            kind = trt.PluginFieldType.INT32
-            return trt.PluginFieldCollection([trt.PluginField(name, data, kind) for name, data in self._stored])
+            self._stored = stored_fields(self.spec, self.attributes)
+            return _fields(trt, self._stored)
 
     return StandIn
+
+
+def _fields(trt: Any, entries: Sequence[tuple[str, np.ndarray[Any, Any]]]) -> Any:
+    """A collection of fields, which only points at the arrays."""
+    kinds = {np.dtype(np.int32): trt.PluginFieldType.INT32, np.dtype(np.float32): trt.PluginFieldType.FLOAT32}
+    return trt.PluginFieldCollection([trt.PluginField(name, data, kinds[data.dtype]) for name, data in entries])
 
 
 @contextmanager
@@ -281,10 +298,9 @@ def register_stand_ins(trt: Any, specs: Iterable[OperatorSpec], problems: list[s
             trt.IPluginCreatorV3One.__init__(self)
             self.spec = spec
             self.name, self.plugin_version, self.plugin_namespace = spec.name, str(spec.version), ""
-            kind = trt.PluginFieldType.INT32
-            self._declared = [(a.name, np.zeros(a.length or 1, np.int32)) for a in spec.attributes]
-            self._declared += [(HALF_ONLY, np.zeros(1, np.int32)), (TIMING_RATES, np.zeros(2, np.int32))]
-            self.field_names = trt.PluginFieldCollection([trt.PluginField(n, data, kind) for n, data in self._declared])
+            self._declared = [(a.name, np.zeros(a.length or 1, _DTYPES[a.type])) for a in spec.attributes]
+            self._declared += [(HALF_ONLY, np.zeros(1, np.int32)), (TIMING_RATES, np.zeros(TIMED_MASKS, np.int32))]
+            self.field_names = _fields(trt, self._declared)
 
         def create_plugin(self, name: str, fields: Iterable[Any], phase: Any) -> Any:
             with _told(problems):

@@ -354,8 +354,8 @@ def test_plugins_are_told_at_which_rates_they_are_timed() -> None:
             if attribute.name == TIMING_RATES
         }
         # One of a thousand at least; of the second block nobody knows the rates.
-        assert list(stated.values()) == [[250, 1], [500, 500]]
+        assert list(stated.values()) == [[250, 1, 0, 0], [500, 500, 0, 0]]
         assert all("Bottleneck" in name for name in stated)
     single = tensorrt_model(tiny_models("layer")[0], FP32, {})
     found = [list(a.ints) for node in single.graph.node for a in node.attribute if a.name == TIMING_RATES]
-    assert found == [[500, 0]] * 2
+    assert found == [[500, 0, 0, 0]] * 2

@@ -101,6 +101,80 @@ ENTRY int dyn_channel_masker(const int* s, int type, const void* x, const float*
                             workspace, stream);
 }
 
+namespace {
+
+// sizes: batch, tokens, width, heads, head width, hidden, whether there are masks of tokens, heads and
+// sublayers, token MLP, head mode. numbers: epsilon, scale.
+TransformerShape block_of(const int* s, const float* numbers) {
+  return {s[0],      s[1],      s[2],      s[3],  s[4],       s[5],      s[6] != 0,
+          s[7] != 0, s[8] != 0, s[9] != 0, s[10], numbers[0], numbers[1]};
+}
+
+TransformerTensors tensors_of(void* const* t) {
+  const auto floats = [&](int i) { return static_cast<const float*>(t[i]); };
+  return {t[0], floats(1),  floats(2),  floats(3),  floats(4), floats(5),  floats(6), t[7],       floats(8),
+          t[9], floats(10), floats(11), floats(12), t[13],     floats(14), t[15],     floats(16), t[17]};
+}
+
+}  // namespace
+
+ENTRY const char* dyn_check_transformer(const int* sizes, const float* numbers, int type) {
+  return check_transformer(block_of(sizes, numbers), static_cast<Type>(type));
+}
+
+ENTRY std::size_t dyn_transformer_workspace(const int* sizes, const float* numbers, int type) {
+  return transformer_workspace(block_of(sizes, numbers), static_cast<Type>(type));
+}
+
+// out: elements of an access, whether tensor cores, rows of the four tiles, their columns.
+ENTRY void dyn_transformer_choice(const int* sizes, const float* numbers, int type, int capability,
+                                  int processors, int* out) {
+  const TransformerChoice choice =
+      transformer_choice(block_of(sizes, numbers), static_cast<Type>(type), capability, processors);
+  out[0] = choice.vector;
+  out[1] = choice.tensor_cores;
+  for (int i = 0; i < 4; ++i) {
+    out[2 + i] = choice.rows[i];
+    out[6 + i] = choice.columns[i];
+  }
+}
+
+// tensors: x, masks of tokens, heads, attention and MLP, then the weights in the order of the operator, y.
+ENTRY int dyn_transformer(const int* sizes, const float* numbers, int type, void* const* t, void* workspace,
+                          void* stream) {
+  return run_transformer(block_of(sizes, numbers), static_cast<Type>(type), tensors_of(t), workspace, stream);
+}
+
+// 1 where a mask is another afterwards.
+ENTRY int dyn_stand_in_transformer_masks(const int* sizes, const float* numbers, int type, const int* rates,
+                                         void** t, void* workspace, void* stream) {
+  TransformerTensors tensors = tensors_of(t);
+  const TransformerRates asked = {rates[0], rates[1], rates[2], rates[3]};
+  const int error =
+      stand_in_masks(block_of(sizes, numbers), static_cast<Type>(type), asked, &tensors, workspace, stream);
+  const float* masks[] = {tensors.token_mask, tensors.head_mask, tensors.attention_mask, tensors.mlp_mask};
+  bool changed = false;
+  for (int i = 0; i < 4; ++i) {
+    changed = changed || masks[i] != t[1 + i];
+    t[1 + i] = const_cast<float*>(masks[i]);
+  }
+  return error ? -1 : changed;
+}
+
+// sizes: batch, tokens, width, kept, normalise.
+ENTRY int dyn_token_masker(const int* s, float epsilon, int type, const void* x, const float* weight,
+                           const float* bias, float* mask, void* stream) {
+  const TokenMaskerShape shape = {s[0], s[1], s[2], s[3], s[4] != 0, epsilon};
+  return run_token_masker(shape, static_cast<Type>(type), x, weight, bias, mask, stream);
+}
+
+// sizes: batch, tokens, width, outputs, normalise.
+ENTRY int dyn_class_token_masker(const int* s, float epsilon, int type, const void* x, const float* weight,
+                                 const float* bias, float* mask, void* stream) {
+  const ClassTokenMaskerShape shape = {s[0], s[1], s[2], s[3], s[4] != 0, epsilon};
+  return run_class_token_masker(shape, static_cast<Type>(type), x, weight, bias, mask, stream);
+}
+
 // tiles: a Size; 0 for capability and processors leaves what the GPU has.
 #ifdef DYNDEPLOY_CUDA_HOST
 ENTRY void dyn_host_device(int capability, int processors, int tiles, int reverse) {

@@ -148,3 +148,108 @@ def channel_logits(
             features @ torch.from_numpy(hidden_weight).double().T + torch.from_numpy(hidden_bias).double()
         )
     return (features @ torch.from_numpy(weight).double().T + torch.from_numpy(bias).double()).numpy()
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """Sizes and attributes of one transformer block."""
+
+    width: int
+    heads: int
+    head_width: int
+    hidden: int
+    token_mlp: int = 0
+    head_mode: int = 0
+    epsilon: float = 1e-6
+    scale: float = 0.125
+
+
+MASKS = ("token", "head", "attention", "mlp")
+"""Masks of a transformer block, in the order of its inputs."""
+
+
+def transformer_weights(block: Transformer, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Float32 weights in the order of the operator's inputs."""
+
+    def tensor(*shape: int, fan: int) -> np.ndarray:
+        return (rng.standard_normal(shape) / np.sqrt(fan)).astype(np.float32)
+
+    width, heads, inner, hidden = block.width, block.heads, block.head_width, block.hidden
+    return {
+        "norm1_weight": 1 + tensor(width, fan=9),
+        "norm1_bias": tensor(width, fan=9),
+        "w_qkv": tensor(3, heads, inner, width, fan=width),
+        "b_qkv": tensor(3, heads, inner, fan=4),
+        "w_proj": tensor(width, heads, inner, fan=heads * inner),
+        "b_proj": tensor(width, fan=4),
+        "norm2_weight": 1 + tensor(width, fan=9),
+        "norm2_bias": tensor(width, fan=9),
+        "w_fc1": tensor(hidden, width, fan=width),
+        "b_fc1": tensor(hidden, fan=4),
+        "w_fc2": tensor(width, hidden, fan=hidden),
+        "b_fc2": tensor(width, fan=4),
+    }
+
+
+def transformer(
+    block: Transformer, weights: dict[str, np.ndarray], x: np.ndarray, masks: dict[str, np.ndarray]
+) -> np.ndarray:
+    """The block as the networks are published: dense, with weights, scores and results multiplied by the masks.
+
+    Args:
+        block: Its sizes.
+        weights: See :func:`transformer_weights`.
+        x: (N, T, D).
+        masks: Some of ``token`` (N, T), ``head`` (N, A), ``attention`` and ``mlp`` (N, 1, 1, 1).
+
+    Returns:
+        (N, T, D), float64.
+    """
+    w = {name: torch.from_numpy(value).double() for name, value in weights.items()}
+    result = []
+    for n in range(len(x)):
+        row = torch.from_numpy(x[n]).double()
+        token = (
+            torch.from_numpy(masks["token"][n] > 0.5) if "token" in masks else torch.ones(len(row), dtype=torch.bool)
+        )
+        head = (
+            torch.from_numpy(masks["head"][n] > 0.5).double() if "head" in masks else torch.ones(block.heads).double()
+        )
+        full = torch.ones(block.heads).double()
+        kept = full if block.head_mode == 2 else head  # of the linear layers
+        size = (block.width,)
+        if "attention" not in masks or masks["attention"].reshape(-1)[n] > 0.5:
+            u = functional.layer_norm(row, size, w["norm1_weight"], w["norm1_bias"], block.epsilon)
+            q, k, v = torch.einsum("td,saed->sate", u, w["w_qkv"])
+            q, k, v = (
+                (part + bias[:, None]) * kept[:, None, None] for part, bias in zip((q, k, v), w["b_qkv"], strict=True)
+            )
+            scores = torch.einsum("ate,aue->atu", q, k) * block.scale
+            scores = scores.masked_fill(~(token[:, None] & token[None]), -torch.inf)
+            scores = torch.where(torch.eye(len(row), dtype=torch.bool) & ~token[:, None], 0.0, scores)
+            weight = torch.softmax(scores, -1)
+            if block.head_mode == 2:
+                weight = torch.where(head[:, None, None] > 0, weight, torch.eye(len(row), dtype=torch.float64))
+            out = torch.einsum("atu,aue->tae", weight, v)
+            out = torch.einsum("tae,dae->td", out, w["w_proj"] * kept[None, :, None]) + w["b_proj"]
+            row = row + out * token[:, None]
+        if "mlp" not in masks or masks["mlp"].reshape(-1)[n] > 0.5:
+            u = functional.layer_norm(row, size, w["norm2_weight"], w["norm2_bias"], block.epsilon)
+            inputs, units = torch.ones(block.width).double(), torch.ones(block.hidden).double()
+            if "head" in masks and block.head_mode == 0:
+                inputs = head.repeat_interleave(block.head_width)
+            if "head" in masks and block.head_mode == 1:
+                units = head.repeat_interleave(block.hidden // block.heads)
+            hidden = functional.gelu(functional.linear(u * inputs, w["w_fc1"], w["b_fc1"]) * units)
+            out = functional.linear(hidden, w["w_fc2"], w["b_fc2"])
+            row = row + (out * token[:, None] if block.token_mlp else out)
+        result.append(row)
+    return torch.stack(result).numpy()
+
+
+def row_logits(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, normalise: bool, epsilon: float) -> np.ndarray:
+    """Logits of rows (..., D) with weight (outputs, D): (..., outputs), in double."""
+    rows = torch.from_numpy(x).double()
+    if normalise:
+        rows = functional.layer_norm(rows, (x.shape[-1],), eps=epsilon)
+    return functional.linear(rows, torch.from_numpy(weight).double(), torch.from_numpy(bias).double()).numpy()

@@ -1,7 +1,7 @@
 // The CUDA kernels against a naive reference in double: for the sanitizers, which the Python tests cannot
 // run. A C++ compiler builds it with the kernels for the host; nvcc builds it for a GPU, with
 // DYN_PLAYED_DEVICE, so that every size of tile is taken. Usage: test_kernels_cuda bottlenecks | maskers |
-// shapes [ROUNDS]
+// transformers | token_maskers | shapes [ROUNDS]
 
 #include <algorithm>
 #include <cmath>
@@ -484,6 +484,276 @@ void test_maskers(int rounds) {
   }
 }
 
+using Doubles = std::vector<double>;
+
+struct BlockWeights {
+  Floats norm1_weight, norm1_bias, w_qkv, b_qkv, w_proj, b_proj, norm2_weight, norm2_bias, w_fc1, b_fc1,
+      w_fc2, b_fc2;
+};
+struct BlockMasks {
+  Floats token, head, attention, mlp;
+};
+
+BlockWeights random_weights(Rng& rng, const TransformerShape& s, Type type) {
+  const int channels = s.heads * s.head_width;
+  BlockWeights w;
+  for (Floats* values : {&w.norm1_weight, &w.norm1_bias, &w.norm2_weight, &w.norm2_bias}) {
+    *values = normal(rng, product_of({s.width}), 1);
+  }
+  w.w_qkv = normal(rng, product_of({s.width, 3, channels}), 1 / std::sqrt(s.width));
+  w.w_proj = normal(rng, product_of({channels, s.width}), 1 / std::sqrt(channels));
+  w.w_fc1 = normal(rng, product_of({s.width, s.hidden}), 1 / std::sqrt(s.width));
+  w.w_fc2 = normal(rng, product_of({s.hidden, s.width}), 1 / std::sqrt(s.hidden));
+  if (type == Type::kHalf) {
+    for (Floats* values : {&w.w_qkv, &w.w_proj, &w.w_fc1, &w.w_fc2}) {
+      for (float& v : *values) v = round_to_half(v);
+    }
+  }
+  w.b_qkv = normal(rng, product_of({3, channels}), 0.5);
+  w.b_proj = normal(rng, product_of({s.width}), 0.5);
+  w.b_fc1 = normal(rng, product_of({s.hidden}), 0.5);
+  w.b_fc2 = normal(rng, product_of({s.width}), 0.5);
+  return w;
+}
+
+Doubles normalised(const Doubles& rows, int width, double epsilon, const Floats& weight, const Floats& bias) {
+  Doubles result(rows.size());
+  for (std::size_t first = 0; first < rows.size(); first += static_cast<std::size_t>(width)) {
+    double mean = 0, variance = 0;
+    for (int c = 0; c < width; ++c) mean += rows[first + c] / width;
+    for (int c = 0; c < width; ++c) variance += (rows[first + c] - mean) * (rows[first + c] - mean) / width;
+    for (int c = 0; c < width; ++c) {
+      result[first + c] = (rows[first + c] - mean) / std::sqrt(variance + epsilon) * weight[c] + bias[c];
+    }
+  }
+  return result;
+}
+
+// Rows times a matrix (inputs, outputs) plus a bias.
+Doubles linear(const Doubles& rows, int inputs, int outputs, const Floats& weight, const Floats& bias) {
+  const std::size_t count = rows.size() / static_cast<std::size_t>(inputs);
+  Doubles result(count * static_cast<std::size_t>(outputs));
+  for (std::size_t r = 0; r < count; ++r) {
+    for (int o = 0; o < outputs; ++o) {
+      double sum = bias[o];
+      for (int i = 0; i < inputs; ++i) sum += rows[r * inputs + i] * weight[i * outputs + o];
+      result[r * outputs + o] = sum;
+    }
+  }
+  return result;
+}
+
+// Every row and head is computed, then what the masks drop is left out.
+Doubles reference(const TransformerShape& s, const BlockWeights& w, const Floats& x,
+                  const BlockMasks& masks) {
+  const int T = s.tokens, D = s.width, d = s.head_width, channels = s.heads * d;
+  const auto on = [](const Floats& mask, int at) { return mask.empty() || mask[at] > 0.5f; };
+  Doubles y(x.begin(), x.end());
+  for (int n = 0; n < s.batch; ++n) {
+    const std::size_t first = product_of({n, T, D});
+    const auto begin = y.begin() + static_cast<std::ptrdiff_t>(first);
+    Doubles rows(begin, begin + static_cast<std::ptrdiff_t>(product_of({T, D})));
+    const auto kept = [&](int t) { return on(masks.token, n * T + t); };
+    const auto head = [&](int a) { return on(masks.head, n * s.heads + a); };
+    if (on(masks.attention, n)) {
+      const Doubles u = normalised(rows, D, s.epsilon, w.norm1_weight, w.norm1_bias);
+      const Doubles qkv = linear(u, D, 3 * channels, w.w_qkv, w.b_qkv);
+      Doubles out(product_of({T, channels}));
+      for (int a = 0; a < s.heads; ++a) {
+        for (int i = 0; i < T; ++i) {
+          if (!kept(i)) continue;
+          const auto value = [&](int part, int row, int c) {
+            return qkv[(row * 3 + part) * channels + a * d + c];
+          };
+          if (!head(a)) {
+            if (s.head_mode == 2) {
+              for (int c = 0; c < d; ++c) out[i * channels + a * d + c] = value(2, i, c);
+            }
+            continue;
+          }
+          Doubles weight(static_cast<std::size_t>(T));
+          double most = -1e300, total = 0;
+          for (int j = 0; j < T; ++j) {
+            for (int c = 0; c < d; ++c) weight[j] += value(0, i, c) * value(1, j, c) * s.scale;
+            if (kept(j)) most = std::max(most, weight[j]);
+          }
+          for (int j = 0; j < T; ++j) {
+            weight[j] = kept(j) ? std::exp(weight[j] - most) : 0;
+            total += weight[j];
+          }
+          for (int j = 0; j < T; ++j) {
+            for (int c = 0; c < d; ++c) out[i * channels + a * d + c] += weight[j] / total * value(2, j, c);
+          }
+        }
+      }
+      const Doubles branch = linear(out, channels, D, w.w_proj, w.b_proj);
+      for (int i = 0; i < T * D; ++i) rows[i] += kept(i / D) ? branch[i] : 0;
+    }
+    if (on(masks.mlp, n)) {
+      Doubles u = normalised(rows, D, s.epsilon, w.norm2_weight, w.norm2_bias);
+      if (s.head_mask && s.head_mode == 0) {
+        for (int i = 0; i < T * D; ++i) u[i] = head(i % D / d) ? u[i] : 0;
+      }
+      Doubles hidden = linear(u, D, s.hidden, w.w_fc1, w.b_fc1);
+      for (int i = 0; i < T * s.hidden; ++i) {
+        const bool unit = !s.head_mask || s.head_mode != 1 || head(i % s.hidden / (s.hidden / s.heads));
+        hidden[i] = unit ? 0.5 * hidden[i] * (1 + std::erf(hidden[i] / std::sqrt(2.0))) : 0;
+      }
+      const Doubles branch = linear(hidden, s.hidden, D, w.w_fc2, w.b_fc2);
+      for (int i = 0; i < T * D; ++i) rows[i] += kept(i / D) || !s.token_mlp ? branch[i] : 0;
+    }
+    std::copy(rows.begin(), rows.end(), y.begin() + static_cast<std::ptrdiff_t>(first));
+  }
+  return y;
+}
+
+Floats run(const TransformerShape& s, Type type, const BlockWeights& w, const Floats& x,
+           const BlockMasks& masks) {
+  Memory mx(x, type), w_qkv(w.w_qkv, type), w_proj(w.w_proj, type), w_fc1(w.w_fc1, type),
+      w_fc2(w.w_fc2, type);
+  Memory norm1_weight(w.norm1_weight, Type::kFloat), norm1_bias(w.norm1_bias, Type::kFloat);
+  Memory norm2_weight(w.norm2_weight, Type::kFloat), norm2_bias(w.norm2_bias, Type::kFloat);
+  Memory b_qkv(w.b_qkv, Type::kFloat), b_proj(w.b_proj, Type::kFloat);
+  Memory b_fc1(w.b_fc1, Type::kFloat), b_fc2(w.b_fc2, Type::kFloat);
+  Memory token(masks.token, Type::kFloat), head(masks.head, Type::kFloat);
+  Memory attention(masks.attention, Type::kFloat), mlp(masks.mlp, Type::kFloat);
+  Memory y(x.size() * (type == Type::kHalf ? 2 : 4), 0xff), workspace(transformer_workspace(s, type), 0xff);
+  TransformerTensors t = {};
+  t.x = mx.get();
+  if (s.token_mask) t.token_mask = token.floats();
+  if (s.head_mask) t.head_mask = head.floats();
+  if (s.sublayer_masks) {
+    t.attention_mask = attention.floats();
+    t.mlp_mask = mlp.floats();
+  }
+  t.norm1_weight = norm1_weight.floats();
+  t.norm1_bias = norm1_bias.floats();
+  t.w_qkv = w_qkv.get();
+  t.b_qkv = b_qkv.floats();
+  t.w_proj = w_proj.get();
+  t.b_proj = b_proj.floats();
+  t.norm2_weight = norm2_weight.floats();
+  t.norm2_bias = norm2_bias.floats();
+  t.w_fc1 = w_fc1.get();
+  t.b_fc1 = b_fc1.floats();
+  t.w_fc2 = w_fc2.get();
+  t.b_fc2 = b_fc2.floats();
+  t.y = y.get();
+  const char* message = check_transformer(s, type);
+  CHECK(message == nullptr, "%s", message);
+  CHECK(run_transformer(s, type, t, workspace.get(), nullptr) == 0, "no error");
+  finish();
+  return y.read(type);
+}
+
+void test_transformers(int rounds) {
+  Rng rng(3);
+  for (int round = 0; round < rounds; ++round) {
+    const Type type = coin(rng) ? Type::kHalf : Type::kFloat;
+    const int unit = pick(rng, 0, 2) == 0 ? 1 : 8;
+    TransformerShape s = {};
+    s.batch = pick(rng, 1, 3);
+    s.tokens = kThreaded ? pick(rng, 1, 9) : coin(rng, 0.2) ? pick(rng, 60, 140) : pick(rng, 1, 20);
+    s.heads = pick(rng, 1, 4);
+    s.head_width = unit * pick(rng, 1, (coin(rng, 0.2) ? 80 : 24) / unit);
+    s.head_mode = pick(rng, 0, 2);
+    s.width = s.head_mode == 0 || coin(rng) ? s.heads * s.head_width : unit * pick(rng, 1, 48 / unit);
+    s.hidden = s.heads * unit * pick(rng, 1, std::max(1, 80 / unit / s.heads));
+    const int masked = pick(rng, 1, 7);
+    s.token_mask = masked & 1;
+    s.head_mask = masked & 2;
+    s.sublayer_masks = masked & 4;
+    s.token_mlp = coin(rng);
+    s.epsilon = coin(rng) ? 1e-5f : 1e-6f;
+    s.scale = static_cast<float>(1 / std::sqrt(s.head_width));
+    const double rate = 0.25 * pick(rng, 0, 4);
+    const auto bits = [&](bool used, int count) {
+      Floats mask(used ? product_of({count}) : 0);
+      for (float& v : mask) v = coin(rng, rate) ? 1.0f : 0.0f;
+      return mask;
+    };
+    BlockMasks masks;
+    masks.token = bits(s.token_mask, s.batch * s.tokens);
+    masks.head = bits(s.head_mask, s.batch * s.heads);
+    masks.attention = bits(s.sublayer_masks, s.batch);
+    masks.mlp = bits(s.sublayer_masks, s.batch);
+    Floats x = normal(rng, product_of({s.batch, s.tokens, s.width}), 1);
+    for (float& v : x) v = round_to_half(v);
+    const BlockWeights w = random_weights(rng, s, type);
+    const Doubles expected = reference(s, w, x, masks);
+    double scale = 1;
+    for (const double v : expected) scale = std::max(scale, std::fabs(v));
+
+    const bool tensor_cores = play(rng, round % 5 - 1);
+    const double tolerance = type == Type::kFloat ? 3e-5 : tensor_cores ? 4e-3 : 8e-3;
+    const Floats y = run(s, type, w, x, masks);
+    double worst = 0;
+    for (std::size_t i = 0; i < y.size(); ++i) {
+      const double error = std::fabs(y[i] - expected[i]);
+      if (!(error <= worst)) worst = error;
+    }
+    CHECK(worst <= tolerance * scale, "round %d: error %g of %g", round, worst, scale);
+    if (kThreaded) continue;
+#if !defined(DYN_PLAYED_DEVICE)
+    host::device().reverse = true;
+#endif
+    const Floats again = run(s, type, w, x, masks);
+    CHECK(std::memcmp(y.data(), again.data(), y.size() * sizeof(float)) == 0,
+          "round %d: the order of threads shows in the result", round);
+  }
+}
+
+void test_token_maskers(int rounds) {
+  Rng rng(4);
+  for (int round = 0; round < rounds; ++round) {
+    const Type type = coin(rng) ? Type::kHalf : Type::kFloat;
+    const int batch = pick(rng, 1, 3), tokens = pick(rng, 1, 20), outputs = pick(rng, 1, 9);
+    const int width = coin(rng) ? 8 * pick(rng, 1, 40) : pick(rng, 1, 300), kept = pick(rng, 0, tokens);
+    const bool normalise = coin(rng);
+    play(rng, 0);
+#if !defined(DYN_PLAYED_DEVICE)
+    host::device().reverse = coin(rng);
+#endif
+    Floats x = normal(rng, product_of({batch, tokens, width}), 1);
+    for (float& v : x) v = round_to_half(v);
+    const Floats weight = normal(rng, product_of({outputs, width}), 1),
+                 bias = normal(rng, product_of({outputs}), 1);
+    const Doubles rows = normalise ? normalised(Doubles(x.begin(), x.end()), width, 1e-6,
+                                                Floats(static_cast<std::size_t>(width), 1.0f),
+                                                Floats(static_cast<std::size_t>(width), 0.0f))
+                                   : Doubles(x.begin(), x.end());
+    const auto check = [&](float bit, int row, int output, const char* what) {
+      double logit = bias[output];
+      for (int c = 0; c < width; ++c) {
+        logit += rows[product_of({row, width}) + c] * weight[product_of({output, width}) + c];
+      }
+      if (std::fabs(logit) > 1e-4) {
+        CHECK(bit == (logit >= 0 ? 1.0f : 0.0f), "round %d: %s, logit %g", round, what, logit);
+      }
+    };
+    Memory mx(x, type), mw(weight, Type::kFloat), mb(bias, Type::kFloat);
+    Memory mask(product_of({batch, tokens}) * 4, 0xff), decisions(product_of({batch, outputs}) * 4, 0xff);
+    CHECK(run_token_masker({batch, tokens, width, kept, normalise, 1e-6f}, type, mx.get(), mw.floats(),
+                           mb.floats(), static_cast<float*>(mask.get()), nullptr) == 0,
+          "no error");
+    CHECK(
+        run_class_token_masker({batch, tokens, width, outputs, normalise, 1e-6f}, type, mx.get(), mw.floats(),
+                               mb.floats(), static_cast<float*>(decisions.get()), nullptr) == 0,
+        "no error");
+    finish();
+    const Floats bits = mask.read(Type::kFloat), decided = decisions.read(Type::kFloat);
+    for (int i = 0; i < batch * tokens; ++i) {
+      if (i % tokens < kept) {
+        CHECK(bits[i] == 1.0f, "round %d: token %d stays", round, i);
+      } else {
+        check(bits[i], i, 0, "a token");
+      }
+    }
+    for (int i = 0; i < batch * outputs; ++i)
+      check(decided[i], i / outputs * tokens, i % outputs, "a decision");
+  }
+}
+
 void test_shapes() {
   const BottleneckShape good = {2, 8, 8, 16, 8, 16, 1, 1, 1, false, 4, 4, 8, 4, true};
   CHECK(check_bottleneck(good, Type::kFloat) == nullptr, "right");
@@ -553,11 +823,16 @@ int main(int argc, char** argv) {
     test_bottlenecks(rounds > 0 ? rounds : kThreaded ? 8 : 120);
   } else if (what == "maskers") {
     test_maskers(rounds > 0 ? rounds : kThreaded ? 3 : 40);
+  } else if (what == "transformers") {
+    test_transformers(rounds > 0 ? rounds : kThreaded ? 8 : 120);
+  } else if (what == "token_maskers") {
+    test_token_maskers(rounds > 0 ? rounds : kThreaded ? 3 : 40);
   } else if (what == "shapes") {
     test_shapes();
     test_traits();
   } else {
-    std::printf("usage: test_kernels_cuda bottlenecks | maskers | shapes [ROUNDS]\n");
+    std::printf(
+        "usage: test_kernels_cuda bottlenecks | maskers | transformers | token_maskers | shapes [ROUNDS]\n");
     return 2;
   }
   std::printf("%s: %d checks, %d failed\n", what.c_str(), checks, failures);

@@ -13,6 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from dyndeploy.ops import DOMAIN, OPERATORS
+from tests.plugins.reference import MASKS, Transformer, row_logits, transformer
 
 PLUGINS = {name: spec for name, spec in OPERATORS.items() if "tensorrt" in spec.kernels}
 """Operators that have a plugin."""
@@ -111,6 +112,14 @@ def pooled(x: np.ndarray, height: int, width: int) -> np.ndarray:
 def masker(name: str, x: np.ndarray, layers: list[np.ndarray], attributes: dict[str, Any]) -> np.ndarray:
     assert all(layer.dtype == np.float32 for layer in layers)
     x = x.astype(np.float32)
+    if "Token" in name:
+        rows = x if name == "TokenMasker" else x[:, 0]
+        options = {"normalise": bool(attributes["normalise"]), "epsilon": attributes["epsilon"]}
+        bits = (row_logits(rows, np.atleast_2d(layers[0]), layers[1], **options) >= 0).astype(np.float32)
+        if name == "TokenMasker":
+            bits[:, : attributes["kept"]] = 1
+            return bits[..., 0]
+        return bits[:, :, None, None] if name == "ClassTokenLayerMasker" else bits
     if name == "SpatialMasker":
         logits = pooled(x, attributes["mask_height"], attributes["mask_width"]) @ layers[0].T + layers[1]
         return (logits >= 0).astype(np.float32).transpose(0, 3, 1, 2)
@@ -118,6 +127,23 @@ def masker(name: str, x: np.ndarray, layers: list[np.ndarray], attributes: dict[
     if len(layers) == 4:
         features = relu(features @ layers[0].T + layers[1])
     return (features @ layers[-2].T + layers[-1] >= 0).astype(np.float32)
+
+
+def transformer_block(given: dict[str, np.ndarray], attributes: dict[str, Any]) -> np.ndarray:
+    x = given["x"]
+    masks = {key: given[key] for key in MASKS if key in given}
+    assert all(mask.dtype == np.float32 for mask in masks.values())
+    weights = {key: value for key, value in given.items() if key not in {"x", *masks}}
+    for key, value in weights.items():
+        matrix = key in ("w_qkv", "w_proj", "w_fc1", "w_fc2")
+        assert value.dtype == (x.dtype if matrix else np.float32) or (matrix and MIXED and value.dtype == np.float16)
+    width, _, heads, inner = weights["w_qkv"].shape
+    # Inputs first in the layout of the plugin, last in that of the operator.
+    axes = {"w_qkv": (1, 2, 3, 0), "w_proj": (2, 0, 1), "w_fc1": (1, 0), "w_fc2": (1, 0)}
+    plain = {key: value.astype(np.float32) for key, value in weights.items()}
+    plain |= {key: np.ascontiguousarray(plain[key].transpose(order)) for key, order in axes.items()}
+    block = Transformer(width, heads, inner, weights["w_fc1"].shape[1], **attributes)
+    return transformer(block, plain, x.astype(np.float32), masks).astype(x.dtype)
 
 
 def run_operator(name: str, inputs: tuple[np.ndarray, ...], attributes: dict[str, Any]) -> np.ndarray:
@@ -128,6 +154,8 @@ def run_operator(name: str, inputs: tuple[np.ndarray, ...], attributes: dict[str
     if "Channel" in name and "ws" not in names:
         names += ["border_bias", "skipped_output"]
     given = dict(zip(names, inputs, strict=True))
+    if "Transformer" in name:
+        return transformer_block(given, attributes)
     x = given.pop("x")
     masks = {key: given.pop(key) for key in list(given) if key.endswith("mask")}
     for mask in masks.values():

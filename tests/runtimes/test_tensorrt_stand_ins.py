@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dyndeploy.files import shipped_folder
-from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMING_RATES
+from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMED_MASKS, TIMING_RATES
 from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes.tensorrt_stand_ins import (
     FORMAT,
@@ -66,7 +66,7 @@ def test_a_wrong_number_of_inputs_is_told_as_the_library_tells_it() -> None:
 
 def test_attributes_are_those_of_the_operator() -> None:
     given = fields(**ATTRIBUTES, plugin_version=[49], plugin_namespace=[])
-    assert plugin_attributes(SPEC, given) == {**ATTRIBUTES, HALF_ONLY: [0], TIMING_RATES: [0, 0]}
+    assert plugin_attributes(SPEC, given) == {**ATTRIBUTES, HALF_ONLY: [0], TIMING_RATES: [0] * TIMED_MASKS}
     half = fields(**{HALF_ONLY: [1]})
     assert plugin_attributes(SPEC, [*half, *given])[HALF_ONLY] == [1]
     with pytest.raises(StandInError, match=r"attribute plugin_half_only is \[2\], expected 0 or 1"):
@@ -80,7 +80,7 @@ def test_attributes_are_those_of_the_operator() -> None:
 
 
 def test_the_engine_keeps_what_the_library_would_read() -> None:
-    stored = stored_fields(ATTRIBUTES)
+    stored = stored_fields(SPEC, ATTRIBUTES)
     assert [name for name, _ in stored] == [*ATTRIBUTES, FORMAT_FIELD]
     assert all(values.dtype == np.int32 for _, values in stored)
     header = (shipped_folder("plugins") / "adapters/tensorrt/attributes.h").read_text(encoding="utf-8")
@@ -95,3 +95,15 @@ def test_scratch_memory_of_a_small_bottleneck() -> None:
     parts = [3 * 72 * 4 * 2, 3 * 20 * 4 * 2, 4 * 16, 3 * 72 * 4, 3 * 20 * 4, 3 * 4 * 4, 3 * 3 * 4]
     assert workspace(sizes, {"strides": [2, 2], "group": 2}, 2) == sum(-(-part // 256) * 256 for part in parts)
     assert OPERATORS["SpatialMasker"].kernels["tensorrt"].workspace is None
+
+
+def test_attributes_that_are_no_integers() -> None:
+    spec = OPERATORS["TokenTransformerBlock"]
+    given = fields(epsilon=[np.float32(1e-6)], scale=[np.float32(0.125)], token_mlp=[1], head_mode=[0])
+    read = plugin_attributes(spec, given)
+    assert read["scale"] == [0.125] and read["epsilon"] == [float(np.float32(1e-6))] and read["token_mlp"] == [1]
+    stored = dict(stored_fields(spec, read))
+    assert [stored[name].dtype for name in ("epsilon", "scale", "token_mlp", "head_mode", HALF_ONLY, FORMAT_FIELD)] == [
+        *[np.dtype(np.float32)] * 2,
+        *[np.dtype(np.int32)] * 4,
+    ]

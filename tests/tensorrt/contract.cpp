@@ -3,6 +3,7 @@
 // (FAKE_TENSORRT), or against a real libnvinfer into which it loads libdyndeploy_tensorrt.so (argv[1]).
 
 #include <array>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -105,9 +106,17 @@ struct Case {
   std::vector<Dims> inputs;
   std::vector<bool> data;  // per input: has the type of x
   Dims output;
-  std::vector<std::string> symbolic;  // the output's sizes where x is (N, H, W, C)
+  std::vector<std::string> symbolic;  // the output's sizes in terms of those of the inputs
   bool float_output;
 };
+
+std::int32_t bits(float value) {
+  std::int32_t result;
+  std::memcpy(&result, &value, sizeof result);
+  return result;
+}
+// Attributes whose values are the bits of floats.
+bool is_real(const std::string& attribute) { return attribute == "epsilon" || attribute == "scale"; }
 
 constexpr int kN = 11, kH = 15, kW = 10, kC = 24, kM = 8, kO = 32, kGroup = 2, kS = 3;
 
@@ -154,6 +163,51 @@ Case bottleneck(const std::string& op, const std::vector<Dims>& masks, bool cons
   return result;
 }
 
+constexpr int kT = 9, kA = 3, kHeadWidth = 8, kF = 15;
+
+Case transformer(const std::string& op, const std::vector<Dims>& masks) {
+  Case result;
+  result.op = op;
+  result.attributes = {
+      {"epsilon", {bits(1e-6f)}}, {"scale", {bits(0.125f)}}, {"token_mlp", {1}}, {"head_mode", {0}}};
+  result.inputs = {{kN, kT, kC}};
+  result.inputs.insert(result.inputs.end(), masks.begin(), masks.end());
+  result.inputs.insert(result.inputs.end(), {{kC},
+                                             {kC},
+                                             {kC, 3, kA, kHeadWidth},
+                                             {3, kA, kHeadWidth},
+                                             {kA, kHeadWidth, kC},
+                                             {kC},
+                                             {kC},
+                                             {kC},
+                                             {kC, kF},
+                                             {kF},
+                                             {kF, kC},
+                                             {kC}});
+  const std::size_t first = 1 + masks.size();
+  result.data.assign(result.inputs.size(), false);
+  result.data[0] = true;
+  for (const std::size_t matrix : {2, 4, 8, 10}) result.data[first + matrix] = true;
+  result.output = result.inputs[0];
+  result.symbolic = {"0.0", "0.1", "0.2"};
+  result.float_output = false;
+  return result;
+}
+
+Case token_masker(const std::string& op, int outputs, const Dims& output,
+                  const std::vector<std::string>& symbolic) {
+  Case result;
+  result.op = op;
+  result.attributes = {{"epsilon", {bits(1e-5f)}}, {"normalise", {1}}};
+  if (outputs == 0) result.attributes.push_back({"kept", {1}});
+  result.inputs = {{kN, kT, kC}, outputs == 0 ? Dims{kC} : Dims{outputs, kC}, {outputs == 0 ? 1 : outputs}};
+  result.data = {true, false, false};
+  result.output = output;
+  result.symbolic = symbolic;
+  result.float_output = true;
+  return result;
+}
+
 std::vector<Case> all_cases() {
   const Dims patches = {kN, 1, 5, 5}, layer = {kN, 1, 1, 1}, groups = {kN, 4};
   const Dims x = {kN, kH, kW, kC};
@@ -183,6 +237,17 @@ std::vector<Case> all_cases() {
     cases.push_back(bottleneck("ChannelSE" + end, {groups}, false));
     cases.push_back(bottleneck("SpatialChannelSE" + end, {patches, groups}, false));
   }
+  const Dims tokens = {kN, kT}, heads = {kN, kA};
+  cases.push_back(token_masker("TokenMasker", 0, tokens, {"0.0", "0.1"}));
+  cases.push_back(token_masker("ClassTokenHeadMasker", kA, heads, {"0.0", "1.0"}));
+  cases.push_back(token_masker("ClassTokenLayerMasker", 1, layer, {"0.0", "1", "1", "1"}));
+  cases.push_back(transformer("TokenTransformerBlock", {tokens}));
+  cases.push_back(transformer("HeadTransformerBlock", {heads}));
+  cases.push_back(transformer("LayerTransformerBlock", {layer, layer}));
+  cases.push_back(transformer("TokenHeadTransformerBlock", {tokens, heads}));
+  cases.push_back(transformer("TokenLayerTransformerBlock", {tokens, layer, layer}));
+  cases.push_back(transformer("HeadLayerTransformerBlock", {heads, layer, layer}));
+  cases.push_back(transformer("TokenHeadLayerTransformerBlock", {tokens, heads, layer, layer}));
   return cases;
 }
 
@@ -190,7 +255,10 @@ std::vector<Case> all_cases() {
 
 struct NodeFields {
   explicit NodeFields(const Case& from) {
-    for (const auto& attribute : from.attributes) add(attribute.first, attribute.second);
+    for (const auto& attribute : from.attributes) {
+      add(attribute.first, attribute.second,
+          is_real(attribute.first) ? PluginFieldType::kFLOAT32 : PluginFieldType::kINT32);
+    }
   }
   void add(const std::string& name, const std::vector<std::int32_t>& values,
            PluginFieldType type = PluginFieldType::kINT32) {
@@ -413,7 +481,9 @@ void check_state(Creator& creator, const Case& node, Plugin& plugin, const std::
     if (node.attributes[i].first == "strides" || node.attributes[i].first == "pads") continue;
     Case other = node;
     for (std::int32_t& value : other.attributes[i].second) ++value;
-    if (node.attributes[i].first == "pool_active") other.attributes[i].second = {0};
+    for (const char* flag : {"pool_active", "normalise", "token_mlp"}) {
+      if (node.attributes[i].first == flag) other.attributes[i].second = {0};
+    }
     if (node.attributes[i].first == "dilations") other.attributes[i + 1].second.assign(4, 3);
     NodeFields fields_of_other(other);
     const Owned different = create(creator, fields_of_other);
@@ -599,7 +669,7 @@ void check_creator(Creator& creator, const Case& node) {
   const auto own = static_cast<int32_t>(node.attributes.size());
   CHECK(fields->nbFields == own + 2, node.op + ": number of fields");
   CHECK(std::strcmp(fields->fields[own + 1].name, "plugin_timing_rates") == 0 &&
-            fields->fields[own + 1].length == 2,
+            fields->fields[own + 1].length == 4,
         node.op + ": the last field is not that of the rates");
   CHECK(std::strcmp(fields->fields[own].name, "plugin_half_only") == 0 && fields->fields[own].length == 1,
         node.op + ": the last field but one is not the precision");
@@ -608,7 +678,9 @@ void check_creator(Creator& creator, const Case& node) {
     CHECK(expected.first == fields->fields[i].name, node.op + ": field " + fields->fields[i].name);
     CHECK(fields->fields[i].length == static_cast<int32_t>(expected.second.size()),
           "length of " + expected.first);
-    CHECK(fields->fields[i].type == PluginFieldType::kINT32, "type of " + expected.first);
+    const bool real = is_real(expected.first);
+    CHECK(fields->fields[i].type == (real ? PluginFieldType::kFLOAT32 : PluginFieldType::kINT32),
+          "type of " + expected.first);
   }
 }
 
@@ -655,15 +727,17 @@ void check_fields(Creator& creator, const Case& node) {
     NodeFields missing(other);
     check_refused(creator, missing, name + " is missing");
     NodeFields twice(node);
-    twice.add(name, node.attributes[i].second);
+    twice.add(name, node.attributes[i].second,
+              is_real(name) ? PluginFieldType::kFLOAT32 : PluginFieldType::kINT32);
     check_refused(creator, twice, name + " is given twice");
     other = node;
     other.attributes[i].second.push_back(1);
     NodeFields longer(other);
     check_refused(creator, longer, "values, expected " + std::to_string(node.attributes[i].second.size()));
-    NodeFields floats(node);
-    floats.fields[i].type = PluginFieldType::kFLOAT32;
-    check_refused(creator, floats, name + " must hold integers");
+    NodeFields others(node);
+    others.fields[i].type = is_real(name) ? PluginFieldType::kINT32 : PluginFieldType::kFLOAT32;
+    check_refused(creator, others,
+                  name + (is_real(name) ? " must hold 32-bit floats" : " must hold integers"));
     NodeFields empty(node);
     empty.fields[i].data = nullptr;
     check_refused(creator, empty, name + " has 0 values");
@@ -687,6 +761,17 @@ void check_fields(Creator& creator, const Case& node) {
     with("mask_height", {0}, "expected positive integers");
     with("mask_width", {-1}, "expected positive integers");
   }
+  if (node.op.find("Token") != std::string::npos || node.op.find("Transformer") != std::string::npos) {
+    with("epsilon", {bits(0.0f)}, "epsilon is 0.0");
+    with("epsilon", {bits(std::nanf(""))}, "epsilon is nan");
+    if (node.op == "TokenMasker") with("kept", {-1}, "kept is -1");
+    if (node.op.find("Masker") != std::string::npos) with("normalise", {2}, "normalise is 2");
+  }
+  if (node.op.find("Transformer") != std::string::npos) {
+    with("scale", {bits(-1.0f)}, "scale is -1.0");
+    with("token_mlp", {2}, "token_mlp is 2");
+    with("head_mode", {3}, "head_mode is 3");
+  }
   if (node.op.find("Bottleneck") == std::string::npos) return;
   with("strides", {1, 2}, "strides are 1, 2");
   with("strides", {3, 3}, "strides are 3, 3");
@@ -703,15 +788,18 @@ void check_wide_integers(Creator& creator, const Case& node) {
   for (const auto& attribute : node.attributes)
     wide.emplace_back(attribute.second.begin(), attribute.second.end());
   NodeFields fields(node);
-  for (std::size_t i = 0; i < wide.size(); ++i) {
+  std::size_t first = wide.size();
+  for (std::size_t i = wide.size(); i-- > 0;) {
+    if (is_real(node.attributes[i].first)) continue;
+    first = i;
     fields.fields[i].data = wide[i].data();
     fields.fields[i].type = PluginFieldType::kINT64;
   }
   NodeFields narrow(node);
   const Owned a = create(creator, fields), b = create(creator, narrow);
   CHECK(a && b && stored(*a) == stored(*b), node.op + ": 64-bit fields");
-  if (wide.empty()) return;
-  wide[0][0] += std::int64_t{1} << 32;
+  if (first == wide.size()) return;
+  wide[first][0] += std::int64_t{1} << 32;
   check_refused(creator, fields, "too large");
 }
 #endif
@@ -745,9 +833,10 @@ void check_shapes(Plugin& plugin, const Case& node) {
   CHECK(!infer(plugin, fewer, builder, &output), node.op + ": a shape with an input missing");
   CHECK(take_log().find("inputs") != std::string::npos, node.op + ": a missing input is not told");
   std::vector<nvinfer1::DimsExprs> flat = inputs;
-  flat[0].nbDims = 3;
-  CHECK(!infer(plugin, flat, builder, &output), node.op + ": a shape for x of rank 3");
-  CHECK(take_log().find("x has 3 dimensions") != std::string::npos, node.op + ": the rank is not told");
+  const std::string rank = std::to_string(--flat[0].nbDims);
+  CHECK(!infer(plugin, flat, builder, &output), node.op + ": a shape for x of rank " + rank);
+  CHECK(take_log().find("x has " + rank + " dimensions") != std::string::npos,
+        node.op + ": the rank is not told");
 }
 
 void check_types(Plugin& plugin, const Case& node) {
@@ -789,7 +878,10 @@ void check_types(Plugin& plugin, const Case& node) {
 }
 
 std::size_t expected_workspace(const Case& node, DataType type) {
-  if (node.op == "SpatialMasker") return 0;
+  if (node.op == "SpatialMasker" || node.op == "TokenMasker" || node.op.find("ClassToken") == 0) return 0;
+  if (node.op.find("Transformer") != std::string::npos) {
+    return static_cast<std::size_t>(kN * kT * kC * (type == DataType::kHALF ? 2 : 4) + kF);
+  }
   if (node.op == "ChannelMasker") return kN * kC;
   if (node.op == "ChannelMaskerHidden") return kN * kC + 6;
   return static_cast<std::size_t>(kN * kH * kW * kM * (type == DataType::kHALF ? 2 : 4) + node.output[3]);
@@ -846,7 +938,55 @@ struct Memory {
   void* workspace() { return &places[19]; }
 };
 
+void check_seen_block(const Case& node, const Recording& seen, const std::vector<const void*>& inputs,
+                      const void* output) {
+  const auto has = [&](const char* part) { return node.op.find(part) != std::string::npos; };
+  const auto& shape = seen.block;
+  CHECK(shape.batch == kN && shape.tokens == kT && shape.width == kC && shape.heads == kA &&
+            shape.head_width == kHeadWidth && shape.hidden == kF,
+        node.op + ": sizes");
+  CHECK(shape.token_mask == has("Token") && shape.head_mask == has("Head") &&
+            shape.sublayer_masks == has("Layer"),
+        node.op + ": masks");
+  CHECK(shape.token_mlp && shape.head_mode == 0 && shape.epsilon == 1e-6f && shape.scale == 0.125f,
+        node.op + ": attributes");
+  std::size_t next = 0;
+  const auto take = [&](bool present) { return present ? inputs[next++] : nullptr; };
+  const auto& t = seen.block_tensors;
+  CHECK(t.x == take(true), node.op + ": x");
+  CHECK(t.token_mask == take(has("Token")), node.op + ": token");
+  CHECK(t.head_mask == take(has("Head")), node.op + ": head");
+  CHECK(t.attention_mask == take(has("Layer")), node.op + ": attention");
+  CHECK(t.mlp_mask == take(has("Layer")), node.op + ": mlp");
+  CHECK(t.norm1_weight == take(true) && t.norm1_bias == take(true), node.op + ": norm1");
+  CHECK(t.w_qkv == take(true) && t.b_qkv == take(true), node.op + ": qkv");
+  CHECK(t.w_proj == take(true) && t.b_proj == take(true), node.op + ": proj");
+  CHECK(t.norm2_weight == take(true) && t.norm2_bias == take(true), node.op + ": norm2");
+  CHECK(t.w_fc1 == take(true) && t.b_fc1 == take(true), node.op + ": fc1");
+  CHECK(t.w_fc2 == take(true) && t.b_fc2 == take(true), node.op + ": fc2");
+  CHECK(t.y == output && next == inputs.size(), node.op + ": y");
+}
+
+void check_seen_token_masker(const Case& node, const Recording& seen, const std::vector<const void*>& inputs,
+                             const void* output) {
+  const auto& one = seen.token_masker;
+  const auto& other = seen.class_token_masker;
+  if (node.op == "TokenMasker") {
+    CHECK(one.batch == kN && one.tokens == kT && one.width == kC && one.kept == 1 && one.normalise &&
+              one.epsilon == 1e-5f,
+          node.op + ": shape");
+  } else {
+    CHECK(other.batch == kN && other.tokens == kT && other.width == kC && other.normalise &&
+              other.outputs == (node.op == "ClassTokenHeadMasker" ? kA : 1) && other.epsilon == 1e-5f,
+          node.op + ": shape");
+  }
+  CHECK(seen.x == inputs[0] && seen.weight == inputs[1] && seen.bias == inputs[2] && seen.mask == output,
+        node.op + ": tensors");
+}
+
 void check_enqueue(Plugin& plugin, const Case& node) {
+  const bool block = node.op.find("Transformer") != std::string::npos;
+  const bool token_masker = node.op == "TokenMasker" || node.op.find("ClassToken") == 0;
   const bool projection = node.op.find("Projection") != std::string::npos;
   const bool bottleneck = node.op.find("Bottleneck") != std::string::npos;
   Memory memory;
@@ -859,7 +999,17 @@ void check_enqueue(Plugin& plugin, const Case& node) {
           node.op + ": enqueue");
     CHECK(seen.calls == 1, node.op + ": kernels were called " + std::to_string(seen.calls) + " times");
     CHECK(seen.type == (type == DataType::kHALF ? Type::kHalf : Type::kFloat), node.op + ": type");
-    if (node.op != "SpatialMasker") CHECK(seen.workspace == memory.workspace(), node.op + ": workspace");
+    if (expected_workspace(node, type) > 0) {
+      CHECK(seen.workspace == memory.workspace(), node.op + ": workspace");
+    }
+    if (block) {
+      check_seen_block(node, seen, inputs, memory.output());
+      continue;
+    }
+    if (token_masker) {
+      check_seen_token_masker(node, seen, inputs, memory.output());
+      continue;
+    }
     if (node.op == "SpatialMasker") {
       const auto& shape = seen.spatial_masker;
       CHECK(shape.batch == kN && shape.height == kH && shape.width == kW && shape.channels == kC &&
@@ -931,7 +1081,7 @@ void check_enqueue(Plugin& plugin, const Case& node) {
   Recording none;
   CHECK(enqueue(plugin, empty, inputs, memory.output(), memory.workspace(), none) == 0 && none.calls == 0,
         node.op + ": an empty batch: " + take_log());
-  wrong[0].dims.d[3] += 1;
+  wrong[0].dims.d[wrong[0].dims.nbDims - 1] += 1;
   CHECK(enqueue(plugin, wrong, inputs, memory.output(), memory.workspace(), none) != 0 && none.calls == 0,
         node.op + ": a wrong shape reached the kernels");
   take_log();
@@ -940,11 +1090,11 @@ void check_enqueue(Plugin& plugin, const Case& node) {
 // While a builder times, masks hold nothing; in an execution context and in a stored engine they are read.
 void check_timing(Creator& creator, const Case& node) {
   NodeFields wrong(node), one(node), fields(node), none(node);
-  wrong.add("plugin_timing_rates", {500, 1001});
+  wrong.add("plugin_timing_rates", {500, 1001, 0, 0});
   check_refused(creator, wrong, "plugin_timing_rates holds 1001, expected 0 to 1000");
   one.add("plugin_timing_rates", {500});
-  check_refused(creator, one, "plugin_timing_rates has 1 values, expected 2");
-  fields.add("plugin_timing_rates", {500, 250});
+  check_refused(creator, one, "plugin_timing_rates has 1 values, expected 4");
+  fields.add("plugin_timing_rates", {500, 250, 125, 60});
   const Owned plugin = create(creator, fields), without = create(creator, none);
   CHECK(plugin && without, node.op + ": " + take_log());
   if (!plugin || !without) return;
@@ -963,9 +1113,25 @@ void check_timing(Creator& creator, const Case& node) {
     const auto call = attached ? enqueue : enqueue_timed;
     CHECK(call(timed, descs, inputs, memory.output(), memory.workspace(), seen) == 0 && seen.calls == 1,
           node.op + ": timed: " + take_log());
-    return std::vector<std::int32_t>{seen.rates.spatial, seen.rates.channels};
+    const auto& of_block = seen.block_rates;
+    return std::vector<std::int32_t>{seen.rates.spatial, seen.rates.channels, of_block.tokens,
+                                     of_block.heads,     of_block.attention,  of_block.mlp};
   };
-  const std::vector<std::int32_t> planned = {bottleneck ? 500 : 0, bottleneck ? 250 : 0}, real = {0, 0};
+  // Each mask takes the next rate.
+  const auto has = [&](const char* part) { return node.op.find(part) != std::string::npos; };
+  const std::vector<std::int32_t> given = {500, 250, 125, 60}, real(6, 0);
+  std::size_t next = 0;
+  const auto take = [&](bool present) { return present ? given[next++] : 0; };
+  std::vector<std::int32_t> planned(real);
+  if (bottleneck) {
+    planned[0] = take(has("Spatial") || has("Layer"));
+    planned[1] = take(has("Channel"));
+  } else if (has("Transformer")) {
+    planned[2] = take(has("Token"));
+    planned[3] = take(has("Head"));
+    planned[4] = take(has("Layer"));
+    planned[5] = take(has("Layer"));
+  }
   const Owned copy = clone(*plugin), again = restored(creator, *plugin);
   CHECK(rates(*plugin, false) == planned && rates(*copy, false) == planned, node.op + ": timed on its masks");
   CHECK(rates(*without, false) == real, node.op + ": timed without rates");
@@ -1017,8 +1183,10 @@ void check_described(const Case& node) {
     return length < 0 ? std::string() : std::string(text);
   };
   const bool bottleneck = node.op.find("Bottleneck") != std::string::npos;
-  const std::string expected =
-      bottleneck ? "tensor cores, 8 elements an access, tiles 16x8 16x8 16x8" : "8 elements an access";
+  const bool block = node.op.find("Transformer") != std::string::npos;
+  const std::string expected = bottleneck ? "tensor cores, 8 elements an access, tiles 16x8 16x8 16x8"
+                               : block ? "tensor cores, 8 elements an access, tiles 16x15 16x15 16x15 16x15"
+                                       : "8 elements an access";
   CHECK(ask(shapes.size(), 1) == expected, node.op + ": " + ask(shapes.size(), 1));
   CHECK(ask(shapes.size(), 0).find("4 elements") != std::string::npos, node.op + ": in float");
   CHECK(ask(shapes.size() - 1, 1).empty(), node.op + ": a size is missing");
@@ -1034,11 +1202,16 @@ void check_described(const Case& node) {
 
 void check_kernels_refusal(Creator& creator, const Case& node) {
   Case wide = node;
-  wide.attributes[1].second = {1001, 1001};
-  wide.attributes[2].second = {1001, 1001, 1001, 1001};
+  const bool block = node.op.find("Transformer") != std::string::npos;
+  if (block) {
+    wide.attributes[1].second = {bits(1001.0f)};
+  } else {
+    wide.attributes[1].second = {1001, 1001};
+    wide.attributes[2].second = {1001, 1001, 1001, 1001};
+  }
   NodeFields fields(wide);
   const Owned plugin = create(creator, fields);
-  CHECK(plugin != nullptr, node.op + ": a wide dilation");
+  CHECK(plugin != nullptr, node.op + ": a wide dilation or a large scale");
   if (!plugin) return;
   Recording none;
   Memory memory;
@@ -1048,8 +1221,9 @@ void check_kernels_refusal(Creator& creator, const Case& node) {
                 none) != 0 &&
             none.calls == 0,
         node.op + ": what the kernels refuse was run");
-  CHECK(take_log().find("refuse dilations over 1000") != std::string::npos,
-        node.op + ": the kernels' words are lost");
+  CHECK(
+      take_log().find(block ? "refuse scales over 1000" : "refuse dilations over 1000") != std::string::npos,
+      node.op + ": the kernels' words are lost");
 }
 
 void run(const std::vector<Creator*>& listed) {
@@ -1087,7 +1261,9 @@ void run(const std::vector<Creator*>& listed) {
     check_types(*plugin, node);
     check_configure(*plugin, node);
     check_enqueue(*plugin, node);
-    if (node.op.find("Bottleneck") != std::string::npos) check_kernels_refusal(*creator, node);
+    const bool refuses =
+        node.op.find("Bottleneck") != std::string::npos || node.op.find("Transformer") != std::string::npos;
+    if (refuses) check_kernels_refusal(*creator, node);
   }
 }
 

@@ -1,7 +1,7 @@
 // The description of the TensorRT operators in words, and their shapes on request. First a line per operator:
 //   name | attribute:length ... | input:axes ... | output:axes
-// then, for each line "name values... sizes..." (every size list led by its rank; -1 is an unknown size), a
-// line "shape d d d" or "problem: ...".
+// then, for each line "name values... sizes..." (values of real attributes as the bits of a float) (every
+// size list led by its rank; -1 is an unknown size), a line "shape d d d" or "problem: ...".
 
 #include <cstdio>
 #include <iostream>

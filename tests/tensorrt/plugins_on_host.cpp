@@ -107,6 +107,7 @@ extern "C" __attribute__((visibility("default"))) int plugin_interfaces() {
   return DYNDEPLOY_TENSORRT_HAS_V3 ? 3 : 2;
 }
 
+// attributes: values of all of them, those of real ones as the bits of a float.
 // tensors: x, the other inputs, the output; for each its type (0 float, 1 half), its rank and its sizes in
 // `shapes`. Returns what went wrong, or null.
 extern "C" __attribute__((visibility("default"))) const char* plugin_run(int interface, const char* name,
@@ -135,7 +136,9 @@ extern "C" __attribute__((visibility("default"))) const char* plugin_run(int int
   std::vector<nvinfer1::PluginField> fields;
   for (int i = 0; i < call.op->attribute_count; ++i) {
     const dyndeploy::tables::Attribute& attribute = call.op->attributes[i];
-    fields.emplace_back(attribute.name, attributes, nvinfer1::PluginFieldType::kINT32, attribute.length);
+    const auto type =
+        attribute.real ? nvinfer1::PluginFieldType::kFLOAT32 : nvinfer1::PluginFieldType::kINT32;
+    fields.emplace_back(attribute.name, attributes, type, attribute.length);
     attributes += attribute.length;
   }
   const nvinfer1::PluginFieldCollection collection = {static_cast<int32_t>(fields.size()), fields.data()};

@@ -18,11 +18,12 @@ DYNAMIC_EXT = 3
 """What IPluginV2DynamicExt puts above TensorRT's version, so that the library sees which interface a plugin has."""
 
 
-def create(creator: Any, attributes: dict[str, list[int]]) -> Any:
+def create(creator: Any, attributes: dict[str, list[float]]) -> Any:
     """A plugin from attributes as TensorRT's parser hands them over, None when they are refused."""
     # A field only points at its data.
-    data = {name: array.array("i", values) for name, values in attributes.items()}
-    fields = [trt.PluginField(name, values, trt.PluginFieldType.INT32) for name, values in data.items()]
+    kinds = {"i": trt.PluginFieldType.INT32, "f": trt.PluginFieldType.FLOAT32}
+    data = {n: array.array("f" if isinstance(v[0], float) else "i", v) for n, v in attributes.items()}
+    fields = [trt.PluginField(name, values, kinds[values.typecode]) for name, values in data.items()]
     return creator.create_plugin("node", trt.PluginFieldCollection(fields))
 
 

@@ -47,6 +47,73 @@ const char* misaligned_tensor(const BottleneckShape&, Type, const BottleneckTens
   return reinterpret_cast<std::uintptr_t>(tensors.x) % 16 == 0 ? nullptr : "x";
 }
 
+const char* check_transformer(const TransformerShape& shape, Type) {
+  return shape.scale > 1000.0f ? "the test's kernels refuse scales over 1000" : nullptr;
+}
+
+std::size_t transformer_workspace(const TransformerShape& shape, Type type) {
+  return static_cast<std::size_t>(shape.batch * shape.tokens * shape.width) * (type == Type::kHalf ? 2 : 4) +
+         static_cast<std::size_t>(shape.hidden);
+}
+
+int run_transformer(const TransformerShape& shape, Type type, const TransformerTensors& tensors,
+                    void* workspace, void* stream) {
+  Recording& recording = *static_cast<Recording*>(stream);
+  ++recording.calls;
+  recording.type = type;
+  recording.workspace = workspace;
+  recording.block = shape;
+  recording.block_tensors = tensors;
+  return recording.error;
+}
+
+int stand_in_masks(const TransformerShape&, Type, const TransformerRates& rates, TransformerTensors* tensors,
+                   void* workspace, void* stream) {
+  static_cast<Recording*>(stream)->block_rates = rates;
+  if (rates.tokens) tensors->token_mask = static_cast<const float*>(workspace);
+  return 0;
+}
+
+TransformerChoice transformer_choice(const TransformerShape& shape, Type type, int capability,
+                                     int processors) {
+  TransformerChoice choice = {type == Type::kHalf ? 8 : 4, capability >= 70, {}, {}};
+  for (int i = 0; i < 4; ++i) {
+    choice.rows[i] = processors;
+    choice.columns[i] = shape.hidden;
+  }
+  return choice;
+}
+
+const char* misaligned_tensor(const TransformerShape&, Type, const TransformerTensors& tensors, const void*) {
+  return reinterpret_cast<std::uintptr_t>(tensors.x) % 16 == 0 ? nullptr : "x";
+}
+
+int run_token_masker(const TokenMaskerShape& shape, Type type, const void* x, const float* weight,
+                     const float* bias, float* mask, void* stream) {
+  Recording& recording = *static_cast<Recording*>(stream);
+  ++recording.calls;
+  recording.type = type;
+  recording.token_masker = shape;
+  recording.x = x;
+  recording.weight = weight;
+  recording.bias = bias;
+  recording.mask = mask;
+  return recording.error;
+}
+
+int run_class_token_masker(const ClassTokenMaskerShape& shape, Type type, const void* x, const float* weight,
+                           const float* bias, float* mask, void* stream) {
+  Recording& recording = *static_cast<Recording*>(stream);
+  ++recording.calls;
+  recording.type = type;
+  recording.class_token_masker = shape;
+  recording.x = x;
+  recording.weight = weight;
+  recording.bias = bias;
+  recording.mask = mask;
+  return recording.error;
+}
+
 int masker_vector(int channels, Type type) { return channels % 8 == 0 ? type == Type::kHalf ? 8 : 4 : 1; }
 
 int run_spatial_masker(const SpatialMaskerShape& shape, Type type, const void* x, const float* weight,

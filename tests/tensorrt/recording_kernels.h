@@ -12,7 +12,12 @@ struct Recording {
   dyndeploy::cuda::BottleneckTensors tensors = {};
   dyndeploy::cuda::SpatialMaskerShape spatial_masker = {};
   dyndeploy::cuda::ChannelMaskerShape channel_masker = {};
+  dyndeploy::cuda::TransformerShape block = {};
+  dyndeploy::cuda::TransformerTensors block_tensors = {};
+  dyndeploy::cuda::TokenMaskerShape token_masker = {};
+  dyndeploy::cuda::ClassTokenMaskerShape class_token_masker = {};
   dyndeploy::cuda::TimingRates rates = {};  // of the last call with rates; 0: masks were read
+  dyndeploy::cuda::TransformerRates block_rates = {};
   const void* x = nullptr;
   const float *hidden_weight = nullptr, *hidden_bias = nullptr, *weight = nullptr, *bias = nullptr;
   float* mask = nullptr;

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMING_RATES
+from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMED_MASKS, TIMING_RATES
 from dyndeploy.ops import OPERATORS
 from tests.tensorrt import setup_tensorrt
 
@@ -103,10 +103,10 @@ def node_cases() -> dict[str, Any]:
     """Attributes of every operator, right ones and wrong ones."""
     cases: dict[str, Any] = {}
     for name, spec in PLUGINS.items():
-        right = {attribute.name: [1] * (attribute.length or 1) for attribute in spec.attributes}
+        right = {attribute.name: [attribute.type(1)] * (attribute.length or 1) for attribute in spec.attributes}
         wrong = {f"without {key}": {k: v for k, v in right.items() if k != key} for key in right}
-        wrong |= {f"{key} too long": {**right, key: [*right[key], 1]} for key in right}
-        wrong |= {f"{key} below zero": {**right, key: [-1] * len(right[key])} for key in right}
+        wrong |= {f"{key} too long": {**right, key: [*values, values[0]]} for key, values in right.items()}
+        wrong |= {f"{key} below zero": {**right, key: [-value for value in values]} for key, values in right.items()}
         cases[name] = {"attributes": right, "wrong": {**wrong, "unknown": {**right, "axis": [1]}}}
     return cases
 
@@ -141,7 +141,7 @@ def test_contract_with_the_real_library(tmp_path: Path) -> None:
         assert said["fields"][name] == {
             **{a.name: a.length or 1 for a in spec.attributes},
             HALF_ONLY: 1,
-            TIMING_RATES: 2,
+            TIMING_RATES: TIMED_MASKS,
         }
 
 

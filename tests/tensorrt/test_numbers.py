@@ -15,7 +15,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.plugins.reference import Layer, bottleneck, channel_logits, random_weights, spatial_logits
+from dyndeploy.ops import OPERATORS
+from tests.plugins.reference import (
+    Layer,
+    Transformer,
+    bottleneck,
+    channel_logits,
+    random_weights,
+    row_logits,
+    spatial_logits,
+    transformer,
+    transformer_weights,
+)
 from tests.tensorrt.test_contract import HEADERS, HERE, NO_HEADERS, TOOLS
 
 HOST_KERNELS = HERE.parents[1] / "plugins" / "kernels" / "cuda" / "host"
@@ -65,9 +76,15 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def run(
-    library: ctypes.CDLL, interface: int, op: str, attributes: list[int], inputs: list[np.ndarray], output: np.ndarray
+    library: ctypes.CDLL,
+    interface: int,
+    op: str,
+    attributes: list[int | float],
+    inputs: list[np.ndarray],
+    output: np.ndarray,
 ) -> np.ndarray:
-    """One call of the plugin; the output is full of NaN before."""
+    """One call of the plugin; the output is full of NaN before. Real attributes go as the bits of a float."""
+    bits = [int(np.float32(v).view(np.int32)) if isinstance(v, float) else v for v in attributes]
     inputs = [np.ascontiguousarray(array) for array in inputs]
     output.fill(np.nan)
     tensors = [*inputs, output]
@@ -75,7 +92,7 @@ def run(
     problem = library.plugin_run(
         interface,
         op.encode(),
-        (ctypes.c_int32 * max(1, len(attributes)))(*attributes),
+        (ctypes.c_int32 * max(1, len(bits)))(*bits),
         (ctypes.c_int64 * len(shapes))(*shapes),
         (ctypes.c_void_p * len(tensors))(*[array.ctypes.data for array in tensors]),
     )
@@ -157,7 +174,7 @@ def test_bottleneck(plugins: ctypes.CDLL, mode: str, excites: bool, projection: 
         used = {f"{name}_mask": masks[name] for name in MASKS[mode]}
         pool_active = not excites or "Spatial" not in mode or bool(rng.integers(2))
         expected = bottleneck(layer, weights, x, **used, pool_active=pool_active)
-        attributes = [layer.stride] * 2 + [layer.dilation] * 6 + [layer.groups]
+        attributes: list[int | float] = [layer.stride] * 2 + [layer.dilation] * 6 + [layer.groups]
         attributes += [int(pool_active)] if excites and "Spatial" in mode else []
         inputs = [x.astype(dtype), *used.values(), *repack(layer, weights, dtype, "channel_mask" in used)]
         for interface in interfaces(plugins):
@@ -180,11 +197,12 @@ def test_masker(plugins: ctypes.CDLL, op: str, dtype: type) -> None:
         def linear(outputs: int, inputs: int) -> list[np.ndarray]:
             return [rng.standard_normal(shape).astype(np.float32) for shape in ((outputs, inputs), (outputs,))]
 
-        attributes: list[int] = []
+        attributes: list[int | float] = []
         if op == "SpatialMasker":
-            attributes = [int(rng.integers(1, pixels + 1)) for pixels in size]
+            rows, columns = (int(rng.integers(1, pixels + 1)) for pixels in size)
+            attributes = [rows, columns]
             parameters = linear(groups, channels)
-            logits = spatial_logits(x, parameters[0], parameters[1], (attributes[0], attributes[1]))
+            logits = spatial_logits(x, parameters[0], parameters[1], (rows, columns))
         elif op == "ChannelMasker":
             parameters = linear(groups, channels)
             logits = channel_logits(x, *parameters)
@@ -195,6 +213,79 @@ def test_masker(plugins: ctypes.CDLL, op: str, dtype: type) -> None:
         for interface in interfaces(plugins):
             inputs = [x.astype(dtype), *parameters]
             mask = run(plugins, interface, op, attributes, inputs, np.empty(logits.shape, np.float32))
+            assert set(np.unique(mask)) <= {0.0, 1.0}
+            clear = np.abs(logits) > 1e-4
+            np.testing.assert_array_equal(mask[clear], (logits >= 0)[clear])
+
+    agree()
+
+
+TRANSFORMERS = {name: spec for name, spec in OPERATORS.items() if spec.kind == "transformer_block"}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("op", TRANSFORMERS)
+def test_transformer(plugins: ctypes.CDLL, op: str, dtype: type) -> None:
+    """With weights as the operator itself packs them."""
+    spec = TRANSFORMERS[op]
+    kernel = spec.kernels["tensorrt"]
+    assert kernel.pack is not None
+
+    @QUICK
+    @given(
+        st.tuples(*[st.integers(1, 4)] * 2),
+        st.integers(1, 9),
+        st.integers(0, 1),
+        st.integers(0, 2),
+        st.integers(0, 2**32 - 1),
+    )
+    def agree(heads: tuple[int, int], tokens: int, token_mlp: int, mode: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        width = heads[0] * heads[1] if mode == 0 else int(rng.integers(1, 17))
+        block = Transformer(width, *heads, heads[0] * int(rng.integers(1, 6)), token_mlp, mode, 1e-5, 0.25)
+        x = rng.standard_normal((2, tokens, width)).astype(dtype).astype(np.float32)
+        weights = transformer_weights(block, rng)
+        rounded = {n: v.astype(dtype).astype(np.float32) if n in kernel.half else v for n, v in weights.items()}
+        shapes = {"token": (2, tokens), "head": (2, heads[0]), "attention": (2, 1, 1, 1), "mlp": (2, 1, 1, 1)}
+        masks = {n: (rng.random(shapes[n]) < rng.random()).astype(np.float32) for n in spec.mask_inputs()}
+        expected = transformer(block, rounded, x, masks)
+        assert kernel.pack is not None
+        packed = kernel.pack(rounded, {})
+        constants = [
+            packed[port.name].astype(dtype if port.name in kernel.half else np.float32) for port in kernel.constants
+        ]
+        attributes: list[int | float] = [block.epsilon, block.scale, token_mlp, mode]
+        for interface in interfaces(plugins):
+            inputs = [x.astype(dtype), *masks.values(), *constants]
+            y = run(plugins, interface, op, attributes, inputs, np.empty(x.shape, dtype))
+            scale = (6e-3 if dtype == np.float16 else 2e-5) * max(1.0, float(np.abs(expected).max()))
+            np.testing.assert_allclose(y.astype(np.float64), expected, rtol=0, atol=scale)
+
+    agree()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("op", ["TokenMasker", "ClassTokenHeadMasker", "ClassTokenLayerMasker"])
+def test_token_masker(plugins: ctypes.CDLL, op: str, dtype: type) -> None:
+    @QUICK
+    @given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 5), st.integers(0, 1), st.integers(0, 2**32 - 1))
+    def agree(tokens: int, width: int, heads: int, normalise: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        outputs = heads if op == "ClassTokenHeadMasker" else 1
+        kept = int(rng.integers(0, tokens + 1))
+        x = rng.standard_normal((2, tokens, width)).astype(dtype).astype(np.float32)
+        weight, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((outputs, width), (outputs,)))
+        attributes: list[int | float] = [1e-5, normalise]
+        logits = row_logits(x, weight, bias, normalise=bool(normalise), epsilon=1e-5)
+        if op == "TokenMasker":
+            attributes, weight, logits = [*attributes, kept], weight[0], logits[..., 0]
+            logits[:, :kept] = 1.0
+        else:
+            logits = logits[:, 0].reshape((2, 1, 1, 1) if op == "ClassTokenLayerMasker" else (2, outputs))
+        for interface in interfaces(plugins):
+            mask = run(
+                plugins, interface, op, attributes, [x.astype(dtype), weight, bias], np.empty(logits.shape, np.float32)
+            )
             assert set(np.unique(mask)) <= {0.0, 1.0}
             clear = np.abs(logits) > 1e-4
             np.testing.assert_array_equal(mask[clear], (logits >= 0)[clear])

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ PLUGINS = {name: spec for name, spec in OPERATORS.items() if "tensorrt" in spec.
 HERE = Path(__file__).parent
 ADAPTER = HERE.parents[1] / "plugins" / "adapters" / "tensorrt"
 KERNELS = HERE.parents[1] / "plugins" / "kernels" / "cuda"
+SOURCES = ("operators.cpp", "bottleneck.cpp", "maskers.cpp", "transformer.cpp", "token_maskers.cpp")
 COMPILER = shutil.which("c++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
@@ -48,7 +50,7 @@ class Described:
 
     def ask(self, name: str, attributes: dict[str, Any], shapes: Shapes) -> tuple[int, ...] | str:
         """The output's shape, or what is wrong."""
-        values = [value for key, _ in self.attributes[name] for value in _integers(attributes[key])]
+        values = [value for key, _ in self.attributes[name] for value in _integers(attributes[key])]  # reals as bits
         sizes = [size for shape in shapes for size in (len(shape), *shape)]
         assert self.process.stdin is not None
         print(name, *values, *sizes, file=self.process.stdin, flush=True)
@@ -62,6 +64,8 @@ class Described:
 
 
 def _integers(value: Any) -> list[int]:
+    if isinstance(value, float):
+        return [int(np.float32(value).view(np.int32))]
     return [int(entry) for entry in value] if isinstance(value, list | tuple) else [int(value)]
 
 
@@ -71,7 +75,7 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Described]:
     sources = [
         HERE / "describe.cpp",
         HERE / "recording_kernels.cpp",
-        *(ADAPTER / name for name in ("operators.cpp", "bottleneck.cpp", "maskers.cpp")),
+        *(ADAPTER / name for name in SOURCES),
     ]
     includes = [f"-I{folder}" for folder in (ADAPTER, KERNELS, HERE)]
     flags = ["-std=c++14", "-O0", "-Wall", "-Wextra", "-Werror", "-pedantic"]
@@ -88,8 +92,12 @@ def tensorrt_inputs(spec: OperatorSpec) -> list[str]:
 
 
 def repack(spec: OperatorSpec, shapes: Shapes, group: int) -> Shapes:
-    """The shapes after the weights of a bottleneck are repacked for TensorRT."""
+    """The shapes after the weights of a block are repacked for TensorRT."""
     by_name = dict(zip([port.name for port in spec.inputs], shapes, strict=True))
+    if "w_qkv" in by_name:
+        for name, inputs in (("w_qkv", 1), ("w_proj", 2), ("w_fc1", 1), ("w_fc2", 1)):
+            by_name[name] = (*by_name[name][-inputs:], *by_name[name][:-inputs])
+        return list(by_name.values())
     if "w1" not in by_name:
         return shapes
     for name in ("w1", "w3", "wd", "ws", "we"):
@@ -108,7 +116,9 @@ def calls(draw: st.DrawFn, spec: OperatorSpec) -> tuple[dict[str, Any], Shapes]:
     """Attributes and input shapes, right ones, in the layout of ``dyndeploy.ops``."""
     size = st.integers(1, 9)
     sizes = {letter: draw(st.integers(1, 40)) for letter in ("H", "W")}
-    sizes |= {letter: draw(size) for letter in ("N", "C", "g", "G", "h", "S")}
+    sizes |= {letter: draw(size) for letter in ("N", "C", "g", "G", "h", "S", "T", "A", "d")}
+    mode = draw(st.integers(0, 2))
+    sizes |= {"D": sizes["A"] * sizes["d"] if mode == 0 else draw(size), "F": sizes["A"] * draw(size)}
     group, stride, dilation = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2])), draw(st.integers(1, 3))
     projection = "wd" in {port.name for port in spec.inputs}
     stride = stride if projection else 1
@@ -126,6 +136,12 @@ def calls(draw: st.DrawFn, spec: OperatorSpec) -> tuple[dict[str, Any], Shapes]:
         "mask_height": sizes["mh"],
         "mask_width": sizes["mw"],
         "pool_active": draw(st.sampled_from([0, 1])),
+        "epsilon": draw(st.sampled_from([1e-6, 1e-5])),
+        "scale": draw(st.sampled_from([0.125, 0.5, 1.0])),
+        "token_mlp": draw(st.sampled_from([0, 1])),
+        "head_mode": mode,
+        "normalise": draw(st.sampled_from([0, 1])),
+        "kept": draw(st.integers(0, sizes["T"])),
     }
     wanted = {attribute.name for attribute in spec.attributes}
     shapes = [tuple(sizes[letter] for letter in port.shape) for port in spec.inputs]
@@ -142,7 +158,7 @@ def test_the_operators_are_the_same(described: Described) -> None:
 
 def test_element_types(described: Described) -> None:
     for name, spec in PLUGINS.items():
-        weights = {"w1", "w2", "w3", "wd", "ws", "we"}
+        weights = {"w1", "w2", "w3", "wd", "ws", "we", "w_qkv", "w_proj", "w_fc1", "w_fc2"}
         for port, _, element in described.inputs[name]:
             assert element == ("data" if port in weights | {"x"} else "float"), (name, port)
         assert described.output[name][2] == ("float" if spec.decides else "data")
@@ -193,6 +209,24 @@ def test_what_the_operator_refuses_is_refused(described: Described, name: str) -
             assert answer == expected, (attributes, wrong)
 
     agree()
+
+
+def test_transformer_attributes(described: Described) -> None:
+    attributes = {"epsilon": 1e-6, "scale": 0.125, "token_mlp": 1, "head_mode": 0}
+    shapes: Shapes = [(2, 9, 12), (2, 3), (12,), (12,), (12, 3, 3, 4), (3, 3, 4), (3, 4, 12), (12,), (12,), (12,)]
+    shapes += [(12, 20), (20,), (20, 12), (12,)]
+    assert described.ask("HeadTransformerBlock", attributes, shapes) == (2, 9, 12)
+    for name, value in (("epsilon", 0.0), ("epsilon", 1.5), ("scale", 0.0), ("token_mlp", 2), ("head_mode", -1)):
+        answer = described.ask("HeadTransformerBlock", {**attributes, name: value}, shapes)
+        assert isinstance(answer, str) and name in answer
+    answer = described.ask("HeadTransformerBlock", {**attributes, "head_mode": 1}, shapes)
+    assert answer == "3 heads do not divide the 20 hidden units, which head_mode 1 needs"
+    narrow = [(2, 9, 10) if shape == (2, 9, 12) else tuple(10 if n == 12 else n for n in shape) for shape in shapes]
+    answer = described.ask("HeadTransformerBlock", attributes, narrow)
+    assert answer == "3 heads of 4 channels are not the 10 of x, which head_mode 0 needs"
+    # The mode speaks of heads only where there is a mask of them.
+    token = [narrow[0], (2, 9), *narrow[2:]]
+    assert described.ask("TokenTransformerBlock", attributes, token) == (2, 9, 10)
 
 
 def test_repacked_weights_must_have_their_layout(described: Described) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 import dyndeploy
 from dyndeploy import Bundle, ExportSettings
+from dyndeploy.blocks.transformer import TransformerBlock
 from dyndeploy.graphs.forced import replace_masks
 from dyndeploy.graphs.stages import branched_model, whole_model
 from dyndeploy.measure.laziness import branch_model
@@ -54,6 +55,40 @@ def perceiver(folder: Path) -> Graphs:
     bundle = export(dyndeploy.create_model("resnet10_small_perceiver_t32", depth_factor=(0, 1, 0, 0)), folder)
     exits = [stage.exit for stage in bundle.exits.stages]
     return {**stages(bundle), "nested If": (branched_model(bundle.load_stages(), exits), FLOAT)}
+
+
+class Tokens(nn.Module):
+    """Patches of an image as tokens behind a class token."""
+
+    def __init__(self, width: int, patches: int) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, width, 8, stride=8)
+        self.first = nn.Parameter(torch.zeros(1, 1, width))
+        self.position = nn.Parameter(torch.randn(1, patches + 1, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        return torch.cat([self.first.expand(len(x), -1, -1), x], 1) + self.position
+
+
+class FirstToken(nn.Module):
+    """What a classifier reads."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, 0]
+
+
+def transformer(folder: Path, *gates: str, static: bool = False, **options: Any) -> Graphs:
+    """A user's vision transformer, a block for each entry of ``gates``, such as ``"token head"``."""
+    torch.manual_seed(0)
+    blocks = [TransformerBlock(64, 2, 128, **dict.fromkeys(names.split(), True), **options) for names in gates]
+    head = nn.LayerNorm(64), FirstToken(), nn.Linear(64, 10)
+    bundle = export(nn.Sequential(Tokens(64, 16), *blocks, *head), folder, input_size=(32, 32), static=static)
+    graphs: Graphs = {"model": (bundle.load_model(), BOTH)}
+    if static:
+        graphs["static"] = (bundle.load_static(), BOTH)
+        graphs["masks from outside"] = (replace_masks(bundle.load_model(), bundle.manifest.masks), BOTH)
+    return graphs
 
 
 class Residual(nn.Module):
@@ -110,10 +145,21 @@ KINDS: Mapping[str, Callable[[Path], Graphs]] = {
     "both": lambda folder: laud(folder, SMALL, static=True, mode="both"),
     "regnety": lambda folder: laud(folder, "laud_regnety_small", mode=("spatial", "both", "layer", "channel")),
     "resnet50": lambda folder: laud(folder, "laud_resnet50", static=True, mode="both"),
+    "token": lambda folder: transformer(folder, "token", "token", token_mlp=True),
+    "head": lambda folder: transformer(folder, "head", "head"),
+    "sublayer": lambda folder: transformer(folder, "layer", "layer"),
+    "transformer": lambda folder: transformer(
+        folder, "token head", "token layer", "head layer", "token head layer", static=True, head_mode="units"
+    ),
     "perceiver": perceiver,
     "skipping": skipping,
     "exits": exits,
     "probe": probe,
 }
-FUSED = {"spatial", "channel", "channel, one layer", "layer", "both", "regnety", "resnet50"}
+FUSED = {"spatial", "channel", "channel, one layer", "layer", "both", "regnety", "resnet50"} | {
+    "token",
+    "head",
+    "sublayer",
+    "transformer",
+}
 """Kinds whose blocks are plugins, with nothing else between them."""

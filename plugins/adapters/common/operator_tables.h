@@ -12,7 +12,7 @@ enum class Role { kActivation, kMask, kWeight };
 enum class Element { kData, kFloat };
 
 // Which kind of decision an input is; kNone for all that are no masks.
-enum class Gate { kNone, kSpatial, kLayer, kChannel };
+enum class Gate { kNone, kSpatial, kLayer, kChannel, kToken, kHead };
 
 // One letter per axis: equal letters of an operator are equal sizes, digits are themselves and '#' is the 16
 // border classes.
@@ -24,10 +24,11 @@ struct Port {
   const char* axes;
 };
 
-// Integers; every attribute must be given.
+// Integers, or numbers with a fraction; every attribute must be given.
 struct Attribute {
   const char* name;
   int length;
+  bool real;
 };
 
 struct Operator {
@@ -45,7 +46,7 @@ struct Operator {
   int attribute_count;
 };
 
-constexpr int kMaxInputs = 15;
+constexpr int kMaxInputs = 17;
 constexpr int kMaxRank = 4;
 constexpr int kMaxAttributes = 5;
 constexpr int kMaxValues = 10;
@@ -56,8 +57,8 @@ constexpr Port kSpatialMaskerInputs[] = {
     {"bias", Role::kWeight, Gate::kNone, Element::kFloat, "g"},
 };
 constexpr Attribute kSpatialMaskerAttributes[] = {
-    {"mask_height", 1},
-    {"mask_width", 1},
+    {"mask_height", 1, false},
+    {"mask_width", 1, false},
 };
 constexpr Operator kSpatialMasker = {
     "SpatialMasker",
@@ -131,10 +132,10 @@ constexpr Port kSpatialBottleneckPluginInputs[] = {
     {"b3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
 };
 constexpr Attribute kSpatialBottleneckAttributes[] = {
-    {"strides", 2},
-    {"dilations", 2},
-    {"pads", 4},
-    {"group", 1},
+    {"strides", 2, false},
+    {"dilations", 2, false},
+    {"pads", 4, false},
+    {"group", 1, false},
 };
 constexpr Operator kSpatialBottleneck = {
     "SpatialBottleneck",
@@ -437,11 +438,11 @@ constexpr Port kSpatialSEBottleneckPluginInputs[] = {
     {"b3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
 };
 constexpr Attribute kSpatialSEBottleneckAttributes[] = {
-    {"strides", 2},
-    {"dilations", 2},
-    {"pads", 4},
-    {"group", 1},
-    {"pool_active", 1},
+    {"strides", 2, false},
+    {"dilations", 2, false},
+    {"pads", 4, false},
+    {"group", 1, false},
+    {"pool_active", 1, false},
 };
 constexpr Operator kSpatialSEBottleneck = {
     "SpatialSEBottleneck",
@@ -763,49 +764,471 @@ constexpr Operator kSpatialChannelSEBottleneckProjection = {
     5,
 };
 
-// DO(operator, kind): operators of one kind share their kernels.
-#define DYNDEPLOY_CPU_OPERATORS(DO)                                \
-  DO(SpatialMasker, SpatialMasker)                                 \
-  DO(ChannelMasker, ChannelMasker)                                 \
-  DO(ChannelMaskerHidden, ChannelMasker)                           \
-  DO(SpatialBottleneck, SpatialBottleneck)                         \
-  DO(SpatialBottleneckProjection, SpatialBottleneck)               \
-  DO(LayerBottleneck, LayerBottleneck)                             \
-  DO(LayerBottleneckProjection, LayerBottleneck)                   \
-  DO(ChannelBottleneck, ChannelBottleneck)                         \
-  DO(ChannelBottleneckProjection, ChannelBottleneck)               \
-  DO(SpatialChannelBottleneck, SpatialChannelBottleneck)           \
-  DO(SpatialChannelBottleneckProjection, SpatialChannelBottleneck) \
-  DO(SpatialSEBottleneck, SpatialSeBottleneck)                     \
-  DO(SpatialSEBottleneckProjection, SpatialSeBottleneck)           \
-  DO(LayerSEBottleneck, LayerSeBottleneck)                         \
-  DO(LayerSEBottleneckProjection, LayerSeBottleneck)               \
-  DO(ChannelSEBottleneck, ChannelSeBottleneck)                     \
-  DO(ChannelSEBottleneckProjection, ChannelSeBottleneck)           \
-  DO(SpatialChannelSEBottleneck, SpatialChannelSeBottleneck)       \
-  DO(SpatialChannelSEBottleneckProjection, SpatialChannelSeBottleneck)
+constexpr Port kTokenMaskerInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    {"weight", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"bias", Role::kWeight, Gate::kNone, Element::kFloat, "1"},
+};
+constexpr Attribute kTokenMaskerAttributes[] = {
+    {"epsilon", 1, true},
+    {"normalise", 1, false},
+    {"kept", 1, false},
+};
+constexpr Operator kTokenMasker = {
+    "TokenMasker",
+    1,
+    "1",
+    kTokenMaskerInputs,
+    3,
+    kTokenMaskerInputs,
+    3,
+    {"mask", Role::kMask, Gate::kNone, Element::kFloat, "NT"},
+    kTokenMaskerAttributes,
+    3,
+};
+
+constexpr Port kClassTokenHeadMaskerInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    {"weight", Role::kWeight, Gate::kNone, Element::kFloat, "AD"},
+    {"bias", Role::kWeight, Gate::kNone, Element::kFloat, "A"},
+};
+constexpr Attribute kClassTokenHeadMaskerAttributes[] = {
+    {"epsilon", 1, true},
+    {"normalise", 1, false},
+};
+constexpr Operator kClassTokenHeadMasker = {
+    "ClassTokenHeadMasker",
+    1,
+    "1",
+    kClassTokenHeadMaskerInputs,
+    3,
+    kClassTokenHeadMaskerInputs,
+    3,
+    {"mask", Role::kMask, Gate::kNone, Element::kFloat, "NA"},
+    kClassTokenHeadMaskerAttributes,
+    2,
+};
+
+constexpr Port kClassTokenLayerMaskerInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    {"weight", Role::kWeight, Gate::kNone, Element::kFloat, "1D"},
+    {"bias", Role::kWeight, Gate::kNone, Element::kFloat, "1"},
+};
+constexpr Operator kClassTokenLayerMasker = {
+    "ClassTokenLayerMasker",
+    1,
+    "1",
+    kClassTokenLayerMaskerInputs,
+    3,
+    kClassTokenLayerMaskerInputs,
+    3,
+    {"mask", Role::kMask, Gate::kNone, Element::kFloat, "N111"},
+    kClassTokenHeadMaskerAttributes,
+    2,
+};
+
+constexpr Port kTokenTransformerBlockInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    {"token", Role::kMask, Gate::kToken, Element::kFloat, "NT"},
+    {"norm1_weight", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm1_bias", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"w_qkv", Role::kWeight, Gate::kNone, Element::kData, "3AdD"},
+    {"b_qkv", Role::kWeight, Gate::kNone, Element::kData, "3Ad"},
+    {"w_proj", Role::kWeight, Gate::kNone, Element::kData, "DAd"},
+    {"b_proj", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm2_weight", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm2_bias", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"w_fc1", Role::kWeight, Gate::kNone, Element::kData, "FD"},
+    {"b_fc1", Role::kWeight, Gate::kNone, Element::kData, "F"},
+    {"w_fc2", Role::kWeight, Gate::kNone, Element::kData, "DF"},
+    {"b_fc2", Role::kWeight, Gate::kNone, Element::kData, "D"},
+};
+constexpr Port kTokenTransformerBlockPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    {"token", Role::kMask, Gate::kToken, Element::kFloat, "NT"},
+    {"norm1_weight", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm1_bias", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"w_qkv", Role::kWeight, Gate::kNone, Element::kData, "D3Ad"},
+    {"b_qkv", Role::kWeight, Gate::kNone, Element::kFloat, "3Ad"},
+    {"w_proj", Role::kWeight, Gate::kNone, Element::kData, "AdD"},
+    {"b_proj", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm2_weight", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm2_bias", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"w_fc1", Role::kWeight, Gate::kNone, Element::kData, "DF"},
+    {"b_fc1", Role::kWeight, Gate::kNone, Element::kFloat, "F"},
+    {"w_fc2", Role::kWeight, Gate::kNone, Element::kData, "FD"},
+    {"b_fc2", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+};
+constexpr Attribute kTokenTransformerBlockAttributes[] = {
+    {"epsilon", 1, true},
+    {"scale", 1, true},
+    {"token_mlp", 1, false},
+    {"head_mode", 1, false},
+};
+constexpr Operator kTokenTransformerBlock = {
+    "TokenTransformerBlock",
+    1,
+    "1",
+    kTokenTransformerBlockInputs,
+    14,
+    kTokenTransformerBlockPluginInputs,
+    14,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    kTokenTransformerBlockAttributes,
+    4,
+};
+
+constexpr Port kHeadTransformerBlockInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    {"head", Role::kMask, Gate::kHead, Element::kFloat, "NA"},
+    {"norm1_weight", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm1_bias", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"w_qkv", Role::kWeight, Gate::kNone, Element::kData, "3AdD"},
+    {"b_qkv", Role::kWeight, Gate::kNone, Element::kData, "3Ad"},
+    {"w_proj", Role::kWeight, Gate::kNone, Element::kData, "DAd"},
+    {"b_proj", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm2_weight", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm2_bias", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"w_fc1", Role::kWeight, Gate::kNone, Element::kData, "FD"},
+    {"b_fc1", Role::kWeight, Gate::kNone, Element::kData, "F"},
+    {"w_fc2", Role::kWeight, Gate::kNone, Element::kData, "DF"},
+    {"b_fc2", Role::kWeight, Gate::kNone, Element::kData, "D"},
+};
+constexpr Port kHeadTransformerBlockPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    {"head", Role::kMask, Gate::kHead, Element::kFloat, "NA"},
+    {"norm1_weight", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm1_bias", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"w_qkv", Role::kWeight, Gate::kNone, Element::kData, "D3Ad"},
+    {"b_qkv", Role::kWeight, Gate::kNone, Element::kFloat, "3Ad"},
+    {"w_proj", Role::kWeight, Gate::kNone, Element::kData, "AdD"},
+    {"b_proj", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm2_weight", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm2_bias", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"w_fc1", Role::kWeight, Gate::kNone, Element::kData, "DF"},
+    {"b_fc1", Role::kWeight, Gate::kNone, Element::kFloat, "F"},
+    {"w_fc2", Role::kWeight, Gate::kNone, Element::kData, "FD"},
+    {"b_fc2", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+};
+constexpr Operator kHeadTransformerBlock = {
+    "HeadTransformerBlock",
+    1,
+    "1",
+    kHeadTransformerBlockInputs,
+    14,
+    kHeadTransformerBlockPluginInputs,
+    14,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    kTokenTransformerBlockAttributes,
+    4,
+};
+
+constexpr Port kLayerTransformerBlockInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    {"attention", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"mlp", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"norm1_weight", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm1_bias", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"w_qkv", Role::kWeight, Gate::kNone, Element::kData, "3AdD"},
+    {"b_qkv", Role::kWeight, Gate::kNone, Element::kData, "3Ad"},
+    {"w_proj", Role::kWeight, Gate::kNone, Element::kData, "DAd"},
+    {"b_proj", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm2_weight", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm2_bias", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"w_fc1", Role::kWeight, Gate::kNone, Element::kData, "FD"},
+    {"b_fc1", Role::kWeight, Gate::kNone, Element::kData, "F"},
+    {"w_fc2", Role::kWeight, Gate::kNone, Element::kData, "DF"},
+    {"b_fc2", Role::kWeight, Gate::kNone, Element::kData, "D"},
+};
+constexpr Port kLayerTransformerBlockPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    {"attention", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"mlp", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"norm1_weight", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm1_bias", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"w_qkv", Role::kWeight, Gate::kNone, Element::kData, "D3Ad"},
+    {"b_qkv", Role::kWeight, Gate::kNone, Element::kFloat, "3Ad"},
+    {"w_proj", Role::kWeight, Gate::kNone, Element::kData, "AdD"},
+    {"b_proj", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm2_weight", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm2_bias", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"w_fc1", Role::kWeight, Gate::kNone, Element::kData, "DF"},
+    {"b_fc1", Role::kWeight, Gate::kNone, Element::kFloat, "F"},
+    {"w_fc2", Role::kWeight, Gate::kNone, Element::kData, "FD"},
+    {"b_fc2", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+};
+constexpr Operator kLayerTransformerBlock = {
+    "LayerTransformerBlock",
+    1,
+    "1",
+    kLayerTransformerBlockInputs,
+    15,
+    kLayerTransformerBlockPluginInputs,
+    15,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    kTokenTransformerBlockAttributes,
+    4,
+};
+
+constexpr Port kTokenHeadTransformerBlockInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    {"token", Role::kMask, Gate::kToken, Element::kFloat, "NT"},
+    {"head", Role::kMask, Gate::kHead, Element::kFloat, "NA"},
+    {"norm1_weight", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm1_bias", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"w_qkv", Role::kWeight, Gate::kNone, Element::kData, "3AdD"},
+    {"b_qkv", Role::kWeight, Gate::kNone, Element::kData, "3Ad"},
+    {"w_proj", Role::kWeight, Gate::kNone, Element::kData, "DAd"},
+    {"b_proj", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm2_weight", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm2_bias", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"w_fc1", Role::kWeight, Gate::kNone, Element::kData, "FD"},
+    {"b_fc1", Role::kWeight, Gate::kNone, Element::kData, "F"},
+    {"w_fc2", Role::kWeight, Gate::kNone, Element::kData, "DF"},
+    {"b_fc2", Role::kWeight, Gate::kNone, Element::kData, "D"},
+};
+constexpr Port kTokenHeadTransformerBlockPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    {"token", Role::kMask, Gate::kToken, Element::kFloat, "NT"},
+    {"head", Role::kMask, Gate::kHead, Element::kFloat, "NA"},
+    {"norm1_weight", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm1_bias", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"w_qkv", Role::kWeight, Gate::kNone, Element::kData, "D3Ad"},
+    {"b_qkv", Role::kWeight, Gate::kNone, Element::kFloat, "3Ad"},
+    {"w_proj", Role::kWeight, Gate::kNone, Element::kData, "AdD"},
+    {"b_proj", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm2_weight", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm2_bias", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"w_fc1", Role::kWeight, Gate::kNone, Element::kData, "DF"},
+    {"b_fc1", Role::kWeight, Gate::kNone, Element::kFloat, "F"},
+    {"w_fc2", Role::kWeight, Gate::kNone, Element::kData, "FD"},
+    {"b_fc2", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+};
+constexpr Operator kTokenHeadTransformerBlock = {
+    "TokenHeadTransformerBlock",
+    1,
+    "1",
+    kTokenHeadTransformerBlockInputs,
+    15,
+    kTokenHeadTransformerBlockPluginInputs,
+    15,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    kTokenTransformerBlockAttributes,
+    4,
+};
+
+constexpr Port kTokenLayerTransformerBlockInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    {"token", Role::kMask, Gate::kToken, Element::kFloat, "NT"},
+    {"attention", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"mlp", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"norm1_weight", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm1_bias", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"w_qkv", Role::kWeight, Gate::kNone, Element::kData, "3AdD"},
+    {"b_qkv", Role::kWeight, Gate::kNone, Element::kData, "3Ad"},
+    {"w_proj", Role::kWeight, Gate::kNone, Element::kData, "DAd"},
+    {"b_proj", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm2_weight", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm2_bias", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"w_fc1", Role::kWeight, Gate::kNone, Element::kData, "FD"},
+    {"b_fc1", Role::kWeight, Gate::kNone, Element::kData, "F"},
+    {"w_fc2", Role::kWeight, Gate::kNone, Element::kData, "DF"},
+    {"b_fc2", Role::kWeight, Gate::kNone, Element::kData, "D"},
+};
+constexpr Port kTokenLayerTransformerBlockPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    {"token", Role::kMask, Gate::kToken, Element::kFloat, "NT"},
+    {"attention", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"mlp", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"norm1_weight", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm1_bias", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"w_qkv", Role::kWeight, Gate::kNone, Element::kData, "D3Ad"},
+    {"b_qkv", Role::kWeight, Gate::kNone, Element::kFloat, "3Ad"},
+    {"w_proj", Role::kWeight, Gate::kNone, Element::kData, "AdD"},
+    {"b_proj", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm2_weight", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm2_bias", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"w_fc1", Role::kWeight, Gate::kNone, Element::kData, "DF"},
+    {"b_fc1", Role::kWeight, Gate::kNone, Element::kFloat, "F"},
+    {"w_fc2", Role::kWeight, Gate::kNone, Element::kData, "FD"},
+    {"b_fc2", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+};
+constexpr Operator kTokenLayerTransformerBlock = {
+    "TokenLayerTransformerBlock",
+    1,
+    "1",
+    kTokenLayerTransformerBlockInputs,
+    16,
+    kTokenLayerTransformerBlockPluginInputs,
+    16,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    kTokenTransformerBlockAttributes,
+    4,
+};
+
+constexpr Port kHeadLayerTransformerBlockInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    {"head", Role::kMask, Gate::kHead, Element::kFloat, "NA"},
+    {"attention", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"mlp", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"norm1_weight", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm1_bias", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"w_qkv", Role::kWeight, Gate::kNone, Element::kData, "3AdD"},
+    {"b_qkv", Role::kWeight, Gate::kNone, Element::kData, "3Ad"},
+    {"w_proj", Role::kWeight, Gate::kNone, Element::kData, "DAd"},
+    {"b_proj", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm2_weight", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm2_bias", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"w_fc1", Role::kWeight, Gate::kNone, Element::kData, "FD"},
+    {"b_fc1", Role::kWeight, Gate::kNone, Element::kData, "F"},
+    {"w_fc2", Role::kWeight, Gate::kNone, Element::kData, "DF"},
+    {"b_fc2", Role::kWeight, Gate::kNone, Element::kData, "D"},
+};
+constexpr Port kHeadLayerTransformerBlockPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    {"head", Role::kMask, Gate::kHead, Element::kFloat, "NA"},
+    {"attention", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"mlp", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"norm1_weight", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm1_bias", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"w_qkv", Role::kWeight, Gate::kNone, Element::kData, "D3Ad"},
+    {"b_qkv", Role::kWeight, Gate::kNone, Element::kFloat, "3Ad"},
+    {"w_proj", Role::kWeight, Gate::kNone, Element::kData, "AdD"},
+    {"b_proj", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm2_weight", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm2_bias", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"w_fc1", Role::kWeight, Gate::kNone, Element::kData, "DF"},
+    {"b_fc1", Role::kWeight, Gate::kNone, Element::kFloat, "F"},
+    {"w_fc2", Role::kWeight, Gate::kNone, Element::kData, "FD"},
+    {"b_fc2", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+};
+constexpr Operator kHeadLayerTransformerBlock = {
+    "HeadLayerTransformerBlock",
+    1,
+    "1",
+    kHeadLayerTransformerBlockInputs,
+    16,
+    kHeadLayerTransformerBlockPluginInputs,
+    16,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    kTokenTransformerBlockAttributes,
+    4,
+};
+
+constexpr Port kTokenHeadLayerTransformerBlockInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    {"token", Role::kMask, Gate::kToken, Element::kFloat, "NT"},
+    {"head", Role::kMask, Gate::kHead, Element::kFloat, "NA"},
+    {"attention", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"mlp", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"norm1_weight", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm1_bias", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"w_qkv", Role::kWeight, Gate::kNone, Element::kData, "3AdD"},
+    {"b_qkv", Role::kWeight, Gate::kNone, Element::kData, "3Ad"},
+    {"w_proj", Role::kWeight, Gate::kNone, Element::kData, "DAd"},
+    {"b_proj", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm2_weight", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"norm2_bias", Role::kWeight, Gate::kNone, Element::kData, "D"},
+    {"w_fc1", Role::kWeight, Gate::kNone, Element::kData, "FD"},
+    {"b_fc1", Role::kWeight, Gate::kNone, Element::kData, "F"},
+    {"w_fc2", Role::kWeight, Gate::kNone, Element::kData, "DF"},
+    {"b_fc2", Role::kWeight, Gate::kNone, Element::kData, "D"},
+};
+constexpr Port kTokenHeadLayerTransformerBlockPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    {"token", Role::kMask, Gate::kToken, Element::kFloat, "NT"},
+    {"head", Role::kMask, Gate::kHead, Element::kFloat, "NA"},
+    {"attention", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"mlp", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"norm1_weight", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm1_bias", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"w_qkv", Role::kWeight, Gate::kNone, Element::kData, "D3Ad"},
+    {"b_qkv", Role::kWeight, Gate::kNone, Element::kFloat, "3Ad"},
+    {"w_proj", Role::kWeight, Gate::kNone, Element::kData, "AdD"},
+    {"b_proj", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm2_weight", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"norm2_bias", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+    {"w_fc1", Role::kWeight, Gate::kNone, Element::kData, "DF"},
+    {"b_fc1", Role::kWeight, Gate::kNone, Element::kFloat, "F"},
+    {"w_fc2", Role::kWeight, Gate::kNone, Element::kData, "FD"},
+    {"b_fc2", Role::kWeight, Gate::kNone, Element::kFloat, "D"},
+};
+constexpr Operator kTokenHeadLayerTransformerBlock = {
+    "TokenHeadLayerTransformerBlock",
+    1,
+    "1",
+    kTokenHeadLayerTransformerBlockInputs,
+    17,
+    kTokenHeadLayerTransformerBlockPluginInputs,
+    17,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NTD"},
+    kTokenTransformerBlockAttributes,
+    4,
+};
 
 // DO(operator, kind): operators of one kind share their kernels.
-#define DYNDEPLOY_TENSORRT_OPERATORS(DO)                           \
-  DO(SpatialMasker, SpatialMasker)                                 \
-  DO(ChannelMasker, ChannelMasker)                                 \
-  DO(ChannelMaskerHidden, ChannelMasker)                           \
-  DO(SpatialBottleneck, SpatialBottleneck)                         \
-  DO(SpatialBottleneckProjection, SpatialBottleneck)               \
-  DO(LayerBottleneck, LayerBottleneck)                             \
-  DO(LayerBottleneckProjection, LayerBottleneck)                   \
-  DO(ChannelBottleneck, ChannelBottleneck)                         \
-  DO(ChannelBottleneckProjection, ChannelBottleneck)               \
-  DO(SpatialChannelBottleneck, SpatialChannelBottleneck)           \
-  DO(SpatialChannelBottleneckProjection, SpatialChannelBottleneck) \
-  DO(SpatialSEBottleneck, SpatialSeBottleneck)                     \
-  DO(SpatialSEBottleneckProjection, SpatialSeBottleneck)           \
-  DO(LayerSEBottleneck, LayerSeBottleneck)                         \
-  DO(LayerSEBottleneckProjection, LayerSeBottleneck)               \
-  DO(ChannelSEBottleneck, ChannelSeBottleneck)                     \
-  DO(ChannelSEBottleneckProjection, ChannelSeBottleneck)           \
-  DO(SpatialChannelSEBottleneck, SpatialChannelSeBottleneck)       \
-  DO(SpatialChannelSEBottleneckProjection, SpatialChannelSeBottleneck)
+#define DYNDEPLOY_CPU_OPERATORS(DO)                                    \
+  DO(SpatialMasker, SpatialMasker)                                     \
+  DO(ChannelMasker, ChannelMasker)                                     \
+  DO(ChannelMaskerHidden, ChannelMasker)                               \
+  DO(SpatialBottleneck, SpatialBottleneck)                             \
+  DO(SpatialBottleneckProjection, SpatialBottleneck)                   \
+  DO(LayerBottleneck, LayerBottleneck)                                 \
+  DO(LayerBottleneckProjection, LayerBottleneck)                       \
+  DO(ChannelBottleneck, ChannelBottleneck)                             \
+  DO(ChannelBottleneckProjection, ChannelBottleneck)                   \
+  DO(SpatialChannelBottleneck, SpatialChannelBottleneck)               \
+  DO(SpatialChannelBottleneckProjection, SpatialChannelBottleneck)     \
+  DO(SpatialSEBottleneck, SpatialSeBottleneck)                         \
+  DO(SpatialSEBottleneckProjection, SpatialSeBottleneck)               \
+  DO(LayerSEBottleneck, LayerSeBottleneck)                             \
+  DO(LayerSEBottleneckProjection, LayerSeBottleneck)                   \
+  DO(ChannelSEBottleneck, ChannelSeBottleneck)                         \
+  DO(ChannelSEBottleneckProjection, ChannelSeBottleneck)               \
+  DO(SpatialChannelSEBottleneck, SpatialChannelSeBottleneck)           \
+  DO(SpatialChannelSEBottleneckProjection, SpatialChannelSeBottleneck) \
+  DO(TokenMasker, TokenMasker)                                         \
+  DO(ClassTokenHeadMasker, ClassTokenMasker)                           \
+  DO(ClassTokenLayerMasker, ClassTokenMasker)                          \
+  DO(TokenTransformerBlock, TransformerBlock)                          \
+  DO(HeadTransformerBlock, TransformerBlock)                           \
+  DO(LayerTransformerBlock, TransformerBlock)                          \
+  DO(TokenHeadTransformerBlock, TransformerBlock)                      \
+  DO(TokenLayerTransformerBlock, TransformerBlock)                     \
+  DO(HeadLayerTransformerBlock, TransformerBlock)                      \
+  DO(TokenHeadLayerTransformerBlock, TransformerBlock)
+
+// DO(operator, kind): operators of one kind share their kernels.
+#define DYNDEPLOY_TENSORRT_OPERATORS(DO)                               \
+  DO(SpatialMasker, SpatialMasker)                                     \
+  DO(ChannelMasker, ChannelMasker)                                     \
+  DO(ChannelMaskerHidden, ChannelMasker)                               \
+  DO(SpatialBottleneck, SpatialBottleneck)                             \
+  DO(SpatialBottleneckProjection, SpatialBottleneck)                   \
+  DO(LayerBottleneck, LayerBottleneck)                                 \
+  DO(LayerBottleneckProjection, LayerBottleneck)                       \
+  DO(ChannelBottleneck, ChannelBottleneck)                             \
+  DO(ChannelBottleneckProjection, ChannelBottleneck)                   \
+  DO(SpatialChannelBottleneck, SpatialChannelBottleneck)               \
+  DO(SpatialChannelBottleneckProjection, SpatialChannelBottleneck)     \
+  DO(SpatialSEBottleneck, SpatialSeBottleneck)                         \
+  DO(SpatialSEBottleneckProjection, SpatialSeBottleneck)               \
+  DO(LayerSEBottleneck, LayerSeBottleneck)                             \
+  DO(LayerSEBottleneckProjection, LayerSeBottleneck)                   \
+  DO(ChannelSEBottleneck, ChannelSeBottleneck)                         \
+  DO(ChannelSEBottleneckProjection, ChannelSeBottleneck)               \
+  DO(SpatialChannelSEBottleneck, SpatialChannelSeBottleneck)           \
+  DO(SpatialChannelSEBottleneckProjection, SpatialChannelSeBottleneck) \
+  DO(TokenMasker, TokenMasker)                                         \
+  DO(ClassTokenHeadMasker, ClassTokenMasker)                           \
+  DO(ClassTokenLayerMasker, ClassTokenMasker)                          \
+  DO(TokenTransformerBlock, TransformerBlock)                          \
+  DO(HeadTransformerBlock, TransformerBlock)                           \
+  DO(LayerTransformerBlock, TransformerBlock)                          \
+  DO(TokenHeadTransformerBlock, TransformerBlock)                      \
+  DO(TokenLayerTransformerBlock, TransformerBlock)                     \
+  DO(HeadLayerTransformerBlock, TransformerBlock)                      \
+  DO(TokenHeadLayerTransformerBlock, TransformerBlock)
 
 }  // namespace tables
 }  // namespace dyndeploy

@@ -127,6 +127,13 @@ std::int64_t KernelInfo::integer(const char* name, std::int64_t fallback) const 
   return fallback;
 }
 
+float KernelInfo::real(const char* name, float fallback) const {
+  float value = 0.0f;
+  if (succeeded(api_, api_.KernelInfoGetAttribute_float(info_, name, &value))) return value;
+  refuse_other_types(name);
+  return fallback;
+}
+
 std::vector<std::int64_t> KernelInfo::integers(const char* name) const {
   std::size_t size = 0;
   // An attribute of another type may read as an empty list.

@@ -74,6 +74,7 @@ class KernelInfo {
   KernelInfo(const Api& api, const OrtKernelInfo* info, const char* op) : api_(api), info_(info), op_(op) {}
   // The attribute, or the default when the node lacks it. Fails on an attribute of another type.
   std::int64_t integer(const char* name, std::int64_t fallback) const;
+  float real(const char* name, float fallback) const;
   // An empty vector when the node lacks it.
   std::vector<std::int64_t> integers(const char* name) const;
   std::size_t input_count() const;

@@ -15,6 +15,8 @@
 #include "bottleneck_op.h"
 #include "channel_masker.h"
 #include "spatial_masker.h"
+#include "token_masker_op.h"
+#include "transformer_block_op.h"
 
 #if defined(__GNUC__)
 #define DYNDEPLOY_EXPORT __attribute__((visibility("default")))
@@ -30,7 +32,7 @@ constexpr const char* kDomain = "dyndeploy";
 // pool decides how many threads run.
 constexpr const char* kThreadsEntry = "dyndeploy.threads";
 constexpr int kMaxThreads = 256;
-// What the bottlenecks compute in: "fp32", the default, or "bf16".
+// What the products of blocks compute in: "fp32", the default, or "bf16".
 constexpr const char* kPrecisionEntry = "dyndeploy.precision";
 
 // The kernel class of every kind in the operators' table.

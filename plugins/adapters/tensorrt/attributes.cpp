@@ -57,6 +57,25 @@ std::string read_integers(const nvinfer1::PluginField& field, int length, std::i
          std::to_string(static_cast<int>(field.type));
 }
 
+// Numbers of a field, kept as bits.
+std::string read_reals(const nvinfer1::PluginField& field, int length, std::int32_t* values) {
+  const std::string name = field.name;
+  if (field.length != length || !field.data) {
+    return "attribute " + name + " has " + std::to_string(field.data ? field.length : 0) +
+           " values, expected " + std::to_string(length);
+  }
+  if (field.type == nvinfer1::PluginFieldType::kFLOAT32) {
+    std::memcpy(values, field.data, static_cast<std::size_t>(length) * sizeof(float));
+    return std::string();
+  }
+  return "attribute " + name + " must hold 32-bit floats, its field type is " +
+         std::to_string(static_cast<int>(field.type));
+}
+
+nvinfer1::PluginFieldType type_of(const tables::Attribute& attribute) {
+  return attribute.real ? nvinfer1::PluginFieldType::kFLOAT32 : nvinfer1::PluginFieldType::kINT32;
+}
+
 std::string check_half(const Attributes& attributes) {
   if (attributes.half_only == 0 || attributes.half_only == 1) return std::string();
   return std::string("attribute ") + kHalfField + " is " + std::to_string(attributes.half_only) +
@@ -149,7 +168,7 @@ std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollectio
       continue;
     }
     if (!stored && std::strcmp(field.name, kTimingField) == 0) {
-      std::string problem = read_integers(field, 2, attributes->timing_rates);
+      std::string problem = read_integers(field, kTimedMasks, attributes->timing_rates);
       if (problem.empty()) problem = check_timing(*attributes);
       if (!problem.empty()) return problem;
       continue;
@@ -163,8 +182,10 @@ std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollectio
     }
     if (seen[index]) return std::string("attribute ") + field.name + " is given twice";
     seen[index] = true;
-    const std::string problem =
-        read_integers(field, op.attributes[index].length, attributes->values + offset);
+    const tables::Attribute& attribute = op.attributes[index];
+    const std::string problem = attribute.real
+                                    ? read_reals(field, attribute.length, attributes->values + offset)
+                                    : read_integers(field, attribute.length, attributes->values + offset);
     if (!problem.empty()) return problem;
   }
   for (int i = 0; i < op.attribute_count; ++i) {
@@ -177,13 +198,13 @@ std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollectio
 
 Fields::Fields(const Operator& op) {
   for (int i = 0; i < op.attribute_count; ++i) {
-    fields_[i] = nvinfer1::PluginField(op.attributes[i].name, nullptr, nvinfer1::PluginFieldType::kINT32,
+    fields_[i] = nvinfer1::PluginField(op.attributes[i].name, nullptr, type_of(op.attributes[i]),
                                        op.attributes[i].length);
   }
   fields_[op.attribute_count] =
       nvinfer1::PluginField(kHalfField, nullptr, nvinfer1::PluginFieldType::kINT32, 1);
   fields_[op.attribute_count + 1] =
-      nvinfer1::PluginField(kTimingField, nullptr, nvinfer1::PluginFieldType::kINT32, 2);
+      nvinfer1::PluginField(kTimingField, nullptr, nvinfer1::PluginFieldType::kINT32, kTimedMasks);
   collection_.nbFields = op.attribute_count + 2;
   collection_.fields = fields_;
 }

@@ -159,7 +159,8 @@ int run(const Operator& op, const Attributes& attributes, const Sizes& sizes, cu
   tensors.y = buffers.output;
   const cuda::BottleneckShape shape = shape_of(op, attributes, sizes);
   *misaligned = cuda::misaligned_tensor(shape, type, tensors, buffers.workspace);
-  const cuda::TimingRates rates = {attributes.timing_rates[0], attributes.timing_rates[1]};
+  const cuda::TimingRates rates = {timing_rate(attributes, inputs.spatial_mask),
+                                   timing_rate(attributes, inputs.channel_mask)};
   if (rates.spatial > 0 || rates.channels > 0) {
     const int error = cuda::stand_in_masks(shape, type, rates, &tensors, buffers.workspace, buffers.stream);
     if (error) return error;
@@ -187,7 +188,7 @@ const Rules kBottleneckRules = {check_attributes, derive, check_sizes, workspace
 bool all_known(const Operator& op, const Sizes& sizes) {
   for (int i = 0; i < op.input_count; ++i) {
     for (const char* axis = op.inputs[i].axes; *axis; ++axis) {
-      if (*axis != '1' && *axis != '#' && sizes[*axis] < 0) return false;
+      if (fixed_size(*axis) < 0 && sizes[*axis] < 0) return false;
     }
   }
   return true;

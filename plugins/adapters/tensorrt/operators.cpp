@@ -17,6 +17,7 @@ constexpr const Rules& kSpatialSeBottleneckRules = kBottleneckRules;
 constexpr const Rules& kLayerSeBottleneckRules = kBottleneckRules;
 constexpr const Rules& kChannelSeBottleneckRules = kBottleneckRules;
 constexpr const Rules& kSpatialChannelSeBottleneckRules = kBottleneckRules;
+constexpr const Rules& kTransformerBlockRules = kTransformerRules;
 
 constexpr Operator with_rules(const tables::Operator& table, const Rules& rules) {
   return {table.name,          table.plugin_version,     &rules,
@@ -30,6 +31,17 @@ constexpr Operator with_rules(const tables::Operator& table, const Rules& rules)
   constexpr Operator k##NAME = with_rules(tables::k##NAME, k##KIND##Rules);
 DYNDEPLOY_TENSORRT_OPERATORS(DYNDEPLOY_DEFINE_OPERATOR)
 #undef DYNDEPLOY_DEFINE_OPERATOR
+
+float real_value(std::int32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+std::int32_t real_bits(float value) {
+  std::int32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
 
 int Operator::value_count() const {
   int count = 0;
@@ -64,7 +76,7 @@ std::string bind_sizes(const Operator& op, const Shape* inputs, Sizes* sizes) {
       if (size < 0) continue;
       const char letter = port.axes[axis];
       const char*& first = owner[static_cast<unsigned char>(letter) & 127];
-      std::int64_t expected = letter == '1' ? 1 : letter == '#' ? 16 : (*sizes)[letter];
+      std::int64_t expected = fixed_size(letter) >= 0 ? fixed_size(letter) : (*sizes)[letter];
       if (expected < 0) {
         if (size > INT32_MAX) return std::string(port.name) + " is too large: " + to_text(shape);
         (*sizes)[letter] = expected = size;
@@ -85,7 +97,8 @@ Shape output_shape(const Operator& op, const Attributes& attributes, const Sizes
   for (int axis = 0; axis < shape.rank; ++axis) {
     const char letter = op.output.axes[axis];
     const DerivedSize derived = op.rules->derive(op, attributes, letter);
-    const std::int64_t base = derived.letter ? sizes[derived.letter] : 0;
+    const std::int64_t fixed = fixed_size(derived.letter);
+    const std::int64_t base = !derived.letter ? 0 : fixed >= 0 ? fixed : sizes[derived.letter];
     shape.sizes[axis] = !derived.letter ? derived.value
                         : base < 0      ? -1
                                         : (base + derived.value - 1) / derived.value;

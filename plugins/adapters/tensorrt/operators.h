@@ -19,20 +19,34 @@ using tables::kMaxRank;
 using tables::kMaxValues;
 using tables::Port;
 
+constexpr int kTimedMasks = 4;
+
 // The values of all attributes of an operator, one after the other, and what the build plan adds: whether
 // data may be half only (else the builder may choose float by timing), and at which rates kernels are timed.
 struct Attributes {
-  std::int32_t values[kMaxValues];
+  std::int32_t values[kMaxValues];  // those of real attributes as bits, see real_value()
   std::int32_t half_only;
-  // Of a thousand, while a builder times: active patches or samples, and active channel groups; 0 reads the
-  // masks. Not kept in engines.
-  std::int32_t timing_rates[2];
+  // Of a thousand, while a builder times: active bits of each mask, in the order of the inputs; 0 reads the
+  // mask. Not kept in engines.
+  std::int32_t timing_rates[kTimedMasks];
 };
+
+float real_value(std::int32_t bits);
+std::int32_t real_bits(float value);
+// The rate of the mask that is input `index`; x is the only input before the masks.
+inline std::int32_t timing_rate(const Attributes& attributes, int index) {
+  return index > 0 ? attributes.timing_rates[index - 1] : 0;
+}
 
 struct Shape {
   int rank;
   std::int64_t sizes[kMaxRank];  // -1: not known yet
 };
+
+// The size of an axis that no input decides, a digit or the border classes, or -1.
+inline std::int64_t fixed_size(char letter) {
+  return letter >= '0' && letter <= '9' ? letter - '0' : letter == '#' ? 16 : -1;
+}
 
 // Sizes by letter, -1 where not known.
 class Sizes {

@@ -58,8 +58,9 @@ bool PluginCore::infer_shape(const nvinfer1::DimsExprs* inputs, int count, nvinf
   output->nbDims = static_cast<int>(std::strlen(op_.output.axes));
   for (int axis = 0; axis < output->nbDims; ++axis) {
     const DerivedSize derived = op_.rules->derive(op_, attributes_, op_.output.axes[axis]);
-    if (!derived.letter) {
-      output->d[axis] = builder.constant(derived.value);
+    const std::int64_t fixed = fixed_size(derived.letter);
+    if (!derived.letter || fixed >= 0) {
+      output->d[axis] = builder.constant(fixed >= 0 ? static_cast<std::int32_t>(fixed) : derived.value);
       continue;
     }
     const nvinfer1::IDimensionExpr* base = find_axis(op_, inputs, derived.letter);

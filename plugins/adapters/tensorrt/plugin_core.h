@@ -18,7 +18,9 @@ class PluginCore {
   const Attributes& attributes() const { return attributes_; }
 
   // From now on the masks are read: the plugin belongs to an execution context, or comes from an engine.
-  void stop_timing() { attributes_.timing_rates[0] = attributes_.timing_rates[1] = 0; }
+  void stop_timing() {
+    for (std::int32_t& rate : attributes_.timing_rates) rate = 0;
+  }
 
   // Sizes and types of the output; problems are logged.
   bool infer_shape(const nvinfer1::DimsExprs* inputs, int count, nvinfer1::IExprBuilder& builder,

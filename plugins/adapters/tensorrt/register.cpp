@@ -69,7 +69,8 @@ DYNDEPLOY_EXPORT nvinfer1::IPluginCreator* const* getPluginCreators(int32_t& cou
 }
 #endif
 
-// Which kernels an operator would run, in words. `attributes` are the values of all its attributes, `shapes`
+// Which kernels an operator would run, in words. `attributes` are the values of all its attributes (those of
+// real ones as the bits of a float), `shapes`
 // the rank and the sizes of every input, x first; capability 0 asks the current device. Returns the length of
 // the words, of which as many are written as fit, or -1 where there is no such operator or node.
 DYNDEPLOY_EXPORT int32_t DyndeployKernels(const char* name, const int32_t* attributes,

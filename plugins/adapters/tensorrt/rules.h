@@ -7,8 +7,11 @@ namespace dyndeploy {
 namespace tensorrt {
 
 extern const Rules kBottleneckRules;
+extern const Rules kTransformerRules;
 extern const Rules kSpatialMaskerRules;
 extern const Rules kChannelMaskerRules;
+extern const Rules kTokenMaskerRules;
+extern const Rules kClassTokenMaskerRules;
 
 // Whether all sizes that an operator's inputs name are known.
 bool all_known(const Operator& op, const Sizes& sizes);

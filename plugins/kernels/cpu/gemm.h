@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "caches.h"
+#include "transformer_kernels.h"
 
 namespace dyndeploy::cpu {
 
@@ -263,6 +264,15 @@ struct Isa {
   void (*scale_rows)(const RowScaling&);
   // y = max(x + bias, 0), or max(x, 0) without bias; y may be x
   void (*add_relu)(const float* x, const float* bias, int count, float* y);
+  // Of transformer blocks. Rows of a tile of products, at most; the floats that one of their numbers takes is
+  // 1 / inputs_per_row.
+  int product_rows;
+  // rows [row_begin, row_end): the first ones of a tile
+  void (*norm_rows)(const NormRows&, int row_begin, int row_end);
+  void (*tile_product)(const TileProduct&, int panel_begin, int panel_end);
+  void (*key_panels)(const KeyPanels&);
+  void (*attend)(const TileAttention&);
+  void (*norm_logits)(const NormLogits&, float* logits);
 };
 
 // out (output, input, plane): what Isa::pack packs for Isa::winograd, from weights (output, input, tap).

@@ -4,6 +4,7 @@
 
 #include "data_impl.h"
 #include "grouped_impl.h"
+#include "transformer_impl.h"
 #include "winograd_impl.h"
 
 namespace dyndeploy::cpu {
@@ -37,7 +38,13 @@ constexpr Isa make_isa(const char* name, bool (*supported)()) {
              &dot<V>,
              &column_sums<V>,
              &scale_rows<V>,
-             &add_relu<V>};
+             &add_relu<V>,
+             Product::kTileRows,
+             &norm_rows<V, Product>,
+             &product_rows<V, Product>,
+             &key_panels<V>,
+             &attend<V, Product>,
+             &norm_logits<V>};
 }
 
 }  // namespace

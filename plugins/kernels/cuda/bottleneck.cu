@@ -1,26 +1,12 @@
-#include <cstdint>
-
 #include "bottleneck.h"
+#include "layout.h"
+#include "stand_in.h"
 
 namespace dyndeploy {
 namespace cuda {
 namespace {
 
 int output_size(int input, int stride) { return (input - 1) / stride + 1; }
-
-std::size_t element_size(Type type) { return type == Type::kHalf ? 2 : 4; }
-
-// Parts of the workspace, one behind the other; with no memory it only counts.
-struct Layout {
-  std::uintptr_t at;
-
-  template <class T>
-  T* take(std::size_t bytes) {
-    T* part = reinterpret_cast<T*>(at);
-    at += (bytes + 255) / 256 * 256;
-    return part;
-  }
-};
 
 BottleneckArguments plan(const BottleneckShape& shape, Type type, const BottleneckTensors& tensors,
                          void* workspace, std::size_t& bytes) {
@@ -62,44 +48,11 @@ BottleneckArguments plan(const BottleneckShape& shape, Type type, const Bottlene
   return a;
 }
 
-bool aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }
-
 Vectors shape_fits_vectors(const BottleneckShape& s, Type type) {
   const int vector = 16 / static_cast<int>(element_size(type));
   const bool all = s.inputs % vector == 0 && s.middle % vector == 0 && s.outputs % vector == 0;
   // The active channels of a later group begin wherever those of the groups before it end.
   return {all, all && s.middle / s.groups % vector == 0 && (s.channel_groups == 0 || s.groups == 1)};
-}
-
-// Fills a mask: (position * step) % bits < active, which for a step that has no factor in common with `bits`
-// is true of exactly `active` positions.
-struct FillArguments {
-  float* mask;
-  int bits, step, active;
-};
-struct FillKernel {
-  using Arguments = FillArguments;
-  static constexpr int kThreads = 256;
-  static constexpr int kBlocks = 1;
-  static DYN_DEVICE void run(const Arguments& a, Index block) {
-    for_threads<kThreads>([&](int t) {
-      const long long at = static_cast<long long>(block.x) * kThreads + t;
-      if (at < a.bits) a.mask[at] = at * a.step % a.bits < a.active ? 1.0f : 0.0f;
-    });
-  }
-};
-
-int common_factor(int a, int b) { return b == 0 ? a : common_factor(b, a % b); }
-
-int fill_mask(float* mask, int bits, int rate, void* stream) {
-  FillArguments a = {mask, bits, 1, 1};
-  const long long active = (static_cast<long long>(bits) * rate + 500) / 1000;
-  if (active > 1) a.active = static_cast<int>(active);
-  // Steps of the golden ratio leave no two neighbours that are alike for long.
-  const int golden = static_cast<int>(0.6180339887 * bits);
-  if (golden > 1) a.step = golden;
-  while (common_factor(bits, a.step) != 1) ++a.step;
-  return launch<FillKernel>(divide_up(bits, FillKernel::kThreads), 1, a, stream);
 }
 
 }  // namespace

@@ -1,8 +1,7 @@
 // Which kernels a bottleneck launches, and with which tiles.
 #pragma once
 
-#include <type_traits>
-
+#include "choose.h"
 #include "convolution.h"
 #include "excitation.h"
 #include "grouped.h"
@@ -19,17 +18,6 @@ struct Vectors {
 
 inline bool narrow_groups(const BottleneckShape& s) { return GroupedKernel<float, false, 8>::fits(s); }
 
-// Work of the busiest multiprocessor under tiles of this size, in elements of the result. The efficiencies
-// say what share of its lanes a tile keeps busy; they are estimates from counting instructions, to be
-// replaced by measurements.
-template <class Tile>
-double tile_cost(int rows, int columns, int layers, int processors, double efficiency) {
-  const double tiles =
-      static_cast<double>(divide_up(rows, Tile::kRows)) * divide_up(columns, Tile::kColumns) * layers;
-  const double share = static_cast<double>((static_cast<long long>(tiles) + processors - 1) / processors);
-  return share * Tile::kRows * Tile::kColumns / efficiency;
-}
-
 template <int kLayer, bool kChannels, class Tile, int kVector>
 int launch_convolution(BottleneckArguments arguments, int rows, int columns, int layers, void* stream) {
   using Kernel = ConvolutionKernel<kLayer, kChannels, Tile, kVector>;
@@ -37,52 +25,6 @@ int launch_convolution(BottleneckArguments arguments, int rows, int columns, int
   arguments.column_tiles = divide_up(columns, Tile::kColumns);
   return launch<Kernel>(arguments.row_tiles * arguments.column_tiles, layers, arguments, stream);
 }
-
-// A tile and the width of its accesses, as a value that a function can be given.
-template <class T, int kWidth>
-struct Chosen {
-  using Tile = T;
-  static constexpr int kVector = kWidth;
-};
-
-// The one place where an architecture decides: kinds of tiles by type and capability, sizes by the work there
-// is. Calls `use` with what it has Chosen.
-template <int kLayer, bool kChannels, class Tiles, int kVector, class Use>
-int best_tile(int rows, int columns, int layers, const DeviceTraits& device, const Use& use) {
-  const int processors = device.processors;
-  const double small = tile_cost<typename Tiles::Small>(rows, columns, layers, processors, 0.5);
-  const double medium = tile_cost<typename Tiles::Medium>(rows, columns, layers, processors, 0.8);
-  // With gathered columns a large tile needs more than 128 registers.
-  using Largest = typename std::conditional<kChannels && kLayer != kConv3, typename Tiles::Medium,
-                                            typename Tiles::Large>::type;
-  const double large = tile_cost<Largest>(rows, columns, layers, processors, 1.0);
-  const Size size = device.tiles != Size::kBest         ? device.tiles
-                    : large <= medium && large <= small ? Size::kLarge
-                    : medium <= small                   ? Size::kMedium
-                                                        : Size::kSmall;
-  if (size == Size::kLarge) return use(Chosen<Largest, kVector>());
-  if (size == Size::kMedium) return use(Chosen<typename Tiles::Medium, kVector>());
-  return use(Chosen<typename Tiles::Small, kVector>());
-}
-
-template <int kLayer, bool kChannels>
-struct ChooseTile {
-  template <class Use>
-  static int run(bool vectors, int rows, int columns, int layers, const DeviceTraits& device, float,
-                 const Use& use) {
-    if (!vectors) return use(Chosen<Lanes<float>::Medium, 1>());
-    return best_tile<kLayer, kChannels, Lanes<float>, 4>(rows, columns, layers, device, use);
-  }
-  template <class Use>
-  static int run(bool vectors, int rows, int columns, int layers, const DeviceTraits& device, Half,
-                 const Use& use) {
-    if (!vectors) return use(Chosen<Lanes<Half>::Medium, 1>());
-    if (device.capability >= 70) {
-      return best_tile<kLayer, kChannels, Tensors, 8>(rows, columns, layers, device, use);
-    }
-    return best_tile<kLayer, kChannels, Lanes<Half>, 8>(rows, columns, layers, device, use);
-  }
-};
 
 // Neighbouring blocks run at the same time and share what the smaller operand is read through: with columns
 // first they read the same rows and all weights pass by, which is right while the weights fit the cache.
@@ -136,12 +78,13 @@ LayerGrid layer_grid(const BottleneckArguments& a) {
 template <int kLayer, bool kChannels, class T>
 int run_chosen(const BottleneckArguments& a, bool vectors, const DeviceTraits& device, void* stream) {
   const LayerGrid grid = layer_grid<kLayer>(a);
-  return ChooseTile<kLayer, kChannels>::run(
-      vectors, grid.rows, grid.columns, grid.layers, device, T(), [&](auto chosen) {
-        using Choice = decltype(chosen);
-        return launch_convolution<kLayer, kChannels, typename Choice::Tile, Choice::kVector>(
-            a, grid.rows, grid.columns, grid.layers, stream);
-      });
+  return ChooseTile < kChannels &&
+         kLayer !=
+             kConv3 > ::run(vectors, grid.rows, grid.columns, grid.layers, device, T(), [&](auto chosen) {
+               using Choice = decltype(chosen);
+               return launch_convolution<kLayer, kChannels, typename Choice::Tile, Choice::kVector>(
+                   a, grid.rows, grid.columns, grid.layers, stream);
+             });
 }
 
 template <int kLayer, class T>
@@ -159,16 +102,16 @@ template <int kLayer, bool kChannels, class T>
 int describe_chosen(const BottleneckArguments& a, bool vectors, const DeviceTraits& device,
                     BottleneckChoice* choice) {
   const LayerGrid grid = layer_grid<kLayer>(a);
-  return ChooseTile<kLayer, kChannels>::run(vectors, grid.rows, grid.columns, grid.layers, device, T(),
-                                            [&](auto chosen) {
-                                              using Choice = decltype(chosen);
-                                              using Tile = typename Choice::Tile;
-                                              choice->vector = Choice::kVector;
-                                              choice->tensor_cores = Tile::kTensorCores;
-                                              choice->rows[kLayer] = Tile::kRows;
-                                              choice->columns[kLayer] = Tile::kColumns;
-                                              return 0;
-                                            });
+  return ChooseTile < kChannels && kLayer != kConv3 > ::run(vectors, grid.rows, grid.columns, grid.layers,
+                                                            device, T(), [&](auto chosen) {
+                                                              using Choice = decltype(chosen);
+                                                              using Tile = typename Choice::Tile;
+                                                              choice->vector = Choice::kVector;
+                                                              choice->tensor_cores = Tile::kTensorCores;
+                                                              choice->rows[kLayer] = Tile::kRows;
+                                                              choice->columns[kLayer] = Tile::kColumns;
+                                                              return 0;
+                                                            });
 }
 
 template <bool kChannels, class T>

@@ -1,31 +1,28 @@
-// The three convolutions of a bottleneck as one indirect matrix product. Rows are pixels found through lists;
+// The three convolutions of a bottleneck as indirect matrix products. Rows are pixels found through lists;
 // the sum runs over segments: the one of conv1, the nine taps of conv2, and for conv3 the hidden map and the
 // projected input.
 #pragma once
 
 #include "arguments.h"
-#include "tiles.h"
+#include "product.h"
 
 namespace dyndeploy {
 namespace cuda {
 
 enum Layer { kConv1, kConv2, kConv3 };
 
-// kVector: elements of one access; 1 fits every shape, else all channel counts are multiples of it.
-template <int kLayer, bool kChannels, class Tile, int kVector>
+// kWidth: elements of one access; 1 fits every shape, else all channel counts are multiples of it.
+template <int kLayer, bool kChannels, class Chosen, int kWidth>
 struct ConvolutionKernel {
   using Arguments = BottleneckArguments;
+  using Tile = Chosen;
   using T = typename Tile::Element;
+  static constexpr int kVector = kWidth;
   static constexpr int kThreads = Tile::kThreads;
-  // Single elements take many pointers: half as many blocks, twice the registers.
-  static constexpr int kBlocks = kVector == 1 ? Tile::kBlocks / 2 : Tile::kBlocks;
-  static constexpr int kRunsA = Tile::kDepth / kVector;    // accesses for one row of a strip
-  static constexpr int kRunsB = Tile::kColumns / kVector;  // and for one of its channels
-  static constexpr int kLoadsA = Tile::kRows * kRunsA / kThreads;
-  static constexpr int kLoadsB = Tile::kDepth * kRunsB / kThreads;
+  static constexpr int kBlocks = Strips<Tile, kVector>::kBlocks;
   static constexpr bool kGathers = kChannels && kLayer != kConv3;  // columns are active channels
-  static_assert(Tile::kRows * kRunsA % kThreads == 0 && Tile::kDepth * kRunsB % kThreads == 0,
-                "every thread moves the same number of vectors");
+  // A row goes on behind the last active channel, with whatever the memory held.
+  static constexpr bool kOpenRows = kChannels;
 
   // One row of the tile. pixel: where the result goes, -1 behind the last row. first: where the row of the
   // first segment is, -1 if it has none. y, x: for conv2 the input position of the first tap, for conv3 y is
@@ -43,23 +40,11 @@ struct ConvolutionKernel {
     int depth;             // hidden channels that are summed
   };
 
-  struct Buffers {
-    Vector<T, kVector> a[kLoadsA];
-    Vector<T, kVector> b[kLoadsB];
-  };
-  struct Sources {
-    const T* a[kLoadsA];
-  };
-
-  // FP16 of whole vectors has a tile of its own on each architecture; the other is never launched there.
-  static constexpr bool kServes =
-      Tile::kTensorCores ? DYN_TENSOR_CORES : kVector == 1 || sizeof(T) == sizeof(float) || DYN_HALF_LANES;
-
   static DYN_DEVICE void run(const Arguments& arguments, Index block) {
-    if (!kServes) return;
+    if (!Strips<Tile, kVector>::kServes) return;
     Place place;
     if (!find(arguments, block, place)) return;
-    multiply(arguments, place);
+    Product<ConvolutionKernel>::multiply(arguments, place);
   }
 
   // False when the block has nothing to do; it then leaves after reading one or two counts.
@@ -187,127 +172,21 @@ struct ConvolutionKernel {
     return static_cast<const T*>(a.tensors.w3) + static_cast<std::size_t>(k) * a.shape.outputs;
   }
 
-  static DYN_DEVICE void fetch(const Arguments& a, const Place& p, const Row* rows, const int* columns, int t,
-                               int segment, int k0, Sources& sources, Buffers& buffers) {
-    const int end = length(a, p, segment);
-    DYN_UNROLL
-    for (int i = 0; i < kLoadsA; ++i) {
-      const int index = t + i * kThreads;
-      const int k = k0 + index % kRunsA * kVector;
-      if (k0 == 0) sources.a[i] = source(a, p, rows[index / kRunsA], segment);
-      Vector<T, kVector> v;
-      if (sources.a[i] != nullptr && k < end) {
-        v = load_vector<T, kVector>(sources.a[i] + k);
-      } else {
-        clear(v);
-      }
-      if (kChannels && kVector > 1 && k + kVector > end) {
-        // The row goes on behind the last active channel, with whatever the memory held.
-        DYN_UNROLL
-        for (int e = 0; e < kVector; ++e) {
-          if (k + e >= end) from_float(0.0f, v.v[e]);
-        }
-      }
-      buffers.a[i] = v;
-    }
-    DYN_UNROLL
-    for (int i = 0; i < kLoadsB; ++i) {
-      const int index = t + i * kThreads;
-      const int k = k0 + index / kRunsB;
-      const int column = p.column0 + index % kRunsB * kVector;
-      Vector<T, kVector> v;
-      clear(v);
-      if (k < end && column < p.columns) {
-        const T* from = weights(a, p, segment, k);
-        if (!kGathers) {
-          v = load_vector<T, kVector>(from + column);
-        } else if (a.aligned_groups) {
-          v = load_vector<T, kVector>(from + columns[index % kRunsB * kVector]);
-        } else {
-          DYN_UNROLL
-          for (int e = 0; e < kVector; ++e) {
-            if (column + e < p.columns) {
-              load_global<static_cast<int>(sizeof(T))>(&v.v[e], from + columns[index % kRunsB * kVector + e]);
-            }
-          }
-        }
-      }
-      buffers.b[i] = v;
-    }
+  // Where the k-th input of a sum stands in its row.
+  static DYN_DEVICE int input(const Arguments&, const Place&, int, int k) { return k; }
+
+  static DYN_DEVICE int segments(const Arguments& a) {
+    return kLayer == kConv2 ? 9 : kLayer == kConv3 && a.shape.projection ? 2 : 1;
+  }
+  static DYN_DEVICE int first_segment(const Arguments&, const Place& p) {
+    return kLayer == kConv3 && (p.row0 >= p.active || p.depth == 0) ? 1 : 0;
   }
 
-  static DYN_DEVICE void clear(Vector<T, kVector>& v) {
-    DYN_UNROLL
-    for (int e = 0; e < kVector; ++e) from_float(0.0f, v.v[e]);
+  // The column of the weights that belongs to one of the result; for kGathers only.
+  static DYN_DEVICE int weight_column(const Arguments& a, const Place& p, int column) {
+    return channels(a, p)[column] - p.group * a.group_channels;
   }
-
-  static DYN_DEVICE void put(typename Tile::Stage& stage, int t, const Buffers& buffers) {
-    DYN_UNROLL
-    for (int i = 0; i < kLoadsA; ++i) {
-      const int index = t + i * kThreads;
-      Tile::put_a(stage, index / kRunsA, index % kRunsA * kVector, buffers.a[i]);
-    }
-    DYN_UNROLL
-    for (int i = 0; i < kLoadsB; ++i) {
-      const int index = t + i * kThreads;
-      Tile::put_b(stage, index / kRunsB, index % kRunsB * kVector, buffers.b[i]);
-    }
-  }
-
-  static DYN_DEVICE void multiply(const Arguments& a, const Place& p) {
-    DYN_SHARED(typename Tile::Shared, shared);
-    DYN_SHARED_ARRAY(Row, rows, Tile::kRows);
-    DYN_SHARED_ARRAY(int, columns, kGathers ? Tile::kColumns : 1);  // of the weights
-    PerThread<Sources, kThreads> sources;
-    PerThread<Buffers, kThreads> buffers;
-    typename Tile::State state;
-
-    for_threads<kThreads>([&](int t) {
-      for (int i = t; i < Tile::kRows; i += kThreads) rows[i] = row(a, p, p.row0 + i);
-      if (kGathers) {
-        for (int i = t; i < Tile::kColumns; i += kThreads) {
-          const int column = p.column0 + i;
-          columns[i] = column < p.columns ? channels(a, p)[column] - p.group * a.group_channels : 0;
-        }
-      }
-    });
-    Tile::clear(state);
-    sync();
-
-    // A strip is multiplied while the next one is on its way; one barrier for each.
-    const int segments = kLayer == kConv2 ? 9 : kLayer == kConv3 && a.shape.projection ? 2 : 1;
-    int segment = 0, k = 0, stage = 0;
-    if (kLayer == kConv3 && (p.row0 >= p.active || p.depth == 0)) segment = 1;
-    if (segment < segments) {
-      for_threads<kThreads>([&](int t) {
-        fetch(a, p, rows, columns, t, segment, k, sources[t], buffers[t]);
-        put(shared.stages[0], t, buffers[t]);
-      });
-    }
-    while (segment < segments) {
-      bool settle = k / Tile::kDepth % 2 == 1;
-      k += Tile::kDepth;
-      if (k >= length(a, p, segment)) {
-        k = 0;
-        ++segment;
-        settle = true;
-      }
-      const bool more = segment < segments;
-      sync();
-      if (more) {
-        for_threads<kThreads>(
-            [&](int t) { fetch(a, p, rows, columns, t, segment, k, sources[t], buffers[t]); });
-      }
-      Tile::accumulate(shared.stages[stage], state, settle);
-      stage ^= 1;
-      if (more) {
-        for_threads<kThreads>([&](int t) { put(shared.stages[stage], t, buffers[t]); });
-      }
-    }
-    Tile::finish(shared, state, [&](int row, int column, const float* sums) {
-      write(a, p, rows[row], p.column0 + column, sums);
-    });
-  }
+  static DYN_DEVICE bool aligned_columns(const Arguments& a) { return a.aligned_groups; }
 
   // The value of one element: bias, shortcut and activation.
   static DYN_DEVICE float value(const Arguments& a, const Place& p, const Row& row, int border, int column,

@@ -102,5 +102,79 @@ int run_channel_masker(const ChannelMaskerShape& shape, Type type, const void* x
                        const float* hidden_bias, const float* weight, const float* bias, float* mask,
                        void* workspace, void* stream);
 
+// One block of a vision transformer: x1 = x + proj(attention(norm1(x))), y = x1 + fc2(gelu(fc1(norm2(x1)))),
+// for x (N, T, D). Only the rows of kept tokens attend, to each other, and only what the masks keep is
+// computed.
+struct TransformerShape {
+  int batch, tokens, width;  // N, T, D
+  int heads, head_width;     // A, d
+  int hidden;                // F
+  bool token_mask, head_mask, sublayer_masks;
+  bool token_mlp;  // the token mask limits the MLP too
+  int head_mode;   // dropped heads leave 0: inputs of fc1 out (A d = D), 1: hidden units, 2: pass their v
+  float epsilon;   // of both layer normalisations
+  float scale;     // of q k
+};
+
+// Device pointers. Weights have the element type of x, inputs first: w_qkv (D, 3, A, d), w_proj (A, d, D),
+// w_fc1 (D, F), w_fc2 (F, D). Masks, biases and the parameters of both normalisations are float.
+struct TransformerTensors {
+  const void* x;
+  const float *token_mask, *head_mask;     // (N, T) and (N, A), or nullptr
+  const float *attention_mask, *mlp_mask;  // (N, 1, 1, 1), or nullptr
+  const float *norm1_weight, *norm1_bias;  // (D)
+  const void* w_qkv;
+  const float* b_qkv;  // (3, A, d)
+  const void* w_proj;
+  const float* b_proj;
+  const float *norm2_weight, *norm2_bias;
+  const void* w_fc1;
+  const float* b_fc1;
+  const void* w_fc2;
+  const float* b_fc2;
+  void* y;
+};
+
+// As those of a bottleneck.
+const char* check_transformer(const TransformerShape& shape, Type type);
+std::size_t transformer_workspace(const TransformerShape& shape, Type type);
+int run_transformer(const TransformerShape& shape, Type type, const TransformerTensors& tensors,
+                    void* workspace, void* stream);
+struct TransformerRates {
+  std::int32_t tokens, heads, attention, mlp;  // as TimingRates
+};
+int stand_in_masks(const TransformerShape& shape, Type type, const TransformerRates& rates,
+                   TransformerTensors* tensors, void* workspace, void* stream);
+struct TransformerChoice {
+  int vector;
+  bool tensor_cores;
+  int rows[4], columns[4];  // tiles of qkv, proj, fc1 and fc2
+};
+TransformerChoice transformer_choice(const TransformerShape& shape, Type type, int capability,
+                                     int processors);
+const char* misaligned_tensor(const TransformerShape& shape, Type type, const TransformerTensors& tensors,
+                              const void* workspace);
+
+// mask (N, T): weight (D) times each row of x (N, T, D), plus a bias; 1 where the result is >= 0, and for the
+// first `kept` tokens. With `normalise` a row is first brought to mean 0 and variance 1. All sums in float.
+struct TokenMaskerShape {
+  int batch, tokens, width;
+  int kept;
+  bool normalise;
+  float epsilon;
+};
+int run_token_masker(const TokenMaskerShape& shape, Type type, const void* x, const float* weight,
+                     const float* bias, float* mask, void* stream);
+
+// mask (N, outputs): the same of token 0 alone, with weight (outputs, D) and bias (outputs).
+struct ClassTokenMaskerShape {
+  int batch, tokens, width;
+  int outputs;
+  bool normalise;
+  float epsilon;
+};
+int run_class_token_masker(const ClassTokenMaskerShape& shape, Type type, const void* x, const float* weight,
+                           const float* bias, float* mask, void* stream);
+
 }  // namespace cuda
 }  // namespace dyndeploy

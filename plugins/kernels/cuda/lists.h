@@ -3,6 +3,7 @@
 #pragma once
 
 #include "arguments.h"
+#include "scan.h"
 
 namespace dyndeploy {
 namespace cuda {
@@ -42,23 +43,6 @@ DYN_DEVICE bool is_read(const BottleneckShape& shape, const MaskView& mask, int 
   return read;
 }
 
-struct Counts {
-  int out, in;
-};
-DYN_DEVICE Counts operator+(Counts a, Counts b) { return {a.out + b.out, a.in + b.in}; }
-
-constexpr int kListThreads = 512;
-
-// A run of consecutive entries for every thread of the block.
-struct Chunk {
-  int begin, end;
-  DYN_DEVICE Chunk(int t, int total) {
-    const int size = divide_up(total, kListThreads);
-    begin = smaller(t * size, total);
-    end = smaller(begin + size, total);
-  }
-};
-
 DYN_DEVICE Counts count_chunk(const BottleneckArguments& a, int sample, int t) {
   const MaskView mask(a, sample);
   Counts counts = {0, 0};
@@ -76,17 +60,6 @@ DYN_DEVICE Counts count_chunk(const BottleneckArguments& a, int sample, int t) {
 DYN_DEVICE Counts whole_sample(const BottleneckArguments& a, Counts sums) {
   if (a.dense_mean) sums.in = sums.out > 0 ? a.in_pixels : 0;
   return sums;
-}
-
-// Inclusive prefix sums over the block, left in `sums`.
-DYN_DEVICE void scan(Counts (&sums)[kListThreads]) {
-  for (int step = 1; step < kListThreads; step *= 2) {
-    PerThread<Counts, kListThreads> next;
-    for_threads<kListThreads>([&](int t) { next[t] = t >= step ? sums[t] + sums[t - step] : sums[t]; });
-    sync();
-    for_threads<kListThreads>([&](int t) { sums[t] = next[t]; });
-    sync();
-  }
 }
 
 // Counts of every sample, left in samples[n]; only for batches of two or more.

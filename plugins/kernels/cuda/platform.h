@@ -106,6 +106,8 @@ DYN_DEVICE void from_float(float v, Half& out) { out = __float2half_rn(v); }
 
 DYN_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 DYN_DEVICE float exponential(float v) { return expf(v); }
+DYN_DEVICE float error_function(float v) { return erff(v); }
+DYN_DEVICE float square_root(float v) { return sqrtf(v); }
 
 DYN_DEVICE HalfPair zero_pair() { return __float2half2_rn(0.0f); }
 DYN_DEVICE HalfPair both_low(HalfPair v) { return __low2half2(v); }
@@ -161,6 +163,15 @@ DYN_DEVICE void multiply_add(FragmentC& c, const FragmentA& a, const FragmentB& 
 DYN_DEVICE void store(float* to, const FragmentC& c, int stride) {
   nvcuda::wmma::store_matrix_sync(to, c, stride, nvcuda::wmma::mem_row_major);
 }
+// Columns that stand one behind the other.
+DYN_DEVICE void load_columns(FragmentC& c, const float* from, int stride) {
+  nvcuda::wmma::load_matrix_sync(c, from, stride, nvcuda::wmma::mem_col_major);
+}
+// Element by element.
+DYN_DEVICE void multiply(FragmentC& c, const FragmentC& factor) {
+  DYN_UNROLL
+  for (int i = 0; i < c.num_elements; ++i) c.x[i] *= factor.x[i];
+}
 #else
 // Kernels of tensor cores are empty here, but their types must exist in every pass of the compiler.
 struct FragmentA {};
@@ -171,6 +182,8 @@ template <class Fragment>
 DYN_DEVICE void load(Fragment&, const Half*, int) {}
 DYN_DEVICE void multiply_add(FragmentC&, const FragmentA&, const FragmentB&) {}
 DYN_DEVICE void store(float*, const FragmentC&, int) {}
+DYN_DEVICE void load_columns(FragmentC&, const float*, int) {}
+DYN_DEVICE void multiply(FragmentC&, const FragmentC&) {}
 #endif
 
 // Every kernel is a type with `Arguments`, `kThreads`, `kBlocks` (that must fit on one SM: 32768 registers or
@@ -277,6 +290,8 @@ inline void from_float(float v, Half& out) { out.bits = host::float_to_half(v); 
 
 inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 inline float exponential(float v) { return std::exp(v); }
+inline float error_function(float v) { return std::erf(v); }
+inline float square_root(float v) { return std::sqrt(v); }
 inline HalfPair zero_pair() { return {{0}, {0}}; }
 inline HalfPair both_low(HalfPair v) { return {v.first, v.first}; }
 inline HalfPair both_high(HalfPair v) { return {v.second, v.second}; }
@@ -333,6 +348,18 @@ inline void multiply_add(FragmentC& c, const FragmentA& a, const FragmentB& b) {
 inline void store(float* to, const FragmentC& c, int stride) {
   host::require_aligned(to, 32);
   for (int i = 0; i < 16; ++i) std::memcpy(to + i * stride, c.v[i], sizeof c.v[i]);
+}
+
+inline void load_columns(FragmentC& c, const float* from, int stride) {
+  host::require_aligned(from, 32);
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 16; ++j) c.v[i][j] = from[j * stride + i];
+  }
+}
+inline void multiply(FragmentC& c, const FragmentC& factor) {
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 16; ++j) c.v[i][j] *= factor.v[i][j];
+  }
 }
 
 template <class Kernel>

@@ -132,6 +132,30 @@ struct LaneTile {
     clear_parts(sums);
   }
 
+  // Multiplies each row with a factor; factors[16][stride]: 16 times those of all rows.
+  static DYN_DEVICE void scale_rows(State& state, const float* factors, int) {
+    for_threads<kThreads>([&](int t) {
+      DYN_UNROLL
+      for (int i = 0; i < kTM; ++i) {
+        const float factor = factors[first_row(t) + i];
+        DYN_UNROLL
+        for (int j = 0; j < kTN; ++j) state[t].v[i][j] *= factor;
+      }
+    });
+  }
+
+  // Leaves the sums in to[kRows][stride].
+  static DYN_DEVICE void leave(State& state, float* to, int stride) {
+    for_threads<kThreads>([&](int t) {
+      DYN_UNROLL
+      for (int i = 0; i < kTM; ++i) {
+        DYN_UNROLL
+        for (int j = 0; j < kTN; ++j)
+          to[(first_row(t) + i) * stride + column(t, j / 4) + j % 4] = state[t].v[i][j];
+      }
+    });
+  }
+
   // Calls f(row, column, values) for every run of columns.
   template <class F>
   static DYN_DEVICE void finish(Shared&, State& state, const F& f) {
@@ -211,6 +235,32 @@ struct TensorTile {
           load(a, &stage.a[warp_row(w) + 16 * i][k], kDepth + kPad);
           DYN_UNROLL
           for (int j = 0; j < kWN / 16; ++j) multiply_add(state[w].c[i][j], a, b[j]);
+        }
+      }
+    });
+  }
+
+  // Which thread holds which element is hidden, but equal fragments hold theirs alike: one of factors, whose
+  // columns are all the same, multiplies the sums element by element.
+  static DYN_DEVICE void scale_rows(State& state, const float* factors, int stride) {
+    for_warps<kWarps>([&](int w) {
+      DYN_UNROLL
+      for (int i = 0; i < kWM / 16; ++i) {
+        FragmentC factor;
+        load_columns(factor, factors + warp_row(w) + 16 * i, stride);
+        DYN_UNROLL
+        for (int j = 0; j < kWN / 16; ++j) multiply(state[w].c[i][j], factor);
+      }
+    });
+  }
+
+  static DYN_DEVICE void leave(State& state, float* to, int stride) {
+    for_warps<kWarps>([&](int w) {
+      DYN_UNROLL
+      for (int i = 0; i < kWM / 16; ++i) {
+        DYN_UNROLL
+        for (int j = 0; j < kWN / 16; ++j) {
+          store(to + (warp_row(w) + 16 * i) * stride + warp_column(w) + 16 * j, state[w].c[i][j], stride);
         }
       }
     });

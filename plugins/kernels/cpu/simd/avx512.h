@@ -47,6 +47,11 @@ struct Avx512 {
   static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
+  static Reg multiply_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
+  static Reg min(Reg a, Reg b) { return _mm512_min_ps(a, b); }
+  // a * 2^n of a whole n that leaves the exponent in its range
+  static Reg scale2(Reg a, Reg n) { return _mm512_scalef_ps(a, n); }
   // The operand order lets NaN through.
   static Reg relu(Reg a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
   // Pairs of floats, then pairs of pairs within 128 bits, then the 128-bit quarters, twice.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace dyndeploy::cpu {
 namespace {
@@ -56,6 +57,26 @@ struct Generic {
   }
   static Reg sub(Reg a, Reg b) {
     return make([&](int i) { return a.lane[i] - b.lane[i]; });
+  }
+  static Reg multiply_add(Reg a, Reg b, Reg c) {
+    return make([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+  }
+  static Reg max(Reg a, Reg b) {
+    return make([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static Reg min(Reg a, Reg b) {
+    return make([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  // a * 2^n of a whole n that leaves the exponent in its range
+  static Reg scale2(Reg a, Reg n) {
+    return make([&](int i) {
+      std::uint32_t bits;
+      std::memcpy(&bits, &a.lane[i], sizeof bits);
+      bits += static_cast<std::uint32_t>(static_cast<std::int32_t>(n.lane[i])) << 23;
+      float value;
+      std::memcpy(&value, &bits, sizeof value);
+      return value;
+    });
   }
   static Reg relu(Reg a) {
     return make([&](int i) { return a.lane[i] < 0.0f ? 0.0f : a.lane[i]; });

@@ -1,0 +1,228 @@
+// Attention of one head over the kept tokens of a sample: softmax(q k) v with an online softmax. A block
+// takes a tile of queries and of columns of v, and goes through the keys, a tile of products at a time.
+#pragma once
+
+#include "product.h"
+#include "tokens.h"
+
+namespace dyndeploy {
+namespace cuda {
+
+// Storage: the type of q, k and v in memory. Lanes multiply floats also of halves: the sums of halves that
+// are good enough for a layer would show in the exponentials.
+template <class Storage, class Chosen, int kVector>
+struct AttentionKernel {
+  using Arguments = TransformerArguments;
+  using Tile = Chosen;
+  using Element = typename Tile::Element;
+  static constexpr int kThreads = Tile::kThreads;
+  static constexpr int kBlocks = 2;
+  static constexpr int kQueries = Tile::kRows;
+  static constexpr int kKeys = Tile::kColumns;  // of a step, and columns of v
+  static constexpr int kStride = kKeys + 4;
+  static constexpr int kFactorStride = kQueries + 8;
+  static constexpr int kSides = kThreads / kQueries;  // threads that share a row
+  static constexpr bool kServes = Tile::kTensorCores
+                                      ? DYN_TENSOR_CORES
+                                      : kVector == 1 || sizeof(Storage) == sizeof(float) || DYN_HALF_LANES;
+  static_assert(kThreads % kQueries == 0 && kKeys % Tile::kDepth == 0, "whole rows and whole strips");
+
+  static int blocks(const Arguments& a) {
+    return divide_up(a.shape.tokens, kQueries) * divide_up(a.shape.head_width, kKeys);
+  }
+
+  static DYN_DEVICE void run(const Arguments& a, Index block) {
+    if (!kServes) return;
+    const TransformerShape& s = a.shape;
+    const int sample = block.y / s.heads, head = block.y % s.heads;
+    const int column_tiles = divide_up(s.head_width, kKeys);
+    const int rows = a.samples[sample].attention_rows;
+    const int query0 = block.x / column_tiles * kQueries, column0 = block.x % column_tiles * kKeys;
+    if (query0 >= rows) return;
+    const bool kept = a.kept_heads == nullptr || a.kept_heads[block.y] != 0;
+    if (!kept && s.head_mode != 2) return;
+    const std::size_t first = static_cast<std::size_t>(sample) * s.tokens, pitch = 3 * a.channels;
+    const Storage* q = static_cast<const Storage*>(a.middle) + first * pitch + head * s.head_width;
+    const Storage* v = q + 2 * a.channels + column0;
+    Storage* to = static_cast<Storage*>(a.rows) + first * a.channels + head * s.head_width + column0;
+    const int columns = smaller(kKeys, s.head_width - column0);
+    const int queries = smaller(kQueries, rows - query0);
+    if (!kept) {
+      for_threads<kThreads>([&](int t) {
+        const int runs = columns / kVector;
+        for (int i = t; i < queries * runs; i += kThreads) {
+          const std::size_t row = static_cast<std::size_t>(query0 + i / runs);
+          const int column = i % runs * kVector;
+          store_vector(to + row * a.channels + column,
+                       load_vector<Storage, kVector>(v + row * pitch + column));
+        }
+      });
+      return;
+    }
+    attend(a, q, v, to, rows, query0, queries, columns, pitch);
+  }
+
+  // Into the stage: rows [row0, row0 + size) of `from` as rows of the left operand, zeros elsewhere.
+  static DYN_DEVICE void put_rows(typename Tile::Stage& stage, int t, const Storage* from, std::size_t pitch,
+                                  int row0, int end, int k0, int depth) {
+    constexpr int kRuns = Tile::kDepth / kVector;
+    for (int i = t; i < kQueries * kRuns; i += kThreads) {
+      const int row = i / kRuns, k = i % kRuns * kVector;
+      Vector<Storage, kVector> v;
+      load_or_clear(v, row0 + row < end && k0 + k < depth, from + (row0 + row) * pitch + k0 + k);
+      DYN_UNROLL
+      for (int e = 0; e < kVector; ++e) {
+        Vector<Element, 1> one;
+        from_float(to_float(v.v[e]), one.v[0]);
+        Tile::template put_a<1>(stage, row, k + e, one);
+      }
+    }
+  }
+
+  static DYN_DEVICE void load_or_clear(Vector<Storage, kVector>& v, bool inside, const Storage* from) {
+    if (inside) {
+      v = load_vector<Storage, kVector>(from);
+      return;
+    }
+    DYN_UNROLL
+    for (int e = 0; e < kVector; ++e) from_float(0.0f, v.v[e]);
+  }
+
+  static DYN_DEVICE void attend(const Arguments& a, const Storage* q, const Storage* v, Storage* to, int rows,
+                                int query0, int queries, int columns, std::size_t pitch) {
+    DYN_SHARED(typename Tile::Stage, stage);
+    struct alignas(32) Scores {
+      float at[kQueries][kStride];
+    };
+    struct alignas(32) Factors {
+      float at[16][kFactorStride];
+    };
+    DYN_SHARED(Scores, scores);
+    DYN_SHARED(Factors, factors);
+    DYN_SHARED_ARRAY(float, largest, kQueries);
+    DYN_SHARED_ARRAY(float, total, kQueries);
+    DYN_SHARED_ARRAY(float, part, kThreads);
+    const int width = a.shape.head_width;
+    const Storage* k = q + a.channels;
+    typename Tile::State sums;
+    Tile::clear(sums);
+    for_threads<kThreads>([&](int t) {
+      for (int i = t; i < kQueries; i += kThreads) {
+        largest[i] = -kHuge;
+        total[i] = 0.0f;
+      }
+    });
+
+    for (int key0 = 0; key0 < rows; key0 += kKeys) {
+      const int keys = smaller(kKeys, rows - key0);
+      typename Tile::State products;
+      Tile::clear(products);
+      for (int depth = 0; depth < width; depth += Tile::kDepth) {
+        sync();
+        for_threads<kThreads>([&](int t) {
+          put_rows(stage, t, q, pitch, query0, rows, depth, width);
+          constexpr int kRuns = Tile::kDepth / kVector;
+          for (int i = t; i < kKeys * kRuns; i += kThreads) {
+            const int key = i / kRuns, at = i % kRuns * kVector;
+            Vector<Storage, kVector> values;
+            load_or_clear(values, key < keys && depth + at < width, k + (key0 + key) * pitch + depth + at);
+            DYN_UNROLL
+            for (int e = 0; e < kVector; ++e) from_float(to_float(values.v[e]), stage.b[at + e][key]);
+          }
+        });
+        sync();
+        Tile::accumulate(stage, products, true);
+      }
+      Tile::leave(products, &scores.at[0][0], kStride);
+      sync();
+
+      // The largest product so far, and with it the exponentials.
+      for_threads<kThreads>([&](int t) {
+        float most = -kHuge;
+        for (int i = t % kSides; i < keys; i += kSides) {
+          const float score = scores.at[t / kSides][i];
+          most = score > most ? score : most;
+        }
+        part[t] = most;
+      });
+      sync();
+      PerThread<float, kThreads> own;
+      for_threads<kThreads>([&](int t) {
+        const int row = t / kSides;
+        const float most = largest_of(largest[row], &part[row * kSides]);
+        float sum = 0.0f;
+        for (int i = t % kSides; i < kKeys; i += kSides) {
+          const float weight = i < keys ? exponential(scores.at[row][i] - most) : 0.0f;
+          scores.at[row][i] = weight;
+          sum += weight;
+        }
+        own[t] = sum;
+        if (t % kSides == 0) {
+          const float factor = exponential(largest[row] - most);
+          for (int i = 0; i < 16; ++i) factors.at[i][row] = factor;
+        }
+      });
+      sync();
+      for_threads<kThreads>([&](int t) {
+        if (t % kSides == 0) largest[t / kSides] = largest_of(largest[t / kSides], &part[t]);
+      });
+      sync();
+      for_threads<kThreads>([&](int t) { part[t] = own[t]; });
+      sync();
+      for_threads<kThreads>([&](int t) {
+        if (t % kSides != 0) return;
+        float sum = total[t / kSides] * factors.at[0][t / kSides];
+        for (int i = 0; i < kSides; ++i) sum += part[t + i];
+        total[t / kSides] = sum;
+      });
+      Tile::scale_rows(sums, &factors.at[0][0], kFactorStride);
+
+      for (int depth = 0; depth < keys; depth += Tile::kDepth) {
+        sync();
+        for_threads<kThreads>([&](int t) {
+          for (int i = t; i < kQueries * Tile::kDepth; i += kThreads) {
+            Vector<Element, 1> one;
+            from_float(scores.at[i / Tile::kDepth][depth + i % Tile::kDepth], one.v[0]);
+            Tile::template put_a<1>(stage, i / Tile::kDepth, i % Tile::kDepth, one);
+          }
+          constexpr int kRuns = kKeys / kVector;
+          for (int i = t; i < Tile::kDepth * kRuns; i += kThreads) {
+            const int key = i / kRuns, at = i % kRuns * kVector;
+            Vector<Storage, kVector> values;
+            load_or_clear(values, depth + key < keys && at < columns, v + (key0 + depth + key) * pitch + at);
+            DYN_UNROLL
+            for (int e = 0; e < kVector; ++e) from_float(to_float(values.v[e]), stage.b[key][at + e]);
+          }
+        });
+        sync();
+        Tile::accumulate(stage, sums, true);
+      }
+    }
+
+    sync();
+    Tile::leave(sums, &scores.at[0][0], kStride);
+    sync();
+    for_threads<kThreads>([&](int t) {
+      const int runs = columns / kVector;
+      for (int i = t; i < queries * runs; i += kThreads) {
+        const int row = i / runs, column = i % runs * kVector;
+        Vector<Storage, kVector> out;
+        DYN_UNROLL
+        for (int e = 0; e < kVector; ++e) from_float(scores.at[row][column + e] / total[row], out.v[e]);
+        store_vector(to + static_cast<std::size_t>(query0 + row) * a.channels + column, out);
+      }
+    });
+  }
+
+  // Below every product that counts; finite, so that nothing is the difference of two infinities.
+  static constexpr float kHuge = 3.0e38f;
+
+  static DYN_DEVICE float largest_of(float before, const float* parts) {
+    DYN_UNROLL
+    for (int i = 0; i < kSides; ++i) before = parts[i] > before ? parts[i] : before;
+    return before;
+  }
+};
+
+}  // namespace cuda
+}  // namespace dyndeploy

@@ -1,0 +1,182 @@
+// An indirect matrix product: rows of the left operand, columns of the right one and what is summed are found
+// through lists. How a block moves strips of both through shared memory is the same for all; what the rows,
+// columns and sums are, and what becomes of a result, says the kernel.
+#pragma once
+
+#include "tiles.h"
+
+namespace dyndeploy {
+namespace cuda {
+
+// How a tile's threads share the accesses of a strip, each of kVector elements.
+template <class Tile, int kVector>
+struct Strips {
+  using T = typename Tile::Element;
+  // Single elements take many pointers: half as many blocks, twice the registers.
+  static constexpr int kBlocks = kVector == 1 ? Tile::kBlocks / 2 : Tile::kBlocks;
+  static constexpr int kRunsA = Tile::kDepth / kVector;    // accesses for one row of a strip
+  static constexpr int kRunsB = Tile::kColumns / kVector;  // and for one of its inputs
+  static constexpr int kLoadsA = Tile::kRows * kRunsA / Tile::kThreads;
+  static constexpr int kLoadsB = Tile::kDepth * kRunsB / Tile::kThreads;
+  static_assert(Tile::kRows * kRunsA % Tile::kThreads == 0 && Tile::kDepth * kRunsB % Tile::kThreads == 0,
+                "every thread moves the same number of vectors");
+  // FP16 of whole vectors has a tile of its own on each architecture; the other is never launched there.
+  static constexpr bool kServes =
+      Tile::kTensorCores ? DYN_TENSOR_CORES : kVector == 1 || sizeof(T) == sizeof(float) || DYN_HALF_LANES;
+};
+
+// `Kernel` has, besides its Tile, Arguments, Place (row0, column0, columns) and Row:
+//   row(a, p, i)                   the i-th row
+//   segments(a)                    of a sum, first_segment(a, p) the first that has anything to add
+//   length(a, p, segment)          inputs that it sums
+//   source(a, p, row, segment)     where a row of the left operand begins; null: zeros
+//   input(a, p, segment, k)        where the k-th input stands in it
+//   weights(a, p, segment, k)      where the k-th row of the right operand begins
+//   weight_column(a, p, column)    with kGathers: where a column stands in it; runs of kVector columns stand
+//                                  together where aligned_columns(a)
+//   write(a, p, row, column, sums) takes Tile::kRun sums
+template <class Kernel>
+struct Product {
+  using Arguments = typename Kernel::Arguments;
+  using Place = typename Kernel::Place;
+  using Row = typename Kernel::Row;
+  using Tile = typename Kernel::Tile;
+  using T = typename Tile::Element;
+  static constexpr int kVector = Kernel::kVector;
+  static constexpr int kThreads = Tile::kThreads;
+  static constexpr bool kGathers = Kernel::kGathers;
+  using Split = Strips<Tile, kVector>;
+  static constexpr int kRunsA = Split::kRunsA, kRunsB = Split::kRunsB;
+  static constexpr int kLoadsA = Split::kLoadsA, kLoadsB = Split::kLoadsB;
+
+  struct Buffers {
+    Vector<T, kVector> a[kLoadsA];
+    Vector<T, kVector> b[kLoadsB];
+  };
+  struct Sources {
+    const T* a[kLoadsA];
+  };
+
+  static DYN_DEVICE void fetch(const Arguments& a, const Place& p, const Row* rows, const int* columns, int t,
+                               int segment, int k0, Sources& sources, Buffers& buffers) {
+    const int end = Kernel::length(a, p, segment);
+    DYN_UNROLL
+    for (int i = 0; i < kLoadsA; ++i) {
+      const int index = t + i * kThreads;
+      const int k = k0 + index % kRunsA * kVector;
+      if (k0 == 0) sources.a[i] = Kernel::source(a, p, rows[index / kRunsA], segment);
+      Vector<T, kVector> v;
+      if (sources.a[i] != nullptr && k < end) {
+        v = load_vector<T, kVector>(sources.a[i] + Kernel::input(a, p, segment, k));
+      } else {
+        clear(v);
+      }
+      if (Kernel::kOpenRows && kVector > 1 && k + kVector > end) {
+        DYN_UNROLL
+        for (int e = 0; e < kVector; ++e) {
+          if (k + e >= end) from_float(0.0f, v.v[e]);
+        }
+      }
+      buffers.a[i] = v;
+    }
+    DYN_UNROLL
+    for (int i = 0; i < kLoadsB; ++i) {
+      const int index = t + i * kThreads;
+      const int k = k0 + index / kRunsB;
+      const int column = p.column0 + index % kRunsB * kVector;
+      Vector<T, kVector> v;
+      clear(v);
+      if (k < end && column < p.columns) {
+        const T* from = Kernel::weights(a, p, segment, k);
+        if (!kGathers) {
+          v = load_vector<T, kVector>(from + column);
+        } else if (Kernel::aligned_columns(a)) {
+          v = load_vector<T, kVector>(from + columns[index % kRunsB * kVector]);
+        } else {
+          DYN_UNROLL
+          for (int e = 0; e < kVector; ++e) {
+            if (column + e < p.columns) {
+              load_global<static_cast<int>(sizeof(T))>(&v.v[e], from + columns[index % kRunsB * kVector + e]);
+            }
+          }
+        }
+      }
+      buffers.b[i] = v;
+    }
+  }
+
+  static DYN_DEVICE void clear(Vector<T, kVector>& v) {
+    DYN_UNROLL
+    for (int e = 0; e < kVector; ++e) from_float(0.0f, v.v[e]);
+  }
+
+  static DYN_DEVICE void put(typename Tile::Stage& stage, int t, const Buffers& buffers) {
+    DYN_UNROLL
+    for (int i = 0; i < kLoadsA; ++i) {
+      const int index = t + i * kThreads;
+      Tile::put_a(stage, index / kRunsA, index % kRunsA * kVector, buffers.a[i]);
+    }
+    DYN_UNROLL
+    for (int i = 0; i < kLoadsB; ++i) {
+      const int index = t + i * kThreads;
+      Tile::put_b(stage, index / kRunsB, index % kRunsB * kVector, buffers.b[i]);
+    }
+  }
+
+  static DYN_DEVICE void multiply(const Arguments& a, const Place& p) {
+    DYN_SHARED(typename Tile::Shared, shared);
+    DYN_SHARED_ARRAY(Row, rows, Tile::kRows);
+    DYN_SHARED_ARRAY(int, columns, kGathers ? Tile::kColumns : 1);  // of the weights
+    PerThread<Sources, kThreads> sources;
+    PerThread<Buffers, kThreads> buffers;
+    typename Tile::State state;
+
+    for_threads<kThreads>([&](int t) {
+      for (int i = t; i < Tile::kRows; i += kThreads) rows[i] = Kernel::row(a, p, p.row0 + i);
+      if (kGathers) {
+        for (int i = t; i < Tile::kColumns; i += kThreads) {
+          const int column = p.column0 + i;
+          columns[i] = column < p.columns ? Kernel::weight_column(a, p, column) : 0;
+        }
+      }
+    });
+    Tile::clear(state);
+    sync();
+
+    // A strip is multiplied while the next one is on its way; one barrier for each.
+    const int segments = Kernel::segments(a);
+    int segment = Kernel::first_segment(a, p), k = 0, stage = 0;
+    if (segment < segments) {
+      for_threads<kThreads>([&](int t) {
+        fetch(a, p, rows, columns, t, segment, k, sources[t], buffers[t]);
+        put(shared.stages[0], t, buffers[t]);
+      });
+    }
+    while (segment < segments) {
+      bool settle = k / Tile::kDepth % 2 == 1;
+      k += Tile::kDepth;
+      if (k >= Kernel::length(a, p, segment)) {
+        k = 0;
+        ++segment;
+        settle = true;
+      }
+      const bool more = segment < segments;
+      sync();
+      if (more) {
+        for_threads<kThreads>(
+            [&](int t) { fetch(a, p, rows, columns, t, segment, k, sources[t], buffers[t]); });
+      }
+      Tile::accumulate(shared.stages[stage], state, settle);
+      stage ^= 1;
+      if (more) {
+        for_threads<kThreads>([&](int t) { put(shared.stages[stage], t, buffers[t]); });
+      }
+    }
+    Tile::finish(shared, state, [&](int row, int column, const float* sums) {
+      Kernel::write(a, p, rows[row], p.column0 + column, sums);
+    });
+  }
+};
+
+}  // namespace cuda
+}  // namespace dyndeploy
