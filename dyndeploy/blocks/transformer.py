@@ -228,7 +228,7 @@ class TransformerBlock(Block):
             kept = rows.detach().squeeze(2) > 0.5
             together = kept[:, None, :, None] & kept[:, None, None, :]
             alone = torch.eye(scores.shape[2], dtype=torch.bool, device=scores.device)
-            scores = torch.where(together, scores, torch.where(alone, 0.0, float("-inf")))
+            scores = torch.where(together, scores, torch.where(alone, 0.0, float("-inf")).to(scores.dtype))
         mixed = scores.softmax(3) @ v
         if whole is not None:
             mixed = mixed * whole + v * (1 - whole) if passes else mixed * whole
