@@ -1,6 +1,7 @@
 """Writes what the pages take from the code: every command, every recipe key, and the table of networks.
 
-    python docs/generate.py            # writes docs/commands.md, docs/recipes.md, and the table in docs/networks.md
+    python docs/generate.py            # writes docs/commands.md, docs/recipes.md, the table in docs/networks.md, and
+                                       # models/counts.json, from which that table and 'dyndeploy models' are
     python docs/generate.py --check    # says what is out of date, and exits with 1
 
 The words come from docstrings, the figures from networks that are built without weights.
@@ -19,7 +20,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))  # Also where a test loads this file.
@@ -27,11 +27,12 @@ sys.path.insert(0, str(Path(__file__).parent))  # Also where a test loads this f
 from commands_page import commands_page
 
 from dyndeploy.files import read_text, write_text
-from dyndeploy.nets import create_model, exit_macs, model_info, model_names
-from dyndeploy.prediction import Configuration, Estimator
+from dyndeploy.nets import model_info, model_names
+from dyndeploy.nets.cards import COUNTS, STATIC, ModelCard, counts_text, model_card
 from dyndeploy.training.recipe import Recipe
 
 DOCS = Path(__file__).parent
+COUNTS_FILE = DOCS.parent / "models" / COUNTS
 COMMANDS, RECIPES, NETWORKS = DOCS / "commands.md", DOCS / "recipes.md", DOCS / "networks.md"
 BEGIN, END = "<!-- made by docs/generate.py -->", "<!-- end -->"
 
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args(arguments)
-    made = pages()
+    made = {COUNTS_FILE: counts_text(), **pages()}
     stale = [path for path, text in made.items() if not path.exists() or read_text(path) != text]
     if options.check:
         if stale:
@@ -156,6 +157,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 CHECKPOINTS = {
     "laud_regnet": "LAUDNet's, LASNet's, torchvision's RegNetY of the same size (the maskers stay fresh)",
     "laud_resnet": "LAUDNet's, LASNet's, torchvision's ResNet of the same blocks (the maskers stay fresh)",
+    "ada_vit": "AdaViT's, timm's DeiT and ViT of the same sizes (the policies then compute everything)",
     "dyn_perceiver": "Dynamic Perceiver's, torchvision's file of the backbone (to train from)",
 }
 """What loads besides files of our own, by family."""
@@ -169,7 +171,8 @@ def networks_table() -> str:
         loads = CHECKPOINTS.get(family)
         parts += [
             f"**{family}**. Checkpoints that load:\n{f'{loads}, and our own' if loads else 'our own'}.\n",
-            "| name | modes | input | parameters | GMACs at full rate |\n|---|---|---|---|---|",
+            "| name | modes | input | parameters | GMACs at full rate | best published top-1 |\n"
+            "|---|---|---|---|---|---|",
             *(f"| {row} |" for row in rows),
             "",
         ]
@@ -177,33 +180,20 @@ def networks_table() -> str:
 
 
 def _network_cells(name: str) -> tuple[str, ...]:
-    info = model_info(name)
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in create_model(name).parameters())
-    size = f"{info.input_size[0]} x {info.input_size[1]}"
-    return f"`{name}`", _modes(name), size, f"{parameters / 1e6:.2f} M", f"{full_macs(name) / 1e9:.3f}"
+    card = model_card(name)
+    size = f"{card.info.input_size[0]} x {card.info.input_size[1]}"
+    modes = ", ".join(card.modes) if card.exits == 1 else f"{card.exits} exits"
+    return f"`{name}`", modes, size, f"{card.parameters / 1e6:.2f} M", f"{card.macs / 1e9:.3f}", _published(card)
 
 
-def _modes(name: str) -> str:
-    info = model_info(name)
-    if info.family == "dyn_perceiver":
-        return "early exits"
-    if "mode" not in info.defaults:
-        return "none"
-    # Beside the class that checks the option, which may be a base of the family's.
-    modules = (sys.modules[part.__module__] for part in info.config_type.__mro__)
-    return ", ".join(next((module.MODES for module in modules if hasattr(module, "MODES")), ())) or "none"
-
-
-def full_macs(name: str) -> float:
-    """Multiply-accumulates of an image with every block computed and every exit taken."""
-    info = model_info(name)
-    if info.family == "dyn_perceiver":
-        with torch.device("meta"):
-            return float(exit_macs(create_model(name), info.input_size)[-1])
-    options = Configuration(mode="static") if "mode" in info.defaults else None
-    prediction = Estimator("nano", batch=1).predict(name, options)
-    return sum(operator.macs or 0.0 for block in prediction.blocks for operator in block.operators)
+def _published(card: ModelCard) -> str:
+    """The best published accuracy of the dynamic network, and where it stands."""
+    dynamic = [each for each in card.published if each.mode != STATIC]
+    if not dynamic:
+        return ""
+    best = max(dynamic, key=lambda each: each.top1_percent)
+    macs = "" if best.gmacs is None else f" at {best.gmacs:g} GMACs"
+    return f"{best.top1_percent:g} %{macs} ({best.mode}; {best.source})"
 
 
 if __name__ == "__main__":

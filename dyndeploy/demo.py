@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dyndeploy.blocks import Tape, mask_name
+from dyndeploy.blocks import Tape
 from dyndeploy.data import LabelledImages, PreprocessingLike, digits
 from dyndeploy.errors import UsageError, VerificationError
 from dyndeploy.evaluation import evaluate_bundle
@@ -25,9 +25,9 @@ from dyndeploy.files import atomic_directory, write_json
 from dyndeploy.measure import Profile, profile_bundle
 from dyndeploy.nets import load_checkpoint
 from dyndeploy.nets.factories import build_network
-from dyndeploy.ops.gates import PATCH
+from dyndeploy.ops.gates import gate_kind
 from dyndeploy.prediction import known_devices
-from dyndeploy.reporting import GalleryItem, ReportExtras, mask_overlay, predict_profile, write_report
+from dyndeploy.reporting import DRAWN, GalleryItem, ReportExtras, mask_overlay, predict_profile, write_report
 from dyndeploy.training import Evaluation, Progress, Recipe, TrainResult, load_recipe, train
 from dyndeploy.training.evaluation import logits_of
 from dyndeploy.verification import VerificationReport, verify_bundle
@@ -256,13 +256,16 @@ def _gallery(
     first = [int(np.flatnonzero(images.labels == label)[0]) for label in range(len(images.classes))]
     with Tape(network) as tape:
         (logits,) = logits_of(network(torch.from_numpy(images.images[first])))
-    variance = {b.name: m.variance for b in evaluation.blocks for m in b.masks if m.kind == PATCH.name}
-    chosen = sorted(sorted(variance, key=lambda name: -variance[name])[:_GALLERY_BLOCKS])
+    variance = {b.name: (m.variance, m.kind) for b in evaluation.blocks for m in b.masks if m.kind in DRAWN}
+    chosen = sorted(sorted(variance, key=lambda name: -variance[name][0])[:_GALLERY_BLOCKS])
     # As ink on paper; scikit-learn, and so the network, has them white on black.
     pixels = (255 - _pixels(images.images[first], preprocessing)).repeat(_GALLERY_SCALE, 1).repeat(_GALLERY_SCALE, 2)
     items = []
     for name in chosen:
-        for row, mask in enumerate(tape.masks[mask_name(name, PATCH.name)][:, 0].numpy()):
+        kind = variance[name][1]
+        (decided,) = (d.mask for d in tape.decisions.values() if (d.block, d.kind) == (name, kind))
+        for row, own in enumerate(decided.numpy()):
+            mask = DRAWN[kind](own)
             seen, true = int(logits[row].argmax()), int(images.labels[first[row]])
             verdict = f"recognised as {images.classes[seen]}" if seen != true else "recognised"
             caption = f"{images.classes[true]} ({verdict}), {name} computes {mask.mean():.0%}"
@@ -281,9 +284,9 @@ def _notes(training: TrainResult, deployed_accuracy: float, verification: Verifi
         f"Verified against PyTorch: {verification.mask_bits} mask bits, {verification.flipped_bits} differ.",
     ]
     notes += [
-        f"{block.name}: {mask.rate:.0%} of its {mask.positions} patches are computed on average, from image to image "
-        f"+- {mask.rate_std:.1%}; {mask.varying:.0%} of the patches are computed for some images and skipped for "
-        f"others; {mask.distinct} different masks among {evaluation.images} images."
+        f"{block.name}, {mask.kind}: {mask.rate:.0%} of {mask.positions} ({gate_kind(mask.kind).unit}) are computed on "
+        f"average, from image to image +- {mask.rate_std:.1%}; {mask.varying:.0%} of them are computed for some images "
+        f"and skipped for others; {mask.distinct} different masks among {evaluation.images} images."
         for block in evaluation.blocks
         for mask in block.masks
     ]

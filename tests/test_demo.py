@@ -97,3 +97,15 @@ def test_only_digits(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is for imagefolder"):
         run_demo(tmp_path / "demo", recipe=small(data={"dataset": "imagefolder"}))
     assert not (tmp_path / "demo").exists()
+
+
+def test_kept_tokens_are_shown_in_the_gallery(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    model = {"name": "ada_vit_small", "options": {"token_with_mlp": True, "layer": True}, "input_size": [32, 32]}
+    optimizer = {"name": "adamw", "lr": 0.001}
+    result = run_demo(tmp_path, recipe=tiny(model=model, epochs=1, optimizer=optimizer), repeats=2)
+    assert result.verification.passed and result.verification.mask_bits > 0
+    page = (tmp_path / "report.html").read_text()
+    # Two blocks, ten digits, each beside the digit itself; sublayers and heads are no places in an image.
+    assert page.count("data:image/png;base64,") == 2 * 2 * 10
+    assert "token: " in page and "blocks.0" in page

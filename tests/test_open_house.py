@@ -275,7 +275,7 @@ def test_nobody_branches_on_a_family_an_operator_or_a_weight() -> None:
         node.name
         for path in (PACKAGE / "nets").glob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ClassDef) and re.match(r"(Laud|Dyn)", node.name)
+        if isinstance(node, ast.ClassDef) and re.match(r"(Laud|Dyn|Ada)", node.name)
     }
     from dyndeploy.nets import model_info, model_names
 
@@ -301,7 +301,7 @@ def test_no_module_outside_nets_and_ops_imports_a_family() -> None:
         if path.relative_to(PACKAGE).parts[0] not in allowed
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dyndeploy.nets")
-        if {alias.name for alias in node.names} & {"LaudResNet", "LaudBottleneck", "DynPerceiver"}
+        if {alias.name for alias in node.names} & {"LaudResNet", "LaudBottleneck", "DynPerceiver", "AdaVit"}
     ]
     assert not found
 

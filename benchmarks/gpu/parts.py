@@ -204,7 +204,11 @@ def _sanitize(state: State, tool: str) -> None:
         return
     done = []
     for what, rounds in (
-        ("bottlenecks", 10), ("maskers", 10), ("transformers", 10), ("token_maskers", 10), ("bottlenecks", 60),
+        ("bottlenecks", 10),
+        ("maskers", 10),
+        ("transformers", 10),
+        ("token_maskers", 10),
+        ("bottlenecks", 60),
         ("transformers", 60),
     ):
         if done and state.left < 8:

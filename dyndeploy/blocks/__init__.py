@@ -15,6 +15,7 @@ from dyndeploy.blocks.outputs import named_outputs
 from dyndeploy.blocks.skip import Skip, skip
 from dyndeploy.blocks.tape import Tape
 from dyndeploy.blocks.token_gates import HeadGate, SublayerGate, SublayerGates, ThresholdGate, TokenGate
+from dyndeploy.blocks.token_selection import CumulativeGate, TopKTokenGate, cumulative
 from dyndeploy.blocks.transformer import TransformerBlock
 from dyndeploy.confidences import CONFIDENCES
 
@@ -22,6 +23,7 @@ __all__ = [
     "CONFIDENCES",
     "Block",
     "ConvLinearChannelMasker",
+    "CumulativeGate",
     "DynamicBlock",
     "EarlyExits",
     "Gate",
@@ -38,8 +40,10 @@ __all__ = [
     "Tape",
     "ThresholdGate",
     "TokenGate",
+    "TopKTokenGate",
     "TransformerBlock",
     "confidence_of",
+    "cumulative",
     "dynamic_blocks",
     "early_exits",
     "fold_batch_norm",

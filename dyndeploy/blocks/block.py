@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dyndeploy.blocks.gates import Gate, LoweredCall
 from dyndeploy.errors import UsageError, unknown_name
 from dyndeploy.ops.base import OperatorSpec, Shape
+from dyndeploy.ops.gates import TOKEN
 
 
 @runtime_checkable
@@ -90,6 +91,42 @@ def run_dense(network: nn.Module, names: Collection[str]) -> None:
         # Of the instance, and such that they go along with a deep copy of it.
         object.__setattr__(block, "compute", partial(_without_masks, block.compute))
         object.__setattr__(block, "gates", dict)
+
+
+def capacity_of(capacity: int | float, tokens: int) -> int:
+    """Places for a capacity of a number of tokens, or of a share of them (rounded up).
+
+    Raises:
+        UsageError: A number below 1, or a share outside (0, 1].
+    """
+    if isinstance(capacity, int) and not isinstance(capacity, bool) and capacity >= 1:
+        return min(capacity, tokens)
+    if isinstance(capacity, float) and 0.0 < capacity <= 1.0:
+        return max(1, -int(-capacity * tokens // 1))
+    raise UsageError(
+        f"A capacity is a number of tokens from 1, or a share of them above 0 and up to 1, not {capacity!r}."
+    )
+
+
+def limit_tokens(network: nn.Module, capacity: int | float) -> None:
+    """Let every block with a gate of tokens, in place, lower itself to static shapes of a capacity.
+
+    Args:
+        network: Any module; its blocks say by an attribute ``token_capacity`` that they can.
+        capacity: A number of tokens, or a share of them.
+
+    Raises:
+        UsageError: There is no such block.
+    """
+    found = [
+        block
+        for _, block, gates in dynamic_blocks(network)
+        if hasattr(block, "token_capacity") and any(gate.kind.name == TOKEN.name for gate in gates.values())
+    ]
+    if not found:
+        raise UsageError(f"{type(network).__name__} has no block whose tokens a capacity could limit.")
+    for block in found:
+        object.__setattr__(block, "token_capacity", capacity)
 
 
 def _without_masks(compute: Callable[..., Tensor], *inputs: Tensor, **masks: Tensor) -> Tensor:

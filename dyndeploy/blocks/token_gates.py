@@ -107,7 +107,7 @@ class ThresholdGate(Gate):
         return LoweredCall(operator, tensors, {"epsilon": epsilon, "normalise": int(norm is not None), **attributes})
 
 
-def _linear(x: Tensor, layer: nn.Linear, norm: nn.LayerNorm | None, rows: slice | None = None) -> Tensor:
+def linear_behind(x: Tensor, layer: nn.Linear, norm: nn.LayerNorm | None, rows: slice | None = None) -> Tensor:
     """A layer, or rows of it, behind a norm, in float at least: decisions do not depend on the network's precision."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     x, weight, bias = x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype)
@@ -154,7 +154,7 @@ class TokenGate(ThresholdGate):
 
     def raw(self, x: Tensor) -> Tensor:
         """Logits (N, T - kept) of the tokens that may be dropped."""
-        return _linear(x[:, self.kept :], self.mlp_head, self.norm).squeeze(-1)
+        return linear_behind(x[:, self.kept :], self.mlp_head, self.norm).squeeze(-1)
 
     def logits(self, x: Tensor, size: Size | None = None) -> Tensor:
         """Return (N, 2, T), those of the leading tokens constant."""
@@ -208,7 +208,7 @@ class HeadGate(ThresholdGate):
 
     def raw(self, x: Tensor) -> Tensor:
         """Logits (N, A)."""
-        return _linear(x[:, 0], self.mlp_head, self.norm)
+        return linear_behind(x[:, 0], self.mlp_head, self.norm)
 
     def lower(self, size: Size | None) -> LoweredCall:
         """Return the ``ClassTokenHeadMasker`` operator."""
@@ -248,7 +248,7 @@ class SublayerGate(ThresholdGate):
 
     def raw(self, x: Tensor) -> Tensor:
         """Logits (N, 1)."""
-        return _linear(x[:, 0], self.layer, self.norm, slice(self.row, self.row + 1))
+        return linear_behind(x[:, 0], self.layer, self.norm, slice(self.row, self.row + 1))
 
     def lower(self, size: Size | None) -> LoweredCall:
         """Return the ``ClassTokenLayerMasker`` operator."""

@@ -7,13 +7,15 @@ published weights load: ``norm1``, ``attn.query``, ``attn.token_select``, ``head
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dyndeploy.blocks.block import Block
+from dyndeploy.blocks._timm import read_block, require_equal
+from dyndeploy.blocks.block import Block, capacity_of
 from dyndeploy.blocks.gates import Gate, LoweredCall
 from dyndeploy.blocks.token_gates import HeadGate, SublayerGates, TokenGate
 from dyndeploy.errors import UsageError, unknown_name
@@ -59,7 +61,8 @@ class TransformerBlock(Block):
         qkv_bias: Whether queries, keys and values have biases.
         epsilon: Of both LayerNorms.
         scale: Of the products of queries and keys; None for ``d^-0.5``.
-        token: Gate of the tokens, kind ``token``; True makes a :class:`TokenGate`.
+        token: Gate of the tokens, kind ``token``; True makes a :class:`TokenGate`, a function is given ``norm1`` and
+            makes a gate, e.g. ``lambda norm: TokenGate(384, norm, kept=5)``.
         head: Gate of the heads, kind ``head``; True makes a :class:`HeadGate`.
         layer: Gates of both sublayers; True makes :class:`SublayerGates`.
         token_mlp: Whether dropped tokens leave out the MLP, too.
@@ -68,6 +71,8 @@ class TransformerBlock(Block):
         norm_policy: Whether gates of heads and sublayers that are made here read the class token behind a LayerNorm.
         drop_path: Probability of leaving out a sublayer in training, for blocks without gates of sublayers.
         consistent: See :class:`~dyndeploy.blocks.token_gates.ThresholdGate`; for gates that are made here.
+        token_capacity: Export to static shapes with places for so many tokens, or for such a share of them; images that
+            keep more are computed on all of them. None lets shapes follow the masks.
 
     Attributes:
         norm1: LayerNorm before the attention.
@@ -92,7 +97,7 @@ class TransformerBlock(Block):
         qkv_bias: bool = True,
         epsilon: float = 1e-6,
         scale: float | None = None,
-        token: Gate | bool | None = None,
+        token: Gate | Callable[[nn.LayerNorm], Gate] | bool | None = None,
         head: Gate | bool | None = None,
         layer: SublayerGates | bool | None = None,
         token_mlp: bool = True,
@@ -100,6 +105,7 @@ class TransformerBlock(Block):
         norm_policy: bool = False,
         drop_path: float = 0.0,
         consistent: bool = False,
+        token_capacity: int | float | None = None,
     ) -> None:
         super().__init__()
         if head_mode not in HEAD_MODES:
@@ -113,15 +119,19 @@ class TransformerBlock(Block):
         self.width, self.heads, self.head_size, self.hidden = width, heads, head_size, hidden
         self.scale = head_size**-0.5 if scale is None else scale
         self.token_mlp, self.head_mode, self.drop_path = token_mlp, head_mode, drop_path
+        self.token_capacity = token_capacity
         self.norm1, self.norm2 = (nn.LayerNorm(width, eps=epsilon) for _ in range(2))
         self.norm_policy = nn.LayerNorm(width, eps=epsilon) if norm_policy and (head or layer) else None
-        if token is True:
-            token = TokenGate(width, self.norm1, consistent=consistent)
+        tokens: Gate | None
+        if token is None or isinstance(token, bool):
+            tokens = TokenGate(width, self.norm1, consistent=consistent) if token else None
+        else:
+            tokens = token if isinstance(token, Gate) else token(self.norm1)
         if head is True:
             head = HeadGate(width, heads, self.norm_policy, consistent=consistent)
         if layer is True:
             layer = SublayerGates(width, self.norm_policy, consistent=consistent)
-        self.attn = Attention(width, heads * head_size, qkv_bias, token or None)
+        self.attn = Attention(width, heads * head_size, qkv_bias, tokens)
         self.mlp = Mlp(width, hidden)
         self.head_select = head or None
         self.layer_select = layer or None
@@ -138,6 +148,32 @@ class TransformerBlock(Block):
             gate = self.gates().get(name)
             if gate is not None and gate.kind.name != kind:
                 raise UsageError(f"The {name} gate of a transformer block is of kind '{kind}', not '{gate.kind.name}'.")
+
+    @classmethod
+    def from_timm(cls, block: nn.Module, **options: Any) -> TransformerBlock:
+        """Make a block of the weights of one of timm's layout, whose output it has where every mask is on.
+
+        Layer scale is folded into the layers before it; dropout and stochastic depth are left out (``drop_path``).
+
+        Args:
+            block: With ``norm1``, ``attn.qkv``, ``attn.proj``, ``norm2``, ``mlp.fc1``, ``mlp.fc2``, optionally ``ls1``
+                and ``ls2``; it is not changed.
+            options: Gates and what else the class takes but sizes.
+
+        Raises:
+            UsageError: It has other parts (norms of queries and keys, another activation, a position bias), or computes
+                something else (post-norm, parallel sublayers, another attention).
+        """
+        read = read_block(block)
+        ours = cls(
+            read.width, read.heads, read.hidden, head_size=read.head_size, epsilon=read.epsilon, scale=read.scale,
+            **options,
+        )  # fmt: skip
+        parameter = next(block.parameters())
+        ours = ours.to(device=parameter.device, dtype=parameter.dtype)
+        ours.load_state_dict(read.state, strict=False)
+        require_equal(block, _Dense(ours), read.width)
+        return ours.train(block.training)
 
     def gates(self) -> Mapping[str, Gate]:
         """The gates that there are, of ``token``, ``head``, ``attention`` and ``mlp``."""
@@ -192,7 +228,7 @@ class TransformerBlock(Block):
             kept = rows.detach().squeeze(2) > 0.5
             together = kept[:, None, :, None] & kept[:, None, None, :]
             alone = torch.eye(scores.shape[2], dtype=torch.bool, device=scores.device)
-            scores = torch.where(together, scores, torch.where(alone, 0.0, float("-inf")))
+            scores = torch.where(together, scores, torch.where(alone, 0.0, float("-inf")).to(scores.dtype))
         mixed = scores.softmax(3) @ v
         if whole is not None:
             mixed = mixed * whole + v * (1 - whole) if passes else mixed * whole
@@ -238,11 +274,25 @@ class TransformerBlock(Block):
             "w_fc2": self.mlp.fc2.weight,
             "b_fc2": self.mlp.fc2.bias,
         }
-        attributes = {
+        attributes: dict[str, float] = {
             "epsilon": self.norm1.eps,
             "scale": self.scale,
             "token_mlp": int(self.token_mlp),
             "head_mode": HEAD_MODES.index(self.head_mode),
         }
-        name = variant(token="token" in gates, head="head" in gates, layer="attention" in gates)
+        fixed = self.token_capacity is not None and "token" in gates
+        if self.token_capacity is not None and fixed:
+            attributes["capacity"] = capacity_of(self.token_capacity, shapes[0][1])
+        name = variant(token="token" in gates, head="head" in gates, layer="attention" in gates, fixed=fixed)
         return LoweredCall(name, {key: value.detach() for key, value in tensors.items()}, attributes)
+
+
+class _Dense(nn.Module):
+    """A block that computes everything."""
+
+    def __init__(self, block: TransformerBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block.compute(x)

@@ -73,6 +73,13 @@ def export(
         Path | None,
         typer.Option(help="Follow a plan of 'dyndeploy plan': modes, granularities, dense blocks; or exits."),
     ] = None,
+    token_capacity: Annotated[
+        str | None,
+        typer.Option(
+            help="Static shapes with places for so many tokens, e.g. 160, or for such a share of them, e.g. 0.8; "
+            "images that keep more are computed on all. (default: shapes follow the masks)"
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         option("--data", metavar="DIR", detail="For the reference tensors. (default: two sample photographs)"),
@@ -147,6 +154,7 @@ def export(
         data=data,
         checkpoint=source.checkpoint,
         dense=dense,
+        token_capacity=None if token_capacity is None else _capacity(token_capacity),
     )
     built = build_network(name, options, source.imported)
     if source.note:
@@ -185,3 +193,13 @@ def export(
     )
     for each in manifest.notes:
         note(f"{each}.")
+
+
+def _capacity(text: str) -> int | float:
+    """A number of tokens, or a share of them."""
+    from dyndeploy.errors import UsageError
+
+    try:
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        raise UsageError(f"--token-capacity takes a number of tokens or a share of them, not '{text}'.") from None

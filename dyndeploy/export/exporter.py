@@ -17,7 +17,7 @@ import torch
 import dyndeploy
 from dyndeploy import files
 from dyndeploy.blocks import StagedNetwork, confidence_of
-from dyndeploy.blocks.block import run_dense
+from dyndeploy.blocks.block import capacity_of, run_dense
 from dyndeploy.blocks.macs import dense_macs, exit_macs
 from dyndeploy.bundle import (
     BRANCHED,
@@ -84,6 +84,8 @@ class ExportSettings:
         weights: Which of its weights they are, where they are not the usual ones; for the record.
         dense: Blocks that run densely whatever their stage's mode: every mask bit is set, and there is no masker.
         notes: What else has to be said of the weights, for the record: phrases without a full stop.
+        token_capacity: Static shapes with places for so many tokens of an image, or for such a share of them; an image
+            that keeps more is computed on all. None lets shapes follow the masks.
     """
 
     target: str = "cpu"
@@ -98,11 +100,14 @@ class ExportSettings:
     weights: str | None = None
     dense: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    token_capacity: int | float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no network can be exported with; raises ``UsageError``."""
         target = load_target(self.target)
         target.require_precision(self.precision)
+        if self.token_capacity is not None:
+            capacity_of(self.token_capacity, 1)
         if self.graph not in GRAPHS:
             raise unknown_name("graph", self.graph, GRAPHS)
         if self.graph == "if" and "If" in target.refused:
@@ -251,7 +256,13 @@ def _write_graph(export: _Export) -> _Content:
     """Write ``model.onnx``, the static twin and the reference tensors of a network that is one graph."""
     settings, subject, folder = export.settings, export.subject, export.folder
     export.progress("capturing the dynamic graph")
-    built = build(subject.network, subject.inputs, export.target, dense=settings.dense)
+    built = build(
+        subject.network,
+        subject.inputs,
+        export.target,
+        dense=settings.dense,
+        token_capacity=settings.token_capacity,
+    )
     notes = (*_apply_plan((built.model,), settings.precision), *_dense_notes(settings.dense), *built.notes)
     notes += _plugin_notes((built.model,), export.target)
     _save(built.model, folder / MODEL)
@@ -401,6 +412,8 @@ def _require_fitting(subject: Subject, settings: ExportSettings) -> None:
     if not isinstance(network, StagedNetwork):
         if settings.exits is not None or settings.graph != "stages":
             raise UsageError(f"{subject.name} has no early exits: leave --exits and --graph out.")
+    elif settings.token_capacity is not None:
+        raise UsageError(f"{subject.name} exits early: its stages take no capacity of tokens.")
     elif subject.input_size is None:
         raise UsageError(f"{subject.name} exits early: its stages begin with images (N, 3, H, W), and nothing else.")
     elif settings.precision == "bf16":

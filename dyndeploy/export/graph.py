@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dyndeploy.blocks import DynamicBlock, dynamic_blocks
-from dyndeploy.blocks.block import ROOT, run_dense
+from dyndeploy.blocks.block import ROOT, limit_tokens, run_dense
 from dyndeploy.bundle import SAVES_NOTHING, MaskInfo
 from dyndeploy.errors import UsageError
 from dyndeploy.export.capture import capture
@@ -54,6 +54,7 @@ def build(
     dynamic_batch: bool = False,
     confidence: str = "",
     measure: str = "max_softmax",
+    token_capacity: int | float | None = None,
 ) -> Built:
     """Capture and legalise a network.
 
@@ -67,6 +68,7 @@ def build(
         dynamic_batch: Leave the first size of every input open; the examples then have two samples.
         confidence: Name of one more output, computed from ``logits``; empty for none.
         measure: What it is; see :mod:`dyndeploy.confidences`.
+        token_capacity: See :func:`dyndeploy.blocks.block.limit_tokens`; None leaves what the blocks have.
 
     Raises:
         UsageError: A network that cannot be captured as it is written; see :func:`dyndeploy.export.export_model`.
@@ -75,6 +77,8 @@ def build(
     network = copy.deepcopy(network)
     places = _Places.of(network)
     run_dense(network, dense)
+    if token_capacity is not None and not static:
+        limit_tokens(network, token_capacity)
     if static:
         run_dense(network, [path for path, _, _ in dynamic_blocks(network)])
     examples = list(inputs.values())

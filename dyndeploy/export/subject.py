@@ -83,7 +83,7 @@ def make_subject(
     info = registered(network)
     facts = network.facts() if isinstance(network, HasFacts) else NetworkFacts()
     name = type(network).__name__ if info is None or not info.builds(network) else info.name
-    own_size = getattr(network, "input_size", None) if info is None else info.input_size
+    own_size = getattr(network, "input_size", None if info is None else info.input_size)
     if example_inputs is None:
         size = input_size or own_size
         if size is None:

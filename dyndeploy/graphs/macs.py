@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.graphs.branches import flattened
 from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, subgraphs
 from dyndeploy.graphs.shapes import static_shapes, unknown_size
-from dyndeploy.ops import OPERATORS
+from dyndeploy.ops import OPERATORS, OperatorSpec
 
 Shape = tuple[int, ...]
 Masks = Mapping[str, npt.NDArray[np.float32]]
@@ -93,6 +94,22 @@ class MacCounter:
             blocks[group] = blocks[group] + macs if group in blocks else macs
         return GraphMacs(blocks)
 
+    def overflows(self, masks: Masks) -> dict[str, float]:
+        """Share of the images, by block, that need more places than static shapes have; blocks that have such only."""
+        found = {}
+        for node in self._nodes:
+            spec = OPERATORS[node.op_type] if is_dynamic(node) else None
+            if spec is not None and spec.overflows is not None:
+                shapes, attributes, given = self._call(spec, node, masks)
+                found[group_of(node.name)] = float(spec.overflows(shapes, attributes, given).mean())
+        return found
+
+    def _call(
+        self, spec: OperatorSpec, node: onnx.NodeProto, masks: Masks
+    ) -> tuple[list[Shape], dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
+        given = {port: self._mask(node.input[spec.input_index(port)], node, masks) for port in spec.mask_inputs()}
+        return [self._shape(name) for name in node.input], operator_attributes(node), given
+
     def _shape(self, name: str) -> Shape:
         shape = self._shapes.get(name)
         if shape is None or any(size < 0 for size in shape):
@@ -118,8 +135,7 @@ class MacCounter:
 
     def _dynamic(self, node: onnx.NodeProto, masks: Masks) -> npt.NDArray[np.float64]:
         spec = OPERATORS[node.op_type]
-        given = {port: self._mask(node.input[spec.input_index(port)], node, masks) for port in spec.mask_inputs()}
-        shapes, attributes = [self._shape(name) for name in node.input], operator_attributes(node)
+        shapes, attributes, given = self._call(spec, node, masks)
         macs: npt.NDArray[np.float64] = spec.work(shapes, attributes, spec.counts(shapes, attributes, given), 4.0).macs
         return macs
 

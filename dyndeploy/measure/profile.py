@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,8 @@ class RateResult:
         cpu_ratios: The same from CPU times; None where those are not one thread's.
         blocks: Residual blocks, from a separate run with the runtime's node profile.
         rest: ``"stem"``, ``"head"`` and ``"other"`` (nodes that no name ties to a block).
+        overflows: Share of the images by block that kept more than its static shapes have places for, and were computed
+            on everything; blocks of a fixed capacity only.
     """
 
     rate: float
@@ -103,6 +105,7 @@ class RateResult:
     cpu_ratios: tuple[float, ...] | None
     blocks: tuple[BlockTimes, ...]
     rest: tuple[BlockTimes, ...]
+    overflows: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def achieved_rate(self) -> float:
@@ -176,6 +179,7 @@ class RateResult:
             "ratios": list(self.ratios),
             "ratio_inputs": list(self.ratio_inputs),
             "cpu_ratios": None if self.cpu_ratios is None else list(self.cpu_ratios),
+            **({"overflows": dict(self.overflows)} if self.overflows else {}),
         }
 
     @classmethod
@@ -193,6 +197,7 @@ class RateResult:
             cpu_ratios=item["cpu_ratios"].optional(lambda ratios: ratios.sequence(Field.positive)),
             blocks=item["blocks"].sequence(BlockTimes.read),
             rest=item["rest"].sequence(BlockTimes.read),
+            overflows=item.get("overflows").optional(lambda shares: shares.mapping(Field.share)) or {},
         )
         for key in ("ratio_inputs", "cpu_ratios"):
             fits = item[key].value is None or len(item[key].value) == len(result.ratios)

@@ -181,4 +181,9 @@ def _rate_result(
         cpu_ratios=tuple(cpu_ratios) if len(cpu_ratios) == len(pair.ratios) else None,
         blocks=tuple(part(block) for block in blocks),
         rest=tuple(part(group) for group in rest),
+        overflows=_means([counter.overflows(masks) for masks in configuration.masks]),
     )
+
+
+def _means(shares: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {block: float(np.mean([share[block] for share in shares])) for block in (shares[0] if shares else ())}

@@ -12,7 +12,7 @@ import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ from dyndeploy.errors import UsageError
 from dyndeploy.nets.ada_vit_checkpoints import AdaVitRules
 from dyndeploy.nets.registry import IMAGENET, SMALL_32, Preprocessing, register_model
 from dyndeploy.nets.results import AdaVitOutput, NetworkFacts
+
+MODES = ("token", "head", "layer", "all", "static")
+"""What the networks may skip: each kind of decision has an option of its own."""
 
 _PATCH = 16
 _TOKEN_WIDTH = 64
@@ -62,6 +65,7 @@ class AdaVitConfig:
             loaded; False refuses it.
     """
 
+    modes: ClassVar[tuple[str, ...]] = MODES
     token: bool = False
     token_with_mlp: bool = False
     head: bool = False
@@ -409,7 +413,7 @@ _SIZES: Mapping[str, Architecture] = {
     "ada_deit_tiny": Architecture(192, 12, 3, 4),
     "ada_deit_small": Architecture(384, 12, 6, 4),
     "ada_deit_base": Architecture(768, 12, 12, 4),
-    "ada_vit_small": Architecture(64, 6, 4, 2, patch=4),
+    "ada_vit_small": Architecture(96, 6, 4, 2, patch=8),
 }
 
 

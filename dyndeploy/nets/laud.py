@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,7 @@ class LaudConfig:
             convolutions; "reference" only through the last, as the reference code does. The values are equal.
     """
 
+    modes: ClassVar[tuple[str, ...]] = MODES
     mode: str | Sequence[str] = "spatial"
     granularity: int | Sequence[int] = (4, 4, 2, 1)
     channel_granularity: int | Sequence[int] = (2, 2, 2, 2)

@@ -102,17 +102,23 @@ class Body:
 
     def op(self, op_type: str, *inputs: Value | int | Sequence[int], **attributes: Any) -> Value:
         """Append a node of a standard operator with one output."""
+        return self.several(op_type, 1, *inputs, **attributes)[0]
+
+    def several(
+        self, op_type: str, count: int, *inputs: Value | int | Sequence[int], **attributes: Any
+    ) -> tuple[Value, ...]:
+        """Append a node of a standard operator with that many outputs."""
         names = [self.value(item).name for item in inputs]
-        output = self._fresh(op_type)
+        outputs = [self._fresh(op_type) for _ in range(count)]
         references = {k: v for k, v in attributes.items() if isinstance(v, AttributeRef)}
         plain = {k: v for k, v in attributes.items() if not isinstance(v, AttributeRef)}
-        node = helper.make_node(op_type, names, [output], **plain)
+        node = helper.make_node(op_type, names, outputs, **plain)
         for name, reference in references.items():
             node.attribute.append(
                 onnx.AttributeProto(name=name, type=reference.kind, ref_attr_name=reference.name)  # type: ignore[arg-type]
             )
         self.nodes.append(node)
-        return Value(self, output)
+        return tuple(Value(self, output) for output in outputs)
 
     # ------------------------------------------------------------ shorthands
 

@@ -210,8 +210,8 @@ def block_sizes(geometry: BlockGeometry, rates: Rates) -> Mapping[str, float]:
     """Sizes of a transformer block for device models.
 
     ``rows1`` are rows that attention computes, ``rows2`` those of the MLP, of the whole batch; ``pairs`` are pairs of
-    tokens that attend to each other; ``hidden`` is fc1's depth at these rates, ``units`` what stands between fc1 and
-    fc2.
+    tokens that attend to each other; ``channel_rate`` and ``channel_groups`` are those of the heads; ``hidden`` is
+    fc1's depth at these rates, ``units`` what stands between fc1 and fc2.
     """
     g, used = geometry, used_rates(geometry, rates)
     kept = g.tokens * used[TOKEN.name]
@@ -228,6 +228,8 @@ def block_sizes(geometry: BlockGeometry, rates: Rates) -> Mapping[str, float]:
         "head_mode": g.head_mode,
         "rate": used[TOKEN.name],
         "head_rate": used[HEAD.name],
+        "channel_rate": used[HEAD.name],
+        "channel_groups": g.heads,
         "attention_rate": used[ATTENTION],
         "mlp_rate": used[MLP],
         "rows1": g.batch * used[ATTENTION] * kept,

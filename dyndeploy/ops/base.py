@@ -205,6 +205,8 @@ class OperatorSpec:
             rate of a gate kind among them replaces the share of set bits.
         kernels: By family: ``"cpu"`` (ONNX Runtime library), ``"cuda"``, ``"tensorrt"`` (plugins).
         skipped_kind: Class of kernels that it belongs to where a gate of a single bit skips it; None: its kind.
+        overflows: ``(input shapes, attributes, masks by input name) -> which images (N,) need more places than its
+            static shapes have``, so that it computes everything; None where its shapes follow the masks.
     """
 
     name: str
@@ -227,6 +229,7 @@ class OperatorSpec:
     further_rates: Callable[[Sequence[Shape], Attributes, Counts], Rates] = lambda shapes, attributes, counts: {}
     kernels: Mapping[str, KernelSpec] = field(default_factory=dict)
     skipped_kind: str | None = None
+    overflows: Callable[[Sequence[Shape], Attributes, Masks], Any] | None = None
 
     @property
     def decides(self) -> bool:

@@ -101,7 +101,10 @@ def _spec(name: str, summary: str, *, layer: bool) -> OperatorSpec:
     def body(b: Body, inputs: Mapping[str, Value]) -> Value:
         x = b.op("Cast", b.gather(inputs["x"], b.value(0), axis=1), to=TensorProto.FLOAT)
         weight, bias = (b.op("Cast", inputs[port], to=TensorProto.FLOAT) for port in ("weight", "bias"))
-        row = b.branch(b.op("Equal", b.integer("normalise"), 1), lambda inner: layer_norm(inner, x), lambda inner: x)
+        ones = b.op("Exp", b.zeros_like(b.gather(weight, b.value(0))))
+        row = b.branch(
+            b.op("Equal", b.integer("normalise"), 1), lambda inner: layer_norm(inner, x, ones), lambda inner: x
+        )
         keep = b.op("GreaterOrEqual", b.linear(row, weight, bias), b.zeros_like(bias))
         mask = b.op("Cast", keep, to=TensorProto.FLOAT)
         return b.reshape(mask, -1, 1, 1, 1) if layer else mask

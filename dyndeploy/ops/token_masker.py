@@ -103,7 +103,8 @@ def _sizes(shapes: Sequence[Shape], attributes: Attributes, rates: Rates) -> Map
 
 def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
     x, weight, bias = (b.op("Cast", inputs[name], to=TensorProto.FLOAT) for name in ("x", "weight", "bias"))
-    rows = b.branch(b.op("Equal", b.integer("normalise"), 1), lambda inner: layer_norm(inner, x), lambda inner: x)
+    ones = b.op("Exp", b.zeros_like(weight))
+    rows = b.branch(b.op("Equal", b.integer("normalise"), 1), lambda inner: layer_norm(inner, x, ones), lambda inner: x)
     logits = b.op("MatMul", rows, weight)
     keep = b.op("GreaterOrEqual", logits, b.op("Neg", bias))
     leading = b.op("Less", b.arange(b.dim(x, 1)), b.integer("kept"))

@@ -8,8 +8,9 @@ unchanged. The biases behind attention and fc1 belong to no head. LayerNorms see
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dyndeploy.errors import UsageError
 from dyndeploy.ops._transformer import (
     ATTENTION,
     ATTENTION_ONLY,
@@ -26,14 +27,29 @@ from dyndeploy.ops._transformer import (
     expected_counts,
 )
 from dyndeploy.ops._transformer_body import block_body
+from dyndeploy.ops._transformer_fixed import fixed_body
 from dyndeploy.ops._transformer_gpu import block_kernels
-from dyndeploy.ops.base import Attributes, Counts, Element, KernelSpec, Masks, OperatorSpec, Port, Rates, Role, Shape
+from dyndeploy.ops.base import (
+    Attribute,
+    Attributes,
+    Counts,
+    Element,
+    KernelSpec,
+    Masks,
+    OperatorSpec,
+    Port,
+    Rates,
+    Role,
+    Shape,
+)
 from dyndeploy.ops.gates import BLOCK, HEAD, TOKEN
 
 if TYPE_CHECKING:
     import torch
 
-SUFFIX = "TransformerBlock"
+SUFFIX, FIXED = "TransformerBlock", "Fixed"
+CAPACITY = Attribute("capacity")
+"""Tokens of an image that the static shapes have places for; an image that keeps more is computed on all rows."""
 X = Port("x", Role.ACTIVATION, ("N", "T", "D"))
 Y = Port("y", Role.ACTIVATION, ("N", "T", "D"))
 TOKEN_MASK = Port("token", Role.MASK, ("N", "T"), Element.FLOAT)
@@ -47,10 +63,10 @@ HEAD_MODES = ("inputs", "units", "attention")
 KERNELS: Mapping[str, KernelSpec] = {"cpu": KernelSpec(precisions=("fp32", "bf16"))}
 
 
-def variant(*, token: bool = False, head: bool = False, layer: bool = False) -> str:
-    """``op_type`` of the variant with these masks, at least one."""
+def variant(*, token: bool = False, head: bool = False, layer: bool = False, fixed: bool = False) -> str:
+    """``op_type`` of the variant with these masks, at least one; ``fixed``: that of a fixed capacity of tokens."""
     parts = [name for name, there in zip(PARTS, (token, head, layer), strict=True) if there]
-    return "".join(parts) + SUFFIX
+    return fixed * FIXED + "".join(parts) + SUFFIX
 
 
 def reference(
@@ -114,17 +130,22 @@ def reference(
     return torch.where((rows if token_mlp else every) & runs[MLP], x + branch, x)
 
 
-def _spec(parts: Sequence[str]) -> OperatorSpec:
-    name = "".join(parts) + SUFFIX
+def _spec(parts: Sequence[str], *, fixed: bool = False) -> OperatorSpec:
+    name = fixed * FIXED + "".join(parts) + SUFFIX
     ports = tuple(port for part in parts for port in PARTS[part])
     masks = tuple(port.name for port in ports)
 
-    def positional(*inputs: torch.Tensor, **attributes: float) -> torch.Tensor:
+    def positional(*inputs: torch.Tensor, capacity: int = 0, **attributes: float) -> torch.Tensor:
         weights = {port.name: tensor for port, tensor in zip(WEIGHTS, inputs[1 + len(masks) :], strict=True)}
         return reference(inputs[0], dict(zip(masks, inputs[1:], strict=False)), weights, **attributes)  # type: ignore[arg-type]
 
     def geometry(shapes: Sequence[Shape], attributes: Attributes) -> BlockGeometry:
-        return block_geometry(name, masks, shapes, attributes)
+        found = block_geometry(name, masks, shapes, attributes)
+        if fixed and not 1 <= attributes[CAPACITY.name] <= found.tokens:
+            raise UsageError(
+                f"{name}: a capacity of {attributes[CAPACITY.name]} tokens is not within 1 to {found.tokens}."
+            )
+        return found
 
     def counts(shapes: Sequence[Shape], attributes: Attributes, bits: Masks) -> Counts:
         return block_counts(geometry(shapes, attributes), {mask: bits[mask] for mask in masks})
@@ -145,32 +166,38 @@ def _spec(parts: Sequence[str]) -> OperatorSpec:
             MLP: float((rows > 0).mean()) if g.token_mlp else float(rows.mean()) / g.tokens,
         }
 
+    def overflows(shapes: Sequence[Shape], attributes: Attributes, bits: Masks) -> Any:
+        return bits["token"].sum(1) > attributes[CAPACITY.name]
+
     words = {"Token": "tokens", "Head": "attention heads", "Layer": "sublayers"}
     return OperatorSpec(
         name=name,
         version=1,
         kind="transformer_block",
-        summary=f"Transformer block on the kept {' and '.join(words[part] for part in parts)} only.",
+        summary=f"Transformer block on the kept {' and '.join(words[part] for part in parts)} only"
+        + (", in static shapes for so many tokens." if fixed else "."),
         inputs=(X, *ports, *WEIGHTS),
         outputs=(Y,),
-        attributes=ATTRIBUTES,
+        attributes=(*ATTRIBUTES, CAPACITY) if fixed else ATTRIBUTES,
         gates={mask: KINDS[mask] for mask in masks},
         reference=positional,
         infer_shape=lambda shapes, attributes: (geometry(shapes, attributes), shapes[0])[1],
-        body=block_body,
+        body=fixed_body if fixed else block_body,
         counts=counts,
         expected=lambda shapes, attributes, rates: expected_counts(geometry(shapes, attributes), own(rates)),
         work=lambda shapes, attributes, found, element: block_work(geometry(shapes, attributes), found, element),
         sizes=lambda shapes, attributes, rates: block_sizes(geometry(shapes, attributes), own(rates)),
         further_rates=further_rates,
-        kernels={**KERNELS, **block_kernels(masks)},
+        kernels={} if fixed else {**KERNELS, **block_kernels(masks)},
+        overflows=overflows if fixed else None,
     )
 
 
-SPECS = tuple(
-    _spec(parts)
-    for parts in (
-        ("Token",), ("Head",), ("Layer",), ("Token", "Head"), ("Token", "Layer"), ("Head", "Layer"),
-        ("Token", "Head", "Layer"),
-    )
+_VARIANTS = (
+    ("Token",), ("Head",), ("Layer",), ("Token", "Head"), ("Token", "Layer"), ("Head", "Layer"),
+    ("Token", "Head", "Layer"),
 )  # fmt: skip
+SPECS = (
+    *(_spec(parts) for parts in _VARIANTS),
+    *(_spec(parts, fixed=True) for parts in _VARIANTS if "Token" in parts),
+)

@@ -22,7 +22,7 @@ from dyndeploy.reporting.exit_profile import (
     write_exit_profile_report,
 )
 from dyndeploy.reporting.exits import exit_rows, render_exits_report, summarise, write_exits_report
-from dyndeploy.reporting.gallery import GalleryItem, mask_overlay
+from dyndeploy.reporting.gallery import DRAWN, GalleryItem, mask_overlay, token_grid
 from dyndeploy.reporting.html import ReportExtras, render_report, write_report
 from dyndeploy.reporting.network import (
     NetworkComparison,
@@ -35,6 +35,7 @@ from dyndeploy.reporting.pair_page import render_pair_report, write_pair_report
 from dyndeploy.reporting.pairs import Pair, compare_files, compare_measurements, measurement_kind
 
 __all__ = [
+    "DRAWN",
     "BlockComparison",
     "Comparison",
     "ExitComparison",
@@ -66,6 +67,7 @@ __all__ = [
     "staging_cost",
     "summarise",
     "summarise_exits",
+    "token_grid",
     "unpredicted_note",
     "write_exit_profile_report",
     "write_exits_report",

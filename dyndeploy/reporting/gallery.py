@@ -1,15 +1,18 @@
-"""Pictures of masks: which patches of an image a network computes."""
+"""Pictures of masks: which patches or tokens of an image a network computes."""
 
 from __future__ import annotations
 
 import base64
 import io
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.errors import InputError
+from dyndeploy.ops.gates import PATCH, TOKEN
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -38,7 +41,7 @@ class GalleryItem:
 
 
 def mask_overlay(image: Pixels, mask: npt.NDArray[np.float32]) -> Pixels:
-    """Dim the patches of an image that a spatial mask skips, and frame those that it computes.
+    """Dim the patches of an image that a mask skips, and frame those that it computes.
 
     Args:
         image: (h, w, 3) uint8.
@@ -58,6 +61,32 @@ def mask_overlay(image: Pixels, mask: npt.NDArray[np.float32]) -> Pixels:
     inner[1:-1, 1:-1] = active[1:-1, 1:-1] & active[:-2, 1:-1] & active[2:, 1:-1] & active[1:-1, :-2] & active[1:-1, 2:]
     result[active & ~inner] = (230, 159, 0)
     return np.clip(result, 0, 255).astype(np.uint8)
+
+
+def token_grid(mask: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Lay a mask of tokens out as the square of patches that they are, row by row.
+
+    Args:
+        mask: (tokens,) of 0 and 1. What does not fit the largest square stands before it: class and register tokens,
+            which are no place in the image.
+
+    Returns:
+        (side, side).
+
+    Raises:
+        InputError: No tokens.
+    """
+    side = math.isqrt(len(mask))
+    if mask.ndim != 1 or not side:
+        raise InputError(f"A mask of tokens is (tokens,), at least one, not {mask.shape}.")
+    return mask[len(mask) - side**2 :].reshape(side, side)
+
+
+DRAWN: Mapping[str, Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]] = {
+    PATCH.name: lambda mask: mask[0],
+    TOKEN.name: token_grid,
+}
+"""Kinds of masks that are places in the image, each with how one image's mask becomes (rows, columns)."""
 
 
 def data_uri(picture: Pixels, side: int = 192) -> str:

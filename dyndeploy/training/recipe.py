@@ -551,6 +551,15 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in recipe_folder().glob("*.yaml")))
 
 
+def recipes_by_network() -> dict[str, tuple[str, ...]]:
+    """Return the names of the recipes that come with dyndeploy by the name of their network; none is checked."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in recipe_names():
+        network = yaml.safe_load(files.read_text(recipe_folder() / f"{name}.yaml"))["model"]["name"]
+        found[network] = (*found.get(network, ()), name)
+    return found
+
+
 def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
     """Read a recipe.
 

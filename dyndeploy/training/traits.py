@@ -73,7 +73,7 @@ def _traits(name: str, options: str, imported: str | None, input_size: tuple[int
 
 def _ask(network: nn.Module, input_size: tuple[int, int] | None) -> Traits:
     info = registered(network)
-    own = getattr(network, "input_size", None) if info is None else info.input_size
+    own = getattr(network, "input_size", None if info is None else info.input_size)
     size = (int(own[0]), int(own[1])) if isinstance(own, (tuple, list)) and len(own) == 2 else None
     budget = hasattr(network, "full_flops") or any(True for _ in dynamic_blocks(network))
     shown = input_size or size

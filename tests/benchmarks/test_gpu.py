@@ -136,12 +136,16 @@ def test_the_plan_of_what_is_built(gpu: Any, tmp_path: Path, capsys: pytest.Capt
     prepare = gpu("prepare")
     assert prepare.main([str(tmp_path / "files"), "--architectures", "90", "--old-nvcc", "old", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 * (5 + 2) and not (tmp_path / "files").exists()
+    # Every unit of the kernels and the test program; then the program and the library are linked.
+    units = len(prepare.UNITS) + 1
+    assert len(prepare.UNITS) == 8 and len(lines) == 3 * (units + 2) and not (tmp_path / "files").exists()
     compiled = [line for line in lines if " -c " in line]
     assert all(Path(line.split()[line.split().index("-c") + 1]).is_file() for line in compiled)
-    assert sum("code=sm_90" in line for line in compiled) == 10
+    assert sum("code=sm_90" in line for line in compiled) == 2 * units
     old = [line for line in lines if line.startswith("old ")]
-    assert len(old) == 7 and all("arch=compute_62,code=compute_62" in line and "LANES_ONLY" in line for line in old)
+    assert len(old) == units + 2 and all(
+        "arch=compute_62,code=compute_62" in line and "LANES_ONLY" in line for line in old
+    )
 
 
 def test_a_compiler_that_is_missing_or_fails(gpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,10 @@ from types import ModuleType
 
 import pytest
 
+from tests.examples.vit import StandInVit
+
+OF_TIMM = ("dynamic_vit", "evit", "token_merging")
+"""Those that take a ViT of timm's: here one that is built alike, and small."""
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
 
@@ -21,7 +25,11 @@ def load(path: Path) -> ModuleType:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    load(path).main(tmp_path)
+    module = load(path)
+    if path.stem in OF_TIMM:
+        module.main(tmp_path, StandInVit())
+    else:
+        module.main(tmp_path)
     assert capsys.readouterr().out
 
 
@@ -30,8 +38,10 @@ def test_examples_are_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) < 80
 
 
-def test_all_five_are_there() -> None:
-    assert [path.stem for path in EXAMPLES] == ["deploy", "gated_residual", "mobile_exits", "own_block", "pyramid"]
+def test_all_are_there() -> None:
+    assert [path.stem for path in EXAMPLES] == [
+        "deploy", "dynamic_vit", "evit", "gated_residual", "mobile_exits", "own_block", "pyramid", "token_merging",
+    ]  # fmt: skip
 
 
 def test_the_list_names_every_example() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from torch import Tensor
 from dyndeploy.blocks import Tape, dynamic_blocks
 from dyndeploy.blocks.macs import dense_macs
 from dyndeploy.errors import UsageError
+from dyndeploy.export import ExportSettings, export_model
 from dyndeploy.nets import AdaVit, AdaVitOutput, create_model, model_names
 from dyndeploy.nets.ada_vit import sine_positions
+from dyndeploy.training import Recipe
 from tests.nets import vit_reference
 from tests.nets.vit_reference import DATA, OPTIONS, filled, images, official_keys
 
@@ -225,7 +228,7 @@ def test_a_copy_shares_nothing() -> None:
         for parameter in twin.parameters():
             parameter.zero_()
     assert twin.blocks[2].attn.token_select.norm is twin.blocks[2].norm1
-    assert float(network.blocks[2].norm1.weight.sum()) == 64
+    assert network.blocks[2].norm1.weight.tolist() == [1.0] * 96
 
 
 @pytest.mark.parametrize(
@@ -267,3 +270,15 @@ def test_other_image_sizes_and_half_precision() -> None:
     assert result.logits.shape == (2, 5) and result.token.shape == (2, 14, 17)
     half = network.bfloat16()(x.bfloat16())
     assert half.logits.dtype == torch.bfloat16 and bool(torch.isfinite(half.logits).all())
+
+
+def test_an_image_size_among_the_options_is_the_size_of_export_and_training(tmp_path: Path) -> None:
+    network = build("ada_vit_small", token=True, img_size=16)
+    bundle = export_model(network, tmp_path / "bundle")
+    assert bundle.manifest.input_size == (16, 16)
+    with pytest.raises(UsageError, match="takes images of 16x16 pixels, and got 32 x 32"):
+        export_model(network, tmp_path / "other", ExportSettings(input_size=(32, 32)))
+    model = {"name": "ada_vit_small", "options": {"token": True, "img_size": 16}}
+    content = {"name": "r", "description": "For tests.", "model": model, "data": {"dataset": "digits"}}
+    recipe = Recipe.from_dict({**content, "epochs": 1, "batch_size": 2, "optimizer": {"lr": 0.1}})
+    assert recipe.input_size == (16, 16) and recipe.preprocessing.resize == 16

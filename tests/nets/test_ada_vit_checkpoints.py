@@ -161,11 +161,11 @@ def test_positions_are_resized_only_when_asked(tmp_path: Path) -> None:
     network = build(2, resize_positions=True)
     report = load(network, path)
     table = torch.load(path)["pos_embed"]
-    grid = table[:, 1:].reshape(1, 16, 16, 64).permute(0, 3, 1, 2)
-    expected = F.interpolate(grid, (8, 8), mode="bicubic").flatten(2).transpose(1, 2)
+    grid = table[:, 1:].reshape(1, 8, 8, 96).permute(0, 3, 1, 2)
+    expected = F.interpolate(grid, (4, 4), mode="bicubic").flatten(2).transpose(1, 2)
     assert torch.equal(network.pos_embed[:, :1], table[:, :1])
     assert torch.allclose(network.pos_embed[:, 1:], expected)
-    assert "16 x 16 patches was resized to 8 x 8" in " ".join(report.notes)
+    assert "8 x 8 patches was resized to 4 x 4" in " ".join(report.notes)
     same = build(3, resize_positions=True)
     assert load(same, saved(tmp_path / "same.pth", build(1).state_dict())).notes == ()
 
@@ -177,9 +177,9 @@ def _without(weights: Weights, part: str) -> Weights:
 _FAULTS = {
     "depth": (lambda: _without(build(1).state_dict(), "blocks.5."), {}, "it has 5 blocks, and ada_vit_small has 6"),
     "width": (
-        lambda: {**build(1).state_dict(), "cls_token": torch.zeros(1, 1, 96)},
+        lambda: {**build(1).state_dict(), "cls_token": torch.zeros(1, 1, 64)},
         {},
-        "tokens have 96 features, those of ada_vit_small 64",
+        "tokens have 64 features, those of ada_vit_small 96",
     ),
     "classes": (lambda: build(1, num_classes=7).state_dict(), {}, r"7 classes: num_classes=7\?"),
     "some policies": (
@@ -213,12 +213,12 @@ _FAULTS = {
     "fc_norm": (lambda: {**plain(build(1)), "fc_norm.weight": torch.zeros(64)}, {}, "averages all tokens"),
     "no positions": (lambda: _without(build(1).state_dict(), "pos_embed"), {}, "lacks pos_embed"),
     "no grid": (
-        lambda: {**build(1).state_dict(), "pos_embed": torch.zeros(1, 67, 64)},
+        lambda: {**build(1).state_dict(), "pos_embed": torch.zeros(1, 19, 96)},
         {"resize_positions": True},
         "no square grid",
     ),
     "not finite": (
-        lambda: {**build(1).state_dict(), "cls_token": torch.full((1, 1, 64), torch.nan)},
+        lambda: {**build(1).state_dict(), "cls_token": torch.full((1, 1, 96), torch.nan)},
         {},
         "cls_token",
     ),

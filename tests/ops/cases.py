@@ -153,6 +153,8 @@ def _of_tokens(
         else:
             inputs.append(normal(*shape))
     attributes = {"epsilon": 1e-6, "scale": head_size**-0.5, "token_mlp": token_mlp, "head_mode": head_mode}
+    if "capacity" in {attribute.name for attribute in spec.attributes}:
+        attributes["capacity"] = 1 + (tokens - 1) * 2 // 3
     return Case(spec, tuple(inputs), attributes)
 
 

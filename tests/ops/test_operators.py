@@ -134,7 +134,8 @@ def test_every_face_is_there(name: str) -> None:
     assert spec.version >= 1
     assert spec.summary.endswith(".")
     assert spec.inputs[0].role is Role.ACTIVATION
-    assert set(spec.kernels) <= {"cpu", "cuda", "tensorrt"}
+    # Static shapes are for targets that have no kernels of ours.
+    assert set(spec.kernels) == (set() if spec.overflows else {"cpu", "cuda", "tensorrt"})
     function = spec.function(13)
     assert list(function.input) == [port.name for port in spec.inputs]
     assert list(function.attribute) == [attribute.name for attribute in spec.attributes]

@@ -651,7 +651,8 @@ Floats run(const TransformerShape& s, Type type, const BlockWeights& w, const Fl
 void test_transformers(int rounds) {
   Rng rng(3);
   for (int round = 0; round < rounds; ++round) {
-    const Type type = coin(rng) ? Type::kHalf : Type::kFloat;
+    // Few rounds of real threads: both types, and most of everything kept.
+    const Type type = (kThreaded ? round % 2 == 1 : coin(rng)) ? Type::kHalf : Type::kFloat;
     const int unit = pick(rng, 0, 2) == 0 ? 1 : 8;
     TransformerShape s = {};
     s.batch = pick(rng, 1, 3);
@@ -668,7 +669,7 @@ void test_transformers(int rounds) {
     s.token_mlp = coin(rng);
     s.epsilon = coin(rng) ? 1e-5f : 1e-6f;
     s.scale = static_cast<float>(1 / std::sqrt(s.head_width));
-    const double rate = 0.25 * pick(rng, 0, 4);
+    const double rate = 0.25 * pick(rng, kThreaded ? 3 : 0, 4);
     const auto bits = [&](bool used, int count) {
       Floats mask(used ? product_of({count}) : 0);
       for (float& v : mask) v = coin(rng, rate) ? 1.0f : 0.0f;

@@ -18,7 +18,16 @@ import pytest
 from dyndeploy.errors import InputError, OutputError, UsageError
 from dyndeploy.measure import Profile
 from dyndeploy.prediction import known_devices
-from dyndeploy.reporting import GalleryItem, ReportExtras, mask_overlay, predict_profile, render_report, write_report
+from dyndeploy.reporting import (
+    DRAWN,
+    GalleryItem,
+    ReportExtras,
+    mask_overlay,
+    predict_profile,
+    render_report,
+    token_grid,
+    write_report,
+)
 
 
 def gallery() -> list[GalleryItem]:
@@ -214,3 +223,27 @@ def test_overlay_keeps_what_is_computed_and_dims_the_rest() -> None:
     assert (overlay[2:6, 2:6] == 200).all()
     assert (overlay[9:, 9:] < 130).all()
     assert (overlay[7, :8] == (230, 159, 0)).all()
+
+
+@pytest.mark.parametrize("leading", [0, 1, 5])
+def test_tokens_are_drawn_where_their_patches_are(leading: int) -> None:
+    tokens = np.concatenate([np.ones(leading), [0, 1, 0, 0, 0, 0, 0, 0, 1]]).astype(np.float32)
+    assert token_grid(tokens).tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 1]]
+    image = np.full((30, 30, 3), 200, np.uint8)
+    overlay = mask_overlay(image, DRAWN["token"](tokens))
+    kept = (overlay == 200).all(2)
+    assert kept[5, 15] and kept[25, 25] and kept.sum() == 2 * 8 * 8
+    assert overlay[0, 10].tolist() == [230, 159, 0]
+    assert not kept[:10, :10].any() and not kept[10:20].any()
+
+
+def test_masks_of_patches_are_drawn_by_their_first_group() -> None:
+    mask = np.array([[[1, 0], [0, 1]], [[0, 0], [0, 0]]], np.float32)
+    assert DRAWN["spatial"](mask).tolist() == [[1, 0], [0, 1]]
+    assert "head" not in DRAWN and "layer" not in DRAWN
+
+
+@pytest.mark.parametrize("mask", [np.zeros((2, 4), np.float32), np.zeros(0, np.float32)], ids=str)
+def test_what_is_no_mask_of_tokens_is_refused(mask: np.ndarray) -> None:
+    with pytest.raises(InputError, match="tokens"):
+        token_grid(mask)

@@ -17,6 +17,7 @@ from tests.bundles import MODES, tiny_models
 from tests.tensorrt.test_contract import NO_HEADERS, TOOLS, node_cases, run
 from tests.tensorrt_rtx import test_bindings
 from tests.tensorrt_rtx.conftest import VERSION
+from tests.tensorrt_rtx.kinds import transformer
 from tests.tensorrt_rtx.recorded import listed
 
 pytestmark = [
@@ -45,12 +46,12 @@ def stored(engine: bytes) -> list[tuple[str, bytes]]:
     return found
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, "transformer"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_library_and_its_stand_ins_give_the_same_engine(
-    mode: str, precision: str, library: NativeLibrary, rtx: BuilderPackage
+    mode: str, precision: str, library: NativeLibrary, rtx: BuilderPackage, tmp_path: Path
 ) -> None:
-    source, _, _ = tiny_models(mode)
+    source = transformer(tmp_path, "token head layer")["model"][0] if mode == "transformer" else tiny_models(mode)[0]
     theirs = build_ahead(source, precision, library=library, package=rtx)
     ours = build_ahead(source, precision, package=rtx)
     assert theirs.plugins == f"libdyndeploy_tensorrt.so (sha256 {library.sha256})"
