@@ -32,7 +32,8 @@ def main(folder: Path, library: Path, stand_ins: bool) -> dict[str, Any]:
     # What the package 'tensorrt' does, which is nothing but this name.
     sys.modules["tensorrt"] = tensorrt_bindings
     api = TensorRT.load()
-    kept = register_stand_ins(tensorrt_bindings, OPERATORS.values(), []) if stand_ins else []
+    plugins = [spec for spec in OPERATORS.values() if "tensorrt" in spec.kernels]
+    kept = register_stand_ins(tensorrt_bindings, plugins, []) if stand_ins else []
     bundle = tiny_bundle(folder / "b", mode="both")
     settings = EngineSettings(library=library, cache=folder / "cache")
     engines = []
