@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import dyndeploy
 from dyndeploy.blocks import Block, Gate, LoweredCall
-from dyndeploy.errors import UsageError
+from dyndeploy.errors import DyndeployError, UsageError
 from dyndeploy.graphs.tensorrt import PrecisionPlan, tensorrt_model
 from dyndeploy.measure import profile_bundle
 from dyndeploy.ops import (
@@ -33,6 +33,9 @@ from dyndeploy.ops import (
     register_operator,
 )
 from dyndeploy.reporting import compare_profile, predict_profile
+from dyndeploy.runtimes.native import NativeLibrary
+from dyndeploy.runtimes.tensorrt_ahead import BuilderPackage, build_checked
+from dyndeploy.runtimes.tensorrt_plan import plan_build
 
 ROW = GateKind("row", ("N", "T"), "row of the input")
 """A kind of gate that the package does not know."""
@@ -182,6 +185,19 @@ def test_an_operator_of_ones_own_goes_the_whole_way(token_linear: OperatorSpec, 
     copy = tensorrt_model(bundle.load_model(), PrecisionPlan("fp16", typed=True))
     (node, _) = (node for node in copy.graph.node if node.op_type == "TokenLinear")
     assert len(node.input) == 4 and not copy.functions
+
+
+def test_an_operator_without_a_plugin_is_refused_before_the_builder_starts(
+    token_linear: OperatorSpec, tmp_path: Path
+) -> None:
+    bundle = dyndeploy.export_model(TokenNet().eval(), tmp_path / "b", example_inputs=torch.randn(1, 12, 8))
+    source, package = bundle.load_model(), BuilderPackage("no_such_tensorrt", "RTX 1.7.1", ())
+    plan, copy = plan_build(source, "fp32", package.text)
+    with pytest.raises(DyndeployError, match=r"^There is no TensorRT plugin for TokenLinear: no engine can be built\."):
+        build_checked(source, plan, copy, package, None)
+    # One's own library may have it.
+    with pytest.raises(DyndeployError, match="No module named 'no_such_tensorrt'"):
+        build_checked(source, plan, copy, package, NativeLibrary(tmp_path / "own.so", "a" * 64))
 
 
 def test_the_same_operator_twice_is_refused(token_linear: OperatorSpec) -> None:

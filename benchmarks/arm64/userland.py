@@ -184,6 +184,23 @@ def end_to_end(land: Userland) -> str:
     return f"verified; label {line['label']} and every rate as on this computer"
 
 
+def prebuilt(land: Userland) -> str:
+    """What ``.ci/wheel`` cross-builds: the program alone, and with the operators."""
+    named = os.environ.get("DYNDEPLOY_PREBUILT")
+    if not named:
+        raise SkippedError("DYNDEPLOY_PREBUILT names no folder; wheels of .ci/wheel have one, dyndeploy/prebuilt")
+    ready = land.root / "root/prebuilt"
+    shutil.rmtree(ready, ignore_errors=True)
+    shutil.copytree(Path(named) / "aarch64", ready)
+    for path in ready.iterdir():
+        path.chmod(0o755)
+    native = "prebuilt/libdyndeploy_ort_cpu.so"
+    for choice in ("off", native):
+        land.run(f"prebuilt/dyndeploy-run cpu --verify --native {choice}")
+    info = json.loads(land.run(f"prebuilt/dyndeploy-run cpu --info --native {native}"))
+    return f"verified without and with {info['operators']}"
+
+
 def operators(land: Userland) -> str:
     """The CPU operators, and the same bundle with them."""
     sources = land.root / "root/plugins"
@@ -288,6 +305,7 @@ STEPS: dict[str, tuple[Callable[[Userland], str], tuple[str, ...]]] = {
     "bundles": (bundles, ("packages",)),
     "runtime": (runtime, ("bundles",)),
     "end to end": (end_to_end, ("runtime", "onnxruntime")),
+    "prebuilt": (prebuilt, ("bundles", "onnxruntime")),
     "agent over SSH": (agent, ("bundles", "onnxruntime")),
     "README": (readme, ("bundles", "onnxruntime")),
     "operators": (operators, ("end to end",)),

@@ -131,6 +131,25 @@ def same(one: list[Any], other: list[Any]) -> bool:
     return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def warmed(cases: list[tuple[int, str, Request]]) -> None:
+    """Send each request from all threads at once, so that there is memory for as many of any size.
+
+    Left to chance, requests of the largest size meet late on a slow computer: memory of theirs looks like a leak.
+    """
+    barrier = threading.Barrier(THREADS)
+
+    def work() -> None:
+        for _, _, call in cases:
+            barrier.wait(LONGEST)
+            call()
+
+    threads = [threading.Thread(target=work) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 class Load:
     """Threads that send requests until the time is over."""
 
@@ -249,11 +268,15 @@ def main() -> int:
             for kind, calls in requests_of(session, images, paths).items()
             for call in calls
         ]
+        warmed(cases)
         machine = machine_facts()
+        # Room for all samples, written to once: a list of them would grow by 14 KiB a minute.
+        samples, count = np.full((int((60 * arguments.minutes + 2 * LONGEST) / SAMPLE), 2), np.nan), 0
         load = Load(cases, 60 * arguments.minutes)
-        start, process, samples = time.monotonic(), psutil.Process(), []
+        start, process = time.monotonic(), psutil.Process()
         while load.alive():
-            samples.append((time.monotonic() - start, process.memory_info().rss))
+            samples[count] = time.monotonic() - start, process.memory_info().rss
+            count += 1
             if load.hangs():
                 faulthandler.dump_traceback(all_threads=True)
                 print(f"FAILED: a request has taken more than {LONGEST:.0f} s", flush=True)
@@ -262,7 +285,8 @@ def main() -> int:
         exits = sessions[1].statistics()["exits"]
         for session in sessions:
             session.close()
-    seconds, memory = np.array(samples[int(WARM * len(samples)) :], np.float64).T
+    samples = samples[:count]
+    seconds, memory = samples[int(WARM * count) :].T
     if len(seconds) < 2 * PARTS:
         parser.error(f"--minutes {arguments.minutes:g} is too short for a slope of the memory")
     rise, error = slope(seconds, memory)
@@ -288,7 +312,7 @@ def main() -> int:
         "memory_mib": float(np.array_split(memory, PARTS)[-1].mean()) / 2**20,
         "slope_kib": rise / 2**10,
         "slope_error_kib": error / 2**10,
-        "memory": [[round(at, 1), int(size)] for at, size in samples[:: max(1, len(samples) // 240)]],
+        "memory": [[round(float(at), 1), int(size)] for at, size in samples[:: max(1, count // 240)]],
     }
     write_json(arguments.output / "runtime-load.json", result)
     write_text(arguments.output / "runtime-load.md", page(result))

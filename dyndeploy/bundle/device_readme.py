@@ -18,11 +18,14 @@ from dyndeploy.bundle.manifest import Manifest
 from dyndeploy.precisions import PRECISIONS
 from dyndeploy.targets import Target, load_target
 
-BUILD_PACKAGES = ("cmake", "g++", "rapidjson-dev", "libjpeg-dev", "libpng-dev", "python3-numpy")
+BUILD_PACKAGES = ("cmake", "make", "g++", "rapidjson-dev", "libjpeg-dev", "libpng-dev", "python3-numpy")
 """Debian packages that a build by :mod:`dyndeploy.remote.by_hand` needs; Ubuntu 18.04, 20.04 and 22.04 have them."""
 
 CAMERA_PACKAGES = ("gstreamer1.0-tools", "gstreamer1.0-plugins-base", "gstreamer1.0-plugins-good")
 CAMERA_BUILD_PACKAGES = ("libgstreamer1.0-dev", "libgstreamer-plugins-base1.0-dev")
+
+ONNXRUNTIME = "PIP_BREAK_SYSTEM_PACKAGES=1 pip3 install --user --no-deps onnxruntime"
+"""How the processor's runtime comes to a board. An older pip does not know the variable, and ignores it."""
 
 _OLDEST_ONNXRUNTIME = "1.18"
 _FRAME = (480, 640)
@@ -137,7 +140,14 @@ RapidJSON reads JSON, libjpeg and libpng read images. GStreamer reads cameras an
 
     def _runtime_needs(self) -> str:
         library = f"ONNX Runtime {_OLDEST_ONNXRUNTIME} or newer"
-        pip = f"{library} is in the Python package:\n\n" + _block("board network", "pip3 install --user onnxruntime")
+        pip = (
+            f"{library} is in the Python package:\n\n"
+            + _block("board apt", "sudo apt-get install -y python3-pip")
+            + f"\n\n{_block('board network', ONNXRUNTIME)}\n\n"
+            "Only its library is needed: `--no-deps` leaves your NumPy as it is. The variable stands for systems whose "
+            "pip else refuses (Ubuntu 24.04, Debian 12); it goes to `~/.local` all the same. There is none for the "
+            "Python 3.6 of JetPack 4: name a library that you have with `DYNDEPLOY_ONNXRUNTIME`."
+        )
         if self.carried.tensorrt:
             return (
                 "The runtime computes with TensorRT where it was built on a machine that has it, else on the "
@@ -148,8 +158,7 @@ RapidJSON reads JSON, libjpeg and libpng read images. GStreamer reads cameras an
         half = f" There the bundle computes in {computes}, not in {asked}." if computes != asked else ""
         return (
             f"The runtime of this release computes on the processor, by ONNX Runtime.{half} Engines of TensorRT run "
-            f"over SSH and by `trtexec` (both below). {pip}\n\nThere is none for the Python 3.6 of JetPack 4: name a "
-            "library that you have with `DYNDEPLOY_ONNXRUNTIME`."
+            f"over SSH and by `trtexec` (both below). {pip}"
         )
 
     def build(self) -> str:
@@ -217,7 +226,8 @@ RapidJSON reads JSON, libjpeg and libpng read images. GStreamer reads cameras an
         return f"""
 ## Run
 
-{thresholds}Class, confidence, exit or rate, and milliseconds of each image, of a file or of all in a folder:
+{thresholds}Class, confidence, exit or rate, and milliseconds of each image, of a file or of all in a folder.
+`photo.jpg` stands for a picture of yours:
 
 {_block("board", "built/dyndeploy-run .. photo.jpg", "built/dyndeploy-run .. photo.jpg --json --repeat 10")}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dyndeploy.bundle import Bundle
     from dyndeploy.inference import Classification, Failure, Result
     from dyndeploy.remote import DeviceEntry
+    from dyndeploy.runtimes.base import Array
 
 
 def run(
@@ -44,7 +45,7 @@ def run(
     native: Native = "auto",
     device: Annotated[
         str | None,
-        option("--device", detail="A board: images only. (default: what is here)", autocompletion=complete_device),
+        option("--device", detail="(default: what is here)", autocompletion=complete_device),
     ] = None,
     host: Host = None,
     as_json: Annotated[bool, option("--json", detail="One object a line, each as soon as its image is done.")] = False,
@@ -65,11 +66,15 @@ def run(
     limits = None if thresholds is None else numbers("--thresholds", thresholds)
     board = chosen_board(device, host)
     if board is not None:
-        of_this_machine = {"--input": inputs, "--native": native != "auto", "--runtime": runtime != "auto"}
+        of_this_machine = {"--native": native != "auto", "--runtime": runtime != "auto"}
         given = [name for name, value in of_this_machine.items() if value]
         if given:
             raise UsageError(f"{', '.join(given)}: for this machine; a board runs what it builds. Leave it out.")
-        _run_there(opened, board, images or [], threads, limits, as_json)
+        if images:
+            _run_there(opened, board, images, threads, limits, as_json)
+        else:
+            feeds = read_arrays(opened, named_files(inputs or []))
+            _tell_arrays(lambda: _arrays_there(opened, board, feeds, threads, limits), output, as_json)
         return
     choice = chosen_here(opened, device, runtime, told=not as_json)
     if images:
@@ -82,9 +87,19 @@ def run(
         _end(failed, len(files))
         return
     feeds = read_arrays(opened, named_files(inputs or []))
+
+    def here() -> Result:
+        [result] = run_inputs(opened, [feeds], runtime=choice, threads=threads, thresholds=limits, native=native)
+        return result
+
+    _tell_arrays(here, output, as_json)
+
+
+def _tell_arrays(compute: Callable[[], Result], output: Path | None, as_json: bool) -> None:
+    """Print what arrays gave, and write it where that is asked for; a file that cannot be written costs no run."""
     with ExitStack() as stack:
         written = None if output is None else stack.enter_context(atomic_file(output))
-        [result] = run_inputs(opened, [feeds], runtime=choice, threads=threads, thresholds=limits, native=native)
+        result = compute()
         if written is not None:
             _write(written, result)
     if as_json:
@@ -102,6 +117,36 @@ def run(
     _print_code(result.operators)
 
 
+def _steps() -> Callable[[str, float], None]:
+    """Tells each step once in a line: results come in between."""
+    told = ""
+
+    def progress(message: str, fraction: float) -> None:
+        nonlocal told
+        step = message.split(":")[0]
+        if step != told and not step.startswith("run"):
+            told = step
+            progress_line(message)
+
+    return telling_waits(progress)
+
+
+def _arrays_there(
+    bundle: Bundle,
+    board: DeviceEntry,
+    feeds: Mapping[str, Array],
+    threads: int,
+    thresholds: Sequence[float] | None,
+) -> Result:
+    from dyndeploy.remote import run_inputs_on_device
+
+    with connected(board) as client:
+        [result] = run_inputs_on_device(
+            bundle, client, board, [feeds], threads=threads, thresholds=thresholds, progress=_steps()
+        )
+    return result
+
+
 def _run_there(
     bundle: Bundle,
     board: DeviceEntry,
@@ -114,20 +159,8 @@ def _run_there(
     from dyndeploy.remote import run_on_device
 
     files = list(with_folders(images))
-    told = ""
-
-    def progress(message: str, fraction: float) -> None:
-        nonlocal told
-        # A line for each step: results come in between.
-        step = message.split(":")[0]
-        if step != told and not step.startswith("run"):
-            told = step
-            progress_line(message)
-
     with connected(board) as client:
-        results = run_on_device(
-            bundle, client, board, files, threads=threads, thresholds=thresholds, progress=telling_waits(progress)
-        )
+        results = run_on_device(bundle, client, board, files, threads=threads, thresholds=thresholds, progress=_steps())
         failed = _print_each(results, bundle.manifest.network.class_names, as_json)
     _end(failed, len(files))
 

@@ -22,7 +22,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 HERE = os.path.dirname(os.path.abspath(__file__))
 BUILT, PREBUILT, SOURCES = "built", "prebuilt", "plugins"
 PROGRAM, OPERATORS = "dyndeploy-run", "libdyndeploy_ort_cpu.so"
-PACKAGES = "sudo apt-get install cmake g++ rapidjson-dev libjpeg-dev libpng-dev"
+PACKAGES = "sudo apt-get install cmake make g++ rapidjson-dev libjpeg-dev libpng-dev"
 LEAVE, STAY = 0.0, 2.0  # Thresholds: every confidence reaches the first, none the second.
 
 Json = Dict[str, Any]

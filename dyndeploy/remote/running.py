@@ -1,12 +1,14 @@
-"""Running images on a board: read and preprocessed here, run there by the engines and the code that profiles them."""
+"""Running images and arrays on a board: read here, run there by the engines and the code that profiles them."""
 
 from __future__ import annotations
 
 import base64
 import io
+import itertools
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from dyndeploy.remote.devices import DeviceEntry
 from dyndeploy.remote.exits import chain_stages
 from dyndeploy.remote.payload import module_contents, plugin_contents, run_graphs
 from dyndeploy.remote.profiling import BoardWork, ask_board, require_runnable, require_space, sent_and_run
-from dyndeploy.runtimes.base import Array
+from dyndeploy.runtimes.base import ANY_SIZE, Array, checked_feeds
 from dyndeploy.runtimes.native import operator_code
 from dyndeploy.runtimes.staged import chosen_thresholds
 
@@ -69,33 +71,12 @@ def run_on_device(
     """
     manifest = bundle.manifest
     preprocessing, size = manifest.images()
-    if manifest.exits is None and thresholds is not None:
-        raise UsageError(f"{manifest.network.name} has no exits: leave the thresholds out.")
     files = list(with_folders(images))
-    target, facts, versions = ask_board(bundle, client, entry, progress, require=require_runnable)
-    progress("preparing graphs", 0.0)
-    graphs = run_graphs(bundle, target.runtime, versions.get("tensorrt"))
-    modules = module_contents()
-    sources = plugin_contents(bundle) if target.runtime == "tensorrt" else {}
-    kept = [*graphs.contents.values(), *modules.values(), *sources.values()]
-    require_space(client, kept, graphs.contents, facts)
-    work = BoardWork(bundle, client, target, versions, threads, modules, progress)
-    chain = _chain(bundle, thresholds, work.precision)
-    batch = manifest.batch if manifest.exits is None else 1
-    keep = [LOGITS] if manifest.exits is not None else _graph_outputs(bundle)
+    board = _Board(bundle, client, entry, threads, thresholds, progress)
+    name = manifest.inputs[0].name
 
-    def run(batches: Sequence[Array]) -> list[tuple[dict[str, Array], int | None, float] | DyndeployError]:
-        name = manifest.inputs[0].name
-        content = _packed({f"input/{index}/{name}": value for index, value in enumerate(batches)})
-
-        def steps() -> Any:
-            built = work.build(graphs.contents, graphs.plans, sources)
-            spec = {**built, **chain, "batches": len(batches), "inputs": [name], "keep": keep}
-            return work.run("run", "run", {**spec, "content": content.sha256})
-
-        result = sent_and_run(client, [*kept, content], progress, steps)
-        client.forget(result.key)
-        return _results(bundle, result.value, len(batches), keep, facts["model"] or "the board")
+    def run(batches: Sequence[Array]) -> list[_Outcome]:
+        return board.run([{name: value} for value in batches])
 
     def each() -> Iterator[Result | Failure]:
         waiting: list[str] = []
@@ -105,21 +86,145 @@ def run_on_device(
                 image = load_image(path, preprocessing, size)
             except InputError as error:
                 # The order of the images stays that of the results.
-                yield from _rows(waiting, read, batch, run, bundle, work)
+                yield from _rows(waiting, read, board, run)
                 waiting, read = [], []
                 yield Failure(os.fspath(path), error)
                 continue
             waiting.append(os.fspath(path))
             read.append(image)
-            if len(read) % batch == 0 and sum(value.nbytes for value in read) >= CHUNK_BYTES:
-                yield from _rows(waiting, read, batch, run, bundle, work)
+            if len(read) % board.batch == 0 and sum(value.nbytes for value in read) >= CHUNK_BYTES:
+                yield from _rows(waiting, read, board, run)
                 waiting, read = [], []
-        yield from _rows(waiting, read, batch, run, bundle, work)
+        yield from _rows(waiting, read, board, run)
 
     if LOGITS in {info.name for info in manifest.outputs}:
         yield from classified(each(), manifest.network)
     else:
         yield from each()
+
+
+def run_inputs_on_device(
+    bundle: Bundle,
+    client: DeviceClient,
+    entry: DeviceEntry,
+    inputs: Sequence[Mapping[str, Array]],
+    *,
+    threads: int = 1,
+    thresholds: Sequence[float] | None = None,
+    progress: Progress = lambda message, fraction: None,
+) -> list[Result]:
+    """Run arrays on a board, as :func:`dyndeploy.inference.run_inputs` does here, with the engines of a profile.
+
+    Args:
+        bundle: As for :func:`run_on_device`; it need not take images.
+        client: Connected to the board.
+        entry: The board.
+        inputs: Arrays by name, with the bundle's batch as first axis. Of a network that exits early any number of
+            images: they run there one after the other, ``ms`` is the sum, and ``exit`` that of the first, as here.
+        threads: As for :func:`run_on_device`.
+        thresholds: As for :func:`run_on_device`.
+        progress: As for :func:`run_on_device`.
+
+    Returns:
+        One result for each; those for a network's masks have their rates.
+
+    Raises:
+        UsageError: As for :func:`run_on_device`, or there are no inputs.
+        InputError: An input is missing, is of another shape or type, or holds NaN or infinite values.
+        NotFiniteError: What the network gives is not finite.
+        DeviceError: The board, or the connection to it, failed.
+    """
+    manifest = bundle.manifest
+    if not inputs:
+        raise UsageError("Give at least one input.")
+    infos = manifest.inputs
+    if manifest.exits is not None:
+        infos = tuple(replace(info, shape=(ANY_SIZE, *info.shape[1:])) for info in infos)
+    # Wrong arrays are told before a board is asked.
+    checked = [checked_feeds(infos, feeds) for feeds in inputs]
+    batches = checked if manifest.exits is None else [row for feeds in checked for row in _single_rows(feeds)]
+    board = _Board(bundle, client, entry, threads, thresholds, progress)
+    outcomes = iter(board.run(batches))
+    results = []
+    for feeds in checked:
+        count = 1 if manifest.exits is None else len(feeds[infos[0].name])
+        parts = []
+        for found in itertools.islice(outcomes, count):
+            if isinstance(found, DyndeployError):
+                raise found
+            parts.append(found)
+        outputs = parts[0][0]
+        if manifest.exits is not None:
+            outputs = {key: np.concatenate([part[0][key] for part in parts]) for key in outputs}
+        results.append(board.result(outputs, parts[0][1], sum(part[2] for part in parts), None))
+    return results
+
+
+def _single_rows(feeds: Mapping[str, Array]) -> list[dict[str, Array]]:
+    [(name, images)] = feeds.items()
+    if not len(images):
+        raise InputError("There are no images: give at least one.")
+    return [{name: images[row : row + 1]} for row in range(len(images))]
+
+
+_Outcome = tuple[dict[str, Array], int | None, float] | DyndeployError
+"""Outputs, exit and milliseconds of a batch; or why there are none."""
+
+
+class _Board:
+    """A board that has been asked what it is; engines are built when something runs.
+
+    Attributes:
+        batch: How many images run at once.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        client: DeviceClient,
+        entry: DeviceEntry,
+        threads: int,
+        thresholds: Sequence[float] | None,
+        progress: Progress,
+    ) -> None:
+        manifest = bundle.manifest
+        if manifest.exits is None and thresholds is not None:
+            raise UsageError(f"{manifest.network.name} has no exits: leave the thresholds out.")
+        target, facts, versions = ask_board(bundle, client, entry, progress, require=require_runnable)
+        progress("preparing graphs", 0.0)
+        self._bundle, self._client, self._progress = bundle, client, progress
+        self._graphs = run_graphs(bundle, target.runtime, versions.get("tensorrt"))
+        modules = module_contents()
+        self._sources = plugin_contents(bundle) if target.runtime == "tensorrt" else {}
+        self._kept = [*self._graphs.contents.values(), *modules.values(), *self._sources.values()]
+        require_space(client, self._kept, self._graphs.contents, facts)
+        self._work = BoardWork(bundle, client, target, versions, threads, modules, progress)
+        self._chain = _chain(bundle, thresholds, self._work.precision)
+        self._keep = [LOGITS] if manifest.exits is not None else _graph_outputs(bundle)
+        self._model = facts["model"] or "the board"
+        self._code: str | None = None
+        self.batch = manifest.batch if manifest.exits is None else 1
+
+    def run(self, batches: Sequence[Mapping[str, Array]]) -> list[_Outcome]:
+        """Run batches of arrays by name, one after the other."""
+        names = [info.name for info in self._bundle.manifest.inputs]
+        content = _packed({f"input/{at}/{name}": feeds[name] for at, feeds in enumerate(batches) for name in names})
+
+        def steps() -> Any:
+            built = self._work.build(self._graphs.contents, self._graphs.plans, self._sources)
+            spec = {**built, **self._chain, "batches": len(batches), "inputs": names, "keep": self._keep}
+            return self._work.run("run", "run", {**spec, "content": content.sha256})
+
+        result = sent_and_run(self._client, [*self._kept, content], self._progress, steps)
+        self._client.forget(result.key)
+        self._code = self._code or operator_code(self._bundle.manifest.operator_types, self._work.native())
+        return _results(self._bundle, result.value, len(batches), self._keep, self._model)
+
+    def result(self, outputs: dict[str, Array], taken: int | None, ms: float, image: str | None) -> Result:
+        """What was computed, with the rates of the masks among the outputs."""
+        masks = [mask.name for mask in self._bundle.manifest.masks if mask.name in outputs]
+        rates = {mask: float(outputs.pop(mask).mean()) for mask in masks}
+        return Result(outputs, ms, taken, rates, image, self._code)
 
 
 def _graph_outputs(bundle: Bundle) -> list[str]:
@@ -149,34 +254,29 @@ def _packed(arrays: Mapping[str, Array]) -> Content:
 
 
 def _rows(
-    names: Sequence[str], images: Sequence[Array], batch: int, run: Any, bundle: Bundle, work: BoardWork
+    names: Sequence[str], images: Sequence[Array], board: _Board, run: Callable[[Sequence[Array]], list[_Outcome]]
 ) -> Iterator[Result | Failure]:
     """Results of some images, whose last batch is filled up with its last image."""
     if not images:
         return
+    batch = board.batch
     filled = [*images, *[images[-1]] * (-len(images) % batch)]
     batches = [np.stack(filled[start : start + batch]) for start in range(0, len(filled), batch)]
-    code = None
     for number, found in enumerate(run(batches)):
         own = names[number * batch : (number + 1) * batch]
         if isinstance(found, DyndeployError):
             yield from (Failure(name, found) for name in own)
             continue
-        code = code or operator_code(bundle.manifest.operator_types, work.native())
         outputs, taken, ms = found
         for row, name in enumerate(own):
             values = {
                 key: value[row : row + 1] if value.shape[:1] == (batch,) else value for key, value in outputs.items()
             }
-            masks = [mask.name for mask in bundle.manifest.masks if mask.name in values]
-            rates = {mask: float(values.pop(mask).mean()) for mask in masks}
-            yield Result(values, ms / len(own), taken, rates, name, code)
+            yield board.result(values, taken, ms / len(own), name)
 
 
-def _results(
-    bundle: Bundle, value: object, count: int, keep: Sequence[str], where: str
-) -> list[tuple[dict[str, Array], int | None, float] | DyndeployError]:
-    """What the board sent, checked: outputs, exit and milliseconds of every batch, or why there are none."""
+def _results(bundle: Bundle, value: object, count: int, keep: Sequence[str], where: str) -> list[_Outcome]:
+    """What the board sent, checked."""
     root = Document(f"The result of {where}", "Run once more.", DeviceError).root(value)
     exits = None if bundle.manifest.exits is None else [stage.exit for stage in bundle.exits.stages]
     runs = root["runs"].sequence(lambda item: item, length=count)
@@ -185,7 +285,7 @@ def _results(
             arrays = {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise DeviceError(f"The result of {where} is malformed: {error}. Run once more.") from error
-    found: list[tuple[dict[str, Array], int | None, float] | DyndeployError] = []
+    found: list[_Outcome] = []
     for index, item in enumerate(runs):
         if "error" in item.value:
             found.append(NotFiniteError(f"{item['error'].label()}. {_ADVICE}"))

@@ -196,20 +196,27 @@ class Session(ABC):
         return known if outputs is None else list(outputs)
 
     def _checked_feeds(self, feeds: Feeds, *, finite: bool = True) -> dict[str, Array]:
-        expected = {info.name: info for info in self.inputs}
-        missing = [name for name in expected if name not in feeds]
-        surplus = [name for name in feeds if name not in expected]
-        if missing or surplus:
-            raise InputError(
-                f"The network takes the inputs {list(expected)}, but got {list(feeds)}: "
-                + "; ".join(
-                    f"{what} {', '.join(names)}"
-                    for what, names in (("missing", missing), ("unknown", surplus))
-                    if names
-                )
-                + "."
+        return checked_feeds(self.inputs, feeds, finite=finite)
+
+
+def checked_feeds(inputs: Sequence[TensorInfo], feeds: Feeds, *, finite: bool = True) -> dict[str, Array]:
+    """Return ``feeds`` in the order of ``inputs`` if they are those, each as :func:`checked_tensor` returns it.
+
+    Raises:
+        InputError: One is missing, unknown, or does not fit.
+    """
+    expected = {info.name: info for info in inputs}
+    missing = [name for name in expected if name not in feeds]
+    surplus = [name for name in feeds if name not in expected]
+    if missing or surplus:
+        raise InputError(
+            f"The network takes the inputs {list(expected)}, but got {list(feeds)}: "
+            + "; ".join(
+                f"{what} {', '.join(names)}" for what, names in (("missing", missing), ("unknown", surplus)) if names
             )
-        return {name: checked_tensor(info, feeds[name], finite=finite) for name, info in expected.items()}
+            + "."
+        )
+    return {name: checked_tensor(info, feeds[name], finite=finite) for name, info in expected.items()}
 
 
 def checked_tensor(info: TensorInfo, value: Array, *, finite: bool = True) -> Array:

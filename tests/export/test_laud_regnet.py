@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -57,18 +58,20 @@ def test_every_mode_is_exported_as_it_is_computed(se: str, tmp_path: Path) -> No
         "mask/trunk_output.block1.block1-0/layer",
         "mask/trunk_output.block4.block4-1/channel",
     }
-    report = dyndeploy.verify_bundle(bundle)
-    assert report.passed, [check for check in report.checks if not check.passed]
-    apart = [check for check in report.checks if "against the exact network" in check.name]
-    assert len(apart) == (1 if se == "active" else 0)
-    assert all("relative difference" in check.detail for check in apart)
+    for native in ("auto", "off"):
+        report = dyndeploy.verify_bundle(bundle, native=native)
+        assert report.passed, [check for check in report.checks if not check.passed]
+        apart = [check for check in report.checks if "against the exact network" in check.name]
+        assert len(apart) == (1 if se == "active" else 0)
+        assert all("relative difference" in check.detail for check in apart)
     assert any("se=active averages" in note for note in bundle.manifest.notes) == (se == "active")
 
     # Everything, and nothing: as the network computes it.
     masks = bundle.manifest.masks
     x = torch.randn(1, 3, 48, 40)
-    with OnnxRuntimeSession(overlay_forced_masks(bundle.load_model(), masks), threads=1) as session:
-        for value in (0.0, 1.0):
+    overlay = overlay_forced_masks(bundle.load_model(), masks)
+    for native, value in itertools.product(("auto", "off"), (0.0, 1.0)):
+        with OnnxRuntimeSession(overlay, threads=1, native=native) as session:
             with Tape(network, force=lambda name, mask, value=value: torch.full_like(mask, value)), torch.no_grad():
                 expected = network(x).logits.numpy()
             given = {mask.name: np.full(mask.shape, value, np.float32) for mask in masks}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -66,9 +67,10 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:
     assert torch.equal(layer.eval()(x), x)
 
 
+@pytest.mark.vision("torchvision")
 @pytest.mark.parametrize("name", sorted(GENERATORS))
 def test_regnet_equals_torchvision(name: str) -> None:
-    models = pytest.importorskip("torchvision.models")
+    models = importlib.import_module("torchvision.models")
     theirs = randomize(getattr(models, name)())
     ours = regnet(name)
     ours.stem.load_state_dict(theirs.stem.state_dict())
@@ -78,9 +80,10 @@ def test_regnet_equals_torchvision(name: str) -> None:
         torch.testing.assert_close(features(ours, x), theirs.trunk_output(theirs.stem(x)))
 
 
+@pytest.mark.vision("torchvision")
 @pytest.mark.parametrize("width_mult", [0.5, 0.75, 1.0, 1.25, 1.5, 2.0])
 def test_mobilenet_equals_torchvision(width_mult: float) -> None:
-    models = pytest.importorskip("torchvision.models")
+    models = importlib.import_module("torchvision.models")
     theirs = randomize(models.mobilenet_v3_large(width_mult=width_mult))
     ours = mobilenet_v3_large(width_mult)
     assert ours.head_channels == theirs.classifier[0].out_features
@@ -116,9 +119,10 @@ RESNETS = [
 
 
 @pytest.mark.parametrize(("name", "block", "depths"), RESNETS)
+@pytest.mark.vision("torchvision", "timm")
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_resnet_equals_other_libraries(name: str, block: Any, depths: tuple[int, int, int, int], library: str) -> None:
-    models = pytest.importorskip("torchvision.models" if library == "torchvision" else "timm.models.resnet")
+    models = importlib.import_module("torchvision.models" if library == "torchvision" else "timm.models.resnet")
     theirs = randomize(getattr(models, name)())
     ours = resnet(Architecture(blocks=depths), block)
     load_resnet(ours, theirs)

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dyndeploy.errors import CheckpointError, UsageError
 from dyndeploy.nets import (
     LaudRegNet,
+    LaudRegNetConfig,
     create_model,
     full_flops,
     load_checkpoint,
@@ -22,6 +23,7 @@ from dyndeploy.nets import (
     save_checkpoint,
     static_macs,
 )
+from dyndeploy.nets.regnet import StageWidth
 
 from .helpers import randomize
 
@@ -386,6 +388,10 @@ def test_foreign_files_are_named(tmp_path: Path) -> None:
         load_checkpoint(small, official(build("laud_regnety_small", mode="spatial"), path))
     with pytest.raises(CheckpointError, match="num_classes=7"):
         load_checkpoint(small, official(build("laud_regnety_small", mode="channel", num_classes=7), path))
+    widths = [StageWidth(2, channels, 8) for channels in (32, 64, 96, 128)]
+    other = LaudRegNet("other", widths, LaudRegNetConfig(mode="channel", num_classes=10), 24, 1)
+    with pytest.raises(CheckpointError, match=r"block4.block4-0 has 128 channels, and here 160: it is another RegNet"):
+        load_checkpoint(small, official(other, path))
     wider = dict(small.state_dict())
     for key in list(wider):
         if key.endswith("f.b.0.weight"):

@@ -20,7 +20,7 @@ from dyndeploy.prediction.kernels import GraphWalker, Kernel
 from dyndeploy.prediction.zoo import zoo_nodes
 from dyndeploy.remote import DeviceEntry, save_device
 from dyndeploy.targets.devices import device_names, load_device
-from tests.device_calibration.helpers import little_calibration
+from tests.device_calibration.helpers import little_calibration, true_ms
 
 SMALL = "laud_resnet14_small"
 
@@ -54,18 +54,24 @@ def test_the_search_finds_what_trying_everything_finds() -> None:
     assert best.latency_ms <= best.static_ms
 
 
-def test_composed_networks_are_those_that_are_built_so() -> None:
-    network = Composition("laud_resnet26_small", 0.3)
+@pytest.mark.parametrize(
+    ("name", "dense"),
+    [
+        ("laud_resnet26_small", ("layer1.1", "layer2.0", "layer4.0")),
+        ("laud_regnety_small", ("trunk_output.block1.block1-1", "trunk_output.block4.block4-0")),
+    ],
+)
+def test_composed_networks_are_those_that_are_built_so(name: str, dense: tuple[str, ...]) -> None:
+    network = Composition(name, 0.3)
     assert [len(stage) for stage in network.stages] == [2, 2, 2, 2]
     options = [Option("spatial", 2, 1), Option("both", 1, 2), STATIC, Option("channel", 1, 4)]
-    dense = ("layer1.1", "layer2.0", "layer4.0")
     chosen = [
-        STATIC if name in dense else option
+        STATIC if block in dense else option
         for option, stage in zip(options, network.stages, strict=True)
-        for name in stage
+        for block in stage
     ]
     nodes = zoo_nodes(
-        "laud_resnet26_small",
+        name,
         {
             "mode": [option.mode for option in options],
             "granularity": [option.granularity for option in options],
@@ -205,6 +211,25 @@ def test_a_calibration_of_another_instruction_set_is_said(tmp_path: Path, capsys
     assert warning.startswith("the calibration may not fit, vector instructions: calibrated on a processor that now is")
     assert run(["plan", SMALL, "--modes", "layer,static", "--calibration", str(path)]) == 0
     assert f"Note: {warning}" in capsys.readouterr().err
+
+
+def test_a_regnet_is_planned_for_this_processor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cpu.json"
+    path.write_text(json.dumps(little_calibration().to_json()))
+    words = ["laud_regnety_400mf", "--calibration", str(path), "--granularities", "1-4", "--rate", "0.5", "--json"]
+    assert run(["plan", *words]) == 0
+    chosen = json.loads(capsys.readouterr().out)["chosen"]
+    assert (chosen["kind"], chosen["device"], chosen["threads"]) == ("predicted", "cpu", 1)
+    assert len(chosen["mode"]) == 4 and set(chosen["mode"]) - {"static"}
+    assert chosen["latency_ms"] < chosen["static_ms"] and chosen["macs"] < chosen["static_macs"]
+    # The calibration's constants are known: the whole network at them.
+    nodes = zoo_nodes(
+        "laud_regnety_400mf",
+        {key: chosen[key] for key in ("mode", "granularity", "channel_granularity")},
+        dense=tuple(chosen["dense"]),
+    )
+    expected = sum(true_ms(kernel) for kernel in GraphWalker(nodes).graph(0.5).kernels)
+    assert chosen["latency_ms"] == pytest.approx(expected, rel=0.5)
 
 
 QUICK = ["--modes", "spatial,static", "--granularities", "1-4", "--rate", "0.5"]

@@ -395,7 +395,8 @@ void test_bottlenecks(const Isa& isa) {
     layer.zero_skipped = i % 2;
     if (i % 3 == 0) {
       layer.groups = pick(rng, 1, 4);
-      layer.middle = layer.groups * pick(rng, 1, 40);
+      static constexpr int kRegNets[] = {8, 16, 24, 56, 112};
+      layer.middle = layer.groups * (coin(rng) ? kRegNets[pick(rng, 0, 4)] : pick(rng, 1, 40));
       layer.squeeze = i % 6 ? pick(rng, 1, 20) : 0;
       layer.dense_mean = coin(rng);
     }

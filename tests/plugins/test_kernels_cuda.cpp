@@ -96,7 +96,9 @@ bool play(Rng& rng, int size) {
 #else
 void* allocate(std::size_t bytes) { return ::operator new(bytes); }
 void release(void* data) { ::operator delete(data); }
-void transfer(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+void transfer(void* to, const void* from, std::size_t bytes) {
+  if (bytes) std::memcpy(to, from, bytes);  // an empty vector may have no address
+}
 void fill_bytes(void* data, unsigned char value, std::size_t bytes) { std::memset(data, value, bytes); }
 void finish() {}
 

@@ -69,7 +69,8 @@ ThreadPool one_by_one(int count) { return {count, nullptr, &parallel_for_backwar
 struct Problem {
   TransformerLayer layer;
   int batch = 1, tokens = 1;
-  Numbers norm1, norm1_bias, qkv, qkv_bias, proj, proj_bias, norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias, x;
+  Numbers norm1, norm1_bias, qkv, qkv_bias, proj, proj_bias, norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias,
+      x;
   Numbers token, head, attention, mlp;  // masks; empty: none
 
   TransformerWeights weights() const {
@@ -143,7 +144,8 @@ std::vector<double> reference(const Problem& p, bool bf16) {
   const TransformerLayer& l = p.layer;
   const int D = l.width, A = l.heads, d = l.depth, F = l.hidden, T = p.tokens;
   const auto round = [bf16](double v) { return bf16 ? rounded_to_bf16(v) : v; };
-  const auto norm = [&](const double* x, const Numbers& weight, const Numbers& bias, std::vector<double>& to) {
+  const auto norm = [&](const double* x, const Numbers& weight, const Numbers& bias,
+                        std::vector<double>& to) {
     double mean = 0.0, variance = 0.0;
     for (int c = 0; c < D; ++c) mean += x[c] / D;
     for (int c = 0; c < D; ++c) variance += (x[c] - mean) * (x[c] - mean) / D;
@@ -163,7 +165,9 @@ std::vector<double> reference(const Problem& p, bool bf16) {
     if (on(p.attention, n)) {
       const std::size_t count = kept.size();
       std::vector<double> qkv(3 * count * A * d), mixed(count * A * d);
-      const auto at = [&](int which, std::size_t i, int a) { return &qkv[((which * count + i) * A + a) * d]; };
+      const auto at = [&](int which, std::size_t i, int a) {
+        return &qkv[((which * count + i) * A + a) * d];
+      };
       for (std::size_t i = 0; i < count; ++i) {
         norm(rows + kept[i] * D, p.norm1, p.norm1_bias, normal);
         for (int o = 0; o < 3 * A * d; ++o) {
@@ -268,15 +272,14 @@ void check_problem(const Isa& isa, const Problem& p, Workspace& workspace) {
     }
     CHECK(worst <= tolerance_of(isa) * scale,
           "variant %d: error %g of %g; N %d T %d D %d A %d d %d F %d, mode %d, token_mlp %d, masks %d%d%d",
-          variant, worst, scale, p.batch, p.tokens, p.layer.width, p.layer.heads, p.layer.depth, p.layer.hidden,
-          static_cast<int>(p.layer.head_mode), p.layer.token_mlp, !p.token.empty(), !p.head.empty(),
-          !p.attention.empty());
+          variant, worst, scale, p.batch, p.tokens, p.layer.width, p.layer.heads, p.layer.depth,
+          p.layer.hidden, static_cast<int>(p.layer.head_mode), p.layer.token_mlp, !p.token.empty(),
+          !p.head.empty(), !p.attention.empty());
     // What is skipped keeps its bits.
     for (int n = 0; n < p.batch; ++n) {
       for (int t = 0; t < p.tokens; ++t) {
         const bool kept = on(p.token, static_cast<std::size_t>(n) * p.tokens + t);
-        const bool computed =
-            (on(p.attention, n) && kept) || (on(p.mlp, n) && (kept || !p.layer.token_mlp));
+        const bool computed = (on(p.attention, n) && kept) || (on(p.mlp, n) && (kept || !p.layer.token_mlp));
         if (computed) continue;
         const auto at = (static_cast<std::ptrdiff_t>(n) * p.tokens + t) * p.layer.width;
         CHECK(std::equal(result.begin() + at, result.begin() + at + p.layer.width, p.x.begin() + at),
@@ -330,8 +333,8 @@ void test_large(const Isa& isa) {
   for (const Size& s : kSizes) {
     for (const HeadMode mode : {HeadMode::kInputs, HeadMode::kHidden, HeadMode::kAttention}) {
       check_problem(isa,
-                    make_problem(rng, make_layer(s.heads, s.depth, s.heads * s.depth, s.hidden, mode, true), 1,
-                                 s.tokens, {true, true, false}, s.tokens > 1000 ? 0.9 : 0.6),
+                    make_problem(rng, make_layer(s.heads, s.depth, s.heads * s.depth, s.hidden, mode, true),
+                                 1, s.tokens, {true, true, false}, s.tokens > 1000 ? 0.9 : 0.6),
                     workspace);
     }
   }
@@ -343,7 +346,8 @@ void test_edges(const Isa& isa) {
   Workspace workspace;
   for (const HeadMode mode : {HeadMode::kInputs, HeadMode::kHidden, HeadMode::kAttention}) {
     for (const bool token_mlp : {false, true}) {
-      Problem p = make_problem(rng, make_layer(4, 12, 48, 96, mode, token_mlp), 13, 21, {true, true, true}, 0.5);
+      Problem p =
+          make_problem(rng, make_layer(4, 12, 48, 96, mode, token_mlp), 13, 21, {true, true, true}, 0.5);
       std::fill(p.token.begin(), p.token.begin() + 21, 0.0f);
       p.token[0] = 1.0f;
       std::fill(p.token.begin() + 21, p.token.begin() + 42, 1.0f);

@@ -15,21 +15,23 @@ from PIL import Image
 from dyndeploy import files
 from dyndeploy.bundle import MANIFEST, Bundle, write_manifest
 from dyndeploy.cli import run
-from dyndeploy.errors import DeviceError, UsageError
-from dyndeploy.inference import Classification, Failure, Result, classify
+from dyndeploy.errors import DeviceError, InputError, NotFiniteError, UsageError
+from dyndeploy.inference import Classification, Failure, Result, classify, run_inputs
 from dyndeploy.remote import (
     DeviceClient,
     DeviceEntry,
     JobResult,
     profile_on_device,
+    run_inputs_on_device,
     run_on_device,
     running,
     save_device,
 )
 from dyndeploy.runtimes.native import FALLBACK_BODIES
-from tests.bundles import tiny_bundle
+from tests.bundles import many_bundle, tiny_bundle
 from tests.spoiled import spoiled
 from tests.staged_bundles import EXITS, staged_bundle
+from tests.staged_bundles import images as staged_images
 
 
 @pytest.fixture
@@ -115,6 +117,72 @@ def test_bad_results(client: DeviceClient, entry: DeviceEntry, tmp_path: Path, p
         list(run_on_device(bundle, client, entry, photos, thresholds=(0.5,)))
 
 
+@pytest.mark.parametrize("kind", ["masks", "several inputs", "several rows"])
+def test_arrays_give_what_they_give_here(client: DeviceClient, entry: DeviceEntry, tmp_path: Path, kind: str) -> None:
+    if kind == "several inputs":
+        bundle = many_bundle(tmp_path / "b")
+    else:
+        bundle = tiny_bundle(tmp_path / "b", mode="both", batch=2 if kind == "several rows" else 1)
+    generator = np.random.default_rng(3)
+    inputs = [
+        {info.name: generator.standard_normal(info.shape).astype(info.dtype) for info in bundle.manifest.inputs}
+        for _ in range(2)
+    ]
+    here = run_inputs(bundle, inputs, native="off")
+    there = run_inputs_on_device(bundle, client, entry, inputs)
+    assert len(there) == 2
+    for mine, other in zip(here, there, strict=True):
+        assert (other.exit, other.rates, other.image, other.operators) == (None, mine.rates, None, mine.operators)
+        assert list(other.outputs) == list(mine.outputs) and other.ms > 0
+        for name, value in mine.outputs.items():
+            np.testing.assert_allclose(other.outputs[name], value, atol=1e-6)
+        assert list(other.to_json()) == list(mine.to_json())
+
+
+def test_arrays_leave_at_the_exit_that_they_leave_at_here(
+    client: DeviceClient, entry: DeviceEntry, tmp_path: Path
+) -> None:
+    bundle = staged_bundle(tmp_path / "b")
+    name, pictures = bundle.manifest.inputs[0].name, staged_images(4)
+    alone = [{name: picture[None]} for picture in pictures]
+    here = run_inputs(bundle, alone, native="off")
+    assert len({result.exit for result in here}) > 1
+    there = run_inputs_on_device(bundle, client, entry, [*alone, {name: pictures}])
+    assert [result.exit for result in there] == [*(result.exit for result in here), here[0].exit]
+    logits = np.concatenate([result.outputs["logits"] for result in here])
+    np.testing.assert_allclose(np.concatenate([result.outputs["logits"] for result in there[:4]]), logits, atol=1e-6)
+    np.testing.assert_allclose(there[4].outputs["logits"], logits, atol=1e-6)
+    last = [2.0] * (len(EXITS) - 1)
+    [forced] = run_inputs_on_device(bundle, client, entry, alone[:1], thresholds=last)
+    assert forced.exit == EXITS[-1]
+    with pytest.raises(InputError, match="There are no images"):
+        run_inputs_on_device(bundle, client, entry, [{name: pictures[:0]}])
+
+
+def test_arrays_that_do_not_fit_are_told_before_a_board_is_asked(
+    client: DeviceClient, entry: DeviceEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tiny_bundle(tmp_path / "b")
+    right = {name: value[:1] for name, value in bundle.reference_inputs().items()}
+    spoiled_bundle = spoiled(tiny_bundle(tmp_path / "nan"), "model.onnx", "head.b", float("nan"))
+    with pytest.raises(NotFiniteError, match="NaN"):
+        run_inputs_on_device(spoiled_bundle, client, entry, [right])
+    monkeypatch.setattr(running, "ask_board", lambda *_, **__: pytest.fail("must not ask"))
+    for wrong, message in (
+        ({}, "missing input"),
+        (right | {"more": right["input"]}, "unknown more"),
+        ({"input": right["input"][:, :2]}, r"expected float32 \(1, 3, 16, 16\), got float32 \(1, 2, 16, 16\)"),
+        ({"input": right["input"].astype(np.float64)}, "got float64"),
+        ({"input": right["input"] * np.nan}, "expected finite numbers"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_inputs_on_device(bundle, client, entry, [wrong])
+    with pytest.raises(UsageError, match="at least one input"):
+        run_inputs_on_device(bundle, client, entry, [])
+    with pytest.raises(UsageError, match="has no exits"):
+        run_inputs_on_device(bundle, client, entry, [right], thresholds=(0.5,))
+
+
 def test_results_that_make_no_sense_are_named(
     client: DeviceClient, entry: DeviceEntry, bundle: Bundle, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +233,34 @@ def test_the_command_prints_what_it_prints_here(
         assert message in capsys.readouterr().err
     assert run([*arguments, "--device", "nano"]) == 2
     assert "No address is known" in capsys.readouterr().err
+
+
+def test_the_command_prints_of_arrays_what_it_prints_here(
+    device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tiny_bundle(tmp_path / "arrays", mode="both")
+    np.save(tmp_path / "x.npy", bundle.reference_inputs()["input"][:1])
+    arguments = ["run", str(bundle.path), "--input", f"input={tmp_path / 'x.npy'}"]
+    assert run([*arguments, "--json", "--native", "off", "-o", str(tmp_path / "here.npz")]) == 0
+    here = json.loads(capsys.readouterr().out)
+    assert run([*arguments, "--json", "--device", device, "-o", str(tmp_path / "there.npz")]) == 0
+    there = json.loads(capsys.readouterr().out)
+    assert list(there) == list(here)
+    assert (there["image"], there["exit"], there["rates"]) == (None, None, here["rates"])
+    assert there["outputs"]["logits"]["shape"] == here["outputs"]["logits"]["shape"] == [1, 10]
+    with np.load(tmp_path / "here.npz") as mine, np.load(tmp_path / "there.npz") as other:
+        assert set(mine) == set(other) == {"logits"}
+        np.testing.assert_allclose(other["logits"], mine["logits"], atol=1e-6)
+    assert run([*arguments, "--device", device]) == 0
+    out = capsys.readouterr().out
+    assert "logits" in out and "(1, 10)" in out
+    rates = [f"{mask}: rate {rate:.3f}" for mask, rate in here["rates"].items()]
+    assert out.splitlines()[-len(rates) :] == rates
+    assert run([*arguments, "--device", device, "--native", "off"]) == 2
+    assert "--native: for this machine" in capsys.readouterr().err
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 8, 8), np.float32))
+    assert run([*arguments, "--device", device]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("dyndeploy: Input 'input': expected float32")
 
 
 def test_a_network_that_gives_no_classes(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import random
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from dyndeploy.training.augmentation import Mix, TimmPolicy, apply_mix, draw_mix
 from dyndeploy.training.recipe import DataRecipe, MixingRecipe
 
 PREPROCESSING = Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2), resize=16, interpolation="bicubic")
-with_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs timm (extra 'augment')")
 
 
 def recipe(**changes: Any) -> DataRecipe:
@@ -100,7 +99,7 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
             TimmPolicy(recipe(**changes), PREPROCESSING, (16, 16))
 
 
-@with_timm
+@pytest.mark.vision("timm")
 def test_policies_vary_images_by_their_seeds_alone() -> None:
     policy = TimmPolicy(recipe(), PREPROCESSING, (16, 16))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
@@ -122,13 +121,13 @@ def test_policies_vary_images_by_their_seeds_alone() -> None:
     assert torch.equal(torch.get_rng_state(), states[1])
 
 
-@with_timm
+@pytest.mark.vision("timm")
 def test_a_policy_that_timm_does_not_know() -> None:
     with pytest.raises(UsageError, match="timm does not understand 'random-m9'"):
         TimmPolicy(recipe(rand_augment="random-m9"), PREPROCESSING, (16, 16))
 
 
-@with_timm
+@pytest.mark.vision("timm")
 def test_image_folders_under_a_policy(tmp_path: Path) -> None:
     (tmp_path / "only").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)

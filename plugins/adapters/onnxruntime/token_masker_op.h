@@ -36,8 +36,7 @@ class TokenMaskerKernel {
 // mask (N,A) or (N,1,1,1) from the first token
 class ClassTokenMaskerKernel {
  public:
-  ClassTokenMaskerKernel(const tables::Operator& op, const KernelInfo& info,
-                         const Registration& registration)
+  ClassTokenMaskerKernel(const tables::Operator& op, const KernelInfo& info, const Registration& registration)
       : op_(op), isa_(registration.isa()), normalisation_(op, info) {}
   void compute(KernelContext& context);
   static void infer(const tables::Operator& op, const ShapeInference& inference);

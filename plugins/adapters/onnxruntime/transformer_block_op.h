@@ -28,7 +28,7 @@ class TransformerBlockKernel {
   const cpu::Isa& isa_;
   int threads_;
   std::shared_ptr<cpu::WorkspacePool> workspaces_;
-  cpu::TransformerLayer layer_;                   // without sizes
+  cpu::TransformerLayer layer_;                     // without sizes
   std::unique_ptr<cpu::PackedTransformer> packed_;  // nullptr while weights are not constants of the graph
 };
 

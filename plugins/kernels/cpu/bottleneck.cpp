@@ -492,6 +492,8 @@ void run_rows(const Context& c, const WeightsView& w, const Rows& rows, const Ph
   const auto after = [](const ConvolutionView& conv, const Grid& grid, int columns, int task) {
     return Following{&conv, part(0, columns, task % grid.column_parts, grid.column_parts)};
   };
+  // A squeeze-excite finds the pixels of every sample at their own rows of h2.
+  const int first = squeezes(c) ? 0 : active.begin;
   const auto body1 = [&](int task, int worker) {
     conv1(c, w, part(dilated.begin, dilated.end, task / grid1.column_parts, grid1.row_parts),
           part(0, panels1, task % grid1.column_parts, grid1.column_parts),
@@ -499,22 +501,18 @@ void run_rows(const Context& c, const WeightsView& w, const Rows& rows, const Ph
   };
   const auto body2 = [&](int task, int worker) {
     conv2(c, w, part_of_active(c, active, task / grid2.column_parts, grid2.row_parts),
-          part(0, columns2, task % grid2.column_parts, grid2.column_parts), c.h2, active.begin,
+          part(0, columns2, task % grid2.column_parts, grid2.column_parts), c.h2, first,
           after(w.conv3, grid3, panels3, task), worker);
   };
   const auto body3 = [&](int task, int worker) {
     conv3(c, w, part(active.begin, active.end, task / grid3.column_parts, grid3.row_parts),
-          part(0, panels3, task % grid3.column_parts, grid3.column_parts), c.h2, active.begin, worker);
+          part(0, panels3, task % grid3.column_parts, grid3.column_parts), c.h2, first, worker);
   };
   if (by_strips) {
     if (threads > 1) phases[count++] = Phase(2 * threads, shared_body);
     phases[count++] = Phase(threads, strip_body);
   }
   if (squeezes(c)) {
-    const auto whole_body2 = [&](int task, int worker) {
-      conv2(c, w, part_of_active(c, active, task / grid2.column_parts, grid2.row_parts),
-            part(0, columns2, task % grid2.column_parts, grid2.column_parts), c.h2, 0, {}, worker);
-    };
     const int slices = threads == 1 ? 1 : std::min(threads, ceil_to_int(w.middle, kMeanChannels));
     const auto mean_body = [&](int task, int) {
       const int blocks = ceil_to_int(w.middle, kMeanChannels);
@@ -536,7 +534,7 @@ void run_rows(const Context& c, const WeightsView& w, const Rows& rows, const Ph
     };
     if (!by_strips) {
       phases[count++] = Phase(grid1.tasks(), body1);
-      phases[count++] = Phase(grid2.tasks(), whole_body2);
+      phases[count++] = Phase(grid2.tasks(), body2);
     }
     phases[count++] = Phase(rows.samples.size() * slices, mean_body);
     phases[count++] = Phase(rows.samples.size(), excite_body);
@@ -721,15 +719,19 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
       const Phase phase(parts, body);
       run_phases(pool, &phase, 1);
     } else {
-      const WeightsView selected = weights.select(on, count, workspace);
-      if (selected_bytes(selected, c.winograd) > blocks().compact_weights) {
-        run_rows(c, selected, rows, nullptr, pool);
-      } else {
-        const CompactWeights small = compact(*c.isa, selected, c.winograd, workspace);
-        const auto body = [&](int task, int) { c.isa->copy_selected(small.copies[task]); };
-        const Phase copying(small.count, body);
-        run_rows(c, small.view, rows, &copying, pool);
-      }
+      CompactWeights small;
+      small.view = weights.select(on, count, workspace);
+      if (selected_bytes(small.view, c.winograd) <= blocks().compact_weights)
+        small = compact(*c.isa, small.view, c.winograd, workspace);
+      const int groups = small.view.part_copy_count;
+      const int group_parts = std::min(threads, groups);
+      const auto body = [&](int task, int) {
+        if (task < small.count) return c.isa->copy_selected(small.copies[task]);
+        const Range range = part(0, groups, task - small.count, group_parts);
+        for (int i = range.begin; i < range.end; ++i) c.isa->copy_group(small.view.part_copies[i]);
+      };
+      const Phase copying(small.count + group_parts, body);
+      run_rows(c, small.view, rows, copying.tasks ? &copying : nullptr, pool);
     }
     workspace.rewind(mark);
   }

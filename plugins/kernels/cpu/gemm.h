@@ -148,15 +148,27 @@ struct Winograd {
 // One group of a grouped 3x3 convolution, or what the active channels leave of it. Vectors of outputs follow
 // each other as Isa::grouped_vector() tells.
 struct GroupPart {
-  int input = 0;                       // its first input among the numbers of a row
-  int inputs = 0;                      // per tap
-  int output = 0;                      // where its outputs begin in a row of the result
-  const float* weights = nullptr;      // [(tap, input)][outputs, padded to whole vectors], of all channels
-  const float* bias = nullptr;         // padded likewise
-  const std::int32_t* rows = nullptr;  // those of the weights to use, `inputs` per tap; nullptr: all
-  // For every vector of outputs how many are left, and for each of its lanes which one it takes; nullptr:
-  // all.
+  int input = 0;                   // its first input among the numbers of a row
+  int inputs = 0;                  // per tap
+  int output = 0;                  // where its outputs begin in a row of the result
+  int vectors = 0;                 // of outputs
+  const float* weights = nullptr;  // [(tap, input)][vectors]
+  const float* bias = nullptr;     // [vectors]
+  // Those of the weights to use, `inputs` per tap, where the active channels leave as many vectors as there
+  // were; nullptr: all.
+  const std::int32_t* rows = nullptr;
+  // With rows: for every vector of outputs how many are left, and for each of its lanes which one it takes.
   const std::int32_t* lanes = nullptr;
+};
+
+// Copies what the active channels leave of a group, in fewer vectors: a GroupPart's weights and its bias,
+// which follows them.
+struct GroupCopy {
+  const GroupPart* from = nullptr;         // all channels
+  const std::int32_t* channels = nullptr;  // those that are left, in order; the group's first is from->input
+  int count = 0;
+  int outputs = 0;       // of the group, all of them
+  float* out = nullptr;  // a vector more than it fills may be written
 };
 
 // A grouped 3x3 convolution with groups too narrow for panels: a tile of rows finds its pixels once for all
@@ -166,7 +178,7 @@ struct Grouped {
   RowSource a;  // length counts for nothing
   const GroupPart* parts = nullptr;
   int count = 0;
-  int outputs = 0;  // of one group, all of them
+  int outputs = 0;  // of one group of all channels
   float* out = nullptr;
   std::ptrdiff_t stride = 0;
   int first = 0;  // row r lies at out + (r - first) * stride
@@ -254,6 +266,7 @@ struct Isa {
   void (*grouped)(const Grouped&, int row_begin, int row_end, const float* zeros);
   // Floats of a vector for groups of so many outputs.
   int (*grouped_vector)(int outputs);
+  void (*copy_group)(const GroupCopy&);
   // [panel][(tap, input)][panel_width], padded with zero columns; panels [panel_begin, panel_end). Where
   // inputs_per_row is 2, [panel][(tap, pair of inputs)][panel_width].
   void (*pack)(const PackSource&, int panel_begin, int panel_end, float* out);

@@ -32,6 +32,7 @@ constexpr Isa make_isa(const char* name, bool (*supported)()) {
              winograd_of<Product>(),
              &grouped<V>,
              &grouped_vector<V>,
+             &copy_group<V>,
              &pack<Product>,
              &copy_selected<Product>,
              &pooled_dot<V>,

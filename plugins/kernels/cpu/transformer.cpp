@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "caches.h"
 #include "shape.h"
@@ -22,6 +21,9 @@ Range part(int begin, int end, int index, int parts) {
   };
   return {at(index), at(index + 1)};
 }
+
+// Below this many multiply-adds a fork costs more than the second thread brings.
+constexpr std::int64_t kWorthForking = 1 << 20;
 
 // Numbers of one block of a product's rows.
 int unit(const Isa& isa) { return kBlock * isa.inputs_per_row; }
@@ -80,7 +82,8 @@ void place(const Isa& isa, const float* weights, const float* bias, Carver& carv
       std::copy(bias + first, bias + first + count, biases + std::ptrdiff_t{panel} * PW);
       for (int input = 0; input < m.input_slots; ++input) {
         for (int i = 0; i < count; ++i) {
-          const float* const from = weights + (first + i) * row + static_cast<std::ptrdiff_t>(input) * m.inputs;
+          const float* const from =
+              weights + (first + i) * row + static_cast<std::ptrdiff_t>(input) * m.inputs;
           std::copy(from, from + m.inputs, rows.get() + static_cast<std::ptrdiff_t>(i) * m.inputs);
         }
         PackSource source;
@@ -158,9 +161,9 @@ struct Decisions {
 
 // What a thread computes with.
 struct Scratch {
-  float* rows;       // normalised rows
-  float* attended;   // results of the attention
-  float* hidden;     // rows of hidden units
+  float* rows;      // normalised rows
+  float* attended;  // results of the attention
+  float* hidden;    // rows of hidden units
   float* sums;
   float* attention;  // TileAttention::scratch
   float* keys;       // panels of one head's keys
@@ -176,10 +179,11 @@ struct Context {
   const PackedTransformer* weights;
   TransformerLayer layer;
   int tokens;
-  int parts;             // threads that share an image
-  int head_columns;      // numbers of a head, padded
-  int row_floats;        // of a normalised row of all channels
-  int block_rows;        // of the MLP
+  int parts;                   // threads that share an image
+  int head_columns;            // numbers of a head, padded
+  std::ptrdiff_t head_floats;  // of all rows of a head
+  int row_floats;              // of a normalised row of all channels
+  int block_rows;              // of the MLP
   const float* x;
   float* y;
   const Decisions* decisions;
@@ -412,8 +416,7 @@ void image_projections(const Context& c, int image, int index, const Scratch& s)
   const std::int32_t zero = 0;
   norm(c, x, c.weights->norm1(), c.weights->norm1_bias(), d.token, tiles, &zero, 1, c.layer.width, s.rows);
   for (int slot = 0; slot < d.heads; ++slot) {
-    const std::ptrdiff_t at =
-        static_cast<std::ptrdiff_t>(slot) * round_up(c.tokens, kBlock) * c.head_columns;
+    const std::ptrdiff_t at = slot * c.head_floats;
     project_head(c, d, tiles, slot, s, c.queries + at, c.key_rows + at, c.values + at);
     if (index == 0) zero_behind(c.values + at, d.tokens, c.head_columns);
   }
@@ -442,10 +445,8 @@ void image_rest(const Context& c, int image, int index, const Scratch& s) {
         zero_behind(s.values, d.tokens, c.head_columns);
         attend_head(c, d, tiles, slot, s, s.queries, s.key_rows, s.values, attended_row);
       } else {
-        const std::ptrdiff_t from =
-            static_cast<std::ptrdiff_t>(slot) * round_up(c.tokens, kBlock) * c.head_columns;
-        attend_head(c, d, tiles, slot, s, c.queries + from, c.key_rows + from, c.values + from,
-                    attended_row);
+        const std::ptrdiff_t from = slot * c.head_floats;
+        attend_head(c, d, tiles, slot, s, c.queries + from, c.key_rows + from, c.values + from, attended_row);
       }
     }
     project_output(c, d, tiles, x, y, s);
@@ -511,7 +512,11 @@ void run_transformer(const TransformerCall& call, Workspace& workspace, const Th
   c.x = call.x;
   c.y = call.y;
   const int T = call.tokens, A = c.layer.heads, U = unit(isa);
-  const int threads = std::max(1, pool.threads);
+  const std::int64_t work = std::int64_t{call.batch} * T * c.layer.width *
+                            (std::int64_t{4} * A * c.layer.depth + std::int64_t{2} * c.layer.hidden);
+  ThreadPool limited = pool;
+  if (work < kWorthForking) limited.threads = 1;
+  const int threads = std::max(1, limited.threads);
   // Enough images to keep all threads busy until the end: each stays with one thread.
   constexpr int kImagesPerThread = 4;
   c.parts = call.batch >= kImagesPerThread * threads ? 1 : threads;
@@ -528,14 +533,17 @@ void run_transformer(const TransformerCall& call, Workspace& workspace, const Th
   const int fit = static_cast<int>(std::max<std::int64_t>(1, caches().l2 * 7 / 10 / hidden_bytes));
   c.block_rows = std::max(fit, isa.product_rows);
   const int rows = ceil_to_int(T, c.parts);
-  const std::int64_t slack = std::int64_t{kMaxTileRows} * kBlock;  // that matrix tiles read behind the last row
+  const std::int64_t slack =
+      std::int64_t{kMaxTileRows} * kBlock;  // that matrix tiles read behind the last row
   const std::int64_t padded = round_up(T, std::max(kBlock, isa.panel_width));
   const std::int64_t head = padded * c.head_columns;
+  c.head_floats = static_cast<std::ptrdiff_t>(head);
   const int workers = threads;
   c.scratch = workspace.take<Scratch>(size_of(workers));
   for (int i = 0; i < workers; ++i) {
     Scratch& s = c.scratch[i];
-    s.rows = workspace.take<float>(size_of(std::int64_t{rows} * std::max(row_floats(qkv), row_floats(fc1)) + slack));
+    s.rows = workspace.take<float>(
+        size_of(std::int64_t{rows} * std::max(row_floats(qkv), row_floats(fc1)) + slack));
     s.attended = workspace.take<float>(size_of(std::int64_t{rows} * row_floats(proj) + slack));
     s.hidden =
         workspace.take<float>(size_of(std::int64_t{std::min(rows, c.block_rows)} * row_floats(fc2) + slack));
@@ -560,7 +568,7 @@ void run_transformer(const TransformerCall& call, Workspace& workspace, const Th
       image_full_mlp(c, task, 0, c.scratch[worker]);
     };
     const Phase phase(call.batch, body);
-    run_phases(pool, &phase, 1);
+    run_phases(limited, &phase, 1);
     return;
   }
   struct Step {
@@ -587,7 +595,7 @@ void run_transformer(const TransformerCall& call, Workspace& workspace, const Th
     if (d.attention || d.mlp || c.x != c.y) add(i, &image_rest);
     if (d.mlp && !mlp_keeps_rows(c, d)) add(i, &image_full_mlp);
   }
-  run_phases(pool, phases, count);
+  run_phases(limited, phases, count);
 }
 
 }  // namespace dyndeploy::cpu

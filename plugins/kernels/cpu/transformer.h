@@ -19,9 +19,9 @@ enum class HeadMode {
 
 // What the weights and attributes fix.
 struct TransformerLayer {
-  int width = 0;  // D
-  int heads = 0;  // A
-  int depth = 0;  // d, of a head
+  int width = 0;   // D
+  int heads = 0;   // A
+  int depth = 0;   // d, of a head
   int hidden = 0;  // F
   float epsilon = 0.0f;
   float scale = 1.0f;
@@ -40,8 +40,8 @@ struct TransformerWeights {
   const float *fc2 = nullptr, *fc2_bias = nullptr;
 };
 
-// Weights in panels, cut into slots that can be left out: outputs in slots of whole panels, inputs in slots of
-// whole blocks.
+// Weights in panels, cut into slots that can be left out: outputs in slots of whole panels, inputs in slots
+// of whole blocks.
 struct SlottedMatrix {
   const float* base = nullptr;
   const float* bias = nullptr;  // padded as the outputs

@@ -28,8 +28,8 @@ DYNDEPLOY_INLINE typename V::Reg exp2_negative(typename V::Reg x) {
   return V::scale2(V::multiply_add(y, f, V::broadcast(&kOne)), n);
 }
 
-// x * Phi(x), as max(x, 0) - |x| * Phi(-|x|), with Phi(-t) = exp(-t^2 / 2) * a polynomial of t. Absolute error
-// 1.5e-7.
+// x * Phi(x), as max(x, 0) - |x| * Phi(-|x|), with Phi(-t) = exp(-t^2 / 2) * a polynomial of t. Absolute
+// error 1.5e-7.
 template <class V>
 DYNDEPLOY_INLINE typename V::Reg gelu(typename V::Reg x) {
   constexpr float kEnd = 5.5f, kExponent = -0.721347520f;
@@ -125,7 +125,8 @@ void norm_rows(const NormRows& call, int row_begin, int row_end) {
           if (left >= W) {
             v = V::load(x + at);
             if (call.weight)
-              v = V::multiply_add(V::mul(V::sub(v, m), f), V::load(call.weight + at), V::load(call.bias + at));
+              v = V::multiply_add(V::mul(V::sub(v, m), f), V::load(call.weight + at),
+                                  V::load(call.bias + at));
           } else if (left > 0) {
             v = V::load_first(x + at, left);
             if (call.weight)
@@ -146,7 +147,7 @@ void norm_rows(const NormRows& call, int row_begin, int row_end) {
 // ------------------------------------------------------------------------------------------------ products
 
 struct TileSums {
-  const float* a;        // the first row's first block
+  const float* a;         // the first row's first block
   std::ptrdiff_t a_step;  // floats between blocks
   const float* b;
   std::ptrdiff_t b_stride;  // between rows
@@ -419,9 +420,9 @@ void attend_rows(const TileAttention& call, const float* queries, int rows, floa
   using Reg = typename V::Reg;
   constexpr int W = V::kWidth, NV = V::kPanelVectors, PW = NV * W;
   static_assert(V::kTileRows <= 16, "scratch size");
-  float* const scores = call.scratch;                         // rows * kAttentionKeys, [block][row][kBlock]
+  float* const scores = call.scratch;  // rows * kAttentionKeys, [block][row][kBlock]
   float* const sums = scores + std::ptrdiff_t{16} * kAttentionKeys;  // rows * PW
-  float* const results = sums + std::ptrdiff_t{16} * 128;     // rows * columns, panel by panel
+  float* const results = sums + std::ptrdiff_t{16} * 128;            // rows * columns, panel by panel
   const std::ptrdiff_t panel_floats = static_cast<std::ptrdiff_t>(call.depth) * PW;
   const std::ptrdiff_t step = static_cast<std::ptrdiff_t>(rows) * kBlock;
   std::int32_t block_rows[kAttentionKeys / kBlock];

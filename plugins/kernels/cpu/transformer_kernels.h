@@ -55,7 +55,7 @@ struct TileProduct {
   bool pairs = false;  // packed as products of this instruction set read it; else always floats
   float* out = nullptr;
   std::ptrdiff_t out_row = 0;
-  int out_column = 0;  // packed: the place of column 0 in a row, a whole number of blocks
+  int out_column = 0;               // packed: the place of column 0 in a row, a whole number of blocks
   const float* residual = nullptr;  // as out
   const std::int32_t* index = nullptr;
 };

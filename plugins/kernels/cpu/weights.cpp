@@ -176,10 +176,10 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
       GroupPart& part = parts_[static_cast<std::size_t>(g)];
       part.input = part.output = g * width;
       part.inputs = width;
+      part.vectors = group_row / isa.grouped_vector(width);
       part.weights = w2 + group_floats * static_cast<std::size_t>(g);
       part.bias = b2 + g * group_row;
     }
-    part_stride_ = group_row;
     full_.parts = parts_.get();
     full_.part_count = G;
   } else {
@@ -329,34 +329,44 @@ WeightsView PackedBottleneck::select(const std::uint8_t* on, int count, Workspac
 
 void PackedBottleneck::select_parts(const std::int32_t* channels, int count, WeightsView& view,
                                     Workspace& workspace) const {
-  const int G = layer_.groups, width = layer_.middle / G;
-  const int W = isa_->grouped_vector(width), vectors = part_stride_ / W;
+  const int G = layer_.groups, width = layer_.middle / G, W = isa_->grouped_vector(width);
   auto* parts = workspace.take<GroupPart>(static_cast<std::size_t>(G));
-  auto* rows = workspace.take<std::int32_t>(static_cast<std::size_t>(9) * static_cast<std::size_t>(count));
-  auto* lanes = workspace.take<std::int32_t>(static_cast<std::size_t>(G) * static_cast<std::size_t>(vectors) *
-                                             static_cast<std::size_t>(W + 1));
-  int at = 0;
-  for (int g = 0; g < G; ++g) {
+  auto* copies = workspace.take<GroupCopy>(static_cast<std::size_t>(G));
+  for (int g = 0, at = 0; g < G; ++g) {
     const int begin = at;
     while (at < count && channels[at] < (g + 1) * width) ++at;
-    if (at == begin) continue;
+    const int left = at - begin;
+    if (!left) continue;
     GroupPart& part = parts[view.part_count++];
     part = full_.parts[g];
     part.input = part.output = begin;
-    part.inputs = at - begin;
-    part.rows = rows;
-    for (int t = 0; t < 9; ++t) {
-      for (int i = begin; i < at; ++i) *rows++ = t * width + channels[i] - g * width;
+    part.inputs = left;
+    const std::size_t rows = std::size_t{9} * static_cast<std::size_t>(left);
+    if (const int vectors = ceil_to_int(left, W); vectors < part.vectors) {
+      const std::size_t row = static_cast<std::size_t>(vectors) * static_cast<std::size_t>(W);
+      auto* const to = workspace.take<float>((rows + 1) * row + static_cast<std::size_t>(W));
+      copies[view.part_copy_count++] = {&full_.parts[g], channels + begin, left, width, to};
+      part.vectors = vectors;
+      part.weights = to;
+      part.bias = to + rows * row;
+      continue;
     }
+    auto* listed = workspace.take<std::int32_t>(rows);
+    part.rows = listed;
+    for (int t = 0; t < 9; ++t) {
+      for (int i = begin; i < at; ++i) *listed++ = t * width + channels[i] - g * width;
+    }
+    auto* lanes = workspace.take<std::int32_t>(static_cast<std::size_t>(part.vectors) *
+                                               static_cast<std::size_t>(W + 1));
     part.lanes = lanes;
-    for (int v = 0, i = begin; v < vectors; ++v, lanes += W + 1) {
+    for (int v = 0, i = begin; v < part.vectors; ++v, lanes += W + 1) {
       const int first = g * width + v * W;
-      lanes[0] = 0;
-      std::fill(lanes + 1, lanes + 1 + W, 0);
+      std::fill(lanes, lanes + 1 + W, 0);
       for (; i < at && channels[i] < first + W; ++i) lanes[++lanes[0]] = channels[i] - first;
     }
   }
   view.parts = parts;
+  view.part_copies = copies;
 }
 
 void PackedBottleneck::select_groups(const std::int32_t* channels, int count, WeightsView& view,

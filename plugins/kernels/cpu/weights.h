@@ -56,6 +56,8 @@ struct WeightsView {
   int group_count = 0;
   const GroupPart* parts = nullptr;  // in the place of groups, where those are narrow
   int part_count = 0;
+  const GroupCopy* part_copies = nullptr;  // that have to be made first
+  int part_copy_count = 0;
   const float* b2 = nullptr;
   std::ptrdiff_t b2_stride = 0;  // between border classes; 0: one bias for all
   const float* subtract2 = nullptr;
@@ -125,7 +127,6 @@ class PackedBottleneck {
   const float* border_bias_ = nullptr;  // [border class][middle]: b2 + conv2 of the map of relu(b1)
   std::unique_ptr<GroupView[]> groups_;
   std::unique_ptr<GroupPart[]> parts_;
-  int part_stride_ = 0;  // floats of a row of a group's weights
   SqueezeExcite squeeze_excite_;
 
   void select_parts(const std::int32_t* channels, int count, WeightsView& view, Workspace& workspace) const;

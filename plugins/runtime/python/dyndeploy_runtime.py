@@ -20,15 +20,24 @@ import numpy as np
 _ABI = 1
 _LIBRARY = "libdyndeploy.so"
 
-Classification = collections.namedtuple(
-    "Classification", "label confidence class_name exit ms preprocessing_ms rates logits"
-)
-Classification.__doc__ = """What a network says about an image.
+_FIELDS = "label confidence class_name exit ms preprocessing_ms rates logits"
 
-label: index of the class; confidence: its softmax probability; class_name: None where the bundle holds no names;
-exit: the exit that was taken, from 1, or None; ms: time of the network, of a batch an equal part; preprocessing_ms: of
-decoding and resizing; rates: share of active bits of every mask by name; logits: float32 (classes,).
-"""
+
+class Classification(collections.namedtuple("Classification", _FIELDS)):
+    """What a network says about an image.
+
+    label: index of the class; confidence: its softmax probability; class_name: None where the bundle holds no names;
+    exit: the exit that was taken, from 1, or None; ms: time of the network, of a batch an equal part;
+    preprocessing_ms: of decoding and resizing; rates: share of active bits of every mask by name; logits: float32
+    (classes,).
+    """
+
+    __slots__ = ()
+
+    def __repr__(self):
+        """Of the logits, which may be thousands, their number."""
+        named = ["%s=%r" % pair for pair in zip(self._fields, self[:-1])]
+        return "Classification(%s, logits=<%d values>)" % (", ".join(named), len(self.logits))
 
 
 class DyndeployError(Exception):
@@ -203,7 +212,7 @@ class Session:
         """Classify an image: a path of a JPEG or PNG file, or RGB bytes (H, W, 3) as OpenCV's ``frame[..., ::-1]``.
 
         Returns:
-            A :data:`Classification`.
+            A :class:`Classification`.
 
         Raises:
             DyndeployError: The image cannot be read, the network gives no classes or no finite result.
