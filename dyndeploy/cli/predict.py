@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dyndeploy.prediction.rates import RateLike
 
 _PREDICTORS = ("kernels", "reference")
+_FURTHER_RATES = ("conv1", "conv2")
+"""Rates that operators take besides those of their gates."""
 _CAUSES = ("compute_ms", "memory_ms", "launch_ms")
 
 
@@ -152,15 +154,19 @@ def _rates(text: str) -> RateLike:
     if "=" not in text:
         given = numbers("--rate", text)
         return given[0] if len(given) == 1 else given
+    from dyndeploy.ops import GATE_KINDS, OPERATORS
     from dyndeploy.prediction import Rates
     from dyndeploy.prediction.rates import checked_rates
 
+    known = sorted({*GATE_KINDS, *(port for spec in OPERATORS.values() for port in spec.gates), *_FURTHER_RATES})
     named: dict[str, float] = {}
     for entry in text.split(","):
         name, _, number = entry.partition("=")
         name = name.strip()
         if not name.isidentifier() or name in named or not number:
             raise UsageError(f"--rate takes NAME=RATE, each name once and joined by commas, not '{text}'.")
+        if name not in known:
+            raise unknown_name("rate", name, known)
         named[name] = numbers("--rate", number)[0]
     rates = Rates(**named)
     checked_rates(rates)

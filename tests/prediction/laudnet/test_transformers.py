@@ -148,7 +148,9 @@ def test_bad_input(change, message):
         predict_network("ada_t2t_vit_19", **{"device": "v100", "compat": "laudnet", **change})
 
 
-@pytest.mark.parametrize("rate", ["token=", "=0.5", "token=0.5,token=0.5", "token=x", "0.5,token=0.5", "token=2"])
+@pytest.mark.parametrize(
+    "rate", ["token=", "=0.5", "token=0.5,token=0.5", "token=x", "0.5,token=0.5", "token=2", "tokn=0.5"]
+)
 def test_bad_rates_of_the_command(rate):
     result = _command("--device", "v100", "--mode", "token", "--rate", rate)
     assert isinstance(result.exception, UsageError)
