@@ -70,6 +70,8 @@ SIZES = {
     "G": 4, "mh": 2, "mw": 2, "g": 1, "h": 4, "S": 4,
 }  # fmt: skip
 CONVOLUTIONS = {"strides": [1, 1], "dilations": [1, 1], "pads": [1, 1, 1, 1], "group": 1, "pool_active": 1}
+OF_MAPS = {name: spec for name, spec in OPERATORS.items() if spec.inputs[0].shape == ("N", "H", "W", "C")}
+"""Operators on maps; those of transformers have a benchmark of their own."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def operator_costs(dynamics: Sequence[Dynamic], threads: int, repeats: int = 40)
     rows: list[dict[str, Any]] = []
     pairs: list[Paired] = []
     with ExitStack() as stack:
-        for operator in map(one_operator, OPERATORS.values()):
+        for operator in map(one_operator, OF_MAPS.values()):
             twin = stack.enter_context(OnnxRuntimeSession(operator.relu, threads=threads, native="off"))
             for contestant in dynamics:
                 session = stack.enter_context(contestant.open(operator.model, threads))

@@ -97,7 +97,7 @@ def test_contestants_leave_the_environment_alone(benchmark: Any, monkeypatch: py
     assert [entry.name for entry in contestants.dynamics("auto", None)[0]] == ["best", "bf16", "bodies"]
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", [name for name, spec in OPERATORS.items() if len(spec.inputs[0].shape) == 4])
 def test_models_of_one_operator(benchmark: Any, name: str) -> None:
     operator = benchmark("small").one_operator(OPERATORS[name])
     onnx.checker.check_model(operator.model)
