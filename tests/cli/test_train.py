@@ -52,7 +52,7 @@ def test_the_table_names_every_block(
         (
             ["nowhere.yaml"],
             1,
-            "There is no recipe nowhere.yaml. Check the path, or name one that comes with dyndeploy: digits-dyn",
+            "There is no recipe nowhere.yaml. Check the path, or name one that comes with dyndeploy: ada-deit-small",
         ),
         (["digits-laud-resnet14-small-spatial", "--epochs", "0"], 2, "epochs: 0 is not valid"),
         (["laud-resnet50-layer"], 2, "--data DIR"),

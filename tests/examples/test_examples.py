@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,14 @@ def test_examples_run(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     else:
         module.main(tmp_path)
     assert capsys.readouterr().out
+
+
+@pytest.mark.vision("timm")
+@pytest.mark.parametrize("path", [path for path in EXAMPLES if path.stem in OF_TIMM], ids=lambda path: path.stem)
+def test_examples_take_networks_of_timm(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    timm = importlib.import_module("timm")
+    load(path).main(tmp_path, timm.create_model("vit_tiny_patch16_224", img_size=64, depth=8))
+    assert "% kept" in (out := capsys.readouterr().out) or "measured" in out
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
