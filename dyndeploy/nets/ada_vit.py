@@ -24,7 +24,18 @@ from dyndeploy.nets.ada_vit_checkpoints import AdaVitRules
 from dyndeploy.nets.registry import IMAGENET, SMALL_32, Preprocessing, register_model
 from dyndeploy.nets.results import AdaVitOutput, NetworkFacts
 
-MODES = ("token", "head", "layer", "all", "static")
+_ONE: Mapping[str, Mapping[str, Any]] = {
+    "token": {"token_with_mlp": True},
+    "head": {"head": True},
+    "layer": {"layer": True},
+}
+MODE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    **_ONE,
+    "all": {key: value for options in _ONE.values() for key, value in options.items()},
+    "static": {},
+}
+"""Options by a word for what is skipped."""
+MODES = tuple(MODE_OPTIONS)
 """What the networks may skip: each kind of decision has an option of its own."""
 
 _PATCH = 16
@@ -66,6 +77,7 @@ class AdaVitConfig:
     """
 
     modes: ClassVar[tuple[str, ...]] = MODES
+    mode_options: ClassVar[Mapping[str, Mapping[str, Any]]] = MODE_OPTIONS
     token: bool = False
     token_with_mlp: bool = False
     head: bool = False

@@ -333,9 +333,16 @@ class Estimator:
 
         given = {key: _single(value) for key, value in asked.items() if value is not None}
         batch = batch or self.batch or self.device.model.batch
-        known = model_info(name).defaults if name in model_names() else {"mode": None}
+        info = model_info(name) if name in model_names() else None
+        known = {"mode": None} if info is None else info.defaults
+        words = {} if info is None else getattr(info.config_type, "mode_options", {})
         if "mode" in known:
             given = {"mode": "static", **options, **given}
+        elif words and set(given) <= {"mode"}:
+            word = given.pop("mode", "static")
+            if word not in words:
+                raise unknown_name("mode", str(word), words)
+            given = {**options, **words[word]}
         elif given.pop("mode", "static") != "static" or given:
             raise UsageError(f"{name} has neither modes nor granularities: leave them out.")
         nodes = zoo_network(name, given, batch=batch, input_size=input_size, lacks=lacking_operators(self.device.name))

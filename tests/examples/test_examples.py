@@ -39,7 +39,7 @@ def test_examples_run(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_examples_take_networks_of_timm(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     timm = importlib.import_module("timm")
     load(path).main(tmp_path, timm.create_model("vit_tiny_patch16_224", img_size=64, depth=8))
-    assert "% kept" in (out := capsys.readouterr().out) or "measured" in out
+    assert "kept" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

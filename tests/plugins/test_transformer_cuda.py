@@ -434,7 +434,9 @@ def test_maskers_keep_a_value_of_zero_and_no_nan(kernels: ctypes.CDLL, kind: int
     assert run_masker(host, kind, x, weight, bias, kept=0, epsilon=1e-6).tolist() == [[1, 1, 0]]
 
 
-OPERATORS_OF_BLOCKS = {name: spec for name, spec in OPERATORS.items() if spec.kind == "transformer_block"}
+OPERATORS_OF_BLOCKS = {
+    name: spec for name, spec in OPERATORS.items() if spec.kind == "transformer_block" and "cuda" in spec.kernels
+}
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

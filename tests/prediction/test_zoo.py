@@ -9,7 +9,7 @@ from dyndeploy.blocks.block import run_dense
 from dyndeploy.errors import UsageError
 from dyndeploy.export import build_graph
 from dyndeploy.nets import create_model
-from dyndeploy.prediction import GraphWalker, NodeGraph, predict, read_nodes
+from dyndeploy.prediction import GraphWalker, NodeGraph, Rates, predict, read_nodes
 from dyndeploy.prediction.tracing import UntraceableError, trace
 from dyndeploy.prediction.zoo import zoo_nodes
 from dyndeploy.targets import load_target
@@ -74,3 +74,17 @@ def test_names() -> None:
     with pytest.raises(UsageError, match="must be positive"):
         zoo_nodes("laud_resnet50", {}, input_size=(0, 32))
     assert predict("laud_resnet14_small", "nano", mode="spatial", rate=0.3, input_size=(64, 64)).input_size == (64, 64)
+
+
+def test_modes_of_a_transformer_are_words_for_its_options() -> None:
+    def ms(mode: str | None, **rates: float) -> float:
+        return predict("ada_deit_tiny", "nano", mode=mode, rate=Rates(**rates) if rates else None).latency_ms
+
+    static = ms(None)
+    assert ms("static") == static
+    half = ms("token", token=0.5)
+    # Attention falls with the square of the tokens.
+    assert 0.4 * static < half < 0.55 * ms("token", token=1.0)
+    assert ms("all", token=0.5, head=0.5, attention=0.5, mlp=0.5) < half
+    with pytest.raises(UsageError, match=r"Unknown mode 'spatial'\. Known: all, head, layer, static, token"):
+        ms("spatial")
