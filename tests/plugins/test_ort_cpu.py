@@ -186,8 +186,9 @@ def test_bf16_bottlenecks(bf16_isa: str, case: tuple[str, Layer, Arrays, Arrays]
     actual = run_node(op, inputs, weights, precision="bf16", **conv_attributes(layer))
     masks = inputs.get("spatial_mask"), inputs.get("channel_mask")
     expected = bottleneck(layer, weights, inputs["x"], *masks, bf16=True)
-    # A value beside the middle of two BF16 numbers may be rounded to the other one than in the reference.
-    assert_agrees(actual, expected, tolerance=2**-8)
+    # Values beside the middle of two BF16 numbers may be rounded to the other one than in the reference, in both of the
+    # hidden maps.
+    assert_agrees(actual, expected, tolerance=2**-7)
 
 
 def test_bf16_rounds_and_fp32_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
