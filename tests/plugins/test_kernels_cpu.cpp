@@ -18,60 +18,14 @@
 
 #include "bottleneck.h"
 #include "caches.h"
+#include "checks.h"
 #include "lists.h"
 #include "masker.h"
+#include "pools.h"
 
 namespace {
 
 using namespace dyndeploy::cpu;
-
-int failures = 0;
-int checks = 0;
-
-#define CHECK(condition, ...)                                     \
-  do {                                                            \
-    ++checks;                                                     \
-    if (!(condition)) {                                           \
-      ++failures;                                                 \
-      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
-      std::printf(__VA_ARGS__);                                   \
-      std::printf("\n");                                          \
-    }                                                             \
-  } while (false)
-
-using Rng = std::mt19937;
-
-int pick(Rng& rng, int low, int high) { return std::uniform_int_distribution<int>(low, high)(rng); }
-bool coin(Rng& rng, double p = 0.5) { return std::bernoulli_distribution(p)(rng); }
-
-std::vector<float> normal(Rng& rng, std::size_t count, double scale) {
-  std::normal_distribution<float> distribution(0.0f, static_cast<float>(scale));
-  std::vector<float> values(count);
-  for (float& v : values) v = distribution(rng);
-  return values;
-}
-
-std::size_t product_of(std::initializer_list<int> sizes) {
-  std::size_t product = 1;
-  for (const int s : sizes) product *= static_cast<std::size_t>(s);
-  return product;
-}
-
-// A pool with real threads, so that the sanitizers see races.
-void parallel_for_threads(void*, ThreadPool::Function function, void* state, std::size_t count) {
-  std::vector<std::thread> threads;
-  for (std::size_t i = 1; i < count; ++i) threads.emplace_back([=] { function(state, i); });
-  function(state, 0);
-  for (std::thread& t : threads) t.join();
-}
-
-// A pool that runs one worker after the other, the last one first: what a runtime with one thread may do.
-void parallel_for_backwards(void*, ThreadPool::Function function, void* state, std::size_t count) {
-  for (std::size_t i = count; i-- > 0;) function(state, i);
-}
-
-ThreadPool threads(int count) { return {count, nullptr, &parallel_for_threads}; }
-ThreadPool one_by_one(int count) { return {count, nullptr, &parallel_for_backwards}; }
 
 // ------------------------------------------------------------------------------------------------- reference
 

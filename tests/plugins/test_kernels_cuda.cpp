@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "checks.h"
 #include "host/halves.h"
 #include "kernels.h"
 #if defined(DYN_PLAYED_DEVICE)
@@ -27,38 +28,7 @@ namespace {
 
 using namespace dyndeploy::cuda;
 
-int failures = 0;
-int checks = 0;
-
-#define CHECK(condition, ...)                                     \
-  do {                                                            \
-    ++checks;                                                     \
-    if (!(condition)) {                                           \
-      ++failures;                                                 \
-      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
-      std::printf(__VA_ARGS__);                                   \
-      std::printf("\n");                                          \
-    }                                                             \
-  } while (false)
-
-using Rng = std::mt19937;
 using Floats = std::vector<float>;
-
-int pick(Rng& rng, int low, int high) { return std::uniform_int_distribution<int>(low, high)(rng); }
-bool coin(Rng& rng, double p = 0.5) { return std::bernoulli_distribution(p)(rng); }
-
-std::size_t product_of(std::initializer_list<int> sizes) {
-  std::size_t product = 1;
-  for (const int s : sizes) product *= static_cast<std::size_t>(s);
-  return product;
-}
-
-Floats normal(Rng& rng, std::size_t count, double scale) {
-  std::normal_distribution<float> distribution(0.0f, static_cast<float>(scale));
-  Floats values(count);
-  for (float& v : values) v = distribution(rng);
-  return values;
-}
 
 float round_to_half(float v) { return host::half_to_float(host::float_to_half(v)); }
 

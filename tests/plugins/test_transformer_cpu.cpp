@@ -10,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include "checks.h"
+#include "pools.h"
 #include "shape.h"
 #include "token_masker.h"
 #include "transformer.h"
@@ -18,54 +20,13 @@ namespace {
 
 using namespace dyndeploy::cpu;
 
-int failures = 0;
-int checks = 0;
-
-#define CHECK(condition, ...)                                     \
-  do {                                                            \
-    ++checks;                                                     \
-    if (!(condition)) {                                           \
-      ++failures;                                                 \
-      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
-      std::printf(__VA_ARGS__);                                   \
-      std::printf("\n");                                          \
-    }                                                             \
-  } while (false)
-
-using Rng = std::mt19937;
 using Numbers = std::vector<float>;
-
-int pick(Rng& rng, int low, int high) { return std::uniform_int_distribution<int>(low, high)(rng); }
-bool coin(Rng& rng, double p = 0.5) { return std::bernoulli_distribution(p)(rng); }
-
-Numbers normal(Rng& rng, std::size_t count, double scale, double mean = 0.0) {
-  std::normal_distribution<float> distribution(static_cast<float>(mean), static_cast<float>(scale));
-  Numbers values(count);
-  for (float& v : values) v = distribution(rng);
-  return values;
-}
 
 Numbers bits(Rng& rng, std::size_t count, double rate) {
   Numbers values(count);
   for (float& v : values) v = coin(rng, rate) ? 1.0f : 0.0f;
   return values;
 }
-
-// A pool with real threads, so that the sanitizers see races.
-void parallel_for_threads(void*, ThreadPool::Function function, void* state, std::size_t count) {
-  std::vector<std::thread> threads;
-  for (std::size_t i = 1; i < count; ++i) threads.emplace_back([=] { function(state, i); });
-  function(state, 0);
-  for (std::thread& t : threads) t.join();
-}
-
-// A pool that runs one worker after the other, the last one first: what a runtime with one thread may do.
-void parallel_for_backwards(void*, ThreadPool::Function function, void* state, std::size_t count) {
-  for (std::size_t i = count; i-- > 0;) function(state, i);
-}
-
-ThreadPool threads(int count) { return {count, nullptr, &parallel_for_threads}; }
-ThreadPool one_by_one(int count) { return {count, nullptr, &parallel_for_backwards}; }
 
 struct Problem {
   TransformerLayer layer;
