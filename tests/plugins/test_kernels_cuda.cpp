@@ -793,13 +793,13 @@ int main(int argc, char** argv) {
     return 2;
   }
   if (what == "bottlenecks") {
-    test_bottlenecks(rounds > 0 ? rounds : kThreaded ? 8 : 120);
+    test_bottlenecks(rounds > 0 ? rounds : kThreaded ? 5 : 120);
   } else if (what == "maskers") {
-    test_maskers(rounds > 0 ? rounds : kThreaded ? 3 : 40);
+    test_maskers(rounds > 0 ? rounds : kThreaded ? 2 : 40);
   } else if (what == "transformers") {
-    test_transformers(rounds > 0 ? rounds : kThreaded ? 8 : 120);
+    test_transformers(rounds > 0 ? rounds : kThreaded ? 5 : 120);
   } else if (what == "token_maskers") {
-    test_token_maskers(rounds > 0 ? rounds : kThreaded ? 3 : 40);
+    test_token_maskers(rounds > 0 ? rounds : kThreaded ? 2 : 40);
   } else if (what == "shapes") {
     test_shapes();
     test_traits();
