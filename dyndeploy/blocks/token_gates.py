@@ -7,6 +7,7 @@ rule of training are. Token gates read the normalised input of their block, the 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -64,9 +65,9 @@ class ThresholdGate(Gate):
         """Logit of the threshold."""
         return math.log(self.threshold / (1.0 - self.threshold))
 
+    @abstractmethod
     def raw(self, x: Tensor) -> Tensor:
         """Logits of the probabilities, (N, ...), in float at least, before the threshold."""
-        raise NotImplementedError
 
     def logits(self, x: Tensor, size: Size | None = None) -> Tensor:
         """Return (N, 2, ...): by how much the logit exceeds the threshold's, and 0."""

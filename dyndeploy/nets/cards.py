@@ -6,7 +6,7 @@ import csv
 import functools
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -81,14 +81,7 @@ class ModelCard:
             "macs": self.macs,
             "exit_macs": list(self.exit_macs),
             "published": [
-                {
-                    "mode": each.mode,
-                    "granularity": each.granularity,
-                    "top1_percent": each.top1_percent,
-                    "gmacs": each.gmacs,
-                    "source": each.source,
-                }
-                for each in self.published
+                {key: value for key, value in asdict(each).items() if key != "network"} for each in self.published
             ],
         }
 
