@@ -274,6 +274,9 @@ class DeviceClient:
             started = self.call("start", kind=kind, spec=dict(spec))
             key = started["key"]
             found = found or (started["found"] and restart == 0)
+            if not started["found"]:
+                # A short job is done before it was ever seen running.
+                progress("started", 0.0)
             seen: Any = None
             while True:
                 answer = self.call("poll", key=key, wait=_POLL_SECONDS, seen=seen)
