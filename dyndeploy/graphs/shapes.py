@@ -28,7 +28,7 @@ from dyndeploy.graphs.inspect import (
     subgraphs,
 )
 from dyndeploy.ops import OPERATORS
-from dyndeploy.ops.base import Element, Shape
+from dyndeploy.ops.base import Shape
 
 if TYPE_CHECKING:
     import onnx
@@ -209,7 +209,8 @@ class _Search:
         """As :attr:`Sizes.widths`."""
         from onnx import TensorProto as Kind
 
-        wide = {Kind.INT64: 8, Kind.UINT64: 8, Kind.DOUBLE: 8, Kind.INT32: 4, Kind.UINT32: 4, Kind.BOOL: 1}
+        wide = {Kind.INT64: 8, Kind.UINT64: 8, Kind.DOUBLE: 8, Kind.INT32: 4, Kind.UINT32: 4}
+        wide |= dict.fromkeys((Kind.BOOL, Kind.UINT8, Kind.INT8), 1)
         graphs = all_graphs(self.inferred.graph)
         known = (value for graph in graphs for value in (*graph.input, *graph.output, *graph.value_info))
         kinds = {value.name: value.type.tensor_type.elem_type for value in known}
@@ -217,7 +218,6 @@ class _Search:
 
     def apply_rules(self) -> bool:
         """Let the dynamic operators whose inputs are known say what they give; returns whether any did."""
-        import onnx
         from onnx import helper
 
         progress = False
@@ -228,7 +228,7 @@ class _Search:
             spec = OPERATORS[node.op_type]
             results = spec.output_shapes([s for s in inputs if s is not None], operator_attributes(node))
             for port, output, shape in zip(spec.outputs, node.output, results, strict=True):
-                kind = onnx.TensorProto.INT64 if port.element is Element.INDEX else onnx.TensorProto.FLOAT
+                kind = helper.np_dtype_to_tensor_dtype(np.dtype(port.element.dtype or "float32"))
                 self.shapes[output] = shape
                 graph.value_info.append(helper.make_tensor_value_info(output, kind, shape))
                 self._stated.add(output)
