@@ -186,7 +186,8 @@ void time_product(const QuantizedIsa& isa, const char* what, int side, int input
   for (int round = 0; round < 30; ++round) {
     const auto start = std::chrono::steady_clock::now();
     for (int i = 0; i < repeats; ++i) isa.gemm(g, 0, rows, 0, panels, scratch);
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / repeats);
+    best = std::min(
+        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / repeats);
   }
   std::printf("%-12s %2dx%2d %4d -> %4d %s: %7.1f us, %3.0f G/s\n", what, side, side, inputs, outputs,
               taps ? "3x3" : "1x1", best * 1e6, macs / best / 1e9);

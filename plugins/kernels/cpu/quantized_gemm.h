@@ -42,21 +42,22 @@ constexpr int kBlockColumns = 32;
 struct QuantizedSelection {
   const std::int8_t* blocks = nullptr;  // nullptr: from the panels
   std::ptrdiff_t block_stride = 0;
-  // Rows of a block: two per quad, which holds their inputs one after the other, or where `single` inputs are
-  // taken from pairs, four numbers 2 * row + (first or second of its pair).
+  // Rows of a block, in bytes from its beginning: two per quad, which holds their inputs one after the other,
+  // or where `single` inputs are taken from pairs, four, plus 1 for the second input of its pair.
   const std::int32_t* rows = nullptr;
   bool single = false;
   const std::int32_t* columns = nullptr;  // nullptr: all of them
   // What a skipped input of the convolution is: the copied weights' share of it is taken from the bias, which
   // counts all inputs. By quads of the inputs that are left; nullptr: nothing is taken.
   const std::uint8_t* constants = nullptr;
-  const std::uint16_t* class_taps =
-      nullptr;  // the taps that remain for each border class, where there are any
+  // The taps that remain for each border class, where there are any, and the classes that occur.
+  const std::uint16_t* class_taps = nullptr;
+  unsigned classes = 1;
 };
 
 constexpr int kQuantizedClasses = 16;
 // Entries beyond the end of the rows of a selection that are read, to fetch what they name.
-constexpr int kQuantizedListMargin = 32;
+constexpr int kQuantizedListMargin = 128;
 
 // One convolution's weights. With a selection, bias and multiplier are those of all columns.
 struct QuantizedPanels {
@@ -94,11 +95,11 @@ struct QuantizedCopy {
 struct QuantizedUpcoming {
   const std::int8_t* base = nullptr;
   std::ptrdiff_t stride = 0;           // between blocks
-  const std::int32_t* rows = nullptr;  // cache lines of a block; nullptr: one after the other
-  int shift = 0;                       // of rows: 1 where they count single inputs
+  const std::int32_t* rows = nullptr;  // where the lines of a block lie; nullptr: one after the other
   int count = 0;                       // lines of each block
   int blocks = 0;                      // left to fetch
   int line = 0;                        // next one
+  const QuantizedUpcoming* then = nullptr;
 };
 
 struct QuantizedGemm {

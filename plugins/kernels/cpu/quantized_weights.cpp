@@ -257,7 +257,7 @@ void list_rows(const std::int32_t* channels, int count, int first, int inputs, i
     for (int i = 0; i < listed; i += step) {
       const int channel = i < count ? channels[i] - first : 0;
       const int row = i < count ? t * pairs + channel / 2 : zero;
-      *rows++ = s.single ? 2 * row + channel % 2 : row;
+      *rows++ = row * (2 * kBlockColumns) + (s.single ? channel % 2 : 0);
     }
   }
   std::fill(rows, rows + kQuantizedListMargin, rows[-1]);
@@ -265,7 +265,7 @@ void list_rows(const std::int32_t* channels, int count, int first, int inputs, i
 
 }  // namespace
 
-QuantizedView PackedQuantizedBottleneck::select(const std::uint8_t* on, int count,
+QuantizedView PackedQuantizedBottleneck::select(const std::uint8_t* on, int count, unsigned classes,
                                                 Workspace& workspace) const {
   const int M = layer_.middle, G = layer_.groups, width = M / G;
   auto* channels = workspace.take<std::int32_t>(static_cast<std::size_t>(M));
@@ -309,6 +309,7 @@ QuantizedView PackedQuantizedBottleneck::select(const std::uint8_t* on, int coun
     s.columns = columns;
     s.constants = chosen(constant1_, at, active);
     s.class_taps = kClassTaps.taps;
+    s.classes = classes;
     QuantizedGroup& group = groups[view.group_count++];
     group = full_.groups[g];
     group.conv.inputs = group.conv.outputs = active;
@@ -385,7 +386,7 @@ CompactQuantized compact(const QuantizedIsa& isa, const QuantizedView& selected,
 
 QuantizedUpcoming first_weights(const QuantizedIsa& isa, const QuantizedConvolution& conv, int panel_begin,
                                 int panel_end) {
-  constexpr std::int64_t kBytes = 256 << 10;
+  constexpr int kLines = (320 << 10) / kCacheLine;
   QuantizedUpcoming u;
   if (panel_begin >= panel_end) return u;
   const int PW = isa.panel_width;
@@ -394,18 +395,16 @@ QuantizedUpcoming first_weights(const QuantizedIsa& isa, const QuantizedConvolut
   const bool blocks = s && s->blocks;
   const int unit = blocks ? kBlockColumns : PW;
   u.stride = blocks ? s->block_stride : conv.weights.panel_stride;
-  const int most = std::max(1, static_cast<int>(kBytes / std::max<std::ptrdiff_t>(u.stride, 1)));
-  const int first = column(panel_begin * PW) / unit;
-  const int last = column(std::min(panel_end * PW, conv.outputs) - 1) / unit;
-  u.base = (blocks ? s->blocks : conv.weights.base) + first * u.stride;
-  u.blocks = std::min(last - first + 1, most);
   if (blocks) {
     u.rows = s->rows;
-    u.shift = s->single ? 1 : 0;
     u.count = conv.taps * conv.quads() * (s->single ? kQuad : 2);
   } else {
     u.count = static_cast<int>(u.stride / kCacheLine);
   }
+  const int first = column(panel_begin * PW) / unit;
+  const int last = column(std::min(panel_end * PW, conv.outputs) - 1) / unit;
+  u.base = (blocks ? s->blocks : conv.weights.base) + first * u.stride;
+  u.blocks = std::min(last - first + 1, std::max(1, kLines / std::max(u.count, 1)));
   return u;
 }
 

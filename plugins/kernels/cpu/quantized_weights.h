@@ -87,8 +87,8 @@ class PackedQuantizedBottleneck {
   const QuantizedConvolution& skipped() const { return skipped_; }
 
   // The view of one sample's active channels. on: a flag per middle channel; count of them are set, at least
-  // one.
-  QuantizedView select(const std::uint8_t* on, int count, Workspace& workspace) const;
+  // one. classes: a bit for every border class of pixels that the map has.
+  QuantizedView select(const std::uint8_t* on, int count, unsigned classes, Workspace& workspace) const;
 
  private:
   const QuantizedIsa* isa_;
