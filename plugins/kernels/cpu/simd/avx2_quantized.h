@@ -1,5 +1,5 @@
-// Quads of bytes, 8 at a time, with AVX2, and with the product of AVX-VNNI. Included only by translation units
-// built with those flags.
+// Quads of bytes, 8 at a time, with AVX2, and with the product of AVX-VNNI. Included only by translation
+// units built with those flags.
 #pragma once
 
 #include <immintrin.h>
@@ -83,7 +83,9 @@ struct Avx2Quantized : Avx2Bytes {
   static constexpr int kRows = 4;
   static constexpr int kWeightLimit = 64;
 
-  static Weights weights(const std::int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Weights weights(const std::int8_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
   static Inputs inputs(const std::uint8_t* p) { return _mm256_set1_epi32(quad(p)); }
   static Sums dot(Inputs x, Weights w, Sums c) {
     const __m256i pairs = _mm256_maddubs_epi16(x, w);
@@ -122,7 +124,9 @@ struct AvxVnni : Avx2Bytes {
   static constexpr int kRows = 6;
   static constexpr int kWeightLimit = 128;
 
-  static Weights weights(const std::int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Weights weights(const std::int8_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
   static Inputs inputs(const std::uint8_t* p) { return _mm256_set1_epi32(quad(p)); }
   static Sums dot(Inputs x, Weights w, Sums c) {
     return DYNDEPLOY_ACCUMULATE("%{vex%} vpdpbusd", _mm256_dpbusd_avx_epi32(c, x, w), x, w, c);

@@ -46,7 +46,8 @@ struct NeonBytes {
     for (int i = 0; i < NV; i += 2) {
       const int16x4_t low = rounded(c[i], multiplier + i * kWidth);
       const bool both = i + 1 < NV;
-      const int16x4_t high = both ? rounded(c[both ? i + 1 : i], multiplier + (both ? i + 1 : i) * kWidth) : vdup_n_s16(0);
+      const int16x4_t high =
+          both ? rounded(c[both ? i + 1 : i], multiplier + (both ? i + 1 : i) * kWidth) : vdup_n_s16(0);
       w.value[i / 2] = vcombine_s16(low, high);
     }
     return w;
