@@ -114,13 +114,18 @@ cpu::Precision session_precision(const Api& api, const OrtSessionOptions* option
                         "', expected fp32, bf16 or int8");
 }
 
-// The instruction sets for floats that run here, best first.
-std::string instruction_sets(const char* separator) {
-  const cpu::Isa* isas[16];
-  const int count = cpu::available_isas(isas, 16);
+template <class Isa>
+std::string names_of(int (*available)(const Isa** out, int capacity), const char* separator) {
+  const Isa* isas[16];
+  const int count = available(isas, 16);
   std::string names;
   for (int i = 0; i < count; ++i) names += (i ? separator : "") + std::string(isas[i]->name);
   return names;
+}
+
+// The instruction sets for floats that run here, best first.
+std::string instruction_sets(const char* separator) {
+  return names_of<cpu::Isa>(&cpu::available_isas, separator);
 }
 
 // `runtime` tells one loaded runtime from another.
@@ -161,6 +166,15 @@ DYNDEPLOY_EXPORT const char* DyndeployPrecisions() { return "fp32 bf16 int8"; }
 // The instruction sets that DYNDEPLOY_CPU_ISA may name on this machine, best first, separated by spaces.
 DYNDEPLOY_EXPORT const char* DyndeployInstructionSets() {
   static const std::string& names = *new std::string(dyndeploy::ort::instruction_sets(" "));
+  return names.c_str();
+}
+
+// Those for integers, which it may name as well. The name of one for floats stands for the best one that
+// needs nothing beyond it.
+DYNDEPLOY_EXPORT const char* DyndeployIntegerInstructionSets() {
+  namespace cpu = dyndeploy::cpu;
+  static const std::string& names =
+      *new std::string(dyndeploy::ort::names_of<cpu::QuantizedIsa>(&cpu::available_quantized_isas, " "));
   return names.c_str();
 }
 
