@@ -142,13 +142,77 @@ double run(const Block& b, const Masks& m, const std::vector<std::uint8_t>& x, s
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
 
+// One convolution of a whole map, its weights in the caches.
+void time_product(const QuantizedIsa& isa, const char* what, int side, int inputs, int outputs, bool taps) {
+  BottleneckLayer layer;
+  layer.inputs = layer.middle = inputs;
+  const BottleneckShape shape = bottleneck_shape(layer, 1, side, side);
+  Workspace workspace;
+  const PixelLists lists = make_full_lists(layer, shape, {}, workspace);
+  const int rows = side * side, count = taps ? 9 : 1, quads = (inputs + kQuad - 1) / kQuad;
+  const int panels = (outputs + isa.panel_width - 1) / isa.panel_width;
+  const std::size_t panel = quantized_copy_bytes(isa, count, quads);
+  const std::ptrdiff_t in_stride = round_up(inputs, 64), out_stride = round_up(outputs, 64);
+  Buffer w(panel * static_cast<std::size_t>(panels)), x(static_cast<std::size_t>(rows * in_stride)),
+      y(static_cast<std::size_t>(rows * out_stride));
+  std::memset(w.get(), 1, w.size());
+  std::memset(x.get(), 1, x.size());
+  std::memset(y.get(), 1, y.size());
+  const std::vector<std::int32_t> bias(static_cast<std::size_t>(panels * isa.panel_width), 5);
+  const std::vector<float> multiplier(bias.size(), 0.01f);
+  const std::vector<std::uint8_t> zeros(static_cast<std::size_t>(in_stride), 0);
+  QuantizedGemm g;
+  QuantizedRows& a = g.product.a;
+  a.base = static_cast<const std::uint8_t*>(x.get());
+  a.stride = in_stride;
+  a.index = lists.centre;
+  a.taps = count;
+  a.inputs = inputs;
+  a.valid = taps ? lists.valid : nullptr;
+  for (int t = 0; t < 9; ++t) a.tap_offset[t] = taps ? ((t / 3 - 1) * side + t % 3 - 1) * in_stride : 0;
+  g.product.b.base = static_cast<const std::int8_t*>(w.get());
+  g.product.b.panel_stride = static_cast<std::ptrdiff_t>(panel);
+  g.product.b.bias = bias.data();
+  g.product.b.multiplier = multiplier.data();
+  g.columns = outputs;
+  g.out = static_cast<std::uint8_t*>(y.get());
+  g.residual = outputs > 2 * inputs ? g.out : nullptr;
+  g.stride = out_stride;
+  QuantizedScratch scratch;
+  scratch.zeros = zeros.data();
+  const double macs = double(rows) * count * inputs * outputs;
+  const int repeats = std::max(1, static_cast<int>(2e8 / macs));
+  double best = 1e9;
+  for (int round = 0; round < 30; ++round) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < repeats; ++i) isa.gemm(g, 0, rows, 0, panels, scratch);
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / repeats);
+  }
+  std::printf("%-12s %2dx%2d %4d -> %4d %s: %7.1f us, %3.0f G/s\n", what, side, side, inputs, outputs,
+              taps ? "3x3" : "1x1", best * 1e6, macs / best / 1e9);
+}
+
+void time_products(const QuantizedIsa& isa) {
+  for (int stage = 0; stage < 4; ++stage) {
+    const int side = 56 >> stage, M = 64 << stage;
+    for (const int middle : {M, M / 2}) {
+      time_product(isa, "conv1", side, 4 * M, middle, false);
+      time_product(isa, "conv2", side, middle, middle, true);
+      time_product(isa, "conv3", side, middle, 4 * M, false);
+    }
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  const bool products = argc > 1 && std::string(argv[1]) == "products";
+  if (products) --argc, ++argv;
   const QuantizedIsa* isa = argc > 1 ? find_quantized_isa(argv[1]) : select_quantized_isa();
   const int threads = argc > 2 ? std::atoi(argv[2]) : 1, rounds = argc > 3 ? std::atoi(argv[3]) : 40;
   const int depth = argc > 4 ? std::atoi(argv[4]) : 50;
   if (!isa) return std::puts("no such instruction set here"), 1;
+  if (products) return time_products(*isa), 0;
   const int counts[] = {3, 4, depth == 101 ? 23 : 6, 3};
   Arena arena;
   std::vector<Block> blocks;

@@ -2,9 +2,13 @@
 #include "simd/generic_quantized.h"
 
 namespace dyndeploy::cpu {
+namespace {
+
+bool supported() { return true; }
+
+}  // namespace
 
 extern const QuantizedIsa kIsaGenericQuantized;
-const QuantizedIsa kIsaGenericQuantized =
-    make_quantized_isa<GenericQuantized>("generic", [] { return true; });
+const QuantizedIsa kIsaGenericQuantized = make_quantized_isa<GenericQuantized>("generic", &supported);
 
 }  // namespace dyndeploy::cpu

@@ -345,8 +345,13 @@ void run_quantized_bottleneck(const QuantizedBottleneckCall& call, Workspace& wo
       continue;
     }
     const Workspace::Mark mark = workspace.mark();
-    const QuantizedView view = count == M ? weights.full() : weights.select(on, count, workspace);
-    run_rows(c, view, dilated_of(n, n + 1), rows, nullptr, pool);
+    CompactQuantized small;
+    small.view = count == M ? weights.full() : weights.select(on, count, workspace);
+    if (count < M && selected_bytes(small.view) <= blocks().compact_weights)
+      small = compact(*c.isa, small.view, workspace);
+    const auto body = [&](int task, int) { c.isa->copy(small.copies[task]); };
+    const Phase copying(small.count, body);
+    run_rows(c, small.view, dilated_of(n, n + 1), rows, small.count ? &copying : nullptr, pool);
     workspace.rewind(mark);
   }
 }

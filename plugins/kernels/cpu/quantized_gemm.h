@@ -73,6 +73,23 @@ struct QuantizedSource {
   QuantizedPanels b;
 };
 
+// Makes one panel of the selected columns [column, column + count), with its biases and multipliers.
+struct QuantizedCopy {
+  QuantizedPanels from;
+  int taps = 1;
+  int quads = 0;  // of each tap, that are left
+  int column = 0;
+  int count = 0;
+  std::int8_t* b = nullptr;  // quantized_copy_bytes()
+  std::int32_t* bias = nullptr;
+  std::ptrdiff_t bias_stride = 0;  // between border classes
+  float* multiplier = nullptr;
+
+  int source(int n) const {
+    return from.selection->columns ? from.selection->columns[column + n] : column + n;
+  }
+};
+
 // Weights that are read after this product: they are fetched towards the caches while it computes.
 struct QuantizedUpcoming {
   const std::int8_t* base = nullptr;
@@ -117,6 +134,7 @@ struct QuantizedIsa {
   // rows [row_begin, row_end) x weight panels [panel_begin, panel_end)
   void (*gemm)(const QuantizedGemm&, int row_begin, int row_end, int panel_begin, int panel_end,
                const QuantizedScratch&);
+  void (*copy)(const QuantizedCopy&);
 };
 
 constexpr int kMaxQuantizedPanel = 64;

@@ -213,20 +213,6 @@ constexpr int through_columns() {
   return panel_columns<V>() + V::kWidth;
 }
 
-template <class V>
-struct CopyCall {
-  const QuantizedSelection* selection;
-  const QuantizedPanels* from;
-  int taps;
-  int quads;
-  int column;  // first of the selected ones
-  int count;
-  std::int8_t* out;
-  std::int32_t* through;
-
-  int source(int n) const { return selection->columns ? selection->columns[column + n] : column + n; }
-};
-
 // One quad of one column.
 inline void read_quad(const QuantizedSelection& s, const std::int8_t* block, int column, int row,
                       std::int8_t* to) {
@@ -244,53 +230,47 @@ inline void read_quad(const QuantizedSelection& s, const std::int8_t* block, int
 
 // Column by column.
 template <class V>
-inline void copy_columns(const CopyCall<V>& call) {
+inline void copy_columns(const QuantizedCopy& copy, std::int32_t* through) {
   constexpr int PW = panel_columns<V>();
-  const QuantizedSelection& s = *call.selection;
-  for (int n = 0; n < call.count; ++n) {
-    const int column = call.source(n);
-    std::int8_t* to = call.out + n * kQuad;
-    for (int t = 0, row = 0; t < call.taps; ++t) {
+  const QuantizedSelection& s = *copy.from.selection;
+  for (int n = 0; n < copy.count; ++n) {
+    const int column = copy.source(n);
+    std::int8_t* to = copy.b + n * kQuad;
+    for (int t = 0, row = 0; t < copy.taps; ++t) {
       std::int32_t sum = 0;
-      for (int q = 0; q < call.quads; ++q, ++row, to += row_bytes<V>()) {
+      for (int q = 0; q < copy.quads; ++q, ++row, to += row_bytes<V>()) {
         if (s.blocks) {
           read_quad(s, s.blocks + column / kBlockColumns * s.block_stride, column % kBlockColumns, row, to);
         } else {
-          std::memcpy(to,
-                      call.from->base + column / PW * call.from->panel_stride + row * row_bytes<V>() +
-                          column % PW * kQuad,
-                      kQuad);
+          const std::int8_t* const panel = copy.from.base + column / PW * copy.from.panel_stride;
+          std::memcpy(to, panel + row * row_bytes<V>() + column % PW * kQuad, kQuad);
         }
         for (int i = 0; s.constants && i < kQuad; ++i) sum += to[i] * s.constants[q * kQuad + i];
       }
-      call.through[t * through_columns<V>() + n] = sum;
+      through[t * through_columns<V>() + n] = sum;
     }
   }
 }
 
-// Makes the panel that begins with the selected column `column`, with its bias and multiplier.
 template <class V>
-inline void copy_quantized_panel(const QuantizedSource& source, int column, int count,
-                                 const QuantizedScratch& scratch) {
-  constexpr int PW = panel_columns<V>();
-  const QuantizedSelection& s = *source.b.selection;
+void copy_quantized(const QuantizedCopy& copy) {
+  const QuantizedSelection& s = *copy.from.selection;
   std::int32_t through[kQuantizedTaps * through_columns<V>()];
-  CopyCall<V> call{&s, &source.b, source.a.taps, quads_of(source.a), column, count, scratch.b, through};
   if constexpr (V::kCopies)
-    V::copy(call);
+    V::copy(copy, through);
   else
-    copy_columns<V>(call);
-  for (int n = 0; n < count; ++n) scratch.multiplier[n] = source.b.multiplier[call.source(n)];
-  const int classes = source.b.bias_stride ? kQuantizedClasses : 1;
+    copy_columns<V>(copy, through);
+  for (int n = 0; n < copy.count; ++n) copy.multiplier[n] = copy.from.multiplier[copy.source(n)];
+  const int classes = copy.from.bias_stride ? kQuantizedClasses : 1;
   for (int c = 0; c < classes; ++c) {
-    const std::int32_t* const from = source.b.bias + c * source.b.bias_stride;
-    std::int32_t* const to = scratch.bias + c * PW;
-    for (int n = 0; n < count; ++n) to[n] = from[call.source(n)];
+    const std::int32_t* const from = copy.from.bias + c * copy.from.bias_stride;
+    std::int32_t* const to = copy.bias + c * copy.bias_stride;
+    for (int n = 0; n < copy.count; ++n) to[n] = from[copy.source(n)];
     const unsigned taps = s.class_taps ? s.class_taps[c] : 1u;
-    for (int t = 0; s.constants && t < call.taps; ++t) {
+    for (int t = 0; s.constants && t < copy.taps; ++t) {
       if (!(taps >> t & 1u)) continue;
       const std::int32_t* const share = through + t * through_columns<V>();
-      for (int n = 0; n < count; ++n) to[n] -= share[n];
+      for (int n = 0; n < copy.count; ++n) to[n] -= share[n];
     }
   }
 }
@@ -411,7 +391,17 @@ void quantized_gemm(const QuantizedGemm& g, int row_begin, int row_end, int pane
     }
     call.bias_stride = source.b.bias_stride;
     if (copies) {
-      copy_quantized_panel<V>(source, p * PW, at_most(PW, g.columns - p * PW), scratch);
+      QuantizedCopy copy;
+      copy.from = source.b;
+      copy.taps = source.a.taps;
+      copy.quads = call.quads[0];
+      copy.column = p * PW;
+      copy.count = at_most(PW, g.columns - p * PW);
+      copy.b = scratch.b;
+      copy.bias = scratch.bias;
+      copy.bias_stride = PW;
+      copy.multiplier = scratch.multiplier;
+      copy_quantized<V>(copy);
       call.b[0] = scratch.b;
       call.bias[0] = scratch.bias;
       call.bias_stride = source.b.bias_stride ? PW : 0;
@@ -446,7 +436,8 @@ template <class V>
 constexpr QuantizedIsa make_quantized_isa(const char* name, bool (*supported)(),
                                           const QuantizedIsa* wider = nullptr) {
   static_assert(panel_columns<V>() <= kMaxQuantizedPanel, "scratch sizes");
-  return QuantizedIsa{name, panel_columns<V>(), V::kWeightLimit, wider, supported, &quantized_gemm<V>};
+  return QuantizedIsa{name,      panel_columns<V>(), V::kWeightLimit,   wider,
+                      supported, &quantized_gemm<V>, &copy_quantized<V>};
 }
 
 }  // namespace

@@ -332,6 +332,57 @@ QuantizedView PackedQuantizedBottleneck::select(const std::uint8_t* on, int coun
   return view;
 }
 
+std::int64_t selected_bytes(const QuantizedView& view) {
+  std::int64_t bytes = view.conv1.bytes() + view.conv3.bytes();
+  for (int g = 0; g < view.group_count; ++g) bytes += view.groups[g].conv.bytes();
+  return bytes;
+}
+
+CompactQuantized compact(const QuantizedIsa& isa, const QuantizedView& selected, Workspace& workspace) {
+  const int PW = isa.panel_width;
+  const auto panels = [=](const QuantizedConvolution& conv) { return ceil_to_int(conv.outputs, PW); };
+  CompactQuantized result;
+  result.view = selected;
+  auto* groups = workspace.take<QuantizedGroup>(static_cast<std::size_t>(selected.group_count));
+  std::copy(selected.groups, selected.groups + selected.group_count, groups);
+  result.view.groups = groups;
+  int most = panels(selected.conv1) + panels(selected.conv3);
+  for (int g = 0; g < selected.group_count; ++g) most += panels(groups[g].conv);
+  auto* copies = workspace.take<QuantizedCopy>(static_cast<std::size_t>(most));
+  result.copies = copies;
+  const auto add = [&](QuantizedConvolution& conv) {
+    const std::size_t columns = static_cast<std::size_t>(panels(conv)) * static_cast<std::size_t>(PW);
+    const std::size_t panel = quantized_copy_bytes(isa, conv.taps, conv.quads());
+    const QuantizedPanels from = conv.weights;
+    const std::size_t classes = from.bias_stride ? kBorderClasses : 1;
+    auto* const base = workspace.take<std::int8_t>(static_cast<std::size_t>(panels(conv)) * panel);
+    auto* const bias = workspace.take<std::int32_t>(classes * columns);
+    auto* const multiplier = workspace.take<float>(columns);
+    conv.weights = {};
+    conv.weights.base = base;
+    conv.weights.panel_stride = static_cast<std::ptrdiff_t>(panel);
+    conv.weights.bias = bias;
+    conv.weights.bias_stride = from.bias_stride ? static_cast<std::ptrdiff_t>(columns) : 0;
+    conv.weights.multiplier = multiplier;
+    for (int p = 0; p < panels(conv); ++p) {
+      QuantizedCopy& copy = copies[result.count++] = {};
+      copy.from = from;
+      copy.taps = conv.taps;
+      copy.quads = conv.quads();
+      copy.column = p * PW;
+      copy.count = std::min(PW, conv.outputs - p * PW);
+      copy.b = base + static_cast<std::size_t>(p) * panel;
+      copy.bias = bias + p * PW;
+      copy.bias_stride = conv.weights.bias_stride;
+      copy.multiplier = multiplier + p * PW;
+    }
+  };
+  add(result.view.conv1);
+  for (int g = 0; g < selected.group_count; ++g) add(groups[g].conv);
+  add(result.view.conv3);
+  return result;
+}
+
 QuantizedUpcoming first_weights(const QuantizedIsa& isa, const QuantizedConvolution& conv, int panel_begin,
                                 int panel_end) {
   constexpr std::int64_t kBytes = 256 << 10;

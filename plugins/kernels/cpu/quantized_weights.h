@@ -56,6 +56,18 @@ struct QuantizedView {
   bool selects() const { return conv1.weights.selection != nullptr; }
 };
 
+// Bytes of the selected weights of a view.
+std::int64_t selected_bytes(const QuantizedView& view);
+
+// A view of one sample's active channels whose weights will have been copied when all its copies have been
+// made, in any order and by any thread.
+struct CompactQuantized {
+  QuantizedView view;
+  const QuantizedCopy* copies = nullptr;
+  int count = 0;
+};
+CompactQuantized compact(const QuantizedIsa& isa, const QuantizedView& selected, Workspace& workspace);
+
 // What a product over panels [panel_begin, panel_end) reads first.
 QuantizedUpcoming first_weights(const QuantizedIsa& isa, const QuantizedConvolution& conv, int panel_begin,
                                 int panel_end);

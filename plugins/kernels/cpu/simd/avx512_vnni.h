@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "../quantized_gemm.h"
 #include "unroll.h"
 
 namespace dyndeploy::cpu {
@@ -103,22 +104,23 @@ struct Avx512Vnni {
     return _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaaull, first, second);
   }
 
-  template <int Pieces, From Kind, bool Constants, class Call>
-  static DYNDEPLOY_NOINLINE void copy_pieces(const Call& call, const std::int8_t* base, const Piece* pieces) {
+  template <int Pieces, From Kind, bool Constants>
+  static DYNDEPLOY_NOINLINE void copy_pieces(const QuantizedCopy& copy, const std::int8_t* base,
+                                             const Piece* pieces) {
     constexpr int kRow = kVectors * kWidth * 4, kAhead = 12;
-    const std::int32_t* rows = call.selection->rows;
+    const std::int32_t* rows = copy.from.selection->rows;
     Piece piece[Pieces];
     DYNDEPLOY_UNROLL
     for (int i = 0; i < Pieces; ++i) piece[i] = pieces[i];
     std::int8_t* to[Pieces];
     DYNDEPLOY_UNROLL
     for (int i = 0; i < Pieces; ++i) to[i] = piece[i].out;
-    for (int t = 0; t < call.taps; ++t) {
-      const std::uint8_t* constants = call.selection->constants;
+    for (int t = 0; t < copy.taps; ++t) {
+      const std::uint8_t* constants = copy.from.selection->constants;
       __m512i sum[Pieces];
       DYNDEPLOY_UNROLL
       for (int i = 0; i < Pieces; ++i) sum[i] = _mm512_setzero_si512();
-      for (int q = 0; q < call.quads; ++q) {
+      for (int q = 0; q < copy.quads; ++q) {
         __m512i low, high;
         if constexpr (Kind == From::kPanel) {
           low = load_word_row(base);
@@ -152,41 +154,40 @@ struct Avx512Vnni {
     }
   }
 
-  template <int Pieces, class Call>
-  static void copy_block(const Call& call, const std::int8_t* base, const Piece* pieces) {
-    const auto& s = *call.selection;
-    if (!s.blocks) return copy_pieces<Pieces, From::kPanel, false>(call, base, pieces);
+  template <int Pieces>
+  static void copy_block(const QuantizedCopy& copy, const std::int8_t* base, const Piece* pieces) {
+    const auto& s = *copy.from.selection;
+    if (!s.blocks) return copy_pieces<Pieces, From::kPanel, false>(copy, base, pieces);
     if (s.single)
-      return s.constants ? copy_pieces<Pieces, From::kSingles, true>(call, base, pieces)
-                         : copy_pieces<Pieces, From::kSingles, false>(call, base, pieces);
-    s.constants ? copy_pieces<Pieces, From::kPairs, true>(call, base, pieces)
-                : copy_pieces<Pieces, From::kPairs, false>(call, base, pieces);
+      return s.constants ? copy_pieces<Pieces, From::kSingles, true>(copy, base, pieces)
+                         : copy_pieces<Pieces, From::kSingles, false>(copy, base, pieces);
+    s.constants ? copy_pieces<Pieces, From::kPairs, true>(copy, base, pieces)
+                : copy_pieces<Pieces, From::kPairs, false>(copy, base, pieces);
   }
 
   // Block by block of columns; constants are those of inputs that come from blocks.
-  template <class Call>
-  static void copy(const Call& call) {
+  static void copy(const QuantizedCopy& copy, std::int32_t* through) {
     constexpr int kBlock = 32;
-    const auto& s = *call.selection;
-    for (int n = 0; n < call.count;) {
-      const int block = call.source(n) / kBlock;
+    const auto& s = *copy.from.selection;
+    for (int n = 0; n < copy.count;) {
+      const int block = copy.source(n) / kBlock;
       const std::int8_t* const base =
           s.blocks ? s.blocks + block * s.block_stride
-                   : call.from->base + block / 2 * call.from->panel_stride + block % 2 * (kBlock * 4);
+                   : copy.from.base + block / 2 * copy.from.panel_stride + block % 2 * (kBlock * 4);
       Piece pieces[2];
       int count = 0;
-      while (count < 2 && n < call.count && call.source(n) / kBlock == block) {
+      while (count < 2 && n < copy.count && copy.source(n) / kBlock == block) {
         std::int16_t from[2 * kWidth] = {};
         const int begin = n;
-        for (; n < call.count && n < begin + kWidth && call.source(n) / kBlock == block; ++n) {
-          const int column = call.source(n) % kBlock, lane = n - begin;
+        for (; n < copy.count && n < begin + kWidth && copy.source(n) / kBlock == block; ++n) {
+          const int column = copy.source(n) % kBlock, lane = n - begin;
           from[2 * lane] = static_cast<std::int16_t>(s.blocks ? column : 2 * column);
           from[2 * lane + 1] = static_cast<std::int16_t>(s.blocks ? kBlock + column : 2 * column + 1);
         }
         pieces[count++] = {_mm512_loadu_si512(from), static_cast<__mmask16>((1u << (n - begin)) - 1u),
-                           call.out + begin * 4, call.through + begin};
+                           copy.b + begin * 4, through + begin};
       }
-      count == 2 ? copy_block<2>(call, base, pieces) : copy_block<1>(call, base, pieces);
+      count == 2 ? copy_block<2>(copy, base, pieces) : copy_block<1>(copy, base, pieces);
     }
   }
 };
