@@ -47,6 +47,11 @@ struct QuantizedSelection {
   const std::int32_t* rows = nullptr;
   bool single = false;
   const std::int32_t* columns = nullptr;  // nullptr: all of them
+  // The weights of the panels once more by pairs of columns, [pair][quad][2][4], where `columns` come in
+  // pairs: of such only the chosen ones have to come from memory. Whole cache lines can be read. nullptr:
+  // from the panels.
+  const std::int8_t* pairs = nullptr;
+  std::ptrdiff_t pair_stride = 0;
   // What a skipped input of the convolution is: the copied weights' share of it is taken from the bias, which
   // counts all inputs. By quads of the inputs that are left; nullptr: nothing is taken.
   const std::uint8_t* constants = nullptr;
@@ -94,11 +99,12 @@ struct QuantizedCopy {
 // Weights that are read after this product: they are fetched towards the caches while it computes.
 struct QuantizedUpcoming {
   const std::int8_t* base = nullptr;
-  std::ptrdiff_t stride = 0;           // between blocks
-  const std::int32_t* rows = nullptr;  // where the lines of a block lie; nullptr: one after the other
-  int count = 0;                       // lines of each block
-  int blocks = 0;                      // left to fetch
-  int line = 0;                        // next one
+  std::ptrdiff_t stride = 0;              // between blocks
+  const std::int32_t* rows = nullptr;     // where the lines of a block lie; nullptr: one after the other
+  int count = 0;                          // lines of each block
+  int blocks = 0;                         // left to fetch
+  int line = 0;                           // next one
+  const std::int32_t* columns = nullptr;  // a block is the pair with the first of these; nullptr: 0, 1 ...
   const QuantizedUpcoming* then = nullptr;
 };
 
@@ -136,9 +142,22 @@ struct QuantizedIsa {
   void (*gemm)(const QuantizedGemm&, int row_begin, int row_end, int panel_begin, int panel_end,
                const QuantizedScratch&);
   void (*copy)(const QuantizedCopy&);
+  bool copies_pairs;  // of columns, if it finds them in a selection
 };
 
 constexpr int kMaxQuantizedPanel = 64;
+
+// The part of pairs of columns [begin, end), counted among the chosen ones.
+inline QuantizedUpcoming upcoming_pairs(const QuantizedSelection& selection, int quads, int begin, int end) {
+  constexpr int kQuadsPerLine = 8;
+  QuantizedUpcoming u;
+  u.base = selection.pairs;
+  u.stride = selection.pair_stride;
+  u.columns = selection.columns + begin;
+  u.count = (quads + kQuadsPerLine - 1) / kQuadsPerLine;
+  u.blocks = (end - begin) / 2;
+  return u;
+}
 
 // For a copied panel of a convolution of so many quads per tap.
 std::size_t quantized_copy_bytes(const QuantizedIsa& isa, int taps, int quads);

@@ -31,12 +31,15 @@ constexpr std::ptrdiff_t row_bytes() {
 inline void fetch_line(const void* p) { __builtin_prefetch(p, 0, 3); }
 
 DYNDEPLOY_INLINE void fetch_next(QuantizedUpcoming* u) {
-  fetch_line(u->base + (u->rows ? u->rows[u->line] : u->line * kCacheLine));
-  if (++u->line == u->count) {
-    u->line = 0;
+  const std::int8_t* const block = u->columns ? u->base + *u->columns / 2 * u->stride : u->base;
+  fetch_line(block + (u->rows ? u->rows[u->line] : u->line * kCacheLine));
+  if (++u->line < u->count) return;
+  u->line = 0;
+  if (u->columns)
+    u->columns += 2;
+  else
     u->base += u->stride;
-    if (--u->blocks == 0 && u->then) *u = *u->then;
-  }
+  if (--u->blocks == 0 && u->then) *u = *u->then;
 }
 
 // ------------------------------------------------------------------------------------------ one tile of rows
@@ -301,6 +304,7 @@ inline QuantizedUpcoming upcoming_copy(const QuantizedSource& source, int column
   const QuantizedSelection& s = *source.b.selection;
   const int rows = source.a.taps * quads_of(source.a);
   const int first = s.columns ? s.columns[p * PW] : p * PW;
+  if (s.pairs) return upcoming_pairs(s, rows, p * PW, at_most((p + 1) * PW, columns));
   const int end = at_most((p + 1) * PW, columns) - 1;
   const int last = s.columns ? s.columns[end] : end;
   const int unit = s.blocks ? kBlockColumns : PW;
@@ -464,8 +468,8 @@ template <class V>
 constexpr QuantizedIsa make_quantized_isa(const char* name, bool (*supported)(),
                                           const QuantizedIsa* wider = nullptr) {
   static_assert(panel_columns<V>() <= kMaxQuantizedPanel, "scratch sizes");
-  return QuantizedIsa{name,      panel_columns<V>(), V::kWeightLimit,   wider,
-                      supported, &quantized_gemm<V>, &copy_quantized<V>};
+  return QuantizedIsa{name,      panel_columns<V>(), V::kWeightLimit,    wider,
+                      supported, &quantized_gemm<V>, &copy_quantized<V>, V::kCopies};
 }
 
 }  // namespace

@@ -59,6 +59,18 @@ void pack_blocks(const std::int8_t* weights, int outputs, int inputs, int taps, 
   }
 }
 
+// One more line between the pairs, which else may fall into the same sets of a cache.
+std::size_t pair_bytes(int inputs) {
+  return static_cast<std::size_t>(round_up(ceil_to_int(inputs, kQuad) * 2 * kQuad, kCacheLine) + kCacheLine);
+}
+
+void pack_pairs(const std::int8_t* weights, int outputs, int inputs, std::int8_t* out) {
+  for (int n = 0; n < outputs; ++n) {
+    std::int8_t* const column = out + static_cast<std::size_t>(n / 2) * pair_bytes(inputs) + n % 2 * kQuad;
+    for (int k = 0; k < inputs; ++k) column[k / kQuad * (2 * kQuad) + k % kQuad] = *weights++;
+  }
+}
+
 // A skipped channel: its sum is the bias alone.
 std::uint8_t constant_of(std::int32_t bias, float multiplier) {
   const float product = static_cast<float>(bias) * multiplier;
@@ -122,8 +134,10 @@ PackedQuantizedBottleneck::PackedQuantizedBottleneck(const QuantizedIsa& isa, co
   const std::size_t m_count = panels(M) * static_cast<std::size_t>(PW) + static_cast<std::size_t>(PW);
   const std::size_t co_count = panels(Co) * static_cast<std::size_t>(PW);
   const bool skips = channel_skipping;
+  const std::size_t pairs1_bytes =
+      skips && isa_->copies_pairs ? static_cast<std::size_t>(ceil_to_int(M, 2)) * pair_bytes(C) : 0;
 
-  std::int8_t *w1, *w2, *w3, *wd, *pairs2, *pairs3;
+  std::int8_t *w1, *w2, *w3, *wd, *pairs1, *pairs2, *pairs3;
   std::int32_t *b1, *b2, *b3, *bd, *border, *skipped;
   float *m1, *m2, *m3, *md;
   std::uint8_t *c1, *c2;
@@ -132,6 +146,7 @@ PackedQuantizedBottleneck::PackedQuantizedBottleneck(const QuantizedIsa& isa, co
     w2 = carver.take<std::int8_t>(bytes2 * groups);
     w3 = carver.take<std::int8_t>(bytes3);
     wd = carver.take<std::int8_t>(layer.projection ? bytes_d : 0);
+    pairs1 = carver.take<std::int8_t>(pairs1_bytes);
     pairs2 = carver.take<std::int8_t>(skips ? group_blocks * groups : 0);
     pairs3 = carver.take<std::int8_t>(skips ? blocks3 : 0);
     b1 = carver.take<std::int32_t>(m_count);
@@ -204,6 +219,11 @@ PackedQuantizedBottleneck::PackedQuantizedBottleneck(const QuantizedIsa& isa, co
     pack_blocks(weights.w2 + i * group_weights, width, width, kTaps, pairs2 + i * group_blocks);
   }
   pack_blocks(weights.w3, Co, M, 1, pairs3);
+  if (pairs1_bytes) {
+    pack_pairs(weights.w1, M, C, pairs1);
+    pairs1_ = pairs1;
+    pair_stride1_ = static_cast<std::ptrdiff_t>(pair_bytes(C));
+  }
   // What a skipped channel of h1 adds through each tap, summed over the taps that lie inside the map.
   for (int m = 0; m < M; ++m) {
     std::int32_t through[kTaps] = {};
@@ -240,14 +260,17 @@ PackedQuantizedBottleneck::PackedQuantizedBottleneck(const QuantizedIsa& isa, co
 
 namespace {
 
+bool come_in_pairs(const std::int32_t* channels, int count, int first) {
+  bool paired = count % 2 == 0;
+  for (int i = 0; paired && i < count; i += 2)
+    paired = (channels[i] - first) % 2 == 0 && channels[i + 1] == channels[i] + 1;
+  return paired;
+}
+
 // Rows of blocks for `count` of the inputs of each tap, in whole quads.
 void list_rows(const std::int32_t* channels, int count, int first, int inputs, int taps,
                QuantizedSelection& s, Workspace& workspace) {
-  s.single = count % 2 != 0;
-  for (int i = 0; !s.single && i < count; i += 2) {
-    const int channel = channels[i] - first;
-    s.single = channel % 2 != 0 || channels[i + 1] - first != channel + 1;
-  }
+  s.single = !come_in_pairs(channels, count, first);
   const int step = s.single ? 1 : 2;
   const int pairs = ceil_to_int(inputs, 2), zero = taps * pairs, listed = round_up(count, kQuad);
   const std::size_t entries = static_cast<std::size_t>(taps) * static_cast<std::size_t>(listed / step);
@@ -293,6 +316,10 @@ QuantizedView PackedQuantizedBottleneck::select(const std::uint8_t* on, int coun
   view.conv1.outputs = count;
   view.conv1.weights.selection = selections;
   selections[0].columns = channels;
+  if (come_in_pairs(channels, count, 0)) {
+    selections[0].pairs = pairs1_;
+    selections[0].pair_stride = pair_stride1_;
+  }
 
   auto* const groups = workspace.take<QuantizedGroup>(static_cast<std::size_t>(G));
   int at = 0;
@@ -391,6 +418,11 @@ QuantizedUpcoming first_weights(const QuantizedIsa& isa, const QuantizedConvolut
   if (panel_begin >= panel_end) return u;
   const int PW = isa.panel_width;
   const QuantizedSelection* const s = conv.weights.selection;
+  if (s && s->pairs) {
+    const int begin = panel_begin * PW, end = std::min(panel_end * PW, conv.outputs);
+    const int lines = ceil_to_int(conv.quads() * 2 * kQuad, kCacheLine);
+    return upcoming_pairs(*s, conv.quads(), begin, std::min(end, begin + 2 * std::max(1, kLines / lines)));
+  }
   const auto column = [=](int n) { return s && s->columns ? s->columns[n] : n; };
   const bool blocks = s && s->blocks;
   const int unit = blocks ? kBlockColumns : PW;

@@ -101,6 +101,8 @@ class PackedQuantizedBottleneck {
   // Of channel skipping: what a skipped channel is, and the weights by blocks of columns.
   const std::uint8_t* constant1_ = nullptr;
   const std::uint8_t* constant2_ = nullptr;
+  const std::int8_t* pairs1_ = nullptr;  // w1 as in QuantizedSelection::pairs
+  std::ptrdiff_t pair_stride1_ = 0;
   const std::int8_t* blocks2_ = nullptr;
   std::ptrdiff_t block_stride2_ = 0;
   std::ptrdiff_t group_stride2_ = 0;

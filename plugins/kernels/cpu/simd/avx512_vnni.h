@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../quantized_gemm.h"
+#include "avx512.h"
 #include "unroll.h"
 
 namespace dyndeploy::cpu {
@@ -174,11 +175,43 @@ struct Avx512Vnni {
     }
   }
 
+  // Eight pairs of columns are turned into rows.
+  static void copy_pairs(const QuantizedCopy& copy) {
+    constexpr int kPairs = kWidth / 2, kRow = kVectors * kWidth * 4, kAhead = 512;
+    const QuantizedSelection& s = *copy.from.selection;
+    for (int begin = 0; begin < copy.count; begin += kWidth) {
+      const std::int8_t* from[kPairs];
+      DYNDEPLOY_UNROLL
+      for (int i = 0; i < kPairs; ++i) {
+        // Lanes beyond the last column hold anything.
+        const int n = begin + 2 * i < copy.count ? begin + 2 * i : begin;
+        from[i] = s.pairs + copy.source(n) / 2 * s.pair_stride;
+      }
+      std::int8_t* out = copy.b + begin * 4;
+      for (int row = 0; row < copy.quads; row += kPairs) {
+        __m512 r[kPairs];
+        DYNDEPLOY_UNROLL
+        for (int i = 0; i < kPairs; ++i) {
+          __builtin_prefetch(from[i] + kAhead);
+          r[i] = _mm512_castsi512_ps(_mm512_loadu_si512(from[i]));
+          from[i] += 8 * kPairs;
+        }
+        Avx512::transpose_pairs(r);
+        DYNDEPLOY_UNROLL
+        for (int i = 0; i < kPairs; ++i) {
+          if (row + i < copy.quads) _mm512_storeu_si512(out, _mm512_castps_si512(r[i]));
+          out += kRow;
+        }
+      }
+    }
+  }
+
   // Tap by tap, so that the vectors of a panel find each other's lines in the first level. Only what comes
   // from blocks has constants.
   static void copy(const QuantizedCopy& copy, std::int32_t* through) {
     constexpr int kBlock = 32, kRow = kVectors * kWidth * 4;
     const QuantizedSelection& s = *copy.from.selection;
+    if (s.pairs) return copy_pairs(copy);
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     Part parts[kVectors * kWidth];
     int ends[kVectors], vectors = 0, used = 0;
