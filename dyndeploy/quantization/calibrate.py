@@ -6,7 +6,8 @@ import hashlib
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from dyndeploy.bundle import CONFIDENCE, Bundle
 from dyndeploy.errors import InputError, NotFiniteError, UsageError
 from dyndeploy.finite import not_finite
-from dyndeploy.graphs.inspect import group_of, operator_attributes
+from dyndeploy.graphs.inspect import operator_attributes
 from dyndeploy.precisions import PRECISIONS
 from dyndeploy.quantization.observers import BINS, Observer
 from dyndeploy.quantization.points import DynamicPoints, Points, find_points
@@ -87,7 +88,7 @@ def calibrate(
         data: Where the images come from, in words.
         names: Says in messages which image is meant, by its number from 0.
         settings: What else of the calibration is worth to keep in the table, e.g. a seed.
-        threads: Threads of ONNX Runtime.
+        threads: Threads that compute, of ONNX Runtime and of PyTorch.
         native: As for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
         total: Number of images, for progress; None where it is not known.
         progress: Called with a message and the fraction done.
@@ -116,6 +117,7 @@ def calibrate(
         raise UsageError("The network has no exits: leave the thresholds out.")
     with ExitStack() as stack:
         run = _Run(graphs, points, stack, names=names, thresholds=used, threads=threads, native=native)
+        stack.enter_context(_torch_threads(threads))
         _check_images(run, samples, min_images=min_images, total=total, progress=progress)
     notes = list(run.notes())
     if bundle is not None and bundle.manifest.exits is not None:
@@ -145,6 +147,19 @@ def calibrate(
     )
 
 
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    """PyTorch computes with as many threads as ONNX Runtime: its own choice slows both down where cores are shared."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _graphs(model: Bundle | onnx.ModelProto) -> Sequence[onnx.ModelProto]:
     if not isinstance(model, Bundle):
         return [model]
@@ -162,10 +177,15 @@ class _Stage:
     def __init__(self, graph: onnx.ModelProto, index: int, points: Points, session: OnnxRuntimeSession) -> None:
         self.session = session
         self.watched = points.watched[index]
+        first = {group: point for point, group in sorted(points.group_of.items(), reverse=True)}
+        self.called = {name: first[group] for name, group in self.watched.items()}
         self.dynamic = [point for point in points.dynamic if point.stage == index]
         self.outputs = [value.name for value in graph.graph.output]
-        first = session.inputs[0].shape
-        self.batch = None if not first or first[0] == ANY_SIZE else first[0]
+        # In order of execution: what is not finite is named where it arises.
+        asked = {info.name for info in session.outputs}
+        self._asked = [name for node in graph.graph.node for name in node.output if name in asked]
+        shape = session.inputs[0].shape
+        self.batch = None if not shape or shape[0] == ANY_SIZE else shape[0]
         self._constants = _constants(graph, {name for point in self.dynamic for name in point.node.input})
         self._attributes = {point.node.name: operator_attributes(point.node) for point in self.dynamic}
 
@@ -173,7 +193,7 @@ class _Stage:
         """Everything that the stage is asked for, and what it was given, for as many images as were given."""
         count = len(tensors[self.session.inputs[0].name])
         feeds = {info.name: filled(tensors[info.name], self.batch) for info in self.session.inputs}
-        results = self.session.run(feeds, finite=False)
+        results = self.session.run(feeds, self._asked, finite=False)
         given = {name: tensors[name] for name in feeds}
         return {**given, **{name: value[:count] if value.ndim else value for name, value in results.items()}}
 
@@ -203,9 +223,7 @@ def _constants(graph: onnx.ModelProto, names: set[str]) -> dict[str, torch.Tenso
     }
 
 
-def _opened(
-    graph: onnx.ModelProto, index: int, points: Points, stack: ExitStack, **options: Any
-) -> _Stage:
+def _opened(graph: onnx.ModelProto, index: int, points: Points, stack: ExitStack, **options: Any) -> _Stage:
     import onnx
 
     wanted = {name for point in points.dynamic if point.stage == index for name in point.node.input if name}
@@ -259,7 +277,7 @@ class _Run:
         with torch.no_grad():
             for index, stage in enumerate(self._stages):
                 results = stage.run(tensors)
-                self._require_finite(results, rows)
+                self._require_finite(results, rows, stage.called)
                 self._observe(stage, results, rows)
                 if index + 1 == len(self._stages):
                     break
@@ -278,14 +296,20 @@ class _Run:
             self.different.add(hashlib.blake2b(b"".join(value.tobytes() for value in values)).digest())
             self.constant += all(bool((value == value.flat[0]).all()) for value in values if value.size)
 
-    def _require_finite(self, results: Mapping[str, Array], rows: npt.NDArray[np.int64]) -> None:
+    def _require_finite(
+        self,
+        results: Mapping[str, Array],
+        rows: npt.NDArray[np.int64],
+        called: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         for name, value in results.items():
             if not not_finite(value):
                 continue
             bad = next((row for row in range(len(rows)) if not_finite(value[row : row + 1])), 0)
+            point = f" ({called[name]})" if name in called else ""
             raise NotFiniteError(
-                f"'{name}' holds {not_finite(value[bad : bad + 1])} for {self._names(int(rows[bad]))}: there is no "
-                "scale for that. Leave the image out, or look for a damaged weight with 'dyndeploy verify'."
+                f"'{name}'{point} holds {not_finite(value[bad : bad + 1])} for {self._names(int(rows[bad]))}: there is "
+                "no scale for that. Leave the image out, or look for a damaged weight with 'dyndeploy verify'."
             )
 
     def _observe(self, stage: _Stage, results: Mapping[str, Array], rows: npt.NDArray[np.int64]) -> None:
@@ -294,9 +318,7 @@ class _Run:
         for point in stage.dynamic:
             found = point.face.observe(stage.inputs_of(point, results), stage.attributes_of(point))
             for inside, value in found.items():
-                name, array = point.names.get(inside), value.numpy()
-                if name is None:
-                    continue
+                name, array = point.names[inside], value.numpy()
                 if not_finite(array):
                     raise NotFiniteError(
                         f"'{name}' holds {not_finite(array)} for {self._named(rows)}: there is no scale for that. Look "
@@ -360,15 +382,13 @@ def _batches(samples: Samples, inputs: Sequence[str], size: int) -> Iterator[dic
 # ---------------------------------------------------------------- the table
 
 
-def _scales(
-    run: _Run, points: Points, method: str, percentile: float, max_saturation: float
-) -> dict[int, Found]:
+def _scales(run: _Run, points: Points, method: str, percentile: float, max_saturation: float) -> dict[int, Found]:
     """Scale of every group that has one; raises ``UsageError`` where too much is clipped."""
     found: dict[int, Found] = {}
     for number, observer in run.observers.items():
         if not observer.count or (number in points.unsigned and observer.min < 0):
             continue
-        found[number] = find_scale(observer, method, percentile=percentile)
+        found[number] = find_scale(observer, method, percentile=percentile, max_clipped=max_saturation)
     worst = max(found, key=lambda number: found[number].clipped, default=None)
     if worst is not None and found[worst].clipped > max_saturation:
         named = [point for point, number in points.group_of.items() if number == worst]
@@ -380,11 +400,10 @@ def _scales(
     return found
 
 
-def _precisions(
-    run: _Run, points: Points, scales: Mapping[int, Found]
-) -> tuple[dict[str, str], list[str]]:
+def _precisions(run: _Run, points: Points, scales: Mapping[int, Found]) -> tuple[dict[str, str], list[str]]:
     """Precision of every block, and why some cannot be quantised."""
-    never, negative = [], []
+    never: list[str] = []
+    negative: list[str] = []
     precision = dict.fromkeys(points.blocks, INT8)
     for block, groups in points.blocks.items():
         if all(number in scales for number in groups):

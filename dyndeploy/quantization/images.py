@@ -58,15 +58,25 @@ class CalibrationImages:
             train = digits(preprocessing, size).train
             labels = _digit_labels(train, network.class_names, network.num_classes)
             why = "" if labels is not None else f"{network.name} has other classes than the digits."
-            return cls(len(train), lambda i: train.images[i], lambda i: f"digit {i}", labels, why, "scikit-learn's "
-                       "digits, those that networks are trained on")
+            return cls(
+                len(train),
+                lambda i: train.images[i],
+                lambda i: f"digit {i}",
+                labels,
+                why,
+                "scikit-learn's digits, those that networks are trained on",
+            )
         try:
             dataset = images_of_classes(data, preprocessing, size, names=network.class_names, count=network.num_classes)
         except InputError as error:
             paths = image_paths(data)
             return cls(
-                len(paths), lambda i: load_image(paths[i], preprocessing, size), lambda i: str(paths[i]), None,
-                str(error), shown(data),
+                len(paths),
+                lambda i: load_image(paths[i], preprocessing, size),
+                lambda i: str(paths[i]),
+                None,
+                str(error),
+                shown(data),
             )
         assert not isinstance(dataset, LabelledImages)
         samples = dataset.samples

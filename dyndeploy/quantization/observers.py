@@ -115,7 +115,7 @@ class Observer:
         if self._exponent is None:
             return np.zeros(1)
         first, last = self._span()
-        return (np.arange(first, last + 1) - self._origin) * self._width
+        return np.asarray((np.arange(first, last + 1) - self._origin) * self._width, np.float64)
 
     def nonzero(self) -> Counts:
         """Counts of the values that are not 0, from the bin of the least to that of the largest (and around 0)."""

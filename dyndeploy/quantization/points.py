@@ -192,14 +192,18 @@ class _Search:
         name = f"{block}/{port}"
         if self._groups.find(self._points.setdefault(name, tensor)) != self._groups.find(tensor):
             name = f"{node}:{port}"
-            self._points[name] = tensor
+            self._keep(name, tensor)
         return name
+
+    def _keep(self, name: str, tensor: Tensor) -> None:
+        """Remember a point; one of the same name in another stage is joined with it, since nothing tells them apart."""
+        self._groups.join(self._points.setdefault(name, tensor), tensor)
 
     def _add_convolution(self, index: int, node: onnx.NodeProto) -> None:
         if node.input[0] in self._constants[index]:
             return
         for port, name in (("x", node.input[0]), ("y", node.output[0])):
-            self._points[f"{node.name}:{port}"] = (index, name)
+            self._keep(f"{node.name}:{port}", (index, name))
             self._blocks.setdefault(group_of(node.name), set()).add((index, name))
 
     def _watch(self) -> None:
@@ -231,7 +235,9 @@ class _Search:
         found.unsigned = {number(tensor) for tensor in self._unsigned}
         order = dict.fromkeys(group_of(node.name) for stage in self._stages for node in stage.graph.node)
         found.blocks = {block: set(map(number, self._blocks[block])) for block in order if block in self._blocks}
-        found.watched = [{name: number((index, name)) for _, name in sorted(w)} for index, w in enumerate(self._watched)]
+        found.watched = [
+            {name: number((index, name)) for _, name in sorted(w)} for index, w in enumerate(self._watched)
+        ]
         found.inside = _inside_branches(self._stages)
         return found
 

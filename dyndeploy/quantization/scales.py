@@ -45,15 +45,16 @@ def settings_of(method: str, percentile: float = PERCENTILE) -> dict[str, Any]:
         raise unknown_name("method", method, METHODS)
     if not 50 < percentile <= 100:
         raise UsageError(f"A percentile lies above 50 and at most at 100, e.g. 99.99: {percentile:g} does not.")
-    return {
+    known: dict[str, dict[str, Any]] = {
         "minmax": {},
         "percentile": {"percentile": percentile},
         "entropy": {"bins": _ENTROPY_BINS},
         "mse": {"candidates": _CANDIDATES},
-    }[method]
+    }
+    return known[method]
 
 
-def find_scale(observed: Observer, method: str, *, percentile: float = PERCENTILE) -> Found:
+def find_scale(observed: Observer, method: str, *, percentile: float = PERCENTILE, max_clipped: float = 1.0) -> Found:
     """Find the scale of a tensor.
 
     Values that are never negative get zero point 0. Others get an asymmetric range that holds 0.
@@ -65,6 +66,7 @@ def find_scale(observed: Observer, method: str, *, percentile: float = PERCENTIL
             information (Kullback-Leibler divergence), as S. Migacz describes TensorRT's calibration in "8-bit
             Inference with TensorRT", GTC 2017. ``mse``: the mean squared error is least.
         percentile: Of ``percentile``.
+        max_clipped: Largest share of the values that ``entropy`` and ``mse`` may clip; a percentile says it itself.
 
     Raises:
         UsageError: As for :func:`settings_of`, or nothing was observed.
@@ -76,11 +78,22 @@ def find_scale(observed: Observer, method: str, *, percentile: float = PERCENTIL
     if low == high:
         return Found(1.0, 0, 0.0)
     if method != "minmax":
-        low, high = _RANGES[method](observed, percentile)
+        low, high = _RANGES[method](observed, _Limits(percentile / 100, max_clipped))
     scale, zero = _affine(low, high)
+    return Found(scale, zero, _clipped(observed, scale, zero))
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What a method has to keep: the share of the values that a percentile keeps, and that others may clip."""
+
+    kept: float
+    clipped: float
+
+
+def _clipped(observed: Observer, scale: float, zero: int) -> float:
     # Half a step beyond either end still rounds to it.
-    ends = ((-zero - 0.5) * scale, (LEVELS - zero + 0.5) * scale)
-    return Found(scale, zero, observed.beyond(*ends))
+    return observed.beyond((-zero - 0.5) * scale, (LEVELS - zero + 0.5) * scale)
 
 
 def _affine(low: float, high: float) -> tuple[float, int]:
@@ -89,16 +102,15 @@ def _affine(low: float, high: float) -> tuple[float, int]:
     return scale, min(max(round(-low / scale), 0), LEVELS)
 
 
-def _percentile(observed: Observer, percentile: float) -> tuple[float, float]:
-    share = percentile / 100
+def _percentile(observed: Observer, limits: _Limits) -> tuple[float, float]:
     if observed.min >= 0:
-        return 0.0, observed.quantile(share) or observed.max
-    rest = (1 - share) / 2
+        return 0.0, observed.quantile(limits.kept) or observed.max
+    rest = (1 - limits.kept) / 2
     low, high = min(observed.quantile(rest), 0.0), max(observed.quantile(1 - rest), 0.0)
     return (low, high) if low < high else (observed.min, observed.max)
 
 
-def _mse(observed: Observer, percentile: float) -> tuple[float, float]:
+def _mse(observed: Observer, limits: _Limits) -> tuple[float, float]:
     edges, counts = observed.edges(), observed.nonzero()
     filled = np.flatnonzero(counts)
     centres = (edges[:-1][filled] + edges[1:][filled]) / 2
@@ -107,6 +119,8 @@ def _mse(observed: Observer, percentile: float) -> tuple[float, float]:
 
     def error(share: float) -> float:
         scale, zero = _affine(low * share, high * share)
+        if _clipped(observed, scale, zero) > limits.clipped:
+            return math.inf
         steps = np.clip(np.rint(centres / scale) + zero, 0, LEVELS) - zero
         return float((weights * (steps * scale - centres) ** 2).sum())
 
@@ -122,15 +136,22 @@ def _least(error: Callable[[float], float], shares: Any) -> float:
     return float(min(shares, key=lambda share: (error(float(share)), -share)))
 
 
-def _entropy(observed: Observer, percentile: float) -> tuple[float, float]:
+def _entropy(observed: Observer, limits: _Limits) -> tuple[float, float]:
     magnitudes, width = _magnitudes(observed)
     levels = LEVELS if observed.min >= 0 else LEVELS // 2
     if magnitudes.size <= levels:
         return min(observed.min, 0.0), max(observed.max, 0.0)
     tried = np.unique(np.linspace(levels, magnitudes.size, _CANDIDATES).astype(np.int64))
-    best = int(_least(lambda bins: _divergence(magnitudes, int(bins), levels), tried))
-    limit = best * width
-    return max(min(observed.min, 0.0), -limit), min(max(observed.max, 0.0), limit)
+
+    def ends(bins: float) -> tuple[float, float]:
+        return max(min(observed.min, 0.0), -bins * width), min(max(observed.max, 0.0), bins * width)
+
+    def divergence(bins: float) -> float:
+        if _clipped(observed, *_affine(*ends(bins))) > limits.clipped:
+            return math.inf
+        return _divergence(magnitudes, int(bins), levels)
+
+    return ends(_least(divergence, tried))
 
 
 def _magnitudes(observed: Observer) -> tuple[Floats, float]:
@@ -161,7 +182,7 @@ def _divergence(magnitudes: Floats, bins: int, levels: int) -> float:
     return float((p[there] * np.log(p[there] / np.maximum(q[there], _SMOOTH / bins))).sum())
 
 
-_RANGES: dict[str, Callable[[Observer, float], tuple[float, float]]] = {
+_RANGES: dict[str, Callable[[Observer, _Limits], tuple[float, float]]] = {
     "percentile": _percentile,
     "mse": _mse,
     "entropy": _entropy,
