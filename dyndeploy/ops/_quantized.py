@@ -8,7 +8,6 @@ gradients straight through (to the values that are not clamped), so that trainin
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -115,11 +114,13 @@ def linear_constants(
 
 def require_scales(operator: str, scales: Mapping[str, float], names: Sequence[str]) -> None:
     """Raise ``UsageError`` unless all these scales are there, finite and positive as float32."""
+    single = np.finfo(np.float32)
+    # A subnormal scale would divide by what some processors take for zero.
+    least, most = float(single.tiny), float(single.max)
     for name in names:
         if name not in scales:
             raise UsageError(f"{operator} cannot be quantised: no scale of {name}.")
-        # A subnormal scale would divide by what some processors take for zero.
-        if not (math.isfinite(scales[name]) and np.finfo(np.float32).tiny <= scales[name] <= np.finfo(np.float32).max):
+        if not least <= scales[name] <= most:
             raise UsageError(
                 f"{operator} cannot be quantised: the scale of {name} is {scales[name]}, and must be finite and "
                 "positive. Calibrate with images for which it is not constant zero."

@@ -312,7 +312,7 @@ class StagedSession:
     def _run_stage(self, index: int, tensors: Mapping[str, Array], *, finite: bool = True) -> dict[str, Array]:
         inputs = self._stages[index].inputs
         count = len(tensors[inputs[0].name])
-        feeds = {info.name: _filled(tensors[info.name], self._batch) for info in inputs}
+        feeds = {info.name: filled(tensors[info.name], self._batch) for info in inputs}
         results = self._sessions[index].run(feeds, finite=False)
         if finite:
             self._require_finite(index, results)
@@ -342,7 +342,7 @@ class StagedSession:
         return self.thresholds
 
 
-def _filled(value: Array, batch: int | None) -> Array:
+def filled(value: Array, batch: int | None) -> Array:
     """The rows of ``value``, the last one repeated up to a static batch size."""
     if batch is None or len(value) == batch:
         return value
