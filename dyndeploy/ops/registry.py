@@ -15,6 +15,7 @@ from dyndeploy.ops import (
     layer_se_bottleneck,
     quantized_channel_bottleneck,
     quantized_channel_masker,
+    quantized_image_convolution,
     quantized_layer_bottleneck,
     quantized_spatial_bottleneck,
     quantized_spatial_channel_bottleneck,
@@ -53,6 +54,7 @@ _MODULES = (
     quantized_layer_bottleneck,
     quantized_channel_bottleneck,
     quantized_spatial_channel_bottleneck,
+    quantized_image_convolution,
 )
 
 
