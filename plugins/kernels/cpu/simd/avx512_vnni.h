@@ -175,6 +175,9 @@ struct Avx512Vnni {
     }
   }
 
+  // What a selection has to be for copy().
+  static bool copies(const QuantizedSelection&) { return true; }
+
   // Eight pairs of columns are turned into rows.
   static void copy_pairs(const QuantizedCopy& copy) {
     constexpr int kPairs = kWidth / 2, kRow = kVectors * kWidth * 4, kAhead = 512;
