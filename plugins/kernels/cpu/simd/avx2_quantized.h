@@ -104,9 +104,7 @@ struct Avx2Bytes {
     for (int i = 0; i < Parts; ++i) own[i] = parts[i];
     for (int q = 0; q < count; ++q, out += kRow, rows += 2) {
       __m256i quads = _mm256_setzero_si256();
-      DYNDEPLOY_UNROLL
-      for (int i = 0; i < number; ++i) {
-        const Part& part = Parts ? own[Parts ? i : 0] : parts[i];
+      const auto take = [&](const Part& part, int i) __attribute__((always_inline)) {
         // The block of the other parts was fetched for the vector before.
         if (i == number - 1) {
           __builtin_prefetch(part.base + rows[2 * kAhead]);
@@ -118,6 +116,12 @@ struct Avx2Bytes {
         const __m256i all = _mm256_or_si256(words(rows[0]), _mm256_slli_epi32(words(rows[1]), 16));
         const __m256i taken = _mm256_permutevar8x32_epi32(all, part.from);
         quads = number == 1 ? taken : _mm256_or_si256(quads, _mm256_and_si256(taken, part.lanes));
+      };
+      if constexpr (Parts > 0) {
+        DYNDEPLOY_UNROLL
+        for (int i = 0; i < Parts; ++i) take(own[i], i);
+      } else {
+        for (int i = 0; i < number; ++i) take(parts[i], i);
       }
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), quads);
       if constexpr (Constants) {
