@@ -271,10 +271,11 @@ int main(int argc, char** argv) {
     }
   }
   static constexpr Mode kModes[] = {
-      {"full", 1, false, false, false},         {"spatial 0.5", 0.5, true, false, false},
-      {"spatial 1.0", 1, true, false, false},   {"layer 0.5", 0.5, false, true, false},
-      {"channel 0.5", 0.5, false, false, true}, {"channel 1.0", 1, false, false, true},
-      {"both 0.7", 0.7, true, false, true}};
+      {"full", 1, false, false, false},           {"spatial 1.0", 1, true, false, false},
+      {"spatial 0.5", 0.5, true, false, false},   {"spatial 0.25", 0.25, true, false, false},
+      {"spatial 0.1", 0.1, true, false, false},   {"layer 0.5", 0.5, false, true, false},
+      {"channel 1.0", 1, false, false, true},     {"channel 0.5", 0.5, false, false, true},
+      {"channel 0.25", 0.25, false, false, true}, {"both 0.7", 0.7, true, false, true}};
   constexpr int kCount = sizeof kModes / sizeof *kModes;
   std::vector<Masks> masks[kCount];
   double work[kCount][5] = {};
