@@ -281,10 +281,12 @@ void copy_quantized(const QuantizedCopy& copy) {
     }
   }
   std::int32_t through[kQuantizedTaps * through_columns<V>()] = {};
-  if constexpr (V::kCopies)
-    V::copy(copy, through);
-  else
-    copy_columns<V>(copy, through);
+  bool copied = false;
+  if constexpr (V::kCopies) {
+    copied = V::copies(s);
+    if (copied) V::copy(copy, through);
+  }
+  if (!copied) copy_columns<V>(copy, through);
   std::int32_t columns[PW];
   for (int n = 0; n < PW && s.columns; ++n) columns[n] = n < copy.count ? copy.source(n) : first;
   const auto choose = [&](const auto* from, auto* to) __attribute__((always_inline)) {
