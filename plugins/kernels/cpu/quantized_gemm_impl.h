@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kCacheLine = 64;
 constexpr int kQuadsPerFetch = 4;
-constexpr int kMostFetched = 4;  // lines at a time
+constexpr int kMostFetched = 8;  // lines at a time
 
 inline int at_most(int a, int b) { return a < b ? a : b; }
 inline int quads_of(const QuantizedRows& a) { return (a.inputs + kQuad - 1) / kQuad; }
