@@ -121,8 +121,7 @@ def _convolved(shapes: Sequence[Shape], attributes: Attributes) -> tuple[int, in
     scale, zero_point = float(attributes["scale"]), int(attributes["zero_point"])
     _require(math.isfinite(scale) and scale >= float(np.finfo(np.float32).tiny), f"scale {scale}")
     _require(0 <= zero_point <= integers.ACTIVATION_LIMIT, f"zero_point {zero_point}")
-    size = _windows("w", x[2:], w[2:], _pair(attributes, "strides", 1), _pair(attributes, "pads", 0))
-    return size
+    return _windows("w", x[2:], w[2:], _pair(attributes, "strides", 1), _pair(attributes, "pads", 0))
 
 
 def _windows(
