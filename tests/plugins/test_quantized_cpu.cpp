@@ -15,6 +15,7 @@
 #include "gemm.h"
 #include "pools.h"
 #include "quantized_bottleneck.h"
+#include "quantized_convolution.h"
 
 namespace {
 
@@ -329,6 +330,102 @@ void test_unusual_masks(const QuantizedIsa& isa) {
   }
 }
 
+// ---------------------------------------------------------------------------------------------------- images
+
+std::vector<std::uint8_t> image_reference(const ImageLayer& l, const Convolution& c,
+                                          const std::vector<float>& x, int batch, int height, int width) {
+  const Windows &k = l.kernel, &pool = l.pool;
+  const int C = l.inputs, Co = l.outputs, rows = k.rows(height), columns = k.columns(width);
+  const int out_rows = pool.rows(rows), out_columns = pool.columns(columns);
+  std::vector<std::uint8_t> map(product_of({rows, columns, Co})),
+      y(product_of({batch, out_rows, out_columns, Co}));
+  const auto quantized = [&](float v) {
+    const float q = std::nearbyint(v / l.scale);
+    return static_cast<int>(std::min(255.0f - l.zero_point, std::max(q, 0.0f - l.zero_point)));
+  };
+  for (int n = 0; n < batch; ++n) {
+    for (int i = 0; i < rows * columns; ++i) {
+      for (int o = 0; o < Co; ++o) {
+        std::int64_t sum = 0;
+        for (int at = 0; at < C * k.height * k.width; ++at) {
+          const int channel = at / (k.height * k.width), tap = at % (k.height * k.width);
+          const int iy = i / columns * k.stride_height - k.top + tap / k.width;
+          const int ix = i % columns * k.stride_width - k.left + tap % k.width;
+          if (iy < 0 || iy >= height || ix < 0 || ix >= width) continue;
+          sum += quantized(x[product_of({n * C + channel, height, width}) +
+                             static_cast<std::size_t>(iy * width + ix)]) *
+                 c.w[product_of({o, C, k.height * k.width}) + static_cast<std::size_t>(at)];
+        }
+        map[product_of({i, Co}) + static_cast<std::size_t>(o)] =
+            static_cast<std::uint8_t>(clamp(requantise(sum, c, o)));
+      }
+    }
+    for (int i = 0; i < out_rows * out_columns * Co; ++i) {
+      const int oy = i / Co / out_columns, ox = i / Co % out_columns;
+      std::uint8_t most = 0;
+      for (int w = 0; w < pool.height * pool.width; ++w) {
+        const int my = oy * pool.stride_height - pool.top + w / pool.width;
+        const int mx = ox * pool.stride_width - pool.left + w % pool.width;
+        if (my < 0 || my >= rows || mx < 0 || mx >= columns) continue;
+        most = std::max(most, map[product_of({my * columns + mx, Co}) + static_cast<std::size_t>(i % Co)]);
+      }
+      y[product_of({n, out_rows * out_columns, Co}) + static_cast<std::size_t>(i)] = most;
+    }
+  }
+  return y;
+}
+
+// The stems of networks, and windows of all kinds: strides larger than windows, padding on one side.
+void test_images(const QuantizedIsa& isa) {
+  Rng rng(23);
+  Workspace workspace;
+  for (int i = 0; i < 120; ++i) {
+    ImageLayer l;
+    l.inputs = 1 + i % 4;
+    l.outputs = i % 3 ? pick(rng, 1, 20) : pick(rng, 60, 140);
+    const auto draw = [&](int most, int least_pad) {
+      Windows w;
+      w.height = pick(rng, 1, most), w.width = pick(rng, 1, most);
+      w.stride_height = pick(rng, 1, 3), w.stride_width = pick(rng, 1, 3);
+      w.top = pick(rng, 0, w.height - 1), w.left = pick(rng, 0, w.width - 1);
+      w.bottom = pick(rng, 0, w.height - 1), w.right = pick(rng, least_pad, w.width - 1 + least_pad);
+      return w;
+    };
+    l.kernel = i == 0   ? Windows{7, 7, 2, 2, 3, 3, 3, 3}
+               : i == 1 ? Windows{3, 3, 2, 2, 1, 1, 1, 1}
+                        : draw(9, 0);
+    l.pool = i < 2 ? Windows{3, 3, 2, 2, 1, 1, 1, 1} : i % 2 ? draw(4, 0) : Windows{};
+    l.scale = 0.02f;
+    l.zero_point = i % 5 ? pick(rng, 0, 255) : 0;
+    const int batch = pick(rng, 1, 3), height = pick(rng, 12, 40), width = pick(rng, 12, i % 4 ? 40 : 140);
+    const int limit = i % 2 ? 64 : 127, depth = l.inputs * l.kernel.height * l.kernel.width;
+    const Convolution c =
+        make_convolution(rng, l.outputs, depth, limit, i % 7 ? Values::kRandom : Values::kTies);
+    std::vector<float> x(product_of({batch, l.inputs, height, width}));
+    // Halves are rounded to even; what is beyond a byte is clamped.
+    for (float& v : x) v = static_cast<float>(pick(rng, -700, 700)) * 0.5f * l.scale;
+    x[0] = INFINITY, x[x.size() / 2] = -INFINITY;
+    const int rows = l.kernel.rows(height), columns = l.kernel.columns(width);
+    if (rows + l.pool.top + l.pool.bottom < l.pool.height) continue;
+    if (columns + l.pool.left + l.pool.right < l.pool.width) continue;
+    const std::vector<std::uint8_t> expected = image_reference(l, c, x, batch, height, width);
+    Arena arena(0);
+    const PackedImageConvolution packed(isa, l, c.w.data(), c.b.data(), c.m.data(), arena);
+    for (const int count : {1, 2, 3}) {
+      std::vector<std::uint8_t> y(expected.size() + 64, 77);
+      ImageConvolutionCall call;
+      call.weights = &packed;
+      call.batch = batch, call.height = height, call.width = width;
+      call.x = x.data(), call.y = y.data();
+      workspace.reset();
+      run_image_convolution(call, workspace, threads(count));
+      CHECK(std::equal(expected.begin(), expected.end(), y.begin()), "image %d differs with %d threads", i,
+            count);
+      CHECK(std::all_of(y.end() - 64, y.end(), [](int v) { return v == 77; }), "image %d: beyond its end", i);
+    }
+  }
+}
+
 void test_dispatch() {
   const QuantizedIsa* all[8];
   const int count = available_quantized_isas(all, 8);
@@ -376,6 +473,7 @@ int main(int argc, char** argv) {
     test_large(*isa);
     test_extremes(*isa);
     test_unusual_masks(*isa);
+    test_images(*isa);
   }
   std::printf("%s: %d checks, %d failed\n", what.c_str(), checks, failures);
   return failures ? 1 : 0;
