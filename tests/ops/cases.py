@@ -154,7 +154,7 @@ def image_case(
         torch.randint(-20000, 20000, shape[:1], generator=generator, dtype=torch.int32),
         (0.3 + torch.rand(out_channels, generator=generator)) / (50 * depth**0.5),
     )
-    attributes = {
+    attributes: dict[str, Any] = {
         "strides": [stride] * 2,
         "pads": list(pads),
         "pool_shape": [pool] * 2,
