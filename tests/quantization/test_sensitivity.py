@@ -81,8 +81,8 @@ def test_nothing_in_int8_costs_nothing(bundle: Bundle, table: CalibrationTable, 
     everything = comparison.cost(BLOCKS)
     assert everything.error > 0 and everything.accuracy is not None
     assert everything.drop == pytest.approx(11 / 12 - everything.accuracy)
-    # Coarser scales are worse, by about as much as they are coarser.
-    tensors = {point: dataclasses.replace(item, scale=4 * item.scale) for point, item in table.tensors.items()}
+    # With scales of which sixteen steps are left of 255.
+    tensors = {point: dataclasses.replace(item, scale=16 * item.scale) for point, item in table.tensors.items()}
     coarse = comparison.of(dataclasses.replace(table, tensors=tensors)).cost(BLOCKS)
     assert coarse.error > 2 * everything.error
 
