@@ -17,6 +17,7 @@ FLOORS = (
     {"nets", "bundle"},
     {"graphs"},
     {"runtimes"},
+    {"quantization"},
     {"export"},
     {"prediction"},
     {"training", "inference"},
