@@ -9,6 +9,7 @@ Bengio et al. (2013).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -103,7 +104,7 @@ class FakeQuantization:
         self.steps = 0
         self._network, self._layers, self._bits = network, dict(layers), table.weight_bits
         self._blocks = [each for each in _quantised(network, images) if table.precision_of(each.name) == INT8]
-        self._find_range, self._average = find_range, average
+        self._find_range, self._average, self._device = find_range, average, images.device
         self._momentum, self._freeze_after = momentum, freeze_after
         self._groups = [tuple(sorted(group)) for group in groups]
         self._group_of = {point: index for index, group in enumerate(self._groups) for point in group}
@@ -175,29 +176,40 @@ class FakeQuantization:
         self._observing = not self.frozen
 
     def end_part(self) -> None:
-        """Find the ranges of a part of a batch; raises ``NotFiniteError`` where a tensor has none."""
+        """Find the ranges of a part of a batch."""
         self._observing = False
         for group, values in self._seen.items():
             joined = torch.cat(values)
+            if not self._ranges[group][1]:
+                joined = joined.clamp_min(0)  # A ReLU follows, or has been.
+            found: Range | None = None
             if not torch.isfinite(joined).all():
-                raise NotFiniteError(f"what is to be quantised at {self._groups[group][0]} is NaN or infinite")
-            found = self._find_range(joined) if joined.numel() else None
+                found = (math.nan, 0)  # For all processes to see.
+            elif joined.numel():
+                found = self._find_range(joined)
             if found is not None:
                 self._found.setdefault(group, []).append(found)
         self._seen = {}
 
     def update(self) -> None:
-        """End an iteration: move every scale towards what its parts, on all processes, found."""
+        """End an iteration: move every scale towards what its parts, on all processes, found.
+
+        Raises:
+            NotFiniteError: A tensor was NaN or infinite; the message names it.
+        """
         if self.frozen:
             return
-        sums = torch.zeros(len(self._groups), 3, dtype=torch.float64)
+        sums = [[0.0, 0.0, 0.0] for _ in self._groups]
         for group, found in self._found.items():
-            for scale, zero_point in found:
-                sums[group] += torch.tensor([scale, scale * zero_point, 1.0], dtype=torch.float64)
+            scales, offsets = zip(*((scale, scale * zero_point) for scale, zero_point in found), strict=True)
+            sums[group] = [sum(scales), sum(offsets), float(len(found))]
         self._found = {}
-        for group, (scales, offsets, count) in enumerate(self._average(sums).tolist()):
+        means = self._average(torch.tensor(sums, dtype=torch.float64, device=self._device)).tolist()
+        for group, (scale, offset, count) in enumerate(means):
+            if not math.isfinite(scale):
+                raise NotFiniteError(f"What is to be quantised at {self._groups[group][0]} is NaN or infinite.")
             if count:
-                self._ranges[group] = self._moved(self._ranges[group], scales / count, offsets / count)
+                self._ranges[group] = self._moved(self._ranges[group], scale / count, offset / count)
         self.steps += 1
 
     def _moved(self, old: Range, scale: float, offset: float) -> Range:

@@ -22,6 +22,7 @@ from dyndeploy.files import shipped_folder
 from dyndeploy.nets import Preprocessing, model_info
 from dyndeploy.nets.factories import default_options, file_of
 from dyndeploy.prediction.zoo import predicted_only
+from dyndeploy.quantization.table import METHODS, WEIGHT_BITS
 from dyndeploy.training.schedules import SCHEDULES
 from dyndeploy.training.traits import Traits, network_traits
 
@@ -734,7 +735,7 @@ def _check_compute(compute: ComputeRecipe, batch_size: int) -> None:
 
 def _check_quantization(quantization: QuantizationRecipe, compute: ComputeRecipe) -> None:
     bits, images, momentum = quantization.weight_bits, quantization.images, quantization.momentum
-    _require("quantization.weight_bits", bits, bits in WEIGHT_BITS, f"of {WEIGHT_BITS[0]} or {WEIGHT_BITS[1]}")
+    _require("quantization.weight_bits", bits, bits in WEIGHT_BITS, f"of {' or '.join(map(str, WEIGHT_BITS))}")
     if quantization.method is not None and quantization.method not in METHODS:
         raise unknown_name("quantization.method", quantization.method, METHODS)
     _require("quantization.images", images, images >= 1, "at least 1")
