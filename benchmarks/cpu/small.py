@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from dyndeploy.bundle import Bundle
 from dyndeploy.demo import run_demo
 from dyndeploy.measure.loop import Clock, Paired, time_rounds
-from dyndeploy.ops import DOMAIN, OPERATORS, OperatorSpec, Role
+from dyndeploy.ops import DOMAIN, OPERATORS, Element, OperatorSpec, Role
 from dyndeploy.runtimes import OnnxRuntimeSession
 
 OPERATOR_LIMIT_US = 3.0
@@ -70,8 +70,12 @@ SIZES = {
     "G": 4, "mh": 2, "mw": 2, "g": 1, "h": 4, "S": 4,
 }  # fmt: skip
 CONVOLUTIONS = {"strides": [1, 1], "dilations": [1, 1], "pads": [1, 1, 1, 1], "group": 1, "pool_active": 1}
-OF_MAPS = {name: spec for name, spec in OPERATORS.items() if spec.inputs[0].shape == ("N", "H", "W", "C")}
-"""Operators on maps; those of transformers have a benchmark of their own."""
+OF_MAPS = {
+    name: spec
+    for name, spec in OPERATORS.items()
+    if spec.inputs[0].shape == ("N", "H", "W", "C") and spec.inputs[0].element is Element.DATA
+}
+"""Operators on maps of floats; those of transformers have a benchmark of their own."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from dyndeploy.graphs.inspect import (
     subgraphs,
 )
 from dyndeploy.ops import OPERATORS
-from dyndeploy.ops.base import Element, Shape
+from dyndeploy.ops.base import Shape
 
 if TYPE_CHECKING:
     import onnx
@@ -217,7 +217,6 @@ class _Search:
 
     def apply_rules(self) -> bool:
         """Let the dynamic operators whose inputs are known say what they give; returns whether any did."""
-        import onnx
         from onnx import helper
 
         progress = False
@@ -228,7 +227,7 @@ class _Search:
             spec = OPERATORS[node.op_type]
             results = spec.output_shapes([s for s in inputs if s is not None], operator_attributes(node))
             for port, output, shape in zip(spec.outputs, node.output, results, strict=True):
-                kind = onnx.TensorProto.INT64 if port.element is Element.INDEX else onnx.TensorProto.FLOAT
+                kind = helper.np_dtype_to_tensor_dtype(np.dtype(port.element.dtype or "float32"))
                 self.shapes[output] = shape
                 graph.value_info.append(helper.make_tensor_value_info(output, kind, shape))
                 self._stated.add(output)

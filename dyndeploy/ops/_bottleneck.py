@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
+from dyndeploy.errors import UsageError
 from dyndeploy.ops._body import AttributeRef, Body, Value
 from dyndeploy.ops._geometry import Geometry
 from dyndeploy.ops._launches import bottleneck_launches
@@ -27,6 +28,7 @@ from dyndeploy.ops.base import (
     Masks,
     OperatorSpec,
     Port,
+    Quantization,
     Rates,
     Role,
     Shape,
@@ -94,6 +96,8 @@ def bottleneck_specs(
     body: Callable[[Body, Mapping[str, Value]], Value],
     skipped_kind: str | None = None,
     excites: bool = False,
+    quantization: Callable[[str, Sequence[str], Mapping[str, str]], Quantization] | None = None,
+    quantized: bool = False,
 ) -> tuple[OperatorSpec, OperatorSpec]:
     """Both variants of a bottleneck operator: identity and projection shortcut.
 
@@ -109,9 +113,14 @@ def bottleneck_specs(
         skipped_kind: See :class:`OperatorSpec`.
         excites: Whether a squeeze-and-excitation follows the 3x3; one with patches has the attribute ``pool_active``.
             Its channel masks stand behind the ReLUs, so that skipped channels are zero.
+        quantization: ``(op_type, names of the inputs, kind of decision by name of the mask) -> how it becomes an
+            operator in integers``; None where it cannot.
+        quantized: Whether it is one in integers: activations are bytes, and multipliers stand behind the biases.
+            ``geometry`` gets the shapes without the multipliers'.
     """
     kinds = {kind.name: port for port, kind in gates.items()}
-    geometry = _remembered(geometry)
+    geometry = _remembered(_without_multipliers(geometry, 1 + len(masks)) if quantized else geometry)
+    x, y = (replace(port, element=Element.UINT8) if quantized else port for port in (X, Y))
     attributes_of = CONV_ATTRIBUTES + ((POOL_ACTIVE,) if excites and PATCH.name in kinds else ())
 
     def body_of_bits(b: Body, inputs: Mapping[str, Value]) -> Value:
@@ -122,7 +131,9 @@ def bottleneck_specs(
         weights = _sized(
             WEIGHTS[:4] + excitation + WEIGHTS[4:] + (PROJECTION_WEIGHTS if projection else ()), projection
         )
-        inputs = (X, *masks, *weights)
+        if quantized:
+            weights = tuple(port for weight in weights for port in _quantized_weight(weight))
+        inputs = (x, *masks, *weights)
         positions = {port.name: index for index, port in enumerate(inputs)}
 
         def shape_of(shapes: Sequence[Shape], kind: GateKind) -> Shape | None:
@@ -138,7 +149,7 @@ def bottleneck_specs(
             return _expected(geometry_, used)
 
         def work(shapes: Sequence[Shape], attributes: Attributes, counts: Counts, element: float) -> Work:
-            return bottleneck_work(geometry(op_type, shapes, attributes), counts, element)
+            return bottleneck_work(geometry(op_type, shapes, attributes), counts, 1.0 if quantized else element)
 
         def sizes(shapes: Sequence[Shape], attributes: Attributes, rates: Rates) -> Mapping[str, float]:
             geometry_, patches = geometry(op_type, shapes, attributes), shape_of(shapes, PATCH)
@@ -163,7 +174,7 @@ def bottleneck_specs(
             kind=snake_case(name),
             summary=summary + (", with a projection shortcut." if projection else "."),
             inputs=inputs,
-            outputs=_sized((Y,), projection),
+            outputs=_sized((y,), projection),
             attributes=attributes_of,
             gates=gates,
             reference=reference,
@@ -174,7 +185,9 @@ def bottleneck_specs(
             work=work,
             sizes=sizes,
             further_rates=further_rates,
-            kernels=_kernels(
+            kernels={}
+            if quantized
+            else _kernels(
                 weights,
                 projection,
                 skips_pixels=not kinds.keys().isdisjoint({PATCH.name, BLOCK.name}),
@@ -182,6 +195,11 @@ def bottleneck_specs(
                 excites=excites,
             ),
             skipped_kind=skipped_kind,
+            quantization=None
+            if quantization is None
+            else quantization(
+                op_type, [port.name for port in inputs], {port: kind.name for port, kind in gates.items()}
+            ),
         )
 
     return spec(name, projection=False), spec(f"{name}Projection", projection=True)
@@ -190,6 +208,32 @@ def bottleneck_specs(
 def _pools_all(attributes: Attributes) -> bool:
     """Whether a squeeze-and-excitation needs every pixel of an image of which any pixel is active."""
     return not attributes.get(POOL_ACTIVE.name, 1)
+
+
+def _quantized_weight(port: Port) -> tuple[Port, ...]:
+    """A weight in integers; behind a bias its multipliers."""
+    if len(port.shape) > 1:
+        return (replace(port, element=Element.INT8),)
+    return (
+        replace(port, element=Element.INT32),
+        replace(port, name=f"m{port.name[1:]}", element=Element.FLOAT),
+    )
+
+
+def _without_multipliers(
+    geometry: Callable[[str, Sequence[Shape], Attributes], Geometry], others: int
+) -> Callable[[str, Sequence[Shape], Attributes], Geometry]:
+    """A geometry of ``w, b, m, w, b, m, ...`` behind that many other inputs, from one without the multipliers ``m``."""
+
+    def look_up(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geometry:
+        weights = shapes[others:]
+        found = geometry(name, (*shapes[:others], *(s for i, s in enumerate(weights) if i % 3 != 2)), attributes)
+        for bias, multiplier in zip(weights[1::3], weights[2::3], strict=True):
+            if bias != multiplier:
+                raise UsageError(f"{name}: the multipliers {multiplier} must have the shape of the bias {bias}.")
+        return found
+
+    return look_up
 
 
 def _remembered(
@@ -231,6 +275,32 @@ def conv3x3(
 
     output = F.conv2d(hidden.permute(0, 3, 1, 2), w2, bias, stride, dilation, dilation, group)
     return output.permute(0, 2, 3, 1)
+
+
+def hidden_maps(
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    w2: torch.Tensor,
+    b2: torch.Tensor,
+    channel: torch.Tensor | None,
+    *,
+    stride: int,
+    dilation: int,
+    group: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the first 1x1 and the 3x3 leave behind their ReLUs, NHWC.
+
+    ``channel`` are bits (N, G) that multiply both convolutions before their biases, or None.
+    """
+    import torch.nn.functional as F
+
+    if channel is None:
+        first = F.relu(F.linear(x, w1, b1))
+        return first, F.relu(conv3x3(first, w2, b2, dilation, stride, group))
+    bits = channel.repeat_interleave(w1.shape[0] // channel.shape[1], dim=1)[:, None, None, :]
+    first = F.relu(bits * F.linear(x, w1) + b1)
+    return first, F.relu(bits * conv3x3(first, w2, None, dilation, stride, group) + b2)
 
 
 def active_bits(mask: torch.Tensor) -> torch.Tensor:

@@ -63,6 +63,17 @@ class Element(Enum):
     """Always 32-bit float."""
     INDEX = "index"
     """64-bit integers."""
+    UINT8 = "uint8"
+    """Quantised activations."""
+    INT8 = "int8"
+    """Quantised weights."""
+    INT32 = "int32"
+    """Biases in units of a product of quantised numbers."""
+
+    @property
+    def dtype(self) -> str | None:
+        """NumPy's and PyTorch's name of the type; None where the operator's inputs decide."""
+        return {Element.DATA: None, Element.FLOAT: "float32", Element.INDEX: "int64"}.get(self, self.value)
 
 
 @dataclass(frozen=True)
@@ -175,6 +186,34 @@ class KernelSpec:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """How an operator becomes one in integers: activations are ``scale * q`` with q in [0, 255].
+
+    Attributes:
+        operator: ``op_type`` of the operator in integers. Its inputs are ``x``, the masks, and the weights that
+            ``convert`` returns.
+        points: Tensors inside that have a scale of their own, e.g. ``("h1", "h2")``.
+        output: Whether the output is quantised, too, as ``"y"``; decisions are not.
+        shared: Whether ``x`` and ``y`` must have one scale: bytes of what is skipped are copied.
+        observe: ``(inputs as of the reference, attributes) -> values (n,) by point``, and of ``"y"`` where the output
+            is quantised: only what is computed under the masks, behind the ReLUs. It may be empty.
+        convert: ``(weights by port name, scales of "x", the points and "y", bits of a weight) -> weights of the
+            operator in integers by port name``. ``UsageError``: a scale that is not finite and positive, weights that
+            are not finite, constants that leave the range of the arithmetic.
+        simulate: ``(inputs as of the reference, attributes, scales, bits of a weight) -> float output``: what the
+            operator in integers gives, dequantised, with straight-through gradients; ``x`` is quantised first.
+    """
+
+    operator: str
+    points: tuple[str, ...]
+    output: bool
+    shared: bool
+    observe: Callable[[Sequence[torch.Tensor], Attributes], Mapping[str, torch.Tensor]]
+    convert: Callable[[Mapping[str, Array], Mapping[str, float], int], Mapping[str, Array]]
+    simulate: Callable[[Sequence[torch.Tensor], Attributes, Mapping[str, float], int], torch.Tensor]
+
+
+@dataclass(frozen=True)
 class OperatorSpec:
     """One operator of domain ``dyndeploy`` (a variant with further inputs is an operator of its own).
 
@@ -207,6 +246,7 @@ class OperatorSpec:
         skipped_kind: Class of kernels that it belongs to where a gate of a single bit skips it; None: its kind.
         overflows: ``(input shapes, attributes, masks by input name) -> which images (N,) need more places than its
             static shapes have``, so that it computes everything; None where its shapes follow the masks.
+        quantization: How it becomes an operator in integers; None where it cannot, or is one.
     """
 
     name: str
@@ -230,6 +270,7 @@ class OperatorSpec:
     kernels: Mapping[str, KernelSpec] = field(default_factory=dict)
     skipped_kind: str | None = None
     overflows: Callable[[Sequence[Shape], Attributes, Masks], Any] | None = None
+    quantization: Quantization | None = None
 
     @property
     def decides(self) -> bool:
@@ -342,8 +383,8 @@ class OperatorSpec:
             return recorded[0] if len(self.outputs) == 1 else recorded
         if not torch.onnx.is_in_onnx_export():
             return self.reference(*inputs, **attributes)
-        types = {Element.DATA: inputs[0].dtype, Element.FLOAT: torch.float32, Element.INDEX: torch.int64}
-        dtypes = [types[port.element] for port in self.outputs]
+        types = [port.element.dtype for port in self.outputs]
+        dtypes = [inputs[0].dtype if name is None else getattr(torch, name) for name in types]
         name, version = f"{DOMAIN}::{self.name}", self.version
         attrs = {**attributes, "plugin_version": str(version), "plugin_namespace": ""}
         if len(shapes) == 1:

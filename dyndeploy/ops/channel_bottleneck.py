@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from dyndeploy.ops import _bottleneck as shared
 from dyndeploy.ops._body import AttributeRef, Body, Value
 from dyndeploy.ops._geometry import Geometry, bottleneck_geometry, require_channel_mask
+from dyndeploy.ops._quantized_bottleneck import quantization
 from dyndeploy.ops.base import Attributes, Element, Port, Role, Shape
 from dyndeploy.ops.gates import CHANNEL
 
@@ -42,9 +43,8 @@ def residual_branch(
     """The branch with masked hidden channels, NHWC, before the shortcut is added."""
     import torch.nn.functional as F
 
-    bits = shared.active_bits(mask).to(x.dtype).repeat_interleave(w1.shape[0] // mask.shape[1], dim=1)[:, None, None, :]
-    hidden = F.relu(bits * F.linear(x, w1) + b1)
-    hidden = F.relu(bits * shared.conv3x3(hidden, w2, None, dilation, stride, group) + b2)
+    bits = shared.active_bits(mask).to(x.dtype)
+    _, hidden = shared.hidden_maps(x, w1, b1, w2, b2, bits, stride=stride, dilation=dilation, group=group)
     return F.linear(hidden, w3, b3)
 
 
@@ -223,4 +223,5 @@ SPECS = shared.bottleneck_specs(
     reference=reference,
     geometry=channel_geometry,
     body=_body,
+    quantization=quantization,
 )

@@ -16,6 +16,7 @@ from onnx import TensorProto
 
 from dyndeploy.errors import UsageError
 from dyndeploy.ops._body import Body, Value
+from dyndeploy.ops._quantized_masker import masker_quantization
 from dyndeploy.ops._workspace import channel_masker_workspace
 from dyndeploy.ops.base import (
     Attributes,
@@ -114,6 +115,11 @@ def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
 
 def _spec(name: str, hidden: bool) -> OperatorSpec:
     width = "h" if hidden else "C"
+    weights = (
+        *(HIDDEN if hidden else ()),
+        Port("weight", Role.WEIGHT, ("G", width), Element.FLOAT),
+        Port("bias", Role.WEIGHT, ("G",), Element.FLOAT),
+    )
     return OperatorSpec(
         name=name,
         version=1,
@@ -122,9 +128,7 @@ def _spec(name: str, hidden: bool) -> OperatorSpec:
         + (", with a hidden layer." if hidden else "."),
         inputs=(
             Port("x", Role.ACTIVATION, ("N", "H", "W", "C")),
-            *(HIDDEN if hidden else ()),
-            Port("weight", Role.WEIGHT, ("G", width), Element.FLOAT),
-            Port("bias", Role.WEIGHT, ("G",), Element.FLOAT),
+            *weights,
         ),
         outputs=(Port("mask", Role.MASK, ("N", "G"), Element.FLOAT),),
         attributes=(),
@@ -137,6 +141,7 @@ def _spec(name: str, hidden: bool) -> OperatorSpec:
         work=_work,
         sizes=_sizes,
         kernels=KERNELS,
+        quantization=masker_quantization(name, weights[0].name, reference, ("x", *(port.name for port in weights))),
     )
 
 

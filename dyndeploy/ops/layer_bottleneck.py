@@ -14,6 +14,7 @@ from dyndeploy.errors import UsageError
 from dyndeploy.ops import _bottleneck as shared
 from dyndeploy.ops._body import Body, Value
 from dyndeploy.ops._geometry import Geometry, bottleneck_geometry
+from dyndeploy.ops._quantized_bottleneck import quantization
 from dyndeploy.ops.base import Attributes, Element, Port, Role, Shape
 from dyndeploy.ops.gates import BLOCK
 from dyndeploy.ops.spatial_bottleneck import reference
@@ -71,4 +72,5 @@ SPECS = shared.bottleneck_specs(
     geometry=layer_geometry,
     body=layer_body,
     skipped_kind="layer_skipped",
+    quantization=quantization,
 )

@@ -13,6 +13,12 @@ from dyndeploy.ops import (
     class_token_masker,
     layer_bottleneck,
     layer_se_bottleneck,
+    quantized_channel_bottleneck,
+    quantized_channel_masker,
+    quantized_layer_bottleneck,
+    quantized_spatial_bottleneck,
+    quantized_spatial_channel_bottleneck,
+    quantized_spatial_masker,
     spatial_bottleneck,
     spatial_channel_bottleneck,
     spatial_channel_se_bottleneck,
@@ -41,6 +47,12 @@ _MODULES = (
     token_masker,
     class_token_masker,
     transformer_block,
+    quantized_spatial_masker,
+    quantized_channel_masker,
+    quantized_spatial_bottleneck,
+    quantized_layer_bottleneck,
+    quantized_channel_bottleneck,
+    quantized_spatial_channel_bottleneck,
 )
 
 

@@ -16,6 +16,7 @@ from dyndeploy.ops._geometry import (
     bottleneck_geometry,
     require_spatial_mask,
 )
+from dyndeploy.ops._quantized_bottleneck import quantization
 from dyndeploy.ops.base import Attributes, Element, Port, Role, Shape
 from dyndeploy.ops.gates import PATCH
 
@@ -69,8 +70,7 @@ def reference(
     import torch
     import torch.nn.functional as F
 
-    hidden = F.relu(F.linear(x, w1, b1))
-    hidden = F.relu(shared.conv3x3(hidden, w2, b2, dilations[0], strides[0], group))
+    _, hidden = shared.hidden_maps(x, w1, b1, w2, b2, None, stride=strides[0], dilation=dilations[0], group=group)
     identity = shared.shortcut(x, wd, bd, strides[0])
     updated = F.relu(identity + F.linear(hidden, w3, b3))
     active = shared.active_outputs(mask, updated.shape[1], updated.shape[2])
@@ -120,4 +120,5 @@ SPECS = shared.bottleneck_specs(
     reference=reference,
     geometry=spatial_geometry,
     body=_body,
+    quantization=quantization,
 )

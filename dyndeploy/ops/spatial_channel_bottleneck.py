@@ -18,6 +18,7 @@ from dyndeploy.ops._geometry import (
     require_channel_mask,
     require_spatial_mask,
 )
+from dyndeploy.ops._quantized_bottleneck import quantization
 from dyndeploy.ops.base import Attributes, Shape
 from dyndeploy.ops.channel_bottleneck import (
     MASK as CHANNEL_MASK,
@@ -174,4 +175,5 @@ SPECS = shared.bottleneck_specs(
     reference=reference,
     geometry=spatial_channel_geometry,
     body=_body,
+    quantization=quantization,
 )

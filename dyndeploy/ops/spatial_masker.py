@@ -16,6 +16,7 @@ from onnx import TensorProto
 from dyndeploy.errors import UsageError
 from dyndeploy.ops._body import Body, Value
 from dyndeploy.ops._launches import masker_launches
+from dyndeploy.ops._quantized_masker import masker_quantization
 from dyndeploy.ops.base import (
     Attribute,
     Attributes,
@@ -159,5 +160,6 @@ SPECS = (
         work=_work,
         sizes=_sizes,
         kernels=MASKER_KERNELS,
+        quantization=masker_quantization(NAME, "weight", reference, ("x", "weight", "bias")),
     ),
 )

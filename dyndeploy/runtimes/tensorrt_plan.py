@@ -18,7 +18,7 @@ from dyndeploy.graphs.inspect import all_graphs, all_nodes, operator_attributes
 from dyndeploy.graphs.shapes import static_shapes
 from dyndeploy.graphs.tensorrt import PrecisionPlan, float_nodes, precision_plan, required_creators, tensorrt_model
 from dyndeploy.ops import DOMAIN, OPERATORS, Role
-from dyndeploy.ops.base import Element, OperatorSpec
+from dyndeploy.ops.base import OperatorSpec
 from dyndeploy.runtimes import tensorrt_inspector
 from dyndeploy.runtimes.tensorrt_device import interface_version
 
@@ -175,8 +175,8 @@ def planned_types(spec: OperatorSpec, *, half: bool) -> dict[str, list[str]]:
     data = "float16" if half else "float32"
     x = tensorrt_inspector.ANY if spec.decides else data
     return {
-        "reads": [x if port.element is Element.DATA else "float32" for port in spec.native_inputs(FAMILY)],
-        "writes": [data if port.element is Element.DATA else "float32" for port in spec.outputs],
+        "reads": [port.element.dtype or x for port in spec.native_inputs(FAMILY)],
+        "writes": [port.element.dtype or data for port in spec.outputs],
     }
 
 

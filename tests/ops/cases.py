@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from dyndeploy.ops import OPERATORS, OperatorSpec, Role
+from dyndeploy.ops import OPERATORS, Element, OperatorSpec, Role
+
+QUANTIZED = "Quantized"
+"""How the names of operators in integers begin."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,6 +62,13 @@ def build(
     normalise: int = 1,
 ) -> Case:
     """Build a case; parameters that an operator does not have are ignored."""
+    if name.startswith(QUANTIZED):
+        twin = build(
+            name.removeprefix(QUANTIZED), seed=seed, batch=batch, size=size, channels=channels, hidden=hidden,
+            out_channels=out_channels, stride=stride, dilation=dilation, group=group, mask_size=mask_size,
+            channel_groups=channel_groups, rate=rate,
+        )  # fmt: skip
+        return in_integers(twin, seed)
     spec = OPERATORS[name]
     generator = torch.Generator().manual_seed(seed)
     if len(spec.inputs[0].shape) == 3:
@@ -110,6 +120,31 @@ def build(
     if excites and "Spatial" in name:
         attributes["pool_active"] = pool_active
     return Case(spec, (x, *masks, *weights), attributes)
+
+
+def in_integers(twin: Case, seed: int, *, limit: int = 64) -> Case:
+    """The operator in integers with random constants, and the inputs and masks of its FP32 twin.
+
+    Sums of products of random signs are some 5000 for every square root of their depth: the multipliers bring them to
+    the range of a byte, and beyond.
+    """
+    assert twin.spec.quantization is not None
+    spec = OPERATORS[twin.spec.quantization.operator]
+    generator = torch.Generator().manual_seed(seed + 1)
+    values = {port.name: value for port, value in zip(twin.spec.inputs, twin.inputs, strict=True)}
+    values["x"] = (values["x"] * 100).round().clamp(0, 255).to(torch.uint8)
+    depth, shape = 1, torch.Size()
+    for port in spec.inputs:
+        # A multiplier has the shape of the bias before it.
+        shape = values[port.name].shape if port.name in values else shape
+        if port.element is Element.INT8:
+            values[port.name] = torch.randint(-limit, limit + 1, shape, generator=generator, dtype=torch.int8)
+            depth = math.prod(shape[1:])
+        elif port.element is Element.INT32:
+            values[port.name] = torch.randint(-20000, 20000, shape, generator=generator, dtype=torch.int32)
+        elif port.name not in values:
+            values[port.name] = (0.3 + torch.rand(shape, generator=generator)) / (50 * depth**0.5)
+    return Case(spec, tuple(values[port.name] for port in spec.inputs), twin.attributes)
 
 
 def _of_tokens(

@@ -8,8 +8,9 @@ namespace tables {
 
 enum class Role { kActivation, kMask, kWeight };
 
-// kData: the type that the operator computes in, the same for all such ports of a node. kFloat: always float.
-enum class Element { kData, kFloat };
+// kData: the type that the operator computes in, the same for all such ports of a node. kFloat: always float. The
+// others are integers of these sizes.
+enum class Element { kData, kFloat, kUint8, kInt8, kInt32 };
 
 // Which kind of decision an input is; kNone for all that are no masks.
 enum class Gate { kNone, kSpatial, kLayer, kChannel, kToken, kHead };

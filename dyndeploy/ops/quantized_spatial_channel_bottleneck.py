@@ -1,0 +1,57 @@
+"""QuantizedSpatialChannelBottleneck: active patches and active groups of hidden channels together, in integers.
+
+What :mod:`dyndeploy.ops.spatial_channel_bottleneck` computes in floats.
+The arithmetic is that of :mod:`dyndeploy.ops._quantized`; activations are bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dyndeploy.ops import _bottleneck as shared
+from dyndeploy.ops import _quantized_bottleneck as integers
+from dyndeploy.ops._body import Body, Value
+from dyndeploy.ops.gates import CHANNEL, PATCH
+from dyndeploy.ops.spatial_channel_bottleneck import MASKS, spatial_channel_geometry
+
+if TYPE_CHECKING:
+    import torch
+
+NAME = "QuantizedSpatialChannelBottleneck"
+
+
+def reference(
+    x: torch.Tensor, spatial_mask: torch.Tensor, channel_mask: torch.Tensor, *weights: torch.Tensor, **attributes: Any
+) -> torch.Tensor:
+    """Compute the operator densely and select.
+
+    Args:
+        x: (N, H, W, C) uint8.
+        spatial_mask: (N, 1, mh, mw), active where above 0.5 (NaN is not).
+        channel_mask: (N, G), active where above 0.5 (NaN is not); group i covers the channels from i M / G on.
+        weights: See :func:`dyndeploy.ops._quantized_bottleneck.reference`.
+        attributes: As of the FP32 operator.
+
+    Returns:
+        (N, Ho, Wo, Co) uint8.
+    """
+    return integers.reference(x, weights, spatial=spatial_mask, channel=channel_mask, **attributes)
+
+
+def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
+    return integers.dense_body(
+        b, inputs, shared.body_sizes(b, inputs), spatial=inputs["spatial_mask"], channel=inputs["channel_mask"]
+    )
+
+
+SPECS = shared.bottleneck_specs(
+    NAME,
+    "Residual bottleneck on active patches and active hidden channels, in integers",
+    masks=MASKS,
+    gates={"spatial_mask": PATCH, "channel_mask": CHANNEL},
+    reference=reference,
+    geometry=spatial_channel_geometry,
+    body=_body,
+    quantized=True,
+)
