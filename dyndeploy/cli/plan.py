@@ -74,7 +74,7 @@ def plan(
     device = device_model(device)
     image = None if input_size is None else size("--input-size", input_size)
     if measure:
-        require_measurable(device)
+        require_measurable(device, precision)
     staged = staged_network(network, device, precision=precision, input_size=image)
     if staged is not None:
         of_modes = {

@@ -209,7 +209,8 @@ class _Search:
         """As :attr:`Sizes.widths`."""
         from onnx import TensorProto as Kind
 
-        wide = {Kind.INT64: 8, Kind.UINT64: 8, Kind.DOUBLE: 8, Kind.INT32: 4, Kind.UINT32: 4, Kind.BOOL: 1}
+        wide = {Kind.INT64: 8, Kind.UINT64: 8, Kind.DOUBLE: 8, Kind.INT32: 4, Kind.UINT32: 4}
+        wide |= dict.fromkeys((Kind.BOOL, Kind.UINT8, Kind.INT8), 1)
         graphs = all_graphs(self.inferred.graph)
         known = (value for graph in graphs for value in (*graph.input, *graph.output, *graph.value_info))
         kinds = {value.name: value.type.tensor_type.elem_type for value in known}

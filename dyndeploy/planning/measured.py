@@ -47,10 +47,10 @@ def measure_plans(
         :attr:`Plan.measured_with`.
 
     Raises:
-        UsageError: A plan for another device.
+        UsageError: A plan for another device, or in INT8.
     """
     for plan in plans:
-        require_measurable(plan.device)
+        require_measurable(plan.device, plan.precision)
     spent: list[list[float]] = [[] for _ in plans]
     with contextlib.ExitStack() as stack:
         runs, code = [], []
@@ -74,8 +74,13 @@ def measure_plans(
     ]
 
 
-def require_measurable(device: str) -> None:
-    """Raise ``UsageError`` for a device that is not this machine's CPU."""
+def require_measurable(device: str, precision: str = "fp32") -> None:
+    """Raise ``UsageError`` for a device that is not this machine's CPU, or a precision that needs trained weights."""
+    if precision == "int8":
+        raise UsageError(
+            "Plans in int8 are not measured: calibration needs trained weights and images. Leave --measure out, train "
+            "what the plan says, 'dyndeploy quantize' it, and profile the bundle of 'export --precision int8'."
+        )
     if device != "cpu":
         raise UsageError(
             f"Plans are measured on this machine, and '{device}' is another one. Leave --measure out, export what the "

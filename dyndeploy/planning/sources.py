@@ -17,9 +17,13 @@ from dyndeploy.prediction.calibrated import (
     find_calibrations,
     load_calibration,
 )
+from dyndeploy.prediction.integers import IntegerModel
 from dyndeploy.prediction.zoo import lacking_operators, require_registered, zoo_network
 from dyndeploy.targets import load_target, target_names
 from dyndeploy.targets.devices import device_names, load_device
+
+_CALIBRATED = {"fp32": CalibratedModel, "int8": IntegerModel}
+"""What prices by a calibration, by precision."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def device_prices(
         device: Its name.
         threads: Only this number, of a CPU; None takes every calibration.
         calibrations: Calibration files; none looks in the user's configuration folder.
-        precision: Of activations and weights; calibrations are for fp32.
+        precision: Of activations and weights; calibrations are for fp32, and int8 is modelled from them.
 
     Raises:
         UsageError: Unknown device, threads of a GPU, a precision that the device or its calibration has not, or a CPU
@@ -60,13 +64,17 @@ def device_prices(
         InputError: A calibration file is missing, foreign or damaged.
     """
     if calibrations or device not in device_names() or load_device(device).is_local:
-        if precision != "fp32":
-            raise UsageError(f"The calibration of {device} is for fp32: plan that.")
-        found, warnings = calibrated_prices(device, threads, calibrations)
+        if precision not in _CALIBRATED:
+            raise UsageError(
+                f"The calibration of {device} is for fp32 (int8 is modelled from it): plan for one of these."
+            )
+        found, warnings = calibrated_prices(device, threads, calibrations, precision)
         if threads is not None and threads not in found:
             known = ", ".join(map(str, found))
             raise UsageError(f"'{device}' is not calibrated with {threads} threads, but with {known}.")
         basis = f"calibration of {device} ({', '.join(map(str, found))} threads)"
+        if precision == "int8":
+            basis += ", in fp32: int8 is modelled from it, not measured"
         return DevicePrices(
             {count: found[count] for count in found},
             "onnxruntime",
@@ -121,7 +129,7 @@ def staged_network(
 
 
 def calibrated_prices(
-    device: str, threads: int | None, given: Sequence[Path] = ()
+    device: str, threads: int | None, given: Sequence[Path] = (), precision: str = "fp32"
 ) -> tuple[dict[int, Price], list[str]]:
     """Prices by number of threads, and what a user should know about them.
 
@@ -129,6 +137,7 @@ def calibrated_prices(
         device: Its name.
         threads: Only this number; None takes every calibration of the device.
         given: Calibration files; none looks in the user's configuration folder.
+        precision: ``"fp32"``, or ``"int8"``, which is modelled.
 
     Raises:
         UsageError: The device is not calibrated.
@@ -142,7 +151,7 @@ def calibrated_prices(
             f"'{device}' is not calibrated: run 'dyndeploy calibrate-device --device {device}' there (ten minutes), or "
             "name a file with --calibration."
         )
-    prices: dict[int, Price] = {item.threads: CalibratedModel(item).price for item in calibrations}
+    prices: dict[int, Price] = {item.threads: _CALIBRATED[precision](item).price for item in calibrations}
     return prices, [warning for item in calibrations for warning in item.warnings()] if device == "cpu" else []
 
 

@@ -97,6 +97,20 @@ def _counted_terms(kernel: Kernel, cold: float) -> list[float] | None:
     return [1.0, *(value * cold if name.endswith("_cold") else value for name, value in counted.items())]
 
 
+_STANDARD_TERMS = (
+    "call", "macs", "block_macs", "edge_macs", "read", "written", "weights", "weights_cold", "operators", "window",
+    "far", "slow",
+)  # fmt: skip
+
+
+def term_names(kernel: Kernel) -> tuple[str, ...]:
+    """Names of the columns of :func:`terms`; those that end in ``macs`` are arithmetic."""
+    library = None if kernel.call is None else kernel.call.spec.kernels.get("cpu")
+    if library is None or library.terms is None:
+        return _STANDARD_TERMS
+    return ("call", *library.terms(kernel.features))
+
+
 def _standard_terms(kernel: Kernel, cold: float) -> list[float]:
     f = kernel.features
     blocks = edge = 0.0

@@ -206,6 +206,10 @@ class AnalyticalModel:
         modern = float(hardware.compute_capability or 0) >= 7.0
         self._faster = 4.0 if precision == "fp16" and modern and hardware.fp16_tensor_tflops is None else 1.0
         self._busiest = ExpectedBusiestTile()
+        # A network in INT8 keeps some kernels in floats.
+        self._floats = (
+            AnalyticalModel(device, "fp32", runtime, groups_in_turn=groups_in_turn) if precision == "int8" else None
+        )
 
     def _units_of(self, hardware: Hardware, precision: str, fitted: float | None) -> list[_Unit]:
         """What may compute a matrix product in the precision; a runtime times its kernels and takes the fastest."""
@@ -229,6 +233,20 @@ class AnalyticalModel:
 
     def price(self, kernels: Sequence[Kernel], resident: Array | None = None) -> tuple[Array, Array, Array]:
         """See :class:`DeviceModel`."""
+        if resident is None:
+            resident = np.full(len(kernels), sum(kernel.weight_bytes for kernel in kernels), np.float64)
+        kept = [] if self._floats is None else [i for i, kernel in enumerate(kernels) if kernel.precision == "fp32"]
+        if self._floats is None or not kept:
+            return self._price(kernels, resident)
+        others = sorted(set(range(len(kernels))) - set(kept))
+        ms, low, high = (np.zeros(len(kernels)) for _ in range(3))
+        for model, members in ((self._floats, kept), (self, others)):
+            priced = model._price([kernels[index] for index in members], resident[members])
+            for values, found in zip((ms, low, high), priced, strict=True):
+                values[members] = found
+        return ms, low, high
+
+    def _price(self, kernels: Sequence[Kernel], resident: Array) -> tuple[Array, Array, Array]:
         phases: list[_Phase] = []
         for index, kernel in enumerate(kernels):
             phases.extend(self._phases(index, kernel))
@@ -238,8 +256,6 @@ class AnalyticalModel:
         table = np.array(phases, np.float64)
         column = {name: table[:, index] for index, name in enumerate(_Phase._fields)}
         owner = column["kernel"].astype(np.int64)
-        if resident is None:
-            resident = np.full(len(kernels), sum(kernel.weight_bytes for kernel in kernels), np.float64)
         seconds, arithmetic = self._seconds(column, resident[owner])
         ms: Array = np.bincount(owner, seconds, len(kernels)).astype(np.float64) * 1e3
         share = np.bincount(owner, np.minimum(arithmetic, seconds), len(kernels)) * 1e3 / np.maximum(ms, 1e-12)

@@ -24,6 +24,7 @@ from dyndeploy.ops.gates import GateKind
 from dyndeploy.prediction.architectures import static_graph, static_name
 from dyndeploy.prediction.calibrated import CalibratedModel, Installation, find_calibrations, load_calibration
 from dyndeploy.prediction.device_model import AnalyticalModel, Array, DeviceModel
+from dyndeploy.prediction.integers import IntegerModel
 from dyndeploy.prediction.kernels import ELEMENT_BYTES, UNKNOWN, Graph, GraphWalker, Kernel
 from dyndeploy.prediction.nodes import DOCUMENT, NodeGraph, read_nodes
 from dyndeploy.prediction.rates import RateLike, Rates, RateSamples, block_rates, checked_rates, mean_rates
@@ -111,11 +112,13 @@ def load_device_model(
                 + (f" --threads {threads}'." if threads != 1 else "' (up to 10 minutes).")
             )
         return AnalyticalModel(device, precision, runtime)
-    if precision != "fp32":
-        if device.is_local:
-            raise UsageError(f"The calibration of {device.name} is for fp32: predict that.")
+    if precision == "fp32":
+        return CalibratedModel(load_calibration(paths[0]))
+    if not device.is_local:
         return AnalyticalModel(device, precision, runtime)
-    return CalibratedModel(load_calibration(paths[0]))
+    if precision == "int8":
+        return IntegerModel(load_calibration(paths[0]))
+    raise UsageError(f"The calibration of {device.name} is for fp32 (int8 is modelled from it): predict one of these.")
 
 
 def known_devices(threads: int = 1) -> list[str]:
@@ -137,12 +140,29 @@ _FOREIGN = (
 )
 
 
+_AS_IF = (
+    "Priced as if all of it computed in INT8. A bundle in INT8 keeps its head and its decisions in FP32, and is priced "
+    "as it is."
+)
+_NO_FORM = "{} have no form in INT8 in this release: priced as if they had."
+
+
+def _integer_notes(graph: Graph) -> tuple[str, ...]:
+    """What a reader of a prediction in INT8 should know of a network that was not quantised."""
+    if any(kernel.precision == "fp32" for kernel in graph.kernels):
+        return ()
+    specs = {kernel.call.spec.name: kernel.call.spec for kernel in graph.kernels if kernel.call is not None}
+    lacking = sorted(name for name, spec in specs.items() if spec.gates and spec.quantization is None)
+    return (_AS_IF, *([_NO_FORM.format(", ".join(lacking))] if lacking else []))
+
+
 class Estimator:
     """Predicts latencies on one device model.
 
     Args:
         device: A device, its name, or a model.
-        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``: of all of the network, but of a graph in INT8 what it keeps in
+            FP32 is priced in FP32.
         batch: Images per run; None takes the network's own (a bundle, a file), else the device's usual one.
         runtime: Which software runs the kernels, of static and dynamic networks alike; None takes the device's own
             (:attr:`~dyndeploy.targets.devices.Device.runtime`).
@@ -211,7 +231,8 @@ class Estimator:
         found = _prediction(self, plan, model, graphs, prices)
         if isinstance(network, Bundle) and network.manifest.exits is not None and self._foreign(network):
             found = replace(found, notes=(*found.notes, _FOREIGN.format(network.manifest.target, self.device.board)))
-        return found
+        notes = _integer_notes(graphs[0]) if self.precision == "int8" else ()
+        return replace(found, notes=(*found.notes, *notes))
 
     def sweep(
         self,

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 ELEMENT_BYTES = {name: PRECISIONS[name].element_bytes for name in ("fp32", "fp16", "int8")}
 """Bytes of an element by precision."""
 
+_PRECISION_OF = {bytes_: name for name, bytes_ in ELEMENT_BYTES.items()}
+
 REORDER = "reorder"
 """Kind of a conversion between plain maps and maps with channels in blocks: only on a CPU."""
 
@@ -73,6 +75,7 @@ class OperatorCall:
             spec.sizes(shapes, attributes, own),
             self,
             rates,
+            precision=_PRECISION_OF[int(self.element)],
         )
 
     @functools.cached_property
@@ -102,6 +105,7 @@ class Kernel:
         call: The dynamic operator that it is; None for any other.
         rates: That a dynamic operator is described at.
         share: Share of runs in which it runs at all; everything above is of a run in which it does.
+        precision: That it computes in.
     """
 
     name: str
@@ -116,6 +120,7 @@ class Kernel:
     call: OperatorCall | None = None
     rates: Rates | None = None
     share: float = 1.0
+    precision: str = "fp32"
 
     @functools.cached_property
     def launches(self) -> Sequence[Launch] | None:
@@ -258,6 +263,7 @@ def conv_kernel(
             "blocked": float(blocked),
             "transposed": float(transposed),
         },
+        precision=precision,
     )
 
 
@@ -298,6 +304,7 @@ def gemm_kernel(
             "residual": float(residual),
             "activation": float(activation),
         },
+        precision=precision,
     )
 
 
@@ -325,6 +332,7 @@ def moving_kernel(
         float(element * written),
         float(element * weights),
         {"batch": batch, "read": read, "written": written, **features},
+        precision=precision,
     )
 
 
@@ -685,8 +693,16 @@ class GraphWalker:
 
     def _reorder(self, reorder: Reorder, node: Node) -> Kernel:
         return reorder_kernel(
-            f"{node.name}~{reorder.tensor}", node.block, reorder.shape, inward=reorder.inward, precision=self.precision
+            f"{node.name}~{reorder.tensor}",
+            node.block,
+            reorder.shape,
+            inward=reorder.inward,
+            precision=self._precision_of(node),
         )
+
+    def _precision_of(self, node: Node) -> str:
+        """What a node computes in: a graph in INT8 keeps some nodes in FP32."""
+        return node.precision if self.precision == "int8" and node.precision is not None else self.precision
 
     def _entry(self, group: _Group) -> Kernel | OperatorCall:
         """A kernel, or a dynamic operator that obeys decisions and still lacks their rates."""
@@ -694,7 +710,7 @@ class GraphWalker:
         if not node.dynamic:
             return self._kernel(group)
         spec, shapes = OPERATORS[node.op_type], tuple(self._shape(name) if name else () for name in node.inputs)
-        call = OperatorCall(spec, shapes, node.attributes, ELEMENT_BYTES[self.precision])
+        call = OperatorCall(spec, shapes, node.attributes, ELEMENT_BYTES[self._precision_of(node)])
         return call if spec.gates else call.kernel(node.name, node.block, Rates())
 
     def _shape(self, name: str) -> Shape:
@@ -707,14 +723,14 @@ class GraphWalker:
     def _elements(self, name: str) -> int:
         return math.prod(self._shape(name))
 
-    def _amount(self, name: str) -> float:
-        """Elements of the network's precision that are as many bytes as a tensor is."""
-        element = ELEMENT_BYTES[self.precision]
+    def _amount(self, name: str, precision: str) -> float:
+        """Elements of a precision that are as many bytes as a tensor is."""
+        element = ELEMENT_BYTES[precision]
         return self._elements(name) * self.record.widths.get(name, element) / element
 
     def _kernel(self, group: _Group) -> Kernel:
         node = group.nodes[0]
-        name, block = node.name, node.block
+        name, block, precision = node.name, node.block, self._precision_of(node)
         fused = [item.op_type for item in group.nodes[1:]]
         residual = any(self._elements(extra) == self._elements(group.tail) for extra in group.extra)
         activation = any(item != "Add" and item not in _SCALE_SHIFT for item in fused)
@@ -722,8 +738,10 @@ class GraphWalker:
             return self._conv(group, node, residual, activation)
         if not node.domain and node.op_type in _PRODUCTS:
             return self._product(node, name, block, residual, activation)
-        read = sum(self._amount(item) for item in dict.fromkeys([*self._fuser.activations(node), *group.extra]))
-        written = self._amount(group.tail)
+        read = sum(
+            self._amount(item, precision) for item in dict.fromkeys([*self._fuser.activations(node), *group.extra])
+        )
+        written = self._amount(group.tail, precision)
         known = not node.domain or node.domain in ("com.microsoft", "ai.onnx")
         kind = "elementwise" if known and node.op_type in _POINTWISE else _CLASSES.get(node.op_type) if known else None
         # The other constants are axes, indices and shapes.
@@ -732,10 +750,12 @@ class GraphWalker:
         # A constant as large as the result is one more map to read, not a vector that stays in a cache.
         maps = [item for item in constants if 1 < self._elements(item) == self._elements(group.tail)]
         weights = sum(self._elements(item) for item in constants if item not in maps)
-        read += sum(self._amount(item) for item in maps)
+        read += sum(self._amount(item, precision) for item in maps)
         inputs = self._fuser.activations(node)
         if kind == "copy" and node.op_type in ("Slice", "Split", "Gather", "GatherND", "GatherElements"):
-            read = min(read, written + sum(self._amount(item) for item in inputs[1:]))  # The rest is passed over.
+            read = min(
+                read, written + sum(self._amount(item, precision) for item in inputs[1:])
+            )  # The rest is passed over.
         sizes: dict[str, float] = {}
         # Of several inputs the largest is the map; the others are gates and vectors. It may be a view of what was made.
         own = [item for item in node.inputs if self._fuser.root(item) in inputs]
@@ -772,7 +792,7 @@ class GraphWalker:
             written=written,
             weights=weights,
             batch=self.batch,
-            precision=self.precision,
+            precision=precision,
             operators=len(group.nodes),
             **sizes,
         )
@@ -820,7 +840,7 @@ class GraphWalker:
             groups=groups,
             residual=residual,
             activation=activation,
-            precision=self.precision,
+            precision=self._precision_of(node),
             axes=len(kernel),
             blocked=group.blocked,
             transposed=transposed,
@@ -847,7 +867,7 @@ class GraphWalker:
             batch=self.batch,
             residual=residual,
             activation=activation,
-            precision=self.precision,
+            precision=self._precision_of(node),
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,6 +58,7 @@ class Node:
         outputs: Tensors that it makes.
         attributes: All of a dynamic operator, of others those that decide on their cost.
         conditions: Blocks, or branches of a file of another origin, that it only runs with, from the outermost.
+        precision: ``"fp32"`` where a network in INT8 keeps the node so; None: the network's own.
     """
 
     op_type: str
@@ -68,6 +69,7 @@ class Node:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     conditions: tuple[str, ...] = ()
+    precision: str | None = None
 
     @property
     def dynamic(self) -> bool:
@@ -178,6 +180,7 @@ def _node(item: Field) -> Node:
         item["outputs"].sequence(Field.label, at_least=1),
         item.get("attributes").optional(lambda entry: entry.mapping(_attribute)) or {},
         names("conditions"),
+        item.get("precision").optional(Field.label),
     )
 
 
@@ -220,6 +223,9 @@ def read_nodes(
 ) -> NodeGraph:
     """Read a graph; what follows from sizes alone is a constant of it, as for a runtime that knows the sizes.
 
+    Of a graph in INT8 the nodes are those of the FP32 graph that it was made from, and what it computes in floats is
+    marked: the work is the same, and how fast it is done is for device models to say.
+
     Args:
         model: Any ONNX graph; its weights may be missing.
         batch: Images per run; None takes the graph's own (1 if it leaves it open).
@@ -247,10 +253,13 @@ def read_nodes(
         notes = tuple(_said(seen))
     return NodeGraph(
         name=name or graph.name or "network",
-        nodes=tuple(
-            _read(node, conditions.get(node.name, ()))
-            for node in graph.node
-            if not all(name in sizes.values for name in node.output)
+        nodes=_in_floats(
+            [
+                _read(node, conditions.get(node.name, ()))
+                for node in graph.node
+                if not all(name in sizes.values for name in node.output)
+            ],
+            sizes.widths,
         ),
         shapes=shapes,
         constants=frozenset({item.name for item in graph.initializer} | set(sizes.values) | {""}),
@@ -337,6 +346,38 @@ def _read(node: onnx.NodeProto, conditions: tuple[str, ...]) -> Node:
     if block is None and is_dynamic(node) and OPERATORS[node.op_type].gates:
         block = name  # Whatever obeys a decision has a rate, and rates go by block.
     return Node(node.op_type, node.domain, name, block, tuple(node.input), tuple(node.output), plain, conditions)
+
+
+_MULTIPLIES = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_IN_INTEGERS = frozenset({"QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger"})
+_QUANTISATION = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+
+
+def _in_floats(nodes: Sequence[Node], widths: Mapping[str, int]) -> tuple[Node, ...]:
+    """Operators in integers as those in floats; where there are any, what computes in floats is marked as FP32."""
+    floats = {spec.quantization.operator: spec for spec in OPERATORS.values() if spec.quantization is not None}
+    quantised = {name for node in nodes if node.op_type in _QUANTISATION for name in node.outputs}
+
+    def in_integers(node: Node) -> bool:
+        if node.dynamic:
+            return node.op_type in floats
+        multiplies = not node.domain and node.op_type in _MULTIPLIES
+        return node.op_type in _IN_INTEGERS or (multiplies and quantised.issuperset(node.inputs[:2]))
+
+    def of(node: Node) -> Node:
+        if not in_integers(node):
+            moves_bytes = all(widths.get(name) == 1 for name in node.outputs)
+            return node if moves_bytes else replace(node, precision="fp32")
+        if not node.dynamic:
+            return node
+        spec = floats[node.op_type]
+        given = dict(zip((port.name for port in OPERATORS[node.op_type].inputs), node.inputs, strict=False))
+        inputs = tuple(given.get(port.name, "") for port in spec.inputs)
+        # What only decides computes in floats: its input alone is in integers.
+        decides = spec.quantization is not None and not spec.quantization.output
+        return replace(node, op_type=spec.name, inputs=inputs, precision="fp32" if decides else None)
+
+    return tuple(map(of, nodes)) if any(map(in_integers, nodes)) else tuple(nodes)
 
 
 def _plain(value: Any) -> Any:

@@ -9,30 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dyndeploy.device_calibration.fit import fit_all
 from dyndeploy.device_calibration.graphs import FAMILIES, micro_graph
 from dyndeploy.errors import InputError
 from dyndeploy.prediction import GraphWalker
 from dyndeploy.prediction.calibrated import FEATURES, CalibratedModel, Calibration, Installation, load_calibration
 from dyndeploy.prediction.kernels import Graph, moving_kernel, walk
 from dyndeploy.prediction.zoo import zoo_nodes
-from tests.device_calibration.helpers import many
-
-
-@pytest.fixture(scope="module")
-def calibration() -> Calibration:
-    fits = fit_all(many(), trees=3)
-    machine = {"cpu": "a", "architecture": "b", "usable_cores": 2, "date": "2026-01-01"}
-    return Calibration(
-        "cpu",
-        1,
-        machine,
-        {"version": "1", "native_sha256": None},
-        {"samples": 9},
-        0.01,
-        0.3,
-        {n: f.model for n, f in fits.items()},
-    )
 
 
 def resnet(mode: str, rate: float) -> Graph:
