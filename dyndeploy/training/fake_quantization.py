@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dyndeploy.blocks import DynamicBlock, Gate, Tape, dynamic_blocks
+from dyndeploy.blocks import DynamicBlock, Gate, Tape, dynamic_blocks, fold_batch_norm
 from dyndeploy.blocks.block import ROOT, mask_ports
 from dyndeploy.blocks.tape import replace_attribute
 from dyndeploy.errors import NotFiniteError, UsageError
@@ -39,11 +39,11 @@ class StandardLayer:
 
     Attributes:
         convolution: The module.
-        last: What gives the convolution's output in the graph: itself, or the batch norm that is folded into it.
+        norm: The batch norm that the graph folds into it; None where nothing is folded.
     """
 
     convolution: nn.Conv2d
-    last: nn.Module
+    norm: nn.BatchNorm2d | None
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,9 @@ class FakeQuantization:
             for gate in each.gates.values():
                 self._undo.append(gate.register_forward_pre_hook(partial(self._before_gate, f"{each.name}/x")).remove)
         for node, layer in self._layers.items():
-            convolution = layer.convolution
-            self._undo.append(replace_attribute(convolution, "forward", partial(self._convolve, node, convolution)))
-            if f"{node}:y" in self._group_of:
-                self._undo.append(layer.last.register_forward_hook(partial(self._behind, f"{node}:y")).remove)
+            self._undo.append(replace_attribute(layer.convolution, "forward", partial(self._convolve, node, layer)))
+            if layer.norm is not None:
+                self._undo.append(replace_attribute(layer.norm, "forward", _as_it_is))
         return self
 
     def __exit__(
@@ -254,19 +253,34 @@ class FakeQuantization:
         y = quantization.simulate(values, call.attributes, scales, self._bits).to(inputs[0].dtype)
         return y.permute(0, 3, 1, 2) if call.channels_last and y.ndim == 4 else y
 
-    def _convolve(self, node: str, convolution: nn.Conv2d, x: Tensor) -> Tensor:
-        if f"{node}:x" in self._group_of:
-            self._see(f"{node}:x", x)
-            x = self._rounded(f"{node}:x", x)
-        # A batch norm that is folded scales whole rows, and so their scales: the integers are the same.
-        scales = integers.weight_scales(convolution.weight, self._bits)
-        rows = scales.reshape(-1, *[1] * (convolution.weight.ndim - 1))
-        weight = integers.quantize_weight(convolution.weight, scales, self._bits) * rows
-        return convolution._conv_forward(x, weight, convolution.bias)
+    def _convolve(self, node: str, layer: StandardLayer, x: Tensor) -> Tensor:
+        """A convolution between DequantizeLinear and QuantizeLinear, as runtimes compute it: in integers."""
+        convolution, (of_x, of_y) = layer.convolution, (f"{node}:x", f"{node}:y")
+        weight, bias = convolution.weight, convolution.bias
+        if layer.norm is not None:
+            weight, bias = fold_batch_norm(convolution, layer.norm)
+        self._see(of_x, x)
+        scale, zero_point = self._range(of_x)
+        wide = torch.float32 if torch.is_grad_enabled() else torch.float64
+        whole = (integers.round_half_even(x / _float32(scale)) + zero_point).clamp(0, integers.ACTIVATION_LIMIT)
+        scales = integers.weight_scales(weight, self._bits)
+        unit = _float32(scale) * scales
+        sums = convolution._conv_forward(
+            (whole - zero_point).to(wide), integers.quantize_weight(weight, scales, self._bits).to(wide), None
+        ).movedim(1, -1)
+        biases = torch.zeros_like(unit) if bias is None else integers.round_half_even(bias.double() / unit.double())
+        if of_y not in self._group_of:
+            return ((sums + biases) * unit).to(x.dtype).movedim(-1, 1)
+        if self._observing:
+            self._see(of_y, (sums + biases) * unit)
+        scale, zero_point = self._range(of_y)
+        y = integers.requantise(sums, biases, unit / _float32(scale))
+        y = (y + zero_point).clamp(0, integers.ACTIVATION_LIMIT) - zero_point
+        return (y * _float32(scale)).to(x.dtype).movedim(-1, 1)
 
-    def _behind(self, point: str, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        self._see(point, output)
-        return self._rounded(point, output)
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def _float32(value: float) -> float:

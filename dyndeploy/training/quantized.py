@@ -39,6 +39,8 @@ from dyndeploy.training.recipe import QuantizationRecipe, Recipe
 
 CALIBRATION = "calibration.json"
 """File of a training run's folder: the scales that were trained, as a calibration table."""
+DEFAULT_METHOD = "mse"
+"""How ranges are found where neither the recipe nor a table says it."""
 
 
 @dataclass(frozen=True)
@@ -358,7 +360,7 @@ def _standard_layers(network: nn.Module, paths: Mapping[str, str], images: Tenso
 
     convolutions = {path: modules[path] for path in paths.values()}
     handles = [module.register_forward_hook(behind) for module in convolutions.values()]
-    handles += [m.register_forward_pre_hook(before) for m in modules.values() if isinstance(m, _BatchNorm)]
+    handles += [m.register_forward_pre_hook(before) for m in modules.values() if isinstance(m, nn.BatchNorm2d)]
     try:
         with evaluating(network):
             network(images)
@@ -369,5 +371,7 @@ def _standard_layers(network: nn.Module, paths: Mapping[str, str], images: Tenso
     for node, path in paths.items():
         convolution = convolutions[path]
         assert isinstance(convolution, nn.Conv2d)
-        layers[node] = StandardLayer(convolution, last.get(convolution, convolution))
+        norm = last.get(convolution)
+        assert norm is None or isinstance(norm, nn.BatchNorm2d)
+        layers[node] = StandardLayer(convolution, norm)
     return layers
