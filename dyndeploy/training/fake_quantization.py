@@ -146,7 +146,9 @@ class FakeQuantization:
         if state["ranges"].keys() != self._group_of.keys():
             raise ValueError("its scales are those of another network")
         self.steps = int(state["steps"])
-        self._ranges = [(float(state["ranges"][group[0]][0]), int(state["ranges"][group[0]][1])) for group in self._groups]
+        self._ranges = [
+            (float(state["ranges"][group[0]][0]), int(state["ranges"][group[0]][1])) for group in self._groups
+        ]
 
     # ------------------------------------------------------------ in the context
 
