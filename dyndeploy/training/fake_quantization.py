@@ -204,9 +204,12 @@ class FakeQuantization:
         for group, found in self._found.items():
             scales, offsets = zip(*((scale, scale * zero_point) for scale, zero_point in found), strict=True)
             sums[group] = [sum(scales), sum(offsets), float(len(found))]
-        self._found = {}
         means = self._average(torch.tensor(sums, dtype=torch.float64, device=self._device)).tolist()
-        for group, (scale, offset, count) in enumerate(means):
+        # In the order of the pass: what follows from a value that is not finite is not finite either.
+        order = [*self._found, *(group for group in range(len(sums)) if group not in self._found)]
+        self._found = {}
+        for group in order:
+            scale, offset, count = means[group]
             if not math.isfinite(scale):
                 raise NotFiniteError(f"What is to be quantised at {self._groups[group][0]} is NaN or infinite.")
             if count:

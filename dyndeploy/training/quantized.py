@@ -1,4 +1,4 @@
-"""Fine-tuning for INT8: where the scales come from, what a checkpoint keeps of them, and the table that deploys them."""
+"""Fine-tuning for INT8: where the scales come from, what a checkpoint keeps, and the table that deploys them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,7 @@ from dyndeploy.export.graph import build
 from dyndeploy.export.staged import build_stages
 from dyndeploy.export.subject import make_subject
 from dyndeploy.graphs.inspect import all_graphs, all_nodes, group_of
-from dyndeploy.quantization import INT8, CalibrationTable
-from dyndeploy.quantization.calibrate import calibrate
-from dyndeploy.quantization.observers import Observer
-from dyndeploy.quantization.points import find_points
-from dyndeploy.quantization.scales import find_scale
+from dyndeploy.quantization import INT8, CalibrationTable, Observer, calibrate, find_points, find_scale
 from dyndeploy.targets import load_target
 from dyndeploy.training.batches import Dataset
 from dyndeploy.training.evaluation import Batches, evaluating, logits_of
