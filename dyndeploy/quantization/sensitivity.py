@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import os
@@ -244,6 +245,13 @@ class Comparison:
             raise UsageError(f"{len(self._labels)} labels were given for {self.images} images.")
         self._exact = self._run(self._graphs, forced=False)
         self.accuracy = self._accuracy(self._exact)
+
+    def of(self, table: CalibrationTable) -> Comparison:
+        """The same comparison for another table of the network; what FP32 gives is not computed again."""
+        table.check(self._bundle)
+        other = copy.copy(self)
+        other._table = table
+        return other
 
     def cost(self, blocks: Collection[str], *, own_masks: bool = True) -> Cost:
         """What these blocks in INT8, and all others in FP32, cost.
