@@ -25,8 +25,16 @@ from dyndeploy.export import ExportSettings, export_model
 from dyndeploy.export.graph import build
 from dyndeploy.export.staged import build_stages
 from dyndeploy.export.subject import make_subject
-from dyndeploy.graphs.inspect import all_graphs, all_nodes, group_of
-from dyndeploy.quantization import INT8, CalibrationTable, Observer, calibrate, find_points, find_scale
+from dyndeploy.graphs.inspect import all_graphs, group_of
+from dyndeploy.quantization import (
+    INT8,
+    CalibrationTable,
+    Observer,
+    calibrate,
+    find_points,
+    find_scale,
+    standard_layers,
+)
 from dyndeploy.targets import load_target
 from dyndeploy.training.batches import Dataset
 from dyndeploy.training.evaluation import Batches, evaluating, logits_of
@@ -288,7 +296,7 @@ _STEP = 2.0**-20
 
 
 def convolutions_by_node(network: nn.Module, input_size: tuple[int, int]) -> dict[str, str]:
-    """Dotted path of the convolution by the name of its node in the graph that export writes, of all stages.
+    """Dotted path of the module by the name of its node, of the convolutions that are quantised, of all stages.
 
     Every convolution of a copy gets its own number for its weights, and the copy is captured: that tells which is which
     whatever the passes rename, fold or move into a branch.
@@ -311,9 +319,9 @@ def convolutions_by_node(network: nn.Module, input_size: tuple[int, int]) -> dic
     found: dict[str, str] = {}
     for model in _graphs(twin, input_size):
         constants = {item.name: item for part in all_graphs(model.graph) for item in part.initializer}
-        for node in all_nodes(model.graph):
-            if node.op_type == "Conv" and not node.domain and node.input[1] in constants:
-                number = round(float(numpy_helper.to_array(constants[node.input[1]]).mean()) / _STEP)
+        for node, _, _ in standard_layers(model):
+            number = round(float(numpy_helper.to_array(constants[node.input[1]]).mean()) / _STEP)
+            if 1 <= number <= len(convolutions):
                 found[node.name] = convolutions[number - 1][0]
     twice = sorted({path for path in found.values() if list(found.values()).count(path) > 1})
     if twice:
