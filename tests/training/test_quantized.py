@@ -14,15 +14,18 @@ from PIL import Image
 
 from dyndeploy.blocks import Tape
 from dyndeploy.errors import DyndeployError, UsageError
+from dyndeploy.exits import Constraint, calibrate_bundle, store_thresholds
 from dyndeploy.export import ExportSettings, export_model
 from dyndeploy.nets import load_checkpoint
 from dyndeploy.nets.factories import build_network
+from dyndeploy.nets.trained import checkpoint_of_run
 from dyndeploy.quantization import CalibrationTable, quantize_model
+from dyndeploy.runtimes import open_staged
 from dyndeploy.runtimes.onnxruntime import OnnxRuntimeSession
 from dyndeploy.training import BEST, CALIBRATION, CHECKPOINT, RECIPE, RESULT, Recipe, TrainResult, load_recipe, train
 from dyndeploy.training.batches import datasets, held_out_batches
 from dyndeploy.training.quantized import QuantizedTraining, convolutions_by_node, freeze_gates
-from tests.training.helpers import own, tiny
+from tests.training.helpers import OWN, own, tiny
 from tests.training.test_engine import Recorder, StopError, assert_same_run
 
 SECTION = {"freeze_observers_after": 4, "images": 24, "momentum": 0.2}
@@ -203,3 +206,24 @@ def test_frozen_gates_decide_as_in_evaluation() -> None:
         network(torch.randn(2, 3, 8, 8))
     assert all(torch.equal((tape.margins[name] >= 0).float(), mask) for name, mask in tape.masks.items())
     assert not any(p.requires_grad for name, p in network.named_parameters() if ".masker_" in name)
+
+
+def test_exits_are_calibrated_again_for_int8(folder_of_images: Path, tmp_path: Path) -> None:
+    model = {"name": "three_exits", "options": {"classes": 2}, "input_size": [32, 32], "import": str(OWN)}
+    floats = train(of_images(folder_of_images, model=model, epochs=1), tmp_path / "floats")
+    run = train(tuned(floats.checkpoint, {"freeze_observers_after": 0}, epochs=1), tmp_path / "integers")
+    assert run.quantized is not None and run.quantized.mask_bits == 16 * 16 * 16
+    table = CalibrationTable.load(run.quantized.calibration)
+    assert {"stages.1.block/h1", "stages.1.block/y"} <= set(table.tensors)
+    network = build_network("three_exits", {"classes": 2}, str(OWN))
+    load_checkpoint(network, checkpoint_of_run(tmp_path / "integers"))
+    settings = ExportSettings(input_size=(32, 32), precision="int8", calibration=run.quantized.calibration)
+    bundle = export_model(network, tmp_path / "bundle", settings, preprocessing=run.recipe.preprocessing)
+    assert "QuantizedSpatialBottleneck" in {info.op_type for info in bundle.manifest.operators}
+    result = calibrate_bundle(bundle, folder_of_images / "val", Constraint(accuracy=0.0))
+    assert result.precision == "int8"
+    stored = store_thresholds(bundle, result)
+    assert set(stored.exits.thresholds) == {"int8"}
+    with open_staged(stored) as session:
+        # Any accuracy will do: everybody leaves at the first exit.
+        assert session.run(np.zeros((2, 3, 32, 32), np.float32)).exits.tolist() == [1, 1]
