@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from PIL import Image
 
 import dyndeploy
@@ -18,7 +20,7 @@ from dyndeploy.errors import InputError, UsageError
 from dyndeploy.evaluation import evaluate_bundle
 from dyndeploy.inference import Classification, classify_images
 from dyndeploy.runtimes import open_staged
-from tests.bundles import tiny_bundle
+from tests.bundles import resealed, tiny_bundle
 from tests.digits_bundles import PREPROCESSING, SIZE, digits_bundle
 
 THRESHOLDS = (0.9, 0.95, 0.5)
@@ -146,3 +148,57 @@ def test_images_in_memory_have_the_networks_own_labels(staged: Bundle) -> None:
     assert dyndeploy.evaluate_bundle(staged, some).top1 > 0.9
     shifted = LabelledImages(some.images, (some.labels + 1) % 10, some.classes)
     assert evaluate_bundle(staged, shifted).top1 < 0.2
+
+
+def test_two_bundles_are_compared_image_by_image(tmp_path: Path) -> None:
+    first, data = tiny_bundle(tmp_path / "a", batch=2), folder(tmp_path / "data")
+    other = tiny_bundle(tmp_path / "b", batch=3)
+    model = other.load_model()
+    (bias,) = (item for item in model.graph.initializer if item.name == "layer1.0.spatial.b")
+    bias.CopyFrom(numpy_helper.from_array(np.full(1, 50, np.float32), bias.name))
+    onnx.save(model, other.model)
+    other = resealed(other)
+    found = evaluate_bundle(first, data, against=other)
+    alone, theirs = evaluate_bundle(first, data), evaluate_bundle(other, data)
+    assert alone.against is None and (found.top1, found.rates) == (alone.top1, alone.rates)
+    against = found.against
+    assert against is not None
+    assert (against.top1, against.top5, against.precision) == (theirs.top1, theirs.top5, "fp32")
+    classes = [
+        [result.label for result in classify_images(bundle, sorted(data.rglob("*.png")))] for bundle in (first, other)
+    ]
+    assert against.changed == int(np.not_equal(*classes).sum())
+    counts = (against.both_right, against.only_first_right, against.only_other_right, against.none_right)
+    assert sum(counts) == found.images == 20
+    assert (against.both_right + against.only_first_right) / 20 == found.top1
+    # The other's first mask is all ones: what this one leaves out there differs.
+    bits = {mask.name: int(np.prod(mask.shape[1:])) * 20 for mask in first.manifest.masks}
+    assert against.mask_bits == sum(bits.values()) and against.mask_flips == sum(against.flips.values())
+    name = "mask/layer1.0/spatial"
+    assert against.flips[name] == round((1 - found.rates[name]) * bits[name]) > 0
+    assert against.exits_changed is None
+    assert json.loads(json.dumps(found.to_json()))["against"]["mask_flips"] == against.mask_flips
+
+
+def test_exits_of_two_bundles_are_compared(staged: Bundle) -> None:
+    found = evaluate_bundle(staged, DIGITS, limit=40, thresholds=THRESHOLDS, against=staged)
+    assert found.against is not None
+    # The other one has no thresholds: its images go to the last exit.
+    assert found.against.exits_changed == round(40 * (1 - found.exits[-1].share)) > 0
+    assert any("no thresholds" in note for note in found.notes)
+
+
+def test_bundles_of_other_images_or_classes_are_not_compared(staged: Bundle, tmp_path: Path) -> None:
+    bundle, data = tiny_bundle(tmp_path / "b"), folder(tmp_path / "data")
+    with pytest.raises(UsageError, match="takes other images"):
+        evaluate_bundle(bundle, data, against=staged)
+    renamed = named(tiny_bundle(tmp_path / "c"), tuple(f"other{index}" for index in range(10)))
+    first = named(bundle, tuple(f"class{index:02d}" for index in range(10)))
+    with pytest.raises(UsageError, match="other classes"):
+        evaluate_bundle(first, data, against=renamed)
+
+
+def test_the_command_says_what_differs(staged: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate", str(staged.path), "--data", "digits", "--limit", "20", "--against", str(staged.path)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "0 of 20 images change class" in out and "0 of 20 images leave at another exit" in out

@@ -198,9 +198,10 @@ def require_runnable(bundle: Bundle, entry: DeviceEntry) -> Target:
             f"again with --target {entry.target}."
         )
     target.require_precision(manifest.precision)
-    if target.runtime != "tensorrt" and manifest.precision != "fp32":
+    if target.runtime != "tensorrt" and manifest.precision != manifest.graph_precision:
         raise UsageError(
-            f"On another machine's CPU the function bodies run, which compute in fp32, not in {manifest.precision}. "
+            f"On another machine's CPU the function bodies run, which compute in {manifest.graph_precision}, not in "
+            f"{manifest.precision}. "
             "Export the bundle again with --precision fp32."
         )
     return target
@@ -407,8 +408,9 @@ class BoardWork:
 
     @property
     def precision(self) -> str:
-        """What the board computes in: on a processor the function bodies run, in FP32."""
-        return self.bundle.manifest.precision if self.target.runtime == "tensorrt" else "fp32"
+        """What the board computes in: on a processor the function bodies run, in what the graph is written in."""
+        manifest = self.bundle.manifest
+        return manifest.precision if self.target.runtime == "tensorrt" else manifest.graph_precision
 
     def steps(
         self,

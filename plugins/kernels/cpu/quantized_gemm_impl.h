@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kCacheLine = 64;
 constexpr int kQuadsPerFetch = 4;
-constexpr int kMostFetched = 4;  // lines at a time
+constexpr int kMostFetched = 8;  // lines at a time
 
 inline int at_most(int a, int b) { return a < b ? a : b; }
 inline int quads_of(const QuantizedRows& a) { return (a.inputs + kQuad - 1) / kQuad; }
@@ -31,13 +31,15 @@ constexpr std::ptrdiff_t row_bytes() {
 inline void fetch_line(const void* p) { __builtin_prefetch(p, 0, 3); }
 
 DYNDEPLOY_INLINE void fetch_next(QuantizedUpcoming* u) {
-  const std::ptrdiff_t line = u->rows ? u->rows[u->line] >> u->shift : u->line;
-  fetch_line(u->base + line * kCacheLine);
-  if (++u->line == u->count) {
-    u->line = 0;
-    --u->blocks;
+  const std::int8_t* const block = u->columns ? u->base + *u->columns / 2 * u->stride : u->base;
+  fetch_line(block + (u->rows ? u->rows[u->line] : u->line * kCacheLine));
+  if (++u->line < u->count) return;
+  u->line = 0;
+  if (u->columns)
+    u->columns += 2;
+  else
     u->base += u->stride;
-  }
+  if (--u->blocks == 0 && u->then) *u = *u->then;
 }
 
 // ------------------------------------------------------------------------------------------ one tile of rows
@@ -59,128 +61,141 @@ struct PanelCall {
   int pace = 0;  // lines of it per kQuadsPerFetch quads
 };
 
-// pixels: of the tile's rows, for each tap of source 0, then of the shortcut. next: the rows of the following
-// tile, to be fetched meanwhile; or nullptr.
-template <class V, int R, int NV>
-DYNDEPLOY_NOINLINE void quantized_tile(const PanelCall& call, const std::uint8_t* const* pixels,
-                                       const std::uint8_t* const* next, int row) {
+// What the panels of one tile of rows share.
+template <class V>
+struct TileRows {
+  int row = 0;
+  std::uint8_t* out[V::kRows];
+  const std::uint8_t* residual[V::kRows];                    // with one only
+  const std::uint8_t* pixels[2][kQuantizedTaps * V::kRows];  // of each source: of the rows, for each tap
+  const std::uint8_t* next[V::kRows];                        // the rows of the following tile
+};
+
+// fetches: this panel fetches the rows of the following tile.
+template <class V, int R, int NV, int Source>
+DYNDEPLOY_INLINE void accumulate_quads(const PanelCall& call, const TileRows<V>& tile, bool fetches,
+                                       typename V::Sums (&c)[R][NV]) {
+  const std::uint8_t* const classes = Source == 0 ? call.gemm->bias_class : nullptr;
+  DYNDEPLOY_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const std::int32_t* bias = call.bias[Source];
+    if (classes) bias += classes[tile.row + r] * call.bias_stride;
+    DYNDEPLOY_UNROLL
+    for (int v = 0; v < NV; ++v) {
+      c[r][v] = V::load(bias + v * V::kWidth);
+      if constexpr (V::kFlips) c[r][v] = V::sum(c[r][v], V::load(call.flipped[Source] + v * V::kWidth));
+    }
+  }
+  const std::int8_t* b = call.b[Source];
+  const std::ptrdiff_t quads = call.quads[Source];
+  const std::uint8_t* const* pixels = tile.pixels[Source];
+  QuantizedUpcoming* const upcoming = call.upcoming;
+  for (int s = 0; s < call.taps[Source]; ++s, pixels += R) {
+    const std::uint8_t* a[R];
+    DYNDEPLOY_UNROLL
+    for (int r = 0; r < R; ++r) a[r] = pixels[r];
+    const auto step = [&](std::ptrdiff_t k) __attribute__((always_inline)) {
+      typename V::Weights w[NV];
+      DYNDEPLOY_UNROLL
+      for (int v = 0; v < NV; ++v) w[v] = V::weights(b + v * V::kWidth * kQuad);
+      b += row_bytes<V>();
+      DYNDEPLOY_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const typename V::Inputs x = V::inputs(a[r] + k * kQuad);
+        DYNDEPLOY_UNROLL
+        for (int v = 0; v < NV; ++v) c[r][v] = V::dot(x, w[v], c[r][v]);
+      }
+    };
+    std::ptrdiff_t k = 0;
+    for (; k + kQuadsPerFetch <= quads; k += kQuadsPerFetch) {
+      for (int n = 0; n < call.pace && upcoming->blocks > 0; ++n) fetch_next(upcoming);
+      if (Source == 0 && fetches && k * kQuad % kCacheLine == 0) {
+        DYNDEPLOY_UNROLL
+        for (int r = 0; r < R; ++r) fetch_line(tile.next[r] + k * kQuad);
+      }
+      if constexpr (V::kHasLanes) {
+        // Four quads of each row at a time: the product takes its quad from any lane of a register.
+        typename V::Inputs x[R];
+        DYNDEPLOY_UNROLL
+        for (int r = 0; r < R; ++r) x[r] = V::four_quads(a[r] + k * kQuad);
+        const auto lane = [&](auto n) __attribute__((always_inline)) {
+          DYNDEPLOY_UNROLL
+          for (int v = 0; v < NV; ++v) {
+            const typename V::Weights w = V::weights(b + v * V::kWidth * kQuad);
+            DYNDEPLOY_UNROLL
+            for (int r = 0; r < R; ++r) c[r][v] = V::template dot_lane<decltype(n)::value>(x[r], w, c[r][v]);
+          }
+          b += row_bytes<V>();
+        };
+        lane(std::integral_constant<int, 0>{});
+        lane(std::integral_constant<int, 1>{});
+        lane(std::integral_constant<int, 2>{});
+        lane(std::integral_constant<int, 3>{});
+      } else {
+        step(k);
+        step(k + 1);
+        step(k + 2);
+        step(k + 3);
+      }
+    }
+    for (; k < quads; ++k) step(k);
+  }
+}
+
+template <class V, int R, int NV, bool Shortcut>
+DYNDEPLOY_NOINLINE void quantized_tile(const PanelCall& call, const TileRows<V>& tile, bool fetches) {
   using Words = typename V::template Words<NV>;
   const QuantizedGemm& g = *call.gemm;
-  const int left = g.columns - call.column;
-  std::uint8_t* out[R];
-  const std::uint8_t* residual[R];
-  for (int r = 0; r < R; ++r) {
-    const std::ptrdiff_t pixel = g.index ? g.index[row + r] : row + r - g.first;
-    out[r] = g.out + pixel * g.stride + call.column;
-    residual[r] = g.residual ? g.residual + pixel * g.stride + call.column : nullptr;
-    fetch_line(g.residual ? residual[r] : out[r]);
+  const std::ptrdiff_t column = call.column;
+  for (int r = 0; r < R; ++r) fetch_line((g.residual ? tile.residual[r] : tile.out[r]) + column);
+  typename V::Sums c[R][NV];
+  Words identity[Shortcut ? R : 1];
+  if constexpr (Shortcut) {
+    // First: its result waits in memory while the product needs all registers.
+    accumulate_quads<V, R, NV, 1>(call, tile, false, c);
+    DYNDEPLOY_UNROLL
+    for (int r = 0; r < R; ++r) identity[r] = V::template requantise<NV>(c[r], call.multiplier[1]);
   }
-  Words words[R] = {};
-  // The shortcut comes first: its result waits in memory while the product needs all registers.
-  for (int i = call.sources; i-- > 0;) {
-    typename V::Sums c[R][NV];
+  accumulate_quads<V, R, NV, 0>(call, tile, fetches, c);
+  const int count = at_most(g.columns - call.column, NV * V::kWidth);
+  const auto words = [&](int r) __attribute__((always_inline)) {
+    const Words w = V::template requantise<NV>(c[r], call.multiplier[0]);
+    return Shortcut ? V::template add<NV>(w, identity[Shortcut ? r : 0]) : w;
+  };
+  if (count < NV * V::kWidth) {
     DYNDEPLOY_UNROLL
     for (int r = 0; r < R; ++r) {
-      const std::int32_t* bias = call.bias[i];
-      if (i == 0 && g.bias_class) bias += g.bias_class[row + r] * call.bias_stride;
-      DYNDEPLOY_UNROLL
-      for (int v = 0; v < NV; ++v) {
-        c[r][v] = V::load(bias + v * V::kWidth);
-        if constexpr (V::kFlips) c[r][v] = V::sum(c[r][v], V::load(call.flipped[i] + v * V::kWidth));
-      }
+      Words w = words(r);
+      if (g.residual) w = V::template add<NV>(w, V::template bytes<NV>(tile.residual[r] + column, count));
+      V::template store<NV>(tile.out[r] + column, w, count);
     }
-    const std::int8_t* b = call.b[i];
-    const std::ptrdiff_t quads = call.quads[i];
-    const std::uint8_t* const* at = i ? pixels + call.taps[0] * R : pixels;
-    QuantizedUpcoming* const upcoming = call.upcoming;
-    for (int s = 0; s < call.taps[i]; ++s, at += R) {
-      const std::uint8_t* a[R];
-      DYNDEPLOY_UNROLL
-      for (int r = 0; r < R; ++r) a[r] = at[r];
-      const auto step = [&](std::ptrdiff_t k) __attribute__((always_inline)) {
-        typename V::Weights w[NV];
-        DYNDEPLOY_UNROLL
-        for (int v = 0; v < NV; ++v) w[v] = V::weights(b + v * V::kWidth * kQuad);
-        b += row_bytes<V>();
-        DYNDEPLOY_UNROLL
-        for (int r = 0; r < R; ++r) {
-          const typename V::Inputs x = V::inputs(a[r] + k * kQuad);
-          DYNDEPLOY_UNROLL
-          for (int v = 0; v < NV; ++v) c[r][v] = V::dot(x, w[v], c[r][v]);
-        }
-      };
-      std::ptrdiff_t k = 0;
-      for (; k + kQuadsPerFetch <= quads; k += kQuadsPerFetch) {
-        for (int n = 0; n < call.pace && upcoming->blocks > 0; ++n) fetch_next(upcoming);
-        if (next && k * kQuad % kCacheLine == 0) {
-          DYNDEPLOY_UNROLL
-          for (int r = 0; r < R; ++r) fetch_line(next[r] + k * kQuad);
-        }
-        if constexpr (V::kHasLanes) {
-          // Four quads of each row at a time: the product takes its quad from any lane of a register.
-          typename V::Inputs x[R];
-          DYNDEPLOY_UNROLL
-          for (int r = 0; r < R; ++r) x[r] = V::four_quads(a[r] + k * kQuad);
-          const auto lane = [&](auto n) __attribute__((always_inline)) {
-            DYNDEPLOY_UNROLL
-            for (int v = 0; v < NV; ++v) {
-              const typename V::Weights w = V::weights(b + v * V::kWidth * kQuad);
-              DYNDEPLOY_UNROLL
-              for (int r = 0; r < R; ++r)
-                c[r][v] = V::template dot_lane<decltype(n)::value>(x[r], w, c[r][v]);
-            }
-            b += row_bytes<V>();
-          };
-          lane(std::integral_constant<int, 0>{});
-          lane(std::integral_constant<int, 1>{});
-          lane(std::integral_constant<int, 2>{});
-          lane(std::integral_constant<int, 3>{});
-        } else {
-          step(k);
-          step(k + 1);
-          step(k + 2);
-          step(k + 3);
-        }
-      }
-      for (; k < quads; ++k) step(k);
-    }
+  } else if (g.residual) {
     DYNDEPLOY_UNROLL
     for (int r = 0; r < R; ++r) {
-      Words w = V::template requantise<NV>(c[r], call.multiplier[i]);
-      if (i == 0 && call.sources > 1) w = V::template add<NV>(w, words[r]);
-      words[r] = w;
-    }
-  }
-  const int count = at_most(left, NV * V::kWidth);
-  if (count == NV * V::kWidth) {
-    DYNDEPLOY_UNROLL
-    for (int r = 0; r < R; ++r) {
-      if (g.residual) words[r] = V::template add<NV>(words[r], V::template bytes<NV>(residual[r]));
-      V::template store<NV>(out[r], words[r]);
+      const Words x = V::template bytes<NV>(tile.residual[r] + column);
+      V::template store<NV>(tile.out[r] + column, V::template add<NV>(words(r), x));
     }
   } else {
-    for (int r = 0; r < R; ++r) {
-      if (g.residual) words[r] = V::template add<NV>(words[r], V::template bytes<NV>(residual[r], count));
-      V::template store<NV>(out[r], words[r], count);
-    }
+    DYNDEPLOY_UNROLL
+    for (int r = 0; r < R; ++r) V::template store<NV>(tile.out[r] + column, words(r));
   }
 }
 
 template <class V, int R, int NV>
-inline void run_quantized_vectors(int vectors, const PanelCall& call, const std::uint8_t* const* pixels,
-                                  const std::uint8_t* const* next, int row) {
+inline void run_quantized_vectors(int vectors, const PanelCall& call, const TileRows<V>& tile, bool fetches) {
   if constexpr (NV > 0) {
-    if (vectors != NV) return run_quantized_vectors<V, R, NV - 1>(vectors, call, pixels, next, row);
-    quantized_tile<V, R, NV>(call, pixels, next, row);
+    if (vectors != NV) return run_quantized_vectors<V, R, NV - 1>(vectors, call, tile, fetches);
+    call.sources > 1 ? quantized_tile<V, R, NV, true>(call, tile, fetches)
+                     : quantized_tile<V, R, NV, false>(call, tile, fetches);
   }
 }
 
 template <class V, int R = V::kRows>
-inline void run_quantized_tile(int rows, int vectors, const PanelCall& call,
-                               const std::uint8_t* const* pixels, const std::uint8_t* const* next, int row) {
+inline void run_quantized_tile(int rows, int vectors, const PanelCall& call, const TileRows<V>& tile,
+                               bool fetches) {
   if constexpr (R > 0) {
-    if (rows != R) return run_quantized_tile<V, R - 1>(rows, vectors, call, pixels, next, row);
-    run_quantized_vectors<V, R, V::kVectors>(vectors, call, pixels, next, row);
+    if (rows != R) return run_quantized_tile<V, R - 1>(rows, vectors, call, tile, fetches);
+    run_quantized_vectors<V, R, V::kVectors>(vectors, call, tile, fetches);
   }
 }
 
@@ -189,8 +204,8 @@ inline const std::uint8_t* pixel_of(const QuantizedRows& a, int row) {
 }
 
 // The pixels of rows [begin, begin + n), for each tap.
-inline const std::uint8_t** find_pixels(const QuantizedRows& a, int begin, int n, const std::uint8_t* zeros,
-                                        const std::uint8_t** to) {
+inline void find_pixels(const QuantizedRows& a, int begin, int n, const std::uint8_t* zeros,
+                        const std::uint8_t** to) {
   const unsigned all = (1u << a.taps) - 1u;
   for (int r = 0; r < n; ++r) {
     const std::uint8_t* const pixel = pixel_of(a, begin + r);
@@ -201,7 +216,6 @@ inline const std::uint8_t** find_pixels(const QuantizedRows& a, int begin, int n
       for (int s = 0; s < a.taps; ++s) to[s * n + r] = valid >> s & 1u ? pixel + a.tap_offset[s] : zeros;
     }
   }
-  return to + a.taps * n;
 }
 
 // ------------------------------------------------------------------------------- weights of active channels
@@ -216,15 +230,15 @@ constexpr int through_columns() {
 // One quad of one column.
 inline void read_quad(const QuantizedSelection& s, const std::int8_t* block, int column, int row,
                       std::int8_t* to) {
-  const auto at = [=](int index) { return block + index * (2 * kBlockColumns) + 2 * column; };
+  block += 2 * column;
   if (s.single) {
     for (int i = 0; i < kQuad; ++i) {
       const std::int32_t from = s.rows[kQuad * row + i];
-      to[i] = at(from >> 1)[from & 1];
+      to[i] = block[from];
     }
   } else {
-    std::memcpy(to, at(s.rows[2 * row]), 2);
-    std::memcpy(to + 2, at(s.rows[2 * row + 1]), 2);
+    std::memcpy(to, block + s.rows[2 * row], 2);
+    std::memcpy(to + 2, block + s.rows[2 * row + 1], 2);
   }
 }
 
@@ -254,24 +268,46 @@ inline void copy_columns(const QuantizedCopy& copy, std::int32_t* through) {
 
 template <class V>
 void copy_quantized(const QuantizedCopy& copy) {
+  constexpr int PW = panel_columns<V>();
+  constexpr int kLineNumbers = 16;
   const QuantizedSelection& s = *copy.from.selection;
-  std::int32_t through[kQuantizedTaps * through_columns<V>()];
-  if constexpr (V::kCopies)
-    V::copy(copy, through);
-  else
-    copy_columns<V>(copy, through);
-  for (int n = 0; n < copy.count; ++n) copy.multiplier[n] = copy.from.multiplier[copy.source(n)];
+  const auto occurs = [&](int c) { return (s.classes >> c & 1u) != 0; };
   const int classes = copy.from.bias_stride ? kQuantizedClasses : 1;
+  const int first = copy.source(0), last = copy.source(copy.count - 1);
+  for (int n = first; n <= last; n += kLineNumbers) {
+    fetch_line(copy.from.multiplier + n);
+    for (int c = 0; c < classes; ++c) {
+      if (occurs(c)) fetch_line(copy.from.bias + c * copy.from.bias_stride + n);
+    }
+  }
+  std::int32_t through[kQuantizedTaps * through_columns<V>()] = {};
+  bool copied = false;
+  if constexpr (V::kCopies) {
+    copied = V::copies(s);
+    if (copied) V::copy(copy, through);
+  }
+  if (!copied) copy_columns<V>(copy, through);
+  std::int32_t columns[PW];
+  for (int n = 0; n < PW && s.columns; ++n) columns[n] = n < copy.count ? copy.source(n) : first;
+  const auto choose = [&](const auto* from, auto* to) __attribute__((always_inline)) {
+    if (!s.columns) {
+      std::memcpy(to, from + first, PW * sizeof *to);
+      return;
+    }
+    for (int n = 0; n < PW; ++n) to[n] = from[columns[n]];
+  };
+  choose(copy.from.multiplier, copy.multiplier);
   for (int c = 0; c < classes; ++c) {
-    const std::int32_t* const from = copy.from.bias + c * copy.from.bias_stride;
-    std::int32_t* const to = copy.bias + c * copy.bias_stride;
-    for (int n = 0; n < copy.count; ++n) to[n] = from[copy.source(n)];
+    if (!occurs(c)) continue;
     const unsigned taps = s.class_taps ? s.class_taps[c] : 1u;
+    std::int32_t sum[PW];
+    choose(copy.from.bias + c * copy.from.bias_stride, sum);
     for (int t = 0; s.constants && t < copy.taps; ++t) {
       if (!(taps >> t & 1u)) continue;
       const std::int32_t* const share = through + t * through_columns<V>();
-      for (int n = 0; n < copy.count; ++n) to[n] -= share[n];
+      for (int n = 0; n < PW; ++n) sum[n] -= share[n];
     }
+    std::memcpy(copy.bias + c * copy.bias_stride, sum, sizeof sum);
   }
 }
 
@@ -282,6 +318,7 @@ inline QuantizedUpcoming upcoming_copy(const QuantizedSource& source, int column
   const QuantizedSelection& s = *source.b.selection;
   const int rows = source.a.taps * quads_of(source.a);
   const int first = s.columns ? s.columns[p * PW] : p * PW;
+  if (s.pairs) return upcoming_pairs(s, rows, p * PW, at_most((p + 1) * PW, columns));
   const int end = at_most((p + 1) * PW, columns) - 1;
   const int last = s.columns ? s.columns[end] : end;
   const int unit = s.blocks ? kBlockColumns : PW;
@@ -290,8 +327,16 @@ inline QuantizedUpcoming upcoming_copy(const QuantizedSource& source, int column
   u.base = (s.blocks ? s.blocks : source.b.base) + first / unit * u.stride;
   u.blocks = last / unit - first / unit + 1;
   u.rows = s.rows;
-  u.shift = s.single ? 1 : 0;
   u.count = s.blocks ? rows * (s.single ? 4 : 2) : static_cast<int>(rows * row_bytes<V>() / kCacheLine);
+  return u;
+}
+
+inline QuantizedUpcoming upcoming_panels(const QuantizedPanels& b, int begin, int end) {
+  QuantizedUpcoming u;
+  u.base = b.base + begin * b.panel_stride;
+  u.stride = b.panel_stride;
+  u.count = static_cast<int>(b.panel_stride / kCacheLine);
+  u.blocks = end - begin;
   return u;
 }
 
@@ -303,9 +348,9 @@ inline void quantized_rows(PanelCall call, int row_begin, int row_end, int panel
                            const std::ptrdiff_t (&panel_stride)[2], const std::uint8_t* zeros) {
   constexpr int MR = V::kRows, PW = panel_columns<V>();
   const QuantizedGemm& g = *call.gemm;
-  const std::uint8_t* pixels[(kQuantizedTaps + 1) * MR];
-  const std::uint8_t* next[MR];
+  TileRows<V> tile;
   const QuantizedRows& a = g.product.a;
+  // The taps of a 3x3 were written just before and are still near.
   const bool far = a.taps == 1;
   const int rows = row_end - row_begin;
   const int tiles = (rows + MR - 1) / MR;
@@ -313,15 +358,20 @@ inline void quantized_rows(PanelCall call, int row_begin, int row_end, int panel
     const int begin = row_begin + static_cast<int>(static_cast<std::int64_t>(rows) * t / tiles);
     const int end = row_begin + static_cast<int>(static_cast<std::int64_t>(rows) * (t + 1) / tiles);
     const int n = end - begin;
-    const std::uint8_t** const behind = find_pixels(a, begin, n, zeros, pixels);
-    if (g.shortcut) find_pixels(g.shortcut->a, begin, n, zeros, behind);
-    // The taps of a 3x3 were written just before and are still near.
-    for (int r = 0; far && r < n; ++r) next[r] = pixel_of(a, at_most(end + r, row_end - 1));
+    tile.row = begin;
+    find_pixels(a, begin, n, zeros, tile.pixels[0]);
+    if (g.shortcut) find_pixels(g.shortcut->a, begin, n, zeros, tile.pixels[1]);
+    for (int r = 0; far && r < n; ++r) tile.next[r] = pixel_of(a, at_most(end + r, row_end - 1));
+    for (int r = 0; r < n; ++r) {
+      const std::ptrdiff_t at = (g.index ? g.index[begin + r] : begin + r - g.first) * g.stride;
+      tile.out[r] = g.out + at;
+      tile.residual[r] = g.residual ? g.residual + at : nullptr;
+    }
     PanelCall panel = call;
     for (int p = panel_begin; p < panel_end; ++p) {
       panel.column = p * PW;
       const int vectors = at_most((g.columns - panel.column + V::kWidth - 1) / V::kWidth, V::kVectors);
-      run_quantized_tile<V>(n, vectors, panel, pixels, far && p == panel_begin ? next : nullptr, begin);
+      run_quantized_tile<V>(n, vectors, panel, tile, far && p == panel_begin);
       for (int i = 0; i < call.sources; ++i) {
         panel.b[i] += panel_stride[i];
         panel.bias[i] += PW;
@@ -348,7 +398,9 @@ inline void flipped_sums(const std::int8_t* b, std::int64_t quads, std::int32_t*
 
 // Lines of what comes next per kQuadsPerFetch quads, so that all of them are fetched meanwhile.
 inline int fetching_pace(const QuantizedUpcoming& u, std::int64_t quads) {
-  const std::int64_t lines = std::int64_t{u.blocks} * u.count;
+  std::int64_t lines = 0;
+  for (const QuantizedUpcoming* part = &u; part; part = part->then)
+    lines += std::int64_t{part->blocks} * part->count;
   if (lines <= 0) return 0;
   const std::int64_t pace = (lines * kQuadsPerFetch + quads - 1) / (quads > 0 ? quads : 1);
   return pace < kMostFetched ? static_cast<int>(pace) : kMostFetched;
@@ -377,7 +429,7 @@ void quantized_gemm(const QuantizedGemm& g, int row_begin, int row_end, int pane
   const std::int64_t most = V::kFlips ? at_most(kMostFlipped, panel_end) : panel_end;
   const int step = copies || fit < 1 ? 1 : static_cast<int>(fit < most ? fit : most);
   std::int32_t flipped[2][kMostFlipped * PW];
-  QuantizedUpcoming upcoming;
+  QuantizedUpcoming upcoming, shortcut;
   call.upcoming = &upcoming;
   for (int p = panel_begin; p < panel_end; p += step) {
     const int end = at_most(p + step, panel_end);
@@ -418,14 +470,13 @@ void quantized_gemm(const QuantizedGemm& g, int row_begin, int row_end, int pane
     }
     if (end >= panel_end) {
       upcoming = g.upcoming;
-    } else if (copies) {
-      upcoming = upcoming_copy<V>(source, g.columns, end);
     } else {
-      upcoming = {};
-      upcoming.base = source.b.base + end * source.b.panel_stride;
-      upcoming.count = static_cast<int>(source.b.panel_stride / kCacheLine);
-      upcoming.stride = source.b.panel_stride;
-      upcoming.blocks = at_most(step, panel_end - end);
+      const int next_end = at_most(end + step, panel_end);
+      upcoming = copies ? upcoming_copy<V>(source, g.columns, end) : upcoming_panels(source.b, end, next_end);
+      if (g.shortcut) {
+        shortcut = upcoming_panels(g.shortcut->b, end, next_end);
+        upcoming.then = &shortcut;
+      }
     }
     call.pace = fetching_pace(upcoming, tiles * (end - p) * quads);
     quantized_rows<V>(call, row_begin, row_end, p, end, panel_stride, scratch.zeros);
@@ -436,8 +487,8 @@ template <class V>
 constexpr QuantizedIsa make_quantized_isa(const char* name, bool (*supported)(),
                                           const QuantizedIsa* wider = nullptr) {
   static_assert(panel_columns<V>() <= kMaxQuantizedPanel, "scratch sizes");
-  return QuantizedIsa{name,      panel_columns<V>(), V::kWeightLimit,   wider,
-                      supported, &quantized_gemm<V>, &copy_quantized<V>};
+  return QuantizedIsa{name,      panel_columns<V>(), V::kWeightLimit,    wider,
+                      supported, &quantized_gemm<V>, &copy_quantized<V>, V::kCopies};
 }
 
 }  // namespace

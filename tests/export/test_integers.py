@@ -1,0 +1,98 @@
+"""Exports in INT8: what the manifest says, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dyndeploy import Bundle, ExportSettings, export_model
+from dyndeploy.bundle import Manifest
+from dyndeploy.cli import run
+from dyndeploy.errors import BundleError, InputError, UsageError
+from dyndeploy.inference import run_inputs
+from dyndeploy.quantization import CalibrationTable
+from tests.export.conftest import lively_network
+from tests.quantized import exported
+
+Pair = tuple[Bundle, Bundle, CalibrationTable]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return exported(tmp_path_factory.mktemp("pair"), mode="spatial")
+
+
+def test_the_manifest_says_what_is_exact(pair: Pair) -> None:
+    single, integers, table = pair
+    info = integers.manifest.quantization
+    assert info is not None and single.manifest.quantization is None
+    assert (info.weight_bits, info.per_channel, info.method, info.images) == (7, True, "minmax", table.images)
+    assert info.within_step == ("stem/Conv",) and info.fp32_blocks == ()
+    assert "to the bit on every CPU" in info.exact
+    assert integers.manifest.precision == integers.manifest.cpu_precision == integers.manifest.graph_precision == "int8"
+    assert Manifest.from_json(json.loads(json.dumps(integers.manifest.to_json()))) == integers.manifest
+    assert "quantization" not in single.manifest.to_json()
+    value = integers.manifest.to_json()
+    with pytest.raises(BundleError, match="precision must be int8 where there is quantization"):
+        Manifest.from_json(value | {"precision": "fp32"})
+    with pytest.raises(BundleError, match=r"quantization\.weight_bits must be 7 or 8"):
+        Manifest.from_json(value | {"quantization": value["quantization"] | {"weight_bits": 6}})
+    assert integers.model.stat().st_size < 0.35 * single.model.stat().st_size
+
+
+def test_it_runs_beside_fp32(pair: Pair) -> None:
+    single, integers, _ = pair
+    feeds = [{"input": single.reference()["input"][:1]}]
+    (one,), (two,) = (run_inputs(bundle, feeds, native="off") for bundle in (single, integers))
+    assert set(one.rates) == set(two.rates) and set(two.masks) == set(two.rates)
+    difference = np.abs(one.outputs["logits"] - two.outputs["logits"]).max() / np.abs(one.outputs["logits"]).max()
+    assert 0 < difference < 0.2
+
+
+def test_blocks_left_in_fp32_are_named(pair: Pair, tmp_path: Path) -> None:
+    table = replace(pair[2], precision={"layer2.0": "fp32", "stem": "fp32"})
+    table.save(tmp_path / "t.json")
+    settings = ExportSettings(precision="int8", calibration=tmp_path / "t.json")
+    bundle = export_model(lively_network("spatial"), tmp_path / "b", settings)
+    info = bundle.manifest.quantization
+    assert info is not None and info.fp32_blocks == ("stem", "layer2.0") and info.within_step == ()
+    kinds = {operator.block: operator.op_type for operator in bundle.manifest.operators}
+    assert not kinds["layer2.0"].startswith("Quantized") and kinds["layer3.0"].startswith("Quantized")
+
+
+def test_what_does_not_fit_is_refused(pair: Pair, tmp_path: Path) -> None:
+    table = pair[2]
+    with pytest.raises(UsageError, match="needs a calibration table.*dyndeploy quantize"):
+        ExportSettings(precision="int8")
+    with pytest.raises(UsageError, match="is for int8, not for fp32"):
+        ExportSettings(calibration=table)
+    with pytest.raises(UsageError, match="no INT8 instructions"):
+        ExportSettings(target="tx2", precision="int8", calibration=table)
+    with pytest.raises(UsageError, match="no integer kernels for GPUs; export with --precision fp16"):
+        ExportSettings(target="agx_orin", precision="int8", calibration=table)
+    with pytest.raises(UsageError, match="mode spatial, not layer"):
+        export_model(lively_network("layer"), tmp_path / "b", ExportSettings(precision="int8", calibration=table))
+    with pytest.raises(UsageError, match="other weights"):
+        export_model(
+            lively_network("spatial", seed=1), tmp_path / "b", ExportSettings(precision="int8", calibration=table)
+        )
+    (tmp_path / "t.json").write_text('{"schema": 1, "tensors"', encoding="utf-8")
+    with pytest.raises(InputError, match="not valid JSON"):
+        export_model(
+            lively_network("spatial"),
+            tmp_path / "b",
+            ExportSettings(precision="int8", calibration=tmp_path / "t.json"),
+        )
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_command_asks_for_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["export", "laud_resnet14_small", "-o", str(tmp_path / "b"), "--precision", "int8"]
+    assert run(arguments) == 2
+    assert "needs a calibration table" in capsys.readouterr().err
+    assert run([*arguments, "--calibration", str(tmp_path / "none.json")]) == 1
+    assert "none.json" in capsys.readouterr().err
