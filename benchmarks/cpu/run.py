@@ -5,10 +5,12 @@
     python benchmarks/cpu/run.py --networks laud_resnet50 --modes spatial --batches 1 --threads 1 --small ""
     python benchmarks/cpu/run.py --networks laud_regnety_400mf,laud_regnety_1_6gf --options se=active \
         --granularities 4-4-2-1 --threads 1,2 --small "" --output cpu-regnety
+    python benchmarks/cpu/run.py --contestants best,int8,ort-int8,openvino-int8 --rates 1.0,0.85,0.75,0.5,0.25 \
+        --granularities 4-4-2-1 --threads 1,2 --batch-rates 1.0,0.5 --small "" --no-breakdown --output cpu-int8
 
-Contestants are our operators with the machine's best instruction set, with its others, in BF16, as function bodies, and
-static networks in OpenVINO (pip install openvino) and in INT8. Weights are random and masks are forced: latency depends
-on neither. Results go to benchmarks/results/ as JSON and as Markdown, after every configuration.
+Contestants are our operators with the machine's best instruction set, with its others, in BF16, in INT8, as function
+bodies, and static networks in OpenVINO (pip install openvino) and in INT8. Weights are random and masks are forced:
+latency depends on neither. Results go to benchmarks/results/ as JSON and as Markdown, after every configuration.
 """
 
 from __future__ import annotations
@@ -208,11 +210,9 @@ class Benchmark:
         rates: list[float],
         data: Path | None = None,
     ) -> list[dict[str, Any]]:
-        assert bundle.static is not None
-        int8 = self.scratch / f"{bundle.manifest.files[bundle.static.name]}.onnx"
         found = time_bundle(
             bundle, who, elsewhere, threads=facts["threads"], rates=rates, seconds=self.arguments.seconds,
-            repeats=self.arguments.repeats, quantised=int8, data=data,
+            repeats=self.arguments.repeats, quantised=self.scratch, data=data,
         )  # fmt: skip
         rows = [{**facts, **row} for row in found]
         print("\n".join(map(tables.line, rows)), flush=True)
