@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from dyndeploy.errors import UsageError
+from dyndeploy.ops import _bottleneck as shared
 from dyndeploy.ops import _quantized as integers
 from dyndeploy.ops._body import AttributeRef, Body, Value
-from dyndeploy.ops._bottleneck import Sizes, active_bits, active_outputs, conv3x3, hidden_maps, to_map
+from dyndeploy.ops._bottleneck import ActiveSet, Sizes
 from dyndeploy.ops.base import Array, Attributes, Quantization
 from dyndeploy.ops.gates import CHANNEL
 from dyndeploy.ops.masks import dilate_mask, upsample_mask
@@ -66,7 +67,7 @@ def integer_bottleneck(
         return layer(name, sums).clamp(0, integers.ACTIVATION_LIMIT)
 
     first = hidden("1", F.linear(x, given["w1"]))
-    second = hidden("2", conv3x3(first, given["w2"], None, dilation, stride, group))
+    second = hidden("2", shared.conv3x3(first, given["w2"], None, dilation, stride, group))
     residual = layer("3", F.linear(second, given["w3"]))
     identity = layer("d", F.linear(x[:, ::stride, ::stride], given["wd"])) if "wd" in given else x
     computed = (identity + residual).clamp(0, integers.ACTIVATION_LIMIT)
@@ -79,7 +80,7 @@ def integer_bottleneck(
 
 def _bits(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A mask as 0 and 1, with a straight-through gradient where the mask has one."""
-    bits = active_bits(mask).to(dtype)
+    bits = shared.active_bits(mask).to(dtype)
     return bits + (mask - mask.detach()).to(dtype) if mask.requires_grad else bits
 
 
@@ -165,7 +166,7 @@ def _observe(arguments: _Arguments, inputs: Sequence[torch.Tensor], attributes: 
         int(attributes["group"]),
     )
     channel = None if masks["channel"] is None else _bits(masks["channel"], x.dtype)
-    first, second = hidden_maps(
+    first, second = shared.hidden_maps(
         x, values["w1"], values["b1"], values["w2"], values["b2"], channel,
         stride=stride, dilation=dilation, group=group,
     )  # fmt: skip
@@ -174,7 +175,7 @@ def _observe(arguments: _Arguments, inputs: Sequence[torch.Tensor], attributes: 
     height, width = updated.shape[1:3]
     active = torch.ones_like(updated[..., :1], dtype=torch.bool)
     if masks["spatial"] is not None:
-        active = active_outputs(masks["spatial"], height, width)
+        active = shared.active_outputs(masks["spatial"], height, width)
     read = dilate_mask(active.permute(0, 3, 1, 2).to(x.dtype), x.shape[1], x.shape[2], stride, dilation)
     needed = read.permute(0, 2, 3, 1) > 0
     if channel is not None:
@@ -250,74 +251,214 @@ def _simulate(
 # ---------------------------------------------------------------- pieces of the ONNX bodies
 
 
-def requantised(b: Body, sums: Value, inputs: Mapping[str, Value], name: str) -> Value:
-    """``round_half_even(float32(sums + b) * m)``, the channels last; float, not yet saturated."""
-    scaled = b.op("Cast", sums + inputs[f"b{name}"], to=TensorProto.FLOAT) * inputs[f"m{name}"]
-    return b.op("Round", scaled)
+def _number(b: Body, value: Any) -> Value:
+    return b.op("Constant", value=numpy_helper.from_array(np.asarray(value)))
 
 
-def clipped(b: Body, values: Value, least: int, most: int) -> Value:
-    """Floats kept within a range."""
-    ends = (b.op("Constant", value_float=float(end)) for end in (least, most))
-    return b.op("Clip", values, *ends)
+def _unit(b: Body, zero_point: int = 0) -> tuple[Value, Value]:
+    """Scale 1 and a zero point: numbers that stand for themselves, shifted."""
+    return _number(b, np.float32(1)), _number(b, np.uint8(zero_point))
 
 
 def bytes_of(b: Body, values: Value) -> Value:
-    """Floats that hold integers as uint8, saturated."""
-    return b.op("Cast", clipped(b, values, 0, integers.ACTIVATION_LIMIT), to=TensorProto.UINT8)
+    """Floats rounded, half to even, and saturated to uint8."""
+    return b.op("QuantizeLinear", values, *_unit(b))
 
 
-def product(b: Body, rows: Value, weight: Value) -> Value:
-    """``rows @ weight.T``: uint8 (..., K) and int8 (n, K) to int32 (..., n)."""
-    return b.op("MatMulInteger", rows, b.op("Transpose", weight, perm=[1, 0]))
+def floats_of(b: Body, values: Value, zero_point: int = 0) -> Value:
+    """uint8 as floats, less a zero point."""
+    return b.op("DequantizeLinear", values, *_unit(b, zero_point))
 
 
-def identity_of(b: Body, inputs: Mapping[str, Value], sizes: Sizes) -> Value:
-    """The shortcut as floats that hold integers, a map (N, Ho, Wo, Co); saturated to 16 bits where it is computed."""
-    x = inputs["x"]
-    if "wd" not in inputs:
-        return b.op("Cast", x, to=TensorProto.FLOAT)
-    ends = b.op("Concat", b.unsqueeze(sizes.height, 0), b.unsqueeze(sizes.width, 0), axis=0)
-    strided = b.op("Slice", x, [0, 0], ends, [1, 2], b.attribute("strides"))
-    return clipped(b, requantised(b, product(b, strided, inputs["wd"]), inputs, "d"), -(2**15), 2**15 - 1)
-
-
-def dense_body(
-    b: Body, inputs: Mapping[str, Value], sizes: Sizes, *, spatial: Value | None = None, channel: Value | None = None
+def convolved(
+    b: Body,
+    maps: Value,
+    weight: Value,
+    inputs: Mapping[str, Value],
+    name: str,
+    *,
+    zero_point: int = 0,
+    **attributes: AttributeRef,
 ) -> Value:
-    """Everything computed, then selected; masks are 0 and 1."""
+    """``clamp(requantise(conv(maps)) + zero_point, 0, 255)``, channels last; the weight is (out, in, k, k).
 
-    def hidden(name: str, sums: Value) -> Value:
-        if channel is not None:
-            bits = b.op("Cast", channel, to=TensorProto.INT32)
-            groups = b.dim(channel, 1)
-            bits = b.unsqueeze(bits, 2)
-            shape = b.op("Concat", [1], [1], b.unsqueeze(sizes.hidden // groups, 0), axis=0)
-            bits = b.reshape(b.op("Expand", bits, shape), sizes.batch, 1, 1, sizes.hidden)
-            sums = sums * bits
-        return bytes_of(b, requantised(b, sums, inputs, name))
+    With scales of 1 on both sides, QLinearConv multiplies by the weights' scales alone, which are the multipliers: one
+    product in single precision, rounded half to even. ONNX Runtime takes transposed maps for what they are, and
+    computes channels last.
+    """
+    one, zero = _unit(b)
+    result = b.op(
+        "QLinearConv",
+        b.op("Transpose", maps, perm=[0, 3, 1, 2]),
+        one,
+        zero,
+        weight,
+        inputs[f"m{name}"],
+        _number(b, np.int8(0)),
+        *_unit(b, zero_point),
+        inputs[f"b{name}"],
+        **attributes,
+    )
+    return b.op("Transpose", result, perm=[0, 2, 3, 1])
 
-    first = hidden("1", product(b, inputs["x"], inputs["w1"]))
-    convolved = b.op(
-        "ConvInteger",
-        b.op("Transpose", first, perm=[0, 3, 1, 2]),
-        inputs["w2"],
+
+def pointwise(
+    b: Body, maps: Value, inputs: Mapping[str, Value], name: str, *, zero_point: int = 0, **attributes: AttributeRef
+) -> Value:
+    """A 1x1 convolution; see :func:`convolved`."""
+    weight = b.unsqueeze(inputs[f"w{name}"], 2, 3)
+    return convolved(b, maps, weight, inputs, name, zero_point=zero_point, **attributes)
+
+
+def wide(b: Body, maps: Value, inputs: Mapping[str, Value], name: str) -> Value:
+    """``requantise`` of a 1x1 convolution with its 16 bits, channels last, as floats that hold integers."""
+    sums = b.op("MatMulInteger", maps, b.op("Transpose", inputs[f"w{name}"], perm=[1, 0]))
+    # A scale along the last axis of what has four: the product of the sums, as floats, with the multipliers.
+    scaled = b.op("DequantizeLinear", sums + inputs[f"b{name}"], inputs[f"m{name}"], axis=3)
+    ends = (_number(b, np.float32(end)) for end in (-(2**15), 2**15 - 1))
+    return b.op("Clip", b.op("Round", scaled), *ends)
+
+
+def added(b: Body, x: Value, hidden: Value, inputs: Mapping[str, Value]) -> Value:
+    """``clamp(identity + requantise(w3 hidden), 0, 255)`` at the same pixels of ``x`` and ``hidden``, (., ., ., Co).
+
+    Of what is added to a byte, that in [-255, 255] is all that matters: one byte for what is positive, one for what is
+    negative. Adding one after the other saturates no sum too early, for one of them is zero. ONNX Runtime adds bytes
+    four times as fast as floats, and writes a quarter. Behind a projection, 16 bits are added.
+    """
+    if "wd" in inputs:
+        return bytes_of(b, wide(b, x, inputs, "d") + wide(b, hidden, inputs, "3"))
+    positive = pointwise(b, hidden, inputs, "3")
+    negative = pointwise(b, hidden, inputs, "3", zero_point=integers.ACTIVATION_LIMIT)
+    total = bytes_of(b, floats_of(b, x) + floats_of(b, positive))
+    return bytes_of(b, floats_of(b, total) + floats_of(b, negative, integers.ACTIVATION_LIMIT))
+
+
+def strided(b: Body, x: Value, sizes: Sizes) -> Value:
+    """The pixels that a projection reads, (N, Ho, Wo, C)."""
+    ends = b.op("Concat", b.unsqueeze(sizes.height, 0), b.unsqueeze(sizes.width, 0), axis=0)
+    return b.op("Slice", x, [0, 0], ends, [1, 2], b.attribute("strides"))
+
+
+def skipped_map(b: Body, inputs: Mapping[str, Value], x: Value) -> Value:
+    """What skipped pixels are, (N, Ho, Wo, Co): ``x``, or the projection."""
+    return pointwise(b, x, inputs, "d", strides=AttributeRef("strides")) if "wd" in inputs else x
+
+
+Selected = Callable[[Body, str, Value, Value | None], Value]
+"""``(body, layer, its output, samples of its rows) -> the output with constants for skipped channels``.
+
+Without samples it is a map of whole samples (N, ., ., M), else one of rows (1, 1, P, M) that are of the samples (P,).
+"""
+
+
+def hidden_map(b: Body, inputs: Mapping[str, Value], sizes: Sizes, x: Value, select: Selected | None = None) -> Value:
+    """What the first 1x1 and the 3x3 leave, for whole samples (K, H, W, C); (K, Ho, Wo, M)."""
+    maps = pointwise(b, x, inputs, "1")
+    if select is not None:
+        maps = select(b, "1", maps, None)
+    # Reshaped here, so that it is a constant of the graph at hand, even of a branch.
+    weight = b.reshape(b.reshape(inputs["w2"], -1), sizes.hidden, b.dim(inputs["w2"], 1), b.value(3), b.value(3))
+    maps = convolved(
+        b,
+        maps,
+        weight,
+        inputs,
+        "2",
         strides=AttributeRef("strides"),
         dilations=AttributeRef("dilations"),
         pads=AttributeRef("pads"),
         group=AttributeRef("group", AttributeRef.INT),
     )
-    second = hidden("2", b.op("Transpose", convolved, perm=[0, 2, 3, 1]))
-    residual = requantised(b, product(b, second, inputs["w3"]), inputs, "3")
-    residual = clipped(b, residual, -(2**15), 2**15 - 1)
-    identity = identity_of(b, inputs, sizes)
-    computed = identity + residual
-    if spatial is not None:
-        # In float, because releases of ONNX Runtime select among few types.
-        for axis, size in ((2, sizes.out_height), (3, sizes.out_width)):
-            spatial = b.gather(spatial, b.arange(size) * b.dim(spatial, axis) // size, axis=axis)
-        active = b.op(
-            "Cast", b.reshape(spatial, sizes.batch, sizes.out_height, sizes.out_width, 1), to=TensorProto.BOOL
-        )
-        computed = b.op("Where", active, computed, identity)
-    return to_map(b, bytes_of(b, computed), sizes)
+    return maps if select is None else select(b, "2", maps, None)
+
+
+def dense_map(b: Body, inputs: Mapping[str, Value], sizes: Sizes, x: Value, select: Selected | None = None) -> Value:
+    """The bottleneck of whole samples (K, H, W, C), bytes; (K, Ho, Wo, Co)."""
+    hidden = hidden_map(b, inputs, sizes, x, select)
+    return added(b, strided(b, x, sizes) if "wd" in inputs else x, hidden, inputs)
+
+
+def as_row(b: Body, rows: Value, width: Value | int) -> Value:
+    """Rows (P, K) as a map of one row, (1, 1, P, K)."""
+    return b.reshape(rows, 1, 1, -1, width)
+
+
+def w2_rows(b: Body, w2: Value, sizes: Sizes) -> Value:
+    """See :func:`dyndeploy.ops._bottleneck.w2_rows`; by way of floats, for runtimes select among few types."""
+    rows = shared.w2_rows(b, b.op("Cast", w2, to=TensorProto.FLOAT), sizes)
+    return b.op("Cast", rows, to=TensorProto.INT8)
+
+
+def sparse_rows(
+    b: Body,
+    inputs: Mapping[str, Value],
+    sizes: Sizes,
+    x: Value,
+    active: ActiveSet,
+    select: Selected | None = None,
+) -> Value:
+    """The bottleneck of samples x (K, H, W, C) at the active pixels, of which there is one at least: rows (P, Co)."""
+    rows = b.gather(b.reshape(x, -1, sizes.channels), active.needed)
+    maps = pointwise(b, as_row(b, rows, sizes.channels), inputs, "1")
+    if select is not None:
+        maps = select(b, "1", maps, active.needed // (sizes.height * sizes.width))
+    size = b.op("Concat", [1], b.unsqueeze(sizes.hidden, 0), axis=0)
+    zeros = b.op("Expand", _number(b, np.uint8(0)), size)
+    rows = b.op("Concat", zeros, b.reshape(maps, -1, sizes.hidden), axis=0)
+    taps = as_row(b, b.gather(rows, active.neighbours), sizes.hidden * 9)
+    maps = convolved(b, taps, b.unsqueeze(w2_rows(b, inputs["w2"], sizes), 2, 3), inputs, "2")
+    if select is not None:
+        maps = select(b, "2", maps, b.reshape(active.pixels, -1) // (sizes.out_height * sizes.out_width))
+    source = strided(b, x, sizes) if "wd" in inputs else x
+    source = b.op("GatherND", b.reshape(source, -1, sizes.channels), active.pixels)
+    return b.reshape(added(b, as_row(b, source, sizes.channels), maps, inputs), -1, sizes.out_channels)
+
+
+def any_active(b: Body, mask: Value) -> Value:
+    """Whether anything of a mask is 1, as a scalar."""
+    return b.op("Cast", b.op("ReduceMax", mask, keepdims=0), to=TensorProto.BOOL)
+
+
+def spatial_body(
+    b: Body, inputs: Mapping[str, Value], sizes: Sizes, mask: Value, select: Selected | None = None
+) -> Value:
+    """The body of operators that skip pixels; ``mask`` (N, 1, mh, mw) is 0 and 1."""
+    mask_size = b.dim(mask, 2), b.dim(mask, 3)
+    tables = shared.patch_tables(b, sizes, sizes.batch, mask_size, strided="wd" in inputs)
+
+    def dense(inner: Body) -> Value:
+        return dense_map(inner, inputs, sizes, inputs["x"], select)
+
+    def sparse(inner: Body) -> Value:
+        active = shared.active_set(inner, mask, tables)
+        base = inner.reshape(skipped_map(inner, inputs, inputs["x"]), -1, sizes.out_channels)
+        updated = sparse_rows(inner, inputs, sizes, inputs["x"], active, select)
+        return inner.op("ScatterND", base, active.pixels, updated)
+
+    def skip(inner: Body) -> Value:
+        return skipped_map(inner, inputs, inputs["x"])
+
+    def some(inner: Body) -> Value:
+        # Convolutions take no maps without pixels.
+        return inner.branch(any_active(inner, mask), sparse, skip)
+
+    return shared.to_map(b, b.branch(shared.all_ones(b, mask), dense, some), sizes)
+
+
+def selection(b: Body, inputs: Mapping[str, Value], mask: Value, sizes: Sizes) -> Selected:
+    """Constants for the channels that a mask (N, G) of 0 and 1 skips, in maps (N, ., ., M)."""
+    groups = b.dim(mask, 1)
+    shape = b.op("Concat", [1], [1], b.unsqueeze(sizes.hidden // groups, 0), axis=0)
+    bits = b.reshape(b.op("Expand", b.unsqueeze(mask, 2), shape), sizes.batch, 1, 1, sizes.hidden)
+    computed = b.op("Cast", bits, to=TensorProto.BOOL)
+    rows = b.reshape(computed, -1, sizes.hidden)
+
+    def constants(inner: Body, name: str) -> Value:
+        return bytes_of(inner, inner.op("DequantizeLinear", inputs[f"b{name}"], inputs[f"m{name}"], axis=0))
+
+    def select(inner: Body, name: str, maps: Value, samples: Value | None) -> Value:
+        taken = computed if samples is None else inner.unsqueeze(inner.gather(rows, samples), 0, 1)
+        return inner.op("Where", taken, maps, constants(inner, name))
+
+    return select

@@ -38,7 +38,9 @@ def reference(x: torch.Tensor, mask: torch.Tensor, *weights: torch.Tensor, **att
 
 
 def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
-    return integers.dense_body(b, inputs, shared.body_sizes(b, inputs), channel=inputs["mask"])
+    sizes = shared.body_sizes(b, inputs)
+    select = integers.selection(b, inputs, inputs["mask"], sizes)
+    return shared.to_map(b, integers.dense_map(b, inputs, sizes, inputs["x"], select), sizes)
 
 
 SPECS = shared.bottleneck_specs(

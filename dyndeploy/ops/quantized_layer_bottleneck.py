@@ -19,7 +19,27 @@ NAME = "QuantizedLayerBottleneck"
 
 
 def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
-    return integers.dense_body(b, inputs, shared.body_sizes(b, inputs), spatial=inputs["mask"])
+    mask, x, sizes = inputs["mask"], inputs["x"], shared.body_sizes(b, inputs)
+
+    def skip(inner: Body) -> Value:
+        return integers.skipped_map(inner, inputs, x)
+
+    def run_all(inner: Body) -> Value:
+        return integers.dense_map(inner, inputs, sizes, x)
+
+    def run_some(inner: Body) -> Value:
+        samples = inner.reshape(inner.op("NonZero", inner.reshape(mask, -1)), -1)
+        updated = integers.dense_map(inner, inputs, sizes, inner.gather(x, samples))
+        return inner.op("ScatterND", skip(inner), inner.unsqueeze(samples, 1), updated)
+
+    def run_any(inner: Body) -> Value:
+        return inner.branch(shared.all_ones(inner, mask), run_all, run_some)
+
+    def run(inner: Body) -> Value:
+        # A batch of one that is known in advance keeps one copy of the weights.
+        return inner.branch(inner.op("Equal", sizes.batch, 1), run_all, run_any)
+
+    return shared.to_map(b, b.branch(integers.any_active(b, mask), run, skip), sizes)
 
 
 SPECS = shared.bottleneck_specs(

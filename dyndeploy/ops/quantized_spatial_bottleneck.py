@@ -37,7 +37,7 @@ def reference(x: torch.Tensor, mask: torch.Tensor, *weights: torch.Tensor, **att
 
 
 def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
-    return integers.dense_body(b, inputs, shared.body_sizes(b, inputs), spatial=inputs["mask"])
+    return integers.spatial_body(b, inputs, shared.body_sizes(b, inputs), inputs["mask"])
 
 
 SPECS = shared.bottleneck_specs(

@@ -40,9 +40,9 @@ def reference(
 
 
 def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
-    return integers.dense_body(
-        b, inputs, shared.body_sizes(b, inputs), spatial=inputs["spatial_mask"], channel=inputs["channel_mask"]
-    )
+    sizes = shared.body_sizes(b, inputs)
+    select = integers.selection(b, inputs, inputs["channel_mask"], sizes)
+    return integers.spatial_body(b, inputs, sizes, inputs["spatial_mask"], select)
 
 
 SPECS = shared.bottleneck_specs(

@@ -6,53 +6,10 @@
 
 #include "caches.h"
 #include "lists.h"
+#include "schedule.h"
 
 namespace dyndeploy::cpu {
 namespace {
-
-struct Range {
-  int begin;
-  int end;
-  int size() const { return end - begin; }
-};
-
-Range part(int begin, int end, int index, int parts) {
-  const auto at = [=](int i) {
-    return begin + static_cast<int>(static_cast<std::int64_t>(end - begin) * i / parts);
-  };
-  return {at(index), at(index + 1)};
-}
-
-// How one matrix product is cut into tasks: parts of the rows times parts of the weights.
-struct Grid {
-  int row_parts = 1;
-  int column_parts = 1;
-  int tasks() const { return row_parts * column_parts; }
-};
-
-// Cutting the rows leaves each thread the same part of the image from one convolution and block to the next,
-// mostly in its own cache. Cutting the weights is for rows too few to fill a tile on every thread, and for
-// weights that are copied first, which each thread then does for its own part only.
-constexpr int kThreadRows = 14;
-Grid make_grid(int rows, int columns, bool copies, int threads) {
-  if (threads <= 1 || rows <= 0) return {};
-  Grid grid;
-  if (copies || rows < threads * kThreadRows) {
-    grid.column_parts = std::min(threads, columns);
-    grid.row_parts = std::min(ceil_to_int(threads, grid.column_parts), ceil_to_int(rows, kThreadRows));
-  } else {
-    grid.row_parts = std::max(threads, round_up(ceil_to_int(rows, kBlockRows), threads));
-  }
-  return grid;
-}
-
-// The active pixels of one task, and the dilated ones whose first convolution falls to it: those that the
-// task before needs as well come first, so that both can then go on alone.
-struct Strip {
-  Range active;
-  Range shared;
-  Range own;
-};
 
 // Everything the tasks of one call share.
 struct Context {
@@ -351,54 +308,6 @@ void skipped_pixels(const Context& c, const std::int32_t* source, Range rows, in
   c.isa->gemm(g, rows.begin, rows.end, 0, ceil_to_int(outputs, c.isa->panel_width), c.scratch[worker]);
 }
 
-// The dilated pixels that some active pixels, at least one, read.
-Range halo(const Context& c, Range active) {
-  const int H = c.shape.height, W = c.shape.width, d = c.layer.dilation;
-  // Rows of pixels, counted over all samples.
-  int first = c.lists.centre[active.begin] / W, last = c.lists.centre[active.end - 1] / W;
-  if (const TileList& tiles = c.lists.tiles; tiles.of) {
-    first = tiles.corner[tiles.of[active.begin]] / W;
-    last = tiles.corner[tiles.of[active.end - 1]] / W;
-    last = std::min(last + kTileSide - 1, last / H * H + H - 1);
-  }
-  const int top = std::max(first - d, first / H * H), bottom = std::min(last + d, last / H * H + H - 1) + 1;
-  const std::int32_t* const begin = c.lists.dilated;
-  const std::int32_t* const end = begin + c.lists.dilated_begin[c.shape.batch];
-  return {static_cast<int>(std::lower_bound(begin, end, top * W) - begin),
-          static_cast<int>(std::lower_bound(begin, end, bottom * W) - begin)};
-}
-
-// Cuts the active pixels into one strip per task, between samples where that leaves the tasks about equal.
-void cut(const Context& c, Range active, int tasks) {
-  int previous = active.begin;
-  for (int t = 0; t < tasks; ++t) {
-    int end = part_of_active(c, active, t, tasks).end;
-    const std::int32_t* const samples = c.lists.active_begin;
-    const std::int32_t* const after = std::upper_bound(samples, samples + c.shape.batch, end);
-    for (const std::int32_t* at : {after - 1, after}) {
-      if (std::abs(*at - end) <= active.size() / tasks / 16 && *at < active.end) end = *at;
-    }
-    c.strips[t].active = {previous, t + 1 == tasks ? active.end : std::max(end, previous)};
-    previous = c.strips[t].active.end;
-  }
-  Strip* before = nullptr;
-  int needed_end = 0;
-  for (Strip* strip = c.strips; strip < c.strips + tasks; ++strip) {
-    strip->shared = strip->own = {0, 0};
-    if (!strip->active.size()) continue;
-    const Range needed = halo(c, strip->active);
-    strip->shared = {needed.begin, needed.begin};
-    if (before) {
-      strip->shared.begin = std::max(needed.begin, before->shared.end);
-      strip->shared.end = std::max(strip->shared.begin, needed_end);
-      before->own.end = strip->shared.begin;
-    }
-    strip->own = {strip->shared.end, std::max(strip->shared.end, needed.end)};
-    needed_end = needed.end;
-    before = strip;
-  }
-}
-
 // Into how many parts conv2 can be cut across its weights.
 int second_columns(const Context& c, const WeightsView& w) {
   if (w.parts) return 1;
@@ -424,7 +333,9 @@ void run_strip(const Context& c, const WeightsView& w, const Strip& strip, int w
   int done = strip.own.begin;
   for (int b = 0; b < bands; ++b) {
     const Range band = part_of_active(c, strip.active, b, bands);
-    const int needed = b + 1 == bands ? strip.own.end : std::min(strip.own.end, halo(c, band).end);
+    const int needed = b + 1 == bands
+                           ? strip.own.end
+                           : std::min(strip.own.end, halo(c.lists, c.shape, c.layer.dilation, band).end);
     if (needed > done) {
       conv1(c, w, {done, needed}, {0, panels1},
             w.group_count == 1 ? Following{&second(c, w.groups[0]), {0, columns2}} : Following{}, worker);
@@ -470,7 +381,9 @@ void run_rows(const Context& c, const WeightsView& w, const Rows& rows, const Ph
   const int rows2 = product_rows(c, active);
   bool by_strips = threads == 1 || (!copies && rows2 >= threads * kThreadRows);
   if (by_strips) {
-    cut(c, active, threads);
+    cut(
+        c.lists, c.shape, c.layer.dilation, active, threads,
+        [&](Range all, int index, int parts) { return part_of_active(c, all, index, parts); }, c.strips);
     // Pixels that two threads share would have large weights read once more.
     for (int t = 0; t < threads; ++t)
       by_strips = by_strips && (!c.strips[t].shared.size() || w.conv1.bytes() <= blocks().resident_weights);
@@ -484,9 +397,9 @@ void run_rows(const Context& c, const WeightsView& w, const Rows& rows, const Ph
   const auto strip_body = [&](int task, int worker) { run_strip(c, w, c.strips[task], worker); };
   const int columns2 = second_columns(c, w);
   const int panels3 = ceil_to_int(c.layer.outputs, PW);
-  const Grid grid1 = make_grid(dilated.size(), panels1, copies, threads);
-  const Grid grid2 = make_grid(rows2, columns2, copies, threads);
-  const Grid grid3 = make_grid(rows.outputs.size(), panels3, copies, threads);
+  const Grid grid1 = make_grid(dilated.size(), panels1, copies, threads, kBlockRows);
+  const Grid grid2 = make_grid(rows2, columns2, copies, threads, kBlockRows);
+  const Grid grid3 = make_grid(rows.outputs.size(), panels3, copies, threads, kBlockRows);
 
   // The same task of the next phase probably falls to the same thread.
   const auto after = [](const ConvolutionView& conv, const Grid& grid, int columns, int task) {

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "gemm.h"
+#include "quantized_gemm.h"
 
 namespace dyndeploy::cpu {
 
@@ -21,6 +22,10 @@ extern const Isa kIsaNeon;
 #endif
 extern const Isa kIsaGeneric;
 extern const Isa kIsaGenericBf16;
+#if defined(DYNDEPLOY_AVX512_VNNI)
+extern const QuantizedIsa kIsaAvx512Vnni;
+#endif
+extern const QuantizedIsa kIsaGenericQuantized;
 
 namespace {
 
@@ -40,6 +45,40 @@ const Isa* const kBfloat16[] = {
     &kIsaAvx512Bf16,
 #endif
     &kIsaGenericBf16};
+
+// With the instruction set for floats whose name also stands for it: the first one here that is not beyond
+// it.
+struct QuantizedEntry {
+  const QuantizedIsa* isa;
+  const char* floats;
+};
+const QuantizedEntry kQuantized[] = {
+#if defined(DYNDEPLOY_AVX512_VNNI)
+    {&kIsaAvx512Vnni, "avx512"},
+#endif
+    {&kIsaGenericQuantized, "generic"}};
+
+// The entries from the first one on that an instruction set for floats allows.
+const QuantizedEntry* first_allowed(const char* floats) {
+#if defined(__aarch64__)
+  static const char* const kOrder[] = {"neon", "generic"};
+#else
+  static const char* const kOrder[] = {"avx512", "avx2", "generic"};
+#endif
+  const auto rank = [](const char* name) {
+    int r = 0;
+    for (const char* known : kOrder) {
+      if (std::strcmp(name, known) == 0) return r;
+      ++r;
+    }
+    return -1;
+  };
+  const int limit = rank(floats);
+  if (limit < 0) return std::end(kQuantized);
+  const QuantizedEntry* entry = std::begin(kQuantized);
+  while (rank(entry->floats) < limit) ++entry;
+  return entry;
+}
 
 const Isa* find(const Isa* const* begin, const Isa* const* end, const char* name) {
   for (; begin != end; ++begin) {
@@ -76,6 +115,34 @@ int available_isas(const Isa** out, int capacity) {
   int count = 0;
   for (const Isa* isa : kBestFirst) {
     if (count < capacity && isa->supported()) out[count++] = isa;
+  }
+  return count;
+}
+
+const QuantizedIsa* find_quantized_isa(const char* name) {
+  for (const QuantizedEntry& entry : kQuantized) {
+    if (std::strcmp(entry.isa->name, name) == 0) return entry.isa->supported() ? entry.isa : nullptr;
+  }
+  return nullptr;
+}
+
+const QuantizedIsa* select_quantized_isa() {
+  const char* named = std::getenv("DYNDEPLOY_CPU_ISA");
+  const QuantizedEntry* entry = std::begin(kQuantized);
+  if (named && *named) {
+    if (const QuantizedIsa* isa = find_quantized_isa(named)) return isa;
+    entry = first_allowed(named);
+  }
+  for (; entry != std::end(kQuantized); ++entry) {
+    if (entry->isa->supported()) return entry->isa;
+  }
+  return nullptr;
+}
+
+int available_quantized_isas(const QuantizedIsa** out, int capacity) {
+  int count = 0;
+  for (const QuantizedEntry& entry : kQuantized) {
+    if (count < capacity && entry.isa->supported()) out[count++] = entry.isa;
   }
   return count;
 }

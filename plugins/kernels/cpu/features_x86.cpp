@@ -30,6 +30,7 @@ FeaturesX86 read() {
   constexpr std::uint64_t kYmm = 0x6, kZmm = 0xe0 | kYmm, kTiles = 0x60000;
   constexpr int kFma = 12, kSystemSaves = 27;                      // leaf 1, ECX
   constexpr int kAvx2 = 5, kF = 16, kDq = 17, kBw = 30, kVl = 31;  // leaf 7, EBX
+  constexpr int kAvx512Vnni = 11;                                  // leaf 7, ECX
   constexpr int kAmxBf16 = 22, kAmxTile = 24;                      // leaf 7, EDX
   constexpr int kAvx512Bf16 = 5;                                   // leaf 7, part 1, EAX
   FeaturesX86 found;
@@ -41,6 +42,7 @@ FeaturesX86 read() {
   found.avx512 = found.avx2 && (saved & kZmm) == kZmm && has(extended.b, kF) && has(extended.b, kDq) &&
                  has(extended.b, kBw) && has(extended.b, kVl);
   found.avx512_bf16 = found.avx512 && has(more.a, kAvx512Bf16);
+  found.avx512_vnni = found.avx512 && has(extended.c, kAvx512Vnni);
   found.amx_bf16 = found.avx512_bf16 && (saved & kTiles) == kTiles && has(extended.d, kAmxTile) &&
                    has(extended.d, kAmxBf16);
   return found;

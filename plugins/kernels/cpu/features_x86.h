@@ -8,6 +8,7 @@ struct FeaturesX86 {
   bool avx2 = false;    // with FMA
   bool avx512 = false;  // F, BW, DQ and VL
   bool avx512_bf16 = false;
+  bool avx512_vnni = false;
   bool amx_bf16 = false;  // that a process may use it has to be asked for
 };
 

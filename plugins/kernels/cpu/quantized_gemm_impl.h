@@ -1,0 +1,390 @@
+// The matrix product in integers for one vector type; the same rules as in gemm_impl.h hold.
+#pragma once
+
+#include <cstring>
+
+#include "caches.h"
+#include "quantized_gemm.h"
+#include "simd/unroll.h"
+
+namespace dyndeploy::cpu {
+namespace {
+
+constexpr int kCacheLine = 64;
+constexpr int kQuadsPerFetch = 4;
+constexpr int kMostFetched = 4;  // lines at a time
+
+inline int at_most(int a, int b) { return a < b ? a : b; }
+inline int quads_of(const QuantizedRows& a) { return (a.inputs + kQuad - 1) / kQuad; }
+
+template <class V>
+constexpr int panel_columns() {
+  return V::kVectors * V::kWidth;
+}
+template <class V>
+constexpr std::ptrdiff_t row_bytes() {
+  return panel_columns<V>() * kQuad;
+}
+
+// Into the first level: fetches into the second are slower.
+inline void fetch_line(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+DYNDEPLOY_INLINE void fetch_next(QuantizedUpcoming* u) {
+  const std::ptrdiff_t line = u->rows ? u->rows[u->line] >> u->shift : u->line;
+  fetch_line(u->base + line * kCacheLine);
+  if (++u->line == u->count) {
+    u->line = 0;
+    --u->blocks;
+    u->base += u->stride;
+  }
+}
+
+// ------------------------------------------------------------------------------------------ one tile of rows
+
+// What the tiles of one panel share; source 0 is the product, 1 the shortcut.
+struct PanelCall {
+  const QuantizedGemm* gemm = nullptr;
+  const std::int8_t* b[2] = {};
+  const std::int32_t* bias[2] = {};
+  std::ptrdiff_t bias_stride = 0;  // of source 0
+  const float* multiplier[2] = {};
+  int sources = 1;
+  int taps[2] = {1, 1};
+  int quads[2] = {};
+  int column = 0;
+  QuantizedUpcoming* upcoming = nullptr;
+  int pace = 0;  // lines of it per kQuadsPerFetch quads
+};
+
+// pixels: of the tile's rows, for each tap of source 0, then of the shortcut. next: the rows of the following
+// tile, to be fetched meanwhile; or nullptr.
+template <class V, int R, int NV>
+DYNDEPLOY_NOINLINE void quantized_tile(const PanelCall& call, const std::uint8_t* const* pixels,
+                                       const std::uint8_t* const* next, int row) {
+  using Words = typename V::template Words<NV>;
+  const QuantizedGemm& g = *call.gemm;
+  const int left = g.columns - call.column;
+  std::uint8_t* out[R];
+  const std::uint8_t* residual[R];
+  for (int r = 0; r < R; ++r) {
+    const std::ptrdiff_t pixel = g.index ? g.index[row + r] : row + r - g.first;
+    out[r] = g.out + pixel * g.stride + call.column;
+    residual[r] = g.residual ? g.residual + pixel * g.stride + call.column : nullptr;
+    fetch_line(g.residual ? residual[r] : out[r]);
+  }
+  Words words[R];
+  // The shortcut comes first: its result waits in memory while the product needs all registers.
+  for (int i = call.sources; i-- > 0;) {
+    typename V::Sums c[R][NV];
+    DYNDEPLOY_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const std::int32_t* bias = call.bias[i];
+      if (i == 0 && g.bias_class) bias += g.bias_class[row + r] * call.bias_stride;
+      DYNDEPLOY_UNROLL
+      for (int v = 0; v < NV; ++v) c[r][v] = V::load(bias + v * V::kWidth);
+    }
+    const std::int8_t* b = call.b[i];
+    const std::ptrdiff_t quads = call.quads[i];
+    const std::uint8_t* const* at = i ? pixels + call.taps[0] * R : pixels;
+    QuantizedUpcoming* const upcoming = call.upcoming;
+    for (int s = 0; s < call.taps[i]; ++s, at += R) {
+      const std::uint8_t* a[R];
+      DYNDEPLOY_UNROLL
+      for (int r = 0; r < R; ++r) a[r] = at[r];
+      const auto step = [&](std::ptrdiff_t k) __attribute__((always_inline)) {
+        typename V::Weights w[NV];
+        DYNDEPLOY_UNROLL
+        for (int v = 0; v < NV; ++v) w[v] = V::weights(b + v * V::kWidth * kQuad);
+        b += row_bytes<V>();
+        DYNDEPLOY_UNROLL
+        for (int r = 0; r < R; ++r) {
+          const typename V::Inputs x = V::inputs(a[r] + k * kQuad);
+          DYNDEPLOY_UNROLL
+          for (int v = 0; v < NV; ++v) c[r][v] = V::dot(x, w[v], c[r][v]);
+        }
+      };
+      std::ptrdiff_t k = 0;
+      for (; k + kQuadsPerFetch <= quads; k += kQuadsPerFetch) {
+        for (int n = 0; n < call.pace && upcoming->blocks > 0; ++n) fetch_next(upcoming);
+        if (next && k * kQuad % kCacheLine == 0) {
+          DYNDEPLOY_UNROLL
+          for (int r = 0; r < R; ++r) fetch_line(next[r] + k * kQuad);
+        }
+        step(k);
+        step(k + 1);
+        step(k + 2);
+        step(k + 3);
+      }
+      for (; k < quads; ++k) step(k);
+    }
+    DYNDEPLOY_UNROLL
+    for (int r = 0; r < R; ++r) {
+      Words w = V::template requantise<NV>(c[r], call.multiplier[i]);
+      if (i == 0 && call.sources > 1) w = V::template add<NV>(w, words[r]);
+      words[r] = w;
+    }
+  }
+  const int count = at_most(left, NV * V::kWidth);
+  if (count == NV * V::kWidth) {
+    DYNDEPLOY_UNROLL
+    for (int r = 0; r < R; ++r) {
+      if (g.residual) words[r] = V::template add<NV>(words[r], V::template bytes<NV>(residual[r]));
+      V::template store<NV>(out[r], words[r]);
+    }
+  } else {
+    for (int r = 0; r < R; ++r) {
+      if (g.residual) words[r] = V::template add<NV>(words[r], V::template bytes<NV>(residual[r], count));
+      V::template store<NV>(out[r], words[r], count);
+    }
+  }
+}
+
+template <class V, int R, int NV>
+inline void run_quantized_vectors(int vectors, const PanelCall& call, const std::uint8_t* const* pixels,
+                                  const std::uint8_t* const* next, int row) {
+  if constexpr (NV > 0) {
+    if (vectors != NV) return run_quantized_vectors<V, R, NV - 1>(vectors, call, pixels, next, row);
+    quantized_tile<V, R, NV>(call, pixels, next, row);
+  }
+}
+
+template <class V, int R = V::kRows>
+inline void run_quantized_tile(int rows, int vectors, const PanelCall& call,
+                               const std::uint8_t* const* pixels, const std::uint8_t* const* next, int row) {
+  if constexpr (R > 0) {
+    if (rows != R) return run_quantized_tile<V, R - 1>(rows, vectors, call, pixels, next, row);
+    run_quantized_vectors<V, R, V::kVectors>(vectors, call, pixels, next, row);
+  }
+}
+
+inline const std::uint8_t* pixel_of(const QuantizedRows& a, int row) {
+  return a.base + static_cast<std::ptrdiff_t>(a.index ? a.index[row] : row - a.first) * a.stride;
+}
+
+// The pixels of rows [begin, begin + n), for each tap.
+inline const std::uint8_t** find_pixels(const QuantizedRows& a, int begin, int n, const std::uint8_t* zeros,
+                                        const std::uint8_t** to) {
+  const unsigned all = (1u << a.taps) - 1u;
+  for (int r = 0; r < n; ++r) {
+    const std::uint8_t* const pixel = pixel_of(a, begin + r);
+    const unsigned valid = a.valid ? a.valid[begin + r] : all;
+    if ((valid & all) == all) {
+      for (int s = 0; s < a.taps; ++s) to[s * n + r] = pixel + a.tap_offset[s];
+    } else {
+      for (int s = 0; s < a.taps; ++s) to[s * n + r] = valid >> s & 1u ? pixel + a.tap_offset[s] : zeros;
+    }
+  }
+  return to + a.taps * n;
+}
+
+// ------------------------------------------------------------------------------- weights of active channels
+
+// Where the copied weights' shares of the constants of skipped inputs are summed up: a row per tap, written
+// in whole vectors.
+template <class V>
+constexpr int through_columns() {
+  return panel_columns<V>() + V::kWidth;
+}
+
+// One quad of one column.
+inline void read_quad(const QuantizedSelection& s, const std::int8_t* block, int column, int row,
+                      std::int8_t* to) {
+  const auto at = [=](int index) { return block + index * (2 * kBlockColumns) + 2 * column; };
+  if (s.single) {
+    for (int i = 0; i < kQuad; ++i) {
+      const std::int32_t from = s.rows[kQuad * row + i];
+      to[i] = at(from >> 1)[from & 1];
+    }
+  } else {
+    std::memcpy(to, at(s.rows[2 * row]), 2);
+    std::memcpy(to + 2, at(s.rows[2 * row + 1]), 2);
+  }
+}
+
+// Column by column.
+template <class V>
+inline void copy_columns(const QuantizedCopy& copy, std::int32_t* through) {
+  constexpr int PW = panel_columns<V>();
+  const QuantizedSelection& s = *copy.from.selection;
+  for (int n = 0; n < copy.count; ++n) {
+    const int column = copy.source(n);
+    std::int8_t* to = copy.b + n * kQuad;
+    for (int t = 0, row = 0; t < copy.taps; ++t) {
+      std::int32_t sum = 0;
+      for (int q = 0; q < copy.quads; ++q, ++row, to += row_bytes<V>()) {
+        if (s.blocks) {
+          read_quad(s, s.blocks + column / kBlockColumns * s.block_stride, column % kBlockColumns, row, to);
+        } else {
+          const std::int8_t* const panel = copy.from.base + column / PW * copy.from.panel_stride;
+          std::memcpy(to, panel + row * row_bytes<V>() + column % PW * kQuad, kQuad);
+        }
+        for (int i = 0; s.constants && i < kQuad; ++i) sum += to[i] * s.constants[q * kQuad + i];
+      }
+      through[t * through_columns<V>() + n] = sum;
+    }
+  }
+}
+
+template <class V>
+void copy_quantized(const QuantizedCopy& copy) {
+  const QuantizedSelection& s = *copy.from.selection;
+  std::int32_t through[kQuantizedTaps * through_columns<V>()];
+  if constexpr (V::kCopies)
+    V::copy(copy, through);
+  else
+    copy_columns<V>(copy, through);
+  for (int n = 0; n < copy.count; ++n) copy.multiplier[n] = copy.from.multiplier[copy.source(n)];
+  const int classes = copy.from.bias_stride ? kQuantizedClasses : 1;
+  for (int c = 0; c < classes; ++c) {
+    const std::int32_t* const from = copy.from.bias + c * copy.from.bias_stride;
+    std::int32_t* const to = copy.bias + c * copy.bias_stride;
+    for (int n = 0; n < copy.count; ++n) to[n] = from[copy.source(n)];
+    const unsigned taps = s.class_taps ? s.class_taps[c] : 1u;
+    for (int t = 0; s.constants && t < copy.taps; ++t) {
+      if (!(taps >> t & 1u)) continue;
+      const std::int32_t* const share = through + t * through_columns<V>();
+      for (int n = 0; n < copy.count; ++n) to[n] -= share[n];
+    }
+  }
+}
+
+// What copying panel p reads.
+template <class V>
+inline QuantizedUpcoming upcoming_copy(const QuantizedSource& source, int columns, int p) {
+  constexpr int PW = panel_columns<V>();
+  const QuantizedSelection& s = *source.b.selection;
+  const int rows = source.a.taps * quads_of(source.a);
+  const int first = s.columns ? s.columns[p * PW] : p * PW;
+  const int end = at_most((p + 1) * PW, columns) - 1;
+  const int last = s.columns ? s.columns[end] : end;
+  const int unit = s.blocks ? kBlockColumns : PW;
+  QuantizedUpcoming u;
+  u.stride = s.blocks ? s.block_stride : source.b.panel_stride;
+  u.base = (s.blocks ? s.blocks : source.b.base) + first / unit * u.stride;
+  u.blocks = last / unit - first / unit + 1;
+  u.rows = s.rows;
+  u.shift = s.single ? 1 : 0;
+  u.count = s.blocks ? rows * (s.single ? 4 : 2) : static_cast<int>(rows * row_bytes<V>() / kCacheLine);
+  return u;
+}
+
+// ------------------------------------------------------------------------------------------------ the
+// product
+
+template <class V>
+inline void quantized_rows(PanelCall call, int row_begin, int row_end, int panel_begin, int panel_end,
+                           const std::ptrdiff_t (&panel_stride)[2], const std::uint8_t* zeros) {
+  constexpr int MR = V::kRows, PW = panel_columns<V>();
+  const QuantizedGemm& g = *call.gemm;
+  const std::uint8_t* pixels[(kQuantizedTaps + 1) * MR];
+  const std::uint8_t* next[MR];
+  const QuantizedRows& a = g.product.a;
+  const bool far = a.taps == 1;
+  const int rows = row_end - row_begin;
+  const int tiles = (rows + MR - 1) / MR;
+  for (int t = 0; t < tiles; ++t) {
+    const int begin = row_begin + static_cast<int>(static_cast<std::int64_t>(rows) * t / tiles);
+    const int end = row_begin + static_cast<int>(static_cast<std::int64_t>(rows) * (t + 1) / tiles);
+    const int n = end - begin;
+    const std::uint8_t** const behind = find_pixels(a, begin, n, zeros, pixels);
+    if (g.shortcut) find_pixels(g.shortcut->a, begin, n, zeros, behind);
+    // The taps of a 3x3 were written just before and are still near.
+    for (int r = 0; far && r < n; ++r) next[r] = pixel_of(a, at_most(end + r, row_end - 1));
+    PanelCall panel = call;
+    for (int p = panel_begin; p < panel_end; ++p) {
+      panel.column = p * PW;
+      const int vectors = at_most((g.columns - panel.column + V::kWidth - 1) / V::kWidth, V::kVectors);
+      run_quantized_tile<V>(n, vectors, panel, pixels, far && p == panel_begin ? next : nullptr, begin);
+      for (int i = 0; i < call.sources; ++i) {
+        panel.b[i] += panel_stride[i];
+        panel.bias[i] += PW;
+        panel.multiplier[i] += PW;
+      }
+    }
+  }
+}
+
+// Lines of what comes next per kQuadsPerFetch quads, so that all of them are fetched meanwhile.
+inline int fetching_pace(const QuantizedUpcoming& u, std::int64_t quads) {
+  const std::int64_t lines = std::int64_t{u.blocks} * u.count;
+  if (lines <= 0) return 0;
+  const std::int64_t pace = (lines * kQuadsPerFetch + quads - 1) / (quads > 0 ? quads : 1);
+  return pace < kMostFetched ? static_cast<int>(pace) : kMostFetched;
+}
+
+template <class V>
+void quantized_gemm(const QuantizedGemm& g, int row_begin, int row_end, int panel_begin, int panel_end,
+                    const QuantizedScratch& scratch) {
+  constexpr int MR = V::kRows, PW = panel_columns<V>();
+  if (row_begin >= row_end || panel_begin >= panel_end) return;
+  const QuantizedSource& source = g.product;
+  PanelCall call;
+  call.gemm = &g;
+  call.sources = g.shortcut ? 2 : 1;
+  std::int64_t quads = 0;  // of one row
+  for (int i = 0; i < call.sources; ++i) {
+    const QuantizedRows& a = i ? g.shortcut->a : source.a;
+    call.taps[i] = a.taps;
+    call.quads[i] = quads_of(a);
+    quads += std::int64_t{a.taps} * call.quads[i];
+  }
+  const std::int64_t tiles = (row_end - row_begin + MR - 1) / MR;
+  const std::int64_t fit = blocks().slice / (quads * row_bytes<V>() + 1);
+  const bool copies = source.b.selection != nullptr;
+  const int step = copies || fit < 1 ? 1 : static_cast<int>(fit < panel_end ? fit : panel_end);
+  QuantizedUpcoming upcoming;
+  call.upcoming = &upcoming;
+  for (int p = panel_begin; p < panel_end; p += step) {
+    const int end = at_most(p + step, panel_end);
+    std::ptrdiff_t panel_stride[2] = {};
+    for (int i = 0; i < call.sources; ++i) {
+      const QuantizedPanels& b = i ? g.shortcut->b : source.b;
+      panel_stride[i] = b.panel_stride;
+      call.b[i] = b.base + p * b.panel_stride;
+      call.bias[i] = b.bias + p * PW;
+      call.multiplier[i] = b.multiplier + p * PW;
+    }
+    call.bias_stride = source.b.bias_stride;
+    if (copies) {
+      QuantizedCopy copy;
+      copy.from = source.b;
+      copy.taps = source.a.taps;
+      copy.quads = call.quads[0];
+      copy.column = p * PW;
+      copy.count = at_most(PW, g.columns - p * PW);
+      copy.b = scratch.b;
+      copy.bias = scratch.bias;
+      copy.bias_stride = PW;
+      copy.multiplier = scratch.multiplier;
+      copy_quantized<V>(copy);
+      call.b[0] = scratch.b;
+      call.bias[0] = scratch.bias;
+      call.bias_stride = source.b.bias_stride ? PW : 0;
+      call.multiplier[0] = scratch.multiplier;
+    }
+    if (end >= panel_end) {
+      upcoming = g.upcoming;
+    } else if (copies) {
+      upcoming = upcoming_copy<V>(source, g.columns, end);
+    } else {
+      upcoming = {};
+      upcoming.base = source.b.base + end * source.b.panel_stride;
+      upcoming.count = static_cast<int>(source.b.panel_stride / kCacheLine);
+      upcoming.stride = source.b.panel_stride;
+      upcoming.blocks = at_most(step, panel_end - end);
+    }
+    call.pace = fetching_pace(upcoming, tiles * (end - p) * quads);
+    quantized_rows<V>(call, row_begin, row_end, p, end, panel_stride, scratch.zeros);
+  }
+}
+
+template <class V>
+constexpr QuantizedIsa make_quantized_isa(const char* name, bool (*supported)(),
+                                          const QuantizedIsa* wider = nullptr) {
+  static_assert(panel_columns<V>() <= kMaxQuantizedPanel, "scratch sizes");
+  return QuantizedIsa{name,      panel_columns<V>(), V::kWeightLimit,   wider,
+                      supported, &quantized_gemm<V>, &copy_quantized<V>};
+}
+
+}  // namespace
+}  // namespace dyndeploy::cpu
