@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +50,51 @@ class ExitAccuracy:
 
 
 @dataclass(frozen=True)
+class BundleComparison:
+    """What another bundle gives for the same images.
+
+    Attributes:
+        bundle: Its folder, as it was given.
+        network: Its name.
+        precision: What it computed in.
+        operators: As for :class:`BundleEvaluation`.
+        top1: Its top-1, a share in [0, 1].
+        top5: Its top-5.
+        ms: Mean wall-clock time of the network per image, measured in turn with the first bundle.
+        both_right: Images whose first class is the label in both.
+        only_first_right: In the first bundle only.
+        only_other_right: In the other one only.
+        none_right: In none of them.
+        changed: Images whose first class differs.
+        exits_changed: Images that leave at another exit; None unless both exit early.
+        mask_bits: Bits of masks that both have, over all images; each network decides by itself.
+        mask_flips: How many of them differ.
+        flips: The same by mask.
+    """
+
+    bundle: str
+    network: str
+    precision: str
+    operators: str | None
+    top1: float
+    top5: float
+    ms: float
+    both_right: int
+    only_first_right: int
+    only_other_right: int
+    none_right: int
+    changed: int
+    exits_changed: int | None
+    mask_bits: int
+    mask_flips: int
+    flips: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**vars(self), "flips": dict(self.flips), "ms_is": "measured"}
+
+
+@dataclass(frozen=True)
 class BundleEvaluation:
     """What a bundle is worth on labelled images. Accuracies are shares in [0, 1].
 
@@ -71,6 +117,7 @@ class BundleEvaluation:
             such operators.
         failures: Images that could not be read or classified.
         notes: What a reader should know.
+        against: What another bundle gives for the same images; None unless one was named.
     """
 
     network: str
@@ -90,6 +137,7 @@ class BundleEvaluation:
     operators: str | None
     failures: tuple[Failure, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    against: BundleComparison | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types (see ``docs/running.md``)."""
@@ -97,6 +145,7 @@ class BundleEvaluation:
         plain["failures"] = [failure.to_json() for failure in self.failures]
         plain["thresholds"] = None if self.thresholds is None else list(self.thresholds)
         plain["notes"] = list(self.notes)
+        plain["against"] = None if self.against is None else self.against.to_json()
         return {"schema_version": SCHEMA_VERSION, "kind": KIND, **plain, "ms_is": "measured"}
 
 
@@ -109,6 +158,7 @@ def evaluate_bundle(
     threads: int = 1,
     thresholds: Sequence[float] | None = None,
     native: str | os.PathLike[str] = "auto",
+    against: Bundle | str | os.PathLike[str] | None = None,
     progress: Progress = lambda message, fraction: None,
     on_failure: OnFailure = lambda failure: None,
 ) -> BundleEvaluation:
@@ -127,14 +177,16 @@ def evaluate_bundle(
         thresholds: Least confidence of every exit but the last; None for the bundle's. Without either every image goes
             to the last exit, and a note says so.
         native: As for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
+        against: Another bundle that takes the same images, e.g. the same network in another precision: it runs them in
+            turn, with thresholds of its own, and what differs is counted.
         progress: Called with a message and the fraction done.
         on_failure: Called with every image that fails, at once; the rest goes on.
 
     Raises:
         BundleError: The folder is no bundle.
         InputError: The folder's classes are not the network's, or none of the images could be classified.
-        UsageError: A bundle without logits, a limit below 1, a runtime that cannot be had, or thresholds that do
-            not fit.
+        UsageError: A bundle without logits, a limit below 1, a runtime that cannot be had, thresholds that do not fit,
+            or another bundle that takes other images or has other classes.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     network = bundle.manifest.network
@@ -145,10 +197,18 @@ def evaluate_bundle(
     choice = choose_runtime(bundle, runtime)
     used, notes = _thresholds(bundle, choice.runtime, thresholds)
     counts = _Counts(bundle, len(chosen), progress, on_failure)
-    with opened_bundle(
-        bundle, runtime=choice, threads=threads, thresholds=used, native=native, every_exit=True
-    ) as opened:
-        counts.add_all(opened, dataset, chosen)
+    options: dict[str, Any] = {"threads": threads, "native": native, "every_exit": True}
+    with ExitStack() as stack:
+        opened = stack.enter_context(opened_bundle(bundle, runtime=choice, thresholds=used, **options))
+        other = None
+        if against is not None:
+            second = against if isinstance(against, Bundle) else Bundle.open(against)
+            _require_same_images(bundle, second)
+            asked = choose_runtime(second, runtime if isinstance(runtime, str) else runtime.runtime)
+            limits, more = _thresholds(second, asked.runtime, None)
+            notes += tuple(f"{second.path}: {note}" for note in more)
+            other = stack.enter_context(opened_bundle(second, runtime=asked, thresholds=limits, **options))
+        counts.add_all(opened, other, dataset, chosen)
     return counts.result(
         opened,
         source=source,
@@ -167,6 +227,19 @@ def _opened_images(
     network = bundle.manifest.network
     dataset = images_of_classes(data, preprocessing, size, names=network.class_names, count=network.num_classes)
     return dataset, "scikit-learn's held-out digits" if os.fspath(data) == DIGITS else shown(data)
+
+
+def _require_same_images(first: Bundle, second: Bundle) -> None:
+    """Refuse a bundle that cannot be compared with another, image by image."""
+    one, two = first.manifest, second.manifest
+    if one.images() != two.images():
+        raise UsageError(
+            f"{second.path} takes other images than {first.path} (size, or how they become the input): the two cannot "
+            "be compared image by image."
+        )
+    names = one.network.class_names, two.network.class_names
+    if one.network.num_classes != two.network.num_classes or (all(names) and names[0] != names[1]):
+        raise UsageError(f"{second.path} has other classes than {first.path}: there is nothing to compare.")
 
 
 def _thresholds(
@@ -202,16 +275,33 @@ class _Counts:
         self._rates: dict[str, float] = {}
         self._left, self._right_there, self._right = (dict.fromkeys(self._exits, 0) for _ in range(3))
         self._failures: list[Failure] = []
+        self._against: _Against | None = None
 
-    def add_all(self, opened: OpenBundle, dataset: LabelledImages | ImageFolderDataset, indices: Sequence[int]) -> None:
-        """Run the images; results come in their order."""
+    def add_all(
+        self,
+        opened: OpenBundle,
+        other: OpenBundle | None,
+        dataset: LabelledImages | ImageFolderDataset,
+        indices: Sequence[int],
+    ) -> None:
+        """Run the images, and those of another bundle in turn; results come in their order."""
         labels = [_label(dataset, index) for index in indices]
-        for done, (result, label) in enumerate(zip(opened.run_each(_items(dataset, indices)), labels, strict=True), 1):
-            if isinstance(result, Failure):
-                self._failures.append(result)
-                self._on_failure(result)
+        results: Iterator[tuple[Result | Failure, ...]] = zip(opened.run_each(_items(dataset, indices)), strict=True)
+        if other is not None:
+            self._against = _Against(other)
+            results = zip(
+                opened.run_each(_items(dataset, indices)), other.run_each(_items(dataset, indices)), strict=True
+            )
+        for done, (given, label) in enumerate(zip(results, labels, strict=True), 1):
+            failed = next((each for each in given if isinstance(each, Failure)), None)
+            if failed is not None:
+                self._failures.append(failed)
+                self._on_failure(failed)
             else:
-                self._add(result, label)
+                first, *second = (each for each in given if isinstance(each, Result))
+                self._add(first, label)
+                if self._against is not None:
+                    self._against.add(first, second[0], label)
             self._progress(f"classified {done} of {self._total} images", done / self._total)
 
     def _add(self, result: Result, label: int) -> None:
@@ -263,6 +353,60 @@ class _Counts:
             operators=opened.code,
             failures=tuple(self._failures),
             notes=notes,
+            against=None if self._against is None else self._against.result(),
+        )
+
+
+class _Against:
+    """Counts what another bundle does differently, image by image."""
+
+    def __init__(self, opened: OpenBundle) -> None:
+        self._opened = opened
+        self._right: dict[tuple[bool, bool], int] = {}
+        self._images = self._changed = self._left_elsewhere = self._top5 = self._bits = 0
+        self._exits = False
+        self._ms = 0.0
+        self._flips: dict[str, int] = {}
+
+    def add(self, first: Result, other: Result, label: int) -> None:
+        """Count one image."""
+        logits = other.outputs[LOGITS][0]
+        one, two = int(first.outputs[LOGITS][0].argmax()), int(logits.argmax())
+        self._images += 1
+        self._changed += one != two
+        key = (one == label, two == label)
+        self._right[key] = self._right.get(key, 0) + 1
+        self._top5 += label in np.argsort(-logits, kind="stable")[:TOP]
+        self._ms += other.ms
+        if first.exit is not None and other.exit is not None:
+            self._exits = True
+            self._left_elsewhere += first.exit != other.exit
+        for name, mask in first.masks.items():
+            if name in other.masks and other.masks[name].shape == mask.shape:
+                self._bits += mask.size
+                self._flips[name] = self._flips.get(name, 0) + int((mask != other.masks[name]).sum())
+
+    def result(self) -> BundleComparison:
+        """What was counted."""
+        info, right = self._opened.info, self._right
+        counted = {(a, b): right.get((a, b), 0) for a in (True, False) for b in (True, False)}
+        return BundleComparison(
+            bundle=str(self._opened.bundle.path),
+            network=self._opened.bundle.manifest.network.name,
+            precision=info.precision,
+            operators=self._opened.code,
+            top1=(counted[True, True] + counted[False, True]) / self._images,
+            top5=self._top5 / self._images,
+            ms=self._ms / self._images,
+            both_right=counted[True, True],
+            only_first_right=counted[True, False],
+            only_other_right=counted[False, True],
+            none_right=counted[False, False],
+            changed=self._changed,
+            exits_changed=self._left_elsewhere if self._exits else None,
+            mask_bits=self._bits,
+            mask_flips=sum(self._flips.values()),
+            flips=dict(self._flips),
         )
 
 

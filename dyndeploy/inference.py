@@ -77,6 +77,7 @@ class Result:
         image: Path of the image; None for arrays.
         operators: As for :class:`Classification`.
         runtime: As for :class:`Classification`.
+        masks: Masks by name, of 0 and 1; empty where the network hands none out.
     """
 
     outputs: dict[str, Array]
@@ -86,6 +87,7 @@ class Result:
     image: str | None = None
     operators: str | None = None
     runtime: dict[str, str] = field(default_factory=dict)
+    masks: dict[str, Array] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; of every output its shape, type and range."""
@@ -155,9 +157,11 @@ def run_inputs(
     with opened_bundle(bundle, runtime=runtime, threads=threads, thresholds=thresholds, native=native) as network:
         for feeds in inputs:
             outputs, number, ms = network.run(feeds)
-            rates = {mask.name: float(outputs.pop(mask.name).mean()) for mask in masks if mask.name in outputs}
+            taken = {mask.name: outputs.pop(mask.name) for mask in masks if mask.name in outputs}
             choice = network.choice.to_json()
-            results.append(Result(outputs, ms, number, rates, operators=network.code, runtime=choice))
+            results.append(
+                Result(outputs, ms, number, _rates(taken), operators=network.code, runtime=choice, masks=taken)
+            )
     return results
 
 
@@ -411,8 +415,13 @@ class OpenBundle:
             own = {
                 key: value[row : row + 1] if value.shape[:1] == (batch,) else value for key, value in outputs.items()
             }
-            rates = {mask.name: float(own.pop(mask.name).mean()) for mask in manifest.masks if mask.name in own}
-            yield Result(own, ms / len(names), number, rates, name, self.code, self.choice.to_json())
+            masks = {mask.name: own.pop(mask.name) for mask in manifest.masks if mask.name in own}
+            choice = self.choice.to_json()
+            yield Result(own, ms / len(names), number, _rates(masks), name, self.code, choice, masks)
+
+
+def _rates(masks: Mapping[str, Array]) -> dict[str, float]:
+    return {name: float(mask.mean()) for name, mask in masks.items()}
 
 
 @contextmanager

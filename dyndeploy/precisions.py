@@ -42,6 +42,8 @@ class Precision:
         tolerance: How far results may be off; None where nothing in this release computes in it.
         cpu: Name of the precision that dynamic bottlenecks compute in on a CPU when this one is asked for; None where
             a CPU cannot run it.
+        in_graph: Whether a bundle's graph itself is written in it, so that function bodies compute in it as well;
+            else the graph is in FP32, and the precision is the choice of what runs it.
         engine: What a TensorRT engine computes in which type, one clause; empty where there is no plan.
         no_engine: Why there is no plan for an engine, as one or two sentences; empty where there is one.
     """
@@ -50,6 +52,7 @@ class Precision:
     element_bytes: int
     tolerance: Tolerance | None
     cpu: str | None
+    in_graph: bool = False
     engine: str = ""
     no_engine: str = ""
 
@@ -83,10 +86,10 @@ _ALL = (
     Precision(
         "int8",
         1,
-        None,
-        cpu=None,
-        no_engine="There is no INT8 plan for TensorRT: it needs a graph with calibrated Q/DQ nodes, which this release "
-        "cannot write. Use fp16 or fp32.",
+        Tolerance(1.5e-1, 5e-2, 1e-2),
+        cpu="int8",
+        in_graph=True,
+        no_engine="There is no INT8 plan for TensorRT: this release has no integer kernels for GPUs. Use fp16 or fp32.",
     ),
 )
 

@@ -15,7 +15,7 @@ from dyndeploy.confidences import CONFIDENCES
 from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.fields import Document, Field
 from dyndeploy.ops.gates import GATE_KINDS
-from dyndeploy.precisions import cpu_precision
+from dyndeploy.precisions import cpu_precision, precision_of
 
 SCHEMA_VERSION = 1
 SEAL = "manifest_sha256"
@@ -192,6 +192,35 @@ class ExitsInfo:
 
 
 @dataclass(frozen=True)
+class QuantizationInfo:
+    """How a graph in INT8 was made, and what of it is exact.
+
+    Attributes:
+        weight_bits: 7 or 8: weights are whole numbers up to 64 or 127 in magnitude.
+        per_channel: Whether weights of standard convolutions have one scale per output channel; those of dynamic
+            operators always have.
+        method: How the scales of activations were found, e.g. ``"mse"``.
+        images: Images that they were found on.
+        data: Where those come from, in words.
+        table_sha256: Checksum of the calibration table: of its canonical JSON, so that layout does not count.
+        fp32_blocks: Blocks that the table leaves in FP32.
+        within_step: Nodes that the runtime computes in integers of its own: another runtime, or another processor, may
+            round a result the other way, by one step of its scale. Everything else in integers is exact to the bit.
+        exact: Where that holds, in words.
+    """
+
+    weight_bits: int
+    per_channel: bool
+    method: str
+    images: int
+    data: str
+    table_sha256: str
+    fp32_blocks: tuple[str, ...]
+    within_step: tuple[str, ...]
+    exact: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Content of ``bundle.json``.
 
@@ -203,7 +232,7 @@ class Manifest:
         batch: Static batch size N.
         input_size: (H, W) in pixels; None where the inputs are no images.
         precision: ``"fp32"``; ``"bf16"``: the dynamic bottlenecks compute in it on a CPU; ``"fp16"``: the plan of the
-            engine. The graph itself is in FP32 in each case.
+            engine. The graph itself is in FP32 in each case. ``"int8"``: the graph computes in it.
         inputs: Graph inputs.
         outputs: Graph outputs without the masks.
         masks: Mask tensors in order of execution.
@@ -217,6 +246,7 @@ class Manifest:
         tools: Versions of the tools that wrote the bundle.
         notes: What export had to change or leave out, in words; empty when nothing.
         exits: Of a network that exits early, else None.
+        quantization: Of a graph in INT8, else None.
     """
 
     network: NetworkInfo
@@ -238,6 +268,7 @@ class Manifest:
     tools: dict[str, str]
     notes: tuple[str, ...] = ()
     exits: ExitsInfo | None = None
+    quantization: QuantizationInfo | None = None
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
@@ -249,6 +280,11 @@ class Manifest:
     def cpu_precision(self) -> str:
         """What the dynamic bottlenecks compute in on a CPU; raises ``UsageError`` where a CPU cannot."""
         return cpu_precision(self.precision)
+
+    @property
+    def graph_precision(self) -> str:
+        """What the graph is written in: what function bodies, and ONNX Runtime's own operators, compute in."""
+        return self.precision if precision_of(self.precision).in_graph else "fp32"
 
     def images(self) -> tuple[PreprocessingInfo, tuple[int, int]]:
         """How images become the input, and its (H, W); raises ``UsageError`` where the inputs are no images."""
@@ -263,8 +299,10 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         value = dataclasses.asdict(self)
+        if self.quantization is None:
+            # Bundles read as they did before there was such a thing; so below.
+            del value["quantization"]
         if self.exits is None:
-            # Bundles of networks without exits read as they did before there were any.
             del value["exits"]
             return value
         for info in value["exits"]["thresholds"].values():
@@ -309,6 +347,10 @@ class Manifest:
             tools=root["tools"].mapping(Field.text),
             notes=root["notes"].sequence(Field.text),
             exits=root.get("exits").optional(_exits),
+            quantization=root.get("quantization").optional(_quantization),
+        )
+        root["precision"].require(
+            (manifest.quantization is None) != (manifest.precision == "int8"), "int8 where there is quantization"
         )
         tensors = [tensor.name for tensor in (*manifest.inputs, *manifest.outputs)]
         _require_unique("inputs, outputs and masks", (*tensors, *(mask.name for mask in manifest.masks)))
@@ -411,6 +453,22 @@ def _exits(item: Field) -> ExitsInfo:
         disabled=item["disabled"].sequence(Field.count),
         dynamic_batch=item["dynamic_batch"].boolean(),
         confidence=item.get("confidence").optional(lambda name: name.one_of(*CONFIDENCES)) or "max_softmax",
+    )
+
+
+def _quantization(item: Field) -> QuantizationInfo:
+    bits = item["weight_bits"]
+    bits.require(type(bits.value) is int and bits.value in (7, 8), "7 or 8")
+    return QuantizationInfo(
+        weight_bits=bits.value,
+        per_channel=item["per_channel"].boolean(),
+        method=item["method"].text(),
+        images=item["images"].count(),
+        data=item["data"].text(),
+        table_sha256=item["table_sha256"].sha256(),
+        fp32_blocks=item["fp32_blocks"].sequence(Field.text),
+        within_step=item["within_step"].sequence(Field.text),
+        exact=item["exact"].text(),
     )
 
 

@@ -186,7 +186,11 @@ def _compare_exits(asked: _Asked) -> None:
     )
 
     measured = load_exit_profile(asked.source)
-    devices = [asked.predict_device] if asked.predict_device else known_devices(measured.threads)
+    devices = (
+        [asked.predict_device]
+        if asked.predict_device
+        else known_devices(measured.threads, measured.bundle.get("precision"))
+    )
     comparisons = [compare_exit_profile(measured, predict_exit_profile(measured, name)) for name in devices]
     device = getattr(measured, "device", "cpu")
     lacking = unpredicted_note(device, measured.threads, [entry.predicted_device for entry in comparisons])
@@ -264,7 +268,11 @@ def _compare_skipping(asked: _Asked) -> None:
     from dyndeploy.reporting import compare_profile, predict_profile, unpredicted_note, write_report
 
     measured = load_profile(asked.source)
-    devices = [asked.predict_device] if asked.predict_device else known_devices(measured.threads)
+    devices = (
+        [asked.predict_device]
+        if asked.predict_device
+        else known_devices(measured.threads, measured.bundle.get("precision"))
+    )
     sweeps = [predict_profile(measured, name) for name in devices]
     lacking = unpredicted_note(measured.device, measured.threads, [sweep.device for sweep in sweeps])
     asked.require_prediction(measured.device, lacking)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +12,7 @@ from dyndeploy.cli._options import AsJson, BundleFolder, LabelledData, Limit, Na
 from dyndeploy.cli._progress import progress_bar
 
 if TYPE_CHECKING:
-    from dyndeploy.evaluation import BundleEvaluation
+    from dyndeploy.evaluation import BundleComparison, BundleEvaluation
     from dyndeploy.inference import Failure
 
 
@@ -23,6 +24,14 @@ def evaluate(
     runtime: Runtime = "auto",
     threads: Threads = 1,
     native: Native = "auto",
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Another bundle for the same images, e.g. the network in another precision: classes and mask bits "
+            "that differ are counted.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the accuracy of a bundle as it is deployed, with the exits taken and the masks' rates.
@@ -40,6 +49,7 @@ def evaluate(
             runtime=runtime,
             threads=threads,
             native=native,
+            against=against,
             progress=progress,
             on_failure=_say,
         )
@@ -81,9 +91,34 @@ def _print(result: BundleEvaluation) -> None:
         )
     if result.rates:
         print_table(("mask", "mean rate"), [(name, f"{rate:.3f}") for name, rate in result.rates.items()])
+    if result.against is not None:
+        _print_against(result, result.against)
     code = "" if result.operators is None else f"; dynamic operators: {result.operators}"
     typer.echo(f"{result.runtime}, {result.threads} thread(s), {result.precision}{code}. {result.runtime_why}.")
     if result.operators == FALLBACK_BODIES:
         typer.echo(f"Note: {BODIES_NOTE}")
     for note in result.notes:
         typer.echo(f"Note: {note}")
+
+
+def _print_against(result: BundleEvaluation, other: BundleComparison) -> None:
+    """Both bundles side by side, and what differs."""
+    print_table(
+        ("", "top-1", "top-5", "ms per image", "precision"),
+        [
+            ("this bundle", f"{result.top1:.2%}", f"{result.top5:.2%}", f"{result.ms:.3f}", result.precision),
+            (printable(other.bundle), f"{other.top1:.2%}", f"{other.top5:.2%}", f"{other.ms:.3f}", other.precision),
+        ],
+    )
+    lines = [
+        f"{other.changed} of {result.images} images change class: {other.only_first_right} are right in this bundle "
+        f"only, {other.only_other_right} in the other only, {other.both_right} in both, {other.none_right} in none."
+    ]
+    if other.mask_bits:
+        share = other.mask_flips / other.mask_bits
+        worst = max(other.flips, key=lambda name: other.flips[name])
+        most = f", most of them in {worst} ({other.flips[worst]})" if other.mask_flips else ""
+        lines.append(f"{other.mask_flips} of {other.mask_bits} mask bits differ ({share:.3%}){most}.")
+    if other.exits_changed is not None:
+        lines.append(f"{other.exits_changed} of {result.images} images leave at another exit.")
+    typer.echo(printable("\n".join(lines)))

@@ -60,8 +60,16 @@ def export(
         str | None, option("--input-size", metavar="HxW", detail="(default: the training's, else the network's)")
     ] = None,
     precision: Annotated[
-        str, option("--precision", detail="fp16 is for boards, bf16 for a CPU with AVX-512 BF16.")
+        str,
+        option(
+            "--precision",
+            detail="fp16 is for boards, bf16 for a CPU with AVX-512 BF16, int8 for a CPU.",
+        ),
     ] = "fp32",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Calibration table of 'dyndeploy quantize', for --precision int8."),
+    ] = None,
     static: Annotated[bool, option("--static", detail="Of a network with exits: without them.")] = False,
     exits: Annotated[
         str | None, typer.Option(help="Exits to keep, the last included, e.g. 1,2,4. (default: all)")
@@ -148,6 +156,7 @@ def export(
         batch=batch,
         input_size=sizes,
         precision=precision,
+        calibration=calibration,
         static=static,
         exits=kept,
         graph=graph,

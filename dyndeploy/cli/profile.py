@@ -246,14 +246,16 @@ def _predicted(result: Profile | ExitProfile) -> list[str]:
     """The device model that a profile can be compared with in full: that of the board that was measured."""
     from dyndeploy.prediction import known_devices
 
-    return [name for name in known_devices(result.threads) if name == result.device]
+    known = known_devices(result.threads, result.bundle.get("precision"))
+    return [name for name in known if name == result.device]
 
 
 def _page(result: Profile) -> str:
     from dyndeploy.prediction import known_devices
     from dyndeploy.reporting import predict_profile, render_report
 
-    sweeps = [predict_profile(result, name) for name in _predicted(result) or known_devices(result.threads)]
+    devices = _predicted(result) or known_devices(result.threads, result.bundle.get("precision"))
+    sweeps = [predict_profile(result, name) for name in devices]
     return render_report(result, sweeps)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import os
 import platform
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from dyndeploy.bundle import (
     NetworkInfo,
     OperatorInfo,
     PreprocessingInfo,
+    QuantizationInfo,
     ReferenceInfo,
     TensorInfo,
     write_manifest,
@@ -52,6 +55,7 @@ from dyndeploy.graphs.stages import branched_model, whole_model
 from dyndeploy.graphs.tensorrt import PrecisionPlan, required_creators, tensorrt_model
 from dyndeploy.nets import Preprocessing
 from dyndeploy.ops import OPERATORS
+from dyndeploy.quantization import FP32, CalibrationTable, quantize_model, quantize_twin, runtime_integers
 from dyndeploy.runtimes.tensorrt_bundle import write_engine_plans
 from dyndeploy.targets import Target, load_target
 
@@ -75,7 +79,8 @@ class ExportSettings:
         batch: Static batch size.
         input_size: (H, W), or None for the network's default.
         precision: What the dynamic bottlenecks compute in when the bundle runs (CPU), or the precision plan of the
-            engine (boards). The graph stays FP32, so that it can be verified anywhere.
+            engine (boards). The graph stays FP32, so that it can be verified anywhere; of ``int8`` it computes in INT8.
+        calibration: Calibration table of an ``int8`` export, or its path: scales, and which blocks stay in FP32.
         static: Also write the static twin; of a network that exits early, the whole network without exits.
         exits: Exits to keep, ascending, the last one included; None for all. Early exits only.
         graph: ``"stages"``, or ``"if"``: also write the stages as one graph with nested ``If``. Early exits only.
@@ -92,6 +97,7 @@ class ExportSettings:
     batch: int = 1
     input_size: tuple[int, int] | None = None
     precision: str = "fp32"
+    calibration: CalibrationTable | str | os.PathLike[str] | None = None
     static: bool = False
     exits: tuple[int, ...] | None = None
     graph: str = "stages"
@@ -106,6 +112,10 @@ class ExportSettings:
         """Refuse what no network can be exported with; raises ``UsageError``."""
         target = load_target(self.target)
         target.require_precision(self.precision)
+        if self.precision == "int8" and self.calibration is None:
+            raise UsageError("An export in int8 needs a calibration table: make one with 'dyndeploy quantize'.")
+        if self.precision != "int8" and self.calibration is not None:
+            raise UsageError(f"A calibration table is for int8, not for {self.precision}: leave one of the two out.")
         if self.token_capacity is not None:
             capacity_of(self.token_capacity, 1)
         if self.graph not in GRAPHS:
@@ -169,13 +179,14 @@ def export_model(
         example_inputs=example_inputs,
         preprocessing=preprocessing,
     )
+    table = _calibration(settings)
     write = _write_stages if isinstance(subject.network, StagedNetwork) else _write_graph
     _require_fitting(subject, settings)
     # The output path is claimed first, so that an impossible one costs no export time.
     with files.atomic_directory(output, replace_if=MANIFEST) as folder:
         progress("reading reference inputs")
         inputs, source = _reference_inputs(settings, subject)
-        content = write(_Export(folder, settings, target, subject, inputs, progress))
+        content = write(_Export(folder, settings, target, subject, inputs, table, progress))
         if target.runtime == "tensorrt":
             progress("preparing the graphs for TensorRT")
             names = [MODEL] if content.exits is None else [stage.file for stage in content.exits.stages]
@@ -206,6 +217,7 @@ def export_model(
             },
             notes=(*content.notes, *_subject_notes(subject), *_weights_notes(settings), *settings.notes),
             exits=content.exits,
+            quantization=content.quantization,
         )
         if target.runtime == "tensorrt":
             write_device_folder(folder, manifest)
@@ -231,6 +243,7 @@ class _Export:
     target: Target
     subject: Subject
     inputs: dict[str, torch.Tensor]
+    table: CalibrationTable | None
     progress: Progress
 
 
@@ -250,6 +263,7 @@ class _Content:
     flops_ratio: float = 1.0
     exits: ExitsInfo | None = None
     network_spec: dict[str, Any] = field(default_factory=dict)
+    quantization: QuantizationInfo | None = None
 
 
 def _write_graph(export: _Export) -> _Content:
@@ -265,10 +279,14 @@ def _write_graph(export: _Export) -> _Content:
     )
     notes = (*_apply_plan((built.model,), settings.precision), *_dense_notes(settings.dense), *built.notes)
     notes += _plugin_notes((built.model,), export.target)
-    _save(built.model, folder / MODEL)
+    (written,) = _quantised(export, [built.model], built.masks)
+    _save(written, folder / MODEL)
     if settings.static:
         export.progress("capturing the static twin")
-        _save(build(subject.network, subject.inputs, export.target, static=True).model, folder / STATIC)
+        twin = build(subject.network, subject.inputs, export.target, static=True).model
+        if export.table is not None:
+            twin = quantize_twin(twin, built.model, built.masks, export.table, _batches(export))
+        _save(twin, folder / STATIC)
     export.progress("computing reference tensors")
     reference = compute_reference(_with_dense(subject.network, settings.dense), export.inputs)
     np.savez(folder / REFERENCE, **reference.tensors)  # type: ignore[arg-type]
@@ -284,10 +302,11 @@ def _write_graph(export: _Export) -> _Content:
         static_macs=dense_macs(subject.network, subject.examples).total // settings.batch,
         notes=notes,
         masks=built.masks,
-        operators=_operators([built.model]),
+        operators=_operators([written]),
         rates=reference.rates,
         flops_ratio=_flops_ratio(built, reference, settings.batch),
         network_spec=(describe(subject.input_size) if callable(describe) and subject.input_size else None) or {},
+        quantization=_quantization_info(export, [built.model], [written]),
     )
 
 
@@ -303,16 +322,22 @@ def _write_stages(export: _Export) -> _Content:
     models = [stage.model for stage in stages]
     notes = (*_apply_plan(models, settings.precision), *_dense_notes(settings.dense))
     notes += tuple(dict.fromkeys(note for stage in stages for note in stage.notes)) + _plugin_notes(models, target)
-    for stage in stages:
-        _save(stage.model, folder / stage.file)
+    written = _quantised(export, models, [mask for stage in stages for mask in stage.masks])
+    for stage, model in zip(stages, written, strict=True):
+        _save(model, folder / stage.file)
     if settings.static:
-        twins = models
+        twins = written
         if any(stage.masks for stage in stages):
             built = build_stages(network, target, settings.exits, batch, subject.input_size, static=True)
             twins = [stage.model for stage in built]
+            if export.table is not None:
+                raise UsageError(
+                    f"{subject.name} exits early and has dynamic blocks: there is no INT8 form of it without exits in "
+                    "this release. Leave --static out."
+                )
         _save(whole_model(twins), folder / STATIC)
     if settings.graph == "if":
-        _save(branched_model(models, [stage.exit for stage in stages]), folder / BRANCHED)
+        _save(branched_model(written, [stage.exit for stage in stages]), folder / BRANCHED)
     export.progress("computing reference tensors")
     reference = compute_reference(_with_dense(network, settings.dense), export.inputs)
     np.savez(folder / REFERENCE, **exit_tensors(reference.tensors, network.exits))
@@ -330,8 +355,9 @@ def _write_stages(export: _Export) -> _Content:
             for index, stage in enumerate(stages)
             for mask in stage.masks
         ),
-        operators=_operators(models),
+        operators=_operators(written),
         rates=reference.rates,
+        quantization=_quantization_info(export, models, written),
         exits=ExitsInfo(
             stages=infos,
             thresholds={},
@@ -340,6 +366,56 @@ def _write_stages(export: _Export) -> _Content:
             confidence=confidence_of(network),
         ),
     )
+
+
+def _calibration(settings: ExportSettings) -> CalibrationTable | None:
+    given = settings.calibration
+    return given if given is None or isinstance(given, CalibrationTable) else CalibrationTable.load(given)
+
+
+def _quantised(
+    export: _Export, models: Sequence[onnx.ModelProto], masks: Sequence[MaskInfo]
+) -> Sequence[onnx.ModelProto]:
+    """The graphs in INT8 where there is a calibration table; raises ``UsageError`` if it belongs to another network."""
+    table, subject = export.table, export.subject
+    if table is None:
+        return models
+    export.progress("quantising")
+    facts = subject.facts
+    mode = facts.mode or (EARLY_EXIT if isinstance(subject.network, StagedNetwork) else _mode(masks))
+    network = NetworkInfo(subject.name, mode, facts.granularity, facts.channel_granularity, None, {}, None, None)
+    table.check(models, network)
+    return [quantize_model(model, table) for model in models]
+
+
+def _quantization_info(
+    export: _Export, models: Sequence[onnx.ModelProto], written: Sequence[onnx.ModelProto]
+) -> QuantizationInfo | None:
+    table = export.table
+    if table is None:
+        return None
+    text = json.dumps(table.to_json(), sort_keys=True, separators=(",", ":"))
+    blocks = dict.fromkeys(group_of(node.name) for model in models for node in all_nodes(model.graph))
+    everywhere = "on every CPU, by the operator library and by function bodies"
+    return QuantizationInfo(
+        weight_bits=table.weight_bits,
+        per_channel=table.per_channel,
+        method=table.method,
+        images=table.images,
+        data=table.data,
+        table_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        fp32_blocks=tuple(block for block in blocks if table.precision_of(block) == FP32),
+        within_step=tuple(name for model in written for name in runtime_integers(model)),
+        exact="dynamic operators: to the bit "
+        + (everywhere if table.weight_bits == 7 else "by the operator library; function bodies may saturate on AVX2"),
+    )
+
+
+def _batches(export: _Export) -> Iterator[dict[str, Any]]:
+    """The reference inputs in batches."""
+    size = export.settings.batch
+    for start in range(0, len(next(iter(export.inputs.values()))), size):
+        yield {name: value[start : start + size].numpy() for name, value in export.inputs.items()}
 
 
 def exit_tensors(tensors: dict[str, Any], exits: int) -> dict[str, Any]:

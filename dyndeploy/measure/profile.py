@@ -16,6 +16,7 @@ from dyndeploy.fields import Document, Field
 from dyndeploy.finite import first_not_finite
 from dyndeploy.measure.energy import Energy
 from dyndeploy.measure.samples import Samples
+from dyndeploy.precisions import PRECISIONS
 from dyndeploy.runtimes.base import ENGINE_RUNTIMES
 from dyndeploy.runtimes.native import bodies_note, operator_code
 
@@ -255,7 +256,10 @@ class Profile:
         An engine's plan holds for the twin as well; on a CPU the twin is in FP32 whatever the bottlenecks compute in.
         """
         precision = self.bundle.get("precision", "fp32")
-        return None if precision == "fp32" or self.runtime.get("name") in ENGINE_RUNTIMES else str(precision)
+        equal = self.runtime.get("name") in ENGINE_RUNTIMES
+        # A graph in INT8 has a twin in INT8.
+        equal |= precision in PRECISIONS and PRECISIONS[str(precision)].in_graph
+        return None if precision == "fp32" or equal else str(precision)
 
     @property
     def operator_code(self) -> str | None:

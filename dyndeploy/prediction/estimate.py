@@ -121,9 +121,24 @@ def load_device_model(
     raise UsageError(f"The calibration of {device.name} is for fp32 (int8 is modelled from it): predict one of these.")
 
 
-def known_devices(threads: int = 1) -> list[str]:
-    """Names of all devices of which a latency can be predicted: all, but this machine only where it is calibrated."""
-    return [name for name in device_names() if not load_device(name).is_local or _calibrated(name, threads)]
+def known_devices(threads: int = 1, precision: object = "fp32") -> list[str]:
+    """Names of all devices of which a latency can be predicted: all, but this machine only where it is calibrated.
+
+    Args:
+        threads: Of this machine.
+        precision: What a profile computed in: devices that do not compute in INT8, or of which no source says how fast
+            they do, are left out. Other precisions leave none out.
+    """
+    return [
+        name
+        for name in device_names()
+        if (_calibrated(name, threads) if load_device(name).is_local else precision != "int8" or _has_int8(name))
+    ]
+
+
+def _has_int8(name: str) -> bool:
+    hardware = load_device(name).hardware
+    return hardware.int8 is not False and bool(hardware.int8_tensor_tops or hardware.int8_tops)
 
 
 def _calibrated(device: str, threads: int) -> bool:

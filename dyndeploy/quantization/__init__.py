@@ -1,5 +1,11 @@
 """Quantisation: scales of activations from what a network really computes, and which blocks compute in 8 bits."""
 
+from dyndeploy.quantization.calibrate import MAX_SATURATION, MIN_IMAGES, calibrate
+from dyndeploy.quantization.graph import quantize_model, runtime_integers, standard_layers
+from dyndeploy.quantization.images import CalibrationImages
+from dyndeploy.quantization.observers import Observer
+from dyndeploy.quantization.points import Points, find_points
+from dyndeploy.quantization.scales import PERCENTILE, Found, find_scale
 from dyndeploy.quantization.table import (
     FP32,
     INT8,
@@ -12,16 +18,31 @@ from dyndeploy.quantization.table import (
     TensorScale,
     weights_sha256,
 )
+from dyndeploy.quantization.twin import quantize_twin
 
 __all__ = [
     "FP32",
     "INT8",
+    "MAX_SATURATION",
     "METHODS",
+    "MIN_IMAGES",
+    "PERCENTILE",
     "SCHEMA",
     "BlockSensitivity",
+    "CalibrationImages",
     "CalibrationTable",
+    "Found",
     "Histogram",
+    "Observer",
+    "Points",
     "Sensitivity",
     "TensorScale",
+    "calibrate",
+    "find_points",
+    "find_scale",
+    "quantize_model",
+    "quantize_twin",
+    "runtime_integers",
+    "standard_layers",
     "weights_sha256",
 ]

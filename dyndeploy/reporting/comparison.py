@@ -119,8 +119,9 @@ def _predicted(profile: Profile, estimator: Estimator) -> PredictedSweep:
 def _estimator(
     device: str, precision: object, batch: int, threads: int, installation: Installation | None
 ) -> Estimator:
-    """In the precision that was measured; what no device model knows (BF16), and this machine, are priced in FP32."""
-    known = str(precision) if precision in PRECISIONS and not load_device(device).is_local else "fp32"
+    """In the precision that was measured; BF16, which no device model knows, and on this machine FP16 as FP32."""
+    priced = precision in PRECISIONS and (precision == "int8" or not load_device(device).is_local)
+    known = str(precision) if priced else "fp32"
     return Estimator(device, precision=known, batch=batch, threads=threads, installation=installation)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import DyndeployError, UsageError, unknown_name
+from dyndeploy.precisions import PRECISIONS
 from dyndeploy.runtimes.base import (
     AUTO,
     ENGINE_RUNTIMES,
@@ -147,8 +148,11 @@ def _usable(runtime: str, bundle: Bundle, device: int) -> FoundGpu | None:
     gpu = find_gpu(device)
     if runtime == ONNXRUNTIME_CUDA:
         require_provider("cuda")
-        if bundle.manifest.precision == "bf16":
+        precision = bundle.manifest.precision
+        if precision == "bf16":
             raise UsageError("the bundle computes in bf16, and the function bodies that run on a GPU compute in fp32")
+        if PRECISIONS[precision].in_graph:
+            raise UsageError(f"the bundle computes in {precision}, and this release has integer kernels for CPUs only")
         return gpu
     if runtime == TENSORRT_RTX:
         require_capability(gpu.compute_capability)

@@ -17,7 +17,7 @@ import numpy as np
 
 from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError, unknown_name
-from dyndeploy.precisions import CPU_PRECISIONS
+from dyndeploy.precisions import CPU_PRECISIONS, PRECISIONS
 from dyndeploy.processors import usable_processors
 from dyndeploy.runtimes.base import ANY_SIZE, ONNXRUNTIME, ONNXRUNTIME_CUDA, Array, NativeUse, Session, SessionInfo
 from dyndeploy.runtimes.native import CPU_PROVIDER, ISA_VARIABLE, NativeLibrary, find_cpu_library, native_library
@@ -82,8 +82,9 @@ class OnnxRuntimeSession(Session):
         threads: Threads that compute one run, at most four per processor that this process may use.
         native: ``"auto"`` uses the operator library if one is found (:func:`find_cpu_library`), ``"off"`` runs the
             function bodies, anything else is the path of a library.
-        precision: What the dynamic bottlenecks compute in: ``"fp32"``, or ``"bf16"``, which takes an operator library
-            and a processor with BF16 instructions. Everything else in the model, the maskers too, stays in FP32.
+        precision: What the dynamic bottlenecks compute in: ``"fp32"``; ``"bf16"``, which takes an operator library and
+            a processor with BF16 instructions, while everything else in the model, the maskers too, stays in FP32; or
+            ``"int8"``: the model itself says what computes in it, with the library or without.
         profile: Record the time of every node; read it with :meth:`node_times`. Makes runs slower.
         shared: Compute with the threads and in the scratch memory that all such sessions of the process share; the
             first one that asks sizes the thread pool. Sessions that run in turn must share: each waits with spinning
@@ -130,7 +131,10 @@ class OnnxRuntimeSession(Session):
             raise unknown_name("precision", precision, CPU_PRECISIONS)
         # The operator library computes on the CPU: on a GPU the copies to it and back would cost more than it saves.
         library = _library("off" if native == "auto" and provider != "cpu" else native)
-        if precision != "fp32" and library is None:
+        in_graph = PRECISIONS[precision].in_graph
+        # What the library computes the operators in that leave the choice to it.
+        chosen = "fp32" if in_graph else precision
+        if chosen != "fp32" and library is None:
             state = "switched off" if native == "off" else "not built"
             raise UsageError(
                 f"{precision} needs the operator library, which is {state}: function bodies compute in fp32. Run with "
@@ -166,7 +170,7 @@ class OnnxRuntimeSession(Session):
             options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         # No API tells an operator library how many threads it may cut its work for; it reads this when registered.
         options.add_session_config_entry("dyndeploy.threads", str(threads))
-        options.add_session_config_entry("dyndeploy.precision", precision)
+        options.add_session_config_entry("dyndeploy.precision", chosen)
         self._profile_folder: Path | None = None
         self._recorded: list[dict[_NodeKey, float]] | None = None
         if library is not None:
@@ -183,7 +187,7 @@ class OnnxRuntimeSession(Session):
                     f"ONNX Runtime {onnxruntime.__version__} cannot load the operator library {library.path}: {error} "
                     "Build it again, or run with native='off'."
                 ) from error
-            if precision != "fp32" and precision not in (known := library.precisions()):
+            if chosen != "fp32" and chosen not in (known := library.precisions()):
                 raise UsageError(
                     f"The operator library {library.path} computes in {', '.join(known)} only and would ignore "
                     f"{precision}. Build it again from this version of dyndeploy, or export with --precision fp32."

@@ -312,7 +312,7 @@ class StagedSession:
     def _run_stage(self, index: int, tensors: Mapping[str, Array], *, finite: bool = True) -> dict[str, Array]:
         inputs = self._stages[index].inputs
         count = len(tensors[inputs[0].name])
-        feeds = {info.name: _filled(tensors[info.name], self._batch) for info in inputs}
+        feeds = {info.name: filled(tensors[info.name], self._batch) for info in inputs}
         results = self._sessions[index].run(feeds, finite=False)
         if finite:
             self._require_finite(index, results)
@@ -342,7 +342,7 @@ class StagedSession:
         return self.thresholds
 
 
-def _filled(value: Array, batch: int | None) -> Array:
+def filled(value: Array, batch: int | None) -> Array:
     """The rows of ``value``, the last one repeated up to a static batch size."""
     if batch is None or len(value) == batch:
         return value
@@ -359,8 +359,8 @@ def stage_precision(bundle: Bundle, runtime: str, precision: str | None = None) 
     Args:
         bundle: A staged bundle.
         runtime: One of :data:`~dyndeploy.runtimes.base.RUNTIMES`.
-        precision: What was asked for; None for the bundle's. ONNX Runtime computes in FP32 whatever the bundle's
-            engines compute in.
+        precision: What was asked for; None for the bundle's. ONNX Runtime computes in what the graphs are written in
+            (FP32, or INT8), whatever the bundle's engines compute in.
 
     Raises:
         UsageError: The runtime is unknown, or does not compute in the precision that was asked for.
@@ -369,12 +369,13 @@ def stage_precision(bundle: Bundle, runtime: str, precision: str | None = None) 
         raise unknown_name("runtime", runtime, RUNTIMES)
     if runtime in ENGINE_RUNTIMES:
         return precision or bundle.manifest.precision
-    if precision not in (None, "fp32"):
+    computed = bundle.manifest.graph_precision
+    if precision not in (None, computed):
         raise UsageError(
-            f"ONNX Runtime computes the stages in fp32, not in {precision}: confidences are rounded otherwise there, "
-            "and thresholds of one precision do not hold for another. Use --runtime tensorrt on the device."
+            f"ONNX Runtime computes the stages in {computed}, not in {precision}: confidences are rounded otherwise "
+            "there, and thresholds of one precision do not hold for another. Use --runtime tensorrt on the device."
         )
-    return "fp32"
+    return computed
 
 
 def chosen_thresholds(bundle: Bundle, thresholds: Sequence[float] | None, precision: str) -> tuple[float, ...] | None:
@@ -438,6 +439,7 @@ def open_staged(
         if runtime not in ENGINE_RUNTIMES:
             native = native if bundle.manifest.operators else "off"
             options: dict[str, Any] = {"threads": threads, "native": native, "provider": PROVIDER_OF[runtime]}
+            options["precision"] = precision
             for path in bundle.stages:
                 session = stack.enter_context(OnnxRuntimeSession(path, **options, shared=True))
                 note = session.pool_note and f"Every stage has threads of its own: {session.pool_note}."

@@ -15,6 +15,7 @@ from dyndeploy.precisions import tolerance_of
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.verification.exits import verify_stages
 from dyndeploy.verification.graphs import check_files, check_graph, check_manifest, check_operators
+from dyndeploy.verification.integers import check_integers, mask_flips_line
 from dyndeploy.verification.mask_flips import measure_mask_flips
 from dyndeploy.verification.masks import compare_masks
 from dyndeploy.verification.report import Check, VerificationReport
@@ -44,8 +45,9 @@ def verify_bundle(
     the exits that images take, alone and in a batch, with those that PyTorch's confidences ask for under the bundle's
     thresholds and under probe thresholds between the confidences.
 
-    The reference is PyTorch's in FP32 whatever the bundle's precision: what is lost to BF16 counts as error, which
-    :data:`dyndeploy.precisions.PRECISIONS` limits.
+    The reference is PyTorch's in FP32 whatever the bundle's precision: what is lost to BF16 or INT8 counts as error,
+    which :data:`dyndeploy.precisions.PRECISIONS` limits. A graph in INT8 is also held to its integer references: its
+    dynamic operators to the bit, what the runtime computes in integers of its own to a step.
 
     Args:
         bundle: The bundle or its folder.
@@ -98,11 +100,15 @@ def verify_bundle(
             lambda chunk: forced_feeds({mask.name: np.ones_like(chunk[mask.name]) for mask in masks}, masks),
         )
         description = session.info.native.description
+    if bundle.manifest.quantization is not None:
+        checks += check_integers(bundle, [model], reference, threads=threads, native=native)
     with OnnxRuntimeSession(bundle.model, threads=threads, native=native, precision=precision) as session:
         free = run_reference(session, bundle, reference)
 
     bits = compare_masks(masks, equal, reference, tolerance)
     checks.append(bits.check(tolerance))
+    if bundle.manifest.quantization is not None and masks:
+        checks.append(mask_flips_line(bits, bundle.manifest.reference.images))
     names = [info.name for info in bundle.manifest.outputs]
     outputs = deviations(names, equal, reference)
     checks += [error.check(f"{error.output} under equal masks", tolerance.output) for error in outputs]
@@ -123,7 +129,8 @@ def verify_bundle(
     if twin is not None:
         with OnnxRuntimeSession(twin, threads=threads, native=native) as session:
             static = run_reference(session, bundle, reference)
-        # The twin is in FP32; compared with BF16 operators it shows their error.
+        # The twin is in FP32, or in INT8 with roundings of its own; compared with operators in BF16 or INT8 it shows
+        # their error.
         checks += [
             error.check(f"static twin: {error.output}", tolerance.output)
             for error in deviations(names, static, everything)

@@ -18,6 +18,7 @@ from dyndeploy.precisions import tolerance_of
 from dyndeploy.runtimes import OnnxRuntimeSession, open_staged
 from dyndeploy.runtimes.staged import first_reached
 from dyndeploy.verification.graphs import check_graph, check_operators, check_stage
+from dyndeploy.verification.integers import check_integers, mask_flips_line
 from dyndeploy.verification.masks import MaskBits, compare_masks
 from dyndeploy.verification.report import Check, VerificationReport
 from dyndeploy.verification.tensors import Tensors, batches, check_reference, deviation, deviations, require_shapes
@@ -46,14 +47,20 @@ def verify_stages(bundle: Bundle, checks: list[Check], threads: int) -> Verifica
     if not checks[-1].passed:
         return VerificationReport(str(bundle.path), tuple(checks))
     images, logits = _reference_exits(bundle)
-    tolerance = tolerance_of("fp32").output
+    precision = bundle.manifest.graph_precision
+    tolerance = tolerance_of(precision).output
     bits = MaskBits(0, 0, 0)
+    if bundle.manifest.quantization is not None:
+        checks += check_integers(bundle, models, bundle.reference(), threads=threads, native="auto")
     if masks:
         bits = _check_masks(bundle, checks, threads)
+        if bundle.manifest.quantization is not None:
+            checks.append(mask_flips_line(bits, bundle.manifest.reference.images))
     with open_staged(bundle, threads=threads) as session:
+        own = session.run_all(images, finite=False)
         outputs = tuple(
             deviation(exit_logits(stage.exit), got, expected)
-            for stage, got, expected in zip(stages, session.run_all(images, finite=False), logits, strict=True)
+            for stage, got, expected in zip(stages, own, logits, strict=True)
         )
         native = session.info.native.description
     broken = [error for error in outputs if not math.isfinite(error.relative_error)]
@@ -61,6 +68,10 @@ def verify_stages(bundle: Bundle, checks: list[Check], threads: int) -> Verifica
         # No confidence follows from them.
         checks += [error.check(f"{error.output} as deployed", tolerance) for error in broken]
         return VerificationReport(str(bundle.path), tuple(checks), outputs, bits.bits, bits.flipped, bits.tied, native)
+    if bundle.manifest.quantization is not None:
+        # Confidences are off by what INT8 costs: the stages are held to their own, and the difference is shown.
+        checks += _exits_that_differ(bundle, own, logits)
+        logits = list(own)
     # A tie may fall the other way and change later masks: only without ties must the free run agree as well.
     if not bits.tied:
         checks += [error.check(f"exit {s.exit}: logits", tolerance) for s, error in zip(stages, outputs, strict=True)]
@@ -82,7 +93,7 @@ def verify_stages(bundle: Bundle, checks: list[Check], threads: int) -> Verifica
 
 def _check_masks(bundle: Bundle, checks: list[Check], threads: int) -> MaskBits:
     """Masks bit by bit and logits under forced masks, as of a network that is one graph."""
-    reference, tolerance = _with_masks(bundle), tolerance_of("fp32")
+    reference, tolerance = _with_masks(bundle), tolerance_of(bundle.manifest.graph_precision)
     masks = bundle.manifest.masks
     names = [exit_logits(stage.exit) for stage in bundle.exits.stages]
     equal = _run_forced(bundle, lambda name: reference[name], threads)
@@ -99,6 +110,22 @@ def _check_masks(bundle: Bundle, checks: list[Check], threads: int) -> MaskBits:
         got = _run_whole(bundle, next(iter(bundle.reference_inputs().values())), threads)
         checks.append(deviation(LOGITS, got, everything[names[-1]]).check("static twin: logits", tolerance.output))
     return bits
+
+
+def _exits_that_differ(
+    bundle: Bundle, own: Sequence[npt.NDArray[np.float32]], logits: Sequence[npt.NDArray[np.float32]]
+) -> list[Check]:
+    """How many images leave elsewhere than PyTorch's confidences in FP32 ask for; no failure."""
+    lines = []
+    for info in bundle.exits.thresholds.values():
+        measured, expected = (_expected_exits(bundle, values, info.values)[0] for values in (own, logits))
+        differ = int((measured != expected).sum())
+        lines.append(
+            Check(
+                "exits in INT8", True, f"{differ} of {len(measured)} images leave elsewhere than in FP32, {info.source}"
+            )
+        )
+    return lines
 
 
 def _with_masks(bundle: Bundle) -> Tensors:
@@ -211,7 +238,7 @@ def _check_decisions(
             made, tied, wrong = made + len(same), tied + int((~same & close).sum()), wrong + int((~same & ~close).sum())
             if same.any():
                 worst = max(worst, deviation(LOGITS, got[same], rows[same]).relative_error)
-    passed = wrong == 0 and worst <= tolerance_of("fp32").output
+    passed = wrong == 0 and worst <= tolerance_of(bundle.manifest.graph_precision).output
     detail = f"{made} decisions: {wrong} differ, {tied} more within rounding of a threshold; logits within {worst:.3g}"
     return Check(title, passed, detail)
 
@@ -245,5 +272,5 @@ def _check_branches(
                     worst = max(worst, deviation(LOGITS, result[LOGITS], row).relative_error)
                 else:
                     wrong += int(not close[index])
-    passed = wrong == 0 and worst <= tolerance_of("fp32").output
+    passed = wrong == 0 and worst <= tolerance_of(bundle.manifest.graph_precision).output
     return Check("branches: exits", passed, f"{made} decisions: {wrong} differ; logits within {worst:.3g}")
