@@ -37,15 +37,13 @@ class Dynamic:
             INT8 on another instruction set or in bodies ``"int8-..."``.
         native: As for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
         isa: What ``DYNDEPLOY_CPU_ISA`` is while a session is opened; None leaves it.
-        precision: Of the bottlenecks.
-        quantised: Whether it runs the INT8 copy of the network.
+        precision: Of the bottlenecks; in :data:`INT8` it runs the INT8 copy of the network.
     """
 
     name: str
     native: str = "auto"
     isa: str | None = None
     precision: str = "fp32"
-    quantised: bool = False
 
     def open(
         self, model: str | os.PathLike[str] | onnx.ModelProto, threads: int, *, profile: bool = False
@@ -113,16 +111,16 @@ def dynamics(native: str, wanted: tuple[str, ...] | None) -> tuple[list[Dynamic]
     if library is None:
         left_out.append("the operator library: " + ("switched off" if native == "off" else "not built"))
     else:
-        found += [Dynamic(BEST, native), Dynamic(INT8, native, quantised=True)]
+        found += [Dynamic(BEST, native), Dynamic(INT8, native, precision=INT8)]
         if not os.environ.get(ISA_VARIABLE):
             others = [name for name in library.instruction_sets()[1:] if name != "generic"]  # That is for tests.
             found += [Dynamic(name, native, isa=name) for name in others]
-            found += [Dynamic(f"{INT8}-{name}", native, isa=name, quantised=True) for name in others]
+            found += [Dynamic(f"{INT8}-{name}", native, isa=name, precision=INT8) for name in others]
         if library.instruction_set(BF16) is not None:
             found.append(Dynamic(BF16, native, precision="bf16"))
         else:
             left_out.append(f"{BF16}: this processor or library has no BF16 instructions")
-    found += [Dynamic(BODIES, "off"), Dynamic(f"{INT8}-{BODIES}", "off", quantised=True)]
+    found += [Dynamic(BODIES, "off"), Dynamic(f"{INT8}-{BODIES}", "off", precision=INT8)]
     return [entry for entry in found if wanted is None or entry.name in wanted], left_out
 
 

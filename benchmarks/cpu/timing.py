@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from contestants import BEST, Dynamic, Static
+from contestants import BEST, INT8, Dynamic, Static
 from quantised import calibration_table, dynamic_int8, integer_convolutions, static_int8
 
 from dyndeploy.bundle import Bundle
@@ -79,7 +79,7 @@ def time_bundle(
         counter, dense = MacCounter(bundle.load_model()), MacCounter(bundle.load_static()).count().per_sample.mean()
         macs = [np.mean([counter.count(one).per_sample.mean() for one in item.masks]) for item in configurations]
         for contestant in dynamics:
-            model = copies.dynamic if contestant.quantised else bundle.load_model()
+            model = copies.dynamic if contestant.precision == INT8 else bundle.load_model()
             size_ratio = model.ByteSize() / bundle.load_model().ByteSize()
             forced = stack.enter_context(contestant.open(overlay_forced_masks(model, masks), threads))
             plain = None if data is None else stack.enter_context(contestant.open(model, threads))
