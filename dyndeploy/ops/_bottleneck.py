@@ -185,7 +185,7 @@ def bottleneck_specs(
             work=work,
             sizes=sizes,
             further_rates=further_rates,
-            kernels={}
+            kernels={"cpu": KernelSpec(precisions=("int8",))}
             if quantized
             else _kernels(
                 weights,

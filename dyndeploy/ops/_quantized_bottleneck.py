@@ -255,19 +255,19 @@ def _number(b: Body, value: Any) -> Value:
     return b.op("Constant", value=numpy_helper.from_array(np.asarray(value)))
 
 
-def _unit(b: Body, zero_point: int = 0) -> tuple[Value, Value]:
+def unit(b: Body, zero_point: int = 0) -> tuple[Value, Value]:
     """Scale 1 and a zero point: numbers that stand for themselves, shifted."""
     return _number(b, np.float32(1)), _number(b, np.uint8(zero_point))
 
 
 def bytes_of(b: Body, values: Value) -> Value:
     """Floats rounded, half to even, and saturated to uint8."""
-    return b.op("QuantizeLinear", values, *_unit(b))
+    return b.op("QuantizeLinear", values, *unit(b))
 
 
 def floats_of(b: Body, values: Value, zero_point: int = 0) -> Value:
     """uint8 as floats, less a zero point."""
-    return b.op("DequantizeLinear", values, *_unit(b, zero_point))
+    return b.op("DequantizeLinear", values, *unit(b, zero_point))
 
 
 def convolved(
@@ -286,7 +286,7 @@ def convolved(
     product in single precision, rounded half to even. ONNX Runtime takes transposed maps for what they are, and
     computes channels last.
     """
-    one, zero = _unit(b)
+    one, zero = unit(b)
     result = b.op(
         "QLinearConv",
         b.op("Transpose", maps, perm=[0, 3, 1, 2]),
@@ -295,7 +295,7 @@ def convolved(
         weight,
         inputs[f"m{name}"],
         _number(b, np.int8(0)),
-        *_unit(b, zero_point),
+        *unit(b, zero_point),
         inputs[f"b{name}"],
         **attributes,
     )
@@ -313,23 +313,54 @@ def pointwise(
 def wide(b: Body, maps: Value, inputs: Mapping[str, Value], name: str) -> Value:
     """``requantise`` of a 1x1 convolution with its 16 bits, channels last, as floats that hold integers."""
     sums = b.op("MatMulInteger", maps, b.op("Transpose", inputs[f"w{name}"], perm=[1, 0]))
-    # A scale along the last axis of what has four: the product of the sums, as floats, with the multipliers.
-    scaled = b.op("DequantizeLinear", sums + inputs[f"b{name}"], inputs[f"m{name}"], axis=3)
+    return rounded(b, sums + inputs[f"b{name}"], inputs[f"m{name}"])
+
+
+def scaled(b: Body, sums: Value, multiplier: Value) -> Value:
+    """The product of sums, as floats, with the multipliers of their last axis."""
+    return b.op("Cast", sums, to=TensorProto.FLOAT) * multiplier
+
+
+def rounded(b: Body, sums: Value, multiplier: Value) -> Value:
+    """``requantise`` of sums that have their bias."""
     ends = (_number(b, np.float32(end)) for end in (-(2**15), 2**15 - 1))
-    return b.op("Clip", b.op("Round", scaled), *ends)
+    return b.op("Clip", b.op("Round", scaled(b, sums, multiplier)), *ends)
 
 
 def added(b: Body, x: Value, hidden: Value, inputs: Mapping[str, Value]) -> Value:
     """``clamp(identity + requantise(w3 hidden), 0, 255)`` at the same pixels of ``x`` and ``hidden``, (., ., ., Co).
 
     Of what is added to a byte, that in [-255, 255] is all that matters: one byte for what is positive, one for what is
-    negative. Adding one after the other saturates no sum too early, for one of them is zero. ONNX Runtime adds bytes
-    four times as fast as floats, and writes a quarter. Behind a projection, 16 bits are added.
+    negative. Adding one after the other saturates no sum too early, for one of them is zero. Two such products are
+    faster than one of 32 bits that is scaled, rounded, added and saturated in passes of its own, as long as they are
+    short. Behind a projection, 16 bits are added.
     """
     if "wd" in inputs:
         return bytes_of(b, wide(b, x, inputs, "d") + wide(b, hidden, inputs, "3"))
-    positive = pointwise(b, hidden, inputs, "3")
-    negative = pointwise(b, hidden, inputs, "3", zero_point=integers.ACTIVATION_LIMIT)
+
+    def at_once(inner: Body) -> Value:
+        ends = (0, integers.ACTIVATION_LIMIT)
+        return added_bytes(inner, x, *(pointwise(inner, hidden, inputs, "3", zero_point=end) for end in ends))
+
+    def in_passes(inner: Body) -> Value:
+        sums = inner.op("MatMulInteger", hidden, inner.op("Transpose", inputs["w3"], perm=[1, 0])) + inputs["b3"]
+        return added_floats(inner, x, sums, inputs)
+
+    return b.branch(b.op("Less", b.dim(inputs["w1"], 0), _LONG_PRODUCT), at_once, in_passes)
+
+
+_LONG_PRODUCT = 256
+"""Hidden channels from which on it takes longer to compute the last 1x1 twice than to scale it in passes of its own:
+measured on a processor with VNNI; others, whose products are slower, gain from fewer channels on."""
+
+
+def added_floats(b: Body, x: Value, sums: Value, inputs: Mapping[str, Value]) -> Value:
+    """``clamp(x + requantise(sums), 0, 255)``; what would saturate at 16 bits does so here."""
+    return bytes_of(b, floats_of(b, x) + b.op("Round", scaled(b, sums, inputs["m3"])))
+
+
+def added_bytes(b: Body, x: Value, positive: Value, negative: Value) -> Value:
+    """``clamp(x + (positive + negative - 255), 0, 255)``, where one of the two adds nothing."""
     total = bytes_of(b, floats_of(b, x) + floats_of(b, positive))
     return bytes_of(b, floats_of(b, total) + floats_of(b, negative, integers.ACTIVATION_LIMIT))
 
@@ -403,9 +434,7 @@ def sparse_rows(
     maps = pointwise(b, as_row(b, rows, sizes.channels), inputs, "1")
     if select is not None:
         maps = select(b, "1", maps, active.needed // (sizes.height * sizes.width))
-    size = b.op("Concat", [1], b.unsqueeze(sizes.hidden, 0), axis=0)
-    zeros = b.op("Expand", _number(b, np.uint8(0)), size)
-    rows = b.op("Concat", zeros, b.reshape(maps, -1, sizes.hidden), axis=0)
+    rows = with_zero_row(b, b.reshape(maps, -1, sizes.hidden), sizes.hidden)
     taps = as_row(b, b.gather(rows, active.neighbours), sizes.hidden * 9)
     maps = convolved(b, taps, b.unsqueeze(w2_rows(b, inputs["w2"], sizes), 2, 3), inputs, "2")
     if select is not None:
@@ -413,6 +442,17 @@ def sparse_rows(
     source = strided(b, x, sizes) if "wd" in inputs else x
     source = b.op("GatherND", b.reshape(source, -1, sizes.channels), active.pixels)
     return b.reshape(added(b, as_row(b, source, sizes.channels), maps, inputs), -1, sizes.out_channels)
+
+
+def with_zero_row(b: Body, rows: Value, width: Value) -> Value:
+    """``[0; rows]`` of bytes."""
+    size = b.op("Concat", [1], b.unsqueeze(width, 0), axis=0)
+    return b.op("Concat", b.op("Expand", _number(b, np.uint8(0)), size), rows, axis=0)
+
+
+def skipped_constants(b: Body, inputs: Mapping[str, Value], name: str) -> Value:
+    """What skipped channels are behind a convolution: ``clamp(requantise(0), 0, 255)``, (M,)."""
+    return bytes_of(b, scaled(b, inputs[f"b{name}"], inputs[f"m{name}"]))
 
 
 def any_active(b: Body, mask: Value) -> Value:
@@ -454,11 +494,8 @@ def selection(b: Body, inputs: Mapping[str, Value], mask: Value, sizes: Sizes) -
     computed = b.op("Cast", bits, to=TensorProto.BOOL)
     rows = b.reshape(computed, -1, sizes.hidden)
 
-    def constants(inner: Body, name: str) -> Value:
-        return bytes_of(inner, inner.op("DequantizeLinear", inputs[f"b{name}"], inputs[f"m{name}"], axis=0))
-
     def select(inner: Body, name: str, maps: Value, samples: Value | None) -> Value:
         taken = computed if samples is None else inner.unsqueeze(inner.gather(rows, samples), 0, 1)
-        return inner.op("Where", taken, maps, constants(inner, name))
+        return inner.op("Where", taken, maps, skipped_constants(inner, inputs, name))
 
     return select

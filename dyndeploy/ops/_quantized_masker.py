@@ -11,7 +11,7 @@ import numpy as np
 
 from dyndeploy.errors import UsageError
 from dyndeploy.ops import _quantized as integers
-from dyndeploy.ops.base import Array, Attributes, Counts, Element, OperatorSpec, Quantization, Shape, Work
+from dyndeploy.ops.base import Array, Attributes, Counts, Element, KernelSpec, OperatorSpec, Quantization, Shape, Work
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +100,6 @@ def quantized_masker(spec: OperatorSpec) -> OperatorSpec:
         reference=reference,
         infer_shape=infer_shape,
         work=work,
-        kernels={},
+        kernels={"cpu": KernelSpec(precisions=("int8",))},
         quantization=None,
     )

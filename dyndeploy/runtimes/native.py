@@ -50,19 +50,25 @@ class NativeLibrary:
         """What the library says it can compute bottlenecks in.
 
         One that says nothing is older than the choice: it would take a request for BF16, ignore it and compute in FP32.
+        One that does not name INT8 lacks the operators in integers, which then run as function bodies.
 
         Raises:
             OSError: The file cannot be loaded as a library.
         """
         return tuple((self._says("DyndeployPrecisions") or "fp32").split())
 
-    def instruction_sets(self) -> tuple[str, ...]:
+    def instruction_sets(self, precision: str = "fp32") -> tuple[str, ...]:
         """What ``DYNDEPLOY_CPU_ISA`` may name on this machine, best first; empty if the library does not say.
+
+        Args:
+            precision: ``"int8"`` asks for the instruction sets of operators in integers. The name of one for floats
+                stands for the best of these that needs nothing beyond it.
 
         Raises:
             OSError: The file cannot be loaded as a library.
         """
-        return tuple((self._says("DyndeployInstructionSets") or "").split())
+        question = "DyndeployIntegerInstructionSets" if precision == "int8" else "DyndeployInstructionSets"
+        return tuple((self._says(question) or "").split())
 
     def instruction_set(self, precision: str = "fp32") -> str | None:
         """What a session opened now would compute with: the best one, or that of ``DYNDEPLOY_CPU_ISA``.

@@ -365,7 +365,7 @@ def test_unknown_precisions_are_refused(value: str) -> None:
     assert LIBRARY is not None
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry(PRECISION_ENTRY, value)
-    with pytest.raises(Exception, match="expected fp32 or bf16"):
+    with pytest.raises(Exception, match="expected fp32, bf16 or int8"):
         options.register_custom_ops_library(str(LIBRARY.path))
 
 

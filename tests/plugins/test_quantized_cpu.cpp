@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "gemm.h"
 #include "pools.h"
 #include "quantized_bottleneck.h"
 
@@ -345,7 +346,14 @@ void test_dispatch() {
   setenv("DYNDEPLOY_CPU_ISA", "avx512", 1);
   CHECK(select_quantized_isa() == all[0], "AVX-512 allows its extensions");
   setenv("DYNDEPLOY_CPU_ISA", "avx2", 1);
-  CHECK(std::string(select_quantized_isa()->name) != "avx512_vnni", "AVX2 holds integers to AVX2");
+  if (find_quantized_isa("avx2")) {
+    CHECK(std::string(select_quantized_isa()->name) == "avx2", "AVX2 holds integers to AVX2");
+    CHECK(std::string(select_isa()->name) == "avx2", "and floats");
+  }
+  if (find_quantized_isa("avx_vnni")) {
+    setenv("DYNDEPLOY_CPU_ISA", "avx_vnni", 1);
+    CHECK(std::string(select_isa()->name) == "avx2", "floats take what integers need");
+  }
 #endif
   setenv("DYNDEPLOY_CPU_ISA", "vax", 1);
   CHECK(select_quantized_isa() == nullptr, "an unknown name is refused");

@@ -1167,37 +1167,326 @@ constexpr Operator kTokenHeadLayerTransformerBlock = {
     4,
 };
 
+constexpr Port kQuantizedSpatialMaskerInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"weight", Role::kWeight, Gate::kNone, Element::kFloat, "gC"},
+    {"bias", Role::kWeight, Gate::kNone, Element::kFloat, "g"},
+};
+constexpr Operator kQuantizedSpatialMasker = {
+    "QuantizedSpatialMasker",
+    1,
+    "1",
+    kQuantizedSpatialMaskerInputs,
+    3,
+    kQuantizedSpatialMaskerInputs,
+    3,
+    {"mask", Role::kMask, Gate::kNone, Element::kFloat, "Nghw"},
+    kSpatialMaskerAttributes,
+    2,
+};
+
+constexpr Port kQuantizedChannelMaskerInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"weight", Role::kWeight, Gate::kNone, Element::kFloat, "GC"},
+    {"bias", Role::kWeight, Gate::kNone, Element::kFloat, "G"},
+};
+constexpr Operator kQuantizedChannelMasker = {
+    "QuantizedChannelMasker",
+    1,
+    "1",
+    kQuantizedChannelMaskerInputs,
+    3,
+    kQuantizedChannelMaskerInputs,
+    3,
+    {"mask", Role::kMask, Gate::kNone, Element::kFloat, "NG"},
+    nullptr,
+    0,
+};
+
+constexpr Port kQuantizedChannelMaskerHiddenInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"hidden_weight", Role::kWeight, Gate::kNone, Element::kFloat, "hC"},
+    {"hidden_bias", Role::kWeight, Gate::kNone, Element::kFloat, "h"},
+    {"weight", Role::kWeight, Gate::kNone, Element::kFloat, "Gh"},
+    {"bias", Role::kWeight, Gate::kNone, Element::kFloat, "G"},
+};
+constexpr Operator kQuantizedChannelMaskerHidden = {
+    "QuantizedChannelMaskerHidden",
+    1,
+    "1",
+    kQuantizedChannelMaskerHiddenInputs,
+    5,
+    kQuantizedChannelMaskerHiddenInputs,
+    5,
+    {"mask", Role::kMask, Gate::kNone, Element::kFloat, "NG"},
+    nullptr,
+    0,
+};
+
+constexpr Port kQuantizedSpatialBottleneckInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"mask", Role::kMask, Gate::kSpatial, Element::kFloat, "N1hw"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kInt8, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kInt8, "Mm33"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kInt8, "CM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "C"},
+    {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
+};
+constexpr Operator kQuantizedSpatialBottleneck = {
+    "QuantizedSpatialBottleneck",
+    1,
+    "1",
+    kQuantizedSpatialBottleneckInputs,
+    11,
+    kQuantizedSpatialBottleneckInputs,
+    11,
+    {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    kSpatialBottleneckAttributes,
+    4,
+};
+
+constexpr Port kQuantizedSpatialBottleneckProjectionInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"mask", Role::kMask, Gate::kSpatial, Element::kFloat, "N1hw"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kInt8, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kInt8, "Mm33"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kInt8, "OM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
+    {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+    {"wd", Role::kWeight, Gate::kNone, Element::kInt8, "OC"},
+    {"bd", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
+    {"md", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+};
+constexpr Operator kQuantizedSpatialBottleneckProjection = {
+    "QuantizedSpatialBottleneckProjection",
+    1,
+    "1",
+    kQuantizedSpatialBottleneckProjectionInputs,
+    14,
+    kQuantizedSpatialBottleneckProjectionInputs,
+    14,
+    {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NPQO"},
+    kSpatialBottleneckAttributes,
+    4,
+};
+
+constexpr Port kQuantizedLayerBottleneckInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"mask", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kInt8, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kInt8, "Mm33"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kInt8, "CM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "C"},
+    {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
+};
+constexpr Operator kQuantizedLayerBottleneck = {
+    "QuantizedLayerBottleneck",
+    1,
+    "1",
+    kQuantizedLayerBottleneckInputs,
+    11,
+    kQuantizedLayerBottleneckInputs,
+    11,
+    {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    kSpatialBottleneckAttributes,
+    4,
+};
+
+constexpr Port kQuantizedLayerBottleneckProjectionInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"mask", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kInt8, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kInt8, "Mm33"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kInt8, "OM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
+    {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+    {"wd", Role::kWeight, Gate::kNone, Element::kInt8, "OC"},
+    {"bd", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
+    {"md", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+};
+constexpr Operator kQuantizedLayerBottleneckProjection = {
+    "QuantizedLayerBottleneckProjection",
+    1,
+    "1",
+    kQuantizedLayerBottleneckProjectionInputs,
+    14,
+    kQuantizedLayerBottleneckProjectionInputs,
+    14,
+    {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NPQO"},
+    kSpatialBottleneckAttributes,
+    4,
+};
+
+constexpr Port kQuantizedChannelBottleneckInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"mask", Role::kMask, Gate::kChannel, Element::kFloat, "NG"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kInt8, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kInt8, "Mm33"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kInt8, "CM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "C"},
+    {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
+};
+constexpr Operator kQuantizedChannelBottleneck = {
+    "QuantizedChannelBottleneck",
+    1,
+    "1",
+    kQuantizedChannelBottleneckInputs,
+    11,
+    kQuantizedChannelBottleneckInputs,
+    11,
+    {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    kSpatialBottleneckAttributes,
+    4,
+};
+
+constexpr Port kQuantizedChannelBottleneckProjectionInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"mask", Role::kMask, Gate::kChannel, Element::kFloat, "NG"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kInt8, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kInt8, "Mm33"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kInt8, "OM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
+    {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+    {"wd", Role::kWeight, Gate::kNone, Element::kInt8, "OC"},
+    {"bd", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
+    {"md", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+};
+constexpr Operator kQuantizedChannelBottleneckProjection = {
+    "QuantizedChannelBottleneckProjection",
+    1,
+    "1",
+    kQuantizedChannelBottleneckProjectionInputs,
+    14,
+    kQuantizedChannelBottleneckProjectionInputs,
+    14,
+    {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NPQO"},
+    kSpatialBottleneckAttributes,
+    4,
+};
+
+constexpr Port kQuantizedSpatialChannelBottleneckInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"spatial_mask", Role::kMask, Gate::kSpatial, Element::kFloat, "N1hw"},
+    {"channel_mask", Role::kMask, Gate::kChannel, Element::kFloat, "NG"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kInt8, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kInt8, "Mm33"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kInt8, "CM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "C"},
+    {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
+};
+constexpr Operator kQuantizedSpatialChannelBottleneck = {
+    "QuantizedSpatialChannelBottleneck",
+    1,
+    "1",
+    kQuantizedSpatialChannelBottleneckInputs,
+    12,
+    kQuantizedSpatialChannelBottleneckInputs,
+    12,
+    {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    kSpatialBottleneckAttributes,
+    4,
+};
+
+constexpr Port kQuantizedSpatialChannelBottleneckProjectionInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"spatial_mask", Role::kMask, Gate::kSpatial, Element::kFloat, "N1hw"},
+    {"channel_mask", Role::kMask, Gate::kChannel, Element::kFloat, "NG"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kInt8, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kInt8, "Mm33"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kInt8, "OM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
+    {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+    {"wd", Role::kWeight, Gate::kNone, Element::kInt8, "OC"},
+    {"bd", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
+    {"md", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+};
+constexpr Operator kQuantizedSpatialChannelBottleneckProjection = {
+    "QuantizedSpatialChannelBottleneckProjection",
+    1,
+    "1",
+    kQuantizedSpatialChannelBottleneckProjectionInputs,
+    15,
+    kQuantizedSpatialChannelBottleneckProjectionInputs,
+    15,
+    {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NPQO"},
+    kSpatialBottleneckAttributes,
+    4,
+};
+
 // DO(operator, kind): operators of one kind share their kernels.
-#define DYNDEPLOY_CPU_OPERATORS(DO)                                    \
-  DO(SpatialMasker, SpatialMasker)                                     \
-  DO(ChannelMasker, ChannelMasker)                                     \
-  DO(ChannelMaskerHidden, ChannelMasker)                               \
-  DO(SpatialBottleneck, SpatialBottleneck)                             \
-  DO(SpatialBottleneckProjection, SpatialBottleneck)                   \
-  DO(LayerBottleneck, LayerBottleneck)                                 \
-  DO(LayerBottleneckProjection, LayerBottleneck)                       \
-  DO(ChannelBottleneck, ChannelBottleneck)                             \
-  DO(ChannelBottleneckProjection, ChannelBottleneck)                   \
-  DO(SpatialChannelBottleneck, SpatialChannelBottleneck)               \
-  DO(SpatialChannelBottleneckProjection, SpatialChannelBottleneck)     \
-  DO(SpatialSEBottleneck, SpatialSeBottleneck)                         \
-  DO(SpatialSEBottleneckProjection, SpatialSeBottleneck)               \
-  DO(LayerSEBottleneck, LayerSeBottleneck)                             \
-  DO(LayerSEBottleneckProjection, LayerSeBottleneck)                   \
-  DO(ChannelSEBottleneck, ChannelSeBottleneck)                         \
-  DO(ChannelSEBottleneckProjection, ChannelSeBottleneck)               \
-  DO(SpatialChannelSEBottleneck, SpatialChannelSeBottleneck)           \
-  DO(SpatialChannelSEBottleneckProjection, SpatialChannelSeBottleneck) \
-  DO(TokenMasker, TokenMasker)                                         \
-  DO(ClassTokenHeadMasker, ClassTokenMasker)                           \
-  DO(ClassTokenLayerMasker, ClassTokenMasker)                          \
-  DO(TokenTransformerBlock, TransformerBlock)                          \
-  DO(HeadTransformerBlock, TransformerBlock)                           \
-  DO(LayerTransformerBlock, TransformerBlock)                          \
-  DO(TokenHeadTransformerBlock, TransformerBlock)                      \
-  DO(TokenLayerTransformerBlock, TransformerBlock)                     \
-  DO(HeadLayerTransformerBlock, TransformerBlock)                      \
-  DO(TokenHeadLayerTransformerBlock, TransformerBlock)
+#define DYNDEPLOY_CPU_OPERATORS(DO)                                        \
+  DO(SpatialMasker, SpatialMasker)                                         \
+  DO(ChannelMasker, ChannelMasker)                                         \
+  DO(ChannelMaskerHidden, ChannelMasker)                                   \
+  DO(SpatialBottleneck, SpatialBottleneck)                                 \
+  DO(SpatialBottleneckProjection, SpatialBottleneck)                       \
+  DO(LayerBottleneck, LayerBottleneck)                                     \
+  DO(LayerBottleneckProjection, LayerBottleneck)                           \
+  DO(ChannelBottleneck, ChannelBottleneck)                                 \
+  DO(ChannelBottleneckProjection, ChannelBottleneck)                       \
+  DO(SpatialChannelBottleneck, SpatialChannelBottleneck)                   \
+  DO(SpatialChannelBottleneckProjection, SpatialChannelBottleneck)         \
+  DO(SpatialSEBottleneck, SpatialSeBottleneck)                             \
+  DO(SpatialSEBottleneckProjection, SpatialSeBottleneck)                   \
+  DO(LayerSEBottleneck, LayerSeBottleneck)                                 \
+  DO(LayerSEBottleneckProjection, LayerSeBottleneck)                       \
+  DO(ChannelSEBottleneck, ChannelSeBottleneck)                             \
+  DO(ChannelSEBottleneckProjection, ChannelSeBottleneck)                   \
+  DO(SpatialChannelSEBottleneck, SpatialChannelSeBottleneck)               \
+  DO(SpatialChannelSEBottleneckProjection, SpatialChannelSeBottleneck)     \
+  DO(TokenMasker, TokenMasker)                                             \
+  DO(ClassTokenHeadMasker, ClassTokenMasker)                               \
+  DO(ClassTokenLayerMasker, ClassTokenMasker)                              \
+  DO(TokenTransformerBlock, TransformerBlock)                              \
+  DO(HeadTransformerBlock, TransformerBlock)                               \
+  DO(LayerTransformerBlock, TransformerBlock)                              \
+  DO(TokenHeadTransformerBlock, TransformerBlock)                          \
+  DO(TokenLayerTransformerBlock, TransformerBlock)                         \
+  DO(HeadLayerTransformerBlock, TransformerBlock)                          \
+  DO(TokenHeadLayerTransformerBlock, TransformerBlock)                     \
+  DO(QuantizedSpatialMasker, QuantizedSpatialMasker)                       \
+  DO(QuantizedChannelMasker, QuantizedChannelMasker)                       \
+  DO(QuantizedChannelMaskerHidden, QuantizedChannelMasker)                 \
+  DO(QuantizedSpatialBottleneck, QuantizedSpatialBottleneck)               \
+  DO(QuantizedSpatialBottleneckProjection, QuantizedSpatialBottleneck)     \
+  DO(QuantizedLayerBottleneck, QuantizedLayerBottleneck)                   \
+  DO(QuantizedLayerBottleneckProjection, QuantizedLayerBottleneck)         \
+  DO(QuantizedChannelBottleneck, QuantizedChannelBottleneck)               \
+  DO(QuantizedChannelBottleneckProjection, QuantizedChannelBottleneck)     \
+  DO(QuantizedSpatialChannelBottleneck, QuantizedSpatialChannelBottleneck) \
+  DO(QuantizedSpatialChannelBottleneckProjection, QuantizedSpatialChannelBottleneck)
 
 // DO(operator, kind): operators of one kind share their kernels.
 #define DYNDEPLOY_TENSORRT_OPERATORS(DO)                               \

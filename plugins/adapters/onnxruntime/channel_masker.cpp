@@ -3,7 +3,7 @@
 #include <tuple>
 #include <utility>
 
-#include "masker.h"
+#include "masker_input.h"
 
 namespace dyndeploy::ort {
 
@@ -16,7 +16,7 @@ void ChannelMaskerKernel::compute(KernelContext& context) {
     expect_shape(weight, op_, input, {-1, features});
     features = weight.shape[0];
     expect_shape(bias, op_, input + 1, {features});
-    return std::make_pair(weight.data, bias.data);
+    return std::make_pair(weight.floats(), bias.floats());
   };
   const int hidden = tables::find_port(op_.inputs, op_.input_count, "hidden_weight");
   if (hidden >= 0) {
@@ -28,10 +28,14 @@ void ChannelMaskerKernel::compute(KernelContext& context) {
   if (x.shape[0] > INT32_MAX / features)
     throw InvalidArgument(std::string("dyndeploy.") + op_.name + ": the mask is too large");
   float* mask = context.output(0, {x.shape[0], features});
-  const cpu::MaskerInput masked{x.data, static_cast<int>(x.shape[0]), static_cast<int>(x.shape[1]),
-                                static_cast<int>(x.shape[2]), static_cast<int>(x.shape[3])};
   const cpu::WorkspacePool::Lease workspace(*workspaces_);
-  cpu::run_channel_masker(isa_, masked, weights, mask, *workspace, context.pool(threads_));
+  const auto run = [&](const auto& input) {
+    cpu::run_channel_masker(isa_, input, weights, mask, *workspace, context.pool(threads_));
+  };
+  if (x.type == abi::ElementType::kUint8)
+    run(byte_masker_input(x, op_));
+  else
+    run(masker_input<float>(x));
 }
 
 void ChannelMaskerKernel::infer(const tables::Operator& op, const ShapeInference& inference) {

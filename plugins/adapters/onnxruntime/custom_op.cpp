@@ -72,7 +72,7 @@ void ShapeInference::set_output(const Shape& shape) const {
   check(api_, api_.CreateTensorTypeAndShapeInfo(&created));
   const auto release = [this](OrtTensorTypeAndShapeInfo* info) { api_.ReleaseTensorTypeAndShapeInfo(info); };
   const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(release)> info(created, release);
-  check(api_, api_.SetTensorElementType(created, abi::ElementType::kFloat));
+  check(api_, api_.SetTensorElementType(created, output_));
   check(api_, api_.SetDimensions(created, sizes.data(), sizes.size()));
   check(api_, api_.SetSymbolicDimensions(created, names.data(), names.size()));
   check(api_, api_.ShapeInferContext_SetOutputTypeShape(context_, 0, created));

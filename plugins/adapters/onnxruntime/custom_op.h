@@ -13,14 +13,17 @@
 
 #include "gemm.h"
 #include "ort_support.h"
+#include "quantized_gemm.h"
 
 namespace dyndeploy::ort {
 
 // What all operators of one registration share. Lives as long as the library.
 class Registration {
  public:
-  Registration(const cpu::Isa& isa, int threads) : isa_(isa), threads_(threads) {}
+  Registration(const cpu::Isa& isa, const cpu::QuantizedIsa& quantized_isa, int threads)
+      : isa_(isa), quantized_isa_(quantized_isa), threads_(threads) {}
   const cpu::Isa& isa() const { return isa_; }
+  const cpu::QuantizedIsa& quantized_isa() const { return quantized_isa_; }
   int threads() const { return threads_; }
   // Kernels keep the pool alive; it is freed with the last session that uses it.
   std::shared_ptr<cpu::WorkspacePool> workspaces() const;
@@ -29,6 +32,7 @@ class Registration {
 
  private:
   const cpu::Isa& isa_;
+  const cpu::QuantizedIsa& quantized_isa_;
   int threads_;
   mutable cpu::Arena arena_;
   mutable std::mutex mutex_;
@@ -44,7 +48,8 @@ class ShapeInference {
   };
   using Shape = std::vector<Dim>;
 
-  ShapeInference(const Api& api, OrtShapeInferContext* context) : api_(api), context_(context) {}
+  ShapeInference(const Api& api, OrtShapeInferContext* context, abi::ElementType output)
+      : api_(api), context_(context), output_(output) {}
   // Empty when the rank is not known.
   Shape input(std::size_t index) const;
   std::int64_t integer(const char* name, std::int64_t fallback) const;
@@ -54,6 +59,7 @@ class ShapeInference {
  private:
   const Api& api_;
   OrtShapeInferContext* context_;
+  abi::ElementType output_;
 };
 
 template <class Kernel>
@@ -83,9 +89,13 @@ class CustomOp : public abi::CustomOp {
     GetInputTypeCount = [](const abi::CustomOp* self) {
       return static_cast<std::size_t>(of(self).op_.input_count);
     };
-    GetInputType = [](const abi::CustomOp*, std::size_t) { return abi::ElementType::kFloat; };
+    GetInputType = [](const abi::CustomOp* self, std::size_t input) {
+      return element_type(of(self).op_.inputs[input].element);
+    };
     GetOutputTypeCount = [](const abi::CustomOp*) { return std::size_t{1}; };
-    GetOutputType = GetInputType;
+    GetOutputType = [](const abi::CustomOp* self, std::size_t) {
+      return element_type(of(self).op_.output.element);
+    };
     GetInputCharacteristic = [](const abi::CustomOp*, std::size_t) { return abi::Characteristic::kRequired; };
     GetOutputCharacteristic = GetInputCharacteristic;
     GetInputMemoryType = [](const abi::CustomOp*, std::size_t) { return abi::MemoryType::kDefault; };
@@ -94,8 +104,10 @@ class CustomOp : public abi::CustomOp {
     GetVariadicOutputMinArity = GetVariadicInputMinArity;
     GetVariadicOutputHomogeneity = GetVariadicInputMinArity;
     InferOutputShapeFn = [](const abi::CustomOp* self, OrtShapeInferContext* context) {
-      return guarded(of(self).api_,
-                     [&] { Kernel::infer(of(self).op_, ShapeInference(of(self).api_, context)); });
+      return guarded(of(self).api_, [&] {
+        const tables::Operator& op = of(self).op_;
+        Kernel::infer(op, ShapeInference(of(self).api_, context, element_type(op.output.element)));
+      });
     };
     GetStartVersion = [](const abi::CustomOp* self) { return of(self).op_.version; };
     GetEndVersion = GetStartVersion;

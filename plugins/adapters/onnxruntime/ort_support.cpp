@@ -38,6 +38,19 @@ std::string describe(const tables::Operator& op, int input) {
          op.inputs[input].name + ")";
 }
 
+const char* name_of(abi::ElementType type) {
+  switch (type) {
+    case abi::ElementType::kUint8:
+      return "uint8";
+    case abi::ElementType::kInt8:
+      return "int8";
+    case abi::ElementType::kInt32:
+      return "int32";
+    default:
+      return "float32";
+  }
+}
+
 bool succeeded(const Api& api, OrtStatus* status) {
   if (!status) return true;
   api.ReleaseStatus(status);
@@ -67,16 +80,30 @@ std::int64_t Tensor::elements() const {
   return count;
 }
 
+abi::ElementType element_type(tables::Element element) {
+  switch (element) {
+    case tables::Element::kUint8:
+      return abi::ElementType::kUint8;
+    case tables::Element::kInt8:
+      return abi::ElementType::kInt8;
+    case tables::Element::kInt32:
+      return abi::ElementType::kInt32;
+    default:
+      return abi::ElementType::kFloat;
+  }
+}
+
 Tensor read_tensor(const Api& api, const OrtValue* value, const tables::Operator& op, int input) {
   if (!value) throw InvalidArgument(describe(op, input) + " is missing");
   int is_tensor = 0;
   check(api, api.IsTensor(value, &is_tensor));
   if (!is_tensor) throw InvalidArgument(describe(op, input) + " is not a tensor");
   const TypeInfo info(api, value);
-  if (info.element_type() != abi::ElementType::kFloat) {
-    throw InvalidArgument(describe(op, input) + " is not a tensor of float32");
-  }
   Tensor tensor;
+  tensor.type = element_type(op.inputs[input].element);
+  if (info.element_type() != tensor.type) {
+    throw InvalidArgument(describe(op, input) + " is not a tensor of " + name_of(tensor.type));
+  }
   tensor.shape = info.shape();
   const std::size_t rank = std::strlen(op.inputs[input].axes);
   if (tensor.shape.size() != rank) {
@@ -93,7 +120,7 @@ Tensor read_tensor(const Api& api, const OrtValue* value, const tables::Operator
   }
   void* data = nullptr;
   check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
-  tensor.data = static_cast<const float*>(data);
+  tensor.data = data;
   return tensor;
 }
 
@@ -179,12 +206,12 @@ const OrtValue* KernelContext::input(std::size_t index) const {
   return value;
 }
 
-float* KernelContext::output(std::size_t index, const std::vector<std::int64_t>& shape) const {
+void* KernelContext::allocate(std::size_t index, const std::vector<std::int64_t>& shape) const {
   OrtValue* value = nullptr;
   check(api_, api_.KernelContext_GetOutput(context_, index, shape.data(), shape.size(), &value));
   void* data = nullptr;
   check(api_, api_.GetTensorMutableData(value, &data));
-  return static_cast<float*>(data);
+  return data;
 }
 
 cpu::ThreadPool KernelContext::pool(int threads) {

@@ -1,6 +1,7 @@
 // A thin layer over ONNX Runtime's C API: errors as exceptions inside the library, statuses at its border.
 #pragma once
 
+#include <cassert>
 #include <cstdint>
 #include <exception>
 #include <memory>
@@ -54,15 +55,45 @@ OrtStatus* guarded(const Api& api, Body body) noexcept {
 
 std::string to_string(const std::vector<std::int64_t>& shape);
 
+template <class T>
+struct ElementTypeOf;
+template <>
+struct ElementTypeOf<float> {
+  static constexpr abi::ElementType value = abi::ElementType::kFloat;
+};
+template <>
+struct ElementTypeOf<std::uint8_t> {
+  static constexpr abi::ElementType value = abi::ElementType::kUint8;
+};
+template <>
+struct ElementTypeOf<std::int8_t> {
+  static constexpr abi::ElementType value = abi::ElementType::kInt8;
+};
+template <>
+struct ElementTypeOf<std::int32_t> {
+  static constexpr abi::ElementType value = abi::ElementType::kInt32;
+};
+
 // A tensor that this library only looks at.
 struct Tensor {
   std::vector<std::int64_t> shape;
-  const float* data = nullptr;
+  abi::ElementType type = abi::ElementType::kFloat;
+  const void* data = nullptr;
 
   std::int64_t elements() const;
+  // The elements; T is what `type` says.
+  template <class T>
+  const T* as() const {
+    assert(type == ElementTypeOf<T>::value);
+    return static_cast<const T*>(data);
+  }
+  const float* floats() const { return as<float>(); }
 };
 
-// Fails unless the value is a float32 tensor of the input's rank.
+// What a port's tensors hold: the type that operators compute in is float here.
+abi::ElementType element_type(tables::Element element);
+
+// Fails unless the value is a tensor of the input's element type and rank.
 Tensor read_tensor(const Api& api, const OrtValue* value, const tables::Operator& op, int input);
 
 // Fails unless the tensor has this shape; -1 stands for any size.
@@ -98,12 +129,17 @@ class KernelContext {
   Tensor tensor(const tables::Operator& op, int index) const {
     return read_tensor(api_, input(static_cast<std::size_t>(index)), op, index);
   }
-  float* output(std::size_t index, const std::vector<std::int64_t>& shape) const;
+  // The output, allocated by the runtime; T is the element type of the operator's port.
+  template <class T = float>
+  T* output(std::size_t index, const std::vector<std::int64_t>& shape) const {
+    return static_cast<T*>(allocate(index, shape));
+  }
   // The session's own threads.
   cpu::ThreadPool pool(int threads);
   const Api& api() const { return api_; }
 
  private:
+  void* allocate(std::size_t index, const std::vector<std::int64_t>& shape) const;
   const Api& api_;
   OrtKernelContext* context_;
 };

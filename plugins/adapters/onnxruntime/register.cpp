@@ -32,10 +32,17 @@ constexpr const char* kDomain = "dyndeploy";
 // pool decides how many threads run.
 constexpr const char* kThreadsEntry = "dyndeploy.threads";
 constexpr int kMaxThreads = 256;
-// What the products of blocks compute in: "fp32", the default, or "bf16".
+// What the products of blocks of floats compute in: "fp32", the default, or "bf16". "int8" is "fp32" for what
+// is left in floats beside operators in integers, which are what they are whatever stands here.
 constexpr const char* kPrecisionEntry = "dyndeploy.precision";
 
 // The kernel class of every kind in the operators' table.
+using QuantizedSpatialMaskerKernel = SpatialMaskerKernel;
+using QuantizedChannelMaskerKernel = ChannelMaskerKernel;
+using QuantizedSpatialBottleneckKernel = QuantizedBottleneckKernel;
+using QuantizedLayerBottleneckKernel = QuantizedBottleneckKernel;
+using QuantizedChannelBottleneckKernel = QuantizedBottleneckKernel;
+using QuantizedSpatialChannelBottleneckKernel = QuantizedBottleneckKernel;
 using SpatialBottleneckKernel = BottleneckKernel;
 using LayerBottleneckKernel = BottleneckKernel;
 using ChannelBottleneckKernel = BottleneckKernel;
@@ -46,10 +53,11 @@ using ChannelSeBottleneckKernel = BottleneckKernel;
 using SpatialChannelSeBottleneckKernel = BottleneckKernel;
 
 // Sessions keep bare pointers to the operators, so a domain is never freed. There is one per runtime,
-// thread count and instruction set.
+// thread count and pair of instruction sets.
 class Domain {
  public:
-  Domain(const Api& api, const cpu::Isa& isa, int threads) : api_(api), registration_(isa, threads) {
+  Domain(const Api& api, const cpu::Isa& isa, const cpu::QuantizedIsa& quantized_isa, int threads)
+      : api_(api), registration_(isa, quantized_isa, threads) {
     check(api_, api_.CreateCustomOpDomain(kDomain, &domain_));
 #define DYNDEPLOY_ADD(NAME, KIND) add<KIND##Kernel>(tables::k##NAME);
     DYNDEPLOY_CPU_OPERATORS(DYNDEPLOY_ADD)
@@ -101,18 +109,23 @@ int session_threads(const Api& api, const OrtSessionOptions* options) {
 cpu::Precision session_precision(const Api& api, const OrtSessionOptions* options) {
   const std::string text = config_entry(api, options, kPrecisionEntry).value_or("fp32");
   if (text == "bf16") return cpu::Precision::kBfloat16;
-  if (text == "fp32") return cpu::Precision::kFloat32;
+  if (text == "fp32" || text == "int8") return cpu::Precision::kFloat32;
   throw InvalidArgument(std::string("dyndeploy: session config entry ") + kPrecisionEntry + " is '" + text +
-                        "', expected fp32 or bf16");
+                        "', expected fp32, bf16 or int8");
+}
+
+template <class Isa>
+std::string names_of(int (*available)(const Isa** out, int capacity), const char* separator) {
+  const Isa* isas[16];
+  const int count = available(isas, 16);
+  std::string names;
+  for (int i = 0; i < count; ++i) names += (i ? separator : "") + std::string(isas[i]->name);
+  return names;
 }
 
 // The instruction sets for floats that run here, best first.
 std::string instruction_sets(const char* separator) {
-  const cpu::Isa* isas[16];
-  const int count = cpu::available_isas(isas, 16);
-  std::string names;
-  for (int i = 0; i < count; ++i) names += (i ? separator : "") + std::string(isas[i]->name);
-  return names;
+  return names_of<cpu::Isa>(&cpu::available_isas, separator);
 }
 
 // `runtime` tells one loaded runtime from another.
@@ -123,7 +136,8 @@ void register_ops(const Api& api, const void* runtime, OrtSessionOptions* option
     throw InvalidArgument(
         "dyndeploy: bf16 needs a CPU with AVX-512 BF16, and a library whose compiler knew that instruction "
         "set; if DYNDEPLOY_CPU_ISA is set, it must name avx512");
-  if (!isa) {
+  const cpu::QuantizedIsa* quantized_isa = cpu::select_quantized_isa();
+  if (!isa || !quantized_isa) {
     const char* named = std::getenv("DYNDEPLOY_CPU_ISA");
     throw InvalidArgument(
         "dyndeploy: this machine cannot run the instruction set '" + std::string(named ? named : "") +
@@ -131,11 +145,11 @@ void register_ops(const Api& api, const void* runtime, OrtSessionOptions* option
   }
   const int threads = session_threads(api, options);
   static std::mutex mutex;
-  using Key = std::tuple<const void*, const cpu::Isa*, int>;
+  using Key = std::tuple<const void*, const cpu::Isa*, const cpu::QuantizedIsa*, int>;
   static std::map<Key, std::unique_ptr<Domain>>& domains = *new std::map<Key, std::unique_ptr<Domain>>;
   const std::lock_guard<std::mutex> lock(mutex);
-  std::unique_ptr<Domain>& domain = domains[{runtime, isa, threads}];
-  if (!domain) domain = std::make_unique<Domain>(api, *isa, threads);
+  std::unique_ptr<Domain>& domain = domains[{runtime, isa, quantized_isa, threads}];
+  if (!domain) domain = std::make_unique<Domain>(api, *isa, *quantized_isa, threads);
   check(api, api.AddCustomOpDomain(options, domain->get()));
 }
 
@@ -145,8 +159,9 @@ void register_ops(const Api& api, const void* runtime, OrtSessionOptions* option
 extern "C" {
 
 // What kPrecisionEntry may be, separated by spaces. A library without this function is older than the entry,
-// which it would ignore: whoever asks for BF16 has to look here first.
-DYNDEPLOY_EXPORT const char* DyndeployPrecisions() { return "fp32 bf16"; }
+// which it would ignore: whoever asks for BF16 has to look here first. One that names int8 has the operators
+// in integers; where another is loaded, their function bodies run.
+DYNDEPLOY_EXPORT const char* DyndeployPrecisions() { return "fp32 bf16 int8"; }
 
 // The instruction sets that DYNDEPLOY_CPU_ISA may name on this machine, best first, separated by spaces.
 DYNDEPLOY_EXPORT const char* DyndeployInstructionSets() {
@@ -154,11 +169,25 @@ DYNDEPLOY_EXPORT const char* DyndeployInstructionSets() {
   return names.c_str();
 }
 
+// Those for integers, which it may name as well. The name of one for floats stands for the best one that
+// needs nothing beyond it.
+DYNDEPLOY_EXPORT const char* DyndeployIntegerInstructionSets() {
+  namespace cpu = dyndeploy::cpu;
+  static const std::string& names =
+      *new std::string(dyndeploy::ort::names_of<cpu::QuantizedIsa>(&cpu::available_quantized_isas, " "));
+  return names.c_str();
+}
+
 // The one that a session of this precision would get if it registered the library now; empty when it would be
 // refused.
 DYNDEPLOY_EXPORT const char* DyndeployInstructionSet(const char* precision) {
   namespace cpu = dyndeploy::cpu;
-  const bool bf16 = std::string(precision) == "bf16";
+  const std::string asked = precision;
+  if (asked == "int8") {
+    const cpu::QuantizedIsa* isa = cpu::select_quantized_isa();
+    return isa ? isa->name : "";
+  }
+  const bool bf16 = asked == "bf16";
   const cpu::Isa* isa = cpu::select_isa(bf16 ? cpu::Precision::kBfloat16 : cpu::Precision::kFloat32);
   return isa ? isa->name : "";
 }

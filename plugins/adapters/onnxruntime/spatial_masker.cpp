@@ -1,14 +1,14 @@
 #include "spatial_masker.h"
 
-#include "masker.h"
+#include "masker_input.h"
 
 namespace dyndeploy::ort {
 namespace {
 
-std::int64_t mask_size(const KernelInfo& info, const char* name) {
+std::int64_t mask_size(const tables::Operator& op, const KernelInfo& info, const char* name) {
   const std::int64_t value = info.integer(name, 0);
   if (value < 1 || value > (1 << 16)) {
-    throw InvalidArgument(std::string("dyndeploy.SpatialMasker: attribute ") + name + " is " +
+    throw InvalidArgument(std::string("dyndeploy.") + op.name + ": attribute " + name + " is " +
                           std::to_string(value) + ", expected a positive integer");
   }
   return value;
@@ -21,8 +21,9 @@ SpatialMaskerKernel::SpatialMaskerKernel(const tables::Operator& op, const Kerne
     : op_(op),
       isa_(registration.isa()),
       threads_(registration.threads()),
-      mask_height_(mask_size(info, "mask_height")),
-      mask_width_(mask_size(info, "mask_width")) {}
+      workspaces_(registration.workspaces()),
+      mask_height_(mask_size(op, info, "mask_height")),
+      mask_width_(mask_size(op, info, "mask_width")) {}
 
 void SpatialMaskerKernel::compute(KernelContext& context) {
   const Tensor x = context.tensor(op_, 0);
@@ -33,13 +34,18 @@ void SpatialMaskerKernel::compute(KernelContext& context) {
   expect_shape(bias, op_, 2, {groups});
   const std::int64_t cells = x.shape[0] * groups;
   if (mask_height_ * mask_width_ > INT32_MAX / cells)
-    throw InvalidArgument("dyndeploy.SpatialMasker: the mask is too large");
+    throw InvalidArgument(std::string("dyndeploy.") + op_.name + ": the mask is too large");
   float* mask = context.output(0, {x.shape[0], groups, mask_height_, mask_width_});
-  cpu::MaskerInput input{x.data, static_cast<int>(x.shape[0]), static_cast<int>(x.shape[1]),
-                         static_cast<int>(x.shape[2]), static_cast<int>(x.shape[3])};
-  cpu::run_spatial_masker(isa_, input, weight.data, bias.data, static_cast<int>(groups),
-                          static_cast<int>(mask_height_), static_cast<int>(mask_width_), mask,
-                          context.pool(threads_));
+  const int height = static_cast<int>(mask_height_), width = static_cast<int>(mask_width_);
+  if (x.type == abi::ElementType::kUint8) {
+    const cpu::WorkspacePool::Lease workspace(*workspaces_);
+    cpu::run_spatial_masker(isa_, byte_masker_input(x, op_), weight.floats(), bias.floats(),
+                            static_cast<int>(groups), height, width, mask, *workspace,
+                            context.pool(threads_));
+  } else {
+    cpu::run_spatial_masker(isa_, masker_input<float>(x), weight.floats(), bias.floats(),
+                            static_cast<int>(groups), height, width, mask, context.pool(threads_));
+  }
 }
 
 void SpatialMaskerKernel::infer(const tables::Operator&, const ShapeInference& inference) {

@@ -16,6 +16,7 @@ class SpatialMaskerKernel {
   const tables::Operator& op_;
   const cpu::Isa& isa_;
   int threads_;
+  std::shared_ptr<cpu::WorkspacePool> workspaces_;
   std::int64_t mask_height_;
   std::int64_t mask_width_;
 };

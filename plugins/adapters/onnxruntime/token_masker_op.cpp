@@ -25,7 +25,7 @@ TokenNormalisation::TokenNormalisation(const tables::Operator& op, const KernelI
 }
 
 cpu::TokenInput TokenNormalisation::input(const Tensor& x) const {
-  return {x.data,
+  return {x.floats(),
           static_cast<int>(x.shape[0]),
           static_cast<int>(x.shape[1]),
           static_cast<int>(x.shape[2]),
@@ -51,8 +51,8 @@ void TokenMaskerKernel::compute(KernelContext& context) {
     refuse(op_, std::to_string(kept_) + " leading tokens cannot be kept of " + std::to_string(x.shape[1]));
   }
   float* mask = context.output(0, {x.shape[0], x.shape[1]});
-  cpu::run_token_masker(isa_, normalisation_.input(x), weight.data, bias.data, static_cast<int>(kept_), mask,
-                        context.pool(threads_));
+  cpu::run_token_masker(isa_, normalisation_.input(x), weight.floats(), bias.floats(),
+                        static_cast<int>(kept_), mask, context.pool(threads_));
 }
 
 void TokenMaskerKernel::infer(const tables::Operator&, const ShapeInference& inference) {
@@ -68,8 +68,8 @@ void ClassTokenMaskerKernel::compute(KernelContext& context) {
   expect_shape(bias, op_, 2, {count});
   if (x.shape[0] > INT32_MAX / count) refuse(op_, "the mask is too large");
   float* mask = once ? context.output(0, {x.shape[0], 1, 1, 1}) : context.output(0, {x.shape[0], count});
-  cpu::run_class_token_masker(isa_, normalisation_.input(x), weight.data, bias.data, static_cast<int>(count),
-                              mask);
+  cpu::run_class_token_masker(isa_, normalisation_.input(x), weight.floats(), bias.floats(),
+                              static_cast<int>(count), mask);
 }
 
 void ClassTokenMaskerKernel::infer(const tables::Operator& op, const ShapeInference& inference) {

@@ -56,7 +56,7 @@ std::unique_ptr<cpu::PackedTransformer> TransformerBlockKernel::pack(const std::
   };
   const auto expect = [&](const char* name, const std::vector<std::int64_t>& shape) {
     expect_shape(weight(name), op_, find(op_, name), shape);
-    return weight(name).data;
+    return weight(name).floats();
   };
   const std::vector<std::int64_t>& qkv = weight("w_qkv").shape;
   const std::int64_t A = qkv[1], d = qkv[2], D = qkv[3], F = weight("w_fc1").shape[0];
@@ -118,11 +118,11 @@ void TransformerBlockKernel::compute(KernelContext& context) {
     if (input < 0) return nullptr;
     const Tensor tensor = context.tensor(op_, input);
     expect_shape(tensor, op_, input, shape);
-    return tensor.data;
+    return tensor.floats();
   };
   call.batch = static_cast<int>(batch);
   call.tokens = static_cast<int>(tokens);
-  call.x = x.data;
+  call.x = x.floats();
   call.token_mask = mask("token", {batch, tokens});
   call.head_mask = mask("head", {batch, layer.heads});
   call.attention_mask = mask("attention", {batch, 1, 1, 1});

@@ -305,6 +305,101 @@ void column_sums(const ColumnSums& s) {
   }
 }
 
+// The pixels' bytes are added up first: whole numbers below 2^24 are exact in float.
+template <class V>
+float byte_dot(const BytePooledDot& d) {
+  constexpr int U = 4;
+  typename V::Reg sum[U];
+  for (int u = 0; u < U; ++u) sum[u] = V::zero();
+  const auto pooled = [&](int c) __attribute__((always_inline)) {
+    const std::uint8_t* row = d.x + c;
+    typename V::Reg bytes = V::zero();
+    for (int y = 0; y < d.rows; ++y, row += d.row_stride) {
+      const std::uint8_t* pixel = row;
+      for (int x = 0; x < d.columns; ++x, pixel += d.pixel_stride)
+        bytes = V::add(bytes, V::load_bytes(pixel));
+    }
+    return bytes;
+  };
+  int c = 0;
+  for (; c + U * V::kWidth <= d.channels; c += U * V::kWidth) {
+    DYNDEPLOY_UNROLL
+    for (int u = 0; u < U; ++u)
+      sum[u] = V::fma(pooled(c + u * V::kWidth), V::load(d.weight + c + u * V::kWidth), sum[u]);
+  }
+  for (; c + V::kWidth <= d.channels; c += V::kWidth)
+    sum[0] = V::fma(pooled(c), V::load(d.weight + c), sum[0]);
+  float rest = 0.0f;
+  for (; c < d.channels; ++c) {
+    int bytes = 0;
+    for (int y = 0; y < d.rows; ++y) {
+      for (int x = 0; x < d.columns; ++x) bytes += d.x[y * d.row_stride + x * d.pixel_stride + c];
+    }
+    rest += static_cast<float>(bytes) * d.weight[c];
+  }
+  return V::sum(V::add(V::add(sum[0], sum[1]), V::add(sum[2], sum[3]))) + rest;
+}
+
+constexpr int kSummedBytes = 64;  // channels whose sums stay in registers
+
+// `count` pixels, at most 256, of kSummedBytes channels: in 16 bits nothing overflows.
+struct SixteenBits {
+  std::uint16_t sums[kSummedBytes];
+
+  DYNDEPLOY_INLINE void add(const std::uint8_t* pixel, std::ptrdiff_t stride, int count) {
+    int p = 0;
+    for (; p + 4 <= count; p += 4, pixel += 4 * stride) {
+      const std::uint8_t *p1 = pixel + stride, *p2 = p1 + stride, *p3 = p2 + stride;
+      for (int c = 0; c < kSummedBytes; ++c) {
+        const auto low = static_cast<std::uint16_t>(pixel[c] + p1[c]);
+        const auto high = static_cast<std::uint16_t>(p2[c] + p3[c]);
+        sums[c] = static_cast<std::uint16_t>(sums[c] + static_cast<std::uint16_t>(low + high));
+      }
+    }
+    for (; p < count; ++p, pixel += stride) {
+      for (int c = 0; c < kSummedBytes; ++c) sums[c] = static_cast<std::uint16_t>(sums[c] + pixel[c]);
+    }
+  }
+};
+
+// Plain loops of known length, which compilers turn into vectors of any instruction set.
+inline void byte_sums(const ByteSums& s) {
+  constexpr int kMost = 256;  // pixels: 256 * 255 < 2^16
+  int c0 = 0;
+  for (; c0 + kSummedBytes <= s.channels; c0 += kSummedBytes) {
+    std::int32_t total[kSummedBytes] = {};
+    SixteenBits part{};
+    int summed = 0;
+    const auto flush = [&] {
+      for (int c = 0; c < kSummedBytes; ++c) total[c] += part.sums[c];
+      part = SixteenBits{};
+      summed = 0;
+    };
+    for (int y = 0; y < s.rows; ++y) {
+      const std::uint8_t* row = s.x + y * s.row_stride + c0;
+      for (int x = 0; x < s.columns;) {
+        if (summed == kMost) flush();
+        const int left = kMost - summed;
+        const int count = s.columns - x < left ? s.columns - x : left;
+        part.add(row + x * s.pixel_stride, s.pixel_stride, count);
+        summed += count;
+        x += count;
+      }
+    }
+    flush();
+    for (int c = 0; c < kSummedBytes; ++c) s.sums[c0 + c] = static_cast<float>(total[c]);
+  }
+  if (c0 == s.channels) return;
+  std::int32_t total[kSummedBytes] = {};
+  for (int y = 0; y < s.rows; ++y) {
+    const std::uint8_t* pixel = s.x + y * s.row_stride + c0;
+    for (int x = 0; x < s.columns; ++x, pixel += s.pixel_stride) {
+      for (int c = 0; c < s.channels - c0; ++c) total[c] += pixel[c];
+    }
+  }
+  for (int c = 0; c < s.channels - c0; ++c) s.sums[c0 + c] = static_cast<float>(total[c]);
+}
+
 template <class V>
 void scale_rows(const RowScaling& s) {
   const float* const factors = s.factors;

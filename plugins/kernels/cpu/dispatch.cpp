@@ -22,8 +22,19 @@ extern const Isa kIsaNeon;
 #endif
 extern const Isa kIsaGeneric;
 extern const Isa kIsaGenericBf16;
+#if defined(__x86_64__)
 #if defined(DYNDEPLOY_AVX512_VNNI)
 extern const QuantizedIsa kIsaAvx512Vnni;
+#endif
+#if defined(DYNDEPLOY_AVX_VNNI)
+extern const QuantizedIsa kIsaAvxVnni;
+#endif
+extern const QuantizedIsa kIsaAvx2Quantized;
+#elif defined(__aarch64__)
+#if defined(DYNDEPLOY_NEON_DOT)
+extern const QuantizedIsa kIsaNeonDot;
+#endif
+extern const QuantizedIsa kIsaNeonQuantized;
 #endif
 extern const QuantizedIsa kIsaGenericQuantized;
 
@@ -53,8 +64,19 @@ struct QuantizedEntry {
   const char* floats;
 };
 const QuantizedEntry kQuantized[] = {
+#if defined(__x86_64__)
 #if defined(DYNDEPLOY_AVX512_VNNI)
     {&kIsaAvx512Vnni, "avx512"},
+#endif
+#if defined(DYNDEPLOY_AVX_VNNI)
+    {&kIsaAvxVnni, "avx2"},
+#endif
+    {&kIsaAvx2Quantized, "avx2"},
+#elif defined(__aarch64__)
+#if defined(DYNDEPLOY_NEON_DOT)
+    {&kIsaNeonDot, "neon"},
+#endif
+    {&kIsaNeonQuantized, "neon"},
 #endif
     {&kIsaGenericQuantized, "generic"}};
 
@@ -104,7 +126,13 @@ const Isa* select_isa(Precision precision) {
     }
     return nullptr;
   }
-  if (!any) return find(std::begin(kBestFirst), std::end(kBestFirst), named);
+  if (!any) {
+    // The name of one for integers stands for the floats that go with it.
+    for (const QuantizedEntry& entry : kQuantized) {
+      if (std::strcmp(entry.isa->name, named) == 0) named = entry.isa->supported() ? entry.floats : "";
+    }
+    return find(std::begin(kBestFirst), std::end(kBestFirst), named);
+  }
   for (const Isa* isa : kBestFirst) {
     if (isa->supported()) return isa;
   }

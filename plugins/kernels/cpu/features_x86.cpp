@@ -32,13 +32,14 @@ FeaturesX86 read() {
   constexpr int kAvx2 = 5, kF = 16, kDq = 17, kBw = 30, kVl = 31;  // leaf 7, EBX
   constexpr int kAvx512Vnni = 11;                                  // leaf 7, ECX
   constexpr int kAmxBf16 = 22, kAmxTile = 24;                      // leaf 7, EDX
-  constexpr int kAvx512Bf16 = 5;                                   // leaf 7, part 1, EAX
+  constexpr int kAvxVnni = 4, kAvx512Bf16 = 5;                     // leaf 7, part 1, EAX
   FeaturesX86 found;
   const Registers basic = cpuid(1, 0);
   if (!has(basic.c, kSystemSaves)) return found;
   const std::uint64_t saved = saved_registers();
   const Registers extended = cpuid(7, 0), more = extended.a ? cpuid(7, 1) : Registers{};
   found.avx2 = (saved & kYmm) == kYmm && has(basic.c, kFma) && has(extended.b, kAvx2);
+  found.avx_vnni = found.avx2 && has(more.a, kAvxVnni);
   found.avx512 = found.avx2 && (saved & kZmm) == kZmm && has(extended.b, kF) && has(extended.b, kDq) &&
                  has(extended.b, kBw) && has(extended.b, kVl);
   found.avx512_bf16 = found.avx512 && has(more.a, kAvx512Bf16);

@@ -9,6 +9,7 @@ struct FeaturesX86 {
   bool avx512 = false;  // F, BW, DQ and VL
   bool avx512_bf16 = false;
   bool avx512_vnni = false;
+  bool avx_vnni = false;  // of 256 bits, which needs no AVX-512
   bool amx_bf16 = false;  // that a process may use it has to be asked for
 };
 

@@ -246,6 +246,30 @@ struct ColumnSums {
   float* sums = nullptr;
 };
 
+// As PooledDot, of bytes: strides count bytes.
+struct BytePooledDot {
+  const std::uint8_t* x = nullptr;
+  std::ptrdiff_t row_stride = 0;
+  std::ptrdiff_t pixel_stride = 0;
+  int rows = 0;
+  int columns = 0;  // rows * columns <= 2^16
+  const float* weight = nullptr;
+  int channels = 0;
+};
+
+constexpr int kMaxSummedPixels = 1 << 23;  // as many bytes add up to less than 2^31
+
+// sums[c] = sum over the pixels of a rectangle of x[..., c]: exact, then rounded to float
+struct ByteSums {
+  const std::uint8_t* x = nullptr;
+  std::ptrdiff_t row_stride = 0;    // between image rows
+  std::ptrdiff_t pixel_stride = 0;  // between pixels of a row
+  int rows = 0;
+  int columns = 0;  // rows * columns <= kMaxSummedPixels
+  int channels = 0;
+  float* sums = nullptr;
+};
+
 // The kernels of one instruction set. All are plain functions over caller-owned memory and never throw.
 struct Isa {
   const char* name;
@@ -274,6 +298,8 @@ struct Isa {
   float (*pooled_dot)(const PooledDot&);
   float (*dot)(const float* a, const float* b, int count);
   void (*column_sums)(const ColumnSums&);
+  float (*byte_dot)(const BytePooledDot&);
+  void (*byte_sums)(const ByteSums&);
   void (*scale_rows)(const RowScaling&);
   // y = max(x + bias, 0), or max(x, 0) without bias; y may be x
   void (*add_relu)(const float* x, const float* bias, int count, float* y);

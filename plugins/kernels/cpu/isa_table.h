@@ -38,6 +38,8 @@ constexpr Isa make_isa(const char* name, bool (*supported)()) {
              &pooled_dot<V>,
              &dot<V>,
              &column_sums<V>,
+             &byte_dot<V>,
+             &byte_sums,
              &scale_rows<V>,
              &add_relu<V>,
              Product::kTileRows,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "caches.h"
 #include "quantized_gemm.h"
@@ -48,6 +49,8 @@ struct PanelCall {
   const std::int32_t* bias[2] = {};
   std::ptrdiff_t bias_stride = 0;  // of source 0
   const float* multiplier[2] = {};
+  // Where V::kFlips: 128 times the sum of the weights, by column, which is added to the bias.
+  const std::int32_t* flipped[2] = {};
   int sources = 1;
   int taps[2] = {1, 1};
   int quads[2] = {};
@@ -72,7 +75,7 @@ DYNDEPLOY_NOINLINE void quantized_tile(const PanelCall& call, const std::uint8_t
     residual[r] = g.residual ? g.residual + pixel * g.stride + call.column : nullptr;
     fetch_line(g.residual ? residual[r] : out[r]);
   }
-  Words words[R];
+  Words words[R] = {};
   // The shortcut comes first: its result waits in memory while the product needs all registers.
   for (int i = call.sources; i-- > 0;) {
     typename V::Sums c[R][NV];
@@ -81,7 +84,10 @@ DYNDEPLOY_NOINLINE void quantized_tile(const PanelCall& call, const std::uint8_t
       const std::int32_t* bias = call.bias[i];
       if (i == 0 && g.bias_class) bias += g.bias_class[row + r] * call.bias_stride;
       DYNDEPLOY_UNROLL
-      for (int v = 0; v < NV; ++v) c[r][v] = V::load(bias + v * V::kWidth);
+      for (int v = 0; v < NV; ++v) {
+        c[r][v] = V::load(bias + v * V::kWidth);
+        if constexpr (V::kFlips) c[r][v] = V::sum(c[r][v], V::load(call.flipped[i] + v * V::kWidth));
+      }
     }
     const std::int8_t* b = call.b[i];
     const std::ptrdiff_t quads = call.quads[i];
@@ -110,10 +116,31 @@ DYNDEPLOY_NOINLINE void quantized_tile(const PanelCall& call, const std::uint8_t
           DYNDEPLOY_UNROLL
           for (int r = 0; r < R; ++r) fetch_line(next[r] + k * kQuad);
         }
-        step(k);
-        step(k + 1);
-        step(k + 2);
-        step(k + 3);
+        if constexpr (V::kHasLanes) {
+          // Four quads of each row at a time: the product takes its quad from any lane of a register.
+          typename V::Inputs x[R];
+          DYNDEPLOY_UNROLL
+          for (int r = 0; r < R; ++r) x[r] = V::four_quads(a[r] + k * kQuad);
+          const auto lane = [&](auto n) __attribute__((always_inline)) {
+            DYNDEPLOY_UNROLL
+            for (int v = 0; v < NV; ++v) {
+              const typename V::Weights w = V::weights(b + v * V::kWidth * kQuad);
+              DYNDEPLOY_UNROLL
+              for (int r = 0; r < R; ++r)
+                c[r][v] = V::template dot_lane<decltype(n)::value>(x[r], w, c[r][v]);
+            }
+            b += row_bytes<V>();
+          };
+          lane(std::integral_constant<int, 0>{});
+          lane(std::integral_constant<int, 1>{});
+          lane(std::integral_constant<int, 2>{});
+          lane(std::integral_constant<int, 3>{});
+        } else {
+          step(k);
+          step(k + 1);
+          step(k + 2);
+          step(k + 3);
+        }
       }
       for (; k < quads; ++k) step(k);
     }
@@ -299,8 +326,23 @@ inline void quantized_rows(PanelCall call, int row_begin, int row_end, int panel
         panel.b[i] += panel_stride[i];
         panel.bias[i] += PW;
         panel.multiplier[i] += PW;
+        panel.flipped[i] += V::kFlips ? PW : 0;
       }
     }
+  }
+}
+
+// What V::kFlips asks to add to the sums of one panel: `quads` rows of weights.
+template <class V>
+inline void flipped_sums(const std::int8_t* b, std::int64_t quads, std::int32_t* out) {
+  constexpr int PW = panel_columns<V>();
+  std::int32_t sums[PW * kQuad] = {};
+  for (std::int64_t k = 0; k < quads; ++k, b += row_bytes<V>()) {
+    for (int i = 0; i < PW * kQuad; ++i) sums[i] += b[i];
+  }
+  for (int n = 0; n < PW; ++n) {
+    const std::int32_t* const quad = sums + n * kQuad;
+    out[n] = 128 * (quad[0] + quad[1] + quad[2] + quad[3]);
   }
 }
 
@@ -331,7 +373,10 @@ void quantized_gemm(const QuantizedGemm& g, int row_begin, int row_end, int pane
   const std::int64_t tiles = (row_end - row_begin + MR - 1) / MR;
   const std::int64_t fit = blocks().slice / (quads * row_bytes<V>() + 1);
   const bool copies = source.b.selection != nullptr;
-  const int step = copies || fit < 1 ? 1 : static_cast<int>(fit < panel_end ? fit : panel_end);
+  constexpr int kMostFlipped = V::kFlips ? 16 : 1;  // panels
+  const std::int64_t most = V::kFlips ? at_most(kMostFlipped, panel_end) : panel_end;
+  const int step = copies || fit < 1 ? 1 : static_cast<int>(fit < most ? fit : most);
+  std::int32_t flipped[2][kMostFlipped * PW];
   QuantizedUpcoming upcoming;
   call.upcoming = &upcoming;
   for (int p = panel_begin; p < panel_end; p += step) {
@@ -361,6 +406,15 @@ void quantized_gemm(const QuantizedGemm& g, int row_begin, int row_end, int pane
       call.bias[0] = scratch.bias;
       call.bias_stride = source.b.bias_stride ? PW : 0;
       call.multiplier[0] = scratch.multiplier;
+    }
+    if constexpr (V::kFlips) {
+      for (int i = 0; i < call.sources; ++i) {
+        call.flipped[i] = flipped[i];
+        for (int n = p; n < end; ++n) {
+          flipped_sums<V>(call.b[i] + (n - p) * panel_stride[i], std::int64_t{call.taps[i]} * call.quads[i],
+                          flipped[i] + (n - p) * PW);
+        }
+      }
     }
     if (end >= panel_end) {
       upcoming = g.upcoming;

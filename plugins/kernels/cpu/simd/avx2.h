@@ -32,6 +32,9 @@ struct Avx2 {
   }
   static Reg zero() { return _mm256_setzero_ps(); }
   static Reg load(const float* p) { return _mm256_loadu_ps(p); }
+  static Reg load_bytes(const std::uint8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
   static Reg load_first(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
   static void store(float* p, Reg v) { _mm256_storeu_ps(p, v); }
   static void store_first(float* p, Reg v, int n) { _mm256_maskstore_ps(p, first(n), v); }

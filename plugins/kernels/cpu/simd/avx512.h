@@ -37,6 +37,9 @@ struct Avx512 {
   static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
   static Reg zero() { return _mm512_setzero_ps(); }
   static Reg load(const float* p) { return _mm512_loadu_ps(p); }
+  static Reg load_bytes(const std::uint8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
   static Reg load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
   static void store(float* p, Reg v) { _mm512_storeu_ps(p, v); }
   static void store_first(float* p, Reg v, int n) { _mm512_mask_storeu_ps(p, first(n), v); }

@@ -21,6 +21,8 @@ struct Avx512Vnni {
   static constexpr int kRows = 6;
   static constexpr int kWeightLimit = 128;
   static constexpr bool kCopies = true;
+  static constexpr bool kFlips = false;
+  static constexpr bool kHasLanes = false;
 
   // NV vectors of sums as words, in the order of the pack instructions: each 128 bits of the first vector
   // hold four columns of vector 0, then four of vector 1; the second vector likewise 2 and 3.

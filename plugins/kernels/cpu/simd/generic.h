@@ -36,6 +36,9 @@ struct Generic {
   static Reg load(const float* p) {
     return make([=](int i) { return p[i]; });
   }
+  static Reg load_bytes(const std::uint8_t* p) {
+    return make([&](int i) { return static_cast<float>(p[i]); });
+  }
   static Reg load_first(const float* p, int n) {
     return make([=](int i) { return i < n ? p[i] : 0.0f; });
   }

@@ -14,6 +14,8 @@ struct GenericQuantized {
   static constexpr int kRows = 4;
   static constexpr int kWeightLimit = 128;
   static constexpr bool kCopies = false;
+  static constexpr bool kFlips = false;
+  static constexpr bool kHasLanes = false;
   struct Sums {
     std::int32_t lane[kWidth];
   };

@@ -4,6 +4,7 @@
 #include <arm_neon.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace dyndeploy::cpu {
 namespace {
@@ -27,6 +28,12 @@ struct Neon {
 
   static Reg zero() { return vdupq_n_f32(0.0f); }
   static Reg load(const float* p) { return vld1q_f32(p); }
+  static Reg load_bytes(const std::uint8_t* p) {
+    std::uint32_t four;
+    std::memcpy(&four, p, sizeof(four));
+    const uint16x8_t wide = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)));
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide)));
+  }
   static Reg load_first(const float* p, int n) {
     if (n >= kWidth) return load(p);
     const float32x2_t none = vdup_n_f32(0.0f);
