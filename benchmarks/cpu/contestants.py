@@ -111,17 +111,26 @@ def dynamics(native: str, wanted: tuple[str, ...] | None) -> tuple[list[Dynamic]
     if library is None:
         left_out.append("the operator library: " + ("switched off" if native == "off" else "not built"))
     else:
-        found += [Dynamic(BEST, native), Dynamic(INT8, native, precision=INT8)]
-        if not os.environ.get(ISA_VARIABLE):
-            others = [name for name in library.instruction_sets()[1:] if name != "generic"]  # That is for tests.
-            found += [Dynamic(name, native, isa=name) for name in others]
-            found += [Dynamic(f"{INT8}-{name}", native, isa=name, precision=INT8) for name in others]
+        found.append(Dynamic(BEST, native))
+        found += [Dynamic(name, native, isa=name) for name in _others(library, "fp32")]
+        if library.instruction_set(INT8) is not None:
+            found.append(Dynamic(INT8, native, precision=INT8))
+            found += [Dynamic(f"{INT8}-{name}", native, name, INT8) for name in _others(library, INT8)]
+        else:
+            left_out.append(f"{INT8}: this library has no operators in integers")
         if library.instruction_set(BF16) is not None:
             found.append(Dynamic(BF16, native, precision="bf16"))
         else:
             left_out.append(f"{BF16}: this processor or library has no BF16 instructions")
     found += [Dynamic(BODIES, "off"), Dynamic(f"{INT8}-{BODIES}", "off", precision=INT8)]
     return [entry for entry in found if wanted is None or entry.name in wanted], left_out
+
+
+def _others(library: NativeLibrary, precision: str) -> list[str]:
+    """Instruction sets of this machine that are not the best one, unless the environment names one."""
+    if os.environ.get(ISA_VARIABLE):
+        return []
+    return [name for name in library.instruction_sets(precision)[1:] if name != "generic"]  # That is for tests.
 
 
 def statics(wanted: tuple[str, ...] | None) -> tuple[list[Static], list[str]]:
