@@ -31,7 +31,7 @@ import onnx
 import small
 import tables
 import torch
-from contestants import BEST, Dynamic, Static, dynamics, library_of, statics
+from contestants import BEST, INT8, Dynamic, Static, dynamics, library_of, statics
 from onnx import helper, numpy_helper
 from timing import time_blocks, time_bundle
 
@@ -139,7 +139,8 @@ class Benchmark:
         self.result["peak_gflops"] = {str(threads): peak_gflops(threads) for threads in arguments.threads}
         if "costs" in arguments.small and not self.result["small"]["costs"]:
             for threads in arguments.threads:
-                self.result["small"]["costs"] += small.operator_costs(self.dynamics, threads)
+                floats = [contestant for contestant in self.dynamics if contestant.precision != INT8]
+                self.result["small"]["costs"] += small.operator_costs(floats, threads)
             print(small.costs_table(self.result["small"]["costs"]), flush=True)
             self.write()
         for _ in itertools.chain(self._small(), self._large()):

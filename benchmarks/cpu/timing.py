@@ -22,6 +22,7 @@ from dyndeploy.measure.inputs import Configuration, Feeds, Schedule, forced_conf
 from dyndeploy.measure.loop import Clock, Paired, time_rounds
 from dyndeploy.measure.profile import DATA, typical_ratio
 from dyndeploy.measure.result import samples_of
+from dyndeploy.ops import OPERATORS
 from dyndeploy.quantization import CalibrationTable
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.runtimes.machine import machine_facts
@@ -46,7 +47,7 @@ def time_bundle(
 
     Args:
         bundle: With a static twin.
-        dynamics: Our forms.
+        dynamics: Our forms; those in INT8 are left out of networks that have no form in it.
         statics: Static networks elsewhere.
         threads: Of every session.
         rates: To force.
@@ -58,6 +59,7 @@ def time_bundle(
     schedule = Schedule(tuple(rates), repeats, seconds, WARMUP)
     batches, _ = schedule.batches(bundle, data)
     copies = _Int8Copies(bundle, quantised)
+    dynamics = [contestant for contestant in dynamics if contestant.precision != INT8 or copies.of_dynamic]
     masks = bundle.manifest.masks
     configurations = forced_configurations(masks, batches, schedule)
     facts = machine_facts()
@@ -129,18 +131,25 @@ def time_bundle(
 
 
 class _Int8Copies:
-    """A bundle's two networks in INT8, made when they are asked for: both with the scales of one calibration."""
+    """A bundle's two networks in INT8, made when they are asked for: both with the scales of one calibration.
+
+    Attributes:
+        of_dynamic: Whether the dynamic network has a form in INT8; else the static one's scales are the tools' own.
+    """
 
     def __init__(self, bundle: Bundle, folder: Path) -> None:
         self._bundle, self._folder = bundle, folder
         self._name = bundle.manifest.files[bundle.model.name]
+        self.of_dynamic = any(OPERATORS[name].quantization is not None for name in bundle.manifest.operator_types)
 
     @functools.cached_property
-    def _table(self) -> CalibrationTable:
-        return calibration_table(self._bundle, self._folder / f"{self._name}.json")
+    def _table(self) -> CalibrationTable | None:
+        path = self._folder / f"{self._name}.json"
+        return calibration_table(self._bundle, path) if self.of_dynamic else None
 
     @functools.cached_property
     def dynamic(self) -> onnx.ModelProto:
+        assert self._table is not None
         return dynamic_int8(self._bundle, self._folder / f"{self._name}.onnx", self._table)
 
     @functools.cached_property
