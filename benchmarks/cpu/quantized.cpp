@@ -6,6 +6,7 @@
 // take for what the masks leave, over the time taken.
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -64,12 +65,49 @@ Block make_block(const QuantizedIsa& isa, int stage, int inputs, int middle, int
   return block;
 }
 
-void parallel_for(void*, ThreadPool::Function function, void* state, std::size_t count) {
-  std::vector<std::thread> threads;
-  for (std::size_t i = 1; i < count; ++i) threads.emplace_back([=] { function(state, i); });
-  function(state, 0);
-  for (std::thread& t : threads) t.join();
-}
+// Threads that wait for work without sleeping, as a runtime's do between the nodes of a graph.
+class SpinningPool {
+ public:
+  explicit SpinningPool(int threads) : threads_(threads) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([=] { work(static_cast<std::size_t>(i)); });
+  }
+  ~SpinningPool() {
+    stop_ = true;
+    for (std::thread& t : workers_) t.join();
+  }
+  ThreadPool pool() {
+    return {threads_, this, [](void* self, ThreadPool::Function function, void* state, std::size_t count) {
+              static_cast<SpinningPool*>(self)->run(function, state, count);
+            }};
+  }
+
+ private:
+  void run(ThreadPool::Function function, void* state, std::size_t count) {
+    function_ = function, state_ = state, count_ = count;
+    done_ = 0;
+    generation_.fetch_add(1, std::memory_order_release);
+    function(state, 0);
+    while (done_.load(std::memory_order_acquire) + 1 < threads_) {
+    }
+  }
+  void work(std::size_t index) {
+    for (unsigned seen = 0; !stop_;) {
+      if (generation_.load(std::memory_order_acquire) == seen) continue;
+      ++seen;
+      if (index < count_) function_(state_, index);
+      done_.fetch_add(1, std::memory_order_release);
+    }
+  }
+
+  const int threads_;
+  std::vector<std::thread> workers_;
+  std::atomic<unsigned> generation_{0};
+  std::atomic<int> done_{0};
+  std::atomic<bool> stop_{false};
+  ThreadPool::Function function_ = nullptr;
+  void* state_ = nullptr;
+  std::size_t count_ = 0;
+};
 
 struct Mode {
   const char* name;
@@ -186,7 +224,8 @@ void time_product(const QuantizedIsa& isa, const char* what, int side, int input
   for (int round = 0; round < 30; ++round) {
     const auto start = std::chrono::steady_clock::now();
     for (int i = 0; i < repeats; ++i) isa.gemm(g, 0, rows, 0, panels, scratch);
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / repeats);
+    best = std::min(
+        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / repeats);
   }
   std::printf("%-12s %2dx%2d %4d -> %4d %s: %7.1f us, %3.0f G/s\n", what, side, side, inputs, outputs,
               taps ? "3x3" : "1x1", best * 1e6, macs / best / 1e9);
@@ -241,7 +280,8 @@ int main(int argc, char** argv) {
       work[i][4] += done;
     }
   }
-  const ThreadPool pool{threads, nullptr, &parallel_for};
+  SpinningPool spinning(threads);
+  const ThreadPool pool = spinning.pool();
   Workspace workspace;
   std::vector<std::uint8_t> maps[2];
   for (auto& map : maps) map = draw<std::uint8_t>(56 * 56 * 256, 0, 255);

@@ -287,6 +287,9 @@ def convolved(
     computes channels last.
     """
     one, zero = unit(b)
+    # Releases of ONNX Runtime before 1.31 leave out a constant bias of the graph around a branch, if the zero points
+    # are constants of the branch: reshaped here, it is one, too.
+    bias = b.reshape(b.unsqueeze(inputs[f"b{name}"], 0), -1)
     result = b.op(
         "QLinearConv",
         b.op("Transpose", maps, perm=[0, 3, 1, 2]),
@@ -296,7 +299,7 @@ def convolved(
         inputs[f"m{name}"],
         _number(b, np.int8(0)),
         *unit(b, zero_point),
-        inputs[f"b{name}"],
+        bias,
         **attributes,
     )
     return b.op("Transpose", result, perm=[0, 2, 3, 1])

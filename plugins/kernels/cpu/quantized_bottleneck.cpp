@@ -38,12 +38,20 @@ struct Context {
 struct Following {
   const QuantizedConvolution* conv = nullptr;
   Range panels{0, 0};
+  const QuantizedConvolution* shortcut = nullptr;
 };
 
 // `then` is what this thread probably computes next.
 void product(const Context& c, QuantizedGemm& g, const QuantizedConvolution& conv, Range rows, Range panels,
              const Following& then, int worker) {
-  if (then.conv) g.upcoming = first_weights(*c.isa, *then.conv, then.panels.begin, then.panels.end);
+  QuantizedUpcoming shortcut;
+  if (then.conv) {
+    g.upcoming = first_weights(*c.isa, *then.conv, then.panels.begin, then.panels.end);
+    if (then.shortcut) {
+      shortcut = first_weights(*c.isa, *then.shortcut, then.panels.begin, then.panels.end);
+      g.upcoming.then = &shortcut;
+    }
+  }
   g.product.a.taps = conv.taps;
   g.product.a.inputs = conv.inputs;
   g.product.b = conv.weights;
@@ -141,6 +149,10 @@ void skipped_pixels(const Context& c, const std::int32_t* source, Range rows, in
   product(c, g, projection, rows, {0, panels_of(c, projection)}, {}, worker);
 }
 
+Following before_conv3(const Context& c, const QuantizedView& w, Range panels) {
+  return {&w.conv3, panels, c.layer.projection ? &c.weights->projection() : nullptr};
+}
+
 // Into how many parts conv2 can be cut across its weights.
 int second_columns(const Context& c, const QuantizedView& w) {
   return w.group_count == 1 ? panels_of(c, w.groups[0].conv) : w.group_count;
@@ -152,7 +164,9 @@ void run_strip(const Context& c, const QuantizedView& w, const Strip& strip, int
   const int band_rows = std::max(2 * kLeastRows, static_cast<int>(blocks().band / c.layer.inputs));
   const int bands = ceil_to_int(strip.active.size(), band_rows);
   std::uint8_t* const h2 = c.h2 + static_cast<std::ptrdiff_t>(worker) * c.block_rows * c.hidden_stride;
-  const Following second = w.group_count == 1 ? Following{&w.groups[0].conv, {0, columns2}} : Following{};
+  const Following second =
+      w.group_count == 1 ? Following{&w.groups[0].conv, {0, columns2}, nullptr} : Following{};
+  const Following third = before_conv3(c, w, {0, panels3});
   int done = strip.own.begin;
   for (int b = 0; b < bands; ++b) {
     const Range band = part(strip.active.begin, strip.active.end, b, bands);
@@ -166,7 +180,7 @@ void run_strip(const Context& c, const QuantizedView& w, const Strip& strip, int
     const int blocks = ceil_to_int(band.size(), c.block_rows);
     for (int i = 0; i < blocks; ++i) {
       const Range rows = part(band.begin, band.end, i, blocks);
-      conv2(c, w, rows, {0, columns2}, h2, rows.begin, {&w.conv3, {0, panels3}}, worker);
+      conv2(c, w, rows, {0, columns2}, h2, rows.begin, third, worker);
       conv3(c, w.conv3, rows, {0, panels3}, h2, rows.begin, worker);
     }
   }
@@ -202,7 +216,7 @@ void run_rows(const Context& c, const QuantizedView& w, Range dilated, Range act
   const Grid grid3 = make_grid(active.size(), panels3, copies, threads, kLeastRows);
   // The same task of the next phase probably falls to the same thread.
   const auto after = [](const QuantizedConvolution& conv, const Grid& grid, int columns, int task) {
-    return Following{&conv, part(0, columns, task % grid.column_parts, grid.column_parts)};
+    return Following{&conv, part(0, columns, task % grid.column_parts, grid.column_parts), nullptr};
   };
   const auto body1 = [&](int task, int worker) {
     conv1(c, w, part(dilated.begin, dilated.end, task / grid1.column_parts, grid1.row_parts),
@@ -212,7 +226,7 @@ void run_rows(const Context& c, const QuantizedView& w, Range dilated, Range act
   const auto body2 = [&](int task, int worker) {
     conv2(c, w, part(active.begin, active.end, task / grid2.column_parts, grid2.row_parts),
           part(0, columns2, task % grid2.column_parts, grid2.column_parts), c.h2, active.begin,
-          after(w.conv3, grid3, panels3, task), worker);
+          before_conv3(c, w, part(0, panels3, task % grid3.column_parts, grid3.column_parts)), worker);
   };
   const auto body3 = [&](int task, int worker) {
     conv3(c, w.conv3, part(active.begin, active.end, task / grid3.column_parts, grid3.row_parts),
@@ -227,6 +241,26 @@ void run_rows(const Context& c, const QuantizedView& w, Range dilated, Range act
     phases[count++] = Phase(grid3.tasks(), body3);
   }
   run_phases(pool, phases, count);
+}
+
+// A bit for every border class that a pixel of the output has.
+unsigned border_classes(const BottleneckLayer& layer, const BottleneckShape& shape) {
+  const auto along = [&](int count, int size, int low, int high) {
+    unsigned found = 0;
+    for (int i = 0; i < count; ++i) {
+      const int centre = i * layer.stride;
+      found |= 1u << ((centre < layer.dilation ? low : 0) | (centre + layer.dilation >= size ? high : 0));
+    }
+    return found;
+  };
+  const unsigned rows = along(shape.out_height, shape.height, kBorderTop, kBorderBottom);
+  const unsigned columns = along(shape.out_width, shape.width, kBorderLeft, kBorderRight);
+  unsigned classes = 0;
+  for (int row = 0; row < kBorderClasses; ++row) {
+    // Those of columns are multiples of kBorderLeft, so that both bits add up.
+    if (rows >> row & 1u) classes |= columns << row;
+  }
+  return classes;
 }
 
 // Pixels whose last quad can be read whole.
@@ -321,6 +355,7 @@ void run_quantized_bottleneck(const QuantizedBottleneckCall& call, Workspace& wo
   }
 
   if (inactive) run_phases(pool, &skipped, 1);
+  const unsigned classes = border_classes(layer, shape);
   const int per_group = M / call.channel_groups;
   auto* on = workspace.take<std::uint8_t>(static_cast<std::size_t>(M));
   for (int n = 0; n < batch; ++n) {
@@ -346,7 +381,7 @@ void run_quantized_bottleneck(const QuantizedBottleneckCall& call, Workspace& wo
     }
     const Workspace::Mark mark = workspace.mark();
     CompactQuantized small;
-    small.view = count == M ? weights.full() : weights.select(on, count, workspace);
+    small.view = count == M ? weights.full() : weights.select(on, count, classes, workspace);
     if (count < M && selected_bytes(small.view) <= blocks().compact_weights)
       small = compact(*c.isa, small.view, workspace);
     const auto body = [&](int task, int) { c.isa->copy(small.copies[task]); };

@@ -42,21 +42,27 @@ constexpr int kBlockColumns = 32;
 struct QuantizedSelection {
   const std::int8_t* blocks = nullptr;  // nullptr: from the panels
   std::ptrdiff_t block_stride = 0;
-  // Rows of a block: two per quad, which holds their inputs one after the other, or where `single` inputs are
-  // taken from pairs, four numbers 2 * row + (first or second of its pair).
+  // Rows of a block, in bytes from its beginning: two per quad, which holds their inputs one after the other,
+  // or where `single` inputs are taken from pairs, four, plus 1 for the second input of its pair.
   const std::int32_t* rows = nullptr;
   bool single = false;
   const std::int32_t* columns = nullptr;  // nullptr: all of them
+  // The weights of the panels once more by pairs of columns, [pair][quad][2][4], where `columns` come in
+  // pairs: of such only the chosen ones have to come from memory. Whole cache lines can be read. nullptr:
+  // from the panels.
+  const std::int8_t* pairs = nullptr;
+  std::ptrdiff_t pair_stride = 0;
   // What a skipped input of the convolution is: the copied weights' share of it is taken from the bias, which
   // counts all inputs. By quads of the inputs that are left; nullptr: nothing is taken.
   const std::uint8_t* constants = nullptr;
-  const std::uint16_t* class_taps =
-      nullptr;  // the taps that remain for each border class, where there are any
+  // The taps that remain for each border class, where there are any, and the classes that occur.
+  const std::uint16_t* class_taps = nullptr;
+  unsigned classes = 1;
 };
 
 constexpr int kQuantizedClasses = 16;
 // Entries beyond the end of the rows of a selection that are read, to fetch what they name.
-constexpr int kQuantizedListMargin = 32;
+constexpr int kQuantizedListMargin = 128;
 
 // One convolution's weights. With a selection, bias and multiplier are those of all columns.
 struct QuantizedPanels {
@@ -93,12 +99,13 @@ struct QuantizedCopy {
 // Weights that are read after this product: they are fetched towards the caches while it computes.
 struct QuantizedUpcoming {
   const std::int8_t* base = nullptr;
-  std::ptrdiff_t stride = 0;           // between blocks
-  const std::int32_t* rows = nullptr;  // cache lines of a block; nullptr: one after the other
-  int shift = 0;                       // of rows: 1 where they count single inputs
-  int count = 0;                       // lines of each block
-  int blocks = 0;                      // left to fetch
-  int line = 0;                        // next one
+  std::ptrdiff_t stride = 0;              // between blocks
+  const std::int32_t* rows = nullptr;     // where the lines of a block lie; nullptr: one after the other
+  int count = 0;                          // lines of each block
+  int blocks = 0;                         // left to fetch
+  int line = 0;                           // next one
+  const std::int32_t* columns = nullptr;  // a block is the pair with the first of these; nullptr: 0, 1 ...
+  const QuantizedUpcoming* then = nullptr;
 };
 
 struct QuantizedGemm {
@@ -135,9 +142,22 @@ struct QuantizedIsa {
   void (*gemm)(const QuantizedGemm&, int row_begin, int row_end, int panel_begin, int panel_end,
                const QuantizedScratch&);
   void (*copy)(const QuantizedCopy&);
+  bool copies_pairs;  // of columns, if it finds them in a selection
 };
 
 constexpr int kMaxQuantizedPanel = 64;
+
+// The part of pairs of columns [begin, end), counted among the chosen ones.
+inline QuantizedUpcoming upcoming_pairs(const QuantizedSelection& selection, int quads, int begin, int end) {
+  constexpr int kQuadsPerLine = 8;
+  QuantizedUpcoming u;
+  u.base = selection.pairs;
+  u.stride = selection.pair_stride;
+  u.columns = selection.columns + begin;
+  u.count = (quads + kQuadsPerLine - 1) / kQuadsPerLine;
+  u.blocks = (end - begin) / 2;
+  return u;
+}
 
 // For a copied panel of a convolution of so many quads per tap.
 std::size_t quantized_copy_bytes(const QuantizedIsa& isa, int taps, int quads);

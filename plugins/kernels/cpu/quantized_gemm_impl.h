@@ -31,13 +31,15 @@ constexpr std::ptrdiff_t row_bytes() {
 inline void fetch_line(const void* p) { __builtin_prefetch(p, 0, 3); }
 
 DYNDEPLOY_INLINE void fetch_next(QuantizedUpcoming* u) {
-  const std::ptrdiff_t line = u->rows ? u->rows[u->line] >> u->shift : u->line;
-  fetch_line(u->base + line * kCacheLine);
-  if (++u->line == u->count) {
-    u->line = 0;
-    --u->blocks;
+  const std::int8_t* const block = u->columns ? u->base + *u->columns / 2 * u->stride : u->base;
+  fetch_line(block + (u->rows ? u->rows[u->line] : u->line * kCacheLine));
+  if (++u->line < u->count) return;
+  u->line = 0;
+  if (u->columns)
+    u->columns += 2;
+  else
     u->base += u->stride;
-  }
+  if (--u->blocks == 0 && u->then) *u = *u->then;
 }
 
 // ------------------------------------------------------------------------------------------ one tile of rows
@@ -216,15 +218,15 @@ constexpr int through_columns() {
 // One quad of one column.
 inline void read_quad(const QuantizedSelection& s, const std::int8_t* block, int column, int row,
                       std::int8_t* to) {
-  const auto at = [=](int index) { return block + index * (2 * kBlockColumns) + 2 * column; };
+  block += 2 * column;
   if (s.single) {
     for (int i = 0; i < kQuad; ++i) {
       const std::int32_t from = s.rows[kQuad * row + i];
-      to[i] = at(from >> 1)[from & 1];
+      to[i] = block[from];
     }
   } else {
-    std::memcpy(to, at(s.rows[2 * row]), 2);
-    std::memcpy(to + 2, at(s.rows[2 * row + 1]), 2);
+    std::memcpy(to, block + s.rows[2 * row], 2);
+    std::memcpy(to + 2, block + s.rows[2 * row + 1], 2);
   }
 }
 
@@ -254,24 +256,44 @@ inline void copy_columns(const QuantizedCopy& copy, std::int32_t* through) {
 
 template <class V>
 void copy_quantized(const QuantizedCopy& copy) {
+  constexpr int PW = panel_columns<V>();
+  constexpr int kLineNumbers = 16;
   const QuantizedSelection& s = *copy.from.selection;
-  std::int32_t through[kQuantizedTaps * through_columns<V>()];
+  const auto occurs = [&](int c) { return (s.classes >> c & 1u) != 0; };
+  const int classes = copy.from.bias_stride ? kQuantizedClasses : 1;
+  const int first = copy.source(0), last = copy.source(copy.count - 1);
+  for (int n = first; n <= last; n += kLineNumbers) {
+    fetch_line(copy.from.multiplier + n);
+    for (int c = 0; c < classes; ++c) {
+      if (occurs(c)) fetch_line(copy.from.bias + c * copy.from.bias_stride + n);
+    }
+  }
+  std::int32_t through[kQuantizedTaps * through_columns<V>()] = {};
   if constexpr (V::kCopies)
     V::copy(copy, through);
   else
     copy_columns<V>(copy, through);
-  for (int n = 0; n < copy.count; ++n) copy.multiplier[n] = copy.from.multiplier[copy.source(n)];
-  const int classes = copy.from.bias_stride ? kQuantizedClasses : 1;
+  std::int32_t columns[PW];
+  for (int n = 0; n < PW && s.columns; ++n) columns[n] = n < copy.count ? copy.source(n) : first;
+  const auto choose = [&](const auto* from, auto* to) __attribute__((always_inline)) {
+    if (!s.columns) {
+      std::memcpy(to, from + first, PW * sizeof *to);
+      return;
+    }
+    for (int n = 0; n < PW; ++n) to[n] = from[columns[n]];
+  };
+  choose(copy.from.multiplier, copy.multiplier);
   for (int c = 0; c < classes; ++c) {
-    const std::int32_t* const from = copy.from.bias + c * copy.from.bias_stride;
-    std::int32_t* const to = copy.bias + c * copy.bias_stride;
-    for (int n = 0; n < copy.count; ++n) to[n] = from[copy.source(n)];
+    if (!occurs(c)) continue;
     const unsigned taps = s.class_taps ? s.class_taps[c] : 1u;
+    std::int32_t sum[PW];
+    choose(copy.from.bias + c * copy.from.bias_stride, sum);
     for (int t = 0; s.constants && t < copy.taps; ++t) {
       if (!(taps >> t & 1u)) continue;
       const std::int32_t* const share = through + t * through_columns<V>();
-      for (int n = 0; n < copy.count; ++n) to[n] -= share[n];
+      for (int n = 0; n < PW; ++n) sum[n] -= share[n];
     }
+    std::memcpy(copy.bias + c * copy.bias_stride, sum, sizeof sum);
   }
 }
 
@@ -282,6 +304,7 @@ inline QuantizedUpcoming upcoming_copy(const QuantizedSource& source, int column
   const QuantizedSelection& s = *source.b.selection;
   const int rows = source.a.taps * quads_of(source.a);
   const int first = s.columns ? s.columns[p * PW] : p * PW;
+  if (s.pairs) return upcoming_pairs(s, rows, p * PW, at_most((p + 1) * PW, columns));
   const int end = at_most((p + 1) * PW, columns) - 1;
   const int last = s.columns ? s.columns[end] : end;
   const int unit = s.blocks ? kBlockColumns : PW;
@@ -290,8 +313,16 @@ inline QuantizedUpcoming upcoming_copy(const QuantizedSource& source, int column
   u.base = (s.blocks ? s.blocks : source.b.base) + first / unit * u.stride;
   u.blocks = last / unit - first / unit + 1;
   u.rows = s.rows;
-  u.shift = s.single ? 1 : 0;
   u.count = s.blocks ? rows * (s.single ? 4 : 2) : static_cast<int>(rows * row_bytes<V>() / kCacheLine);
+  return u;
+}
+
+inline QuantizedUpcoming upcoming_panels(const QuantizedPanels& b, int begin, int end) {
+  QuantizedUpcoming u;
+  u.base = b.base + begin * b.panel_stride;
+  u.stride = b.panel_stride;
+  u.count = static_cast<int>(b.panel_stride / kCacheLine);
+  u.blocks = end - begin;
   return u;
 }
 
@@ -348,7 +379,9 @@ inline void flipped_sums(const std::int8_t* b, std::int64_t quads, std::int32_t*
 
 // Lines of what comes next per kQuadsPerFetch quads, so that all of them are fetched meanwhile.
 inline int fetching_pace(const QuantizedUpcoming& u, std::int64_t quads) {
-  const std::int64_t lines = std::int64_t{u.blocks} * u.count;
+  std::int64_t lines = 0;
+  for (const QuantizedUpcoming* part = &u; part; part = part->then)
+    lines += std::int64_t{part->blocks} * part->count;
   if (lines <= 0) return 0;
   const std::int64_t pace = (lines * kQuadsPerFetch + quads - 1) / (quads > 0 ? quads : 1);
   return pace < kMostFetched ? static_cast<int>(pace) : kMostFetched;
@@ -377,7 +410,7 @@ void quantized_gemm(const QuantizedGemm& g, int row_begin, int row_end, int pane
   const std::int64_t most = V::kFlips ? at_most(kMostFlipped, panel_end) : panel_end;
   const int step = copies || fit < 1 ? 1 : static_cast<int>(fit < most ? fit : most);
   std::int32_t flipped[2][kMostFlipped * PW];
-  QuantizedUpcoming upcoming;
+  QuantizedUpcoming upcoming, shortcut;
   call.upcoming = &upcoming;
   for (int p = panel_begin; p < panel_end; p += step) {
     const int end = at_most(p + step, panel_end);
@@ -418,14 +451,13 @@ void quantized_gemm(const QuantizedGemm& g, int row_begin, int row_end, int pane
     }
     if (end >= panel_end) {
       upcoming = g.upcoming;
-    } else if (copies) {
-      upcoming = upcoming_copy<V>(source, g.columns, end);
     } else {
-      upcoming = {};
-      upcoming.base = source.b.base + end * source.b.panel_stride;
-      upcoming.count = static_cast<int>(source.b.panel_stride / kCacheLine);
-      upcoming.stride = source.b.panel_stride;
-      upcoming.blocks = at_most(step, panel_end - end);
+      const int next_end = at_most(end + step, panel_end);
+      upcoming = copies ? upcoming_copy<V>(source, g.columns, end) : upcoming_panels(source.b, end, next_end);
+      if (g.shortcut) {
+        shortcut = upcoming_panels(g.shortcut->b, end, next_end);
+        upcoming.then = &shortcut;
+      }
     }
     call.pace = fetching_pace(upcoming, tiles * (end - p) * quads);
     quantized_rows<V>(call, row_begin, row_end, p, end, panel_stride, scratch.zeros);
@@ -436,8 +468,8 @@ template <class V>
 constexpr QuantizedIsa make_quantized_isa(const char* name, bool (*supported)(),
                                           const QuantizedIsa* wider = nullptr) {
   static_assert(panel_columns<V>() <= kMaxQuantizedPanel, "scratch sizes");
-  return QuantizedIsa{name,      panel_columns<V>(), V::kWeightLimit,   wider,
-                      supported, &quantized_gemm<V>, &copy_quantized<V>};
+  return QuantizedIsa{name,      panel_columns<V>(), V::kWeightLimit,    wider,
+                      supported, &quantized_gemm<V>, &copy_quantized<V>, V::kCopies};
 }
 
 }  // namespace

@@ -59,6 +59,18 @@ void pack_blocks(const std::int8_t* weights, int outputs, int inputs, int taps, 
   }
 }
 
+// One more line between the pairs, which else may fall into the same sets of a cache.
+std::size_t pair_bytes(int inputs) {
+  return static_cast<std::size_t>(round_up(ceil_to_int(inputs, kQuad) * 2 * kQuad, kCacheLine) + kCacheLine);
+}
+
+void pack_pairs(const std::int8_t* weights, int outputs, int inputs, std::int8_t* out) {
+  for (int n = 0; n < outputs; ++n) {
+    std::int8_t* const column = out + static_cast<std::size_t>(n / 2) * pair_bytes(inputs) + n % 2 * kQuad;
+    for (int k = 0; k < inputs; ++k) column[k / kQuad * (2 * kQuad) + k % kQuad] = *weights++;
+  }
+}
+
 // A skipped channel: its sum is the bias alone.
 std::uint8_t constant_of(std::int32_t bias, float multiplier) {
   const float product = static_cast<float>(bias) * multiplier;
@@ -122,8 +134,10 @@ PackedQuantizedBottleneck::PackedQuantizedBottleneck(const QuantizedIsa& isa, co
   const std::size_t m_count = panels(M) * static_cast<std::size_t>(PW) + static_cast<std::size_t>(PW);
   const std::size_t co_count = panels(Co) * static_cast<std::size_t>(PW);
   const bool skips = channel_skipping;
+  const std::size_t pairs1_bytes =
+      skips && isa_->copies_pairs ? static_cast<std::size_t>(ceil_to_int(M, 2)) * pair_bytes(C) : 0;
 
-  std::int8_t *w1, *w2, *w3, *wd, *pairs2, *pairs3;
+  std::int8_t *w1, *w2, *w3, *wd, *pairs1, *pairs2, *pairs3;
   std::int32_t *b1, *b2, *b3, *bd, *border, *skipped;
   float *m1, *m2, *m3, *md;
   std::uint8_t *c1, *c2;
@@ -132,6 +146,7 @@ PackedQuantizedBottleneck::PackedQuantizedBottleneck(const QuantizedIsa& isa, co
     w2 = carver.take<std::int8_t>(bytes2 * groups);
     w3 = carver.take<std::int8_t>(bytes3);
     wd = carver.take<std::int8_t>(layer.projection ? bytes_d : 0);
+    pairs1 = carver.take<std::int8_t>(pairs1_bytes);
     pairs2 = carver.take<std::int8_t>(skips ? group_blocks * groups : 0);
     pairs3 = carver.take<std::int8_t>(skips ? blocks3 : 0);
     b1 = carver.take<std::int32_t>(m_count);
@@ -204,6 +219,11 @@ PackedQuantizedBottleneck::PackedQuantizedBottleneck(const QuantizedIsa& isa, co
     pack_blocks(weights.w2 + i * group_weights, width, width, kTaps, pairs2 + i * group_blocks);
   }
   pack_blocks(weights.w3, Co, M, 1, pairs3);
+  if (pairs1_bytes) {
+    pack_pairs(weights.w1, M, C, pairs1);
+    pairs1_ = pairs1;
+    pair_stride1_ = static_cast<std::ptrdiff_t>(pair_bytes(C));
+  }
   // What a skipped channel of h1 adds through each tap, summed over the taps that lie inside the map.
   for (int m = 0; m < M; ++m) {
     std::int32_t through[kTaps] = {};
@@ -240,14 +260,17 @@ PackedQuantizedBottleneck::PackedQuantizedBottleneck(const QuantizedIsa& isa, co
 
 namespace {
 
+bool come_in_pairs(const std::int32_t* channels, int count, int first) {
+  bool paired = count % 2 == 0;
+  for (int i = 0; paired && i < count; i += 2)
+    paired = (channels[i] - first) % 2 == 0 && channels[i + 1] == channels[i] + 1;
+  return paired;
+}
+
 // Rows of blocks for `count` of the inputs of each tap, in whole quads.
 void list_rows(const std::int32_t* channels, int count, int first, int inputs, int taps,
                QuantizedSelection& s, Workspace& workspace) {
-  s.single = count % 2 != 0;
-  for (int i = 0; !s.single && i < count; i += 2) {
-    const int channel = channels[i] - first;
-    s.single = channel % 2 != 0 || channels[i + 1] - first != channel + 1;
-  }
+  s.single = !come_in_pairs(channels, count, first);
   const int step = s.single ? 1 : 2;
   const int pairs = ceil_to_int(inputs, 2), zero = taps * pairs, listed = round_up(count, kQuad);
   const std::size_t entries = static_cast<std::size_t>(taps) * static_cast<std::size_t>(listed / step);
@@ -257,7 +280,7 @@ void list_rows(const std::int32_t* channels, int count, int first, int inputs, i
     for (int i = 0; i < listed; i += step) {
       const int channel = i < count ? channels[i] - first : 0;
       const int row = i < count ? t * pairs + channel / 2 : zero;
-      *rows++ = s.single ? 2 * row + channel % 2 : row;
+      *rows++ = row * (2 * kBlockColumns) + (s.single ? channel % 2 : 0);
     }
   }
   std::fill(rows, rows + kQuantizedListMargin, rows[-1]);
@@ -265,7 +288,7 @@ void list_rows(const std::int32_t* channels, int count, int first, int inputs, i
 
 }  // namespace
 
-QuantizedView PackedQuantizedBottleneck::select(const std::uint8_t* on, int count,
+QuantizedView PackedQuantizedBottleneck::select(const std::uint8_t* on, int count, unsigned classes,
                                                 Workspace& workspace) const {
   const int M = layer_.middle, G = layer_.groups, width = M / G;
   auto* channels = workspace.take<std::int32_t>(static_cast<std::size_t>(M));
@@ -293,6 +316,10 @@ QuantizedView PackedQuantizedBottleneck::select(const std::uint8_t* on, int coun
   view.conv1.outputs = count;
   view.conv1.weights.selection = selections;
   selections[0].columns = channels;
+  if (come_in_pairs(channels, count, 0)) {
+    selections[0].pairs = pairs1_;
+    selections[0].pair_stride = pair_stride1_;
+  }
 
   auto* const groups = workspace.take<QuantizedGroup>(static_cast<std::size_t>(G));
   int at = 0;
@@ -309,6 +336,7 @@ QuantizedView PackedQuantizedBottleneck::select(const std::uint8_t* on, int coun
     s.columns = columns;
     s.constants = chosen(constant1_, at, active);
     s.class_taps = kClassTaps.taps;
+    s.classes = classes;
     QuantizedGroup& group = groups[view.group_count++];
     group = full_.groups[g];
     group.conv.inputs = group.conv.outputs = active;
@@ -385,27 +413,30 @@ CompactQuantized compact(const QuantizedIsa& isa, const QuantizedView& selected,
 
 QuantizedUpcoming first_weights(const QuantizedIsa& isa, const QuantizedConvolution& conv, int panel_begin,
                                 int panel_end) {
-  constexpr std::int64_t kBytes = 256 << 10;
+  constexpr int kLines = (320 << 10) / kCacheLine;
   QuantizedUpcoming u;
   if (panel_begin >= panel_end) return u;
   const int PW = isa.panel_width;
   const QuantizedSelection* const s = conv.weights.selection;
+  if (s && s->pairs) {
+    const int begin = panel_begin * PW, end = std::min(panel_end * PW, conv.outputs);
+    const int lines = ceil_to_int(conv.quads() * 2 * kQuad, kCacheLine);
+    return upcoming_pairs(*s, conv.quads(), begin, std::min(end, begin + 2 * std::max(1, kLines / lines)));
+  }
   const auto column = [=](int n) { return s && s->columns ? s->columns[n] : n; };
   const bool blocks = s && s->blocks;
   const int unit = blocks ? kBlockColumns : PW;
   u.stride = blocks ? s->block_stride : conv.weights.panel_stride;
-  const int most = std::max(1, static_cast<int>(kBytes / std::max<std::ptrdiff_t>(u.stride, 1)));
-  const int first = column(panel_begin * PW) / unit;
-  const int last = column(std::min(panel_end * PW, conv.outputs) - 1) / unit;
-  u.base = (blocks ? s->blocks : conv.weights.base) + first * u.stride;
-  u.blocks = std::min(last - first + 1, most);
   if (blocks) {
     u.rows = s->rows;
-    u.shift = s->single ? 1 : 0;
     u.count = conv.taps * conv.quads() * (s->single ? kQuad : 2);
   } else {
     u.count = static_cast<int>(u.stride / kCacheLine);
   }
+  const int first = column(panel_begin * PW) / unit;
+  const int last = column(std::min(panel_end * PW, conv.outputs) - 1) / unit;
+  u.base = (blocks ? s->blocks : conv.weights.base) + first * u.stride;
+  u.blocks = std::min(last - first + 1, std::max(1, kLines / std::max(u.count, 1)));
   return u;
 }
 

@@ -87,8 +87,8 @@ class PackedQuantizedBottleneck {
   const QuantizedConvolution& skipped() const { return skipped_; }
 
   // The view of one sample's active channels. on: a flag per middle channel; count of them are set, at least
-  // one.
-  QuantizedView select(const std::uint8_t* on, int count, Workspace& workspace) const;
+  // one. classes: a bit for every border class of pixels that the map has.
+  QuantizedView select(const std::uint8_t* on, int count, unsigned classes, Workspace& workspace) const;
 
  private:
   const QuantizedIsa* isa_;
@@ -101,6 +101,8 @@ class PackedQuantizedBottleneck {
   // Of channel skipping: what a skipped channel is, and the weights by blocks of columns.
   const std::uint8_t* constant1_ = nullptr;
   const std::uint8_t* constant2_ = nullptr;
+  const std::int8_t* pairs1_ = nullptr;  // w1 as in QuantizedSelection::pairs
+  std::ptrdiff_t pair_stride1_ = 0;
   const std::int8_t* blocks2_ = nullptr;
   std::ptrdiff_t block_stride2_ = 0;
   std::ptrdiff_t group_stride2_ = 0;

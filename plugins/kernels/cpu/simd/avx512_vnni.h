@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../quantized_gemm.h"
+#include "avx512.h"
 #include "unroll.h"
 
 namespace dyndeploy::cpu {
@@ -85,109 +86,171 @@ struct Avx512Vnni {
       _mm512_mask_storeu_epi8(p, first(count), x);
   }
 
-  // Up to 16 columns of one block of 32: each takes two words from one of two vectors of words.
-  struct Piece {
+  // Those of a vector's 16 columns that come from one block of 32: each takes two words from one of two
+  // vectors.
+  struct Part {
+    const std::int8_t* base;
     __m512i from;
-    __mmask16 lanes;
-    std::int8_t* out;
-    std::int32_t* through;
+    __mmask32 words;
   };
   enum class From { kPanel, kPairs, kSingles };
 
-  static __m512i load_word_row(const std::int8_t* p) { return _mm512_loadu_si512(p); }
   // Two inputs, each one of a pair, as words of a pair of their own.
-  static __m512i pair_up(const std::int8_t* block, std::int32_t a, std::int32_t b) {
+  static __m512i pair_up(const std::int8_t* base, std::int32_t a, std::int32_t b) {
     const __m512i first =
-        _mm512_srl_epi16(load_word_row(block + (a >> 1) * 64), _mm_cvtsi32_si128(a & 1 ? 8 : 0));
+        _mm512_srl_epi16(_mm512_loadu_si512(base + (a & ~1)), _mm_cvtsi32_si128(a & 1 ? 8 : 0));
     const __m512i second =
-        _mm512_sll_epi16(load_word_row(block + (b >> 1) * 64), _mm_cvtsi32_si128(b & 1 ? 0 : 8));
+        _mm512_sll_epi16(_mm512_loadu_si512(base + (b & ~1)), _mm_cvtsi32_si128(b & 1 ? 0 : 8));
     return _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaaull, first, second);
   }
 
-  template <int Pieces, From Kind, bool Constants>
-  static DYNDEPLOY_NOINLINE void copy_pieces(const QuantizedCopy& copy, const std::int8_t* base,
-                                             const Piece* pieces) {
-    constexpr int kRow = kVectors * kWidth * 4, kAhead = 12;
-    const std::int32_t* rows = copy.from.selection->rows;
-    Piece piece[Pieces];
+  // One vector of columns of rows [begin, begin + count); Parts: how many there are, or 0 for part_count.
+  // Returns the sums of the rows with their inputs' constants.
+  template <From Kind, int Parts, bool Constants>
+  static DYNDEPLOY_NOINLINE __m512i copy_vector(const QuantizedSelection& s, const Part* parts,
+                                                int part_count, int begin, int count, std::int8_t* out) {
+    constexpr int kRow = kVectors * kWidth * 4, kAhead = 16;
+    static_assert(4 * kAhead + 3 < kQuantizedListMargin, "lists are read that far beyond their end");
+    const int number = Parts ? Parts : part_count;
+    const std::int32_t* rows =
+        Kind == From::kPanel ? nullptr : s.rows + begin * (Kind == From::kPairs ? 2 : 4);
+    const std::uint8_t* constants = s.constants;
+    std::ptrdiff_t offset = begin * std::ptrdiff_t{kRow};
+    __m512i sum = _mm512_setzero_si512();
+    // Copies, which no store can change.
+    Part own[Parts ? Parts : 1];
     DYNDEPLOY_UNROLL
-    for (int i = 0; i < Pieces; ++i) piece[i] = pieces[i];
-    std::int8_t* to[Pieces];
-    DYNDEPLOY_UNROLL
-    for (int i = 0; i < Pieces; ++i) to[i] = piece[i].out;
-    for (int t = 0; t < copy.taps; ++t) {
-      const std::uint8_t* constants = copy.from.selection->constants;
-      __m512i sum[Pieces];
+    for (int i = 0; i < Parts; ++i) own[i] = parts[i];
+    for (int q = 0; q < count; ++q, out += kRow) {
+      __m512i quads = _mm512_setzero_si512();
       DYNDEPLOY_UNROLL
-      for (int i = 0; i < Pieces; ++i) sum[i] = _mm512_setzero_si512();
-      for (int q = 0; q < copy.quads; ++q) {
+      for (int i = 0; i < number; ++i) {
+        const Part& part = Parts ? own[Parts ? i : 0] : parts[i];
+        const std::int8_t* const base = part.base;
         __m512i low, high;
         if constexpr (Kind == From::kPanel) {
-          low = load_word_row(base);
-          high = load_word_row(base + 64);
-          base += kRow;
+          const std::int8_t* const row = base + offset;
+          low = _mm512_loadu_si512(row);
+          high = _mm512_loadu_si512(row + 64);
         } else if constexpr (Kind == From::kPairs) {
-          __builtin_prefetch(base + rows[2 * kAhead] * std::ptrdiff_t{64});
-          __builtin_prefetch(base + rows[2 * kAhead + 1] * std::ptrdiff_t{64});
-          low = load_word_row(base + rows[0] * std::ptrdiff_t{64});
-          high = load_word_row(base + rows[1] * std::ptrdiff_t{64});
-          rows += 2;
+          // The block of the other parts was fetched for the vector before.
+          if (i == number - 1) {
+            __builtin_prefetch(base + rows[2 * kAhead]);
+            __builtin_prefetch(base + rows[2 * kAhead + 1]);
+          }
+          low = _mm512_loadu_si512(base + rows[0]);
+          high = _mm512_loadu_si512(base + rows[1]);
         } else {
           low = pair_up(base, rows[0], rows[1]);
           high = pair_up(base, rows[2], rows[3]);
-          rows += 4;
         }
-        DYNDEPLOY_UNROLL
-        for (int i = 0; i < Pieces; ++i) {
-          const __m512i quads = _mm512_permutex2var_epi16(low, piece[i].from, high);
-          _mm512_mask_storeu_epi32(to[i], piece[i].lanes, quads);
-          to[i] += kRow;
-          if constexpr (Constants) sum[i] = dot(inputs(constants), quads, sum[i]);
-        }
-        if constexpr (Constants) constants += 4;
+        const __m512i taken = _mm512_maskz_permutex2var_epi16(part.words, low, part.from, high);
+        quads = i ? _mm512_or_si512(quads, taken) : taken;
       }
+      _mm512_storeu_si512(out, quads);
       if constexpr (Constants) {
+        sum = dot(inputs(constants), quads, sum);
+        constants += 4;
+      }
+      if constexpr (Kind == From::kPanel)
+        offset += kRow;
+      else
+        rows += Kind == From::kPairs ? 2 : 4;
+    }
+    return sum;
+  }
+
+  template <From Kind, bool Constants>
+  static __m512i copy_parts(const QuantizedSelection& s, const Part* parts, int number, int begin, int count,
+                            std::int8_t* out) {
+    switch (number) {
+      case 1:
+        return copy_vector<Kind, 1, Constants>(s, parts, number, begin, count, out);
+      case 2:
+        return copy_vector<Kind, 2, Constants>(s, parts, number, begin, count, out);
+      case 3:
+        return copy_vector<Kind, 3, Constants>(s, parts, number, begin, count, out);
+      default:
+        return copy_vector<Kind, 0, Constants>(s, parts, number, begin, count, out);
+    }
+  }
+
+  // Eight pairs of columns are turned into rows.
+  static void copy_pairs(const QuantizedCopy& copy) {
+    constexpr int kPairs = kWidth / 2, kRow = kVectors * kWidth * 4, kAhead = 512;
+    const QuantizedSelection& s = *copy.from.selection;
+    for (int begin = 0; begin < copy.count; begin += kWidth) {
+      const std::int8_t* from[kPairs];
+      DYNDEPLOY_UNROLL
+      for (int i = 0; i < kPairs; ++i) {
+        // Lanes beyond the last column hold anything.
+        const int n = begin + 2 * i < copy.count ? begin + 2 * i : begin;
+        from[i] = s.pairs + copy.source(n) / 2 * s.pair_stride;
+      }
+      std::int8_t* out = copy.b + begin * 4;
+      for (int row = 0; row < copy.quads; row += kPairs) {
+        __m512 r[kPairs];
         DYNDEPLOY_UNROLL
-        for (int i = 0; i < Pieces; ++i)
-          _mm512_mask_storeu_epi32(piece[i].through + t * (kVectors + 1) * kWidth, piece[i].lanes, sum[i]);
+        for (int i = 0; i < kPairs; ++i) {
+          __builtin_prefetch(from[i] + kAhead);
+          r[i] = _mm512_castsi512_ps(_mm512_loadu_si512(from[i]));
+          from[i] += 8 * kPairs;
+        }
+        Avx512::transpose_pairs(r);
+        DYNDEPLOY_UNROLL
+        for (int i = 0; i < kPairs; ++i) {
+          if (row + i < copy.quads) _mm512_storeu_si512(out, _mm512_castps_si512(r[i]));
+          out += kRow;
+        }
       }
     }
   }
 
-  template <int Pieces>
-  static void copy_block(const QuantizedCopy& copy, const std::int8_t* base, const Piece* pieces) {
-    const auto& s = *copy.from.selection;
-    if (!s.blocks) return copy_pieces<Pieces, From::kPanel, false>(copy, base, pieces);
-    if (s.single)
-      return s.constants ? copy_pieces<Pieces, From::kSingles, true>(copy, base, pieces)
-                         : copy_pieces<Pieces, From::kSingles, false>(copy, base, pieces);
-    s.constants ? copy_pieces<Pieces, From::kPairs, true>(copy, base, pieces)
-                : copy_pieces<Pieces, From::kPairs, false>(copy, base, pieces);
-  }
-
-  // Block by block of columns; constants are those of inputs that come from blocks.
+  // Tap by tap, so that the vectors of a panel find each other's lines in the first level. Only what comes
+  // from blocks has constants.
   static void copy(const QuantizedCopy& copy, std::int32_t* through) {
-    constexpr int kBlock = 32;
-    const auto& s = *copy.from.selection;
-    for (int n = 0; n < copy.count;) {
-      const int block = copy.source(n) / kBlock;
-      const std::int8_t* const base =
-          s.blocks ? s.blocks + block * s.block_stride
-                   : copy.from.base + block / 2 * copy.from.panel_stride + block % 2 * (kBlock * 4);
-      Piece pieces[2];
-      int count = 0;
-      while (count < 2 && n < copy.count && copy.source(n) / kBlock == block) {
-        std::int16_t from[2 * kWidth] = {};
-        const int begin = n;
-        for (; n < copy.count && n < begin + kWidth && copy.source(n) / kBlock == block; ++n) {
-          const int column = copy.source(n) % kBlock, lane = n - begin;
-          from[2 * lane] = static_cast<std::int16_t>(s.blocks ? column : 2 * column);
-          from[2 * lane + 1] = static_cast<std::int16_t>(s.blocks ? kBlock + column : 2 * column + 1);
-        }
-        pieces[count++] = {_mm512_loadu_si512(from), static_cast<__mmask16>((1u << (n - begin)) - 1u),
-                           copy.b + begin * 4, through + begin};
+    constexpr int kBlock = 32, kRow = kVectors * kWidth * 4;
+    const QuantizedSelection& s = *copy.from.selection;
+    if (s.pairs) return copy_pairs(copy);
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    Part parts[kVectors * kWidth];
+    int ends[kVectors], vectors = 0, used = 0;
+    for (int begin = 0; begin < copy.count; begin += kWidth) {
+      const int count = copy.count - begin < kWidth ? copy.count - begin : kWidth;
+      const __mmask16 all = static_cast<__mmask16>((1u << count) - 1u);
+      const __m512i columns = s.columns ? _mm512_maskz_loadu_epi32(all, s.columns + copy.column + begin)
+                                        : _mm512_add_epi32(lanes, _mm512_set1_epi32(copy.column + begin));
+      const __m512i blocks = _mm512_srli_epi32(columns, 5);
+      const __m512i column = _mm512_and_si512(columns, _mm512_set1_epi32(kBlock - 1));
+      // The words of a column: one of each vector, or two beside each other of both.
+      const __m512i from = s.blocks ? _mm512_add_epi32(_mm512_mullo_epi32(column, _mm512_set1_epi32(0x10001)),
+                                                       _mm512_set1_epi32(kBlock << 16))
+                                    : _mm512_add_epi32(_mm512_mullo_epi32(column, _mm512_set1_epi32(0x20002)),
+                                                       _mm512_set1_epi32(1 << 16));
+      for (unsigned left = all; left;) {
+        const int block = copy.source(begin + __builtin_ctz(left)) / kBlock;
+        const __mmask16 here = _mm512_mask_cmpeq_epi32_mask(all, blocks, _mm512_set1_epi32(block));
+        left &= ~static_cast<unsigned>(here);
+        parts[used++] = {s.blocks
+                             ? s.blocks + block * s.block_stride
+                             : copy.from.base + block / 2 * copy.from.panel_stride + block % 2 * (kBlock * 4),
+                         from, _mm512_movepi16_mask(_mm512_movm_epi32(here))};
       }
-      count == 2 ? copy_block<2>(copy, base, pieces) : copy_block<1>(copy, base, pieces);
+      ends[vectors++] = used;
+    }
+    for (int t = 0; t < copy.taps; ++t) {
+      const int begin = t * copy.quads;
+      std::int8_t* const out = copy.b + begin * std::ptrdiff_t{kRow};
+      for (int v = 0, first = 0; v < vectors; first = ends[v++]) {
+        const auto run =
+            !s.blocks ? &copy_parts<From::kPanel, false>
+            : s.single
+                ? (s.constants ? &copy_parts<From::kSingles, true> : &copy_parts<From::kSingles, false>)
+            : s.constants ? &copy_parts<From::kPairs, true>
+                          : &copy_parts<From::kPairs, false>;
+        const __m512i sum = run(s, parts + first, ends[v] - first, begin, copy.quads, out + v * kWidth * 4);
+        _mm512_storeu_si512(through + t * (kVectors + 1) * kWidth + v * kWidth, sum);
+      }
     }
   }
 };
