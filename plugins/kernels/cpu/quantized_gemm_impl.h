@@ -61,128 +61,141 @@ struct PanelCall {
   int pace = 0;  // lines of it per kQuadsPerFetch quads
 };
 
-// pixels: of the tile's rows, for each tap of source 0, then of the shortcut. next: the rows of the following
-// tile, to be fetched meanwhile; or nullptr.
-template <class V, int R, int NV>
-DYNDEPLOY_NOINLINE void quantized_tile(const PanelCall& call, const std::uint8_t* const* pixels,
-                                       const std::uint8_t* const* next, int row) {
+// What the panels of one tile of rows share.
+template <class V>
+struct TileRows {
+  int row = 0;
+  std::uint8_t* out[V::kRows];
+  const std::uint8_t* residual[V::kRows];                    // with one only
+  const std::uint8_t* pixels[2][kQuantizedTaps * V::kRows];  // of each source: of the rows, for each tap
+  const std::uint8_t* next[V::kRows];                        // the rows of the following tile
+};
+
+// fetches: this panel fetches the rows of the following tile.
+template <class V, int R, int NV, int Source>
+DYNDEPLOY_INLINE void accumulate_quads(const PanelCall& call, const TileRows<V>& tile, bool fetches,
+                                       typename V::Sums (&c)[R][NV]) {
+  const std::uint8_t* const classes = Source == 0 ? call.gemm->bias_class : nullptr;
+  DYNDEPLOY_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const std::int32_t* bias = call.bias[Source];
+    if (classes) bias += classes[tile.row + r] * call.bias_stride;
+    DYNDEPLOY_UNROLL
+    for (int v = 0; v < NV; ++v) {
+      c[r][v] = V::load(bias + v * V::kWidth);
+      if constexpr (V::kFlips) c[r][v] = V::sum(c[r][v], V::load(call.flipped[Source] + v * V::kWidth));
+    }
+  }
+  const std::int8_t* b = call.b[Source];
+  const std::ptrdiff_t quads = call.quads[Source];
+  const std::uint8_t* const* pixels = tile.pixels[Source];
+  QuantizedUpcoming* const upcoming = call.upcoming;
+  for (int s = 0; s < call.taps[Source]; ++s, pixels += R) {
+    const std::uint8_t* a[R];
+    DYNDEPLOY_UNROLL
+    for (int r = 0; r < R; ++r) a[r] = pixels[r];
+    const auto step = [&](std::ptrdiff_t k) __attribute__((always_inline)) {
+      typename V::Weights w[NV];
+      DYNDEPLOY_UNROLL
+      for (int v = 0; v < NV; ++v) w[v] = V::weights(b + v * V::kWidth * kQuad);
+      b += row_bytes<V>();
+      DYNDEPLOY_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const typename V::Inputs x = V::inputs(a[r] + k * kQuad);
+        DYNDEPLOY_UNROLL
+        for (int v = 0; v < NV; ++v) c[r][v] = V::dot(x, w[v], c[r][v]);
+      }
+    };
+    std::ptrdiff_t k = 0;
+    for (; k + kQuadsPerFetch <= quads; k += kQuadsPerFetch) {
+      for (int n = 0; n < call.pace && upcoming->blocks > 0; ++n) fetch_next(upcoming);
+      if (Source == 0 && fetches && k * kQuad % kCacheLine == 0) {
+        DYNDEPLOY_UNROLL
+        for (int r = 0; r < R; ++r) fetch_line(tile.next[r] + k * kQuad);
+      }
+      if constexpr (V::kHasLanes) {
+        // Four quads of each row at a time: the product takes its quad from any lane of a register.
+        typename V::Inputs x[R];
+        DYNDEPLOY_UNROLL
+        for (int r = 0; r < R; ++r) x[r] = V::four_quads(a[r] + k * kQuad);
+        const auto lane = [&](auto n) __attribute__((always_inline)) {
+          DYNDEPLOY_UNROLL
+          for (int v = 0; v < NV; ++v) {
+            const typename V::Weights w = V::weights(b + v * V::kWidth * kQuad);
+            DYNDEPLOY_UNROLL
+            for (int r = 0; r < R; ++r) c[r][v] = V::template dot_lane<decltype(n)::value>(x[r], w, c[r][v]);
+          }
+          b += row_bytes<V>();
+        };
+        lane(std::integral_constant<int, 0>{});
+        lane(std::integral_constant<int, 1>{});
+        lane(std::integral_constant<int, 2>{});
+        lane(std::integral_constant<int, 3>{});
+      } else {
+        step(k);
+        step(k + 1);
+        step(k + 2);
+        step(k + 3);
+      }
+    }
+    for (; k < quads; ++k) step(k);
+  }
+}
+
+template <class V, int R, int NV, bool Shortcut>
+DYNDEPLOY_NOINLINE void quantized_tile(const PanelCall& call, const TileRows<V>& tile, bool fetches) {
   using Words = typename V::template Words<NV>;
   const QuantizedGemm& g = *call.gemm;
-  const int left = g.columns - call.column;
-  std::uint8_t* out[R];
-  const std::uint8_t* residual[R];
-  for (int r = 0; r < R; ++r) {
-    const std::ptrdiff_t pixel = g.index ? g.index[row + r] : row + r - g.first;
-    out[r] = g.out + pixel * g.stride + call.column;
-    residual[r] = g.residual ? g.residual + pixel * g.stride + call.column : nullptr;
-    fetch_line(g.residual ? residual[r] : out[r]);
+  const std::ptrdiff_t column = call.column;
+  for (int r = 0; r < R; ++r) fetch_line((g.residual ? tile.residual[r] : tile.out[r]) + column);
+  typename V::Sums c[R][NV];
+  Words identity[Shortcut ? R : 1];
+  if constexpr (Shortcut) {
+    // First: its result waits in memory while the product needs all registers.
+    accumulate_quads<V, R, NV, 1>(call, tile, false, c);
+    DYNDEPLOY_UNROLL
+    for (int r = 0; r < R; ++r) identity[r] = V::template requantise<NV>(c[r], call.multiplier[1]);
   }
-  Words words[R] = {};
-  // The shortcut comes first: its result waits in memory while the product needs all registers.
-  for (int i = call.sources; i-- > 0;) {
-    typename V::Sums c[R][NV];
+  accumulate_quads<V, R, NV, 0>(call, tile, fetches, c);
+  const int count = at_most(g.columns - call.column, NV * V::kWidth);
+  const auto words = [&](int r) __attribute__((always_inline)) {
+    const Words w = V::template requantise<NV>(c[r], call.multiplier[0]);
+    return Shortcut ? V::template add<NV>(w, identity[Shortcut ? r : 0]) : w;
+  };
+  if (count < NV * V::kWidth) {
     DYNDEPLOY_UNROLL
     for (int r = 0; r < R; ++r) {
-      const std::int32_t* bias = call.bias[i];
-      if (i == 0 && g.bias_class) bias += g.bias_class[row + r] * call.bias_stride;
-      DYNDEPLOY_UNROLL
-      for (int v = 0; v < NV; ++v) {
-        c[r][v] = V::load(bias + v * V::kWidth);
-        if constexpr (V::kFlips) c[r][v] = V::sum(c[r][v], V::load(call.flipped[i] + v * V::kWidth));
-      }
+      Words w = words(r);
+      if (g.residual) w = V::template add<NV>(w, V::template bytes<NV>(tile.residual[r] + column, count));
+      V::template store<NV>(tile.out[r] + column, w, count);
     }
-    const std::int8_t* b = call.b[i];
-    const std::ptrdiff_t quads = call.quads[i];
-    const std::uint8_t* const* at = i ? pixels + call.taps[0] * R : pixels;
-    QuantizedUpcoming* const upcoming = call.upcoming;
-    for (int s = 0; s < call.taps[i]; ++s, at += R) {
-      const std::uint8_t* a[R];
-      DYNDEPLOY_UNROLL
-      for (int r = 0; r < R; ++r) a[r] = at[r];
-      const auto step = [&](std::ptrdiff_t k) __attribute__((always_inline)) {
-        typename V::Weights w[NV];
-        DYNDEPLOY_UNROLL
-        for (int v = 0; v < NV; ++v) w[v] = V::weights(b + v * V::kWidth * kQuad);
-        b += row_bytes<V>();
-        DYNDEPLOY_UNROLL
-        for (int r = 0; r < R; ++r) {
-          const typename V::Inputs x = V::inputs(a[r] + k * kQuad);
-          DYNDEPLOY_UNROLL
-          for (int v = 0; v < NV; ++v) c[r][v] = V::dot(x, w[v], c[r][v]);
-        }
-      };
-      std::ptrdiff_t k = 0;
-      for (; k + kQuadsPerFetch <= quads; k += kQuadsPerFetch) {
-        for (int n = 0; n < call.pace && upcoming->blocks > 0; ++n) fetch_next(upcoming);
-        if (next && k * kQuad % kCacheLine == 0) {
-          DYNDEPLOY_UNROLL
-          for (int r = 0; r < R; ++r) fetch_line(next[r] + k * kQuad);
-        }
-        if constexpr (V::kHasLanes) {
-          // Four quads of each row at a time: the product takes its quad from any lane of a register.
-          typename V::Inputs x[R];
-          DYNDEPLOY_UNROLL
-          for (int r = 0; r < R; ++r) x[r] = V::four_quads(a[r] + k * kQuad);
-          const auto lane = [&](auto n) __attribute__((always_inline)) {
-            DYNDEPLOY_UNROLL
-            for (int v = 0; v < NV; ++v) {
-              const typename V::Weights w = V::weights(b + v * V::kWidth * kQuad);
-              DYNDEPLOY_UNROLL
-              for (int r = 0; r < R; ++r)
-                c[r][v] = V::template dot_lane<decltype(n)::value>(x[r], w, c[r][v]);
-            }
-            b += row_bytes<V>();
-          };
-          lane(std::integral_constant<int, 0>{});
-          lane(std::integral_constant<int, 1>{});
-          lane(std::integral_constant<int, 2>{});
-          lane(std::integral_constant<int, 3>{});
-        } else {
-          step(k);
-          step(k + 1);
-          step(k + 2);
-          step(k + 3);
-        }
-      }
-      for (; k < quads; ++k) step(k);
-    }
+  } else if (g.residual) {
     DYNDEPLOY_UNROLL
     for (int r = 0; r < R; ++r) {
-      Words w = V::template requantise<NV>(c[r], call.multiplier[i]);
-      if (i == 0 && call.sources > 1) w = V::template add<NV>(w, words[r]);
-      words[r] = w;
-    }
-  }
-  const int count = at_most(left, NV * V::kWidth);
-  if (count == NV * V::kWidth) {
-    DYNDEPLOY_UNROLL
-    for (int r = 0; r < R; ++r) {
-      if (g.residual) words[r] = V::template add<NV>(words[r], V::template bytes<NV>(residual[r]));
-      V::template store<NV>(out[r], words[r]);
+      const Words x = V::template bytes<NV>(tile.residual[r] + column);
+      V::template store<NV>(tile.out[r] + column, V::template add<NV>(words(r), x));
     }
   } else {
-    for (int r = 0; r < R; ++r) {
-      if (g.residual) words[r] = V::template add<NV>(words[r], V::template bytes<NV>(residual[r], count));
-      V::template store<NV>(out[r], words[r], count);
-    }
+    DYNDEPLOY_UNROLL
+    for (int r = 0; r < R; ++r) V::template store<NV>(tile.out[r] + column, words(r));
   }
 }
 
 template <class V, int R, int NV>
-inline void run_quantized_vectors(int vectors, const PanelCall& call, const std::uint8_t* const* pixels,
-                                  const std::uint8_t* const* next, int row) {
+inline void run_quantized_vectors(int vectors, const PanelCall& call, const TileRows<V>& tile, bool fetches) {
   if constexpr (NV > 0) {
-    if (vectors != NV) return run_quantized_vectors<V, R, NV - 1>(vectors, call, pixels, next, row);
-    quantized_tile<V, R, NV>(call, pixels, next, row);
+    if (vectors != NV) return run_quantized_vectors<V, R, NV - 1>(vectors, call, tile, fetches);
+    call.sources > 1 ? quantized_tile<V, R, NV, true>(call, tile, fetches)
+                     : quantized_tile<V, R, NV, false>(call, tile, fetches);
   }
 }
 
 template <class V, int R = V::kRows>
-inline void run_quantized_tile(int rows, int vectors, const PanelCall& call,
-                               const std::uint8_t* const* pixels, const std::uint8_t* const* next, int row) {
+inline void run_quantized_tile(int rows, int vectors, const PanelCall& call, const TileRows<V>& tile,
+                               bool fetches) {
   if constexpr (R > 0) {
-    if (rows != R) return run_quantized_tile<V, R - 1>(rows, vectors, call, pixels, next, row);
-    run_quantized_vectors<V, R, V::kVectors>(vectors, call, pixels, next, row);
+    if (rows != R) return run_quantized_tile<V, R - 1>(rows, vectors, call, tile, fetches);
+    run_quantized_vectors<V, R, V::kVectors>(vectors, call, tile, fetches);
   }
 }
 
@@ -191,8 +204,8 @@ inline const std::uint8_t* pixel_of(const QuantizedRows& a, int row) {
 }
 
 // The pixels of rows [begin, begin + n), for each tap.
-inline const std::uint8_t** find_pixels(const QuantizedRows& a, int begin, int n, const std::uint8_t* zeros,
-                                        const std::uint8_t** to) {
+inline void find_pixels(const QuantizedRows& a, int begin, int n, const std::uint8_t* zeros,
+                        const std::uint8_t** to) {
   const unsigned all = (1u << a.taps) - 1u;
   for (int r = 0; r < n; ++r) {
     const std::uint8_t* const pixel = pixel_of(a, begin + r);
@@ -203,7 +216,6 @@ inline const std::uint8_t** find_pixels(const QuantizedRows& a, int begin, int n
       for (int s = 0; s < a.taps; ++s) to[s * n + r] = valid >> s & 1u ? pixel + a.tap_offset[s] : zeros;
     }
   }
-  return to + a.taps * n;
 }
 
 // ------------------------------------------------------------------------------- weights of active channels
@@ -334,9 +346,9 @@ inline void quantized_rows(PanelCall call, int row_begin, int row_end, int panel
                            const std::ptrdiff_t (&panel_stride)[2], const std::uint8_t* zeros) {
   constexpr int MR = V::kRows, PW = panel_columns<V>();
   const QuantizedGemm& g = *call.gemm;
-  const std::uint8_t* pixels[(kQuantizedTaps + 1) * MR];
-  const std::uint8_t* next[MR];
+  TileRows<V> tile;
   const QuantizedRows& a = g.product.a;
+  // The taps of a 3x3 were written just before and are still near.
   const bool far = a.taps == 1;
   const int rows = row_end - row_begin;
   const int tiles = (rows + MR - 1) / MR;
@@ -344,15 +356,20 @@ inline void quantized_rows(PanelCall call, int row_begin, int row_end, int panel
     const int begin = row_begin + static_cast<int>(static_cast<std::int64_t>(rows) * t / tiles);
     const int end = row_begin + static_cast<int>(static_cast<std::int64_t>(rows) * (t + 1) / tiles);
     const int n = end - begin;
-    const std::uint8_t** const behind = find_pixels(a, begin, n, zeros, pixels);
-    if (g.shortcut) find_pixels(g.shortcut->a, begin, n, zeros, behind);
-    // The taps of a 3x3 were written just before and are still near.
-    for (int r = 0; far && r < n; ++r) next[r] = pixel_of(a, at_most(end + r, row_end - 1));
+    tile.row = begin;
+    find_pixels(a, begin, n, zeros, tile.pixels[0]);
+    if (g.shortcut) find_pixels(g.shortcut->a, begin, n, zeros, tile.pixels[1]);
+    for (int r = 0; far && r < n; ++r) tile.next[r] = pixel_of(a, at_most(end + r, row_end - 1));
+    for (int r = 0; r < n; ++r) {
+      const std::ptrdiff_t at = (g.index ? g.index[begin + r] : begin + r - g.first) * g.stride;
+      tile.out[r] = g.out + at;
+      tile.residual[r] = g.residual ? g.residual + at : nullptr;
+    }
     PanelCall panel = call;
     for (int p = panel_begin; p < panel_end; ++p) {
       panel.column = p * PW;
       const int vectors = at_most((g.columns - panel.column + V::kWidth - 1) / V::kWidth, V::kVectors);
-      run_quantized_tile<V>(n, vectors, panel, pixels, far && p == panel_begin ? next : nullptr, begin);
+      run_quantized_tile<V>(n, vectors, panel, tile, far && p == panel_begin);
       for (int i = 0; i < call.sources; ++i) {
         panel.b[i] += panel_stride[i];
         panel.bias[i] += PW;
