@@ -72,8 +72,10 @@ def peak_gflops(threads: int, size: int = 1024, runs: int = 40) -> float:
 
 def export(
     network: str, mode: str, granularity: str, batch: int, folder: Path, size: tuple[int, int] | None, options: dict
-) -> tuple[Bundle, float, float]:
-    """Export and verify; returns the bundle and both times in seconds."""
+) -> tuple[Bundle, float | None, float | None]:
+    """Export and verify; returns the bundle and both times in seconds (None: the bundle was there already)."""
+    if folder.exists():
+        return Bundle.open(folder), None, None
     torch.manual_seed(0)
     sides = tuple(int(part) for part in granularity.split("-"))
     model = create_model(network, mode=mode, granularity=sides, **options)
@@ -160,9 +162,9 @@ class Benchmark:
                 continue
             rates = arguments.rates if batch == arguments.batches[0] else arguments.batch_rates or arguments.rates
             with tempfile.TemporaryDirectory() as scratch:
-                bundle, export_s, verify_s = export(
-                    network, mode, granularity, batch, Path(scratch) / "b", None, arguments.options
-                )
+                name = f"{network}-{mode}-{granularity}-{batch}"
+                folder = (arguments.bundles or Path(scratch)) / name
+                bundle, export_s, verify_s = export(network, mode, granularity, batch, folder, None, arguments.options)
                 configuration = dict(zip(CONFIGURATION, (network, mode, granularity, batch), strict=False))
                 for threads in left:
                     facts = {**configuration, "threads": threads, "export_s": export_s, "verify_s": verify_s}
@@ -265,11 +267,12 @@ def main() -> None:
     parser.add_argument("--native", default="auto")
     parser.add_argument("--seconds", type=float, default=8.0, help="of timing per configuration, 12 rounds at least")
     parser.add_argument("--repeats", type=int, help="rounds per configuration, in the place of --seconds")
+    parser.add_argument("--bundles", type=Path, help="folder of bundles and their INT8 copies, kept and used again")
     parser.add_argument("--output", default="cpu", help="file name in benchmarks/results, without ending")
     parser.add_argument("--resume", action="store_true", help="keep the rows of the output file, measure the others")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        Benchmark(arguments, Path(scratch)).run()
+        Benchmark(arguments, arguments.bundles or Path(scratch)).run()
 
 
 if __name__ == "__main__":
