@@ -1,9 +1,9 @@
 // Times the integer bottlenecks of ResNet-50 or -101 alone, weights and masks drawn at random: where the time
 // of the kernels goes, and how far they are from what the arithmetic allows. Usage:
-//   quantized [ISA] [threads] [rounds] [depth]
-// Every line: milliseconds of the stages and of all bottlenecks (least and median of the rounds, all modes in
-// turn), 10^9 multiply-adds a second, and the share of ideal: the time that the full network's pace would
-// take for what the masks leave, over the time taken.
+//   quantized [ISA] [threads] [rounds] [depth] [batch]
+// Every line: milliseconds of the stages and of all bottlenecks (the least of every block over the rounds,
+// all modes in turn; at last its median), 10^9 multiply-adds a second, and the share of ideal: the time that
+// the full network's pace would take for what the masks leave, over the time taken.
 
 #include <algorithm>
 #include <atomic>
@@ -42,12 +42,12 @@ std::vector<T> draw(std::size_t count, int low, int high) {
 }
 
 Block make_block(const QuantizedIsa& isa, int stage, int inputs, int middle, int outputs, int stride,
-                 int side, Arena& arena) {
+                 int side, int batch, Arena& arena) {
   Block block;
   BottleneckLayer& l = block.layer;
   l.inputs = inputs, l.middle = middle, l.outputs = outputs, l.stride = stride;
   l.projection = inputs != outputs;
-  block.shape = bottleneck_shape(l, 1, side, side);
+  block.shape = bottleneck_shape(l, batch, side, side);
   block.stage = stage;
   const auto count = [](int a, int b) { return static_cast<std::size_t>(a) * static_cast<std::size_t>(b); };
   const auto w1 = draw<std::int8_t>(count(middle, inputs), -64, 64);
@@ -131,17 +131,22 @@ Masks draw_masks(const Block& b, const Mode& mode) {
     std::shuffle(mask.begin(), mask.end(), rng);
     return mask;
   };
+  const auto append = [](std::vector<float>& all, const std::vector<float>& mask) {
+    all.insert(all.end(), mask.begin(), mask.end());
+  };
   Masks m;
-  if (mode.layer) {
-    m.side = 1;
-    m.spatial = {std::bernoulli_distribution(mode.rate)(rng) ? 1.0f : 0.0f};
-  } else if (mode.spatial) {
-    m.side = b.shape.out_height / kGranularity[b.stage];
-    m.spatial = bits(m.side * m.side, mode.rate);
-  }
-  if (mode.channel) {
-    m.groups = b.layer.middle / 2;
-    m.channel = bits(m.groups, mode.rate);
+  for (int n = 0; n < b.shape.batch; ++n) {
+    if (mode.layer) {
+      m.side = 1;
+      append(m.spatial, {std::bernoulli_distribution(mode.rate)(rng) ? 1.0f : 0.0f});
+    } else if (mode.spatial) {
+      m.side = b.shape.out_height / kGranularity[b.stage];
+      append(m.spatial, bits(m.side * m.side, mode.rate));
+    }
+    if (mode.channel) {
+      m.groups = b.layer.middle / 2;
+      append(m.channel, bits(m.groups, mode.rate));
+    }
   }
   return m;
 }
@@ -149,15 +154,16 @@ Masks draw_masks(const Block& b, const Mode& mode) {
 // Multiply-adds that the masks leave, dilated pixels included.
 double macs(const Block& b, const Masks& m) {
   const double C = b.layer.inputs, Co = b.layer.outputs;
-  double M = b.layer.middle, active = b.shape.out_height * b.shape.out_width;
-  double dilated = b.shape.height * b.shape.width;
+  double M = b.layer.middle, active = b.shape.batch * b.shape.out_height * b.shape.out_width;
+  double dilated = b.shape.batch * b.shape.height * b.shape.width;
   const double projection = b.layer.projection ? active * C * Co : 0;
-  if (m.groups) M = 2.0 * static_cast<double>(std::count(m.channel.begin(), m.channel.end(), 1.0f));
+  if (m.groups)
+    M = 2.0 * static_cast<double>(std::count(m.channel.begin(), m.channel.end(), 1.0f)) / b.shape.batch;
   if (m.side) {
     Workspace workspace;
     const PixelLists lists = make_lists(b.layer, b.shape, m.spatial.data(), m.side, m.side, {}, workspace);
-    active = lists.active_begin[1];
-    dilated = lists.dilated_begin[1];
+    active = lists.active_begin[b.shape.batch];
+    dilated = lists.dilated_begin[b.shape.batch];
   }
   return projection + dilated * C * M + active * (9 * M * M + M * Co);
 }
@@ -249,7 +255,7 @@ int main(int argc, char** argv) {
   if (products) --argc, ++argv;
   const QuantizedIsa* isa = argc > 1 ? find_quantized_isa(argv[1]) : select_quantized_isa();
   const int threads = argc > 2 ? std::atoi(argv[2]) : 1, rounds = argc > 3 ? std::atoi(argv[3]) : 40;
-  const int depth = argc > 4 ? std::atoi(argv[4]) : 50;
+  const int depth = argc > 4 ? std::atoi(argv[4]) : 50, batch = argc > 5 ? std::atoi(argv[5]) : 1;
   if (!isa) return std::puts("no such instruction set here"), 1;
   if (products) return time_products(*isa), 0;
   const int counts[] = {3, 4, depth == 101 ? 23 : 6, 3};
@@ -259,16 +265,17 @@ int main(int argc, char** argv) {
     const int middle = 64 << stage;
     for (int i = 0; i < counts[stage]; ++i) {
       const int stride = stage && !i ? 2 : 1;
-      blocks.push_back(make_block(*isa, stage, inputs, middle, 4 * middle, stride, side, arena));
+      blocks.push_back(make_block(*isa, stage, inputs, middle, 4 * middle, stride, side, batch, arena));
       inputs = 4 * middle;
       side = (side - 1) / stride + 1;
     }
   }
   static constexpr Mode kModes[] = {
-      {"full", 1, false, false, false},         {"spatial 0.5", 0.5, true, false, false},
-      {"spatial 1.0", 1, true, false, false},   {"layer 0.5", 0.5, false, true, false},
-      {"channel 0.5", 0.5, false, false, true}, {"channel 1.0", 1, false, false, true},
-      {"both 0.7", 0.7, true, false, true}};
+      {"full", 1, false, false, false},           {"spatial 1.0", 1, true, false, false},
+      {"spatial 0.5", 0.5, true, false, false},   {"spatial 0.25", 0.25, true, false, false},
+      {"spatial 0.1", 0.1, true, false, false},   {"layer 0.5", 0.5, false, true, false},
+      {"channel 1.0", 1, false, false, true},     {"channel 0.5", 0.5, false, false, true},
+      {"channel 0.25", 0.25, false, false, true}, {"both 0.7", 0.7, true, false, true}};
   constexpr int kCount = sizeof kModes / sizeof *kModes;
   std::vector<Masks> masks[kCount];
   double work[kCount][5] = {};
@@ -284,35 +291,41 @@ int main(int argc, char** argv) {
   const ThreadPool pool = spinning.pool();
   Workspace workspace;
   std::vector<std::uint8_t> maps[2];
-  for (auto& map : maps) map = draw<std::uint8_t>(56 * 56 * 256, 0, 255);
-  std::vector<double> times[kCount][5];
+  for (auto& map : maps) map = draw<std::uint8_t>(static_cast<std::size_t>(batch) * 56 * 56 * 256, 0, 255);
+  std::vector<std::vector<double>> times[kCount];
+  for (auto& mode : times) mode.resize(blocks.size());
   for (int round = 0; round < rounds; ++round) {
     for (int i = 0; i < kCount; ++i) {
-      double sums[5] = {};
       int at = 0;
       for (std::size_t n = 0; n < blocks.size(); ++n) {
-        const double ms = run(blocks[n], masks[i][n], maps[at], maps[1 - at], workspace, pool);
-        sums[blocks[n].stage] += ms;
-        sums[4] += ms;
+        times[i][n].push_back(run(blocks[n], masks[i][n], maps[at], maps[1 - at], workspace, pool));
         if (blocks[n].layer.projection) at = 1 - at;
       }
-      for (int s = 0; s < 5; ++s) times[i][s].push_back(sums[s]);
     }
   }
+  // Sums over blocks, of a stage or of all (4), so that other work on the machine falls out of the least
+  // times.
+  const auto sum = [&](int mode, int stage, auto statistic) {
+    double total = 0;
+    for (std::size_t n = 0; n < blocks.size(); ++n) {
+      if (stage == 4 || blocks[n].stage == stage) total += statistic(times[mode][n]);
+    }
+    return total;
+  };
   const auto least = [](const std::vector<double>& t) { return *std::min_element(t.begin(), t.end()); };
   const auto median = [](std::vector<double> t) {
     std::nth_element(t.begin(), t.begin() + static_cast<std::ptrdiff_t>(t.size() / 2), t.end());
     return t[t.size() / 2];
   };
-  std::printf("%s, %d threads, ResNet-%d's bottlenecks\n", isa->name, threads, depth);
+  std::printf("%s, %d threads, ResNet-%d's bottlenecks, batch %d\n", isa->name, threads, depth, batch);
   for (int i = 0; i < kCount; ++i) {
     std::printf("%-12s", kModes[i].name);
     for (int s = 0; s < 5; ++s) {
-      const double t = least(times[i][s]), ideal = least(times[0][s]) * work[i][s] / work[0][s];
-      std::printf(" | %6.3f ms %4.0f G/s %.2f", t, work[i][s] / t / 1e6, t > 0 ? ideal / t : 0.0);
+      const double t = sum(i, s, least), ideal = sum(0, s, least) * work[i][s] / work[0][s];
+      std::printf(" | %6.3f ms %4.0f G/s %.3f", t, work[i][s] / t / 1e6, ideal / t);
     }
-    std::printf(" | median %6.3f ms, share %.3f\n", median(times[i][4]),
-                median(times[0][4]) * work[i][4] / work[0][4] / median(times[i][4]));
+    const double t = sum(i, 4, median);
+    std::printf(" | median %6.3f ms %.3f\n", t, sum(0, 4, median) * work[i][4] / work[0][4] / t);
   }
   return 0;
 }

@@ -119,7 +119,7 @@ def bottleneck_specs(
             ``geometry`` gets the shapes without the multipliers'.
     """
     kinds = {kind.name: port for port, kind in gates.items()}
-    geometry = _remembered(_without_multipliers(geometry, 1 + len(masks)) if quantized else geometry)
+    geometry = _remembered(_without_multipliers(geometry, 1 + len(masks), excites) if quantized else geometry)
     x, y = (replace(port, element=Element.UINT8) if quantized else port for port in (X, Y))
     attributes_of = CONV_ATTRIBUTES + ((POOL_ACTIVE,) if excites and PATCH.name in kinds else ())
 
@@ -185,7 +185,7 @@ def bottleneck_specs(
             work=work,
             sizes=sizes,
             further_rates=further_rates,
-            kernels={"cpu": KernelSpec(precisions=("int8",))}
+            kernels=({} if excites else {"cpu": KernelSpec(precisions=("int8",))})
             if quantized
             else _kernels(
                 weights,
@@ -211,7 +211,10 @@ def _pools_all(attributes: Attributes) -> bool:
 
 
 def _quantized_weight(port: Port) -> tuple[Port, ...]:
-    """A weight in integers; behind a bias its multipliers."""
+    """A weight in integers; behind a bias its multipliers. A squeeze-and-excitation stays one of floats."""
+    if port in EXCITATION_WEIGHTS:
+        multiplier = (replace(port, name="me", element=Element.FLOAT),) if port.name == "be" else ()
+        return (replace(port, element=Element.FLOAT), *multiplier)
     if len(port.shape) > 1:
         return (replace(port, element=Element.INT8),)
     return (
@@ -221,14 +224,19 @@ def _quantized_weight(port: Port) -> tuple[Port, ...]:
 
 
 def _without_multipliers(
-    geometry: Callable[[str, Sequence[Shape], Attributes], Geometry], others: int
+    geometry: Callable[[str, Sequence[Shape], Attributes], Geometry], others: int, excites: bool
 ) -> Callable[[str, Sequence[Shape], Attributes], Geometry]:
-    """A geometry of ``w, b, m, w, b, m, ...`` behind that many other inputs, from one without the multipliers ``m``."""
+    """A geometry of weights with multipliers behind that many other inputs, from one without the multipliers."""
+    floats = WEIGHTS[:4] + (EXCITATION_WEIGHTS if excites else ()) + WEIGHTS[4:] + PROJECTION_WEIGHTS
+    names = [port.name for weight in floats for port in _quantized_weight(weight)]
+    multipliers = [index for index, name in enumerate(names) if name.startswith("m")]
 
     def look_up(name: str, shapes: Sequence[Shape], attributes: Attributes) -> Geometry:
         weights = shapes[others:]
-        found = geometry(name, (*shapes[:others], *(s for i, s in enumerate(weights) if i % 3 != 2)), attributes)
-        for bias, multiplier in zip(weights[1::3], weights[2::3], strict=True):
+        kept = (shape for index, shape in enumerate(weights) if index not in multipliers)
+        found = geometry(name, (*shapes[:others], *kept), attributes)
+        for index in multipliers[: sum(index < len(weights) for index in multipliers)]:
+            bias, multiplier = weights[index - 1 : index + 1]
             if bias != multiplier:
                 raise UsageError(f"{name}: the multipliers {multiplier} must have the shape of the bias {bias}.")
         return found

@@ -58,6 +58,43 @@ def excited(
     return hidden * gate[:, None, None]
 
 
+def excited_maps(
+    x: torch.Tensor,
+    convolutions: Sequence[torch.Tensor],
+    excitation: Sequence[torch.Tensor],
+    channel: torch.Tensor | None,
+    active: torch.Tensor | None,
+    *,
+    stride: int,
+    dilation: int,
+    group: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the first 1x1 and the 3x3 leave behind ReLU and channel mask, and the latter scaled by its gate, NHWC.
+
+    Args:
+        x: (N, H, W, C).
+        convolutions: ``w1``, ``b1``, ``w2``, ``b2``.
+        excitation: ``ws``, ``bs``, ``we``, ``be``.
+        channel: 0 and 1, (N, G), or None.
+        active: See :func:`excited`.
+        stride: Of the 3x3.
+        dilation: Of the 3x3.
+        group: Of the 3x3.
+    """
+    import torch.nn.functional as F
+
+    w1, b1, w2, b2 = convolutions
+    ws, bs, we, be = excitation
+    bits = None
+    if channel is not None:
+        bits = channel.repeat_interleave(w1.shape[0] // channel.shape[1], dim=1)[:, None, None, :]
+    first = F.relu(F.linear(x, w1, b1))
+    first = first if bits is None else first * bits
+    second = F.relu(shared.conv3x3(first, w2, b2, dilation, stride, group))
+    second = second if bits is None else second * bits
+    return first, second, excited(second, ws, bs, we, be, active)
+
+
 def compute(
     x: torch.Tensor,
     weights: Sequence[torch.Tensor | None],
@@ -92,17 +129,16 @@ def compute(
     w1, b1, w2, b2, ws, bs, we, be, w3, b3, wd, bd = weights
     assert w1 is not None and w2 is not None and w3 is not None
     assert ws is not None and bs is not None and we is not None and be is not None
-    hidden = F.relu(F.linear(x, w1, b1))
-    bits = None
-    if channel is not None:
-        bits = shared.active_bits(channel).to(x.dtype).repeat_interleave(w1.shape[0] // channel.shape[1], dim=1)
-        bits = bits[:, None, None, :]
-        hidden = hidden * bits
-    hidden = F.relu(shared.conv3x3(hidden, w2, b2, dilations[0], strides[0], group))
-    hidden = hidden if bits is None else hidden * bits
-    active = None if spatial is None else shared.active_outputs(spatial, hidden.shape[1], hidden.shape[2])
-    hidden = excited(hidden, ws, bs, we, be, active if pool_active else None)
+    assert b1 is not None and b2 is not None
     identity = shared.shortcut(x, wd, bd, strides[0])
+    active = None
+    if spatial is not None:
+        height, width = ((extent - 1) // strides[0] + 1 for extent in x.shape[1:3])
+        active = shared.active_outputs(spatial, height, width)
+    *_, hidden = excited_maps(
+        x, (w1, b1, w2, b2), (ws, bs, we, be), None if channel is None else shared.active_bits(channel).to(x.dtype),
+        active if pool_active else None, stride=strides[0], dilation=dilations[0], group=group,
+    )  # fmt: skip
     updated = F.relu(identity + F.linear(hidden, w3, b3))
     if active is None:
         return updated

@@ -45,7 +45,10 @@ def round_half_even(values: torch.Tensor) -> torch.Tensor:
 
 def quantize_activation(values: torch.Tensor, scale: float) -> torch.Tensor:
     """``round(values / scale)`` in [0, 255], as QuantizeLinear computes it."""
-    return round_half_even(values / float(np.float32(scale))).clamp(0, ACTIVATION_LIMIT)
+    import torch
+
+    whole = round_half_even(values.to(torch.float32) / float(np.float32(scale)))
+    return whole.clamp(0, ACTIVATION_LIMIT).to(values.dtype)
 
 
 def weight_scales(weight: torch.Tensor, weight_bits: int, least: torch.Tensor | None = None) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dyndeploy.ops import _bottleneck as shared
 from dyndeploy.ops._excitation import per_sample_body, reference_of
+from dyndeploy.ops._quantized_bottleneck import quantization
 from dyndeploy.ops.channel_bottleneck import MASK, channel_geometry
 from dyndeploy.ops.gates import CHANNEL
 
@@ -20,4 +21,5 @@ SPECS = shared.bottleneck_specs(
     geometry=channel_geometry,
     body=per_sample_body({CHANNEL.name: "mask"}),
     excites=True,
+    quantization=quantization,
 )

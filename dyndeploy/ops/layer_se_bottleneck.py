@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dyndeploy.ops import _bottleneck as shared
 from dyndeploy.ops._excitation import reference_of
+from dyndeploy.ops._quantized_bottleneck import quantization
 from dyndeploy.ops.gates import BLOCK
 from dyndeploy.ops.layer_bottleneck import MASK, layer_body, layer_geometry
 
@@ -20,5 +21,6 @@ SPECS = shared.bottleneck_specs(
     geometry=layer_geometry,
     body=layer_body,
     excites=True,
+    quantization=quantization,
     skipped_kind="layer_skipped",
 )

@@ -15,7 +15,8 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from dyndeploy.ops import _bottleneck as shared
-from dyndeploy.ops import _quantized_bottleneck as integers
+from dyndeploy.ops import _quantized_body as integers
+from dyndeploy.ops import _quantized_bottleneck
 from dyndeploy.ops._body import Body, Value
 from dyndeploy.ops.channel_bottleneck import MASK, channel_geometry
 from dyndeploy.ops.gates import CHANNEL
@@ -41,7 +42,7 @@ def reference(x: torch.Tensor, mask: torch.Tensor, *weights: torch.Tensor, **att
     Returns:
         (N, Ho, Wo, Co) uint8.
     """
-    return integers.reference(x, weights, channel=mask, **attributes)
+    return _quantized_bottleneck.reference(x, weights, channel=mask, **attributes)
 
 
 @dataclass(frozen=True)

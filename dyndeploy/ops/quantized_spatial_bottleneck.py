@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dyndeploy.ops import _bottleneck as shared
-from dyndeploy.ops import _quantized_bottleneck as integers
+from dyndeploy.ops import _quantized_body as integers
+from dyndeploy.ops import _quantized_bottleneck
 from dyndeploy.ops._body import Body, Value
 from dyndeploy.ops.gates import PATCH
 from dyndeploy.ops.spatial_bottleneck import MASK, spatial_geometry
@@ -33,7 +34,7 @@ def reference(x: torch.Tensor, mask: torch.Tensor, *weights: torch.Tensor, **att
     Returns:
         (N, Ho, Wo, Co) uint8; skipped pixels are those of ``x``, or of the projection.
     """
-    return integers.reference(x, weights, spatial=mask, **attributes)
+    return _quantized_bottleneck.reference(x, weights, spatial=mask, **attributes)
 
 
 def _body(b: Body, inputs: Mapping[str, Value]) -> Value:

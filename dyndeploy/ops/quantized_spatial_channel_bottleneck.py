@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dyndeploy.ops import _bottleneck as shared
-from dyndeploy.ops import _quantized_bottleneck as integers
+from dyndeploy.ops import _quantized_body as integers
+from dyndeploy.ops import _quantized_bottleneck
 from dyndeploy.ops._body import Body, Value
 from dyndeploy.ops.gates import CHANNEL, PATCH
 from dyndeploy.ops.spatial_channel_bottleneck import MASKS, spatial_channel_geometry
@@ -36,7 +37,7 @@ def reference(
     Returns:
         (N, Ho, Wo, Co) uint8.
     """
-    return integers.reference(x, weights, spatial=spatial_mask, channel=channel_mask, **attributes)
+    return _quantized_bottleneck.reference(x, weights, spatial=spatial_mask, channel=channel_mask, **attributes)
 
 
 def _body(b: Body, inputs: Mapping[str, Value]) -> Value:

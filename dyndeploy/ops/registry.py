@@ -15,10 +15,14 @@ from dyndeploy.ops import (
     layer_se_bottleneck,
     quantized_channel_bottleneck,
     quantized_channel_masker,
+    quantized_channel_se_bottleneck,
     quantized_layer_bottleneck,
+    quantized_layer_se_bottleneck,
     quantized_spatial_bottleneck,
     quantized_spatial_channel_bottleneck,
+    quantized_spatial_channel_se_bottleneck,
     quantized_spatial_masker,
+    quantized_spatial_se_bottleneck,
     spatial_bottleneck,
     spatial_channel_bottleneck,
     spatial_channel_se_bottleneck,
@@ -53,6 +57,10 @@ _MODULES = (
     quantized_layer_bottleneck,
     quantized_channel_bottleneck,
     quantized_spatial_channel_bottleneck,
+    quantized_spatial_se_bottleneck,
+    quantized_layer_se_bottleneck,
+    quantized_channel_se_bottleneck,
+    quantized_spatial_channel_se_bottleneck,
 )
 
 

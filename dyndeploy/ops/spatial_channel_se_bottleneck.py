@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dyndeploy.ops import _bottleneck as shared
 from dyndeploy.ops._excitation import per_sample_body, reference_of
+from dyndeploy.ops._quantized_bottleneck import quantization
 from dyndeploy.ops.gates import CHANNEL, PATCH
 from dyndeploy.ops.spatial_channel_bottleneck import MASKS, spatial_channel_geometry
 
@@ -20,4 +21,5 @@ SPECS = shared.bottleneck_specs(
     geometry=spatial_channel_geometry,
     body=per_sample_body({PATCH.name: "spatial_mask", CHANNEL.name: "channel_mask"}),
     excites=True,
+    quantization=quantization,
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dyndeploy.ops import _bottleneck as shared
 from dyndeploy.ops._excitation import per_sample_body, reference_of
+from dyndeploy.ops._quantized_bottleneck import quantization
 from dyndeploy.ops.gates import PATCH
 from dyndeploy.ops.spatial_bottleneck import MASK, spatial_geometry
 
@@ -22,4 +23,5 @@ SPECS = shared.bottleneck_specs(
     geometry=spatial_geometry,
     body=per_sample_body({PATCH.name: "mask"}),
     excites=True,
+    quantization=quantization,
 )

@@ -66,7 +66,7 @@ def build(
         twin = build(
             name.removeprefix(QUANTIZED), seed=seed, batch=batch, size=size, channels=channels, hidden=hidden,
             out_channels=out_channels, stride=stride, dilation=dilation, group=group, mask_size=mask_size,
-            channel_groups=channel_groups, rate=rate,
+            channel_groups=channel_groups, rate=rate, pool_active=pool_active,
         )  # fmt: skip
         return in_integers(twin, seed)
     spec = OPERATORS[name]
@@ -142,6 +142,10 @@ def in_integers(twin: Case, seed: int, *, limit: int = 64) -> Case:
             depth = math.prod(shape[1:])
         elif port.element is Element.INT32:
             values[port.name] = torch.randint(-20000, 20000, shape, generator=generator, dtype=torch.int32)
+        elif port.name == "ws":
+            values["ws"] = values["ws"] / 50
+        elif port.name == "me":
+            values["me"] = 0.5 + torch.rand(shape, generator=generator)
         elif port.name not in values:
             values[port.name] = (0.3 + torch.rand(shape, generator=generator)) / (50 * depth**0.5)
     return Case(spec, tuple(values[port.name] for port in spec.inputs), twin.attributes)

@@ -73,16 +73,25 @@ def assert_body_agrees(case: Case, opset: int) -> None:
             sure &= moved.reference().numpy() == expected
         np.testing.assert_array_equal(run_body(case, opset)[sure], expected[sure])
     else:
-        assert_agree(run_body(case, opset), expected)
+        assert_agree(run_body(case, opset), expected, near=has_sigmoid(case))
+
+
+def has_sigmoid(case: Case) -> bool:
+    """Whether bits depend on how a library rounds a sigmoid: a squeeze-and-excitation in integers."""
+    return case.spec.name.startswith(QUANTIZED) and "SE" in case.spec.name
 
 
 def _in_double(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def assert_agree(found: np.ndarray, expected: np.ndarray) -> None:
+def assert_agree(found: np.ndarray, expected: np.ndarray, *, near: bool = False) -> None:
     """Integers to the bit, floats within rounding."""
     assert found.dtype == expected.dtype
+    if near:
+        steps = np.abs(found.astype(np.int64) - expected)
+        assert steps.max(initial=0) <= 2 and (steps > 0).mean() <= 0.02
+        return
     exact = np.issubdtype(expected.dtype, np.integer)
     np.testing.assert_allclose(found, expected, **({"rtol": 0} if exact else {"rtol": 2e-4, "atol": 2e-4}))
 
@@ -120,14 +129,14 @@ def test_masks_are_active_above_one_half(name: str, stride: int, opset: int) -> 
     expected = Case(case.spec, tuple(exact), case.attributes).reference()
     given = Case(case.spec, tuple(odd), case.attributes)
     assert torch.equal(given.reference(), expected)
-    assert_agree(run_body(given, opset), expected.numpy())
+    assert_agree(run_body(given, opset), expected.numpy(), near=has_sigmoid(given))
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_body_does_not_need_constant_weights(name: str) -> None:
     case = build(name, batch=2)
     expected = case.reference().numpy()
-    assert_agree(run_body(case, 13, constant_weights=False), expected)
+    assert_agree(run_body(case, 13, constant_weights=False), expected, near=has_sigmoid(case))
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -146,7 +155,13 @@ def test_every_face_is_there(name: str) -> None:
     assert spec.summary.endswith(".")
     assert spec.inputs[0].role is Role.ACTIVATION
     # Static shapes are for targets that have no kernels of ours.
-    families = set() if spec.overflows else {"cpu"} if name.startswith(QUANTIZED) else {"cpu", "cuda", "tensorrt"}
+    families = (
+        set()
+        if spec.overflows or has_sigmoid(build(name))
+        else {"cpu"}
+        if name.startswith(QUANTIZED)
+        else {"cpu", "cuda", "tensorrt"}
+    )
     assert set(spec.kernels) == families
     assert spec.quantization is None or operator(spec.quantization.operator).kind == f"quantized_{spec.kind}"
     function = spec.function(13)

@@ -601,6 +601,95 @@ void test_maskers(const Isa& isa) {
   CHECK(mask == 1.0f, "a logit of exactly zero");
 }
 
+// Sums of bytes are exact: also of more pixels than 16 bits hold.
+void test_byte_sums(const Isa& isa) {
+  Rng rng(29);
+  for (int i = 0; i < 60; ++i) {
+    const bool bright = coin(rng, 0.3);
+    const int rows = pick(rng, 1, bright ? 40 : 7), columns = pick(rng, 1, bright ? 40 : 9),
+              C = pick(rng, 1, 200);
+    const std::ptrdiff_t pixel = C + pick(rng, 0, 5), row = columns * pixel + pick(rng, 0, 70);
+    std::vector<std::uint8_t> x(static_cast<std::size_t>(rows * row));
+    for (std::uint8_t& v : x) v = static_cast<std::uint8_t>(bright ? 255 : pick(rng, 0, 255));
+    std::vector<float> sums(static_cast<std::size_t>(C) + 1, -7.0f),
+        weight = normal(rng, static_cast<std::size_t>(C), 1.0);
+    ByteSums s;
+    s.x = x.data();
+    s.row_stride = row;
+    s.pixel_stride = pixel;
+    s.rows = rows;
+    s.columns = columns;
+    s.channels = C;
+    s.sums = sums.data();
+    isa.byte_sums(s);
+    double dot = 0.0, size = 0.0;
+    for (int c = 0; c < C; ++c) {
+      int expected = 0;
+      for (int at = 0; at < rows * columns; ++at)
+        expected += x[static_cast<std::size_t>(at / columns * row + at % columns * pixel + c)];
+      CHECK(sums[static_cast<std::size_t>(c)] == static_cast<float>(expected), "channel %d of %d: %g, not %d",
+            c, C, sums[static_cast<std::size_t>(c)], expected);
+      dot += expected * double{weight[static_cast<std::size_t>(c)]};
+      size += expected * std::fabs(double{weight[static_cast<std::size_t>(c)]});
+    }
+    CHECK(sums.back() == -7.0f, "nothing behind the last channel is written");
+    const float found = isa.byte_dot({x.data(), row, pixel, rows, columns, weight.data(), C});
+    CHECK(std::fabs(found - dot) <= 1e-5 * size + 1e-30, "%g, not %g", found, dot);
+  }
+}
+
+// With small whole weights floats are exact as well: the same decisions, ties included.
+void test_byte_maskers(const Isa& isa) {
+  Rng rng(31);
+  Workspace workspace;
+  const auto whole = [&](std::size_t count, int low, int high) {
+    std::vector<float> values(count);
+    for (float& v : values) v = static_cast<float>(pick(rng, low, high));
+    return values;
+  };
+  int kept = 0, all = 0;
+  for (int i = 0; i < 60; ++i) {
+    const int batch = pick(rng, 1, 3), height = pick(rng, 1, 12), width = pick(rng, 1, 12),
+              C = pick(rng, 1, 150);
+    const int groups = pick(rng, 1, 3), mh = pick(rng, 1, height), mw = pick(rng, 1, width);
+    const std::vector<float> x = whole(product_of({batch, height, width, C}), 0, 255);
+    const std::vector<std::uint8_t> bytes(x.begin(), x.end());
+    const MaskerInput floats{x.data(), batch, height, width, C};
+    const ByteMaskerInput input{bytes.data(), batch, height, width, C};
+    const std::vector<float> weight = whole(product_of({groups, C}), -3, 3),
+                             bias = whole(product_of({groups}), -200, 200);
+    std::vector<float> expected(product_of({batch, groups, mh, mw}), -1.0f), found = expected;
+    workspace.reset();
+    run_spatial_masker(isa, floats, weight.data(), bias.data(), groups, mh, mw, expected.data(), threads(1));
+    run_spatial_masker(isa, input, weight.data(), bias.data(), groups, mh, mw, found.data(), workspace,
+                       threads(3));
+    CHECK(found == expected, "spatial: %d x %d of %d x %d, %d channels", mh, mw, height, width, C);
+    for (const float v : found) kept += v == 1.0f;
+    all += static_cast<int>(found.size());
+
+    const int hidden = pick(rng, 1, 20), G = pick(rng, 1, 40);
+    const bool with_hidden = coin(rng);
+    const std::size_t features = static_cast<std::size_t>(with_hidden ? hidden : C);
+    const std::vector<float> hw = whole(product_of({hidden, C}), -3, 3),
+                             hb = whole(product_of({hidden}), -9, 9);
+    const std::vector<float> w = whole(static_cast<std::size_t>(G) * features, -3, 3),
+                             b = whole(product_of({G}), -9, 9);
+    ChannelMaskerWeights weights;
+    weights.hidden_weight = with_hidden ? hw.data() : nullptr;
+    weights.hidden_bias = hb.data();
+    weights.hidden = hidden;
+    weights.weight = w.data();
+    weights.bias = b.data();
+    weights.groups = G;
+    std::vector<float> channel(product_of({batch, G}), -1.0f), channel_found = channel;
+    workspace.reset();
+    run_channel_masker(isa, floats, weights, channel.data(), workspace, threads(1));
+    run_channel_masker(isa, input, weights, channel_found.data(), workspace, threads(2));
+    CHECK(channel_found == channel, "channel: %d groups of %d x %d, %d channels", G, height, width, C);
+  }
+  CHECK(kept > all / 10 && kept < all - all / 10, "%d of %d patches are kept", kept, all);
+}
+
 // ----------------------------------------------------------------------------------------------------- parts
 
 void test_lists() {
@@ -882,6 +971,8 @@ int main(int argc, char** argv) {
     test_unusual_masks(*isa);
     test_unaligned(*isa);
     test_maskers(*isa);
+    test_byte_sums(*isa);
+    test_byte_maskers(*isa);
   }
   std::printf("%s: %d checks, %d failed\n", what.c_str(), checks, failures);
   return failures ? 1 : 0;

@@ -28,7 +28,9 @@ pytestmark = pytest.mark.skipif(
     reason="no native library with operators in integers: install with a compiler, or set DYNDEPLOY_CPU_LIBRARY",
 )
 
-OPERATORS_IN_INTEGERS = [name for name in OPERATORS if name.startswith(QUANTIZED)]
+OPERATORS_IN_INTEGERS = [
+    name for name, spec in OPERATORS.items() if name.startswith(QUANTIZED) and "cpu" in spec.kernels
+]
 BOTTLENECKS = [name for name in OPERATORS_IN_INTEGERS if "Bottleneck" in name]
 MASKERS = [name for name in OPERATORS_IN_INTEGERS if "Masker" in name]
 QUICK = settings(

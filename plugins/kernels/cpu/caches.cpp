@@ -67,6 +67,7 @@ const Blocks& blocks() {
     b.slice = std::min(l2 / 4, kMaxSlice);
     b.widest_slice = std::min(l2 / 8 * 3, kMaxSlice);
     b.compact_weights = l2 / 8;
+    b.shared_weights = l2 / 8 * 7;
     b.band = l2 / 2;
     b.planes = l2 / 2;
     return b;

@@ -26,6 +26,7 @@ struct Blocks {
   std::int64_t compact_weights;  // of active channels: worth copying before anything else
   std::int64_t band;             // what one convolution writes and the next one reads
   std::int64_t planes;           // transformed inputs of Winograd's convolution, beside its weights
+  std::int64_t shared_weights;   // of active channels, where several threads read what was copied once
 };
 constexpr std::int64_t kMaxSlice = 384 << 10;  // what buffers for slices hold
 const Blocks& blocks();

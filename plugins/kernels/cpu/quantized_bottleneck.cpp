@@ -356,6 +356,8 @@ void run_quantized_bottleneck(const QuantizedBottleneckCall& call, Workspace& wo
 
   if (inactive) run_phases(pool, &skipped, 1);
   const unsigned classes = border_classes(layer, shape);
+  // Rows are cut among threads more evenly than a few panels are.
+  const std::int64_t worth_compacting = threads > 1 ? blocks().shared_weights : blocks().slice;
   const int per_group = M / call.channel_groups;
   auto* on = workspace.take<std::uint8_t>(static_cast<std::size_t>(M));
   for (int n = 0; n < batch; ++n) {
@@ -382,7 +384,7 @@ void run_quantized_bottleneck(const QuantizedBottleneckCall& call, Workspace& wo
     const Workspace::Mark mark = workspace.mark();
     CompactQuantized small;
     small.view = count == M ? weights.full() : weights.select(on, count, classes, workspace);
-    if (count < M && selected_bytes(small.view) <= blocks().compact_weights)
+    if (count < M && selected_bytes(small.view) <= worth_compacting)
       small = compact(*c.isa, small.view, workspace);
     const auto body = [&](int task, int) { c.isa->copy(small.copies[task]); };
     const Phase copying(small.count, body);

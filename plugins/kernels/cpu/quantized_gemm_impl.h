@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kCacheLine = 64;
 constexpr int kQuadsPerFetch = 4;
-constexpr int kMostFetched = 4;  // lines at a time
+constexpr int kMostFetched = 8;  // lines at a time
 
 inline int at_most(int a, int b) { return a < b ? a : b; }
 inline int quads_of(const QuantizedRows& a) { return (a.inputs + kQuad - 1) / kQuad; }
@@ -281,10 +281,12 @@ void copy_quantized(const QuantizedCopy& copy) {
     }
   }
   std::int32_t through[kQuantizedTaps * through_columns<V>()] = {};
-  if constexpr (V::kCopies)
-    V::copy(copy, through);
-  else
-    copy_columns<V>(copy, through);
+  bool copied = false;
+  if constexpr (V::kCopies) {
+    copied = V::copies(s);
+    if (copied) V::copy(copy, through);
+  }
+  if (!copied) copy_columns<V>(copy, through);
   std::int32_t columns[PW];
   for (int n = 0; n < PW && s.columns; ++n) columns[n] = n < copy.count ? copy.source(n) : first;
   const auto choose = [&](const auto* from, auto* to) __attribute__((always_inline)) {

@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "onnxruntime_library.h"
+#include "session.h"
 
 namespace dyndeploy {
 namespace runtime {
@@ -187,7 +188,7 @@ class OrtBackend : public Backend {
     if (settings.shared_memory) set(api.AddSessionConfigEntry(options, "session.use_env_allocators", "1"));
     // No API tells an operator library these; it reads them when it is registered.
     set(api.AddSessionConfigEntry(options, "dyndeploy.threads", std::to_string(settings.threads).c_str()));
-    set(api.AddSessionConfigEntry(options, "dyndeploy.precision", settings.precision.c_str()));
+    set(api.AddSessionConfigEntry(options, "dyndeploy.precision", chosen(settings)));
     if (!settings.operators.empty()) use_operators(settings);
   }
 
@@ -202,17 +203,29 @@ class OrtBackend : public Backend {
   }
 
  private:
+  // What the library computes those operators in that leave the choice to it.
+  static const char* chosen(const OrtSettings& settings) {
+    return in_graph(settings.precision) ? "fp32" : settings.precision.c_str();
+  }
+
   void use_operators(const OrtSettings& settings) {
     const abi::HostApi& api = environment_->library->api;
     const OperatorLibrary library = ask_operator_library(settings.operators, settings.precision);
-    if ((" " + library.precisions + " ").find(" " + settings.precision + " ") == std::string::npos)
+    const auto computes = [&](const std::string& precision) {
+      return (" " + library.precisions + " ").find(" " + precision + " ") != std::string::npos;
+    };
+    if (!computes(chosen(settings)))
       fail(DYNDEPLOY_USAGE, "The operator library " + settings.operators + " computes in " +
                                 library.precisions + " only and would ignore " + settings.precision +
                                 ". Build it again, or export with --precision fp32.");
     check(api, api.RegisterCustomOpsLibrary_V2(options_.get(), settings.operators.c_str()), DYNDEPLOY_BACKEND,
           "ONNX Runtime " + environment_->library->version + " cannot load the operator library " +
               settings.operators + " (--native off runs without it)");
-    info_.instruction_set = library.instruction_set;
+    // A library that is older than operators in integers leaves them to the function bodies.
+    if (computes(settings.precision))
+      info_.instruction_set = library.instruction_set;
+    else
+      info_.native_path.clear();
   }
 
   std::shared_ptr<const Environment> environment_;

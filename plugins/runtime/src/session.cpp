@@ -61,7 +61,8 @@ std::string bundled_operators(const Bundle& bundle) {
 }
 
 std::string precision_on_cpu(const Bundle& bundle) {
-  return bundle.manifest.has_exits ? "fp32" : cpu_precision(bundle.manifest.precision);
+  const std::string precision = cpu_precision(bundle.manifest.precision);
+  return bundle.manifest.has_exits && !in_graph(precision) ? "fp32" : precision;
 }
 
 bool takes_tensorrt(const Bundle& bundle, const Options& options) {
@@ -88,9 +89,10 @@ OrtSettings settings_of(const Bundle& bundle, const Options& options) {
   settings.threads = checked_threads(options.threads);
   settings.shared_memory = bundle.manifest.has_exits;
   settings.precision = precision_on_cpu(bundle);
-  if (bundle.manifest.has_operators || settings.precision != "fp32")
+  const bool bodies_can = settings.precision == "fp32" || in_graph(settings.precision);
+  if (bundle.manifest.has_operators || !bodies_can)
     settings.operators = find_operator_library(options.native, bundled_operators(bundle));
-  if (settings.precision != "fp32" && settings.operators.empty())
+  if (!bodies_can && settings.operators.empty())
     fail(DYNDEPLOY_USAGE, settings.precision + " needs the operator library, which is " +
                               (options.native == "off" ? "switched off" : "not there") +
                               ": function bodies compute in fp32. Export with --precision fp32.");
@@ -146,10 +148,12 @@ Answer answer(const float* logits, std::size_t classes) {
   return {static_cast<std::size_t>(largest - logits), static_cast<float>(1 / sum)};
 }
 
+bool in_graph(const std::string& precision) { return precision == "int8"; }
+
 std::string cpu_precision(const std::string& precision) {
   // fp16 is the plan of an engine; it changes nothing on a CPU.
   if (precision == "fp32" || precision == "fp16") return "fp32";
-  if (precision == "bf16") return precision;
+  if (precision == "bf16" || in_graph(precision)) return precision;
   fail(DYNDEPLOY_USAGE, "A CPU cannot run " + precision + ". Export the bundle again with --precision fp32.");
 }
 
@@ -183,7 +187,7 @@ std::unique_ptr<Session> Session::open(const std::string& folder, const Options&
   Bundle bundle = Bundle::open(folder);
   // Wrong wishes are told before anything is opened.
   const bool on_gpu = takes_tensorrt(bundle, options);
-  // A CPU computes stages in FP32 whatever the bundle's engines compute in.
+  // A CPU computes stages in what the graphs are written in, whatever the bundle's engines compute in.
   const std::string precision = on_gpu ? bundle.manifest.precision : precision_on_cpu(bundle);
   const std::vector<double> thresholds = chosen_thresholds(bundle, options.thresholds, precision);
   if (on_gpu) {

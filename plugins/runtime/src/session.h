@@ -89,6 +89,9 @@ Answer answer(const float* logits, std::size_t classes);
 
 // What the dynamic bottlenecks compute in on a CPU for a bundle's precision. Throws Error(DYNDEPLOY_USAGE).
 std::string cpu_precision(const std::string& precision);
+// Whether a bundle's graphs themselves are written in it, so that function bodies compute in it as well; else
+// they are in FP32, and the precision is the choice of what runs them.
+bool in_graph(const std::string& precision);
 
 }  // namespace runtime
 }  // namespace dyndeploy

@@ -123,9 +123,7 @@ struct Avx512Vnni {
     for (int i = 0; i < Parts; ++i) own[i] = parts[i];
     for (int q = 0; q < count; ++q, out += kRow) {
       __m512i quads = _mm512_setzero_si512();
-      DYNDEPLOY_UNROLL
-      for (int i = 0; i < number; ++i) {
-        const Part& part = Parts ? own[Parts ? i : 0] : parts[i];
+      const auto take = [&](const Part& part, int i) __attribute__((always_inline)) {
         const std::int8_t* const base = part.base;
         __m512i low, high;
         if constexpr (Kind == From::kPanel) {
@@ -146,6 +144,12 @@ struct Avx512Vnni {
         }
         const __m512i taken = _mm512_maskz_permutex2var_epi16(part.words, low, part.from, high);
         quads = i ? _mm512_or_si512(quads, taken) : taken;
+      };
+      if constexpr (Parts > 0) {
+        DYNDEPLOY_UNROLL
+        for (int i = 0; i < Parts; ++i) take(own[i], i);
+      } else {
+        for (int i = 0; i < number; ++i) take(parts[i], i);
       }
       _mm512_storeu_si512(out, quads);
       if constexpr (Constants) {
@@ -174,6 +178,9 @@ struct Avx512Vnni {
         return copy_vector<Kind, 0, Constants>(s, parts, number, begin, count, out);
     }
   }
+
+  // What a selection has to be for copy().
+  static bool copies(const QuantizedSelection&) { return true; }
 
   // Eight pairs of columns are turned into rows.
   static void copy_pairs(const QuantizedCopy& copy) {
