@@ -138,9 +138,7 @@ class _Exact:
         if not self._nodes:
             return None
         wrong = ", ".join(f"{name}: {count}" for name, count in list(self._wrong.items())[:4])
-        what = (
-            "the reference" if _HAS_TORCH else "with the other code (the reference needs PyTorch)"
-        )
+        what = "the reference" if _HAS_TORCH else "with the other code (the reference needs PyTorch)"
         return Check(
             "integers: dynamic operators",
             not self._wrong,
@@ -258,7 +256,10 @@ def _dequantised(node: onnx.NodeProto, values: Mapping[str, Array]) -> Array:
 
 
 def _in_integers(node: onnx.NodeProto) -> bool:
-    return is_dynamic(node) and any(port.element is Element.UINT8 for port in OPERATORS[node.op_type].inputs)
+    if not is_dynamic(node):
+        return False
+    spec = OPERATORS[node.op_type]
+    return any(port.element is Element.UINT8 for port in (*spec.inputs, *spec.outputs))
 
 
 def _exposing(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
