@@ -83,11 +83,11 @@ _ALL = (
         cpu="bf16",
         no_engine="There is no plan for precision 'bf16' in TensorRT. Use fp16 or fp32.",
     ),
-    # INT8 keeps 255 steps of a tensor's largest value, and 64 of a weight's: a value is off by half a step of each. Such
-    # errors are independent and average out in a sum, and the residual stream adds one rounding per block. Measured
-    # under FP32's masks, logits of ResNets of 14 layers on digits, trained or not, come to 2 to 3 %, those of 50 layers
-    # with random weights and masks of their own to 3 to 6 %; a weight of the wrong sign makes tens of percent. No mask
-    # bit with a margin above 5 % of the largest one flipped; of trained networks 0.2 % of all bits do, of maskers with
+    # INT8 keeps 255 steps of a tensor's largest value, and 64 of a weight's: each is off by half a step. Such errors
+    # are independent and average out in a sum, and the residual stream adds one rounding per block. Measured under
+    # FP32's masks, logits of ResNets of 14 layers on digits, trained or not, come to 2 to 3 %, those of 50 layers with
+    # random weights and masks of their own to 3 to 6 %; a weight of the wrong sign makes tens of percent. No mask bit
+    # with a margin above 5 % of the largest one flipped; of trained networks 0.2 % of all bits do, of maskers with
     # random weights, whose decisions are close, up to 1.8 %.
     Precision(
         "int8",
