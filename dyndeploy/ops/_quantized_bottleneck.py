@@ -294,11 +294,16 @@ def _simulate(
     scales: Mapping[str, float],
     weight_bits: int,
 ) -> torch.Tensor:
+    import torch
+
     values = dict(zip(arguments[0], inputs, strict=True))
-    result = integer_bottleneck(
-        integers.quantize_activation(values["x"], scales["x"]),
-        _constants(values, scales, weight_bits),
-        **_masks(arguments, values),
-        attributes=attributes,
-    )
+    x = values["x"].to(torch.promote_types(values["x"].dtype, torch.float32))
+    # Half floats hold no sums of products.
+    with torch.autocast(x.device.type, enabled=False):
+        result = integer_bottleneck(
+            integers.quantize_activation(x, scales["x"]),
+            _constants(values, scales, weight_bits),
+            **_masks(arguments, values),
+            attributes=attributes,
+        )
     return result * float(np.float32(scales["y"]))
