@@ -131,8 +131,8 @@ def verify_bundle(
     if twin is not None:
         with OnnxRuntimeSession(twin, threads=threads, native=native) as session:
             static = run_reference(session, bundle, reference)
-        # The twin is in FP32; compared with BF16 operators it shows their error. In INT8 every mask bit set is outside of
-        # what was calibrated, as random masks are.
+        # The twin is in FP32; compared with BF16 operators it shows their error. In INT8 every mask bit set is outside
+        # of what was calibrated, as random masks are.
         checks += [
             error.check(f"static twin: {error.output}", math.inf if calibrated else tolerance.output)
             for error in deviations(names, static, everything)
