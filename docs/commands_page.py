@@ -36,6 +36,7 @@ PAGES = {
     "train": "training.md",
     "export": "bundle.md",
     "verify": "bundle.md",
+    "quantize": "quantization.md",
     "calibrate": "calibration.md",
     "evaluate": "running.md",
     "run": "running.md",
