@@ -25,9 +25,10 @@ from dyndeploy.graphs.inspect import (
 from dyndeploy.graphs.passes.shared import add_constant, fresh_name
 from dyndeploy.graphs.rules import check_structure
 from dyndeploy.graphs.tensorrt import in_head
-from dyndeploy.ops import OPERATORS, Role
+from dyndeploy.ops import DOMAIN, OPERATORS, Role
 from dyndeploy.ops._quantized import quantize_weight, weight_scales
 from dyndeploy.ops.base import OperatorSpec, Quantization
+from dyndeploy.ops.quantized_image_convolution import from_layers
 from dyndeploy.quantization.table import INT8, CalibrationTable
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ INTEGER = "/uint8"
 _REAL = "/real"
 _LARGEST_BIAS = 2.0**30
 _ADVICE = "Calibrate again with 'dyndeploy quantize'."
+_CHANNELS_LAST = [0, 2, 3, 1]
 _BYTEWISE = ("MaxPool", "Transpose")
 """Standard operators that give the same on bytes as on what the bytes stand for."""
 
@@ -61,10 +63,10 @@ def quantize_model(model: onnx.ModelProto, table: CalibrationTable) -> onnx.Mode
     """Return a copy of a graph that computes in INT8 where its calibration table says so.
 
     Every dynamic operator that has a form in integers, in a block that the table does not leave in FP32, becomes that
-    form; its neighbours hand it bytes. Standard convolutions with constant weights, and sums between them, stand
-    between DequantizeLinear and QuantizeLinear, from which a runtime makes its own integer operators. Maskers keep
-    deciding in FP32; heads, and what else there is, stay FP32. Transposes and poolings between quantised operators
-    work on bytes.
+    form; its neighbours hand it bytes. A convolution of images that leads to one, with what stands between, becomes one
+    operator. Other standard convolutions with constant weights, and sums between them, stand between DequantizeLinear
+    and QuantizeLinear, from which a runtime makes its own integer operators. Maskers keep deciding in FP32; heads, and
+    what else there is, stay FP32. Transposes and poolings between quantised operators work on bytes.
 
     Args:
         model: A graph in FP32, as the exporter writes it; it is not changed.
@@ -225,6 +227,8 @@ class _Graph:
         self._nodes: list[onnx.NodeProto] = []
         # What stands between a convolution or sum and its QuantizeLinear, by the names that the tensors had.
         self._real: dict[str, str] = {}
+        # First outputs of nodes that an operator written before computes along.
+        self._absorbed: set[str] = set()
 
     # ------------------------------------------------------------ what is quantised
 
@@ -350,10 +354,13 @@ class _Graph:
 
     def _write(self, node: onnx.NodeProto) -> None:
         first = node.output[0] if node.output else ""
+        if first in self._absorbed:
+            return
         if first in self._dynamic:
             self._write_integer(node, self._dynamic[first])
         elif first in self._convolutions:
-            self._write_convolution(node)
+            if not self._write_image_convolution(node):
+                self._write_convolution(node)
         elif node.op_type in _BYTEWISE and not node.domain and self._works_on_bytes(node):
             self._write_bytewise(node)
         elif self._is_sum(node):
@@ -406,6 +413,75 @@ class _Graph:
         if how.output:
             self.bytes[node.output[0]] = written.output[0]
             self.only_bytes.add(node.output[0])
+
+    def _write_image_convolution(self, node: onnx.NodeProto) -> bool:
+        """Write one operator for a convolution of float images and what follows it up to a dynamic operator.
+
+        Returns:
+            Whether there is an operator for these layers.
+        """
+        shared, table, x = self._shared, self._shared.table, node.input[0]
+        behind = self._behind(node)
+        if x in self.bytes or x in self.only_bytes or not table.per_channel or behind is None:
+            return False
+        absorbed, pooling, target = behind
+        bias = shared.value(node.input[2], node) if len(node.input) > 2 and node.input[2] else None
+        try:
+            found = from_layers(
+                shared.value(node.input[1], node),
+                bias,
+                _plain_attributes(node),
+                None if pooling is None else _plain_attributes(pooling),
+                scales=(self.scales[x].scale, self.scales[target].scale),
+                zero_point=self.scales[x].zero_point,
+                weight_bits=table.weight_bits,
+            )
+        except UsageError as error:
+            raise UsageError(f"{node.name} cannot be quantised: {error}") from error
+        if found is None:
+            return False
+        spec, constants, attributes = found
+        self._float(x)
+        weights = [shared.constant(f"{node.name}/{name}", value) for name, value in constants.items()]
+        self._nodes.append(
+            helper.make_node(
+                spec.name,
+                [x, *weights],
+                [f"{target}{INTEGER}"],
+                name=self._fresh(node, spec.name),
+                domain=DOMAIN,
+                **attributes,
+                **_bookkeeping(spec),
+            )
+        )
+        self.bytes[target] = self._nodes[-1].output[0]
+        self.only_bytes.add(target)
+        self._absorbed |= absorbed
+        return True
+
+    def _behind(self, node: onnx.NodeProto) -> tuple[set[str], onnx.NodeProto | None, str] | None:
+        """What follows a convolution, up to the tensor (N, H, W, C) that a dynamic operator reads as bytes.
+
+        Returns:
+            Outputs of the nodes, the MaxPool among them, and the tensor; None where something else follows.
+        """
+        absorbed: set[str] = set()
+        pooling = None
+        tensor = node.output[0]
+        while True:
+            reader = self._view.only_reader(tensor)
+            if reader is None or reader.domain or len(reader.output) != 1:
+                return None
+            absorbed.add(reader.output[0])
+            tensor = reader.output[0]
+            if reader.op_type == "MaxPool" and pooling is None:
+                pooling = reader
+            elif reader.op_type == "Transpose":
+                found = self.scales.get(tensor)
+                last = _plain_attributes(reader).get("perm") == _CHANNELS_LAST
+                return (absorbed, pooling, tensor) if last and found is not None and found.pinned else None
+            elif reader.op_type != "Relu":
+                return None
 
     def _write_convolution(self, node: onnx.NodeProto) -> None:
         import torch
@@ -555,7 +631,12 @@ def _quantizable(node: onnx.NodeProto) -> OperatorSpec | None:
 def _attributes(node: onnx.NodeProto, spec: OperatorSpec) -> dict[str, Any]:
     """Attributes of the form in integers: those of the node, and the plugin bookkeeping."""
     own = operator_attributes(node)
-    return {attribute.name: own[attribute.name] for attribute in spec.attributes} | {
-        "plugin_version": str(spec.version),
-        "plugin_namespace": "",
-    }
+    return {attribute.name: own[attribute.name] for attribute in spec.attributes} | _bookkeeping(spec)
+
+
+def _bookkeeping(spec: OperatorSpec) -> dict[str, str]:
+    return {"plugin_version": str(spec.version), "plugin_namespace": ""}
+
+
+def _plain_attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {item.name: helper.get_attribute_value(item) for item in node.attribute}

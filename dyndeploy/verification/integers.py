@@ -256,7 +256,10 @@ def _dequantised(node: onnx.NodeProto, values: Mapping[str, Array]) -> Array:
 
 
 def _in_integers(node: onnx.NodeProto) -> bool:
-    return is_dynamic(node) and any(port.element is Element.UINT8 for port in OPERATORS[node.op_type].inputs)
+    if not is_dynamic(node):
+        return False
+    spec = OPERATORS[node.op_type]
+    return any(port.element is Element.UINT8 for port in (*spec.inputs, *spec.outputs))
 
 
 def _exposing(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:

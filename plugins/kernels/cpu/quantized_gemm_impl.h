@@ -6,6 +6,7 @@
 
 #include "caches.h"
 #include "quantized_gemm.h"
+#include "quantized_image_impl.h"
 #include "simd/unroll.h"
 
 namespace dyndeploy::cpu {
@@ -487,8 +488,16 @@ template <class V>
 constexpr QuantizedIsa make_quantized_isa(const char* name, bool (*supported)(),
                                           const QuantizedIsa* wider = nullptr) {
   static_assert(panel_columns<V>() <= kMaxQuantizedPanel, "scratch sizes");
-  return QuantizedIsa{name,      panel_columns<V>(), V::kWeightLimit,    wider,
-                      supported, &quantized_gemm<V>, &copy_quantized<V>, V::kCopies};
+  return QuantizedIsa{name,
+                      panel_columns<V>(),
+                      V::kWeightLimit,
+                      wider,
+                      supported,
+                      &quantized_gemm<V>,
+                      &copy_quantized<V>,
+                      &quantize_image_row,
+                      &pool_quantized_row,
+                      V::kCopies};
 }
 
 }  // namespace
