@@ -160,7 +160,7 @@ def test_a_block_left_in_fp32_has_borders_of_its_own(spatial: tuple[onnx.ModelPr
     names = {node.op_type: node for node in made.graph.node if is_dynamic(node)}
     assert set(names) == {
         "QuantizedImageConvolution",
-        *("QuantizedSpatialMasker", "QuantizedSpatialBottleneckProjection", "SpatialMasker", "SpatialBottleneck")
+        *("QuantizedSpatialMasker", "QuantizedSpatialBottleneckProjection", "SpatialMasker", "SpatialBottleneck"),
     }
     producers = {name: node for node in made.graph.node for name in node.output}
     assert producers[names["SpatialBottleneck"].input[0]].op_type == "DequantizeLinear"
