@@ -112,7 +112,7 @@ def test_int8_bundles_equal_pythons_to_the_bit(
     open_session: Callable[..., Any], runtime_build: RuntimeBuild, tmp_path: Path, native: str
 ) -> None:
     bundle = exported(tmp_path, mode="both", batch=2)[1]
-    feeds = bundle.reference_inputs()
+    feeds = {name: value[:2] for name, value in bundle.reference_inputs().items()}
     with OnnxRuntimeSession(bundle.model, native=native, precision="int8") as session:
         expected, used = session.run(feeds), session.info.native
     library = used.path or "off"
