@@ -138,9 +138,7 @@ class _Exact:
         if not self._nodes:
             return None
         wrong = ", ".join(f"{name}: {count}" for name, count in list(self._wrong.items())[:4])
-        what = (
-            "the reference" if _HAS_TORCH else "with the other code (the reference needs PyTorch)"
-        )
+        what = "the reference" if _HAS_TORCH else "with the other code (the reference needs PyTorch)"
         return Check(
             "integers: dynamic operators",
             not self._wrong,
