@@ -16,6 +16,7 @@ from dyndeploy.ops import (
     quantized_channel_bottleneck,
     quantized_channel_masker,
     quantized_channel_se_bottleneck,
+    quantized_image_convolution,
     quantized_layer_bottleneck,
     quantized_layer_se_bottleneck,
     quantized_spatial_bottleneck,
@@ -61,6 +62,7 @@ _MODULES = (
     quantized_layer_se_bottleneck,
     quantized_channel_se_bottleneck,
     quantized_spatial_channel_se_bottleneck,
+    quantized_image_convolution,
 )
 
 

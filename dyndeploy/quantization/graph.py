@@ -13,7 +13,6 @@ from onnx import helper, numpy_helper
 
 from dyndeploy.errors import UsageError
 from dyndeploy.graphs.inspect import (
-    all_graphs,
     all_nodes,
     attach_bodies,
     drop_unused,
@@ -25,9 +24,10 @@ from dyndeploy.graphs.inspect import (
 from dyndeploy.graphs.passes.shared import add_constant, fresh_name
 from dyndeploy.graphs.rules import check_structure
 from dyndeploy.graphs.tensorrt import in_head
-from dyndeploy.ops import OPERATORS, Role
+from dyndeploy.ops import DOMAIN, OPERATORS, Role
 from dyndeploy.ops._quantized import quantize_weight, weight_scales
 from dyndeploy.ops.base import OperatorSpec, Quantization
+from dyndeploy.ops.quantized_image_convolution import from_layers
 from dyndeploy.quantization.table import INT8, CalibrationTable
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ INTEGER = "/uint8"
 _REAL = "/real"
 _LARGEST_BIAS = 2.0**30
 _ADVICE = "Calibrate again with 'dyndeploy quantize'."
+_CHANNELS_LAST = [0, 2, 3, 1]
 _BYTEWISE = ("MaxPool", "Transpose")
 """Standard operators that give the same on bytes as on what the bytes stand for."""
 
@@ -61,10 +62,11 @@ def quantize_model(model: onnx.ModelProto, table: CalibrationTable) -> onnx.Mode
     """Return a copy of a graph that computes in INT8 where its calibration table says so.
 
     Every dynamic operator that has a form in integers, in a block that the table does not leave in FP32, becomes that
-    form; its neighbours hand it bytes. Standard convolutions with constant weights, and sums between them, stand
-    between DequantizeLinear and QuantizeLinear, from which a runtime makes its own integer operators. Maskers keep
-    deciding in FP32; heads, and what else there is, stay FP32. Transposes and poolings between quantised operators
-    work on bytes.
+    form; its neighbours hand it bytes. A convolution of images that leads to one, with what stands between, becomes one
+    operator. Other standard convolutions with constant weights, and sums between them, stand between DequantizeLinear
+    and QuantizeLinear, from which a runtime makes its own integer operators. Maskers keep deciding in FP32; heads,
+    branches of blocks that are skipped as a whole, and what else there is, stay FP32. Transposes and poolings between
+    quantised operators work on bytes.
 
     Args:
         model: A graph in FP32, as the exporter writes it; it is not changed.
@@ -92,31 +94,23 @@ def quantized_with(model: onnx.ModelProto, table: CalibrationTable) -> onnx.Mode
 
 def runtime_integers(model: onnx.ModelProto) -> Iterator[str]:
     """Names of the standard operators of a graph in INT8 that a runtime computes in integers of its own."""
-    for graph in all_graphs(model.graph):
-        made = {name: node for node in graph.node for name in node.output}
-        for node in graph.node:
-            reads_bytes = [made[name].op_type == "DequantizeLinear" for name in node.input if name in made]
-            if (
-                node.op_type in ("Conv", "Add")
-                and not node.domain
-                and node.output[0].endswith(_REAL)
-                and all(reads_bytes)
-            ):
-                yield node.name
+    made = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        standard = node.op_type in ("Conv", "Add") and not node.domain and node.output[0].endswith(_REAL)
+        if standard and all(made[name].op_type == "DequantizeLinear" for name in node.input if name in made):
+            yield node.name
 
 
 def standard_layers(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, str, str]]:
-    """Standard convolutions that are quantised, inside branches too: the node, and the names of its input and output.
+    """Standard convolutions that can be quantised: the node, and the names of its input and output.
 
     The output is that of the Relu behind it where nothing else reads the convolution's. Weights are constants; heads
     stay as they are.
     """
-    weights = {item.name for graph in all_graphs(model.graph) for item in graph.initializer}
-    for graph in all_graphs(model.graph):
-        view = _View(graph)
-        for node in graph.node:
-            if _is_convolution(node, weights):
-                yield node, node.input[0], view.behind_relu(node.output[0])
+    weights, view = {item.name for item in model.graph.initializer}, _View(model.graph)
+    for node in model.graph.node:
+        if _is_convolution(node, weights):
+            yield node, node.input[0], view.behind_relu(node.output[0])
 
 
 def _is_convolution(node: onnx.NodeProto, weights: Collection[str]) -> bool:
@@ -148,10 +142,9 @@ class _View:
 def _quantized(model: onnx.ModelProto, table: CalibrationTable) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    constants = {item.name: item for graph in all_graphs(result.graph) for item in graph.initializer}
+    constants = {item.name: item for item in result.graph.initializer}
     shared = _Shared(result, table, constants, {node.name for node in all_nodes(result.graph)}, {})
-    for graph in list(all_graphs(result.graph)):
-        _Graph(graph, shared).rewrite()
+    _Graph(result.graph, shared).rewrite()
     drop_unused(result)
     opset = {entry.domain: entry.version for entry in result.opset_import}.get("", 0)
     attach_bodies(result, opset)
@@ -161,7 +154,7 @@ def _quantized(model: onnx.ModelProto, table: CalibrationTable) -> onnx.ModelPro
 
 @dataclass(frozen=True)
 class _Shared:
-    """What the graphs of a model share: constants, names of nodes, and quantised constants by what they hold."""
+    """The model as it is rewritten: its constants, names of its nodes, and the constants that were added."""
 
     model: onnx.ModelProto
     table: CalibrationTable
@@ -170,7 +163,7 @@ class _Shared:
     added: dict[str, str]
 
     def constant(self, name: str, value: Array) -> str:
-        """Add a constant of the main graph, which branches see too; one name is added once."""
+        """Add a constant; one name is added once."""
         if name not in self.added:
             self.added[name] = add_constant(self.model, name, value)
         return self.added[name]
@@ -203,7 +196,7 @@ class _Shared:
 
 
 class _Graph:
-    """Rewrites one graph: the main one, or a branch.
+    """Rewrites the main graph of a model.
 
     Attributes:
         scales: Of every tensor that is quantised, by the name of the float tensor.
@@ -225,6 +218,8 @@ class _Graph:
         self._nodes: list[onnx.NodeProto] = []
         # What stands between a convolution or sum and its QuantizeLinear, by the names that the tensors had.
         self._real: dict[str, str] = {}
+        # First outputs of nodes that an operator written before computes along.
+        self._absorbed: set[str] = set()
 
     # ------------------------------------------------------------ what is quantised
 
@@ -350,10 +345,13 @@ class _Graph:
 
     def _write(self, node: onnx.NodeProto) -> None:
         first = node.output[0] if node.output else ""
+        if first in self._absorbed:
+            return
         if first in self._dynamic:
             self._write_integer(node, self._dynamic[first])
         elif first in self._convolutions:
-            self._write_convolution(node)
+            if not self._write_image_convolution(node):
+                self._write_convolution(node)
         elif node.op_type in _BYTEWISE and not node.domain and self._works_on_bytes(node):
             self._write_bytewise(node)
         elif self._is_sum(node):
@@ -407,6 +405,75 @@ class _Graph:
             self.bytes[node.output[0]] = written.output[0]
             self.only_bytes.add(node.output[0])
 
+    def _write_image_convolution(self, node: onnx.NodeProto) -> bool:
+        """Write one operator for a convolution of float images and what follows it up to a dynamic operator.
+
+        Returns:
+            Whether there is an operator for these layers.
+        """
+        shared, table, x = self._shared, self._shared.table, node.input[0]
+        behind = self._behind(node)
+        if x in self.bytes or x in self.only_bytes or not table.per_channel or behind is None:
+            return False
+        absorbed, pooling, target = behind
+        bias = shared.value(node.input[2], node) if len(node.input) > 2 and node.input[2] else None
+        try:
+            found = from_layers(
+                shared.value(node.input[1], node),
+                bias,
+                _plain_attributes(node),
+                None if pooling is None else _plain_attributes(pooling),
+                scales=(self.scales[x].scale, self.scales[target].scale),
+                zero_point=self.scales[x].zero_point,
+                weight_bits=table.weight_bits,
+            )
+        except UsageError as error:
+            raise UsageError(f"{node.name} cannot be quantised: {error}") from error
+        if found is None:
+            return False
+        spec, constants, attributes = found
+        self._float(x)
+        weights = [shared.constant(f"{node.name}/{name}", value) for name, value in constants.items()]
+        self._nodes.append(
+            helper.make_node(
+                spec.name,
+                [x, *weights],
+                [f"{target}{INTEGER}"],
+                name=self._fresh(node, spec.name),
+                domain=DOMAIN,
+                **attributes,
+                **_bookkeeping(spec),
+            )
+        )
+        self.bytes[target] = self._nodes[-1].output[0]
+        self.only_bytes.add(target)
+        self._absorbed |= absorbed
+        return True
+
+    def _behind(self, node: onnx.NodeProto) -> tuple[set[str], onnx.NodeProto | None, str] | None:
+        """What follows a convolution, up to the tensor (N, H, W, C) that a dynamic operator reads as bytes.
+
+        Returns:
+            Outputs of the nodes, the MaxPool among them, and the tensor; None where something else follows.
+        """
+        absorbed: set[str] = set()
+        pooling = None
+        tensor = node.output[0]
+        while True:
+            reader = self._view.only_reader(tensor)
+            if reader is None or reader.domain or len(reader.output) != 1:
+                return None
+            absorbed.add(reader.output[0])
+            tensor = reader.output[0]
+            if reader.op_type == "MaxPool" and pooling is None:
+                pooling = reader
+            elif reader.op_type == "Transpose":
+                found = self.scales.get(tensor)
+                last = _plain_attributes(reader).get("perm") == _CHANNELS_LAST
+                return (absorbed, pooling, tensor) if last and found is not None and found.pinned else None
+            elif reader.op_type != "Relu":
+                return None
+
     def _write_convolution(self, node: onnx.NodeProto) -> None:
         import torch
 
@@ -415,7 +482,14 @@ class _Graph:
         weight = shared.value(node.input[1], node)
         # One scale for all channels is one for a single row.
         rows = torch.from_numpy(weight.reshape(len(weight) if table.per_channel else 1, -1).astype(np.float32))
-        steps = weight_scales(rows, table.weight_bits)
+        source, bias = float(np.float32(self.scales[node.input[0]].scale)), None
+        least = torch.zeros(len(rows))
+        if len(node.input) > 2 and node.input[2]:
+            bias = shared.value(node.input[2], node).astype(np.float64)
+            # In units of the product of both scales the bias has to stay below its limit.
+            units = torch.from_numpy(np.abs(bias) / (source * _LARGEST_BIAS)).float()
+            least = units if table.per_channel else units.max().reshape(1)
+        steps = weight_scales(rows, table.weight_bits, least)
         quantised = quantize_weight(rows, steps, table.weight_bits).numpy().astype(np.int8).reshape(weight.shape)
         axis = {"axis": 0} if table.per_channel else {}
         step = steps.numpy().reshape(-1 if table.per_channel else ())
@@ -427,11 +501,10 @@ class _Graph:
             axis,
         )
         inputs = [x, w]
-        if len(node.input) > 2 and node.input[2]:
-            unit = np.asarray(np.float32(self.scales[node.input[0]].scale) * step, np.float32)
-            exact = shared.value(node.input[2], node).astype(np.float64) / unit.astype(np.float64)
-            bias = np.clip(np.rint(exact), -_LARGEST_BIAS, _LARGEST_BIAS).astype(np.int32)
-            constants = [shared.constant(f"{node.name}/b", bias), shared.constant(f"{node.name}/b_scale", unit)]
+        if bias is not None:
+            unit = np.asarray(np.float32(source) * step, np.float32)
+            whole = np.clip(np.rint(bias / unit.astype(np.float64)), -_LARGEST_BIAS, _LARGEST_BIAS).astype(np.int32)
+            constants = [shared.constant(f"{node.name}/b", whole), shared.constant(f"{node.name}/b_scale", unit)]
             inputs.append(self._emit("DequantizeLinear", constants, f"{node.name}/b{_REAL}", node, axis))
         self._write_between(node, inputs)
 
@@ -555,7 +628,12 @@ def _quantizable(node: onnx.NodeProto) -> OperatorSpec | None:
 def _attributes(node: onnx.NodeProto, spec: OperatorSpec) -> dict[str, Any]:
     """Attributes of the form in integers: those of the node, and the plugin bookkeeping."""
     own = operator_attributes(node)
-    return {attribute.name: own[attribute.name] for attribute in spec.attributes} | {
-        "plugin_version": str(spec.version),
-        "plugin_namespace": "",
-    }
+    return {attribute.name: own[attribute.name] for attribute in spec.attributes} | _bookkeeping(spec)
+
+
+def _bookkeeping(spec: OperatorSpec) -> dict[str, str]:
+    return {"plugin_version": str(spec.version), "plugin_namespace": ""}
+
+
+def _plain_attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {item.name: helper.get_attribute_value(item) for item in node.attribute}

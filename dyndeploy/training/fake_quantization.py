@@ -270,7 +270,7 @@ class FakeQuantization:
         whole = (integers.round_half_even(x / _float32(scale)) + zero_point).clamp(0, integers.ACTIVATION_LIMIT)
         scales = integers.weight_scales(weight, self._bits)
         unit = _float32(scale) * scales
-        sums = convolution._conv_forward(
+        sums: Tensor = convolution._conv_forward(
             (whole - zero_point).to(wide), integers.quantize_weight(weight, scales, self._bits).to(wide), None
         ).movedim(1, -1)
         biases = torch.zeros_like(unit) if bias is None else integers.round_half_even(bias.double() / unit.double())

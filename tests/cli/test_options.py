@@ -16,7 +16,10 @@ from dyndeploy.cli import COMMANDS, run
 from dyndeploy.cli._options import MEANINGS, complete_device, complete_network, complete_recipe, complete_target
 from dyndeploy.cli._verbosity import note, verbosity
 
-ELSEWHERE = {("profile", "--json"): "as contracted, it takes a file"}
+ELSEWHERE = {
+    ("profile", "--json"): "as contracted, it takes a file",
+    ("export", "--calibration"): "as contracted, a calibration of the network, not of the device",
+}
 """Command and option that may mean something else, with the reason."""
 
 

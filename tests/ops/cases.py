@@ -62,6 +62,11 @@ def build(
     normalise: int = 1,
 ) -> Case:
     """Build a case; parameters that an operator does not have are ignored."""
+    if name.startswith(f"{QUANTIZED}Image"):
+        return image_case(
+            seed=seed, batch=batch, size=size, channels=channels % 4 + 1, out_channels=out_channels, kernel=(3, 3),
+            stride=stride, pads=(1, 1, 1, 1), pool=3 if group == 1 else 1, zero_point=seed * 37 % 256,
+        )  # fmt: skip
     if name.startswith(QUANTIZED):
         twin = build(
             name.removeprefix(QUANTIZED), seed=seed, batch=batch, size=size, channels=channels, hidden=hidden,
@@ -120,6 +125,45 @@ def build(
     if excites and "Spatial" in name:
         attributes["pool_active"] = pool_active
     return Case(spec, (x, *masks, *weights), attributes)
+
+
+def image_case(
+    *,
+    seed: int = 0,
+    batch: int = 1,
+    size: tuple[int, int] = (8, 8),
+    channels: int = 3,
+    out_channels: int = 12,
+    kernel: tuple[int, int] = (7, 7),
+    stride: int = 2,
+    pads: tuple[int, int, int, int] = (3, 3, 3, 3),
+    pool: int = 3,
+    zero_point: int = 114,
+    limit: int = 64,
+) -> Case:
+    """A convolution of images in integers; ``pool``: of windows of this size, 1: none."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (out_channels, channels, *kernel)
+    scale, depth = 0.02, math.prod(shape[1:])
+    x = torch.randn(batch, channels, *size, generator=generator)
+    halves = (torch.randint(-200, 200, x.shape, generator=generator) + 0.5) * scale
+    x = torch.where(torch.rand(x.shape, generator=generator) < 0.3, halves, x)
+    inputs = (
+        x,
+        torch.randint(-limit, limit + 1, shape, generator=generator, dtype=torch.int8),
+        torch.randint(-20000, 20000, shape[:1], generator=generator, dtype=torch.int32),
+        (0.3 + torch.rand(out_channels, generator=generator)) / (50 * depth**0.5),
+    )
+    attributes = {
+        "strides": [stride] * 2,
+        "pads": list(pads),
+        "pool_shape": [pool] * 2,
+        "pool_strides": [(pool + 1) // 2] * 2,
+        "pool_pads": [pool // 2] * 4,
+        "scale": scale,
+        "zero_point": zero_point,
+    }
+    return Case(OPERATORS["QuantizedImageConvolution"], inputs, attributes)
 
 
 def in_integers(twin: Case, seed: int, *, limit: int = 64) -> Case:

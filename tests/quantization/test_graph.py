@@ -59,14 +59,15 @@ def test_blocks_hand_each_other_bytes(mode: str, tmp_path: Path) -> None:
     model, table = bundle.load_model(), table_of(bundle)
     made = quantize_model(model, table)
     onnx.checker.check_model(made)
-    dynamic = [node for node in made.graph.node if is_dynamic(node)]
+    stem, *dynamic = (node for node in made.graph.node if is_dynamic(node))
+    assert stem.op_type == "QuantizedImageConvolution" and stem.input[0] == "input"
     assert [f"Quantized{node.op_type}" for node in model.graph.node if is_dynamic(node)] == [
         node.op_type for node in dynamic
     ]
     assert [group_of(node.name) for node in dynamic] == [info.block for info in bundle.manifest.operators]
-    # Nothing stands between two blocks; the image, the stem's output and the last block's have a border each.
-    assert kinds(made)["QuantizeLinear"] == 2
-    assert list(runtime_integers(made)) == ["stem/conv1"]
+    # Nothing stands between two blocks; the stem makes bytes, and the last block's output has the only border.
+    assert kinds(made)["QuantizeLinear"] == 0 and kinds(made)["DequantizeLinear"] == 1
+    assert list(runtime_integers(made)) == []
     bytes_read = {node.input[0] for node in dynamic}
     types = {value.name: value.type.tensor_type.elem_type for value in made.graph.output}
     assert all(name.endswith("/uint8") for name in bytes_read) and set(types.values()) == {TensorProto.FLOAT}
@@ -83,16 +84,42 @@ def test_blocks_hand_each_other_bytes(mode: str, tmp_path: Path) -> None:
         overlay, forced, *(name for node in nodes for name in (*node.input, *node.output) if name not in constants)
     )
     # Every operator computes what its reference does, to the bit, and the whole comes close to FP32.
+    known = {**feeds, **constants, **found}
     for node in nodes:
-        inputs = [torch.from_numpy(np.array(constants.get(name, found.get(name)))) for name in node.input]
+        inputs = [torch.from_numpy(np.array(known[name])) for name in node.input]
         expected = OPERATORS[node.op_type].reference(*inputs, **operator_attributes(node))
         assert np.array_equal(found[node.output[0]], expected.numpy()), node.name
     error = np.abs(found["logits"] - own["logits"]).max() / np.abs(own["logits"]).max()
     assert 0 < error < 0.1
 
 
-def test_what_stands_at_the_borders(spatial: tuple[onnx.ModelProto, CalibrationTable]) -> None:
+@pytest.fixture(scope="module")
+def between(spatial: tuple[onnx.ModelProto, CalibrationTable]) -> tuple[onnx.ModelProto, CalibrationTable]:
+    """With one scale for all channels of a standard convolution, which no operator of ours takes."""
+    return spatial[0], replace(spatial[1], per_channel=False)
+
+
+def test_the_stem_becomes_one_operator(spatial: tuple[onnx.ModelProto, CalibrationTable]) -> None:
     model, table = spatial
+    made = quantize_model(model, table)
+    (stem,) = (node for node in made.graph.node if node.op_type == "QuantizedImageConvolution")
+    attributes = operator_attributes(stem)
+    assert group_of(stem.name) == "stem" and stem.output[0].endswith("/uint8")
+    assert np.float32(attributes["scale"]) == np.float32(table.scale("stem/conv1:x"))
+    assert attributes["zero_point"] == table.zero_point("stem/conv1:x") > 0
+    assert attributes["pool_shape"] == [1, 1]
+    constants = {item.name: numpy_helper.to_array(item) for item in made.graph.initializer}
+    weights = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    steps = np.abs(weights["stem.w"]).reshape(8, -1).max(1) / np.float32(64)
+    w, _, m = (constants[name] for name in stem.input[1:])
+    assert w.dtype == np.int8 and np.abs(w.reshape(8, -1)).max(1).tolist() == [64] * 8
+    expected = table.scale("stem/conv1:x") * steps / table.scale("layer1.0/x")
+    np.testing.assert_allclose(m, expected, rtol=1e-6)
+    assert "stem.w" not in constants
+
+
+def test_what_stands_at_the_borders(between: tuple[onnx.ModelProto, CalibrationTable]) -> None:
+    model, table = between
     made = quantize_model(model, table)
     producers = {name: node for node in made.graph.node for name in node.output}
     (transpose,) = (node for node in made.graph.node if node.op_type == "Transpose")
@@ -109,18 +136,19 @@ def test_what_stands_at_the_borders(spatial: tuple[onnx.ModelProto, CalibrationT
     assert producers[mean.input[0]].op_type == "DequantizeLinear"
     assert constants[producers[mean.input[0]].input[1]] == np.float32(table.scale("layer2.0/y"))
     weights = {item.name: item for item in made.graph.initializer}
-    assert weights["stem/conv1/w"].data_type == TensorProto.INT8 and constants["stem/conv1/w_scale"].shape == (8,)
+    assert weights["stem/conv1/w"].data_type == TensorProto.INT8 and constants["stem/conv1/w_scale"].shape == ()
     assert np.abs(constants["stem/conv1/w"]).max() == 64
     assert "stem.w" not in weights and "layer1.0.w1" not in weights and "head.w" in weights
 
 
 def test_the_runtime_takes_the_stem_for_an_integer_convolution(
-    spatial: tuple[onnx.ModelProto, CalibrationTable], tmp_path: Path
+    between: tuple[onnx.ModelProto, CalibrationTable], tmp_path: Path
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "o.onnx"), 4
-    made = quantize_model(*spatial)
+    made = quantize_model(*between)
+    assert list(runtime_integers(made)) == ["stem/conv1"]
     onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
     found = kinds(onnx.load(tmp_path / "o.onnx"))
     assert found["QLinearConv"] == 1 and found["Conv"] == found["FusedConv"] == 0
@@ -131,7 +159,8 @@ def test_a_block_left_in_fp32_has_borders_of_its_own(spatial: tuple[onnx.ModelPr
     made = quantize_model(model, replace(table, precision={"layer2.0": "fp32"}))
     names = {node.op_type: node for node in made.graph.node if is_dynamic(node)}
     assert set(names) == {
-        *("QuantizedSpatialMasker", "QuantizedSpatialBottleneckProjection", "SpatialMasker", "SpatialBottleneck")
+        "QuantizedImageConvolution",
+        *("QuantizedSpatialMasker", "QuantizedSpatialBottleneckProjection", "SpatialMasker", "SpatialBottleneck"),
     }
     producers = {name: node for node in made.graph.node for name in node.output}
     assert producers[names["SpatialBottleneck"].input[0]].op_type == "DequantizeLinear"
@@ -152,12 +181,22 @@ def test_a_pooled_stem_stays_in_bytes(spatial: tuple[onnx.ModelProto, Calibratio
     model.graph.node.insert(index + 1, pool)
     table = calibrate(model, samples(model), method="minmax")
     assert table.scale("stem/conv1:y") == table.scale("layer1.0/x")
-    made = quantize_model(model, table)
-    chain = [node.op_type for node in made.graph.node if not is_dynamic(node)]
+    whole = quantize_model(model, table)
+    assert operator_attributes(whole.graph.node[0])["pool_shape"] == [3, 3]
+    assert {"Conv", "Relu", "MaxPool", "Transpose"}.isdisjoint(kinds(whole))
+    layers = quantize_model(model, replace(table, per_channel=False))
+    chain = [node.op_type for node in layers.graph.node if not is_dynamic(node)]
     assert chain[5:9] == ["Relu", "QuantizeLinear", "MaxPool", "Transpose"]
     (feeds, *_) = samples(model)
-    before, behind = run(model, feeds)["logits"], run(made, feeds)["logits"]
-    assert np.abs(before - behind).max() < 0.1 * np.abs(before).max()
+    before = run(model, feeds)["logits"]
+    for made in (whole, layers):
+        assert 0 < np.abs(before - run(made, feeds)["logits"]).max() < 0.1 * np.abs(before).max()
+    # Windows that count rounded up are no windows of the operator.
+    next(node for node in model.graph.node if node.op_type == "MaxPool").attribute.append(
+        helper.make_attribute("ceil_mode", 1)
+    )
+    table = replace(table, weights_sha256=weights_sha256(model))
+    assert "QuantizedImageConvolution" not in kinds(quantize_model(model, table))
 
 
 def test_weights_per_tensor_and_of_eight_bits(tmp_path: Path) -> None:
@@ -294,7 +333,8 @@ def test_every_operator_in_integers_says_the_types_of_its_ports() -> None:
     integers = {name: spec for name, spec in OPERATORS.items() if name.startswith("Quantized")}
     assert integers
     for spec in integers.values():
-        assert spec.inputs[0].element is Element.UINT8 and spec.quantization is None
+        image = spec.name == "QuantizedImageConvolution"
+        assert spec.inputs[0].element is (Element.FLOAT if image else Element.UINT8) and spec.quantization is None
 
 
 def test_hand_made_scales_do_as_well() -> None:

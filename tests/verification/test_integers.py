@@ -45,7 +45,7 @@ def test_the_integer_part_is_held_to_the_bit(mode: str, bundles: Callable[[str],
     operators = len(bundles(mode).manifest.operators)
     # Under the reference's masks and under random ones.
     assert f"of {operators} operators in {2 * operators} calls, every bit" in found["integers: dynamic operators"]
-    assert found["integers: standard layers"].startswith("1 layers")
+    assert "integers: standard layers" not in found
     assert f"of {report.mask_bits} mask bits differ" in found["masks in INT8"]
     assert ("static twin: logits" in found) == (mode == "spatial")
     (error,) = report.outputs
@@ -69,7 +69,7 @@ def test_a_damaged_weight_is_beyond_the_tolerance(bundles: Callable[[str], Bundl
 
     report = verify_bundle(edited(bundles("spatial"), tmp_path / "b", flip), native="off")
     failed = {check.name for check in report.checks if not check.passed}
-    assert {"logits under equal masks", "logits under random masks", "logits as deployed"} & failed
+    assert {"logits under equal masks", "logits as deployed"} & failed
     # The operator computes what its weights say: that is not where the damage is.
     assert "integers: dynamic operators" not in failed
 

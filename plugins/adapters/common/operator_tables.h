@@ -49,8 +49,8 @@ struct Operator {
 
 constexpr int kMaxInputs = 17;
 constexpr int kMaxRank = 4;
-constexpr int kMaxAttributes = 5;
-constexpr int kMaxValues = 10;
+constexpr int kMaxAttributes = 7;
+constexpr int kMaxValues = 16;
 
 constexpr Port kSpatialMaskerInputs[] = {
     {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
@@ -1445,48 +1445,77 @@ constexpr Operator kQuantizedSpatialChannelBottleneckProjection = {
     4,
 };
 
+constexpr Port kQuantizedImageConvolutionInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kFloat, "NCHW"},
+    {"w", Role::kWeight, Gate::kNone, Element::kInt8, "OCRS"},
+    {"b", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
+    {"m", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+};
+constexpr Attribute kQuantizedImageConvolutionAttributes[] = {
+    {"strides", 2, false},
+    {"pads", 4, false},
+    {"pool_shape", 2, false},
+    {"pool_strides", 2, false},
+    {"pool_pads", 4, false},
+    {"scale", 1, true},
+    {"zero_point", 1, false},
+};
+constexpr Operator kQuantizedImageConvolution = {
+    "QuantizedImageConvolution",
+    1,
+    "1",
+    kQuantizedImageConvolutionInputs,
+    4,
+    kQuantizedImageConvolutionInputs,
+    4,
+    {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NPQO"},
+    kQuantizedImageConvolutionAttributes,
+    7,
+};
+
 // DO(operator, kind): operators of one kind share their kernels.
-#define DYNDEPLOY_CPU_OPERATORS(DO)                                        \
-  DO(SpatialMasker, SpatialMasker)                                         \
-  DO(ChannelMasker, ChannelMasker)                                         \
-  DO(ChannelMaskerHidden, ChannelMasker)                                   \
-  DO(SpatialBottleneck, SpatialBottleneck)                                 \
-  DO(SpatialBottleneckProjection, SpatialBottleneck)                       \
-  DO(LayerBottleneck, LayerBottleneck)                                     \
-  DO(LayerBottleneckProjection, LayerBottleneck)                           \
-  DO(ChannelBottleneck, ChannelBottleneck)                                 \
-  DO(ChannelBottleneckProjection, ChannelBottleneck)                       \
-  DO(SpatialChannelBottleneck, SpatialChannelBottleneck)                   \
-  DO(SpatialChannelBottleneckProjection, SpatialChannelBottleneck)         \
-  DO(SpatialSEBottleneck, SpatialSeBottleneck)                             \
-  DO(SpatialSEBottleneckProjection, SpatialSeBottleneck)                   \
-  DO(LayerSEBottleneck, LayerSeBottleneck)                                 \
-  DO(LayerSEBottleneckProjection, LayerSeBottleneck)                       \
-  DO(ChannelSEBottleneck, ChannelSeBottleneck)                             \
-  DO(ChannelSEBottleneckProjection, ChannelSeBottleneck)                   \
-  DO(SpatialChannelSEBottleneck, SpatialChannelSeBottleneck)               \
-  DO(SpatialChannelSEBottleneckProjection, SpatialChannelSeBottleneck)     \
-  DO(TokenMasker, TokenMasker)                                             \
-  DO(ClassTokenHeadMasker, ClassTokenMasker)                               \
-  DO(ClassTokenLayerMasker, ClassTokenMasker)                              \
-  DO(TokenTransformerBlock, TransformerBlock)                              \
-  DO(HeadTransformerBlock, TransformerBlock)                               \
-  DO(LayerTransformerBlock, TransformerBlock)                              \
-  DO(TokenHeadTransformerBlock, TransformerBlock)                          \
-  DO(TokenLayerTransformerBlock, TransformerBlock)                         \
-  DO(HeadLayerTransformerBlock, TransformerBlock)                          \
-  DO(TokenHeadLayerTransformerBlock, TransformerBlock)                     \
-  DO(QuantizedSpatialMasker, QuantizedSpatialMasker)                       \
-  DO(QuantizedChannelMasker, QuantizedChannelMasker)                       \
-  DO(QuantizedChannelMaskerHidden, QuantizedChannelMasker)                 \
-  DO(QuantizedSpatialBottleneck, QuantizedSpatialBottleneck)               \
-  DO(QuantizedSpatialBottleneckProjection, QuantizedSpatialBottleneck)     \
-  DO(QuantizedLayerBottleneck, QuantizedLayerBottleneck)                   \
-  DO(QuantizedLayerBottleneckProjection, QuantizedLayerBottleneck)         \
-  DO(QuantizedChannelBottleneck, QuantizedChannelBottleneck)               \
-  DO(QuantizedChannelBottleneckProjection, QuantizedChannelBottleneck)     \
-  DO(QuantizedSpatialChannelBottleneck, QuantizedSpatialChannelBottleneck) \
-  DO(QuantizedSpatialChannelBottleneckProjection, QuantizedSpatialChannelBottleneck)
+#define DYNDEPLOY_CPU_OPERATORS(DO)                                                  \
+  DO(SpatialMasker, SpatialMasker)                                                   \
+  DO(ChannelMasker, ChannelMasker)                                                   \
+  DO(ChannelMaskerHidden, ChannelMasker)                                             \
+  DO(SpatialBottleneck, SpatialBottleneck)                                           \
+  DO(SpatialBottleneckProjection, SpatialBottleneck)                                 \
+  DO(LayerBottleneck, LayerBottleneck)                                               \
+  DO(LayerBottleneckProjection, LayerBottleneck)                                     \
+  DO(ChannelBottleneck, ChannelBottleneck)                                           \
+  DO(ChannelBottleneckProjection, ChannelBottleneck)                                 \
+  DO(SpatialChannelBottleneck, SpatialChannelBottleneck)                             \
+  DO(SpatialChannelBottleneckProjection, SpatialChannelBottleneck)                   \
+  DO(SpatialSEBottleneck, SpatialSeBottleneck)                                       \
+  DO(SpatialSEBottleneckProjection, SpatialSeBottleneck)                             \
+  DO(LayerSEBottleneck, LayerSeBottleneck)                                           \
+  DO(LayerSEBottleneckProjection, LayerSeBottleneck)                                 \
+  DO(ChannelSEBottleneck, ChannelSeBottleneck)                                       \
+  DO(ChannelSEBottleneckProjection, ChannelSeBottleneck)                             \
+  DO(SpatialChannelSEBottleneck, SpatialChannelSeBottleneck)                         \
+  DO(SpatialChannelSEBottleneckProjection, SpatialChannelSeBottleneck)               \
+  DO(TokenMasker, TokenMasker)                                                       \
+  DO(ClassTokenHeadMasker, ClassTokenMasker)                                         \
+  DO(ClassTokenLayerMasker, ClassTokenMasker)                                        \
+  DO(TokenTransformerBlock, TransformerBlock)                                        \
+  DO(HeadTransformerBlock, TransformerBlock)                                         \
+  DO(LayerTransformerBlock, TransformerBlock)                                        \
+  DO(TokenHeadTransformerBlock, TransformerBlock)                                    \
+  DO(TokenLayerTransformerBlock, TransformerBlock)                                   \
+  DO(HeadLayerTransformerBlock, TransformerBlock)                                    \
+  DO(TokenHeadLayerTransformerBlock, TransformerBlock)                               \
+  DO(QuantizedSpatialMasker, QuantizedSpatialMasker)                                 \
+  DO(QuantizedChannelMasker, QuantizedChannelMasker)                                 \
+  DO(QuantizedChannelMaskerHidden, QuantizedChannelMasker)                           \
+  DO(QuantizedSpatialBottleneck, QuantizedSpatialBottleneck)                         \
+  DO(QuantizedSpatialBottleneckProjection, QuantizedSpatialBottleneck)               \
+  DO(QuantizedLayerBottleneck, QuantizedLayerBottleneck)                             \
+  DO(QuantizedLayerBottleneckProjection, QuantizedLayerBottleneck)                   \
+  DO(QuantizedChannelBottleneck, QuantizedChannelBottleneck)                         \
+  DO(QuantizedChannelBottleneckProjection, QuantizedChannelBottleneck)               \
+  DO(QuantizedSpatialChannelBottleneck, QuantizedSpatialChannelBottleneck)           \
+  DO(QuantizedSpatialChannelBottleneckProjection, QuantizedSpatialChannelBottleneck) \
+  DO(QuantizedImageConvolution, QuantizedImageConvolution)
 
 // DO(operator, kind): operators of one kind share their kernels.
 #define DYNDEPLOY_TENSORRT_OPERATORS(DO)                               \

@@ -14,6 +14,7 @@
 
 #include "bottleneck_op.h"
 #include "channel_masker.h"
+#include "image_convolution_op.h"
 #include "spatial_masker.h"
 #include "token_masker_op.h"
 #include "transformer_block_op.h"
@@ -37,6 +38,7 @@ constexpr int kMaxThreads = 256;
 constexpr const char* kPrecisionEntry = "dyndeploy.precision";
 
 // The kernel class of every kind in the operators' table.
+using QuantizedImageConvolutionKernel = ImageConvolutionKernel;
 using QuantizedSpatialMaskerKernel = SpatialMaskerKernel;
 using QuantizedChannelMaskerKernel = ChannelMaskerKernel;
 using QuantizedSpatialBottleneckKernel = QuantizedBottleneckKernel;

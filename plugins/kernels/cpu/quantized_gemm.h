@@ -130,6 +130,34 @@ struct QuantizedScratch {
   float* multiplier = nullptr;          // a panel
 };
 
+constexpr int kMostPooledRows = 9;
+constexpr int kMostImageChannels = 4;
+
+// A row of a float image, channel by channel, to bytes channels last.
+struct QuantizedImageRow {
+  const float* x = nullptr;
+  std::ptrdiff_t plane = 0;  // from one channel to the next
+  int channels = 0;          // at most kMostImageChannels
+  int width = 0;
+  float scale = 1.0f;
+  int zero_point = 0;
+  std::uint8_t* out = nullptr;
+};
+
+// One row of windows over rows of bytes, channels last: the largest byte of each, at least one of whose
+// columns exists.
+struct QuantizedPool {
+  const std::uint8_t* const* rows = nullptr;
+  int row_count = 0;
+  int columns = 0;
+  int channels = 0;
+  int window = 1;
+  int stride = 1;
+  int left = 0;
+  std::uint8_t* out = nullptr;
+  int out_columns = 0;
+};
+
 // The kernels of one instruction set. All are plain functions over caller-owned memory and never throw.
 struct QuantizedIsa {
   const char* name;
@@ -142,6 +170,8 @@ struct QuantizedIsa {
   void (*gemm)(const QuantizedGemm&, int row_begin, int row_end, int panel_begin, int panel_end,
                const QuantizedScratch&);
   void (*copy)(const QuantizedCopy&);
+  void (*quantize_row)(const QuantizedImageRow&);
+  void (*pool_row)(const QuantizedPool&);
   bool copies_pairs;  // of columns, if it finds them in a selection
 };
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "carver.h"
 #include "lists.h"
 
 namespace dyndeploy::cpu {
@@ -14,18 +15,13 @@ constexpr int kCacheLine = 64;
 
 // The remaining taps of every border class.
 struct ClassTaps {
-  std::uint16_t taps[kBorderClasses];
-  ClassTaps() {
+  std::uint16_t taps[kBorderClasses] = {};
+  constexpr ClassTaps() {
     for (int c = 0; c < kBorderClasses; ++c) taps[c] = static_cast<std::uint16_t>(border_taps(c));
   }
 };
-const ClassTaps kClassTaps;
+constexpr ClassTaps kClassTaps;
 static_assert(kBorderClasses == kQuantizedClasses, "one number");
-
-std::size_t panel_bytes(const QuantizedIsa& isa, int taps, int inputs) {
-  return static_cast<std::size_t>(taps) * static_cast<std::size_t>(ceil_to_int(inputs, kQuad)) *
-         static_cast<std::size_t>(isa.panel_width) * kQuad;
-}
 
 // One more row, of zeros, ends each block.
 std::size_t block_bytes(int taps, int inputs) {
@@ -33,20 +29,7 @@ std::size_t block_bytes(int taps, int inputs) {
          kBlockColumns * 2;
 }
 
-// weights: (output, input, tap). Both layouts start as zeros.
-void pack_panels(const std::int8_t* weights, int outputs, int inputs, int taps, int panel_width,
-                 std::int8_t* out) {
-  const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(panel_width) * kQuad;
-  const std::ptrdiff_t tap = ceil_to_int(inputs, kQuad) * row;
-  for (int n = 0; n < outputs; ++n) {
-    std::int8_t* const column = out + n / panel_width * taps * tap + n % panel_width * kQuad;
-    for (int k = 0; k < inputs; ++k) {
-      std::int8_t* const to = column + k / kQuad * row + k % kQuad;
-      for (int t = 0; t < taps; ++t) to[t * tap] = *weights++;
-    }
-  }
-}
-
+// weights: (output, input, tap), into zeros.
 void pack_blocks(const std::int8_t* weights, int outputs, int inputs, int taps, std::int8_t* out) {
   constexpr std::ptrdiff_t kRow = 2 * kBlockColumns;
   const std::ptrdiff_t tap = ceil_to_int(inputs, 2) * kRow;
@@ -77,30 +60,39 @@ std::uint8_t constant_of(std::int32_t bias, float multiplier) {
   return static_cast<std::uint8_t>(std::nearbyint(std::min(std::max(product, 0.0f), 255.0f)));
 }
 
-class Carver {
- public:
-  explicit Carver(char* base) : base_(base) {}
-  template <class T>
-  T* take(std::size_t count) {
-    T* piece = reinterpret_cast<T*>(base_ + used_);
-    used_ += (count * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
-    return base_ ? piece : nullptr;
-  }
-  std::size_t used() const { return used_; }
-
- private:
-  char* base_;
-  std::size_t used_ = 0;
-};
-
 bool fits(const std::int8_t* weights, std::size_t count, int limit) {
   return !weights || std::all_of(weights, weights + count, [=](int w) { return w >= -limit && w <= limit; });
 }
 
 }  // namespace
 
+const QuantizedIsa* quantized_isa_for(const QuantizedIsa& isa, const std::int8_t* weights,
+                                      std::size_t count) {
+  const QuantizedIsa* found = &isa;
+  while (found->wider && !fits(weights, count, found->weight_limit)) found = found->wider;
+  return found;
+}
+
+std::size_t quantized_panel_bytes(const QuantizedIsa& isa, int taps, int inputs) {
+  return static_cast<std::size_t>(taps) * static_cast<std::size_t>(ceil_to_int(inputs, kQuad)) *
+         static_cast<std::size_t>(isa.panel_width) * kQuad;
+}
+
+void pack_quantized_panels(const std::int8_t* weights, int outputs, int inputs, int taps, int panel_width,
+                           std::int8_t* out) {
+  const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(panel_width) * kQuad;
+  const std::ptrdiff_t tap = ceil_to_int(inputs, kQuad) * row;
+  for (int n = 0; n < outputs; ++n) {
+    std::int8_t* const column = out + n / panel_width * taps * tap + n % panel_width * kQuad;
+    for (int k = 0; k < inputs; ++k) {
+      std::int8_t* const to = column + k / kQuad * row + k % kQuad;
+      for (int t = 0; t < taps; ++t) to[t * tap] = *weights++;
+    }
+  }
+}
+
 std::size_t quantized_copy_bytes(const QuantizedIsa& isa, int taps, int quads) {
-  return panel_bytes(isa, taps, quads * kQuad);
+  return quantized_panel_bytes(isa, taps, quads * kQuad);
 }
 
 std::size_t quantized_bias_count(const QuantizedIsa& isa) {
@@ -124,10 +116,10 @@ PackedQuantizedBottleneck::PackedQuantizedBottleneck(const QuantizedIsa& isa, co
     return static_cast<std::size_t>(ceil_to_int(outputs, kBlockColumns));
   };
   const std::size_t groups = static_cast<std::size_t>(G);
-  const std::size_t bytes1 = panels(M) * panel_bytes(isa, 1, C),
-                    bytes2 = panels(width) * panel_bytes(isa, kTaps, width);
-  const std::size_t bytes3 = panels(Co) * panel_bytes(isa, 1, M),
-                    bytes_d = panels(Co) * panel_bytes(isa, 1, C);
+  const std::size_t bytes1 = panels(M) * quantized_panel_bytes(isa, 1, C),
+                    bytes2 = panels(width) * quantized_panel_bytes(isa, kTaps, width);
+  const std::size_t bytes3 = panels(Co) * quantized_panel_bytes(isa, 1, M),
+                    bytes_d = panels(Co) * quantized_panel_bytes(isa, 1, C);
   const std::size_t group_blocks = column_blocks(width) * block_bytes(kTaps, width);
   const std::size_t blocks3 = column_blocks(Co) * block_bytes(1, M);
   // The last panel of a group may begin anywhere.
@@ -173,7 +165,7 @@ PackedQuantizedBottleneck::PackedQuantizedBottleneck(const QuantizedIsa& isa, co
                         int inputs, int taps, int outputs) {
     QuantizedConvolution c;
     c.weights.base = base;
-    c.weights.panel_stride = static_cast<std::ptrdiff_t>(panel_bytes(isa, taps, inputs));
+    c.weights.panel_stride = static_cast<std::ptrdiff_t>(quantized_panel_bytes(isa, taps, inputs));
     c.weights.bias = bias;
     c.weights.multiplier = multiplier;
     c.inputs = inputs;
@@ -187,16 +179,16 @@ PackedQuantizedBottleneck::PackedQuantizedBottleneck(const QuantizedIsa& isa, co
   std::copy(weights.m2, weights.m2 + M, m2);
   std::copy(weights.b3, weights.b3 + Co, b3);
   std::copy(weights.m3, weights.m3 + Co, m3);
-  pack_panels(weights.w1, M, C, 1, PW, w1);
+  pack_quantized_panels(weights.w1, M, C, 1, PW, w1);
   groups_.reset(new QuantizedGroup[groups]);
   const std::size_t group_weights = count(width, width * kTaps);
   for (int g = 0; g < G; ++g) {
     const std::size_t i = static_cast<std::size_t>(g);
-    pack_panels(weights.w2 + i * group_weights, width, width, kTaps, PW, w2 + i * bytes2);
+    pack_quantized_panels(weights.w2 + i * group_weights, width, width, kTaps, PW, w2 + i * bytes2);
     groups_[i] = {conv(w2 + i * bytes2, b2 + g * width, m2 + g * width, width, kTaps, width), g * width,
                   g * width};
   }
-  pack_panels(weights.w3, Co, M, 1, PW, w3);
+  pack_quantized_panels(weights.w3, Co, M, 1, PW, w3);
   full_.middle = M;
   full_.conv1 = conv(w1, b1, m1, C, 1, M);
   full_.groups = groups_.get();
@@ -205,7 +197,7 @@ PackedQuantizedBottleneck::PackedQuantizedBottleneck(const QuantizedIsa& isa, co
   if (layer.projection) {
     std::copy(weights.bd, weights.bd + Co, bd);
     std::copy(weights.md, weights.md + Co, md);
-    pack_panels(weights.wd, Co, C, 1, PW, wd);
+    pack_quantized_panels(weights.wd, Co, C, 1, PW, wd);
     projection_ = conv(wd, bd, md, C, 1, Co);
   }
   if (!skips) return;

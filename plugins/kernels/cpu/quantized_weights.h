@@ -56,6 +56,14 @@ struct QuantizedView {
   bool selects() const { return conv1.weights.selection != nullptr; }
 };
 
+// The first of an instruction set and its wider ones whose sums are exact for these weights.
+const QuantizedIsa* quantized_isa_for(const QuantizedIsa& isa, const std::int8_t* weights, std::size_t count);
+// Bytes of one panel of a convolution's weights.
+std::size_t quantized_panel_bytes(const QuantizedIsa& isa, int taps, int inputs);
+// weights: (output, input, tap), into panels that are zeros before.
+void pack_quantized_panels(const std::int8_t* weights, int outputs, int inputs, int taps, int panel_width,
+                           std::int8_t* out);
+
 // Bytes of the selected weights of a view.
 std::int64_t selected_bytes(const QuantizedView& view);
 
