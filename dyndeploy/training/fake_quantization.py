@@ -275,13 +275,14 @@ class FakeQuantization:
         ).movedim(1, -1)
         biases = torch.zeros_like(unit) if bias is None else integers.round_half_even(bias.double() / unit.double())
         if of_y not in self._group_of:
-            return ((sums + biases) * unit).to(x.dtype).movedim(-1, 1)
+            real: Tensor = ((sums + biases) * unit).to(x.dtype).movedim(-1, 1)
+            return real
         if self._observing:
             self._see(of_y, (sums + biases) * unit)
         scale, zero_point = self._range(of_y)
-        y = integers.requantise(sums, biases, unit / _float32(scale))
-        y = (y + zero_point).clamp(0, integers.ACTIVATION_LIMIT) - zero_point
-        return (y * _float32(scale)).to(x.dtype).movedim(-1, 1)
+        rounded = integers.requantise(sums, biases, unit / _float32(scale)) + zero_point
+        y: Tensor = (rounded.clamp(0, integers.ACTIVATION_LIMIT) - zero_point) * _float32(scale)
+        return y.to(x.dtype).movedim(-1, 1)
 
 
 def _as_it_is(x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ BLOCKS = ("layer1.0", "layer2.0", "layer3.0", "layer4.0")
 def network() -> Any:
     """A LAUD-ResNet whose batch norms and maskers do something."""
     torch.manual_seed(0)
-    made = create_model("laud_resnet14_small", mode="spatial", granularity=[2, 2, 1, 1], width_mult=0.1).eval()
+    made: Any = create_model("laud_resnet14_small", mode="spatial", granularity=[2, 2, 1, 1], width_mult=0.1).eval()
     for name, module in made.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None and module.running_var is not None
