@@ -36,6 +36,7 @@ PAGES = {
     "train": "training.md",
     "export": "bundle.md",
     "verify": "bundle.md",
+    "quantize": "quantization.md",
     "calibrate": "calibration.md",
     "evaluate": "running.md",
     "run": "running.md",
@@ -123,8 +124,9 @@ def _option(parameter: inspect.Parameter, kind: Any, info: OptionInfo) -> Entry:
 
 
 def option_names(parameter: str, kind: Any, info: OptionInfo) -> list[str]:
-    """What is typed, long names first; a switch that declares no name can also be turned off."""
-    given = [name for name in (info.default, *(info.param_decls or ())) if isinstance(name, str) and name[:1] == "-"]
+    """What is typed, long names first; a switch that declares no name, or two with a slash, can also be turned off."""
+    declared = [name for name in (info.default, *(info.param_decls or ())) if isinstance(name, str)]
+    given = [name for pair in declared for name in pair.split("/") if name[:1] == "-"]
     if not any(name.startswith("--") for name in given):
         long = parameter.replace("_", "-")
         switch = _inner(kind) is bool and not given

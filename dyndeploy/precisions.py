@@ -83,10 +83,16 @@ _ALL = (
         cpu="bf16",
         no_engine="There is no plan for precision 'bf16' in TensorRT. Use fp16 or fp32.",
     ),
+    # INT8 keeps 255 steps of a tensor's largest value, and 64 of a weight's: each is off by half a step. Such errors
+    # are independent and average out in a sum, and the residual stream adds one rounding per block. Measured under
+    # FP32's masks on images of the kind that was calibrated on, logits of LAUD-ResNet-14 trained on digits come to 3 %
+    # in spatial and 11 % in channel mode, with random weights to 2 %; a weight of the wrong sign makes tens of percent.
+    # No mask bit with a margin above 5 % of the largest one flipped. Of all bits 0.2 % do in spatial mode and 3.1 % in
+    # channel mode, nearly all of those in one masker whose decisions are close.
     Precision(
         "int8",
         1,
-        Tolerance(1.5e-1, 5e-2, 1e-2),
+        Tolerance(1.5e-1, 5e-2, 6e-2),
         cpu="int8",
         in_graph=True,
         no_engine="There is no INT8 plan for TensorRT: this release has no integer kernels for GPUs. Use fp16 or fp32.",

@@ -28,7 +28,7 @@ def test_tolerances_follow_the_width_of_a_number() -> None:
     fp32, fp16, bf16, int8 = (tolerance_of(name) for name in ("fp32", "fp16", "bf16", "int8"))
     assert fp32.output < fp16.output <= bf16.output < int8.output
     assert fp32.margin < fp16.margin <= bf16.margin < int8.margin
-    assert fp32.ties < fp16.ties <= int8.ties <= bf16.ties
+    assert fp32.ties < fp16.ties <= bf16.ties <= int8.ties
     # What was simulated of FP16 (docs/tensorrt.md) is far inside, and far above what one rounding explains.
     assert fp16.output > 10 * 0.0007 and fp16.ties > 10 * 0.00012 and fp16.margin > 10 * 2**-11
     assert (fp16.ties_allowed(10_000), fp16.ties_allowed(10)) == (20.0, 1.0)

@@ -18,13 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from dyndeploy.bundle import Bundle
 from dyndeploy.runtimes import OnnxRuntimeSession, find_cpu_library
 from dyndeploy.runtimes.native import ISA_VARIABLE, NativeLibrary, native_library
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 Run = Callable[[], Any]
-BEST, BODIES, BF16 = "best", "bodies", "bf16"
+BEST, BODIES, BF16, INT8 = "best", "bodies", "bf16", "int8"
 OPENVINO_FP32, OPENVINO_BF16, OPENVINO_INT8, ORT_INT8 = "openvino-fp32", "openvino-bf16", "openvino-int8", "ort-int8"
 STATICS = (OPENVINO_FP32, OPENVINO_BF16, OPENVINO_INT8, ORT_INT8)
 
@@ -34,10 +33,11 @@ class Dynamic:
     """The dynamic network with our operators.
 
     Attributes:
-        name: :data:`BEST`, the name of another instruction set, :data:`BF16` or :data:`BODIES`.
+        name: :data:`BEST`, the name of another instruction set, :data:`BF16`, :data:`INT8` or :data:`BODIES`; of
+            INT8 on another instruction set or in bodies ``"int8-..."``.
         native: As for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
         isa: What ``DYNDEPLOY_CPU_ISA`` is while a session is opened; None leaves it.
-        precision: Of the bottlenecks.
+        precision: Of the bottlenecks; in :data:`INT8` it runs the INT8 copy of the network.
     """
 
     name: str
@@ -45,10 +45,14 @@ class Dynamic:
     isa: str | None = None
     precision: str = "fp32"
 
-    def open(self, model: str | os.PathLike[str] | onnx.ModelProto, threads: int) -> OnnxRuntimeSession:
+    def open(
+        self, model: str | os.PathLike[str] | onnx.ModelProto, threads: int, *, profile: bool = False
+    ) -> OnnxRuntimeSession:
         """A session of a dynamic graph."""
         with _environment(self.isa):
-            return OnnxRuntimeSession(model, threads=threads, native=self.native, precision=self.precision)
+            return OnnxRuntimeSession(
+                model, threads=threads, native=self.native, precision=self.precision, profile=profile
+            )
 
 
 @dataclass(frozen=True)
@@ -108,15 +112,25 @@ def dynamics(native: str, wanted: tuple[str, ...] | None) -> tuple[list[Dynamic]
         left_out.append("the operator library: " + ("switched off" if native == "off" else "not built"))
     else:
         found.append(Dynamic(BEST, native))
-        if not os.environ.get(ISA_VARIABLE):
-            others = [name for name in library.instruction_sets()[1:] if name != "generic"]  # That is for tests.
-            found += [Dynamic(name, native, isa=name) for name in others]
+        found += [Dynamic(name, native, isa=name) for name in _others(library, "fp32")]
+        if library.instruction_set(INT8) is not None:
+            found.append(Dynamic(INT8, native, precision=INT8))
+            found += [Dynamic(f"{INT8}-{name}", native, name, INT8) for name in _others(library, INT8)]
+        else:
+            left_out.append(f"{INT8}: this library has no operators in integers")
         if library.instruction_set(BF16) is not None:
             found.append(Dynamic(BF16, native, precision="bf16"))
         else:
             left_out.append(f"{BF16}: this processor or library has no BF16 instructions")
-    found.append(Dynamic(BODIES, "off"))
+    found += [Dynamic(BODIES, "off"), Dynamic(f"{INT8}-{BODIES}", "off", precision=INT8)]
     return [entry for entry in found if wanted is None or entry.name in wanted], left_out
+
+
+def _others(library: NativeLibrary, precision: str) -> list[str]:
+    """Instruction sets of this machine that are not the best one, unless the environment names one."""
+    if os.environ.get(ISA_VARIABLE):
+        return []
+    return [name for name in library.instruction_sets(precision)[1:] if name != "generic"]  # That is for tests.
 
 
 def statics(wanted: tuple[str, ...] | None) -> tuple[list[Static], list[str]]:
@@ -167,52 +181,3 @@ def _openvino(path: Path, threads: int, hint: str) -> Callable[[Feeds], Run]:
         return run
 
     return bind
-
-
-def quantised_twin(bundle: Bundle, path: Path, samples: int = 8) -> Path:
-    """The static twin in INT8 (Q/DQ, U8S8, weights per channel), calibrated with crops of scikit-learn's photographs.
-
-    Only its speed is of interest: weights of a benchmark are random. A file that is there already is taken.
-    """
-    if path.exists():
-        return path
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    assert bundle.static is not None
-    (info,) = bundle.manifest.inputs
-
-    class Crops(CalibrationDataReader):
-        def __init__(self) -> None:
-            self._batches = iter(_crops(info.shape, max(1, samples // info.shape[0])))
-
-        def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
-            batch = next(self._batches, None)
-            return None if batch is None else {info.name: batch}
-
-    prepared = path.with_suffix(".prepared.onnx")
-    quant_pre_process(str(bundle.static), str(prepared))
-    quantize_static(
-        str(prepared), str(path), Crops(), quant_format=QuantFormat.QDQ, per_channel=True,
-        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-    )  # fmt: skip
-    return path
-
-
-def _crops(shape: tuple[int, ...], count: int) -> Iterator[npt.NDArray[np.float32]]:
-    """Batches (N, 3, H, W) of random crops, about normalised."""
-    from sklearn.datasets import load_sample_images
-
-    photographs = load_sample_images().images  # (427, 640, 3), uint8
-    random = np.random.default_rng(0)
-    batch, channels, height, width = shape
-    for _ in range(count):
-        crops = np.empty((batch, height, width, channels), np.float32)
-        for crop in crops:
-            photograph = photographs[random.integers(len(photographs))]
-            top, left = (
-                random.integers(photograph.shape[0] - height + 1),
-                random.integers(photograph.shape[1] - width + 1),
-            )
-            crop[...] = photograph[top : top + height, left : left + width]
-        yield np.ascontiguousarray((crops / 255 - 0.45) / 0.225).transpose(0, 3, 1, 2).copy()

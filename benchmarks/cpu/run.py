@@ -5,10 +5,12 @@
     python benchmarks/cpu/run.py --networks laud_resnet50 --modes spatial --batches 1 --threads 1 --small ""
     python benchmarks/cpu/run.py --networks laud_regnety_400mf,laud_regnety_1_6gf --options se=active \
         --granularities 4-4-2-1 --threads 1,2 --small "" --output cpu-regnety
+    python benchmarks/cpu/run.py --contestants best,int8,ort-int8,openvino-int8 --rates 1.0,0.85,0.75,0.5,0.25 \
+        --granularities 4-4-2-1 --threads 1,2 --batch-rates 1.0,0.5 --small "" --no-breakdown --output cpu-int8
 
-Contestants are our operators with the machine's best instruction set, with its others, in BF16, as function bodies, and
-static networks in OpenVINO (pip install openvino) and in INT8. Weights are random and masks are forced: latency depends
-on neither. Results go to benchmarks/results/ as JSON and as Markdown, after every configuration.
+Contestants are our operators with the machine's best instruction set, with its others, in BF16, in INT8, as function
+bodies, and static networks in OpenVINO (pip install openvino) and in INT8. Weights are random and masks are forced:
+latency depends on neither. Results go to benchmarks/results/ as JSON and as Markdown, after every configuration.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import onnx
 import small
 import tables
 import torch
-from contestants import BEST, Dynamic, Static, dynamics, library_of, statics
+from contestants import BEST, INT8, Dynamic, Static, dynamics, library_of, statics
 from onnx import helper, numpy_helper
 from timing import time_blocks, time_bundle
 
@@ -70,8 +72,10 @@ def peak_gflops(threads: int, size: int = 1024, runs: int = 40) -> float:
 
 def export(
     network: str, mode: str, granularity: str, batch: int, folder: Path, size: tuple[int, int] | None, options: dict
-) -> tuple[Bundle, float, float]:
-    """Export and verify; returns the bundle and both times in seconds."""
+) -> tuple[Bundle, float | None, float | None]:
+    """Export and verify; returns the bundle and both times in seconds (None: the bundle was there already)."""
+    if folder.exists():
+        return Bundle.open(folder), None, None
     torch.manual_seed(0)
     sides = tuple(int(part) for part in granularity.split("-"))
     model = create_model(network, mode=mode, granularity=sides, **options)
@@ -137,7 +141,8 @@ class Benchmark:
         self.result["peak_gflops"] = {str(threads): peak_gflops(threads) for threads in arguments.threads}
         if "costs" in arguments.small and not self.result["small"]["costs"]:
             for threads in arguments.threads:
-                self.result["small"]["costs"] += small.operator_costs(self.dynamics, threads)
+                floats = [contestant for contestant in self.dynamics if contestant.precision != INT8]
+                self.result["small"]["costs"] += small.operator_costs(floats, threads)
             print(small.costs_table(self.result["small"]["costs"]), flush=True)
             self.write()
         for _ in itertools.chain(self._small(), self._large()):
@@ -157,9 +162,9 @@ class Benchmark:
                 continue
             rates = arguments.rates if batch == arguments.batches[0] else arguments.batch_rates or arguments.rates
             with tempfile.TemporaryDirectory() as scratch:
-                bundle, export_s, verify_s = export(
-                    network, mode, granularity, batch, Path(scratch) / "b", None, arguments.options
-                )
+                name = f"{network}-{mode}-{granularity}-{batch}"
+                folder = (arguments.bundles or Path(scratch)) / name
+                bundle, export_s, verify_s = export(network, mode, granularity, batch, folder, None, arguments.options)
                 configuration = dict(zip(CONFIGURATION, (network, mode, granularity, batch), strict=False))
                 for threads in left:
                     facts = {**configuration, "threads": threads, "export_s": export_s, "verify_s": verify_s}
@@ -208,11 +213,9 @@ class Benchmark:
         rates: list[float],
         data: Path | None = None,
     ) -> list[dict[str, Any]]:
-        assert bundle.static is not None
-        int8 = self.scratch / f"{bundle.manifest.files[bundle.static.name]}.onnx"
         found = time_bundle(
             bundle, who, elsewhere, threads=facts["threads"], rates=rates, seconds=self.arguments.seconds,
-            repeats=self.arguments.repeats, quantised=int8, data=data,
+            repeats=self.arguments.repeats, quantised=self.scratch, data=data,
         )  # fmt: skip
         rows = [{**facts, **row} for row in found]
         print("\n".join(map(tables.line, rows)), flush=True)
@@ -264,11 +267,12 @@ def main() -> None:
     parser.add_argument("--native", default="auto")
     parser.add_argument("--seconds", type=float, default=8.0, help="of timing per configuration, 12 rounds at least")
     parser.add_argument("--repeats", type=int, help="rounds per configuration, in the place of --seconds")
+    parser.add_argument("--bundles", type=Path, help="folder of bundles and their INT8 copies, kept and used again")
     parser.add_argument("--output", default="cpu", help="file name in benchmarks/results, without ending")
     parser.add_argument("--resume", action="store_true", help="keep the rows of the output file, measure the others")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        Benchmark(arguments, Path(scratch)).run()
+        Benchmark(arguments, arguments.bundles or Path(scratch)).run()
 
 
 if __name__ == "__main__":

@@ -202,7 +202,7 @@ def demo_limits(rows: Sequence[dict[str, Any]]) -> str:
         if (
             row["network"] != DEMO
             or row["rate"] is None
-            or row["contestant"] == BODIES
+            or row["contestant"].endswith(BODIES)
             or not (own or row["rate"] == 1.0)
         ):
             continue

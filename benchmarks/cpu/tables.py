@@ -7,13 +7,18 @@ from typing import Any
 
 import limits
 import small
-from contestants import BEST
+from contestants import BEST, INT8, OPENVINO_INT8, ORT_INT8
 
 Row = dict[str, Any]
 HEAD = (
     "| network | mode | granularity | batch | threads | contestant | rate | static ms | ms | GF/s static | GF/s "
     "| ideal | realised | spread | realisation (by CPU time) |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+INT8_HEAD = (
+    "| network | mode | batch | threads | contestant | rate | ms | over static FP32 (quartiles) | over ort-int8 "
+    "| over openvino-int8 | ideal | share of ideal over its own rate 1.0 | model size over FP32 | load |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 BLOCK_HEAD = (
     "| network | mode | rate | blocks | static ms | dynamic ms | ideal | realised | realisation |\n"
@@ -39,6 +44,36 @@ def line(row: Row) -> str:
 def table(rows: Sequence[Row]) -> str:
     """All rows."""
     return "\n".join([HEAD, *map(line, rows)])
+
+
+def int8_table(rows: Sequence[Row]) -> str:
+    """Every contestant in INT8 and our best form in FP32: over both static INT8 networks, and over its own rate 1.0."""
+    by_key = {_key(row): row for row in rows}
+    lines = [INT8_HEAD]
+    for row in rows:
+        contestant, rate = row["contestant"], row["rate"]
+        if row["masks"] == "data" or not contestant.startswith((BEST, INT8, ORT_INT8, OPENVINO_INT8)):
+            continue
+        configuration, speed = _key(row)[:-2], limits.speed_of(row)
+        over = [by_key.get((*configuration, name, None)) for name in (ORT_INT8, OPENVINO_INT8)]
+        ratios = ["" if other is None else f"{speed / limits.speed_of(other):.2f}" for other in over]
+        own, share = by_key.get((*configuration, contestant, 1.0)), ""
+        if own is not None:
+            share = f"{speed / limits.speed_of(own) * own['ideal_speedup'] / row['ideal_speedup']:.2f}"
+        done, of = row.get("integer_convolutions", (None, None))
+        integers = "" if done is None else f" ({done} of {of} convolutions in integers)"
+        low, high = row["realised_spread"]
+        lines.append(
+            f"| {row['network']} | {row['mode']} | {row['batch']} | {row['threads']} | {contestant}{integers} "
+            f"| {'static' if rate is None else f'{rate:.2f}'} | {row['median_ms']:.2f} "
+            f"| {speed:.2f} ({low:.2f} .. {high:.2f}) | {ratios[0]} | {ratios[1]} | {row['ideal_speedup']:.2f} "
+            f"| {share} | {row['size_ratio']:.3f} | {row['load']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("network", "mode", "granularity", "batch", "threads", "contestant", "rate"))
 
 
 def threads_table(rows: Sequence[Row]) -> str:
@@ -126,13 +161,23 @@ def page(result: Row) -> str:
         *(f"Option of the networks: {name}={value}." for name, value in result.get("options", {}).items()),
         "Every contestant of a configuration ran in one process and one loop, in turn, with the static FP32 twin in "
         "ONNX Runtime just before and after each run: *realised* is the typical ratio of the times. *best*, "
-        "another instruction set and *bf16* (BF16 bottlenecks) are the dynamic network with the operator library, "
-        "*bodies* without it; *openvino-...* and *ort-int8* are the static twin elsewhere.",
+        "another instruction set, *bf16* (BF16 bottlenecks) and *int8* are the dynamic network with the operator "
+        "library, *bodies* without it; *openvino-...* and *ort-int8* are the static twin elsewhere, in INT8 with the "
+        "scales of *int8*.",
     ]
     if own:
         # A set that the environment names has another machine's limits, against another machine's twin.
         if result["best"] == next(iter(result["instruction_sets"]), None):
             parts += ["## Limits", limits.section(own, result["granularities"][0], result["best"])]
+        if any(row["contestant"].startswith(INT8) for row in rows):
+            same = [row for row in rows if row["granularity"] == result["granularities"][0]]
+            parts += [
+                "## INT8",
+                "Speeds on one thread are ratios of processor times, here and in the limits of INT8; the quartiles are "
+                "those of wall times. *load* is the machine's, over the minute before.",
+                *filter(None, [limits.sizes(same)]),
+                int8_table(same),
+            ]
         parts += ["## Threads: twin / best, ms", threads_table(own), "## All configurations", table(own)]
     for name in others:
         parts += [

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contestants import BEST, Dynamic, Static, quantised_twin
+import onnx
+from contestants import BEST, INT8, Dynamic, Static
+from quantised import calibration_table, dynamic_int8, integer_convolutions, static_int8
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.graphs.forced import forced_feeds, overlay_forced_masks
@@ -18,6 +22,8 @@ from dyndeploy.measure.inputs import Configuration, Feeds, Schedule, forced_conf
 from dyndeploy.measure.loop import Clock, Paired, time_rounds
 from dyndeploy.measure.profile import DATA, typical_ratio
 from dyndeploy.measure.result import samples_of
+from dyndeploy.ops import OPERATORS
+from dyndeploy.quantization import CalibrationTable
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.runtimes.machine import machine_facts
 
@@ -41,17 +47,19 @@ def time_bundle(
 
     Args:
         bundle: With a static twin.
-        dynamics: Our forms.
+        dynamics: Our forms; those in INT8 are left out of networks that have no form in it.
         statics: Static networks elsewhere.
         threads: Of every session.
         rates: To force.
         seconds: That the rounds fill, twelve at least, where ``repeats`` is None.
         repeats: Rounds.
-        quantised: Where the INT8 twin is, or will be written.
+        quantised: Folder of the INT8 copies and their calibration, which are written if they are not there.
         data: A folder of images whose own masks are timed, too.
     """
     schedule = Schedule(tuple(rates), repeats, seconds, WARMUP)
     batches, _ = schedule.batches(bundle, data)
+    copies = _Int8Copies(bundle, quantised)
+    dynamics = [contestant for contestant in dynamics if contestant.precision != INT8 or copies.of_dynamic]
     masks = bundle.manifest.masks
     configurations = forced_configurations(masks, batches, schedule)
     facts = machine_facts()
@@ -72,10 +80,11 @@ def time_bundle(
             configurations = [*configurations, own_configuration(batches, own)]
         counter, dense = MacCounter(bundle.load_model()), MacCounter(bundle.load_static()).count().per_sample.mean()
         macs = [np.mean([counter.count(one).per_sample.mean() for one in item.masks]) for item in configurations]
-        overlay = overlay_forced_masks(bundle.load_model(), masks)
         for contestant in dynamics:
-            forced = stack.enter_context(contestant.open(overlay, threads))
-            plain = None if data is None else stack.enter_context(contestant.open(bundle.model, threads))
+            model = copies.dynamic if contestant.precision == INT8 else bundle.load_model()
+            size_ratio = model.ByteSize() / bundle.load_model().ByteSize()
+            forced = stack.enter_context(contestant.open(overlay_forced_masks(model, masks), threads))
+            plain = None if data is None else stack.enter_context(contestant.open(model, threads))
             for item, needed in zip(configurations, macs, strict=True):
                 if item.kind == DATA:
                     assert plain is not None
@@ -90,15 +99,20 @@ def time_bundle(
                     "operators": forced.info.native.description.rsplit("/", 1)[-1],
                     "ideal_speedup": float(dense / needed),
                     "needed_macs": float(needed),
+                    "size_ratio": size_ratio,
                 }
                 label = f"{contestant.name}, {item.label}"
                 pairs.append((row, Paired(label, runs, [twin_run(feeds) for feeds in item.feeds])))
         first = configurations[0]
         for contestant in statics:
-            model = quantised_twin(bundle, quantised) if contestant.quantised else bundle.static
-            bind = contestant.open(model, threads, stack)
             row = {"contestant": contestant.name, "rate": None, "masks": None, "ideal_speedup": 1.0}
-            row["needed_macs"] = float(dense)
+            row |= {"needed_macs": float(dense), "size_ratio": 1.0}
+            path = bundle.static
+            if contestant.quantised:
+                path = copies.static
+                row["size_ratio"] = path.stat().st_size / bundle.static.stat().st_size
+                row["integer_convolutions"] = integer_convolutions(path, contestant.hint is not None)
+            bind = contestant.open(path, threads, stack)
             runs = [bind(feeds) for feeds in first.feeds]
             pairs.append((row, Paired(contestant.name, runs, [twin_run(feeds) for feeds in first.feeds])))
         clock = Clock(single_thread=threads == 1)
@@ -108,11 +122,39 @@ def time_bundle(
     common = {
         "date": facts["date"],
         "rounds": rounds,
+        "load": os.getloadavg()[0],
         "static_ms": static.median,
         "static_cov": static.cov,
         "static_gflops": 2e-6 * float(dense) * bundle.manifest.batch / static.median,
     }
     return [{**row, **common, **_figures(row, pair, bundle.manifest.batch)} for row, pair in pairs]
+
+
+class _Int8Copies:
+    """A bundle's two networks in INT8, made when they are asked for: both with the scales of one calibration.
+
+    Attributes:
+        of_dynamic: Whether the dynamic network has a form in INT8; else the static one's scales are the tools' own.
+    """
+
+    def __init__(self, bundle: Bundle, folder: Path) -> None:
+        self._bundle, self._folder = bundle, folder
+        self._name = bundle.manifest.files[bundle.model.name]
+        self.of_dynamic = any(OPERATORS[name].quantization is not None for name in bundle.manifest.operator_types)
+
+    @functools.cached_property
+    def _table(self) -> CalibrationTable | None:
+        path = self._folder / f"{self._name}.json"
+        return calibration_table(self._bundle, path) if self.of_dynamic else None
+
+    @functools.cached_property
+    def dynamic(self) -> onnx.ModelProto:
+        assert self._table is not None
+        return dynamic_int8(self._bundle, self._folder / f"{self._name}.onnx", self._table)
+
+    @functools.cached_property
+    def static(self) -> Path:
+        return static_int8(self._bundle, self._folder / f"{self._name}.static.onnx", self._table)
 
 
 def _forced(item: Configuration, masks: Sequence[Any]) -> list[Feeds]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 
-@torch.no_grad()
 def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of ``conv`` followed by ``norm`` in evaluation, computed in double precision."""
+    """Weight and bias of ``conv`` followed by ``norm`` in evaluation, computed in double precision.
+
+    Gradients reach the parameters of both, so that what deploys can be trained; the statistics get none.
+    """
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     weight = conv.weight.double() * scale.reshape(-1, 1, 1, 1)

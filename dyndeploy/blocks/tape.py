@@ -128,8 +128,7 @@ class Tape:
                     self._undo.append(partial(setattr, gate, "noise", gate.noise))
                     self._undo.append(partial(setattr, gate, "tape", None))
                     gate.tape, gate.noise = self, self._noise or gate.noise
-                self._undo.append(partial(block.__dict__.pop, "compute", None))
-                object.__setattr__(block, "compute", partial(self._compute, path, block.compute))
+                self._undo.append(replace_attribute(block, "compute", partial(self._compute, path, block.compute)))
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -172,6 +171,18 @@ class Tape:
         nonnegative = inputs[0].is_meta or (not torch.is_grad_enabled() and bool((inputs[0] >= 0).all()))
         self.calls[path] = Call(shapes, masks, nonnegative)
         return result
+
+
+def replace_attribute(owner: object, name: str, value: object) -> Callable[[], None]:
+    """Give one object, not its class, another attribute; return what puts back what it had, itself or by its class."""
+    own = {name: owner.__dict__[name]} if name in owner.__dict__ else {}
+    object.__setattr__(owner, name, value)
+
+    def put_back() -> None:
+        owner.__dict__.pop(name, None)
+        owner.__dict__.update(own)
+
+    return put_back
 
 
 def _given(masks: Mapping[str, Tensor]) -> Force:

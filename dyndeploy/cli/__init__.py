@@ -26,6 +26,7 @@ COMMANDS = {
     "targets": "targets",
     "train": "train",
     "export": "export",
+    "quantize": "quantize",
     "verify": "verify",
     "calibrate": "calibrate",
     "evaluate": "evaluate",

@@ -90,7 +90,11 @@ def export(
     ] = None,
     data: Annotated[
         Path | None,
-        option("--data", metavar="DIR", detail="For the reference tensors. (default: two sample photographs)"),
+        option(
+            "--data",
+            metavar="DIR",
+            detail="For the reference tensors; or 'digits', scikit-learn's. (default: two sample photographs)",
+        ),
     ] = None,
     class_names: Annotated[
         Path | None,

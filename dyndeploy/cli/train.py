@@ -15,7 +15,7 @@ from dyndeploy.cli._progress import training_progress
 from dyndeploy.cli._verbosity import note
 
 if TYPE_CHECKING:
-    from dyndeploy.training import Evaluation, TrainResult
+    from dyndeploy.training import Evaluation, QuantizedResult, TrainResult
 
 
 def train(
@@ -99,7 +99,11 @@ def train(
         typer.echo(_best(result))
     for each in result.notes:
         note(each)
-    typer.echo(f"Next: dyndeploy export {shlex.quote(str(result.checkpoint.parent))} --static -o BUNDLE")
+    run_folder, integers = shlex.quote(str(result.checkpoint.parent)), ""
+    if result.quantized is not None:
+        typer.echo(_quantized(result.quantized))
+        integers = f"--precision int8 --calibration {shlex.quote(str(result.quantized.calibration))} "
+    typer.echo(f"Next: dyndeploy export {run_folder} {integers}--static -o BUNDLE")
 
 
 def _best(result: TrainResult) -> str:
@@ -114,6 +118,18 @@ def _best(result: TrainResult) -> str:
         f"The best epoch was {result.best_epoch}{accuracy}: export takes its weights, {result.best_checkpoint}, unless "
         "--checkpoint names others."
     )
+
+
+def _quantized(result: QuantizedResult) -> str:
+    """What the weights that export takes are worth in integers."""
+    parts = []
+    if result.accuracy_fp32 is not None and result.accuracy_int8 is not None:
+        parts.append(f"held-out accuracy {result.accuracy_int8:.2%} in INT8, {result.accuracy_fp32:.2%} in FP32")
+    if result.mask_bits:
+        share = result.mask_flips / result.mask_bits
+        parts.append(f"{result.mask_flips} of {result.mask_bits} mask bits differ ({share:.2%})")
+    found = f": {'; '.join(parts)}" if parts else ""
+    return f"The weights that export takes, simulated{found}. Scales: {result.calibration}"
 
 
 def _print_evaluation(evaluation: Evaluation, title: str) -> None:

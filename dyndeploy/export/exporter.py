@@ -43,7 +43,7 @@ from dyndeploy.bundle import (
 )
 from dyndeploy.bundle.device_files import DEVICE_FOLDER, write_device_folder
 from dyndeploy.bundle.reference_names import EXACT, FORCED, MARGIN, exit_logits
-from dyndeploy.data import images_from_folder, load_image, sample_photographs
+from dyndeploy.data import DIGITS, digits, images_from_folder, load_image, sample_photographs
 from dyndeploy.errors import ExportError, InputError, UsageError, unknown_name
 from dyndeploy.export.graph import Built, build
 from dyndeploy.export.reference import Reference, compute_reference
@@ -84,7 +84,8 @@ class ExportSettings:
         static: Also write the static twin; of a network that exits early, the whole network without exits.
         exits: Exits to keep, ascending, the last one included; None for all. Early exits only.
         graph: ``"stages"``, or ``"if"``: also write the stages as one graph with nested ``If``. Early exits only.
-        data: Folder of images for the reference tensors, or None for scikit-learn's two sample photographs.
+        data: Folder of images for the reference tensors; ``"digits"``: some of scikit-learn's; or None for its two
+            sample photographs.
         checkpoint: Path the weights came from, for the record.
         weights: Which of its weights they are, where they are not the usual ones; for the record.
         dense: Blocks that run densely whatever their stage's mode: every mask bit is set, and there is no masker.
@@ -563,7 +564,10 @@ def _reference_inputs(settings: ExportSettings, subject: Subject) -> tuple[dict[
         return examples, f"the example inputs, repeated to {wanted} samples"
     (name,) = subject.inputs
     size = subject.input_size
-    if settings.data is not None:
+    if settings.data is not None and os.fspath(settings.data) == DIGITS:
+        images = digits(subject.preprocessing, size).train.images[:wanted]
+        source = f"{len(images)} of scikit-learn's digits, those that networks are trained on"
+    elif settings.data is not None:
         images = images_from_folder(settings.data, subject.preprocessing, size, limit=wanted)
         source = f"{len(images)} images of the folder {files.shown(Path(settings.data).name)}"
     else:

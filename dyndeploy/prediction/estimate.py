@@ -247,7 +247,14 @@ class Estimator:
         if isinstance(network, Bundle) and network.manifest.exits is not None and self._foreign(network):
             found = replace(found, notes=(*found.notes, _FOREIGN.format(network.manifest.target, self.device.board)))
         notes = _integer_notes(graphs[0]) if self.precision == "int8" else ()
-        return replace(found, notes=(*found.notes, *notes))
+        return replace(found, notes=(*found.notes, *notes, *self._not_exported(graphs[0])))
+
+    def _not_exported(self, graph: Graph) -> tuple[str, ...]:
+        """That a dynamic network cannot be exported in the precision: then nothing runs what is priced."""
+        if self.device.board not in target_names() or all(kernel.call is None for kernel in graph.kernels):
+            return ()
+        rule = load_target(self.device.board).precisions[self.precision]
+        return () if rule.supported else (f"Not to be had yet: for {self.device.board}, {rule.reason}.",)
 
     def sweep(
         self,

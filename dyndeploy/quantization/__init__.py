@@ -6,6 +6,7 @@ from dyndeploy.quantization.images import CalibrationImages
 from dyndeploy.quantization.observers import Observer
 from dyndeploy.quantization.points import Points, find_points
 from dyndeploy.quantization.scales import PERCENTILE, Found, find_scale
+from dyndeploy.quantization.sensitivity import Budget, Comparison, Cost, measure_sensitivity
 from dyndeploy.quantization.table import (
     FP32,
     INT8,
@@ -29,8 +30,11 @@ __all__ = [
     "PERCENTILE",
     "SCHEMA",
     "BlockSensitivity",
+    "Budget",
     "CalibrationImages",
     "CalibrationTable",
+    "Comparison",
+    "Cost",
     "Found",
     "Histogram",
     "Observer",
@@ -40,6 +44,7 @@ __all__ = [
     "calibrate",
     "find_points",
     "find_scale",
+    "measure_sensitivity",
     "quantize_model",
     "quantize_twin",
     "runtime_integers",

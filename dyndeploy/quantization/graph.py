@@ -13,7 +13,6 @@ from onnx import helper, numpy_helper
 
 from dyndeploy.errors import UsageError
 from dyndeploy.graphs.inspect import (
-    all_graphs,
     all_nodes,
     attach_bodies,
     drop_unused,
@@ -65,8 +64,9 @@ def quantize_model(model: onnx.ModelProto, table: CalibrationTable) -> onnx.Mode
     Every dynamic operator that has a form in integers, in a block that the table does not leave in FP32, becomes that
     form; its neighbours hand it bytes. A convolution of images that leads to one, with what stands between, becomes one
     operator. Other standard convolutions with constant weights, and sums between them, stand between DequantizeLinear
-    and QuantizeLinear, from which a runtime makes its own integer operators. Maskers keep deciding in FP32; heads, and
-    what else there is, stay FP32. Transposes and poolings between quantised operators work on bytes.
+    and QuantizeLinear, from which a runtime makes its own integer operators. Maskers keep deciding in FP32; heads,
+    branches of blocks that are skipped as a whole, and what else there is, stay FP32. Transposes and poolings between
+    quantised operators work on bytes.
 
     Args:
         model: A graph in FP32, as the exporter writes it; it is not changed.
@@ -94,31 +94,23 @@ def quantized_with(model: onnx.ModelProto, table: CalibrationTable) -> onnx.Mode
 
 def runtime_integers(model: onnx.ModelProto) -> Iterator[str]:
     """Names of the standard operators of a graph in INT8 that a runtime computes in integers of its own."""
-    for graph in all_graphs(model.graph):
-        made = {name: node for node in graph.node for name in node.output}
-        for node in graph.node:
-            reads_bytes = [made[name].op_type == "DequantizeLinear" for name in node.input if name in made]
-            if (
-                node.op_type in ("Conv", "Add")
-                and not node.domain
-                and node.output[0].endswith(_REAL)
-                and all(reads_bytes)
-            ):
-                yield node.name
+    made = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        standard = node.op_type in ("Conv", "Add") and not node.domain and node.output[0].endswith(_REAL)
+        if standard and all(made[name].op_type == "DequantizeLinear" for name in node.input if name in made):
+            yield node.name
 
 
 def standard_layers(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, str, str]]:
-    """Standard convolutions that are quantised, inside branches too: the node, and the names of its input and output.
+    """Standard convolutions that can be quantised: the node, and the names of its input and output.
 
     The output is that of the Relu behind it where nothing else reads the convolution's. Weights are constants; heads
     stay as they are.
     """
-    weights = {item.name for graph in all_graphs(model.graph) for item in graph.initializer}
-    for graph in all_graphs(model.graph):
-        view = _View(graph)
-        for node in graph.node:
-            if _is_convolution(node, weights):
-                yield node, node.input[0], view.behind_relu(node.output[0])
+    weights, view = {item.name for item in model.graph.initializer}, _View(model.graph)
+    for node in model.graph.node:
+        if _is_convolution(node, weights):
+            yield node, node.input[0], view.behind_relu(node.output[0])
 
 
 def _is_convolution(node: onnx.NodeProto, weights: Collection[str]) -> bool:
@@ -150,10 +142,9 @@ class _View:
 def _quantized(model: onnx.ModelProto, table: CalibrationTable) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    constants = {item.name: item for graph in all_graphs(result.graph) for item in graph.initializer}
+    constants = {item.name: item for item in result.graph.initializer}
     shared = _Shared(result, table, constants, {node.name for node in all_nodes(result.graph)}, {})
-    for graph in list(all_graphs(result.graph)):
-        _Graph(graph, shared).rewrite()
+    _Graph(result.graph, shared).rewrite()
     drop_unused(result)
     opset = {entry.domain: entry.version for entry in result.opset_import}.get("", 0)
     attach_bodies(result, opset)
@@ -163,7 +154,7 @@ def _quantized(model: onnx.ModelProto, table: CalibrationTable) -> onnx.ModelPro
 
 @dataclass(frozen=True)
 class _Shared:
-    """What the graphs of a model share: constants, names of nodes, and quantised constants by what they hold."""
+    """The model as it is rewritten: its constants, names of its nodes, and the constants that were added."""
 
     model: onnx.ModelProto
     table: CalibrationTable
@@ -172,7 +163,7 @@ class _Shared:
     added: dict[str, str]
 
     def constant(self, name: str, value: Array) -> str:
-        """Add a constant of the main graph, which branches see too; one name is added once."""
+        """Add a constant; one name is added once."""
         if name not in self.added:
             self.added[name] = add_constant(self.model, name, value)
         return self.added[name]
@@ -205,7 +196,7 @@ class _Shared:
 
 
 class _Graph:
-    """Rewrites one graph: the main one, or a branch.
+    """Rewrites the main graph of a model.
 
     Attributes:
         scales: Of every tensor that is quantised, by the name of the float tensor.
@@ -491,7 +482,14 @@ class _Graph:
         weight = shared.value(node.input[1], node)
         # One scale for all channels is one for a single row.
         rows = torch.from_numpy(weight.reshape(len(weight) if table.per_channel else 1, -1).astype(np.float32))
-        steps = weight_scales(rows, table.weight_bits)
+        source, bias = float(np.float32(self.scales[node.input[0]].scale)), None
+        least = torch.zeros(len(rows))
+        if len(node.input) > 2 and node.input[2]:
+            bias = shared.value(node.input[2], node).astype(np.float64)
+            # In units of the product of both scales the bias has to stay below its limit.
+            units = torch.from_numpy(np.abs(bias) / (source * _LARGEST_BIAS)).float()
+            least = units if table.per_channel else units.max().reshape(1)
+        steps = weight_scales(rows, table.weight_bits, least)
         quantised = quantize_weight(rows, steps, table.weight_bits).numpy().astype(np.int8).reshape(weight.shape)
         axis = {"axis": 0} if table.per_channel else {}
         step = steps.numpy().reshape(-1 if table.per_channel else ())
@@ -503,11 +501,10 @@ class _Graph:
             axis,
         )
         inputs = [x, w]
-        if len(node.input) > 2 and node.input[2]:
-            unit = np.asarray(np.float32(self.scales[node.input[0]].scale) * step, np.float32)
-            exact = shared.value(node.input[2], node).astype(np.float64) / unit.astype(np.float64)
-            bias = np.clip(np.rint(exact), -_LARGEST_BIAS, _LARGEST_BIAS).astype(np.int32)
-            constants = [shared.constant(f"{node.name}/b", bias), shared.constant(f"{node.name}/b_scale", unit)]
+        if bias is not None:
+            unit = np.asarray(np.float32(source) * step, np.float32)
+            whole = np.clip(np.rint(bias / unit.astype(np.float64)), -_LARGEST_BIAS, _LARGEST_BIAS).astype(np.int32)
+            constants = [shared.constant(f"{node.name}/b", whole), shared.constant(f"{node.name}/b_scale", unit)]
             inputs.append(self._emit("DequantizeLinear", constants, f"{node.name}/b{_REAL}", node, axis))
         self._write_between(node, inputs)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dyndeploy.graphs.inspect import all_nodes, group_of, is_dynamic
 from dyndeploy.ops import OPERATORS
 from dyndeploy.ops.base import Role
+from dyndeploy.quantization.graph import standard_layers
 
 if TYPE_CHECKING:
     import onnx
@@ -105,6 +106,7 @@ class _Search:
         self._made_by: dict[Tensor, onnx.NodeProto] = {}
         self._read_by: dict[Tensor, list[onnx.NodeProto]] = {}
         self._constants = [{item.name for item in stage.graph.initializer} for stage in stages]
+        self._convolutions = [{node.output[0] for node, _, _ in standard_layers(stage)} for stage in stages]
         self._results: set[Tensor] = set()
         self._moved: dict[Tensor, Tensor] = {}
         """Result of an operator that keeps values -> where they come from."""
@@ -164,8 +166,7 @@ class _Search:
         return maker is not None and self._is_convolution(source[0], maker) and alone
 
     def _is_convolution(self, index: int, node: onnx.NodeProto) -> bool:
-        weights = node.op_type == "Conv" and not node.domain and node.input[1] in self._constants[index]
-        return weights and bool(node.name)
+        return bool(node.name and node.output) and node.output[0] in self._convolutions[index]
 
     def _add_dynamic(self, index: int, node: onnx.NodeProto, face: Quantization) -> None:
         spec, block = OPERATORS[node.op_type], group_of(node.name)

@@ -33,6 +33,7 @@ from dyndeploy.reporting.network import (
 )
 from dyndeploy.reporting.pair_page import render_pair_report, write_pair_report
 from dyndeploy.reporting.pairs import Pair, compare_files, compare_measurements, measurement_kind
+from dyndeploy.reporting.quantization import quantization_rows, render_quantization_report, summarise_quantization
 
 __all__ = [
     "DRAWN",
@@ -59,14 +60,17 @@ __all__ = [
     "measurement_kind",
     "predict_exit_profile",
     "predict_profile",
+    "quantization_rows",
     "render_exit_profile_report",
     "render_exits_report",
     "render_network_report",
     "render_pair_report",
+    "render_quantization_report",
     "render_report",
     "staging_cost",
     "summarise",
     "summarise_exits",
+    "summarise_quantization",
     "token_grid",
     "unpredicted_note",
     "write_exit_profile_report",

@@ -22,10 +22,12 @@ from dyndeploy.training.evaluation import (
     evaluate,
 )
 from dyndeploy.training.logs import EpochRecord
+from dyndeploy.training.quantized import CALIBRATION, QuantizedResult
 from dyndeploy.training.recipe import Recipe, dump_recipe, load_recipe, recipe_names
 
 __all__ = [
     "BEST",
+    "CALIBRATION",
     "CHECKPOINT",
     "EMA",
     "LOG",
@@ -39,6 +41,7 @@ __all__ = [
     "ExitEvaluation",
     "MaskStatistics",
     "Progress",
+    "QuantizedResult",
     "Recipe",
     "TrainResult",
     "dump_recipe",

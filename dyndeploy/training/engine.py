@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import os
@@ -21,7 +22,7 @@ from dyndeploy.errors import CheckpointError, DyndeployError, NotFiniteError, Us
 from dyndeploy.files import locked, shown, write_json, write_text
 from dyndeploy.nets import LoadReport, TrainedNetwork, load_checkpoint, save_checkpoint
 from dyndeploy.nets.checkpoint_rules import listing
-from dyndeploy.nets.trained import BEST, CHECKPOINT, TRAINED
+from dyndeploy.nets.trained import BEST, CHECKPOINT, TRAINED, checkpoint_of_run
 from dyndeploy.nets.usable import unusable_state
 from dyndeploy.training.augmentation import Mix, apply_mix, draw_mix
 from dyndeploy.training.batches import datasets, held_out_batches, require_readable, training_batches
@@ -37,6 +38,13 @@ from dyndeploy.training.processes import (
     join_processes,
     stream_seed,
     synchronize_batch_norm,
+)
+from dyndeploy.training.quantized import (
+    QuantizedResult,
+    QuantizedTraining,
+    freeze_gates,
+    require_quantizable,
+    starting_scales,
 )
 from dyndeploy.training.recipe import Recipe, differences, dump_recipe
 
@@ -70,6 +78,7 @@ class TrainResult:
             no epoch kept the FLOPs budget.
         best_epoch: That epoch, counted from 1.
         notes: What else one has to know of the run, as sentences.
+        quantized: What a run for INT8 ends with; its evaluations above are those of the integers, too.
     """
 
     recipe: Recipe
@@ -83,6 +92,7 @@ class TrainResult:
     best_checkpoint: Path | None = None
     best_epoch: int | None = None
     notes: tuple[str, ...] = ()
+    quantized: QuantizedResult | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -98,6 +108,7 @@ class TrainResult:
             "seconds": sum(record.seconds for record in self.history),
             "evaluation": self.evaluation.as_dict(),
             "ema_evaluation": None if self.ema_evaluation is None else self.ema_evaluation.as_dict(),
+            "quantized": None if self.quantized is None else self.quantized.as_dict(),
             "history": [asdict(record) for record in self.history],
         }
 
@@ -124,7 +135,8 @@ def train(
     """Train a network as its recipe says, on all processes that torchrun started.
 
     After every epoch the folder holds a whole checkpoint (weights, optimizer, moving average, history), the
-    log and the recipe. A run that was interrupted, even killed, goes on from there, and ends, on a CPU with
+    log and the recipe. With a ``quantization`` section it ends with ``calibration.json`` as well, the scales that were
+    trained. A run that was interrupted, even killed, goes on from there, and ends, on a CPU with
     the same number of threads and processes, with the same weights to the bit as one that was not: every
     random number follows from the recipe's seed, the iteration and, for dropout, the process, so that there
     is no random state to lose.
@@ -147,7 +159,8 @@ def train(
         CheckpointError: The initial weights or the folder's checkpoint do not load.
         OutputError: The folder cannot be written, or another run is writing there.
         DyndeployError: The loss became infinite or NaN; the last good checkpoint is kept.
-        NotFiniteError: The same of weights, batch-norm statistics, or what the network gives for held-out images.
+        NotFiniteError: The same of weights, batch-norm statistics, what the network gives for held-out images, or what
+            is to be quantised.
     """
     with join_processes(device) as processes, contextlib.ExitStack() as stack:
         # Weights and dropout are drawn from the global generators: leave the caller's as they were.
@@ -200,6 +213,10 @@ class _Run:
         self.network, start = build(recipe, len(self.training.classes))
         if start is not None and not self.resumed and processes.rank == 0:
             _tell(start)
+        self.quantized: QuantizedTraining | None = None
+        if recipe.quantization is not None:
+            require_quantizable(recipe, self.iterations)
+            freeze_gates(self.network)
         self.precision: torch.dtype = getattr(torch, recipe.compute.precision)
         self.dtype = torch.float64 if self.precision == torch.float64 else torch.float32
         self.noise = SharedNoise(processes.device)
@@ -229,6 +246,9 @@ class _Run:
         """Take over the folder's checkpoint if wanted, and join the processes; return the completed epochs."""
         path = self.output / CHECKPOINT
         extra = self.processes.from_first(lambda: self._load(path) if self.resumed else None)
+        if self.recipe.quantization is not None and not self.resumed:
+            start = self.processes.from_first(lambda: starting_scales(self.network, self.recipe, self.training))
+            self.quantized = self._quantized_from(start)
         if extra is not None:
             self._take_over(extra, path)
         if self.processes.size > 1:
@@ -255,6 +275,8 @@ class _Run:
                     self.ema.load(saved["ema"])
                 self.history = [EpochRecord(**row) for row in saved["history"]]
                 self.best = saved["best"]
+                if self.recipe.quantization is not None:
+                    self.quantized = self._quantized_from(saved["quantization"])
         except (KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
             raise CheckpointError(
                 f"{path} is not a checkpoint of a training run, or of another release ({error}). {_ADVICE}"
@@ -264,6 +286,12 @@ class _Run:
                 f"{self.output} holds a run of another recipe (it differs in {', '.join(changed)}). {_ADVICE}"
             )
 
+    def _quantized_from(self, state: dict[str, Any]) -> QuantizedTraining:
+        assert self.recipe.quantization is not None
+        images = torch.stack([torch.as_tensor(self.training[index][0]) for index in range(2)])
+        images = images.to(self.processes.device, self.dtype)
+        return QuantizedTraining(self.network, state, images, self.recipe.quantization, self.processes.average)
+
     def epoch(self, epoch: int, progress: Progress | None) -> EpochRecord:
         """Train one epoch (counted from 0), evaluate, and write everything."""
         started = time.perf_counter()
@@ -271,6 +299,8 @@ class _Run:
         self.network.train()
         if recipe.compute.batch_norm == "frozen":
             freeze_batch_norm(self.network)
+        if recipe.quantization is not None:
+            freeze_gates(self.network)
         batches = training_batches(self.training, recipe, epoch, self.parts)
         sums: dict[str, float] = {}
         set_now: dict[str, float] = {}
@@ -285,7 +315,12 @@ class _Run:
                     f"Training diverged: the loss is {values['loss']} in epoch {epoch + 1}, iteration {i + 1}. "
                     f"{self._slower()}"
                 )
-            self._step()
+            try:
+                self._step()
+            except NotFiniteError as error:
+                raise NotFiniteError(
+                    f"Training diverged in epoch {epoch + 1}, iteration {i + 1}: {error} {self._slower()}"
+                ) from error
             sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
             if progress is not None:
                 progress.iteration(epoch + 1, i + 1, self.iterations, values["loss"])
@@ -344,7 +379,8 @@ class _Run:
                 inputs, targets = apply_mix(mix, inputs, targets, len(self.training.classes))
             self.noise.begin(part, stream_seed(seed, iteration, _MASKS))
             with self._gradients_shared(number == len(self.parts) - 1):
-                loss = self.objective.loss(self.replica, inputs, targets, moment, self.precision)
+                with self._integers(observed=True):
+                    loss = self.objective.loss(self.replica, inputs, targets, moment, self.precision)
                 (loss.total / len(self.parts)).backward()  # type: ignore[no-untyped-call]
             values = {"loss": loss.total, **loss.terms}
             if loss.logits is not None:
@@ -361,6 +397,10 @@ class _Run:
         inputs = inputs.to(device, self.dtype, non_blocking=True, memory_format=torch.channels_last)
         return inputs, labels.to(device, non_blocking=True)
 
+    def _integers(self, *, observed: bool = False) -> contextlib.AbstractContextManager[Any]:
+        """Let the network compute in the integers that deploy, where the run is for INT8."""
+        return contextlib.nullcontext() if self.quantized is None else self.quantized.applied(observed=observed)
+
     def _gradients_shared(self, shared: bool) -> contextlib.AbstractContextManager[None]:
         """Let the processes average their gradients only at the end of a batch."""
         if shared or not isinstance(self.replica, DistributedDataParallel):
@@ -369,6 +409,8 @@ class _Run:
         return unshared
 
     def _step(self) -> None:
+        if self.quantized is not None:
+            self.quantized.update()
         clip_gradients(self.network.parameters(), self.recipe.optimizer.clip_norm)
         self.optimizer.step()
         if self.ema is not None:
@@ -387,7 +429,8 @@ class _Run:
     def _evaluate_network(self) -> Evaluation:
         batches = held_out_batches(self.held_out, self.recipe, self.processes.rank, self.processes.size)
         on_device = (self._to_device(batch) for batch in batches)
-        return self.objective.evaluate(on_device, self.processes.gather)
+        with self._integers():
+            return self.objective.evaluate(on_device, self.processes.gather)
 
     def finish(self, resumed_from: int) -> TrainResult:
         """Write and return the result."""
@@ -404,10 +447,21 @@ class _Run:
             best_checkpoint=None if self.best is None else self.output / BEST,
             best_epoch=None if self.best is None else self.best["epoch"],
             notes=self._notes(),
+            quantized=self._finish_quantized() if self.processes.rank == 0 else None,
         )
         if self.processes.rank == 0:
             write_json(self.output / RESULT, result.as_dict())
         return result
+
+    def _finish_quantized(self) -> QuantizedResult | None:
+        """Write the table of the weights that export takes, and compare them in floats and in integers."""
+        if self.quantized is None:
+            return None
+        network = copy.deepcopy(self.network)
+        load_checkpoint(network, checkpoint_of_run(self.output))
+        batches = held_out_batches(self.held_out, self.recipe, 0, 1)
+        on_device = (self._to_device(batch) for batch in batches)
+        return self.quantized.finish(network, self.output, self.recipe, self.training, on_device)
 
     def _notes(self) -> tuple[str, ...]:
         if self.best is not None or self.recipe.sparsity is None:
@@ -449,12 +503,15 @@ class _Run:
                 "ema": None if self.ema is None else self.ema.state,
                 "history": [asdict(record) for record in self.history],
                 "best": self.best,
+                "quantization": None if self.quantized is None else self.quantized.state(),
             },
             **self._trained(),
         )
 
     def _note_best(self, evaluation: Evaluation, *, averaged: bool) -> None:
         """Keep the network, or the moving average that it has at present, if it is the best so far."""
+        if self.quantized is not None and not self.quantized.frozen:
+            return  # Its scales are not those that are written in the end.
         score = self.objective.score(evaluation)
         if score is None or (self.best is not None and score <= self.best["score"]):
             return

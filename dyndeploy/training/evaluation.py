@@ -201,7 +201,7 @@ def evaluate(
     """
     measure = confidence_of(model)
     found = []
-    with _evaluating(model):
+    with evaluating(model):
         for inputs, labels in batches:
             with Tape(model) as tape:
                 output = model(inputs)
@@ -278,7 +278,8 @@ def early_exit(
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a network in evaluation, and every module back into the mode that it had."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

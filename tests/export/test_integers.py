@@ -66,7 +66,7 @@ def test_blocks_left_in_fp32_are_named(pair: Pair, tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused(pair: Pair, tmp_path: Path) -> None:
     table = pair[2]
-    with pytest.raises(UsageError, match="needs a calibration table.*dyndeploy quantize"):
+    with pytest.raises(UsageError, match=r"needs a calibration table.*dyndeploy quantize"):
         ExportSettings(precision="int8")
     with pytest.raises(UsageError, match="is for int8, not for fp32"):
         ExportSettings(calibration=table)

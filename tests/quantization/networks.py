@@ -15,11 +15,11 @@ from tests.bundles import SIZE, resealed, tiny_bundle, tiny_models
 
 
 def pictures(count: int = 20, seed: int = 3) -> np.ndarray:
-    """Images whose contrast and brightness differ."""
+    """Images (count, 3, SIZE, SIZE) in [-1, 1] whose contrast and brightness differ."""
     generator = np.random.default_rng(seed)
-    contrast, brightness = generator.uniform(0.3, 2, (count, 1, 1, 1)), generator.normal(0, 1, (count, 3, 1, 1))
+    contrast, brightness = generator.uniform(0.1, 0.7, (count, 1, 1, 1)), generator.normal(0, 0.4, (count, 3, 1, 1))
     noise = generator.standard_normal((count, 3, SIZE, SIZE))
-    return (noise * contrast + brightness).astype(np.float32)
+    return (noise * contrast + brightness).clip(-1, 1).astype(np.float32)
 
 
 def samples(images: np.ndarray, name: str = "input") -> Iterator[dict[str, np.ndarray]]:

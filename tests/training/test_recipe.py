@@ -14,6 +14,7 @@ from dyndeploy.training.recipe import (
     ExitsRecipe,
     LayerRecipe,
     OptimizerRecipe,
+    QuantizationRecipe,
     Recipe,
     SparsityRecipe,
     TemperatureRecipe,
@@ -257,6 +258,12 @@ def test_differences_are_named_by_their_keys() -> None:
         ("compute.precision", "float16", "Did you mean 'bfloat16'"),
         ("compute.batch_norm", "sync", "Unknown compute.batch_norm 'sync'"),
         ("compute.accumulation", 3, "compute.accumulation: 3 is not valid: give a value that divides the batch of 32"),
+        ("quantization.weight_bits", 6, "quantization.weight_bits: 6 is not valid: give a value of 7 or 8"),
+        ("quantization.method", "maxmin", "Did you mean 'minmax'"),
+        ("quantization.images", 0, "quantization.images: 0 is not valid"),
+        ("quantization.momentum", 0, "quantization.momentum: 0.0 is not valid: give a value above 0"),
+        ("quantization.freeze_observers_after", -1, "quantization.freeze_observers_after: -1 is not valid"),
+        ("quantization.weight_bits", 8, "has the batch norms folded into its weights: set compute.batch_norm to froz"),
         ("mixing", {"mixup": 0, "cutmix": 0}, "mixing: mixup and cutmix are both 0"),
         ("mixing.probability", 1.5, "mixing.probability: 1.5 is not valid"),
         ("label_smoothing", 1, "label_smoothing: 1.0 is not valid"),
@@ -274,6 +281,19 @@ def test_mistakes_are_named(tmp_path: Path, path: str, value: Any, message: str)
     assert message in str(caught.value)
     assert str(caught.value).startswith("r.yaml: ")
     assert caught.value.exit_code == 2
+
+
+def test_what_a_run_for_int8_needs_of_the_other_sections(tmp_path: Path) -> None:
+    content = CONTENT | {"quantization": {"table": "t.json"}, "compute": {"batch_norm": "frozen"}}
+    file = write(tmp_path / "r.yaml", yaml.safe_dump(content))
+    recipe = load_recipe(file)
+    assert recipe.quantization == QuantizationRecipe(7, str(tmp_path / "t.json"), None, 256, 0.05, 100)
+    # Written elsewhere, it still means the same file.
+    assert load_recipe(write(tmp_path / "again.yaml", dump_recipe(recipe))) == recipe
+    assert load_recipe("digits-laud-resnet14-small-spatial").quantization is None
+    content["compute"] = {"batch_norm": "frozen", "precision": "bfloat16"}
+    with pytest.raises(UsageError, match=r"set compute\.precision to float32 \(it is bfloat16\)"):
+        Recipe.from_dict(content)
 
 
 def test_missing_keys_are_named() -> None:

@@ -69,7 +69,7 @@ def test_a_damaged_weight_is_beyond_the_tolerance(bundles: Callable[[str], Bundl
 
     report = verify_bundle(edited(bundles("spatial"), tmp_path / "b", flip), native="off")
     failed = {check.name for check in report.checks if not check.passed}
-    assert {"logits under equal masks", "logits under random masks", "logits as deployed"} & failed
+    assert {"logits under equal masks", "logits as deployed"} & failed
     # The operator computes what its weights say: that is not where the damage is.
     assert "integers: dynamic operators" not in failed
 

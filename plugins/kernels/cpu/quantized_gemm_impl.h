@@ -45,10 +45,11 @@ DYNDEPLOY_INLINE void fetch_next(QuantizedUpcoming* u) {
 
 // ------------------------------------------------------------------------------------------ one tile of rows
 
-// What the tiles of one panel share; source 0 is the product, 1 the shortcut.
+// What the tiles of some panels share, from the first of these on; source 0 is the product, 1 the shortcut.
 struct PanelCall {
   const QuantizedGemm* gemm = nullptr;
   const std::int8_t* b[2] = {};
+  std::ptrdiff_t panel_stride[2] = {};
   const std::int32_t* bias[2] = {};
   std::ptrdiff_t bias_stride = 0;  // of source 0
   const float* multiplier[2] = {};
@@ -74,20 +75,21 @@ struct TileRows {
 
 // fetches: this panel fetches the rows of the following tile.
 template <class V, int R, int NV, int Source>
-DYNDEPLOY_INLINE void accumulate_quads(const PanelCall& call, const TileRows<V>& tile, bool fetches,
-                                       typename V::Sums (&c)[R][NV]) {
+DYNDEPLOY_INLINE void accumulate_quads(const PanelCall& call, const TileRows<V>& tile, int panel,
+                                       bool fetches, typename V::Sums (&c)[R][NV]) {
   const std::uint8_t* const classes = Source == 0 ? call.gemm->bias_class : nullptr;
   DYNDEPLOY_UNROLL
   for (int r = 0; r < R; ++r) {
-    const std::int32_t* bias = call.bias[Source];
+    const std::int32_t* bias = call.bias[Source] + panel * panel_columns<V>();
     if (classes) bias += classes[tile.row + r] * call.bias_stride;
     DYNDEPLOY_UNROLL
     for (int v = 0; v < NV; ++v) {
       c[r][v] = V::load(bias + v * V::kWidth);
-      if constexpr (V::kFlips) c[r][v] = V::sum(c[r][v], V::load(call.flipped[Source] + v * V::kWidth));
+      if constexpr (V::kFlips)
+        c[r][v] = V::sum(c[r][v], V::load(call.flipped[Source] + panel * panel_columns<V>() + v * V::kWidth));
     }
   }
-  const std::int8_t* b = call.b[Source];
+  const std::int8_t* b = call.b[Source] + panel * call.panel_stride[Source];
   const std::ptrdiff_t quads = call.quads[Source];
   const std::uint8_t* const* pixels = tile.pixels[Source];
   QuantizedUpcoming* const upcoming = call.upcoming;
@@ -144,23 +146,25 @@ DYNDEPLOY_INLINE void accumulate_quads(const PanelCall& call, const TileRows<V>&
 }
 
 template <class V, int R, int NV, bool Shortcut>
-DYNDEPLOY_NOINLINE void quantized_tile(const PanelCall& call, const TileRows<V>& tile, bool fetches) {
+DYNDEPLOY_NOINLINE void quantized_tile(const PanelCall& call, const TileRows<V>& tile, int panel,
+                                       bool fetches) {
   using Words = typename V::template Words<NV>;
   const QuantizedGemm& g = *call.gemm;
-  const std::ptrdiff_t column = call.column;
+  const int first = panel * panel_columns<V>();
+  const std::ptrdiff_t column = call.column + first;
   for (int r = 0; r < R; ++r) fetch_line((g.residual ? tile.residual[r] : tile.out[r]) + column);
   typename V::Sums c[R][NV];
   Words identity[Shortcut ? R : 1];
   if constexpr (Shortcut) {
     // First: its result waits in memory while the product needs all registers.
-    accumulate_quads<V, R, NV, 1>(call, tile, false, c);
+    accumulate_quads<V, R, NV, 1>(call, tile, panel, false, c);
     DYNDEPLOY_UNROLL
-    for (int r = 0; r < R; ++r) identity[r] = V::template requantise<NV>(c[r], call.multiplier[1]);
+    for (int r = 0; r < R; ++r) identity[r] = V::template requantise<NV>(c[r], call.multiplier[1] + first);
   }
-  accumulate_quads<V, R, NV, 0>(call, tile, fetches, c);
-  const int count = at_most(g.columns - call.column, NV * V::kWidth);
+  accumulate_quads<V, R, NV, 0>(call, tile, panel, fetches, c);
+  const int count = at_most(g.columns - call.column - first, NV * V::kWidth);
   const auto words = [&](int r) __attribute__((always_inline)) {
-    const Words w = V::template requantise<NV>(c[r], call.multiplier[0]);
+    const Words w = V::template requantise<NV>(c[r], call.multiplier[0] + first);
     return Shortcut ? V::template add<NV>(w, identity[Shortcut ? r : 0]) : w;
   };
   if (count < NV * V::kWidth) {
@@ -183,20 +187,21 @@ DYNDEPLOY_NOINLINE void quantized_tile(const PanelCall& call, const TileRows<V>&
 }
 
 template <class V, int R, int NV>
-inline void run_quantized_vectors(int vectors, const PanelCall& call, const TileRows<V>& tile, bool fetches) {
+inline void run_quantized_vectors(int vectors, const PanelCall& call, const TileRows<V>& tile, int panel,
+                                  bool fetches) {
   if constexpr (NV > 0) {
-    if (vectors != NV) return run_quantized_vectors<V, R, NV - 1>(vectors, call, tile, fetches);
-    call.sources > 1 ? quantized_tile<V, R, NV, true>(call, tile, fetches)
-                     : quantized_tile<V, R, NV, false>(call, tile, fetches);
+    if (vectors != NV) return run_quantized_vectors<V, R, NV - 1>(vectors, call, tile, panel, fetches);
+    call.sources > 1 ? quantized_tile<V, R, NV, true>(call, tile, panel, fetches)
+                     : quantized_tile<V, R, NV, false>(call, tile, panel, fetches);
   }
 }
 
 template <class V, int R = V::kRows>
 inline void run_quantized_tile(int rows, int vectors, const PanelCall& call, const TileRows<V>& tile,
-                               bool fetches) {
+                               int panel, bool fetches) {
   if constexpr (R > 0) {
-    if (rows != R) return run_quantized_tile<V, R - 1>(rows, vectors, call, tile, fetches);
-    run_quantized_vectors<V, R, V::kVectors>(vectors, call, tile, fetches);
+    if (rows != R) return run_quantized_tile<V, R - 1>(rows, vectors, call, tile, panel, fetches);
+    run_quantized_vectors<V, R, V::kVectors>(vectors, call, tile, panel, fetches);
   }
 }
 
@@ -345,8 +350,8 @@ inline QuantizedUpcoming upcoming_panels(const QuantizedPanels& b, int begin, in
 // product
 
 template <class V>
-inline void quantized_rows(PanelCall call, int row_begin, int row_end, int panel_begin, int panel_end,
-                           const std::ptrdiff_t (&panel_stride)[2], const std::uint8_t* zeros) {
+inline void quantized_rows(const PanelCall& call, int row_begin, int row_end, int panels,
+                           const std::uint8_t* zeros) {
   constexpr int MR = V::kRows, PW = panel_columns<V>();
   const QuantizedGemm& g = *call.gemm;
   TileRows<V> tile;
@@ -355,9 +360,8 @@ inline void quantized_rows(PanelCall call, int row_begin, int row_end, int panel
   const bool far = a.taps == 1;
   const int rows = row_end - row_begin;
   const int tiles = (rows + MR - 1) / MR;
-  for (int t = 0; t < tiles; ++t) {
-    const int begin = row_begin + static_cast<int>(static_cast<std::int64_t>(rows) * t / tiles);
-    const int end = row_begin + static_cast<int>(static_cast<std::int64_t>(rows) * (t + 1) / tiles);
+  for (int t = 0, begin = row_begin, end; t < tiles; ++t, begin = end) {
+    end = row_begin + static_cast<int>(static_cast<std::int64_t>(rows) * (t + 1) / tiles);
     const int n = end - begin;
     tile.row = begin;
     find_pixels(a, begin, n, zeros, tile.pixels[0]);
@@ -368,17 +372,10 @@ inline void quantized_rows(PanelCall call, int row_begin, int row_end, int panel
       tile.out[r] = g.out + at;
       tile.residual[r] = g.residual ? g.residual + at : nullptr;
     }
-    PanelCall panel = call;
-    for (int p = panel_begin; p < panel_end; ++p) {
-      panel.column = p * PW;
-      const int vectors = at_most((g.columns - panel.column + V::kWidth - 1) / V::kWidth, V::kVectors);
-      run_quantized_tile<V>(n, vectors, panel, tile, far && p == panel_begin);
-      for (int i = 0; i < call.sources; ++i) {
-        panel.b[i] += panel_stride[i];
-        panel.bias[i] += PW;
-        panel.multiplier[i] += PW;
-        panel.flipped[i] += V::kFlips ? PW : 0;
-      }
+    for (int p = 0; p < panels; ++p) {
+      const int left = g.columns - call.column - p * PW;
+      const int vectors = at_most((left + V::kWidth - 1) / V::kWidth, V::kVectors);
+      run_quantized_tile<V>(n, vectors, call, tile, p, far && p == 0);
     }
   }
 }
@@ -434,10 +431,10 @@ void quantized_gemm(const QuantizedGemm& g, int row_begin, int row_end, int pane
   call.upcoming = &upcoming;
   for (int p = panel_begin; p < panel_end; p += step) {
     const int end = at_most(p + step, panel_end);
-    std::ptrdiff_t panel_stride[2] = {};
+    call.column = p * PW;
     for (int i = 0; i < call.sources; ++i) {
       const QuantizedPanels& b = i ? g.shortcut->b : source.b;
-      panel_stride[i] = b.panel_stride;
+      call.panel_stride[i] = b.panel_stride;
       call.b[i] = b.base + p * b.panel_stride;
       call.bias[i] = b.bias + p * PW;
       call.multiplier[i] = b.multiplier + p * PW;
@@ -464,8 +461,8 @@ void quantized_gemm(const QuantizedGemm& g, int row_begin, int row_end, int pane
       for (int i = 0; i < call.sources; ++i) {
         call.flipped[i] = flipped[i];
         for (int n = p; n < end; ++n) {
-          flipped_sums<V>(call.b[i] + (n - p) * panel_stride[i], std::int64_t{call.taps[i]} * call.quads[i],
-                          flipped[i] + (n - p) * PW);
+          flipped_sums<V>(call.b[i] + (n - p) * call.panel_stride[i],
+                          std::int64_t{call.taps[i]} * call.quads[i], flipped[i] + (n - p) * PW);
         }
       }
     }
@@ -480,7 +477,7 @@ void quantized_gemm(const QuantizedGemm& g, int row_begin, int row_end, int pane
       }
     }
     call.pace = fetching_pace(upcoming, tiles * (end - p) * quads);
-    quantized_rows<V>(call, row_begin, row_end, p, end, panel_stride, scratch.zeros);
+    quantized_rows<V>(call, row_begin, row_end, end - p, scratch.zeros);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "carver.h"
 #include "lists.h"
 
 namespace dyndeploy::cpu {
@@ -14,12 +15,12 @@ constexpr int kCacheLine = 64;
 
 // The remaining taps of every border class.
 struct ClassTaps {
-  std::uint16_t taps[kBorderClasses];
-  ClassTaps() {
+  std::uint16_t taps[kBorderClasses] = {};
+  constexpr ClassTaps() {
     for (int c = 0; c < kBorderClasses; ++c) taps[c] = static_cast<std::uint16_t>(border_taps(c));
   }
 };
-const ClassTaps kClassTaps;
+constexpr ClassTaps kClassTaps;
 static_assert(kBorderClasses == kQuantizedClasses, "one number");
 
 // One more row, of zeros, ends each block.
@@ -58,22 +59,6 @@ std::uint8_t constant_of(std::int32_t bias, float multiplier) {
   const float product = static_cast<float>(bias) * multiplier;
   return static_cast<std::uint8_t>(std::nearbyint(std::min(std::max(product, 0.0f), 255.0f)));
 }
-
-class Carver {
- public:
-  explicit Carver(char* base) : base_(base) {}
-  template <class T>
-  T* take(std::size_t count) {
-    T* piece = reinterpret_cast<T*>(base_ + used_);
-    used_ += (count * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
-    return base_ ? piece : nullptr;
-  }
-  std::size_t used() const { return used_; }
-
- private:
-  char* base_;
-  std::size_t used_ = 0;
-};
 
 bool fits(const std::int8_t* weights, std::size_t count, int limit) {
   return !weights || std::all_of(weights, weights + count, [=](int w) { return w >= -limit && w <= limit; });

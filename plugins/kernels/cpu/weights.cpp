@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "carver.h"
 #include "lists.h"
 #include "simd/bf16.h"
 
@@ -63,21 +64,6 @@ bool has_narrow_groups(const BottleneckLayer& layer, bool channel_skipping) {
          (layer.zero_skipped || !channel_skipping);
 }
 
-class Carver {
- public:
-  explicit Carver(char* base) : base_(base) {}
-  float* floats(std::size_t count) {
-    float* piece = reinterpret_cast<float*>(base_ + used_);
-    used_ += (count * sizeof(float) + 63) / 64 * 64;
-    return base_ ? piece : nullptr;
-  }
-  std::size_t used() const { return used_; }
-
- private:
-  char* base_;
-  std::size_t used_ = 0;
-};
-
 }  // namespace
 
 PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
@@ -110,24 +96,25 @@ PackedBottleneck::PackedBottleneck(const Isa& isa, const BottleneckLayer& layer,
   float *w1, *w2, *u2, *w3, *wd, *b1, *b2, *b3, *bd, *r1, *r2, *pairs1, *border, *skipped;
   float *squeeze, *squeeze_bias, *excite, *excite_bias;
   const auto carve = [&](Carver& carver) {
-    w1 = carver.floats(w1_floats);
-    w2 = carver.floats((narrow ? group_floats : w2_floats) * static_cast<std::size_t>(G));
-    u2 = carver.floats(u2_floats * static_cast<std::size_t>(G));
-    w3 = carver.floats(w3_floats);
-    wd = carver.floats(wd_floats);
-    b1 = carver.floats(m_floats);
-    b2 = carver.floats(narrow ? static_cast<std::size_t>(group_row) * static_cast<std::size_t>(G) : m_floats);
-    b3 = carver.floats(co_floats);
-    bd = carver.floats(co_floats);
-    r1 = carver.floats(constants ? m_floats : 0);
-    r2 = carver.floats(constants ? m_floats : 0);
-    pairs1 = carver.floats(channel_skipping ? w1_floats : 0);
-    border = carver.floats(constants ? kBorderClasses * m_floats : 0);
-    skipped = carver.floats(constants ? co_floats : 0);
-    squeeze = carver.floats(squeeze_floats);
-    squeeze_bias = carver.floats(static_cast<std::size_t>(S));
-    excite = carver.floats(squeeze_floats);
-    excite_bias = carver.floats(S ? static_cast<std::size_t>(M) : 0);
+    w1 = carver.take<float>(w1_floats);
+    w2 = carver.take<float>((narrow ? group_floats : w2_floats) * static_cast<std::size_t>(G));
+    u2 = carver.take<float>(u2_floats * static_cast<std::size_t>(G));
+    w3 = carver.take<float>(w3_floats);
+    wd = carver.take<float>(wd_floats);
+    b1 = carver.take<float>(m_floats);
+    b2 = carver.take<float>(narrow ? static_cast<std::size_t>(group_row) * static_cast<std::size_t>(G)
+                                   : m_floats);
+    b3 = carver.take<float>(co_floats);
+    bd = carver.take<float>(co_floats);
+    r1 = carver.take<float>(constants ? m_floats : 0);
+    r2 = carver.take<float>(constants ? m_floats : 0);
+    pairs1 = carver.take<float>(channel_skipping ? w1_floats : 0);
+    border = carver.take<float>(constants ? kBorderClasses * m_floats : 0);
+    skipped = carver.take<float>(constants ? co_floats : 0);
+    squeeze = carver.take<float>(squeeze_floats);
+    squeeze_bias = carver.take<float>(static_cast<std::size_t>(S));
+    excite = carver.take<float>(squeeze_floats);
+    excite_bias = carver.take<float>(S ? static_cast<std::size_t>(M) : 0);
   };
   Carver measure(nullptr);
   carve(measure);
