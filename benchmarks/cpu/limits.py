@@ -148,10 +148,21 @@ def outcomes(rows: Sequence[Row], granularity: str, best: str | None) -> list[Ou
                 other = by_key.get((*_key(row)[:-2], *((limit.over, None) if limit.over else (row["contestant"], 1.0))))
                 if other is None:
                     continue
-                divisor *= other["realised_speedup"] / other["ideal_speedup"]
+                divisor *= speed_of(other, limit.contestant) / other["ideal_speedup"]
             low, high = (value / divisor for value in row["realised_spread"])
-            found.append(Outcome(limit, row, least, row["realised_speedup"] / divisor, (low, high)))
+            found.append(Outcome(limit, row, least, speed_of(row, limit.contestant) / divisor, (low, high)))
     return found
+
+
+def speed_of(row: Row, contestant: str = INT8) -> float:
+    """Speed over the static twin; of INT8 on one thread by processor times, which other load changes less.
+
+    Args:
+        row: Of the benchmark.
+        contestant: Whose limit it is for.
+    """
+    by_cpu: float | None = row["realised_speedup_cpu"] if contestant == INT8 else None
+    return float(row["realised_speedup"]) if by_cpu is None else by_cpu
 
 
 def _key(row: Row) -> tuple[Any, ...]:

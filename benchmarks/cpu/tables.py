@@ -54,12 +54,12 @@ def int8_table(rows: Sequence[Row]) -> str:
         contestant, rate = row["contestant"], row["rate"]
         if row["masks"] == "data" or not contestant.startswith((BEST, INT8, ORT_INT8, OPENVINO_INT8)):
             continue
-        configuration, speed = _key(row)[:-2], row["realised_speedup"]
+        configuration, speed = _key(row)[:-2], limits.speed_of(row)
         over = [by_key.get((*configuration, name, None)) for name in (ORT_INT8, OPENVINO_INT8)]
-        ratios = ["" if other is None else f"{speed / other['realised_speedup']:.2f}" for other in over]
+        ratios = ["" if other is None else f"{speed / limits.speed_of(other):.2f}" for other in over]
         own, share = by_key.get((*configuration, contestant, 1.0)), ""
         if own is not None:
-            share = f"{speed / own['realised_speedup'] * own['ideal_speedup'] / row['ideal_speedup']:.2f}"
+            share = f"{speed / limits.speed_of(own) * own['ideal_speedup'] / row['ideal_speedup']:.2f}"
         done, of = row.get("integer_convolutions", (None, None))
         integers = "" if done is None else f" ({done} of {of} convolutions in integers)"
         low, high = row["realised_spread"]
@@ -171,7 +171,13 @@ def page(result: Row) -> str:
             parts += ["## Limits", limits.section(own, result["granularities"][0], result["best"])]
         if any(row["contestant"].startswith(INT8) for row in rows):
             same = [row for row in rows if row["granularity"] == result["granularities"][0]]
-            parts += ["## INT8", *filter(None, [limits.sizes(same)]), int8_table(same)]
+            parts += [
+                "## INT8",
+                "Speeds on one thread are ratios of processor times, here and in the limits of INT8; the quartiles are "
+                "those of wall times. *load* is the machine's, over the minute before.",
+                *filter(None, [limits.sizes(same)]),
+                int8_table(same),
+            ]
         parts += ["## Threads: twin / best, ms", threads_table(own), "## All configurations", table(own)]
     for name in others:
         parts += [

@@ -237,7 +237,7 @@ def from_layers(
     if weight.ndim != 4 or weight.shape[1] > MAX_CHANNELS or weight.shape[2] > MAX_KERNEL_ROWS:
         return None
     pool = {"kernel_shape": [1, 1], "strides": [1, 1], "pads": [0] * 4} | dict(pooling or {})
-    attributes = {
+    attributes: dict[str, Any] = {
         "strides": list(convolution.get("strides", [1, 1])),
         "pads": list(convolution.get("pads", [0] * 4)),
         "pool_shape": list(pool["kernel_shape"]),
@@ -250,10 +250,11 @@ def from_layers(
     biases = np.zeros(len(weight), np.float32) if bias is None else bias
     integers.require_finite(NAME, {"w": weight, "b": biases})
     with torch.no_grad():
-        tensors = (torch.from_numpy(np.array(value, np.float32)) for value in (weight, biases))
-        w, b, m = (value.numpy() for value in integers.linear_constants(*tensors, scales, weight_bits))
+        given_weight, given_bias = (torch.from_numpy(np.array(value, np.float32)) for value in (weight, biases))
+        found = integers.linear_constants(given_weight, given_bias, scales, weight_bits)
+        w, b, m = (value.numpy() for value in found)
     integers.require_range(NAME, "w", w, b, m)
-    constants = {"w": w.astype(np.int8), "b": b.astype(np.int32), "m": m.astype(np.float32)}
+    constants: dict[str, Array] = {"w": w.astype(np.int8), "b": b.astype(np.int32), "m": m.astype(np.float32)}
     return SPECS[0], constants, attributes
 
 

@@ -194,6 +194,8 @@ class OnnxRuntimeSession(Session):
                 )
             # The library has just read the environment, and answers from it once more.
             used = replace(used, instruction_set=library.instruction_set(precision))
+            if in_graph and precision not in library.precisions():
+                used = NativeUse()  # older than operators in integers, which run as function bodies
         if profile:
             self._profile_folder = Path(tempfile.mkdtemp(prefix="dyndeploy-profile-"))
             options.enable_profiling = True

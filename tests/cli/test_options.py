@@ -94,7 +94,8 @@ def test_names_are_completed() -> None:
     assert complete_network("laud_resnet5") == ["laud_resnet50"]
     assert complete_target("nan") == ["nano"]
     assert "nano" in complete_device("") and complete_device("cp") == ["cpu"]
-    assert complete_recipe("digits-laud-resnet") == ["digits-laud-resnet14-small-spatial"]
+    spatial = "digits-laud-resnet14-small-spatial"
+    assert complete_recipe("digits-laud-resnet") == [spatial, f"{spatial}-int8"]
 
 
 def test_completion_can_be_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ from dyndeploy.runtimes import OnnxRuntimeSession, open_staged
 from tests.bundles import many_bundle, resealed, tiny_bundle, tiny_models, with_reference
 from tests.plugins.conftest import RuntimeBuild
 from tests.plugins.device_runtime import BINDING, binding
+from tests.quantized import exported
 from tests.staged_bundles import images, staged_bundle
 
 pytestmark = pytest.mark.usefixtures("onnxruntime_library")
@@ -104,6 +105,25 @@ def test_tensors_equal_pythons_to_the_bit(
     [result] = run_inputs(bundle, [feeds], native=native)
     statistics = session.info  # of what was opened; it outlives the session
     assert statistics["masks"] == list(result.rates)
+
+
+@pytest.mark.parametrize("native", ["auto", "off"])
+def test_int8_bundles_equal_pythons_to_the_bit(
+    open_session: Callable[..., Any], runtime_build: RuntimeBuild, tmp_path: Path, native: str
+) -> None:
+    bundle = exported(tmp_path, mode="both", batch=2)[1]
+    feeds = {name: value[:2] for name, value in bundle.reference_inputs().items()}
+    with OnnxRuntimeSession(bundle.model, native=native, precision="int8") as session:
+        expected, used = session.run(feeds), session.info.native
+    library = used.path or "off"
+    with open_session(bundle.path, native=library) as session:
+        got, info = session.run(feeds), session.info
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value)
+    assert info["precision"] == "int8" and info["instruction_set"] == (used.instruction_set or "")
+    done = run_program(runtime_build, bundle.path, "--verify", "--native", library)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("kind", ["spatial", "channel", "static", "batch"])
@@ -490,7 +510,8 @@ def test_no_onnxruntime_one_that_is_too_old_and_one_that_is_none(
     assert done.stderr.count("\n") <= 2
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+# One that graphs are written in has a bundle of its own, above.
+@pytest.mark.parametrize("precision", [name for name, precision in PRECISIONS.items() if not precision.in_graph])
 def test_precisions_are_those_of_python(open_session: Callable[..., Any], tmp_path: Path, precision: str) -> None:
     bundle = resealed(tiny_bundle(tmp_path / "bundle"), precision=precision)
     if PRECISIONS[precision].cpu == "fp32":

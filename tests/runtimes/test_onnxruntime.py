@@ -15,9 +15,12 @@ from onnx import TensorProto, helper
 from dyndeploy.bundle import TensorInfo
 from dyndeploy.errors import BundleError, DyndeployError, InputError, UsageError
 from dyndeploy.graphs.forced import forced_feeds, forced_masks, overlay_forced_masks
+from dyndeploy.ops import Role
 from dyndeploy.runtimes import ANY_SIZE, FALLBACK_BODIES, OnnxRuntimeSession
-from dyndeploy.runtimes.native import ISA_VARIABLE, LIBRARY_VARIABLE, find_cpu_library
+from dyndeploy.runtimes.native import ISA_VARIABLE, LIBRARY_VARIABLE, NativeLibrary, find_cpu_library
 from tests.bundles import MODES, SIZE, tiny_bundle, tiny_models
+from tests.ops.cases import build
+from tests.ops.test_operators import single_node_model
 
 
 @pytest.fixture(scope="module")
@@ -357,7 +360,30 @@ def test_a_library_that_would_ignore_bf16_is_refused(
 @NEEDS_LIBRARY
 def test_the_library_reports_its_precisions() -> None:
     library = find_cpu_library()
-    assert library is not None and library.precisions() == ("fp32", "bf16")
+    assert library is not None and library.precisions() == ("fp32", "bf16", "int8")
+
+
+@NEEDS_LIBRARY
+def test_int8_runs_with_a_library_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = find_cpu_library()
+    assert library is not None
+    case = build("QuantizedSpatialChannelBottleneck", batch=2, channels=24, hidden=12)
+    integers = single_node_model(case, 17)
+    inputs = zip(case.spec.inputs, case.inputs, strict=True)
+    feeds = {port.name: value.numpy() for port, value in inputs if port.role is not Role.WEIGHT}
+    expected = case.reference().numpy()
+    for name in library.instruction_sets("int8"):
+        monkeypatch.setenv(ISA_VARIABLE, name)
+        with OnnxRuntimeSession(integers, precision="int8") as session:
+            assert session.info.native.instruction_set == name
+            np.testing.assert_array_equal(session.run(feeds)["result"], expected)
+    monkeypatch.delenv(ISA_VARIABLE)
+    # An older library leaves operators in integers to their function bodies.
+    for native in ("off", "auto"):
+        monkeypatch.setattr(NativeLibrary, "precisions", lambda self: ("fp32", "bf16"))
+        with OnnxRuntimeSession(integers, precision="int8", native=native) as session:
+            assert session.info.native.path is None
+            np.testing.assert_array_equal(session.run(feeds)["result"], expected)
 
 
 def test_unknown_precisions(model: onnx.ModelProto) -> None:
