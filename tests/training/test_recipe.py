@@ -313,7 +313,7 @@ def test_recipes_of_other_editors(tmp_path: Path, encoding: str) -> None:
 
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Did you mean 'digits-laud-resnet14-small-spatial'"):
-        load_recipe("digits-laud-resnet14-small")
+        load_recipe("digits-laud-resnet14-small-spacial")
     with pytest.raises(InputError, match="There is no recipe"):
         load_recipe(tmp_path / "absent.yaml")
     with pytest.raises(InputError, match="not valid YAML"):
