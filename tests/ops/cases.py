@@ -87,7 +87,10 @@ def build(
 
     x = normal(batch, *size, channels).relu()
     if name == "SpatialMasker":
-        attributes: dict[str, Any] = {"mask_height": min(mask_size[0], size[0]), "mask_width": min(mask_size[1], size[1])}
+        attributes: dict[str, Any] = {
+            "mask_height": min(mask_size[0], size[0]),
+            "mask_width": min(mask_size[1], size[1]),
+        }
         return Case(spec, (x, normal(2, channels), normal(2) * 0.1), attributes)
     if name.startswith("ChannelMasker"):
         layers = [normal(5, channels), normal(5)] if name.endswith("Hidden") else []
