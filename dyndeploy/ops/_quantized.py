@@ -51,13 +51,16 @@ def quantize_activation(values: torch.Tensor, scale: float) -> torch.Tensor:
     return whole.clamp(0, ACTIVATION_LIMIT).to(values.dtype)
 
 
-def weight_scales(weight: torch.Tensor, weight_bits: int, least: torch.Tensor | None = None) -> torch.Tensor:
+def weight_scales(
+    weight: torch.Tensor, weight_bits: int, least: torch.Tensor | None = None, most: float | None = None
+) -> torch.Tensor:
     """Scale of every output channel: its largest magnitude over the limit, 1 where nothing is left of it.
 
     Args:
         weight: (out, ...).
         weight_bits: 7 or 8.
         least: Scales (out,) that are not gone below.
+        most: A scale that is not exceeded where ``least`` allows it: what is larger is cut off.
 
     Returns:
         (out,) float32, without a gradient.
@@ -66,6 +69,8 @@ def weight_scales(weight: torch.Tensor, weight_bits: int, least: torch.Tensor | 
 
     rows = weight.detach().to(torch.float32).reshape(weight.shape[0], -1)
     scales = rows.abs().amax(1) / weight_limit(weight_bits)
+    if most is not None:
+        scales = scales.clamp(max=most)
     if least is not None:
         scales = torch.maximum(scales, least.to(torch.float32))
     return torch.where(scales < torch.finfo(torch.float32).tiny, torch.ones_like(scales), scales)
@@ -109,7 +114,9 @@ def linear_constants(
 
     source, target = (float(np.float32(scale)) for scale in scales)
     least = bias.detach().double().abs() / (source * _BIAS_LIMIT)
-    own = weight_scales(weight, weight_bits, least)
+    # A unit of the sums is at most a step of the output. Only channels that are never computed have weights for which
+    # that matters: what is left of them is their bias, which units far coarser than the output's would spoil.
+    own = weight_scales(weight, weight_bits, least, most=target / source)
     unit = own.double() * source
     whole = round_half_even(bias.double() / unit).clamp(-_BIAS_LIMIT, _BIAS_LIMIT)
     return quantize_weight(weight, own, weight_bits), whole, (unit / target).to(torch.float32)

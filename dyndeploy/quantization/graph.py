@@ -23,7 +23,6 @@ from dyndeploy.graphs.inspect import (
 )
 from dyndeploy.graphs.passes.shared import add_constant, fresh_name
 from dyndeploy.graphs.rules import check_structure
-from dyndeploy.graphs.tensorrt import in_head
 from dyndeploy.ops import DOMAIN, OPERATORS, Role
 from dyndeploy.ops._quantized import quantize_weight, weight_scales
 from dyndeploy.ops.base import OperatorSpec, Quantization
@@ -104,8 +103,8 @@ def runtime_integers(model: onnx.ModelProto) -> Iterator[str]:
 def standard_layers(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, str, str]]:
     """Standard convolutions that can be quantised: the node, and the names of its input and output.
 
-    The output is that of the Relu behind it where nothing else reads the convolution's. Weights are constants; heads
-    stay as they are.
+    The output is that of the Relu behind it where nothing else reads the convolution's. Weights are constants. Linear
+    layers, which heads are made of, stay as they are.
     """
     weights, view = {item.name for item in model.graph.initializer}, _View(model.graph)
     for node in model.graph.node:
@@ -115,7 +114,7 @@ def standard_layers(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, st
 
 def _is_convolution(node: onnx.NodeProto, weights: Collection[str]) -> bool:
     constant = all(name in weights for name in node.input[1:] if name)
-    return node.op_type == "Conv" and not node.domain and constant and not in_head(node.name)
+    return node.op_type == "Conv" and not node.domain and constant
 
 
 class _View:

@@ -7,14 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
+from torch import nn
 
-from dyndeploy import Bundle, ExportSettings, export_model
+from dyndeploy import Bundle, ExportSettings, early_exits, export_model, verify_bundle
 from dyndeploy.bundle import Manifest
 from dyndeploy.cli import run
 from dyndeploy.errors import BundleError, InputError, UsageError
 from dyndeploy.inference import run_inputs
-from dyndeploy.quantization import CalibrationTable
+from dyndeploy.quantization import CalibrationTable, calibrate, runtime_integers
 from tests.export.conftest import lively_network
 from tests.quantized import exported
 
@@ -62,6 +65,29 @@ def test_blocks_left_in_fp32_are_named(pair: Pair, tmp_path: Path) -> None:
     assert info is not None and info.fp32_blocks == ("stem", "layer2.0") and info.within_step == ()
     kinds = {operator.block: operator.op_type for operator in bundle.manifest.operators}
     assert not kinds["layer2.0"].startswith("Quantized") and kinds["layer3.0"].startswith("Quantized")
+
+
+def test_stages_without_dynamic_blocks_compute_their_convolutions_in_integers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    stages = [
+        nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 1)),
+        nn.Sequential(nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1)),
+    ]
+    heads = [nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4)) for width in (8, 16)]
+    network = early_exits(stages, heads, confidence="margin").eval()
+    single = export_model(network, tmp_path / "fp32", ExportSettings(input_size=(32, 32)))
+    random = np.random.default_rng(0)
+    images = [{"images": random.standard_normal((1, 3, 32, 32)).astype(np.float32)} for _ in range(16)]
+    table = replace(calibrate(single, images, method="minmax"), network=single.manifest.network.name)
+    settings = ExportSettings(input_size=(32, 32), precision="int8", calibration=table)
+    integers = export_model(network, tmp_path / "int8", settings)
+    assert integers.manifest.quantization is not None and integers.manifest.quantization.within_step
+    assert integers.manifest.exits is not None
+    graphs = [onnx.load(integers.path / stage.file) for stage in integers.manifest.exits.stages]
+    assert [len(list(runtime_integers(graph))) for graph in graphs] == [2, 1]
+    report = verify_bundle(integers, native="off")
+    assert report.passed, [check for check in report.checks if not check.passed]
+    assert any(check.name == "integers: standard layers" for check in report.checks)
 
 
 def test_what_does_not_fit_is_refused(pair: Pair, tmp_path: Path) -> None:

@@ -250,13 +250,24 @@ def test_an_identity_needs_one_scale() -> None:
 
 def test_constants_beyond_32_bits_are_refused() -> None:
     case = build("SpatialBottleneckProjection", hidden=6)
-    with pytest.raises(UsageError, match="sums of w1 could leave the range of 32-bit"):
-        face(case).convert(weights_of(case), {**SCALES, "h1": 1e-9}, 7)
     # Of so many products of 255 and 64 nobody knows that their sum fits.
     weights = weights_of(case)
     weights["wd"], weights["w1"] = np.ones((12, 140_000), np.float32), np.full((6, 140_000), 1e-6, np.float32)
     with pytest.raises(UsageError, match="sums of w1 could leave"):
         face(case).convert(weights, SCALES, 7)
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_units_of_sums_are_at_most_a_step_of_the_output(bits: int) -> None:
+    """Rows of channels that are never computed may hold anything: their bias is what counts."""
+    weight, bias = torch.tensor([[282.0, -3.0], [0.5, 0.1]]), torch.tensor([0.37, 0.37])
+    w, b, m = integers.linear_constants(weight, bias, (0.5, 0.03), bits)
+    limit = integers.weight_limit(bits)
+    assert m.tolist() == pytest.approx([1.0, 0.5 * 0.5 / limit / 0.03])
+    assert w[0].tolist() == [limit, -round(3.0 / 0.06)] and b[0] == round(0.37 / 0.03)
+    # Zeros leave the bias alone, which keeps its own precision.
+    w, b, m = integers.linear_constants(torch.zeros(1, 2), bias[:1], (0.5, 0.03), bits)
+    assert w.tolist() == [[0.0, 0.0]] and float(b[0] * m[0]) == pytest.approx(0.37 / 0.03, abs=0.5)
 
 
 # ---------------------------------------------------------------- simulation
