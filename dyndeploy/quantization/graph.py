@@ -23,6 +23,7 @@ from dyndeploy.graphs.inspect import (
 )
 from dyndeploy.graphs.passes.shared import add_constant, fresh_name
 from dyndeploy.graphs.rules import check_structure
+from dyndeploy.graphs.tensorrt import float_nodes
 from dyndeploy.ops import DOMAIN, OPERATORS, Role
 from dyndeploy.ops._quantized import quantize_weight, weight_scales
 from dyndeploy.ops.base import OperatorSpec, Quantization
@@ -30,7 +31,7 @@ from dyndeploy.ops.quantized_image_convolution import from_layers
 from dyndeploy.quantization.table import INT8, CalibrationTable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
 Array = npt.NDArray[Any]
 
@@ -103,18 +104,14 @@ def runtime_integers(model: onnx.ModelProto) -> Iterator[str]:
 def standard_layers(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, str, str]]:
     """Standard convolutions that can be quantised: the node, and the names of its input and output.
 
-    The output is that of the Relu behind it where nothing else reads the convolution's. Weights are constants. Linear
-    layers, which heads are made of, stay as they are.
+    The output is that of the Relu behind it where nothing else reads the convolution's. Weights are constants. What
+    decides, or computes with the vectors behind the last map, stays in floats.
     """
-    weights, view = {item.name for item in model.graph.initializer}, _View(model.graph)
+    weights, view, floats = {item.name for item in model.graph.initializer}, _View(model.graph), float_nodes(model)
     for node in model.graph.node:
-        if _is_convolution(node, weights):
+        constant = all(name in weights for name in node.input[1:] if name)
+        if node.op_type == "Conv" and not node.domain and constant and node.name not in floats:
             yield node, node.input[0], view.behind_relu(node.output[0])
-
-
-def _is_convolution(node: onnx.NodeProto, weights: Collection[str]) -> bool:
-    constant = all(name in weights for name in node.input[1:] if name)
-    return node.op_type == "Conv" and not node.domain and constant
 
 
 class _View:
@@ -207,9 +204,7 @@ class _Graph:
     def __init__(self, graph: onnx.GraphProto, shared: _Shared) -> None:
         self._graph, self._shared, self._view = graph, shared, _View(graph)
         self._dynamic = self._dynamic_nodes()
-        self._convolutions = {
-            node.output[0] for node in graph.node if _is_convolution(node, shared.constants) and shared.integer(node)
-        }
+        self._convolutions = {node.output[0] for node, _, _ in standard_layers(shared.model) if shared.integer(node)}
         self.scales: dict[str, _Scale] = {}
         self.bytes: dict[str, str] = {}
         self.only_bytes: set[str] = set()
