@@ -48,7 +48,7 @@ class OutputDeviation:
             title,
             self.relative_error <= tolerance,
             f"max error {self.max_error:.3g}, relative {self.relative_error:.3g}"
-            + ("" if math.isinf(tolerance) else f" (limit {tolerance:g})"),
+            + (" (shown, not held)" if math.isinf(tolerance) else f" (limit {tolerance:g})"),
         )
 
     def to_json(self) -> dict[str, Any]:
