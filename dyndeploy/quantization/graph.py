@@ -23,7 +23,7 @@ from dyndeploy.graphs.inspect import (
 )
 from dyndeploy.graphs.passes.shared import add_constant, fresh_name
 from dyndeploy.graphs.rules import check_structure
-from dyndeploy.graphs.tensorrt import float_nodes
+from dyndeploy.graphs.tensorrt import float_nodes, in_head
 from dyndeploy.ops import DOMAIN, OPERATORS, Role
 from dyndeploy.ops._quantized import quantize_weight, weight_scales
 from dyndeploy.ops.base import OperatorSpec, Quantization
@@ -101,16 +101,21 @@ def runtime_integers(model: onnx.ModelProto) -> Iterator[str]:
             yield node.name
 
 
-def standard_layers(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, str, str]]:
+def standard_layers(model: onnx.ModelProto, *, heads: bool = False) -> Iterator[tuple[onnx.NodeProto, str, str]]:
     """Standard convolutions that can be quantised: the node, and the names of its input and output.
 
     The output is that of the Relu behind it where nothing else reads the convolution's. Weights are constants. What
     decides, or computes with the vectors behind the last map, stays in floats.
+
+    Args:
+        model: A graph in FP32.
+        heads: Whether those behind the last block count as well: of a stage without blocks that is all of it.
     """
     weights, view, floats = {item.name for item in model.graph.initializer}, _View(model.graph), float_nodes(model)
     for node in model.graph.node:
         constant = all(name in weights for name in node.input[1:] if name)
-        if node.op_type == "Conv" and not node.domain and constant and node.name not in floats:
+        kept = node.name in floats or (in_head(node.name) and not heads)
+        if node.op_type == "Conv" and not node.domain and constant and not kept:
             yield node, node.input[0], view.behind_relu(node.output[0])
 
 
@@ -187,6 +192,10 @@ class _Shared:
             )
         return found
 
+    def knows(self, node: onnx.NodeProto) -> bool:
+        """Whether a standard layer was calibrated; one that is no head has to be."""
+        return not in_head(node.name) or f"{node.name}:x" in self.table.tensors
+
     def integer(self, node: onnx.NodeProto) -> bool:
         return self.table.precision_of(group_of(node.name)) == INT8
 
@@ -204,7 +213,11 @@ class _Graph:
     def __init__(self, graph: onnx.GraphProto, shared: _Shared) -> None:
         self._graph, self._shared, self._view = graph, shared, _View(graph)
         self._dynamic = self._dynamic_nodes()
-        self._convolutions = {node.output[0] for node, _, _ in standard_layers(shared.model) if shared.integer(node)}
+        self._convolutions = {
+            node.output[0]
+            for node, _, _ in standard_layers(shared.model, heads=True)
+            if shared.integer(node) and shared.knows(node)
+        }
         self.scales: dict[str, _Scale] = {}
         self.bytes: dict[str, str] = {}
         self.only_bytes: set[str] = set()

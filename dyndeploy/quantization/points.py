@@ -106,7 +106,14 @@ class _Search:
         self._made_by: dict[Tensor, onnx.NodeProto] = {}
         self._read_by: dict[Tensor, list[onnx.NodeProto]] = {}
         self._constants = [{item.name for item in stage.graph.initializer} for stage in stages]
-        self._convolutions = [{node.output[0] for node, _, _ in standard_layers(stage)} for stage in stages]
+        # Stages share the names of what stands behind their blocks. Where there are blocks, one scale for all that has
+        # one name would be theirs, too.
+        blocks = any(
+            face.output for stage in stages for node in stage.graph.node if (face := _face_of(node)) is not None
+        )
+        self._convolutions = [
+            {node.output[0] for node, _, _ in standard_layers(stage, heads=not blocks)} for stage in stages
+        ]
         self._results: set[Tensor] = set()
         self._moved: dict[Tensor, Tensor] = {}
         """Result of an operator that keeps values -> where they come from."""
@@ -122,7 +129,7 @@ class _Search:
         self._index()
         self._join_what_keeps_values()
         nodes = [(index, node) for index, stage in enumerate(self._stages) for node in stage.graph.node]
-        faces = [(index, node, OPERATORS[node.op_type].quantization) for index, node in nodes if is_dynamic(node)]
+        faces = [(index, node, _face_of(node)) for index, node in nodes]
         # What writes integers first: it has the plain names of its block's points.
         for writes in (True, False):
             for index, node, face in faces:
@@ -241,6 +248,11 @@ class _Search:
         ]
         found.inside = _inside_branches(self._stages)
         return found
+
+
+def _face_of(node: onnx.NodeProto) -> Quantization | None:
+    """How a dynamic operator is quantised; None for others."""
+    return OPERATORS[node.op_type].quantization if is_dynamic(node) else None
 
 
 def _inside_branches(stages: Sequence[onnx.ModelProto]) -> list[str]:
