@@ -39,7 +39,8 @@ def runtime_build(tmp_path_factory: pytest.TempPathFactory) -> RuntimeBuild:
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
     folder = shared / "runtime-build"
-    with locked(folder):
+    # A build takes a minute or so, several where other work goes on.
+    with locked(folder, seconds=900.0):
         if not (folder / "done").exists():
             _build(folder)
     return _checked(folder)
