@@ -26,7 +26,9 @@ ACTIVATION_LIMIT = 255
 SUM_LIMIT = 2**31
 """Sums, and what is left of them before they are rounded, stay below."""
 
-_BIAS_LIMIT = 2**30
+BIAS_LIMIT = 2**30
+"""Largest magnitude of a bias, in units of the products."""
+
 _SATURATION = (-(2**15), 2**15 - 1)
 
 
@@ -76,6 +78,16 @@ def weight_scales(
     return torch.where(scales < torch.finfo(torch.float32).tiny, torch.ones_like(scales), scales)
 
 
+def least_scales(bias: torch.Tensor, source: float) -> torch.Tensor:
+    """Scales of weights (out,) below which a bias would exceed :data:`BIAS_LIMIT`, in double precision.
+
+    Args:
+        bias: (out,).
+        source: Scale of the input.
+    """
+    return bias.detach().double().abs() / (source * BIAS_LIMIT)
+
+
 def quantize_weight(weight: torch.Tensor, scales: torch.Tensor, weight_bits: int) -> torch.Tensor:
     """``round(weight / scale)`` of every output channel, within the limit of its bits; float32."""
     import torch
@@ -113,12 +125,12 @@ def linear_constants(
     import torch
 
     source, target = (float(np.float32(scale)) for scale in scales)
-    least = bias.detach().double().abs() / (source * _BIAS_LIMIT)
+    least = least_scales(bias, source)
     # A unit of the sums is at most a step of the output. Only channels that are never computed have weights for which
     # that matters: what is left of them is their bias, which units far coarser than the output's would spoil.
     own = weight_scales(weight, weight_bits, least, most=target / source)
     unit = own.double() * source
-    whole = round_half_even(bias.double() / unit).clamp(-_BIAS_LIMIT, _BIAS_LIMIT)
+    whole = round_half_even(bias.double() / unit).clamp(-BIAS_LIMIT, BIAS_LIMIT)
     return quantize_weight(weight, own, weight_bits), whole, (unit / target).to(torch.float32)
 
 

@@ -152,7 +152,7 @@ def reference(
     result = integer_bottleneck(
         x.double(),
         # A call without a projection has no values for its names.
-        dict(zip(names, weights)),  # noqa: B905
+        dict(zip(names, weights, strict=False)),
         spatial=spatial,
         channel=channel,
         attributes=attributes,

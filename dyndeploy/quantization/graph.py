@@ -25,7 +25,7 @@ from dyndeploy.graphs.passes.shared import add_constant, fresh_name
 from dyndeploy.graphs.rules import check_structure
 from dyndeploy.graphs.tensorrt import float_nodes, in_head
 from dyndeploy.ops import DOMAIN, OPERATORS, Role
-from dyndeploy.ops._quantized import quantize_weight, weight_scales
+from dyndeploy.ops._quantized import BIAS_LIMIT, least_scales, quantize_weight, weight_scales
 from dyndeploy.ops.base import OperatorSpec, Quantization
 from dyndeploy.ops.quantized_image_convolution import from_layers
 from dyndeploy.quantization.table import INT8, CalibrationTable
@@ -38,7 +38,6 @@ Array = npt.NDArray[Any]
 INTEGER = "/uint8"
 """Ends the names of quantised tensors."""
 _REAL = "/real"
-_LARGEST_BIAS = 2.0**30
 _ADVICE = "Calibrate again with 'dyndeploy quantize'."
 _CHANNELS_LAST = [0, 2, 3, 1]
 _BYTEWISE = ("MaxPool", "Transpose")
@@ -493,8 +492,7 @@ class _Graph:
         least = torch.zeros(len(rows))
         if len(node.input) > 2 and node.input[2]:
             bias = shared.value(node.input[2], node).astype(np.float64)
-            # In units of the product of both scales the bias has to stay below its limit.
-            units = torch.from_numpy(np.abs(bias) / (source * _LARGEST_BIAS)).float()
+            units = least_scales(torch.from_numpy(bias), source).float()
             least = units if table.per_channel else units.max().reshape(1)
         steps = weight_scales(rows, table.weight_bits, least)
         quantised = quantize_weight(rows, steps, table.weight_bits).numpy().astype(np.int8).reshape(weight.shape)
@@ -510,7 +508,7 @@ class _Graph:
         inputs = [x, w]
         if bias is not None:
             unit = np.asarray(np.float32(source) * step, np.float32)
-            whole = np.clip(np.rint(bias / unit.astype(np.float64)), -_LARGEST_BIAS, _LARGEST_BIAS).astype(np.int32)
+            whole = np.clip(np.rint(bias / unit.astype(np.float64)), -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
             constants = [shared.constant(f"{node.name}/b", whole), shared.constant(f"{node.name}/b_scale", unit)]
             inputs.append(self._emit("DequantizeLinear", constants, f"{node.name}/b{_REAL}", node, axis))
         self._write_between(node, inputs)

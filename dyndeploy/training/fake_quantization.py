@@ -268,7 +268,8 @@ class FakeQuantization:
         scale, zero_point = self._range(of_x)
         wide = torch.float32 if torch.is_grad_enabled() else torch.float64
         whole = (integers.round_half_even(x / _float32(scale)) + zero_point).clamp(0, integers.ACTIVATION_LIMIT)
-        scales = integers.weight_scales(weight, self._bits)
+        least = None if bias is None else integers.least_scales(bias, _float32(scale))
+        scales = integers.weight_scales(weight, self._bits, least)
         unit = _float32(scale) * scales
         sums: Tensor = convolution._conv_forward(
             (whole - zero_point).to(wide), integers.quantize_weight(weight, scales, self._bits).to(wide), None
