@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from dyndeploy.ops import register_operator
     from dyndeploy.prediction import Prediction, predict
     from dyndeploy.reporting import compare_profile, write_report
+    from dyndeploy.tasks.detection import Detections
     from dyndeploy.training import Recipe, load_recipe, train
     from dyndeploy.verification import VerificationReport, verify_bundle
 
 _HOME = {
     "Bundle": "dyndeploy.bundle",
     "BundleEvaluation": "dyndeploy.evaluation",
+    "Detections": "dyndeploy.tasks.detection",
     "DynamicBlock": "dyndeploy.blocks",
     "ExportSettings": "dyndeploy.export",
     "Gate": "dyndeploy.blocks",
@@ -58,6 +60,7 @@ _HOME = {
 __all__ = [
     "Bundle",
     "BundleEvaluation",
+    "Detections",
     "DynamicBlock",
     "ExportSettings",
     "Gate",

@@ -144,6 +144,47 @@ def load_image(path: str | os.PathLike[str], preprocessing: PreprocessingLike, s
     return normalise(np.asarray(image), preprocessing)
 
 
+def read_image(path: str | os.PathLike[str]) -> ByteArray:
+    """Read an image file as 8-bit RGB pixels (height, width, 3), upright by its EXIF orientation.
+
+    Grey values are repeated, transparency is laid over white.
+
+    Args:
+        path: A file of one of :data:`FORMATS`.
+
+    Raises:
+        InputError: The file is missing, or is no image that can be read to its end.
+    """
+    return np.asarray(_read(Path(path)))
+
+
+def rgb_pixels(image: ByteArray | Image.Image) -> ByteArray:
+    """Return an image in memory as 8-bit RGB pixels (height, width, 3), as :func:`read_image` does for files.
+
+    Args:
+        image: Pixels of 8 bits: RGB, RGB with transparency (height, width, 4), or grey, (height, width) or (height,
+            width, 1); or an image of Pillow.
+
+    Raises:
+        UsageError: Anything else: values of another type, channels first, or no pixels at all.
+    """
+    if isinstance(image, Image.Image):
+        return np.asarray(_to_rgb(_upright(image)))
+    pixels = np.asarray(image)
+    what = f"an array {pixels.shape} of {pixels.dtype}"
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
+        first = pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4)
+        advice = " Move the channels last: image.transpose(1, 2, 0)." if first else " Give one image at a time."
+        raise UsageError(f"An image must have the shape (height, width, 3), not {what}.{advice}")
+    if pixels.dtype != np.uint8:
+        raise UsageError(f"An image must hold 8-bit values from 0 to 255 (uint8), not {what}. Scale and convert it.")
+    if not pixels.size:
+        raise UsageError(f"An image must have pixels, not {what}.")
+    if pixels.ndim == 3 and pixels.shape[2] == 3:
+        return pixels
+    return np.asarray(_to_rgb(Image.fromarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels)))
+
+
 def images_from_folder(
     path: str | os.PathLike[str],
     preprocessing: PreprocessingLike,

@@ -13,7 +13,7 @@ FLOORS = (
     {"finite", "processors"},
     {"files", "fields"},
     {"ops", "data", "confidences", "precisions"},
-    {"targets", "blocks"},
+    {"targets", "blocks", "tasks"},
     {"nets", "bundle"},
     {"graphs"},
     {"runtimes"},
