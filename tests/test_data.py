@@ -28,6 +28,8 @@ from dyndeploy.data import (
     images_of_classes,
     load_image,
     normalise,
+    read_image,
+    rgb_pixels,
     sample_photographs,
 )
 from dyndeploy.errors import InputError, UsageError
@@ -158,6 +160,52 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     image = load_image(save(tmp_path / "a.png", pixels, exif=exif), Plain(), (8, 8))
     upright = np.rot90(pixels, k=-1).transpose(2, 0, 1) / 255
     np.testing.assert_allclose(image, upright, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "I;16"])
+def test_arrays_become_rgb_as_files_do(tmp_path: Path, mode: str) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (5, 7, 4), np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(values[..., 0].astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(values, "RGBA").convert(mode)
+    image.save(tmp_path / "image.png")
+    pixels = read_image(tmp_path / "image.png")
+    assert pixels.shape == (5, 7, 3) and pixels.dtype == np.uint8
+    assert np.array_equal(rgb_pixels(image), pixels)
+    if mode in ("L", "RGB", "RGBA"):
+        assert np.array_equal(rgb_pixels(np.asarray(image)), pixels)
+    if mode == "L":
+        assert np.array_equal(rgb_pixels(np.asarray(image)[..., None]), pixels)
+        assert np.array_equal(pixels[..., 1], np.asarray(image))
+
+
+def test_images_are_read_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    pixels = np.zeros((8, 16, 3), np.uint8)
+    pixels[:, :8] = 255
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    upright = read_image(tmp_path / "turned.png")
+    assert upright.shape == (16, 8, 3) and upright[:8].all() and not upright[8:].any()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "0 to 255.*float32"),
+        (np.zeros((4, 4, 3), np.uint16), "0 to 255.*uint16"),
+        (np.zeros((4, 4), bool), "0 to 255.*bool"),
+        (np.zeros((3, 4, 5), np.uint8), r"channels last: image.transpose\(1, 2, 0\)"),
+        (np.zeros((2, 4, 5, 3), np.uint8), "one image at a time"),
+        (np.zeros((4, 5, 2), np.uint8), r"not an array \(4, 5, 2\)"),
+        (np.zeros((0, 5, 3), np.uint8), "must have pixels"),
+        (np.zeros(7, np.uint8), r"not an array \(7,\)"),
+    ],
+)
+def test_arrays_that_are_no_image_are_refused(pixels: np.ndarray, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        rgb_pixels(pixels)
 
 
 def test_folder_is_searched_in_depth_in_sorted_order(tmp_path: Path) -> None:
