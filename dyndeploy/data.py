@@ -339,25 +339,54 @@ def digits(preprocessing: PreprocessingLike, size: tuple[int, int], seed: int = 
     Raises:
         UsageError: A size below 1.
     """
+    height, width = _checked_size(size)
+    source = digit_pixels(seed)
+    resized = np.stack(
+        [np.asarray(Image.fromarray(g).resize((width, height), Image.Resampling.BILINEAR)) for g in source.pixels]
+    )
+    images = normalise(np.repeat(resized[..., None], 3, axis=-1), preprocessing)
+    train, held_out = source.train, source.held_out
+    return Split(
+        LabelledImages(images[train], source.labels[train], source.classes),
+        LabelledImages(images[held_out], source.labels[held_out], source.classes),
+    )
+
+
+@dataclass(frozen=True)
+class DigitPixels:
+    """Scikit-learn's digits as they are.
+
+    Attributes:
+        pixels: Shape (1797, 8, 8), uint8; 255 is ink.
+        labels: Class indices, shape (1797,).
+        train: Indices of those to train on.
+        held_out: Indices of those that training never sees.
+        classes: Name of each class.
+    """
+
+    pixels: ByteArray
+    labels: LabelArray
+    train: LabelArray
+    held_out: LabelArray
+    classes: tuple[str, ...]
+
+
+def digit_pixels(seed: int = 0) -> DigitPixels:
+    """Return scikit-learn's digits in 8 bits, split as :func:`digits` says.
+
+    Args:
+        seed: Decides which digits are held out.
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    height, width = _checked_size(size)
     source = load_digits()
     labels = source.target.astype(np.int64)
-    grey = np.round(source.images * (255 / 16)).astype(np.uint8)
-    resized = np.stack(
-        [np.asarray(Image.fromarray(g).resize((width, height), Image.Resampling.BILINEAR)) for g in grey]
-    )
-    images = normalise(np.repeat(resized[..., None], 3, axis=-1), preprocessing)
     train, held_out = train_test_split(
         np.arange(len(labels)), test_size=DIGITS_HELD_OUT, stratify=labels, random_state=seed
     )
     classes = tuple(str(name) for name in source.target_names)
-    return Split(
-        LabelledImages(images[train], labels[train], classes),
-        LabelledImages(images[held_out], labels[held_out], classes),
-    )
+    return DigitPixels(np.round(source.images * (255 / 16)).astype(np.uint8), labels, train, held_out, classes)
 
 
 class ShiftedImages:
