@@ -334,11 +334,46 @@ def clipped(boxes: Tensor, image_size: Tensor) -> Tensor:
     return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
 
 
-def best_of_map(raw: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the highest values of a dense head's map (1, channels, h, w): values, channels and cells, (k,) each."""
-    cells = raw.shape[2] * raw.shape[3]
+class Best(NamedTuple):
+    """The best entries of a dense head's map (1, channels, h, w), (k,) each.
+
+    Attributes:
+        values: As the map has them.
+        channels: Of each entry.
+        cells: Of each entry, counted row by row.
+    """
+
+    values: Tensor
+    channels: Tensor
+    cells: Tensor
+
+
+def best_of_map(raw: Tensor, limit: int) -> Best:
+    """Return the entries of a dense head's map with the highest values, in mmdetection's order: cell by cell.
+
+    Non-maximum suppression takes the first of equal scores, so the order decides.
+    """
+    channels, cells = raw.shape[1], raw.shape[2] * raw.shape[3]
     values, index = raw.flatten().topk(min(limit, raw.numel()))
-    return values, index // cells, index % cells
+    channel, cell = index // cells, index % cells
+    order = torch.sort(cell * channels + channel).indices
+    return Best(values[order], channel[order], cell[order])
+
+
+def best_scores(raw: Tensor, limit: int) -> Best:
+    """Return the highest sigmoids of a dense head's map; of equal ones those that come first, cell by cell.
+
+    Sigmoids of large logits are equal, and mmdetection chooses by sigmoids.
+    """
+    channels = raw.shape[1]
+    scores = raw[0].permute(1, 2, 0).flatten().sigmoid()
+    limit = min(limit, raw.numel())
+    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        # ONNX's TopK takes the first of equal values; torch.topk promises nothing, and a sort has no limit.
+        values, index = scores.topk(limit)
+    else:
+        values, index = (found[:limit] for found in torch.sort(scores, descending=True, stable=True))
+    return Best(values, index % channels, index // channels)
 
 
 def read_cells(raw: Tensor, channel: Tensor, cell: Tensor, count: int = 4) -> Tensor:
@@ -434,6 +469,7 @@ def register_detectors(kind: str, title: str, build: Build, config: type[Detecto
         config: Class of its options.
     """
     for variant in _variants():
+        info = model_info(variant.backbone)
         for dynamic in (True, False):
             name = f"{'laud_' if dynamic else ''}{kind}_{variant.suffix}"
             defaults = {**variant.defaults, **({} if dynamic else {"mode": "static"})}
@@ -448,7 +484,7 @@ def register_detectors(kind: str, title: str, build: Build, config: type[Detecto
                 family="detector",
                 config_type=config,
                 input_size=variant.input_size,
-                preprocessing=model_info(variant.backbone).preprocessing,
+                preprocessing=info.preprocessing.scaled(info.input_size, variant.input_size),
                 defaults=defaults,
             )(entry)
 

@@ -20,7 +20,7 @@ from dyndeploy.nets.detector import (
     DetectorConfig,
     Level,
     base_anchors,
-    best_of_map,
+    best_scores,
     box_coder,
     clipped,
     decoded,
@@ -119,12 +119,11 @@ class FasterRCNN(Detector):
         """
         found = []
         for index, (logits, deltas) in enumerate(raw):
-            value, anchor, cell = best_of_map(logits, candidates)
+            scores, anchor, cell = best_scores(logits, candidates)
             anchors = self.level(index, logits.shape[3]).at(anchor, cell)
             boxes = decoded(self.anchor_coder, read_cells(deltas, 4 * anchor, cell), anchors, image_size)
             there = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-            score = torch.where(there, value.sigmoid(), _NO_SCORE)
-            found.append((boxes, score, torch.full_like(anchor, index)))
+            found.append((boxes, torch.where(there, scores, _NO_SCORE), torch.full_like(anchor, index)))
         boxes, scores, levels = (torch.cat(values) for values in zip(*found, strict=True))
         kept = keep_boxes(
             boxes,
