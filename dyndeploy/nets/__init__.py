@@ -5,10 +5,13 @@ from __future__ import annotations
 from dyndeploy.blocks.macs import exit_macs
 from dyndeploy.nets.ada_vit import AdaVit, AdaVitConfig
 from dyndeploy.nets.checkpoints import LoadReport, load_checkpoint, save_checkpoint
+from dyndeploy.nets.detector import Detector, DetectorConfig, DetectorOutput
 from dyndeploy.nets.dyn_perceiver import DynPerceiver, DynPerceiverConfig
+from dyndeploy.nets.faster_rcnn import FasterRCNN
 from dyndeploy.nets.laud import LaudConfig, LaudNetwork, full_flops, static_macs
 from dyndeploy.nets.laud_regnet import LaudRegNet, LaudRegNetBlock, LaudRegNetConfig
 from dyndeploy.nets.laud_resnet import LaudBottleneck, LaudResNet, LaudResNetConfig
+from dyndeploy.nets.mask_rcnn import MaskRCNN
 from dyndeploy.nets.perceiver_costs import official_flops
 from dyndeploy.nets.registry import (
     DEFAULT_PREPROCESSING,
@@ -22,6 +25,7 @@ from dyndeploy.nets.registry import (
     registered,
 )
 from dyndeploy.nets.results import AdaVitOutput, BlockMasks, Densities, DynamicOutput, ExitOutput, NetworkFacts
+from dyndeploy.nets.retinanet import RetinaNet
 from dyndeploy.nets.trained import TrainedNetwork, read_trained
 
 __all__ = [
@@ -31,10 +35,14 @@ __all__ = [
     "AdaVitOutput",
     "BlockMasks",
     "Densities",
+    "Detector",
+    "DetectorConfig",
+    "DetectorOutput",
     "DynPerceiver",
     "DynPerceiverConfig",
     "DynamicOutput",
     "ExitOutput",
+    "FasterRCNN",
     "LaudBottleneck",
     "LaudConfig",
     "LaudNetwork",
@@ -44,9 +52,11 @@ __all__ = [
     "LaudResNet",
     "LaudResNetConfig",
     "LoadReport",
+    "MaskRCNN",
     "ModelInfo",
     "NetworkFacts",
     "Preprocessing",
+    "RetinaNet",
     "TrainedNetwork",
     "create_model",
     "exit_macs",

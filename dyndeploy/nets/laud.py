@@ -19,7 +19,7 @@ from dyndeploy.blocks.folding import fold_batch_norm
 from dyndeploy.blocks.gates import Temperature
 from dyndeploy.errors import UsageError, unknown_name
 from dyndeploy.nets.checkpoint_rules import joined
-from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput, NetworkFacts
+from dyndeploy.nets.results import BlockMasks, Densities, DynamicOutput, Features, NetworkFacts
 from dyndeploy.ops import OperatorSpec, operator
 from dyndeploy.ops.base import Shape
 from dyndeploy.ops.masks import dilate_mask, upsample_mask
@@ -552,9 +552,52 @@ class LaudNetwork(nn.Module):
             "maskers": maskers,
         }
 
-    def pool_macs(self, x: Tensor) -> int:
-        """MACs of a pool within the stem as the reference code counts them, for the stem's output."""
+    def pool_macs(self, height: int, width: int) -> int:
+        """Return the MACs of a pool within the stem as the reference code counts them."""
         return 0
+
+    def features(self, x: Tensor, temperature: Temperature = None) -> Features:
+        """Return the maps that the stages end with, and what the blocks decided and computed.
+
+        Args:
+            x: Images (N, 3, H, W) of any size, of the network's dtype.
+            temperature: Gumbel-softmax temperature of the maskers, used in training mode only; None is 1.
+        """
+        y = self.forward_stem(x)
+        fixed = self.stem_macs(x.shape[2], x.shape[3]) + self.pool_macs(x.shape[2], x.shape[3])
+        maps: list[Tensor] = []
+        densities = Densities([], [], [], [])
+        masks: list[BlockMasks] = []
+        macs: list[Tensor] = []
+        ratios: list[Tensor] = []
+        dense = fixed
+        for stage in self.stages():
+            records: list[BlockRecord] = []
+            for block in stage:
+                y, record = block(y, temperature)
+                records += [] if record is None else [record]
+            maps.append(y)
+            if not records:
+                continue
+            densities.conv3.append(torch.stack([r.conv3 for r in records]))
+            densities.conv2.append(torch.stack([r.conv2 for r in records]))
+            densities.conv1.append(torch.stack([r.conv1 for r in records]))
+            densities.channel.append(torch.stack([r.channel for r in records]))
+            masks += [r.masks for r in records]
+            macs += [r.macs for r in records]
+            ratios += [r.macs / r.dense_macs for r in records]
+            fixed += sum(r.further_macs for r in records)
+            dense += sum(r.dense_macs + r.further_macs for r in records)
+        nothing = y.new_zeros(0)
+        return Features(
+            maps=tuple(maps),
+            masks=tuple(masks),
+            densities=densities,
+            macs=torch.stack(macs) if macs else nothing,
+            flops_ratio=torch.stack(ratios) if ratios else nothing,
+            fixed_macs=fixed,
+            dense_macs=dense,
+        )
 
     def forward(self, x: Tensor, temperature: float | Tensor | None = None) -> DynamicOutput:
         """Classify a batch of images.
@@ -566,37 +609,15 @@ class LaudNetwork(nn.Module):
         Returns:
             Logits, per-sample masks, densities and MACs.
         """
-        y = self.forward_stem(x)
-        fixed = self.stem_macs(x.shape[2], x.shape[3]) + self.pool_macs(y) + self.fc.in_features
-        fixed += self.fc.in_features * self.fc.out_features
-        densities = Densities([], [], [], [])
-        masks: list[BlockMasks] = []
-        macs: list[Tensor] = []
-        ratios: list[Tensor] = []
-        for stage in self.stages():
-            records: list[BlockRecord] = []
-            for block in stage:
-                y, record = block(y, temperature)
-                records += [] if record is None else [record]
-            if not records:
-                continue
-            densities.conv3.append(torch.stack([r.conv3 for r in records]))
-            densities.conv2.append(torch.stack([r.conv2 for r in records]))
-            densities.conv1.append(torch.stack([r.conv1 for r in records]))
-            densities.channel.append(torch.stack([r.channel for r in records]))
-            masks += [r.masks for r in records]
-            macs += [r.macs for r in records]
-            ratios += [r.macs / r.dense_macs for r in records]
-            fixed += sum(r.further_macs for r in records)
-        if not macs:
-            nothing = y.new_zeros(0)
-            return DynamicOutput(self.forward_head(y), (), densities, nothing, nothing)
+        found = self.features(x, temperature)
+        fixed = found.fixed_macs + self.fc.in_features + self.fc.in_features * self.fc.out_features
         return DynamicOutput(
-            logits=self.forward_head(y),
-            masks=tuple(masks),
-            densities=densities,
-            flops=torch.stack(macs).sum() + fixed,
-            flops_ratio=torch.stack(ratios),
+            logits=self.forward_head(found.maps[-1]),
+            masks=found.masks,
+            densities=found.densities,
+            # Of a captured graph there is no account.
+            flops=found.macs.sum() + fixed if found.masks else found.macs,
+            flops_ratio=found.flops_ratio,
         )
 
 

@@ -309,9 +309,10 @@ class LaudResNet(LaudNetwork):
         rows, columns = self.stem_size(height, width)
         return 3 * self.conv1.out_channels * self.architecture.stem_kernel**2 * rows * columns
 
-    def pool_macs(self, x: Tensor) -> int:
-        """MACs of the max pool as the reference code counts them, for the stem's output."""
-        return x.shape[1] * x.shape[2] * x.shape[3] * 9 if self.architecture.stem_pool else 0
+    def pool_macs(self, height: int, width: int) -> int:
+        """Return the MACs of the max pool as the reference code counts them."""
+        rows, columns = self.first_size(height, width)
+        return self.conv1.out_channels * rows * columns * 9 if self.architecture.stem_pool else 0
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Return the input of the first block for images (N, 3, H, W)."""

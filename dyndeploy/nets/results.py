@@ -62,6 +62,33 @@ class Densities(NamedTuple):
     channel: list[Tensor]
 
 
+class Features(NamedTuple):
+    """What the stages of a LAUD network give, and what their blocks decided and computed.
+
+    Attributes:
+        maps: The map that each stage ends with, (N, C, H, W).
+        masks: One :class:`BlockMasks` per residual block, in order of execution; none while a graph is captured.
+        densities: Batch averages per convolution and block.
+        macs: Computed MACs per image of each block, (blocks,).
+        flops_ratio: Computed divided by dense MACs of each block, (blocks,).
+        fixed_macs: MACs per image of what is always computed and of no block: the stem.
+        dense_macs: MACs per image of everything, maskers included, as the reference code's detectors count them.
+    """
+
+    maps: tuple[Tensor, ...]
+    masks: tuple[BlockMasks, ...]
+    densities: Densities
+    macs: Tensor
+    flops_ratio: Tensor
+    fixed_macs: int
+    dense_macs: int
+
+    @property
+    def flops(self) -> Tensor:
+        """MACs per image, 0-d."""
+        return self.macs.sum() + self.fixed_macs
+
+
 class DynamicOutput(NamedTuple):
     """Result of one forward pass.
 

@@ -25,7 +25,9 @@ def test_names_are_sorted_and_complete() -> None:
     assert model_names("laud_resnet") == tuple(sorted(BLOCKS))
     assert list(model_names()) == sorted(model_names())
     assert set(model_names()) == {
-        name for family in ("laud_resnet", "laud_regnet", "dyn_perceiver", "ada_vit") for name in model_names(family)
+        name
+        for family in ("laud_resnet", "laud_regnet", "dyn_perceiver", "ada_vit", "detector")
+        for name in model_names(family)
     }
 
 

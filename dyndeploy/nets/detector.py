@@ -1,0 +1,510 @@
+"""What detectors share: dynamic backbones, feature pyramids, boxes, and the accounting of a pass.
+
+Reference: mmdetection's detectors as LAUDNet's reference code runs them ("Latency-Aware Unified Dynamic Networks for
+Efficient Image Recognition", Han et al., TPAMI 2024), on torchvision's modules. Where torchvision's constants differ
+(anchors, strides, P6 and P7, RoIAlign, the order of classes), mmdetection's hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dyndeploy.blocks.boxes import EMPTY, keep_boxes, torchvision
+from dyndeploy.errors import UsageError
+from dyndeploy.nets import laud_regnet, laud_resnet  # noqa: F401  # register the backbones
+from dyndeploy.nets.detector_checkpoints import DetectorRules
+from dyndeploy.nets.laud import LaudConfig, LaudNetwork, check_positive_int
+from dyndeploy.nets.registry import Preprocessing, create_model, model_info, register_model
+from dyndeploy.nets.results import Features, NetworkFacts
+from dyndeploy.tasks.detection import Detections, DetectionTask
+
+CANDIDATES = 1000
+"""Boxes of a level, and proposals of an image, that go on to non-maximum suppression."""
+
+RATIOS = (0.5, 1.0, 2.0)
+"""Height over width of anchors."""
+
+
+@dataclass(frozen=True)
+class DetectorConfig(LaudConfig):
+    """Every option of a detector: those of its backbone (:class:`~dyndeploy.nets.LaudConfig`), and its own.
+
+    Attributes:
+        num_classes: Classes of objects; there is none for the background.
+        size: Longest and shortest side that images are resized to, keeping their ratio: (long, short) in pixels.
+        pyramid_channels: Channels of the pyramid's maps and of the heads' towers.
+        tower: 3x3 convolutions of a dense head's tower, or of the mask head.
+        detections: Most detections of an image.
+        score_threshold: Detections need a higher score.
+        nms_threshold: Of two detections of a class whose IoU is greater, the one with the lower score is left out.
+        frozen_stages: The stem and so many stages are not trained, and their gates do not sample.
+    """
+
+    num_classes: int = 80
+    size: tuple[int, int] = (1333, 800)
+    pyramid_channels: int = 256
+    tower: int = 4
+    detections: int = 100
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    frozen_stages: int = 1
+
+    def __post_init__(self) -> None:
+        """Check every value that can be checked without the architecture; raises ``UsageError`` naming the option."""
+        super().__post_init__()
+        for name in ("pyramid_channels", "tower", "detections"):
+            check_positive_int(name, getattr(self, name))
+        size = self.size
+        if not isinstance(size, (tuple, list)) or len(size) != 2:
+            raise UsageError(f"size={size!r} is not valid: give the longest and the shortest side, (long, short).")
+        for side in size:
+            check_positive_int("size", side)
+        self._set("size", tuple(size))
+        for name in ("score_threshold", "nms_threshold"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise UsageError(f"{name}={value!r} is not valid: give a number from 0 to 1.")
+        if isinstance(self.frozen_stages, bool) or self.frozen_stages not in range(5):
+            raise UsageError(f"frozen_stages={self.frozen_stages!r} is not valid: give a whole number from 0 to 4.")
+
+
+class DetectorOutput(NamedTuple):
+    """Result of one pass in evaluation, with a fixed number K of places for detections.
+
+    Attributes:
+        boxes: (N, K, 4): x1, y1, x2, y2 in pixels of the network's input; 0 in places without a detection, as below.
+        scores: (N, K), falling.
+        labels: (N, K), int64, from 0.
+        counts: (N,), int64: how many of the places hold detections.
+        masks: As of a classifier: one record of masks per block of the backbone.
+        flops: MACs per image of the backbone, 0-d.
+        flops_ratio: Computed over dense MACs of each block of the backbone, (blocks,).
+        densities: Of the backbone; see :class:`~dyndeploy.nets.Densities`.
+        instance_masks: (N, K, 28, 28): probabilities in the frame of each box; None of a detector without masks.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    counts: Tensor
+    masks: Any
+    flops: Tensor
+    flops_ratio: Tensor
+    densities: Any
+    instance_masks: Tensor | None = None
+
+    def outputs(self) -> dict[str, Tensor]:
+        """Return what a deployed network gives."""
+        found = {"boxes": self.boxes, "scores": self.scores, "labels": self.labels, "count": self.counts}
+        return found if self.instance_masks is None else {**found, "masks": self.instance_masks}
+
+
+class LastLevels(nn.Module):
+    """P6 and P7 of RetinaNet: 3x3 convolutions of stride 2 of the last map of the backbone, nothing in between.
+
+    Args:
+        in_channels: Channels of that map.
+        channels: Channels of the pyramid.
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.p6 = nn.Conv2d(in_channels, channels, 3, 2, 1)
+        self.p7 = nn.Conv2d(channels, channels, 3, 2, 1)
+        for layer in (self.p6, self.p7):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, last: Tensor) -> list[Tensor]:
+        """Return both for the last map (N, C, h, w)."""
+        p6 = self.p6(last)
+        return [p6, self.p7(p6)]
+
+
+class Neck(nn.Module):
+    """A feature pyramid (torchvision's) and the levels that follow it.
+
+    Args:
+        in_channels: Channels of the backbone's maps, the finest first.
+        channels: Channels of the pyramid.
+        extra: Gives further levels for the last map of the backbone; None for P6 as every other pixel of P5.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int, extra: LastLevels | None) -> None:
+        super().__init__()
+        self.fpn = torchvision().ops.FeaturePyramidNetwork(list(in_channels), channels)
+        self.extra = extra
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return the levels of the pyramid for maps of the backbone, the finest first."""
+        levels = list(self.fpn(OrderedDict((str(index), features) for index, features in enumerate(maps))).values())
+        if self.extra is not None:
+            return [*levels, *self.extra(maps[-1])]
+        return [*levels, levels[-1][:, :, ::2, ::2]]
+
+
+class Detector(nn.Module):
+    """A detector on a LAUD backbone, with static shapes from images to detections.
+
+    Args:
+        name: Registered name.
+        backbone: Registered name of the backbone.
+        config: Options.
+        first_stage: Index of the first stage whose map the pyramid takes.
+        extra: Whether P6 and P7 are convolutions of the last map.
+
+    Attributes:
+        name: Registered name.
+        config: The options it was built with.
+        task: How images become inputs, and outputs detections.
+        backbone: The dynamic network, without its classifier.
+        neck: The pyramid.
+        strides: Pixels of the input per pixel of each level.
+
+    Raises:
+        UsageError: torchvision is missing or does not fit this torch, or options that do not fit the backbone.
+    """
+
+    config: DetectorConfig
+    instance_masks: ClassVar[bool] = False
+
+    def __init__(self, name: str, backbone: str, config: DetectorConfig, *, first_stage: int, extra: bool) -> None:
+        torchvision()
+        super().__init__()
+        self.name, self.config = name, config
+        network = create_model(backbone, **_backbone_options(config))
+        assert isinstance(network, LaudNetwork)
+        del network.fc, network.avgpool
+        self.backbone = network
+        self.task = _task(config, model_info(backbone).preprocessing, self.instance_masks)
+        self._first = first_stage
+        stages = [stage[-1].out_channels for stage in network.stages()]
+        channels = config.pyramid_channels
+        last = LastLevels(stages[-1], channels) if extra else None
+        self.neck = Neck(stages[first_stage:], channels, last)
+        finest = _stride(network, first_stage)
+        self.strides = tuple(finest * 2**level for level in range(len(stages) - first_stage + (2 if extra else 1)))
+        self.train()
+
+    def facts(self) -> NetworkFacts:
+        """Return what a bundle says of the network."""
+        return self.backbone.facts()._replace(options=self.config.as_dict())
+
+    def checkpoint_rules(self) -> DetectorRules:
+        """Return what its files of weights may lack, and how those of mmdetection and torchvision are made to fit."""
+        return DetectorRules(self)
+
+    def full_flops(self, input_size: tuple[int, int]) -> int:
+        """Return what :attr:`DetectorOutput.flops` are divided by for inputs of (height, width): dense MACs."""
+        network, (height, width) = self.backbone, input_size
+        total = network.stem_macs(height, width) + network.pool_macs(height, width)
+        for block, rows, columns in network.block_inputs(height, width):
+            total += block.dense_macs(rows, columns) + block.masker_macs(rows, columns)
+        return total
+
+    def train(self, mode: bool = True) -> Detector:
+        """Switch to training, where batch norms keep their statistics and frozen stages decide as in evaluation."""
+        super().train(mode)
+        stages = list(self.backbone.stages())
+        for module in self.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        if self.config.frozen_stages:
+            inside = {id(part) for stage in stages for block in stage for part in block.modules()}
+            stem = [part for part in self.backbone.modules() if id(part) not in inside and not any(part.children())]
+            frozen = [*stem, *(block for stage in stages[: self.config.frozen_stages] for block in stage)]
+            for part in frozen:
+                part.eval()
+                part.requires_grad_(False)
+        return self
+
+    def features(self, images: Tensor) -> tuple[list[Tensor], Features]:
+        """Return the pyramid of images (N, 3, H, W), the finest level first, and the account of the backbone."""
+        found = self.backbone.features(images)
+        return self.neck(found.maps[self._first :]), found
+
+    def forward(self, images: Tensor, image_size: Tensor) -> DetectorOutput:
+        """Detect, in evaluation.
+
+        Args:
+            images: Normalised, padded at the right and at the bottom with 0: (N, 3, H, W).
+            image_size: Height and width of each image before padding, in pixels: (N, 2), float32.
+        """
+        pyramid, found = self.features(images)
+        each = [
+            self.detected([level[index : index + 1] for level in pyramid], image_size[index])
+            for index in range(len(images))
+        ]
+        boxes, scores, labels, counts, *masks = (torch.stack(values) for values in zip(*each, strict=True))
+        return DetectorOutput(
+            boxes,
+            scores,
+            labels,
+            counts,
+            found.masks,
+            found.flops if found.masks else found.macs,
+            found.flops_ratio,
+            found.densities,
+            masks[0] if masks else None,
+        )
+
+    def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:
+        """Return boxes, scores, labels, count, and masks where there are some, of one image (height, width)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Any], size: tuple[int, int] | None = None) -> list[Detections]:
+        """Detect objects in images, one by one, in evaluation.
+
+        Args:
+            images: RGB arrays (H, W, 3), uint8, of any size.
+            size: Longest and shortest side that images are resized to; None for the network's.
+
+        Returns:
+            One result per image, in that image's own pixels.
+
+        Raises:
+            InputError: Something that is no such array.
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        parameter = next(self.parameters())
+        try:
+            found = []
+            for image in images:
+                feeds, placement = self.task.prepare(image, size=size)
+                inputs = [torch.from_numpy(value).to(parameter) for value in feeds.values()]
+                outputs = {name: value.cpu().numpy() for name, value in self(*inputs).outputs().items()}
+                found.append(self.task.decode(outputs, placement))
+            return found
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+class Level(NamedTuple):
+    """Anchors of one level of a pyramid.
+
+    Attributes:
+        base: Anchors of the cell at the origin (A, 4).
+        stride: Of the level, in pixels.
+        width: Of its map, in cells.
+    """
+
+    base: Tensor
+    stride: int
+    width: int
+
+    def at(self, anchor: Tensor, cell: Tensor) -> Tensor:
+        """Return the boxes (k, 4) of anchors by their number and their cell, counted row by row: (k,) each."""
+        x, y = cell % self.width * self.stride, cell // self.width * self.stride
+        return self.base[anchor] + torch.stack([x, y, x, y], 1).to(self.base)
+
+
+def base_anchors(stride: int, scales: Sequence[float]) -> Tensor:
+    """Return the anchors (ratios * scales, 4) of the cell at the origin: the scale runs fastest; not rounded.
+
+    An anchor has ``stride * scale`` as side of the square of its area, and :data:`RATIOS` as height over width; it is
+    centred on the corner of its cell.
+    """
+    scale = torch.tensor(scales)
+    height_ratio = torch.sqrt(torch.tensor(RATIOS))
+    widths = (stride * (1 / height_ratio)[:, None] * scale[None]).flatten()
+    heights = (stride * height_ratio[:, None] * scale[None]).flatten()
+    return torch.stack([-0.5 * widths, -0.5 * heights, 0.5 * widths, 0.5 * heights], 1)
+
+
+def decoded(coder: Any, deltas: Tensor, boxes: Tensor, image_size: Tensor) -> Tensor:
+    """Return the boxes (k, 4) that deltas (k, 4) make of boxes (k, 4), clipped to an image of (height, width)."""
+    return clipped(coder.decode_single(deltas, boxes).view(-1, 4), image_size)
+
+
+def clipped(boxes: Tensor, image_size: Tensor) -> Tensor:
+    """Return boxes (k, 4) within an image of (height, width)."""
+    height, width = image_size[0], image_size[1]
+    x, y = boxes[:, 0::2], boxes[:, 1::2]
+    x, y = torch.minimum(x.clamp(min=0), width), torch.minimum(y.clamp(min=0), height)
+    return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
+
+
+class Best(NamedTuple):
+    """The best entries of a dense head's map (1, channels, h, w), (k,) each.
+
+    Attributes:
+        values: As the map has them.
+        channels: Of each entry.
+        cells: Of each entry, counted row by row.
+    """
+
+    values: Tensor
+    channels: Tensor
+    cells: Tensor
+
+
+def best_of_map(raw: Tensor, limit: int) -> Best:
+    """Return the entries of a dense head's map with the highest values, in mmdetection's order: cell by cell.
+
+    Non-maximum suppression takes the first of equal scores, so the order decides.
+    """
+    channels, cells = raw.shape[1], raw.shape[2] * raw.shape[3]
+    values, index = raw.flatten().topk(min(limit, raw.numel()))
+    channel, cell = index // cells, index % cells
+    order = torch.sort(cell * channels + channel).indices
+    return Best(values[order], channel[order], cell[order])
+
+
+def best_scores(raw: Tensor, limit: int) -> Best:
+    """Return the highest sigmoids of a dense head's map; of equal ones those that come first, cell by cell.
+
+    Sigmoids of large logits are equal, and mmdetection chooses by sigmoids.
+    """
+    channels = raw.shape[1]
+    scores = raw[0].permute(1, 2, 0).flatten().sigmoid()
+    limit = min(limit, raw.numel())
+    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        # ONNX's TopK takes the first of equal values; torch.topk promises nothing, and a sort has no limit.
+        values, index = scores.topk(limit)
+    else:
+        values, index = (found[:limit] for found in torch.sort(scores, descending=True, stable=True))
+    return Best(values, index % channels, index // channels)
+
+
+def read_cells(raw: Tensor, channel: Tensor, cell: Tensor, count: int = 4) -> Tensor:
+    """Return ``count`` successive channels from each channel (k,) of a map (1, channels, h, w), at cells (k,)."""
+    cells = raw.shape[2] * raw.shape[3]
+    first = channel * cells + cell
+    steps = torch.arange(count, device=raw.device) * cells
+    return raw.flatten()[first[:, None] + steps]
+
+
+def final(
+    boxes: Tensor, scores: Tensor, labels: Tensor, config: DetectorConfig
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Suppress within classes and keep the best: boxes (K, 4), scores (K,), labels (K,) and their number (0-d)."""
+    kept = keep_boxes(
+        boxes,
+        scores,
+        labels,
+        iou_threshold=config.nms_threshold,
+        score_threshold=config.score_threshold,
+        limit=config.detections,
+    )
+    there, index = kept != EMPTY, kept.clamp(min=0)
+    return (
+        torch.where(there[:, None], boxes[index], 0.0),
+        torch.where(there, scores[index], 0.0),
+        torch.where(there, labels[index], 0),
+        there.sum(),
+    )
+
+
+def box_coder(deviations: Sequence[float]) -> Any:
+    """Return torchvision's coder for deltas in units of these deviations of x, y, width and height."""
+    from torchvision.models.detection import _utils
+
+    return _utils.BoxCoder(tuple(1 / deviation for deviation in deviations))
+
+
+def smallest_convolution_bias(prior: float = 0.01) -> float:
+    """Return the bias with which a sigmoid begins at a probability."""
+    return -math.log((1 - prior) / prior)
+
+
+def _backbone_options(config: DetectorConfig) -> dict[str, Any]:
+    names = [field.name for field in fields(LaudConfig) if field.name != "num_classes"]
+    return {name: getattr(config, name) for name in names}
+
+
+def _task(config: DetectorConfig, preprocessing: Preprocessing, masks: bool) -> DetectionTask:
+    red, green, blue = (255 * value for value in preprocessing.mean)
+    deviations = tuple(255 * value for value in preprocessing.std)
+    return DetectionTask(
+        size=config.size,
+        mean=(red, green, blue),
+        std=(deviations[0], deviations[1], deviations[2]),
+        masks=masks,
+    )
+
+
+def _stride(network: LaudNetwork, stage: int) -> int:
+    """Pixels of the input per pixel of the map that a stage ends with."""
+    side = 2**12
+    height, _ = network.first_size(side, side)
+    for blocks in network.stages()[: stage + 1]:
+        for block in blocks:
+            height, _ = block.output_size(height, height)
+    return side // height
+
+
+Build = Callable[[str, str, DetectorConfig], Detector]
+"""Registered name, backbone and options -> detector."""
+
+PUBLISHED = (
+    "resnet50",
+    "resnet101",
+    "regnety_400mf",
+    "regnety_800mf",
+    "regnety_1_6gf",
+    "regnety_3_2gf",
+    "regnety_8gf",
+    "regnety_16gf",
+)
+"""Backbones of the registered detectors, without ``laud_``."""
+
+
+def register_detectors(kind: str, title: str, build: Build, config: type[DetectorConfig] = DetectorConfig) -> None:
+    """Register a kind of detector with every backbone, dynamic and static, and in its small forms.
+
+    Args:
+        kind: Part of the names, such as ``"retinanet"``.
+        title: What it is called in descriptions.
+        build: Builds one.
+        config: Class of its options.
+    """
+    for variant in _variants():
+        info = model_info(variant.backbone)
+        for dynamic in (True, False):
+            name = f"{'laud_' if dynamic else ''}{kind}_{variant.suffix}"
+            defaults = {**variant.defaults, **({} if dynamic else {"mode": "static"})}
+
+            def entry(options: DetectorConfig, name: str = name, backbone: str = variant.backbone) -> Detector:
+                return build(name, backbone, options)
+
+            entry.__name__ = name
+            what = "a LAUD" if dynamic else "a static"
+            entry.__doc__ = f"{title} on {what} {variant.title} for {variant.images}."
+            register_model(
+                family="detector",
+                config_type=config,
+                input_size=variant.input_size,
+                preprocessing=info.preprocessing.scaled(info.input_size, variant.input_size),
+                defaults=defaults,
+            )(entry)
+
+
+class _Variant(NamedTuple):
+    suffix: str
+    backbone: str
+    title: str
+    images: str
+    input_size: tuple[int, int]
+    defaults: dict[str, Any]
+
+
+def _variants() -> Iterator[_Variant]:
+    for name in PUBLISHED:
+        title = name.replace("resnet", "ResNet-").replace("regnety_", "RegNetY-").replace("_", ".")
+        title = title.replace("mf", "MF").replace("gf", "GF")
+        yield _Variant(name, f"laud_{name}", title, "images up to 1333x800", (800, 1344), {})
+    yield _Variant(
+        "resnet50_512", "laud_resnet50", "ResNet-50", "images up to 512x512", (512, 512), {"size": (512, 512)}
+    )
+    small = {"size": (128, 128), "num_classes": 10, "pyramid_channels": 64, "tower": 2}
+    yield _Variant("small", "laud_resnet26_small", "ResNet-26", "images up to 128x128", (128, 128), small)

@@ -1,0 +1,177 @@
+"""Files of detectors' weights: our own, mmdetection's, torchvision's, and classifiers that backbones start from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dyndeploy.nets.checkpoint_rules import CheckpointRules
+from dyndeploy.nets.laud_checkpoints import LaudRules
+
+if TYPE_CHECKING:
+    from dyndeploy.nets.detector import Detector
+
+BACKBONE = "backbone."
+
+_MMDETECTION = (
+    (r"neck\.fpn\.inner_blocks\.(\d+)\.0\.", r"neck.lateral_convs.\1.conv."),
+    (r"neck\.fpn\.layer_blocks\.(\d+)\.0\.", r"neck.fpn_convs.\1.conv."),
+    (r"neck\.extra\.p6\.", r"neck.fpn_convs.3.conv."),
+    (r"neck\.extra\.p7\.", r"neck.fpn_convs.4.conv."),
+    (r"head\.classification_head\.conv\.(\d+)\.0\.", r"bbox_head.cls_convs.\1.conv."),
+    (r"head\.regression_head\.conv\.(\d+)\.0\.", r"bbox_head.reg_convs.\1.conv."),
+    (r"head\.classification_head\.cls_logits\.", "bbox_head.retina_cls."),
+    (r"head\.regression_head\.bbox_reg\.", "bbox_head.retina_reg."),
+    (r"rpn\.conv\.0\.0\.", "rpn_head.rpn_conv."),
+    (r"rpn\.cls_logits\.", "rpn_head.rpn_cls."),
+    (r"rpn\.bbox_pred\.", "rpn_head.rpn_reg."),
+    (r"roi_heads\.box_head\.fc6\.", "roi_head.bbox_head.shared_fcs.0."),
+    (r"roi_heads\.box_head\.fc7\.", "roi_head.bbox_head.shared_fcs.1."),
+    (r"roi_heads\.box_predictor\.cls_score\.", "roi_head.bbox_head.fc_cls."),
+    (r"roi_heads\.box_predictor\.bbox_pred\.", "roi_head.bbox_head.fc_reg."),
+    (r"roi_heads\.mask_head\.(\d+)\.0\.", r"roi_head.mask_head.convs.\1.conv."),
+    (r"roi_heads\.mask_predictor\.conv5_mask\.", "roi_head.mask_head.upsample."),
+    (r"roi_heads\.mask_predictor\.mask_fcn_logits\.", "roi_head.mask_head.conv_logits."),
+)
+"""Names here -> names in mmdetection's files."""
+
+_TORCHVISION = (
+    (r"backbone\.", "backbone.body."),
+    (r"neck\.fpn\.", "backbone.fpn."),
+    (r"neck\.extra\.", "backbone.fpn.extra_blocks."),
+    (r"rpn\.", "rpn.head."),
+    (r"roi_heads\.mask_head\.(\d+)\.0\.", r"roi_heads.mask_head.mask_fcn\1."),
+)
+"""Names here -> names in torchvision's files, where they differ; some of its releases leave the last ``.0`` out."""
+
+_BACKGROUND_FIRST = "roi_heads.box_predictor.cls_score."
+_DELTAS = "roi_heads.box_predictor.bbox_pred."
+_MASKS = "roi_heads.mask_predictor.mask_fcn_logits."
+
+
+class DetectorRules(CheckpointRules):
+    """The rules of a detector: those of its backbone, and the names of two other packages.
+
+    mmdetection's files have the background as last class, as here; torchvision's have it first.
+
+    Args:
+        network: It.
+    """
+
+    def __init__(self, network: Detector) -> None:
+        self.network = network
+        rules = network.backbone.checkpoint_rules()  # type: ignore[operator]
+        assert isinstance(rules, LaudRules)
+        self._backbone = rules
+
+    def other_names(self) -> Mapping[str, str]:
+        """Those of mmdetection and torchvision."""
+        found = {}
+        for name in self.network.state_dict():
+            for pattern, theirs in _MMDETECTION:
+                other, count = re.subn(f"^{pattern}", theirs, name)
+                if count:
+                    found[other] = name
+            for pattern, theirs in _TORCHVISION:
+                other, count = re.subn(f"^{pattern}", theirs, name)
+                if count:
+                    found[other] = name
+                    found[re.sub(r"(inner_blocks|layer_blocks)\.(\d+)\.0\.", r"\1.\2.", other)] = name
+            if name.startswith("rpn.conv.0.0."):
+                found[name.replace("rpn.conv.0.0.", "rpn.head.conv.")] = name
+        return found
+
+    def start_names(self) -> Mapping[str, str]:
+        """Those of a classifier, with which a backbone starts."""
+        return {name.removeprefix(BACKBONE): name for name in self.network.state_dict() if name.startswith(BACKBONE)}
+
+    def may_start_without(self, key: str, weights: Mapping[str, Tensor]) -> bool:
+        """All but the backbone, where there is nothing but a backbone."""
+        return not key.startswith(BACKBONE) and all(name.startswith(BACKBONE) for name in weights if name in self._own)
+
+    @property
+    def _own(self) -> Mapping[str, Tensor]:
+        return self.network.state_dict()
+
+    def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Move the background of torchvision's heads to the end, and leave out what it has for it alone."""
+        own, found = self._own, dict(weights)
+        deltas = f"{_DELTAS}weight"
+        if deltas not in own or deltas not in found or len(found[deltas]) == len(own[deltas]):
+            return found
+        if len(found[deltas]) != len(own[deltas]) + 4:
+            return found
+        for key in [name for name in found if name.startswith(_BACKGROUND_FIRST)]:
+            found[key] = torch.roll(found[key], -1, 0)
+        for prefix, rows in ((_DELTAS, 4), (_MASKS, 1)):
+            for key in [name for name in found if name.startswith(prefix)]:
+                found[key] = found[key][rows:]
+        return found
+
+    def may_lack(self, key: str) -> bool:
+        """Maskers, which static networks have not."""
+        return key.startswith(BACKBONE) and self._backbone.may_lack(key.removeprefix(BACKBONE))
+
+    def may_ignore(self, key: str) -> bool:
+        """What the backbone's rules ignore, its classifier among it."""
+        return key.startswith((BACKBONE, "fc.", "head.fc.")) and self._backbone.may_ignore(key.removeprefix(BACKBONE))
+
+    def another_architecture(self, weights: Mapping[str, Tensor]) -> str | None:
+        """Say which kind of detector the file is of, else how its backbone differs."""
+        theirs, ours = _kind(weights), _kind(self._own)
+        if theirs is not None and theirs != ours:
+            return f"is of another detector: it is a {theirs}, and this network is a {ours}. Create a {theirs}."
+        return self._backbone.another_architecture(_inside(weights))
+
+    def conflict(self, weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> str | None:
+        """Compare the maskers of the backbones."""
+        return self._backbone.conflict(_inside(weights), options)
+
+    def hint(self, weights: Mapping[str, Tensor], key: str) -> str | None:
+        """Name the argument of ``create_model`` that would make a weight fit."""
+        if key.startswith(BACKBONE):
+            return self._backbone.hint(_inside(weights), key.removeprefix(BACKBONE))
+        rows, own = weights[key].shape[0], self._own[key].shape[0]
+        classes = self.network.config.num_classes
+        for module in self.classifiers(self.network, classes):
+            if key.startswith(f"{module}.") and rows != own:
+                theirs = rows * classes // own if not key.startswith(_BACKGROUND_FIRST) else rows - 1
+                return f"The checkpoint has {theirs} classes: num_classes={theirs}?"
+        return "Create the detector that the file was saved from: its heads or its pyramid are others."
+
+    def untold(self, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """What the backbone's rules say."""
+        return self._backbone.untold(_inside(weights))
+
+    def classifiers(self, network: nn.Module, classes: int) -> tuple[str, ...]:
+        """The layers with outputs for every class."""
+        names = (
+            "head.classification_head.cls_logits",
+            "roi_heads.box_predictor.cls_score",
+            "roi_heads.box_predictor.bbox_pred",
+            "roi_heads.mask_predictor.mask_fcn_logits",
+        )
+        modules = dict(network.named_modules())
+        return tuple(name for name in names if name in modules)
+
+
+def _inside(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(BACKBONE): value for name, value in weights.items() if name.startswith(BACKBONE)}
+
+
+def _kind(weights: Mapping[str, Tensor]) -> str | None:
+    """What kind of detector weights are of, by names that only one kind has."""
+    for part, kind in (
+        ("mask_head.", "Mask R-CNN"),
+        ("mask_predictor.", "Mask R-CNN"),
+        ("roi_head", "Faster R-CNN"),
+        ("classification_head.", "RetinaNet"),
+        ("retina_cls.", "RetinaNet"),
+    ):
+        if any(part in name for name in weights):
+            return kind
+    return None
