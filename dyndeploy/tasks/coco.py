@@ -406,7 +406,7 @@ def _average_precision(
     truth: dict[str, Any], results: list[dict[str, Any]], kind: str, dataset: AnnotatedImages
 ) -> AveragePrecision:
     need = "Average precision needs pycocotools"
-    coco, evaluation = (required(f"pycocotools.{name}", need) for name in ("coco", "cocoeval"))
+    coco, evaluation = required("pycocotools.coco", need), required("pycocotools.cocoeval", need)
     areas = required("pycocotools.mask", need)
     annotated = [dict(item) for item in truth["annotations"]]
     detected = []

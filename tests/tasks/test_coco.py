@@ -394,3 +394,37 @@ def test_scenes_are_measured_as_they_are_and_as_files(tmp_path: Path) -> None:
     assert metrics.boxes.ap == pytest.approx(1) and isinstance(metrics.masks, AveragePrecision)
     assert metrics.masks.ap is not None and 0.3 < metrics.masks.ap < 0.9
     assert coco_metrics((shifted(item, masks=False) for item in dataset), dataset).masks is None
+
+
+@pytest.mark.vision("pycocotools")
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_the_figures_are_those_of_pycocotools_own_summary(kind: str) -> None:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    rng = np.random.default_rng(5)
+    dataset = digit_scenes(12, digit_size=(20, 100))
+    noisy = []
+    for item in dataset:
+        count = len(item.labels)
+        labels = np.where(rng.uniform(size=count) < 0.3, rng.integers(0, 10, count), item.labels)
+        masks = np.roll(item.masks, rng.integers(0, 3), 1)
+        noisy.append(Detections(item.boxes + rng.normal(0, 2, (count, 4)), rng.uniform(0, 1, count), labels, masks))
+    metrics = coco_metrics(noisy, dataset)
+    ours = metrics.boxes if kind == "bbox" else metrics.masks
+    assert ours is not None
+    truth = COCO()
+    truth.dataset = dataset.coco(range(12))
+    truth.createIndex()
+    results = [entry for index, item in enumerate(noisy) for entry in item.to_coco(dataset.category_ids, index + 1)]
+    if kind == "segm":
+        # loadRes measures areas by boxes where there are some.
+        results = [{key: value for key, value in entry.items() if key != "bbox"} for entry in results]
+    run = COCOeval(truth, truth.loadRes(results), kind)
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    assert (ours.large, run.stats[5]) == (None, -1)
+    figures = [ours.ap, ours.ap50, ours.ap75, ours.small, ours.medium]
+    assert figures == pytest.approx(run.stats[:5].tolist(), abs=1e-12)
+    assert 0.05 < run.stats[:5].min() and run.stats[:5].max() < 0.95
