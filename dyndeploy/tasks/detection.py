@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +16,11 @@ import numpy.typing as npt
 from dyndeploy.data import ByteArray, FloatArray, LabelArray, rgb_pixels
 from dyndeploy.errors import BundleError, UsageError
 from dyndeploy.finite import require_finite
+from dyndeploy.tasks.annotations import BoolArray
+from dyndeploy.tasks.packages import required
 
 if TYPE_CHECKING:
     from PIL import Image
-
-BoolArray = npt.NDArray[np.bool_]
 
 _FAR = 1e9
 """Cost of pairing what must not be paired; above that of all other pairs together."""
@@ -265,7 +264,7 @@ def resize(pixels: ByteArray, size: tuple[int, int]) -> ByteArray:
     """
     if pixels.shape[:2] == tuple(size):
         return pixels
-    cv2 = _package("cv2", "Resizing images for a detector needs OpenCV")
+    cv2 = required("cv2", "Resizing images for a detector needs OpenCV")
     height, width = size
     resized: ByteArray = cv2.resize(np.ascontiguousarray(pixels), (width, height), interpolation=cv2.INTER_LINEAR)
     return resized
@@ -307,7 +306,7 @@ def encode_mask(mask: BoolArray) -> dict[str, Any]:
     Raises:
         UsageError: pycocotools is not installed.
     """
-    coco = _package("pycocotools.mask", "Writing masks as COCO does needs pycocotools")
+    coco = required("pycocotools.mask", "Writing masks as COCO does needs pycocotools")
     encoded: dict[str, Any] = coco.encode(np.asfortranarray(mask, np.uint8))
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
@@ -432,12 +431,3 @@ def _sampling(pixels: range, low: np.float32, high: np.float32, cells: int) -> F
     position = ((grid + np.float32(1)) * np.float32(cells) - np.float32(1)) / np.float32(2)
     weights = np.float32(1) - np.abs(position[:, None] - np.arange(cells, dtype=np.float32))
     return np.nan_to_num(np.maximum(weights, np.float32(0)))
-
-
-def _package(name: str, need: str) -> ModuleType:
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(f"{need} ({error}): pip install 'dyndeploy[detection]'.") from error
