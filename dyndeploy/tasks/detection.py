@@ -205,14 +205,21 @@ class DetectionTask:
         height, width = pixels.shape[:2]
         inside = self.resized(height, width, size, bucket)
         filled = np.zeros((1, 3, *(self.padded(*inside) if bucket is None else bucket)), np.float32)
-        filled[0, :, : inside[0], : inside[1]] = self.normalise(resize(pixels, inside))
+        self.normalise(resize(pixels, inside), out=filled[0, :, : inside[0], : inside[1]])
         return {"input": filled, "image_size": np.asarray([inside], np.float32)}, Placement(height, width, inside)
 
-    def normalise(self, pixels: ByteArray) -> FloatArray:
-        """Return ``(pixels - mean) / std`` in float32: (height, width, 3) becomes (3, height, width)."""
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        values: FloatArray = (pixels.astype(np.float32) - mean) / std
-        return np.moveaxis(values, -1, 0)
+    def normalise(self, pixels: ByteArray, out: FloatArray | None = None) -> FloatArray:
+        """Return ``(pixels - mean) / std`` in float32: (height, width, 3) becomes (3, height, width).
+
+        Args:
+            pixels: 8-bit RGB.
+            out: Where to write the result; None for a new array.
+        """
+        values = np.empty((3, *pixels.shape[:2]), np.float32) if out is None else out
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            np.subtract(pixels[..., channel], mean, out=values[channel], dtype=np.float32)
+            values[channel] /= np.float32(std)
+        return values
 
     def decode(self, outputs: Mapping[str, npt.NDArray[Any]], placement: Placement, row: int = 0) -> Detections:
         """Turn a detector's outputs into detections in the image's own pixels.
