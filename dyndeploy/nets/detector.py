@@ -21,7 +21,7 @@ from dyndeploy.blocks.boxes import EMPTY, keep_boxes, torchvision
 from dyndeploy.errors import UsageError
 from dyndeploy.nets import laud_regnet, laud_resnet  # noqa: F401  # register the backbones
 from dyndeploy.nets.detection_losses import Target
-from dyndeploy.nets.detector_checkpoints import BACKBONE, DetectorRules
+from dyndeploy.nets.detector_checkpoints import DetectorRules
 from dyndeploy.nets.laud import LaudConfig, LaudNetwork, check_positive_int
 from dyndeploy.nets.registry import Preprocessing, create_model, model_info, register_model
 from dyndeploy.nets.results import Features, NetworkFacts
@@ -267,7 +267,7 @@ class Detector(nn.Module):
             targets: What is in each image, for training.
         """
         pyramid, found = self.features(images)
-        records = tuple(record._replace(name=f"{BACKBONE}{record.name}") for record in found.masks)
+        records = tuple(record._replace(name=f"{BACKBONE}.{record.name}") for record in found.masks)
         if targets is not None:
             losses = self.losses(pyramid, image_size, targets)
             return DetectorLosses(losses, records, found.flops, found.flops_ratio, found.densities)

@@ -27,7 +27,6 @@ from dyndeploy.nets.detection_losses import (
     region_losses,
     sampled_regions,
 )
-from dyndeploy.nets.laud import check_positive_int
 from dyndeploy.nets.detector import (
     CANDIDATES,
     RATIOS,
@@ -43,6 +42,7 @@ from dyndeploy.nets.detector import (
     read_cells,
     register_detectors,
 )
+from dyndeploy.nets.laud import check_positive_int
 
 SCALE = 8.0
 """Side of a square anchor, in strides."""

@@ -120,7 +120,10 @@ def read_trained(path: str | os.PathLike[str]) -> TrainedNetwork:
         input_size=fields.get("input_size").optional(_size),
         preprocessing=fields.get("preprocessing").optional(_preprocessing),
         class_names=fields.get("class_names").optional(lambda names: names.sequence(Field.text)) or (),
-        category_ids=fields.get("category_ids").optional(lambda numbers: numbers.sequence(lambda number: number.count(0))) or (),
+        category_ids=fields.get("category_ids").optional(
+            lambda numbers: numbers.sequence(lambda number: number.count(0))
+        )
+        or (),
     )
 
 

@@ -5,21 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from dyndeploy.errors import InputError, UsageError
 from dyndeploy.nets import create_model, load_checkpoint
 from dyndeploy.nets.trained import read_trained
-from dyndeploy.tasks.annotations import AnnotatedImage
-from dyndeploy.tasks.scenes import digit_scenes, write_coco
 from dyndeploy.training import CHECKPOINT, LOG, RESULT, Recipe, train
-from dyndeploy.training.batches import datasets, held_out_batches, training_batches
-from dyndeploy.training.processes import Part
-from dyndeploy.training.recipe import SparsityRecipe, TemperatureRecipe
-from dyndeploy.training.scenes import Scenes, coco_files, resized_masks
 from tests.training.test_engine import Recorder, StopError, weights
 
 vision = pytest.mark.vision("torchvision", "cv2", "pycocotools")
