@@ -399,3 +399,74 @@ def test_bfloat16_and_parts(tmp_path: Path) -> None:
     )
     result = train(recipe, tmp_path)
     assert all(np.isfinite(value) for value in result.history[0].training.values())
+
+
+# -------------------------------------------------------------------- what a run starts from
+
+
+def theirs(network: Any, first: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """A network's weights by the names that another package gives them, which begin like this."""
+    names = {own: other for other, own in network.checkpoint_rules().other_names().items() if other.startswith(first)}
+    return {names.get(key, key): value for key, value in network.state_dict().items()}
+
+
+@vision
+def test_official_files_start_networks_of_other_classes(tmp_path: Path) -> None:
+    options = {"mode": "layer", "pyramid_channels": 8, "tower": 1, "width_mult": 0.2}
+    for kind, heads in (
+        ("retinanet", ("bbox_head.", "neck.l", "neck.fpn_")),
+        ("mask_rcnn", ("roi_head.", "neck.l", "neck.fpn_", "rpn_head.")),
+    ):
+        torch.manual_seed(1)
+        official = create_model(f"laud_{kind}_small", num_classes=4, **options)
+        state = theirs(official, heads)
+        assert all(name.startswith((*heads, "backbone.")) for name in state)
+        torch.save({"meta": {"epoch": 12}, "state_dict": state, "optimizer": {}}, tmp_path / "epoch_12.pth")
+        network = create_model(f"laud_{kind}_small", num_classes=2, **options)
+        before = {key: value.clone() for key, value in network.state_dict().items()}
+        report = load_checkpoint(network, tmp_path / "epoch_12.pth", classes=2)
+        fresh = {key for key in report.fresh if before[key].shape != official.state_dict()[key].shape}
+        assert fresh
+        assert report.classes is not None
+        for key, value in network.state_dict().items():
+            other = before if key in report.fresh else official.state_dict()
+            assert torch.equal(value, other[key]), key
+        assert "mode" in report.untold
+
+
+@vision
+def test_a_classifier_starts_the_backbone(tmp_path: Path) -> None:
+    classifier = create_model("laud_resnet26_small", mode="static", width_mult=0.2)
+    save_checkpoint(classifier, tmp_path / "classifier.pt")
+    detector = create_model(
+        "laud_faster_rcnn_small", mode="both", channel_granularity=1, pyramid_channels=8, width_mult=0.2
+    )
+    report = load_checkpoint(detector, tmp_path / "classifier.pt", classes=10)
+    own = detector.state_dict()
+    for key, value in classifier.state_dict().items():
+        if not key.startswith("fc."):
+            assert torch.equal(own[f"backbone.{key}"], value)
+    assert all(key.startswith(("neck", "rpn", "roi_heads")) or "masker" in key for key in report.untrained)
+
+
+def test_classifiers_learn_from_scenes_of_one_digit() -> None:
+    recipe = Recipe.from_dict(
+        {
+            "name": "tiny",
+            "description": "For tests.",
+            "model": {"name": "laud_resnet14_small", "input_size": [24, 24]},
+            "data": {"dataset": "digit_scenes", "scenes": [12, 5], "digit_size": [14, 40], "contrast": 120},
+            "epochs": 1,
+            "batch_size": 4,
+            "optimizer": {"lr": 0.1},
+        }
+    )
+    training, held_out = datasets(recipe)
+    assert (len(training), len(held_out), training.classes) == (12, 5, tuple("0123456789"))
+    scene = digit_scenes(12, (24, 24), "train", 0, (1, 1), (14, 24), 120)[3]
+    inputs, label = training[3]
+    mean, std = np.float32(recipe.preprocessing.mean), np.float32(recipe.preprocessing.std)
+    np.testing.assert_allclose(inputs.transpose(1, 2, 0), (scene.image / np.float32(255) - mean) / std, atol=1e-5)
+    assert label == scene.labels[0]
+    batches = list(training_batches(training, recipe, 1, [Part(0, 4, 4)]))
+    assert [tuple(batch.inputs.shape) for batch in batches] == [(4, 3, 24, 24)] * 3
