@@ -10,6 +10,7 @@ import functools
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from dyndeploy.prediction.architectures import static_graph, static_name
 from dyndeploy.prediction.calibrated import CalibratedModel, Installation, find_calibrations, load_calibration
 from dyndeploy.prediction.device_model import AnalyticalModel, Array, DeviceModel
 from dyndeploy.prediction.integers import IntegerModel
-from dyndeploy.prediction.kernels import ELEMENT_BYTES, UNKNOWN, Graph, GraphWalker, Kernel
+from dyndeploy.prediction.kernels import ELEMENT_BYTES, MODELLED, UNKNOWN, Graph, GraphWalker, Kernel
 from dyndeploy.prediction.nodes import DOCUMENT, NodeGraph, read_nodes
 from dyndeploy.prediction.rates import RateLike, Rates, RateSamples, block_rates, checked_rates, mean_rates
 from dyndeploy.prediction.results import (
@@ -171,6 +172,13 @@ def _integer_notes(graph: Graph) -> tuple[str, ...]:
     return (_AS_IF, *([_NO_FORM.format(", ".join(lacking))] if lacking else []))
 
 
+def _modelled_notes(graph: Graph) -> tuple[str, ...]:
+    """What a reader should know of kernels that no device was measured with."""
+    counts = Counter(kernel.kind for kernel in graph.kernels if kernel.kind in MODELLED)
+    said = ", ".join(f"{count} of {kind}" for kind, count in sorted(counts.items()))
+    return (f"Modelled by the traffic of their work, measured on no device: {said}.",) if counts else ()
+
+
 class Estimator:
     """Predicts latencies on one device model.
 
@@ -247,6 +255,7 @@ class Estimator:
         if isinstance(network, Bundle) and network.manifest.exits is not None and self._foreign(network):
             found = replace(found, notes=(*found.notes, _FOREIGN.format(network.manifest.target, self.device.board)))
         notes = _integer_notes(graphs[0]) if self.precision == "int8" else ()
+        notes += _modelled_notes(graphs[0])
         return replace(found, notes=(*found.notes, *notes, *self._not_exported(graphs[0])))
 
     def _not_exported(self, graph: Graph) -> tuple[str, ...]:
