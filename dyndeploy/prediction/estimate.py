@@ -20,6 +20,7 @@ import numpy as np
 
 from dyndeploy.bundle import SAVES_NOTHING, Bundle
 from dyndeploy.errors import InputError, UsageError, unknown_name
+from dyndeploy.graphs.passes.boxes import lacking
 from dyndeploy.graphs.reading import read_graph
 from dyndeploy.ops.gates import GateKind
 from dyndeploy.prediction.architectures import static_graph, static_name
@@ -259,10 +260,15 @@ class Estimator:
         return replace(found, notes=(*found.notes, *notes, *self._not_exported(graphs[0])))
 
     def _not_exported(self, graph: Graph) -> tuple[str, ...]:
-        """That a dynamic network cannot be exported in the precision: then nothing runs what is priced."""
-        if self.device.board not in target_names() or all(kernel.call is None for kernel in graph.kernels):
+        """That a network cannot be exported for the device, or in the precision: then nothing runs what is priced."""
+        if self.device.board not in target_names():
             return ()
-        rule = load_target(self.device.board).precisions[self.precision]
+        target = load_target(self.device.board)
+        if any(kernel.kind in ("suppression", "regions") for kernel in graph.kernels) and lacking(target.runtime):
+            return (f"Not to be had yet on {self.device.board}: {lacking(target.runtime)}",)
+        if all(kernel.call is None for kernel in graph.kernels):
+            return ()
+        rule = target.precisions[self.precision]
         return () if rule.supported else (f"Not to be had yet: for {self.device.board}, {rule.reason}.",)
 
     def sweep(
@@ -503,7 +509,8 @@ def bundle_nodes(
     notes = tuple(note for note in manifest.notes if SAVES_NOTHING in note)
 
     def nodes(model: onnx.ModelProto, size: tuple[int, int] | None) -> NodeGraph:
-        return replace(read_nodes(model, batch=batch, input_size=size, name=name), notes=notes)
+        found = read_nodes(model, batch=batch, input_size=size, name=name)
+        return replace(found, notes=(*notes, *found.notes))
 
     if manifest.exits is None:
         return nodes(bundle.load_model(), input_size)
