@@ -10,6 +10,7 @@ from dyndeploy import files
 from dyndeploy.errors import UsageError
 from dyndeploy.measure import BlockTimes, Profile, RateResult, Samples
 from dyndeploy.reporting.comparison import PredictedSweep, compare_profile, unpredicted_note
+from dyndeploy.reporting.detections import parts_chart, parts_table, parts_words
 from dyndeploy.reporting.energy import energy_table
 from dyndeploy.reporting.gallery import GalleryItem, data_uri
 from dyndeploy.reporting.page import (
@@ -38,6 +39,8 @@ class ReportExtras:
         gallery: Images with their masks.
         notes: Paragraphs shown under the summary.
         gallery_note: What is seen in the gallery.
+        gallery_title: Heading of the gallery.
+        tables: Further results, such as average precisions, shown under the summary.
     """
 
     title: str | None = None
@@ -46,6 +49,8 @@ class ReportExtras:
     gallery: Sequence[GalleryItem] = ()
     notes: Sequence[str] = ()
     gallery_note: str = "Left the input; right the patches that are computed (framed), the skipped ones greyed."
+    gallery_title: str = "What the masks choose"
+    tables: Sequence[Table] = ()
 
     def __post_init__(self) -> None:
         """Check the accuracy; raises ``UsageError``."""
@@ -108,6 +113,9 @@ def render_report(
         latency_chart=_latency_chart(profile),
         realisation_chart=_realisation_chart(profile),
         rates=_rates_table(profile),
+        parts_chart=parts_chart(profile),
+        parts=parts_table(profile),
+        parts_words=parts_words(profile),
         block_chart=_block_chart(profile.data),
         blocks=_blocks_table(profile.data),
         unpredicted=unpredicted_note(profile.device, profile.threads, [c.predicted_device for c in comparisons])

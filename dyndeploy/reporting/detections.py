@@ -1,0 +1,175 @@
+"""Pictures of detections beside what a detector's backbone computed for them, and the times of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePath
+
+import numpy as np
+import numpy.typing as npt
+
+from dyndeploy.bundle import MaskInfo
+from dyndeploy.inference import DetectionResult
+from dyndeploy.measure import Profile
+from dyndeploy.measure.parts import HOW_TIMED
+from dyndeploy.ops.gates import BLOCK, PATCH, gate_kind
+from dyndeploy.reporting.gallery import GalleryItem, Pixels, group_grid, mask_overlay
+from dyndeploy.reporting.page import Table, ms, percent, times
+from dyndeploy.reporting.svg import Bars, bar_chart
+from dyndeploy.tasks.detection import Detections, resize
+from dyndeploy.tasks.drawing import draw
+
+GALLERY_NOTE = (
+    "Left what the deployed network found; right what one block of its backbone computed for the same image: patches "
+    "that it computes are framed, skipped ones are greyed. Groups of channels are cells, orange where they are computed."
+)
+
+_SIDE = 384
+"""Longer side of a picture, in pixels: of small images so much that names of classes can be read."""
+
+
+def detection_gallery(
+    results: Sequence[DetectionResult],
+    masks: Sequence[MaskInfo],
+    names: Sequence[str] = (),
+    *,
+    score: float = 0.3,
+    blocks: int = 2,
+) -> tuple[GalleryItem, ...]:
+    """Draw what was found in images, each beside what single blocks computed for it.
+
+    Args:
+        results: Of a few images.
+        masks: Those of the bundle.
+        names: Of the classes.
+        score: Least score of what is drawn.
+        blocks: So many masks are shown of each image: those that differ most from image to image, and within one.
+    """
+    chosen = _telling(results, masks, blocks)
+    items = []
+    for result in results:
+        shown = result.detections.select(score)
+        pixels, moved = _fitted(result.pixels, shown)
+        picture = draw(pixels, moved, names)
+        name = PurePath(result.image).name
+        count = f"{len(shown)} detection{'' if len(shown) == 1 else 's'}"
+        for info in chosen:
+            mask = result.masks[info.name][0]
+            caption = f"{name}: {count}; {info.block} computes {_computed(result, info):.0%}"
+            kind = gate_kind(info.kind)
+            drawn = mask_overlay(pixels, mask[0], _covered(result)) if kind == PATCH else group_grid(pixels, mask.ravel())
+            items.append(GalleryItem(picture, drawn, f"{caption} ({kind.unit}s)"))
+        if not chosen:
+            items.append(GalleryItem(picture, pixels, f"{name}: {count}"))
+    return tuple(items)
+
+
+def _covered(result: DetectionResult) -> tuple[float, float]:
+    """Share of the input's height and width that the image fills."""
+    (height, width), (rows, columns) = result.input_size, result.resized
+    return rows / height, columns / width
+
+
+def _telling(results: Sequence[DetectionResult], masks: Sequence[MaskInfo], blocks: int) -> list[MaskInfo]:
+    """The masks that show most, in order of execution; those of whole blocks show nothing in a picture."""
+    known = [info for info in masks if gate_kind(info.kind) != BLOCK and all(info.name in r.masks for r in results)]
+
+    def variety(info: MaskInfo) -> float:
+        rates = [_computed(result, info) for result in results]
+        return float(np.mean([rate * (1 - rate) for rate in rates]))
+
+    # Of masks that show as much, large ones show it better.
+    best = sorted(known, key=lambda info: (-round(variety(info), 2), -int(np.prod(info.shape))))[:blocks]
+    return [info for info in known if info in best]
+
+
+def _computed(result: DetectionResult, info: MaskInfo) -> float:
+    """Share of what a mask decides on for the image, padding excepted, that is computed."""
+    mask: npt.NDArray[np.float32] = result.masks[info.name][0]
+    if gate_kind(info.kind) == PATCH:
+        rows, columns = (max(1, round(side * share)) for side, share in zip(mask.shape[1:], _covered(result), strict=True))
+        mask = mask[:, :rows, :columns]
+    return float(mask.mean())
+
+
+def _fitted(pixels: Pixels, detections: Detections) -> tuple[Pixels, Detections]:
+    """An image with its detections at the size of a picture."""
+    height, width = pixels.shape[:2]
+    factor = _SIDE / max(height, width)
+    rows, columns = max(1, round(height * factor)), max(1, round(width * factor))
+    scale = np.array([columns / width, rows / height] * 2, np.float32)
+    masks = detections.masks
+    if masks is not None:
+        at = np.arange(rows) * height // rows, np.arange(columns) * width // columns
+        masks = masks[:, at[0]][:, :, at[1]]
+    moved = Detections(detections.boxes * scale, detections.scores, detections.labels, masks)
+    return resize(pixels, (rows, columns)), moved
+
+
+# ---------------------------------------------------------------- parts
+
+
+def parts_table(profile: Profile) -> Table | None:
+    """MACs and times of a detector's parts, with its own masks; None of a network without parts."""
+    parts = profile.data.parts
+    if not parts:
+        return None
+    total = sum(part.static_ms for part in parts)
+    return Table(
+        "Parts, measured",
+        ("part", "G MACs", "of all", "static ms", "of all", "dynamic ms", "ideal", "realised"),
+        [
+            (
+                part.name,
+                f"{part.static_macs / 1e9:.4g}",
+                percent(part.static_macs / profile.static_macs),
+                ms(part.static_ms),
+                percent(part.static_ms / total if total > 0 else None),
+                ms(part.dynamic_ms),
+                times(part.ideal_speedup),
+                times(part.realised_speedup),
+            )
+            for part in parts
+        ],
+        file="parts.csv",
+        fields=("part", "static_macs", "needed_macs", "static_ms", "dynamic_ms", "ideal_speedup", "realised_speedup"),
+        values=[
+            (part.name, part.static_macs, part.needed_macs, part.static_ms, part.dynamic_ms, part.ideal_speedup,
+             part.realised_speedup)
+            for part in parts
+        ],
+    )  # fmt: skip
+
+
+def parts_chart(profile: Profile) -> str:
+    """Time of each part in both networks; empty of a network without parts."""
+    parts = profile.data.parts
+    if not parts:
+        return ""
+    return bar_chart(
+        [part.name for part in parts],
+        [
+            Bars("static twin, measured", "static", [part.static_ms for part in parts]),
+            Bars("dynamic, measured", "measured", [part.dynamic_ms for part in parts]),
+        ],
+        identifier="parts",
+        title="Time of each part of the detector in both networks, measured with the data's own masks",
+        description="; ".join(f"{part.name}: {ms(part.static_ms)} and {ms(part.dynamic_ms)} ms" for part in parts) + ".",
+        x_label="ms per batch",
+    )
+
+
+def parts_words(profile: Profile) -> str:
+    """How far skipping can carry, and what the times of the parts are; empty of a network without parts."""
+    if not profile.data.parts:
+        return ""
+    share, limit = profile.dynamic_share, profile.speedup_limit
+    words = f"Measured {HOW_TIMED}."
+    if share is None:
+        return words
+    bound = "" if limit is None else f": if they cost nothing, the whole network would be {limit:.2f} times as fast"
+    return (
+        f"Skipping can only save what stands in dynamic blocks. They hold {share:.0%} of the static twin's "
+        f"multiply-accumulates{bound}. The rest (the stem, the pyramid, the heads) is computed for every image, and the "
+        f"ideal speed-ups on this page count it. Times: {words[0].lower()}{words[1:]}"
+    )
