@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from dyndeploy.blocks.boxes import EMPTY, keep_boxes, torchvision
 from dyndeploy.errors import UsageError
 from dyndeploy.nets import laud_regnet, laud_resnet  # noqa: F401  # register the backbones
-from dyndeploy.nets.detector_checkpoints import DetectorRules
+from dyndeploy.nets.detection_losses import Target
+from dyndeploy.nets.detector_checkpoints import BACKBONE, DetectorRules
 from dyndeploy.nets.laud import LaudConfig, LaudNetwork, check_positive_int
 from dyndeploy.nets.registry import Preprocessing, create_model, model_info, register_model
 from dyndeploy.nets.results import Features, NetworkFacts
@@ -105,6 +106,24 @@ class DetectorOutput(NamedTuple):
         """Return what a deployed network gives."""
         found = {"boxes": self.boxes, "scores": self.scores, "labels": self.labels, "count": self.counts}
         return found if self.instance_masks is None else {**found, "masks": self.instance_masks}
+
+
+class DetectorLosses(NamedTuple):
+    """Result of one pass in training.
+
+    Attributes:
+        losses: 0-d tensors by name, to be summed; see :mod:`dyndeploy.nets.detection_losses`.
+        masks: As of :class:`DetectorOutput`, like the following ones.
+        flops: See there.
+        flops_ratio: See there.
+        densities: See there.
+    """
+
+    losses: dict[str, Tensor]
+    masks: Any
+    flops: Tensor
+    flops_ratio: Tensor
+    densities: Any
 
 
 class LastLevels(nn.Module):
@@ -236,14 +255,21 @@ class Detector(nn.Module):
         found = self.backbone.features(images)
         return self.neck(found.maps[self._first :]), found
 
-    def forward(self, images: Tensor, image_size: Tensor) -> DetectorOutput:
-        """Detect, in evaluation.
+    def forward(
+        self, images: Tensor, image_size: Tensor, targets: Sequence[Target] | None = None
+    ) -> DetectorOutput | DetectorLosses:
+        """Detect; or, where it is said what there is to be found, compute the losses.
 
         Args:
             images: Normalised, padded at the right and at the bottom with 0: (N, 3, H, W).
             image_size: Height and width of each image before padding, in pixels: (N, 2), float32.
+            targets: What is in each image, for training.
         """
         pyramid, found = self.features(images)
+        records = tuple(record._replace(name=f"{BACKBONE}{record.name}") for record in found.masks)
+        if targets is not None:
+            losses = self.losses(pyramid, image_size, targets)
+            return DetectorLosses(losses, records, found.flops, found.flops_ratio, found.densities)
         each = [
             self.detected([level[index : index + 1] for level in pyramid], image_size[index])
             for index in range(len(images))
@@ -254,7 +280,7 @@ class Detector(nn.Module):
             scores,
             labels,
             counts,
-            found.masks,
+            records,
             found.flops if found.masks else found.macs,
             found.flops_ratio,
             found.densities,
@@ -264,6 +290,37 @@ class Detector(nn.Module):
     def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:
         """Return boxes, scores, labels, count, and masks where there are some, of one image (height, width)."""
         raise NotImplementedError
+
+    def losses(self, pyramid: Sequence[Tensor], image_size: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Return the losses of a batch, to be summed.
+
+        Boxes are drawn at random from torch's global generator, where they are drawn.
+
+        Args:
+            pyramid: See :meth:`features`.
+            image_size: See :meth:`forward`.
+            targets: What is in each image.
+        """
+        raise NotImplementedError
+
+    def inside(self, sizes: Sequence[tuple[int, int]], image_size: Tensor, anchors: int) -> list[Tensor]:
+        """Return which anchors of all levels lie where each image would have maps, were it alone: (anchors,) each.
+
+        Args:
+            sizes: (h, w) of the levels' maps.
+            image_size: See :meth:`forward`.
+            anchors: Per cell.
+        """
+        found = []
+        for height, width in image_size.tolist():
+            padded = self.task.padded(int(height), int(width))
+            parts = []
+            for (rows, columns), stride in zip(sizes, self.strides, strict=True):
+                cells = torch.zeros(rows, columns, anchors, dtype=torch.bool, device=image_size.device)
+                cells[: -(-padded[0] // stride), : -(-padded[1] // stride)] = True
+                parts.append(cells.flatten())
+            found.append(torch.cat(parts))
+        return found
 
     @torch.no_grad()
     def detect(self, images: Sequence[Any], size: tuple[int, int] | None = None) -> list[Detections]:
@@ -312,6 +369,12 @@ class Level(NamedTuple):
         """Return the boxes (k, 4) of anchors by their number and their cell, counted row by row: (k,) each."""
         x, y = cell % self.width * self.stride, cell // self.width * self.stride
         return self.base[anchor] + torch.stack([x, y, x, y], 1).to(self.base)
+
+    def all(self, height: int) -> Tensor:
+        """Return the anchors of a map so high, (height * width * A, 4): the anchor's number runs fastest."""
+        count, cells = len(self.base), torch.arange(height * self.width, device=self.base.device)
+        numbers = torch.arange(count, device=self.base.device)
+        return self.at(numbers.repeat(len(cells)), cells.repeat_interleave(count))
 
 
 def base_anchors(stride: int, scales: Sequence[float]) -> Tensor:

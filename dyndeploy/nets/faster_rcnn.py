@@ -7,12 +7,25 @@ cell of P2 to P6, RoIAlign with half-pixel coordinates, the background as last c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dyndeploy.blocks.boxes import EMPTY, keep_boxes, pyramid_roi_align
+from dyndeploy.nets.detection_losses import (
+    PROPOSALS,
+    REGION,
+    REGIONS,
+    TRAINING_CANDIDATES,
+    Overlap,
+    Regions,
+    Target,
+    dense,
+    proposal_losses,
+    region_losses,
+    sampled_regions,
+)
 from dyndeploy.nets.detector import (
     CANDIDATES,
     RATIOS,
@@ -90,7 +103,13 @@ class FasterRCNN(Detector):
     Attributes:
         rpn: torchvision's head of the region proposal network.
         roi_heads: What looks at the proposals.
+        proposal_samples: Anchors of an image that training takes.
+        region_samples: Regions of an image that training takes.
     """
+
+    region_rule: ClassVar[Overlap] = REGION
+    proposal_samples = PROPOSALS.boxes
+    region_samples = REGIONS.boxes
 
     def __init__(self, name: str, backbone: str, config: DetectorConfig) -> None:
         super().__init__(name, backbone, config, first_stage=0, extra=False)
@@ -165,6 +184,46 @@ class FasterRCNN(Detector):
     def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Detector.detected`."""
         return self.boxes(pyramid, image_size)
+
+    def losses(self, pyramid: Sequence[Tensor], image_size: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """See :meth:`Detector.losses`."""
+        wide = torch.promote_types(pyramid[0].dtype, torch.float32)
+        raw = [(logits.to(wide), deltas.to(wide)) for logits, deltas in self.raw(pyramid)]
+        sizes = [(logits.shape[2], logits.shape[3]) for logits, _ in raw]
+        anchors = torch.cat([self.level(index, width).all(height) for index, (height, width) in enumerate(sizes)])
+        losses = proposal_losses(
+            torch.cat([dense(logits, 1) for logits, _ in raw], 1),
+            torch.cat([dense(deltas, 4) for _, deltas in raw], 1),
+            anchors.to(wide),
+            self.inside(sizes, image_size, len(RATIOS)),
+            targets,
+            self.anchor_coder,
+            PROPOSALS._replace(boxes=self.proposal_samples),
+        )
+        regions = self.regions(raw, image_size, targets)
+        maps = [[level[index : index + 1].to(wide) for level in pyramid] for index in range(len(targets))]
+        read = [self.read(own, found.boxes, BOX_SIZE) for own, found in zip(maps, regions, strict=True)]
+        logits, deltas = (value.to(wide) for value in self.classify(torch.cat(read)))
+        losses |= region_losses(logits, deltas, regions, targets, self.box_coder)
+        return losses | self.further_losses(maps, regions, targets)
+
+    @torch.no_grad()
+    def regions(
+        self, raw: Sequence[tuple[Tensor, Tensor]], image_size: Tensor, targets: Sequence[Target]
+    ) -> list[Regions]:
+        """Return the regions of each image that its heads are trained on; ``raw`` is what :meth:`raw` gives."""
+        found, sampling = [], REGIONS._replace(boxes=self.region_samples)
+        for index, target in enumerate(targets):
+            own = [(logits[index : index + 1], deltas[index : index + 1]) for logits, deltas in raw]
+            proposals = self.propose(own, image_size[index], TRAINING_CANDIDATES)
+            found.append(sampled_regions(proposals.boxes[proposals.there], target, self.region_rule, sampling))
+        return found
+
+    def further_losses(
+        self, maps: Sequence[Sequence[Tensor]], regions: Sequence[Regions], targets: Sequence[Target]
+    ) -> dict[str, Tensor]:
+        """Return the losses of heads that a detector has beside these; ``maps`` is each image's pyramid."""
+        return {}
 
 
 register_detectors("faster_rcnn", "Faster R-CNN", FasterRCNN)
