@@ -16,6 +16,7 @@ from dyndeploy.ops.gates import BLOCK, PATCH, gate_kind
 from dyndeploy.reporting.gallery import GalleryItem, Pixels, group_grid, mask_overlay
 from dyndeploy.reporting.page import Table, ms, percent, times
 from dyndeploy.reporting.svg import Bars, bar_chart
+from dyndeploy.tasks.coco import AveragePrecision
 from dyndeploy.tasks.detection import Detections, resize
 from dyndeploy.tasks.drawing import draw
 
@@ -104,6 +105,29 @@ def _fitted(pixels: Pixels, detections: Detections) -> tuple[Pixels, Detections]
         masks = masks[:, at[0]][:, :, at[1]]
     moved = Detections(detections.boxes * scale, detections.scores, detections.labels, masks)
     return resize(pixels, (rows, columns)), moved
+
+
+def precision_table(boxes: AveragePrecision, masks: AveragePrecision | None = None) -> Table:
+    """Average precisions, of all classes and of each."""
+    kinds = [("boxes", boxes), *([] if masks is None else [("masks", masks)])]
+    columns = [f"{kind} {name}" for kind, _ in kinds for name in ("AP", "AP50", "AP75")]
+    values: list[tuple[object, ...]] = [
+        ("all classes", sum(one.objects for one in boxes.classes), *(v for _, p in kinds for v in (p.ap, p.ap50, p.ap75)))
+    ]
+    for each in zip(*(precision.classes for _, precision in kinds), strict=True):
+        values.append((each[0].name, each[0].objects, *(v for one in each for v in (one.ap, one.ap50, None))))
+    return Table(
+        "Average precision, measured on held-out images",
+        ("class", "objects", *columns),
+        [(str(name), str(count), *map(_precision, rest)) for name, count, *rest in values],
+        file="precision.csv",
+        fields=("class", "objects", *(column.replace(" ", "_").lower() for column in columns)),
+        values=values,
+    )
+
+
+def _precision(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "-"
 
 
 # ---------------------------------------------------------------- parts
