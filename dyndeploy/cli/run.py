@@ -111,20 +111,22 @@ def run(
             feeds = read_arrays(opened, named_files(inputs or []))
             _tell_arrays(lambda: _arrays_there(opened, board, feeds, threads, limits), output, as_json)
         return
-    choice = chosen_here(opened, device, runtime, told=not as_json)
     if detector:
-        if limits is not None:
-            raise UsageError(f"{opened.manifest.network.name} has no exits: leave the thresholds out.")
         from dyndeploy.cli._detections import listed, run_sources, wanted
 
+        if limits is not None:
+            raise UsageError(f"{opened.manifest.network.name} has no exits: leave the thresholds out.")
         names = opened.manifest.detector().classes
         which, sources = wanted(score, classes, names), listed(images or (), camera, save)
+        choice = chosen_here(opened, device, runtime, told=not as_json)
         with open_bundle(opened, runtime=choice, threads=threads, native=native) as session:
             failed = run_sources(session, sources, which, names, as_json=as_json)
-            if not as_json:
-                _print_code(session.network(opened.manifest.input_size).code)
+            code = session.network(opened.manifest.input_size).code
+        if not as_json:
+            _print_code(code)
         _end(failed, len(sources))
         return
+    choice = chosen_here(opened, device, runtime, told=not as_json)
     if images:
         classified = LOGITS in {info.name for info in opened.manifest.outputs}
         each = classify_images if classified else run_images

@@ -1,10 +1,11 @@
 """The whole way on real data with nothing to download: train, export, verify, profile, predict, report."""
 
 from dyndeploy.demo.classification import LEAST_ACCURACY, RECIPE, DemoResult, run_demo
-from dyndeploy.demo.detection import DETECTION_RECIPES, DetectionDemoResult, run_detection_demo
+from dyndeploy.demo.detection import CLASSIFIER, DETECTOR, DetectionDemoResult, run_detection_demo
 
 __all__ = [
-    "DETECTION_RECIPES",
+    "CLASSIFIER",
+    "DETECTOR",
     "LEAST_ACCURACY",
     "RECIPE",
     "DemoResult",

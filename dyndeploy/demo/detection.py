@@ -153,7 +153,7 @@ def run_detection_demo(
         required(package, "The demo of detection needs " + package)
     first, second = recipes or (load_recipe(CLASSIFIER), load_recipe(DETECTOR))
     if second.data.dataset != "digit_scenes" or second.sparsity is None or second.detection is None:
-        raise UsageError(f"The demo of detection runs a detector with masks on scenes of digits: {second.name} is none.")
+        raise UsageError(f"The demo of detection runs a dynamic detector on scenes of digits: {second.name} is none.")
     folder = Path(output)
     clock = Clock(step)
 
@@ -229,12 +229,12 @@ def _notes(
     assert metrics is not None and sparsity is not None
     notes = [
         f"Held-out AP50 of boxes: {evaluation.boxes.ap50 or 0:.3f} with the exported graph, run image by image, and "
-        f"{metrics.boxes.ap50 or 0:.3f} in PyTorch, on {evaluation.images} scenes whose digits and backgrounds training "
-        "never saw.",
+        f"{metrics.boxes.ap50 or 0:.3f} in PyTorch, on {evaluation.images} scenes. Training never saw their digits and "
+        "backgrounds.",
         f"Trained on this machine: a classifier of digits in {seconds[0]:.0f} s, whose weights the backbone starts "
         f"from, and the detector in {seconds[1]:.0f} s ({recipe.epochs} epochs, recipe {recipe.name}).",
-        f"Mean FLOPs ratio of the backbone {found.flops_ratio:.3f} (target {sparsity.target:g}): MACs, maskers included, "
-        "over those of its static twin, both by the count of the LAUDNet reference code.",
+        f"Mean FLOPs ratio of the backbone {found.flops_ratio:.3f} (target {sparsity.target:g}): MACs, maskers "
+        "included, over those of its static twin, both by the count of the LAUDNet reference code.",
         f"Verified against PyTorch: {verification.mask_bits} mask bits, {verification.flipped_bits} differ.",
     ]
     notes += [

@@ -22,7 +22,7 @@ from dyndeploy.tasks.drawing import draw
 
 GALLERY_NOTE = (
     "Left what the deployed network found; right what one block of its backbone computed for the same image: patches "
-    "that it computes are framed, skipped ones are greyed. Groups of channels are cells, orange where they are computed."
+    "that it computes are framed, skipped ones are greyed. Groups of channels are cells, orange where computed."
 )
 
 _SIDE = 384
@@ -58,7 +58,9 @@ def detection_gallery(
             mask = result.masks[info.name][0]
             caption = f"{name}: {count}; {info.block} computes {_computed(result, info):.0%}"
             kind = gate_kind(info.kind)
-            drawn = mask_overlay(pixels, mask[0], _covered(result)) if kind == PATCH else group_grid(pixels, mask.ravel())
+            drawn = (
+                mask_overlay(pixels, mask[0], _covered(result)) if kind == PATCH else group_grid(pixels, mask.ravel())
+            )
             items.append(GalleryItem(picture, drawn, f"{caption} ({kind.unit}s)"))
         if not chosen:
             items.append(GalleryItem(picture, pixels, f"{name}: {count}"))
@@ -88,7 +90,9 @@ def _computed(result: DetectionResult, info: MaskInfo) -> float:
     """Share of what a mask decides on for the image, padding excepted, that is computed."""
     mask: npt.NDArray[np.float32] = result.masks[info.name][0]
     if gate_kind(info.kind) == PATCH:
-        rows, columns = (max(1, round(side * share)) for side, share in zip(mask.shape[1:], _covered(result), strict=True))
+        rows, columns = (
+            max(1, round(side * share)) for side, share in zip(mask.shape[1:], _covered(result), strict=True)
+        )
         mask = mask[:, :rows, :columns]
     return float(mask.mean())
 
@@ -112,10 +116,16 @@ def precision_table(boxes: AveragePrecision, masks: AveragePrecision | None = No
     kinds = [("boxes", boxes), *([] if masks is None else [("masks", masks)])]
     columns = [f"{kind} {name}" for kind, _ in kinds for name in ("AP", "AP50", "AP75")]
     values: list[tuple[object, ...]] = [
-        ("all classes", sum(one.objects for one in boxes.classes), *(v for _, p in kinds for v in (p.ap, p.ap50, p.ap75)))
+        (
+            "all classes",
+            sum(one.objects for one in boxes.classes),
+            *(v for _, p in kinds for v in (p.ap, p.ap50, p.ap75)),
+        )
     ]
-    for each in zip(*(precision.classes for _, precision in kinds), strict=True):
-        values.append((each[0].name, each[0].objects, *(v for one in each for v in (one.ap, one.ap50, None))))
+    values += [
+        (each[0].name, each[0].objects, *(v for one in each for v in (one.ap, one.ap50, None)))
+        for each in zip(*(precision.classes for _, precision in kinds), strict=True)
+    ]
     return Table(
         "Average precision, measured on held-out images",
         ("class", "objects", *columns),
@@ -178,7 +188,8 @@ def parts_chart(profile: Profile) -> str:
         ],
         identifier="parts",
         title="Time of each part of the detector in both networks, measured with the data's own masks",
-        description="; ".join(f"{part.name}: {ms(part.static_ms)} and {ms(part.dynamic_ms)} ms" for part in parts) + ".",
+        description="; ".join(f"{part.name}: {ms(part.static_ms)} and {ms(part.dynamic_ms)} ms" for part in parts)
+        + ".",
         x_label="ms per batch",
     )
 
@@ -194,6 +205,6 @@ def parts_words(profile: Profile) -> str:
     bound = "" if limit is None else f": if they cost nothing, the whole network would be {limit:.2f} times as fast"
     return (
         f"Skipping can only save what stands in dynamic blocks. They hold {share:.0%} of the static twin's "
-        f"multiply-accumulates{bound}. The rest (the stem, the pyramid, the heads) is computed for every image, and the "
-        f"ideal speed-ups on this page count it. Times: {words[0].lower()}{words[1:]}"
+        f"multiply-accumulates{bound}. The rest (the stem, the pyramid, the heads) is computed for every image, and "
+        f"the ideal speed-ups on this page count it. Times: {words[0].lower()}{words[1:]}"
     )

@@ -40,9 +40,7 @@ class GalleryItem:
                 )
 
 
-def mask_overlay(
-    image: Pixels, mask: npt.NDArray[np.float32], covered: tuple[float, float] = (1.0, 1.0)
-) -> Pixels:
+def mask_overlay(image: Pixels, mask: npt.NDArray[np.float32], covered: tuple[float, float] = (1.0, 1.0)) -> Pixels:
     """Dim the patches of an image that a mask skips, and frame those that it computes.
 
     Args:
@@ -83,11 +81,11 @@ def group_grid(image: Pixels, mask: npt.NDArray[np.float32]) -> Pixels:
     cells = np.full((lines * columns, 3), 255.0)
     cells[: len(mask)] = np.where(mask[:, None] > 0.5, (230, 159, 0), (150, 150, 150))
     rows, across = np.arange(height) * lines // height, np.arange(width) * columns // width
-    grid = cells.reshape(lines, columns, 3)[rows][:, across]
+    grid: npt.NDArray[np.float64] = cells.reshape(lines, columns, 3)[rows][:, across]
     # A line between cells that are large enough for it.
     grid[np.flatnonzero(np.diff(rows, prepend=0)) if height >= 4 * lines else []] = 255
     grid[:, np.flatnonzero(np.diff(across, prepend=0)) if width >= 4 * columns else []] = 255
-    return grid.astype(np.uint8)
+    return np.asarray(grid, np.uint8)
 
 
 def token_grid(mask: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
