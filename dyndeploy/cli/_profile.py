@@ -11,7 +11,6 @@ from dyndeploy.cli._arguments import print_table
 if TYPE_CHECKING:
     from dyndeploy.measure import Profile, RateResult
     from dyndeploy.measure.energy import Energy
-    from dyndeploy.measure.parts import PartTimes
 
 
 def print_profile(result: Profile) -> None:
@@ -48,44 +47,13 @@ def print_profile(result: Profile) -> None:
 def _print_parts(result: Profile) -> None:
     """Print the parts of a detector, and how far skipping can carry at all; nothing for other networks."""
     from dyndeploy.measure.parts import HOW_TIMED
+    from dyndeploy.reporting import parts_table
 
-    if not result.data.parts:
-        return
-    entries = (*result.rates, result.data)
-    total_ms = sum(part.static_ms for part in result.data.parts)
-    rows = []
-    for part in result.data.parts:
-        share = part.static_ms / total_ms if total_ms > 0 else 0.0
-        row = [part.name, f"{part.static_macs / 1e9:.4g}", f"{part.static_macs / result.static_macs:.1%}"]
-        row += [f"{part.static_ms:.3f}", f"{share:.1%}"]
-        rows.append([*row, *(_speed(entry.part(part.name)) for entry in entries)])
-    labels = [f"{entry.label} ({entry.masks})" for entry in entries]
-    print_table(
-        ("part", "G MACs", "of all", "static ms", "of all", *labels),
-        rows,
-        title=f"parts: realised / ideal speed-up, measured {HOW_TIMED}; times add up to {total_ms:.3f} ms of the twin",
-    )
-    typer.echo(_limit(result))
-
-
-def _speed(part: PartTimes | None) -> str:
-    if part is None or part.realised_speedup is None:
-        return "-"
-    ideal = "-" if part.ideal_speedup is None else f"{part.ideal_speedup:.2f}x"
-    return f"{part.realised_speedup:.2f}x / {ideal}"
-
-
-def _limit(result: Profile) -> str:
-    """What can be skipped at all."""
-    share, limit = result.dynamic_share, result.speedup_limit
-    if share is None:
-        return ""
-    text = f"Dynamic share: {share:.1%} of the twin's MACs stand in blocks that can be skipped"
-    return (
-        f"{text}."
-        if limit is None
-        else f"{text}; if all of them cost nothing, the whole would be {limit:.2f}x as fast."
-    )
+    table = parts_table(result)
+    if table is not None:
+        title = f"parts, measured {HOW_TIMED}: ms per batch of the twin, realised / ideal speed-up"
+        print_table(table.columns, table.rows, title=title)
+        typer.echo(result.dynamic_note)
 
 
 def print_energy(energy: Energy | None) -> None:

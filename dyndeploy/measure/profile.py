@@ -273,6 +273,15 @@ class Profile:
         return None if share is None or share >= 1 else 1 / (1 - share)
 
     @property
+    def dynamic_note(self) -> str:
+        """What can be skipped at all, in a sentence; empty where it is not known."""
+        share, limit = self.dynamic_share, self.speedup_limit
+        if share is None:
+            return ""
+        bound = "" if limit is None else f"; if all of them cost nothing, the whole would be {limit:.2f}x as fast"
+        return f"Dynamic share: {share:.1%} of the twin's MACs stand in blocks that can be skipped{bound}."
+
+    @property
     def reduced_precision(self) -> str | None:
         """What the dynamic bottlenecks compute in, or None where the static twin computes in the same.
 

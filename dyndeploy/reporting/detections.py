@@ -1,4 +1,4 @@
-"""Pictures of detections beside what a detector's backbone computed for them, and the times of its parts."""
+"""Pictures of detections beside what a detector's backbone computed for them, and average precisions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ import numpy.typing as npt
 
 from dyndeploy.bundle import MaskInfo
 from dyndeploy.inference import DetectionResult
-from dyndeploy.measure import Profile
-from dyndeploy.measure.parts import HOW_TIMED
 from dyndeploy.ops.gates import BLOCK, PATCH, gate_kind
 from dyndeploy.reporting.gallery import GalleryItem, Pixels, group_grid, mask_overlay
-from dyndeploy.reporting.page import Table, ms, percent, times
-from dyndeploy.reporting.svg import Bars, bar_chart
+from dyndeploy.reporting.page import Table
 from dyndeploy.tasks.coco import AveragePrecision
 from dyndeploy.tasks.detection import Detections, resize
 from dyndeploy.tasks.drawing import draw
@@ -138,73 +135,3 @@ def precision_table(boxes: AveragePrecision, masks: AveragePrecision | None = No
 
 def _precision(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else "-"
-
-
-# ---------------------------------------------------------------- parts
-
-
-def parts_table(profile: Profile) -> Table | None:
-    """MACs and times of a detector's parts, with its own masks; None of a network without parts."""
-    parts = profile.data.parts
-    if not parts:
-        return None
-    total = sum(part.static_ms for part in parts)
-    return Table(
-        "Parts, measured",
-        ("part", "G MACs", "of all", "static ms", "of all", "dynamic ms", "ideal", "realised"),
-        [
-            (
-                part.name,
-                f"{part.static_macs / 1e9:.4g}",
-                percent(part.static_macs / profile.static_macs),
-                ms(part.static_ms),
-                percent(part.static_ms / total if total > 0 else None),
-                ms(part.dynamic_ms),
-                times(part.ideal_speedup),
-                times(part.realised_speedup),
-            )
-            for part in parts
-        ],
-        file="parts.csv",
-        fields=("part", "static_macs", "needed_macs", "static_ms", "dynamic_ms", "ideal_speedup", "realised_speedup"),
-        values=[
-            (part.name, part.static_macs, part.needed_macs, part.static_ms, part.dynamic_ms, part.ideal_speedup,
-             part.realised_speedup)
-            for part in parts
-        ],
-    )  # fmt: skip
-
-
-def parts_chart(profile: Profile) -> str:
-    """Time of each part in both networks; empty of a network without parts."""
-    parts = profile.data.parts
-    if not parts:
-        return ""
-    return bar_chart(
-        [part.name for part in parts],
-        [
-            Bars("static twin, measured", "static", [part.static_ms for part in parts]),
-            Bars("dynamic, measured", "measured", [part.dynamic_ms for part in parts]),
-        ],
-        identifier="parts",
-        title="Time of each part of the detector in both networks, measured with the data's own masks",
-        description="; ".join(f"{part.name}: {ms(part.static_ms)} and {ms(part.dynamic_ms)} ms" for part in parts)
-        + ".",
-        x_label="ms per batch",
-    )
-
-
-def parts_words(profile: Profile) -> str:
-    """How far skipping can carry, and what the times of the parts are; empty of a network without parts."""
-    if not profile.data.parts:
-        return ""
-    share, limit = profile.dynamic_share, profile.speedup_limit
-    words = f"Measured {HOW_TIMED}."
-    if share is None:
-        return words
-    bound = "" if limit is None else f": if they cost nothing, the whole network would be {limit:.2f} times as fast"
-    return (
-        f"Skipping can only save what stands in dynamic blocks. They hold {share:.0%} of the static twin's "
-        f"multiply-accumulates{bound}. The rest (the stem, the pyramid, the heads) is computed for every image, and "
-        f"the ideal speed-ups on this page count it. Times: {words[0].lower()}{words[1:]}"
-    )

@@ -10,7 +10,6 @@ from dyndeploy import files
 from dyndeploy.errors import UsageError
 from dyndeploy.measure import BlockTimes, Profile, RateResult, Samples
 from dyndeploy.reporting.comparison import PredictedSweep, compare_profile, unpredicted_note
-from dyndeploy.reporting.detections import parts_chart, parts_table, parts_words
 from dyndeploy.reporting.energy import energy_table
 from dyndeploy.reporting.gallery import GalleryItem, data_uri
 from dyndeploy.reporting.page import (
@@ -24,6 +23,7 @@ from dyndeploy.reporting.page import (
     times,
     version_rows,
 )
+from dyndeploy.reporting.parts import parts_chart, parts_table
 from dyndeploy.reporting.predicted import device_section, others_chart, others_table, own_section
 from dyndeploy.reporting.svg import Bars, Line, bar_chart, line_chart
 
@@ -114,10 +114,9 @@ def render_report(
         realisation_chart=_realisation_chart(profile),
         rates=_rates_table(profile),
         parts_chart=parts_chart(profile),
-        parts=parts_table(profile),
-        parts_words=parts_words(profile),
         block_chart=_block_chart(profile.data),
         blocks=_blocks_table(profile.data),
+        parts=parts_table(profile),
         unpredicted=unpredicted_note(profile.device, profile.threads, [c.predicted_device for c in comparisons])
         if comparisons
         else "",
