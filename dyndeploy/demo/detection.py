@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,7 @@ from dyndeploy.measure import Profile, profile_bundle
 from dyndeploy.nets import load_checkpoint
 from dyndeploy.nets.factories import build_network
 from dyndeploy.ops.gates import gate_kind
-from dyndeploy.reporting import ReportExtras, detection_gallery, precision_table, write_report
-from dyndeploy.reporting.detections import GALLERY_NOTE
-from dyndeploy.tasks.annotations import AnnotatedImages
+from dyndeploy.reporting import ReportExtras, detection_extras, precision_table, write_report
 from dyndeploy.tasks.coco import AveragePrecision
 from dyndeploy.tasks.packages import required
 from dyndeploy.tasks.scenes import write_coco
@@ -189,7 +187,7 @@ def run_detection_demo(
     write_json(folder / "profile.json", profile.to_json())
 
     clock.start("report", "writing the report")
-    extras = _extras(bundle, images, held_out, classifier, training, evaluation, verification)
+    extras = _extras(bundle, images, classifier, training, evaluation, verification)
     write_report(folder / "report.html", profile, (), extras)
     result = DetectionDemoResult(
         folder / "report.html", classifier, training, verification, evaluation, profile, clock.finish()
@@ -201,7 +199,6 @@ def run_detection_demo(
 def _extras(
     bundle: Bundle,
     images: Path,
-    held_out: AnnotatedImages,
     classifier: TrainResult,
     training: TrainResult,
     evaluation: DetectionEvaluation,
@@ -210,11 +207,9 @@ def _extras(
     paths = sorted(images.iterdir())
     drawn = [paths[index] for index in spread(len(paths), _SHOWN)]
     results = [result for result in detect_images(bundle, drawn) if not isinstance(result, Failure)]
-    return ReportExtras(
+    return replace(
+        detection_extras(results, bundle),
         title="dyndeploy demo: a detector that skips what an image does not need",
-        gallery=detection_gallery(results, bundle.manifest.masks, held_out.classes),
-        gallery_title="What it finds, and what it computes for that",
-        gallery_note=GALLERY_NOTE,
         tables=(precision_table(evaluation.boxes, evaluation.masks),),
         notes=_notes(classifier, training, evaluation, verification),
     )

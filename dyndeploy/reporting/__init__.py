@@ -15,7 +15,7 @@ from dyndeploy.reporting.comparison import (
     predict_profile,
     unpredicted_note,
 )
-from dyndeploy.reporting.detections import detection_gallery, precision_table
+from dyndeploy.reporting.detections import detection_extras, detection_gallery, precision_table
 from dyndeploy.reporting.exit_profile import (
     render_exit_profile_report,
     staging_cost,
@@ -57,6 +57,7 @@ __all__ = [
     "compare_measurements",
     "compare_network_profile",
     "compare_profile",
+    "detection_extras",
     "detection_gallery",
     "exit_rows",
     "mask_overlay",

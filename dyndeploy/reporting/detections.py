@@ -8,15 +8,17 @@ from pathlib import PurePath
 import numpy as np
 import numpy.typing as npt
 
-from dyndeploy.bundle import MaskInfo
+from dyndeploy.bundle import Bundle, MaskInfo
 from dyndeploy.inference import DetectionResult
 from dyndeploy.ops.gates import BLOCK, PATCH, gate_kind
 from dyndeploy.reporting.gallery import GalleryItem, Pixels, group_grid, mask_overlay
+from dyndeploy.reporting.html import ReportExtras
 from dyndeploy.reporting.page import Table
 from dyndeploy.tasks.coco import AveragePrecision
 from dyndeploy.tasks.detection import Detections, resize
 from dyndeploy.tasks.drawing import draw
 
+GALLERY_TITLE = "What it finds, and what it computes for that"
 GALLERY_NOTE = (
     "Left what the deployed network found; right what one block of its backbone computed for the same image: patches "
     "that it computes are framed, skipped ones are greyed. Groups of channels are cells, orange where computed."
@@ -62,6 +64,18 @@ def detection_gallery(
         if not chosen:
             items.append(GalleryItem(picture, pixels, f"{name}: {count}"))
     return tuple(items)
+
+
+def detection_extras(results: Sequence[DetectionResult], bundle: Bundle) -> ReportExtras:
+    """What a detector's page shows beside its measurement: :func:`detection_gallery`, with words.
+
+    Args:
+        results: Of a few images.
+        bundle: That they are of.
+    """
+    manifest = bundle.manifest
+    items = detection_gallery(results, manifest.masks, manifest.detector().classes)
+    return ReportExtras(gallery=items, gallery_title=GALLERY_TITLE, gallery_note=GALLERY_NOTE)
 
 
 def _covered(result: DetectionResult) -> tuple[float, float]:
