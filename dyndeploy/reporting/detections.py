@@ -55,12 +55,12 @@ def detection_gallery(
         count = f"{len(shown)} detection{'' if len(shown) == 1 else 's'}"
         for info in chosen:
             mask = result.masks[info.name][0]
-            caption = f"{name}: {count}; {info.block} computes {_computed(result, info):.0%}"
+            caption = f"{name}: {count}; {info.block}, {info.kind} mask: {_computed(result, info):.0%} computed"
             kind = gate_kind(info.kind)
             drawn = (
                 mask_overlay(pixels, mask[0], _covered(result)) if kind == PATCH else group_grid(pixels, mask.ravel())
             )
-            items.append(GalleryItem(picture, drawn, f"{caption} ({kind.unit}s)"))
+            items.append(GalleryItem(picture, drawn, caption))
         if not chosen:
             items.append(GalleryItem(picture, pixels, f"{name}: {count}"))
     return tuple(items)

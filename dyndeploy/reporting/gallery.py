@@ -16,6 +16,9 @@ from dyndeploy.ops.gates import PATCH, TOKEN
 
 Pixels = npt.NDArray[np.uint8]
 
+SHARP_SIDE = 192
+"""Pictures up to so many pixels are shown with sharp pixels, larger ones as photographs."""
+
 
 @dataclass(frozen=True)
 class GalleryItem:
@@ -114,7 +117,7 @@ DRAWN: Mapping[str, Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 """Kinds of masks that are places in the image, each with how one image's mask becomes (rows, columns)."""
 
 
-def data_uri(picture: Pixels, side: int = 192) -> str:
+def data_uri(picture: Pixels, side: int = SHARP_SIDE) -> str:
     """A picture as a ``data:`` URI.
 
     Small ones are PNG, enlarged in whole steps, so that their pixels stay sharp; larger ones are JPEG: a page of

@@ -11,7 +11,7 @@ from dyndeploy.errors import UsageError
 from dyndeploy.measure import BlockTimes, Profile, RateResult, Samples
 from dyndeploy.reporting.comparison import PredictedSweep, compare_profile, unpredicted_note
 from dyndeploy.reporting.energy import energy_table
-from dyndeploy.reporting.gallery import GalleryItem, data_uri
+from dyndeploy.reporting.gallery import SHARP_SIDE, GalleryItem, data_uri
 from dyndeploy.reporting.page import (
     Rows,
     Table,
@@ -124,6 +124,7 @@ def render_report(
         others=[device_section(entry) for entry in others],
         others_chart=others_chart(profile, others) if others else "",
         others_table=others_table(others),
+        wide_gallery=any(max(item.image.shape[:2]) > SHARP_SIDE for item in extras.gallery),
         gallery=[(data_uri(item.image), data_uri(item.overlay), item.caption) for item in extras.gallery],
     )
 
