@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from dyndeploy.blocks.boxes import EMPTY, keep_boxes, torchvision
 from dyndeploy.errors import UsageError
 from dyndeploy.nets import laud_regnet, laud_resnet  # noqa: F401  # register the backbones
 from dyndeploy.nets.detection_losses import Target
-from dyndeploy.nets.detector_checkpoints import BACKBONE, DetectorRules
+from dyndeploy.nets.detector_checkpoints import DetectorRules
 from dyndeploy.nets.laud import LaudConfig, LaudNetwork, check_positive_int
 from dyndeploy.nets.registry import Preprocessing, create_model, model_info, register_model
 from dyndeploy.nets.results import Features, NetworkFacts
@@ -266,7 +267,7 @@ class Detector(nn.Module):
             targets: What is in each image, for training.
         """
         pyramid, found = self.features(images)
-        records = tuple(record._replace(name=f"{BACKBONE}{record.name}") for record in found.masks)
+        records = tuple(record._replace(name=f"{BACKBONE}.{record.name}") for record in found.masks)
         if targets is not None:
             losses = self.losses(pyramid, image_size, targets)
             return DetectorLosses(losses, records, found.flops, found.flops_ratio, found.densities)
@@ -557,7 +558,7 @@ def _stride(network: LaudNetwork, stage: int) -> int:
     return side // height
 
 
-Build = Callable[[str, str, DetectorConfig], Detector]
+Build = Callable[[str, str, Any], Detector]
 """Registered name, backbone and options -> detector."""
 
 PUBLISHED = (
@@ -573,7 +574,13 @@ PUBLISHED = (
 """Backbones of the registered detectors, without ``laud_``."""
 
 
-def register_detectors(kind: str, title: str, build: Build, config: type[DetectorConfig] = DetectorConfig) -> None:
+def register_detectors(
+    kind: str,
+    title: str,
+    build: Build,
+    config: type[DetectorConfig] = DetectorConfig,
+    small: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Register a kind of detector with every backbone, dynamic and static, and in its small forms.
 
     Args:
@@ -581,12 +588,14 @@ def register_detectors(kind: str, title: str, build: Build, config: type[Detecto
         title: What it is called in descriptions.
         build: Builds one.
         config: Class of its options.
+        small: Further defaults of the variant for small images.
     """
     for variant in _variants():
         info = model_info(variant.backbone)
         for dynamic in (True, False):
             name = f"{'laud_' if dynamic else ''}{kind}_{variant.suffix}"
-            defaults = {**variant.defaults, **({} if dynamic else {"mode": "static"})}
+            further = small if variant.suffix == "small" else {}
+            defaults = {**variant.defaults, **further, **({} if dynamic else {"mode": "static"})}
 
             def entry(options: DetectorConfig, name: str = name, backbone: str = variant.backbone) -> Detector:
                 return build(name, backbone, options)

@@ -7,6 +7,7 @@ cell of P2 to P6, RoIAlign with half-pixel coordinates, the background as last c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -43,6 +44,7 @@ from dyndeploy.nets.detector import (
     read_cells,
     register_detectors,
 )
+from dyndeploy.nets.laud import check_positive_int
 
 SCALE = 8.0
 """Side of a square anchor, in strides."""
@@ -65,6 +67,29 @@ DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
 _NO_SCORE = -1.0
 
 
+@dataclass(frozen=True)
+class RegionConfig(DetectorConfig):
+    """The options of a detector that looks at regions: those of every detector, and its own.
+
+    Attributes:
+        proposals: Most regions of an image that are looked at.
+        hidden: Width of the box head.
+    """
+
+    proposals: int = CANDIDATES
+    hidden: int = HIDDEN
+
+    def __post_init__(self) -> None:
+        """Check every value; raises ``UsageError`` naming the option."""
+        super().__post_init__()
+        for name in ("proposals", "hidden"):
+            check_positive_int(name, getattr(self, name))
+
+
+SMALL = {"proposals": 100, "hidden": 256}
+"""Of the small variants."""
+
+
 class Proposals(NamedTuple):
     """What the region proposal network gives for one image, with a fixed number of places.
 
@@ -84,14 +109,17 @@ class RegionHeads(nn.Module):
         config: Options of the detector.
     """
 
-    def __init__(self, config: DetectorConfig) -> None:
+    def __init__(self, config: RegionConfig) -> None:
         super().__init__()
         from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
-        self.box_head = TwoMLPHead(config.pyramid_channels * BOX_SIZE**2, HIDDEN)
-        self.box_predictor = FastRCNNPredictor(HIDDEN, config.num_classes + 1)
+        self.box_head = TwoMLPHead(config.pyramid_channels * BOX_SIZE**2, config.hidden)
+        self.box_predictor = FastRCNNPredictor(config.hidden, config.num_classes + 1)
         # No deltas for the background.
-        self.box_predictor.bbox_pred = nn.Linear(HIDDEN, 4 * config.num_classes)
+        self.box_predictor.bbox_pred = nn.Linear(config.hidden, 4 * config.num_classes)
+        for layer, spread in ((self.box_predictor.cls_score, 0.01), (self.box_predictor.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=spread)
+            nn.init.zeros_(layer.bias)
 
 
 class FasterRCNN(Detector):
@@ -113,7 +141,9 @@ class FasterRCNN(Detector):
     proposal_samples = PROPOSALS.boxes
     region_samples = REGIONS.boxes
 
-    def __init__(self, name: str, backbone: str, config: DetectorConfig) -> None:
+    config: RegionConfig
+
+    def __init__(self, name: str, backbone: str, config: RegionConfig) -> None:
         super().__init__(name, backbone, config, first_stage=0, extra=False)
         from torchvision.models.detection.rpn import RPNHead
 
@@ -151,7 +181,7 @@ class FasterRCNN(Detector):
             levels,
             iou_threshold=PROPOSAL_IOU,
             score_threshold=_NO_SCORE,
-            limit=min(CANDIDATES, len(boxes)),
+            limit=min(self.config.proposals, len(boxes)),
         )
         there = kept != EMPTY
         return Proposals(torch.where(there[:, None], boxes[kept.clamp(min=0)], 0.0), there)
@@ -227,4 +257,4 @@ class FasterRCNN(Detector):
         return {}
 
 
-register_detectors("faster_rcnn", "Faster R-CNN", FasterRCNN)
+register_detectors("faster_rcnn", "Faster R-CNN", FasterRCNN, RegionConfig, SMALL)

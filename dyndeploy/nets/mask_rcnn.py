@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dyndeploy.nets.detection_losses import REGION_WITH_MASK, Overlap, Regions, Target, mask_losses
-from dyndeploy.nets.detector import DetectorConfig, register_detectors
-from dyndeploy.nets.faster_rcnn import FasterRCNN
+from dyndeploy.nets.detector import register_detectors
+from dyndeploy.nets.faster_rcnn import SMALL, FasterRCNN, RegionConfig
 
 MASK_SIZE = 14
 """Side in cells of what the mask head reads; masks have twice that."""
@@ -31,7 +31,7 @@ class MaskRCNN(FasterRCNN):
     instance_masks: ClassVar[bool] = True
     region_rule: ClassVar[Overlap] = REGION_WITH_MASK
 
-    def __init__(self, name: str, backbone: str, config: DetectorConfig) -> None:
+    def __init__(self, name: str, backbone: str, config: RegionConfig) -> None:
         super().__init__(name, backbone, config)
         from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
@@ -66,4 +66,4 @@ class MaskRCNN(FasterRCNN):
         return mask_losses(logits.to(wide), regions, targets)
 
 
-register_detectors("mask_rcnn", "Mask R-CNN", MaskRCNN)
+register_detectors("mask_rcnn", "Mask R-CNN", MaskRCNN, RegionConfig, SMALL)

@@ -27,6 +27,7 @@ from dyndeploy.nets.usable import unusable_state
 from dyndeploy.training.augmentation import Mix, draw_mix
 from dyndeploy.training.batches import (
     Batch,
+    Dataset,
     ImageBatch,
     Images,
     datasets,
@@ -267,7 +268,7 @@ class _Run:
         path = self.output / CHECKPOINT
         extra = self.processes.from_first(lambda: self._load(path) if self.resumed else None)
         if self.recipe.quantization is not None and not self.resumed:
-            start = self.processes.from_first(lambda: starting_scales(self.network, self.recipe, self.training))
+            start = self.processes.from_first(lambda: starting_scales(self.network, self.recipe, self._classified()))
             self.quantized = self._quantized_from(start)
         if extra is not None:
             self._take_over(extra, path)
@@ -308,8 +309,8 @@ class _Run:
 
     def _quantized_from(self, state: dict[str, Any]) -> QuantizedTraining:
         assert self.recipe.quantization is not None
-        assert not isinstance(self.training, Scenes)
-        images = torch.stack([torch.as_tensor(self.training[index][0]) for index in range(2)])
+        training = self._classified()
+        images = torch.stack([torch.as_tensor(training[index][0]) for index in range(2)])
         images = images.to(self.processes.device, self.dtype)
         return QuantizedTraining(self.network, state, images, self.recipe.quantization, self.processes.average)
 
@@ -475,8 +476,13 @@ class _Run:
         network = copy.deepcopy(self.network)
         load_checkpoint(network, checkpoint_of_run(self.output))
         batches = held_out_batches(self.held_out, self.recipe, 0, 1)
-        on_device = (self._to_device(batch) for batch in batches)
-        return self.quantized.finish(network, self.output, self.recipe, self.training, on_device)
+        on_device = (batch for batch in map(self._to_device, batches) if isinstance(batch, ImageBatch))
+        return self.quantized.finish(network, self.output, self.recipe, self._classified(), on_device)
+
+    def _classified(self) -> Dataset:
+        """The training images of a run whose images have classes."""
+        assert not isinstance(self.training, Scenes)
+        return self.training
 
     def _notes(self) -> tuple[str, ...]:
         if self.best is not None or self.recipe.sparsity is None:
@@ -497,6 +503,7 @@ class _Run:
             input_size=recipe.input_size,
             preprocessing=recipe.preprocessing,
             class_names=tuple(map(shown, self.training.classes)),
+            category_ids=self.training.source.category_ids if isinstance(self.training, Scenes) else (),
         )
         return {TRAINED: trained.as_dict()}
 
