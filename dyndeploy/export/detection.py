@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -118,7 +118,7 @@ def detection_info(subject: Subject, names: Sequence[str], buckets: Sequence[Buc
         names: Of its classes, empty where they are not known.
         buckets: Sizes that it is exported at, this bundle's first.
     """
-    task, config = subject.task, subject.network.config
+    task, config = subject.task, _config(subject)
     assert task is not None
     return DetectionInfo(
         classes=tuple(names),
@@ -128,11 +128,20 @@ def detection_info(subject: Subject, names: Sequence[str], buckets: Sequence[Buc
         mean=task.mean,
         std=task.std,
         detections=config.detections,
-        score_threshold=config.score_threshold,
+        score_threshold=getattr(config, "score_threshold", 0.0),
         masks=task.masks,
         host=(*_HOST, *((_HOST_MASKS,) if task.masks else ())),
         buckets=tuple(buckets),
     )
+
+
+def classes_of(subject: Subject) -> int:
+    """Return how many classes a detector tells apart."""
+    return int(_config(subject).num_classes)
+
+
+def _config(subject: Subject) -> Any:
+    return subject.network.config
 
 
 def category_ids(names: Sequence[str]) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ from dyndeploy.bundle.device_files import DEVICE_FOLDER, write_device_folder
 from dyndeploy.bundle.reference_names import EXACT, FORCED, MARGIN, exit_logits
 from dyndeploy.data import DIGITS, digits, images_from_folder, load_image, sample_photographs
 from dyndeploy.errors import ExportError, InputError, UsageError, unknown_name
-from dyndeploy.export.detection import check_target, detection_info, reference_inputs
+from dyndeploy.export.detection import check_target, classes_of, detection_info, reference_inputs
 from dyndeploy.export.graph import Built, build
 from dyndeploy.export.reference import Reference, compute_reference
 from dyndeploy.export.staged import build_stages, tensor_info
@@ -317,7 +317,7 @@ def _write_graph(export: _Export) -> _Content:
 
 def _classes(subject: Subject, outputs: Sequence[TensorInfo]) -> int | None:
     if subject.task is not None:
-        return int(subject.network.config.num_classes)  # type: ignore[union-attr, arg-type]
+        return classes_of(subject)
     return next((info.shape[1] for info in outputs if info.name == LOGITS and len(info.shape) == 2), None)
 
 

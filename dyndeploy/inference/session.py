@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dyndeploy.bundle import LOGITS, Bundle
+from dyndeploy.bundle import LOGITS, Bundle, bucket_folder
 from dyndeploy.data import FloatArray, image_input, rgb_pixels
 from dyndeploy.errors import DyndeployError, UsageError
 from dyndeploy.inference.running import Classification, Failure, Item, OpenBundle, classified, opened_bundle
@@ -150,15 +150,17 @@ class BundleSession:
         for place, image in enumerate(images):
             start = time.perf_counter()
             pixels = rgb_pixels(image)
-            bucket, fits = task.bucket(*pixels.shape[:2], self.buckets, size)
+            height, width = pixels.shape[:2]
+            bucket, fits = task.bucket(height, width, self.buckets, size)
             if not fits and not self._told:
                 self._told = True
                 _LOG.warning(
                     "an image of %dx%d pixels fits none of the sizes that %s was exported at (%s): such images are "
                     "resized further",
-                    *pixels.shape[:2],
+                    height,
+                    width,
                     manifest.network.name,
-                    ", ".join(f"{height}x{width}" for height, width in self.buckets),
+                    ", ".join(map(bucket_folder, self.buckets)),
                 )
             feeds, placement = task.prepare(pixels, bucket=bucket, size=size)
             group = waiting.setdefault(bucket, [])
