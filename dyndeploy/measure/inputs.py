@@ -99,7 +99,8 @@ def input_batches(
 
     Args:
         bundle: Its inputs may be any tensors whose first axis is the batch.
-        data: A folder of images, for a network whose one input is an image, or a detector; None takes the reference tensors.
+        data: A folder of images, for a network whose one input is an image, or a detector; None takes the reference
+            tensors.
         limit: At most so many images of a folder.
 
     Returns:
