@@ -48,6 +48,7 @@ class DetectorConfig(LaudConfig):
         score_threshold: Detections need a higher score.
         nms_threshold: Of two detections of a class whose IoU is greater, the one with the lower score is left out.
         frozen_stages: The stem and so many stages are not trained, and their gates do not sample.
+        width_mult: Multiplies all widths of the backbone, of families that can be widened.
     """
 
     num_classes: int = 80
@@ -58,6 +59,7 @@ class DetectorConfig(LaudConfig):
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     frozen_stages: int = 1
+    width_mult: float = 1.0
 
     def __post_init__(self) -> None:
         """Check every value that can be checked without the architecture; raises ``UsageError`` naming the option."""
@@ -204,7 +206,7 @@ class Detector(nn.Module):
         torchvision()
         super().__init__()
         self.name, self.config = name, config
-        network = create_model(backbone, **_backbone_options(config))
+        network = create_model(backbone, **_backbone_options(config, backbone))
         assert isinstance(network, LaudNetwork)
         del network.fc, network.avgpool
         self.backbone = network
@@ -532,8 +534,10 @@ def smallest_convolution_bias(prior: float = 0.01) -> float:
     return -math.log((1 - prior) / prior)
 
 
-def _backbone_options(config: DetectorConfig) -> dict[str, Any]:
+def _backbone_options(config: DetectorConfig, backbone: str) -> dict[str, Any]:
     names = [field.name for field in fields(LaudConfig) if field.name != "num_classes"]
+    # Families of one width do not know the option.
+    names += [_WIDTH] if config.width_mult != 1 or _WIDTH in model_info(backbone).defaults else []
     return {name: getattr(config, name) for name in names}
 
 
@@ -557,6 +561,8 @@ def _stride(network: LaudNetwork, stage: int) -> int:
             height, _ = block.output_size(height, height)
     return side // height
 
+
+_WIDTH = "width_mult"
 
 Build = Callable[[str, str, Any], Detector]
 """Registered name, backbone and options -> detector."""
@@ -629,5 +635,5 @@ def _variants() -> Iterator[_Variant]:
     yield _Variant(
         "resnet50_512", "laud_resnet50", "ResNet-50", "images up to 512x512", (512, 512), {"size": (512, 512)}
     )
-    small = {"size": (128, 128), "num_classes": 10, "pyramid_channels": 64, "tower": 2}
+    small = {"size": (128, 128), "num_classes": 10, "pyramid_channels": 64, "tower": 2, "width_mult": 0.67}
     yield _Variant("small", "laud_resnet26_small", "ResNet-26", "images up to 128x128", (128, 128), small)

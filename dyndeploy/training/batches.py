@@ -27,10 +27,12 @@ from dyndeploy.data import (
 from dyndeploy.errors import DyndeployError, InputError, UsageError
 from dyndeploy.nets.factories import build_network
 from dyndeploy.tasks.detection import DetectionTask
+from dyndeploy.tasks.scenes import SPLITS
 from dyndeploy.training.augmentation import Mix, TimmPolicy, apply_mix
 from dyndeploy.training.processes import Part, Processes
 from dyndeploy.training.recipe import Recipe
 from dyndeploy.training.scenes import (
+    DIGIT_SIZE,
     SCENES,
     Collate,
     SceneBatch,
@@ -129,9 +131,12 @@ def _classified(recipe: Recipe) -> tuple[Dataset, Dataset]:
         training = ShiftedImages(split.train, distance, recipe.seed) if recipe.data.augment else split.train
         held_out = split.held_out
     elif recipe.data.dataset == "digit_scenes":
-        count, others = recipe.data.scenes or SCENES
-        training = SceneDigits(count, preprocessing, recipe.input_size, "train", recipe.seed)
-        held_out = SceneDigits(others, preprocessing, recipe.input_size, "held_out", recipe.seed)
+        training, held_out = (
+            SceneDigits(
+                number, preprocessing, recipe.input_size, split, recipe.seed, recipe.data.digit_size or DIGIT_SIZE
+            )
+            for number, split in zip(recipe.data.scenes or SCENES, SPLITS, strict=True)
+        )
     else:
         if recipe.data.folder is None:
             raise UsageError(

@@ -40,6 +40,8 @@ BATCH_NORMS = ("local", "synchronized", "frozen")
 BEST_EXITS = ("all", "reference")
 LR_SCHEDULES = ("cosine", "steps")
 
+_SCENES = ("scenes", "digits_per_image", "digit_size")
+"""Keys for scenes of digits."""
 _CLASSES = "num_classes"
 """What a network calls the number of its classes, if the images are to say it."""
 _SUFFIXES = (".yaml", ".yml")
@@ -89,7 +91,10 @@ class DataRecipe:
             folder for both; None looks for the usual names.
         annotations: For "coco", within the folder: the annotation files of both, or one of which a fifth of the images
             is then held out; None looks for the usual names.
-        scenes: For "digit_scenes": how many scenes an epoch has, and how many are held out.
+        scenes: For "digit_scenes": how many scenes an epoch has, and how many are held out; None for 2000 and 200.
+        digits_per_image: For "digit_scenes" of detectors: fewest and most digits of a scene; None for 1 and 5.
+        digit_size: For "digit_scenes": smallest and largest size of a digit in pixels, at most the image's; None for 14
+            and 40.
         augment: Vary the training images: random crops and mirroring for "imagefolder", shifts by up to a
             sixteenth of the side for "digits", mirroring and scaling as the section ``detection`` says for images with
             objects.
@@ -110,6 +115,8 @@ class DataRecipe:
     images: tuple[str, ...] | None = None
     annotations: tuple[str, ...] | None = None
     scenes: tuple[int, int] | None = None
+    digits_per_image: tuple[int, int] | None = None
+    digit_size: tuple[int, int] | None = None
     augment: bool = True
     rand_augment: str | None = None
     random_erasing: float = 0.0
@@ -179,19 +186,19 @@ class OptimizerRecipe:
     lr: float
     name: str = "sgd"
     momentum: float | None = None
-    nesterov: bool = True
     betas: tuple[float, float] | None = None
     weight_decay: float = 0.0
     weight_decay_end: float | None = None
     decay: str = "all"
+    lr_end: float = 0.0
+    warmup_epochs: int = 0
+    clip_norm: float | None = None
     schedule: str = "cosine"
     steps: tuple[int, ...] | None = None
     step_factor: float = 0.1
-    lr_end: float = 0.0
-    warmup_epochs: int = 0
     warmup_iterations: int = 0
     warmup_start: float = 0.0
-    clip_norm: float | None = None
+    nesterov: bool = True
     layers: dict[str, LayerRecipe] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -742,15 +749,19 @@ def _check_data(data: DataRecipe, *, detects: bool) -> None:
     if data.dataset not in known:
         what = "detectors learn from images with objects" if detects else "classifiers learn from images with classes"
         raise UsageError(f"data.dataset: {data.dataset} does not fit the network: {what}: give {' or '.join(known)}.")
-    for key, dataset in (("images", "coco"), ("annotations", "coco"), ("scenes", "digit_scenes")):
+    owners = dict.fromkeys(("images", "annotations"), "coco") | dict.fromkeys(_SCENES, "digit_scenes")
+    for key, dataset in owners.items():
         if getattr(data, key) is not None and data.dataset != dataset:
             raise UsageError(f"data.{key} is for the dataset {dataset}: leave it out.")
     for key in ("images", "annotations"):
         paths = getattr(data, key)
         if paths is not None:
             _require(f"data.{key}", paths, len(paths) <= 2, "of one or two paths within data.folder")
-    if data.scenes is not None:
-        _require("data.scenes", data.scenes, min(data.scenes) >= 1, "of two numbers of at least 1")
+    for key in _SCENES:
+        pair = getattr(data, key)
+        if pair is not None:
+            rising = key == "scenes" or pair[0] <= pair[1]
+            _require(f"data.{key}", pair, min(pair) >= 1 and rising, "of two numbers of at least 1, rising")
     if detects:
         for key in ("mean", "std", "resize", "interpolation"):
             if getattr(data, key) is not None:

@@ -18,14 +18,14 @@ from dyndeploy.errors import DyndeployError, InputError, UsageError
 from dyndeploy.tasks.annotations import AnnotatedImage, AnnotatedImages, BoolArray
 from dyndeploy.tasks.coco import CocoDataset
 from dyndeploy.tasks.detection import DetectionTask, Placement, resize
-from dyndeploy.tasks.scenes import digit_scenes
+from dyndeploy.tasks.scenes import SPLITS, digit_scenes
 from dyndeploy.training.recipe import DataRecipe, DetectionRecipe, Recipe
 
 SCENES = (2000, 200)
 """Scenes of digits in an epoch, and held out, where the recipe does not say."""
 
-_SMALLEST_DIGIT, _LARGEST_DIGIT = 14, 40
-"""Heights in pixels of the digits that classifiers see: those of the scenes."""
+DIGITS, DIGIT_SIZE = (1, 5), (14, 40)
+"""Fewest and most digits of a scene, and their smallest and largest size in pixels, where the recipe does not say."""
 
 PARTS = ("train", "val")
 
@@ -53,16 +53,23 @@ class SceneDigits:
         size: (height, width) in pixels.
         split: "train" or "held_out".
         seed: Of the scenes.
+        digit_size: Smallest and largest size of the digits in pixels; what is larger than the image is made smaller.
 
     Attributes:
         classes: Names of the classes.
     """
 
     def __init__(
-        self, count: int, preprocessing: PreprocessingLike, size: tuple[int, int], split: str, seed: int
+        self,
+        count: int,
+        preprocessing: PreprocessingLike,
+        size: tuple[int, int],
+        split: str,
+        seed: int,
+        digit_size: tuple[int, int] = DIGIT_SIZE,
     ) -> None:
-        largest = min(_LARGEST_DIGIT, *size)
-        self._scenes = digit_scenes(count, size, split, seed, (1, 1), (min(_SMALLEST_DIGIT, largest), largest))
+        smallest, largest = (min(side, *size) for side in digit_size)
+        self._scenes = digit_scenes(count, size, split, seed, (1, 1), (smallest, largest))
         self._preprocessing = preprocessing
         self.classes = self._scenes.classes
 
@@ -198,8 +205,13 @@ def annotated_images(recipe: Recipe, held_out: float, *, masks: bool) -> tuple[A
         InputError: Images or annotations are missing or unsound, or there is no object to learn from, or to be found.
     """
     if recipe.data.dataset == "digit_scenes":
-        size, (training, others) = _scene_size(recipe), recipe.data.scenes or SCENES
-        return digit_scenes(training, size, "train", recipe.seed), digit_scenes(others, size, "held_out", recipe.seed)
+        data, counts = recipe.data, recipe.data.scenes or SCENES
+        digits, sizes = data.digits_per_image or DIGITS, data.digit_size or DIGIT_SIZE
+        training, others = (
+            digit_scenes(count, recipe.input_size, split, recipe.seed, digits, sizes)
+            for count, split in zip(counts, SPLITS, strict=True)
+        )
+        return training, others
     places = coco_files(recipe.data)
     found = [CocoDataset(places[0].images, places[0].annotations, masks=masks)]
     found += [CocoDataset(p.images, p.annotations, masks=masks, classes=found[0].classes) for p in places[1:]]
@@ -226,11 +238,6 @@ def image_files(images: AnnotatedImages) -> list[Path]:
         paths = image_files(images.source)
         return [paths[index] for index in images.indices] if paths else []
     return [image.path for image in images.images] if isinstance(images, CocoDataset) else []
-
-
-def _scene_size(recipe: Recipe) -> tuple[int, int]:
-    height, width = recipe.input_size
-    return height, width
 
 
 @dataclass(frozen=True, eq=False)
