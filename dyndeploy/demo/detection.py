@@ -28,7 +28,7 @@ from dyndeploy.training import Recipe, TrainResult, load_recipe, train
 from dyndeploy.training.scenes import annotated_images
 from dyndeploy.verification import VerificationReport, verify_bundle
 
-CLASSIFIER, DETECTOR = "digits-laud-resnet26-small-spatial", "digits-laud-retinanet-small-spatial"
+CLASSIFIER, DETECTOR = "digits-laud-resnet26-small-scenes", "digits-laud-retinanet-small-spatial"
 LEAST_AP50 = 0.9
 LARGEST_DEVIATION = 0.05
 """Of the mean FLOPs ratio of the backbone from its target."""
