@@ -99,7 +99,7 @@ def input_batches(
 
     Args:
         bundle: Its inputs may be any tensors whose first axis is the batch.
-        data: A folder of images, for a network whose one input is an image, or a detector; None takes the reference
+        data: A folder of images, for a detector or a network whose one input is an image; None takes the reference
             tensors.
         limit: At most so many images of a folder.
 
@@ -115,7 +115,7 @@ def input_batches(
     if data is None:
         arrays, origin = bundle.reference_inputs(), manifest.reference.source
     else:
-        arrays, origin = _folder(manifest, data, limit), f"folder {shown(os.path.basename(os.path.abspath(data)))}"
+        arrays, origin = _of_folder(manifest, data, limit), f"folder {shown(os.path.basename(os.path.abspath(data)))}"
     samples = {len(array) for array in arrays.values()}
     for info in manifest.inputs:
         if arrays[info.name].shape[1:] != info.shape[1:] or len(samples) != 1 or samples == {0}:
@@ -132,16 +132,15 @@ def input_batches(
     return batches, source
 
 
-def _folder(manifest: Manifest, data: str | os.PathLike[str], limit: int) -> Feeds:
-    """Images of a folder as inputs (n, ...) by name; a detector's are resized into the size that it was exported at."""
+def _of_folder(manifest: Manifest, folder: str | os.PathLike[str], limit: int) -> Feeds:
+    """What a network is fed for the images of a folder; of a detector resized and padded to its own size of inputs."""
     if manifest.detection is None:
         preprocessing, size = manifest.images()
-        return {manifest.inputs[0].name: images_from_folder(data, preprocessing, size, limit=limit)}
-    task, paths = manifest.detection.task(), image_paths(data)
-    each = [
-        task.prepare(read_image(paths[index]), bucket=manifest.input_size)[0] for index in spread(len(paths), limit)
-    ]
-    return {name: np.concatenate([feeds[name] for feeds in each]) for name in each[0]}
+        return {manifest.inputs[0].name: images_from_folder(folder, preprocessing, size, limit=limit)}
+    task, paths = manifest.detection.task(), image_paths(folder)
+    chosen = [paths[index] for index in spread(len(paths), limit)]
+    feeds = [task.prepare(read_image(path), bucket=manifest.input_size)[0] for path in chosen]
+    return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
 
 
 @dataclass(frozen=True)
