@@ -24,8 +24,7 @@ def demo(
     task: Annotated[
         str,
         typer.Option(
-            help="classification, or detection of digits in photographs, which needs the packages of "
-            "'dyndeploy[detection]'.",
+            help="classification, or detection of digits in photographs, which needs the extra packages of detection.",
             autocompletion=lambda incomplete: [name for name in TASKS if name.startswith(incomplete)],
         ),
     ] = TASKS[0],
