@@ -341,53 +341,98 @@ def clipped(boxes: Tensor, image_size: Tensor) -> Tensor:
 
 
 class Best(NamedTuple):
-    """The best entries of a dense head's map (1, channels, h, w), (k,) each.
+    """The best entries of a dense head's maps, one level after the other, (k,) each.
 
     Attributes:
-        values: As the map has them.
+        values: As the maps have them.
         channels: Of each entry.
         cells: Of each entry, counted row by row.
+        counts: How many there are of each level.
     """
 
     values: Tensor
     channels: Tensor
     cells: Tensor
+    counts: tuple[int, ...]
 
 
-def best_of_map(raw: Tensor, limit: int) -> Best:
-    """Return the entries of a dense head's map with the highest values, in mmdetection's order: cell by cell.
+def of_each(values: Sequence[int], counts: Sequence[int], like: Tensor) -> Tensor:
+    """Return a number for every entry (k,) of several levels, one for each level, as whole numbers."""
+    entries = [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
+    return torch.tensor(entries, device=like.device)
+
+
+def _cells(raw: Sequence[Tensor]) -> list[int]:
+    return [level.shape[2] * level.shape[3] for level in raw]
+
+
+def best_of_maps(raw: Sequence[Tensor], limit: int) -> Best:
+    """Return the entries with the highest values of each map (1, channels, h, w), in mmdetection's order: by cells.
 
     Non-maximum suppression takes the first of equal scores, so the order decides.
     """
-    channels, cells = raw.shape[1], raw.shape[2] * raw.shape[3]
-    values, index = raw.flatten().topk(min(limit, raw.numel()))
-    channel, cell = index // cells, index % cells
-    order = torch.sort(cell * channels + channel).indices
-    return Best(values[order], channel[order], cell[order])
+    found = [level.flatten().topk(min(limit, level.numel())) for level in raw]
+    counts = tuple(len(values) for values, _ in found)
+    values, index = (torch.cat(parts) for parts in zip(*found, strict=True))
+    channels, cells = raw[0].shape[1], _cells(raw)
+    own = of_each(cells, counts, index)
+    channel = index // own
+    cell = index - channel * own
+    before = of_each([sum(cells[:level]) for level in range(len(cells))], counts, index)
+    # Of each level as many as before, so that what holds for a level holds for the same places.
+    order = torch.sort((before + cell) * channels + channel).indices
+    return Best(values.index_select(0, order), channel.index_select(0, order), cell.index_select(0, order), counts)
 
 
-def best_scores(raw: Tensor, limit: int) -> Best:
-    """Return the highest sigmoids of a dense head's map; of equal ones those that come first, cell by cell.
+def best_scores(raw: Sequence[Tensor], limit: int) -> Best:
+    """Return the highest sigmoids of each map (1, channels, h, w); of equal ones those that come first, by cells.
 
     Sigmoids of large logits are equal, and mmdetection chooses by sigmoids.
     """
-    channels = raw.shape[1]
-    scores = raw[0].permute(1, 2, 0).flatten().sigmoid()
-    limit = min(limit, raw.numel())
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
-        # ONNX's TopK takes the first of equal values; torch.topk promises nothing, and a sort has no limit.
-        values, index = scores.topk(limit)
-    else:
-        values, index = (found[:limit] for found in torch.sort(scores, descending=True, stable=True))
-    return Best(values, index % channels, index // channels)
+    channels, found = raw[0].shape[1], []
+    for level in raw:
+        scores, count = level[0].permute(1, 2, 0).flatten().sigmoid(), min(limit, level.numel())
+        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+            # ONNX's TopK takes the first of equal values; torch.topk promises nothing, and a sort has no limit.
+            values, index = scores.topk(count)
+        else:
+            values, index = (part[:count] for part in torch.sort(scores, descending=True, stable=True))
+        found.append((values, index))
+    values, index = (torch.cat(parts) for parts in zip(*found, strict=True))
+    cell = index // channels
+    return Best(values, index - cell * channels, cell, tuple(len(values) for values, _ in found))
 
 
-def read_cells(raw: Tensor, channel: Tensor, cell: Tensor, count: int = 4) -> Tensor:
-    """Return ``count`` successive channels from each channel (k,) of a map (1, channels, h, w), at cells (k,)."""
-    cells = raw.shape[2] * raw.shape[3]
-    first = channel * cells + cell
-    steps = torch.arange(count, device=raw.device) * cells
-    return raw.flatten()[first[:, None] + steps]
+def read_cells(raw: Sequence[Tensor], counts: Sequence[int], channel: Tensor, cell: Tensor, width: int = 4) -> Tensor:
+    """Read several successive channels of each map (1, channels, h, w) at some cells.
+
+    Args:
+        raw: The maps.
+        counts: How many entries there are of each.
+        channel: First channel of each entry, (k,).
+        cell: Of each entry, (k,).
+        width: How many channels to read.
+
+    Returns:
+        (k, width).
+    """
+    cells, sizes = of_each(_cells(raw), counts, cell), [level.numel() for level in raw]
+    before = of_each([sum(sizes[:level]) for level in range(len(sizes))], counts, cell)
+    steps = torch.arange(width, device=cell.device)
+    place = (before + channel * cells + cell)[:, None] + cells[:, None] * steps
+    return torch.cat([level.flatten() for level in raw]).index_select(0, place.flatten()).view(-1, width)
+
+
+def placed(levels: Sequence[Level], counts: Sequence[int], anchor: Tensor, cell: Tensor) -> Tensor:
+    """Return the boxes (k, 4) of anchors by their number and their cell, (k,) each, so many of each level."""
+    base = torch.cat([level.base for level in levels])
+    width = of_each([level.width for level in levels], counts, cell)
+    stride = of_each([level.stride for level in levels], counts, cell)
+    number = anchor + of_each([index * len(level.base) for index, level in enumerate(levels)], counts, cell)
+    row = cell // width
+    column = cell - row * width
+    corner = torch.stack([column, row, column, row], 1) * stride[:, None]
+    return base.index_select(0, number) + corner.to(base)
 
 
 def final(

@@ -25,6 +25,8 @@ from dyndeploy.nets.detector import (
     clipped,
     decoded,
     final,
+    of_each,
+    placed,
     read_cells,
     register_detectors,
 )
@@ -117,14 +119,13 @@ class FasterRCNN(Detector):
             image_size: (height, width) of the image before padding.
             candidates: Boxes of a level that go on to non-maximum suppression.
         """
-        found = []
-        for index, (logits, deltas) in enumerate(raw):
-            scores, anchor, cell = best_scores(logits, candidates)
-            anchors = self.level(index, logits.shape[3]).at(anchor, cell)
-            boxes = decoded(self.anchor_coder, read_cells(deltas, 4 * anchor, cell), anchors, image_size)
-            there = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-            found.append((boxes, torch.where(there, scores, _NO_SCORE), torch.full_like(anchor, index)))
-        boxes, scores, levels = (torch.cat(values) for values in zip(*found, strict=True))
+        logits, deltas = zip(*raw, strict=True)
+        scores, anchor, cell, counts = best_scores(logits, candidates)
+        own = [self.level(index, level.shape[3]) for index, level in enumerate(logits)]
+        anchors = placed(own, counts, anchor, cell)
+        boxes = decoded(self.anchor_coder, read_cells(deltas, counts, 4 * anchor, cell), anchors, image_size)
+        scores = torch.where((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]), scores, _NO_SCORE)
+        levels = of_each(range(len(logits)), counts, cell)
         kept = keep_boxes(
             boxes,
             scores,

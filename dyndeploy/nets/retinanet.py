@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from dyndeploy.nets.detector import (
@@ -18,10 +17,11 @@ from dyndeploy.nets.detector import (
     DetectorConfig,
     Level,
     base_anchors,
-    best_of_map,
+    best_of_maps,
     box_coder,
     decoded,
     final,
+    placed,
     read_cells,
     register_detectors,
 )
@@ -69,15 +69,15 @@ class RetinaNet(Detector):
 
     def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Detector.detected`."""
-        found = []
-        for index, (logits, deltas) in enumerate(self.raw(pyramid)):
-            value, channel, cell = best_of_map(logits, CANDIDATES)
-            anchor, label = channel // self.config.num_classes, channel % self.config.num_classes
-            anchors = self.level(index, logits.shape[3]).at(anchor, cell)
-            boxes = decoded(self._coder, read_cells(deltas, 4 * anchor, cell), anchors, image_size)
-            found.append((boxes, value.sigmoid(), label))
-        boxes, scores, labels = (torch.cat(values) for values in zip(*found, strict=True))
-        return final(boxes, scores, labels, self.config)
+        logits, deltas = zip(*self.raw(pyramid), strict=True)
+        best = best_of_maps(logits, CANDIDATES)
+        anchor = best.channels // self.config.num_classes
+        labels = best.channels - anchor * self.config.num_classes
+        levels = [self.level(index, level.shape[3]) for index, level in enumerate(logits)]
+        anchors = placed(levels, best.counts, anchor, best.cells)
+        read = read_cells(deltas, best.counts, 4 * anchor, best.cells)
+        boxes = decoded(self._coder, read, anchors, image_size)
+        return final(boxes, best.values.sigmoid(), labels, self.config)
 
 
 register_detectors("retinanet", "RetinaNet", RetinaNet)
