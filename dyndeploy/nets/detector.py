@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from dyndeploy.blocks.boxes import EMPTY, keep_boxes, torchvision
 from dyndeploy.errors import UsageError
 from dyndeploy.nets import laud_regnet, laud_resnet  # noqa: F401  # register the backbones
+from dyndeploy.nets.detection_losses import Target
 from dyndeploy.nets.detector_checkpoints import DetectorRules
 from dyndeploy.nets.laud import LaudConfig, LaudNetwork, check_positive_int
 from dyndeploy.nets.registry import Preprocessing, create_model, model_info, register_model
@@ -46,6 +48,7 @@ class DetectorConfig(LaudConfig):
         score_threshold: Detections need a higher score.
         nms_threshold: Of two detections of a class whose IoU is greater, the one with the lower score is left out.
         frozen_stages: The stem and so many stages are not trained, and their gates do not sample.
+        width_mult: Multiplies all widths of the backbone, of families that can be widened.
     """
 
     num_classes: int = 80
@@ -56,6 +59,7 @@ class DetectorConfig(LaudConfig):
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     frozen_stages: int = 1
+    width_mult: float = 1.0
 
     def __post_init__(self) -> None:
         """Check every value that can be checked without the architecture; raises ``UsageError`` naming the option."""
@@ -105,6 +109,24 @@ class DetectorOutput(NamedTuple):
         """Return what a deployed network gives."""
         found = {"boxes": self.boxes, "scores": self.scores, "labels": self.labels, "count": self.counts}
         return found if self.instance_masks is None else {**found, "masks": self.instance_masks}
+
+
+class DetectorLosses(NamedTuple):
+    """Result of one pass in training.
+
+    Attributes:
+        losses: 0-d tensors by name, to be summed; see :mod:`dyndeploy.nets.detection_losses`.
+        masks: As of :class:`DetectorOutput`, like the following ones.
+        flops: See there.
+        flops_ratio: See there.
+        densities: See there.
+    """
+
+    losses: dict[str, Tensor]
+    masks: Any
+    flops: Tensor
+    flops_ratio: Tensor
+    densities: Any
 
 
 class LastLevels(nn.Module):
@@ -184,7 +206,7 @@ class Detector(nn.Module):
         torchvision()
         super().__init__()
         self.name, self.config = name, config
-        network = create_model(backbone, **_backbone_options(config))
+        network = create_model(backbone, **_backbone_options(config, backbone))
         assert isinstance(network, LaudNetwork)
         del network.fc, network.avgpool
         self.backbone = network
@@ -236,14 +258,21 @@ class Detector(nn.Module):
         found = self.backbone.features(images)
         return self.neck(found.maps[self._first :]), found
 
-    def forward(self, images: Tensor, image_size: Tensor) -> DetectorOutput:
-        """Detect, in evaluation.
+    def forward(
+        self, images: Tensor, image_size: Tensor, targets: Sequence[Target] | None = None
+    ) -> DetectorOutput | DetectorLosses:
+        """Detect; or, where it is said what there is to be found, compute the losses.
 
         Args:
             images: Normalised, padded at the right and at the bottom with 0: (N, 3, H, W).
             image_size: Height and width of each image before padding, in pixels: (N, 2), float32.
+            targets: What is in each image, for training.
         """
         pyramid, found = self.features(images)
+        records = tuple(record._replace(name=f"{BACKBONE}.{record.name}") for record in found.masks)
+        if targets is not None:
+            losses = self.losses(pyramid, image_size, targets)
+            return DetectorLosses(losses, records, found.flops, found.flops_ratio, found.densities)
         each = [
             self.detected([level[index : index + 1] for level in pyramid], image_size[index])
             for index in range(len(images))
@@ -254,7 +283,7 @@ class Detector(nn.Module):
             scores,
             labels,
             counts,
-            found.masks,
+            records,
             found.flops if found.masks else found.macs,
             found.flops_ratio,
             found.densities,
@@ -264,6 +293,37 @@ class Detector(nn.Module):
     def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:
         """Return boxes, scores, labels, count, and masks where there are some, of one image (height, width)."""
         raise NotImplementedError
+
+    def losses(self, pyramid: Sequence[Tensor], image_size: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Return the losses of a batch, to be summed.
+
+        Boxes are drawn at random from torch's global generator, where they are drawn.
+
+        Args:
+            pyramid: See :meth:`features`.
+            image_size: See :meth:`forward`.
+            targets: What is in each image.
+        """
+        raise NotImplementedError
+
+    def inside(self, sizes: Sequence[tuple[int, int]], image_size: Tensor, anchors: int) -> list[Tensor]:
+        """Return which anchors of all levels lie where each image would have maps, were it alone: (anchors,) each.
+
+        Args:
+            sizes: (h, w) of the levels' maps.
+            image_size: See :meth:`forward`.
+            anchors: Per cell.
+        """
+        found = []
+        for height, width in image_size.tolist():
+            padded = self.task.padded(int(height), int(width))
+            parts = []
+            for (rows, columns), stride in zip(sizes, self.strides, strict=True):
+                cells = torch.zeros(rows, columns, anchors, dtype=torch.bool, device=image_size.device)
+                cells[: -(-padded[0] // stride), : -(-padded[1] // stride)] = True
+                parts.append(cells.flatten())
+            found.append(torch.cat(parts))
+        return found
 
     @torch.no_grad()
     def detect(self, images: Sequence[Any], size: tuple[int, int] | None = None) -> list[Detections]:
@@ -312,6 +372,12 @@ class Level(NamedTuple):
         """Return the boxes (k, 4) of anchors by their number and their cell, counted row by row: (k,) each."""
         x, y = cell % self.width * self.stride, cell // self.width * self.stride
         return self.base[anchor] + torch.stack([x, y, x, y], 1).to(self.base)
+
+    def all(self, height: int) -> Tensor:
+        """Return the anchors of a map so high, (height * width * A, 4): the anchor's number runs fastest."""
+        count, cells = len(self.base), torch.arange(height * self.width, device=self.base.device)
+        numbers = torch.arange(count, device=self.base.device)
+        return self.at(numbers.repeat(len(cells)), cells.repeat_interleave(count))
 
 
 def base_anchors(stride: int, scales: Sequence[float]) -> Tensor:
@@ -468,8 +534,10 @@ def smallest_convolution_bias(prior: float = 0.01) -> float:
     return -math.log((1 - prior) / prior)
 
 
-def _backbone_options(config: DetectorConfig) -> dict[str, Any]:
+def _backbone_options(config: DetectorConfig, backbone: str) -> dict[str, Any]:
     names = [field.name for field in fields(LaudConfig) if field.name != "num_classes"]
+    # Families of one width do not know the option.
+    names += [_WIDTH] if config.width_mult != 1 or _WIDTH in model_info(backbone).defaults else []
     return {name: getattr(config, name) for name in names}
 
 
@@ -494,7 +562,9 @@ def _stride(network: LaudNetwork, stage: int) -> int:
     return side // height
 
 
-Build = Callable[[str, str, DetectorConfig], Detector]
+_WIDTH = "width_mult"
+
+Build = Callable[[str, str, Any], Detector]
 """Registered name, backbone and options -> detector."""
 
 PUBLISHED = (
@@ -510,7 +580,13 @@ PUBLISHED = (
 """Backbones of the registered detectors, without ``laud_``."""
 
 
-def register_detectors(kind: str, title: str, build: Build, config: type[DetectorConfig] = DetectorConfig) -> None:
+def register_detectors(
+    kind: str,
+    title: str,
+    build: Build,
+    config: type[DetectorConfig] = DetectorConfig,
+    small: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Register a kind of detector with every backbone, dynamic and static, and in its small forms.
 
     Args:
@@ -518,12 +594,14 @@ def register_detectors(kind: str, title: str, build: Build, config: type[Detecto
         title: What it is called in descriptions.
         build: Builds one.
         config: Class of its options.
+        small: Further defaults of the variant for small images.
     """
     for variant in _variants():
         info = model_info(variant.backbone)
         for dynamic in (True, False):
             name = f"{'laud_' if dynamic else ''}{kind}_{variant.suffix}"
-            defaults = {**variant.defaults, **({} if dynamic else {"mode": "static"})}
+            further = small if variant.suffix == "small" else {}
+            defaults = {**variant.defaults, **further, **({} if dynamic else {"mode": "static"})}
 
             def entry(options: DetectorConfig, name: str = name, backbone: str = variant.backbone) -> Detector:
                 return build(name, backbone, options)
@@ -557,5 +635,5 @@ def _variants() -> Iterator[_Variant]:
     yield _Variant(
         "resnet50_512", "laud_resnet50", "ResNet-50", "images up to 512x512", (512, 512), {"size": (512, 512)}
     )
-    small = {"size": (128, 128), "num_classes": 10, "pyramid_channels": 64, "tower": 2}
+    small = {"size": (128, 128), "num_classes": 10, "pyramid_channels": 64, "tower": 2, "width_mult": 0.67}
     yield _Variant("small", "laud_resnet26_small", "ResNet-26", "images up to 128x128", (128, 128), small)

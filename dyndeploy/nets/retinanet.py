@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from dyndeploy.nets.detection_losses import Target, dense, focal_losses
 from dyndeploy.nets.detector import (
     CANDIDATES,
     RATIOS,
@@ -78,6 +80,16 @@ class RetinaNet(Detector):
         read = read_cells(deltas, best.counts, 4 * anchor, best.cells)
         boxes = decoded(self._coder, read, anchors, image_size)
         return final(boxes, best.values.sigmoid(), labels, self.config)
+
+    def losses(self, pyramid: Sequence[Tensor], image_size: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """See :meth:`Detector.losses`."""
+        raw = self.raw(pyramid)
+        sizes = [(logits.shape[2], logits.shape[3]) for logits, _ in raw]
+        logits = torch.cat([dense(logits, self.config.num_classes) for logits, _ in raw], 1)
+        deltas = torch.cat([dense(deltas, 4) for _, deltas in raw], 1)
+        anchors = torch.cat([self.level(index, width).all(height) for index, (height, width) in enumerate(sizes)])
+        inside = self.inside(sizes, image_size, len(RATIOS) * len(SCALES))
+        return focal_losses(logits, deltas, anchors.to(deltas), inside, targets, self._coder)
 
 
 register_detectors("retinanet", "RetinaNet", RetinaNet)
