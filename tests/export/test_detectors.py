@@ -26,7 +26,7 @@ vision = pytest.mark.vision("torchvision", "cv2")
 def test_a_bundle_says_how_it_detects() -> None:
     bundle = detector_bundle("retinanet")
     manifest = bundle.manifest
-    assert manifest.task == "detection"
+    assert manifest.task == "detection" and manifest.network.name == "laud_retinanet_small"
     assert {info.name: info.shape for info in manifest.inputs} == {"input": (1, 3, 128, 128), "image_size": (1, 2)}
     assert {info.name: (info.shape, info.dtype) for info in manifest.outputs} == {
         "boxes": ((1, 100, 4), "float32"),
