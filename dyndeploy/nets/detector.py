@@ -515,9 +515,9 @@ def final(
     )
     there, index = kept != EMPTY, kept.clamp(min=0)
     return (
-        torch.where(there[:, None], boxes[index], 0.0),
-        torch.where(there, scores[index], 0.0),
-        torch.where(there, labels[index], 0),
+        torch.where(there[:, None], boxes.index_select(0, index), 0.0),
+        torch.where(there, scores.index_select(0, index), 0.0),
+        torch.where(there, labels.index_select(0, index), 0),
         there.sum(),
     )
 
