@@ -515,9 +515,9 @@ def final(
     )
     there, index = kept != EMPTY, kept.clamp(min=0)
     return (
-        torch.where(there[:, None], boxes[index], 0.0),
-        torch.where(there, scores[index], 0.0),
-        torch.where(there, labels[index], 0),
+        torch.where(there[:, None], boxes.index_select(0, index), 0.0),
+        torch.where(there, scores.index_select(0, index), 0.0),
+        torch.where(there, labels.index_select(0, index), 0),
         there.sum(),
     )
 
@@ -606,7 +606,8 @@ def register_detectors(
             def entry(options: DetectorConfig, name: str = name, backbone: str = variant.backbone) -> Detector:
                 return build(name, backbone, options)
 
-            entry.__name__ = name
+            # The network's own module, by which what was built is told from subclasses that were written elsewhere.
+            entry.__name__, entry.__module__ = name, build.__module__
             what = "a LAUD" if dynamic else "a static"
             entry.__doc__ = f"{title} on {what} {variant.title} for {variant.images}."
             register_model(

@@ -188,7 +188,7 @@ class FasterRCNN(Detector):
             limit=min(self.config.proposals, len(boxes)),
         )
         there = kept != EMPTY
-        return Proposals(torch.where(there[:, None], boxes[kept.clamp(min=0)], 0.0), there)
+        return Proposals(torch.where(there[:, None], boxes.index_select(0, kept.clamp(min=0)), 0.0), there)
 
     def read(self, pyramid: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
         """Return what the pyramid of one image holds in boxes (M, 4): (M, C, size, size)."""
