@@ -6,11 +6,14 @@ ReLU between P6 and P7, nine anchors per cell, one sigmoid per class.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dyndeploy.errors import UsageError
 from dyndeploy.nets.detection_losses import Target, dense, focal_losses
 from dyndeploy.nets.detector import (
     CANDIDATES,
@@ -28,12 +31,37 @@ from dyndeploy.nets.detector import (
     register_detectors,
 )
 
-SCALES = tuple(4 * 2 ** (step / 3) for step in range(3))
-"""Sides of square anchors, in strides."""
+OCTAVE = tuple(2 ** (step / 3) for step in range(3))
+"""Sides of square anchors, in those of the smallest of their level."""
+
+SMALL = {"first_stage": 3, "anchor_scale": 2.5}
+"""Of the small variants, whose backbones begin with a stride of 2: objects of 20 pixels lie on the map of stride 8."""
+
+
+@dataclass(frozen=True)
+class RetinaNetConfig(DetectorConfig):
+    """The options of a RetinaNet: those of every detector, and its own.
+
+    Attributes:
+        first_stage: First stage whose map the pyramid takes, from 1 to 4.
+        anchor_scale: Side of the smallest square anchors of a level, in strides.
+    """
+
+    first_stage: int = 2
+    anchor_scale: float = 4.0
+
+    def __post_init__(self) -> None:
+        """Check every value; raises ``UsageError`` naming the option."""
+        super().__post_init__()
+        if isinstance(self.first_stage, bool) or self.first_stage not in range(1, 5):
+            raise UsageError(f"first_stage={self.first_stage!r} is not valid: give a whole number from 1 to 4.")
+        scale = self.anchor_scale
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
+            raise UsageError(f"anchor_scale={scale!r} is not valid: give a number above 0.")
 
 
 class RetinaNet(Detector):
-    """A dense detector on P3 to P7.
+    """A dense detector on P3 to P7, or on later levels.
 
     Args:
         name: Registered name.
@@ -44,16 +72,19 @@ class RetinaNet(Detector):
         head: torchvision's: two towers, the logits of every anchor and class, and the deltas of every anchor.
     """
 
-    def __init__(self, name: str, backbone: str, config: DetectorConfig) -> None:
-        super().__init__(name, backbone, config, first_stage=1, extra=True)
+    config: RetinaNetConfig
+
+    def __init__(self, name: str, backbone: str, config: RetinaNetConfig) -> None:
+        super().__init__(name, backbone, config, first_stage=config.first_stage - 1, extra=True)
         from torchvision.models.detection.retinanet import RetinaNetHead
 
-        anchors = len(RATIOS) * len(SCALES)
+        scales = [config.anchor_scale * side for side in OCTAVE]
+        anchors = len(RATIOS) * len(scales)
         self.head = RetinaNetHead(config.pyramid_channels, anchors, config.num_classes)
         for tower in (self.head.classification_head, self.head.regression_head):
             tower.conv = tower.conv[: config.tower]
         for level, stride in enumerate(self.strides):
-            self.register_buffer(f"anchors{level}", base_anchors(stride, SCALES), persistent=False)
+            self.register_buffer(f"anchors{level}", base_anchors(stride, scales), persistent=False)
         self._coder = box_coder((1.0, 1.0, 1.0, 1.0))
         self.train()
 
@@ -88,8 +119,8 @@ class RetinaNet(Detector):
         logits = torch.cat([dense(logits, self.config.num_classes) for logits, _ in raw], 1)
         deltas = torch.cat([dense(deltas, 4) for _, deltas in raw], 1)
         anchors = torch.cat([self.level(index, width).all(height) for index, (height, width) in enumerate(sizes)])
-        inside = self.inside(sizes, image_size, len(RATIOS) * len(SCALES))
+        inside = self.inside(sizes, image_size, len(RATIOS) * len(OCTAVE))
         return focal_losses(logits, deltas, anchors.to(deltas), inside, targets, self._coder)
 
 
-register_detectors("retinanet", "RetinaNet", RetinaNet)
+register_detectors("retinanet", "RetinaNet", RetinaNet, RetinaNetConfig, SMALL)
