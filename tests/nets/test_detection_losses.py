@@ -197,7 +197,7 @@ def test_every_trained_weight_gets_a_gradient_with_and_without_objects(kind: str
 
 
 def test_anchors_in_the_padding_of_other_images_do_not_count() -> None:
-    network = small("retinanet")
+    network = small("retinanet", first_stage=2)
     maps = [(side, side) for side in (16, 8, 4, 2, 1)]
     inside = network.inside(maps, torch.tensor([[64.0, 64], [20, 33]]), 9)
     # The second image alone would be padded to 32 x 64.
