@@ -167,7 +167,7 @@ class DetectorRules(CheckpointRules):
             return self._backbone.hint(_inside(weights), key.removeprefix(BACKBONE))
         if key == _LAST_LEVELS and weights[key].ndim == 4:
             source = "p5" if weights[key].shape[1] == self.network.config.pyramid_channels else "c5"
-            return f"The checkpoint's P6 is a convolution of {source.upper()}: last_levels={theirs!r}?"
+            return f"The checkpoint's P6 is a convolution of {source.upper()}: last_levels={source!r}?"
         rows, own = weights[key].shape[0], self._own[key].shape[0]
         classes = self.network.config.num_classes
         for module in self.classifiers(self.network, classes):
