@@ -673,7 +673,8 @@ def register_detectors(
             def entry(options: DetectorConfig, name: str = name, backbone: str = variant.backbone) -> Detector:
                 return build(name, backbone, options)
 
-            entry.__name__ = name
+            # The network's own module, by which what was built is told from subclasses that were written elsewhere.
+            entry.__name__, entry.__module__ = name, build.__module__
             what = "a LAUD" if dynamic else "a static"
             entry.__doc__ = f"{title} on {what} {variant.title} for {variant.images}."
             register_model(

@@ -18,7 +18,6 @@ from dyndeploy.nets.detection_losses import (
     PROPOSALS,
     REGION,
     REGIONS,
-    TRAINING_CANDIDATES,
     Overlap,
     Regions,
     Target,
@@ -64,6 +63,8 @@ DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
 """Units of the box head's deltas of x, y, width and height."""
 
 _NO_SCORE = -1.0
+_TRAINING = 2
+"""So many times as many candidates there are in training, as mmdetection has it."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +72,24 @@ class RegionConfig(DetectorConfig):
     """The options of a detector that looks at regions: those of every detector, and its own.
 
     Attributes:
+        candidates: Boxes of a level that go on to non-maximum suppression, which leaves the proposals; twice as many in
+            training.
         proposals: Most regions of an image that are looked at.
         hidden: Width of the box head.
     """
 
+    candidates: int = CANDIDATES
     proposals: int = CANDIDATES
     hidden: int = HIDDEN
 
     def __post_init__(self) -> None:
         """Check every value; raises ``UsageError`` naming the option."""
         super().__post_init__()
-        for name in ("proposals", "hidden"):
+        for name in ("candidates", "proposals", "hidden"):
             check_positive_int(name, getattr(self, name))
 
 
-SMALL = {"proposals": 100, "hidden": 256}
+SMALL = {"candidates": 200, "proposals": 100, "hidden": 256, "pyramid_channels": 48}
 """Of the small variants."""
 
 
@@ -153,17 +157,17 @@ class FasterRCNN(Detector):
         self.train()
 
     def propose(
-        self, raw: Sequence[tuple[Tensor, Tensor]], image_size: Tensor, candidates: int = CANDIDATES
+        self, raw: Sequence[tuple[Tensor, Tensor]], image_size: Tensor, candidates: int | None = None
     ) -> Proposals:
         """Return the proposals of one image.
 
         Args:
             raw: Maps of the head for each level: logits (1, anchors, h, w) and deltas (1, anchors * 4, h, w).
             image_size: (height, width) of the image before padding.
-            candidates: Boxes of a level that go on to non-maximum suppression.
+            candidates: Boxes of a level that go on to non-maximum suppression; None for what the options say.
         """
         logits, deltas = zip(*raw, strict=True)
-        scores, anchor, cell, counts = best_scores(logits, candidates)
+        scores, anchor, cell, counts = best_scores(logits, candidates or self.config.candidates)
         own = [self.level(index, level.shape[3]) for index, level in enumerate(logits)]
         anchors = placed(own, counts, anchor, cell)
         boxes = decoded(self.anchor_coder, read_cells(deltas, counts, 4 * anchor, cell), anchors, image_size)
@@ -240,7 +244,7 @@ class FasterRCNN(Detector):
         found, sampling = [], REGIONS._replace(boxes=self.region_samples)
         for index, target in enumerate(targets):
             own = [(logits[index : index + 1], deltas[index : index + 1]) for logits, deltas in raw]
-            proposals = self.propose(own, image_size[index], TRAINING_CANDIDATES)
+            proposals = self.propose(own, image_size[index], _TRAINING * self.config.candidates)
             found.append(sampled_regions(proposals.boxes[proposals.there], target, self.region_rule, sampling))
         return found
 
