@@ -244,6 +244,8 @@ def test_what_is_for_detectors_only_is_refused_elsewhere(
         next(detect_images(classifier, [image]))
     with pytest.raises(UsageError, match="is no detector"):
         evaluate_detector(classifier, "digit_scenes")
+    with pytest.raises(UsageError, match="evaluate_detector"):
+        dyndeploy.evaluate_bundle(bundle, "digits")
 
 
 def test_average_precision_of_what_is_deployed(
