@@ -181,12 +181,13 @@ class DetectorRules(CheckpointRules):
         return self._backbone.untold(_inside(weights))
 
     def classifiers(self, network: nn.Module, classes: int) -> tuple[str, ...]:
-        """The layers with outputs for every class."""
+        """The layers with outputs for every class; and P6, which torchvision's first RetinaNet has of P5."""
         names = (
             "head.classification_head.cls_logits",
             "roi_heads.box_predictor.cls_score",
             "roi_heads.box_predictor.bbox_pred",
             "roi_heads.mask_predictor.mask_fcn_logits",
+            "neck.extra.p6",
         )
         modules = dict(network.named_modules())
         return tuple(name for name in names if name in modules)
