@@ -31,8 +31,6 @@ from dyndeploy.nets.detector import (
     RATIOS,
     Detector,
     DetectorConfig,
-    Level,
-    base_anchors,
     best_scores,
     box_coder,
     clipped,
@@ -42,6 +40,7 @@ from dyndeploy.nets.detector import (
     placed,
     read_cells,
     register_detectors,
+    wide,
 )
 from dyndeploy.nets.laud import check_positive_int
 
@@ -141,6 +140,7 @@ class FasterRCNN(Detector):
         region_samples: Regions of an image that training takes.
     """
 
+    scales = (SCALE,)
     region_rule: ClassVar[Overlap] = REGION
     proposal_samples = PROPOSALS.boxes
     region_samples = REGIONS.boxes
@@ -153,14 +153,8 @@ class FasterRCNN(Detector):
 
         self.rpn = RPNHead(config.pyramid_channels, len(RATIOS))
         self.roi_heads = RegionHeads(config)
-        for level, stride in enumerate(self.strides):
-            self.register_buffer(f"anchors{level}", base_anchors(stride, (SCALE,)), persistent=False)
         self.anchor_coder, self.box_coder = box_coder((1.0, 1.0, 1.0, 1.0)), box_coder(DEVIATIONS)
         self.train()
-
-    def level(self, index: int, width: int) -> Level:
-        """Return the anchors of a level whose map is so wide."""
-        return Level(getattr(self, f"anchors{index}"), self.strides[index], width)
 
     def propose(
         self, raw: Sequence[tuple[Tensor, Tensor]], image_size: Tensor, candidates: int | None = None
@@ -191,9 +185,10 @@ class FasterRCNN(Detector):
         return Proposals(torch.where(there[:, None], boxes.index_select(0, kept.clamp(min=0)), 0.0), there)
 
     def read(self, pyramid: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
-        """Return what the pyramid of one image holds in boxes (M, 4): (M, C, size, size)."""
-        maps, strides = pyramid[:-1], self.strides[:-1]
-        return pyramid_roi_align(maps, boxes, strides, finest=FINEST * strides[0], size=size)
+        """Return what the pyramid of one image holds in boxes (M, 4): (M, C, size, size), in the pyramid's dtype."""
+        maps, strides = [level.to(boxes.dtype) for level in pyramid[:-1]], self.strides[:-1]
+        read = pyramid_roi_align(maps, boxes, strides, finest=FINEST * strides[0], size=size)
+        return read.to(pyramid[0].dtype)
 
     def classify(self, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (M, classes + 1), the background last, and deltas (M, classes * 4) of regions (M, C, 7, 7)."""
@@ -203,8 +198,8 @@ class FasterRCNN(Detector):
 
     def boxes(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return boxes (K, 4), scores (K,), labels (K,) and count of one image (height, width)."""
-        proposals = self.propose([(logits, deltas) for logits, deltas in self.raw(pyramid)], image_size)
-        logits, deltas = self.classify(self.read(pyramid, proposals.boxes, BOX_SIZE))
+        proposals = self.propose(wide(self.raw(pyramid)), image_size)
+        logits, deltas = wide([self.classify(self.read(pyramid, proposals.boxes, BOX_SIZE))])[0]
         classes = self.config.num_classes
         boxes = self.box_coder.decode_single(deltas, proposals.boxes).reshape(-1, 4)
         scores = torch.where(proposals.there[:, None], logits.softmax(1)[:, :classes], _NO_SCORE).flatten()
@@ -222,23 +217,22 @@ class FasterRCNN(Detector):
 
     def losses(self, pyramid: Sequence[Tensor], image_size: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
         """See :meth:`Detector.losses`."""
-        wide = torch.promote_types(pyramid[0].dtype, torch.float32)
-        raw = [(logits.to(wide), deltas.to(wide)) for logits, deltas in self.raw(pyramid)]
+        raw = wide(self.raw(pyramid))
         sizes = [(logits.shape[2], logits.shape[3]) for logits, _ in raw]
         anchors = torch.cat([self.level(index, width).all(height) for index, (height, width) in enumerate(sizes)])
         losses = proposal_losses(
             torch.cat([dense(logits, 1) for logits, _ in raw], 1),
             torch.cat([dense(deltas, 4) for _, deltas in raw], 1),
-            anchors.to(wide),
+            anchors.to(raw[0][0]),
             self.inside(sizes, image_size, len(RATIOS)),
             targets,
             self.anchor_coder,
             PROPOSALS._replace(boxes=self.proposal_samples),
         )
         regions = self.regions(raw, image_size, targets)
-        maps = [[level[index : index + 1].to(wide) for level in pyramid] for index in range(len(targets))]
+        maps = [[level[index : index + 1] for level in pyramid] for index in range(len(targets))]
         read = [self.read(own, found.boxes, BOX_SIZE) for own, found in zip(maps, regions, strict=True)]
-        logits, deltas = (value.to(wide) for value in self.classify(torch.cat(read)))
+        logits, deltas = wide([self.classify(torch.cat(read))])[0]
         losses |= region_losses(logits, deltas, regions, targets, self.box_coder)
         return losses | self.further_losses(maps, regions, targets)
 

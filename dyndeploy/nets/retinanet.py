@@ -20,8 +20,7 @@ from dyndeploy.nets.detector import (
     RATIOS,
     Detector,
     DetectorConfig,
-    Level,
-    base_anchors,
+    LastLevelsOfPyramid,
     best_of_maps,
     box_coder,
     decoded,
@@ -29,7 +28,9 @@ from dyndeploy.nets.detector import (
     placed,
     read_cells,
     register_detectors,
+    wide,
 )
+from dyndeploy.nets.laud import check_choice
 
 OCTAVE = tuple(2 ** (step / 3) for step in range(3))
 """Sides of square anchors, in those of the smallest of their level."""
@@ -38,21 +39,33 @@ SMALL = {"first_stage": 3, "anchor_scale": 2.5}
 """Of the small variants, whose backbones begin with a stride of 2: objects of 20 pixels lie on the map of stride 8."""
 
 
+LAST_LEVELS = ("c5", "p5")
+
+TOWER = 4
+"""Most convolutions of a tower: as many as torchvision's head has."""
+
+
 @dataclass(frozen=True)
 class RetinaNetConfig(DetectorConfig):
     """The options of a RetinaNet: those of every detector, and its own.
 
     Attributes:
+        last_levels: What P6 is a convolution of: "c5", the backbone's last map, as in mmdetection; or "p5", the
+            pyramid's, with a ReLU between P6 and P7, as in the paper and in torchvision's first version.
         first_stage: First stage whose map the pyramid takes, from 1 to 4.
         anchor_scale: Side of the smallest square anchors of a level, in strides.
     """
 
+    last_levels: str = "c5"
     first_stage: int = 2
     anchor_scale: float = 4.0
 
     def __post_init__(self) -> None:
         """Check every value; raises ``UsageError`` naming the option."""
         super().__post_init__()
+        check_choice("last_levels", self.last_levels, LAST_LEVELS)
+        if self.tower > TOWER:
+            raise UsageError(f"tower={self.tower!r} is not valid: give 1 to {TOWER} convolutions.")
         if isinstance(self.first_stage, bool) or self.first_stage not in range(1, 5):
             raise UsageError(f"first_stage={self.first_stage!r} is not valid: give a whole number from 1 to 4.")
         scale = self.anchor_scale
@@ -75,16 +88,16 @@ class RetinaNet(Detector):
     config: RetinaNetConfig
 
     def __init__(self, name: str, backbone: str, config: RetinaNetConfig) -> None:
+        self.scales = tuple(config.anchor_scale * side for side in OCTAVE)
         super().__init__(name, backbone, config, first_stage=config.first_stage - 1, extra=True)
+        if config.last_levels == "p5":
+            self.neck.extra = LastLevelsOfPyramid(config.pyramid_channels)
         from torchvision.models.detection.retinanet import RetinaNetHead
 
-        scales = [config.anchor_scale * side for side in OCTAVE]
-        anchors = len(RATIOS) * len(scales)
+        anchors = len(RATIOS) * len(OCTAVE)
         self.head = RetinaNetHead(config.pyramid_channels, anchors, config.num_classes)
         for tower in (self.head.classification_head, self.head.regression_head):
             tower.conv = tower.conv[: config.tower]
-        for level, stride in enumerate(self.strides):
-            self.register_buffer(f"anchors{level}", base_anchors(stride, scales), persistent=False)
         self._coder = box_coder((1.0, 1.0, 1.0, 1.0))
         self.train()
 
@@ -96,13 +109,9 @@ class RetinaNet(Detector):
         classes, boxes = self.head.classification_head, self.head.regression_head
         return [(classes.cls_logits(classes.conv(x)), boxes.bbox_reg(boxes.conv(x))) for x in pyramid]
 
-    def level(self, index: int, width: int) -> Level:
-        """Return the anchors of a level whose map is so wide."""
-        return Level(getattr(self, f"anchors{index}"), self.strides[index], width)
-
     def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Detector.detected`."""
-        logits, deltas = zip(*self.raw(pyramid), strict=True)
+        logits, deltas = zip(*wide(self.raw(pyramid)), strict=True)
         best = best_of_maps(logits, CANDIDATES)
         anchor = best.channels // self.config.num_classes
         labels = best.channels - anchor * self.config.num_classes
