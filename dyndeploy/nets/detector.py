@@ -528,7 +528,8 @@ def best_scores(raw: Sequence[Tensor], limit: int) -> Best:
             # ONNX's TopK takes the first of equal values; torch.topk promises nothing, and a sort has no limit.
             values, index = scores.topk(count)
         else:
-            stable = not _EQUALS_AS_SORTED.get()
+            # mmdetection sorts only where there are more than it takes.
+            stable = not _EQUALS_AS_SORTED.get() or count == level.numel()
             values, index = (part[:count] for part in torch.sort(scores, descending=True, stable=stable))
         found.append((values, index))
     values, index = (torch.cat(parts) for parts in zip(*found, strict=True))
