@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dyndeploy.errors import UsageError
 from dyndeploy.nets.detection_losses import Target, dense, focal_losses
@@ -31,6 +31,9 @@ from dyndeploy.nets.detector import (
     wide,
 )
 from dyndeploy.nets.laud import check_choice
+
+_WIDE = 256
+"""Channels of the published heads."""
 
 OCTAVE = tuple(2 ** (step / 3) for step in range(3))
 """Sides of square anchors, in those of the smallest of their level."""
@@ -98,6 +101,10 @@ class RetinaNet(Detector):
         self.head = RetinaNetHead(config.pyramid_channels, anchors, config.num_classes)
         for tower in (self.head.classification_head, self.head.regression_head):
             tower.conv = tower.conv[: config.tower]
+            if config.pyramid_channels < _WIDE:
+                # The published ones begin with weights so small that little passes through fewer channels.
+                for layer in tower.conv:
+                    nn.init.kaiming_normal_(layer[0].weight, nonlinearity="relu")
         self._coder = box_coder((1.0, 1.0, 1.0, 1.0))
         self.train()
 
