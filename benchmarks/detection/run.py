@@ -113,7 +113,8 @@ def time_detector(bundle: Bundle, arguments: argparse.Namespace) -> list[dict[st
 def peak_memory(bundle: Bundle, rates: Sequence[float], native: str, folder: Path) -> list[dict[str, Any]]:
     """Peak resident memory of the static twin, of the dynamic network as deployed, and at every forced rate.
 
-    Each in a process of its own. The graph of forced masks is a graph of its own: its memory is planned apart from the deployed one's.
+    Each in a process of its own. The graph of forced masks is a graph of its own: its memory is planned apart from the
+    deployed one's.
     """
     masks = bundle.manifest.masks
     outputs = [info.name for info in bundle.manifest.outputs if info.name not in {mask.name for mask in masks}]
