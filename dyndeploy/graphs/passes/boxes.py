@@ -119,7 +119,8 @@ def _non_max_suppression(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) 
     index = write("Gather", [found, write.constant("index", 2)], axis=1)
     filled = write("Concat", [index, write.constant("empty", [EMPTY] * limit)], axis=0)
     places = [write.constant(kind, [value]) for kind, value in (("first", 0), ("last", limit))]
-    write("Slice", [filled, *places], write.node.output[0])
+    # How many there are, is known: said here, all that follows has static shapes.
+    write("Reshape", [write("Slice", [filled, *places]), write.constant("shape", [limit])], write.node.output[0])
 
 
 def _roi_align(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) -> None:
