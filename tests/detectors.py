@@ -1,4 +1,7 @@
-"""Small detectors that find something with random weights, and bundles of them, exported once per worker."""
+"""Small detectors that find something with random weights, and bundles of them, exported once per worker.
+
+Every export takes half a minute, so all tests of these bundles run in one worker (pytest --dist loadgroup).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -15,7 +19,9 @@ from dyndeploy import Bundle, ExportSettings
 from dyndeploy.data import ByteArray, read_image, sample_photographs
 
 SIZES = ((128, 128), (96, 128))
-CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CLASSES = tuple(map(str, range(10)))
+
+one_worker = pytest.mark.xdist_group("detectors")
 
 
 @functools.cache

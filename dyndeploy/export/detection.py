@@ -112,19 +112,22 @@ def _copies(pixels: Sequence[ByteArray], count: int) -> Iterator[ByteArray]:
         yield np.ascontiguousarray(np.roll(pixels[source], 13 * repeat, axis=1)[:, :: 1 if repeat % 2 else -1])
 
 
-def detection_info(subject: Subject, names: Sequence[str], buckets: Sequence[BucketInfo]) -> DetectionInfo:
+def detection_info(
+    subject: Subject, names: Sequence[str], buckets: Sequence[BucketInfo], categories: Sequence[int]
+) -> DetectionInfo:
     """Return what a bundle says of a detector.
 
     Args:
         subject: The detector.
         names: Of its classes, empty where they are not known.
         buckets: Sizes that it is exported at, this bundle's first.
+        categories: COCO's of the classes.
     """
     task, config = subject.task, _config(subject)
     assert task is not None
     return DetectionInfo(
         classes=tuple(names),
-        category_ids=category_ids(names),
+        category_ids=tuple(categories),
         size=task.size,
         divisor=task.divisor,
         mean=task.mean,

@@ -47,6 +47,7 @@ from dyndeploy.bundle.device_files import DEVICE_FOLDER, write_device_folder
 from dyndeploy.bundle.reference_names import EXACT, FORCED, MARGIN, exit_logits
 from dyndeploy.data import DIGITS, digits, images_from_folder, load_image, sample_photographs
 from dyndeploy.errors import ExportError, InputError, UsageError, unknown_name
+from dyndeploy.export.detection import category_ids as category_ids_of
 from dyndeploy.export.detection import check_size, check_target, classes_of, detection_info, reference_inputs
 from dyndeploy.export.graph import Built, build
 from dyndeploy.export.reference import Reference, compute_reference
@@ -155,6 +156,7 @@ def export_model(
     example_inputs: ExampleInputs | None = None,
     preprocessing: Preprocessing | None = None,
     class_names: Sequence[str] | None = None,
+    category_ids: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Write a bundle.
@@ -170,6 +172,8 @@ def export_model(
             axis; None for images of the network's own or the settings' size.
         preprocessing: How images become the input; None for the network's own, else values in [-1, 1].
         class_names: Names of the classes, in the order of the logits.
+        category_ids: Of a detector, COCO's category of each class; None for COCO's own where the names are COCO's, else
+            counted from 1.
         progress: Called with a line at the start of each step.
 
     Returns:
@@ -195,6 +199,7 @@ def export_model(
     write = _write_stages if isinstance(subject.network, StagedNetwork) else _write_graph
     _require_fitting(subject, settings)
     classes = tuple(class_names or ())
+    categories = _categories(subject, classes, category_ids)
     sizes = () if subject.input_size is None else (subject.input_size, *settings.input_sizes[1:])
     buckets = [BucketInfo(size, bucket_folder(size) if index else "") for index, size in enumerate(sizes)]
     # The output path is claimed first, so that an impossible one costs no export time.
@@ -203,7 +208,7 @@ def export_model(
         inputs, source = _reference_inputs(settings, subject)
         content = write(_Export(folder, settings, target, subject, inputs, table, progress))
         for bucket in buckets[1:]:
-            _write_bucket(module, folder, bucket, settings, classes, progress)
+            _write_bucket(module, folder, bucket, settings, classes, categories, progress)
         if target.runtime == "tensorrt":
             progress("preparing the graphs for TensorRT")
             names = [MODEL] if content.exits is None else [stage.file for stage in content.exits.stages]
@@ -235,7 +240,7 @@ def export_model(
             notes=(*content.notes, *_subject_notes(subject), *_weights_notes(settings), *settings.notes),
             exits=content.exits,
             quantization=content.quantization,
-            detection=None if subject.task is None else detection_info(subject, classes, buckets),
+            detection=None if subject.task is None else detection_info(subject, classes, buckets, categories),
         )
         if target.runtime == "tensorrt":
             write_device_folder(folder, manifest)
@@ -251,6 +256,7 @@ def _write_bucket(
     bucket: BucketInfo,
     settings: ExportSettings,
     class_names: Sequence[str],
+    category_ids: Sequence[int],
     progress: Progress,
 ) -> None:
     """Write a further size of a detector: a bundle of its own inside its bundle."""
@@ -259,7 +265,7 @@ def _write_bucket(
     def say(message: str) -> None:
         progress(f"{bucket.folder}: {message}")
 
-    export_model(module, folder / bucket.folder, own, class_names=class_names, progress=say)
+    export_model(module, folder / bucket.folder, own, class_names=class_names, category_ids=category_ids, progress=say)
 
 
 def _checksums(bundle: Path, folder: Path) -> dict[str, str]:
@@ -521,6 +527,22 @@ def _network_info(
         class_names=names,
         **_checkpoint_facts(settings),
     )
+
+
+def _categories(subject: Subject, classes: Sequence[str], given: Sequence[int] | None) -> tuple[int, ...]:
+    """COCO's categories of a detector's classes; raises ``UsageError`` where those given are none."""
+    if subject.task is None:
+        if given:
+            raise UsageError(f"{subject.name} is no detector: leave category_ids out.")
+        return ()
+    if given is None:
+        return category_ids_of(classes)
+    if len(given) != len(classes) or len(set(given)) != len(given) or min(given, default=0) < 0:
+        raise UsageError(
+            f"category_ids has {len(given)} numbers for {len(classes)} class names: give each class a number of its "
+            "own, 0 or above."
+        )
+    return tuple(map(int, given))
 
 
 def _require_fitting(subject: Subject, settings: ExportSettings) -> None:

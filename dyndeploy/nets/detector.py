@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dyndeploy.blocks.boxes import EMPTY, keep_boxes, torchvision
 from dyndeploy.errors import UsageError
 from dyndeploy.nets import laud_regnet, laud_resnet  # noqa: F401  # register the backbones
-from dyndeploy.nets.detection_losses import Target
+from dyndeploy.nets.detection_losses import MMDETECTION, Losses, Target
 from dyndeploy.nets.detector_checkpoints import DetectorRules
 from dyndeploy.nets.laud import LaudConfig, LaudNetwork, check_positive_int
 from dyndeploy.nets.registry import Preprocessing, create_model, model_info, register_model
@@ -216,6 +216,7 @@ class Detector(nn.Module):
         backbone: The dynamic network, without its classifier.
         neck: The pyramid.
         strides: Pixels of the input per pixel of each level.
+        whose_losses: Which package's losses it is trained with.
 
     Raises:
         UsageError: torchvision is missing or does not fit this torch, or options that do not fit the backbone.
@@ -223,6 +224,7 @@ class Detector(nn.Module):
 
     config: DetectorConfig
     instance_masks: ClassVar[bool] = False
+    whose_losses: Losses = MMDETECTION
     scales: tuple[float, ...] = ()
     """Sides of square anchors, in strides; none of detectors without anchors."""
 

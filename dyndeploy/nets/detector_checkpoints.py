@@ -78,6 +78,8 @@ class DetectorRules(CheckpointRules):
         rules = network.backbone.checkpoint_rules()  # type: ignore[operator]
         assert isinstance(rules, LaudRules)
         self._backbone = rules
+        # Read once: it is asked for every name of a file.
+        self._own: Mapping[str, Tensor] = network.state_dict()
         self._notes: tuple[str, ...] = ()
 
     def other_names(self) -> Mapping[str, str]:
@@ -86,7 +88,7 @@ class DetectorRules(CheckpointRules):
         # mmdetection counts P6 and P7 on after the levels that have maps of the backbone.
         levels = sum(name.startswith("neck.fpn.layer_blocks.") and name.endswith(".weight") for name in self._own)
         last = tuple((rf"neck\.extra\.p{6 + step}\.", f"neck.fpn_convs.{levels + step}.conv.") for step in (0, 1))
-        for name in self.network.state_dict():
+        for name in self._own:
             for pattern, theirs in (*_MMDETECTION, *last):
                 other, count = re.subn(f"^{pattern}", theirs, name)
                 if count:
@@ -102,15 +104,11 @@ class DetectorRules(CheckpointRules):
 
     def start_names(self) -> Mapping[str, str]:
         """Those of a classifier, with which a backbone starts."""
-        return {name.removeprefix(BACKBONE): name for name in self.network.state_dict() if name.startswith(BACKBONE)}
+        return {name.removeprefix(BACKBONE): name for name in self._own if name.startswith(BACKBONE)}
 
     def may_start_without(self, key: str, weights: Mapping[str, Tensor]) -> bool:
         """All but the backbone, where there is nothing but a backbone."""
         return not key.startswith(BACKBONE) and all(name.startswith(BACKBONE) for name in weights if name in self._own)
-
-    @property
-    def _own(self) -> Mapping[str, Tensor]:
-        return self.network.state_dict()
 
     def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move the background of torchvision's heads to the end, and leave out what it has for it alone."""

@@ -228,12 +228,13 @@ class FasterRCNN(Detector):
             targets,
             self.anchor_coder,
             PROPOSALS._replace(boxes=self.proposal_samples),
+            self.whose_losses,
         )
         regions = self.regions(raw, image_size, targets)
         maps = [[level[index : index + 1] for level in pyramid] for index in range(len(targets))]
         read = [self.read(own, found.boxes, BOX_SIZE) for own, found in zip(maps, regions, strict=True)]
         logits, deltas = wide([self.classify(torch.cat(read))])[0]
-        losses |= region_losses(logits, deltas, regions, targets, self.box_coder)
+        losses |= region_losses(logits, deltas, regions, targets, self.box_coder, self.whose_losses)
         return losses | self.further_losses(maps, regions, targets)
 
     @torch.no_grad()
@@ -245,7 +246,8 @@ class FasterRCNN(Detector):
         for index, target in enumerate(targets):
             own = [(logits[index : index + 1], deltas[index : index + 1]) for logits, deltas in raw]
             proposals = self.propose(own, image_size[index], _TRAINING * self.config.candidates)
-            found.append(sampled_regions(proposals.boxes[proposals.there], target, self.region_rule, sampling))
+            own_proposals = proposals.boxes[proposals.there]
+            found.append(sampled_regions(own_proposals, target, self.region_rule, sampling, self.whose_losses))
         return found
 
     def further_losses(

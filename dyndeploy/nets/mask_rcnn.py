@@ -63,7 +63,7 @@ class MaskRCNN(FasterRCNN):
         ]
         logits = self.mask_logits(torch.cat(read))
         wide = torch.promote_types(logits.dtype, torch.float32)
-        return mask_losses(logits.to(wide), regions, targets)
+        return mask_losses(logits.to(wide), regions, targets, self.whose_losses)
 
 
 register_detectors("mask_rcnn", "Mask R-CNN", MaskRCNN, RegionConfig, SMALL)

@@ -136,7 +136,7 @@ class RetinaNet(Detector):
         deltas = torch.cat([dense(deltas, 4) for _, deltas in raw], 1)
         anchors = torch.cat([self.level(index, width).all(height) for index, (height, width) in enumerate(sizes)])
         inside = self.inside(sizes, image_size, len(RATIOS) * len(OCTAVE))
-        return focal_losses(logits, deltas, anchors.to(deltas), inside, targets, self._coder)
+        return focal_losses(logits, deltas, anchors.to(deltas), inside, targets, self._coder, self.whose_losses)
 
 
 register_detectors("retinanet", "RetinaNet", RetinaNet, RetinaNetConfig, SMALL)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,10 @@ _ROUNDING = 0.5
 
 _LARGEST = 1e5
 """No coordinate may be larger, in pixels: pycocotools draws the outlines of polygons pixel by pixel."""
+
+
+_OVERLAPS: Mapping[str, Any] = MappingProxyType({"ap": slice(None), "ap50": 0, "ap75": 5})
+"""Places of COCO's intersections over union of 0.5, 0.55, ... 0.95."""
 
 
 @dataclass(frozen=True)
@@ -317,12 +322,14 @@ class ClassPrecision:
         name: Of the class.
         ap: Mean over intersections over union of 0.5, 0.55, ... 0.95.
         ap50: At an intersection over union of 0.5.
+        ap75: At an intersection over union of 0.75.
         objects: Number of annotated objects of the class, crowds excepted.
     """
 
     name: str
     ap: float | None
     ap50: float | None
+    ap75: float | None
     objects: int
 
 
@@ -465,14 +472,14 @@ def _average_precision(
     small, medium, large = (_mean(precision[..., place]) for place in range(1, 4))
     objects = Counter(item["category_id"] for item in truth["annotations"] if not item["iscrowd"])
     return AveragePrecision(
-        ap=_mean(precision[..., 0]),
-        ap50=_mean(precision[0, ..., 0]),
-        ap75=_mean(precision[5, ..., 0]),
+        **{name: _mean(precision[overlaps, ..., 0]) for name, overlaps in _OVERLAPS.items()},
         small=small,
         medium=medium,
         large=large,
         classes=tuple(
-            ClassPrecision(name, _mean(precision[:, :, place, 0]), _mean(precision[0, :, place, 0]), objects[number])
+            ClassPrecision(
+                name, *(_mean(precision[overlaps, :, place, 0]) for overlaps in _OVERLAPS.values()), objects[number]
+            )
             for name, number, place in zip(dataset.classes, dataset.category_ids, at, strict=True)
         ),
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dyndeploy.blocks import Tape
 from dyndeploy.errors import DyndeployError, NotFiniteError, UsageError
 from dyndeploy.finite import listed
+from dyndeploy.nets.detection_losses import LOSSES, MMDETECTION, Losses
 from dyndeploy.tasks.coco import CocoMetrics, coco_metrics
 from dyndeploy.tasks.detection import Detections, DetectionTask, Placement
 from dyndeploy.training.evaluation import BlockEvaluation, Evaluation, MaskStatistics, evaluating
@@ -61,6 +62,7 @@ class DetectionObjective(GatedObjective):
         for name in ("proposal_samples", "region_samples"):
             if hasattr(network, name):
                 setattr(network, name, getattr(recipe.detection, name))
+        self._choose_losses(recipe.detection.losses)
         self._held_out = held_out
         task = network.task
         assert isinstance(task, DetectionTask)
@@ -128,6 +130,16 @@ class DetectionObjective(GatedObjective):
         assert metrics is not None
         scores = [part.ap50 or 0.0 for part in (metrics.boxes, metrics.masks) if part is not None]
         return sum(scores) / len(scores)
+
+    def _choose_losses(self, name: str) -> None:
+        own = getattr(self.network, "whose_losses", None)
+        if not isinstance(own, Losses):
+            if name != MMDETECTION.name:
+                raise UsageError(f"detection.losses: {self.recipe.model.name} has losses of its own: leave it out.")
+            return
+        self.network.whose_losses = LOSSES[name]  # type: ignore[assignment]
+        if name != MMDETECTION.name:
+            self.notes = (f"The losses are {name}'s (detection.losses), not {MMDETECTION.name}'s, which LAUDNet used.",)
 
     def _check_classes(self, training: Scenes) -> None:
         config = getattr(self.network, "config", None)

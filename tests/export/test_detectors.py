@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,16 +14,20 @@ from onnx import numpy_helper
 import dyndeploy
 from dyndeploy import ExportSettings
 from dyndeploy.bundle import BucketInfo, Manifest
+from dyndeploy.cli import run
 from dyndeploy.errors import UsageError
 from dyndeploy.export.detection import category_ids, coco_classes
+from dyndeploy.nets import TrainedNetwork, save_checkpoint
+from dyndeploy.nets.trained import TRAINED
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.tasks.detection import compare
-from tests.detectors import CLASSES, SIZES, detector_bundle, lively_detector, photographs
+from tests.detectors import CLASSES, SIZES, detector_bundle, lively_detector, one_worker, photographs
 
 vision = pytest.mark.vision("torchvision", "cv2")
 
 
 @vision
+@one_worker
 def test_a_bundle_says_how_it_detects() -> None:
     bundle = detector_bundle("retinanet")
     manifest = bundle.manifest
@@ -55,6 +60,7 @@ def test_a_bundle_says_how_it_detects() -> None:
 
 
 @vision
+@one_worker
 @pytest.mark.parametrize(("kind", "size"), [("retinanet", SIZES[0]), ("retinanet", SIZES[1]), ("mask_rcnn", SIZES[0])])
 def test_onnx_runtime_finds_what_pytorch_finds(kind: str, size: tuple[int, int]) -> None:
     bundle, network = detector_bundle(kind), lively_detector(kind, "channel" if kind == "retinanet" else "layer")
@@ -72,6 +78,7 @@ def test_onnx_runtime_finds_what_pytorch_finds(kind: str, size: tuple[int, int])
 
 
 @vision
+@one_worker
 def test_nothing_found_is_no_error() -> None:
     bundle = detector_bundle("mask_rcnn")
     model = bundle.load_model()
@@ -89,6 +96,7 @@ def test_nothing_found_is_no_error() -> None:
 
 
 @vision
+@one_worker
 def test_the_graph_has_standard_operators_and_no_python() -> None:
     model = detector_bundle("mask_rcnn").load_model()
     assert {node.domain for node in model.graph.node} == {"", "dyndeploy"}
@@ -102,6 +110,7 @@ def test_the_graph_has_standard_operators_and_no_python() -> None:
 
 
 @vision
+@one_worker
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     network = lively_detector("retinanet", "channel")
 
@@ -122,12 +131,48 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
 
 
 @vision
+@one_worker
 def test_names_of_coco_bring_its_categories() -> None:
     names, ids = coco_classes()
     assert len(names) == len(ids) == 80 and (names[0], ids[0], names[-1], ids[-1]) == ("person", 1, "toothbrush", 90)
     assert category_ids(names) == ids
     assert category_ids(names[::-1]) == tuple(range(1, 81))
     assert category_ids(()) == ()
+
+
+@vision
+def test_categories_must_be_those_of_the_classes(tmp_path: Path) -> None:
+    network = lively_detector("retinanet", "channel")
+    for ids in ((1, 2), (1,) * 10, (-1, *range(9))):
+        with pytest.raises(UsageError, match=f"category_ids has {len(ids)} numbers for 10 class names"):
+            dyndeploy.export_model(network, tmp_path / "b", class_names=CLASSES, category_ids=ids)
+    with pytest.raises(UsageError, match="is no detector: leave category_ids out"):
+        classifier = dyndeploy.create_model("laud_resnet14_small", mode="channel")
+        dyndeploy.export_model(classifier, tmp_path / "b", category_ids=(1, 2))
+
+
+@vision
+def test_what_a_checkpoint_knows_of_its_classes_reaches_the_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"thing {index}" for index in range(10)]
+    given: list[tuple[Any, Any]] = []
+
+    def told(*arguments: Any, class_names: Any, category_ids: Any, **options: Any) -> None:
+        given.append((class_names, category_ids))
+        raise UsageError("told")
+
+    monkeypatch.setattr("dyndeploy.export.export_model", told)
+    network = lively_detector("retinanet", "channel")
+    official = {"meta": {"CLASSES": tuple(names), "epoch": 12}, "state_dict": network.state_dict(), "optimizer": {}}
+    torch.save(official, tmp_path / "epoch_12.pth")
+    trained = TrainedNetwork("laud_retinanet_small", class_names=tuple(names), category_ids=tuple(range(20, 30)))
+    save_checkpoint(network, tmp_path / "own.pt", **{TRAINED: trained.as_dict()})
+    call = ["export", "laud_retinanet_small", "--mode", "channel", "-o", str(tmp_path / "b"), "--checkpoint"]
+    for file, more in (("epoch_12.pth", ()), ("own.pt", ()), ("own.pt", ("--class-names", str(tmp_path / "names")))):
+        (tmp_path / "names").write_text("\n".join(CLASSES))
+        assert run([*call, str(tmp_path / file), *more]) == 2
+    assert given == [(names, None), (names, tuple(range(20, 30))), (list(CLASSES), None)]
 
 
 def test_several_sizes_are_for_detectors(tmp_path: Path) -> None:

@@ -9,20 +9,17 @@ import pytest
 from PIL import Image
 
 from dyndeploy.bundle import Bundle
-from dyndeploy.export import ExportSettings, export_model
 from dyndeploy.measure import profile_bundle
 from dyndeploy.measure.inputs import input_batches
-from dyndeploy.nets import create_model
 from dyndeploy.prediction import predict
+from tests.detectors import detector_bundle, one_worker
 
-pytestmark = pytest.mark.vision("torchvision", "cv2")
+pytestmark = [pytest.mark.vision("torchvision", "cv2"), one_worker]
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    network = create_model("laud_retinanet_small", mode="layer").eval()
-    settings = ExportSettings(static=True, input_size=(64, 96))
-    return export_model(network, tmp_path_factory.mktemp("detector") / "bundle", settings)
+@pytest.fixture
+def bundle() -> Bundle:
+    return detector_bundle("mask_rcnn")
 
 
 def test_parts_of_a_profile_and_of_a_prediction(bundle: Bundle) -> None:
@@ -38,7 +35,7 @@ def test_parts_of_a_profile_and_of_a_prediction(bundle: Bundle) -> None:
     assert none.ideal_speedup < profile.speedup_limit < none.part("backbone").ideal_speedup
     assert none.part("post-processing").dynamic_ms > 0
     prediction = predict(bundle, "nano", rate=0.0)
-    assert prediction.network == bundle.manifest.network.name == "laud_retinanet_small"
+    assert prediction.network == bundle.manifest.network.name == "laud_mask_rcnn_small"
     assert [(part.name, part.macs) for part in prediction.parts[1:3]] == [
         ("neck", static["neck"]),
         ("heads", static["heads"]),
@@ -52,7 +49,7 @@ def test_images_of_a_folder_are_padded_to_the_bundle(bundle: Bundle, tmp_path: P
         Image.fromarray(np.full((*size, 3), 255, np.uint8)).save(tmp_path / f"{name}.png")
     batches, source = input_batches(bundle, tmp_path, 8)
     assert source["count"] == 2
-    assert [batch["input"].shape for batch in batches] == [(1, 3, 64, 96)] * 2
-    assert [batch["image_size"].tolist() for batch in batches] == [[[43.0, 96.0]], [[64.0, 32.0]]]
-    assert (batches[1]["input"][0, :, :, 32:] == 0).all()
-    assert (batches[1]["input"][0, :, :, :32] > 0).all()
+    assert [batch["input"].shape for batch in batches] == [(1, 3, 128, 128)] * 2
+    assert [batch["image_size"].tolist() for batch in batches] == [[[57.0, 128.0]], [[128.0, 64.0]]]
+    assert (batches[1]["input"][0, :, :, 64:] == 0).all()
+    assert (batches[1]["input"][0, :, :, :64] > 0).all()

@@ -345,7 +345,8 @@ def test_a_class_that_no_image_shows_has_no_precision(images: Path, tmp_path: Pa
     metrics = coco_metrics([found((*CAT, 0.8, 0))], dataset, [1])
     assert metrics.images == 1 and metrics.boxes.ap == pytest.approx(1)
     cat, dog = metrics.boxes.classes
-    assert cat.ap50 == pytest.approx(1) and (dog.ap, dog.ap50, dog.objects) == (None, None, 0)
+    assert (cat.ap50, cat.ap75) == pytest.approx((1, 1))
+    assert (dog.ap, dog.ap50, dog.ap75, dog.objects) == (None, None, None, 0)
 
 
 @pytest.mark.vision("pycocotools")
@@ -427,4 +428,7 @@ def test_the_figures_are_those_of_pycocotools_own_summary(kind: str) -> None:
     assert (ours.large, run.stats[5]) == (None, -1)
     figures = [ours.ap, ours.ap50, ours.ap75, ours.small, ours.medium]
     assert figures == pytest.approx(run.stats[:5].tolist(), abs=1e-12)
+    # Every class shows an object: the classes' mean is the whole.
+    for name in ("ap", "ap50", "ap75"):
+        assert np.mean([getattr(one, name) for one in ours.classes]) == pytest.approx(getattr(ours, name), abs=1e-12)
     assert run.stats[:5].min() > 0.05 and run.stats[:5].max() < 0.95

@@ -16,7 +16,7 @@ from dyndeploy.tasks.detection import DetectionDifference
 from dyndeploy.verification import verify_bundle
 from dyndeploy.verification.detections import check_detections, detection_deviations
 from tests.bundles import resealed
-from tests.detectors import detector_bundle
+from tests.detectors import detector_bundle, one_worker
 
 vision = pytest.mark.vision("torchvision", "cv2")
 TOLERANCE = precision_of("fp32").detections
@@ -57,6 +57,7 @@ def test_what_is_shown_is_not_held() -> None:
 
 
 @vision
+@one_worker
 @pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn"])
 def test_a_bundle_verifies(kind: str) -> None:
     report = verify_bundle(detector_bundle(kind))
@@ -70,6 +71,7 @@ def test_a_bundle_verifies(kind: str) -> None:
 
 
 @vision
+@one_worker
 def test_a_wrong_weight_is_found(tmp_path: Path) -> None:
     shutil.copytree(detector_bundle("mask_rcnn").path, tmp_path / "b")
     bundle = Bundle.open(tmp_path / "b")
