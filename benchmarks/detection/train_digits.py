@@ -21,11 +21,7 @@ from dyndeploy.nets.trained import checkpoint_of_run
 from dyndeploy.training import load_recipe, train
 
 CLASSIFIER = "digits-laud-resnet26-small-scenes"
-DETECTORS = {
-    "retinanet": ("digits-laud-retinanet-small-spatial", "digits-laud-retinanet-small-spatial-further"),
-    "mask_rcnn": ("digits-laud-mask-rcnn-small-spatial",),
-}
-"""Recipes, each of which starts from what the one before leaves."""
+DETECTORS = {"retinanet": "digits-laud-retinanet-small-spatial", "mask_rcnn": "digits-laud-mask-rcnn-small-spatial"}
 LEAST, NEAR = 0.9, 0.05
 
 
@@ -45,21 +41,19 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{CLASSIFIER}: held-out accuracy {first.evaluation.accuracy:.3f}, {seconds(first):.0f} s", flush=True)
     short, results = [], {}
     for kind in given.detectors or DETECTORS:
-        start = first.checkpoint
-        for name in DETECTORS[kind]:
-            recipe = load_recipe(name).with_changes(initial_weights=str(start))
-            result = train(recipe, given.output / name, progress=TrainingLines(recipe.epochs))
-            start = result.checkpoint
-            assert recipe.sparsity is not None
-            best = result.history[-1 if result.best_epoch is None else result.best_epoch - 1].held_out
-            found = [best[measure] for measure in ("boxes.ap50", "masks.ap50") if measure in best]
-            results[name] = {**best, "seconds": seconds(result), "images": result.evaluation.images}
-            print(
-                f"{name}: mAP50 {' / '.join(f'{value:.3f}' for value in found)}, backbone's FLOPs ratio "
-                f"{best['flops_ratio']:.3f} (target {recipe.sparsity.target:g}), {result.evaluation.images} held-out "
-                f"scenes, {seconds(result):.0f} s; {checkpoint_of_run(given.output / name)}",
-                flush=True,
-            )
+        name = DETECTORS[kind]
+        recipe = load_recipe(name).with_changes(initial_weights=str(first.checkpoint))
+        result = train(recipe, given.output / name, progress=TrainingLines(recipe.epochs))
+        assert recipe.sparsity is not None
+        best = result.history[-1 if result.best_epoch is None else result.best_epoch - 1].held_out
+        found = [best[measure] for measure in ("boxes.ap50", "masks.ap50") if measure in best]
+        results[name] = {**best, "seconds": seconds(result), "images": result.evaluation.images}
+        print(
+            f"{name}: mAP50 {' / '.join(f'{value:.3f}' for value in found)}, backbone's FLOPs ratio "
+            f"{best['flops_ratio']:.3f} (target {recipe.sparsity.target:g}), {result.evaluation.images} held-out "
+            f"scenes, {seconds(result):.0f} s; {checkpoint_of_run(given.output / name)}",
+            flush=True,
+        )
         if found[0] < LEAST or abs(best["flops_ratio"] - recipe.sparsity.target) > NEAR:
             short.append(kind)
     write_json(given.output / "detectors.json", results)

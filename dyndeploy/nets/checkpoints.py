@@ -239,7 +239,7 @@ def load_checkpoint(
     model.load_state_dict(own | {key: value.to(own[key]) for key, value in started.items()} | accepted)
     extra = content.get("extra", {}) if source_format == "dyndeploy" else {}
     epoch = extra.get("epoch") if source_format == "dyndeploy" else content.get("epoch", meta_of(content).get("epoch"))
-    names, odd_names = _class_names(content, model, exchanged)
+    class_names, odd_names = _class_names(content, model, exchanged)
     return LoadReport(
         path=source,
         source_format=source_format,
@@ -258,7 +258,7 @@ def load_checkpoint(
         fresh=fresh,
         classes=exchanged,
         started=tuple(started),
-        class_names=names,
+        class_names=class_names,
         notes=(*rules.notes(), *odd_names),
     )
 

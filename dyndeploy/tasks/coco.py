@@ -257,7 +257,7 @@ class CocoDataset:
             "area": "{} annotations do not say their area: that of the box counts as small, medium or large.",
             "crowd": "{} annotations are crowds: they are not trained on, and what is found there is not counted.",
             "malformed": "{} annotations have masks that are none: masks are not measured.",
-            "empty": "{} boxes have no area within their image: they are not trained on.",
+            "empty": "{} boxes have no area within their image: they are not trained on, and cannot be found.",
             "outside": "{} boxes reach out of their image, and are clipped to it.",
             "bare": "{} images have no annotations.",
         }
@@ -266,7 +266,11 @@ class CocoDataset:
     def _box(self, item: dict[str, Any], place: int) -> tuple[float, float, float, float]:
         box = item.get("bbox")
         if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-            what = "is missing" if box is None else f"must be four numbers x, y, width, height, not {_shown(box)}"
+            what = (
+                "is missing"
+                if box is None
+                else f"must be four numbers x, y, width, height, below {_LARGEST:,.0f} each, not {_shown(box)}"
+            )
             raise self._fault(f"annotations[{place}].bbox {what}")
         x, y, width, height = map(float, box)
         return x, y, width, height
@@ -478,7 +482,9 @@ def _average_precision(
         large=large,
         classes=tuple(
             ClassPrecision(
-                name, *(_mean(precision[overlaps, :, place, 0]) for overlaps in _OVERLAPS.values()), objects[number]
+                name=name,
+                **{measure: _mean(precision[overlaps, :, place, 0]) for measure, overlaps in _OVERLAPS.items()},
+                objects=objects[number],
             )
             for name, number, place in zip(dataset.classes, dataset.category_ids, at, strict=True)
         ),
@@ -506,7 +512,7 @@ def _content(path: Path) -> dict[str, Any]:
             raise InputError(f"{path} holds {what}, no boxes of objects. {advice}")
     missing = [part for part in _PARTS if not isinstance(content.get(part), list)]
     if missing:
-        raise InputError(f"{path} does not hold COCO annotations: no list of {' and '.join(missing)} in it. {advice}")
+        raise InputError(f"{path} does not hold COCO annotations: it lacks the lists {', '.join(missing)}. {advice}")
     return content
 
 

@@ -288,6 +288,9 @@ def test_annotations_that_do_not_fit_are_refused(
     file.write_text(json.dumps([{"image_id": 1, "score": 0.5}]))
     with pytest.raises(InputError, match="not COCO annotations"):
         evaluate_detector(bundle, images, file)
+    file.write_text(json.dumps({**content, "annotations": []}))
+    with pytest.raises(InputError, match="holds no objects, so there is nothing to be found"):
+        evaluate_detector(bundle, images, file)
     content["categories"][0]["name"] = "nought"
     file.write_text(json.dumps(content))
     with pytest.raises(InputError, match="nought"):
