@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from onnx import numpy_helper
@@ -17,6 +16,7 @@ from dyndeploy.bundle import BucketInfo, Manifest
 from dyndeploy.cli import run
 from dyndeploy.errors import UsageError
 from dyndeploy.export.detection import category_ids, coco_classes
+from dyndeploy.graphs.inspect import operator_attributes
 from dyndeploy.nets import TrainedNetwork, save_checkpoint
 from dyndeploy.nets.trained import TRAINED
 from dyndeploy.runtimes import OnnxRuntimeSession
@@ -101,12 +101,19 @@ def test_the_graph_has_standard_operators_and_no_python() -> None:
     model = detector_bundle("mask_rcnn").load_model()
     assert {node.domain for node in model.graph.node} == {"", "dyndeploy"}
     kinds = [node.op_type for node in model.graph.node]
-    assert kinds.count("NonMaxSuppression") == 2 and kinds.count("RoiAlign") == 8
-    aligned = next(node for node in model.graph.node if node.op_type == "RoiAlign")
-    attributes = {item.name: onnx.helper.get_attribute_value(item) for item in aligned.attribute}
-    assert attributes["coordinate_transformation_mode"] == b"half_pixel" and attributes["sampling_ratio"] == 0
+    assert kinds.count("NonMaxSuppression") == 2
+    # Of boxes and of masks; the body has a standard operator for each of the four levels.
+    regions = [node for node in model.graph.node if node.op_type == "PyramidRoiAlign"]
+    assert [operator_attributes(node) for node in regions] == [
+        {"strides": [4, 8, 16, 32], "size": 7},
+        {"strides": [4, 8, 16, 32], "size": 14},
+    ]
+    body = next(function for function in model.functions if function.name == "PyramidRoiAlign")
+    assert {node.domain for node in body.node} == {""}
+    assert [node.op_type for node in body.node].count("RoiAlign") == 4
     static = detector_bundle("mask_rcnn").load_static()
-    assert {node.domain for node in static.graph.node} == {""}
+    own = {node.op_type for node in static.graph.node if node.domain}
+    assert own == {"PyramidRoiAlign"}, "a static twin decides nothing, and reads regions the same way"
 
 
 @vision

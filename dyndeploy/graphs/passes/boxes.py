@@ -1,6 +1,7 @@
 """Operators of boxes: what a target runs in the place of a detector's placeholders.
 
-One rule per operator and runtime, in :data:`WRITTEN`. A runtime that is missing there runs no detectors.
+One rule per operator and runtime, in :data:`WRITTEN`. A runtime that is missing there runs no detectors. Where one of
+our own operators does what a placeholder stands for, it takes its place: its body has the same standard operators.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from dyndeploy.errors import ExportError
+from dyndeploy.errors import ExportError, UsageError
 from dyndeploy.graphs.inspect import drop_unused
 from dyndeploy.graphs.passes.shared import add_constant, attributes_of, known_shapes
+from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.boxes import BOXES, EMPTY, KEEP_BOXES, PYRAMID_ROI_ALIGN
+from dyndeploy.ops.pyramid_roi_align import NAME as ROI_ALIGN
 
 if TYPE_CHECKING:
     from dyndeploy.graphs.passes.pipeline import Context
@@ -33,16 +36,17 @@ def write_boxes(model: onnx.ModelProto, context: Context) -> None:
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         if node.domain == BOXES:
-            writer = _Writer(model, node)
+            writer = _Writer(model, node, context.opset)
             rules[node.op_type](writer, shapes)
             nodes += writer.nodes
         else:
             nodes.append(node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    kept = [entry for entry in model.opset_import if entry.domain != BOXES]
+    kept = {entry.domain: entry.version for entry in model.opset_import if entry.domain != BOXES}
+    kept |= {node.domain: 1 for node in nodes if node.domain == DOMAIN}
     del model.opset_import[:]
-    model.opset_import.extend(kept)
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in kept.items())
     drop_unused(model)
 
 
@@ -62,10 +66,11 @@ class _Writer:
     Args:
         model: The graph that constants are added to.
         node: The placeholder.
+        opset: Of the target.
     """
 
-    def __init__(self, model: onnx.ModelProto, node: onnx.NodeProto) -> None:
-        self.model, self.node = model, node
+    def __init__(self, model: onnx.ModelProto, node: onnx.NodeProto, opset: int) -> None:
+        self.model, self.node, self.opset = model, node, opset
         self.attributes = attributes_of(node)
         self.nodes: list[onnx.NodeProto] = []
 
@@ -118,6 +123,22 @@ def _non_max_suppression(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) 
 
 
 def _roi_align(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Our own operator; of pyramids that it does not take, every level through one RoiAlign."""
+    operator = OPERATORS[ROI_ALIGN]
+    inputs, output = list(write.node.input), write.node.output[0]
+    if len(inputs) == len(operator.inputs) and write.opset >= operator.least_opset:
+        try:
+            operator.output_shapes([shapes.get(name, ()) for name in inputs], write.attributes)
+        except UsageError:
+            pass  # Its levels do not cover each other.
+        else:
+            bookkeeping = {"plugin_version": str(operator.version), "plugin_namespace": ""}
+            write(operator.name, inputs, output, domain=DOMAIN, **write.attributes, **bookkeeping)
+            return
+    _standard_roi_align(write, shapes)
+
+
+def _standard_roi_align(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """The boxes of every level through one RoiAlign, then all in their order again."""
     *maps, boxes, levels = write.node.input
     count, size = shapes[boxes][0], write.attributes["size"]
