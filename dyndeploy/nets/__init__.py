@@ -5,7 +5,8 @@ from __future__ import annotations
 from dyndeploy.blocks.macs import exit_macs
 from dyndeploy.nets.ada_vit import AdaVit, AdaVitConfig
 from dyndeploy.nets.checkpoints import LoadReport, load_checkpoint, save_checkpoint
-from dyndeploy.nets.detector import Detector, DetectorConfig, DetectorOutput
+from dyndeploy.nets.ddq_detr import DdqDetr, DdqDetrConfig
+from dyndeploy.nets.detector import AnchorDetectorConfig, Detector, DetectorConfig, DetectorOutput
 from dyndeploy.nets.dyn_perceiver import DynPerceiver, DynPerceiverConfig
 from dyndeploy.nets.faster_rcnn import FasterRCNN
 from dyndeploy.nets.laud import LaudConfig, LaudNetwork, full_flops, static_macs
@@ -33,7 +34,10 @@ __all__ = [
     "AdaVit",
     "AdaVitConfig",
     "AdaVitOutput",
+    "AnchorDetectorConfig",
     "BlockMasks",
+    "DdqDetr",
+    "DdqDetrConfig",
     "Densities",
     "Detector",
     "DetectorConfig",

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -31,35 +32,32 @@ CANDIDATES = 1000
 RATIOS = (0.5, 1.0, 2.0)
 """Height over width of anchors."""
 
+SMALL_HEADS = MappingProxyType({"pyramid_channels": 64, "tower": 2})
+"""Options of the small forms of detectors with anchors."""
+
 
 @dataclass(frozen=True)
 class DetectorConfig(LaudConfig):
-    """Every option of a detector: those of its backbone (:class:`~dyndeploy.nets.LaudConfig`), and its own.
+    """The options of every detector: those of its backbone (:class:`~dyndeploy.nets.LaudConfig`), and its own.
 
     Attributes:
         num_classes: Classes of objects; there is none for the background.
         size: Longest and shortest side that images are resized to, keeping their ratio: (long, short) in pixels.
-        pyramid_channels: Channels of the pyramid's maps and of the heads' towers.
-        tower: 3x3 convolutions of a dense head's tower, or of the mask head.
+        pyramid_channels: Channels of the neck's maps, and of what reads them.
         detections: Most detections of an image.
-        score_threshold: Detections need a higher score.
-        nms_threshold: Of two detections of a class whose IoU is greater, the one with the lower score is left out.
         frozen_stages: The stem and so many stages are not trained, and their gates do not sample.
     """
 
     num_classes: int = 80
     size: tuple[int, int] = (1333, 800)
     pyramid_channels: int = 256
-    tower: int = 4
     detections: int = 100
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.5
     frozen_stages: int = 1
 
     def __post_init__(self) -> None:
         """Check every value that can be checked without the architecture; raises ``UsageError`` naming the option."""
         super().__post_init__()
-        for name in ("pyramid_channels", "tower", "detections"):
+        for name in ("pyramid_channels", "detections"):
             check_positive_int(name, getattr(self, name))
         size = self.size
         if not isinstance(size, (tuple, list)) or len(size) != 2:
@@ -67,12 +65,32 @@ class DetectorConfig(LaudConfig):
         for side in size:
             check_positive_int("size", side)
         self._set("size", tuple(size))
+        if isinstance(self.frozen_stages, bool) or self.frozen_stages not in range(5):
+            raise UsageError(f"frozen_stages={self.frozen_stages!r} is not valid: give a whole number from 0 to 4.")
+
+
+@dataclass(frozen=True)
+class AnchorDetectorConfig(DetectorConfig):
+    """Every option of a detector whose boxes begin as anchors.
+
+    Attributes:
+        tower: 3x3 convolutions of a dense head's tower, or of the mask head.
+        score_threshold: Detections need a higher score.
+        nms_threshold: Of two detections of a class whose IoU is greater, the one with the lower score is left out.
+    """
+
+    tower: int = 4
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check every value; raises ``UsageError`` naming the option."""
+        super().__post_init__()
+        check_positive_int("tower", self.tower)
         for name in ("score_threshold", "nms_threshold"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise UsageError(f"{name}={value!r} is not valid: give a number from 0 to 1.")
-        if isinstance(self.frozen_stages, bool) or self.frozen_stages not in range(5):
-            raise UsageError(f"frozen_stages={self.frozen_stages!r} is not valid: give a whole number from 0 to 4.")
 
 
 class DetectorOutput(NamedTuple):
@@ -134,13 +152,16 @@ class Neck(nn.Module):
     Args:
         in_channels: Channels of the backbone's maps, the finest first.
         channels: Channels of the pyramid.
-        extra: Gives further levels for the last map of the backbone; None for P6 as every other pixel of P5.
+        convolutions: Whether P6 and P7 are convolutions of the last map; else there is P6, every other pixel of P5.
+
+    Raises:
+        UsageError: torchvision is missing or does not fit this torch.
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int, extra: LastLevels | None) -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int, *, convolutions: bool) -> None:
         super().__init__()
         self.fpn = torchvision().ops.FeaturePyramidNetwork(list(in_channels), channels)
-        self.extra = extra
+        self.extra = LastLevels(in_channels[-1], channels) if convolutions else None
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return the levels of the pyramid for maps of the backbone, the finest first."""
@@ -157,40 +178,48 @@ class Detector(nn.Module):
         name: Registered name.
         backbone: Registered name of the backbone.
         config: Options.
-        first_stage: Index of the first stage whose map the pyramid takes.
-        extra: Whether P6 and P7 are convolutions of the last map.
+        first_stage: Index of the first stage whose map the neck takes.
+        neck: Makes the neck for the channels of the maps that it takes.
+        added: Levels that the neck adds.
 
     Attributes:
         name: Registered name.
         config: The options it was built with.
         task: How images become inputs, and outputs detections.
         backbone: The dynamic network, without its classifier.
-        neck: The pyramid.
+        neck: Makes the levels of a pyramid of the backbone's maps.
         strides: Pixels of the input per pixel of each level.
+        task_options: Of :class:`~dyndeploy.tasks.detection.DetectionTask`, what differs from its defaults.
 
     Raises:
-        UsageError: torchvision is missing or does not fit this torch, or options that do not fit the backbone.
+        UsageError: A package is missing or does not fit this torch, or options that do not fit the backbone.
     """
 
     config: DetectorConfig
-    instance_masks: ClassVar[bool] = False
+    task_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
-    def __init__(self, name: str, backbone: str, config: DetectorConfig, *, first_stage: int, extra: bool) -> None:
-        torchvision()
+    def __init__(
+        self,
+        name: str,
+        backbone: str,
+        config: DetectorConfig,
+        *,
+        first_stage: int,
+        neck: Callable[[Sequence[int]], nn.Module],
+        added: int,
+    ) -> None:
         super().__init__()
         self.name, self.config = name, config
         network = create_model(backbone, **_backbone_options(config))
         assert isinstance(network, LaudNetwork)
         del network.fc, network.avgpool
         self.backbone = network
-        self.task = _task(config, model_info(backbone).preprocessing, self.instance_masks)
+        self.task = _task(config, model_info(backbone).preprocessing, self.task_options)
         self._first = first_stage
         stages = [stage[-1].out_channels for stage in network.stages()]
-        channels = config.pyramid_channels
-        last = LastLevels(stages[-1], channels) if extra else None
-        self.neck = Neck(stages[first_stage:], channels, last)
+        self.neck = neck(stages[first_stage:])
         finest = _stride(network, first_stage)
-        self.strides = tuple(finest * 2**level for level in range(len(stages) - first_stage + (2 if extra else 1)))
+        self.strides = tuple(finest * 2**level for level in range(len(stages) - first_stage + added))
         self.train()
 
     def facts(self) -> NetworkFacts:
@@ -289,6 +318,35 @@ class Detector(nn.Module):
                 module.training = training
 
 
+class AnchorDetector(Detector):
+    """A detector whose boxes begin as anchors on the levels of a pyramid.
+
+    Args:
+        name: Registered name.
+        backbone: Registered name of the backbone.
+        config: Options.
+        first_stage: Index of the first stage whose map the pyramid takes.
+        convolutions: Whether P6 and P7 are convolutions of the last map.
+
+    Raises:
+        UsageError: torchvision is missing or does not fit this torch, or options that do not fit the backbone.
+    """
+
+    config: AnchorDetectorConfig
+
+    def __init__(
+        self, name: str, backbone: str, config: AnchorDetectorConfig, *, first_stage: int, convolutions: bool
+    ) -> None:
+        super().__init__(
+            name,
+            backbone,
+            config,
+            first_stage=first_stage,
+            neck=lambda channels: Neck(channels, config.pyramid_channels, convolutions=convolutions),
+            added=2 if convolutions else 1,
+        )
+
+
 class Level(NamedTuple):
     """Anchors of one level of a pyramid.
 
@@ -385,7 +443,7 @@ def read_cells(raw: Tensor, channel: Tensor, cell: Tensor, count: int = 4) -> Te
 
 
 def final(
-    boxes: Tensor, scores: Tensor, labels: Tensor, config: DetectorConfig
+    boxes: Tensor, scores: Tensor, labels: Tensor, config: AnchorDetectorConfig
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Suppress within classes and keep the best: boxes (K, 4), scores (K,), labels (K,) and their number (0-d)."""
     kept = keep_boxes(
@@ -422,14 +480,14 @@ def _backbone_options(config: DetectorConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def _task(config: DetectorConfig, preprocessing: Preprocessing, masks: bool) -> DetectionTask:
+def _task(config: DetectorConfig, preprocessing: Preprocessing, options: Mapping[str, Any]) -> DetectionTask:
     red, green, blue = (255 * value for value in preprocessing.mean)
     deviations = tuple(255 * value for value in preprocessing.std)
     return DetectionTask(
         size=config.size,
         mean=(red, green, blue),
         std=(deviations[0], deviations[1], deviations[2]),
-        masks=masks,
+        **options,
     )
 
 
@@ -443,7 +501,7 @@ def _stride(network: LaudNetwork, stage: int) -> int:
     return side // height
 
 
-Build = Callable[[str, str, DetectorConfig], Detector]
+Build = Callable[[str, str, Any], Detector]
 """Registered name, backbone and options -> detector."""
 
 PUBLISHED = (
@@ -459,7 +517,14 @@ PUBLISHED = (
 """Backbones of the registered detectors, without ``laud_``."""
 
 
-def register_detectors(kind: str, title: str, build: Build, config: type[DetectorConfig] = DetectorConfig) -> None:
+def register_detectors(
+    kind: str,
+    title: str,
+    build: Build,
+    config: type[DetectorConfig],
+    *,
+    small: Mapping[str, Any],
+) -> None:
     """Register a kind of detector with every backbone, dynamic and static, and in its small forms.
 
     Args:
@@ -467,8 +532,9 @@ def register_detectors(kind: str, title: str, build: Build, config: type[Detecto
         title: What it is called in descriptions.
         build: Builds one.
         config: Class of its options.
+        small: Options of the small form, beside its size and its number of classes.
     """
-    for variant in _variants():
+    for variant in _variants(small):
         info = model_info(variant.backbone)
         for dynamic in (True, False):
             name = f"{'laud_' if dynamic else ''}{kind}_{variant.suffix}"
@@ -498,7 +564,7 @@ class _Variant(NamedTuple):
     defaults: dict[str, Any]
 
 
-def _variants() -> Iterator[_Variant]:
+def _variants(small: Mapping[str, Any]) -> Iterator[_Variant]:
     for name in PUBLISHED:
         title = name.replace("resnet", "ResNet-").replace("regnety_", "RegNetY-").replace("_", ".")
         title = title.replace("mf", "MF").replace("gf", "GF")
@@ -506,5 +572,5 @@ def _variants() -> Iterator[_Variant]:
     yield _Variant(
         "resnet50_512", "laud_resnet50", "ResNet-50", "images up to 512x512", (512, 512), {"size": (512, 512)}
     )
-    small = {"size": (128, 128), "num_classes": 10, "pyramid_channels": 64, "tower": 2}
-    yield _Variant("small", "laud_resnet26_small", "ResNet-26", "images up to 128x128", (128, 128), small)
+    options = {"size": (128, 128), "num_classes": 10, **small}
+    yield _Variant("small", "laud_resnet26_small", "ResNet-26", "images up to 128x128", (128, 128), options)

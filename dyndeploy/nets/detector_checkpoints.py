@@ -36,6 +36,18 @@ _MMDETECTION = (
     (r"roi_heads\.mask_head\.(\d+)\.0\.", r"roi_head.mask_head.convs.\1.conv."),
     (r"roi_heads\.mask_predictor\.conv5_mask\.", "roi_head.mask_head.upsample."),
     (r"roi_heads\.mask_predictor\.mask_fcn_logits\.", "roi_head.mask_head.conv_logits."),
+    (r"head\.level_embed$", "level_embed"),
+    (r"head\.(encoder|decoder)\.(\d+)\.(cross_attn|norms)\.", r"\1.layers.\2.\3."),
+    (r"head\.(encoder|decoder)\.(\d+)\.ffn\.fc1\.", r"\1.layers.\2.ffn.layers.0.0."),
+    (r"head\.(encoder|decoder)\.(\d+)\.ffn\.fc2\.", r"\1.layers.\2.ffn.layers.1."),
+    (r"head\.encoder\.(\d+)\.self_attn\.", r"encoder.layers.\1.self_attn."),
+    (r"head\.decoder\.(\d+)\.self_attn\.", r"decoder.layers.\1.self_attn.attn."),
+    (r"head\.ref_point_head\.0\.", "decoder.ref_point_head.layers.0."),
+    (r"head\.ref_point_head\.2\.", "decoder.ref_point_head.layers.1."),
+    (r"head\.norm\.", "decoder.norm."),
+    (r"head\.(memory_trans_\w+|query_map)\.", r"\1."),
+    (r"head\.label_embedding\.", "dn_query_generator.label_embedding."),
+    (r"head\.(aux_)?branches\.(cls|reg)\.", r"bbox_head.\1\2_branches."),
 )
 """Names here -> names in mmdetection's files."""
 

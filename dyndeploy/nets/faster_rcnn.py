@@ -16,8 +16,9 @@ from dyndeploy.blocks.boxes import EMPTY, keep_boxes, pyramid_roi_align
 from dyndeploy.nets.detector import (
     CANDIDATES,
     RATIOS,
-    Detector,
-    DetectorConfig,
+    SMALL_HEADS,
+    AnchorDetector,
+    AnchorDetectorConfig,
     Level,
     base_anchors,
     best_scores,
@@ -69,7 +70,7 @@ class RegionHeads(nn.Module):
         config: Options of the detector.
     """
 
-    def __init__(self, config: DetectorConfig) -> None:
+    def __init__(self, config: AnchorDetectorConfig) -> None:
         super().__init__()
         from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
@@ -79,7 +80,7 @@ class RegionHeads(nn.Module):
         self.box_predictor.bbox_pred = nn.Linear(HIDDEN, 4 * config.num_classes)
 
 
-class FasterRCNN(Detector):
+class FasterRCNN(AnchorDetector):
     """A detector of two stages on P2 to P6: proposals, and what they hold.
 
     Args:
@@ -92,8 +93,8 @@ class FasterRCNN(Detector):
         roi_heads: What looks at the proposals.
     """
 
-    def __init__(self, name: str, backbone: str, config: DetectorConfig) -> None:
-        super().__init__(name, backbone, config, first_stage=0, extra=False)
+    def __init__(self, name: str, backbone: str, config: AnchorDetectorConfig) -> None:
+        super().__init__(name, backbone, config, first_stage=0, convolutions=False)
         from torchvision.models.detection.rpn import RPNHead
 
         self.rpn = RPNHead(config.pyramid_channels, len(RATIOS))
@@ -163,8 +164,8 @@ class FasterRCNN(Detector):
         return list(zip(logits, deltas, strict=True))
 
     def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`Detector.detected`."""
+        """See :meth:`~dyndeploy.nets.detector.Detector.detected`."""
         return self.boxes(pyramid, image_size)
 
 
-register_detectors("faster_rcnn", "Faster R-CNN", FasterRCNN)
+register_detectors("faster_rcnn", "Faster R-CNN", FasterRCNN, AnchorDetectorConfig, small=SMALL_HEADS)

@@ -5,13 +5,14 @@ Reference: "Mask R-CNN" (He et al., ICCV 2017), as mmdetection builds it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from dyndeploy.nets.detector import DetectorConfig, register_detectors
+from dyndeploy.nets.detector import SMALL_HEADS, AnchorDetectorConfig, register_detectors
 from dyndeploy.nets.faster_rcnn import FasterRCNN
 
 MASK_SIZE = 14
@@ -27,9 +28,9 @@ class MaskRCNN(FasterRCNN):
         config: Options.
     """
 
-    instance_masks: ClassVar[bool] = True
+    task_options: ClassVar[Mapping[str, Any]] = MappingProxyType({"masks": True})
 
-    def __init__(self, name: str, backbone: str, config: DetectorConfig) -> None:
+    def __init__(self, name: str, backbone: str, config: AnchorDetectorConfig) -> None:
         super().__init__(name, backbone, config)
         from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
@@ -52,4 +53,4 @@ class MaskRCNN(FasterRCNN):
         return boxes, scores, labels, count, own.sigmoid()
 
 
-register_detectors("mask_rcnn", "Mask R-CNN", MaskRCNN)
+register_detectors("mask_rcnn", "Mask R-CNN", MaskRCNN, AnchorDetectorConfig, small=SMALL_HEADS)

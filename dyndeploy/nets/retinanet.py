@@ -14,8 +14,9 @@ from torch import Tensor
 from dyndeploy.nets.detector import (
     CANDIDATES,
     RATIOS,
-    Detector,
-    DetectorConfig,
+    SMALL_HEADS,
+    AnchorDetector,
+    AnchorDetectorConfig,
     Level,
     base_anchors,
     best_of_map,
@@ -30,7 +31,7 @@ SCALES = tuple(4 * 2 ** (step / 3) for step in range(3))
 """Sides of square anchors, in strides."""
 
 
-class RetinaNet(Detector):
+class RetinaNet(AnchorDetector):
     """A dense detector on P3 to P7.
 
     Args:
@@ -42,8 +43,8 @@ class RetinaNet(Detector):
         head: torchvision's: two towers, the logits of every anchor and class, and the deltas of every anchor.
     """
 
-    def __init__(self, name: str, backbone: str, config: DetectorConfig) -> None:
-        super().__init__(name, backbone, config, first_stage=1, extra=True)
+    def __init__(self, name: str, backbone: str, config: AnchorDetectorConfig) -> None:
+        super().__init__(name, backbone, config, first_stage=1, convolutions=True)
         from torchvision.models.detection.retinanet import RetinaNetHead
 
         anchors = len(RATIOS) * len(SCALES)
@@ -68,7 +69,7 @@ class RetinaNet(Detector):
         return Level(getattr(self, f"anchors{index}"), self.strides[index], width)
 
     def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`Detector.detected`."""
+        """See :meth:`~dyndeploy.nets.detector.Detector.detected`."""
         found = []
         for index, (logits, deltas) in enumerate(self.raw(pyramid)):
             value, channel, cell = best_of_map(logits, CANDIDATES)
@@ -80,4 +81,4 @@ class RetinaNet(Detector):
         return final(boxes, scores, labels, self.config)
 
 
-register_detectors("retinanet", "RetinaNet", RetinaNet)
+register_detectors("retinanet", "RetinaNet", RetinaNet, AnchorDetectorConfig, small=SMALL_HEADS)
