@@ -12,6 +12,7 @@ from dyndeploy.nets.faster_rcnn import FasterRCNN
 from dyndeploy.nets.laud import LaudConfig, LaudNetwork, full_flops, static_macs
 from dyndeploy.nets.laud_regnet import LaudRegNet, LaudRegNetBlock, LaudRegNetConfig
 from dyndeploy.nets.laud_resnet import LaudBottleneck, LaudResNet, LaudResNetConfig
+from dyndeploy.nets.mask2former import Mask2Former, Mask2FormerConfig
 from dyndeploy.nets.mask_rcnn import MaskRCNN
 from dyndeploy.nets.perceiver_costs import official_flops
 from dyndeploy.nets.registry import (
@@ -56,6 +57,8 @@ __all__ = [
     "LaudResNet",
     "LaudResNetConfig",
     "LoadReport",
+    "Mask2Former",
+    "Mask2FormerConfig",
     "MaskRCNN",
     "ModelInfo",
     "NetworkFacts",

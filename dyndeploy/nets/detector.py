@@ -272,17 +272,12 @@ class Detector(nn.Module):
             for index in range(len(images))
         ]
         boxes, scores, labels, counts, *masks = (torch.stack(values) for values in zip(*each, strict=True))
-        return DetectorOutput(
-            boxes,
-            scores,
-            labels,
-            counts,
-            found.masks,
-            found.flops if found.masks else found.macs,
-            found.flops_ratio,
-            found.densities,
-            masks[0] if masks else None,
-        )
+        return DetectorOutput(boxes, scores, labels, counts, *self.account(found), masks[0] if masks else None)
+
+    def account(self, found: Features) -> tuple[Any, Tensor, Tensor, Any]:
+        """Return masks, MACs, ratios and densities of a pass, as :class:`DetectorOutput` has them."""
+        # Of a captured graph there is no account.
+        return found.masks, found.flops if found.masks else found.macs, found.flops_ratio, found.densities
 
     def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:
         """Return boxes, scores, labels, count, and masks where there are some, of one image (height, width)."""

@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.data import ByteArray, FloatArray, LabelArray, rgb_pixels
-from dyndeploy.errors import BundleError, UsageError
+from dyndeploy.errors import BundleError, UsageError, unknown_name
 from dyndeploy.finite import require_finite
 
 if TYPE_CHECKING:
     from PIL import Image
 
 BoolArray = npt.NDArray[np.bool_]
+Pixels = ByteArray | FloatArray
+
+DECODINGS = ("boxes", "queries")
 
 _FAR = 1e9
 """Cost of pairing what must not be paired; above that of all other pairs together."""
@@ -143,6 +146,11 @@ class DetectionTask:
         mean: Mean per RGB channel, of values in [0, 255].
         std: Standard deviation per RGB channel, of values in [0, 255].
         masks: Whether the detector gives masks as well.
+        rounding: Whether resized pixels are rounded to whole grey levels.
+        decoding: What a network gives: ``"boxes"``, detections with their boxes; or ``"queries"``, classes and masks of
+            queries, of which the host makes detections (:func:`dyndeploy.tasks.queries.decode_queries`).
+        detections: Most detections of an image, where the host chooses them.
+        mask_stride: Pixels of the input per cell of the queries' masks.
     """
 
     size: tuple[int, int] = (1333, 800)
@@ -150,8 +158,17 @@ class DetectionTask:
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     masks: bool = False
+    rounding: bool = True
+    decoding: Literal["boxes", "queries"] = "boxes"
+    detections: int = 100
+    mask_stride: int = 4
 
     name = "detection"
+
+    def __post_init__(self) -> None:
+        """Raise ``UsageError`` for a decoding that there is not."""
+        if self.decoding not in DECODINGS:
+            raise unknown_name("decoding", self.decoding, DECODINGS)
 
     def resized(
         self, height: int, width: int, size: tuple[int, int] | None = None, bucket: tuple[int, int] | None = None
@@ -206,10 +223,11 @@ class DetectionTask:
         height, width = pixels.shape[:2]
         inside = self.resized(height, width, size, bucket)
         filled = np.zeros((1, 3, *(self.padded(*inside) if bucket is None else bucket)), np.float32)
-        filled[0, :, : inside[0], : inside[1]] = self.normalise(resize(pixels, inside))
+        whole = pixels if self.rounding else pixels.astype(np.float32)
+        filled[0, :, : inside[0], : inside[1]] = self.normalise(resize(whole, inside))
         return {"input": filled, "image_size": np.asarray([inside], np.float32)}, Placement(height, width, inside)
 
-    def normalise(self, pixels: ByteArray) -> FloatArray:
+    def normalise(self, pixels: Pixels) -> FloatArray:
         """Return ``(pixels - mean) / std`` in float32: (height, width, 3) becomes (3, height, width)."""
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         values: FloatArray = (pixels.astype(np.float32) - mean) / std
@@ -221,7 +239,8 @@ class DetectionTask:
         Args:
             outputs: ``boxes`` (n, k, 4) in pixels of the input, ``scores`` and ``labels`` (n, k), ``count`` (n,), how
                 many of the k are detections; and ``masks`` (n, k, m, m), probabilities over each box, if the task has
-                masks. Others are passed over.
+                masks. With ``decoding="queries"`` those of :func:`~dyndeploy.tasks.queries.decode_queries`. Others are
+                passed over.
             placement: Where the image lies in the input.
             row: Which of the n images.
 
@@ -229,6 +248,10 @@ class DetectionTask:
             BundleError: An output is missing, or its shape does not fit the others.
             NotFiniteError: Something among the detections is NaN or infinite.
         """
+        if self.decoding == "queries":
+            from dyndeploy.tasks.queries import decode_queries
+
+            return decode_queries(outputs, placement, row=row, limit=self.detections, stride=self.mask_stride)
         names = ("boxes", "scores", "labels", "count", *(("masks",) if self.masks else ()))
         absent = [name for name in names if name not in outputs]
         if absent:
@@ -257,8 +280,10 @@ class DetectionTask:
         return Detections(boxes, found["scores"], found["labels"], masks)
 
 
-def resize(pixels: ByteArray, size: tuple[int, int]) -> ByteArray:
-    """Resize 8-bit pixels (h, w, 3) to (height, width) bilinearly, without antialiasing, as OpenCV does.
+def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """Resize pixels (h, w, 3) to (height, width) bilinearly, without antialiasing, as OpenCV does.
+
+    8-bit pixels are rounded to whole grey levels, those of float32 are not.
 
     Raises:
         UsageError: OpenCV is not installed.
@@ -267,7 +292,7 @@ def resize(pixels: ByteArray, size: tuple[int, int]) -> ByteArray:
         return pixels
     cv2 = _package("cv2", "Resizing images for a detector needs OpenCV")
     height, width = size
-    resized: ByteArray = cv2.resize(np.ascontiguousarray(pixels), (width, height), interpolation=cv2.INTER_LINEAR)
+    resized: Pixels = cv2.resize(np.ascontiguousarray(pixels), (width, height), interpolation=cv2.INTER_LINEAR)
     return resized
 
 

@@ -1,0 +1,240 @@
+"""Mask2Former on LAUD backbones, for instances.
+
+Reference: "Masked-attention Mask Transformer for Universal Image Segmentation" (Cheng et al., CVPR 2022), as
+mmdetection 3.3 builds it, on the pixel decoder and the transformer of the package transformers, which compute the same.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from dyndeploy.blocks.deformable import DeformableAttention, Size
+from dyndeploy.errors import UsageError
+from dyndeploy.nets.detector import Detector, register_detectors
+from dyndeploy.nets.laud import check_positive_int
+from dyndeploy.nets.query_detectors import QueryDetectorConfig
+
+LEVELS = 3
+"""Maps that the transformer reads: the last three of the backbone."""
+
+POINTS = 4
+"""That a head of the pixel decoder's attention reads from each map."""
+
+
+@dataclass(frozen=True)
+class Mask2FormerConfig(QueryDetectorConfig):
+    """Every option of a Mask2Former.
+
+    Attributes:
+        encoder_feedforward: Hidden width of the pixel decoder's feed-forward networks.
+    """
+
+    decoder_layers: int = 9
+    encoder_feedforward: int = 1024
+    frozen_stages: int = 0
+
+    def __post_init__(self) -> None:
+        """See :class:`~dyndeploy.nets.DetectorConfig`."""
+        super().__post_init__()
+        check_positive_int("encoder_feedforward", self.encoder_feedforward)
+
+
+class MaskQueries(NamedTuple):
+    """What a layer says of its queries.
+
+    Attributes:
+        class_logits: (N, queries, classes + 1): the last is that of no object.
+        mask_logits: (N, queries, h, w): at the stride of the backbone's first map.
+    """
+
+    class_logits: Tensor
+    mask_logits: Tensor
+
+
+class MaskQueryOutput(NamedTuple):
+    """Result of one pass in evaluation.
+
+    Attributes:
+        class_logits: See :class:`MaskQueries`.
+        mask_logits: See :class:`MaskQueries`.
+        masks: As of :class:`~dyndeploy.nets.DetectorOutput`, like the following ones.
+        flops: See there.
+        flops_ratio: See there.
+        densities: See there.
+    """
+
+    class_logits: Tensor
+    mask_logits: Tensor
+    masks: Any
+    flops: Tensor
+    flops_ratio: Tensor
+    densities: Any
+
+    def outputs(self) -> dict[str, Tensor]:
+        """Return what a deployed network gives."""
+        return {"class_logits": self.class_logits, "mask_logits": self.mask_logits}
+
+
+class PixelAttention(DeformableAttention):
+    """Deformable attention with the call of transformers' pixel decoder."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor,
+        encoder_hidden_states: Tensor,
+        position_embeddings: Tensor,
+        reference_points: Tensor,
+        spatial_shapes_list: Sequence[Size],
+        **others: Any,
+    ) -> tuple[Tensor, None]:
+        """Return what the cells read, and no weights of the attention."""
+        del attention_mask, others  # All cells count.
+        query = hidden_states + position_embeddings
+        return super().forward(query, reference_points, encoder_hidden_states, spatial_shapes_list), None
+
+
+class PixelDecoder(nn.Module):
+    """transformers' pixel decoder: maps for the queries to read, and one that masks are compared with.
+
+    Args:
+        config: Options of the detector.
+        in_channels: Channels of the backbone's maps, the finest first.
+    """
+
+    def __init__(self, config: Mask2FormerConfig, in_channels: Sequence[int]) -> None:
+        super().__init__()
+        package = transformers_mask2former()
+        self.decoder = package.Mask2FormerPixelDecoder(_package_config(config), list(in_channels))
+        for layer in self.decoder.encoder.layers:
+            for parameter in layer.parameters():
+                if parameter.dim() > 1:
+                    nn.init.xavier_uniform_(parameter)
+            layer.self_attn = PixelAttention(config.pyramid_channels, config.heads, LEVELS, POINTS)
+        nn.init.normal_(self.decoder.level_embed)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return three maps (N, width, h, w), the coarsest first, and the one of the masks, which is the finest."""
+        found = self.decoder(list(maps))
+        return [*found.multi_scale_features, found.mask_features]
+
+
+class MaskHead(nn.Module):
+    """transformers' decoder of the queries, and what their classes are.
+
+    Args:
+        config: Options of the detector.
+    """
+
+    def __init__(self, config: Mask2FormerConfig) -> None:
+        super().__init__()
+        package, width = transformers_mask2former(), config.pyramid_channels
+        self.transformer = package.Mask2FormerTransformerModule(width, _package_config(config))
+        self.class_predictor = nn.Linear(width, config.num_classes + 1)
+        for layer in self.transformer.decoder.layers:
+            for parameter in layer.parameters():
+                if parameter.dim() > 1:
+                    nn.init.xavier_uniform_(parameter)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> list[MaskQueries]:
+        """Return what every layer says, and before them what the queries say at first.
+
+        Args:
+            pyramid: What :class:`PixelDecoder` gives.
+        """
+        found = self.transformer(list(pyramid[:-1]), pyramid[-1])
+        hidden, masks = found.intermediate_hidden_states, found.masks_queries_logits
+        return [
+            MaskQueries(self.class_predictor(query.transpose(0, 1)), mask)
+            for query, mask in zip(hidden, masks, strict=True)
+        ]
+
+
+def transformers_mask2former() -> Any:
+    """Return transformers' module with its Mask2Former; raises ``UsageError`` where it is missing or does not fit."""
+    try:
+        from transformers.models.mask2former import modeling_mask2former
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UsageError(
+            f"Mask2Former needs the package transformers, and it cannot be imported ({reason}). Install it, e.g. with "
+            "pip install 'dyndeploy[detection]'."
+        ) from error
+    return modeling_mask2former
+
+
+def _package_config(config: Mask2FormerConfig) -> Any:
+    """Return the options as transformers has them."""
+    from transformers import Mask2FormerConfig as PackageConfig
+
+    width = config.pyramid_channels
+    return PackageConfig(
+        feature_size=width,
+        mask_feature_size=width,
+        hidden_dim=width,
+        encoder_feedforward_dim=config.encoder_feedforward,
+        dim_feedforward=config.feedforward,
+        encoder_layers=config.encoder_layers,
+        # It counts what the queries say at first as a layer.
+        decoder_layers=config.decoder_layers + 1,
+        num_attention_heads=config.heads,
+        num_queries=config.queries,
+        num_labels=config.num_classes,
+        dropout=0.0,
+    )
+
+
+class Mask2Former(Detector):
+    """A detector whose queries have a class and a mask each.
+
+    Args:
+        name: Registered name.
+        backbone: Registered name of the backbone.
+        config: Options.
+
+    Attributes:
+        neck: The pixel decoder.
+        head: The decoder of the queries.
+    """
+
+    config: Mask2FormerConfig
+    task_options: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"masks": True, "rounding": False, "decoding": "queries"}
+    )
+
+    def __init__(self, name: str, backbone: str, config: Mask2FormerConfig) -> None:
+        super().__init__(name, backbone, config, first_stage=0, neck=functools.partial(PixelDecoder, config), added=0)
+        self.task = replace(self.task, detections=config.detections, mask_stride=self.strides[0])
+        self.head = MaskHead(config)
+        self.train()
+
+    def forward(self, images: Tensor, image_size: Tensor) -> MaskQueryOutput:  # type: ignore[override]
+        """Find classes and masks, in evaluation; see :meth:`~dyndeploy.nets.detector.Detector.forward`.
+
+        The padding counts as image here, as in mmdetection.
+        """
+        pyramid, found = self.features(images)
+        classes, masks = self.head(pyramid)[-1]
+        return MaskQueryOutput(classes, masks, *self.account(found))
+
+
+register_detectors(
+    "mask2former",
+    "Mask2Former",
+    Mask2Former,
+    Mask2FormerConfig,
+    small={
+        "pyramid_channels": 128,
+        "queries": 50,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "feedforward": 512,
+        "encoder_feedforward": 512,
+    },
+)
