@@ -21,7 +21,7 @@ else:
 
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
+MODULES = {"opencv-python-headless": "cv2", "pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 """Packages that are imported by another name."""
 UNSEEN = {"onnxscript"}
 """What PyTorch's exporter imports."""
@@ -76,6 +76,18 @@ def test_the_extras_for_gpus_bring_what_is_imported() -> None:
         assert known.get(module, ["tensorrt-rtx-cu13-libs"])[0].lower().replace("_", "-") in extras["rtx"]
     # The swap that messages name leaves one package of ONNX Runtime.
     assert "uninstall -y onnxruntime " in SWAP and SWAP.endswith("pip install onnxruntime-gpu")
+
+
+def test_the_extra_for_detection_brings_what_is_imported() -> None:
+    required = {
+        str(node.args[0].value).split(".")[0]
+        for path in (ROOT / "dyndeploy" / "tasks").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "required"
+        if isinstance(node.args[0], ast.Constant)
+    }
+    extra = {name_of(requirement) for requirement in PROJECT["optional-dependencies"]["detection"]}
+    assert {MODULES.get(name, name) for name in extra} == required | {"torchvision"}
 
 
 def test_extras_that_messages_name_exist() -> None:

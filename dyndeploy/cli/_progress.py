@@ -74,16 +74,19 @@ class _Pace:
         now = self._clock()
         return now - self._last >= max(_SECONDS, _SHARE * (now - self._start))
 
-    def line(self, message: str, done: float, since: float = 0.0) -> None:
+    def line(self, message: str, done: float | None, since: float = 0.0) -> None:
         """Print a line.
 
         Args:
             message: What is being done.
-            done: Fraction done, in [0, 1].
+            done: Fraction done, in [0, 1]; None where nobody knows.
             since: Fraction that was done already when this began.
         """
         self._last = self._clock()
         left = ""
+        if done is None:
+            typer.echo(f"  {printable(message)}", err=True)
+            return
         if done > since and done < 1:
             left = f", {_duration((self._last - self._start) * (1 - done) / (done - since))} left"
         typer.echo(f"  {printable(message)} ({done:.0%}{left})", err=True)
@@ -96,15 +99,15 @@ def _duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[str, float], None]]:
-    """Yield a function that shows what is being done and the fraction done, in [0, 1].
+def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
+    """Yield a function that shows what is being done and the fraction done, in [0, 1]; None where nobody knows it.
 
     On a terminal that is one bar; elsewhere a line, at most every ten seconds.
     """
     if verbosity.quiet or not sys.stderr.isatty():
         pace = _Pace(time.monotonic)
 
-        def tell(message: str, fraction: float) -> None:
+        def tell(message: str, fraction: float | None) -> None:
             interrupt.check()
             if not verbosity.quiet and pace.due():
                 pace.line(message, fraction)
@@ -119,11 +122,17 @@ def progress_bar() -> Iterator[Callable[[str, float], None]]:
         # A bar that redraws itself would take processor time from what is measured.
         auto_refresh=False,
     )
-    task = bar.add_task("", total=1.0)
+    task = bar.add_task("", total=None)
 
-    def show(message: str, fraction: float) -> None:
+    def show(message: str, fraction: float | None) -> None:
         interrupt.check()
-        bar.update(task, description=printable(message), completed=fraction, refresh=True)
+        bar.update(
+            task,
+            description=printable(message),
+            total=None if fraction is None else 1.0,
+            completed=fraction or 0.0,
+            refresh=True,
+        )
 
     with bar:
         yield show

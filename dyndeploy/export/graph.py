@@ -15,10 +15,11 @@ from dyndeploy.blocks.block import ROOT, limit_tokens, run_dense
 from dyndeploy.bundle import SAVES_NOTHING, MaskInfo
 from dyndeploy.errors import UsageError
 from dyndeploy.export.capture import capture
-from dyndeploy.export.subject import make_subject
+from dyndeploy.export.subject import HasFacts, make_subject
 from dyndeploy.export.swap import Captured, DryRun, Swapped, dry_run, swap
 from dyndeploy.graphs.branches import insert_branches
 from dyndeploy.graphs.passes import Context, run_pipeline
+from dyndeploy.nets import NetworkFacts
 from dyndeploy.precisions import tolerance_of
 from dyndeploy.targets import Target
 
@@ -74,6 +75,7 @@ def build(
         UsageError: A network that cannot be captured as it is written; see :func:`dyndeploy.export.export_model`.
         ExportError: PyTorch could not capture it, or the target could not run the graph.
     """
+    facts = network.facts() if isinstance(network, HasFacts) else NetworkFacts()
     network = copy.deepcopy(network)
     places = _Places.of(network)
     run_dense(network, dense)
@@ -99,6 +101,7 @@ def build(
         runtime=target.runtime,
         confidence=confidence,
         measure=measure,
+        parts={f"{_NET}.{name}": part for name, part in facts.parts.items()},
     )
     bodies = _bodies(context, swapped, run, places)
     captured = Captured(
@@ -184,6 +187,7 @@ def _bodies(context: Context, swapped: Swapped, run: DryRun, places: _Places) ->
                 context,
                 scopes=places.scopes_of_body(path, place),
                 outputs=[own, *inner],
+                parts={},
                 inputs=[f"{path or ROOT}/input"],
                 confidence="",
             ),

@@ -155,6 +155,11 @@ def _conv(node: onnx.NodeProto, shape: Callable[[str], Shape]) -> float:
     return float(np.prod(shape(node.output[0])) * np.prod(shape(node.input[1])[1:]))
 
 
+def _transposed(node: onnx.NodeProto, shape: Callable[[str], Shape]) -> float:
+    # The weight is (in, out / group, *kernel): everything behind the first axis is what one input is multiplied with.
+    return float(np.prod(shape(node.input[0])) * np.prod(shape(node.input[1])[1:]))
+
+
 def _gemm(node: onnx.NodeProto, shape: Callable[[str], Shape]) -> float:
     transposed = any(item.name == "transA" and item.i for item in node.attribute)
     inner = shape(node.input[0])[0 if transposed else 1]
@@ -167,6 +172,7 @@ def _matmul(node: onnx.NodeProto, shape: Callable[[str], Shape]) -> float:
 
 _STANDARD: dict[str, Callable[[onnx.NodeProto, Callable[[str], Shape]], float]] = {
     "Conv": _conv,
+    "ConvTranspose": _transposed,
     "Gemm": _gemm,
     "MatMul": _matmul,
 }

@@ -16,7 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.errors import BundleError, UsageError
-from dyndeploy.graphs.inspect import all_graphs, all_nodes, drop_unused, is_dynamic, operator_attributes, reads
+from dyndeploy.graphs.inspect import (
+    all_graphs,
+    all_nodes,
+    drop_unused,
+    group_of,
+    is_dynamic,
+    operator_attributes,
+    reads,
+)
+from dyndeploy.graphs.parts import HEADS, NECK, POST_PROCESSING
 from dyndeploy.graphs.shapes import static_shapes, with_values
 from dyndeploy.ops import DOMAIN, OPERATORS, Role
 from dyndeploy.precisions import precision_of
@@ -251,8 +260,11 @@ def _repack(model: onnx.ModelProto, copy: onnx.ModelProto, *, half: bool) -> Non
 
 
 def in_head(node_name: str) -> bool:
-    """Whether a node stands behind the last block of its network, or of its stage where stages are joined."""
-    return "/head/" in f"/{node_name}"
+    """Whether a node stands behind the last block of its network, or of its stage where stages are joined.
+
+    Of a network that tells its parts these are all parts but the backbone.
+    """
+    return "/head/" in f"/{node_name}" or group_of(node_name) in (NECK, HEADS, POST_PROCESSING)
 
 
 def float_nodes(model: onnx.ModelProto) -> set[str]:

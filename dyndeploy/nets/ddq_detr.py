@@ -301,6 +301,17 @@ class DdqHead(nn.Module):
                     module.reset_parameters()
         nn.init.normal_(self.level_embed)
 
+    def forward(
+        self, pyramid: Sequence[Tensor], strides: Sequence[int], image_size: Tensor
+    ) -> tuple[Prediction, Tensor]:
+        """Return what the last layer's queries stand for, and which of them are distinct, (N, Q).
+
+        See :meth:`encode` for the arguments.
+        """
+        encoded = self.encode(pyramid, strides, image_size)
+        last = self.decode(self.select(encoded), encoded)[-1]
+        return self.predict(last, len(self.decoder) - 1), last.distinct
+
     def encode(self, pyramid: Sequence[Tensor], strides: Sequence[int], image_size: Tensor) -> EncodedPyramid:
         """Run the encoder.
 
@@ -437,7 +448,7 @@ def _marked(indices: Tensor) -> Tensor:
 
 def _box_code(boxes: Tensor, features: int) -> Tensor:
     """Return the code (..., 4 * features) of boxes (..., 4), x, y, width, height: of y, x, width and height."""
-    order = boxes[..., [1, 0, 2, 3]] * (2 * math.pi)
+    order = torch.cat([boxes[..., 1:2], boxes[..., :1], boxes[..., 2:]], -1) * (2 * math.pi)
     return sine_code(order, features, BOX_TEMPERATURE).flatten(-2)
 
 
@@ -472,20 +483,17 @@ class DdqDetr(Detector):
 
     def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`~dyndeploy.nets.detector.Detector.detected`."""
-        head, config = self.head, self.config
-        encoded = head.encode(pyramid, self.strides, image_size[None])
-        last = head.decode(head.select(encoded), encoded)[-1]
-        logits, boxes = head.predict(last, config.decoder_layers - 1)
-        scores = torch.where(last.distinct[0, :, None], logits[0].sigmoid(), _NO_SCORE).flatten()
-        values, index = scores.topk(min(config.detections, len(scores)))
-        there = values > _NO_SCORE
+        (logits, boxes), distinct = self.head(pyramid, self.strides, image_size[None])
+        classes = self.config.num_classes
+        scores = torch.where(distinct[0, :, None], logits[0].sigmoid(), _NO_SCORE).flatten()
+        values, index = scores.topk(min(self.config.detections, len(scores)))
+        there, query = values > _NO_SCORE, index // classes
         height, width = image_size[0], image_size[1]
-        pixels = corners(boxes[0]) * torch.stack([width, height, width, height])
-        found = clipped(pixels, image_size)[index // config.num_classes]
+        pixels = corners(boxes[0].index_select(0, query)) * torch.stack([width, height, width, height])
         return (
-            torch.where(there[:, None], found, 0.0),
+            torch.where(there[:, None], clipped(pixels, image_size), 0.0),
             torch.where(there, values, 0.0),
-            torch.where(there, index % config.num_classes, 0),
+            torch.where(there, index - query * classes, 0),
             there.sum(),
         )
 

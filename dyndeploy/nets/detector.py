@@ -25,6 +25,7 @@ from dyndeploy.nets.laud import LaudConfig, LaudNetwork, check_positive_int
 from dyndeploy.nets.registry import Preprocessing, create_model, model_info, register_model
 from dyndeploy.nets.results import Features, NetworkFacts
 from dyndeploy.tasks.detection import Detections, DetectionTask
+from dyndeploy.tasks.parts import BACKBONE, HEADS, NECK
 
 CANDIDATES = 1000
 """Boxes of a level, and proposals of an image, that go on to non-maximum suppression."""
@@ -171,6 +172,10 @@ class Neck(nn.Module):
         return [*levels, levels[-1][:, :, ::2, ::2]]
 
 
+_PARTS = {"backbone": BACKBONE, "neck": NECK, "head": HEADS, "rpn": HEADS, "roi_heads": HEADS}
+"""Of a detector's modules."""
+
+
 class Detector(nn.Module):
     """A detector on a LAUD backbone, with static shapes from images to detections.
 
@@ -224,7 +229,8 @@ class Detector(nn.Module):
 
     def facts(self) -> NetworkFacts:
         """Return what a bundle says of the network."""
-        return self.backbone.facts()._replace(options=self.config.as_dict())
+        modules = {name: part for name, part in _PARTS.items() if hasattr(self, name)}
+        return self.backbone.facts()._replace(options=self.config.as_dict(), parts=modules)
 
     def checkpoint_rules(self) -> DetectorRules:
         """Return what its files of weights may lack, and how those of mmdetection and torchvision are made to fit."""

@@ -20,6 +20,8 @@ class NetworkFacts(NamedTuple):
         channel_granularity: Channels per group of every stage.
         options: Every option that it was built with, as plain JSON types.
         notes: What has to be said of them: phrases without a full stop.
+        parts: Of a network that consists of parts (:mod:`dyndeploy.tasks.parts`), the part of each of its modules by
+            name; what it computes in none of them is post-processing.
     """
 
     mode: str | None = None
@@ -27,6 +29,7 @@ class NetworkFacts(NamedTuple):
     channel_granularity: tuple[int, ...] = ()
     options: Mapping[str, Any] = MappingProxyType({})
     notes: tuple[str, ...] = ()
+    parts: Mapping[str, str] = MappingProxyType({})
 
 
 class BlockMasks(NamedTuple):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,11 +16,12 @@ import numpy.typing as npt
 from dyndeploy.data import ByteArray, FloatArray, LabelArray, rgb_pixels
 from dyndeploy.errors import BundleError, UsageError, unknown_name
 from dyndeploy.finite import require_finite
+from dyndeploy.tasks.annotations import BoolArray
+from dyndeploy.tasks.packages import required
 
 if TYPE_CHECKING:
     from PIL import Image
 
-BoolArray = npt.NDArray[np.bool_]
 Pixels = ByteArray | FloatArray
 
 DECODINGS = ("boxes", "queries")
@@ -224,14 +224,21 @@ class DetectionTask:
         inside = self.resized(height, width, size, bucket)
         filled = np.zeros((1, 3, *(self.padded(*inside) if bucket is None else bucket)), np.float32)
         whole = pixels if self.rounding else pixels.astype(np.float32)
-        filled[0, :, : inside[0], : inside[1]] = self.normalise(resize(whole, inside))
+        self.normalise(resize(whole, inside), out=filled[0, :, : inside[0], : inside[1]])
         return {"input": filled, "image_size": np.asarray([inside], np.float32)}, Placement(height, width, inside)
 
-    def normalise(self, pixels: Pixels) -> FloatArray:
-        """Return ``(pixels - mean) / std`` in float32: (height, width, 3) becomes (3, height, width)."""
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        values: FloatArray = (pixels.astype(np.float32) - mean) / std
-        return np.moveaxis(values, -1, 0)
+    def normalise(self, pixels: Pixels, out: FloatArray | None = None) -> FloatArray:
+        """Return ``(pixels - mean) / std`` in float32: (height, width, 3) becomes (3, height, width).
+
+        Args:
+            pixels: RGB, in [0, 255].
+            out: Where to write the result; None for a new array.
+        """
+        values = np.empty((3, *pixels.shape[:2]), np.float32) if out is None else out
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            np.subtract(pixels[..., channel], mean, out=values[channel], dtype=np.float32)
+            values[channel] /= np.float32(std)
+        return values
 
     def decode(self, outputs: Mapping[str, npt.NDArray[Any]], placement: Placement, row: int = 0) -> Detections:
         """Turn a detector's outputs into detections in the image's own pixels.
@@ -290,7 +297,7 @@ def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     """
     if pixels.shape[:2] == tuple(size):
         return pixels
-    cv2 = _package("cv2", "Resizing images for a detector needs OpenCV")
+    cv2 = required("cv2", "Resizing images for a detector needs OpenCV")
     height, width = size
     resized: Pixels = cv2.resize(np.ascontiguousarray(pixels), (width, height), interpolation=cv2.INTER_LINEAR)
     return resized
@@ -332,7 +339,7 @@ def encode_mask(mask: BoolArray) -> dict[str, Any]:
     Raises:
         UsageError: pycocotools is not installed.
     """
-    coco = _package("pycocotools.mask", "Writing masks as COCO does needs pycocotools")
+    coco = required("pycocotools.mask", "Writing masks as COCO does needs pycocotools")
     encoded: dict[str, Any] = coco.encode(np.asfortranarray(mask, np.uint8))
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
@@ -457,12 +464,3 @@ def _sampling(pixels: range, low: np.float32, high: np.float32, cells: int) -> F
     position = ((grid + np.float32(1)) * np.float32(cells) - np.float32(1)) / np.float32(2)
     weights = np.float32(1) - np.abs(position[:, None] - np.arange(cells, dtype=np.float32))
     return np.nan_to_num(np.maximum(weights, np.float32(0)))
-
-
-def _package(name: str, need: str) -> ModuleType:
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(f"{need} ({error}): pip install 'dyndeploy[detection]'.") from error

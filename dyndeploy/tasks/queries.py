@@ -15,7 +15,8 @@ import numpy.typing as npt
 from dyndeploy.data import FloatArray
 from dyndeploy.errors import BundleError
 from dyndeploy.finite import require_finite
-from dyndeploy.tasks.detection import BoolArray, Detections, Placement
+from dyndeploy.tasks.annotations import BoolArray
+from dyndeploy.tasks.detection import Detections, Placement
 
 OUTPUTS = ("class_logits", "mask_logits")
 """What a network gives for each query: logits of the classes, the last for none, and logits of its mask."""

@@ -108,6 +108,19 @@ def test_matmul_gemm_and_grouped_convolution_by_hand() -> None:
     }
 
 
+def test_transposed_convolution_by_hand() -> None:
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], name="heads/up", kernel_shape=[2, 2], strides=[2, 2])
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 6, 5, 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.zeros((6, 4, 2, 2), np.float32), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    assert MacCounter(model).count().per_sample.tolist() == [5 * 5 * 6 * 4 * 4]
+
+
 @pytest.mark.parametrize("fill", ["mean", "weights"])
 def test_a_mean_written_as_a_product_is_no_product(fill: str) -> None:
     """As the layout pass writes it; the twin's ReduceMean counts nothing, so neither may this."""

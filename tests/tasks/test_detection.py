@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_odd_images_are_prepared(shape: tuple[int, int]) -> None:
 
 
 def test_an_image_of_its_final_size_needs_no_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
+    monkeypatch.setitem(sys.modules, "cv2", None)
     image = np.zeros((32, 64, 3), np.uint8)
     feeds, _ = TASK.prepare(image, size=(64, 32))
     assert feeds["input"].shape == (1, 3, 32, 64)

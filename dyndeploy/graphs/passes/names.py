@@ -10,6 +10,7 @@ from onnx import helper
 
 from dyndeploy.errors import ExportError
 from dyndeploy.graphs.inspect import rename_tensors
+from dyndeploy.graphs.parts import BACKBONE, POST_PROCESSING
 from dyndeploy.ops import DOMAIN
 
 if TYPE_CHECKING:
@@ -49,14 +50,19 @@ def _deepest(scopes: Iterable[str], blocks: Mapping[str, str]) -> str | None:
 def name_nodes(model: onnx.ModelProto, context: Context) -> None:
     """``names::nodes``: call every node ``<block>/<operator>``, or ``stem/`` before and ``head/`` behind them.
 
-    A node belongs to the deepest block around it. Profilers join times with blocks by these names.
+    A node belongs to the deepest block around it. Profilers join times with blocks by these names. Of a network that
+    tells its parts, what stands in no block is called after its part instead (:mod:`dyndeploy.graphs.parts`), the
+    backbone's ``stem/``, or ``backbone/`` behind the last block.
     """
     used: dict[str, int] = {}
     scopes = [_scopes_of(node) for node in model.graph.node]
     blocks = [_deepest(found, context.scopes) for found in scopes]
+    places = _parts_of(model, scopes, context.parts)
     last_block = max((index for index, block in enumerate(blocks) if block is not None), default=-1)
     for index, (node, block, found) in enumerate(zip(model.graph.node, blocks, scopes, strict=True)):
         group, hint = "stem" if index < last_block else "head", node.op_type
+        if places and (places[index] != BACKBONE or index > last_block):
+            group = places[index]
         if block is not None:
             group = context.scopes[block]
             inner = [scope for scope in found if scope.startswith(f"{block}.")]
@@ -71,6 +77,27 @@ def name_nodes(model: onnx.ModelProto, context: Context) -> None:
         used.setdefault(f"{group}/{hint}", 0)
         used.setdefault(name, 0)
         node.name = name
+
+
+def _parts_of(model: onnx.ModelProto, scopes: Iterable[list[str]], parts: Mapping[str, str]) -> list[str]:
+    """The part of every node; empty for a network that tells none.
+
+    A node that the capture made without a module belongs where what it reads is made.
+    """
+    if not parts:
+        return []
+    found: list[str] = []
+    made: dict[str, str] = {}
+    for node, around in zip(model.graph.node, scopes, strict=True):
+        module = _deepest(around, parts)
+        if module is not None:
+            part = parts[module]
+        else:
+            inherited = [] if around else [made[name] for name in node.input if name in made]
+            part = inherited[0] if inherited else POST_PROCESSING
+        made.update(dict.fromkeys(node.output, part))
+        found.append(part)
+    return found
 
 
 def name_tensors(model: onnx.ModelProto, context: Context) -> None:

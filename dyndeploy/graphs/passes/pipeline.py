@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx
 
@@ -36,6 +36,7 @@ class Context:
         runtime: Of the target.
         confidence: Name of one more output to compute from ``logits``: how sure the exit is; empty for none.
         measure: What it is; see :mod:`dyndeploy.confidences`.
+        parts: Part of the network (:mod:`dyndeploy.graphs.parts`) by captured module name; empty where it tells none.
     """
 
     scopes: Mapping[str, str]
@@ -48,6 +49,7 @@ class Context:
     runtime: str = "onnxruntime"
     confidence: str = ""
     measure: str = "max_softmax"
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 Pass = Callable[[onnx.ModelProto, Context], None]

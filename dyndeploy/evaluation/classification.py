@@ -1,4 +1,4 @@
-"""Accuracy of a bundle on labelled images, as it is deployed: what ``dyndeploy evaluate`` does."""
+"""Accuracy of a bundle on labelled images."""
 
 from __future__ import annotations
 

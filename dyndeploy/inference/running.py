@@ -1,4 +1,4 @@
-"""Inputs in, outputs out: what ``dyndeploy run`` does."""
+"""A bundle on images and arrays, whatever it gives."""
 
 from __future__ import annotations
 
