@@ -354,13 +354,15 @@ class DdqHead(nn.Module):
         return self.branches.cls[branch](hidden), self.branches.reg[branch](hidden) + encoded.proposals
 
     def select(self, encoded: EncodedPyramid) -> Selected:
-        """Return the distinct cells with the highest scores as queries."""
+        """Return the distinct cells with the highest scores as queries.
+
+        Cells that propose no box all have the same one, as in mmdetection; the best of them may become a query.
+        """
         logits, boxes = self.propose(encoded, self.config.decoder_layers)
-        every = torch.ones_like(encoded.proposing)
         kept = torch.stack(
             [
                 distinct(*values, self.config.queries)
-                for values in zip(boxes.sigmoid(), logits.sigmoid().amax(-1), every, strict=True)
+                for values in zip(boxes.sigmoid(), logits.sigmoid().amax(-1), ~encoded.blank, strict=True)
             ]
         )
         there, index = (kept != EMPTY)[..., None], kept.clamp(min=0)[..., None]
@@ -380,7 +382,7 @@ class DdqHead(nn.Module):
         found = []
         for number, layer in enumerate(self.decoder):
             boxes = reference[:, :, None] * encoded.ratios.repeat(1, 1, 2)[:, None]
-            query = layer(query, self.ref_point_head(_box_code(boxes[:, :, 0], features)), closed, boxes, encoded)
+            query = layer(query, self.ref_point_head(_box_code(reference, features)), closed, boxes, encoded)
             found.append(Decoded(self.norm(query), reference, open_columns))
             if number + 1 == len(self.decoder):
                 break

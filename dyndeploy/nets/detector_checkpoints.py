@@ -83,6 +83,7 @@ _MMDETECTION = (
 """Names here -> names in mmdetection's files."""
 
 _QUERY_WEIGHTS = ("head.transformer.queries_embedder.", "head.transformer.queries_features.")
+_LEVEL_WEIGHTS = ("level_embed", "level_embed.weight")
 _JOINED = re.compile(rf"{re.escape(_QUERIES)}\.(\d+)\.self_attn\.attn\.in_proj_(weight|bias)$")
 
 _TORCHVISION = (
@@ -196,6 +197,8 @@ class DetectorRules(CheckpointRules):
                 return f"The checkpoint has {theirs} classes: num_classes={theirs}?"
         if key.startswith(_QUERY_WEIGHTS) and rows != own:
             return f"The checkpoint has {rows} queries: queries={rows}?"
+        if key.endswith(_LEVEL_WEIGHTS) and rows != own:
+            return f"The checkpoint reads {rows} levels of a pyramid, and there are networks with {own} levels only."
         return "Create the detector that the file was saved from: its heads or its pyramid are others."
 
     def untold(self, weights: Mapping[str, Tensor]) -> tuple[str, ...]:

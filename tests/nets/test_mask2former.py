@@ -1,0 +1,83 @@
+"""Mask2Former: its outputs, its parts, and that our deformable attention computes what transformers' does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dyndeploy.nets import Mask2Former, create_model
+from dyndeploy.nets.mask2former import MaskQueryOutput, transformers_mask2former
+
+pytestmark = pytest.mark.vision("transformers")
+
+
+@pytest.fixture(scope="module")
+def network() -> Mask2Former:
+    torch.manual_seed(0)
+    network = create_model("laud_mask2former_small", mode="layer")
+    assert isinstance(network, Mask2Former)
+    for layer in network.neck.decoder.encoder.layers:  # type: ignore[union-attr,operator]
+        for part in (layer.self_attn.sampling_offsets, layer.self_attn.attention_weights):
+            torch.nn.init.normal_(part.weight, std=0.1)
+    return network.eval()
+
+
+@torch.no_grad()
+def test_deformable_attention_is_that_of_transformers(network: Mask2Former) -> None:
+    package, ours = transformers_mask2former(), network.neck.decoder.encoder.layers[0].self_attn  # type: ignore[union-attr,operator,index]
+    theirs = package.Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(128, 8, 3, 4)
+    theirs.load_state_dict(ours.state_dict())
+    sizes = [(3, 2), (6, 4), (12, 8)]
+    cells = sum(height * width for height, width in sizes)
+    inputs = {
+        "hidden_states": torch.randn(2, cells, 128),
+        "attention_mask": torch.zeros(2, cells, dtype=torch.bool),
+        "encoder_hidden_states": torch.randn(2, cells, 128),
+        "position_embeddings": torch.randn(2, cells, 128),
+        "reference_points": torch.rand(2, cells, 3, 2),
+        "spatial_shapes_list": sizes,
+    }
+    torch.testing.assert_close(ours(**inputs)[0], theirs(**inputs)[0], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_outputs_are_classes_and_masks_of_the_queries(network: Mask2Former) -> None:
+    images, size = torch.randn(2, 3, 128, 96), torch.tensor([[128.0, 96.0]] * 2)
+    output = network(images, size)
+    assert isinstance(output, MaskQueryOutput)
+    assert {name: tuple(value.shape) for name, value in output.outputs().items()} == {
+        "class_logits": (2, 50, 11),
+        "mask_logits": (2, 50, 64, 48),
+    }
+    assert network.task.mask_stride == 2 and network.task.decoding == "queries" and not network.task.rounding
+    assert len(output.masks) == 8 and 0 < float(output.flops_ratio.mean()) <= 1
+    levels, _ = network.features(images)
+    layers = network.head(levels)
+    assert len(layers) == 3
+    assert torch.equal(layers[-1].mask_logits, output.mask_logits)
+    alone = network(images[1:], size[1:])
+    torch.testing.assert_close(alone.class_logits[0], output.class_logits[1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.vision("cv2")
+def test_detections_have_masks_of_the_image(network: Mask2Former) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    (found,) = network.detect([image])
+    assert len(found) == 100 and found.masks is not None and found.masks.shape == (100, 50, 70)
+    for box, mask in zip(found.boxes, found.masks, strict=True):
+        rows, columns = np.nonzero(mask)
+        expected = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else (0, 0, 0, 0)
+        assert box.tolist() == list(expected)
+
+
+def test_published_options() -> None:
+    with torch.device("meta"):
+        network = create_model("laud_mask2former_resnet101", mode="layer")
+    assert isinstance(network, Mask2Former)
+    assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6, 2) == 63.08
+    assert network.strides == (4, 8, 16, 32) and network.task.mask_stride == 4 and network.task.detections == 100
+    assert network.facts().parts == {"backbone": "backbone", "neck": "neck", "head": "heads"}
+    assert len(network.head.transformer.decoder.layers) == 9
+    network.train()
+    assert network.backbone.layer1[0].masker_spatial.training  # type: ignore[union-attr,index,operator]
