@@ -313,3 +313,17 @@ def many_bundle(folder: Path, *, mode: str = "spatial", batch: int = 1) -> Bundl
     outputs = (*bundle.manifest.outputs, TensorInfo("pooled", (batch, _OUT), "float32"))
     reference = replace(bundle.manifest.reference, images=len(images))
     return with_reference(resealed(bundle, inputs=inputs, outputs=outputs, reference=reference))
+
+
+def parted_bundle(folder: Path, *, mode: str = "spatial", batch: int = 1) -> Bundle:
+    """A tiny bundle whose nodes are named as a detector's: the mean is its neck, the classifier its heads."""
+    bundle = tiny_bundle(folder, mode=mode, batch=batch)
+    for path, load in ((bundle.model, bundle.load_model), (bundle.path / STATIC, bundle.load_static)):
+        model = load()
+        mean, classifier = model.graph.node[-2:]
+        mean.name, classifier.name = "neck/ReduceMean", "heads/Gemm"
+        classifier.output[0] = "raw"
+        model.graph.node.append(helper.make_node("Softmax", ["raw"], ["logits"], name="post-processing/Softmax"))
+        onnx.checker.check_model(model)
+        onnx.save(model, path)
+    return resealed(bundle)

@@ -38,9 +38,22 @@ def print_profile(result: Profile) -> None:
         rows,
         title=f"measured, ms per batch of {result.batch}",
     )
+    _print_parts(result)
     print_energy(result.energy)
     for warning in result.warnings():
         typer.echo(f"Note: {warning}")
+
+
+def _print_parts(result: Profile) -> None:
+    """Print the parts of a detector, and how far skipping can carry at all; nothing for other networks."""
+    from dyndeploy.measure.parts import HOW_TIMED
+    from dyndeploy.reporting import parts_table
+
+    table = parts_table(result)
+    if table is not None:
+        title = f"parts, measured {HOW_TIMED}: ms per batch of the twin, realised / ideal speed-up"
+        print_table(table.columns, table.rows, title=title)
+        typer.echo(result.dynamic_note)
 
 
 def print_energy(energy: Energy | None) -> None:

@@ -51,11 +51,16 @@ class MacCounter:
     Args:
         model: A graph with static shapes.
 
+    Attributes:
+        batch: Images per run.
+        groups: Every group of nodes, also those without MACs.
+
     Raises:
         BundleError: A shape that is needed is not static.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
+        self.groups = frozenset(group_of(node.name) for node in model.graph.node)
         flat = flattened(model)
         self._conditions = flat.masks
         # Copies, because a node keeps its whole model with all weights in memory.

@@ -42,10 +42,8 @@ def sums(values: Mapping[str, float]) -> dict[str, float]:
     """Add up values by group to values by part, in the order of :data:`PARTS`, ``"other"`` last.
 
     Args:
-        values: By group of nodes; empty result where they are of a network without parts.
+        values: By group of nodes of a graph that has parts.
     """
-    if not has_parts(values):
-        return {}
     found = dict.fromkeys(PARTS, 0.0)
     for group, value in values.items():
         part = part_of_group(group)

@@ -15,6 +15,7 @@ from dyndeploy.errors import InputError
 from dyndeploy.fields import Document, Field
 from dyndeploy.finite import first_not_finite
 from dyndeploy.measure.energy import Energy
+from dyndeploy.measure.parts import PartTimes
 from dyndeploy.measure.samples import Samples
 from dyndeploy.precisions import PRECISIONS
 from dyndeploy.runtimes.base import ENGINE_RUNTIMES
@@ -93,6 +94,7 @@ class RateResult:
         rest: ``"stem"``, ``"head"`` and ``"other"`` (nodes that no name ties to a block).
         overflows: Share of the images by block that kept more than its static shapes have places for, and were computed
             on everything; blocks of a fixed capacity only.
+        parts: Of a detector, what :attr:`blocks` and :attr:`rest` add up to.
     """
 
     rate: float
@@ -107,6 +109,11 @@ class RateResult:
     blocks: tuple[BlockTimes, ...]
     rest: tuple[BlockTimes, ...]
     overflows: Mapping[str, float] = field(default_factory=dict)
+    parts: tuple[PartTimes, ...] = ()
+
+    def part(self, name: str) -> PartTimes | None:
+        """A part of a detector, such as ``"backbone"`` (its ``realisation`` is that of the backbone alone); or None."""
+        return next((part for part in self.parts if part.name == name), None)
 
     @property
     def achieved_rate(self) -> float:
@@ -181,6 +188,7 @@ class RateResult:
             "ratio_inputs": list(self.ratio_inputs),
             "cpu_ratios": None if self.cpu_ratios is None else list(self.cpu_ratios),
             **({"overflows": dict(self.overflows)} if self.overflows else {}),
+            **({"parts": [part.to_json() for part in self.parts]} if self.parts else {}),
         }
 
     @classmethod
@@ -199,6 +207,7 @@ class RateResult:
             blocks=item["blocks"].sequence(BlockTimes.read),
             rest=item["rest"].sequence(BlockTimes.read),
             overflows=item.get("overflows").optional(lambda shares: shares.mapping(Field.share)) or {},
+            parts=item.get("parts").optional(lambda parts: parts.sequence(PartTimes.read)) or (),
         )
         for key in ("ratio_inputs", "cpu_ratios"):
             fits = item[key].value is None or len(item[key].value) == len(result.ratios)
@@ -232,6 +241,8 @@ class Profile:
         data: The masks that the images cause.
         graph: The graphs that were run (:func:`dyndeploy.prediction.bundle_record`); None in profiles of release 0.1.0.
         energy: Millijoules per image by :attr:`RateResult.name`, measured; None where no power sensor was read.
+        dynamic_macs: MACs per image of those blocks of the static twin that masks decide on; None in profiles of
+            earlier releases.
     """
 
     bundle: Mapping[str, Any]
@@ -248,6 +259,27 @@ class Profile:
     data: RateResult
     graph: Mapping[str, Any] | None = None
     energy: Energy | None = None
+    dynamic_macs: float | None = None
+
+    @property
+    def dynamic_share(self) -> float | None:
+        """Share of the twin's MACs that stands in blocks that masks decide on; None where that is not known."""
+        return None if self.dynamic_macs is None else self.dynamic_macs / self.static_macs
+
+    @property
+    def speedup_limit(self) -> float | None:
+        """Speed-up if all of :attr:`dynamic_share` cost nothing (Amdahl's law, by MACs); None: unknown or no limit."""
+        share = self.dynamic_share
+        return None if share is None or share >= 1 else 1 / (1 - share)
+
+    @property
+    def dynamic_note(self) -> str:
+        """What can be skipped at all, in a sentence; empty where it is not known."""
+        share, limit = self.dynamic_share, self.speedup_limit
+        if share is None:
+            return ""
+        bound = "" if limit is None else f"; if all of them cost nothing, the whole would be {limit:.2f}x as fast"
+        return f"Dynamic share: {share:.1%} of the twin's MACs stand in blocks that can be skipped{bound}."
 
     @property
     def reduced_precision(self) -> str | None:
@@ -325,6 +357,8 @@ class Profile:
             "batch": self.batch,
             "settings": dict(self.settings),
             "static_macs": self.static_macs,
+            "dynamic_macs": self.dynamic_macs,
+            "dynamic_share": self.dynamic_share,
             "static": self.static.to_json(self.batch),
             "rates": [result.to_json(self.batch) for result in self.rates],
             "data": self.data.to_json(self.batch),
@@ -366,6 +400,7 @@ class Profile:
             data=RateResult.read(root["data"]),
             graph=root.get("graph").optional(Field.facts),
             energy=root.get("energy").optional(Energy.read),
+            dynamic_macs=root.get("dynamic_macs").optional(Field.amount),
         )
 
 

@@ -10,9 +10,11 @@ import numpy as np
 from dyndeploy.bundle import MODEL, Bundle
 from dyndeploy.graphs.labels import LabelledGraph
 from dyndeploy.graphs.macs import GraphMacs, MacCounter
+from dyndeploy.graphs.parts import has_parts
 from dyndeploy.measure.energy import Energy
 from dyndeploy.measure.inputs import Configuration
 from dyndeploy.measure.loop import Paired, Visit
+from dyndeploy.measure.parts import parts_of
 from dyndeploy.measure.profile import DATA, FORCED, STATIC_NAME, BlockTimes, Profile, RateResult
 from dyndeploy.measure.samples import Samples
 from dyndeploy.prediction import bundle_record
@@ -141,6 +143,10 @@ def assemble(
         data=next(result for result in results if result.masks == DATA),
         graph=bundle_record(bundle),
         energy=energy([STATIC_NAME, *(result.name for result in results)]),
+        dynamic_macs=sum(
+            float(static_macs.blocks[block].mean())
+            for block in {mask.block for mask in bundle.manifest.masks} & static_macs.blocks.keys()
+        ),
     )
 
 
@@ -155,11 +161,13 @@ def _rate_result(
 ) -> RateResult:
     needed = [counter.count(masks) for masks in configuration.masks]
 
-    def mean_macs(graphs: Sequence[GraphMacs], group: str) -> float:
-        return float(np.mean([graph.blocks[group].mean() if group in graph.blocks else 0.0 for graph in graphs]))
+    def mean_macs(graphs: Sequence[GraphMacs]) -> dict[str, float]:
+        return {group: float(np.mean([graph.blocks[group].mean() for graph in graphs])) for group in graphs[0].blocks}
+
+    static_by_group, needed_by_group = mean_macs([static_macs]), mean_macs(needed)
 
     def part(group: str) -> BlockTimes:
-        static, dynamic = mean_macs([static_macs], group), mean_macs(needed, group)
+        static, dynamic = static_by_group.get(group, 0.0), needed_by_group.get(group, 0.0)
         ideal = static / dynamic if static > 0 and dynamic > 0 else None
         return BlockTimes(group, static_times.get(group, 0.0), times.get(group, 0.0), ideal)
 
@@ -182,6 +190,7 @@ def _rate_result(
         blocks=tuple(part(block) for block in blocks),
         rest=tuple(part(group) for group in rest),
         overflows=_means([counter.overflows(masks) for masks in configuration.masks]),
+        parts=parts_of(static_times, times, static_by_group, needed_by_group) if has_parts(counter.groups) else (),
     )
 
 

@@ -33,6 +33,7 @@ from dyndeploy.reporting.network import (
 )
 from dyndeploy.reporting.pair_page import render_pair_report, write_pair_report
 from dyndeploy.reporting.pairs import Pair, compare_files, compare_measurements, measurement_kind
+from dyndeploy.reporting.parts import parts_table
 from dyndeploy.reporting.quantization import quantization_rows, render_quantization_report, summarise_quantization
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "exit_rows",
     "mask_overlay",
     "measurement_kind",
+    "parts_table",
     "predict_exit_profile",
     "predict_profile",
     "quantization_rows",

@@ -23,6 +23,7 @@ from dyndeploy.reporting.page import (
     times,
     version_rows,
 )
+from dyndeploy.reporting.parts import parts_table
 from dyndeploy.reporting.predicted import device_section, others_chart, others_table, own_section
 from dyndeploy.reporting.svg import Bars, Line, bar_chart, line_chart
 
@@ -110,6 +111,7 @@ def render_report(
         rates=_rates_table(profile),
         block_chart=_block_chart(profile.data),
         blocks=_blocks_table(profile.data),
+        parts=parts_table(profile),
         unpredicted=unpredicted_note(profile.device, profile.threads, [c.predicted_device for c in comparisons])
         if comparisons
         else "",

@@ -143,6 +143,7 @@ class CocoDataset:
             annotations += [{**item, "id": len(annotations) + place + 1} for place, item in enumerate(self._raw[index])]
         categories = zip(self.category_ids, self.classes, strict=True)
         return {
+            "info": {},
             "images": images,
             "annotations": annotations,
             "categories": [{"id": number, "name": name} for number, name in categories],

@@ -196,7 +196,8 @@ def _coco(items: Sequence[tuple[AnnotatedImage, str]], dataset: AnnotatedImages)
             annotations.append(annotation)
     names = zip(dataset.category_ids, dataset.classes, strict=True)
     categories = [{"id": number, "name": name} for number, name in names]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    # pycocotools before 2.0.11 wants "info", though COCO's evaluation has no use for it.
+    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
 @functools.cache

@@ -1,0 +1,47 @@
+"""The parts of a detector on a profile's page."""
+
+from __future__ import annotations
+
+from dyndeploy.measure import Profile
+from dyndeploy.measure.parts import PartTimes
+from dyndeploy.reporting.page import Table, ms, percent, times
+
+
+def speeds(part: PartTimes | None) -> str:
+    """Realised and ideal speed-up of a part, for a reader."""
+    return "-" if part is None else f"{times(part.realised_speedup)} / {times(part.ideal_speedup)}"
+
+
+def parts_table(profile: Profile) -> Table | None:
+    """MACs and time of every part of a detector in the static twin, and its speed-ups; None for other networks."""
+    results = (*profile.rates, profile.data)
+    parts = profile.data.parts
+    if not parts:
+        return None
+    total_ms = sum(part.static_ms for part in parts)
+    rows = [
+        (
+            part.name,
+            f"{part.static_macs / 1e9:.4g}",
+            percent(part.static_macs / profile.static_macs),
+            ms(part.static_ms),
+            percent(part.static_ms / total_ms if total_ms > 0 else None),
+            *(speeds(result.part(part.name)) for result in results),
+        )
+        for part in parts
+    ]
+    labels = (f"{r.label} ({r.masks})" for r in results)
+    return Table(
+        "Parts, measured",
+        ("part", "G MACs/image", "of all MACs", "static ms", "of the time", *labels),
+        rows,
+        file="parts.csv",
+        fields=("rate", "masks", "part", "static_macs", "needed_macs", "static_ms", "dynamic_ms", "ideal_speedup",
+                "realised_speedup", "realisation"),
+        values=[
+            (r.rate, r.masks, p.name, p.static_macs, p.needed_macs, p.static_ms, p.dynamic_ms, p.ideal_speedup,
+             p.realised_speedup, p.realisation)
+            for r in results
+            for p in r.parts
+        ],
+    )  # fmt: skip

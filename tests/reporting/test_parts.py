@@ -1,0 +1,31 @@
+"""A detector's parts on the page of its profile."""
+
+from __future__ import annotations
+
+import csv
+import io
+from urllib.parse import unquote
+
+from dyndeploy.measure import Profile
+from dyndeploy.reporting import parts_table, render_report
+from tests.bundles import HEAD_MACS, STATIC_MACS
+
+
+def test_the_table_has_every_part_and_rate(parted: Profile) -> None:
+    table = parts_table(parted)
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["backbone", "neck", "heads", "post-processing", "other"]
+    assert table.rows[2][1:3] == (f"{HEAD_MACS / 1e9:.4g}", f"{HEAD_MACS / STATIC_MACS:.1%}")
+    assert table.rows[2][-1].endswith("/ 1.00x")
+    assert table.rows[3][-1].endswith("/ -")
+    rows = list(csv.DictReader(io.StringIO(unquote(table.csv.split(",", 1)[1]))))
+    assert len(rows) == 3 * 5
+    assert float(rows[2]["needed_macs"]) == HEAD_MACS
+
+
+def test_the_page_says_how_far_skipping_carries(parted: Profile, profile: Profile) -> None:
+    page = render_report(parted)
+    assert 'id="parts-heading"' in page
+    assert "if all of them cost nothing, the whole would be 1.85x as fast" in page
+    assert 'id="parts-heading"' not in render_report(profile)
+    assert parts_table(profile) is None
