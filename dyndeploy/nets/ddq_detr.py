@@ -19,6 +19,17 @@ from torch import Tensor, nn
 
 from dyndeploy.blocks.boxes import EMPTY, keep_boxes, torchvision
 from dyndeploy.blocks.deformable import DeformableAttention, Size, sine_code, sine_code_of_map
+from dyndeploy.nets.box_geometry import corners, inverse_sigmoid
+from dyndeploy.nets.ddq_losses import (
+    DENSE_RATIO,
+    Objects,
+    attention_blocks,
+    denoising_losses,
+    dense_losses,
+    noisy_queries,
+    objects_of,
+    one_to_one_losses,
+)
 from dyndeploy.nets.detector import Detector, clipped, register_detectors, smallest_convolution_bias
 from dyndeploy.nets.laud import check_positive_int
 from dyndeploy.nets.query_detectors import GROUPS, QueryDetectorConfig
@@ -200,7 +211,7 @@ class EncodedPyramid(NamedTuple):
 
 
 class Selected(NamedTuple):
-    """Queries that begin the decoder.
+    """Cells that become queries.
 
     Attributes:
         content: (N, Q, width).
@@ -212,14 +223,34 @@ class Selected(NamedTuple):
     logits: Tensor
     boxes: Tensor
 
+    def prediction(self) -> Prediction:
+        """Return what the cells stand for."""
+        return Prediction(self.logits, self.boxes.sigmoid())
+
+
+class Further(NamedTuple):
+    """Queries of training, beside the distinct ones.
+
+    Attributes:
+        content: Of noisy queries, (N, noisy, width).
+        boxes: Logits of theirs, (N, noisy, 4).
+        dense: Queries of the dense branch.
+        closed: Which query (row) may not attend to which (column), (T, T): noisy, distinct, dense ones.
+    """
+
+    content: Tensor
+    boxes: Tensor
+    dense: Selected
+    closed: Tensor
+
 
 class Decoded(NamedTuple):
     """What one layer of the decoder gives.
 
     Attributes:
-        hidden: The queries behind the decoder's norm, (N, Q, width).
-        reference: The boxes that the layer read, (N, Q, 4): x, y, width, height in parts of the image.
-        distinct: Queries that counted as distinct in this layer, (N, Q).
+        hidden: The queries behind the decoder's norm, (N, T, width): noisy, distinct and dense ones.
+        reference: The boxes that the layer read, (N, T, 4): x, y, width, height in parts of the image.
+        distinct: Which of the distinct queries still counted as such in this layer, (N, Q).
     """
 
     hidden: Tensor
@@ -362,7 +393,9 @@ class DdqHead(nn.Module):
         kept = torch.stack(
             [
                 distinct(*values, self.config.queries)
-                for values in zip(boxes.sigmoid(), logits.sigmoid().amax(-1), ~encoded.blank, strict=True)
+                for values in zip(
+                    boxes.detach().sigmoid(), logits.detach().sigmoid().amax(-1), ~encoded.blank, strict=True
+                )
             ]
         )
         there, index = (kept != EMPTY)[..., None], kept.clamp(min=0)[..., None]
@@ -373,24 +406,44 @@ class DdqHead(nn.Module):
 
         return Selected(chosen(content), chosen(logits), chosen(boxes))
 
-    def decode(self, selected: Selected, encoded: EncodedPyramid) -> list[Decoded]:
-        """Run the decoder; one result per layer."""
-        query, reference = selected.content, selected.boxes.sigmoid()
-        open_columns = torch.ones_like(reference[..., 0], dtype=torch.bool)
+    def decode(self, selected: Selected, encoded: EncodedPyramid, further: Further | None = None) -> list[Decoded]:
+        """Run the decoder; one result per layer.
+
+        Args:
+            selected: The distinct queries at first.
+            encoded: What is attended to.
+            further: Other queries, in training.
+        """
+        query, reference, dense = selected.content, selected.boxes.detach().sigmoid(), 0
+        noisy, count = 0, query.shape[1]
         closed: Tensor | None = None
+        if further is not None:
+            noisy, dense = further.content.shape[1], further.dense.content.shape[1]
+            query = torch.cat([further.content, query, further.dense.content], 1)
+            reference = torch.cat([further.boxes.sigmoid(), reference, further.dense.boxes.detach().sigmoid()], 1)
+            closed = further.closed.expand(len(query), -1, -1)
+        own = slice(noisy, noisy + count)
+        open_columns = torch.ones_like(selected.boxes[..., 0], dtype=torch.bool)
         features = self.config.pyramid_channels // 2
         found = []
         for number, layer in enumerate(self.decoder):
-            boxes = reference[:, :, None] * encoded.ratios.repeat(1, 1, 2)[:, None]
-            query = layer(query, self.ref_point_head(_box_code(reference, features)), closed, boxes, encoded)
+            read = reference.detach()
+            boxes = read[:, :, None] * encoded.ratios.repeat(1, 1, 2)[:, None]
+            query = layer(query, self.ref_point_head(_box_code(read, features)), closed, boxes, encoded)
             found.append(Decoded(self.norm(query), reference, open_columns))
             if number + 1 == len(self.decoder):
                 break
-            reference = (self.branches.reg[number](query) + inverse_sigmoid(reference, 1e-3)).sigmoid()
-            survivors = self._survivors(query, reference, open_columns, number)
-            closed = ~(survivors[:, :, None] | survivors[:, None])
-            open_columns = ~closed[:, 0]
+            reference = (self._offsets(number, query, dense) + inverse_sigmoid(read, 1e-3)).sigmoid()
+            survivors = self._survivors(query[:, own].detach(), reference[:, own].detach(), open_columns, number)
+            mask = ~(survivors[:, :, None] | survivors[:, None])
+            open_columns = ~mask[:, 0]
+            closed = mask if closed is None or not noisy + dense else _replaced(closed, mask, noisy)
         return found
+
+    def _offsets(self, number: int, query: Tensor, dense: int) -> Tensor:
+        """What a layer adds to the logits of its queries' boxes; the last ones are dense."""
+        first: Tensor = self.branches.reg[number](query[:, : query.shape[1] - dense])
+        return torch.cat([first, self.aux_branches.reg[number](query[:, -dense:])], 1) if dense else first
 
     def _survivors(self, query: Tensor, reference: Tensor, candidates: Tensor, number: int) -> Tensor:
         """Which of the candidates are distinct by their new boxes, (N, Q)."""
@@ -399,13 +452,58 @@ class DdqHead(nn.Module):
             [_marked(distinct(*values, query.shape[1])) for values in zip(reference, scores, candidates, strict=True)]
         )
 
-    def predict(self, decoded: Decoded, number: int, branches: Branches | None = None) -> Prediction:
-        """Return what a layer's queries stand for."""
+    def predict(
+        self, decoded: Decoded, number: int, part: slice = slice(None), branches: Branches | None = None
+    ) -> Prediction:
+        """Return what a part of a layer's queries stand for, by branches of their own or those of the layer."""
         branches = branches or self.branches
-        offset = branches.reg[number](decoded.hidden)
-        return Prediction(
-            branches.cls[number](decoded.hidden), (offset + inverse_sigmoid(decoded.reference, 1e-5)).sigmoid()
+        hidden, reference = decoded.hidden[:, part], decoded.reference[:, part]
+        boxes = (branches.reg[number](hidden) + inverse_sigmoid(reference, 1e-5)).sigmoid()
+        return Prediction(branches.cls[number](hidden), boxes)
+
+    def select_dense(self, encoded: EncodedPyramid) -> Selected:
+        """Return the cells with the highest scores of the dense branch, of which many may be of one object."""
+        logits, boxes = self.propose(encoded, len(self.decoder) + 1)
+        count = min(int(DENSE_RATIO * self.config.queries), logits.shape[1])
+        index = logits.detach().amax(-1).masked_fill(encoded.blank, -torch.inf).topk(count).indices[..., None]
+        content, chosen, best = (
+            values.gather(1, index.expand(-1, -1, values.shape[-1]))
+            for values in (self.query_map(encoded.memory), logits, boxes)
         )
+        return Selected(content, chosen, best)
+
+    def losses(
+        self, pyramid: Sequence[Tensor], strides: Sequence[int], image_size: Tensor, objects: Sequence[Objects]
+    ) -> dict[str, Tensor]:
+        """Return the losses of every layer, of the encoder's choices, and of the queries that only training has.
+
+        See :meth:`encode` for the arguments; ``objects`` says what is in each image.
+        """
+        encoded = self.encode(pyramid, strides, image_size)
+        selected, dense = self.select(encoded), self.select_dense(encoded)
+        noisy = noisy_queries(objects, self.config.num_classes)
+        first, count, last = noisy.labels.shape[1], selected.content.shape[1], dense.content.shape[1]
+        there = (noisy.labels >= 0)[..., None]
+        content = torch.where(there, self.label_embedding(noisy.labels.clamp(min=0)), 0.0)
+        # A batch without objects uses the embedding all the same: processes wait for each other's gradients.
+        content = content + 0.0 * self.label_embedding.weight.sum()
+        further = Further(content, noisy.boxes, dense, attention_blocks(noisy, count, last))
+        own = slice(first, first + count)
+        found: dict[str, Tensor] = {}
+
+        def add(where: str, losses: Mapping[str, Tensor]) -> None:
+            found.update({f"{where}.{name}": value for name, value in losses.items()})
+
+        every = torch.ones_like(selected.boxes[..., 0], dtype=torch.bool)
+        add("encoder", one_to_one_losses(*selected.prediction(), every, objects))
+        add("encoder", dense_losses(*dense.prediction(), objects))
+        for number, decoded in enumerate(self.decode(selected, encoded, further)):
+            where = f"layer{number}"
+            add(where, one_to_one_losses(*self.predict(decoded, number, own), decoded.distinct, objects))
+            add(f"{where}.noisy", denoising_losses(*self.predict(decoded, number, slice(first)), noisy, objects))
+            aux = self.predict(decoded, number, slice(first + count, None), self.aux_branches)
+            add(where, dense_losses(*aux, objects))
+        return found
 
 
 def distinct(boxes: Tensor, scores: Tensor, candidates: Tensor, limit: int) -> Tensor:
@@ -428,24 +526,20 @@ def distinct(boxes: Tensor, scores: Tensor, candidates: Tensor, limit: int) -> T
     )
 
 
-def corners(boxes: Tensor) -> Tensor:
-    """Return boxes (..., 4) of x, y, width, height as x1, y1, x2, y2."""
-    half = boxes[..., 2:] * 0.5
-    return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], -1)
-
-
-def inverse_sigmoid(values: Tensor, least: float) -> Tensor:
-    """Return the logits of values; both odds are at least ``least``."""
-    values = values.clamp(0, 1)
-    return torch.log(values.clamp(min=least) / (1 - values).clamp(min=least))
-
-
 def _marked(indices: Tensor) -> Tensor:
     """Return which of as many places as there are indices (k,) are named by them; -1 names none."""
     count = len(indices)
     places = torch.where(indices == EMPTY, count, indices)
     marks = torch.zeros(count + 1, dtype=torch.int64, device=indices.device)
     return marks.scatter(0, places, torch.ones_like(places))[:count] > 0
+
+
+def _replaced(closed: Tensor, mask: Tensor, first: int) -> Tensor:
+    """Return a mask (N, T, T) with another one (N, Q, Q) in the place of its block from ``first`` on."""
+    block = slice(first, first + mask.shape[1])
+    replaced = closed.clone()
+    replaced[:, block, block] = mask
+    return replaced
 
 
 def _box_code(boxes: Tensor, features: int) -> Tensor:
@@ -468,6 +562,7 @@ class DdqDetr(Detector):
     """
 
     config: DdqDetrConfig
+    trains_norms: ClassVar[bool] = False
     task_options: ClassVar[Mapping[str, Any]] = MappingProxyType({"divisor": 1})
 
     def __init__(self, name: str, backbone: str, config: DdqDetrConfig) -> None:
@@ -482,6 +577,18 @@ class DdqDetr(Detector):
         )
         self.head = DdqHead(config)
         self.train()
+
+    def losses(
+        self, pyramid: Sequence[Tensor], image_size: Tensor, targets: Sequence[Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return the losses of a batch, to be summed.
+
+        Args:
+            pyramid: See :meth:`~dyndeploy.nets.detector.Detector.features`.
+            image_size: See :meth:`~dyndeploy.nets.detector.Detector.forward`.
+            targets: What is in each image: ``boxes`` (n, 4), x1, y1, x2, y2 in pixels of the input, and ``labels``.
+        """
+        return self.head.losses(pyramid, self.strides, image_size, objects_of(targets, image_size))
 
     def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`~dyndeploy.nets.detector.Detector.detected`."""

@@ -195,6 +195,7 @@ class Detector(nn.Module):
         neck: Makes the levels of a pyramid of the backbone's maps.
         strides: Pixels of the input per pixel of each level.
         task_options: Of :class:`~dyndeploy.tasks.detection.DetectionTask`, what differs from its defaults.
+        trains_norms: Whether scales and shifts of the backbone's batch norms are trained.
 
     Raises:
         UsageError: A package is missing or does not fit this torch, or options that do not fit the backbone.
@@ -202,6 +203,7 @@ class Detector(nn.Module):
 
     config: DetectorConfig
     task_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    trains_norms: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -251,6 +253,7 @@ class Detector(nn.Module):
         for module in self.backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
+                module.requires_grad_(self.trains_norms)
         if self.config.frozen_stages:
             inside = {id(part) for stage in stages for block in stage for part in block.modules()}
             stem = [part for part in self.backbone.modules() if id(part) not in inside and not any(part.children())]

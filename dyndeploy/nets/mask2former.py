@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dyndeploy.blocks.deformable import DeformableAttention, Size
@@ -23,6 +24,9 @@ from dyndeploy.nets.query_detectors import QueryDetectorConfig
 LEVELS = 3
 """Maps that the transformer reads: the last three of the backbone."""
 
+_LOSSES = (("classification", "loss_cross_entropy", 2.0), ("mask", "loss_mask", 5.0), ("dice", "loss_dice", 5.0))
+"""Names of losses, what transformers calls them, and their weights."""
+
 POINTS = 4
 """That a head of the pixel decoder's attention reads from each map."""
 
@@ -33,16 +37,19 @@ class Mask2FormerConfig(QueryDetectorConfig):
 
     Attributes:
         encoder_feedforward: Hidden width of the pixel decoder's feed-forward networks.
+        mask_points: Points at which masks are compared in training.
     """
 
     decoder_layers: int = 9
     encoder_feedforward: int = 1024
+    mask_points: int = 12544
     frozen_stages: int = 0
 
     def __post_init__(self) -> None:
         """See :class:`~dyndeploy.nets.DetectorConfig`."""
         super().__post_init__()
-        check_positive_int("encoder_feedforward", self.encoder_feedforward)
+        for name in ("encoder_feedforward", "mask_points"):
+            check_positive_int(name, getattr(self, name))
 
 
 class MaskQueries(NamedTuple):
@@ -186,6 +193,7 @@ def _package_config(config: Mask2FormerConfig) -> Any:
         num_attention_heads=config.heads,
         num_queries=config.queries,
         num_labels=config.num_classes,
+        train_num_points=config.mask_points,
         dropout=0.0,
     )
 
@@ -204,6 +212,7 @@ class Mask2Former(Detector):
     """
 
     config: Mask2FormerConfig
+    trains_norms: ClassVar[bool] = False
     task_options: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"masks": True, "rounding": False, "decoding": "queries"}
     )
@@ -213,6 +222,38 @@ class Mask2Former(Detector):
         self.task = replace(self.task, detections=config.detections, mask_stride=self.strides[0])
         self.head = MaskHead(config)
         self.train()
+
+    def losses(
+        self, pyramid: Sequence[Tensor], image_size: Tensor, targets: Sequence[Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return the losses of a batch, to be summed: of every layer those of transformers, which are the paper's.
+
+        Points at which masks are compared are drawn from torch's global generator.
+
+        Args:
+            pyramid: See :meth:`~dyndeploy.nets.detector.Detector.features`.
+            image_size: See :meth:`~dyndeploy.nets.detector.Detector.forward`.
+            targets: What is in each image: ``labels`` (n,), and ``masks`` (n, h, w) in pixels of the input, whose
+                padding may be left out.
+        """
+        height, width = (cells * self.task.mask_stride for cells in pyramid[-1].shape[2:])
+        masks = [
+            F.pad(own, (0, width - own.shape[2], 0, height - own.shape[1]))
+            for own in (target["masks"].to(pyramid[-1]) for target in targets)
+        ]
+        labels = [target["labels"] for target in targets]
+        criterion = self._criterion.to(pyramid[-1].device)
+        found = {}
+        for number, (classes, queries) in enumerate(self.head(pyramid)):
+            losses = criterion(queries, classes, masks, labels)
+            found.update({f"layer{number}.{name}": _WEIGHTS[name] * value for name, value in losses.items()})
+        return {
+            name.replace("loss_cross_entropy", "classification").replace("loss_", ""): found[name] for name in found
+        }
+
+    @functools.cached_property
+    def _criterion(self) -> Any:
+        return transformers_mask2former().Mask2FormerLoss(_package_config(self.config), {})
 
     def forward(self, images: Tensor, image_size: Tensor) -> MaskQueryOutput:  # type: ignore[override]
         """Find classes and masks, in evaluation; see :meth:`~dyndeploy.nets.detector.Detector.forward`.
@@ -236,5 +277,6 @@ register_detectors(
         "decoder_layers": 2,
         "feedforward": 512,
         "encoder_feedforward": 512,
+        "mask_points": 2048,
     },
 )

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from dyndeploy.errors import UsageError
 from dyndeploy.nets import DdqDetr, DetectorOutput, create_model
-from dyndeploy.nets.ddq_detr import EncodedPyramid, Selected, corners, distinct, inverse_sigmoid
+from dyndeploy.nets.box_geometry import corners, inverse_sigmoid
+from dyndeploy.nets.ddq_detr import EncodedPyramid, Selected, distinct
 
 pytestmark = pytest.mark.vision("torchvision")
 
