@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dyndeploy.evaluation import BundleEvaluation, evaluate_bundle
     from dyndeploy.exits import calibrate_bundle
     from dyndeploy.export import ExportSettings, export_model
+    from dyndeploy.inference import BundleSession, open_bundle
     from dyndeploy.measure import Profile, load_profile, profile_bundle
     from dyndeploy.nets import create_model, load_checkpoint, model_names, save_checkpoint
     from dyndeploy.ops import register_operator
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Bundle": "dyndeploy.bundle",
     "BundleEvaluation": "dyndeploy.evaluation",
+    "BundleSession": "dyndeploy.inference",
     "Detections": "dyndeploy.tasks.detection",
     "DynamicBlock": "dyndeploy.blocks",
     "ExportSettings": "dyndeploy.export",
@@ -47,6 +49,7 @@ _HOME = {
     "load_profile": "dyndeploy.measure",
     "load_recipe": "dyndeploy.training",
     "model_names": "dyndeploy.nets",
+    "open_bundle": "dyndeploy.inference",
     "predict": "dyndeploy.prediction",
     "profile_bundle": "dyndeploy.measure",
     "register_operator": "dyndeploy.ops",
@@ -60,6 +63,7 @@ _HOME = {
 __all__ = [
     "Bundle",
     "BundleEvaluation",
+    "BundleSession",
     "Detections",
     "DynamicBlock",
     "ExportSettings",
@@ -80,6 +84,7 @@ __all__ = [
     "load_profile",
     "load_recipe",
     "model_names",
+    "open_bundle",
     "predict",
     "profile_bundle",
     "register_operator",

@@ -144,6 +144,24 @@ def load_image(path: str | os.PathLike[str], preprocessing: PreprocessingLike, s
     return normalise(np.asarray(image), preprocessing)
 
 
+def image_input(image: ByteArray | Image.Image, preprocessing: PreprocessingLike, size: tuple[int, int]) -> FloatArray:
+    """Make one network input of an image in memory, as :func:`load_image` does of a file.
+
+    Args:
+        image: What :func:`rgb_pixels` takes.
+        preprocessing: How to resize and normalise.
+        size: (height, width) of the crop.
+
+    Returns:
+        Array of shape (3, height, width).
+
+    Raises:
+        UsageError: No such image, a size below 1, or an unknown interpolation.
+    """
+    cropped = _centre_crop(Image.fromarray(rgb_pixels(image)), preprocessing, size)
+    return normalise(np.asarray(cropped), preprocessing)
+
+
 def read_image(path: str | os.PathLike[str]) -> ByteArray:
     """Read an image file as 8-bit RGB pixels (height, width, 3), upright by its EXIF orientation.
 

@@ -256,7 +256,7 @@ def _gallery(
     first = [int(np.flatnonzero(images.labels == label)[0]) for label in range(len(images.classes))]
     with Tape(network) as tape:
         (logits,) = logits_of(network(torch.from_numpy(images.images[first])))
-    variance = {b.name: (m.variance, m.kind) for b in evaluation.blocks for m in b.masks if m.kind in DRAWN}
+    variance = {b.name: (m.variance or 0.0, m.kind) for b in evaluation.blocks for m in b.masks if m.kind in DRAWN}
     chosen = sorted(sorted(variance, key=lambda name: -variance[name][0])[:_GALLERY_BLOCKS])
     # As ink on paper; scikit-learn, and so the network, has them white on black.
     pixels = (255 - _pixels(images.images[first], preprocessing)).repeat(_GALLERY_SCALE, 1).repeat(_GALLERY_SCALE, 2)

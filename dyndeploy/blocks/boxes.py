@@ -2,7 +2,7 @@
 
 Detection's post-processing has as many boxes as an image has objects. With a fixed number of places, and a mark for
 those that are empty, a detector is one graph of static shapes. Networks call :func:`keep_boxes` and
-:func:`pyramid_roi_align`; export turns both into standard ONNX operators.
+:func:`pyramid_roi_align`; a captured graph has placeholders for both, and export writes what its target runs.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from dyndeploy.errors import UsageError
+from dyndeploy.ops.boxes import BOXES, EMPTY, KEEP_BOXES, PYRAMID_ROI_ALIGN
+
+__all__ = ["EMPTY", "box_scale_limit", "keep_boxes", "pyramid_roi_align", "roi_levels", "torchvision"]
 
 NAMESPACE = "dyndeploy"
 """Of the two operators in ``torch.ops``."""
-
-EMPTY = -1
-"""Index of a place without a box."""
 
 
 def torchvision() -> Any:
@@ -78,8 +78,29 @@ def keep_boxes(
     Returns:
         Indices (limit,), int64; :data:`EMPTY` fills up.
     """
-    kept: Tensor = _keep_boxes(boxes, scores, groups, iou_threshold, score_threshold, limit)
+    kept: Tensor
+    if _captured():
+        attributes: dict[str, Any] = {
+            "iou_threshold": iou_threshold,
+            "score_threshold": score_threshold,
+            "limit": limit,
+        }
+        kept = torch.onnx.ops.symbolic(
+            f"{BOXES}::{KEEP_BOXES}",
+            (boxes, scores, groups),
+            attributes,
+            dtype=torch.int64,
+            shape=(limit,),
+            version=1,
+        )
+    else:
+        kept = _keep_boxes(boxes, scores, groups, iou_threshold, score_threshold, limit)
     return kept
+
+
+def _captured() -> bool:
+    """Whether a graph is captured, in which placeholders stand for the operators."""
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
 def roi_levels(boxes: Tensor, levels: int, finest: float) -> Tensor:
@@ -92,8 +113,9 @@ def roi_levels(boxes: Tensor, levels: int, finest: float) -> Tensor:
         levels: How many there are.
         finest: Side in pixels of the boxes that begin to be read from level 0's successor, halved.
     """
-    side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
-    return torch.floor(torch.log2(side / finest + 1e-6)).clamp(0, levels - 1).to(torch.int64)
+    side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt() / finest + 1e-6
+    # Counted rather than as a logarithm, whose rounding no two runtimes share.
+    return torch.stack([side >= 2**level for level in range(1, levels)]).sum(0)
 
 
 def _align(maps: Sequence[Tensor], boxes: Tensor, strides: Sequence[int], finest: float, size: int) -> Tensor:
@@ -136,10 +158,22 @@ def pyramid_roi_align(
     Returns:
         (M, C, size, size).
     """
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
-        captured: Tensor = _pyramid_roi_align(list(maps), boxes, list(strides), finest, size)
-        return captured
-    return _align(maps, boxes, strides, finest, size)
+    aligned: Tensor
+    if _captured():
+        aligned = torch.onnx.ops.symbolic(
+            f"{BOXES}::{PYRAMID_ROI_ALIGN}",
+            (*maps, boxes, roi_levels(boxes, len(maps), finest)),
+            {"strides": list(strides), "size": size},
+            dtype=boxes.dtype,
+            shape=(len(boxes), maps[0].shape[1], size, size),
+            version=1,
+        )
+    elif boxes.is_meta:
+        # Which boxes are of a level, only numbers can tell.
+        aligned = _pyramid_roi_align(list(maps), boxes, list(strides), finest, size)
+    else:
+        aligned = _align(maps, boxes, strides, finest, size)
+    return aligned
 
 
 def box_scale_limit() -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy import files
-from dyndeploy.bundle.manifest import SEAL, ExitsInfo, Manifest, MaskInfo, StageInfo, ThresholdInfo, sealed
+from dyndeploy.bundle.manifest import INPUT, SEAL, ExitsInfo, Manifest, MaskInfo, StageInfo, ThresholdInfo, sealed
 from dyndeploy.errors import BundleError, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ MODEL = "model.onnx"
 STATIC = "static.onnx"
 BRANCHED = "branched.onnx"
 REFERENCE = "reference.npz"
-INPUT = "input"
-"""Name in ``reference.npz`` of the one image input of a network, whatever its graph calls it."""
 
 
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dyndeploy.confidences import CONFIDENCES
 from dyndeploy.errors import BundleError, UsageError
@@ -17,12 +17,24 @@ from dyndeploy.fields import Document, Field
 from dyndeploy.ops.gates import GATE_KINDS
 from dyndeploy.precisions import cpu_precision, precision_of
 
+if TYPE_CHECKING:
+    from dyndeploy.tasks.detection import DetectionTask
+
 SCHEMA_VERSION = 1
 SEAL = "manifest_sha256"
 """Key of ``bundle.json`` under which the manifest protects itself."""
 
 LOGITS, CONFIDENCE = "logits", "confidence"
 """Names of the outputs that every stage has."""
+
+INPUT = "input"
+"""Name of images, as a graph's input and in ``reference.npz``."""
+
+IMAGE_SIZE = "image_size"
+"""Name of a detector's second input."""
+
+BOXES, SCORES, LABELS, COUNT, MASKS = "boxes", "scores", "labels", "count", "masks"
+"""Names of a detector's outputs, in order; the last one only where it gives masks."""
 
 SAVES_NOTHING = "saves nothing"
 """Words of every note on what the target computes although it was to be skipped."""
@@ -220,6 +232,60 @@ class QuantizationInfo:
     exact: str
 
 
+CLASSIFICATION, DETECTION = "classification", "detection"
+"""Tasks of a network."""
+
+
+@dataclass(frozen=True)
+class BucketInfo:
+    """One size of input that a detector was exported at.
+
+    Attributes:
+        size: (H, W) of the input, in pixels.
+        folder: Of its bundle, in this one; empty for this bundle itself.
+    """
+
+    size: tuple[int, int]
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class DetectionInfo:
+    """How images become a detector's inputs, and its outputs detections: a :class:`~dyndeploy.tasks.DetectionTask`.
+
+    Attributes:
+        classes: Names of the classes, those of the network; empty where they are not known.
+        category_ids: COCO's category of each class; empty where it is not known.
+        size: (long, short): what the sides of a resized image are bounded by.
+        divisor: Sizes of inputs are multiples of it.
+        mean: Mean per RGB channel, of values in [0, 255].
+        std: Standard deviation per RGB channel, of values in [0, 255].
+        detections: Most detections of an image, K.
+        score_threshold: Detections have a higher score.
+        masks: Whether it gives a mask for every detection.
+        host: What is computed outside of the graph, in words.
+        buckets: Every size that it was exported at, this bundle's own first.
+    """
+
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    size: tuple[int, int]
+    divisor: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    detections: int
+    score_threshold: float
+    masks: bool
+    host: tuple[str, ...]
+    buckets: tuple[BucketInfo, ...]
+
+    def task(self) -> DetectionTask:
+        """Return what prepares images and decodes outputs."""
+        from dyndeploy.tasks.detection import DetectionTask
+
+        return DetectionTask(self.size, self.divisor, self.mean, self.std, self.masks)
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Content of ``bundle.json``.
@@ -247,6 +313,7 @@ class Manifest:
         notes: What export had to change or leave out, in words; empty when nothing.
         exits: Of a network that exits early, else None.
         quantization: Of a graph in INT8, else None.
+        detection: Of a detector, else None.
     """
 
     network: NetworkInfo
@@ -269,7 +336,13 @@ class Manifest:
     notes: tuple[str, ...] = ()
     exits: ExitsInfo | None = None
     quantization: QuantizationInfo | None = None
+    detection: DetectionInfo | None = None
     schema_version: int = field(default=SCHEMA_VERSION)
+
+    @property
+    def task(self) -> str:
+        """:data:`DETECTION`, or :data:`CLASSIFICATION` of every other network."""
+        return CLASSIFICATION if self.detection is None else DETECTION
 
     @property
     def operator_types(self) -> tuple[str, ...]:
@@ -288,6 +361,11 @@ class Manifest:
 
     def images(self) -> tuple[PreprocessingInfo, tuple[int, int]]:
         """How images become the input, and its (H, W); raises ``UsageError`` where the inputs are no images."""
+        if self.detection is not None:
+            raise UsageError(
+                f"{self.network.name} is a detector: images of any size become its inputs. dyndeploy.open_bundle() "
+                "takes them as they are."
+            )
         if self.preprocessing is None or self.input_size is None or len(self.inputs) != 1:
             names = ", ".join(info.name for info in self.inputs)
             raise UsageError(
@@ -296,12 +374,22 @@ class Manifest:
             )
         return self.preprocessing, self.input_size
 
+    def detector(self) -> DetectionInfo:
+        """Return how it detects; raises ``UsageError`` for a network that does not."""
+        if self.detection is None:
+            raise UsageError(f"{self.network.name} is no detector: it finds no objects in images.")
+        return self.detection
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         value = dataclasses.asdict(self)
         if self.quantization is None:
             # Bundles read as they did before there was such a thing; so below.
             del value["quantization"]
+        if self.detection is None:
+            del value["detection"]
+        else:
+            value["task"] = self.task
         if self.exits is None:
             del value["exits"]
             return value
@@ -348,6 +436,7 @@ class Manifest:
             notes=root["notes"].sequence(Field.text),
             exits=root.get("exits").optional(_exits),
             quantization=root.get("quantization").optional(_quantization),
+            detection=root.get("detection").optional(_detection),
         )
         root["precision"].require(
             (manifest.quantization is None) != (manifest.precision == "int8"), "int8 where there is quantization"
@@ -355,6 +444,8 @@ class Manifest:
         tensors = [tensor.name for tensor in (*manifest.inputs, *manifest.outputs)]
         _require_unique("inputs, outputs and masks", (*tensors, *(mask.name for mask in manifest.masks)))
         _require_unique("operators", (operator.node for operator in manifest.operators))
+        if manifest.detection is not None:
+            _require_detector(manifest, root)
         return manifest
 
 
@@ -470,6 +561,54 @@ def _quantization(item: Field) -> QuantizationInfo:
         within_step=item["within_step"].sequence(Field.text),
         exact=item["exact"].text(),
     )
+
+
+def _detection(item: Field) -> DetectionInfo:
+    red, green, blue = item["mean"].sequence(Field.number, length=3)
+    deviations = item["std"].sequence(Field.number, length=3)
+    item["std"].require(min(deviations) > 0, "positive")
+    return DetectionInfo(
+        classes=item["classes"].sequence(Field.text),
+        category_ids=item["category_ids"].sequence(lambda category: category.count(0)),
+        size=_pair(item["size"]),
+        divisor=item["divisor"].count(),
+        mean=(red, green, blue),
+        std=(deviations[0], deviations[1], deviations[2]),
+        detections=item["detections"].count(),
+        score_threshold=item["score_threshold"].number(0, 1),
+        masks=item["masks"].boolean(),
+        host=item["host"].sequence(Field.text),
+        buckets=item["buckets"].sequence(
+            lambda bucket: BucketInfo(_pair(bucket["size"]), bucket["folder"].label()), at_least=1
+        ),
+    )
+
+
+def _require_detector(manifest: Manifest, root: Field) -> None:
+    """Check what a detector's parts say of each other."""
+    info, item = manifest.detection, root["detection"]
+    assert info is not None
+    count = manifest.network.num_classes
+    item["classes"].require(info.classes == manifest.network.class_names, "the network's class names")
+    item["category_ids"].require(len(info.category_ids) in (0, count), f"{count} numbers, or none")
+    inputs = {tensor.name: tensor.shape for tensor in manifest.inputs}
+    size = manifest.input_size
+    expected = {INPUT: (manifest.batch, 3, *(size or ())), IMAGE_SIZE: (manifest.batch, 2)}
+    root["inputs"].require(inputs == expected, f"{INPUT} (N, 3, H, W) and {IMAGE_SIZE} (N, 2) of a detector")
+    names = [tensor.name for tensor in manifest.outputs]
+    wanted = [BOXES, SCORES, LABELS, COUNT, *([MASKS] if info.masks else [])]
+    root["outputs"].require(names == wanted, f"{', '.join(wanted)} of a detector")
+    own, *others = info.buckets
+    item["buckets"].require(own == BucketInfo(size or (0, 0)), "the bundle's own size first")
+    inside = all(bucket.folder == bucket_folder(bucket.size) for bucket in others)
+    item["buckets"].require(inside, "folders that are named after their sizes")
+    sizes = [bucket.size for bucket in info.buckets]
+    item["buckets"].require(len(set(sizes)) == len(sizes), "sizes that differ")
+
+
+def bucket_folder(size: tuple[int, int]) -> str:
+    """Name of the folder of a further bucket (H, W) in a detector's bundle."""
+    return f"{size[0]}x{size[1]}"
 
 
 def _stage(item: Field) -> StageInfo:

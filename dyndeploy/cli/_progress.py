@@ -195,7 +195,11 @@ class TrainingLines:
 
 def _results(record: EpochRecord) -> str:
     found = record.held_out
-    quality = f"accuracy {found['accuracy']:.1%}" if "accuracy" in found else f"loss {found['loss']:.3f}"
+    if "boxes.ap50" in found:
+        masks = f", of masks {found['masks.ap50']:.3f}" if "masks.ap50" in found else ""
+        quality = f"mAP50 {found['boxes.ap50']:.3f}{masks}"
+    else:
+        quality = f"accuracy {found['accuracy']:.1%}" if "accuracy" in found else f"loss {found['loss']:.3f}"
     return f"held-out {quality}, FLOPs {found['flops_ratio']:.2f}"
 
 

@@ -39,7 +39,8 @@ def train(
             "--data",
             metavar="DIR",
             detail="With 'train' and 'val' in it, each with one sub-folder per class; or with the classes alone, of "
-            "which a fifth is held out.",
+            "which a fifth is held out. For detectors: images and COCO annotations, such as 'train', 'val', "
+            "'annotations/train.json' and 'annotations/val.json'.",
         ),
     ] = None,
     init: Annotated[
@@ -113,9 +114,16 @@ def _best(result: TrainResult) -> str:
     of_exits = [name for name in measures if name.startswith("exit") and name.endswith(".accuracy")]
     exits = [f"{measures[name]:.2%}" for name in of_exits]
     known = [f"{measures['accuracy']:.2%}"] if "accuracy" in measures else []
+    if "boxes.ap50" in measures:
+        known = [f"{measures[name]:.3f}" for name in ("boxes.ap50", "masks.ap50") if name in measures]
+        return _of_best(result, f" (held-out mAP50 {'/'.join(known)})")
     accuracy = f" (held-out accuracy {'/'.join(exits or known)})" if exits or known else ""
+    return _of_best(result, accuracy)
+
+
+def _of_best(result: TrainResult, quality: str) -> str:
     return (
-        f"The best epoch was {result.best_epoch}{accuracy}: export takes its weights, {result.best_checkpoint}, unless "
+        f"The best epoch was {result.best_epoch}{quality}: export takes its weights, {result.best_checkpoint}, unless "
         "--checkpoint names others."
     )
 
@@ -149,7 +157,7 @@ def _print_evaluation(evaluation: Evaluation, title: str) -> None:
                     mask.kind,
                     f"{mask.rate:.1%}",
                     f"{mask.rate_std:.1%}",
-                    f"{mask.varying:.0%} of {mask.positions}",
+                    "-" if mask.varying is None else f"{mask.varying:.0%} of {mask.positions}",
                     f"{mask.distinct} in {evaluation.images}",
                 )
                 for block in evaluation.blocks
@@ -166,8 +174,14 @@ def _summary(result: TrainResult) -> str:
         parts.append(f"Held-out loss {evaluation.loss:.4f}")
     if evaluation.accuracy is not None:
         parts.append(f"Held-out accuracy {evaluation.accuracy:.2%}")
+    metrics, of_backbone = evaluation.detection, ""
+    if metrics is not None:
+        of_backbone = " of the backbone"
+        for kind, own in (("boxes", metrics.boxes), ("masks", metrics.masks)):
+            if own is not None:
+                parts.append(f"Held-out mAP50 of {kind} {own.ap50 or 0:.3f} (mAP {own.ap or 0:.3f})")
     if sparsity is not None:
-        parts.append(f"FLOPs ratio {evaluation.flops_ratio:.3f} (target {sparsity.target:g})")
+        parts.append(f"FLOPs ratio{of_backbone} {evaluation.flops_ratio:.3f} (target {sparsity.target:g})")
     early = evaluation.early_exit
     if early is not None:
         shares = "/".join(f"{share:.0%}" for share in early.shares)

@@ -29,6 +29,7 @@ from dyndeploy.bundle import (
     MODEL,
     REFERENCE,
     STATIC,
+    BucketInfo,
     Bundle,
     ExitsInfo,
     Manifest,
@@ -45,6 +46,7 @@ from dyndeploy.bundle.device_files import DEVICE_FOLDER, write_device_folder
 from dyndeploy.bundle.reference_names import EXACT, FORCED, MARGIN, exit_logits
 from dyndeploy.data import DIGITS, digits, images_from_folder, load_image, sample_photographs
 from dyndeploy.errors import ExportError, InputError, UsageError, unknown_name
+from dyndeploy.export.detection import check_target, classes_of, detection_info, reference_inputs
 from dyndeploy.export.graph import Built, build
 from dyndeploy.export.reference import Reference, compute_reference
 from dyndeploy.export.staged import build_stages, tensor_info
@@ -183,6 +185,7 @@ def export_model(
     table = _calibration(settings)
     write = _write_stages if isinstance(subject.network, StagedNetwork) else _write_graph
     _require_fitting(subject, settings)
+    buckets = [] if subject.input_size is None else [BucketInfo(subject.input_size)]
     # The output path is claimed first, so that an impossible one costs no export time.
     with files.atomic_directory(output, replace_if=MANIFEST) as folder:
         progress("reading reference inputs")
@@ -219,6 +222,7 @@ def export_model(
             notes=(*content.notes, *_subject_notes(subject), *_weights_notes(settings), *settings.notes),
             exits=content.exits,
             quantization=content.quantization,
+            detection=None if subject.task is None else detection_info(subject, class_names or (), buckets),
         )
         if target.runtime == "tensorrt":
             write_device_folder(folder, manifest)
@@ -297,7 +301,7 @@ def _write_graph(export: _Export) -> _Content:
     describe = getattr(subject.network, "describe", None)
     return _Content(
         mode=_mode(built.masks),
-        classes=next((info.shape[1] for info in outputs if info.name == LOGITS and len(info.shape) == 2), None),
+        classes=_classes(subject, outputs),
         inputs=tuple(tensor_info(value) for value in built.model.graph.input),
         outputs=outputs,
         static_macs=dense_macs(subject.network, subject.examples).total // settings.batch,
@@ -309,6 +313,12 @@ def _write_graph(export: _Export) -> _Content:
         network_spec=(describe(subject.input_size) if callable(describe) and subject.input_size else None) or {},
         quantization=_quantization_info(export, [built.model], [written]),
     )
+
+
+def _classes(subject: Subject, outputs: Sequence[TensorInfo]) -> int | None:
+    if subject.task is not None:
+        return classes_of(subject)
+    return next((info.shape[1] for info in outputs if info.name == LOGITS and len(info.shape) == 2), None)
 
 
 def _write_stages(export: _Export) -> _Content:
@@ -486,6 +496,8 @@ def _network_info(
 def _require_fitting(subject: Subject, settings: ExportSettings) -> None:
     """Refuse what the kind of network cannot be exported with; raises ``UsageError``."""
     network = subject.network
+    if subject.task is not None:
+        check_target(subject.name, load_target(settings.target), settings.precision)
     if not isinstance(network, StagedNetwork):
         if settings.exits is not None or settings.graph != "stages":
             raise UsageError(f"{subject.name} has no early exits: leave --exits and --graph out.")
@@ -556,6 +568,8 @@ def _dense_notes(dense: tuple[str, ...]) -> tuple[str, ...]:
 def _reference_inputs(settings: ExportSettings, subject: Subject) -> tuple[dict[str, torch.Tensor], str]:
     """Whole batches of real inputs, and where they come from."""
     wanted = -(-REFERENCE_SAMPLES // settings.batch) * settings.batch
+    if subject.task is not None and subject.input_size is not None:
+        return reference_inputs(settings.data, subject.task, subject.input_size, settings.batch)
     if subject.input_size is None or subject.preprocessing is None:
         examples = {
             name: value.repeat(wanted // settings.batch, *[1] * (value.ndim - 1))

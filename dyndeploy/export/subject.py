@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from dyndeploy.bundle import INPUT
 from dyndeploy.errors import ExportError, UsageError
+from dyndeploy.export.detection import check_size, inputs_of
 from dyndeploy.nets import NetworkFacts, Preprocessing, preprocessing_at, registered
 from dyndeploy.nets.usable import unusable_state
+from dyndeploy.tasks.detection import DetectionTask
 
 ExampleInputs: TypeAlias = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 """Inputs of a network's forward: one, several in order, or by the names of its parameters."""
@@ -28,6 +30,19 @@ class HasFacts(Protocol):
         """Return what a bundle says of it."""
 
 
+@runtime_checkable
+class Detects(Protocol):
+    """A network that finds objects: it takes images (N, 3, H, W) and their sizes before padding, (N, 2).
+
+    Attributes:
+        task: How images become its inputs, and its outputs detections.
+        config: Its options, among them ``num_classes``, ``detections`` and ``score_threshold``.
+    """
+
+    task: DetectionTask
+    config: Any
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is exported.
@@ -37,9 +52,10 @@ class Subject:
         name: Registered name, or name of its class.
         inputs: Example inputs by name, of the batch that is exported.
         input_size: (H, W) of images; None where the inputs are none.
-        preprocessing: How images become the input; None where the inputs are none.
+        preprocessing: How images become the input; None where the inputs are none, and of detectors.
         facts: What the network says of itself.
         assumed: Whether the preprocessing was nobody's choice.
+        task: Of a detector, else None.
     """
 
     network: nn.Module
@@ -49,6 +65,7 @@ class Subject:
     preprocessing: Preprocessing | None
     facts: NetworkFacts
     assumed: bool = False
+    task: DetectionTask | None = None
 
     @property
     def examples(self) -> list[Tensor]:
@@ -84,6 +101,8 @@ def make_subject(
     facts = network.facts() if isinstance(network, HasFacts) else NetworkFacts()
     name = type(network).__name__ if info is None or not info.builds(network) else info.name
     own_size = getattr(network, "input_size", None if info is None else info.input_size)
+    if isinstance(network, Detects):
+        return _detector(network, name, input_size or own_size, batch, example_inputs, preprocessing, facts)
     if example_inputs is None:
         size = input_size or own_size
         if size is None:
@@ -110,6 +129,29 @@ def make_subject(
     # A copy in single precision: whatever dtype and mode the caller's network is in, it stays so.
     twin = copy.deepcopy(network).cpu().float().eval()
     return Subject(twin, name, inputs, size, preprocessing, facts, assumed)
+
+
+def _detector(
+    network: nn.Module,
+    name: str,
+    size: tuple[int, int] | None,
+    batch: int,
+    example_inputs: ExampleInputs | None,
+    preprocessing: Preprocessing | None,
+    facts: NetworkFacts,
+) -> Subject:
+    """As :func:`make_subject`, of a network that finds objects."""
+    assert isinstance(network, Detects)
+    if example_inputs is not None or preprocessing is not None:
+        raise UsageError(
+            f"{name} is a detector, which says itself how images become its inputs: leave example_inputs and "
+            "preprocessing out, and give input_size."
+        )
+    if size is None:
+        raise UsageError(f"{name} does not say how large its inputs are: give input_size (--input-size HxW).")
+    check_size(name, network.task, size)
+    twin = copy.deepcopy(network).cpu().float().eval()
+    return Subject(twin, name, inputs_of(size, batch), size, None, facts, task=network.task)
 
 
 def _named(network: nn.Module, inputs: ExampleInputs) -> dict[str, Any]:

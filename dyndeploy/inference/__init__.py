@@ -15,9 +15,12 @@ from dyndeploy.inference.running import (
     run_images,
     run_inputs,
 )
+from dyndeploy.inference.session import BundleSession, Detected, open_bundle
 
 __all__ = [
+    "BundleSession",
     "Classification",
+    "Detected",
     "Failure",
     "Item",
     "OpenBundle",
@@ -25,6 +28,7 @@ __all__ = [
     "classified",
     "classify",
     "classify_images",
+    "open_bundle",
     "opened_bundle",
     "read_array",
     "read_arrays",

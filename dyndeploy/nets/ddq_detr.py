@@ -30,6 +30,7 @@ from dyndeploy.nets.ddq_losses import (
     objects_of,
     one_to_one_losses,
 )
+from dyndeploy.nets.detection_losses import Target
 from dyndeploy.nets.detector import Detector, clipped, register_detectors, smallest_convolution_bias
 from dyndeploy.nets.laud import check_positive_int
 from dyndeploy.nets.query_detectors import GROUPS, QueryDetectorConfig
@@ -578,16 +579,8 @@ class DdqDetr(Detector):
         self.head = DdqHead(config)
         self.train()
 
-    def losses(
-        self, pyramid: Sequence[Tensor], image_size: Tensor, targets: Sequence[Mapping[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        """Return the losses of a batch, to be summed.
-
-        Args:
-            pyramid: See :meth:`~dyndeploy.nets.detector.Detector.features`.
-            image_size: See :meth:`~dyndeploy.nets.detector.Detector.forward`.
-            targets: What is in each image: ``boxes`` (n, 4), x1, y1, x2, y2 in pixels of the input, and ``labels``.
-        """
+    def losses(self, pyramid: Sequence[Tensor], image_size: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """See :meth:`~dyndeploy.nets.detector.Detector.losses`; noise comes from the same generator."""
         return self.head.losses(pyramid, self.strides, image_size, objects_of(targets, image_size))
 
     def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:

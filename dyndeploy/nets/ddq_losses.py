@@ -7,7 +7,7 @@ objects, and a dense branch whose queries are assigned to objects several at a t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dyndeploy.nets.box_geometry import centred, corners, generalized_iou, intersection_over_union, inverse_sigmoid
+from dyndeploy.nets.detection_losses import Target
 
 FOCAL_WEIGHT, L1_WEIGHT, GIOU_WEIGHT = 1.0, 5.0, 2.0
 """Of the losses."""
@@ -49,7 +50,7 @@ class Objects(NamedTuple):
     labels: Tensor
 
 
-def objects_of(targets: Sequence[Mapping[str, Tensor]], image_size: Tensor) -> list[Objects]:
+def objects_of(targets: Sequence[Target], image_size: Tensor) -> list[Objects]:
     """Return targets, whose boxes (n, 4) are x1, y1, x2, y2 in pixels, for images of (height, width), (N, 2)."""
     found = []
     for target, (height, width) in zip(targets, image_size, strict=True):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dyndeploy.blocks.boxes import EMPTY, keep_boxes, torchvision
 from dyndeploy.errors import UsageError
 from dyndeploy.nets import laud_regnet, laud_resnet  # noqa: F401  # register the backbones
+from dyndeploy.nets.detection_losses import Target
 from dyndeploy.nets.detector_checkpoints import DetectorRules
 from dyndeploy.nets.laud import LaudConfig, LaudNetwork, check_positive_int
 from dyndeploy.nets.registry import Preprocessing, create_model, model_info, register_model
@@ -47,6 +48,7 @@ class DetectorConfig(LaudConfig):
         pyramid_channels: Channels of the neck's maps, and of what reads them.
         detections: Most detections of an image.
         frozen_stages: The stem and so many stages are not trained, and their gates do not sample.
+        width_mult: Multiplies all widths of the backbone, of families that can be widened.
     """
 
     num_classes: int = 80
@@ -54,6 +56,7 @@ class DetectorConfig(LaudConfig):
     pyramid_channels: int = 256
     detections: int = 100
     frozen_stages: int = 1
+    width_mult: float = 1.0
 
     def __post_init__(self) -> None:
         """Check every value that can be checked without the architecture; raises ``UsageError`` naming the option."""
@@ -123,6 +126,24 @@ class DetectorOutput(NamedTuple):
         """Return what a deployed network gives."""
         found = {"boxes": self.boxes, "scores": self.scores, "labels": self.labels, "count": self.counts}
         return found if self.instance_masks is None else {**found, "masks": self.instance_masks}
+
+
+class DetectorLosses(NamedTuple):
+    """Result of one pass in training.
+
+    Attributes:
+        losses: 0-d tensors by name, to be summed; see :mod:`dyndeploy.nets.detection_losses`.
+        masks: As of :class:`DetectorOutput`, like the following ones.
+        flops: See there.
+        flops_ratio: See there.
+        densities: See there.
+    """
+
+    losses: dict[str, Tensor]
+    masks: Any
+    flops: Tensor
+    flops_ratio: Tensor
+    densities: Any
 
 
 class LastLevels(nn.Module):
@@ -217,7 +238,7 @@ class Detector(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.config = name, config
-        network = create_model(backbone, **_backbone_options(config))
+        network = create_model(backbone, **_backbone_options(config, backbone))
         assert isinstance(network, LaudNetwork)
         del network.fc, network.avgpool
         self.backbone = network
@@ -268,29 +289,73 @@ class Detector(nn.Module):
         found = self.backbone.features(images)
         return self.neck(found.maps[self._first :]), found
 
-    def forward(self, images: Tensor, image_size: Tensor) -> DetectorOutput:
-        """Detect, in evaluation.
+    def forward(self, images: Tensor, image_size: Tensor, targets: Sequence[Target] | None = None) -> Any:
+        """Detect; or, where it is said what there is to be found, compute the losses.
 
         Args:
             images: Normalised, padded at the right and at the bottom with 0: (N, 3, H, W).
             image_size: Height and width of each image before padding, in pixels: (N, 2), float32.
+            targets: What is in each image, for training.
+
+        Returns:
+            A :class:`DetectorOutput`, or what takes its place in a kind of detectors; for training
+            :class:`DetectorLosses`.
         """
         pyramid, found = self.features(images)
+        account = self.account(found)
+        if targets is not None:
+            return DetectorLosses(self.losses(pyramid, image_size, targets), *account)
+        return self.output(pyramid, image_size, account)
+
+    def output(self, pyramid: Sequence[Tensor], image_size: Tensor, account: tuple[Any, Tensor, Tensor, Any]) -> Any:
+        """Return the result of a pass; see :meth:`features`, :meth:`forward` and :meth:`account` for the arguments."""
         each = [
             self.detected([level[index : index + 1] for level in pyramid], image_size[index])
-            for index in range(len(images))
+            for index in range(len(image_size))
         ]
         boxes, scores, labels, counts, *masks = (torch.stack(values) for values in zip(*each, strict=True))
-        return DetectorOutput(boxes, scores, labels, counts, *self.account(found), masks[0] if masks else None)
+        return DetectorOutput(boxes, scores, labels, counts, *account, masks[0] if masks else None)
 
     def account(self, found: Features) -> tuple[Any, Tensor, Tensor, Any]:
         """Return masks, MACs, ratios and densities of a pass, as :class:`DetectorOutput` has them."""
+        records = tuple(record._replace(name=f"{BACKBONE}.{record.name}") for record in found.masks)
         # Of a captured graph there is no account.
-        return found.masks, found.flops if found.masks else found.macs, found.flops_ratio, found.densities
+        return records, found.flops if records else found.macs, found.flops_ratio, found.densities
 
     def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:
         """Return boxes, scores, labels, count, and masks where there are some, of one image (height, width)."""
         raise NotImplementedError
+
+    def losses(self, pyramid: Sequence[Tensor], image_size: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Return the losses of a batch, to be summed.
+
+        Boxes are drawn at random from torch's global generator, where they are drawn.
+
+        Args:
+            pyramid: See :meth:`features`.
+            image_size: See :meth:`forward`.
+            targets: What is in each image.
+        """
+        raise NotImplementedError
+
+    def inside(self, sizes: Sequence[tuple[int, int]], image_size: Tensor, anchors: int) -> list[Tensor]:
+        """Return which anchors of all levels lie where each image would have maps, were it alone: (anchors,) each.
+
+        Args:
+            sizes: (h, w) of the levels' maps.
+            image_size: See :meth:`forward`.
+            anchors: Per cell.
+        """
+        found = []
+        for height, width in image_size.tolist():
+            padded = self.task.padded(int(height), int(width))
+            parts = []
+            for (rows, columns), stride in zip(sizes, self.strides, strict=True):
+                cells = torch.zeros(rows, columns, anchors, dtype=torch.bool, device=image_size.device)
+                cells[: -(-padded[0] // stride), : -(-padded[1] // stride)] = True
+                parts.append(cells.flatten())
+            found.append(torch.cat(parts))
+        return found
 
     @torch.no_grad()
     def detect(self, images: Sequence[Any], size: tuple[int, int] | None = None) -> list[Detections]:
@@ -369,6 +434,12 @@ class Level(NamedTuple):
         x, y = cell % self.width * self.stride, cell // self.width * self.stride
         return self.base[anchor] + torch.stack([x, y, x, y], 1).to(self.base)
 
+    def all(self, height: int) -> Tensor:
+        """Return the anchors of a map so high, (height * width * A, 4): the anchor's number runs fastest."""
+        count, cells = len(self.base), torch.arange(height * self.width, device=self.base.device)
+        numbers = torch.arange(count, device=self.base.device)
+        return self.at(numbers.repeat(len(cells)), cells.repeat_interleave(count))
+
 
 def base_anchors(stride: int, scales: Sequence[float]) -> Tensor:
     """Return the anchors (ratios * scales, 4) of the cell at the origin: the scale runs fastest; not rounded.
@@ -397,53 +468,98 @@ def clipped(boxes: Tensor, image_size: Tensor) -> Tensor:
 
 
 class Best(NamedTuple):
-    """The best entries of a dense head's map (1, channels, h, w), (k,) each.
+    """The best entries of a dense head's maps, one level after the other, (k,) each.
 
     Attributes:
-        values: As the map has them.
+        values: As the maps have them.
         channels: Of each entry.
         cells: Of each entry, counted row by row.
+        counts: How many there are of each level.
     """
 
     values: Tensor
     channels: Tensor
     cells: Tensor
+    counts: tuple[int, ...]
 
 
-def best_of_map(raw: Tensor, limit: int) -> Best:
-    """Return the entries of a dense head's map with the highest values, in mmdetection's order: cell by cell.
+def of_each(values: Sequence[int], counts: Sequence[int], like: Tensor) -> Tensor:
+    """Return a number for every entry (k,) of several levels, one for each level, as whole numbers."""
+    entries = [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
+    return torch.tensor(entries, device=like.device)
+
+
+def _cells(raw: Sequence[Tensor]) -> list[int]:
+    return [level.shape[2] * level.shape[3] for level in raw]
+
+
+def best_of_maps(raw: Sequence[Tensor], limit: int) -> Best:
+    """Return the entries with the highest values of each map (1, channels, h, w), in mmdetection's order: by cells.
 
     Non-maximum suppression takes the first of equal scores, so the order decides.
     """
-    channels, cells = raw.shape[1], raw.shape[2] * raw.shape[3]
-    values, index = raw.flatten().topk(min(limit, raw.numel()))
-    channel, cell = index // cells, index % cells
-    order = torch.sort(cell * channels + channel).indices
-    return Best(values[order], channel[order], cell[order])
+    found = [level.flatten().topk(min(limit, level.numel())) for level in raw]
+    counts = tuple(len(values) for values, _ in found)
+    values, index = (torch.cat(parts) for parts in zip(*found, strict=True))
+    channels, cells = raw[0].shape[1], _cells(raw)
+    own = of_each(cells, counts, index)
+    channel = index // own
+    cell = index - channel * own
+    before = of_each([sum(cells[:level]) for level in range(len(cells))], counts, index)
+    # Of each level as many as before, so that what holds for a level holds for the same places.
+    order = torch.sort((before + cell) * channels + channel).indices
+    return Best(values.index_select(0, order), channel.index_select(0, order), cell.index_select(0, order), counts)
 
 
-def best_scores(raw: Tensor, limit: int) -> Best:
-    """Return the highest sigmoids of a dense head's map; of equal ones those that come first, cell by cell.
+def best_scores(raw: Sequence[Tensor], limit: int) -> Best:
+    """Return the highest sigmoids of each map (1, channels, h, w); of equal ones those that come first, by cells.
 
     Sigmoids of large logits are equal, and mmdetection chooses by sigmoids.
     """
-    channels = raw.shape[1]
-    scores = raw[0].permute(1, 2, 0).flatten().sigmoid()
-    limit = min(limit, raw.numel())
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
-        # ONNX's TopK takes the first of equal values; torch.topk promises nothing, and a sort has no limit.
-        values, index = scores.topk(limit)
-    else:
-        values, index = (found[:limit] for found in torch.sort(scores, descending=True, stable=True))
-    return Best(values, index % channels, index // channels)
+    channels, found = raw[0].shape[1], []
+    for level in raw:
+        scores, count = level[0].permute(1, 2, 0).flatten().sigmoid(), min(limit, level.numel())
+        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+            # ONNX's TopK takes the first of equal values; torch.topk promises nothing, and a sort has no limit.
+            values, index = scores.topk(count)
+        else:
+            values, index = (part[:count] for part in torch.sort(scores, descending=True, stable=True))
+        found.append((values, index))
+    values, index = (torch.cat(parts) for parts in zip(*found, strict=True))
+    cell = index // channels
+    return Best(values, index - cell * channels, cell, tuple(len(values) for values, _ in found))
 
 
-def read_cells(raw: Tensor, channel: Tensor, cell: Tensor, count: int = 4) -> Tensor:
-    """Return ``count`` successive channels from each channel (k,) of a map (1, channels, h, w), at cells (k,)."""
-    cells = raw.shape[2] * raw.shape[3]
-    first = channel * cells + cell
-    steps = torch.arange(count, device=raw.device) * cells
-    return raw.flatten()[first[:, None] + steps]
+def read_cells(raw: Sequence[Tensor], counts: Sequence[int], channel: Tensor, cell: Tensor, width: int = 4) -> Tensor:
+    """Read several successive channels of each map (1, channels, h, w) at some cells.
+
+    Args:
+        raw: The maps.
+        counts: How many entries there are of each.
+        channel: First channel of each entry, (k,).
+        cell: Of each entry, (k,).
+        width: How many channels to read.
+
+    Returns:
+        (k, width).
+    """
+    cells, sizes = of_each(_cells(raw), counts, cell), [level.numel() for level in raw]
+    before = of_each([sum(sizes[:level]) for level in range(len(sizes))], counts, cell)
+    steps = torch.arange(width, device=cell.device)
+    place = (before + channel * cells + cell)[:, None] + cells[:, None] * steps
+    return torch.cat([level.flatten() for level in raw]).index_select(0, place.flatten()).view(-1, width)
+
+
+def placed(levels: Sequence[Level], counts: Sequence[int], anchor: Tensor, cell: Tensor) -> Tensor:
+    """Return the boxes (k, 4) of anchors by their number and their cell, (k,) each, so many of each level."""
+    base = torch.cat([level.base for level in levels])
+    width = of_each([level.width for level in levels], counts, cell)
+    stride = of_each([level.stride for level in levels], counts, cell)
+    number = anchor + of_each([index * len(level.base) for index, level in enumerate(levels)], counts, cell)
+    row = cell // width
+    column = cell - row * width
+    corner = torch.stack([column, row, column, row], 1) * stride[:, None]
+    return base.index_select(0, number) + corner.to(base)
 
 
 def final(
@@ -479,8 +595,10 @@ def smallest_convolution_bias(prior: float = 0.01) -> float:
     return -math.log((1 - prior) / prior)
 
 
-def _backbone_options(config: DetectorConfig) -> dict[str, Any]:
+def _backbone_options(config: DetectorConfig, backbone: str) -> dict[str, Any]:
     names = [field.name for field in fields(LaudConfig) if field.name != "num_classes"]
+    # Families of one width do not know the option.
+    names += [_WIDTH] if config.width_mult != 1 or _WIDTH in model_info(backbone).defaults else []
     return {name: getattr(config, name) for name in names}
 
 
@@ -504,6 +622,8 @@ def _stride(network: LaudNetwork, stage: int) -> int:
             height, _ = block.output_size(height, height)
     return side // height
 
+
+_WIDTH = "width_mult"
 
 Build = Callable[[str, str, Any], Detector]
 """Registered name, backbone and options -> detector."""
@@ -542,7 +662,8 @@ def register_detectors(
         info = model_info(variant.backbone)
         for dynamic in (True, False):
             name = f"{'laud_' if dynamic else ''}{kind}_{variant.suffix}"
-            defaults = {**variant.defaults, **({} if dynamic else {"mode": "static"})}
+            further = small if variant.suffix == "small" else {}
+            defaults = {**variant.defaults, **further, **({} if dynamic else {"mode": "static"})}
 
             def entry(options: DetectorConfig, name: str = name, backbone: str = variant.backbone) -> Detector:
                 return build(name, backbone, options)
@@ -576,5 +697,5 @@ def _variants(small: Mapping[str, Any]) -> Iterator[_Variant]:
     yield _Variant(
         "resnet50_512", "laud_resnet50", "ResNet-50", "images up to 512x512", (512, 512), {"size": (512, 512)}
     )
-    options = {"size": (128, 128), "num_classes": 10, **small}
+    options = {"size": (128, 128), "num_classes": 10, "width_mult": 0.67, **small}
     yield _Variant("small", "laud_resnet26_small", "ResNet-26", "images up to 128x128", (128, 128), options)

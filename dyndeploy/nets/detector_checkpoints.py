@@ -99,6 +99,9 @@ _BRANCH = re.compile(r"head\.(aux_)?branches\.cls\.\d+$")
 _ONE_MORE = ("roi_heads.box_predictor.cls_score.", "head.class_predictor.")
 """Classifiers with an output for the background, or for no object."""
 
+_CLASSIFIERS = ("fc.", "head.fc.")
+"""Of a classifier whose backbone a detector starts with."""
+
 _BACKGROUND_FIRST = "roi_heads.box_predictor.cls_score."
 _DELTAS = "roi_heads.box_predictor.bbox_pred."
 _MASKS = "roi_heads.mask_predictor.mask_fcn_logits."
@@ -172,7 +175,9 @@ class DetectorRules(CheckpointRules):
 
     def may_ignore(self, key: str) -> bool:
         """What the backbone's rules ignore, its classifier among it."""
-        return key.startswith((BACKBONE, "fc.", "head.fc.")) and self._backbone.may_ignore(key.removeprefix(BACKBONE))
+        if key.removeprefix(BACKBONE).startswith(_CLASSIFIERS):
+            return True
+        return key.startswith(BACKBONE) and self._backbone.may_ignore(key.removeprefix(BACKBONE))
 
     def another_architecture(self, weights: Mapping[str, Tensor]) -> str | None:
         """Say which kind of detector the file is of, else how its backbone differs."""

@@ -7,12 +7,26 @@ cell of P2 to P6, RoIAlign with half-pixel coordinates, the background as last c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dyndeploy.blocks.boxes import EMPTY, keep_boxes, pyramid_roi_align
+from dyndeploy.nets.detection_losses import (
+    PROPOSALS,
+    REGION,
+    REGIONS,
+    TRAINING_CANDIDATES,
+    Overlap,
+    Regions,
+    Target,
+    dense,
+    proposal_losses,
+    region_losses,
+    sampled_regions,
+)
 from dyndeploy.nets.detector import (
     CANDIDATES,
     RATIOS,
@@ -26,9 +40,12 @@ from dyndeploy.nets.detector import (
     clipped,
     decoded,
     final,
+    of_each,
+    placed,
     read_cells,
     register_detectors,
 )
+from dyndeploy.nets.laud import check_positive_int
 
 SCALE = 8.0
 """Side of a square anchor, in strides."""
@@ -51,6 +68,29 @@ DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
 _NO_SCORE = -1.0
 
 
+@dataclass(frozen=True)
+class RegionConfig(AnchorDetectorConfig):
+    """The options of a detector that looks at regions: those of every detector, and its own.
+
+    Attributes:
+        proposals: Most regions of an image that are looked at.
+        hidden: Width of the box head.
+    """
+
+    proposals: int = CANDIDATES
+    hidden: int = HIDDEN
+
+    def __post_init__(self) -> None:
+        """Check every value; raises ``UsageError`` naming the option."""
+        super().__post_init__()
+        for name in ("proposals", "hidden"):
+            check_positive_int(name, getattr(self, name))
+
+
+SMALL = {**SMALL_HEADS, "proposals": 100, "hidden": 256}
+"""Of the small variants."""
+
+
 class Proposals(NamedTuple):
     """What the region proposal network gives for one image, with a fixed number of places.
 
@@ -70,14 +110,17 @@ class RegionHeads(nn.Module):
         config: Options of the detector.
     """
 
-    def __init__(self, config: AnchorDetectorConfig) -> None:
+    def __init__(self, config: RegionConfig) -> None:
         super().__init__()
         from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
-        self.box_head = TwoMLPHead(config.pyramid_channels * BOX_SIZE**2, HIDDEN)
-        self.box_predictor = FastRCNNPredictor(HIDDEN, config.num_classes + 1)
+        self.box_head = TwoMLPHead(config.pyramid_channels * BOX_SIZE**2, config.hidden)
+        self.box_predictor = FastRCNNPredictor(config.hidden, config.num_classes + 1)
         # No deltas for the background.
-        self.box_predictor.bbox_pred = nn.Linear(HIDDEN, 4 * config.num_classes)
+        self.box_predictor.bbox_pred = nn.Linear(config.hidden, 4 * config.num_classes)
+        for layer, spread in ((self.box_predictor.cls_score, 0.01), (self.box_predictor.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=spread)
+            nn.init.zeros_(layer.bias)
 
 
 class FasterRCNN(AnchorDetector):
@@ -91,9 +134,17 @@ class FasterRCNN(AnchorDetector):
     Attributes:
         rpn: torchvision's head of the region proposal network.
         roi_heads: What looks at the proposals.
+        proposal_samples: Anchors of an image that training takes.
+        region_samples: Regions of an image that training takes.
     """
 
-    def __init__(self, name: str, backbone: str, config: AnchorDetectorConfig) -> None:
+    region_rule: ClassVar[Overlap] = REGION
+    proposal_samples = PROPOSALS.boxes
+    region_samples = REGIONS.boxes
+
+    config: RegionConfig
+
+    def __init__(self, name: str, backbone: str, config: RegionConfig) -> None:
         super().__init__(name, backbone, config, first_stage=0, convolutions=False)
         from torchvision.models.detection.rpn import RPNHead
 
@@ -118,21 +169,20 @@ class FasterRCNN(AnchorDetector):
             image_size: (height, width) of the image before padding.
             candidates: Boxes of a level that go on to non-maximum suppression.
         """
-        found = []
-        for index, (logits, deltas) in enumerate(raw):
-            scores, anchor, cell = best_scores(logits, candidates)
-            anchors = self.level(index, logits.shape[3]).at(anchor, cell)
-            boxes = decoded(self.anchor_coder, read_cells(deltas, 4 * anchor, cell), anchors, image_size)
-            there = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-            found.append((boxes, torch.where(there, scores, _NO_SCORE), torch.full_like(anchor, index)))
-        boxes, scores, levels = (torch.cat(values) for values in zip(*found, strict=True))
+        logits, deltas = zip(*raw, strict=True)
+        scores, anchor, cell, counts = best_scores(logits, candidates)
+        own = [self.level(index, level.shape[3]) for index, level in enumerate(logits)]
+        anchors = placed(own, counts, anchor, cell)
+        boxes = decoded(self.anchor_coder, read_cells(deltas, counts, 4 * anchor, cell), anchors, image_size)
+        scores = torch.where((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]), scores, _NO_SCORE)
+        levels = of_each(range(len(logits)), counts, cell)
         kept = keep_boxes(
             boxes,
             scores,
             levels,
             iou_threshold=PROPOSAL_IOU,
             score_threshold=_NO_SCORE,
-            limit=min(CANDIDATES, len(boxes)),
+            limit=min(self.config.proposals, len(boxes)),
         )
         there = kept != EMPTY
         return Proposals(torch.where(there[:, None], boxes[kept.clamp(min=0)], 0.0), there)
@@ -167,5 +217,45 @@ class FasterRCNN(AnchorDetector):
         """See :meth:`~dyndeploy.nets.detector.Detector.detected`."""
         return self.boxes(pyramid, image_size)
 
+    def losses(self, pyramid: Sequence[Tensor], image_size: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """See :meth:`Detector.losses`."""
+        wide = torch.promote_types(pyramid[0].dtype, torch.float32)
+        raw = [(logits.to(wide), deltas.to(wide)) for logits, deltas in self.raw(pyramid)]
+        sizes = [(logits.shape[2], logits.shape[3]) for logits, _ in raw]
+        anchors = torch.cat([self.level(index, width).all(height) for index, (height, width) in enumerate(sizes)])
+        losses = proposal_losses(
+            torch.cat([dense(logits, 1) for logits, _ in raw], 1),
+            torch.cat([dense(deltas, 4) for _, deltas in raw], 1),
+            anchors.to(wide),
+            self.inside(sizes, image_size, len(RATIOS)),
+            targets,
+            self.anchor_coder,
+            PROPOSALS._replace(boxes=self.proposal_samples),
+        )
+        regions = self.regions(raw, image_size, targets)
+        maps = [[level[index : index + 1].to(wide) for level in pyramid] for index in range(len(targets))]
+        read = [self.read(own, found.boxes, BOX_SIZE) for own, found in zip(maps, regions, strict=True)]
+        logits, deltas = (value.to(wide) for value in self.classify(torch.cat(read)))
+        losses |= region_losses(logits, deltas, regions, targets, self.box_coder)
+        return losses | self.further_losses(maps, regions, targets)
 
-register_detectors("faster_rcnn", "Faster R-CNN", FasterRCNN, AnchorDetectorConfig, small=SMALL_HEADS)
+    @torch.no_grad()
+    def regions(
+        self, raw: Sequence[tuple[Tensor, Tensor]], image_size: Tensor, targets: Sequence[Target]
+    ) -> list[Regions]:
+        """Return the regions of each image that its heads are trained on; ``raw`` is what :meth:`raw` gives."""
+        found, sampling = [], REGIONS._replace(boxes=self.region_samples)
+        for index, target in enumerate(targets):
+            own = [(logits[index : index + 1], deltas[index : index + 1]) for logits, deltas in raw]
+            proposals = self.propose(own, image_size[index], TRAINING_CANDIDATES)
+            found.append(sampled_regions(proposals.boxes[proposals.there], target, self.region_rule, sampling))
+        return found
+
+    def further_losses(
+        self, maps: Sequence[Sequence[Tensor]], regions: Sequence[Regions], targets: Sequence[Target]
+    ) -> dict[str, Tensor]:
+        """Return the losses of heads that a detector has beside these; ``maps`` is each image's pyramid."""
+        return {}
+
+
+register_detectors("faster_rcnn", "Faster R-CNN", FasterRCNN, RegionConfig, small=SMALL)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dyndeploy.blocks.deformable import DeformableAttention, Size
 from dyndeploy.errors import UsageError
+from dyndeploy.nets.detection_losses import Target
 from dyndeploy.nets.detector import Detector, register_detectors
 from dyndeploy.nets.laud import check_positive_int
 from dyndeploy.nets.query_detectors import QueryDetectorConfig
@@ -223,9 +224,7 @@ class Mask2Former(Detector):
         self.head = MaskHead(config)
         self.train()
 
-    def losses(
-        self, pyramid: Sequence[Tensor], image_size: Tensor, targets: Sequence[Mapping[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def losses(self, pyramid: Sequence[Tensor], image_size: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Return the losses of a batch, to be summed: of every layer those of transformers, which are the paper's.
 
         Points at which masks are compared are drawn from torch's global generator.
@@ -243,26 +242,22 @@ class Mask2Former(Detector):
         ]
         labels = [target["labels"] for target in targets]
         criterion = self._criterion.to(pyramid[-1].device)
-        found = {}
+        found: dict[str, Tensor] = {}
         for number, (classes, queries) in enumerate(self.head(pyramid)):
             losses = criterion(queries, classes, masks, labels)
-            found.update({f"layer{number}.{name}": _WEIGHTS[name] * value for name, value in losses.items()})
-        return {
-            name.replace("loss_cross_entropy", "classification").replace("loss_", ""): found[name] for name in found
-        }
+            found.update({f"layer{number}.{name}": weight * losses[theirs] for name, theirs, weight in _LOSSES})
+        return found
 
     @functools.cached_property
     def _criterion(self) -> Any:
         return transformers_mask2former().Mask2FormerLoss(_package_config(self.config), {})
 
-    def forward(self, images: Tensor, image_size: Tensor) -> MaskQueryOutput:  # type: ignore[override]
-        """Find classes and masks, in evaluation; see :meth:`~dyndeploy.nets.detector.Detector.forward`.
-
-        The padding counts as image here, as in mmdetection.
-        """
-        pyramid, found = self.features(images)
+    def output(
+        self, pyramid: Sequence[Tensor], image_size: Tensor, account: tuple[Any, Tensor, Tensor, Any]
+    ) -> MaskQueryOutput:
+        """See :meth:`~dyndeploy.nets.detector.Detector.output`; the padding counts as image, as in mmdetection."""
         classes, masks = self.head(pyramid)[-1]
-        return MaskQueryOutput(classes, masks, *self.account(found))
+        return MaskQueryOutput(classes, masks, *account)
 
 
 register_detectors(

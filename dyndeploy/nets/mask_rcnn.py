@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dyndeploy.nets.detector import SMALL_HEADS, AnchorDetectorConfig, register_detectors
-from dyndeploy.nets.faster_rcnn import FasterRCNN
+from dyndeploy.nets.detection_losses import REGION_WITH_MASK, Overlap, Regions, Target, mask_losses
+from dyndeploy.nets.detector import register_detectors
+from dyndeploy.nets.faster_rcnn import SMALL, FasterRCNN, RegionConfig
 
 MASK_SIZE = 14
 """Side in cells of what the mask head reads; masks have twice that."""
@@ -29,8 +30,9 @@ class MaskRCNN(FasterRCNN):
     """
 
     task_options: ClassVar[Mapping[str, Any]] = MappingProxyType({"masks": True})
+    region_rule: ClassVar[Overlap] = REGION_WITH_MASK
 
-    def __init__(self, name: str, backbone: str, config: AnchorDetectorConfig) -> None:
+    def __init__(self, name: str, backbone: str, config: RegionConfig) -> None:
         super().__init__(name, backbone, config)
         from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
@@ -52,5 +54,17 @@ class MaskRCNN(FasterRCNN):
         own = logits[torch.arange(len(labels), device=labels.device), labels]
         return boxes, scores, labels, count, own.sigmoid()
 
+    def further_losses(
+        self, maps: Sequence[Sequence[Tensor]], regions: Sequence[Regions], targets: Sequence[Target]
+    ) -> dict[str, Tensor]:
+        """Return the loss of the masks."""
+        read = [
+            self.read(own, found.boxes[: len(found.owners)], MASK_SIZE)
+            for own, found in zip(maps, regions, strict=True)
+        ]
+        logits = self.mask_logits(torch.cat(read))
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return mask_losses(logits.to(wide), regions, targets)
 
-register_detectors("mask_rcnn", "Mask R-CNN", MaskRCNN, AnchorDetectorConfig, small=SMALL_HEADS)
+
+register_detectors("mask_rcnn", "Mask R-CNN", MaskRCNN, RegionConfig, small=SMALL)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dyndeploy.nets.detection_losses import Target, dense, focal_losses
 from dyndeploy.nets.detector import (
     CANDIDATES,
     RATIOS,
@@ -19,10 +20,11 @@ from dyndeploy.nets.detector import (
     AnchorDetectorConfig,
     Level,
     base_anchors,
-    best_of_map,
+    best_of_maps,
     box_coder,
     decoded,
     final,
+    placed,
     read_cells,
     register_detectors,
 )
@@ -69,16 +71,26 @@ class RetinaNet(AnchorDetector):
         return Level(getattr(self, f"anchors{index}"), self.strides[index], width)
 
     def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`~dyndeploy.nets.detector.Detector.detected`."""
-        found = []
-        for index, (logits, deltas) in enumerate(self.raw(pyramid)):
-            value, channel, cell = best_of_map(logits, CANDIDATES)
-            anchor, label = channel // self.config.num_classes, channel % self.config.num_classes
-            anchors = self.level(index, logits.shape[3]).at(anchor, cell)
-            boxes = decoded(self._coder, read_cells(deltas, 4 * anchor, cell), anchors, image_size)
-            found.append((boxes, value.sigmoid(), label))
-        boxes, scores, labels = (torch.cat(values) for values in zip(*found, strict=True))
-        return final(boxes, scores, labels, self.config)
+        """See :meth:`Detector.detected`."""
+        logits, deltas = zip(*self.raw(pyramid), strict=True)
+        best = best_of_maps(logits, CANDIDATES)
+        anchor = best.channels // self.config.num_classes
+        labels = best.channels - anchor * self.config.num_classes
+        levels = [self.level(index, level.shape[3]) for index, level in enumerate(logits)]
+        anchors = placed(levels, best.counts, anchor, best.cells)
+        read = read_cells(deltas, best.counts, 4 * anchor, best.cells)
+        boxes = decoded(self._coder, read, anchors, image_size)
+        return final(boxes, best.values.sigmoid(), labels, self.config)
+
+    def losses(self, pyramid: Sequence[Tensor], image_size: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """See :meth:`Detector.losses`."""
+        raw = self.raw(pyramid)
+        sizes = [(logits.shape[2], logits.shape[3]) for logits, _ in raw]
+        logits = torch.cat([dense(logits, self.config.num_classes) for logits, _ in raw], 1)
+        deltas = torch.cat([dense(deltas, 4) for _, deltas in raw], 1)
+        anchors = torch.cat([self.level(index, width).all(height) for index, (height, width) in enumerate(sizes)])
+        inside = self.inside(sizes, image_size, len(RATIOS) * len(SCALES))
+        return focal_losses(logits, deltas, anchors.to(deltas), inside, targets, self._coder)
 
 
 register_detectors("retinanet", "RetinaNet", RetinaNet, AnchorDetectorConfig, small=SMALL_HEADS)

@@ -35,6 +35,7 @@ class TrainedNetwork:
         input_size: (height, width) that it was trained at.
         preprocessing: How images became its input.
         class_names: Names of its classes in the order of its logits; empty where they are not known.
+        category_ids: COCO's category of each class of a detector; empty where they are not known.
     """
 
     name: str | None = None
@@ -43,6 +44,7 @@ class TrainedNetwork:
     input_size: tuple[int, int] | None = None
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] = ()
+    category_ids: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return what :func:`~dyndeploy.nets.save_checkpoint` keeps under :data:`TRAINED`."""
@@ -61,6 +63,7 @@ class TrainedNetwork:
                 "interpolation": preprocessing.interpolation,
             },
             "class_names": list(self.class_names),
+            **({"category_ids": list(self.category_ids)} if self.category_ids else {}),
         }
 
     def preprocessing_at(self, input_size: tuple[int, int] | None) -> Preprocessing | None:
@@ -117,6 +120,10 @@ def read_trained(path: str | os.PathLike[str]) -> TrainedNetwork:
         input_size=fields.get("input_size").optional(_size),
         preprocessing=fields.get("preprocessing").optional(_preprocessing),
         class_names=fields.get("class_names").optional(lambda names: names.sequence(Field.text)) or (),
+        category_ids=fields.get("category_ids").optional(
+            lambda numbers: numbers.sequence(lambda number: number.count(0))
+        )
+        or (),
     )
 
 

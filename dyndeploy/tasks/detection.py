@@ -6,6 +6,7 @@ of masks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -198,6 +199,38 @@ class DetectionTask:
     def padded(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) of the input that holds a resized image: the next multiples of the divisor."""
         return -(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor
+
+    def bucket(
+        self,
+        height: int,
+        width: int,
+        buckets: Sequence[tuple[int, int]],
+        size: tuple[int, int] | None = None,
+    ) -> tuple[tuple[int, int], bool]:
+        """Choose the input for an image among those that there are.
+
+        Args:
+            height: Of the image, in pixels.
+            width: Of the image, in pixels.
+            buckets: (height, width) of the inputs, at least one.
+            size: (long, short) instead of the task's.
+
+        Returns:
+            The smallest input that holds the resized image, and True; where none does, the one in which most of the
+            image's pixels are left, and False.
+
+        Raises:
+            UsageError: A size below 1.
+        """
+        inside = self.resized(height, width, size)
+        holds = [bucket for bucket in buckets if inside[0] <= bucket[0] and inside[1] <= bucket[1]]
+        if holds:
+            return min(holds, key=math.prod), True
+
+        def left(bucket: tuple[int, int]) -> tuple[int, int]:
+            return -math.prod(self.resized(height, width, size, bucket)), math.prod(bucket)
+
+        return min(buckets, key=left), False
 
     def prepare(
         self,

@@ -9,7 +9,7 @@ import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,9 +25,23 @@ from dyndeploy.data import (
     digits,
 )
 from dyndeploy.errors import DyndeployError, InputError, UsageError
-from dyndeploy.training.augmentation import TimmPolicy
+from dyndeploy.nets.factories import build_network
+from dyndeploy.tasks.detection import DetectionTask
+from dyndeploy.tasks.scenes import SPLITS
+from dyndeploy.training.augmentation import Mix, TimmPolicy, apply_mix
 from dyndeploy.training.processes import Part, Processes
 from dyndeploy.training.recipe import Recipe
+from dyndeploy.training.scenes import (
+    DIGIT_SIZE,
+    SCENES,
+    Collate,
+    SceneBatch,
+    SceneDigits,
+    Scenes,
+    annotated_images,
+    batch_of,
+    image_files,
+)
 
 HELD_OUT = 0.2
 """Fraction of the images that is not trained on where a folder does not say which."""
@@ -53,13 +67,60 @@ class Dataset(Protocol):
         """Return an input and its class index."""
 
 
-def datasets(recipe: Recipe) -> tuple[Dataset, Dataset]:
+class ImageBatch(NamedTuple):
+    """Images of a batch with their classes.
+
+    Attributes:
+        inputs: (N, 3, h, w).
+        labels: Class indices (N,), or probabilities (N, classes).
+    """
+
+    inputs: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> ImageBatch:
+        """Return the batch on a device, with inputs of a dtype."""
+        inputs = self.inputs.to(device, dtype, non_blocking=True, memory_format=torch.channels_last)
+        return ImageBatch(inputs, self.labels.to(device, non_blocking=True))
+
+    def mixed(self, mix: Mix, classes: int) -> ImageBatch:
+        """Return the batch with its images mixed."""
+        return ImageBatch(*apply_mix(mix, self.inputs, self.labels, classes))
+
+
+Batch = ImageBatch | SceneBatch
+"""What a network is trained and evaluated on at once."""
+
+Images = Dataset | Scenes
+"""Images with classes, or with objects."""
+
+
+def datasets(recipe: Recipe) -> tuple[Images, Images]:
     """Return a recipe's training images and its held-out images.
 
     Raises:
         UsageError: The recipe names no folder, or an augmentation needs a package that is missing.
         InputError: Images are missing.
     """
+    training, held_out = _classified(recipe) if recipe.detection is None else _annotated(recipe)
+    if len(training) < recipe.batch_size:
+        raise UsageError(
+            f"batch_size: {recipe.batch_size} is more than the {len(training)} training images: give less "
+            "(--batch N, or batch_size in the recipe)."
+        )
+    return training, held_out
+
+
+def _annotated(recipe: Recipe) -> tuple[Scenes, Scenes]:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        network: Any = build_network(recipe.model.name, recipe.model.options, recipe.model.imported)
+    task: DetectionTask = network.task
+    training, held_out = annotated_images(recipe, HELD_OUT, masks=task.masks)
+    vary = recipe.detection if recipe.data.augment else None
+    return Scenes(training, task, vary, recipe.seed), Scenes(held_out, task, None, recipe.seed)
+
+
+def _classified(recipe: Recipe) -> tuple[Dataset, Dataset]:
     preprocessing: PreprocessingLike = recipe.preprocessing
     training: Dataset
     held_out: Dataset
@@ -69,6 +130,13 @@ def datasets(recipe: Recipe) -> tuple[Dataset, Dataset]:
         distance = min(recipe.input_size) // 16
         training = ShiftedImages(split.train, distance, recipe.seed) if recipe.data.augment else split.train
         held_out = split.held_out
+    elif recipe.data.dataset == "digit_scenes":
+        training, held_out = (
+            SceneDigits(
+                number, preprocessing, recipe.input_size, split, recipe.seed, recipe.data.digit_size or DIGIT_SIZE
+            )
+            for number, split in zip(recipe.data.scenes or SCENES, SPLITS, strict=True)
+        )
     else:
         if recipe.data.folder is None:
             raise UsageError(
@@ -94,11 +162,6 @@ def datasets(recipe: Recipe) -> tuple[Dataset, Dataset]:
         )
         if whole:
             _divide(training, held_out, recipe.seed)
-    if len(training) < recipe.batch_size:
-        raise UsageError(
-            f"batch_size: {recipe.batch_size} is more than the {len(training)} training images: give less "
-            "(--batch N, or batch_size in the recipe)."
-        )
     return training, held_out
 
 
@@ -119,22 +182,23 @@ def _divide(training: ImageFolderDataset, held_out: ImageFolderDataset, seed: in
     held_out.samples = [sample for index, sample in enumerate(samples) if index in left]
 
 
-def training_batches(
-    dataset: Dataset, recipe: Recipe, epoch: int, parts: Sequence[Part]
-) -> Iterator[tuple[Tensor, Tensor]]:
+def training_batches(dataset: Images, recipe: Recipe, epoch: int, parts: Sequence[Part]) -> Iterator[Batch]:
     """Iterate over this process's parts of an epoch's batches, a batch's parts one after the other.
 
     The order follows from the recipe's seed and the epoch, whatever else draws random numbers and however
     many processes there are. Images that fill no whole batch are dropped.
     """
-    if isinstance(dataset, (ImageFolderDataset, ShiftedImages)):
+    if isinstance(dataset, (ImageFolderDataset, ShiftedImages, SceneDigits, Scenes)):
         dataset.set_epoch(epoch)
-    order = np.random.default_rng((recipe.seed, epoch)).permutation(len(dataset)).tolist()
+    rng = np.random.default_rng((recipe.seed, epoch))
+    order = rng.permutation(len(dataset)).tolist()
+    if isinstance(dataset, Scenes):
+        order = dataset.in_batches(order, recipe.batch_size, rng)
     first_rows = range(0, len(order) // recipe.batch_size * recipe.batch_size, recipe.batch_size)
     return _load(dataset, [order[row + part.start : row + part.stop] for row in first_rows for part in parts], recipe)
 
 
-def held_out_batches(dataset: Dataset, recipe: Recipe, rank: int, processes: int) -> Iterator[tuple[Tensor, Tensor]]:
+def held_out_batches(dataset: Images, recipe: Recipe, rank: int, processes: int) -> Iterator[Batch]:
     """Iterate over this process's share of the held-out images, none of which comes twice."""
     # The same batches for any number of processes: some averages are taken within a batch.
     size = min(recipe.batch_size, _HELD_OUT_BATCH)
@@ -143,10 +207,14 @@ def held_out_batches(dataset: Dataset, recipe: Recipe, rank: int, processes: int
     return _load(dataset, rows, recipe)
 
 
-def require_readable(datasets: Sequence[Dataset], workers: int, processes: Processes) -> None:
+def require_readable(datasets: Sequence[Images], workers: int, processes: Processes) -> None:
     """Look at all image files of a run, each process at its share; raises ``InputError``, which names the bad ones."""
-    folders = [dataset for dataset in datasets if isinstance(dataset, ImageFolderDataset)]
-    paths = [path for dataset in folders for path, _ in dataset.samples]
+    paths: list[Path] = []
+    for dataset in datasets:
+        if isinstance(dataset, ImageFolderDataset):
+            paths += [path for path, _ in dataset.samples]
+        elif isinstance(dataset, Scenes):
+            paths += image_files(dataset.source)
     found = damaged_images(paths[processes.rank :: processes.size], threads=max(1, workers))
     bad = [fault for share in processes.gather(found) for fault in share]
     if bad:
@@ -157,10 +225,10 @@ def require_readable(datasets: Sequence[Dataset], workers: int, processes: Proce
 class _Items:
     """A dataset whose errors are items: raised in a worker, they would arrive as its traceback."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Images) -> None:
         self._dataset = dataset
 
-    def __getitem__(self, index: int) -> tuple[FloatArray, int] | DyndeployError:
+    def __getitem__(self, index: int) -> Any:
         try:
             return self._dataset[index]
         except DyndeployError as error:
@@ -188,8 +256,11 @@ def _error(items: list[_Item]) -> DyndeployError | None:
     return next((item for item in items if isinstance(item, DyndeployError)), None)
 
 
-def _load(dataset: Dataset, batches: list[list[int]], recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
-    workers, collate = _workers(recipe, max(map(len, batches), default=0))
+def _load(dataset: Images, batches: list[list[int]], recipe: Recipe) -> Iterator[Batch]:
+    workers, shared = _workers(recipe, max(map(len, batches), default=0))
+    collate: Callable[[list[Any]], Any] = _tensors if shared else _arrays
+    if isinstance(dataset, Scenes):
+        collate = Collate(dataset.divisor, tensors=shared)
     # The loader draws a seed for its workers, which have no use for it, from the generator given here instead
     # of the global one: the number of workers changes nothing.
     loader: DataLoader[Any] = DataLoader(
@@ -205,7 +276,10 @@ def _load(dataset: Dataset, batches: list[list[int]], recipe: Recipe) -> Iterato
         for batch in loader:
             if isinstance(batch, DyndeployError):
                 raise batch
-            yield torch.as_tensor(batch[0]), torch.as_tensor(batch[1])
+            if isinstance(dataset, Scenes):
+                yield batch_of(batch)
+            else:
+                yield ImageBatch(torch.as_tensor(batch[0]), torch.as_tensor(batch[1]))
     except (OSError, RuntimeError, MemoryError) as error:
         if not workers:
             raise
@@ -218,11 +292,11 @@ def _load(dataset: Dataset, batches: list[list[int]], recipe: Recipe) -> Iterato
         ) from error
 
 
-def _workers(recipe: Recipe, images: int) -> tuple[int, Callable[[list[_Item]], Any]]:
-    """How many processes read batches of so many images, and how these arrive, by the shared memory that there is."""
+def _workers(recipe: Recipe, images: int) -> tuple[int, bool]:
+    """How many processes read batches of so many images, and whether there is shared memory for these to arrive in."""
     workers, (height, width) = recipe.data.workers, recipe.input_size
     if not workers:
-        return 0, _tensors
+        return 0, True
     try:
         multiprocessing.Lock()
         free = shutil.disk_usage(_SHARED_MEMORY).free if Path(_SHARED_MEMORY).is_dir() else math.inf
@@ -233,14 +307,14 @@ def _workers(recipe: Recipe, images: int) -> tuple[int, Callable[[list[_Item]], 
         _say(
             f"{_SHARED_MEMORY} has no room for data.workers: images are read in the training process, which is slower."
         )
-        return 0, _tensors
+        return 0, True
     # Two batches per worker are on their way, and one or two are with the training process.
     if free < (2 * workers + 2) * images * 3 * height * width * 4:
         _say(
             f"{_SHARED_MEMORY} is too small for what data.workers read ahead: it comes through pipes, which is slower."
         )
-        return workers, _arrays
-    return workers, _tensors
+        return workers, False
+    return workers, True
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dyndeploy.errors import CheckpointError, DyndeployError, NotFiniteError, UsageError
@@ -24,12 +24,22 @@ from dyndeploy.nets import LoadReport, TrainedNetwork, load_checkpoint, save_che
 from dyndeploy.nets.checkpoint_rules import listing
 from dyndeploy.nets.trained import BEST, CHECKPOINT, TRAINED, checkpoint_of_run
 from dyndeploy.nets.usable import unusable_state
-from dyndeploy.training.augmentation import Mix, apply_mix, draw_mix
-from dyndeploy.training.batches import datasets, held_out_batches, require_readable, training_batches
+from dyndeploy.training.augmentation import Mix, draw_mix
+from dyndeploy.training.batches import (
+    Batch,
+    Dataset,
+    ImageBatch,
+    Images,
+    datasets,
+    held_out_batches,
+    require_readable,
+    training_batches,
+)
+from dyndeploy.training.detection import DetectionObjective
 from dyndeploy.training.ema import MovingAverage
 from dyndeploy.training.evaluation import Evaluation
 from dyndeploy.training.logs import EpochRecord, TensorBoardLog, csv_log
-from dyndeploy.training.objectives import Moment, Objective, build
+from dyndeploy.training.objectives import GatedObjective, Moment, Objective, build
 from dyndeploy.training.optimization import build_optimizer, clip_gradients, set_rates
 from dyndeploy.training.processes import (
     Processes,
@@ -47,6 +57,7 @@ from dyndeploy.training.quantized import (
     starting_scales,
 )
 from dyndeploy.training.recipe import Recipe, differences, dump_recipe
+from dyndeploy.training.scenes import Scenes
 
 EMA = "ema.pt"
 LOG = "log.csv"
@@ -197,6 +208,25 @@ def _tell(start: LoadReport) -> None:
         _LOG.warning("Note: %s: %s.", start.path, note)
 
 
+def _objective(
+    recipe: Recipe, network: nn.Module, training: Images, held_out: Images, processes: Processes, noise: SharedNoise
+) -> GatedObjective:
+    """What the network is trained for, tried on two of the images."""
+    if isinstance(training, Scenes):
+        assert isinstance(held_out, Scenes)
+        return DetectionObjective(recipe, network, training, held_out, processes=processes, noise=noise)
+    images, labels = zip(*(training[index] for index in range(2)), strict=True)
+    return Objective(
+        recipe,
+        network,
+        torch.stack([torch.as_tensor(image) for image in images]),
+        torch.as_tensor(labels),
+        len(training.classes),
+        processes=processes,
+        noise=noise,
+    )
+
+
 class _Run:
     """The state of a training run between epochs."""
 
@@ -220,16 +250,7 @@ class _Run:
         self.precision: torch.dtype = getattr(torch, recipe.compute.precision)
         self.dtype = torch.float64 if self.precision == torch.float64 else torch.float32
         self.noise = SharedNoise(processes.device)
-        images, labels = zip(*(self.training[index] for index in range(2)), strict=True)
-        self.objective = Objective(
-            recipe,
-            self.network,
-            torch.stack([torch.as_tensor(image) for image in images]),
-            torch.as_tensor(labels),
-            len(self.training.classes),
-            processes=processes,
-            noise=self.noise,
-        )
+        self.objective = _objective(recipe, self.network, self.training, self.held_out, processes, self.noise)
         self.objective.to(processes.device, self.dtype)
         if recipe.compute.batch_norm == "synchronized":
             synchronize_batch_norm(self.network, processes)
@@ -247,7 +268,7 @@ class _Run:
         path = self.output / CHECKPOINT
         extra = self.processes.from_first(lambda: self._load(path) if self.resumed else None)
         if self.recipe.quantization is not None and not self.resumed:
-            start = self.processes.from_first(lambda: starting_scales(self.network, self.recipe, self.training))
+            start = self.processes.from_first(lambda: starting_scales(self.network, self.recipe, self._classified()))
             self.quantized = self._quantized_from(start)
         if extra is not None:
             self._take_over(extra, path)
@@ -288,7 +309,8 @@ class _Run:
 
     def _quantized_from(self, state: dict[str, Any]) -> QuantizedTraining:
         assert self.recipe.quantization is not None
-        images = torch.stack([torch.as_tensor(self.training[index][0]) for index in range(2)])
+        training = self._classified()
+        images = torch.stack([torch.as_tensor(training[index][0]) for index in range(2)])
         images = images.to(self.processes.device, self.dtype)
         return QuantizedTraining(self.network, state, images, self.recipe.quantization, self.processes.average)
 
@@ -362,7 +384,7 @@ class _Run:
                     "epoch before is kept."
                 )
 
-    def _iteration(self, batches: Iterator[tuple[Tensor, Tensor]], iteration: int, moment: Moment) -> dict[str, float]:
+    def _iteration(self, batches: Iterator[Batch], iteration: int, moment: Moment) -> dict[str, float]:
         """Compute the gradient of one batch; return its loss, the loss's terms and the accuracy."""
         seed = self.recipe.seed
         torch.manual_seed(stream_seed(seed, iteration, self.processes.rank))
@@ -374,28 +396,22 @@ class _Run:
         names: list[str] = []
         sums = torch.zeros((), dtype=torch.float64, device=self.processes.device)
         for number, part in enumerate(self.parts):
-            inputs, targets = self._to_device(next(batches))
-            if mix is not None:
-                inputs, targets = apply_mix(mix, inputs, targets, len(self.training.classes))
+            batch = self._to_device(next(batches))
+            if mix is not None and isinstance(batch, ImageBatch):
+                batch = batch.mixed(mix, len(self.training.classes))
             self.noise.begin(part, stream_seed(seed, iteration, _MASKS))
             with self._gradients_shared(number == len(self.parts) - 1):
                 with self._integers(observed=True):
-                    loss = self.objective.loss(self.replica, inputs, targets, moment, self.precision)
+                    loss = self.objective.of_batch(self.replica, batch, moment, self.precision)
                 (loss.total / len(self.parts)).backward()  # type: ignore[no-untyped-call]
             values = {"loss": loss.total, **loss.terms}
-            if loss.logits is not None:
-                wanted = targets if targets.ndim == 1 else targets.argmax(1)
-                values["accuracy"] = (loss.logits.argmax(1) == wanted).double().mean()
             names = list(values)
             sums = sums + torch.stack([value.detach().double() for value in values.values()])
         means = self.processes.average(sums / len(self.parts))
         return dict(zip(names, means.tolist(), strict=True))
 
-    def _to_device(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        inputs, labels = batch
-        device = self.processes.device
-        inputs = inputs.to(device, self.dtype, non_blocking=True, memory_format=torch.channels_last)
-        return inputs, labels.to(device, non_blocking=True)
+    def _to_device(self, batch: Batch) -> Batch:
+        return batch.to(self.processes.device, self.dtype)
 
     def _integers(self, *, observed: bool = False) -> contextlib.AbstractContextManager[Any]:
         """Let the network compute in the integers that deploy, where the run is for INT8."""
@@ -460,8 +476,13 @@ class _Run:
         network = copy.deepcopy(self.network)
         load_checkpoint(network, checkpoint_of_run(self.output))
         batches = held_out_batches(self.held_out, self.recipe, 0, 1)
-        on_device = (self._to_device(batch) for batch in batches)
-        return self.quantized.finish(network, self.output, self.recipe, self.training, on_device)
+        on_device = (batch for batch in map(self._to_device, batches) if isinstance(batch, ImageBatch))
+        return self.quantized.finish(network, self.output, self.recipe, self._classified(), on_device)
+
+    def _classified(self) -> Dataset:
+        """The training images of a run whose images have classes."""
+        assert not isinstance(self.training, Scenes)
+        return self.training
 
     def _notes(self) -> tuple[str, ...]:
         if self.best is not None or self.recipe.sparsity is None:
@@ -482,6 +503,7 @@ class _Run:
             input_size=recipe.input_size,
             preprocessing=recipe.preprocessing,
             class_names=tuple(map(shown, self.training.classes)),
+            category_ids=self.training.source.category_ids if isinstance(self.training, Scenes) else (),
         )
         return {TRAINED: trained.as_dict()}
 

@@ -18,6 +18,7 @@ from dyndeploy.blocks import Tape, confidence_of, named_outputs
 from dyndeploy.confidences import confidences
 from dyndeploy.errors import NotFiniteError
 from dyndeploy.finite import listed
+from dyndeploy.tasks.coco import CocoMetrics
 from dyndeploy.training.flops import Costs, Flops
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -35,12 +36,12 @@ class MaskStatistics:
 
     Attributes:
         kind: Name of the gate's kind; see :data:`dyndeploy.ops.gates.GATE_KINDS`.
-        positions: Positions of the mask.
+        positions: Positions of the mask; the most there were, where images of several sizes have several numbers.
         rate: Fraction of positions computed, averaged over the images.
         rate_std: Standard deviation over the images of each image's own rate.
         variance: Variance of a position over the images, averaged over the positions: 0 where every image has
-            the same mask, at most 0.25.
-        varying: Fraction of the positions that are computed for some images and skipped for others.
+            the same mask, at most 0.25; None where images have several numbers of positions.
+        varying: Fraction of the positions that are computed for some images and skipped for others; None alike.
         distinct: Number of different masks among the images.
     """
 
@@ -48,8 +49,8 @@ class MaskStatistics:
     positions: int
     rate: float
     rate_std: float
-    variance: float
-    varying: float
+    variance: float | None
+    varying: float | None
     distinct: int
 
 
@@ -122,6 +123,7 @@ class Evaluation:
         exits: One entry per exit, for networks that have several.
         early_exit: Under the recipe's thresholds, where it has any.
         loss: Mean over the images of the loss function that the recipe names.
+        detection: Average precision of a detector; ``flops`` and ``flops_ratio`` are those of its backbone.
     """
 
     images: int
@@ -133,6 +135,7 @@ class Evaluation:
     exits: tuple[ExitEvaluation, ...] = ()
     early_exit: EarlyExitEvaluation | None = None
     loss: float | None = None
+    detection: CocoMetrics | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -142,6 +145,7 @@ class Evaluation:
         """Return what a log shows of every epoch, by name."""
         known = {"accuracy": self.accuracy, "cross_entropy": self.cross_entropy, "loss": self.loss}
         measures = {name: value for name, value in known.items() if value is not None}
+        measures |= self._precisions()
         measures["flops_ratio"] = self.flops_ratio
         measures |= {f"exit{entry.exit}.accuracy": entry.accuracy for entry in self.exits}
         if self.early_exit is not None:
@@ -150,6 +154,14 @@ class Evaluation:
         measures |= {f"{block.name}.flops_ratio": block.flops_ratio for block in self.blocks}
         measures |= {f"{block.name}.rate": block.rate for block in self.blocks}
         return measures
+
+    def _precisions(self) -> dict[str, float]:
+        found = {}
+        for kind in ("boxes", "masks"):
+            own = getattr(self.detection, kind, None)
+            for name in () if own is None else ("ap", "ap50", "ap75"):
+                found[f"{kind}.{name}"] = float(getattr(own, name) or 0.0)
+        return found
 
 
 LossFunction = Callable[[Any, Tensor], Tensor]

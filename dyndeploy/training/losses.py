@@ -28,7 +28,7 @@ class Bounds(NamedTuple):
     upper: float
 
 
-def block_bounds(target: float, progress: float, until: float = 0.33) -> Bounds:
+def block_bounds(target: float, progress: float, until: float | None = 0.33) -> Bounds:
     """Return the bounds on the blocks' FLOPs ratios.
 
     They start tight around the target, so that no block learns to be always or never computed before its
@@ -37,8 +37,10 @@ def block_bounds(target: float, progress: float, until: float = 0.33) -> Bounds:
     Args:
         target: FLOPs ratio aimed at, in (0, 1].
         progress: Epoch divided by epochs, in [0, 1].
-        until: Progress at which nothing is bounded any more, above 0.
+        until: Progress at which nothing is bounded any more, above 0; None bounds nothing.
     """
+    if until is None:
+        return Bounds(lower=0.0, upper=1.0)
     share = min(max(progress / until, 0.0), 1.0)
     q = math.cos(share * math.pi / 2) ** 2
     return Bounds(lower=q * target, upper=1 - q * (1 - target))

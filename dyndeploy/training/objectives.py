@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -98,7 +98,79 @@ def wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-class Objective:
+class GatedObjective:
+    """What every objective has: how gates decide, and what they are held to.
+
+    Args:
+        recipe: The run.
+        network: Made from it.
+        processes: Over which the batch's averages are taken; None for one process.
+        noise: Of the gates; None leaves them their own.
+
+    Attributes:
+        unused: Whether some of the trained parameters do not reach the loss.
+    """
+
+    unused = False
+
+    def __init__(
+        self, recipe: Recipe, network: nn.Module, processes: Processes | None = None, noise: SharedNoise | None = None
+    ) -> None:
+        self.recipe, self.network = recipe, network
+        self._mean: Callable[[Tensor], Tensor] = torch.mean if processes is None else processes.mean
+        self._noise = noise
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move what it has beside the network to where, and in what, the run computes."""
+
+    def settings(self, moment: Moment) -> dict[str, float]:
+        """Return what depends on the moment and is logged: the Gumbel-softmax temperature of networks with gates."""
+        recipe = self.recipe.temperature
+        if recipe is None:
+            return {}
+        return {"temperature": scheduled(recipe.schedule, recipe.start, recipe.end, moment.done)}
+
+    def decided(self, moment: Moment) -> bool:
+        """Whether gates decide as in evaluation at that moment, and do not sample any more."""
+        recipe = self.recipe.temperature
+        return recipe is not None and recipe.noise_until < 1 and moment.done >= recipe.noise_until
+
+    def bounds(self, moment: Moment) -> Bounds:
+        """Return the bounds on the blocks' FLOPs ratios, which move from epoch to epoch."""
+        assert self.recipe.sparsity is not None
+        sparsity = self.recipe.sparsity
+        return block_bounds(sparsity.target, moment.epoch / moment.epochs, sparsity.bounds_until)
+
+    def tape(self, moment: Moment) -> Tape:
+        """Return what records a pass at that moment, and tells the gates how to decide."""
+        temperature = self.settings(moment).get("temperature")
+        noise = no_noise if self.decided(moment) else self._noise
+        return Tape(self.network, temperature=temperature, noise=noise, mean=self._mean)
+
+    def of_batch(self, network: nn.Module, batch: Any, moment: Moment, precision: torch.dtype) -> Loss:
+        """Return the loss of a part of a batch.
+
+        Args:
+            network: The network, or what spreads it over several processes.
+            batch: What the recipe's images come in.
+            moment: Where the run is.
+            precision: Of the matrix products.
+        """
+        raise NotImplementedError
+
+    def evaluate(self, batches: Iterable[Any], gather: Any) -> Evaluation:
+        """Evaluate the network on held-out images; ``gather`` brings together what several processes found."""
+        raise NotImplementedError
+
+    def score(self, evaluation: Evaluation) -> float | None:
+        """Return what the best epoch has most of; None where an epoch cannot be the best."""
+        raise NotImplementedError
+
+    def _usage(self, tape: Tape) -> dict[str, UsageLoss]:
+        return {} if self.recipe.usage is None else usage_losses(self.recipe.usage, tape, self.recipe.model.name)
+
+
+class Objective(GatedObjective):
     """Cross entropy, or a loss function, + what the gates are held to + distillation, each where it is of use.
 
     Gates are held to a FLOPs budget, to shares of their decisions by kind, or to both.
@@ -136,14 +208,11 @@ class Objective:
         processes: Processes | None = None,
         noise: SharedNoise | None = None,
     ) -> None:
-        self.recipe, self.network = recipe, network
+        super().__init__(recipe, network, processes, noise)
         self.exits = recipe.model.traits.exits
         self.loss_function: LossFunction | None = None if recipe.loss is None else load_function(recipe.loss)
-        self._mean: Callable[[Tensor], Tensor] = torch.mean if processes is None else processes.mean
-        self._noise = noise
         if recipe.mixing is not None:
             labels = F.one_hot(labels, classes).to(images.dtype)
-        self.unused = False
         self.costs = self._rehearse(images, labels, classes)
         self.budget = recipe.sparsity if self.costs.varies else None
         self.teacher: nn.Module | None = None
@@ -160,24 +229,6 @@ class Objective:
         if self.teacher is not None:
             self.teacher.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def settings(self, moment: Moment) -> dict[str, float]:
-        """Return what depends on the moment and is logged: the Gumbel-softmax temperature of networks with gates."""
-        recipe = self.recipe.temperature
-        if recipe is None:
-            return {}
-        return {"temperature": scheduled(recipe.schedule, recipe.start, recipe.end, moment.done)}
-
-    def decided(self, moment: Moment) -> bool:
-        """Whether gates decide as in evaluation at that moment, and do not sample any more."""
-        recipe = self.recipe.temperature
-        return recipe is not None and recipe.noise_until < 1 and moment.done >= recipe.noise_until
-
-    def bounds(self, moment: Moment) -> Bounds:
-        """Return the bounds on the blocks' FLOPs ratios, which move from epoch to epoch."""
-        assert self.recipe.sparsity is not None
-        sparsity = self.recipe.sparsity
-        return block_bounds(sparsity.target, moment.epoch / moment.epochs, sparsity.bounds_until)
-
     def loss(self, network: nn.Module, inputs: Tensor, targets: Tensor, moment: Moment, precision: torch.dtype) -> Loss:
         """Return the loss of a part of a batch.
 
@@ -188,9 +239,7 @@ class Objective:
             moment: Where the run is.
             precision: Of the matrix products.
         """
-        temperature = self.settings(moment).get("temperature")
-        noise = no_noise if self.decided(moment) else self._noise
-        tape = Tape(self.network, temperature=temperature, noise=noise, mean=self._mean)
+        tape = self.tape(moment)
         with tape, autocast(inputs, precision):
             output = network(inputs)
         # The reference code takes the distillation of half precision logits where it computes in half precision.
@@ -214,6 +263,16 @@ class Objective:
         if self.budget is not None:
             terms["flops_ratio"] = flops.total / self.costs.full
         return Loss(total, terms, logits[-1] if logits else None)
+
+    def of_batch(self, network: nn.Module, batch: Any, moment: Moment, precision: torch.dtype) -> Loss:
+        """See :meth:`GatedObjective.of_batch`; images with classes."""
+        inputs, targets = batch
+        loss = self.loss(network, inputs, targets, moment, precision)
+        if loss.logits is None:
+            return loss
+        wanted = targets if targets.ndim == 1 else targets.argmax(1)
+        accuracy = (loss.logits.argmax(1) == wanted).double().mean()
+        return loss._replace(terms={**loss.terms, "accuracy": accuracy})
 
     def evaluate(self, batches: Batches, gather: Any) -> Evaluation:
         """Evaluate the network, its exits and its gates."""
@@ -257,9 +316,6 @@ class Objective:
         weights = self.recipe.exits.weights
         total = torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
         return total, {f"exit{number}.cross_entropy": loss for number, loss in enumerate(losses, 1)}
-
-    def _usage(self, tape: Tape) -> dict[str, UsageLoss]:
-        return {} if self.recipe.usage is None else usage_losses(self.recipe.usage, tape, self.recipe.model.name)
 
     def _distillation(self, inputs: Tensor, logits: list[Tensor], precision: torch.dtype) -> Tensor | None:
         recipe = self.recipe.distillation

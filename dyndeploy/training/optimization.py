@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dyndeploy.errors import UsageError
 from dyndeploy.training.recipe import LayerRecipe, OptimizerRecipe
-from dyndeploy.training.schedules import cosine, warmed_up_cosine
+from dyndeploy.training.schedules import cosine, stepped, warmed_up, warmed_up_cosine
 
 _PLAIN = LayerRecipe()
 
@@ -64,7 +64,7 @@ def build_optimizer(network: nn.Module, recipe: OptimizerRecipe) -> torch.optim.
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
     assert recipe.momentum is not None
     return torch.optim.SGD(
-        groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+        groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
     )
 
 
@@ -81,7 +81,12 @@ def set_rates(
         epochs: Epochs of the run.
     """
     total = per_epoch * epochs
-    lr = warmed_up_cosine(iteration, total, recipe.warmup_epochs * per_epoch, recipe.lr, recipe.lr_end)
+    if recipe.steps is None:
+        lr = warmed_up_cosine(iteration, total, recipe.warmup_epochs * per_epoch, recipe.lr, recipe.lr_end)
+    else:
+        lr = stepped(iteration, [step * per_epoch for step in recipe.steps], recipe.lr, recipe.step_factor)
+        lr *= warmed_up(iteration, recipe.warmup_epochs * per_epoch)
+    lr *= warmed_up(iteration, recipe.warmup_iterations, recipe.warmup_start)
     decay = recipe.weight_decay
     if recipe.weight_decay_end is not None:
         decay = cosine(recipe.weight_decay, recipe.weight_decay_end, iteration / total)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -26,13 +28,20 @@ from dyndeploy.quantization.table import METHODS, WEIGHT_BITS
 from dyndeploy.training.schedules import SCHEDULES
 from dyndeploy.training.traits import Traits, network_traits
 
-DATASETS = ("digits", "imagefolder")
+CLASSIFIED = ("digits", "imagefolder", "digit_scenes")
+"""Images with a class each; scenes have one digit each then."""
+ANNOTATED = ("digit_scenes", "coco")
+"""Images with objects in them."""
+DATASETS = tuple(dict.fromkeys((*CLASSIFIED, *ANNOTATED)))
 OPTIMIZERS = ("sgd", "adamw")
 DECAYS = ("all", "matrices")
 PRECISIONS = ("float32", "bfloat16", "float64")
 BATCH_NORMS = ("local", "synchronized", "frozen")
 BEST_EXITS = ("all", "reference")
+LR_SCHEDULES = ("cosine", "steps")
 
+_SCENES = ("scenes", "digits_per_image", "digit_size")
+"""Keys for scenes of digits."""
 _CLASSES = "num_classes"
 """What a network calls the number of its classes, if the images are to say it."""
 _SUFFIXES = (".yaml", ".yml")
@@ -72,12 +81,23 @@ class DataRecipe:
     """The images.
 
     Attributes:
-        dataset: "digits" (scikit-learn's, nothing to download) or "imagefolder".
+        dataset: "digits" (scikit-learn's, nothing to download) or "imagefolder"; of detectors "digit_scenes"
+            (scikit-learn's digits on its photographs, nothing to download) or "coco". Classifiers learn from
+            "digit_scenes" as well: of one digit each, so that a detector's backbone can start from them.
         folder: For "imagefolder": a folder with ``train`` and ``val`` in it, each with one sub-folder of
             images per class; or with the sub-folders of the classes alone, of which a fifth of the images is then held
-            out.
+            out. For "coco": the folder that holds images and annotations; see :func:`dyndeploy.training.coco_files`.
+        images: For "coco", within the folder: the folders of the training images and of the held-out ones, or one
+            folder for both; None looks for the usual names.
+        annotations: For "coco", within the folder: the annotation files of both, or one of which a fifth of the images
+            is then held out; None looks for the usual names.
+        scenes: For "digit_scenes": how many scenes an epoch has, and how many are held out; None for 2000 and 200.
+        digits_per_image: For "digit_scenes" of detectors: fewest and most digits of a scene; None for 1 and 5.
+        digit_size: For "digit_scenes": smallest and largest size of a digit in pixels, at most the image's; None for 14
+            and 40.
         augment: Vary the training images: random crops and mirroring for "imagefolder", shifts by up to a
-            sixteenth of the side for "digits".
+            sixteenth of the side for "digits", mirroring and scaling as the section ``detection`` says for images with
+            objects.
         rand_augment: For "imagefolder", on top of ``augment``: a RandAugment policy in timm's words, e.g.
             "rand-m9-mstd0.5-inc1". Needs timm.
         random_erasing: For "imagefolder", on top of ``augment``: probability that a rectangle is replaced by
@@ -92,6 +112,11 @@ class DataRecipe:
 
     dataset: str
     folder: str | None = None
+    images: tuple[str, ...] | None = None
+    annotations: tuple[str, ...] | None = None
+    scenes: tuple[int, int] | None = None
+    digits_per_image: tuple[int, int] | None = None
+    digit_size: tuple[int, int] | None = None
     augment: bool = True
     rand_augment: str | None = None
     random_erasing: float = 0.0
@@ -134,19 +159,25 @@ class LayerRecipe:
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """The optimizer. The learning rate changes every iteration: a linear warm-up, then half a cosine.
+    """The optimizer. The learning rate changes every iteration: a linear warm-up, then half a cosine or steps.
 
     Attributes:
         lr: Learning rate after the warm-up. It is for the recipe's batch size: nothing scales it.
-        name: "sgd" (with Nesterov momentum) or "adamw".
+        name: "sgd" or "adamw".
         momentum: For "sgd", between 0 and 1; 0.9 where it is left out.
+        nesterov: For "sgd": Nesterov's momentum, or the plain one.
         betas: For "adamw"; [0.9, 0.999] where it is left out.
         weight_decay: At the start.
         weight_decay_end: At the end, reached along half a cosine; None keeps it.
         decay: What decays: "all" parameters, batch norm and biases included (LAUDNet), or "matrices",
             those of two and more dimensions that are no biases (Dyn-Perceiver).
-        lr_end: Learning rate at the end.
+        schedule: "cosine", or "steps".
+        steps: For "steps": epochs after which the learning rate is multiplied by ``step_factor``.
+        step_factor: Above 0 and below 1.
+        lr_end: Learning rate at the end of the cosine.
         warmup_epochs: Epochs in which the learning rate rises from 0.
+        warmup_iterations: Instead, iterations in which it rises from ``warmup_start`` times its value.
+        warmup_start: From 0 to 1.
         clip_norm: Largest norm of the gradient of all parameters together; None does not clip.
         layers: Settings of single layers, by patterns of parameter names (``*`` and ``?`` as in file names,
             e.g. "*.masker_*"). The first pattern that fits a name counts.
@@ -162,6 +193,12 @@ class OptimizerRecipe:
     lr_end: float = 0.0
     warmup_epochs: int = 0
     clip_norm: float | None = None
+    schedule: str = "cosine"
+    steps: tuple[int, ...] | None = None
+    step_factor: float = 0.1
+    warmup_iterations: int = 0
+    warmup_start: float = 0.0
+    nesterov: bool = True
     layers: dict[str, LayerRecipe] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -209,12 +246,12 @@ class SparsityRecipe:
         target: FLOPs of the network over those of its static twin, in (0, 1].
         weight: Factor of the sparsity loss.
         bounds_until: Fraction of training, above 0, after which single blocks are free; above 1 they stay
-            bounded to the end.
+            bounded to the end; None never bounds them.
     """
 
     target: float = 0.5
     weight: float = 10.0
-    bounds_until: float = 0.33
+    bounds_until: float | None = 0.33
 
 
 @dataclass(frozen=True)
@@ -306,6 +343,24 @@ class DistillationRecipe:
 
 
 @dataclass(frozen=True)
+class DetectionRecipe:
+    """How detectors are trained: the losses are mmdetection's, see :mod:`dyndeploy.nets.detection_losses`.
+
+    Attributes:
+        flip: Probability, in [0, 1], that a training image is mirrored.
+        scale: Training images are resized to so many times the size that the network has them resized to, drawn between
+            the two numbers.
+        proposal_samples: Anchors of an image that proposals are learned from, where there are any.
+        region_samples: Regions of an image that the heads which look at regions are trained on.
+    """
+
+    flip: float = 0.5
+    scale: tuple[float, float] = (1.0, 1.0)
+    proposal_samples: int = 256
+    region_samples: int = 512
+
+
+@dataclass(frozen=True)
 class QuantizationRecipe:
     """Fine-tuning for INT8: what deploys as integers is rounded in training as it will be, with straight-through
     gradients (Jacob et al., CVPR 2018). Gates keep their weights and decide as in evaluation.
@@ -368,6 +423,7 @@ class Recipe:
         ema: None keeps no moving average.
         compute: Precision, parts of a batch, batch norm.
         quantization: Fine-tuning for INT8; None trains what deploys as floating point.
+        detection: How detectors are trained.
         seed: Seed of weights, order, augmentation, sampling and split.
         checkpoint: Published weights.
     """
@@ -390,6 +446,7 @@ class Recipe:
     ema: EmaRecipe | None = None
     compute: ComputeRecipe = ComputeRecipe()
     quantization: QuantizationRecipe | None = None
+    detection: DetectionRecipe | None = None
     seed: int = 0
     checkpoint: CheckpointRecipe = CheckpointRecipe()
 
@@ -428,7 +485,7 @@ class Recipe:
         self._settle_sections(self.model.traits)
         smoothing = self.label_smoothing
         _require("label_smoothing", smoothing, 0 <= smoothing < 1, "from 0 to below 1")
-        _check_data(self.data)
+        _check_data(self.data, detects=self.model.traits.detects)
         _check_optimizer(self.optimizer, self.epochs)
         _check_compute(self.compute, self.batch_size)
         if self.quantization is not None:
@@ -437,6 +494,8 @@ class Recipe:
             _check_mixing(self.mixing)
         if self.ema is not None:
             _require("ema.decay", self.ema.decay, 0 <= self.ema.decay < 1, "from 0 to below 1")
+        if self.detection is not None:
+            _check_detection(self)
         if self.sparsity is not None:
             _check_sparsity(self.sparsity)
         if self.usage is not None:
@@ -454,15 +513,25 @@ class Recipe:
             _require("checkpoint.accuracy", accuracy, 0 < accuracy <= 1, "a fraction above 0 and at most 1")
 
     def _settle_sections(self, traits: Traits) -> None:
-        uses = {"sparsity": traits.budget, "temperature": traits.budget, "exits": traits.exits > 1}
+        uses = {
+            "sparsity": traits.budget,
+            "temperature": traits.budget,
+            "exits": traits.exits > 1,
+            "detection": traits.detects,
+        }
         sections: dict[str, Callable[[], Any]] = {
             "sparsity": SparsityRecipe,
             "temperature": TemperatureRecipe,
             "exits": ExitsRecipe,
+            "detection": DetectionRecipe,
         }
+        if traits.detects:
+            # As LAUDNet's detectors are trained.
+            sections["sparsity"] = functools.partial(SparsityRecipe, weight=1.0, bounds_until=None)
+            sections["temperature"] = functools.partial(TemperatureRecipe, start=0.1, end=0.1)
         for section, used in uses.items():
             if not used and getattr(self, section) is not None:
-                why = "has one exit" if section == "exits" else "has no gates"
+                why = {"exits": "has one exit", "detection": "finds no objects"}.get(section, "has no gates")
                 own = ", ".join(name for name, used in uses.items() if used) or "none"
                 raise UsageError(
                     f"{section}: {self.model.name} {why} and no use for this section: leave it out. Sections of its "
@@ -673,9 +742,33 @@ def _require(key: str, value: Any, valid: bool, wanted: str) -> None:
         raise UsageError(f"{key}: {shown} is not valid: give a value {wanted}.")
 
 
-def _check_data(data: DataRecipe) -> None:
+def _check_data(data: DataRecipe, *, detects: bool) -> None:
     if data.dataset not in DATASETS:
         raise unknown_name("dataset", data.dataset, DATASETS)
+    known = ANNOTATED if detects else CLASSIFIED
+    if data.dataset not in known:
+        what = "detectors learn from images with objects" if detects else "classifiers learn from images with classes"
+        raise UsageError(f"data.dataset: {data.dataset} does not fit the network: {what}: give {' or '.join(known)}.")
+    owners = dict.fromkeys(("images", "annotations"), "coco") | dict.fromkeys(_SCENES, "digit_scenes")
+    for key, dataset in owners.items():
+        if getattr(data, key) is not None and data.dataset != dataset:
+            raise UsageError(f"data.{key} is for the dataset {dataset}: leave it out.")
+    for key in ("images", "annotations"):
+        paths = getattr(data, key)
+        if paths is not None:
+            _require(f"data.{key}", paths, len(paths) <= 2, "of one or two paths within data.folder")
+    for key in _SCENES:
+        pair = getattr(data, key)
+        if pair is not None:
+            rising = key == "scenes" or pair[0] <= pair[1]
+            _require(f"data.{key}", pair, min(pair) >= 1 and rising, "of two numbers of at least 1, rising")
+    if detects:
+        for key in ("mean", "std", "resize", "interpolation"):
+            if getattr(data, key) is not None:
+                raise UsageError(
+                    f"data.{key}: a detector says itself how images become its inputs: leave it out (their size is its "
+                    "option size, model.options.size)."
+                )
     if data.std is not None:
         _require("data.std", data.std, min(data.std) > 0, "above 0 for each channel")
     if data.resize is not None:
@@ -700,6 +793,9 @@ def _check_optimizer(optimizer: OptimizerRecipe, epochs: int) -> None:
     foreign, value = ("betas", optimizer.betas) if optimizer.name == "sgd" else ("momentum", optimizer.momentum)
     if value is not None:
         raise UsageError(f"optimizer.{foreign} means nothing to {optimizer.name}: leave it out.")
+    if optimizer.name != "sgd" and not optimizer.nesterov:
+        raise UsageError(f"optimizer.nesterov means nothing to {optimizer.name}: leave it out.")
+    _check_schedule(optimizer)
     _require("optimizer.lr", optimizer.lr, optimizer.lr > 0, "above 0")
     if optimizer.momentum is not None:
         # Nesterov's momentum is not defined at 0.
@@ -717,6 +813,25 @@ def _check_optimizer(optimizer: OptimizerRecipe, epochs: int) -> None:
         for key in ("lr_mult", "weight_decay_mult"):
             factor = getattr(layer, key)
             _require(f"optimizer.layers.{pattern}.{key}", factor, factor >= 0, "at least 0")
+
+
+def _check_schedule(optimizer: OptimizerRecipe) -> None:
+    if optimizer.schedule not in LR_SCHEDULES:
+        raise unknown_name("optimizer.schedule", optimizer.schedule, LR_SCHEDULES)
+    steps = optimizer.steps
+    if (steps is not None) != (optimizer.schedule == "steps"):
+        raise UsageError("optimizer.steps belongs to the schedule steps: give both, or neither.")
+    if steps is not None:
+        rising = all(one < other for one, other in itertools.pairwise(steps))
+        _require("optimizer.steps", steps, steps[0] >= 1 and rising, "of rising numbers of epochs, from 1")
+        factor, last = optimizer.step_factor, optimizer.lr_end
+        _require("optimizer.step_factor", factor, 0 < factor < 1, "above 0 and below 1")
+        _require("optimizer.lr_end", last, last == 0, "of the schedule cosine only")
+    iterations, start = optimizer.warmup_iterations, optimizer.warmup_start
+    _require("optimizer.warmup_iterations", iterations, iterations >= 0, "at least 0")
+    _require("optimizer.warmup_start", start, 0 <= start <= 1, "from 0 to 1")
+    if iterations and optimizer.warmup_epochs:
+        raise UsageError("optimizer: give either warmup_epochs or warmup_iterations.")
 
 
 def _check_compute(compute: ComputeRecipe, batch_size: int) -> None:
@@ -759,10 +874,26 @@ def _check_mixing(mixing: MixingRecipe) -> None:
         _require(f"mixing.{key}", getattr(mixing, key), 0 <= getattr(mixing, key) <= 1, "from 0 to 1")
 
 
+def _check_detection(recipe: Recipe) -> None:
+    detection = recipe.detection
+    assert detection is not None
+    _require("detection.flip", detection.flip, 0 <= detection.flip <= 1, "from 0 to 1")
+    low, high = detection.scale
+    _require("detection.scale", detection.scale, 0 < low <= high, "of two numbers above 0, the lower one first")
+    for key in ("proposal_samples", "region_samples"):
+        _require(f"detection.{key}", getattr(detection, key), getattr(detection, key) >= 1, "at least 1")
+    for key in ("mixing", "distillation", "loss", "quantization", "label_smoothing"):
+        if getattr(recipe, key):
+            raise UsageError(f"{key}: detectors are not trained with that yet: leave it out.")
+    if recipe.compute.batch_norm == "synchronized":
+        raise UsageError("compute.batch_norm: the batch norms of a detector's backbone stay as they are: leave it out.")
+
+
 def _check_sparsity(sparsity: SparsityRecipe) -> None:
     _require("sparsity.target", sparsity.target, 0 < sparsity.target <= 1, "above 0 and at most 1")
     _require("sparsity.weight", sparsity.weight, sparsity.weight >= 0, "at least 0")
-    _require("sparsity.bounds_until", sparsity.bounds_until, sparsity.bounds_until > 0, "above 0")
+    until = sparsity.bounds_until
+    _require("sparsity.bounds_until", until, until is None or until > 0, "above 0")
 
 
 def _check_usage(usage: UsageRecipe) -> None:
@@ -876,6 +1007,20 @@ def _numbers(value: Any) -> tuple[float, ...] | None:
     return None if None in numbers else tuple(number for number in numbers if number is not None)
 
 
+def _texts(value: Any) -> tuple[str, ...] | None:
+    if not isinstance(value, (list, tuple)) or not value:
+        return None
+    texts = [_text(entry) for entry in value]
+    return None if None in texts else tuple(text for text in texts if text is not None)
+
+
+def _whole_numbers(value: Any) -> tuple[int, ...] | None:
+    if not isinstance(value, (list, tuple)) or not value:
+        return None
+    numbers = [_whole(entry) for entry in value]
+    return None if None in numbers else tuple(number for number in numbers if number is not None)
+
+
 def _number_pair(value: Any) -> tuple[float, float] | None:
     numbers = _numbers(value)
     return None if numbers is None or len(numbers) != 2 else (numbers[0], numbers[1])
@@ -901,6 +1046,8 @@ _TYPES: Mapping[Any, tuple[Callable[[Any], Any], str]] = MappingProxyType(
         tuple[float, float]: (_number_pair, "two numbers"),
         tuple[float, float, float]: (_channels, "three numbers, for red, green and blue"),
         tuple[float, ...]: (_numbers, "a list of numbers"),
+        tuple[int, ...]: (_whole_numbers, "a list of whole numbers"),
+        tuple[str, ...]: (_texts, "a list of texts"),
         dict[str, Any]: (_mapping, "a mapping of keys to values"),
     }
 )

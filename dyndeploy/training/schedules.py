@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from dyndeploy.errors import unknown_name
@@ -68,3 +68,26 @@ def warmed_up_cosine(iteration: int, iterations: int, warmup: int, peak: float, 
     if iteration < warmup:
         return peak * iteration / (warmup - 1) if warmup > 1 else 0.0
     return cosine(peak, end, (iteration - warmup) / (iterations - warmup))
+
+
+def stepped(iteration: int, steps: Sequence[int], peak: float, factor: float) -> float:
+    """Return the learning rate of an iteration: the peak, multiplied by the factor from each step on.
+
+    Args:
+        iteration: Counted from 0.
+        steps: Iterations.
+        peak: Highest value.
+        factor: Below 1.
+    """
+    return peak * factor ** sum(iteration >= step for step in steps)
+
+
+def warmed_up(iteration: int, warmup: int, start: float = 0.0) -> float:
+    """Return what a learning rate is multiplied by: a line from ``start`` to 1, as in mmdetection.
+
+    Args:
+        iteration: Counted from 0.
+        warmup: Iteration from which on it is 1.
+        start: At iteration 0.
+    """
+    return 1.0 if iteration >= warmup else 1 - (1 - iteration / warmup) * (1 - start)

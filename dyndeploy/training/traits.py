@@ -26,12 +26,14 @@ class Traits:
         exits: Number of its exits; 1 where it has one result.
         input_size: (height, width) that it is made for; None where it does not say.
         preprocessing: How images become its input, at the size that it is trained at.
+        detects: Whether it finds objects: it has a method ``detect``.
     """
 
     budget: bool
     exits: int
     input_size: tuple[int, int] | None
     preprocessing: Preprocessing
+    detects: bool = False
 
 
 def network_traits(
@@ -54,7 +56,8 @@ def network_traits(
         network_type = get_type_hints(info.entry_point).get("return")
         exits, budget = getattr(network_type, "exits", 1), hasattr(network_type, "full_flops")
         if budget or (isinstance(exits, int) and exits > 1):
-            return Traits(budget, exits, info.input_size, preprocessing_at(info, input_size or info.input_size))
+            preprocessing = preprocessing_at(info, input_size or info.input_size)
+            return Traits(budget, exits, info.input_size, preprocessing, hasattr(network_type, "detect"))
     return _traits(name, json.dumps(options, sort_keys=True, default=list), imported, input_size)
 
 
@@ -78,7 +81,8 @@ def _ask(network: nn.Module, input_size: tuple[int, int] | None) -> Traits:
     budget = hasattr(network, "full_flops") or any(True for _ in dynamic_blocks(network))
     shown = input_size or size
     preprocessing = DEFAULT_PREPROCESSING if shown is None else preprocessing_at(info, shown)
-    return Traits(budget, _exits(network, shown), size, preprocessing)
+    detects = hasattr(network, "detect")
+    return Traits(budget, 1 if detects else _exits(network, shown), size, preprocessing, detects)
 
 
 def _exits(network: nn.Module, input_size: tuple[int, int] | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dyndeploy.graphs.passes.batch_norm import fold_batch_norm
+from dyndeploy.graphs.passes.boxes import write_boxes
 from dyndeploy.graphs.passes.confidence import add_confidence
 from dyndeploy.graphs.passes.constants import fold_constants
 from dyndeploy.graphs.passes.finish import attach_functions, check, strip_metadata
@@ -34,4 +35,5 @@ __all__ = [
     "reshape_strides",
     "run_pipeline",
     "strip_metadata",
+    "write_boxes",
 ]

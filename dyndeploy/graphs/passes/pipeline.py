@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from dyndeploy.graphs.passes.batch_norm import fold_batch_norm
+from dyndeploy.graphs.passes.boxes import write_boxes
 from dyndeploy.graphs.passes.confidence import add_confidence
 from dyndeploy.graphs.passes.constants import fold_constants
 from dyndeploy.graphs.passes.finish import attach_functions, check, strip_metadata
@@ -66,6 +67,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("layout::mean", channels_last_means),
     ("layout::transposes", cancel_transposes),
     ("order::gelu", order_gelu),
+    ("boxes::write", write_boxes),
     ("opset::legalise", legalise_opset),
     ("functions::attach", attach_functions),
     ("metadata::strip", strip_metadata),
