@@ -33,7 +33,7 @@ from dyndeploy.nets.ddq_losses import (
 from dyndeploy.nets.detection_losses import Target
 from dyndeploy.nets.detector import Detector, clipped, register_detectors, smallest_convolution_bias
 from dyndeploy.nets.laud import check_positive_int
-from dyndeploy.nets.query_detectors import GROUPS, QueryDetectorConfig
+from dyndeploy.nets.query_detectors import GROUPS, MaskedAttention, QueryDetectorConfig
 
 LEVELS = 4
 """Maps that the transformer reads: the last three of the backbone, and one that follows them."""
@@ -163,7 +163,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: DdqDetrConfig) -> None:
         super().__init__()
         width = config.pyramid_channels
-        self.self_attn = nn.MultiheadAttention(width, config.heads, batch_first=True)
+        self.self_attn = MaskedAttention(width, config.heads, batch_first=True)
         self.cross_attn = DeformableAttention(width, config.heads, LEVELS, config.points)
         self.ffn = FeedForward(width, config.feedforward)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))

@@ -20,7 +20,7 @@ from dyndeploy.errors import UsageError
 from dyndeploy.nets.detection_losses import Target
 from dyndeploy.nets.detector import Detector, register_detectors
 from dyndeploy.nets.laud import check_positive_int
-from dyndeploy.nets.query_detectors import QueryDetectorConfig
+from dyndeploy.nets.query_detectors import MaskedAttention, QueryDetectorConfig
 
 LEVELS = 3
 """Maps that the transformer reads: the last three of the backbone."""
@@ -146,6 +146,7 @@ class MaskHead(nn.Module):
         self.transformer = package.Mask2FormerTransformerModule(width, _package_config(config))
         self.class_predictor = nn.Linear(width, config.num_classes + 1)
         for layer in self.transformer.decoder.layers:
+            layer.cross_attn = MaskedAttention(width, config.heads)
             for parameter in layer.parameters():
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(parameter)

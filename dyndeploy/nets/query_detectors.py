@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from dyndeploy.errors import UsageError
 from dyndeploy.nets.detector import DetectorConfig
@@ -41,3 +45,22 @@ class QueryDetectorConfig(DetectorConfig):
                 f"pyramid_channels={width} is not valid: give a multiple of {GROUPS} (groups of the norms) and of "
                 f"heads={heads}."
             )
+
+
+_CLOSED = -1e4
+"""Added to the logits of an attention where it is closed: after the softmax it leaves exactly 0."""
+
+
+class MaskedAttention(nn.MultiheadAttention):
+    """PyTorch's attention, with finite numbers for what is closed: an exported graph may hold no infinities.
+
+    In every row of a mask something must be open.
+    """
+
+    def forward(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend; see :class:`torch.nn.MultiheadAttention`. True in ``attn_mask`` closes."""
+        if attn_mask is not None:
+            attn_mask = torch.where(attn_mask, _CLOSED, 0.0).to(query.dtype)
+        return super().forward(query, key, value, attn_mask=attn_mask, **options)

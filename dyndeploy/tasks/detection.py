@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -160,7 +160,7 @@ class DetectionTask:
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     masks: bool = False
     rounding: bool = True
-    decoding: Literal["boxes", "queries"] = "boxes"
+    decoding: str = "boxes"
     detections: int = 100
     mask_stride: int = 4
 
@@ -170,6 +170,33 @@ class DetectionTask:
         """Raise ``UsageError`` for a decoding that there is not."""
         if self.decoding not in DECODINGS:
             raise unknown_name("decoding", self.decoding, DECODINGS)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What a network gives that :meth:`decode` reads, in its order."""
+        if self.decoding == "queries":
+            return ("class_logits", "mask_logits")
+        return ("boxes", "scores", "labels", "count", *(("masks",) if self.masks else ()))
+
+    @property
+    def host(self) -> tuple[str, ...]:
+        """What is computed outside of the network, step by step, in words."""
+        pixels = "8-bit pixels" if self.rounding else "pixels in FP32"
+        before = (
+            f"resize: keep the ratio, bilinear on {pixels} (OpenCV)",
+            "normalise: subtract the mean, divide by the standard deviation, in FP32",
+            *(("pad: zeros at the right and at the bottom",) if self.divisor > 1 else ()),
+        )
+        if self.decoding == "queries":
+            return (
+                *before,
+                f"classes: softmax, the {self.detections} most probable ones of all queries, without that of no object",
+                "masks: resize their logits to the input, cut off the padding, resize to the image; keep those above 0",
+                "scores: times the mean probability of the mask's pixels",
+                "boxes: around the masks",
+            )
+        masks = ("masks: sample each one bilinearly over its box, keep what is at least 0.5",) if self.masks else ()
+        return (*before, "boxes: divide by the scale of the resize, clip to the image", *masks)
 
     def resized(
         self, height: int, width: int, size: tuple[int, int] | None = None, bucket: tuple[int, int] | None = None
@@ -288,14 +315,14 @@ class DetectionTask:
             BundleError: An output is missing, or its shape does not fit the others.
             NotFiniteError: Something among the detections is NaN or infinite.
         """
+        names = self.output_names
+        absent = [name for name in names if name not in outputs]
+        if absent:
+            raise BundleError(f"A detector gives {', '.join(names)}; {', '.join(absent)} is missing. Export it again.")
         if self.decoding == "queries":
             from dyndeploy.tasks.queries import decode_queries
 
             return decode_queries(outputs, placement, row=row, limit=self.detections, stride=self.mask_stride)
-        names = ("boxes", "scores", "labels", "count", *(("masks",) if self.masks else ()))
-        absent = [name for name in names if name not in outputs]
-        if absent:
-            raise BundleError(f"A detector gives {', '.join(names)}; {', '.join(absent)} is missing. Export it again.")
         capacity = outputs["scores"].shape[-1]
         wanted = {"boxes": (capacity, 4), "scores": (capacity,), "labels": (capacity,), "count": ()}
         for name in names:

@@ -18,12 +18,14 @@ from dyndeploy.finite import require_finite
 from dyndeploy.tasks.annotations import BoolArray
 from dyndeploy.tasks.detection import Detections, Placement
 
-OUTPUTS = ("class_logits", "mask_logits")
-"""What a network gives for each query: logits of the classes, the last for none, and logits of its mask."""
-
 
 def decode_queries(
-    outputs: Mapping[str, npt.NDArray[Any]], placement: Placement, *, row: int, limit: int, stride: int
+    outputs: Mapping[str, npt.NDArray[Any]],
+    placement: Placement,
+    *,
+    row: int,
+    limit: int,
+    stride: int,
 ) -> Detections:
     """Turn classes and masks of queries into the detections with the most probable classes.
 
@@ -39,13 +41,10 @@ def decode_queries(
         stride: Pixels of the input per cell of the mask logits.
 
     Raises:
-        BundleError: An output is missing, or its shape does not fit the other's or the image's.
+        BundleError: A shape does not fit the other's or the image's.
         NotFiniteError: A logit is NaN or infinite.
     """
-    absent = [name for name in OUTPUTS if name not in outputs]
-    if absent:
-        raise BundleError(f"A detector gives {' and '.join(OUTPUTS)}; {absent[0]} is missing. Export it again.")
-    classes, masks = (outputs[name] for name in OUTPUTS)
+    classes, masks = outputs["class_logits"], outputs["mask_logits"]
     if classes.ndim != 3 or masks.ndim != 4 or classes.shape[:2] != masks.shape[:2] or row >= len(classes):
         raise BundleError(
             f"The detector's outputs have the shapes {classes.shape} and {masks.shape}, which do not fit each other. "
@@ -56,7 +55,7 @@ def decode_queries(
             f"Masks of {masks.shape[2]}x{masks.shape[3]} cells of {stride} pixels do not cover an image of "
             f"{placement.resized[0]}x{placement.resized[1]}. Export it again."
         )
-    require_finite({name: outputs[name][row] for name in OUTPUTS}, "Verify the bundle.")
+    require_finite({"class_logits": classes[row], "mask_logits": masks[row]}, "Verify the bundle.")
     probabilities = _softmax(classes[row].astype(np.float32))[:, :-1]
     order = np.argsort(-probabilities, axis=None, kind="stable")[:limit]
     queries, labels = np.unravel_index(order, probabilities.shape)

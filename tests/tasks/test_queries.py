@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_said() -> None:
     with pytest.raises(NotFiniteError, match="mask_logits"):
         TASK.decode(good, placement)
     with pytest.raises(UsageError, match="decoding"):
-        DetectionTask(decoding="panoptic")  # type: ignore[arg-type]
+        DetectionTask(decoding="panoptic")
 
 
 @pytest.mark.vision("cv2")
