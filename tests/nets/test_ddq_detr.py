@@ -184,3 +184,26 @@ def test_published_options() -> None:
 def test_options_that_do_not_fit_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         create_model("laud_ddq_detr_small", **options)
+
+
+def test_losses_reach_every_weight_that_is_trained() -> None:
+    network = small(queries=12).train()
+    boxes = torch.tensor([[8.0, 8.0, 40.0, 50.0], [30.0, 20.0, 60.0, 60.0]])
+    targets = [
+        {"boxes": boxes, "labels": torch.tensor([1, 7])},
+        {"boxes": boxes[:0], "labels": torch.zeros(0, dtype=torch.int64)},
+    ]
+    result = network(torch.randn(2, 3, 64, 64), torch.tensor([[64.0, 64.0], [48.0, 64.0]]), targets)
+    losses = result.losses
+    kinds = ("classification", "bbox_regression", "giou")
+    expected = {f"{where}.{kind}" for where in ("encoder", "layer0", "layer1") for kind in kinds}
+    expected |= {f"layer{number}.noisy.{kind}" for number in (0, 1) for kind in kinds}
+    expected |= {f"{where}.dense_{kind}" for where in ("encoder", "layer0", "layer1") for kind in (kinds[0], kinds[2])}
+    assert set(losses) == expected
+    torch.stack(list(losses.values())).sum().backward()
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert {name for name, parameter in network.named_parameters() if parameter.grad is not None} == trained - {
+        name for name in trained if "masker" in name
+    }
+    assert not any(".bn" in name for name in trained)
+    assert all(bool(torch.isfinite(value)) for value in losses.values())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dyndeploy.nets import Mask2Former, create_model
-from dyndeploy.nets.mask2former import MaskQueryOutput, transformers_mask2former
+from dyndeploy.nets.mask2former import MaskQueryOutput, _package_config, transformers_mask2former
 
 pytestmark = pytest.mark.vision("transformers")
 
@@ -81,3 +81,30 @@ def test_published_options() -> None:
     assert len(network.head.transformer.decoder.layers) == 9
     network.train()
     assert network.backbone.layer1[0].masker_spatial.training  # type: ignore[union-attr,index,operator]
+
+
+def test_losses_are_those_of_transformers_with_their_weights(network: Mask2Former) -> None:
+    package = transformers_mask2former()
+    images, size = torch.randn(2, 3, 64, 64), torch.tensor([[64.0, 64.0], [48.0, 64.0]])
+    masks = torch.zeros(2, 48, 64)
+    masks[0, 8:40, 8:30], masks[1, 20:44, 34:60] = 1, 1
+    targets = [
+        {"labels": torch.zeros(0, dtype=torch.int64), "masks": masks[:0]},
+        {"labels": torch.tensor([1, 7]), "masks": masks},
+    ]
+    torch.manual_seed(3)
+    losses = network(images, size, targets).losses
+    assert set(losses) == {f"layer{n}.{kind}" for n in range(3) for kind in ("classification", "mask", "dice")}
+    levels, _ = network.features(images)
+    criterion = package.Mask2FormerLoss(_package_config(network.config), {})
+    wanted = [torch.zeros(0, 64, 64), torch.cat([masks, torch.zeros(2, 16, 64)], 1)]
+    torch.manual_seed(3)
+    for number, (classes, queries) in enumerate(network.head(levels)):
+        theirs = criterion(queries, classes, wanted, [target["labels"] for target in targets])
+        assert float(losses[f"layer{number}.mask"]) == pytest.approx(5 * float(theirs["loss_mask"]), rel=1e-5)
+        assert float(losses[f"layer{number}.dice"]) == pytest.approx(5 * float(theirs["loss_dice"]), rel=1e-5)
+        classification = 2 * float(theirs["loss_cross_entropy"])
+        assert float(losses[f"layer{number}.classification"]) == pytest.approx(classification, rel=1e-5)
+    nothing = network(images, size, [targets[0]] * 2).losses
+    assert float(nothing["layer0.mask"]) == float(nothing["layer0.dice"]) == 0
+    assert float(nothing["layer0.classification"]) > 0
