@@ -158,6 +158,7 @@ CHECKPOINTS = {
     "laud_regnet": "LAUDNet's, LASNet's, torchvision's RegNetY of the same size (the maskers stay fresh)",
     "laud_resnet": "LAUDNet's, LASNet's, torchvision's ResNet of the same blocks (the maskers stay fresh)",
     "ada_vit": "AdaViT's, timm's DeiT and ViT of the same sizes (the policies then compute everything)",
+    "detector": "LAUDNet's detectors (mmdetection 2.x), torchvision's; a classifier starts a backbone",
     "dyn_perceiver": "Dynamic Perceiver's, torchvision's file of the backbone (to train from)",
 }
 """What loads besides files of our own, by family."""

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from dyndeploy.blocks import DynamicBlock, Gate, Tape, early_exits, skip
     from dyndeploy.bundle import Bundle
-    from dyndeploy.evaluation import BundleEvaluation, evaluate_bundle
+    from dyndeploy.evaluation import BundleEvaluation, DetectionEvaluation, evaluate_bundle, evaluate_detector
     from dyndeploy.exits import calibrate_bundle
     from dyndeploy.export import ExportSettings, export_model
     from dyndeploy.inference import BundleSession, open_bundle
@@ -30,6 +30,7 @@ _HOME = {
     "Bundle": "dyndeploy.bundle",
     "BundleEvaluation": "dyndeploy.evaluation",
     "BundleSession": "dyndeploy.inference",
+    "DetectionEvaluation": "dyndeploy.evaluation",
     "Detections": "dyndeploy.tasks.detection",
     "DynamicBlock": "dyndeploy.blocks",
     "ExportSettings": "dyndeploy.export",
@@ -44,6 +45,7 @@ _HOME = {
     "create_model": "dyndeploy.nets",
     "early_exits": "dyndeploy.blocks",
     "evaluate_bundle": "dyndeploy.evaluation",
+    "evaluate_detector": "dyndeploy.evaluation",
     "export_model": "dyndeploy.export",
     "load_checkpoint": "dyndeploy.nets",
     "load_profile": "dyndeploy.measure",
@@ -64,6 +66,7 @@ __all__ = [
     "Bundle",
     "BundleEvaluation",
     "BundleSession",
+    "DetectionEvaluation",
     "Detections",
     "DynamicBlock",
     "ExportSettings",
@@ -79,6 +82,7 @@ __all__ = [
     "create_model",
     "early_exits",
     "evaluate_bundle",
+    "evaluate_detector",
     "export_model",
     "load_checkpoint",
     "load_profile",

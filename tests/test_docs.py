@@ -11,11 +11,12 @@ import pytest
 from dyndeploy.ops import OPERATORS
 
 ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^(?:<!-- needs ([\w, ]+) -->\n)?```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+"""Packages that a block needs and that only some runs have stand in a comment before it."""
 BLOCKS = [
-    pytest.param(text, id=f"{page.name}-{index}")
+    pytest.param(text, id=f"{page.name}-{index}", marks=[pytest.mark.vision(*needs.split(", "))] if needs else [])
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    for index, text in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")))
+    for index, (needs, text) in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")))
 ]
 
 

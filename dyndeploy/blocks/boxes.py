@@ -7,7 +7,6 @@ those that are empty, a detector is one graph of static shapes. Networks call :f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from dyndeploy.errors import UsageError
 from dyndeploy.ops.boxes import BOXES, EMPTY, KEEP_BOXES, PYRAMID_ROI_ALIGN
 
-__all__ = ["EMPTY", "box_scale_limit", "keep_boxes", "pyramid_roi_align", "roi_levels", "torchvision"]
+__all__ = ["EMPTY", "keep_boxes", "pyramid_roi_align", "roi_levels", "torchvision"]
 
 NAMESPACE = "dyndeploy"
 """Of the two operators in ``torch.ops``."""
@@ -174,8 +173,3 @@ def pyramid_roi_align(
     else:
         aligned = _align(maps, boxes, strides, finest, size)
     return aligned
-
-
-def box_scale_limit() -> float:
-    """Return the largest |log| by which a box may grow or shrink from its anchor: |ln(16 / 1000)|."""
-    return math.log(1000.0 / 16)

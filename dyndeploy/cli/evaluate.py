@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dyndeploy.cli._arguments import numbers, print_json, print_table, printable
 from dyndeploy.cli._options import AsJson, BundleFolder, LabelledData, Limit, Native, Runtime, Threads, Thresholds
 from dyndeploy.cli._progress import progress_bar
+from dyndeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from dyndeploy.evaluation import BundleComparison, BundleEvaluation
+    from dyndeploy.evaluation import BundleComparison, BundleEvaluation, DetectionComparison, DetectionEvaluation
     from dyndeploy.inference import Failure
 
 
 def evaluate(
     bundle: BundleFolder,
     data: LabelledData,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Of a detector: COCO annotations of the images in --data; 'digit_scenes' as data need none.",
+        ),
+    ] = None,
     limit: Limit = None,
     thresholds: Thresholds = None,
     runtime: Runtime = "auto",
@@ -28,33 +36,43 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="BUNDLE",
-            help="Another bundle for the same images, e.g. the network in another precision: classes and mask bits "
-            "that differ are counted.",
+            help="Another bundle for the same images, e.g. the network in another precision: classes and mask bits, or "
+            "detections, that differ are counted.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the accuracy of a bundle as it is deployed, with the exits taken and the masks' rates.
 
-    An image that cannot be read is said to be so; the rest goes on, and the exit code is 1 at the end.
+    Of a detector the average precision of boxes and masks is measured, against COCO annotations. An image that cannot
+    be read is said to be so; the rest goes on, and the exit code is 1 at the end.
     """
-    from dyndeploy.evaluation import evaluate_bundle
+    from dyndeploy.bundle import Bundle
+    from dyndeploy.evaluation import DetectionEvaluation, evaluate_bundle, evaluate_detector
 
+    opened = Bundle.open(bundle)
+    options: dict[str, Any] = {
+        "limit": limit, "runtime": runtime, "threads": threads, "native": native, "against": against,
+        "on_failure": _say,
+    }  # fmt: skip
+    result: BundleEvaluation | DetectionEvaluation
     with progress_bar() as progress:
-        result = evaluate_bundle(
-            bundle,
-            data,
-            limit=limit,
-            thresholds=None if thresholds is None else numbers("--thresholds", thresholds),
-            runtime=runtime,
-            threads=threads,
-            native=native,
-            against=against,
-            progress=progress,
-            on_failure=_say,
-        )
+        if opened.manifest.detection is not None:
+            if thresholds is not None:
+                raise UsageError(f"{opened.manifest.network.name} has no exits: leave the thresholds out.")
+            result = evaluate_detector(opened, data, annotations, **options, progress=progress)
+        else:
+            if annotations is not None:
+                raise UsageError(
+                    f"{opened.manifest.network.name} is no detector: leave --annotations out; --data holds one "
+                    "sub-folder per class."
+                )
+            limits = None if thresholds is None else numbers("--thresholds", thresholds)
+            result = evaluate_bundle(opened, data, **options, thresholds=limits, progress=progress)
     if as_json:
         print_json({"bundle": str(bundle), **result.to_json()})
+    elif isinstance(result, DetectionEvaluation):
+        _print_detection(result)
     else:
         _print(result)
     if result.failures:
@@ -68,8 +86,6 @@ def _say(failure: Failure) -> None:
 
 
 def _print(result: BundleEvaluation) -> None:
-    from dyndeploy.runtimes.native import BODIES_NOTE, FALLBACK_BODIES
-
     typer.echo(
         printable(
             f"{result.network} on {result.images} images of {result.classes} classes, {result.source}: top-1 "
@@ -93,12 +109,19 @@ def _print(result: BundleEvaluation) -> None:
         print_table(("mask", "mean rate"), [(name, f"{rate:.3f}") for name, rate in result.rates.items()])
     if result.against is not None:
         _print_against(result, result.against)
+    _print_runtime(result)
+
+
+def _print_runtime(result: BundleEvaluation | DetectionEvaluation) -> None:
+    """What ran, and what a reader should know."""
+    from dyndeploy.runtimes.native import BODIES_NOTE, FALLBACK_BODIES
+
     code = "" if result.operators is None else f"; dynamic operators: {result.operators}"
     typer.echo(f"{result.runtime}, {result.threads} thread(s), {result.precision}{code}. {result.runtime_why}.")
     if result.operators == FALLBACK_BODIES:
         typer.echo(f"Note: {BODIES_NOTE}")
     for note in result.notes:
-        typer.echo(f"Note: {note}")
+        typer.echo(printable(f"Note: {note}"))
 
 
 def _print_against(result: BundleEvaluation, other: BundleComparison) -> None:
@@ -122,3 +145,52 @@ def _print_against(result: BundleEvaluation, other: BundleComparison) -> None:
     if other.exits_changed is not None:
         lines.append(f"{other.exits_changed} of {result.images} images leave at another exit.")
     typer.echo(printable("\n".join(lines)))
+
+
+def _print_detection(result: DetectionEvaluation) -> None:
+    """Average precisions, and how long it took."""
+    typer.echo(
+        printable(
+            f"{result.network} on {result.images} images of {result.classes} classes, {result.source}: "
+            f"{result.ms:.3f} ms per image in the network, measured."
+        )
+    )
+    kinds = [("boxes", result.boxes), *([] if result.masks is None else [("masks", result.masks)])]
+    rows = [(kind, found) for kind, found in kinds]
+    if result.against is not None:
+        other = result.against
+        rows = [(f"this bundle, {kind}", found) for kind, found in kinds]
+        rows.append((f"{other.bundle}, boxes", other.boxes))
+        rows += [] if other.masks is None else [(f"{other.bundle}, masks", other.masks)]
+    print_table(
+        ("average precision", "AP", "AP50", "AP75", "small", "medium", "large"),
+        [(name, *map(_share, (a.ap, a.ap50, a.ap75, a.small, a.medium, a.large))) for name, a in rows],
+    )
+    names = [f"{kind} {what}" for kind, _ in kinds for what in ("AP", "AP50")]
+    found = zip(*(precision.classes for _, precision in kinds), strict=True)
+    print_table(
+        ("class", "objects", *names),
+        [(each[0].name, each[0].objects, *(_share(v) for one in each for v in (one.ap, one.ap50))) for each in found],
+    )
+    if len(result.inputs) > 1:
+        print_table(("input", "images"), list(result.inputs.items()))
+    if result.rates:
+        print_table(("mask", "mean rate"), [(name, f"{rate:.3f}") for name, rate in result.rates.items()])
+    if result.against is not None:
+        _print_detections_against(result, result.against)
+    _print_runtime(result)
+
+
+def _print_detections_against(result: DetectionEvaluation, other: DetectionComparison) -> None:
+    typer.echo(
+        printable(
+            f"{other.bundle} ({other.precision}): {other.ms:.3f} ms per image in the network, measured in turn. Of the "
+            f"detections with a score of at least {other.least_score:g}, {other.matched} are in both, "
+            f"{other.only_first} in this bundle only, {other.only_other} in the other only."
+        )
+    )
+
+
+def _share(value: float | None) -> str:
+    """A precision; a dash where there is nothing to find."""
+    return "-" if value is None else f"{value:.3f}"

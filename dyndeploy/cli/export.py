@@ -57,7 +57,13 @@ def export(
     ] = None,
     batch: Annotated[int, option("--batch", detail="Fixed in the graph.")] = 1,
     input_size: Annotated[
-        str | None, option("--input-size", metavar="HxW", detail="(default: the training's, else the network's)")
+        list[str] | None,
+        option(
+            "--input-size",
+            metavar="HxW",
+            detail="Of a detector repeat it for every size that it shall run at, the main one first: each image takes "
+            "the smallest that holds it. (default: the training's, else the network's)",
+        ),
     ] = None,
     precision: Annotated[
         str,
@@ -98,12 +104,16 @@ def export(
     ] = None,
     class_names: Annotated[
         Path | None,
-        typer.Option(help="Text file with the names of the classes, one per line. (default: the training's)"),
+        typer.Option(
+            help="Text file with the names of the classes, one per line; or 'coco', COCO's 80 classes. (default: the "
+            "training's)"
+        ),
     ] = None,
     as_json: Annotated[bool, option("--json", detail="Here the manifest.")] = False,
 ) -> None:
     """Export a network as a bundle for a target; what a checkpoint of ours remembers need not be typed again."""
-    sizes = None if input_size is None else size("--input-size", input_size)
+    buckets = tuple(size("--input-size", text) for text in input_size or ())
+    sizes = buckets[0] if buckets else None
     shorthands = {
         "mode": mode,
         "granularity": granularity,
@@ -128,7 +138,7 @@ def export(
     source = find_source(network, imported=imported, checkpoint=checkpoint, weights=weights)
     name, trained = source.name, source.trained
     options = parse_options(name, texts, source.imported)
-    names = list(trained.class_names) or None if class_names is None else lines(class_names)
+    names = list(trained.class_names) or None if class_names is None else _class_names(class_names)
     dense: tuple[str, ...] = ()
     kept = None if exits is None else whole_numbers("--exits", exits)
     if plan is not None:
@@ -159,6 +169,7 @@ def export(
         target=target,
         batch=batch,
         input_size=sizes,
+        input_sizes=buckets,
         precision=precision,
         calibration=calibration,
         static=static,
@@ -199,13 +210,21 @@ def export(
         parts = f"exits {', '.join(str(stage.exit) for stage in manifest.exits.stages)}"
     shapes = ", ".join(f"{item.name} {'x'.join(map(str, item.shape))}" for item in manifest.inputs)
     if manifest.input_size is not None:
-        shapes = f"{manifest.input_size[0]}x{manifest.input_size[1]}"
+        sizes_of = [manifest.input_size] if manifest.detection is None else [b.size for b in manifest.detection.buckets]
+        shapes = " and ".join(f"{height}x{width}" for height, width in sizes_of)
     typer.echo(
         f"{output}: {manifest.network.name}, mode {manifest.network.mode}, target {manifest.target} (opset "
         f"{manifest.opset}, batch {manifest.batch}, {shapes}), {parts}, {len(manifest.files)} files."
     )
     for each in manifest.notes:
         note(f"{each}.")
+
+
+def _class_names(path: Path) -> list[str]:
+    """The names in a file, or COCO's."""
+    from dyndeploy.export.detection import COCO, coco_classes
+
+    return list(coco_classes()[0] if str(path) == COCO and not path.exists() else lines(path))
 
 
 def _capacity(text: str) -> int | float:

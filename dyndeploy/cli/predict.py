@@ -216,6 +216,12 @@ def _print(prediction: Prediction) -> None:
         rows,
         title=f"{prediction.network} on {prediction.device}, predicted, ms per image{of}",
     )
+    if prediction.parts:
+        print_table(
+            ("part", "G MACs", "ms", "of all"),
+            [(p.name, f"{p.macs / 1e9:.4g}", f"{p.latency_ms:.4f}", f"{p.share:.1%}") for p in prediction.parts],
+            title="parts, predicted, per image",
+        )
     coverage = prediction.coverage
     covered = coverage.by_count if coverage.by_time is None else coverage.by_time
     counted = f"of {coverage.operators} operators" if coverage.by_time is None else "of the time in known operators"

@@ -23,9 +23,13 @@ if TYPE_CHECKING:
     from dyndeploy.measure import NetworkProfile, Profile
     from dyndeploy.measure.exits import ExitProfile
     from dyndeploy.remote import DeviceEntry, DeviceReport
+    from dyndeploy.reporting import ReportExtras
     from dyndeploy.runtimes.choice import RuntimeChoice
 
 Progress: TypeAlias = "Callable[[str, float], None]"
+_PICTURES = 4
+"""So many images are drawn on a detector's page."""
+
 _Measured = TypeVar("_Measured", "Profile", "ExitProfile", "NetworkProfile")
 
 
@@ -123,7 +127,11 @@ def profile(
         on_board.append(_on_board(profile_on_device, opened, board, progress, options))
         return cast("Profile", on_board[0].profile)
 
-    _deliver(measure, print_profile, _page, json_file, report)
+    def page(result: Profile) -> str:
+        shown = None if opened.manifest.detection is None or board is not None else _detections(opened, data, choice)
+        return _page(result, shown)
+
+    _deliver(measure, print_profile, page, json_file, report)
     if json_file != "-" and on_board:
         _print_device(on_board[0])
 
@@ -250,13 +258,26 @@ def _predicted(result: Profile | ExitProfile) -> list[str]:
     return [name for name in known if name == result.device]
 
 
-def _page(result: Profile) -> str:
+def _detections(bundle: Bundle, data: Path | None, choice: RuntimeChoice | None) -> ReportExtras:
+    """Pictures of what a detector finds in a few of the images, and of what it computes for them."""
+    from dyndeploy.data import image_paths, sample_photographs, spread
+    from dyndeploy.inference import DetectionResult, detect_images
+    from dyndeploy.reporting import detection_extras
+
+    paths = sample_photographs() if data is None else image_paths(data)
+    few = [paths[index] for index in spread(len(paths), _PICTURES)]
+    runtime = "onnxruntime" if choice is None else choice
+    results = [result for result in detect_images(bundle, few, runtime=runtime) if isinstance(result, DetectionResult)]
+    return detection_extras(results, bundle)
+
+
+def _page(result: Profile, extras: ReportExtras | None = None) -> str:
     from dyndeploy.prediction import known_devices
     from dyndeploy.reporting import predict_profile, render_report
 
     devices = _predicted(result) or known_devices(result.threads, result.bundle.get("precision"))
     sweeps = [predict_profile(result, name) for name in devices]
-    return render_report(result, sweeps)
+    return render_report(result, sweeps, extras)
 
 
 def _print_device(measured: DeviceReport) -> None:

@@ -29,7 +29,10 @@ def run(
     bundle: BundleFolder,
     images: Annotated[
         list[Path] | None,
-        typer.Argument(help="Images: JPEG, PNG, WebP, TIFF and others that Pillow reads; or folders of them."),
+        typer.Argument(
+            help="Images: JPEG, PNG, WebP, TIFF and others that Pillow reads; or folders of them. For detectors also "
+            "videos."
+        ),
     ] = None,
     inputs: Annotated[
         list[str] | None,
@@ -48,33 +51,80 @@ def run(
         option("--device", detail="(default: what is here)", autocompletion=complete_device),
     ] = None,
     host: Host = None,
+    save: Annotated[
+        str | None,
+        typer.Option(
+            "--save",
+            metavar="FILE|FOLDER",
+            help="Draw a detector's boxes, names and masks: one image or video into a file, several into a folder.",
+        ),
+    ] = None,
+    score: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Least score of a detector's detections. (default: 0.3 where they are shown, all of them in --json)",
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Only a detector's detections of these classes.")
+    ] = None,
+    camera: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Run a detector on a camera, by its number; Ctrl-C ends it."),
+    ] = None,
     as_json: Annotated[bool, option("--json", detail="One object a line, each as soon as its image is done.")] = False,
 ) -> None:
     """Run images one by one, or arrays: class and confidence or outputs, time, the exit taken or the masks' rates.
 
-    An image that cannot be read is said to be so; the rest goes on, and the exit code is 1 at the end.
+    Detectors tell the boxes that they find, and take videos as well. An image that cannot be read is said to be so; the
+    rest goes on, and the exit code is 1 at the end.
     """
     from dyndeploy.bundle import LOGITS, Bundle
     from dyndeploy.data import with_folders
-    from dyndeploy.inference import classify_images, read_arrays, run_images, run_inputs
+    from dyndeploy.inference import classify_images, open_bundle, read_arrays, run_images, run_inputs
 
-    if bool(images) == bool(inputs):
+    if bool(images or camera is not None) == bool(inputs):
         raise UsageError("Give images, or arrays (--input NAME=FILE.npy), and not both.")
     if output is not None and not inputs:
         raise UsageError("--output writes what --input gives: leave it out for images.")
     opened = Bundle.open(bundle)
     limits = None if thresholds is None else numbers("--thresholds", thresholds)
+    detector = opened.manifest.detection is not None and not inputs
+    of_detectors = {"--save": save, "--score": score, "--classes": classes, "--camera": camera}
+    unfit = [name for name, value in of_detectors.items() if value is not None and not detector]
+    if unfit:
+        why = "arrays give arrays" if inputs else f"{opened.manifest.network.name} is none"
+        raise UsageError(f"{', '.join(unfit)}: for images and detectors; {why}. Leave it out.")
     board = chosen_board(device, host)
     if board is not None:
         of_this_machine = {"--native": native != "auto", "--runtime": runtime != "auto"}
         given = [name for name, value in of_this_machine.items() if value]
         if given:
             raise UsageError(f"{', '.join(given)}: for this machine; a board runs what it builds. Leave it out.")
+        if detector:
+            raise UsageError("Detectors run on this machine only so far: leave --device and --host out.")
         if images:
             _run_there(opened, board, images, threads, limits, as_json)
         else:
             feeds = read_arrays(opened, named_files(inputs or []))
             _tell_arrays(lambda: _arrays_there(opened, board, feeds, threads, limits), output, as_json)
+        return
+    if detector:
+        from dyndeploy.cli._detections import listed, run_sources, wanted
+
+        if limits is not None:
+            raise UsageError(f"{opened.manifest.network.name} has no exits: leave the thresholds out.")
+        names = opened.manifest.detector().classes
+        which, sources = wanted(score, classes, names), listed(images or (), camera, save)
+        choice = chosen_here(opened, device, runtime, told=not as_json)
+        with open_bundle(opened, runtime=choice, threads=threads, native=native) as session:
+            failed = run_sources(session, sources, which, names, as_json=as_json)
+            code = session.network(opened.manifest.input_size).code
+        if not as_json:
+            _print_code(code)
+        _end(failed, len(sources))
         return
     choice = chosen_here(opened, device, runtime, told=not as_json)
     if images:

@@ -6,10 +6,14 @@ from dyndeploy.evaluation.classification import (
     ExitAccuracy,
     evaluate_bundle,
 )
+from dyndeploy.evaluation.detection import DetectionComparison, DetectionEvaluation, evaluate_detector
 
 __all__ = [
     "BundleComparison",
     "BundleEvaluation",
+    "DetectionComparison",
+    "DetectionEvaluation",
     "ExitAccuracy",
     "evaluate_bundle",
+    "evaluate_detector",
 ]

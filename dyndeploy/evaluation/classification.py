@@ -190,6 +190,8 @@ def evaluate_bundle(
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     network = bundle.manifest.network
+    if bundle.manifest.detection is not None:
+        raise UsageError(f"{network.name} is a detector: dyndeploy.evaluate_detector() measures it.")
     if network.num_classes is None:
         raise UsageError(f"{network.name} gives no logits: there is no class to be right about.")
     dataset, source = _opened_images(bundle, data)

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dyndeploy.blocks.boxes import torchvision
 from dyndeploy.bundle import IMAGE_SIZE, INPUT, BucketInfo, DetectionInfo
 from dyndeploy.data import DIGITS, ByteArray, read_image, sample_photographs, with_folders
 from dyndeploy.errors import UsageError
 from dyndeploy.files import shown
 from dyndeploy.graphs.passes.boxes import lacking
+from dyndeploy.precisions import precision_of
 from dyndeploy.targets import Target
 from dyndeploy.tasks.detection import DetectionTask
 
@@ -43,10 +45,10 @@ def check_target(name: str, target: Target, precision: str) -> None:
     lacks = lacking(target.runtime)
     if lacks:
         raise UsageError(f"{name} cannot be exported for {target.name}. {lacks} Use --target cpu.")
-    if precision == "int8":
+    if precision_of(precision).detections is None:
         raise UsageError(
-            f"{name} cannot be exported in int8: this release quantises classifiers only; how rounded boxes and scores "
-            "may differ is not settled. Use fp32 or bf16."
+            f"{name} cannot be exported in {precision}: how far that moves boxes was never measured in this release. "
+            "Use fp32."
         )
 
 
@@ -149,7 +151,8 @@ def category_ids(names: Sequence[str]) -> tuple[int, ...]:
 
 
 def coco_classes() -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the names of COCO's 80 classes and their category numbers, which torchvision knows."""
+    """Return the names of COCO's 80 classes and their category numbers; raises ``UsageError`` without torchvision."""
+    torchvision()
     from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
     categories = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]

@@ -40,13 +40,14 @@ from dyndeploy.bundle import (
     QuantizationInfo,
     ReferenceInfo,
     TensorInfo,
+    bucket_folder,
     write_manifest,
 )
 from dyndeploy.bundle.device_files import DEVICE_FOLDER, write_device_folder
 from dyndeploy.bundle.reference_names import EXACT, FORCED, MARGIN, exit_logits
 from dyndeploy.data import DIGITS, digits, images_from_folder, load_image, sample_photographs
 from dyndeploy.errors import ExportError, InputError, UsageError, unknown_name
-from dyndeploy.export.detection import check_target, classes_of, detection_info, reference_inputs
+from dyndeploy.export.detection import check_size, check_target, classes_of, detection_info, reference_inputs
 from dyndeploy.export.graph import Built, build
 from dyndeploy.export.reference import Reference, compute_reference
 from dyndeploy.export.staged import build_stages, tensor_info
@@ -80,6 +81,8 @@ class ExportSettings:
         target: Name of the target.
         batch: Static batch size.
         input_size: (H, W), or None for the network's default.
+        input_sizes: Of a detector, every (H, W) that it shall run at, the main one first, in the place of
+            ``input_size``: each further one becomes a bundle of its own inside the bundle.
         precision: What the dynamic bottlenecks compute in when the bundle runs (CPU), or the precision plan of the
             engine (boards). The graph stays FP32, so that it can be verified anywhere; of ``int8`` it computes in INT8.
         calibration: Calibration table of an ``int8`` export, or its path: scales, and which blocks stay in FP32.
@@ -99,6 +102,7 @@ class ExportSettings:
     target: str = "cpu"
     batch: int = 1
     input_size: tuple[int, int] | None = None
+    input_sizes: tuple[tuple[int, int], ...] = ()
     precision: str = "fp32"
     calibration: CalibrationTable | str | os.PathLike[str] | None = None
     static: bool = False
@@ -127,15 +131,20 @@ class ExportSettings:
             raise UsageError(f"--graph if is impossible on {target.name}: {target.refused['If']}. Export stages.")
         if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
             raise UsageError(f"The batch size must be a whole number of at least 1, not {self.batch!r}.")
-        size = self.input_size
-        if size is None:
-            return
-        if not isinstance(size, tuple) or len(size) != 2 or not all(isinstance(side, int) for side in size):
-            raise UsageError(f"The input size must be (height, width), not {size!r}.")
-        if min(size) < MIN_INPUT_SIZE:
-            raise UsageError(
-                f"Input size {size[0]}x{size[1]} is too small: give at least {MIN_INPUT_SIZE}x{MIN_INPUT_SIZE}."
-            )
+        for size in (*([] if self.input_size is None else [self.input_size]), *self.input_sizes):
+            if not isinstance(size, tuple) or len(size) != 2 or not all(isinstance(side, int) for side in size):
+                raise UsageError(f"The input size must be (height, width), not {size!r}.")
+            if min(size) < MIN_INPUT_SIZE:
+                raise UsageError(
+                    f"Input size {size[0]}x{size[1]} is too small: give at least {MIN_INPUT_SIZE}x{MIN_INPUT_SIZE}."
+                )
+        if self.input_sizes:
+            if self.input_size not in (None, self.input_sizes[0]):
+                raise UsageError("input_size and the first of input_sizes differ: give one of them.")
+            if len(set(self.input_sizes)) < len(self.input_sizes):
+                listed = ", ".join(map(bucket_folder, self.input_sizes))
+                raise UsageError(f"An input size is given twice: {listed}.")
+            object.__setattr__(self, "input_size", self.input_sizes[0])
 
 
 def export_model(
@@ -185,12 +194,16 @@ def export_model(
     table = _calibration(settings)
     write = _write_stages if isinstance(subject.network, StagedNetwork) else _write_graph
     _require_fitting(subject, settings)
-    buckets = [] if subject.input_size is None else [BucketInfo(subject.input_size)]
+    classes = tuple(class_names or ())
+    sizes = () if subject.input_size is None else (subject.input_size, *settings.input_sizes[1:])
+    buckets = [BucketInfo(size, bucket_folder(size) if index else "") for index, size in enumerate(sizes)]
     # The output path is claimed first, so that an impossible one costs no export time.
     with files.atomic_directory(output, replace_if=MANIFEST) as folder:
         progress("reading reference inputs")
         inputs, source = _reference_inputs(settings, subject)
         content = write(_Export(folder, settings, target, subject, inputs, table, progress))
+        for bucket in buckets[1:]:
+            _write_bucket(module, folder, bucket, settings, classes, progress)
         if target.runtime == "tensorrt":
             progress("preparing the graphs for TensorRT")
             names = [MODEL] if content.exits is None else [stage.file for stage in content.exits.stages]
@@ -222,7 +235,7 @@ def export_model(
             notes=(*content.notes, *_subject_notes(subject), *_weights_notes(settings), *settings.notes),
             exits=content.exits,
             quantization=content.quantization,
-            detection=None if subject.task is None else detection_info(subject, class_names or (), buckets),
+            detection=None if subject.task is None else detection_info(subject, classes, buckets),
         )
         if target.runtime == "tensorrt":
             write_device_folder(folder, manifest)
@@ -230,6 +243,23 @@ def export_model(
             manifest = replace(manifest, files=dict(sorted({**manifest.files, **carried}.items())))
         write_manifest(folder, manifest)
     return Bundle.open(output)
+
+
+def _write_bucket(
+    module: torch.nn.Module,
+    folder: Path,
+    bucket: BucketInfo,
+    settings: ExportSettings,
+    class_names: Sequence[str],
+    progress: Progress,
+) -> None:
+    """Write a further size of a detector: a bundle of its own inside its bundle."""
+    own = replace(settings, input_size=bucket.size, input_sizes=())
+
+    def say(message: str) -> None:
+        progress(f"{bucket.folder}: {message}")
+
+    export_model(module, folder / bucket.folder, own, class_names=class_names, progress=say)
 
 
 def _checksums(bundle: Path, folder: Path) -> dict[str, str]:
@@ -498,6 +528,10 @@ def _require_fitting(subject: Subject, settings: ExportSettings) -> None:
     network = subject.network
     if subject.task is not None:
         check_target(subject.name, load_target(settings.target), settings.precision)
+        for size in settings.input_sizes:
+            check_size(subject.name, subject.task, size)
+    elif len(settings.input_sizes) > 1:
+        raise UsageError(f"{subject.name} is no detector: it has one input size.")
     if not isinstance(network, StagedNetwork):
         if settings.exits is not None or settings.graph != "stages":
             raise UsageError(f"{subject.name} has no early exits: leave --exits and --graph out.")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,11 +57,13 @@ class Sizes:
             sizes computes them once, when it loads the graph.
         widths: Bytes of an element, of tensors that hold whole numbers, truth values or doubles: those keep their
             width whatever precision a network runs in.
+        assumed: Nodes whose results have as many entries as the data says, by name, with what was assumed instead.
     """
 
     shapes: Mapping[str, Shape]
     values: Mapping[str, Array]
     widths: Mapping[str, int]
+    assumed: Mapping[str, str] = field(default_factory=dict)
 
 
 def static_shapes(
@@ -86,7 +88,9 @@ def known_sizes(
         model: The graph; its weights may be missing.
         input_shape: Shape of the first input; None leaves it as the graph has it.
         assume: Whether an operator of a domain gives what the file says of its outputs and, where it says nothing of
-            one of another domain than ours, maps of its first input's size; else nothing is known behind that.
+            one of another domain than ours, maps of its first input's size; and whether suppression leaves as many
+            boxes as it may, and entries are shared out evenly among the values that they are compared with. Else
+            nothing is known behind that.
         strict: Whether a node whose inputs do not fit it is an error; else nothing is known behind it, unless it is one
             that weights are multiplied in (:func:`contradiction`), which always is.
 
@@ -96,13 +100,15 @@ def known_sizes(
     from dyndeploy.graphs.branches import flattened
 
     search = _Search(flattened(model).model, input_shape, assume)
-    while search.infer(strict) and (search.apply_rules() | search.evaluate() or search.assume_one()):
+    while search.infer(strict) and (
+        search.apply_rules() | search.evaluate() or search.assume_counts() or search.assume_one()
+    ):
         pass
     for node in all_nodes(search.inferred.graph):
         wrong = contradiction(node, search.shapes)
         if wrong:
             raise BundleError(f"Node '{node.name or node.output[0]}' ({node.op_type}) contradicts itself: {wrong}.")
-    return Sizes(search.shapes, search.values, search.widths())
+    return Sizes(search.shapes, search.values, search.widths(), search.assumed)
 
 
 def with_values(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -148,6 +154,7 @@ class _Search:
         inferred: The graph with the shapes that inference found.
         shapes: By tensor name.
         values: What was evaluated, by tensor name.
+        assumed: As :attr:`Sizes.assumed`.
     """
 
     def __init__(self, model: onnx.ModelProto, input_shape: Shape | None, assume: bool) -> None:
@@ -187,6 +194,8 @@ class _Search:
         self._known = dict(_small_constants(slim.graph))
         self.inferred, self.shapes = slim, dict[str, Shape]()
         self.values: dict[str, Array] = {}
+        self.assumed: dict[str, str] = {}
+        self._assume = assume
 
     def infer(self, strict: bool) -> bool:
         """Infer the shapes of all tensors; raises ``BundleError`` where that finds a contradiction."""
@@ -270,6 +279,59 @@ class _Search:
         if any(math.prod(self.shapes.get(name, ())) > _LARGEST_VALUE for name in node.output if name):
             return None
         return _evaluated(node, {name: self._known[name] for name in node.input if name}, self._opsets)
+
+    def assume_counts(self) -> bool:
+        """Assume how many entries standard operators give where the data decides; returns whether any was open."""
+        from onnx import TensorProto, helper
+
+        if not self._assume:
+            return False
+        makers = {name: node for node in self._slim.graph.node for name in node.output}
+        found: dict[str, Shape] = {}
+        for node in self._slim.graph.node:
+            name = node.output[0]
+            if node.domain or name in self._stated or -1 not in self.shapes.get(name, ()):
+                continue
+            left = self._left(node) if node.op_type == "NonMaxSuppression" else None
+            part = self._equal_part(node, makers) if node.op_type == "NonZero" else None
+            if left is not None:
+                found[name], self.assumed[node.name or name] = (left, 3), f"{left}, the most it may leave"
+            elif part is not None:
+                found[name], self.assumed[node.name or name] = (1, part[0]), f"{part[0]}, one of {part[1]} equal parts"
+        for name, shape in found.items():
+            self._slim.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.INT64, shape))
+            self._stated.add(name)
+        return bool(found)
+
+    def _left(self, node: onnx.NodeProto) -> int | None:
+        """Most boxes that suppression leaves, where its own limit says so."""
+        limit = self._known.get(node.input[2]) if len(node.input) > 2 else None
+        scores = self.shapes.get(node.input[1], ())
+        if limit is None or limit.size != 1 or len(scores) != 3 or scores[:2] != (1, 1):
+            return None
+        most = int(limit.reshape(-1)[0])
+        return most if 0 < most <= scores[2] else None
+
+    def _equal_part(self, node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> tuple[int, int] | None:
+        """Entries of a vector that equal a constant, and of how many constants it is one: parts of equal size.
+
+        The entries of all parts together are those of the vector, as levels of a pyramid share out boxes.
+        """
+        own = makers.get(node.input[0])
+        if own is None or own.op_type != "Equal" or own.input[1] not in self._known:
+            return None
+        shape = self.shapes.get(own.input[0], ())
+        alike = [
+            name
+            for other in self._slim.graph.node
+            if other.op_type == "NonZero"
+            for name in other.input
+            if name in makers and makers[name].op_type == "Equal" and makers[name].input[0] == own.input[0]
+        ]
+        if len(shape) != 1 or shape[0] < 0:
+            return None
+        share, rest = divmod(shape[0], len(alike))
+        return share + (alike.index(node.input[0]) < rest), len(alike)
 
     def assume_one(self) -> bool:
         """Let one operator of another domain give maps of its first input's size; returns whether there was one.

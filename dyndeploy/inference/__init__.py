@@ -1,5 +1,6 @@
 """Inputs in, outputs out: what ``dyndeploy run`` does."""
 
+from dyndeploy.inference.detection import DetectionResult, detect_image, detect_images
 from dyndeploy.inference.running import (
     Classification,
     Failure,
@@ -21,6 +22,7 @@ __all__ = [
     "BundleSession",
     "Classification",
     "Detected",
+    "DetectionResult",
     "Failure",
     "Item",
     "OpenBundle",
@@ -28,6 +30,8 @@ __all__ = [
     "classified",
     "classify",
     "classify_images",
+    "detect_image",
+    "detect_images",
     "open_bundle",
     "opened_bundle",
     "read_array",

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dyndeploy.bundle import Bundle, MaskInfo
-from dyndeploy.data import images_from_folder
+from dyndeploy.bundle import Bundle, Manifest, MaskInfo
+from dyndeploy.data import image_paths, images_from_folder, read_image, spread
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.files import shown
 from dyndeploy.graphs.forced import forced_masks
@@ -99,7 +99,8 @@ def input_batches(
 
     Args:
         bundle: Its inputs may be any tensors whose first axis is the batch.
-        data: A folder of images, for a network whose one input is an image; None takes the reference tensors.
+        data: A folder of images, for a detector or a network whose one input is an image; None takes the reference
+            tensors.
         limit: At most so many images of a folder.
 
     Returns:
@@ -114,9 +115,7 @@ def input_batches(
     if data is None:
         arrays, origin = bundle.reference_inputs(), manifest.reference.source
     else:
-        preprocessing, size = manifest.images()
-        images = images_from_folder(data, preprocessing, size, limit=limit)
-        arrays, origin = {manifest.inputs[0].name: images}, f"folder {shown(os.path.basename(os.path.abspath(data)))}"
+        arrays, origin = _of_folder(manifest, data, limit), f"folder {shown(os.path.basename(os.path.abspath(data)))}"
     samples = {len(array) for array in arrays.values()}
     for info in manifest.inputs:
         if arrays[info.name].shape[1:] != info.shape[1:] or len(samples) != 1 or samples == {0}:
@@ -131,6 +130,17 @@ def input_batches(
     ]
     source = {"source": origin, "count": samples_given, "repeated_to_fill_batches": count * batch - samples_given}
     return batches, source
+
+
+def _of_folder(manifest: Manifest, folder: str | os.PathLike[str], limit: int) -> Feeds:
+    """What a network is fed for the images of a folder; of a detector resized and padded to its own size of inputs."""
+    if manifest.detection is None:
+        preprocessing, size = manifest.images()
+        return {manifest.inputs[0].name: images_from_folder(folder, preprocessing, size, limit=limit)}
+    task, paths = manifest.detection.task(), image_paths(folder)
+    chosen = [paths[index] for index in spread(len(paths), limit)]
+    feeds = [task.prepare(read_image(path), bucket=manifest.input_size)[0] for path in chosen]
+    return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
 
 
 @dataclass(frozen=True)

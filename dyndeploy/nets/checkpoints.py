@@ -276,9 +276,11 @@ def _fresh_classifier(
             continue
         fresh += keys
         for key in there:
-            # A layer that reads logits has them as its second axis.
-            if theirs is None and found[key].ndim == own[key].ndim and own[key].shape[:1] == (classes,):
-                theirs = found[key].shape[0]
+            # Some layers have several outputs for every class; one that reads logits has them as its second axis.
+            if theirs is None and found[key].shape != own[key].shape and found[key].shape[1:] == own[key].shape[1:]:
+                each, rest = divmod(own[key].shape[0], classes)
+                if not rest and each and found[key].shape[0] % each == 0:
+                    theirs = found[key].shape[0] // each
     return tuple(fresh), (theirs, classes) if fresh else None
 
 

@@ -56,9 +56,6 @@ REGION_WITH_MASK = Overlap(0.5, 0.5, 0.5)
 PROPOSALS = Sampling(256, 0.5)
 REGIONS = Sampling(512, 0.25)
 
-TRAINING_CANDIDATES = 2000
-"""Boxes of a level that go on to non-maximum suppression in training."""
-
 _GAMMA, _ALPHA = 2.0, 0.25
 
 

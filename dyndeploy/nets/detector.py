@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -69,7 +71,7 @@ class DetectorConfig(LaudConfig):
         for side in size:
             check_positive_int("size", side)
         self._set("size", tuple(size))
-        if isinstance(self.frozen_stages, bool) or self.frozen_stages not in range(5):
+        if type(self.frozen_stages) is not int or self.frozen_stages not in range(5):
             raise UsageError(f"frozen_stages={self.frozen_stages!r} is not valid: give a whole number from 0 to 4.")
 
 
@@ -162,10 +164,26 @@ class LastLevels(nn.Module):
             nn.init.kaiming_uniform_(layer.weight, a=1)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
-    def forward(self, last: Tensor) -> list[Tensor]:
-        """Return both for the last map (N, C, h, w)."""
+    def forward(self, last: Tensor, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """Return both for the backbone's last map (N, C, h, w) and the pyramid's other levels."""
         p6 = self.p6(last)
         return [p6, self.p7(p6)]
+
+
+class LastLevelsOfPyramid(LastLevels):
+    """P6 and P7 of P5, with a ReLU between them: torchvision's.
+
+    Args:
+        channels: Channels of the pyramid.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
+
+    def forward(self, last: Tensor, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """See :meth:`LastLevels.forward`."""
+        p6 = self.p6(pyramid[-1])
+        return [p6, self.p7(p6.relu())]
 
 
 class Neck(nn.Module):
@@ -189,12 +207,16 @@ class Neck(nn.Module):
         """Return the levels of the pyramid for maps of the backbone, the finest first."""
         levels = list(self.fpn(OrderedDict((str(index), features) for index, features in enumerate(maps))).values())
         if self.extra is not None:
-            return [*levels, *self.extra(maps[-1])]
+            return [*levels, *self.extra(maps[-1], levels)]
         return [*levels, levels[-1][:, :, ::2, ::2]]
 
 
 _PARTS = {"backbone": BACKBONE, "neck": NECK, "head": HEADS, "rpn": HEADS, "roi_heads": HEADS}
 """Of a detector's modules."""
+
+
+_ANCHORS = "anchors"
+"""Begins the names of the buffers with each level's anchors."""
 
 
 class Detector(nn.Module):
@@ -323,7 +345,10 @@ class Detector(nn.Module):
         return records, found.flops if records else found.macs, found.flops_ratio, found.densities
 
     def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:
-        """Return boxes, scores, labels, count, and masks where there are some, of one image (height, width)."""
+        """Return boxes, scores, labels, count, and masks where there are some, of one image (height, width).
+
+        All of them are float32 at least: half precision counts pixels up to 2048 only.
+        """
         raise NotImplementedError
 
     def losses(self, pyramid: Sequence[Tensor], image_size: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
@@ -361,6 +386,8 @@ class Detector(nn.Module):
     def detect(self, images: Sequence[Any], size: tuple[int, int] | None = None) -> list[Detections]:
         """Detect objects in images, one by one, in evaluation.
 
+        Candidates with equal scores come in mmdetection's order (:func:`equals_as_sorted`).
+
         Args:
             images: RGB arrays (H, W, 3), uint8, of any size.
             size: Longest and shortest side that images are resized to; None for the network's.
@@ -369,7 +396,7 @@ class Detector(nn.Module):
             One result per image, in that image's own pixels.
 
         Raises:
-            InputError: Something that is no such array.
+            UsageError: Something that is no such array, or a size below 1.
         """
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
@@ -378,8 +405,10 @@ class Detector(nn.Module):
             found = []
             for image in images:
                 feeds, placement = self.task.prepare(image, size=size)
-                inputs = [torch.from_numpy(value).to(parameter) for value in feeds.values()]
-                outputs = {name: value.cpu().numpy() for name, value in self(*inputs).outputs().items()}
+                images_in, image_size = (torch.from_numpy(value).to(parameter.device) for value in feeds.values())
+                with equals_as_sorted():
+                    result = self(images_in.to(parameter.dtype), image_size)
+                outputs = {name: value.cpu().numpy() for name, value in result.outputs().items()}
                 found.append(self.task.decode(outputs, placement))
             return found
         finally:
@@ -402,6 +431,8 @@ class AnchorDetector(Detector):
     """
 
     config: AnchorDetectorConfig
+    scales: ClassVar[tuple[float, ...]] = ()
+    """Sides of square anchors, in strides."""
 
     def __init__(
         self, name: str, backbone: str, config: AnchorDetectorConfig, *, first_stage: int, convolutions: bool
@@ -414,6 +445,21 @@ class AnchorDetector(Detector):
             neck=lambda channels: Neck(channels, config.pyramid_channels, convolutions=convolutions),
             added=2 if convolutions else 1,
         )
+        for level, stride in enumerate(self.strides):
+            self.register_buffer(f"{_ANCHORS}{level}", base_anchors(stride, self.scales), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AnchorDetector:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, anchors in self.named_buffers(recurse=False):
+            # Half precision cannot hold them.
+            if anchors.dtype in (torch.float16, torch.bfloat16):
+                exact = base_anchors(self.strides[int(name.removeprefix(_ANCHORS))], self.scales)
+                self.register_buffer(name, exact.to(anchors.device), persistent=False)
+        return self
+
+    def level(self, index: int, width: int) -> Level:
+        """Return the anchors of a level whose map is so wide."""
+        return Level(getattr(self, f"{_ANCHORS}{index}"), self.strides[index], width)
 
 
 class Level(NamedTuple):
@@ -467,6 +513,12 @@ def clipped(boxes: Tensor, image_size: Tensor) -> Tensor:
     return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
 
 
+def wide(raw: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Return what heads give in float32 at least."""
+    dtype = torch.promote_types(raw[0][0].dtype, torch.float32)
+    return [(logits.to(dtype), deltas.to(dtype)) for logits, deltas in raw]
+
+
 class Best(NamedTuple):
     """The best entries of a dense head's maps, one level after the other, (k,) each.
 
@@ -493,6 +545,19 @@ def _cells(raw: Sequence[Tensor]) -> list[int]:
     return [level.shape[2] * level.shape[3] for level in raw]
 
 
+_EQUALS_AS_SORTED: ContextVar[bool] = ContextVar("equals_as_sorted", default=False)
+
+
+@contextmanager
+def equals_as_sorted() -> Iterator[None]:
+    """Let :func:`best_scores` order equal scores as mmdetection does, which no other runtime can repeat."""
+    token = _EQUALS_AS_SORTED.set(True)
+    try:
+        yield
+    finally:
+        _EQUALS_AS_SORTED.reset(token)
+
+
 def best_of_maps(raw: Sequence[Tensor], limit: int) -> Best:
     """Return the entries with the highest values of each map (1, channels, h, w), in mmdetection's order: by cells.
 
@@ -514,7 +579,8 @@ def best_of_maps(raw: Sequence[Tensor], limit: int) -> Best:
 def best_scores(raw: Sequence[Tensor], limit: int) -> Best:
     """Return the highest sigmoids of each map (1, channels, h, w); of equal ones those that come first, by cells.
 
-    Sigmoids of large logits are equal, and mmdetection chooses by sigmoids.
+    Sigmoids of large logits are equal, and mmdetection chooses by sigmoids. It leaves the order of equal ones to
+    ``torch.sort``, which promises none: within :func:`equals_as_sorted` it decides here, too.
     """
     channels, found = raw[0].shape[1], []
     for level in raw:
@@ -523,7 +589,9 @@ def best_scores(raw: Sequence[Tensor], limit: int) -> Best:
             # ONNX's TopK takes the first of equal values; torch.topk promises nothing, and a sort has no limit.
             values, index = scores.topk(count)
         else:
-            values, index = (part[:count] for part in torch.sort(scores, descending=True, stable=True))
+            # mmdetection sorts only where there are more than it takes.
+            stable = not _EQUALS_AS_SORTED.get() or count == level.numel()
+            values, index = (part[:count] for part in torch.sort(scores, descending=True, stable=stable))
         found.append((values, index))
     values, index = (torch.cat(parts) for parts in zip(*found, strict=True))
     cell = index // channels
@@ -576,9 +644,9 @@ def final(
     )
     there, index = kept != EMPTY, kept.clamp(min=0)
     return (
-        torch.where(there[:, None], boxes[index], 0.0),
-        torch.where(there, scores[index], 0.0),
-        torch.where(there, labels[index], 0),
+        torch.where(there[:, None], boxes.index_select(0, index), 0.0),
+        torch.where(there, scores.index_select(0, index), 0.0),
+        torch.where(there, labels.index_select(0, index), 0),
         there.sum(),
     )
 
@@ -668,7 +736,8 @@ def register_detectors(
             def entry(options: DetectorConfig, name: str = name, backbone: str = variant.backbone) -> Detector:
                 return build(name, backbone, options)
 
-            entry.__name__ = name
+            # The network's own module, by which what was built is told from subclasses that were written elsewhere.
+            entry.__name__, entry.__module__ = name, build.__module__
             what = "a LAUD" if dynamic else "a static"
             entry.__doc__ = f"{title} on {what} {variant.title} for {variant.images}."
             register_model(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dyndeploy.nets.checkpoint_rules import CheckpointRules
+from dyndeploy.nets.checkpoint_rules import OPTIONAL_SUFFIX, CheckpointRules
 from dyndeploy.nets.laud_checkpoints import LaudRules
 
 if TYPE_CHECKING:
@@ -102,6 +102,16 @@ _ONE_MORE = ("roi_heads.box_predictor.cls_score.", "head.class_predictor.")
 _CLASSIFIERS = ("fc.", "head.fc.")
 """Of a classifier whose backbone a detector starts with."""
 
+_NORMED = re.compile(r"(?:inner_blocks|layer_blocks|(?:classification|regression|box|mask)_head(?:\.conv)?)\.\d+\.1\.")
+"""Norms behind the convolutions of a pyramid or a head."""
+
+_DIFFERS = (
+    "torchvision's detectors round their anchors, place them by other strides and read regions without half-pixel "
+    "coordinates: here these weights find slightly other boxes; fine-tune them, or measure"
+)
+
+_LAST_LEVELS = "neck.extra.p6.weight"
+
 _BACKGROUND_FIRST = "roi_heads.box_predictor.cls_score."
 _DELTAS = "roi_heads.box_predictor.bbox_pred."
 _MASKS = "roi_heads.mask_predictor.mask_fcn_logits."
@@ -121,6 +131,7 @@ class DetectorRules(CheckpointRules):
         rules = network.backbone.checkpoint_rules()  # type: ignore[operator]
         assert isinstance(rules, LaudRules)
         self._backbone = rules
+        self._notes: tuple[str, ...] = ()
 
     def other_names(self) -> Mapping[str, str]:
         """Those of mmdetection and torchvision."""
@@ -157,17 +168,25 @@ class DetectorRules(CheckpointRules):
         Of an attention that transformers keeps as three layers, mmdetection has the weights in one tensor.
         """
         own, found = self._own, _separated(weights)
+        self._notes = ()
         deltas = f"{_DELTAS}weight"
-        if deltas not in own or deltas not in found or len(found[deltas]) == len(own[deltas]):
+        # Its batch norms do not count batches.
+        frozen = not any(name.endswith(OPTIONAL_SUFFIX) for name in found)
+        if frozen and _LAST_LEVELS in own and own[_LAST_LEVELS].shape[0] == own[_LAST_LEVELS].shape[1]:
+            self._notes = (_DIFFERS,)
+        if deltas not in own or deltas not in found or len(found[deltas]) != len(own[deltas]) + 4:
             return found
-        if len(found[deltas]) != len(own[deltas]) + 4:
-            return found
+        self._notes = (_DIFFERS,)
         for key in [name for name in found if name.startswith(_BACKGROUND_FIRST)]:
             found[key] = torch.roll(found[key], -1, 0)
         for prefix, rows in ((_DELTAS, 4), (_MASKS, 1)):
             for key in [name for name in found if name.startswith(prefix)]:
                 found[key] = found[key][rows:]
         return found
+
+    def notes(self) -> tuple[str, ...]:
+        """That torchvision's detectors compute something else from the same weights."""
+        return self._notes
 
     def may_lack(self, key: str) -> bool:
         """Maskers, which static networks have not."""
@@ -181,6 +200,12 @@ class DetectorRules(CheckpointRules):
 
     def another_architecture(self, weights: Mapping[str, Tensor]) -> str | None:
         """Say which kind of detector the file is of, else how its backbone differs."""
+        if any(map(_NORMED.search, weights)):
+            return (
+                "is of another detector: its pyramid or its heads have norms, as torchvision's second versions "
+                "(..._resnet50_fpn_v2), which no detector here has. Take the first version's weights "
+                "(..._resnet50_fpn)."
+            )
         theirs, ours = _kind(weights), _kind(self._own)
         if theirs is not None and theirs != ours:
             return f"is of another detector: it is a {theirs}, and this network is a {ours}. Create a {theirs}."
@@ -194,6 +219,9 @@ class DetectorRules(CheckpointRules):
         """Name the argument of ``create_model`` that would make a weight fit."""
         if key.startswith(BACKBONE):
             return self._backbone.hint(_inside(weights), key.removeprefix(BACKBONE))
+        if key == _LAST_LEVELS and weights[key].ndim == 4:
+            source = "p5" if weights[key].shape[1] == self.network.config.pyramid_channels else "c5"
+            return f"The checkpoint's P6 is a convolution of {source.upper()}: last_levels={source!r}?"
         rows, own = weights[key].shape[0], self._own[key].shape[0]
         classes = self.network.config.num_classes
         for module in self.classifiers(self.network, classes):
@@ -211,7 +239,7 @@ class DetectorRules(CheckpointRules):
         return self._backbone.untold(_inside(weights))
 
     def classifiers(self, network: nn.Module, classes: int) -> tuple[str, ...]:
-        """The layers with outputs for every class."""
+        """The layers with outputs for every class; and P6, which torchvision's first RetinaNet has of P5."""
         names = (
             "head.classification_head.cls_logits",
             "roi_heads.box_predictor.cls_score",
@@ -220,6 +248,7 @@ class DetectorRules(CheckpointRules):
             "head.class_predictor",
             "head.label_embedding",
             *(name for name, _ in network.named_modules() if _BRANCH.match(name)),
+            "neck.extra.p6",
         )
         modules = dict(network.named_modules())
         return tuple(name for name in names if name in modules)

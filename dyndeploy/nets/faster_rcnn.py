@@ -18,7 +18,6 @@ from dyndeploy.nets.detection_losses import (
     PROPOSALS,
     REGION,
     REGIONS,
-    TRAINING_CANDIDATES,
     Overlap,
     Regions,
     Target,
@@ -33,8 +32,6 @@ from dyndeploy.nets.detector import (
     SMALL_HEADS,
     AnchorDetector,
     AnchorDetectorConfig,
-    Level,
-    base_anchors,
     best_scores,
     box_coder,
     clipped,
@@ -44,6 +41,7 @@ from dyndeploy.nets.detector import (
     placed,
     read_cells,
     register_detectors,
+    wide,
 )
 from dyndeploy.nets.laud import check_positive_int
 
@@ -66,6 +64,8 @@ DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
 """Units of the box head's deltas of x, y, width and height."""
 
 _NO_SCORE = -1.0
+_TRAINING = 2
+"""So many times as many candidates there are in training, as mmdetection has it."""
 
 
 @dataclass(frozen=True)
@@ -73,21 +73,24 @@ class RegionConfig(AnchorDetectorConfig):
     """The options of a detector that looks at regions: those of every detector, and its own.
 
     Attributes:
+        candidates: Boxes of a level that go on to non-maximum suppression, which leaves the proposals; twice as many in
+            training.
         proposals: Most regions of an image that are looked at.
         hidden: Width of the box head.
     """
 
+    candidates: int = CANDIDATES
     proposals: int = CANDIDATES
     hidden: int = HIDDEN
 
     def __post_init__(self) -> None:
         """Check every value; raises ``UsageError`` naming the option."""
         super().__post_init__()
-        for name in ("proposals", "hidden"):
+        for name in ("candidates", "proposals", "hidden"):
             check_positive_int(name, getattr(self, name))
 
 
-SMALL = {**SMALL_HEADS, "proposals": 100, "hidden": 256}
+SMALL = {**SMALL_HEADS, "candidates": 200, "proposals": 100, "hidden": 256, "pyramid_channels": 48}
 """Of the small variants."""
 
 
@@ -138,6 +141,7 @@ class FasterRCNN(AnchorDetector):
         region_samples: Regions of an image that training takes.
     """
 
+    scales = (SCALE,)
     region_rule: ClassVar[Overlap] = REGION
     proposal_samples = PROPOSALS.boxes
     region_samples = REGIONS.boxes
@@ -150,27 +154,21 @@ class FasterRCNN(AnchorDetector):
 
         self.rpn = RPNHead(config.pyramid_channels, len(RATIOS))
         self.roi_heads = RegionHeads(config)
-        for level, stride in enumerate(self.strides):
-            self.register_buffer(f"anchors{level}", base_anchors(stride, (SCALE,)), persistent=False)
         self.anchor_coder, self.box_coder = box_coder((1.0, 1.0, 1.0, 1.0)), box_coder(DEVIATIONS)
         self.train()
 
-    def level(self, index: int, width: int) -> Level:
-        """Return the anchors of a level whose map is so wide."""
-        return Level(getattr(self, f"anchors{index}"), self.strides[index], width)
-
     def propose(
-        self, raw: Sequence[tuple[Tensor, Tensor]], image_size: Tensor, candidates: int = CANDIDATES
+        self, raw: Sequence[tuple[Tensor, Tensor]], image_size: Tensor, candidates: int | None = None
     ) -> Proposals:
         """Return the proposals of one image.
 
         Args:
             raw: Maps of the head for each level: logits (1, anchors, h, w) and deltas (1, anchors * 4, h, w).
             image_size: (height, width) of the image before padding.
-            candidates: Boxes of a level that go on to non-maximum suppression.
+            candidates: Boxes of a level that go on to non-maximum suppression; None for what the options say.
         """
         logits, deltas = zip(*raw, strict=True)
-        scores, anchor, cell, counts = best_scores(logits, candidates)
+        scores, anchor, cell, counts = best_scores(logits, candidates or self.config.candidates)
         own = [self.level(index, level.shape[3]) for index, level in enumerate(logits)]
         anchors = placed(own, counts, anchor, cell)
         boxes = decoded(self.anchor_coder, read_cells(deltas, counts, 4 * anchor, cell), anchors, image_size)
@@ -185,12 +183,13 @@ class FasterRCNN(AnchorDetector):
             limit=min(self.config.proposals, len(boxes)),
         )
         there = kept != EMPTY
-        return Proposals(torch.where(there[:, None], boxes[kept.clamp(min=0)], 0.0), there)
+        return Proposals(torch.where(there[:, None], boxes.index_select(0, kept.clamp(min=0)), 0.0), there)
 
     def read(self, pyramid: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
-        """Return what the pyramid of one image holds in boxes (M, 4): (M, C, size, size)."""
-        maps, strides = pyramid[:-1], self.strides[:-1]
-        return pyramid_roi_align(maps, boxes, strides, finest=FINEST * strides[0], size=size)
+        """Return what the pyramid of one image holds in boxes (M, 4): (M, C, size, size), in the pyramid's dtype."""
+        maps, strides = [level.to(boxes.dtype) for level in pyramid[:-1]], self.strides[:-1]
+        read = pyramid_roi_align(maps, boxes, strides, finest=FINEST * strides[0], size=size)
+        return read.to(pyramid[0].dtype)
 
     def classify(self, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (M, classes + 1), the background last, and deltas (M, classes * 4) of regions (M, C, 7, 7)."""
@@ -200,8 +199,8 @@ class FasterRCNN(AnchorDetector):
 
     def boxes(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return boxes (K, 4), scores (K,), labels (K,) and count of one image (height, width)."""
-        proposals = self.propose([(logits, deltas) for logits, deltas in self.raw(pyramid)], image_size)
-        logits, deltas = self.classify(self.read(pyramid, proposals.boxes, BOX_SIZE))
+        proposals = self.propose(wide(self.raw(pyramid)), image_size)
+        logits, deltas = wide([self.classify(self.read(pyramid, proposals.boxes, BOX_SIZE))])[0]
         classes = self.config.num_classes
         boxes = self.box_coder.decode_single(deltas, proposals.boxes).reshape(-1, 4)
         scores = torch.where(proposals.there[:, None], logits.softmax(1)[:, :classes], _NO_SCORE).flatten()
@@ -219,23 +218,22 @@ class FasterRCNN(AnchorDetector):
 
     def losses(self, pyramid: Sequence[Tensor], image_size: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
         """See :meth:`Detector.losses`."""
-        wide = torch.promote_types(pyramid[0].dtype, torch.float32)
-        raw = [(logits.to(wide), deltas.to(wide)) for logits, deltas in self.raw(pyramid)]
+        raw = wide(self.raw(pyramid))
         sizes = [(logits.shape[2], logits.shape[3]) for logits, _ in raw]
         anchors = torch.cat([self.level(index, width).all(height) for index, (height, width) in enumerate(sizes)])
         losses = proposal_losses(
             torch.cat([dense(logits, 1) for logits, _ in raw], 1),
             torch.cat([dense(deltas, 4) for _, deltas in raw], 1),
-            anchors.to(wide),
+            anchors.to(raw[0][0]),
             self.inside(sizes, image_size, len(RATIOS)),
             targets,
             self.anchor_coder,
             PROPOSALS._replace(boxes=self.proposal_samples),
         )
         regions = self.regions(raw, image_size, targets)
-        maps = [[level[index : index + 1].to(wide) for level in pyramid] for index in range(len(targets))]
+        maps = [[level[index : index + 1] for level in pyramid] for index in range(len(targets))]
         read = [self.read(own, found.boxes, BOX_SIZE) for own, found in zip(maps, regions, strict=True)]
-        logits, deltas = (value.to(wide) for value in self.classify(torch.cat(read)))
+        logits, deltas = wide([self.classify(torch.cat(read))])[0]
         losses |= region_losses(logits, deltas, regions, targets, self.box_coder)
         return losses | self.further_losses(maps, regions, targets)
 
@@ -247,7 +245,7 @@ class FasterRCNN(AnchorDetector):
         found, sampling = [], REGIONS._replace(boxes=self.region_samples)
         for index, target in enumerate(targets):
             own = [(logits[index : index + 1], deltas[index : index + 1]) for logits, deltas in raw]
-            proposals = self.propose(own, image_size[index], TRAINING_CANDIDATES)
+            proposals = self.propose(own, image_size[index], _TRAINING * self.config.candidates)
             found.append(sampled_regions(proposals.boxes[proposals.there], target, self.region_rule, sampling))
         return found
 

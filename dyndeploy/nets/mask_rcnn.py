@@ -52,7 +52,7 @@ class MaskRCNN(FasterRCNN):
         boxes, scores, labels, count = self.boxes(pyramid, image_size)
         logits = self.mask_logits(self.read(pyramid, boxes, MASK_SIZE))
         own = logits[torch.arange(len(labels), device=labels.device), labels]
-        return boxes, scores, labels, count, own.sigmoid()
+        return boxes, scores, labels, count, own.to(boxes.dtype).sigmoid()
 
     def further_losses(
         self, maps: Sequence[Sequence[Tensor]], regions: Sequence[Regions], targets: Sequence[Target]

@@ -7,10 +7,12 @@ ReLU between P6 and P7, nine anchors per cell, one sigmoid per class.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dyndeploy.errors import UsageError
 from dyndeploy.nets.detection_losses import Target, dense, focal_losses
 from dyndeploy.nets.detector import (
     CANDIDATES,
@@ -18,8 +20,7 @@ from dyndeploy.nets.detector import (
     SMALL_HEADS,
     AnchorDetector,
     AnchorDetectorConfig,
-    Level,
-    base_anchors,
+    LastLevelsOfPyramid,
     best_of_maps,
     box_coder,
     decoded,
@@ -27,10 +28,37 @@ from dyndeploy.nets.detector import (
     placed,
     read_cells,
     register_detectors,
+    wide,
 )
+from dyndeploy.nets.laud import check_choice
 
 SCALES = tuple(4 * 2 ** (step / 3) for step in range(3))
 """Sides of square anchors, in strides."""
+
+
+LAST_LEVELS = ("c5", "p5")
+
+TOWER = 4
+"""Most convolutions of a tower: as many as torchvision's head has."""
+
+
+@dataclass(frozen=True)
+class RetinaNetConfig(AnchorDetectorConfig):
+    """The options of a RetinaNet: those of every detector, and its own.
+
+    Attributes:
+        last_levels: What P6 is a convolution of: "c5", the backbone's last map, as in mmdetection; or "p5", the
+            pyramid's, with a ReLU between P6 and P7, as in the paper and in torchvision's first version.
+    """
+
+    last_levels: str = "c5"
+
+    def __post_init__(self) -> None:
+        """Check every value; raises ``UsageError`` naming the option."""
+        super().__post_init__()
+        check_choice("last_levels", self.last_levels, LAST_LEVELS)
+        if self.tower > TOWER:
+            raise UsageError(f"tower={self.tower!r} is not valid: give 1 to {TOWER} convolutions.")
 
 
 class RetinaNet(AnchorDetector):
@@ -45,16 +73,19 @@ class RetinaNet(AnchorDetector):
         head: torchvision's: two towers, the logits of every anchor and class, and the deltas of every anchor.
     """
 
-    def __init__(self, name: str, backbone: str, config: AnchorDetectorConfig) -> None:
+    scales = SCALES
+    config: RetinaNetConfig
+
+    def __init__(self, name: str, backbone: str, config: RetinaNetConfig) -> None:
         super().__init__(name, backbone, config, first_stage=1, convolutions=True)
+        if config.last_levels == "p5":
+            self.neck.extra = LastLevelsOfPyramid(config.pyramid_channels)
         from torchvision.models.detection.retinanet import RetinaNetHead
 
         anchors = len(RATIOS) * len(SCALES)
         self.head = RetinaNetHead(config.pyramid_channels, anchors, config.num_classes)
         for tower in (self.head.classification_head, self.head.regression_head):
             tower.conv = tower.conv[: config.tower]
-        for level, stride in enumerate(self.strides):
-            self.register_buffer(f"anchors{level}", base_anchors(stride, SCALES), persistent=False)
         self._coder = box_coder((1.0, 1.0, 1.0, 1.0))
         self.train()
 
@@ -66,13 +97,9 @@ class RetinaNet(AnchorDetector):
         classes, boxes = self.head.classification_head, self.head.regression_head
         return [(classes.cls_logits(classes.conv(x)), boxes.bbox_reg(boxes.conv(x))) for x in pyramid]
 
-    def level(self, index: int, width: int) -> Level:
-        """Return the anchors of a level whose map is so wide."""
-        return Level(getattr(self, f"anchors{index}"), self.strides[index], width)
-
     def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Detector.detected`."""
-        logits, deltas = zip(*self.raw(pyramid), strict=True)
+        logits, deltas = zip(*wide(self.raw(pyramid)), strict=True)
         best = best_of_maps(logits, CANDIDATES)
         anchor = best.channels // self.config.num_classes
         labels = best.channels - anchor * self.config.num_classes
@@ -93,4 +120,4 @@ class RetinaNet(AnchorDetector):
         return focal_losses(logits, deltas, anchors.to(deltas), inside, targets, self._coder)
 
 
-register_detectors("retinanet", "RetinaNet", RetinaNet, AnchorDetectorConfig, small=SMALL_HEADS)
+register_detectors("retinanet", "RetinaNet", RetinaNet, RetinaNetConfig, small=SMALL_HEADS)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from dyndeploy.errors import UsageError
 from dyndeploy.prediction.densities import ExpectedBusiestTile
-from dyndeploy.prediction.kernels import ELEMENT_BYTES, REORDER, UNKNOWN, Kernel, fused_by
+from dyndeploy.prediction.kernels import ELEMENT_BYTES, MODELLED, REORDER, UNKNOWN, Kernel, fused_by
 from dyndeploy.targets.devices import Device, Hardware
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -101,8 +101,15 @@ _DEPTHWISE_COMPUTE, _DEPTHWISE_MEMORY = 0.25, 0.6
 _SPREAD_FITTED, _SPREAD_ASSUMED = 0.15, 0.45
 """Half width of the interval (logarithm) where constants were fitted to this device, and where they were not."""
 
-_SPREAD_KIND = {"depthwise": 0.5, "gemm": 0.25, "pool": 0.25, "elementwise": 0.2}
 _SPREAD_DYNAMIC, _SPREAD_UNKNOWN = 0.5, 1.2
+_SPREAD_KIND = {
+    "depthwise": 0.5,
+    "gemm": 0.25,
+    "pool": 0.25,
+    "elementwise": 0.2,
+    # Sorting and suppression go step by step, of which bytes tell little.
+    **dict.fromkeys(MODELLED, _SPREAD_UNKNOWN),
+}
 
 
 class _Unit(NamedTuple):

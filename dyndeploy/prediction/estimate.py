@@ -10,6 +10,7 @@ import functools
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,13 +20,14 @@ import numpy as np
 
 from dyndeploy.bundle import SAVES_NOTHING, Bundle
 from dyndeploy.errors import InputError, UsageError, unknown_name
+from dyndeploy.graphs.passes.boxes import lacking
 from dyndeploy.graphs.reading import read_graph
 from dyndeploy.ops.gates import GateKind
 from dyndeploy.prediction.architectures import static_graph, static_name
 from dyndeploy.prediction.calibrated import CalibratedModel, Installation, find_calibrations, load_calibration
 from dyndeploy.prediction.device_model import AnalyticalModel, Array, DeviceModel
 from dyndeploy.prediction.integers import IntegerModel
-from dyndeploy.prediction.kernels import ELEMENT_BYTES, UNKNOWN, Graph, GraphWalker, Kernel
+from dyndeploy.prediction.kernels import ELEMENT_BYTES, MODELLED, UNKNOWN, Graph, GraphWalker, Kernel
 from dyndeploy.prediction.nodes import DOCUMENT, NodeGraph, read_nodes
 from dyndeploy.prediction.rates import RateLike, Rates, RateSamples, block_rates, checked_rates, mean_rates
 from dyndeploy.prediction.results import (
@@ -171,6 +173,13 @@ def _integer_notes(graph: Graph) -> tuple[str, ...]:
     return (_AS_IF, *([_NO_FORM.format(", ".join(lacking))] if lacking else []))
 
 
+def _modelled_notes(graph: Graph) -> tuple[str, ...]:
+    """What a reader should know of kernels that no device was measured with."""
+    counts = Counter(kernel.kind for kernel in graph.kernels if kernel.kind in MODELLED)
+    said = ", ".join(f"{count} of {kind}" for kind, count in sorted(counts.items()))
+    return (f"Modelled by the traffic of their work, measured on no device: {said}.",) if counts else ()
+
+
 class Estimator:
     """Predicts latencies on one device model.
 
@@ -247,13 +256,19 @@ class Estimator:
         if isinstance(network, Bundle) and network.manifest.exits is not None and self._foreign(network):
             found = replace(found, notes=(*found.notes, _FOREIGN.format(network.manifest.target, self.device.board)))
         notes = _integer_notes(graphs[0]) if self.precision == "int8" else ()
+        notes += _modelled_notes(graphs[0])
         return replace(found, notes=(*found.notes, *notes, *self._not_exported(graphs[0])))
 
     def _not_exported(self, graph: Graph) -> tuple[str, ...]:
-        """That a dynamic network cannot be exported in the precision: then nothing runs what is priced."""
-        if self.device.board not in target_names() or all(kernel.call is None for kernel in graph.kernels):
+        """That a network cannot be exported for the device, or in the precision: then nothing runs what is priced."""
+        if self.device.board not in target_names():
             return ()
-        rule = load_target(self.device.board).precisions[self.precision]
+        target = load_target(self.device.board)
+        if any(kernel.kind in ("suppression", "regions") for kernel in graph.kernels) and lacking(target.runtime):
+            return (f"Not to be had yet on {self.device.board}: {lacking(target.runtime)}",)
+        if all(kernel.call is None for kernel in graph.kernels):
+            return ()
+        rule = target.precisions[self.precision]
         return () if rule.supported else (f"Not to be had yet: for {self.device.board}, {rule.reason}.",)
 
     def sweep(
@@ -494,7 +509,8 @@ def bundle_nodes(
     notes = tuple(note for note in manifest.notes if SAVES_NOTHING in note)
 
     def nodes(model: onnx.ModelProto, size: tuple[int, int] | None) -> NodeGraph:
-        return replace(read_nodes(model, batch=batch, input_size=size, name=name), notes=notes)
+        found = read_nodes(model, batch=batch, input_size=size, name=name)
+        return replace(found, notes=(*notes, *found.notes))
 
     if manifest.exits is None:
         return nodes(bundle.load_model(), input_size)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dyndeploy.errors import BundleError, unknown_name
+from dyndeploy.graphs.inspect import group_of
+from dyndeploy.graphs.parts import has_parts
 from dyndeploy.graphs.shapes import unknown_size
 from dyndeploy.ops import OPERATORS
 from dyndeploy.ops.base import Launch, OperatorSpec, Shape
@@ -166,15 +168,20 @@ class Graph:
         """Positions of the kernels of each part: ``"stem"``, the blocks by name, ``"head"``, in order.
 
         Kernels between blocks that are part of none (changes of layout) are ``"other"``, those of a graph without
-        blocks ``"network"``.
+        blocks ``"network"``. Of a graph that tells its parts (:mod:`dyndeploy.graphs.parts`), what stands in no block
+        is called as the group that it is named after.
         """
         parts: dict[str, list[int]] = {}
+        groups = [group_of(kernel.name) for kernel in self.kernels]
+        told = has_parts(groups)
         blocks = [index for index, kernel in enumerate(self.kernels) if kernel.block is not None]
         first = blocks[0] if blocks else len(self.kernels)
         last = blocks[-1] if blocks else -1
         for index, kernel in enumerate(self.kernels):
             part = kernel.block
-            if part is None:
+            if part is None and told:
+                part = groups[index]
+            elif part is None:
                 part = "network" if not blocks else "stem" if index < first else "head" if index > last else "other"
             parts.setdefault(part, []).append(index)
         return parts
@@ -397,8 +404,21 @@ _MEMBERS: dict[str, tuple[str, ...]] = {
     "cast": (
         "Cast",
     ),
+    # What detectors do with boxes: modelled by the traffic of their work, measured on no device.
+    "topk": (
+        "TopK", "NonZero",
+    ),
+    "suppression": (
+        "NonMaxSuppression",
+    ),
+    "regions": (
+        "RoiAlign",
+    ),
 }  # fmt: skip
 _CLASSES = {name: kind for kind, names in _MEMBERS.items() for name in names}
+MODELLED = ("topk", "suppression", "regions")
+"""Kinds of kernels that no calibration measures."""
+
 _FUSED_BY: dict[str, frozenset[str]] = {
     # PyTorch, eager: every operator by itself.
     "pytorch": frozenset(),
@@ -432,6 +452,20 @@ _COST = {
 3 a function that is vectorised, 4 one that is not, 5 one that takes several."""
 
 _SCALE_SHIFT = frozenset({"BatchNormalization", "Add", "Mul", "Sub", "Div"})
+
+
+_TAPS = 4
+"""Pixels that a bilinear sample reads."""
+
+_REGION = 21
+"""Side of a region in cells of the map it is read from, where pooling takes as many samples as that asks for: in the
+middle of what pyramids assign to a level (Lin et al., "Feature Pyramid Networks", CVPR 2017, equation 1), 14 to 28."""
+
+
+def _samples(node: Node, out: Shape) -> float:
+    """Samples that ``RoiAlign`` takes for each number that it gives."""
+    given = int(node.attributes.get("sampling_ratio", 0))
+    return float(math.prod(given or math.ceil(_REGION / side) for side in out[2:]))
 
 
 @dataclass(eq=False)
@@ -756,6 +790,10 @@ class GraphWalker:
             read = min(
                 read, written + sum(self._amount(item, precision) for item in inputs[1:])
             )  # The rest is passed over.
+        if kind == "suppression":
+            read += self._compared(node)
+        if kind == "regions":
+            read += _TAPS * written * _samples(node, self._shape(node.outputs[0]))
         sizes: dict[str, float] = {}
         # Of several inputs the largest is the map; the others are gates and vectors. It may be a view of what was made.
         own = [item for item in node.inputs if self._fuser.root(item) in inputs]
@@ -796,6 +834,11 @@ class GraphWalker:
             operators=len(group.nodes),
             **sizes,
         )
+
+    def _compared(self, node: Node) -> float:
+        """Numbers that suppression reads to compare boxes: each with half of those that are left, on average."""
+        boxes, left = self._shape(node.inputs[0])[1], self._shape(node.outputs[0])[0]
+        return 4.0 * boxes * left / 2
 
     def _run(self, node: Node, shape: Shape) -> float:
         """Elements that lie beside each other before and after a node moves them."""

@@ -21,6 +21,7 @@ from dyndeploy.errors import DyndeployError, InputError, UsageError
 from dyndeploy.fields import Document, Field
 from dyndeploy.graphs.inputs import image_sides, real_inputs, with_sizes
 from dyndeploy.graphs.inspect import group_of, is_dynamic, operator_attributes, shape_of
+from dyndeploy.graphs.parts import BACKBONE, has_parts, part_of_group
 from dyndeploy.graphs.shapes import known_sizes
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.base import Shape
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 DOCUMENT = Document("The record of the graph", "Profile the bundle again.", InputError)
 
 _NUMBERED = re.compile(r"^(?!stem\b)[\w.-]*[.-]\d+$")
-_ATTRIBUTES = ("kernel_shape", "strides", "dilations", "group", "transA", "axis", "axes", "mode", "perm")
+_ATTRIBUTES = (
+    "kernel_shape", "strides", "dilations", "group", "transA", "axis", "axes", "mode", "perm", "sampling_ratio",
+)  # fmt: skip
 """What standard operators are priced by, besides their shapes."""
 
 SPELT_OUT: Mapping[str, tuple[str, ...]] = {
@@ -201,8 +204,13 @@ def is_block(scope: str) -> bool:
     return bool(_NUMBERED.match(scope))
 
 
-def block_of(node: onnx.NodeProto) -> str | None:
-    """Block of a node by its name: ``"<block>/..."`` of our exports, else the first numbered scope; None if none."""
+def block_of(node: onnx.NodeProto, *, parts: bool = False) -> str | None:
+    """Block of a node by its name: ``"<block>/..."`` of our exports, else the first numbered scope; None if none.
+
+    Args:
+        node: Of any graph.
+        parts: Whether the graph has parts (:mod:`dyndeploy.graphs.parts`), whose names are then no blocks.
+    """
     for entry in node.metadata_props:
         if entry.key == "pkg.torch.onnx.name_scopes":
             scopes = re.findall(r"'([^']*)'", entry.value)
@@ -210,6 +218,8 @@ def block_of(node: onnx.NodeProto) -> str | None:
     if node.name.startswith("/"):
         return next((scope for scope in node.name.split("/")[1:-1] if is_block(scope)), None)
     group = group_of(node.name)
+    if parts and (group == BACKBONE or part_of_group(group) != BACKBONE):
+        return None
     return None if group in ("stem", "head", "other") else group
 
 
@@ -243,19 +253,20 @@ def read_nodes(
     model, conditions, branches = _flat(model)
     graph = model.graph
     sizes = known_sizes(model, assume=True)
-    shapes, notes = dict(sizes.shapes), tuple[str, ...]()
+    shapes, notes = dict(sizes.shapes), tuple(_assumed(sizes.assumed))
+    parts = has_parts({group_of(node.name) for node in graph.node})
     unknown = [name for node in graph.node for name in node.output if name and -1 in shapes.get(name, (-1,))]
     if unknown:
         # A size may be unknown because a node's inputs do not fit it: then that is the reason to give.
         known_sizes(model, assume=True, strict=True)
         seen = observed_shapes(model, unknown)
         shapes |= seen
-        notes = tuple(_said(seen))
+        notes += tuple(_said(seen))
     return NodeGraph(
         name=name or graph.name or "network",
         nodes=_in_floats(
             [
-                _read(node, conditions.get(node.name, ()))
+                _read(node, conditions.get(node.name, ()), parts)
                 for node in graph.node
                 if not all(name in sizes.values for name in node.output)
             ],
@@ -333,7 +344,15 @@ def _said(shapes: Mapping[str, Shape]) -> Iterator[str]:
         yield f"Sizes that depend on the numbers in the input are those of one run on random numbers: {shown}{more}."
 
 
-def _read(node: onnx.NodeProto, conditions: tuple[str, ...]) -> Node:
+def _assumed(nodes: Mapping[str, str]) -> Iterator[str]:
+    """What a reader should know of shapes that were assumed."""
+    if nodes:
+        said = ", ".join(f"{name} gives {what}" for name, what in [*nodes.items()][:3])
+        more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
+        yield f"How many boxes there are depends on the image; assumed: {said}{more}."
+
+
+def _read(node: onnx.NodeProto, conditions: tuple[str, ...], parts: bool) -> Node:
     from onnx import helper
 
     if is_dynamic(node):
@@ -342,7 +361,7 @@ def _read(node: onnx.NodeProto, conditions: tuple[str, ...]) -> Node:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in _ATTRIBUTES}
     plain = {key: _plain(item) for key, item in attributes.items()}
     name = node.name or f"{node.op_type}_{node.output[0]}"
-    block = block_of(node)
+    block = block_of(node, parts=parts)
     if block is None and is_dynamic(node) and OPERATORS[node.op_type].gates:
         block = name  # Whatever obeys a decision has a rate, and rates go by block.
     return Node(node.op_type, node.domain, name, block, tuple(node.input), tuple(node.output), plain, conditions)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from dyndeploy.errors import InputError, UsageError
+from dyndeploy.graphs.parts import has_parts, sums
 
 SCHEMA = 2
 
@@ -55,6 +57,23 @@ class BlockPrediction:
     latency_ms: float
     operators: tuple[OperatorPrediction, ...]
     interval_ms: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class PartPrediction:
+    """A part of a detector, per image.
+
+    Attributes:
+        name: One of :data:`~dyndeploy.tasks.parts.PARTS`.
+        latency_ms: Of its blocks and other operators.
+        macs: Executed multiply-accumulates.
+        share: Of the network's latency.
+    """
+
+    name: str
+    latency_ms: float
+    macs: float
+    share: float
 
 
 @dataclass(frozen=True)
@@ -148,6 +167,16 @@ class Prediction:
     notes: tuple[str, ...] = ()
     exits: tuple[ExitPrediction, ...] = ()
 
+    @property
+    def parts(self) -> tuple[PartPrediction, ...]:
+        """What the blocks of a detector add up to; empty for other networks."""
+        if not has_parts({block.name for block in self.blocks}):
+            return ()
+        ms = sums({block.name: block.latency_ms for block in self.blocks})
+        macs = sums({block.name: math.fsum(o.macs or 0.0 for o in block.operators) for block in self.blocks})
+        whole = max(self.latency_ms, 1e-12)
+        return tuple(PartPrediction(name, value, macs[name], value / whole) for name, value in ms.items())
+
     def require_rates(self) -> None:
         """Raise ``UsageError`` where nothing obeys a rate: one that was given would change nothing."""
         if any(block.rates for block in self.blocks):
@@ -165,7 +194,8 @@ class Prediction:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object; :meth:`from_json` reads it back."""
-        return {"schema": SCHEMA, **asdict(self)}
+        parts = [asdict(part) for part in self.parts]
+        return {"schema": SCHEMA, **asdict(self), **({"parts": parts} if parts else {})}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Prediction:
@@ -181,7 +211,7 @@ class Prediction:
                 f"The prediction has schema {value.get('schema')}, this release reads {SCHEMA}. Predict again."
             )
         try:
-            values = {key: item for key, item in value.items() if key != "schema"}
+            values = {key: item for key, item in value.items() if key not in ("schema", "parts")}
             lists = ("mode", "granularity", "channel_granularity", "input_size", "fixes", "notes")
             values.update({key: tuple(values.get(key, ())) for key in lists})
             values["exits"] = tuple(

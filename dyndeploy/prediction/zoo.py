@@ -152,6 +152,7 @@ def _network(
     from dyndeploy.blocks.block import run_dense
     from dyndeploy.export.graph import build_graph
     from dyndeploy.export.staged import build_stages
+    from dyndeploy.export.subject import Detects
     from dyndeploy.nets import create_model
     from dyndeploy.prediction.tracing import Sizes, UntraceableError, trace, trace_stages
 
@@ -164,6 +165,8 @@ def _network(
         with torch.device("meta"):
             with Sizes():
                 network = created()
+            if isinstance(network, Detects):
+                raise UntraceableError
             image = torch.zeros(batch, 3, *size)
             if not isinstance(network, StagedNetwork):
                 return trace(network, image, name=name, lacks=lacks)

@@ -15,6 +15,7 @@ from dyndeploy.reporting.comparison import (
     predict_profile,
     unpredicted_note,
 )
+from dyndeploy.reporting.detections import detection_extras, detection_gallery, precision_table
 from dyndeploy.reporting.exit_profile import (
     render_exit_profile_report,
     staging_cost,
@@ -56,10 +57,13 @@ __all__ = [
     "compare_measurements",
     "compare_network_profile",
     "compare_profile",
+    "detection_extras",
+    "detection_gallery",
     "exit_rows",
     "mask_overlay",
     "measurement_kind",
     "parts_table",
+    "precision_table",
     "predict_exit_profile",
     "predict_profile",
     "quantization_rows",

@@ -168,6 +168,7 @@ class RateComparison:
         measured_ms: Median per image on the machine.
         predicted_ms: Per image on the device model.
         blocks: The parts that both sides know.
+        parts: Of a detector, what they add up to: backbone, neck, heads and post-processing.
     """
 
     rate: float
@@ -178,6 +179,7 @@ class RateComparison:
     measured_ms: float
     predicted_ms: float
     blocks: tuple[BlockComparison, ...]
+    parts: tuple[BlockComparison, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -314,7 +316,14 @@ class Comparison:
             "kinds": [vars(entry) for entry in self.kinds],
             "worst": [{**vars(part), "error": part.error} for part in self.worst],
             "parts": [{**vars(part), "error": part.error} for part in self.parts],
-            "rates": [{**vars(entry), "blocks": [dict(vars(block)) for block in entry.blocks]} for entry in self.rates],
+            "rates": [
+                {
+                    **vars(entry),
+                    "blocks": [dict(vars(block)) for block in entry.blocks],
+                    "parts": [dict(vars(part)) for part in entry.parts],
+                }
+                for entry in self.rates
+            ],
         }
 
 
@@ -414,7 +423,28 @@ def _compare_rate(profile: Profile, result: RateResult, static: Prediction, pred
         measured_ms=result.samples.median / profile.batch,
         predicted_ms=predicted.latency_ms,
         blocks=tuple(_compare_blocks(profile, result, static, predicted)),
+        parts=tuple(_compare_parts(profile, result, static, predicted)),
     )
+
+
+def _compare_parts(
+    profile: Profile, result: RateResult, static: Prediction, predicted: Prediction
+) -> Iterator[BlockComparison]:
+    total_ms = sum(part.dynamic_ms for part in result.parts)
+    twins = {part.name: part.latency_ms for part in static.parts}
+    for part in predicted.parts:
+        own, twin = result.part(part.name), twins.get(part.name)
+        if own is None or twin is None:
+            continue
+        yield BlockComparison(
+            name=part.name,
+            measured_speedup=own.realised_speedup,
+            predicted_speedup=twin / part.latency_ms if part.latency_ms > 0 else None,
+            measured_share=own.dynamic_ms / total_ms if total_ms > 0 else 0.0,
+            predicted_share=part.share,
+            measured_ms=own.dynamic_ms / profile.batch,
+            predicted_ms=part.latency_ms,
+        )
 
 
 def _compare_blocks(

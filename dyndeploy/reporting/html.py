@@ -11,7 +11,7 @@ from dyndeploy.errors import UsageError
 from dyndeploy.measure import BlockTimes, Profile, RateResult, Samples
 from dyndeploy.reporting.comparison import PredictedSweep, compare_profile, unpredicted_note
 from dyndeploy.reporting.energy import energy_table
-from dyndeploy.reporting.gallery import GalleryItem, data_uri
+from dyndeploy.reporting.gallery import SHARP_SIDE, GalleryItem, data_uri
 from dyndeploy.reporting.page import (
     Rows,
     Table,
@@ -23,7 +23,7 @@ from dyndeploy.reporting.page import (
     times,
     version_rows,
 )
-from dyndeploy.reporting.parts import parts_table
+from dyndeploy.reporting.parts import parts_chart, parts_table
 from dyndeploy.reporting.predicted import device_section, others_chart, others_table, own_section
 from dyndeploy.reporting.svg import Bars, Line, bar_chart, line_chart
 
@@ -39,6 +39,8 @@ class ReportExtras:
         gallery: Images with their masks.
         notes: Paragraphs shown under the summary.
         gallery_note: What is seen in the gallery.
+        gallery_title: Heading of the gallery.
+        tables: Further results, such as average precisions, shown under the summary.
     """
 
     title: str | None = None
@@ -47,6 +49,8 @@ class ReportExtras:
     gallery: Sequence[GalleryItem] = ()
     notes: Sequence[str] = ()
     gallery_note: str = "Left the input; right the patches that are computed (framed), the skipped ones greyed."
+    gallery_title: str = "What the masks choose"
+    tables: Sequence[Table] = ()
 
     def __post_init__(self) -> None:
         """Check the accuracy; raises ``UsageError``."""
@@ -109,6 +113,7 @@ def render_report(
         latency_chart=_latency_chart(profile),
         realisation_chart=_realisation_chart(profile),
         rates=_rates_table(profile),
+        parts_chart=parts_chart(profile),
         block_chart=_block_chart(profile.data),
         blocks=_blocks_table(profile.data),
         parts=parts_table(profile),
@@ -119,6 +124,7 @@ def render_report(
         others=[device_section(entry) for entry in others],
         others_chart=others_chart(profile, others) if others else "",
         others_table=others_table(others),
+        wide_gallery=any(max(item.image.shape[:2]) > SHARP_SIDE for item in extras.gallery),
         gallery=[(data_uri(item.image), data_uri(item.overlay), item.caption) for item in extras.gallery],
     )
 

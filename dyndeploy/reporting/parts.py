@@ -5,6 +5,7 @@ from __future__ import annotations
 from dyndeploy.measure import Profile
 from dyndeploy.measure.parts import PartTimes
 from dyndeploy.reporting.page import Table, ms, percent, times
+from dyndeploy.reporting.svg import Bars, bar_chart
 
 
 def speeds(part: PartTimes | None) -> str:
@@ -45,3 +46,22 @@ def parts_table(profile: Profile) -> Table | None:
             for p in r.parts
         ],
     )  # fmt: skip
+
+
+def parts_chart(profile: Profile) -> str:
+    """Time of each part in both networks; empty of a network without parts."""
+    parts = profile.data.parts
+    if not parts:
+        return ""
+    return bar_chart(
+        [part.name for part in parts],
+        [
+            Bars("static twin, measured", "static", [part.static_ms for part in parts]),
+            Bars("dynamic, measured", "measured", [part.dynamic_ms for part in parts]),
+        ],
+        identifier="parts",
+        title="Time of each part of the detector in both networks, measured with the data's own masks",
+        description="; ".join(f"{part.name}: {ms(part.static_ms)} and {ms(part.dynamic_ms)} ms" for part in parts)
+        + ".",
+        x_label="ms per batch",
+    )

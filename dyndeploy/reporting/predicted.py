@@ -40,6 +40,7 @@ class OwnSection:
         scatter: Every part, or empty.
         agreement: Errors of the whole network.
         rates: Errors per rate.
+        parts: Of a detector, its parts measured and predicted, or None.
         kinds: Errors by kind of kernels, or None.
         worst: The worst parts, or None.
         folded: Blocks, as HTML.
@@ -51,6 +52,7 @@ class OwnSection:
     scatter: str
     agreement: Table
     rates: Table
+    parts: Table | None
     kinds: Table | None
     worst: Table | None
     folded: str
@@ -79,6 +81,7 @@ def own_section(profile: Profile, comparison: Comparison) -> OwnSection:
         scatter=_scatter(comparison) if comparison.parts else "",
         agreement=_agreement(comparison),
         rates=_errors(comparison),
+        parts=_parts(comparison) if comparison.rates[-1].parts else None,
         kinds=_kinds(comparison) if kinds else None,
         worst=_worst(comparison) if kinds else None,
         folded=render_page("blocks.html.j2", chart=_block_chart(comparison), blocks=_blocks(comparison)),
@@ -230,6 +233,28 @@ def _blocks(c: Comparison) -> Table:
             for b in c.rates[-1].blocks
         ],
     )
+
+
+def _parts(c: Comparison) -> Table:
+    entries = [(rate, part) for rate in c.rates for part in rate.parts]
+    return Table(
+        f"Parts, measured and predicted for {c.predicted_device}",
+        ("part", "rate", "measured ms", "predicted ms", "share measured", "share predicted", "speed-up measured",
+         "speed-up predicted"),
+        [
+            (part.name, _rate(rate), ms(part.measured_ms), ms(part.predicted_ms), percent(part.measured_share),
+             percent(part.predicted_share), times(part.measured_speedup), times(part.predicted_speedup))
+            for rate, part in entries
+        ],
+        file=f"parts-{c.predicted_device}.csv",
+        fields=("part", "rate", "masks", "measured_ms", "predicted_ms", "measured_share", "predicted_share",
+                "measured_speedup", "predicted_speedup"),
+        values=[
+            (part.name, rate.rate, rate.masks, part.measured_ms, part.predicted_ms, part.measured_share,
+             part.predicted_share, part.measured_speedup, part.predicted_speedup)
+            for rate, part in entries
+        ],
+    )  # fmt: skip
 
 
 def _scatter(comparison: Comparison) -> str:

@@ -366,41 +366,76 @@ class CocoMetrics:
     detections: int
 
 
+class CocoMeasure:
+    """Collects what was detected, image by image, and measures it as COCO does, with pycocotools.
+
+    Masks are kept as run lengths, so that a generator of detections needs little memory.
+
+    Args:
+        dataset: The images with what is in them.
+    """
+
+    def __init__(self, dataset: AnnotatedImages) -> None:
+        self._dataset = dataset
+        self._indices: list[int] = []
+        self._results: list[dict[str, Any]] = []
+        self._masked = True
+
+    def add(self, index: int, detections: Detections) -> None:
+        """Take what was found in one of the images, each of which is taken once.
+
+        Raises:
+            UsageError: Labels beyond the classes, or pycocotools is not installed.
+        """
+        # COCO's number of the image is told by the annotations, which are read at the end.
+        results = detections.to_coco(self._dataset.category_ids)
+        self._results += [{**item, "place": len(self._indices)} for item in results]
+        self._indices.append(index)
+        self._masked = self._masked and detections.masks is not None
+
+    def metrics(self) -> CocoMetrics:
+        """Average precisions of the boxes, and of the masks where the detections have them and all annotations do.
+
+        Only the images that were taken count. Raises ``UsageError`` if pycocotools is not installed.
+        """
+        truth = self._dataset.coco(self._indices)
+        numbers = [image["id"] for image in truth["images"]]
+        results = [
+            {"image_id": numbers[item["place"]], **{key: value for key, value in item.items() if key != "place"}}
+            for item in self._results
+        ]
+        masked = self._masked and all(item.get("segmentation") for item in truth["annotations"])
+        measured = [
+            _average_precision(truth, results, kind, self._dataset)
+            for kind in (("bbox", "segm") if masked and numbers else ("bbox",))
+        ]
+        return CocoMetrics(measured[0], measured[1] if len(measured) > 1 else None, len(numbers), len(results))
+
+
 def coco_metrics(
     found: Iterable[Detections], dataset: AnnotatedImages, indices: Sequence[int] | None = None
 ) -> CocoMetrics:
-    """Measure detections as COCO does, with pycocotools.
+    """Measure detections of all images, or of some, as :class:`CocoMeasure` does.
 
     Args:
-        found: Detections of each image, in order. They are taken one after the other and their masks kept as run
-            lengths, so that a generator needs little memory.
+        found: Detections of each image, in order. They are taken one after the other.
         dataset: The images with what is in them.
         indices: Which images; None for all.
-
-    Returns:
-        Average precisions of the boxes, and of the masks where the detections have them and all annotations do.
 
     Raises:
         UsageError: There are more or fewer detections than images, labels beyond the classes, or pycocotools is not
             installed.
     """
     chosen = range(len(dataset)) if indices is None else indices
-    truth = dataset.coco(chosen)
-    results: list[dict[str, Any]] = []
-    count, masked = 0, all(item.get("segmentation") for item in truth["annotations"])
+    measure, count = CocoMeasure(dataset), 0
     for detections in found:
         if count == len(chosen):
             raise UsageError(f"There are detections of more images than the {count} to be measured.")
-        masked = masked and detections.masks is not None
-        results += detections.to_coco(dataset.category_ids, truth["images"][count]["id"])
+        measure.add(chosen[count], detections)
         count += 1
     if count < len(chosen):
         raise UsageError(f"There are detections of {count} images, and {len(chosen)} are to be measured.")
-    measured = [
-        _average_precision(truth, results, kind, dataset)
-        for kind in (("bbox", "segm") if masked and count else ("bbox",))
-    ]
-    return CocoMetrics(measured[0], measured[1] if len(measured) > 1 else None, count, len(results))
+    return measure.metrics()
 
 
 def _average_precision(

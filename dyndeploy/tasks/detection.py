@@ -212,7 +212,10 @@ class DetectionTask:
         Raises:
             UsageError: A size below 1.
         """
-        long, short = self.size if size is None else size
+        wanted = self.size if size is None else size
+        if not isinstance(wanted, (tuple, list)) or len(wanted) != 2:
+            raise UsageError(f"size={wanted!r} is not valid: give the longest and the shortest side, (long, short).")
+        long, short = wanted
         if min(height, width, long, short, *(bucket or ())) < 1:
             raise UsageError(
                 f"An image of {height}x{width} cannot be resized to at most {long} and {short} pixels"

@@ -31,8 +31,8 @@ _PARTS = {"train": (0.0, 0.58), "held_out": (0.62, 1.0)}
 _TRIES = 20
 """So many places and colours are tried for a digit."""
 
-_CONTRAST = 70
-"""Least difference of brightness, of 255, between a digit and what lies under it."""
+CONTRAST = 70
+"""Least difference of brightness, of 255, between a digit and what lies under it, where nobody says another."""
 
 _HIDDEN = 0.5
 """No more than this fraction of a digit may lie under later ones."""
@@ -54,6 +54,7 @@ class DigitScenes:
         seed: int,
         digits_per_image: tuple[int, int],
         digit_size: tuple[int, int],
+        contrast: int = CONTRAST,
     ) -> None:
         if split not in SPLITS:
             raise unknown_name("split", split, SPLITS)
@@ -70,7 +71,9 @@ class DigitScenes:
         self.digits_per_image, self.digit_size = digits_per_image, digit_size
         self.classes = _digits().classes
         self.category_ids = tuple(range(1, len(self.classes) + 1))
-        self._count = count
+        if not 0 <= contrast <= 127:
+            raise UsageError(f"contrast={contrast} must be from 0 to 127: no more is possible on a medium grey.")
+        self._count, self._contrast = count, contrast
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose scenes the next items are: each epoch has its own."""
@@ -107,7 +110,7 @@ class DigitScenes:
                 if ink.any() and all(
                     mask.sum() >= (1 - _HIDDEN) * area for mask, area in zip(visible, whole, strict=True)
                 ):
-                    image[place] = _painted(rng, image[place], alpha)
+                    image[place] = _painted(rng, image[place], alpha, self._contrast)
                     masks = [*visible, ink]
                     whole.append(int(ink.sum()))
                     labels.append(int(source.labels[chosen]))
@@ -134,6 +137,7 @@ def digit_scenes(
     seed: int = 0,
     digits_per_image: tuple[int, int] = (1, 5),
     digit_size: tuple[int, int] = (14, 40),
+    contrast: int = CONTRAST,
 ) -> DigitScenes:
     """Return scenes of scikit-learn's digits on its photographs, with exact boxes and masks.
 
@@ -147,12 +151,13 @@ def digit_scenes(
         seed: Decides everything but which digits are held out.
         digits_per_image: Fewest and most digits; where no place is found for one, there are fewer, but at least one.
         digit_size: Smallest and largest size of a digit, in pixels, before it is turned.
+        contrast: Least difference of brightness, of 255, between a digit and what lies under it.
 
     Raises:
         UsageError: An unknown split, or numbers that make no scene.
         InputError: The installed scikit-learn lacks its photographs.
     """
-    return DigitScenes(count, size, split, seed, digits_per_image, digit_size)
+    return DigitScenes(count, size, split, seed, digits_per_image, digit_size, contrast)
 
 
 def write_coco(folder: str | os.PathLike[str], dataset: AnnotatedImages) -> None:
@@ -247,13 +252,13 @@ def _placed(rng: np.random.Generator, alpha: ByteArray, size: tuple[int, int]) -
     return slice(top, top + height), slice(left, left + width)
 
 
-def _painted(rng: np.random.Generator, under: ByteArray, alpha: ByteArray) -> ByteArray:
+def _painted(rng: np.random.Generator, under: ByteArray, alpha: ByteArray, contrast: int) -> ByteArray:
     """A digit in a colour that stands out from what lies under it."""
     cover = alpha[..., None].astype(np.int64)
     brightness = float((under * cover).sum((0, 1)) @ _BRIGHTNESS / cover.sum())
     for _ in range(_TRIES):
         colour = rng.integers(0, 256, 3)
-        if abs(colour @ _BRIGHTNESS - brightness) >= _CONTRAST:
+        if abs(colour @ _BRIGHTNESS - brightness) >= contrast:
             break
     else:
         colour = np.full(3, 255 if brightness < 128 else 0)

@@ -27,7 +27,7 @@ from dyndeploy.data import (
 from dyndeploy.errors import DyndeployError, InputError, UsageError
 from dyndeploy.nets.factories import build_network
 from dyndeploy.tasks.detection import DetectionTask
-from dyndeploy.tasks.scenes import SPLITS
+from dyndeploy.tasks.scenes import CONTRAST, SPLITS
 from dyndeploy.training.augmentation import Mix, TimmPolicy, apply_mix
 from dyndeploy.training.processes import Part, Processes
 from dyndeploy.training.recipe import Recipe
@@ -131,11 +131,11 @@ def _classified(recipe: Recipe) -> tuple[Dataset, Dataset]:
         training = ShiftedImages(split.train, distance, recipe.seed) if recipe.data.augment else split.train
         held_out = split.held_out
     elif recipe.data.dataset == "digit_scenes":
+        sizes = recipe.data.digit_size or DIGIT_SIZE
+        contrast = CONTRAST if recipe.data.contrast is None else recipe.data.contrast
         training, held_out = (
-            SceneDigits(
-                number, preprocessing, recipe.input_size, split, recipe.seed, recipe.data.digit_size or DIGIT_SIZE
-            )
-            for number, split in zip(recipe.data.scenes or SCENES, SPLITS, strict=True)
+            SceneDigits(count, preprocessing, recipe.input_size, split, recipe.seed, sizes, contrast)
+            for count, split in zip(recipe.data.scenes or SCENES, SPLITS, strict=True)
         )
     else:
         if recipe.data.folder is None:

@@ -245,9 +245,12 @@ class _Found:
         }
         self.broken = self.broken or listed({**plain, **margins})
         for row, (index, placement) in enumerate(zip(batch.indices, batch.placements, strict=True)):
-            places = int(plain["count"][row])
-            own = {name: value[row : row + 1, :places] for name, value in plain.items() if name != "count"}
-            self.outputs[index] = ({**own, "count": plain["count"][row : row + 1]}, placement)
+            places = int(plain["count"][row]) if "count" in plain else None
+            own = {
+                name: value[row : row + 1] if name == "count" else value[row : row + 1, :places]
+                for name, value in plain.items()
+            }
+            self.outputs[index] = (own, placement)
         self.flops += float(output.flops) * count
         self.ratio += float(output.flops) / full * count
         for record, ratio in zip(output.masks, output.flops_ratio.double().tolist(), strict=True):

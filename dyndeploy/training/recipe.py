@@ -95,6 +95,8 @@ class DataRecipe:
         digits_per_image: For "digit_scenes" of detectors: fewest and most digits of a scene; None for 1 and 5.
         digit_size: For "digit_scenes": smallest and largest size of a digit in pixels, at most the image's; None for 14
             and 40.
+        contrast: For "digit_scenes": least difference of brightness, from 0 to 127, between a digit and what lies under
+            it; None for 70.
         augment: Vary the training images: random crops and mirroring for "imagefolder", shifts by up to a
             sixteenth of the side for "digits", mirroring and scaling as the section ``detection`` says for images with
             objects.
@@ -117,6 +119,7 @@ class DataRecipe:
     scenes: tuple[int, int] | None = None
     digits_per_image: tuple[int, int] | None = None
     digit_size: tuple[int, int] | None = None
+    contrast: int | None = None
     augment: bool = True
     rand_augment: str | None = None
     random_erasing: float = 0.0
@@ -749,7 +752,8 @@ def _check_data(data: DataRecipe, *, detects: bool) -> None:
     if data.dataset not in known:
         what = "detectors learn from images with objects" if detects else "classifiers learn from images with classes"
         raise UsageError(f"data.dataset: {data.dataset} does not fit the network: {what}: give {' or '.join(known)}.")
-    owners = dict.fromkeys(("images", "annotations"), "coco") | dict.fromkeys(_SCENES, "digit_scenes")
+    owners = dict.fromkeys(("images", "annotations"), "coco")
+    owners |= dict.fromkeys((*_SCENES, "contrast"), "digit_scenes")
     for key, dataset in owners.items():
         if getattr(data, key) is not None and data.dataset != dataset:
             raise UsageError(f"data.{key} is for the dataset {dataset}: leave it out.")
@@ -757,6 +761,8 @@ def _check_data(data: DataRecipe, *, detects: bool) -> None:
         paths = getattr(data, key)
         if paths is not None:
             _require(f"data.{key}", paths, len(paths) <= 2, "of one or two paths within data.folder")
+    if data.contrast is not None:
+        _require("data.contrast", data.contrast, 0 <= data.contrast <= 127, "from 0 to 127")
     for key in _SCENES:
         pair = getattr(data, key)
         if pair is not None:

@@ -18,7 +18,7 @@ from dyndeploy.errors import DyndeployError, InputError, UsageError
 from dyndeploy.tasks.annotations import AnnotatedImage, AnnotatedImages, BoolArray
 from dyndeploy.tasks.coco import CocoDataset
 from dyndeploy.tasks.detection import DetectionTask, Placement, resize
-from dyndeploy.tasks.scenes import SPLITS, digit_scenes
+from dyndeploy.tasks.scenes import CONTRAST, SPLITS, digit_scenes
 from dyndeploy.training.recipe import DataRecipe, DetectionRecipe, Recipe
 
 SCENES = (2000, 200)
@@ -54,6 +54,7 @@ class SceneDigits:
         split: "train" or "held_out".
         seed: Of the scenes.
         digit_size: Smallest and largest size of the digits in pixels; what is larger than the image is made smaller.
+        contrast: See :func:`~dyndeploy.tasks.scenes.digit_scenes`.
 
     Attributes:
         classes: Names of the classes.
@@ -67,9 +68,10 @@ class SceneDigits:
         split: str,
         seed: int,
         digit_size: tuple[int, int] = DIGIT_SIZE,
+        contrast: int = CONTRAST,
     ) -> None:
         smallest, largest = (min(side, *size) for side in digit_size)
-        self._scenes = digit_scenes(count, size, split, seed, (1, 1), (smallest, largest))
+        self._scenes = digit_scenes(count, size, split, seed, (1, 1), (smallest, largest), contrast)
         self._preprocessing = preprocessing
         self.classes = self._scenes.classes
 
@@ -207,8 +209,9 @@ def annotated_images(recipe: Recipe, held_out: float, *, masks: bool) -> tuple[A
     if recipe.data.dataset == "digit_scenes":
         data, counts = recipe.data, recipe.data.scenes or SCENES
         digits, sizes = data.digits_per_image or DIGITS, data.digit_size or DIGIT_SIZE
+        contrast = CONTRAST if data.contrast is None else data.contrast
         training, others = (
-            digit_scenes(count, recipe.input_size, split, recipe.seed, digits, sizes)
+            digit_scenes(count, recipe.input_size, split, recipe.seed, digits, sizes, contrast)
             for count, split in zip(counts, SPLITS, strict=True)
         )
         return training, others

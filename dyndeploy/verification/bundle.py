@@ -7,12 +7,14 @@ import os
 
 import numpy as np
 
-from dyndeploy.bundle import LOGITS, Bundle
+from dyndeploy.bundle import LOGITS, Bundle, DetectionInfo
 from dyndeploy.bundle.reference_names import EXACT, FORCED
 from dyndeploy.finite import listed
 from dyndeploy.graphs.forced import forced_feeds, overlay_forced_masks
-from dyndeploy.precisions import tolerance_of
+from dyndeploy.precisions import precision_of, tolerance_of
 from dyndeploy.runtimes import OnnxRuntimeSession
+from dyndeploy.tasks.detection import DetectionDifference
+from dyndeploy.verification.detections import check_detections, detection_deviations, differences
 from dyndeploy.verification.exits import verify_stages
 from dyndeploy.verification.graphs import check_files, check_graph, check_manifest, check_operators
 from dyndeploy.verification.integers import check_integers, mask_flips_line
@@ -40,6 +42,9 @@ def verify_bundle(
     masks. Random masks of rate 0.5 are compared with PyTorch's results under them, all-one masks with the static twin.
     A last run without forcing shows what the deployed graph gives. Of a network that approximates another one, the
     difference from that is shown apart; it fails nothing.
+
+    Of a detector the detections are compared, each with its partner, in pixels of the network's input: an order of
+    equal scores is no error.
 
     Of a network that exits early the logits of every exit are compared with PyTorch's, its masks too if it has any, and
     the exits that images take, alone and in a batch, with those that PyTorch's confidences ask for under the bundle's
@@ -92,7 +97,8 @@ def verify_bundle(
     with OnnxRuntimeSession(
         overlay_forced_masks(model, masks), threads=threads, native=native, precision=precision
     ) as session:
-        equal, random = forced(session, ""), forced(session, FORCED)
+        equal = forced(session, "")
+        random = forced(session, FORCED) if masks else {}
         everything = run_reference(
             session,
             bundle,
@@ -109,6 +115,25 @@ def verify_bundle(
     checks.append(bits.check(tolerance))
     if bundle.manifest.quantization is not None and masks:
         checks.append(mask_flips_line(bits, bundle.manifest.reference.images))
+    detection = bundle.manifest.detection
+    if detection is not None:
+        static = None
+        if twin is not None:
+            with OnnxRuntimeSession(twin, threads=threads, native=native) as session:
+                static = run_reference(session, bundle, reference)
+        found = differences(detection, equal, reference, reference)
+        checks += _detection_checks(
+            detection, reference, bits.tied > 0, found, random=random, everything=everything, static=static, free=free
+        )
+        return VerificationReport(
+            str(bundle.path),
+            tuple(checks),
+            detection_deviations(found),
+            bits.bits,
+            bits.flipped,
+            bits.tied,
+            description,
+        )
     names = [info.name for info in bundle.manifest.outputs]
     outputs = deviations(names, equal, reference)
     checks += [error.check(f"{error.output} under equal masks", tolerance.output) for error in outputs]
@@ -117,7 +142,7 @@ def verify_bundle(
     calibrated = bundle.manifest.quantization is not None
     checks += [
         error.check(f"{error.output} under random masks", math.inf if calibrated else tolerance.output)
-        for error in deviations(names, random, reference, FORCED)
+        for error in deviations(names if masks else [], random, reference, FORCED)
     ]
     # What a network approximates is its own affair: the difference is shown, and no failure.
     checks += [
@@ -148,3 +173,39 @@ def verify_bundle(
         report = measure_mask_flips(bundle, threads=threads, native=native)
         checks.append(Check("masks in FP16", math.isfinite(report.output_error), report.line))
     return VerificationReport(str(bundle.path), tuple(checks), outputs, bits.bits, bits.flipped, bits.tied, description)
+
+
+def _detection_checks(
+    info: DetectionInfo,
+    reference: Tensors,
+    tied: bool,
+    equal: list[DetectionDifference] | str,
+    *,
+    random: Tensors,
+    everything: Tensors,
+    static: Tensors | None,
+    free: Tensors,
+) -> list[Check]:
+    """What a detector found, in the place of an error per number: the order of equal scores is no error.
+
+    Args:
+        info: Of the detector.
+        reference: PyTorch's tensors.
+        tied: Whether a mask bit fell the other way in a tie, and may have changed later masks.
+        equal: Differences under the reference's masks.
+        random: Outputs under random masks.
+        everything: Outputs with every mask bit set.
+        static: Outputs of the static twin, if there is one.
+        free: Outputs as deployed.
+    """
+    tolerance = precision_of("fp32").detections
+    assert tolerance is not None
+    checks = [check_detections("detections under equal masks", equal, tolerance)]
+    if random:
+        found = differences(info, random, reference, reference, FORCED)
+        checks.append(check_detections("detections under random masks", found, tolerance))
+    if static is not None:
+        found = differences(info, static, everything, reference)
+        checks.append(check_detections("static twin: detections", found, tolerance))
+    found = differences(info, free, reference, reference)
+    return [*checks, check_detections("detections as deployed", found, tolerance, held=not tied)]

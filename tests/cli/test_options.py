@@ -95,7 +95,7 @@ def test_names_are_completed() -> None:
     assert complete_target("nan") == ["nano"]
     assert "nano" in complete_device("") and complete_device("cp") == ["cpu"]
     spatial = "digits-laud-resnet14-small-spatial"
-    assert complete_recipe("digits-laud-resnet") == [spatial, f"{spatial}-int8"]
+    assert complete_recipe("digits-laud-resnet14") == [spatial, f"{spatial}-int8"]
 
 
 def test_completion_can_be_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

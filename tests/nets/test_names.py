@@ -28,7 +28,21 @@ def test_the_list_holds_both_kinds(capsys: pytest.CaptureFixture[str]) -> None:
     assert "resnet50" in ONLY and not set(ONLY) & set(model_names())
 
 
-@pytest.mark.parametrize("name", model_names())
+def test_words_choose_among_the_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "laud_resnet50", "--json"]) == 0
+    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == ["laud_resnet50"]
+    assert run(["models", "Detector", "RetinaNet", "small"]) == 0
+    text = capsys.readouterr().out
+    assert "laud_retinanet_small" in text and "laud_faster_rcnn" not in text and "names. Words" not in text
+    assert run(["models", "nonsense"]) == 2
+    assert "No network has nonsense in its name" in capsys.readouterr().err
+
+
+_PLANNED = [name for name in model_names() if model_info(name).family != "detector"]
+"""Detectors are captured to be priced (tests/measure/test_detectors.py), and not planned."""
+
+
+@pytest.mark.parametrize("name", _PLANNED)
 def test_registered_names_are_predicted_and_planned(name: str) -> None:
     found = staged_network(name, "nano")
     result = Estimator("nano", batch=1).predict(name if found is None else found)

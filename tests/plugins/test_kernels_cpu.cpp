@@ -393,7 +393,8 @@ void test_exact(const Isa& isa) {
   }
 }
 
-// Sizes that take every path: weights beyond a chunk and beyond L2, more rows than one block, sliced copies.
+// Sizes that take every path: weights beyond a chunk and beyond L2, more rows than one block, sliced copies,
+// rows so many that active channels are copied first.
 void test_large(const Isa& isa) {
   Rng rng(11);
   Workspace workspace;
@@ -405,7 +406,8 @@ void test_large(const Isa& isa) {
   static constexpr Size kSizes[] = {{700, 200, 700, 5, 6, false, 1},
                                     {64, 16, 64, 17, 19, false, 1},
                                     {300, 150, 610, 9, 7, true, 2},
-                                    {1300, 24, 40, 3, 3, true, 1}};
+                                    {1300, 24, 40, 3, 3, true, 1},
+                                    {100, 130, 100, 31, 30, false, 1}};
   for (const Size& size : kSizes) {
     for (const Masks masks : {Masks::kSpatial, Masks::kChannel, Masks::kBoth}) {
       BottleneckLayer layer;

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from urllib.parse import unquote
 
+import pytest
+
 from dyndeploy.measure import Profile
-from dyndeploy.reporting import parts_table, render_report
+from dyndeploy.reporting import compare_profile, parts_table, predict_profile, render_report
 from tests.bundles import HEAD_MACS, STATIC_MACS
 
 
@@ -29,3 +32,17 @@ def test_the_page_says_how_far_skipping_carries(parted: Profile, profile: Profil
     assert "if all of them cost nothing, the whole would be 1.85x as fast" in page
     assert 'id="parts-heading"' not in render_report(profile)
     assert parts_table(profile) is None
+
+
+def test_parts_are_compared_with_what_is_predicted(parted: Profile) -> None:
+    onboard = replace(parted, device="nano")
+    sweep = predict_profile(onboard, "nano")
+    comparison = compare_profile(onboard, sweep)
+    measured, predicted = (*parted.rates, parted.data), (*sweep.rates, sweep.data)
+    for rate, result, prediction in zip(comparison.rates, measured, predicted, strict=True):
+        assert [part.name for part in rate.parts] == ["backbone", "neck", "heads", "post-processing"]
+        assert rate.parts[0].measured_ms == result.parts[0].dynamic_ms
+        assert sum(part.predicted_ms for part in rate.parts) == pytest.approx(prediction.latency_ms)
+        assert sum(part.predicted_share for part in rate.parts) == pytest.approx(1)
+    assert comparison.to_json()["rates"][0]["parts"][1]["name"] == "neck"
+    assert "Parts, measured and predicted for nano" in render_report(onboard, sweep)

@@ -52,6 +52,23 @@ def test_a_resized_image_never_exceeds_its_bucket() -> None:
         assert inside[0] == down or inside[1] == right
 
 
+@pytest.mark.parametrize(
+    ("image", "size", "wanted"),
+    [
+        ((427, 640), None, ((800, 1344), True)),
+        ((640, 427), None, ((1344, 800), True)),
+        ((427, 640), (480, 320), ((320, 480), True)),
+        ((640, 427), (480, 320), ((800, 1344), True)),
+        ((427, 640), (2000, 1400), ((800, 1344), False)),
+        ((640, 427), (2000, 1400), ((1344, 800), False)),
+    ],
+)
+def test_the_smallest_input_that_holds_an_image_is_chosen(
+    image: tuple[int, int], size: tuple[int, int] | None, wanted: tuple[tuple[int, int], bool]
+) -> None:
+    assert TASK.bucket(*image, [(800, 1344), (1344, 800), (320, 480)], size) == wanted
+
+
 def test_sizes_below_one_are_refused() -> None:
     with pytest.raises(UsageError, match="no side may be below 1"):
         TASK.resized(427, 640, (0, 800))

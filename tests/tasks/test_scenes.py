@@ -135,3 +135,19 @@ def test_scenes_are_written_as_coco(tmp_path: Path) -> None:
     assert content == json.loads(json.dumps(dataset.coco(range(3))))
     with pytest.raises(OutputError, match="scenes"):
         write_coco(tmp_path / "scenes", dataset)
+
+
+def test_digits_stand_out_by_the_contrast_that_is_asked_for() -> None:
+    weights = np.array([0.299, 0.587, 0.114])
+    for contrast in (20, 120):
+        scenes_of = [digit_scenes(12, (40, 40), "train", 0, (1, 1), (20, 40), level) for level in (contrast, contrast)]
+        assert np.array_equal(scenes_of[0][3].image, scenes_of[1][3].image)
+        differences = []
+        for item in scenes_of[0]:
+            assert item.masks is not None
+            ink = (item.image @ weights)[item.masks[0]].mean()
+            around = (item.image @ weights)[~item.masks[0]].mean()
+            differences.append(abs(ink - around))
+        assert (np.median(differences) > 100) == (contrast == 120)
+    with pytest.raises(UsageError, match="contrast=128 must be from 0 to 127"):
+        digit_scenes(1, contrast=128)

@@ -315,6 +315,9 @@ int second_columns(const Context& c, const WeightsView& w) {
 }
 
 constexpr int kMeanChannels = 64;  // that one task sums at a time
+// Rows from which on copying the weights of active channels once takes less time than copying slices of them
+// for every few rows, which stay in L2.
+constexpr int kWorthCompacting = 4 * kCopyRows;
 constexpr int kBandRows = 2 * kBlockRows;
 
 // conv1 to conv3 for one strip, a band of the image at a time.
@@ -634,7 +637,8 @@ void run_bottleneck(const BottleneckCall& call, Workspace& workspace, const Thre
     } else {
       CompactWeights small;
       small.view = weights.select(on, count, workspace);
-      if (selected_bytes(small.view, c.winograd) <= blocks().compact_weights)
+      if (rows.active.size() > kWorthCompacting ||
+          selected_bytes(small.view, c.winograd) <= blocks().compact_weights)
         small = compact(*c.isa, small.view, c.winograd, workspace);
       const int groups = small.view.part_copy_count;
       const int group_parts = std::min(threads, groups);

@@ -1,11 +1,9 @@
-"""The whole way on real data with nothing to download: train, export, verify, profile, predict, report."""
+"""The whole way with a classifier on handwritten digits: train, export, verify, profile, predict, report."""
 
 from __future__ import annotations
 
 import csv
 import os
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,8 @@ from torch import nn
 
 from dyndeploy.blocks import Tape
 from dyndeploy.data import LabelledImages, PreprocessingLike, digits
-from dyndeploy.errors import UsageError, VerificationError
+from dyndeploy.demo.steps import Clock, Step, require_verified
+from dyndeploy.errors import UsageError
 from dyndeploy.evaluation import evaluate_bundle
 from dyndeploy.export import ExportSettings, export_model
 from dyndeploy.files import atomic_directory, write_json
@@ -46,7 +45,6 @@ _GALLERY_NOTE = (
     "greyed ones. Digits are shown as ink on paper; the network, like the files in images/, has them white on black."
 )
 
-Step = Callable[[str], None]
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -157,7 +155,7 @@ def run_demo(
     if recipe.sparsity is None or recipe.exits is not None or recipe.loss is not None:
         raise UsageError(f"The demo runs a network with masks and logits: {recipe.model.name} is none.")
     folder = Path(output)
-    clock = _Clock(step)
+    clock = Clock(step)
 
     clock.start("train", f"training {recipe.model.name} on handwritten digits")
     training = train(recipe, folder / "training", progress=progress)
@@ -176,9 +174,7 @@ def run_demo(
 
     clock.start("verify", "verifying the bundle against PyTorch")
     verification = verify_bundle(bundle)
-    if not verification.passed:
-        failed = "; ".join(f"{check.name}: {check.detail}" for check in verification.checks if not check.passed)
-        raise VerificationError(f"The demo's bundle {bundle.path} does not compute what PyTorch computed ({failed}).")
+    require_verified(bundle.path, verification)
     deployed_accuracy = evaluate_bundle(bundle, held_out).top1
 
     clock.start("profile", "measuring the dynamic network next to its static twin")
@@ -205,26 +201,6 @@ def _target(training: TrainResult) -> float:
     sparsity = training.recipe.sparsity
     assert sparsity is not None
     return sparsity.target
-
-
-class _Clock:
-    """Announces steps and keeps how long each took."""
-
-    def __init__(self, step: Step) -> None:
-        self._step = step
-        self._seconds: dict[str, float] = {}
-        self._current = ""
-        self._since = 0.0
-
-    def start(self, name: str, message: str) -> None:
-        self.finish()
-        self._step(message)
-        self._current, self._since = name, time.perf_counter()
-
-    def finish(self) -> dict[str, float]:
-        if self._current:
-            self._seconds[self._current] = time.perf_counter() - self._since
-        return self._seconds
 
 
 def _pixels(images: npt.NDArray[np.float32], preprocessing: PreprocessingLike) -> Pixels:
