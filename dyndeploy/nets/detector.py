@@ -431,7 +431,7 @@ class AnchorDetector(Detector):
     """
 
     config: AnchorDetectorConfig
-    scales: ClassVar[tuple[float, ...]] = ()
+    scales: tuple[float, ...] = ()
     """Sides of square anchors, in strides."""
 
     def __init__(

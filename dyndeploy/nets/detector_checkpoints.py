@@ -23,8 +23,6 @@ _QUERIES = "panoptic_head.transformer_decoder.layers"
 _MMDETECTION = (
     (r"neck\.fpn\.inner_blocks\.(\d+)\.0\.", r"neck.lateral_convs.\1.conv."),
     (r"neck\.fpn\.layer_blocks\.(\d+)\.0\.", r"neck.fpn_convs.\1.conv."),
-    (r"neck\.extra\.p6\.", r"neck.fpn_convs.3.conv."),
-    (r"neck\.extra\.p7\.", r"neck.fpn_convs.4.conv."),
     (r"head\.classification_head\.conv\.(\d+)\.0\.", r"bbox_head.cls_convs.\1.conv."),
     (r"head\.regression_head\.conv\.(\d+)\.0\.", r"bbox_head.reg_convs.\1.conv."),
     (r"head\.classification_head\.cls_logits\.", "bbox_head.retina_cls."),
@@ -136,8 +134,11 @@ class DetectorRules(CheckpointRules):
     def other_names(self) -> Mapping[str, str]:
         """Those of mmdetection and torchvision."""
         found = {}
+        # mmdetection counts P6 and P7 on after the levels that have maps of the backbone.
+        levels = sum(name.startswith("neck.fpn.layer_blocks.") and name.endswith(".weight") for name in self._own)
+        last = tuple((rf"neck\.extra\.p{6 + step}\.", f"neck.fpn_convs.{levels + step}.conv.") for step in (0, 1))
         for name in self.network.state_dict():
-            for pattern, theirs in _MMDETECTION:
+            for pattern, theirs in (*_MMDETECTION, *last):
                 other, count = re.subn(f"^{pattern}", theirs, name)
                 if count:
                     found[other] = name

@@ -197,7 +197,7 @@ def test_every_trained_weight_gets_a_gradient_with_and_without_objects(kind: str
 
 
 def test_anchors_in_the_padding_of_other_images_do_not_count() -> None:
-    network = small("retinanet")
+    network = small("retinanet", first_stage=2)
     maps = [(side, side) for side in (16, 8, 4, 2, 1)]
     inside = network.inside(maps, torch.tensor([[64.0, 64], [20, 33]]), 9)
     # The second image alone would be padded to 32 x 64.
@@ -212,3 +212,12 @@ def test_anchors_in_the_padding_of_other_images_do_not_count() -> None:
 def test_the_first_scores_are_rare_as_the_prior_says() -> None:
     bias = small("retinanet").head.classification_head.cls_logits.bias
     assert F.sigmoid(bias).tolist() == pytest.approx([0.01] * len(bias), rel=1e-4)
+
+
+def test_towers_begin_so_that_something_passes_through_few_channels() -> None:
+    narrow = small("retinanet").head
+    published = create_model("retinanet_resnet50").head
+    for tower in ("classification_head", "regression_head"):
+        first, wide = getattr(narrow, tower).conv[0][0].weight, getattr(published, tower).conv[0][0].weight  # type: ignore[union-attr]
+        assert float(first.detach().std()) == pytest.approx(math.sqrt(2 / (8 * 9)), rel=0.15)
+        assert float(wide.detach().std()) == pytest.approx(0.01, rel=0.05)
