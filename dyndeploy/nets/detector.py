@@ -239,6 +239,7 @@ class Detector(nn.Module):
         strides: Pixels of the input per pixel of each level.
         task_options: Of :class:`~dyndeploy.tasks.detection.DetectionTask`, what differs from its defaults.
         trains_norms: Whether scales and shifts of the backbone's batch norms are trained.
+        not_exported: Why there are no bundles of such networks in this release; empty where there are.
 
     Raises:
         UsageError: A package is missing or does not fit this torch, or options that do not fit the backbone.
@@ -247,6 +248,7 @@ class Detector(nn.Module):
     config: DetectorConfig
     task_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     trains_norms: ClassVar[bool] = True
+    not_exported: ClassVar[str] = ""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from dyndeploy.errors import UsageError
 from dyndeploy.nets.detection_losses import Target
 from dyndeploy.nets.detector import Detector, register_detectors
 from dyndeploy.nets.laud import check_positive_int
-from dyndeploy.nets.query_detectors import MaskedAttention, QueryDetectorConfig
+from dyndeploy.nets.query_detectors import NOT_EXPORTED, MaskedAttention, QueryDetectorConfig
 
 LEVELS = 3
 """Maps that the transformer reads: the last three of the backbone."""
@@ -215,6 +215,7 @@ class Mask2Former(Detector):
 
     config: Mask2FormerConfig
     trains_norms: ClassVar[bool] = False
+    not_exported: ClassVar[str] = NOT_EXPORTED
     task_options: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"masks": True, "rounding": False, "decoding": "queries"}
     )
