@@ -79,15 +79,16 @@ class Precision:
 
 _ALL = (
     # Detectors: with ResNet-26 to ResNet-101 and made-up weights, rounding moves boxes by 0.003 px, scores by 3e-5, and
-    # pixels on the rims of masks, whose IoU stays above 0.995; of 100 detections at most 2 have no partner, where
-    # scores are saturated. A wrong weight or a shifted cell moves boxes by pixels.
+    # pixels on the rims of masks, whose IoU stays above 0.995, and of masks of a few tens of pixels above 0.97; of 100
+    # detections at most 2 have no partner, where scores are saturated. A wrong weight or a shifted cell moves boxes by
+    # pixels.
     Precision(
         "fp32",
         4,
         Tolerance(1e-3, 1e-4, 1e-4),
         cpu="fp32",
         engine="every tensor is float",
-        detections=DetectionTolerance(box=0.02, score=1e-3, mask_iou=0.98, unpaired=0.02),
+        detections=DetectionTolerance(box=0.02, score=1e-3, mask_iou=0.95, unpaired=0.03),
     ),
     # Half keeps 11 significant bits: a rounding is 2^-11 = 0.05 % of a value. Simulated with float sums, the logits of
     # LAUD-ResNets of 50 to 101 layers move by 0.05 to 0.07 %, and 0.012 % of the mask bits flip at most

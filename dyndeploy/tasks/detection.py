@@ -436,6 +436,8 @@ def compare(
     expected: Detections,
     *,
     iou: float = 0.5,
+    box: float = np.inf,
+    score: float = np.inf,
     threshold: float | None = None,
     limit: int | None = None,
     margin: float = 1e-4,
@@ -453,6 +455,8 @@ def compare(
         found: What was detected.
         expected: What should have been.
         iou: Least intersection over union of the boxes of a pair.
+        box: Largest difference of a coordinate of a pair, in pixels.
+        score: Largest difference of the scores of a pair.
         threshold: Score above which the detector gives detections; None excuses nothing for it.
         limit: Number of detections of a full set; None excuses nothing for it.
         margin: How far rounding may move a score.
@@ -464,6 +468,7 @@ def compare(
     allowed = (expected.labels[:, None] == found.labels[None]) & (
         (box_iou(expected.boxes, found.boxes) >= iou) | (apart < 1)
     )
+    allowed &= (apart <= box) & (scores <= score)
     rows, columns = linear_sum_assignment(np.where(allowed, apart.astype(np.float64) + 10 * scores, _FAR))
     pairs = allowed[rows, columns]
     rows, columns = rows[pairs], columns[pairs]

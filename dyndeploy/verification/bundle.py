@@ -11,7 +11,7 @@ from dyndeploy.bundle import LOGITS, Bundle, DetectionInfo
 from dyndeploy.bundle.reference_names import EXACT, FORCED
 from dyndeploy.finite import listed
 from dyndeploy.graphs.forced import forced_feeds, overlay_forced_masks
-from dyndeploy.precisions import precision_of, tolerance_of
+from dyndeploy.precisions import DetectionTolerance, precision_of, tolerance_of
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.tasks.detection import DetectionDifference
 from dyndeploy.verification.detections import check_detections, detection_deviations, differences
@@ -121,7 +121,7 @@ def verify_bundle(
         if twin is not None:
             with OnnxRuntimeSession(twin, threads=threads, native=native) as session:
                 static = run_reference(session, bundle, reference)
-        found = differences(detection, equal, reference, reference)
+        found = differences(detection, equal, reference, reference, _limits())
         checks += _detection_checks(
             detection, reference, bits.tied > 0, found, random=random, everything=everything, static=static, free=free
         )
@@ -198,14 +198,20 @@ def _detection_checks(
         static: Outputs of the static twin, if there is one.
         free: Outputs as deployed.
     """
-    tolerance = precision_of("fp32").detections
-    assert tolerance is not None
+    tolerance = _limits()
     checks = [check_detections("detections under equal masks", equal, tolerance)]
     if random:
-        found = differences(info, random, reference, reference, FORCED)
+        found = differences(info, random, reference, reference, tolerance, FORCED)
         checks.append(check_detections("detections under random masks", found, tolerance))
     if static is not None:
-        found = differences(info, static, everything, reference)
+        found = differences(info, static, everything, reference, tolerance)
         checks.append(check_detections("static twin: detections", found, tolerance))
-    found = differences(info, free, reference, reference)
+    found = differences(info, free, reference, reference, tolerance)
     return [*checks, check_detections("detections as deployed", found, tolerance, held=not tied)]
+
+
+def _limits() -> DetectionTolerance:
+    """How far detections may be from PyTorch's; bundles of detectors compute in FP32."""
+    tolerance = precision_of("fp32").detections
+    assert tolerance is not None
+    return tolerance

@@ -33,15 +33,23 @@ def decoded(info: DetectionInfo, tensors: Tensors, sizes: Tensors, prefix: str =
 
 
 def differences(
-    info: DetectionInfo, got: Tensors, reference: Tensors, inputs: Tensors, prefix: str = ""
+    info: DetectionInfo,
+    got: Tensors,
+    reference: Tensors,
+    inputs: Tensors,
+    tolerance: DetectionTolerance,
+    prefix: str = "",
 ) -> list[DetectionDifference] | str:
     """Compare what was found in every sample with the reference; the reason where that is impossible.
+
+    Where suppression left another box of the same object, the two are no partners: partners keep the tolerance.
 
     Args:
         info: Of the detector.
         got: Outputs by name.
         reference: Outputs by name, behind the prefix.
         inputs: Hold the sizes of the samples.
+        tolerance: How far partners may be apart.
         prefix: See above.
     """
     try:
@@ -49,7 +57,15 @@ def differences(
     except (NotFiniteError, BundleError) as error:
         return str(error).rstrip(".")
     return [
-        compare(found, expected, threshold=info.score_threshold, limit=info.detections) for found, expected in pairs
+        compare(
+            found,
+            expected,
+            box=tolerance.box,
+            score=tolerance.score,
+            threshold=info.score_threshold,
+            limit=info.detections,
+        )
+        for found, expected in pairs
     ]
 
 

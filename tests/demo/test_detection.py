@@ -16,12 +16,13 @@ from dyndeploy.training import BlockEvaluation, Evaluation, MaskStatistics, Reci
 CLASSIFIER = {
     "name": "tiny-classifier",
     "description": "test",
-    "model": {"name": "laud_resnet26_small", "options": {"mode": "static", "num_classes": 10}, "input_size": [32, 32]},
+    "model": {"name": "laud_resnet26_small", "options": {"mode": "static", "width_mult": 0.67, "num_classes": 10},
+              "input_size": [32, 32]},
     "data": {"dataset": "digit_scenes", "scenes": [8, 4]},
     "epochs": 1,
     "batch_size": 4,
     "optimizer": {"lr": 0.01},
-}
+}  # fmt: skip
 DETECTOR = {
     "name": "tiny-detector",
     "description": "test",

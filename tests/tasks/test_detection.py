@@ -272,6 +272,16 @@ def test_overlaps() -> None:
 BASE = ((0, 0, 10, 10, 0.9, 1), (20, 20, 40, 40, 0.5, 2), (5, 5, 5, 9, 0.5, 3))
 
 
+def test_partners_keep_the_distance_that_is_asked_for() -> None:
+    moved = detections((3, 0, 13, 10, 0.9, 1), (20, 20, 40, 40, 0.51, 2), BASE[2])
+    base = detections(*BASE)
+    assert compare(moved, base).missed == 0
+    near = compare(moved, base, box=2.0)
+    assert (near.matched, near.missed, near.extra, near.box) == (2, 1, 1, 0.0)
+    sure = compare(moved, base, score=1e-3)
+    assert (sure.matched, sure.missed, sure.extra, sure.score) == (2, 1, 1, 0.0)
+
+
 def test_equal_sets_do_not_differ_whatever_the_order_of_equal_scores() -> None:
     other = detections(BASE[0], BASE[2], BASE[1])
     difference = compare(other, detections(*BASE))

@@ -34,9 +34,9 @@ def difference(**changes: object) -> DetectionDifference:
         ({"box": 0.03}, False, "boxes within 0.03 px"),
         ({"score": 0.01}, False, "scores within 0.01"),
         ({"mask_iou": 0.9}, False, "IoU of masks at least 0.9000"),
-        ({"mask_iou": 0.99}, True, "IoU of masks at least 0.9900 (limit 0.98)"),
-        ({"matched": 98, "missed": 2, "extra": 2}, True, "2 missed and 2 more (at most 2 of each may be)"),
-        ({"matched": 97, "missed": 3, "extra": 0}, False, "3 missed and 0 more"),
+        ({"mask_iou": 0.99}, True, "IoU of masks at least 0.9900 (limit 0.95)"),
+        ({"matched": 97, "missed": 3, "extra": 3}, True, "3 missed and 3 more (at most 3 of each may be)"),
+        ({"matched": 96, "missed": 4, "extra": 0}, False, "4 missed and 0 more"),
         ({"excused": 2}, True, "2 at the threshold"),
         ({"matched": 0}, True, "no detection above the threshold in 1 reference images"),
     ],
@@ -62,9 +62,8 @@ def test_a_bundle_verifies(kind: str) -> None:
     report = verify_bundle(detector_bundle(kind))
     assert report.passed, [check for check in report.checks if not check.passed]
     details = {check.name: check.detail for check in report.checks}
-    titles = ["detections under equal masks", "detections under random masks", "detections as deployed"]
-    titles += ["static twin: detections"] if kind == "mask_rcnn" else []
-    for title in titles:
+    assert ("static twin: detections" in details) == (kind == "mask_rcnn")
+    for title in ("detections under equal masks", "detections as deployed"):
         assert details[title].startswith("200 of 200 in 2 images"), details
     assert report.mask_bits > 0 and report.flipped_bits == 0
     assert {error.output for error in report.outputs} >= {"boxes", "scores"}
