@@ -526,9 +526,6 @@ def _network_info(
 def _require_fitting(subject: Subject, settings: ExportSettings) -> None:
     """Refuse what the kind of network cannot be exported with; raises ``UsageError``."""
     network = subject.network
-    reason = getattr(network, "not_exported", "")
-    if reason:
-        raise UsageError(f"{subject.name} cannot be exported in this release: {reason}")
     if subject.task is not None:
         check_target(subject.name, load_target(settings.target), settings.precision)
         for size in settings.input_sizes:

@@ -33,7 +33,7 @@ from dyndeploy.nets.ddq_losses import (
 from dyndeploy.nets.detection_losses import Target
 from dyndeploy.nets.detector import Detector, clipped, register_detectors, smallest_convolution_bias
 from dyndeploy.nets.laud import check_positive_int
-from dyndeploy.nets.query_detectors import GROUPS, NOT_EXPORTED, MaskedAttention, QueryDetectorConfig
+from dyndeploy.nets.query_detectors import GROUPS, MaskedAttention, QueryDetectorConfig
 
 LEVELS = 4
 """Maps that the transformer reads: the last three of the backbone, and one that follows them."""
@@ -564,7 +564,6 @@ class DdqDetr(Detector):
 
     config: DdqDetrConfig
     trains_norms: ClassVar[bool] = False
-    not_exported: ClassVar[str] = NOT_EXPORTED
     task_options: ClassVar[Mapping[str, Any]] = MappingProxyType({"divisor": 1})
 
     def __init__(self, name: str, backbone: str, config: DdqDetrConfig) -> None:

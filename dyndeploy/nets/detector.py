@@ -239,7 +239,6 @@ class Detector(nn.Module):
         strides: Pixels of the input per pixel of each level.
         task_options: Of :class:`~dyndeploy.tasks.detection.DetectionTask`, what differs from its defaults.
         trains_norms: Whether scales and shifts of the backbone's batch norms are trained.
-        not_exported: Why there are no bundles of such networks in this release; empty where there are.
 
     Raises:
         UsageError: A package is missing or does not fit this torch, or options that do not fit the backbone.
@@ -248,7 +247,6 @@ class Detector(nn.Module):
     config: DetectorConfig
     task_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     trains_norms: ClassVar[bool] = True
-    not_exported: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -679,6 +677,7 @@ def _task(config: DetectorConfig, preprocessing: Preprocessing, options: Mapping
         size=config.size,
         mean=(red, green, blue),
         std=(deviations[0], deviations[1], deviations[2]),
+        detections=config.detections,
         **options,
     )
 

@@ -20,7 +20,7 @@ from dyndeploy.errors import UsageError
 from dyndeploy.nets.detection_losses import Target
 from dyndeploy.nets.detector import Detector, register_detectors
 from dyndeploy.nets.laud import check_positive_int
-from dyndeploy.nets.query_detectors import NOT_EXPORTED, MaskedAttention, QueryDetectorConfig
+from dyndeploy.nets.query_detectors import MaskedAttention, QueryDetectorConfig
 
 LEVELS = 3
 """Maps that the transformer reads: the last three of the backbone."""
@@ -133,6 +133,37 @@ class PixelDecoder(nn.Module):
         return [*found.multi_scale_features, found.mask_features]
 
 
+class MaskPredictor(nn.Module):
+    """The masks of queries, and where the next layer may look, with the call of transformers' decoder.
+
+    As a product of matrices: what runs and prices graphs knows it better than the sum by indices there (Einsum).
+
+    Args:
+        mask_embedder: transformers' layers that make (N, queries, width) of what the queries hold.
+        heads: Of the attention.
+    """
+
+    def __init__(self, mask_embedder: nn.Module, heads: int) -> None:
+        super().__init__()
+        self.mask_embedder, self.heads = mask_embedder, heads
+
+    def forward(
+        self, outputs: Tensor, pixel_embeddings: Tensor, attention_mask_target_size: Size
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits of masks (N, queries, h, w), and what the next layer leaves out (N * heads, queries, cells).
+
+        Args:
+            outputs: The queries, (queries, N, width).
+            pixel_embeddings: What they are compared with, (N, width, h, w).
+            attention_mask_target_size: Height and width of the map that the next layer reads.
+        """
+        embeddings: Tensor = self.mask_embedder(outputs.transpose(0, 1))
+        masks = (embeddings @ pixel_embeddings.flatten(2)).unflatten(2, pixel_embeddings.shape[2:])
+        resized = F.interpolate(masks.detach(), attention_mask_target_size, mode="bilinear", align_corners=False)
+        closed = resized.sigmoid().flatten(2) < 0.5
+        return masks, closed.repeat_interleave(self.heads, 0)
+
+
 class MaskHead(nn.Module):
     """transformers' decoder of the queries, and what their classes are.
 
@@ -144,6 +175,8 @@ class MaskHead(nn.Module):
         super().__init__()
         package, width = transformers_mask2former(), config.pyramid_channels
         self.transformer = package.Mask2FormerTransformerModule(width, _package_config(config))
+        decoder = self.transformer.decoder
+        decoder.mask_predictor = MaskPredictor(decoder.mask_predictor.mask_embedder, config.heads)
         self.class_predictor = nn.Linear(width, config.num_classes + 1)
         for layer in self.transformer.decoder.layers:
             layer.cross_attn = MaskedAttention(width, config.heads)
@@ -215,14 +248,13 @@ class Mask2Former(Detector):
 
     config: Mask2FormerConfig
     trains_norms: ClassVar[bool] = False
-    not_exported: ClassVar[str] = NOT_EXPORTED
     task_options: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"masks": True, "rounding": False, "decoding": "queries"}
     )
 
     def __init__(self, name: str, backbone: str, config: Mask2FormerConfig) -> None:
         super().__init__(name, backbone, config, first_stage=0, neck=functools.partial(PixelDecoder, config), added=0)
-        self.task = replace(self.task, detections=config.detections, mask_stride=self.strides[0])
+        self.task = replace(self.task, mask_stride=self.strides[0])
         self.head = MaskHead(config)
         self.train()
 

@@ -15,9 +15,6 @@ from dyndeploy.nets.laud import check_positive_int
 GROUPS = 32
 """Of group norms."""
 
-NOT_EXPORTED = "what its graph finds was not yet verified against PyTorch. Use its detect() in PyTorch."
-"""Why there are no bundles of these detectors yet."""
-
 
 @dataclass(frozen=True)
 class QueryDetectorConfig(DetectorConfig):

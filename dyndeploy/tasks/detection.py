@@ -150,7 +150,7 @@ class DetectionTask:
         rounding: Whether resized pixels are rounded to whole grey levels.
         decoding: What a network gives: ``"boxes"``, detections with their boxes; or ``"queries"``, classes and masks of
             queries, of which the host makes detections (:func:`dyndeploy.tasks.queries.decode_queries`).
-        detections: Most detections of an image, where the host chooses them.
+        detections: Most detections of an image.
         mask_stride: Pixels of the input per cell of the queries' masks.
     """
 

@@ -42,6 +42,17 @@ def test_deformable_attention_is_that_of_transformers(network: Mask2Former) -> N
 
 
 @torch.no_grad()
+def test_masks_are_those_of_transformers(network: Mask2Former) -> None:
+    ours = network.head.transformer.decoder.mask_predictor  # type: ignore[union-attr]
+    theirs = transformers_mask2former().Mask2FormerMaskPredictor(128, 8, 128)
+    theirs.load_state_dict(ours.state_dict())
+    queries, pixels = torch.randn(50, 2, 128), torch.randn(2, 128, 12, 8)
+    (masks, closed), (expected, blocked) = ours(queries, pixels, (3, 2)), theirs(queries, pixels, (3, 2))
+    torch.testing.assert_close(masks, expected, atol=1e-5, rtol=0)
+    assert torch.equal(closed, blocked) and closed.shape == (16, 50, 6) and 0.2 < float(closed.float().mean()) < 0.8
+
+
+@torch.no_grad()
 def test_outputs_are_classes_and_masks_of_the_queries(network: Mask2Former) -> None:
     images, size = torch.randn(2, 3, 128, 96), torch.tensor([[128.0, 96.0]] * 2)
     output = network(images, size)
