@@ -52,6 +52,9 @@ def lively_detector(kind: str, mode: str) -> Any:
             parameter.data.normal_(0, 0.3 if name.endswith("weight") else 0.05)
         if re.search(r"(sampling_offsets|attention_weights|reg\.\d+\.4|cls\.\d+)\.weight$", name):
             parameter.data.normal_(0, 0.1)
+        # Else norm after norm makes all queries alike.
+        if kind == "mask2former" and name.endswith(("out_proj.weight", "output_proj.weight", "fc2.weight")):
+            parameter.data.mul_(0.3)
     if kind in QUERY_DETECTORS:
         return network
     if kind == "retinanet":

@@ -158,7 +158,7 @@ class MaskPredictor(nn.Module):
             attention_mask_target_size: Height and width of the map that the next layer reads.
         """
         embeddings: Tensor = self.mask_embedder(outputs.transpose(0, 1))
-        masks = (embeddings @ pixel_embeddings.flatten(2)).unflatten(2, pixel_embeddings.shape[2:])
+        masks = (embeddings @ pixel_embeddings.flatten(2)).view(*embeddings.shape[:2], *pixel_embeddings.shape[2:])
         resized = F.interpolate(masks.detach(), attention_mask_target_size, mode="bilinear", align_corners=False)
         closed = resized.sigmoid().flatten(2) < 0.5
         return masks, closed.repeat_interleave(self.heads, 0)

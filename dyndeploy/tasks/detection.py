@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Pixels = ByteArray | FloatArray
+_Kind = TypeVar("_Kind", bound=Pixels)
 
 DECODINGS = ("boxes", "queries")
 
@@ -350,7 +351,7 @@ class DetectionTask:
         return Detections(boxes, found["scores"], found["labels"], masks)
 
 
-def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+def resize(pixels: _Kind, size: tuple[int, int]) -> _Kind:
     """Resize pixels (h, w, 3) to (height, width) bilinearly, without antialiasing, as OpenCV does.
 
     8-bit pixels are rounded to whole grey levels, those of float32 are not.
@@ -362,7 +363,7 @@ def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
         return pixels
     cv2 = required("cv2", "Resizing images for a detector needs OpenCV")
     height, width = size
-    resized: Pixels = cv2.resize(np.ascontiguousarray(pixels), (width, height), interpolation=cv2.INTER_LINEAR)
+    resized: _Kind = cv2.resize(np.ascontiguousarray(pixels), (width, height), interpolation=cv2.INTER_LINEAR)
     return resized
 
 
@@ -405,6 +406,16 @@ def encode_mask(mask: BoolArray) -> dict[str, Any]:
     coco = required("pycocotools.mask", "Writing masks as COCO does needs pycocotools")
     encoded: dict[str, Any] = coco.encode(np.asfortranarray(mask, np.uint8))
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+
+
+def decode_mask(encoded: Mapping[str, Any]) -> BoolArray:
+    """Return the mask (height, width) that :func:`encode_mask` made a run-length encoding of.
+
+    Raises:
+        UsageError: pycocotools is not installed.
+    """
+    coco = required("pycocotools.mask", "Reading masks as COCO writes them needs pycocotools")
+    return np.asarray(coco.decode(dict(encoded)), np.bool_)
 
 
 @dataclass(frozen=True)
