@@ -189,19 +189,19 @@ class OptimizerRecipe:
     lr: float
     name: str = "sgd"
     momentum: float | None = None
+    nesterov: bool = True
     betas: tuple[float, float] | None = None
     weight_decay: float = 0.0
     weight_decay_end: float | None = None
     decay: str = "all"
-    lr_end: float = 0.0
-    warmup_epochs: int = 0
-    clip_norm: float | None = None
     schedule: str = "cosine"
     steps: tuple[int, ...] | None = None
     step_factor: float = 0.1
+    lr_end: float = 0.0
+    warmup_epochs: int = 0
     warmup_iterations: int = 0
     warmup_start: float = 0.0
-    nesterov: bool = True
+    clip_norm: float | None = None
     layers: dict[str, LayerRecipe] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
