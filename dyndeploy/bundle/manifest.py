@@ -34,7 +34,7 @@ IMAGE_SIZE = "image_size"
 """Name of a detector's second input."""
 
 BOXES, SCORES, LABELS, COUNT, MASKS = "boxes", "scores", "labels", "count", "masks"
-"""Names of a detector's outputs, in order; the last one only where it gives masks."""
+"""Names of the outputs of a detector that gives boxes, in order; the last one only where it gives masks."""
 
 SAVES_NOTHING = "saves nothing"
 """Words of every note on what the target computes although it was to be skipped."""
@@ -263,6 +263,9 @@ class DetectionInfo:
         detections: Most detections of an image, K.
         score_threshold: Detections have a higher score.
         masks: Whether it gives a mask for every detection.
+        rounding: Whether resized pixels are rounded; this and what follows as of the task.
+        decoding: What the graph gives.
+        mask_stride: Pixels of the input per cell of queries' masks.
         host: What is computed outside of the graph, in words.
         buckets: Every size that it was exported at, this bundle's own first.
     """
@@ -276,6 +279,9 @@ class DetectionInfo:
     detections: int
     score_threshold: float
     masks: bool
+    rounding: bool
+    decoding: str
+    mask_stride: int
     host: tuple[str, ...]
     buckets: tuple[BucketInfo, ...]
 
@@ -283,7 +289,17 @@ class DetectionInfo:
         """Return what prepares images and decodes outputs."""
         from dyndeploy.tasks.detection import DetectionTask
 
-        return DetectionTask(self.size, self.divisor, self.mean, self.std, self.masks)
+        return DetectionTask(
+            self.size,
+            self.divisor,
+            self.mean,
+            self.std,
+            self.masks,
+            rounding=self.rounding,
+            decoding=self.decoding,
+            detections=self.detections,
+            mask_stride=self.mask_stride,
+        )
 
 
 @dataclass(frozen=True)
@@ -564,6 +580,8 @@ def _quantization(item: Field) -> QuantizationInfo:
 
 
 def _detection(item: Field) -> DetectionInfo:
+    from dyndeploy.tasks.detection import DECODINGS
+
     red, green, blue = item["mean"].sequence(Field.number, length=3)
     deviations = item["std"].sequence(Field.number, length=3)
     item["std"].require(min(deviations) > 0, "positive")
@@ -577,6 +595,9 @@ def _detection(item: Field) -> DetectionInfo:
         detections=item["detections"].count(),
         score_threshold=item["score_threshold"].number(0, 1),
         masks=item["masks"].boolean(),
+        rounding=item["rounding"].boolean(),
+        decoding=item["decoding"].one_of(*DECODINGS),
+        mask_stride=item["mask_stride"].count(),
         host=item["host"].sequence(Field.text),
         buckets=item["buckets"].sequence(
             lambda bucket: BucketInfo(_pair(bucket["size"]), bucket["folder"].label()), at_least=1
@@ -596,7 +617,7 @@ def _require_detector(manifest: Manifest, root: Field) -> None:
     expected = {INPUT: (manifest.batch, 3, *(size or ())), IMAGE_SIZE: (manifest.batch, 2)}
     root["inputs"].require(inputs == expected, f"{INPUT} (N, 3, H, W) and {IMAGE_SIZE} (N, 2) of a detector")
     names = [tensor.name for tensor in manifest.outputs]
-    wanted = [BOXES, SCORES, LABELS, COUNT, *([MASKS] if info.masks else [])]
+    wanted = list(info.task().output_names)
     root["outputs"].require(names == wanted, f"{', '.join(wanted)} of a detector")
     own, *others = info.buckets
     item["buckets"].require(own == BucketInfo(size or (0, 0)), "the bundle's own size first")

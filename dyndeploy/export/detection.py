@@ -29,14 +29,6 @@ SAMPLES = 2
 COCO = "coco"
 """Stands for the names of COCO's 80 classes wherever a file of names can be given."""
 
-_HOST = (
-    "resize: keep the ratio, bilinear on 8-bit pixels (OpenCV)",
-    "normalise: subtract the mean, divide by the standard deviation, in FP32",
-    "pad: zeros at the right and at the bottom",
-    "boxes: divide by the scale of the resize, clip to the image",
-)
-_HOST_MASKS = "masks: sample each one bilinearly over its box, keep what is at least 0.5"
-
 
 def check_size(name: str, task: DetectionTask, size: tuple[int, int]) -> None:
     """Raise ``UsageError`` unless a detector takes inputs of (H, W); the message has the next size that it takes."""
@@ -135,7 +127,10 @@ def detection_info(
         detections=config.detections,
         score_threshold=getattr(config, "score_threshold", 0.0),
         masks=task.masks,
-        host=(*_HOST, *((_HOST_MASKS,) if task.masks else ())),
+        rounding=task.rounding,
+        decoding=task.decoding,
+        mask_stride=task.mask_stride,
+        host=task.host,
         buckets=tuple(buckets),
     )
 

@@ -16,14 +16,24 @@ from dyndeploy.bundle import BucketInfo, Manifest
 from dyndeploy.cli import run
 from dyndeploy.errors import UsageError
 from dyndeploy.export.detection import category_ids, coco_classes
-from dyndeploy.graphs.inspect import operator_attributes
+from dyndeploy.graphs.inspect import group_of, operator_attributes
+from dyndeploy.graphs.parts import BACKBONE, HEADS, NECK, PARTS, has_parts, part_of
 from dyndeploy.nets import TrainedNetwork, save_checkpoint
 from dyndeploy.nets.trained import TRAINED
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.tasks.detection import compare
-from tests.detectors import CLASSES, SIZES, detector_bundle, lively_detector, one_worker, photographs
+from tests.detectors import (
+    CLASSES,
+    QUERY_DETECTORS,
+    SIZES,
+    detector_bundle,
+    lively_detector,
+    one_worker,
+    photographs,
+)
 
 vision = pytest.mark.vision("torchvision", "cv2")
+queries = pytest.mark.vision("torchvision", "cv2", "transformers")
 
 
 @vision
@@ -75,6 +85,52 @@ def test_onnx_runtime_finds_what_pytorch_finds(kind: str, size: tuple[int, int])
             # In pixels of the photograph, which is five times as large as the input.
             assert found.box < 0.02 and found.score < 1e-4
             assert kind == "retinanet" or found.mask_iou > 0.98
+
+
+@queries
+@pytest.mark.parametrize("kind", QUERY_DETECTORS)
+def test_detectors_of_queries_find_what_pytorch_finds(kind: str) -> None:
+    bundle, network = detector_bundle(kind), lively_detector(kind, "layer")
+    assert bundle.manifest.detector().task() == network.task
+    for image in photographs():
+        feeds, placement = network.task.prepare(image, bucket=SIZES[1])
+        with torch.no_grad():
+            outputs = network(*map(torch.from_numpy, feeds.values())).outputs()
+        expected = network.task.decode({name: value.numpy() for name, value in outputs.items()}, placement)
+        with dyndeploy.open_bundle(bundle) as session:
+            (found,) = session.detect([image], size=SIZES[1][::-1])
+        difference = compare(found, expected)
+        assert (difference.matched, difference.missed, difference.extra) == (60, 0, 0)
+        assert difference.box < 0.02 and difference.score < 1e-4
+        assert difference.mask_iou is None if kind == "ddq_detr" else difference.mask_iou > 0.99
+        assert len(np.unique(found.boxes.round(2), axis=0)) > 5 and found.scores.std() > 0.001
+
+
+@queries
+def test_queries_have_fixed_places_and_parts() -> None:
+    detector, masks = (detector_bundle(kind) for kind in QUERY_DETECTORS)
+    assert {info.name: info.shape for info in detector.manifest.outputs} == {
+        "boxes": (1, 60, 4),
+        "scores": (1, 60),
+        "labels": (1, 60),
+        "count": (1,),
+    }
+    assert {info.name: info.shape for info in masks.manifest.outputs} == {
+        "class_logits": (1, 30, 11),
+        "mask_logits": (1, 30, 48, 64),
+    }
+    info = masks.manifest.detector()
+    assert (info.decoding, info.mask_stride, info.rounding, info.masks) == ("queries", 2, False, True)
+    assert any(step.startswith("boxes: around the masks") for step in info.host)
+    for bundle, parts in ((detector, set(PARTS)), (masks, {BACKBONE, NECK, HEADS})):
+        nodes = bundle.load_model().graph.node
+        assert {node.domain for node in nodes} == {"", "dyndeploy"}
+        assert has_parts(group_of(node.name) for node in nodes)
+        assert {part_of(node.name) for node in nodes} == parts
+        kinds = [node.op_type for node in nodes]
+        assert kinds.count("NonMaxSuppression") == (2 if bundle is detector else 0)
+        # One per level and layer of deformable attention.
+        assert kinds.count("GridSample") == (4 * (1 + 2) if bundle is detector else 3 * 1)
 
 
 @vision

@@ -76,7 +76,7 @@ def test_each_image_runs_at_the_smallest_size_that_holds_it(caplog: pytest.LogCa
         assert [(each.bucket, each.resized) for each in larger] == [((96, 128), (85, 128))] * 2
         assert told() == [
             "an image of 427x640 pixels fits none of the sizes that laud_retinanet_small was exported at (128x128, "
-            "96x128): such images are resized further"
+            "96x128): such images are resized further. Export it with --input-size 192x256 as well, and they are not"
         ]
         assert session.detect([]) == []
         with pytest.raises(UsageError, match=r"gives no logits.*Use detect\(\)"):

@@ -44,6 +44,29 @@ def test_parts_of_a_profile_and_of_a_prediction(bundle: Bundle) -> None:
     assert any(note.startswith("Not to be had yet on nano: Detectors need") for note in prediction.notes)
 
 
+@pytest.mark.vision("transformers")
+@pytest.mark.parametrize("kind", ["ddq_detr", "mask2former"])
+def test_parts_of_detectors_with_queries(kind: str, tmp_path: Path) -> None:
+    options = {"encoder_layers": 1, "decoder_layers": 1, "queries": 20}
+    network = create_model(f"laud_{kind}_small", mode="layer", **options).eval()
+    bundle = export_model(network, tmp_path / "bundle", ExportSettings(static=True, input_size=(64, 96)))
+    profile = profile_bundle(bundle, rates=(0.0,), repeats=2, warmup=1)
+    (result,) = profile.rates
+    static = {part.name: part.static_macs for part in result.parts}
+    assert sum(static.values()) == pytest.approx(profile.static_macs)
+    needed = {part.name: part.needed_macs for part in result.parts}
+    assert needed["backbone"] < static["backbone"]
+    assert all(needed[name] == static[name] > 0 == static["post-processing"] for name in ("neck", "heads"))
+    # Where the queries' masks become detections on the host, the graph has nothing of it.
+    times = {part.name: part.dynamic_ms for part in result.parts}
+    assert min(times["neck"], times["heads"]) > 0 and (times["post-processing"] > 0) == (kind == "ddq_detr")
+    prediction = predict(bundle, "nano", rate=0.0)
+    assert [(part.name, part.macs) for part in prediction.parts[1:3]] == [
+        (name, static[name]) for name in ("neck", "heads")
+    ]
+    assert prediction.coverage.unknown == ()
+
+
 def test_images_of_a_folder_are_padded_to_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
     for name, size in (("a", (40, 90)), ("b", (200, 100))):
         Image.fromarray(np.full((*size, 3), 255, np.uint8)).save(tmp_path / f"{name}.png")

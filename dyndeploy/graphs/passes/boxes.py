@@ -119,7 +119,9 @@ def _non_max_suppression(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) 
     index = write("Gather", [found, write.constant("index", 2)], axis=1)
     filled = write("Concat", [index, write.constant("empty", [EMPTY] * limit)], axis=0)
     places = [write.constant(kind, [value]) for kind, value in (("first", 0), ("last", limit))]
-    write("Slice", [filled, *places], write.node.output[0])
+    cut = write("Slice", [filled, *places])
+    # Nothing else says how many places there are, and what is computed from them is counted.
+    write("Reshape", [cut, write.constant("places", [limit])], write.node.output[0])
 
 
 def _roi_align(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) -> None:
