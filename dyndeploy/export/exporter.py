@@ -54,13 +54,14 @@ from dyndeploy.export.staged import build_stages, tensor_info
 from dyndeploy.export.subject import ExampleInputs, Subject, make_subject
 from dyndeploy.graphs.inspect import all_nodes, group_of, is_dynamic, not_finite_weights
 from dyndeploy.graphs.macs import MacCounter
+from dyndeploy.graphs.memory import model_footprint, require_memory
 from dyndeploy.graphs.stages import branched_model, whole_model
 from dyndeploy.graphs.tensorrt import PrecisionPlan, required_creators, tensorrt_model
 from dyndeploy.nets import Preprocessing
 from dyndeploy.ops import OPERATORS
 from dyndeploy.quantization import FP32, CalibrationTable, quantize_model, quantize_twin, runtime_integers
 from dyndeploy.runtimes.tensorrt_bundle import write_engine_plans
-from dyndeploy.targets import Target, load_target
+from dyndeploy.targets import Target, load_device, load_target
 
 MIN_INPUT_SIZE = 32
 REFERENCE_SAMPLES = 4
@@ -177,7 +178,8 @@ def export_model(
 
     Raises:
         UsageError: A network that cannot be captured as it is written: a block that is used twice, outputs that are no
-            tensors, inputs that do not fit, an option that has no operator.
+            tensors, inputs that do not fit, an option that has no operator; or one that needs more memory than the
+            target has.
         ExportError: Weights or reference results that are not finite, control flow on data, or a graph that the target
             could not run.
         OutputError: The folder cannot be written; nothing is left behind.
@@ -312,6 +314,7 @@ def _write_graph(export: _Export) -> _Content:
         dense=settings.dense,
         token_capacity=settings.token_capacity,
     )
+    _require_memory(export, [built.model])
     notes = (*_apply_plan((built.model,), settings.precision), *_dense_notes(settings.dense), *built.notes)
     notes += _plugin_notes((built.model,), export.target)
     (written,) = _quantised(export, [built.model], built.masks)
@@ -345,6 +348,14 @@ def _write_graph(export: _Export) -> _Content:
     )
 
 
+def _require_memory(export: _Export, models: Sequence[onnx.ModelProto]) -> None:
+    """Refuse what the target's memory cannot hold; raises ``UsageError``."""
+    if export.target.runtime == "onnxruntime":
+        return  # Whose memory is anybody's guess.
+    first, *others = (model_footprint(model, export.settings.precision) for model in models)
+    require_memory(export.subject.name, load_device(export.target.name), sum(others, first))
+
+
 def _classes(subject: Subject, outputs: Sequence[TensorInfo]) -> int | None:
     if subject.task is not None:
         return classes_of(subject)
@@ -361,6 +372,7 @@ def _write_stages(export: _Export) -> _Content:
     batch = None if target.runtime == "onnxruntime" else settings.batch
     stages = build_stages(network, target, settings.exits, batch, subject.input_size, settings.dense)
     models = [stage.model for stage in stages]
+    _require_memory(export, models)
     notes = (*_apply_plan(models, settings.precision), *_dense_notes(settings.dense))
     notes += tuple(dict.fromkeys(note for stage in stages for note in stage.notes)) + _plugin_notes(models, target)
     written = _quantised(export, models, [mask for stage in stages for mask in stage.masks])

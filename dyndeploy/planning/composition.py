@@ -101,6 +101,7 @@ class Composition:
         input_size: (height, width).
         blocks: Names of the blocks, in order.
         stages: Names of the blocks of each stage: those whose names differ in the last part only.
+        footprint: What it needs of memory without dynamic blocks.
 
     Raises:
         UsageError: Unknown name, or a network without modes.
@@ -130,6 +131,7 @@ class Composition:
         self._calls: dict[Option, Mapping[str, list[tuple[OperatorCall, Kernel]]]] = {}
         nodes = zoo_nodes(network, {"mode": STATIC}, input_size=input_size)
         assert nodes.input_size is not None
+        self.footprint = GraphWalker(nodes, runtime=runtime, precision=precision).footprint
         self.input_size = nodes.input_size
         self.blocks = nodes.blocks
         stages: dict[str, list[str]] = {}
