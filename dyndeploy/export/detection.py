@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dyndeploy.blocks.boxes import torchvision
-from dyndeploy.bundle import IMAGE_SIZE, INPUT, BucketInfo, DetectionInfo
+from dyndeploy.bundle import IMAGE_SIZE, INPUT, BucketInfo, DetectionInfo, PartInfo
 from dyndeploy.data import DIGITS, ByteArray, read_image, sample_photographs, with_folders
 from dyndeploy.errors import UsageError
 from dyndeploy.files import shown
@@ -112,13 +112,21 @@ def _copies(pixels: Sequence[ByteArray], count: int) -> Iterator[ByteArray]:
         yield np.ascontiguousarray(np.roll(pixels[source], 13 * repeat, axis=1)[:, :: 1 if repeat % 2 else -1])
 
 
-def detection_info(subject: Subject, names: Sequence[str], buckets: Sequence[BucketInfo]) -> DetectionInfo:
+def detection_info(
+    subject: Subject,
+    names: Sequence[str],
+    buckets: Sequence[BucketInfo],
+    parts: Sequence[PartInfo],
+    target: Target,
+) -> DetectionInfo:
     """Return what a bundle says of a detector.
 
     Args:
         subject: The detector.
         names: Of its classes, empty where they are not known.
         buckets: Sizes that it is exported at, this bundle's first.
+        parts: What the target runs in the place of one graph.
+        target: It is exported for.
     """
     task, config = subject.task, _config(subject)
     assert task is not None
@@ -134,6 +142,8 @@ def detection_info(subject: Subject, names: Sequence[str], buckets: Sequence[Buc
         masks=task.masks,
         host=(*_HOST, *((_HOST_MASKS,) if task.masks else ())),
         buckets=tuple(buckets),
+        parts=tuple(parts),
+        places=tuple(f"{name}: {place.runs}; {place.why}" for name, place in target.detection.items()) if parts else (),
     )
 
 

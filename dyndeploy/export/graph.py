@@ -23,10 +23,7 @@ from dyndeploy.graphs.split import Segment, split
 from dyndeploy.nets import NetworkFacts
 from dyndeploy.ops.boxes import BOXES
 from dyndeploy.precisions import tolerance_of
-from dyndeploy.targets import Target, load_target
-
-_PORTABLE = "cpu"
-"""Target of the one graph of a network that its own target runs in parts: what is verified anywhere."""
+from dyndeploy.targets import PORTABLE, Target, load_target
 
 _NET = "net"
 """Name of the network within what is captured."""
@@ -120,7 +117,7 @@ def build(
     parts: tuple[Segment, ...] = ()
     if target.detection and any(node.domain == BOXES for node in model.graph.node):
         parts = _parts(model, context, target)
-        whole = load_target(_PORTABLE)
+        whole = load_target(PORTABLE)
         context = replace(
             context,
             opset=whole.opset,

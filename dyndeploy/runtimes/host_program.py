@@ -7,7 +7,8 @@ those of ONNX at opset 18, and two of boxes; sums and products are in the type o
 
 import json
 import math
-from typing import Any, Dict
+import zipfile
+from typing import Any, Dict, List
 
 import numpy as np
 
@@ -78,7 +79,7 @@ class HostProgram:
             with np.load(path, allow_pickle=False) as stored:
                 text = json.loads(stored[PROGRAM].tobytes().decode("utf-8"))
                 constants = {name: stored[f"{CONSTANT}{place}"] for place, name in enumerate(text["constants"])}
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise ProgramError(f"{path} is no host program: {error}. Export the bundle again.")
         return cls(text, constants)
 
@@ -140,7 +141,7 @@ def keep_boxes(boxes: Any, scores: Any, groups: Any, iou_threshold: Any, score_t
 
 def _suppressed(boxes: Any, order: Any, threshold: Any, limit: Any) -> Any:
     """Boxes of one group that are left, of those in an order; at most ``limit``."""
-    left = []
+    left: List[Any] = []
     x1, y1, x2, y2 = (boxes[order, axis] for axis in range(4))
     areas = (x2 - x1) * (y2 - y1)
     zero = np.float32(0)
@@ -179,8 +180,9 @@ def pyramid_roi_align(maps: Any, boxes: Any, levels: Any, strides: Any, size: An
     for level, (features, stride) in enumerate(zip(maps, strides)):
         scale = np.float32(1.0 / stride)
         # With the channels last a product runs over all of them.
-        last = np.ascontiguousarray(np.moveaxis(features[0], 0, -1)) if (levels == level).any() else None
-        for index in np.flatnonzero(levels == level):
+        own = np.flatnonzero(levels == level)
+        last = np.ascontiguousarray(np.moveaxis(features[0] if len(own) else features[0, :, :0], 0, -1))
+        for index in own:
             x1, y1, x2, y2 = (value * scale - np.float32(0.5) for value in boxes[index])
             rows, down = _sampling(y1, y2, size, features.shape[2])
             columns, across = _sampling(x1, x2, size, features.shape[3])
@@ -232,7 +234,7 @@ def top_k(values: Any, count: Any, axis: Any = -1, largest: Any = True) -> Any:
     """
     moved = np.moveaxis(values, axis, -1)
     keys = moved if not largest else (-moved if moved.dtype.kind == "f" else -moved.astype(np.int64))
-    rows = keys.reshape(-1, keys.shape[-1])
+    rows = keys.reshape(int(np.prod(moved.shape[:-1], dtype=np.int64)), keys.shape[-1])
     places = np.stack([_best(row, count) for row in rows]) if len(rows) else np.zeros((0, count), np.int64)
     places = places.reshape(moved.shape[:-1] + (count,))
     found = moved[_along(places, -1)]

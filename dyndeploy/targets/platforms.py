@@ -18,6 +18,9 @@ _FOLDER = Path(__file__).parent / "platforms"
 _OPERATORS = Path(__file__).parent / "tensorrt_operators.toml"
 _DETECTION = Path(__file__).parent / "tensorrt_detection.toml"
 
+PORTABLE = "cpu"
+"""Target of the one graph of a network that its own target runs in parts: what can be verified anywhere."""
+
 ENGINE, HOST, NOWHERE = "engine", "host", "none"
 """Where an operator runs: in the engine, on the host between two engines, or not at all."""
 

@@ -44,7 +44,8 @@ def test_parts_of_a_profile_and_of_a_prediction(bundle: Bundle) -> None:
         ("heads", static["heads"]),
     ]
     assert prediction.coverage.unknown == ()
-    assert any(note.startswith("Not to be had yet on nano: Detectors need") for note in prediction.notes)
+    assert not any(note.startswith("Not to be had yet") for note in prediction.notes)
+    assert any(note.startswith("Modelled by the traffic of their work") for note in prediction.notes)
 
 
 def test_images_of_a_folder_are_padded_to_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
