@@ -16,7 +16,7 @@ import torch
 import dyndeploy
 from dyndeploy import Bundle, ExportSettings
 from dyndeploy.bundle import Manifest
-from dyndeploy.errors import BundleError, ExportError, UsageError
+from dyndeploy.errors import BundleError, DyndeployError, ExportError, UsageError
 from dyndeploy.graphs.inspect import foreign_operators
 from dyndeploy.graphs.split import split
 from dyndeploy.ops import OPERATORS
@@ -35,6 +35,7 @@ from dyndeploy.targets.platforms import Placement
 from dyndeploy.tasks.detection import compare
 from dyndeploy.verification import verify_bundle
 from tests.detectors import CLASSES, lively_detector, photographs
+from tests.runtimes.fake_tensorrt import install_fakes
 
 pytestmark = pytest.mark.vision("torchvision", "cv2")
 
@@ -92,6 +93,24 @@ def test_verification_looks_at_the_parts() -> None:
     assert report.passed, [check for check in report.checks if not check.passed]
     names = [check.name for check in report.checks]
     assert "part0.onnx: graph" in names and "detections of the 2 parts, engines in ONNX Runtime" in names
+
+
+def test_engines_and_host_programs_run_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TensorRT's bindings as on a board, whose engines compute in NumPy; what the host does not read stays there."""
+    own, network = bundle("mask_rcnn", "nano"), lively_detector("mask_rcnn", "layer")
+    feeds, placement = network.task.prepare(photographs()[0], bucket=(128, 128))
+    with open_parts(own) as session:
+        expected = session.run(feeds)
+    world = install_fakes(monkeypatch, "8.2.1.8", tmp_path)
+    with open_parts(own, "tensorrt") as session:
+        assert session.info.runtime == "tensorrt" and len(world.builds) == 3
+        for _ in range(2):  # The second run is another than the one that is captured.
+            found = session.run(feeds)
+            difference = compare(network.task.decode(found, placement), network.task.decode(expected, placement))
+            assert (difference.matched, difference.missed, difference.extra) == (100, 0, 0)
+            assert difference.box < 0.02 and difference.score < 1e-4
+    with pytest.raises(DyndeployError, match="is closed"):
+        session.run(feeds)
 
 
 def test_regions_are_read_in_an_engine_where_that_can() -> None:
