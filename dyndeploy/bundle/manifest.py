@@ -250,6 +250,23 @@ class BucketInfo:
 
 
 @dataclass(frozen=True)
+class PartInfo:
+    """One step of a detector that its target runs as several engines, with the host in between.
+
+    Attributes:
+        file: Name in the bundle: of an engine's graph, or of a host program (:mod:`dyndeploy.runtimes.host_program`).
+        host: Whether the host computes it.
+        inputs: What it reads: inputs of the network, or what earlier parts give.
+        outputs: What later parts read, and outputs and masks of the network.
+    """
+
+    file: str
+    host: bool
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
 class DetectionInfo:
     """How images become a detector's inputs, and its outputs detections: a :class:`~dyndeploy.tasks.DetectionTask`.
 
@@ -268,6 +285,8 @@ class DetectionInfo:
         mask_stride: Pixels of the input per cell of queries' masks.
         host: What is computed outside of the graph, in words.
         buckets: Every size that it was exported at, this bundle's own first.
+        parts: What the target runs in the place of the one graph, in order; empty where it runs that.
+        places: Why operators run where they do in those parts, in words.
     """
 
     classes: tuple[str, ...]
@@ -284,6 +303,8 @@ class DetectionInfo:
     mask_stride: int
     host: tuple[str, ...]
     buckets: tuple[BucketInfo, ...]
+    parts: tuple[PartInfo, ...] = ()
+    places: tuple[str, ...] = ()
 
     def task(self) -> DetectionTask:
         """Return what prepares images and decodes outputs."""
@@ -406,6 +427,8 @@ class Manifest:
             del value["detection"]
         else:
             value["task"] = self.task
+            if not self.detection.parts:
+                del value["detection"]["parts"], value["detection"]["places"]
         if self.exits is None:
             del value["exits"]
             return value
@@ -602,7 +625,39 @@ def _detection(item: Field) -> DetectionInfo:
         buckets=item["buckets"].sequence(
             lambda bucket: BucketInfo(_pair(bucket["size"]), bucket["folder"].label()), at_least=1
         ),
+        parts=item.get("parts").optional(lambda parts: parts.sequence(_part)) or (),
+        places=item.get("places").optional(lambda places: places.sequence(Field.text)) or (),
     )
+
+
+def _part(item: Field) -> PartInfo:
+    return PartInfo(
+        file=item["file"].text(),
+        host=item["host"].boolean(),
+        inputs=item["inputs"].sequence(_any_tensor, at_least=1),
+        outputs=item["outputs"].sequence(_any_tensor, at_least=1),
+    )
+
+
+def _any_tensor(item: Field) -> TensorInfo:
+    """A tensor, or a single number."""
+    return TensorInfo(item["name"].text(), item["shape"].sequence(Field.count), item["dtype"].text())
+
+
+def _require_chain(manifest: Manifest, item: Field) -> None:
+    """Check that every part reads what is there before it, and that the network's outputs are all made."""
+    info = manifest.detection
+    assert info is not None
+    _require_unique("parts", (part.file for part in info.parts))
+    there = {tensor.name: tensor for tensor in manifest.inputs}
+    for index, part in enumerate(info.parts):
+        place = Field(_DOCUMENT, f"detection.parts[{index}]", part.file)
+        unknown = [tensor.name for tensor in part.inputs if there.get(tensor.name) != tensor]
+        place.require(not unknown, f"a part whose inputs are there before it ({', '.join(unknown)} differ)")
+        there |= {tensor.name: tensor for tensor in part.outputs}
+    results = [*(output.name for output in manifest.outputs), *(mask.name for mask in manifest.masks)]
+    lacking = [name for name in results if name not in there]
+    item["parts"].require(not lacking, f"parts that give {', '.join(lacking)} as well")
 
 
 def _require_detector(manifest: Manifest, root: Field) -> None:
@@ -625,6 +680,8 @@ def _require_detector(manifest: Manifest, root: Field) -> None:
     item["buckets"].require(inside, "folders that are named after their sizes")
     sizes = [bucket.size for bucket in info.buckets]
     item["buckets"].require(len(set(sizes)) == len(sizes), "sizes that differ")
+    if info.parts:
+        _require_chain(manifest, item)
 
 
 def bucket_folder(size: tuple[int, int]) -> str:

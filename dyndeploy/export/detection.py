@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dyndeploy.blocks.boxes import torchvision
-from dyndeploy.bundle import IMAGE_SIZE, INPUT, BucketInfo, DetectionInfo
+from dyndeploy.bundle import IMAGE_SIZE, INPUT, BucketInfo, DetectionInfo, PartInfo
 from dyndeploy.data import DIGITS, ByteArray, read_image, sample_photographs, with_folders
 from dyndeploy.errors import UsageError
 from dyndeploy.files import shown
@@ -105,7 +105,12 @@ def _copies(pixels: Sequence[ByteArray], count: int) -> Iterator[ByteArray]:
 
 
 def detection_info(
-    subject: Subject, names: Sequence[str], buckets: Sequence[BucketInfo], categories: Sequence[int]
+    subject: Subject,
+    names: Sequence[str],
+    buckets: Sequence[BucketInfo],
+    categories: Sequence[int],
+    parts: Sequence[PartInfo],
+    target: Target,
 ) -> DetectionInfo:
     """Return what a bundle says of a detector.
 
@@ -114,6 +119,8 @@ def detection_info(
         names: Of its classes, empty where they are not known.
         buckets: Sizes that it is exported at, this bundle's first.
         categories: COCO's of the classes.
+        parts: What the target runs in the place of one graph.
+        target: It is exported for.
     """
     task, config = subject.task, _config(subject)
     assert task is not None
@@ -132,6 +139,8 @@ def detection_info(
         mask_stride=task.mask_stride,
         host=task.host,
         buckets=tuple(buckets),
+        parts=tuple(parts),
+        places=tuple(f"{name}: {place.runs}; {place.why}" for name, place in target.detection.items()) if parts else (),
     )
 
 

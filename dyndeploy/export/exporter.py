@@ -36,6 +36,7 @@ from dyndeploy.bundle import (
     MaskInfo,
     NetworkInfo,
     OperatorInfo,
+    PartInfo,
     PreprocessingInfo,
     QuantizationInfo,
     ReferenceInfo,
@@ -55,13 +56,16 @@ from dyndeploy.export.staged import build_stages, tensor_info
 from dyndeploy.export.subject import ExampleInputs, Subject, make_subject
 from dyndeploy.graphs.inspect import all_nodes, group_of, is_dynamic, not_finite_weights
 from dyndeploy.graphs.macs import MacCounter
+from dyndeploy.graphs.memory import model_footprint, require_memory
+from dyndeploy.graphs.split import Segment, host_program
 from dyndeploy.graphs.stages import branched_model, whole_model
 from dyndeploy.graphs.tensorrt import PrecisionPlan, required_creators, tensorrt_model
 from dyndeploy.nets import Preprocessing
 from dyndeploy.ops import OPERATORS
 from dyndeploy.quantization import FP32, CalibrationTable, quantize_model, quantize_twin, runtime_integers
+from dyndeploy.runtimes.host_program import OPERATORS as HOST_OPERATORS
 from dyndeploy.runtimes.tensorrt_bundle import write_engine_plans
-from dyndeploy.targets import Target, load_target
+from dyndeploy.targets import PORTABLE, Target, load_device, load_target
 
 MIN_INPUT_SIZE = 32
 REFERENCE_SAMPLES = 4
@@ -181,7 +185,8 @@ def export_model(
 
     Raises:
         UsageError: A network that cannot be captured as it is written: a block that is used twice, outputs that are no
-            tensors, inputs that do not fit, an option that has no operator.
+            tensors, inputs that do not fit, an option that has no operator; or one that needs more memory than the
+            target has.
         ExportError: Weights or reference results that are not finite, control flow on data, or a graph that the target
             could not run.
         OutputError: The folder cannot be written; nothing is left behind.
@@ -212,13 +217,15 @@ def export_model(
         if target.runtime == "tensorrt":
             progress("preparing the graphs for TensorRT")
             names = [MODEL] if content.exits is None else [stage.file for stage in content.exits.stages]
+            names = [part.file for part in content.parts if not part.host] or names
             graphs = {name: onnx.load(folder / name) for name in names}
             write_engine_plans(folder, graphs, target, settings.precision, content.rates)
+        graphs_target = load_target(PORTABLE) if content.parts else target
         manifest = Manifest(
             network=_network_info(subject, settings, content, class_names),
             target=target.name,
-            opset=target.opset,
-            ir_version=target.ir_version,
+            opset=graphs_target.opset,
+            ir_version=graphs_target.ir_version,
             batch=settings.batch,
             input_size=subject.input_size,
             precision=settings.precision,
@@ -240,7 +247,9 @@ def export_model(
             notes=(*content.notes, *_subject_notes(subject), *_weights_notes(settings), *settings.notes),
             exits=content.exits,
             quantization=content.quantization,
-            detection=None if subject.task is None else detection_info(subject, classes, buckets, categories),
+            detection=None
+            if subject.task is None
+            else detection_info(subject, classes, buckets, categories, content.parts, target),
         )
         if target.runtime == "tensorrt":
             write_device_folder(folder, manifest)
@@ -305,6 +314,7 @@ class _Content:
     exits: ExitsInfo | None = None
     network_spec: dict[str, Any] = field(default_factory=dict)
     quantization: QuantizationInfo | None = None
+    parts: tuple[PartInfo, ...] = ()
 
 
 def _write_graph(export: _Export) -> _Content:
@@ -318,10 +328,12 @@ def _write_graph(export: _Export) -> _Content:
         dense=settings.dense,
         token_capacity=settings.token_capacity,
     )
+    _require_memory(export, [part.model for part in built.parts if not part.host] or [built.model])
     notes = (*_apply_plan((built.model,), settings.precision), *_dense_notes(settings.dense), *built.notes)
     notes += _plugin_notes((built.model,), export.target)
     (written,) = _quantised(export, [built.model], built.masks)
     _save(written, folder / MODEL)
+    parts = tuple(_write_part(segment, index, folder) for index, segment in enumerate(built.parts))
     if settings.static:
         export.progress("capturing the static twin")
         twin = build(subject.network, subject.inputs, export.target, static=True).model
@@ -348,7 +360,27 @@ def _write_graph(export: _Export) -> _Content:
         flops_ratio=_flops_ratio(built, reference, settings.batch),
         network_spec=(describe(subject.input_size) if callable(describe) and subject.input_size else None) or {},
         quantization=_quantization_info(export, [built.model], [written]),
+        parts=parts,
     )
+
+
+def _write_part(segment: Segment, index: int, folder: Path) -> PartInfo:
+    """Write an engine's graph or a host program, and describe it."""
+    name = f"part{index}.npz" if segment.host else f"part{index}.onnx"
+    if segment.host:
+        np.savez(folder / name, **host_program(segment.model, HOST_OPERATORS))  # type: ignore[arg-type]
+    else:
+        _save(segment.model, folder / name)
+    graph = segment.model.graph
+    return PartInfo(name, segment.host, tuple(map(tensor_info, graph.input)), tuple(map(tensor_info, graph.output)))
+
+
+def _require_memory(export: _Export, models: Sequence[onnx.ModelProto]) -> None:
+    """Refuse what the target's memory cannot hold; raises ``UsageError``."""
+    if export.target.runtime == "onnxruntime":
+        return  # Whose memory is anybody's guess.
+    first, *others = (model_footprint(model, export.settings.precision) for model in models)
+    require_memory(export.subject.name, load_device(export.target.name), sum(others, first))
 
 
 def _classes(subject: Subject, outputs: Sequence[TensorInfo]) -> int | None:
@@ -367,6 +399,7 @@ def _write_stages(export: _Export) -> _Content:
     batch = None if target.runtime == "onnxruntime" else settings.batch
     stages = build_stages(network, target, settings.exits, batch, subject.input_size, settings.dense)
     models = [stage.model for stage in stages]
+    _require_memory(export, models)
     notes = (*_apply_plan(models, settings.precision), *_dense_notes(settings.dense))
     notes += tuple(dict.fromkeys(note for stage in stages for note in stage.notes)) + _plugin_notes(models, target)
     written = _quantised(export, models, [mask for stage in stages for mask in stage.masks])
