@@ -294,6 +294,20 @@ class OperatorSpec:
         """Names of the inputs that are masks, in order."""
         return tuple(port.name for port in self.inputs if port.role is Role.MASK)
 
+    def scratch(self, shapes: Sequence[Shape], attributes: Attributes, element: int) -> int:
+        """Bytes of scratch memory that the GPU kernels need for one run; 0 where they say none."""
+        kernel = self.kernels.get("tensorrt")
+        if kernel is None or kernel.workspace is None:
+            return 0
+        sizes = {
+            symbol: size
+            for port, shape in zip(self.inputs, shapes, strict=False)
+            for symbol, size in zip(port.shape, shape, strict=False)
+            if symbol.isidentifier()
+        }
+        own = {name: value for name, value in attributes.items() if isinstance(value, int)}
+        return kernel.workspace({**sizes, **own}, attributes, element)
+
     def output_shapes(self, shapes: Sequence[Shape], attributes: Attributes) -> tuple[Shape, ...]:
         """Shapes of all outputs; raises ``UsageError`` where the inputs do not fit."""
         return as_tuple(self.infer_shape(shapes, attributes), nested=True)

@@ -36,6 +36,8 @@ def write_boxes(model: onnx.ModelProto, context: Context) -> None:
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         if node.domain == BOXES:
+            if node.op_type not in rules:
+                raise ExportError(f"{node.name}: {context.runtime} has no rule for {node.op_type} ({context.target}).")
             writer = _Writer(model, node, context.opset)
             rules[node.op_type](writer, shapes)
             nodes += writer.nodes
@@ -119,8 +121,37 @@ def _non_max_suppression(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) 
     index = write("Gather", [found, write.constant("index", 2)], axis=1)
     filled = write("Concat", [index, write.constant("empty", [EMPTY] * limit)], axis=0)
     places = [write.constant(kind, [value]) for kind, value in (("first", 0), ("last", limit))]
-    # How many there are, is known: said here, all that follows has static shapes.
-    write("Reshape", [write("Slice", [filled, *places]), write.constant("shape", [limit])], write.node.output[0])
+    cut = write("Slice", [filled, *places])
+    # Nothing else says how many places there are, and what is computed from them is counted.
+    write("Reshape", [cut, write.constant("places", [limit])], write.node.output[0])
+
+
+def _roi_align_of_all(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Every box through the RoiAlign of every level, as an empty one where it belongs to another; then their sum.
+
+    No size depends on the data. A box without extent has no samples, which costs nothing and gives zeros.
+    """
+    *maps, boxes, levels = write.node.input
+    count, size = shapes[boxes][0], write.attributes["size"]
+    column, image = write.constant("column", [1]), write.constant("image", np.zeros(count))
+    aligned = []
+    for level, (features, stride) in enumerate(zip(maps, write.attributes["strides"], strict=True)):
+        chosen = write("Equal", [levels, write.constant(f"level{level}", level)])
+        factor = write("Unsqueeze", [write("Cast", [chosen], to=onnx.TensorProto.FLOAT), column])
+        found = write(
+            "RoiAlign",
+            [features, write("Mul", [boxes, factor]), image],
+            write.node.output[0] if len(maps) == 1 else "",
+            coordinate_transformation_mode="half_pixel",
+            mode="avg",
+            output_height=size,
+            output_width=size,
+            sampling_ratio=0,
+            spatial_scale=1.0 / stride,
+        )
+        aligned.append(found)
+    for place, found in enumerate(aligned[1:], start=2):
+        aligned[0] = write("Add", [aligned[0], found], write.node.output[0] if place == len(aligned) else "")
 
 
 def _roi_align(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -167,6 +198,9 @@ def _standard_roi_align(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) -
 
 
 WRITTEN: Mapping[str, Mapping[str, Rule]] = MappingProxyType(
-    {"onnxruntime": MappingProxyType({KEEP_BOXES: _non_max_suppression, PYRAMID_ROI_ALIGN: _roi_align})}
+    {
+        "onnxruntime": MappingProxyType({KEEP_BOXES: _non_max_suppression, PYRAMID_ROI_ALIGN: _roi_align}),
+        "tensorrt": MappingProxyType({PYRAMID_ROI_ALIGN: _roi_align_of_all}),
+    }
 )
-"""By runtime, how it writes the operators."""
+"""By runtime, how it writes the operators; the host computes those that a runtime's rules lack."""

@@ -131,4 +131,7 @@ def test_a_runtime_without_rules_is_refused() -> None:
     node = helper.make_node(KEEP_BOXES, ["a"], ["y"], name="x/y", domain=BOXES)
     model = helper.make_model(helper.make_graph([node], "g", [], []))
     with pytest.raises(ExportError, match="NonMaxSuppression"):
+        write_boxes(model, Context({}, ["y"], 18, 10, None, "nano", runtime="another"))
+    # TensorRT reads regions; boxes are the host's.
+    with pytest.raises(ExportError, match=r"x/y: tensorrt has no rule for KeepBoxes \(nano\)"):
         write_boxes(model, Context({}, ["y"], 18, 10, None, "nano", runtime="tensorrt"))
