@@ -164,8 +164,8 @@ def test_the_graph_has_standard_operators_and_no_python() -> None:
     # Of boxes and of masks; the body has a standard operator for each of the four levels.
     regions = [node for node in model.graph.node if node.op_type == "PyramidRoiAlign"]
     assert [operator_attributes(node) for node in regions] == [
-        {"strides": [4, 8, 16, 32], "size": 7},
-        {"strides": [4, 8, 16, 32], "size": 14},
+        {"strides": [2, 4, 8, 16], "size": 7},
+        {"strides": [2, 4, 8, 16], "size": 14},
     ]
     body = next(function for function in model.functions if function.name == "PyramidRoiAlign")
     assert {node.domain for node in body.node} == {""}
