@@ -328,9 +328,10 @@ def _write_graph(export: _Export) -> _Content:
         dense=settings.dense,
         token_capacity=settings.token_capacity,
     )
-    _require_memory(export, [part.model for part in built.parts if not part.host] or [built.model])
+    engines = [part.model for part in built.parts if not part.host] or [built.model]
+    _require_memory(export, engines)
     notes = (*_apply_plan((built.model,), settings.precision), *_dense_notes(settings.dense), *built.notes)
-    notes += _plugin_notes((built.model,), export.target)
+    notes += _plugin_notes(engines, export.target)
     (written,) = _quantised(export, [built.model], built.masks)
     _save(written, folder / MODEL)
     parts = tuple(_write_part(segment, index, folder) for index, segment in enumerate(built.parts))

@@ -385,7 +385,7 @@ _MEMBERS: dict[str, tuple[str, ...]] = {
         "OneHot", "EyeLike", "Range",
     ),
     "resize": (
-        "Resize", "Upsample", "GridSample",
+        "Resize", "Upsample",
     ),
     "transpose": (
         "Transpose", "DepthToSpace", "SpaceToDepth",
@@ -408,9 +408,12 @@ _MEMBERS: dict[str, tuple[str, ...]] = {
     "regions": (
         "RoiAlign",
     ),
+    "sampling": (
+        "GridSample",
+    ),
 }  # fmt: skip
 _CLASSES = {name: kind for kind, names in _MEMBERS.items() for name in names}
-MODELLED = ("topk", "suppression", "regions")
+MODELLED = ("topk", "suppression", "regions", "pyramid_regions", "sampling")
 """Kinds of kernels that no calibration measures."""
 
 _FUSED_BY: dict[str, frozenset[str]] = {
@@ -794,6 +797,8 @@ class GraphWalker:
             read += self._compared(node)
         if kind == "regions":
             read += _TAPS * written * _samples(node, self._shape(node.outputs[0]))
+        if kind == "sampling":
+            read += _TAPS * written
         sizes: dict[str, float] = {}
         # Of several inputs the largest is the map; the others are gates and vectors. It may be a view of what was made.
         own = [item for item in node.inputs if self._fuser.root(item) in inputs]

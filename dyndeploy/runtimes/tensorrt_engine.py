@@ -546,7 +546,7 @@ def write_trtexec_files(
     settings = settings or EngineSettings()
     require_one_graph(bundle, settings)
     stem = "static" if settings.static else "model"
-    inputs = bundle.reference_inputs()
+    inputs = {name: value[: bundle.manifest.batch] for name, value in bundle.reference_inputs().items()}
     return _trtexec_files(bundle, _source(bundle, settings.static), stem, inputs, folder, version, settings)
 
 
@@ -632,8 +632,7 @@ def _trtexec_files(
     for name, value in inputs.items():
         if name in types:  # A twin may need fewer.
             paths[name] = target / f"{name.replace('/', '_')}.bin"
-            batch = value[: bundle.manifest.batch]
-            _write_bytes(paths[name], np.ascontiguousarray(batch, types[name]).tobytes())
+            _write_bytes(paths[name], np.ascontiguousarray(value, types[name]).tobytes())
     return TrtexecFiles(model, paths, plan)
 
 

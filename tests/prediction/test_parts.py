@@ -112,6 +112,21 @@ def test_work_on_boxes_is_traffic() -> None:
     assert GraphWalker(_detector()).graph().unknown == ()
 
 
+def test_samples_on_a_grid_read_four_pixels_each() -> None:
+    made = helper.make_node("GridSample", ["x", "grid"], ["y"], name="heads/sample", mode="linear")
+    shapes = {"x": (1, 8, 20, 30), "grid": (1, 50, 4, 2)}
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 8, 50, 4))
+    model = helper.make_model(
+        helper.make_graph([made], "g", values, [output]), opset_imports=[helper.make_opsetid("", 20)]
+    )
+    (kernel,) = GraphWalker(model).graph().kernels
+    assert (kernel.kind, kernel.macs) == ("sampling", 0)
+    assert kernel.written_bytes == 4 * 8 * 200
+    assert kernel.read_bytes == 4 * (8 * 600 + 400 + 4 * 8 * 200)
+    assert any("1 of sampling" in note for note in predict(model, "nano").notes)
+
+
 @pytest.mark.parametrize("device", ["nano", "v100"])
 def test_parts_add_up_to_the_whole(device: str) -> None:
     prediction = predict(_detector(), device)

@@ -271,6 +271,13 @@ def _lower_roi_align(lowering: _Lowering, node: onnx.NodeProto) -> list[onnx.Nod
     return _unless(node, coordinate_transformation_mode=b"output_half_pixel")
 
 
+def _raise_grid_sample(lowering: _Lowering, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Opset 20 has other names for the ways to interpolate."""
+    mode = attributes_of(node).get("mode", b"bilinear")
+    set_attribute(node, "mode", {b"bilinear": "linear", b"bicubic": "cubic"}.get(mode, mode.decode()))
+    return [node]
+
+
 WRITTEN_OUT: dict[str, Rule] = {
     "Gelu": _lower_gelu,
     "GroupNormalization": _lower_group_norm,
@@ -299,6 +306,10 @@ LOWER_TO_13: dict[str, Rule] = {
     "Split": _lower_split,
 }
 """Operators that a newer opset has with more options."""
+
+
+RAISE_TO_20: dict[str, Rule] = {"GridSample": _raise_grid_sample}
+"""Operators that opset 20 writes otherwise than the opset of the capture."""
 
 
 def legalise_opset(model: onnx.ModelProto, context: Context) -> None:
@@ -342,6 +353,8 @@ def _legalised(lowering: _Lowering, node: onnx.NodeProto, captured: int, context
         return WRITTEN_OUT[node.op_type](lowering, node)
     if context.opset < captured and node.op_type in LOWER_TO_13:
         return LOWER_TO_13[node.op_type](lowering, node)
+    if captured < 20 <= context.opset and node.op_type in RAISE_TO_20:
+        return RAISE_TO_20[node.op_type](lowering, node)
     if wanted is None:
         raise ExportError(f"{node.name}: {node.op_type} does not exist in opset {context.opset}.")
     same = node.op_type in SAME or (context.opset >= captured and node.op_type in SAME_UPWARDS)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from dyndeploy.errors import ExportError
 from dyndeploy.graphs.passes import Context, legalise_opset
@@ -125,6 +125,21 @@ def test_gelu_is_written_with_other_operators(approximate: str) -> None:
     expected = run(model, x)
     legalise_opset(model, Context({}, ["y"], 13, 8, None, "nano"))
     onnx.checker.check_model(model, full_check=True)
+    np.testing.assert_allclose(run(model, x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic", "nearest", None])
+def test_sampling_on_a_grid_has_other_names_from_opset_20_on(mode: str | None) -> None:
+    given = {} if mode is None else {"mode": mode}
+    grid = numpy_helper.from_array(np.random.default_rng(1).uniform(-1.2, 1.2, (1, 3, 4, 2)).astype(np.float32), "grid")
+    model = model_of([helper.make_node("GridSample", ["x", "grid"], ["y"], **given)], (1, 2, 5, 6))
+    model.graph.initializer.append(grid)
+    x = normal(1, 2, 5, 6)
+    expected = run(model, x)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, expected.shape))
+    legalise_opset(model, Context({}, ["y"], 20, 10, None, "orin_nano"))
+    onnx.checker.check_model(model, full_check=True)
+    assert model.opset_import[0].version == 20
     np.testing.assert_allclose(run(model, x), expected, rtol=1e-5, atol=1e-6)
 
 
