@@ -182,7 +182,7 @@ SPECS = (
     OperatorSpec(
         name=NAME,
         version=1,
-        kind="regions",
+        kind="pyramid_regions",
         summary="RoI align of boxes from the levels of a feature pyramid: average pooling of bilinear samples.",
         inputs=(
             *(_map(level) for level in range(LEVELS)),

@@ -27,17 +27,19 @@ if TYPE_CHECKING:
 
 def write_boxes(model: onnx.ModelProto, context: Context) -> None:
     """``boxes::write``: the placeholders of a detector become what the target runs."""
-    if not any(node.domain == BOXES for node in model.graph.node):
+    placeholders = [node for node in model.graph.node if node.domain == BOXES]
+    if not placeholders:
         return
     rules = WRITTEN.get(context.runtime)
     if rules is None:
         raise ExportError(f"{lacking(context.runtime)} ({context.target})")
+    for node in placeholders:
+        if node.op_type not in rules:
+            raise ExportError(f"{node.name}: {context.runtime} has no rule for {node.op_type} ({context.target}).")
     shapes = known_shapes(model)
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         if node.domain == BOXES:
-            if node.op_type not in rules:
-                raise ExportError(f"{node.name}: {context.runtime} has no rule for {node.op_type} ({context.target}).")
             writer = _Writer(model, node, context.opset)
             rules[node.op_type](writer, shapes)
             nodes += writer.nodes

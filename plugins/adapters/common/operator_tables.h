@@ -1541,7 +1541,7 @@ constexpr Operator kPyramidRoiAlign = {
   DO(QuantizedSpatialChannelBottleneck, QuantizedSpatialChannelBottleneck)           \
   DO(QuantizedSpatialChannelBottleneckProjection, QuantizedSpatialChannelBottleneck) \
   DO(QuantizedImageConvolution, QuantizedImageConvolution)                           \
-  DO(PyramidRoiAlign, Regions)
+  DO(PyramidRoiAlign, PyramidRegions)
 
 // DO(operator, kind): operators of one kind share their kernels.
 #define DYNDEPLOY_TENSORRT_OPERATORS(DO)                               \

@@ -14,8 +14,8 @@ constexpr std::int64_t kLargest = 1 << 15;  // attributes are smaller
 
 }  // namespace
 
-RegionsKernel::RegionsKernel(const tables::Operator& op, const KernelInfo& info,
-                             const Registration& registration)
+PyramidRegionsKernel::PyramidRegionsKernel(const tables::Operator& op, const KernelInfo& info,
+                                           const Registration& registration)
     : op_(op),
       isa_(registration.isa()),
       threads_(registration.threads()),
@@ -32,7 +32,7 @@ RegionsKernel::RegionsKernel(const tables::Operator& op, const KernelInfo& info,
     refuse(op, "attribute size is " + std::to_string(size_) + ", expected a positive integer");
 }
 
-void RegionsKernel::compute(KernelContext& context) {
+void PyramidRegionsKernel::compute(KernelContext& context) {
   cpu::RegionsCall call;
   std::int64_t channels = -1;
   for (int i = 0; i < cpu::kPyramidLevels; ++i) {
@@ -63,7 +63,7 @@ void RegionsKernel::compute(KernelContext& context) {
   cpu::run_regions(isa_, call, *workspace, context.pool(threads_));
 }
 
-void RegionsKernel::infer(const tables::Operator&, const ShapeInference& inference) {
+void PyramidRegionsKernel::infer(const tables::Operator&, const ShapeInference& inference) {
   const ShapeInference::Shape cells = inference.input(0), boxes = inference.input(kBoxes);
   if (cells.size() != 4 || boxes.size() != 2) return;
   ShapeInference::Dim side;

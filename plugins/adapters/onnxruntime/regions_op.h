@@ -6,9 +6,9 @@
 
 namespace dyndeploy::ort {
 
-class RegionsKernel {
+class PyramidRegionsKernel {
  public:
-  RegionsKernel(const tables::Operator& op, const KernelInfo& info, const Registration& registration);
+  PyramidRegionsKernel(const tables::Operator& op, const KernelInfo& info, const Registration& registration);
   void compute(KernelContext& context);
   static void infer(const tables::Operator& op, const ShapeInference& inference);
   static bool in_place(const tables::Operator&) { return false; }
