@@ -285,12 +285,14 @@ def test_a_detector_has_the_blocks_of_its_backbone_and_a_head_that_reads_several
     network = Composition(name, 0.5, runtime="tensorrt")
     assert len(network.stages) == 4 and all(block.startswith("backbone.layer") for block in network.blocks)
     priced = device_prices("tx2").by_threads[None]
-    for mode in ("static", "layer"):
+    times = []
+    for mode in ("layer", "static"):
         kernels = network.kernels([Option(mode, 1, 1)] * len(network.blocks))
+        times.append(float(priced(kernels)[0].sum()))
         rate = {} if mode == "static" else {"mode": mode, "rate": 0.5}
         predicted = predict(name, "tx2", batch=1, **rate)  # type: ignore[arg-type]
-        assert float(priced(kernels)[0].sum()) == pytest.approx(predicted.latency_ms, rel=0.01)
+        assert times[-1] == pytest.approx(predicted.latency_ms, rel=0.01)
         assert math.fsum(k.macs for k in kernels) == pytest.approx(sum(part.macs for part in predicted.parts))
     mixed = [Option("layer", 1, 1) if index % 2 else STATIC for index in range(len(network.blocks))]
-    slower, faster = (float(priced(network.kernels(o))[0].sum()) for o in ([STATIC] * len(mixed), mixed))
-    assert faster < slower
+    # Every other block would change the layout each time, and the pyramid's maps besides.
+    assert times[0] < times[1] < float(priced(network.kernels(mixed))[0].sum())
