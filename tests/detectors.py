@@ -1,6 +1,6 @@
 """Small detectors that find something with random weights, and bundles of them, exported once per worker.
 
-Every export takes half a minute, so all tests of these bundles run in one worker (pytest --dist loadgroup).
+Every export takes half a minute, so all tests of the same bundles run in one worker (pytest --dist loadgroup).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ QUERY_DETECTORS = ("ddq_detr", "mask2former")
 CLASSES = tuple(map(str, range(10)))
 
 one_worker = pytest.mark.xdist_group("detectors")
+one_worker_of_queries = pytest.mark.xdist_group("detectors of queries")
 
 
 @functools.cache

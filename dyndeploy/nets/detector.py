@@ -237,7 +237,6 @@ class Detector(nn.Module):
         backbone: The dynamic network, without its classifier.
         neck: Makes the levels of a pyramid of the backbone's maps.
         strides: Pixels of the input per pixel of each level.
-        whose_losses: Which package's losses it is trained with.
         task_options: Of :class:`~dyndeploy.tasks.detection.DetectionTask`, what differs from its defaults.
         trains_norms: Whether scales and shifts of the backbone's batch norms are trained.
 
@@ -247,7 +246,6 @@ class Detector(nn.Module):
 
     config: DetectorConfig
     instance_masks: ClassVar[bool] = False
-    whose_losses: Losses = MMDETECTION
     scales: tuple[float, ...] = ()
     """Sides of square anchors, in strides; none of detectors without anchors."""
     task_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
@@ -431,11 +429,15 @@ class AnchorDetector(Detector):
         first_stage: Index of the first stage whose map the pyramid takes.
         convolutions: Whether P6 and P7 are convolutions of the last map.
 
+    Attributes:
+        whose_losses: Which package's losses it is trained with.
+
     Raises:
         UsageError: torchvision is missing or does not fit this torch, or options that do not fit the backbone.
     """
 
     config: AnchorDetectorConfig
+    whose_losses: Losses = MMDETECTION
     scales: tuple[float, ...] = ()
     """Sides of square anchors, in strides."""
 

@@ -29,6 +29,7 @@ from tests.detectors import (
     detector_bundle,
     lively_detector,
     one_worker,
+    one_worker_of_queries,
     photographs,
 )
 
@@ -88,6 +89,7 @@ def test_onnx_runtime_finds_what_pytorch_finds(kind: str, size: tuple[int, int])
 
 
 @queries
+@one_worker_of_queries
 @pytest.mark.parametrize("kind", QUERY_DETECTORS)
 def test_detectors_of_queries_find_what_pytorch_finds(kind: str) -> None:
     bundle, network = detector_bundle(kind), lively_detector(kind, "layer")
@@ -107,6 +109,7 @@ def test_detectors_of_queries_find_what_pytorch_finds(kind: str) -> None:
 
 
 @queries
+@one_worker_of_queries
 def test_queries_have_fixed_places_and_parts() -> None:
     detector, masks = (detector_bundle(kind) for kind in QUERY_DETECTORS)
     assert {info.name: info.shape for info in detector.manifest.outputs} == {
@@ -161,8 +164,8 @@ def test_the_graph_has_standard_operators_and_no_python() -> None:
     # Of boxes and of masks; the body has a standard operator for each of the four levels.
     regions = [node for node in model.graph.node if node.op_type == "PyramidRoiAlign"]
     assert [operator_attributes(node) for node in regions] == [
-        {"strides": [4, 8, 16, 32], "size": 7},
-        {"strides": [4, 8, 16, 32], "size": 14},
+        {"strides": [2, 4, 8, 16], "size": 7},
+        {"strides": [2, 4, 8, 16], "size": 14},
     ]
     body = next(function for function in model.functions if function.name == "PyramidRoiAlign")
     assert {node.domain for node in body.node} == {""}

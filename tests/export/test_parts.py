@@ -37,7 +37,7 @@ from dyndeploy.verification import verify_bundle
 from tests.detectors import CLASSES, lively_detector, photographs
 from tests.runtimes.fake_tensorrt import install_fakes
 
-pytestmark = pytest.mark.vision("torchvision", "cv2")
+pytestmark = [pytest.mark.vision("torchvision", "cv2"), pytest.mark.xdist_group("detectors in parts")]
 
 _KEPT: list[Any] = []
 

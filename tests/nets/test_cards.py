@@ -23,7 +23,7 @@ def _counted_names() -> Iterator[ParameterSet]:
         if model_info(name).family != "detector":
             yield pytest.param(name)
         elif name.endswith(("_resnet50", "_small")):
-            yield pytest.param(name, marks=pytest.mark.vision("torchvision"))
+            yield pytest.param(name, marks=pytest.mark.vision("torchvision", "transformers"))
 
 
 @pytest.mark.parametrize("name", _counted_names())

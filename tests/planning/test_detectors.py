@@ -1,16 +1,29 @@
-"""Plans are for classifiers; a detector is refused with what to do instead."""
+"""Plans of detectors: the modes of the backbone's stages, with what else the detector computes counted in."""
 
 from __future__ import annotations
 
 import pytest
 
-from dyndeploy.errors import UsageError
-from dyndeploy.planning.sources import staged_network
+from dyndeploy.planning import PlanSettings, device_prices, plan_network
+from dyndeploy.prediction import predict
 
 pytestmark = pytest.mark.vision("torchvision")
 
 
-def test_a_detector_is_refused_before_anything_is_searched() -> None:
-    with pytest.raises(UsageError, match="dyndeploy predict laud_retinanet_small --device nano --mode channel"):
-        staged_network("laud_retinanet_small", "nano")
-    assert staged_network("laud_resnet26_small", "nano") is None
+def test_a_plan_of_a_detector_costs_what_is_predicted_for_it() -> None:
+    name, prices = "laud_retinanet_small", device_prices("tx2")
+    chosen, front = plan_network(
+        name,
+        prices.by_threads,
+        PlanSettings(modes=("layer", "static")),
+        device="tx2",
+        runtime=prices.runtime,
+        precision=prices.precision,
+        basis=prices.basis,
+    )
+    static = predict(name.removeprefix("laud_"), "tx2", batch=1)
+    backbone = next(part for part in static.parts if part.name == "backbone")
+    assert chosen.static_ms == pytest.approx(static.latency_ms, rel=0.02)
+    assert backbone.latency_ms < static.latency_ms, "necks and heads cost something"
+    assert chosen.latency_ms <= chosen.static_ms
+    assert min(plan.latency_ms for plan in front) > static.latency_ms - backbone.latency_ms, "what is static stays"

@@ -402,6 +402,7 @@ def test_one_annotation_file_is_divided(tmp_path: Path, coco: Path) -> None:
         ({"distillation": {}}, "distillation: detectors are not trained with that yet"),
         ({"label_smoothing": 0.1}, "label_smoothing: detectors are not"),
         ({"compute": {"batch_norm": "synchronized"}}, r"compute\.batch_norm: the batch norms of a detector"),
+        ({"detection": {"losses": "detectron"}}, r"Unknown detection\.losses 'detectron'. .*mmdetection.*torchvision"),
         ({"detection": {"flip": 2.0}}, r"detection\.flip: 2\.0 is not valid"),
         ({"detection": {"scale": [2.0, 1.0]}}, r"detection\.scale: \[2\.0, 1\.0\] is not valid"),
         ({"detection": {"region_samples": 0}}, r"detection\.region_samples: 0 is not valid"),
@@ -430,7 +431,26 @@ def test_bfloat16_and_parts(tmp_path: Path) -> None:
         "mask_rcnn", batch_size=4, compute={"accumulation": 2, "precision": "bfloat16"}, detection={"region_samples": 4}
     )
     result = train(recipe, tmp_path)
+    assert not any("losses" in note for note in result.notes)
     assert all(np.isfinite(value) for value in result.history[0].training.values())
+
+
+@vision
+def test_torchvisions_losses_are_chosen_by_name_and_said_so(tmp_path: Path) -> None:
+    recipe = tiny(detection={"losses": "torchvision", "flip": 0.0})
+    result = train(recipe, tmp_path / "run")
+    assert result.notes[0] == (
+        "The losses are torchvision's (detection.losses), not mmdetection's, which LAUDNet used."
+    )
+    ours = train(tiny(detection={"flip": 0.0}), tmp_path / "ours").history[0].training
+    assert result.history[0].training["classification"] != pytest.approx(ours["classification"], rel=1e-3)
+
+
+@pytest.mark.vision("torchvision", "cv2", "pycocotools", "transformers")
+def test_detectors_with_losses_of_their_own_have_no_others(tmp_path: Path) -> None:
+    recipe = tiny("mask2former", detection={"losses": "torchvision"})
+    with pytest.raises(UsageError, match=r"detection\.losses: laud_mask2former_small has losses of its own"):
+        train(recipe, tmp_path / "run")
 
 
 # -------------------------------------------------------------------- what a run starts from

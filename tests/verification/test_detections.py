@@ -16,7 +16,7 @@ from dyndeploy.tasks.detection import DetectionDifference
 from dyndeploy.verification import verify_bundle
 from dyndeploy.verification.detections import check_detections, detection_deviations
 from tests.bundles import resealed
-from tests.detectors import QUERY_DETECTORS, detector_bundle, one_worker
+from tests.detectors import QUERY_DETECTORS, detector_bundle, one_worker, one_worker_of_queries
 
 vision = pytest.mark.vision("torchvision", "cv2")
 TOLERANCE = precision_of("fp32").detections
@@ -56,13 +56,15 @@ def test_what_is_shown_is_not_held() -> None:
     assert [(error.output, error.max_error) for error in errors] == [("boxes", 0.5), ("scores", 1e-4), ("masks", 0.25)]
 
 
-@one_worker
 @pytest.mark.parametrize(
     ("kind", "count"),
     [
-        pytest.param("retinanet", 200, marks=vision),
-        pytest.param("mask_rcnn", 200, marks=vision),
-        *(pytest.param(kind, 120, marks=pytest.mark.vision("torchvision", "transformers")) for kind in QUERY_DETECTORS),
+        pytest.param("retinanet", 200, marks=[vision, one_worker]),
+        pytest.param("mask_rcnn", 200, marks=[vision, one_worker]),
+        *(
+            pytest.param(kind, 120, marks=[pytest.mark.vision("torchvision", "transformers"), one_worker_of_queries])
+            for kind in QUERY_DETECTORS
+        ),
     ],
 )
 def test_a_bundle_verifies(kind: str, count: int) -> None:
