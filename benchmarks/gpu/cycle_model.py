@@ -104,11 +104,19 @@ class Ways:
     end: Sequence[Instruction]
 
 
+def _over_the_shorter(code: Code, branch: int, target: int) -> bool:
+    """Whether a branch passes over the shorter of two alternatives: going on by a constant, not finding rows anew."""
+    over = code.between(branch + 1, target - 1)
+    end = over[-1].target if over and over[-1].name == "BRA" and not over[-1].conditional else None
+    return end is not None and end > target and len(over) - 1 < len(code.between(target, end - 1))
+
+
 def ways(code: Code, loop: Loop) -> Ways:
     """The ways through a kernel, told from what conditional branches of its main loop pass over.
 
     A branch over products, loads of the next strip or stores to shared memory is not taken: there is more to come. One
-    over conversions alone leaves out the settling. Any other leaves out what only the first strip of a segment does.
+    over conversions alone leaves out the settling. Any other decides about what only the first strip of a segment does,
+    which is the longer of two alternatives.
     Before and behind the loop only ways that store results one by one are left out.
     """
 
@@ -126,7 +134,7 @@ def ways(code: Code, loop: Loop) -> Ways:
             elif set(over) & {*MATH, "LDG", "LDGSTS", "STS"}:
                 taken[branch.address] = False
             else:
-                taken[branch.address] = kind != "first"
+                taken[branch.address] = (kind != "first") != _over_the_shorter(code, branch.address, target)
         return walk(code, loop.first, lambda i: taken.get(i.address, False), lambda i: i.address >= loop.last)
 
     widest = max((i.bytes for i in code.instructions if i.name == "STG"), default=0)
@@ -398,7 +406,7 @@ def peak_cycles(machine: Machine, path: Sequence[Instruction]) -> float:
 
 def figures(
     machine: Machine, found: Ways, *, warps: int, blocks: int, segment: int = 0, settles: bool = True,
-    optimistic: bool = True, strips: int = 2, follows: bool = True,
+    optimistic: bool = True, strips: int = 3, follows: bool = True,
 ) -> Figures:  # fmt: skip
     """Simulates two lengths of the sum and tells a strip from the rest.
 

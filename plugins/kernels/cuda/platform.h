@@ -143,6 +143,25 @@ DYN_DEVICE void load_global(void* to, const void* from) {
   using Word = typename Access<kBytes>::Word;
   *static_cast<Word*>(to) = __ldg(static_cast<const Word*>(from));
 }
+// Zeros where there is nothing to load. A branch around the load would cost more than the load.
+template <int kBytes>
+DYN_DEVICE void load_or_clear(void* to, const void* from, bool inside) {
+  using Word = typename Access<kBytes>::Word;
+  *static_cast<Word*>(to) = Word();
+  if (inside) load_global<kBytes>(to, from);
+}
+template <>
+DYN_DEVICE void load_or_clear<16>(void* to, const void* from, bool inside) {
+  uint4 v = make_uint4(0, 0, 0, 0);
+  asm("{\n"
+      " .reg .pred p;\n"
+      " setp.ne.s32 p, %5, 0;\n"
+      " @p ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+      "}"
+      : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+      : "l"(from), "r"(static_cast<int>(inside)));
+  *static_cast<uint4*>(to) = v;
+}
 template <int kBytes>
 DYN_DEVICE void copy(void* to, const void* from) {
   using Word = typename Access<kBytes>::Word;
@@ -326,6 +345,15 @@ template <int kBytes>
 void load_global(void* to, const void* from) {
   host::require_aligned(from, kBytes);
   std::memcpy(to, from, kBytes);
+}
+
+template <int kBytes>
+void load_or_clear(void* to, const void* from, bool inside) {
+  if (inside) {
+    load_global<kBytes>(to, from);
+  } else {
+    std::memset(to, 0, kBytes);
+  }
 }
 
 struct FragmentA {

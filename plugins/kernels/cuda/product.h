@@ -69,17 +69,39 @@ struct Product {
     const T* b[kLoadsB];
   };
 
+  // Rows of the right operand whose addresses grow by a constant from strip to strip.
+  static constexpr bool kRegular = !Kernel::kListed && !kGathers;
+
+  // Where the operands of a segment begin.
+  static DYN_DEVICE void aim(const Arguments& a, const Place& p, const Row* rows, int t, int segment,
+                             Sources& sources) {
+    DYN_UNROLL
+    for (int i = 0; i < kLoadsA; ++i) {
+      const T* from = Kernel::source(a, p, rows[Split::row(t, i)], segment);
+      sources.a[i] = from;
+    }
+    DYN_UNROLL
+    for (int i = 0; i < (kRegular ? kLoadsB : 0); ++i) {
+      const int index = t + i * kThreads;
+      sources.b[i] = Kernel::weights(a, p, segment, index / kRunsB) + p.column0 + index % kRunsB * kVector;
+    }
+  }
+
   static DYN_DEVICE void fetch(const Arguments& a, const Place& p, const Row* rows, const int* columns, int t,
                                int segment, int k0, Sources& sources, Buffers& buffers) {
     const int end = Kernel::length(a, p, segment);
+    if (k0 == 0) {
+      aim(a, p, rows, t, segment, sources);
+    } else {
+      DYN_UNROLL
+      for (int i = 0; i < (kRegular ? kLoadsB : 0); ++i) sources.b[i] += Tile::kDepth * Kernel::pitch(a);
+    }
     DYN_UNROLL
     for (int i = 0; i < kLoadsA; ++i) {
       const int k = k0 + Split::run(t, i) * kVector;
-      if (k0 == 0) sources.a[i] = Kernel::source(a, p, rows[Split::row(t, i)], segment);
-      buffers.a[i] = Word<T, kVector>();
-      if (sources.a[i] != nullptr && k < end) {
-        load_global<kBytes>(&buffers.a[i], sources.a[i] + Kernel::input(a, p, segment, k));
-      }
+      const bool inside = sources.a[i] != nullptr && k < end;
+      const T* from = sources.a[i] + (inside ? Kernel::input(a, p, segment, k) : 0);
+      load_or_clear<kBytes>(&buffers.a[i], from, inside);
       if (Kernel::kOpenRows && kVector > 1 && k + kVector > end) {
         clear_behind<T, kVector>(buffers.a[i], end - k);
       }
@@ -88,36 +110,29 @@ struct Product {
     for (int i = 0; i < kLoadsB; ++i) {
       const int index = t + i * kThreads;
       const int k = k0 + index / kRunsB;
-      const int column = p.column0 + index % kRunsB * kVector;
-      buffers.b[i] = Word<T, kVector>();
-      // From one strip to the next the address grows by a constant.
-      if (!Kernel::kListed && !kGathers) {
-        if (k0 == 0) {
-          sources.b[i] = Kernel::weights(a, p, segment, k) + column;
-        } else {
-          sources.b[i] += Tile::kDepth * Kernel::pitch(a);
-        }
+      const int at = index % kRunsB * kVector, column = p.column0 + at;
+      const bool inside = k < end && column < p.columns;
+      if (kRegular) {
+        load_or_clear<kBytes>(&buffers.b[i], sources.b[i], inside);
+        continue;
       }
-      if (k < end && column < p.columns) {
-        const T* from = nullptr;
-        if (Kernel::kListed || kGathers) from = Kernel::weights(a, p, segment, k);
-        if (!Kernel::kListed && !kGathers) {
-          load_global<kBytes>(&buffers.b[i], sources.b[i]);
-        } else if (!kGathers) {
-          load_global<kBytes>(&buffers.b[i], from + column);
-        } else if (Kernel::aligned_columns(a)) {
-          load_global<kBytes>(&buffers.b[i], from + columns[index % kRunsB * kVector]);
-        } else {
-          Vector<T, kVector> v;
-          copy<kBytes>(&v, &buffers.b[i]);
-          DYN_UNROLL
-          for (int e = 0; e < kVector; ++e) {
-            if (column + e < p.columns) {
-              load_global<static_cast<int>(sizeof(T))>(&v.v[e], from + columns[index % kRunsB * kVector + e]);
-            }
+      buffers.b[i] = Word<T, kVector>();
+      if (!inside) continue;
+      const T* from = Kernel::weights(a, p, segment, k);
+      if (!kGathers) {
+        load_global<kBytes>(&buffers.b[i], from + column);
+      } else if (Kernel::aligned_columns(a)) {
+        load_global<kBytes>(&buffers.b[i], from + columns[at]);
+      } else {
+        Vector<T, kVector> v;
+        copy<kBytes>(&v, &buffers.b[i]);
+        DYN_UNROLL
+        for (int e = 0; e < kVector; ++e) {
+          if (column + e < p.columns) {
+            load_global<static_cast<int>(sizeof(T))>(&v.v[e], from + columns[at + e]);
           }
-          copy<kBytes>(&buffers.b[i], &v);
         }
+        copy<kBytes>(&buffers.b[i], &v);
       }
     }
   }
@@ -174,7 +189,7 @@ struct Product {
 
     // A strip is multiplied while the next one is on its way; one barrier for each.
     const int segments = Kernel::segments(a);
-    int segment = Kernel::first_segment(a, p), k = 0, stage = 0;
+    int segment = Kernel::first_segment(a, p), k = 0;
     bool odd = false;  // strips of the segment so far
     if (segment < segments) {
       for_threads<kThreads>([&](int t) {
@@ -182,6 +197,8 @@ struct Product {
         put(shared.stages[0], t, buffers[t]);
       });
     }
+    typename Tile::Stage* now = &shared.stages[0];
+    typename Tile::Stage* next = &shared.stages[1];
     while (segment < segments) {
       bool settle = odd;
       odd = !odd;
@@ -198,11 +215,13 @@ struct Product {
         for_threads<kThreads>(
             [&](int t) { fetch(a, p, rows, columns, t, segment, k, sources[t], buffers[t]); });
       }
-      Tile::accumulate(shared.stages[stage], state, settle);
-      stage ^= 1;
+      Tile::accumulate(*now, state, settle);
       if (more) {
-        for_threads<kThreads>([&](int t) { put(shared.stages[stage], t, buffers[t]); });
+        for_threads<kThreads>([&](int t) { put(*next, t, buffers[t]); });
       }
+      typename Tile::Stage* const last = now;
+      now = next;
+      next = last;
     }
     Tile::finish(shared, state, [&](int row, int column, const float* sums, int pitch) {
       Kernel::write(a, p, rows + row, p.column0 + column, sums, pitch);
