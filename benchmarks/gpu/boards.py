@@ -100,5 +100,6 @@ def report(table: Path) -> tuple[dict[str, Any], str]:
                 )
             results.append(found)
     counts = launches_of_blocks("fp16")
-    lines.append(f"\nLaunches of a block: {max(counts.values())} at most, {sum(counts.values())} of all; its static twin has {STATIC_LAUNCHES}.")
+    most, every = max(counts.values()), sum(counts.values())
+    lines.append(f"\nLaunches: {most} of a block at most, {every} of all; a static block has {STATIC_LAUNCHES}.")
     return {"basis": "modelled", "network": NETWORK, "boards": results, "launches": counts}, "\n".join(lines)

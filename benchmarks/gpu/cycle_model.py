@@ -3,8 +3,8 @@
 Four schedulers with warps in order; each instruction waits as its control word says. Modelled besides: pairs issued
 together (Maxwell, Pascal), the width of what shared memory returns, conversions at a quarter of the rate, the interval
 of tensor-core products, a fixed latency of global loads, barriers of a block. Not modelled: fetching of instructions,
-register banks, caches and DRAM bandwidth. A textbook 128 x 128 x 8 SGEMM gets 71 to 80 % of the FP32 peak in this model;
-on real Maxwell such code is known to reach 80 to 85 %.
+register banks, caches and DRAM bandwidth. A textbook 128 x 128 x 8 SGEMM gets 71 to 80 % of the FP32 peak in it; on
+real Maxwell such code is known to reach 80 to 85 %.
 
 What NVIDIA does not say is how many bytes a load of shared memory returns when lanes read the same address: the
 pessimistic end counts every lane's, the optimistic one halves the operand that all lanes of a row share.
@@ -117,7 +117,7 @@ def ways(code: Code, loop: Loop) -> Ways:
     A branch over products, loads of the next strip or stores to shared memory is not taken: there is more to come. One
     over conversions alone leaves out the settling. Any other decides about what only the first strip of a segment does,
     which is the longer of two alternatives.
-    Before and behind the loop only ways that store results one by one are left out.
+    Before and behind the loop only ways that store results one by one are left out, and divisions that not all need.
     """
 
     def strip(kind: str) -> list[Instruction]:
@@ -140,12 +140,17 @@ def ways(code: Code, loop: Loop) -> Ways:
     widest = max((i.bytes for i in code.instructions if i.name == "STG"), default=0)
 
     def outside(branch: Instruction) -> bool:
-        """Over results that are stored one by one; everything else is run."""
+        """Over results that are stored one by one, or a division alone; everything else is run."""
         target = branch.target
         if branch.name != "BRA" or target is None or target <= branch.address:
             return False
-        stored = [i.bytes for i in code.between(branch.address + 1, target - 1) if i.name == "STG"]
-        return bool(stored) and max(stored) < widest
+        over = code.between(branch.address + 1, target - 1)
+        stored = [i.bytes for i in over if i.name == "STG"]
+        if stored:
+            return max(stored) < widest
+        names = {i.name for i in over}
+        # A place that is found by division, for other layers than most.
+        return "MUFU" in names and not names & {*_MEMORY, "BAR", "EXIT", *MATH}
 
     inside = {i.address for i in code.between(loop.first, loop.last)}
     begin = walk(code, code.instructions[0].address, outside, lambda i: i.address in inside)

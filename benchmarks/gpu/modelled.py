@@ -4,9 +4,9 @@
     python benchmarks/gpu/modelled.py check --nvcc nvcc                            # what CI runs
     python benchmarks/gpu/modelled.py boards                                       # blocks and networks, from the table
 
-``kernels`` compiles one instance of each tile (modelled.cu) and writes ``dyndeploy/targets/cuda_kernels.json``, from which
-the predictor prices dynamic blocks; figures of other architectures stay. ``check`` compiles again what this nvcc knows
-and fails where a main loop waits for its own prefetch, or reaches less than 95 % of the share in the table. Every
+``kernels`` compiles one instance of each tile (modelled.cu) and writes ``dyndeploy/targets/cuda_kernels.json``, from
+which the predictor prices dynamic blocks; figures of other architectures stay. ``check`` compiles again what this nvcc
+knows and fails where a main loop waits for its own prefetch, or reaches less than 95 % of the share in the table. Every
 figure is modelled, none is measured: see cycle_model.py for what the model leaves out.
 """
 
@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cycle_model import MACHINES, Figures, Machine, Ways, figures, resident_blocks, ways  # noqa: E402
-from sass import MATH, count_math, main_loop, parse, waits_early  # noqa: E402
+from sass import count_math, main_loop, parse, waits_early  # noqa: E402
 
 from dyndeploy.errors import DyndeployError, InputError, UsageError  # noqa: E402
 from dyndeploy.files import read_json, write_json  # noqa: E402
@@ -51,7 +51,8 @@ _TAPS_DEPTH = 256
 """Channels of the 3x3 in the simulation: a segment has so many inputs."""
 
 _NAME = re.compile(
-    r"(?P<kind>Convolution|Linear)Kernel<(?P<layer>\d), false, dyndeploy::cuda::(?P<unit>Lane|Tensor)Tile<(?P<tile>[^>]*)>"
+    r"(?P<kind>Convolution|Linear)Kernel<(?P<layer>\d), false, "
+    r"dyndeploy::cuda::(?P<unit>Lane|Tensor)Tile<(?P<tile>[^>]*)>"
 )
 _USE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 
@@ -195,8 +196,10 @@ def compile_kernels(nvcc: str, cuobjdump: str, capability: int, precision: str) 
         binary = str(Path(folder) / "kernels.cubin")
         define = "FLOATS" if precision == "fp32" else "TENSOR_CORES" if capability >= 70 else "HALVES"
         _run(
-            [nvcc, "-std=c++14", "-O3", f"-arch=sm_{capability}", "-cubin", f"-DDYN_MODEL_{define}", f"-I{KERNELS}"]
-            + [str(SOURCE), "-o", binary]
+            [
+                *(nvcc, "-std=c++14", "-O3", f"-arch=sm_{capability}", "-cubin"),
+                *(f"-DDYN_MODEL_{define}", f"-I{KERNELS}", str(SOURCE), "-o", binary),
+            ]
         )
         # It calls nvdisasm by name.
         path = os.pathsep.join([str(Path(cuobjdump).parent), os.environ.get("PATH", "")])
@@ -215,9 +218,7 @@ def compile_kernels(nvcc: str, cuobjdump: str, capability: int, precision: str) 
         registers, stack, shared = found[code.symbol]
         if stack:
             raise InputError(f"sm_{capability}: {name} keeps {stack} bytes on a stack.")
-        kernels.append(
-            Kernel(capability, registers=registers, shared=shared, ways=ways(code, loop), **described)
-        )
+        kernels.append(Kernel(capability, registers=registers, shared=shared, ways=ways(code, loop), **described))
     if not kernels:
         raise InputError(f"sm_{capability}: no kernel of {precision} has a main loop.")
     return kernels
@@ -276,10 +277,15 @@ def read_table(path: Path = TABLE) -> list[dict[str, Any]]:
     return list(read_json(path)["kernels"]) if path.exists() else []
 
 
+def name_of(row: Mapping[str, Any]) -> str:
+    """A kernel for people."""
+    return f"{row['precision']} {row['layer']}, {row['unit']}, {row['rows']} x {row['columns']}"
+
+
 def show(rows: Iterable[Mapping[str, Any]]) -> str:
     """The table as Markdown."""
     lines = [
-        "| sm | kernel | threads, registers | resident | products / slots | modelled share of peak by resident blocks |",
+        "| sm | kernel | threads, registers | resident | products / slots | modelled share of peak, by resident |",
         "|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda r: tuple(map(str, key_of(r)))):
@@ -289,7 +295,7 @@ def show(rows: Iterable[Mapping[str, Any]]) -> str:
         )
         waits = f", waits for its prefetch before {row['early']:.0%}" if row["early"] > EARLY else ""
         lines.append(
-            f"| {row['capability']} | {row['precision']} {row['layer']}, {row['unit']}, {row['rows']} x {row['columns']} | "
+            f"| {row['capability']} | {name_of(row)} | "
             f"{row['threads']}, {row['registers']} | {row['resident']} | {row['products']} / {row['issue_slots']} | "
             f"{shares}{waits} |"
         )
@@ -303,7 +309,7 @@ def broken_rules(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> li
         row: Of the kernel as it is.
         before: Its row in the table; None where it has none.
     """
-    name = f"sm_{row['capability']} {row['precision']} {row['layer']}, {row['unit']}, {row['rows']} x {row['columns']}"
+    name = f"sm_{row['capability']} {name_of(row)}"
     if before is None:
         return [f"{name}: not in the table; run 'modelled.py kernels'"]
     problems = []
@@ -340,7 +346,9 @@ def run_kernels(options: argparse.Namespace) -> int:
     # Tiles that are no more must not be priced.
     renewed = {key_of(row)[:2] for row in made}
     kept = [row for key, row in rows.items() if key[:2] not in renewed]
-    write_json(options.table, {"basis": BASIS, "kernels": sorted([*kept, *made], key=lambda r: tuple(map(str, key_of(r))))})
+    write_json(
+        options.table, {"basis": BASIS, "kernels": sorted([*kept, *made], key=lambda r: tuple(map(str, key_of(r))))}
+    )
     print(show(made))
     return 0
 
@@ -351,7 +359,7 @@ def run_check(options: argparse.Namespace) -> int:
     if options.architectures is None:
         options.architectures = [arch for arch in known_architectures(options.nvcc) if arch in in_table]
     made = [row_of(kernel, compiler, quick=True) for kernel in _compiled(options)] if options.architectures else []
-    problems = [problem for row in made for problem in broken_rules(row, rows.get(row and key_of(row)))]
+    problems = [problem for row in made for problem in broken_rules(row, rows.get(key_of(row)))]
     print(show(made))
     for problem in problems:
         print(problem)

@@ -1,4 +1,4 @@
-"""Machine code of kernels, as ``cuobjdump -sass`` prints it: instructions, what each waits for, loops, ways through them.
+"""Machine code of kernels, as ``cuobjdump -sass`` prints it: instructions, their waits, loops, ways through them.
 
 Each instruction carries a control word that the assembler wrote: for how many cycles the warp pauses behind it, which
 of six scoreboards it sets when its result is there (``write``) or its operands were read (``read``), and which ones it
@@ -183,7 +183,11 @@ def _instruction(match: re.Match[str], control: Control | None, symbol: str) -> 
     if control is None:
         raise InputError(f"The instruction at {match['address']} of {symbol} has no control word.")
     return Instruction(
-        int(match["address"], 16), (match["predicate"] or "").strip(), match["text"].strip(), bool(match["dual"]), control
+        int(match["address"], 16),
+        (match["predicate"] or "").strip(),
+        match["text"].strip(),
+        bool(match["dual"]),
+        control,
     )
 
 

@@ -1,7 +1,7 @@
 """What our own CUDA kernels take on a GPU: the table that ``benchmarks/gpu/modelled.py`` makes of their machine code.
 
-Nothing here is a measurement. A row is one kernel with one tile on one architecture: cycles of a strip of its sum, and of
-its begin and end, by the number of blocks that share a multiprocessor. A launch takes the tile of least time, as the
+Nothing here is a measurement. A row is one kernel with one tile on one architecture: cycles of a strip of its sum, and
+of its begin and end, by the number of blocks that share a multiprocessor. A launch takes the tile of least time, as the
 kernels themselves choose theirs.
 """
 
@@ -22,7 +22,7 @@ Array: TypeAlias = npt.NDArray[np.float64]
 
 TABLE = Path(__file__).parents[1] / "targets" / "cuda_kernels.json"
 
-_ALIKE = {60: 62, 61: 62, 86: 87, 89: 87, 100: 120, 103: 120, 110: 120, 121: 120}
+_ALIKE = {60: 53, 61: 53, 62: 53, 86: 87, 89: 87, 100: 120, 103: 120, 110: 120, 121: 120}
 """Architectures whose machine code and multiprocessors differ little from one of the table."""
 
 
@@ -119,9 +119,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], ...]:
     return tuple(files.read_json(path)["kernels"]) if path.exists() else ()
 
 
-def own_kernels(
-    capability: str | None, precision: str, *, end: float = 0.5, table: Path = TABLE
-) -> OwnKernels | None:
+def own_kernels(capability: str | None, precision: str, *, end: float = 0.5, table: Path = TABLE) -> OwnKernels | None:
     """The kernels' figures for a compute capability such as ``"5.3"``; None where there are none."""
     if capability is None:
         return None

@@ -18,7 +18,11 @@ from tests.prediction.calls import bottleneck
 
 def _row(rows: int, columns: int, **figures: Any) -> dict[str, Any]:
     blocks = {
-        str(count): {"strip_cycles": [100.0 * count, 400.0 * count], "fixed_cycles": [50.0, 50.0], "cold_cycles": [80.0, 80.0]}
+        str(count): {
+            "strip_cycles": [100.0 * count, 400.0 * count],
+            "fixed_cycles": [50.0, 50.0],
+            "cold_cycles": [80.0, 80.0],
+        }
         for count in (1, 2)
     }
     return {

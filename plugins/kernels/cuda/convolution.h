@@ -254,34 +254,40 @@ struct ConvolutionKernel {
   static DYN_DEVICE bool adds(const Arguments& a) { return kLayer == kConv3 && !a.shape.projection; }
 
   // All that is read of four rows is asked for before any of them is written: else each waits for memory.
+  // kAdds: the shortcut is x itself.
+  template <bool kAdds>
   static DYN_DEVICE void write_runs(const Arguments& a, const Place& p, const Row* rows, int column,
                                     const float* sums, int pitch) {
     constexpr int kRun = Tile::kRun;
+    constexpr int kBytes = static_cast<int>(sizeof(T)) * kRun;
     constexpr int kAtOnce = Tile::kRowsAtOnce < 4 ? Tile::kRowsAtOnce : 4;
     const Columns<kRun> c = columns<kRun>(a, p, column);
     DYN_UNROLL
     for (int first = 0; first < Tile::kRowsAtOnce; first += kAtOnce) {
-      Vector<T, kRun> added[kAtOnce];
+      Word<T, kRun> added[kAtOnce];
       std::size_t at[kAtOnce];
+      Row row[kAtOnce];
       DYN_UNROLL
       for (int i = 0; i < kAtOnce; ++i) {
-        const Row& row = rows[first + i];
-        at[i] = place(a, p, row, column);
-        if (adds(a) && row.pixel >= 0) {
-          added[i] = load_vector<T, kRun>(static_cast<const T*>(a.tensors.x) + at[i]);
+        row[i] = rows[first + i];
+        at[i] = row[i].pixel >= 0 ? place(a, p, row[i], column) : 0;
+        if (kAdds) {
+          load_or_clear<kBytes>(&added[i], static_cast<const T*>(a.tensors.x) + at[i], row[i].pixel >= 0);
         }
       }
       DYN_UNROLL
       for (int i = 0; i < kAtOnce; ++i) {
-        const Row& row = rows[first + i];
         Vector<T, kRun> v;
+        if (kAdds) copy<kBytes>(&v, &added[i]);
         DYN_UNROLL
         for (int e = 0; e < kRun; ++e) {
-          const float before = adds(a) ? to_float(added[i].v[e]) : 0.0f;
           const float sum = sums[(first + i) * pitch + e];
-          from_float(value(a, p, row, column + e, sum, c.bias[e], c.other[e], before), v.v[e]);
+          // Every row of an identity block has a hidden map.
+          const float result = kAdds ? relu(sum + c.bias[e] + to_float(v.v[e]))
+                                     : value(a, p, row[i], column + e, sum, c.bias[e], c.other[e], 0.0f);
+          from_float(result, v.v[e]);
         }
-        if (row.pixel >= 0) store_vector(target(a) + at[i], v);
+        if (row[i].pixel >= 0) store_vector(target(a) + at[i], v);
       }
     }
   }
@@ -305,7 +311,8 @@ struct ConvolutionKernel {
     if (column >= p.columns) return;
     // Without lists of columns their number is a multiple of a vector's.
     if (kWhole && (!kGathers || column + kRun <= p.columns)) {
-      return write_runs(a, p, rows, column, sums, pitch);
+      if (adds(a)) return write_runs<kLayer == kConv3>(a, p, rows, column, sums, pitch);
+      return write_runs<false>(a, p, rows, column, sums, pitch);
     }
     DYN_UNROLL
     for (int i = 0; i < Tile::kRowsAtOnce; ++i) {

@@ -334,14 +334,14 @@ struct Lanes {
   using Medium = typename std::conditional<sizeof(T) == 2, LaneTile<T, 64, 64, 8, 8, 6>,
                                            LaneTile<T, 64, 64, 8, 4, 4>>::type;
   using Large = LaneTile<T, 128, 64, 8, 8, 3>;
-  static constexpr int kSmallShare = 45, kMediumShare = 60, kLargeShare = 62;
+  static constexpr int kSmallShare = 40, kMediumShare = 52, kLargeShare = 60;
 };
 struct Tensors {
   // Few blocks hide little latency, so the small ones take longer strips.
   using Small = TensorTile<32, 32, 16, 16, 64>;
   using Medium = TensorTile<64, 64, 32, 32, 32>;
   using Large = TensorTile<128, 128, 64, 32, 32>;
-  static constexpr int kSmallShare = 16, kMediumShare = 32, kLargeShare = 47;
+  static constexpr int kSmallShare = 19, kMediumShare = 36, kLargeShare = 53;
 };
 
 }  // namespace cuda
