@@ -1,12 +1,17 @@
-"""Small detectors that find something with random weights, and bundles of them, exported once per worker."""
+"""Small detectors that find something with random weights, and bundles of them, exported once per worker.
+
+Every export takes half a minute, so all tests of these bundles run in one worker (pytest --dist loadgroup).
+"""
 
 from __future__ import annotations
 
 import functools
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -15,7 +20,10 @@ from dyndeploy import Bundle, ExportSettings
 from dyndeploy.data import ByteArray, read_image, sample_photographs
 
 SIZES = ((128, 128), (96, 128))
-CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+QUERY_DETECTORS = ("ddq_detr", "mask2former")
+CLASSES = tuple(map(str, range(10)))
+
+one_worker = pytest.mark.xdist_group("detectors")
 
 
 @functools.cache
@@ -39,7 +47,8 @@ def _spread(network: nn.Module, layer: nn.Module, width: float, shift: float = 0
 def lively_detector(kind: str, mode: str) -> Any:
     """A detector whose maskers decide differently and which finds objects."""
     torch.manual_seed(0)
-    network = dyndeploy.create_model(f"laud_{kind}_small", mode=mode).eval()
+    options = {"encoder_layers": 1, "queries": 30, "detections": 60} if kind in QUERY_DETECTORS else {}
+    network = dyndeploy.create_model(f"laud_{kind}_small", mode=mode, **options).eval()
     for module in network.backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.2)
@@ -47,6 +56,13 @@ def lively_detector(kind: str, mode: str) -> Any:
     for name, parameter in network.named_parameters():
         if "masker" in name:
             parameter.data.normal_(0, 0.3 if name.endswith("weight") else 0.05)
+        if re.search(r"(sampling_offsets|attention_weights|reg\.\d+\.4|cls\.\d+)\.weight$", name):
+            parameter.data.normal_(0, 0.1)
+        # Else norm after norm makes all queries alike.
+        if kind == "mask2former" and name.endswith(("out_proj.weight", "output_proj.weight", "fc2.weight")):
+            parameter.data.mul_(0.3)
+    if kind in QUERY_DETECTORS:
+        return network
     if kind == "retinanet":
         _spread(network, network.head.classification_head.cls_logits, 1.5, -3.0)
         _spread(network, network.head.regression_head.bbox_reg, 0.4)
@@ -62,11 +78,13 @@ def lively_detector(kind: str, mode: str) -> Any:
 
 @functools.cache
 def detector_bundle(kind: str) -> Bundle:
-    """RetinaNet with channel masks at two sizes; Mask R-CNN with layer masks and its static twin."""
+    """RetinaNet with channel masks at two sizes; the others with layer masks, Mask R-CNN with its static twin."""
     folder = tempfile.TemporaryDirectory(prefix="dyndeploy-detector-")
     _KEPT.append(folder)
     retina = kind == "retinanet"
-    settings = ExportSettings(input_sizes=SIZES) if retina else ExportSettings(static=True)
+    settings = ExportSettings(input_sizes=SIZES) if retina else ExportSettings(static=kind == "mask_rcnn")
+    if kind in QUERY_DETECTORS:
+        settings = ExportSettings(input_size=SIZES[1])
     network = lively_detector(kind, "channel" if retina else "layer")
     return dyndeploy.export_model(network, Path(folder.name) / "b", settings, class_names=CLASSES)
 

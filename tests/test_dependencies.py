@@ -87,7 +87,7 @@ def test_the_extra_for_detection_brings_what_is_imported() -> None:
         if isinstance(node.args[0], ast.Constant)
     }
     extra = {name_of(requirement) for requirement in PROJECT["optional-dependencies"]["detection"]}
-    assert {MODULES.get(name, name) for name in extra} == required | {"torchvision"}
+    assert {MODULES.get(name, name) for name in extra} == required | {"torchvision", "transformers"}
 
 
 def test_extras_that_messages_name_exist() -> None:

@@ -123,7 +123,7 @@ def peak_memory(bundle: Bundle, rates: Sequence[float], native: str, folder: Pat
     onnx.save(overlay_forced_masks(bundle.load_model(), masks), forced)
     assert bundle.static is not None
     cases: list[tuple[float | str | None, Path, Mapping[str, Any], str]] = [
-        (None, bundle.static, feeds, "off"),
+        (None, bundle.static, feeds, native),
         (OWN, bundle.model, feeds, native),
     ]
     cases += [

@@ -27,6 +27,9 @@ MODULES = {
 }
 """Files of this package that the agent's jobs run as they stand, by module name; below the package."""
 
+HOST_PROGRAM = "runtimes/host_program.py"
+"""Runs what the host computes between engines; needs Python 3.6 and NumPy."""
+
 BINDING = "runtime/python/dyndeploy_runtime.py"
 """The runtime in Python, below ``plugins/``."""
 
@@ -133,6 +136,8 @@ def device_files(manifest: Manifest) -> dict[str, bytes]:
         BUILD: json.dumps(build, indent=2) + "\n",
         README: device_readme(manifest, build, _carried(sources, prebuilt)),
     }
+    if manifest.detection is not None and manifest.detection.parts:
+        modules[Path(HOST_PROGRAM).name] = (resources.files("dyndeploy") / HOST_PROGRAM).read_bytes()
     return {
         **programs,
         **modules,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ ONNXRUNTIME = "PIP_BREAK_SYSTEM_PACKAGES=1 pip3 install --user --no-deps onnxrun
 
 _OLDEST_ONNXRUNTIME = "1.18"
 _FRAME = (480, 640)
+_SHOWN = 3
 _WIDTH = 120
 
 
@@ -64,6 +65,12 @@ def device_readme(manifest: Manifest, build: Mapping[str, Any], carried: Carried
     return _wrapped("\n\n".join(part.strip() for part in [*parts, page.over_ssh(), page.trtexec()] if part)) + "\n"
 
 
+def _some(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
 def _wrapped(text: str) -> str:
     """Fill the paragraphs; blocks of code stay as they are."""
     parts = re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)
@@ -87,6 +94,7 @@ class _Page:
         self.manifest, self.target, self.plugin_build, self.carried = manifest, target, build, carried
         self.images = manifest.preprocessing is not None
         self.jetson = bool(target.power_modes)
+        self.parts = () if manifest.detection is None else manifest.detection.parts
 
     def head(self) -> str:
         manifest, title = self.manifest, self.target.title
@@ -209,6 +217,8 @@ RapidJSON reads JSON, libjpeg and libpng read images. GStreamer reads cameras an
                 "An image leaves where its confidence reaches the exit's threshold. `dyndeploy calibrate` stores "
                 f"thresholds in the bundle; before that, give them: `--thresholds {guess}`.\n\n"
             )
+        if self.parts:
+            return self._chain()
         if not self.images:
             return f"## Run\n\nThe network takes tensors, not images: in Python below. {thresholds}".strip()
         height, width = _FRAME
@@ -240,13 +250,37 @@ A camera, and a test picture where there is none:
 `built/dyndeploy-run --help` lists every option.
 """
 
+    def _chain(self) -> str:
+        lines = [
+            f"{index}. `../{part.file}`: {'host program' if part.host else 'engine'}, reads "
+            f"{_some([info.name for info in part.inputs])}, gives {_some([info.name for info in part.outputs])}."
+            for index, part in enumerate(self.parts, start=1)
+        ]
+        code = (
+            "from host_program import HostProgram\n\n"
+            f'program = HostProgram.load("../{next(part.file for part in self.parts if part.host)}")\n'
+            "print(program.inputs, program.outputs)"
+        )
+        return (
+            "## Run\n\nThe network runs in parts: engines, and what the host computes between them. `bundle.json` has "
+            "the name, shape and type of every tensor on the way (`detection.parts`).\n\n"
+            + "\n\n".join(lines)
+            + "\n\nNeither the runtime nor `agent.py` runs such a chain in this release; `dyndeploy run` does on a "
+            "computer with a GPU. Below are the lines that build and time the engines. `host_program.py` computes the "
+            f"other parts; it needs NumPy and nothing else:\n\n```py board\n{code}\n```"
+        )
+
     def python(self) -> str:
+        if self.parts:
+            return ""
         call = 'session.classify("photo.jpg")' if self.images else "session.info"
         text = f'from dyndeploy_runtime import open_bundle\n\nsession = open_bundle("..")\nprint({call})'
         needs = "`dyndeploy_runtime.py` needs NumPy and nothing else; `built/` or `DYNDEPLOY_RUNTIME` has the library."
         return f"## In Python\n\n```py board\n{text}\n```\n\n{needs}"
 
     def by_hand(self) -> str:
+        if self.parts:
+            return ""
         run = [f"python3 agent.py run {_BUNDLE} photo.jpg"] if self.images else []
         return f"""
 ## Verify and measure here
@@ -269,6 +303,8 @@ is.{self._clocks()}
         )
 
     def over_ssh(self) -> str:
+        if self.parts:
+            return ""
         name = self.target.name
         run = ["dyndeploy run .. photo.jpg --device " + name] if self.images else []
         lines = [f'dyndeploy device add {name} "$BOARD" --target {name}', *run, f"dyndeploy profile .. --device {name}"]

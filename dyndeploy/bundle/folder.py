@@ -13,7 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy import files
-from dyndeploy.bundle.manifest import INPUT, SEAL, ExitsInfo, Manifest, MaskInfo, StageInfo, ThresholdInfo, sealed
+from dyndeploy.bundle.manifest import (
+    INPUT,
+    SEAL,
+    ExitsInfo,
+    Manifest,
+    MaskInfo,
+    PartInfo,
+    StageInfo,
+    ThresholdInfo,
+    sealed,
+)
 from dyndeploy.errors import BundleError, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -76,6 +86,7 @@ class Bundle:
         manifest = Manifest.from_json(content)
         # A file without a checksum would pass every check unseen.
         graphs = [MODEL] if manifest.exits is None else [stage.file for stage in manifest.exits.stages]
+        graphs += [part.file for part in ([] if manifest.detection is None else manifest.detection.parts)]
         required = [*graphs, REFERENCE, *(name for name in (STATIC, BRANCHED) if (folder / name).exists())]
         lacking = [name for name in required if name not in manifest.files]
         if lacking:
@@ -207,6 +218,15 @@ class Bundle:
             BundleError: A file is missing or cannot be decoded.
         """
         return tuple(_load_onnx(path) for path in self.stages)
+
+    @property
+    def parts(self) -> tuple[PartInfo, ...]:
+        """What the target runs in the place of ``model.onnx``, in order; empty where it runs that."""
+        return () if self.manifest.detection is None else self.manifest.detection.parts
+
+    def load_engine_parts(self) -> tuple[tuple[PartInfo, onnx.ModelProto], ...]:
+        """Read the graphs of the parts that are engines; raises ``BundleError`` where one cannot be decoded."""
+        return tuple((part, _load_onnx(self.path / part.file)) for part in self.parts if not part.host)
 
     def load_branched(self) -> onnx.ModelProto:
         """Read ``branched.onnx``; raises ``BundleError`` if the bundle holds none or it cannot be decoded."""

@@ -34,7 +34,7 @@ IMAGE_SIZE = "image_size"
 """Name of a detector's second input."""
 
 BOXES, SCORES, LABELS, COUNT, MASKS = "boxes", "scores", "labels", "count", "masks"
-"""Names of a detector's outputs, in order; the last one only where it gives masks."""
+"""Names of the outputs of a detector that gives boxes, in order; the last one only where it gives masks."""
 
 SAVES_NOTHING = "saves nothing"
 """Words of every note on what the target computes although it was to be skipped."""
@@ -250,6 +250,23 @@ class BucketInfo:
 
 
 @dataclass(frozen=True)
+class PartInfo:
+    """One step of a detector that its target runs as several engines, with the host in between.
+
+    Attributes:
+        file: Name in the bundle: of an engine's graph, or of a host program (:mod:`dyndeploy.runtimes.host_program`).
+        host: Whether the host computes it.
+        inputs: What it reads: inputs of the network, or what earlier parts give.
+        outputs: What later parts read, and outputs and masks of the network.
+    """
+
+    file: str
+    host: bool
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
 class DetectionInfo:
     """How images become a detector's inputs, and its outputs detections: a :class:`~dyndeploy.tasks.DetectionTask`.
 
@@ -263,8 +280,13 @@ class DetectionInfo:
         detections: Most detections of an image, K.
         score_threshold: Detections have a higher score.
         masks: Whether it gives a mask for every detection.
+        rounding: Whether resized pixels are rounded; this and what follows as of the task.
+        decoding: What the graph gives.
+        mask_stride: Pixels of the input per cell of queries' masks.
         host: What is computed outside of the graph, in words.
         buckets: Every size that it was exported at, this bundle's own first.
+        parts: What the target runs in the place of the one graph, in order; empty where it runs that.
+        places: Why operators run where they do in those parts, in words.
     """
 
     classes: tuple[str, ...]
@@ -276,14 +298,29 @@ class DetectionInfo:
     detections: int
     score_threshold: float
     masks: bool
+    rounding: bool
+    decoding: str
+    mask_stride: int
     host: tuple[str, ...]
     buckets: tuple[BucketInfo, ...]
+    parts: tuple[PartInfo, ...] = ()
+    places: tuple[str, ...] = ()
 
     def task(self) -> DetectionTask:
         """Return what prepares images and decodes outputs."""
         from dyndeploy.tasks.detection import DetectionTask
 
-        return DetectionTask(self.size, self.divisor, self.mean, self.std, self.masks)
+        return DetectionTask(
+            self.size,
+            self.divisor,
+            self.mean,
+            self.std,
+            self.masks,
+            rounding=self.rounding,
+            decoding=self.decoding,
+            detections=self.detections,
+            mask_stride=self.mask_stride,
+        )
 
 
 @dataclass(frozen=True)
@@ -390,6 +427,8 @@ class Manifest:
             del value["detection"]
         else:
             value["task"] = self.task
+            if not self.detection.parts:
+                del value["detection"]["parts"], value["detection"]["places"]
         if self.exits is None:
             del value["exits"]
             return value
@@ -564,6 +603,8 @@ def _quantization(item: Field) -> QuantizationInfo:
 
 
 def _detection(item: Field) -> DetectionInfo:
+    from dyndeploy.tasks.detection import DECODINGS
+
     red, green, blue = item["mean"].sequence(Field.number, length=3)
     deviations = item["std"].sequence(Field.number, length=3)
     item["std"].require(min(deviations) > 0, "positive")
@@ -577,11 +618,46 @@ def _detection(item: Field) -> DetectionInfo:
         detections=item["detections"].count(),
         score_threshold=item["score_threshold"].number(0, 1),
         masks=item["masks"].boolean(),
+        rounding=item["rounding"].boolean(),
+        decoding=item["decoding"].one_of(*DECODINGS),
+        mask_stride=item["mask_stride"].count(),
         host=item["host"].sequence(Field.text),
         buckets=item["buckets"].sequence(
             lambda bucket: BucketInfo(_pair(bucket["size"]), bucket["folder"].label()), at_least=1
         ),
+        parts=item.get("parts").optional(lambda parts: parts.sequence(_part)) or (),
+        places=item.get("places").optional(lambda places: places.sequence(Field.text)) or (),
     )
+
+
+def _part(item: Field) -> PartInfo:
+    return PartInfo(
+        file=item["file"].text(),
+        host=item["host"].boolean(),
+        inputs=item["inputs"].sequence(_any_tensor, at_least=1),
+        outputs=item["outputs"].sequence(_any_tensor, at_least=1),
+    )
+
+
+def _any_tensor(item: Field) -> TensorInfo:
+    """A tensor, or a single number."""
+    return TensorInfo(item["name"].text(), item["shape"].sequence(Field.count), item["dtype"].text())
+
+
+def _require_chain(manifest: Manifest, item: Field) -> None:
+    """Check that every part reads what is there before it, and that the network's outputs are all made."""
+    info = manifest.detection
+    assert info is not None
+    _require_unique("parts", (part.file for part in info.parts))
+    there = {tensor.name: tensor for tensor in manifest.inputs}
+    for index, part in enumerate(info.parts):
+        place = Field(_DOCUMENT, f"detection.parts[{index}]", part.file)
+        unknown = [tensor.name for tensor in part.inputs if there.get(tensor.name) != tensor]
+        place.require(not unknown, f"a part whose inputs are there before it ({', '.join(unknown)} differ)")
+        there |= {tensor.name: tensor for tensor in part.outputs}
+    results = [*(output.name for output in manifest.outputs), *(mask.name for mask in manifest.masks)]
+    lacking = [name for name in results if name not in there]
+    item["parts"].require(not lacking, f"parts that give {', '.join(lacking)} as well")
 
 
 def _require_detector(manifest: Manifest, root: Field) -> None:
@@ -596,7 +672,7 @@ def _require_detector(manifest: Manifest, root: Field) -> None:
     expected = {INPUT: (manifest.batch, 3, *(size or ())), IMAGE_SIZE: (manifest.batch, 2)}
     root["inputs"].require(inputs == expected, f"{INPUT} (N, 3, H, W) and {IMAGE_SIZE} (N, 2) of a detector")
     names = [tensor.name for tensor in manifest.outputs]
-    wanted = [BOXES, SCORES, LABELS, COUNT, *([MASKS] if info.masks else [])]
+    wanted = list(info.task().output_names)
     root["outputs"].require(names == wanted, f"{', '.join(wanted)} of a detector")
     own, *others = info.buckets
     item["buckets"].require(own == BucketInfo(size or (0, 0)), "the bundle's own size first")
@@ -604,6 +680,8 @@ def _require_detector(manifest: Manifest, root: Field) -> None:
     item["buckets"].require(inside, "folders that are named after their sizes")
     sizes = [bucket.size for bucket in info.buckets]
     item["buckets"].require(len(set(sizes)) == len(sizes), "sizes that differ")
+    if info.parts:
+        _require_chain(manifest, item)
 
 
 def bucket_folder(size: tuple[int, int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -77,7 +77,7 @@ def engine(
     gpu: Annotated[int, typer.Option("--gpu", min=0, metavar="INDEX", help="Which GPU of this machine.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Build a bundle's TensorRT engine (of early exits: one per stage) on this machine, or print how trtexec does."""
+    """Build a bundle's TensorRT engine (or one per stage or part) on this machine, or print how trtexec does."""
     from dyndeploy.bundle import Bundle
     from dyndeploy.runtimes.tensorrt_engine import (
         EngineSettings,
@@ -109,7 +109,7 @@ def engine(
             f"The bundle was exported for {opened.manifest.target}, not for {target}: export it again with --target "
             f"{target}."
         )
-    staged = opened.manifest.exits is not None and not twin
+    staged = (opened.manifest.exits is not None or bool(opened.parts)) and not twin
     if trtexec is not None:
         if output is None:
             raise UsageError("--trtexec writes files: name a folder with -o.")
@@ -127,14 +127,18 @@ def engine(
             }
             for item in written
         ]
-        exits = [stage.exit for stage in opened.exits.stages] if staged else []
+        names: list[dict[str, Any]] = []
+        if staged and opened.parts:
+            names = [{"part": part.file} for part in opened.parts if not part.host]
+        elif staged:
+            names = [{"exit": stage.exit} for stage in opened.exits.stages]
         if as_json:
-            stages = [{"exit": number, **entry} for number, entry in zip(exits, entries, strict=False)]
+            stages = [{**name, **entry} for name, entry in zip(names, entries, strict=False)]
             print_json({"stages": stages} if staged else entries[0])
             return
         for index, entry in enumerate(entries):
             if staged:
-                typer.echo(f"# exit {exits[index]}")
+                typer.echo(f"# {' '.join(str(text) for item in names[index].items() for text in item)}")
             for command in entry["commands"]:
                 typer.echo(command)
         adapter = bundle / "device" / "plugins" / "adapters" / "tensorrt"  # Only bundles for boards carry it.
@@ -145,6 +149,11 @@ def engine(
                 f"'python3 {bundle / 'device' / 'agent.py'} build'. {bundle / 'device' / 'README.md'} has every step."
             )
         return
+    if opened.parts and (verify or profile):
+        raise UsageError(
+            "--verify and --profile of engines are for networks of one graph, and this detector runs in parts. "
+            f"'dyndeploy verify {bundle}' verifies the parts on this machine's CPU."
+        )
     if staged and (verify or profile):
         raise UsageError(
             "--verify and --profile of engines are for networks of one graph. Of early exits, 'dyndeploy profile "
@@ -192,7 +201,7 @@ def engine(
 
     from dyndeploy.runtimes.cuda import Gpu
 
-    if staged:
+    if staged and not opened.parts:
         require_fixed_batch(opened)
     with Gpu(gpu) as found:
         if staged:

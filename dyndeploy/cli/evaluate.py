@@ -166,11 +166,14 @@ def _print_detection(result: DetectionEvaluation) -> None:
         ("average precision", "AP", "AP50", "AP75", "small", "medium", "large"),
         [(name, *map(_share, (a.ap, a.ap50, a.ap75, a.small, a.medium, a.large))) for name, a in rows],
     )
-    names = [f"{kind} {what}" for kind, _ in kinds for what in ("AP", "AP50")]
+    names = [f"{kind} {what}" for kind, _ in kinds for what in ("AP", "AP50", "AP75")]
     found = zip(*(precision.classes for _, precision in kinds), strict=True)
     print_table(
         ("class", "objects", *names),
-        [(each[0].name, each[0].objects, *(_share(v) for one in each for v in (one.ap, one.ap50))) for each in found],
+        [
+            (each[0].name, each[0].objects, *(_share(v) for one in each for v in (one.ap, one.ap50, one.ap75)))
+            for each in found
+        ],
     )
     if len(result.inputs) > 1:
         print_table(("input", "images"), list(result.inputs.items()))

@@ -105,8 +105,8 @@ def export(
     class_names: Annotated[
         Path | None,
         typer.Option(
-            help="Text file with the names of the classes, one per line; or 'coco', COCO's 80 classes. (default: the "
-            "training's)"
+            help="Text file with the names of the classes, one per line; or 'coco', COCO's 80 classes. (default: those "
+            "that the checkpoint holds)"
         ),
     ] = None,
     as_json: Annotated[bool, option("--json", detail="Here the manifest.")] = False,
@@ -139,6 +139,7 @@ def export(
     name, trained = source.name, source.trained
     options = parse_options(name, texts, source.imported)
     names = list(trained.class_names) or None if class_names is None else _class_names(class_names)
+    categories = trained.category_ids or None if class_names is None else None
     dense: tuple[str, ...] = ()
     kept = None if exits is None else whole_numbers("--exits", exits)
     if plan is not None:
@@ -189,6 +190,7 @@ def export(
         report = load_checkpoint(built, source.checkpoint, weights=weights)
         require_told(report, options)
         settings = replace(settings, notes=weight_notes(report, built))
+        names = names or list(report.class_names) or None
         if report.missing or report.unexpected or report.others or report.averaged:
             note(report.summary())
         if weights is not None or report.averaged:
@@ -199,6 +201,7 @@ def export(
         settings,
         preprocessing=trained.preprocessing_at(sizes),
         class_names=names,
+        category_ids=categories,
         progress=progress_line,
     )
     if as_json:

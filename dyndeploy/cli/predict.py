@@ -240,6 +240,8 @@ def _print(prediction: Prediction) -> None:
             ],
             title="an image that leaves at each exit, predicted",
         )
+    if prediction.memory is not None:
+        typer.echo(f"Memory: {prediction.memory.line}.")
     for note in prediction.notes:
         typer.echo(f"Note: {note}")
     if coverage.unknown:

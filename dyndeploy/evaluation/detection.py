@@ -160,8 +160,8 @@ def evaluate_detector(
 
     Raises:
         BundleError: The folder is no bundle.
-        InputError: The file is no COCO annotation file, its categories are not the network's classes, images are
-            missing, or none could be run.
+        InputError: The file is no COCO annotation file or holds no objects, its categories are not the network's
+            classes, images are missing, or none could be run.
         UsageError: A bundle of no detector, no annotations, a limit below 1, a runtime that cannot be had, or another
             bundle with other classes.
     """
@@ -287,6 +287,11 @@ def _opened(
         raise UsageError("A detector is measured against boxes: give a COCO annotation file for the images as well.")
     dataset = CocoDataset(data, annotations, classes=classes or None)
     notes = dataset.notes
+    if not any(not item["iscrowd"] for item in dataset.coco(range(len(dataset)))["annotations"]):
+        raise InputError(
+            f"{shown(annotations)} holds no objects, so there is nothing to be found. Give a file whose list of "
+            "annotations is not empty."
+        )
     if not classes:
         count = bundle.manifest.network.num_classes
         if len(dataset.classes) != count:

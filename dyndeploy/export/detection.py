@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dyndeploy.blocks.boxes import torchvision
-from dyndeploy.bundle import IMAGE_SIZE, INPUT, BucketInfo, DetectionInfo
+from dyndeploy.bundle import IMAGE_SIZE, INPUT, BucketInfo, DetectionInfo, PartInfo
 from dyndeploy.data import DIGITS, ByteArray, read_image, sample_photographs, with_folders
 from dyndeploy.errors import UsageError
 from dyndeploy.files import shown
@@ -28,14 +28,6 @@ SAMPLES = 2
 
 COCO = "coco"
 """Stands for the names of COCO's 80 classes wherever a file of names can be given."""
-
-_HOST = (
-    "resize: keep the ratio, bilinear on 8-bit pixels (OpenCV)",
-    "normalise: subtract the mean, divide by the standard deviation, in FP32",
-    "pad: zeros at the right and at the bottom",
-    "boxes: divide by the scale of the resize, clip to the image",
-)
-_HOST_MASKS = "masks: sample each one bilinearly over its box, keep what is at least 0.5"
 
 
 def check_size(name: str, task: DetectionTask, size: tuple[int, int]) -> None:
@@ -112,19 +104,29 @@ def _copies(pixels: Sequence[ByteArray], count: int) -> Iterator[ByteArray]:
         yield np.ascontiguousarray(np.roll(pixels[source], 13 * repeat, axis=1)[:, :: 1 if repeat % 2 else -1])
 
 
-def detection_info(subject: Subject, names: Sequence[str], buckets: Sequence[BucketInfo]) -> DetectionInfo:
+def detection_info(
+    subject: Subject,
+    names: Sequence[str],
+    buckets: Sequence[BucketInfo],
+    categories: Sequence[int],
+    parts: Sequence[PartInfo],
+    target: Target,
+) -> DetectionInfo:
     """Return what a bundle says of a detector.
 
     Args:
         subject: The detector.
         names: Of its classes, empty where they are not known.
         buckets: Sizes that it is exported at, this bundle's first.
+        categories: COCO's of the classes.
+        parts: What the target runs in the place of one graph.
+        target: It is exported for.
     """
     task, config = subject.task, _config(subject)
     assert task is not None
     return DetectionInfo(
         classes=tuple(names),
-        category_ids=category_ids(names),
+        category_ids=tuple(categories),
         size=task.size,
         divisor=task.divisor,
         mean=task.mean,
@@ -132,8 +134,13 @@ def detection_info(subject: Subject, names: Sequence[str], buckets: Sequence[Buc
         detections=config.detections,
         score_threshold=getattr(config, "score_threshold", 0.0),
         masks=task.masks,
-        host=(*_HOST, *((_HOST_MASKS,) if task.masks else ())),
+        rounding=task.rounding,
+        decoding=task.decoding,
+        mask_stride=task.mask_stride,
+        host=task.host,
         buckets=tuple(buckets),
+        parts=tuple(parts),
+        places=tuple(f"{name}: {place.runs}; {place.why}" for name, place in target.detection.items()) if parts else (),
     )
 
 

@@ -36,6 +36,7 @@ from dyndeploy.bundle import (
     MaskInfo,
     NetworkInfo,
     OperatorInfo,
+    PartInfo,
     PreprocessingInfo,
     QuantizationInfo,
     ReferenceInfo,
@@ -47,6 +48,7 @@ from dyndeploy.bundle.device_files import DEVICE_FOLDER, write_device_folder
 from dyndeploy.bundle.reference_names import EXACT, FORCED, MARGIN, exit_logits
 from dyndeploy.data import DIGITS, digits, images_from_folder, load_image, sample_photographs
 from dyndeploy.errors import ExportError, InputError, UsageError, unknown_name
+from dyndeploy.export.detection import category_ids as category_ids_of
 from dyndeploy.export.detection import check_size, check_target, classes_of, detection_info, reference_inputs
 from dyndeploy.export.graph import Built, build
 from dyndeploy.export.reference import Reference, compute_reference
@@ -54,13 +56,16 @@ from dyndeploy.export.staged import build_stages, tensor_info
 from dyndeploy.export.subject import ExampleInputs, Subject, make_subject
 from dyndeploy.graphs.inspect import all_nodes, group_of, is_dynamic, not_finite_weights
 from dyndeploy.graphs.macs import MacCounter
+from dyndeploy.graphs.memory import model_footprint, require_memory
+from dyndeploy.graphs.split import Segment, host_program
 from dyndeploy.graphs.stages import branched_model, whole_model
 from dyndeploy.graphs.tensorrt import PrecisionPlan, required_creators, tensorrt_model
 from dyndeploy.nets import Preprocessing
 from dyndeploy.ops import OPERATORS
 from dyndeploy.quantization import FP32, CalibrationTable, quantize_model, quantize_twin, runtime_integers
+from dyndeploy.runtimes.host_program import OPERATORS as HOST_OPERATORS
 from dyndeploy.runtimes.tensorrt_bundle import write_engine_plans
-from dyndeploy.targets import Target, load_target
+from dyndeploy.targets import PORTABLE, Target, load_device, load_target
 
 MIN_INPUT_SIZE = 32
 REFERENCE_SAMPLES = 4
@@ -155,6 +160,7 @@ def export_model(
     example_inputs: ExampleInputs | None = None,
     preprocessing: Preprocessing | None = None,
     class_names: Sequence[str] | None = None,
+    category_ids: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Write a bundle.
@@ -170,6 +176,8 @@ def export_model(
             axis; None for images of the network's own or the settings' size.
         preprocessing: How images become the input; None for the network's own, else values in [-1, 1].
         class_names: Names of the classes, in the order of the logits.
+        category_ids: Of a detector, COCO's category of each class; None for COCO's own where the names are COCO's, else
+            counted from 1.
         progress: Called with a line at the start of each step.
 
     Returns:
@@ -177,7 +185,8 @@ def export_model(
 
     Raises:
         UsageError: A network that cannot be captured as it is written: a block that is used twice, outputs that are no
-            tensors, inputs that do not fit, an option that has no operator.
+            tensors, inputs that do not fit, an option that has no operator; or one that needs more memory than the
+            target has.
         ExportError: Weights or reference results that are not finite, control flow on data, or a graph that the target
             could not run.
         OutputError: The folder cannot be written; nothing is left behind.
@@ -195,6 +204,7 @@ def export_model(
     write = _write_stages if isinstance(subject.network, StagedNetwork) else _write_graph
     _require_fitting(subject, settings)
     classes = tuple(class_names or ())
+    categories = _categories(subject, classes, category_ids)
     sizes = () if subject.input_size is None else (subject.input_size, *settings.input_sizes[1:])
     buckets = [BucketInfo(size, bucket_folder(size) if index else "") for index, size in enumerate(sizes)]
     # The output path is claimed first, so that an impossible one costs no export time.
@@ -203,17 +213,19 @@ def export_model(
         inputs, source = _reference_inputs(settings, subject)
         content = write(_Export(folder, settings, target, subject, inputs, table, progress))
         for bucket in buckets[1:]:
-            _write_bucket(module, folder, bucket, settings, classes, progress)
+            _write_bucket(module, folder, bucket, settings, classes, categories, progress)
         if target.runtime == "tensorrt":
             progress("preparing the graphs for TensorRT")
             names = [MODEL] if content.exits is None else [stage.file for stage in content.exits.stages]
+            names = [part.file for part in content.parts if not part.host] or names
             graphs = {name: onnx.load(folder / name) for name in names}
             write_engine_plans(folder, graphs, target, settings.precision, content.rates)
+        graphs_target = load_target(PORTABLE) if content.parts else target
         manifest = Manifest(
             network=_network_info(subject, settings, content, class_names),
             target=target.name,
-            opset=target.opset,
-            ir_version=target.ir_version,
+            opset=graphs_target.opset,
+            ir_version=graphs_target.ir_version,
             batch=settings.batch,
             input_size=subject.input_size,
             precision=settings.precision,
@@ -235,7 +247,9 @@ def export_model(
             notes=(*content.notes, *_subject_notes(subject), *_weights_notes(settings), *settings.notes),
             exits=content.exits,
             quantization=content.quantization,
-            detection=None if subject.task is None else detection_info(subject, classes, buckets),
+            detection=None
+            if subject.task is None
+            else detection_info(subject, classes, buckets, categories, content.parts, target),
         )
         if target.runtime == "tensorrt":
             write_device_folder(folder, manifest)
@@ -251,6 +265,7 @@ def _write_bucket(
     bucket: BucketInfo,
     settings: ExportSettings,
     class_names: Sequence[str],
+    category_ids: Sequence[int],
     progress: Progress,
 ) -> None:
     """Write a further size of a detector: a bundle of its own inside its bundle."""
@@ -259,7 +274,7 @@ def _write_bucket(
     def say(message: str) -> None:
         progress(f"{bucket.folder}: {message}")
 
-    export_model(module, folder / bucket.folder, own, class_names=class_names, progress=say)
+    export_model(module, folder / bucket.folder, own, class_names=class_names, category_ids=category_ids, progress=say)
 
 
 def _checksums(bundle: Path, folder: Path) -> dict[str, str]:
@@ -299,6 +314,7 @@ class _Content:
     exits: ExitsInfo | None = None
     network_spec: dict[str, Any] = field(default_factory=dict)
     quantization: QuantizationInfo | None = None
+    parts: tuple[PartInfo, ...] = ()
 
 
 def _write_graph(export: _Export) -> _Content:
@@ -312,10 +328,12 @@ def _write_graph(export: _Export) -> _Content:
         dense=settings.dense,
         token_capacity=settings.token_capacity,
     )
+    _require_memory(export, [part.model for part in built.parts if not part.host] or [built.model])
     notes = (*_apply_plan((built.model,), settings.precision), *_dense_notes(settings.dense), *built.notes)
     notes += _plugin_notes((built.model,), export.target)
     (written,) = _quantised(export, [built.model], built.masks)
     _save(written, folder / MODEL)
+    parts = tuple(_write_part(segment, index, folder) for index, segment in enumerate(built.parts))
     if settings.static:
         export.progress("capturing the static twin")
         twin = build(subject.network, subject.inputs, export.target, static=True).model
@@ -342,7 +360,27 @@ def _write_graph(export: _Export) -> _Content:
         flops_ratio=_flops_ratio(built, reference, settings.batch),
         network_spec=(describe(subject.input_size) if callable(describe) and subject.input_size else None) or {},
         quantization=_quantization_info(export, [built.model], [written]),
+        parts=parts,
     )
+
+
+def _write_part(segment: Segment, index: int, folder: Path) -> PartInfo:
+    """Write an engine's graph or a host program, and describe it."""
+    name = f"part{index}.npz" if segment.host else f"part{index}.onnx"
+    if segment.host:
+        np.savez(folder / name, **host_program(segment.model, HOST_OPERATORS))  # type: ignore[arg-type]
+    else:
+        _save(segment.model, folder / name)
+    graph = segment.model.graph
+    return PartInfo(name, segment.host, tuple(map(tensor_info, graph.input)), tuple(map(tensor_info, graph.output)))
+
+
+def _require_memory(export: _Export, models: Sequence[onnx.ModelProto]) -> None:
+    """Refuse what the target's memory cannot hold; raises ``UsageError``."""
+    if export.target.runtime == "onnxruntime":
+        return  # Whose memory is anybody's guess.
+    first, *others = (model_footprint(model, export.settings.precision) for model in models)
+    require_memory(export.subject.name, load_device(export.target.name), sum(others, first))
 
 
 def _classes(subject: Subject, outputs: Sequence[TensorInfo]) -> int | None:
@@ -361,6 +399,7 @@ def _write_stages(export: _Export) -> _Content:
     batch = None if target.runtime == "onnxruntime" else settings.batch
     stages = build_stages(network, target, settings.exits, batch, subject.input_size, settings.dense)
     models = [stage.model for stage in stages]
+    _require_memory(export, models)
     notes = (*_apply_plan(models, settings.precision), *_dense_notes(settings.dense))
     notes += tuple(dict.fromkeys(note for stage in stages for note in stage.notes)) + _plugin_notes(models, target)
     written = _quantised(export, models, [mask for stage in stages for mask in stage.masks])
@@ -521,6 +560,22 @@ def _network_info(
         class_names=names,
         **_checkpoint_facts(settings),
     )
+
+
+def _categories(subject: Subject, classes: Sequence[str], given: Sequence[int] | None) -> tuple[int, ...]:
+    """COCO's categories of a detector's classes; raises ``UsageError`` where those given are none."""
+    if subject.task is None:
+        if given:
+            raise UsageError(f"{subject.name} is no detector: leave category_ids out.")
+        return ()
+    if given is None:
+        return category_ids_of(classes)
+    if len(given) != len(classes) or len(set(given)) != len(given) or min(given, default=0) < 0:
+        raise UsageError(
+            f"category_ids has {len(given)} numbers for {len(classes)} class names: give each class a number of its "
+            "own, 0 or above."
+        )
+    return tuple(map(int, given))
 
 
 def _require_fitting(subject: Subject, settings: ExportSettings) -> None:

@@ -18,10 +18,12 @@ from dyndeploy.export.capture import capture
 from dyndeploy.export.subject import HasFacts, make_subject
 from dyndeploy.export.swap import Captured, DryRun, Swapped, dry_run, swap
 from dyndeploy.graphs.branches import insert_branches
-from dyndeploy.graphs.passes import Context, run_pipeline
+from dyndeploy.graphs.passes import COMMON, OF_TARGET, Context, run_pipeline
+from dyndeploy.graphs.split import Segment, split
 from dyndeploy.nets import NetworkFacts
+from dyndeploy.ops.boxes import BOXES
 from dyndeploy.precisions import tolerance_of
-from dyndeploy.targets import Target
+from dyndeploy.targets import PORTABLE, Target, load_target
 
 _NET = "net"
 """Name of the network within what is captured."""
@@ -37,11 +39,14 @@ class Built:
         model: The graph: the network's outputs, then its masks.
         masks: The masks, in order of execution.
         notes: What export had to change or leave out, in words.
+        parts: Of a network that the target runs as several engines with the host in between: its engines, legal for the
+            target, and its host segments, in order. The graph is then the same network for a CPU.
     """
 
     model: onnx.ModelProto
     masks: tuple[MaskInfo, ...]
     notes: tuple[str, ...] = ()
+    parts: tuple[Segment, ...] = ()
 
 
 def build(
@@ -108,10 +113,33 @@ def build(
         swapped.network, swapped.recorder, list(run.outputs), swapped.masks, in_order=outputs is not None
     )
     model = capture(captured, examples, dynamic_batch=dynamic_batch, wrapped=_NET)
-    run_pipeline(model, context)
+    run_pipeline(model, context, COMMON)
+    parts: tuple[Segment, ...] = ()
+    if target.detection and any(node.domain == BOXES for node in model.graph.node):
+        parts = _parts(model, context, target)
+        whole = load_target(PORTABLE)
+        context = replace(
+            context,
+            opset=whole.opset,
+            ir_version=whole.ir_version,
+            allowed_operators=whole.allowed_operators,
+            target=whole.name,
+            runtime=whole.runtime,
+        )
+    run_pipeline(model, context, OF_TARGET, COMMON)
     if bodies:
         insert_branches(model, bodies, lazy=lazy, open_batch=dynamic_batch)
-    return Built(model, _masks(run, swapped), _notes(run, swapped, lazy, why))
+    return Built(model, _masks(run, swapped), _notes(run, swapped, lazy, why), parts)
+
+
+def _parts(model: onnx.ModelProto, context: Context, target: Target) -> tuple[Segment, ...]:
+    """The engines and host segments of a captured graph, the former legal for the target."""
+    segments = split(model, target.detection, target.name)
+    for segment in segments:
+        if not segment.host:
+            own = replace(context, inputs=segment.inputs, outputs=segment.outputs)
+            run_pipeline(segment.model, own, OF_TARGET, COMMON)
+    return tuple(segments)
 
 
 @torch.no_grad()

@@ -22,6 +22,11 @@ def is_dynamic(node: onnx.NodeProto) -> bool:
     return node.domain == DOMAIN and node.op_type in OPERATORS
 
 
+def skips(node: onnx.NodeProto) -> bool:
+    """Whether the node is one of our operators that decides, or obeys decisions: some do neither."""
+    return is_dynamic(node) and bool(OPERATORS[node.op_type].gates or OPERATORS[node.op_type].decides)
+
+
 def group_of(node_name: str) -> str:
     """Block of a node by its name (``"<block>/..."``), or ``"other"``: also ``"stem"`` and ``"head"``."""
     group, separator, _ = node_name.partition("/")

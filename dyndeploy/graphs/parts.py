@@ -33,9 +33,11 @@ def part_of(node_name: str) -> str:
 def has_parts(groups: Iterable[str]) -> bool:
     """Whether groups of nodes are those of a network that tells its parts.
 
-    Only post-processing decides: no module can have its name, as blocks could have the others'.
+    No module can have the name of post-processing. Where all of that is left to the host, neck and heads decide
+    together: a block could have the name of one of them.
     """
-    return POST_PROCESSING in groups
+    found = set(groups)
+    return POST_PROCESSING in found or {NECK, HEADS} <= found
 
 
 def sums(values: Mapping[str, float]) -> dict[str, float]:

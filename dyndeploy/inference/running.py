@@ -18,7 +18,7 @@ from dyndeploy.bundle.reference_names import exit_logits
 from dyndeploy.confidences import confidences
 from dyndeploy.data import load_image, with_folders
 from dyndeploy.errors import DyndeployError, InputError, UsageError, unknown_name
-from dyndeploy.runtimes import OnnxRuntimeSession, Session, TensorRTSession, open_staged
+from dyndeploy.runtimes import OnnxRuntimeSession, Session, TensorRTSession, open_parts, open_staged
 from dyndeploy.runtimes.base import ENGINE_RUNTIMES, Array, SessionInfo
 from dyndeploy.runtimes.choice import RuntimeChoice, choose_runtime
 from dyndeploy.runtimes.native import operator_code
@@ -475,6 +475,8 @@ def _staged(session: StagedSession, every_exit: bool) -> tuple[_Run, _More | Non
 
 
 def _whole(bundle: Bundle, runtime: str, threads: int, native: str | os.PathLike[str]) -> Session:
+    if runtime in ENGINE_RUNTIMES and bundle.parts:
+        return open_parts(bundle, runtime)
     if runtime in ENGINE_RUNTIMES:
         return TensorRTSession.from_bundle(bundle, EngineSettings(runtime=runtime))[0]
     precision, provider = bundle.manifest.cpu_precision, PROVIDER_OF[runtime]

@@ -156,11 +156,12 @@ class BundleSession:
                 self._told = True
                 _LOG.warning(
                     "an image of %dx%d pixels fits none of the sizes that %s was exported at (%s): such images are "
-                    "resized further",
+                    "resized further. Export it with --input-size %s as well, and they are not",
                     height,
                     width,
                     manifest.network.name,
                     ", ".join(map(bucket_folder, self.buckets)),
+                    bucket_folder(task.padded(*task.resized(height, width, size))),
                 )
             feeds, placement = task.prepare(pixels, bucket=bucket, size=size)
             group = waiting.setdefault(bucket, [])

@@ -15,7 +15,7 @@ from dyndeploy.errors import InputError, UsageError, unknown_name
 from dyndeploy.fields import Document, Field
 from dyndeploy.finite import first_not_finite
 from dyndeploy.graphs.inputs import with_sizes
-from dyndeploy.graphs.inspect import all_nodes, is_dynamic
+from dyndeploy.graphs.inspect import all_nodes, skips
 from dyndeploy.graphs.labels import UNMAPPED, LabelledGraph
 from dyndeploy.graphs.reading import read_graph
 from dyndeploy.inference import read_array
@@ -194,7 +194,7 @@ def profile_network(
     seed: int = 0,
     progress: Progress = lambda message, fraction: None,
 ) -> NetworkProfile:
-    """Measure an ONNX file of standard operators on this machine's CPU, with ONNX Runtime.
+    """Measure an ONNX file on this machine's CPU, with ONNX Runtime: of standard operators, or a static twin.
 
     The sizes that the file leaves open are closed first, so that the runtime computes what follows from them once, when
     it loads the file. Inputs are random numbers in [0, 1), whole numbers 1: neither decides on the time of a static
@@ -225,7 +225,7 @@ def profile_network(
     machine = machine_facts()
     progress("loading", 0.0)
     with machine_turn() as notes:
-        with OnnxRuntimeSession(_serialisable(model, path), threads=threads, native="off") as session:
+        with OnnxRuntimeSession(_serialisable(model, path), threads=threads) as session:
             draws = _feeds(session, inputs or {}, seed)
             for feeds in draws:
                 session.run(feeds, finite=False)
@@ -261,7 +261,7 @@ def profile_network(
 def _static_model(path: Path) -> onnx.ModelProto:
     """The graph of a file with its weights."""
     model = read_graph(path, weights=True)
-    dynamic = sorted({node.op_type for node in all_nodes(model.graph) if is_dynamic(node)})
+    dynamic = sorted({node.op_type for node in all_nodes(model.graph) if skips(node)})
     if dynamic:
         raise UsageError(
             f"{path} holds dynamic operators ({', '.join(dynamic)}): profile the folder of its bundle, which says how "
@@ -319,7 +319,7 @@ def _labelled(model: onnx.ModelProto, nodes: NodeGraph) -> LabelledGraph:
 
 
 def _node_times(labelled: LabelledGraph, threads: int, feeds: Mapping[str, Array]) -> list[NodeTime]:
-    with OnnxRuntimeSession(labelled.model, threads=threads, native="off", profile=True) as session:
+    with OnnxRuntimeSession(labelled.model, threads=threads, profile=True) as session:
         run = session.bind(feeds)
         for _ in range(1 + _NODE_RUNS):
             run()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dyndeploy.blocks.macs import exit_macs
 from dyndeploy.nets.ada_vit import AdaVit, AdaVitConfig
 from dyndeploy.nets.checkpoints import LoadReport, load_checkpoint, save_checkpoint
-from dyndeploy.nets.detector import Detector, DetectorConfig, DetectorOutput
+from dyndeploy.nets.ddq_detr import DdqDetr, DdqDetrConfig
+from dyndeploy.nets.detector import AnchorDetectorConfig, Detector, DetectorConfig, DetectorOutput
 from dyndeploy.nets.dyn_perceiver import DynPerceiver, DynPerceiverConfig
 from dyndeploy.nets.faster_rcnn import FasterRCNN
 from dyndeploy.nets.laud import LaudConfig, LaudNetwork, full_flops, static_macs
 from dyndeploy.nets.laud_regnet import LaudRegNet, LaudRegNetBlock, LaudRegNetConfig
 from dyndeploy.nets.laud_resnet import LaudBottleneck, LaudResNet, LaudResNetConfig
+from dyndeploy.nets.mask2former import Mask2Former, Mask2FormerConfig
 from dyndeploy.nets.mask_rcnn import MaskRCNN
 from dyndeploy.nets.perceiver_costs import official_flops
 from dyndeploy.nets.registry import (
@@ -33,7 +35,10 @@ __all__ = [
     "AdaVit",
     "AdaVitConfig",
     "AdaVitOutput",
+    "AnchorDetectorConfig",
     "BlockMasks",
+    "DdqDetr",
+    "DdqDetrConfig",
     "Densities",
     "Detector",
     "DetectorConfig",
@@ -52,6 +57,8 @@ __all__ = [
     "LaudResNet",
     "LaudResNetConfig",
     "LoadReport",
+    "Mask2Former",
+    "Mask2FormerConfig",
     "MaskRCNN",
     "ModelInfo",
     "NetworkFacts",

@@ -12,7 +12,7 @@ import re
 import types
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from dyndeploy.errors import CheckpointError
+from dyndeploy.files import encoded
 
 _TOOLS = (
     "accelerate", "addict", "apex", "deepspeed", "detectron2", "easydict", "fvcore", "hydra", "lightning",
@@ -67,6 +68,23 @@ def read_checkpoint(source: Path) -> Any:
     except Exception as error:
         # torch.load raises whatever its parsers happen to stumble over in a damaged file.
         raise _unreadable(source, error) from error
+
+
+def meta_of(content: Any) -> Mapping[str, Any]:
+    """Return what OpenMMLab's tools note beside the weights; nothing of files of others."""
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    return meta if isinstance(meta, Mapping) else {}
+
+
+def noted_classes(content: Any) -> tuple[str, ...]:
+    """Return the names of the classes that OpenMMLab's tools note: releases 1 and 2 here, release 3 of the data set."""
+    meta = meta_of(content)
+    data = meta.get("dataset_meta")
+    data = data if isinstance(data, Mapping) else {}
+    for names in (meta.get("CLASSES"), data.get("classes"), data.get("CLASSES")):
+        if isinstance(names, (list, tuple)) and all(isinstance(name, str) and name for name in names):
+            return tuple(encoded(name).decode() for name in names)
+    return ()
 
 
 def _load(source: Path) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dyndeploy.errors import CheckpointError, OutputError, UsageError
 from dyndeploy.files import atomic_file
-from dyndeploy.nets.checkpoint_files import first_line, read_checkpoint
+from dyndeploy.nets.checkpoint_files import first_line, meta_of, noted_classes, read_checkpoint
 from dyndeploy.nets.checkpoint_rules import OPTIONAL_SUFFIX, CheckpointRules, joined, listing
 from dyndeploy.nets.dyn_perceiver import options_of
 from dyndeploy.nets.laud_checkpoints import masker_kinds
@@ -67,6 +67,8 @@ class LoadReport:
         classes: (classes of the classifier in the file, or None where it has none; those of the network) where a fresh
             classifier was left in place.
         started: Missing weights that got values of a kind of their own: policies that compute everything.
+        class_names: Names of the network's classes in a file of OpenMMLab's tools; those in our own files are told by
+            :func:`~dyndeploy.nets.read_trained`.
         notes: What else has to be said: phrases without a full stop.
     """
 
@@ -87,6 +89,7 @@ class LoadReport:
     fresh: tuple[str, ...] = ()
     classes: tuple[int | None, int] | None = None
     started: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -235,7 +238,8 @@ def load_checkpoint(
 
     model.load_state_dict(own | {key: value.to(own[key]) for key, value in started.items()} | accepted)
     extra = content.get("extra", {}) if source_format == "dyndeploy" else {}
-    epoch = extra.get("epoch") if source_format == "dyndeploy" else content.get("epoch")
+    epoch = extra.get("epoch") if source_format == "dyndeploy" else content.get("epoch", meta_of(content).get("epoch"))
+    class_names, odd_names = _class_names(content, model, exchanged)
     return LoadReport(
         path=source,
         source_format=source_format,
@@ -254,8 +258,21 @@ def load_checkpoint(
         fresh=fresh,
         classes=exchanged,
         started=tuple(started),
-        notes=rules.notes(),
+        class_names=class_names,
+        notes=(*rules.notes(), *odd_names),
     )
+
+
+def _class_names(
+    content: Any, model: nn.Module, exchanged: tuple[int | None, int] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names that a file of another tool has for the network's classes, and what is odd about them: phrases."""
+    names, classes = noted_classes(content), _options(model).get("num_classes")
+    if not names or classes is None or exchanged is not None:
+        return (), ()
+    if len(names) != classes:
+        return (), (f"it names {len(names)} classes and its weights have {classes}: its names are left out",)
+    return names, ()
 
 
 def _holds(content: Any, entry: str | None) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dyndeploy.blocks.boxes import EMPTY, keep_boxes, torchvision
 from dyndeploy.errors import UsageError
 from dyndeploy.nets import laud_regnet, laud_resnet  # noqa: F401  # register the backbones
-from dyndeploy.nets.detection_losses import Target
+from dyndeploy.nets.detection_losses import MMDETECTION, Losses, Target
 from dyndeploy.nets.detector_checkpoints import DetectorRules
 from dyndeploy.nets.laud import LaudConfig, LaudNetwork, check_positive_int
 from dyndeploy.nets.registry import Preprocessing, create_model, model_info, register_model
@@ -36,19 +36,19 @@ CANDIDATES = 1000
 RATIOS = (0.5, 1.0, 2.0)
 """Height over width of anchors."""
 
+SMALL_HEADS = MappingProxyType({"pyramid_channels": 64, "tower": 2})
+"""Options of the small forms of detectors with anchors."""
+
 
 @dataclass(frozen=True)
 class DetectorConfig(LaudConfig):
-    """Every option of a detector: those of its backbone (:class:`~dyndeploy.nets.LaudConfig`), and its own.
+    """The options of every detector: those of its backbone (:class:`~dyndeploy.nets.LaudConfig`), and its own.
 
     Attributes:
         num_classes: Classes of objects; there is none for the background.
         size: Longest and shortest side that images are resized to, keeping their ratio: (long, short) in pixels.
-        pyramid_channels: Channels of the pyramid's maps and of the heads' towers.
-        tower: 3x3 convolutions of a dense head's tower, or of the mask head.
+        pyramid_channels: Channels of the neck's maps, and of what reads them.
         detections: Most detections of an image.
-        score_threshold: Detections need a higher score.
-        nms_threshold: Of two detections of a class whose IoU is greater, the one with the lower score is left out.
         frozen_stages: The stem and so many stages are not trained, and their gates do not sample.
         width_mult: Multiplies all widths of the backbone, of families that can be widened.
     """
@@ -56,17 +56,14 @@ class DetectorConfig(LaudConfig):
     num_classes: int = 80
     size: tuple[int, int] = (1333, 800)
     pyramid_channels: int = 256
-    tower: int = 4
     detections: int = 100
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.5
     frozen_stages: int = 1
     width_mult: float = 1.0
 
     def __post_init__(self) -> None:
         """Check every value that can be checked without the architecture; raises ``UsageError`` naming the option."""
         super().__post_init__()
-        for name in ("pyramid_channels", "tower", "detections"):
+        for name in ("pyramid_channels", "detections"):
             check_positive_int(name, getattr(self, name))
         size = self.size
         if not isinstance(size, (tuple, list)) or len(size) != 2:
@@ -74,12 +71,32 @@ class DetectorConfig(LaudConfig):
         for side in size:
             check_positive_int("size", side)
         self._set("size", tuple(size))
+        if type(self.frozen_stages) is not int or self.frozen_stages not in range(5):
+            raise UsageError(f"frozen_stages={self.frozen_stages!r} is not valid: give a whole number from 0 to 4.")
+
+
+@dataclass(frozen=True)
+class AnchorDetectorConfig(DetectorConfig):
+    """Every option of a detector whose boxes begin as anchors.
+
+    Attributes:
+        tower: 3x3 convolutions of a dense head's tower, or of the mask head.
+        score_threshold: Detections need a higher score.
+        nms_threshold: Of two detections of a class whose IoU is greater, the one with the lower score is left out.
+    """
+
+    tower: int = 4
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check every value; raises ``UsageError`` naming the option."""
+        super().__post_init__()
+        check_positive_int("tower", self.tower)
         for name in ("score_threshold", "nms_threshold"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise UsageError(f"{name}={value!r} is not valid: give a number from 0 to 1.")
-        if type(self.frozen_stages) is not int or self.frozen_stages not in range(5):
-            raise UsageError(f"frozen_stages={self.frozen_stages!r} is not valid: give a whole number from 0 to 4.")
 
 
 class DetectorOutput(NamedTuple):
@@ -175,13 +192,16 @@ class Neck(nn.Module):
     Args:
         in_channels: Channels of the backbone's maps, the finest first.
         channels: Channels of the pyramid.
-        extra: Gives further levels for the last map of the backbone; None for P6 as every other pixel of P5.
+        convolutions: Whether P6 and P7 are convolutions of the last map; else there is P6, every other pixel of P5.
+
+    Raises:
+        UsageError: torchvision is missing or does not fit this torch.
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int, extra: LastLevels | None) -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int, *, convolutions: bool) -> None:
         super().__init__()
         self.fpn = torchvision().ops.FeaturePyramidNetwork(list(in_channels), channels)
-        self.extra = extra
+        self.extra = LastLevels(in_channels[-1], channels) if convolutions else None
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return the levels of the pyramid for maps of the backbone, the finest first."""
@@ -206,49 +226,56 @@ class Detector(nn.Module):
         name: Registered name.
         backbone: Registered name of the backbone.
         config: Options.
-        first_stage: Index of the first stage whose map the pyramid takes.
-        extra: Whether P6 and P7 are convolutions of the last map.
+        first_stage: Index of the first stage whose map the neck takes.
+        neck: Makes the neck for the channels of the maps that it takes.
+        added: Levels that the neck adds.
 
     Attributes:
         name: Registered name.
         config: The options it was built with.
         task: How images become inputs, and outputs detections.
         backbone: The dynamic network, without its classifier.
-        neck: The pyramid.
+        neck: Makes the levels of a pyramid of the backbone's maps.
         strides: Pixels of the input per pixel of each level.
+        whose_losses: Which package's losses it is trained with.
+        task_options: Of :class:`~dyndeploy.tasks.detection.DetectionTask`, what differs from its defaults.
+        trains_norms: Whether scales and shifts of the backbone's batch norms are trained.
 
     Raises:
-        UsageError: torchvision is missing or does not fit this torch, or options that do not fit the backbone.
+        UsageError: A package is missing or does not fit this torch, or options that do not fit the backbone.
     """
 
     config: DetectorConfig
     instance_masks: ClassVar[bool] = False
+    whose_losses: Losses = MMDETECTION
     scales: tuple[float, ...] = ()
     """Sides of square anchors, in strides; none of detectors without anchors."""
+    task_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    trains_norms: ClassVar[bool] = True
 
-    def __init__(self, name: str, backbone: str, config: DetectorConfig, *, first_stage: int, extra: bool) -> None:
-        torchvision()
+    def __init__(
+        self,
+        name: str,
+        backbone: str,
+        config: DetectorConfig,
+        *,
+        first_stage: int,
+        neck: Callable[[Sequence[int]], nn.Module],
+        added: int,
+    ) -> None:
         super().__init__()
         self.name, self.config = name, config
         network = create_model(backbone, **_backbone_options(config, backbone))
         assert isinstance(network, LaudNetwork)
         del network.fc, network.avgpool
         self.backbone = network
-        self.task = _task(config, model_info(backbone).preprocessing, self.instance_masks)
+        self.task = _task(config, model_info(backbone).preprocessing, self.task_options)
         self._first = first_stage
         stages = [stage[-1].out_channels for stage in network.stages()]
-        channels = config.pyramid_channels
-        last = LastLevels(stages[-1], channels) if extra else None
-        self.neck = Neck(stages[first_stage:], channels, last)
+        self.neck = neck(stages[first_stage:])
         finest = _stride(network, first_stage)
-        self.strides = tuple(finest * 2**level for level in range(len(stages) - first_stage + (2 if extra else 1)))
-        for level, stride in enumerate(self.strides if self.scales else ()):
-            self.register_buffer(f"{_ANCHORS}{level}", base_anchors(stride, self.scales), persistent=False)
+        self.strides = tuple(finest * 2**level for level in range(len(stages) - first_stage + added))
         self.train()
-
-    def level(self, index: int, width: int) -> Level:
-        """Return the anchors of a level whose map is so wide."""
-        return Level(getattr(self, f"{_ANCHORS}{index}"), self.strides[index], width)
 
     def facts(self) -> NetworkFacts:
         """Return what a bundle says of the network."""
@@ -267,15 +294,6 @@ class Detector(nn.Module):
             total += block.dense_macs(rows, columns) + block.masker_macs(rows, columns)
         return total
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Detector:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, anchors in self.named_buffers(recurse=False):
-            # Half precision cannot hold them.
-            if anchors.dtype in (torch.float16, torch.bfloat16):
-                exact = base_anchors(self.strides[int(name.removeprefix(_ANCHORS))], self.scales)
-                self.register_buffer(name, exact.to(anchors.device), persistent=False)
-        return self
-
     def train(self, mode: bool = True) -> Detector:
         """Switch to training, where batch norms keep their statistics and frozen stages decide as in evaluation."""
         super().train(mode)
@@ -283,6 +301,7 @@ class Detector(nn.Module):
         for module in self.backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
+                module.requires_grad_(self.trains_norms)
         if self.config.frozen_stages:
             inside = {id(part) for stage in stages for block in stage for part in block.modules()}
             stem = [part for part in self.backbone.modules() if id(part) not in inside and not any(part.children())]
@@ -297,37 +316,38 @@ class Detector(nn.Module):
         found = self.backbone.features(images)
         return self.neck(found.maps[self._first :]), found
 
-    def forward(
-        self, images: Tensor, image_size: Tensor, targets: Sequence[Target] | None = None
-    ) -> DetectorOutput | DetectorLosses:
+    def forward(self, images: Tensor, image_size: Tensor, targets: Sequence[Target] | None = None) -> Any:
         """Detect; or, where it is said what there is to be found, compute the losses.
 
         Args:
             images: Normalised, padded at the right and at the bottom with 0: (N, 3, H, W).
             image_size: Height and width of each image before padding, in pixels: (N, 2), float32.
             targets: What is in each image, for training.
+
+        Returns:
+            A :class:`DetectorOutput`, or what takes its place in a kind of detectors; for training
+            :class:`DetectorLosses`.
         """
         pyramid, found = self.features(images)
-        records = tuple(record._replace(name=f"{BACKBONE}.{record.name}") for record in found.masks)
+        account = self.account(found)
         if targets is not None:
-            losses = self.losses(pyramid, image_size, targets)
-            return DetectorLosses(losses, records, found.flops, found.flops_ratio, found.densities)
+            return DetectorLosses(self.losses(pyramid, image_size, targets), *account)
+        return self.output(pyramid, image_size, account)
+
+    def output(self, pyramid: Sequence[Tensor], image_size: Tensor, account: tuple[Any, Tensor, Tensor, Any]) -> Any:
+        """Return the result of a pass; see :meth:`features`, :meth:`forward` and :meth:`account` for the arguments."""
         each = [
             self.detected([level[index : index + 1] for level in pyramid], image_size[index])
-            for index in range(len(images))
+            for index in range(len(image_size))
         ]
         boxes, scores, labels, counts, *masks = (torch.stack(values) for values in zip(*each, strict=True))
-        return DetectorOutput(
-            boxes,
-            scores,
-            labels,
-            counts,
-            records,
-            found.flops if found.masks else found.macs,
-            found.flops_ratio,
-            found.densities,
-            masks[0] if masks else None,
-        )
+        return DetectorOutput(boxes, scores, labels, counts, *account, masks[0] if masks else None)
+
+    def account(self, found: Features) -> tuple[Any, Tensor, Tensor, Any]:
+        """Return masks, MACs, ratios and densities of a pass, as :class:`DetectorOutput` has them."""
+        records = tuple(record._replace(name=f"{BACKBONE}.{record.name}") for record in found.masks)
+        # Of a captured graph there is no account.
+        return records, found.flops if records else found.macs, found.flops_ratio, found.densities
 
     def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:
         """Return boxes, scores, labels, count, and masks where there are some, of one image (height, width).
@@ -399,6 +419,52 @@ class Detector(nn.Module):
         finally:
             for module, training in modes:
                 module.training = training
+
+
+class AnchorDetector(Detector):
+    """A detector whose boxes begin as anchors on the levels of a pyramid.
+
+    Args:
+        name: Registered name.
+        backbone: Registered name of the backbone.
+        config: Options.
+        first_stage: Index of the first stage whose map the pyramid takes.
+        convolutions: Whether P6 and P7 are convolutions of the last map.
+
+    Raises:
+        UsageError: torchvision is missing or does not fit this torch, or options that do not fit the backbone.
+    """
+
+    config: AnchorDetectorConfig
+    scales: tuple[float, ...] = ()
+    """Sides of square anchors, in strides."""
+
+    def __init__(
+        self, name: str, backbone: str, config: AnchorDetectorConfig, *, first_stage: int, convolutions: bool
+    ) -> None:
+        super().__init__(
+            name,
+            backbone,
+            config,
+            first_stage=first_stage,
+            neck=lambda channels: Neck(channels, config.pyramid_channels, convolutions=convolutions),
+            added=2 if convolutions else 1,
+        )
+        for level, stride in enumerate(self.strides):
+            self.register_buffer(f"{_ANCHORS}{level}", base_anchors(stride, self.scales), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AnchorDetector:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, anchors in self.named_buffers(recurse=False):
+            # Half precision cannot hold them.
+            if anchors.dtype in (torch.float16, torch.bfloat16):
+                exact = base_anchors(self.strides[int(name.removeprefix(_ANCHORS))], self.scales)
+                self.register_buffer(name, exact.to(anchors.device), persistent=False)
+        return self
+
+    def level(self, index: int, width: int) -> Level:
+        """Return the anchors of a level whose map is so wide."""
+        return Level(getattr(self, f"{_ANCHORS}{index}"), self.strides[index], width)
 
 
 class Level(NamedTuple):
@@ -570,7 +636,7 @@ def placed(levels: Sequence[Level], counts: Sequence[int], anchor: Tensor, cell:
 
 
 def final(
-    boxes: Tensor, scores: Tensor, labels: Tensor, config: DetectorConfig
+    boxes: Tensor, scores: Tensor, labels: Tensor, config: AnchorDetectorConfig
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Suppress within classes and keep the best: boxes (K, 4), scores (K,), labels (K,) and their number (0-d)."""
     kept = keep_boxes(
@@ -609,14 +675,15 @@ def _backbone_options(config: DetectorConfig, backbone: str) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def _task(config: DetectorConfig, preprocessing: Preprocessing, masks: bool) -> DetectionTask:
+def _task(config: DetectorConfig, preprocessing: Preprocessing, options: Mapping[str, Any]) -> DetectionTask:
     red, green, blue = (255 * value for value in preprocessing.mean)
     deviations = tuple(255 * value for value in preprocessing.std)
     return DetectionTask(
         size=config.size,
         mean=(red, green, blue),
         std=(deviations[0], deviations[1], deviations[2]),
-        masks=masks,
+        detections=config.detections,
+        **options,
     )
 
 
@@ -652,8 +719,9 @@ def register_detectors(
     kind: str,
     title: str,
     build: Build,
-    config: type[DetectorConfig] = DetectorConfig,
-    small: Mapping[str, Any] = MappingProxyType({}),
+    config: type[DetectorConfig],
+    *,
+    small: Mapping[str, Any],
 ) -> None:
     """Register a kind of detector with every backbone, dynamic and static, and in its small forms.
 
@@ -662,9 +730,9 @@ def register_detectors(
         title: What it is called in descriptions.
         build: Builds one.
         config: Class of its options.
-        small: Further defaults of the variant for small images.
+        small: Options of the small form, beside its size and its number of classes.
     """
-    for variant in _variants():
+    for variant in _variants(small):
         info = model_info(variant.backbone)
         for dynamic in (True, False):
             name = f"{'laud_' if dynamic else ''}{kind}_{variant.suffix}"
@@ -696,7 +764,7 @@ class _Variant(NamedTuple):
     defaults: dict[str, Any]
 
 
-def _variants() -> Iterator[_Variant]:
+def _variants(small: Mapping[str, Any]) -> Iterator[_Variant]:
     for name in PUBLISHED:
         title = name.replace("resnet", "ResNet-").replace("regnety_", "RegNetY-").replace("_", ".")
         title = title.replace("mf", "MF").replace("gf", "GF")
@@ -704,5 +772,5 @@ def _variants() -> Iterator[_Variant]:
     yield _Variant(
         "resnet50_512", "laud_resnet50", "ResNet-50", "images up to 512x512", (512, 512), {"size": (512, 512)}
     )
-    small = {"size": (128, 128), "num_classes": 10, "pyramid_channels": 64, "tower": 2, "width_mult": 0.67}
-    yield _Variant("small", "laud_resnet26_small", "ResNet-26", "images up to 128x128", (128, 128), small)
+    options = {"size": (128, 128), "num_classes": 10, "width_mult": 0.67, **small}
+    yield _Variant("small", "laud_resnet26_small", "ResNet-26", "images up to 128x128", (128, 128), options)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 BACKBONE = "backbone."
 
+_PIXELS = "panoptic_head.pixel_decoder.encoder.layers"
+_QUERIES = "panoptic_head.transformer_decoder.layers"
+
 _MMDETECTION = (
     (r"neck\.fpn\.inner_blocks\.(\d+)\.0\.", r"neck.lateral_convs.\1.conv."),
     (r"neck\.fpn\.layer_blocks\.(\d+)\.0\.", r"neck.fpn_convs.\1.conv."),
@@ -34,8 +37,52 @@ _MMDETECTION = (
     (r"roi_heads\.mask_head\.(\d+)\.0\.", r"roi_head.mask_head.convs.\1.conv."),
     (r"roi_heads\.mask_predictor\.conv5_mask\.", "roi_head.mask_head.upsample."),
     (r"roi_heads\.mask_predictor\.mask_fcn_logits\.", "roi_head.mask_head.conv_logits."),
+    (r"head\.level_embed$", "level_embed"),
+    (r"head\.(encoder|decoder)\.(\d+)\.(cross_attn|norms)\.", r"\1.layers.\2.\3."),
+    (r"head\.(encoder|decoder)\.(\d+)\.ffn\.fc1\.", r"\1.layers.\2.ffn.layers.0.0."),
+    (r"head\.(encoder|decoder)\.(\d+)\.ffn\.fc2\.", r"\1.layers.\2.ffn.layers.1."),
+    (r"head\.encoder\.(\d+)\.self_attn\.", r"encoder.layers.\1.self_attn."),
+    (r"head\.decoder\.(\d+)\.self_attn\.", r"decoder.layers.\1.self_attn.attn."),
+    (r"head\.ref_point_head\.0\.", "decoder.ref_point_head.layers.0."),
+    (r"head\.ref_point_head\.2\.", "decoder.ref_point_head.layers.1."),
+    (r"head\.norm\.", "decoder.norm."),
+    (r"head\.(memory_trans_\w+|query_map)\.", r"\1."),
+    (r"head\.label_embedding\.", "dn_query_generator.label_embedding."),
+    (r"head\.(aux_)?branches\.(cls|reg)\.", r"bbox_head.\1\2_branches."),
+    (r"neck\.decoder\.input_projections\.(\d+)\.0\.", r"panoptic_head.pixel_decoder.input_convs.\1.conv."),
+    (r"neck\.decoder\.input_projections\.(\d+)\.1\.", r"panoptic_head.pixel_decoder.input_convs.\1.gn."),
+    (r"neck\.decoder\.adapter_1\.0\.", "panoptic_head.pixel_decoder.lateral_convs.0.conv."),
+    (r"neck\.decoder\.adapter_1\.1\.", "panoptic_head.pixel_decoder.lateral_convs.0.gn."),
+    (r"neck\.decoder\.layer_1\.0\.", "panoptic_head.pixel_decoder.output_convs.0.conv."),
+    (r"neck\.decoder\.layer_1\.1\.", "panoptic_head.pixel_decoder.output_convs.0.gn."),
+    (r"neck\.decoder\.level_embed$", "panoptic_head.pixel_decoder.level_encoding.weight"),
+    (r"neck\.decoder\.mask_projection\.", "panoptic_head.pixel_decoder.mask_feature."),
+    (r"neck\.decoder\.encoder\.layers\.(\d+)\.self_attn\.", rf"{_PIXELS}.\1.self_attn."),
+    (r"neck\.decoder\.encoder\.layers\.(\d+)\.fc1\.", rf"{_PIXELS}.\1.ffn.layers.0.0."),
+    (r"neck\.decoder\.encoder\.layers\.(\d+)\.fc2\.", rf"{_PIXELS}.\1.ffn.layers.1."),
+    (r"neck\.decoder\.encoder\.layers\.(\d+)\.self_attn_layer_norm\.", rf"{_PIXELS}.\1.norms.0."),
+    (r"neck\.decoder\.encoder\.layers\.(\d+)\.final_layer_norm\.", rf"{_PIXELS}.\1.norms.1."),
+    (r"head\.transformer\.decoder\.layers\.(\d+)\.cross_attn\.", rf"{_QUERIES}.\1.cross_attn.attn."),
+    (r"head\.transformer\.decoder\.layers\.(\d+)\.self_attn\.out_proj\.", rf"{_QUERIES}.\1.self_attn.attn.out_proj."),
+    (r"head\.transformer\.decoder\.layers\.(\d+)\.fc1\.", rf"{_QUERIES}.\1.ffn.layers.0.0."),
+    (r"head\.transformer\.decoder\.layers\.(\d+)\.fc2\.", rf"{_QUERIES}.\1.ffn.layers.1."),
+    (r"head\.transformer\.decoder\.layers\.(\d+)\.cross_attn_layer_norm\.", rf"{_QUERIES}.\1.norms.0."),
+    (r"head\.transformer\.decoder\.layers\.(\d+)\.self_attn_layer_norm\.", rf"{_QUERIES}.\1.norms.1."),
+    (r"head\.transformer\.decoder\.layers\.(\d+)\.final_layer_norm\.", rf"{_QUERIES}.\1.norms.2."),
+    (r"head\.transformer\.decoder\.layernorm\.", "panoptic_head.transformer_decoder.post_norm."),
+    (r"head\.transformer\.decoder\.mask_predictor\.mask_embedder\.0\.0\.", "panoptic_head.mask_embed.0."),
+    (r"head\.transformer\.decoder\.mask_predictor\.mask_embedder\.1\.0\.", "panoptic_head.mask_embed.2."),
+    (r"head\.transformer\.decoder\.mask_predictor\.mask_embedder\.2\.0\.", "panoptic_head.mask_embed.4."),
+    (r"head\.transformer\.queries_embedder\.", "panoptic_head.query_embed."),
+    (r"head\.transformer\.queries_features\.", "panoptic_head.query_feat."),
+    (r"head\.transformer\.level_embed\.", "panoptic_head.level_embed."),
+    (r"head\.class_predictor\.", "panoptic_head.cls_embed."),
 )
 """Names here -> names in mmdetection's files."""
+
+_QUERY_WEIGHTS = ("head.transformer.queries_embedder.", "head.transformer.queries_features.")
+_LEVEL_WEIGHTS = ("level_embed", "level_embed.weight")
+_JOINED = re.compile(rf"{re.escape(_QUERIES)}\.(\d+)\.self_attn\.attn\.in_proj_(weight|bias)$")
 
 _TORCHVISION = (
     (r"backbone\.", "backbone.body."),
@@ -45,6 +92,10 @@ _TORCHVISION = (
     (r"roi_heads\.mask_head\.(\d+)\.0\.", r"roi_heads.mask_head.mask_fcn\1."),
 )
 """Names here -> names in torchvision's files, where they differ; some of its releases leave the last ``.0`` out."""
+
+_BRANCH = re.compile(r"head\.(aux_)?branches\.cls\.\d+$")
+_ONE_MORE = ("roi_heads.box_predictor.cls_score.", "head.class_predictor.")
+"""Classifiers with an output for the background, or for no object."""
 
 _CLASSIFIERS = ("fc.", "head.fc.")
 """Of a classifier whose backbone a detector starts with."""
@@ -78,6 +129,8 @@ class DetectorRules(CheckpointRules):
         rules = network.backbone.checkpoint_rules()  # type: ignore[operator]
         assert isinstance(rules, LaudRules)
         self._backbone = rules
+        # Read once: it is asked for every name of a file.
+        self._own: Mapping[str, Tensor] = network.state_dict()
         self._notes: tuple[str, ...] = ()
 
     def other_names(self) -> Mapping[str, str]:
@@ -86,7 +139,7 @@ class DetectorRules(CheckpointRules):
         # mmdetection counts P6 and P7 on after the levels that have maps of the backbone.
         levels = sum(name.startswith("neck.fpn.layer_blocks.") and name.endswith(".weight") for name in self._own)
         last = tuple((rf"neck\.extra\.p{6 + step}\.", f"neck.fpn_convs.{levels + step}.conv.") for step in (0, 1))
-        for name in self.network.state_dict():
+        for name in self._own:
             for pattern, theirs in (*_MMDETECTION, *last):
                 other, count = re.subn(f"^{pattern}", theirs, name)
                 if count:
@@ -102,19 +155,18 @@ class DetectorRules(CheckpointRules):
 
     def start_names(self) -> Mapping[str, str]:
         """Those of a classifier, with which a backbone starts."""
-        return {name.removeprefix(BACKBONE): name for name in self.network.state_dict() if name.startswith(BACKBONE)}
+        return {name.removeprefix(BACKBONE): name for name in self._own if name.startswith(BACKBONE)}
 
     def may_start_without(self, key: str, weights: Mapping[str, Tensor]) -> bool:
         """All but the backbone, where there is nothing but a backbone."""
         return not key.startswith(BACKBONE) and all(name.startswith(BACKBONE) for name in weights if name in self._own)
 
-    @property
-    def _own(self) -> Mapping[str, Tensor]:
-        return self.network.state_dict()
-
     def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Move the background of torchvision's heads to the end, and leave out what it has for it alone."""
-        own, found = self._own, dict(weights)
+        """Move the background of torchvision's heads to the end, and leave out what it has for it alone.
+
+        Of an attention that transformers keeps as three layers, mmdetection has the weights in one tensor.
+        """
+        own, found = self._own, _separated(weights)
         self._notes = ()
         deltas = f"{_DELTAS}weight"
         # Its batch norms do not count batches.
@@ -173,8 +225,12 @@ class DetectorRules(CheckpointRules):
         classes = self.network.config.num_classes
         for module in self.classifiers(self.network, classes):
             if key.startswith(f"{module}.") and rows != own:
-                theirs = rows * classes // own if not key.startswith(_BACKGROUND_FIRST) else rows - 1
+                theirs = rows - 1 if key.startswith(_ONE_MORE) else rows * classes // own
                 return f"The checkpoint has {theirs} classes: num_classes={theirs}?"
+        if key.startswith(_QUERY_WEIGHTS) and rows != own:
+            return f"The checkpoint has {rows} queries: queries={rows}?"
+        if key.endswith(_LEVEL_WEIGHTS) and rows != own:
+            return f"The checkpoint reads {rows} levels of a pyramid, and there are networks with {own} levels only."
         return "Create the detector that the file was saved from: its heads or its pyramid are others."
 
     def untold(self, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -188,10 +244,27 @@ class DetectorRules(CheckpointRules):
             "roi_heads.box_predictor.cls_score",
             "roi_heads.box_predictor.bbox_pred",
             "roi_heads.mask_predictor.mask_fcn_logits",
+            "head.class_predictor",
+            "head.label_embedding",
+            *(name for name, _ in network.named_modules() if _BRANCH.match(name)),
             "neck.extra.p6",
         )
         modules = dict(network.named_modules())
         return tuple(name for name in names if name in modules)
+
+
+def _separated(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights with queries, keys and values of the mask queries' attention as layers of their own."""
+    found: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        joined = _JOINED.match(name)
+        if joined is None or len(value) % 3:
+            found[name] = value
+            continue
+        layer, kind = joined.groups()
+        for part, values in zip("qkv", value.chunk(3), strict=True):
+            found[f"head.transformer.decoder.layers.{layer}.self_attn.{part}_proj.{kind}"] = values
+    return found
 
 
 def _inside(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -206,6 +279,8 @@ def _kind(weights: Mapping[str, Tensor]) -> str | None:
         ("roi_head", "Faster R-CNN"),
         ("classification_head.", "RetinaNet"),
         ("retina_cls.", "RetinaNet"),
+        ("query_map.", "DDQ-DETR"),
+        ("mask_embed", "Mask2Former"),
     ):
         if any(part in name for name in weights):
             return kind

@@ -29,8 +29,9 @@ from dyndeploy.nets.detection_losses import (
 from dyndeploy.nets.detector import (
     CANDIDATES,
     RATIOS,
-    Detector,
-    DetectorConfig,
+    SMALL_HEADS,
+    AnchorDetector,
+    AnchorDetectorConfig,
     best_scores,
     box_coder,
     clipped,
@@ -68,7 +69,7 @@ _TRAINING = 2
 
 
 @dataclass(frozen=True)
-class RegionConfig(DetectorConfig):
+class RegionConfig(AnchorDetectorConfig):
     """The options of a detector that looks at regions: those of every detector, and its own.
 
     Attributes:
@@ -89,7 +90,7 @@ class RegionConfig(DetectorConfig):
             check_positive_int(name, getattr(self, name))
 
 
-SMALL = {"candidates": 200, "proposals": 100, "hidden": 256, "pyramid_channels": 48}
+SMALL = {**SMALL_HEADS, "candidates": 200, "proposals": 100, "hidden": 256, "pyramid_channels": 48}
 """Of the small variants."""
 
 
@@ -125,7 +126,7 @@ class RegionHeads(nn.Module):
             nn.init.zeros_(layer.bias)
 
 
-class FasterRCNN(Detector):
+class FasterRCNN(AnchorDetector):
     """A detector of two stages on P2 to P6: proposals, and what they hold.
 
     Args:
@@ -148,7 +149,7 @@ class FasterRCNN(Detector):
     config: RegionConfig
 
     def __init__(self, name: str, backbone: str, config: RegionConfig) -> None:
-        super().__init__(name, backbone, config, first_stage=0, extra=False)
+        super().__init__(name, backbone, config, first_stage=0, convolutions=False)
         from torchvision.models.detection.rpn import RPNHead
 
         self.rpn = RPNHead(config.pyramid_channels, len(RATIOS))
@@ -212,7 +213,7 @@ class FasterRCNN(Detector):
         return list(zip(logits, deltas, strict=True))
 
     def detected(self, pyramid: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`Detector.detected`."""
+        """See :meth:`~dyndeploy.nets.detector.Detector.detected`."""
         return self.boxes(pyramid, image_size)
 
     def losses(self, pyramid: Sequence[Tensor], image_size: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
@@ -228,12 +229,13 @@ class FasterRCNN(Detector):
             targets,
             self.anchor_coder,
             PROPOSALS._replace(boxes=self.proposal_samples),
+            self.whose_losses,
         )
         regions = self.regions(raw, image_size, targets)
         maps = [[level[index : index + 1] for level in pyramid] for index in range(len(targets))]
         read = [self.read(own, found.boxes, BOX_SIZE) for own, found in zip(maps, regions, strict=True)]
         logits, deltas = wide([self.classify(torch.cat(read))])[0]
-        losses |= region_losses(logits, deltas, regions, targets, self.box_coder)
+        losses |= region_losses(logits, deltas, regions, targets, self.box_coder, self.whose_losses)
         return losses | self.further_losses(maps, regions, targets)
 
     @torch.no_grad()
@@ -245,7 +247,8 @@ class FasterRCNN(Detector):
         for index, target in enumerate(targets):
             own = [(logits[index : index + 1], deltas[index : index + 1]) for logits, deltas in raw]
             proposals = self.propose(own, image_size[index], _TRAINING * self.config.candidates)
-            found.append(sampled_regions(proposals.boxes[proposals.there], target, self.region_rule, sampling))
+            own_proposals = proposals.boxes[proposals.there]
+            found.append(sampled_regions(own_proposals, target, self.region_rule, sampling, self.whose_losses))
         return found
 
     def further_losses(
@@ -255,4 +258,4 @@ class FasterRCNN(Detector):
         return {}
 
 
-register_detectors("faster_rcnn", "Faster R-CNN", FasterRCNN, RegionConfig, SMALL)
+register_detectors("faster_rcnn", "Faster R-CNN", FasterRCNN, RegionConfig, small=SMALL)

@@ -5,8 +5,9 @@ Reference: "Mask R-CNN" (He et al., ICCV 2017), as mmdetection builds it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class MaskRCNN(FasterRCNN):
         config: Options.
     """
 
-    instance_masks: ClassVar[bool] = True
+    task_options: ClassVar[Mapping[str, Any]] = MappingProxyType({"masks": True})
     region_rule: ClassVar[Overlap] = REGION_WITH_MASK
 
     def __init__(self, name: str, backbone: str, config: RegionConfig) -> None:
@@ -63,7 +64,7 @@ class MaskRCNN(FasterRCNN):
         ]
         logits = self.mask_logits(torch.cat(read))
         wide = torch.promote_types(logits.dtype, torch.float32)
-        return mask_losses(logits.to(wide), regions, targets)
+        return mask_losses(logits.to(wide), regions, targets, self.whose_losses)
 
 
-register_detectors("mask_rcnn", "Mask R-CNN", MaskRCNN, RegionConfig, SMALL)
+register_detectors("mask_rcnn", "Mask R-CNN", MaskRCNN, RegionConfig, small=SMALL)

@@ -18,8 +18,9 @@ from dyndeploy.nets.detection_losses import Target, dense, focal_losses
 from dyndeploy.nets.detector import (
     CANDIDATES,
     RATIOS,
-    Detector,
-    DetectorConfig,
+    SMALL_HEADS,
+    AnchorDetector,
+    AnchorDetectorConfig,
     LastLevelsOfPyramid,
     best_of_maps,
     box_coder,
@@ -38,7 +39,7 @@ _WIDE = 256
 OCTAVE = tuple(2 ** (step / 3) for step in range(3))
 """Sides of square anchors, in those of the smallest of their level."""
 
-SMALL = {"first_stage": 3, "anchor_scale": 2.5}
+SMALL = {**SMALL_HEADS, "first_stage": 3, "anchor_scale": 2.5}
 """Of the small variants, whose backbones begin with a stride of 2: objects of 20 pixels lie on the map of stride 8."""
 
 
@@ -49,7 +50,7 @@ TOWER = 4
 
 
 @dataclass(frozen=True)
-class RetinaNetConfig(DetectorConfig):
+class RetinaNetConfig(AnchorDetectorConfig):
     """The options of a RetinaNet: those of every detector, and its own.
 
     Attributes:
@@ -76,7 +77,7 @@ class RetinaNetConfig(DetectorConfig):
             raise UsageError(f"anchor_scale={scale!r} is not valid: give a number above 0.")
 
 
-class RetinaNet(Detector):
+class RetinaNet(AnchorDetector):
     """A dense detector on P3 to P7, or on later levels.
 
     Args:
@@ -92,7 +93,7 @@ class RetinaNet(Detector):
 
     def __init__(self, name: str, backbone: str, config: RetinaNetConfig) -> None:
         self.scales = tuple(config.anchor_scale * side for side in OCTAVE)
-        super().__init__(name, backbone, config, first_stage=config.first_stage - 1, extra=True)
+        super().__init__(name, backbone, config, first_stage=config.first_stage - 1, convolutions=True)
         if config.last_levels == "p5":
             self.neck.extra = LastLevelsOfPyramid(config.pyramid_channels)
         from torchvision.models.detection.retinanet import RetinaNetHead
@@ -136,7 +137,7 @@ class RetinaNet(Detector):
         deltas = torch.cat([dense(deltas, 4) for _, deltas in raw], 1)
         anchors = torch.cat([self.level(index, width).all(height) for index, (height, width) in enumerate(sizes)])
         inside = self.inside(sizes, image_size, len(RATIOS) * len(OCTAVE))
-        return focal_losses(logits, deltas, anchors.to(deltas), inside, targets, self._coder)
+        return focal_losses(logits, deltas, anchors.to(deltas), inside, targets, self._coder, self.whose_losses)
 
 
-register_detectors("retinanet", "RetinaNet", RetinaNet, RetinaNetConfig, SMALL)
+register_detectors("retinanet", "RetinaNet", RetinaNet, RetinaNetConfig, small=SMALL)

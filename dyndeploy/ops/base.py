@@ -231,8 +231,8 @@ class OperatorSpec:
         reference: ``(*inputs, **attributes) -> output, or a tuple of several`` on torch tensors: the semantics.
         infer_shape: ``(input shapes, attributes) -> output shape, or a tuple of several``; raises ``UsageError`` on a
             mismatch.
-        body: Writes the function body with standard operators of opset 13 whose meaning has not changed since; returns
-            the output, or a tuple of several.
+        body: Writes the function body with standard operators of ``least_opset`` whose meaning has not changed since;
+            returns the output, or a tuple of several.
         counts: ``(input shapes, attributes, masks by input name) -> Counts`` per image; works on NumPy arrays and on
             tensors.
         expected: ``(input shapes, attributes, rates by gate kind) -> Counts`` of random masks of these rates.
@@ -249,6 +249,7 @@ class OperatorSpec:
         overflows: ``(input shapes, attributes, masks by input name) -> which images (N,) need more places than its
             static shapes have``, so that it computes everything; None where its shapes follow the masks.
         quantization: How it becomes an operator in integers; None where it cannot, or is one.
+        least_opset: Oldest opset whose operators its body can be written with.
     """
 
     name: str
@@ -273,6 +274,7 @@ class OperatorSpec:
     skipped_kind: str | None = None
     overflows: Callable[[Sequence[Shape], Attributes, Masks], Any] | None = None
     quantization: Quantization | None = None
+    least_opset: int = 13
 
     @property
     def decides(self) -> bool:
@@ -293,6 +295,20 @@ class OperatorSpec:
     def mask_inputs(self) -> tuple[str, ...]:
         """Names of the inputs that are masks, in order."""
         return tuple(port.name for port in self.inputs if port.role is Role.MASK)
+
+    def scratch(self, shapes: Sequence[Shape], attributes: Attributes, element: int) -> int:
+        """Bytes of scratch memory that the GPU kernels need for one run; 0 where they say none."""
+        kernel = self.kernels.get("tensorrt")
+        if kernel is None or kernel.workspace is None:
+            return 0
+        sizes = {
+            symbol: size
+            for port, shape in zip(self.inputs, shapes, strict=False)
+            for symbol, size in zip(port.shape, shape, strict=False)
+            if symbol.isidentifier()
+        }
+        own = {name: value for name, value in attributes.items() if isinstance(value, int)}
+        return kernel.workspace({**sizes, **own}, attributes, element)
 
     def output_shapes(self, shapes: Sequence[Shape], attributes: Attributes) -> tuple[Shape, ...]:
         """Shapes of all outputs; raises ``UsageError`` where the inputs do not fit."""
@@ -344,13 +360,13 @@ class OperatorSpec:
             raise UsageError(f"The operator {self.name!r} cannot be registered: {'; '.join(problems)}.")
 
     def function(self, opset: int) -> onnx.FunctionProto:
-        """Return the model-local function for a model of the given opset (13 or later)."""
+        """Return the model-local function for a model of an opset; raises ``UsageError`` where that is too old."""
         from onnx import helper
 
         from dyndeploy.ops._body import Body
 
-        if opset < 13:
-            raise UsageError(f"The body of {self.name} needs opset 13 or later, not {opset}.")
+        if opset < self.least_opset:
+            raise UsageError(f"The body of {self.name} needs opset {self.least_opset} or later, not {opset}.")
         body = Body(opset=opset)
         results = as_tuple(self.body(body, {port.name: body.input(port.name) for port in self.inputs}))
         outputs = [port.name for port in self.outputs]

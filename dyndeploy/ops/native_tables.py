@@ -32,6 +32,11 @@ LETTERS = {
     "9*M/group": "k",
     "M/group": "m",
     "16": "#",
+    **{
+        f"{axis}{level}": letter
+        for axis, letters in (("H", "HIJK"), ("W", "WXYZ"))
+        for level, letter in enumerate(letters)
+    },
 }
 """One letter for each symbolic size that is longer; others are their own letter."""
 
@@ -46,9 +51,9 @@ namespace tables {{
 
 enum class Role {{ kActivation, kMask, kWeight }};
 
-// kData: the type that the operator computes in, the same for all such ports of a node. kFloat: always float. The
-// others are integers of these sizes.
-enum class Element {{ kData, kFloat, kUint8, kInt8, kInt32 }};
+// kData: the type that the operator computes in, the same for all such ports of a node. kFloat: always float. kIndex:
+// 64-bit integers. The others are integers of these sizes.
+enum class Element {{ kData, kFloat, kIndex, kUint8, kInt8, kInt32 }};
 
 // Which kind of decision an input is; kNone for all that are no masks.
 enum class Gate {{ {gates} }};
@@ -100,7 +105,7 @@ def operator_tables(specs: Sequence[OperatorSpec] = SPECS) -> str:
 
     Raises:
         UsageError: The adapters have no form for something that an operator has: several outputs, optional inputs,
-            index tensors, or a size whose symbol has no letter.
+            index tensors in TensorRT, or a size whose symbol has no letter.
     """
     specs = [spec for spec in specs if FAMILIES.keys() & spec.kernels.keys()]
     for spec in specs:
@@ -129,7 +134,8 @@ def _check(spec: OperatorSpec) -> None:
         problems.append(f"{len(spec.outputs)} outputs")
     problems += [f"the optional input {port.name}" for port in spec.inputs if port.optional]
     ports = [*spec.inputs, *_plugin_inputs(spec), *spec.outputs]
-    problems += [f"the index tensor {port.name}" for port in ports if port.element is Element.INDEX]
+    if "tensorrt" in spec.kernels:
+        problems += [f"the index tensor {port.name}" for port in ports if port.element is Element.INDEX]
     letters: dict[str, str] = {}
     for symbol in dict.fromkeys(symbol for port in ports for symbol in port.shape):
         letter = LETTERS.get(symbol, symbol)

@@ -13,6 +13,7 @@ from dyndeploy.ops import (
     class_token_masker,
     layer_bottleneck,
     layer_se_bottleneck,
+    pyramid_roi_align,
     quantized_channel_bottleneck,
     quantized_channel_masker,
     quantized_channel_se_bottleneck,
@@ -63,6 +64,7 @@ _MODULES = (
     quantized_channel_se_bottleneck,
     quantized_spatial_channel_se_bottleneck,
     quantized_image_convolution,
+    pyramid_roi_align,
 )
 
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dyndeploy.errors import UsageError
+from dyndeploy.graphs.inspect import group_of
+from dyndeploy.graphs.parts import BACKBONE, has_parts, part_of
 from dyndeploy.ops.base import Shape
 from dyndeploy.ops.gates import CHANNEL, PATCH
 from dyndeploy.prediction.kernels import GraphWalker, Kernel, OperatorCall
@@ -73,6 +76,7 @@ class _Part:
         constants: Those that are known before a run.
         entry: Tensor of the part before that they read.
         exit: Tensor that the part behind reads.
+        taps: Further tensors that it reads, each with the block whose result it is: a pyramid's other maps.
         outputs: Tensors that the network gives.
         state: :data:`DENSE` or :data:`DYNAMIC`: which layout entry and exit have.
     """
@@ -84,6 +88,24 @@ class _Part:
     exit: str
     outputs: tuple[str, ...]
     state: int
+    taps: Mapping[str, str] = field(default_factory=dict)
+
+
+def backbone_of(network: str) -> tuple[str, dict[str, Any]] | None:
+    """Registered name and options of a detector's backbone, whose blocks are those of the detector; None of others."""
+    import torch
+
+    from dyndeploy.export.subject import Detects
+    from dyndeploy.nets import create_model, model_info
+
+    with torch.device("meta"):
+        built = create_model(network)
+    if not isinstance(built, Detects):
+        return None
+    backbone: Any = built.backbone
+    known = set(model_info(backbone.name).defaults)
+    options = backbone.config.as_dict()
+    return backbone.name, {name: value for name, value in options.items() if name in known}
 
 
 class Composition:
@@ -101,6 +123,7 @@ class Composition:
         input_size: (height, width).
         blocks: Names of the blocks, in order.
         stages: Names of the blocks of each stage: those whose names differ in the last part only.
+        footprint: What it needs of memory without dynamic blocks.
 
     Raises:
         UsageError: Unknown name, or a network without modes.
@@ -118,6 +141,9 @@ class Composition:
         from dyndeploy.nets import model_info
 
         require_registered(network)
+        own = backbone_of(network)
+        self._backbone, self._given = own or (network, {})
+        self._prefix = "" if own is None else f"{BACKBONE}."
         self._runtime, self._precision = runtime, precision
         if "mode" not in model_info(network).defaults:
             raise UsageError(
@@ -129,7 +155,9 @@ class Composition:
         self._parts: dict[Option, Mapping[str, _Part]] = {}
         self._calls: dict[Option, Mapping[str, list[tuple[OperatorCall, Kernel]]]] = {}
         nodes = zoo_nodes(network, {"mode": STATIC}, input_size=input_size)
+        self._head = None if own is None else _parts(nodes, DENSE)[_HEAD]
         assert nodes.input_size is not None
+        self.footprint = GraphWalker(nodes, runtime=runtime, precision=precision).footprint
         self.input_size = nodes.input_size
         self.blocks = nodes.blocks
         stages: dict[str, list[str]] = {}
@@ -174,40 +202,75 @@ class Composition:
             parts: dict[str, _Part] = {}
             calls: dict[str, list[tuple[OperatorCall, Kernel]]] = {}
             for graph, names in self._networks(option):
-                parts |= {name: part for name, part in _parts(graph, option.state).items() if name in names}
+                found = {self._full(name): part for name, part in _parts(graph, option.state).items()}
+                parts |= {name: self._of_network(part) for name, part in found.items() if name in names}
                 for kernel in GraphWalker(graph, runtime=self._runtime, precision=self._precision).graph().kernels:
-                    if kernel.call is not None and kernel.block is not None and kernel.block in names:
-                        calls.setdefault(kernel.block, []).append((kernel.call, kernel))
+                    block = None if kernel.block is None else self._full(kernel.block)
+                    if kernel.call is not None and block is not None and block in names:
+                        calls.setdefault(block, []).append((kernel.call, kernel))
+            if self._head is not None:
+                # Whatever the blocks are, what reads their maps is the same.
+                parts[_HEAD] = self._head
             self._parts[option], self._calls[option] = parts, calls
         return self._parts[option]
+
+    def _full(self, name: str) -> str:
+        """Name of a block of the backbone in the whole network; other parts keep theirs."""
+        return name if name in (_STEM, _HEAD) else f"{self._prefix}{name}"
+
+    def _of_network(self, part: _Part) -> _Part:
+        if not self._prefix:
+            return part
+        nodes = (n if n.block is None else replace(n, block=self._full(n.block)) for n in part.nodes)
+        # The masks are outputs; a backbone's logits are none of a detector.
+        return replace(part, nodes=tuple(nodes))
 
     def _networks(self, option: Option) -> Iterator[tuple[NodeGraph, Sequence[str]]]:
         """Networks with an option, and the parts that are taken of each."""
         given = {"granularity": option.granularity, "channel_granularity": option.channel_granularity}
         try:
-            yield zoo_nodes(self.name, {**given, "mode": option.mode}, input_size=self._size), (
+            yield self._zoo({**given, "mode": option.mode}), (
                 _STEM, *self.blocks, _HEAD,
             )  # fmt: skip
         except UsageError:
             for stage, names in enumerate(self.stages):
                 modes = [option.mode if other == stage else STATIC for other in range(len(self.stages))]
                 with contextlib.suppress(UsageError):
-                    yield zoo_nodes(self.name, {**given, "mode": modes}, input_size=self._size), names
+                    yield self._zoo({**given, "mode": modes}), names
+
+    def _zoo(self, options: Mapping[str, Any]) -> NodeGraph:
+        size = self._size if not self._prefix else self.input_size
+        return zoo_nodes(self._backbone, {**self._given, **options}, input_size=size)
 
 
 def _parts(graph: NodeGraph, state: int) -> dict[str, _Part]:
     """The stem, the blocks and the head of a network; the blocks' state is given, the stem is dense."""
     members: dict[str, list[Node]] = {_STEM: []}
     current, last = _STEM, graph.blocks[-1]
+    told = has_parts({group_of(node.name) for node in graph.nodes})
     for node in graph.nodes:
+        if told and part_of(node.name) != BACKBONE:
+            # What reads sizes only may stand anywhere.
+            members.setdefault(_HEAD, []).append(node)
+            continue
         current = node.block or (_HEAD if current == last else current)
         members.setdefault(current, []).append(node)
-    return {name: _part(name, nodes, graph, DENSE if name == _STEM else state) for name, nodes in members.items()}
+    makers = {output: name for name, nodes in members.items() for node in nodes for output in node.outputs}
+    members[_HEAD] = members.pop(_HEAD)
+    return {
+        name: _part(name, nodes, graph, DENSE if name == _STEM else state, makers) for name, nodes in members.items()
+    }
 
 
-def _part(name: str, nodes: Sequence[Node], graph: NodeGraph, state: int) -> _Part:
+def _part(name: str, nodes: Sequence[Node], graph: NodeGraph, state: int, parts: Mapping[str, str]) -> _Part:
     made = {output for node in nodes for output in node.outputs}
-    entry = next(x for node in nodes for x in node.inputs if x not in made and x not in graph.constants)
+    read = dict.fromkeys(x for node in nodes for x in node.inputs if x not in made and x not in graph.constants)
+    entry = next(iter(read))
+    taps: dict[str, str] = {}
+    if name == _HEAD:
+        last = graph.blocks[-1]
+        entry = next(x for x in read if parts.get(x) == last)
+        taps = {x: parts[x] for x in read if x != entry and x in parts}
     others = {x for node in graph.nodes if not made & set(node.outputs) for x in node.inputs} | set(graph.outputs)
     makers = {output: node for node in nodes for output in node.outputs}
     exit_ = next(x for node in reversed(nodes) for x in node.outputs if x in others)
@@ -231,6 +294,7 @@ def _part(name: str, nodes: Sequence[Node], graph: NodeGraph, state: int) -> _Pa
         exit=own(exit_),
         outputs=tuple(own(tensor) for tensor in graph.outputs if tensor in used),
         state=state,
+        taps={own(tensor): block for tensor, block in taps.items()},
     )
 
 
@@ -245,6 +309,10 @@ def _joined(
         block = names[index - 1 if before.state == DYNAMIC else index]
         step = _VIEW if before.state == after.state else _CHANGE
         nodes.append(Node(step, "", f"{block}/{step}_in_{index}", block, (before.exit,), (after.entry,)))
+        for tensor, source in after.taps.items():
+            tapped = parts[names.index(source)]
+            step = _VIEW if tapped.state == after.state else _CHANGE
+            nodes.append(Node(step, "", f"{source}/{step}_to_{tensor}", source, (tapped.exit,), (tensor,)))
         nodes += after.nodes
         shapes |= after.shapes
     constants = frozenset({""}).union(*(part.constants for part in parts))

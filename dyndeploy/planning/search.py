@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.errors import UsageError, unknown_name
+from dyndeploy.graphs.memory import require_memory
 from dyndeploy.planning.composition import DENSE, DYNAMIC, MODES, STATIC, WHOLE, Composition, Option
 from dyndeploy.planning.plan import Plan
 from dyndeploy.prediction.kernels import Kernel
+from dyndeploy.targets.devices import device_names, load_device
 
 Array = npt.NDArray[np.float64]
 Price = Callable[[Sequence[Kernel]], tuple[Array, Array, Array]]
@@ -113,7 +115,8 @@ def plan_network(
         (higher), fastest first.
 
     Raises:
-        UsageError: Unknown name, a network without modes, or a budget that no plan meets.
+        UsageError: Unknown name, a network without modes or one that needs more memory than the device has, or a
+            budget that no plan meets.
     """
     settings = settings or PlanSettings()
     if not prices:
@@ -121,6 +124,8 @@ def plan_network(
     if budget_ms is not None and not budget_ms > 0:
         raise UsageError(f"The budget must be a positive number of milliseconds, not {budget_ms}.")
     composition = Composition(network, settings.rate, input_size, runtime=runtime, precision=precision)
+    if device in device_names():
+        require_memory(network, load_device(device), composition.footprint)
     plans = [
         replace(plan, accuracy=accuracies(plan), basis=basis, runtime=runtime, precision=precision)
         for threads, price in prices.items()

@@ -105,7 +105,7 @@ def staged_network(
         input_size: (height, width); None takes the network's own.
 
     Raises:
-        UsageError: No registered network, a detector, or a bundle without exits.
+        UsageError: No registered network, or a bundle without exits.
         BundleError: The folder is no bundle.
     """
     if os.sep in network or os.path.isdir(network):
@@ -123,26 +123,9 @@ def staged_network(
     from dyndeploy.nets import model_info
 
     if "mode" in model_info(network).defaults:
-        _require_no_detector(network, device)
         return None
     named = zoo_network(network, {}, input_size=input_size, lacks=lacking_operators(device))
     return named if isinstance(named, StagedNodes) else None
-
-
-def _require_no_detector(network: str, device: str) -> None:
-    import torch
-
-    from dyndeploy.export.subject import Detects
-    from dyndeploy.nets import create_model
-
-    with torch.device("meta"):
-        built = create_model(network)
-    if isinstance(built, Detects):
-        raise UsageError(
-            f"{network} is a detector, and modes are searched for classifiers only: nobody knows yet what a mode costs "
-            f"in average precision. Predict them one by one: dyndeploy predict {network} --device {device} --mode "
-            "channel."
-        )
 
 
 def calibrated_prices(

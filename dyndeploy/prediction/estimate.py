@@ -20,6 +20,7 @@ import numpy as np
 
 from dyndeploy.bundle import SAVES_NOTHING, Bundle
 from dyndeploy.errors import InputError, UsageError, unknown_name
+from dyndeploy.graphs.memory import Footprint, require_memory
 from dyndeploy.graphs.passes.boxes import lacking
 from dyndeploy.graphs.reading import read_graph
 from dyndeploy.ops.gates import GateKind
@@ -245,7 +246,8 @@ class Estimator:
             input_size: (height, width) of the image; None takes the network's own.
 
         Raises:
-            UsageError: Unknown name or mode, a rate outside [0, 1], or a list of the wrong length.
+            UsageError: Unknown name or mode, a rate outside [0, 1], a list of the wrong length, or a network that
+                needs more memory than the device has.
             BundleError: A graph has no static shapes.
         """
         plan = self._plan(network, configuration or Configuration(), input_size)
@@ -257,7 +259,8 @@ class Estimator:
             found = replace(found, notes=(*found.notes, _FOREIGN.format(network.manifest.target, self.device.board)))
         notes = _integer_notes(graphs[0]) if self.precision == "int8" else ()
         notes += _modelled_notes(graphs[0])
-        return replace(found, notes=(*found.notes, *notes, *self._not_exported(graphs[0])))
+        memory = require_memory(plan.name, self.device, plan.footprint(graphs[0]))
+        return replace(found, notes=(*found.notes, *notes, *self._not_exported(graphs[0])), memory=memory)
 
     def _not_exported(self, graph: Graph) -> tuple[str, ...]:
         """That a network cannot be exported for the device, or in the precision: then nothing runs what is priced."""
@@ -473,6 +476,7 @@ class Estimator:
             notes,
             exits,
             tuple(len(walker.graph().kernels) for walker in walkers) if exits else (),
+            tuple(walkers),
         )
 
     def _takes_branches(self, runtime: str) -> tuple[bool, str]:
@@ -575,6 +579,7 @@ class _Plan:
         notes: What a reader should know.
         exits: Number and share of each exit.
         kernels: Of each stage.
+        walkers: Of each graph; empty for a network that is written down as kernels.
     """
 
     name: str
@@ -590,6 +595,16 @@ class _Plan:
     notes: tuple[str, ...] = ()
     exits: tuple[tuple[int, float], ...] = ()
     kernels: tuple[int, ...] = ()
+    walkers: tuple[GraphWalker, ...] = ()
+
+    def footprint(self, graph: Graph) -> Footprint:
+        """What it needs of memory; of kernels without tensors, activations are those of the largest one."""
+        if self.walkers:
+            first, *others = (walker.footprint for walker in self.walkers)
+            return sum(others, first)
+        largest = max(graph.kernels, key=lambda kernel: kernel.read_bytes + kernel.written_bytes)
+        weights = math.fsum(kernel.weight_bytes for kernel in graph.kernels)
+        return Footprint(int(weights), int(largest.read_bytes + largest.written_bytes), 0, largest.name)
 
     def graphs(self) -> list[Graph]:
         return [self.graph(rates) for rates in self.rates]

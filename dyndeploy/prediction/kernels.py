@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dyndeploy.errors import BundleError, unknown_name
 from dyndeploy.graphs.inspect import group_of
+from dyndeploy.graphs.memory import POINTWISE, Footprint, footprint
 from dyndeploy.graphs.parts import has_parts
 from dyndeploy.graphs.shapes import unknown_size
 from dyndeploy.ops import OPERATORS
@@ -366,13 +367,6 @@ _FREE = frozenset((
 
 _CONVOLUTIONS = frozenset({"Conv", "QLinearConv", "ConvInteger", "ConvTranspose"})
 _PRODUCTS = frozenset({"Gemm", "MatMul", "QLinearMatMul", "MatMulInteger"})
-_POINTWISE = frozenset((
-    "Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Mod", "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu",
-    "Clip", "Sigmoid", "HardSigmoid", "Tanh", "HardSwish", "Mish", "Gelu", "Softplus", "Softsign", "Erf", "Exp",
-    "Log", "Sqrt", "Abs", "Neg", "Floor", "Ceil", "Round", "Sign", "Reciprocal", "Where", "Equal", "Less",
-    "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Not", "Xor", "BatchNormalization", "Sin", "Cos",
-    "ThresholdedRelu", "Swish", "BiasGelu", "FastGelu", "QuickGelu",
-))  # fmt: skip
 _MEMBERS: dict[str, tuple[str, ...]] = {
     "pool": (
         "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "GlobalLpPool",
@@ -427,7 +421,7 @@ _FUSED_BY: dict[str, frozenset[str]] = {
         "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "HardSigmoid", "HardSwish", "Add", "BatchNormalization",
     )),
     # TensorRT merges every chain of pointwise operators into its producer.
-    "tensorrt": _POINTWISE,
+    "tensorrt": POINTWISE,
 }  # fmt: skip
 RUNTIMES = tuple(_FUSED_BY)
 
@@ -544,7 +538,7 @@ class _Fuser:
 
     def _join(self, node: Node) -> _Group | None:
         """The group that ``node`` is fused into, extended by it; None if it starts its own."""
-        if node.op_type not in _POINTWISE or node.domain:
+        if node.op_type not in POINTWISE or node.domain:
             return None
         inputs = self.activations(node)
         candidates = [self._group_of[name] for name in inputs if name in self._group_of]
@@ -561,7 +555,7 @@ class _Fuser:
         if group.nodes[0].conditions != node.conditions:
             return False  # What is skipped together is one launch at most.
         lead = group.nodes[0].op_type
-        pointwise = lead in _POINTWISE
+        pointwise = lead in POINTWISE
         if lead in _PRODUCTS:
             allowed = {"Add", "Relu"} if not self._chains else self._fusable
         elif lead in _CONVOLUTIONS or (pointwise and self._chains):
@@ -668,6 +662,12 @@ class GraphWalker:
         entries = [(entry, group) for group in self._fuser.groups for entry in self._entries_of(group)]
         self._entries = [entry for entry, _ in entries]
         self._group_of_kernel = [group for _, group in entries]
+
+    @functools.cached_property
+    def footprint(self) -> Footprint:
+        """What the graph needs of memory, at any rates."""
+        record = self.record
+        return footprint(record.nodes, record.shapes, record.constants, record.outputs, record.widths, self.precision)
 
     def part_of_nodes(self) -> dict[str, str]:
         """The part (:attr:`Graph.parts`) that every node's time belongs to, by the tensors that the node makes."""
@@ -777,7 +777,7 @@ class GraphWalker:
         )
         written = self._amount(group.tail, precision)
         known = not node.domain or node.domain in ("com.microsoft", "ai.onnx")
-        kind = "elementwise" if known and node.op_type in _POINTWISE else _CLASSES.get(node.op_type) if known else None
+        kind = "elementwise" if known and node.op_type in POINTWISE else _CLASSES.get(node.op_type) if known else None
         # The other constants are axes, indices and shapes.
         weighs = kind in ("elementwise", "norm") or kind is None
         constants = [item for item in node.inputs if weighs and item in self._fuser.constant and item in self._shapes]

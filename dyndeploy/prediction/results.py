@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dyndeploy.errors import InputError, UsageError
+from dyndeploy.graphs.memory import MemoryPrediction
 from dyndeploy.graphs.parts import has_parts, sums
 
 SCHEMA = 2
@@ -141,6 +142,7 @@ class Prediction:
         basis: What the device model rests on.
         notes: What a reader should know, e.g. which skipped blocks the platform computes anyway.
         exits: Of a network that exits early: ``latency_ms`` is their mean by their shares.
+        memory: What it needs of the device's; None for the reference.
     """
 
     network: str
@@ -166,6 +168,7 @@ class Prediction:
     basis: str = ""
     notes: tuple[str, ...] = ()
     exits: tuple[ExitPrediction, ...] = ()
+    memory: MemoryPrediction | None = None
 
     @property
     def parts(self) -> tuple[PartPrediction, ...]:
@@ -195,7 +198,8 @@ class Prediction:
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object; :meth:`from_json` reads it back."""
         parts = [asdict(part) for part in self.parts]
-        return {"schema": SCHEMA, **asdict(self), **({"parts": parts} if parts else {})}
+        memory = None if self.memory is None else self.memory.to_json()
+        return {"schema": SCHEMA, **asdict(self), "memory": memory, **({"parts": parts} if parts else {})}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Prediction:
@@ -232,6 +236,8 @@ class Prediction:
                 )
                 for block in value["blocks"]
             )
+            memory = values.get("memory")
+            values["memory"] = None if memory is None else MemoryPrediction.from_json(memory)
             coverage = value["coverage"]
             values["coverage"] = Coverage(**{**coverage, "unknown": tuple(coverage["unknown"])})
             return cls(**values)

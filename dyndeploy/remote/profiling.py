@@ -192,6 +192,12 @@ def require_runnable(bundle: Bundle, entry: DeviceEntry) -> Target:
     """As :func:`require_measurable`, for a bundle that is only run."""
     manifest = bundle.manifest
     target = load_target(manifest.target)
+    if bundle.parts:
+        raise UsageError(
+            f"{manifest.network.name} runs in {len(bundle.parts)} parts on {target.name}, and boards do not run such "
+            "networks over SSH in this release. 'dyndeploy engine BUNDLE --trtexec VERSION' writes what times each "
+            "engine there."
+        )
     if target.runtime == "tensorrt" and entry.target not in (None, target.name):
         raise UsageError(
             f"The bundle was exported for {target.name}, and the device '{entry.name}' is a {entry.target}. Export it "

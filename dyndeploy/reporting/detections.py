@@ -134,7 +134,7 @@ def precision_table(boxes: AveragePrecision, masks: AveragePrecision | None = No
         )
     ]
     values += [
-        (each[0].name, each[0].objects, *(v for one in each for v in (one.ap, one.ap50, None)))
+        (each[0].name, each[0].objects, *(v for one in each for v in (one.ap, one.ap50, one.ap75)))
         for each in zip(*(precision.classes for _, precision in kinds), strict=True)
     ]
     return Table(

@@ -13,6 +13,7 @@ from dyndeploy.runtimes.base import (
 )
 from dyndeploy.runtimes.native import FALLBACK_BODIES, NativeLibrary, find_cpu_library, find_tensorrt_library
 from dyndeploy.runtimes.onnxruntime import NodeTime, OnnxRuntimeSession
+from dyndeploy.runtimes.parts import PartsSession, open_parts
 from dyndeploy.runtimes.staged import StagedResult, StagedSession, open_staged
 from dyndeploy.runtimes.tensorrt import TensorRTSession
 
@@ -23,6 +24,7 @@ __all__ = [
     "NativeUse",
     "NodeTime",
     "OnnxRuntimeSession",
+    "PartsSession",
     "Session",
     "SessionInfo",
     "StagedResult",
@@ -31,5 +33,6 @@ __all__ = [
     "checked_tensor",
     "find_cpu_library",
     "find_tensorrt_library",
+    "open_parts",
     "open_staged",
 ]

@@ -28,6 +28,7 @@ from dyndeploy.runtimes.tensorrt_engine import (
     kept_data,
     load_metadata,
     plugin_library,
+    require_one_graph,
 )
 from dyndeploy.runtimes.tensorrt_rtx import build_rtx_engine
 
@@ -88,7 +89,11 @@ class TensorRTSession(Session):
 
         Returns:
             The session, and the engine that it runs.
+
+        Raises:
+            UsageError: The bundle is no single engine; also as the other ways to open one.
         """
+        require_one_graph(bundle, settings or EngineSettings())
         settings = (settings or EngineSettings()).of(bundle)
         model = bundle.load_static() if settings.static else bundle.load_model()
         return cls.from_graph(model, settings, device=device, progress=progress)

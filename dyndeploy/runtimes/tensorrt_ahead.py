@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dyndeploy.errors import DyndeployError, UsageError
-from dyndeploy.graphs.inspect import all_graphs
+from dyndeploy.graphs.inspect import all_graphs, all_nodes
 from dyndeploy.graphs.tensorrt import required_creators
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.runtimes import tensorrt_inspector, tensorrt_worker
@@ -31,6 +31,7 @@ from dyndeploy.runtimes.tensorrt_device import RTX
 from dyndeploy.runtimes.tensorrt_layers import EngineLayers, read_layers, wrong_layers
 from dyndeploy.runtimes.tensorrt_plan import FAMILY, BuildOptions, BuildPlan, plan_build
 from dyndeploy.runtimes.tensorrt_stand_ins import described
+from dyndeploy.targets.platforms import refused_ahead
 
 if TYPE_CHECKING:
     import onnx
@@ -44,6 +45,9 @@ WORKER = ("-m", tensorrt_worker.__name__)
 _LAST_WORDS = 5
 _NO_DRIVER = re.compile(r"\n?\[checkMacros\.cpp::catchCudaError::\d+\][^\n]*cudaError 35[^\n.;]*[.;]?")
 """What TensorRT adds to every error where there is no GPU; it would lead astray."""
+
+_NO_DRIVER_IN = re.compile(r"CUDA driver version is insufficient|Cuda Error in \w+: 35")
+"""Says that there is no GPU."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,13 @@ def build_checked(
 ) -> AheadEngine:
     """As :func:`build_ahead`, for the plan of a graph with its TensorRT copy."""
     _require_buildable(copy, package, library)
-    made = build_planned(plan, copy, package, library)
+    try:
+        made = build_planned(plan, copy, package, library)
+    except DyndeployError as error:
+        known = _known_refusal(copy, package, str(error))
+        if not known:
+            raise
+        raise DyndeployError(known) from error
     require_planned(made, source)
     return made
 
@@ -200,6 +210,17 @@ def _require_buildable(copy: onnx.ModelProto, package: BuilderPackage, library: 
                     f"{node.name} ({node.op_type}) stands in a branch (If) and needs scratch memory, which TensorRT "
                     f"{package.text} cannot build. Leave it outside: the operator skips by itself."
                 )
+
+
+def _known_refusal(copy: onnx.ModelProto, package: BuilderPackage, message: str) -> str:
+    """Why TensorRT-RTX refuses an operator of a graph where there is no GPU, if that is what happened; else empty."""
+    if not package.text.startswith(RTX) or not _NO_DRIVER_IN.search(message):
+        return ""
+    types = {node.op_type for node in all_nodes(copy.graph) if not node.domain}
+    for name, why in refused_ahead().items():
+        if name in types and f"operator: {name} " in message:
+            return f"TensorRT {package.text} does not build {name} on a machine without a GPU: {why}."
+    return ""
 
 
 def require_planned(made: AheadEngine, source: onnx.ModelProto) -> None:

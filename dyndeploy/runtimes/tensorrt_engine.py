@@ -22,12 +22,13 @@ import numpy as np
 from onnx import helper
 
 from dyndeploy import files
-from dyndeploy.bundle import INPUT, Bundle
+from dyndeploy.bundle import INPUT, Bundle, PartInfo
 from dyndeploy.errors import BundleError, DyndeployError, InputError, OutputError, UsageError
 from dyndeploy.graphs.tensorrt import missing_creators, required_creators
 from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes import tensorrt_inspector
 from dyndeploy.runtimes.base import TENSORRT
+from dyndeploy.runtimes.host_program import HostProgram, ProgramError
 from dyndeploy.runtimes.native import (
     TENSORRT_LIBRARY_VARIABLE,
     NativeLibrary,
@@ -199,6 +200,7 @@ def build_engine(
         DyndeployError: TensorRT is missing, a plugin is missing, or parser or builder refused.
         OutputError: The cache cannot be written.
     """
+    require_one_graph(bundle, settings or EngineSettings())
     settings = (settings or EngineSettings()).of(bundle)
     return build_graph_engine(_source(bundle, settings.static), gpu, settings, api=api, progress=progress)
 
@@ -211,10 +213,10 @@ def build_stage_engines(
     api: TensorRT | None = None,
     progress: Progress = lambda message: None,
 ) -> list[EngineFile]:
-    """As :func:`build_engine`, for a network that exits early: one engine per stage, in order.
+    """As :func:`build_engine`, for a network of several engines: one per stage or part, in order.
 
     Args:
-        bundle: Of stages with a fixed batch size.
+        bundle: Of stages with a fixed batch size, or with parts.
         gpu: As for :func:`build_engine`, like all that follow.
         settings: How the engines are built.
         api: TensorRT; None imports it.
@@ -223,16 +225,45 @@ def build_stage_engines(
     Raises:
         UsageError: The stages leave the batch size open.
     """
-    require_fixed_batch(bundle)
     settings = (settings or EngineSettings()).of(bundle)
     built = []
-    for stage, model in zip(bundle.exits.stages, bundle.load_stages(), strict=True):
+    for label, model in engine_graphs(bundle):
 
-        def told(message: str, number: int = stage.exit) -> None:
-            progress(f"exit {number}: {message}")
+        def told(message: str, label: str = label) -> None:
+            progress(f"{label}: {message}")
 
         built.append(build_graph_engine(model, gpu, settings, api=api, progress=told))
     return built
+
+
+def engine_graphs(bundle: Bundle) -> list[tuple[str, onnx.ModelProto]]:
+    """The graphs of a network of several engines, each with what to call it: ``"exit 2"`` or ``"part0"``.
+
+    Raises:
+        UsageError: Stages leave the batch size open.
+    """
+    if bundle.parts:
+        return [(Path(part.file).stem, model) for part, model in bundle.load_engine_parts()]
+    require_fixed_batch(bundle)
+    return [
+        (f"exit {stage.exit}", model) for stage, model in zip(bundle.exits.stages, bundle.load_stages(), strict=True)
+    ]
+
+
+def require_one_graph(bundle: Bundle, settings: EngineSettings) -> None:
+    """Raise ``UsageError`` for a bundle whose target runs it in parts: it is no single engine."""
+    if not bundle.parts:
+        return
+    target = bundle.manifest.target
+    if settings.static:
+        raise UsageError(
+            f"{bundle.path} runs in parts on {target}, and its static twin was not written so: export the static "
+            "network (mode static) as a bundle of its own."
+        )
+    raise UsageError(
+        f"{bundle.path} is no single engine: {target} runs it in {len(bundle.parts)} parts, with the host in between. "
+        "'dyndeploy engine', 'run' and 'verify' take it; this step does not in this release."
+    )
 
 
 def require_fixed_batch(bundle: Bundle) -> None:
@@ -467,6 +498,18 @@ def load_metadata(engine: str | os.PathLike[str]) -> dict[str, Any]:
     return metadata
 
 
+def load_program(bundle: Bundle, part: PartInfo) -> HostProgram:
+    """Read the program of a host part; raises ``BundleError`` where it is damaged or of another release."""
+    try:
+        program = HostProgram.load(bundle.path / part.file)
+    except ProgramError as error:
+        raise BundleError(str(error)) from error
+    for kind, names, infos in (("reads", program.inputs, part.inputs), ("gives", program.outputs, part.outputs)):
+        if names != [info.name for info in infos]:
+            raise BundleError(f"{part.file} {kind} {', '.join(names)}: not what bundle.json says. Export it again.")
+    return program
+
+
 # ---------------------------------------------------------------- trtexec
 
 
@@ -501,6 +544,7 @@ def write_trtexec_files(
         OutputError: A file cannot be written.
     """
     settings = settings or EngineSettings()
+    require_one_graph(bundle, settings)
     stem = "static" if settings.static else "model"
     inputs = bundle.reference_inputs()
     return _trtexec_files(bundle, _source(bundle, settings.static), stem, inputs, folder, version, settings)
@@ -509,12 +553,12 @@ def write_trtexec_files(
 def write_stage_trtexec_files(
     bundle: Bundle, folder: str | os.PathLike[str], version: str, settings: EngineSettings | None = None
 ) -> list[TrtexecFiles]:
-    """As :func:`write_trtexec_files`, for a network that exits early: per stage, in order.
+    """As :func:`write_trtexec_files`, for a network of several engines: per stage or part, in order.
 
-    A stage's inputs are what the stages before it compute from the reference images, in ONNX Runtime on this machine.
+    The inputs of each are what the ones before it compute from the reference images, on this machine's CPU.
 
     Args:
-        bundle: Of stages with a fixed batch size.
+        bundle: Of stages with a fixed batch size, or with parts.
         folder: As for :func:`write_trtexec_files`, like all that follow.
         version: Of the TensorRT that will read it.
         settings: How the engines are built.
@@ -523,9 +567,11 @@ def write_stage_trtexec_files(
         UsageError: The stages leave the batch size open, or the version cannot build the plan.
         OutputError: A file cannot be written.
     """
-    require_fixed_batch(bundle)
     required_version(version)
     settings = settings or EngineSettings()
+    if bundle.parts:
+        return _part_trtexec_files(bundle, folder, version, settings)
+    require_fixed_batch(bundle)
     batch = bundle.manifest.batch
     stages = bundle.exits.stages
     tensors: dict[str, Any] = {stages[0].inputs[0].name: bundle.reference()[INPUT][:batch]}
@@ -534,6 +580,24 @@ def write_stage_trtexec_files(
         inputs = {info.name: tensors[info.name] for info in stage.inputs}
         written.append(_trtexec_files(bundle, model, f"stage{index}", inputs, folder, version, settings))
         with OnnxRuntimeSession(model, native="off") as session:
+            tensors |= session.run(inputs)
+    return written
+
+
+def _part_trtexec_files(
+    bundle: Bundle, folder: str | os.PathLike[str], version: str, settings: EngineSettings
+) -> list[TrtexecFiles]:
+    batch, graphs = bundle.manifest.batch, {part.file: model for part, model in bundle.load_engine_parts()}
+    tensors: dict[str, Any] = {name: value[:batch] for name, value in bundle.reference_inputs().items()}
+    written = []
+    for part in bundle.parts:
+        inputs = {info.name: tensors[info.name] for info in part.inputs}
+        if part.host:
+            tensors |= load_program(bundle, part).run(inputs)
+            continue
+        model = graphs[part.file]
+        written.append(_trtexec_files(bundle, model, Path(part.file).stem, inputs, folder, version, settings))
+        with OnnxRuntimeSession(model, native="auto" if bundle.manifest.operators else "off") as session:
             tensors |= session.run(inputs)
     return written
 

@@ -30,9 +30,11 @@ from dyndeploy.runtimes.tensorrt_engine import (
     EngineFile,
     EngineSettings,
     cache_folder,
+    engine_graphs,
     engine_place,
     found_engine,
     plugin_library,
+    require_one_graph,
     source_sha256,
 )
 from dyndeploy.runtimes.tensorrt_plan import BuildPlan, plan_build
@@ -53,7 +55,8 @@ class AheadFile:
     """An engine file that was built and never run.
 
     Attributes:
-        graph: What it computes: ``"dynamic"``, ``"exit 2"`` (the stage up to that exit) or ``"static twin"``.
+        graph: What it computes: ``"dynamic"``, ``"exit 2"`` (the stage up to that exit), ``"part0"`` (of a network that
+            runs in parts) or ``"static twin"``.
         path: The engine.
         metadata: What it was built from and with, its layers, the memory that it needs; also in the file beside it.
         cached: It was found, not built.
@@ -98,7 +101,7 @@ def build_bundle_ahead(
         progress: Called with a line at the start of each engine.
 
     Returns:
-        The dynamic network, or each of its stages, and the static twin where the bundle has one.
+        The dynamic network, or each of its stages or engines, and the static twin where the bundle has one.
 
     Raises:
         UsageError: The target has no such engines, or there is no plan for the precision.
@@ -159,12 +162,14 @@ def _library(settings: EngineSettings) -> NativeLibrary | None:
 
 def _graphs(bundle: Bundle, *, static_only: bool) -> Iterator[tuple[str, onnx.ModelProto]]:
     if not static_only:
-        if bundle.manifest.exits is None:
+        if bundle.manifest.exits is None and not bundle.parts:
             yield DYNAMIC, bundle.load_model()
         else:
-            stages = zip(bundle.manifest.exits.stages, bundle.load_stages(), strict=True)
-            yield from ((f"exit {stage.exit}", model) for stage, model in stages)
-    if static_only or bundle.static is not None:
+            yield from engine_graphs(bundle)
+    if static_only:
+        require_one_graph(bundle, EngineSettings(static=True))
+    # What runs in parts has a twin for verification only.
+    if static_only or (bundle.static is not None and not bundle.parts):
         yield STATIC, bundle.load_static()
 
 

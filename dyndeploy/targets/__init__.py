@@ -2,12 +2,14 @@
 
 from dyndeploy.targets.devices import Device, device_names, device_of_gpu, load_device, read_device
 from dyndeploy.targets.laziness import BranchTimes, LazinessRecord, load_record
-from dyndeploy.targets.platforms import PowerMode, PrecisionRule, Target, load_target, target_names
+from dyndeploy.targets.platforms import PORTABLE, Placement, PowerMode, PrecisionRule, Target, load_target, target_names
 
 __all__ = [
+    "PORTABLE",
     "BranchTimes",
     "Device",
     "LazinessRecord",
+    "Placement",
     "PowerMode",
     "PrecisionRule",
     "Target",

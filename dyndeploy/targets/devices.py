@@ -1,10 +1,10 @@
 """Devices as data: one TOML file each in ``devices/``, read into typed records.
 
-A file has up to four tables. ``[hardware]`` holds what the silicon is, in its fastest power mode;
-``[power_modes.NAME]`` what another mode changes; ``[model]`` what the predictor assumes of the software on it, with
-the constants that were fitted to published latencies; ``[laudnet]`` the ten parameters of the LAUDNet reference
-predictor, where it knows the device. They differ (the reference gives the V100 700 GB/s, the board has 898), and all
-carry their source. What no source states is absent, never guessed.
+A file has up to five tables. ``[hardware]`` holds what the silicon is, in its fastest power mode;
+``[power_modes.NAME]`` what another mode changes; ``[memory]`` what of its memory a network can have; ``[model]`` what
+the predictor assumes of the software on it, with the constants that were fitted to published latencies; ``[laudnet]``
+the ten parameters of the LAUDNet reference predictor, where it knows the device. They differ (the reference gives the
+V100 700 GB/s, the board has 898), and all carry their source. What no source states is absent, never guessed.
 """
 
 from __future__ import annotations
@@ -90,6 +90,23 @@ class Hardware:
 
 
 @dataclass(frozen=True)
+class MemoryLimit:
+    """What of a device's memory a process with a network can have.
+
+    Attributes:
+        source: Where the numbers come from.
+        total_gb: All of it; of boards shared with the processor.
+        limit_gb: Most that the process may take.
+        context_mb: What CUDA and its libraries take of that before there is a network.
+    """
+
+    source: str
+    total_gb: float
+    limit_gb: float
+    context_mb: float
+
+
+@dataclass(frozen=True)
 class ModelConstants:
     """What the predictor assumes of the software on a device.
 
@@ -127,6 +144,7 @@ class Device:
         hardware: Real figures of the silicon.
         model: Assumptions about its software.
         laudnet: Parameters of the LAUDNet reference predictor; None where it does not know the device.
+        memory: What of its memory a network can have; None where that is not known, as of this machine.
         gpu_names: How CUDA calls this GPU, as shell patterns; empty where that name is not this device's alone.
         slower: The device in its other power modes, by mode.
     """
@@ -137,6 +155,7 @@ class Device:
     hardware: Hardware
     model: ModelConstants
     laudnet: PredictorParameters | None = None
+    memory: MemoryLimit | None = None
     gpu_names: tuple[str, ...] = ()
     slower: Mapping[str, Device] = field(default_factory=dict)
 
@@ -189,12 +208,15 @@ def read_device(path: str | Path) -> Device:
         if key not in data:
             raise InputError(f"The device file {source} has no '{key}'.")
     modes = {f"power_modes.{mode}": table for mode, table in data.get("power_modes", {}).items()}
-    for table, values in {**{name: data.get(name, {}) for name in ("laudnet", "hardware", "model")}, **modes}.items():
+    for table, values in {
+        **{name: data.get(name, {}) for name in ("laudnet", "hardware", "memory", "model")},
+        **modes,
+    }.items():
         for key, value in values.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
                 raise InputError(f"[{table}] of {source.name}: {key} must be positive, not {value!r}.")
     model = {**data["model"], "fitted": tuple(data["model"].get("fitted", ()))}
-    laudnet = data.get("laudnet")
+    laudnet, memory = data.get("laudnet"), data.get("memory")
     device = Device(
         name=str(data["name"]),
         title=str(data["title"]),
@@ -202,6 +224,7 @@ def read_device(path: str | Path) -> Device:
         hardware=_table(Hardware, data["hardware"], f"[hardware] of {source.name}"),
         model=_table(ModelConstants, model, f"[model] of {source.name}"),
         laudnet=None if laudnet is None else _table(PredictorParameters, laudnet, f"[laudnet] of {source.name}"),
+        memory=None if memory is None else _table(MemoryLimit, memory, f"[memory] of {source.name}"),
         gpu_names=tuple(data.get("gpu_names", ())),
     )
     slower = {

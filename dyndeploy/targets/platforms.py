@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ from dyndeploy.targets.laziness import LazinessRecord
 
 _FOLDER = Path(__file__).parent / "platforms"
 _OPERATORS = Path(__file__).parent / "tensorrt_operators.toml"
+_DETECTION = Path(__file__).parent / "tensorrt_detection.toml"
+
+PORTABLE = "cpu"
+"""Target of the one graph of a network that its own target runs in parts: what can be verified anywhere."""
+
+ENGINE, HOST, NOWHERE = "engine", "host", "none"
+"""Where an operator runs: in the engine, on the host between two engines, or not at all."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,19 @@ class PowerMode:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where an operator runs.
+
+    Attributes:
+        runs: :data:`ENGINE`, :data:`HOST` or :data:`NOWHERE`.
+        why: The reason, as a clause.
+    """
+
+    runs: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Target:
     """A platform that bundles are made for.
 
@@ -59,6 +80,7 @@ class Target:
         power_modes: The fastest power modes; of releases with several, the newest release's first.
         ahead_of_time: Whether TensorRT-RTX supports its GPU: engines can then be built on any machine.
         source: Where these facts come from.
+        detection: Where what detectors need runs, by name of the ONNX operator; empty where all of it is in one graph.
     """
 
     name: str
@@ -75,6 +97,7 @@ class Target:
     power_modes: tuple[PowerMode, ...]
     source: str
     ahead_of_time: bool = False
+    detection: Mapping[str, Placement] = field(default_factory=dict)
 
     @property
     def is_card(self) -> bool:
@@ -154,6 +177,7 @@ class Target:
             "allowed_operators": None if self.allowed_operators is None else sorted(self.allowed_operators),
             "refused": dict(self.refused),
             "ahead_of_time": self.ahead_of_time,
+            "detection": {name: asdict(place) for name, place in self.detection.items()},
             "source": self.source,
         }
 
@@ -175,6 +199,7 @@ def _read(path: Path) -> Target:
         power_modes=tuple(PowerMode(**mode) for mode in data.get("power_modes", ())),
         source=data["source"],
         ahead_of_time=data.get("ahead_of_time", False),
+        detection=detection_operators(data["runtime_version"]) if data["runtime"] == "tensorrt" else {},
     )
 
 
@@ -182,7 +207,20 @@ def parser_operators(version: str) -> frozenset[str]:
     """Standard ONNX operators that may stand in a graph for a release of TensorRT, e.g. ``"8.5.2"``."""
     releases = files.read_toml(_OPERATORS)["release"]
     known = [release for release in releases if _numbers(release["since"]) <= _numbers(version)]
-    return frozenset(max(known, key=lambda release: _numbers(release["since"]))["operators"])
+    return frozenset(name for release in known for name in release["adds"])
+
+
+def detection_operators(version: str) -> dict[str, Placement]:
+    """Where a release of TensorRT, e.g. ``"8.5.2"``, runs what detectors need, by name of the ONNX operator."""
+    releases = files.read_toml(_DETECTION)["release"]
+    known = [release for release in releases if _numbers(release["since"]) <= _numbers(version)]
+    newest = max(known, key=lambda release: _numbers(release["since"]))
+    return {name: Placement(**value) for name, value in newest.items() if name != "since"}
+
+
+def refused_ahead() -> dict[str, str]:
+    """ONNX operators that TensorRT-RTX does not build where there is no GPU, with the reason as a clause."""
+    return dict(files.read_toml(_DETECTION)["ahead"])
 
 
 def _numbers(version: str) -> tuple[int, ...]:

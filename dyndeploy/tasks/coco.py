@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,10 @@ _ROUNDING = 0.5
 
 _LARGEST = 1e5
 """No coordinate may be larger, in pixels: pycocotools draws the outlines of polygons pixel by pixel."""
+
+
+_OVERLAPS: Mapping[str, Any] = MappingProxyType({"ap": slice(None), "ap50": 0, "ap75": 5})
+"""Places of COCO's intersections over union of 0.5, 0.55, ... 0.95."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +257,7 @@ class CocoDataset:
             "area": "{} annotations do not say their area: that of the box counts as small, medium or large.",
             "crowd": "{} annotations are crowds: they are not trained on, and what is found there is not counted.",
             "malformed": "{} annotations have masks that are none: masks are not measured.",
-            "empty": "{} boxes have no area within their image: they are not trained on.",
+            "empty": "{} boxes have no area within their image: they are not trained on, and cannot be found.",
             "outside": "{} boxes reach out of their image, and are clipped to it.",
             "bare": "{} images have no annotations.",
         }
@@ -261,7 +266,11 @@ class CocoDataset:
     def _box(self, item: dict[str, Any], place: int) -> tuple[float, float, float, float]:
         box = item.get("bbox")
         if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-            what = "is missing" if box is None else f"must be four numbers x, y, width, height, not {_shown(box)}"
+            what = (
+                "is missing"
+                if box is None
+                else f"must be four numbers x, y, width, height, below {_LARGEST:,.0f} each, not {_shown(box)}"
+            )
             raise self._fault(f"annotations[{place}].bbox {what}")
         x, y, width, height = map(float, box)
         return x, y, width, height
@@ -317,12 +326,14 @@ class ClassPrecision:
         name: Of the class.
         ap: Mean over intersections over union of 0.5, 0.55, ... 0.95.
         ap50: At an intersection over union of 0.5.
+        ap75: At an intersection over union of 0.75.
         objects: Number of annotated objects of the class, crowds excepted.
     """
 
     name: str
     ap: float | None
     ap50: float | None
+    ap75: float | None
     objects: int
 
 
@@ -465,14 +476,16 @@ def _average_precision(
     small, medium, large = (_mean(precision[..., place]) for place in range(1, 4))
     objects = Counter(item["category_id"] for item in truth["annotations"] if not item["iscrowd"])
     return AveragePrecision(
-        ap=_mean(precision[..., 0]),
-        ap50=_mean(precision[0, ..., 0]),
-        ap75=_mean(precision[5, ..., 0]),
+        **{name: _mean(precision[overlaps, ..., 0]) for name, overlaps in _OVERLAPS.items()},
         small=small,
         medium=medium,
         large=large,
         classes=tuple(
-            ClassPrecision(name, _mean(precision[:, :, place, 0]), _mean(precision[0, :, place, 0]), objects[number])
+            ClassPrecision(
+                name=name,
+                **{measure: _mean(precision[overlaps, :, place, 0]) for measure, overlaps in _OVERLAPS.items()},
+                objects=objects[number],
+            )
             for name, number, place in zip(dataset.classes, dataset.category_ids, at, strict=True)
         ),
     )
@@ -499,7 +512,7 @@ def _content(path: Path) -> dict[str, Any]:
             raise InputError(f"{path} holds {what}, no boxes of objects. {advice}")
     missing = [part for part in _PARTS if not isinstance(content.get(part), list)]
     if missing:
-        raise InputError(f"{path} does not hold COCO annotations: no list of {' and '.join(missing)} in it. {advice}")
+        raise InputError(f"{path} does not hold COCO annotations: it lacks the lists {', '.join(missing)}. {advice}")
     return content
 
 

@@ -9,19 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.data import ByteArray, FloatArray, LabelArray, rgb_pixels
-from dyndeploy.errors import BundleError, UsageError
+from dyndeploy.errors import BundleError, UsageError, unknown_name
 from dyndeploy.finite import require_finite
 from dyndeploy.tasks.annotations import BoolArray
 from dyndeploy.tasks.packages import required
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Pixels = ByteArray | FloatArray
+_Kind = TypeVar("_Kind", bound=Pixels)
+
+DECODINGS = ("boxes", "queries")
 
 _FAR = 1e9
 """Cost of pairing what must not be paired; above that of all other pairs together."""
@@ -143,6 +148,11 @@ class DetectionTask:
         mean: Mean per RGB channel, of values in [0, 255].
         std: Standard deviation per RGB channel, of values in [0, 255].
         masks: Whether the detector gives masks as well.
+        rounding: Whether resized pixels are rounded to whole grey levels.
+        decoding: What a network gives: ``"boxes"``, detections with their boxes; or ``"queries"``, classes and masks of
+            queries, of which the host makes detections (:func:`dyndeploy.tasks.queries.decode_queries`).
+        detections: Most detections of an image.
+        mask_stride: Pixels of the input per cell of the queries' masks.
     """
 
     size: tuple[int, int] = (1333, 800)
@@ -150,8 +160,44 @@ class DetectionTask:
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     masks: bool = False
+    rounding: bool = True
+    decoding: str = "boxes"
+    detections: int = 100
+    mask_stride: int = 4
 
     name = "detection"
+
+    def __post_init__(self) -> None:
+        """Raise ``UsageError`` for a decoding that there is not."""
+        if self.decoding not in DECODINGS:
+            raise unknown_name("decoding", self.decoding, DECODINGS)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What a network gives that :meth:`decode` reads, in its order."""
+        if self.decoding == "queries":
+            return ("class_logits", "mask_logits")
+        return ("boxes", "scores", "labels", "count", *(("masks",) if self.masks else ()))
+
+    @property
+    def host(self) -> tuple[str, ...]:
+        """What is computed outside of the network, step by step, in words."""
+        pixels = "8-bit pixels" if self.rounding else "pixels in FP32"
+        before = (
+            f"resize: keep the ratio, bilinear on {pixels} (OpenCV)",
+            "normalise: subtract the mean, divide by the standard deviation, in FP32",
+            *(("pad: zeros at the right and at the bottom",) if self.divisor > 1 else ()),
+        )
+        if self.decoding == "queries":
+            return (
+                *before,
+                f"classes: softmax, the {self.detections} most probable ones of all queries, without that of no object",
+                "masks: resize their logits to the input, cut off the padding, resize to the image; keep those above 0",
+                "scores: times the mean probability of the mask's pixels",
+                "boxes: around the masks",
+            )
+        masks = ("masks: sample each one bilinearly over its box, keep what is at least 0.5",) if self.masks else ()
+        return (*before, "boxes: divide by the scale of the resize, clip to the image", *masks)
 
     def resized(
         self, height: int, width: int, size: tuple[int, int] | None = None, bucket: tuple[int, int] | None = None
@@ -241,14 +287,15 @@ class DetectionTask:
         height, width = pixels.shape[:2]
         inside = self.resized(height, width, size, bucket)
         filled = np.zeros((1, 3, *(self.padded(*inside) if bucket is None else bucket)), np.float32)
-        self.normalise(resize(pixels, inside), out=filled[0, :, : inside[0], : inside[1]])
+        whole = pixels if self.rounding else pixels.astype(np.float32)
+        self.normalise(resize(whole, inside), out=filled[0, :, : inside[0], : inside[1]])
         return {"input": filled, "image_size": np.asarray([inside], np.float32)}, Placement(height, width, inside)
 
-    def normalise(self, pixels: ByteArray, out: FloatArray | None = None) -> FloatArray:
+    def normalise(self, pixels: Pixels, out: FloatArray | None = None) -> FloatArray:
         """Return ``(pixels - mean) / std`` in float32: (height, width, 3) becomes (3, height, width).
 
         Args:
-            pixels: 8-bit RGB.
+            pixels: RGB, in [0, 255].
             out: Where to write the result; None for a new array.
         """
         values = np.empty((3, *pixels.shape[:2]), np.float32) if out is None else out
@@ -263,7 +310,8 @@ class DetectionTask:
         Args:
             outputs: ``boxes`` (n, k, 4) in pixels of the input, ``scores`` and ``labels`` (n, k), ``count`` (n,), how
                 many of the k are detections; and ``masks`` (n, k, m, m), probabilities over each box, if the task has
-                masks. Others are passed over.
+                masks. With ``decoding="queries"`` those of :func:`~dyndeploy.tasks.queries.decode_queries`. Others are
+                passed over.
             placement: Where the image lies in the input.
             row: Which of the n images.
 
@@ -271,10 +319,14 @@ class DetectionTask:
             BundleError: An output is missing, or its shape does not fit the others.
             NotFiniteError: Something among the detections is NaN or infinite.
         """
-        names = ("boxes", "scores", "labels", "count", *(("masks",) if self.masks else ()))
+        names = self.output_names
         absent = [name for name in names if name not in outputs]
         if absent:
             raise BundleError(f"A detector gives {', '.join(names)}; {', '.join(absent)} is missing. Export it again.")
+        if self.decoding == "queries":
+            from dyndeploy.tasks.queries import decode_queries
+
+            return decode_queries(outputs, placement, row=row, limit=self.detections, stride=self.mask_stride)
         capacity = outputs["scores"].shape[-1]
         wanted = {"boxes": (capacity, 4), "scores": (capacity,), "labels": (capacity,), "count": ()}
         for name in names:
@@ -299,8 +351,10 @@ class DetectionTask:
         return Detections(boxes, found["scores"], found["labels"], masks)
 
 
-def resize(pixels: ByteArray, size: tuple[int, int]) -> ByteArray:
-    """Resize 8-bit pixels (h, w, 3) to (height, width) bilinearly, without antialiasing, as OpenCV does.
+def resize(pixels: _Kind, size: tuple[int, int]) -> _Kind:
+    """Resize pixels (h, w, 3) to (height, width) bilinearly, without antialiasing, as OpenCV does.
+
+    8-bit pixels are rounded to whole grey levels, those of float32 are not.
 
     Raises:
         UsageError: OpenCV is not installed.
@@ -309,7 +363,7 @@ def resize(pixels: ByteArray, size: tuple[int, int]) -> ByteArray:
         return pixels
     cv2 = required("cv2", "Resizing images for a detector needs OpenCV")
     height, width = size
-    resized: ByteArray = cv2.resize(np.ascontiguousarray(pixels), (width, height), interpolation=cv2.INTER_LINEAR)
+    resized: _Kind = cv2.resize(np.ascontiguousarray(pixels), (width, height), interpolation=cv2.INTER_LINEAR)
     return resized
 
 
@@ -352,6 +406,16 @@ def encode_mask(mask: BoolArray) -> dict[str, Any]:
     coco = required("pycocotools.mask", "Writing masks as COCO does needs pycocotools")
     encoded: dict[str, Any] = coco.encode(np.asfortranarray(mask, np.uint8))
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+
+
+def decode_mask(encoded: Mapping[str, Any]) -> BoolArray:
+    """Return the mask (height, width) that :func:`encode_mask` made a run-length encoding of.
+
+    Raises:
+        UsageError: pycocotools is not installed.
+    """
+    coco = required("pycocotools.mask", "Reading masks as COCO writes them needs pycocotools")
+    return np.asarray(coco.decode(dict(encoded)), np.bool_)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from dyndeploy.blocks import Tape
+from dyndeploy.data import FloatArray, LabelArray
 from dyndeploy.errors import DyndeployError, NotFiniteError, UsageError
 from dyndeploy.finite import listed
+from dyndeploy.nets.detection_losses import LOSSES, MMDETECTION, Losses
 from dyndeploy.tasks.coco import CocoMetrics, coco_metrics
-from dyndeploy.tasks.detection import Detections, DetectionTask, Placement
+from dyndeploy.tasks.detection import Detections, DetectionTask, Placement, decode_mask, encode_mask
 from dyndeploy.training.evaluation import BlockEvaluation, Evaluation, MaskStatistics, evaluating
 from dyndeploy.training.losses import sparsity_loss
 from dyndeploy.training.objectives import FLOPS_TOLERANCE, GatedObjective, Loss, Moment, autocast
@@ -61,6 +63,7 @@ class DetectionObjective(GatedObjective):
         for name in ("proposal_samples", "region_samples"):
             if hasattr(network, name):
                 setattr(network, name, getattr(recipe.detection, name))
+        self._choose_losses(recipe.detection.losses)
         self._held_out = held_out
         task = network.task
         assert isinstance(task, DetectionTask)
@@ -106,7 +109,7 @@ class DetectionObjective(GatedObjective):
         Raises:
             NotFiniteError: An output or a gate's decision is NaN or infinite; the message names it.
         """
-        found = _Found()
+        found = _Found(self._task)
         with evaluating(self.network), Tape(self.network) as tape:
             for batch in batches:
                 for part in batch.alike(self._task.divisor):
@@ -128,6 +131,16 @@ class DetectionObjective(GatedObjective):
         assert metrics is not None
         scores = [part.ap50 or 0.0 for part in (metrics.boxes, metrics.masks) if part is not None]
         return sum(scores) / len(scores)
+
+    def _choose_losses(self, name: str) -> None:
+        own = getattr(self.network, "whose_losses", None)
+        if not isinstance(own, Losses):
+            if name != MMDETECTION.name:
+                raise UsageError(f"detection.losses: {self.recipe.model.name} has losses of its own: leave it out.")
+            return
+        self.network.whose_losses = LOSSES[name]  # type: ignore[assignment]
+        if name != MMDETECTION.name:
+            self.notes = (f"The losses are {name}'s (detection.losses), not {MMDETECTION.name}'s, which LAUDNet used.",)
 
     def _check_classes(self, training: Scenes) -> None:
         config = getattr(self.network, "config", None)
@@ -221,11 +234,33 @@ class _Gate:
         )
 
 
+class _Image(NamedTuple):
+    """What was found in one image: detections, their masks as COCO encodes them, or an empty list.
+
+    Where the network gives a mask of the whole input for each query, thousands of images would fill the memory.
+    """
+
+    boxes: FloatArray
+    scores: FloatArray
+    labels: LabelArray
+    masks: list[dict[str, Any]]
+    size: tuple[int, int]
+
+    def detections(self) -> Detections:
+        """Return them with masks again."""
+        masks = np.zeros((len(self.masks), *self.size), np.bool_)
+        for mask, encoded in zip(masks, self.masks, strict=True):
+            mask[:] = decode_mask(encoded)
+        return Detections(self.boxes, self.scores, self.labels, masks)
+
+
 class _Found:
     """What one process found on its share of the images: plain, so that processes can send it."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: DetectionTask) -> None:
+        self._task = task
         self.outputs: dict[int, tuple[dict[str, npt.NDArray[Any]], Placement]] = {}
+        self.decoded: dict[int, _Image] = {}
         self.flops = 0.0
         self.ratio = 0.0
         self.blocks: dict[str, float] = {}
@@ -245,9 +280,18 @@ class _Found:
         }
         self.broken = self.broken or listed({**plain, **margins})
         for row, (index, placement) in enumerate(zip(batch.indices, batch.placements, strict=True)):
-            places = int(plain["count"][row])
-            own = {name: value[row : row + 1, :places] for name, value in plain.items() if name != "count"}
-            self.outputs[index] = ({**own, "count": plain["count"][row : row + 1]}, placement)
+            places = int(plain["count"][row]) if "count" in plain else None
+            own = {
+                name: value[row : row + 1] if name == "count" else value[row : row + 1, :places]
+                for name, value in plain.items()
+            }
+            if self._task.decoding == "queries" and not self.broken:
+                found = self._task.decode(own, placement)
+                encoded = [] if found.masks is None else [encode_mask(mask) for mask in found.masks]
+                size = (placement.height, placement.width)
+                self.decoded[index] = _Image(found.boxes, found.scores, found.labels, encoded, size)
+            else:
+                self.outputs[index] = (own, placement)
         self.flops += float(output.flops) * count
         self.ratio += float(output.flops) / full * count
         for record, ratio in zip(output.masks, output.flops_ratio.double().tolist(), strict=True):
@@ -260,11 +304,12 @@ class _Found:
 
 def _evaluation(parts: list[_Found], task: DetectionTask, images: Scenes) -> Evaluation:
     outputs = {index: value for part in parts for index, value in part.outputs.items()}
-    order = sorted(outputs)
+    done = {index: value for part in parts for index, value in part.decoded.items()}
+    order = sorted({**outputs, **done})
 
     def decoded() -> Iterator[Detections]:
         for index in order:
-            yield task.decode(*outputs[index])
+            yield done[index].detections() if index in done else task.decode(*outputs[index])
 
     metrics: CocoMetrics = coco_metrics(decoded(), images.source, order)
     gates: dict[str, _Gate] = {}

@@ -486,9 +486,10 @@ class _Run:
 
     def _notes(self) -> tuple[str, ...]:
         if self.best is not None or self.recipe.sparsity is None:
-            return ()
+            return self.objective.notes
         target, last = self.recipe.sparsity.target, self.history[-1].held_out["flops_ratio"]
         return (
+            *self.objective.notes,
             f"There is no {BEST}: no epoch kept the FLOPs target of {target:g} (the last one computes {last:.3f}). "
             f"Train longer, or raise sparsity.weight; {CHECKPOINT} holds the last epoch.",
         )

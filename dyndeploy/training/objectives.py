@@ -109,9 +109,11 @@ class GatedObjective:
 
     Attributes:
         unused: Whether some of the trained parameters do not reach the loss.
+        notes: What else one has to know of the run, as sentences.
     """
 
     unused = False
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self, recipe: Recipe, network: nn.Module, processes: Processes | None = None, noise: SharedNoise | None = None

@@ -22,6 +22,7 @@ from dyndeploy.data import INTERPOLATIONS
 from dyndeploy.errors import InputError, UsageError, unknown_name
 from dyndeploy.files import shipped_folder
 from dyndeploy.nets import Preprocessing, model_info
+from dyndeploy.nets.detection_losses import LOSSES, MMDETECTION
 from dyndeploy.nets.factories import default_options, file_of
 from dyndeploy.prediction.zoo import predicted_only
 from dyndeploy.quantization.table import METHODS, WEIGHT_BITS
@@ -189,19 +190,19 @@ class OptimizerRecipe:
     lr: float
     name: str = "sgd"
     momentum: float | None = None
+    nesterov: bool = True
     betas: tuple[float, float] | None = None
     weight_decay: float = 0.0
     weight_decay_end: float | None = None
     decay: str = "all"
-    lr_end: float = 0.0
-    warmup_epochs: int = 0
-    clip_norm: float | None = None
     schedule: str = "cosine"
     steps: tuple[int, ...] | None = None
     step_factor: float = 0.1
+    lr_end: float = 0.0
+    warmup_epochs: int = 0
     warmup_iterations: int = 0
     warmup_start: float = 0.0
-    nesterov: bool = True
+    clip_norm: float | None = None
     layers: dict[str, LayerRecipe] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -347,9 +348,11 @@ class DistillationRecipe:
 
 @dataclass(frozen=True)
 class DetectionRecipe:
-    """How detectors are trained: the losses are mmdetection's, see :mod:`dyndeploy.nets.detection_losses`.
+    """How detectors are trained.
 
     Attributes:
+        losses: Whose: "mmdetection", as LAUDNet's detectors were trained, or "torchvision"; what they do in different
+            ways is in :mod:`dyndeploy.nets.detection_losses`.
         flip: Probability, in [0, 1], that a training image is mirrored.
         scale: Training images are resized to so many times the size that the network has them resized to, drawn between
             the two numbers.
@@ -357,6 +360,7 @@ class DetectionRecipe:
         region_samples: Regions of an image that the heads which look at regions are trained on.
     """
 
+    losses: str = MMDETECTION.name
     flip: float = 0.5
     scale: tuple[float, float] = (1.0, 1.0)
     proposal_samples: int = 256
@@ -883,6 +887,8 @@ def _check_mixing(mixing: MixingRecipe) -> None:
 def _check_detection(recipe: Recipe) -> None:
     detection = recipe.detection
     assert detection is not None
+    if detection.losses not in LOSSES:
+        raise unknown_name("detection.losses", detection.losses, LOSSES)
     _require("detection.flip", detection.flip, 0 <= detection.flip <= 1, "from 0 to 1")
     low, high = detection.scale
     _require("detection.scale", detection.scale, 0 < low <= high, "of two numbers above 0, the lower one first")

@@ -12,11 +12,11 @@ from dyndeploy.bundle.reference_names import EXACT, FORCED
 from dyndeploy.finite import listed
 from dyndeploy.graphs.forced import forced_feeds, overlay_forced_masks
 from dyndeploy.precisions import DetectionTolerance, precision_of, tolerance_of
-from dyndeploy.runtimes import OnnxRuntimeSession
+from dyndeploy.runtimes import OnnxRuntimeSession, open_parts
 from dyndeploy.tasks.detection import DetectionDifference
 from dyndeploy.verification.detections import check_detections, detection_deviations, differences
 from dyndeploy.verification.exits import verify_stages
-from dyndeploy.verification.graphs import check_files, check_graph, check_manifest, check_operators
+from dyndeploy.verification.graphs import check_files, check_graph, check_manifest, check_operators, check_part
 from dyndeploy.verification.integers import check_integers, mask_flips_line
 from dyndeploy.verification.mask_flips import measure_mask_flips
 from dyndeploy.verification.masks import compare_masks
@@ -117,6 +117,8 @@ def verify_bundle(
         checks.append(mask_flips_line(bits, bundle.manifest.reference.images))
     detection = bundle.manifest.detection
     if detection is not None:
+        if bundle.parts:
+            checks += _parts_checks(bundle, detection, reference, bits.tied > 0, threads=threads, native=native)
         static = None
         if twin is not None:
             with OnnxRuntimeSession(twin, threads=threads, native=native) as session:
@@ -173,6 +175,17 @@ def verify_bundle(
         report = measure_mask_flips(bundle, threads=threads, native=native)
         checks.append(Check("masks in FP16", math.isfinite(report.output_error), report.line))
     return VerificationReport(str(bundle.path), tuple(checks), outputs, bits.bits, bits.flipped, bits.tied, description)
+
+
+def _parts_checks(
+    bundle: Bundle, info: DetectionInfo, reference: Tensors, tied: bool, *, threads: int, native: str
+) -> list[Check]:
+    """What the target runs in the place of the graph: legal there, and with the same detections."""
+    checks = [check_part(bundle, part, model) for part, model in bundle.load_engine_parts()]
+    with open_parts(bundle, threads=threads, native=native) as session:
+        found = differences(info, run_reference(session, bundle, reference), reference, reference, _limits())
+    title = f"detections of the {len(bundle.parts)} parts, engines in ONNX Runtime"
+    return [*checks, check_detections(title, found, _limits(), held=not tied)]
 
 
 def _detection_checks(

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import onnx
 
-from dyndeploy.bundle import Bundle, MaskInfo, StageInfo, TensorInfo
+from dyndeploy.bundle import Bundle, MaskInfo, PartInfo, StageInfo, TensorInfo
 from dyndeploy.graphs.inspect import all_nodes, foreign_operators, not_finite_weights
 from dyndeploy.ops import DOMAIN, OPERATORS
-from dyndeploy.targets import load_target
+from dyndeploy.targets import PORTABLE, Target, load_target
 from dyndeploy.verification.report import Check
 
 
@@ -21,14 +21,39 @@ def check_files(bundle: Bundle) -> Check:
 
 
 def check_graph(bundle: Bundle, name: str, model: onnx.ModelProto) -> Check:
-    """The graph is valid ONNX of the target's opset and IR, with finite weights and operators known to run there."""
-    manifest, target = bundle.manifest, load_target(bundle.manifest.target)
+    """The graph is valid ONNX of the target's opset and IR, with finite weights and operators known to run there.
+
+    A network that its target runs in parts is one graph for a CPU.
+    """
+    manifest = bundle.manifest
+    target = load_target(PORTABLE if bundle.parts else manifest.target)
     opset = {entry.domain: entry.version for entry in model.opset_import}.get("", 0)
     problems = []
     if not opset == manifest.opset == target.opset:
         problems.append(f"opset {opset}, manifest {manifest.opset}, target {target.opset}")
     if not model.ir_version == manifest.ir_version <= target.ir_version:
         problems.append(f"IR {model.ir_version}, manifest {manifest.ir_version}, target {target.ir_version}")
+    return _legal(name, model, target, problems)
+
+
+def check_part(bundle: Bundle, part: PartInfo, model: onnx.ModelProto) -> Check:
+    """An engine's graph is as the manifest lists it, and legal for the target as :func:`check_graph` checks it."""
+    target = load_target(bundle.manifest.target)
+    opset = {entry.domain: entry.version for entry in model.opset_import}.get("", 0)
+    problems = []
+    if opset != target.opset or model.ir_version > target.ir_version:
+        problems.append(f"opset {opset}, IR {model.ir_version}; target {target.opset}, {target.ir_version}")
+    for kind, listed, values in (
+        ("inputs", part.inputs, model.graph.input),
+        ("outputs", part.outputs, model.graph.output),
+    ):
+        if _listed(listed) != _shapes(values):
+            problems.append(f"{kind} {sorted(set(_listed(listed).items()) ^ set(_shapes(values).items()))} differ")
+    return _legal(f"{part.file}: graph", model, target, problems)
+
+
+def _legal(name: str, model: onnx.ModelProto, target: Target, problems: list[str]) -> Check:
+    opset = {entry.domain: entry.version for entry in model.opset_import}.get("", 0)
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:

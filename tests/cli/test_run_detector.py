@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import dyndeploy
@@ -24,21 +23,14 @@ from dyndeploy.tasks.coco import CocoDataset, coco_metrics
 from dyndeploy.tasks.detection import Detections
 from dyndeploy.tasks.scenes import digit_scenes, write_coco
 from dyndeploy.tasks.video import Video, written_video
+from tests.detectors import detector_bundle, one_worker
 
-pytestmark = pytest.mark.vision("torchvision", "cv2", "pycocotools")
-
-CLASSES = tuple(map(str, range(10)))
+pytestmark = [pytest.mark.vision("torchvision", "cv2", "pycocotools"), one_worker]
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A small Mask R-CNN with weights at random, whose scores are low; one test for all goes the whole way with it."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    options: dict[str, Any] = {"mode": "spatial", "granularity": (4, 4, 2, 1), "pyramid_channels": 16, "tower": 1}
-    network = dyndeploy.create_model("laud_mask_rcnn_small", detections=20, **options).eval()
-    settings = dyndeploy.ExportSettings(input_size=(64, 64))
-    return dyndeploy.export_model(network, tmp_path_factory.mktemp("detector") / "b", settings, class_names=CLASSES)
+@pytest.fixture
+def bundle() -> Bundle:
+    return detector_bundle("mask_rcnn")
 
 
 @pytest.fixture
@@ -100,7 +92,7 @@ def test_one_object_per_image_with_coco_results(
                 "runtime",
             }  # fmt: skip
             assert set(entry["rates"]) == {mask.name for mask in bundle.manifest.masks} and entry["ms"] > 0
-            assert entry["input_size"] == [64, 64] and entry["runtime"]["name"] == "onnxruntime"
+            assert entry["input_size"] == [128, 128] and entry["runtime"]["name"] == "onnxruntime"
             # What the session gives, as COCO writes it.
             [expected] = session.detect([pixels])
             assert len(entry["detections"]) == len(expected) > 0
@@ -259,7 +251,7 @@ def test_average_precision_of_what_is_deployed(
     found = json.loads(capsys.readouterr().out)
     with dyndeploy.open_bundle(bundle) as session:
         expected = coco_metrics(session.detect([scenes[index].image for index in range(4)]), scenes)
-    assert found["kind"] == "detection_evaluation" and found["images"] == 4 and found["inputs"] == {"64x64": 4}
+    assert found["kind"] == "detection_evaluation" and found["images"] == 4 and found["inputs"] == {"128x128": 4}
     assert found["detections"] == expected.detections > 0
     for kind in ("boxes", "masks"):
         measured = getattr(expected, kind)
@@ -295,6 +287,9 @@ def test_annotations_that_do_not_fit_are_refused(
         evaluate_detector(bundle, "digit_scenes", file)
     file.write_text(json.dumps([{"image_id": 1, "score": 0.5}]))
     with pytest.raises(InputError, match="not COCO annotations"):
+        evaluate_detector(bundle, images, file)
+    file.write_text(json.dumps({**content, "annotations": []}))
+    with pytest.raises(InputError, match="holds no objects, so there is nothing to be found"):
         evaluate_detector(bundle, images, file)
     content["categories"][0]["name"] = "nought"
     file.write_text(json.dumps(content))

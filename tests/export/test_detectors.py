@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from onnx import numpy_helper
@@ -13,16 +13,31 @@ from onnx import numpy_helper
 import dyndeploy
 from dyndeploy import ExportSettings
 from dyndeploy.bundle import BucketInfo, Manifest
+from dyndeploy.cli import run
 from dyndeploy.errors import UsageError
 from dyndeploy.export.detection import category_ids, coco_classes
+from dyndeploy.graphs.inspect import group_of, operator_attributes
+from dyndeploy.graphs.parts import BACKBONE, HEADS, NECK, PARTS, has_parts, part_of
+from dyndeploy.nets import TrainedNetwork, save_checkpoint
+from dyndeploy.nets.trained import TRAINED
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.tasks.detection import compare
-from tests.detectors import CLASSES, SIZES, detector_bundle, lively_detector, photographs
+from tests.detectors import (
+    CLASSES,
+    QUERY_DETECTORS,
+    SIZES,
+    detector_bundle,
+    lively_detector,
+    one_worker,
+    photographs,
+)
 
 vision = pytest.mark.vision("torchvision", "cv2")
+queries = pytest.mark.vision("torchvision", "cv2", "transformers")
 
 
 @vision
+@one_worker
 def test_a_bundle_says_how_it_detects() -> None:
     bundle = detector_bundle("retinanet")
     manifest = bundle.manifest
@@ -55,6 +70,7 @@ def test_a_bundle_says_how_it_detects() -> None:
 
 
 @vision
+@one_worker
 @pytest.mark.parametrize(("kind", "size"), [("retinanet", SIZES[0]), ("retinanet", SIZES[1]), ("mask_rcnn", SIZES[0])])
 def test_onnx_runtime_finds_what_pytorch_finds(kind: str, size: tuple[int, int]) -> None:
     bundle, network = detector_bundle(kind), lively_detector(kind, "channel" if kind == "retinanet" else "layer")
@@ -71,7 +87,54 @@ def test_onnx_runtime_finds_what_pytorch_finds(kind: str, size: tuple[int, int])
             assert kind == "retinanet" or found.mask_iou > 0.98
 
 
+@queries
+@pytest.mark.parametrize("kind", QUERY_DETECTORS)
+def test_detectors_of_queries_find_what_pytorch_finds(kind: str) -> None:
+    bundle, network = detector_bundle(kind), lively_detector(kind, "layer")
+    assert bundle.manifest.detector().task() == network.task
+    for image in photographs():
+        feeds, placement = network.task.prepare(image, bucket=SIZES[1])
+        with torch.no_grad():
+            outputs = network(*map(torch.from_numpy, feeds.values())).outputs()
+        expected = network.task.decode({name: value.numpy() for name, value in outputs.items()}, placement)
+        with dyndeploy.open_bundle(bundle) as session:
+            (found,) = session.detect([image], size=SIZES[1][::-1])
+        difference = compare(found, expected)
+        assert (difference.matched, difference.missed, difference.extra) == (60, 0, 0)
+        assert difference.box < 0.02 and difference.score < 1e-4
+        assert difference.mask_iou is None if kind == "ddq_detr" else difference.mask_iou > 0.99
+        assert len(np.unique(found.boxes.round(2), axis=0)) > 5 and found.scores.std() > 0.001
+
+
+@queries
+def test_queries_have_fixed_places_and_parts() -> None:
+    detector, masks = (detector_bundle(kind) for kind in QUERY_DETECTORS)
+    assert {info.name: info.shape for info in detector.manifest.outputs} == {
+        "boxes": (1, 60, 4),
+        "scores": (1, 60),
+        "labels": (1, 60),
+        "count": (1,),
+    }
+    assert {info.name: info.shape for info in masks.manifest.outputs} == {
+        "class_logits": (1, 30, 11),
+        "mask_logits": (1, 30, 48, 64),
+    }
+    info = masks.manifest.detector()
+    assert (info.decoding, info.mask_stride, info.rounding, info.masks) == ("queries", 2, False, True)
+    assert any(step.startswith("boxes: around the masks") for step in info.host)
+    for bundle, parts in ((detector, set(PARTS)), (masks, {BACKBONE, NECK, HEADS})):
+        nodes = bundle.load_model().graph.node
+        assert {node.domain for node in nodes} == {"", "dyndeploy"}
+        assert has_parts(group_of(node.name) for node in nodes)
+        assert {part_of(node.name) for node in nodes} == parts
+        kinds = [node.op_type for node in nodes]
+        assert kinds.count("NonMaxSuppression") == (2 if bundle is detector else 0)
+        # One per level and layer of deformable attention.
+        assert kinds.count("GridSample") == (4 * (1 + 2) if bundle is detector else 3 * 1)
+
+
 @vision
+@one_worker
 def test_nothing_found_is_no_error() -> None:
     bundle = detector_bundle("mask_rcnn")
     model = bundle.load_model()
@@ -89,19 +152,28 @@ def test_nothing_found_is_no_error() -> None:
 
 
 @vision
+@one_worker
 def test_the_graph_has_standard_operators_and_no_python() -> None:
     model = detector_bundle("mask_rcnn").load_model()
     assert {node.domain for node in model.graph.node} == {"", "dyndeploy"}
     kinds = [node.op_type for node in model.graph.node]
-    assert kinds.count("NonMaxSuppression") == 2 and kinds.count("RoiAlign") == 8
-    aligned = next(node for node in model.graph.node if node.op_type == "RoiAlign")
-    attributes = {item.name: onnx.helper.get_attribute_value(item) for item in aligned.attribute}
-    assert attributes["coordinate_transformation_mode"] == b"half_pixel" and attributes["sampling_ratio"] == 0
+    assert kinds.count("NonMaxSuppression") == 2
+    # Of boxes and of masks; the body has a standard operator for each of the four levels.
+    regions = [node for node in model.graph.node if node.op_type == "PyramidRoiAlign"]
+    assert [operator_attributes(node) for node in regions] == [
+        {"strides": [4, 8, 16, 32], "size": 7},
+        {"strides": [4, 8, 16, 32], "size": 14},
+    ]
+    body = next(function for function in model.functions if function.name == "PyramidRoiAlign")
+    assert {node.domain for node in body.node} == {""}
+    assert [node.op_type for node in body.node].count("RoiAlign") == 4
     static = detector_bundle("mask_rcnn").load_static()
-    assert {node.domain for node in static.graph.node} == {""}
+    own = {node.op_type for node in static.graph.node if node.domain}
+    assert own == {"PyramidRoiAlign"}, "a static twin decides nothing, and reads regions the same way"
 
 
 @vision
+@one_worker
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     network = lively_detector("retinanet", "channel")
 
@@ -112,8 +184,8 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
         export(ExportSettings(input_size=(100, 130)))
     with pytest.raises(UsageError, match="The next one is 128x128"):
         export(ExportSettings(input_sizes=((128, 128), (100, 100))))
-    with pytest.raises(UsageError, match=r"cannot be exported for orin_nano.*NonMaxSuppression.*--target cpu"):
-        export(ExportSettings(target="orin_nano"))
+    with pytest.raises(UsageError, match="cannot be exported in fp16: how far that moves boxes was never measured"):
+        export(ExportSettings(target="orin_nano", precision="fp16"))
     with pytest.raises(UsageError, match="cannot be exported in bf16: how far that moves boxes was never measured"):
         export(ExportSettings(precision="bf16"))
     with pytest.raises(UsageError, match="leave example_inputs and preprocessing out"):
@@ -122,12 +194,48 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
 
 
 @vision
+@one_worker
 def test_names_of_coco_bring_its_categories() -> None:
     names, ids = coco_classes()
     assert len(names) == len(ids) == 80 and (names[0], ids[0], names[-1], ids[-1]) == ("person", 1, "toothbrush", 90)
     assert category_ids(names) == ids
     assert category_ids(names[::-1]) == tuple(range(1, 81))
     assert category_ids(()) == ()
+
+
+@vision
+def test_categories_must_be_those_of_the_classes(tmp_path: Path) -> None:
+    network = lively_detector("retinanet", "channel")
+    for ids in ((1, 2), (1,) * 10, (-1, *range(9))):
+        with pytest.raises(UsageError, match=f"category_ids has {len(ids)} numbers for 10 class names"):
+            dyndeploy.export_model(network, tmp_path / "b", class_names=CLASSES, category_ids=ids)
+    with pytest.raises(UsageError, match="is no detector: leave category_ids out"):
+        classifier = dyndeploy.create_model("laud_resnet14_small", mode="channel")
+        dyndeploy.export_model(classifier, tmp_path / "b", category_ids=(1, 2))
+
+
+@vision
+def test_what_a_checkpoint_knows_of_its_classes_reaches_the_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"thing {index}" for index in range(10)]
+    given: list[tuple[Any, Any]] = []
+
+    def told(*arguments: Any, class_names: Any, category_ids: Any, **options: Any) -> None:
+        given.append((class_names, category_ids))
+        raise UsageError("told")
+
+    monkeypatch.setattr("dyndeploy.export.export_model", told)
+    network = lively_detector("retinanet", "channel")
+    official = {"meta": {"CLASSES": tuple(names), "epoch": 12}, "state_dict": network.state_dict(), "optimizer": {}}
+    torch.save(official, tmp_path / "epoch_12.pth")
+    trained = TrainedNetwork("laud_retinanet_small", class_names=tuple(names), category_ids=tuple(range(20, 30)))
+    save_checkpoint(network, tmp_path / "own.pt", **{TRAINED: trained.as_dict()})
+    call = ["export", "laud_retinanet_small", "--mode", "channel", "-o", str(tmp_path / "b"), "--checkpoint"]
+    for file, more in (("epoch_12.pth", ()), ("own.pt", ()), ("own.pt", ("--class-names", str(tmp_path / "names")))):
+        (tmp_path / "names").write_text("\n".join(CLASSES))
+        assert run([*call, str(tmp_path / file), *more]) == 2
+    assert given == [(names, None), (names, tuple(range(20, 30))), (list(CLASSES), None)]
 
 
 def test_several_sizes_are_for_detectors(tmp_path: Path) -> None:

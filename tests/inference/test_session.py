@@ -13,7 +13,7 @@ import dyndeploy
 from dyndeploy.errors import BundleError, DyndeployError, UsageError
 from dyndeploy.inference import classify, open_bundle
 from tests.bundles import tiny_bundle
-from tests.detectors import detector_bundle, photographs
+from tests.detectors import detector_bundle, one_worker, photographs
 
 vision = pytest.mark.vision("torchvision", "cv2")
 
@@ -50,6 +50,7 @@ def test_what_is_no_bundle_or_no_runtime_is_refused(tmp_path: Path) -> None:
 
 
 @vision
+@one_worker
 def test_each_image_runs_at_the_smallest_size_that_holds_it(caplog: pytest.LogCaptureFixture) -> None:
     def told() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.name == "dyndeploy.inference"]
@@ -75,7 +76,7 @@ def test_each_image_runs_at_the_smallest_size_that_holds_it(caplog: pytest.LogCa
         assert [(each.bucket, each.resized) for each in larger] == [((96, 128), (85, 128))] * 2
         assert told() == [
             "an image of 427x640 pixels fits none of the sizes that laud_retinanet_small was exported at (128x128, "
-            "96x128): such images are resized further"
+            "96x128): such images are resized further. Export it with --input-size 192x256 as well, and they are not"
         ]
         assert session.detect([]) == []
         with pytest.raises(UsageError, match=r"gives no logits.*Use detect\(\)"):
@@ -83,6 +84,7 @@ def test_each_image_runs_at_the_smallest_size_that_holds_it(caplog: pytest.LogCa
 
 
 @vision
+@one_worker
 def test_masks_are_in_the_pixels_of_the_image() -> None:
     image = photographs()[1]
     with dyndeploy.open_bundle(detector_bundle("mask_rcnn")) as session:

@@ -67,8 +67,27 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:
     assert torch.equal(layer.eval()(x), x)
 
 
+LARGE = ("regnet_y_8gf", "regnet_y_16gf")
+"""Made by the same code as the others: their names and shapes are held, which costs no memory."""
+
+
 @pytest.mark.vision("torchvision")
-@pytest.mark.parametrize("name", sorted(GENERATORS))
+@pytest.mark.parametrize("name", LARGE)
+def test_large_regnets_have_torchvisions_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = importlib.import_module("torchvision.models")
+    # On the meta device torchvision cannot work out its widths.
+    monkeypatch.setattr(nn.init, "normal_", lambda tensor, *args, **kwargs: tensor)
+    monkeypatch.setattr(nn.init, "kaiming_uniform_", lambda tensor, *args, **kwargs: tensor)
+    theirs = getattr(models, name)()
+    with torch.device("meta"):
+        ours = regnet(name)
+    for part, source in ((ours.stem, theirs.stem), (trunk(ours), theirs.trunk_output)):
+        shapes = [{key: value.shape for key, value in each.state_dict().items()} for each in (part, source)]
+        assert shapes[0] == shapes[1]
+
+
+@pytest.mark.vision("torchvision")
+@pytest.mark.parametrize("name", sorted(set(GENERATORS) - set(LARGE)))
 def test_regnet_equals_torchvision(name: str) -> None:
     models = importlib.import_module("torchvision.models")
     theirs = randomize(getattr(models, name)())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from dyndeploy.cli import run
-from dyndeploy.nets import model_names
+from dyndeploy.nets import model_info, model_names
 from dyndeploy.nets.cards import count, model_card, published_results
 from dyndeploy.training import load_recipe, recipe_names
 from dyndeploy.training.recipe import recipes_by_network
@@ -15,7 +17,16 @@ from dyndeploy.training.recipe import recipes_by_network
 _WITHOUT_RECIPES = ("dyn_perceiver",)
 
 
-@pytest.mark.parametrize("name", model_names())
+def _counted_names() -> Iterator[ParameterSet]:
+    """Every network; of detectors, which take long, one backbone and the small form of each kind."""
+    for name in model_names():
+        if model_info(name).family != "detector":
+            yield pytest.param(name)
+        elif name.endswith(("_resnet50", "_small")):
+            yield pytest.param(name, marks=pytest.mark.vision("torchvision"))
+
+
+@pytest.mark.parametrize("name", _counted_names())
 def test_stored_figures_are_what_is_counted(name: str) -> None:
     card, counted = model_card(name), count(name)
     assert (card.parameters, card.macs, card.exit_macs) == counted, "run python docs/generate.py"

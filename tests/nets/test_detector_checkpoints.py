@@ -45,17 +45,24 @@ MMDETECTION = {
 """Names in mmdetection's files -> names here, as in its own lists of keys."""
 
 
+NARROW: dict[str, Any] = {"pyramid_channels": 16, "width_mult": 0.2}
+NARROW_REGIONS = {**NARROW, "hidden": 32}
+"""All of the structure, little of the cost."""
+
+
+def narrow(name: str, **options: Any) -> nn.Module:
+    return create_model(name, **{**(NARROW if "retinanet" in name else NARROW_REGIONS), **options})
+
+
 @pytest.fixture(scope="module")
 def small() -> dict[str, nn.Module]:
-    return {
-        name: create_model(name) for name in ("laud_retinanet_small", "laud_faster_rcnn_small", "laud_mask_rcnn_small")
-    }
+    return {name: narrow(name) for name in ("laud_retinanet_small", "laud_faster_rcnn_small", "laud_mask_rcnn_small")}
 
 
 @pytest.mark.parametrize("name", MMDETECTION)
 def test_mmdetections_files_load(name: str, tmp_path: Path) -> None:
     # With as many levels as the published ones.
-    network = create_model(name, **({"first_stage": 2} if "retinanet" in name else {}))
+    network = narrow(name, **({"first_stage": 2} if "retinanet" in name else {}))
     own = {key: value.clone() for key, value in network.state_dict().items()}
     mapped = network.checkpoint_rules().other_names()  # type: ignore[operator]
     assert {other: mapped[other] for other in MMDETECTION[name]} == MMDETECTION[name]
@@ -68,9 +75,42 @@ def test_mmdetections_files_load(name: str, tmp_path: Path) -> None:
         {"meta": meta, "state_dict": weights, "optimizer": {"state": {}, "param_groups": []}}, tmp_path / "e.pth"
     )
     report = load_checkpoint(network, tmp_path / "e.pth")
-    assert (report.missing, report.unexpected) == ((), ())
+    assert (report.missing, report.unexpected, report.epoch) == ((), (), 12)
+    # Names of other classes than the weights'.
+    assert report.class_names == () and "names 2 classes and its weights have 10" in report.notes[0]
     for key, value in network.state_dict().items():
         assert torch.equal(value, own[key] + 1 if value.is_floating_point() else own[key]), key
+
+
+NAMES = tuple(f"class {index}" for index in range(10))
+
+
+@pytest.mark.parametrize(
+    ("meta", "names", "note"),
+    [
+        ({"CLASSES": NAMES, "epoch": 12}, NAMES, False),
+        ({"dataset_meta": {"classes": list(NAMES), "palette": [(1, 2, 3)]}, "epoch": 12}, NAMES, False),
+        ({"dataset_meta": {"CLASSES": NAMES}}, NAMES, False),
+        ({"CLASSES": NAMES[:3]}, (), True),
+        ({"CLASSES": "person"}, (), False),
+        ({"CLASSES": [*NAMES[:9], 5]}, (), False),
+        ({"CLASSES": None, "dataset_meta": "x"}, (), False),
+        ("a note", (), False),
+    ],
+)
+def test_names_of_classes_and_the_epoch_are_read(
+    small: dict[str, nn.Module], tmp_path: Path, meta: Any, names: tuple[str, ...], note: bool
+) -> None:
+    network = small["laud_retinanet_small"]
+    torch.save({"meta": meta, "state_dict": network.state_dict(), "optimizer": {}}, tmp_path / "e.pth")
+    report = load_checkpoint(network, tmp_path / "e.pth")
+    assert report.class_names == names
+    assert report.epoch == (12 if isinstance(meta, dict) and "epoch" in meta else None)
+    assert any("its names are left out" in each for each in report.notes) == note
+    # Where training starts, heads of other classes have no use for them.
+    other = narrow("laud_retinanet_small", num_classes=4)
+    started = load_checkpoint(other, tmp_path / "e.pth", classes=4)
+    assert started.class_names == () and not any("names" in each for each in started.notes)
 
 
 def test_a_message_hub_is_passed_over(
@@ -97,20 +137,33 @@ def test_a_message_hub_is_passed_over(
     assert "mmengine" not in sys.modules
 
 
-def torchvisions(make: str, **options: Any) -> dict[str, Tensor]:
-    from torchvision.models import detection
+EIGHTH: dict[str, Any] = {"width_mult": 0.125, "pyramid_channels": 32}
+EIGHTH_REGIONS = {**EIGHTH, "hidden": 128}
+"""Options of networks that are as wide as what :func:`torchvisions` gives."""
 
-    network = getattr(detection, make)(weights=None, weights_backbone=None, **options)
-    # Published files have frozen batch norms, which do not count batches.
-    return {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+
+def torchvisions(make: str, **options: Any) -> dict[str, Tensor]:
+    """Weights with torchvision's names, at random, an eighth as wide as its own."""
+    from torchvision import models
+
+    where = models if make == "resnet50" else models.detection
+    with torch.device("meta"):
+        network = getattr(where, make)(weights=None, **options)
+    torch.manual_seed(0)
+    weights = {}
+    for key, value in network.state_dict().items():
+        # Published files of detectors have frozen batch norms, which do not count batches.
+        if not key.endswith("num_batches_tracked"):
+            weights[key] = torch.rand([side // 8 if side >= 64 else side for side in value.shape])
+    return weights
 
 
 @pytest.mark.parametrize("make", ["fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn"])
 def test_torchvisions_regions_have_the_background_first(make: str, tmp_path: Path) -> None:
-    weights = torchvisions(make, num_classes=4)
+    weights = torchvisions(make, num_classes=4, weights_backbone=None)
     torch.save(weights, tmp_path / "tv.pth")
     name = "faster_rcnn_resnet50" if make.startswith("faster") else "mask_rcnn_resnet50"
-    network = create_model(name, num_classes=3)
+    network = create_model(name, num_classes=3, **EIGHTH_REGIONS)
     report = load_checkpoint(network, tmp_path / "tv.pth")
     assert report.untrained == () and report.unexpected == ()
     assert "half-pixel" in report.notes[0]
@@ -127,14 +180,14 @@ def test_torchvisions_regions_have_the_background_first(make: str, tmp_path: Pat
 
 
 def test_torchvisions_retinanet_has_its_last_levels_from_the_pyramid(tmp_path: Path) -> None:
-    torch.save(torchvisions("retinanet_resnet50_fpn", num_classes=3), tmp_path / "tv.pth")
+    torch.save(torchvisions("retinanet_resnet50_fpn", num_classes=3, weights_backbone=None), tmp_path / "tv.pth")
     with pytest.raises(CheckpointError, match="last_levels='p5'"):
-        load_checkpoint(create_model("retinanet_resnet50", num_classes=3), tmp_path / "tv.pth")
-    network = create_model("retinanet_resnet50", num_classes=3, last_levels="p5")
+        load_checkpoint(create_model("retinanet_resnet50", num_classes=3, **EIGHTH), tmp_path / "tv.pth")
+    network = create_model("retinanet_resnet50", num_classes=3, last_levels="p5", **EIGHTH)
     report = load_checkpoint(network, tmp_path / "tv.pth")
     assert report.untrained == () and report.unexpected == ()
     assert "torchvision" in report.notes[0]
-    maps = [torch.randn(1, channels, 8 // 2**level, 8 // 2**level) for level, channels in enumerate((512, 1024, 2048))]
+    maps = [torch.randn(1, channels, 8 // 2**level, 8 // 2**level) for level, channels in enumerate((64, 128, 256))]
     *_, p5, p6, p7 = network.neck(maps)  # type: ignore[operator]
     extra: Any = network.neck.extra  # type: ignore[union-attr]
     torch.testing.assert_close(p6, extra.p6(p5))
@@ -171,7 +224,7 @@ def test_other_detectors_are_named(
 @pytest.mark.parametrize("name", ["laud_retinanet_small", "laud_mask_rcnn_small"])
 def test_other_classes_are_counted(small: dict[str, nn.Module], name: str, tmp_path: Path) -> None:
     save_checkpoint(small[name], tmp_path / "ten.pt")
-    network = create_model(name, num_classes=4)
+    network = narrow(name, num_classes=4)
     with pytest.raises(CheckpointError, match="num_classes=10"):
         load_checkpoint(network, tmp_path / "ten.pt")
     report = load_checkpoint(network, tmp_path / "ten.pt", classes=4)
@@ -194,7 +247,7 @@ def test_missing_heads_and_torn_files_are_told(small: dict[str, nn.Module], tmp_
 
 @pytest.mark.parametrize("mode", ["spatial", "static"])
 def test_backbones_start_from_a_classifier(mode: str, tmp_path: Path) -> None:
-    network = create_model("laud_mask_rcnn_small")
+    network = narrow("laud_mask_rcnn_small")
     classifier = create_model("laud_resnet26_small", mode=mode, width_mult=network.config.width_mult)  # type: ignore[union-attr]
     save_checkpoint(classifier, tmp_path / "classifier.pt")
     report = load_checkpoint(network, tmp_path / "classifier.pt", classes=10)
@@ -205,11 +258,9 @@ def test_backbones_start_from_a_classifier(mode: str, tmp_path: Path) -> None:
 
 
 def test_backbones_start_from_torchvisions_classifier(tmp_path: Path) -> None:
-    import torchvision
-
-    weights = torchvision.models.resnet50().state_dict()
+    weights = torchvisions("resnet50")
     torch.save(weights, tmp_path / "resnet50.pth")
-    network = create_model("laud_retinanet_resnet50_512", num_classes=3)
+    network = create_model("laud_retinanet_resnet50_512", num_classes=3, **EIGHTH)
     report = load_checkpoint(network, tmp_path / "resnet50.pth", classes=3)
     assert all("masker" in key or not key.startswith("backbone.") for key in report.untrained)
     assert torch.equal(network.state_dict()["backbone.layer4.2.conv3.weight"], weights["layer4.2.conv3.weight"])

@@ -76,6 +76,8 @@ def build(
         return in_integers(twin, seed)
     spec = OPERATORS[name]
     generator = torch.Generator().manual_seed(seed)
+    if name == "PyramidRoiAlign":
+        return _of_regions(spec, generator, size, channels, hidden, stride, out_channels)
     if len(spec.inputs[0].shape) == 3:
         return _of_tokens(
             spec, generator, batch, math.prod(size) % 23 + 1, channels, hidden, channel_groups, rate, head_mode,
@@ -167,6 +169,25 @@ def image_case(
         "zero_point": zero_point,
     }
     return Case(OPERATORS["QuantizedImageConvolution"], inputs, attributes)
+
+
+def _of_regions(
+    spec: OperatorSpec,
+    generator: torch.Generator,
+    size: tuple[int, int],
+    channels: int,
+    boxes: int,
+    stride: int,
+    side: int,
+) -> Case:
+    """Boxes on a pyramid, some of which lie outside it or are empty; coordinates are exact in half precision."""
+    strides = [stride * 2**level for level in range(4)]
+    sizes = [tuple(-(-extent // 2**level) for extent in size) for level in range(4)]
+    maps = [torch.randn(1, channels, *extent, generator=generator) for extent in sizes]
+    corners = torch.randint(-8, 4 * stride * max(size) + 8, (boxes, 2, 2), generator=generator) / 4
+    ordered = torch.cat([corners.min(1).values, corners.max(1).values], 1)
+    levels = torch.randint(-1, 6, (boxes,), generator=generator)
+    return Case(spec, (*maps, ordered, levels), {"strides": strides, "size": side % 9 + 1})
 
 
 def in_integers(twin: Case, seed: int, *, limit: int = 64) -> Case:

@@ -23,6 +23,7 @@ def _info(name: str, tensor: torch.Tensor) -> onnx.ValueInfoProto:
 
 
 def single_node_model(case: Case, opset: int, *, constant_weights: bool = True) -> onnx.ModelProto:
+    opset = max(opset, case.spec.least_opset)
     names = [port.name for port in case.spec.inputs]
     node = helper.make_node(
         case.spec.name, names, ["result"], domain=DOMAIN, plugin_version="1", plugin_namespace="", **case.attributes
@@ -159,12 +160,14 @@ def test_every_face_is_there(name: str) -> None:
         set()
         if spec.overflows or has_sigmoid(build(name))
         else {"cpu"}
-        if name.startswith(QUANTIZED)
+        if name.startswith(QUANTIZED) or spec.kind == "regions"
         else {"cpu", "cuda", "tensorrt"}
     )
     assert set(spec.kernels) == families
     assert spec.quantization is None or operator(spec.quantization.operator).kind == f"quantized_{spec.kind}"
-    function = spec.function(13)
+    with pytest.raises(UsageError, match=f"needs opset {spec.least_opset} or later"):
+        spec.function(spec.least_opset - 1)
+    function = spec.function(spec.least_opset)
     assert list(function.input) == [port.name for port in spec.inputs]
     assert list(function.attribute) == [attribute.name for attribute in spec.attributes]
     assert {node.domain for node in function.node} == {""}, "a body may use standard operators only"

@@ -13,10 +13,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from dyndeploy.ops import operator
 from dyndeploy.runtimes.native import ISA_VARIABLE, LIBRARY_VARIABLE, find_cpu_library
 from tests.plugins.reference import Layer, bottleneck, channel_logits, random_weights, spatial_logits
 
@@ -41,12 +43,16 @@ def build_model(
     inputs: dict[str, tuple[Any, ...]],
     constants: Arrays,
     outputs: tuple[str, ...] = ("y",),
+    types: dict[str, int] | None = None,
 ) -> bytes:
-    """A model of these nodes; the shape of an input may hold names."""
+    """A model of these nodes; the shape of an input may hold names; ``types``: of inputs that are not float."""
     graph = helper.make_graph(
         nodes,
         "test",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+        [
+            helper.make_tensor_value_info(name, (types or {}).get(name, TensorProto.FLOAT), shape)
+            for name, shape in inputs.items()
+        ],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
@@ -84,6 +90,7 @@ def run_node(
         [node(op, [*inputs, *constants], **attributes)],
         {name: value.shape for name, value in inputs.items()},
         constants,
+        types={name: helper.np_dtype_to_tensor_dtype(value.dtype) for name, value in inputs.items()},
     )
     return np.asarray(open_session(model, threads, precision).run(None, inputs)[0])
 
@@ -703,6 +710,58 @@ def test_other_types_are_refused(op: str) -> None:
     doubles = {name: value.astype(np.float64) for name, value in constants.items()}
     with pytest.raises(Exception, match=r"[Tt]ype"):
         run_node(op, inputs, doubles, **attributes)
+
+
+REGION_STRIDES = [4, 8, 16, 32]
+
+
+def regions(rng: np.random.Generator, *, channels: int = 5, count: int = 30) -> Arrays:
+    """Boxes on a pyramid, some beyond its edges, some empty."""
+    sizes = [(50, 76), (25, 38), (13, 19), (7, 10)]
+    inputs = {
+        f"p{level}": rng.standard_normal((1, channels, *size)).astype(np.float32) for level, size in enumerate(sizes)
+    }
+    corners = rng.uniform(-20, 320, (count, 2, 2))
+    boxes = np.concatenate([corners.min(1), corners.max(1)], 1)
+    boxes[::3] = boxes[::3].round()
+    boxes[::7, 2] = boxes[::7, 0]
+    return inputs | {"boxes": boxes.astype(np.float32), "levels": rng.integers(-1, 5, count)}
+
+
+@pytest.mark.parametrize("size", [1, 7, 14])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_regions_are_those_of_the_reference(isa: str, threads: int, size: int) -> None:
+    inputs = regions(np.random.default_rng(size))
+    found = run_node("PyramidRoiAlign", inputs, {}, threads, strides=REGION_STRIDES, size=size)
+    expected = operator("PyramidRoiAlign").reference(
+        *map(torch.from_numpy, inputs.values()), strides=REGION_STRIDES, size=size
+    )
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "attributes", "message"),
+    [
+        ({"p2": (1, 4, 13, 19)}, {}, r"input 2 \(p2\)"),
+        ({"p1": (2, 5, 25, 38)}, {}, r"input 1 \(p1\)"),
+        ({"boxes": (30, 5)}, {}, r"input 4 \(boxes\)"),
+        ({"levels": (29,)}, {}, r"input 5 \(levels\)"),
+        ({"boxes": (0, 4)}, {}, "is empty"),
+        ({}, {"strides": [4, 8, 16]}, "strides"),
+        ({}, {"strides": [4, 8, 16, 0]}, "strides"),
+        ({}, {"size": 0}, "size"),
+        ({}, {"size": 2**14}, "too many"),
+    ],
+)
+def test_bad_regions_end_in_an_error(
+    change: dict[str, tuple[int, ...]], attributes: dict[str, Any], message: str
+) -> None:
+    inputs = regions(np.random.default_rng(0))
+    for name, shape in change.items():
+        inputs[name] = np.ones(shape, inputs[name].dtype)
+    with pytest.raises(Exception, match=message) as caught:
+        run_node("PyramidRoiAlign", inputs, {}, **{"strides": REGION_STRIDES, "size": 7, **attributes})
+    assert "dyndeploy.PyramidRoiAlign" in str(caught.value)
 
 
 FUZZ = """

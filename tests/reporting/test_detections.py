@@ -91,9 +91,9 @@ def test_groups_are_cells() -> None:
 
 
 def test_average_precisions_are_a_table_and_photographs_are_small(profile: Profile) -> None:
-    classes = (ClassPrecision("cat", 0.25, 0.5, 3), ClassPrecision("<dog>", None, None, 0))
+    classes = (ClassPrecision("cat", 0.25, 0.5, 0.1, 3), ClassPrecision("<dog>", None, None, None, 0))
     table = precision_table(AveragePrecision(0.25, 0.5, 0.2, None, 0.25, None, classes))
-    assert table.rows == [("all classes", "3", "0.250", "0.500", "0.200"), ("cat", "3", "0.250", "0.500", "-"),
+    assert table.rows == [("all classes", "3", "0.250", "0.500", "0.200"), ("cat", "3", "0.250", "0.500", "0.100"),
                           ("<dog>", "0", "-", "-", "-")]  # fmt: skip
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (256, 384, 3), np.uint8)

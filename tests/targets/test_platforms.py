@@ -8,7 +8,7 @@ from dyndeploy.errors import InputError, UsageError
 from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes.tensorrt_ahead import RTX_CAPABILITIES
 from dyndeploy.targets import BranchTimes, LazinessRecord, load_device, load_target, platforms, target_names
-from dyndeploy.targets.platforms import parser_operators
+from dyndeploy.targets.platforms import parser_operators, refused_ahead
 
 BOARDS = {"agx_orin", "agx_xavier", "nano", "orin_nano", "orin_nx", "tx2", "xavier_nx"}
 AHEAD = {"rtx3060", "rtx3090", "rtx4090", "rtx5090"}
@@ -31,9 +31,29 @@ def test_tensorrt_rtx_builds_for_the_gpus_that_it_supports() -> None:
 
 
 def test_a_release_of_tensorrt_has_the_operators_of_the_newest_list_before_it() -> None:
-    assert parser_operators("8.2.1") == parser_operators("8.5.2")
-    assert parser_operators("11.1") - parser_operators("8.2") == {"LayerNormalization"}
+    assert parser_operators("8.5.2") - parser_operators("8.2.1") == {"RoiAlign"}
+    assert parser_operators("11.1") - parser_operators("8.2") == {"LayerNormalization", "RoiAlign"}
+    assert parser_operators("8.2") == parser_operators("8.4") and len(parser_operators("8.2")) > 70
     assert load_target("nano").allowed_operators == parser_operators("8.2.1")
+
+
+def test_where_detectors_run_what() -> None:
+    places = {name: load_target(name).detection for name in target_names()}
+    assert places["cpu"] == {}
+    runs = {name: {what: place.runs for what, place in table.items()} for name, table in places.items()}
+    old = {"NonMaxSuppression": "host", "TopK": "host", "RoiAlign": "host", "GridSample": "none"}
+    assert runs["nano"] == runs["tx2"] == old
+    between = {**old, "RoiAlign": "engine", "GridSample": "engine"}
+    assert runs["xavier_nx"] == runs["agx_orin"] == runs["v100"] == between
+    # NVIDIA/TensorRT#4813.
+    assert runs["rtx4090"] == runs["h200"] == {**between, "GridSample": "none"}
+    assert all(place.why for table in places.values() for place in table.values())
+    assert "2000" in places["nano"]["NonMaxSuppression"].why
+    for name, table in runs.items():
+        allowed = load_target(name).allowed_operators
+        # A placeholder becomes an operator of its own; nothing else may stand in an engine that the parser cannot read.
+        assert table.get("RoiAlign") != "engine" or (allowed is not None and "RoiAlign" in allowed)
+    assert set(refused_ahead()) == {"RoiAlign"}
 
 
 @pytest.mark.parametrize("name", ["nano", "tx2"])

@@ -112,8 +112,8 @@ def test_two_categories_of_one_name_cannot_be_matched(images: Path, tmp_path: Pa
         ("text", "does not hold COCO annotations"),
         ({"images": [], "annotations": [{"image_id": 1, "caption": "A dog."}]}, "holds captions"),
         ({"images": [], "annotations": [{"segments_info": []}], "categories": []}, "holds panoptic annotations"),
-        ({"images": [], "categories": []}, "no list of annotations"),
-        ({"images": {}, "annotations": []}, "no list of images and categories"),
+        ({"images": [], "categories": []}, "it lacks the lists annotations"),
+        ({"images": {}, "annotations": []}, "it lacks the lists images, categories"),
         ({"images": [], "annotations": [], "categories": []}, "lists no categories"),
         ({**CONTENT, "images": []}, "lists no images"),
     ],
@@ -144,6 +144,7 @@ def test_other_files_are_told_by_what_they_hold(images: Path, tmp_path: Path, co
         (edit("annotations", 1, bbox=[1, 2, 3, "4"]), "must be four numbers"),
         (edit("annotations", 1, bbox=[1, 2, 3, float("nan")]), "must be four numbers"),
         (edit("annotations", 1, bbox=[1, 2, 3, 10**400]), "must be four numbers"),
+        (edit("annotations", 1, bbox=[1, 2, 1e9, 3]), "below 100,000 each, not"),
         (edit("annotations", 1, iscrowd=2), r"annotations\[1\].iscrowd must be 0 or 1, not 2"),
         (lambda c: c["annotations"].append(None), r"annotations\[2\] must be an object"),
     ],
@@ -345,7 +346,8 @@ def test_a_class_that_no_image_shows_has_no_precision(images: Path, tmp_path: Pa
     metrics = coco_metrics([found((*CAT, 0.8, 0))], dataset, [1])
     assert metrics.images == 1 and metrics.boxes.ap == pytest.approx(1)
     cat, dog = metrics.boxes.classes
-    assert cat.ap50 == pytest.approx(1) and (dog.ap, dog.ap50, dog.objects) == (None, None, 0)
+    assert (cat.ap50, cat.ap75) == pytest.approx((1, 1))
+    assert (dog.ap, dog.ap50, dog.ap75, dog.objects) == (None, None, None, 0)
 
 
 @pytest.mark.vision("pycocotools")
@@ -427,4 +429,7 @@ def test_the_figures_are_those_of_pycocotools_own_summary(kind: str) -> None:
     assert (ours.large, run.stats[5]) == (None, -1)
     figures = [ours.ap, ours.ap50, ours.ap75, ours.small, ours.medium]
     assert figures == pytest.approx(run.stats[:5].tolist(), abs=1e-12)
+    # Every class shows an object: the classes' mean is the whole.
+    for name in ("ap", "ap50", "ap75"):
+        assert np.mean([getattr(one, name) for one in ours.classes]) == pytest.approx(getattr(ours, name), abs=1e-12)
     assert run.stats[:5].min() > 0.05 and run.stats[:5].max() < 0.95

@@ -14,10 +14,11 @@ from dyndeploy.errors import InputError, UsageError
 from dyndeploy.nets import create_model, load_checkpoint, save_checkpoint
 from dyndeploy.nets.trained import read_trained
 from dyndeploy.tasks.annotations import AnnotatedImage
-from dyndeploy.tasks.detection import DetectionTask
+from dyndeploy.tasks.detection import DetectionTask, encode_mask
 from dyndeploy.tasks.scenes import digit_scenes, write_coco
 from dyndeploy.training import CHECKPOINT, LOG, RESULT, Recipe, load_recipe, recipe_names, train
 from dyndeploy.training.batches import datasets, training_batches
+from dyndeploy.training.detection import _Image
 from dyndeploy.training.processes import Part
 from dyndeploy.training.recipe import SparsityRecipe, TemperatureRecipe
 from dyndeploy.training.scenes import Collate, Scenes, batch_of, coco_files, resized_masks
@@ -107,6 +108,37 @@ def test_a_run_stopped_and_resumed_equals_one_that_was_not(tmp_path: Path, kind:
     assert not any("running_" in key for key in moved)
     assert {key.split(".")[0] for key in moved} >= {"backbone", "neck"}
     assert any("masker" in key for key in moved)
+
+
+@pytest.mark.vision("torchvision", "cv2", "pycocotools", "transformers")
+@pytest.mark.parametrize("kind", ["ddq_detr", "mask2former"])
+def test_detectors_with_queries_train(tmp_path: Path, kind: str) -> None:
+    options = {"mode": "spatial", "size": [48, 48], "pyramid_channels": 32, "encoder_layers": 1, "queries": 12}
+    recipe = tiny(
+        kind, model={"name": f"laud_{kind}_small", "options": options, "input_size": [48, 48]}, detection={}, seed=1
+    )
+    result = train(recipe, tmp_path)
+    record, evaluation = result.history[0], result.evaluation.detection
+    assert evaluation is not None and evaluation.images == 3
+    assert (evaluation.masks is None) == (kind == "ddq_detr")
+    terms = {name: value for name, value in record.training.items() if name.startswith(("encoder.", "layer"))}
+    assert {name.split(".")[0] for name in terms} >= {"layer0", "layer1"}
+    assert min(terms.values()) > 0
+    assert record.training["loss"] == pytest.approx(sum(terms.values()) + record.training["sparsity"], rel=1e-5)
+    start, end = weights_at_start(recipe), weights(tmp_path)
+    moved = {key.split(".")[0] for key in end if not torch.equal(end[key], start[key])}
+    assert moved == {"backbone", "neck", "head"}
+
+
+@vision
+def test_masks_of_queries_are_kept_as_runs() -> None:
+    masks = np.random.default_rng(0).random((2, 5, 7)) < 0.5
+    boxes, scores = np.arange(8, dtype=np.float32).reshape(2, 4), np.array([0.5, 0.25], np.float32)
+    found = _Image(boxes, scores, np.array([3, 1]), [encode_mask(mask) for mask in masks], (5, 7)).detections()
+    np.testing.assert_array_equal(found.masks, masks)
+    assert found.labels.tolist() == [3, 1] and found.boxes.tolist() == boxes.tolist()
+    nothing = _Image(boxes[:0], scores[:0], np.zeros(0, np.int64), [], (5, 7)).detections()
+    assert nothing.masks is not None and nothing.masks.shape == (0, 5, 7)
 
 
 def weights_at_start(recipe: Recipe) -> dict[str, torch.Tensor]:

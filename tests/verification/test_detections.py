@@ -16,7 +16,7 @@ from dyndeploy.tasks.detection import DetectionDifference
 from dyndeploy.verification import verify_bundle
 from dyndeploy.verification.detections import check_detections, detection_deviations
 from tests.bundles import resealed
-from tests.detectors import detector_bundle
+from tests.detectors import QUERY_DETECTORS, detector_bundle, one_worker
 
 vision = pytest.mark.vision("torchvision", "cv2")
 TOLERANCE = precision_of("fp32").detections
@@ -56,20 +56,28 @@ def test_what_is_shown_is_not_held() -> None:
     assert [(error.output, error.max_error) for error in errors] == [("boxes", 0.5), ("scores", 1e-4), ("masks", 0.25)]
 
 
-@vision
-@pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn"])
-def test_a_bundle_verifies(kind: str) -> None:
+@one_worker
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        pytest.param("retinanet", 200, marks=vision),
+        pytest.param("mask_rcnn", 200, marks=vision),
+        *(pytest.param(kind, 120, marks=pytest.mark.vision("torchvision", "transformers")) for kind in QUERY_DETECTORS),
+    ],
+)
+def test_a_bundle_verifies(kind: str, count: int) -> None:
     report = verify_bundle(detector_bundle(kind))
     assert report.passed, [check for check in report.checks if not check.passed]
     details = {check.name: check.detail for check in report.checks}
     assert ("static twin: detections" in details) == (kind == "mask_rcnn")
     for title in ("detections under equal masks", "detections as deployed"):
-        assert details[title].startswith("200 of 200 in 2 images"), details
+        assert details[title].startswith(f"{count} of {count} in 2 images"), details
     assert report.mask_bits > 0 and report.flipped_bits == 0
     assert {error.output for error in report.outputs} >= {"boxes", "scores"}
 
 
 @vision
+@one_worker
 def test_a_wrong_weight_is_found(tmp_path: Path) -> None:
     shutil.copytree(detector_bundle("mask_rcnn").path, tmp_path / "b")
     bundle = Bundle.open(tmp_path / "b")

@@ -11,12 +11,14 @@ from dyndeploy.graphs.passes.gelu import order_gelu
 from dyndeploy.graphs.passes.legalise import legalise_opset
 from dyndeploy.graphs.passes.mean import channels_last_means
 from dyndeploy.graphs.passes.names import name_nodes, name_tensors
-from dyndeploy.graphs.passes.pipeline import PIPELINE, Context, Pass, run_pipeline
+from dyndeploy.graphs.passes.pipeline import COMMON, OF_TARGET, PIPELINE, Context, Pass, run_pipeline
 from dyndeploy.graphs.passes.pooled_depthwise import fold_pooled_depthwise
 from dyndeploy.graphs.passes.strides import reshape_strides
 from dyndeploy.graphs.passes.transposes import cancel_transposes
 
 __all__ = [
+    "COMMON",
+    "OF_TARGET",
     "PIPELINE",
     "Context",
     "Pass",

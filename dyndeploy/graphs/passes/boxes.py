@@ -1,6 +1,7 @@
 """Operators of boxes: what a target runs in the place of a detector's placeholders.
 
-One rule per operator and runtime, in :data:`WRITTEN`. A runtime that is missing there runs no detectors.
+One rule per operator and runtime, in :data:`WRITTEN`. A runtime that is missing there runs no detectors. Where one of
+our own operators does what a placeholder stands for, it takes its place: its body has the same standard operators.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from dyndeploy.errors import ExportError
+from dyndeploy.errors import ExportError, UsageError
 from dyndeploy.graphs.inspect import drop_unused
 from dyndeploy.graphs.passes.shared import add_constant, attributes_of, known_shapes
+from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.boxes import BOXES, EMPTY, KEEP_BOXES, PYRAMID_ROI_ALIGN
+from dyndeploy.ops.pyramid_roi_align import NAME as ROI_ALIGN
 
 if TYPE_CHECKING:
     from dyndeploy.graphs.passes.pipeline import Context
@@ -33,16 +36,19 @@ def write_boxes(model: onnx.ModelProto, context: Context) -> None:
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         if node.domain == BOXES:
-            writer = _Writer(model, node)
+            if node.op_type not in rules:
+                raise ExportError(f"{node.name}: {context.runtime} has no rule for {node.op_type} ({context.target}).")
+            writer = _Writer(model, node, context.opset)
             rules[node.op_type](writer, shapes)
             nodes += writer.nodes
         else:
             nodes.append(node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    kept = [entry for entry in model.opset_import if entry.domain != BOXES]
+    kept = {entry.domain: entry.version for entry in model.opset_import if entry.domain != BOXES}
+    kept |= {node.domain: 1 for node in nodes if node.domain == DOMAIN}
     del model.opset_import[:]
-    model.opset_import.extend(kept)
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in kept.items())
     drop_unused(model)
 
 
@@ -62,10 +68,11 @@ class _Writer:
     Args:
         model: The graph that constants are added to.
         node: The placeholder.
+        opset: Of the target.
     """
 
-    def __init__(self, model: onnx.ModelProto, node: onnx.NodeProto) -> None:
-        self.model, self.node = model, node
+    def __init__(self, model: onnx.ModelProto, node: onnx.NodeProto, opset: int) -> None:
+        self.model, self.node, self.opset = model, node, opset
         self.attributes = attributes_of(node)
         self.nodes: list[onnx.NodeProto] = []
 
@@ -114,10 +121,56 @@ def _non_max_suppression(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) 
     index = write("Gather", [found, write.constant("index", 2)], axis=1)
     filled = write("Concat", [index, write.constant("empty", [EMPTY] * limit)], axis=0)
     places = [write.constant(kind, [value]) for kind, value in (("first", 0), ("last", limit))]
-    write("Slice", [filled, *places], write.node.output[0])
+    cut = write("Slice", [filled, *places])
+    # Nothing else says how many places there are, and what is computed from them is counted.
+    write("Reshape", [cut, write.constant("places", [limit])], write.node.output[0])
+
+
+def _roi_align_of_all(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Every box through the RoiAlign of every level, as an empty one where it belongs to another; then their sum.
+
+    No size depends on the data. A box without extent has no samples, which costs nothing and gives zeros.
+    """
+    *maps, boxes, levels = write.node.input
+    count, size = shapes[boxes][0], write.attributes["size"]
+    column, image = write.constant("column", [1]), write.constant("image", np.zeros(count))
+    aligned = []
+    for level, (features, stride) in enumerate(zip(maps, write.attributes["strides"], strict=True)):
+        chosen = write("Equal", [levels, write.constant(f"level{level}", level)])
+        factor = write("Unsqueeze", [write("Cast", [chosen], to=onnx.TensorProto.FLOAT), column])
+        found = write(
+            "RoiAlign",
+            [features, write("Mul", [boxes, factor]), image],
+            write.node.output[0] if len(maps) == 1 else "",
+            coordinate_transformation_mode="half_pixel",
+            mode="avg",
+            output_height=size,
+            output_width=size,
+            sampling_ratio=0,
+            spatial_scale=1.0 / stride,
+        )
+        aligned.append(found)
+    for place, found in enumerate(aligned[1:], start=2):
+        aligned[0] = write("Add", [aligned[0], found], write.node.output[0] if place == len(aligned) else "")
 
 
 def _roi_align(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Our own operator; of pyramids that it does not take, every level through one RoiAlign."""
+    operator = OPERATORS[ROI_ALIGN]
+    inputs, output = list(write.node.input), write.node.output[0]
+    if len(inputs) == len(operator.inputs) and write.opset >= operator.least_opset:
+        try:
+            operator.output_shapes([shapes.get(name, ()) for name in inputs], write.attributes)
+        except UsageError:
+            pass  # Its levels do not cover each other.
+        else:
+            bookkeeping = {"plugin_version": str(operator.version), "plugin_namespace": ""}
+            write(operator.name, inputs, output, domain=DOMAIN, **write.attributes, **bookkeeping)
+            return
+    _standard_roi_align(write, shapes)
+
+
+def _standard_roi_align(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """The boxes of every level through one RoiAlign, then all in their order again."""
     *maps, boxes, levels = write.node.input
     count, size = shapes[boxes][0], write.attributes["size"]
@@ -145,6 +198,9 @@ def _roi_align(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 WRITTEN: Mapping[str, Mapping[str, Rule]] = MappingProxyType(
-    {"onnxruntime": MappingProxyType({KEEP_BOXES: _non_max_suppression, PYRAMID_ROI_ALIGN: _roi_align})}
+    {
+        "onnxruntime": MappingProxyType({KEEP_BOXES: _non_max_suppression, PYRAMID_ROI_ALIGN: _roi_align}),
+        "tensorrt": MappingProxyType({PYRAMID_ROI_ALIGN: _roi_align_of_all}),
+    }
 )
-"""By runtime, how it writes the operators."""
+"""By runtime, how it writes the operators; the host computes those that a runtime's rules lack."""

@@ -76,19 +76,31 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
 """Passes in order, by id."""
 
 
-def run_pipeline(model: onnx.ModelProto, context: Context, passes: Sequence[tuple[str, Pass]] = PIPELINE) -> None:
+_WRITTEN_FROM = next(index for index, (name, _) in enumerate(PIPELINE) if name == "boxes::write")
+
+COMMON, OF_TARGET = PIPELINE[:_WRITTEN_FROM], PIPELINE[_WRITTEN_FROM:]
+"""The passes before, and from that on, which writes what differs by target: a graph may be cut between them."""
+
+
+def run_pipeline(
+    model: onnx.ModelProto,
+    context: Context,
+    passes: Sequence[tuple[str, Pass]] = PIPELINE,
+    before: Sequence[tuple[str, Pass]] = (),
+) -> None:
     """Apply every pass in place, and check the graph's own rules after each.
 
     Args:
         model: A captured graph.
         context: What the passes need to know besides it.
         passes: Passes in order, by id.
+        before: Passes that were applied already.
 
     Raises:
         ExportError: The graph cannot be written for the target, or a pass broke a rule of :mod:`dyndeploy.graphs.rules`
             (the message names both).
     """
-    done: list[str] = []
+    done: list[str] = [name for name, _ in before]
     check_rules(model, context, done)
     for name, apply in passes:
         apply(model, context)

@@ -99,7 +99,8 @@ def profile_bundle(
             return stack.enter_context(OnnxRuntimeSession(graph, **options, native=native, precision=precision))
 
         assert bundle.static is not None
-        static = stack.enter_context(OnnxRuntimeSession(bundle.static, **options, native="off"))
+        # A twin has no decisions, but a detector's reads its regions with an operator of ours.
+        static = stack.enter_context(OnnxRuntimeSession(bundle.static, **options, native=native))
         dynamic, forced = opened(bundle.model), opened(_overlay(bundle))
         labelled = None
         if gpu is None:
@@ -184,7 +185,7 @@ class _LabelledGraphs:
     @classmethod
     def of(cls, bundle: Bundle, *, bodies: bool) -> _LabelledGraphs:
         return cls(
-            static=LabelledGraph(bundle.load_static(), bodies=False),
+            static=LabelledGraph(bundle.load_static(), bodies=bodies),
             dynamic=LabelledGraph(_overlay(bundle), bodies=bodies),
             precision=bundle.manifest.cpu_precision,
         )
@@ -193,7 +194,7 @@ class _LabelledGraphs:
         self, threads: int, native: str | os.PathLike[str], *, profile: bool
     ) -> tuple[OnnxRuntimeSession, OnnxRuntimeSession]:
         """Sessions of the static and the dynamic graph; the caller closes them."""
-        static = OnnxRuntimeSession(self.static.model, threads=threads, native="off", profile=profile)
+        static = OnnxRuntimeSession(self.static.model, threads=threads, native=native, profile=profile)
         try:
             return static, OnnxRuntimeSession(
                 self.dynamic.model, threads=threads, native=native, precision=self.precision, profile=profile

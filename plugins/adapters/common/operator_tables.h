@@ -8,9 +8,9 @@ namespace tables {
 
 enum class Role { kActivation, kMask, kWeight };
 
-// kData: the type that the operator computes in, the same for all such ports of a node. kFloat: always float. The
-// others are integers of these sizes.
-enum class Element { kData, kFloat, kUint8, kInt8, kInt32 };
+// kData: the type that the operator computes in, the same for all such ports of a node. kFloat: always float. kIndex:
+// 64-bit integers. The others are integers of these sizes.
+enum class Element { kData, kFloat, kIndex, kUint8, kInt8, kInt32 };
 
 // Which kind of decision an input is; kNone for all that are no masks.
 enum class Gate { kNone, kSpatial, kLayer, kChannel, kToken, kHead };
@@ -1473,6 +1473,31 @@ constexpr Operator kQuantizedImageConvolution = {
     7,
 };
 
+constexpr Port kPyramidRoiAlignInputs[] = {
+    {"p0", Role::kActivation, Gate::kNone, Element::kData, "1CHW"},
+    {"p1", Role::kActivation, Gate::kNone, Element::kData, "1CIX"},
+    {"p2", Role::kActivation, Gate::kNone, Element::kData, "1CJY"},
+    {"p3", Role::kActivation, Gate::kNone, Element::kData, "1CKZ"},
+    {"boxes", Role::kActivation, Gate::kNone, Element::kFloat, "N4"},
+    {"levels", Role::kActivation, Gate::kNone, Element::kIndex, "N"},
+};
+constexpr Attribute kPyramidRoiAlignAttributes[] = {
+    {"strides", 4, false},
+    {"size", 1, false},
+};
+constexpr Operator kPyramidRoiAlign = {
+    "PyramidRoiAlign",
+    1,
+    "1",
+    kPyramidRoiAlignInputs,
+    6,
+    kPyramidRoiAlignInputs,
+    6,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NCSS"},
+    kPyramidRoiAlignAttributes,
+    2,
+};
+
 // DO(operator, kind): operators of one kind share their kernels.
 #define DYNDEPLOY_CPU_OPERATORS(DO)                                                  \
   DO(SpatialMasker, SpatialMasker)                                                   \
@@ -1515,7 +1540,8 @@ constexpr Operator kQuantizedImageConvolution = {
   DO(QuantizedChannelBottleneckProjection, QuantizedChannelBottleneck)               \
   DO(QuantizedSpatialChannelBottleneck, QuantizedSpatialChannelBottleneck)           \
   DO(QuantizedSpatialChannelBottleneckProjection, QuantizedSpatialChannelBottleneck) \
-  DO(QuantizedImageConvolution, QuantizedImageConvolution)
+  DO(QuantizedImageConvolution, QuantizedImageConvolution)                           \
+  DO(PyramidRoiAlign, Regions)
 
 // DO(operator, kind): operators of one kind share their kernels.
 #define DYNDEPLOY_TENSORRT_OPERATORS(DO)                               \

@@ -46,6 +46,8 @@ const char* name_of(abi::ElementType type) {
       return "int8";
     case abi::ElementType::kInt32:
       return "int32";
+    case abi::ElementType::kInt64:
+      return "int64";
     default:
       return "float32";
   }
@@ -82,6 +84,8 @@ std::int64_t Tensor::elements() const {
 
 abi::ElementType element_type(tables::Element element) {
   switch (element) {
+    case tables::Element::kIndex:
+      return abi::ElementType::kInt64;
     case tables::Element::kUint8:
       return abi::ElementType::kUint8;
     case tables::Element::kInt8:

@@ -73,6 +73,10 @@ template <>
 struct ElementTypeOf<std::int32_t> {
   static constexpr abi::ElementType value = abi::ElementType::kInt32;
 };
+template <>
+struct ElementTypeOf<std::int64_t> {
+  static constexpr abi::ElementType value = abi::ElementType::kInt64;
+};
 
 // A tensor that this library only looks at.
 struct Tensor {

@@ -247,6 +247,8 @@ void copy_selected(const SelectedCopy& s) {
   }
 }
 
+// Maskers go from the last pixel to the first: of a map larger than the caches, what was written last is
+// still there, and what they read last is what the block behind them reads first.
 template <class V>
 float pooled_dot(const PooledDot& d) {
   constexpr int U = 4;
@@ -254,9 +256,9 @@ float pooled_dot(const PooledDot& d) {
   Reg sum[U];
   for (int u = 0; u < U; ++u) sum[u] = V::zero();
   float rest = 0.0f;
-  for (int y = 0; y < d.rows; ++y) {
-    const float* pixel = d.x + y * d.row_stride;
-    for (int x = 0; x < d.columns; ++x, pixel += d.pixel_stride) {
+  for (int y = d.rows - 1; y >= 0; --y) {
+    const float* pixel = d.x + y * d.row_stride + (d.columns - 1) * d.pixel_stride;
+    for (int x = 0; x < d.columns; ++x, pixel -= d.pixel_stride) {
       int c = 0;
       for (; c + U * V::kWidth <= d.channels; c += U * V::kWidth) {
         DYNDEPLOY_UNROLL
@@ -283,13 +285,13 @@ float dot(const float* a, const float* b, int count) {
 
 template <class V>
 void column_sums(const ColumnSums& s) {
-  // Pixel by pixel, as they lie in memory; four at a time, so that the sums are touched a quarter as often.
+  // Pixel by pixel; four at a time, so that the sums are touched a quarter as often.
   float* const sums = s.sums;
   const int channels = s.channels;
   for (int c = 0; c < channels; ++c) sums[c] = 0.0f;
-  int p = 0;
-  for (; p + 4 <= s.pixels; p += 4) {
-    const float* p0 = s.x + p * s.stride;
+  int p = s.pixels;
+  for (; p >= 4; p -= 4) {
+    const float* p0 = s.x + (p - 4) * s.stride;
     const float *p1 = p0 + s.stride, *p2 = p1 + s.stride, *p3 = p2 + s.stride;
     int c = 0;
     for (; c + V::kWidth <= channels; c += V::kWidth) {
@@ -299,7 +301,7 @@ void column_sums(const ColumnSums& s) {
     }
     for (; c < channels; ++c) sums[c] += (p0[c] + p1[c]) + (p2[c] + p3[c]);
   }
-  for (; p < s.pixels; ++p) {
+  while (--p >= 0) {
     const float* pixel = s.x + p * s.stride;
     for (int c = 0; c < channels; ++c) sums[c] += pixel[c];
   }

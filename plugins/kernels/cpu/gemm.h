@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "caches.h"
+#include "regions_kernels.h"
 #include "transformer_kernels.h"
 
 namespace dyndeploy::cpu {
@@ -312,6 +313,8 @@ struct Isa {
   void (*key_panels)(const KeyPanels&);
   void (*attend)(const TileAttention&);
   void (*norm_logits)(const NormLogits&, float* logits);
+  // Of detectors; scratch by one caller at a time.
+  void (*read_regions)(const Regions&);
 };
 
 // out (output, input, plane): what Isa::pack packs for Isa::winograd, from weights (output, input, tap).

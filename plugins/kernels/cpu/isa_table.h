@@ -4,6 +4,7 @@
 
 #include "data_impl.h"
 #include "grouped_impl.h"
+#include "regions_impl.h"
 #include "transformer_impl.h"
 #include "winograd_impl.h"
 
@@ -47,7 +48,8 @@ constexpr Isa make_isa(const char* name, bool (*supported)()) {
              &product_rows<V, Product>,
              &key_panels<V>,
              &attend<V, Product>,
-             &norm_logits<V>};
+             &norm_logits<V>,
+             &read_regions<V>};
 }
 
 }  // namespace

@@ -43,10 +43,11 @@ void spatial_masker(const MaskerInputOf<T>& input, const float* weight, const fl
                     const Prepare& prepare, const Dot& dot) {
   const std::ptrdiff_t pixel = input.channels;
   const std::ptrdiff_t row = input.width * pixel;
-  const auto body = [&](int task, int worker) {
+  const auto body = [&](int backwards, int worker) {
+    const int task = input.batch * mask_height - 1 - backwards;
     const int n = task / mask_height, i = task % mask_height;
     const int top = bin_begin(i, input.height, mask_height), bottom = bin_end(i, input.height, mask_height);
-    for (int j = 0; j < mask_width; ++j) {
+    for (int j = mask_width - 1; j >= 0; --j) {
       const int left = bin_begin(j, input.width, mask_width), right = bin_end(j, input.width, mask_width);
       const Bin bin{(static_cast<std::ptrdiff_t>(n) * input.height + top) * row + left * pixel, bottom - top,
                     right - left};

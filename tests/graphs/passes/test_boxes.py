@@ -7,15 +7,22 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 from dyndeploy.errors import ExportError
 from dyndeploy.graphs.passes import Context, write_boxes
+from dyndeploy.graphs.passes.finish import attach_functions
+from dyndeploy.graphs.rules import check_structure
+from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.boxes import BOXES, KEEP_BOXES, PYRAMID_ROI_ALIGN
 from dyndeploy.runtimes import OnnxRuntimeSession
 
 
-def run(op_type: str, feeds: dict[str, np.ndarray], result: tuple[int, ...], dtype: int, **attributes: Any) -> Any:
+def run(
+    op_type: str, feeds: dict[str, np.ndarray], result: tuple[int, ...], dtype: int, *, own: str = "", **attributes: Any
+) -> Any:
+    """``own``: the operator of ours that takes the placeholder's place."""
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
         for name, value in feeds.items()
@@ -24,9 +31,13 @@ def run(op_type: str, feeds: dict[str, np.ndarray], result: tuple[int, ...], dty
     graph = helper.make_graph([node], "g", inputs, [helper.make_tensor_value_info("y", dtype, result)])
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid(BOXES, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    write_boxes(model, Context({}, ["y"], 18, 10, None, "cpu", inputs=list(feeds)))
-    onnx.checker.check_model(model, full_check=True)
-    assert {entry.domain for entry in model.opset_import} == {""}
+    context = Context({}, ["y"], 18, 10, None, "cpu", inputs=list(feeds))
+    write_boxes(model, context)
+    assert [node.op_type for node in model.graph.node if node.domain] == [own] * bool(own)
+    assert {entry.domain for entry in model.opset_import} == {"", DOMAIN} if own else {""}
+    attach_functions(model, context)
+    check_structure(model, "the test")
+    onnx.checker.check_model(model, full_check=not own)
     with OnnxRuntimeSession(model) as session:
         return session.run(feeds)["y"]
 
@@ -97,8 +108,30 @@ def test_boxes_are_read_from_their_level_in_their_order(chosen: tuple[int, ...])
     np.testing.assert_allclose(found[:, 1, 1], -expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("last", [4, 5])
+def test_pyramids_of_four_levels_are_read_by_an_operator_of_ours(last: int) -> None:
+    rng = np.random.default_rng(1)
+    sizes = [(25, 38), (13, 19), (7, 10), (last, 5)]
+    feeds: dict[str, np.ndarray] = {
+        f"p{level}": rng.standard_normal((1, 3, *size)).astype(np.float32) for level, size in enumerate(sizes)
+    }
+    corners = rng.uniform(0, 70, (9, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(0, 90, (9, 2))], 1).astype(np.float32)
+    feeds |= {"boxes": boxes, "levels": np.arange(9) % 4}
+    # A last map that covers more than the one before is read by standard operators.
+    own = "PyramidRoiAlign" if last == 4 else ""
+    found = run(PYRAMID_ROI_ALIGN, feeds, (9, 3, 7, 7), TensorProto.FLOAT, own=own, strides=[4, 8, 16, 32], size=7)
+    expected = OPERATORS["PyramidRoiAlign"].reference(
+        *map(torch.from_numpy, feeds.values()), strides=[4, 8, 16, 32], size=7
+    )
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)
+
+
 def test_a_runtime_without_rules_is_refused() -> None:
     node = helper.make_node(KEEP_BOXES, ["a"], ["y"], name="x/y", domain=BOXES)
     model = helper.make_model(helper.make_graph([node], "g", [], []))
     with pytest.raises(ExportError, match="NonMaxSuppression"):
+        write_boxes(model, Context({}, ["y"], 18, 10, None, "nano", runtime="another"))
+    # TensorRT reads regions; boxes are the host's.
+    with pytest.raises(ExportError, match=r"x/y: tensorrt has no rule for KeepBoxes \(nano\)"):
         write_boxes(model, Context({}, ["y"], 18, 10, None, "nano", runtime="tensorrt"))

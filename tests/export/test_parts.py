@@ -1,0 +1,185 @@
+"""Detectors for TensorRT: engines with the host in between."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import dyndeploy
+from dyndeploy import Bundle, ExportSettings
+from dyndeploy.bundle import Manifest
+from dyndeploy.errors import BundleError, DyndeployError, ExportError, UsageError
+from dyndeploy.graphs.inspect import foreign_operators
+from dyndeploy.graphs.split import split
+from dyndeploy.ops import OPERATORS
+from dyndeploy.ops.boxes import BOXES
+from dyndeploy.remote.profiling import require_runnable
+from dyndeploy.runtimes import TensorRTSession, open_parts
+from dyndeploy.runtimes.tensorrt_engine import (
+    EngineSettings,
+    engine_graphs,
+    require_one_graph,
+    trtexec_commands,
+    write_stage_trtexec_files,
+)
+from dyndeploy.targets import load_target
+from dyndeploy.targets.platforms import Placement
+from dyndeploy.tasks.detection import compare
+from dyndeploy.verification import verify_bundle
+from tests.detectors import CLASSES, lively_detector, photographs
+from tests.runtimes.fake_tensorrt import install_fakes
+
+pytestmark = pytest.mark.vision("torchvision", "cv2")
+
+_KEPT: list[Any] = []
+
+
+@functools.cache
+def bundle(kind: str, target: str) -> Bundle:
+    folder = tempfile.TemporaryDirectory(prefix="dyndeploy-parts-")
+    _KEPT.append(folder)
+    network = lively_detector(kind, "channel" if kind == "retinanet" else "layer")
+    return dyndeploy.export_model(network, Path(folder.name) / "b", ExportSettings(target=target), class_names=CLASSES)
+
+
+def test_what_runs_where() -> None:
+    dense, regions = bundle("retinanet", "rtx4090"), bundle("mask_rcnn", "nano")
+    assert [(part.file, part.host) for part in dense.parts] == [("part0.onnx", False), ("part1.npz", True)]
+    assert [part.host for part in regions.parts] == [False, True] * 3
+    first, proposals, boxes, _, masks, last = regions.parts
+    # TensorRT 8.2 reads no regions: the host gives the heads what the pyramid holds in them.
+    assert [info.shape for info in boxes.inputs] == [(100, 48, 7, 7)]
+    assert [info.shape for info in masks.inputs] == [(100, 48, 14, 14)]
+    assert {info.dtype for part in regions.parts if not part.host for info in part.inputs} == {"float32"}
+    assert {mask.name for mask in regions.manifest.masks} <= {info.name for info in first.outputs}
+    assert [info.name for info in last.outputs] == ["masks"] and "image_size" in {i.name for i in proposals.inputs}
+    places = regions.manifest.detector().places
+    assert any(place.startswith("RoiAlign: host; TensorRT has it from 8.5 on") for place in places)
+    assert regions.damaged_files() == {} and regions.manifest.opset == 18
+    assert Manifest.from_json(json.loads(json.dumps(regions.manifest.to_json()))) == regions.manifest
+
+
+@pytest.mark.parametrize(("kind", "target"), [("retinanet", "rtx4090"), ("mask_rcnn", "nano")])
+def test_every_engine_is_legal_and_the_chain_finds_what_pytorch_finds(kind: str, target: str) -> None:
+    own, platform = bundle(kind, target), load_target(target)
+    for _, model in own.load_engine_parts():
+        assert {entry.domain: entry.version for entry in model.opset_import}[""] == platform.opset
+        assert foreign_operators(model, OPERATORS, platform.allowed_operators) == []
+        assert all(node.domain != BOXES for node in model.graph.node)
+    network = lively_detector(kind, "channel" if kind == "retinanet" else "layer")
+    with open_parts(own) as session, torch.no_grad():
+        assert {info.name for info in session.outputs} > {"boxes", "scores", "labels", "count"}
+        for image in photographs():
+            feeds, placement = network.task.prepare(image, bucket=(128, 128))
+            outputs = network(*map(torch.from_numpy, feeds.values())).outputs()
+            expected = network.task.decode({name: value.numpy() for name, value in outputs.items()}, placement)
+            found = compare(network.task.decode(session.run(feeds), placement), expected)
+            assert (found.matched, found.missed, found.extra) == (100, 0, 0)
+            assert found.box < 0.02 and found.score < 1e-4
+            assert kind == "retinanet" or found.mask_iou > 0.98
+        assert set(session.ms) == {part.file for part in own.parts}
+
+
+def test_verification_looks_at_the_parts() -> None:
+    report = verify_bundle(bundle("retinanet", "rtx4090"))
+    assert report.passed, [check for check in report.checks if not check.passed]
+    names = [check.name for check in report.checks]
+    assert "part0.onnx: graph" in names and "detections of the 2 parts, engines in ONNX Runtime" in names
+
+
+def test_engines_and_host_programs_run_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TensorRT's bindings as on a board, whose engines compute in NumPy; what the host does not read stays there."""
+    own, network = bundle("mask_rcnn", "nano"), lively_detector("mask_rcnn", "layer")
+    feeds, placement = network.task.prepare(photographs()[0], bucket=(128, 128))
+    with open_parts(own) as session:
+        expected = session.run(feeds)
+    world = install_fakes(monkeypatch, "8.2.1.8", tmp_path)
+    with open_parts(own, "tensorrt") as session:
+        assert session.info.runtime == "tensorrt" and len(world.builds) == 3
+        for _ in range(2):  # The second run is another than the one that is captured.
+            found = session.run(feeds)
+            difference = compare(network.task.decode(found, placement), network.task.decode(expected, placement))
+            assert (difference.matched, difference.missed, difference.extra) == (100, 0, 0)
+            assert difference.box < 0.02 and difference.score < 1e-4
+    with pytest.raises(DyndeployError, match="is closed"):
+        session.run(feeds)
+
+
+def test_regions_are_read_in_an_engine_where_that_can() -> None:
+    """Boxes of other levels are read as empty ones, so that no size depends on the data."""
+    network = lively_detector("mask_rcnn", "layer")
+    from dyndeploy.export.graph import build
+    from dyndeploy.export.subject import make_subject
+
+    subject = make_subject(network, batch=1)
+    built = build(subject.network, subject.inputs, load_target("orin_nano"))
+    kinds = [[node.op_type for node in part.model.graph.node] for part in built.parts]
+    assert [part.host for part in built.parts] == [False, True] * 3
+    assert [own.count("RoiAlign") for own in kinds] == [0, 0, 4, 0, 4, 0]
+    # Whole numbers go in with 32 bits.
+    types = {value.name: value.type.tensor_type.elem_type for value in built.parts[2].model.graph.input}
+    assert set(types.values()) == {onnx.TensorProto.FLOAT, onnx.TensorProto.INT32}
+
+
+def test_an_operator_that_runs_nowhere_is_refused_with_the_reason() -> None:
+    places = {"Relu": Placement("none", "it is switched off")}
+    with pytest.raises(ExportError, match="somewhere cannot run Relu: it is switched off"):
+        split(bundle("retinanet", "rtx4090").load_engine_parts()[0][1], places, "somewhere")
+
+
+def test_lines_for_trtexec_are_written_per_engine(tmp_path: Path) -> None:
+    own = bundle("mask_rcnn", "nano")
+    written = write_stage_trtexec_files(own, tmp_path, "8.2.1")
+    assert [item.model.name for item in written] == [f"part{place}.fp32.trt.onnx" for place in (0, 2, 4)]
+    shapes = {name: path.stat().st_size for name, path in written[1].inputs.items()}
+    assert list(shapes.values()) == [4 * 100 * 48 * 7 * 7]
+    assert np.fromfile(next(iter(written[1].inputs.values())), np.float32).any()
+    assert all("--loadInputs=" in trtexec_commands(item, None)[1] for item in written)
+    assert [label for label, _ in engine_graphs(own)] == ["part0", "part2", "part4"]
+
+
+def test_what_takes_one_engine_refuses_parts() -> None:
+    own = bundle("mask_rcnn", "nano")
+    with pytest.raises(UsageError, match="no single engine: nano runs it in 6 parts"):
+        TensorRTSession.from_bundle(own)
+    with pytest.raises(UsageError, match="its static twin was not written so"):
+        require_one_graph(own, EngineSettings(static=True))
+    with pytest.raises(UsageError, match="runs in 6 parts on nano, and boards do not run such networks over SSH"):
+        require_runnable(own, None)  # type: ignore[arg-type]
+    readme = (own.path / "device" / "README.md").read_text()
+    assert "runs in parts" in readme and "`../part1.npz`: host program" in readme
+    assert (own.path / "device" / "host_program.py").is_file()
+    plans = json.loads((own.path / "device" / "engines.json").read_text())
+    assert list(plans["graphs"]) == ["part0.onnx", "part2.onnx", "part4.onnx"]
+
+
+def test_a_manifest_whose_parts_do_not_fit_is_refused() -> None:
+    value = bundle("mask_rcnn", "nano").manifest.to_json()
+    wrong = json.loads(json.dumps(value))
+    wrong["detection"]["parts"][2]["inputs"][0]["shape"][0] = 99
+    with pytest.raises(BundleError, match=r"detection.parts\[2\].*inputs are there before it"):
+        Manifest.from_json(wrong)
+    short = json.loads(json.dumps(value))
+    del short["detection"]["parts"][-1]
+    with pytest.raises(BundleError, match="parts that give masks as well"):
+        Manifest.from_json(short)
+
+
+def test_a_damaged_program_is_told() -> None:
+    own = bundle("retinanet", "rtx4090")
+    path = own.path / "part1.npz"
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[:100])
+        with pytest.raises(BundleError, match="is no host program"):
+            open_parts(own)
+    finally:
+        path.write_bytes(content)
