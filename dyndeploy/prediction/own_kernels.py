@@ -106,7 +106,8 @@ def _tile(row: Mapping[str, Any], end: float) -> _Tile:
     def by_count(name: str) -> Array:
         ends = [row["blocks"][str(count)][name] for count in counts]
         known = [max(low, 1.0) ** (1.0 - end) * max(high, 1.0) ** end for low, high in ends]
-        return np.interp(resident, counts, known)
+        found: Array = np.interp(resident, counts, known)
+        return found
 
     return _Tile(
         int(row["rows"]), int(row["columns"]), int(row["depth"]), by_count("strip_cycles"), by_count("fixed_cycles"),
