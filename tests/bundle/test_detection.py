@@ -30,6 +30,9 @@ def manifest(tmp_path: Path) -> Manifest:
         detections=7,
         score_threshold=0.05,
         masks=False,
+        rounding=True,
+        decoding="boxes",
+        mask_stride=4,
         host=("resize",),
         buckets=(BucketInfo((SIZE, SIZE)), BucketInfo((8, 24), "8x24")),
     )
