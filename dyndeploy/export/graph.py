@@ -19,7 +19,7 @@ from dyndeploy.export.subject import HasFacts, make_subject
 from dyndeploy.export.swap import Captured, DryRun, Swapped, dry_run, swap
 from dyndeploy.graphs.branches import insert_branches
 from dyndeploy.graphs.passes import COMMON, OF_TARGET, Context, run_pipeline
-from dyndeploy.graphs.split import Segment, split
+from dyndeploy.graphs.split import Segment, require_places, split
 from dyndeploy.nets import NetworkFacts
 from dyndeploy.ops.boxes import BOXES
 from dyndeploy.precisions import tolerance_of
@@ -114,6 +114,7 @@ def build(
     )
     model = capture(captured, examples, dynamic_batch=dynamic_batch, wrapped=_NET)
     run_pipeline(model, context, COMMON)
+    require_places(model, target.detection, target.name)
     parts: tuple[Segment, ...] = ()
     if target.detection and any(node.domain == BOXES for node in model.graph.node):
         parts = _parts(model, context, target)

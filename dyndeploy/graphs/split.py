@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from dyndeploy.errors import ExportError
-from dyndeploy.graphs.inspect import reads
+from dyndeploy.graphs.inspect import all_nodes, reads
 from dyndeploy.graphs.parts import POST_PROCESSING, part_of
 from dyndeploy.graphs.passes.shared import attributes_of, known_shapes
 from dyndeploy.ops.boxes import BOXES, KEEP_BOXES, PYRAMID_ROI_ALIGN
@@ -71,10 +71,7 @@ def split(model: onnx.ModelProto, places: Mapping[str, Placement], target: str) 
     Raises:
         ExportError: An operator that the target runs nowhere.
     """
-    for node in model.graph.node:
-        place = places.get(STANDS_FOR.get(node.op_type, node.op_type))
-        if place is not None and place.runs == NOWHERE:
-            raise ExportError(f"{node.name}: {target} cannot run {node.op_type}: {place.why}.")
+    require_places(model, places, target)
     known = _Values(model)
     stages: dict[str, int] = {}
     members: dict[int, list[onnx.NodeProto]] = {}
@@ -86,6 +83,14 @@ def split(model: onnx.ModelProto, places: Mapping[str, Placement], target: str) 
         members.setdefault(stage, []).append(node)
         stages |= dict.fromkeys(node.output, stage)
     return [known.segment(stage, members) for stage in sorted(members)]
+
+
+def require_places(model: onnx.ModelProto, places: Mapping[str, Placement], target: str) -> None:
+    """Raise ``ExportError`` with the reason for an operator that the target runs nowhere."""
+    for node in all_nodes(model.graph):
+        place = places.get(STANDS_FOR.get(node.op_type, node.op_type))
+        if place is not None and place.runs == NOWHERE:
+            raise ExportError(f"{node.name}: {target} cannot run {node.op_type}: {place.why}.")
 
 
 def _on_host(node: onnx.NodeProto, places: Mapping[str, Placement]) -> bool:

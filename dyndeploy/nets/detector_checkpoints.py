@@ -208,6 +208,9 @@ class DetectorRules(CheckpointRules):
         theirs, ours = _kind(weights), _kind(self._own)
         if theirs is not None and theirs != ours:
             return f"is of another detector: it is a {theirs}, and this network is a {ours}. Create a {theirs}."
+        for key, value in self._own.items():
+            if key.endswith(_LEVEL_WEIGHTS) and key in weights and len(weights[key]) != len(value):
+                return f"is of another detector: it reads {_levels(weights[key], value)}."
         return self._backbone.another_architecture(_inside(weights))
 
     def conflict(self, weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> str | None:
@@ -230,7 +233,7 @@ class DetectorRules(CheckpointRules):
         if key.startswith(_QUERY_WEIGHTS) and rows != own:
             return f"The checkpoint has {rows} queries: queries={rows}?"
         if key.endswith(_LEVEL_WEIGHTS) and rows != own:
-            return f"The checkpoint reads {rows} levels of a pyramid, and there are networks with {own} levels only."
+            return f"The checkpoint reads {_levels(weights[key], self._own[key])}."
         return "Create the detector that the file was saved from: its heads or its pyramid are others."
 
     def untold(self, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -251,6 +254,11 @@ class DetectorRules(CheckpointRules):
         )
         modules = dict(network.named_modules())
         return tuple(name for name in names if name in modules)
+
+
+def _levels(theirs: Tensor, ours: Tensor) -> str:
+    """Say how many levels codes are of."""
+    return f"{len(theirs)} levels of a pyramid, and there are networks with {len(ours)} levels only"
 
 
 def _separated(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

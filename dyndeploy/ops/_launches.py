@@ -34,15 +34,16 @@ def bottleneck_launches(f: Mapping[str, float], element: float) -> Sequence[Laun
         Launch(moved=copied + 4.0 * (need + active) + 1.0),
         Launch(
             need, hidden, cin, moved=need * (cin + hidden) * element, weights=cin * hidden * element, share=share,
-            uneven=True,
+            uneven=True, layer="conv1",
         ),
         Launch(
             second, hidden / groups, 9.0 * hidden / groups, groups, 9.0, moved=(need + second) * hidden * element,
             weights=9.0 * hidden * hidden / groups * element, share=share, uneven=True,
+            layer="conv2",
         ),
         Launch(
             active, cout, hidden, moved=active * (hidden + 2.0 * cout) * element, weights=hidden * cout * element,
-            share=share, uneven=True,
+            share=share, uneven=True, layer="conv3",
         ),
     ]  # fmt: skip
     squeezed = f.get("squeezed", 0.0)
@@ -55,7 +56,6 @@ def bottleneck_launches(f: Mapping[str, float], element: float) -> Sequence[Laun
             Launch(excited, hidden, squeezed, moved=2.0 * active * hidden * element, weights=weights, share=share),
         ]
     if f["projection"]:
-        launches.append(
-            Launch(pixels_out, cout, cin, moved=pixels_out * (cin + cout) * element, weights=cin * cout * element)
-        )
+        moved, weights = pixels_out * (cin + cout) * element, cin * cout * element
+        launches.append(Launch(pixels_out, cout, cin, moved=moved, weights=weights, layer="conv3"))
     return launches

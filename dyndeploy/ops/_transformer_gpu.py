@@ -60,7 +60,7 @@ def block_launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
     def linear(rows: float, depth: float, columns: float, share: float, added: float = 0.0) -> Launch:
         return Launch(
             rows, columns, depth, moved=rows * (depth + columns + added) * element, weights=depth * columns * element,
-            share=share, uneven=True,
+            share=share, uneven=True, layer="linear",
         )  # fmt: skip
 
     return (

@@ -139,6 +139,7 @@ class Launch(NamedTuple):
         weights: Bytes of weights.
         share: Probability that there is any work; the other numbers are those of runs in which there is.
         uneven: Whether images of a batch differ in their active channels, so that the slowest one ends the launch.
+        layer: Under which name the table of our kernels' modelled figures has it; empty: there is none.
     """
 
     rows: float = 0.0
@@ -150,6 +151,7 @@ class Launch(NamedTuple):
     weights: float = 0.0
     share: float = 1.0
     uneven: bool = False
+    layer: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ what the block before it left.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -91,6 +92,7 @@ class _Part:
     taps: Mapping[str, str] = field(default_factory=dict)
 
 
+@functools.cache
 def backbone_of(network: str) -> tuple[str, dict[str, Any]] | None:
     """Registered name and options of a detector's backbone, whose blocks are those of the detector; None of others."""
     import torch

@@ -7,7 +7,8 @@ one phase). A phase costs a launch and the slowest of three things, which overla
 - the second-level cache, through which every tile's operands come;
 - memory: what does not fit that cache. Weights come from memory in every run unless all weights of the network fit.
 
-Peak rates are those of the device's file; what software reaches of them are its two efficiencies.
+Peak rates are those of the device's file; what software reaches of them are its two efficiencies. What our own kernels
+reach stands in a table that is made of their machine code (:mod:`dyndeploy.prediction.own_kernels`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from dyndeploy.errors import UsageError
 from dyndeploy.prediction.densities import ExpectedBusiestTile
 from dyndeploy.prediction.kernels import ELEMENT_BYTES, MODELLED, REORDER, UNKNOWN, Kernel, fused_by
+from dyndeploy.prediction.own_kernels import own_kernels
 from dyndeploy.targets.devices import Device, Hardware
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -112,6 +114,11 @@ _SPREAD_KIND = {
 }
 
 
+_LAYERS = ("", "conv1", "conv2", "conv3", "linear")
+_NARROW_GROUP = 31
+"""Channels of a group up to which another kernel runs the 3x3, of which the table has no figures."""
+
+
 class _Unit(NamedTuple):
     """What multiplies matrices on a multiprocessor: its lanes, or its tensor cores."""
 
@@ -144,6 +151,8 @@ class _Phase(NamedTuple):
     """Groups beyond the first of a grouped convolution."""
     share: float = 1.0
     """Probability that there is any work."""
+    layer: float = 0.0
+    """Of our own kernels, as a place in :data:`_LAYERS`; 0: none of these."""
 
 
 class AnalyticalModel:
@@ -155,14 +164,16 @@ class AnalyticalModel:
         runtime: Which software runs the kernels; None takes the device's own.
         groups_in_turn: The runtime is one that runs the groups of a convolution one by one, as that of some published
             figures did.
+        end: Of the modelled figures of our own kernels, from 0 (optimistic) to 1 (pessimistic).
 
     Raises:
         UsageError: The device has no data sheet, no hardware for the precision, or no source states its rate.
     """
 
     def __init__(
-        self, device: Device, precision: str = "fp32", runtime: str | None = None, *, groups_in_turn: bool = False
-    ) -> None:
+        self, device: Device, precision: str = "fp32", runtime: str | None = None, *, groups_in_turn: bool = False,
+        end: float = 0.5,
+    ) -> None:  # fmt: skip
         hardware, constants = device.hardware, device.model
         if device.is_local:
             raise UsageError(f"Nothing is known of {device.name} before 'dyndeploy calibrate-device' has measured it.")
@@ -213,9 +224,13 @@ class AnalyticalModel:
         modern = float(hardware.compute_capability or 0) >= 7.0
         self._faster = 4.0 if precision == "fp16" and modern and hardware.fp16_tensor_tflops is None else 1.0
         self._busiest = ExpectedBusiestTile()
+        self._clock = 1e6 * hardware.boost_mhz if hardware.boost_mhz else clock
+        self._own = own_kernels(hardware.compute_capability, precision, end=end)
         # A network in INT8 keeps some kernels in floats.
         self._floats = (
-            AnalyticalModel(device, "fp32", runtime, groups_in_turn=groups_in_turn) if precision == "int8" else None
+            AnalyticalModel(device, "fp32", runtime, groups_in_turn=groups_in_turn, end=end)
+            if precision == "int8"
+            else None
         )
 
     def _units_of(self, hardware: Hardware, precision: str, fitted: float | None) -> list[_Unit]:
@@ -295,6 +310,7 @@ class AnalyticalModel:
             p["rows"] * p["columns"] * p["depth"] * p["products"]
             / (self._lanes * self._sms * _DEPTHWISE_COMPUTE),
         )  # fmt: skip
+        busy, tile_bytes = self._own_products(p, busy, tile_bytes)
         moved, weights = p["moved"], p["weights"]
         # What a kernel leaves in the cache the next one finds there, unless the kernel itself pushes it out.
         outside = np.clip(moved / max(self._l2, 1.0) - 1.0, 0.0, 1.0)
@@ -327,6 +343,25 @@ class AnalyticalModel:
         some = rows * columns * count > 0
         arithmetic = np.where(some, best, 0.0)
         return arithmetic, np.where(some, traffic, 0.0)
+
+    def _own_products(self, p: dict[str, Array], busy: Array, tile_bytes: Array) -> tuple[Array, Array]:
+        """The same with the launches of our own kernels at their own figures."""
+        for place, layer in enumerate(_LAYERS):
+            if self._own is None or not self._own.serves(layer):
+                continue
+            mine = (p["layer"] == place) & ((p["products"] <= 1) | (p["columns"] > _NARROW_GROUP))
+            mine &= p["rows"] * p["columns"] * p["depth"] > 0
+            if not mine.any():
+                continue
+            rows, columns, depth, products, taps = (
+                p[name][mine] for name in ("rows", "columns", "depth", "products", "taps")
+            )
+            cycles, loaded = self._own.cycles(layer, rows, columns, depth, products, taps, self._sms)
+            busy, tile_bytes = busy.copy(), tile_bytes.copy()
+            # The slowest image of a batch has tiles of its own.
+            busy[mine] = cycles * p["slowest"][mine] / self._clock
+            tile_bytes[mine] = loaded * self._element
+        return busy, tile_bytes
 
     # ------------------------------------------------------------ phases of kernels
 
@@ -363,6 +398,7 @@ class AnalyticalModel:
                 _Phase(
                     index, launch.rows, launch.columns, launch.depth, launch.products, launch.taps, moved=launch.moved,
                     weights=launch.weights, slowest=slowest if launch.uneven else 1.0, share=launch.share,
+                    layer=float(_LAYERS.index(launch.layer)),
                 )
                 for launch in launches
             ]  # fmt: skip

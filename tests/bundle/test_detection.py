@@ -30,6 +30,9 @@ def manifest(tmp_path: Path) -> Manifest:
         detections=7,
         score_threshold=0.05,
         masks=False,
+        rounding=True,
+        decoding="boxes",
+        mask_stride=4,
         host=("resize",),
         buckets=(BucketInfo((SIZE, SIZE)), BucketInfo((8, 24), "8x24")),
     )
@@ -52,7 +55,7 @@ def test_it_is_read_as_it_was_written(manifest: Manifest, tmp_path: Path) -> Non
     written = manifest.to_json()
     assert written["task"] == manifest.task == "detection"
     assert Manifest.from_json(written) == manifest
-    assert manifest.detector().task() == DetectionTask((1333, 800), 8, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    assert manifest.detector().task() == DetectionTask((1333, 800), 8, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), detections=7)
     with pytest.raises(UsageError, match="is a detector: images of any size"):
         manifest.images()
 

@@ -106,9 +106,19 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     assert "queries=100?" in shape_of(queries, "mask2former", tmp_path / "c.pth")
 
     def levels(weights: dict[str, Tensor]) -> None:
+        for key in [key for key in weights if "sampling_offsets" in key or "attention_weights" in key]:
+            weights[key] = torch.cat([weights[key], weights[key][: len(weights[key]) // 4]])
+        for key in [key for key in weights if key.startswith("neck.extra_convs.0.")]:
+            weights[key.replace(".0.", ".1.", 1)] = weights[key]
         weights["level_embed"] = torch.cat([weights["level_embed"], weights["level_embed"][:1]])
 
     assert "reads 5 levels" in shape_of(levels, "ddq_detr", tmp_path / "d.pth")
+
+    def fewer(weights: dict[str, Tensor]) -> None:
+        for key in ("pixel_decoder.level_encoding.weight", "level_embed.weight"):
+            weights[f"panoptic_head.{key}"] = weights[f"panoptic_head.{key}"][:2]
+
+    assert "reads 2 levels" in shape_of(fewer, "mask2former", tmp_path / "f.pth")
 
     def another(weights: dict[str, Tensor]) -> None:
         kept = {key: value for key, value in weights.items() if key.startswith("backbone.")}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from dyndeploy.errors import InputError, UsageError
 from dyndeploy.nets import model_info, model_names
 from dyndeploy.planning import Plan, PlanSettings, load_plan, plan_network
 from dyndeploy.planning.composition import Composition, Option
-from dyndeploy.planning.sources import calibrated_prices
+from dyndeploy.planning.sources import calibrated_prices, device_prices
 from dyndeploy.prediction import predict
 from dyndeploy.prediction.kernels import GraphWalker, Kernel
 from dyndeploy.prediction.zoo import zoo_nodes
@@ -276,3 +277,22 @@ def test_command_line_without_a_calibration(tmp_path: Path, monkeypatch: pytest.
     assert run(["plan", "laud_resnet50"]) == 2
     (tmp_path / "bad.json").write_text("{}")
     assert run(["plan", "laud_resnet50", "--calibration", str(tmp_path / "bad.json")]) == 1
+
+
+@pytest.mark.vision("torchvision")
+def test_a_detector_has_the_blocks_of_its_backbone_and_a_head_that_reads_several() -> None:
+    name = "laud_retinanet_small"
+    network = Composition(name, 0.5, runtime="tensorrt")
+    assert len(network.stages) == 4 and all(block.startswith("backbone.layer") for block in network.blocks)
+    priced = device_prices("tx2").by_threads[None]
+    times = []
+    for mode in ("layer", "static"):
+        kernels = network.kernels([Option(mode, 1, 1)] * len(network.blocks))
+        times.append(float(priced(kernels)[0].sum()))
+        rate = {} if mode == "static" else {"mode": mode, "rate": 0.5}
+        predicted = predict(name, "tx2", batch=1, **rate)  # type: ignore[arg-type]
+        assert times[-1] == pytest.approx(predicted.latency_ms, rel=0.01)
+        assert math.fsum(k.macs for k in kernels) == pytest.approx(sum(part.macs for part in predicted.parts))
+    mixed = [Option("layer", 1, 1) if index % 2 else STATIC for index in range(len(network.blocks))]
+    # Every other block would change the layout each time, and the pyramid's maps besides.
+    assert times[0] < times[1] < float(priced(network.kernels(mixed))[0].sum())

@@ -101,7 +101,14 @@ def test_recipes_of_dyn_perceiver_carry_its_hyper_parameters() -> None:
         recipe = papers[name]
         assert (recipe.epochs, recipe.batch_size, recipe.input_size) == (epochs, 1024, (224, 224))
         assert recipe.optimizer == OptimizerRecipe(
-            lr, "adamw", None, (0.9, 0.999), 0.05, decay="matrices", lr_end=1e-6, warmup_epochs=20
+            lr,
+            "adamw",
+            momentum=None,
+            betas=(0.9, 0.999),
+            weight_decay=0.05,
+            decay="matrices",
+            lr_end=1e-6,
+            warmup_epochs=20,
         )
         assert recipe.model.options["depth_factor"] == depth
         assert recipe.model.options["sa_widening_factor"] == 4

@@ -72,9 +72,9 @@ struct AttentionKernel {
       load_or_clear(v, row0 + row < end && k0 + k < depth, from + (row0 + row) * pitch + k0 + k);
       DYN_UNROLL
       for (int e = 0; e < kVector; ++e) {
-        Vector<Element, 1> one;
-        from_float(to_float(v.v[e]), one.v[0]);
-        Tile::template put_a<1>(stage, row, k + e, one);
+        Element one;
+        from_float(to_float(v.v[e]), one);
+        Tile::put_one(stage, row, k + e, one);
       }
     }
   }
@@ -181,9 +181,9 @@ struct AttentionKernel {
         sync();
         for_threads<kThreads>([&](int t) {
           for (int i = t; i < kQueries * Tile::kDepth; i += kThreads) {
-            Vector<Element, 1> one;
-            from_float(scores.at[i / Tile::kDepth][depth + i % Tile::kDepth], one.v[0]);
-            Tile::template put_a<1>(stage, i / Tile::kDepth, i % Tile::kDepth, one);
+            Element one;
+            from_float(scores.at[i / Tile::kDepth][depth + i % Tile::kDepth], one);
+            Tile::put_one(stage, i / Tile::kDepth, i % Tile::kDepth, one);
           }
           constexpr int kRuns = kKeys / kVector;
           for (int i = t; i < Tile::kDepth * kRuns; i += kThreads) {

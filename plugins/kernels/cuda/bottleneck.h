@@ -1,6 +1,8 @@
 // Which kernels a bottleneck launches, and with which tiles.
 #pragma once
 
+#include <cmath>
+
 #include "choose.h"
 #include "convolution.h"
 #include "excitation.h"
@@ -75,16 +77,44 @@ LayerGrid layer_grid(const BottleneckArguments& a) {
   return {channels ? pixels : a.shape.batch * pixels, columns, channels ? groups * a.shape.batch : groups};
 }
 
+// Share of the inputs of a 3x3 that reads around patches of `side` pixels, of which `rate` are active at
+// random.
+inline double read_share(double rate, int side) {
+  const double edge = side > 2 ? static_cast<double>(side - 2) : 0.0, off = 1.0 - rate;
+  if (side == 1) return 1.0 - std::pow(off, 9);
+  const double within = edge * edge * rate + 4 * edge * (1.0 - off * off) + 4 * (1.0 - off * off * off * off);
+  return within / (static_cast<double>(side) * side);
+}
+
+// Rows that a tile is chosen for. Which pixels are active is not known when kernels are launched: all, half
+// and a quarter of them count alike.
+template <int kLayer>
+Rows chosen_rows(const BottleneckArguments& a, int rows) {
+  if (!a.spatial || a.dense_mean || (kLayer == kConv3 && a.shape.projection)) return all_rows(rows);
+  if (a.shape.mask_height * a.shape.mask_width == 1) return all_rows(rows);  // of whole samples
+  const int side = a.shape.stride * a.out_height / a.shape.mask_height;
+  Rows chosen = {3, {rows, 0, 0}};
+  for (int i = 1; i < 3; ++i) {
+    const double rate = i == 1 ? 0.5 : 0.25;
+    const double share = kLayer == kConv1 ? read_share(rate, side < 1 ? 1 : side) : rate;
+    const int count = static_cast<int>(share * rows + 0.5);
+    chosen.counts[i] = count < 1 ? 1 : count;
+  }
+  return chosen;
+}
+
 template <int kLayer, bool kChannels, class T>
 int run_chosen(const BottleneckArguments& a, bool vectors, const DeviceTraits& device, void* stream) {
   const LayerGrid grid = layer_grid<kLayer>(a);
   return ChooseTile < kChannels &&
          kLayer !=
-             kConv3 > ::run(vectors, grid.rows, grid.columns, grid.layers, device, T(), [&](auto chosen) {
-               using Choice = decltype(chosen);
-               return launch_convolution<kLayer, kChannels, typename Choice::Tile, Choice::kVector>(
-                   a, grid.rows, grid.columns, grid.layers, stream);
-             });
+             kConv3 >
+                 ::run(vectors, chosen_rows<kLayer>(a, grid.rows), grid.columns, grid.layers, device, T(),
+                       [&](auto chosen) {
+                         using Choice = decltype(chosen);
+                         return launch_convolution<kLayer, kChannels, typename Choice::Tile, Choice::kVector>(
+                             a, grid.rows, grid.columns, grid.layers, stream);
+                       });
 }
 
 template <int kLayer, class T>
@@ -102,16 +132,17 @@ template <int kLayer, bool kChannels, class T>
 int describe_chosen(const BottleneckArguments& a, bool vectors, const DeviceTraits& device,
                     BottleneckChoice* choice) {
   const LayerGrid grid = layer_grid<kLayer>(a);
-  return ChooseTile < kChannels && kLayer != kConv3 > ::run(vectors, grid.rows, grid.columns, grid.layers,
-                                                            device, T(), [&](auto chosen) {
-                                                              using Choice = decltype(chosen);
-                                                              using Tile = typename Choice::Tile;
-                                                              choice->vector = Choice::kVector;
-                                                              choice->tensor_cores = Tile::kTensorCores;
-                                                              choice->rows[kLayer] = Tile::kRows;
-                                                              choice->columns[kLayer] = Tile::kColumns;
-                                                              return 0;
-                                                            });
+  return ChooseTile < kChannels &&
+         kLayer != kConv3 > ::run(vectors, chosen_rows<kLayer>(a, grid.rows), grid.columns, grid.layers,
+                                  device, T(), [&](auto chosen) {
+                                    using Choice = decltype(chosen);
+                                    using Tile = typename Choice::Tile;
+                                    choice->vector = Choice::kVector;
+                                    choice->tensor_cores = Tile::kTensorCores;
+                                    choice->rows[kLayer] = Tile::kRows;
+                                    choice->columns[kLayer] = Tile::kColumns;
+                                    return 0;
+                                  });
 }
 
 template <bool kChannels, class T>

@@ -8,15 +8,29 @@
 namespace dyndeploy {
 namespace cuda {
 
-// Work of the busiest multiprocessor under tiles of this size, in elements of the result. The efficiencies
-// say what share of its lanes a tile keeps busy; they are estimates from counting instructions, to be
-// replaced by measurements.
+// Rows of a product in the runs that a tile is chosen for, which count alike.
+struct Rows {
+  int runs;
+  int counts[3];
+};
+inline Rows all_rows(int rows) { return {1, {rows, 0, 0}}; }
+
+// Time of the busiest multiprocessor under tiles of this size, in elements of the result at the peak rate.
+// share: of the tile, see Lanes. A multiprocessor with few warps waits for memory most of the time.
 template <class Tile>
-double tile_cost(int rows, int columns, int layers, int processors, double efficiency) {
-  const double tiles =
-      static_cast<double>(divide_up(rows, Tile::kRows)) * divide_up(columns, Tile::kColumns) * layers;
-  const double share = static_cast<double>((static_cast<long long>(tiles) + processors - 1) / processors);
-  return share * Tile::kRows * Tile::kColumns / efficiency;
+double tile_cost(const Rows& rows, int columns, int layers, int processors, int share) {
+  constexpr double kBusyWarps = 12.0;
+  double cost = 0.0;
+  for (int i = 0; i < rows.runs; ++i) {
+    const long long tiles = static_cast<long long>(divide_up(rows.counts[i], Tile::kRows)) *
+                            divide_up(columns, Tile::kColumns) * layers;
+    const long long most = (tiles + processors - 1) / processors;
+    const double warps =
+        static_cast<double>(most < Tile::kBlocks ? most : Tile::kBlocks) * Tile::kThreads / 32;
+    const double busy = warps < kBusyWarps ? warps / kBusyWarps : 1.0;
+    cost += static_cast<double>(most) * Tile::kRows * Tile::kColumns / (share * busy);
+  }
+  return cost;
 }
 
 // A tile and the width of its accesses, as a value that a function can be given.
@@ -29,13 +43,15 @@ struct Chosen {
 // The one place where an architecture decides: kinds of tiles by type and capability, sizes by the work there
 // is. Calls `use` with what it has Chosen.
 template <bool kGathers, class Tiles, int kVector, class Use>
-int best_tile(int rows, int columns, int layers, const DeviceTraits& device, const Use& use) {
+int best_tile(const Rows& rows, int columns, int layers, const DeviceTraits& device, const Use& use) {
   const int processors = device.processors;
-  const double small = tile_cost<typename Tiles::Small>(rows, columns, layers, processors, 0.5);
-  const double medium = tile_cost<typename Tiles::Medium>(rows, columns, layers, processors, 0.8);
+  const double small =
+      tile_cost<typename Tiles::Small>(rows, columns, layers, processors, Tiles::kSmallShare);
+  const double medium =
+      tile_cost<typename Tiles::Medium>(rows, columns, layers, processors, Tiles::kMediumShare);
   // With gathered columns a large tile needs more than 128 registers.
   using Largest = typename std::conditional<kGathers, typename Tiles::Medium, typename Tiles::Large>::type;
-  const double large = tile_cost<Largest>(rows, columns, layers, processors, 1.0);
+  const double large = tile_cost<Largest>(rows, columns, layers, processors, Tiles::kLargeShare);
   const Size size = device.tiles != Size::kBest         ? device.tiles
                     : large <= medium && large <= small ? Size::kLarge
                     : medium <= small                   ? Size::kMedium
@@ -48,13 +64,13 @@ int best_tile(int rows, int columns, int layers, const DeviceTraits& device, con
 template <bool kGathers>
 struct ChooseTile {
   template <class Use>
-  static int run(bool vectors, int rows, int columns, int layers, const DeviceTraits& device, float,
+  static int run(bool vectors, const Rows& rows, int columns, int layers, const DeviceTraits& device, float,
                  const Use& use) {
     if (!vectors) return use(Chosen<Lanes<float>::Medium, 1>());
     return best_tile<kGathers, Lanes<float>, 4>(rows, columns, layers, device, use);
   }
   template <class Use>
-  static int run(bool vectors, int rows, int columns, int layers, const DeviceTraits& device, Half,
+  static int run(bool vectors, const Rows& rows, int columns, int layers, const DeviceTraits& device, Half,
                  const Use& use) {
     if (!vectors) return use(Chosen<Lanes<Half>::Medium, 1>());
     if (device.capability >= 70) {

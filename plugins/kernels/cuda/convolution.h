@@ -23,6 +23,7 @@ struct ConvolutionKernel {
   static constexpr bool kGathers = kChannels && kLayer != kConv3;  // columns are active channels
   // A row goes on behind the last active channel, with whatever the memory held.
   static constexpr bool kOpenRows = kChannels;
+  static constexpr bool kListed = kChannels && kLayer != kConv1;  // rows of the weights are active channels
 
   // One row of the tile. pixel: where the result goes, -1 behind the last row. first: where the row of the
   // first segment is, -1 if it has none. y, x: for conv2 the input position of the first tap, for conv3 y is
@@ -49,8 +50,9 @@ struct ConvolutionKernel {
 
   // False when the block has nothing to do; it then leaves after reading one or two counts.
   static DYN_DEVICE bool find(const Arguments& a, Index block, Place& p) {
-    const int column_tile = a.columns_first ? block.x % a.column_tiles : block.x / a.row_tiles;
-    const int row_tile = a.columns_first ? block.x / a.column_tiles : block.x % a.row_tiles;
+    const int inner = a.columns_first ? a.column_tiles : a.row_tiles;
+    const int slow = block.x / inner, fast = block.x - slow * inner;
+    const int column_tile = a.columns_first ? fast : slow, row_tile = a.columns_first ? slow : fast;
     p.group = kLayer == kConv2 ? block.y % a.shape.groups : 0;
     p.sample = kLayer == kConv2 ? block.y / a.shape.groups : block.y;
     p.row0 = row_tile * Tile::kRows;
@@ -172,6 +174,12 @@ struct ConvolutionKernel {
     return static_cast<const T*>(a.tensors.w3) + static_cast<std::size_t>(k) * a.shape.outputs;
   }
 
+  static DYN_DEVICE std::size_t pitch(const Arguments& a) {
+    return static_cast<std::size_t>(kLayer == kConv1   ? a.shape.middle
+                                    : kLayer == kConv2 ? a.group_channels
+                                                       : a.shape.outputs);
+  }
+
   // Where the k-th input of a sum stands in its row.
   static DYN_DEVICE int input(const Arguments&, const Place&, int, int k) { return k; }
 
@@ -188,62 +196,127 @@ struct ConvolutionKernel {
   }
   static DYN_DEVICE bool aligned_columns(const Arguments& a) { return a.aligned_groups; }
 
-  // The value of one element: bias, shortcut and activation.
-  static DYN_DEVICE float value(const Arguments& a, const Place& p, const Row& row, int border, int column,
-                                float sum) {
-    if (kLayer == kConv1) {
-      if (!kChannels) return relu(sum + a.tensors.b1[column]);
-      const float bias = a.tensors.b1[channels(a, p)[column]];
-      return relu(sum + bias) - (a.excites ? 0.0f : relu(bias));
+  // What the epilogue needs of some columns.
+  template <int kCount>
+  struct Columns {
+    float bias[kCount];
+    float other[kCount];  // what a skipped channel leaves, or the bias of the projection
+  };
+
+  template <int kCount>
+  static DYN_DEVICE Columns<kCount> columns(const Arguments& a, const Place& p, int column) {
+    Columns<kCount> c;
+    DYN_UNROLL
+    for (int e = 0; e < kCount; ++e) {
+      c.other[e] = 0.0f;
+      if (kLayer == kConv3) {
+        const bool skips = kChannels && !a.excites;
+        c.bias[e] = skips ? a.tensors.skipped_output[column + e] : a.tensors.b3[column + e];
+        if (a.shape.projection) c.other[e] = a.tensors.bd[column + e];
+      } else {
+        const float* bias = kLayer == kConv1 ? a.tensors.b1 : a.tensors.b2;
+        c.bias[e] = bias[kChannels ? channels(a, p)[column + e] : p.base + column + e];
+        if (kChannels && !a.excites) c.other[e] = relu(c.bias[e]);
+      }
     }
-    if (kLayer == kConv2) {
-      if (!kChannels) return relu(sum + a.tensors.b2[p.base + column]);
-      const int channel = channels(a, p)[column];
-      if (a.excites) return relu(sum + a.tensors.b2[channel]);
-      return relu(sum + a.tensors.border_bias[border * a.shape.middle + channel]) -
-             relu(a.tensors.b2[channel]);
-    }
-    if (row.first >= 0) {
-      sum += kChannels && !a.excites ? a.tensors.skipped_output[column] : a.tensors.b3[column];
-    }
-    if (a.shape.projection) sum += a.tensors.bd[column];
-    return sum;
+    return c;
   }
 
-  static DYN_DEVICE void write(const Arguments& a, const Place& p, const Row& row, int column,
-                               const float* sums, int count = Tile::kRun) {
-    constexpr int kRun = Tile::kRun;
-    if (row.pixel < 0 || column >= p.columns) return;
+  // Which taps of the 3x3 stand outside; the first tap is at (row.y, row.x).
+  static DYN_DEVICE int border(const Arguments& a, const Row& row) {
+    if (kLayer != kConv2 || !kChannels) return 0;
+    const int reach = 2 * a.shape.dilation;
+    return (row.y < 0 ? 1 : 0) | (row.y + reach >= a.shape.height ? 2 : 0) | (row.x < 0 ? 4 : 0) |
+           (row.x + reach >= a.shape.width ? 8 : 0);
+  }
+
+  // The value of one element: bias, shortcut and activation.
+  static DYN_DEVICE float value(const Arguments& a, const Place& p, const Row& row, int column, float sum,
+                                float bias, float other, float shortcut) {
+    if (kLayer == kConv1 || (kLayer == kConv2 && !kChannels)) return relu(sum + bias) - other;
+    if (kLayer == kConv2) {
+      if (a.excites) return relu(sum + bias);
+      const int channel = channels(a, p)[column];
+      return relu(sum + a.tensors.border_bias[border(a, row) * a.shape.middle + channel]) - other;
+    }
+    if (row.first >= 0) sum += bias;
+    return relu(sum + (a.shape.projection ? other : shortcut));
+  }
+
+  // Where a run of columns of a row goes. The shortcut stands at the same place of x.
+  static DYN_DEVICE std::size_t place(const Arguments& a, const Place& p, const Row& row, int column) {
     const int width = kLayer == kConv3 ? a.shape.outputs : a.shape.middle;
-    T* to = static_cast<T*>(kLayer == kConv1 ? a.h1 : kLayer == kConv2 ? a.h2 : a.tensors.y);
-    to += static_cast<std::size_t>(row.pixel) * width + (kLayer == kConv2 ? p.base : 0) + column;
-    const T* shortcut = nullptr;
-    if (kLayer == kConv3 && !a.shape.projection) {
-      shortcut = static_cast<const T*>(a.tensors.x) + static_cast<std::size_t>(row.y) * width + column;
-    }
-    // Which taps of the 3x3 stand outside; the first tap is at (row.y, row.x).
-    int border = 0;
-    if (kLayer == kConv2 && kChannels) {
-      const int reach = 2 * a.shape.dilation;
-      border = (row.y < 0 ? 1 : 0) | (row.y + reach >= a.shape.height ? 2 : 0) | (row.x < 0 ? 4 : 0) |
-               (row.x + reach >= a.shape.width ? 8 : 0);
-    }
-    if (kVector > 1 && column + kRun <= p.columns) {
-      Vector<T, kRun> v;
-      if (shortcut != nullptr) v = load_vector<T, kRun>(shortcut);
+    return static_cast<std::size_t>(row.pixel) * width + (kLayer == kConv2 ? p.base : 0) + column;
+  }
+  static DYN_DEVICE T* target(const Arguments& a) {
+    return static_cast<T*>(kLayer == kConv1 ? a.h1 : kLayer == kConv2 ? a.h2 : a.tensors.y);
+  }
+  static DYN_DEVICE bool adds(const Arguments& a) { return kLayer == kConv3 && !a.shape.projection; }
+
+  // All that is read of four rows is asked for before any of them is written: else each waits for memory.
+  // kAdds: the shortcut is x itself.
+  template <bool kAdds>
+  static DYN_DEVICE void write_runs(const Arguments& a, const Place& p, const Row* rows, int column,
+                                    const float* sums, int pitch) {
+    constexpr int kRun = Tile::kRun;
+    constexpr int kBytes = static_cast<int>(sizeof(T)) * kRun;
+    constexpr int kAtOnce = Tile::kRowsAtOnce < 4 ? Tile::kRowsAtOnce : 4;
+    const Columns<kRun> c = columns<kRun>(a, p, column);
+    DYN_UNROLL
+    for (int first = 0; first < Tile::kRowsAtOnce; first += kAtOnce) {
+      Word<T, kRun> added[kAtOnce];
+      std::size_t at[kAtOnce];
+      Row row[kAtOnce];
       DYN_UNROLL
-      for (int e = 0; e < kRun; ++e) {
-        float result = value(a, p, row, border, column + e, sums[e]);
-        if (kLayer == kConv3) result = relu(shortcut != nullptr ? result + to_float(v.v[e]) : result);
-        from_float(result, v.v[e]);
+      for (int i = 0; i < kAtOnce; ++i) {
+        row[i] = rows[first + i];
+        at[i] = row[i].pixel >= 0 ? place(a, p, row[i], column) : 0;
+        if (kAdds) {
+          load_or_clear<kBytes>(&added[i], static_cast<const T*>(a.tensors.x) + at[i], row[i].pixel >= 0);
+        }
       }
-      store_vector(to, v);
-      return;
+      DYN_UNROLL
+      for (int i = 0; i < kAtOnce; ++i) {
+        Vector<T, kRun> v;
+        if (kAdds) copy<kBytes>(&v, &added[i]);
+        DYN_UNROLL
+        for (int e = 0; e < kRun; ++e) {
+          const float sum = sums[(first + i) * pitch + e];
+          // Every row of an identity block has a hidden map.
+          const float result = kAdds ? relu(sum + c.bias[e] + to_float(v.v[e]))
+                                     : value(a, p, row[i], column + e, sum, c.bias[e], c.other[e], 0.0f);
+          from_float(result, v.v[e]);
+        }
+        if (row[i].pixel >= 0) store_vector(target(a) + at[i], v);
+      }
     }
+  }
+
+  // One of a few elements, for columns that no access of a whole run fits.
+  static DYN_DEVICE void write_elements(const Arguments& a, const Place& p, const Row& row, int column,
+                                        const float* sums, int count) {
+    if (row.pixel < 0) return;
     for (int e = 0; e < count && column + e < p.columns; ++e) {
-      float result = value(a, p, row, border, column + e, sums[e]);
-      if (kLayer == kConv3) result = relu(shortcut != nullptr ? result + to_float(shortcut[e]) : result);
-      from_float(result, to[e]);
+      const Columns<1> c = columns<1>(a, p, column + e);
+      const std::size_t at = place(a, p, row, column + e);
+      const float before = adds(a) ? to_float(static_cast<const T*>(a.tensors.x)[at]) : 0.0f;
+      from_float(value(a, p, row, column + e, sums[e], c.bias[0], c.other[0], before), target(a)[at]);
+    }
+  }
+
+  static DYN_DEVICE void write(const Arguments& a, const Place& p, const Row* rows, int column,
+                               const float* sums, int pitch) {
+    constexpr int kRun = Tile::kRun;
+    constexpr bool kWhole = kVector % kRun == 0;
+    if (column >= p.columns) return;
+    // Without lists of columns their number is a multiple of a vector's.
+    if (kWhole && (!kGathers || column + kRun <= p.columns)) {
+      if (adds(a)) return write_runs<kLayer == kConv3>(a, p, rows, column, sums, pitch);
+      return write_runs<false>(a, p, rows, column, sums, pitch);
+    }
+    DYN_UNROLL
+    for (int i = 0; i < Tile::kRowsAtOnce; ++i) {
+      write_elements(a, p, rows[i], column, sums + i * pitch, kRun);
     }
   }
 };

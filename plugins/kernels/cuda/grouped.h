@@ -49,8 +49,9 @@ struct GroupedKernel {
     DYN_SHARED_ARRAY(Row, rows, kRows);
     DYN_SHARED_ARRAY(Column, columns_of, kColumns);
     Place p = {};
-    const int column_tile = a.columns_first ? block.x % a.column_tiles : block.x / a.row_tiles;
-    const int row_tile = a.columns_first ? block.x / a.column_tiles : block.x % a.row_tiles;
+    const int inner = a.columns_first ? a.column_tiles : a.row_tiles;
+    const int slow = block.x / inner, fast = block.x - slow * inner;
+    const int column_tile = a.columns_first ? fast : slow, row_tile = a.columns_first ? slow : fast;
     p.sample = block.y;
     p.row0 = row_tile * kRows;
     p.column0 = column_tile * columns(a);
@@ -111,7 +112,7 @@ struct GroupedKernel {
       if (position >= p.columns) return;
       DYN_UNROLL
       for (int r = 0; r < kEach; ++r) {
-        Convolution::write(a, p, rows[t / 32 * kEach + r], position, &sums[t].v[r], 1);
+        Convolution::write_elements(a, p, rows[t / 32 * kEach + r], position, &sums[t].v[r], 1);
       }
     });
   }

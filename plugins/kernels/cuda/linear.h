@@ -22,6 +22,7 @@ struct LinearKernel {
   static constexpr int kBlocks = Strips<Tile, kVector>::kBlocks;
   static constexpr bool kGathers = kHeads && (kLayer == kQkv || kLayer == kFc1);
   static constexpr bool kOpenRows = false;
+  static constexpr bool kListed = kHeads && kLayer != kQkv;  // rows of the weights are found through a list
 
   // from: in the left operand, -1 behind the last row. to: of the result.
   struct Row {
@@ -43,8 +44,9 @@ struct LinearKernel {
 
   // False when the block has nothing to do; it then leaves after reading the counts of its sample.
   static DYN_DEVICE bool find(const Arguments& a, Index block, Place& p) {
-    const int column_tile = a.columns_first ? block.x % a.column_tiles : block.x / a.row_tiles;
-    const int row_tile = a.columns_first ? block.x / a.column_tiles : block.x % a.row_tiles;
+    const int inner = a.columns_first ? a.column_tiles : a.row_tiles;
+    const int slow = block.x / inner, fast = block.x - slow * inner;
+    const int column_tile = a.columns_first ? fast : slow, row_tile = a.columns_first ? slow : fast;
     const SampleTokens& counts = a.samples[block.y];
     p.sample = block.y;
     p.row0 = row_tile * Tile::kRows;
@@ -114,6 +116,7 @@ struct LinearKernel {
                                         : a.tensors.w_fc2;
     return static_cast<const T*>(all) + static_cast<std::size_t>(input(a, p, segment, k)) * width(a);
   }
+  static DYN_DEVICE std::size_t pitch(const Arguments& a) { return static_cast<std::size_t>(width(a)); }
   static DYN_DEVICE int weight_column(const Arguments& a, const Place& p, int column) {
     if (!kGathers || p.listed == nullptr) return column;
     if (kLayer == kFc1) return p.listed[column];
@@ -137,8 +140,13 @@ struct LinearKernel {
     return 0.5f * sum * (1.0f + error_function(sum * 0.70710678118654752f));
   }
 
-  static DYN_DEVICE void write(const Arguments& a, const Place& p, const Row& row, int column,
-                               const float* sums) {
+  static DYN_DEVICE void write(const Arguments& a, const Place& p, const Row* rows, int column,
+                               const float* sums, int pitch) {
+    DYN_UNROLL
+    for (int i = 0; i < Tile::kRowsAtOnce; ++i) write_row(a, p, rows[i], column, sums + i * pitch);
+  }
+  static DYN_DEVICE void write_row(const Arguments& a, const Place& p, const Row& row, int column,
+                                   const float* sums) {
     constexpr int kRun = Tile::kRun;
     if (row.from < 0 || column >= p.columns) return;
     constexpr bool kAdds = kLayer == kProj || kLayer == kFc2;

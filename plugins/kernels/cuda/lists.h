@@ -21,37 +21,58 @@ struct MaskView {
         out_height(a.out_height),
         out_width(a.out_width) {}
 
-  DYN_DEVICE bool at(int y, int x) const {
-    return bits[y * mask_height / out_height * mask_width + x * mask_width / out_width] > 0.5f;
-  }
+  // Where the bits of a row of outputs begin, and which of them is that of a column.
+  DYN_DEVICE int row(int y) const { return y * mask_height / out_height * mask_width; }
+  DYN_DEVICE int column(int x) const { return x * mask_width / out_width; }
+  DYN_DEVICE bool at(int y, int x) const { return bits[row(y) + column(x)] > 0.5f; }
 };
 
 // Whether the 3x3 of any active output pixel reads input pixel (y, x).
 DYN_DEVICE bool is_read(const BottleneckShape& shape, const MaskView& mask, int y, int x) {
+  // A division costs as much as a dozen other steps: rows and columns are looked up once each.
+  int row[3], column[3];
+  DYN_UNROLL
+  for (int i = 0; i < 3; ++i) {
+    const int ys = y + (i - 1) * shape.dilation, xs = x + (i - 1) * shape.dilation;
+    const int oy = shape.stride == 1 ? ys : ys / 2, ox = shape.stride == 1 ? xs : xs / 2;
+    const bool above = ys < 0 || oy >= mask.out_height || oy * shape.stride != ys;
+    const bool beside = xs < 0 || ox >= mask.out_width || ox * shape.stride != xs;
+    row[i] = above ? -1 : mask.row(oy);
+    column[i] = beside ? -1 : mask.column(ox);
+  }
   bool read = false;
-  for (int i = -1; i <= 1; ++i) {
-    const int ys = y + i * shape.dilation;
-    const int oy = shape.stride == 1 ? ys : ys / 2;
-    if (ys < 0 || oy >= mask.out_height || oy * shape.stride != ys) continue;
-    for (int j = -1; j <= 1; ++j) {
-      const int xs = x + j * shape.dilation;
-      const int ox = shape.stride == 1 ? xs : xs / 2;
-      if (xs < 0 || ox >= mask.out_width || ox * shape.stride != xs) continue;
-      read = read || mask.at(oy, ox);
+  DYN_UNROLL
+  for (int i = 0; i < 3; ++i) {
+    DYN_UNROLL
+    for (int j = 0; j < 3; ++j) {
+      if (row[i] >= 0 && column[j] >= 0) read = read || mask.bits[row[i] + column[j]] > 0.5f;
     }
   }
   return read;
 }
 
-DYN_DEVICE Counts count_chunk(const BottleneckArguments& a, int sample, int t) {
+// What a thread found of its chunk, so that it need not look again; chunks of more pixels than bits do.
+struct Found {
+  static constexpr int kBits = 32;
+  std::uint32_t out, in;
+};
+
+DYN_DEVICE Counts count_chunk(const BottleneckArguments& a, int sample, int t, Found& found) {
   const MaskView mask(a, sample);
   Counts counts = {0, 0};
+  found = {0u, 0u};
   const Chunk out(t, a.out_pixels);
-  for (int p = out.begin; p < out.end; ++p) counts.out += mask.at(p / a.out_width, p % a.out_width) ? 1 : 0;
+  for (int p = out.begin; p < out.end; ++p) {
+    if (!mask.at(p / a.out_width, p % a.out_width)) continue;
+    ++counts.out;
+    if (p - out.begin < Found::kBits) found.out |= 1u << (p - out.begin);
+  }
   if (a.dense_mean) return counts;
   const Chunk in(t, a.in_pixels);
   for (int p = in.begin; p < in.end; ++p) {
-    counts.in += is_read(a.shape, mask, p / a.shape.width, p % a.shape.width) ? 1 : 0;
+    if (!is_read(a.shape, mask, p / a.shape.width, p % a.shape.width)) continue;
+    ++counts.in;
+    if (p - in.begin < Found::kBits) found.in |= 1u << (p - in.begin);
   }
   return counts;
 }
@@ -70,7 +91,10 @@ struct CountKernel {
 
   static DYN_DEVICE void run(const Arguments& a, Index block) {
     DYN_SHARED_ARRAY(Counts, sums, kListThreads);
-    for_threads<kThreads>([&](int t) { sums[t] = count_chunk(a, block.x, t); });
+    for_threads<kThreads>([&](int t) {
+      Found found;
+      sums[t] = count_chunk(a, block.x, t, found);
+    });
     sync();
     scan(sums);
     for_threads<kThreads>([&](int t) {
@@ -147,7 +171,8 @@ struct PrepareKernel {
       sync();
     }
     PerThread<Counts, kThreads> own;
-    for_threads<kThreads>([&](int t) { sums[t] = own[t] = count_chunk(a, sample, t); });
+    PerThread<Found, kThreads> found;
+    for_threads<kThreads>([&](int t) { sums[t] = own[t] = count_chunk(a, sample, t, found[t]); });
     sync();
     scan(sums);
     for_threads<kThreads>([&](int t) {
@@ -165,15 +190,21 @@ struct PrepareKernel {
       const int first = sample * a.out_pixels;
       int inactive = total.out + first + out.begin - active;
       for (int p = out.begin; p < out.end; ++p) {
-        const int to = mask.at(p / a.out_width, p % a.out_width) ? active++ : inactive++;
+        const int at = p - out.begin;
+        const bool is_active =
+            at < Found::kBits ? (found[t].out >> at & 1u) != 0 : mask.at(p / a.out_width, p % a.out_width);
+        const int to = is_active ? active++ : inactive++;
         a.out_list[to] = first + p;
       }
       const Chunk in(t, a.in_pixels);
       int read = before.in + (a.dense_mean ? in.begin : sums[t].in - own[t].in);
       for (int p = in.begin; p < in.end; ++p) {
-        if (a.dense_mean ? some : is_read(a.shape, mask, p / a.shape.width, p % a.shape.width)) {
-          a.in_list[read++] = sample * a.in_pixels + p;
-        }
+        const int at = p - in.begin;
+        const bool needed = a.dense_mean ? some
+                            : at < Found::kBits
+                                ? (found[t].in >> at & 1u) != 0
+                                : is_read(a.shape, mask, p / a.shape.width, p % a.shape.width);
+        if (needed) a.in_list[read++] = sample * a.in_pixels + p;
       }
       if (t == kThreads - 1) {
         SampleRows& rows = a.samples[sample];

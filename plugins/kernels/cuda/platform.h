@@ -112,6 +112,8 @@ DYN_DEVICE float square_root(float v) { return sqrtf(v); }
 DYN_DEVICE HalfPair zero_pair() { return __float2half2_rn(0.0f); }
 DYN_DEVICE HalfPair both_low(HalfPair v) { return __low2half2(v); }
 DYN_DEVICE HalfPair both_high(HalfPair v) { return __high2half2(v); }
+DYN_DEVICE HalfPair both_first(HalfPair a, HalfPair b) { return __lows2half2(a, b); }
+DYN_DEVICE HalfPair both_second(HalfPair a, HalfPair b) { return __highs2half2(a, b); }
 DYN_DEVICE HalfPair multiply_add(HalfPair a, HalfPair b, HalfPair c) { return __hfma2(a, b, c); }
 DYN_DEVICE float low(HalfPair v) { return __low2float(v); }
 DYN_DEVICE float high(HalfPair v) { return __high2float(v); }
@@ -140,6 +142,25 @@ template <int kBytes>
 DYN_DEVICE void load_global(void* to, const void* from) {
   using Word = typename Access<kBytes>::Word;
   *static_cast<Word*>(to) = __ldg(static_cast<const Word*>(from));
+}
+// Zeros where there is nothing to load. A branch around the load would cost more than the load.
+template <int kBytes>
+DYN_DEVICE void load_or_clear(void* to, const void* from, bool inside) {
+  using Word = typename Access<kBytes>::Word;
+  *static_cast<Word*>(to) = Word();
+  if (inside) load_global<kBytes>(to, from);
+}
+template <>
+DYN_DEVICE void load_or_clear<16>(void* to, const void* from, bool inside) {
+  uint4 v = make_uint4(0, 0, 0, 0);
+  asm("{\n"
+      " .reg .pred p;\n"
+      " setp.ne.s32 p, %5, 0;\n"
+      " @p ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+      "}"
+      : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+      : "l"(from), "r"(static_cast<int>(inside)));
+  *static_cast<uint4*>(to) = v;
 }
 template <int kBytes>
 DYN_DEVICE void copy(void* to, const void* from) {
@@ -295,6 +316,8 @@ inline float square_root(float v) { return std::sqrt(v); }
 inline HalfPair zero_pair() { return {{0}, {0}}; }
 inline HalfPair both_low(HalfPair v) { return {v.first, v.first}; }
 inline HalfPair both_high(HalfPair v) { return {v.second, v.second}; }
+inline HalfPair both_first(HalfPair a, HalfPair b) { return {a.first, b.first}; }
+inline HalfPair both_second(HalfPair a, HalfPair b) { return {a.second, b.second}; }
 inline float low(HalfPair v) { return to_float(v.first); }
 inline float high(HalfPair v) { return to_float(v.second); }
 inline HalfPair multiply_add(HalfPair a, HalfPair b, HalfPair c) {
@@ -303,6 +326,13 @@ inline HalfPair multiply_add(HalfPair a, HalfPair b, HalfPair c) {
   from_float(std::fma(high(a), high(b), high(c)), out.second);
   return out;
 }
+
+template <int kBytes>
+struct Access {
+  struct alignas(kBytes) Word {
+    unsigned char bytes[kBytes];
+  };
+};
 
 // A GPU faults where an access is not aligned to its size; so does the host.
 template <int kBytes>
@@ -315,6 +345,15 @@ template <int kBytes>
 void load_global(void* to, const void* from) {
   host::require_aligned(from, kBytes);
   std::memcpy(to, from, kBytes);
+}
+
+template <int kBytes>
+void load_or_clear(void* to, const void* from, bool inside) {
+  if (inside) {
+    load_global<kBytes>(to, from);
+  } else {
+    std::memset(to, 0, kBytes);
+  }
 }
 
 struct FragmentA {
@@ -393,6 +432,26 @@ DYN_DEVICE Vector<T, kWidth> load_vector(const T* from) {
   Vector<T, kWidth> out;
   load_global<static_cast<int>(sizeof(T)) * kWidth>(&out, from);
   return out;
+}
+// The same while it is on its way. Numbers would become registers of their own, and taking one apart waits
+// for the load: nothing looks into a word before it is there.
+template <class T, int kWidth>
+using Word = typename Access<static_cast<int>(sizeof(T)) * kWidth>::Word;
+
+// Zeros behind the first `count` numbers.
+template <class T, int kWidth>
+DYN_DEVICE void clear_behind(Word<T, kWidth>& word, int count) {
+  constexpr int kBytes = static_cast<int>(sizeof(T)) * kWidth;
+  constexpr int kPieces = kBytes / 4 > 0 ? kBytes / 4 : 1;
+  constexpr int kEach = 4 / static_cast<int>(sizeof(T));
+  alignas(16) std::uint32_t pieces[kPieces];
+  copy<kBytes>(pieces, &word);
+  DYN_UNROLL
+  for (int i = 0; i < kPieces; ++i) {
+    const int left = count - i * kEach;
+    pieces[i] = left <= 0 ? 0u : left < kEach ? pieces[i] & 0xffffu : pieces[i];
+  }
+  copy<kBytes>(&word, pieces);
 }
 template <class T, int kWidth>
 DYN_DEVICE void store_vector(T* to, const Vector<T, kWidth>& vector) {

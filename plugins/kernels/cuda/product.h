@@ -20,6 +20,14 @@ struct Strips {
   static constexpr int kLoadsB = Tile::kDepth * kRunsB / Tile::kThreads;
   static_assert(Tile::kRows * kRunsA % Tile::kThreads == 0 && Tile::kDepth * kRunsB % Tile::kThreads == 0,
                 "every thread moves the same number of vectors");
+  // Two neighbouring rows of halves on lanes go to shared memory as pairs.
+  static constexpr bool kPairs = !Tile::kTensorCores && sizeof(T) == 2 && kVector > 1 && kLoadsA % 2 == 0;
+
+  // Which row and run of a strip a thread's i-th access is of.
+  static DYN_DEVICE int row(int t, int i) {
+    return kPairs ? (t + i / 2 * Tile::kThreads) / kRunsA * 2 + i % 2 : (t + i * Tile::kThreads) / kRunsA;
+  }
+  static DYN_DEVICE int run(int t, int i) { return (t + (kPairs ? i / 2 : i) * Tile::kThreads) % kRunsA; }
   // FP16 of whole vectors has a tile of its own on each architecture; the other is never launched there.
   static constexpr bool kServes =
       Tile::kTensorCores ? DYN_TENSOR_CORES : kVector == 1 || sizeof(T) == sizeof(float) || DYN_HALF_LANES;
@@ -31,10 +39,12 @@ struct Strips {
 //   length(a, p, segment)          inputs that it sums
 //   source(a, p, row, segment)     where a row of the left operand begins; null: zeros
 //   input(a, p, segment, k)        where the k-th input stands in it
-//   weights(a, p, segment, k)      where the k-th row of the right operand begins
+//   weights(a, p, segment, k)      where the k-th row of the right operand begins; without kListed the rows
+//   of
+//                                  a segment stand pitch(a) elements from each other
 //   weight_column(a, p, column)    with kGathers: where a column stands in it; runs of kVector columns stand
 //                                  together where aligned_columns(a)
-//   write(a, p, row, column, sums) takes Tile::kRun sums
+//   write(a, p, rows, column, sums, pitch) takes Tile::kRun sums of each of Tile::kRowsAtOnce rows
 template <class Kernel>
 struct Product {
   using Arguments = typename Kernel::Arguments;
@@ -44,83 +54,109 @@ struct Product {
   using T = typename Tile::Element;
   static constexpr int kVector = Kernel::kVector;
   static constexpr int kThreads = Tile::kThreads;
+  static constexpr int kBytes = static_cast<int>(sizeof(T)) * kVector;
   static constexpr bool kGathers = Kernel::kGathers;
   using Split = Strips<Tile, kVector>;
   static constexpr int kRunsA = Split::kRunsA, kRunsB = Split::kRunsB;
   static constexpr int kLoadsA = Split::kLoadsA, kLoadsB = Split::kLoadsB;
 
   struct Buffers {
-    Vector<T, kVector> a[kLoadsA];
-    Vector<T, kVector> b[kLoadsB];
+    Word<T, kVector> a[kLoadsA];
+    Word<T, kVector> b[kLoadsB];
   };
   struct Sources {
     const T* a[kLoadsA];
+    const T* b[kLoadsB];
   };
+
+  // Rows of the right operand whose addresses grow by a constant from strip to strip.
+  static constexpr bool kRegular = !Kernel::kListed && !kGathers;
+
+  // Where the operands of a segment begin.
+  static DYN_DEVICE void aim(const Arguments& a, const Place& p, const Row* rows, int t, int segment,
+                             Sources& sources) {
+    DYN_UNROLL
+    for (int i = 0; i < kLoadsA; ++i) {
+      const T* from = Kernel::source(a, p, rows[Split::row(t, i)], segment);
+      sources.a[i] = from;
+    }
+    DYN_UNROLL
+    for (int i = 0; i < (kRegular ? kLoadsB : 0); ++i) {
+      const int index = t + i * kThreads;
+      sources.b[i] = Kernel::weights(a, p, segment, index / kRunsB) + p.column0 + index % kRunsB * kVector;
+    }
+  }
 
   static DYN_DEVICE void fetch(const Arguments& a, const Place& p, const Row* rows, const int* columns, int t,
                                int segment, int k0, Sources& sources, Buffers& buffers) {
     const int end = Kernel::length(a, p, segment);
+    if (k0 == 0) {
+      aim(a, p, rows, t, segment, sources);
+    } else {
+      DYN_UNROLL
+      for (int i = 0; i < (kRegular ? kLoadsB : 0); ++i) sources.b[i] += Tile::kDepth * Kernel::pitch(a);
+    }
     DYN_UNROLL
     for (int i = 0; i < kLoadsA; ++i) {
-      const int index = t + i * kThreads;
-      const int k = k0 + index % kRunsA * kVector;
-      if (k0 == 0) sources.a[i] = Kernel::source(a, p, rows[index / kRunsA], segment);
-      Vector<T, kVector> v;
-      if (sources.a[i] != nullptr && k < end) {
-        v = load_vector<T, kVector>(sources.a[i] + Kernel::input(a, p, segment, k));
-      } else {
-        clear(v);
-      }
+      const int k = k0 + Split::run(t, i) * kVector;
+      const bool inside = sources.a[i] != nullptr && k < end;
+      const T* from = sources.a[i] + (inside ? Kernel::input(a, p, segment, k) : 0);
+      load_or_clear<kBytes>(&buffers.a[i], from, inside);
       if (Kernel::kOpenRows && kVector > 1 && k + kVector > end) {
-        DYN_UNROLL
-        for (int e = 0; e < kVector; ++e) {
-          if (k + e >= end) from_float(0.0f, v.v[e]);
-        }
+        clear_behind<T, kVector>(buffers.a[i], end - k);
       }
-      buffers.a[i] = v;
     }
     DYN_UNROLL
     for (int i = 0; i < kLoadsB; ++i) {
       const int index = t + i * kThreads;
       const int k = k0 + index / kRunsB;
-      const int column = p.column0 + index % kRunsB * kVector;
-      Vector<T, kVector> v;
-      clear(v);
-      if (k < end && column < p.columns) {
-        const T* from = Kernel::weights(a, p, segment, k);
-        if (!kGathers) {
-          v = load_vector<T, kVector>(from + column);
-        } else if (Kernel::aligned_columns(a)) {
-          v = load_vector<T, kVector>(from + columns[index % kRunsB * kVector]);
-        } else {
-          DYN_UNROLL
-          for (int e = 0; e < kVector; ++e) {
-            if (column + e < p.columns) {
-              load_global<static_cast<int>(sizeof(T))>(&v.v[e], from + columns[index % kRunsB * kVector + e]);
-            }
+      const int at = index % kRunsB * kVector, column = p.column0 + at;
+      const bool inside = k < end && column < p.columns;
+      if (kRegular) {
+        load_or_clear<kBytes>(&buffers.b[i], sources.b[i], inside);
+        continue;
+      }
+      buffers.b[i] = Word<T, kVector>();
+      if (!inside) continue;
+      const T* from = Kernel::weights(a, p, segment, k);
+      if (!kGathers) {
+        load_global<kBytes>(&buffers.b[i], from + column);
+      } else if (Kernel::aligned_columns(a)) {
+        load_global<kBytes>(&buffers.b[i], from + columns[at]);
+      } else {
+        Vector<T, kVector> v;
+        copy<kBytes>(&v, &buffers.b[i]);
+        DYN_UNROLL
+        for (int e = 0; e < kVector; ++e) {
+          if (column + e < p.columns) {
+            load_global<static_cast<int>(sizeof(T))>(&v.v[e], from + columns[at + e]);
           }
         }
+        copy<kBytes>(&buffers.b[i], &v);
       }
-      buffers.b[i] = v;
     }
-  }
-
-  static DYN_DEVICE void clear(Vector<T, kVector>& v) {
-    DYN_UNROLL
-    for (int e = 0; e < kVector; ++e) from_float(0.0f, v.v[e]);
   }
 
   static DYN_DEVICE void put(typename Tile::Stage& stage, int t, const Buffers& buffers) {
     DYN_UNROLL
-    for (int i = 0; i < kLoadsA; ++i) {
-      const int index = t + i * kThreads;
-      Tile::put_a(stage, index / kRunsA, index % kRunsA * kVector, buffers.a[i]);
+    for (int i = 0; i < kLoadsA; i += Split::kPairs ? 2 : 1) {
+      const int row = Split::row(t, i), k = Split::run(t, i) * kVector;
+      put_left(stage, row, k, &buffers.a[i], std::integral_constant<bool, Split::kPairs>());
     }
     DYN_UNROLL
     for (int i = 0; i < kLoadsB; ++i) {
       const int index = t + i * kThreads;
-      Tile::put_b(stage, index / kRunsB, index % kRunsB * kVector, buffers.b[i]);
+      Tile::template put_b<kVector>(stage, index / kRunsB, index % kRunsB * kVector, buffers.b[i]);
     }
+  }
+
+  static DYN_DEVICE void put_left(typename Tile::Stage& stage, int row, int k, const Word<T, kVector>* words,
+                                  std::true_type) {
+    Tile::template put_rows<kVector>(stage, row, k, words[0], words[1]);
+  }
+  static DYN_DEVICE void put_left(typename Tile::Stage& stage, int row, int k, const Word<T, kVector>* words,
+                                  std::false_type) {
+    Tile::template put_a<kVector>(stage, row, k, *words);
   }
 
   static DYN_DEVICE void multiply(const Arguments& a, const Place& p) {
@@ -132,11 +168,19 @@ struct Product {
     typename Tile::State state;
 
     for_threads<kThreads>([&](int t) {
-      for (int i = t; i < Tile::kRows; i += kThreads) rows[i] = Kernel::row(a, p, p.row0 + i);
+      // Loops whose length the compiler knows: it plays out others for lengths that never come.
+      DYN_UNROLL
+      for (int n = 0; n < divide_up(Tile::kRows, kThreads); ++n) {
+        const int i = t + n * kThreads;
+        if (Tile::kRows % kThreads == 0 || i < Tile::kRows) rows[i] = Kernel::row(a, p, p.row0 + i);
+      }
       if (kGathers) {
-        for (int i = t; i < Tile::kColumns; i += kThreads) {
-          const int column = p.column0 + i;
-          columns[i] = column < p.columns ? Kernel::weight_column(a, p, column) : 0;
+        DYN_UNROLL
+        for (int n = 0; n < divide_up(Tile::kColumns, kThreads); ++n) {
+          const int i = t + n * kThreads, column = p.column0 + i;
+          if (Tile::kColumns % kThreads == 0 || i < Tile::kColumns) {
+            columns[i] = column < p.columns ? Kernel::weight_column(a, p, column) : 0;
+          }
         }
       }
     });
@@ -145,18 +189,23 @@ struct Product {
 
     // A strip is multiplied while the next one is on its way; one barrier for each.
     const int segments = Kernel::segments(a);
-    int segment = Kernel::first_segment(a, p), k = 0, stage = 0;
+    int segment = Kernel::first_segment(a, p), k = 0;
+    bool odd = false;  // strips of the segment so far
     if (segment < segments) {
       for_threads<kThreads>([&](int t) {
         fetch(a, p, rows, columns, t, segment, k, sources[t], buffers[t]);
         put(shared.stages[0], t, buffers[t]);
       });
     }
+    typename Tile::Stage* now = &shared.stages[0];
+    typename Tile::Stage* next = &shared.stages[1];
     while (segment < segments) {
-      bool settle = k / Tile::kDepth % 2 == 1;
+      bool settle = odd;
+      odd = !odd;
       k += Tile::kDepth;
       if (k >= Kernel::length(a, p, segment)) {
         k = 0;
+        odd = false;
         ++segment;
         settle = true;
       }
@@ -166,14 +215,16 @@ struct Product {
         for_threads<kThreads>(
             [&](int t) { fetch(a, p, rows, columns, t, segment, k, sources[t], buffers[t]); });
       }
-      Tile::accumulate(shared.stages[stage], state, settle);
-      stage ^= 1;
+      Tile::accumulate(*now, state, settle);
       if (more) {
-        for_threads<kThreads>([&](int t) { put(shared.stages[stage], t, buffers[t]); });
+        for_threads<kThreads>([&](int t) { put(*next, t, buffers[t]); });
       }
+      typename Tile::Stage* const last = now;
+      now = next;
+      next = last;
     }
-    Tile::finish(shared, state, [&](int row, int column, const float* sums) {
-      Kernel::write(a, p, rows[row], p.column0 + column, sums);
+    Tile::finish(shared, state, [&](int row, int column, const float* sums, int pitch) {
+      Kernel::write(a, p, rows + row, p.column0 + column, sums, pitch);
     });
   }
 };

@@ -12,8 +12,8 @@
 namespace dyndeploy {
 namespace cuda {
 
-// Plain lanes. A thread owns kTM consecutive rows and kTN columns, in runs of four. kBlocksPerProcessor
-// blocks must fit on a multiprocessor of 65536 registers.
+// Plain lanes. A thread owns kTM consecutive rows and kTN columns, in runs of 16 bytes where it has so many.
+// kBlocksPerProcessor blocks must fit on a multiprocessor of 65536 registers.
 template <class T, int kBM, int kBN, int kTM, int kTN, int kBlocksPerProcessor>
 struct LaneTile {
   using Element = T;
@@ -22,15 +22,20 @@ struct LaneTile {
   static constexpr int kDepth = 32 / static_cast<int>(sizeof(T));  // of a strip: 8 floats or 16 halves
   static constexpr int kThreads = kBM / kTM * (kBN / kTN);
   static constexpr int kBlocks = kBlocksPerProcessor;
-  static constexpr int kPad = 16 / static_cast<int>(sizeof(T));
-  static constexpr int kRun = 4;  // columns that the epilogue gets at once
+  static constexpr bool kHalves = sizeof(T) == 2;
+  static constexpr int kRun = kHalves && kTN % 8 == 0 ? 8 : 4;  // columns that are read, and written, at once
   static constexpr bool kTensorCores = false;
 
-  // The left operand stands transposed, so that a thread reads its rows in one access.
+  // The left operand stands transposed, so that a thread reads its rows in one access. Lanes of a warp put
+  // the two runs of 16 bytes of a row at the same time: in floats the pad keeps these on different banks, in
+  // halves the second run stands kSkew rows further on.
+  static constexpr int kSkew = !kHalves ? 0 : kBM < 32 ? kBM : 32;
+  static constexpr int kPad = kHalves ? 0 : 4;
   struct alignas(16) Stage {
-    T a[kDepth][kBM + kPad];
+    T a[kDepth][kBM + kSkew + kPad];
     T b[kDepth][kBN + kPad];
   };
+  static DYN_DEVICE int place(int k, int row) { return row + k / (kDepth / 2) * kSkew; }
   struct Shared {
     Stage stages[2];
   };
@@ -44,14 +49,32 @@ struct LaneTile {
   using Sums = typename std::conditional<sizeof(T) == 2, HalfSums, FloatSums>::type;
   using State = PerThread<Sums, kThreads>;
 
+  static DYN_DEVICE void put_one(Stage& stage, int row, int k, T v) { stage.a[k][place(k, row)] = v; }
   template <int kVector>
-  static DYN_DEVICE void put_a(Stage& stage, int row, int k, const Vector<T, kVector>& v) {
+  static DYN_DEVICE void put_a(Stage& stage, int row, int k, const Word<T, kVector>& word) {
+    Vector<T, kVector> v;
+    copy<static_cast<int>(sizeof(T)) * kVector>(&v, &word);
     DYN_UNROLL
-    for (int i = 0; i < kVector; ++i) stage.a[k + i][row] = v.v[i];
+    for (int i = 0; i < kVector; ++i) stage.a[k + i][place(k + i, row)] = v.v[i];
+  }
+  // Of two neighbouring rows of halves, the first of them even.
+  template <int kVector>
+  static DYN_DEVICE void put_rows(Stage& stage, int row, int k, const Word<T, kVector>& upper,
+                                  const Word<T, kVector>& lower) {
+    alignas(16) HalfPair a[kVector / 2];
+    alignas(16) HalfPair b[kVector / 2];
+    copy<2 * kVector>(a, &upper);
+    copy<2 * kVector>(b, &lower);
+    DYN_UNROLL
+    for (int i = 0; i < kVector / 2; ++i) {
+      const HalfPair even = both_first(a[i], b[i]), odd = both_second(a[i], b[i]);
+      copy<4>(&stage.a[k + 2 * i][place(k, row)], &even);
+      copy<4>(&stage.a[k + 2 * i + 1][place(k, row)], &odd);
+    }
   }
   template <int kVector>
-  static DYN_DEVICE void put_b(Stage& stage, int k, int column, const Vector<T, kVector>& v) {
-    copy<static_cast<int>(sizeof(T)) * kVector>(&stage.b[k][column], &v);
+  static DYN_DEVICE void put_b(Stage& stage, int k, int column, const Word<T, kVector>& word) {
+    copy<static_cast<int>(sizeof(T)) * kVector>(&stage.b[k][column], &word);
   }
 
   static DYN_DEVICE void clear(State& state) {
@@ -74,7 +97,7 @@ struct LaneTile {
   }
 
   static DYN_DEVICE int first_row(int t) { return t / (kBN / kTN) * kTM; }
-  static DYN_DEVICE int column(int t, int run) { return run * (kBN / (kTN / 4)) + t % (kBN / kTN) * 4; }
+  static DYN_DEVICE int column(int t, int run) { return run * (kBN / (kTN / kRun)) + t % (kBN / kTN) * kRun; }
 
   // `settle` says that a pair of strips, or the segment, ends here.
   static DYN_DEVICE void accumulate(const Stage& stage, State& state, bool settle) {
@@ -89,7 +112,7 @@ struct LaneTile {
       DYN_UNROLL
       for (int i = 0; i < kTM; i += 4) copy<16>(a + i, &stage.a[k][first_row(t) + i]);
       DYN_UNROLL
-      for (int j = 0; j < kTN; j += 4) copy<16>(b + j, &stage.b[k][column(t, j / 4)]);
+      for (int j = 0; j < kTN; j += kRun) copy<16>(b + j, &stage.b[k][column(t, j / kRun)]);
       DYN_UNROLL
       for (int i = 0; i < kTM; ++i) {
         DYN_UNROLL
@@ -108,9 +131,10 @@ struct LaneTile {
       alignas(16) HalfPair b[kTN / 2];
       constexpr int kTake = kTM % 8 == 0 ? 8 : 4;
       DYN_UNROLL
-      for (int i = 0; i < kTM; i += kTake) copy<2 * kTake>(a + i / 2, &stage.a[k][first_row(t) + i]);
+      for (int i = 0; i < kTM; i += kTake)
+        copy<2 * kTake>(a + i / 2, &stage.a[k][place(k, first_row(t) + i)]);
       DYN_UNROLL
-      for (int j = 0; j < kTN; j += 4) copy<8>(b + j / 2, &stage.b[k][column(t, j / 4)]);
+      for (int j = 0; j < kTN; j += kRun) copy<2 * kRun>(b + j / 2, &stage.b[k][column(t, j / kRun)]);
       DYN_UNROLL
       for (int i = 0; i < kTM; i += 2) {
         DYN_UNROLL
@@ -151,19 +175,19 @@ struct LaneTile {
       for (int i = 0; i < kTM; ++i) {
         DYN_UNROLL
         for (int j = 0; j < kTN; ++j)
-          to[(first_row(t) + i) * stride + column(t, j / 4) + j % 4] = state[t].v[i][j];
+          to[(first_row(t) + i) * stride + column(t, j / kRun) + j % kRun] = state[t].v[i][j];
       }
     });
   }
 
-  // Calls f(row, column, values) for every run of columns.
+  // Calls f(row, column, sums, pitch) for each run of columns of kRowsAtOnce rows.
+  static constexpr int kRowsAtOnce = kTM;
   template <class F>
   static DYN_DEVICE void finish(Shared&, State& state, const F& f) {
     for_threads<kThreads>([&](int t) {
       DYN_UNROLL
-      for (int i = 0; i < kTM; ++i) {
-        DYN_UNROLL
-        for (int j = 0; j < kTN; j += 4) f(first_row(t) + i, column(t, j / 4), &state[t].v[i][j]);
+      for (int j = 0; j < kTN; j += kRun) {
+        f(first_row(t), column(t, j / kRun), &state[t].v[0][j], kTN);
       }
     });
   }
@@ -184,6 +208,7 @@ struct TensorTile {
   static constexpr int kPad = 8;
   static constexpr int kScratch = 20;  // keeps the rows of a fragment on different banks
   static constexpr int kRun = 8;
+  static constexpr int kRowsAtOnce = 1;
   static constexpr bool kTensorCores = true;
 
   struct alignas(32) Stage {
@@ -199,13 +224,20 @@ struct TensorTile {
   };
   using State = PerThread<Fragments, kWarps>;
 
+  static DYN_DEVICE void put_one(Stage& stage, int row, int k, Half v) { stage.a[row][k] = v; }
   template <int kVector>
-  static DYN_DEVICE void put_a(Stage& stage, int row, int k, const Vector<Half, kVector>& v) {
-    copy<2 * kVector>(&stage.a[row][k], &v);
+  static DYN_DEVICE void put_a(Stage& stage, int row, int k, const Word<Half, kVector>& word) {
+    copy<2 * kVector>(&stage.a[row][k], &word);
   }
   template <int kVector>
-  static DYN_DEVICE void put_b(Stage& stage, int k, int column, const Vector<Half, kVector>& v) {
-    copy<2 * kVector>(&stage.b[k][column], &v);
+  static DYN_DEVICE void put_rows(Stage& stage, int row, int k, const Word<Half, kVector>& upper,
+                                  const Word<Half, kVector>& lower) {
+    put_a<kVector>(stage, row, k, upper);
+    put_a<kVector>(stage, row + 1, k, lower);
+  }
+  template <int kVector>
+  static DYN_DEVICE void put_b(Stage& stage, int k, int column, const Word<Half, kVector>& word) {
+    copy<2 * kVector>(&stage.b[k][column], &word);
   }
 
   static DYN_DEVICE int warp_row(int warp) { return warp / (kBN / kWN) * kWM; }
@@ -280,7 +312,7 @@ struct TensorTile {
         for_threads<kThreads>([&](int t) {
           const int warp = t / 32, row = t % 32 / 2, column = t % 2 * 8;
           f(warp_row(warp) + 16 * i + row, warp_column(warp) + 16 * j + column,
-            &shared.scratch[warp][row][column]);
+            &shared.scratch[warp][row][column], kScratch);
         });
         sync_warp();
       }
@@ -289,19 +321,27 @@ struct TensorTile {
 };
 
 // The tiles of every kind, by size. A board of one or two multiprocessors keeps busy with large ones; at
-// batch 1 a large GPU needs many small ones.
+// batch 1 a large GPU needs many small ones, and so does whoever skips most of a 7 x 7 map: small tiles of
+// lanes have few rows and the columns of the others. (16 x 128 of 8 x 8 each were one warp a block, of which
+// shared memory holds six.)
+//
+// The shares: what the main loop reaches of the peak when enough warps are resident, in percent, modelled by
+// benchmarks/gpu/modelled.py; only their proportions matter.
 template <class T>
 struct Lanes {
-  using Small = LaneTile<T, 32, 32, 4, 4, 8>;
-  using Medium = LaneTile<T, 64, 64, 8, 4, 4>;
-  // Sums of halves stand in registers beside those of floats: 8 x 8 of them are too many.
-  using Large = typename std::conditional<sizeof(T) == 2, Medium, LaneTile<T, 128, 64, 8, 8, 3>>::type;
+  using Small = LaneTile<T, 16, 64, 4, 8, 10>;
+  // Halves need 8 x 8 for each thread: of fewer, shared memory returns less than HFMA2 takes.
+  using Medium = typename std::conditional<sizeof(T) == 2, LaneTile<T, 64, 64, 8, 8, 6>,
+                                           LaneTile<T, 64, 64, 8, 4, 4>>::type;
+  using Large = LaneTile<T, 128, 64, 8, 8, 3>;
+  static constexpr int kSmallShare = 40, kMediumShare = 52, kLargeShare = 60;
 };
 struct Tensors {
   // Few blocks hide little latency, so the small ones take longer strips.
   using Small = TensorTile<32, 32, 16, 16, 64>;
   using Medium = TensorTile<64, 64, 32, 32, 32>;
   using Large = TensorTile<128, 128, 64, 32, 32>;
+  static constexpr int kSmallShare = 19, kMediumShare = 36, kLargeShare = 53;
 };
 
 }  // namespace cuda

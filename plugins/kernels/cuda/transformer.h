@@ -17,8 +17,8 @@ int layer_columns(const TransformerArguments& a) {
 template <int kLayer, bool kHeads, class T, class Use>
 int choose_linear(const TransformerArguments& a, bool vectors, const DeviceTraits& device, const Use& use) {
   constexpr bool kGathers = kHeads && (kLayer == kQkv || kLayer == kFc1);
-  return ChooseTile<kGathers>::run(vectors, a.shape.tokens, layer_columns<kLayer>(a), a.shape.batch, device,
-                                   T(), use);
+  return ChooseTile<kGathers>::run(vectors, all_rows(a.shape.tokens), layer_columns<kLayer>(a), a.shape.batch,
+                                   device, T(), use);
 }
 
 template <int kLayer, bool kHeads, class T>

@@ -1,0 +1,451 @@
+"""A cycle model of one multiprocessor that runs our kernels' machine code. Its figures are modelled, not measured.
+
+Four schedulers with warps in order; each instruction waits as its control word says. Modelled besides: pairs issued
+together (Maxwell, Pascal), the width of what shared memory returns, conversions at a quarter of the rate, the interval
+of tensor-core products, a fixed latency of global loads, barriers of a block. Not modelled: fetching of instructions,
+register banks, caches and DRAM bandwidth. A textbook 128 x 128 x 8 SGEMM gets 71 to 80 % of the FP32 peak in it; on
+real Maxwell such code is known to reach 80 to 85 %.
+
+What NVIDIA does not say is how many bytes a load of shared memory returns when lanes read the same address: the
+pessimistic end counts every lane's, the optimistic one halves the operand that all lanes of a row share.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sass import MATH, NONE, Code, Instruction, Loop, walk
+
+SCHEDULERS = 4
+_QUARTER = ("F2F", "I2F", "F2I", "MUFU")
+_MEMORY = ("LDS", "LDSM", "STS", "LDG", "STG", "LD", "ST")
+_QUEUE = 24
+"""Cycles of work that the unit of loads and stores takes ahead before a warp has to wait."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a multiprocessor does in a cycle.
+
+    Attributes:
+        capability: 10 * major + minor.
+        tensor_interval: Cycles between tensor-core products of a scheduler as the assembler issues them, by operation.
+        tensor_peak: The same at the peak rate of the data sheet.
+        lane_interval: Cycles between FFMA or HFMA2 of a scheduler.
+        integer_interval: Cycles between other instructions of lanes.
+        shared_latency: Cycles of a load from shared memory.
+        global_latency: Cycles of a load from the second-level cache.
+        registers: Of a multiprocessor.
+        shared_bytes: Of its shared memory that blocks may take.
+        warps: That it holds at most.
+        blocks: That it holds at most.
+    """
+
+    capability: int
+    tensor_interval: Mapping[str, float] = field(default_factory=dict)
+    tensor_peak: Mapping[str, float] = field(default_factory=dict)
+    lane_interval: int = 1
+    integer_interval: int = 1
+    shared_latency: int = 24
+    global_latency: int = 250
+    registers: int = 65536
+    shared_bytes: int = 64 << 10
+    warps: int = 64
+    blocks: int = 32
+
+
+# Latencies: Jia et al., "Dissecting the NVIDIA Volta GPU architecture via microbenchmarking" (2018), and the same for
+# Turing; of newer ones estimates. Intervals of HMMA at the peak follow from the data sheets' rates, those issued from
+# the assembler's own stall counts.
+MACHINES = {
+    machine.capability: machine
+    for machine in (
+        Machine(53),
+        Machine(62),
+        Machine(72, {"HMMA.884": 2}, {"HMMA.884": 2}, 2, 2, 22, 300, shared_bytes=96 << 10),
+        Machine(75, {"HMMA.1688": 8}, {"HMMA.1688": 8}, 2, 2, 22, 300, warps=32, blocks=16),
+        Machine(80, {"HMMA.16816": 8}, {"HMMA.16816": 8}, 2, 2, 28, 300, shared_bytes=164 << 10),
+        Machine(87, {"HMMA.16816": 8}, {"HMMA.16816": 8}, 1, 1, 28, 300, shared_bytes=164 << 10, warps=48, blocks=16),
+        Machine(90, {"HMMA.16816": 6}, {"HMMA.16816": 4}, 1, 1, 28, 300, shared_bytes=228 << 10),
+        Machine(120, {"HMMA.16816": 8}, {"HMMA.16816": 8}, 1, 1, 28, 300, shared_bytes=100 << 10, warps=48, blocks=24),
+    )
+}
+
+
+def resident_blocks(machine: Machine, threads: int, registers: int, shared: int) -> int:
+    """Blocks that one multiprocessor holds: registers are given out by 8 for a thread, shared memory by 256 bytes."""
+    warps = -(-threads // 32)
+    by_registers = machine.registers // (-(-registers // 8) * 8 * 32 * warps) if registers else machine.blocks
+    by_shared = machine.shared_bytes // (-(-shared // 256) * 256) if shared else machine.blocks
+    return min(machine.blocks, machine.warps // warps, by_registers, by_shared)
+
+
+# ------------------------------------------------------------------------------------------- ways through a kernel
+
+
+@dataclass(frozen=True)
+class Ways:
+    """What a warp of a kernel runs.
+
+    Attributes:
+        begin: Before the main loop.
+        plain: A strip in the middle of a segment.
+        settle: One that ends with sums of halves added to sums of floats; the same as ``plain`` elsewhere.
+        first: The first strip of a segment, which finds its rows anew.
+        end: Behind the loop.
+    """
+
+    begin: Sequence[Instruction]
+    plain: Sequence[Instruction]
+    settle: Sequence[Instruction]
+    first: Sequence[Instruction]
+    end: Sequence[Instruction]
+
+
+def _over_the_shorter(code: Code, branch: int, target: int) -> bool:
+    """Whether a branch passes over the shorter of two alternatives: going on by a constant, not finding rows anew."""
+    over = code.between(branch + 1, target - 1)
+    end = over[-1].target if over and over[-1].name == "BRA" and not over[-1].conditional else None
+    return end is not None and end > target and len(over) - 1 < len(code.between(target, end - 1))
+
+
+def ways(code: Code, loop: Loop) -> Ways:
+    """The ways through a kernel, told from what conditional branches of its main loop pass over.
+
+    A branch over products, loads of the next strip or stores to shared memory is not taken: there is more to come. One
+    over conversions alone leaves out the settling. Any other decides about what only the first strip of a segment does,
+    which is the longer of two alternatives.
+    Before and behind the loop only ways that store results one by one are left out, and divisions that not all need.
+    """
+
+    def strip(kind: str) -> list[Instruction]:
+        taken: dict[int, bool] = {}
+        for branch in code.between(loop.first, loop.last):
+            if branch.name not in ("BRA", "SYNC", "BSYNC") or not branch.conditional:
+                continue
+            target = branch.target
+            if branch.name != "BRA" or target is None or not branch.address < target <= loop.last + 16:
+                continue
+            over = [i.name for i in code.between(branch.address + 1, target - 1)]
+            if sum(name in ("F2F", "HADD2") for name in over) >= 8 and not set(over) & {*MATH, "LDG", "STS"}:
+                taken[branch.address] = kind != "settle"
+            elif set(over) & {*MATH, "LDG", "LDGSTS", "STS"}:
+                taken[branch.address] = False
+            else:
+                taken[branch.address] = (kind != "first") != _over_the_shorter(code, branch.address, target)
+        return walk(code, loop.first, lambda i: taken.get(i.address, False), lambda i: i.address >= loop.last)
+
+    widest = max((i.bytes for i in code.instructions if i.name == "STG"), default=0)
+
+    def outside(branch: Instruction) -> bool:
+        """Over results that are stored one by one, or a division alone; everything else is run."""
+        target = branch.target
+        if branch.name != "BRA" or target is None or target <= branch.address:
+            return False
+        over = code.between(branch.address + 1, target - 1)
+        stored = [i.bytes for i in over if i.name == "STG"]
+        if stored:
+            return max(stored) < widest
+        names = {i.name for i in over}
+        # A place that is found by division, for other layers than most.
+        return "MUFU" in names and not names & {*_MEMORY, "BAR", "EXIT", *MATH}
+
+    inside = {i.address for i in code.between(loop.first, loop.last)}
+    begin = walk(code, code.instructions[0].address, outside, lambda i: i.address in inside)
+    after = [i.address for i in code.instructions if i.address > loop.last]
+    end = walk(code, after[0], outside, lambda i: False) if after else []
+    return Ways(
+        [i for i in begin if i.address not in inside], strip("plain"), strip("settle"), strip("first"),
+        [i for i in end if i.address not in inside],
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- the simulation
+
+
+@dataclass(frozen=True)
+class _Step:
+    kind: str
+    cycles: float
+    """That its unit is busy."""
+    stall: int
+    write: int
+    read: int
+    waits: tuple[int, ...]
+    drain: tuple[int, int] | None
+    """Scoreboard and how many of its loads may be left (DEPBAR)."""
+    dual: bool
+
+
+def _steps(path: Sequence[Instruction], machine: Machine, optimistic: bool) -> list[_Step]:
+    shared = _shared_by_lanes(path) if optimistic else frozenset[str]()
+    steps = []
+    for i in path:
+        kind, cycles = "issue", 0.0
+        words = i.bytes / 4
+        if i.name == "LDSM":
+            kind, cycles = "load", 4.0
+        elif i.name == "LDS":
+            kind, cycles = "load", max(1.0, words * (0.5 if _base(i) in shared else 1.0))
+        elif i.name == "STS":
+            kind, cycles = "store", max(1.0, words)
+        elif i.name in ("LDG", "LD", "LDGSTS"):
+            kind, cycles = "global", max(1.0, 2 * words)
+        elif i.name in ("STG", "ST"):
+            kind, cycles = "store", max(1.0, 2 * words)
+        elif i.name in _QUARTER:
+            kind, cycles = "quarter", 4.0
+        elif i.name in ("HMMA", "IMMA"):
+            kind, cycles = "tensor", _interval(machine.tensor_interval, i)
+        elif i.name == "BAR":
+            kind = "barrier"
+        elif i.name in ("FFMA", "HFMA2", "FADD", "FMUL", "HADD2", "HMUL2"):
+            kind, cycles = "lanes", float(machine.lane_interval)
+        elif machine.integer_interval > 1 and i.name not in ("BRA", "EXIT", "BSYNC", "BSSY", "NOP", "DEPBAR"):
+            kind, cycles = "integers", float(machine.integer_interval)
+        named = re.search(r"SB(\d), 0x(\d)", i.text) if i.name == "DEPBAR" else None
+        steps.append(
+            _Step(
+                kind, cycles, max(1, i.control.stall), i.control.write, i.control.read,
+                tuple(bit for bit in range(6) if i.control.waits >> bit & 1),
+                (int(named[1]), int(named[2])) if named else None, i.dual,
+            )
+        )  # fmt: skip
+    return steps
+
+
+def _interval(table: Mapping[str, float], i: Instruction) -> float:
+    return next((cycles for name, cycles in table.items() if i.operation.startswith(name)), 8.0)
+
+
+def _base(i: Instruction) -> str:
+    found = re.search(r"\[(\w+)", i.text)
+    return found[1] if found else ""
+
+
+def _shared_by_lanes(path: Sequence[Instruction]) -> frozenset[str]:
+    """Base registers of the left operand, which lanes of a row read alike: it stands first in a stage."""
+    offsets: dict[str, list[int]] = {}
+    for i in path:
+        if i.name == "LDS" and i.bytes >= 8:
+            found = re.search(r"\+(-?0x[0-9a-f]+)\]", i.text)
+            offsets.setdefault(_base(i), []).append(int(found[1], 16) if found else 0)
+    many = {register: min(values) for register, values in offsets.items() if len(values) >= 4}
+    if len(many) < 2:
+        return frozenset()
+    first = min(many.values())
+    # Two registers may hold the left operand, of which one begins behind the other.
+    half = sum(len(offsets[register]) for register in many) // 2
+    found, loads = set[str](), 0
+    for register in sorted(many, key=lambda r: many[r]):
+        if loads and (loads >= half or many[register] > first + 0x800):
+            break
+        found.add(register)
+        loads += len(offsets[register])
+    return frozenset(found)
+
+
+class _Warp:
+    __slots__ = ("at", "block", "boards", "done", "free", "part", "program", "step", "unit", "waiting", "when")
+
+    def __init__(self, block: int, unit: dict[str, float], program: Sequence[Sequence[_Step]], free: float) -> None:
+        self.block, self.unit, self.program, self.free = block, unit, program, free
+        self.part = self.at = 0
+        self.step = program[0][0]
+        self.done = self.waiting = False
+        self.boards: list[list[float]] = [[] for _ in range(6)]
+        self.when = free
+
+    def advance(self) -> None:
+        """On to the next instruction."""
+        self.at += 1
+        if self.at == len(self.program[self.part]):
+            self.part, self.at = self.part + 1, 0
+            if self.part == len(self.program):
+                self.done = True
+                return
+        self.step = self.program[self.part][self.at]
+
+    def settle(self) -> None:
+        """Finds when the next instruction can be issued, for all that the warp knows itself."""
+        step, when = self.step, self.free
+        for bit in step.waits:
+            for time in self.boards[bit]:
+                if time > when:
+                    when = time
+        if step.drain is not None:
+            pending = sorted(self.boards[step.drain[0]])
+            if len(pending) > step.drain[1]:
+                when = max(when, pending[len(pending) - 1 - step.drain[1]])
+        self.when = when
+
+
+def cycles(
+    machine: Machine, program: Sequence[Sequence[Instruction]], *, blocks: int, warps: int, optimistic: bool = True,
+    stagger: float = 37.0,
+) -> float:  # fmt: skip
+    """Cycles until every warp of the resident blocks has run its program.
+
+    Args:
+        machine: The multiprocessor.
+        program: Parts that a warp runs one after the other.
+        blocks: Resident at the same time.
+        warps: Of a block.
+        optimistic: Which end of the model (see the module).
+        stagger: Cycles between the begins of two blocks.
+    """
+    known: dict[int, list[_Step]] = {}
+    for part in program:
+        if id(part) not in known:
+            known[id(part)] = _steps(part, machine, optimistic)
+    parts = [known[id(part)] for part in program if part]
+    units: list[dict[str, float]] = [{} for _ in range(SCHEDULERS)]
+    queues: list[list[_Warp]] = [[] for _ in range(SCHEDULERS)]
+    for index in range(blocks * warps):
+        place = index % SCHEDULERS
+        queues[place].append(_Warp(index // warps, units[place], parts, index // warps * stagger))
+    everyone = [w for queue in queues for w in queue]
+    memory_free, now = 0.0, 0.0
+    arrived: dict[int, list[_Warp]] = {}
+    turn = [0] * SCHEDULERS
+    left = len(everyone)
+    behind = {"load": machine.shared_latency, "store": 8, "global": machine.global_latency}
+
+    def may(w: _Warp) -> bool:
+        if w.when > now or w.waiting or w.done:
+            return False
+        kind = w.step.kind
+        if kind == "issue" or kind == "barrier":
+            return True
+        if kind in behind:
+            return memory_free <= now + _QUEUE
+        return w.unit.get(kind, 0.0) <= now
+
+    def issue(w: _Warp) -> bool:
+        """Whether the next one may go with it."""
+        nonlocal memory_free, left
+        step = w.step
+        kind = step.kind
+        latency = 2.0
+        if kind in behind:
+            memory_free = max(memory_free, now) + step.cycles
+            latency = memory_free + behind[kind] - now
+        elif kind != "issue" and kind != "barrier":
+            w.unit[kind] = now + step.cycles
+            latency = {"quarter": 14.0, "tensor": 33.0}.get(kind, 6.0)
+        if step.write != NONE:
+            w.boards[step.write] = [t for t in w.boards[step.write] if t > now] + [now + latency]
+        if step.read != NONE:
+            read = memory_free - now + 2 if kind in ("store", "global") else 6.0
+            w.boards[step.read] = [t for t in w.boards[step.read] if t > now] + [now + max(6.0, read)]
+        w.free = now if step.dual else now + step.stall
+        w.advance()
+        if w.done:
+            left -= 1
+        if kind == "barrier":
+            together = arrived.setdefault(w.block, [])
+            together.append(w)
+            w.waiting = True
+            if len(together) == warps:
+                for other in together:
+                    other.waiting, other.free = False, max(other.free, now + 6)
+                    other.settle()
+                together.clear()
+        w.settle()
+        return step.dual
+
+    while left:
+        issued = False
+        for s in range(SCHEDULERS):
+            queue = queues[s]
+            count = len(queue)
+            for offset in range(count):
+                place = (turn[s] + offset) % count
+                w = queue[place]
+                if w.when <= now and may(w):
+                    turn[s], issued = place, True
+                    if issue(w) and may(w):
+                        issue(w)
+                    break
+        if issued:
+            now += 1
+            continue
+        later = [w.when for w in everyone if not w.done and not w.waiting and w.when > now]
+        later += [t for unit in units for t in unit.values() if t > now]
+        if memory_free > now + _QUEUE:
+            later.append(memory_free - _QUEUE)
+        now = max(now + 1, min(later, default=now + 1))
+    return now
+
+
+# ---------------------------------------------------------------------------------------------- figures of a kernel
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a kernel does on a multiprocessor with a number of resident blocks, modelled.
+
+    Attributes:
+        strip: Cycles of a strip of all resident blocks, settling and first strips of a segment in their proportion.
+        fixed: Cycles that begin and end of these blocks add when one block follows another.
+        cold: The same when all of them begin together.
+        share: Of the peak rate that the main loop reaches.
+    """
+
+    strip: float
+    fixed: float
+    cold: float
+    share: float
+
+
+def peak_cycles(machine: Machine, path: Sequence[Instruction]) -> float:
+    """Cycles that the products of one warp need on their scheduler at the peak rate."""
+    return sum(
+        _interval(machine.tensor_peak, i) if i.name in ("HMMA", "IMMA") else float(machine.lane_interval)
+        for i in path
+        if i.multiplies
+    )
+
+
+def figures(
+    machine: Machine, found: Ways, *, warps: int, blocks: int, segment: int = 0, settles: bool = True,
+    optimistic: bool = True, strips: int = 3, follows: bool = True,
+) -> Figures:  # fmt: skip
+    """Simulates two lengths of the sum and tells a strip from the rest.
+
+    Args:
+        machine: The multiprocessor.
+        found: The kernel's ways.
+        warps: Of a block.
+        blocks: Resident.
+        segment: Strips of a segment; 0: one segment.
+        settles: Whether every second strip settles.
+        optimistic: Which end.
+        strips: In the shorter sum.
+        follows: Whether begin and end are played again with blocks that follow another; else they cost as much.
+    """
+
+    def program(count: int) -> list[Sequence[Instruction]]:
+        parts: list[Sequence[Instruction]] = [found.begin]
+        for strip in range(count):
+            if segment and strip and strip % segment == 0:
+                parts.append(found.first)
+            else:
+                parts.append(found.settle if settles and strip % 2 else found.plain)
+        return [*parts, found.end]
+
+    def run(count: int, times: int = 1, stagger: float = 37.0) -> float:
+        return cycles(
+            machine, program(count) * times, blocks=blocks, warps=warps, optimistic=optimistic, stagger=stagger
+        )
+
+    short = run(strips)
+    strip = (run(3 * strips) - short) / (2 * strips)
+    cold = fixed = max(0.0, short - strips * strip)
+    if follows and blocks > 1:
+        apart = short / blocks
+        fixed = min(cold, max(0.0, run(strips, 2, apart) - run(strips, 1, apart) - strips * strip))
+    needed = peak_cycles(machine, found.plain) * warps * blocks / SCHEDULERS
+    return Figures(strip, fixed, cold, needed / strip)

@@ -1,0 +1,32 @@
+// The kernels whose main loops are modelled, one instance of each tile: what modelled.py compiles.
+#include "bottleneck.h"
+#include "transformer.h"
+
+namespace dyndeploy {
+namespace cuda {
+
+#define DYN_CONVOLUTION(layer, tile, width) \
+  template __global__ void entry<ConvolutionKernel<layer, false, tile, width>>(const BottleneckArguments)
+#define DYN_LAYERS(tiles, size, width)                 \
+  DYN_CONVOLUTION(kConv1, tiles::size, width); \
+  DYN_CONVOLUTION(kConv2, tiles::size, width); \
+  DYN_CONVOLUTION(kConv3, tiles::size, width)
+#define DYN_LINEAR(tiles, size, width) \
+  template __global__ void entry<LinearKernel<kFc1, false, tiles::size, width>>(const TransformerArguments)
+#define DYN_TILES(tiles, width)       \
+  DYN_LAYERS(tiles, Small, width);    \
+  DYN_LAYERS(tiles, Medium, width);   \
+  DYN_LAYERS(tiles, Large, width);    \
+  DYN_LINEAR(tiles, Medium, width);   \
+  DYN_LINEAR(tiles, Large, width)
+
+#if defined(DYN_MODEL_FLOATS)
+DYN_TILES(Lanes<float>, 4);
+#elif defined(DYN_MODEL_TENSOR_CORES)
+DYN_TILES(Tensors, 8);
+#else
+DYN_TILES(Lanes<Half>, 8);
+#endif
+
+}  // namespace cuda
+}  // namespace dyndeploy

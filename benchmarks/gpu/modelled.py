@@ -1,0 +1,404 @@
+"""What the CUDA kernels reach on GPUs that are not at hand: compiled, taken apart and played in a cycle model.
+
+    python benchmarks/gpu/modelled.py kernels --nvcc nvcc --architectures 90 120   # the table, printed and kept
+    python benchmarks/gpu/modelled.py check --nvcc nvcc                            # what CI runs
+    python benchmarks/gpu/modelled.py boards                                       # blocks and networks, from the table
+
+``kernels`` compiles one instance of each tile (modelled.cu) and writes ``dyndeploy/targets/cuda_kernels.json``, from
+which the predictor prices dynamic blocks; figures of other architectures stay. ``check`` compiles again what this nvcc
+knows and fails where a main loop waits for its own prefetch, or reaches less than 95 % of the share in the table. Every
+figure is modelled, none is measured: see cycle_model.py for what the model leaves out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent))
+
+from cycle_model import MACHINES, Figures, Machine, Ways, figures, resident_blocks, ways  # noqa: E402
+from sass import count_math, main_loop, parse, waits_early  # noqa: E402
+
+from dyndeploy.errors import DyndeployError, InputError, UsageError  # noqa: E402
+from dyndeploy.files import read_json, write_json  # noqa: E402
+
+SOURCE = Path(__file__).with_suffix(".cu")
+KERNELS = ROOT / "plugins" / "kernels" / "cuda"
+TABLE = ROOT / "dyndeploy" / "targets" / "cuda_kernels.json"
+LAYERS = ("conv1", "conv2", "conv3")
+BASIS = (
+    "modelled, not measured: benchmarks/gpu/modelled.py, machine code of the kernels in a cycle model; [optimistic, "
+    "pessimistic] ends"
+)
+LOST = 0.05
+"""Share of its share that a main loop may lose against the table."""
+EARLY = 0.1
+"""Share of a strip's products that may stand behind the first wait for its own loads."""
+_TAPS_DEPTH = 256
+"""Channels of the 3x3 in the simulation: a segment has so many inputs."""
+
+_NAME = re.compile(
+    r"(?P<kind>Convolution|Linear)Kernel<(?P<layer>\d), false, "
+    r"dyndeploy::cuda::(?P<unit>Lane|Tensor)Tile<(?P<tile>[^>]*)>"
+)
+_USE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One compiled kernel.
+
+    Attributes:
+        capability: 10 * major + minor.
+        precision: ``"fp32"`` or ``"fp16"``.
+        layer: ``"conv1"``, ``"conv2"``, ``"conv3"`` or ``"linear"``.
+        unit: ``"lanes"`` or ``"tensor cores"``.
+        rows: Of its tile.
+        columns: Likewise.
+        depth: Inputs of a strip.
+        threads: Of a block.
+        registers: Of a thread.
+        shared: Bytes of a block.
+        ways: What its warps run.
+    """
+
+    capability: int
+    precision: str
+    layer: str
+    unit: str
+    rows: int
+    columns: int
+    depth: int
+    threads: int
+    registers: int
+    shared: int
+    ways: Ways
+
+    @property
+    def machine(self) -> Machine:
+        return MACHINES[self.capability]
+
+    @property
+    def resident(self) -> int:
+        return resident_blocks(self.machine, self.threads, self.registers, self.shared)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return self.capability, self.precision, self.layer, self.unit, self.rows, self.columns
+
+    def figures(self, blocks: int, *, optimistic: bool, follows: bool) -> Figures:
+        """See :func:`cycle_model.figures`."""
+        lanes_of_halves = self.precision == "fp16" and self.unit == "lanes"
+        return figures(
+            self.machine,
+            self.ways,
+            warps=self.threads // 32,
+            blocks=blocks,
+            segment=_TAPS_DEPTH // self.depth if self.layer == "conv2" else 0,
+            settles=lanes_of_halves,
+            optimistic=optimistic,
+            follows=follows,
+        )
+
+
+def describe(symbol: str, demangled: str) -> dict[str, Any] | None:
+    """Layer, unit and tile of a kernel by its name; None for any other kernel."""
+    match = _NAME.search(demangled)
+    if match is None:
+        return None
+    fields = match["tile"].split(", ")
+    if match["unit"] == "Lane":
+        element, rows, columns, m, n = fields[0], *map(int, fields[1:5])
+        halves = element == "__half"
+        depth, threads = (16 if halves else 8), rows // m * (columns // n)
+    else:
+        rows, columns, m, n, depth = map(int, fields[:5])
+        halves, threads = True, 32 * (rows // m * (columns // n))
+    return {
+        "precision": "fp16" if halves else "fp32",
+        "layer": LAYERS[int(match["layer"])] if match["kind"] == "Convolution" else "linear",
+        "unit": "lanes" if match["unit"] == "Lane" else "tensor cores",
+        "rows": rows,
+        "columns": columns,
+        "depth": depth,
+        "threads": threads,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------ tools
+
+
+def find_tool(name: str, nvcc: str) -> str:
+    """``cuobjdump`` and the like: beside nvcc, on the path, or in a Python package of NVIDIA's.
+
+    Raises:
+        UsageError: It is nowhere.
+    """
+    real = shutil.which(nvcc)
+    places = [Path(real).resolve().parent] if real else []
+    places += [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    spec = importlib.util.find_spec("nvidia")
+    places += [Path(root) / "cu13" / "bin" for root in (spec.submodule_search_locations or [])] if spec else []
+    for place in places:
+        if (place / name).is_file():
+            return str(place / name)
+    raise UsageError(
+        f"There is no {name}: it comes with CUDA's toolkit, and as the Python packages nvidia-cuda-cuobjdump and "
+        "nvidia-cuda-nvdisasm."
+    )
+
+
+def _run(command: Sequence[str], **options: Any) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1800, **options)
+    except OSError as error:
+        raise UsageError(f"{command[0]} cannot be run: {error}.") from error
+    if done.returncode:
+        raise InputError(f"{' '.join(command)} failed:\n{(done.stderr or done.stdout)[-3000:]}")
+    return done.stdout
+
+
+def release(nvcc: str) -> str:
+    """Release of a compiler, e.g. ``"13.0"``."""
+    match = re.search(r"release (\d+\.\d+)", _run([nvcc, "--version"]))
+    if match is None:
+        raise UsageError(f"{nvcc} is no nvcc.")
+    return match[1]
+
+
+def known_architectures(nvcc: str) -> list[int]:
+    """Architectures that this nvcc compiles for and the model knows."""
+    known = {int(line.rpartition("_")[2]) for line in _run([nvcc, "--list-gpu-arch"]).split()}
+    return sorted(known & set(MACHINES))
+
+
+def compile_kernels(nvcc: str, cuobjdump: str, capability: int, precision: str) -> list[Kernel]:
+    """Compile one architecture's kernels of one precision and take them apart.
+
+    Raises:
+        InputError: They do not compile, or spill.
+        UsageError: A tool is missing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        binary = str(Path(folder) / "kernels.cubin")
+        define = "FLOATS" if precision == "fp32" else "TENSOR_CORES" if capability >= 70 else "HALVES"
+        _run(
+            [
+                *(nvcc, "-std=c++14", "-O3", f"-arch=sm_{capability}", "-cubin"),
+                *(f"-DDYN_MODEL_{define}", f"-I{KERNELS}", str(SOURCE), "-o", binary),
+            ]
+        )
+        # It calls nvdisasm by name.
+        path = os.pathsep.join([str(Path(cuobjdump).parent), os.environ.get("PATH", "")])
+        environment = {**os.environ, "PATH": path}
+        text = _run([cuobjdump, "-sass", binary], env=environment)
+        uses = _run([cuobjdump, "-res-usage", binary], env=environment)
+    found = {match[1]: tuple(map(int, match.groups()[1:])) for match in _USE.finditer(uses)}
+    codes = parse(text)
+    names = _run(["c++filt"], input="\n".join(code.symbol for code in codes)).splitlines()
+    kernels = []
+    for code, name in zip(codes, names, strict=True):
+        described = describe(code.symbol, name)
+        loop = main_loop(code)
+        if described is None or loop is None:
+            continue
+        registers, stack, shared = found[code.symbol]
+        if stack:
+            raise InputError(f"sm_{capability}: {name} keeps {stack} bytes on a stack.")
+        kernels.append(Kernel(capability, registers=registers, shared=shared, ways=ways(code, loop), **described))
+    if not kernels:
+        raise InputError(f"sm_{capability}: no kernel of {precision} has a main loop.")
+    return kernels
+
+
+# ------------------------------------------------------------------------------------------------------ table
+
+
+def residencies(resident: int) -> list[int]:
+    """Numbers of resident blocks that figures are made for."""
+    return sorted({count for count in (1, 2, resident) if count <= resident})
+
+
+def row_of(kernel: Kernel, compiler: str, *, quick: bool = False) -> dict[str, Any]:
+    """A row of the table; ``quick``: what the check compares, alone."""
+    plain = kernel.ways.plain
+    row: dict[str, Any] = {
+        "capability": kernel.capability,
+        "precision": kernel.precision,
+        "layer": kernel.layer,
+        "unit": kernel.unit,
+        "rows": kernel.rows,
+        "columns": kernel.columns,
+        "depth": kernel.depth,
+        "compiler": compiler,
+        "threads": kernel.threads,
+        "registers": kernel.registers,
+        "shared_bytes": kernel.shared,
+        "resident": kernel.resident,
+        "products": count_math(plain),
+        "issue_slots": sum(not i.dual for i in plain),
+        "early": round(waits_early(plain), 3),
+        "blocks": {},
+    }
+    for blocks in [kernel.resident] if quick else residencies(kernel.resident):
+        ends = [
+            kernel.figures(blocks, optimistic=end, follows=not quick and blocks == kernel.resident)
+            for end in ((True,) if quick else (True, False))
+        ]
+        row["blocks"][str(blocks)] = {
+            "share": [round(f.share, 4) for f in ends],
+            "strip_cycles": [round(f.strip, 1) for f in ends],
+            "fixed_cycles": [round(f.fixed, 1) for f in ends],
+            "cold_cycles": [round(f.cold, 1) for f in ends],
+        }
+    return row
+
+
+def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a row from all others."""
+    return tuple(row[name] for name in ("capability", "precision", "layer", "unit", "rows", "columns"))
+
+
+def read_table(path: Path = TABLE) -> list[dict[str, Any]]:
+    """Rows of the table; none where there is no file."""
+    return list(read_json(path)["kernels"]) if path.exists() else []
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """A kernel for people."""
+    return f"{row['precision']} {row['layer']}, {row['unit']}, {row['rows']} x {row['columns']}"
+
+
+def show(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The table as Markdown."""
+    lines = [
+        "| sm | kernel | threads, registers | resident | products / slots | modelled share of peak, by resident |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda r: tuple(map(str, key_of(r)))):
+        shares = ", ".join(
+            f"{blocks}: {figure['share'][0]:.0%}" + (f"-{figure['share'][1]:.0%}" if len(figure["share"]) > 1 else "")
+            for blocks, figure in row["blocks"].items()
+        )
+        waits = f", waits for its prefetch before {row['early']:.0%}" if row["early"] > EARLY else ""
+        lines.append(
+            f"| {row['capability']} | {name_of(row)} | "
+            f"{row['threads']}, {row['registers']} | {row['resident']} | {row['products']} / {row['issue_slots']} | "
+            f"{shares}{waits} |"
+        )
+    return "\n".join(lines)
+
+
+def broken_rules(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[str]:
+    """What the check refuses of a kernel.
+
+    Args:
+        row: Of the kernel as it is.
+        before: Its row in the table; None where it has none.
+    """
+    name = f"sm_{row['capability']} {name_of(row)}"
+    if before is None:
+        return [f"{name}: not in the table; run 'modelled.py kernels'"]
+    problems = []
+    if row["early"] > max(EARLY, before["early"]):
+        problems.append(f"{name}: waits for the loads of the next strip before {row['early']:.0%} of its products")
+    if row["compiler"] != before["compiler"]:
+        return problems  # Another release writes other code: shares do not compare.
+    now, then = (r["blocks"][str(r["resident"])]["share"][0] for r in (row, before))
+    if now < (1.0 - LOST) * then:
+        problems.append(f"{name}: modelled share {now:.1%} of the peak, {then:.1%} in the table")
+    return problems
+
+
+# ------------------------------------------------------------------------------------------------------- command
+
+
+def _compiled(options: argparse.Namespace) -> Iterable[Kernel]:
+    cuobjdump = options.cuobjdump or find_tool("cuobjdump", options.nvcc)
+    known = known_architectures(options.nvcc)
+    for capability in options.architectures or known:
+        if capability not in known:
+            raise UsageError(f"{options.nvcc} or the model does not know sm_{capability}, but {known}.")
+        for precision in options.precisions:
+            yield from compile_kernels(options.nvcc, cuobjdump, capability, precision)
+
+
+def run_kernels(options: argparse.Namespace) -> int:
+    compiler, rows = release(options.nvcc), {key_of(row): row for row in read_table(options.table)}
+    made = []
+    for kernel in _compiled(options):
+        row = row_of(kernel, compiler)
+        made.append(row)
+        print(f"modelled: {show([row]).splitlines()[-1]}", file=sys.stderr, flush=True)
+    # Tiles that are no more must not be priced.
+    renewed = {key_of(row)[:2] for row in made}
+    kept = [row for key, row in rows.items() if key[:2] not in renewed]
+    write_json(
+        options.table, {"basis": BASIS, "kernels": sorted([*kept, *made], key=lambda r: tuple(map(str, key_of(r))))}
+    )
+    print(show(made))
+    return 0
+
+
+def run_check(options: argparse.Namespace) -> int:
+    compiler, rows = release(options.nvcc), {key_of(row): row for row in read_table(options.table)}
+    in_table = {key[0] for key in rows}
+    if options.architectures is None:
+        options.architectures = [arch for arch in known_architectures(options.nvcc) if arch in in_table]
+    made = [row_of(kernel, compiler, quick=True) for kernel in _compiled(options)] if options.architectures else []
+    problems = [problem for row in made for problem in broken_rules(row, rows.get(key_of(row)))]
+    print(show(made))
+    for problem in problems:
+        print(problem)
+    print(f"{len(made)} main loops modelled, {len(problems)} break a rule")
+    return 1 if problems else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, run in (("kernels", run_kernels), ("check", run_check)):
+        command = commands.add_parser(name)
+        command.add_argument("--nvcc", default="nvcc")
+        command.add_argument("--cuobjdump", help="else the one beside nvcc, on the path or in a Python package")
+        command.add_argument("--architectures", type=int, nargs="+", help="else all that nvcc and the model know")
+        command.add_argument("--precisions", nargs="+", choices=("fp32", "fp16"), default=["fp32", "fp16"])
+        command.add_argument("--table", type=Path, default=TABLE)
+        command.set_defaults(run=run)
+    boards = commands.add_parser("boards")
+    boards.add_argument("--table", type=Path, default=TABLE)
+    boards.add_argument("-o", "--output", type=Path, help="also as JSON")
+    boards.set_defaults(run=run_boards)
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except DyndeployError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def run_boards(options: argparse.Namespace) -> int:
+    from boards import report
+
+    result, text = report(options.table)
+    print(text)
+    if options.output is not None:
+        write_json(options.output, result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Our kernels' modelled figures as the predictor reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dyndeploy.errors import InputError
+from dyndeploy.files import read_json, write_json
+from dyndeploy.prediction import AnalyticalModel, Rates
+from dyndeploy.prediction.own_kernels import TABLE, OwnKernels, own_kernels
+from dyndeploy.targets.devices import device_names, load_device
+from tests.prediction.calls import bottleneck
+
+
+def _row(rows: int, columns: int, **figures: Any) -> dict[str, Any]:
+    blocks = {
+        str(count): {
+            "strip_cycles": [100.0 * count, 400.0 * count],
+            "fixed_cycles": [50.0, 50.0],
+            "cold_cycles": [80.0, 80.0],
+        }
+        for count in (1, 2)
+    }
+    return {
+        "capability": 53, "precision": "fp16", "layer": "conv1", "rows": rows, "columns": columns, "depth": 16,
+        "blocks": blocks,
+    } | figures  # fmt: skip
+
+
+def _cycles(kernels: OwnKernels, rows: float, columns: float, depth: float, taps: float = 1.0, sms: int = 1) -> float:
+    given = [np.array([value], np.float64) for value in (rows, columns, depth, 1.0, taps)]
+    return float(kernels.cycles("conv1", *given, sms)[0][0])
+
+
+def test_waves_of_blocks_strips_and_what_begins_and_ends() -> None:
+    kernels = OwnKernels([_row(64, 64)], end=0.0)
+    # Ten strips of one block; blocks beside each other begin together, and cost 30 cycles more the first time.
+    assert _cycles(kernels, 64, 64, 160) == pytest.approx(10 * 100 + 80)
+    assert _cycles(kernels, 64, 128, 160) == pytest.approx(10 * 200 + 80)
+    # Five blocks: two full waves of two and one of one.
+    assert _cycles(kernels, 300, 64, 160) == pytest.approx(2 * (10 * 200 + 50) + 10 * 100 + 50 + 30)
+    assert _cycles(kernels, 300, 64, 160, sms=5) == pytest.approx(10 * 100 + 80)
+    # Each of nine taps fills its last strip.
+    assert _cycles(kernels, 64, 64, 9 * 20, taps=9) == pytest.approx(18 * 100 + 80)
+    assert _cycles(kernels, 0, 64, 160) == 0
+
+
+def test_the_tile_of_least_time_and_the_end_of_the_model() -> None:
+    small = _row(16, 64)
+    for figures in small["blocks"].values():
+        figures["strip_cycles"] = [v / 3 for v in figures["strip_cycles"]]
+    both = OwnKernels([_row(64, 64), small], end=0.0)
+    assert _cycles(both, 13, 64, 160) == pytest.approx(10 * 100 / 3 + 80)
+    assert _cycles(both, 64, 64, 160) == pytest.approx(min(10 * 100 + 80, 2 * (10 * 200 / 3 + 50) + 30))
+    middle, slow = (OwnKernels([_row(64, 64)], end=end) for end in (0.5, 1.0))
+    assert _cycles(middle, 64, 64, 160) == pytest.approx(10 * 200 + 80)
+    assert _cycles(slow, 64, 64, 160) == pytest.approx(10 * 400 + 80)
+
+
+def test_a_table_that_lacks_something(tmp_path: Path) -> None:
+    assert own_kernels("5.3", "fp16", table=tmp_path / "none.json") is None
+    row = _row(64, 64)
+    del row["depth"]
+    write_json(tmp_path / "table.json", {"basis": "modelled", "kernels": [row]})
+    with pytest.raises(InputError, match="no number 'depth'"):
+        own_kernels("5.3", "fp16", table=tmp_path / "table.json")
+    assert own_kernels("9.9", "fp16") is None and own_kernels(None, "fp16") is None
+    assert own_kernels("5.3", "int8") is None
+
+
+def test_the_table_says_that_it_is_modelled() -> None:
+    assert read_json(TABLE)["basis"].startswith("modelled, not measured")
+
+
+@pytest.mark.parametrize("name", [name for name in device_names() if not load_device(name).is_local])
+def test_blocks_take_their_figures_from_the_table(name: str) -> None:
+    device = load_device(name)
+    if own_kernels(device.hardware.compute_capability, "fp16") is None:
+        pytest.skip("no figures of this architecture")
+    block = bottleneck("spatial", batch=1, mask_size=(14, 14), rates=Rates(0.5), precision="fp16")
+    times = [float(AnalyticalModel(device, "fp16", end=end).price([block])[0][0]) for end in (0.0, 0.5, 1.0)]
+    assert times == sorted(times)
+    assert times[2] < 2 * times[0]
