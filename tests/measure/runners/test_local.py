@@ -276,7 +276,7 @@ def test_bf16_is_measured_and_named_beside_the_fp32_twin(tmp_path: Path, monkeyp
     bundle = tiny_bundle(tmp_path)
     bundle = Bundle(bundle.path, replace(bundle.manifest, precision="bf16"))
     profile = quick(bundle, native="auto")
-    assert set(opened) == {("off", "fp32"), ("auto", "bf16")}
+    assert set(opened) == {("auto", "fp32"), ("auto", "bf16")}
     assert profile.reduced_precision == "bf16"
     assert "bottlenecks compute in bf16, the static twin in fp32" in " ".join(profile.warnings())
     assert "static twin fp32" in render_report(profile)
