@@ -129,7 +129,8 @@ def test_pyramids_of_four_levels_are_read_by_an_operator_of_ours(last: int) -> N
 
 def test_a_runtime_without_rules_is_refused() -> None:
     node = helper.make_node(KEEP_BOXES, ["a"], ["y"], name="x/y", domain=BOXES)
-    model = helper.make_model(helper.make_graph([node], "g", [], []))
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(BOXES, 1)]
+    model = helper.make_model(helper.make_graph([node], "g", [], []), opset_imports=opsets)
     with pytest.raises(ExportError, match="NonMaxSuppression"):
         write_boxes(model, Context({}, ["y"], 18, 10, None, "nano", runtime="another"))
     # TensorRT reads regions; boxes are the host's.
