@@ -12,6 +12,7 @@ pessimistic end counts every lane's, the optimistic one halves the operand that 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -142,7 +143,13 @@ def ways(code: Code, loop: Loop) -> Ways:
     def outside(branch: Instruction) -> bool:
         """Over results that are stored one by one, or a division alone; everything else is run."""
         target = branch.target
-        if branch.name != "BRA" or target is None or target <= branch.address:
+        if branch.name != "BRA":
+            # Who has stored a run leaves out its single numbers, which come next.
+            rest = code.between(branch.address + 1, code.instructions[-1].address)
+            alone = itertools.takewhile(lambda i: i.name not in ("SYNC", "BSYNC", "BRK", "EXIT"), rest)
+            stored = [i.bytes for i in alone if i.name == "STG"]
+            return bool(stored) and max(stored) < widest
+        if target is None or target <= branch.address:
             return False
         over = code.between(branch.address + 1, target - 1)
         stored = [i.bytes for i in over if i.name == "STG"]

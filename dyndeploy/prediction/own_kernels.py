@@ -22,8 +22,10 @@ Array: TypeAlias = npt.NDArray[np.float64]
 
 TABLE = Path(__file__).parents[1] / "targets" / "cuda_kernels.json"
 
-_ALIKE = {60: 53, 61: 53, 62: 53, 86: 87, 89: 87, 100: 120, 103: 120, 110: 120, 121: 120}
-"""Architectures whose machine code and multiprocessors differ little from one of the table."""
+_PRICED = {53: 53, 60: 53, 61: 53, 62: 53}
+"""Architectures whose launches are priced, and the table's whose machine code and multiprocessors are theirs or differ
+little. Those with tensor cores are not among them before all are in the table: prices by these figures and prices by
+the usual efficiencies of dense kernels do not compare, and devices would change places."""
 
 
 class _Tile(NamedTuple):
@@ -124,10 +126,6 @@ def own_kernels(capability: str | None, precision: str, *, end: float = 0.5, tab
     """The kernels' figures for a compute capability such as ``"5.3"``; None where there are none."""
     if capability is None:
         return None
-    number = int(capability.replace(".", ""))
-    rows = _read(table)
-    for wanted in (number, _ALIKE.get(number)):
-        found = [row for row in rows if row["capability"] == wanted and row["precision"] == precision]
-        if found:
-            return OwnKernels(found, end)
-    return None
+    priced = _PRICED.get(int(capability.replace(".", "")))
+    found = [row for row in _read(table) if row["capability"] == priced and row["precision"] == precision]
+    return OwnKernels(found, end) if found else None
