@@ -310,7 +310,9 @@ struct ConvolutionKernel {
     constexpr bool kWhole = kVector % kRun == 0;
     if (column >= p.columns) return;
     // Without lists of columns their number is a multiple of a vector's.
-    if (kWhole && (!kGathers || column + kRun <= p.columns)) {
+    // No constant for the compiler, which would call the rest unreachable in kernels without lists.
+    bool runs = kWhole && (!kGathers || column + kRun <= p.columns);
+    if (runs) {
       if (adds(a)) return write_runs<kLayer == kConv3>(a, p, rows, column, sums, pitch);
       return write_runs<false>(a, p, rows, column, sums, pitch);
     }
