@@ -66,13 +66,13 @@ struct ChooseTile {
   template <class Use>
   static int run(bool vectors, const Rows& rows, int columns, int layers, const DeviceTraits& device, float,
                  const Use& use) {
-    if (!vectors) return use(Chosen<Lanes<float>::Medium, 1>());
+    if (!vectors) return use(Chosen<Lanes<float>::Single, 1>());
     return best_tile<kGathers, Lanes<float>, 4>(rows, columns, layers, device, use);
   }
   template <class Use>
   static int run(bool vectors, const Rows& rows, int columns, int layers, const DeviceTraits& device, Half,
                  const Use& use) {
-    if (!vectors) return use(Chosen<Lanes<Half>::Medium, 1>());
+    if (!vectors) return use(Chosen<Lanes<Half>::Single, 1>());
     if (device.capability >= 70) {
       return best_tile<kGathers, Tensors, 8>(rows, columns, layers, device, use);
     }

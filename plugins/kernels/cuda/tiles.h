@@ -334,6 +334,8 @@ struct Lanes {
   using Medium = typename std::conditional<sizeof(T) == 2, LaneTile<T, 64, 64, 8, 8, 6>,
                                            LaneTile<T, 64, 64, 8, 4, 4>>::type;
   using Large = LaneTile<T, 128, 64, 8, 8, 3>;
+  // Of addresses of single elements, those of 8 x 8 for each thread would not fit into registers.
+  using Single = LaneTile<T, 64, 64, 8, 4, 4>;
   static constexpr int kSmallShare = 40, kMediumShare = 52, kLargeShare = 60;
 };
 struct Tensors {
