@@ -429,8 +429,8 @@ class DetectionDifference:
         excused: Detections without a partner, of either set, that rounding of a score at the cut explains.
         box: Largest difference of a coordinate in a pair, in pixels; 0 without pairs.
         score: Largest difference of scores in a pair; 0 without pairs.
-        mask_iou: Least intersection over union of the masks of a pair; None where a set has no masks or nothing was
-            matched.
+        mask_iou: Least intersection over union of the masks of a pair, 1 where they differ in a single pixel; None
+            where a set has no masks or nothing was matched.
     """
 
     matched: int
@@ -495,9 +495,8 @@ def compare(
         swapped = min(int((missed <= cut).sum()), int((extra <= cut).sum()))
     overlap = None
     if found.masks is not None and expected.masks is not None and len(rows):
-        overlap = min(
-            mask_iou(expected.masks[row], found.masks[column]) for row, column in zip(rows, columns, strict=True)
-        )
+        pairs = ((expected.masks[row], found.masks[column]) for row, column in zip(rows, columns, strict=True))
+        overlap = min(1.0 if _differ_by_rounding(one, other) else mask_iou(one, other) for one, other in pairs)
     return DetectionDifference(
         matched=len(rows),
         missed=len(missed) - swapped,
@@ -526,6 +525,11 @@ def mask_iou(one: BoolArray, other: BoolArray) -> float:
         return 0.0
     union = int(np.logical_or(one, other).sum())
     return int(np.logical_and(one, other).sum()) / union if union else 1.0
+
+
+def _differ_by_rounding(one: BoolArray, other: BoolArray) -> bool:
+    """Whether at most one pixel differs: rounding decides one at the rim, which would be much of a tiny mask."""
+    return one.shape == other.shape and int((one != other).sum()) <= 1
 
 
 def _window(low: np.float32, high: np.float32, side: int) -> range:
