@@ -21,10 +21,11 @@ from dyndeploy.nets import load_checkpoint
 from dyndeploy.nets.factories import build_network
 from dyndeploy.ops.gates import gate_kind
 from dyndeploy.reporting import ReportExtras, detection_extras, precision_table, write_report
+from dyndeploy.reporting.page import Table
 from dyndeploy.tasks.coco import AveragePrecision
 from dyndeploy.tasks.packages import required
 from dyndeploy.tasks.scenes import write_coco
-from dyndeploy.training import Recipe, TrainResult, load_recipe, train
+from dyndeploy.training import Evaluation, Recipe, TrainResult, load_recipe, train
 from dyndeploy.training.scenes import annotated_images
 from dyndeploy.verification import VerificationReport, verify_bundle
 
@@ -213,7 +214,7 @@ def _extras(
     return replace(
         detection_extras(results, bundle),
         title="dyndeploy demo: a detector that skips what an image does not need",
-        tables=(precision_table(evaluation.boxes, evaluation.masks),),
+        tables=(precision_table(evaluation.boxes, evaluation.masks), _decisions(training.evaluation)),
         notes=_notes(classifier, training, evaluation, verification),
     )
 
@@ -225,7 +226,7 @@ def _notes(
     seconds = [sum(record.seconds for record in run.history) for run in (classifier, training)]
     metrics, sparsity = found.detection, recipe.sparsity
     assert metrics is not None and sparsity is not None
-    notes = [
+    return [
         f"Held-out AP50 of boxes: {evaluation.boxes.ap50 or 0:.3f} with the exported graph, run image by image, and "
         f"{metrics.boxes.ap50 or 0:.3f} in PyTorch, on {evaluation.images} scenes. Training never saw their digits and "
         "backgrounds.",
@@ -235,11 +236,22 @@ def _notes(
         "included, over those of its static twin, both by the count of the LAUDNet reference code.",
         f"Verified against PyTorch: {verification.mask_bits} mask bits, {verification.flipped_bits} differ.",
     ]
-    notes += [
-        f"{block.name}, {mask.kind}: {mask.rate:.0%} of {mask.positions} ({gate_kind(mask.kind).unit}) are computed on "
-        f"average, from image to image +- {mask.rate_std:.1%}; {mask.distinct} different masks among {found.images} "
-        "images."
-        for block in found.blocks
-        for mask in block.masks
-    ]
-    return notes
+
+
+def _decisions(found: Evaluation) -> Table:
+    """What every block of the backbone computes of held-out images."""
+    masks = [(block.name, mask) for block in found.blocks for mask in block.masks]
+    return Table(
+        f"What each block computes, measured on {found.images} held-out images",
+        ("block", "units", "of", "computed", "from image to image", "different masks"),
+        [
+            (
+                name, gate_kind(mask.kind).unit, str(mask.positions), f"{mask.rate:.0%}", f"\u00b1 {mask.rate_std:.1%}",
+                str(mask.distinct),
+            )
+            for name, mask in masks
+        ],
+        file="decisions.csv",
+        fields=("block", "kind", "units", "rate", "rate_std", "distinct"),
+        values=[(name, mask.kind, mask.positions, mask.rate, mask.rate_std, mask.distinct) for name, mask in masks],
+    )  # fmt: skip

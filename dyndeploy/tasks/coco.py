@@ -253,13 +253,13 @@ class CocoDataset:
             self._objects[places[number]].append(_Object(box, labels[category], bool(crowd), segmentation))
         counts["bare"] = sum(not raw for raw in self._raw)
         sentences = {
-            "elsewhere": "{} annotations belong to images that the file does not list, and are left out.",
-            "area": "{} annotations do not say their area: that of the box counts as small, medium or large.",
-            "crowd": "{} annotations are crowds: they are not trained on, and what is found there is not counted.",
-            "malformed": "{} annotations have masks that are none: masks are not measured.",
-            "empty": "{} boxes have no area within their image: they are not trained on, and cannot be found.",
-            "outside": "{} boxes reach out of their image, and are clipped to it.",
-            "bare": "{} images have no annotations.",
+            "elsewhere": "Annotations of images that the file does not list, left out: {}.",
+            "area": "Annotations that do not say their area, so that the box's counts as small, medium or large: {}.",
+            "crowd": "Crowds, which are not trained on, and where nothing that is found counts: {}.",
+            "malformed": "Annotations whose masks are none, so that masks are not measured: {}.",
+            "empty": "Boxes without area within their image, which are not trained on and cannot be found: {}.",
+            "outside": "Boxes that reach out of their image, clipped to it: {}.",
+            "bare": "Images without annotations: {}.",
         }
         notes += [text.format(counts[name]) for name, text in sentences.items() if counts[name]]
 

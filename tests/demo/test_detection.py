@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -70,6 +71,11 @@ def test_the_whole_way(tmp_path: Path) -> None:
     assert page.count("data:image/jpeg;base64,") == 2 * 2 * 3
     for text in ("What it finds", "Average precision", "post-processing", "Dynamic share", "never saw", "classifier"):
         assert text in page
+    assert "What each block computes" in page
+    decisions = [(block.name, mask) for block in result.training.evaluation.blocks for mask in block.masks]
+    assert len(decisions) == 8
+    for name, mask in decisions:
+        assert re.search(rf"{re.escape(name)}<.*?{mask.rate:.0%}<", page, re.DOTALL)
 
 
 def test_shortfalls_are_found_one_by_one() -> None:

@@ -157,18 +157,18 @@ def test_faults_of_the_file_are_named(images: Path, tmp_path: Path, change: Chan
 @pytest.mark.parametrize(
     ("change", "note", "boxes"),
     [
-        (add(bbox=[-5, 3, 20, 40]), "1 boxes reach out of their image", [[2, 3, 8, 9], [0, 3, 15, 20]]),
+        (add(bbox=[-5, 3, 20, 40]), "reach out of their image, clipped to it: 1.", [[2, 3, 8, 9], [0, 3, 15, 20]]),
         (add(bbox=[25, 3, 5.25, 4]), "", [[2, 3, 8, 9], [25, 3, 30, 7]]),
-        (add(bbox=[5, 3, 0, 4]), "1 boxes have no area", [[2, 3, 8, 9]]),
-        (add(bbox=[5, 3, -3, 4]), "1 boxes have no area", [[2, 3, 8, 9]]),
-        (add(bbox=[31, 3, 5, 4]), "1 boxes have no area", [[2, 3, 8, 9]]),
-        (add(image_id=99), "1 annotations belong to images that the file does not list", [[2, 3, 8, 9]]),
-        (edit("annotations", 0, area=None), "1 annotations do not say their area", [[2, 3, 8, 9]]),
-        (edit("annotations", 0, iscrowd=1), "1 annotations are crowds", [[2, 3, 8, 9]]),
+        (add(bbox=[5, 3, 0, 4]), "without area within their image", [[2, 3, 8, 9]]),
+        (add(bbox=[5, 3, -3, 4]), "without area within their image", [[2, 3, 8, 9]]),
+        (add(bbox=[31, 3, 5, 4]), "without area within their image", [[2, 3, 8, 9]]),
+        (add(image_id=99), "of images that the file does not list, left out: 1.", [[2, 3, 8, 9]]),
+        (edit("annotations", 0, area=None), "do not say their area", [[2, 3, 8, 9]]),
+        (edit("annotations", 0, iscrowd=1), "Crowds, which are not trained on", [[2, 3, 8, 9]]),
         (edit("annotations", 0, iscrowd=None), "", [[2, 3, 8, 9]]),
-        (edit("annotations", 0, segmentation=[[1, 2, 3, 4]]), "1 annotations have masks that are none", [[2, 3, 8, 9]]),
+        (edit("annotations", 0, segmentation=[[1, 2, 3, 4]]), "whose masks are none", [[2, 3, 8, 9]]),
         (edit("annotations", 0, segmentation=None), "", [[2, 3, 8, 9]]),
-        (lambda c: c["annotations"].pop(1), "1 images have no annotations", [[2, 3, 8, 9]]),
+        (lambda c: c["annotations"].pop(1), "Images without annotations: 1.", [[2, 3, 8, 9]]),
     ],
 )
 def test_what_is_odd_is_counted(
@@ -177,7 +177,7 @@ def test_what_is_odd_is_counted(
     dataset = opened(images, tmp_path, change)
     assert len(dataset.notes) == bool(note) and note in "".join(dataset.notes)
     assert dataset[0].boxes.tolist() == boxes
-    assert dataset[0].crowd.tolist() == ["crowds" in note] * len(boxes)
+    assert dataset[0].crowd.tolist() == ["Crowds" in note] * len(boxes)
 
 
 def test_an_image_without_annotations_has_no_boxes(images: Path, tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_runs_that_are_no_mask_are_refused(images: Path, tmp_path: Path, counts:
     with pytest.raises(InputError, match=r"annotations\[0\].segmentation must be polygons, or the runs"):
         opened(images, tmp_path, change, masks=True)
     plain = opened(images, tmp_path, change)
-    assert plain.notes == ("1 annotations have masks that are none: masks are not measured.",)
+    assert plain.notes == ("Annotations whose masks are none, so that masks are not measured: 1.",)
     assert "segmentation" not in plain.coco([0])["annotations"][0]
 
 
