@@ -19,6 +19,7 @@ from dyndeploy.tasks.scenes import digit_scenes, write_coco
 from dyndeploy.training import CHECKPOINT, LOG, RESULT, Recipe, load_recipe, recipe_names, train
 from dyndeploy.training.batches import datasets, training_batches
 from dyndeploy.training.detection import _Image
+from dyndeploy.training.optimization import parameter_groups
 from dyndeploy.training.processes import Part
 from dyndeploy.training.recipe import SparsityRecipe, TemperatureRecipe
 from dyndeploy.training.scenes import Collate, Scenes, batch_of, coco_files, resized_masks
@@ -158,7 +159,12 @@ def test_every_recipe_of_a_detector_gives_the_network_that_it_names() -> None:
         assert config.num_classes == (10 if recipe.data.dataset == "digit_scenes" else 80)
         assert ("num_classes" in recipe.model.options) != recipe.name.startswith("finetune-")
     official = {r.name: r for r in recipes if r.data.dataset == "coco" and not r.name.startswith("finetune-")}
-    assert len(official) == 6
+    assert sorted({recipe.model.name for recipe in official.values()}) == [
+        "laud_ddq_detr_resnet101", "laud_ddq_detr_resnet50_512", "laud_faster_rcnn_resnet101",
+        "laud_mask2former_resnet101", "laud_mask_rcnn_resnet101", "laud_retinanet_resnet101",
+        "laud_retinanet_resnet50_512",
+    ]  # fmt: skip
+    assert len(official) == 2 * 7
     targets = {
         "retinanet": (0.6, 0.5, 0.2),
         "faster-rcnn": (0.8, 0.5, 0.5),
@@ -177,6 +183,36 @@ def test_every_recipe_of_a_detector_gives_the_network_that_it_names() -> None:
             assert (recipe.temperature.start, recipe.temperature.end) == (0.1, 0.1)
             (layers,) = optimizer.layers.values()
             assert (layers.lr_mult, layers.weight_decay_mult) == (factor, 0.9)
+    queries = {"ddq-detr-resnet101": (12, (11,), 2e-4, 0.1), "mask2former-resnet101": (50, (44, 48), 1e-4, 0.01)}
+    for kind, (epochs, steps, rate, clip) in queries.items():
+        for mode in ("channel-2222", "layer"):
+            recipe = official[f"laud-{kind}-{mode}"]
+            optimizer = recipe.optimizer
+            assert (recipe.epochs, recipe.batch_size, optimizer.steps) == (epochs, 16, steps)
+            assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == ("adamw", rate, 0.05)
+            assert optimizer.clip_norm == clip and optimizer.layers["backbone.*"].lr_mult == 0.1
+            assert recipe.sparsity == SparsityRecipe(0.5, 1.0, None)
+
+
+@vision
+@pytest.mark.parametrize("mode", ["channel-2222", "layer"])
+def test_norms_and_embeddings_of_mask2former_do_not_decay(mode: str) -> None:
+    recipe = load_recipe(f"laud-mask2former-resnet101-{mode}")
+    with torch.device("meta"):
+        network = create_model(recipe.model.name, **recipe.model.options)
+    still = {
+        name
+        for group in parameter_groups(network, recipe.optimizer)
+        if group["decay_mult"] == 0.0
+        for name in group["names"]
+    }
+    kinds = (torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.Embedding)
+    assert still == {"neck.decoder.level_embed"} | {
+        f"{prefix}.{name}"
+        for prefix, module in network.named_modules()
+        if isinstance(module, kinds)
+        for name, _ in module.named_parameters()
+    }
 
 
 # -------------------------------------------------------------------- images
