@@ -67,9 +67,9 @@ def page(rows: list[dict[str, Any]]) -> str:
     text = [
         "# Small detectors on boards",
         "",
-        f"**Predicted, not measured**: `dyndeploy predict`, FP32, batch 1, forced rate {RATE:g}, post-processing priced "
-        "as kernels of the device. `python benchmarks/detection/boards.py`. In brackets the predictor's interval; "
-        "*memory* is that of the channel mode: weights, activations, workspace and CUDA.",
+        f"**Predicted, not measured**: `dyndeploy predict`, FP32, batch 1, forced rate {RATE:g}; post-processing "
+        "counts as kernels of the device. In brackets the predictor's interval; *memory* is that of the channel mode: "
+        "weights, activations, workspace and CUDA. `python benchmarks/detection/boards.py`.",
         "",
         "| network | input | device | static ms | layer ms | channel ms | memory MB |",
         "|---|---|---|---|---|---|---|",
