@@ -340,7 +340,7 @@ def assert_close(found: Any, expected: Detections) -> None:
     difference = compare(own, expected)
     assert (difference.matched, difference.missed, difference.extra) == (len(expected), 0, 0)
     assert difference.box < 1e-3 and difference.score < 1e-5
-    assert difference.mask_iou is None or difference.mask_iou > 0.999
+    assert difference.mask_iou is None or difference.mask_iou > 0.99
 
 
 def in_parts(bundle: Bundle) -> Bundle:

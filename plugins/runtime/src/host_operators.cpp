@@ -470,7 +470,7 @@ Results squeeze(const Attributes&, const Inputs& inputs) {
   return {with_shape(x, shape)};
 }
 
-// A copy whose axis i goes from first[i] on in steps, which are places of x apart.
+// A copy of the elements from the place `first` on; `steps` are from one to the next along each axis.
 Value strided(const Value& x, const Shape& shape, std::int64_t first, const Shape& steps) {
   Value result = new_value(x.type, shape);
   const std::size_t bytes = element_bytes(x.type);
@@ -676,7 +676,7 @@ Results gather_nd(const Attributes& attributes, const Inputs& inputs) {
 
 // ---------------------------------------------------------------- rows
 
-// The worst of a row; not a number is worse than all.
+// Whether one comes before the other; not a number comes last.
 template <class T>
 bool is_better(T one, T other, bool largest) {
   if (other != other) return one == one;

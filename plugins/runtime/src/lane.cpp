@@ -128,8 +128,7 @@ void Lane::require_finite(const Step& step, std::size_t rows) {
     look(step.confidence, rows);
   } else if (step.last) {
     // Between parts values that nothing comes of may be anything.
-    for (const auto* results : {&plan_.outputs, &plan_.masks})
-      for (const std::size_t tensor : *results) look(tensor, elements(plan_.tensors[tensor].shape));
+    for (const std::size_t tensor : plan_.results) look(tensor, elements(plan_.tensors[tensor].shape));
   }
   if (!found.empty())
     fail(DYNDEPLOY_NOT_FINITE, "The network computed no usable result: " + found +

@@ -135,11 +135,14 @@ Plan make_plan(const Bundle& bundle, Backend& backend, const std::vector<double>
   if (manifest.has_exits) {
     add_stages(plan, bundle, backend, thresholds);
     plan.inputs = plan.steps[0].inputs;
+    plan.results = plan.steps[0].outputs;
   } else if (backend.runs_parts() && !manifest.detection.parts.empty()) {
     add_parts(plan, bundle, backend);
   } else {
     add_whole(plan, bundle, backend);
   }
+  for (const auto* places : {&plan.outputs, &plan.masks})
+    plan.results.insert(plan.results.end(), places->begin(), places->end());
   return plan;
 }
 

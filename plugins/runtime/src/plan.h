@@ -30,6 +30,7 @@ struct Plan {
   std::vector<std::size_t> inputs;   // of the network
   std::vector<std::size_t> outputs;  // of a network without exits, in the order of the manifest
   std::vector<std::size_t> masks;
+  std::vector<std::size_t> results;  // outputs and masks; of a network with exits what its first step gives
   std::size_t batch;  // rows of a run, where they are fixed
   bool any_batch;     // any number of rows may run
   bool classifies;    // there are logits

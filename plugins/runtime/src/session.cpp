@@ -449,11 +449,9 @@ void Session::take_inputs(Lane& lane, const dyndeploy_tensor* inputs, std::size_
 void Session::give_output(Lane& lane, dyndeploy_tensor& output, std::size_t rows) {
   const std::string name = output.name ? output.name : "";
   const bool staged = bundle_.manifest.has_exits;
-  std::vector<std::size_t> outputs = staged ? plan_.steps[0].outputs : plan_.outputs;
-  outputs.insert(outputs.end(), plan_.masks.begin(), plan_.masks.end());
-  const auto found = std::find_if(outputs.begin(), outputs.end(),
+  const auto found = std::find_if(plan_.results.begin(), plan_.results.end(),
                                   [&](std::size_t place) { return plan_.tensors[place].name == name; });
-  if (found == outputs.end() || (staged && name != kLogits))
+  if (found == plan_.results.end() || (staged && name != kLogits))
     fail(DYNDEPLOY_USAGE, "The network gives no output '" + name + "'.");
   const TensorInfo& info = plan_.tensors[*found];
   const std::size_t row_bytes = staged ? plan_.classes() * sizeof(float) : 0;
