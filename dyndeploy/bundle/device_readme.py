@@ -93,6 +93,7 @@ class _Page:
     def __init__(self, manifest: Manifest, target: Target, build: Mapping[str, Any], carried: Carried) -> None:
         self.manifest, self.target, self.plugin_build, self.carried = manifest, target, build, carried
         self.images = manifest.preprocessing is not None
+        self.detects = manifest.detection is not None
         self.jetson = bool(target.power_modes)
         self.parts = () if manifest.detection is None else manifest.detection.parts
 
@@ -217,9 +218,7 @@ RapidJSON reads JSON, libjpeg and libpng read images. GStreamer reads cameras an
                 "An image leaves where its confidence reaches the exit's threshold. `dyndeploy calibrate` stores "
                 f"thresholds in the bundle; before that, give them: `--thresholds {guess}`.\n\n"
             )
-        if self.parts:
-            return self._chain()
-        if not self.images:
+        if not self.images and not self.detects:
             return f"## Run\n\nThe network takes tensors, not images: in Python below. {thresholds}".strip()
         height, width = _FRAME
         pipe = f"! video/x-raw,format=RGB,width={width},height={height} ! fdsink"
@@ -233,10 +232,12 @@ RapidJSON reads JSON, libjpeg and libpng read images. GStreamer reads cameras an
             csi = f"gst-launch-1.0 -q nvarguscamerasrc ! nvvidconv ! videoconvert {pipe} | {frames}"
             camera = [csi, *camera] if self.jetson else camera
         source = "gst-launch-1.0 -q videotestsrc num-buffers=3 ! videoconvert"
+        told = "Classes, scores and boxes" if self.detects else "Class, confidence, exit or rate"
+        chain = self._chain() if self.parts else ""
         return f"""
 ## Run
 
-{thresholds}Class, confidence, exit or rate, and milliseconds of each image, of a file or of all in a folder.
+{thresholds}{told}, and milliseconds of each image, of a file or of all in a folder.
 `photo.jpg` stands for a picture of yours:
 
 {_block("board", "built/dyndeploy-run .. photo.jpg", "built/dyndeploy-run .. photo.jpg --json --repeat 10")}
@@ -247,7 +248,7 @@ A camera, and a test picture where there is none:
 
 {_block("board gstreamer", f"{source} {pipe} | {frames}")}
 
-`built/dyndeploy-run --help` lists every option.
+`built/dyndeploy-run --help` lists every option.{chain}
 """
 
     def _chain(self) -> str:
@@ -262,25 +263,31 @@ A camera, and a test picture where there is none:
             "print(program.inputs, program.outputs)"
         )
         return (
-            "## Run\n\nThe network runs in parts: engines, and what the host computes between them. `bundle.json` has "
-            "the name, shape and type of every tensor on the way (`detection.parts`).\n\n"
+            "\n\nOn the GPU the network runs in parts: engines, and what the processor computes between them. "
+            "`bundle.json` has the name, shape and type of every tensor on the way (`detection.parts`).\n\n"
             + "\n\n".join(lines)
-            + "\n\nNeither the runtime nor `agent.py` runs such a chain in this release; `dyndeploy run` does on a "
-            "computer with a GPU. Below are the lines that build and time the engines. `host_program.py` computes the "
-            f"other parts; it needs NumPy and nothing else:\n\n```py board\n{code}\n```"
+            + "\n\nThe runtime runs all of them in turn; `agent.py` does not in this release. Below are the lines that "
+            "build and time the engines one by one. `host_program.py` computes the other parts in Python; it needs "
+            f"NumPy and nothing else:\n\n```py board\n{code}\n```"
         )
 
     def python(self) -> str:
-        if self.parts:
-            return ""
         call = 'session.classify("photo.jpg")' if self.images else "session.info"
+        call = 'session.detect("photo.jpg").boxes' if self.detects else call
         text = f'from dyndeploy_runtime import open_bundle\n\nsession = open_bundle("..")\nprint({call})'
         needs = "`dyndeploy_runtime.py` needs NumPy and nothing else; `built/` or `DYNDEPLOY_RUNTIME` has the library."
         return f"## In Python\n\n```py board\n{text}\n```\n\n{needs}"
 
     def by_hand(self) -> str:
         if self.parts:
-            return ""
+            verify = _block("board", "built/dyndeploy-run .. --verify")
+            return f"""
+## Verify here
+
+What the chain finds on the bundle's reference tensors, against what PyTorch found:
+
+{verify}
+"""
         run = [f"python3 agent.py run {_BUNDLE} photo.jpg"] if self.images else []
         return f"""
 ## Verify and measure here

@@ -156,6 +156,7 @@ def test_what_takes_one_engine_refuses_parts() -> None:
         require_runnable(own, None)  # type: ignore[arg-type]
     readme = (own.path / "device" / "README.md").read_text()
     assert "runs in parts" in readme and "`../part1.npz`: host program" in readme
+    assert "built/dyndeploy-run .. --verify" in readme and 'session.detect("photo.jpg")' in readme
     assert (own.path / "device" / "host_program.py").is_file()
     plans = json.loads((own.path / "device" / "engines.json").read_text())
     assert list(plans["graphs"]) == ["part0.onnx", "part2.onnx", "part4.onnx"]

@@ -26,6 +26,7 @@ class RuntimeBuild:
     fuzzer: Path
     engine_builder: Path
     stand_in: Path
+    host_programs: Path
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +82,7 @@ def _checked(folder: Path) -> RuntimeBuild:
         folder / "fuzz_runtime",
         folder / "build_engine",
         folder / "libstand_in_module.so",
+        folder / "run_host_program",
     )
     for path in astuple(build):
         assert path.is_file()

@@ -1,8 +1,9 @@
 // Opens and runs bundles whose manifest, graphs, thresholds, reference tensors, engine plans or images were
 // changed at random, with checksums made right again so that the parsers see the changes. Whatever happens
 // must end in an Error or a result. Usage: fuzz_runtime BUNDLE IMAGES SCRATCH COUNT SEED [WHAT]; WHAT:
-// manifest, files, images or engines (the plans in device/engines.json); without it all that the bundle has.
-// Engines are built where DYNDEPLOY_TENSORRT_MODULE names a module; else plans are read and keyed.
+// manifest, files, images, engines (the plans in device/engines.json) or programs (of the host); without it
+// all that the bundle has. Engines are built where DYNDEPLOY_TENSORRT_MODULE names a module; else plans are
+// read and keyed.
 
 #include <sys/stat.h>
 
@@ -11,16 +12,21 @@
 #include <cstdlib>
 #include <exception>
 #include <fstream>
+#include <iterator>
+#include <map>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "decode.h"
+#include "detector.h"
 #include "engine_files.h"
 #include "error.h"
 #include "files.h"
+#include "host_program.h"
 #include "json.h"
+#include "npz.h"
 #include "preprocessing.h"
 #include "session.h"
 #include "sha256.h"
@@ -144,8 +150,8 @@ struct Counts {
   long results = 0, errors = 0;
 };
 
-void tried(Counts& counts, const std::string& what, void (*work)(const std::string&),
-           const std::string& argument) {
+template <class Work>
+void tried(Counts& counts, const std::string& what, Work work, const std::string& argument) {
   try {
     work(argument);
     ++counts.results;
@@ -160,10 +166,24 @@ void tried(Counts& counts, const std::string& what, void (*work)(const std::stri
   }
 }
 
+void detect(Session& session, const dyndeploy_image& image) {
+  struct Freed {
+    dyndeploy_detections result{};
+    ~Freed() { free_detections(result); }
+  } freed;
+  freed.result.size = sizeof freed.result;
+  session.detector().detect_images(&image, 1, nullptr, &freed.result);
+}
+
 void open_and_run(const std::string& folder) {
   const auto session = Session::open(folder, Options());
   std::vector<std::uint8_t> pixels(3 * 20 * 30, 99);
   const dyndeploy_image image{pixels.data(), 20, 30, 90};
+  if (session->bundle().manifest.has_detection) {
+    detect(*session, image);
+    verify(*session);
+    return;
+  }
   dyndeploy_result result{};
   result.size = sizeof result;
   session->run_images(&image, 1, &result);
@@ -188,6 +208,56 @@ void decode(const std::string& path) {
   Preprocessor(info, 24, 24).run(image.view(), values.data());
 }
 
+// An archive as numpy.savez writes it, without checksums, which nothing reads.
+std::string npz_of(const std::map<std::string, Array>& arrays) {
+  const auto number = [](std::uint64_t value, int bytes) {
+    std::string text;
+    for (int i = 0; i < bytes; ++i) text += static_cast<char>(value >> 8 * i);
+    return text;
+  };
+  std::string archive, directory;
+  for (const auto& entry : arrays) {
+    const Array& array = entry.second;
+    std::string shape;
+    for (const std::int64_t size : array.shape) shape += std::to_string(size) + ",";
+    const char* code = array.type == DYNDEPLOY_FLOAT32   ? "<f4"
+                       : array.type == DYNDEPLOY_FLOAT64 ? "<f8"
+                       : array.type == DYNDEPLOY_INT64   ? "<i8"
+                       : array.type == DYNDEPLOY_INT32   ? "<i4"
+                       : array.type == DYNDEPLOY_BOOL    ? "|b1"
+                                                         : "|u1";
+    const std::string header =
+        std::string("{'descr': '") + code + "', 'fortran_order': False, 'shape': (" + shape + "), }";
+    const std::string content =
+        std::string("\x93NUMPY\x01", 7) + number(0, 1) + number(header.size(), 2) + header + array.bytes;
+    const std::string name = entry.first + ".npy",
+                      sizes = number(0, 8) + number(0, 4) + number(content.size(), 4) +
+                              number(content.size(), 4) + number(name.size(), 2) + number(0, 2);
+    directory +=
+        "PK\1\2" + number(0, 4) + sizes + number(0, 10) + number(0, 2) + number(archive.size(), 4) + name;
+    archive += "PK\3\4" + number(0, 2) + sizes + name + content;
+  }
+  return archive + directory + "PK\5\6" + number(0, 4) + number(arrays.size(), 2) + number(arrays.size(), 2) +
+         number(directory.size(), 4) + number(archive.size(), 4) + number(0, 2);
+}
+
+// Runs a program on numbers that follow from nothing.
+void run_program(const std::string& path, const PartInfo& part) {
+  std::vector<std::string> memory;
+  memory.reserve(part.inputs.size() + part.outputs.size());
+  const auto slots = [&](const std::vector<TensorInfo>& infos) {
+    std::vector<Slot> made;
+    for (const TensorInfo& info : infos) {
+      memory.push_back(std::string(elements(info.shape) * element_bytes(info.type), '\x3e'));
+      made.push_back({info.name, info.type, info.shape, &memory.back()[0]});
+    }
+    return made;
+  };
+  const auto graph = open_host_program(path, part.inputs, part.outputs);
+  const std::vector<Slot> inputs = slots(part.inputs), outputs = slots(part.outputs);
+  graph->bind(inputs, outputs)->run();
+}
+
 // A copy of the bundle in which one file, or the manifest, is another.
 class Fuzzer {
  public:
@@ -200,6 +270,8 @@ class Fuzzer {
       make_folders(folder_of(joined(scratch, entry.first)));
       write(joined(scratch, entry.first), files_.back());
     }
+    for (const PartInfo& part : parse_manifest(manifest_).detection.parts)
+      if (part.host) programs_.push_back(part);
     for (const std::string& path : files_below(images, image_endings()))
       images_.push_back(read_file(path, kMost));
     write(joined(scratch, kManifest), manifest_);
@@ -225,6 +297,26 @@ class Fuzzer {
     std::string content = files_[index];
     mutate_bytes(rng, content);
     replaced(index, content, counts, open_and_run);
+  }
+
+  bool has_programs() const { return !programs_.empty(); }
+
+  void program(Rng& rng, Counts& counts) {
+    const PartInfo& part = programs_[below(rng, programs_.size())];
+    std::map<std::string, Array> arrays = parse_npz(read_file(joined(scratch_, part.file), kMost));
+    Json text = parse_json(arrays.at("program").bytes);
+    for (std::size_t i = 0; i <= below(rng, 3); ++i) mutate_json(rng, text);
+    Array& array = arrays.at("program");
+    array.bytes = canonical_json(text, std::string());
+    array.shape = {static_cast<std::int64_t>(array.bytes.size())};
+    auto other = arrays.begin();
+    std::advance(other, static_cast<std::ptrdiff_t>(below(rng, arrays.size())));
+    // Constants that are other numbers: shapes, places, axes.
+    if (other->first != "program" && !other->second.bytes.empty() && below(rng, 2))
+      other->second.bytes[below(rng, other->second.bytes.size())] = static_cast<char>(below(rng, 256));
+    const std::string path = joined(scratch_, "program.npz");
+    write(path, npz_of(arrays));
+    tried(counts, part.file, [&part](const std::string& file) { run_program(file, part); }, path);
   }
 
   bool has_plans() const { return place_of_plans() < names_.size(); }
@@ -271,6 +363,7 @@ class Fuzzer {
 
   std::string scratch_, manifest_;
   std::vector<std::string> names_, files_, images_;
+  std::vector<PartInfo> programs_;
 };
 
 }  // namespace
@@ -282,14 +375,19 @@ int main(int count, char** values) {
     const long rounds = std::atol(values[4]);
     const std::string what = count > 6 ? values[6] : "";
     if (what == "engines" && !fuzzer.has_plans()) throw std::runtime_error("the bundle has no engine plans");
+    if (what == "programs" && !fuzzer.has_programs())
+      throw std::runtime_error("the bundle has no host programs");
     Counts counts;
     for (long i = 0; i < rounds; ++i) {
       Rng rng(static_cast<unsigned>(std::atol(values[5]) * 1000003 + i));
-      const std::size_t kind = below(rng, fuzzer.has_plans() ? 4 : 3);
+      // What a bundle lacks is replaced by other mutations of its manifest.
+      std::size_t kind = below(rng, 5);
+      if ((kind == 3 && !fuzzer.has_plans()) || (kind == 4 && !fuzzer.has_programs())) kind = 0;
       if (what == "manifest" || (what.empty() && kind == 0)) fuzzer.manifest(rng, counts);
       if (what == "files" || (what.empty() && kind == 1)) fuzzer.file(rng, counts);
       if (what == "images" || (what.empty() && kind == 2)) fuzzer.image(rng, counts);
       if (what == "engines" || (what.empty() && kind == 3)) fuzzer.plans(rng, counts);
+      if (what == "programs" || (what.empty() && kind == 4)) fuzzer.program(rng, counts);
     }
     std::printf("%ld mutations: %ld results, %ld errors\n", rounds, counts.results, counts.errors);
   } catch (const std::exception& error) {

@@ -49,8 +49,9 @@ enum {
 };
 
 enum {
-  DYNDEPLOY_TASK_TENSORS = 0,       /* only dyndeploy_run_tensors gives its outputs */
-  DYNDEPLOY_TASK_CLASSIFICATION = 1 /* dyndeploy_result.classification is filled in */
+  DYNDEPLOY_TASK_TENSORS = 0,        /* only dyndeploy_run_tensors gives its outputs */
+  DYNDEPLOY_TASK_CLASSIFICATION = 1, /* dyndeploy_result.classification is filled in */
+  DYNDEPLOY_TASK_DETECTION = 2       /* dyndeploy_detect_images finds objects */
 };
 
 enum {
@@ -76,7 +77,9 @@ typedef struct {
       runtime; /* "onnxruntime", "tensorrt", "auto" or NULL: TensorRT where bundle and device have it */
   const char* tensorrt; /* TensorRT's library (libnvinfer, libtensorrt_rtx); NULL: looked for */
   const char* plugins;  /* library of the TensorRT plugins; NULL: looked for */
-  void (*progress)(void* user, const char* line); /* while engines are built, from any thread; NULL: none */
+  /* Lines for people, from any thread: while engines are built, and once where an image fits none of a
+   * detector's inputs. NULL: none. */
+  void (*progress)(void* user, const char* line);
   void* user;
 } dyndeploy_options;
 
@@ -120,6 +123,34 @@ typedef struct {
   int64_t shape[8];
 } dyndeploy_tensor;
 
+/* Detectors, since 0.3. */
+typedef struct {
+  float x1, y1, x2, y2;   /* corners, in pixels of the image from its top left corner */
+  float score;            /* in [0, 1] */
+  int32_t label;          /* index of the class */
+  int64_t category_id;    /* COCO's number of the class; the label where the bundle knows none */
+  const char* class_name; /* UTF-8, as long as the session; NULL where the bundle holds no names */
+  const uint32_t*
+      runs;         /* of the mask, COCO's: lengths down the columns, of pixels outside and inside in turn */
+  size_t run_count; /* 0: the detector finds boxes only */
+  uint8_t reserved[8];
+} dyndeploy_detection;
+
+typedef struct {
+  size_t size;  /* sizeof(dyndeploy_detections) */
+  void* memory; /* the library's, which the next call uses again; NULL before the first one */
+  const dyndeploy_detection* found;      /* out: the surest first; until the next call with this structure */
+  size_t count;                          /* out: of them */
+  int32_t height, width;                 /* out: of the image, upright */
+  int32_t input_height, input_width;     /* out: of the network's input that it ran in */
+  int32_t resized_height, resized_width; /* out: of the image in that input, in its top left corner */
+  double ms;      /* out: time of the network on this image; of a batch an equal part */
+  double host_ms; /* out: of resizing, normalising and decoding outside of it */
+  float* rates;   /* as of dyndeploy_result */
+  size_t rates_room;
+  size_t rates_count; /* out */
+} dyndeploy_detections;
+
 /* DYNDEPLOY_ABI of the library; another one than the header's fits not. */
 DYNDEPLOY_API int32_t dyndeploy_abi(void);
 
@@ -152,11 +183,32 @@ DYNDEPLOY_API int32_t dyndeploy_run_tensors(dyndeploy_session* session, const dy
                                             size_t output_count, dyndeploy_result* results,
                                             size_t result_count);
 
-/* One image as the network's input (3, height, width); room is in floats. */
+/* One image as the network's input (3, height, width); of a detector the one of the bundle's own size. room
+ * is in floats. */
 DYNDEPLOY_API int32_t dyndeploy_preprocess(dyndeploy_session* session, const dyndeploy_image* image,
                                            float* values, size_t room);
 DYNDEPLOY_API int32_t dyndeploy_preprocess_file(dyndeploy_session* session, const char* path, float* values,
                                                 size_t room);
+
+/* Find objects. Images have any size: each is resized to the bundle's longest and shortest side, or to those
+ * of size (two numbers, or NULL), and runs in the smallest input that holds it; where none does, it is
+ * resized further. results has one structure per image; free them. */
+DYNDEPLOY_API int32_t dyndeploy_detect_images(dyndeploy_session* session, const dyndeploy_image* images,
+                                              size_t count, const int32_t* size,
+                                              dyndeploy_detections* results);
+/* The same of files, as dyndeploy_run_files. */
+DYNDEPLOY_API int32_t dyndeploy_detect_files(dyndeploy_session* session, const char* const* paths,
+                                             size_t count, const int32_t* size,
+                                             dyndeploy_detections* results);
+/* Free what results hold; they can be used again. */
+DYNDEPLOY_API void dyndeploy_free_detections(dyndeploy_detections* results, size_t count);
+
+/* The mask of a detection in an image of that size, as height rows of width bytes 0 and 1. */
+DYNDEPLOY_API int32_t dyndeploy_mask_pixels(const dyndeploy_detection* detection, int32_t height,
+                                            int32_t width, uint8_t* pixels);
+/* The mask as COCO writes it in JSON ("counts"). needed and room as for dyndeploy_statistics. */
+DYNDEPLOY_API int32_t dyndeploy_mask_text(const dyndeploy_detection* detection, char* text, size_t room,
+                                          size_t* needed);
 
 /* Statistics since opening or the last reset as JSON text: images, milliseconds, mean rate of every mask,
  * exits. needed (which may be NULL) is set to the bytes of the whole text with its end; DYNDEPLOY_USAGE where

@@ -17,11 +17,13 @@ const char kUsage[] = R"(usage: dyndeploy-run BUNDLE [IMAGE|FOLDER ...] [options
        dyndeploy-run BUNDLE VIDEO|csi://0|v4l2:///dev/video0|gst://PIPELINE [options]
 
 Runs images, or the frames of a video or a camera, through a bundle that 'dyndeploy export' wrote: class and
-confidence, time, the exit taken or the masks' rates. Videos and cameras need GStreamer; 'gst://videotestsrc' is a
+confidence, time, the exit taken or the masks' rates; of a detector boxes, and masks in JSON. Videos and cameras need GStreamer; 'gst://videotestsrc' is a
 picture to try it with. Ctrl-C ends a camera.
 
   --frames HxW         read RGB frames of that size from stdin, as GStreamer's fdsink and ffmpeg's pipes write them
   --json               one JSON object a line, with the fields of 'dyndeploy run --json'
+  --score S            a detector's detections from this score on (default: 0.3, and all of them with --json)
+  --classes A,B,..     a detector's detections of these classes only
   --repeat N           run every image N times; ms is the mean (default: 1)
   --limit N            at most so many images or frames
   --verify             check every checksum, and the results on the reference inputs against PyTorch's
@@ -46,6 +48,14 @@ long whole(const char* name, const char* text) {
   const long value = std::strtol(text, &end, 10);
   if (!*text || *end || value < 1 || value > 1000000000)
     usage(std::string(name) + " takes a whole number of at least 1, not '" + text + "'.");
+  return value;
+}
+
+double share(const char* name, const char* text) {
+  char* end = nullptr;
+  const double value = std::strtod(text, &end);
+  if (!*text || *end || !(value >= 0 && value <= 1))
+    usage(std::string(name) + " takes a number from 0 to 1, not '" + text + "'.");
   return value;
 }
 
@@ -80,6 +90,8 @@ std::unique_ptr<Arguments> parse(int count, char** values) {
   enum {
     kJson = 256,
     kFrames,
+    kScore,
+    kClasses,
     kRepeat,
     kLimit,
     kVerify,
@@ -95,6 +107,8 @@ std::unique_ptr<Arguments> parse(int count, char** values) {
   };
   static const option kOptions[] = {{"json", no_argument, nullptr, kJson},
                                     {"frames", required_argument, nullptr, kFrames},
+                                    {"score", required_argument, nullptr, kScore},
+                                    {"classes", required_argument, nullptr, kClasses},
                                     {"repeat", required_argument, nullptr, kRepeat},
                                     {"limit", required_argument, nullptr, kLimit},
                                     {"verify", no_argument, nullptr, kVerify},
@@ -118,6 +132,13 @@ std::unique_ptr<Arguments> parse(int count, char** values) {
         break;
       case kJson:
         found->json = true;
+        break;
+      case kScore:
+        found->score = share("--score", optarg);
+        break;
+      case kClasses:
+        found->classes = optarg;
+        found->has_classes = true;
         break;
       case kRepeat:
         found->repeat = whole("--repeat", optarg);

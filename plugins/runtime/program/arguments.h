@@ -16,6 +16,9 @@ struct Arguments {
   std::vector<std::string> images;
   Options options;
   bool json = false, verify = false, info = false, statistics = false;
+  double score = -1;  // below 0: not asked for
+  bool has_classes = false;
+  std::string classes;
   long repeat = 1, limit = 0;
   std::int32_t frame_height = 0, frame_width = 0;  // 0: images are files
 };

@@ -13,6 +13,8 @@
 
 #include "arguments.h"
 #include "decode.h"
+#include "detections.h"
+#include "detector.h"
 #include "error.h"
 #include "files.h"
 #include "json.h"
@@ -61,7 +63,8 @@ std::string printable(std::string text) {
 }
 
 struct Found {
-  dyndeploy_result result;
+  dyndeploy_result result;          // of a detector only the times
+  dyndeploy_detections detections;  // until the next run
   std::vector<float> rates;
   std::vector<double> ms;  // of every repetition
 };
@@ -72,6 +75,7 @@ struct Picture {
   std::string name;
   double decoding_ms;
   double capture_ms;  // waiting for the frame; below 0: it is a file
+  long frame;         // its number, from 0; below 0: it is a file
 };
 
 dyndeploy_image view_of(const Image& image) {
@@ -84,7 +88,15 @@ class Program {
   Program(const Arguments& arguments, Session& session)
       : arguments_(arguments),
         session_(session),
+        wanted_(wanted_of(arguments, session.bundle().manifest)),
+        detects_(session.bundle().manifest.has_detection),
         runtime_(arguments.json ? session.runtime_json(arguments.options.runtime) : std::string()) {}
+
+  ~Program() {
+    for (dyndeploy_detections& result : detections_) free_detections(result);
+  }
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
 
   // Returns how many images failed.
   std::size_t run() {
@@ -152,7 +164,8 @@ class Program {
   }
 
   void run_frame(const dyndeploy_image& frame) {
-    run_pictures({{frame, "frame " + std::to_string(frames_++), 0, captured_}});
+    run_pictures({{frame, "frame " + std::to_string(frames_), 0, captured_, frames_}});
+    ++frames_;
     capture_ms_ += captured_;
   }
 
@@ -175,7 +188,7 @@ class Program {
       const auto start = std::chrono::steady_clock::now();
       try {
         images.push_back(read_image(path));
-        pictures.push_back({view_of(images.back()), path, milliseconds_since(start), -1});
+        pictures.push_back({view_of(images.back()), path, milliseconds_since(start), -1, -1});
       } catch (const Error& error) {
         if (error.code() == DYNDEPLOY_USAGE) throw;
         // The order of the images stays that of the results.
@@ -209,10 +222,25 @@ class Program {
 
   void run_repeated(const std::vector<Picture>& pictures, std::vector<Found>& found) {
     std::vector<dyndeploy_image> views;
-    std::vector<dyndeploy_result> results(pictures.size());
     for (std::size_t i = 0; i < pictures.size(); ++i) {
       views.push_back(pictures[i].view);
       found[i].rates.resize(session_.plan().masks.size());
+    }
+    if (detects_) {
+      detect(views, found);
+    } else {
+      classify(views, found);
+    }
+    for (Found& one : found) {
+      one.result.ms =
+          std::accumulate(one.ms.begin(), one.ms.end(), 0.0) / static_cast<double>(arguments_.repeat);
+      std::sort(one.ms.begin(), one.ms.end());
+    }
+  }
+
+  void classify(const std::vector<dyndeploy_image>& views, std::vector<Found>& found) {
+    std::vector<dyndeploy_result> results(views.size());
+    for (std::size_t i = 0; i < views.size(); ++i) {
       results[i] = dyndeploy_result{};
       results[i].size = sizeof(dyndeploy_result);
       results[i].rates = found[i].rates.data();
@@ -226,13 +254,31 @@ class Program {
     }
     for (long k = 0; k < arguments_.repeat; ++k) {
       session_.run_images(views.data(), views.size(), results.data());
-      for (std::size_t i = 0; i < pictures.size(); ++i) found[i].ms.push_back(results[i].ms);
+      for (std::size_t i = 0; i < views.size(); ++i) found[i].ms.push_back(results[i].ms);
     }
-    for (std::size_t i = 0; i < pictures.size(); ++i) {
-      found[i].result = results[i];
-      found[i].result.ms = std::accumulate(found[i].ms.begin(), found[i].ms.end(), 0.0) /
-                           static_cast<double>(arguments_.repeat);
-      std::sort(found[i].ms.begin(), found[i].ms.end());
+    for (std::size_t i = 0; i < views.size(); ++i) found[i].result = results[i];
+  }
+
+  void detect(const std::vector<dyndeploy_image>& views, std::vector<Found>& found) {
+    Detector& detector = session_.detector();
+    while (detections_.size() < views.size()) {
+      detections_.emplace_back();
+      detections_.back().size = sizeof(dyndeploy_detections);
+    }
+    for (std::size_t i = 0; i < views.size(); ++i) {
+      // The first run of each size allocates memory, too.
+      detector.warm_up({views[i].pixels, views[i].height, views[i].width, views[i].stride});
+      detections_[i].rates = found[i].rates.data();
+      detections_[i].rates_room = found[i].rates.size();
+    }
+    for (long k = 0; k < arguments_.repeat; ++k) {
+      detector.detect_images(views.data(), views.size(), nullptr, detections_.data());
+      for (std::size_t i = 0; i < views.size(); ++i) found[i].ms.push_back(detections_[i].ms);
+    }
+    for (std::size_t i = 0; i < views.size(); ++i) {
+      found[i].detections = detections_[i];
+      found[i].result = dyndeploy_result{};
+      found[i].result.preprocessing_ms = detections_[i].host_ms;
     }
   }
 
@@ -249,6 +295,11 @@ class Program {
   void report(const Picture& picture, const Found& found) {
     if (arguments_.json) {
       report_json(picture, found);
+    } else if (detects_) {
+      dyndeploy_detections told = found.detections;
+      told.ms = found.result.ms;
+      const std::string text = detections_text(printable(picture.name), told, wanted_, mean_rate(found));
+      std::fputs(text.c_str(), stdout);
     } else {
       report_line(picture.name, found);
     }
@@ -261,8 +312,13 @@ class Program {
     if (result.task == DYNDEPLOY_TASK_CLASSIFICATION)
       line += ", \"label\": " + std::to_string(result.classification.label) +
               ", \"confidence\": " + number(static_cast<double>(result.classification.confidence));
-    line += ", \"ms\": " + number(result.ms) +
-            ", \"exit\": " + (result.exit ? std::to_string(result.exit) : "null") + ", \"rates\": {";
+    if (detects_) line += ", " + detections_json(found.detections, wanted_);
+    line += ", \"ms\": " + number(result.ms);
+    if (detects_)
+      line += ", \"host_ms\": " + number(found.detections.host_ms) + ", \"input_size\": [" +
+              std::to_string(found.detections.input_height) + ", " +
+              std::to_string(found.detections.input_width) + "]";
+    line += ", \"exit\": " + (result.exit ? std::to_string(result.exit) : "null") + ", \"rates\": {";
     const std::vector<MaskInfo>& masks = session_.bundle().manifest.masks;
     for (std::size_t i = 0; i < found.rates.size(); ++i)
       line += (i ? ", " : "") + quoted(masks[i].name) + ": " + number(static_cast<double>(found.rates[i]));
@@ -271,8 +327,9 @@ class Program {
       line +=
           ", \"class_name\": " +
           (result.classification.class_name ? quoted(result.classification.class_name) : std::string("null"));
-    line += ", \"operators\": " + session_.operators_json() + ", \"runtime\": " + runtime_ +
-            ", \"preprocessing_ms\": " + number(result.preprocessing_ms);
+    line += ", \"operators\": " + session_.operators_json() + ", \"runtime\": " + runtime_;
+    if (!detects_) line += ", \"preprocessing_ms\": " + number(result.preprocessing_ms);
+    if (detects_ && picture.frame >= 0) line += ", \"frame\": " + std::to_string(picture.frame);
     if (picture.capture_ms >= 0) line += ", \"capture_ms\": " + number(picture.capture_ms);
     if (arguments_.repeat > 1) line += ", \"repeats\": " + repeats_json(found.ms);
     std::printf("%s}\n", line.c_str());
@@ -285,14 +342,20 @@ class Program {
            ", \"median_ms\": " + at(50) + ", \"p90_ms\": " + at(90) + ", \"max_ms\": " + at(100) + "}";
   }
 
+  // Below 0 for a network without masks.
+  static double mean_rate(const Found& found) {
+    if (found.rates.empty()) return -1;
+    return std::accumulate(found.rates.begin(), found.rates.end(), 0.0) /
+           static_cast<double>(found.rates.size());
+  }
+
   void report_line(const std::string& path, const Found& found) {
     const dyndeploy_result& result = found.result;
     char decision[32] = "-";
     if (result.exit) {
       std::snprintf(decision, sizeof decision, "%d", result.exit);
     } else if (!found.rates.empty()) {
-      const double sum = std::accumulate(found.rates.begin(), found.rates.end(), 0.0);
-      std::snprintf(decision, sizeof decision, "%.3f", sum / static_cast<double>(found.rates.size()));
+      std::snprintf(decision, sizeof decision, "%.3f", mean_rate(found));
     }
     if (!titled_)
       std::printf("%-32s  confidence  %9s        ms  image\n", "class", result.exit ? "exit" : "mean rate");
@@ -310,7 +373,10 @@ class Program {
 
   const Arguments& arguments_;
   Session& session_;
-  std::string runtime_;  // as JSON
+  const Wanted wanted_;
+  const bool detects_;
+  std::string runtime_;                           // as JSON
+  std::vector<dyndeploy_detections> detections_;  // of a batch, used again
   bool warm_ = false, titled_ = false;
   std::size_t failed_ = 0;
   long frames_ = 0;

@@ -2,7 +2,8 @@
 
     from dyndeploy_runtime import open_bundle
     session = open_bundle("bundle")
-    print(session.classify("photo.jpg").class_name)
+    print(session.classify("photo.jpg").class_name)   # a classifier
+    print(session.detect("photo.jpg").boxes)          # a detector
 
 It calls ``libdyndeploy.so`` (plugins/runtime), which it looks for where the environment variable ``DYNDEPLOY_RUNTIME``
 says, beside this file, in the folders ``built`` and ``prebuilt`` of a bundle's device/ folder, and on the system.
@@ -38,6 +39,31 @@ class Classification(collections.namedtuple("Classification", _FIELDS)):
         """Of the logits, which may be thousands, their number."""
         named = ["%s=%r" % pair for pair in zip(self._fields, self[:-1])]
         return "Classification(%s, logits=<%d values>)" % (", ".join(named), len(self.logits))
+
+
+class Detections:
+    """What a detector found in an image, the surest first; the first four are those of ``dyndeploy.Detections``.
+
+    boxes: (n, 4) float32, x1, y1, x2, y2 in the image's own pixels; scores: (n,) float32; labels: (n,) int64, indices
+    of the classes; masks: (n, height, width) bool, None where the detector finds boxes only; category_ids: (n,) int64,
+    COCO's, the labels where the bundle knows none; class_names: of each, None where the bundle holds no names; height,
+    width: of the image, upright; input_size: (H, W) of the input that it ran in; resized: (h, w) of the image in it;
+    ms: time of the network, of a batch an equal part; host_ms: of resizing, normalising and decoding; rates: share of
+    active bits of every mask of the backbone by name.
+    """
+
+    def __init__(self, **fields):
+        self.__dict__.update(fields)
+
+    def __len__(self):
+        """Return the number of detections."""
+        return len(self.scores)
+
+    def __repr__(self):
+        """Of the arrays, which may be large, their number."""
+        kind = "boxes" if self.masks is None else "boxes and masks"
+        where = (len(self), kind, self.height, self.width, self.input_size, self.ms)
+        return "Detections(<%d %s in %d x %d pixels>, input_size=%r, ms=%r)" % where
 
 
 class DyndeployError(Exception):
@@ -98,6 +124,39 @@ class _Result(ctypes.Structure):
         ("values_room", ctypes.c_size_t),
         ("values_count", ctypes.c_size_t),
         ("of_task", _Task),
+    ]
+
+
+class _Detection(ctypes.Structure):
+    _fields_ = [
+        ("box", ctypes.c_float * 4),
+        ("score", ctypes.c_float),
+        ("label", ctypes.c_int32),
+        ("category_id", ctypes.c_int64),
+        ("class_name", ctypes.c_char_p),
+        ("runs", ctypes.POINTER(ctypes.c_uint32)),
+        ("run_count", ctypes.c_size_t),
+        ("reserved", ctypes.c_uint8 * 8),
+    ]
+
+
+class _Detections(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("memory", ctypes.c_void_p),
+        ("found", ctypes.POINTER(_Detection)),
+        ("count", ctypes.c_size_t),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("input_height", ctypes.c_int32),
+        ("input_width", ctypes.c_int32),
+        ("resized_height", ctypes.c_int32),
+        ("resized_width", ctypes.c_int32),
+        ("ms", ctypes.c_double),
+        ("host_ms", ctypes.c_double),
+        ("rates", ctypes.c_void_p),
+        ("rates_room", ctypes.c_size_t),
+        ("rates_count", ctypes.c_size_t),
     ]
 
 
@@ -224,7 +283,8 @@ class Session:
         images = list(images)
         handle = self._open_handle()
         if not self._classes:
-            raise DyndeployError(_USAGE, "The network gives no logits: there is no class to tell. Use run().")
+            way = "detect()" if "detection" in self.info else "run()"
+            raise DyndeployError(_USAGE, f"The network gives no logits: there is no class to tell. Use {way}.")
         masks, count = self.info["masks"], len(images)
         rates = np.zeros((count, len(masks)), np.float32)
         logits = np.zeros((count, self._classes), np.float32)
@@ -241,6 +301,70 @@ class Session:
             paths = (ctypes.c_char_p * count)(*[_path(image) for image in images])
             self._check(self._library.dyndeploy_run_files(handle, paths, count, results))
         return [_classification(*row) for row in zip(results, [masks] * count, rates, logits)]
+
+    def detect(self, image, size=None):
+        """Find objects in an image, as :meth:`classify` takes it, of any size.
+
+        Args:
+            image: A path, or RGB bytes (H, W, 3).
+            size: Longest and shortest side that it is resized to; None for the bundle's.
+
+        Returns:
+            A :class:`Detections`.
+
+        Raises:
+            DyndeployError: The image cannot be read, the network is no detector or gives no finite result.
+        """
+        return self.detect_all([image], size)[0]
+
+    def detect_all(self, images, size=None):
+        """Find objects in several images, all paths or all arrays, in batches where the bundle runs them."""
+        images = list(images)
+        handle = self._open_handle()
+        if "detection" not in self.info:
+            raise DyndeployError(_USAGE, "The network is no detector: it finds no objects in images.")
+        count, masks = len(images), self.info["masks"]
+        rates = np.zeros((count, len(masks)), np.float32)
+        results = (_Detections * count)()
+        for index, result in enumerate(results):
+            result.size = ctypes.sizeof(_Detections)
+            result.rates, result.rates_room = rates[index].ctypes.data, len(masks)
+        sides = None if size is None else (ctypes.c_int32 * 2)(*size)
+        try:
+            if all(isinstance(image, np.ndarray) for image in images):
+                given, alive = _images(images)
+                self._check(self._library.dyndeploy_detect_images(handle, given, count, sides, results))
+                del alive
+            else:
+                paths = (ctypes.c_char_p * count)(*[_path(image) for image in images])
+                self._check(self._library.dyndeploy_detect_files(handle, paths, count, sides, results))
+            return [self._detections(result, dict(zip(masks, row.tolist()))) for result, row in zip(results, rates)]
+        finally:
+            self._library.dyndeploy_free_detections(results, count)
+
+    def _detections(self, result, rates):
+        """What the library found, in memory of NumPy's own."""
+        found, masks = [result.found[index] for index in range(result.count)], None
+        if self.info["detection"]["masks"]:
+            masks = np.zeros((len(found), result.height, result.width), np.bool_)
+            for one, mask in zip(found, masks):
+                pixels = mask.ctypes.data
+                self._check(self._library.dyndeploy_mask_pixels(one, result.height, result.width, pixels))
+        return Detections(
+            boxes=np.array([list(one.box) for one in found], np.float32).reshape(-1, 4),
+            scores=np.array([one.score for one in found], np.float32),
+            labels=np.array([one.label for one in found], np.int64),
+            masks=masks,
+            category_ids=np.array([one.category_id for one in found], np.int64),
+            class_names=[None if one.class_name is None else one.class_name.decode("utf-8") for one in found],
+            height=result.height,
+            width=result.width,
+            input_size=(result.input_height, result.input_width),
+            resized=(result.resized_height, result.resized_width),
+            ms=result.ms,
+            host_ms=result.host_ms,
+            rates=rates,
+        )
 
     def run(self, inputs, outputs=None):
         """Run once on arrays.
@@ -296,9 +420,10 @@ class Session:
     def preprocess(self, image):
         """Return an image, as :meth:`classify` takes it, as the network's input, float32 (3, h, w)."""
         handle = self._open_handle()
-        if "input_size" not in self.info:
+        own = self.info["detection"]["buckets"][0] if "detection" in self.info else self.info.get("input_size")
+        if own is None:
             raise DyndeployError(_USAGE, "The network takes no images: give its inputs to run().")
-        values = np.zeros([3] + self.info["input_size"], np.float32)
+        values = np.zeros([3] + own, np.float32)
         data = values.ctypes.data_as(ctypes.c_void_p)
         if isinstance(image, np.ndarray):
             given, alive = _images([image])
@@ -410,7 +535,8 @@ def _load(path):
     named = path or os.environ.get("DYNDEPLOY_RUNTIME") or (known[0] if known else _LIBRARY)
     try:
         library = ctypes.CDLL(os.fspath(named))
-        found = library.dyndeploy_abi()
+        # A library from before there were detectors lacks the second.
+        found, _ = library.dyndeploy_abi(), library.dyndeploy_detect_images
     except (OSError, AttributeError) as error:
         advice = "Build plugins/runtime ('python3 agent.py build' in a bundle), or set DYNDEPLOY_RUNTIME to its path."
         raise DyndeployError(_BACKEND, f"Cannot load {named}: {error}. {advice}") from error
@@ -425,6 +551,12 @@ def _load(path):
     library.dyndeploy_run_files.argtypes = [pointer, ctypes.POINTER(text), size, ctypes.POINTER(_Result)]
     tensors = ctypes.POINTER(_Tensor)
     library.dyndeploy_run_tensors.argtypes = [pointer, tensors, size, tensors, size, ctypes.POINTER(_Result), size]
+    many, sides = ctypes.POINTER(_Detections), ctypes.POINTER(ctypes.c_int32)
+    library.dyndeploy_detect_images.argtypes = [pointer, ctypes.POINTER(_Image), size, sides, many]
+    library.dyndeploy_detect_files.argtypes = [pointer, ctypes.POINTER(text), size, sides, many]
+    library.dyndeploy_free_detections.argtypes = [many, size]
+    library.dyndeploy_free_detections.restype = None
+    library.dyndeploy_mask_pixels.argtypes = [ctypes.POINTER(_Detection), ctypes.c_int32, ctypes.c_int32, pointer]
     library.dyndeploy_preprocess.argtypes = [pointer, ctypes.POINTER(_Image), pointer, size]
     library.dyndeploy_preprocess_file.argtypes = [pointer, text, pointer, size]
     library.dyndeploy_statistics.argtypes = [pointer, text, size, ctypes.POINTER(size)]

@@ -49,6 +49,8 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual const BackendInfo& info() const = 0;
+  // Whether it runs the parts of a network, where there are some, in the place of its one graph.
+  virtual bool runs_parts() const { return false; }
   // Open the graph in a file. Throws Error(DYNDEPLOY_BUNDLE) for what is no graph that it can run.
   virtual std::unique_ptr<Graph> open(const std::string& path) = 0;
   // Memory that both the host and the graphs reach.

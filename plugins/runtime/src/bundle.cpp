@@ -21,6 +21,14 @@ std::vector<std::string> Bundle::graphs() const {
   return manifest.has_exits ? names : std::vector<std::string>{kModel};
 }
 
+std::vector<std::string> Bundle::engine_graphs() const {
+  if (manifest.detection.parts.empty()) return graphs();
+  std::vector<std::string> names;
+  for (const PartInfo& part : manifest.detection.parts)
+    if (!part.host) names.push_back(part.file);
+  return names;
+}
+
 Bundle Bundle::open(const std::string& folder) {
   const std::string path = joined(folder, kManifest);
   if (!is_file(path)) {
@@ -40,6 +48,7 @@ Bundle Bundle::open(const std::string& folder) {
   // A file without a checksum would pass every check unseen. The names of graphs are checked with their
   // checksums.
   std::vector<std::string> required = bundle.graphs();
+  for (const PartInfo& part : bundle.manifest.detection.parts) required.push_back(part.file);
   required.push_back(kReference);
   for (const std::string& name : required)
     if (!bundle.manifest.files.count(name))

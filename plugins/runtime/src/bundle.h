@@ -21,8 +21,10 @@ struct Bundle {
   static Bundle open(const std::string& folder);
 
   std::string path(const std::string& name) const;
-  // The graphs in order: of the stages, or the one there is.
+  // The graphs that a CPU runs, in order: of the stages, or the one there is.
   std::vector<std::string> graphs() const;
+  // Those that engines run: the same, or those of the parts.
+  std::vector<std::string> engine_graphs() const;
   // Compare a file with its checksum; says what is wrong, "" where all is well.
   std::string damage(const std::string& name) const;
   // Throws Error(DYNDEPLOY_BUNDLE), which names all of these files that are damaged.

@@ -8,8 +8,10 @@
 #include <string>
 
 #include "decode.h"
+#include "detector.h"
 #include "dyndeploy.h"
 #include "error.h"
+#include "masks.h"
 #include "session.h"
 #include "verify.h"
 
@@ -58,6 +60,14 @@ std::int32_t guarded(Work work) {
 
 void require(bool condition, const char* what) {
   if (!condition) runtime::fail(DYNDEPLOY_USAGE, std::string(what) + " is NULL.");
+}
+
+// Write a text, with its end, where there is room.
+void give(const std::string& said, const char* what, char* text, size_t room, size_t* needed) {
+  if (needed) *needed = said.size() + 1;
+  if (!text || room <= said.size())
+    runtime::fail(DYNDEPLOY_USAGE, what + std::to_string(said.size() + 1) + " bytes.");
+  std::memcpy(text, said.c_str(), said.size() + 1);
 }
 
 runtime::Options options_of(const dyndeploy_options* given) {
@@ -162,14 +172,52 @@ int32_t dyndeploy_preprocess_file(dyndeploy_session* session, const char* path, 
   });
 }
 
+int32_t dyndeploy_detect_images(dyndeploy_session* session, const dyndeploy_image* images, size_t count,
+                                const int32_t* size, dyndeploy_detections* results) {
+  return guarded([&] {
+    require(session != nullptr, "session");
+    require(images != nullptr || !count, "images");
+    session->session->detector().detect_images(images, count, size, results);
+  });
+}
+
+int32_t dyndeploy_detect_files(dyndeploy_session* session, const char* const* paths, size_t count,
+                               const int32_t* size, dyndeploy_detections* results) {
+  return guarded([&] {
+    require(session != nullptr, "session");
+    require(paths != nullptr || !count, "paths");
+    for (size_t i = 0; i < count; ++i) require(paths[i] != nullptr, "a path");
+    session->session->detector().detect_files(paths, count, size, results);
+  });
+}
+
+void dyndeploy_free_detections(dyndeploy_detections* results, size_t count) {
+  for (size_t i = 0; results && i < count; ++i) runtime::free_detections(results[i]);
+}
+
+int32_t dyndeploy_mask_pixels(const dyndeploy_detection* detection, int32_t height, int32_t width,
+                              uint8_t* pixels) {
+  return guarded([&] {
+    require(detection != nullptr, "detection");
+    require(pixels != nullptr, "pixels");
+    if (!runtime::runs_pixels(detection->runs, detection->run_count, height, width, pixels))
+      runtime::fail(DYNDEPLOY_USAGE, "The detection has no mask of " + std::to_string(height) + " x " +
+                                         std::to_string(width) + " pixels.");
+  });
+}
+
+int32_t dyndeploy_mask_text(const dyndeploy_detection* detection, char* text, size_t room, size_t* needed) {
+  return guarded([&] {
+    require(detection != nullptr, "detection");
+    give(runtime::runs_text(detection->runs, detection->run_count), "The mask's text takes ", text, room,
+         needed);
+  });
+}
+
 int32_t dyndeploy_statistics(dyndeploy_session* session, char* text, size_t room, size_t* needed) {
   return guarded([&] {
     require(session != nullptr, "session");
-    const std::string said = session->session->statistics().json();
-    if (needed) *needed = said.size() + 1;
-    if (!text || room <= said.size())
-      runtime::fail(DYNDEPLOY_USAGE, "The statistics take " + std::to_string(said.size() + 1) + " bytes.");
-    std::memcpy(text, said.c_str(), said.size() + 1);
+    give(session->session->statistics().json(), "The statistics take ", text, room, needed);
   });
 }
 

@@ -136,7 +136,7 @@ EnginePlans read_engine_plans(const Bundle& bundle) {
   const std::vector<Field> items = graphs.object();
   for (std::size_t i = 0; i < items.size(); ++i)
     plans.graphs.emplace(graphs.value().keys[i], plan_of(items[i], bundle));
-  for (const std::string& name : bundle.graphs()) graphs[name];
+  for (const std::string& name : bundle.engine_graphs()) graphs[name];
   return plans;
 }
 

@@ -39,6 +39,7 @@ Lane::Lane(const Plan& plan, const Manifest& manifest, std::shared_ptr<Backend> 
     : plan_(plan), backend_(std::move(backend)), rates_(plan.masks.size()) {
   if (manifest.takes_images())
     preprocessor_ = std::make_unique<Preprocessor>(manifest.preprocessing, manifest.height, manifest.width);
+  if (manifest.has_detection) detection_ = std::make_unique<DetectionTask>(manifest);
   if (!plan.any_batch) reserve(plan.batch);
 }
 
@@ -125,8 +126,9 @@ void Lane::require_finite(const Step& step, std::size_t rows) {
     // What is carried on is looked at where it ends: in the logits of a later exit.
     look(step.logits, rows * plan_.row_elements(step.logits));
     look(step.confidence, rows);
-  } else {
-    for (const std::size_t tensor : step.outputs) look(tensor, elements(plan_.tensors[tensor].shape));
+  } else if (step.last) {
+    // Between parts values that nothing comes of may be anything.
+    for (const std::size_t tensor : plan_.results) look(tensor, elements(plan_.tensors[tensor].shape));
   }
   if (!found.empty())
     fail(DYNDEPLOY_NOT_FINITE, "The network computed no usable result: " + found +
@@ -135,6 +137,7 @@ void Lane::require_finite(const Step& step, std::size_t rows) {
 
 std::size_t Lane::leave(std::size_t index, std::size_t rows) {
   const Step& step = plan_.steps[index];
+  if (!step.last) return rows;
   const float* confidences = static_cast<const float*>(data(step.confidence));
   std::size_t kept = 0;
   for (std::size_t i = 0; i < rows; ++i) {
@@ -156,8 +159,13 @@ void Lane::run(std::size_t rows) {
   for (std::size_t i = 0; i < rows; ++i) waiting_[i] = i;
   for (std::size_t index = 0; rows; ++index) {
     const Step& step = plan_.steps[index];
-    if (!plan_.any_batch && rows < plan_.batch) fill_up(step.inputs, rows);
-    binding(index, plan_.any_batch ? rows : plan_.batch).run();
+    if (!plan_.any_batch && rows < plan_.batch && (index == 0 || step.exit)) fill_up(step.inputs, rows);
+    Binding& bound = binding(index, plan_.any_batch ? rows : plan_.batch);
+    if (step.host)
+      for (const std::size_t tensor : step.inputs) backend_->to_host(memory_[tensor].get());
+    bound.run();
+    if (step.host)
+      for (const std::size_t tensor : step.outputs) backend_->written(memory_[tensor].get());
     require_finite(step, rows);
     rows = leave(index, rows);
   }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "detection.h"
 #include "plan.h"
 #include "preprocessing.h"
 
@@ -35,6 +36,7 @@ class Lane {
   const Outcome& outcome(std::size_t row) const { return outcomes_[row]; }
 
   Preprocessor* preprocessor() { return preprocessor_.get(); }
+  DetectionTask* detection() { return detection_.get(); }
   std::vector<float>& rates() { return rates_; }
 
  private:
@@ -53,6 +55,7 @@ class Lane {
   std::vector<std::size_t> waiting_;  // which row of the call each row of the step is
   std::vector<float> rates_;
   std::unique_ptr<Preprocessor> preprocessor_;
+  std::unique_ptr<DetectionTask> detection_;
 };
 
 // How many of the values are NaN, and how many infinite.

@@ -20,9 +20,9 @@ constexpr std::size_t kMaxRank = 8;  // dyndeploy_tensor.shape
 // Beyond any image or batch, and small enough that sizes computed from it fit.
 constexpr std::int64_t kLargestSide = 1 << 20;
 
-Shape shape_of(const Field& item) {
+Shape shape_of(const Field& item, std::size_t least_rank = 1) {
   Shape shape;
-  for (const Field& size : item.list(1)) shape.push_back(size.count());
+  for (const Field& size : item.list(least_rank)) shape.push_back(size.count());
   item.require(shape.size() <= kMaxRank, "a shape of at most 8 axes");
   try {
     elements(shape);
@@ -32,16 +32,16 @@ Shape shape_of(const Field& item) {
   return shape;
 }
 
-TensorInfo tensor_of(const Field& item) {
+TensorInfo tensor_of(const Field& item, std::size_t least_rank = 1) {
   const Field dtype = item["dtype"];
   const int type = type_of(dtype.text());
   dtype.require(type != 0, "one of float32, float16, float64, uint8, int8, int32, int64, bool");
-  return {item["name"].text(), shape_of(item["shape"]), type};
+  return {item["name"].text(), shape_of(item["shape"], least_rank), type};
 }
 
-std::vector<TensorInfo> tensors_of(const Field& item, std::size_t at_least) {
+std::vector<TensorInfo> tensors_of(const Field& item, std::size_t at_least, std::size_t least_rank = 1) {
   std::vector<TensorInfo> found;
-  for (const Field& tensor : item.list(at_least)) found.push_back(tensor_of(tensor));
+  for (const Field& tensor : item.list(at_least)) found.push_back(tensor_of(tensor, least_rank));
   item.require(found.size() >= at_least, "a list of at least " + std::to_string(at_least));
   return found;
 }
@@ -52,15 +52,19 @@ std::int64_t side_of(const Field& item) {
   return side;
 }
 
+void normalisation_of(const Field& item, double (&mean)[3], double (&deviation)[3]) {
+  for (int i = 0; i < 3; ++i) {
+    mean[i] = item["mean"].list_of(3)[i].finite();
+    deviation[i] = item["std"].list_of(3)[i].finite();
+    item["std"].require(deviation[i] > 0, "positive");
+  }
+}
+
 PreprocessingInfo preprocessing_of(const Field& item) {
   static const char* const kNames[] = {"nearest", "bilinear", "bicubic", "lanczos"};
   PreprocessingInfo found;
   found.resize = side_of(item["resize"]);
-  for (int i = 0; i < 3; ++i) {
-    found.mean[i] = item["mean"].list_of(3)[i].finite();
-    found.std[i] = item["std"].list_of(3)[i].finite();
-    item["std"].require(found.std[i] > 0, "positive");
-  }
+  normalisation_of(item, found.mean, found.std);
   const Field name = item["interpolation"];
   const auto known = std::find(std::begin(kNames), std::end(kNames), name.text());
   name.require(known != std::end(kNames), "one of nearest, bilinear, bicubic, lanczos");
@@ -124,6 +128,129 @@ ExitsInfo exits_of(const Field& item, std::int64_t batch) {
     exits.thresholds[thresholds.value().keys[i]] = thresholds_of(entries[i], exits.stages.size());
   exits.dynamic_batch = item["dynamic_batch"].boolean();
   return exits;
+}
+
+DetectionInfo detection_of(const Field& item) {
+  DetectionInfo found;
+  for (const Field& category : item["category_ids"].list()) found.category_ids.push_back(category.count(0));
+  const std::vector<Field> size = item["size"].list_of(2);
+  found.longest = side_of(size[0]);
+  found.shortest = side_of(size[1]);
+  found.divisor = side_of(item["divisor"]);
+  normalisation_of(item, found.mean, found.std);
+  found.detections = side_of(item["detections"]);
+  found.score_threshold = item["score_threshold"].finite();
+  found.masks = item["masks"].boolean();
+  found.rounding = item["rounding"].boolean();
+  const std::string decoding = item["decoding"].text();
+  item["decoding"].require(decoding == "boxes" || decoding == "queries", "one of boxes, queries");
+  found.decoding = decoding == "boxes" ? Decoding::kBoxes : Decoding::kQueries;
+  found.mask_stride = side_of(item["mask_stride"]);
+  for (const Field& bucket : item["buckets"].list(1)) {
+    const std::vector<Field> sides = bucket["size"].list_of(2);
+    found.buckets.push_back({side_of(sides[0]), side_of(sides[1]), bucket["folder"].label()});
+  }
+  const Field parts = item.find("parts");
+  if (parts.is_null()) return found;
+  // A tensor between parts may be a single number, without axes.
+  for (const Field& part : parts.list())
+    found.parts.push_back({part["file"].text(), part["host"].boolean(), tensors_of(part["inputs"], 1, 0),
+                           tensors_of(part["outputs"], 1, 0)});
+  return found;
+}
+
+// What a detector that decodes so gives, each with its type and shape; kAnySize where the graph decides.
+std::vector<TensorInfo> outputs_of(const Manifest& manifest, const DetectionInfo& info) {
+  const std::int64_t batch = manifest.batch;
+  if (info.decoding == Decoding::kQueries)
+    return {{kClassLogits, {batch, kAnySize, kAnySize}, DYNDEPLOY_FLOAT32},
+            {kMaskLogits, {batch, kAnySize, kAnySize, kAnySize}, DYNDEPLOY_FLOAT32}};
+  std::vector<TensorInfo> outputs{{kBoxes, {batch, kAnySize, 4}, DYNDEPLOY_FLOAT32},
+                                  {kScores, {batch, kAnySize}, DYNDEPLOY_FLOAT32},
+                                  {kLabels, {batch, kAnySize}, DYNDEPLOY_INT64},
+                                  {kCount, {batch}, DYNDEPLOY_INT64}};
+  if (info.masks) outputs.push_back({kMasks, {batch, kAnySize, kAnySize, kAnySize}, DYNDEPLOY_FLOAT32});
+  return outputs;
+}
+
+// Every part reads what is there before it, and the network's results are all made.
+void check_chain(const Manifest& manifest, const Field& item) {
+  std::map<std::string, TensorInfo> there;
+  std::set<std::string> files;
+  for (const TensorInfo& input : manifest.inputs) there[input.name] = input;
+  for (const PartInfo& part : manifest.detection.parts) {
+    item.require(files.insert(part.file).second, "parts of a file each");
+    for (const TensorInfo& input : part.inputs) {
+      const auto found = there.find(input.name);
+      item.require(found != there.end() && same(found->second, input),
+                   "parts whose inputs are there before them (" + input.name + " differs)");
+    }
+    for (const TensorInfo& output : part.outputs)
+      item.require(there.emplace(output.name, output).second, "parts that give each tensor once");
+  }
+  std::vector<TensorInfo> results = manifest.outputs;
+  for (const MaskInfo& mask : manifest.masks) results.push_back({mask.name, mask.shape, DYNDEPLOY_FLOAT32});
+  for (const TensorInfo& result : results) {
+    const auto found = there.find(result.name);
+    item.require(found != there.end() && same(found->second, result),
+                 "parts that give " + result.name + " as well");
+  }
+}
+
+bool is_like(const TensorInfo& tensor, const TensorInfo& wanted) {
+  bool same =
+      tensor.name == wanted.name && tensor.type == wanted.type && tensor.shape.size() == wanted.shape.size();
+  for (std::size_t i = 0; same && i < wanted.shape.size(); ++i)
+    same = wanted.shape[i] == kAnySize || wanted.shape[i] == tensor.shape[i];
+  return same;
+}
+
+void check_outputs(const Manifest& manifest, const Field& root) {
+  const std::vector<TensorInfo> wanted = outputs_of(manifest, manifest.detection);
+  const std::vector<TensorInfo>& outputs = manifest.outputs;
+  root["outputs"].require(outputs.size() == wanted.size(), "those of a detector");
+  std::int64_t most = manifest.detection.detections;
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    root["outputs"].require(
+        is_like(outputs[i], wanted[i]),
+        wanted[i].name + " " + described(wanted[i].type, wanted[i].shape) + " in place " + std::to_string(i));
+    if (wanted[i].shape.size() > 1)
+      root["outputs"].require(outputs[i].shape[1] == outputs[0].shape[1], "of one number of detections");
+  }
+  if (manifest.detection.decoding == Decoding::kBoxes)
+    root["outputs"].require(outputs[0].shape[1] <= most, "of at most detection.detections boxes");
+  if (manifest.detection.decoding == Decoding::kQueries && manifest.classes)
+    root["outputs"].require(outputs[0].shape[2] == manifest.classes + 1,
+                            "logits of the classes, and of no object");
+}
+
+// What a detector's parts say of each other.
+void check_detector(const Manifest& manifest, const Field& root) {
+  const Field item = root["detection"];
+  const DetectionInfo& info = manifest.detection;
+  item["category_ids"].require(
+      info.category_ids.empty() || static_cast<std::int64_t>(info.category_ids.size()) == manifest.classes,
+      std::to_string(manifest.classes) + " numbers, or none");
+  const std::int64_t batch = manifest.batch;
+  const std::vector<TensorInfo> inputs{
+      {kInput, {batch, 3, manifest.height, manifest.width}, DYNDEPLOY_FLOAT32},
+      {kImageSize, {batch, 2}, DYNDEPLOY_FLOAT32}};
+  root["inputs"].require(manifest.inputs.size() == 2 && is_like(manifest.inputs[0], inputs[0]) &&
+                             is_like(manifest.inputs[1], inputs[1]),
+                         "input " + described(inputs[0].type, inputs[0].shape) + " and image_size " +
+                             described(inputs[1].type, inputs[1].shape) + " of a detector");
+  check_outputs(manifest, root);
+  if (!info.parts.empty()) check_chain(manifest, item["parts"]);
+  std::set<std::pair<std::int64_t, std::int64_t>> sizes;
+  for (std::size_t i = 0; i < info.buckets.size(); ++i) {
+    const BucketInfo& bucket = info.buckets[i];
+    const bool own = bucket.height == manifest.height && bucket.width == manifest.width;
+    item["buckets"].require(i != 0 || (own && bucket.folder.empty()), "the bundle's own size first");
+    item["buckets"].require(
+        i == 0 || bucket.folder == std::to_string(bucket.height) + "x" + std::to_string(bucket.width),
+        "folders that are named after their sizes");
+    item["buckets"].require(sizes.emplace(bucket.height, bucket.width).second, "sizes that differ");
+  }
 }
 
 std::map<std::string, std::string> files_of(const Field& item) {
@@ -199,6 +326,8 @@ Manifest parse_manifest(const std::string& text) {
   const Field names = network.find("class_names");
   if (!names.is_null())
     for (const Field& name : names.list()) manifest.class_names.push_back(name.text());
+  const Field classes = network.find("num_classes");
+  manifest.classes = classes.is_null() ? 0 : side_of(classes);
   manifest.target = root["target"].text();
   manifest.precision = root["precision"].text();
   manifest.batch = side_of(root["batch"]);
@@ -229,6 +358,13 @@ Manifest parse_manifest(const std::string& text) {
                       stages[0].inputs.size() == 1,
                   "stages of which the first takes the images");
     exits.require(manifest.classifies(), "exits of a network that gives logits");
+  }
+  const Field detection = root.find("detection");
+  manifest.has_detection = !detection.is_null();
+  if (manifest.has_detection) {
+    detection.require(!manifest.has_exits, "null where there are exits");
+    manifest.detection = detection_of(detection);
+    check_detector(manifest, root);
   }
   require_unique(manifest, root);
   check_images(manifest, root);

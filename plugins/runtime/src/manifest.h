@@ -39,11 +39,42 @@ struct ExitsInfo {
   bool dynamic_batch;
 };
 
+enum class Decoding { kBoxes, kQueries };
+
+// A size of input of a detector, and the folder of its bundle in this one ("": this one).
+struct BucketInfo {
+  std::int64_t height, width;
+  std::string folder;
+};
+
+// One step of a detector that its target runs as several engines, with the host in between.
+struct PartInfo {
+  std::string file;  // of an engine's graph, or of a host program
+  bool host;
+  std::vector<TensorInfo> inputs, outputs;
+};
+
+struct DetectionInfo {
+  std::vector<std::int64_t> category_ids;  // of each class; empty where they are not known
+  std::int64_t longest, shortest;          // what the sides of a resized image are bounded by
+  std::int64_t divisor;
+  double mean[3];  // of values in [0, 255], as the next
+  double std[3];
+  std::int64_t detections;  // most of an image
+  double score_threshold;
+  bool masks, rounding;
+  Decoding decoding;
+  std::int64_t mask_stride;
+  std::vector<BucketInfo> buckets;  // this bundle's own first
+  std::vector<PartInfo> parts;      // what engines run in the place of the one graph, in order; or none
+};
+
 struct Manifest {
   std::string network;
   std::string target;
   std::string precision;
   std::vector<std::string> class_names;
+  std::int64_t classes;  // 0: not said
   std::int64_t batch;
   std::int64_t height, width;  // 0: the inputs are no images
   std::vector<TensorInfo> inputs;
@@ -55,6 +86,8 @@ struct Manifest {
   std::map<std::string, std::string> files;  // SHA-256 by relative path
   bool has_exits;
   ExitsInfo exits;
+  bool has_detection;
+  DetectionInfo detection;
 
   // Whether one image is all that it takes.
   bool takes_images() const { return has_preprocessing && height > 0 && inputs.size() == 1; }
@@ -64,6 +97,15 @@ struct Manifest {
 
 constexpr const char* kLogits = "logits";
 constexpr const char* kConfidence = "confidence";
+constexpr const char* kInput = "input";  // images
+constexpr const char* kImageSize = "image_size";
+constexpr const char* kBoxes = "boxes";
+constexpr const char* kScores = "scores";
+constexpr const char* kLabels = "labels";
+constexpr const char* kCount = "count";
+constexpr const char* kMasks = "masks";
+constexpr const char* kClassLogits = "class_logits";
+constexpr const char* kMaskLogits = "mask_logits";
 
 // Parse bundle.json and check its own checksum. Throws Error(DYNDEPLOY_BUNDLE), which names the field.
 Manifest parse_manifest(const std::string& text);

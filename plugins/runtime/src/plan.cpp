@@ -6,6 +6,7 @@
 #include <set>
 
 #include "error.h"
+#include "host_program.h"
 
 namespace dyndeploy {
 namespace runtime {
@@ -35,9 +36,13 @@ void check(const std::string& file, const char* what, const std::vector<TensorIn
                              ". Export the bundle again.");
 }
 
-Step opened(const Bundle& bundle, Backend& backend, const std::string& file,
-            const std::vector<TensorInfo>& inputs, const std::vector<TensorInfo>& outputs) {
-  Step step{backend.open(bundle.path(file)), {}, {}, 0, 0, 0, -std::numeric_limits<float>::infinity(), {}};
+Step opened(const std::string& file, std::unique_ptr<Graph> graph, const std::vector<TensorInfo>& inputs,
+            const std::vector<TensorInfo>& outputs) {
+  Step step;
+  step.graph = std::move(graph);
+  step.logits = step.confidence = 0;
+  step.exit = 0;
+  step.threshold = -std::numeric_limits<float>::infinity();
   for (const TensorInfo& input : inputs) check(file, "the input", step.graph->inputs(), input);
   for (const TensorInfo& output : outputs) check(file, "the output", step.graph->outputs(), output);
   for (const TensorInfo& input : step.graph->inputs())
@@ -56,15 +61,40 @@ void add_whole(Plan& plan, const Bundle& bundle, Backend& backend) {
   const Manifest& manifest = bundle.manifest;
   std::vector<TensorInfo> outputs = manifest.outputs;
   for (const MaskInfo& mask : manifest.masks) outputs.push_back({mask.name, mask.shape, DYNDEPLOY_FLOAT32});
-  Step step = opened(bundle, backend, kModel, manifest.inputs, outputs);
+  Step step = opened(kModel, backend.open(bundle.path(kModel)), manifest.inputs, outputs);
   for (const TensorInfo& input : manifest.inputs) step.inputs.push_back(added(plan, input));
   for (const TensorInfo& output : outputs) {
     step.outputs.push_back(added(plan, output));
     if (output.name == kLogits) step.logits = step.outputs.back();
   }
-  plan.masks.assign(step.outputs.end() - static_cast<std::ptrdiff_t>(manifest.masks.size()),
-                    step.outputs.end());
+  const auto masks = step.outputs.end() - static_cast<std::ptrdiff_t>(manifest.masks.size());
+  plan.outputs.assign(step.outputs.begin(), masks);
+  plan.masks.assign(masks, step.outputs.end());
+  plan.inputs = step.inputs;
   plan.steps.push_back(std::move(step));
+}
+
+void add_parts(Plan& plan, const Bundle& bundle, Backend& backend) {
+  const Manifest& manifest = bundle.manifest;
+  std::map<std::string, std::size_t> places;
+  for (const TensorInfo& input : manifest.inputs)
+    plan.inputs.push_back(places[input.name] = added(plan, input));
+  for (const PartInfo& part : manifest.detection.parts) {
+    const std::string path = bundle.path(part.file);
+    // Of engines what they are built from is checked.
+    if (part.host) bundle.require_intact({part.file});
+    Step step =
+        opened(part.file, part.host ? open_host_program(path, part.inputs, part.outputs) : backend.open(path),
+               part.inputs, part.outputs);
+    step.host = part.host;
+    step.last = &part == &manifest.detection.parts.back();
+    for (const TensorInfo& input : part.inputs) step.inputs.push_back(places.at(input.name));
+    for (const TensorInfo& output : part.outputs)
+      step.outputs.push_back(places[output.name] = added(plan, output));
+    plan.steps.push_back(std::move(step));
+  }
+  for (const TensorInfo& output : manifest.outputs) plan.outputs.push_back(places.at(output.name));
+  for (const MaskInfo& mask : manifest.masks) plan.masks.push_back(places.at(mask.name));
 }
 
 void add_stages(Plan& plan, const Bundle& bundle, Backend& backend, const std::vector<double>& thresholds) {
@@ -72,7 +102,7 @@ void add_stages(Plan& plan, const Bundle& bundle, Backend& backend, const std::v
   std::map<std::string, std::size_t> latest;
   for (std::size_t i = 0; i < stages.size(); ++i) {
     const StageInfo& stage = stages[i];
-    Step step = opened(bundle, backend, stage.file, stage.inputs, stage.outputs);
+    Step step = opened(stage.file, backend.open(bundle.path(stage.file)), stage.inputs, stage.outputs);
     for (const TensorInfo& input : stage.inputs)
       step.inputs.push_back(i ? latest.at(input.name) : added(plan, input));
     for (const TensorInfo& output : stage.outputs)
@@ -104,10 +134,15 @@ Plan make_plan(const Bundle& bundle, Backend& backend, const std::vector<double>
   plan.classifies = manifest.classifies();
   if (manifest.has_exits) {
     add_stages(plan, bundle, backend, thresholds);
+    plan.inputs = plan.steps[0].inputs;
+    plan.results = plan.steps[0].outputs;
+  } else if (backend.runs_parts() && !manifest.detection.parts.empty()) {
+    add_parts(plan, bundle, backend);
   } else {
     add_whole(plan, bundle, backend);
   }
-  plan.inputs = plan.steps[0].inputs;
+  for (const auto* places : {&plan.outputs, &plan.masks})
+    plan.results.insert(plan.results.end(), places->begin(), places->end());
   return plan;
 }
 

@@ -11,7 +11,8 @@
 namespace dyndeploy {
 namespace runtime {
 
-// A graph. A network without exits is one step, after which everything leaves.
+// A graph. A network without exits is one step, after which everything leaves; or a chain of parts, in which
+// everything goes on to the last one.
 struct Step {
   std::unique_ptr<Graph> graph;
   std::vector<std::size_t> inputs, outputs;  // places in Plan::tensors
@@ -19,13 +20,17 @@ struct Step {
   int exit;                          // from 1; 0: none
   float threshold;                   // least confidence of those that leave
   std::vector<std::size_t> carried;  // tensors that later steps read
+  bool host = false;                 // a program of the host
+  bool last = true;                  // of a chain of parts
 };
 
 struct Plan {
   std::vector<TensorInfo> tensors;
   std::vector<Step> steps;
-  std::vector<std::size_t> inputs;  // of the network
+  std::vector<std::size_t> inputs;   // of the network
+  std::vector<std::size_t> outputs;  // of a network without exits, in the order of the manifest
   std::vector<std::size_t> masks;
+  std::vector<std::size_t> results;  // outputs and masks; of a network with exits what its first step gives
   std::size_t batch;  // rows of a run, where they are fixed
   bool any_batch;     // any number of rows may run
   bool classifies;    // there are logits

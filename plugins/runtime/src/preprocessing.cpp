@@ -14,6 +14,17 @@ std::int64_t half(std::int64_t length) { return length / 2 + (length % 4 == 3 ? 
 
 }  // namespace
 
+void require_pixels(const ImageView& image) {
+  if (!image.pixels || image.height < 1 || image.width < 1 || image.stride < 3 * image.width)
+    fail(DYNDEPLOY_INPUT, "An image of " + std::to_string(image.height) + " x " +
+                              std::to_string(image.width) + " pixels and rows of " +
+                              std::to_string(image.stride) + " bytes holds no RGB image.");
+  if (image.height > kMostPixels / image.width)
+    fail(DYNDEPLOY_INPUT, "An image of " + std::to_string(image.height) + " x " +
+                              std::to_string(image.width) + " pixels is too large: at most " +
+                              std::to_string(kMostPixels) + " are taken.");
+}
+
 Window centre_crop(std::int64_t image_height, std::int64_t image_width, std::int64_t resize,
                    std::int64_t height, std::int64_t width) {
   const std::int64_t shorter = std::min(image_height, image_width);
@@ -47,14 +58,7 @@ Preprocessor::Preprocessor(const PreprocessingInfo& info, std::int64_t height, s
 }
 
 void Preprocessor::run(const ImageView& image, float* out) {
-  if (!image.pixels || image.height < 1 || image.width < 1 || image.stride < 3 * image.width)
-    fail(DYNDEPLOY_INPUT, "An image of " + std::to_string(image.height) + " x " +
-                              std::to_string(image.width) + " pixels and rows of " +
-                              std::to_string(image.stride) + " bytes holds no RGB image.");
-  if (image.height > kMostPixels / image.width)
-    fail(DYNDEPLOY_INPUT, "An image of " + std::to_string(image.height) + " x " +
-                              std::to_string(image.width) + " pixels is too large: at most " +
-                              std::to_string(kMostPixels) + " are taken.");
+  require_pixels(image);
   const Window window = centre_crop(image.height, image.width, resize_, height_, width_);
   resampler_.run(image, window, interpolation_, pixels_.data());
   const std::int64_t count = height_ * width_;

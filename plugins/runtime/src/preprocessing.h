@@ -8,6 +8,9 @@
 namespace dyndeploy {
 namespace runtime {
 
+// Throws Error(DYNDEPLOY_INPUT) for an image without pixels or of too many.
+void require_pixels(const ImageView& image);
+
 // Where the centre crop lies in the resized image.
 Window centre_crop(std::int64_t image_height, std::int64_t image_width, std::int64_t resize,
                    std::int64_t height, std::int64_t width);
@@ -16,7 +19,7 @@ class Preprocessor {
  public:
   Preprocessor(const PreprocessingInfo& info, std::int64_t height, std::int64_t width);
 
-  // Write (3, height, width). Throws Error(DYNDEPLOY_INPUT) for an image without pixels or of too many.
+  // Write (3, height, width). Throws as require_pixels.
   void run(const ImageView& image, float* out);
 
  private:

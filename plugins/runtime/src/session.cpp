@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "decode.h"
+#include "detector.h"
 #include "engine_files.h"
 #include "error.h"
 #include "files.h"
@@ -130,6 +131,21 @@ std::string tensors_json(const std::vector<TensorInfo>& infos) {
   });
 }
 
+const char* task_name(const Manifest& manifest, bool classifies) {
+  return classifies ? "\"classification\"" : manifest.has_detection ? "\"detection\"" : "\"tensors\"";
+}
+
+// What an application has to know of a detector before it runs one.
+std::string detection_json(const DetectionInfo& info) {
+  const auto whole = [](std::int64_t value) { return std::to_string(value); };
+  return "{\"category_ids\": " + list_json(info.category_ids, whole) + ", \"size\": [" +
+         std::to_string(info.longest) + ", " + std::to_string(info.shortest) + "], \"buckets\": " +
+         list_json(info.buckets,
+                   [](const BucketInfo& bucket) { return shape_json({bucket.height, bucket.width}); }) +
+         ", \"detections\": " + std::to_string(info.detections) +
+         ", \"masks\": " + (info.masks ? "true" : "false") + "}";
+}
+
 // Results are written by the layout that the caller was built with.
 void check_results(const dyndeploy_result* results, std::size_t count) {
   for (std::size_t i = 0; results && i < count; ++i)
@@ -157,31 +173,21 @@ std::string cpu_precision(const std::string& precision) {
   fail(DYNDEPLOY_USAGE, "A CPU cannot run " + precision + ". Export the bundle again with --precision fp32.");
 }
 
-// A lane for one call, given back when it ends, also by an exception.
-class Session::Lease {
- public:
-  explicit Lease(Session& session) : session_(session) {
-    {
-      const std::lock_guard<std::mutex> lock(session.mutex_);
-      if (!session.idle_.empty()) {
-        lane_ = std::move(session.idle_.back());
-        session.idle_.pop_back();
-      }
+Session::Lease::Lease(Session& session) : session_(session) {
+  {
+    const std::lock_guard<std::mutex> lock(session.mutex_);
+    if (!session.idle_.empty()) {
+      lane_ = std::move(session.idle_.back());
+      session.idle_.pop_back();
     }
-    if (!lane_) lane_ = std::make_unique<Lane>(session.plan_, session.bundle_.manifest, session.backend_);
   }
-  ~Lease() {
-    const std::lock_guard<std::mutex> lock(session_.mutex_);
-    session_.idle_.push_back(std::move(lane_));
-  }
-  Lease(const Lease&) = delete;
-  Lease& operator=(const Lease&) = delete;
-  Lane& operator*() const { return *lane_; }
+  if (!lane_) lane_ = std::make_unique<Lane>(session.plan_, session.bundle_.manifest, session.backend_);
+}
 
- private:
-  Session& session_;
-  std::unique_ptr<Lane> lane_;
-};
+Session::Lease::~Lease() {
+  const std::lock_guard<std::mutex> lock(session_.mutex_);
+  session_.idle_.push_back(std::move(lane_));
+}
 
 std::unique_ptr<Session> Session::open(const std::string& folder, const Options& options) {
   Bundle bundle = Bundle::open(folder);
@@ -193,7 +199,10 @@ std::unique_ptr<Session> Session::open(const std::string& folder, const Options&
   if (on_gpu) {
     const TensorRtSettings settings{find_tensorrt_module(), options.tensorrt, options.plugins,
                                     options.progress};
-    return std::make_unique<Session>(bundle, open_tensorrt_backend(settings, bundle), thresholds, precision);
+    auto session =
+        std::make_unique<Session>(bundle, open_tensorrt_backend(settings, bundle), thresholds, precision);
+    session->open_buckets_with(options);
+    return session;
   }
   const OrtSettings settings = settings_of(bundle, options);
   // Summed while the graphs are opened; what is wrong with the files is the better reason where both fail.
@@ -207,7 +216,22 @@ std::unique_ptr<Session> Session::open(const std::string& folder, const Options&
     throw;
   }
   intact.get();
+  session->open_buckets_with(options);
   return session;
+}
+
+void Session::open_buckets_with(const Options& options) {
+  if (!bundle_.manifest.has_detection) return;
+  detector_ = std::make_unique<Detector>(
+      *this, [options](const std::string& folder) { return open(folder, options); }, options.progress);
+}
+
+Session::~Session() = default;
+
+Detector& Session::detector() {
+  if (!detector_)
+    fail(DYNDEPLOY_USAGE, bundle_.manifest.network + " is no detector: it finds no objects in images.");
+  return *detector_;
 }
 
 Session::Session(Bundle bundle, std::shared_ptr<Backend> backend, const std::vector<double>& thresholds,
@@ -228,8 +252,7 @@ std::string Session::describe() const {
   const auto text = [](const std::string& value) { return quoted(value); };
   const auto whole = [](int value) { return std::to_string(value); };
   std::string said =
-      "{\"network\": " + quoted(manifest.network) +
-      ", \"task\": " + (plan_.classifies ? "\"classification\"" : "\"tensors\"") +
+      "{\"network\": " + quoted(manifest.network) + ", \"task\": " + task_name(manifest, plan_.classifies) +
       ", \"target\": " + quoted(manifest.target) + ", \"batch\": " + std::to_string(manifest.batch) +
       ", \"inputs\": " + tensors_json(manifest.inputs) + ", \"outputs\": " + tensors_json(manifest.outputs) +
       ", \"masks\": " + list_json(mask_names(bundle_), text) + ", \"mask_shapes\": " +
@@ -240,6 +263,7 @@ std::string Session::describe() const {
   if (manifest.takes_images())
     said +=
         ", \"input_size\": [" + std::to_string(manifest.height) + ", " + std::to_string(manifest.width) + "]";
+  if (manifest.has_detection) said += ", \"detection\": " + detection_json(manifest.detection);
   said += ", \"image_files\": " + list_json(image_endings(), text);
   said += ", \"runtime\": " + quoted(backend.name) + ", \"version\": " + quoted(backend.version) +
           ", \"library\": " + quoted(backend.path) + ", \"threads\": " + std::to_string(backend.threads) +
@@ -268,6 +292,10 @@ std::string Session::runtime_json(const std::string& asked) const {
 }
 
 void Session::require_images() const {
+  if (bundle_.manifest.has_detection)
+    fail(DYNDEPLOY_USAGE,
+         bundle_.manifest.network +
+             " is a detector, which gives no classes of images: call dyndeploy_detect_images.");
   if (!bundle_.manifest.takes_images())
     fail(DYNDEPLOY_USAGE, bundle_.manifest.network + " takes no images: give its inputs as tensors.");
 }
@@ -276,6 +304,17 @@ double Session::timed_run(Lane& lane, std::size_t rows) {
   const Clock::time_point start = Clock::now();
   lane.run(rows);
   return milliseconds(start);
+}
+
+DetectorRow Session::detector_row(Lane& lane, std::size_t row) const {
+  const std::vector<std::size_t>& outputs = plan_.outputs;
+  const auto floats = [&](std::size_t place) {
+    return static_cast<const float*>(lane.row(outputs[place], row));
+  };
+  const auto whole = [&](std::size_t place) {
+    return static_cast<const std::int64_t*>(lane.row(outputs[place], row));
+  };
+  return row_of_outputs(bundle_.manifest.detection, floats, whole);
 }
 
 void Session::mask_rates(Lane& lane, std::size_t row) {
@@ -303,7 +342,9 @@ void Session::report(Lane& lane, std::size_t row, double ms, double preprocessin
   result->rates_count = plan_.masks.size();
   if (result->rates)
     std::copy_n(lane.rates().begin(), std::min(result->rates_room, plan_.masks.size()), result->rates);
-  result->task = plan_.classifies ? DYNDEPLOY_TASK_CLASSIFICATION : DYNDEPLOY_TASK_TENSORS;
+  result->task = plan_.classifies                 ? DYNDEPLOY_TASK_CLASSIFICATION
+                 : bundle_.manifest.has_detection ? DYNDEPLOY_TASK_DETECTION
+                                                  : DYNDEPLOY_TASK_TENSORS;
   result->values_count = 0;
   if (!plan_.classifies) return;
   const float* logits = static_cast<const float*>(lane.row(step.logits, outcome.row));
@@ -357,13 +398,17 @@ void Session::run_files(const char* const* paths, std::size_t count, dyndeploy_r
 }
 
 void Session::preprocess(const ImageView& image, float* values, std::size_t room) {
-  require_images();
+  const Manifest& manifest = bundle_.manifest;
+  if (!manifest.has_detection) require_images();
   const std::size_t needed = plan_.row_elements(plan_.inputs[0]);
   if (room < needed)
     fail(DYNDEPLOY_USAGE, "There is room for " + std::to_string(room) + " values where " +
                               std::to_string(needed) + " are written.");
   const Lease lease(*this);
-  (*lease).preprocessor()->run(image, values);
+  if (!manifest.has_detection) return (*lease).preprocessor()->run(image, values);
+  float image_size[2];
+  (*lease).detection()->prepare(image, {manifest.detection.longest, manifest.detection.shortest}, values,
+                                image_size);
 }
 
 void Session::take_inputs(Lane& lane, const dyndeploy_tensor* inputs, std::size_t count, std::size_t rows) {
@@ -404,10 +449,9 @@ void Session::take_inputs(Lane& lane, const dyndeploy_tensor* inputs, std::size_
 void Session::give_output(Lane& lane, dyndeploy_tensor& output, std::size_t rows) {
   const std::string name = output.name ? output.name : "";
   const bool staged = bundle_.manifest.has_exits;
-  const Step& step = plan_.steps[0];
-  const auto found = std::find_if(step.outputs.begin(), step.outputs.end(),
+  const auto found = std::find_if(plan_.results.begin(), plan_.results.end(),
                                   [&](std::size_t place) { return plan_.tensors[place].name == name; });
-  if (found == step.outputs.end() || (staged && name != kLogits))
+  if (found == plan_.results.end() || (staged && name != kLogits))
     fail(DYNDEPLOY_USAGE, "The network gives no output '" + name + "'.");
   const TensorInfo& info = plan_.tensors[*found];
   const std::size_t row_bytes = staged ? plan_.classes() * sizeof(float) : 0;

@@ -27,13 +27,31 @@ struct Options {
   std::vector<double> thresholds;  // empty: the bundle's
 };
 
+class Detector;
+
 class Session {
  public:
+  // A lane for one call, given back when it ends, also by an exception.
+  class Lease {
+   public:
+    explicit Lease(Session& session);
+    ~Lease();
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+    Lane& operator*() const { return *lane_; }
+
+   private:
+    Session& session_;
+    std::unique_ptr<Lane> lane_;
+  };
+
   // Throws Error.
   static std::unique_ptr<Session> open(const std::string& folder, const Options& options);
   // With a backend that is there already, which computes in `precision`.
   Session(Bundle bundle, std::shared_ptr<Backend> backend, const std::vector<double>& thresholds,
           const std::string& precision = "fp32");
+
+  ~Session();
 
   const Bundle& bundle() const { return bundle_; }
   const Plan& plan() const { return plan_; }
@@ -52,19 +70,24 @@ class Session {
   void run_tensors(const dyndeploy_tensor* inputs, std::size_t input_count, dyndeploy_tensor* outputs,
                    std::size_t output_count, dyndeploy_result* results, std::size_t result_count);
   void preprocess(const ImageView& image, float* values, std::size_t room);
+  // Throws Error(DYNDEPLOY_USAGE) where the network is no detector.
+  Detector& detector();
+
+  // For tasks: run rows that are filled in, and return the milliseconds; a row of a detector's outputs; and
+  // the rates of a row in Lane::rates.
+  double timed_run(Lane& lane, std::size_t rows);
+  DetectorRow detector_row(Lane& lane, std::size_t row) const;
+  void mask_rates(Lane& lane, std::size_t row);
 
   // How many images a run takes at a time; results do not depend on how they are divided.
   std::size_t batch() const { return plan_.any_batch ? 1 : plan_.batch; }
 
  private:
-  class Lease;
-
+  void open_buckets_with(const Options& options);
   template <class Get>
   void run_each(Get get, std::size_t count, dyndeploy_result* results);
   void require_images() const;
-  double timed_run(Lane& lane, std::size_t rows);
   void report(Lane& lane, std::size_t row, double ms, double preprocessing_ms, dyndeploy_result* result);
-  void mask_rates(Lane& lane, std::size_t row);
   void take_inputs(Lane& lane, const dyndeploy_tensor* inputs, std::size_t count, std::size_t rows);
   void give_output(Lane& lane, dyndeploy_tensor& output, std::size_t rows);
   std::string describe() const;
@@ -78,6 +101,7 @@ class Session {
   std::string info_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Lane>> idle_;
+  std::unique_ptr<Detector> detector_;
 };
 
 // Index of the largest, the first of equals, and its softmax probability.

@@ -271,6 +271,7 @@ class TrtBackend : public Backend {
   }
 
   const BackendInfo& info() const override { return about_; }
+  bool runs_parts() const override { return true; }
 
   std::unique_ptr<Graph> open(const std::string& path) override {
     const EnginePlan& plan = plans_.graphs.at(name_of(path));

@@ -8,6 +8,7 @@
 
 #include "error.h"
 #include "files.h"
+#include "matching.h"
 #include "npz.h"
 
 namespace dyndeploy {
@@ -17,7 +18,6 @@ namespace {
 using Arrays = std::map<std::string, Array>;
 
 constexpr std::uint64_t kMostReference = std::uint64_t{1} << 31;
-constexpr const char* kInput = "input";  // of the one image input, whatever the graph calls it
 
 // How far results may be off, and margins of masks that differ; dyndeploy/precisions.py explains the numbers.
 struct Tolerance {
@@ -60,7 +60,8 @@ std::string input_name(const Arrays& arrays, const std::string& name) {
 }
 
 struct Compared {
-  double error = 0;  // largest, of the largest magnitude of the reference
+  double error = 0;                // largest, of the largest magnitude of the reference
+  DetectionDifference detections;  // of all samples
   std::size_t samples = 0, bits = 0, ties = 0;
 };
 
@@ -141,29 +142,90 @@ std::int64_t sample_count(const Bundle& bundle, const Arrays& arrays) {
   return count;
 }
 
+Column column_of(const Arrays& arrays, const TensorInfo& info, std::int64_t count) {
+  const Array& expected = samples(arrays, info.name, info, count);
+  const double scale = info.type == DYNDEPLOY_FLOAT32 ? largest(expected.floats(), expected.count()) : 0;
+  return {info.name, info, &expected, nullptr, scale, {}};
+}
+
+// The masks, then the outputs of one row per sample.
+std::vector<Column> columns_of(const Manifest& manifest, const Arrays& arrays, std::int64_t count) {
+  std::vector<Column> columns;
+  for (const MaskInfo& mask : manifest.masks) {
+    columns.push_back(column_of(arrays, {mask.name, mask.shape, DYNDEPLOY_FLOAT32}, count));
+    Column& column = columns.back();
+    column.margin = &samples(arrays, "margin/" + mask.name, column.info, count);
+    column.scale = largest(column.margin->floats(), column.margin->count());
+  }
+  for (const TensorInfo& output : manifest.outputs)
+    if (manifest.has_detection || (output.type == DYNDEPLOY_FLOAT32 && output.shape[0] == manifest.batch))
+      columns.push_back(column_of(arrays, output, count));
+  return columns;
+}
+
+// The detections of a sample in pixels of the network's input. `bytes` gives the row of an output.
+template <class Bytes>
+void decode(const Manifest& manifest, DetectionTask& task, const float* image_size, Bytes bytes,
+            Found& found) {
+  const auto floats = [&](std::size_t place) { return reinterpret_cast<const float*>(bytes(place)); };
+  const auto whole = [&](std::size_t place) { return reinterpret_cast<const std::int64_t*>(bytes(place)); };
+  const DetectorRow row = row_of_outputs(manifest.detection, floats, whole);
+  const auto side = [](float value, std::int64_t most) {
+    return std::min(std::max<std::int64_t>(static_cast<std::int64_t>(value), 1), most);
+  };
+  const Size size{side(image_size[0], manifest.height), side(image_size[1], manifest.width)};
+  task.decode(row, {size, size}, found);
+}
+
+// Compare what was found in a sample with what PyTorch found.
+void compare_detections(const Manifest& manifest, const Column* columns, std::size_t row, std::size_t sample,
+                        const float* image_size, DetectionTask& task, DetectionDifference& all) {
+  Found got, expected;
+  const auto place = [columns](std::size_t index, const char* bytes, std::size_t at) {
+    const Column& column = columns[index];
+    return bytes + at * column.row() * element_bytes(column.info.type);
+  };
+  decode(
+      manifest, task, image_size,
+      [&](std::size_t index) { return place(index, columns[index].got.data(), row); }, got);
+  decode(
+      manifest, task, image_size,
+      [&](std::size_t index) { return place(index, columns[index].expected->bytes.data(), sample); },
+      expected);
+  const DetectionInfo& info = manifest.detection;
+  const DetectionDifference one = compare(got, expected, DetectionLimits(), info.score_threshold,
+                                          static_cast<std::size_t>(info.detections));
+  all.matched += one.matched;
+  all.missed += one.missed;
+  all.extra += one.extra;
+  all.excused += one.excused;
+  all.box = std::max(all.box, one.box);
+  all.score = std::max(all.score, one.score);
+  all.mask_iou = std::min(all.mask_iou, one.mask_iou);
+}
+
+void check_detections(const DetectionDifference& found) {
+  const DetectionLimits limits;
+  const double expected = static_cast<double>(found.matched + found.missed);
+  const double most = std::max(1.0, std::floor(limits.unpaired * expected));
+  if (static_cast<double>(std::max(found.missed, found.extra)) <= most && found.mask_iou >= limits.mask_iou)
+    return;
+  char text[256];
+  std::snprintf(
+      text, sizeof text,
+      "Detections on the reference inputs differ from PyTorch's: %zu of %.0f have a partner within %g px "
+      "and %g of its score, %zu are missed and %zu more, the least IoU of masks is %.3f.",
+      found.matched, expected, limits.box, limits.score, found.missed, found.extra, found.mask_iou);
+  fail(DYNDEPLOY_BUNDLE, std::string(text) + " Run 'dyndeploy verify' on the bundle.");
+}
+
 void verify_whole(Session& session, const Arrays& arrays, Compared& compared) {
   const Manifest& manifest = session.bundle().manifest;
   const Tolerance tolerance = tolerance_of(session.precision());
   const std::int64_t count = sample_count(session.bundle(), arrays);
-  std::vector<Column> columns;
-  for (const MaskInfo& mask : manifest.masks) {
-    const TensorInfo info{mask.name, mask.shape, DYNDEPLOY_FLOAT32};
-    const Array& margin = samples(arrays, "margin/" + mask.name, info, count);
-    columns.push_back({mask.name,
-                       info,
-                       &samples(arrays, mask.name, info, count),
-                       &margin,
-                       largest(margin.floats(), margin.count()),
-                       {}});
-  }
-  const std::size_t masks = columns.size();
-  for (const TensorInfo& output : manifest.outputs) {
-    if (output.type != DYNDEPLOY_FLOAT32 || output.shape[0] != manifest.batch) continue;
-    const Array& expected = samples(arrays, output.name, output, count);
-    columns.push_back(
-        {output.name, output, &expected, nullptr, largest(expected.floats(), expected.count()), {}});
-  }
-  const std::size_t batch = static_cast<std::size_t>(manifest.batch);
+  std::vector<Column> columns = columns_of(manifest, arrays, count);
+  const std::size_t masks = manifest.masks.size(), batch = static_cast<std::size_t>(manifest.batch);
+  DetectionTask task(manifest);
   for (std::size_t start = 0; start < static_cast<std::size_t>(count); start += batch) {
     std::vector<dyndeploy_tensor> inputs, outputs;
     for (const TensorInfo& input : manifest.inputs) {
@@ -172,7 +234,7 @@ void verify_whole(Session& session, const Arrays& arrays, Compared& compared) {
       inputs.push_back(tensor_of(input, all.bytes.data() + start * row, batch));
     }
     for (Column& column : columns) {
-      column.got.resize(elements(column.info.shape) * sizeof(float));
+      column.got.resize(elements(column.info.shape) * element_bytes(column.info.type));
       outputs.push_back(tensor_of(column.info, column.got.data(), batch));
     }
     session.run_tensors(inputs.data(), inputs.size(), outputs.data(), outputs.size(), nullptr, 0);
@@ -181,7 +243,10 @@ void verify_whole(Session& session, const Arrays& arrays, Compared& compared) {
       bool same = true;
       for (std::size_t i = 0; i < masks && same; ++i)
         same = same_mask(columns[i], row, start + row, tolerance.margin, compared);
-      for (std::size_t i = masks; i < columns.size() && same; ++i) {
+      if (manifest.has_detection && same)
+        compare_detections(manifest, columns.data() + masks, row, start + row,
+                           static_cast<const float*>(inputs[1].data) + 2 * row, task, compared.detections);
+      for (std::size_t i = masks; i < columns.size() && same && !manifest.has_detection; ++i) {
         const Column& column = columns[i];
         compare_output(column.name, reinterpret_cast<const float*>(column.got.data()) + row * column.row(),
                        column.floats(start + row), column.row(), column.scale, tolerance.output, compared);
@@ -189,6 +254,7 @@ void verify_whole(Session& session, const Arrays& arrays, Compared& compared) {
       compared.samples += same;
     }
   }
+  if (manifest.has_detection) check_detections(compared.detections);
 }
 
 void verify_stages(Session& session, const Arrays& arrays, Compared& compared) {
@@ -234,12 +300,19 @@ std::string verify(Session& session) {
          std::to_string(compared.ties) + " of " + std::to_string(compared.bits) +
              " mask bits differ from PyTorch's, though each was nearly a tie: too many. Run "
              "'dyndeploy verify' on the bundle.");
-  char text[256];
-  std::snprintf(text, sizeof text,
-                "%zu files match their checksums; %zu reference inputs: largest relative error %.2g, %zu "
-                "mask bits, %zu of "
-                "them ties that fell the other way",
-                names.size(), compared.samples, compared.error, compared.bits, compared.ties);
+  const DetectionDifference& found = compared.detections;
+  char results[160], text[384];
+  if (bundle.manifest.has_detection) {
+    std::snprintf(results, sizeof results, "%zu of %zu detections, boxes within %.2g px, scores within %.2g",
+                  found.matched, found.matched + found.missed, found.box, found.score);
+  } else {
+    std::snprintf(results, sizeof results, "largest relative error %.2g", compared.error);
+  }
+  std::snprintf(
+      text, sizeof text,
+      "%zu files match their checksums; %zu reference inputs: %s, %zu mask bits, %zu of them ties that fell "
+      "the other way",
+      names.size(), compared.samples, results, compared.bits, compared.ties);
   return text;
 }
 
