@@ -256,18 +256,24 @@ A camera, and a test picture where there is none:
             f"{_some([info.name for info in part.inputs])}, gives {_some([info.name for info in part.outputs])}."
             for index, part in enumerate(self.parts, start=1)
         ]
-        code = (
-            "from host_program import HostProgram\n\n"
-            f'program = HostProgram.load("../{next(part.file for part in self.parts if part.host)}")\n'
-            "print(program.inputs, program.outputs)"
-        )
-        return (
+        text = (
             "## Run\n\nThe network runs in parts: engines, and what the host computes between them. `bundle.json` has "
             "the name, shape and type of every tensor on the way (`detection.parts`).\n\n"
             + "\n\n".join(lines)
             + "\n\nNeither the runtime nor `agent.py` runs such a chain in this release; `dyndeploy run` does on a "
-            "computer with a GPU. Below are the lines that build and time the engines. `host_program.py` computes the "
-            f"other parts; it needs NumPy and nothing else:\n\n```py board\n{code}\n```"
+            "computer with a GPU. Below are the lines that build and time the engines."
+        )
+        programs = [part.file for part in self.parts if part.host]
+        if not programs:
+            return text
+        code = (
+            "from host_program import HostProgram\n\n"
+            f'program = HostProgram.load("../{programs[0]}")\n'
+            "print(program.inputs, program.outputs)"
+        )
+        return (
+            f"{text} `host_program.py` computes the other parts; it needs NumPy and nothing else:\n\n"
+            f"```py board\n{code}\n```"
         )
 
     def python(self) -> str:

@@ -77,16 +77,39 @@ def split(model: onnx.ModelProto, places: Mapping[str, Placement], target: str) 
     """
     require_places(model, places, target)
     known = _Values(model)
+    early = _early(model)
     stages: dict[str, int] = {}
     members: dict[int, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         base = max((stages[name] for name in reads(node) if name in stages), default=0)
         odd = base % 2
         # An engine has an even number, a host program an odd one.
-        stage = base + (1 - odd if _on_host(node, places, known.shapes) else odd)
+        host = node.output[0] not in early and _on_host(node, places, known.shapes)
+        stage = base + (1 - odd if host else odd)
         members.setdefault(stage, []).append(node)
         stages |= dict.fromkeys(node.output, stage)
     return [known.segment(stage, members) for stage in sorted(members)]
+
+
+def _early(model: onnx.ModelProto) -> set[str]:
+    """What post-processing's standard operators make of the network's inputs alone, for layers to read.
+
+    It stays with the layers: an engine would otherwise wait for a program of a few numbers.
+    """
+    given = {value.name for value in model.graph.input} | {item.name for item in model.graph.initializer}
+    made: dict[str, onnx.NodeProto] = {}
+    for node in model.graph.node:
+        if (
+            not node.domain
+            and part_of(node.name) == POST_PROCESSING
+            and all(name in given or name in made for name in reads(node))
+        ):
+            made |= dict.fromkeys(node.output, node)
+    wanted: set[str] = set()
+    for node in reversed(model.graph.node):
+        if part_of(node.name) != POST_PROCESSING or wanted & set(node.output):
+            wanted |= {name for name in reads(node) if name in made}
+    return wanted
 
 
 def require_places(model: onnx.ModelProto, places: Mapping[str, Placement], target: str) -> None:

@@ -23,7 +23,6 @@ from dyndeploy.ops.base import (
     Counts,
     Element,
     KernelSpec,
-    Launch,
     OperatorSpec,
     Port,
     Rates,
@@ -148,31 +147,10 @@ def _work(shapes: Sequence[Shape], attributes: Attributes, counts: Counts, eleme
 def _sizes(shapes: Sequence[Shape], attributes: Attributes, rates: Rates) -> Mapping[str, float]:
     _, channels, height, width = shapes[0]
     size = int(attributes["size"])
-    regions = shapes[-1][0]
-    return {
-        "batch": 1.0,
-        "h": height,
-        "w": width,
-        "oh": size,
-        "ow": size,
-        "cin": channels,
-        "cout": channels,
-        "regions": regions,
-    }
+    return {"batch": 1.0, "h": height, "w": width, "oh": size, "ow": size, "cin": channels, "cout": channels}
 
 
-_BIN = 4.0
-"""Cells along an axis that a bin of a region reads: a region is 14 to 28 cells of its level (Lin et al., "Feature
-Pyramid Networks", CVPR 2017, equation 1), and most have 7 bins."""
-
-
-def _launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
-    """One launch, bound by reading the cells under the bins, most of them from a cache."""
-    results = f["regions"] * f["oh"] * f["ow"] * f["cout"]
-    return (Launch(moved=results * (_BIN * _BIN + 1.0) * element),)
-
-
-_GPU = KernelSpec(precisions=("fp32", "fp16"), launches=_launches)
+_GPU = KernelSpec(precisions=("fp32", "fp16"))
 
 
 def _body(b: Body, inputs: Mapping[str, Value]) -> Value:

@@ -35,10 +35,13 @@ SAME = frozenset(
 SAME_UPWARDS = frozenset(
     {
         *("AveragePool", "Cast", "DequantizeLinear", "Pad", "QuantizeLinear", "ReduceMax"),
-        *("ReduceMin", "Reshape", "Resize", "Shape"),
+        *("ReduceMin", "Reshape", "Resize", "ScatterElements", "ScatterND", "Shape"),
     }
 )
 """Operators that opsets up to 20 read as opset 18 has them, though not the other way round."""
+
+READ_ALIKE = SAME | {"Reshape", "ScatterElements", "ScatterND"}
+"""Operators that opset 16 reads as opset 13 has them."""
 
 
 class _Lowering:
@@ -355,7 +358,7 @@ def with_all_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def raise_opset(model: onnx.ModelProto, opset: int) -> None:
-    """Say the same in a newer opset, where no operator of the graph has another meaning there.
+    """Say the same in a newer opset, up to 16, where no operator of the graph has another meaning there.
 
     Raises:
         ExportError: One has.
@@ -363,7 +366,7 @@ def raise_opset(model: onnx.ModelProto, opset: int) -> None:
     (entry,) = (entry for entry in model.opset_import if not entry.domain)
     for node in all_nodes(model.graph):
         old, new = version_of(node.op_type, entry.version), version_of(node.op_type, opset)
-        if not node.domain and old != new and node.op_type not in SAME | SAME_UPWARDS:
+        if not node.domain and old != new and node.op_type not in READ_ALIKE:
             raise ExportError(f"{node.name}: no rule takes {node.op_type} from opset {entry.version} to {opset}.")
     entry.version = opset
 
