@@ -10,38 +10,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dyndeploy.ops.multiscale_deformable_attention import attend
 
 Size = tuple[int, int]
 """Height and width of a map, in cells."""
-
-
-def sample_levels(value: Tensor, sizes: Sequence[Size], locations: Tensor, weights: Tensor) -> Tensor:
-    """Return weighted sums of bilinear samples of several maps.
-
-    Args:
-        value: The cells of all maps, one map behind the other, row by row: (N, S, heads, channels).
-        sizes: Height and width of each map; their areas add up to S.
-        locations: Points in fractions of the maps, x before y: (N, Q, heads, levels, points, 2).
-        weights: Of the samples: (N, Q, heads, levels, points).
-
-    Returns:
-        (N, Q, heads * channels).
-    """
-    batch, _, heads, channels = value.shape
-    queries = locations.shape[1]
-    grid, scale = 2 * locations - 1, weights.transpose(1, 2).flatten(0, 1)
-    summed = value.new_zeros(batch * heads, channels, queries)
-    # Level by level: the samples of all levels at once would be the largest tensor of a network by far.
-    for level, (cells, (height, width)) in enumerate(
-        zip(torch.split(value, [height * width for height, width in sizes], 1), sizes, strict=True)
-    ):
-        features = cells.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
-        points = grid[:, :, :, level].transpose(1, 2).flatten(0, 1)
-        samples = F.grid_sample(features, points, align_corners=False)
-        summed = summed + (samples * scale[:, None, :, level]).sum(-1)
-    return summed.view(batch, heads * channels, queries).transpose(1, 2)
 
 
 class DeformableAttention(nn.Module):
@@ -88,8 +62,8 @@ class DeformableAttention(nn.Module):
             references: Per query and level, in fractions of the map: points (N, Q, levels, 2), whose offsets are in
                 cells of the map; or boxes (N, Q, levels, 4), x, y, width, height, whose offsets are in parts of half
                 the box.
-            memory: The cells of all maps, (N, S, width); see :func:`sample_levels`.
-            sizes: See :func:`sample_levels`.
+            memory: The cells of all maps, one map behind the other, row by row: (N, S, width).
+            sizes: Height and width of each map; their areas add up to S.
             blank: Which cells count as zeros, (N, S), bool.
         """
         batch, queries, _ = query.shape
@@ -106,7 +80,7 @@ class DeformableAttention(nn.Module):
             locations = centre + offsets / cells[:, None]
         else:
             locations = centre + offsets / self.points * references[:, :, None, :, None, 2:] * 0.5
-        read: Tensor = self.output_proj(sample_levels(value, sizes, locations, weights))
+        read: Tensor = self.output_proj(attend(value, sizes, locations, weights).flatten(2))
         return read
 
 

@@ -257,18 +257,24 @@ A camera, and a test picture where there is none:
             f"{_some([info.name for info in part.inputs])}, gives {_some([info.name for info in part.outputs])}."
             for index, part in enumerate(self.parts, start=1)
         ]
-        code = (
-            "from host_program import HostProgram\n\n"
-            f'program = HostProgram.load("../{next(part.file for part in self.parts if part.host)}")\n'
-            "print(program.inputs, program.outputs)"
-        )
-        return (
+        text = (
             "\n\nOn the GPU the network runs in parts: engines, and what the processor computes between them. "
             "`bundle.json` has the name, shape and type of every tensor on the way (`detection.parts`).\n\n"
             + "\n\n".join(lines)
             + "\n\nThe runtime runs all of them in turn; `agent.py` does not in this release. Below are the lines that "
-            "build and time the engines one by one. `host_program.py` computes the other parts in Python; it needs "
-            f"NumPy and nothing else:\n\n```py board\n{code}\n```"
+            "build and time the engines one by one."
+        )
+        programs = [part.file for part in self.parts if part.host]
+        if not programs:
+            return text
+        code = (
+            "from host_program import HostProgram\n\n"
+            f'program = HostProgram.load("../{programs[0]}")\n'
+            "print(program.inputs, program.outputs)"
+        )
+        return (
+            f"{text} `host_program.py` computes the other parts in Python; it needs NumPy and nothing else:\n\n"
+            f"```py board\n{code}\n```"
         )
 
     def python(self) -> str:

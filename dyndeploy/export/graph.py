@@ -21,7 +21,6 @@ from dyndeploy.graphs.branches import insert_branches
 from dyndeploy.graphs.passes import COMMON, OF_TARGET, Context, run_pipeline
 from dyndeploy.graphs.split import Segment, require_places, split
 from dyndeploy.nets import NetworkFacts
-from dyndeploy.ops.boxes import BOXES
 from dyndeploy.precisions import tolerance_of
 from dyndeploy.targets import PORTABLE, Target, load_target
 
@@ -116,7 +115,7 @@ def build(
     run_pipeline(model, context, COMMON)
     require_places(model, target.detection, target.name)
     parts: tuple[Segment, ...] = ()
-    if target.detection and any(node.domain == BOXES for node in model.graph.node):
+    if target.detection and facts.parts:
         parts = _parts(model, context, target)
         whole = load_target(PORTABLE)
         context = replace(

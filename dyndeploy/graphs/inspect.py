@@ -129,10 +129,13 @@ def rename_tensors(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 
 
 def attach_bodies(model: onnx.ModelProto, opset: int) -> None:
-    """Give a model the function bodies of the dynamic operators that it has, inside branches too."""
+    """Give a model the function bodies of the dynamic operators that it has, inside branches too.
+
+    A body that cannot be written at the opset is left out: :func:`dyndeploy.graphs.passes.with_all_bodies` writes it.
+    """
     names = sorted({node.op_type for node in all_nodes(model.graph) if node.domain == DOMAIN})
     del model.functions[:]
-    model.functions.extend(OPERATORS[name].function(opset) for name in names)
+    model.functions.extend(OPERATORS[name].function(opset) for name in names if OPERATORS[name].least_opset <= opset)
 
 
 def drop_unused(model: onnx.ModelProto) -> None:

@@ -20,12 +20,16 @@ from onnx import TensorProto, helper, numpy_helper
 from dyndeploy.errors import ExportError
 from dyndeploy.graphs.inspect import all_nodes, reads
 from dyndeploy.graphs.parts import POST_PROCESSING, part_of
+from dyndeploy.graphs.passes.boxes import takes_regions
 from dyndeploy.graphs.passes.shared import attributes_of, known_shapes
+from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.boxes import BOXES, KEEP_BOXES, PYRAMID_ROI_ALIGN
-from dyndeploy.targets.platforms import HOST, NOWHERE, Placement
+from dyndeploy.targets.platforms import HOST, NOWHERE, PLUGIN, Placement
 
-STANDS_FOR = {KEEP_BOXES: "NonMaxSuppression", PYRAMID_ROI_ALIGN: "RoiAlign"}
+_STANDS_FOR = {KEEP_BOXES: "NonMaxSuppression", PYRAMID_ROI_ALIGN: "RoiAlign"}
 """ONNX operator by which a target says where a placeholder runs."""
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 PROGRAM, FORMAT, CONSTANT = "program", 1, "constant/"
 """As in :mod:`dyndeploy.runtimes.host_program`, which reads what is written here; a test holds them together."""
@@ -57,8 +61,8 @@ class Segment:
 def split(model: onnx.ModelProto, places: Mapping[str, Placement], target: str) -> list[Segment]:
     """Cut a captured graph whose nodes are named after their parts (:mod:`dyndeploy.graphs.parts`).
 
-    Layers run in engines. Post-processing runs on the host, and so does a placeholder where the target says so. Engines
-    give and take floats and 32-bit numbers: whole numbers of 64 bits are cast on the way.
+    Layers and what plugins compute run in engines. Post-processing runs on the host, and so does a placeholder where
+    the target says so. Engines give and take floats and 32-bit numbers: whole numbers of 64 bits are cast on the way.
 
     Args:
         model: Captured, with placeholders; it is not changed.
@@ -73,31 +77,67 @@ def split(model: onnx.ModelProto, places: Mapping[str, Placement], target: str) 
     """
     require_places(model, places, target)
     known = _Values(model)
+    early = _early(model)
     stages: dict[str, int] = {}
     members: dict[int, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         base = max((stages[name] for name in reads(node) if name in stages), default=0)
         odd = base % 2
         # An engine has an even number, a host program an odd one.
-        stage = base + (1 - odd if _on_host(node, places) else odd)
+        host = node.output[0] not in early and _on_host(node, places, known.shapes)
+        stage = base + (1 - odd if host else odd)
         members.setdefault(stage, []).append(node)
         stages |= dict.fromkeys(node.output, stage)
     return [known.segment(stage, members) for stage in sorted(members)]
 
 
+def _early(model: onnx.ModelProto) -> set[str]:
+    """What post-processing's standard operators make of the network's inputs alone, for layers to read.
+
+    It stays with the layers: an engine would otherwise wait for a program of a few numbers.
+    """
+    given = {value.name for value in model.graph.input} | {item.name for item in model.graph.initializer}
+    made: dict[str, onnx.NodeProto] = {}
+    for node in model.graph.node:
+        if (
+            not node.domain
+            and part_of(node.name) == POST_PROCESSING
+            and all(name in given or name in made for name in reads(node))
+        ):
+            made |= dict.fromkeys(node.output, node)
+    wanted: set[str] = set()
+    for node in reversed(model.graph.node):
+        if part_of(node.name) != POST_PROCESSING or wanted & set(node.output):
+            wanted |= {name for name in reads(node) if name in made}
+    return wanted
+
+
 def require_places(model: onnx.ModelProto, places: Mapping[str, Placement], target: str) -> None:
     """Raise ``ExportError`` with the reason for an operator that the target runs nowhere."""
+    shapes = known_shapes(model)
     for node in all_nodes(model.graph):
-        place = places.get(STANDS_FOR.get(node.op_type, node.op_type))
+        place = _place(node, places, shapes)
         if place is not None and place.runs == NOWHERE:
             raise ExportError(f"{node.name}: {target} cannot run {node.op_type}: {place.why}.")
 
 
-def _on_host(node: onnx.NodeProto, places: Mapping[str, Placement]) -> bool:
+def _place(node: onnx.NodeProto, places: Mapping[str, Placement], shapes: Shapes) -> Placement | None:
+    """Where a target runs a node, as far as it says: an operator of ours by the kind of its kernels."""
+    if node.domain == DOMAIN:
+        return places.get(OPERATORS[node.op_type].kind)
+    if node.domain != BOXES:
+        return places.get(node.op_type)
+    own = places.get(OPERATORS[node.op_type].kind) if node.op_type in OPERATORS else None
+    if own is not None and own.runs == PLUGIN and takes_regions(node, shapes):
+        return own
+    return places.get(_STANDS_FOR[node.op_type])
+
+
+def _on_host(node: onnx.NodeProto, places: Mapping[str, Placement], shapes: Shapes) -> bool:
     if node.domain == BOXES:
-        place = places.get(STANDS_FOR[node.op_type])
+        place = _place(node, places, shapes)
         return place is None or place.runs == HOST
-    return part_of(node.name) == POST_PROCESSING
+    return part_of(node.name) == POST_PROCESSING and node.domain != DOMAIN
 
 
 class _Values:
@@ -105,7 +145,7 @@ class _Values:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model = model
-        self._shapes = known_shapes(model)
+        self.shapes = known_shapes(model)
         graph = onnx.shape_inference.infer_shapes(model).graph
         values = (*model.graph.value_info, *graph.value_info, *graph.input, *graph.output)
         self._types = {value.name: value.type.tensor_type.elem_type for value in values}
@@ -142,7 +182,7 @@ class _Values:
         return Segment(host, own)
 
     def _value(self, name: str) -> onnx.ValueInfoProto:
-        shape = self._shapes.get(name)
+        shape = self.shapes.get(name)
         if shape is None or any(size < 0 for size in shape):
             raise ExportError(f"The size of {name}, which goes from an engine to the host or back, is not static.")
         kind = self._types.get(name, TensorProto.UNDEFINED)
@@ -186,7 +226,7 @@ class _Values:
                 cast = helper.make_node("Cast", [value.name], [narrow], name=f"{POST_PROCESSING}/{narrow}")
                 cast.attribute.append(helper.make_attribute("to", TensorProto.INT32))
                 own.graph.node.append(cast)
-                outputs.append(helper.make_tensor_value_info(narrow, TensorProto.INT32, self._shapes[value.name]))
+                outputs.append(helper.make_tensor_value_info(narrow, TensorProto.INT32, self.shapes[value.name]))
                 if value.name not in hosts and value.name not in self._outputs:
                     continue
             outputs.append(value)

@@ -27,7 +27,7 @@ from dyndeploy.graphs.inspect import (
 )
 from dyndeploy.graphs.parts import HEADS, NECK, POST_PROCESSING
 from dyndeploy.graphs.shapes import static_shapes, with_values
-from dyndeploy.ops import DOMAIN, OPERATORS, Role
+from dyndeploy.ops import DOMAIN, OPERATORS, Element, Role
 from dyndeploy.precisions import precision_of
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ def tensorrt_model(
             raise UsageError("A graph with branches (If) has no typed FP16 plan. Use fp32 for it.")
         _Typing(model, copy).apply()
     _repack(model, copy, half=plan.half)
+    _narrow_indices(copy)
     _state_precision(copy, half=plan.half)
     if rates is not None:
         _state_rates(copy, rates)
@@ -259,6 +260,26 @@ def _repack(model: onnx.ModelProto, copy: onnx.ModelProto, *, half: bool) -> Non
         node.input[:] = kept
 
 
+def _narrow_indices(copy: onnx.ModelProto) -> None:
+    """Give plugins whole numbers as 32-bit ones, which every release has."""
+    from onnx import TensorProto, helper
+
+    for graph in all_graphs(copy.graph):
+        nodes = []
+        for node in graph.node:
+            kernel = OPERATORS[node.op_type].kernels.get("tensorrt") if is_dynamic(node) else None
+            ports = () if kernel is None else OPERATORS[node.op_type].native_inputs("tensorrt")
+            for index, port in enumerate(ports):
+                if port.element is Element.INDEX:
+                    name, narrow = node.input[index], f"{node.name}/{port.name}/int32"
+                    nodes.append(helper.make_node("Cast", [name], [narrow], name=narrow, to=TensorProto.INT32))
+                    node.input[index] = narrow
+            nodes.append(node)
+        if len(nodes) > len(graph.node):
+            del graph.node[:]
+            graph.node.extend(nodes)
+
+
 def in_head(node_name: str) -> bool:
     """Whether a node stands behind the last block of its network, or of its stage where stages are joined.
 
@@ -344,8 +365,12 @@ class _Typing:
                 self._nodes.append(node)
                 continue
             for index, name in enumerate(node.input):
-                if self._takes_data(node, index) and self._types.get(name) in (self._float, self._half):
+                if self._types.get(name) not in (self._float, self._half):
+                    continue
+                if self._takes_data(node, index):
                     node.input[index] = self._as(name, wanted, node.name)
+                elif self._takes_float(node, index):
+                    node.input[index] = self._as(name, self._float, node.name)
             self._nodes.append(node)
             for index, name in enumerate(node.output):
                 if self._types.get(name) != self._float or node.op_type in ("Cast", "Constant"):
@@ -369,8 +394,17 @@ class _Typing:
 
     def _takes_data(self, node: onnx.NodeProto, index: int) -> bool:
         if node.domain == DOMAIN:  # weights are written when they are repacked; masks stay float
-            return OPERATORS[node.op_type].inputs[index].role is Role.ACTIVATION
+            port = OPERATORS[node.op_type].inputs[index]
+            return port.role is Role.ACTIVATION and port.element is Element.DATA
         return index not in _FLOAT_ONLY_INPUTS.get(node.op_type, ()) and node.op_type != "Cast"
+
+    @staticmethod
+    def _takes_float(node: onnx.NodeProto, index: int) -> bool:
+        """Whether an operator of ours reads an activation as float whatever it computes in."""
+        if node.domain != DOMAIN:
+            return False
+        port = OPERATORS[node.op_type].inputs[index]
+        return port.role is Role.ACTIVATION and port.element is Element.FLOAT
 
     def _as(self, name: str, wanted: int, where: str) -> str:
         """The tensor ``name`` in the wanted type: itself, a rounded constant, or behind a Cast."""

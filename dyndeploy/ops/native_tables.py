@@ -52,7 +52,7 @@ namespace tables {{
 enum class Role {{ kActivation, kMask, kWeight }};
 
 // kData: the type that the operator computes in, the same for all such ports of a node. kFloat: always float. kIndex:
-// 64-bit integers. The others are integers of these sizes.
+// 64-bit integers, in TensorRT 32-bit ones. The others are integers of these sizes.
 enum class Element {{ kData, kFloat, kIndex, kUint8, kInt8, kInt32 }};
 
 // Which kind of decision an input is; kNone for all that are no masks.
@@ -105,7 +105,8 @@ def operator_tables(specs: Sequence[OperatorSpec] = SPECS) -> str:
 
     Raises:
         UsageError: The adapters have no form for something that an operator has: several outputs, optional inputs,
-            index tensors in TensorRT, or a size whose symbol has no letter.
+            an
+            index tensor first in TensorRT, or a size whose symbol has no letter.
     """
     specs = [spec for spec in specs if FAMILIES.keys() & spec.kernels.keys()]
     for spec in specs:
@@ -134,8 +135,9 @@ def _check(spec: OperatorSpec) -> None:
         problems.append(f"{len(spec.outputs)} outputs")
     problems += [f"the optional input {port.name}" for port in spec.inputs if port.optional]
     ports = [*spec.inputs, *_plugin_inputs(spec), *spec.outputs]
-    if "tensorrt" in spec.kernels:
-        problems += [f"the index tensor {port.name}" for port in ports if port.element is Element.INDEX]
+    if "tensorrt" in spec.kernels and spec.inputs[0].element is Element.INDEX:
+        # Its type is what TensorRT chooses for all data.
+        problems.append(f"the index tensor {spec.inputs[0].name}")
     letters: dict[str, str] = {}
     for symbol in dict.fromkeys(symbol for port in ports for symbol in port.shape):
         letter = LETTERS.get(symbol, symbol)

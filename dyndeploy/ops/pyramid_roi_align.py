@@ -150,6 +150,9 @@ def _sizes(shapes: Sequence[Shape], attributes: Attributes, rates: Rates) -> Map
     return {"batch": 1.0, "h": height, "w": width, "oh": size, "ow": size, "cin": channels, "cout": channels}
 
 
+_GPU = KernelSpec(precisions=("fp32", "fp16"))
+
+
 def _body(b: Body, inputs: Mapping[str, Value]) -> Value:
     """The boxes of every level through one RoiAlign, then all in their order again."""
     *maps, boxes, levels = inputs.values()
@@ -199,7 +202,7 @@ SPECS = (
         expected=no_counts,
         work=_work,
         sizes=_sizes,
-        kernels={"cpu": KernelSpec()},
+        kernels={"cpu": KernelSpec(), "cuda": _GPU, "tensorrt": _GPU},
         least_opset=16,
     ),
 )

@@ -13,6 +13,7 @@ from dyndeploy.ops import (
     class_token_masker,
     layer_bottleneck,
     layer_se_bottleneck,
+    multiscale_deformable_attention,
     pyramid_roi_align,
     quantized_channel_bottleneck,
     quantized_channel_masker,
@@ -65,6 +66,7 @@ _MODULES = (
     quantized_spatial_channel_se_bottleneck,
     quantized_image_convolution,
     pyramid_roi_align,
+    multiscale_deformable_attention,
 )
 
 

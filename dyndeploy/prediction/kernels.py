@@ -413,7 +413,7 @@ _MEMBERS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 _CLASSES = {name: kind for kind, names in _MEMBERS.items() for name in names}
-MODELLED = ("topk", "suppression", "regions", "pyramid_regions", "sampling")
+MODELLED = ("topk", "suppression", "regions", "pyramid_regions", "sampling", "deformable_attention")
 """Kinds of kernels that no calibration measures."""
 
 _FUSED_BY: dict[str, frozenset[str]] = {

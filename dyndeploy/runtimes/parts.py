@@ -12,6 +12,7 @@ import numpy as np
 
 from dyndeploy.bundle import Bundle, PartInfo, TensorInfo
 from dyndeploy.errors import BundleError, DyndeployError
+from dyndeploy.graphs.passes import with_all_bodies
 from dyndeploy.runtimes.base import ENGINE_RUNTIMES, Array, Session
 from dyndeploy.runtimes.host_program import HostProgram
 from dyndeploy.runtimes.onnxruntime import PROVIDER_OF, OnnxRuntimeSession
@@ -133,7 +134,7 @@ def open_parts(
                 )[0]
             else:
                 session = OnnxRuntimeSession(
-                    graphs[part.file], threads=threads, native=native, provider=PROVIDER_OF[runtime]
+                    with_all_bodies(graphs[part.file]), threads=threads, native=native, provider=PROVIDER_OF[runtime]
                 )
             steps.append(stack.enter_context(session))
         opened = PartsSession(bundle, steps)

@@ -21,8 +21,8 @@ _DETECTION = Path(__file__).parent / "tensorrt_detection.toml"
 PORTABLE = "cpu"
 """Target of the one graph of a network that its own target runs in parts: what can be verified anywhere."""
 
-ENGINE, HOST, NOWHERE = "engine", "host", "none"
-"""Where an operator runs: in the engine, on the host between two engines, or not at all."""
+ENGINE, PLUGIN, HOST, NOWHERE = "engine", "plugin", "host", "none"
+"""Where an operator runs: in the engine, there as a plugin of ours, on the host between two engines, or not at all."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Placement:
     """Where an operator runs.
 
     Attributes:
-        runs: :data:`ENGINE`, :data:`HOST` or :data:`NOWHERE`.
+        runs: :data:`ENGINE`, :data:`PLUGIN`, :data:`HOST` or :data:`NOWHERE`.
         why: The reason, as a clause.
     """
 
@@ -80,7 +80,8 @@ class Target:
         power_modes: The fastest power modes; of releases with several, the newest release's first.
         ahead_of_time: Whether TensorRT-RTX supports its GPU: engines can then be built on any machine.
         source: Where these facts come from.
-        detection: Where what detectors need runs, by name of the ONNX operator; empty where all of it is in one graph.
+        detection: Where what detectors need runs, by name of the ONNX operator, or by the kind of an operator of
+            ours; empty where all of it is in one graph.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Deformable attention against samples worked out cell by cell, and sine codes against their formula."""
+"""Deformable attention by what its layers ask for, and sine codes against their formula."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dyndeploy.blocks.deformable import DeformableAttention, sample_levels, sine_code, sine_code_of_map
+from dyndeploy.blocks.deformable import DeformableAttention, sine_code, sine_code_of_map
 
 SIZES = [(3, 4), (2, 2)]
 CELLS = sum(height * width for height, width in SIZES)
@@ -32,23 +32,6 @@ def maps(value: torch.Tensor, image: int, head: int) -> list[np.ndarray]:
         found.append(cells[: height * width].reshape(height, width, -1))
         cells = cells[height * width :]
     return found
-
-
-def test_samples_of_all_levels_are_weighted_and_summed() -> None:
-    generator = torch.Generator().manual_seed(0)
-    value = torch.randn(2, CELLS, 2, 3, generator=generator)
-    locations = torch.rand(2, 5, 2, len(SIZES), 3, 2, generator=generator) * 1.6 - 0.3
-    weights = torch.rand(2, 5, 2, len(SIZES), 3, generator=generator)
-    found = sample_levels(value, SIZES, locations, weights)
-    assert found.shape == (2, 5, 6)
-    for image, query, head in np.ndindex(2, 5, 2):
-        expected = sum(
-            float(weights[image, query, head, level, point])
-            * bilinear(features, *locations[image, query, head, level, point].tolist())
-            for level, features in enumerate(maps(value, image, head))
-            for point in range(3)
-        )
-        np.testing.assert_allclose(found[image, query, 3 * head : 3 * head + 3], expected, atol=2e-6)
 
 
 def identity(attention: DeformableAttention) -> DeformableAttention:

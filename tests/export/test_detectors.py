@@ -126,14 +126,18 @@ def test_queries_have_fixed_places_and_parts() -> None:
     assert (info.decoding, info.mask_stride, info.rounding, info.masks) == ("queries", 2, False, True)
     assert any(step.startswith("boxes: around the masks") for step in info.host)
     for bundle, parts in ((detector, set(PARTS)), (masks, {BACKBONE, NECK, HEADS})):
-        nodes = bundle.load_model().graph.node
+        model = bundle.load_model()
+        nodes = model.graph.node
         assert {node.domain for node in nodes} == {"", "dyndeploy"}
         assert has_parts(group_of(node.name) for node in nodes)
         assert {part_of(node.name) for node in nodes} == parts
         kinds = [node.op_type for node in nodes]
         assert kinds.count("NonMaxSuppression") == (2 if bundle is detector else 0)
-        # One per level and layer of deformable attention.
-        assert kinds.count("GridSample") == (4 * (1 + 2) if bundle is detector else 3 * 1)
+        # One per layer of deformable attention, whose body reads each level.
+        levels, layers = (4, 1 + 2) if bundle is detector else (3, 1)
+        assert kinds.count(f"MultiscaleDeformableAttention{levels}") == layers
+        (body,) = (function for function in model.functions if function.name.startswith("MultiscaleDeformable"))
+        assert [node.op_type for node in body.node].count("GridSample") == levels
 
 
 @vision

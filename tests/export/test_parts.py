@@ -12,15 +12,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 import dyndeploy
 from dyndeploy import Bundle, ExportSettings
 from dyndeploy.bundle import Manifest
 from dyndeploy.errors import BundleError, DyndeployError, ExportError, UsageError
+from dyndeploy.export.capture import capture
+from dyndeploy.export.detection import inputs_of
 from dyndeploy.graphs.inspect import foreign_operators
+from dyndeploy.graphs.passes import with_all_bodies
 from dyndeploy.graphs.split import split
 from dyndeploy.ops import OPERATORS
-from dyndeploy.ops.boxes import BOXES
+from dyndeploy.ops.boxes import BOXES, PYRAMID_ROI_ALIGN
 from dyndeploy.remote.profiling import require_runnable
 from dyndeploy.runtimes import TensorRTSession, open_parts
 from dyndeploy.runtimes.tensorrt_engine import (
@@ -34,10 +38,12 @@ from dyndeploy.targets import load_target
 from dyndeploy.targets.platforms import Placement
 from dyndeploy.tasks.detection import compare
 from dyndeploy.verification import verify_bundle
-from tests.detectors import CLASSES, lively_detector, photographs
+from tests.detectors import CLASSES, QUERY_DETECTORS, lively_detector, photographs
 from tests.runtimes.fake_tensorrt import install_fakes
 
 pytestmark = [pytest.mark.vision("torchvision", "cv2"), pytest.mark.xdist_group("detectors in parts")]
+
+queries = pytest.mark.vision("torchvision", "cv2", "transformers")
 
 _KEPT: list[Any] = []
 
@@ -55,14 +61,18 @@ def test_what_runs_where() -> None:
     assert [(part.file, part.host) for part in dense.parts] == [("part0.onnx", False), ("part1.npz", True)]
     assert [part.host for part in regions.parts] == [False, True] * 3
     first, proposals, boxes, _, masks, last = regions.parts
-    # TensorRT 8.2 reads no regions: the host gives the heads what the pyramid holds in them.
-    assert [info.shape for info in boxes.inputs] == [(100, 48, 7, 7)]
-    assert [info.shape for info in masks.inputs] == [(100, 48, 14, 14)]
-    assert {info.dtype for part in regions.parts if not part.host for info in part.inputs} == {"float32"}
+    # TensorRT 8.2 reads no regions: a plugin does, of the maps that the first engine left on the device.
+    pyramid = [(1, 48, side, side) for side in (64, 32, 16, 8)]
+    for part in (boxes, masks):
+        assert sorted((info.shape for info in part.inputs if len(info.shape) == 4), reverse=True) == pyramid
+        # Boxes, and the level that each is read from.
+        assert [info.shape for info in part.inputs if info.dtype == "int32"] == [(100,)]
+    assert {info.dtype for part in regions.parts if not part.host for info in part.inputs} == {"float32", "int32"}
     assert {mask.name for mask in regions.manifest.masks} <= {info.name for info in first.outputs}
     assert [info.name for info in last.outputs] == ["masks"] and "image_size" in {i.name for i in proposals.inputs}
     places = regions.manifest.detector().places
     assert any(place.startswith("RoiAlign: host; TensorRT has it from 8.5 on") for place in places)
+    assert any(place.startswith("pyramid_regions: plugin; it reads a box from its own level") for place in places)
     assert regions.damaged_files() == {} and regions.manifest.opset == 18
     assert Manifest.from_json(json.loads(json.dumps(regions.manifest.to_json()))) == regions.manifest
 
@@ -113,8 +123,7 @@ def test_engines_and_host_programs_run_in_turn(monkeypatch: pytest.MonkeyPatch, 
         session.run(feeds)
 
 
-def test_regions_are_read_in_an_engine_where_that_can() -> None:
-    """Boxes of other levels are read as empty ones, so that no size depends on the data."""
+def test_regions_are_read_by_a_plugin() -> None:
     network = lively_detector("mask_rcnn", "layer")
     from dyndeploy.export.graph import build
     from dyndeploy.export.subject import make_subject
@@ -123,10 +132,75 @@ def test_regions_are_read_in_an_engine_where_that_can() -> None:
     built = build(subject.network, subject.inputs, load_target("orin_nano"))
     kinds = [[node.op_type for node in part.model.graph.node] for part in built.parts]
     assert [part.host for part in built.parts] == [False, True] * 3
-    assert [own.count("RoiAlign") for own in kinds] == [0, 0, 4, 0, 4, 0]
+    assert [own.count("PyramidRoiAlign") for own in kinds] == [0, 0, 1, 0, 1, 0]
+    assert not any("RoiAlign" in own for own in kinds)
     # Whole numbers go in with 32 bits.
     types = {value.name: value.type.tensor_type.elem_type for value in built.parts[2].model.graph.input}
     assert set(types.values()) == {onnx.TensorProto.FLOAT, onnx.TensorProto.INT32}
+
+
+@queries
+@pytest.mark.parametrize("kind", QUERY_DETECTORS)
+def test_detectors_of_queries_run_in_parts(kind: str) -> None:
+    own = bundle(kind, "nano")
+    report = verify_bundle(own)
+    assert report.passed, [check for check in report.checks if not check.passed]
+    engines = own.load_engine_parts()
+    assert [part.host for part in own.parts] == ([False] if kind == "mask2former" else [False, True] * 3)
+    attention = f"MultiscaleDeformableAttention{3 if kind == 'mask2former' else 4}"
+    kinds = [node.op_type for _, model in engines for node in model.graph.node]
+    assert kinds.count(attention) == (1 if kind == "mask2former" else 1 + 2) and "GridSample" not in kinds
+    for part, model in engines:
+        assert {entry.domain: entry.version for entry in model.opset_import}[""] == 13, part.file
+        # Its body needs opset 16; whoever runs it elsewhere raises the graph.
+        assert not any(function.name == attention for function in model.functions)
+        raised = with_all_bodies(model)
+        has_attention = any(node.op_type == attention for node in model.graph.node)
+        assert any(function.name == attention for function in raised.functions) == has_attention
+        assert raised.graph == model.graph
+    assert (own.path / "device" / "README.md").read_text().count("host program") >= (kind == "ddq_detr")
+
+
+@queries
+@pytest.mark.parametrize("kind", QUERY_DETECTORS)
+def test_detectors_of_queries_are_legal_on_every_release(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dyndeploy.export import graph
+
+    captured: list[bytes] = []
+
+    def once(*arguments: Any, **options: Any) -> onnx.ModelProto:
+        if not captured:
+            captured.append(capture(*arguments, **options).SerializeToString())
+        return onnx.ModelProto.FromString(captured[0])
+
+    monkeypatch.setattr(graph, "capture", once)
+    network = lively_detector(kind, "layer")
+    for name in ("tx2", "xavier_nx", "orin_nano", "rtx4090"):
+        target = load_target(name)
+        built = graph.build(network, inputs_of((96, 128), 1), target)
+        assert built.parts
+        for part in built.parts:
+            if not part.host:
+                assert foreign_operators(part.model, OPERATORS, target.allowed_operators) == []
+                assert not any(node.op_type in ("GridSample", "RoiAlign") for node in part.model.graph.node)
+
+
+def test_regions_that_no_plugin_reads_are_the_hosts_where_the_release_reads_none() -> None:
+    """A pyramid of two maps."""
+    inputs = {"fine": (1, 8, 32, 32), "coarse": (1, 8, 16, 16), "boxes": (10, 4)}
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()]
+    values.append(helper.make_tensor_value_info("levels", TensorProto.INT64, (10,)))
+    read = helper.make_node(
+        PYRAMID_ROI_ALIGN, [*inputs, "levels"], ["r"], name="heads/r", domain=BOXES, strides=[4, 8], size=7
+    )
+    layer = helper.make_node("Relu", ["r"], ["y"], name="heads/y")
+    shape = (10, 8, 7, 7)
+    output, inner = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("y", "r"))
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(BOXES, 1)]
+    graph = helper.make_graph([read, layer], "g", values, [output], value_info=[inner])
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    for name, host in (("nano", [True, False]), ("orin_nano", [False])):
+        assert [part.host for part in split(model, load_target(name).detection, name)] == host
 
 
 def test_an_operator_that_runs_nowhere_is_refused_with_the_reason() -> None:

@@ -78,6 +78,8 @@ def build(
     generator = torch.Generator().manual_seed(seed)
     if name == "PyramidRoiAlign":
         return _of_regions(spec, generator, size, channels, hidden, stride, out_channels)
+    if spec.kind == "deformable_attention":
+        return _of_points(spec, generator, batch, size, channels, hidden, channel_groups, stride)
     if len(spec.inputs[0].shape) == 3:
         return _of_tokens(
             spec, generator, batch, math.prod(size) % 23 + 1, channels, hidden, channel_groups, rate, head_mode,
@@ -188,6 +190,29 @@ def _of_regions(
     ordered = torch.cat([corners.min(1).values, corners.max(1).values], 1)
     levels = torch.randint(-1, 6, (boxes,), generator=generator)
     return Case(spec, (*maps, ordered, levels), {"strides": strides, "size": side % 9 + 1})
+
+
+def _of_points(
+    spec: OperatorSpec,
+    generator: torch.Generator,
+    batch: int,
+    size: tuple[int, int],
+    channels: int,
+    queries: int,
+    heads: int,
+    points: int,
+) -> Case:
+    """Points on maps, and some outside them; coordinates are exact in half precision, some on a cell's middle."""
+    levels = int(spec.inputs[1].shape[3])
+    sizes = [tuple(-(-extent // 2**level) for extent in size) for level in range(levels)]
+    value = torch.randn(batch, sum(map(math.prod, sizes)), heads, channels, generator=generator)
+    shape = (batch, queries, heads, levels, points)
+    locations = torch.randint(-32, 96, (*shape, 2), generator=generator) / 64
+    # Now and then a point is far away.
+    far = torch.rand(*shape, 2, generator=generator) < 0.02
+    locations = torch.where(far, locations * 1000, locations)
+    weights = torch.randn(*shape, generator=generator).flatten(3).softmax(-1).view(shape)
+    return Case(spec, (value, locations, weights), {"sizes": [side for extent in sizes for side in extent]})
 
 
 def in_integers(twin: Case, seed: int, *, limit: int = 64) -> Case:

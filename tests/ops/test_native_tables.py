@@ -61,7 +61,7 @@ def test_tables_are_constants_of_the_compiler(standard: str, tmp_path: Path) -> 
         'static_assert(value_offset(op, "group") == 8 && value_offset(op, "dilations") == 2, "");\n'
         'static_assert(find_port(op.inputs, op.input_count, "wd") == 9 && same_text(op.name + 14, "Bottleneck'
         'Projection"), "");\n'
-        'static_assert(kMaxInputs == 17 && kMaxRank == 4 && kMaxAttributes == 7 && kMaxValues == 16, "");\n'
+        'static_assert(kMaxInputs == 17 && kMaxRank == 6 && kMaxAttributes == 7 && kMaxValues == 16, "");\n'
     )
     flags = [f"-std={standard}", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only"]
     subprocess.run(["c++", *flags, str(program)], check=True)

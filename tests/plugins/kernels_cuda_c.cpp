@@ -175,6 +175,28 @@ ENTRY int dyn_class_token_masker(const int* s, float epsilon, int type, const vo
   return run_class_token_masker(shape, static_cast<Type>(type), x, weight, bias, mask, stream);
 }
 
+// sizes: batch, cells, heads, channels, queries, levels, points, then height and width of every map.
+ENTRY int dyn_deformable_attention(const int* s, int type, const void* value, const float* locations,
+                                   const float* weights, void* y, void* stream) {
+  DeformableAttentionShape shape = {s[0], s[1], s[2], s[3], s[4], s[5], s[6], {}};
+  for (int i = 0; i < 2 * shape.levels; ++i) shape.sizes[i] = s[7 + i];
+  if (check_deformable_attention(shape)) return -1;
+  return run_deformable_attention(shape, static_cast<Type>(type), value, locations, weights, y, stream);
+}
+
+// sizes: channels, count, size, then height, width and stride of every map; tensors: the maps, y.
+ENTRY int dyn_regions(const int* s, int type, void* const* t, const float* boxes, const std::int32_t* levels,
+                      void* stream) {
+  RegionsShape shape = {s[0], s[1], s[2], {}, {}, {}};
+  for (int i = 0; i < kPyramidLevels; ++i) {
+    shape.heights[i] = s[3 + 3 * i];
+    shape.widths[i] = s[4 + 3 * i];
+    shape.strides[i] = s[5 + 3 * i];
+  }
+  if (check_regions(shape)) return -1;
+  return run_regions(shape, static_cast<Type>(type), t, boxes, levels, t[kPyramidLevels], stream);
+}
+
 // tiles: a Size; 0 for capability and processors leaves what the GPU has.
 #ifdef DYNDEPLOY_CUDA_HOST
 ENTRY void dyn_host_device(int capability, int processors, int tiles, int reverse) {

@@ -1,7 +1,7 @@
 // The CUDA kernels against a naive reference in double: for the sanitizers, which the Python tests cannot
 // run. A C++ compiler builds it with the kernels for the host; nvcc builds it for a GPU, with
 // DYN_PLAYED_DEVICE, so that every size of tile is taken. Usage: test_kernels_cuda bottlenecks | maskers |
-// transformers | token_maskers | shapes [ROUNDS]
+// transformers | token_maskers | sampling | regions | shapes [ROUNDS]
 
 #include <algorithm>
 #include <cmath>
@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -727,6 +728,164 @@ void test_token_maskers(int rounds) {
   }
 }
 
+// The share of a cell in a bilinear sample along one axis.
+double tent(double at, int cell) { return std::max(0.0, 1.0 - std::fabs(at - cell)); }
+
+void test_sampling(int rounds) {
+  Rng rng(5);
+  for (int round = 0; round < rounds; ++round) {
+    const Type type = coin(rng) ? Type::kHalf : Type::kFloat;
+    DeformableAttentionShape s = {pick(rng, 1, 2), 0,
+                                  pick(rng, 1, 3), coin(rng) ? 8 * pick(rng, 1, 3) : pick(rng, 1, 140),
+                                  pick(rng, 1, 9), pick(rng, 1, 4),
+                                  pick(rng, 1, 5), {}};
+    for (int level = 0; level < s.levels; ++level) {
+      s.sizes[2 * level] = pick(rng, 1, 6);
+      s.sizes[2 * level + 1] = pick(rng, 1, 6);
+      s.cells += s.sizes[2 * level] * s.sizes[2 * level + 1];
+    }
+    CHECK(check_deformable_attention(s) == nullptr, "round %d: right", round);
+    play(rng, 0);
+#if !defined(DYN_PLAYED_DEVICE)
+    host::device().reverse = coin(rng);
+#endif
+    Floats value = normal(rng, product_of({s.batch, s.cells, s.heads, s.channels}), 1);
+    for (float& v : value) v = round_to_half(v);
+    const std::size_t samples = product_of({s.batch, s.queries, s.heads, s.levels, s.points});
+    Floats locations = normal(rng, 2 * samples, 0.5f), weights = normal(rng, samples, 1);
+    for (float& v : locations) v += 0.5f;
+    locations[0] = std::numeric_limits<float>::quiet_NaN();
+    locations[locations.size() - 1] = std::numeric_limits<float>::infinity();
+    const std::size_t outputs = product_of({s.batch, s.queries, s.heads, s.channels});
+    Memory mv(value, type), ml(locations, Type::kFloat), mw(weights, Type::kFloat),
+        my(outputs * (type == Type::kHalf ? 2 : 4), 0xff);
+    CHECK(run_deformable_attention(s, type, mv.get(), ml.floats(), mw.floats(), my.get(), nullptr) == 0,
+          "no error");
+    finish();
+    const Floats y = my.read(type);
+    for (std::size_t i = 0; i < outputs; ++i) {
+      const int channel = static_cast<int>(i) % s.channels, pair = static_cast<int>(i) / s.channels;
+      const int head = pair % s.heads, sample = pair / s.heads / s.queries;
+      double expected = 0;
+      for (int level = 0, first = 0; level < s.levels; ++level) {
+        const int height = s.sizes[2 * level], width = s.sizes[2 * level + 1];
+        for (int point = 0; point < s.points; ++point) {
+          const std::size_t at = product_of({pair, s.levels, s.points}) + level * s.points + point;
+          const double column = locations[2 * at] * width - 0.5, row = locations[2 * at + 1] * height - 0.5;
+          for (int cell = 0; cell < height * width; ++cell) {
+            const double share = tent(row, cell / width) * tent(column, cell % width);
+            if (!(share > 0)) continue;
+            expected += weights[at] * share *
+                        value[product_of({sample * s.cells + first + cell, s.heads, s.channels}) +
+                              head * s.channels + channel];
+          }
+        }
+        first += height * width;
+      }
+      CHECK(std::fabs(y[i] - expected) <= (type == Type::kHalf ? 2e-2 : 1e-4), "round %d: %g, expected %g",
+            round, static_cast<double>(y[i]), expected);
+    }
+  }
+  DeformableAttentionShape large = {1, 4, 8, 32, 1 << 30, 1, 4, {2, 2}};
+  CHECK(check_deformable_attention(large) != nullptr, "too many queries");
+  large.queries = 4;
+  large.levels = kMostSampledMaps + 1;
+  CHECK(check_deformable_attention(large) != nullptr, "too many maps");
+}
+
+void test_regions(int rounds) {
+  Rng rng(6);
+  for (int round = 0; round < rounds; ++round) {
+    const Type type = coin(rng) ? Type::kHalf : Type::kFloat;
+    RegionsShape s = {pick(rng, 1, 40), pick(rng, 1, 6), coin(rng) ? 7 : pick(rng, 1, 20), {}, {}, {}};
+    std::vector<Floats> maps;
+    for (int level = 0; level < kPyramidLevels; ++level) {
+      s.heights[level] = pick(rng, 1, 12);
+      s.widths[level] = pick(rng, 1, 12);
+      s.strides[level] = 4 << level;
+      maps.push_back(normal(rng, product_of({s.channels, s.heights[level], s.widths[level]}), 1));
+      for (float& v : maps.back()) v = round_to_half(v);
+    }
+    CHECK(check_regions(s) == nullptr, "round %d: right", round);
+    play(rng, 0);
+#if !defined(DYN_PLAYED_DEVICE)
+    host::device().reverse = coin(rng);
+#endif
+    // Whole pixels, some boxes far larger than the map and some empty: as many samples as bins have cells.
+    Floats boxes;
+    Floats levels;
+    for (int i = 0; i < s.count; ++i) {
+      const int reach = coin(rng) ? 60 : 3000;
+      for (int k = 0; k < 4; ++k)
+        boxes.push_back(static_cast<float>(k < 2 ? pick(rng, -20, 60) : pick(rng, 0, reach)));
+      const std::int32_t level = pick(rng, -1, 5);
+      float bits;
+      std::memcpy(&bits, &level, sizeof bits);
+      levels.push_back(bits);
+    }
+    boxes[0] = coin(rng) ? std::numeric_limits<float>::quiet_NaN() : boxes[0];
+    std::vector<std::unique_ptr<Memory>> memory;
+    const void* pointers[kPyramidLevels];
+    for (int level = 0; level < kPyramidLevels; ++level) {
+      memory.emplace_back(new Memory(maps[static_cast<std::size_t>(level)], type));
+      pointers[level] = memory.back()->get();
+    }
+    const int square = s.size * s.size;
+    const std::size_t outputs = product_of({s.count, s.channels, square});
+    Memory mb(boxes, Type::kFloat), ml(levels, Type::kFloat),
+        my(outputs * (type == Type::kHalf ? 2 : 4), 0xff);
+    CHECK(run_regions(s, type, pointers, mb.floats(), reinterpret_cast<const std::int32_t*>(ml.get()),
+                      my.get(), nullptr) == 0,
+          "no error");
+    finish();
+    const Floats y = my.read(type);
+    for (int box = 0; box < s.count; ++box) {
+      std::int32_t level;
+      std::memcpy(&level, &levels[static_cast<std::size_t>(box)], sizeof level);
+      level = std::min(std::max(level, 0), kPyramidLevels - 1);
+      const float* corner = &boxes[static_cast<std::size_t>(4 * box)];
+      // Weights of every cell in every bin, along either axis: [bin][cell].
+      std::vector<Doubles> weights[2];
+      bool empty = false;
+      for (int axis = 0; axis < 2; ++axis) {
+        const int cells = axis ? s.heights[level] : s.widths[level];
+        const float begin = corner[axis] / static_cast<float>(s.strides[level]) - 0.5f;
+        const float end = corner[axis + 2] / static_cast<float>(s.strides[level]) - 0.5f;
+        const float length = (end - begin) / static_cast<float>(s.size);
+        const bool there = length > 0;
+        empty = empty || !there;
+        const int samples = there ? static_cast<int>(std::ceil(length)) : 0;
+        for (int bin = 0; bin < s.size; ++bin) {
+          Doubles of_bin(static_cast<std::size_t>(cells), 0.0);
+          for (int i = 0; i < samples; ++i) {
+            double at = begin + (bin + (i + 0.5) / samples) * static_cast<double>(length);
+            if (at < -1 || at > cells) continue;
+            at = std::min(std::max(at, 0.0), cells - 1.0);
+            for (int cell = 0; cell < cells; ++cell)
+              of_bin[static_cast<std::size_t>(cell)] += tent(at, cell) / samples;
+          }
+          weights[axis].push_back(of_bin);
+        }
+      }
+      for (int i = 0; i < s.channels * square; ++i) {
+        double expected = 0;
+        const int width = s.widths[level], channel = i / square;
+        const Doubles &down = weights[1][static_cast<std::size_t>(i % square / s.size)],
+                      &across = weights[0][static_cast<std::size_t>(i % s.size)];
+        for (int cell = 0; !empty && cell < s.heights[level] * width; ++cell) {
+          expected += down[static_cast<std::size_t>(cell / width)] *
+                      across[static_cast<std::size_t>(cell % width)] *
+                      maps[static_cast<std::size_t>(level)]
+                          [product_of({channel, s.heights[level], width}) + static_cast<std::size_t>(cell)];
+        }
+        const double found = y[product_of({box, s.channels, square}) + static_cast<std::size_t>(i)];
+        CHECK(std::fabs(found - expected) <= (type == Type::kHalf ? 5e-3 : 1e-3),
+              "round %d, box %d: %g, expected %g", round, box, found, expected);
+      }
+    }
+  }
+}
+
 void test_shapes() {
   const BottleneckShape good = {2, 8, 8, 16, 8, 16, 1, 1, 1, false, 4, 4, 8, 4, true};
   CHECK(check_bottleneck(good, Type::kFloat) == nullptr, "right");
@@ -800,12 +959,18 @@ int main(int argc, char** argv) {
     test_transformers(rounds > 0 ? rounds : kThreaded ? 5 : 120);
   } else if (what == "token_maskers") {
     test_token_maskers(rounds > 0 ? rounds : kThreaded ? 2 : 40);
+  } else if (what == "sampling") {
+    test_sampling(rounds > 0 ? rounds : kThreaded ? 2 : 60);
+  } else if (what == "regions") {
+    test_regions(rounds > 0 ? rounds : kThreaded ? 2 : 60);
   } else if (what == "shapes") {
     test_shapes();
     test_traits();
   } else {
     std::printf(
-        "usage: test_kernels_cuda bottlenecks | maskers | transformers | token_maskers | shapes [ROUNDS]\n");
+        "usage: test_kernels_cuda bottlenecks | maskers | transformers | token_maskers | sampling | regions "
+        "| "
+        "shapes [ROUNDS]\n");
     return 2;
   }
   std::printf("%s: %d checks, %d failed\n", what.c_str(), checks, failures);

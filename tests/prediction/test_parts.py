@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dyndeploy.graphs.shapes import known_sizes, static_shapes
+from dyndeploy.ops import OPERATORS
 from dyndeploy.prediction import GraphWalker, Kernel, Prediction, predict, read_nodes
 from tests.bundles import parted_bundle
 
@@ -154,3 +155,22 @@ def test_parts_are_no_blocks_of_a_bundle(tmp_path_factory: pytest.TempPathFactor
         "post-processing": "static",
     }
     assert [part.name for part in prediction.parts] == ["backbone", "neck", "heads", "post-processing"]
+
+
+def test_deformable_attention_reads_four_cells_a_sample() -> None:
+    spec = OPERATORS["MultiscaleDeformableAttention3"]
+    attributes = {"sizes": [8, 6, 4, 3, 2, 2]}
+    shapes = {"value": (1, 64, 2, 16), "locations": (1, 50, 2, 3, 4, 2), "weights": (1, 50, 2, 3, 4)}
+    made = helper.make_node(spec.name, list(shapes), ["y"], name="neck/attention", domain="dyndeploy", **attributes)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 50, 2, 16))
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("dyndeploy", 1)]
+    model = helper.make_model(helper.make_graph([made], "g", values, [output]), opset_imports=opsets)
+    (kernel,) = GraphWalker(model).graph().kernels
+    assert (kernel.kind, kernel.macs) == ("deformable_attention", 0)
+    assert kernel.read_bytes == 4 * (64 * 32 + 3 * 50 * 2 * 12)
+    assert kernel.written_bytes == 4 * 50 * 32
+    assert kernel.launches is not None
+    (launch,) = kernel.launches
+    assert launch.moved == 4 * (50 * 12 * (4 * 32 + 3 * 2) + 50 * 32)
+    assert any("1 of deformable_attention" in note for note in predict(model, "nano").notes)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from dyndeploy.ops import DOMAIN, OPERATORS
+from dyndeploy.ops import DOMAIN, OPERATORS, Element
 from tests.plugins.reference import MASKS, Transformer, row_logits, transformer
 
 PLUGINS = {name: spec for name, spec in OPERATORS.items() if "tensorrt" in spec.kernels}
@@ -146,9 +147,23 @@ def transformer_block(given: dict[str, np.ndarray], attributes: dict[str, Any]) 
     return transformer(block, plain, x.astype(np.float32), masks).astype(x.dtype)
 
 
+def sampled(name: str, inputs: tuple[np.ndarray, ...], attributes: dict[str, Any]) -> np.ndarray:
+    """What reads maps and neither decides nor skips: as PyTorch computes it, from the types that a plugin takes."""
+    spec, tensors = OPERATORS[name], []
+    for port, value in zip(spec.inputs, inputs, strict=True):
+        wanted = {Element.DATA: inputs[0].dtype, Element.FLOAT: np.float32, Element.INDEX: np.int32}[port.element]
+        assert value.dtype == wanted, (name, port.name, value.dtype)
+        wide = np.int64 if port.element is Element.INDEX else value.dtype
+        tensors.append(torch.from_numpy(np.ascontiguousarray(value.astype(wide))))
+    found: np.ndarray = spec.reference(*tensors, **attributes).numpy()
+    return found
+
+
 def run_operator(name: str, inputs: tuple[np.ndarray, ...], attributes: dict[str, Any]) -> np.ndarray:
     spec = OPERATORS[name]
     names = [port.name for port in spec.inputs]
+    if not spec.gates and not spec.decides:
+        return sampled(name, inputs, attributes)
     if "Masker" in name:
         return masker(name, inputs[0], list(inputs[1:]), attributes)
     if "Channel" in name and "ws" not in names:

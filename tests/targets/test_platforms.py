@@ -33,11 +33,8 @@ def test_tensorrt_rtx_builds_for_the_gpus_that_it_supports() -> None:
 def test_a_release_of_tensorrt_has_the_operators_of_the_newest_list_before_it() -> None:
     assert parser_operators("8.5.2") - parser_operators("8.4") == {"GridSample", "RoiAlign"}
     assert parser_operators("11.1") - parser_operators("8.5.2") == {"LayerNormalization"}
-    assert parser_operators("8.4") - parser_operators("8.2.1") >= {
-        "ConstantOfShape",
-        "GreaterOrEqual",
-        "ScatterElements",
-    }
+    assert parser_operators("8.4") - parser_operators("8.2.1") == {"Xor"}
+    assert {"GatherElements", "GreaterOrEqual", "ScatterElements"} <= parser_operators("8.2")
     assert parser_operators("8.2") == parser_operators("8.3") and len(parser_operators("8.2")) > 70
     assert load_target("nano").allowed_operators == parser_operators("8.2.1")
 
@@ -46,7 +43,8 @@ def test_where_detectors_run_what() -> None:
     places = {name: load_target(name).detection for name in target_names()}
     assert places["cpu"] == {}
     runs = {name: {what: place.runs for what, place in table.items()} for name, table in places.items()}
-    old = {"NonMaxSuppression": "host", "TopK": "host", "RoiAlign": "host", "GridSample": "none"}
+    ours = {"pyramid_regions": "plugin", "deformable_attention": "plugin"}
+    old = {"NonMaxSuppression": "host", "TopK": "host", "RoiAlign": "host", "GridSample": "none", **ours}
     assert runs["nano"] == runs["tx2"] == old
     between = {**old, "RoiAlign": "engine", "GridSample": "engine"}
     assert runs["xavier_nx"] == runs["agx_orin"] == runs["v100"] == between
@@ -58,6 +56,9 @@ def test_where_detectors_run_what() -> None:
         allowed = load_target(name).allowed_operators
         # A placeholder becomes an operator of its own; nothing else may stand in an engine that the parser cannot read.
         assert table.get("RoiAlign") != "engine" or (allowed is not None and "RoiAlign" in allowed)
+        # A plugin is one of an operator of ours that has kernels for it.
+        kinds = {spec.kind for spec in OPERATORS.values() if "tensorrt" in spec.kernels}
+        assert {what for what, place in table.items() if place == "plugin"} <= kinds
     assert set(refused_ahead()) == {"RoiAlign"}
 
 

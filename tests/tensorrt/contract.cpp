@@ -108,6 +108,7 @@ struct Case {
   Dims output;
   std::vector<std::string> symbolic;  // the output's sizes in terms of those of the inputs
   bool float_output;
+  int integers = -1;  // the input of 32-bit integers, if there is one
 };
 
 std::int32_t bits(float value) {
@@ -117,6 +118,8 @@ std::int32_t bits(float value) {
 }
 // Attributes whose values are the bits of floats.
 bool is_real(const std::string& attribute) { return attribute == "epsilon" || attribute == "scale"; }
+
+bool is_sampling(const Case& node) { return node.op.find("MultiscaleDeformable") == 0; }
 
 constexpr int kN = 11, kH = 15, kW = 10, kC = 24, kM = 8, kO = 32, kGroup = 2, kS = 3;
 
@@ -208,6 +211,40 @@ Case token_masker(const std::string& op, int outputs, const Dims& output,
   return result;
 }
 
+constexpr int kQ = 13, kP = 4, kRegion = 7, kSide = 16;
+
+Case sampling(int levels) {
+  Case result;
+  result.op = "MultiscaleDeformableAttention" + std::to_string(levels);
+  std::vector<std::int32_t> sizes;
+  int cells = 0;
+  for (int i = 0; i < levels; ++i) {
+    sizes.insert(sizes.end(), {6 - i, 5 - i});
+    cells += (6 - i) * (5 - i);
+  }
+  result.attributes = {{"sizes", sizes}};
+  result.inputs = {{kN, cells, kA, kHeadWidth}, {kN, kQ, kA, levels, kP, 2}, {kN, kQ, kA, levels, kP}};
+  result.data = {true, false, false};
+  result.output = {kN, kQ, kA, kHeadWidth};
+  result.symbolic = {"0.0", "1.1", "0.2", "0.3"};
+  result.float_output = false;
+  return result;
+}
+
+Case regions() {
+  Case result;
+  result.op = "PyramidRoiAlign";
+  result.attributes = {{"strides", {4, 8, 16, 32}}, {"size", {kRegion}}};
+  for (int i = 0; i < 4; ++i) result.inputs.push_back({1, kC, kSide >> i, 2 * (kSide >> i)});
+  result.inputs.insert(result.inputs.end(), {{kN, 4}, {kN}});
+  result.data = {true, true, true, true, false, false};
+  result.output = {kN, kC, kRegion, kRegion};
+  result.symbolic = {"4.0", "0.1", std::to_string(kRegion), std::to_string(kRegion)};
+  result.float_output = false;
+  result.integers = 5;
+  return result;
+}
+
 std::vector<Case> all_cases() {
   const Dims patches = {kN, 1, 5, 5}, layer = {kN, 1, 1, 1}, groups = {kN, 4};
   const Dims x = {kN, kH, kW, kC};
@@ -248,6 +285,9 @@ std::vector<Case> all_cases() {
   cases.push_back(transformer("TokenLayerTransformerBlock", {tokens, layer, layer}));
   cases.push_back(transformer("HeadLayerTransformerBlock", {heads, layer, layer}));
   cases.push_back(transformer("TokenHeadLayerTransformerBlock", {tokens, heads, layer, layer}));
+  cases.push_back(sampling(3));
+  cases.push_back(sampling(4));
+  cases.push_back(regions());
   return cases;
 }
 
@@ -360,7 +400,10 @@ PluginTensorDesc describe(const Dims& dims, DataType type, TensorFormat format =
 std::vector<PluginTensorDesc> describe(const Case& node, DataType type) {
   std::vector<PluginTensorDesc> descs;
   for (std::size_t i = 0; i < node.inputs.size(); ++i) {
-    descs.push_back(describe(node.inputs[i], node.data[i] ? type : DataType::kFLOAT));
+    const bool integers = static_cast<int>(i) == node.integers;
+    descs.push_back(describe(node.inputs[i], integers       ? DataType::kINT32
+                                             : node.data[i] ? type
+                                                            : DataType::kFLOAT));
   }
   descs.push_back(describe(node.output, node.float_output ? DataType::kFLOAT : type));
   return descs;
@@ -761,6 +804,17 @@ void check_fields(Creator& creator, const Case& node) {
     with("mask_height", {0}, "expected positive integers");
     with("mask_width", {-1}, "expected positive integers");
   }
+  if (is_sampling(node)) {
+    std::vector<std::int32_t> sizes = node.attributes[0].second;
+    sizes[3] = 0;
+    with("sizes", sizes, "sizes has 0");
+  }
+  if (node.op == "PyramidRoiAlign") {
+    with("strides", {4, 8, 4, 32}, "strides has 4 at 2");
+    with("strides", {0, 8, 16, 32}, "strides has 0 at 0");
+    with("size", {0}, "size is 0");
+    return;
+  }
   if (node.op.find("Token") != std::string::npos || node.op.find("Transformer") != std::string::npos) {
     with("epsilon", {bits(0.0f)}, "epsilon is 0.0");
     with("epsilon", {bits(std::nanf(""))}, "epsilon is nan");
@@ -835,7 +889,7 @@ void check_shapes(Plugin& plugin, const Case& node) {
   std::vector<nvinfer1::DimsExprs> flat = inputs;
   const std::string rank = std::to_string(--flat[0].nbDims);
   CHECK(!infer(plugin, flat, builder, &output), node.op + ": a shape for x of rank " + rank);
-  CHECK(take_log().find("x has " + rank + " dimensions") != std::string::npos,
+  CHECK(take_log().find(" has " + rank + " dimensions") != std::string::npos,
         node.op + ": the rank is not told");
 }
 
@@ -863,8 +917,10 @@ void check_types(Plugin& plugin, const Case& node) {
           tried[i].type = type;
           tried[i].format = format;
           const bool real = type == DataType::kFLOAT || type == DataType::kHALF;
-          const bool expected =
-              format == TensorFormat::kLINEAR && (i == 0 ? real : type == (data ? x : DataType::kFLOAT));
+          const DataType only = static_cast<int>(i) == node.integers ? DataType::kINT32
+                                : data                               ? x
+                                                                     : DataType::kFLOAT;
+          const bool expected = format == TensorFormat::kLINEAR && (i == 0 ? real : type == only);
           CHECK(supports(plugin, static_cast<int>(i), tried) == expected,
                 node.op + ": tensor " + std::to_string(i) + ", type " +
                     std::to_string(static_cast<int>(type)) + ", format " +
@@ -882,6 +938,7 @@ std::size_t expected_workspace(const Case& node, DataType type) {
   if (node.op.find("Transformer") != std::string::npos) {
     return static_cast<std::size_t>(kN * kT * kC * (type == DataType::kHALF ? 2 : 4) + kF);
   }
+  if (is_sampling(node) || node.op == "PyramidRoiAlign") return 0;
   if (node.op == "ChannelMasker") return kN * kC;
   if (node.op == "ChannelMaskerHidden") return kN * kC + 6;
   return static_cast<std::size_t>(kN * kH * kW * kM * (type == DataType::kHALF ? 2 : 4) + node.output[3]);
@@ -898,7 +955,7 @@ void check_configure(Plugin& plugin, const Case& node) {
                                                            std::to_string(expected_workspace(node, type)));
     // Every size of every tensor but x is tied to another one or to an attribute, except that of a mask of
     // patches.
-    for (std::size_t i = 1; i < good.size(); ++i) {
+    for (std::size_t i = node.op == "PyramidRoiAlign" ? 0 : 1; i < good.size(); ++i) {
       for (int axis = 0; axis < good[i].dims.nbDims; ++axis) {
         std::vector<PluginTensorDesc> wrong = good;
         wrong[i].dims.d[axis] += 1;
@@ -984,6 +1041,33 @@ void check_seen_token_masker(const Case& node, const Recording& seen, const std:
         node.op + ": tensors");
 }
 
+void check_seen_sampling(const Case& node, const Recording& seen, const std::vector<const void*>& inputs,
+                         const void* output) {
+  const auto& shape = seen.sampling;
+  const int levels = node.op.back() - '0';
+  CHECK(shape.batch == kN && shape.cells == node.inputs[0][1] && shape.heads == kA &&
+            shape.channels == kHeadWidth && shape.queries == kQ && shape.levels == levels &&
+            shape.points == kP,
+        node.op + ": sizes");
+  for (int i = 0; i < levels; ++i) {
+    CHECK(shape.sizes[2 * i] == 6 - i && shape.sizes[2 * i + 1] == 5 - i, node.op + ": maps");
+  }
+  CHECK(seen.x == inputs[0] && seen.locations == inputs[1] && seen.weight == inputs[2] && seen.y == output,
+        node.op + ": tensors");
+}
+
+void check_seen_regions(const Case& node, const Recording& seen, const std::vector<const void*>& inputs,
+                        const void* output) {
+  const auto& shape = seen.regions;
+  CHECK(shape.channels == kC && shape.count == kN && shape.size == kRegion, node.op + ": sizes");
+  for (int i = 0; i < 4; ++i) {
+    CHECK(shape.heights[i] == kSide >> i && shape.widths[i] == 2 * (kSide >> i) &&
+              shape.strides[i] == 4 << i && seen.maps[i] == inputs[static_cast<std::size_t>(i)],
+          node.op + ": maps");
+  }
+  CHECK(seen.boxes == inputs[4] && seen.levels == inputs[5] && seen.y == output, node.op + ": tensors");
+}
+
 void check_enqueue(Plugin& plugin, const Case& node) {
   const bool block = node.op.find("Transformer") != std::string::npos;
   const bool token_masker = node.op == "TokenMasker" || node.op.find("ClassToken") == 0;
@@ -1004,6 +1088,14 @@ void check_enqueue(Plugin& plugin, const Case& node) {
     }
     if (block) {
       check_seen_block(node, seen, inputs, memory.output());
+      continue;
+    }
+    if (is_sampling(node)) {
+      check_seen_sampling(node, seen, inputs, memory.output());
+      continue;
+    }
+    if (node.op == "PyramidRoiAlign") {
+      check_seen_regions(node, seen, inputs, memory.output());
       continue;
     }
     if (token_masker) {
@@ -1155,7 +1247,13 @@ void check_misaligned(Creator& creator, const Case& node) {
   inputs[0] = static_cast<const char*>(inputs[0]) + 4;
   enqueue(*plugin, descs, inputs, memory.output(), memory.workspace(), seen);
   const std::string told = take_log();
-  CHECK(told.find(node.op + ": x does not begin at a multiple of 16 bytes") != std::string::npos,
+  // Regions move single elements anyway.
+  if (node.op == "PyramidRoiAlign") {
+    CHECK(told.empty(), node.op + ": " + told);
+    return;
+  }
+  const std::string x = is_sampling(node) ? ": value" : ": x";
+  CHECK(told.find(node.op + x + " does not begin at a multiple of 16 bytes") != std::string::npos,
         node.op + ": a misaligned x is not told: " + told);
   enqueue(*plugin, descs, inputs, memory.output(), memory.workspace(), seen);
   CHECK(take_log().empty(), node.op + ": a misaligned x is told twice");
@@ -1186,9 +1284,11 @@ void check_described(const Case& node) {
   const bool block = node.op.find("Transformer") != std::string::npos;
   const std::string expected = bottleneck ? "tensor cores, 8 elements an access, tiles 16x8 16x8 16x8"
                                : block ? "tensor cores, 8 elements an access, tiles 16x15 16x15 16x15 16x15"
-                                       : "8 elements an access";
+                               : node.op == "PyramidRoiAlign" ? "1 element an access"
+                                                              : "8 elements an access";
   CHECK(ask(shapes.size(), 1) == expected, node.op + ": " + ask(shapes.size(), 1));
-  CHECK(ask(shapes.size(), 0).find("4 elements") != std::string::npos, node.op + ": in float");
+  const char* in_float = node.op == "PyramidRoiAlign" ? "1 element" : "4 elements";
+  CHECK(ask(shapes.size(), 0).find(in_float) != std::string::npos, node.op + ": in float");
   CHECK(ask(shapes.size() - 1, 1).empty(), node.op + ": a size is missing");
   char few[8];
   const std::int32_t length = describe_kernels_of(

@@ -24,7 +24,9 @@ int main() {
     std::cout << " |";
     for (int i = 0; i < op.input_count; ++i) {
       std::cout << " " << op.inputs[i].name << ":" << op.inputs[i].axes << ":"
-                << (op.inputs[i].element == Element::kData ? "data" : "float");
+                << (op.inputs[i].element == Element::kData    ? "data"
+                    : op.inputs[i].element == Element::kIndex ? "index"
+                                                              : "float");
     }
     std::cout << " | " << op.output.name << ":" << op.output.axes << ":"
               << (op.output.element == Element::kData ? "data" : "float") << "\n";

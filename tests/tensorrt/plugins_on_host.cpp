@@ -108,8 +108,8 @@ extern "C" __attribute__((visibility("default"))) int plugin_interfaces() {
 }
 
 // attributes: values of all of them, those of real ones as the bits of a float.
-// tensors: x, the other inputs, the output; for each its type (0 float, 1 half), its rank and its sizes in
-// `shapes`. Returns what went wrong, or null.
+// tensors: x, the other inputs, the output; for each its type (0 float, 1 half, 2 whole numbers), its rank
+// and its sizes in `shapes`. Returns what went wrong, or null.
 extern "C" __attribute__((visibility("default"))) const char* plugin_run(int interface, const char* name,
                                                                          const std::int32_t* attributes,
                                                                          const std::int64_t* shapes,
@@ -123,7 +123,8 @@ extern "C" __attribute__((visibility("default"))) const char* plugin_run(int int
   if (!call.op) return "no such operator";
   for (int i = 0; i <= call.op->input_count; ++i) {
     PluginTensorDesc desc = {};
-    desc.type = *shapes++ ? DataType::kHALF : DataType::kFLOAT;
+    const std::int64_t type = *shapes++;
+    desc.type = type == 2 ? DataType::kINT32 : type == 1 ? DataType::kHALF : DataType::kFLOAT;
     desc.format = nvinfer1::TensorFormat::kLINEAR;
     desc.dims.nbDims = static_cast<int32_t>(*shapes++);
     for (int axis = 0; axis < desc.dims.nbDims; ++axis) {

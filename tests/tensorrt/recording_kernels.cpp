@@ -150,5 +150,43 @@ int run_channel_masker(const ChannelMaskerShape& shape, Type type, const void* x
   return recording.error;
 }
 
+const char* check_deformable_attention(const DeformableAttentionShape& shape) {
+  return shape.points > 1000 ? "the test's kernels refuse more than 1000 points" : nullptr;
+}
+
+int deformable_attention_vector(const DeformableAttentionShape& shape, Type type) {
+  return masker_vector(shape.channels, type);
+}
+
+int run_deformable_attention(const DeformableAttentionShape& shape, Type type, const void* value,
+                             const float* locations, const float* weights, void* y, void* stream) {
+  Recording& recording = *static_cast<Recording*>(stream);
+  ++recording.calls;
+  recording.type = type;
+  recording.sampling = shape;
+  recording.x = value;
+  recording.locations = locations;
+  recording.weight = weights;
+  recording.y = y;
+  return recording.error;
+}
+
+const char* check_regions(const RegionsShape& shape) {
+  return shape.size > 1000 ? "the test's kernels refuse more than 1000 cells" : nullptr;
+}
+
+int run_regions(const RegionsShape& shape, Type type, const void* const* maps, const float* boxes,
+                const std::int32_t* levels, void* y, void* stream) {
+  Recording& recording = *static_cast<Recording*>(stream);
+  ++recording.calls;
+  recording.type = type;
+  recording.regions = shape;
+  for (int i = 0; i < kPyramidLevels; ++i) recording.maps[i] = maps[i];
+  recording.boxes = boxes;
+  recording.levels = levels;
+  recording.y = y;
+  return recording.error;
+}
+
 }  // namespace cuda
 }  // namespace dyndeploy

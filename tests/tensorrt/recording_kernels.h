@@ -16,6 +16,12 @@ struct Recording {
   dyndeploy::cuda::TransformerTensors block_tensors = {};
   dyndeploy::cuda::TokenMaskerShape token_masker = {};
   dyndeploy::cuda::ClassTokenMaskerShape class_token_masker = {};
+  dyndeploy::cuda::DeformableAttentionShape sampling = {};
+  dyndeploy::cuda::RegionsShape regions = {};
+  const void* maps[dyndeploy::cuda::kPyramidLevels] = {};
+  const float *locations = nullptr, *boxes = nullptr;
+  const std::int32_t* levels = nullptr;
+  void* y = nullptr;
   dyndeploy::cuda::TimingRates rates = {};  // of the last call with rates; 0: masks were read
   dyndeploy::cuda::TransformerRates block_rates = {};
   const void* x = nullptr;

@@ -12,10 +12,12 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dyndeploy.ops import OPERATORS
+from dyndeploy.ops import OPERATORS, Element
+from tests.ops.cases import build
 from tests.plugins.reference import (
     Layer,
     Transformer,
@@ -88,7 +90,8 @@ def run(
     inputs = [np.ascontiguousarray(array) for array in inputs]
     output.fill(np.nan)
     tensors = [*inputs, output]
-    shapes = [n for array in tensors for n in (int(array.dtype == np.float16), array.ndim, *array.shape)]
+    kinds = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int32): 2}
+    shapes = [n for array in tensors for n in (kinds[array.dtype], array.ndim, *array.shape)]
     problem = library.plugin_run(
         interface,
         op.encode(),
@@ -291,5 +294,31 @@ def test_token_masker(plugins: ctypes.CDLL, op: str, dtype: type) -> None:
             assert set(np.unique(mask)) <= {0.0, 1.0}
             clear = np.abs(logits) > 1e-4
             np.testing.assert_array_equal(mask[clear], (logits >= 0)[clear])
+
+    agree()
+
+
+PLAIN = [name for name, spec in OPERATORS.items() if "tensorrt" in spec.kernels and not spec.gates and not spec.decides]
+"""Operators that neither decide nor skip."""
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("op", PLAIN)
+def test_reading_of_maps(plugins: ctypes.CDLL, op: str, dtype: type) -> None:
+    @QUICK
+    @given(st.integers(1, 2), st.integers(1, 9), st.integers(1, 4), st.integers(0, 2**31))
+    def agree(batch: int, channels: int, heads: int, seed: int) -> None:
+        drawn = build(op, seed=seed, batch=batch, channels=channels, channel_groups=heads, size=(9, 7), stride=2)
+        kinds = {Element.DATA: dtype, Element.FLOAT: np.float32, Element.INDEX: np.int32}
+        ports = zip(drawn.spec.inputs, drawn.inputs, strict=True)
+        inputs = [tensor.numpy().astype(kinds[port.element]) for port, tensor in ports]
+        wide = [torch.from_numpy(value).to(tensor.dtype) for value, tensor in zip(inputs, drawn.inputs, strict=True)]
+        expected = drawn.spec.reference(*wide, **drawn.attributes).numpy()
+        values = [drawn.attributes[attribute.name] for attribute in drawn.spec.attributes]
+        attributes = [int(n) for value in values for n in (value if isinstance(value, list) else [value])]
+        for interface in interfaces(plugins):
+            y = run(plugins, interface, op, attributes, inputs, np.empty(expected.shape, dtype))
+            limit = 1e-3 if dtype == np.float16 else 2e-5
+            np.testing.assert_allclose(y.astype(np.float32), expected, rtol=limit, atol=limit)
 
     agree()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -22,7 +23,10 @@ PLUGINS = {name: spec for name, spec in OPERATORS.items() if "tensorrt" in spec.
 HERE = Path(__file__).parent
 ADAPTER = HERE.parents[1] / "plugins" / "adapters" / "tensorrt"
 KERNELS = HERE.parents[1] / "plugins" / "kernels" / "cuda"
-SOURCES = ("operators.cpp", "bottleneck.cpp", "maskers.cpp", "transformer.cpp", "token_maskers.cpp")
+SOURCES = (
+    *("operators.cpp", "bottleneck.cpp", "maskers.cpp", "regions.cpp", "sampling.cpp", "transformer.cpp"),
+    "token_maskers.cpp",
+)
 COMPILER = shutil.which("c++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
@@ -119,6 +123,10 @@ def calls(draw: st.DrawFn, spec: OperatorSpec) -> tuple[dict[str, Any], Shapes]:
     sizes |= {letter: draw(size) for letter in ("N", "C", "g", "G", "h", "S", "T", "A", "d")}
     mode = draw(st.integers(0, 2))
     sizes |= {"D": sizes["A"] * sizes["d"] if mode == 0 else draw(size), "F": sizes["A"] * draw(size)}
+    sizes |= {"Q": draw(size), "P": draw(size), "2": 2, "4": 4}
+    stride_of_maps = draw(st.sampled_from([2, 4]))
+    for level in range(4):
+        sizes |= {f"{axis}{level}": -(-sizes[axis] // 2**level) for axis in ("H", "W")}
     group, stride, dilation = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2])), draw(st.integers(1, 3))
     projection = "wd" in {port.name for port in spec.inputs}
     stride = stride if projection else 1
@@ -143,6 +151,12 @@ def calls(draw: st.DrawFn, spec: OperatorSpec) -> tuple[dict[str, Any], Shapes]:
         "normalise": draw(st.sampled_from([0, 1])),
         "kept": draw(st.integers(0, sizes["T"])),
     }
+    if spec.kind == "deformable_attention":
+        levels = int(spec.inputs[1].shape[3])
+        attributes["sizes"] = [draw(st.integers(1, 9)) for _ in range(2 * levels)]
+        sizes["S"] = sum(map(math.prod, zip(attributes["sizes"][::2], attributes["sizes"][1::2], strict=True)))
+    if spec.kind == "pyramid_regions":
+        attributes |= {"strides": [stride_of_maps * 2**level for level in range(4)], "size": draw(size)}
     wanted = {attribute.name for attribute in spec.attributes}
     shapes = [tuple(sizes[letter] for letter in port.shape) for port in spec.inputs]
     return {name: value for name, value in attributes.items() if name in wanted}, shapes
@@ -160,7 +174,8 @@ def test_element_types(described: Described) -> None:
     for name, spec in PLUGINS.items():
         weights = {"w1", "w2", "w3", "wd", "ws", "we", "w_qkv", "w_proj", "w_fc1", "w_fc2"}
         for port, _, element in described.inputs[name]:
-            assert element == ("data" if port in weights | {"x"} else "float"), (name, port)
+            data = weights | {"x", "value", "p0", "p1", "p2", "p3"}
+            assert element == ("data" if port in data else "index" if port == "levels" else "float"), (name, port)
         assert described.output[name][2] == ("float" if spec.decides else "data")
 
 

@@ -8,7 +8,7 @@ from dyndeploy.graphs.passes.confidence import add_confidence
 from dyndeploy.graphs.passes.constants import fold_constants
 from dyndeploy.graphs.passes.finish import attach_functions, check, strip_metadata
 from dyndeploy.graphs.passes.gelu import order_gelu
-from dyndeploy.graphs.passes.legalise import legalise_opset
+from dyndeploy.graphs.passes.legalise import legalise_opset, with_all_bodies
 from dyndeploy.graphs.passes.mean import channels_last_means
 from dyndeploy.graphs.passes.names import name_nodes, name_tensors
 from dyndeploy.graphs.passes.pipeline import COMMON, OF_TARGET, PIPELINE, Context, Pass, run_pipeline
@@ -37,5 +37,6 @@ __all__ = [
     "reshape_strides",
     "run_pipeline",
     "strip_metadata",
+    "with_all_bodies",
     "write_boxes",
 ]

@@ -158,18 +158,43 @@ def _roi_align_of_all(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) -> 
 
 def _roi_align(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Our own operator; of pyramids that it does not take, every level through one RoiAlign."""
+    if write.opset >= OPERATORS[ROI_ALIGN].least_opset and takes_regions(write.node, shapes):
+        _own_roi_align(write)
+    else:
+        _standard_roi_align(write, shapes)
+
+
+def _roi_align_plugin(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """The plugin of our own operator; of pyramids that it does not take, what the runtime itself has."""
+    if takes_regions(write.node, shapes):
+        _own_roi_align(write)
+    else:
+        _roi_align_of_all(write, shapes)
+
+
+def takes_regions(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether our own operator reads the regions of a placeholder: its levels must be as many, and cover each other."""
     operator = OPERATORS[ROI_ALIGN]
-    inputs, output = list(write.node.input), write.node.output[0]
-    if len(inputs) == len(operator.inputs) and write.opset >= operator.least_opset:
-        try:
-            operator.output_shapes([shapes.get(name, ()) for name in inputs], write.attributes)
-        except UsageError:
-            pass  # Its levels do not cover each other.
-        else:
-            bookkeeping = {"plugin_version": str(operator.version), "plugin_namespace": ""}
-            write(operator.name, inputs, output, domain=DOMAIN, **write.attributes, **bookkeeping)
-            return
-    _standard_roi_align(write, shapes)
+    if len(node.input) != len(operator.inputs):
+        return False
+    try:
+        operator.output_shapes([shapes.get(name, ()) for name in node.input], attributes_of(node))
+    except UsageError:
+        return False
+    return True
+
+
+def _own_roi_align(write: _Writer) -> None:
+    operator = OPERATORS[ROI_ALIGN]
+    bookkeeping = {"plugin_version": str(operator.version), "plugin_namespace": ""}
+    write(
+        operator.name,
+        list(write.node.input),
+        write.node.output[0],
+        domain=DOMAIN,
+        **write.attributes,
+        **bookkeeping,
+    )
 
 
 def _standard_roi_align(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -202,7 +227,7 @@ def _standard_roi_align(write: _Writer, shapes: Mapping[str, tuple[int, ...]]) -
 WRITTEN: Mapping[str, Mapping[str, Rule]] = MappingProxyType(
     {
         "onnxruntime": MappingProxyType({KEEP_BOXES: _non_max_suppression, PYRAMID_ROI_ALIGN: _roi_align}),
-        "tensorrt": MappingProxyType({PYRAMID_ROI_ALIGN: _roi_align_of_all}),
+        "tensorrt": MappingProxyType({PYRAMID_ROI_ALIGN: _roi_align_plugin}),
     }
 )
 """By runtime, how it writes the operators; the host computes those that a runtime's rules lack."""

@@ -10,7 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from dyndeploy.errors import ExportError
-from dyndeploy.graphs.inspect import all_graphs, all_nodes, drop_unused
+from dyndeploy.graphs.inspect import all_graphs, all_nodes, attach_bodies, drop_unused
 from dyndeploy.graphs.passes.shared import (
     Links,
     add_constant,
@@ -19,6 +19,7 @@ from dyndeploy.graphs.passes.shared import (
     known_shapes,
     set_attribute,
 )
+from dyndeploy.ops import DOMAIN, OPERATORS
 
 if TYPE_CHECKING:
     from dyndeploy.graphs.passes.pipeline import Context
@@ -34,10 +35,13 @@ SAME = frozenset(
 SAME_UPWARDS = frozenset(
     {
         *("AveragePool", "Cast", "DequantizeLinear", "Pad", "QuantizeLinear", "ReduceMax"),
-        *("ReduceMin", "Reshape", "Resize", "Shape"),
+        *("ReduceMin", "Reshape", "Resize", "ScatterElements", "ScatterND", "Shape"),
     }
 )
 """Operators that opsets up to 20 read as opset 18 has them, though not the other way round."""
+
+READ_ALIKE = SAME | {"Reshape", "ScatterElements", "ScatterND"}
+"""Operators that opset 16 reads as opset 13 has them."""
 
 
 class _Lowering:
@@ -332,6 +336,39 @@ def legalise_opset(model: onnx.ModelProto, context: Context) -> None:
     domains = {node.domain for node in all_nodes(model.graph)} - {""}
     model.opset_import.extend(helper.make_opsetid(domain, 1) for domain in sorted(domains))
     model.ir_version = context.ir_version
+
+
+def with_all_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a graph that runs without our libraries: at a newer opset, where the body of an operator needs one.
+
+    Engines' graphs are of the opset that their parser reads, and no parser asks for bodies.
+
+    Raises:
+        ExportError: An operator of the graph has another meaning in the newer opset.
+    """
+    own = {node.op_type for node in all_nodes(model.graph) if node.domain == DOMAIN}
+    opset = max((OPERATORS[name].least_opset for name in own), default=0)
+    if opset <= next(entry.version for entry in model.opset_import if not entry.domain):
+        return model
+    raised = onnx.ModelProto()
+    raised.CopyFrom(model)
+    raise_opset(raised, opset)
+    attach_bodies(raised, opset)
+    return raised
+
+
+def raise_opset(model: onnx.ModelProto, opset: int) -> None:
+    """Say the same in a newer opset, up to 16, where no operator of the graph has another meaning there.
+
+    Raises:
+        ExportError: One has.
+    """
+    (entry,) = (entry for entry in model.opset_import if not entry.domain)
+    for node in all_nodes(model.graph):
+        old, new = version_of(node.op_type, entry.version), version_of(node.op_type, opset)
+        if not node.domain and old != new and node.op_type not in READ_ALIKE:
+            raise ExportError(f"{node.name}: no rule takes {node.op_type} from opset {entry.version} to {opset}.")
+    entry.version = opset
 
 
 def version_of(op_type: str, opset: int) -> int | None:

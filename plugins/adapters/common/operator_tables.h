@@ -9,7 +9,7 @@ namespace tables {
 enum class Role { kActivation, kMask, kWeight };
 
 // kData: the type that the operator computes in, the same for all such ports of a node. kFloat: always float. kIndex:
-// 64-bit integers. The others are integers of these sizes.
+// 64-bit integers, in TensorRT 32-bit ones. The others are integers of these sizes.
 enum class Element { kData, kFloat, kIndex, kUint8, kInt8, kInt32 };
 
 // Which kind of decision an input is; kNone for all that are no masks.
@@ -48,7 +48,7 @@ struct Operator {
 };
 
 constexpr int kMaxInputs = 17;
-constexpr int kMaxRank = 4;
+constexpr int kMaxRank = 6;
 constexpr int kMaxAttributes = 7;
 constexpr int kMaxValues = 16;
 
@@ -1498,6 +1498,48 @@ constexpr Operator kPyramidRoiAlign = {
     2,
 };
 
+constexpr Port kMultiscaleDeformableAttention3Inputs[] = {
+    {"value", Role::kActivation, Gate::kNone, Element::kData, "NSAd"},
+    {"locations", Role::kActivation, Gate::kNone, Element::kFloat, "NQA3P2"},
+    {"weights", Role::kActivation, Gate::kNone, Element::kFloat, "NQA3P"},
+};
+constexpr Attribute kMultiscaleDeformableAttention3Attributes[] = {
+    {"sizes", 6, false},
+};
+constexpr Operator kMultiscaleDeformableAttention3 = {
+    "MultiscaleDeformableAttention3",
+    1,
+    "1",
+    kMultiscaleDeformableAttention3Inputs,
+    3,
+    kMultiscaleDeformableAttention3Inputs,
+    3,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NQAd"},
+    kMultiscaleDeformableAttention3Attributes,
+    1,
+};
+
+constexpr Port kMultiscaleDeformableAttention4Inputs[] = {
+    {"value", Role::kActivation, Gate::kNone, Element::kData, "NSAd"},
+    {"locations", Role::kActivation, Gate::kNone, Element::kFloat, "NQA4P2"},
+    {"weights", Role::kActivation, Gate::kNone, Element::kFloat, "NQA4P"},
+};
+constexpr Attribute kMultiscaleDeformableAttention4Attributes[] = {
+    {"sizes", 8, false},
+};
+constexpr Operator kMultiscaleDeformableAttention4 = {
+    "MultiscaleDeformableAttention4",
+    1,
+    "1",
+    kMultiscaleDeformableAttention4Inputs,
+    3,
+    kMultiscaleDeformableAttention4Inputs,
+    3,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NQAd"},
+    kMultiscaleDeformableAttention4Attributes,
+    1,
+};
+
 // DO(operator, kind): operators of one kind share their kernels.
 #define DYNDEPLOY_CPU_OPERATORS(DO)                                                  \
   DO(SpatialMasker, SpatialMasker)                                                   \
@@ -1573,7 +1615,10 @@ constexpr Operator kPyramidRoiAlign = {
   DO(TokenHeadTransformerBlock, TransformerBlock)                      \
   DO(TokenLayerTransformerBlock, TransformerBlock)                     \
   DO(HeadLayerTransformerBlock, TransformerBlock)                      \
-  DO(TokenHeadLayerTransformerBlock, TransformerBlock)
+  DO(TokenHeadLayerTransformerBlock, TransformerBlock)                 \
+  DO(PyramidRoiAlign, PyramidRegions)                                  \
+  DO(MultiscaleDeformableAttention3, DeformableAttention)              \
+  DO(MultiscaleDeformableAttention4, DeformableAttention)
 
 }  // namespace tables
 }  // namespace dyndeploy

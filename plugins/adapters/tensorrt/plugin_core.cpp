@@ -85,7 +85,9 @@ bool PluginCore::supports(int position, const PluginTensorDesc& tensor, const Pl
     return tensor.type == DataType::kHALF || (tensor.type == DataType::kFLOAT && !attributes_.half_only);
   }
   const Port& port = position < op_.input_count ? op_.inputs[position] : op_.output;
-  return tensor.type == (port.element == Element::kData ? x.type : DataType::kFLOAT);
+  return tensor.type == (port.element == Element::kData    ? x.type
+                         : port.element == Element::kIndex ? DataType::kINT32
+                                                           : DataType::kFLOAT);
 }
 
 bool PluginCore::check_count(int input_count, int output_count) const {
@@ -105,10 +107,11 @@ bool PluginCore::check_tensors(const PluginTensorDesc* tensors, Sizes* sizes, cu
                               std::to_string(static_cast<int>(tensors[i].type)) + " and format " +
                               std::to_string(static_cast<int>(tensors[i].format)) +
                               ", expected a linear tensor of " +
-                              (i == 0 && attributes_.half_only  ? "half"
-                               : i == 0                         ? "float or half"
-                               : port.element == Element::kData ? "the type of x"
-                                                                : "float"));
+                              (i == 0 && attributes_.half_only   ? "half"
+                               : i == 0                          ? "float or half"
+                               : port.element == Element::kData  ? "the type of x"
+                               : port.element == Element::kIndex ? "32-bit integers"
+                                                                 : "float"));
       return false;
     }
     shapes[i] = shape_of(tensors[i].dims);

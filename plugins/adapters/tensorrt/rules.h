@@ -12,6 +12,8 @@ extern const Rules kSpatialMaskerRules;
 extern const Rules kChannelMaskerRules;
 extern const Rules kTokenMaskerRules;
 extern const Rules kClassTokenMaskerRules;
+extern const Rules kDeformableAttentionRules;
+extern const Rules kPyramidRegionsRules;
 
 // Whether all sizes that an operator's inputs name are known.
 bool all_known(const Operator& op, const Sizes& sizes);

@@ -176,5 +176,32 @@ struct ClassTokenMaskerShape {
 int run_class_token_masker(const ClassTokenMaskerShape& shape, Type type, const void* x, const float* weight,
                            const float* bias, float* mask, void* stream);
 
+// y (N, Q, heads, channels): sums of bilinear samples of maps at points that each query chooses, in float
+// whatever the type of value. value (N, cells, heads, channels) holds the maps one behind the other, row by
+// row; locations (N, Q, heads, levels, points, 2), x before y in fractions of a map; weights (N, Q, heads,
+// levels, points). Half-pixel coordinates, zeros outside the maps.
+constexpr int kMostSampledMaps = 8;
+struct DeformableAttentionShape {
+  int batch, cells, heads, channels, queries, levels, points;
+  int sizes[2 * kMostSampledMaps];  // height and width of every map
+};
+const char* check_deformable_attention(const DeformableAttentionShape& shape);
+// Elements of value that move in one access with aligned pointers.
+int deformable_attention_vector(const DeformableAttentionShape& shape, Type type);
+int run_deformable_attention(const DeformableAttentionShape& shape, Type type, const void* value,
+                             const float* locations, const float* weights, void* y, void* stream);
+
+// y (count, channels, size, size): what boxes (count, 4), x1, y1, x2, y2 in pixels, hold of their level's map
+// (channels, height, width): means of bilinear samples at half-pixel coordinates, as many per bin as it has
+// cells. A level outside is taken for the nearest; a box that is none gives zeros.
+constexpr int kPyramidLevels = 4;
+struct RegionsShape {
+  int channels, count, size;
+  int heights[kPyramidLevels], widths[kPyramidLevels], strides[kPyramidLevels];
+};
+const char* check_regions(const RegionsShape& shape);
+int run_regions(const RegionsShape& shape, Type type, const void* const* maps, const float* boxes,
+                const std::int32_t* levels, void* y, void* stream);
+
 }  // namespace cuda
 }  // namespace dyndeploy
