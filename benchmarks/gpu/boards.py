@@ -63,7 +63,9 @@ def launches_of_blocks(precision: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for kernel in _kernels(precision, 0.5):
         if kernel.block is not None:
-            counts[kernel.block] = counts.get(kernel.block, 0) + len(kernel.launches or (None,))
+            launches = kernel.launches or ()
+            transforms = 2 * sum(launch.patches > 0 for launch in launches)
+            counts[kernel.block] = counts.get(kernel.block, 0) + max(1, len(launches) + transforms)
     return counts
 
 

@@ -417,7 +417,7 @@ def peak_cycles(machine: Machine, path: Sequence[Instruction]) -> float:
 
 
 def figures(
-    machine: Machine, found: Ways, *, warps: int, blocks: int, segment: int = 0, settles: bool = True,
+    machine: Machine, found: Ways, *, warps: int, blocks: int, segment: int = 0, settles: int = 0,
     optimistic: bool = True, strips: int = 3, follows: bool = True,
 ) -> Figures:  # fmt: skip
     """Simulates two lengths of the sum and tells a strip from the rest.
@@ -428,7 +428,7 @@ def figures(
         warps: Of a block.
         blocks: Resident.
         segment: Strips of a segment; 0: one segment.
-        settles: Whether every second strip settles.
+        settles: Strips after which one settles; 0: none does.
         optimistic: Which end.
         strips: In the shorter sum.
         follows: Whether begin and end are played again with blocks that follow another; else they cost as much.
@@ -440,7 +440,7 @@ def figures(
             if segment and strip and strip % segment == 0:
                 parts.append(found.first)
             else:
-                parts.append(found.settle if settles and strip % 2 else found.plain)
+                parts.append(found.settle if settles and strip % settles == settles - 1 else found.plain)
         return [*parts, found.end]
 
     def run(count: int, times: int = 1, stagger: float = 37.0) -> float:

@@ -78,6 +78,7 @@ class Kernels:
             + ([0, 0] if spatial is None else list(spatial.shape[2:]))
             + [0 if channel is None else channel.shape[1]]
             + [named["ws"].shape[1] if "ws" in named else 0, int(attributes.get("pool_active", 0))]
+            + [int(named["w2"].shape[1] > 9 * middle)]
         )
         kind = KINDS[x.dtype]
         message = self._library.dyn_check_bottleneck(sizes, kind)

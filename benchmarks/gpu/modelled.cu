@@ -13,6 +13,8 @@ namespace cuda {
   DYN_CONVOLUTION(kConv3, tiles::size, width)
 #define DYN_LINEAR(tiles, size, width) \
   template __global__ void entry<LinearKernel<kFc1, false, tiles::size, width>>(const TransformerArguments)
+#define DYN_WINOGRAD(tiles, size, width) \
+  template __global__ void entry<PatchProductKernel<tiles::size, width>>(const BottleneckArguments)
 #define DYN_TILES(tiles, width)       \
   DYN_LAYERS(tiles, Small, width);    \
   DYN_LAYERS(tiles, Medium, width);   \
@@ -20,12 +22,22 @@ namespace cuda {
   DYN_LINEAR(tiles, Medium, width);   \
   DYN_LINEAR(tiles, Large, width)
 
+// Boards alone have them.
+#define DYN_BOARD_TILES(tiles, width)  \
+  DYN_WINOGRAD(tiles, Small, width);   \
+  DYN_WINOGRAD(tiles, Medium, width);  \
+  DYN_WINOGRAD(tiles, Large, width)
+
 #if defined(DYN_MODEL_FLOATS)
 DYN_TILES(Lanes<float>, 4);
+#if defined(DYN_MODEL_BOARD)
+DYN_BOARD_TILES(Lanes<float>, 4);
+#endif
 #elif defined(DYN_MODEL_TENSOR_CORES)
 DYN_TILES(Tensors, 8);
 #else
 DYN_TILES(Lanes<Half>, 8);
+DYN_BOARD_TILES(Lanes<Half>, 8);
 #endif
 
 }  // namespace cuda

@@ -39,6 +39,7 @@ SOURCE = Path(__file__).with_suffix(".cu")
 KERNELS = ROOT / "plugins" / "kernels" / "cuda"
 TABLE = ROOT / "dyndeploy" / "targets" / "cuda_kernels.json"
 LAYERS = ("conv1", "conv2", "conv3")
+_OTHERS = {"Linear": "linear", "PatchProduct": "winograd"}
 BASIS = (
     "modelled, not measured: benchmarks/gpu/modelled.py, machine code of the kernels in a cycle model; [optimistic, "
     "pessimistic] ends"
@@ -47,11 +48,13 @@ LOST = 0.05
 """Share of its share that a main loop may lose against the table."""
 EARLY = 0.1
 """Share of a strip's products that may stand behind the first wait for its own loads."""
+_SETTLES = 32
+"""Products that lanes sum in halves (kSettles in tiles.h)."""
 _TAPS_DEPTH = 256
 """Channels of the 3x3 in the simulation: a segment has so many inputs."""
 
 _NAME = re.compile(
-    r"(?P<kind>Convolution|Linear)Kernel<(?P<layer>\d), false, "
+    r"(?P<kind>Convolution|Linear|PatchProduct)Kernel<((?P<layer>\d), false, )?"
     r"dyndeploy::cuda::(?P<unit>Lane|Tensor)Tile<(?P<tile>[^>]*)>"
 )
 _USE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
@@ -64,7 +67,7 @@ class Kernel:
     Attributes:
         capability: 10 * major + minor.
         precision: ``"fp32"`` or ``"fp16"``.
-        layer: ``"conv1"``, ``"conv2"``, ``"conv3"`` or ``"linear"``.
+        layer: ``"conv1"``, ``"conv2"``, ``"conv3"``, ``"linear"`` or ``"winograd"``.
         unit: ``"lanes"`` or ``"tensor cores"``.
         rows: Of its tile.
         columns: Likewise.
@@ -108,7 +111,7 @@ class Kernel:
             warps=self.threads // 32,
             blocks=blocks,
             segment=_TAPS_DEPTH // self.depth if self.layer == "conv2" else 0,
-            settles=lanes_of_halves,
+            settles=_SETTLES // self.depth if lanes_of_halves else 0,
             optimistic=optimistic,
             follows=follows,
         )
@@ -129,7 +132,7 @@ def describe(symbol: str, demangled: str) -> dict[str, Any] | None:
         halves, threads = True, 32 * (rows // m * (columns // n))
     return {
         "precision": "fp16" if halves else "fp32",
-        "layer": LAYERS[int(match["layer"])] if match["kind"] == "Convolution" else "linear",
+        "layer": LAYERS[int(match["layer"])] if match["kind"] == "Convolution" else _OTHERS[match["kind"]],
         "unit": "lanes" if match["unit"] == "Lane" else "tensor cores",
         "rows": rows,
         "columns": columns,
@@ -198,6 +201,7 @@ def compile_kernels(nvcc: str, cuobjdump: str, capability: int, precision: str) 
         _run(
             [
                 *(nvcc, "-std=c++14", "-O3", f"-arch=sm_{capability}", "-cubin"),
+                *(["-DDYN_MODEL_BOARD"] if capability < 70 else []),
                 *(f"-DDYN_MODEL_{define}", f"-I{KERNELS}", str(SOURCE), "-o", binary),
             ]
         )

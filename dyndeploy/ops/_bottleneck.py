@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,6 +18,7 @@ from dyndeploy.ops._body import AttributeRef, Body, Value
 from dyndeploy.ops._geometry import Geometry
 from dyndeploy.ops._launches import bottleneck_launches
 from dyndeploy.ops._library_work import library_terms
+from dyndeploy.ops._winograd import transform_w2, transforms
 from dyndeploy.ops._workspace import bottleneck_workspace
 from dyndeploy.ops.base import (
     Array,
@@ -567,7 +569,8 @@ def _sized(ports: tuple[Port, ...], projection: bool) -> tuple[Port, ...]:
 def _packed(port: Port) -> Port:
     if len(port.shape) == 1:
         return replace(port, element=Element.FLOAT)
-    return replace(port, shape=("group", "9*M/group", "M/group") if len(port.shape) == 4 else port.shape[::-1])
+    # 25: what Winograd's algorithm makes of them stands behind the nine taps.
+    return replace(port, shape=("group", "9|25*M/group", "M/group") if len(port.shape) == 4 else port.shape[::-1])
 
 
 def _kernels(
@@ -580,6 +583,7 @@ def _kernels(
 ) -> Mapping[str, KernelSpec]:
     # Channels that are skipped behind their ReLU are zero and leave no constants.
     skips_to_constants = skips_channels and not excites
+    skips_alone = not skips_channels and not excites
 
     def pack(weights: Mapping[str, Array], attributes: Attributes) -> dict[str, Array]:
         group = int(attributes["group"])
@@ -587,6 +591,9 @@ def _kernels(
             name: pack_w2(value, group) if name == "w2" else pack_matrix(value) if value.ndim == 2 else value
             for name, value in weights.items()
         }
+        strides, dilations = attributes["strides"], attributes["dilations"]
+        if skips_alone and transforms(weights["w2"].shape[0], group, int(strides[0]), int(dilations[0])):
+            packed["w2"] = np.concatenate([packed["w2"], transform_w2(weights["w2"])[None]], 1)
         if skips_to_constants:
             packed["border_bias"] = border_bias(weights["w2"], weights["b1"], weights["b2"], group)
             packed["skipped_output"] = skipped_output(weights["w3"], weights["b2"], weights["b3"])
@@ -597,7 +604,7 @@ def _kernels(
         precisions=("fp32", "fp16"),
         pack=pack,
         constants=constants,
-        launches=bottleneck_launches,
+        launches=functools.partial(bottleneck_launches, winograd=skips_alone),
         workspace=bottleneck_workspace(pixels=skips_pixels, channels=skips_channels, excites=excites),
     )
     return {

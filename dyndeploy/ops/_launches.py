@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from dyndeploy.ops._winograd import fits, transforms
 from dyndeploy.ops.base import Launch
 
 
@@ -16,11 +17,16 @@ def masker_launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
     return pooling, Launch(moved=1.0, weights=weights * element)
 
 
-def bottleneck_launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
+def bottleneck_launches(f: Mapping[str, float], element: float, *, winograd: bool = False) -> Sequence[Launch]:
     """Lists and copies, then conv1, conv2 and conv3 (with the projection as a second segment of its sums).
 
     With a squeeze-and-excitation, the map behind conv2 is averaged, the means are squeezed, and what conv3 reads is
     multiplied in place with the factors.
+
+    Args:
+        f: Sizes and rates of the operator.
+        element: Bytes of an activation.
+        winograd: Whether the 3x3 may have transformed weights.
     """
     # Given that anything runs: a layer that half of the images skip costs one image all or nothing.
     share = 1.0 - (1.0 - f["rate"]) ** (f["batch"] * f["mask_h"] * f["mask_w"])
@@ -30,6 +36,9 @@ def bottleneck_launches(f: Mapping[str, float], element: float) -> Sequence[Laun
     need, active = pixels_in * f["rate_conv1"] / some, pixels_out * f["rate"] / some
     second = pixels_out * f["rate_conv2"] / some
     copied = 0.0 if f["projection"] else 2.0 * pixels_out * (1.0 - f["rate"]) * cout * element
+    size = [int(f[name]) for name in ("cmid", "groups", "stride", "dilation")]
+    map_and_mask = [int(f[name]) for name in ("h", "w", "mask_h", "mask_w")]
+    transformed = winograd and transforms(*size) and fits(*map_and_mask)
     launches = [
         Launch(moved=copied + 4.0 * (need + active) + 1.0),
         Launch(
@@ -39,7 +48,7 @@ def bottleneck_launches(f: Mapping[str, float], element: float) -> Sequence[Laun
         Launch(
             second, hidden / groups, 9.0 * hidden / groups, groups, 9.0, moved=(need + second) * hidden * element,
             weights=9.0 * hidden * hidden / groups * element, share=share, uneven=True,
-            layer="conv2",
+            layer="conv2", patches=second / 4 if transformed else 0.0,
         ),
         Launch(
             active, cout, hidden, moved=active * (hidden + 2.0 * cout) * element, weights=hidden * cout * element,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from dyndeploy.ops._transformer import UNITS_OF_MLP
+from dyndeploy.ops._winograd import fits, transforms
 from dyndeploy.ops.base import Attributes
 
 Workspace = Callable[[Mapping[str, int], Attributes, int], int]
@@ -28,7 +29,9 @@ def _parts(pixels: int) -> int:
 
 
 def bottleneck_workspace(*, pixels: bool, channels: bool, excites: bool = False) -> Workspace:
-    """Bytes of the two hidden maps, the lists and the sums of a bottleneck.
+    """Bytes of the two hidden maps, the lists, the transformed patches and the sums of a bottleneck.
+
+    Patches are transformed on boards alone: a GPU with tensor cores asks for less.
 
     Args:
         pixels: It skips pixels or whole samples.
@@ -43,6 +46,12 @@ def bottleneck_workspace(*, pixels: bool, channels: bool, excites: bool = False)
         parts = [read * hidden * element, written * hidden * element]
         if pixels:
             parts += [(batch + 1) * _SAMPLE_ROWS, read * _LIST_ENTRY, written * _LIST_ENTRY]
+        mask = (sizes.get("mh", 1), sizes.get("mw", 1)) if pixels else (1, 1)
+        transformed = transforms(hidden, int(attributes["group"]), stride, int(attributes["dilations"][0]))
+        if transformed and not channels and not excites and fits(sizes["H"], sizes["W"], *mask):
+            parts += 2 * [4 * written * hidden * element]
+            if pixels:
+                parts += [written // 4 * _LIST_ENTRY, written // 2 * _LIST_ENTRY]
         if channels:
             groups = int(attributes["group"])
             parts += [batch * hidden * _LIST_ENTRY, batch * (groups + 1) * _LIST_ENTRY]

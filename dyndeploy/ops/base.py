@@ -140,6 +140,8 @@ class Launch(NamedTuple):
         share: Probability that there is any work; the other numbers are those of runs in which there is.
         uneven: Whether images of a batch differ in their active channels, so that the slowest one ends the launch.
         layer: Under which name the table of our kernels' modelled figures has it; empty: there is none.
+        patches: Of a 3x3 that kernels without tensor cores compute by Winograd's algorithm: active patches of 2 x 2
+            outputs; 0: none does.
     """
 
     rows: float = 0.0
@@ -152,6 +154,7 @@ class Launch(NamedTuple):
     share: float = 1.0
     uneven: bool = False
     layer: str = ""
+    patches: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ LETTERS = {
     "mh": "h",
     "mw": "w",
     "group": "g",
-    "9*M/group": "k",
+    "9|25*M/group": "k",
     "M/group": "m",
     "16": "#",
     **{

@@ -14,16 +14,17 @@ reach stands in a table that is made of their machine code (:mod:`dyndeploy.pred
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.errors import UsageError
+from dyndeploy.ops.base import Launch
 from dyndeploy.prediction.densities import ExpectedBusiestTile
 from dyndeploy.prediction.kernels import ELEMENT_BYTES, MODELLED, REORDER, UNKNOWN, Kernel, fused_by
-from dyndeploy.prediction.own_kernels import own_kernels
+from dyndeploy.prediction.own_kernels import WINOGRAD, own_kernels, winograd_launches
 from dyndeploy.targets.devices import Device, Hardware
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -114,7 +115,7 @@ _SPREAD_KIND = {
 }
 
 
-_LAYERS = ("", "conv1", "conv2", "conv3", "linear")
+_LAYERS = ("", "conv1", "conv2", "conv3", "linear", WINOGRAD)
 _NARROW_GROUP = 31
 """Channels of a group up to which another kernel runs the 3x3, of which the table has no figures."""
 
@@ -400,11 +401,19 @@ class AnalyticalModel:
                     weights=launch.weights, slowest=slowest if launch.uneven else 1.0, share=launch.share,
                     layer=float(_LAYERS.index(launch.layer)),
                 )
-                for launch in launches
+                for launch in self._launches_here(launches)
             ]  # fmt: skip
         if kernel.macs:
             return [_Phase(index, kernel.macs / 64, 8.0, 8.0, moved=moved, weights=weights)]
         return [_Phase(index, moved=moved, weights=weights)]
+
+    def _launches_here(self, launches: Sequence[Launch]) -> Iterable[Launch]:
+        """What the kernels launch on this device: by Winograd's algorithm where they have figures of it."""
+        for launch in launches:
+            if launch.patches > 0 and self._own is not None and self._own.serves(WINOGRAD):
+                yield from winograd_launches(launch, self._element)
+            else:
+                yield launch
 
     def _slowest(self, kernel: Kernel) -> float:
         """The batch's most expensive sample over its mean one, where tiles of different samples differ (channels)."""

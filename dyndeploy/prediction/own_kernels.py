@@ -17,10 +17,16 @@ import numpy.typing as npt
 
 from dyndeploy import files
 from dyndeploy.errors import InputError
+from dyndeploy.ops.base import Launch
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
 TABLE = Path(__file__).parents[1] / "targets" / "cuda_kernels.json"
+
+WINOGRAD = "winograd"
+"""Layer of the table: products of transformed patches."""
+_PLACES = 16
+"""Of a patch of 2 x 2 outputs and the 4 x 4 inputs that it reads."""
 
 _PRICED = {53: 53, 60: 53, 61: 53, 62: 53}
 """Architectures whose launches are priced, and the table's whose machine code and multiprocessors are theirs or differ
@@ -129,3 +135,25 @@ def own_kernels(capability: str | None, precision: str, *, end: float = 0.5, tab
     priced = _PRICED.get(int(capability.replace(".", "")))
     found = [row for row in _read(table) if row["capability"] == priced and row["precision"] == precision]
     return OwnKernels(found, end) if found else None
+
+
+def winograd_launches(launch: Launch, element: float) -> Sequence[Launch]:
+    """A 3x3 as the kernels launch it by Winograd's algorithm.
+
+    Patches are transformed, their 16 places multiplied, and the products transformed.
+
+    Args:
+        launch: Of the 3x3, with its ``patches``.
+        element: Bytes of an activation.
+    """
+    patches, channels = launch.patches, launch.columns
+    transformed = _PLACES * patches * channels * element
+    written = launch.rows * channels * element
+    return (
+        Launch(moved=launch.moved - written + transformed, share=launch.share),
+        Launch(
+            patches, channels, channels, _PLACES, moved=2.0 * transformed,
+            weights=_PLACES * channels * channels * element, share=launch.share, uneven=launch.uneven, layer=WINOGRAD,
+        ),
+        Launch(moved=transformed + written, share=launch.share),
+    )  # fmt: skip

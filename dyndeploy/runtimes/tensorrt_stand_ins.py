@@ -25,7 +25,7 @@ _NOT_ATTRIBUTES = ("plugin_version", "plugin_namespace")
 _OUTPUT_ATTRIBUTES = {"mh": "mask_height", "mw": "mask_width"}
 _STRIDED = {"Ho": "H", "Wo": "W"}
 _DTYPES: Mapping[type, type[np.generic]] = {int: np.int32, float: np.float32}
-_SYMBOL = re.compile(r"(?:(\d+)\*)?([A-Za-z]\w*)(?:/([A-Za-z]\w*))?")
+_SYMBOL = re.compile(r"(?:(\d+(?:\|\d+)*)\*)?([A-Za-z]\w*)(?:/([A-Za-z]\w*))?")
 
 
 class StandInError(Exception):
@@ -66,11 +66,10 @@ def bind_sizes(
         if symbol.isidentifier():
             sizes.setdefault(symbol, size)
     for port, axis, symbol, size in axes:
-        expected = _value(symbol, sizes)
-        if size != expected:
-            raise StandInError(
-                f"{spec.name}: dimension {axis} of {port.name} is {size}, expected {expected} ({symbol})"
-            )
+        expected = _values(symbol, sizes)
+        if size not in expected:
+            told = " or ".join(map(str, expected))
+            raise StandInError(f"{spec.name}: dimension {axis} of {port.name} is {size}, expected {told} ({symbol})")
     return sizes
 
 
@@ -86,14 +85,15 @@ def _require_count(spec: OperatorSpec, inputs: int) -> None:
         raise StandInError(f"{spec.name}: the node has {inputs} inputs and 1 outputs, expected {expected} and 1")
 
 
-def _value(symbol: str, sizes: Mapping[str, int]) -> int:
-    """A symbol such as ``"16"``, ``"C"`` or ``"9*M/group"`` as a number."""
+def _values(symbol: str, sizes: Mapping[str, int]) -> list[int]:
+    """What a symbol such as ``"16"``, ``"C"`` or ``"9|25*M/group"`` may be."""
     if symbol.isdigit():
-        return int(symbol)
+        return [int(symbol)]
     match = _SYMBOL.fullmatch(symbol)
     assert match is not None, symbol
-    factor, name, divisor = match.groups()
-    return int(factor or 1) * sizes[name] // (sizes[divisor] if divisor else 1)
+    factors, name, divisor = match.groups()
+    size = sizes[name]
+    return [int(factor) * size // (sizes[divisor] if divisor else 1) for factor in (factors or "1").split("|")]
 
 
 def plugin_attributes(spec: OperatorSpec, fields: Iterable[Any]) -> dict[str, list[Number]]:

@@ -13,10 +13,10 @@ using namespace dyndeploy::cuda;
 namespace {
 
 // sizes: batch, height, width, inputs, middle, outputs, groups, stride, dilation, projection, mask height and
-// width, channel groups, squeeze, pool active.
+// width, channel groups, squeeze, pool active, winograd.
 BottleneckShape shape_of(const int* s) {
-  return {s[0], s[1],      s[2],  s[3],  s[4],  s[5],  s[6],      s[7],
-          s[8], s[9] != 0, s[10], s[11], s[12], s[13], s[14] != 0};
+  return {s[0], s[1],      s[2],  s[3],  s[4],  s[5],  s[6],       s[7],
+          s[8], s[9] != 0, s[10], s[11], s[12], s[13], s[14] != 0, s[15] != 0};
 }
 
 }  // namespace
@@ -29,7 +29,7 @@ ENTRY std::size_t dyn_bottleneck_workspace(const int* sizes, int type) {
   return bottleneck_workspace(shape_of(sizes), static_cast<Type>(type));
 }
 
-// out: elements of an access, whether tensor cores, rows of the three tiles, their columns.
+// out: elements of an access, whether tensor cores, rows of the three tiles, their columns, whether Winograd.
 ENTRY void dyn_bottleneck_choice(const int* sizes, int type, int capability, int processors, int* out) {
   const BottleneckChoice choice =
       bottleneck_choice(shape_of(sizes), static_cast<Type>(type), capability, processors);
@@ -39,6 +39,7 @@ ENTRY void dyn_bottleneck_choice(const int* sizes, int type, int capability, int
     out[2 + i] = choice.rows[i];
     out[5 + i] = choice.columns[i];
   }
+  out[8] = choice.winograd;
 }
 
 // tensors as for dyn_bottleneck; 1 where a mask is another afterwards.

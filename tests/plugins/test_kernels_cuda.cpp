@@ -126,6 +126,21 @@ struct Weights {
 
 double positive(double v) { return v > 0 ? v : 0; }
 
+// What Winograd's algorithm makes of a 3x3, behind it.
+void add_transformed(int middle, Floats& w2) {
+  const double g[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+  const std::size_t each = product_of({middle, middle});
+  for (int place = 0; place < 16; ++place) {
+    for (std::size_t i = 0; i < each; ++i) {
+      double sum = 0;
+      for (int tap = 0; tap < 9; ++tap) {
+        sum += g[place / 4][tap / 3] * g[place % 4][tap % 3] * w2[static_cast<std::size_t>(tap) * each + i];
+      }
+      w2.push_back(static_cast<float>(sum));
+    }
+  }
+}
+
 Weights random_weights(Rng& rng, const BottleneckShape& s, Type type) {
   const int width = s.middle / s.groups;
   Weights w;
@@ -142,6 +157,7 @@ Weights random_weights(Rng& rng, const BottleneckShape& s, Type type) {
       for (float& v : *values) v = round_to_half(v);
     }
   }
+  if (s.winograd) add_transformed(s.middle, w.w2);
   w.b1 = normal(rng, product_of({s.middle}), 0.5);
   w.b2 = normal(rng, product_of({s.middle}), 0.5);
   w.b3 = normal(rng, product_of({s.outputs}), 0.5);
@@ -345,6 +361,17 @@ void test_bottlenecks(int rounds) {
     }
     s.squeeze = coin(rng) ? pick(rng, 1, 40) : 0;
     s.pool_active = coin(rng);
+    if (round % 3 == 2) {  // by Winograd's algorithm, on boards
+      const int side = 2 * pick(rng, 1, 2);
+      s.winograd = true;
+      s.height = side * pick(rng, 1, 3);
+      s.width = side * pick(rng, 1, 3);
+      s.mask_height = mode & 1 ? s.height / side : 0;
+      s.mask_width = mode & 1 ? s.width / side : 0;
+      s.groups = s.stride = s.dilation = 1;
+      s.middle = 8 * pick(rng, 1, 6);
+      s.squeeze = s.channel_groups = 0;
+    }
     const double rate = 0.25 * pick(rng, 0, 4);
     Floats spatial(product_of({s.batch, s.mask_height, s.mask_width}));
     Floats channel(product_of({s.batch, s.channel_groups}));
@@ -887,7 +914,7 @@ void test_regions(int rounds) {
 }
 
 void test_shapes() {
-  const BottleneckShape good = {2, 8, 8, 16, 8, 16, 1, 1, 1, false, 4, 4, 8, 4, true};
+  const BottleneckShape good = {2, 8, 8, 16, 8, 16, 1, 1, 1, false, 4, 4, 8, 4, true, false};
   CHECK(check_bottleneck(good, Type::kFloat) == nullptr, "right");
   CHECK(bottleneck_workspace(good, Type::kHalf) < bottleneck_workspace(good, Type::kFloat),
         "halves are smaller");

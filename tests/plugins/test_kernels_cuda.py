@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dyndeploy.ops import OPERATORS, OperatorSpec, Role, registry
+from dyndeploy.ops._winograd import transforms
 from dyndeploy.ops.gates import CHANNEL
 from dyndeploy.ops.masks import dilate_mask, upsample_mask
 from tests.plugins.cuda_host import host_library, load
@@ -125,20 +126,32 @@ def integers(values: list[int]) -> Any:
 
 
 def sizes_of(
-    layer: Layer, x: np.ndarray, spatial: np.ndarray | None, channel: np.ndarray | None, pool_active: bool = True
+    layer: Layer,
+    x: np.ndarray,
+    spatial: np.ndarray | None,
+    channel: np.ndarray | None,
+    pool_active: bool = True,
+    winograd: bool = False,
 ) -> list[int]:
     batch, height, width, inputs = x.shape
     mask = (0, 0) if spatial is None else spatial.shape[2:]
     return [
         *(batch, height, width, inputs, layer.middle, layer.outputs, layer.groups, layer.stride, layer.dilation),
         *(int(layer.projection), *mask, 0 if channel is None else channel.shape[1], layer.squeeze, int(pool_active)),
+        int(winograd),
     ]
 
 
-def packed(layer: Layer, weights: Arrays, dtype: type) -> Arrays:
+TRANSFORM = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+
+
+def packed(layer: Layer, weights: Arrays, dtype: type, winograd: bool = False) -> Arrays:
     """Weights in the layout of kernels.h, and the constants of channel skipping."""
     groups, width = layer.groups, layer.middle // layer.groups
     w2 = weights["w2"].reshape(groups, width, width, 9).transpose(0, 3, 2, 1).reshape(groups, 9 * width, width)
+    if winograd:
+        places = np.einsum("ia,jb,oxab->ijxo", TRANSFORM, TRANSFORM, weights["w2"])
+        w2 = np.concatenate([w2, places.reshape(1, 16 * width, width)], 1)
     out = {"w1": weights["w1"].T, "w2": w2, "w3": weights["w3"].T}
     out.update({name: weights[name].T for name in ("wd", "ws", "we") if name in weights})
     out = {name: value.astype(dtype) for name, value in out.items()}
@@ -167,6 +180,7 @@ class Case:
     spatial: np.ndarray | None = None
     channel: np.ndarray | None = None
     pool_active: bool = True
+    winograd: bool = False
 
 
 GUARD = 64  # elements behind y and bytes behind the workspace, which must stay
@@ -179,10 +193,10 @@ class Prepared:
         dtype = np.float16 if kind == HALF else np.float32
         layer, x = case.layer, case.x
         self._backend, self._kind = backend, kind
-        self._sizes = integers(sizes_of(layer, x, case.spatial, case.channel, case.pool_active))
+        self._sizes = integers(sizes_of(layer, x, case.spatial, case.channel, case.pool_active, case.winograd))
         message = backend.library.dyn_check_bottleneck(self._sizes, kind)
         assert message is None, message
-        arrays = packed(layer, case.weights, dtype)
+        arrays = packed(layer, case.weights, dtype, case.winograd)
         arrays["x"] = x.astype(dtype)
         memory = {
             n: backend.put(v, offset if n in ("x", "w1", "w2", "w3", "wd", "ws", "we") else 0)
@@ -191,6 +205,7 @@ class Prepared:
         _, height, width, _ = x.shape
         self._shape = (len(x), (height - 1) // layer.stride + 1, (width - 1) // layer.stride + 1, layer.outputs)
         self._y = backend.put(np.full(int(np.prod(self._shape)) + GUARD, np.nan, dtype), offset)
+        backend.start()
         self._bytes = backend.library.dyn_bottleneck_workspace(self._sizes, kind)
         self._workspace = backend.put(np.full(self._bytes + GUARD, 0xFF, np.uint8))
         self.masks = [None if mask is None else backend.put(mask) for mask in (case.spatial, case.channel)]
@@ -351,18 +366,19 @@ def test_masks_for_timing_leave_alone_what_they_should(kernels: ctypes.CDLL) -> 
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda d: f"sm{d.capability}x{d.processors}")
 def test_the_kernels_say_which_tiles_they_take(kernels: ctypes.CDLL, device: Device) -> None:
-    sizes = [1, 14, 14, 1024, 256, 1024, 1, 1, 1, 0, 7, 7, 0, 0, 1]
-    found = integers([0] * 8)
+    sizes = [1, 14, 14, 1024, 256, 1024, 1, 1, 1, 0, 7, 7, 0, 0, 1, 0]
+    found = integers([0] * 9)
     lanes = {(16, 64), (64, 64), (128, 64)}
     known = {FLOAT: lanes, HALF: lanes | {(32, 32), (64, 64), (128, 128)}}
     for kind in (FLOAT, HALF):
         kernels.dyn_bottleneck_choice(integers(sizes), kind, device.capability, device.processors, found)
-        vector, tensor_cores, *tiles = list(found)
+        vector, tensor_cores, *tiles, winograd = list(found)
         assert vector == (8 if kind == HALF else 4)
         assert bool(tensor_cores) == (kind == HALF and device.capability >= 70)
         assert set(zip(tiles[:3], tiles[3:], strict=True)) <= known[kind]
+        assert not winograd
         Host(kernels, device).start()
-        current = integers([0] * 8)
+        current = integers([0] * 9)
         kernels.dyn_bottleneck_choice(integers(sizes), kind, 0, 0, current)
         assert list(current) == list(found), "the current device"
     # Few processors have more work each than small tiles are good for; many are kept busy by small ones only.
@@ -373,8 +389,8 @@ def test_the_kernels_say_which_tiles_they_take(kernels: ctypes.CDLL, device: Dev
 
 def test_tiles_have_few_rows_where_masks_leave_few(kernels: ctypes.CDLL) -> None:
     """At 7x7 one tile of 64 rows holds all pixels: it would skip nothing. Without a mask it has nothing to skip."""
-    found = integers([0] * 8)
-    sizes = [1, 7, 7, 2048, 512, 2048, 1, 1, 1, 0, 7, 7, 0, 0, 1]
+    found = integers([0] * 9)
+    sizes = [1, 7, 7, 2048, 512, 2048, 1, 1, 1, 0, 7, 7, 0, 0, 1, 0]
     kernels.dyn_bottleneck_choice(integers(sizes), HALF, 53, 1, found)
     assert list(found)[3] == 16, "conv2 of active pixels alone"
     kernels.dyn_bottleneck_choice(integers([*sizes[:10], 0, 0, *sizes[12:]]), HALF, 53, 1, found)
@@ -400,6 +416,13 @@ def example(
     return Case(layer, x, random_weights(layer, rng), spatial, channel)
 
 
+def patches(layer: Layer, side: int, **options: Any) -> Case:
+    """One whose masks have patches of so many pixels, and whose weights are transformed besides."""
+    case = example(layer, **options)
+    assert case.spatial is not None
+    return replace(case, spatial=np.ascontiguousarray(case.spatial[:, :, ::side, ::side]), winograd=True)
+
+
 LARGE = [
     example(Layer(144, 136, 144), size=(14, 14)),
     example(Layer(136, 144, 264, stride=2, projection=True), size=(15, 13), rate=0.3),
@@ -412,6 +435,12 @@ LARGE = [
     example(Layer(72, 96, 120, stride=2, groups=4, projection=True, squeeze=33), batch=3, size=(15, 13)),
     replace(example(Layer(64, 272, 64, groups=2, squeeze=70), batch=4, rate=0.02), pool_active=False),
     example(Layer(64, 168, 64, groups=3, squeeze=8), batch=3, rate=0.3, channel_groups=84),
+    # Winograd: of patches of 2 and 4 pixels, of whole samples, of all; the last one's patches are none of 2 x 2.
+    patches(Layer(72, 64, 72), 4, size=(12, 16)),
+    patches(Layer(72, 144, 136, projection=True), 2, batch=3, size=(14, 18), rate=0.3),
+    patches(Layer(24, 80, 24), 14, batch=3, size=(14, 14)),
+    replace(patches(Layer(40, 72, 40), 2, size=(6, 10)), spatial=None),
+    patches(Layer(24, 64, 24), 3, size=(12, 12)),
 ]
 
 
@@ -448,6 +477,43 @@ def test_the_size_of_a_tile_changes_no_bit(kernels: ctypes.CDLL, capability: int
     )
     np.testing.assert_array_equal(small, medium)
     np.testing.assert_array_equal(large, medium)
+
+
+WINOGRAD = [case for case in LARGE if case.winograd]
+
+
+@pytest.mark.parametrize("case", range(len(WINOGRAD)))
+def test_winograd_where_patches_are_active_as_a_whole(kernels: ctypes.CDLL, case: int) -> None:
+    """On boards alone, and it says so; its workspace is larger."""
+    c = WINOGRAD[case]
+    found = integers([0] * 9)
+    workspace = []
+    for capability, transformed in ((62, True), (62, False), (87, True)):
+        sizes = integers(sizes_of(c.layer, c.x, c.spatial, None, winograd=transformed))
+        kernels.dyn_bottleneck_choice(sizes, HALF, capability, 2, found)
+        Host(kernels, Device(capability)).start()
+        workspace.append(kernels.dyn_bottleneck_workspace(sizes, HALF))
+        assert bool(found[8]) == (capability == 62 and transformed and case < len(WINOGRAD) - 1)
+    pixels = int(np.prod(c.x.shape[:3]))
+    more = 2 * 4 * pixels * c.layer.middle * 2 if case < len(WINOGRAD) - 1 else 0
+    assert workspace[1] == workspace[2]
+    assert 0 <= workspace[0] - workspace[1] - more <= 3 * pixels + 4 * 256
+
+
+def test_the_error_of_winograd_in_half(kernels: ctypes.CDLL) -> None:
+    """Against FP32, of the largest output and the root of the mean square: patches and products are rounded to half."""
+    case = patches(Layer(64, 256, 64), 2, batch=1, size=(14, 14), rate=1.0)
+    host = Host(kernels, Device(53, 1))
+    expected = reference(case)
+    errors = []
+    for winograd in (False, True):
+        y = run_bottleneck(host, HALF, replace(case, winograd=winograd)).astype(np.float64)
+        error = y - expected
+        errors.append((np.abs(error).max() / np.abs(expected).max(), float(np.sqrt((error**2).mean()))))
+    (direct, direct_rms), (transformed, transformed_rms) = errors
+    print(errors, np.sqrt((expected**2).mean()))
+    assert transformed <= 2 * direct and transformed_rms <= 2 * direct_rms
+    assert transformed < 2e-3
 
 
 @pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
@@ -739,16 +805,20 @@ def test_operators_know_the_scratch_memory(kernels: ctypes.CDLL, data: st.DataOb
     )
     spec, kind = OPERATORS[op_type], data.draw(st.sampled_from([FLOAT, HALF]))
     groups, projection = draw(3), op_type.endswith("Projection")
-    sizes = {"N": draw(5), "H": draw(40), "W": draw(40), "C": draw(40), "M": groups * draw(50), "S": draw(50)}
+    sizes = {"N": draw(5), "H": draw(40), "W": draw(40), "C": draw(40), "S": draw(50)}
+    sizes["M"] = groups * data.draw(st.sampled_from([draw(50), 8 * draw(40)]))
     stride = draw(2) if projection else 1
     kinds = {kind.name for kind in spec.gates.values()}
     mask = (0, 0) if kinds == {CHANNEL.name} else (1, 1)
     layer = [sizes[name] for name in "NHWCM"] + [sizes["C"], groups, stride, 1, int(projection), *mask]
     layer += [groups if CHANNEL.name in kinds else 0, sizes["S"] if "SE" in op_type else 0, draw(2) - 1]
+    layer += [int(transforms(sizes["M"], groups, stride, 1))]
+    Host(kernels, Device(62)).start()
     workspace = spec.kernels["tensorrt"].workspace
     assert workspace is not None
     expected = kernels.dyn_bottleneck_workspace(integers(layer), kind)
-    assert workspace(sizes, {"strides": [stride] * 2, "group": groups}, 2 if kind == HALF else 4) == expected
+    attributes = {"strides": [stride] * 2, "dilations": [1, 1], "group": groups}
+    assert workspace(sizes, attributes, 2 if kind == HALF else 4) == expected
 
     hidden = draw(70)
     masker = OPERATORS["ChannelMaskerHidden"].kernels["tensorrt"].workspace

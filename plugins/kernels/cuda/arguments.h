@@ -22,6 +22,7 @@ struct BottleneckArguments {
   bool spatial;
   bool excites;     // a squeeze-and-excitation follows conv2; skipped channels are zero
   bool dense_mean;  // conv1 and conv2 compute all of a sample that has an active pixel
+  bool winograd;    // conv2 multiplies transformed patches of 2 x 2 outputs
 
   // Lists, all sorted. out_list holds the active pixels of all samples, then the inactive ones.
   SampleRows* samples;  // (N + 1)
@@ -35,6 +36,14 @@ struct BottleneckArguments {
   // skipping fills a row from its begin.
   void* h1;  // (N, H, W, M)
   void* h2;  // (N, Ho, Wo, M)
+
+  // Of Winograd's conv2: for every place of a patch a matrix whose rows are the active patches. With a
+  // spatial mask the patches stand in a list, by their first pixel, and of two neighbouring pixels the row of
+  // the left one in h2, which that of the right one follows.
+  void* patches;    // (16, N Ho Wo / 4, M)
+  void* products;   // likewise
+  int* patch_list;  // (N Ho Wo / 4)
+  int* pair_rows;   // (N, Ho, Wo / 2)
 
   // Of a squeeze-and-excitation.
   float* partial;   // (N, parts, M): sums of parts of h2

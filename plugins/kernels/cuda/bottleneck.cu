@@ -9,7 +9,7 @@ namespace {
 int output_size(int input, int stride) { return (input - 1) / stride + 1; }
 
 BottleneckArguments plan(const BottleneckShape& shape, Type type, const BottleneckTensors& tensors,
-                         void* workspace, std::size_t& bytes) {
+                         void* workspace, const DeviceTraits& device, std::size_t& bytes) {
   BottleneckArguments a = {};
   a.shape = shape;
   a.tensors = tensors;
@@ -21,6 +21,7 @@ BottleneckArguments plan(const BottleneckShape& shape, Type type, const Bottlene
   a.spatial = shape.mask_height > 0;
   a.excites = shape.squeeze > 0;
   a.dense_mean = a.excites && a.spatial && !shape.pool_active;
+  a.winograd = fits_winograd(shape) && has_winograd(device);
 
   const std::size_t batch = static_cast<std::size_t>(shape.batch);
   const std::size_t middle = static_cast<std::size_t>(shape.middle);
@@ -34,6 +35,14 @@ BottleneckArguments plan(const BottleneckShape& shape, Type type, const Bottlene
     a.samples = layout.take<SampleRows>((batch + 1) * sizeof(SampleRows));
     a.in_list = layout.take<int>(in * sizeof(int));
     a.out_list = layout.take<int>(out * sizeof(int));
+  }
+  if (a.winograd) {
+    a.patches = layout.take<void>(4 * out * middle * element_size(type));
+    a.products = layout.take<void>(4 * out * middle * element_size(type));
+    if (a.spatial) {
+      a.patch_list = layout.take<int>(out / 4 * sizeof(int));
+      a.pair_rows = layout.take<int>(out / 2 * sizeof(int));
+    }
   }
   if (shape.channel_groups > 0) {
     a.channels = layout.take<int>(batch * middle * sizeof(int));
@@ -79,7 +88,7 @@ int stand_in_masks(const BottleneckShape& shape, Type type, const TimingRates& r
   const std::size_t groups = rates.channels > 0 ? batch * static_cast<std::size_t>(shape.channel_groups) : 0;
   // In place of the hidden maps, which are written when the masks have been read.
   std::size_t bytes = 0;
-  const BottleneckArguments a = plan(shape, type, *tensors, workspace, bytes);
+  const BottleneckArguments a = plan(shape, type, *tensors, workspace, device_traits(), bytes);
   const std::size_t room = batch * static_cast<std::size_t>(a.in_pixels) *
                            static_cast<std::size_t>(shape.middle) * element_size(type);
   if ((positions + groups) * sizeof(float) > room) return 0;
@@ -97,11 +106,11 @@ int stand_in_masks(const BottleneckShape& shape, Type type, const TimingRates& r
 }
 
 BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int capability, int processors) {
-  std::size_t bytes = 0;
-  const BottleneckArguments a = plan(shape, type, BottleneckTensors(), nullptr, bytes);
-  const Vectors vectors = shape_fits_vectors(shape, type);
   const DeviceTraits device = capability > 0 ? DeviceTraits{capability, processors} : device_traits();
   if (device.capability <= 0) return BottleneckChoice();
+  std::size_t bytes = 0;
+  const BottleneckArguments a = plan(shape, type, BottleneckTensors(), nullptr, device, bytes);
+  const Vectors vectors = shape_fits_vectors(shape, type);
   return type == Type::kHalf ? describe_all<Half>(a, vectors, device)
                              : describe_all<float>(a, vectors, device);
 }
@@ -148,14 +157,14 @@ const char* check_bottleneck(const BottleneckShape& s, Type type) {
 
 std::size_t bottleneck_workspace(const BottleneckShape& shape, Type type) {
   std::size_t bytes = 0;
-  plan(shape, type, BottleneckTensors(), nullptr, bytes);
+  plan(shape, type, BottleneckTensors(), nullptr, device_traits(), bytes);
   return bytes;
 }
 
 int run_bottleneck(const BottleneckShape& shape, Type type, const BottleneckTensors& tensors, void* workspace,
                    void* stream) {
   std::size_t bytes = 0;
-  BottleneckArguments a = plan(shape, type, tensors, workspace, bytes);
+  BottleneckArguments a = plan(shape, type, tensors, workspace, device_traits(), bytes);
   Vectors vectors = shape_fits_vectors(shape, type);
   if (misaligned_tensor(shape, type, tensors, workspace) != nullptr) vectors = {false, false};
   const int vector = 16 / static_cast<int>(element_size(type));

@@ -8,6 +8,7 @@
 #include "excitation.h"
 #include "grouped.h"
 #include "lists.h"
+#include "winograd.h"
 
 namespace dyndeploy {
 namespace cuda {
@@ -117,8 +118,16 @@ int run_chosen(const BottleneckArguments& a, bool vectors, const DeviceTraits& d
                        });
 }
 
+// Rows of the products that a tile is chosen for: the patches of conv2's pixels.
+inline Rows patch_rows(const BottleneckArguments& a) {
+  Rows rows = chosen_rows<kConv2>(a, a.shape.batch * a.out_pixels);
+  for (int i = 0; i < rows.runs; ++i) rows.counts[i] = divide_up(rows.counts[i], 4);
+  return rows;
+}
+
 template <int kLayer, class T>
 int run_layer(BottleneckArguments a, bool vectors, const DeviceTraits& device, void* stream) {
+  if (kLayer == kConv2 && a.winograd) return run_winograd<T>(a, vectors, patch_rows(a), device, stream);
   a.columns_first = columns_first<T>(a, kLayer);
   if (kLayer == kConv2 && narrow_groups(a.shape)) {
     return a.shape.channel_groups > 0 ? run_grouped<true, T>(a, device, stream)
@@ -157,6 +166,14 @@ int describe_grouped(const BottleneckArguments& a, const DeviceTraits& device, B
 template <int kLayer, class T>
 int describe_layer(const BottleneckArguments& a, bool vectors, const DeviceTraits& device,
                    BottleneckChoice* choice) {
+  if (kLayer == kConv2 && a.winograd) {
+    return choose_patch_tile<T>(vectors, patch_rows(a), a.shape.middle, device, [&](auto chosen) {
+      using Tile = typename decltype(chosen)::Tile;
+      choice->rows[kConv2] = Tile::kRows;
+      choice->columns[kConv2] = Tile::kColumns;
+      return 0;
+    });
+  }
   if (kLayer == kConv2 && narrow_groups(a.shape)) {
     return a.shape.channel_groups > 0 ? describe_grouped<true, T>(a, device, choice)
                                       : describe_grouped<false, T>(a, device, choice);
@@ -168,6 +185,7 @@ int describe_layer(const BottleneckArguments& a, bool vectors, const DeviceTrait
 template <class T>
 BottleneckChoice describe_all(const BottleneckArguments& a, Vectors vectors, const DeviceTraits& device) {
   BottleneckChoice choice = {};
+  choice.winograd = a.winograd;
   describe_layer<kConv2, T>(a, vectors.conv2, device, &choice);
   describe_layer<kConv1, T>(a, vectors.others, device, &choice);
   describe_layer<kConv3, T>(a, vectors.others, device, &choice);

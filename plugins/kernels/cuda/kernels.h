@@ -25,11 +25,13 @@ struct BottleneckShape {
   int channel_groups;            // 0: every channel is active
   int squeeze;                   // S, the width of a squeeze-and-excitation; 0: there is none
   bool pool_active;              // its mean is over active pixels, else over all of a sample that has any
+  bool winograd;                 // w2 goes on with 16 * M rows: what Winograd's F(2x2, 3x3) makes of it
 };
 
 // Device pointers. Weights have the element type of x and the layout of pack.py / the TensorRT graph:
 //   w1 (C, M), w2 (groups, 9 * M / groups, M / groups) with row tap * M / groups + input, w3 (M, Co), wd (C,
-//   Co).
+//   Co). With `winograd` w2 has 16 * M more rows: row (4 i + j) * M + input is (G w G^T)[i][j] of the 3x3 w
+//   of that input, G = [1 0 0; 1/2 1/2 1/2; 1/2 -1/2 1/2; 0 0 1]. They are read where winograd.h says.
 // Biases and constants are float. Channel skipping sets skipped channels to their exact pre-BN constants:
 //   border_bias (16, M): b2 + the 3x3 applied to the map of relu(b1), per border class (bit 0 top, 1 bottom,
 //   2 left, 3 right taps outside); skipped_output (Co): b3 + w3 . relu(b2). With them conv1 gives relu(.) -
@@ -70,6 +72,7 @@ int stand_in_masks(const BottleneckShape& shape, Type type, const TimingRates& r
 struct BottleneckChoice {
   int vector;               // elements that move in one access
   bool tensor_cores;        // else lanes
+  bool winograd;            // conv2 multiplies transformed patches; its tile is theirs
   int rows[3], columns[3];  // tiles of conv1, conv2 and conv3
 };
 // With aligned pointers. capability (10 * major + minor) and processors of a GPU; capability 0: the current

@@ -57,14 +57,20 @@ struct Found {
   std::uint32_t out, in;
 };
 
+// Whether a pixel is the first one of a patch of 2 x 2.
+DYN_DEVICE bool begins_patch(const BottleneckArguments& a, int pixel) {
+  return pixel % 2 == 0 && pixel / a.out_width % 2 == 0;
+}
+
 DYN_DEVICE Counts count_chunk(const BottleneckArguments& a, int sample, int t, Found& found) {
   const MaskView mask(a, sample);
-  Counts counts = {0, 0};
+  Counts counts = {0, 0, 0};
   found = {0u, 0u};
   const Chunk out(t, a.out_pixels);
   for (int p = out.begin; p < out.end; ++p) {
     if (!mask.at(p / a.out_width, p % a.out_width)) continue;
     ++counts.out;
+    if (a.winograd && begins_patch(a, p)) ++counts.patches;
     if (p - out.begin < Found::kBits) found.out |= 1u << (p - out.begin);
   }
   if (a.dense_mean) return counts;
@@ -148,9 +154,9 @@ struct PrepareKernel {
     if (a.shape.batch > 1) {
       PerThread<Counts, kThreads> mine, all;
       for_threads<kThreads>([&](int t) {
-        mine[t] = all[t] = {0, 0};
+        mine[t] = all[t] = {0, 0, 0};
         for (int n = t; n < a.shape.batch; n += kThreads) {
-          const Counts counts = {a.samples[n].out_count, a.samples[n].in_count};
+          const Counts counts = {a.samples[n].out_count, a.samples[n].in_count, 0};
           all[t] = all[t] + counts;
           if (n < sample) mine[t] = mine[t] + counts;
         }
@@ -177,7 +183,7 @@ struct PrepareKernel {
     scan(sums);
     for_threads<kThreads>([&](int t) {
       if (a.shape.batch == 1 && t == kThreads - 1) {
-        before = {0, 0};
+        before = {0, 0, 0};
         total = whole_sample(a, sums[t]);
       }
     });
@@ -189,12 +195,18 @@ struct PrepareKernel {
       int active = before.out + sums[t].out - own[t].out;
       const int first = sample * a.out_pixels;
       int inactive = total.out + first + out.begin - active;
+      // A patch is active as a whole.
+      int patch = before.out / 4 + sums[t].patches - own[t].patches;
       for (int p = out.begin; p < out.end; ++p) {
         const int at = p - out.begin;
         const bool is_active =
             at < Found::kBits ? (found[t].out >> at & 1u) != 0 : mask.at(p / a.out_width, p % a.out_width);
         const int to = is_active ? active++ : inactive++;
         a.out_list[to] = first + p;
+        if (a.winograd && is_active && p % 2 == 0) {
+          a.pair_rows[(first + p) / 2] = to;
+          if (begins_patch(a, p)) a.patch_list[patch++] = first + p;
+        }
       }
       const Chunk in(t, a.in_pixels);
       int read = before.in + (a.dense_mean ? in.begin : sums[t].in - own[t].in);
@@ -227,7 +239,7 @@ struct PrepareKernel {
     PerThread<Counts, kThreads> own;
     for_threads<kThreads>([&](int t) {
       const Chunk chunk(t, middle);
-      own[t] = {0, 0};
+      own[t] = {0, 0, 0};
       for (int c = chunk.begin; c < chunk.end; ++c) own[t].out += mask[c / width] > 0.5f ? 1 : 0;
       sums[t] = own[t];
     });

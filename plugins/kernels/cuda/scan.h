@@ -8,8 +8,11 @@ namespace cuda {
 
 struct Counts {
   int out, in;
+  int patches;
 };
-DYN_DEVICE Counts operator+(Counts a, Counts b) { return {a.out + b.out, a.in + b.in}; }
+DYN_DEVICE Counts operator+(Counts a, Counts b) {
+  return {a.out + b.out, a.in + b.in, a.patches + b.patches};
+}
 
 constexpr int kListThreads = 512;
 

@@ -46,7 +46,7 @@ DYN_DEVICE int list_kept(Counts (&sums)[kListThreads], int total, int* list, con
     const Chunk chunk(t, total);
     own[t] = 0;
     for (int i = chunk.begin; i < chunk.end; ++i) own[t] += keep(i) ? 1 : 0;
-    sums[t] = {own[t], 0};
+    sums[t] = {own[t], 0, 0};
   });
   sync();
   scan(sums);
