@@ -76,9 +76,9 @@ def export(name: str, mode: str, size: tuple[int, int], folder: Path) -> Bundle:
         return Bundle.open(folder)
     torch.manual_seed(0)
     model = create_model(name, mode=mode)
-    head = getattr(model, "head", None)
-    if head is not None:
-        torch.nn.init.zeros_(head.classification_head.cls_logits.bias)
+    dense = getattr(getattr(model, "head", None), "classification_head", None)
+    if dense is not None:
+        torch.nn.init.zeros_(dense.cls_logits.bias)
     return export_model(model.eval(), folder, ExportSettings(static=True, input_size=size))
 
 
