@@ -31,9 +31,9 @@ struct Plan {
   std::vector<std::size_t> outputs;  // of a network without exits, in the order of the manifest
   std::vector<std::size_t> masks;
   std::vector<std::size_t> results;  // outputs and masks; of a network with exits what its first step gives
-  std::size_t batch;  // rows of a run, where they are fixed
-  bool any_batch;     // any number of rows may run
-  bool classifies;    // there are logits
+  std::size_t batch;                 // rows of a run, where they are fixed
+  bool any_batch;                    // any number of rows may run
+  bool classifies;                   // there are logits
 
   std::size_t classes() const { return static_cast<std::size_t>(tensors[steps[0].logits].shape[1]); }
   // Elements of a row; the first axis of tensors between the steps is the batch.
