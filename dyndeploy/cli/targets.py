@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dyndeploy.cli._arguments import print_json, print_table
 from dyndeploy.cli._options import AsJson, complete_target
-from dyndeploy.targets import load_record, load_target, target_names
+from dyndeploy.targets import PORTABLE, Target, load_record, load_target, target_names
+
+if TYPE_CHECKING:
+    from dyndeploy.prediction.break_even import BreakEven
 
 
 def targets(
@@ -44,7 +48,9 @@ def targets(
     target = load_target(name)
     taken, reason = target.takes_branches(None if probe is None else load_record(probe))
     if as_json:
-        print_json(target.to_json() | {"branches": {"taken": taken, "reason": reason}})
+        precision, stages = _break_even(target)
+        paying = {"kind": "predicted", "precision": precision, "stages": [asdict(stage) for stage in stages]}
+        print_json(target.to_json() | {"branches": {"taken": taken, "reason": reason}, "break_even": paying})
         return
     typer.echo(f"{target.name}: {target.title}; {target.runtime} {target.runtime_version or ''}".rstrip())
     typer.echo(f"opset {target.opset}, IR {target.ir_version}; {target.software or 'this machine'}")
@@ -59,3 +65,32 @@ def targets(
     typer.echo(f"Branches (If) {'skip' if taken else 'save nothing'}: {reason}.")
     if target.refused:
         print_table(("refused", "reason"), list(target.refused.items()))
+    _print_break_even(target)
+
+
+def _break_even(target: Target) -> tuple[str, tuple[BreakEven, ...]]:
+    """Return the precision of a target's engines, and where skipping can pay; no stages where the processor is any."""
+    from dyndeploy.prediction.break_even import break_even
+
+    precision = "fp16" if target.precisions["fp16"].supported else "fp32"
+    return precision, () if target.name == PORTABLE else break_even(target.name, precision)
+
+
+def _print_break_even(target: Target) -> None:
+    from dyndeploy.prediction.break_even import SHOWN, network_title
+
+    precision, stages = _break_even(target)
+    if not stages:
+        typer.echo("Where skipping pays here, 'dyndeploy profile' measures.")
+        return
+    typer.echo(f"Where skipping can pay, predicted: {network_title()}; {precision}, batch 1.")
+    print_table(
+        ("stage", "static ms", *(f"ms at rate {rate:g}" for rate in SHOWN), "pays up to rate"),
+        [
+            (
+                stage.stage, f"{stage.static_ms:.3g}", *(f"{stage.dynamic_ms[rate]:.3g}" for rate in SHOWN),
+                "none" if stage.rate is None else f"{stage.rate:.3g}",
+            )
+            for stage in stages
+        ],
+    )  # fmt: skip

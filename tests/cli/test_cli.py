@@ -49,6 +49,14 @@ def test_models_and_targets_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert "has no INT8 instructions" in out
     assert "data-dependent output shape" in out
+    assert "Where skipping can pay, predicted: ResNet-50" in out and "layer4" in out
+    code, out, _ = call(capsys, "targets", "tx2", "--json")
+    paying = json.loads(out)["break_even"]
+    assert (paying["kind"], paying["precision"]) == ("predicted", "fp16")
+    assert [stage["stage"] for stage in paying["stages"]] == ["layer1", "layer2", "layer3", "layer4", "all"]
+    assert all(0 < stage["rate"] <= 1 for stage in paying["stages"])
+    code, out, _ = call(capsys, "targets", "cpu")
+    assert code == 0 and "'dyndeploy profile' measures" in out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
