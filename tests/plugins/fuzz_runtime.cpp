@@ -212,7 +212,7 @@ void decode(const std::string& path) {
 std::string npz_of(const std::map<std::string, Array>& arrays) {
   const auto number = [](std::uint64_t value, int bytes) {
     std::string text;
-    for (int i = 0; i < bytes; ++i) text += static_cast<char>(value >> 8 * i);
+    for (int i = 0; i < bytes; ++i) text += static_cast<char>(i < 8 ? value >> 8 * i : 0);
     return text;
   };
   std::string archive, directory;
@@ -233,8 +233,7 @@ std::string npz_of(const std::map<std::string, Array>& arrays) {
     const std::string name = entry.first + ".npy",
                       sizes = number(0, 8) + number(0, 4) + number(content.size(), 4) +
                               number(content.size(), 4) + number(name.size(), 2) + number(0, 2);
-    directory +=
-        "PK\1\2" + number(0, 4) + sizes + number(0, 10) + number(0, 2) + number(archive.size(), 4) + name;
+    directory += "PK\1\2" + number(0, 4) + sizes + number(0, 10) + number(archive.size(), 4) + name;
     archive += "PK\3\4" + number(0, 2) + sizes + name + content;
   }
   return archive + directory + "PK\5\6" + number(0, 4) + number(arrays.size(), 2) + number(arrays.size(), 2) +

@@ -114,8 +114,8 @@ def test_any_image_is_resized_normalised_and_padded_to_the_bit(
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     for task, session in opened:
         expected = task.prepare(image, bucket=(128, 160))[0]["input"][0]
-        if min(height, width) == 1 and not task.rounding:
-            # OpenCV resizes lines of float32 by another formula, with places in float32.
+        if min(height, width) < 16 and not task.rounding:
+            # OpenCV's float32 of lines and narrow images is computed by other instructions, in other roundings.
             np.testing.assert_allclose(session.preprocess(image), expected, rtol=0, atol=1e-4)
             continue
         np.testing.assert_array_equal(session.preprocess(image), expected)
@@ -160,6 +160,9 @@ def test_detections_equal_pythons(
         assert (one.height, one.width) == image.shape[:2]
         assert one.category_ids.tolist() == [CATEGORIES[label] for label in one.labels]
         assert one.class_names == [CLASSES[label] for label in one.labels]
+        # Of its own masks: a pixel may differ from Python's.
+        own = Detections(one.boxes, one.scores, one.labels, one.masks)
+        assert one.to_coco() == own.to_coco(CATEGORIES)
         assert one.ms > 0 and one.host_ms > 0
     np.testing.assert_array_equal(alone.boxes, found[3].boxes)
     assert sum(len(one) for one in found) > len(images)
@@ -546,9 +549,10 @@ def test_mutated_bundles_end_in_a_result_or_an_error(
     images.mkdir()
     Image.fromarray(odd_sizes()[0]).save(images / "a.png")
     monkeypatch.setenv("DYNDEPLOY_ONNXRUNTIME", str(onnxruntime_library))
-    done = subprocess.run(
-        [str(runtime_build.fuzzer), str(bundle.path), str(images), str(tmp_path / "scratch"), "150", "1"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    assert re.search(r"150 mutations: [1-9]\d* results, [1-9]\d* errors", done.stdout)
+    for what in ("", "programs") if kind == "parts" else ("",):
+        done = subprocess.run(
+            [str(runtime_build.fuzzer), str(bundle.path), str(images), str(tmp_path / "scratch"), "150", "1", what],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        assert re.search(r"150 mutations: [1-9]\d* results, [1-9]\d* errors", done.stdout)

@@ -11,6 +11,7 @@ says, beside this file, in the folders ``built`` and ``prebuilt`` of a bundle's 
 
 import collections
 import ctypes
+import functools
 import importlib.util
 import json
 import os
@@ -49,11 +50,22 @@ class Detections:
     COCO's, the labels where the bundle knows none; class_names: of each, None where the bundle holds no names; height,
     width: of the image, upright; input_size: (H, W) of the input that it ran in; resized: (h, w) of the image in it;
     ms: time of the network, of a batch an equal part; host_ms: of resizing, normalising and decoding; rates: share of
-    active bits of every mask of the backbone by name.
+    active bits of every mask of the backbone by name; counts: of each mask COCO's text of its run lengths, or None.
     """
 
     def __init__(self, **fields):
         self.__dict__.update(fields)
+
+    def to_coco(self):
+        """Return COCO results, which ``json.dump`` takes: category_id, bbox, score, and the segmentation of masks."""
+        found = []
+        for index, (x1, y1, x2, y2) in enumerate(self.boxes.astype(np.float64).tolist()):
+            item = {"category_id": int(self.category_ids[index]), "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            item["score"] = float(self.scores[index])
+            if self.counts is not None:
+                item["segmentation"] = {"size": [self.height, self.width], "counts": self.counts[index]}
+            found.append(item)
+        return found
 
     def __len__(self):
         """Return the number of detections."""
@@ -344,12 +356,13 @@ class Session:
 
     def _detections(self, result, rates):
         """What the library found, in memory of NumPy's own."""
-        found, masks = [result.found[index] for index in range(result.count)], None
+        found, masks, counts = [result.found[index] for index in range(result.count)], None, None
         if self.info["detection"]["masks"]:
             masks = np.zeros((len(found), result.height, result.width), np.bool_)
             for one, mask in zip(found, masks):
                 pixels = mask.ctypes.data
                 self._check(self._library.dyndeploy_mask_pixels(one, result.height, result.width, pixels))
+            counts = [self._text(functools.partial(self._library.dyndeploy_mask_text, one)) for one in found]
         return Detections(
             boxes=np.array([list(one.box) for one in found], np.float32).reshape(-1, 4),
             scores=np.array([one.score for one in found], np.float32),
@@ -364,6 +377,7 @@ class Session:
             ms=result.ms,
             host_ms=result.host_ms,
             rates=rates,
+            counts=counts,
         )
 
     def run(self, inputs, outputs=None):
@@ -435,14 +449,8 @@ class Session:
 
     def statistics(self):
         """Images, milliseconds, mean rate of every mask and exits since opening or the last reset."""
-        room, needed = 4096, ctypes.c_size_t()
-        while True:
-            text = ctypes.create_string_buffer(room)
-            code = self._library.dyndeploy_statistics(self._open_handle(), text, room, ctypes.byref(needed))
-            if not code or needed.value <= room:
-                self._check(code)
-                return json.loads(text.value.decode("utf-8"))
-            room = needed.value + 256
+        handle = self._open_handle()
+        return json.loads(self._text(functools.partial(self._library.dyndeploy_statistics, handle)))
 
     def reset_statistics(self):
         """Begin to count anew."""
@@ -462,6 +470,17 @@ class Session:
             if name not in found:
                 raise DyndeployError(_USAGE, f"The network gives no output '{name}': {', '.join(found)}.")
         return [found[name] for name in names]
+
+    def _text(self, write):
+        """What ``write(text, room, needed)`` writes, in as much room as that needs."""
+        room, needed = 4096, ctypes.c_size_t()
+        while True:
+            text = ctypes.create_string_buffer(room)
+            code = write(text, room, ctypes.byref(needed))
+            if not code or needed.value <= room:
+                self._check(code)
+                return text.value.decode("utf-8")
+            room = needed.value + 256
 
     def _open_handle(self):
         if self._handle is None:
@@ -557,6 +576,7 @@ def _load(path):
     library.dyndeploy_free_detections.argtypes = [many, size]
     library.dyndeploy_free_detections.restype = None
     library.dyndeploy_mask_pixels.argtypes = [ctypes.POINTER(_Detection), ctypes.c_int32, ctypes.c_int32, pointer]
+    library.dyndeploy_mask_text.argtypes = [ctypes.POINTER(_Detection), text, size, ctypes.POINTER(size)]
     library.dyndeploy_preprocess.argtypes = [pointer, ctypes.POINTER(_Image), pointer, size]
     library.dyndeploy_preprocess_file.argtypes = [pointer, text, pointer, size]
     library.dyndeploy_statistics.argtypes = [pointer, text, size, ctypes.POINTER(size)]

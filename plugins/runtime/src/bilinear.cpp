@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <type_traits>
 
 namespace dyndeploy {
 namespace runtime {
@@ -31,10 +31,11 @@ std::int32_t fixed(float share) { return static_cast<std::int32_t>(std::lrintf(s
 
 }  // namespace
 
-// Place: what OpenCV computes places in.
+// Place: what OpenCV computes places in. Of bytes, its scale is one over that of the result.
 template <class Place>
 void BilinearResizer::compute(std::vector<Tap>& taps, std::int64_t in, std::int64_t out) {
-  const double scale = 1.0 / (static_cast<double>(out) / static_cast<double>(in));
+  const double from = static_cast<double>(in), to = static_cast<double>(out);
+  const double scale = std::is_same<Place, float>::value ? 1.0 / (to / from) : from / to;
   taps.resize(static_cast<std::size_t>(out));
   for (std::int64_t i = 0; i < out; ++i) {
     const double place = static_cast<Place>((static_cast<double>(i) + 0.5) * scale - 0.5);
