@@ -91,7 +91,7 @@ def _quality(result: DemoResult | DetectionDemoResult) -> list[tuple[str, str]]:
         ("held-out AP50 of boxes, PyTorch", f"{trained.ap50 or 0:.3f} on {evaluation.images} scenes"),
         ("held-out AP50 of boxes, exported graph", f"{deployed.ap50 or 0:.3f} (AP {deployed.ap or 0:.3f})"),
         ("mean FLOPs ratio of the backbone", ratio),
-        *((f"masks of {name}", f"{mask.rate:.0%} computed, {mask.distinct} different ones") for name, mask in masks),
+        *((f"masks of {name}", f"{mask.rate:.0%} computed, different ones: {mask.distinct}") for name, mask in masks),
     ]
 
 
