@@ -103,5 +103,8 @@ def report(table: Path) -> tuple[dict[str, Any], str]:
             results.append(found)
     counts = launches_of_blocks("fp16")
     most, every = max(counts.values()), sum(counts.values())
-    lines.append(f"\nLaunches: {most} of a block at most, {every} of all; a static block has {STATIC_LAUNCHES}.")
+    lines.append(
+        f"\nLaunches: {most} of a block at most, {every} of all; a static block has {STATIC_LAUNCHES}. "
+        "Kernels of further tiles, which end at once, are priced and not counted."
+    )
     return {"basis": "modelled", "network": NETWORK, "boards": results, "launches": counts}, "\n".join(lines)

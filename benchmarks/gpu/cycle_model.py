@@ -418,7 +418,7 @@ def peak_cycles(machine: Machine, path: Sequence[Instruction]) -> float:
 
 def figures(
     machine: Machine, found: Ways, *, warps: int, blocks: int, segment: int = 0, settles: int = 0,
-    optimistic: bool = True, strips: int = 3, follows: bool = True,
+    optimistic: bool = True, strips: int = 4, follows: bool = True,
 ) -> Figures:  # fmt: skip
     """Simulates two lengths of the sum and tells a strip from the rest.
 

@@ -48,7 +48,7 @@ LOST = 0.05
 """Share of its share that a main loop may lose against the table."""
 EARLY = 0.1
 """Share of a strip's products that may stand behind the first wait for its own loads."""
-_SETTLES = 32
+_SETTLES = 64
 """Products that lanes sum in halves (kSettles in tiles.h)."""
 _TAPS_DEPTH = 256
 """Channels of the 3x3 in the simulation: a segment has so many inputs."""

@@ -604,7 +604,7 @@ def _kernels(
         precisions=("fp32", "fp16"),
         pack=pack,
         constants=constants,
-        launches=functools.partial(bottleneck_launches, winograd=skips_alone),
+        launches=functools.partial(bottleneck_launches, skips_alone=skips_alone),
         workspace=bottleneck_workspace(pixels=skips_pixels, channels=skips_channels, excites=excites),
     )
     return {

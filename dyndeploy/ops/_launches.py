@@ -6,9 +6,18 @@ from collections.abc import Mapping, Sequence
 
 from dyndeploy.ops._winograd import fits, transforms
 from dyndeploy.ops.base import Launch
+from dyndeploy.ops.densities import dilated_density
+
+_RATES = (1.0, 0.5, 0.25)
 
 
-def masker_launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
+def spatial_masker_launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
+    """A block for each position pools and multiplies."""
+    pooling, products = channel_masker_launches(f, element)
+    return (pooling._replace(weights=products.weights),)
+
+
+def channel_masker_launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
     """Pooling, then the few products; the mask is small."""
     masked = f["batch"] * f["mask_h"] * f["mask_w"] * f["cout"]
     inner = f["cmid"] or f["cin"]
@@ -17,7 +26,7 @@ def masker_launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
     return pooling, Launch(moved=1.0, weights=weights * element)
 
 
-def bottleneck_launches(f: Mapping[str, float], element: float, *, winograd: bool = False) -> Sequence[Launch]:
+def bottleneck_launches(f: Mapping[str, float], element: float, *, skips_alone: bool = False) -> Sequence[Launch]:
     """Lists and copies, then conv1, conv2 and conv3 (with the projection as a second segment of its sums).
 
     With a squeeze-and-excitation, the map behind conv2 is averaged, the means are squeezed, and what conv3 reads is
@@ -26,7 +35,8 @@ def bottleneck_launches(f: Mapping[str, float], element: float, *, winograd: boo
     Args:
         f: Sizes and rates of the operator.
         element: Bytes of an activation.
-        winograd: Whether the 3x3 may have transformed weights.
+        skips_alone: Pixels or whole samples, no channels, and no squeeze-and-excitation: the 3x3 may have transformed
+            weights, and tiles are chosen for several rates.
     """
     # Given that anything runs: a layer that half of the images skip costs one image all or nothing.
     share = 1.0 - (1.0 - f["rate"]) ** (f["batch"] * f["mask_h"] * f["mask_w"])
@@ -36,23 +46,35 @@ def bottleneck_launches(f: Mapping[str, float], element: float, *, winograd: boo
     need, active = pixels_in * f["rate_conv1"] / some, pixels_out * f["rate"] / some
     second = pixels_out * f["rate_conv2"] / some
     copied = 0.0 if f["projection"] else 2.0 * pixels_out * (1.0 - f["rate"]) * cout * element
+    # Tiles are chosen for all, half and a quarter of the patches: which are active is not known at a launch.
+    shares: list[tuple[float, float]] = []
+    if skips_alone and f["mask_h"] * f["mask_w"] > 1:
+        maps = [(int(f[height]), int(f[width])) for height, width in (("h", "w"), ("oh", "ow"), ("mask_h", "mask_w"))]
+        for rate in _RATES:
+            read = dilated_density(
+                rate, in_size=maps[0], out_size=maps[1], mask_size=maps[2], stride=int(f["stride"]),
+                dilation=int(f["dilation"]),
+            )  # fmt: skip
+            shares.append((rate, read))
     size = [int(f[name]) for name in ("cmid", "groups", "stride", "dilation")]
     map_and_mask = [int(f[name]) for name in ("h", "w", "mask_h", "mask_w")]
-    transformed = winograd and transforms(*size) and fits(*map_and_mask)
+    transformed = skips_alone and transforms(*size) and fits(*map_and_mask)
     launches = [
         Launch(moved=copied + 4.0 * (need + active) + 1.0),
         Launch(
             need, hidden, cin, moved=need * (cin + hidden) * element, weights=cin * hidden * element, share=share,
-            uneven=True, layer="conv1",
+            uneven=True, layer="conv1", tried=tuple(pixels_in * read for _, read in shares),
         ),
         Launch(
             second, hidden / groups, 9.0 * hidden / groups, groups, 9.0, moved=(need + second) * hidden * element,
             weights=9.0 * hidden * hidden / groups * element, share=share, uneven=True,
             layer="conv2", patches=second / 4 if transformed else 0.0,
+            tried=tuple(pixels_out * rate for rate, _ in shares),
         ),
         Launch(
             active, cout, hidden, moved=active * (hidden + 2.0 * cout) * element, weights=hidden * cout * element,
             share=share, uneven=True, layer="conv3",
+            tried=tuple(pixels_out * (1.0 if f["projection"] else rate) for rate, _ in shares),
         ),
     ]  # fmt: skip
     squeezed = f.get("squeezed", 0.0)

@@ -142,6 +142,7 @@ class Launch(NamedTuple):
         layer: Under which name the table of our kernels' modelled figures has it; empty: there is none.
         patches: Of a 3x3 that kernels without tensor cores compute by Winograd's algorithm: active patches of 2 x 2
             outputs; 0: none does.
+        tried: Rows that its tile is chosen for, which count alike; none: its own.
     """
 
     rows: float = 0.0
@@ -155,6 +156,7 @@ class Launch(NamedTuple):
     uneven: bool = False
     layer: str = ""
     patches: float = 0.0
+    tried: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

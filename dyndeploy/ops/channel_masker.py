@@ -16,6 +16,7 @@ from onnx import TensorProto
 
 from dyndeploy.errors import UsageError
 from dyndeploy.ops._body import Body, Value
+from dyndeploy.ops._launches import channel_masker_launches
 from dyndeploy.ops._quantized_masker import masker_quantization
 from dyndeploy.ops._workspace import channel_masker_workspace
 from dyndeploy.ops.base import (
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
 NAME = "ChannelMasker"
 KERNELS = {
     "cpu": MASKER_KERNELS["cpu"],
-    **{family: replace(MASKER_KERNELS[family], workspace=channel_masker_workspace) for family in ("cuda", "tensorrt")},
+    **{
+        family: replace(MASKER_KERNELS[family], launches=channel_masker_launches, workspace=channel_masker_workspace)
+        for family in ("cuda", "tensorrt")
+    },
 }
 HIDDEN = (
     Port("hidden_weight", Role.WEIGHT, ("h", "C"), Element.FLOAT),

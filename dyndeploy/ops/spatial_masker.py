@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from dyndeploy.errors import UsageError
 from dyndeploy.ops._body import Body, Value
-from dyndeploy.ops._launches import masker_launches
+from dyndeploy.ops._launches import spatial_masker_launches
 from dyndeploy.ops._quantized_masker import masker_quantization
 from dyndeploy.ops.base import (
     Attribute,
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 NAME = "SpatialMasker"
 MASKER_KERNELS = {
     "cpu": KernelSpec(),
-    "cuda": KernelSpec(precisions=("fp32", "fp16"), launches=masker_launches),
-    "tensorrt": KernelSpec(precisions=("fp32", "fp16"), launches=masker_launches),
+    "cuda": KernelSpec(precisions=("fp32", "fp16"), launches=spatial_masker_launches),
+    "tensorrt": KernelSpec(precisions=("fp32", "fp16"), launches=spatial_masker_launches),
 }
 """Every family decides in float; ``fp16`` means that the block input may be half."""
 

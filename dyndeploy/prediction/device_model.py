@@ -116,6 +116,7 @@ _SPREAD_KIND = {
 
 
 _LAYERS = ("", "conv1", "conv2", "conv3", "linear", WINOGRAD)
+_TRIED = ("tried_all", "tried_half", "tried_quarter")
 _NARROW_GROUP = 31
 """Channels of a group up to which another kernel runs the 3x3, of which the table has no figures."""
 
@@ -154,6 +155,10 @@ class _Phase(NamedTuple):
     """Probability that there is any work."""
     layer: float = 0.0
     """Of our own kernels, as a place in :data:`_LAYERS`; 0: none of these."""
+    tried_all: float = 0.0
+    tried_half: float = 0.0
+    tried_quarter: float = 0.0
+    """Rows that our own kernels choose their tile for; zeros: as many as there are."""
 
 
 class AnalyticalModel:
@@ -357,11 +362,15 @@ class AnalyticalModel:
             rows, columns, depth, products, taps = (
                 p[name][mine] for name in ("rows", "columns", "depth", "products", "taps")
             )
-            cycles, loaded = self._own.cycles(layer, rows, columns, depth, products, taps, self._sms)
+            tried = np.stack([p[name][mine] for name in _TRIED], 1)
+            # The slowest image of a batch has tiles of its own, whose sums are longer.
+            slowest = p["slowest"][mine]
+            cycles, loaded, launched = self._own.cycles(
+                layer, rows, columns, depth * slowest, products, taps, self._sms, tried
+            )
             busy, tile_bytes = busy.copy(), tile_bytes.copy()
-            # The slowest image of a batch has tiles of its own.
-            busy[mine] = cycles * p["slowest"][mine] / self._clock
-            tile_bytes[mine] = loaded * self._element
+            busy[mine] = cycles / self._clock + (launched - 1.0) * self._launch
+            tile_bytes[mine] = loaded / slowest * self._element
         return busy, tile_bytes
 
     # ------------------------------------------------------------ phases of kernels
@@ -399,7 +408,7 @@ class AnalyticalModel:
                 _Phase(
                     index, launch.rows, launch.columns, launch.depth, launch.products, launch.taps, moved=launch.moved,
                     weights=launch.weights, slowest=slowest if launch.uneven else 1.0, share=launch.share,
-                    layer=float(_LAYERS.index(launch.layer)),
+                    layer=float(_LAYERS.index(launch.layer)), **dict(zip(_TRIED, launch.tried, strict=False)),
                 )
                 for launch in self._launches_here(launches)
             ]  # fmt: skip

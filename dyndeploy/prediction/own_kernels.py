@@ -28,6 +28,11 @@ WINOGRAD = "winograd"
 _PLACES = 16
 """Of a patch of 2 x 2 outputs and the 4 x 4 inputs that it reads."""
 
+_MOST_ROWS = 512
+"""Up to so many rows halves on lanes launch kernels of several tiles, of which the device takes one by the rows that
+there are (``adapts_tiles`` in choose.h)."""
+_TENSOR_CORES = 70
+
 _PRICED = {53: 53, 60: 53, 61: 53, 62: 53}
 """Architectures whose launches are priced, and the table's whose machine code and multiprocessors are theirs or differ
 little. Those with tensor cores are not among them before all are in the table: prices by these figures and prices by
@@ -59,6 +64,7 @@ class OwnKernels:
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], end: float = 0.5) -> None:
         self._tiles: dict[str, list[_Tile]] = {}
+        self._adapts = any(row.get("precision") == "fp16" and int(row["capability"]) < _TENSOR_CORES for row in rows)
         for row in rows:
             try:
                 self._tiles.setdefault(str(row["layer"]), []).append(_tile(row, end))
@@ -70,9 +76,10 @@ class OwnKernels:
         return layer in self._tiles
 
     def cycles(
-        self, layer: str, rows: Array, columns: Array, depth: Array, products: Array, taps: Array, processors: int
-    ) -> tuple[Array, Array]:
-        """Cycles of launches, and elements that their tiles load.
+        self, layer: str, rows: Array, columns: Array, depth: Array, products: Array, taps: Array, processors: int,
+        tried: Array | None = None,
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
+        """Cycles of launches, elements that their tiles load, and how many kernels share the rows.
 
         Args:
             layer: Of the table.
@@ -82,29 +89,47 @@ class OwnKernels:
             products: How many there are (groups).
             taps: Segments of the sum, each of which fills its last strip.
             processors: Multiprocessors of the device.
+            tried: Rows that a tile is chosen for, (launches, counts), which count alike; zeros or None: ``rows``.
         """
-        best, loaded = np.full(rows.shape, np.inf), np.zeros(rows.shape)
-        for tile in self._tiles[layer]:
-            tiles = np.ceil(rows / tile.rows) * np.ceil(columns / tile.columns) * products
-            strips = taps * np.ceil(depth / taps / tile.depth)
-            most = np.ceil(tiles / processors).astype(np.int64)
-            resident = len(tile.strip)
-            whole, rest = most // resident, most % resident
+        known = np.zeros((len(rows), 1)) if tried is None else tried
+        known = np.where(known.sum(1, keepdims=True) > 0, known, rows[:, None])
+        tiles = self._tiles[layer]
 
-            def wave(count: npt.NDArray[np.int64], tile: _Tile = tile, strips: Array = strips) -> Array:
-                index = np.maximum(count, 1) - 1
-                return np.where(count > 0, strips * tile.strip[index] + tile.fixed[index], 0.0)
+        def priced(counts: Array) -> Array:
+            return np.stack([_cycles(tile, counts, columns, depth, products, taps, processors) for tile in tiles])
 
-            first = np.maximum(np.minimum(most, resident), 1) - 1
-            cycles = (
-                whole * wave(np.full_like(most, resident)) + wave(rest) + np.maximum(tile.cold - tile.fixed, 0.0)[first]
-            )
-            cycles = np.where(most > 0, cycles, 0.0)
-            better = cycles < best
-            best = np.where(better, cycles, best)
-            traffic = tiles * strips * tile.depth * (tile.rows / taps + tile.columns)
-            loaded = np.where(better, traffic, loaded)
-        return best, loaded
+        now = priced(rows)
+        then = np.stack([priced(counts) for counts in known.T])  # (counts, tiles, launches)
+        chosen = then.sum(0).argmin(0)
+        # Kernels of the sizes that are best for one of the counts, each of which takes the rows that are its own.
+        adapts = self._adapts & (known[:, 0] <= _MOST_ROWS) & (known[:, 0] > known[:, -1])
+        among = np.zeros(now.shape, np.bool_)
+        np.put_along_axis(among, then.argmin(1), True, 0)
+        chosen = np.where(adapts, np.where(among, now, np.inf).argmin(0), chosen)
+        launched = np.where(adapts, among.sum(0), 1).astype(np.float64)
+        place = np.arange(len(rows))
+        sizes = np.array([(tile.rows, tile.columns, tile.depth) for tile in tiles], np.float64)[chosen].T
+        strips = taps * np.ceil(depth / taps / sizes[2])
+        loaded = np.ceil(rows / sizes[0]) * np.ceil(columns / sizes[1]) * products * strips * sizes[2]
+        return now[chosen, place], loaded * (sizes[0] / taps + sizes[1]), launched
+
+
+def _cycles(
+    tile: _Tile, rows: Array, columns: Array, depth: Array, products: Array, taps: Array, processors: int
+) -> Array:
+    strips = taps * np.ceil(depth / taps / tile.depth)
+    across = np.ceil(columns / tile.columns) * products
+    most = np.ceil(np.ceil(rows / tile.rows) * across / processors).astype(np.int64)
+    resident = len(tile.strip)
+    whole, rest = most // resident, most % resident
+
+    def wave(count: npt.NDArray[np.int64]) -> Array:
+        index = np.maximum(count, 1) - 1
+        return np.where(count > 0, strips * tile.strip[index] + tile.fixed[index], 0.0)
+
+    first = np.maximum(np.minimum(most, resident), 1) - 1
+    cycles = whole * wave(np.full_like(most, resident)) + wave(rest) + np.maximum(tile.cold - tile.fixed, 0.0)[first]
+    return np.where(most > 0, cycles, 0.0)
 
 
 def _tile(row: Mapping[str, Any], end: float) -> _Tile:
@@ -154,6 +179,7 @@ def winograd_launches(launch: Launch, element: float) -> Sequence[Launch]:
         Launch(
             patches, channels, channels, _PLACES, moved=2.0 * transformed,
             weights=_PLACES * channels * channels * element, share=launch.share, uneven=launch.uneven, layer=WINOGRAD,
+            tried=tuple(rows / 4 for rows in launch.tried),
         ),
         Launch(moved=transformed + written, share=launch.share),
     )  # fmt: skip

@@ -61,6 +61,29 @@ def test_the_tile_of_least_time_and_the_end_of_the_model() -> None:
     assert _cycles(slow, 64, 64, 160) == pytest.approx(10 * 400 + 80)
 
 
+def test_one_tile_for_any_number_of_rows_or_one_for_each() -> None:
+    """Which rows are active is not known at a launch: halves on lanes launch kernels of several tiles up to 512."""
+    wide, small = _row(64, 64), _row(16, 64)
+    for row, factor in ((wide, 1.0), (small, 0.5)):
+        for figures in row["blocks"].values():
+            figures["strip_cycles"] = [v * factor for v in figures["strip_cycles"]]
+
+    def priced(precision: str, rows: float, *tried: float) -> tuple[float, float]:
+        kernels = OwnKernels([row | {"precision": precision} for row in (wide, small)], end=0.0)
+        given = [np.array([value], np.float64) for value in (rows, 64.0, 160.0, 1.0, 1.0)]
+        cycles, _, launched = kernels.cycles("conv1", *given, 1, np.array([tried]))
+        return float(cycles[0]), float(launched[0])
+
+    one, two = 10 * 100 + 80, 10 * 100 / 2 + 80
+    assert priced("fp32", 16, 64, 64, 16) == (one, 1)
+    assert priced("fp16", 16, 64, 64, 16) == (two, 2)
+    assert priced("fp16", 64, 64, 64, 16) == (one, 2)
+    assert priced("fp16", 16, 64, 64, 64) == (one, 1), "the tile of the rows that it is chosen for"
+    assert priced("fp16", 16, 0, 0, 0) == (two, 1)
+    # More rows than the kernels tell apart.
+    assert priced("fp16", 16, 1024, 1024, 16)[1] == 1
+
+
 def test_a_table_that_lacks_something(tmp_path: Path) -> None:
     assert own_kernels("5.3", "fp16", table=tmp_path / "none.json") is None
     row = _row(64, 64)

@@ -35,7 +35,7 @@ int stand_in_masks(const BottleneckShape&, Type, const TimingRates& rates, Bottl
 }
 
 BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int capability, int processors) {
-  BottleneckChoice choice = {type == Type::kHalf ? 8 : 4, capability >= 70, {}, {}};
+  BottleneckChoice choice = {type == Type::kHalf ? 8 : 4, capability >= 70, false, {}, {}};
   for (int i = 0; i < 3; ++i) {
     choice.rows[i] = processors;
     choice.columns[i] = shape.middle;

@@ -259,3 +259,12 @@ def test_repacked_weights_must_have_their_layout(described: Described) -> None:
         wrong[index] = shape
         answer = described.ask("LayerBottleneck", attributes, wrong)
         assert isinstance(answer, str) and word in answer, answer
+
+
+def test_weights_of_winograd_may_stand_behind_those_of_the_taps(described: Described) -> None:
+    attributes = {"strides": [1, 1], "dilations": [1, 1], "pads": [1] * 4, "group": 1}
+    shapes: Shapes = [(1, 8, 8, 6), (1, 1, 1, 1), (6, 4), (4,), (1, 100, 4), (4,), (4, 6), (6,)]
+    assert described.ask("LayerBottleneck", attributes, shapes) == (1, 8, 8, 6)
+    shapes[4] = (2, 50, 2)
+    answer = described.ask("LayerBottleneck", attributes | {"group": 2}, shapes)
+    assert isinstance(answer, str) and "w2 is 50, expected 18" in answer, answer

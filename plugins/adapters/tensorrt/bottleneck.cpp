@@ -177,7 +177,8 @@ std::string describe(const Operator& op, const Attributes& attributes, const Siz
       cuda::bottleneck_choice(shape_of(op, attributes, sizes), type, capability, processors);
   if (choice.vector == 0) return std::string();
   std::string text = choice.tensor_cores ? "tensor cores" : "lanes";
-  text += ", " + std::to_string(choice.vector) + " elements an access, tiles";
+  text += ", " + std::to_string(choice.vector) + " elements an access";
+  text += choice.winograd ? ", Winograd, tiles" : ", tiles";
   for (int i = 0; i < 3; ++i) {
     text += " " + std::to_string(choice.rows[i]) + "x" + std::to_string(choice.columns[i]);
   }

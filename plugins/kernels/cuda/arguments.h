@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 #include "platform.h"
+#include "rows.h"
 
 namespace dyndeploy {
 namespace cuda {
@@ -49,6 +50,11 @@ struct BottleneckArguments {
   float* partial;   // (N, parts, M): sums of parts of h2
   float* squeezed;  // (N, S)
   int parts;
+
+  // Which size of tile is for how many rows, where kernels of several sizes are launched and each leaves the
+  // others' rows to them (see choose.h). Of the launch at hand; -1: it takes any number of rows.
+  TilesByRows tiles;
+  int tile;
 
   // The grid of the convolution at hand.
   int row_tiles, column_tiles;

@@ -105,17 +105,26 @@ Rows chosen_rows(const BottleneckArguments& a, int rows) {
 }
 
 template <int kLayer, bool kChannels, class T>
-int run_chosen(const BottleneckArguments& a, bool vectors, const DeviceTraits& device, void* stream) {
+int run_chosen(BottleneckArguments a, bool vectors, const DeviceTraits& device, void* stream) {
   const LayerGrid grid = layer_grid<kLayer>(a);
-  return ChooseTile < kChannels &&
-         kLayer !=
-             kConv3 >
-                 ::run(vectors, chosen_rows<kLayer>(a, grid.rows), grid.columns, grid.layers, device, T(),
-                       [&](auto chosen) {
-                         using Choice = decltype(chosen);
-                         return launch_convolution<kLayer, kChannels, typename Choice::Tile, Choice::kVector>(
-                             a, grid.rows, grid.columns, grid.layers, stream);
-                       });
+  const Rows rows = chosen_rows<kLayer>(a, grid.rows);
+  if (!kChannels && adapts_tiles<T>(vectors, rows, device)) {
+    return each_tile<T>(rows, grid.columns, grid.layers, device,
+                        [&](auto chosen, int tile, const TilesByRows& tiles, int most) {
+                          using Choice = decltype(chosen);
+                          a.tile = tile;
+                          a.tiles = tiles;
+                          return launch_convolution<kLayer, false, typename Choice::Tile, Choice::kVector>(
+                              a, smaller(most, grid.rows), grid.columns, grid.layers, stream);
+                        });
+  }
+  a.tile = -1;
+  constexpr bool kGathers = kChannels && kLayer != kConv3;
+  return ChooseTile<kGathers>::run(vectors, rows, grid.columns, grid.layers, device, T(), [&](auto chosen) {
+    using Choice = decltype(chosen);
+    return launch_convolution<kLayer, kChannels, typename Choice::Tile, Choice::kVector>(
+        a, grid.rows, grid.columns, grid.layers, stream);
+  });
 }
 
 // Rows of the products that a tile is chosen for: the patches of conv2's pixels.

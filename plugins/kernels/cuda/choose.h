@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "rows.h"
 #include "tiles.h"
 
 namespace dyndeploy {
@@ -49,8 +50,7 @@ int best_tile(const Rows& rows, int columns, int layers, const DeviceTraits& dev
       tile_cost<typename Tiles::Small>(rows, columns, layers, processors, Tiles::kSmallShare);
   const double medium =
       tile_cost<typename Tiles::Medium>(rows, columns, layers, processors, Tiles::kMediumShare);
-  // With gathered columns a large tile needs more than 128 registers.
-  using Largest = typename std::conditional<kGathers, typename Tiles::Medium, typename Tiles::Large>::type;
+  using Largest = typename std::conditional<kGathers, typename Tiles::Gathers, typename Tiles::Large>::type;
   const double large = tile_cost<Largest>(rows, columns, layers, processors, Tiles::kLargeShare);
   const Size size = device.tiles != Size::kBest         ? device.tiles
                     : large <= medium && large <= small ? Size::kLarge
@@ -59,6 +59,54 @@ int best_tile(const Rows& rows, int columns, int layers, const DeviceTraits& dev
   if (size == Size::kLarge) return use(Chosen<Largest, kVector>());
   if (size == Size::kMedium) return use(Chosen<typename Tiles::Medium, kVector>());
   return use(Chosen<typename Tiles::Small, kVector>());
+}
+
+// Whether the device chooses between kernels of several sizes: where a mask may leave a few tiles alone, one
+// size for any number of rows costs more than a launch that ends at once. Halves on lanes, whose sizes differ
+// least in what they reach.
+template <class T>
+bool adapts_tiles(bool vectors, const Rows& rows, const DeviceTraits& device) {
+  return sizeof(T) == 2 && vectors && device.capability < 70 && device.tiles == Size::kBest &&
+         rows.runs > 1 && rows.counts[0] <= TilesByRows::kMost;
+}
+
+// Launches a kernel for each size that is best for one of the counts of rows. Calls `use` with what it has
+// Chosen, its number, which rows are whose, and how many rows it may find.
+template <class T, class Use>
+int each_tile(const Rows& rows, int columns, int layers, const DeviceTraits& device, const Use& use) {
+  using Tiles = Lanes<T>;
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const auto costs = [&](int count, double (&to)[3]) {
+    const Rows all = all_rows(count);
+    to[0] = tile_cost<typename Tiles::Small>(all, columns, layers, device.processors, Tiles::kSmallShare);
+    to[1] = tile_cost<typename Tiles::Medium>(all, columns, layers, device.processors, Tiles::kMediumShare);
+    to[2] = tile_cost<typename Tiles::Large>(all, columns, layers, device.processors, Tiles::kLargeShare);
+  };
+  const auto least = [&](int count, const bool (&among)[3]) {
+    double cost[3];
+    costs(count, cost);
+    int best = -1;
+    for (int i = 0; i < 3; ++i) {
+      if (among[i] && (best < 0 || cost[i] <= cost[best])) best = i;
+    }
+    return best;
+  };
+  const bool all[3] = {true, true, true};
+  bool among[3] = {false, false, false};
+  for (int i = 0; i < rows.runs; ++i) among[least(rows.counts[i], all)] = true;
+  TilesByRows tiles = {0};
+  int most[3] = {0, 0, 0};
+  for (int step = 0; step < TilesByRows::kSteps; ++step) {
+    const int count = (step + 1) * TilesByRows::kStep;
+    const int size = least(count, among);
+    tiles.sizes |= static_cast<std::uint64_t>(size) << (2 * step);
+    if (count < rows.counts[0] + TilesByRows::kStep) most[size] = count;
+  }
+  int error = 0;
+  if (error == 0 && most[0] > 0) error = use(Chosen<typename Tiles::Small, kVector>(), 0, tiles, most[0]);
+  if (error == 0 && most[1] > 0) error = use(Chosen<typename Tiles::Medium, kVector>(), 1, tiles, most[1]);
+  if (error == 0 && most[2] > 0) error = use(Chosen<typename Tiles::Large, kVector>(), 2, tiles, most[2]);
+  return error;
 }
 
 template <bool kGathers>

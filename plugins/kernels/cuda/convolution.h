@@ -58,6 +58,7 @@ struct ConvolutionKernel {
     p.row0 = row_tile * Tile::kRows;
     p.column0 = column_tile * Tile::kColumns;
     if (!find_rows(a, Tile::kRows, p)) return false;
+    if (!kChannels && a.tile >= 0 && a.tiles.of(p.rows) != a.tile) return false;
     if (kChannels) {
       const int* start = a.channel_start + static_cast<std::size_t>(p.sample) * (a.shape.groups + 1);
       p.base = start[p.group];

@@ -8,6 +8,13 @@
 namespace dyndeploy {
 namespace cuda {
 
+// An address that may lie outside of its array, or of null: it is not read then.
+template <class T>
+DYN_DEVICE const T* address(const T* from, int elements) {
+  return reinterpret_cast<const T*>(reinterpret_cast<std::intptr_t>(from) +
+                                    static_cast<std::intptr_t>(elements) * static_cast<int>(sizeof(T)));
+}
+
 // How a tile's threads share the accesses of a strip, each of kVector elements.
 template <class Tile, int kVector>
 struct Strips {
@@ -64,13 +71,16 @@ struct Product {
     Word<T, kVector> a[kLoadsA];
     Word<T, kVector> b[kLoadsB];
   };
-  struct Sources {
-    const T* a[kLoadsA];
-    const T* b[kLoadsB];
-  };
-
   // Rows of the right operand whose addresses grow by a constant from strip to strip.
   static constexpr bool kRegular = !Kernel::kListed && !kGathers;
+  // Where registers are few, addresses of a thread's other rows are found from the first.
+  static constexpr bool kFewPointers = kRegular && !Tile::kTensorCores && kThreads % kRunsB == 0;
+  static constexpr int kPointers = kFewPointers ? 1 : kLoadsB;
+
+  struct Sources {
+    const T* a[kLoadsA];
+    const T* b[kPointers];
+  };
 
   // Where the operands of a segment begin.
   static DYN_DEVICE void aim(const Arguments& a, const Place& p, const Row* rows, int t, int segment,
@@ -81,7 +91,7 @@ struct Product {
       sources.a[i] = from;
     }
     DYN_UNROLL
-    for (int i = 0; i < (kRegular ? kLoadsB : 0); ++i) {
+    for (int i = 0; i < (kRegular ? kPointers : 0); ++i) {
       const int index = t + i * kThreads;
       sources.b[i] = Kernel::weights(a, p, segment, index / kRunsB) + p.column0 + index % kRunsB * kVector;
     }
@@ -94,13 +104,15 @@ struct Product {
       aim(a, p, rows, t, segment, sources);
     } else {
       DYN_UNROLL
-      for (int i = 0; i < (kRegular ? kLoadsB : 0); ++i) sources.b[i] += Tile::kDepth * Kernel::pitch(a);
+      for (int i = 0; i < (kRegular ? kPointers : 0); ++i) sources.b[i] += Tile::kDepth * Kernel::pitch(a);
     }
     DYN_UNROLL
     for (int i = 0; i < kLoadsA; ++i) {
       const int k = k0 + Split::run(t, i) * kVector;
       const bool inside = sources.a[i] != nullptr && k < end;
-      const T* from = sources.a[i] + (inside ? Kernel::input(a, p, segment, k) : 0);
+      // A list of inputs ends where they do; any other address behind the end is just not read.
+      const int at = !Kernel::kListed || inside ? Kernel::input(a, p, segment, k) : 0;
+      const T* from = address(sources.a[i], at);
       load_or_clear<kBytes>(&buffers.a[i], from, inside);
       if (Kernel::kOpenRows && kVector > 1 && k + kVector > end) {
         clear_behind<T, kVector>(buffers.a[i], end - k);
@@ -113,7 +125,9 @@ struct Product {
       const int at = index % kRunsB * kVector, column = p.column0 + at;
       const bool inside = k < end && column < p.columns;
       if (kRegular) {
-        load_or_clear<kBytes>(&buffers.b[i], sources.b[i], inside);
+        const int first = kFewPointers ? 0 : i, rows_on = kFewPointers ? i * (kThreads / kRunsB) : 0;
+        load_or_clear<kBytes>(
+            &buffers.b[i], address(sources.b[first], rows_on * static_cast<int>(Kernel::pitch(a))), inside);
         continue;
       }
       buffers.b[i] = Word<T, kVector>();
@@ -190,7 +204,6 @@ struct Product {
     // A strip is multiplied while the next one is on its way; one barrier for each.
     const int segments = Kernel::segments(a);
     int segment = Kernel::first_segment(a, p), k = 0;
-    bool odd = false;  // strips of the segment so far
     if (segment < segments) {
       for_threads<kThreads>([&](int t) {
         fetch(a, p, rows, columns, t, segment, k, sources[t], buffers[t]);
@@ -200,12 +213,10 @@ struct Product {
     typename Tile::Stage* now = &shared.stages[0];
     typename Tile::Stage* next = &shared.stages[1];
     while (segment < segments) {
-      bool settle = odd;
-      odd = !odd;
       k += Tile::kDepth;
+      bool settle = k % Tile::kSettles == 0;
       if (k >= Kernel::length(a, p, segment)) {
         k = 0;
-        odd = false;
         ++segment;
         settle = true;
       }

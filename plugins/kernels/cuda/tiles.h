@@ -25,17 +25,18 @@ struct LaneTile {
   static constexpr bool kHalves = sizeof(T) == 2;
   static constexpr int kRun = kHalves && kTN % 8 == 0 ? 8 : 4;  // columns that are read, and written, at once
   static constexpr bool kTensorCores = false;
+  static constexpr int kSettles = kHalves ? 64 : kDepth;  // products that are summed in halves
 
   // The left operand stands transposed, so that a thread reads its rows in one access. Lanes of a warp put
   // the two runs of 16 bytes of a row at the same time: in floats the pad keeps these on different banks, in
-  // halves the second run stands kSkew rows further on.
+  // halves the second run of all rows stands kSkew further on.
   static constexpr int kSkew = !kHalves ? 0 : kBM < 32 ? kBM : 32;
   static constexpr int kPad = kHalves ? 0 : 4;
   struct alignas(16) Stage {
-    T a[kDepth][kBM + kSkew + kPad];
+    T a[kDepth * (kBM + kPad) + kSkew];
     T b[kDepth][kBN + kPad];
   };
-  static DYN_DEVICE int place(int k, int row) { return row + k / (kDepth / 2) * kSkew; }
+  static DYN_DEVICE int place(int k, int row) { return k * (kBM + kPad) + k / (kDepth / 2) * kSkew + row; }
   struct Shared {
     Stage stages[2];
   };
@@ -49,13 +50,13 @@ struct LaneTile {
   using Sums = typename std::conditional<sizeof(T) == 2, HalfSums, FloatSums>::type;
   using State = PerThread<Sums, kThreads>;
 
-  static DYN_DEVICE void put_one(Stage& stage, int row, int k, T v) { stage.a[k][place(k, row)] = v; }
+  static DYN_DEVICE void put_one(Stage& stage, int row, int k, T v) { stage.a[place(k, row)] = v; }
   template <int kVector>
   static DYN_DEVICE void put_a(Stage& stage, int row, int k, const Word<T, kVector>& word) {
     Vector<T, kVector> v;
     copy<static_cast<int>(sizeof(T)) * kVector>(&v, &word);
     DYN_UNROLL
-    for (int i = 0; i < kVector; ++i) stage.a[k + i][place(k + i, row)] = v.v[i];
+    for (int i = 0; i < kVector; ++i) stage.a[place(k + i, row)] = v.v[i];
   }
   // Of two neighbouring rows of halves, the first of them even.
   template <int kVector>
@@ -68,8 +69,8 @@ struct LaneTile {
     DYN_UNROLL
     for (int i = 0; i < kVector / 2; ++i) {
       const HalfPair even = both_first(a[i], b[i]), odd = both_second(a[i], b[i]);
-      copy<4>(&stage.a[k + 2 * i][place(k, row)], &even);
-      copy<4>(&stage.a[k + 2 * i + 1][place(k, row)], &odd);
+      copy<4>(&stage.a[place(k + 2 * i, row)], &even);
+      copy<4>(&stage.a[place(k + 2 * i + 1, row)], &odd);
     }
   }
   template <int kVector>
@@ -99,7 +100,7 @@ struct LaneTile {
   static DYN_DEVICE int first_row(int t) { return t / (kBN / kTN) * kTM; }
   static DYN_DEVICE int column(int t, int run) { return run * (kBN / (kTN / kRun)) + t % (kBN / kTN) * kRun; }
 
-  // `settle` says that a pair of strips, or the segment, ends here.
+  // `settle` says that kSettles products, or the segment, end here.
   static DYN_DEVICE void accumulate(const Stage& stage, State& state, bool settle) {
     for_threads<kThreads>([&](int t) { add(stage, t, state[t], settle); });
   }
@@ -110,7 +111,7 @@ struct LaneTile {
       alignas(16) float a[kTM];
       alignas(16) float b[kTN];
       DYN_UNROLL
-      for (int i = 0; i < kTM; i += 4) copy<16>(a + i, &stage.a[k][first_row(t) + i]);
+      for (int i = 0; i < kTM; i += 4) copy<16>(a + i, &stage.a[place(k, first_row(t) + i)]);
       DYN_UNROLL
       for (int j = 0; j < kTN; j += kRun) copy<16>(b + j, &stage.b[k][column(t, j / kRun)]);
       DYN_UNROLL
@@ -121,9 +122,9 @@ struct LaneTile {
     }
   }
 
-  // Pairs of columns. At most 32 products are summed in halves, at twice the rate of floats, and then added
-  // to floats: rounding stays near that of the operands, and long sums have none of it. (Pascal and Maxwell
-  // convert at a quarter of the rate: settling after 16 products would cost a quarter of the time.)
+  // Pairs of columns. At most kSettles products are summed in halves, at twice the rate of floats, and then
+  // added to floats: rounding stays near that of the operands, and long sums have none of it. (Pascal and
+  // Maxwell convert at a quarter of the rate: settling after 16 products would cost a quarter of the time.)
   static DYN_DEVICE void add(const Stage& stage, int t, HalfSums& sums, bool settle) {
     DYN_UNROLL
     for (int k = 0; k < kDepth; ++k) {
@@ -131,8 +132,7 @@ struct LaneTile {
       alignas(16) HalfPair b[kTN / 2];
       constexpr int kTake = kTM % 8 == 0 ? 8 : 4;
       DYN_UNROLL
-      for (int i = 0; i < kTM; i += kTake)
-        copy<2 * kTake>(a + i / 2, &stage.a[k][place(k, first_row(t) + i)]);
+      for (int i = 0; i < kTM; i += kTake) copy<2 * kTake>(a + i / 2, &stage.a[place(k, first_row(t) + i)]);
       DYN_UNROLL
       for (int j = 0; j < kTN; j += kRun) copy<2 * kRun>(b + j / 2, &stage.b[k][column(t, j / kRun)]);
       DYN_UNROLL
@@ -210,6 +210,7 @@ struct TensorTile {
   static constexpr int kRun = 8;
   static constexpr int kRowsAtOnce = 1;
   static constexpr bool kTensorCores = true;
+  static constexpr int kSettles = kDepth;
 
   struct alignas(32) Stage {
     Half a[kBM][kDepth + kPad];
@@ -330,19 +331,31 @@ struct TensorTile {
 template <class T>
 struct Lanes {
   using Small = LaneTile<T, 16, 64, 4, 8, 10>;
-  // Halves need 8 x 8 for each thread: of fewer, shared memory returns less than HFMA2 takes.
-  using Medium = typename std::conditional<sizeof(T) == 2, LaneTile<T, 64, 64, 8, 8, 6>,
-                                           LaneTile<T, 64, 64, 8, 4, 4>>::type;
+  using Medium = LaneTile<T, 64, 64, 8, 4, 4>;
   using Large = LaneTile<T, 128, 64, 8, 8, 3>;
+  // The largest whose gathered columns leave it the registers.
+  using Gathers = Medium;
   // Of addresses of single elements, those of 8 x 8 for each thread would not fit into registers.
   using Single = LaneTile<T, 64, 64, 8, 4, 4>;
   static constexpr int kSmallShare = 40, kMediumShare = 52, kLargeShare = 60;
+};
+// Halves need 8 x 8 for each thread: of fewer, shared memory returns less than HFMA2 takes. Two warps a block
+// are enough, because six blocks fit on a multiprocessor.
+template <>
+struct Lanes<Half> {
+  using Small = LaneTile<Half, 16, 64, 4, 8, 10>;
+  using Medium = LaneTile<Half, 32, 64, 4, 8, 8>;
+  using Large = LaneTile<Half, 64, 64, 8, 8, 6>;
+  using Gathers = Large;
+  using Single = LaneTile<Half, 64, 64, 8, 4, 4>;
+  static constexpr int kSmallShare = 42, kMediumShare = 49, kLargeShare = 66;
 };
 struct Tensors {
   // Few blocks hide little latency, so the small ones take longer strips.
   using Small = TensorTile<32, 32, 16, 16, 64>;
   using Medium = TensorTile<64, 64, 32, 32, 32>;
   using Large = TensorTile<128, 128, 64, 32, 32>;
+  using Gathers = Medium;
   static constexpr int kSmallShare = 19, kMediumShare = 36, kLargeShare = 53;
 };
 

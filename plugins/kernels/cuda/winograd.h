@@ -231,7 +231,8 @@ struct PatchProductKernel {
     p.rows = active_patches(a);
     p.column0 = (a.columns_first ? fast : slow) * Tile::kColumns;
     p.columns = a.shape.middle;
-    if (p.row0 < p.rows) Product<PatchProductKernel>::multiply(a, p);
+    const bool mine = a.tile < 0 || a.tiles.of(p.rows) == a.tile;
+    if (mine && p.row0 < p.rows) Product<PatchProductKernel>::multiply(a, p);
   }
 
   static DYN_DEVICE Row row(const Arguments&, const Place& p, int i) { return {i < p.rows ? i : -1}; }
@@ -288,15 +289,22 @@ int run_winograd(BottleneckArguments a, bool vectors, const Rows& rows, const De
                   ? launch<PatchInputKernel<T, kWidth>>(PatchInputKernel<T, kWidth>::blocks(a), 1, a, stream)
                   : launch<PatchInputKernel<T, 1>>(PatchInputKernel<T, 1>::blocks(a), 1, a, stream);
   if (error != 0) return error;
-  error = choose_patch_tile<T>(vectors, rows, a.shape.middle, device, [&](auto chosen) {
+  const auto multiply = [&](auto chosen, int tile, const TilesByRows& tiles, int most) {
     using Choice = decltype(chosen);
     using Tile = typename Choice::Tile;
-    a.row_tiles = divide_up(most_patches(a), Tile::kRows);
+    a.tile = tile;
+    a.tiles = tiles;
+    a.row_tiles = divide_up(smaller(most, most_patches(a)), Tile::kRows);
     a.column_tiles = divide_up(a.shape.middle, Tile::kColumns);
     a.columns_first = a.shape.middle <= most_patches(a);
     return launch<PatchProductKernel<Tile, Choice::kVector>>(a.row_tiles * a.column_tiles, kPlaces, a,
                                                              stream);
-  });
+  };
+  error = adapts_tiles<T>(vectors, rows, device)
+              ? each_tile<T>(rows, a.shape.middle, kPlaces, device, multiply)
+              : choose_patch_tile<T>(vectors, rows, a.shape.middle, device, [&](auto chosen) {
+                  return multiply(chosen, -1, TilesByRows(), most_patches(a));
+                });
   if (error != 0) return error;
   return vectors ? launch<PatchOutputKernel<T, kWidth>>(PatchOutputKernel<T, kWidth>::blocks(a), 1, a, stream)
                  : launch<PatchOutputKernel<T, 1>>(PatchOutputKernel<T, 1>::blocks(a), 1, a, stream);
