@@ -13,6 +13,7 @@ namespace cuda {
   DYN_CONVOLUTION(kConv3, tiles::size, width)
 #define DYN_LINEAR(tiles, size, width) \
   template __global__ void entry<LinearKernel<kFc1, false, tiles::size, width>>(const TransformerArguments)
+#define DYN_TINY(tiles, width) DYN_LAYERS(tiles, Tiny, width)
 #define DYN_TILES(tiles, width)       \
   DYN_LAYERS(tiles, Small, width);    \
   DYN_LAYERS(tiles, Medium, width);   \
@@ -22,6 +23,12 @@ namespace cuda {
 
 #if defined(DYN_MODEL_FLOATS)
 DYN_TILES(Lanes<float>, 4);
+#elif defined(DYN_MODEL_HOPPER)
+DYN_TINY(HopperTensors, 8);
+DYN_TILES(HopperTensors, 8);
+#elif defined(DYN_MODEL_MMA)
+DYN_TINY(AsyncTensors, 8);
+DYN_TILES(AsyncTensors, 8);
 #elif defined(DYN_MODEL_TENSOR_CORES)
 DYN_TILES(Tensors, 8);
 #else
