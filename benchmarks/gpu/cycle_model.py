@@ -2,22 +2,25 @@
 
 Four schedulers with warps in order; each instruction waits as its control word says. Modelled besides: pairs issued
 together (Maxwell, Pascal), the width of what shared memory returns, conversions at a quarter of the rate, the interval
-of tensor-core products, a fixed latency of global loads, barriers of a block. Not modelled: fetching of instructions,
-register banks, caches and DRAM bandwidth. A textbook 128 x 128 x 8 SGEMM gets 71 to 80 % of the FP32 peak in it; on
-real Maxwell such code is known to reach 80 to 85 %.
+of tensor-core products, a fixed latency of global loads, barriers of a block, copies from global to shared memory and
+what waits for groups of them. Not modelled: fetching of instructions, register banks, caches and DRAM bandwidth. A
+textbook 128 x 128 x 8 SGEMM gets 71 to 80 % of the FP32 peak in it; on real Maxwell such code is known to reach 80 to
+85 %.
 
 What NVIDIA does not say is how many bytes a load of shared memory returns when lanes read the same address: the
-pessimistic end counts every lane's, the optimistic one halves the operand that all lanes of a row share.
+pessimistic end counts every lane's, the optimistic one halves the operand that all lanes of a row share. Nor does it
+say how long a copy past registers keeps shared memory from loads: as long as it takes to write (optimistic), or as long
+as the second-level cache delivers (pessimistic).
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sass import MATH, NONE, Code, Instruction, Loop, walk
+from sass import MATH, NONE, Code, Instruction, Loop, leaves_loop, walk
 
 SCHEDULERS = 4
 _QUARTER = ("F2F", "I2F", "F2I", "MUFU")
@@ -57,6 +60,12 @@ class Machine:
     blocks: int = 32
 
 
+# Shared memory returns, and takes, 128 bytes a cycle: LDSM of four matrices and LDGSTS of 16 bytes a lane, 512 bytes a
+# warp, 4 cycles each (LDGSTS 8 at the pessimistic end). The second-level cache gives a multiprocessor 64 bytes a cycle
+# (NVIDIA's white papers on A100 and H100): 8 cycles a copy. SHFL: 32 lanes a cycle (CUDA programming guide). The
+# published microbenchmarks of these instructions are Sun et al., "Dissecting Tensor Cores via Microbenchmarks" (2022),
+# and Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture" (2024); their tables were not found:
+# the latencies of LDSM and LDGSTS here are those of a load from shared memory and of a global load.
 # Latencies: Jia et al., "Dissecting the NVIDIA Volta GPU architecture via microbenchmarking" (2018), and the same for
 # Turing; of newer ones estimates. Intervals of HMMA at the peak follow from the data sheets' rates, those issued from
 # the assembler's own stall counts.
@@ -105,6 +114,18 @@ class Ways:
     end: Sequence[Instruction]
 
 
+def strips_ahead(path: Iterable[Instruction]) -> int:
+    """How many strips are on their way when a main loop begins that copies past registers.
+
+    Those that it leaves under way while it waits for one (DEPBAR), and that one.
+    """
+    for i in path:
+        named = re.search(r"SB\d, 0x(\d)", i.text) if i.name == "DEPBAR" else None
+        if named is not None:
+            return int(named[1]) + 1
+    return 1
+
+
 def _over_the_shorter(code: Code, branch: int, target: int) -> bool:
     """Whether a branch passes over the shorter of two alternatives: going on by a constant, not finding rows anew."""
     over = code.between(branch + 1, target - 1)
@@ -139,19 +160,42 @@ def ways(code: Code, loop: Loop) -> Ways:
         return walk(code, loop.first, lambda i: taken.get(i.address, False), lambda i: i.address >= loop.last)
 
     widest = max((i.bytes for i in code.instructions if i.name == "STG"), default=0)
+    ahead, turns = strips_ahead(code.between(loop.first, loop.last)), dict[int, int]()
+
+    backs = [(i.target, i.address) for i in code.instructions if i.name == "BRA" and i.target and i.target <= i.address]
+    rounds = [(a, b) for a, b in backs if b < loop.first and any(i.name == "LDGSTS" for i in code.between(a, b))]
+
+    def goes_round(branch: Instruction, target: int) -> bool | None:
+        """Of a branch that closes or leaves a loop before the main one, which asks for the first strips."""
+        closed = branch.address if target <= branch.address else None
+        for i in code.between(branch.address + 1, target - 1):
+            if i.name == "BRA" and not i.conditional and i.target is not None and i.target <= branch.address:
+                closed, target = i.address, i.target
+                break
+        if closed is None:
+            return None
+        if not any(i.name == "LDGSTS" for i in code.between(target, closed)):
+            return False
+        turns[branch.address] = turns.get(branch.address, 0) + 1
+        return turns[branch.address] < ahead
 
     def outside(branch: Instruction) -> bool:
         """Over results that are stored one by one, or a division alone; everything else is run."""
         target = branch.target
-        if branch.name != "BRA":
+        if branch.name != "BRA" and not leaves_loop(code, branch):
             # Who has stored a run leaves out its single numbers, which come next.
             rest = code.between(branch.address + 1, code.instructions[-1].address)
             alone = itertools.takewhile(lambda i: i.name not in ("SYNC", "BSYNC", "BRK", "EXIT"), rest)
             stored = [i.bytes for i in alone if i.name == "STG"]
             return bool(stored) and max(stored) < widest
-        if target is None or target <= branch.address:
+        if target is None:
             return False
+        again = goes_round(branch, target)
+        if again is not None:
+            return again if target <= branch.address else not again
         over = code.between(branch.address + 1, target - 1)
+        if any(first <= branch.address < target <= last + 16 for first, last in rounds):
+            return not any(i.name in ("LDGSTS", "LDGDEPBAR") for i in over)  # over the begin of another segment
         stored = [i.bytes for i in over if i.name == "STG"]
         if stored:
             return max(stored) < widest
@@ -198,7 +242,13 @@ def _steps(path: Sequence[Instruction], machine: Machine, optimistic: bool) -> l
             kind, cycles = "load", max(1.0, words * (0.5 if _base(i) in shared else 1.0))
         elif i.name == "STS":
             kind, cycles = "store", max(1.0, words)
-        elif i.name in ("LDG", "LD", "LDGSTS"):
+        elif i.name == "SHFL":
+            kind, cycles = "load", 1.0
+        elif i.name == "LDGSTS":
+            kind, cycles = "copy", max(1.0, words if optimistic else 2 * words)
+        elif i.name == "LDGDEPBAR":
+            kind = "group"
+        elif i.name in ("LDG", "LD"):
             kind, cycles = "global", max(1.0, 2 * words)
         elif i.name in ("STG", "ST"):
             kind, cycles = "store", max(1.0, 2 * words)
@@ -254,14 +304,34 @@ def _shared_by_lanes(path: Sequence[Instruction]) -> frozenset[str]:
     return frozenset(found)
 
 
+def two_ended(found: Ways) -> bool:
+    """Whether the model's two ends differ: where lanes load an operand that they share, and where there are copies."""
+    paths = list(vars(found).values())
+    return any(i.name == "LDGSTS" for path in paths for i in path) or any(map(_shared_by_lanes, paths))
+
+
 class _Warp:
-    __slots__ = ("at", "block", "boards", "done", "free", "part", "program", "step", "unit", "waiting", "when")
+    __slots__ = (
+        "at",
+        "block",
+        "boards",
+        "copied",
+        "done",
+        "free",
+        "part",
+        "program",
+        "step",
+        "unit",
+        "waiting",
+        "when",
+    )
 
     def __init__(self, block: int, unit: dict[str, float], program: Sequence[Sequence[_Step]], free: float) -> None:
         self.block, self.unit, self.program, self.free = block, unit, program, free
         self.part = self.at = 0
         self.step = program[0][0]
         self.done = self.waiting = False
+        self.copied = 0.0
         self.boards: list[list[float]] = [[] for _ in range(6)]
         self.when = free
 
@@ -314,17 +384,19 @@ def cycles(
         place = index % SCHEDULERS
         queues[place].append(_Warp(index // warps, units[place], parts, index // warps * stagger))
     everyone = [w for queue in queues for w in queue]
-    memory_free, now = 0.0, 0.0
+    memory_free, filled, now = 0.0, 0.0, 0.0
     arrived: dict[int, list[_Warp]] = {}
     turn = [0] * SCHEDULERS
     left = len(everyone)
-    behind = {"load": machine.shared_latency, "store": 8, "global": machine.global_latency}
+    behind = {
+        "load": machine.shared_latency, "store": 8, "global": machine.global_latency, "copy": machine.global_latency,
+    }  # fmt: skip
 
     def may(w: _Warp) -> bool:
         if w.when > now or w.waiting or w.done:
             return False
         kind = w.step.kind
-        if kind == "issue" or kind == "barrier":
+        if kind in ("issue", "barrier", "group"):
             return True
         if kind in behind:
             return memory_free <= now + _QUEUE
@@ -332,20 +404,25 @@ def cycles(
 
     def issue(w: _Warp) -> bool:
         """Whether the next one may go with it."""
-        nonlocal memory_free, left
+        nonlocal memory_free, filled, left
         step = w.step
         kind = step.kind
         latency = 2.0
         if kind in behind:
             memory_free = max(memory_free, now) + step.cycles
             latency = memory_free + behind[kind] - now
+            if kind == "copy":
+                filled = max(filled, now) + (2.0 if optimistic else 1.0) * step.cycles
+                w.copied = max(w.copied, now + latency, filled + behind[kind])
+        elif kind == "group":
+            latency = max(2.0, w.copied - now)
         elif kind != "issue" and kind != "barrier":
             w.unit[kind] = now + step.cycles
             latency = {"quarter": 14.0, "tensor": 33.0}.get(kind, 6.0)
         if step.write != NONE:
             w.boards[step.write] = [t for t in w.boards[step.write] if t > now] + [now + latency]
         if step.read != NONE:
-            read = memory_free - now + 2 if kind in ("store", "global") else 6.0
+            read = memory_free - now + 2 if kind in ("store", "global", "copy") else 6.0
             w.boards[step.read] = [t for t in w.boards[step.read] if t > now] + [now + max(6.0, read)]
         w.free = now if step.dual else now + step.stall
         w.advance()

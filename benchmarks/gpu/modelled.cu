@@ -15,6 +15,7 @@ namespace cuda {
   template __global__ void entry<LinearKernel<kFc1, false, tiles::size, width>>(const TransformerArguments)
 #define DYN_WINOGRAD(tiles, size, width) \
   template __global__ void entry<PatchProductKernel<tiles::size, width>>(const BottleneckArguments)
+#define DYN_TINY(tiles, width) DYN_LAYERS(tiles, Tiny, width)
 #define DYN_TILES(tiles, width)       \
   DYN_LAYERS(tiles, Small, width);    \
   DYN_LAYERS(tiles, Medium, width);   \
@@ -33,6 +34,12 @@ DYN_TILES(Lanes<float>, 4);
 #if defined(DYN_MODEL_BOARD)
 DYN_BOARD_TILES(Lanes<float>, 4);
 #endif
+#elif defined(DYN_MODEL_HOPPER)
+DYN_TINY(HopperTensors, 8);
+DYN_TILES(HopperTensors, 8);
+#elif defined(DYN_MODEL_MMA)
+DYN_TINY(AsyncTensors, 8);
+DYN_TILES(AsyncTensors, 8);
 #elif defined(DYN_MODEL_TENSOR_CORES)
 DYN_TILES(Tensors, 8);
 #else

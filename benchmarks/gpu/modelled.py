@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cycle_model import MACHINES, Figures, Machine, Ways, figures, resident_blocks, ways  # noqa: E402
+from cycle_model import MACHINES, Figures, Machine, Ways, figures, resident_blocks, two_ended, ways  # noqa: E402
 from sass import count_math, main_loop, parse, waits_early  # noqa: E402
 
 from dyndeploy.errors import DyndeployError, InputError, UsageError  # noqa: E402
@@ -50,12 +50,14 @@ EARLY = 0.1
 """Share of a strip's products that may stand behind the first wait for its own loads."""
 _SETTLES = 64
 """Products that lanes sum in halves (kSettles in tiles.h)."""
+HALVES = ((0, "HALVES"), (70, "TENSOR_CORES"), (80, "MMA"), (90, "HOPPER"), (120, "MMA"))
+"""Which tiles multiply halves (modelled.cu), by the capability that they are chosen from on."""
 _TAPS_DEPTH = 256
 """Channels of the 3x3 in the simulation: a segment has so many inputs."""
 
 _NAME = re.compile(
     r"(?P<kind>Convolution|Linear|PatchProduct)Kernel<((?P<layer>\d), false, )?"
-    r"dyndeploy::cuda::(?P<unit>Lane|Tensor)Tile<(?P<tile>[^>]*)>"
+    r"dyndeploy::cuda::(?P<unit>Lane|Tensor|Mma)Tile<(?P<tile>[^>]*)>"
 )
 _USE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 
@@ -197,7 +199,8 @@ def compile_kernels(nvcc: str, cuobjdump: str, capability: int, precision: str) 
     """
     with tempfile.TemporaryDirectory() as folder:
         binary = str(Path(folder) / "kernels.cubin")
-        define = "FLOATS" if precision == "fp32" else "TENSOR_CORES" if capability >= 70 else "HALVES"
+        halves = [name for first, name in HALVES if capability >= first][-1]
+        define = "FLOATS" if precision == "fp32" else halves
         _run(
             [
                 *(nvcc, "-std=c++14", "-O3", f"-arch=sm_{capability}", "-cubin"),
@@ -258,10 +261,11 @@ def row_of(kernel: Kernel, compiler: str, *, quick: bool = False) -> dict[str, A
         "blocks": {},
     }
     for blocks in [kernel.resident] if quick else residencies(kernel.resident):
+        wanted = (True,) if quick or not two_ended(kernel.ways) else (True, False)
         ends = [
-            kernel.figures(blocks, optimistic=end, follows=not quick and blocks == kernel.resident)
-            for end in ((True,) if quick else (True, False))
+            kernel.figures(blocks, optimistic=end, follows=not quick and blocks == kernel.resident) for end in wanted
         ]
+        ends = ends if quick else [ends[0], ends[-1]]
         row["blocks"][str(blocks)] = {
             "share": [round(f.share, 4) for f in ends],
             "strip_cycles": [round(f.strip, 1) for f in ends],

@@ -242,14 +242,24 @@ def walk(
         index += 1
         if i.name in ("SSY", "BSSY", "PBK") and i.target is not None:
             meets.append((_meeting(i), at(i.target)))
-        elif i.name in ("BRA", *_MEETS) and (decide(i) if i.conditional else True):
-            if i.name == "BRA" and i.target is not None:
+        elif i.name in ("BRA", *_MEETS) or leaves_loop(code, i):
+            if i.conditional and not decide(i):
+                continue
+            if i.name not in _MEETS and i.target is not None:
                 index = at(i.target)
-            elif i.name != "BRA":
+            elif i.name in _MEETS:
                 named = [n for n, (meeting, _) in enumerate(meets) if meeting == _meeting(i)]
                 if named:
                     index = meets.pop(named[-1])[1]
     return path
+
+
+def leaves_loop(code: Code, i: Instruction) -> bool:
+    """Whether it is a CALL that assemblers write for a branch: out of a loop, in front of the branch that closes it."""
+    if not (i.name == "CALL" and i.conditional):
+        return False
+    after = next((other for other in code.instructions if other.address > i.address), None)
+    return after is not None and after.name == "BRA" and not after.conditional and (after.target or 0) < i.address
 
 
 def _meeting(i: Instruction) -> str:
@@ -264,14 +274,16 @@ def waits_early(path: Sequence[Instruction]) -> float:
 
     0: all multiply while the next strip is on its way; 1: none do.
     """
-    total, done = count_math(path), 0
+    total, done, groups = count_math(path), 0, 0
     pending: set[int] = set()
     for i in path:
-        named = re.search(r"SB(\d)", i.text) if i.name == "DEPBAR" else None
+        named = re.search(r"SB(\d)(?:, 0x(\d))?", i.text) if i.name == "DEPBAR" else None
         waits = {bit for bit in range(6) if i.control.waits >> bit & 1} | ({int(named[1])} if named else set())
-        if waits & pending:
+        # Copies past registers: a wait that leaves all of this strip's groups under way is one for earlier strips.
+        if waits & pending or (named and named[2] and int(named[2]) < groups):
             return (total - done) / total
         done += i.multiplies
+        groups += i.name == "LDGDEPBAR"
         if i.name == "LDG" and i.control.write != NONE:
             pending.add(i.control.write)
     return 0.0

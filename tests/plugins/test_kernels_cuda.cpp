@@ -22,7 +22,7 @@
 
 #include "traits.h"
 #else
-#include "platform.h"
+#include "mma_tile.h"
 #endif
 
 namespace {
@@ -61,7 +61,7 @@ constexpr int kCapability = 0;
 #endif
 // What a round takes, and whether its FP16 is that of tensor cores.
 bool play(Rng& rng, int size) {
-  played_device() = {kCapability, 0, static_cast<Size>(size >= 0 ? size : pick(rng, 0, 3))};
+  played_device() = {kCapability, 0, static_cast<Size>(size >= 0 ? size : pick(rng, 0, 4))};
   return kCapability == 0;
 }
 #else
@@ -74,9 +74,10 @@ void fill_bytes(void* data, unsigned char value, std::size_t bytes) { std::memse
 void finish() {}
 
 bool play(Rng& rng, int size) {
-  const int capability = coin(rng) ? 62 : 87, processors = coin(rng) ? 1 : 400;
+  const int capabilities[] = {62, 75, 87};
+  const int capability = capabilities[pick(rng, 0, 2)], processors = coin(rng) ? 1 : 400;
   host::device() = {
-      {capability, processors, static_cast<Size>(size >= 0 ? size : pick(rng, 0, 3))}, false, 0};
+      {capability, processors, static_cast<Size>(size >= 0 ? size : pick(rng, 0, 4))}, false, 0};
   return capability >= 70;
 }
 #endif
@@ -969,6 +970,109 @@ void test_traits() {
   CHECK(asked == 7, "a device beyond those that are kept");
 }
 
+#if !defined(DYN_PLAYED_DEVICE) && !defined(DYN_HOST_THREADS)
+// What the PTX manual says of the fragments of mma.m16n8k16, against one tile's product done plainly.
+// columns: the right operand stands with its columns as rows.
+void test_fragments(bool columns) {
+  using Tile = MmaTile<32, 64, 16, 32, 64, 3, 1>;
+  Rng rng(3);
+  std::vector<float> a(32 * 64), b(64 * 64);
+  Tile::Stage stage;
+  const auto word = [](float value) {
+    Half half;
+    from_float(value, half);
+    Word<Half, 1> made;
+    copy<2>(&made, &half);
+    return made;
+  };
+  for (int i = 0; i < 32 * 64; ++i) {
+    a[static_cast<std::size_t>(i)] = static_cast<float>(pick(rng, -8, 8));
+    Tile::put_a<1>(stage, i / 64, i % 64, word(a[static_cast<std::size_t>(i)]));
+  }
+  for (int i = 0; i < 64 * 64; ++i) {
+    b[static_cast<std::size_t>(i)] = static_cast<float>(pick(rng, -8, 8));
+    if (columns) {
+      Tile::put_column<1>(stage, i / 64, i % 64, word(b[static_cast<std::size_t>(i)]));
+    } else {
+      Tile::put_b<1>(stage, i / 64, i % 64, word(b[static_cast<std::size_t>(i)]));
+    }
+  }
+  Tile::State state;
+  Tile::clear(state);
+  if (columns) {
+    Tile::accumulate_columns(stage, state, true);
+  } else {
+    Tile::accumulate(stage, state, true);
+  }
+  std::vector<float> factors(16 * 32), sums(32 * 64, -1.0f);
+  for (int i = 0; i < 16 * 32; ++i) factors[static_cast<std::size_t>(i)] = static_cast<float>(1 + i % 32);
+  Tile::scale_rows(state, factors.data(), 32);
+  Tile::leave(state, sums.data(), 64);
+  for (int row = 0; row < 32; ++row) {
+    for (int column = 0; column < 64; ++column) {
+      float expected = 0.0f;
+      for (int k = 0; k < 64; ++k) {
+        expected += a[static_cast<std::size_t>(row * 64 + k)] * b[static_cast<std::size_t>(k * 64 + column)];
+      }
+      const float found = sums[static_cast<std::size_t>(row * 64 + column)];
+      CHECK(found == expected * static_cast<float>(1 + row), "row %d, column %d: %g, not %g", row, column,
+            found, expected);
+    }
+  }
+}
+
+// The eight rows of a matrix that ldmatrix reads at once must lie on different banks: 16 bytes each of 128.
+template <int kWidth>
+void check_banks() {
+  using Tile = MmaTile<32, 64, 16, 32, 32, 3, 1>;
+  for (int row = 0; row < 64; row += 8) {
+    for (int run = 0; run < kWidth / 8; ++run) {
+      int banks = 0;
+      for (int i = 0; i < 8; ++i) banks |= 1 << (Tile::place<kWidth>(row + i, run) / 8 % 8);
+      CHECK(banks == 255, "width %d, row %d, run %d", kWidth, row, run);
+    }
+  }
+}
+
+// A copy is there when its group was waited for, not before; what it leaves out is zero.
+void test_copies() {
+  struct alignas(16) Words {
+    std::uint16_t at[16];
+  };
+  Words from, to;
+  for (int i = 0; i < 16; ++i) {
+    from.at[i] = static_cast<std::uint16_t>(i + 1);
+    to.at[i] = 99;
+  }
+  Copies copies;
+  copies.add(to.at, from.at, 16);
+  copies.close_group();
+  copies.add(to.at + 8, from.at + 8, 6);
+  copies.close_group();
+  CHECK(to.at[0] == 99, "nobody has waited");
+  copies.wait<1>();
+  CHECK(to.at[0] == 1 && to.at[7] == 8 && to.at[8] == 99, "one group is under way");
+  copies.wait<0>();
+  CHECK(to.at[10] == 11 && to.at[11] == 0 && to.at[15] == 0, "three of eight numbers");
+  copies.add(to.at, nullptr, 0);
+  copies.close_group();
+  copies.wait<0>();
+  CHECK(to.at[0] == 0 && to.at[7] == 0 && to.at[8] == 9, "none of eight");
+}
+
+void test_mma_tiles() {
+  test_fragments(false);
+  test_fragments(true);
+  check_banks<16>();
+  check_banks<32>();
+  check_banks<64>();
+  check_banks<128>();
+  test_copies();
+}
+#else
+void test_mma_tiles() {}
+#endif
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -993,6 +1097,7 @@ int main(int argc, char** argv) {
   } else if (what == "shapes") {
     test_shapes();
     test_traits();
+    test_mma_tiles();
   } else {
     std::printf(
         "usage: test_kernels_cuda bottlenecks | maskers | transformers | token_maskers | sampling | regions "

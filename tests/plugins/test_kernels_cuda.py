@@ -33,7 +33,8 @@ QUICK = settings(
 class Device:
     """What the host or a GPU plays. ``processors`` decides the sizes of tiles: few take large ones, many small ones.
 
-    ``tiles`` forces a size: 1 small, 2 medium, 3 large. On a GPU 0 stands for its own capability and processors.
+    ``tiles`` forces a size: 1 small, 2 medium, 3 large, 4 tiny. On a GPU 0 stands for its own capability and
+    processors.
     """
 
     capability: int = 62
@@ -43,7 +44,15 @@ class Device:
 
 
 # Every kind of arithmetic with tiles of every size.
-DEVICES = [Device(53, 1), Device(62, 12), Device(62, 500), Device(87, 1), Device(90, 12), Device(90, 500)]
+DEVICES = [
+    Device(53, 1),
+    Device(62, 12),
+    Device(62, 500),
+    Device(75, 12),
+    Device(87, 1),
+    Device(90, 12),
+    Device(90, 500),
+]
 
 
 def aligned(array: np.ndarray, offset: int = 0) -> np.ndarray:
@@ -369,7 +378,9 @@ def test_the_kernels_say_which_tiles_they_take(kernels: ctypes.CDLL, device: Dev
     sizes = [1, 14, 14, 1024, 256, 1024, 1, 1, 1, 0, 7, 7, 0, 0, 1, 0]
     found = integers([0] * 9)
     lanes, half_lanes = {(16, 64), (64, 64), (128, 64)}, {(16, 64), (32, 64), (64, 64)}
-    known = {FLOAT: lanes, HALF: half_lanes if device.capability < 70 else {(32, 32), (64, 64), (128, 128)}}
+    tensors = {(16, 32), (32, 64), (64, 64), (128, 128) if device.capability >= 90 else (96, 128)}
+    tensors = tensors if device.capability >= 80 else {(32, 32), (64, 64), (128, 128)}
+    known = {FLOAT: lanes, HALF: tensors if device.capability >= 70 else half_lanes}
     for kind in (FLOAT, HALF):
         kernels.dyn_bottleneck_choice(integers(sizes), kind, device.capability, device.processors, found)
         vector, tensor_cores, *tiles, winograd = list(found)
@@ -469,14 +480,14 @@ def test_a_sample_has_the_same_bits_alone_and_in_any_tile(kernels: ctypes.CDLL, 
 
 
 @pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
-@pytest.mark.parametrize("capability", [62, 90])
+@pytest.mark.parametrize("capability", [62, 75, 90])
 @pytest.mark.parametrize("case", range(len(LARGE)))
 def test_the_size_of_a_tile_changes_no_bit(kernels: ctypes.CDLL, capability: int, kind: int, case: int) -> None:
-    small, medium, large = (
-        run_bottleneck(Host(kernels, Device(capability, tiles=tiles)), kind, LARGE[case]) for tiles in (1, 2, 3)
+    first, *others = (
+        run_bottleneck(Host(kernels, Device(capability, tiles=tiles)), kind, LARGE[case]) for tiles in (1, 2, 3, 4)
     )
-    np.testing.assert_array_equal(small, medium)
-    np.testing.assert_array_equal(large, medium)
+    for other in others:
+        np.testing.assert_array_equal(other, first)
 
 
 WINOGRAD = [case for case in LARGE if case.winograd]
@@ -720,7 +731,7 @@ def test_ties_keep(kernels: ctypes.CDLL) -> None:
 # ---------------------------------------------------------------- on a GPU
 
 
-TILES = {0: "best", 1: "small", 2: "medium", 3: "large"}
+TILES = {0: "best", 1: "small", 2: "medium", 3: "large", 4: "tiny"}
 EVERY_TILE = pytest.mark.parametrize("tiles", TILES, ids=TILES.get)
 EVERY_KIND = pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
 
@@ -748,9 +759,9 @@ def test_large_bottlenecks_on_the_gpu(gpu: Gpu, kind: int, tiles: int, case: int
 @EVERY_KIND
 @pytest.mark.parametrize("case", range(len(LARGE)))
 def test_the_size_of_a_tile_changes_no_bit_on_the_gpu(gpu: Gpu, kind: int, case: int) -> None:
-    small, medium, large = (run_bottleneck(Gpu(gpu.library, tiles), kind, LARGE[case]) for tiles in (1, 2, 3))
-    np.testing.assert_array_equal(small, medium)
-    np.testing.assert_array_equal(large, medium)
+    first, *others = (run_bottleneck(Gpu(gpu.library, tiles), kind, LARGE[case]) for tiles in (1, 2, 3, 4))
+    for other in others:
+        np.testing.assert_array_equal(other, first)
 
 
 @pytest.mark.gpu

@@ -22,9 +22,7 @@ struct AttentionKernel {
   static constexpr int kStride = kKeys + 4;
   static constexpr int kFactorStride = kQueries + 8;
   static constexpr int kSides = kThreads / kQueries;  // threads that share a row
-  static constexpr bool kServes = Tile::kTensorCores
-                                      ? DYN_TENSOR_CORES
-                                      : kVector == 1 || sizeof(Storage) == sizeof(float) || DYN_HALF_LANES;
+  static constexpr bool kServes = kVector == 1 || sizeof(Storage) == sizeof(float) || Tile::kServed;
   static_assert(kThreads % kQueries == 0 && kKeys % Tile::kDepth == 0, "whole rows and whole strips");
 
   static int blocks(const Arguments& a) {
@@ -62,32 +60,39 @@ struct AttentionKernel {
     attend(a, q, v, to, rows, query0, queries, columns, pitch);
   }
 
-  // Into the stage: rows [row0, row0 + size) of `from` as rows of the left operand, zeros elsewhere.
-  static DYN_DEVICE void put_rows(typename Tile::Stage& stage, int t, const Storage* from, std::size_t pitch,
-                                  int row0, int end, int k0, int depth) {
-    constexpr int kRuns = Tile::kDepth / kVector;
-    for (int i = t; i < kQueries * kRuns; i += kThreads) {
-      const int row = i / kRuns, k = i % kRuns * kVector;
-      Vector<Storage, kVector> v;
-      load_or_clear(v, row0 + row < end && k0 + k < depth, from + (row0 + row) * pitch + k0 + k);
-      DYN_UNROLL
-      for (int e = 0; e < kVector; ++e) {
-        Element one;
-        from_float(to_float(v.v[e]), one);
-        Tile::put_one(stage, row, k + e, one);
-      }
-    }
+  // A run of q, k or v on its way into the stage, in the tile's element type.
+  using Run = Vector<Element, kVector>;
+  static DYN_DEVICE Run load_run(const Storage* from, bool inside) {
+    constexpr int kBytes = static_cast<int>(sizeof(Storage)) * kVector;
+    Word<Storage, kVector> word;
+    load_or_clear<kBytes>(&word, from, inside);
+    return converted(word, std::is_same<Storage, Element>());
   }
-
-  static DYN_DEVICE void load_or_clear(Vector<Storage, kVector>& v, bool inside, const Storage* from) {
-    if (inside) {
-      v = load_vector<Storage, kVector>(from);
-      return;
-    }
+  static DYN_DEVICE Run converted(const Word<Storage, kVector>& word, std::true_type) {
+    Run run;
+    copy<static_cast<int>(sizeof(Run))>(&run, &word);
+    return run;
+  }
+  static DYN_DEVICE Run converted(const Word<Storage, kVector>& word, std::false_type) {
+    Vector<Storage, kVector> v;
+    copy<static_cast<int>(sizeof(v))>(&v, &word);
+    Run run;
     DYN_UNROLL
-    for (int e = 0; e < kVector; ++e) from_float(0.0f, v.v[e]);
+    for (int e = 0; e < kVector; ++e) from_float(to_float(v.v[e]), run.v[e]);
+    return run;
   }
 
+  // Calls put(e, word) for the words of a run, which no access takes at once where halves became floats.
+  static constexpr int kPiece = kVector * static_cast<int>(sizeof(Element)) > 16 ? 4 : kVector;
+  template <class Put>
+  static DYN_DEVICE void in_words(const Run& run, const Put& put) {
+    DYN_UNROLL
+    for (int e = 0; e < kVector; e += kPiece) {
+      Word<Element, kPiece> word;
+      copy<static_cast<int>(sizeof(Element)) * kPiece>(&word, &run.v[e]);
+      put(e, word);
+    }
+  }
   static DYN_DEVICE void attend(const Arguments& a, const Storage* q, const Storage* v, Storage* to, int rows,
                                 int query0, int queries, int columns, std::size_t pitch) {
     DYN_SHARED(typename Tile::Stage, stage);
@@ -120,18 +125,25 @@ struct AttentionKernel {
       for (int depth = 0; depth < width; depth += Tile::kDepth) {
         sync();
         for_threads<kThreads>([&](int t) {
-          put_rows(stage, t, q, pitch, query0, rows, depth, width);
           constexpr int kRuns = Tile::kDepth / kVector;
+          for (int i = t; i < kQueries * kRuns; i += kThreads) {
+            const int row = i / kRuns, at = i % kRuns * kVector;
+            const bool inside = query0 + row < rows && depth + at < width;
+            in_words(load_run(q + (query0 + row) * pitch + depth + at, inside),
+                     [&](int e, const Word<Element, kPiece>& word) {
+                       Tile::template put_a<kPiece>(stage, row, at + e, word);
+                     });
+          }
           for (int i = t; i < kKeys * kRuns; i += kThreads) {
             const int key = i / kRuns, at = i % kRuns * kVector;
-            Vector<Storage, kVector> values;
-            load_or_clear(values, key < keys && depth + at < width, k + (key0 + key) * pitch + depth + at);
-            DYN_UNROLL
-            for (int e = 0; e < kVector; ++e) from_float(to_float(values.v[e]), stage.b[at + e][key]);
+            in_words(load_run(k + (key0 + key) * pitch + depth + at, key < keys && depth + at < width),
+                     [&](int e, const Word<Element, kPiece>& word) {
+                       Tile::template put_column<kPiece>(stage, at + e, key, word);
+                     });
           }
         });
         sync();
-        Tile::accumulate(stage, products, true);
+        Tile::accumulate_columns(stage, products, true);
       }
       Tile::leave(products, &scores.at[0][0], kStride);
       sync();
@@ -180,18 +192,23 @@ struct AttentionKernel {
       for (int depth = 0; depth < keys; depth += Tile::kDepth) {
         sync();
         for_threads<kThreads>([&](int t) {
-          for (int i = t; i < kQueries * Tile::kDepth; i += kThreads) {
-            Element one;
-            from_float(scores.at[i / Tile::kDepth][depth + i % Tile::kDepth], one);
-            Tile::put_one(stage, i / Tile::kDepth, i % Tile::kDepth, one);
+          constexpr int kTaken = Tile::kTensorCores ? 8 : 1;  // weights that become one word
+          for (int i = t; i < kQueries * Tile::kDepth / kTaken; i += kThreads) {
+            const int row = i * kTaken / Tile::kDepth, at = i * kTaken % Tile::kDepth;
+            Vector<Element, kTaken> weights;
+            DYN_UNROLL
+            for (int e = 0; e < kTaken; ++e) from_float(scores.at[row][depth + at + e], weights.v[e]);
+            Word<Element, kTaken> word;
+            copy<static_cast<int>(sizeof(weights))>(&word, &weights);
+            Tile::template put_a<kTaken>(stage, row, at, word);
           }
           constexpr int kRuns = kKeys / kVector;
           for (int i = t; i < Tile::kDepth * kRuns; i += kThreads) {
             const int key = i / kRuns, at = i % kRuns * kVector;
-            Vector<Storage, kVector> values;
-            load_or_clear(values, depth + key < keys && at < columns, v + (key0 + depth + key) * pitch + at);
-            DYN_UNROLL
-            for (int e = 0; e < kVector; ++e) from_float(to_float(values.v[e]), stage.b[key][at + e]);
+            in_words(load_run(v + (key0 + depth + key) * pitch + at, depth + key < keys && at < columns),
+                     [&](int e, const Word<Element, kPiece>& word) {
+                       Tile::template put_b<kPiece>(stage, key, at + e, word);
+                     });
           }
         });
         sync();

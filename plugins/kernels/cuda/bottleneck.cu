@@ -147,7 +147,7 @@ const char* check_bottleneck(const BottleneckShape& s, Type type) {
   }
   if (static_cast<double>(s.batch) * s.groups > 65535.0) return "batch times groups must be at most 65535";
   const double widest = s.middle > s.outputs ? s.middle : s.outputs;
-  if ((pixels / 32 + s.batch + 1) * (widest / 32 + 1) > limit || 16.0 * s.middle > limit ||
+  if ((pixels / 16 + s.batch + 1) * (widest / 32 + 1) > limit || 16.0 * s.middle > limit ||
       (9.0 * s.groups) * (s.middle / s.groups) > limit ||
       (narrow_groups(s) && (pixels / 16 + s.batch) * (s.middle / 16.0 + 1) > limit)) {
     return "the channels are too many";

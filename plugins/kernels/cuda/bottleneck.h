@@ -48,7 +48,9 @@ int choose_grouped(const BottleneckArguments& a, const DeviceTraits& device, con
   using Small = GroupedKernel<T, kChannels, 2>;
   const double rows = static_cast<double>(a.shape.batch) * a.out_pixels;
   const double tiles = rows / Large::kRows * divide_up(a.shape.middle, Large::columns(a));
-  const bool large = device.tiles == Size::kBest ? tiles >= device.processors : device.tiles != Size::kSmall;
+  const bool large = device.tiles == Size::kBest
+                         ? tiles >= device.processors
+                         : device.tiles == Size::kMedium || device.tiles == Size::kLarge;
   return large ? use(Large()) : use(Small());
 }
 

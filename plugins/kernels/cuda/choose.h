@@ -3,8 +3,8 @@
 
 #include <type_traits>
 
+#include "mma_tile.h"
 #include "rows.h"
-#include "tiles.h"
 
 namespace dyndeploy {
 namespace cuda {
@@ -17,19 +17,15 @@ struct Rows {
 inline Rows all_rows(int rows) { return {1, {rows, 0, 0}}; }
 
 // Time of the busiest multiprocessor under tiles of this size, in elements of the result at the peak rate.
-// share: of the tile, see Lanes. A multiprocessor with few warps waits for memory most of the time.
+// share: of the tile, see Lanes.
 template <class Tile>
 double tile_cost(const Rows& rows, int columns, int layers, int processors, int share) {
-  constexpr double kBusyWarps = 12.0;
   double cost = 0.0;
   for (int i = 0; i < rows.runs; ++i) {
     const long long tiles = static_cast<long long>(divide_up(rows.counts[i], Tile::kRows)) *
                             divide_up(columns, Tile::kColumns) * layers;
     const long long most = (tiles + processors - 1) / processors;
-    const double warps =
-        static_cast<double>(most < Tile::kBlocks ? most : Tile::kBlocks) * Tile::kThreads / 32;
-    const double busy = warps < kBusyWarps ? warps / kBusyWarps : 1.0;
-    cost += static_cast<double>(most) * Tile::kRows * Tile::kColumns / (share * busy);
+    cost += static_cast<double>(most) * Tile::kRows * Tile::kColumns / (share * Tile::busy(most));
   }
   return cost;
 }
@@ -45,20 +41,24 @@ struct Chosen {
 // is. Calls `use` with what it has Chosen.
 template <bool kGathers, class Tiles, int kVector, class Use>
 int best_tile(const Rows& rows, int columns, int layers, const DeviceTraits& device, const Use& use) {
-  const int processors = device.processors;
-  const double small =
-      tile_cost<typename Tiles::Small>(rows, columns, layers, processors, Tiles::kSmallShare);
-  const double medium =
-      tile_cost<typename Tiles::Medium>(rows, columns, layers, processors, Tiles::kMediumShare);
   using Largest = typename std::conditional<kGathers, typename Tiles::Gathers, typename Tiles::Large>::type;
-  const double large = tile_cost<Largest>(rows, columns, layers, processors, Tiles::kLargeShare);
-  const Size size = device.tiles != Size::kBest         ? device.tiles
-                    : large <= medium && large <= small ? Size::kLarge
-                    : medium <= small                   ? Size::kMedium
-                                                        : Size::kSmall;
+  Size size = device.tiles;
+  if (size == Size::kBest) {
+    const Size sizes[] = {Size::kLarge, Size::kMedium, Size::kSmall, Size::kTiny};
+    const int processors = device.processors;
+    const double costs[] = {
+        tile_cost<Largest>(rows, columns, layers, processors, Tiles::share(Size::kLarge)),
+        tile_cost<typename Tiles::Medium>(rows, columns, layers, processors, Tiles::share(Size::kMedium)),
+        tile_cost<typename Tiles::Small>(rows, columns, layers, processors, Tiles::share(Size::kSmall)),
+        tile_cost<typename Tiles::Tiny>(rows, columns, layers, processors, Tiles::share(Size::kTiny))};
+    int best = 0;
+    for (int i = 1; i < 4; ++i) best = costs[i] < costs[best] ? i : best;
+    size = sizes[best];
+  }
   if (size == Size::kLarge) return use(Chosen<Largest, kVector>());
   if (size == Size::kMedium) return use(Chosen<typename Tiles::Medium, kVector>());
-  return use(Chosen<typename Tiles::Small, kVector>());
+  if (size == Size::kSmall) return use(Chosen<typename Tiles::Small, kVector>());
+  return use(Chosen<typename Tiles::Tiny, kVector>());
 }
 
 // Whether the device chooses between kernels of several sizes: where a mask may leave a few tiles alone, one
@@ -78,9 +78,12 @@ int each_tile(const Rows& rows, int columns, int layers, const DeviceTraits& dev
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const auto costs = [&](int count, double (&to)[3]) {
     const Rows all = all_rows(count);
-    to[0] = tile_cost<typename Tiles::Small>(all, columns, layers, device.processors, Tiles::kSmallShare);
-    to[1] = tile_cost<typename Tiles::Medium>(all, columns, layers, device.processors, Tiles::kMediumShare);
-    to[2] = tile_cost<typename Tiles::Large>(all, columns, layers, device.processors, Tiles::kLargeShare);
+    to[0] =
+        tile_cost<typename Tiles::Small>(all, columns, layers, device.processors, Tiles::share(Size::kSmall));
+    to[1] = tile_cost<typename Tiles::Medium>(all, columns, layers, device.processors,
+                                              Tiles::share(Size::kMedium));
+    to[2] =
+        tile_cost<typename Tiles::Large>(all, columns, layers, device.processors, Tiles::share(Size::kLarge));
   };
   const auto least = [&](int count, const bool (&among)[3]) {
     double cost[3];
@@ -121,6 +124,12 @@ struct ChooseTile {
   static int run(bool vectors, const Rows& rows, int columns, int layers, const DeviceTraits& device, Half,
                  const Use& use) {
     if (!vectors) return use(Chosen<Lanes<Half>::Single, 1>());
+    if (device.capability >= 90 && device.capability < 120) {
+      return best_tile<kGathers, HopperTensors, 8>(rows, columns, layers, device, use);
+    }
+    if (device.capability >= 80) {
+      return best_tile<kGathers, AsyncTensors, 8>(rows, columns, layers, device, use);
+    }
     if (device.capability >= 70) {
       return best_tile<kGathers, Tensors, 8>(rows, columns, layers, device, use);
     }

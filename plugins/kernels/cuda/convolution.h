@@ -4,7 +4,7 @@
 #pragma once
 
 #include "arguments.h"
-#include "product.h"
+#include "pipeline.h"
 
 namespace dyndeploy {
 namespace cuda {
@@ -24,6 +24,7 @@ struct ConvolutionKernel {
   // A row goes on behind the last active channel, with whatever the memory held.
   static constexpr bool kOpenRows = kChannels;
   static constexpr bool kListed = kChannels && kLayer != kConv1;  // rows of the weights are active channels
+  static constexpr bool kFindsInputs = false;                     // input() is more than k
 
   // One row of the tile. pixel: where the result goes, -1 behind the last row. first: where the row of the
   // first segment is, -1 if it has none. y, x: for conv2 the input position of the first tap, for conv3 y is
@@ -45,7 +46,7 @@ struct ConvolutionKernel {
     if (!Strips<Tile, kVector>::kServes) return;
     Place place;
     if (!find(arguments, block, place)) return;
-    Product<ConvolutionKernel>::multiply(arguments, place);
+    ProductOf<ConvolutionKernel>::multiply(arguments, place);
   }
 
   // False when the block has nothing to do; it then leaves after reading one or two counts.
@@ -261,16 +262,17 @@ struct ConvolutionKernel {
                                     const float* sums, int pitch) {
     constexpr int kRun = Tile::kRun;
     constexpr int kBytes = static_cast<int>(sizeof(T)) * kRun;
-    constexpr int kAtOnce = Tile::kRowsAtOnce < 4 ? Tile::kRowsAtOnce : 4;
+    constexpr int kAll = Tile::kRowsAtOnce, kAtOnce = kAll < 4 ? kAll : kAll % 4 == 0 ? 4 : 3;
+    static_assert(kAll % kAtOnce == 0, "whole groups of rows");
     const Columns<kRun> c = columns<kRun>(a, p, column);
     DYN_UNROLL
-    for (int first = 0; first < Tile::kRowsAtOnce; first += kAtOnce) {
+    for (int first = 0; first < kAll; first += kAtOnce) {
       Word<T, kRun> added[kAtOnce];
       std::size_t at[kAtOnce];
       Row row[kAtOnce];
       DYN_UNROLL
       for (int i = 0; i < kAtOnce; ++i) {
-        row[i] = rows[first + i];
+        row[i] = rows[(first + i) * Tile::kRowStride];
         at[i] = row[i].pixel >= 0 ? place(a, p, row[i], column) : 0;
         if (kAdds) {
           load_or_clear<kBytes>(&added[i], static_cast<const T*>(a.tensors.x) + at[i], row[i].pixel >= 0);
@@ -319,7 +321,7 @@ struct ConvolutionKernel {
     }
     DYN_UNROLL
     for (int i = 0; i < Tile::kRowsAtOnce; ++i) {
-      write_elements(a, p, rows[i], column, sums + i * pitch, kRun);
+      write_elements(a, p, rows[i * Tile::kRowStride], column, sums + i * pitch, kRun);
     }
   }
 };

@@ -2,7 +2,7 @@
 // sums and columns run over what kept heads leave.
 #pragma once
 
-#include "product.h"
+#include "pipeline.h"
 #include "tokens.h"
 
 namespace dyndeploy {
@@ -23,6 +23,7 @@ struct LinearKernel {
   static constexpr bool kGathers = kHeads && (kLayer == kQkv || kLayer == kFc1);
   static constexpr bool kOpenRows = false;
   static constexpr bool kListed = kHeads && kLayer != kQkv;  // rows of the weights are found through a list
+  static constexpr bool kFindsInputs = kListed;
 
   // from: in the left operand, -1 behind the last row. to: of the result.
   struct Row {
@@ -39,7 +40,7 @@ struct LinearKernel {
     if (!Strips<Tile, kVector>::kServes) return;
     Place place;
     if (!find(arguments, block, place)) return;
-    Product<LinearKernel>::multiply(arguments, place);
+    ProductOf<LinearKernel>::multiply(arguments, place);
   }
 
   // False when the block has nothing to do; it then leaves after reading the counts of its sample.
@@ -143,7 +144,8 @@ struct LinearKernel {
   static DYN_DEVICE void write(const Arguments& a, const Place& p, const Row* rows, int column,
                                const float* sums, int pitch) {
     DYN_UNROLL
-    for (int i = 0; i < Tile::kRowsAtOnce; ++i) write_row(a, p, rows[i], column, sums + i * pitch);
+    for (int i = 0; i < Tile::kRowsAtOnce; ++i)
+      write_row(a, p, rows[i * Tile::kRowStride], column, sums + i * pitch);
   }
   static DYN_DEVICE void write_row(const Arguments& a, const Place& p, const Row& row, int column,
                                    const float* sums) {

@@ -13,12 +13,6 @@
 
 #include "traits.h"
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-#define DYN_LARGE_FRAGMENTS 1
-#else
-#define DYN_LARGE_FRAGMENTS 0
-#endif
-
 #if defined(__CUDACC__)
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -29,23 +23,44 @@
 #define DYN_SHARED_ARRAY(type, name, count) __shared__ type name[count]
 #define DYN_UNROLL _Pragma("unroll")
 #define DYN_UNROLL4 _Pragma("unroll 4")
+#define DYN_NO_UNROLL _Pragma("unroll 1")
 // Which arithmetic serves FP16 in this pass of the compiler; kernels of the other are empty. Tests define
 // DYN_LANES_ONLY, so that a GPU with tensor cores runs what boards without them run.
 #if !defined(__CUDA_ARCH__)
 #define DYN_TENSOR_CORES 1
+#define DYN_ASYNC_TENSOR_CORES 1
 #define DYN_HALF_LANES 1
+#elif __CUDA_ARCH__ >= 800 && !defined(DYN_LANES_ONLY)
+#define DYN_TENSOR_CORES 0
+#define DYN_ASYNC_TENSOR_CORES 1
+#define DYN_HALF_LANES 0
 #elif __CUDA_ARCH__ >= 700 && !defined(DYN_LANES_ONLY)
 #define DYN_TENSOR_CORES 1
+#define DYN_ASYNC_TENSOR_CORES 0
 #define DYN_HALF_LANES 0
 #else
 #define DYN_TENSOR_CORES 0
+#define DYN_ASYNC_TENSOR_CORES 0
 #define DYN_HALF_LANES 1
+#endif
+// As choose.h tells by a device's capability; a kernel that is never launched is empty.
+#if !defined(__CUDA_ARCH__)
+#define DYN_FAST_MMA 1
+#define DYN_SLOW_MMA 1
+#elif __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+#define DYN_FAST_MMA 1
+#define DYN_SLOW_MMA 0
+#else
+#define DYN_FAST_MMA 0
+#define DYN_SLOW_MMA 1
 #endif
 #else
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <utility>
 #include <vector>
 
 #include "host/halves.h"
@@ -66,7 +81,11 @@
 #endif
 #define DYN_UNROLL
 #define DYN_UNROLL4
+#define DYN_NO_UNROLL
 #define DYN_TENSOR_CORES 1
+#define DYN_ASYNC_TENSOR_CORES 1
+#define DYN_FAST_MMA 1
+#define DYN_SLOW_MMA 1
 #define DYN_HALF_LANES 1
 #endif
 
@@ -76,6 +95,9 @@ namespace cuda {
 struct Index {
   int x, y;
 };
+
+DYN_BOTH constexpr int divide_up(int value, int by) { return (value + by - 1) / by; }
+DYN_BOTH constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
 #if defined(__CUDACC__)
 
@@ -89,6 +111,11 @@ DYN_DEVICE void for_threads(const F& f) {
 template <int kWarps, class F>
 DYN_DEVICE void for_warps(const F& f) {
   f(static_cast<int>(threadIdx.x / 32));
+}
+// The lanes of a warp, within for_warps().
+template <class F>
+DYN_DEVICE void for_lanes(const F& f) {
+  f(static_cast<int>(threadIdx.x % 32));
 }
 DYN_DEVICE void sync() { __syncthreads(); }
 DYN_DEVICE void sync_warp() { __syncwarp(); }
@@ -207,6 +234,105 @@ DYN_DEVICE void load_columns(FragmentC&, const float*, int) {}
 DYN_DEVICE void multiply(FragmentC&, const FragmentC&) {}
 #endif
 
+// An address `count` elements further on.
+template <class T>
+DYN_DEVICE const T* further(std::uintptr_t address, int count) {
+  return reinterpret_cast<const T*>(address) + count;
+}
+
+// 16 x 8 x 16 products of a warp by the layout of fragments in the PTX manual ("Matrix fragments for
+// mma.m16n8k16"): lane l holds rows l / 4 and l / 4 + 8, and columns 2 (l % 4) and 2 (l % 4) + 1. A right
+// operand here holds two of them side by side.
+struct MmaA {
+  unsigned v[4];
+};
+struct MmaB {
+  unsigned v[4];
+};
+struct MmaC {
+  float v[4];
+  DYN_DEVICE float* at(int) { return v; }
+};
+DYN_DEVICE void fill(MmaC& c, float value) {
+  DYN_UNROLL
+  for (int i = 0; i < 4; ++i) c.v[i] = value;
+}
+#if defined(__CUDA_ARCH__) && DYN_ASYNC_TENSOR_CORES
+DYN_DEVICE unsigned shared_address(const void* memory) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(memory));
+}
+// Copies into shared memory that go on while the thread does other things, in groups.
+struct Copies {
+  // Of 16 bytes the first `bytes`, and zeros.
+  DYN_DEVICE void add(void* to, const void* from, int bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+                 "r"(bytes));
+  }
+  DYN_DEVICE void close_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+  // Waits until all but the last kLeft groups are there.
+  template <int kLeft>
+  DYN_DEVICE void wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+  }
+};
+// address(lane) gives a row of 8 halves of four matrices of 8 x 8.
+template <class Fragment, class F>
+DYN_DEVICE void load(Fragment& a, const F& address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(a.v[0]), "=r"(a.v[1]), "=r"(a.v[2]), "=r"(a.v[3])
+               : "r"(shared_address(address(static_cast<int>(threadIdx.x % 32)))));
+}
+template <class F>
+DYN_DEVICE void load_transposed(MmaB& b, const F& address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(b.v[0]), "=r"(b.v[1]), "=r"(b.v[2]), "=r"(b.v[3])
+               : "r"(shared_address(address(static_cast<int>(threadIdx.x % 32)))));
+}
+// With one of the two right operands.
+DYN_DEVICE void multiply_add(MmaC& c, const MmaA& a, const MmaB& b, int which) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c.v[0]), "+f"(c.v[1]), "+f"(c.v[2]), "+f"(c.v[3])
+      : "r"(a.v[0]), "r"(a.v[1]), "r"(a.v[2]), "r"(a.v[3]), "r"(b.v[2 * which]), "r"(b.v[2 * which + 1]));
+}
+// Of two fragments side by side, an even lane takes the columns of the first that it shares with the next
+// lane, an odd one those of the second: then `left` holds four columns of row l / 4, `right` of row l / 4
+// + 8.
+DYN_DEVICE void exchange(MmaC& left, MmaC& right) {
+  const bool odd = threadIdx.x % 2 != 0;
+  float upper[4], lower[4];
+  DYN_UNROLL
+  for (int e = 0; e < 2; ++e) {
+    const float up = __shfl_xor_sync(0xffffffffu, odd ? left.v[e] : right.v[e], 1);
+    const float low = __shfl_xor_sync(0xffffffffu, odd ? left.v[e + 2] : right.v[e + 2], 1);
+    upper[e] = odd ? up : left.v[e];
+    upper[e + 2] = odd ? right.v[e] : up;
+    lower[e] = odd ? low : left.v[e + 2];
+    lower[e + 2] = odd ? right.v[e + 2] : low;
+  }
+  DYN_UNROLL
+  for (int e = 0; e < 4; ++e) {
+    left.v[e] = upper[e];
+    right.v[e] = lower[e];
+  }
+}
+#else
+// Kernels of this kind are empty here.
+struct Copies {
+  DYN_DEVICE void add(void*, const void*, int) {}
+  DYN_DEVICE void close_group() {}
+  template <int kLeft>
+  DYN_DEVICE void wait() {}
+};
+template <class Fragment, class F>
+DYN_DEVICE void load(Fragment&, const F&) {}
+template <class F>
+DYN_DEVICE void load_transposed(MmaB&, const F&) {}
+DYN_DEVICE void multiply_add(MmaC&, const MmaA&, const MmaB&, int) {}
+DYN_DEVICE void exchange(MmaC&, MmaC&) {}
+#endif
+
 // Every kernel is a type with `Arguments`, `kThreads`, `kBlocks` (that must fit on one SM: 32768 registers or
 // fewer for a block of them) and `run(arguments, block)`.
 template <class Kernel>
@@ -222,13 +348,22 @@ int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& argumen
   return static_cast<int>(cudaGetLastError());
 }
 
+// Tells for which architecture a launch would run the kernels: a driver that compiles PTX for a newer GPU
+// keeps what the compiler saw of __CUDA_ARCH__.
+template <int kUnused>
+__global__ void probe() {}
+
 // The queries are legal while a stream is captured.
 inline DeviceTraits query_traits(int device) {
   int major = 0, minor = 0, processors = 1;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  return {10 * major + minor, processors, Size::kBest};
+  cudaFuncAttributes code = {};
+  const bool known = cudaFuncGetAttributes(&code, probe<0>) == cudaSuccess && code.ptxVersion > 0;
+  cudaGetLastError();  // of a device that no kernel was compiled for, the launch will say so
+  const int capability = 10 * major + minor;
+  return {known ? smaller(code.ptxVersion, capability) : capability, processors, Size::kBest};
 }
 inline DeviceTraits device_traits() {
   int device = 0;
@@ -280,6 +415,10 @@ template <int kWarps, class F>
 void for_warps(const F& f) {
   if (host::self().index % 32 == 0) f(host::self().index / 32);
 }
+template <class F>
+void for_lanes(const F& f) {
+  for (int i = 0; i < 32; ++i) f(i);
+}
 inline void sync() { host::self().block->barrier.wait(); }
 inline void sync_warp() {
   host::self().block->warps[static_cast<std::size_t>(host::self().index / 32)]->wait();
@@ -293,6 +432,10 @@ void for_threads(const F& f) {
 template <int kWarps, class F>
 void for_warps(const F& f) {
   for_threads<kWarps>(f);
+}
+template <class F>
+void for_lanes(const F& f) {
+  for_threads<32>(f);
 }
 inline void sync() {}
 inline void sync_warp() {}
@@ -401,6 +544,115 @@ inline void multiply(FragmentC& c, const FragmentC& factor) {
   }
 }
 
+// Of any number, though pointers to nothing must not move.
+template <class T>
+const T* further(std::uintptr_t address, int count) {
+  return reinterpret_cast<const T*>(address + static_cast<std::uintptr_t>(count) * sizeof(T));
+}
+
+// What the lanes of a warp hold, as the GPU's fragments say.
+struct MmaA {
+  float v[32][4][2];
+};
+struct MmaB {
+  float v[32][4][2];
+};
+struct MmaC {
+  float v[32][4];
+  float* at(int lane) { return v[lane]; }
+};
+inline void fill(MmaC& c, float value) {
+  for (auto& lane : c.v) {
+    for (float& v : lane) v = value;
+  }
+}
+
+// A copy is made when somebody waits for it: who reads too early finds what was there before.
+class Copies {
+ public:
+  void add(void* to, const void* from, int bytes) {
+    host::require_aligned(to, 16);
+    if (bytes > 0) host::require_aligned(from, 16);
+    open_.push_back({to, from, bytes});
+  }
+  void close_group() {
+    groups_.push_back(std::move(open_));
+    open_.clear();
+  }
+  template <int kLeft>
+  void wait() {
+    while (groups_.size() > static_cast<std::size_t>(kLeft)) {
+      for (const Copy& copy : groups_.front()) {
+        std::memset(copy.to, 0, 16);
+        if (copy.bytes > 0) std::memcpy(copy.to, copy.from, static_cast<std::size_t>(copy.bytes));
+      }
+      groups_.pop_front();
+    }
+  }
+
+ private:
+  struct Copy {
+    void* to;
+    const void* from;
+    int bytes;
+  };
+  std::vector<Copy> open_;
+  std::deque<std::vector<Copy>> groups_;
+};
+
+// Matrix m of 8 x 8 has its rows at the addresses of lanes 8 m to 8 m + 7.
+template <class F>
+void load_matrices(float (&v)[32][4][2], const F& address, bool transposed) {
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    for (int row = 0; row < 8; ++row) {
+      const Half* from = address(8 * matrix + row);
+      host::require_aligned(from, 16);
+      for (int column = 0; column < 8; ++column) {
+        const int r = transposed ? column : row, c = transposed ? row : column;
+        v[4 * r + c / 2][matrix][c % 2] = to_float(from[column]);
+      }
+    }
+  }
+}
+template <class Fragment, class F>
+void load(Fragment& a, const F& address) {
+  load_matrices(a.v, address, false);
+}
+template <class F>
+void load_transposed(MmaB& b, const F& address) {
+  load_matrices(b.v, address, true);
+}
+inline void multiply_add(MmaC& c, const MmaA& a, const MmaB& b, int which) {
+  float left[16][16], right[16][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const int at = lane / 4, pair = lane % 4 * 2;
+    for (int e = 0; e < 2; ++e) {
+      for (int m = 0; m < 4; ++m) left[at + m % 2 * 8][pair + m / 2 * 8 + e] = a.v[lane][m][e];
+      for (int m = 0; m < 2; ++m) right[pair + m * 8 + e][at] = b.v[lane][2 * which + m][e];
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int e = 0; e < 4; ++e) {
+      const int row = lane / 4 + e / 2 * 8, column = lane % 4 * 2 + e % 2;
+      float sum = c.v[lane][e];
+      for (int k = 0; k < 16; ++k) sum += left[row][k] * right[k][column];
+      c.v[lane][e] = sum;
+    }
+  }
+}
+inline void exchange(MmaC& left, MmaC& right) {
+  const MmaC first = left, second = right;
+  for (int lane = 0; lane < 32; ++lane) {
+    const bool odd = lane % 2 != 0;
+    const MmaC& from = odd ? second : first;
+    for (int e = 0; e < 4; ++e) {
+      const int holder = lane - lane % 2 + e / 2;
+      left.v[lane][e] = from.v[holder][e % 2];
+      right.v[lane][e] = from.v[holder][e % 2 + 2];
+    }
+  }
+}
+
 template <class Kernel>
 int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& arguments, void*) {
   host::Device& device = host::device();
@@ -460,9 +712,6 @@ DYN_DEVICE void store_vector(T* to, const Vector<T, kWidth>& vector) {
 
 // NaN passes, as in PyTorch.
 DYN_DEVICE float relu(float v) { return v < 0.0f ? 0.0f : v; }
-
-DYN_BOTH constexpr int divide_up(int value, int by) { return (value + by - 1) / by; }
-DYN_BOTH constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
 }  // namespace cuda
 }  // namespace dyndeploy

@@ -36,8 +36,7 @@ struct Strips {
   }
   static DYN_DEVICE int run(int t, int i) { return (t + (kPairs ? i / 2 : i) * Tile::kThreads) % kRunsA; }
   // FP16 of whole vectors has a tile of its own on each architecture; the other is never launched there.
-  static constexpr bool kServes =
-      Tile::kTensorCores ? DYN_TENSOR_CORES : kVector == 1 || sizeof(T) == sizeof(float) || DYN_HALF_LANES;
+  static constexpr bool kServes = kVector == 1 || sizeof(T) == sizeof(float) || Tile::kServed;
 };
 
 // `Kernel` has, besides its Tile, Arguments, Place (row0, column0, columns) and Row:

@@ -12,6 +12,14 @@
 namespace dyndeploy {
 namespace cuda {
 
+// Share of what a tile reaches with a number of blocks on a multiprocessor, of which it holds `resident`:
+// with few warps it waits for memory most of the time.
+inline double busy_warps(long long blocks, int resident, int threads) {
+  constexpr double kBusyWarps = 12.0;
+  const double warps = static_cast<double>(blocks < resident ? blocks : resident) * threads / 32;
+  return warps < kBusyWarps ? warps / kBusyWarps : 1.0;
+}
+
 // Plain lanes. A thread owns kTM consecutive rows and kTN columns, in runs of 16 bytes where it has so many.
 // kBlocksPerProcessor blocks must fit on a multiprocessor of 65536 registers.
 template <class T, int kBM, int kBN, int kTM, int kTN, int kBlocksPerProcessor>
@@ -26,6 +34,9 @@ struct LaneTile {
   static constexpr int kRun = kHalves && kTN % 8 == 0 ? 8 : 4;  // columns that are read, and written, at once
   static constexpr bool kTensorCores = false;
   static constexpr int kSettles = kHalves ? 64 : kDepth;  // products that are summed in halves
+  static constexpr bool kAsync = false;
+  static constexpr bool kServed = DYN_HALF_LANES;  // vectors of halves
+  static double busy(long long blocks) { return busy_warps(blocks, kBlocks, kThreads); }
 
   // The left operand stands transposed, so that a thread reads its rows in one access. Lanes of a warp put
   // the two runs of 16 bytes of a row at the same time: in floats the pad keeps these on different banks, in
@@ -50,7 +61,6 @@ struct LaneTile {
   using Sums = typename std::conditional<sizeof(T) == 2, HalfSums, FloatSums>::type;
   using State = PerThread<Sums, kThreads>;
 
-  static DYN_DEVICE void put_one(Stage& stage, int row, int k, T v) { stage.a[place(k, row)] = v; }
   template <int kVector>
   static DYN_DEVICE void put_a(Stage& stage, int row, int k, const Word<T, kVector>& word) {
     Vector<T, kVector> v;
@@ -78,6 +88,15 @@ struct LaneTile {
     copy<static_cast<int>(sizeof(T)) * kVector>(&stage.b[k][column], &word);
   }
 
+  // A run of inputs of one column.
+  template <int kVector>
+  static DYN_DEVICE void put_column(Stage& stage, int k, int column, const Word<T, kVector>& word) {
+    Vector<T, kVector> v;
+    copy<static_cast<int>(sizeof(T)) * kVector>(&v, &word);
+    DYN_UNROLL
+    for (int i = 0; i < kVector; ++i) stage.b[k + i][column] = v.v[i];
+  }
+
   static DYN_DEVICE void clear(State& state) {
     for_threads<kThreads>([&](int t) {
       DYN_UNROLL
@@ -103,6 +122,10 @@ struct LaneTile {
   // `settle` says that kSettles products, or the segment, end here.
   static DYN_DEVICE void accumulate(const Stage& stage, State& state, bool settle) {
     for_threads<kThreads>([&](int t) { add(stage, t, state[t], settle); });
+  }
+
+  static DYN_DEVICE void accumulate_columns(const Stage& stage, State& state, bool settle) {
+    accumulate(stage, state, settle);
   }
 
   static DYN_DEVICE void add(const Stage& stage, int t, FloatSums& sums, bool) {
@@ -182,6 +205,7 @@ struct LaneTile {
 
   // Calls f(row, column, sums, pitch) for each run of columns of kRowsAtOnce rows.
   static constexpr int kRowsAtOnce = kTM;
+  static constexpr int kRowStride = 1;
   template <class F>
   static DYN_DEVICE void finish(Shared&, State& state, const F& f) {
     for_threads<kThreads>([&](int t) {
@@ -193,7 +217,8 @@ struct LaneTile {
   }
 };
 
-// Tensor cores, FP16 products and float sums. A warp owns kWM x kWN elements in fragments of 16 x 16.
+// Tensor cores before sm_80, FP16 products and float sums. A warp owns kWM x kWN elements in fragments of 16
+// x 16.
 template <int kBM, int kBN, int kWM, int kWN, int kStrip>
 struct TensorTile {
   using Element = Half;
@@ -202,15 +227,18 @@ struct TensorTile {
   static constexpr int kDepth = kStrip;
   static constexpr int kWarps = kBM / kWM * (kBN / kWN);
   static constexpr int kThreads = 32 * kWarps;
-  // Before sm_80 fragments take more registers, and shared memory has no room for a second large block
-  // anyway.
-  static constexpr int kBlocks = kThreads > 128 && DYN_LARGE_FRAGMENTS ? 1 : 512 / kThreads;
+  // Shared memory has no room for a second large block.
+  static constexpr int kBlocks = kThreads > 128 ? 1 : 512 / kThreads;
   static constexpr int kPad = 8;
   static constexpr int kScratch = 20;  // keeps the rows of a fragment on different banks
   static constexpr int kRun = 8;
   static constexpr int kRowsAtOnce = 1;
+  static constexpr int kRowStride = 1;
   static constexpr bool kTensorCores = true;
   static constexpr int kSettles = kDepth;
+  static constexpr bool kAsync = false;
+  static constexpr bool kServed = DYN_TENSOR_CORES;
+  static double busy(long long blocks) { return busy_warps(blocks, kBlocks, kThreads); }
 
   struct alignas(32) Stage {
     Half a[kBM][kDepth + kPad];
@@ -225,7 +253,6 @@ struct TensorTile {
   };
   using State = PerThread<Fragments, kWarps>;
 
-  static DYN_DEVICE void put_one(Stage& stage, int row, int k, Half v) { stage.a[row][k] = v; }
   template <int kVector>
   static DYN_DEVICE void put_a(Stage& stage, int row, int k, const Word<Half, kVector>& word) {
     copy<2 * kVector>(&stage.a[row][k], &word);
@@ -239,6 +266,14 @@ struct TensorTile {
   template <int kVector>
   static DYN_DEVICE void put_b(Stage& stage, int k, int column, const Word<Half, kVector>& word) {
     copy<2 * kVector>(&stage.b[k][column], &word);
+  }
+
+  template <int kVector>
+  static DYN_DEVICE void put_column(Stage& stage, int k, int column, const Word<Half, kVector>& word) {
+    Vector<Half, kVector> v;
+    copy<2 * kVector>(&v, &word);
+    DYN_UNROLL
+    for (int i = 0; i < kVector; ++i) stage.b[k + i][column] = v.v[i];
   }
 
   static DYN_DEVICE int warp_row(int warp) { return warp / (kBN / kWN) * kWM; }
@@ -271,6 +306,10 @@ struct TensorTile {
         }
       }
     });
+  }
+
+  static DYN_DEVICE void accumulate_columns(const Stage& stage, State& state, bool settle) {
+    accumulate(stage, state, settle);
   }
 
   // Which thread holds which element is hidden, but equal fragments hold theirs alike: one of factors, whose
@@ -330,33 +369,36 @@ struct TensorTile {
 // benchmarks/gpu/modelled.py; only their proportions matter.
 template <class T>
 struct Lanes {
-  using Small = LaneTile<T, 16, 64, 4, 8, 10>;
+  using Tiny = LaneTile<T, 16, 64, 4, 8, 10>;
+  using Small = Tiny;
   using Medium = LaneTile<T, 64, 64, 8, 4, 4>;
   using Large = LaneTile<T, 128, 64, 8, 8, 3>;
   // The largest whose gathered columns leave it the registers.
   using Gathers = Medium;
   // Of addresses of single elements, those of 8 x 8 for each thread would not fit into registers.
   using Single = LaneTile<T, 64, 64, 8, 4, 4>;
-  static constexpr int kSmallShare = 40, kMediumShare = 52, kLargeShare = 60;
+  static int share(Size size) { return size == Size::kLarge ? 60 : size == Size::kMedium ? 52 : 40; }
 };
 // Halves need 8 x 8 for each thread: of fewer, shared memory returns less than HFMA2 takes. Two warps a block
 // are enough, because six blocks fit on a multiprocessor.
 template <>
 struct Lanes<Half> {
-  using Small = LaneTile<Half, 16, 64, 4, 8, 10>;
+  using Tiny = LaneTile<Half, 16, 64, 4, 8, 10>;
+  using Small = Tiny;
   using Medium = LaneTile<Half, 32, 64, 4, 8, 8>;
   using Large = LaneTile<Half, 64, 64, 8, 8, 6>;
   using Gathers = Large;
   using Single = LaneTile<Half, 64, 64, 8, 4, 4>;
-  static constexpr int kSmallShare = 42, kMediumShare = 49, kLargeShare = 66;
+  static int share(Size size) { return size == Size::kLarge ? 66 : size == Size::kMedium ? 49 : 42; }
 };
 struct Tensors {
   // Few blocks hide little latency, so the small ones take longer strips.
-  using Small = TensorTile<32, 32, 16, 16, 64>;
+  using Tiny = TensorTile<32, 32, 16, 16, 64>;
+  using Small = Tiny;
   using Medium = TensorTile<64, 64, 32, 32, 32>;
   using Large = TensorTile<128, 128, 64, 32, 32>;
   using Gathers = Medium;
-  static constexpr int kSmallShare = 19, kMediumShare = 36, kLargeShare = 53;
+  static int share(Size size) { return size == Size::kLarge ? 53 : size == Size::kMedium ? 36 : 19; }
 };
 
 }  // namespace cuda

@@ -7,8 +7,9 @@
 namespace dyndeploy {
 namespace cuda {
 
-// The size of the tiles: that of the least cost, or one that a test asks for.
-enum class Size : int { kBest = 0, kSmall = 1, kMedium = 2, kLarge = 3 };
+// The size of the tiles: that of the least cost, or one that a test asks for. Where a kind has no tiny one,
+// that is the small one.
+enum class Size : int { kBest = 0, kSmall = 1, kMedium = 2, kLarge = 3, kTiny = 4 };
 
 struct DeviceTraits {
   int capability;  // 10 * major + minor

@@ -69,7 +69,7 @@ const char* check_transformer(const TransformerShape& s, Type type) {
   if (s.width > widest) widest = s.width;
   if (static_cast<double>(s.batch) * s.heads > 65535.0) return "batch times heads must be at most 65535";
   if (rows > limit / 16) return "x has too many tokens";
-  if (widest > limit / 16 || (s.tokens / 32.0 + 1) * (widest / 32.0 + 1) > limit) {
+  if (widest > limit / 16 || (s.tokens / 16.0 + 1) * (widest / 32.0 + 1) > limit) {
     return "the block is too wide";
   }
   return nullptr;

@@ -48,6 +48,7 @@ inline int run_attention(const TransformerArguments& a, bool vectors, const Devi
 inline int run_attention(const TransformerArguments& a, bool vectors, const DeviceTraits& device, Half,
                          void* stream) {
   if (!vectors) return launch_attention<Half, Lanes<float>::Medium, 1>(a, stream);
+  if (device.capability >= 80) return launch_attention<Half, AsyncTensors::Attention, 8>(a, stream);
   return device.capability >= 70 ? launch_attention<Half, Tensors::Medium, 8>(a, stream)
                                  : launch_attention<Half, Lanes<float>::Medium, 8>(a, stream);
 }
