@@ -123,7 +123,8 @@ typedef struct {
   int64_t shape[8];
 } dyndeploy_tensor;
 
-/* Detectors, since 0.3. */
+/* Detectors, since 0.3. The library makes arrays of this structure: it keeps its size, and later fields are
+ * taken from reserved. */
 typedef struct {
   float x1, y1, x2, y2;   /* corners, in pixels of the image from its top left corner */
   float score;            /* in [0, 1] */
