@@ -75,6 +75,11 @@ class Element(Enum):
         """NumPy's and PyTorch's name of the type; None where the operator's inputs decide."""
         return {Element.DATA: None, Element.FLOAT: "float32", Element.INDEX: "int64"}.get(self, self.value)
 
+    @property
+    def plugin_dtype(self) -> str | None:
+        """The same in TensorRT's plugins, whose whole numbers have 32 bits: no release before 10 has others."""
+        return "int32" if self is Element.INDEX else self.dtype
+
 
 @dataclass(frozen=True)
 class Port:

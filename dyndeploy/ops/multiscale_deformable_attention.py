@@ -213,7 +213,7 @@ def _spec(levels: int) -> OperatorSpec:
         expected=no_counts,
         work=_work,
         sizes=_sizes,
-        kernels={"cuda": _GPU, "tensorrt": _GPU},
+        kernels={"cpu": KernelSpec(), "cuda": _GPU, "tensorrt": _GPU},
         least_opset=16,
     )
 

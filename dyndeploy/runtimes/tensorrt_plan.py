@@ -175,8 +175,8 @@ def planned_types(spec: OperatorSpec, *, half: bool) -> dict[str, list[str]]:
     data = "float16" if half else "float32"
     x = tensorrt_inspector.ANY if spec.decides else data
     return {
-        "reads": [port.element.dtype or x for port in spec.native_inputs(FAMILY)],
-        "writes": [port.element.dtype or data for port in spec.outputs],
+        "reads": [port.element.plugin_dtype or x for port in spec.native_inputs(FAMILY)],
+        "writes": [port.element.plugin_dtype or data for port in spec.outputs],
     }
 
 

@@ -22,7 +22,7 @@ FORMAT_FIELD, FORMAT = "dyndeploy_format", 2
 """Field of an engine that says how the other fields of a plugin are to be read, and its value (``attributes.h``)."""
 
 _NOT_ATTRIBUTES = ("plugin_version", "plugin_namespace")
-_OUTPUT_ATTRIBUTES = {"mh": "mask_height", "mw": "mask_width"}
+_OUTPUT_ATTRIBUTES = {"mh": "mask_height", "mw": "mask_width", "S": "size"}
 _STRIDED = {"Ho": "H", "Wo": "W"}
 _DTYPES: Mapping[type, type[np.generic]] = {int: np.int32, float: np.float32}
 _SYMBOL = re.compile(r"(?:(\d+(?:\|\d+)*)\*)?([A-Za-z]\w*)(?:/([A-Za-z]\w*))?")
@@ -175,7 +175,7 @@ def plugin_class(trt: Any, problems: list[str]) -> Any:
             return [self._type(port, types[0]) for port in self.spec.outputs]
 
         def _type(self, port: Port, x: Any) -> Any:
-            return x if port.element is Element.DATA else number
+            return x if port.element is Element.DATA else getattr(trt, port.element.plugin_dtype or "")
 
         def _types_of_x(self) -> tuple[Any, ...]:
             return (half,) if self.attributes[HALF_ONLY] == [1] else (number, half)

@@ -161,8 +161,6 @@ def test_every_face_is_there(name: str) -> None:
         if spec.overflows or has_sigmoid(build(name))
         else {"cpu"}
         if name.startswith(QUANTIZED)
-        else {"cuda", "tensorrt"}
-        if spec.kind == "deformable_attention"
         else {"cpu", "cuda", "tensorrt"}
     )
     assert set(spec.kernels) == families

@@ -284,7 +284,8 @@ def make_tensorrt(world: World) -> types.ModuleType:
             feeds = {}
             for value in graph.input:
                 shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-                feeds[value.name] = world.memory[addresses[value.name]].view(np.float32).reshape(shape)
+                dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+                feeds[value.name] = world.memory[addresses[value.name]].view(dtype).reshape(shape)
             for name, result in evaluate(self._engine._model, feeds).items():
                 world.memory[addresses[name]][:] = np.ascontiguousarray(result).view(np.uint8).reshape(-1)
             for node in graph.node if self.profiler is not None else ():

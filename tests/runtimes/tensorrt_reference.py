@@ -158,7 +158,8 @@ def sampled(name: str, inputs: tuple[np.ndarray, ...], attributes: dict[str, Any
         assert value.dtype == wanted, (name, port.name, value.dtype)
         wide = np.int64 if port.element is Element.INDEX else value.dtype
         tensors.append(torch.from_numpy(np.ascontiguousarray(value.astype(wide))))
-    found: np.ndarray = spec.reference(*tensors, **attributes).numpy()
+    own = {attribute.name: attributes[attribute.name] for attribute in spec.attributes}
+    found: np.ndarray = spec.reference(*tensors, **own).numpy()
     return found
 
 

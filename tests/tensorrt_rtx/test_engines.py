@@ -58,7 +58,9 @@ def test_the_record_is_of_this_builder(rtx: BuilderPackage) -> None:
 
 def test_the_kinds_have_every_operator() -> None:
     text = RECORD.read_text(encoding="utf-8")
-    assert [name for name in PLUGINS if f"/{name}\n" not in text and f"/{name}," not in text] == []
+    # What detectors read maps with is built in test_detectors.
+    dynamic = [name for name, spec in PLUGINS.items() if spec.gates or spec.decides]
+    assert [name for name in dynamic if f"/{name}\n" not in text and f"/{name}," not in text] == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -35,7 +35,7 @@ SAME = frozenset(
 SAME_UPWARDS = frozenset(
     {
         *("AveragePool", "Cast", "DequantizeLinear", "Pad", "QuantizeLinear", "ReduceMax"),
-        *("ReduceMin", "Reshape", "Resize", "ScatterElements", "ScatterND", "Shape"),
+        *("ReduceMin", "Reshape", "Resize", "Shape"),
     }
 )
 """Operators that opsets up to 20 read as opset 18 has them, though not the other way round."""

@@ -1583,7 +1583,9 @@ constexpr Operator kMultiscaleDeformableAttention4 = {
   DO(QuantizedSpatialChannelBottleneck, QuantizedSpatialChannelBottleneck)           \
   DO(QuantizedSpatialChannelBottleneckProjection, QuantizedSpatialChannelBottleneck) \
   DO(QuantizedImageConvolution, QuantizedImageConvolution)                           \
-  DO(PyramidRoiAlign, PyramidRegions)
+  DO(PyramidRoiAlign, PyramidRegions)                                                \
+  DO(MultiscaleDeformableAttention3, DeformableAttention)                            \
+  DO(MultiscaleDeformableAttention4, DeformableAttention)
 
 // DO(operator, kind): operators of one kind share their kernels.
 #define DYNDEPLOY_TENSORRT_OPERATORS(DO)                               \

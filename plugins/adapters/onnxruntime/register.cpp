@@ -16,6 +16,7 @@
 #include "channel_masker.h"
 #include "image_convolution_op.h"
 #include "regions_op.h"
+#include "sampling_op.h"
 #include "spatial_masker.h"
 #include "token_masker_op.h"
 #include "transformer_block_op.h"

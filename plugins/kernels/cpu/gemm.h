@@ -12,6 +12,7 @@
 
 #include "caches.h"
 #include "regions_kernels.h"
+#include "sampling_kernels.h"
 #include "transformer_kernels.h"
 
 namespace dyndeploy::cpu {
@@ -315,6 +316,8 @@ struct Isa {
   void (*norm_logits)(const NormLogits&, float* logits);
   // Of detectors; scratch by one caller at a time.
   void (*read_regions)(const Regions&);
+  // queries [begin, end) of all images
+  void (*sample_rows)(const Sampling&, int begin, int end);
 };
 
 // out (output, input, plane): what Isa::pack packs for Isa::winograd, from weights (output, input, tap).

@@ -5,6 +5,7 @@
 #include "data_impl.h"
 #include "grouped_impl.h"
 #include "regions_impl.h"
+#include "sampling_impl.h"
 #include "transformer_impl.h"
 #include "winograd_impl.h"
 
@@ -49,7 +50,8 @@ constexpr Isa make_isa(const char* name, bool (*supported)()) {
              &key_panels<V>,
              &attend<V, Product>,
              &norm_logits<V>,
-             &read_regions<V>};
+             &read_regions<V>,
+             &sample_rows<V>};
 }
 
 }  // namespace

@@ -9,7 +9,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dyndeploy.errors import ExportError
 from dyndeploy.graphs.passes import Context, legalise_opset
-from dyndeploy.graphs.passes.legalise import LOWER_TO_13, SAME, SAME_UPWARDS, WRITTEN_OUT, version_of
+from dyndeploy.graphs.passes.legalise import (
+    LOWER_TO_13,
+    READ_ALIKE,
+    SAME,
+    SAME_UPWARDS,
+    WRITTEN_OUT,
+    raise_opset,
+    version_of,
+)
 from tests.graphs.passes.helpers import kinds, model_of, normal, run
 
 
@@ -176,7 +184,22 @@ def test_the_tables_say_what_the_versions_of_onnx_say() -> None:
         newer, older = parts(name, 20), parts(name, 18)
         assert older[0] <= newer[0] and older[1] <= newer[1], name
         assert version_of(name, 18) != version_of(name, 20)
+    for name in READ_ALIKE:
+        older, newer = parts(name, 13), parts(name, 16)
+        assert older[0] <= newer[0] and older[1] == newer[1], name
     for name in WRITTEN_OUT:
         assert version_of(name, 13) is None
     for name in LOWER_TO_13:
         assert version_of(name, 13) != version_of(name, 18), name
+
+
+def test_a_graph_is_raised_where_it_keeps_its_meaning() -> None:
+    model = model_of([helper.make_node("Relu", ["x"], ["y"])], (1, 2, 5, 6))
+    model.opset_import[0].version = 13
+    raise_opset(model, 16)
+    assert model.opset_import[0].version == 16
+    # Boxes are shifted by half a pixel from opset 16 on.
+    changed = model_of([helper.make_node("RoiAlign", ["x", "x", "x"], ["y"])], (1, 2, 5, 6))
+    changed.opset_import[0].version = 13
+    with pytest.raises(ExportError, match="n0: no rule takes RoiAlign from opset 13 to 16"):
+        raise_opset(changed, 16)

@@ -10,8 +10,12 @@ import onnx
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.base import Element
 
-_SENTENCES = {"float32": "Row major linear FP32", "float16": "Row major linear FP16 format"}
-_WORDS = {"float32": "Float", "float16": "Half"}
+_SENTENCES = {
+    "float32": "Row major linear FP32",
+    "float16": "Row major linear FP16 format",
+    "int32": "Row major linear INT32",
+}
+_WORDS = {"float32": "Float", "float16": "Half", "int32": "Int32"}
 
 
 def inspection(model: onnx.ModelProto, major: int, data: str) -> str:
@@ -25,7 +29,7 @@ def inspection(model: onnx.ModelProto, major: int, data: str) -> str:
     names = _SENTENCES if major < 10 else _WORDS
 
     def tensor(name: str, element: Element) -> dict[str, Any]:
-        kind = "float32" if element is not Element.DATA else data
+        kind = element.plugin_dtype or data
         entry = {"Name": name, "Dimensions": [1], "Format/Datatype": names[kind]}
         return {**entry, "Location": "Device"} if major < 10 else entry
 
