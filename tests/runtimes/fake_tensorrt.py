@@ -343,6 +343,10 @@ def make_tensorrt(world: World) -> types.ModuleType:
         def _shape(self, name: str) -> tuple[int, ...]:
             return tuple(dim.dim_value for dim in self._values[name].type.tensor_type.shape.dim)
 
+        def _type(self, name: str) -> DataType:
+            kind = self._values[name].type.tensor_type.elem_type
+            return DataType(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).name)
+
         def create_execution_context(self, runtime_config: Any = None) -> Context:
             assert runtime_config is None or world.rtx
             return Context(self)
@@ -371,7 +375,7 @@ def make_tensorrt(world: World) -> types.ModuleType:
                 return self._shape(self._names[index])
 
             def get_binding_dtype(self, index: int) -> DataType:
-                return DataType.FLOAT
+                return self._type(self._names[index])
 
         if version >= (8, 5):
 
@@ -389,7 +393,7 @@ def make_tensorrt(world: World) -> types.ModuleType:
                 return self._shape(name)
 
             def get_tensor_dtype(self, name: str) -> DataType:
-                return DataType.FLOAT
+                return self._type(name)
 
     class Runtime:
         def __init__(self, logger: Logger) -> None:
