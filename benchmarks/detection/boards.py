@@ -17,8 +17,11 @@ from dyndeploy.files import write_json, write_text
 from dyndeploy.prediction import Prediction, predict
 
 RESULTS = Path(__file__).parent.parent / "results"
-NETWORKS = ("laud_retinanet_resnet50_512", "laud_ddq_detr_resnet50_512")
-SIZES = ((320, 320), (320, 480), (512, 512))
+NETWORKS = {
+    "laud_retinanet_resnet50_512": ((320, 320), (320, 480), (512, 512)),
+    "laud_ddq_detr_resnet50_512": ((320, 480), (512, 512)),
+}
+"""Networks, and the heights and widths of their inputs."""
 MODES = ("layer", "channel")
 DEVICES = ("nano", "tx2", "xavier_nx", "orin_nano", "rtx3090", "rtx4090")
 RATE = 0.5
@@ -30,8 +33,8 @@ def main() -> None:
     parser.add_argument("--output", default="detection-boards", help="file name in benchmarks/results, without ending")
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for network in NETWORKS:
-        for size in SIZES:
+    for network, sizes in NETWORKS.items():
+        for size in sizes:
             for device in DEVICES:
                 rows.append(row(network, size, device))
                 print(rows[-1], flush=True)

@@ -26,7 +26,7 @@ from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.boxes import BOXES, KEEP_BOXES, PYRAMID_ROI_ALIGN
 from dyndeploy.targets.platforms import HOST, NOWHERE, PLUGIN, Placement
 
-_STANDS_FOR = {KEEP_BOXES: "NonMaxSuppression", PYRAMID_ROI_ALIGN: "RoiAlign"}
+STANDS_FOR = {KEEP_BOXES: "NonMaxSuppression", PYRAMID_ROI_ALIGN: "RoiAlign"}
 """ONNX operator by which a target says where a placeholder runs."""
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -130,7 +130,7 @@ def _place(node: onnx.NodeProto, places: Mapping[str, Placement], shapes: Shapes
     own = places.get(OPERATORS[node.op_type].kind) if node.op_type in OPERATORS else None
     if own is not None and own.runs == PLUGIN and takes_regions(node, shapes):
         return own
-    return places.get(_STANDS_FOR[node.op_type])
+    return places.get(STANDS_FOR[node.op_type])
 
 
 def _on_host(node: onnx.NodeProto, places: Mapping[str, Placement], shapes: Shapes) -> bool:

@@ -138,7 +138,7 @@ def test_the_plan_of_what_is_built(gpu: Any, tmp_path: Path, capsys: pytest.Capt
     lines = capsys.readouterr().out.splitlines()
     # Every unit of the kernels and the test program; then the program and the library are linked.
     units = len(prepare.UNITS) + 1
-    assert len(prepare.UNITS) == 8 and len(lines) == 3 * (units + 2) and not (tmp_path / "files").exists()
+    assert len(prepare.UNITS) == 10 and len(lines) == 3 * (units + 2) and not (tmp_path / "files").exists()
     compiled = [line for line in lines if " -c " in line]
     assert all(Path(line.split()[line.split().index("-c") + 1]).is_file() for line in compiled)
     assert sum("code=sm_90" in line for line in compiled) == 2 * units

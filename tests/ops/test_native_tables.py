@@ -68,11 +68,17 @@ def test_tables_are_constants_of_the_compiler(standard: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", PACKED)
-@pytest.mark.parametrize("group", [1, 2, 3])
-def test_declared_constants_are_what_packing_returns(name: str, group: int) -> None:
-    case = build(name, channels=5, hidden=12, out_channels=7, group=group)
+@pytest.mark.parametrize(
+    ("hidden", "group", "places"),
+    [(12, 1, 9), (12, 2, 9), (12, 3, 9), (64, 1, 9 + 16), (64, 2, 9)],
+    ids=["12", "2 groups", "3 groups", "with Winograd's", "too narrow groups"],
+)
+def test_declared_constants_are_what_packing_returns(name: str, hidden: int, group: int, places: int) -> None:
+    case = build(name, channels=5, hidden=hidden, out_channels=7, group=group)
     kernel = case.spec.kernels["tensorrt"]
     assert kernel.pack is not None
+    if "Channel" in name or "SE" in name:
+        places = 9
     tensors = {port.name: tensor.numpy() for port, tensor in zip(case.spec.inputs, case.inputs, strict=True)}
     weights = {port.name: tensors[port.name] for port in case.spec.inputs if port.role is Role.WEIGHT}
     packed = kernel.pack(weights, case.attributes)
@@ -81,7 +87,7 @@ def test_declared_constants_are_what_packing_returns(name: str, group: int) -> N
         for port, s in zip(case.spec.inputs, case.shapes, strict=True)
         for symbol, n in zip(port.shape, s, strict=True)
     }
-    sizes |= {"group": group, "9*M/group": 108 // group, "16": 16}
+    sizes |= {"group": group, "9|25*M/group": places * hidden // group, "16": 16}
     assert [port.name for port in kernel.constants] == list(packed)
     for port in kernel.constants:
         assert packed[port.name].shape == tuple(sizes[symbol] for symbol in port.shape), port.name
