@@ -24,6 +24,7 @@ from onnx import helper
 from dyndeploy import files
 from dyndeploy.bundle import INPUT, Bundle, PartInfo
 from dyndeploy.errors import BundleError, DyndeployError, InputError, OutputError, UsageError
+from dyndeploy.graphs.passes import with_all_bodies
 from dyndeploy.graphs.tensorrt import missing_creators, required_creators
 from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes import tensorrt_inspector
@@ -597,7 +598,8 @@ def _part_trtexec_files(
             continue
         model = graphs[part.file]
         written.append(_trtexec_files(bundle, model, Path(part.file).stem, inputs, folder, version, settings))
-        with OnnxRuntimeSession(model, native="auto" if bundle.manifest.operators else "off") as session:
+        native = "auto" if bundle.manifest.operators else "off"
+        with OnnxRuntimeSession(with_all_bodies(model), native=native) as session:
             tensors |= session.run(inputs)
     return written
 

@@ -295,4 +295,4 @@ def test_a_detector_has_the_blocks_of_its_backbone_and_a_head_that_reads_several
         assert math.fsum(k.macs for k in kernels) == pytest.approx(sum(part.macs for part in predicted.parts))
     mixed = [Option("layer", 1, 1) if index % 2 else STATIC for index in range(len(network.blocks))]
     # Every other block would change the layout each time, and the pyramid's maps besides.
-    assert times[0] < times[1] < float(priced(network.kernels(mixed))[0].sum())
+    assert max(times) < float(priced(network.kernels(mixed))[0].sum())

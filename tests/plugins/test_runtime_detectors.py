@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -211,9 +213,18 @@ def json_lines(build: RuntimeBuild, bundle: Path, *arguments: object) -> list[di
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def environment() -> dict[str, str]:
+    """ONNX Runtime is the one of this Python, whether or not its environment is the shell's."""
+    return {**os.environ, "DYNDEPLOY_ONNXRUNTIME": str(Path(onnxruntime.__file__).parent / "capi")}
+
+
 def run_program(build: RuntimeBuild, bundle: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(build.program), str(bundle), *map(str, arguments)], capture_output=True, text=True, check=False
+        [str(build.program), str(bundle), *map(str, arguments)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -256,7 +267,7 @@ def test_frames_are_numbered_and_summed_up(runtime_build: RuntimeBuild, tmp_path
     frames = np.stack([odd_sizes()[0], odd_sizes()[0][::-1]])
     done = subprocess.run(
         [str(runtime_build.program), str(bundle.path), "--frames", "64x96", "--json", "--statistics"],
-        input=frames.tobytes(), capture_output=True, check=True,
+        input=frames.tobytes(), capture_output=True, check=True, env=environment(),
     )  # fmt: skip
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["frame"] for line in lines] == [0, 1]

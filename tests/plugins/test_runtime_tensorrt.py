@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from dyndeploy.bundle import Bundle, write_manifest
 from dyndeploy.files import sha256
+from dyndeploy.graphs.passes import with_all_bodies
 from dyndeploy.precisions import PRECISIONS
 from dyndeploy.runtimes import OnnxRuntimeSession, open_staged
 from dyndeploy.runtimes.cuda import GpuInfo
@@ -63,6 +65,10 @@ def runnable(bundle: Bundle) -> Bundle:
     plans = json.loads(path.read_text())
     for name, graph in plans["graphs"].items():
         graph["copy"] = name
+        model = onnx.load(bundle.path / name)
+        whole = with_all_bodies(model)
+        if whole is not model:
+            onnx.save(whole, bundle.path / name)
     path.write_text(json.dumps(plans))
     return sealed_again(bundle)
 
