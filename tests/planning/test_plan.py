@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -294,5 +295,6 @@ def test_a_detector_has_the_blocks_of_its_backbone_and_a_head_that_reads_several
         assert times[-1] == pytest.approx(predicted.latency_ms, rel=0.01)
         assert math.fsum(k.macs for k in kernels) == pytest.approx(sum(part.macs for part in predicted.parts))
     mixed = [Option("layer", 1, 1) if index % 2 else STATIC for index in range(len(network.blocks))]
+    assert times[0] < times[1]
     # Every other block would change the layout each time, and the pyramid's maps besides.
-    assert max(times) < float(priced(network.kernels(mixed))[0].sum())
+    assert statistics.fmean(times) * 1.05 < float(priced(network.kernels(mixed))[0].sum())
