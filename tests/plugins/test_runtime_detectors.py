@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -36,6 +34,7 @@ from tests.detectors import detector_bundle, one_worker, one_worker_of_queries, 
 from tests.export.test_parts import bundle as parts_bundle
 from tests.plugins.conftest import RuntimeBuild
 from tests.plugins.device_runtime import binding
+from tests.plugins.test_runtime import run_program
 from tests.plugins.test_runtime_tensorrt import runnable, sealed_again, stand_in
 
 pytestmark = [
@@ -213,21 +212,6 @@ def json_lines(build: RuntimeBuild, bundle: Path, *arguments: object) -> list[di
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def environment() -> dict[str, str]:
-    """ONNX Runtime is the one of this Python, whether or not its environment is the shell's."""
-    return {**os.environ, "DYNDEPLOY_ONNXRUNTIME": str(Path(onnxruntime.__file__).parent / "capi")}
-
-
-def run_program(build: RuntimeBuild, bundle: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(build.program), str(bundle), *map(str, arguments)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_scores_and_classes_choose_what_is_told(runtime_build: RuntimeBuild, tmp_path: Path) -> None:
     bundle = detector_bundle_by_hand(tmp_path / "b")
     Image.fromarray(odd_sizes()[0]).save(tmp_path / "a.png")
@@ -265,16 +249,16 @@ def test_scores_and_classes_choose_what_is_told(runtime_build: RuntimeBuild, tmp
 def test_frames_are_numbered_and_summed_up(runtime_build: RuntimeBuild, tmp_path: Path) -> None:
     bundle = detector_bundle_by_hand(tmp_path / "b")
     frames = np.stack([odd_sizes()[0], odd_sizes()[0][::-1]])
-    done = subprocess.run(
-        [str(runtime_build.program), str(bundle.path), "--frames", "64x96", "--json", "--statistics"],
-        input=frames.tobytes(), capture_output=True, check=True, env=environment(),
-    )  # fmt: skip
+    done = run_program(
+        runtime_build, bundle.path, "--frames", "64x96", "--json", "--statistics", stdin=frames.tobytes()
+    )
+    assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["frame"] for line in lines] == [0, 1]
     with dyndeploy.open_bundle(bundle, runtime="onnxruntime") as session:
         for line, found in zip(lines, session.detect(list(frames)), strict=True):
             assert line["detections"] == found.to_coco(CATEGORIES)
-    summary, statistics = done.stderr.decode().splitlines()
+    summary, statistics = done.stderr.splitlines()
     assert "2 frames in" in summary
     assert json.loads(statistics)["images"] == 2 and set(json.loads(statistics)["rates"]) == {MASK}
 

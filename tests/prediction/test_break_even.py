@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from dyndeploy.errors import UsageError
@@ -21,8 +23,8 @@ def test_rates_are_those_at_which_the_curves_cross(device: str) -> None:
             assert min(latencies) > stage.static_ms
         elif stage.rate < 1:
             assert stage.dynamic_ms[1.0] > stage.static_ms
-    options = {"device": device, "precision": "fp16", "batch": 1}
-    static = predict("resnet50", **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"device": device, "precision": "fp16", "batch": 1}
+    static = predict("resnet50", **options)
     blocks = [block for block in static.blocks if block.name.startswith("layer")]
     assert found[-1].static_ms == pytest.approx(sum(block.latency_ms for block in blocks))
     assert found[-1].static_ms == pytest.approx(sum(stage.static_ms for stage in found[:-1]))
@@ -35,7 +37,7 @@ def test_rates_are_those_at_which_the_curves_cross(device: str) -> None:
                 mode="spatial",
                 granularity=(4, 4, 2, 1),
                 rate=rate,
-                **options,  # type: ignore[arg-type]
+                **options,
             )
             spent = sum(block.latency_ms for block in dynamic.blocks if block.name.startswith("layer1."))
             assert (spent <= first.static_ms) == pays
