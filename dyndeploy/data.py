@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import logging
 import math
 import os
@@ -241,6 +242,14 @@ def spread(total: int, limit: int | None) -> list[int]:
     return [index * total // count for index in range(count)]
 
 
+def fingerprint(names: Iterable[str]) -> str:
+    """Return a checksum of a list of names."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
 def image_paths(folder: str | os.PathLike[str]) -> tuple[Path, ...]:
     """Return the image files (:data:`FORMATS`, by their endings) in a folder and all folders in it, sorted.
 
@@ -330,6 +339,12 @@ class LabelledImages:
     def __getitem__(self, index: int) -> tuple[FloatArray, int]:
         """Return one image (3, h, w) and its class."""
         return self.images[index], int(self.labels[index])
+
+    def fingerprint(self) -> str:
+        """Return a checksum of the images and their classes."""
+        digest = hashlib.sha256(self.images.tobytes())
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -513,6 +528,10 @@ class ImageFolderDataset:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.samples)
+
+    def fingerprint(self) -> str:
+        """Return a checksum of the list of images with their classes; the files are not read for it."""
+        return fingerprint(f"{label}\t{path}" for path, label in self.samples)
 
     def __getitem__(self, index: int) -> tuple[FloatArray, int]:
         """Return one input (3, h, w) and its class index.

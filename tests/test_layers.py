@@ -12,6 +12,7 @@ FLOORS = (
     {"errors"},
     {"finite", "processors"},
     {"files", "fields"},
+    {"chunks"},
     {"ops", "data", "confidences", "precisions"},
     {"targets", "blocks", "tasks"},
     {"nets", "bundle"},

@@ -33,10 +33,12 @@ MEANINGS = {
     "--repeats": "Rounds of measuring.",
     "--report": "Write one HTML page.",
     "--runtime": "What runs or builds: tensorrt, tensorrt_rtx, onnxruntime_cuda, onnxruntime (on the CPU), or auto.",
+    "--state": "Keep here what each chunk of images gave, and go on from what is there.",
     "--static": "Also write the static twin: the same network with nothing to skip, to compare with.",
     "--target": "What the bundle is for; see 'dyndeploy targets'.",
     "--threads": "Threads that compute.",
     "--thresholds": "Least confidence of every exit but the last, e.g. 0.8,0.7,0.6.",
+    "--workers": "Processes that share the images, each with so many threads; the result is the same.",
     "--weights": "Which weights of a checkpoint: ema (the moving average), or the name of an entry or prefix.",
 }
 """What an option means, in every command that has it; a command may add its default and its limits."""
@@ -103,6 +105,8 @@ Native = Annotated[str, option("--native", metavar="auto|off|PATH")]
 Plugins = Annotated[str, option("--plugins", metavar="auto|PATH")]
 Runtime = Annotated[str, option("--runtime", autocompletion=complete_runtime)]
 Threads = Annotated[int, option("--threads", min=1)]
+Workers = Annotated[int, option("--workers", metavar="N", min=1)]
+State = Annotated[Path | None, option("--state", metavar="FOLDER")]
 Target = Annotated[str, option("--target", autocompletion=complete_target)]
 Limit = Annotated[int | None, option("--limit", metavar="N", min=1, detail="(default: all)")]
 Rates = Annotated[str, option("--rates")]

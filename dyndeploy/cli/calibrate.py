@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dyndeploy.cli._arguments import print_json, print_table
-from dyndeploy.cli._options import AsJson, BundleFolder, LabelledData, Limit, Runtime, Threads, option
+from dyndeploy.cli._options import AsJson, BundleFolder, LabelledData, Limit, Runtime, State, Threads, Workers, option
 from dyndeploy.cli._progress import progress_bar
 from dyndeploy.errors import UsageError
 
@@ -46,6 +46,8 @@ def calibrate(
     runtime: Runtime = "onnxruntime",
     precision: Annotated[str | None, option("--precision", detail="Of engines. (default: the bundle's)")] = None,
     threads: Threads = 1,
+    workers: Workers = 1,
+    state: State = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Leave the bundle as it is.")] = False,
     report: Annotated[Path | None, option("--report", metavar="FILE", detail="Here of accuracy against cost.")] = None,
     as_json: AsJson = False,
@@ -56,6 +58,7 @@ def calibrate(
         raise UsageError("--costs gives milliseconds, --budget-flops counts MACs: leave one of them out.")
 
     from dyndeploy.bundle import Bundle
+    from dyndeploy.chunks import Processes, speaks_for_all
     from dyndeploy.exits import (
         SEARCH,
         SWEEP,
@@ -68,12 +71,14 @@ def calibrate(
     from dyndeploy.files import atomic_file, encoded
     from dyndeploy.reporting import render_exits_report
 
+    if budget_ms is not None and costs is None and Processes.of_torchrun().count > 1:
+        raise UsageError("What is measured while other processes compute is no cost: give a profile with --costs.")
     opened = Bundle.open(bundle)
     costs_of: CostsOf = counted_costs if budget_ms is None else measured_costs
     if costs is not None:
         costs_of = profiled_costs(costs)
     with ExitStack() as stack:
-        page = stack.enter_context(atomic_file(report)) if report is not None else None
+        page = stack.enter_context(atomic_file(report)) if report is not None and speaks_for_all() else None
         with progress_bar() as progress:
             result = calibrate_bundle(
                 opened,
@@ -86,8 +91,12 @@ def calibrate(
                 runtime=runtime,
                 precision=precision,
                 threads=threads,
+                workers=workers,
+                state=state,
                 progress=progress,
             )
+        if not speaks_for_all():
+            return
         stored = False
         try:
             if result.calibration.chosen is not None and not dry_run:

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dyndeploy.cli._arguments import numbers, print_json, print_table, printable
-from dyndeploy.cli._options import AsJson, BundleFolder, LabelledData, Limit, Native, Runtime, Threads, Thresholds
+from dyndeploy.cli._options import (
+    AsJson,
+    BundleFolder,
+    LabelledData,
+    Limit,
+    Native,
+    Runtime,
+    State,
+    Threads,
+    Thresholds,
+    Workers,
+)
 from dyndeploy.cli._progress import progress_bar
 from dyndeploy.errors import UsageError
 
@@ -40,6 +51,8 @@ def evaluate(
             "detections, that differ are counted.",
         ),
     ] = None,
+    workers: Workers = 1,
+    state: State = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the accuracy of a bundle as it is deployed, with the exits taken and the masks' rates.
@@ -48,12 +61,13 @@ def evaluate(
     be read is said to be so; the rest goes on, and the exit code is 1 at the end.
     """
     from dyndeploy.bundle import Bundle
+    from dyndeploy.chunks import speaks_for_all
     from dyndeploy.evaluation import DetectionEvaluation, evaluate_bundle, evaluate_detector
 
     opened = Bundle.open(bundle)
     options: dict[str, Any] = {
         "limit": limit, "runtime": runtime, "threads": threads, "native": native, "against": against,
-        "on_failure": _say,
+        "workers": workers, "state": state, "on_failure": _say,
     }  # fmt: skip
     result: BundleEvaluation | DetectionEvaluation
     with progress_bar() as progress:
@@ -69,6 +83,8 @@ def evaluate(
                 )
             limits = None if thresholds is None else numbers("--thresholds", thresholds)
             result = evaluate_bundle(opened, data, **options, thresholds=limits, progress=progress)
+    if not speaks_for_all():
+        return
     if as_json:
         print_json({"bundle": str(bundle), **result.to_json()})
     elif isinstance(result, DetectionEvaluation):
@@ -82,6 +98,10 @@ def evaluate(
 
 
 def _say(failure: Failure) -> None:
+    from dyndeploy.chunks import speaks_for_all
+
+    if not speaks_for_all():
+        return
     typer.echo(f"dyndeploy: {printable(failure.error)}", err=True)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dyndeploy.cli._arguments import print_json, print_table, printable, size
-from dyndeploy.cli._options import AsJson, Native, Threads, complete_network, option
+from dyndeploy.cli._options import AsJson, Native, State, Threads, Workers, complete_network, option
 from dyndeploy.cli._progress import progress_bar, progress_line
 from dyndeploy.cli._verbosity import note
 from dyndeploy.errors import UsageError
@@ -121,6 +121,8 @@ def quantize(
         str | None, option("--input-size", metavar="HxW", detail="(default: the training's, else the network's)")
     ] = None,
     threads: Threads = 1,
+    workers: Workers = 1,
+    state: State = None,
     native: Native = "auto",
     report: Annotated[Path | None, option("--report", metavar="FILE", detail="Here of scales and blocks.")] = None,
     as_json: AsJson = False,
@@ -130,8 +132,9 @@ def quantize(
     Export with the table: dyndeploy export MODEL --precision int8 --calibration FILE -o BUNDLE.
     """
     from dyndeploy.bundle import Bundle
+    from dyndeploy.chunks import speaks_for_all
     from dyndeploy.files import atomic_file, encoded, json_text
-    from dyndeploy.quantization import Budget, CalibrationImages, calibrate, measure_sensitivity
+    from dyndeploy.quantization import Budget, CalibrationImages, TableOptions, calibrate_images, measure_sensitivity
     from dyndeploy.quantization.scales import settings_of
     from dyndeploy.reporting import render_quantization_report
 
@@ -161,8 +164,9 @@ def quantize(
     }
     with ExitStack() as stack:
         # Before minutes of work: what cannot be written is said now, and an earlier table stays until the end.
-        table_file = stack.enter_context(atomic_file(output))
-        page = None if report is None else stack.enter_context(atomic_file(report))
+        first = speaks_for_all()
+        table_file = stack.enter_context(atomic_file(output)) if first else None
+        page = stack.enter_context(atomic_file(report)) if first and report is not None else None
         if (Path(source) / "bundle.json").is_file():
             given = [name for name, value in networks.items() if value]
             if given:
@@ -180,22 +184,27 @@ def quantize(
             )
         name = bundle.manifest.inputs[0].name
         with progress_bar() as progress:
-            table = calibrate(
+            table = calibrate_images(
                 bundle,
-                found.samples(chosen, name),
-                method=method,
-                weight_bits=weight_bits or 7,
-                per_channel=per_channel is not False,
-                percentile=percentile,
-                max_saturation=max_saturation,
-                data=found.source,
-                names=lambda index: found.name(int(chosen[index])),
-                settings={"seed": seed},
+                data,
+                chosen.tolist(),
+                options=TableOptions(
+                    method=method,
+                    weight_bits=weight_bits or 7,
+                    per_channel=per_channel is not False,
+                    percentile=percentile,
+                    max_saturation=max_saturation,
+                    data=found.source,
+                    settings={"seed": seed},
+                ),
                 threads=threads,
                 native=native,
-                total=len(chosen),
+                workers=workers,
+                state=state,
                 progress=progress,
             )
+            if table_file is None:
+                return
             if wants:
                 table = measure_sensitivity(
                     bundle,

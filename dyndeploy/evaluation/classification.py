@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,10 @@ import numpy as np
 
 from dyndeploy.bundle import LOGITS, Bundle
 from dyndeploy.bundle.reference_names import exit_logits
+from dyndeploy.chunks import Part, Tick, Work, chunk_results, require_same_list
 from dyndeploy.data import DIGITS, ImageFolderDataset, LabelledImages, images_of_classes, spread
 from dyndeploy.errors import InputError, UsageError
+from dyndeploy.evaluation._sides import Side, about, one_about, telling
 from dyndeploy.exits.scores import NEVER
 from dyndeploy.files import shown
 from dyndeploy.inference import Failure, Item, OpenBundle, Result, opened_bundle
@@ -159,6 +161,8 @@ def evaluate_bundle(
     thresholds: Sequence[float] | None = None,
     native: str | os.PathLike[str] = "auto",
     against: Bundle | str | os.PathLike[str] | None = None,
+    workers: int = 1,
+    state: str | os.PathLike[str] | None = None,
     progress: Progress = lambda message, fraction: None,
     on_failure: OnFailure = lambda failure: None,
 ) -> BundleEvaluation:
@@ -167,26 +171,35 @@ def evaluate_bundle(
     Every image of a network that exits early is run twice: timed, until it leaves; and through all exits, so that each
     exit's own accuracy is known. One image is in memory at a time, or one batch.
 
+    Images are worked on in chunks (:mod:`dyndeploy.chunks`): everything but the times is the same to the bit however
+    many processes compute, also those of torchrun, and after a break.
+
     Args:
         bundle: The bundle or its folder.
         data: A folder with one sub-folder of images per class; ``"digits"``: scikit-learn's held-out digits; or images
             in memory, whose labels are the network's class indices.
         limit: At most so many images, spread evenly over the classes; None for all.
         runtime: As for :func:`~dyndeploy.inference.run_inputs`.
-        threads: Threads that compute, in ONNX Runtime.
+        threads: Threads that compute, in ONNX Runtime; each process has as many.
         thresholds: Least confidence of every exit but the last; None for the bundle's. Without either every image goes
             to the last exit, and a note says so.
         native: As for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
         against: Another bundle that takes the same images, e.g. the same network in another precision: it runs them in
             turn, with thresholds of its own, and what differs is counted.
+        workers: Processes that share the images; several start the script again that calls this, so it has to be
+            guarded by ``if __name__ == "__main__":``.
+        state: A folder that keeps what each chunk gave. A run that was broken off goes on from there; a changed image
+            of the same name is not noticed.
         progress: Called with a message and the fraction done.
-        on_failure: Called with every image that fails, at once; the rest goes on.
+        on_failure: Called with every image that fails, of several processes when its chunk is done; the rest goes on.
 
     Raises:
         BundleError: The folder is no bundle.
         InputError: The folder's classes are not the network's, or none of the images could be classified.
         UsageError: A bundle without logits, a limit below 1, a runtime that cannot be had, thresholds that do not fit,
-            or another bundle that takes other images or has other classes.
+            another bundle that takes other images or has other classes, fewer than 1 worker, or a state of another
+            run.
+        OutputError: The state cannot be written, or a process was killed.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     network = bundle.manifest.network
@@ -198,25 +211,57 @@ def evaluate_bundle(
     chosen = spread(len(dataset), limit)
     choice = choose_runtime(bundle, runtime)
     used, notes = _thresholds(bundle, choice.runtime, thresholds)
-    counts = _Counts(bundle, len(chosen), progress, on_failure)
-    options: dict[str, Any] = {"threads": threads, "native": native, "every_exit": True}
-    with ExitStack() as stack:
-        opened = stack.enter_context(opened_bundle(bundle, runtime=choice, thresholds=used, **options))
-        other = None
-        if against is not None:
-            second = against if isinstance(against, Bundle) else Bundle.open(against)
-            _require_same_images(bundle, second)
-            asked = choose_runtime(second, runtime if isinstance(runtime, str) else runtime.runtime)
-            limits, more = _thresholds(second, asked.runtime, None)
-            notes += tuple(f"{second.path}: {note}" for note in more)
-            other = stack.enter_context(opened_bundle(second, runtime=asked, thresholds=limits, **options))
-        counts.add_all(opened, other, dataset, chosen)
-    return counts.result(
-        opened,
-        source=source,
-        thresholds=None if used is None else tuple(used[: len(bundle.exits.stages) - 1]),
-        notes=notes,
+    sides = [Side(bundle.path, choice, threads, native, used)]
+    if against is not None:
+        second = against if isinstance(against, Bundle) else Bundle.open(against)
+        _require_same_images(bundle, second)
+        asked = choose_runtime(second, runtime if isinstance(runtime, str) else runtime.runtime)
+        limits, more = _thresholds(second, asked.runtime, None)
+        notes += tuple(f"{second.path}: {note}" for note in more)
+        sides.append(Side(second.path, asked, threads, native, limits))
+    images = dataset.fingerprint()
+    parts = chunk_results(
+        _Work(tuple(sides), data, images),
+        chosen,
+        identity={"kind": KIND, "images_sha256": images, "bundles": [side.identity() for side in sides]},
+        workers=workers,
+        state=state,
+        said="classified",
+        progress=progress,
+        on_part=telling(on_failure),
     )
+    total = _sum_of(parts)
+    failures = tuple(Failure.from_json(failure) for failure in total["failures"])
+    first, *others = total["sides"]
+    count = first["images"]
+    if not count:
+        raise InputError(f"None of the {len(chosen)} images could be classified. {failures[0].error}")
+    return BundleEvaluation(
+        network=network.name,
+        source=source,
+        images=count,
+        top1=first["top1"] / count,
+        top5=first["top5"] / count,
+        classes=network.num_classes,
+        exits=tuple(
+            ExitAccuracy(
+                int(number), left / count, first["right"][number] / count,
+                first["right_there"][number] / left if left else None,
+            )
+            for number, left in first["left"].items()
+        ),
+        thresholds=None if used is None else tuple(used[: len(bundle.exits.stages) - 1]),
+        rates={name: rate / count for name, rate in first["rates"].items()},
+        ms=first["ms"] / count,
+        runtime=first["about"]["runtime"],
+        runtime_why=choice.reason,
+        threads=first["about"]["threads"],
+        precision=first["about"]["precision"],
+        operators=first["about"]["operators"],
+        failures=failures,
+        notes=notes,
+        against=_comparison(sides[1], others[0], total["pairs"], count) if others else None,
+    )  # fmt: skip
 
 
 def _opened_images(
@@ -258,158 +303,160 @@ def _thresholds(
     )
 
 
-class _Counts:
-    """Counts what is right, image by image.
+@dataclass(frozen=True)
+class _Work:
+    """Classifies the images of a chunk; it can be pickled."""
 
-    Args:
-        bundle: What is evaluated.
-        total: How many images there are.
-        progress: Is told how far it is.
-        on_failure: Is told what fails.
-    """
+    sides: tuple[Side, ...]
+    data: str | os.PathLike[str] | LabelledImages
+    images_sha256: str
 
-    def __init__(self, bundle: Bundle, total: int, progress: Progress, on_failure: OnFailure) -> None:
-        manifest = bundle.manifest
-        self._bundle, self._total, self._progress, self._on_failure = bundle, total, progress, on_failure
-        self._exits = [] if manifest.exits is None else [stage.exit for stage in bundle.exits.stages]
-        self._images = self._top1 = self._top5 = 0
-        self._ms = 0.0
-        self._rates: dict[str, float] = {}
-        self._left, self._right_there, self._right = (dict.fromkeys(self._exits, 0) for _ in range(3))
-        self._failures: list[Failure] = []
-        self._against: _Against | None = None
-
-    def add_all(
-        self,
-        opened: OpenBundle,
-        other: OpenBundle | None,
-        dataset: LabelledImages | ImageFolderDataset,
-        indices: Sequence[int],
-    ) -> None:
-        """Run the images, and those of another bundle in turn; results come in their order."""
-        labels = [_label(dataset, index) for index in indices]
-        results: Iterator[tuple[Result | Failure, ...]] = zip(opened.run_each(_items(dataset, indices)), strict=True)
-        if other is not None:
-            self._against = _Against(other)
-            results = zip(
-                opened.run_each(_items(dataset, indices)), other.run_each(_items(dataset, indices)), strict=True
-            )
-        for done, (given, label) in enumerate(zip(results, labels, strict=True), 1):
-            failed = next((each for each in given if isinstance(each, Failure)), None)
-            if failed is not None:
-                self._failures.append(failed)
-                self._on_failure(failed)
-            else:
-                first, *second = (each for each in given if isinstance(each, Result))
-                self._add(first, label)
-                if self._against is not None:
-                    self._against.add(first, second[0], label)
-            self._progress(f"classified {done} of {self._total} images", done / self._total)
-
-    def _add(self, result: Result, label: int) -> None:
-        logits = result.outputs[LOGITS][0]
-        self._images += 1
-        self._ms += result.ms
-        right = int(logits.argmax()) == label
-        self._top1 += right
-        self._top5 += label in np.argsort(-logits, kind="stable")[:TOP]
-        for name, rate in result.rates.items():
-            self._rates[name] = self._rates.get(name, 0.0) + rate
-        if result.exit is not None:
-            self._left[result.exit] += 1
-            self._right_there[result.exit] += right
-            for number in self._exits:
-                self._right[number] += int(result.outputs[exit_logits(number)][0].argmax()) == label
-
-    def result(
-        self, opened: OpenBundle, *, source: str, thresholds: tuple[float, ...] | None, notes: tuple[str, ...]
-    ) -> BundleEvaluation:
-        """What was counted; raises ``InputError`` where nothing could be."""
-        if not self._images:
-            raise InputError(f"None of the {self._total} images could be classified. {self._failures[0].error}")
-        manifest, count, info = self._bundle.manifest, self._images, opened.info
-        assert manifest.network.num_classes is not None
-        return BundleEvaluation(
-            network=manifest.network.name,
-            source=source,
-            images=count,
-            top1=self._top1 / count,
-            top5=self._top5 / count,
-            classes=manifest.network.num_classes,
-            exits=tuple(
-                ExitAccuracy(
-                    number,
-                    self._left[number] / count,
-                    self._right[number] / count,
-                    self._right_there[number] / self._left[number] if self._left[number] else None,
+    @contextmanager
+    def __call__(self) -> Iterator[Work]:
+        dataset, _ = _opened_images(self.sides[0].bundle, self.data)
+        require_same_list(dataset.fingerprint(), self.images_sha256, self.data)
+        with ExitStack() as stack:
+            opened = [
+                stack.enter_context(
+                    opened_bundle(side.bundle, **side.options, thresholds=side.thresholds, every_exit=True)
                 )
-                for number in self._exits
-            ),
-            thresholds=thresholds,
-            rates={name: total / count for name, total in self._rates.items()},
-            ms=self._ms / count,
-            runtime=f"{info.runtime} {info.version}",
-            runtime_why=opened.choice.reason,
-            threads=info.threads,
-            precision=info.precision,
-            operators=opened.code,
-            failures=tuple(self._failures),
-            notes=notes,
-            against=None if self._against is None else self._against.result(),
-        )
+                for side in self.sides
+            ]
+            yield functools.partial(_classified, opened, dataset)
 
 
-class _Against:
-    """Counts what another bundle does differently, image by image."""
+def _classified(
+    opened: Sequence[OpenBundle], dataset: LabelledImages | ImageFolderDataset, indices: Sequence[int], tick: Tick
+) -> Part:
+    """What images give in one bundle, or in two in turn."""
+    sides, pairs, failures = [_Side(each) for each in opened], _Pairs(), []
+    results = zip(*(each.run_each(_items(dataset, indices)) for each in opened), strict=True)
+    for given, index in zip(results, indices, strict=True):
+        failed = next((each for each in given if isinstance(each, Failure)), None)
+        if failed is not None:
+            failures.append(failed.to_json())
+        else:
+            label, found = _label(dataset, index), [each for each in given if isinstance(each, Result)]
+            for side, result in zip(sides, found, strict=True):
+                side.add(result, label)
+            if len(found) > 1:
+                pairs.add(found[0], found[1], label)
+        tick()
+    return {
+        "sides": [{**vars(side.counts), "about": side.about} for side in sides],
+        "pairs": vars(pairs),
+        "failures": failures,
+    }
+
+
+class _SideCounts:
+    """What is counted of one bundle, in plain JSON types; of exits by their number as text."""
+
+    def __init__(self, exits: Sequence[int]) -> None:
+        self.images = self.top1 = self.top5 = 0
+        self.ms = 0.0
+        self.rates: dict[str, float] = {}
+        self.left, self.right, self.right_there = (dict.fromkeys(map(str, exits), 0) for _ in range(3))
+
+
+class _Side:
+    """Counts what is right in one bundle, image by image."""
 
     def __init__(self, opened: OpenBundle) -> None:
-        self._opened = opened
-        self._right: dict[tuple[bool, bool], int] = {}
-        self._images = self._changed = self._left_elsewhere = self._top5 = self._bits = 0
-        self._exits = False
-        self._ms = 0.0
-        self._flips: dict[str, int] = {}
+        bundle = opened.bundle
+        self._exits = [] if bundle.manifest.exits is None else [stage.exit for stage in bundle.exits.stages]
+        self.counts = _SideCounts(self._exits)
+        self.about = about(opened.info, opened.code)
+
+    def add(self, result: Result, label: int) -> None:
+        counts, logits = self.counts, result.outputs[LOGITS][0]
+        counts.images += 1
+        counts.ms += result.ms
+        right = int(logits.argmax()) == label
+        counts.top1 += right
+        counts.top5 += int(label in np.argsort(-logits, kind="stable")[:TOP])
+        for name, rate in result.rates.items():
+            counts.rates[name] = counts.rates.get(name, 0.0) + rate
+        if result.exit is not None:
+            counts.left[str(result.exit)] += 1
+            counts.right_there[str(result.exit)] += right
+            for number in self._exits:
+                there = int(result.outputs[exit_logits(number)][0].argmax()) == label
+                counts.right[str(number)] += there
+
+
+class _Pairs:
+    """Counts what another bundle does differently, image by image, in plain JSON types."""
+
+    def __init__(self) -> None:
+        self.both_right = self.only_first_right = self.only_other_right = self.none_right = 0
+        self.changed = self.with_exits = self.exits_changed = self.mask_bits = 0
+        self.flips: dict[str, int] = {}
 
     def add(self, first: Result, other: Result, label: int) -> None:
-        """Count one image."""
-        logits = other.outputs[LOGITS][0]
-        one, two = int(first.outputs[LOGITS][0].argmax()), int(logits.argmax())
-        self._images += 1
-        self._changed += one != two
-        key = (one == label, two == label)
-        self._right[key] = self._right.get(key, 0) + 1
-        self._top5 += label in np.argsort(-logits, kind="stable")[:TOP]
-        self._ms += other.ms
+        one, two = (int(result.outputs[LOGITS][0].argmax()) for result in (first, other))
+        self.changed += one != two
+        self.both_right += one == label and two == label
+        self.only_first_right += one == label and two != label
+        self.only_other_right += one != label and two == label
+        self.none_right += one != label and two != label
         if first.exit is not None and other.exit is not None:
-            self._exits = True
-            self._left_elsewhere += first.exit != other.exit
+            self.with_exits += 1
+            self.exits_changed += first.exit != other.exit
         for name, mask in first.masks.items():
             if name in other.masks and other.masks[name].shape == mask.shape:
-                self._bits += mask.size
-                self._flips[name] = self._flips.get(name, 0) + int((mask != other.masks[name]).sum())
+                self.mask_bits += mask.size
+                self.flips[name] = self.flips.get(name, 0) + int((mask != other.masks[name]).sum())
 
-    def result(self) -> BundleComparison:
-        """What was counted."""
-        info, right = self._opened.info, self._right
-        counted = {(a, b): right.get((a, b), 0) for a in (True, False) for b in (True, False)}
-        return BundleComparison(
-            bundle=str(self._opened.bundle.path),
-            network=self._opened.bundle.manifest.network.name,
-            precision=info.precision,
-            operators=self._opened.code,
-            top1=(counted[True, True] + counted[False, True]) / self._images,
-            top5=self._top5 / self._images,
-            ms=self._ms / self._images,
-            both_right=counted[True, True],
-            only_first_right=counted[True, False],
-            only_other_right=counted[False, True],
-            none_right=counted[False, False],
-            changed=self._changed,
-            exits_changed=self._left_elsewhere if self._exits else None,
-            mask_bits=self._bits,
-            mask_flips=sum(self._flips.values()),
-            flips=dict(self._flips),
-        )
+
+def _sum_of(parts: Sequence[Part]) -> Part:
+    """Sums over chunks in their order: of numbers, by name and place; lists of failures one after the other."""
+    total = _copy(parts[0])
+    for part in parts[1:]:
+        total["failures"] += part["failures"]
+        total["pairs"] = _added(total["pairs"], part["pairs"])
+        total["sides"] = [_added(one, other) for one, other in zip(total["sides"], part["sides"], strict=True)]
+    return total
+
+
+def _added(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers by name, added; what says how they were computed has to be the same."""
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys([*one, *other]):
+        if name == "about":
+            found[name] = one_about([one[name], other[name]])
+        elif isinstance(one.get(name, other.get(name)), Mapping):
+            found[name] = _added(one.get(name, {}), other.get(name, {}))
+        else:
+            found[name] = one.get(name, 0) + other.get(name, 0)
+    return found
+
+
+def _copy(part: Part) -> Part:
+    return {**part, "failures": list(part["failures"])}
+
+
+def _comparison(side: Side, counts: Mapping[str, Any], pairs: Mapping[str, Any], images: int) -> BundleComparison:
+    """What was counted of the other bundle."""
+    about = counts["about"]
+    return BundleComparison(
+        bundle=str(side.path),
+        network=side.bundle.manifest.network.name,
+        precision=about["precision"],
+        operators=about["operators"],
+        top1=counts["top1"] / images,
+        top5=counts["top5"] / images,
+        ms=counts["ms"] / images,
+        both_right=pairs["both_right"],
+        only_first_right=pairs["only_first_right"],
+        only_other_right=pairs["only_other_right"],
+        none_right=pairs["none_right"],
+        changed=pairs["changed"],
+        exits_changed=pairs["exits_changed"] if pairs["with_exits"] else None,
+        mask_bits=pairs["mask_bits"],
+        mask_flips=sum(pairs["flips"].values()),
+        flips=dict(pairs["flips"]),
+    )
 
 
 def _items(dataset: LabelledImages | ImageFolderDataset, indices: Sequence[int]) -> Iterator[Item]:

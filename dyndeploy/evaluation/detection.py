@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from dyndeploy.bundle import Bundle
+from dyndeploy.chunks import Part, Tick, Work, chunk_results, require_same_list
+from dyndeploy.data import fingerprint, spread
 from dyndeploy.errors import DyndeployError, InputError, UsageError
-from dyndeploy.files import shown
+from dyndeploy.evaluation._sides import Side, about, one_about, telling
+from dyndeploy.files import json_text, shown
 from dyndeploy.inference import BundleSession, DetectionResult, Failure, detect_image, open_bundle
 from dyndeploy.runtimes.choice import RuntimeChoice, choose_runtime
 from dyndeploy.tasks.annotations import AnnotatedImages
-from dyndeploy.tasks.coco import AveragePrecision, CocoDataset, CocoMeasure
+from dyndeploy.tasks.coco import AveragePrecision, CocoDataset, CocoMeasure, CocoMetrics
 from dyndeploy.tasks.detection import compare
 from dyndeploy.tasks.scenes import digit_scenes
 
@@ -137,13 +141,15 @@ def evaluate_detector(
     threads: int = 1,
     native: str | os.PathLike[str] = "auto",
     against: Bundle | str | os.PathLike[str] | None = None,
+    workers: int = 1,
+    state: str | os.PathLike[str] | None = None,
     progress: Progress = lambda message, fraction: None,
     on_failure: OnFailure = lambda failure: None,
 ) -> DetectionEvaluation:
     """Detect objects in annotated images one by one, as ``dyndeploy run`` does, and measure what is found as COCO does.
 
     Every image runs in the bundle's smallest bucket that holds it. One image is in memory at a time, and of what was
-    found boxes, scores and the masks' run lengths.
+    found boxes, scores and the masks' run lengths. Images are worked on in chunks, as in :func:`evaluate_bundle`.
 
     Args:
         bundle: The bundle or its folder.
@@ -155,108 +161,169 @@ def evaluate_detector(
         threads: Threads that compute, in ONNX Runtime.
         native: As for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
         against: Another bundle of a detector of the same classes: it runs the images in turn.
+        workers: As for :func:`evaluate_bundle`.
+        state: As for :func:`evaluate_bundle`.
         progress: Called with a message and the fraction done.
-        on_failure: Called with every image that fails, at once; the rest goes on.
+        on_failure: As for :func:`evaluate_bundle`.
 
     Raises:
         BundleError: The folder is no bundle.
         InputError: The file is no COCO annotation file or holds no objects, its categories are not the network's
             classes, images are missing, or none could be run.
-        UsageError: A bundle of no detector, no annotations, a limit below 1, a runtime that cannot be had, or another
-            bundle with other classes.
+        UsageError: A bundle of no detector, no annotations, a limit below 1, a runtime that cannot be had, another
+            bundle with other classes, fewer than 1 worker, or a state of another run.
+        OutputError: The state cannot be written, or a process was killed.
     """
-    from dyndeploy.data import spread
-
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     classes = bundle.manifest.detector().classes
     dataset, source, notes = _opened(bundle, data, annotations, limit)
     chosen = spread(len(dataset), limit)
     choice = choose_runtime(bundle, runtime)
-    failures: list[Failure] = []
-    with ExitStack() as stack:
-        one = _Side(stack.enter_context(open_bundle(bundle, runtime=choice, threads=threads, native=native)), dataset)
-        other = None
-        if against is not None:
-            second = against if isinstance(against, Bundle) else Bundle.open(against)
-            if second.manifest.detector().classes != classes:
-                raise UsageError(f"{second.path} has other classes than {bundle.path}: there is nothing to compare.")
-            asked = choose_runtime(second, runtime if isinstance(runtime, str) else runtime.runtime)
-            session = stack.enter_context(open_bundle(second, runtime=asked, threads=threads, native=native))
-            other = _Side(session, dataset)
-        pairs: Counter[str] = Counter()
-        for done, index in enumerate(chosen, 1):
-            name = _name(dataset, index)
-            try:
-                image = dataset[index].image
-                results = [detect_image(side.session, name, image) for side in (one, other) if side is not None]
-            except UsageError:
-                raise
-            except DyndeployError as error:
-                failures.append(Failure(name, error))
-                on_failure(failures[-1])
-            else:
-                one.add(index, results[0])
-                if other is not None:
-                    other.add(index, results[1])
-                    pairs.update(_matched(*results))
-            progress(f"ran {done} of {len(chosen)} images", done / len(chosen))
-        if not one.images:
-            raise InputError(f"None of the {len(chosen)} images could be run. {failures[0].error}")
-    info, metrics = one.network.info, one.measure.metrics()
+    sides = [Side(bundle.path, choice, threads, native)]
+    if against is not None:
+        second = against if isinstance(against, Bundle) else Bundle.open(against)
+        if second.manifest.detector().classes != classes:
+            raise UsageError(f"{second.path} has other classes than {bundle.path}: there is nothing to compare.")
+        asked = choose_runtime(second, runtime if isinstance(runtime, str) else runtime.runtime)
+        sides.append(Side(second.path, asked, threads, native))
+    images = _fingerprint(dataset)
+    parts = chunk_results(
+        _Work(tuple(sides), data, annotations, limit, images),
+        chosen,
+        identity={"kind": KIND, "images_sha256": images, "bundles": [side.identity() for side in sides]},
+        workers=workers,
+        state=state,
+        progress=progress,
+        on_part=telling(on_failure),
+    )
+    failures = tuple(Failure.from_json(failure) for part in parts for failure in part["failures"])
+    count = sum(len(part["images"]) for part in parts)
+    if not count:
+        raise InputError(f"None of the {len(chosen)} images could be run. {failures[0].error}")
+    first, *others = (_together(parts, place, dataset) for place in range(len(sides)))
     return DetectionEvaluation(
         network=bundle.manifest.network.name,
         source=source,
-        images=one.images,
+        images=count,
         classes=len(dataset.classes),
-        detections=metrics.detections,
-        boxes=metrics.boxes,
-        masks=metrics.masks,
-        inputs={f"{height}x{width}": count for (height, width), count in sorted(one.inputs.items())},
-        rates={name: total / one.images for name, total in one.rates.items()},
-        ms=one.ms / one.images,
-        runtime=f"{info.runtime} {info.version}",
+        detections=first.metrics.detections,
+        boxes=first.metrics.boxes,
+        masks=first.metrics.masks,
+        inputs={f"{height}x{width}": number for (height, width), number in sorted(first.inputs.items())},
+        rates=first.rates,
+        ms=first.ms,
+        runtime=first.about["runtime"],
         runtime_why=choice.reason,
-        threads=info.threads,
-        precision=info.precision,
-        operators=one.network.code,
-        failures=tuple(failures),
+        threads=first.about["threads"],
+        precision=first.about["precision"],
+        operators=first.about["operators"],
+        failures=failures,
         notes=notes,
-        against=None if other is None else other.comparison(pairs),
+        against=_comparison(sides[1], others[0], parts) if others else None,
     )
 
 
-class _Side:
-    """A bundle that is evaluated, and what it found so far."""
+@dataclass(frozen=True)
+class _Work:
+    """Detects objects in the images of a chunk; it can be pickled."""
 
-    def __init__(self, session: BundleSession, dataset: AnnotatedImages) -> None:
-        self.session = session
-        self.network = session.network(session.bundle.manifest.input_size)
-        self.measure = CocoMeasure(dataset)
-        self.images, self.ms = 0, 0.0
-        self.rates: dict[str, float] = {}
-        self.inputs: Counter[tuple[int, int]] = Counter()
+    sides: tuple[Side, ...]
+    data: str | os.PathLike[str] | AnnotatedImages
+    annotations: str | os.PathLike[str] | None
+    limit: int | None
+    images_sha256: str
 
-    def add(self, index: int, result: DetectionResult) -> None:
-        self.images += 1
-        self.ms += result.ms
-        self.inputs[result.input_size] += 1
-        for name, rate in result.rates.items():
-            self.rates[name] = self.rates.get(name, 0.0) + rate
-        self.measure.add(index, result.detections)
+    @contextmanager
+    def __call__(self) -> Iterator[Work]:
+        dataset, _, _ = _opened(self.sides[0].bundle, self.data, self.annotations, self.limit)
+        require_same_list(_fingerprint(dataset), self.images_sha256, self.data)
+        with ExitStack() as stack:
+            sessions = [stack.enter_context(open_bundle(side.bundle, **side.options)) for side in self.sides]
+            yield functools.partial(_detected, sessions, dataset)
 
-    def comparison(self, pairs: Mapping[str, int]) -> DetectionComparison:
-        metrics = self.measure.metrics()
-        return DetectionComparison(
-            bundle=str(self.session.bundle.path),
-            network=self.session.bundle.manifest.network.name,
-            precision=self.network.info.precision,
-            operators=self.network.code,
-            boxes=metrics.boxes,
-            masks=metrics.masks,
-            ms=self.ms / self.images,
-            least_score=SURE,
-            **{name: pairs.get(name, 0) for name in ("matched", "only_first", "only_other")},
-        )
+
+def _detected(sessions: Sequence[BundleSession], dataset: AnnotatedImages, indices: Sequence[int], tick: Tick) -> Part:
+    """What one bundle finds in images, or two in turn."""
+    images: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
+    for index in indices:
+        name = _name(dataset, index)
+        try:
+            image = dataset[index].image
+            results = [detect_image(session, name, image) for session in sessions]
+        except UsageError:
+            raise
+        except DyndeployError as error:
+            failures.append(Failure(name, error).to_json())
+        else:
+            found = [_plain(result, dataset) for result in results]
+            pairs = {"pairs": _matched(*results)} if len(results) > 1 else {}
+            images.append({"index": index, "found": found, **pairs})
+        tick()
+    networks = [session.network(session.bundle.manifest.input_size) for session in sessions]
+    return {
+        "images": images,
+        "failures": failures,
+        "about": [about(network.info, network.code) for network in networks],
+    }
+
+
+def _plain(result: DetectionResult, dataset: AnnotatedImages) -> dict[str, Any]:
+    """What a bundle found in an image, in plain JSON types."""
+    return {
+        "ms": result.ms,
+        "input": list(result.input_size),
+        "rates": dict(result.rates),
+        "masked": result.detections.masks is not None,
+        "results": result.detections.to_coco(dataset.category_ids),
+    }
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a bundle found in all images."""
+
+    metrics: CocoMetrics
+    ms: float
+    rates: dict[str, float]
+    inputs: Counter[tuple[int, int]]
+    about: Mapping[str, Any]
+
+
+def _together(parts: Sequence[Part], place: int, dataset: AnnotatedImages) -> _Found:
+    """Put together what one of the bundles found."""
+    measure, count, ms = CocoMeasure(dataset), 0, 0.0
+    rates: dict[str, float] = {}
+    inputs: Counter[tuple[int, int]] = Counter()
+    computed = one_about(part["about"][place] for part in parts)
+    for part in parts:
+        for image in part["images"]:
+            found = image["found"][place]
+            count, ms = count + 1, ms + found["ms"]
+            height, width = found["input"]
+            inputs[height, width] += 1
+            for name, rate in found["rates"].items():
+                rates[name] = rates.get(name, 0.0) + rate
+            measure.take(image["index"], found["results"], masked=found["masked"])
+    return _Found(measure.metrics(), ms / count, {name: rate / count for name, rate in rates.items()}, inputs, computed)
+
+
+def _comparison(side: Side, found: _Found, parts: Sequence[Part]) -> DetectionComparison:
+    pairs: Counter[str] = Counter()
+    for part in parts:
+        for image in part["images"]:
+            pairs.update(image["pairs"])
+    return DetectionComparison(
+        bundle=str(side.path),
+        network=side.bundle.manifest.network.name,
+        precision=found.about["precision"],
+        operators=found.about["operators"],
+        boxes=found.metrics.boxes,
+        masks=found.metrics.masks,
+        ms=found.ms,
+        least_score=SURE,
+        **{name: pairs.get(name, 0) for name in ("matched", "only_first", "only_other")},
+    )
 
 
 def _matched(first: DetectionResult, other: DetectionResult) -> dict[str, int]:
@@ -305,3 +372,9 @@ def _opened(
 
 def _name(dataset: AnnotatedImages, index: int) -> str:
     return str(dataset.images[index].path) if isinstance(dataset, CocoDataset) else f"image {index}"
+
+
+def _fingerprint(dataset: AnnotatedImages) -> str:
+    """A checksum of the list of images, and of what is annotated in them."""
+    everything = range(len(dataset))
+    return fingerprint([json_text(dataset.coco(everything), indent=None), *(_name(dataset, i) for i in everything)])

@@ -7,7 +7,7 @@ leaves at the first exit whose largest softmax probability reaches that exit's t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +130,20 @@ class ExitScores:
             np.concatenate([part.confidences for part in parts], axis=1),
             np.concatenate([part.correct for part in parts], axis=1),
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, which hold every bit."""
+        return {
+            "exits": list(self.exits),
+            "confidences": self.confidences.tolist(),
+            "correct": self.correct.astype(int).tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> ExitScores:
+        """The same from what :meth:`to_json` gives."""
+        confidences, correct = np.array(plain["confidences"], np.float32), np.array(plain["correct"], np.bool_)
+        return cls(tuple(plain["exits"]), confidences, correct)
 
     def select(self, images: npt.NDArray[Any]) -> ExitScores:
         """Return the scores of some images, by index or mask."""

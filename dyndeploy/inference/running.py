@@ -122,6 +122,11 @@ class Failure:
         """Plain JSON types."""
         return {"image": self.image, "error": str(self.error)}
 
+    @classmethod
+    def from_json(cls, plain: Mapping[str, str]) -> Failure:
+        """The same from what :meth:`to_json` gives; of the error its message."""
+        return cls(plain["image"], DyndeployError(plain["error"]))
+
 
 def run_inputs(
     bundle: Bundle | str | os.PathLike[str],

@@ -1,6 +1,6 @@
 """Quantisation: scales of activations from what a network really computes, and which blocks compute in 8 bits."""
 
-from dyndeploy.quantization.calibrate import MAX_SATURATION, MIN_IMAGES, calibrate
+from dyndeploy.quantization.calibrate import MAX_SATURATION, MIN_IMAGES, TableOptions, calibrate, calibrate_images
 from dyndeploy.quantization.graph import quantize_model, runtime_integers, standard_layers
 from dyndeploy.quantization.images import CalibrationImages
 from dyndeploy.quantization.observers import Observer
@@ -40,8 +40,10 @@ __all__ = [
     "Observer",
     "Points",
     "Sensitivity",
+    "TableOptions",
     "TensorScale",
     "calibrate",
+    "calibrate_images",
     "find_points",
     "find_scale",
     "measure_sensitivity",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.bundle import CONFIDENCE, Bundle
+from dyndeploy.chunks import Part, Tick, Work, chunk_results, require_same_list
 from dyndeploy.errors import InputError, NotFiniteError, UsageError
+from dyndeploy.files import sha256
 from dyndeploy.finite import not_finite
 from dyndeploy.graphs.inspect import operator_attributes
 from dyndeploy.precisions import PRECISIONS
+from dyndeploy.quantization.images import CalibrationImages
 from dyndeploy.quantization.observers import BINS, Observer
 from dyndeploy.quantization.points import DynamicPoints, Points, find_points
 from dyndeploy.quantization.scales import PERCENTILE, Found, find_scale, settings_of
@@ -100,32 +106,190 @@ def calibrate(
         NotFiniteError: A value is NaN or infinite; the message names the tensor and the image.
         DyndeployError: The runtime failed.
     """
-    known = settings_of(method, percentile)
-    if weight_bits not in WEIGHT_BITS:
-        raise UsageError(f"Weights have 7 or 8 bits, not {weight_bits!r}.")
-    if not 0 <= max_saturation < 1:
-        raise UsageError(f"The largest share of clipped values lies in [0, 1), not {max_saturation:g}.")
-    graphs = _graphs(model)
-    points = find_points(graphs)
-    if not points.group_of:
-        raise UsageError("The network has nothing to quantise: no dynamic operator with a counterpart in integers.")
-    bundle = model if isinstance(model, Bundle) else None
-    used = None
-    if bundle is not None and bundle.manifest.exits is not None:
-        used = chosen_thresholds(bundle, thresholds, "fp32")
-    elif thresholds is not None:
-        raise UsageError("The network has no exits: leave the thresholds out.")
-    with ExitStack() as stack:
-        run = _Run(graphs, points, stack, names=names, thresholds=used, threads=threads, native=native)
-        stack.enter_context(_torch_threads(threads))
-        _check_images(run, samples, min_images=min_images, total=total, progress=progress)
+    options = TableOptions(method, weight_bits, per_channel, percentile, max_saturation, data, settings or {})
+    options.require_valid()
+    subject = _Subject.of(model, thresholds)
+    with subject.running(names=names, threads=threads, native=native) as run:
+        for batch in _batches(samples, run.inputs, run.batch):
+            run.add(batch)
+            seen = run.seen.images
+            progress(f"observed {seen} images", 0.0 if not total else min(1.0, seen / total))
+    return _table(subject, run.seen, options, min_images)
+
+
+def calibrate_images(
+    bundle: Bundle,
+    data: str | os.PathLike[str],
+    numbers: Sequence[int] | None = None,
+    *,
+    options: TableOptions,
+    min_images: int = MIN_IMAGES,
+    thresholds: Sequence[float] | None = None,
+    threads: int = 1,
+    native: str | os.PathLike[str] = "auto",
+    workers: int = 1,
+    state: str | os.PathLike[str] | None = None,
+    progress: Progress = lambda message, fraction: None,
+) -> CalibrationTable:
+    """Do the same on images of a folder, in chunks (:mod:`dyndeploy.chunks`): by several processes, also torchrun's.
+
+    Histograms depend neither on the order of the images nor on how they are shared out, so that the table is the same
+    to the bit.
+
+    Args:
+        bundle: A bundle in FP32.
+        data: As for :meth:`~dyndeploy.quantization.images.CalibrationImages.open`.
+        numbers: Which of its images; None for all.
+        options: What the table is to be.
+        min_images: As for :func:`calibrate`.
+        thresholds: As for :func:`calibrate`.
+        threads: As for :func:`calibrate`; each process has as many.
+        native: As for :func:`calibrate`.
+        workers: Processes that share the images; several start the script again that calls this, so it has to be
+            guarded by ``if __name__ == "__main__":``.
+        state: A folder that keeps what each chunk gave. A run that was broken off goes on from there; a changed image
+            of the same name is not noticed.
+        progress: Called with a message and the fraction done.
+
+    Raises:
+        UsageError: As for :func:`calibrate`; also fewer than 1 worker, or a state of another run.
+        InputError: As for :func:`calibrate`; also where there are no such images.
+        OutputError: The state cannot be written, or a process was killed.
+        NotFiniteError: A value is NaN or infinite; the message names the tensor and the image.
+        DyndeployError: The runtime failed.
+    """
+    options.require_valid()
+    subject = _Subject.of(bundle, thresholds)
+    images = CalibrationImages.open(bundle, data)
+    work = _Work(bundle.path, data, subject.thresholds, threads, native, images.fingerprint())
+    parts = chunk_results(
+        work,
+        range(images.count) if numbers is None else [int(number) for number in numbers],
+        identity=work.identity(),
+        workers=workers,
+        state=state,
+        said="observed",
+        progress=progress,
+    )
+    seen = Seen.empty(subject.points)
+    for part in parts:
+        seen.merge(Seen.from_json(part))
+    return _table(subject, seen, options, min_images)
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """What a table is to be; the fields are arguments of :func:`calibrate`."""
+
+    method: str = "mse"
+    weight_bits: int = 7
+    per_channel: bool = True
+    percentile: float = PERCENTILE
+    max_saturation: float = MAX_SATURATION
+    data: str = "samples of the caller's"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def require_valid(self) -> None:
+        """Refuse wrong options; raises ``UsageError``."""
+        settings_of(self.method, self.percentile)
+        if self.weight_bits not in WEIGHT_BITS:
+            raise UsageError(f"Weights have 7 or 8 bits, not {self.weight_bits!r}.")
+        if not 0 <= self.max_saturation < 1:
+            raise UsageError(f"The largest share of clipped values lies in [0, 1), not {self.max_saturation:g}.")
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is calibrated."""
+
+    graphs: Sequence[onnx.ModelProto]
+    points: Points
+    bundle: Bundle | None
+    thresholds: Sequence[float] | None
+
+    @classmethod
+    def of(cls, model: Bundle | onnx.ModelProto, thresholds: Sequence[float] | None) -> _Subject:
+        graphs = _graphs(model)
+        points = find_points(graphs)
+        if not points.group_of:
+            raise UsageError("The network has nothing to quantise: no dynamic operator with a counterpart in integers.")
+        bundle = model if isinstance(model, Bundle) else None
+        if bundle is not None and bundle.manifest.exits is not None:
+            return cls(graphs, points, bundle, chosen_thresholds(bundle, thresholds, "fp32"))
+        if thresholds is not None:
+            raise UsageError("The network has no exits: leave the thresholds out.")
+        return cls(graphs, points, bundle, None)
+
+    @contextmanager
+    def running(self, *, names: Callable[[int], str], threads: int, native: str | os.PathLike[str]) -> Iterator[_Run]:
+        """Open the graphs with everything that is observed as further outputs."""
+        with ExitStack() as stack:
+            stack.enter_context(_torch_threads(threads))
+            yield _Run(
+                self.graphs, self.points, stack, names=names, thresholds=self.thresholds, threads=threads, native=native
+            )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Observes the images of a chunk; it can be pickled."""
+
+    path: Path
+    data: str | os.PathLike[str]
+    thresholds: Sequence[float] | None
+    threads: int
+    native: str | os.PathLike[str]
+    images_sha256: str
+
+    def identity(self) -> dict[str, Any]:
+        """All that the histograms depend on."""
+        bundle = Bundle.open(self.path)
+        graphs = [bundle.model] if bundle.manifest.exits is None else bundle.stages
+        return {
+            "kind": "calibration",
+            "graphs_sha256": [sha256(graph) for graph in graphs],
+            "images_sha256": self.images_sha256,
+            "thresholds": None if self.thresholds is None else list(filter(math.isfinite, self.thresholds)),
+            "threads": self.threads,
+            "native": os.fspath(self.native),
+            "tools": _tools(),
+        }
+
+    @contextmanager
+    def __call__(self) -> Iterator[Work]:
+        bundle = Bundle.open(self.path)
+        images = CalibrationImages.open(bundle, self.data)
+        require_same_list(images.fingerprint(), self.images_sha256, self.data)
+        names: list[str] = []
+        # Thresholds are found again from those of all exits but the last.
+        limits = None if self.thresholds is None else self.thresholds[: len(bundle.exits.stages) - 1]
+        subject = _Subject.of(bundle, limits)
+        with subject.running(names=lambda row: names[row], threads=self.threads, native=self.native) as run:
+
+            def observed(indices: Sequence[int], tick: Tick) -> Part:
+                run.seen = Seen.empty(subject.points)
+                names[:] = [images.name(index) for index in indices]
+                for batch in _batches(images.samples(indices, run.inputs[0]), run.inputs, run.batch):
+                    run.add(batch)
+                    for _ in range(len(batch[run.inputs[0]])):
+                        tick()
+                return run.seen.to_json()
+
+            yield observed
+
+
+def _table(subject: _Subject, run: Seen, options: TableOptions, min_images: int) -> CalibrationTable:
+    """Give every tensor a scale from what was seen."""
+    run.require_varied(min_images)
+    graphs, points, bundle, used = subject.graphs, subject.points, subject.bundle, subject.thresholds
+    known = settings_of(options.method, options.percentile)
     notes = list(run.notes())
     if bundle is not None and bundle.manifest.exits is not None:
         if used is None:
             notes.append("The bundle holds no thresholds for fp32: every image ran to the last exit.")
         known["thresholds"] = None if used is None else [float(value) for value in used[:-1]]
     network = None if bundle is None else bundle.manifest.network
-    scales = _scales(run, points, method, percentile, max_saturation)
+    scales = _scales(run, points, options.method, options.percentile, options.max_saturation)
     precision, why = _precisions(run, points, scales)
     return CalibrationTable(
         network=graphs[0].graph.name if network is None else network.name,
@@ -134,11 +298,11 @@ def calibrate(
         channel_granularity=() if network is None else network.channel_granularity,
         weights_sha256=weights_sha256(graphs),
         stages_sha256=tuple(map(weights_sha256, graphs)) if len(graphs) > 1 else (),
-        weight_bits=weight_bits,
-        per_channel=per_channel,
-        method=method,
-        settings={**known, "bins": BINS, "max_saturation": max_saturation, **(settings or {})},
-        data=data,
+        weight_bits=options.weight_bits,
+        per_channel=options.per_channel,
+        method=options.method,
+        settings={**known, "bins": BINS, "max_saturation": options.max_saturation, **options.settings},
+        data=options.data,
         images=run.images,
         precision=precision,
         tensors=_tensors(run, points, scales),
@@ -237,12 +401,83 @@ def _opened(graph: onnx.ModelProto, index: int, points: Points, stack: ExitStack
     return _Stage(graph, index, points, stack.enter_context(OnnxRuntimeSession(asked, **options)))
 
 
+@dataclass
+class Seen:
+    """What images cause.
+
+    Attributes:
+        observers: By number of a group.
+        images: How many were run.
+        constant: How many of them have the same value everywhere.
+        different: Checksums of them.
+    """
+
+    observers: dict[int, Observer]
+    images: int = 0
+    constant: int = 0
+    different: set[str] = field(default_factory=set)
+
+    @classmethod
+    def empty(cls, points: Points) -> Seen:
+        """Nothing yet."""
+        return cls({number: Observer() for number in points.group_of.values()})
+
+    def merge(self, other: Seen) -> None:
+        """Add what other images caused in the same network."""
+        self.images += other.images
+        self.constant += other.constant
+        self.different |= other.different
+        for number, observer in other.observers.items():
+            self.observers[number].merge(observer)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, which hold everything."""
+        return {
+            "images": self.images,
+            "constant": self.constant,
+            "different": sorted(self.different),
+            "observers": {str(number): observer.to_json() for number, observer in self.observers.items()},
+        }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Seen:
+        """The same from what :meth:`to_json` gives."""
+        observers = {int(number): Observer.from_json(each) for number, each in plain["observers"].items()}
+        return cls(observers, plain["images"], plain["constant"], set(plain["different"]))
+
+    def require_varied(self, least: int) -> None:
+        """Refuse images that say too little about others; raises ``InputError``."""
+        if self.images < least:
+            raise InputError(
+                f"{self.images} images are too few to calibrate on: give at least {least} that show what the network "
+                "will see."
+            )
+        if self.constant > self.images / 2:
+            raise InputError(
+                f"{self.constant} of {self.images} images are constant, every value the same: they cause no usual "
+                "activations. Check how they are read."
+            )
+        if len(self.different) < least:
+            raise InputError(
+                f"Only {len(self.different)} of {self.images} images are different from each other: give at least "
+                f"{least} different ones."
+            )
+
+    def notes(self) -> Iterator[str]:
+        """What a reader should know of the images."""
+        if self.constant:
+            yield f"{self.constant} of {self.images} images are constant, every value the same."
+        if len(self.different) < self.images:
+            yield f"{self.images - len(self.different)} of {self.images} images are copies of others."
+
+
 class _Run:
     """Runs images and counts what they cause.
 
     Attributes:
-        images: How many were run.
-        observers: By number of a group.
+        seen: What they caused so far.
+        inputs: Names of the network's inputs.
+        batch: Images that are run at a time.
     """
 
     def __init__(
@@ -261,9 +496,7 @@ class _Run:
             for index, graph in enumerate(graphs)
         ]
         self._points, self._names, self._thresholds = points, names, thresholds
-        self.observers: dict[int, Observer] = {number: Observer() for number in points.group_of.values()}
-        self.images = self.constant = 0
-        self.different: set[bytes] = set()
+        self.seen = Seen.empty(points)
         self.batch = next((stage.batch for stage in self._stages if stage.batch is not None), 1)
         self.inputs = [info.name for info in self._stages[0].session.inputs]
 
@@ -272,7 +505,7 @@ class _Run:
         import torch
 
         count = len(next(iter(tensors.values())))
-        rows = np.arange(self.images, self.images + count)
+        rows = np.arange(self.seen.images, self.seen.images + count)
         self._look_at(tensors, rows)
         with torch.no_grad():
             for index, stage in enumerate(self._stages):
@@ -287,14 +520,14 @@ class _Run:
                     tensors, rows = {name: value[stays] for name, value in tensors.items()}, rows[stays]
                 if not len(rows):
                     break
-        self.images += count
+        self.seen.images += count
 
     def _look_at(self, tensors: Mapping[str, Array], rows: npt.NDArray[np.int64]) -> None:
         self._require_finite(tensors, rows)
         for row in range(len(rows)):
             values = [np.ascontiguousarray(tensors[name][row]) for name in self.inputs]
-            self.different.add(hashlib.blake2b(b"".join(value.tobytes() for value in values)).digest())
-            self.constant += all(bool((value == value.flat[0]).all()) for value in values if value.size)
+            self.seen.different.add(hashlib.blake2b(b"".join(value.tobytes() for value in values)).hexdigest())
+            self.seen.constant += all(bool((value == value.flat[0]).all()) for value in values if value.size)
 
     def _require_finite(
         self,
@@ -314,7 +547,7 @@ class _Run:
 
     def _observe(self, stage: _Stage, results: Mapping[str, Array], rows: npt.NDArray[np.int64]) -> None:
         for name, group in stage.watched.items():
-            self.observers[group].add(results[name])
+            self.seen.observers[group].add(results[name])
         for point in stage.dynamic:
             found = point.face.observe(stage.inputs_of(point, results), stage.attributes_of(point))
             for inside, value in found.items():
@@ -324,38 +557,10 @@ class _Run:
                         f"'{name}' holds {not_finite(array)} for {self._named(rows)}: there is no scale for that. Look "
                         "for a damaged weight with 'dyndeploy verify'."
                     )
-                self.observers[self._points.group_of[name]].add(array)
+                self.seen.observers[self._points.group_of[name]].add(array)
 
     def _named(self, rows: npt.NDArray[np.int64]) -> str:
         return " or ".join(self._names(int(row)) for row in rows)
-
-    def notes(self) -> Iterator[str]:
-        """What a reader should know of the images."""
-        if self.constant:
-            yield f"{self.constant} of {self.images} images are constant, every value the same."
-        if len(self.different) < self.images:
-            yield f"{self.images - len(self.different)} of {self.images} images are copies of others."
-
-
-def _check_images(run: _Run, samples: Samples, *, min_images: int, total: int | None, progress: Progress) -> None:
-    for batch in _batches(samples, run.inputs, run.batch):
-        run.add(batch)
-        progress(f"observed {run.images} images", 0.0 if not total else min(1.0, run.images / total))
-    if run.images < min_images:
-        raise InputError(
-            f"{run.images} images are too few to calibrate on: give at least {min_images} that show what the network "
-            "will see."
-        )
-    if run.constant > run.images / 2:
-        raise InputError(
-            f"{run.constant} of {run.images} images are constant, every value the same: they cause no usual "
-            "activations. Check how they are read."
-        )
-    if len(run.different) < min_images:
-        raise InputError(
-            f"Only {len(run.different)} of {run.images} images are different from each other: give at least "
-            f"{min_images} different ones."
-        )
 
 
 def _batches(samples: Samples, inputs: Sequence[str], size: int) -> Iterator[dict[str, Array]]:
@@ -382,7 +587,7 @@ def _batches(samples: Samples, inputs: Sequence[str], size: int) -> Iterator[dic
 # ---------------------------------------------------------------- the table
 
 
-def _scales(run: _Run, points: Points, method: str, percentile: float, max_saturation: float) -> dict[int, Found]:
+def _scales(run: Seen, points: Points, method: str, percentile: float, max_saturation: float) -> dict[int, Found]:
     """Scale of every group that has one; raises ``UsageError`` where too much is clipped."""
     found: dict[int, Found] = {}
     for number, observer in run.observers.items():
@@ -400,7 +605,7 @@ def _scales(run: _Run, points: Points, method: str, percentile: float, max_satur
     return found
 
 
-def _precisions(run: _Run, points: Points, scales: Mapping[int, Found]) -> tuple[dict[str, str], list[str]]:
+def _precisions(run: Seen, points: Points, scales: Mapping[int, Found]) -> tuple[dict[str, str], list[str]]:
     """Precision of every block, and why some cannot be quantised."""
     never: list[str] = []
     negative: list[str] = []
@@ -426,7 +631,7 @@ def _few(blocks: Sequence[str]) -> str:
     return f"{', '.join(blocks[:_NAMED])}{more}"
 
 
-def _tensors(run: _Run, points: Points, scales: Mapping[int, Found]) -> dict[str, TensorScale]:
+def _tensors(run: Seen, points: Points, scales: Mapping[int, Found]) -> dict[str, TensorScale]:
     histograms = {number: run.observers[number].histogram() for number in scales}
     return {
         point: TensorScale(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dyndeploy.bundle import Bundle
-from dyndeploy.data import DIGITS, LabelledImages, digits, image_paths, images_of_classes, load_image
+from dyndeploy.data import DIGITS, LabelledImages, digits, fingerprint, image_paths, images_of_classes, load_image
 from dyndeploy.errors import InputError, UsageError
 from dyndeploy.files import shown
 
@@ -88,6 +88,10 @@ class CalibrationImages:
             "",
             shown(data),
         )
+
+    def fingerprint(self) -> str:
+        """Return a checksum of the list of images; the files are not read for it."""
+        return fingerprint(map(self.name, range(self.count)))
 
     def choose(self, images: int, seed: int, others: int = 0) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Draw images at random: some to calibrate on, and as far as there are any, others to measure on.

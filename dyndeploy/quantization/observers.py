@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dyndeploy.errors import NotFiniteError
+from dyndeploy.errors import NotFiniteError, UsageError
 from dyndeploy.finite import not_finite
 from dyndeploy.quantization.table import Histogram
 
@@ -75,6 +76,51 @@ class Observer:
                 # A product with a power of two is exact, and so is the bin.
                 places = np.floor(nonzero * np.float32(1 / self._width)).astype(np.int64) + self._origin
                 self._counts += np.bincount(places, minlength=self._counts.size)
+
+    def merge(self, other: Observer) -> None:
+        """Count what another one with as many bins has counted, as if its values had come here.
+
+        Raises:
+            UsageError: The other one has another number of bins.
+        """
+        if other._counts.size != self._counts.size:
+            raise UsageError(f"A histogram of {other._counts.size} bins does not fit one of {self._counts.size}.")
+        self.count, self.zeros = self.count + other.count, self.zeros + other.zeros
+        self.min, self.max = min(self.min, other.min), max(self.max, other.max)
+        if other._exponent is None:
+            return
+        theirs = Observer(self._counts.size)
+        theirs._counts, theirs._exponent, theirs._signed = other._counts, other._exponent, other._signed
+        for one, another in ((self, theirs), (theirs, self)):
+            if another._signed:
+                one._sign()
+            if another._exponent is not None:
+                one._grow(another._exponent)
+        self._counts = self._counts + theirs._counts
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, which hold everything; of the histogram the bins that are not empty."""
+        filled = np.flatnonzero(self._counts)
+        return {
+            "bins": self._counts.size,
+            "count": self.count,
+            "zeros": self.zeros,
+            "range": [self.min, self.max] if self.count else None,
+            "exponent": self._exponent,
+            "signed": self._signed,
+            "filled": filled.tolist(),
+            "counts": self._counts[filled].tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Observer:
+        """The same from what :meth:`to_json` gives."""
+        found = cls(plain["bins"])
+        found.count, found.zeros = plain["count"], plain["zeros"]
+        found.min, found.max = plain["range"] or (math.inf, -math.inf)
+        found._exponent, found._signed = plain["exponent"], plain["signed"]
+        found._counts[plain["filled"]] = plain["counts"]
+        return found
 
     @property
     def _origin(self) -> int:

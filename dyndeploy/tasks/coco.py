@@ -398,11 +398,20 @@ class CocoMeasure:
         Raises:
             UsageError: Labels beyond the classes, or pycocotools is not installed.
         """
+        self.take(index, detections.to_coco(self._dataset.category_ids), masked=detections.masks is not None)
+
+    def take(self, index: int, results: Sequence[Mapping[str, Any]], *, masked: bool) -> None:
+        """Take what :meth:`~dyndeploy.tasks.detection.Detections.to_coco` wrote of an image, without its number.
+
+        Args:
+            index: The image.
+            results: Of it.
+            masked: Whether the detector finds masks.
+        """
         # COCO's number of the image is told by the annotations, which are read at the end.
-        results = detections.to_coco(self._dataset.category_ids)
         self._results += [{**item, "place": len(self._indices)} for item in results]
         self._indices.append(index)
-        self._masked = self._masked and detections.masks is not None
+        self._masked = self._masked and masked
 
     def metrics(self) -> CocoMetrics:
         """Average precisions of the boxes, and of the masks where the detections have them and all annotations do.

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -202,3 +206,49 @@ def test_the_command_says_what_differs(staged: Bundle, capsys: pytest.CaptureFix
     assert run(["evaluate", str(staged.path), "--data", "digits", "--limit", "20", "--against", str(staged.path)]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "0 of 20 images change class" in out and "0 of 20 images leave at another exit" in out
+
+
+def test_processes_share_the_images(staged: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dyndeploy.chunks.CHUNK", 32)
+    data, bundle = folder(tmp_path / "data", images=9), tiny_bundle(tmp_path / "b")
+    (data / "class03" / "4.png").write_bytes(b"torn")
+    failed: list[str] = []
+    options = {"against": bundle, "native": "off", "on_failure": lambda failure: failed.append(failure.image)}
+    alone, shared = (
+        untimed(evaluate_bundle(bundle, data, workers=workers, state=tmp_path / f"s{workers}", **options).to_json())
+        for workers in (1, 3)
+    )
+    assert alone == shared and alone["images"] == 89 and alone["against"]["mask_bits"] > 0
+    assert len(failed) == 2 and failed[0] == failed[1] == alone["failures"][0]["image"]
+    assert len(list((tmp_path / "s3").glob("chunk-*.json"))) == 3
+    # A network with exits, its images in memory, and thresholds that the state has to agree with.
+    some = digits(PREPROCESSING, (SIZE, SIZE)).held_out
+    exits = {"thresholds": THRESHOLDS, "state": tmp_path / "exits"}
+    first = untimed(evaluate_bundle(staged, some, workers=2, **exits).to_json())
+    assert untimed(evaluate_bundle(staged, some, thresholds=THRESHOLDS).to_json()) == first
+    assert untimed(evaluate_bundle(staged, some, **exits).to_json()) == first
+    with pytest.raises(UsageError, match="differs in bundles"):
+        evaluate_bundle(staged, some, state=tmp_path / "exits", thresholds=(0.5, 0.5, 0.5))
+
+
+def untimed(plain: dict[str, Any]) -> dict[str, Any]:
+    """Everything but what a clock said."""
+    return {name: untimed(value) if isinstance(value, dict) else value for name, value in plain.items() if name != "ms"}
+
+
+def test_torchruns_processes_share_the_command(staged: Bundle, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dyndeploy.cli", "evaluate", str(staged.path), "--data", DIGITS, "--json"]
+    command += ["--state", str(tmp_path / "state"), "--limit", "300"]
+    both = [
+        subprocess.Popen(
+            command, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in (0, 1)
+    ]
+    first, second = (process.communicate(timeout=120)[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0] and second == ""
+    found = json.loads(first)
+    assert untimed(found) == {
+        "bundle": str(staged.path),
+        **untimed(evaluate_bundle(staged, DIGITS, limit=300, runtime="auto").to_json()),
+    }

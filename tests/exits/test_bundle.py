@@ -63,7 +63,7 @@ def test_stored_thresholds_are_what_the_runner_does(bundle: Bundle) -> None:
     assert (info.images, info.accuracy, info.exit_shares) == (360, chosen.accuracy, chosen.shares)
     assert info.budget == "at most 600 MACs per image"
     images = HeldOutImages.open(stored, "digits")
-    inputs, labels = (np.concatenate(parts) for parts in zip(*images.chunks(), strict=True))
+    inputs, labels = (np.concatenate(parts) for parts in zip(*images.batches(), strict=True))
     # What exits for real must be what was counted, in whatever batches.
     with open_staged(stored) as session:
         for size in (1, 7, 360):
@@ -174,7 +174,7 @@ def test_folders_of_images(original: Bundle, tmp_path: Path) -> None:
     root = folder_of_digits(tmp_path / "val")
     images = HeldOutImages.open(original, root)
     assert len(images) == 40
-    assert [len(labels) for _, labels in images.chunks()] == [32, 8]
+    assert [len(labels) for _, labels in images.batches()] == [32, 8]
     assert HeldOutImages.open(original, root, limit=10).indices.tolist() == list(range(0, 40, 4))
     with open_staged(original) as session:
         seen: list[float] = []
@@ -189,6 +189,19 @@ def test_folders_of_images(original: Bundle, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="There is no folder"):
         HeldOutImages.open(original, tmp_path / "nothing")
     assert PREPROCESSING.resize == SIZE
+
+
+def test_processes_share_the_images(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dyndeploy.chunks.CHUNK", 96)
+    alone = calibrate_bundle(bundle, "digits", Constraint(cost=600.0))
+    state = tmp_path / "state"
+    shared = calibrate_bundle(bundle, "digits", Constraint(cost=600.0), workers=2, state=state)
+    assert shared.calibration == alone.calibration and shared.source == alone.source
+    assert len(list(state.glob("chunk-*.json"))) == 4
+    # Scores do not depend on what thresholds the bundle holds.
+    stored = store_thresholds(bundle, shared)
+    again = calibrate_bundle(stored, "digits", Constraint(cost=600.0), state=state)
+    assert again.calibration == alone.calibration
 
 
 # ---------------------------------------------------------------- command line

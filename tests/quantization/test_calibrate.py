@@ -9,10 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dyndeploy.bundle import Bundle
 from dyndeploy.errors import InputError, NotFiniteError, UsageError
-from dyndeploy.quantization import FP32, INT8, METHODS, CalibrationTable, calibrate, find_points
+from dyndeploy.quantization import (
+    FP32,
+    INT8,
+    METHODS,
+    CalibrationImages,
+    CalibrationTable,
+    TableOptions,
+    calibrate,
+    calibrate_images,
+    find_points,
+)
 from dyndeploy.runtimes.staged import open_staged
 from tests.bundles import SIZE, tiny_models
 from tests.quantization.networks import balanced, balanced_bundle, edited, pictures, run, samples
@@ -270,3 +281,24 @@ def test_a_table_of_one_export_fits_another_batch(tmp_path: Path) -> None:
     assert again == table
     with pytest.raises(UsageError, match="mode spatial, not layer"):
         again.check(balanced_bundle(tmp_path / "c", mode="layer"))
+
+
+def test_processes_share_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dyndeploy.chunks.CHUNK", 8)
+    bundle, data = balanced_bundle(tmp_path / "b"), tmp_path / "data"
+    data.mkdir()
+    generator = np.random.default_rng(5)
+    for number in range(20):
+        pixels = generator.normal(128, 10 + 3 * number, (SIZE, SIZE, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(data / f"{number:02}.png")
+    options = TableOptions(method="percentile", data="pictures")
+    alone = calibrate_images(bundle, data, options=options)
+    assert alone.images == 20
+    shared = calibrate_images(bundle, data, options=options, workers=2, state=tmp_path / "state")
+    assert shared.to_json() == alone.to_json()
+    assert len(list((tmp_path / "state").glob("chunk-*.json"))) == 3
+    images = CalibrationImages.open(bundle, data)
+    one_by_one = calibrate(bundle, images.samples(range(20), "input"), method="percentile", data="pictures")
+    assert one_by_one.to_json() == alone.to_json()
+    with pytest.raises(UsageError, match="differs in images"):
+        calibrate_images(bundle, data, range(16), options=options, state=tmp_path / "state")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dyndeploy.errors import NotFiniteError, UsageError
 from dyndeploy.quantization import METHODS, Observer, find_scale
@@ -176,3 +179,26 @@ def test_methods_and_percentiles_are_checked() -> None:
     for percentile in (50, 101, float("nan")):
         with pytest.raises(UsageError, match="A percentile lies above 50"):
             settings_of("percentile", percentile)
+
+
+@given(
+    parts=st.lists(
+        st.lists(st.floats(-1e6, 1e6, width=32) | st.just(0.0) | st.floats(-(2**-10), 2**-10, width=32), max_size=40),
+        max_size=4,
+    )
+)
+def test_histograms_of_parts_make_one(parts: list[list[float]]) -> None:
+    whole, merged = Observer(), Observer()
+    for part in parts:
+        own = Observer()
+        for observer in (whole, own):
+            observer.add(np.array(part, np.float32))
+        kept = Observer.from_json(json.loads(json.dumps(own.to_json())))
+        assert kept.to_json() == own.to_json()
+        merged.merge(kept)
+    assert merged.to_json() == whole.to_json()
+
+
+def test_histograms_of_other_sizes_do_not_fit() -> None:
+    with pytest.raises(UsageError, match="64 bins does not fit one of 8192"):
+        Observer().merge(Observer(64))
