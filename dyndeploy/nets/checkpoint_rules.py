@@ -91,6 +91,10 @@ class CheckpointRules:
         """Names of weights in files that training can start from, such as a static backbone's -> names here."""
         return {}
 
+    def start_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return those of a file's weights, under the network's names, that training starts from."""
+        return dict(weights)
+
     def may_start_without(self, key: str, weights: Mapping[str, Tensor]) -> bool:
         """Whether training can start from a file that lacks this weight, and whose weights are these."""
         return False

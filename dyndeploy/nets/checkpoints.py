@@ -196,8 +196,8 @@ def load_checkpoint(
             weights themselves, and the average only where there is nothing else.
         averaged: As ``weights="ema"``.
         classes: Number of the network's classes where training starts from the file: then a classifier of other classes
-            is left out, or may be missing, and a file of a static backbone is enough, also with torchvision's names.
-            The report says what stays fresh.
+            is left out, or may be missing, and a file of a static backbone is enough, also with torchvision's names;
+            of a detector of another kind its backbone is taken. The report says what stays fresh.
 
     Returns:
         A report of what was missing, unexpected and renamed. Only our own files tell whether spatial maskers
@@ -217,6 +217,8 @@ def load_checkpoint(
     wanted = weights or (EMA if averaged else rules.preferred if _holds(content, rules.preferred) else None)
     chosen, others = choose_weights(content, own, wanted, source, names)
     found = rules.adapted(chosen.weights)
+    if classes is not None:
+        found = rules.start_weights(found)
     fresh, exchanged = ((), None) if classes is None else _fresh_classifier(model, rules, own, found, classes)
     found = {key: value for key, value in found.items() if key not in fresh}
     source_format = _source_format(source, content, chosen)

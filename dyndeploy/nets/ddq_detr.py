@@ -33,7 +33,7 @@ from dyndeploy.nets.ddq_losses import (
 from dyndeploy.nets.detection_losses import Target
 from dyndeploy.nets.detector import Detector, clipped, register_detectors, smallest_convolution_bias
 from dyndeploy.nets.laud import check_positive_int
-from dyndeploy.nets.query_detectors import GROUPS, MaskedAttention, QueryDetectorConfig
+from dyndeploy.nets.query_detectors import GROUPS, MaskedAttention, QueryDetectorConfig, of_all_heads
 
 LEVELS = 4
 """Maps that the transformer reads: the last three of the backbone, and one that follows them."""
@@ -181,7 +181,7 @@ class DecoderLayer(nn.Module):
             pyramid: What is attended to.
         """
         if closed is not None:
-            closed = closed.repeat_interleave(self.self_attn.num_heads, 0)
+            closed = of_all_heads(closed, self.self_attn.num_heads)
         keys = query + code
         attended, _ = self.self_attn(keys, keys, query, attn_mask=closed, need_weights=False)
         query = self.norms[0](query + attended)
@@ -381,7 +381,7 @@ class DdqHead(nn.Module):
 
     def propose(self, encoded: EncodedPyramid, branch: int) -> tuple[Tensor, Tensor]:
         """Return logits (N, S, classes) and logits of boxes (N, S, 4) of all cells, by branches of this number."""
-        hidden = torch.where(encoded.proposing[..., None], encoded.memory, 0.0)
+        hidden = encoded.memory * encoded.proposing[..., None].to(encoded.memory.dtype)
         hidden = self.memory_trans_norm(self.memory_trans_fc(hidden))
         return self.branches.cls[branch](hidden), self.branches.reg[branch](hidden) + encoded.proposals
 

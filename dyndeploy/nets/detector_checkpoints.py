@@ -157,6 +157,12 @@ class DetectorRules(CheckpointRules):
         """Those of a classifier, with which a backbone starts."""
         return {name.removeprefix(BACKBONE): name for name in self._own if name.startswith(BACKBONE)}
 
+    def start_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The backbone alone of a detector of another kind; all of any other file."""
+        if _kind(weights) in (None, _kind(self._own)):
+            return dict(weights)
+        return {name: value for name, value in weights.items() if name.startswith(BACKBONE)}
+
     def may_start_without(self, key: str, weights: Mapping[str, Tensor]) -> bool:
         """All but the backbone, where there is nothing but a backbone."""
         return not key.startswith(BACKBONE) and all(name.startswith(BACKBONE) for name in weights if name in self._own)
@@ -282,13 +288,13 @@ def _inside(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _kind(weights: Mapping[str, Tensor]) -> str | None:
     """What kind of detector weights are of, by names that only one kind has."""
     for part, kind in (
+        ("query_map.", "DDQ-DETR"),
+        ("mask_embed", "Mask2Former"),
         ("mask_head.", "Mask R-CNN"),
         ("mask_predictor.", "Mask R-CNN"),
         ("roi_head", "Faster R-CNN"),
         ("classification_head.", "RetinaNet"),
         ("retina_cls.", "RetinaNet"),
-        ("query_map.", "DDQ-DETR"),
-        ("mask_embed", "Mask2Former"),
     ):
         if any(part in name for name in weights):
             return kind

@@ -20,7 +20,7 @@ from dyndeploy.errors import UsageError
 from dyndeploy.nets.detection_losses import Target
 from dyndeploy.nets.detector import Detector, register_detectors
 from dyndeploy.nets.laud import check_positive_int
-from dyndeploy.nets.query_detectors import MaskedAttention, QueryDetectorConfig
+from dyndeploy.nets.query_detectors import MaskedAttention, QueryDetectorConfig, of_all_heads
 
 LEVELS = 3
 """Maps that the transformer reads: the last three of the backbone."""
@@ -161,7 +161,7 @@ class MaskPredictor(nn.Module):
         masks = (embeddings @ pixel_embeddings.flatten(2)).view(*embeddings.shape[:2], *pixel_embeddings.shape[2:])
         resized = F.interpolate(masks.detach(), attention_mask_target_size, mode="bilinear", align_corners=False)
         closed = resized.sigmoid().flatten(2) < 0.5
-        return masks, closed.repeat_interleave(self.heads, 0)
+        return masks, of_all_heads(closed, self.heads)
 
 
 class MaskHead(nn.Module):

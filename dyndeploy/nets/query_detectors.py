@@ -51,6 +51,11 @@ _CLOSED = -1e4
 """Added to the logits of an attention where it is closed: after the softmax it leaves exactly 0."""
 
 
+def of_all_heads(closed: Tensor, heads: int) -> Tensor:
+    """Return masks (N, Q, K) for :class:`MaskedAttention`: (N * heads, Q, K); of one image one for all heads."""
+    return closed if closed.shape[0] == 1 else closed.repeat_interleave(heads, 0)
+
+
 class MaskedAttention(nn.MultiheadAttention):
     """PyTorch's attention, with finite numbers for what is closed: an exported graph may hold no infinities.
 
@@ -60,7 +65,9 @@ class MaskedAttention(nn.MultiheadAttention):
     def forward(  # type: ignore[override]
         self, query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend; see :class:`torch.nn.MultiheadAttention`. True in ``attn_mask`` closes."""
+        """Attend; see :class:`torch.nn.MultiheadAttention`. True in ``attn_mask`` closes, see :func:`of_all_heads`."""
         if attn_mask is not None:
+            if attn_mask.dim() == 3 and attn_mask.shape[0] == 1:
+                attn_mask = attn_mask[0]
             attn_mask = torch.where(attn_mask, _CLOSED, 0.0).to(query.dtype)
         return super().forward(query, key, value, attn_mask=attn_mask, **options)

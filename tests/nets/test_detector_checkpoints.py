@@ -209,16 +209,31 @@ def test_torchvisions_second_versions_are_refused(small: dict[str, nn.Module], t
         ("laud_faster_rcnn_small", "laud_mask_rcnn_small", "it is a Faster R-CNN, and this network is a Mask R-CNN"),
         ("laud_mask_rcnn_small", "laud_retinanet_small", "it is a Mask R-CNN, and this network is a RetinaNet"),
         ("laud_retinanet_small", "laud_mask_rcnn_small", "it is a RetinaNet, and this network is a Mask R-CNN"),
+        pytest.param(
+            "laud_retinanet_small",
+            "laud_mask2former_small",
+            "it is a RetinaNet, and this network is a Mask2Former",
+            marks=pytest.mark.vision("transformers"),
+        ),
+        ("laud_ddq_detr_small", "laud_faster_rcnn_small", "it is a DDQ-DETR, and this network is a Faster R-CNN"),
     ],
 )
 def test_other_detectors_are_named(
     small: dict[str, nn.Module], file: str, into: str, kinds: str, tmp_path: Path
 ) -> None:
-    save_checkpoint(small[file], tmp_path / "other.pt")
-    before = {key: value.clone() for key, value in small[into].state_dict().items()}
+    other, network = (small[name] if name in small else create_model(name, width_mult=0.2) for name in (file, into))
+    save_checkpoint(other, tmp_path / "other.pt")
+    before = {key: value.clone() for key, value in network.state_dict().items()}
     with pytest.raises(CheckpointError, match=kinds):
-        load_checkpoint(small[into], tmp_path / "other.pt")
-    assert all(torch.equal(value, before[key]) for key, value in small[into].state_dict().items())
+        load_checkpoint(network, tmp_path / "other.pt")
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    # Training starts from the backbone.
+    report = load_checkpoint(network, tmp_path / "other.pt", classes=10)
+    theirs, now = other.state_dict(), network.state_dict()
+    assert all(
+        torch.equal(value, theirs[key] if key.startswith("backbone.") else before[key]) for key, value in now.items()
+    )
+    assert set(report.missing) == {key for key in now if not key.startswith("backbone.")}
 
 
 @pytest.mark.parametrize("name", ["laud_retinanet_small", "laud_mask_rcnn_small"])
