@@ -1,4 +1,4 @@
-"""Blocks and networks on boards and GPUs, modelled from the kernels' table, beside published times of the static network."""
+"""Blocks and networks on boards and GPUs, modelled from the kernels' table, beside published times of static ones."""
 
 from __future__ import annotations
 

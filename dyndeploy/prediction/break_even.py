@@ -81,7 +81,7 @@ def network_title() -> str:
 
 
 def published_figures(device: str, precision: str) -> list[Mapping[str, Any]]:
-    """Return what others have published of the static network: ``batch``, ``ms`` of the batch, ``runtime``, ``source``."""
+    """Return what others measured of the static network: ``batch``, ``ms`` of the batch, ``runtime``, ``source``."""
     figures = files.read_toml(_NETWORK)["published"]
     return [figure for figure in figures if (figure["device"], figure["precision"]) == (device, precision)]
 
