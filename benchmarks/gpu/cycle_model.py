@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sass import MATH, NONE, Code, Instruction, Loop, leaves_loop, walk
@@ -68,18 +68,25 @@ class Machine:
 # the latencies of LDSM and LDGSTS here are those of a load from shared memory and of a global load.
 # Latencies: Jia et al., "Dissecting the NVIDIA Volta GPU architecture via microbenchmarking" (2018), and the same for
 # Turing; of newer ones estimates. Intervals of HMMA at the peak follow from the data sheets' rates, those issued from
-# the assembler's own stall counts.
+# the assembler's own stall counts, where these are longer. GeForce cards multiply halves at half their rate where they
+# sum in floats, as our kernels do: 71 of 142 TFLOP/s of an RTX 3090 (NVIDIA's white paper on GA102), 165.2 of 330.3 of
+# an RTX 4090 (that on Ada), 209.5 of 419 of an RTX 5090 (that on RTX Blackwell), all 256 products a cycle and
+# multiprocessor; cards for workstations of the same architectures do twice as many.
+_GEFORCE = {"HMMA.16816": 32}
 MACHINES = {
     machine.capability: machine
     for machine in (
         Machine(53),
         Machine(62),
+        Machine(70, {"HMMA.884": 2}, {"HMMA.884": 2}, 2, 2, 22, 300, shared_bytes=96 << 10),
         Machine(72, {"HMMA.884": 2}, {"HMMA.884": 2}, 2, 2, 22, 300, shared_bytes=96 << 10),
         Machine(75, {"HMMA.1688": 8}, {"HMMA.1688": 8}, 2, 2, 22, 300, warps=32, blocks=16),
         Machine(80, {"HMMA.16816": 8}, {"HMMA.16816": 8}, 2, 2, 28, 300, shared_bytes=164 << 10),
+        Machine(86, _GEFORCE, _GEFORCE, 1, 1, 28, 300, shared_bytes=100 << 10, warps=48, blocks=16),
         Machine(87, {"HMMA.16816": 8}, {"HMMA.16816": 8}, 1, 1, 28, 300, shared_bytes=164 << 10, warps=48, blocks=16),
+        Machine(89, _GEFORCE, _GEFORCE, 1, 1, 28, 300, shared_bytes=100 << 10, warps=48, blocks=24),
         Machine(90, {"HMMA.16816": 6}, {"HMMA.16816": 4}, 1, 1, 28, 300, shared_bytes=228 << 10),
-        Machine(120, {"HMMA.16816": 8}, {"HMMA.16816": 8}, 1, 1, 28, 300, shared_bytes=100 << 10, warps=48, blocks=24),
+        Machine(120, _GEFORCE, _GEFORCE, 1, 1, 28, 300, shared_bytes=100 << 10, warps=48, blocks=24),
     )
 }
 
@@ -211,6 +218,71 @@ def ways(code: Code, loop: Loop) -> Ways:
         [i for i in begin if i.address not in inside], strip("plain"), strip("settle"), strip("first"),
         [i for i in end if i.address not in inside],
     )  # fmt: skip
+
+
+def counted_ways(
+    code: Code, loop: Loop, rounds: Callable[[Sequence[Instruction]], int], most_loads: int | None = None
+) -> Ways:
+    """The ways through a kernel whose loops, in and around the main one, go round so often as its sizes say.
+
+    A branch is taken over a loop of no rounds, over the slow way of a division, over what ends the kernel early, and
+    over what leaves the main loop out; everything else is run.
+
+    Args:
+        code: The kernel.
+        loop: The main one; its turns are the strips.
+        rounds: How often a loop with this body goes round.
+        most_loads: Global loads of its turns at most: a branch is taken over a piece of an unrolled loop that has more.
+    """
+    backs = {i.target: i.address for i in code.instructions if i.name == "BRA" and i.target and i.target < i.address}
+
+    def turns_of(first: int, last: int) -> int:
+        return rounds(code.between(first, last))
+
+    def walked(start: int, until: Callable[[Instruction], bool]) -> list[Instruction]:
+        left: dict[int, int] = {}
+
+        def decide(branch: Instruction) -> bool:
+            target = branch.target
+            if branch.name == "CALL":  # leaves a loop that the next branch closes
+                closes = next(i for i in code.instructions if i.address > branch.address)
+                left.setdefault(closes.address, turns_of(closes.target or 0, closes.address))
+                left[closes.address] -= 1
+                if left[closes.address] > 0:
+                    return False
+                del left[closes.address]
+                return True
+            if branch.name != "BRA" or target is None:
+                return False
+            if target <= branch.address:
+                left.setdefault(branch.address, turns_of(target, branch.address))
+                left[branch.address] -= 1
+                if left[branch.address] > 0:
+                    return True
+                del left[branch.address]
+                return False
+            over = code.between(branch.address + 1, target - 1)
+            if not over:
+                return False
+            first = next((i.address for i in over if i.name not in ("BSSY", "NOP")), target)
+            if first in backs and backs[first] < target and turns_of(first, backs[first]) < 1:
+                return True
+            loads, turns = sum(i.name == "LDG" for i in over), [a for a in backs if a and branch.address < a < target]
+            if most_loads is not None and loads > most_loads and all(turns_of(a, backs[a]) < 1 for a in turns):
+                return True
+            last = over[-1]
+            leaves = last.name == "BRA" and not last.conditional and (last.target or 0) > loop.last > last.address
+            ends = any(i.name == "EXIT" and not i.conditional for i in over)
+            names = {i.name for i in over}
+            return leaves or ends or ("CALL" in names and not names & {*_MEMORY, "BAR", *MATH})
+
+        return walk(code, start, decide, until)
+
+    begin = walked(code.instructions[0].address, lambda i: loop.first <= i.address <= loop.last)
+    strip = walked(loop.first, lambda i: i.address >= loop.last)
+    after = [i.address for i in code.instructions if i.address > loop.last]
+    end = walked(after[0], lambda i: False) if after else []
+    return Ways([i for i in begin if not loop.first <= i.address <= loop.last], strip, strip, strip, end)
 
 
 # ------------------------------------------------------------------------------------------------- the simulation

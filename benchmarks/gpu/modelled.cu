@@ -1,6 +1,9 @@
 // The kernels whose main loops are modelled, one instance of each tile: what modelled.py compiles.
 #include "bottleneck.h"
 #include "transformer.h"
+// Their launches instantiate them, as those of transformer.h do the attention.
+#include "regions.cu"
+#include "sampling.cu"
 
 namespace dyndeploy {
 namespace cuda {

@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,17 +30,29 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cycle_model import MACHINES, Figures, Machine, Ways, figures, resident_blocks, two_ended, ways  # noqa: E402
-from sass import count_math, main_loop, parse, waits_early  # noqa: E402
+from cycle_model import (  # noqa: E402
+    MACHINES,
+    Figures,
+    Machine,
+    Ways,
+    counted_ways,
+    figures,
+    resident_blocks,
+    two_ended,
+    ways,
+)
+from sass import Code, Instruction, count_math, inner_loop, main_loop, parse, waits_early  # noqa: E402
 
 from dyndeploy.errors import DyndeployError, InputError, UsageError  # noqa: E402
-from dyndeploy.files import read_json, write_json  # noqa: E402
+from dyndeploy.files import json_text, read_json, write_json, write_text  # noqa: E402
 
 SOURCE = Path(__file__).with_suffix(".cu")
 KERNELS = ROOT / "plugins" / "kernels" / "cuda"
 TABLE = ROOT / "dyndeploy" / "targets" / "cuda_kernels.json"
 LAYERS = ("conv1", "conv2", "conv3")
 _OTHERS = {"Linear": "linear", "PatchProduct": "winograd"}
+OTHERS = ("attention", "sampling", "regions")
+"""Layers of kernels whose loops are not those of product.h."""
 BASIS = (
     "modelled, not measured: benchmarks/gpu/modelled.py, machine code of the kernels in a cycle model; [optimistic, "
     "pessimistic] ends"
@@ -59,6 +72,10 @@ _NAME = re.compile(
     r"(?P<kind>Convolution|Linear|PatchProduct)Kernel<((?P<layer>\d), false, )?"
     r"dyndeploy::cuda::(?P<unit>Lane|Tensor|Mma)Tile<(?P<tile>[^>]*)>"
 )
+_OTHER = re.compile(
+    r"(?P<kind>Attention|Sampling|Regions)Kernel<(?P<storage>float|__half)"
+    r"(, dyndeploy::cuda::(?P<unit>Lane|Tensor|Mma)Tile<(?P<tile>[^>]*)>)?(, (?P<vector>\d+))?>"
+)
 _USE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 
 
@@ -69,7 +86,7 @@ class Kernel:
     Attributes:
         capability: 10 * major + minor.
         precision: ``"fp32"`` or ``"fp16"``.
-        layer: ``"conv1"``, ``"conv2"``, ``"conv3"``, ``"linear"`` or ``"winograd"``.
+        layer: ``"conv1"``, ``"conv2"``, ``"conv3"``, ``"linear"`` or ``"winograd"``, or one of :data:`OTHERS`.
         unit: ``"lanes"`` or ``"tensor cores"``.
         rows: Of its tile.
         columns: Likewise.
@@ -116,6 +133,7 @@ class Kernel:
             settles=_SETTLES // self.depth if lanes_of_halves else 0,
             optimistic=optimistic,
             follows=follows,
+            strips=1 if self.layer in OTHERS else 4,
         )
 
 
@@ -123,7 +141,7 @@ def describe(symbol: str, demangled: str) -> dict[str, Any] | None:
     """Layer, unit and tile of a kernel by its name; None for any other kernel."""
     match = _NAME.search(demangled)
     if match is None:
-        return None
+        return _describe_other(demangled)
     fields = match["tile"].split(", ")
     if match["unit"] == "Lane":
         element, rows, columns, m, n = fields[0], *map(int, fields[1:5])
@@ -141,6 +159,98 @@ def describe(symbol: str, demangled: str) -> dict[str, Any] | None:
         "depth": depth,
         "threads": threads,
     }
+
+
+# ------------------------------------------------------------- kernels with loops of their own, not product.h's
+
+_HEAD = 64
+"""Channels of a head in the model of attention, and keys of a step."""
+_CELLS = 5
+"""Cells along each axis of a bin in that of RoI align: of a bin that is four cells wide."""
+_SAMPLES = 16
+"""Samples of a query and head in that of deformable attention: four maps, four points."""
+_REGION_THREADS, _REGION_CHANNELS, _SAMPLING_THREADS = 256, 32, 128
+
+
+def _describe_other(demangled: str) -> dict[str, Any] | None:
+    """Attention, deformable attention and RoI align, of whole vectors, as rows of launches see them.
+
+    A strip of attention is 64 keys, and its columns are those of both products. One of deformable attention is a sample
+    of a run of 16 bytes of channels, its rows are the runs. One of RoI align is an output of each thread.
+    """
+    match = _OTHER.search(demangled)
+    if match is None or match["vector"] == "1":
+        return None
+    halves = match["storage"] == "__half"
+    common = {"precision": "fp16" if halves else "fp32", "unit": "lanes"}
+    if match["kind"] == "Sampling":
+        elements = 8 if halves else 4
+        return {
+            **common, "layer": "sampling", "rows": _SAMPLING_THREADS, "columns": 4 * elements, "depth": 1,
+            "threads": _SAMPLING_THREADS,
+        }  # fmt: skip
+    if match["kind"] == "Regions":
+        return {
+            **common, "layer": "regions", "rows": _REGION_THREADS, "columns": _CELLS * _CELLS, "depth": 1,
+            "threads": _REGION_THREADS,
+        }  # fmt: skip
+    fields = match["tile"].split(", ")
+    if match["unit"] == "Lane":
+        rows, columns, m, n = map(int, fields[1:5])
+        threads = rows // m * (columns // n)
+    else:
+        rows, columns, m, n = map(int, fields[:4])
+        threads, common["unit"] = 32 * (rows // m * (columns // n)), "tensor cores"
+    return {
+        **common, "layer": "attention", "rows": rows, "columns": 2 * columns, "depth": columns, "threads": threads,
+    }  # fmt: skip
+
+
+def _ways_of_other(code: Code, described: Mapping[str, Any]) -> Ways | None:
+    """The ways of one of them; None where this architecture's kernel is empty."""
+    kind = described["layer"]
+    loop = inner_loop(code) if kind == "sampling" else main_loop(code, "BAR" if kind == "attention" else None)
+    if loop is None:
+        return None
+    rounds = {"attention": _attention_rounds, "sampling": _sampling_rounds, "regions": _region_rounds}[kind]
+
+    def counted(body: Sequence[Instruction]) -> int:
+        first, last = body[0].address, body[-1].address
+        nested = any(i.name == "BRA" and i.target and first < i.target < i.address < last for i in body)
+        return rounds({**Counter(i.name for i in body), "nested": int(nested)}, described)
+
+    return counted_ways(code, loop, counted, _CELLS if kind == "regions" else None)
+
+
+def _attention_rounds(body: Mapping[str, int], described: Mapping[str, Any]) -> int:
+    threads, rows = described["threads"], described["rows"]
+    tensor_cores = described["unit"] == "tensor cores"
+    depth = 32 if tensor_cores else 8
+    if "BAR" in body:
+        return _HEAD // depth
+    if "STG" in body:
+        return rows * _HEAD // (8 if described["precision"] == "fp16" else 4) // threads // body["STG"]
+    if "MUFU" in body:
+        return _HEAD // (threads // rows) // body["MUFU"]
+    if "LDG" in body:
+        return rows * depth // (8 if described["precision"] == "fp16" else 4) // threads // body["LDG"]
+    if "LDS" in body and "STS" in body:
+        return rows * depth // (8 if tensor_cores else 1) // threads // body["STS"]
+    return _HEAD // (threads // rows) // body["LDS"] if "LDS" in body else 0
+
+
+def _sampling_rounds(body: Mapping[str, int], described: Mapping[str, Any]) -> int:
+    if "BAR" in body:
+        return 1
+    if "STS" not in body:
+        return 0  # four maps before a sample's at a time: fewer stand in no loop
+    return _SAMPLES * (32 if described["precision"] == "fp16" else 16) // _SAMPLING_THREADS // max(1, body["STS"] // 2)
+
+
+def _region_rounds(body: Mapping[str, int], described: Mapping[str, Any]) -> int:
+    if "STS" in body:  # samples of a bin, for its table
+        return (_CELLS - 1) // (body["STS"] // 2)
+    return _CELLS if body["nested"] else _CELLS // max(1, body.get("LDG", 1))
 
 
 # ------------------------------------------------------------------------------------------------------ tools
@@ -219,13 +329,19 @@ def compile_kernels(nvcc: str, cuobjdump: str, capability: int, precision: str) 
     kernels = []
     for code, name in zip(codes, names, strict=True):
         described = describe(code.symbol, name)
+        if described is None or described["precision"] != precision:
+            continue
         loop = main_loop(code)
-        if described is None or loop is None:
+        if described["layer"] in OTHERS:
+            found_ways = _ways_of_other(code, described)
+        else:
+            found_ways = None if loop is None else ways(code, loop)
+        if found_ways is None:
             continue
         registers, stack, shared = found[code.symbol]
         if stack:
             raise InputError(f"sm_{capability}: {name} keeps {stack} bytes on a stack.")
-        kernels.append(Kernel(capability, registers=registers, shared=shared, ways=ways(code, loop), **described))
+        kernels.append(Kernel(capability, registers=registers, shared=shared, ways=found_ways, **described))
     if not kernels:
         raise InputError(f"sm_{capability}: no kernel of {precision} has a main loop.")
     return kernels
@@ -285,6 +401,14 @@ def read_table(path: Path = TABLE) -> list[dict[str, Any]]:
     return list(read_json(path)["kernels"]) if path.exists() else []
 
 
+def write_table(rows: Iterable[Mapping[str, Any]], path: Path = TABLE) -> None:
+    """Write the table in the order of its keys, a line for each row: as few bytes, and lines to review, as can be."""
+    lines = ",\n".join(
+        f"  {json_text(row, indent=None)}" for row in sorted(rows, key=lambda r: tuple(map(str, key_of(r))))
+    )
+    write_text(path, f'{{\n "basis": {json_text(BASIS, indent=None)},\n "kernels": [\n{lines}\n ]\n}}\n')
+
+
 def name_of(row: Mapping[str, Any]) -> str:
     """A kernel for people."""
     return f"{row['precision']} {row['layer']}, {row['unit']}, {row['rows']} x {row['columns']}"
@@ -335,6 +459,12 @@ def broken_rules(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> li
 
 
 def _compiled(options: argparse.Namespace) -> Iterable[Kernel]:
+    for kernel in _all_compiled(options):
+        if options.layers is None or kernel.layer in options.layers:
+            yield kernel
+
+
+def _all_compiled(options: argparse.Namespace) -> Iterable[Kernel]:
     cuobjdump = options.cuobjdump or find_tool("cuobjdump", options.nvcc)
     known = known_architectures(options.nvcc)
     for capability in options.architectures or known:
@@ -352,11 +482,13 @@ def run_kernels(options: argparse.Namespace) -> int:
         made.append(row)
         print(f"modelled: {show([row]).splitlines()[-1]}", file=sys.stderr, flush=True)
     # Tiles that are no more must not be priced.
-    renewed = {key_of(row)[:2] for row in made}
-    kept = [row for key, row in rows.items() if key[:2] not in renewed]
-    write_json(
-        options.table, {"basis": BASIS, "kernels": sorted([*kept, *made], key=lambda r: tuple(map(str, key_of(r))))}
-    )
+    renewed = {key_of(row)[:3] for row in made}
+    kept = [
+        row
+        for key, row in rows.items()
+        if key[:3] not in renewed and (options.layers is not None or key[:2] not in {each[:2] for each in renewed})
+    ]
+    write_table([*kept, *made], options.table)
     print(show(made))
     return 0
 
@@ -384,10 +516,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--cuobjdump", help="else the one beside nvcc, on the path or in a Python package")
         command.add_argument("--architectures", type=int, nargs="+", help="else all that nvcc and the model know")
         command.add_argument("--precisions", nargs="+", choices=("fp32", "fp16"), default=["fp32", "fp16"])
+        command.add_argument("--layers", nargs="+", choices=[*LAYERS, *_OTHERS.values(), *OTHERS], help="these alone")
         command.add_argument("--table", type=Path, default=TABLE)
         command.set_defaults(run=run)
     boards = commands.add_parser("boards")
     boards.add_argument("--table", type=Path, default=TABLE)
+    boards.add_argument("devices", nargs="*", help="else all of whose architectures there are figures")
+    boards.add_argument("--precisions", nargs="+", choices=("fp32", "fp16"), default=["fp16", "fp32"])
     boards.add_argument("-o", "--output", type=Path, help="also as JSON")
     boards.set_defaults(run=run_boards)
     options = parser.parse_args(arguments)
@@ -401,7 +536,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_boards(options: argparse.Namespace) -> int:
     from boards import report
 
-    result, text = report(options.table)
+    result, text = report(options.table, options.devices or None, options.precisions)
     print(text)
     if options.output is not None:
         write_json(options.output, result)

@@ -104,8 +104,9 @@ class Instruction:
 
     @property
     def conditional(self) -> bool:
-        """Whether some warps take it and others do not."""
-        return (self.predicate not in ("", "@PT")) or (self.name == "BRA" and bool(re.search(r"\bCC\b", self.text)))
+        """Whether some warps take it and others do not: by a predicate, a condition code, or one of the whole warp."""
+        decided = self.name == "BRA" and re.search(r"\bCC\b|\bUP\d", self.text) is not None
+        return self.predicate not in ("", "@PT") or decided
 
 
 @dataclass(frozen=True)
@@ -196,8 +197,13 @@ def count_math(instructions: Iterable[Instruction]) -> int:
     return sum(i.multiplies for i in instructions)
 
 
-def main_loop(code: Code) -> Loop | None:
-    """The loop with most products; of two with as many the shorter one. None where no loop has any."""
+def main_loop(code: Code, holds: str | None = None) -> Loop | None:
+    """The loop with most products; of two with as many the shorter one. None where no loop has any.
+
+    Args:
+        code: The kernel.
+        holds: Name of an instruction that it must hold.
+    """
     best: tuple[int, int, Loop] | None = None
     for branch in code.instructions:
         target = branch.target
@@ -205,9 +211,19 @@ def main_loop(code: Code) -> Loop | None:
             continue
         body = code.between(target, branch.address)
         found = (count_math(body), -len(body), Loop(target, branch.address))
-        if found[0] and (best is None or found[:2] > best[:2]):
+        held = holds is None or any(i.name == holds for i in body)
+        if held and found[0] and (best is None or found[:2] > best[:2]):
             best = found
     return None if best is None else best[2]
+
+
+def inner_loop(code: Code) -> Loop | None:
+    """Of the loops that hold no other the one with most products; None where no loop has any."""
+    backs = [(i.target, i.address) for i in code.instructions if i.name == "BRA" and i.target and i.target < i.address]
+    inner = [(a, b) for a, b in backs if not any((c, d) != (a, b) and a <= c and d <= b for c, d in backs)]
+    counts = [(count_math(code.between(a, b)), Loop(a, b)) for a, b in inner]
+    best = max(counts, key=lambda each: each[0], default=(0, None))
+    return best[1] if best[0] else None
 
 
 def walk(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,8 +49,7 @@ def targets(
     target = load_target(name)
     taken, reason = target.takes_branches(None if probe is None else load_record(probe))
     if as_json:
-        precision, stages = _break_even(target)
-        paying = {"kind": "predicted", "precision": precision, "stages": [asdict(stage) for stage in stages]}
+        paying = _break_even_json(_break_even(target))
         print_json(target.to_json() | {"branches": {"taken": taken, "reason": reason}, "break_even": paying})
         return
     typer.echo(f"{target.name}: {target.title}; {target.runtime} {target.runtime_version or ''}".rstrip())
@@ -68,29 +68,83 @@ def targets(
     _print_break_even(target)
 
 
-def _break_even(target: Target) -> tuple[str, tuple[BreakEven, ...]]:
-    """Return the precision of a target's engines, and where skipping can pay; no stages where the processor is any."""
-    from dyndeploy.prediction.break_even import break_even
+def _break_even(target: Target) -> dict[str, Any]:
+    """Return where skipping can pay, by precision, batch and stage; no stages where the processor is any."""
+    from dyndeploy.prediction.break_even import BATCHES, break_even, published_break_even
 
     precision = "fp16" if target.precisions["fp16"].supported else "fp32"
-    return precision, () if target.name == PORTABLE else break_even(target.name, precision)
+    found: dict[str, Any] = {"precision": precision, "batches": {}, "published": ()}
+    if target.name != PORTABLE:
+        batches = BATCHES if target.is_card else BATCHES[:1]
+        found["batches"] = {batch: break_even(target.name, precision, batch) for batch in batches}
+        found["published"] = published_break_even(target.name, precision)
+    return found
+
+
+def _break_even_json(found: Mapping[str, Any]) -> dict[str, Any]:
+    stages = {batch: [asdict(stage) for stage in each] for batch, each in found["batches"].items()}
+    return {
+        "kind": "predicted",
+        "precision": found["precision"],
+        "stages": stages.get(1, []),
+        "batches": {str(batch): each for batch, each in stages.items()},
+        "published": [asdict(each) for each in found["published"]],
+    }
 
 
 def _print_break_even(target: Target) -> None:
-    from dyndeploy.prediction.break_even import SHOWN, network_title
+    from dyndeploy.prediction.break_even import SHOWN, network_title, where_it_cannot_pay
 
-    precision, stages = _break_even(target)
-    if not stages:
+    found = _break_even(target)
+    if not found["batches"]:
         typer.echo("Where skipping pays here, 'dyndeploy profile' measures.")
         return
-    typer.echo(f"Where skipping can pay, predicted: {network_title()}; {precision}, batch 1.")
+    batches: Mapping[int, tuple[BreakEven, ...]] = found["batches"]
+    typer.echo(f"Where skipping can pay, predicted: {network_title()}; {found['precision']}, batch 1.")
     print_table(
         ("stage", "static ms", *(f"ms at rate {rate:g}" for rate in SHOWN), "pays up to rate"),
         [
             (
                 stage.stage, f"{stage.static_ms:.3g}", *(f"{stage.dynamic_ms[rate]:.3g}" for rate in SHOWN),
-                "none" if stage.rate is None else f"{stage.rate:.3g}",
+                _rate(stage.rate),
             )
-            for stage in stages
+            for stage in batches[1]
         ],
     )  # fmt: skip
+    if len(batches) > 1:
+        typer.echo("Predicted rates up to which skipping pays, by batch:")
+        print_table(
+            ("batch", *(stage.stage for stage in batches[1])),
+            [(batch, *(_rate(stage.rate) for stage in stages)) for batch, stages in batches.items()],
+        )
+    for batch, stages in batches.items():
+        if none := where_it_cannot_pay(stages):
+            where = "anywhere" if len(none) == len(stages) else _in_words(none)
+            typer.echo(
+                f"At batch {batch} skipping cannot pay {where}: predicted to cost more than it saves at any rate."
+            )
+    if found["published"]:
+        typer.echo("The whole network, predicted, beside published figures of the static one, in ms per image:")
+        print_table(
+            (
+                "batch", "static, published", "static, predicted", *(f"at rate {rate:g}" for rate in SHOWN),
+                "pays up to rate", "published by",
+            ),
+            [
+                (
+                    each.batch, f"{each.static_ms:.3g}", f"{each.predicted_static_ms:.3g}",
+                    *(f"{each.dynamic_ms[rate]:.3g}" for rate in SHOWN),
+                    _rate(each.rate), f"{each.runtime}: {each.source}",
+                )
+                for each in found["published"]
+            ],
+        )  # fmt: skip
+
+
+def _in_words(stages: Sequence[str]) -> str:
+    named = ", ".join(stage for stage in stages if stage != "all")
+    return " and ".join([*([f"in {named}"] if named else []), *(["over all stages"] if "all" in stages else [])])
+
+
+def _rate(rate: float | None) -> str:
+    return "none" if rate is None else f"{rate:.3g}"

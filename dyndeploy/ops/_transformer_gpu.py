@@ -47,35 +47,40 @@ def block_launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
     every = f["heads"] * f["head_size"]
     kept = every * f["head_rate"]
     values = every if f["head_mode"] == ATTENTION_ONLY else kept
-    # Given that a sublayer runs: one that half of the images skip costs one image all or nothing.
+    # Given that a sublayer runs: one that half of the images skip costs one image all or nothing. Tiles are those of an
+    # image, and chosen for all of its tokens.
     attends, computes = (1.0 - (1.0 - f[name]) ** batch for name in ("attention_rate", "mlp_rate"))
     rows, pairs = (f[name] / max(attends, 1e-9) for name in ("rows1", "pairs"))
     mlp_rows = f["rows2"] / max(computes, 1e-9)
+    attending, computing = (
+        batch * f[name] / max(share, 1e-9) for name, share in (("attention_rate", attends), ("mlp_rate", computes))
+    )
     copied = 2.0 * (batch * f["tokens"] - f["rows1"]) * width * element
     columns = 2.0 * kept + values
 
     def norm(rows: float, share: float) -> Launch:
         return Launch(moved=2.0 * rows * width * element, share=share)
 
-    def linear(rows: float, depth: float, columns: float, share: float, added: float = 0.0) -> Launch:
+    def linear(rows: float, depth: float, columns: float, images: float, share: float, added: float = 0.0) -> Launch:
         return Launch(
-            rows, columns, depth, moved=rows * (depth + columns + added) * element, weights=depth * columns * element,
-            share=share, uneven=True, layer="linear",
+            rows / max(images, 1e-9), columns, depth, images, moved=rows * (depth + columns + added) * element,
+            weights=depth * columns * element, share=share, uneven=True, layer="linear", tried=(f["tokens"],),
         )  # fmt: skip
 
     return (
         Launch(moved=copied + 4.0 * batch * (f["tokens"] + every) + 1.0),
         norm(rows, attends),
-        linear(rows, width, columns, attends),
+        linear(rows, width, columns, attending, attends),
         # Both products of a head, over all pairs of an image's tokens.
         Launch(
-            rows, pairs / max(rows, 1e-9), f["head_size"], 2.0 * kept / f["head_size"],
-            moved=rows * (columns + values) * element, share=attends, uneven=True,
+            rows / max(attending, 1e-9), 2.0 * f["head_size"], pairs / max(rows, 1e-9),
+            attending * kept / f["head_size"], moved=rows * (columns + values) * element, share=attends, uneven=True,
+            layer="attention",
         ),
-        linear(rows, values, width, attends, width),
+        linear(rows, values, width, attending, attends, width),
         norm(mlp_rows, computes),
-        linear(mlp_rows, f["hidden"], f["units"], computes),
-        linear(mlp_rows, f["units"], width, computes, width),
+        linear(mlp_rows, f["hidden"], f["units"], computing, computes),
+        linear(mlp_rows, f["units"], width, computing, computes, width),
     )  # fmt: skip
 
 

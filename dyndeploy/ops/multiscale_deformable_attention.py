@@ -156,9 +156,15 @@ def _sizes(shapes: Sequence[Shape], attributes: Attributes, rates: Rates) -> Map
 
 
 def _launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
-    """One launch: a query reads its points and weights, and four cells a sample, most of them from a cache."""
+    """One launch: a query reads its points and weights, and four cells a sample, most of them from a cache.
+
+    A thread sums 16 bytes of channels, so many are its rows.
+    """
     read = f["batch"] * f["oh"] * f["samples"] * (TAPS * f["cin"] * element + 3 * 4.0 * f["heads"])
-    return (Launch(moved=read + f["batch"] * f["oh"] * f["cout"] * element),)
+    moved = read + f["batch"] * f["oh"] * f["cout"] * element
+    run = 16.0 / element
+    rows = f["batch"] * f["oh"] * f["heads"] * math.ceil(f["cout"] / f["heads"] / run)
+    return (Launch(rows, TAPS * run, f["samples"], moved=moved, layer="sampling"),)
 
 
 def _body(levels: int) -> Any:

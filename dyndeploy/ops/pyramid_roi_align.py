@@ -23,6 +23,7 @@ from dyndeploy.ops.base import (
     Counts,
     Element,
     KernelSpec,
+    Launch,
     OperatorSpec,
     Port,
     Rates,
@@ -146,11 +147,30 @@ def _work(shapes: Sequence[Shape], attributes: Attributes, counts: Counts, eleme
 
 def _sizes(shapes: Sequence[Shape], attributes: Attributes, rates: Rates) -> Mapping[str, float]:
     _, channels, height, width = shapes[0]
-    size = int(attributes["size"])
-    return {"batch": 1.0, "h": height, "w": width, "oh": size, "ow": size, "cin": channels, "cout": channels}
+    size, boxes = int(attributes["size"]), float(shapes[LEVELS][0])
+    cells = float(sum(math.prod(cells[2:]) for cells in shapes[:LEVELS]))
+    return {
+        "batch": 1.0, "h": height, "w": width, "oh": size, "ow": size, "cin": channels, "cout": channels,
+        "boxes": boxes, "cells": cells,
+    }  # fmt: skip
 
 
-_GPU = KernelSpec(precisions=("fp32", "fp16"))
+_CELLS = 5.0
+"""Cells under a bin along an axis, of a bin that is four cells wide: each is read once."""
+_THREADS, _CHANNELS = 256.0, 32.0
+"""Of a block of the CUDA kernel, for one box."""
+
+
+def _launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
+    """One launch: a block computes some channels of a box, of which a thread takes every so many outputs."""
+    outputs = f["boxes"] * f["cout"] * f["oh"] * f["ow"]
+    moved = (f["cells"] * f["cin"] + outputs) * element + f["boxes"] * 20.0
+    blocks = f["boxes"] * math.ceil(f["cout"] / _CHANNELS)
+    depth = math.ceil(min(f["cout"], _CHANNELS) * f["oh"] * f["ow"] / _THREADS)
+    return (Launch(blocks * _THREADS, _CELLS * _CELLS, depth, moved=moved, layer="regions"),)
+
+
+_GPU = KernelSpec(precisions=("fp32", "fp16"), launches=_launches)
 
 
 def _body(b: Body, inputs: Mapping[str, Value]) -> Value:

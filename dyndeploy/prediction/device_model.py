@@ -115,7 +115,7 @@ _SPREAD_KIND = {
 }
 
 
-_LAYERS = ("", "conv1", "conv2", "conv3", "linear", WINOGRAD)
+_LAYERS = ("", "conv1", "conv2", "conv3", "linear", "attention", "sampling", "regions", WINOGRAD)
 _TRIED = ("tried_all", "tried_half", "tried_quarter")
 _NARROW_GROUP = 31
 """Channels of a group up to which another kernel runs the 3x3, of which the table has no figures."""
@@ -238,6 +238,11 @@ class AnalyticalModel:
             if precision == "int8"
             else None
         )
+
+    @property
+    def launch_ms(self) -> float:
+        """Gap between two kernels of a stream, in milliseconds."""
+        return self._launch * 1e3
 
     def _units_of(self, hardware: Hardware, precision: str, fitted: float | None) -> list[_Unit]:
         """What may compute a matrix product in the precision; a runtime times its kernels and takes the fastest."""

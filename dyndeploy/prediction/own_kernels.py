@@ -33,10 +33,9 @@ _MOST_ROWS = 512
 there are (``adapts_tiles`` in choose.h)."""
 _TENSOR_CORES = 70
 
-_PRICED = {53: 53, 60: 53, 61: 53, 62: 53}
-"""Architectures whose launches are priced, and the table's whose machine code and multiprocessors are theirs or differ
-little. Those with tensor cores are not among them before all are in the table: prices by these figures and prices by
-the usual efficiencies of dense kernels do not compare, and devices would change places."""
+_LIKE = {60: 53, 61: 53, 62: 53, 70: 72, 89: 86, 120: 86}
+"""Architectures that the table lacks, or lacks kernels of, and one whose machine code and multiprocessors differ little
+from theirs."""
 
 
 class _Tile(NamedTuple):
@@ -157,9 +156,13 @@ def own_kernels(capability: str | None, precision: str, *, end: float = 0.5, tab
     """The kernels' figures for a compute capability such as ``"5.3"``; None where there are none."""
     if capability is None:
         return None
-    priced = _PRICED.get(int(capability.replace(".", "")))
-    found = [row for row in _read(table) if row["capability"] == priced and row["precision"] == precision]
-    return OwnKernels(found, end) if found else None
+    asked = int(capability.replace(".", ""))
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for priced in (_LIKE.get(asked), asked):
+        rows = [row for row in _read(table) if row["capability"] == priced and row["precision"] == precision]
+        layers = dict.fromkeys(row["layer"] for row in rows)
+        found |= {layer: [row for row in rows if row["layer"] == layer] for layer in layers}
+    return OwnKernels([row for rows in found.values() for row in rows], end) if found else None
 
 
 def winograd_launches(launch: Launch, element: float) -> Sequence[Launch]:

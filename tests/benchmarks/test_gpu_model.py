@@ -316,6 +316,48 @@ def test_the_loop_that_asks_for_the_first_strips(gpu: Any, leaves: str) -> None:
     assert [i.name for i in model.ways(code, loop).begin].count("LDGSTS") == 2
 
 
+def test_loops_go_round_as_often_as_sizes_say(gpu: Any) -> None:
+    """Of a main loop with an unrolled loop inside: no rounds leave it out, its remainder is run."""
+    sass, model = gpu("sass"), gpu("cycle_model")
+    lines = [
+        ("@P0", "BRA 0x30"),  # over what ends early
+        ("", "STG.E [R2], R0"),
+        ("", "EXIT"),
+        ("", "BAR.SYNC 0x0"),  # the main loop
+        ("@P1", "BRA 0x70"),  # over the loop of two
+        ("", "LDG.E R0, [R4.64]"),
+        ("@P2", "BRA 0x50"),
+        ("", "FFMA R4, R4, R8, R15"),
+        ("", "BRA.U UP0, 0x30"),
+        ("", "EXIT"),
+    ]
+    code = sass.Code(
+        "f", 87, tuple(sass.Instruction(16 * n, p, text, False, sass.Control()) for n, (p, text) in enumerate(lines))
+    )
+    loop = sass.main_loop(code, "BAR")
+    assert (loop.first, loop.last) == (0x30, 0x80)
+    assert sass.main_loop(code, "LDS") is None
+    for rounds in (0, 1, 3):
+        found = model.counted_ways(code, loop, lambda body, rounds=rounds: rounds)
+        assert [i.name for i in found.begin] == ["BRA"]
+        assert [i.name for i in found.plain].count("LDG") == rounds
+        assert found.plain is found.settle is found.first
+        assert [i.name for i in found.end] == ["EXIT"]
+    assert code.instructions[8].conditional, "a predicate of the whole warp decides, too"
+
+
+def test_the_innermost_loop(gpu: Any) -> None:
+    sass = gpu("sass")
+    lines = ["FFMA R1, R1, R1, R1", "FFMA R4, R4, R8, R15", "BRA 0x10", "FFMA R1, R1, R1, R1", "BRA 0x0", "EXIT"]
+    code = sass.Code(
+        "f",
+        87,
+        tuple(sass.Instruction(16 * n, "@P0" * ("BRA" in t), t, False, sass.Control()) for n, t in enumerate(lines)),
+    )
+    assert (sass.inner_loop(code).first, sass.inner_loop(code).last) == (0x10, 0x20)
+    assert sass.inner_loop(sass.Code("f", 87, code.instructions[5:])) is None
+
+
 def test_resident_blocks(gpu: Any) -> None:
     model = gpu("cycle_model")
     nano = model.MACHINES[53]
@@ -343,6 +385,17 @@ def test_kernels_by_name(gpu: Any) -> None:
         "threads": 128,
     }  # fmt: skip
     assert modelled.describe("", "entry<dyndeploy::cuda::CountKernel>") is None
+    attention = (
+        "entry<dyndeploy::cuda::AttentionKernel<__half, dyndeploy::cuda::MmaTile<64, 64, 32, 32, 32, 2, 2>, 8> >"
+    )
+    assert modelled.describe("", attention) == {
+        "precision": "fp16", "layer": "attention", "unit": "tensor cores", "rows": 64, "columns": 128, "depth": 64,
+        "threads": 128,
+    }  # fmt: skip
+    sampling = "entry<dyndeploy::cuda::(anonymous namespace)::SamplingKernel<float, 4> >"
+    assert modelled.describe("", sampling)["columns"] == 16
+    assert modelled.describe("", sampling.replace(", 4>", ", 1>")) is None, "of single elements"
+    assert modelled.describe("", "entry<dyndeploy::cuda::RegionsKernel<__half> >")["rows"] == 256
 
 
 def _row(**changes: Any) -> dict[str, Any]:
@@ -385,11 +438,11 @@ def test_the_table_is_whole_and_its_loops_do_not_wait(gpu: Any) -> None:
         for figure in row["blocks"].values():
             optimistic, pessimistic = figure["share"]
             # The model is short of steps, and so a little noisy; two blocks that wait for copies keep step by chance.
-            noise = 0.15 if row["early"] > modelled.EARLY else 0.05
-            assert 0 < pessimistic <= optimistic + noise and optimistic < 1
+            noise = 0.15 if row["early"] > modelled.EARLY else 0.07
+            assert 0 < pessimistic <= optimistic + noise and optimistic <= 1
     tiles: dict[tuple[Any, ...], set[tuple[int, int]]] = {}
     for row in rows:
-        if row["layer"] != "linear":
+        if row["layer"] not in ("linear", *modelled.OTHERS):
             key = row["capability"], row["precision"], row["layer"]
             tiles.setdefault(key, set()).add((row["rows"], row["columns"]))
     for (capability, precision, _), found in tiles.items():
@@ -400,5 +453,27 @@ def test_a_table_elsewhere(gpu: Any, tmp_path: Path) -> None:
     modelled = gpu("modelled")
     path = tmp_path / "table.json"
     assert modelled.read_table(path) == []
+    modelled.write_table([_row(), _row(capability=53)], path)
+    assert [row["capability"] for row in modelled.read_table(path)] == [53, 90]
+    assert len(path.read_text().splitlines()) == 7, "a line for each row"
     write_json(path, {"basis": modelled.BASIS, "kernels": [_row()]})
     assert modelled.key_of(modelled.read_table(path)[0]) == (90, "fp16", "conv1", "tensor cores", 64, 64)
+
+
+def test_what_boards_are_said_to_take(gpu: Any) -> None:
+    """Of one board, each part of its report: more tokens and more launches take longer, and nothing is free."""
+    boards = gpu("boards")
+    orin = boards.load_device("agx_orin")
+    found, lines = boards._transformer(orin, "fp16")
+    assert all(share == 1.0 for share in found["8, 1"]["shares"][0])
+    for batch in (1, 8, 32):
+        kept = [found[f"{batch}, {rate:g}"]["kernels_us"] for rate in boards.TOKEN_RATES]
+        assert kept == sorted(kept, reverse=True) and kept[-1][0] > 0
+    assert any("modelled" in line for line in lines)
+    found, _ = boards._blocks(orin, "fp16")
+    launch_us = 1e3 * boards.AnalyticalModel(orin, "fp16", "tensorrt").launch_ms
+    for block in found.values():
+        assert 0 < block["kernels_us"][0] <= block["kernels_us"][1]
+        assert block["us"][0] == pytest.approx(block["kernels_us"][0] + block["launches"] * launch_us)
+    found, _ = boards._detectors(orin, "fp16")
+    assert len(found) == 4 and all(0 < low <= high for low, high in found.values())

@@ -55,6 +55,12 @@ def test_models_and_targets_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (paying["kind"], paying["precision"]) == ("predicted", "fp16")
     assert [stage["stage"] for stage in paying["stages"]] == ["layer1", "layer2", "layer3", "layer4", "all"]
     assert all(0 < stage["rate"] <= 1 for stage in paying["stages"])
+    assert (list(paying["batches"]), paying["batches"]["1"]) == (["1"], paying["stages"])
+    assert [each["static_ms"] for each in paying["published"]] == [15.7]
+    code, out, _ = call(capsys, "targets", "h200")
+    assert code == 0
+    assert "Predicted rates up to which skipping pays, by batch:" in out
+    assert "At batch 1 skipping cannot pay anywhere: predicted to cost more than it saves at any rate." in out
     code, out, _ = call(capsys, "targets", "cpu")
     assert code == 0 and "'dyndeploy profile' measures" in out
 

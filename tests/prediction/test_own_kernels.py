@@ -95,6 +95,36 @@ def test_a_table_that_lacks_something(tmp_path: Path) -> None:
     assert own_kernels("5.3", "int8") is None
 
 
+def test_an_architecture_of_its_own_before_one_like_it(tmp_path: Path) -> None:
+    """What the table lacks of an architecture it takes from one that differs little, layer by layer."""
+    rows = [
+        _row(64, 64, capability=86),
+        _row(64, 64, capability=86, layer="linear"),
+        _row(32, 64, capability=120),
+        _row(64, 64, capability=87),
+    ]
+    write_json(tmp_path / "table.json", {"basis": "modelled", "kernels": rows})
+
+    def found(capability: str) -> OwnKernels | None:
+        return own_kernels(capability, "fp16", end=0.0, table=tmp_path / "table.json")
+
+    newest, ada, other = found("12.0"), found("8.9"), found("8.7")
+    assert newest is not None and ada is not None and other is not None
+    assert newest.serves("linear") and ada.serves("linear") and not other.serves("linear")
+    assert _cycles(ada, 64, 64, 160) == pytest.approx(10 * 100 + 80)
+    assert _cycles(newest, 64, 64, 160) == pytest.approx(10 * 200 + 80), "two of its own tiles"
+    assert found("10.0") is None
+
+
+def test_every_gpu_is_priced_by_its_kernels_or_says_why_not() -> None:
+    unpriced = {
+        name
+        for name in device_names()
+        if not load_device(name).is_local and own_kernels(load_device(name).hardware.compute_capability, "fp16") is None
+    }
+    assert unpriced == {"thor"}, "no source says how fast it multiplies for kernels of older GPUs"
+
+
 def test_the_table_says_that_it_is_modelled() -> None:
     assert read_json(TABLE)["basis"].startswith("modelled, not measured")
 
