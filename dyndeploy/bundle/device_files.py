@@ -28,7 +28,7 @@ MODULES = {
 """Files of this package that the agent's jobs run as they stand, by module name; below the package."""
 
 HOST_PROGRAM = "runtimes/host_program.py"
-"""Runs what the host computes between engines; needs Python 3.6 and NumPy."""
+"""As :data:`MODULES`, for networks in parts: runs what the host computes between engines; needs NumPy as well."""
 
 BINDING = "runtime/python/dyndeploy_runtime.py"
 """The runtime in Python, below ``plugins/``."""
@@ -97,9 +97,14 @@ def prebuilt_files() -> dict[str, Path]:
     }
 
 
-def board_modules() -> dict[str, bytes]:
-    """The files that the agent's jobs run, by module name; they need Python 3.6 and its standard library only."""
-    return {name: (resources.files("dyndeploy") / path).read_bytes() for name, path in MODULES.items()}
+def board_modules(*, parts: bool = False) -> dict[str, bytes]:
+    """The files that the agent's jobs run, by module name; they need Python 3.6 and its standard library only.
+
+    Args:
+        parts: Of a network in parts also what runs its host programs, which needs NumPy.
+    """
+    paths = {**MODULES, **({Path(HOST_PROGRAM).stem: HOST_PROGRAM} if parts else {})}
+    return {name: (resources.files("dyndeploy") / path).read_bytes() for name, path in paths.items()}
 
 
 def plugin_build(target: str) -> dict[str, Any]:
@@ -125,7 +130,8 @@ def device_files(manifest: Manifest) -> dict[str, bytes]:
     """
     remote = resources.files("dyndeploy") / "remote"
     programs = {name: (remote / name).read_bytes() for name in PROGRAMS}
-    modules = {f"{name}.py": content for name, content in board_modules().items()}
+    in_parts = manifest.detection is not None and bool(manifest.detection.parts)
+    modules = {f"{name}.py": content for name, content in board_modules(parts=in_parts).items()}
     sources = {**plugin_sources(), **runtime_sources()}
     build = plugin_build(manifest.target)
     binding = shipped_folder(PLUGINS) / BINDING
@@ -136,8 +142,6 @@ def device_files(manifest: Manifest) -> dict[str, bytes]:
         BUILD: json.dumps(build, indent=2) + "\n",
         README: device_readme(manifest, build, _carried(sources, prebuilt)),
     }
-    if manifest.detection is not None and manifest.detection.parts:
-        modules[Path(HOST_PROGRAM).name] = (resources.files("dyndeploy") / HOST_PROGRAM).read_bytes()
     return {
         **programs,
         **modules,

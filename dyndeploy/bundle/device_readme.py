@@ -96,6 +96,8 @@ class _Page:
         self.detects = manifest.detection is not None
         self.jetson = bool(target.power_modes)
         self.parts = () if manifest.detection is None else manifest.detection.parts
+        # In parts there is a twin only where it was written in parts.
+        self.measurable = not self.parts or (manifest.detection is not None and bool(manifest.detection.static_parts))
 
     def head(self) -> str:
         manifest, title = self.manifest, self.target.title
@@ -316,16 +318,16 @@ is.{self._clocks()}
         )
 
     def over_ssh(self) -> str:
-        if self.parts:
-            return ""
         name = self.target.name
-        run = ["dyndeploy run .. photo.jpg --device " + name] if self.images else []
-        lines = [f'dyndeploy device add {name} "$BOARD" --target {name}', *run, f"dyndeploy profile .. --device {name}"]
+        run = ["dyndeploy run .. photo.jpg --device " + name] if self.images or self.detects else []
+        lines = [f'dyndeploy device add {name} "$BOARD" --target {name}', *run]
+        if self.measurable:
+            lines.append(f"dyndeploy profile .. --device {name}")
         return f"""
 ## Over SSH
 
-From the computer that has dyndeploy and the bundle, with nothing copied before: engines are built there and kept. Both
-commands run the same engines by the same code:
+From the computer that has dyndeploy and the bundle, with nothing copied before: engines are built there and kept, and
+all commands run the same engines by the same code:
 
 {_block("computer ssh", *lines)}
 """

@@ -86,7 +86,8 @@ class Bundle:
         manifest = Manifest.from_json(content)
         # A file without a checksum would pass every check unseen.
         graphs = [MODEL] if manifest.exits is None else [stage.file for stage in manifest.exits.stages]
-        graphs += [part.file for part in ([] if manifest.detection is None else manifest.detection.parts)]
+        if manifest.detection is not None:
+            graphs += [part.file for part in (*manifest.detection.parts, *manifest.detection.static_parts)]
         required = [*graphs, REFERENCE, *(name for name in (STATIC, BRANCHED) if (folder / name).exists())]
         lacking = [name for name in required if name not in manifest.files]
         if lacking:
@@ -224,9 +225,15 @@ class Bundle:
         """What the target runs in the place of ``model.onnx``, in order; empty where it runs that."""
         return () if self.manifest.detection is None else self.manifest.detection.parts
 
-    def load_engine_parts(self) -> tuple[tuple[PartInfo, onnx.ModelProto], ...]:
+    @property
+    def static_parts(self) -> tuple[PartInfo, ...]:
+        """As :attr:`parts`, of the static twin; empty where the bundle holds none in parts."""
+        return () if self.manifest.detection is None else self.manifest.detection.static_parts
+
+    def load_engine_parts(self, *, static: bool = False) -> tuple[tuple[PartInfo, onnx.ModelProto], ...]:
         """Read the graphs of the parts that are engines; raises ``BundleError`` where one cannot be decoded."""
-        return tuple((part, _load_onnx(self.path / part.file)) for part in self.parts if not part.host)
+        parts = self.static_parts if static else self.parts
+        return tuple((part, _load_onnx(self.path / part.file)) for part in parts if not part.host)
 
     def load_branched(self) -> onnx.ModelProto:
         """Read ``branched.onnx``; raises ``BundleError`` if the bundle holds none or it cannot be decoded."""

@@ -286,6 +286,7 @@ class DetectionInfo:
         host: What is computed outside of the graph, in words.
         buckets: Every size that it was exported at, this bundle's own first.
         parts: What the target runs in the place of the one graph, in order; empty where it runs that.
+        static_parts: The same of the static twin, engine by engine and program by program; empty without one.
         places: Why operators run where they do in those parts, in words.
     """
 
@@ -304,6 +305,7 @@ class DetectionInfo:
     host: tuple[str, ...]
     buckets: tuple[BucketInfo, ...]
     parts: tuple[PartInfo, ...] = ()
+    static_parts: tuple[PartInfo, ...] = ()
     places: tuple[str, ...] = ()
 
     def task(self) -> DetectionTask:
@@ -429,6 +431,8 @@ class Manifest:
             value["task"] = self.task
             if not self.detection.parts:
                 del value["detection"]["parts"], value["detection"]["places"]
+            if not self.detection.static_parts:
+                del value["detection"]["static_parts"]
         if self.exits is None:
             del value["exits"]
             return value
@@ -626,6 +630,7 @@ def _detection(item: Field) -> DetectionInfo:
             lambda bucket: BucketInfo(_pair(bucket["size"]), bucket["folder"].label()), at_least=1
         ),
         parts=item.get("parts").optional(lambda parts: parts.sequence(_part)) or (),
+        static_parts=item.get("static_parts").optional(lambda parts: parts.sequence(_part)) or (),
         places=item.get("places").optional(lambda places: places.sequence(Field.text)) or (),
     )
 
@@ -648,16 +653,22 @@ def _require_chain(manifest: Manifest, item: Field) -> None:
     """Check that every part reads what is there before it, and that the network's outputs are all made."""
     info = manifest.detection
     assert info is not None
-    _require_unique("parts", (part.file for part in info.parts))
-    there = {tensor.name: tensor for tensor in manifest.inputs}
-    for index, part in enumerate(info.parts):
-        place = Field(_DOCUMENT, f"detection.parts[{index}]", part.file)
-        unknown = [tensor.name for tensor in part.inputs if there.get(tensor.name) != tensor]
-        place.require(not unknown, f"a part whose inputs are there before it ({', '.join(unknown)} differ)")
-        there |= {tensor.name: tensor for tensor in part.outputs}
-    results = [*(output.name for output in manifest.outputs), *(mask.name for mask in manifest.masks)]
-    lacking = [name for name in results if name not in there]
-    item["parts"].require(not lacking, f"parts that give {', '.join(lacking)} as well")
+    _require_unique("parts", (part.file for part in (*info.parts, *info.static_parts)))
+    outputs = [output.name for output in manifest.outputs]
+    chains = {"parts": (info.parts, [*outputs, *(mask.name for mask in manifest.masks)])}
+    if info.static_parts:
+        chains["static_parts"] = (info.static_parts, outputs)
+        kinds = [part.host for part in info.static_parts]
+        item["static_parts"].require(kinds == [part.host for part in info.parts], "as many and such parts as parts has")
+    for key, (parts, results) in chains.items():
+        there = {tensor.name: tensor for tensor in manifest.inputs}
+        for index, part in enumerate(parts):
+            place = Field(_DOCUMENT, f"detection.{key}[{index}]", part.file)
+            unknown = [tensor.name for tensor in part.inputs if there.get(tensor.name) != tensor]
+            place.require(not unknown, f"a part whose inputs are there before it ({', '.join(unknown)} differ)")
+            there |= {tensor.name: tensor for tensor in part.outputs}
+        lacking = [name for name in results if name not in there]
+        item[key].require(not lacking, f"parts that give {', '.join(lacking)} as well")
 
 
 def _require_detector(manifest: Manifest, root: Field) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,26 +156,46 @@ def run_sources(
     session: BundleSession, sources: Sequence[Source], choice: Wanted, names: Sequence[str], *, as_json: bool
 ) -> int:
     """Detect, tell and draw one after the other; returns how many failed."""
-    from dyndeploy.inference import Failure, detect_images
+    from dyndeploy.inference import detect_images
 
     failed = 0
     for video, group in itertools.groupby(sources, key=lambda source: source.video):
-        if video:
-            failed += sum(not _video_told(session, source, choice, names, as_json) for source in group)
-            continue
         some = list(group)
-        results = detect_images(session, [source.what for source in some if isinstance(source.what, Path)])
-        for source, result in zip(some, results, strict=True):
-            if isinstance(result, Failure):
-                failed += 1
-                _tell_failure(result, as_json)
-                continue
-            if source.target is not None:
-                _save(source.target, result, choice, names)
-            if as_json:
-                _print_line(result, choice)
-            else:
-                _print_result(result, choice, names, source.target)
+        if video:
+            failed += sum(not _video_told(session, source, choice, names, as_json) for source in some)
+        else:
+            failed += tell_images(detect_images(session, image_files(some)), some, choice, names, as_json=as_json)
+    return failed
+
+
+def image_files(sources: Sequence[Source]) -> list[Path]:
+    """Paths of images."""
+    return [source.what for source in sources if isinstance(source.what, Path)]
+
+
+def tell_images(
+    results: Iterable[DetectionResult | Failure],
+    sources: Sequence[Source],
+    choice: Wanted,
+    names: Sequence[str],
+    *,
+    as_json: bool,
+) -> int:
+    """Tell and draw the results of images as they come; returns how many failed."""
+    from dyndeploy.inference import Failure
+
+    failed = 0
+    for source, result in zip(sources, results, strict=True):
+        if isinstance(result, Failure):
+            failed += 1
+            _tell_failure(result, as_json)
+            continue
+        if source.target is not None:
+            _save(source.target, result, choice, names)
+        if as_json:
+            _print_line(result, choice)
+        else:
+            _print_result(result, choice, names, source.target)
     return failed
 
 

@@ -47,13 +47,16 @@ def print_profile(result: Profile) -> None:
 def _print_parts(result: Profile) -> None:
     """Print the parts of a detector, and how far skipping can carry at all; nothing for other networks."""
     from dyndeploy.measure.parts import HOW_TIMED
-    from dyndeploy.reporting import parts_table
+    from dyndeploy.reporting import parts_table, steps_table
 
     table = parts_table(result)
     if table is not None:
         title = f"parts, measured {HOW_TIMED}: ms per batch of the twin, realised / ideal speed-up"
         print_table(table.columns, table.rows, title=title)
         typer.echo(result.dynamic_note)
+    steps = steps_table(result)
+    if steps is not None:
+        print_table(steps.columns, steps.rows, title=f"{steps.label[0].lower()}{steps.label[1:]}: median ms per batch")
 
 
 def print_energy(energy: Energy | None) -> None:

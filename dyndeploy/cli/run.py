@@ -20,7 +20,7 @@ from dyndeploy.files import atomic_file
 
 if TYPE_CHECKING:
     from dyndeploy.bundle import Bundle
-    from dyndeploy.inference import Classification, Failure, Result
+    from dyndeploy.inference import Classification, DetectionResult, Failure, Result
     from dyndeploy.remote import DeviceEntry
     from dyndeploy.runtimes.base import Array
 
@@ -104,8 +104,8 @@ def run(
         if given:
             raise UsageError(f"{', '.join(given)}: for this machine; a board runs what it builds. Leave it out.")
         if detector:
-            raise UsageError("Detectors run on this machine only so far: leave --device and --host out.")
-        if images:
+            _detect_there(opened, board, (images or (), camera, save), (score, classes), threads, limits, as_json)
+        elif images:
             _run_there(opened, board, images, threads, limits, as_json)
         else:
             feeds = read_arrays(opened, named_files(inputs or []))
@@ -213,6 +213,45 @@ def _run_there(
         results = run_on_device(bundle, client, board, files, threads=threads, thresholds=thresholds, progress=_steps())
         failed = _print_each(results, bundle.manifest.network.class_names, as_json)
     _end(failed, len(files))
+
+
+def _detect_there(
+    bundle: Bundle,
+    board: DeviceEntry,
+    given: tuple[Sequence[Path], int | None, str | None],
+    told: tuple[float | None, str | None],
+    threads: int,
+    thresholds: Sequence[float] | None,
+    as_json: bool,
+) -> None:
+    """Run a detector on a board; ``given`` is what and where to draw it, ``told`` what is shown of it."""
+    from dyndeploy.cli._detections import image_files, listed, tell_images, wanted
+    from dyndeploy.remote import detect_on_device
+
+    if thresholds is not None:
+        raise UsageError(f"{bundle.manifest.network.name} has no exits: leave the thresholds out.")
+    names = bundle.manifest.detector().classes
+    which, sources = wanted(*told, names), listed(*given)
+    if any(source.video for source in sources):
+        raise UsageError(
+            "Videos and cameras run where they are: leave --device and --host out, or run 'dyndeploy-run' on the board."
+        )
+    code: str | None = None
+
+    def kept(
+        results: Iterable[DetectionResult | Failure],
+    ) -> Iterable[DetectionResult | Failure]:
+        nonlocal code
+        for result in results:
+            code = code or getattr(result, "operators", None)
+            yield result
+
+    with connected(board) as client:
+        found = detect_on_device(bundle, client, board, image_files(sources), threads=threads, progress=_steps())
+        failed = tell_images(kept(found), sources, which, names, as_json=as_json)
+    if not as_json:
+        _print_code(code)
+    _end(failed, len(sources))
 
 
 def _end(failed: int, count: int) -> None:

@@ -110,6 +110,7 @@ def detection_info(
     buckets: Sequence[BucketInfo],
     categories: Sequence[int],
     parts: Sequence[PartInfo],
+    static_parts: Sequence[PartInfo],
     target: Target,
 ) -> DetectionInfo:
     """Return what a bundle says of a detector.
@@ -120,6 +121,7 @@ def detection_info(
         buckets: Sizes that it is exported at, this bundle's first.
         categories: COCO's of the classes.
         parts: What the target runs in the place of one graph.
+        static_parts: The same of the static twin.
         target: It is exported for.
     """
     task, config = subject.task, _config(subject)
@@ -140,6 +142,7 @@ def detection_info(
         host=task.host,
         buckets=tuple(buckets),
         parts=tuple(parts),
+        static_parts=tuple(static_parts),
         places=tuple(f"{name}: {place.runs}; {place.why}" for name, place in target.detection.items()) if parts else (),
     )
 

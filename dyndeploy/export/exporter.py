@@ -249,7 +249,7 @@ def export_model(
             quantization=content.quantization,
             detection=None
             if subject.task is None
-            else detection_info(subject, classes, buckets, categories, content.parts, target),
+            else detection_info(subject, classes, buckets, categories, content.parts, content.static_parts, target),
         )
         if target.runtime == "tensorrt":
             write_device_folder(folder, manifest)
@@ -315,6 +315,7 @@ class _Content:
     network_spec: dict[str, Any] = field(default_factory=dict)
     quantization: QuantizationInfo | None = None
     parts: tuple[PartInfo, ...] = ()
+    static_parts: tuple[PartInfo, ...] = ()
 
 
 def _write_graph(export: _Export) -> _Content:
@@ -334,10 +335,12 @@ def _write_graph(export: _Export) -> _Content:
     notes += _plugin_notes(engines, export.target)
     (written,) = _quantised(export, [built.model], built.masks)
     _save(written, folder / MODEL)
-    parts = tuple(_write_part(segment, index, folder) for index, segment in enumerate(built.parts))
+    parts = _write_parts(built.parts, "part", folder)
+    static_parts: tuple[PartInfo, ...] = ()
     if settings.static:
         export.progress("capturing the static twin")
-        twin = build(subject.network, subject.inputs, export.target, static=True).model
+        whole = build(subject.network, subject.inputs, export.target, static=True)
+        twin, static_parts = whole.model, _write_parts(whole.parts, "static", folder)
         if export.table is not None:
             twin = quantize_twin(twin, built.model, built.masks, export.table, _batches(export))
         _save(twin, folder / STATIC)
@@ -362,12 +365,17 @@ def _write_graph(export: _Export) -> _Content:
         network_spec=(describe(subject.input_size) if callable(describe) and subject.input_size else None) or {},
         quantization=_quantization_info(export, [built.model], [written]),
         parts=parts,
+        static_parts=static_parts,
     )
 
 
-def _write_part(segment: Segment, index: int, folder: Path) -> PartInfo:
+def _write_parts(segments: Sequence[Segment], stem: str, folder: Path) -> tuple[PartInfo, ...]:
+    return tuple(_write_part(segment, f"{stem}{index}", folder) for index, segment in enumerate(segments))
+
+
+def _write_part(segment: Segment, stem: str, folder: Path) -> PartInfo:
     """Write an engine's graph or a host program, and describe it."""
-    name = f"part{index}.npz" if segment.host else f"part{index}.onnx"
+    name = f"{stem}.npz" if segment.host else f"{stem}.onnx"
     if segment.host:
         np.savez(folder / name, **host_program(segment.model, HOST_OPERATORS))  # type: ignore[arg-type]
     else:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from dyndeploy.bundle import Bundle
+from dyndeploy.bundle import Bundle, Manifest
 from dyndeploy.data import ByteArray, read_image, with_folders
 from dyndeploy.errors import DyndeployError, InputError, UsageError
 from dyndeploy.inference.running import Failure
-from dyndeploy.inference.session import BundleSession, open_bundle
+from dyndeploy.inference.session import BundleSession, Detected, open_bundle
 from dyndeploy.runtimes.base import Array
 from dyndeploy.runtimes.choice import RuntimeChoice
 from dyndeploy.tasks.detection import Detections
@@ -160,29 +160,43 @@ def _each(
 
 
 def _results(session: BundleSession, names: Sequence[str], images: Sequence[ByteArray]) -> list[DetectionResult]:
-    info = session.bundle.manifest.detector()
+    manifest, runtime = session.bundle.manifest, session.choice.to_json()
+    return [
+        detection_result(manifest, name, pixels, one, session.network(one.bucket).code, runtime)
+        for name, pixels, one in zip(names, images, session.detect_each(images), strict=True)
+    ]
+
+
+def detection_result(
+    manifest: Manifest, name: str, pixels: ByteArray, found: Detected, operators: str | None, runtime: dict[str, str]
+) -> DetectionResult:
+    """The result of an image.
+
+    Args:
+        manifest: Of the detector's bundle.
+        name: Of the image.
+        pixels: The image itself.
+        found: What was found in it.
+        operators: As of :class:`DetectionResult`, like what follows.
+        runtime: What ran it.
+    """
+    info = manifest.detector()
     # Where nobody told COCO's categories, the classes' own numbers stand for them.
-    classes = session.bundle.manifest.network.num_classes or len(info.classes)
-    categories = info.category_ids or tuple(range(classes))
-    found = []
-    for name, pixels, one in zip(names, images, session.detect_each(images), strict=True):
-        height, width = pixels.shape[:2]
-        found.append(
-            DetectionResult(
-                image=name,
-                width=width,
-                height=height,
-                detections=one.detections,
-                category_ids=categories,
-                ms=one.ms,
-                host_ms=one.host_ms,
-                input_size=one.bucket,
-                resized=one.resized,
-                rates=one.rates,
-                masks=one.masks,
-                operators=session.network(one.bucket).code,
-                runtime=session.choice.to_json(),
-                pixels=pixels,
-            )
-        )
-    return found
+    categories = info.category_ids or tuple(range(manifest.network.num_classes or len(info.classes)))
+    height, width = pixels.shape[:2]
+    return DetectionResult(
+        image=name,
+        width=width,
+        height=height,
+        detections=found.detections,
+        category_ids=categories,
+        ms=found.ms,
+        host_ms=found.host_ms,
+        input_size=found.bucket,
+        resized=found.resized,
+        rates=found.rates,
+        masks=found.masks,
+        operators=operators,
+        runtime=runtime,
+        pixels=pixels,
+    )

@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dyndeploy.bundle import LOGITS, Bundle, bucket_folder
+from dyndeploy.bundle import LOGITS, Bundle, Manifest, bucket_folder
 from dyndeploy.data import FloatArray, image_input, rgb_pixels
 from dyndeploy.errors import DyndeployError, UsageError
 from dyndeploy.inference.running import Classification, Failure, Item, OpenBundle, classified, opened_bundle
@@ -50,12 +50,85 @@ class Detected:
     masks: dict[str, Array] = field(default_factory=dict)
 
 
-@dataclass
-class _Prepared:
+@dataclass(frozen=True)
+class Prepared:
+    """An image as a detector's inputs.
+
+    Attributes:
+        place: Of the image among all.
+        bucket: (H, W) of the input.
+        feeds: Inputs of batch 1 by name.
+        placement: Where the image lies in the input.
+        seconds: That it took.
+    """
+
     place: int
+    bucket: Size
     feeds: dict[str, FloatArray]
     placement: Placement
     seconds: float
+
+
+class Preparation:
+    """Makes inputs of images for one of a detector's buckets; tells once where an image fits none.
+
+    Args:
+        manifest: Of the detector's bundle.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        info = manifest.detector()
+        self._task, self._name = info.task(), manifest.network.name
+        self._buckets = tuple(bucket.size for bucket in info.buckets)
+        self._told = False
+
+    def __call__(self, place: int, image: Any, size: Size | None = None) -> Prepared:
+        """Prepare what :func:`dyndeploy.data.rgb_pixels` takes; ``size`` bounds the sides of the resized image."""
+        start = time.perf_counter()
+        pixels = rgb_pixels(image)
+        height, width = pixels.shape[:2]
+        bucket, fits = self._task.bucket(height, width, self._buckets, size)
+        if not fits and not self._told:
+            self._told = True
+            _LOG.warning(
+                "an image of %dx%d pixels fits none of the sizes that %s was exported at (%s): such images are "
+                "resized further. Export it with --input-size %s as well, and they are not",
+                height,
+                width,
+                self._name,
+                ", ".join(map(bucket_folder, self._buckets)),
+                bucket_folder(self._task.padded(*self._task.resized(height, width, size))),
+            )
+        feeds, placement = self._task.prepare(pixels, bucket=bucket, size=size)
+        return Prepared(place, bucket, feeds, placement, time.perf_counter() - start)
+
+
+def filled_batch(group: Sequence[Prepared], batch: int) -> dict[str, FloatArray]:
+    """Inputs of up to a batch of images of one bucket, filled up with the last one."""
+    filled = [*group, *[group[-1]] * (batch - len(group))]
+    return {name: np.concatenate([item.feeds[name] for item in filled]) for name in group[0].feeds}
+
+
+def detected(manifest: Manifest, group: Sequence[Prepared], outputs: Mapping[str, Array], ms: float) -> list[Detected]:
+    """What a detector found in each image of a batch.
+
+    Args:
+        manifest: Of the bundle that ran.
+        group: The images.
+        outputs: Of the network for :func:`filled_batch`, masks included.
+        ms: That the network took.
+    """
+    task, found = manifest.detector().task(), []
+    for row, item in enumerate(group):
+        start = time.perf_counter()
+        detections = task.decode(outputs, item.placement, row)
+        host = item.seconds + time.perf_counter() - start
+        masks = {mask.name: outputs[mask.name][row : row + 1] for mask in manifest.masks}
+        rates = {name: float(mask.mean()) for name, mask in masks.items()}
+        found.append(
+            Detected(detections, item.bucket, item.placement.resized, ms / len(group), 1e3 * host, rates, masks)
+        )
+    return found
 
 
 class BundleSession:
@@ -75,7 +148,7 @@ class BundleSession:
         self._options: dict[str, Any] = {"runtime": choice, "threads": threads, "native": native}
         self._stack = ExitStack()
         self._open: dict[Size | None, OpenBundle] = {}
-        self._told = False
+        self._prepare = None if bundle.manifest.detection is None else Preparation(bundle.manifest)
         self._closed = False
         # What cannot be opened is told now.
         self.network(bundle.manifest.input_size)
@@ -142,58 +215,31 @@ class BundleSession:
 
         Images wait until their bucket's batch is full, or no image is left.
         """
-        manifest = self.bundle.manifest
-        task, batch = manifest.detector().task(), manifest.batch
-        waiting: dict[Size, list[_Prepared]] = {}
+        batch = self.bundle.manifest.batch
+        prepare = self._prepare or Preparation(self.bundle.manifest)
+        waiting: dict[Size, list[Prepared]] = {}
         done: dict[int, Detected] = {}
         following = 0
         for place, image in enumerate(images):
-            start = time.perf_counter()
-            pixels = rgb_pixels(image)
-            height, width = pixels.shape[:2]
-            bucket, fits = task.bucket(height, width, self.buckets, size)
-            if not fits and not self._told:
-                self._told = True
-                _LOG.warning(
-                    "an image of %dx%d pixels fits none of the sizes that %s was exported at (%s): such images are "
-                    "resized further. Export it with --input-size %s as well, and they are not",
-                    height,
-                    width,
-                    manifest.network.name,
-                    ", ".join(map(bucket_folder, self.buckets)),
-                    bucket_folder(task.padded(*task.resized(height, width, size))),
-                )
-            feeds, placement = task.prepare(pixels, bucket=bucket, size=size)
-            group = waiting.setdefault(bucket, [])
-            group.append(_Prepared(place, feeds, placement, time.perf_counter() - start))
+            item = prepare(place, image, size)
+            group = waiting.setdefault(item.bucket, [])
+            group.append(item)
             if len(group) == batch:
-                done |= self._detected(bucket, waiting.pop(bucket))
+                done |= self._detected(waiting.pop(item.bucket))
             while following in done:
                 yield done.pop(following)
                 following += 1
-        for bucket, group in waiting.items():
-            done |= self._detected(bucket, group)
+        for group in waiting.values():
+            done |= self._detected(group)
         for place in sorted(done):
             yield done[place]
 
-    def _detected(self, bucket: Size, group: Sequence[_Prepared]) -> dict[int, Detected]:
-        """The results of up to a batch of images of one bucket, which is filled up with the last one."""
+    def _detected(self, group: Sequence[Prepared]) -> dict[int, Detected]:
+        """The results of up to a batch of images of one bucket, by their places."""
         manifest = self.bundle.manifest
-        task, network = manifest.detector().task(), self.network(bucket)
-        filled = [*group, *[group[-1]] * (manifest.batch - len(group))]
-        feeds = {name: np.concatenate([item.feeds[name] for item in filled]) for name in group[0].feeds}
-        outputs, _, ms = network.run(feeds)
-        found = {}
-        for row, item in enumerate(group):
-            start = time.perf_counter()
-            detections = task.decode(outputs, item.placement, row)
-            host = item.seconds + time.perf_counter() - start
-            masks = {mask.name: outputs[mask.name][row : row + 1] for mask in manifest.masks}
-            rates = {name: float(mask.mean()) for name, mask in masks.items()}
-            found[item.place] = Detected(
-                detections, bucket, item.placement.resized, ms / len(group), 1e3 * host, rates, masks
-            )
-        return found
+        outputs, _, ms = self.network(group[0].bucket).run(filled_batch(group, manifest.batch))
+        found = detected(manifest, group, outputs, ms)
+        return {item.place: one for item, one in zip(group, found, strict=True)}
 
     # ------------------------------------------------------------ classifiers
 

@@ -63,6 +63,35 @@ class PartTimes:
         return cls(item["name"].label(), *amounts)
 
 
+@dataclass(frozen=True)
+class StepTimes:
+    """One engine or host program of a network that its target runs in parts, in both networks.
+
+    Attributes:
+        name: Its file in the bundle, such as ``"part0.onnx"``.
+        host: Whether the host computes it.
+        static_ms: Of the static twin: median of the runs of the rounds, per run of one batch, by the wall clock from
+            the end of the step before it until the host has what it needs.
+        dynamic_ms: In the dynamic network.
+    """
+
+    name: str
+    host: bool
+    static_ms: float
+    dynamic_ms: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dict(vars(self))
+
+    @classmethod
+    def read(cls, item: Field) -> StepTimes:
+        """Read what :meth:`to_json` wrote."""
+        return cls(
+            item["name"].label(), item["host"].boolean(), item["static_ms"].amount(), item["dynamic_ms"].amount()
+        )
+
+
 def parts_of(
     static_ms: Mapping[str, float],
     dynamic_ms: Mapping[str, float],

@@ -15,7 +15,7 @@ from dyndeploy.errors import InputError
 from dyndeploy.fields import Document, Field
 from dyndeploy.finite import first_not_finite
 from dyndeploy.measure.energy import Energy
-from dyndeploy.measure.parts import PartTimes
+from dyndeploy.measure.parts import PartTimes, StepTimes
 from dyndeploy.measure.samples import Samples
 from dyndeploy.precisions import PRECISIONS
 from dyndeploy.runtimes.base import ENGINE_RUNTIMES
@@ -95,6 +95,8 @@ class RateResult:
         overflows: Share of the images by block that kept more than its static shapes have places for, and were computed
             on everything; blocks of a fixed capacity only.
         parts: Of a detector, what :attr:`blocks` and :attr:`rest` add up to.
+        steps: Of a network that its target runs in parts, its engines and host programs in order, measured in the
+            rounds.
     """
 
     rate: float
@@ -110,6 +112,7 @@ class RateResult:
     rest: tuple[BlockTimes, ...]
     overflows: Mapping[str, float] = field(default_factory=dict)
     parts: tuple[PartTimes, ...] = ()
+    steps: tuple[StepTimes, ...] = ()
 
     def part(self, name: str) -> PartTimes | None:
         """A part of a detector, such as ``"backbone"`` (its ``realisation`` is that of the backbone alone); or None."""
@@ -189,6 +192,7 @@ class RateResult:
             "cpu_ratios": None if self.cpu_ratios is None else list(self.cpu_ratios),
             **({"overflows": dict(self.overflows)} if self.overflows else {}),
             **({"parts": [part.to_json() for part in self.parts]} if self.parts else {}),
+            **({"steps": [step.to_json() for step in self.steps]} if self.steps else {}),
         }
 
     @classmethod
@@ -208,6 +212,7 @@ class RateResult:
             rest=item["rest"].sequence(BlockTimes.read),
             overflows=item.get("overflows").optional(lambda shares: shares.mapping(Field.share)) or {},
             parts=item.get("parts").optional(lambda parts: parts.sequence(PartTimes.read)) or (),
+            steps=item.get("steps").optional(lambda steps: steps.sequence(StepTimes.read)) or (),
         )
         for key in ("ratio_inputs", "cpu_ratios"):
             fits = item[key].value is None or len(item[key].value) == len(result.ratios)

@@ -14,7 +14,7 @@ from dyndeploy.graphs.parts import has_parts
 from dyndeploy.measure.energy import Energy
 from dyndeploy.measure.inputs import Configuration
 from dyndeploy.measure.loop import Paired, Visit
-from dyndeploy.measure.parts import parts_of
+from dyndeploy.measure.parts import StepTimes, parts_of
 from dyndeploy.measure.profile import DATA, FORCED, STATIC_NAME, BlockTimes, Profile, RateResult
 from dyndeploy.measure.samples import Samples
 from dyndeploy.prediction import bundle_record
@@ -106,6 +106,7 @@ def assemble(
     threads: int,
     settings: Mapping[str, Any],
     energy: Callable[[Sequence[str]], Energy | None] = lambda names: None,
+    steps: Sequence[Sequence[StepTimes]] = (),
 ) -> Profile:
     """Make a profile.
 
@@ -122,11 +123,14 @@ def assemble(
         threads: How many threads a session computes with.
         settings: Rounds and so on.
         energy: Gives the energies of the entries with these names, if they were measured.
+        steps: Of a network in parts, times of its engines and host programs, one per configuration.
     """
     counter, static_macs = MacCounter(bundle.load_model()), MacCounter(bundle.load_static()).count()
     results = [
-        _rate_result(bundle, configuration, pair, counter, static_macs, *groups)
-        for configuration, pair, groups in zip(configurations, pairs, times, strict=True)
+        _rate_result(bundle, configuration, pair, counter, static_macs, *groups, own)
+        for configuration, pair, groups, own in zip(
+            configurations, pairs, times, steps or [()] * len(pairs), strict=True
+        )
     ]
     return Profile(
         bundle=bundle_facts(bundle, precision),
@@ -158,6 +162,7 @@ def _rate_result(
     static_macs: GraphMacs,
     static_times: Mapping[str, float],
     times: Mapping[str, float],
+    steps: Sequence[StepTimes],
 ) -> RateResult:
     needed = [counter.count(masks) for masks in configuration.masks]
 
@@ -191,6 +196,7 @@ def _rate_result(
         rest=tuple(part(group) for group in rest),
         overflows=_means([counter.overflows(masks) for masks in configuration.masks]),
         parts=parts_of(static_times, times, static_by_group, needed_by_group) if has_parts(counter.groups) else (),
+        steps=tuple(steps),
     )
 
 

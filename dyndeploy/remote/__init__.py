@@ -4,7 +4,7 @@ from dyndeploy.remote.client import DeviceClient, JobResult, MissingError
 from dyndeploy.remote.devices import DeviceEntry, devices_file, load_devices, remove_device, save_device
 from dyndeploy.remote.exits import profile_exits_on_device
 from dyndeploy.remote.profiling import DeviceReport, profile_on_device
-from dyndeploy.remote.running import run_inputs_on_device, run_on_device
+from dyndeploy.remote.running import detect_on_device, run_inputs_on_device, run_on_device
 from dyndeploy.remote.transport import LocalTransport, SshTransport, Transport
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "MissingError",
     "SshTransport",
     "Transport",
+    "detect_on_device",
     "devices_file",
     "load_devices",
     "profile_exits_on_device",

@@ -1332,13 +1332,20 @@ class TensorRtSession:
     Inputs and outputs have one place each on the device. Where the build plan says so, a run is captured in a CUDA
     graph after its first execution and launched as a whole from then on; ``note`` says why where it is not.
 
-    What a session ``before`` this one makes, and this one reads under the same name, it reads where it lies.
+    What a session ``before`` this one makes, and this one reads under the same name, it reads where it lies. Sessions
+    of the same file share the engine that one of them put into ``loaded``, and with it the weights.
     """
 
     provider = "tensorrt"
 
     def __init__(
-        self, path: str, library: Optional[str], device: Any, cuda_graph: bool, before: Optional[List[Any]] = None
+        self,
+        path: str,
+        library: Optional[str],
+        device: Any,
+        cuda_graph: bool,
+        before: Optional[List[Any]] = None,
+        loaded: Optional[Json] = None,
     ) -> None:
         self.device = device
         self.trt, self._log, messages = _tensorrt(library)
@@ -1347,10 +1354,14 @@ class TensorRtSession:
         # Creates the process's context; pycuda ends it at exit.
         __import__("pycuda.autoinit")
         self.numpy = import_or_refuse("numpy")
-        with open(path, "rb") as stream:
-            self.engine = self.trt.Runtime(self._log).deserialize_cuda_engine(stream.read())
+        self.engine = None if loaded is None else loaded.get(path)
+        if self.engine is None:
+            with open(path, "rb") as stream:
+                self.engine = self.trt.Runtime(self._log).deserialize_cuda_engine(stream.read())
         if self.engine is None:
             raise AgentError("build", "TensorRT cannot load the engine that it built: %s" % "; ".join(messages)[-2000:])
+        if loaded is not None:
+            loaded[path] = self.engine
         self.context = self.engine.create_execution_context()
         self.stream = before[0].stream if before else self.cuda.Stream()
         self.tensors = [
@@ -1358,6 +1369,7 @@ class TensorRtSession:
             for name, is_input, shape, kind in device.engine_tensors(self.trt, self.engine)
         ]
         made = {name: memory for session in before or [] for name, memory in session.results.items()}
+        self.own_inputs = [name for name, is_input, _, _ in self.tensors if is_input and name not in made]
         self._memory = {
             name: made[name]
             if is_input and name in made
@@ -1376,11 +1388,15 @@ class TensorRtSession:
         """Put inputs on the device, unless they are those that lie there already."""
         if self._loaded is feeds:
             return
-        for name, is_input, shape, kind in self.tensors:
-            if is_input:
-                array = self.numpy.ascontiguousarray(feeds[name], dtype=kind).reshape(shape)
-                self.cuda.memcpy_htod(self._memory[name], array)
+        self.put({name: feeds[name] for name in self.own_inputs})
         self._loaded = feeds
+
+    def put(self, arrays: Json) -> None:
+        """Put some of the inputs on the device."""
+        for name, is_input, shape, kind in self.tensors:
+            if is_input and name in arrays:
+                array = self.numpy.ascontiguousarray(arrays[name], dtype=kind).reshape(shape)
+                self.cuda.memcpy_htod(self._memory[name], array)
 
     def _enqueue_once(self) -> None:
         if not self._enqueue_on(int(self.stream.handle)):
@@ -1410,10 +1426,14 @@ class TensorRtSession:
 
     def fetch(self) -> Json:
         """All outputs of the last run, once the stream has come that far."""
+        return self.read([name for name, is_input, _, _ in self.tensors if not is_input])
+
+    def read(self, names: List[str]) -> Json:
+        """Some outputs of the last run, once the stream has come that far."""
         self.stream.synchronize()
         results = {}
         for name, is_input, shape, kind in self.tensors:
-            if not is_input:
+            if not is_input and name in names:
                 results[name] = self.numpy.empty(shape, kind)
                 self.cuda.memcpy_dtoh(results[name], self._memory[name])
         return results
@@ -1449,12 +1469,127 @@ class TensorRtSession:
         result = []
         for feeds in feeds_list:
             self.load(feeds)
-            try:
-                times = self.device.layer_times(self.trt, self.engine, self._addresses, self.stream, runs)
-            except self.device.RefusedError as error:
-                raise AgentError("run", "%s; see the log" % error)
-            result.append(times)
+            result.append(self.layers(runs))
         return result
+
+    def layers(self, runs: int) -> List[Tuple[str, float]]:
+        """Fastest time of every layer in ms on what lies on the device."""
+        try:
+            times = self.device.layer_times(self.trt, self.engine, self._addresses, self.stream, runs)
+        except self.device.RefusedError as error:
+            raise AgentError("run", "%s; see the log" % error)
+        return times  # type: ignore[no-any-return]
+
+
+class PartsChain:
+    """The engines and host programs of a network in turn, as one session.
+
+    What one engine makes for another stays on the device; the host reads what its programs need.
+
+    Args:
+        steps: Session or host program of each part, in order.
+        parts: Of each its ``inputs`` and ``outputs`` (names), and ``program`` where the host computes it.
+        outputs: What the network gives.
+    """
+
+    provider = TensorRtSession.provider
+
+    def __init__(self, steps: List[Any], parts: List[Json], outputs: List[str]) -> None:
+        self._steps, self._parts, self._outputs = steps, parts, outputs
+        self._engines = [step for step, part in zip(steps, parts) if "program" not in part]
+        programs = [part for part in parts if "program" in part]
+        self._of_host = {name for part in programs for name in part["outputs"]}
+        self._for_host = {name for part in programs for name in part["inputs"]}
+        self._loaded = None  # type: Optional[Json]
+
+    @property
+    def note(self) -> str:
+        """Why an engine is not launched as a CUDA graph; empty where all are."""
+        return next((engine.note for engine in self._engines if engine.note), "")
+
+    def load(self, feeds: Json) -> None:
+        """Put the network's inputs on the device, unless they are those that lie there already."""
+        if self._loaded is feeds:
+            return
+        for engine in self._engines:
+            engine.put({name: feeds[name] for name in engine.own_inputs if name in feeds})
+        self._loaded = feeds
+
+    def run_parts(self, feeds: Json) -> Tuple[Json, List[float]]:
+        """Run on inputs that lie on the device: what the host has afterwards, and the milliseconds of each part.
+
+        A part lasts from the moment at which the one before it is done until the host has what it needs of it.
+        """
+        values, taken = dict(feeds), []
+        for step, part in zip(self._steps, self._parts):
+            start = time.perf_counter()
+            if "program" in part:
+                values.update(step.run({name: values[name] for name in part["inputs"]}))
+            else:
+                step.put({name: values[name] for name in step.own_inputs if name in self._of_host})
+                step.enqueue()
+                values.update(step.read([name for name in part["outputs"] if name in self._for_host]))
+            taken.append((time.perf_counter() - start) * 1000)
+        return values, taken
+
+    def run(self, feeds: Json) -> Json:
+        """All outputs of the network, masks included."""
+        self.load(feeds)
+        values = self.run_parts(feeds)[0]
+        for engine in self._engines:
+            values.update(engine.read([name for name in self._outputs if name not in values]))
+        return {name: values[name] for name in self._outputs}
+
+    def clock(self, loop: Any) -> Any:
+        """What times the runs of :meth:`prepare`."""
+        return loop.DeviceClock()
+
+    def prepare(self, feeds: Json, outputs: List[str]) -> "PartsRun":
+        """A run on inputs that lie on the device, until the last part is done."""
+        return PartsRun(self, feeds)
+
+    def layer_times(self, feeds_list: List[Json], runs: int) -> List[List[Any]]:
+        """As of a session, part by part: layers of an engine, or the fastest run of a host program in ms."""
+        result = []
+        for feeds in feeds_list:
+            self.load(feeds)
+            # Every engine finds what it reads where a whole run has left it.
+            values, result_of = self.run_parts(feeds)[0], []  # type: Json, List[Any]
+            for step, part in zip(self._steps, self._parts):
+                if "program" not in part:
+                    result_of.append(step.layers(runs))
+                    continue
+                given, times = {name: values[name] for name in part["inputs"]}, []
+                for _ in range(runs):
+                    start = time.perf_counter()
+                    step.run(given)
+                    times.append((time.perf_counter() - start) * 1000)
+                result_of.append(min(times))
+            result.append(result_of)
+        return result
+
+
+class PartsRun:
+    """A run of a chain on one input; returns milliseconds by the wall clock and remembers those of its parts."""
+
+    def __init__(self, chain: PartsChain, feeds: Json) -> None:
+        self._chain, self._feeds = chain, feeds
+        self.taken = []  # type: List[Tuple[float, List[float]]]
+
+    def __call__(self) -> float:
+        self._chain.load(self._feeds)
+        start = time.perf_counter()
+        parts = self._chain.run_parts(self._feeds)[1]
+        ms = (time.perf_counter() - start) * 1000
+        self.taken.append((ms, parts))
+        return ms
+
+
+def parts_ms(runs: List[PartsRun], visits: List[Any]) -> List[float]:
+    """Median milliseconds of every part, over the runs that the loop counted."""
+    counted = {ms for visit in visits for ms in visit.ms}
+    taken = [parts for run in runs for ms, parts in run.taken if ms in counted]
+    return [statistics.median(times) for times in zip(*taken)]
 
 
 def open_sessions(job: Job, spec: Json, names: List[str], profile: bool = False, linked: bool = False) -> Json:
@@ -1462,16 +1597,7 @@ def open_sessions(job: Job, spec: Json, names: List[str], profile: bool = False,
 
     Linked ones are the stages of a network: on a device, each reads what the ones before it made where it lies.
     """
-    paths, gone = {}, None  # type: Dict[str, str], Optional[AgentError]
-    for name in names:
-        if name in spec["engines"]:
-            try:
-                paths[name] = job.output_of(spec["engines"][name], "engine")
-            except AgentError as error:
-                gone = error
-    if gone is not None:
-        # After a look at all of them: whoever builds again builds everything that is gone.
-        raise gone
+    paths = _engine_paths(job, spec, names)
     if spec["runtime"] == "onnxruntime":
         return {name: OnnxRuntimeSession(path, spec["threads"], profile) for name, path in paths.items()}
     library = None if spec.get("plugins") is None else job.output_of(spec["plugins"], spec["library"])
@@ -1483,6 +1609,48 @@ def open_sessions(job: Job, spec: Json, names: List[str], profile: bool = False,
     return opened
 
 
+def _engine_paths(job: Job, spec: Json, names: List[str]) -> Dict[str, str]:
+    paths, gone = {}, None  # type: Dict[str, str], Optional[AgentError]
+    for name in names:
+        if name in spec["engines"]:
+            try:
+                paths[name] = job.output_of(spec["engines"][name], "engine")
+            except AgentError as error:
+                gone = error
+    if gone is not None:
+        # After a look at all of them: whoever builds again builds everything that is gone.
+        raise gone
+    return paths
+
+
+def open_chains(job: Job, spec: Json, names: List[str]) -> Dict[str, PartsChain]:
+    """Chains of engines and host programs: ``spec["chains"]`` has the parts of each, by name.
+
+    A part has ``inputs`` and ``outputs`` (names), and ``engine`` (its name) or ``program`` (SHA-256 of its file).
+    """
+    chains = {name: spec["chains"][name] for name in names if name in spec["chains"]}
+    engines = sorted({part["engine"] for parts in chains.values() for part in parts if "engine" in part})
+    paths = _engine_paths(job, spec, engines)
+    library = None if spec.get("plugins") is None else job.output_of(spec["plugins"], spec["library"])
+    device, programs = job.module(spec, "tensorrt_device"), job.module(spec, "host_program")
+    opened, loaded = {}, {}  # type: Dict[str, PartsChain], Json
+    for name, parts in chains.items():
+        steps, before = [], []  # type: List[Any], List[TensorRtSession]
+        for part in parts:
+            if "program" in part:
+                try:
+                    steps.append(programs.HostProgram.load(job.store.checked(part["program"])))
+                except programs.ProgramError as error:
+                    raise AgentError("build", str(error))
+                continue
+            path = paths[part["engine"]]
+            steps.append(TensorRtSession(path, library, device, spec["cuda_graph"], list(before), loaded))
+            before.append(steps[-1])
+        made = {made for part in parts for made in part["outputs"]}
+        opened[name] = PartsChain(steps, parts, [output for output in spec["results"] if output in made])
+    return opened
+
+
 def open_chain(job: Job, spec: Json) -> Any:
     """The stages of a network that exits early, linked: ``spec["stages"]`` names the engine of each."""
     names = [stage["engine"] for stage in spec["stages"]]
@@ -1491,10 +1659,15 @@ def open_chain(job: Job, spec: Json) -> Any:
     return kind([sessions[name] for name in names], spec["stages"])
 
 
-def open_networks(job: Job, spec: Json) -> Json:
+def open_networks(job: Job, spec: Json, names: List[str]) -> Json:
+    """Sessions or chains by name ("static", "dynamic", "forced")."""
+    return open_chains(job, spec, names) if "chains" in spec else open_sessions(job, spec, names)
+
+
+def open_compared(job: Job, spec: Json) -> Json:
     """What is compared: "dynamic", "forced" and, where there is one, "static"; of stages, runners of all of them."""
     if "stages" not in spec:
-        return open_sessions(job, spec, ["dynamic", "forced", "static"])
+        return open_networks(job, spec, ["dynamic", "forced", "static"])
     kinds = {"dynamic": "engine", "forced": "forced"}
     names = {kind: [stage[key] for stage in spec["stages"]] for kind, key in kinds.items()}
     sessions = open_sessions(job, spec, sorted(set(sum(names.values(), ["static"]))))
@@ -1517,14 +1690,16 @@ def job_verify(job: Job, spec: Json) -> Json:
     (``output``, ``margin`` and ``ties``: from the host's table of precisions), ``threads``. Of a network that exits
     early also ``stages`` (the ``exit`` of each, and its engines ``engine`` and ``forced``) and ``static_outputs`` (the
     output of the static twin by the one that it is compared with) and ``reference_inputs`` (what an input is called in
-    reference.npz). Without masks nothing is forced.
+    reference.npz). Without masks nothing is forced. Of a network in parts ``chains`` and ``results`` as for
+    :func:`open_chains`. With ``compared_there`` only masks are compared here: outputs come back for ``samples`` of the
+    reference, as ``outputs``: an .npz with ``<equal, random, everything, static or free>/<name>``, in base64.
     """
     numpy = import_or_refuse("numpy")
     job.report("loading the engines", 0.0)
     with open(job.store.checked(spec["reference"]), "rb") as stream:
         archive = numpy.load(stream, allow_pickle=False)
         reference = {name: archive[name] for name in archive.files}
-    sessions = open_networks(job, spec)
+    sessions = open_compared(job, spec)
     inputs, batch, masks, outputs = spec["inputs"], spec["batch"], spec["masks"], spec["outputs"]
     tolerance = spec["tolerance"]
     stored = spec.get("reference_inputs") or {name: name for name in inputs}
@@ -1533,6 +1708,10 @@ def job_verify(job: Job, spec: Json) -> Json:
         wanted += [name, "forced/" + name] if masks else [name]
     lacking = sorted(set(wanted) - set(reference))
     count = 0 if lacking else len(reference[stored[inputs[0]]])
+    elsewhere = spec.get("compared_there", False)
+    if elsewhere:
+        count = min(count, spec["samples"])
+        reference = {name: value[:count] for name, value in reference.items()}
     if not count or count % batch:
         raise AgentError("reference", "reference.npz cannot be used: it lacks %s" % (", ".join(lacking) or "inputs"))
 
@@ -1544,7 +1723,8 @@ def job_verify(job: Job, spec: Json) -> Json:
             if forced is not None:
                 feeds.update({"forced/" + name: forced(name, rows) for name in masks})
             for name, value in session.run(feeds).items():
-                parts.setdefault(name, []).append(numpy.array(value, dtype=numpy.float32))
+                kind = value.dtype if elsewhere and name in outputs else numpy.float32
+                parts.setdefault(name, []).append(numpy.array(value, dtype=kind))
         return {name: numpy.concatenate(values) for name, values in parts.items()}
 
     def error(got: Any, expected: Any) -> float:
@@ -1552,10 +1732,20 @@ def job_verify(job: Job, spec: Json) -> Json:
             return NOT_FINITE
         return float(numpy.abs(got - expected).max() / max(float(numpy.abs(expected).max()), 1e-12))
 
-    checks = []
+    checks, found = [], {}  # type: List[Json], Json
 
-    def check(name: str, value: float) -> None:
-        checks.append({"name": name, "passed": value <= tolerance["output"], "relative_error": value})
+    def check(kind: str, title: str, got: Json, expected: Json, twins: Json) -> None:
+        """Outputs with this title, by the names of those that they are compared with."""
+        for name in sorted(twins):
+            if elsewhere:
+                found["%s/%s" % (kind, name)] = got[twins[name]]
+                continue
+            value = error(got[twins[name]], expected[name])
+            # A tie may fall the other way and change everything after it.
+            passed = value <= tolerance["output"] or (kind == "free" and tied > 0 and value < NOT_FINITE)
+            checks.append({"name": title % name, "passed": passed, "relative_error": value})
+
+    own = {name: name for name in outputs}
 
     job.report("outputs under equal masks", 0.1)
     equal = run(sessions["forced"], lambda name, rows: reference[name][rows])
@@ -1578,27 +1768,23 @@ def job_verify(job: Job, spec: Json) -> Json:
                 "tied": tied,
             }
         )
-        for name in outputs:
-            check("%s under equal masks" % name, error(equal[name], reference[name]))
+        check("equal", "%s under equal masks", equal, reference, own)
         job.report("outputs under random masks", 0.4)
         random = run(sessions["forced"], lambda name, rows: reference["forced/" + name][rows])
-        for name in outputs:
-            check("%s under random masks" % name, error(random[name], reference["forced/" + name]))
+        check("random", "%s under random masks", random, {name: reference["forced/" + name] for name in outputs}, own)
     if "static" in sessions:
         job.report("the static twin", 0.6)
         everything = run(sessions["forced"], lambda name, rows: numpy.ones_like(reference[name][rows]))
         static = run(sessions["static"], None)
-        twins = spec.get("static_outputs") or {name: name for name in outputs}
-        for name in sorted(twins):
-            check("static twin: %s" % name, error(static[twins[name]], everything[name]))
+        if elsewhere:
+            check("everything", "", everything, {}, own)
+        check("static", "static twin: %s", static, everything, spec.get("static_outputs") or own)
     job.report("as deployed", 0.8)
     free = run(sessions["dynamic"], None)
-    for name in outputs:
-        value = error(free[name], reference[name])
-        # A tie may fall the other way and change everything after it.
-        passed = value <= tolerance["output"] or (tied > 0 and value < NOT_FINITE)
-        checks.append({"name": "%s as deployed" % name, "passed": passed, "relative_error": value})
+    check("free", "%s as deployed", free, reference, own)
     result = {"checks": checks, "files": {}}  # type: Json
+    if elsewhere:
+        result["outputs"] = packed(job, found)
     if "stages" in spec:
         names = ["confidence/exit%d" % stage["exit"] for stage in spec["stages"]]
         finite = all(numpy.isfinite(free[name]).all() for name in names)
@@ -1620,7 +1806,8 @@ def job_profile(job: Job, spec: Json) -> Json:
     ``spec``: ``runtime``, ``engines`` ("static", "dynamic", "forced"), ``content`` (SHA-256 of an .npz with
     ``input/<i>/<name>`` and ``forced/<configuration>/<draw>/<mask>``), ``batches``, ``draws`` per forced configuration
     (a list), ``inputs`` and ``outputs`` (names), ``masks``, ``repeats`` (or None), ``min_seconds``, ``warmup``,
-    ``threads``, ``modules`` (SHA-256 of ``loop``, and of ``tensorrt_device`` for TensorRT).
+    ``threads``, ``modules`` (SHA-256 of ``loop``, and of ``tensorrt_device`` for TensorRT). Of a network in parts also
+    ``chains`` and ``results`` as for :func:`open_chains`.
 
     The last configuration, after the forced ones, is the data's own masks.
     """
@@ -1634,7 +1821,7 @@ def job_profile(job: Job, spec: Json) -> Json:
     batches = [
         {name: arrays["input/%d/%s" % (index, name)] for name in spec["inputs"]} for index in range(spec["batches"])
     ]
-    sessions = open_sessions(job, spec, ["static", "dynamic", "forced"])
+    sessions = open_networks(job, spec, ["static", "dynamic", "forced"])
     static, dynamic, forced = sessions["static"], sessions["dynamic"], sessions["forced"]
 
     twins = [static.prepare(batch, outputs) for batch in batches]
@@ -1671,6 +1858,11 @@ def job_profile(job: Job, spec: Json) -> Json:
     rounds, sensors = _watched(
         lambda: loop.time_rounds(pairs, clock, spec["repeats"], spec["min_seconds"], spec["warmup"], _teller(job))
     )
+    parts = None
+    if "chains" in spec:
+        parts = [
+            {"static": parts_ms(twins, pair.twin_visits), "dynamic": parts_ms(pair.runs, pair.visits)} for pair in pairs
+        ]
     entries = [(STATIC_ENTRY, twins)] + [(pair.label, pair.runs) for pair in pairs]
     energy = measure_energy(entries, spec.get("energy_seconds", 0), spec["runtime"] == "tensorrt", job.report)
     job.report("timing the layers", 0.9)
@@ -1681,6 +1873,7 @@ def job_profile(job: Job, spec: Json) -> Json:
         "provider": dynamic.provider,
         "note": dynamic.note,
         "pairs": [pair.to_json() for pair in pairs],
+        "parts": parts,
         "layers": _layers(job, spec, sessions, feeds_lists),
         "own_masks": [
             {
@@ -1847,7 +2040,8 @@ def job_run(job: Job, spec: Json) -> Json:
 
     ``spec``: ``runtime``, ``engines`` ("dynamic", or those of the stages), ``stages`` as for :func:`job_profile_exits`
     with ``thresholds`` (least confidence of each but the last), or none; ``content`` (SHA-256 of an .npz with
-    ``input/<i>/<name>``), ``batches``, ``inputs`` and ``keep`` (names), ``threads``, ``modules``.
+    ``input/<i>/<name>``), ``batches``, ``inputs`` and ``keep`` (names), ``threads``, ``modules``. Of a network in parts
+    also ``chains`` and ``results`` as for :func:`open_chains`.
 
     The result: ``runs``, with ``ms`` and ``exit`` (its index; None without stages) or ``error`` of each, ``provider``,
     ``note`` and ``results``: an .npz with ``<i>/<name>``, in base64.
@@ -1862,7 +2056,7 @@ def job_run(job: Job, spec: Json) -> Json:
         chain = open_chain(job, spec)
         provider, note = chain.provider, chain.note
     else:
-        session = open_sessions(job, spec, ["dynamic"])["dynamic"]
+        session = open_networks(job, spec, ["dynamic"])["dynamic"]
         provider, note = session.provider, session.note
     results, runs = {}, []  # type: Json, List[Json]
     for index in range(spec["batches"]):
@@ -1885,15 +2079,21 @@ def job_run(job: Job, spec: Json) -> Json:
         for name in spec["keep"]:
             results["%d/%s" % (index, name)] = numpy.array(found[name])
         job.report("running", (index + 1) / spec["batches"])
-    path = os.path.join(job.out, "results.npz")
-    with open(path, "wb") as stream:
-        numpy.savez(stream, **results)
-    with open(path, "rb") as stream:
-        content = base64.b64encode(stream.read()).decode("ascii")
-    os.unlink(path)
+    content = packed(job, results)
     # Images are not kept: what was sent for this job alone goes with it.
     os.unlink(job.store.path(spec["content"]))
     return {"files": {}, "runs": runs, "provider": provider, "note": note, "results": content}
+
+
+def packed(job: Job, arrays: Json) -> str:
+    """Arrays by name as an .npz in base64."""
+    path = os.path.join(job.out, "results.npz")
+    with open(path, "wb") as stream:
+        import_or_refuse("numpy").savez_compressed(stream, **arrays)
+    with open(path, "rb") as stream:
+        content = base64.b64encode(stream.read()).decode("ascii")
+    os.unlink(path)
+    return content
 
 
 def _layers(job: Job, spec: Json, sessions: Json, feeds_lists: List[List[Json]]) -> List[Json]:

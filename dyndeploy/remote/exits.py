@@ -92,7 +92,7 @@ def profile_exits_on_device(
     tensorrt = target.runtime == "tensorrt"
     graphs = stage_graphs(bundle, target.runtime, versions.get("tensorrt"))
     images, source = exit_images(bundle, data, repeats)
-    reference, modules, sent = reference_content(bundle), module_contents(), _images(images)
+    reference, modules, sent = reference_content(bundle), module_contents(bundle), _images(images)
     sources = plugin_contents(bundle) if tensorrt else {}
     contents = [*graphs.contents.values(), sent, reference, *modules.values(), *sources.values()]
     require_space(client, contents, graphs.contents, facts)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
-from dyndeploy.bundle import REFERENCE, Bundle
+from dyndeploy.bundle import REFERENCE, Bundle, PartInfo
 from dyndeploy.bundle.device_files import (
     DEVICE_FOLDER,
     PLUGIN_FOLDERS,
@@ -20,29 +24,35 @@ from dyndeploy.bundle.device_files import (
     board_modules,
     plugin_sources,
 )
-from dyndeploy.errors import DeviceError
+from dyndeploy.errors import DeviceError, UsageError
+from dyndeploy.fields import Field
 from dyndeploy.graphs.forced import PREFIX, replace_masks
 from dyndeploy.graphs.labels import LabelledGraph
 from dyndeploy.measure.exits import every_exit_model
 from dyndeploy.measure.inputs import Configuration, Feeds, Schedule, forced_configurations
-from dyndeploy.measure.runners.engine import DYNAMIC, labelled_graphs
+from dyndeploy.measure.runners.engine import DYNAMIC, FORCED, STATIC, labelled_graphs
 from dyndeploy.remote.client import Content
 from dyndeploy.runtimes.tensorrt_plan import BuildPlan, plan_build
 
 
 @dataclass(frozen=True)
 class Graphs:
-    """The three graphs for a runtime.
+    """The three graphs for a runtime; of a network in parts all graphs of the three chains.
 
     Attributes:
         labels: Labelled graphs by name: they know which block a layer's name belongs to.
-        contents: What is sent, by name.
+        contents: What is sent of them, by name.
         plans: How an engine is built from what is sent, by name; empty for ONNX Runtime.
+        chains: Of a network in parts, by ``"static"``, ``"dynamic"`` and ``"forced"``, what the agent is told of each
+            part: ``inputs``, ``outputs``, and ``engine`` or ``program``.
+        programs: The host programs that are sent.
     """
 
     labels: Mapping[str, LabelledGraph]
     contents: Mapping[str, Content]
     plans: Mapping[str, BuildPlan]
+    chains: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    programs: Sequence[Content] = ()
 
 
 def device_graphs(bundle: Bundle, runtime: str, version: str | None) -> Graphs:
@@ -56,8 +66,51 @@ def device_graphs(bundle: Bundle, runtime: str, version: str | None) -> Graphs:
     Raises:
         UsageError: There is no plan for the bundle's precision with this TensorRT.
     """
+    if bundle.parts:
+        return _chain_graphs(bundle, version, (STATIC, DYNAMIC, FORCED))
     labels = labelled_graphs(bundle, bodies=runtime == "onnxruntime")
     return Graphs(labels, *_sent(bundle, {name: label.model for name, label in labels.items()}, runtime, version))
+
+
+def require_static_parts(bundle: Bundle) -> None:
+    """Raise ``UsageError`` for a bundle in parts whose static twin is one graph only, as releases before wrote it."""
+    if bundle.parts and not bundle.static_parts:
+        raise UsageError(
+            f"The static twin of {bundle.path} was not written in parts, as {bundle.manifest.target} runs it: there is "
+            "nothing to compare with. Export the bundle again with --static."
+        )
+
+
+def _chain_graphs(bundle: Bundle, version: str | None, names: Sequence[str]) -> Graphs:
+    """The engines and host programs of some of the three chains of a network in parts."""
+    labels: dict[str, LabelledGraph] = {}
+    chains: dict[str, list[dict[str, Any]]] = {}
+    programs: dict[str, Content] = {}
+    for name in names:
+        static = name == STATIC
+        graphs = {part.file: model for part, model in bundle.load_engine_parts(static=static)}
+        chains[name] = []
+        for part in bundle.static_parts if static else bundle.parts:
+            entry = _told(part)
+            if part.host:
+                programs[part.file] = Content.of(bundle.path / part.file)
+                entry["program"] = programs[part.file].sha256
+            else:
+                model, engine = graphs[part.file], Path(part.file).stem
+                made = {info.name for info in part.outputs}
+                masks = [mask for mask in bundle.manifest.masks if name == FORCED and mask.name in made]
+                if masks:
+                    model, engine = replace_masks(model, masks), f"{FORCED} {engine}"
+                    entry["inputs"] += [PREFIX + mask.name for mask in masks]
+                labels[engine] = labels.get(engine) or LabelledGraph(model, bodies=False)
+                entry["engine"] = engine
+            chains[name].append(entry)
+    sent = _sent(bundle, {name: label.model for name, label in labels.items()}, "tensorrt", version)
+    return Graphs(labels, *sent, chains, list(programs.values()))
+
+
+def _told(part: PartInfo) -> dict[str, Any]:
+    return {"inputs": [info.name for info in part.inputs], "outputs": [info.name for info in part.outputs]}
 
 
 @dataclass(frozen=True)
@@ -97,17 +150,24 @@ class RunGraphs:
     """What a bundle runs with on a board, without what it is measured against.
 
     Attributes:
-        contents: What is sent, by name: ``dynamic``, or ``stage0``, ...
-        plans: As of :class:`Graphs`.
+        contents: What is sent, by name: ``dynamic``, or ``stage0``, ..., or ``part0``, ...
+        plans: As of :class:`Graphs`, like all that follow.
+        chains: Of a network in parts.
+        programs: The host programs.
     """
 
     contents: Mapping[str, Content]
     plans: Mapping[str, BuildPlan]
+    chains: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    programs: Sequence[Content] = ()
 
 
 def run_graphs(bundle: Bundle, runtime: str, version: str | None) -> RunGraphs:
     """Those of :func:`device_graphs` or :func:`stage_graphs` that run as deployed; equal bytes, equal engines."""
     models: dict[str, onnx.ModelProto]
+    if bundle.parts:
+        graphs = _chain_graphs(bundle, version, (DYNAMIC,))
+        return RunGraphs(graphs.contents, graphs.plans, graphs.chains, graphs.programs)
     if bundle.manifest.exits is not None:
         models = {f"stage{index}": model for index, model in enumerate(bundle.load_stages())}
     else:
@@ -159,14 +219,25 @@ def device_inputs(bundle: Bundle, schedule: Schedule, data: str | os.PathLike[st
     return Inputs(Content.of(stream.getvalue()), batches, forced, source)
 
 
-def module_contents() -> dict[str, Content]:
+def module_contents(bundle: Bundle) -> dict[str, Content]:
     """The files that the agent's jobs run, by module name."""
-    return {name: Content.of(source) for name, source in board_modules().items()}
+    return {name: Content.of(source) for name, source in board_modules(parts=bool(bundle.parts)).items()}
 
 
 def reference_content(bundle: Bundle) -> Content:
     """The reference tensors."""
     return Content.of(bundle.path / REFERENCE)
+
+
+def unpacked_arrays(item: Field) -> dict[str, npt.NDArray[Any]]:
+    """Arrays by name that a job sent as an .npz in base64; raises the document's error where it is none."""
+    try:
+        content = io.BytesIO(base64.b64decode(item.text(), validate=True))
+        with np.load(content, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        item.require(False, f"an .npz in base64 ({error})")
+        raise
 
 
 def plugin_contents(bundle: Bundle) -> dict[str, Content]:

@@ -22,9 +22,17 @@ from dyndeploy.measure.energy import Energy, measured_energy
 from dyndeploy.measure.exits import ExitProfile, require_exits_measurable
 from dyndeploy.measure.inputs import Schedule, own_configuration, require_comparable
 from dyndeploy.measure.loop import Paired, Visit
-from dyndeploy.measure.result import assemble, group_times
+from dyndeploy.measure.parts import StepTimes
+from dyndeploy.measure.result import assemble
 from dyndeploy.measure.runners.engine import DYNAMIC, FORCED, STATIC
 from dyndeploy.precisions import tolerance_of
+from dyndeploy.remote.chains import (
+    compared_samples,
+    detection_checks,
+    network_times,
+    require_chain_memory,
+    step_times,
+)
 from dyndeploy.remote.client import Content, DeviceClient, JobResult, MissingError, Progress
 from dyndeploy.remote.devices import DeviceEntry
 from dyndeploy.remote.payload import (
@@ -35,6 +43,7 @@ from dyndeploy.remote.payload import (
     module_contents,
     plugin_contents,
     reference_content,
+    require_static_parts,
 )
 from dyndeploy.runtimes import FALLBACK_BODIES
 from dyndeploy.runtimes.machine import calendar_notes
@@ -118,10 +127,18 @@ def profile_on_device(
     progress("preparing graphs", 0.0)
     tensorrt = target.runtime == "tensorrt"
     graphs = device_graphs(bundle, target.runtime, versions.get("tensorrt"))
+    require_chain_memory(bundle, graphs)
     inputs = device_inputs(bundle, schedule, data)
-    reference, modules = reference_content(bundle), module_contents()
+    reference, modules = reference_content(bundle), module_contents(bundle)
     sources = plugin_contents(bundle) if tensorrt else {}
-    contents = [*graphs.contents.values(), inputs.content, reference, *modules.values(), *sources.values()]
+    contents = [
+        *graphs.contents.values(),
+        *graphs.programs,
+        inputs.content,
+        reference,
+        *modules.values(),
+        *sources.values(),
+    ]
     require_space(client, contents, graphs.contents, facts)
 
     work = BoardWork(bundle, client, target, versions, threads, modules, progress, energy_seconds)
@@ -183,6 +200,7 @@ def require_measurable(bundle: Bundle, entry: DeviceEntry) -> Target:
     """Refuse what no board could do, before one is asked; raises ``UsageError``."""
     if bundle.manifest.exits is None:
         require_comparable(bundle)
+        require_static_parts(bundle)
     else:
         require_exits_measurable(bundle)
     return require_runnable(bundle, entry)
@@ -192,12 +210,6 @@ def require_runnable(bundle: Bundle, entry: DeviceEntry) -> Target:
     """As :func:`require_measurable`, for a bundle that is only run."""
     manifest = bundle.manifest
     target = load_target(manifest.target)
-    if bundle.parts:
-        raise UsageError(
-            f"{manifest.network.name} runs in {len(bundle.parts)} parts on {target.name}, and boards do not run such "
-            "networks over SSH in this release. 'dyndeploy engine BUNDLE --trtexec VERSION' writes what times each "
-            "engine there."
-        )
     if target.runtime == "tensorrt" and entry.target not in (None, target.name):
         raise UsageError(
             f"The bundle was exported for {target.name}, and the device '{entry.name}' is a {entry.target}. Export it "
@@ -324,6 +336,15 @@ class BoardWork:
         self.done[step] = "found" if result.found else "done"
         return result
 
+    def chained(
+        self, chains: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str], spec: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What jobs are told besides the engines: of a network in parts its chains, which give these results."""
+        if not chains:
+            return dict(spec)
+        modules = {**spec["modules"], "host_program": self._modules["host_program"]}
+        return {**spec, "chains": chains, "results": list(names), "modules": modules}
+
     def build(
         self,
         contents: Mapping[str, Content],
@@ -367,6 +388,7 @@ class BoardWork:
     def verify(self, spec: Mapping[str, Any], reference: Content) -> JobResult:
         """Compare with PyTorch's results; raises ``VerificationError``."""
         manifest = self.bundle.manifest
+        detector = manifest.detection is not None
         verified = self.run(
             "verify",
             "verify",
@@ -375,8 +397,11 @@ class BoardWork:
                 "reference": reference.sha256,
                 "batch": manifest.batch,
                 "tolerance": asdict(tolerance_of(self.precision)),
+                **({"compared_there": True, "samples": compared_samples(self.bundle)} if detector else {}),
             },
         )
+        if detector:
+            verified.value["checks"] += detection_checks(self.bundle, verified.value)
         require_verified(verified.value["checks"], self.client.transport.label)
         return verified
 
@@ -429,11 +454,12 @@ class BoardWork:
     ) -> tuple[JobResult, JobResult]:
         """Build, verify, profile; returns the results of the last two."""
         manifest = self.bundle.manifest
+        masks, outputs = [mask.name for mask in manifest.masks], [info.name for info in manifest.outputs]
         spec = {
-            **self.build(graphs.contents, graphs.plans, sources),
+            **self.chained(graphs.chains, outputs + masks, self.build(graphs.contents, graphs.plans, sources)),
             "inputs": [info.name for info in manifest.inputs],
-            "masks": [mask.name for mask in manifest.masks],
-            "outputs": [info.name for info in manifest.outputs],
+            "masks": masks,
+            "outputs": outputs,
         }
         verified = self.verify(spec, reference)
         counts = {
@@ -450,6 +476,7 @@ def require_verified(checks: Sequence[Mapping[str, Any]], where: str) -> None:
             check["name"]
             + (f" (relative error {check['relative_error']:.3g})" if "relative_error" in check else "")
             + (f" ({check['flipped']} of {check['bits']} bits flipped)" if "flipped" in check else "")
+            + (f" ({check['detail']})" if "detail" in check else "")
             for check in wrong
         )
         raise VerificationError(
@@ -487,21 +514,28 @@ def _assemble(
     ]
     times = root["layers"].sequence(
         lambda item: (
-            group_times(graphs.labels[STATIC], item["static"].sequence(_layers)),
-            group_times(graphs.labels[FORCED], item["dynamic"].sequence(_layers)),
+            network_times(graphs, STATIC, item["static"]),
+            network_times(graphs, FORCED, item["dynamic"]),
         ),
         length=count,
     )
+    steps: tuple[tuple[StepTimes, ...], ...] = ()
+    if graphs.chains:
+        steps = root["parts"].sequence(lambda item: step_times(bundle, item), length=count)
     sensors = root["sensors"].facts()
     tensorrt = target.runtime == "tensorrt"
     settings = schedule.settings(root["rounds"].tally(1), len(inputs.batches), inputs.source)
     if tensorrt:
-        engine = Document(f"The engine of {where}", "Build it once more.", DeviceError).root(work.engines[DYNAMIC])
+        deployed = [part["engine"] for part in graphs.chains.get(DYNAMIC, [{"engine": DYNAMIC}]) if "engine" in part]
+        document = Document(f"The engine of {where}", "Build it once more.", DeviceError)
+        engines = [document.root(work.engines[name]) for name in deployed]
         settings |= {
-            "build_plan": work.plans[DYNAMIC],
+            "build_plan": work.plans[deployed[0]],
             "graph_note": root["note"].label(),
-            "plugin_layers": engine["plugins"].mapping(Field.facts),
-            "plugin_layers_note": engine["note"].label(),
+            "plugin_layers": {
+                name: facts for engine in engines for name, facts in engine["plugins"].mapping(Field.facts).items()
+            },
+            "plugin_layers_note": next((note for engine in engines if (note := engine["note"].label())), ""),
         }
     return assemble(
         bundle,
@@ -516,6 +550,7 @@ def _assemble(
         threads=threads,
         settings=settings,
         energy=board_energy(root, manifest.batch),
+        steps=steps,
     )
 
 
@@ -557,16 +592,6 @@ def _visit(item: Field) -> Visit:
 def _ratio(item: Field) -> tuple[int, float, float | None]:
     index, ratio, cpu = item.sequence(lambda part: part, length=3)
     return index.tally(), ratio.positive(), cpu.optional(Field.positive)
-
-
-def _layers(item: Field) -> tuple[tuple[str, float], ...]:
-    """Names and milliseconds of the layers of one run."""
-
-    def layer(part: Field) -> tuple[str, float]:
-        name, ms = part.sequence(lambda each: each, length=2)
-        return name.label(), ms.amount()
-
-    return item.sequence(layer)
 
 
 def board_machine(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import itertools
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,15 +12,17 @@ from typing import Any
 import numpy as np
 
 from dyndeploy.bundle import LOGITS, Bundle
-from dyndeploy.data import load_image, with_folders
+from dyndeploy.data import ByteArray, load_image, read_image, with_folders
 from dyndeploy.errors import DeviceError, DyndeployError, InputError, NotFiniteError, UsageError
 from dyndeploy.fields import Document, Field
 from dyndeploy.finite import require_finite
-from dyndeploy.inference import Classification, Failure, Result, classified
+from dyndeploy.inference import Classification, DetectionResult, Failure, Result, classified
+from dyndeploy.inference.detection import detection_result
+from dyndeploy.inference.session import Preparation, Prepared, Size, detected, filled_batch
 from dyndeploy.remote.client import Content, DeviceClient, Progress
 from dyndeploy.remote.devices import DeviceEntry
 from dyndeploy.remote.exits import chain_stages
-from dyndeploy.remote.payload import module_contents, plugin_contents, run_graphs
+from dyndeploy.remote.payload import module_contents, plugin_contents, run_graphs, unpacked_arrays
 from dyndeploy.remote.profiling import BoardWork, ask_board, require_runnable, require_space, sent_and_run
 from dyndeploy.runtimes.base import ANY_SIZE, Array, checked_feeds
 from dyndeploy.runtimes.native import operator_code
@@ -167,6 +167,80 @@ def _single_rows(feeds: Mapping[str, Array]) -> list[dict[str, Array]]:
     return [{name: images[row : row + 1]} for row in range(len(images))]
 
 
+def detect_on_device(
+    bundle: Bundle,
+    client: DeviceClient,
+    entry: DeviceEntry,
+    images: Iterable[str | os.PathLike[str]],
+    *,
+    threads: int = 1,
+    progress: Progress = lambda message, fraction: None,
+) -> Iterator[DetectionResult | Failure]:
+    """Detect objects in image files on a board, as :func:`dyndeploy.inference.detect_images` does here.
+
+    Images are resized and padded on this machine, and detections decoded; the board runs the network, in parts where
+    its target does. Engines of a size of inputs are built there when the first image needs it, and kept.
+
+    Args:
+        bundle: Of a detector, for the board's target; it needs no static twin.
+        client: Connected to the board.
+        entry: The board.
+        images: As for :func:`run_on_device`, like all that follow.
+        threads: Of a processor's sessions.
+        progress: Called with what is being done and the fraction done of that step.
+
+    Yields:
+        One result per image in their order; ``ms`` is the wall-clock time there.
+
+    Raises:
+        UsageError: The request is impossible: no detector, another board, no TensorRT, too little disk.
+        DeviceError: The board, or the connection to it, failed.
+    """
+    prepare, batch = Preparation(bundle.manifest), bundle.manifest.batch
+    files = list(with_folders(images))
+    boards = {bundle.manifest.input_size: _Board(bundle, client, entry, threads, None, progress)}
+
+    def board(size: Size) -> _Board:
+        if size not in boards:
+            folder = next(bucket.folder for bucket in bundle.manifest.detector().buckets if bucket.size == size)
+            boards[size] = _Board(Bundle.open(bundle.path / folder), client, entry, threads, None, progress)
+        return boards[size]
+
+    def found(waiting: Sequence[tuple[str, ByteArray, Prepared]]) -> Iterator[DetectionResult | Failure]:
+        results: dict[int, DetectionResult | Failure] = {}
+        for size in dict.fromkeys(item.bucket for _, _, item in waiting):
+            own, there = [entry for entry in waiting if entry[2].bucket == size], board(size)
+            groups = [own[start : start + batch] for start in range(0, len(own), batch)]
+            outcomes = there.run([filled_batch([item for _, _, item in group], batch) for group in groups])
+            for group, outcome in zip(groups, outcomes, strict=True):
+                try:
+                    if isinstance(outcome, DyndeployError):
+                        raise outcome
+                    ones = detected(bundle.manifest, [item for _, _, item in group], outcome[0], outcome[2])
+                except DyndeployError as error:
+                    results |= {item.place: Failure(name, error) for name, _, item in group}
+                    continue
+                for (name, pixels, item), one in zip(group, ones, strict=True):
+                    results[item.place] = detection_result(bundle.manifest, name, pixels, one, there.code, {})
+        yield from (results[place] for place in sorted(results))
+
+    waiting: list[tuple[str, ByteArray, Prepared]] = []
+    for place, path in enumerate(files):
+        try:
+            pixels = read_image(path)
+            waiting.append((os.fspath(path), pixels, prepare(place, pixels)))
+        except InputError as error:
+            # The order of the images stays that of the results.
+            yield from found(waiting)
+            waiting = []
+            yield Failure(os.fspath(path), error)
+            continue
+        if sum(value.nbytes for _, _, item in waiting for value in item.feeds.values()) >= CHUNK_BYTES:
+            yield from found(waiting)
+            waiting = []
+    yield from found(waiting)
+
+
 _Outcome = tuple[dict[str, Array], int | None, float] | DyndeployError
 """Outputs, exit and milliseconds of a batch; or why there are none."""
 
@@ -176,6 +250,7 @@ class _Board:
 
     Attributes:
         batch: How many images run at once.
+        code: Which code runs the dynamic operators; None without such operators, and before the first run.
     """
 
     def __init__(
@@ -194,15 +269,20 @@ class _Board:
         progress("preparing graphs", 0.0)
         self._bundle, self._client, self._progress = bundle, client, progress
         self._graphs = run_graphs(bundle, target.runtime, versions.get("tensorrt"))
-        modules = module_contents()
+        modules = module_contents(bundle)
         self._sources = plugin_contents(bundle) if target.runtime == "tensorrt" else {}
-        self._kept = [*self._graphs.contents.values(), *modules.values(), *self._sources.values()]
+        self._kept = [
+            *self._graphs.contents.values(),
+            *self._graphs.programs,
+            *modules.values(),
+            *self._sources.values(),
+        ]
         require_space(client, self._kept, self._graphs.contents, facts)
         self._work = BoardWork(bundle, client, target, versions, threads, modules, progress)
         self._chain = _chain(bundle, thresholds, self._work.precision)
         self._keep = [LOGITS] if manifest.exits is not None else _graph_outputs(bundle)
         self._model = facts["model"] or "the board"
-        self._code: str | None = None
+        self.code: str | None = None
         self.batch = manifest.batch if manifest.exits is None else 1
 
     def run(self, batches: Sequence[Mapping[str, Array]]) -> list[_Outcome]:
@@ -212,19 +292,20 @@ class _Board:
 
         def steps() -> Any:
             built = self._work.build(self._graphs.contents, self._graphs.plans, self._sources)
-            spec = {**built, **self._chain, "batches": len(batches), "inputs": names, "keep": self._keep}
+            own = self._work.chained(self._graphs.chains, self._keep, built)
+            spec = {**own, **self._chain, "batches": len(batches), "inputs": names, "keep": self._keep}
             return self._work.run("run", "run", {**spec, "content": content.sha256})
 
         result = sent_and_run(self._client, [*self._kept, content], self._progress, steps)
         self._client.forget(result.key)
-        self._code = self._code or operator_code(self._bundle.manifest.operator_types, self._work.native())
+        self.code = self.code or operator_code(self._bundle.manifest.operator_types, self._work.native())
         return _results(self._bundle, result.value, len(batches), self._keep, self._model)
 
     def result(self, outputs: dict[str, Array], taken: int | None, ms: float, image: str | None) -> Result:
         """What was computed, with the rates of the masks among the outputs."""
         masks = [mask.name for mask in self._bundle.manifest.masks if mask.name in outputs]
         rates = {mask: float(outputs.pop(mask).mean()) for mask in masks}
-        return Result(outputs, ms, taken, rates, image, self._code)
+        return Result(outputs, ms, taken, rates, image, self.code)
 
 
 def _graph_outputs(bundle: Bundle) -> list[str]:
@@ -280,11 +361,7 @@ def _results(bundle: Bundle, value: object, count: int, keep: Sequence[str], whe
     root = Document(f"The result of {where}", "Run once more.", DeviceError).root(value)
     exits = None if bundle.manifest.exits is None else [stage.exit for stage in bundle.exits.stages]
     runs = root["runs"].sequence(lambda item: item, length=count)
-    try:
-        with np.load(io.BytesIO(base64.b64decode(root["results"].text(), validate=True)), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DeviceError(f"The result of {where} is malformed: {error}. Run once more.") from error
+    arrays = unpacked_arrays(root["results"])
     found: list[_Outcome] = []
     for index, item in enumerate(runs):
         if "error" in item.value:

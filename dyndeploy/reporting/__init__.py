@@ -34,7 +34,7 @@ from dyndeploy.reporting.network import (
 )
 from dyndeploy.reporting.pair_page import render_pair_report, write_pair_report
 from dyndeploy.reporting.pairs import Pair, compare_files, compare_measurements, measurement_kind
-from dyndeploy.reporting.parts import parts_table
+from dyndeploy.reporting.parts import parts_table, steps_table
 from dyndeploy.reporting.quantization import quantization_rows, render_quantization_report, summarise_quantization
 
 __all__ = [
@@ -74,6 +74,7 @@ __all__ = [
     "render_quantization_report",
     "render_report",
     "staging_cost",
+    "steps_table",
     "summarise",
     "summarise_exits",
     "summarise_quantization",

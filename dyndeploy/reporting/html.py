@@ -23,7 +23,7 @@ from dyndeploy.reporting.page import (
     times,
     version_rows,
 )
-from dyndeploy.reporting.parts import parts_chart, parts_table
+from dyndeploy.reporting.parts import parts_chart, parts_table, steps_table
 from dyndeploy.reporting.predicted import device_section, others_chart, others_table, own_section
 from dyndeploy.reporting.svg import Bars, Line, bar_chart, line_chart
 
@@ -117,6 +117,7 @@ def render_report(
         block_chart=_block_chart(profile.data),
         blocks=_blocks_table(profile.data),
         parts=parts_table(profile),
+        steps=steps_table(profile),
         unpredicted=unpredicted_note(profile.device, profile.threads, [c.predicted_device for c in comparisons])
         if comparisons
         else "",

@@ -48,6 +48,32 @@ def parts_table(profile: Profile) -> Table | None:
     )  # fmt: skip
 
 
+def steps_table(profile: Profile) -> Table | None:
+    """Times of every engine and host program of a network in parts; None for other networks.
+
+    They are medians of the runs that the whole was measured by.
+    """
+    results = (*profile.rates, profile.data)
+    if not profile.data.steps:
+        return None
+    return Table(
+        "Engines and host programs, measured in the rounds",
+        ("file", "runs on", "static ms", *(f"{r.label} ({r.masks}) ms" for r in results)),
+        [
+            (
+                step.name,
+                "host" if step.host else "engine",
+                ms(step.static_ms),
+                *(ms(result.steps[index].dynamic_ms) for result in results),
+            )
+            for index, step in enumerate(profile.data.steps)
+        ],
+        file="steps.csv",
+        fields=("rate", "masks", "file", "host", "static_ms", "dynamic_ms"),
+        values=[(r.rate, r.masks, s.name, s.host, s.static_ms, s.dynamic_ms) for r in results for s in r.steps],
+    )
+
+
 def parts_chart(profile: Profile) -> str:
     """Time of each part in both networks; empty of a network without parts."""
     parts = profile.data.parts

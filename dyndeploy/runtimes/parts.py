@@ -28,15 +28,17 @@ class PartsSession(Session):
     Args:
         bundle: A bundle with parts.
         steps: Session or program of each part, in order.
+        static: Whether they are those of the static twin.
 
     Attributes:
         ms: Wall-clock milliseconds of each part in the last run, by the name of its file.
     """
 
-    def __init__(self, bundle: Bundle, steps: Sequence[Session | HostProgram]) -> None:
-        self._parts, self._steps = bundle.parts, tuple(steps)
+    def __init__(self, bundle: Bundle, steps: Sequence[Session | HostProgram], *, static: bool = False) -> None:
+        self._parts, self._steps = bundle.static_parts if static else bundle.parts, tuple(steps)
         manifest = bundle.manifest
-        masks = tuple(TensorInfo(mask.name, mask.shape, "float32") for mask in manifest.masks)
+        made = () if static else manifest.masks
+        masks = tuple(TensorInfo(mask.name, mask.shape, "float32") for mask in made)
         first = next(step for step in steps if isinstance(step, Session))
         self.ms: dict[str, float] = {}
         super().__init__(manifest.inputs, (*manifest.outputs, *masks), first.info)
@@ -102,6 +104,7 @@ def open_parts(
     settings: EngineSettings | None = None,
     device: int = 0,
     native: str | os.PathLike[str] = "auto",
+    static: bool = False,
 ) -> PartsSession:
     """Open the parts of a bundle.
 
@@ -112,18 +115,20 @@ def open_parts(
         settings: How engines are built.
         device: Index of the GPU.
         native: Of graphs with dynamic operators, as for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
+        static: Open those of the static twin.
 
     Raises:
         BundleError: A part cannot be read, or is not what the manifest says.
         DyndeployError: The bundle has no parts, or the runtime is missing.
     """
-    if not bundle.parts:
-        raise DyndeployError(f"{bundle.path} has no parts: it is one graph.")
-    graphs = {part.file: model for part, model in bundle.load_engine_parts()}
+    parts = bundle.static_parts if static else bundle.parts
+    if not parts:
+        raise DyndeployError(f"{bundle.path} has no {'static twin in ' if static else ''}parts: it is one graph.")
+    graphs = {part.file: model for part, model in bundle.load_engine_parts(static=static)}
     settings = replace((settings or EngineSettings()).of(bundle), runtime=runtime)
     steps: list[Session | HostProgram] = []
     with ExitStack() as stack:
-        for part in bundle.parts:
+        for part in parts:
             if part.host:
                 steps.append(load_program(bundle, part))
                 continue
@@ -137,6 +142,6 @@ def open_parts(
                     with_all_bodies(graphs[part.file]), threads=threads, native=native, provider=PROVIDER_OF[runtime]
                 )
             steps.append(stack.enter_context(session))
-        opened = PartsSession(bundle, steps)
+        opened = PartsSession(bundle, steps, static=static)
         stack.pop_all()
     return opened

@@ -258,12 +258,12 @@ def require_one_graph(bundle: Bundle, settings: EngineSettings) -> None:
     target = bundle.manifest.target
     if settings.static:
         raise UsageError(
-            f"{bundle.path} runs in parts on {target}, and its static twin was not written so: export the static "
-            "network (mode static) as a bundle of its own."
+            f"{bundle.path} runs in parts on {target}, its static twin too, and this step takes one engine. "
+            "'dyndeploy profile --device' measures the twin; for its engines alone export the static network."
         )
     raise UsageError(
         f"{bundle.path} is no single engine: {target} runs it in {len(bundle.parts)} parts, with the host in between. "
-        "'dyndeploy engine', 'run' and 'verify' take it; this step does not in this release."
+        "'dyndeploy engine', 'run', 'verify' and 'profile --device NAME' take it; this step does not in this release."
     )
 
 

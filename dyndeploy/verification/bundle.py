@@ -11,10 +11,10 @@ from dyndeploy.bundle import LOGITS, Bundle, DetectionInfo
 from dyndeploy.bundle.reference_names import EXACT, FORCED
 from dyndeploy.finite import listed
 from dyndeploy.graphs.forced import forced_feeds, overlay_forced_masks
-from dyndeploy.precisions import DetectionTolerance, precision_of, tolerance_of
+from dyndeploy.inference.compared import Differences, detection_limits, differences
+from dyndeploy.precisions import tolerance_of
 from dyndeploy.runtimes import OnnxRuntimeSession, open_parts
-from dyndeploy.tasks.detection import DetectionDifference
-from dyndeploy.verification.detections import check_detections, detection_deviations, differences
+from dyndeploy.verification.detections import check_detections, detection_deviations
 from dyndeploy.verification.exits import verify_stages
 from dyndeploy.verification.graphs import check_files, check_graph, check_manifest, check_operators, check_part
 from dyndeploy.verification.integers import check_integers, mask_flips_line
@@ -118,12 +118,14 @@ def verify_bundle(
     detection = bundle.manifest.detection
     if detection is not None:
         if bundle.parts:
-            checks += _parts_checks(bundle, detection, reference, bits.tied > 0, threads=threads, native=native)
+            checks += _parts_checks(
+                bundle, detection, reference, everything, bits.tied > 0, threads=threads, native=native
+            )
         static = None
         if twin is not None:
             with OnnxRuntimeSession(twin, threads=threads, native=native) as session:
                 static = run_reference(session, bundle, reference)
-        found = differences(detection, equal, reference, reference, _limits())
+        found = differences(detection, equal, reference, reference, detection_limits())
         checks += _detection_checks(
             detection, reference, bits.tied > 0, found, random=random, everything=everything, static=static, free=free
         )
@@ -178,21 +180,36 @@ def verify_bundle(
 
 
 def _parts_checks(
-    bundle: Bundle, info: DetectionInfo, reference: Tensors, tied: bool, *, threads: int, native: str
+    bundle: Bundle,
+    info: DetectionInfo,
+    reference: Tensors,
+    everything: Tensors,
+    tied: bool,
+    *,
+    threads: int,
+    native: str,
 ) -> list[Check]:
-    """What the target runs in the place of the graph: legal there, and with the same detections."""
-    checks = [check_part(bundle, part, model) for part, model in bundle.load_engine_parts()]
+    """What the target runs in the place of the graphs: legal there, and with the same detections."""
+    engines = [*bundle.load_engine_parts(), *bundle.load_engine_parts(static=True)]
+    checks = [check_part(bundle, part, model) for part, model in engines]
     with open_parts(bundle, threads=threads, native=native) as session:
-        found = differences(info, run_reference(session, bundle, reference), reference, reference, _limits())
+        found = differences(info, run_reference(session, bundle, reference), reference, reference, detection_limits())
     title = f"detections of the {len(bundle.parts)} parts, engines in ONNX Runtime"
-    return [*checks, check_detections(title, found, _limits(), held=not tied)]
+    checks.append(check_detections(title, found, detection_limits(), held=not tied))
+    if bundle.static_parts:
+        with open_parts(bundle, threads=threads, native=native, static=True) as session:
+            static = run_reference(session, bundle, reference)
+        found = differences(info, static, everything, reference, detection_limits())
+        title = f"static twin: detections of its {len(bundle.static_parts)} parts, engines in ONNX Runtime"
+        checks.append(check_detections(title, found, detection_limits()))
+    return checks
 
 
 def _detection_checks(
     info: DetectionInfo,
     reference: Tensors,
     tied: bool,
-    equal: list[DetectionDifference] | str,
+    equal: Differences,
     *,
     random: Tensors,
     everything: Tensors,
@@ -211,7 +228,7 @@ def _detection_checks(
         static: Outputs of the static twin, if there is one.
         free: Outputs as deployed.
     """
-    tolerance = _limits()
+    tolerance = detection_limits()
     checks = [check_detections("detections under equal masks", equal, tolerance)]
     if random:
         found = differences(info, random, reference, reference, tolerance, FORCED)
@@ -221,10 +238,3 @@ def _detection_checks(
         checks.append(check_detections("static twin: detections", found, tolerance))
     found = differences(info, free, reference, reference, tolerance)
     return [*checks, check_detections("detections as deployed", found, tolerance, held=not tied)]
-
-
-def _limits() -> DetectionTolerance:
-    """How far detections may be from PyTorch's; bundles of detectors compute in FP32."""
-    tolerance = precision_of("fp32").detections
-    assert tolerance is not None
-    return tolerance

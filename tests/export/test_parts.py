@@ -25,7 +25,6 @@ from dyndeploy.graphs.passes import with_all_bodies
 from dyndeploy.graphs.split import split
 from dyndeploy.ops import OPERATORS
 from dyndeploy.ops.boxes import BOXES, PYRAMID_ROI_ALIGN
-from dyndeploy.remote.profiling import require_runnable
 from dyndeploy.runtimes import TensorRTSession, open_parts
 from dyndeploy.runtimes.tensorrt_engine import (
     EngineSettings,
@@ -53,7 +52,8 @@ def bundle(kind: str, target: str) -> Bundle:
     folder = tempfile.TemporaryDirectory(prefix="dyndeploy-parts-")
     _KEPT.append(folder)
     network = lively_detector(kind, "channel" if kind == "retinanet" else "layer")
-    return dyndeploy.export_model(network, Path(folder.name) / "b", ExportSettings(target=target), class_names=CLASSES)
+    settings = ExportSettings(target=target, static=kind == "retinanet")
+    return dyndeploy.export_model(network, Path(folder.name) / "b", settings, class_names=CLASSES)
 
 
 def test_what_runs_where() -> None:
@@ -103,6 +103,8 @@ def test_verification_looks_at_the_parts() -> None:
     assert report.passed, [check for check in report.checks if not check.passed]
     names = [check.name for check in report.checks]
     assert "part0.onnx: graph" in names and "detections of the 2 parts, engines in ONNX Runtime" in names
+    # The twin runs in parts as well.
+    assert "static0.onnx: graph" in names and "static twin: detections of its 2 parts, engines in ONNX Runtime" in names
 
 
 def test_engines_and_host_programs_run_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -229,10 +231,8 @@ def test_what_takes_one_engine_refuses_parts() -> None:
     own = bundle("mask_rcnn", "nano")
     with pytest.raises(UsageError, match="no single engine: nano runs it in 6 parts"):
         TensorRTSession.from_bundle(own)
-    with pytest.raises(UsageError, match="its static twin was not written so"):
+    with pytest.raises(UsageError, match="its static twin too, and this step takes one engine"):
         require_one_graph(own, EngineSettings(static=True))
-    with pytest.raises(UsageError, match="runs in 6 parts on nano, and boards do not run such networks over SSH"):
-        require_runnable(own, None)  # type: ignore[arg-type]
     readme = (own.path / "device" / "README.md").read_text()
     assert "runs in parts" in readme and "`../part1.npz`: host program" in readme
     assert "built/dyndeploy-run .. --verify" in readme and 'session.detect("photo.jpg")' in readme
@@ -247,6 +247,12 @@ def test_a_manifest_whose_parts_do_not_fit_is_refused() -> None:
     wrong["detection"]["parts"][2]["inputs"][0]["shape"][0] = 99
     with pytest.raises(BundleError, match=r"detection.parts\[2\].*inputs are there before it"):
         Manifest.from_json(wrong)
+    twins = bundle("retinanet", "rtx4090").manifest.to_json()
+    assert [part["file"] for part in twins["detection"]["static_parts"]] == ["static0.onnx", "static1.npz"]
+    twins["detection"]["static_parts"].pop()
+    with pytest.raises(BundleError, match="static_parts must be as many and such parts as parts has"):
+        Manifest.from_json(twins)
+    assert "static_parts" not in value["detection"], "it was exported without its twin"
     short = json.loads(json.dumps(value))
     del short["detection"]["parts"][-1]
     with pytest.raises(BundleError, match="parts that give masks as well"):

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from dyndeploy.cli._profile import print_profile
+from dyndeploy.errors import InputError
 from dyndeploy.measure import Profile, profile_bundle
-from dyndeploy.measure.parts import PartTimes, parts_of
+from dyndeploy.measure.parts import PartTimes, StepTimes, parts_of
 from tests.bundles import BLOCK_MACS, HEAD_MACS, STATIC_MACS, STEM_MACS, parted_bundle
 
 NAMES = ["backbone", "neck", "heads", "post-processing", "other"]
@@ -87,3 +88,26 @@ def test_the_table_says_how_far_skipping_carries(parted: Profile, capsys: pytest
     assert "node profile, every node's fastest run of a few" in text
     assert "Dynamic share: 45.9% of the twin's MACs stand in blocks that can be skipped" in text
     assert "the whole would be 1.85x as fast" in text
+
+
+def with_steps(profile: Profile) -> Profile:
+    """The profile as if its target had run the network in two parts."""
+    steps = (StepTimes("part0.onnx", False, 4.0, 2.5), StepTimes("part1.npz", True, 1.0, 1.25))
+    rates = tuple(replace(rate, steps=steps) for rate in profile.rates)
+    return replace(profile, rates=rates, data=replace(profile.data, steps=steps))
+
+
+def test_steps_are_written_printed_and_read(parted: Profile, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "steps" not in parted.to_json()["data"]
+    stepped = with_steps(parted)
+    value = json.loads(json.dumps(stepped.to_json()))
+    assert value["rates"][0]["steps"][1] == {"name": "part1.npz", "host": True, "static_ms": 1.0, "dynamic_ms": 1.25}
+    assert Profile.from_json(value) == stepped
+    print_profile(stepped)
+    out = capsys.readouterr().out
+    assert "engines and host programs, measured in the rounds: median ms per batch" in out
+    row = next(line for line in out.splitlines() if "part1.npz" in line)
+    assert row.replace("│", "").split() == ["part1.npz", "host", "1.000", "1.250", "1.250", "1.250"]
+    value["data"]["steps"][0]["static_ms"] = -1
+    with pytest.raises(InputError, match=r"data\.steps\[0\]\.static_ms"):
+        Profile.from_json(value)

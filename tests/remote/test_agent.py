@@ -17,11 +17,13 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyndeploy.bundle.device_files import MODULES, PROGRAMS
+from dyndeploy.measure.loop import Visit
 from dyndeploy.remote import agent
 from dyndeploy.remote.profiling import device_warnings
 from dyndeploy.remote.transport import Frames, agent_source
@@ -669,3 +671,62 @@ def test_a_person_can_ask_it(tmp_path: Path) -> None:
     )
     facts = json.loads(done.stdout)
     assert facts["cores"] == os.cpu_count() and math.isfinite(facts["disk_free_mb"])
+
+
+class Engine:
+    """What a chain asks of a session: adds one to everything that it reads."""
+
+    note = ""
+
+    def __init__(self, inputs: dict[str, str], given: dict[str, Engine | None]) -> None:
+        self._inputs, self._given = inputs, given
+        self.own_inputs = [name for name in inputs if given[name] is None]
+        self.memory: dict[str, Any] = {}
+        self.log: list[str] = []
+
+    def put(self, arrays: dict[str, Any]) -> None:
+        self.log += [f"put {name}" for name in arrays]
+        self.memory |= arrays
+
+    def enqueue(self) -> None:
+        for name, output in self._inputs.items():
+            other = self._given[name]
+            self.memory[output] = (self if other is None else other).memory[name] + 1
+
+    def read(self, names: list[str]) -> dict[str, Any]:
+        self.log += [f"read {name}" for name in names if name in self._inputs.values()]
+        return {name: self.memory[name] for name in names if name in self._inputs.values()}
+
+    def layers(self, runs: int) -> list[tuple[str, float]]:
+        return [("layer", float(runs))]
+
+
+class Program:
+    def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        return {"chosen": feeds["scores"] * 10 + feeds["image_size"]}
+
+
+def test_only_what_the_other_side_needs_is_copied() -> None:
+    first = Engine({"input": "map", "mask_input": "scores"}, {"input": None, "mask_input": None})
+    second = Engine({"map": "pooled", "chosen": "found"}, {"map": first, "chosen": None})
+    parts = [
+        {"inputs": ["input", "mask_input"], "outputs": ["map", "scores"], "engine": "part0"},
+        {"inputs": ["scores", "image_size"], "outputs": ["chosen"], "program": "0" * 64},
+        {"inputs": ["map", "chosen"], "outputs": ["pooled", "found"], "engine": "part2"},
+    ]
+    chain = agent.PartsChain([first, Program(), second], parts, ["chosen", "found", "map"])
+    feeds = {"input": 1, "mask_input": 2, "image_size": 4}
+    run_once = chain.prepare(feeds, [])
+    ms = [run_once() for _ in range(3)]
+    # Inputs go there once; a program reads what it needs, and an engine is given what programs made.
+    assert first.log == ["put input", "put mask_input", *["read scores"] * 3]
+    assert second.log == ["put chosen"] * 3
+    assert chain.run(feeds) == {"chosen": 34, "found": 35, "map": 2}
+    assert first.log[-2:] == ["read scores", "read map"] and second.log[-1] == "read found"
+    [of_parts] = chain.layer_times([feeds], 5)
+    assert (of_parts[0], of_parts[2]) == ([("layer", 5.0)], [("layer", 5.0)]) and of_parts[1] > 0
+    # Medians are of those runs only that the loop has kept.
+    counted = Visit(0, ms[1:])
+    medians = agent.parts_ms([run_once], [counted])
+    assert medians == [np.median([taken[index] for _, taken in run_once.taken[1:3]]) for index in range(3)]
+    assert all(total >= sum(taken) for total, taken in run_once.taken)

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from dyndeploy.errors import DeviceError, UsageError, VerificationError
-from dyndeploy.measure import Profile
+from dyndeploy.measure import Profile, profile_bundle
 from dyndeploy.precisions import tolerance_of
 from dyndeploy.remote import DeviceClient, DeviceEntry, JobResult, profile_on_device
 from tests.bundles import many_bundle
+from tests.detectors import detector_bundle, one_worker
 from tests.spoiled import spoiled
 
 OPTIONS: dict[str, Any] = {"rates": (0.5,), "repeats": 3, "warmup": 1}
@@ -101,3 +102,17 @@ def test_impossible_schedules_are_refused_before_the_board_is_asked(entry: Devic
     client = DeviceClient(entry.transport())
     with pytest.raises(UsageError, match="at least 2"):
         profile_on_device(many_bundle(tmp_path / "b"), client, entry, repeats=1)
+
+
+@one_worker
+@pytest.mark.vision("torchvision", "cv2")
+def test_a_cpu_over_the_network_tells_the_parts_of_the_one_graph(client: DeviceClient, entry: DeviceEntry) -> None:
+    own = detector_bundle("mask_rcnn")
+    report = profile_on_device(own, client, entry, **OPTIONS)
+    assert all(check["passed"] for check in report.checks)
+    there, here = report.profile, profile_bundle(own, native="off", **OPTIONS)
+    assert isinstance(there, Profile)
+    for mine, other in zip(here.rates[0].parts, there.rates[0].parts, strict=True):
+        assert (mine.name, mine.static_macs, mine.needed_macs) == (other.name, other.static_macs, other.needed_macs)
+        assert (mine.static_ms > 0) == (other.static_ms > 0) and (mine.dynamic_ms > 0) == (other.dynamic_ms > 0)
+    assert there.rates[0].steps == ()

@@ -10,8 +10,9 @@ from urllib.parse import unquote
 import pytest
 
 from dyndeploy.measure import Profile
-from dyndeploy.reporting import compare_profile, parts_table, predict_profile, render_report
+from dyndeploy.reporting import compare_profile, parts_table, predict_profile, render_report, steps_table
 from tests.bundles import HEAD_MACS, STATIC_MACS
+from tests.measure.test_parts import with_steps
 
 
 def test_the_table_has_every_part_and_rate(parted: Profile) -> None:
@@ -46,3 +47,15 @@ def test_parts_are_compared_with_what_is_predicted(parted: Profile) -> None:
         assert sum(part.predicted_share for part in rate.parts) == pytest.approx(1)
     assert comparison.to_json()["rates"][0]["parts"][1]["name"] == "neck"
     assert "Parts, measured and predicted for nano" in render_report(onboard, sweep)
+
+
+def test_engines_and_host_programs_have_a_table(parted: Profile) -> None:
+    assert steps_table(parted) is None
+    stepped = with_steps(parted)
+    table = steps_table(stepped)
+    assert table is not None
+    assert [row[:2] for row in table.rows] == [("part0.onnx", "engine"), ("part1.npz", "host")]
+    rows = list(csv.DictReader(io.StringIO(unquote(table.csv.split(",", 1)[1]))))
+    assert len(rows) == 3 * 2 and float(rows[3]["dynamic_ms"]) == 1.25
+    assert "medians of the runs of the rounds" in render_report(stepped)
+    assert "medians of the runs of the rounds" not in render_report(parted)

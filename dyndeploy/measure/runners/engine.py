@@ -26,7 +26,7 @@ from dyndeploy.measure.turn import machine_turn
 from dyndeploy.runtimes import TensorRTSession
 from dyndeploy.runtimes.choice import RuntimeChoice
 from dyndeploy.runtimes.machine import machine_facts
-from dyndeploy.runtimes.tensorrt_engine import EngineSettings
+from dyndeploy.runtimes.tensorrt_engine import EngineSettings, require_one_graph
 
 STATIC, DYNAMIC, FORCED = "static", "dynamic", "forced"
 """The three graphs: the twin, the graph as deployed, and the one that takes its masks from inputs."""
@@ -40,11 +40,11 @@ def labelled_graphs(bundle: Bundle, *, bodies: bool) -> dict[str, LabelledGraph]
 
     Args:
         bundle: With a static twin.
-        bodies: Whether the dynamic operators will run as function bodies.
+        bodies: Whether operators of ours will run as function bodies.
     """
     model = bundle.load_model()
     return {
-        STATIC: LabelledGraph(bundle.load_static(), bodies=False),
+        STATIC: LabelledGraph(bundle.load_static(), bodies=bodies),
         DYNAMIC: LabelledGraph(model, bodies=bodies),
         FORCED: LabelledGraph(replace_masks(model, bundle.manifest.masks), bodies=bodies),
     }
@@ -90,11 +90,13 @@ def profile_engine(
         CUDA graph (``graph_note``, empty where they were).
 
     Raises:
-        UsageError: No static twin, no plan for the precision, no plugin library, or a value out of range.
+        UsageError: A bundle in parts, no static twin, no plan for the precision, no plugin library, or a value out of
+            range.
         DyndeployError: TensorRT is missing or failed.
     """
     schedule = Schedule(DEFAULT_RATES if rates is None else tuple(rates), repeats, min_seconds, warmup, images, seed)
     require_comparable(bundle)
+    require_one_graph(bundle, settings or EngineSettings())
     progress("checking the bundle", 0.0)
     bundle.require_intact()
     settings = replace((settings or EngineSettings()).of(bundle), static=False)

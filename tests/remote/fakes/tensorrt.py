@@ -2,9 +2,9 @@
 
 ``FAKE_TENSORRT`` chooses the version. What a version of the real package lacks does not exist here either: bindings are
 gone in 10, tensors by name begin with 8.5, ``max_workspace_size`` ends with 8.6. ``FAKE_TENSORRT_LACKS`` names a plugin
-that is not registered, ``FAKE_TENSORRT_WRONG`` adds an error to every output, ``FAKE_TENSORRT_TYPE`` is the type that
-plugins run in whatever was asked for, ``FAKE_TENSORRT_NO_GRAPH`` takes CUDA
-graphs away. What was asked of the builder is appended to the file that ``FAKE_TENSORRT_LOG`` names.
+that is not registered, ``FAKE_TENSORRT_WRONG`` adds an error to every output that ``FAKE_TENSORRT_WRONG_OUTPUTS`` names
+(``logits``), ``FAKE_TENSORRT_TYPE`` is the type that plugins run in whatever was asked for, ``FAKE_TENSORRT_NO_GRAPH``
+takes CUDA graphs away. What was asked of the builder is appended to the file that ``FAKE_TENSORRT_LOG`` names.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime
 from pycuda import driver
 
+_WRONG = os.environ.get("FAKE_TENSORRT_WRONG_OUTPUTS", "logits").split()
 __version__ = os.environ.get("FAKE_TENSORRT", "8.2.1.8")
 _VERSION = tuple(int(part) for part in __version__.split("."))[:2]
 
@@ -72,7 +73,9 @@ def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
 class _Registry:
     @property
     def plugin_creator_list(self) -> list[Any]:
-        names = ("SpatialMasker", "SpatialBottleneck", "SpatialBottleneckProjection")
+        from dyndeploy.ops import OPERATORS
+
+        names = (name for name, spec in OPERATORS.items() if "tensorrt" in spec.kernels)
         creators = [type("Creator", (), {"name": name, "plugin_version": "1"}) for name in names]
         return [creator for creator in creators if creator.name != os.environ.get("FAKE_TENSORRT_LACKS")]
 
@@ -82,6 +85,9 @@ class _Registry:
 
 def get_plugin_registry() -> _Registry:
     return _Registry()
+
+
+_TYPES = {"tensor(float)": float32, "tensor(int32)": int32}
 
 
 class _Tensor:
@@ -211,14 +217,13 @@ class _Context:
             return True
         feeds = {}
         for value in self.engine.session.get_inputs():
-            feeds[value.name] = np.frombuffer(driver.MEMORY[self.addresses[value.name]], np.float32).reshape(
-                value.shape
-            )
+            memory = driver.MEMORY[self.addresses[value.name]]
+            feeds[value.name] = np.frombuffer(memory, _TYPES[value.type]).reshape(value.shape)
         names = [value.name for value in self.engine.session.get_outputs()]
         error = float(os.environ.get("FAKE_TENSORRT_WRONG", "0"))
         for name, value in zip(names, self.engine.session.run(names, feeds), strict=True):
             memory = driver.MEMORY[self.addresses[name]]
-            memory[:] = (value + np.float32(error if name == "logits" else 0)).tobytes()
+            memory[:] = (value + value.dtype.type(error if name in _WRONG else 0)).tobytes()
         if self.profiler is not None:
             for layer in self.engine.layers:
                 self.profiler.report_layer_time(layer, 0.25)
@@ -293,7 +298,7 @@ class _Engine:
             return self._shape(self.names[index])
 
         def get_binding_dtype(self, index: int) -> str:
-            return "float32"
+            return _TYPES[self.values[index].type]
 
         def binding_is_input(self, index: int) -> bool:
             return self.names[index] in self.inputs
@@ -314,7 +319,7 @@ class _Engine:
             return self._shape(name)
 
         def get_tensor_dtype(self, name: str) -> str:
-            return "float32"
+            return _TYPES[self.values[self.names.index(name)].type]
 
 
 class Runtime:
