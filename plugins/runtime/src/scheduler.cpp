@@ -48,7 +48,8 @@ Scheduler::Inside::~Inside() {
   if (--scheduler_.inside_ == 0) scheduler_.empty_.notify_all();
 }
 
-Scheduler::Scheduler(Session& session, const Policy& policy) : session_(session), policy_(policy) {
+Scheduler::Scheduler(Session& session, const Policy& policy, Now now)
+    : session_(session), policy_(policy), now_(now ? now : Now([] { return Clock::now(); })) {
   check_policy(policy);
   if (!session.detects()) session.require_images();
   slots_.resize(policy.queue_limit);
@@ -60,7 +61,7 @@ Scheduler::Scheduler(Session& session, const Policy& policy) : session_(session)
   lanes_.resize(stations_.size());
   // What cannot be had is told to whoever starts this.
   lane(0);
-  thread_ = std::thread([this] { work(); });
+  if (!now) thread_ = std::thread([this] { work(); });
 }
 
 void Scheduler::add_stations() {
@@ -93,14 +94,14 @@ Scheduler::~Scheduler() {
     results_.notify_all();
     empty_.wait(lock, [this] { return inside_ == 0; });
   }
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
   for (Slot& slot : slots_) free_detections(slot.detections);
 }
 
 // ---------------------------------------------------------------- callers
 
 std::uint64_t Scheduler::submit(const dyndeploy_request& request) {
-  const Clock::time_point start = Clock::now();
+  const Clock::time_point start = now_();
   const Inside inside(*this);
   std::size_t index;
   std::unique_ptr<Reader> reader;
@@ -132,7 +133,7 @@ std::uint64_t Scheduler::submit(const dyndeploy_request& request) {
   slot.ms = 0;
   slot.code = DYNDEPLOY_OK;
   slot.submitted = start;
-  slot.preparing_ms = between(start, Clock::now());
+  slot.preparing_ms = between(start, now_());
   const std::lock_guard<std::mutex> lock(mutex_);
   readers_.push_back(std::move(reader));
   slot.ticket = ++submitted_ * kMostSlots + index;
@@ -316,17 +317,27 @@ void Scheduler::work() {
   while (true) {
     work_.wait(lock, [this] { return closed_ || waiting_ || cancelled_; });
     if (closed_) return;
-    sweep();
-    if (!waiting_) continue;
-    consider();
-    const Decision decision = choose(candidates_, policy_);
-    take(decision);
-    lock.unlock();
-    run(decision.candidate);
-    lock.lock();
-    settle(decision.candidate);
-    if (!done_.empty()) results_.notify_all();
+    advance(lock);
   }
+}
+
+bool Scheduler::run_next() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  return advance(lock);
+}
+
+bool Scheduler::advance(std::unique_lock<std::mutex>& lock) {
+  sweep();
+  if (!waiting_) return false;
+  consider();
+  const Decision decision = choose(candidates_, policy_);
+  take(decision);
+  lock.unlock();
+  run(decision.candidate);
+  lock.lock();
+  settle(decision.candidate);
+  if (!done_.empty()) results_.notify_all();
+  return true;
 }
 
 // Let go of what was cancelled while it waited.
@@ -346,7 +357,7 @@ void Scheduler::sweep() {
 }
 
 void Scheduler::consider() {
-  const Clock::time_point now = Clock::now();
+  const Clock::time_point now = now_();
   double known_ms = 0, known_macs = 0;
   const std::vector<StageInfo>& stages = session_.bundle().manifest.exits.stages;
   const auto macs = [&](std::size_t i) { return stages[i].macs - (i ? stages[i - 1].macs : 0); };
@@ -371,7 +382,7 @@ void Scheduler::consider() {
 }
 
 void Scheduler::take(const Decision& decision) {
-  const Clock::time_point now = Clock::now();
+  const Clock::time_point now = now_();
   std::vector<std::size_t>& waiting = stations_[decision.candidate].waiting;
   const auto end = waiting.begin() + static_cast<std::ptrdiff_t>(decision.rows);
   running_.assign(waiting.begin(), end);
@@ -419,14 +430,14 @@ void Scheduler::run(std::size_t index) {
   try {
     place(index);
     Lane& memory = lane(index);
-    const Clock::time_point start = Clock::now();
+    const Clock::time_point start = now_();
     if (stations_[index].whole) {
       for (std::size_t step = 0; step < stations_[index].session->plan().steps.size(); ++step)
         memory.run_step(step, running_.size());
     } else {
       memory.run_step(index, running_.size());
     }
-    learned_ms_ = between(start, Clock::now());
+    learned_ms_ = between(start, now_());
     tell(index, learned_ms_ / static_cast<double>(running_.size()));
   } catch (const Error& error) {
     fail_all(error.code(), error.what());
@@ -525,7 +536,7 @@ void Scheduler::fail_all(int code, const char* message) {
 void Scheduler::settle(std::size_t index) {
   Station& station = stations_[index];
   const std::size_t rows = running_.size();
-  const Clock::time_point now = Clock::now();
+  const Clock::time_point now = now_();
   ++station.runs;
   station.rows += rows;
   // The first run of a size binds memory.

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -24,8 +25,12 @@ namespace runtime {
 
 class Scheduler {
  public:
-  // Throws Error(DYNDEPLOY_USAGE) where the network takes no images.
-  Scheduler(Session& session, const Policy& policy);
+  using Clock = std::chrono::steady_clock;
+  using Now = std::function<Clock::time_point()>;
+
+  // Throws Error(DYNDEPLOY_USAGE) where the network takes no images. With a clock of the caller's there is no
+  // thread: the caller calls run_next(), for measuring in another time than that of the wall.
+  Scheduler(Session& session, const Policy& policy, Now now = nullptr);
   // Drops what waits after the step that runs; whoever polls ends with Error(DYNDEPLOY_CLOSED).
   ~Scheduler();
 
@@ -34,11 +39,13 @@ class Scheduler {
   std::size_t poll(dyndeploy_completion* completions, std::size_t room, double timeout_ms);
   void cancel(std::uint64_t ticket);
 
+  // Run one step; false where nothing waits.
+  bool run_next();
+
   // What waits, and what was learned of every step, as JSON text.
   std::string json() const;
 
  private:
-  using Clock = std::chrono::steady_clock;
   enum class State { kFree, kPrepared, kWaiting, kRunning, kDone };
 
   // An image on its way.
@@ -97,6 +104,7 @@ class Scheduler {
   void give(Slot& slot, dyndeploy_completion& completion);
 
   void work();
+  bool advance(std::unique_lock<std::mutex>& lock);
   void sweep();
   void consider();
   void take(const Decision& decision);
@@ -110,6 +118,7 @@ class Scheduler {
 
   Session& session_;
   const Policy policy_;
+  const Now now_;
   std::vector<Slot> slots_;
   std::vector<Station> stations_;
   std::vector<Candidate> candidates_;  // of the same places
