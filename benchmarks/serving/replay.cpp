@@ -10,15 +10,14 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <exception>
 #include <fstream>
 #include <memory>
 #include <random>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -207,60 +206,86 @@ std::vector<Arrival> arrivals_of(std::size_t count, double rate, unsigned seed) 
   return arrivals;
 }
 
-int run(char** values, int count) {
-  const std::string folder = values[1];
-  const std::size_t images_count = static_cast<std::size_t>(std::atoi(values[3]));
-  const std::size_t most = static_cast<std::size_t>(std::atoi(values[4]));
-  const double rate = std::atof(values[5]);
-  const int turns = std::atoi(values[6]);
-  std::vector<double> thresholds;
-  for (int i = 7; i < count; ++i) thresholds.push_back(std::atof(values[i]));
-  const std::vector<double> whole(thresholds.size(), 2.0);
-  auto batches = [&](const std::vector<double>& of, std::size_t size) {
-    return std::make_unique<Batches>(opened(folder, of), size);
-  };
-  const char* names[] = {"one by one", "plain batches", "staged batches", "compaction"};
-  auto compaction = std::make_unique<Compaction>(opened(folder, thresholds), most);
-  const Compaction& learned = *compaction;
-  std::unique_ptr<Contestant> contestants[] = {batches(thresholds, 1), batches(whole, most),
-                                               batches(thresholds, most), std::move(compaction)};
-  const Bundle bundle = Bundle::open(folder);
-  Images images{{}, elements(bundle.manifest.inputs[0].shape, 1)};
-  images.values.resize(images_count * images.size);
-  std::ifstream file(values[2], std::ios::binary);
-  if (!file.read(reinterpret_cast<char*>(images.values.data()),
-                 static_cast<std::streamsize>(images.values.size() * sizeof(float))))
-    throw std::runtime_error("IMAGES is too short");
-  Tally tallies[4];
-  for (auto& contestant : contestants)
-    for (std::size_t rows = 1; rows <= most; ++rows) {
-      Tally warming;
-      contestant->run(images, arrivals_of(rows, 0, 0), warming);
-    }
+struct Named {
+  const char* name;
+  std::unique_ptr<Contestant> contestant;
+};
+
+// Images per second that each contestant's images took; prints the rest.
+std::vector<double> take_turns(std::vector<Named>& contestants, const Images& images, double rate, int turns,
+                               const Manifest& manifest) {
+  std::vector<Tally> tallies(contestants.size());
   for (int turn = 0; turn < turns; ++turn) {
-    const std::vector<Arrival> arrivals = arrivals_of(images_count, rate, static_cast<unsigned>(turn));
-    for (std::size_t i = 0; i < 4; ++i) {
-      const std::size_t who = (i + static_cast<std::size_t>(turn)) % 4;
-      contestants[who]->run(images, arrivals, tallies[who]);
+    const std::vector<Arrival> arrivals = arrivals_of(images.count(), rate, static_cast<unsigned>(turn));
+    for (std::size_t i = 0; i < contestants.size(); ++i) {
+      const std::size_t who = (i + static_cast<std::size_t>(turn)) % contestants.size();
+      contestants[who].contestant->run(images, arrivals, tallies[who]);
     }
   }
-  std::printf("{\"learned\": %s, \"contestants\": [", learned.learned().c_str());
-  for (std::size_t i = 0; i < 4; ++i) {
+  std::vector<double> speeds;
+  std::printf("\"contestants\": [");
+  for (std::size_t i = 0; i < contestants.size(); ++i) {
     const Tally& of = tallies[i];
     const double done = static_cast<double>(of.latencies.size());
+    speeds.push_back(1e3 * done / of.span);
     std::printf(
         "%s{\"name\": \"%s\", \"images\": %.0f, \"cpu_ms\": %.4f, \"wall_ms\": %.4f, \"per_second\": %.4f",
-        i ? ", " : "", names[i], done, of.cpu / done, of.wall / done, 1e3 * done / of.span);
+        i ? ", " : "", contestants[i].name, done, of.cpu / done, of.wall / done, speeds.back());
     for (const int percent : {50, 95, 99})
       std::printf(", \"p%d\": %.4f", percent, share(of.latencies, 0.01 * percent));
     std::printf(", \"exits\": [");
-    for (const StageInfo& stage : bundle.manifest.exits.stages)
-      std::printf("%s%zu", &stage == &bundle.manifest.exits.stages[0] ? "" : ", ",
+    for (const StageInfo& stage : manifest.exits.stages)
+      std::printf("%s%zu", &stage == &manifest.exits.stages[0] ? "" : ", ",
                   of.exits.at(static_cast<std::size_t>(stage.exit)));
     std::printf("]}");
   }
-  std::printf("]}\n");
-  return 0;
+  std::printf("]");
+  std::fflush(stdout);
+  return speeds;
+}
+
+Images read_images(const char* path, std::size_t count, std::size_t size) {
+  Images images{std::vector<float>(count * size), size};
+  std::ifstream file(path, std::ios::binary);
+  if (!file.read(reinterpret_cast<char*>(images.values.data()),
+                 static_cast<std::streamsize>(images.values.size() * sizeof(float))))
+    throw std::runtime_error("IMAGES is too short");
+  return images;
+}
+
+void run(char** values, int count) {
+  const std::string folder = values[1];
+  const std::size_t most = static_cast<std::size_t>(std::atoi(values[4]));
+  const int turns = std::atoi(values[5]);
+  std::vector<double> thresholds;
+  for (int i = 7; i < count; ++i) thresholds.push_back(std::atof(values[i]));
+  const std::vector<double> whole(thresholds.size(), 2.0);  // no image is so sure: the last exit answers
+  const Manifest manifest = Bundle::open(folder).manifest;
+  const Images images = read_images(values[2], static_cast<std::size_t>(std::atoi(values[3])),
+                                    elements(manifest.inputs[0].shape, 1));
+  const auto compaction = new Compaction(opened(folder, thresholds), most);
+  std::vector<Named> contestants;
+  contestants.push_back({"one by one", std::make_unique<Batches>(opened(folder, thresholds), 1)});
+  contestants.push_back({"plain batches", std::make_unique<Batches>(opened(folder, whole), most)});
+  contestants.push_back({"staged batches", std::make_unique<Batches>(opened(folder, thresholds), most)});
+  contestants.push_back({"compaction", std::unique_ptr<Contestant>(compaction)});
+  for (const Named& one : contestants)  // every size of batch once
+    for (std::size_t rows = 1; rows <= most; ++rows) {
+      Tally warming;
+      one.contestant->run(images, arrivals_of(rows, 0, 0), warming);
+    }
+  std::printf("{\"saturated\": {");
+  const double staged = take_turns(contestants, images, 0, turns, manifest)[2];
+  std::printf("}, \"loads\": [");
+  std::stringstream loads(values[6]);
+  bool first = true;
+  for (std::string load; std::getline(loads, load, ','); first = false) {
+    const double rate = staged * std::atof(load.c_str()) / 100;
+    std::printf("%s{\"percent\": %s, \"rate\": %.4f, ", first ? "" : ", ", load.c_str(), rate);
+    take_turns(contestants, images, rate, turns, manifest);
+    std::printf("}");
+  }
+  std::printf("], \"learned\": %s}\n", compaction->learned().c_str());
 }
 
 }  // namespace
@@ -268,7 +293,8 @@ int run(char** values, int count) {
 int main(int count, char** values) {
   if (count < 8) return 2;
   try {
-    return run(values, count);
+    run(values, count);
+    return 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

@@ -63,16 +63,14 @@ def ceiling(macs: list[int], mix: tuple[int, ...]) -> float:
     return macs[-1] / sum(share / 100 * value for share, value in zip(mix, macs, strict=True))
 
 
-def replay(
-    program: Path, bundle: Path, pictures: Path, count: int, rate: float, turns: int, thresholds: list[float]
-) -> dict[str, Any]:
-    """Run the contestants in turns."""
+def replay(program: Path, bundle: Path, pictures: Path, count: int, turns: int, mixed: list[float]) -> dict[str, Any]:
+    """Run the contestants in turns, at the thresholds ``mixed``."""
     library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so*"))
-    arguments = [program, bundle, pictures, str(count), str(BATCH), repr(rate), str(turns)]
+    arguments = [program, bundle, pictures, str(count), str(BATCH), str(turns), ",".join(map(str, LOADS))]
     done = subprocess.run(
-        [*arguments, *(repr(value) for value in thresholds)],
+        [*arguments, *map(repr, mixed)],
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         env={**os.environ, "DYNDEPLOY_ONNXRUNTIME": str(library)},
     )
     value: dict[str, Any] = json.loads(done.stdout)
@@ -162,15 +160,7 @@ def main() -> None:
         thresholds = mixed_thresholds(tuple(np.concatenate(column) for column in zip(*parts, strict=True)), MIX)
         path = Path(scratch) / "images.bin"
         pictures.tofile(path)
-        runs = (program, folder, path, arguments.images)
-        saturated = replay(*runs, 0.0, arguments.turns, thresholds)
-        print(json.dumps(saturated), flush=True)
-        [capacity] = [row["per_second"] for row in saturated["contestants"] if row["name"] == "staged batches"]
-        loads = []
-        for percent in LOADS:
-            rate = capacity * percent / 100
-            loads.append({"percent": percent, "rate": rate, **replay(*runs, rate, arguments.turns, thresholds)})
-            print(json.dumps(loads[-1]), flush=True)
+        measured = replay(program, folder, path, arguments.images, arguments.turns, thresholds)
     result = {
         "kind": "measured",
         "machine": machine_facts(),
@@ -181,8 +171,7 @@ def main() -> None:
         "ceiling": ceiling([stage.macs for stage in bundle.exits.stages], MIX),
         "images": arguments.images,
         "turns": arguments.turns,
-        "saturated": saturated,
-        "loads": loads,
+        **measured,
     }
     write_json(arguments.output / "serving.json", result)
     write_text(arguments.output / "serving.md", page(result))

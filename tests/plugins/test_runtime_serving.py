@@ -22,7 +22,7 @@ from tests.bundles import resealed, tiny_bundle
 from tests.detector_bundles import detector_bundle_by_hand
 from tests.plugins.conftest import RuntimeBuild
 from tests.plugins.device_runtime import binding
-from tests.staged_bundles import images, staged_bundle
+from tests.staged_bundles import every_exit, images, staged_bundle
 
 pytestmark = pytest.mark.usefixtures("onnxruntime_library")
 
@@ -39,6 +39,11 @@ def open_session(runtime_build: RuntimeBuild) -> Callable[..., Any]:
 def noise(count: int, size: tuple[int, int] = (40, 50)) -> list[npt.NDArray[np.uint8]]:
     generator = np.random.default_rng(7)
     return [generator.integers(0, 256, (*size, 3), np.uint8) for _ in range(count)]
+
+
+def mixed(pictures: npt.NDArray[np.float32]) -> list[float]:
+    """Thresholds that half of the pictures reach at each exit."""
+    return [float(np.median(confidence)) for _, confidence in every_exit(pictures)[:-1]]
 
 
 def collected(session: Any, count: int) -> dict[int, Any]:
@@ -58,9 +63,10 @@ def test_early_exits_are_those_of_single_images(
 ) -> None:
     bundle = staged_bundle(tmp_path / "bundle", batch=batch)
     pictures = images(40)
-    with open_staged(bundle) as session:
+    thresholds = mixed(pictures)
+    with open_staged(bundle, thresholds=thresholds) as session:
         expected = session.run(pictures)
-    with open_session(bundle.path) as session:
+    with open_session(bundle.path, thresholds=thresholds) as session:
         session.serve(largest_batch=largest)
         for index, picture in enumerate(pictures):
             session.submit(picture, token=index)
@@ -211,9 +217,10 @@ def test_an_image_that_a_damaged_weight_spoils_fails_alone(open_session: Callabl
     onnx.save(model, bundle.path / "stage2.onnx")
     bundle = resealed(bundle)
     pictures = images(40)
-    with open_staged(staged_bundle(tmp_path / "whole")) as session:
+    thresholds = mixed(pictures)
+    with open_staged(staged_bundle(tmp_path / "whole"), thresholds=thresholds) as session:
         exits = session.run(pictures).exits
-    with open_session(bundle.path) as session:
+    with open_session(bundle.path, thresholds=thresholds) as session:
         for index, picture in enumerate(pictures):
             session.submit(picture, token=index)
         found = collected(session, len(pictures))
@@ -246,10 +253,11 @@ def test_cancelled_images_never_come(open_session: Callable[..., Any], tmp_path:
 def test_many_threads_get_their_own_results(open_session: Callable[..., Any], tmp_path: Path) -> None:
     bundle = staged_bundle(tmp_path / "bundle")
     pictures = images(24)
-    with open_staged(bundle) as session:
+    thresholds = mixed(pictures)
+    with open_staged(bundle, thresholds=thresholds) as session:
         exits = session.run(pictures).exits
     found, wrong = [], []
-    with open_session(bundle.path) as session:
+    with open_session(bundle.path, thresholds=thresholds) as session:
         session.serve(queue_limit=10, largest_batch=4, latency_ms=20)
 
         def submitting(offset: int) -> None:

@@ -539,9 +539,10 @@ void Scheduler::settle(std::size_t index) {
   const Clock::time_point now = now_();
   ++station.runs;
   station.rows += rows;
-  // The first run of a size binds memory.
-  if (learned_ms_ >= 0 && station.warm[rows]) candidates_[index].cost.add(rows, learned_ms_);
-  station.warm[rows] = true;
+  // The first run of a size makes its backend plan memory.
+  const std::size_t size = station.session->plan().any_batch ? rows : 0;
+  if (learned_ms_ >= 0 && station.warm[size]) candidates_[index].cost.add(rows, learned_ms_);
+  station.warm[size] = true;
   stayed_for_ = station.whole ? 0 : index + 1;
   const std::size_t before = done_.size();
   for (std::size_t row = 0; row < rows; ++row) {

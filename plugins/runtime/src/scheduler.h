@@ -75,7 +75,7 @@ class Scheduler {
     bool whole = false;
     std::vector<std::size_t> waiting;  // slots, the oldest first
     std::uint64_t runs = 0, rows = 0;
-    std::vector<char> warm;  // by rows: whether graphs were bound for so many
+    std::vector<char> warm;  // by rows, 0 for a fixed batch: whether so many ran before
   };
   // What reads images, for one caller at a time.
   struct Reader {
