@@ -84,6 +84,16 @@ void Scheduler::add_stations() {
     candidate.cost = StepCost(!plan.any_batch);
     station.warm.resize(candidate.capacity + 1);
   }
+  // Room for all that is ever put away is made when an image is submitted: later there is no caller to
+  // refuse.
+  const auto bytes = [&plan](const std::vector<std::size_t>& tensors) {
+    std::size_t sum = 0;
+    for (const std::size_t tensor : tensors)
+      sum += plan.row_elements(tensor) * element_bytes(plan.tensors[tensor].type);
+    return sum;
+  };
+  most_bytes_ = bytes(plan.inputs);
+  for (const Step& step : plan.steps) most_bytes_ = std::max(most_bytes_, bytes(step.carried));
 }
 
 Scheduler::~Scheduler() {
@@ -121,6 +131,7 @@ std::uint64_t Scheduler::submit(const dyndeploy_request& request) {
   std::size_t station;
   try {
     if (!reader) reader = std::make_unique<Reader>();
+    slot.memory.reserve(most_bytes_);
     station = prepare(request, slot, *reader);
   } catch (...) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -192,7 +203,7 @@ std::size_t Scheduler::prepare_for_detector(const ImageView& image, const std::i
   float* row = reinterpret_cast<float*>(slot.memory.data());
   slot.placement = task->prepare(image, target.bounds, row, row + pixels);
   const std::lock_guard<std::mutex> lock(mutex_);
-  stations_[target.bucket].session = &target.session;
+  if (!stations_[target.bucket].session) stations_[target.bucket].session = &target.session;
   return target.bucket;
 }
 
@@ -525,38 +536,51 @@ void Scheduler::tell(std::size_t index, double ms) {
 }
 
 void Scheduler::fail_all(int code, const char* message) {
-  for (std::size_t row = 0; row < running_.size(); ++row) {
-    goes_on_[row] = false;
-    slots_[running_[row]].code = code;
-    slots_[running_[row]].message = message;
-  }
+  const auto fail_slot = [&](std::size_t of) {
+    slots_[of].code = code;
+    slots_[of].message = message;
+  };
+  std::fill(goes_on_.begin(), goes_on_.end(), false);
+  std::for_each(running_.begin(), running_.end(), fail_slot);
+  // What could not be put away is lost with them.
+  for (const std::size_t of : stayed_)
+    if (slots_[of].stayed) fail_slot(of);
+}
+
+void Scheduler::end(std::size_t index) {
+  Slot& slot = slots_[index];
+  if (slot.cancelled) return release(index);
+  slot.state = State::kDone;
+  slot.done = now_();
+  done_.push_back(index);
 }
 
 // With the lock: give back what was cancelled, queue what goes on, and learn what the run took.
 void Scheduler::settle(std::size_t index) {
   Station& station = stations_[index];
   const std::size_t rows = running_.size();
-  const Clock::time_point now = now_();
   ++station.runs;
   station.rows += rows;
   // The first run of a size makes its backend plan memory.
   const std::size_t size = station.session->plan().any_batch ? rows : 0;
   if (learned_ms_ >= 0 && station.warm[size]) candidates_[index].cost.add(rows, learned_ms_);
   station.warm[size] = true;
-  stayed_for_ = station.whole ? 0 : index + 1;
   const std::size_t before = done_.size();
+  std::vector<std::size_t>& left = stations_[stayed_for_].waiting;
+  for (const std::size_t of : stayed_) {
+    if (!slots_[of].stayed) continue;
+    left.erase(std::find(left.begin(), left.end(), of));
+    --waiting_;
+    end(of);
+  }
+  stayed_for_ = station.whole ? 0 : index + 1;
   for (std::size_t row = 0; row < rows; ++row) {
     const std::size_t of = running_[row];
-    Slot& slot = slots_[of];
-    if (slot.cancelled) {
-      release(of);
-    } else if (goes_on_[row]) {
-      slot.stayed = true;
+    if (goes_on_[row] && !slots_[of].cancelled) {
+      slots_[of].stayed = true;
       enqueue(index + 1, of);
     } else {
-      slot.state = State::kDone;
-      slot.done = now;
-      done_.push_back(of);
+      end(of);
     }
   }
   if (stayed_for_ == stations_.size()) stayed_for_ = 0;

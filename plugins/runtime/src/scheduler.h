@@ -46,7 +46,7 @@ class Scheduler {
   std::string json() const;
 
  private:
-  enum class State { kFree, kPrepared, kWaiting, kRunning, kDone };
+  enum class State { kFree, kWaiting, kRunning, kDone };
 
   // An image on its way.
   struct Slot {
@@ -113,6 +113,7 @@ class Scheduler {
   void tell(std::size_t station, double ms);
   void fail_all(int code, const char* message);
   void settle(std::size_t station);
+  void end(std::size_t slot);
   Lane& lane(std::size_t station);
   const std::vector<std::size_t>& tensors_before(std::size_t station) const;
 
@@ -124,6 +125,7 @@ class Scheduler {
   std::vector<Candidate> candidates_;  // of the same places
   std::vector<std::size_t> free_, done_;
   std::vector<std::unique_ptr<Reader>> readers_;
+  std::size_t most_bytes_ = 0;  // of a slot's memory
   std::uint64_t submitted_ = 0;
   std::size_t waiting_ = 0, cancelled_ = 0, inside_ = 0;
   bool closed_ = false;
