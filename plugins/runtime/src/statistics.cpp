@@ -16,6 +16,11 @@ double percentile(const std::vector<double>& sorted, double share) {
 
 }  // namespace
 
+const std::array<double, Statistics::kBounds>& Statistics::bounds() {
+  static const std::array<double, kBounds> values{{1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000}};
+  return values;
+}
+
 Statistics::Statistics(std::vector<std::string> masks, std::vector<int> exits)
     : masks_(std::move(masks)), exits_(std::move(exits)) {
   latest_.reserve(kKept);
@@ -28,6 +33,7 @@ void Statistics::clear() {
   latest_.clear();
   rates_.assign(masks_.size(), 0);
   counts_.assign(exits_.size(), 0);
+  histogram_.fill(0);
 }
 
 void Statistics::reset() {
@@ -44,6 +50,8 @@ void Statistics::add(double ms, double preprocessing_ms, int exit, const float* 
   }
   least_ = images_ ? std::min(least_, ms) : ms;
   most_ = std::max(most_, ms);
+  ++histogram_[static_cast<std::size_t>(std::lower_bound(bounds().begin(), bounds().end(), ms) -
+                                        bounds().begin())];
   ++images_;
   ms_ += ms;
   preprocessing_ms_ += preprocessing_ms;
@@ -58,12 +66,19 @@ std::string Statistics::json() const {
   if (images_) {
     std::vector<double> sorted = latest_;
     std::sort(sorted.begin(), sorted.end());
-    text += ", \"ms\": {\"mean\": " + number(ms_ / images) + ", \"min\": " + number(least_) +
-            ", \"p50\": " + number(percentile(sorted, 0.5)) +
-            ", \"p90\": " + number(percentile(sorted, 0.9)) +
-            ", \"p99\": " + number(percentile(sorted, 0.99)) + ", \"max\": " + number(most_) +
-            "}, \"preprocessing_ms\": " + number(preprocessing_ms_ / images);
+    text +=
+        ", \"ms\": {\"mean\": " + number(ms_ / images) + ", \"min\": " + number(least_) +
+        ", \"p50\": " + number(percentile(sorted, 0.5)) + ", \"p90\": " + number(percentile(sorted, 0.9)) +
+        ", \"p95\": " + number(percentile(sorted, 0.95)) + ", \"p99\": " + number(percentile(sorted, 0.99)) +
+        ", \"max\": " + number(most_) + "}, \"percentiles_of\": " + std::to_string(sorted.size()) +
+        ", \"preprocessing_ms\": " + number(preprocessing_ms_ / images);
   }
+  text += ", \"histogram_ms\": {\"bounds\": [";
+  for (std::size_t i = 0; i < kBounds; ++i)
+    text += (i ? ", " : "") + std::to_string(static_cast<int>(bounds()[i]));
+  text += "], \"counts\": [";
+  for (std::size_t i = 0; i < histogram_.size(); ++i) text += (i ? ", " : "") + std::to_string(histogram_[i]);
+  text += "]}";
   text += ", \"rates\": {";
   for (std::size_t i = 0; i < masks_.size() && images_; ++i)
     text += (i ? ", " : "") + quoted(masks_[i]) + ": " + number(rates_[i] / images);
