@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -81,11 +81,11 @@ def status_view(statuses: Sequence[Status], calibration: Calibration | None, win
     parts: list[RenderableType] = [Text(printable(_title(status)), style="bold"), facts]
     exits, rates = reading.counters.exit_shares, reading.counters.mean_rates
     if exits:
-        expected = {} if calibration is None else calibration.exits
-        parts.append(_shares("exit", exits, status.interval.exit_shares, expected, rows))
+        known = {} if calibration is None else calibration.exits
+        parts.append(_shares("exit", exits, status.interval.exit_shares, known, rows))
     if rates:
-        expected = {} if calibration is None else calibration.rates
-        parts.append(_shares("mask", rates, status.interval.mean_rates, expected, rows))
+        known = {} if calibration is None else calibration.rates
+        parts.append(_shares("mask", rates, status.interval.mean_rates, known, rows))
     if calibration is not None:
         drifted = status.drift is not None and status.drift.drifted
         parts.append(Text(drift_line(status, window), style="bold red" if drifted else ""))
@@ -101,13 +101,8 @@ def _title(status: Status) -> str:
 
 
 def _shares(
-    kind: str,
-    whole: dict[str, float],
-    recent: dict[str, float],
-    expected: Iterable[tuple[str, float]] | object,
-    rows: int,
+    kind: str, whole: Mapping[str, float], recent: Mapping[str, float], known: Mapping[str, float], rows: int
 ) -> Table:
-    known = expected if isinstance(expected, dict) else dict(expected)  # type: ignore[call-overload]
     table = Table(kind, "all images", "last interval", *(["calibration"] if known else []))
     names = list(whole)
     for name in names[:rows]:

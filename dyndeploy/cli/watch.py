@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -55,7 +55,7 @@ def watch(
 ) -> None:
     """Watch a running session: images, latency, exits, rates, power and temperature, and drift from the calibration."""
     from dyndeploy.bundle import Bundle
-    from dyndeploy.watching import Calibration, follow, open_source
+    from dyndeploy.watching import follow, open_source
     from dyndeploy.watching.prometheus import Exported
 
     if bundle is not None and baseline is not None:
@@ -67,8 +67,7 @@ def watch(
     if bundle is not None:
         expected = _of_bundle(Bundle.open(bundle))
     elif baseline is not None:
-        earlier = Calibration.of_file(baseline)
-        expected = lambda reading: earlier  # noqa: E731
+        expected = _of_file(baseline)
     exported = Exported()
     once = once or prometheus == _STDOUT
     session = _Session(expected, model, window, exported, once=once)
@@ -77,7 +76,8 @@ def watch(
             stack.enter_context(_serving(prometheus, exported))
         if once:
             for item in opened.poll():
-                session.take(item, print)
+                session.take(item, None)
+            exported.up = opened.well
             opened.close()
             session.last(as_json=as_json, prometheus=prometheus == _STDOUT, source=opened.label)
             return
@@ -86,6 +86,7 @@ def watch(
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         readings = 0
         for items in follow(opened):
+            exported.up = opened.well
             for item in items:
                 status = session.take(item, show)
                 readings += status is not None
@@ -106,6 +107,13 @@ def _of_bundle(bundle: Bundle) -> Callable[[Reading], Calibration]:
     return of
 
 
+def _of_file(path: Path) -> Callable[[Reading], Calibration]:
+    from dyndeploy.watching import Calibration
+
+    earlier = Calibration.of_file(path)
+    return lambda reading: earlier
+
+
 class _Session:
     """All models of a source."""
 
@@ -123,14 +131,13 @@ class _Session:
         self.followers: dict[str, Follower] = {}
         self._notices: list[str] = []
 
-    def take(self, item: Reading | str, show: Callable[[Any], None]) -> Status | None:
-        """Take a reading or a notice and show it."""
+    def take(self, item: Reading | str, show: Callable[[Status | str], None] | None) -> Status | None:
+        """Take a reading or a notice, and show it where there is something that shows."""
         from dyndeploy.watching import Follower
 
         if isinstance(item, str):
-            self._exported.up = item.endswith("is there again.")
             self._notices.append(item)
-            if not self._once:
+            if show is not None:
                 show(item)
             return None
         if self._model is not None and self._model not in (item.name, item.model):
@@ -145,11 +152,10 @@ class _Session:
                 names = ", ".join(self.followers)
                 raise UsageError(f"The server has several models ({names}): say with --model which is compared.")
         status = self.followers[item.name].add(item)
-        self._exported.up = True
         self._exported.readings[item.name] = item
         if status.drift is not None:
             self._exported.drift[item.name] = {c.what: c.drifted for c in status.drift.comparisons}
-        if not self._once:
+        if show is not None:
             show(status)
         return status
 
@@ -186,7 +192,7 @@ class _Session:
 
 
 @contextlib.contextmanager
-def _serving(port: str, exported: Exported) -> Any:
+def _serving(port: str, exported: Exported) -> Iterator[None]:
     """Serve metrics on the loopback address while the block runs."""
     from prometheus_client import CollectorRegistry, start_http_server
 
@@ -207,7 +213,7 @@ def _serving(port: str, exported: Exported) -> Any:
 
 
 @contextlib.contextmanager
-def _shown(session: _Session, *, as_json: bool) -> Any:
+def _shown(session: _Session, *, as_json: bool) -> Iterator[Callable[[Status | str], None]]:
     """Yield what shows statuses and notices as they come: a view on a terminal, else lines."""
     from dyndeploy.cli._watch_view import drift_line, status_line, status_view
 

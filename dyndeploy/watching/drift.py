@@ -188,6 +188,9 @@ def compare(calibration: Calibration, reading: Reading, parts: Sequence[Counters
     untested: list[str] = []
     reason = _exits_untested(calibration, reading)
     if calibration.exits or reading.counters.exits:
+        taken = sum(sum(batch.exits.values()) for batch in batches)
+        if not reason and taken < FEWEST_IMAGES:
+            reason = f"only {taken} images have one"
         if reason:
             untested.append(f"exits: {reason}")
         else:

@@ -50,6 +50,11 @@ class Source(ABC):
     def __init__(self) -> None:
         self._said = ""
 
+    @property
+    def well(self) -> bool:
+        """Whether nothing was wrong when it was asked last."""
+        return not self._said
+
     @abstractmethod
     def poll(self) -> list[Item]:
         """What is new, in order; never waits for long."""
@@ -121,6 +126,7 @@ class FileSource(Source):
         self._lines = _Lines(label)
         self._heard = clock()
         self._last: Reading | None = None
+        self._silent = False
 
     def poll(self) -> list[Item]:
         """Lines that were added."""
@@ -130,7 +136,7 @@ class FileSource(Source):
                 first = self._seen is None
                 found = self._tail(self._seen)
                 self._seen = [int(number) for number in found["seen"]]
-                if not items:
+                if not items and not self._silent:
                     items += self._well()
                 if found["anew"]:
                     self._lines.begin(within=bool(found["cut"]))
@@ -144,15 +150,20 @@ class FileSource(Source):
         readings = [item for item in items if isinstance(item, Reading)]
         if readings:
             self._last, self._heard = readings[-1], self._clock()
+            if self._silent:
+                items = [*self._well(), *items]
+            self._silent = False
         return items + self._silence()
 
     def _silence(self) -> list[Item]:
         """A notice where a session that has not ended says nothing; the line that comes after all takes it back."""
-        waited = self._clock() - self._heard
-        if self._last is None:
-            return self._trouble(f"{self.label} holds no line yet: waiting.") if waited > _PATIENCE else []
-        if self._last.ended or waited <= max(_PATIENCE, 3 * (self._last.every or 0.0)):
+        waited, last = self._clock() - self._heard, self._last
+        every = 0.0 if last is None else last.every or 0.0
+        if (last is not None and last.ended) or waited <= max(_PATIENCE, 3 * every):
             return []
+        self._silent = True
+        if last is None:
+            return self._trouble(f"{self.label} holds no line yet: waiting.")
         return self._trouble(f"{self.label}: no new line; the program was killed, or hangs. Waiting.")
 
 

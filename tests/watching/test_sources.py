@@ -51,9 +51,10 @@ def test_a_file_is_followed_through_all_that_happens_to_it(tmp_path: Path) -> No
     assert source.poll() == []
     now[0] = 6.0
     assert images(source.poll()) == [f"{path}: no new line; the program was killed, or hangs. Waiting."]
+    assert source.poll() == [] and not source.well
     with path.open("a") as stream:
         stream.write(line(9, ended=True) + "\n")
-    assert images(source.poll())[-1] == 9
+    assert images(source.poll()) == [f"{path} is there again.", 9] and source.well
     now[0] = 600.0
     assert source.poll() == []  # it has ended, and said so
 

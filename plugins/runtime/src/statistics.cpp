@@ -60,31 +60,36 @@ void Statistics::add(double ms, double preprocessing_ms, int exit, const float* 
 }
 
 std::string Statistics::json() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  const double images = static_cast<double>(images_);
-  std::string text = "{\"images\": " + std::to_string(images_);
-  if (images_) {
-    std::vector<double> sorted = latest_;
+  std::unique_lock<std::mutex> lock(mutex_);
+  const std::uint64_t count = images_;
+  const double ms = ms_, preprocessing_ms = preprocessing_ms_, least = least_, most = most_;
+  const std::vector<double> rates = rates_;
+  const std::vector<std::uint64_t> exits = counts_;
+  const auto histogram = histogram_;
+  std::vector<double> sorted = latest_;
+  // Images do not wait until it is sorted and written.
+  lock.unlock();
+  const double images = static_cast<double>(count);
+  std::string text = "{\"images\": " + std::to_string(count);
+  if (count) {
     std::sort(sorted.begin(), sorted.end());
-    text +=
-        ", \"ms\": {\"mean\": " + number(ms_ / images) + ", \"min\": " + number(least_) +
-        ", \"p50\": " + number(percentile(sorted, 0.5)) + ", \"p90\": " + number(percentile(sorted, 0.9)) +
-        ", \"p95\": " + number(percentile(sorted, 0.95)) + ", \"p99\": " + number(percentile(sorted, 0.99)) +
-        ", \"max\": " + number(most_) + "}, \"percentiles_of\": " + std::to_string(sorted.size()) +
-        ", \"preprocessing_ms\": " + number(preprocessing_ms_ / images);
+    text += ", \"ms\": {\"mean\": " + number(ms / images) + ", \"min\": " + number(least);
+    for (const int percent : {50, 90, 95, 99})
+      text += ", \"p" + std::to_string(percent) + "\": " + number(percentile(sorted, percent / 100.0));
+    text += ", \"max\": " + number(most) + "}, \"percentiles_of\": " + std::to_string(sorted.size()) +
+            ", \"preprocessing_ms\": " + number(preprocessing_ms / images);
   }
   text += ", \"histogram_ms\": {\"bounds\": [";
   for (std::size_t i = 0; i < kBounds; ++i)
     text += (i ? ", " : "") + std::to_string(static_cast<int>(bounds()[i]));
   text += "], \"counts\": [";
-  for (std::size_t i = 0; i < histogram_.size(); ++i) text += (i ? ", " : "") + std::to_string(histogram_[i]);
-  text += "]}";
-  text += ", \"rates\": {";
-  for (std::size_t i = 0; i < masks_.size() && images_; ++i)
-    text += (i ? ", " : "") + quoted(masks_[i]) + ": " + number(rates_[i] / images);
+  for (std::size_t i = 0; i < histogram.size(); ++i) text += (i ? ", " : "") + std::to_string(histogram[i]);
+  text += "]}, \"rates\": {";
+  for (std::size_t i = 0; i < masks_.size() && count; ++i)
+    text += (i ? ", " : "") + quoted(masks_[i]) + ": " + number(rates[i] / images);
   text += "}, \"exits\": {";
   for (std::size_t i = 0; i < exits_.size(); ++i)
-    text += (i ? ", \"" : "\"") + std::to_string(exits_[i]) + "\": " + std::to_string(counts_[i]);
+    text += (i ? ", \"" : "\"") + std::to_string(exits_[i]) + "\": " + std::to_string(exits[i]);
   return text + "}}";
 }
 
