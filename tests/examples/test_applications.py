@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import dyndeploy
 from dyndeploy.inference import classify
 from tests.bundles import tiny_bundle
 from tests.detector_bundles import detector_bundle_by_hand
 from tests.plugins.conftest import RuntimeBuild, onnxruntime_library, runtime_build  # noqa: F401
-from tests.plugins.device_runtime import BINDING
+from tests.plugins.device_runtime import BINDING, binding
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "applications"
 
@@ -72,8 +71,11 @@ def test_the_program_in_c_plus_plus_classifies_and_detects(
     detector = detector_bundle_by_hand(tmp_path / "detector")
     done = run("detect", detector.path, paths[0])
     assert done.returncode == 0, done.stderr
-    with dyndeploy.open_bundle(detector) as session:
-        (wanted,) = session.detect([np.asarray(Image.open(paths[0]))])
+    # Which tests/plugins/test_runtime_detectors.py holds against Python's.
+    with binding().open_bundle(
+        detector.path, library=runtime_build.library, onnxruntime=onnxruntime_library
+    ) as session:
+        wanted = session.detect(paths[0])
     first, *found, _ = done.stdout.splitlines()
     assert first.startswith(f"{paths[0]}: {len(wanted.scores)} found, ") and len(found) == len(wanted.scores) > 0
     for line, score, box in zip(found, wanted.scores, wanted.boxes, strict=True):
