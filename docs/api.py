@@ -38,6 +38,7 @@ MODULES = (
     "dyndeploy.targets",
     "dyndeploy.training",
     "dyndeploy.verification",
+    "dyndeploy.watching",
 )
 """What is documented: the package, and those of its parts that a user imports from."""
 

@@ -40,6 +40,7 @@ PAGES = {
     "calibrate": "calibration.md",
     "evaluate": "running.md",
     "run": "running.md",
+    "watch": "watching.md",
     "engine": "tensorrt.md",
     "probe": "tensorrt.md",
     "profile": "profiling.md",

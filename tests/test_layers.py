@@ -25,7 +25,7 @@ FLOORS = (
     {"measure"},
     {"exits"},
     {"verification", "reporting", "remote", "device_calibration", "planning", "evaluation"},
-    {"demo"},
+    {"demo", "watching"},
     {"cli"},
 )
 """Rooms from the ground up; a room may import its own floor only within itself."""

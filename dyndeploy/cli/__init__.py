@@ -31,6 +31,7 @@ COMMANDS = {
     "calibrate": "calibrate",
     "evaluate": "evaluate",
     "run": "run",
+    "watch": "watch",
     "engine": "engine",
     "probe": "probe",
     "profile": "profile",

@@ -31,6 +31,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import statistics
 import struct
 import subprocess
@@ -48,6 +49,7 @@ DEFAULT_WORK = os.path.join("~", ".cache", "dyndeploy", "agent")
 LARGEST_CHUNK = 4 << 20
 KEEP_FREE_BYTES = 64 << 20  # A board whose disk is full to the last byte does not even let one log in.
 LOG_TAIL = 4000
+TAIL_BYTES = 1 << 20
 PIECE_BYTES = 4000  # A frame is shorter than PIPE_BUF: what others write at the same time stands beside it, not in it.
 WAITING = "waiting until another measurement or build on this board ends"
 TURN = "dyndeploy-turn"  # An abstract socket: of no user, and free when its owner is gone.
@@ -120,6 +122,36 @@ def sha256_of(path: str) -> str:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def file_tail(path: str, seen: Optional[List[int]]) -> Json:
+    """What was added to a file that another program writes.
+
+    Args:
+        path: Of the file; ``~`` is this user's home.
+        seen: What the last call gave, or None.
+
+    Returns:
+        ``data``, bytes, at most :data:`TAIL_BYTES`; ``seen`` for the next call; ``anew``: whether it is not the file of
+        the last call, or was cut; ``cut``: whether ``data`` begins somewhere in the file.
+
+    Raises:
+        AgentError: There is no such file, or it cannot be read.
+    """
+    try:
+        # A named pipe would be waited for.
+        handle = os.open(os.path.expanduser(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(handle, "rb") as stream:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):
+                raise AgentError("missing", "%s is no regular file" % path)
+            same = seen is not None and seen[0] == found.st_ino and seen[1] <= found.st_size
+            start = seen[1] if seen is not None and same else max(0, found.st_size - TAIL_BYTES)
+            stream.seek(start)
+            data = stream.read(TAIL_BYTES)
+    except OSError as error:
+        raise AgentError("missing", "%s cannot be read: %s" % (path, error.strerror or error)) from error
+    return {"seen": [found.st_ino, start + len(data)], "data": data, "anew": not same, "cut": not same and start > 0}
 
 
 def tail_of(path: str, size: int = LOG_TAIL) -> str:
@@ -334,6 +366,22 @@ def parse_nvpmodel(text: str) -> Optional[Json]:
     return {"name": found.group(1).strip(), "id": int(number.group(1)) if number else None}
 
 
+def whole_power(rails: Dict[str, Any]) -> Optional[Tuple[Any, str]]:
+    """Power of a board out of that of its rails, and which rails that is; None where they do not tell."""
+    for name in TOTAL_RAILS:
+        if name in rails:
+            return rails[name], name
+    for group in SUMMED_RAILS:
+        if all(name in rails for name in group):
+            return sum(rails[name] for name in group), " + ".join(group)
+    return None
+
+
+def is_temperature(sensor: str, degrees: float) -> bool:
+    """Whether a sensor's number is a temperature: the PMIC's, without a driver, is always 100, one that is off -256."""
+    return not sensor.upper().startswith("PMIC") and degrees > -100
+
+
 def parse_tegrastats(line: str) -> Json:
     """One line of tegrastats; what is not in it is absent from the result.
 
@@ -350,17 +398,12 @@ def parse_tegrastats(line: str) -> Json:
             rails[name] = int(now)
     if rails:
         sample["rails_mw"] = rails
-        whole = [name for name in TOTAL_RAILS if name in rails]
-        summed = [group for group in SUMMED_RAILS if all(name in rails for name in group)]
-        if whole:
-            sample["total_mw"], sample["total_rails"] = rails[whole[0]], whole[0]
-        elif summed:
-            sample["total_mw"] = sum(rails[name] for name in summed[0])
-            sample["total_rails"] = " + ".join(summed[0])
+        whole = whole_power(rails)
+        if whole is not None:
+            sample["total_mw"], sample["total_rails"] = whole
     temperatures = {}
     for name, degrees in re.findall(r"\b([A-Za-z][A-Za-z0-9_-]*)@(-?\d{1,4}(?:\.\d{1,6})?)C\b", line):
-        # The PMIC's sensor has no driver and always says 100; sensors that are switched off say -256.
-        if name.upper() != "PMIC" and float(degrees) > -100:
+        if is_temperature(name, float(degrees)):
             temperatures[name] = float(degrees)
     if temperatures:
         sample["temperatures_c"] = temperatures
@@ -2264,6 +2307,9 @@ class Agent:
             return self.jobs.cancel(request["key"])
         if command == "forget":
             return self.jobs.forget(request["key"])
+        if command == "tail":
+            found = file_tail(request["path"], request.get("seen"))
+            return dict(found, data=base64.b64encode(found["data"]).decode("ascii"))
         if command == "running":
             return self.jobs.running()
         if command == "clean":

@@ -2,6 +2,8 @@
 // [PART]
 
 #include <dirent.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -21,14 +23,17 @@
 #include "batching.h"
 #include "decode.h"
 #include "error.h"
+#include "files.h"
 #include "json.h"
 #include "lane.h"
 #include "manifest.h"
 #include "npz.h"
 #include "preprocessing.h"
 #include "scheduler.h"
+#include "sensors.h"
 #include "session.h"
 #include "sha256.h"
+#include "statistics.h"
 
 namespace {
 
@@ -828,6 +833,86 @@ void test_exif_says_which_way_is_up() {
   for (std::size_t size = 0; size < sizeof little; ++size) CHECK(exif_orientation(little, size) == 1);
 }
 
+void test_times_fall_into_the_buckets_whose_bound_they_do_not_exceed() {
+  Statistics statistics({"mask"}, {1, 3});
+  const float rate = 0.5f;
+  for (const double ms : {0.2, 1.0, 1.5, 2.0, 5.5, 5000.0, 9000.0}) statistics.add(ms, 0, 3, &rate);
+  const Json said = parse_json(statistics.json());
+  const Json& histogram = *said.find("histogram_ms");
+  CHECK(spaced_json(*histogram.find("bounds")) == "[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]");
+  CHECK(spaced_json(*histogram.find("counts")) == "[2, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1]");
+  CHECK(said.find("percentiles_of")->text == "7");
+  CHECK(to_double(said.find("ms")->find("p95")->text) == 9000);
+  CHECK(spaced_json(*said.find("exits")) == "{\"1\": 0, \"3\": 7}");
+  statistics.reset();
+  CHECK(statistics.json().find("\"counts\": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]") != std::string::npos);
+}
+
+// A folder like sysfs, made of names and contents.
+class FakeSysfs {
+ public:
+  FakeSysfs() {
+    char name[] = "/tmp/dyndeploy-sysfs-XXXXXX";
+    root = mkdtemp(name);
+  }
+  ~FakeSysfs() {
+    for (auto path = made_.rbegin(); path != made_.rend(); ++path) std::remove(path->c_str());
+    ::rmdir(root.c_str());
+  }
+  void put(const std::string& path, const std::string& text) {
+    for (std::size_t slash = path.find('/'); slash != std::string::npos; slash = path.find('/', slash + 1))
+      if (::mkdir((root + "/" + path.substr(0, slash)).c_str(), 0700) == 0)
+        made_.push_back(root + "/" + path.substr(0, slash));
+    std::FILE* file = std::fopen((root + "/" + path).c_str(), "w");
+    std::fputs((text + "\n").c_str(), file);
+    std::fclose(file);
+    made_.push_back(root + "/" + path);
+  }
+  std::string root;
+
+ private:
+  std::vector<std::string> made_;
+};
+
+using Readings = std::vector<std::pair<std::string, double>>;
+
+void test_sensors_are_read_as_the_kernel_shows_them() {
+  FakeSysfs jetson;  // JetPack 5: volts and amperes of an INA3221
+  jetson.put("class/hwmon/hwmon3/name", "ina3221");
+  jetson.put("class/hwmon/hwmon3/in1_label", "VDD_IN");
+  jetson.put("class/hwmon/hwmon3/in1_input", "5000");
+  jetson.put("class/hwmon/hwmon3/curr1_input", "840");
+  jetson.put("class/hwmon/hwmon3/in7_label", "sum of shunt voltages");  // without a current
+  jetson.put("class/hwmon/hwmon3/in7_input", "5");
+  jetson.put("class/hwmon/hwmon3/curr2_input", "100");  // of a rail without a name
+  jetson.put("class/hwmon/hwmon3/in2_input", "5000");
+  jetson.put("class/thermal/thermal_zone0/type", "CPU-therm");
+  jetson.put("class/thermal/thermal_zone0/temp", "41500");
+  jetson.put("class/thermal/thermal_zone1/type", "off");
+  jetson.put("class/thermal/thermal_zone1/temp", "not a number");
+  const SensorReading of_jetson = Sensors(jetson.root).read();
+  CHECK((of_jetson.rails_mw == Readings{{"VDD_IN", 4200.0}}));
+  CHECK((of_jetson.temperatures_c == Readings{{"CPU-therm", 41.5}}));
+
+  FakeSysfs nano;  // JetPack 4
+  nano.put("bus/i2c/drivers/ina3221x/6-0040/iio:device0/rail_name_0", "POM_5V_IN");
+  nano.put("bus/i2c/drivers/ina3221x/6-0040/iio:device0/in_power0_input", "2961");
+  CHECK((Sensors(nano.root).read().rails_mw == Readings{{"POM_5V_IN", 2961.0}}));
+
+  FakeSysfs desktop;
+  desktop.put("class/hwmon/hwmon0/name", "amdgpu");
+  desktop.put("class/hwmon/hwmon0/power1_average", "31500000");
+  desktop.put("class/hwmon/hwmon0/power1_label", "slowPPT");
+  desktop.put("class/hwmon/hwmon0/temp1_input", "-3250");
+  desktop.put("class/hwmon/hwmon0/temp1_label", "edge");
+  const SensorReading of_desktop = Sensors(desktop.root).read();
+  CHECK((of_desktop.rails_mw == Readings{{"slowPPT", 31500.0}}));
+  CHECK((of_desktop.temperatures_c == Readings{{"amdgpu edge", -3.25}}));
+
+  const SensorReading nothing = Sensors("/nowhere").read();
+  CHECK(nothing.rails_mw.empty() && nothing.temperatures_c.empty());
+}
+
 const struct {
   const char* name;
   std::function<void()> run;
@@ -864,6 +949,8 @@ const struct {
     {"crop", test_the_centre_crop_is_that_of_python},
     {"answer", test_the_largest_logit_answers},
     {"exif", test_exif_says_which_way_is_up},
+    {"histogram", test_times_fall_into_the_buckets_whose_bound_they_do_not_exceed},
+    {"sensors", test_sensors_are_read_as_the_kernel_shows_them},
 };
 
 }  // namespace

@@ -591,7 +591,7 @@ def test_jobs_of_all_users_take_turns(tmp_path: Path) -> None:
 
 STANDARD_3_6 = {
     "argparse", "base64", "errno", "fcntl", "functools", "hashlib", "json", "os", "platform", "pwd", "re", "shutil",
-    "signal", "socket", "statistics", "struct", "subprocess", "sys", "threading", "time", "traceback", "types",
+    "signal", "socket", "stat", "statistics", "struct", "subprocess", "sys", "threading", "time", "traceback", "types",
     "typing", "zlib",
 }  # fmt: skip
 FURTHER = {"contextlib", "ctypes", "math", "resource", "tempfile"}

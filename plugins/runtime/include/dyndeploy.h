@@ -248,10 +248,11 @@ DYNDEPLOY_API int32_t dyndeploy_mask_pixels(const dyndeploy_detection* detection
 DYNDEPLOY_API int32_t dyndeploy_mask_text(const dyndeploy_detection* detection, char* text, size_t room,
                                           size_t* needed);
 
-/* Statistics since opening or the last reset as JSON text: images, milliseconds, mean rate of every mask,
- * exits; once images were submitted under "serving" what waits, and what every step was found to take. needed
- * (which may be NULL) is set to the bytes of the whole text with its end; DYNDEPLOY_USAGE where room is less.
- */
+/* Statistics since opening or the last reset as JSON text: images; the network's milliseconds (ms:
+ * percentiles of the latest percentiles_of images; histogram_ms: upper bounds of buckets, and how many images
+ * fell into each, the last one those above all bounds); mean rate of every mask; exits; once images were
+ * submitted under "serving" what waits, and what every step was found to take. needed (which may be NULL) is
+ * set to the bytes of the whole text with its end; DYNDEPLOY_USAGE where room is less. */
 DYNDEPLOY_API int32_t dyndeploy_statistics(dyndeploy_session* session, char* text, size_t room,
                                            size_t* needed);
 DYNDEPLOY_API int32_t dyndeploy_reset_statistics(dyndeploy_session* session);

@@ -29,6 +29,9 @@ picture to try it with. Ctrl-C ends a camera.
   --verify             check every checksum, and the results on the reference inputs against PyTorch's
   --info               print what was opened, as JSON
   --statistics         print times, rates and exits over all images at the end, as JSON on stderr
+  --stats FILE|unix:PATH  while it runs, add lines of JSON to a file, or give them to who connects to a socket: images,
+                       times, rates, exits, power and temperature, as 'dyndeploy watch' shows them
+  --stats-every S      seconds between two of these lines (default: 1)
   --threads N          threads that compute on a CPU (default: 1)
   --thresholds A,B,..  least confidence of every exit but the last (default: the bundle's)
   --runtime NAME       auto, onnxruntime or tensorrt (default: auto: TensorRT where bundle and device have it)
@@ -48,6 +51,14 @@ long whole(const char* name, const char* text) {
   const long value = std::strtol(text, &end, 10);
   if (!*text || *end || value < 1 || value > 1000000000)
     usage(std::string(name) + " takes a whole number of at least 1, not '" + text + "'.");
+  return value;
+}
+
+double seconds(const char* name, const char* text) {
+  char* end = nullptr;
+  const double value = std::strtod(text, &end);
+  if (!*text || *end || !(value >= 0.05 && value <= 86400))
+    usage(std::string(name) + " takes seconds from 0.05 to 86400, not '" + text + "'.");
   return value;
 }
 
@@ -97,6 +108,8 @@ std::unique_ptr<Arguments> parse(int count, char** values) {
     kVerify,
     kInfo,
     kStatistics,
+    kStats,
+    kStatsEvery,
     kThreads,
     kThresholds,
     kNative,
@@ -114,6 +127,8 @@ std::unique_ptr<Arguments> parse(int count, char** values) {
                                     {"verify", no_argument, nullptr, kVerify},
                                     {"info", no_argument, nullptr, kInfo},
                                     {"statistics", no_argument, nullptr, kStatistics},
+                                    {"stats", required_argument, nullptr, kStats},
+                                    {"stats-every", required_argument, nullptr, kStatsEvery},
                                     {"threads", required_argument, nullptr, kThreads},
                                     {"thresholds", required_argument, nullptr, kThresholds},
                                     {"native", required_argument, nullptr, kNative},
@@ -154,6 +169,13 @@ std::unique_ptr<Arguments> parse(int count, char** values) {
         break;
       case kStatistics:
         found->statistics = true;
+        break;
+      case kStats:
+        if (!*optarg) usage("--stats takes a file or unix:PATH.");
+        found->stats = optarg;
+        break;
+      case kStatsEvery:
+        found->stats_every = seconds("--stats-every", optarg);
         break;
       case kThreads:
         found->options.threads = static_cast<int>(whole("--threads", optarg));

@@ -20,6 +20,8 @@ struct Arguments {
   bool has_classes = false;
   std::string classes;
   long repeat = 1, limit = 0;
+  std::string stats;  // a file or unix:PATH; empty: none
+  double stats_every = 1;
   std::int32_t frame_height = 0, frame_width = 0;  // 0: images are files
 };
 

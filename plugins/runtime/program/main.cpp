@@ -19,6 +19,7 @@
 #include "files.h"
 #include "json.h"
 #include "session.h"
+#include "stats.h"
 #include "verify.h"
 #include "video.h"
 
@@ -85,9 +86,11 @@ dyndeploy_image view_of(const Image& image) {
 
 class Program {
  public:
-  Program(const Arguments& arguments, Session& session)
+  // stats: where failures are counted, or null.
+  Program(const Arguments& arguments, Session& session, Stats* stats)
       : arguments_(arguments),
         session_(session),
+        stats_(stats),
         wanted_(wanted_of(arguments, session.bundle().manifest)),
         detects_(session.bundle().manifest.has_detection),
         runtime_(arguments.json ? session.runtime_json(arguments.options.runtime) : std::string()) {}
@@ -284,6 +287,7 @@ class Program {
 
   void report_failure(const std::string& path, const std::string& why) {
     ++failed_;
+    if (stats_) stats_->image_failed();
     if (arguments_.json) {
       std::printf("{\"image\": %s, \"error\": %s}\n", quoted(path).c_str(), quoted(why).c_str());
       std::fflush(stdout);
@@ -373,6 +377,7 @@ class Program {
 
   const Arguments& arguments_;
   Session& session_;
+  Stats* const stats_;
   const Wanted wanted_;
   const bool detects_;
   std::string runtime_;                           // as JSON
@@ -393,7 +398,10 @@ int run(int count, char** values) {
   const std::unique_ptr<Session> session = Session::open(arguments->bundle, arguments->options);
   if (arguments->info) std::printf("%s\n", session->info().c_str());
   if (arguments->verify) std::fprintf(stderr, "dyndeploy-run: verified: %s\n", verify(*session).c_str());
-  Program program(*arguments, *session);
+  std::unique_ptr<Stats> stats;
+  if (!arguments->stats.empty())
+    stats = std::make_unique<Stats>(*session, arguments->stats, arguments->stats_every);
+  Program program(*arguments, *session, stats.get());
   const bool video = arguments->images.size() == 1 && is_video(arguments->images[0]);
   const std::size_t failed = arguments->frame_height ? program.run_frames()
                              : video                 ? program.run_video(arguments->images[0])

@@ -65,6 +65,7 @@ class Session {
   // What runs, and why, as `dyndeploy run --json` says it. asked: the runtime that the caller named.
   std::string runtime_json(const std::string& asked) const;
   Statistics& statistics() { return statistics_; }
+  const Statistics& statistics() const { return statistics_; }
 
   // See dyndeploy.h for what these do; they throw Error.
   void run_images(const dyndeploy_image* images, std::size_t count, dyndeploy_result* results);

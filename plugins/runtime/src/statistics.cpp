@@ -16,6 +16,11 @@ double percentile(const std::vector<double>& sorted, double share) {
 
 }  // namespace
 
+const std::array<double, Statistics::kBounds>& Statistics::bounds() {
+  static const std::array<double, kBounds> values{{1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000}};
+  return values;
+}
+
 Statistics::Statistics(std::vector<std::string> masks, std::vector<int> exits)
     : masks_(std::move(masks)), exits_(std::move(exits)) {
   latest_.reserve(kKept);
@@ -28,6 +33,7 @@ void Statistics::clear() {
   latest_.clear();
   rates_.assign(masks_.size(), 0);
   counts_.assign(exits_.size(), 0);
+  histogram_.fill(0);
 }
 
 void Statistics::reset() {
@@ -44,6 +50,8 @@ void Statistics::add(double ms, double preprocessing_ms, int exit, const float* 
   }
   least_ = images_ ? std::min(least_, ms) : ms;
   most_ = std::max(most_, ms);
+  ++histogram_[static_cast<std::size_t>(std::lower_bound(bounds().begin(), bounds().end(), ms) -
+                                        bounds().begin())];
   ++images_;
   ms_ += ms;
   preprocessing_ms_ += preprocessing_ms;
@@ -52,24 +60,36 @@ void Statistics::add(double ms, double preprocessing_ms, int exit, const float* 
 }
 
 std::string Statistics::json() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  const double images = static_cast<double>(images_);
-  std::string text = "{\"images\": " + std::to_string(images_);
-  if (images_) {
-    std::vector<double> sorted = latest_;
+  std::unique_lock<std::mutex> lock(mutex_);
+  const std::uint64_t count = images_;
+  const double ms = ms_, preprocessing_ms = preprocessing_ms_, least = least_, most = most_;
+  const std::vector<double> rates = rates_;
+  const std::vector<std::uint64_t> exits = counts_;
+  const auto histogram = histogram_;
+  std::vector<double> sorted = latest_;
+  // Images do not wait until it is sorted and written.
+  lock.unlock();
+  const double images = static_cast<double>(count);
+  std::string text = "{\"images\": " + std::to_string(count);
+  if (count) {
     std::sort(sorted.begin(), sorted.end());
-    text += ", \"ms\": {\"mean\": " + number(ms_ / images) + ", \"min\": " + number(least_) +
-            ", \"p50\": " + number(percentile(sorted, 0.5)) +
-            ", \"p90\": " + number(percentile(sorted, 0.9)) +
-            ", \"p99\": " + number(percentile(sorted, 0.99)) + ", \"max\": " + number(most_) +
-            "}, \"preprocessing_ms\": " + number(preprocessing_ms_ / images);
+    text += ", \"ms\": {\"mean\": " + number(ms / images) + ", \"min\": " + number(least);
+    for (const int percent : {50, 90, 95, 99})
+      text += ", \"p" + std::to_string(percent) + "\": " + number(percentile(sorted, percent / 100.0));
+    text += ", \"max\": " + number(most) + "}, \"percentiles_of\": " + std::to_string(sorted.size()) +
+            ", \"preprocessing_ms\": " + number(preprocessing_ms / images);
   }
-  text += ", \"rates\": {";
-  for (std::size_t i = 0; i < masks_.size() && images_; ++i)
-    text += (i ? ", " : "") + quoted(masks_[i]) + ": " + number(rates_[i] / images);
+  text += ", \"histogram_ms\": {\"bounds\": [";
+  for (std::size_t i = 0; i < kBounds; ++i)
+    text += (i ? ", " : "") + std::to_string(static_cast<int>(bounds()[i]));
+  text += "], \"counts\": [";
+  for (std::size_t i = 0; i < histogram.size(); ++i) text += (i ? ", " : "") + std::to_string(histogram[i]);
+  text += "]}, \"rates\": {";
+  for (std::size_t i = 0; i < masks_.size() && count; ++i)
+    text += (i ? ", " : "") + quoted(masks_[i]) + ": " + number(rates[i] / images);
   text += "}, \"exits\": {";
   for (std::size_t i = 0; i < exits_.size(); ++i)
-    text += (i ? ", \"" : "\"") + std::to_string(exits_[i]) + "\": " + std::to_string(counts_[i]);
+    text += (i ? ", \"" : "\"") + std::to_string(exits_[i]) + "\": " + std::to_string(exits[i]);
   return text + "}}";
 }
 

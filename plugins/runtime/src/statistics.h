@@ -1,6 +1,7 @@
 // What a session did: images, times, rates and exits. Nothing is allocated while it counts.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <mutex>
 #include <string>
@@ -11,6 +12,10 @@ namespace runtime {
 
 class Statistics {
  public:
+  // Upper ends of the latency histogram's buckets, in milliseconds; one more bucket holds what is above.
+  static constexpr std::size_t kBounds = 12;
+  static const std::array<double, kBounds>& bounds();
+
   Statistics(std::vector<std::string> masks, std::vector<int> exits);
 
   // An image: times in milliseconds, the exit taken (0: none), a rate for every mask.
@@ -31,6 +36,7 @@ class Statistics {
   std::vector<double> latest_;
   std::vector<double> rates_;
   std::vector<std::uint64_t> counts_;
+  std::array<std::uint64_t, kBounds + 1> histogram_;
 };
 
 }  // namespace runtime
