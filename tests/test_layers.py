@@ -23,7 +23,7 @@ FLOORS = (
     {"training", "inference"},
     {"measure"},
     {"exits"},
-    {"verification", "reporting", "remote", "device_calibration", "planning", "evaluation"},
+    {"verification", "reporting", "remote", "device_calibration", "planning", "evaluation", "serving"},
     {"demo"},
     {"cli"},
 )
