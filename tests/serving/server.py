@@ -87,6 +87,7 @@ class TritonServer:
             "LD_LIBRARY_PATH": str(site_packages(venv) / "nvidia_pytriton.libs"),
         }
         self.process: subprocess.Popen[bytes] | None = None
+        self.start_seconds = 0.0
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -106,7 +107,8 @@ class TritonServer:
             assert self.process.poll() is None, self.log.read_text(errors="replace")[-4000:]
             assert time.monotonic() - since < START_SECONDS, self.log.read_text(errors="replace")[-4000:]
             time.sleep(0.05)
-        return time.monotonic() - since
+        self.start_seconds = time.monotonic() - since
+        return self.start_seconds
 
     def ready(self) -> bool:
         """Whether the server and all its models are ready."""
