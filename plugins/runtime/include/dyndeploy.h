@@ -12,7 +12,8 @@
  *
  * A session may be used by several threads at once: each call computes in memory of its own, which is kept
  * for the next call. Once every thread has made its first call of a size, the library itself allocates
- * nothing more in dyndeploy_run_images and dyndeploy_run_tensors.
+ * nothing more in dyndeploy_run_images and dyndeploy_run_tensors. Where images of many callers come one by
+ * one, dyndeploy_submit and dyndeploy_poll make batches of them.
  *
  * Structures begin with their size, which the caller sets: fields may be added at their ends later.
  */
@@ -45,7 +46,9 @@ enum {
   DYNDEPLOY_BACKEND = 5,    /* no ONNX Runtime or TensorRT, one that does not fit, no GPU, no engine */
   DYNDEPLOY_RUN = 6,        /* the runtime failed while it computed */
   DYNDEPLOY_MEMORY = 7,     /* no memory */
-  DYNDEPLOY_INTERNAL = 8    /* a fault of this library */
+  DYNDEPLOY_INTERNAL = 8,   /* a fault of this library */
+  DYNDEPLOY_BUSY = 9,       /* the queue is full: poll, and submit again */
+  DYNDEPLOY_CLOSED = 10     /* another thread closed the session meanwhile */
 };
 
 enum {
@@ -152,6 +155,40 @@ typedef struct {
   size_t rates_count; /* out */
 } dyndeploy_detections;
 
+/* Serving, since 0.4: images of many callers share batches. How is data; numbers that are 0 take what the
+ * comments say. */
+typedef struct {
+  size_t size;           /* sizeof(dyndeploy_policy) */
+  int32_t queue_limit;   /* images that were submitted and not polled yet, at most; 0: 256 */
+  int32_t largest_batch; /* rows of a run; 0: 8. A bundle of a fixed batch runs at most that */
+  double latency_ms;     /* bound from submission to result; 0: throughput alone counts */
+  double tolerance;      /* what an image may cost more in a small batch than in the largest one, as a share,
+                          * before its stage lets another one run first, and again for each that did; 0: 0.05 */
+} dyndeploy_policy;
+
+typedef struct {
+  size_t size;                  /* sizeof(dyndeploy_request) */
+  const dyndeploy_image* image; /* one of these three: pixels, */
+  const void* file;             /* a JPEG or PNG file in memory, */
+  size_t file_bytes;            /* of file */
+  const float* values;          /* what dyndeploy_preprocess writes; not for detectors */
+  const int32_t* sides;         /* size of dyndeploy_detect_images, or NULL */
+  void* user;                   /* given back with the result */
+} dyndeploy_request;
+
+typedef struct {
+  size_t size;              /* sizeof(dyndeploy_completion) */
+  dyndeploy_result* result; /* filled in unless NULL; of a detector use the next one */
+  dyndeploy_detections* detections;
+  uint64_t ticket; /* out, as all below */
+  void* user;
+  int32_t code;      /* DYNDEPLOY_OK, or why this image has no result */
+  int32_t rows;      /* images that ran with it in its last batch, itself among them */
+  double queue_ms;   /* from submission until it first ran */
+  double latency_ms; /* from submission until its result was there */
+  char message[256]; /* one line, where code is not 0 */
+} dyndeploy_completion;
+
 /* DYNDEPLOY_ABI of the library; another one than the header's fits not. */
 DYNDEPLOY_API int32_t dyndeploy_abi(void);
 
@@ -218,10 +255,34 @@ DYNDEPLOY_API int32_t dyndeploy_statistics(dyndeploy_session* session, char* tex
                                            size_t* needed);
 DYNDEPLOY_API int32_t dyndeploy_reset_statistics(dyndeploy_session* session);
 
+/* Serving: submit from any threads, poll from any others. The session's own thread runs what waits. In a
+ * network with exits images that are sure leave between the stages, and others that wait join there; all
+ * others run in batches. An image's result is that of dyndeploy_run_images or dyndeploy_detect_images.
+ *
+ * Set how, before anything is submitted; policy may be NULL. Without this call the defaults hold. */
+DYNDEPLOY_API int32_t dyndeploy_serve(dyndeploy_session* session, const dyndeploy_policy* policy);
+
+/* Submit an image. It is read, decoded and resized in the calling thread before this returns; what is wrong
+ * with it is told here. DYNDEPLOY_BUSY where the queue is full: it never waits. Once as many images were
+ * under way as ever are, nothing more is allocated, files apart. ticket may be NULL. */
+DYNDEPLOY_API int32_t dyndeploy_submit(dyndeploy_session* session, const dyndeploy_request* request,
+                                       uint64_t* ticket);
+
+/* Take up to room results, in the order in which they were finished; each is given once. Waits for the first
+ * up to timeout_ms (below 0: until there is one): count is 0 where none came. DYNDEPLOY_CLOSED where another
+ * thread closes the session meanwhile. */
+DYNDEPLOY_API int32_t dyndeploy_poll(dyndeploy_session* session, dyndeploy_completion* completions,
+                                     size_t room, double timeout_ms, size_t* count);
+
+/* Take an image back: it is never given by dyndeploy_poll, and stages that have not run yet leave it out.
+ * DYNDEPLOY_USAGE where there is none of that ticket (any more). */
+DYNDEPLOY_API int32_t dyndeploy_cancel(dyndeploy_session* session, uint64_t ticket);
+
 /* Check every checksum, and the outputs and masks on the bundle's reference inputs against PyTorch's. */
 DYNDEPLOY_API int32_t dyndeploy_verify(dyndeploy_session* session);
 
-/* Free what the session holds; no call of another thread may be under way. NULL is allowed. */
+/* Free what the session holds. Images that were submitted are dropped after the stage that runs, and
+ * dyndeploy_poll ends in other threads; no other call of another thread may be under way. NULL is allowed. */
 DYNDEPLOY_API void dyndeploy_close(dyndeploy_session* session);
 
 #ifdef __cplusplus

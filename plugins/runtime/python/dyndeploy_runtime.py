@@ -13,6 +13,7 @@ import collections
 import ctypes
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -76,6 +77,21 @@ class Detections:
         kind = "boxes" if self.masks is None else "boxes and masks"
         where = (len(self), kind, self.height, self.width, self.input_size, self.ms)
         return "Detections(<%d %s in %d x %d pixels>, input_size=%r, ms=%r)" % where
+
+
+_COMPLETED = "ticket token result error rows queue_ms latency_ms"
+
+
+class Completion(collections.namedtuple("Completion", _COMPLETED)):
+    """What came of an image that was submitted.
+
+    ticket: what :meth:`Session.submit` returned; token: what it was given; result: a :class:`Classification` or
+    :class:`Detections`, None where the image failed; error: a :class:`DyndeployError`, else None; rows: images that ran
+    with it in its last batch, itself among them; queue_ms: from submission until it first ran; latency_ms: until its
+    result was there.
+    """
+
+    __slots__ = ()
 
 
 class DyndeployError(Exception):
@@ -184,6 +200,43 @@ class _Tensor(ctypes.Structure):
     ]
 
 
+class _Policy(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("queue_limit", ctypes.c_int32),
+        ("largest_batch", ctypes.c_int32),
+        ("latency_ms", ctypes.c_double),
+        ("tolerance", ctypes.c_double),
+    ]
+
+
+class _Request(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("image", ctypes.POINTER(_Image)),
+        ("file", ctypes.c_char_p),
+        ("file_bytes", ctypes.c_size_t),
+        ("values", ctypes.c_void_p),
+        ("sides", ctypes.POINTER(ctypes.c_int32)),
+        ("user", ctypes.c_void_p),
+    ]
+
+
+class _Completion(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("result", ctypes.POINTER(_Result)),
+        ("detections", ctypes.POINTER(_Detections)),
+        ("ticket", ctypes.c_uint64),
+        ("user", ctypes.c_void_p),
+        ("code", ctypes.c_int32),
+        ("rows", ctypes.c_int32),
+        ("queue_ms", ctypes.c_double),
+        ("latency_ms", ctypes.c_double),
+        ("message", ctypes.c_char * 256),
+    ]
+
+
 _TYPES = {
     "float32": 1,
     "uint8": 2,
@@ -195,6 +248,8 @@ _TYPES = {
     "float64": 11,
 }
 _USAGE, _INPUT, _BACKEND = 1, 3, 5
+BUSY, CLOSED = 9, 10
+"""Codes of a full queue, and of a session that was closed meanwhile."""
 _CLASSIFICATION = 1
 
 
@@ -260,6 +315,8 @@ class Session:
         self.info = json.loads(self._library.dyndeploy_info(handle).decode("utf-8"))
         classes = [info["shape"][1] for info in self.info["outputs"] if info["name"] == "logits"]
         self._classes = classes[0] if self.info["task"] == "classification" else 0
+        self._numbers = itertools.count(1)
+        self._submitted = {}  # by the number that the library gives back: token and ticket
 
     def __enter__(self):
         """Return the session."""
@@ -294,9 +351,7 @@ class Session:
         """Classify several images, all paths or all arrays, in batches where the bundle runs them."""
         images = list(images)
         handle = self._open_handle()
-        if not self._classes:
-            way = "detect()" if "detection" in self.info else "run()"
-            raise DyndeployError(_USAGE, f"The network gives no logits: there is no class to tell. Use {way}.")
+        self._require_classes("detect()" if "detection" in self.info else "run()")
         masks, count = self.info["masks"], len(images)
         rates = np.zeros((count, len(masks)), np.float32)
         logits = np.zeros((count, self._classes), np.float32)
@@ -353,6 +408,126 @@ class Session:
             return [self._detections(result, dict(zip(masks, row.tolist()))) for result, row in zip(results, rates)]
         finally:
             self._library.dyndeploy_free_detections(results, count)
+
+    def serve(self, queue_limit=0, largest_batch=0, latency_ms=0.0, tolerance=0.0):
+        """Say how :meth:`submit` and :meth:`poll` work, before the first image; 0 takes what ``dyndeploy.h`` says.
+
+        Args:
+            queue_limit: Images that were submitted and not polled yet, at most.
+            largest_batch: Rows of a run.
+            latency_ms: Bound from submission to result; 0: throughput alone counts.
+            tolerance: What an image may cost more in a small batch, as a share, before its stage lets others go first.
+        """
+        policy = _Policy(ctypes.sizeof(_Policy), queue_limit, largest_batch, latency_ms, tolerance)
+        self._check(self._library.dyndeploy_serve(self._open_handle(), ctypes.byref(policy)))
+
+    def submit(self, image, size=None, token=None):
+        """Submit an image to the batches that all callers share; any thread may, and none waits for a result here.
+
+        Args:
+            image: A path, the bytes of a JPEG or PNG file, RGB bytes (H, W, 3) as uint8, or of a network that is no
+                detector float32 (3, h, w) as :meth:`preprocess` returns it.
+            size: As for :meth:`detect`.
+            token: Anything; it comes back with the result.
+
+        Returns:
+            The ticket, an int.
+
+        Raises:
+            DyndeployError: The image cannot be read; or the queue is full (``code`` is :data:`BUSY`): poll, and submit
+                it again.
+        """
+        handle = self._open_handle()
+        if "detection" not in self.info:
+            self._require_classes("run()")
+        request, alive = _Request(ctypes.sizeof(_Request)), None
+        if isinstance(image, np.ndarray) and image.dtype == np.float32:
+            wanted = [3] + self.info.get("input_size", [])
+            if "detection" in self.info or list(image.shape) != wanted:
+                raise DyndeployError(_INPUT, f"float32 {image.shape} is not the network's input {tuple(wanted)}.")
+            alive = np.ascontiguousarray(image)
+            request.values = alive.ctypes.data
+        elif isinstance(image, np.ndarray):
+            request.image, alive = _images([image])
+        else:
+            alive = image if isinstance(image, bytes) else _file(image)
+            request.file, request.file_bytes = alive, len(alive)
+        if size is not None:
+            request.sides = (ctypes.c_int32 * 2)(*size)
+        number, entry, ticket = next(self._numbers), [token, None], ctypes.c_uint64()
+        request.user = number
+        # Another thread may poll the result before this one returns.
+        self._submitted[number] = entry
+        try:
+            self._check(self._library.dyndeploy_submit(handle, ctypes.byref(request), ctypes.byref(ticket)))
+        except DyndeployError:
+            del self._submitted[number]
+            raise
+        del alive
+        entry[1] = ticket.value
+        return ticket.value
+
+    def poll(self, timeout=None, most=64):
+        """Take results in the order in which they were finished; each is given once.
+
+        Args:
+            timeout: Seconds to wait for the first one; None: until there is one.
+            most: Results that are taken at once.
+
+        Returns:
+            A list of :class:`Completion`, empty where none came in time.
+
+        Raises:
+            DyndeployError: The session was closed meanwhile (``code`` is :data:`CLOSED`).
+        """
+        handle = self._open_handle()
+        masks, detects = self.info["masks"], "detection" in self.info
+        rates, logits = np.zeros((most, len(masks)), np.float32), np.zeros((most, self._classes), np.float32)
+        results, found, completions = (_Result * most)(), (_Detections * most)(), (_Completion * most)()
+        for index, (result, detections, completion) in enumerate(zip(results, found, completions)):
+            result.size, detections.size = ctypes.sizeof(_Result), ctypes.sizeof(_Detections)
+            completion.size = ctypes.sizeof(_Completion)
+            result.rates = detections.rates = rates[index].ctypes.data
+            result.rates_room = detections.rates_room = len(masks)
+            result.values, result.values_room = logits[index].ctypes.data, self._classes
+            if detects:
+                completion.detections = ctypes.pointer(detections)
+            else:
+                completion.result = ctypes.pointer(result)
+        count = ctypes.c_size_t()
+        wait = -1.0 if timeout is None else max(1e3 * timeout, 0.0)
+        try:
+            self._check(self._library.dyndeploy_poll(handle, completions, most, wait, ctypes.byref(count)))
+            taken = []
+            for index in range(count.value):
+                completion, value, error = completions[index], None, None
+                if completion.code:
+                    error = DyndeployError(completion.code, completion.message.decode("utf-8", "replace"))
+                elif detects:
+                    value = self._detections(found[index], dict(zip(masks, rates[index].tolist())))
+                else:
+                    value = _classification(results[index], masks, rates[index], logits[index].copy())
+                token = self._submitted.pop(completion.user)[0]
+                numbers = completion.rows, completion.queue_ms, completion.latency_ms
+                taken.append(Completion(completion.ticket, token, value, error, *numbers))
+            return taken
+        finally:
+            self._library.dyndeploy_free_detections(found, most)
+
+    def cancel(self, ticket):
+        """Take an image back: it is never polled, and stages that have not run yet leave it out.
+
+        Raises:
+            DyndeployError: No image of that ticket is under way (any more).
+        """
+        self._check(self._library.dyndeploy_cancel(self._open_handle(), ticket))
+        for number, entry in list(self._submitted.items()):
+            if entry[1] == ticket:
+                self._submitted.pop(number, None)
+
+    def _require_classes(self, way):
+        if not self._classes:
+            raise DyndeployError(_USAGE, f"The network gives no logits: there is no class to tell. Use {way}.")
 
     def _detections(self, result, rates):
         """What the library found, in memory of NumPy's own."""
@@ -496,6 +671,14 @@ def _silent(line):
     """What nobody asked for."""
 
 
+def _file(path):
+    try:
+        with open(_path(path), "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise DyndeployError(_INPUT, f"Cannot read the image {path}: {error.strerror}.") from error
+
+
 def _path(value):
     return None if value is None else os.fsencode(os.fspath(value))
 
@@ -554,8 +737,8 @@ def _load(path):
     named = path or os.environ.get("DYNDEPLOY_RUNTIME") or (known[0] if known else _LIBRARY)
     try:
         library = ctypes.CDLL(os.fspath(named))
-        # A library from before there were detectors lacks the second.
-        found, _ = library.dyndeploy_abi(), library.dyndeploy_detect_images
+        # A library from before there were common batches lacks the second.
+        found, _ = library.dyndeploy_abi(), library.dyndeploy_submit
     except (OSError, AttributeError) as error:
         advice = "Build plugins/runtime ('python3 agent.py build' in a bundle), or set DYNDEPLOY_RUNTIME to its path."
         raise DyndeployError(_BACKEND, f"Cannot load {named}: {error}. {advice}") from error
@@ -581,6 +764,12 @@ def _load(path):
     library.dyndeploy_preprocess_file.argtypes = [pointer, text, pointer, size]
     library.dyndeploy_statistics.argtypes = [pointer, text, size, ctypes.POINTER(size)]
     library.dyndeploy_reset_statistics.argtypes = [pointer]
+    library.dyndeploy_serve.argtypes = [pointer, ctypes.POINTER(_Policy)]
+    ticket = ctypes.c_uint64
+    library.dyndeploy_submit.argtypes = [pointer, ctypes.POINTER(_Request), ctypes.POINTER(ticket)]
+    completions = ctypes.POINTER(_Completion)
+    library.dyndeploy_poll.argtypes = [pointer, completions, size, ctypes.c_double, ctypes.POINTER(size)]
+    library.dyndeploy_cancel.argtypes = [pointer, ticket]
     library.dyndeploy_verify.argtypes = [pointer]
     library.dyndeploy_close.argtypes = [pointer]
     library.dyndeploy_close.restype = None

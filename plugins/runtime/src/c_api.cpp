@@ -12,6 +12,7 @@
 #include "dyndeploy.h"
 #include "error.h"
 #include "masks.h"
+#include "scheduler.h"
 #include "session.h"
 #include "verify.h"
 
@@ -94,6 +95,21 @@ runtime::Options options_of(const dyndeploy_options* given) {
       progress(user, line.c_str());
     };
   return options;
+}
+
+runtime::Policy policy_of(const dyndeploy_policy* given) {
+  runtime::Policy policy;
+  if (!given) return policy;
+  if (given->size != sizeof *given)
+    runtime::fail(DYNDEPLOY_USAGE,
+                  "The policy's size is not sizeof(dyndeploy_policy): set it before the call.");
+  if (given->queue_limit < 0 || given->largest_batch < 0)
+    runtime::fail(DYNDEPLOY_USAGE, "queue_limit and largest_batch must not be below 0.");
+  if (given->queue_limit) policy.queue_limit = static_cast<std::size_t>(given->queue_limit);
+  if (given->largest_batch) policy.largest_batch = static_cast<std::size_t>(given->largest_batch);
+  policy.latency_ms = given->latency_ms;
+  if (given->tolerance != 0) policy.tolerance = given->tolerance;
+  return policy;
 }
 
 }  // namespace
@@ -217,7 +233,7 @@ int32_t dyndeploy_mask_text(const dyndeploy_detection* detection, char* text, si
 int32_t dyndeploy_statistics(dyndeploy_session* session, char* text, size_t room, size_t* needed) {
   return guarded([&] {
     require(session != nullptr, "session");
-    give(session->session->statistics().json(), "The statistics take ", text, room, needed);
+    give(session->session->statistics_json(), "The statistics take ", text, room, needed);
   });
 }
 
@@ -225,6 +241,43 @@ int32_t dyndeploy_reset_statistics(dyndeploy_session* session) {
   return guarded([&] {
     require(session != nullptr, "session");
     session->session->statistics().reset();
+  });
+}
+
+int32_t dyndeploy_serve(dyndeploy_session* session, const dyndeploy_policy* policy) {
+  return guarded([&] {
+    require(session != nullptr, "session");
+    session->session->serve(policy_of(policy));
+  });
+}
+
+int32_t dyndeploy_submit(dyndeploy_session* session, const dyndeploy_request* request, uint64_t* ticket) {
+  return guarded([&] {
+    require(session != nullptr, "session");
+    require(request != nullptr, "request");
+    if (request->size != sizeof *request)
+      runtime::fail(DYNDEPLOY_USAGE,
+                    "The request's size is not sizeof(dyndeploy_request): set it before the call.");
+    const uint64_t given = session->session->scheduler().submit(*request);
+    if (ticket) *ticket = given;
+  });
+}
+
+int32_t dyndeploy_poll(dyndeploy_session* session, dyndeploy_completion* completions, size_t room,
+                       double timeout_ms, size_t* count) {
+  return guarded([&] {
+    require(session != nullptr, "session");
+    require(completions != nullptr || !room, "completions");
+    require(count != nullptr, "count");
+    *count = 0;
+    *count = session->session->scheduler().poll(completions, room, timeout_ms);
+  });
+}
+
+int32_t dyndeploy_cancel(dyndeploy_session* session, uint64_t ticket) {
+  return guarded([&] {
+    require(session != nullptr, "session");
+    session->session->scheduler().cancel(ticket);
   });
 }
 

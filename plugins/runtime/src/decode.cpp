@@ -116,13 +116,17 @@ Image read_image(const std::string& path) {
   } catch (const std::runtime_error& error) {
     fail(DYNDEPLOY_INPUT, "Cannot read the image " + path + ": " + error.what() + ".");
   }
+  return decode_image(path, bytes);
+}
+
+Image decode_image(const std::string& name, const std::string& bytes) {
   try {
-    return to_image(decoded(path, bytes));
+    return to_image(decoded(name, bytes));
   } catch (const Error&) {
     throw;
   } catch (const std::runtime_error& error) {
     fail(DYNDEPLOY_INPUT,
-         "Cannot read the image " + path + ": " + error.what() + ". The file may be damaged.");
+         "Cannot read the image " + name + ": " + error.what() + ". The file may be damaged.");
   }
 }
 

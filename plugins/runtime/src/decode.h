@@ -15,6 +15,8 @@ std::vector<std::string> image_endings();
 
 // Throws Error(DYNDEPLOY_INPUT), which names the file.
 Image read_image(const std::string& path);
+// The same of a file's bytes; the error names `name`.
+Image decode_image(const std::string& name, const std::string& bytes);
 
 // What decoders give before colours are made of it.
 struct Raster {

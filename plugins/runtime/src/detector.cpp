@@ -31,20 +31,20 @@ void check_bucket(const Manifest& own, const Manifest& other, const BucketInfo& 
                                " for inputs of " + bucket.folder + ". Export the bundle again.");
 }
 
-void check_results(const dyndeploy_detections* results, std::size_t count) {
+}  // namespace
+
+Found& found_of(dyndeploy_detections& result) {
+  if (!result.memory) result.memory = new Found;
+  return *static_cast<Found*>(result.memory);
+}
+
+void check_detections(const dyndeploy_detections* results, std::size_t count) {
   if (!results && count) fail(DYNDEPLOY_USAGE, "results is NULL.");
   for (std::size_t i = 0; i < count; ++i)
     if (results[i].size != sizeof(dyndeploy_detections))
       fail(DYNDEPLOY_USAGE, "A result's size is " + std::to_string(results[i].size) +
                                 ", not sizeof(dyndeploy_detections) = " +
                                 std::to_string(sizeof(dyndeploy_detections)) + ": set it before the call.");
-}
-
-}  // namespace
-
-Found& found_of(dyndeploy_detections& result) {
-  if (!result.memory) result.memory = new Found;
-  return *static_cast<Found*>(result.memory);
 }
 
 void free_detections(dyndeploy_detections& result) {
@@ -143,39 +143,48 @@ void Detector::warm_up(const ImageView& image) {
 }
 
 void Detector::run(Group& group, dyndeploy_detections* results) {
-  Session& session = group.session;
-  Lane& lane = *group.lease;
   const std::size_t rows = group.items.size();
-  const double ms = session.timed_run(lane, rows) / static_cast<double>(rows);
-  const Manifest& manifest = session.bundle().manifest;
+  const double ms = group.session.timed_run(*group.lease, rows) / static_cast<double>(rows);
   for (std::size_t row = 0; row < rows; ++row) {
     const Group::Item& item = group.items[row];
-    dyndeploy_detections& result = results[item.place];
-    const Clock::time_point start = Clock::now();
-    Found& found = found_of(result);
-    lane.detection()->decode(session.detector_row(lane, row), item.placement, found);
-    result.host_ms = item.ms + milliseconds(start);
-    result.ms = ms;
-    result.found = found.detections.data();
-    result.count = found.detections.size();
-    result.height = static_cast<std::int32_t>(item.placement.image.height);
-    result.width = static_cast<std::int32_t>(item.placement.image.width);
-    result.input_height = static_cast<std::int32_t>(manifest.height);
-    result.input_width = static_cast<std::int32_t>(manifest.width);
-    result.resized_height = static_cast<std::int32_t>(item.placement.resized.height);
-    result.resized_width = static_cast<std::int32_t>(item.placement.resized.width);
-    session.mask_rates(lane, row);
-    result.rates_count = lane.rates().size();
-    if (result.rates)
-      std::copy_n(lane.rates().begin(), std::min(result.rates_room, result.rates_count), result.rates);
-    own_.statistics().add(ms, result.host_ms, 0, lane.rates().data());
+    report(group.session, *group.lease, row, item.placement, ms, item.ms, results[item.place]);
   }
+}
+
+Detector::Target Detector::target(const ImageView& image, const std::int32_t* size) {
+  const Bounds bounds = bounds_of(size);
+  require_pixels(image);
+  const std::size_t bucket = bucket_of(image, bounds);
+  return {bucket, session_of(bucket), bounds};
+}
+
+void Detector::report(Session& session, Lane& lane, std::size_t row, const Placement& placement, double ms,
+                      double host_ms, dyndeploy_detections& result) {
+  const Manifest& manifest = session.bundle().manifest;
+  const Clock::time_point start = Clock::now();
+  Found& found = found_of(result);
+  lane.detection()->decode(session.detector_row(lane, row), placement, found);
+  result.host_ms = host_ms + milliseconds(start);
+  result.ms = ms;
+  result.found = found.detections.data();
+  result.count = found.detections.size();
+  result.height = static_cast<std::int32_t>(placement.image.height);
+  result.width = static_cast<std::int32_t>(placement.image.width);
+  result.input_height = static_cast<std::int32_t>(manifest.height);
+  result.input_width = static_cast<std::int32_t>(manifest.width);
+  result.resized_height = static_cast<std::int32_t>(placement.resized.height);
+  result.resized_width = static_cast<std::int32_t>(placement.resized.width);
+  session.mask_rates(lane, row);
+  result.rates_count = lane.rates().size();
+  if (result.rates)
+    std::copy_n(lane.rates().begin(), std::min(result.rates_room, result.rates_count), result.rates);
+  own_.statistics().add(ms, result.host_ms, 0, lane.rates().data());
 }
 
 template <class Get>
 void Detector::detect_each(Get get, std::size_t count, const std::int32_t* size,
                            dyndeploy_detections* results) {
-  check_results(results, count);
+  check_detections(results, count);
   const Bounds bounds = bounds_of(size);
   std::vector<std::unique_ptr<Group>> groups;
   for (std::size_t i = 0; i < count; ++i) {

@@ -27,6 +27,17 @@ class Detector {
                      dyndeploy_detections* results);
   void detect_files(const char* const* paths, std::size_t count, const std::int32_t* size,
                     dyndeploy_detections* results);
+  // Which input an image needs, and what its sides are resized to; opens its bundle.
+  struct Target {
+    std::size_t bucket;
+    Session& session;
+    Bounds bounds;
+  };
+  Target target(const ImageView& image, const std::int32_t* size);
+  std::size_t buckets() const { return others_.size(); }
+  // Write what the network found in a row, count it, and add the time that this takes to `host_ms`.
+  void report(Session& session, Lane& lane, std::size_t row, const Placement& placement, double ms,
+              double host_ms, dyndeploy_detections& result);
   // Run the input that an image needs once, uncounted, if it never ran.
   void warm_up(const ImageView& image);
 
@@ -51,6 +62,8 @@ class Detector {
 
 // The memory behind a result, which is made where there is none.
 Found& found_of(dyndeploy_detections& result);
+// Throws Error(DYNDEPLOY_USAGE) for structures of another size.
+void check_detections(const dyndeploy_detections* results, std::size_t count);
 void free_detections(dyndeploy_detections& result);
 
 }  // namespace runtime

@@ -8,6 +8,14 @@
 
 namespace dyndeploy {
 namespace runtime {
+namespace {
+
+std::string unusable(const std::string& found) {
+  return "The network computed no usable result: " + found +
+         ". A weight is damaged: verify the bundle (dyndeploy-run --verify).";
+}
+
+}  // namespace
 
 NotFinite count_not_finite(const float* values, std::size_t count) {
   constexpr std::uint32_t kExponent = 0x7f800000u;
@@ -130,9 +138,7 @@ void Lane::require_finite(const Step& step, std::size_t rows) {
     // Between parts values that nothing comes of may be anything.
     for (const std::size_t tensor : plan_.results) look(tensor, elements(plan_.tensors[tensor].shape));
   }
-  if (!found.empty())
-    fail(DYNDEPLOY_NOT_FINITE, "The network computed no usable result: " + found +
-                                   ". A weight is damaged: verify the bundle (dyndeploy-run --verify).");
+  if (!found.empty()) fail(DYNDEPLOY_NOT_FINITE, unusable(found));
 }
 
 std::size_t Lane::leave(std::size_t index, std::size_t rows) {
@@ -145,29 +151,92 @@ std::size_t Lane::leave(std::size_t index, std::size_t rows) {
       outcomes_[waiting_[i]] = {index, i};
       continue;
     }
-    for (const std::size_t tensor : step.carried) {
-      if (kept == i) break;  // it is in its place, and need not leave the device
-      char* first = static_cast<char*>(writable(tensor));
-      std::memcpy(first + kept * row_bytes(tensor), first + i * row_bytes(tensor), row_bytes(tensor));
-    }
+    move_row(step.carried, i, kept);
     waiting_[kept++] = waiting_[i];
   }
   return kept;
 }
 
+void Lane::run_step(std::size_t index, std::size_t rows) {
+  const Step& step = plan_.steps[index];
+  if (!plan_.any_batch && rows < plan_.batch && (index == 0 || step.exit)) fill_up(step.inputs, rows);
+  Binding& bound = binding(index, plan_.any_batch ? rows : plan_.batch);
+  if (step.host)
+    for (const std::size_t tensor : step.inputs) backend_->to_host(memory_[tensor].get());
+  bound.run();
+  if (step.host)
+    for (const std::size_t tensor : step.outputs) backend_->written(memory_[tensor].get());
+}
+
 void Lane::run(std::size_t rows) {
   for (std::size_t i = 0; i < rows; ++i) waiting_[i] = i;
   for (std::size_t index = 0; rows; ++index) {
-    const Step& step = plan_.steps[index];
-    if (!plan_.any_batch && rows < plan_.batch && (index == 0 || step.exit)) fill_up(step.inputs, rows);
-    Binding& bound = binding(index, plan_.any_batch ? rows : plan_.batch);
-    if (step.host)
-      for (const std::size_t tensor : step.inputs) backend_->to_host(memory_[tensor].get());
-    bound.run();
-    if (step.host)
-      for (const std::size_t tensor : step.outputs) backend_->written(memory_[tensor].get());
-    require_finite(step, rows);
+    run_step(index, rows);
+    require_finite(plan_.steps[index], rows);
     rows = leave(index, rows);
+  }
+}
+
+std::string Lane::row_fault(std::size_t index, std::size_t row) {
+  const Step& step = plan_.steps[index];
+  const auto fault = [&](std::size_t tensor) -> std::string {
+    const TensorInfo& info = plan_.tensors[tensor];
+    if (info.type != DYNDEPLOY_FLOAT32) return "";
+    // What all rows share concerns all of them.
+    const bool rows = plan_.any_batch || info.shape[0] == static_cast<std::int64_t>(plan_.batch);
+    const std::size_t count = rows ? plan_.row_elements(tensor) : elements(info.shape);
+    const std::string what =
+        not_finite(static_cast<const float*>(data(tensor)) + (rows ? row * count : 0), count);
+    if (what.empty()) return "";
+    const std::string where = step.exit ? "exit " + std::to_string(step.exit) + ": " : "";
+    return "'" + where + info.name + "' holds " + what;
+  };
+  std::string found;
+  const auto look = [&](std::size_t tensor) {
+    const std::string what = fault(tensor);
+    if (!what.empty()) found += (found.empty() ? "" : ", ") + what;
+  };
+  if (step.exit) {
+    look(step.logits);
+    look(step.confidence);
+  } else if (step.last) {
+    for (const std::size_t tensor : plan_.results) look(tensor);
+  }
+  return found.empty() ? found : unusable(found);
+}
+
+bool Lane::leaves(std::size_t index, std::size_t row) {
+  const Step& step = plan_.steps[index];
+  return !step.exit || static_cast<const float*>(data(step.confidence))[row] >= step.threshold;
+}
+
+void Lane::move_row(const std::vector<std::size_t>& tensors, std::size_t from, std::size_t to) {
+  if (from == to) return;  // it is in its place, and need not leave the device
+  for (const std::size_t tensor : tensors) {
+    char* first = static_cast<char*>(writable(tensor));
+    std::memcpy(first + to * row_bytes(tensor), first + from * row_bytes(tensor), row_bytes(tensor));
+  }
+}
+
+std::size_t Lane::row_bytes(const std::vector<std::size_t>& tensors) const {
+  std::size_t bytes = 0;
+  for (const std::size_t tensor : tensors) bytes += row_bytes(tensor);
+  return bytes;
+}
+
+void Lane::take_row(const std::vector<std::size_t>& tensors, std::size_t index, void* memory) {
+  char* to = static_cast<char*>(memory);
+  for (const std::size_t tensor : tensors) {
+    std::memcpy(to, row(tensor, index), row_bytes(tensor));
+    to += row_bytes(tensor);
+  }
+}
+
+void Lane::put_row(const std::vector<std::size_t>& tensors, std::size_t index, const void* memory) {
+  const char* from = static_cast<const char*>(memory);
+  for (const std::size_t tensor : tensors) {
+    std::memcpy(writable_row(tensor, index), from, row_bytes(tensor));
+    from += row_bytes(tensor);
   }
 }
 

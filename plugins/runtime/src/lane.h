@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "backend.h"
@@ -34,6 +35,19 @@ class Lane {
   // the steps. Throws Error(DYNDEPLOY_NOT_FINITE) and what the backend throws.
   void run(std::size_t rows);
   const Outcome& outcome(std::size_t row) const { return outcomes_[row]; }
+
+  // For whoever decides between the steps which rows go on: run a step on its first `rows` rows as they are,
+  // whatever it computes; what of a row's results is not finite ("": nothing); whether it leaves there; and
+  // one row in the place of another, in tensors.
+  void run_step(std::size_t step, std::size_t rows);
+  void bind(std::size_t step, std::size_t rows) { binding(step, plan_.any_batch ? rows : plan_.batch); }
+  std::string row_fault(std::size_t step, std::size_t row);
+  bool leaves(std::size_t step, std::size_t row);
+  void move_row(const std::vector<std::size_t>& tensors, std::size_t from, std::size_t to);
+  // Rows of tensors, one behind the other, out of the lane and into it.
+  std::size_t row_bytes(const std::vector<std::size_t>& tensors) const;
+  void take_row(const std::vector<std::size_t>& tensors, std::size_t row, void* memory);
+  void put_row(const std::vector<std::size_t>& tensors, std::size_t row, const void* memory);
 
   Preprocessor* preprocessor() { return preprocessor_.get(); }
   DetectionTask* detection() { return detection_.get(); }

@@ -111,7 +111,7 @@ ExitsInfo exits_of(const Field& item, std::int64_t batch) {
     entry["exit"].require(number > last && number < 1 << 20, "in order of the exits");
     last = static_cast<int>(number);
     StageInfo stage{entry["file"].text(), last, tensors_of(entry["inputs"], 1),
-                    tensors_of(entry["outputs"], 2)};
+                    tensors_of(entry["outputs"], 2), static_cast<double>(entry["macs"].count())};
     entry["file"].require(files.insert(stage.file).second, "a file of its own");
     check_stage(entry, stage, carried, exits.stages.empty());
     for (const auto* list : {&stage.inputs, &stage.outputs})

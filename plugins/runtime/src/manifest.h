@@ -31,6 +31,7 @@ struct StageInfo {
   int exit;  // from 1
   std::vector<TensorInfo> inputs;
   std::vector<TensorInfo> outputs;  // "logits" first, "confidence" last
+  double macs = 0;                  // of an image up to and with this exit
 };
 
 struct ExitsInfo {

@@ -15,6 +15,7 @@
 #include "json.h"
 #include "onnxruntime.h"
 #include "onnxruntime_library.h"
+#include "scheduler.h"
 #include "tensorrt.h"
 
 namespace dyndeploy {
@@ -146,15 +147,6 @@ std::string detection_json(const DetectionInfo& info) {
          ", \"masks\": " + (info.masks ? "true" : "false") + "}";
 }
 
-// Results are written by the layout that the caller was built with.
-void check_results(const dyndeploy_result* results, std::size_t count) {
-  for (std::size_t i = 0; results && i < count; ++i)
-    if (results[i].size != sizeof(dyndeploy_result))
-      fail(DYNDEPLOY_USAGE, "A result's size is " + std::to_string(results[i].size) +
-                                ", not sizeof(dyndeploy_result) = " +
-                                std::to_string(sizeof(dyndeploy_result)) + ": set it before the call.");
-}
-
 }  // namespace
 
 Answer answer(const float* logits, std::size_t classes) {
@@ -171,6 +163,15 @@ std::string cpu_precision(const std::string& precision) {
   if (precision == "fp32" || precision == "fp16") return "fp32";
   if (precision == "bf16" || in_graph(precision)) return precision;
   fail(DYNDEPLOY_USAGE, "A CPU cannot run " + precision + ". Export the bundle again with --precision fp32.");
+}
+
+// Results are written by the layout that the caller was built with.
+void Session::check_results(const dyndeploy_result* results, std::size_t count) {
+  for (std::size_t i = 0; results && i < count; ++i)
+    if (results[i].size != sizeof(dyndeploy_result))
+      fail(DYNDEPLOY_USAGE, "A result's size is " + std::to_string(results[i].size) +
+                                ", not sizeof(dyndeploy_result) = " +
+                                std::to_string(sizeof(dyndeploy_result)) + ": set it before the call.");
 }
 
 Session::Lease::Lease(Session& session) : session_(session) {
@@ -227,6 +228,27 @@ void Session::open_buckets_with(const Options& options) {
 }
 
 Session::~Session() = default;
+
+void Session::serve(const Policy& policy) {
+  const std::lock_guard<std::mutex> lock(serving_);
+  if (scheduler_)
+    fail(DYNDEPLOY_USAGE,
+         "The session serves already: call dyndeploy_serve before the first dyndeploy_submit.");
+  scheduler_ = std::make_unique<Scheduler>(*this, policy);
+}
+
+Scheduler& Session::scheduler() {
+  const std::lock_guard<std::mutex> lock(serving_);
+  if (!scheduler_) scheduler_ = std::make_unique<Scheduler>(*this, Policy());
+  return *scheduler_;
+}
+
+std::string Session::statistics_json() {
+  std::string text = statistics_.json();
+  const std::lock_guard<std::mutex> lock(serving_);
+  if (scheduler_) text.insert(text.size() - 1, ", \"serving\": " + scheduler_->json());
+  return text;
+}
 
 Detector& Session::detector() {
   if (!detector_)
@@ -329,9 +351,8 @@ void Session::mask_rates(Lane& lane, std::size_t row) {
   }
 }
 
-void Session::report(Lane& lane, std::size_t row, double ms, double preprocessing_ms,
+void Session::report(Lane& lane, const Outcome& outcome, std::size_t row, double ms, double preprocessing_ms,
                      dyndeploy_result* result) {
-  const Outcome& outcome = lane.outcome(row);
   const Step& step = plan_.steps[outcome.step];
   mask_rates(lane, row);
   statistics_.add(ms, preprocessing_ms, step.exit, lane.rates().data());
@@ -374,7 +395,7 @@ void Session::run_each(Get get, std::size_t count, dyndeploy_result* results) {
     const double preparing = milliseconds(before) / static_cast<double>(rows);
     const double ms = timed_run(lane, rows) / static_cast<double>(rows);
     for (std::size_t i = 0; i < rows; ++i)
-      report(lane, i, ms, preparing, results ? results + start + i : nullptr);
+      report(lane, lane.outcome(i), i, ms, preparing, results ? results + start + i : nullptr);
   }
 }
 
@@ -498,7 +519,8 @@ void Session::run_tensors(const dyndeploy_tensor* inputs, std::size_t input_coun
   take_inputs(lane, inputs, input_count, rows);
   const double ms = timed_run(lane, rows) / static_cast<double>(rows);
   for (std::size_t i = 0; i < output_count; ++i) give_output(lane, outputs[i], rows);
-  for (std::size_t i = 0; i < rows; ++i) report(lane, i, ms, 0, results ? results + i : nullptr);
+  for (std::size_t i = 0; i < rows; ++i)
+    report(lane, lane.outcome(i), i, ms, 0, results ? results + i : nullptr);
 }
 
 }  // namespace runtime

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "batching.h"
 #include "bundle.h"
 #include "lane.h"
 #include "plan.h"
@@ -28,6 +29,7 @@ struct Options {
 };
 
 class Detector;
+class Scheduler;
 
 class Session {
  public:
@@ -73,6 +75,20 @@ class Session {
   // Throws Error(DYNDEPLOY_USAGE) where the network is no detector.
   Detector& detector();
 
+  // Batches of images that callers submit. `serve` says how, once, before the first use. Throw Error.
+  void serve(const Policy& policy);
+  Scheduler& scheduler();
+  bool detects() const { return bundle_.manifest.has_detection; }
+  // Throws Error(DYNDEPLOY_USAGE) where the network takes no images, or is a detector.
+  void require_images() const;
+  // Write what came of a row of a run, which left as `outcome` says, and count it. result may be null.
+  void report(Lane& lane, const Outcome& outcome, std::size_t row, double ms, double preprocessing_ms,
+              dyndeploy_result* result);
+  // Throws Error(DYNDEPLOY_USAGE) for structures of another size; null is allowed.
+  static void check_results(const dyndeploy_result* results, std::size_t count);
+  // As JSON text.
+  std::string statistics_json();
+
   // For tasks: run rows that are filled in, and return the milliseconds; a row of a detector's outputs; and
   // the rates of a row in Lane::rates.
   double timed_run(Lane& lane, std::size_t rows);
@@ -86,8 +102,6 @@ class Session {
   void open_buckets_with(const Options& options);
   template <class Get>
   void run_each(Get get, std::size_t count, dyndeploy_result* results);
-  void require_images() const;
-  void report(Lane& lane, std::size_t row, double ms, double preprocessing_ms, dyndeploy_result* result);
   void take_inputs(Lane& lane, const dyndeploy_tensor* inputs, std::size_t count, std::size_t rows);
   void give_output(Lane& lane, dyndeploy_tensor& output, std::size_t rows);
   std::string describe() const;
@@ -102,6 +116,8 @@ class Session {
   std::mutex mutex_;
   std::vector<std::unique_ptr<Lane>> idle_;
   std::unique_ptr<Detector> detector_;
+  std::mutex serving_;
+  std::unique_ptr<Scheduler> scheduler_;  // ends first: its thread uses all above
 };
 
 // Index of the largest, the first of equals, and its softmax probability.
