@@ -47,6 +47,12 @@ def serve_config(
     processors: Annotated[
         int | None, typer.Option(min=1, help="Of the server's CPU. (default: those of this machine)")
     ] = None,
+    latency_ms: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="X", help="Bound from arrival to result that batches keep to; 0: throughput alone."
+        ),
+    ] = 0.0,
     runtime: Annotated[
         str | None,
         typer.Option(
@@ -93,6 +99,7 @@ def serve_config(
         instances=instances,
         threads=threads,
         processors=processors,
+        latency_ms=latency_ms,
         runtime=runtime,
         native=native,
         library=library,

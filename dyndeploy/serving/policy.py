@@ -11,11 +11,6 @@ from typing import Any
 from dyndeploy import files
 from dyndeploy.bundle import MODEL, STATIC, Bundle
 from dyndeploy.errors import InputError, UsageError
-from dyndeploy.measure import load_profile
-from dyndeploy.measure.exits import KIND as EXITS
-from dyndeploy.measure.load_exits import load_exit_profile
-from dyndeploy.measure.profile import DATA
-from dyndeploy.measure.profile import KIND as RATES
 from dyndeploy.serving.text_format import Word
 
 WAITS_BATCHES = {1: 8, 2: 32, 3: 256}
@@ -63,7 +58,7 @@ class Policy:
         return max(2 * self.max_batch, math.ceil(1000 * AHEAD_SECONDS / self.ms))
 
     def dynamic_batching(self) -> dict[str, Any]:
-        """Fields of ``dynamic_batching``: each priority waits as long as it may, in a queue of what is served by then."""
+        """Fields of ``dynamic_batching``: each priority has a time to wait, and a queue of what is served by then."""
         at_once = self.images_at_once > 1
         levels = [{"key": level, "value": self._queue(level)} for level in WAITS_BATCHES]
         return {
@@ -120,8 +115,8 @@ def make_policy(
         )
     many = max(1, processors // measured.threads) if measured.on_cpu else 1
     source = (
-        f"{measured.path}: {measured.ms:.3g} ms per image, measured on {measured.device}, {measured.threads} threads, "
-        f"{processors} processors"
+        f"{measured.ms:.3g} ms per image, measured on {measured.device} with {measured.threads} threads "
+        f"({measured.path}); {processors} processors"
     )
     return Policy(max_batch, images_at_once, measured.ms, instances or many, measured.threads, source)
 
@@ -161,6 +156,13 @@ def read_measured(path: str | os.PathLike[str]) -> Measured:
     Raises:
         InputError: It is missing, no profile of a bundle, or of another release.
     """
+    # Only who gives a profile waits for PyTorch to be imported.
+    from dyndeploy.measure import load_profile
+    from dyndeploy.measure.exits import KIND as EXITS
+    from dyndeploy.measure.load_exits import load_exit_profile
+    from dyndeploy.measure.profile import DATA
+    from dyndeploy.measure.profile import KIND as RATES
+
     value = files.read_json(path)
     kind = value.get("kind") if isinstance(value, dict) else None
     shown = files.shown(path)

@@ -51,6 +51,7 @@ class ServingOptions:
         instances: Processes that serve a model; None: from the profile, else 1.
         threads: Threads that compute in each; None: the profile's, else 1.
         processors: Of the server; None: this machine's.
+        latency_ms: Bound from arrival at the runtime to the result; 0: throughput alone counts. Of the Python backend.
         runtime: ``"onnxruntime"`` or ``"tensorrt"``; None: that of the bundle's target. Of the Python backend.
         native: The operator library: ``"auto"``, ``"off"``, or its path.
         library: ``libdyndeploy.so``; None looks for it.
@@ -66,6 +67,7 @@ class ServingOptions:
     instances: int | None = None
     threads: int | None = None
     processors: int | None = None
+    latency_ms: float = 0.0
     runtime: str | None = None
     native: str = "auto"
     library: str | os.PathLike[str] | None = None
@@ -225,6 +227,7 @@ def _python_model(name: str, bundle: Bundle, policy: Policy, options: ServingOpt
         "threads": str(policy.threads),
         "images_at_once": str(policy.images_at_once),
         "in_flight": str(policy.in_flight),
+        "latency_ms": f"{options.latency_ms:g}",
         "library": RUNTIME_LIBRARY,
         "native": "off" if options.native == "off" else "auto" if operators is None else operators.name,
         "onnxruntime": onnxruntime,
@@ -238,8 +241,8 @@ def _tensor_model(name: str, bundle: Bundle, policy: Policy, repository: Path, o
     manifest = bundle.manifest
     if manifest.detection is not None:
         raise UsageError(
-            f"{manifest.network.name} is a detector, whose images are resized and whose boxes are decoded outside of its "
-            "graph. Serve it with --backend python."
+            f"{manifest.network.name} is a detector: its images are resized and its boxes decoded outside its graph. "
+            "Serve it with --backend python."
         )
     content: dict[str, Path] = {}
     libraries: list[str] = []
@@ -247,8 +250,8 @@ def _tensor_model(name: str, bundle: Bundle, policy: Policy, repository: Path, o
     if options.backend == ONNXRUNTIME:
         if manifest.exits is not None and bundle.branched is None:
             raise UsageError(
-                f"{bundle.path} holds stages, and Triton's ONNX Runtime backend takes one graph. Export with --graph if, or "
-                "serve it with --backend python."
+                f"{bundle.path} holds stages, and Triton's ONNX Runtime backend takes one graph. Export with --graph "
+                "if, or serve it with --backend python."
             )
         content[MODEL] = bundle.path / (MODEL if manifest.exits is None else BRANCHED)
         operators = None if options.native == "off" else _operator_library(options.native, platform.machine())
@@ -282,7 +285,8 @@ def _runtime_library(named: str | os.PathLike[str] | None, machine: str) -> Path
     if found is None or not found.is_file():
         what = f"There is no {given}" if given else f"This installation carries no {RUNTIME_LIBRARY} for {machine}"
         raise UsageError(
-            f"{what}. Build plugins/runtime there (docs/applications.md), and name it with --library or {RUNTIME_VARIABLE}."
+            f"{what}. Build plugins/runtime there (docs/applications.md), and name it with --library or "
+            f"{RUNTIME_VARIABLE}."
         )
     return found
 
@@ -311,8 +315,8 @@ def _onnxruntime_library(named: str | None, machine: str) -> Path | None:
 def _engine(bundle: Bundle, engines: Path | None) -> Path:
     if engines is None:
         raise UsageError(
-            f"TensorRT's backend loads an engine: build it with 'dyndeploy engine {bundle.path} -o DIR' on the server's "
-            "GPU, and give --engines DIR."
+            f"TensorRT's backend loads an engine: build it with 'dyndeploy engine {bundle.path} -o DIR' on the GPU of "
+            "the server, and give --engines DIR."
         )
     from dyndeploy.runtimes.tensorrt_engine import load_metadata
 
@@ -350,8 +354,8 @@ def _require_same_interface(folder: Path, model: _Model) -> None:
     earlier, now = (_interface(text) for text in (files.read_text(folder / CONFIG), model.config))
     if earlier != now:
         raise UsageError(
-            f"{model.bundle.path} has other inputs or outputs than the model '{model.name}' that is served: clients would "
-            "break. Give it another name (NAME=BUNDLE)."
+            f"{model.bundle.path} has other inputs or outputs than the model '{model.name}' that is served: clients "
+            "would break. Give it another name (NAME=BUNDLE)."
         )
 
 
@@ -361,7 +365,7 @@ def _interface(config: str) -> list[str]:
 
 
 def _add_version(folder: Path, model: _Model, options: ServingOptions) -> int:
-    with files.locked(folder):
+    with files.locked(folder.with_name(f"{folder.name}.versions")):
         taken = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
         version = max(taken, default=0) + 1
         if not taken:

@@ -1,17 +1,17 @@
 """The model of Triton's Python backend that runs a bundle in libdyndeploy.so: NumPy is all that it needs.
 
-``dyndeploy serve-config`` copies this file to ``MODEL/VERSION/model.py``, beside the bundle and the libraries. It imports
-nothing of dyndeploy. Images of all requests share batches: ``execute`` only hands them on, and a thread answers each
-request through its response sender once its own images are done.
+``dyndeploy serve-config`` copies this file to ``MODEL/VERSION/model.py``, beside the bundle and the libraries. It
+imports nothing of dyndeploy. Images of all requests share batches, and join them between the stages of early exits:
+``execute`` only hands them on, and a thread answers each request once its own images are done.
 """
 
+import contextlib
 import json
 import os
 import platform
 import sys
 import threading
 import time
-from collections import deque
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -27,6 +27,8 @@ LATENCY_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 SWEEP_SECONDS = 0.1
 """How often requests are asked whether they were cancelled or timed out, and counters are written."""
 
+RESULTS_AT_ONCE = 16
+"""Most images whose results are taken from the runtime in one call."""
 _CODES = {1: "INVALID_ARG", 3: "INVALID_ARG", 5: "UNAVAILABLE", 7: "UNAVAILABLE", 9: "UNAVAILABLE"}
 """Triton's code of what went wrong by that of ``dyndeploy.h``; of all others it is INTERNAL."""
 _USAGE, _INPUT = 1, 3
@@ -39,11 +41,11 @@ class TritonPythonModel:
         """Open the bundle; raises ``TritonModelException`` where it cannot run here."""
         config = json.loads(args["model_config"])
         settings = {name: entry["string_value"] for name, entry in config["parameters"].items()}
-        machine = settings["machine"]
-        if machine != platform.machine():
+        target, machine, here = settings["target"], settings["machine"], platform.machine()
+        if machine != here:
             raise pb_utils.TritonModelException(
-                "The bundle of '%s' is for %s (%s), and this server runs on %s. Export one for this machine."
-                % (args["model_name"], settings["target"], machine, platform.machine())
+                f"The bundle of '{args['model_name']}' is for {machine} ({target}), and this server runs on {here}. "
+                "Serve one that was exported for this machine."
             )
         try:
             self._session = dyndeploy_runtime.open_bundle(
@@ -56,21 +58,27 @@ class TritonPythonModel:
                 plugins=_beside(settings["plugins"]) or None,
                 progress=pb_utils.Logger.log_info,
             )
+            in_flight = int(settings["in_flight"])
+            self._session.serve(
+                # Room for one whole request beyond, and for those that were cancelled while they ran.
+                queue_limit=2 * in_flight + int(config["max_batch_size"]),
+                largest_batch=int(settings["images_at_once"]),
+                latency_ms=float(settings["latency_ms"]),
+            )
         except dyndeploy_runtime.DyndeployError as error:
-            raise pb_utils.TritonModelException(str(error))
-        self._task = _Detector() if "detection" in self._session.info else _Classifier()
+            raise pb_utils.TritonModelException(str(error)) from error
+        self._tensors = _detections if "detection" in self._session.info else _classes
         self._counters = _Counters(args["model_name"], args["model_version"], self._session.info)
-        self._batches = _Batches(self._session, self._task, int(settings["images_at_once"]))
-        self._room = _Room(int(settings["in_flight"]))
+        self._room = _Room(in_flight)
         self._jobs = {}
         self._lock = threading.Lock()
-        # All responses are sent by one thread: the backend's queue to the server is not made for several.
         self._ended = threading.Event()
+        # All responses are sent by one thread: several at once have ended the server (2.51, a lock in shared memory).
         self._answering = threading.Thread(target=self._answer_all, daemon=True)
         self._answering.start()
 
     def execute(self, requests):
-        """Take requests; those that cannot be run are answered at once."""
+        """Take requests; those that cannot be run are answered at once, all others by :meth:`_answer_all`."""
         return [self._take(request) for request in requests]
 
     def finalize(self):
@@ -83,78 +91,90 @@ class TritonPythonModel:
     def _take(self, request):
         if request.is_cancelled():
             return _error("CANCELLED", "The request was cancelled.")
+        job = None
         try:
             images = _images(request)
+            self._room.take(len(images))
+            job = _Job(request, len(images))
+            with self._lock:
+                self._jobs[id(job)] = job
+            for index, image in enumerate(images):
+                job.tickets.append(self._session.submit(image, token=(job, index)))
         except dyndeploy_runtime.DyndeployError as error:
-            return _error(_CODES[error.code], str(error))
-        self._room.take(len(images))
-        job = _Job(request, len(images))
-        with self._lock:
-            self._jobs[id(job)] = job
-        self._batches.submit([((job, index), image) for index, image in enumerate(images)])
+            if job is not None:
+                self._forget(job)
+            return _error(_CODES.get(error.code, "INTERNAL"), str(error))
+        job.sender = request.get_response_sender()
+        job.taken.set()
         return None
 
     def _answer_all(self):
         swept = time.monotonic()
         while not self._ended.is_set():
-            for (job, index), result in self._batches.poll(SWEEP_SECONDS):
-                job.results[index] = result
+            for done in self._session.poll(SWEEP_SECONDS, most=RESULTS_AT_ONCE):
+                job, index = done.token
+                job.results[index] = done
                 job.missing -= 1
-                if not job.missing:
+                # One that failed as a whole, or was given up, is known no more.
+                if not job.missing and id(job) in self._jobs:
                     self._answer(job)
             if time.monotonic() - swept > SWEEP_SECONDS:
                 self._sweep()
                 swept = time.monotonic()
 
     def _answer(self, job):
-        with self._lock:
-            if self._jobs.pop(id(job), None) is None:
-                return
-        failed = next((result for result in job.results if isinstance(result, Exception)), None)
+        job.taken.wait()
+        failed = next((done.error for done in job.results if done.error is not None), None)
         if failed is not None:
-            code = _CODES.get(getattr(failed, "code", None), "INTERNAL")
-            self._respond(job, _error(code, str(failed)))
+            self._respond(job, _error(_CODES.get(failed.code, "INTERNAL"), str(failed)))
             return
+        results = [done.result for done in job.results]
         try:
-            tensors = self._task.tensors(job.results, self._session.info, job.wanted)
-            response = pb_utils.InferenceResponse([pb_utils.Tensor(*pair) for pair in tensors.items()])
+            outputs = _stacked(self._tensors(results, self._session.info), results, job.wanted)
+            response = pb_utils.InferenceResponse([pb_utils.Tensor(*pair) for pair in outputs.items()])
         except Exception as error:  # The client waits for an answer, whatever happened.
-            response = _error("INTERNAL", "The answer cannot be made: %s" % error)
+            response = _error("INTERNAL", f"The answer cannot be made: {error}")
         else:
-            self._counters.count(job.results, 1000 * (time.monotonic() - job.since))
+            self._counters.count(results, 1000 * (time.monotonic() - job.since))
         self._respond(job, response)
 
     def _respond(self, job, response):
-        self._room.leave(len(job.results))
+        self._forget(job)
         job.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _forget(self, job):
+        """Take back what still waits of a job, and give its room back."""
+        for ticket in job.tickets if job.missing else ():
+            # Those that are done have no ticket any more.
+            with contextlib.suppress(dyndeploy_runtime.DyndeployError):
+                self._session.cancel(ticket)
+        with self._lock:
+            del self._jobs[id(job)]
+        self._room.leave(len(job.results))
 
     def _sweep(self):
         """Answer requests whose client is gone or whose time is over, and write the counters."""
         with self._lock:
-            waiting = list(self._jobs.values())
+            waiting = [job for job in self._jobs.values() if job.taken.is_set()]
         now = time.monotonic()
         for job in waiting:
             if job.sender.is_cancelled():
-                self._drop(job, _error("CANCELLED", "The request was cancelled."))
+                self._respond(job, _error("CANCELLED", "The request was cancelled."))
             elif now > job.until:
-                self._drop(job, _error("UNAVAILABLE", "Request timeout expired"))
+                self._respond(job, _error("UNAVAILABLE", "Request timeout expired"))
         self._counters.write()
-
-    def _drop(self, job, response):
-        with self._lock:
-            self._jobs.pop(id(job), None)
-        self._batches.cancel(job)
-        self._respond(job, response)
 
 
 class _Job:
-    """A request under way."""
+    """A request under way; once ``taken`` is set all of its images were submitted, and it has a ``sender``."""
 
     def __init__(self, request, count):
-        self.sender = request.get_response_sender()
+        self.sender = None
+        self.taken = threading.Event()
         self.wanted = set(request.requested_output_names())
         self.since = time.monotonic()
         self.until = self.since + request.timeout() / 1e6 if request.timeout() else float("inf")
+        self.tickets = []
         self.results = [None] * count
         self.missing = count
 
@@ -167,7 +187,7 @@ class _Room:
         self._changed = threading.Condition()
 
     def take(self, count):
-        """Wait until there is room."""
+        """Wait until there is room; a request that is larger than all of it waits until nothing is under way."""
         with self._changed:
             self._changed.wait_for(lambda: self._free >= min(count, self._size))
             self._free -= count
@@ -179,128 +199,45 @@ class _Room:
             self._changed.notify_all()
 
 
-class _Batches:
-    """Runs what waits, a batch at a time; a bad image fails alone."""
-
-    def __init__(self, session, task, size):
-        self._session, self._task, self._size = session, task, size
-        self._waiting = deque()
-        self._changed = threading.Condition()
-
-    def submit(self, tagged):
-        """Add images, each with what it is known by."""
-        with self._changed:
-            self._waiting.extend(tagged)
-            self._changed.notify_all()
-
-    def cancel(self, job):
-        """Forget the images of a job that were not run yet."""
-        with self._changed:
-            self._waiting = deque(entry for entry in self._waiting if entry[0][0] is not job)
-
-    def poll(self, seconds):
-        """Run a batch and return its tags and results, or what was raised; nothing where none waits for so long."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting, seconds)
-            batch = [self._waiting.popleft() for _ in range(min(self._size, len(self._waiting)))]
-        # The library takes arrays or files in one call.
-        done = []
-        for kind in (np.ndarray, bytes):
-            part = [entry for entry in batch if isinstance(entry[1], kind)]
-            done += zip([tag for tag, _ in part], self._run([image for _, image in part]))
-        return done
-
-    def _run(self, images):
-        try:
-            return self._task.run(self._session, images) if images else []
-        except dyndeploy_runtime.DyndeployError as error:
-            if len(images) == 1:
-                return [error]
-        return [result for image in images for result in self._run([image])]
+def _classes(results, info):
+    """What a classifier answers, by output: a function of a result each."""
+    return {
+        "label": lambda result: np.array([result.label], np.int32),
+        "score": lambda result: np.array([result.confidence], np.float32),
+        "class_name": lambda result: np.array([_text(result.class_name)], np.object_),
+        "logits": lambda result: result.logits,
+        "exit": lambda result: np.array([result.exit or 0], np.int32),
+        **_of_both(info),
+    }
 
 
-class _Classifier:
-    """What a classifier answers."""
+def _detections(results, info):
+    """What a detector answers; images with fewer detections than another of the request are filled up with zeros."""
+    most = max(len(result) for result in results)
 
-    @staticmethod
-    def run(session, images):
-        """Run images, all arrays or all files."""
-        with _Readable(images) as readable:
-            return session.classify_all(readable)
+    def filled(values, kind, *shape):
+        padded = np.full((most, *shape), b"" if kind is np.object_ else 0, kind)
+        padded[: len(values)] = values
+        return padded
 
-    @staticmethod
-    def tensors(results, info, wanted):
-        """Tensors of those outputs that are wanted, a row per image."""
-        return _stacked(
-            {
-                "label": lambda result: np.array([result.label], np.int32),
-                "score": lambda result: np.array([result.confidence], np.float32),
-                "class_name": lambda result: np.array([_text(result.class_name)], np.object_),
-                "logits": lambda result: result.logits,
-                "exit": lambda result: np.array([result.exit or 0], np.int32),
-                "rates": lambda result: np.array([result.rates[mask] for mask in info["masks"]], np.float32),
-                "ms": lambda result: np.array([result.ms], np.float32),
-            },
-            results,
-            wanted,
-        )
+    return {
+        "count": lambda result: np.array([len(result)], np.int32),
+        "boxes": lambda result: filled(result.boxes, np.float32, 4),
+        "scores": lambda result: filled(result.scores, np.float32),
+        "labels": lambda result: filled(result.labels, np.int64),
+        "category_ids": lambda result: filled(result.category_ids, np.int64),
+        "class_names": lambda result: filled([_text(name) for name in result.class_names], np.object_),
+        "masks": lambda result: filled([_text(text) for text in result.counts], np.object_),
+        "image_size": lambda result: np.array([result.height, result.width], np.int32),
+        **_of_both(info),
+    }
 
 
-class _Detector:
-    """What a detector answers; images of a request with fewer detections than another are filled up with zeros."""
-
-    @staticmethod
-    def run(session, images):
-        """Run images, all arrays or all files."""
-        with _Readable(images) as readable:
-            return session.detect_all(readable)
-
-    @staticmethod
-    def tensors(results, info, wanted):
-        """Tensors of those outputs that are wanted, a row per image."""
-        most = max(len(result) for result in results)
-
-        def filled(values, kind, *shape):
-            padded = np.full((most, *shape), b"" if kind is np.object_ else 0, kind)
-            padded[: len(values)] = values
-            return padded
-
-        return _stacked(
-            {
-                "count": lambda result: np.array([len(result)], np.int32),
-                "boxes": lambda result: filled(result.boxes, np.float32, 4),
-                "scores": lambda result: filled(result.scores, np.float32),
-                "labels": lambda result: filled(result.labels, np.int64),
-                "category_ids": lambda result: filled(result.category_ids, np.int64),
-                "class_names": lambda result: filled([_text(name) for name in result.class_names], np.object_),
-                "masks": lambda result: filled([_text(text) for text in result.counts], np.object_),
-                "image_size": lambda result: np.array([result.height, result.width], np.int32),
-                "rates": lambda result: np.array([result.rates[mask] for mask in info["masks"]], np.float32),
-                "ms": lambda result: np.array([result.ms], np.float32),
-            },
-            results,
-            wanted,
-        )
-
-
-class _Readable:
-    """Files in memory under names that the library can open; arrays as they are."""
-
-    def __init__(self, images):
-        self._images, self._handles = images, []
-
-    def __enter__(self):
-        if not isinstance(self._images[0], bytes):
-            return self._images
-        for content in self._images:
-            handle = os.memfd_create("image")
-            self._handles.append(handle)
-            os.write(handle, content)
-        return ["/proc/self/fd/%d" % handle for handle in self._handles]
-
-    def __exit__(self, kind, error, traceback):
-        for handle in self._handles:
-            os.close(handle)
+def _of_both(info):
+    return {
+        "rates": lambda result: np.array([result.rates[mask] for mask in info["masks"]], np.float32),
+        "ms": lambda result: np.array([result.ms], np.float32),
+    }
 
 
 class _Counters:
@@ -364,16 +301,13 @@ def _images(request):
         which = "neither" if not given else "both"
         raise dyndeploy_runtime.DyndeployError(
             _USAGE,
-            "Give %s (RGB bytes) or %s (bytes of a JPEG or PNG file): this request has %s." % (IMAGE, JPEG, which),
+            f"Give {IMAGE} (RGB bytes) or {JPEG} (bytes of a JPEG or PNG file): this request has {which}.",
         )
     ((name, tensor),) = given.items()
     values = tensor.as_numpy()
     if not values.size:
-        raise dyndeploy_runtime.DyndeployError(_INPUT, "%s is empty: its shape is %s." % (name, list(values.shape)))
-    if name == JPEG:
-        return [bytes(content) for content in values.reshape(-1)]
-    # The request, and its memory with it, is gone when they run.
-    return list(values.copy())
+        raise dyndeploy_runtime.DyndeployError(_INPUT, f"{name} is empty: its shape is {list(values.shape)}.")
+    return [bytes(content) for content in values.reshape(-1)] if name == JPEG else list(values)
 
 
 def _stacked(outputs, results, wanted):
@@ -390,5 +324,5 @@ def _beside(path):
 
 
 def _error(code, message):
-    # The codes are there only once the backend runs: it also reads this file to see whether it completes configurations.
+    # Looked up late: the backend also imports this file before it has its codes.
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code)))

@@ -25,7 +25,7 @@ class ServerError(Exception):
 class Client:
     """One connection that is kept open."""
 
-    def __init__(self, address: str, seconds: float = 60.0) -> None:
+    def __init__(self, address: str, seconds: float = 600.0) -> None:
         self._connection = http.client.HTTPConnection(address, timeout=seconds)
 
     def close(self) -> None:
@@ -83,7 +83,9 @@ class Client:
                 found[output["name"]] = np.array(output["data"]).reshape(output["shape"])
                 continue
             data, rest = rest[:size], rest[size:]
-            values: Any = _texts(data) if output["datatype"] == "BYTES" else np.frombuffer(data, _TYPES[output["datatype"]])
+            values: Any = (
+                _texts(data) if output["datatype"] == "BYTES" else np.frombuffer(data, _TYPES[output["datatype"]])
+            )
             found[output["name"]] = np.asarray(values).reshape(output["shape"])
         return found
 

@@ -1,7 +1,8 @@
-"""NVIDIA's tritonserver from the package nvidia-pytriton, in a venv of its own that DYNDEPLOY_TRITON names (.ci/triton)."""
+"""NVIDIA's tritonserver from the package nvidia-pytriton, in the venv that DYNDEPLOY_TRITON names (.ci/triton)."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ import pytest
 
 VARIABLE = "DYNDEPLOY_TRITON"
 REQUIRE = "DYNDEPLOY_REQUIRE_TRITON"
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 
 
 def triton_venv() -> Path:
@@ -113,14 +114,14 @@ class TritonServer:
     def ready(self) -> bool:
         """Whether the server and all its models are ready."""
         try:
-            with urllib.request.urlopen(f"http://{self.http}/v2/health/ready", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{self.http}/v2/health/ready", timeout=60) as answer:
                 return answer.status == 200
         except (urllib.error.URLError, OSError):
             return False
 
     def metrics(self) -> dict[str, float]:
         """Every counter by name and labels."""
-        with urllib.request.urlopen(f"http://{self.metrics_url}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{self.metrics_url}", timeout=60) as answer:
             lines = answer.read().decode().splitlines()
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
@@ -132,17 +133,13 @@ class TritonServer:
         """End it, and the processes of its models."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                pass
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
         if self.process is None:
             return
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
-        except ProcessLookupError:
-            pass
         self.process.wait()
