@@ -55,10 +55,7 @@ def serve_config(
     ] = 0.0,
     runtime: Annotated[
         str | None,
-        typer.Option(
-            metavar="onnxruntime|tensorrt",
-            help="What runs in the python backend. (default: what the bundle's target has)",
-        ),
+        option("--runtime", detail="Here onnxruntime or tensorrt. (default: what the bundle's target has)"),
     ] = None,
     native: Native = "auto",
     library: Annotated[

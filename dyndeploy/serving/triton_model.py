@@ -5,6 +5,8 @@ imports nothing of dyndeploy. Images of all requests share batches, and join the
 ``execute`` only hands them on, and a thread answers each request once its own images are done.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -12,6 +14,8 @@ import platform
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -24,7 +28,7 @@ import dyndeploy_runtime  # noqa: E402  # It lies beside this file.
 IMAGE, JPEG = "IMAGE", "JPEG"
 LATENCY_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 """Upper bounds of the histogram's buckets in milliseconds, those of ``dyndeploy_statistics``; above them ``+Inf``."""
-SWEEP_SECONDS = 0.1
+SWEEP_SECONDS = 0.25
 """How often requests are asked whether they were cancelled or timed out, and counters are written."""
 
 RESULTS_AT_ONCE = 16
@@ -33,11 +37,14 @@ _CODES = {1: "INVALID_ARG", 3: "INVALID_ARG", 5: "UNAVAILABLE", 7: "UNAVAILABLE"
 """Triton's code of what went wrong by that of ``dyndeploy.h``; of all others it is INTERNAL."""
 _USAGE, _INPUT = 1, 3
 
+_Outputs = Mapping[str, Callable[[Any], Any]]
+"""Of a result, an array for each output."""
+
 
 class TritonPythonModel:
     """What the Python backend makes of this file."""
 
-    def initialize(self, args):
+    def initialize(self, args: Mapping[str, str]) -> None:
         """Open the bundle; raises ``TritonModelException`` where it cannot run here."""
         config = json.loads(args["model_config"])
         settings = {name: entry["string_value"] for name, entry in config["parameters"].items()}
@@ -70,32 +77,32 @@ class TritonPythonModel:
         self._tensors = _detections if "detection" in self._session.info else _classes
         self._counters = _Counters(args["model_name"], args["model_version"], self._session.info)
         self._room = _Room(in_flight)
-        self._jobs = {}
+        self._jobs: dict[int, _Job] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
         # All responses are sent by one thread: several at once have ended the server (2.51, a lock in shared memory).
         self._answering = threading.Thread(target=self._answer_all, daemon=True)
         self._answering.start()
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Take requests; those that cannot be run are answered at once, all others by :meth:`_answer_all`."""
         return [self._take(request) for request in requests]
 
-    def finalize(self):
+    def finalize(self) -> None:
         """Free what the model holds; Triton calls this once every request was answered."""
         self._ended.set()
         self._answering.join()
         self._counters.write()
         self._session.close()
 
-    def _take(self, request):
+    def _take(self, request: Any) -> Any:
         if request.is_cancelled():
             return _error("CANCELLED", "The request was cancelled.")
-        job = None
+        job, since = None, time.monotonic()
         try:
             images = _images(request)
             self._room.take(len(images))
-            job = _Job(request, len(images))
+            job = _Job(request, len(images), since)
             with self._lock:
                 self._jobs[id(job)] = job
             for index, image in enumerate(images):
@@ -108,7 +115,7 @@ class TritonPythonModel:
         job.taken.set()
         return None
 
-    def _answer_all(self):
+    def _answer_all(self) -> None:
         swept = time.monotonic()
         while not self._ended.is_set():
             for done in self._session.poll(SWEEP_SECONDS, most=RESULTS_AT_ONCE):
@@ -122,7 +129,7 @@ class TritonPythonModel:
                 self._sweep()
                 swept = time.monotonic()
 
-    def _answer(self, job):
+    def _answer(self, job: _Job) -> None:
         job.taken.wait()
         failed = next((done.error for done in job.results if done.error is not None), None)
         if failed is not None:
@@ -138,11 +145,11 @@ class TritonPythonModel:
             self._counters.count(results, 1000 * (time.monotonic() - job.since))
         self._respond(job, response)
 
-    def _respond(self, job, response):
+    def _respond(self, job: _Job, response: Any) -> None:
         self._forget(job)
         job.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def _forget(self, job):
+    def _forget(self, job: _Job) -> None:
         """Take back what still waits of a job, and give its room back."""
         for ticket in job.tickets if job.missing else ():
             # Those that are done have no ticket any more.
@@ -152,7 +159,7 @@ class TritonPythonModel:
             del self._jobs[id(job)]
         self._room.leave(len(job.results))
 
-    def _sweep(self):
+    def _sweep(self) -> None:
         """Answer requests whose client is gone or whose time is over, and write the counters."""
         with self._lock:
             waiting = [job for job in self._jobs.values() if job.taken.is_set()]
@@ -168,38 +175,38 @@ class TritonPythonModel:
 class _Job:
     """A request under way; once ``taken`` is set all of its images were submitted, and it has a ``sender``."""
 
-    def __init__(self, request, count):
-        self.sender = None
+    def __init__(self, request: Any, count: int, since: float) -> None:
+        self.sender: Any = None
         self.taken = threading.Event()
         self.wanted = set(request.requested_output_names())
-        self.since = time.monotonic()
+        self.since = since
         self.until = self.since + request.timeout() / 1e6 if request.timeout() else float("inf")
-        self.tickets = []
-        self.results = [None] * count
+        self.tickets: list[int] = []
+        self.results: list[Any] = [None] * count
         self.missing = count
 
 
 class _Room:
     """How many images may be under way: the rest waits in Triton's queue, which knows priorities and limits."""
 
-    def __init__(self, images):
+    def __init__(self, images: int) -> None:
         self._free = self._size = images
         self._changed = threading.Condition()
 
-    def take(self, count):
+    def take(self, count: int) -> None:
         """Wait until there is room; a request that is larger than all of it waits until nothing is under way."""
         with self._changed:
             self._changed.wait_for(lambda: self._free >= min(count, self._size))
             self._free -= count
 
-    def leave(self, count):
+    def leave(self, count: int) -> None:
         """Give room back."""
         with self._changed:
             self._free += count
             self._changed.notify_all()
 
 
-def _classes(results, info):
+def _classes(results: list[Any], info: Mapping[str, Any]) -> _Outputs:
     """What a classifier answers, by output: a function of a result each."""
     return {
         "label": lambda result: np.array([result.label], np.int32),
@@ -211,11 +218,11 @@ def _classes(results, info):
     }
 
 
-def _detections(results, info):
+def _detections(results: list[Any], info: Mapping[str, Any]) -> _Outputs:
     """What a detector answers; images with fewer detections than another of the request are filled up with zeros."""
     most = max(len(result) for result in results)
 
-    def filled(values, kind, *shape):
+    def filled(values: Any, kind: Any, *shape: int) -> Any:
         padded = np.full((most, *shape), b"" if kind is np.object_ else 0, kind)
         padded[: len(values)] = values
         return padded
@@ -233,7 +240,7 @@ def _detections(results, info):
     }
 
 
-def _of_both(info):
+def _of_both(info: Mapping[str, Any]) -> _Outputs:
     return {
         "rates": lambda result: np.array([result.rates[mask] for mask in info["masks"]], np.float32),
         "ms": lambda result: np.array([result.ms], np.float32),
@@ -243,12 +250,12 @@ def _of_both(info):
 class _Counters:
     """Triton's metrics of this model; they are gathered here, since writing one is a message to the server."""
 
-    def __init__(self, model, version, info):
+    def __init__(self, model: str, version: str, info: Mapping[str, Any]) -> None:
         labels = {"model": model, "version": version}
         self._masks = info["masks"]
-        families = []
+        families: list[Any] = []
 
-        def metrics(name, description, label=None, values=("",)):
+        def metrics(name: str, description: str, label: str = "", values: Iterable[str] = ("",)) -> dict[str, Any]:
             family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
             families.append(family)
             of = {value: {**labels, label: value} if label else labels for value in values}
@@ -269,7 +276,7 @@ class _Counters:
         self._families = families
         self._gathered = {kind: dict.fromkeys(values, 0.0) for kind, values in self._metrics.items()}
 
-    def count(self, results, latency_ms):
+    def count(self, results: list[Any], latency_ms: float) -> None:
         """Count the images of an answered request."""
         gathered = self._gathered
         gathered["images"][""] += len(results)
@@ -284,7 +291,7 @@ class _Counters:
             if exit is not None:
                 gathered["exit"][str(exit)] += 1
 
-    def write(self):
+    def write(self) -> None:
         """Add what was gathered to Triton's counters."""
         for kind, values in self._gathered.items():
             for name, value in values.items():
@@ -293,7 +300,7 @@ class _Counters:
                     values[name] = 0.0
 
 
-def _images(request):
+def _images(request: Any) -> list[Any]:
     """The images of a request: arrays (H, W, 3), or bytes of files."""
     tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in (IMAGE, JPEG)}
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
@@ -310,19 +317,19 @@ def _images(request):
     return [bytes(content) for content in values.reshape(-1)] if name == JPEG else list(values)
 
 
-def _stacked(outputs, results, wanted):
+def _stacked(outputs: _Outputs, results: list[Any], wanted: set[str]) -> dict[str, Any]:
     return {name: np.stack([of(result) for result in results]) for name, of in outputs.items() if name in wanted}
 
 
-def _text(value):
+def _text(value: str | None) -> bytes:
     return b"" if value is None else value.encode("utf-8")
 
 
-def _beside(path):
+def _beside(path: str) -> str:
     """A path of the configuration: relative ones start at this file; words and empty ones stay."""
     return os.path.join(HERE, path) if os.path.exists(os.path.join(HERE, path)) and path else path
 
 
-def _error(code, message):
+def _error(code: str, message: str) -> Any:
     # Looked up late: the backend also imports this file before it has its codes.
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code)))
