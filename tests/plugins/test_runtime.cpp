@@ -94,7 +94,9 @@ class Gate {
     changed_.notify_all();
     changed_.wait(lock, [this] { return !closed_; });
     --waiting_;
+    if (broken) fail(DYNDEPLOY_RUN, "The device is gone.");
   }
+  std::atomic<bool> broken{false};
   void await_a_run() {
     std::unique_lock<std::mutex> lock(mutex_);
     changed_.wait(lock, [this] { return waiting_ > 0; });
@@ -538,6 +540,31 @@ void test_one_bad_image_leaves_the_others_alone() {
   }
 }
 
+void test_a_run_that_fails_ends_its_images_only() {
+  const Bundle bundle = staged_bundle(7, false);
+  const auto backend = std::make_shared<FakeBackend>(bundle.manifest);
+  Session session(bundle, backend, kThresholds);
+  Scheduler& scheduler = session.scheduler();
+  for (int i = 0; i < 3; ++i) {
+    submit(scheduler, 2);
+    poll_all(scheduler, 1);
+  }
+  backend->gate.close();
+  const std::uint64_t first = submit(scheduler, 2);
+  backend->gate.await_a_run();
+  for (int i = 0; i < 6; ++i) submit(scheduler, 0);
+  backend->gate.broken = true;
+  backend->gate.open();
+  for (const Completed& one : poll_all(scheduler, 7)) {
+    CHECK(one.completion.code == DYNDEPLOY_RUN);
+    CHECK(std::strcmp(one.completion.message, "The device is gone.") == 0);
+    CHECK(one.completion.rows == (one.completion.ticket == first ? 1 : 6));
+  }
+  backend->gate.broken = false;
+  submit(scheduler, 2);
+  CHECK(is_of_stage(poll_all(scheduler, 1)[0], 2));
+}
+
 void test_closing_ends_what_is_under_way() {
   const Bundle bundle = staged_bundle(1, true);
   const auto backend = std::make_shared<FakeBackend>(bundle.manifest);
@@ -811,6 +838,7 @@ const struct {
        test_cancelled_images_are_not_given();
        test_a_full_queue_refuses();
        test_one_bad_image_leaves_the_others_alone();
+       test_a_run_that_fails_ends_its_images_only();
        test_closing_ends_what_is_under_way();
        test_serving_allocates_nothing_once_it_is_warm();
        test_many_threads_submit_and_poll();

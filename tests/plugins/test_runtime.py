@@ -581,13 +581,13 @@ def test_the_header_and_the_documented_examples_are_c_and_cpp(tmp_path: Path) ->
         pytest.skip("no C compiler")
     root = BINDING.parents[3]
     examples = re.findall(r"^```c\n(.*?)^```", (root / "docs" / "applications.md").read_text(), re.M | re.S)
-    assert len(examples) == 2
+    assert len(examples) == 3
     for index, example in enumerate(examples):
         (tmp_path / f"example{index}.c").write_text(example)
     (tmp_path / "header.cpp").write_text(
         '#include "dyndeploy.h"\nint main() { return dyndeploy_abi() != DYNDEPLOY_ABI; }\n'
     )
-    for name, standard in (("example0.c", "c11"), ("example1.c", "c11"), ("header.cpp", "c++14")):
+    for name, standard in (*((f"example{index}.c", "c11") for index in range(3)), ("header.cpp", "c++14")):
         done = subprocess.run(
             [compiler, f"-std={standard}", "-pedantic-errors", "-Wall", "-Wextra", "-Werror", "-fsyntax-only",
              "-I", str(root / "plugins" / "runtime" / "include"), str(tmp_path / name)],

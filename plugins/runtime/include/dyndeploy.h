@@ -249,8 +249,9 @@ DYNDEPLOY_API int32_t dyndeploy_mask_text(const dyndeploy_detection* detection, 
                                           size_t* needed);
 
 /* Statistics since opening or the last reset as JSON text: images, milliseconds, mean rate of every mask,
- * exits. needed (which may be NULL) is set to the bytes of the whole text with its end; DYNDEPLOY_USAGE where
- * room is less. */
+ * exits; once images were submitted under "serving" what waits, and what every step was found to take. needed
+ * (which may be NULL) is set to the bytes of the whole text with its end; DYNDEPLOY_USAGE where room is less.
+ */
 DYNDEPLOY_API int32_t dyndeploy_statistics(dyndeploy_session* session, char* text, size_t room,
                                            size_t* needed);
 DYNDEPLOY_API int32_t dyndeploy_reset_statistics(dyndeploy_session* session);

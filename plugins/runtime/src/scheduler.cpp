@@ -48,7 +48,8 @@ Scheduler::Inside::~Inside() {
   if (--scheduler_.inside_ == 0) scheduler_.empty_.notify_all();
 }
 
-Scheduler::Scheduler(Session& session, const Policy& policy) : session_(session), policy_(policy) {
+Scheduler::Scheduler(Session& session, const Policy& policy, Now now)
+    : session_(session), policy_(policy), now_(now ? now : Now([] { return Clock::now(); })) {
   check_policy(policy);
   if (!session.detects()) session.require_images();
   slots_.resize(policy.queue_limit);
@@ -60,7 +61,7 @@ Scheduler::Scheduler(Session& session, const Policy& policy) : session_(session)
   lanes_.resize(stations_.size());
   // What cannot be had is told to whoever starts this.
   lane(0);
-  thread_ = std::thread([this] { work(); });
+  if (!now) thread_ = std::thread([this] { work(); });
 }
 
 void Scheduler::add_stations() {
@@ -83,6 +84,16 @@ void Scheduler::add_stations() {
     candidate.cost = StepCost(!plan.any_batch);
     station.warm.resize(candidate.capacity + 1);
   }
+  // Room for all that is ever put away is made when an image is submitted: later there is no caller to
+  // refuse.
+  const auto bytes = [&plan](const std::vector<std::size_t>& tensors) {
+    std::size_t sum = 0;
+    for (const std::size_t tensor : tensors)
+      sum += plan.row_elements(tensor) * element_bytes(plan.tensors[tensor].type);
+    return sum;
+  };
+  most_bytes_ = bytes(plan.inputs);
+  for (const Step& step : plan.steps) most_bytes_ = std::max(most_bytes_, bytes(step.carried));
 }
 
 Scheduler::~Scheduler() {
@@ -93,14 +104,14 @@ Scheduler::~Scheduler() {
     results_.notify_all();
     empty_.wait(lock, [this] { return inside_ == 0; });
   }
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
   for (Slot& slot : slots_) free_detections(slot.detections);
 }
 
 // ---------------------------------------------------------------- callers
 
 std::uint64_t Scheduler::submit(const dyndeploy_request& request) {
-  const Clock::time_point start = Clock::now();
+  const Clock::time_point start = now_();
   const Inside inside(*this);
   std::size_t index;
   std::unique_ptr<Reader> reader;
@@ -120,6 +131,7 @@ std::uint64_t Scheduler::submit(const dyndeploy_request& request) {
   std::size_t station;
   try {
     if (!reader) reader = std::make_unique<Reader>();
+    slot.memory.reserve(most_bytes_);
     station = prepare(request, slot, *reader);
   } catch (...) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -132,7 +144,7 @@ std::uint64_t Scheduler::submit(const dyndeploy_request& request) {
   slot.ms = 0;
   slot.code = DYNDEPLOY_OK;
   slot.submitted = start;
-  slot.preparing_ms = between(start, Clock::now());
+  slot.preparing_ms = between(start, now_());
   const std::lock_guard<std::mutex> lock(mutex_);
   readers_.push_back(std::move(reader));
   slot.ticket = ++submitted_ * kMostSlots + index;
@@ -191,7 +203,7 @@ std::size_t Scheduler::prepare_for_detector(const ImageView& image, const std::i
   float* row = reinterpret_cast<float*>(slot.memory.data());
   slot.placement = task->prepare(image, target.bounds, row, row + pixels);
   const std::lock_guard<std::mutex> lock(mutex_);
-  stations_[target.bucket].session = &target.session;
+  if (!stations_[target.bucket].session) stations_[target.bucket].session = &target.session;
   return target.bucket;
 }
 
@@ -316,17 +328,27 @@ void Scheduler::work() {
   while (true) {
     work_.wait(lock, [this] { return closed_ || waiting_ || cancelled_; });
     if (closed_) return;
-    sweep();
-    if (!waiting_) continue;
-    consider();
-    const Decision decision = choose(candidates_, policy_);
-    take(decision);
-    lock.unlock();
-    run(decision.candidate);
-    lock.lock();
-    settle(decision.candidate);
-    if (!done_.empty()) results_.notify_all();
+    advance(lock);
   }
+}
+
+bool Scheduler::run_next() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  return advance(lock);
+}
+
+bool Scheduler::advance(std::unique_lock<std::mutex>& lock) {
+  sweep();
+  if (!waiting_) return false;
+  consider();
+  const Decision decision = choose(candidates_, policy_);
+  take(decision);
+  lock.unlock();
+  run(decision.candidate);
+  lock.lock();
+  settle(decision.candidate);
+  if (!done_.empty()) results_.notify_all();
+  return true;
 }
 
 // Let go of what was cancelled while it waited.
@@ -346,7 +368,7 @@ void Scheduler::sweep() {
 }
 
 void Scheduler::consider() {
-  const Clock::time_point now = Clock::now();
+  const Clock::time_point now = now_();
   double known_ms = 0, known_macs = 0;
   const std::vector<StageInfo>& stages = session_.bundle().manifest.exits.stages;
   const auto macs = [&](std::size_t i) { return stages[i].macs - (i ? stages[i - 1].macs : 0); };
@@ -371,7 +393,7 @@ void Scheduler::consider() {
 }
 
 void Scheduler::take(const Decision& decision) {
-  const Clock::time_point now = Clock::now();
+  const Clock::time_point now = now_();
   std::vector<std::size_t>& waiting = stations_[decision.candidate].waiting;
   const auto end = waiting.begin() + static_cast<std::ptrdiff_t>(decision.rows);
   running_.assign(waiting.begin(), end);
@@ -419,14 +441,14 @@ void Scheduler::run(std::size_t index) {
   try {
     place(index);
     Lane& memory = lane(index);
-    const Clock::time_point start = Clock::now();
+    const Clock::time_point start = now_();
     if (stations_[index].whole) {
       for (std::size_t step = 0; step < stations_[index].session->plan().steps.size(); ++step)
         memory.run_step(step, running_.size());
     } else {
       memory.run_step(index, running_.size());
     }
-    learned_ms_ = between(start, Clock::now());
+    learned_ms_ = between(start, now_());
     tell(index, learned_ms_ / static_cast<double>(running_.size()));
   } catch (const Error& error) {
     fail_all(error.code(), error.what());
@@ -514,37 +536,51 @@ void Scheduler::tell(std::size_t index, double ms) {
 }
 
 void Scheduler::fail_all(int code, const char* message) {
-  for (std::size_t row = 0; row < running_.size(); ++row) {
-    goes_on_[row] = false;
-    slots_[running_[row]].code = code;
-    slots_[running_[row]].message = message;
-  }
+  const auto fail_slot = [&](std::size_t of) {
+    slots_[of].code = code;
+    slots_[of].message = message;
+  };
+  std::fill(goes_on_.begin(), goes_on_.end(), false);
+  std::for_each(running_.begin(), running_.end(), fail_slot);
+  // What could not be put away is lost with them.
+  for (const std::size_t of : stayed_)
+    if (slots_[of].stayed) fail_slot(of);
+}
+
+void Scheduler::end(std::size_t index) {
+  Slot& slot = slots_[index];
+  if (slot.cancelled) return release(index);
+  slot.state = State::kDone;
+  slot.done = now_();
+  done_.push_back(index);
 }
 
 // With the lock: give back what was cancelled, queue what goes on, and learn what the run took.
 void Scheduler::settle(std::size_t index) {
   Station& station = stations_[index];
   const std::size_t rows = running_.size();
-  const Clock::time_point now = Clock::now();
   ++station.runs;
   station.rows += rows;
-  // The first run of a size binds memory.
-  if (learned_ms_ >= 0 && station.warm[rows]) candidates_[index].cost.add(rows, learned_ms_);
-  station.warm[rows] = true;
-  stayed_for_ = station.whole ? 0 : index + 1;
+  // The first run of a size makes its backend plan memory.
+  const std::size_t size = station.session->plan().any_batch ? rows : 0;
+  if (learned_ms_ >= 0 && station.warm[size]) candidates_[index].cost.add(rows, learned_ms_);
+  station.warm[size] = true;
   const std::size_t before = done_.size();
+  std::vector<std::size_t>& left = stations_[stayed_for_].waiting;
+  for (const std::size_t of : stayed_) {
+    if (!slots_[of].stayed) continue;
+    left.erase(std::find(left.begin(), left.end(), of));
+    --waiting_;
+    end(of);
+  }
+  stayed_for_ = station.whole ? 0 : index + 1;
   for (std::size_t row = 0; row < rows; ++row) {
     const std::size_t of = running_[row];
-    Slot& slot = slots_[of];
-    if (slot.cancelled) {
-      release(of);
-    } else if (goes_on_[row]) {
-      slot.stayed = true;
+    if (goes_on_[row] && !slots_[of].cancelled) {
+      slots_[of].stayed = true;
       enqueue(index + 1, of);
     } else {
-      slot.state = State::kDone;
-      slot.done = now;
-      done_.push_back(of);
+      end(of);
     }
   }
   if (stayed_for_ == stations_.size()) stayed_for_ = 0;

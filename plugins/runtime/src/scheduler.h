@@ -9,6 +9,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -24,8 +25,12 @@ namespace runtime {
 
 class Scheduler {
  public:
-  // Throws Error(DYNDEPLOY_USAGE) where the network takes no images.
-  Scheduler(Session& session, const Policy& policy);
+  using Clock = std::chrono::steady_clock;
+  using Now = std::function<Clock::time_point()>;
+
+  // Throws Error(DYNDEPLOY_USAGE) where the network takes no images. With a clock of the caller's there is no
+  // thread: the caller calls run_next(), for measuring in another time than that of the wall.
+  Scheduler(Session& session, const Policy& policy, Now now = nullptr);
   // Drops what waits after the step that runs; whoever polls ends with Error(DYNDEPLOY_CLOSED).
   ~Scheduler();
 
@@ -34,12 +39,14 @@ class Scheduler {
   std::size_t poll(dyndeploy_completion* completions, std::size_t room, double timeout_ms);
   void cancel(std::uint64_t ticket);
 
+  // Run one step; false where nothing waits.
+  bool run_next();
+
   // What waits, and what was learned of every step, as JSON text.
   std::string json() const;
 
  private:
-  using Clock = std::chrono::steady_clock;
-  enum class State { kFree, kPrepared, kWaiting, kRunning, kDone };
+  enum class State { kFree, kWaiting, kRunning, kDone };
 
   // An image on its way.
   struct Slot {
@@ -68,7 +75,7 @@ class Scheduler {
     bool whole = false;
     std::vector<std::size_t> waiting;  // slots, the oldest first
     std::uint64_t runs = 0, rows = 0;
-    std::vector<char> warm;  // by rows: whether graphs were bound for so many
+    std::vector<char> warm;  // by rows, 0 for a fixed batch: whether so many ran before
   };
   // What reads images, for one caller at a time.
   struct Reader {
@@ -97,6 +104,7 @@ class Scheduler {
   void give(Slot& slot, dyndeploy_completion& completion);
 
   void work();
+  bool advance(std::unique_lock<std::mutex>& lock);
   void sweep();
   void consider();
   void take(const Decision& decision);
@@ -105,16 +113,19 @@ class Scheduler {
   void tell(std::size_t station, double ms);
   void fail_all(int code, const char* message);
   void settle(std::size_t station);
+  void end(std::size_t slot);
   Lane& lane(std::size_t station);
   const std::vector<std::size_t>& tensors_before(std::size_t station) const;
 
   Session& session_;
   const Policy policy_;
+  const Now now_;
   std::vector<Slot> slots_;
   std::vector<Station> stations_;
   std::vector<Candidate> candidates_;  // of the same places
   std::vector<std::size_t> free_, done_;
   std::vector<std::unique_ptr<Reader>> readers_;
+  std::size_t most_bytes_ = 0;  // of a slot's memory
   std::uint64_t submitted_ = 0;
   std::size_t waiting_ = 0, cancelled_ = 0, inside_ = 0;
   bool closed_ = false;
