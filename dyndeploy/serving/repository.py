@@ -341,10 +341,13 @@ def _write_version(folder: Path, model: _Model, options: ServingOptions) -> None
 
 def _write_texts(folder: Path, model: _Model) -> None:
     names = class_names(model.bundle.manifest)
-    if names:
-        # A name with a line's end would move all that follow.
-        files.write_text(folder / LABELS, "".join(" ".join(name.split()) + "\n" for name in names))
-    files.write_text(folder / CONFIG, model.config)
+    # A name with a line's end would move all that follow.
+    texts = {LABELS: "".join(" ".join(name.split()) + "\n" for name in names), CONFIG: model.config}
+    for name, text in texts.items():
+        path = folder / name
+        # A server that polls loads a model again whose files are newer.
+        if text and not (path.is_file() and files.read_text(path) == text):
+            files.write_text(path, text)
 
 
 def _require_same_interface(folder: Path, model: _Model) -> None:

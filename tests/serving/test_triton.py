@@ -319,8 +319,9 @@ def test_a_flood_is_refused_and_other_models_are_served(
         assert "timeout expired" in hasty.result()[2]
 
 
+@pytest.mark.parametrize("control", ["explicit", "poll"])
 def test_a_model_is_replaced_under_load_without_a_lost_request(
-    venv: Path, bundles: dict[str, Bundle], options: ServingOptions, tmp_path: Path
+    venv: Path, bundles: dict[str, Bundle], options: ServingOptions, tmp_path: Path, control: str
 ) -> None:
     repository = tmp_path / "repository"
     write_repository({"model": bundles["tiny"].path}, repository, options)
@@ -334,15 +335,18 @@ def test_a_model_is_replaced_under_load_without_a_lost_request(
             versions.append(connection.infer("model", {"IMAGE": pictures(1)})["model_version"])
         connection.close()
 
-    with TritonServer(venv, repository, tmp_path, "--load-model=model") as server, ThreadPoolExecutor(4) as pool:
+    how = "--load-model=model" if control == "explicit" else "--repository-poll-secs=1"
+    with TritonServer(venv, repository, tmp_path, how, control=control) as server, ThreadPoolExecutor(4) as pool:
         clients = [pool.submit(ask) for _ in range(4)]
         try:
             wait_for(lambda: len(versions) > 20)
             (written,) = write_repository({"model": bundles["tiny"].path}, repository, replace(options, update=True))
             assert written.version == 2
-            admin = Client(server.http)
-            admin.load("model")
-            admin.close()
+            if control == "explicit":
+                admin = Client(server.http)
+                admin.load("model")
+                admin.close()
+            wait_for(lambda: versions[-1] == "2")
             asked = len(versions)
             wait_for(lambda: len(versions) > asked + 20)
         finally:
