@@ -118,7 +118,7 @@ class TritonPythonModel:
     def _answer_all(self) -> None:
         swept = time.monotonic()
         while not self._ended.is_set():
-            for done in self._session.poll(SWEEP_SECONDS, most=RESULTS_AT_ONCE):
+            for done in self._finished():
                 job, index = done.token
                 job.results[index] = done
                 job.missing -= 1
@@ -128,6 +128,22 @@ class TritonPythonModel:
             if time.monotonic() - swept > SWEEP_SECONDS:
                 self._sweep()
                 swept = time.monotonic()
+
+    def _finished(self) -> list[Any]:
+        try:
+            finished: list[Any] = self._session.poll(SWEEP_SECONDS, most=RESULTS_AT_ONCE)
+        except dyndeploy_runtime.DyndeployError as error:
+            # Nothing of what is under way will be known: clients are told, and what comes next is tried.
+            for job in self._known():
+                self._respond(job, _error("INTERNAL", str(error)))
+            self._ended.wait(SWEEP_SECONDS)
+            return []
+        return finished
+
+    def _known(self) -> list[_Job]:
+        """Requests under way whose images are all submitted."""
+        with self._lock:
+            return [job for job in self._jobs.values() if job.taken.is_set()]
 
     def _answer(self, job: _Job) -> None:
         job.taken.wait()
@@ -161,10 +177,8 @@ class TritonPythonModel:
 
     def _sweep(self) -> None:
         """Answer requests whose client is gone or whose time is over, and write the counters."""
-        with self._lock:
-            waiting = [job for job in self._jobs.values() if job.taken.is_set()]
         now = time.monotonic()
-        for job in waiting:
+        for job in self._known():
             if job.sender.is_cancelled():
                 self._respond(job, _error("CANCELLED", "The request was cancelled."))
             elif now > job.until:
