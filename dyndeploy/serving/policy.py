@@ -23,8 +23,8 @@ DELAY_SHARE = 0.1
 LARGEST_BATCH = 8
 """Images of a batch, and of a request, where the bundle fixes no larger batch."""
 AHEAD_SECONDS = 1.0
-"""Work that an instance takes from Triton's queue ahead. Releases up to 2.51 look only twice a second whether a busy
-instance takes more again, so that less would leave it idle."""
+"""Work that an instance takes from Triton's queue ahead. Release 2.51 looks only twice a second whether a busy instance
+takes more again, so that less would leave it idle."""
 
 
 @dataclass(frozen=True)
