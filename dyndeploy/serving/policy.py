@@ -19,7 +19,7 @@ DEFAULT_PRIORITY = 2
 STATED_MS = 30.0
 """What an image is taken to cost, in milliseconds, where no profile says it."""
 DELAY_SHARE = 0.1
-"""Share of a batch's time that the first request of a batch waits for others."""
+"""Share of a batch's time that the first request of a batch of fixed size waits for others."""
 LARGEST_BATCH = 8
 """Images of a batch, and of a request, where the bundle fixes no larger batch."""
 AHEAD_SECONDS = 1.0
@@ -34,6 +34,7 @@ class Policy:
     Attributes:
         max_batch: Most images of a request, and of a batch that Triton makes of several.
         images_at_once: Images that the runtime runs together: the batch of the graph, or of open ones the largest.
+        padded: Whether a batch is filled up to that, so that waiting for more images pays; others join on their way.
         ms: Of an image, in a batch of ``images_at_once``.
         instances: Processes that serve the model.
         threads: Threads that compute in each.
@@ -42,6 +43,7 @@ class Policy:
 
     max_batch: int
     images_at_once: int
+    padded: bool
     ms: float
     instances: int
     threads: int
@@ -59,11 +61,11 @@ class Policy:
 
     def dynamic_batching(self) -> dict[str, Any]:
         """Fields of ``dynamic_batching``: each priority has a time to wait, and a queue of what is served by then."""
-        at_once = self.images_at_once > 1
         levels = [{"key": level, "value": self._queue(level)} for level in WAITS_BATCHES]
+        delay_ms = DELAY_SHARE * self.ms * self.images_at_once if self.padded else 0.0
         return {
-            **({"preferred_batch_size": [self.images_at_once]} if at_once else {}),
-            "max_queue_delay_microseconds": round(1000 * DELAY_SHARE * self.ms * self.images_at_once) if at_once else 0,
+            **({"preferred_batch_size": [self.images_at_once]} if self.padded else {}),
+            "max_queue_delay_microseconds": round(1000 * delay_ms),
             "priority_levels": len(WAITS_BATCHES),
             "default_priority_level": DEFAULT_PRIORITY,
             "priority_queue_policy": levels,
@@ -102,12 +104,12 @@ def make_policy(
     manifest = bundle.manifest
     fixed = manifest.exits is None or not manifest.exits.dynamic_batch
     images_at_once = manifest.batch if fixed else LARGEST_BATCH
-    max_batch = max(LARGEST_BATCH, images_at_once)
+    max_batch, padded = max(LARGEST_BATCH, images_at_once), fixed and images_at_once > 1
     if measured is None:
         source = (
             f"stated, not measured: {STATED_MS:g} ms per image, 1 instance, 1 thread (--from PROFILE.json measures)"
         )
-        return Policy(max_batch, images_at_once, STATED_MS, instances or 1, threads or 1, source)
+        return Policy(max_batch, images_at_once, padded, STATED_MS, instances or 1, threads or 1, source)
     if threads not in (None, measured.threads):
         raise UsageError(
             f"{measured.path} was measured with {measured.threads} threads, not {threads}. Profile with --threads "
@@ -118,7 +120,7 @@ def make_policy(
         f"{measured.ms:.3g} ms per image, measured on {measured.device} with {measured.threads} threads "
         f"({measured.path}); {processors} processors"
     )
-    return Policy(max_batch, images_at_once, measured.ms, instances or many, measured.threads, source)
+    return Policy(max_batch, images_at_once, padded, measured.ms, instances or many, measured.threads, source)
 
 
 @dataclass(frozen=True)

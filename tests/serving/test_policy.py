@@ -40,7 +40,9 @@ def test_one_image_at_a_time_waits_for_no_others(tmp_path: Path) -> None:
 
 
 def test_open_batches_of_stages_and_large_fixed_ones(tmp_path: Path) -> None:
-    assert make_policy(staged_bundle(tmp_path / "staged"), None, processors=1).images_at_once == 8
+    staged = make_policy(staged_bundle(tmp_path / "staged"), None, processors=1)
+    assert (staged.images_at_once, staged.padded) == (8, False)
+    assert staged.dynamic_batching()["max_queue_delay_microseconds"] == 0
     large = make_policy(tiny_bundle(tmp_path / "large", batch=16), None, processors=1)
     assert (large.max_batch, large.images_at_once, large.instances) == (16, 16, 1)
     assert "not measured" in large.source
