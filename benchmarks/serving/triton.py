@@ -53,9 +53,10 @@ def main() -> int:
     """Measure, and write what was found; 1 where a held load failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
-    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=8, help="0: keep what was found before")
     parser.add_argument("--requests", type=int, default=4, help="of each client and turn")
     parser.add_argument("--hold", type=float, default=0.0, metavar="MINUTES")
+    parser.add_argument("--restart", action="store_true", help="kill the server, and time until it is ready again")
     options = parser.parse_args()
     known = read_json(RESULTS) if RESULTS.exists() else {}
     ok = True
@@ -63,10 +64,13 @@ def main() -> int:
         bundle = Bundle.open(path)
         with served(bundle) as server:
             found = known.setdefault(f"{bundle.manifest.network.name} {bundle.manifest.network.mode}", {})
-            found["throughput"] = throughput(bundle, server, options.turns, options.requests)
+            if options.turns:
+                found["throughput"] = throughput(bundle, server, options.turns, options.requests)
             if options.hold:
                 found["hold"] = hold(bundle, server, found["throughput"]["per_second"], 60 * options.hold)
                 ok &= found["hold"]["passed"]
+            if options.restart:
+                found["restart"] = restart(server)
         write_json(RESULTS, known)
         write_text(RESULTS.with_suffix(".md"), page(known))
     return int(not ok)
@@ -219,6 +223,13 @@ def hold(bundle: Bundle, server: TritonServer, capacity: float, seconds: float) 
     }
 
 
+def restart(server: TritonServer) -> dict[str, Any]:
+    """Seconds until the server is ready: as it first started, and after a kill."""
+    first = server.start_seconds
+    server.kill()
+    return {"machine": machine_facts(), "first_seconds": first, "again_seconds": server.start()}
+
+
 def page(known: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = [
@@ -258,6 +269,14 @@ def page(known: dict[str, Any]) -> str:
             f"{'yes' if row['passed'] else 'NO'} | {where(row['machine'])} |"
             for name, row in held.items()
         ]
+    for name, found in known.items():
+        if "restart" in found:
+            row = found["restart"]
+            lines += [
+                "",
+                f"Killed (-9) while it served {name}, the server was ready again after {row['again_seconds']:.1f} s; its "
+                f"first start took {row['first_seconds']:.1f} s ({where(row['machine'])}).",
+            ]
     return "\n".join(lines) + "\n"
 
 

@@ -15,6 +15,7 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 
+import psutil
 import pytest
 
 VARIABLE = "DYNDEPLOY_TRITON"
@@ -125,9 +126,13 @@ class TritonServer:
             lines = answer.read().decode().splitlines()
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
-    def kill(self) -> None:
-        """End it as a fault of the machine would."""
-        self._signal(signal.SIGKILL)
+    def kill(self) -> list[psutil.Process]:
+        """End the server alone, as the system does where memory is short; returns the processes of its models."""
+        assert self.process is not None
+        models = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait()
+        return models
 
     def stop(self) -> None:
         """End it, and the processes of its models."""
