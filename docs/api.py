@@ -35,6 +35,7 @@ MODULES = (
     "dyndeploy.remote",
     "dyndeploy.reporting",
     "dyndeploy.runtimes",
+    "dyndeploy.serving",
     "dyndeploy.targets",
     "dyndeploy.training",
     "dyndeploy.verification",

@@ -49,6 +49,7 @@ PAGES = {
     "calibrate-device": "prediction.md",
     "plan": "planning.md",
     "device": "devices.md",
+    "serve-config": "serving.md",
     "demo": "../README.md",
 }
 """Page that tells how to use a command."""

@@ -25,7 +25,13 @@ MODULES = {"opencv-python-headless": "cv2", "pillow": "PIL", "pyyaml": "yaml", "
 """Packages that are imported by another name."""
 UNSEEN = {"onnxscript"}
 """What PyTorch's exporter imports."""
-INDIRECT = {"google": "protobuf, of onnx", "joblib": "of scikit-learn", "safetensors": "only for files of that kind"}
+INDIRECT = {
+    "dyndeploy_runtime": "beside a model that a server loads",
+    "google": "protobuf, of onnx",
+    "joblib": "of scikit-learn",
+    "safetensors": "only for files of that kind",
+    "triton_python_backend_utils": "of the server",
+}
 """What is imported and not declared, and why it is there."""
 
 

@@ -24,7 +24,7 @@ FLOORS = (
     {"training", "inference"},
     {"measure"},
     {"exits"},
-    {"verification", "reporting", "remote", "device_calibration", "planning", "evaluation"},
+    {"verification", "reporting", "remote", "device_calibration", "planning", "evaluation", "serving"},
     {"demo", "watching"},
     {"cli"},
 )

@@ -40,6 +40,7 @@ COMMANDS = {
     "calibrate-device": "calibrate_device",
     "plan": "plan",
     "device": "device",
+    "serve-config": "serve_config",
     "demo": "demo",
 }
 """Command -> module of this package that holds a function of the same name."""
