@@ -68,18 +68,31 @@ class Machine:
 # the latencies of LDSM and LDGSTS here are those of a load from shared memory and of a global load.
 # Latencies: Jia et al., "Dissecting the NVIDIA Volta GPU architecture via microbenchmarking" (2018), and the same for
 # Turing; of newer ones estimates. Intervals of HMMA at the peak follow from the data sheets' rates, those issued from
-# the assembler's own stall counts.
+# the assembler's own stall counts. IMMA: the data sheets (T4, A100, Jetson AGX Orin, H100) give bytes twice the rate of
+# halves, and an instruction has twice their products.
+_MMA = {"HMMA.16816": 8, "IMMA.16832": 8}
 MACHINES = {
     machine.capability: machine
     for machine in (
         Machine(53),
         Machine(62),
         Machine(72, {"HMMA.884": 2}, {"HMMA.884": 2}, 2, 2, 22, 300, shared_bytes=96 << 10),
-        Machine(75, {"HMMA.1688": 8}, {"HMMA.1688": 8}, 2, 2, 22, 300, warps=32, blocks=16),
-        Machine(80, {"HMMA.16816": 8}, {"HMMA.16816": 8}, 2, 2, 28, 300, shared_bytes=164 << 10),
-        Machine(87, {"HMMA.16816": 8}, {"HMMA.16816": 8}, 1, 1, 28, 300, shared_bytes=164 << 10, warps=48, blocks=16),
-        Machine(90, {"HMMA.16816": 6}, {"HMMA.16816": 4}, 1, 1, 28, 300, shared_bytes=228 << 10),
-        Machine(120, {"HMMA.16816": 8}, {"HMMA.16816": 8}, 1, 1, 28, 300, shared_bytes=100 << 10, warps=48, blocks=24),
+        Machine(
+            75, {"HMMA.1688": 8, "IMMA.8816": 4}, {"HMMA.1688": 8, "IMMA.8816": 4}, 2, 2, 22, 300, warps=32, blocks=16
+        ),
+        Machine(80, _MMA, _MMA, 2, 2, 28, 300, shared_bytes=164 << 10),
+        Machine(87, _MMA, _MMA, 1, 1, 28, 300, shared_bytes=164 << 10, warps=48, blocks=16),
+        Machine(
+            90,
+            {"HMMA.16816": 6, "IMMA.16832": 6},
+            {"HMMA.16816": 4, "IMMA.16832": 4},
+            1,
+            1,
+            28,
+            300,
+            shared_bytes=228 << 10,
+        ),
+        Machine(120, _MMA, _MMA, 1, 1, 28, 300, shared_bytes=100 << 10, warps=48, blocks=24),
     )
 }
 
