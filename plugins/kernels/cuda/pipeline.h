@@ -128,22 +128,7 @@ struct Pipeline {
     PerThread<Copies, kThreads> copies;
     typename Tile::State state;
 
-    for_threads<kThreads>([&](int t) {
-      DYN_UNROLL
-      for (int n = 0; n < divide_up(Tile::kRows, kThreads); ++n) {
-        const int i = t + n * kThreads;
-        if (Tile::kRows % kThreads == 0 || i < Tile::kRows) rows[i] = Kernel::row(a, p, p.row0 + i);
-      }
-      if (kGathers) {
-        DYN_UNROLL
-        for (int n = 0; n < divide_up(Tile::kColumns, kThreads); ++n) {
-          const int i = t + n * kThreads, column = p.column0 + i;
-          if (Tile::kColumns % kThreads == 0 || i < Tile::kColumns) {
-            columns[i] = column < p.columns ? Kernel::weight_column(a, p, column) : 0;
-          }
-        }
-      }
-    });
+    find_places<Kernel>(a, p, rows, columns);
     Tile::clear(state);
     sync();
 

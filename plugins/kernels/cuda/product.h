@@ -39,6 +39,32 @@ struct Strips {
   static constexpr bool kServes = kVector == 1 || sizeof(T) == sizeof(float) || Tile::kServed;
 };
 
+// What a block finds before its strips: the rows of its tile and, where weights are gathered, the places of
+// its columns. Of a kernel as Product takes it.
+template <class Kernel>
+DYN_DEVICE void find_places(const typename Kernel::Arguments& a, const typename Kernel::Place& p,
+                            typename Kernel::Row* rows, int* columns) {
+  using Tile = typename Kernel::Tile;
+  constexpr int kThreads = Tile::kThreads;
+  for_threads<kThreads>([&](int t) {
+    // Loops whose length the compiler knows: it plays out others for lengths that never come.
+    DYN_UNROLL
+    for (int n = 0; n < divide_up(Tile::kRows, kThreads); ++n) {
+      const int i = t + n * kThreads;
+      if (Tile::kRows % kThreads == 0 || i < Tile::kRows) rows[i] = Kernel::row(a, p, p.row0 + i);
+    }
+    if (Kernel::kGathers) {
+      DYN_UNROLL
+      for (int n = 0; n < divide_up(Tile::kColumns, kThreads); ++n) {
+        const int i = t + n * kThreads, column = p.column0 + i;
+        if (Tile::kColumns % kThreads == 0 || i < Tile::kColumns) {
+          columns[i] = column < p.columns ? Kernel::weight_column(a, p, column) : 0;
+        }
+      }
+    }
+  });
+}
+
 // `Kernel` has, besides its Tile, Arguments, Place (row0, column0, columns) and Row:
 //   row(a, p, i)                   the i-th row
 //   segments(a)                    of a sum, first_segment(a, p) the first that has anything to add
@@ -191,23 +217,7 @@ struct Product {
     PerThread<typename Strip::Buffers, kThreads> buffers;
     typename Tile::State state;
 
-    for_threads<kThreads>([&](int t) {
-      // Loops whose length the compiler knows: it plays out others for lengths that never come.
-      DYN_UNROLL
-      for (int n = 0; n < divide_up(Tile::kRows, kThreads); ++n) {
-        const int i = t + n * kThreads;
-        if (Tile::kRows % kThreads == 0 || i < Tile::kRows) rows[i] = Kernel::row(a, p, p.row0 + i);
-      }
-      if (kGathers) {
-        DYN_UNROLL
-        for (int n = 0; n < divide_up(Tile::kColumns, kThreads); ++n) {
-          const int i = t + n * kThreads, column = p.column0 + i;
-          if (Tile::kColumns % kThreads == 0 || i < Tile::kColumns) {
-            columns[i] = column < p.columns ? Kernel::weight_column(a, p, column) : 0;
-          }
-        }
-      }
-    });
+    find_places<Kernel>(a, p, rows, columns);
     Tile::clear(state);
     sync();
 
