@@ -68,7 +68,7 @@ class Machine:
 # the latencies of LDSM and LDGSTS here are those of a load from shared memory and of a global load.
 # Latencies: Jia et al., "Dissecting the NVIDIA Volta GPU architecture via microbenchmarking" (2018), and the same for
 # Turing; of newer ones estimates. Intervals of HMMA at the peak follow from the data sheets' rates, those issued from
-# the assembler's own stall counts. IMMA: the data sheets (T4, A100, Jetson AGX Orin, H100) give bytes twice the rate of
+# the assembler's own stall counts. IMMA: the data sheets (AGX Xavier, T4, A100, Jetson AGX Orin, H100) give bytes twice the rate of
 # halves, and an instruction has twice their products.
 _MMA = {"HMMA.16816": 8, "IMMA.16832": 8}
 MACHINES = {
@@ -76,7 +76,9 @@ MACHINES = {
     for machine in (
         Machine(53),
         Machine(62),
-        Machine(72, {"HMMA.884": 2}, {"HMMA.884": 2}, 2, 2, 22, 300, shared_bytes=96 << 10),
+        Machine(
+            72, {"HMMA.884": 2, "IMMA.8816": 4}, {"HMMA.884": 2, "IMMA.8816": 4}, 2, 2, 22, 300, shared_bytes=96 << 10
+        ),
         Machine(
             75, {"HMMA.1688": 8, "IMMA.8816": 4}, {"HMMA.1688": 8, "IMMA.8816": 4}, 2, 2, 22, 300, warps=32, blocks=16
         ),

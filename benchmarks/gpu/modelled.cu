@@ -50,6 +50,8 @@ DYN_BOARD_TILES(Lanes<float>, 4);
 #endif
 #elif defined(DYN_MODEL_BYTE_LANES)
 DYN_QUANTIZED_TILES(ByteLanes);
+#elif defined(DYN_MODEL_BYTE_WMMA)
+DYN_QUANTIZED_TILES(ByteWmmaTensors);
 #elif defined(DYN_MODEL_BYTE_TENSOR_CORES)
 DYN_QUANTIZED_TILES(ByteTensors);
 #elif defined(DYN_MODEL_BYTE_MMA)

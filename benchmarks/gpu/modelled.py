@@ -53,14 +53,21 @@ _SETTLES = 64
 """Products that lanes sum in halves (kSettles in tiles.h)."""
 HALVES = ((0, "HALVES"), (70, "TENSOR_CORES"), (80, "MMA"), (90, "HOPPER"), (120, "MMA"))
 """Which tiles multiply halves (modelled.cu), by the capability that they are chosen from on."""
-BYTES = ((61, "BYTE_LANES"), (75, "BYTE_TENSOR_CORES"), (80, "BYTE_MMA"), (90, "BYTE_HOPPER"), (120, "BYTE_MMA"))
+BYTES = (
+    (61, "BYTE_LANES"),
+    (72, "BYTE_WMMA"),
+    (75, "BYTE_TENSOR_CORES"),
+    (80, "BYTE_MMA"),
+    (90, "BYTE_HOPPER"),
+    (120, "BYTE_MMA"),
+)
 """The same of bytes; there are none before, nor for sm_62."""
 _TAPS_DEPTH = 256
 """Channels of the 3x3 in the simulation: a segment has so many inputs."""
 
 _NAME = re.compile(
     r"(?P<kind>QuantizedConvolution|Convolution|Linear|PatchProduct)Kernel<((?P<layer>\d), false, )?"
-    r"dyndeploy::cuda::(?P<unit>ByteLane|ByteMma|Lane|Tensor|Mma)Tile<(?P<tile>[^>]*)>"
+    r"dyndeploy::cuda::(?P<unit>ByteLane|ByteMma|ByteWmma|Lane|Tensor|Mma)Tile<(?P<tile>[^>]*)>"
 )
 _USE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 
@@ -341,22 +348,26 @@ def broken_rules(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> li
 # ------------------------------------------------------------------------------------------------------- command
 
 
-def _compiled(options: argparse.Namespace) -> Iterable[Kernel]:
-    cuobjdump = options.cuobjdump or find_tool("cuobjdump", options.nvcc)
+def _asked(options: argparse.Namespace) -> list[tuple[int, str]]:
+    """Architectures with the precisions that they have kernels of."""
     known = known_architectures(options.nvcc)
-    for capability in options.architectures or known:
+    for capability in options.architectures or ():
         if capability not in known:
             raise UsageError(f"{options.nvcc} or the model does not know sm_{capability}, but {known}.")
-        for precision in options.precisions:
-            if precision == "int8" and (capability < BYTES[0][0] or capability == 62):
-                continue
-            yield from compile_kernels(options.nvcc, cuobjdump, capability, precision)
+    pairs = [(arch, precision) for arch in options.architectures or known for precision in options.precisions]
+    return [pair for pair in pairs if pair[1] != "int8" or (pair[0] >= BYTES[0][0] and pair[0] != 62)]
+
+
+def _compiled(options: argparse.Namespace, asked: Iterable[tuple[int, str]]) -> Iterable[Kernel]:
+    cuobjdump = options.cuobjdump or find_tool("cuobjdump", options.nvcc)
+    for capability, precision in asked:
+        yield from compile_kernels(options.nvcc, cuobjdump, capability, precision)
 
 
 def run_kernels(options: argparse.Namespace) -> int:
     compiler, rows = release(options.nvcc), {key_of(row): row for row in read_table(options.table)}
     made = []
-    for kernel in _compiled(options):
+    for kernel in _compiled(options, _asked(options)):
         row = row_of(kernel, compiler)
         made.append(row)
         print(f"modelled: {show([row]).splitlines()[-1]}", file=sys.stderr, flush=True)
@@ -372,10 +383,11 @@ def run_kernels(options: argparse.Namespace) -> int:
 
 def run_check(options: argparse.Namespace) -> int:
     compiler, rows = release(options.nvcc), {key_of(row): row for row in read_table(options.table)}
-    in_table = {key[0] for key in rows}
+    asked = _asked(options)
     if options.architectures is None:
-        options.architectures = [arch for arch in known_architectures(options.nvcc) if arch in in_table]
-    made = [row_of(kernel, compiler, quick=True) for kernel in _compiled(options)] if options.architectures else []
+        in_table = {key[:2] for key in rows}
+        asked = [pair for pair in asked if pair in in_table]
+    made = [row_of(kernel, compiler, quick=True) for kernel in _compiled(options, asked)] if asked else []
     problems = [problem for row in made for problem in broken_rules(row, rows.get(key_of(row)))]
     print(show(made))
     for problem in problems:

@@ -542,7 +542,7 @@ void test_quantized(int rounds) {
     play(rng, round % 5 - 1);
 #if !defined(DYN_PLAYED_DEVICE)
     if (host::device().traits.capability == 62) host::device().traits.capability = 61;
-    if (coin(rng)) host::device().traits.capability = 90;
+    if (coin(rng)) host::device().traits.capability = coin(rng) ? 72 : 90;
 #endif
     const Numbers<std::uint8_t> mx(x), my(Bytes(expected.size(), 0xff));
     const Numbers<float> ms(spatial), mc(channel), m1(l1.m), m2(l2.m), m3(l3.m), md(ld.m);

@@ -13,23 +13,21 @@ template <bool kWhole>
 DYN_DEVICE void load_run(ByteWord& word, const Byte* from, int count) {
   if (kWhole) {
     load_or_clear<kByteRun>(&word, from, count > 0);
-    return;
+  } else {
+    Vector<Byte, kByteRun> v;
+    DYN_UNROLL
+    for (int e = 0; e < kByteRun; ++e) {
+      v.v[e] = 0;
+      if (e < count) load_global<1>(&v.v[e], from + e);
+    }
+    copy<kByteRun>(&word, &v);
   }
-  Vector<Byte, kByteRun> v;
-  DYN_UNROLL
-  for (int e = 0; e < kByteRun; ++e) {
-    v.v[e] = 0;
-    if (e < count) load_global<1>(&v.v[e], from + e);
-  }
-  copy<kByteRun>(&word, &v);
 }
 
 // `Kernel` has what product.h says, but of its right operand:
-//   weights(a, p, segment)   where the inputs of the first column begin; those of the next are
-//   column_pitch(a, p) bytes
-//                            on
-//   kVector                  16 where runs of both operands are aligned and whole, or can be read whole
-//   (kOpenRows)
+//   weights(a, p, segment)   where the inputs of the first column begin
+//   column_pitch(a, p)       bytes from there to those of the next
+//   kVector                  16 where runs of both operands are aligned and can be read whole
 template <class Kernel>
 struct ByteOperands {
   using Arguments = typename Kernel::Arguments;

@@ -124,6 +124,116 @@ struct ByteMmaTile : WarpTile<kBM, kBN, kWM, kWN> {
   }
 };
 
+// Tensor cores of sm_72, whose wmma takes two operands of like signs only: activations are moved by 128, and
+// what that takes from the sums is 128 times the sum of a column's weights, which the tensor cores find as a
+// product with ones. (Zeros are moved as well, those of rows that are not there too.)
+template <int kBM, int kBN, int kWM, int kWN, int kStrip>
+struct ByteWmmaTile {
+  using Element = Byte;
+  static constexpr int kRows = kBM;
+  static constexpr int kColumns = kBN;
+  static constexpr int kDepth = kStrip;
+  static constexpr int kWarps = kBM / kWM * (kBN / kWN);
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kBlocks = kThreads > 128 ? 1 : 512 / kThreads;
+  static constexpr int kPad = 16;
+  static constexpr int kScratch = 20;
+  static constexpr int kRun = 8;
+  static constexpr int kRowsAtOnce = 1;
+  static constexpr int kRowStride = 1;
+  static constexpr bool kTensorCores = true;
+  static constexpr int kSettles = kDepth;
+  static constexpr bool kAsync = false;
+  static constexpr bool kServed = DYN_BYTE_WMMA;
+  static constexpr int kShift = 128;
+  static double busy(long long blocks) { return busy_warps(blocks, kBlocks, kThreads); }
+
+  struct alignas(32) Stage {
+    Byte a[kBM][kDepth + kPad];
+    Byte b[kBN][kDepth + kPad];
+  };
+  union alignas(32) Shared {
+    Stage stages[2];
+    int scratch[kWarps][16][kScratch];
+  };
+  struct Fragments {
+    SignedC c[kWM / 16][kWN / 16];
+    SignedC weights[kWN / 16];
+  };
+  using State = PerThread<Fragments, kWarps>;
+
+  static DYN_DEVICE void put_a(Stage& stage, int row, int run, const ByteWord& word) {
+    alignas(16) std::uint32_t quads[4];
+    copy<kByteRun>(quads, &word);
+    DYN_UNROLL
+    for (int i = 0; i < 4; ++i) quads[i] ^= 0x80808080u;
+    copy<kByteRun>(&stage.a[row][run * kByteRun], quads);
+  }
+  static DYN_DEVICE void put_b(Stage& stage, int column, int run, const ByteWord& word) {
+    copy<kByteRun>(&stage.b[column][run * kByteRun], &word);
+  }
+
+  static DYN_DEVICE int warp_row(int warp) { return warp / (kBN / kWN) * kWM; }
+  static DYN_DEVICE int warp_column(int warp) { return warp % (kBN / kWN) * kWN; }
+
+  static DYN_DEVICE void clear(State& state) {
+    for_warps<kWarps>([&](int w) {
+      DYN_UNROLL
+      for (int j = 0; j < kWN / 16; ++j) {
+        fill(state[w].weights[j], 0);
+        DYN_UNROLL
+        for (int i = 0; i < kWM / 16; ++i) fill(state[w].c[i][j], 0);
+      }
+    });
+  }
+
+  static DYN_DEVICE void accumulate(const Stage& stage, State& state, bool) {
+    for_warps<kWarps>([&](int w) {
+      SignedA ones;
+      fill(ones, 1);
+      DYN_UNROLL
+      for (int k = 0; k < kDepth; k += 16) {
+        SignedB b[kWN / 16];
+        DYN_UNROLL
+        for (int j = 0; j < kWN / 16; ++j) {
+          load(b[j], &stage.b[warp_column(w) + 16 * j][k], kDepth + kPad);
+          multiply_add(state[w].weights[j], ones, b[j]);
+        }
+        DYN_UNROLL
+        for (int i = 0; i < kWM / 16; ++i) {
+          SignedA a;
+          load(a, &stage.a[warp_row(w) + 16 * i][k], kDepth + kPad);
+          DYN_UNROLL
+          for (int j = 0; j < kWN / 16; ++j) multiply_add(state[w].c[i][j], a, b[j]);
+        }
+      }
+    });
+  }
+
+  // As in TensorTile.
+  template <class F>
+  static DYN_DEVICE void finish(Shared& shared, State& state, const F& f) {
+    sync();
+    DYN_UNROLL
+    for (int i = 0; i < kWM / 16; ++i) {
+      DYN_UNROLL
+      for (int j = 0; j < kWN / 16; ++j) {
+        for_warps<kWarps>([&](int w) {
+          add(state[w].c[i][j], state[w].weights[j], kShift);
+          store(&shared.scratch[w][0][0], state[w].c[i][j], kScratch);
+        });
+        sync_warp();
+        for_threads<kThreads>([&](int t) {
+          const int warp = t / 32, row = t % 32 / 2, column = t % 2 * 8;
+          f(warp_row(warp) + 16 * i + row, warp_column(warp) + 16 * j + column,
+            &shared.scratch[warp][row][column], kScratch);
+        });
+        sync_warp();
+      }
+    }
+  }
+};
+
 // Lanes, by dp4a: four inputs at a time are an element of a tile of lanes.
 template <int kBM, int kBN, int kTM, int kTN, int kBlocksPerProcessor>
 struct ByteLaneTile : LaneTile<Quad, kBM, kBN, kTM, kTN, kBlocksPerProcessor> {
@@ -152,6 +262,14 @@ struct ByteLanes {
   using Single = ByteLaneTile<64, 64, 8, 4, 2>;
   static int share(Size size) { return size == Size::kLarge ? 60 : size == Size::kMedium ? 52 : 40; }
 };
+struct ByteWmmaTensors {
+  using Tiny = ByteWmmaTile<32, 32, 16, 16, 64>;
+  using Small = Tiny;
+  using Medium = ByteWmmaTile<64, 64, 32, 32, 64>;
+  using Large = ByteWmmaTile<128, 128, 64, 32, 64>;
+  using Gathers = Large;
+  static int share(Size size) { return Tensors::share(size); }
+};
 // sm_75 has no copies past registers.
 struct ByteTensors {
   using Tiny = ByteMmaTile<32, 32, 16, 16, 128, 2, 4, false>;
@@ -159,7 +277,7 @@ struct ByteTensors {
   using Medium = ByteMmaTile<64, 64, 32, 32, 64, 2, 3, false>;
   using Large = ByteMmaTile<128, 64, 64, 32, 64, 2, 2, false>;
   using Gathers = Large;
-  static int share(Size size) { return size == Size::kLarge ? 53 : size == Size::kMedium ? 36 : 19; }
+  static int share(Size size) { return Tensors::share(size); }
 };
 // The tiles of halves with as many bytes: a product of 32 inputs takes as long as one of 16 halves.
 struct AsyncByteTensors {

@@ -48,6 +48,7 @@
 #define DYN_MATRIX_LOADS 1
 #define DYN_BYTE_PRODUCTS 1
 #define DYN_BYTE_LANES 1
+#define DYN_BYTE_WMMA 1
 #else
 // ldmatrix, and tensor cores that multiply bytes of both signs.
 #if __CUDA_ARCH__ >= 750
@@ -61,8 +62,14 @@
 #else
 #define DYN_BYTE_PRODUCTS 0
 #endif
-// Whether it serves whole runs of bytes, too.
-#if DYN_BYTE_PRODUCTS && (__CUDA_ARCH__ < 750 || defined(DYN_LANES_ONLY))
+// Tensor cores that multiply bytes through wmma alone.
+#if __CUDA_ARCH__ == 720 && !defined(DYN_LANES_ONLY)
+#define DYN_BYTE_WMMA 1
+#else
+#define DYN_BYTE_WMMA 0
+#endif
+// Whether dp4a serves whole runs of bytes, too.
+#if DYN_BYTE_PRODUCTS && !DYN_BYTE_WMMA && (__CUDA_ARCH__ < 750 || defined(DYN_LANES_ONLY))
 #define DYN_BYTE_LANES 1
 #else
 #define DYN_BYTE_LANES 0
@@ -114,6 +121,7 @@
 #define DYN_MATRIX_LOADS 1
 #define DYN_BYTE_PRODUCTS 1
 #define DYN_BYTE_LANES 1
+#define DYN_BYTE_WMMA 1
 #endif
 
 namespace dyndeploy {
@@ -263,6 +271,44 @@ DYN_DEVICE void multiply_add(FragmentC&, const FragmentA&, const FragmentB&) {}
 DYN_DEVICE void store(float*, const FragmentC&, int) {}
 DYN_DEVICE void load_columns(FragmentC&, const float*, int) {}
 DYN_DEVICE void multiply(FragmentC&, const FragmentC&) {}
+#endif
+
+// The same of bytes with signs; the columns of a right operand stand one behind the other.
+#if DYN_BYTE_WMMA
+using SignedA =
+    nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, signed char, nvcuda::wmma::row_major>;
+using SignedB =
+    nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, signed char, nvcuda::wmma::col_major>;
+using SignedC = nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, int>;
+DYN_DEVICE void fill(SignedA& a, int value) {
+  nvcuda::wmma::fill_fragment(a, static_cast<signed char>(value));
+}
+DYN_DEVICE void fill(SignedC& c, int value) { nvcuda::wmma::fill_fragment(c, value); }
+template <class Fragment>
+DYN_DEVICE void load(Fragment& f, const std::uint8_t* from, int stride) {
+  nvcuda::wmma::load_matrix_sync(f, reinterpret_cast<const signed char*>(from), stride);
+}
+DYN_DEVICE void multiply_add(SignedC& c, const SignedA& a, const SignedB& b) {
+  nvcuda::wmma::mma_sync(c, a, b, c);
+}
+DYN_DEVICE void add(SignedC& c, const SignedC& other, int factor) {
+  DYN_UNROLL
+  for (int i = 0; i < c.num_elements; ++i) c.x[i] += factor * other.x[i];
+}
+DYN_DEVICE void store(int* to, const SignedC& c, int stride) {
+  nvcuda::wmma::store_matrix_sync(to, c, stride, nvcuda::wmma::mem_row_major);
+}
+#else
+struct SignedA {};
+struct SignedB {};
+struct SignedC {};
+DYN_DEVICE void fill(SignedA&, int) {}
+DYN_DEVICE void fill(SignedC&, int) {}
+template <class Fragment>
+DYN_DEVICE void load(Fragment&, const std::uint8_t*, int) {}
+DYN_DEVICE void multiply_add(SignedC&, const SignedA&, const SignedB&) {}
+DYN_DEVICE void add(SignedC&, const SignedC&, int) {}
+DYN_DEVICE void store(int*, const SignedC&, int) {}
 #endif
 
 // An address `count` elements further on.
@@ -632,6 +678,52 @@ inline void multiply(FragmentC& c, const FragmentC& factor) {
   for (int i = 0; i < 16; ++i) {
     for (int j = 0; j < 16; ++j) c.v[i][j] *= factor.v[i][j];
   }
+}
+
+struct SignedA {
+  int v[16][16];
+};
+struct SignedB {
+  int v[16][16];
+};
+struct SignedC {
+  int v[16][16];
+};
+template <class Fragment>
+void fill_signed(Fragment& f, int value) {
+  for (auto& row : f.v) {
+    for (int& v : row) v = value;
+  }
+}
+inline void fill(SignedA& a, int value) { fill_signed(a, value); }
+inline void fill(SignedC& c, int value) { fill_signed(c, value); }
+inline void load(SignedA& a, const std::uint8_t* from, int stride) {
+  host::require_aligned(from, 16);
+  for (int i = 0; i < 16; ++i) {
+    for (int k = 0; k < 16; ++k) a.v[i][k] = static_cast<std::int8_t>(from[i * stride + k]);
+  }
+}
+inline void load(SignedB& b, const std::uint8_t* from, int stride) {
+  host::require_aligned(from, 16);
+  for (int j = 0; j < 16; ++j) {
+    for (int k = 0; k < 16; ++k) b.v[k][j] = static_cast<std::int8_t>(from[j * stride + k]);
+  }
+}
+inline void multiply_add(SignedC& c, const SignedA& a, const SignedB& b) {
+  for (int i = 0; i < 16; ++i) {
+    for (int k = 0; k < 16; ++k) {
+      for (int j = 0; j < 16; ++j) c.v[i][j] += a.v[i][k] * b.v[k][j];
+    }
+  }
+}
+inline void add(SignedC& c, const SignedC& other, int factor) {
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 16; ++j) c.v[i][j] += factor * other.v[i][j];
+  }
+}
+inline void store(int* to, const SignedC& c, int stride) {
+  host::require_aligned(to, 16);
+  for (int i = 0; i < 16; ++i) std::memcpy(to + i * stride, c.v[i], sizeof c.v[i]);
 }
 
 // Of any number, though pointers to nothing must not move.

@@ -199,7 +199,7 @@ struct Operands {
   }
 };
 
-// How strips of both operands become sums. `Strip` moves them: see Operands.
+// How strips of both operands become sums. `Strip` moves them, as Operands does.
 template <class Kernel, class Strip = Operands<Kernel>>
 struct Product {
   using Arguments = typename Kernel::Arguments;

@@ -25,6 +25,9 @@ int choose_byte_tile(bool vectors, const Rows& rows, int columns, int layers, co
   if (device.capability >= 75) {
     return best_tile<false, ByteTensors, kByteRun>(rows, columns, layers, device, use);
   }
+  if (device.capability == 72) {
+    return best_tile<false, ByteWmmaTensors, kByteRun>(rows, columns, layers, device, use);
+  }
   return best_tile<false, ByteLanes, kByteRun>(rows, columns, layers, device, use);
 }
 

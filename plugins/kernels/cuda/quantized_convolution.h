@@ -106,42 +106,35 @@ struct QuantizedConvolutionKernel
   // Bias and multiplier of some columns.
   template <int kCount>
   struct Columns {
-    int bias[kCount];
-    float multiplier[kCount];
-    int channel[kCount];
+    alignas(16) int bias[kCount];
+    alignas(16) float multiplier[kCount];
   };
   template <int kCount>
   static DYN_DEVICE Columns<kCount> columns(const Arguments& a, const Place& p, int column) {
-    constexpr bool kRuns = kCount == 4;
     Columns<kCount> c;
     const int first = (kLayer == kQuantizedConv2 ? p.base : 0) + column;
+    const int* bias =
+        kSkips ? a.bias3 + static_cast<std::size_t>(p.sample) * a.shape.outputs : a.biases[kLayer];
     if (kSkips && kLayer != kQuantizedConv3) {
       DYN_UNROLL
       for (int e = 0; e < kCount; ++e) {
         const int channel = Rows::channels(a, p)[column + e];
-        c.channel[e] = channel;
         c.multiplier[e] = a.multipliers[kLayer][channel];
         // conv2: see row_bias().
         c.bias[e] = kLayer == kQuantizedConv1 ? a.biases[kLayer][channel] : 0;
       }
-      return c;
-    }
-    const int* bias =
-        kSkips ? a.bias3 + static_cast<std::size_t>(p.sample) * a.shape.outputs : a.biases[kLayer];
-    if (kRuns && kVector > 1) {
-      const Vector<int, kCount> b = load_vector<int, kCount>(bias + first);
-      const Vector<float, kCount> m = load_vector<float, kCount>(a.multipliers[kLayer] + first);
+    } else if (kCount % 4 == 0 && kVector > 1) {
+      DYN_UNROLL
+      for (int e = 0; e < kCount; e += 4) {
+        load_global<16>(&c.bias[e], bias + first + e);
+        load_global<16>(&c.multiplier[e], a.multipliers[kLayer] + first + e);
+      }
+    } else {
       DYN_UNROLL
       for (int e = 0; e < kCount; ++e) {
-        c.bias[e] = b.v[e];
-        c.multiplier[e] = m.v[e];
+        c.bias[e] = bias[first + e];
+        c.multiplier[e] = a.multipliers[kLayer][first + e];
       }
-      return c;
-    }
-    DYN_UNROLL
-    for (int e = 0; e < kCount; ++e) {
-      c.bias[e] = bias[first + e];
-      c.multiplier[e] = a.multipliers[kLayer][first + e];
     }
     return c;
   }
