@@ -68,8 +68,8 @@ class Machine:
 # the latencies of LDSM and LDGSTS here are those of a load from shared memory and of a global load.
 # Latencies: Jia et al., "Dissecting the NVIDIA Volta GPU architecture via microbenchmarking" (2018), and the same for
 # Turing; of newer ones estimates. Intervals of HMMA at the peak follow from the data sheets' rates, those issued from
-# the assembler's own stall counts. IMMA: the data sheets (AGX Xavier, T4, A100, Jetson AGX Orin, H100) give bytes twice the rate of
-# halves, and an instruction has twice their products.
+# the assembler's own stall counts. IMMA: the data sheets (AGX Xavier, T4, A100, AGX Orin, H100) give bytes twice the
+# rate of halves. Of sm_90 it is issued as HMMA is.
 _MMA = {"HMMA.16816": 8, "IMMA.16832": 8}
 MACHINES = {
     machine.capability: machine

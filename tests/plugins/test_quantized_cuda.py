@@ -176,11 +176,13 @@ def test_what_kernels_refuse(place: int, value: int, reason: str, kernels: ctype
     assert reason in kernels.dyn_check_quantized_bottleneck(sizes).decode()
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("tiles", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("name", BOTTLENECKS)
 def test_on_a_gpu(name: str, tiles: int, gpu: Gpu) -> None:
     backend = Gpu(gpu.library, tiles)
-    backend.capability = 0
+    # A build without tensor cores plays a board that has no products of bytes, but lanes have them.
+    backend.capability = 61 if gpu.capability else 0
     for seed in range(3):
         assert_agrees(backend, whole(name, seed))
         assert_agrees(backend, build(name, seed=seed, batch=3, size=(7, 5)))
