@@ -126,7 +126,7 @@ _ALL = (
         Tolerance(1.5e-1, 5e-2, 6e-2),
         cpu="int8",
         in_graph=True,
-        no_engine="There is no INT8 plan for TensorRT: this release has no integer kernels for GPUs. Use fp16 or fp32.",
+        no_engine="There is no INT8 plan for TensorRT: integer kernels for GPUs have no plugin yet. Use fp16 or fp32.",
     ),
 )
 

@@ -1,5 +1,6 @@
 // The kernels whose main loops are modelled, one instance of each tile: what modelled.py compiles.
 #include "bottleneck.h"
+#include "quantized_convolution.h"
 #include "transformer.h"
 // Their launches instantiate them, as those of transformer.h do the attention.
 #include "regions.cu"
@@ -32,11 +33,36 @@ namespace cuda {
   DYN_WINOGRAD(tiles, Medium, width);  \
   DYN_WINOGRAD(tiles, Large, width)
 
+#define DYN_QUANTIZED(layer, tile)                                                             \
+  template __global__ void entry<QuantizedConvolutionKernel<layer, false, tile, kByteRun>>( \
+      const QuantizedArguments)
+#define DYN_QUANTIZED_LAYERS(tiles, size)        \
+  DYN_QUANTIZED(kQuantizedConv1, tiles::size); \
+  DYN_QUANTIZED(kQuantizedConv2, tiles::size); \
+  DYN_QUANTIZED(kQuantizedConv3, tiles::size); \
+  DYN_QUANTIZED(kProjection, tiles::size)
+#define DYN_QUANTIZED_TILES(tiles)      \
+  DYN_QUANTIZED_LAYERS(tiles, Tiny);    \
+  DYN_QUANTIZED_LAYERS(tiles, Medium);  \
+  DYN_QUANTIZED_LAYERS(tiles, Large)
+
 #if defined(DYN_MODEL_FLOATS)
 DYN_TILES(Lanes<float>, 4);
 #if defined(DYN_MODEL_BOARD)
 DYN_BOARD_TILES(Lanes<float>, 4);
 #endif
+#elif defined(DYN_MODEL_BYTE_LANES)
+DYN_QUANTIZED_TILES(ByteLanes);
+#elif defined(DYN_MODEL_BYTE_WMMA)
+DYN_QUANTIZED_TILES(ByteWmmaTensors);
+#elif defined(DYN_MODEL_BYTE_TENSOR_CORES)
+DYN_QUANTIZED_TILES(ByteTensors);
+#elif defined(DYN_MODEL_BYTE_MMA)
+DYN_QUANTIZED_TILES(AsyncByteTensors);
+DYN_QUANTIZED_LAYERS(AsyncByteTensors, Small);
+#elif defined(DYN_MODEL_BYTE_HOPPER)
+DYN_QUANTIZED_TILES(HopperByteTensors);
+DYN_QUANTIZED_LAYERS(HopperByteTensors, Small);
 #elif defined(DYN_MODEL_HOPPER)
 DYN_TINY(HopperTensors, 8);
 DYN_TILES(HopperTensors, 8);

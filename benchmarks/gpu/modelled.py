@@ -49,7 +49,8 @@ from dyndeploy.files import json_text, read_json, write_json, write_text  # noqa
 SOURCE = Path(__file__).with_suffix(".cu")
 KERNELS = ROOT / "plugins" / "kernels" / "cuda"
 TABLE = ROOT / "dyndeploy" / "targets" / "cuda_kernels.json"
-LAYERS = ("conv1", "conv2", "conv3")
+PRECISIONS = ("fp32", "fp16", "int8")
+LAYERS = ("conv1", "conv2", "conv3", "projection")
 _OTHERS = {"Linear": "linear", "PatchProduct": "winograd"}
 OTHERS = ("attention", "sampling", "regions")
 """Layers of kernels whose loops are not those of product.h."""
@@ -65,12 +66,21 @@ _SETTLES = 64
 """Products that lanes sum in halves (kSettles in tiles.h)."""
 HALVES = ((0, "HALVES"), (70, "TENSOR_CORES"), (80, "MMA"), (90, "HOPPER"), (120, "MMA"))
 """Which tiles multiply halves (modelled.cu), by the capability that they are chosen from on."""
+BYTES = (
+    (61, "BYTE_LANES"),
+    (72, "BYTE_WMMA"),
+    (75, "BYTE_TENSOR_CORES"),
+    (80, "BYTE_MMA"),
+    (90, "BYTE_HOPPER"),
+    (120, "BYTE_MMA"),
+)
+"""The same of bytes; there are none before, nor for sm_62."""
 _TAPS_DEPTH = 256
 """Channels of the 3x3 in the simulation: a segment has so many inputs."""
 
 _NAME = re.compile(
-    r"(?P<kind>Convolution|Linear|PatchProduct)Kernel<((?P<layer>\d), false, )?"
-    r"dyndeploy::cuda::(?P<unit>Lane|Tensor|Mma)Tile<(?P<tile>[^>]*)>"
+    r"(?P<kind>QuantizedConvolution|Convolution|Linear|PatchProduct)Kernel<((?P<layer>\d), false, )?"
+    r"dyndeploy::cuda::(?P<unit>ByteLane|ByteMma|ByteWmma|Lane|Tensor|Mma)Tile<(?P<tile>[^>]*)>"
 )
 _OTHER = re.compile(
     r"(?P<kind>Attention|Sampling|Regions)Kernel<(?P<storage>float|__half)"
@@ -85,8 +95,9 @@ class Kernel:
 
     Attributes:
         capability: 10 * major + minor.
-        precision: ``"fp32"`` or ``"fp16"``.
-        layer: ``"conv1"``, ``"conv2"``, ``"conv3"``, ``"linear"`` or ``"winograd"``, or one of :data:`OTHERS`.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        layer: ``"conv1"``, ``"conv2"``, ``"conv3"``, ``"projection"`` (integers alone), ``"linear"`` or ``"winograd"``,
+            or one of :data:`OTHERS`.
         unit: ``"lanes"`` or ``"tensor cores"``.
         rows: Of its tile.
         columns: Likewise.
@@ -143,17 +154,21 @@ def describe(symbol: str, demangled: str) -> dict[str, Any] | None:
     if match is None:
         return _describe_other(demangled)
     fields = match["tile"].split(", ")
-    if match["unit"] == "Lane":
-        element, rows, columns, m, n = fields[0], *map(int, fields[1:5])
-        halves = element == "__half"
-        depth, threads = (16 if halves else 8), rows // m * (columns // n)
+    lanes, precision = match["unit"].endswith("Lane"), "fp16"
+    if match["unit"].startswith("Byte"):
+        precision = "int8"
+    elif lanes:
+        precision = "fp16" if fields.pop(0) == "__half" else "fp32"
+    rows, columns, m, n = map(int, fields[:4])
+    if lanes:
+        # 32 bytes of a row: kDepth in tiles.h.
+        depth, threads = {"fp32": 8, "fp16": 16, "int8": 32}[precision], rows // m * (columns // n)
     else:
-        rows, columns, m, n, depth = map(int, fields[:5])
-        halves, threads = True, 32 * (rows // m * (columns // n))
+        depth, threads = int(fields[4]), 32 * (rows // m * (columns // n))
     return {
-        "precision": "fp16" if halves else "fp32",
-        "layer": LAYERS[int(match["layer"])] if match["kind"] == "Convolution" else _OTHERS[match["kind"]],
-        "unit": "lanes" if match["unit"] == "Lane" else "tensor cores",
+        "precision": precision,
+        "layer": LAYERS[int(match["layer"])] if match["kind"].endswith("Convolution") else _OTHERS[match["kind"]],
+        "unit": "lanes" if lanes else "tensor cores",
         "rows": rows,
         "columns": columns,
         "depth": depth,
@@ -309,8 +324,8 @@ def compile_kernels(nvcc: str, cuobjdump: str, capability: int, precision: str) 
     """
     with tempfile.TemporaryDirectory() as folder:
         binary = str(Path(folder) / "kernels.cubin")
-        halves = [name for first, name in HALVES if capability >= first][-1]
-        define = "FLOATS" if precision == "fp32" else halves
+        kinds = {"fp32": ((0, "FLOATS"),), "fp16": HALVES, "int8": BYTES}[precision]
+        define = [name for first, name in kinds if capability >= first][-1]
         _run(
             [
                 *(nvcc, "-std=c++14", "-O3", f"-arch=sm_{capability}", "-cubin"),
@@ -458,26 +473,28 @@ def broken_rules(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> li
 # ------------------------------------------------------------------------------------------------------- command
 
 
-def _compiled(options: argparse.Namespace) -> Iterable[Kernel]:
-    for kernel in _all_compiled(options):
-        if options.layers is None or kernel.layer in options.layers:
-            yield kernel
-
-
-def _all_compiled(options: argparse.Namespace) -> Iterable[Kernel]:
-    cuobjdump = options.cuobjdump or find_tool("cuobjdump", options.nvcc)
+def _asked(options: argparse.Namespace) -> list[tuple[int, str]]:
+    """Architectures with the precisions that they have kernels of."""
     known = known_architectures(options.nvcc)
-    for capability in options.architectures or known:
+    for capability in options.architectures or ():
         if capability not in known:
             raise UsageError(f"{options.nvcc} or the model does not know sm_{capability}, but {known}.")
-        for precision in options.precisions:
-            yield from compile_kernels(options.nvcc, cuobjdump, capability, precision)
+    pairs = [(arch, precision) for arch in options.architectures or known for precision in options.precisions]
+    return [pair for pair in pairs if pair[1] != "int8" or (pair[0] >= BYTES[0][0] and pair[0] != 62)]
+
+
+def _compiled(options: argparse.Namespace, asked: Iterable[tuple[int, str]]) -> Iterable[Kernel]:
+    cuobjdump = options.cuobjdump or find_tool("cuobjdump", options.nvcc)
+    for capability, precision in asked:
+        for kernel in compile_kernels(options.nvcc, cuobjdump, capability, precision):
+            if options.layers is None or kernel.layer in options.layers:
+                yield kernel
 
 
 def run_kernels(options: argparse.Namespace) -> int:
     compiler, rows = release(options.nvcc), {key_of(row): row for row in read_table(options.table)}
     made = []
-    for kernel in _compiled(options):
+    for kernel in _compiled(options, _asked(options)):
         row = row_of(kernel, compiler)
         made.append(row)
         print(f"modelled: {show([row]).splitlines()[-1]}", file=sys.stderr, flush=True)
@@ -495,10 +512,11 @@ def run_kernels(options: argparse.Namespace) -> int:
 
 def run_check(options: argparse.Namespace) -> int:
     compiler, rows = release(options.nvcc), {key_of(row): row for row in read_table(options.table)}
-    in_table = {key[0] for key in rows}
+    asked = _asked(options)
     if options.architectures is None:
-        options.architectures = [arch for arch in known_architectures(options.nvcc) if arch in in_table]
-    made = [row_of(kernel, compiler, quick=True) for kernel in _compiled(options)] if options.architectures else []
+        in_table = {key[:2] for key in rows}
+        asked = [pair for pair in asked if pair in in_table]
+    made = [row_of(kernel, compiler, quick=True) for kernel in _compiled(options, asked)] if asked else []
     problems = [problem for row in made for problem in broken_rules(row, rows.get(key_of(row)))]
     print(show(made))
     for problem in problems:
@@ -515,7 +533,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--nvcc", default="nvcc")
         command.add_argument("--cuobjdump", help="else the one beside nvcc, on the path or in a Python package")
         command.add_argument("--architectures", type=int, nargs="+", help="else all that nvcc and the model know")
-        command.add_argument("--precisions", nargs="+", choices=("fp32", "fp16"), default=["fp32", "fp16"])
+        command.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=[*PRECISIONS])
         command.add_argument("--layers", nargs="+", choices=[*LAYERS, *_OTHERS.values(), *OTHERS], help="these alone")
         command.add_argument("--table", type=Path, default=TABLE)
         command.set_defaults(run=run)

@@ -177,7 +177,7 @@ def machine(state: State) -> None:
 def _tests(state: State, build: str) -> None:
     """The test program, and the tests of pytest that need a GPU, with one build."""
     checks = 0
-    for what in ("shapes", "bottlenecks", "maskers", "transformers", "token_maskers"):
+    for what in ("shapes", "bottlenecks", "quantized", "maskers", "transformers", "token_maskers"):
         code, said = _call([str(state.program(build)), what], min(20.0, state.left))
         if code != 0:
             state.write(status=FAILED, why=f"{state.builds[build]['program']} {what}: {_last(said)}")
@@ -186,7 +186,8 @@ def _tests(state: State, build: str) -> None:
         checks += int(found[1]) if found else 0
         state.write(said=f"{checks} checks of the program")
     command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-rf"]
-    command += [str(ROOT / "tests" / "plugins" / name) for name in ("test_kernels_cuda.py", "test_transformer_cuda.py")]
+    files = ("test_kernels_cuda.py", "test_quantized_cuda.py", "test_transformer_cuda.py")
+    command += [str(ROOT / "tests" / "plugins" / name) for name in files]
     code, said = _call(command, state.left - 2, DYNDEPLOY_CUDA_TEST_LIBRARY=str(state.library(build)))
     passed = re.search(r"(\d+) passed", said)
     summary = f"{checks} checks of the program, {passed[1] if passed else 0} tests of pytest"
@@ -205,6 +206,7 @@ def _sanitize(state: State, tool: str) -> None:
     done = []
     for what, rounds in (
         ("bottlenecks", 10),
+        ("quantized", 10),
         ("maskers", 10),
         ("transformers", 10),
         ("token_maskers", 10),

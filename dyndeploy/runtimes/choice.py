@@ -152,7 +152,7 @@ def _usable(runtime: str, bundle: Bundle, device: int) -> FoundGpu | None:
         if precision == "bf16":
             raise UsageError("the bundle computes in bf16, and the function bodies that run on a GPU compute in fp32")
         if PRECISIONS[precision].in_graph:
-            raise UsageError(f"the bundle computes in {precision}, and this release has integer kernels for CPUs only")
+            raise UsageError(f"the bundle computes in {precision}, and its operators in integers run on a CPU only")
         return gpu
     if runtime == TENSORRT_RTX:
         require_capability(gpu.compute_capability)

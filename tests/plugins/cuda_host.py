@@ -48,6 +48,8 @@ def load(path: str) -> ctypes.CDLL:
     library = ctypes.CDLL(path)
     library.dyn_check_bottleneck.restype = ctypes.c_char_p
     library.dyn_bottleneck_workspace.restype = ctypes.c_size_t
+    library.dyn_check_quantized_bottleneck.restype = ctypes.c_char_p
+    library.dyn_quantized_bottleneck_workspace.restype = ctypes.c_size_t
     library.dyn_channel_masker_workspace.restype = ctypes.c_size_t
     library.dyn_check_transformer.restype = ctypes.c_char_p
     library.dyn_transformer_workspace.restype = ctypes.c_size_t

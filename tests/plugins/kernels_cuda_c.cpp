@@ -82,6 +82,50 @@ ENTRY int dyn_bottleneck(const int* sizes, int type, void* const* t, void* works
   return run_bottleneck(shape_of(sizes), static_cast<Type>(type), tensors, workspace, stream);
 }
 
+// sizes as above.
+ENTRY const char* dyn_check_quantized_bottleneck(const int* sizes) {
+  return check_quantized_bottleneck(shape_of(sizes));
+}
+
+ENTRY std::size_t dyn_quantized_bottleneck_workspace(const int* sizes) {
+  return quantized_bottleneck_workspace(shape_of(sizes));
+}
+
+// out: elements of an access, whether tensor cores, rows of the three tiles, their columns.
+ENTRY void dyn_quantized_bottleneck_choice(const int* sizes, int capability, int processors, int* out) {
+  const BottleneckChoice choice = quantized_bottleneck_choice(shape_of(sizes), capability, processors);
+  out[0] = choice.vector;
+  out[1] = choice.tensor_cores;
+  for (int i = 0; i < 3; ++i) {
+    out[2 + i] = choice.rows[i];
+    out[5 + i] = choice.columns[i];
+  }
+}
+
+// tensors: x, spatial mask, channel mask, w1, w2, w3, wd, b1, b2, b3, bd, m1, m2, m3, md, y.
+ENTRY int dyn_quantized_bottleneck(const int* sizes, void* const* t, void* workspace, void* stream) {
+  const auto floats = [&](int i) { return static_cast<const float*>(t[i]); };
+  const auto bytes = [&](int i) { return static_cast<const std::int8_t*>(t[i]); };
+  const auto integers = [&](int i) { return static_cast<const std::int32_t*>(t[i]); };
+  const QuantizedBottleneckTensors tensors = {static_cast<const std::uint8_t*>(t[0]),
+                                              floats(1),
+                                              floats(2),
+                                              bytes(3),
+                                              bytes(4),
+                                              bytes(5),
+                                              bytes(6),
+                                              integers(7),
+                                              integers(8),
+                                              integers(9),
+                                              integers(10),
+                                              floats(11),
+                                              floats(12),
+                                              floats(13),
+                                              floats(14),
+                                              static_cast<std::uint8_t*>(t[15])};
+  return run_quantized_bottleneck(shape_of(sizes), tensors, workspace, stream);
+}
+
 // sizes: batch, height, width, channels, groups, mask height and width.
 ENTRY int dyn_spatial_masker(const int* s, int type, const void* x, const float* weight, const float* bias,
                              float* mask, void* stream) {

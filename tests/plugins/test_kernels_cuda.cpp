@@ -1,7 +1,7 @@
 // The CUDA kernels against a naive reference in double: for the sanitizers, which the Python tests cannot
 // run. A C++ compiler builds it with the kernels for the host; nvcc builds it for a GPU, with
-// DYN_PLAYED_DEVICE, so that every size of tile is taken. Usage: test_kernels_cuda bottlenecks | maskers |
-// transformers | token_maskers | sampling | regions | shapes [ROUNDS]
+// DYN_PLAYED_DEVICE, so that every size of tile is taken. Usage: test_kernels_cuda bottlenecks | quantized |
+// maskers | transformers | token_maskers | sampling | regions | shapes [ROUNDS]
 
 #include <algorithm>
 #include <cmath>
@@ -22,7 +22,7 @@
 
 #include "traits.h"
 #else
-#include "mma_tile.h"
+#include "byte_tiles.h"
 #endif
 
 namespace {
@@ -401,6 +401,182 @@ void test_bottlenecks(int rounds) {
     const Floats again = run(s, type, w, x, spatial, channel);
     CHECK(std::memcmp(y.data(), again.data(), y.size() * sizeof(float)) == 0,
           "round %d: the order of threads shows in the result", round);
+  }
+}
+
+// ------------------------------------------------------------------------------------------ in integers
+
+template <class T>
+class Numbers {
+ public:
+  explicit Numbers(const std::vector<T>& values)
+      : count_(values.size()), data_(allocate(count_ ? count_ * sizeof(T) : 16)) {
+    transfer(data_, values.data(), count_ * sizeof(T));
+  }
+  Numbers(const Numbers&) = delete;
+  Numbers& operator=(const Numbers&) = delete;
+  ~Numbers() { release(data_); }
+  T* get() const { return static_cast<T*>(data_); }
+  std::vector<T> read() const {
+    std::vector<T> values(count_);
+    transfer(values.data(), data_, count_ * sizeof(T));
+    return values;
+  }
+
+ private:
+  std::size_t count_;
+  void* data_;
+};
+
+using Bytes = std::vector<std::uint8_t>;
+
+// Weights, biases and multipliers of a convolution; the sums of `depth` products come to the range of a byte.
+struct QuantizedWeights {
+  std::vector<std::int8_t> w;
+  std::vector<std::int32_t> b;
+  Floats m;
+  QuantizedWeights(Rng& rng, int outputs, int depth) {
+    for (std::size_t i = 0; i < product_of({outputs, depth}); ++i) {
+      w.push_back(static_cast<std::int8_t>(pick(rng, -127, 127)));
+    }
+    for (int i = 0; i < outputs; ++i) {
+      b.push_back(pick(rng, -20000, 20000));
+      m.push_back(static_cast<float>((0.3 + 0.01 * pick(rng, 0, 100)) / (50 * std::sqrt(depth))));
+    }
+  }
+  int requantise(int sum, int output) const {
+    const float scaled =
+        static_cast<float>(sum + b[static_cast<std::size_t>(output)]) * m[static_cast<std::size_t>(output)];
+    return static_cast<int>(std::max(-32768.0f, std::min(32767.0f, std::nearbyint(scaled))));
+  }
+  int sum(const std::uint8_t* x, int output, int from, int count, int depth) const {
+    int total = 0;
+    for (int i = 0; i < count; ++i) total += x[i] * w[product_of({output, depth}) + from + i];
+    return total;
+  }
+};
+int to_bytes(int v) { return std::max(0, std::min(255, v)); }
+
+// As the operators are defined: skipped channels have sums of 0.
+Bytes quantized_reference(const BottleneckShape& s, const QuantizedWeights& l1, const QuantizedWeights& l2,
+                          const QuantizedWeights& l3, const QuantizedWeights& ld, const Bytes& x,
+                          const Floats& spatial, const Floats& channel) {
+  const int width = s.middle / s.groups, ho = (s.height - 1) / s.stride + 1,
+            wo = (s.width - 1) / s.stride + 1;
+  const auto kept = [&](int n, int c) {
+    return s.channel_groups == 0 || channel[n * s.channel_groups + c / (s.middle / s.channel_groups)] > 0.5f;
+  };
+  Bytes y(product_of({s.batch, ho, wo, s.outputs})), h1(product_of({s.height, s.width, s.middle}));
+  Bytes h2(static_cast<std::size_t>(s.middle));
+  for (int n = 0; n < s.batch; ++n) {
+    const std::uint8_t* sample = x.data() + product_of({n, s.height, s.width, s.inputs});
+    for (int p = 0; p < s.height * s.width; ++p) {
+      for (int c = 0; c < s.middle; ++c) {
+        const int sum = kept(n, c) ? l1.sum(sample + p * s.inputs, c, 0, s.inputs, s.inputs) : 0;
+        h1[p * s.middle + c] = static_cast<std::uint8_t>(to_bytes(l1.requantise(sum, c)));
+      }
+    }
+    for (int p = 0; p < ho * wo; ++p) {
+      const int oy = p / wo, ox = p % wo;
+      for (int c = 0; c < s.middle; ++c) {
+        int sum = 0;
+        for (int tap = 0; tap < 9 && kept(n, c); ++tap) {
+          const int iy = oy * s.stride + (tap / 3 - 1) * s.dilation,
+                    ix = ox * s.stride + (tap % 3 - 1) * s.dilation;
+          if (iy < 0 || iy >= s.height || ix < 0 || ix >= s.width) continue;
+          sum += l2.sum(&h1[(iy * s.width + ix) * s.middle + c / width * width], c, tap * width, width,
+                        9 * width);
+        }
+        h2[c] = static_cast<std::uint8_t>(to_bytes(l2.requantise(sum, c)));
+      }
+      const bool active =
+          s.mask_height == 0 ||
+          spatial[(n * s.mask_height + oy * s.mask_height / ho) * s.mask_width + ox * s.mask_width / wo] >
+              0.5f;
+      const std::uint8_t* in = sample + product_of({oy * s.stride * s.width + ox * s.stride, s.inputs});
+      for (int o = 0; o < s.outputs; ++o) {
+        int v = s.projection ? ld.requantise(ld.sum(in, o, 0, s.inputs, s.inputs), o) : in[o];
+        if (active) v += l3.requantise(l3.sum(h2.data(), o, 0, s.middle, s.middle), o);
+        y[product_of({n * ho * wo + p, s.outputs}) + o] = static_cast<std::uint8_t>(to_bytes(v));
+      }
+    }
+  }
+  return y;
+}
+
+void test_quantized(int rounds) {
+  Rng rng(7);
+  for (int round = 0; round < rounds; ++round) {
+    const int unit = pick(rng, 0, 2) == 0 ? 1 : 16;
+    BottleneckShape s = {};
+    s.groups = coin(rng) ? pick(rng, 2, 3) : 1;
+    s.batch = pick(rng, 1, 3);
+    s.height = pick(rng, 1, 8);
+    s.width = pick(rng, 1, 8);
+    s.projection = coin(rng);
+    s.inputs = unit * pick(rng, 1, 80 / unit);
+    s.middle = s.groups * unit * pick(rng, 1, std::max(1, 96 / unit / s.groups));
+    s.outputs = s.projection ? unit * pick(rng, 1, 80 / unit) : s.inputs;
+    s.stride = s.projection ? pick(rng, 1, 2) : 1;
+    s.dilation = pick(rng, 1, 2);
+    const int mode = pick(rng, 0, 3);  // bit 0: spatial, bit 1: channel
+    if (mode & 1) {
+      s.mask_height = pick(rng, 1, (s.height - 1) / s.stride + 1);
+      s.mask_width = pick(rng, 1, (s.width - 1) / s.stride + 1);
+    }
+    if (mode & 2) {
+      do s.channel_groups = pick(rng, 1, s.middle);
+      while (s.middle % s.channel_groups != 0);
+    }
+    const double rate = 0.25 * pick(rng, 0, 4);
+    Floats spatial(product_of({s.batch, s.mask_height, s.mask_width}));
+    Floats channel(product_of({s.batch, s.channel_groups}));
+    for (float& v : spatial) v = coin(rng, rate) ? 1.0f : 0.0f;
+    for (float& v : channel) v = coin(rng, rate) ? 1.0f : 0.0f;
+    Bytes x(product_of({s.batch, s.height, s.width, s.inputs}));
+    for (std::uint8_t& v : x) v = static_cast<std::uint8_t>(pick(rng, 0, 255));
+    const QuantizedWeights l1(rng, s.middle, s.inputs), l2(rng, s.middle, 9 * (s.middle / s.groups)),
+        l3(rng, s.outputs, s.middle), ld(rng, s.projection ? s.outputs : 0, s.inputs);
+    const Bytes expected = quantized_reference(s, l1, l2, l3, ld, x, spatial, channel);
+
+    play(rng, round % 5 - 1);
+#if defined(DYN_PLAYED_DEVICE)
+    if (kCapability != 0) played_device().capability = 61;  // lanes that multiply bytes
+#else
+    if (host::device().traits.capability == 62) host::device().traits.capability = 61;
+    if (coin(rng)) host::device().traits.capability = coin(rng) ? 72 : 90;
+#endif
+    const Numbers<std::uint8_t> mx(x), my(Bytes(expected.size(), 0xff));
+    const Numbers<float> ms(spatial), mc(channel), m1(l1.m), m2(l2.m), m3(l3.m), md(ld.m);
+    const Numbers<std::int8_t> w1(l1.w), w2(l2.w), w3(l3.w), wd(ld.w);
+    const Numbers<std::int32_t> b1(l1.b), b2(l2.b), b3(l3.b), bd(ld.b);
+    const QuantizedBottleneckTensors t = {mx.get(),
+                                          mode & 1 ? ms.get() : nullptr,
+                                          mode & 2 ? mc.get() : nullptr,
+                                          w1.get(),
+                                          w2.get(),
+                                          w3.get(),
+                                          wd.get(),
+                                          b1.get(),
+                                          b2.get(),
+                                          b3.get(),
+                                          bd.get(),
+                                          m1.get(),
+                                          m2.get(),
+                                          m3.get(),
+                                          md.get(),
+                                          my.get()};
+    CHECK(check_quantized_bottleneck(s) == nullptr, "round %d", round);
+    for (int reverse = 0; reverse < (kThreaded ? 1 : 2); ++reverse) {
+#if !defined(DYN_PLAYED_DEVICE)
+      host::device().reverse = reverse == 1;
+#endif
+      const std::unique_ptr<Memory> workspace(new Memory(quantized_bottleneck_workspace(s), 0xff));
+      fill_bytes(my.get(), 0xff, expected.size());
+      CHECK(run_quantized_bottleneck(s, t, workspace->get(), nullptr) == 0, "no error");
+      finish();
+      CHECK(my.read() == expected, "round %d: another result than that of the reference", round);
+    }
   }
 }
 
@@ -1034,6 +1210,17 @@ void check_banks() {
   }
 }
 
+template <class Tile>
+void check_byte_banks() {
+  for (int row = 0; row < Tile::kRows; row += 8) {
+    for (int run = 0; run < ByteRuns<Tile>::kRuns; ++run) {
+      int banks = 0;
+      for (int i = 0; i < 8; ++i) banks |= 1 << (Tile::place(row + i, run) / kByteRun % 8);
+      CHECK(banks == 255, "depth %d, row %d, run %d", Tile::kDepth, row, run);
+    }
+  }
+}
+
 // A copy is there when its group was waited for, not before; what it leaves out is zero.
 void test_copies() {
   struct alignas(16) Words {
@@ -1068,6 +1255,8 @@ void test_mma_tiles() {
   check_banks<64>();
   check_banks<128>();
   test_copies();
+  check_byte_banks<AsyncByteTensors::Medium>();
+  check_byte_banks<AsyncByteTensors::Small>();
 }
 #else
 void test_mma_tiles() {}
@@ -1084,6 +1273,8 @@ int main(int argc, char** argv) {
   }
   if (what == "bottlenecks") {
     test_bottlenecks(rounds > 0 ? rounds : kThreaded ? 5 : 120);
+  } else if (what == "quantized") {
+    test_quantized(rounds > 0 ? rounds : kThreaded ? 5 : 120);
   } else if (what == "maskers") {
     test_maskers(rounds > 0 ? rounds : kThreaded ? 2 : 40);
   } else if (what == "transformers") {
@@ -1100,9 +1291,9 @@ int main(int argc, char** argv) {
     test_mma_tiles();
   } else {
     std::printf(
-        "usage: test_kernels_cuda bottlenecks | maskers | transformers | token_maskers | sampling | regions "
-        "| "
-        "shapes [ROUNDS]\n");
+        "usage: test_kernels_cuda bottlenecks | quantized | maskers | transformers | token_maskers | "
+        "sampling | "
+        "regions | shapes [ROUNDS]\n");
     return 2;
   }
   std::printf("%s: %d checks, %d failed\n", what.c_str(), checks, failures);

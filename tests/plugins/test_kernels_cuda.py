@@ -99,7 +99,7 @@ class Gpu:
     def put(self, array: np.ndarray, offset: int = 0) -> torch.Tensor:
         raw = np.concatenate([np.zeros(offset, np.uint8), np.frombuffer(array.tobytes(), np.uint8)])
         memory = torch.from_numpy(raw).cuda()[offset:]
-        numbers = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}[array.dtype.name]
+        numbers: torch.dtype = getattr(torch, array.dtype.name)
         return memory.view(numbers) if offset == 0 or numbers == torch.uint8 else memory
 
     def address(self, memory: Any) -> int:

@@ -10,6 +10,22 @@ int output_size(int input, int stride) { return (input - 1) / stride + 1; }
 
 BottleneckArguments plan(const BottleneckShape& shape, Type type, const BottleneckTensors& tensors,
                          void* workspace, const DeviceTraits& device, std::size_t& bytes) {
+  const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(workspace);
+  Layout layout = {begin};
+  const BottleneckArguments a = plan_bottleneck(shape, element_size(type), tensors, device, layout);
+  bytes = static_cast<std::size_t>(layout.at - begin);
+  return a;
+}
+
+Vectors fits(const BottleneckShape& shape, Type type) {
+  return shape_fits_vectors(shape, 16 / static_cast<int>(element_size(type)));
+}
+
+}  // namespace
+
+BottleneckArguments plan_bottleneck(const BottleneckShape& shape, std::size_t element,
+                                    const BottleneckTensors& tensors, const DeviceTraits& device,
+                                    Layout& layout) {
   BottleneckArguments a = {};
   a.shape = shape;
   a.tensors = tensors;
@@ -27,18 +43,16 @@ BottleneckArguments plan(const BottleneckShape& shape, Type type, const Bottlene
   const std::size_t middle = static_cast<std::size_t>(shape.middle);
   const std::size_t in = batch * static_cast<std::size_t>(a.in_pixels);
   const std::size_t out = batch * static_cast<std::size_t>(a.out_pixels);
-  const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(workspace);
-  Layout layout = {begin};
-  a.h1 = layout.take<void>(in * middle * element_size(type));
-  a.h2 = layout.take<void>(out * middle * element_size(type));
+  a.h1 = layout.take<void>(in * middle * element);
+  a.h2 = layout.take<void>(out * middle * element);
   if (a.spatial) {
     a.samples = layout.take<SampleRows>((batch + 1) * sizeof(SampleRows));
     a.in_list = layout.take<int>(in * sizeof(int));
     a.out_list = layout.take<int>(out * sizeof(int));
   }
   if (a.winograd) {
-    a.patches = layout.take<void>(4 * out * middle * element_size(type));
-    a.products = layout.take<void>(4 * out * middle * element_size(type));
+    a.patches = layout.take<void>(4 * out * middle * element);
+    a.products = layout.take<void>(4 * out * middle * element);
     if (a.spatial) {
       a.patch_list = layout.take<int>(out / 4 * sizeof(int));
       a.pair_rows = layout.take<int>(out / 2 * sizeof(int));
@@ -53,22 +67,18 @@ BottleneckArguments plan(const BottleneckShape& shape, Type type, const Bottlene
     a.partial = layout.take<float>(batch * static_cast<std::size_t>(a.parts) * middle * sizeof(float));
     a.squeezed = layout.take<float>(batch * static_cast<std::size_t>(shape.squeeze) * sizeof(float));
   }
-  bytes = static_cast<std::size_t>(layout.at - begin);
   return a;
 }
 
-Vectors shape_fits_vectors(const BottleneckShape& s, Type type) {
-  const int vector = 16 / static_cast<int>(element_size(type));
+Vectors shape_fits_vectors(const BottleneckShape& s, int vector) {
   const bool all = s.inputs % vector == 0 && s.middle % vector == 0 && s.outputs % vector == 0;
   // The active channels of a later group begin wherever those of the groups before it end.
   return {all, all && s.middle / s.groups % vector == 0 && (s.channel_groups == 0 || s.groups == 1)};
 }
 
-}  // namespace
-
 const char* misaligned_tensor(const BottleneckShape& shape, Type type, const BottleneckTensors& t,
                               const void* workspace) {
-  if (!shape_fits_vectors(shape, type).others) return nullptr;
+  if (!fits(shape, type).others) return nullptr;
   return !aligned(t.x)         ? "x"
          : !aligned(t.y)       ? "y"
          : !aligned(t.w1)      ? "w1"
@@ -110,13 +120,17 @@ BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int 
   if (device.capability <= 0) return BottleneckChoice();
   std::size_t bytes = 0;
   const BottleneckArguments a = plan(shape, type, BottleneckTensors(), nullptr, device, bytes);
-  const Vectors vectors = shape_fits_vectors(shape, type);
+  const Vectors vectors = fits(shape, type);
   return type == Type::kHalf ? describe_all<Half>(a, vectors, device)
                              : describe_all<float>(a, vectors, device);
 }
 
 const char* check_bottleneck(const BottleneckShape& s, Type type) {
   if (type != Type::kFloat && type != Type::kHalf) return "the type must be float or half";
+  return check_shape(s);
+}
+
+const char* check_shape(const BottleneckShape& s) {
   if (s.batch < 1 || s.height < 1 || s.width < 1) return "x is empty";
   if (s.inputs < 1 || s.middle < 1 || s.outputs < 1) return "a convolution has no channels";
   if (s.groups < 1 || s.middle % s.groups != 0) return "the groups do not divide the hidden channels";
@@ -165,7 +179,7 @@ int run_bottleneck(const BottleneckShape& shape, Type type, const BottleneckTens
                    void* stream) {
   std::size_t bytes = 0;
   BottleneckArguments a = plan(shape, type, tensors, workspace, device_traits(), bytes);
-  Vectors vectors = shape_fits_vectors(shape, type);
+  Vectors vectors = fits(shape, type);
   if (misaligned_tensor(shape, type, tensors, workspace) != nullptr) vectors = {false, false};
   const int vector = 16 / static_cast<int>(element_size(type));
   a.aligned_groups =

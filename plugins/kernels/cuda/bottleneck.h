@@ -7,6 +7,7 @@
 #include "convolution.h"
 #include "excitation.h"
 #include "grouped.h"
+#include "layout.h"
 #include "lists.h"
 #include "winograd.h"
 
@@ -18,6 +19,14 @@ struct Vectors {
   bool others;  // all but conv2
   bool conv2;
 };
+
+Vectors shape_fits_vectors(const BottleneckShape& shape, int vector);
+
+// Sizes, tensors and the part of the workspace that lists and hidden maps of elements of so many bytes take.
+BottleneckArguments plan_bottleneck(const BottleneckShape& shape, std::size_t element,
+                                    const BottleneckTensors& tensors, const DeviceTraits& device,
+                                    Layout& layout);
+const char* check_shape(const BottleneckShape& shape);  // as check_bottleneck(), for any type
 
 inline bool narrow_groups(const BottleneckShape& s) { return GroupedKernel<float, false, 8>::fits(s); }
 

@@ -83,6 +83,32 @@ BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int 
 const char* misaligned_tensor(const BottleneckShape& shape, Type type, const BottleneckTensors& tensors,
                               const void* workspace);
 
+// The same in integers: activations are scale * byte, and
+//   h1 = to_byte(w1 x + b1), h2 = to_byte(w2 h1 + b2), y = clamp(to_short(w3 h2 + b3) + shortcut, 0, 255),
+// where to_byte(v) and to_short(v) are round_half_even(float(v) * m), cut to [0, 255] and [-32768, 32767],
+// and the shortcut is x or to_short(wd x + bd). A pixel that is skipped is its shortcut, cut to [0, 255]; a
+// skipped channel has sums of 0. Weights stand as in the operators, outputs first: w1 (M, C), w2 (M, 9, M /
+// groups), w3 (Co, M), wd (Co, C). The result is the same to the bit on every GPU. Of a shape `squeeze` and
+// `winograd` must be 0.
+struct QuantizedBottleneckTensors {
+  const std::uint8_t* x;
+  const float *spatial_mask, *channel_mask;  // as of BottleneckTensors
+  const std::int8_t *w1, *w2, *w3, *wd;
+  const std::int32_t *b1, *b2, *b3, *bd;
+  const float *m1, *m2, *m3, *md;
+  std::uint8_t* y;
+};
+// Whether a GPU has instructions for products of bytes: from sm_61 on, but not sm_62.
+bool multiplies_bytes(int capability);
+// As the functions above. A GPU without such instructions gets cudaErrorNotSupported.
+const char* check_quantized_bottleneck(const BottleneckShape& shape);
+std::size_t quantized_bottleneck_workspace(const BottleneckShape& shape);
+int run_quantized_bottleneck(const BottleneckShape& shape, const QuantizedBottleneckTensors& tensors,
+                             void* workspace, void* stream);
+BottleneckChoice quantized_bottleneck_choice(const BottleneckShape& shape, int capability, int processors);
+const char* misaligned_tensor(const BottleneckShape& shape, const QuantizedBottleneckTensors& tensors,
+                              const void* workspace);
+
 // mask (N, groups, mask_height, mask_width): adaptive average pooling of x, then a 1x1 convolution with
 // weight (groups, C) and bias (groups) in float; 1 where the result is >= 0, else 0. Sums in float whatever
 // the type of x.

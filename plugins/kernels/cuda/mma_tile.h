@@ -11,30 +11,93 @@ namespace cuda {
 // Architectures that a tile is for: those whose tensor cores are as fast as sm_90's, or as slow as sm_80's.
 enum class Pace { kAny, kSlow, kFast };
 
-// A warp owns kWM x kWN elements. kStrip: inputs of a strip. kRing: stages, of which all but one are on their
-// way while one is multiplied.
-template <int kBM, int kBN, int kWM, int kWN, int kStrip, int kRing, int kBlocksPerProcessor,
-          Pace kPace = Pace::kAny>
-struct MmaTile {
-  using Element = Half;
+// How the warps of a block share its sums, which stand in fragments c[kWM / 16][kWN / 8] of 16 x 8. A warp
+// owns kWM x kWN elements.
+template <int kBM, int kBN, int kWM, int kWN>
+struct WarpTile {
   static constexpr int kRows = kBM;
   static constexpr int kColumns = kBN;
-  static constexpr int kDepth = kStrip;
-  static constexpr int kStages = kRing;
   static constexpr int kWarps = kBM / kWM * (kBN / kWN);
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kBlocks = kBlocksPerProcessor;
   static constexpr bool kTensorCores = true;
+  static_assert(kWM % 16 == 0, "whole fragments");
+  static_assert((kWN & (kWN - 1)) == 0 && kWN >= 16, "the number of a run is found by bits");
+
+  static DYN_DEVICE int warp_row(int warp) { return warp / (kBN / kWN) * kWM; }
+  static DYN_DEVICE int warp_column(int warp) { return warp % (kBN / kWN) * kWN; }
+
+  template <class State>
+  static DYN_DEVICE void clear(State& state) {
+    for_warps<kWarps>([&](int w) {
+      DYN_UNROLL
+      for (int i = 0; i < kWM / 16; ++i) {
+        DYN_UNROLL
+        for (int j = 0; j < kWN / 8; ++j) fill(state[w].c[i][j], 0);
+      }
+    });
+  }
+
+  // Calls f(row, column, sums, pitch) for each run of columns of kRowsAtOnce rows, kRowStride from each
+  // other. Neighbouring lanes exchange pairs, so that each has four columns of a row instead of two.
+  static constexpr int kRun = 4;
+  static constexpr int kRowsAtOnce = kWM / 8;
+  static constexpr int kRowStride = 8;
+  template <class State, class F>
+  static DYN_DEVICE void each_run(State& state, const F& f) {
+    for_warps<kWarps>([&](int w) {
+      using Sum = typename std::remove_reference<decltype(*state[w].c[0][0].at(0))>::type;
+      DYN_UNROLL
+      for (int j = 0; j < kWN / 8; j += 2) {
+        DYN_UNROLL
+        for (int i = 0; i < kWM / 16; ++i) exchange(state[w].c[i][j], state[w].c[i][j + 1]);
+        for_lanes([&](int lane) {
+          Sum sums[kRowsAtOnce][kRun];
+          DYN_UNROLL
+          for (int i = 0; i < kRowsAtOnce; ++i) {
+            DYN_UNROLL
+            for (int e = 0; e < kRun; ++e) sums[i][e] = state[w].c[i / 2][j + i % 2].at(lane)[e];
+          }
+          f(warp_row(w) + lane / 4, warp_column(w) + 8 * j + lane % 2 * 8 + lane % 4 / 2 * 4, &sums[0][0],
+            kRun);
+        });
+      }
+    });
+  }
+  template <class Shared, class State, class F>
+  static DYN_DEVICE void finish(Shared&, State& state, const F& f) {
+    each_run(state, f);
+  }
+};
+
+// What the row does to the number of a run of 16 bytes, in rows of so many runs: the eight rows that one step
+// of ldmatrix reads stand on different banks.
+template <int kRuns>
+DYN_DEVICE int turned(int row) {
+  return kRuns >= 8 ? row & 7 : kRuns == 4 ? row >> 1 & 3 : row >> 2 & 1;
+}
+
+// Strips on their way hide most of the latency of one block, and two hide all of it.
+inline double busy_ring(long long blocks) { return blocks > 1 ? 1.0 : 0.7; }
+
+// Products of halves. kStrip: inputs of a strip. kRing: stages, of which all but one are on their way while
+// one is multiplied.
+template <int kBM, int kBN, int kWM, int kWN, int kStrip, int kRing, int kBlocksPerProcessor,
+          Pace kPace = Pace::kAny>
+struct MmaTile : WarpTile<kBM, kBN, kWM, kWN> {
+  using Warps = WarpTile<kBM, kBN, kWM, kWN>;
+  using Element = Half;
+  using Warps::kWarps;
+  using Warps::warp_column;
+  using Warps::warp_row;
+  static constexpr int kDepth = kStrip;
+  static constexpr int kStages = kRing;
+  static constexpr int kBlocks = kBlocksPerProcessor;
   static constexpr bool kAsync = true;
   static constexpr bool kServed =
       DYN_ASYNC_TENSOR_CORES && (kPace == Pace::kAny || (kPace == Pace::kFast ? DYN_FAST_MMA : DYN_SLOW_MMA));
-  // Strips on their way hide most of the latency of one block, and two hide all of it.
-  static double busy(long long blocks) { return blocks > 1 ? 1.0 : 0.7; }
-  static_assert(kWM % 16 == 0 && kDepth % 16 == 0, "whole fragments");
-  static_assert((kWN & (kWN - 1)) == 0 && kWN >= 16, "the number of a run is found by bits");
+  static double busy(long long blocks) { return busy_ring(blocks); }
+  static_assert(kDepth % 16 == 0, "whole fragments");
 
-  // Runs of 16 bytes stand where their row says, so that the eight rows that one step of ldmatrix reads are
-  // on different banks.
   struct alignas(128) Stage {
     Half a[kBM * kDepth];
     Half b[kDepth * kBN];
@@ -42,10 +105,10 @@ struct MmaTile {
   struct alignas(128) Shared {
     Stage stages[kStages];
   };
-  // What the row does to the number of a run, in rows of kWidth elements.
+  // In rows of kWidth elements.
   template <int kWidth>
   static DYN_DEVICE int turn(int row) {
-    return kWidth >= 64 ? row & 7 : kWidth == 32 ? row >> 1 & 3 : row >> 2 & 1;
+    return turned<kWidth / 8>(row);
   }
   template <int kWidth>
   static DYN_DEVICE int place(int row, int run) {
@@ -76,19 +139,6 @@ struct MmaTile {
     MmaB b[2][kWN / 16];
   };
   using State = PerThread<Fragments, kWarps>;
-
-  static DYN_DEVICE int warp_row(int warp) { return warp / (kBN / kWN) * kWM; }
-  static DYN_DEVICE int warp_column(int warp) { return warp % (kBN / kWN) * kWN; }
-
-  static DYN_DEVICE void clear(State& state) {
-    for_warps<kWarps>([&](int w) {
-      DYN_UNROLL
-      for (int i = 0; i < kWM / 16; ++i) {
-        DYN_UNROLL
-        for (int j = 0; j < kWN / 8; ++j) fill(state[w].c[i][j], 0.0f);
-      }
-    });
-  }
 
   // A lane gives the address of row lane % 16 and of run lane / 16 of both: four matrices of 8 x 8, of the
   // left operand as it stands, of the right one transposed.
@@ -173,43 +223,14 @@ struct MmaTile {
     });
   }
 
-  // Calls f(row, column, sums, pitch) for each run of columns of kRowsAtOnce rows, kRowStride from each
-  // other. Neighbouring lanes exchange pairs, so that each has four columns of a row instead of two.
-  static constexpr int kRun = 4;
-  static constexpr int kRowsAtOnce = kWM / 8;
-  static constexpr int kRowStride = 8;
-  template <class F>
-  static DYN_DEVICE void finish(Shared&, State& state, const F& f) {
-    each_run(state, f);
-  }
-  template <class F>
-  static DYN_DEVICE void each_run(State& state, const F& f) {
-    for_warps<kWarps>([&](int w) {
-      DYN_UNROLL
-      for (int j = 0; j < kWN / 8; j += 2) {
-        DYN_UNROLL
-        for (int i = 0; i < kWM / 16; ++i) exchange(state[w].c[i][j], state[w].c[i][j + 1]);
-        for_lanes([&](int lane) {
-          float sums[kRowsAtOnce][kRun];
-          DYN_UNROLL
-          for (int i = 0; i < kRowsAtOnce; ++i) {
-            DYN_UNROLL
-            for (int e = 0; e < kRun; ++e) sums[i][e] = state[w].c[i / 2][j + i % 2].at(lane)[e];
-          }
-          f(warp_row(w) + lane / 4, warp_column(w) + 8 * j + lane % 2 * 8 + lane % 4 / 2 * 4, &sums[0][0],
-            kRun);
-        });
-      }
-    });
-  }
-
   // Leaves the sums in to[kRows][stride].
   static DYN_DEVICE void leave(State& state, float* to, int stride) {
-    each_run(state, [&](int row, int column, const float* sums, int pitch) {
+    Warps::each_run(state, [&](int row, int column, const float* sums, int pitch) {
       DYN_UNROLL
-      for (int i = 0; i < kRowsAtOnce; ++i) {
+      for (int i = 0; i < Warps::kRowsAtOnce; ++i) {
         DYN_UNROLL
-        for (int e = 0; e < kRun; ++e) to[(row + i * kRowStride) * stride + column + e] = sums[i * pitch + e];
+        for (int e = 0; e < Warps::kRun; ++e)
+          to[(row + i * Warps::kRowStride) * stride + column + e] = sums[i * pitch + e];
       }
     });
   }

@@ -8,9 +8,9 @@
 namespace dyndeploy {
 namespace cuda {
 
-// What a kernel says of its rows, columns and sums: see Product.
+// What a kernel says of its rows, columns and sums: see product.h.
 template <class Kernel>
-struct Pipeline {
+struct CopiedOperands {
   using Arguments = typename Kernel::Arguments;
   using Place = typename Kernel::Place;
   using Row = typename Kernel::Row;
@@ -108,12 +108,23 @@ struct Pipeline {
       }
     }
   }
+};
+
+// As Product.
+template <class Kernel, class Strip = CopiedOperands<Kernel>>
+struct Pipeline {
+  using Arguments = typename Kernel::Arguments;
+  using Place = typename Kernel::Place;
+  using Row = typename Kernel::Row;
+  using Tile = typename Kernel::Tile;
+  static constexpr int kThreads = Tile::kThreads;
+  static constexpr bool kGathers = Kernel::kGathers;
 
   static DYN_DEVICE void multiply(const Arguments& a, const Place& p) {
     DYN_SHARED(typename Tile::Shared, shared);
     DYN_SHARED_ARRAY(Row, rows, Tile::kRows);
     DYN_SHARED_ARRAY(int, columns, kGathers ? Tile::kColumns : 1);  // of the weights
-    PerThread<Sources, kThreads> sources;
+    PerThread<typename Strip::Sources, kThreads> sources;
     PerThread<Copies, kThreads> copies;
     typename Tile::State state;
 
@@ -131,16 +142,16 @@ struct Pipeline {
       k = 0;
       end = segment < segments ? Kernel::length(a, p, segment) : 0;
       for_threads<kThreads>([&](int t) {
-        if (segment < segments) return aim(a, p, rows, t, segment, end, sources[t]);
+        if (segment < segments) return Strip::aim(a, p, rows, t, segment, end, sources[t]);
         DYN_UNROLL
-        for (int i = 0; i < kLoadsA; ++i) sources[t].inputs[i] = 0;
+        for (int i = 0; i < Strip::kLoadsA; ++i) sources[t].inputs[i] = 0;
       });
     };
     next_segment();
     // A group for each strip, and empty ones behind the last, so that the same number may be under way.
     const auto fetch_next = [&](int slot) {
       for_threads<kThreads>([&](int t) {
-        fetch(a, p, columns, t, segment, k, end, sources[t], shared.stages[slot], copies[t]);
+        Strip::fetch(a, p, columns, t, segment, k, end, sources[t], shared.stages[slot], copies[t]);
         copies[t].close_group();
       });
     };
@@ -178,7 +189,7 @@ struct Pipeline {
       now = next;
       go_on();
     }
-    Tile::finish(shared, state, [&](int row, int column, const float* sums, int pitch) {
+    Tile::finish(shared, state, [&](int row, int column, const auto* sums, int pitch) {
       Kernel::write(a, p, rows + row, p.column0 + column, sums, pitch);
     });
   }

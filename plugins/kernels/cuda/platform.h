@@ -45,6 +45,37 @@
 #endif
 // As choose.h tells by a device's capability; a kernel that is never launched is empty.
 #if !defined(__CUDA_ARCH__)
+#define DYN_MATRIX_LOADS 1
+#define DYN_BYTE_PRODUCTS 1
+#define DYN_BYTE_LANES 1
+#define DYN_BYTE_WMMA 1
+#else
+// ldmatrix, and tensor cores that multiply bytes of both signs.
+#if __CUDA_ARCH__ >= 750
+#define DYN_MATRIX_LOADS 1
+#else
+#define DYN_MATRIX_LOADS 0
+#endif
+// dp4a: sm_62 has none.
+#if __CUDA_ARCH__ >= 610 && __CUDA_ARCH__ != 620
+#define DYN_BYTE_PRODUCTS 1
+#else
+#define DYN_BYTE_PRODUCTS 0
+#endif
+// Tensor cores that multiply bytes through wmma alone.
+#if __CUDA_ARCH__ == 720 && !defined(DYN_LANES_ONLY)
+#define DYN_BYTE_WMMA 1
+#else
+#define DYN_BYTE_WMMA 0
+#endif
+// Whether dp4a serves whole runs of bytes, too.
+#if DYN_BYTE_PRODUCTS && !DYN_BYTE_WMMA && (__CUDA_ARCH__ < 750 || defined(DYN_LANES_ONLY))
+#define DYN_BYTE_LANES 1
+#else
+#define DYN_BYTE_LANES 0
+#endif
+#endif
+#if !defined(__CUDA_ARCH__)
 #define DYN_FAST_MMA 1
 #define DYN_SLOW_MMA 1
 #elif __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
@@ -87,6 +118,10 @@
 #define DYN_FAST_MMA 1
 #define DYN_SLOW_MMA 1
 #define DYN_HALF_LANES 1
+#define DYN_MATRIX_LOADS 1
+#define DYN_BYTE_PRODUCTS 1
+#define DYN_BYTE_LANES 1
+#define DYN_BYTE_WMMA 1
 #endif
 
 namespace dyndeploy {
@@ -164,6 +199,10 @@ template <>
 struct Access<2> {
   using Word = unsigned short;
 };
+template <>
+struct Access<1> {
+  using Word = unsigned char;
+};
 
 template <int kBytes>
 DYN_DEVICE void load_global(void* to, const void* from) {
@@ -234,6 +273,44 @@ DYN_DEVICE void load_columns(FragmentC&, const float*, int) {}
 DYN_DEVICE void multiply(FragmentC&, const FragmentC&) {}
 #endif
 
+// The same of bytes with signs; the columns of a right operand stand one behind the other.
+#if DYN_BYTE_WMMA
+using SignedA =
+    nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, signed char, nvcuda::wmma::row_major>;
+using SignedB =
+    nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, signed char, nvcuda::wmma::col_major>;
+using SignedC = nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, int>;
+DYN_DEVICE void fill(SignedA& a, int value) {
+  nvcuda::wmma::fill_fragment(a, static_cast<signed char>(value));
+}
+DYN_DEVICE void fill(SignedC& c, int value) { nvcuda::wmma::fill_fragment(c, value); }
+template <class Fragment>
+DYN_DEVICE void load(Fragment& f, const std::uint8_t* from, int stride) {
+  nvcuda::wmma::load_matrix_sync(f, reinterpret_cast<const signed char*>(from), stride);
+}
+DYN_DEVICE void multiply_add(SignedC& c, const SignedA& a, const SignedB& b) {
+  nvcuda::wmma::mma_sync(c, a, b, c);
+}
+DYN_DEVICE void add(SignedC& c, const SignedC& other, int factor) {
+  DYN_UNROLL
+  for (int i = 0; i < c.num_elements; ++i) c.x[i] += factor * other.x[i];
+}
+DYN_DEVICE void store(int* to, const SignedC& c, int stride) {
+  nvcuda::wmma::store_matrix_sync(to, c, stride, nvcuda::wmma::mem_row_major);
+}
+#else
+struct SignedA {};
+struct SignedB {};
+struct SignedC {};
+DYN_DEVICE void fill(SignedA&, int) {}
+DYN_DEVICE void fill(SignedC&, int) {}
+template <class Fragment>
+DYN_DEVICE void load(Fragment&, const std::uint8_t*, int) {}
+DYN_DEVICE void multiply_add(SignedC&, const SignedA&, const SignedB&) {}
+DYN_DEVICE void add(SignedC&, const SignedC&, int) {}
+DYN_DEVICE void store(int*, const SignedC&, int) {}
+#endif
+
 // An address `count` elements further on.
 template <class T>
 DYN_DEVICE const T* further(std::uintptr_t address, int count) {
@@ -257,10 +334,49 @@ DYN_DEVICE void fill(MmaC& c, float value) {
   DYN_UNROLL
   for (int i = 0; i < 4; ++i) c.v[i] = value;
 }
-#if defined(__CUDA_ARCH__) && DYN_ASYNC_TENSOR_CORES
 DYN_DEVICE unsigned shared_address(const void* memory) {
   return static_cast<unsigned>(__cvta_generic_to_shared(memory));
 }
+// Of two fragments side by side, an even lane takes the columns of the first that it shares with the next
+// lane, an odd one those of the second: then `left` holds four columns of row l / 4, `right` of row l / 4
+// + 8.
+template <class Sums>
+DYN_DEVICE void exchange(Sums& left, Sums& right) {
+  const bool odd = threadIdx.x % 2 != 0;
+  Sums upper, lower;
+  DYN_UNROLL
+  for (int e = 0; e < 2; ++e) {
+    const auto up = __shfl_xor_sync(0xffffffffu, odd ? left.v[e] : right.v[e], 1);
+    const auto low = __shfl_xor_sync(0xffffffffu, odd ? left.v[e + 2] : right.v[e + 2], 1);
+    upper.v[e] = odd ? up : left.v[e];
+    upper.v[e + 2] = odd ? right.v[e] : up;
+    lower.v[e] = odd ? low : left.v[e + 2];
+    lower.v[e + 2] = odd ? right.v[e + 2] : low;
+  }
+  left = upper;
+  right = lower;
+}
+#if defined(__CUDA_ARCH__) && DYN_MATRIX_LOADS
+// address(lane) gives a row of 8 halves of four matrices of 8 x 8.
+template <class Fragment, class F>
+DYN_DEVICE void load(Fragment& a, const F& address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(a.v[0]), "=r"(a.v[1]), "=r"(a.v[2]), "=r"(a.v[3])
+               : "r"(shared_address(address(static_cast<int>(threadIdx.x % 32)))));
+}
+template <class F>
+DYN_DEVICE void load_transposed(MmaB& b, const F& address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(b.v[0]), "=r"(b.v[1]), "=r"(b.v[2]), "=r"(b.v[3])
+               : "r"(shared_address(address(static_cast<int>(threadIdx.x % 32)))));
+}
+#else
+template <class Fragment, class F>
+DYN_DEVICE void load(Fragment&, const F&) {}
+template <class F>
+DYN_DEVICE void load_transposed(MmaB&, const F&) {}
+#endif
+#if defined(__CUDA_ARCH__) && DYN_ASYNC_TENSOR_CORES
 // Copies into shared memory that go on while the thread does other things, in groups.
 struct Copies {
   // Of 16 bytes the first `bytes`, and zeros.
@@ -275,19 +391,6 @@ struct Copies {
     asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
   }
 };
-// address(lane) gives a row of 8 halves of four matrices of 8 x 8.
-template <class Fragment, class F>
-DYN_DEVICE void load(Fragment& a, const F& address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(a.v[0]), "=r"(a.v[1]), "=r"(a.v[2]), "=r"(a.v[3])
-               : "r"(shared_address(address(static_cast<int>(threadIdx.x % 32)))));
-}
-template <class F>
-DYN_DEVICE void load_transposed(MmaB& b, const F& address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(b.v[0]), "=r"(b.v[1]), "=r"(b.v[2]), "=r"(b.v[3])
-               : "r"(shared_address(address(static_cast<int>(threadIdx.x % 32)))));
-}
 // With one of the two right operands.
 DYN_DEVICE void multiply_add(MmaC& c, const MmaA& a, const MmaB& b, int which) {
   asm volatile(
@@ -295,27 +398,6 @@ DYN_DEVICE void multiply_add(MmaC& c, const MmaA& a, const MmaB& b, int which) {
       "{%0, %1, %2, %3};"
       : "+f"(c.v[0]), "+f"(c.v[1]), "+f"(c.v[2]), "+f"(c.v[3])
       : "r"(a.v[0]), "r"(a.v[1]), "r"(a.v[2]), "r"(a.v[3]), "r"(b.v[2 * which]), "r"(b.v[2 * which + 1]));
-}
-// Of two fragments side by side, an even lane takes the columns of the first that it shares with the next
-// lane, an odd one those of the second: then `left` holds four columns of row l / 4, `right` of row l / 4
-// + 8.
-DYN_DEVICE void exchange(MmaC& left, MmaC& right) {
-  const bool odd = threadIdx.x % 2 != 0;
-  float upper[4], lower[4];
-  DYN_UNROLL
-  for (int e = 0; e < 2; ++e) {
-    const float up = __shfl_xor_sync(0xffffffffu, odd ? left.v[e] : right.v[e], 1);
-    const float low = __shfl_xor_sync(0xffffffffu, odd ? left.v[e + 2] : right.v[e + 2], 1);
-    upper[e] = odd ? up : left.v[e];
-    upper[e + 2] = odd ? right.v[e] : up;
-    lower[e] = odd ? low : left.v[e + 2];
-    lower[e + 2] = odd ? right.v[e + 2] : low;
-  }
-  DYN_UNROLL
-  for (int e = 0; e < 4; ++e) {
-    left.v[e] = upper[e];
-    right.v[e] = lower[e];
-  }
 }
 #else
 // Kernels of this kind are empty here.
@@ -325,13 +407,54 @@ struct Copies {
   template <int kLeft>
   DYN_DEVICE void wait() {}
 };
-template <class Fragment, class F>
-DYN_DEVICE void load(Fragment&, const F&) {}
-template <class F>
-DYN_DEVICE void load_transposed(MmaB&, const F&) {}
 DYN_DEVICE void multiply_add(MmaC&, const MmaA&, const MmaB&, int) {}
-DYN_DEVICE void exchange(MmaC&, MmaC&) {}
 #endif
+
+// The same of bytes, 16 x 8 x 32: where halves hold two inputs, these hold four ("Matrix fragments for
+// mma.m16n8k32"). A right operand stands in shared memory by its columns.
+using ByteA = MmaA;
+using ByteB = MmaB;
+struct ByteC {
+  int v[4];
+  DYN_DEVICE int* at(int) { return v; }
+};
+DYN_DEVICE void fill(ByteC& c, int value) {
+  DYN_UNROLL
+  for (int i = 0; i < 4; ++i) c.v[i] = value;
+}
+#if defined(__CUDA_ARCH__) && DYN_MATRIX_LOADS
+DYN_DEVICE void multiply_add(ByteC& c, const ByteA& a, const ByteB& b, int which) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(c.v[0]), "+r"(c.v[1]), "+r"(c.v[2]), "+r"(c.v[3])
+      : "r"(a.v[0]), "r"(a.v[1]), "r"(a.v[2]), "r"(a.v[3]), "r"(b.v[2 * which]), "r"(b.v[2 * which + 1]));
+#else
+  // The quarters of a fragment are those of mma.m8n8k16.
+  DYN_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.u8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                 : "+r"(c.v[i % 2 * 2]), "+r"(c.v[i % 2 * 2 + 1])
+                 : "r"(a.v[i]), "r"(b.v[2 * which + i / 2]));
+  }
+#endif
+}
+#else
+DYN_DEVICE void multiply_add(ByteC&, const ByteA&, const ByteB&, int) {}
+#endif
+
+// Four inputs of a row or column, bytes of a left operand without a sign and of a right one with it.
+struct Quad {
+  unsigned bits;
+};
+DYN_DEVICE int multiply_add(Quad a, Quad b, int c) {
+#if defined(__CUDA_ARCH__) && DYN_BYTE_PRODUCTS
+  asm("dp4a.u32.s32 %0, %1, %2, %0;" : "+r"(c) : "r"(a.bits), "r"(b.bits));
+#endif
+  return c;
+}
+DYN_DEVICE int bits_of(float v) { return __float_as_int(v); }
 
 // Every kernel is a type with `Arguments`, `kThreads`, `kBlocks` (that must fit on one SM: 32768 registers or
 // fewer for a block of them) and `run(arguments, block)`.
@@ -470,6 +593,19 @@ inline HalfPair multiply_add(HalfPair a, HalfPair b, HalfPair c) {
   return out;
 }
 
+struct Quad {
+  std::uint8_t bytes[4];
+};
+inline int multiply_add(Quad a, Quad b, int c) {
+  for (int i = 0; i < 4; ++i) c += a.bytes[i] * static_cast<std::int8_t>(b.bytes[i]);
+  return c;
+}
+inline int bits_of(float v) {
+  int bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return bits;
+}
+
 template <int kBytes>
 struct Access {
   struct alignas(kBytes) Word {
@@ -544,6 +680,52 @@ inline void multiply(FragmentC& c, const FragmentC& factor) {
   }
 }
 
+struct SignedA {
+  int v[16][16];
+};
+struct SignedB {
+  int v[16][16];
+};
+struct SignedC {
+  int v[16][16];
+};
+template <class Fragment>
+void fill_signed(Fragment& f, int value) {
+  for (auto& row : f.v) {
+    for (int& v : row) v = value;
+  }
+}
+inline void fill(SignedA& a, int value) { fill_signed(a, value); }
+inline void fill(SignedC& c, int value) { fill_signed(c, value); }
+inline void load(SignedA& a, const std::uint8_t* from, int stride) {
+  host::require_aligned(from, 16);
+  for (int i = 0; i < 16; ++i) {
+    for (int k = 0; k < 16; ++k) a.v[i][k] = static_cast<std::int8_t>(from[i * stride + k]);
+  }
+}
+inline void load(SignedB& b, const std::uint8_t* from, int stride) {
+  host::require_aligned(from, 16);
+  for (int j = 0; j < 16; ++j) {
+    for (int k = 0; k < 16; ++k) b.v[k][j] = static_cast<std::int8_t>(from[j * stride + k]);
+  }
+}
+inline void multiply_add(SignedC& c, const SignedA& a, const SignedB& b) {
+  for (int i = 0; i < 16; ++i) {
+    for (int k = 0; k < 16; ++k) {
+      for (int j = 0; j < 16; ++j) c.v[i][j] += a.v[i][k] * b.v[k][j];
+    }
+  }
+}
+inline void add(SignedC& c, const SignedC& other, int factor) {
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 16; ++j) c.v[i][j] += factor * other.v[i][j];
+  }
+}
+inline void store(int* to, const SignedC& c, int stride) {
+  host::require_aligned(to, 16);
+  for (int i = 0; i < 16; ++i) std::memcpy(to + i * stride, c.v[i], sizeof c.v[i]);
+}
+
 // Of any number, though pointers to nothing must not move.
 template <class T>
 const T* further(std::uintptr_t address, int count) {
@@ -564,6 +746,21 @@ struct MmaC {
 inline void fill(MmaC& c, float value) {
   for (auto& lane : c.v) {
     for (float& v : lane) v = value;
+  }
+}
+struct ByteA {
+  std::uint8_t v[32][4][4];
+};
+struct ByteB {
+  std::uint8_t v[32][4][4];
+};
+struct ByteC {
+  int v[32][4];
+  int* at(int lane) { return v[lane]; }
+};
+inline void fill(ByteC& c, int value) {
+  for (auto& lane : c.v) {
+    for (int& v : lane) v = value;
   }
 }
 
@@ -618,6 +815,17 @@ template <class Fragment, class F>
 void load(Fragment& a, const F& address) {
   load_matrices(a.v, address, false);
 }
+// Of bytes, whose rows are as long in memory.
+template <class F>
+void load_matrices(std::uint8_t (&v)[32][4][4], const F& address, bool) {
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    for (int row = 0; row < 8; ++row) {
+      const std::uint8_t* from = address(8 * matrix + row);
+      host::require_aligned(from, 16);
+      for (int k = 0; k < 16; ++k) v[4 * row + k / 4][matrix][k % 4] = from[k];
+    }
+  }
+}
 template <class F>
 void load_transposed(MmaB& b, const F& address) {
   load_matrices(b.v, address, true);
@@ -640,11 +848,25 @@ inline void multiply_add(MmaC& c, const MmaA& a, const MmaB& b, int which) {
     }
   }
 }
-inline void exchange(MmaC& left, MmaC& right) {
-  const MmaC first = left, second = right;
+inline void multiply_add(ByteC& c, const ByteA& a, const ByteB& b, int which) {
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int e = 0; e < 4; ++e) {
+      const int row = lane / 4, column = lane % 4 * 2 + e % 2;
+      int sum = 0;
+      for (int k = 0; k < 32; ++k) {
+        const int left = a.v[4 * row + k % 16 / 4][e / 2 + k / 16 * 2][k % 4];
+        sum += left * static_cast<std::int8_t>(b.v[4 * column + k % 16 / 4][2 * which + k / 16][k % 4]);
+      }
+      c.v[lane][e] += sum;
+    }
+  }
+}
+template <class Sums>
+void exchange(Sums& left, Sums& right) {
+  const Sums first = left, second = right;
   for (int lane = 0; lane < 32; ++lane) {
     const bool odd = lane % 2 != 0;
-    const MmaC& from = odd ? second : first;
+    const Sums& from = odd ? second : first;
     for (int e = 0; e < 4; ++e) {
       const int holder = lane - lane % 2 + e / 2;
       left.v[lane][e] = from.v[holder][e % 2];
@@ -701,7 +923,8 @@ DYN_DEVICE void clear_behind(Word<T, kWidth>& word, int count) {
   DYN_UNROLL
   for (int i = 0; i < kPieces; ++i) {
     const int left = count - i * kEach;
-    pieces[i] = left <= 0 ? 0u : left < kEach ? pieces[i] & 0xffffu : pieces[i];
+    const std::uint32_t kept = left < kEach ? (1u << 8 * static_cast<int>(sizeof(T)) * left) - 1u : ~0u;
+    pieces[i] = left <= 0 ? 0u : pieces[i] & kept;
   }
   copy<kBytes>(&word, pieces);
 }

@@ -78,7 +78,7 @@ DYN_DEVICE void find_places(const typename Kernel::Arguments& a, const typename 
 //                                  together where aligned_columns(a)
 //   write(a, p, rows, column, sums, pitch) takes Tile::kRun sums of each of Tile::kRowsAtOnce rows
 template <class Kernel>
-struct Product {
+struct Operands {
   using Arguments = typename Kernel::Arguments;
   using Place = typename Kernel::Place;
   using Row = typename Kernel::Row;
@@ -197,13 +197,24 @@ struct Product {
                                   std::false_type) {
     Tile::template put_a<kVector>(stage, row, k, *words);
   }
+};
+
+// How strips of both operands become sums. `Strip` moves them, as Operands does.
+template <class Kernel, class Strip = Operands<Kernel>>
+struct Product {
+  using Arguments = typename Kernel::Arguments;
+  using Place = typename Kernel::Place;
+  using Row = typename Kernel::Row;
+  using Tile = typename Kernel::Tile;
+  static constexpr int kThreads = Tile::kThreads;
+  static constexpr bool kGathers = Kernel::kGathers;
 
   static DYN_DEVICE void multiply(const Arguments& a, const Place& p) {
     DYN_SHARED(typename Tile::Shared, shared);
     DYN_SHARED_ARRAY(Row, rows, Tile::kRows);
     DYN_SHARED_ARRAY(int, columns, kGathers ? Tile::kColumns : 1);  // of the weights
-    PerThread<Sources, kThreads> sources;
-    PerThread<Buffers, kThreads> buffers;
+    PerThread<typename Strip::Sources, kThreads> sources;
+    PerThread<typename Strip::Buffers, kThreads> buffers;
     typename Tile::State state;
 
     find_places<Kernel>(a, p, rows, columns);
@@ -215,8 +226,8 @@ struct Product {
     int segment = Kernel::first_segment(a, p), k = 0;
     if (segment < segments) {
       for_threads<kThreads>([&](int t) {
-        fetch(a, p, rows, columns, t, segment, k, sources[t], buffers[t]);
-        put(shared.stages[0], t, buffers[t]);
+        Strip::fetch(a, p, rows, columns, t, segment, k, sources[t], buffers[t]);
+        Strip::put(shared.stages[0], t, buffers[t]);
       });
     }
     typename Tile::Stage* now = &shared.stages[0];
@@ -233,17 +244,17 @@ struct Product {
       sync();
       if (more) {
         for_threads<kThreads>(
-            [&](int t) { fetch(a, p, rows, columns, t, segment, k, sources[t], buffers[t]); });
+            [&](int t) { Strip::fetch(a, p, rows, columns, t, segment, k, sources[t], buffers[t]); });
       }
       Tile::accumulate(*now, state, settle);
       if (more) {
-        for_threads<kThreads>([&](int t) { put(*next, t, buffers[t]); });
+        for_threads<kThreads>([&](int t) { Strip::put(*next, t, buffers[t]); });
       }
       typename Tile::Stage* const last = now;
       now = next;
       next = last;
     }
-    Tile::finish(shared, state, [&](int row, int column, const float* sums, int pitch) {
+    Tile::finish(shared, state, [&](int row, int column, const auto* sums, int pitch) {
       Kernel::write(a, p, rows + row, p.column0 + column, sums, pitch);
     });
   }

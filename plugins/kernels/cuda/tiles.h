@@ -27,7 +27,8 @@ struct LaneTile {
   using Element = T;
   static constexpr int kRows = kBM;
   static constexpr int kColumns = kBN;
-  static constexpr int kDepth = 32 / static_cast<int>(sizeof(T));  // of a strip: 8 floats or 16 halves
+  static constexpr int kDepth =
+      32 / static_cast<int>(sizeof(T));  // of a strip: 8 floats or quads, or 16 halves
   static constexpr int kThreads = kBM / kTM * (kBN / kTN);
   static constexpr int kBlocks = kBlocksPerProcessor;
   static constexpr bool kHalves = sizeof(T) == 2;
@@ -51,14 +52,16 @@ struct LaneTile {
   struct Shared {
     Stage stages[2];
   };
-  struct FloatSums {
-    float v[kTM][kTN];
+  // Quads of bytes have sums of integers.
+  using Sum = typename std::conditional<std::is_same<T, Quad>::value, int, float>::type;
+  struct PlainSums {
+    Sum v[kTM][kTN];
   };
   struct HalfSums {
     float v[kTM][kTN];
     HalfPair part[kTM][kTN / 2];
   };
-  using Sums = typename std::conditional<sizeof(T) == 2, HalfSums, FloatSums>::type;
+  using Sums = typename std::conditional<sizeof(T) == 2, HalfSums, PlainSums>::type;
   using State = PerThread<Sums, kThreads>;
 
   template <int kVector>
@@ -102,12 +105,12 @@ struct LaneTile {
       DYN_UNROLL
       for (int i = 0; i < kTM; ++i) {
         DYN_UNROLL
-        for (int j = 0; j < kTN; ++j) state[t].v[i][j] = 0.0f;
+        for (int j = 0; j < kTN; ++j) state[t].v[i][j] = 0;
       }
       clear_parts(state[t]);
     });
   }
-  static DYN_DEVICE void clear_parts(FloatSums&) {}
+  static DYN_DEVICE void clear_parts(PlainSums&) {}
   static DYN_DEVICE void clear_parts(HalfSums& sums) {
     DYN_UNROLL
     for (int i = 0; i < kTM; ++i) {
@@ -128,11 +131,11 @@ struct LaneTile {
     accumulate(stage, state, settle);
   }
 
-  static DYN_DEVICE void add(const Stage& stage, int t, FloatSums& sums, bool) {
+  static DYN_DEVICE void add(const Stage& stage, int t, PlainSums& sums, bool) {
     DYN_UNROLL
     for (int k = 0; k < kDepth; ++k) {
-      alignas(16) float a[kTM];
-      alignas(16) float b[kTN];
+      alignas(16) T a[kTM];
+      alignas(16) T b[kTN];
       DYN_UNROLL
       for (int i = 0; i < kTM; i += 4) copy<16>(a + i, &stage.a[place(k, first_row(t) + i)]);
       DYN_UNROLL
