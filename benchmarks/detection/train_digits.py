@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -60,15 +61,21 @@ def main(arguments: list[str] | None = None) -> int:
     classifier = load_recipe(CLASSIFIER)
     first = train(classifier, given.output / "classifier", progress=TrainingLines(classifier.epochs))
     print(f"{CLASSIFIER}: held-out accuracy {first.evaluation.accuracy:.3f}, {seconds(first):.0f} s", flush=True)
-    short, results = [], {}
+    short: list[str] = []
+    results: dict[str, dict[str, float]] = {}
     for kind in given.detectors or DETECTORS:
         least, names = DETECTORS[kind]
+        *before, own = names
+        start = first.checkpoint
         if given.overfit:
-            results[kind] = overfit(load_recipe(names[0]), first.checkpoint, given.output, given.epochs or EPOCHS)
+            found, start = in_turn(before, start, given.output)
+            results |= found
+            results[kind] = overfit(load_recipe(own), start, given.output, given.epochs or EPOCHS)
             reached = results[kind]["boxes.ap50"] >= LEARNED
         else:
-            results |= in_turn(names, first.checkpoint, given.output)
-            last = results[names[-1]]
+            found, _ = in_turn(names, start, given.output)
+            results |= found
+            last = results[own]
             target = last["flops_target"]
             reached = last["boxes.ap50"] >= least and abs(last["flops_ratio"] - target) <= NEAR
         if not reached:
@@ -79,8 +86,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if short else 0
 
 
-def in_turn(names: tuple[str, ...], start: Path, output: Path) -> dict[str, dict[str, float]]:
-    """Carry out recipes that start from each other, the first one from a checkpoint; return what each leaves."""
+def in_turn(names: Sequence[str], start: Path, output: Path) -> tuple[dict[str, dict[str, float]], Path]:
+    """Carry out recipes that start from each other, the first one from a checkpoint.
+
+    Returns:
+        What each finds, and the last one's checkpoint.
+    """
     results = {}
     for name in names:
         recipe = load_recipe(name).with_changes(initial_weights=str(start))
@@ -100,7 +111,7 @@ def in_turn(names: tuple[str, ...], start: Path, output: Path) -> dict[str, dict
             f"{checkpoint_of_run(output / name)}",
             flush=True,
         )
-    return results
+    return results, start
 
 
 def overfit(recipe: Recipe, start: Path, output: Path, epochs: int) -> dict[str, float]:

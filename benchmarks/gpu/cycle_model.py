@@ -68,12 +68,12 @@ class Machine:
 # the latencies of LDSM and LDGSTS here are those of a load from shared memory and of a global load.
 # Latencies: Jia et al., "Dissecting the NVIDIA Volta GPU architecture via microbenchmarking" (2018), and the same for
 # Turing; of newer ones estimates. Intervals of HMMA at the peak follow from the data sheets' rates, those issued from
-# the assembler's own stall counts, where these are longer. IMMA: the data sheets (AGX Xavier, T4, A100, AGX Orin, H100)
-# give bytes twice the rate of halves; of sm_90 it is issued as HMMA is. GeForce cards multiply halves at half their rate
-# where they sum in floats, as our kernels do: 71 of 142 TFLOP/s of an RTX 3090 (NVIDIA's white paper on GA102), 165.2 of
-# 330.3 of an RTX 4090 (that on Ada), 209.5 of 419 of an RTX 5090 (that on RTX Blackwell), all 256 products a cycle and
-# multiprocessor, and 1024 of bytes (284, 660.6 and 838 TOP/s there); cards for workstations of the same architectures do
-# twice as many of halves.
+# the assembler's own stall counts, where these are longer. IMMA: the data sheets (AGX Xavier, T4, A100, AGX Orin,
+# H100) give bytes twice the rate of halves; of sm_90 it is issued as HMMA is. GeForce cards multiply halves at half
+# their rate where they sum in floats, as our kernels do: 71 of 142 TFLOP/s of an RTX 3090 (NVIDIA's white paper on
+# GA102), 165.2 of 330.3 of an RTX 4090 (that on Ada), 209.5 of 419 of an RTX 5090 (that on RTX Blackwell), all 256
+# products a cycle and multiprocessor, and 1024 of bytes (284, 660.6 and 838 TOP/s there); cards for workstations of the
+# same architectures do twice as many of halves.
 _MMA = {"HMMA.16816": 8, "IMMA.16832": 8}
 _GEFORCE = {"HMMA.16816": 32, "IMMA.16832": 16}
 _VOLTA, _TURING = {"HMMA.884": 2, "IMMA.8816": 4}, {"HMMA.1688": 8, "IMMA.8816": 4}

@@ -96,6 +96,7 @@ class Follower:
         """Take the next reading."""
         last, counters = self._last, reading.counters
         self._last = reading
+        seconds: float | None
         if last is not None and reading.same_session(last):
             interval, seconds = counters.since(last.counters), max(0.0, reading.time - last.time)
             self._parts.append(interval)
