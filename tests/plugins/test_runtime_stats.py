@@ -115,10 +115,13 @@ def test_exits_and_failures_are_counted_and_sessions_add_to_a_file(runtime_build
         )
     (pictures / "broken.png").write_text("no picture")
     path = tmp_path / "stats.jsonl"
+    path.write_text('{"torn": ')  # by a disk that was full
     for _ in range(2):
         done = run_program(runtime_build, bundle.path, pictures, "--json", "--stats", path, "--stats-every", 3600)
         assert done.returncode == 1
-    lines = [read_line(line) for line in path.read_text().splitlines()]
+    torn, *whole = path.read_text().splitlines()
+    assert torn == '{"torn": ' and len(whole) == 2
+    lines = [read_line(line) for line in whole]
     taken = [json.loads(line).get("exit") for line in done.stdout.splitlines()]
     for line in lines:
         assert (line.counters.images, line.counters.failed, line.ended) == (6, 1, True)

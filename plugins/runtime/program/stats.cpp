@@ -45,7 +45,6 @@ class StatsFile : public StatsTarget {
                        held.st_ino == named.st_ino && held.st_dev == named.st_dev;
     if (!there) {
       close();
-      torn_ = false;
       if (!open()) return complain();
     }
     // What a full disk has cut off stays a line of its own.
@@ -53,15 +52,21 @@ class StatsFile : public StatsTarget {
     const ssize_t written = ::write(handle_, text.data(), text.size());
     const bool whole = written == static_cast<ssize_t>(text.size());
     torn_ = whole ? false : torn_ || written > 0;
+    // Half a line has no error of its own.
+    if (!whole && written >= 0) errno = ENOSPC;
     if (!whole) return complain();
     complained_ = false;
   }
 
  private:
   bool open() {
-    handle_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666);
+    handle_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666);
     struct stat found;
-    if (handle_ >= 0 && ::fstat(handle_, &found) == 0 && S_ISREG(found.st_mode)) return true;
+    if (handle_ >= 0 && ::fstat(handle_, &found) == 0 && S_ISREG(found.st_mode)) {
+      char last = '\n';
+      torn_ = found.st_size > 0 && ::pread(handle_, &last, 1, found.st_size - 1) == 1 && last != '\n';
+      return true;
+    }
     const int why = handle_ < 0 ? errno : EINVAL;
     close();
     errno = why;
