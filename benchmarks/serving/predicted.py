@@ -41,10 +41,10 @@ class Needs:
     joined: float
 
 
-def needs(device: str, precision: str) -> Needs:
+def needs(network: str | Path, device: str, precision: str) -> Needs:
     """Predict for a device."""
-    single = predict(NETWORK, device, precision=precision, batch=1, exit_mix=MIX)
-    batch = predict(NETWORK, device, precision=precision, batch=BATCH, exit_mix=MIX)
+    single = predict(network, device, precision=precision, batch=1, exit_mix=MIX)
+    batch = predict(network, device, precision=precision, batch=BATCH, exit_mix=MIX)
     until = [entry.latency_ms for entry in batch.exits]
     stages = [after - before for before, after in zip([0.0, *until[:-1]], until, strict=True)]
     reach = [1 - sum(MIX[:stage]) / 100 for stage in range(len(MIX))]
@@ -83,12 +83,13 @@ def main() -> None:
     """Predict and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of what is written")
+    parser.add_argument("--bundle", type=Path, help="of the network, which is exported in memory without it")
     arguments = parser.parse_args()
     rows = []
     for device in device_names():
         for precision in ("fp16", "fp32"):
             try:
-                rows.append(needs(device, precision))
+                rows.append(needs(arguments.bundle or NETWORK, device, precision))
             except DyndeployError as error:
                 print(f"{device} {precision}: {error}")
                 continue

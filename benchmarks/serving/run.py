@@ -52,8 +52,9 @@ def mixed_thresholds(logits: tuple[npt.NDArray[np.float32], ...], mix: tuple[int
         leaving = round(len(logits[0]) * percent / 100)
         confident = confidences(values)[staying]
         order = np.argsort(-confident, kind="stable")
-        # Between the last that leaves and the first that stays.
-        thresholds.append(float(confident[order[leaving - 1 : leaving + 1]].astype(np.float64).mean()))
+        # Between the last that leaves and the first that stays, where there are such.
+        bounds = [2.0, *confident[order].astype(np.float64), 0.0]
+        thresholds.append(float(np.mean(bounds[leaving : leaving + 2])))
         staying = staying[order[leaving:]]
     return thresholds
 

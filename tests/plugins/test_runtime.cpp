@@ -435,17 +435,21 @@ void test_waiting_images_join_between_stages() {
   const Bundle bundle = staged_bundle(7, false);
   const auto backend = std::make_shared<FakeBackend>(bundle.manifest);
   Session session(bundle, backend, kThresholds);
-  Scheduler& scheduler = session.scheduler();
+  long ticks = 0;  // every run takes a millisecond
+  Scheduler scheduler(session, Policy(),
+                      [&ticks] { return Scheduler::Clock::time_point(std::chrono::milliseconds(++ticks)); });
   for (int i = 0; i < 3; ++i) {  // what the stages cost is learned
     submit(scheduler, 2);
+    while (scheduler.run_next()) continue;
     poll_all(scheduler, 1);
   }
-  backend->gate.close();
   const std::uint64_t first = submit(scheduler, 1);
-  backend->gate.await_a_run();
+  CHECK(scheduler.run_next());
   for (int i = 0; i < 6; ++i) submit(scheduler, i < 3 ? 1 : 2);
   for (std::atomic<long>& rows : backend->rows) rows = 0;
-  backend->gate.open();
+  int runs = 0;
+  while (scheduler.run_next()) ++runs;
+  CHECK(runs == 3);
   const std::vector<Completed> found = poll_all(scheduler, 7);
   // The six others run before the first one goes on, and it goes on with them.
   CHECK(found[0].completion.ticket == first);
@@ -453,7 +457,7 @@ void test_waiting_images_join_between_stages() {
     CHECK(is_of_stage(found[i], i < 4 ? 1 : 2));
     CHECK(found[i].completion.rows == (i < 4 ? 7 : 3));
   }
-  CHECK(backend->rows[0] == 14 && backend->rows[1] == 7 && backend->rows[2] == 7);
+  CHECK(backend->rows[0] == 7 && backend->rows[1] == 7 && backend->rows[2] == 7);
 }
 
 void test_cancelled_images_are_not_given() {
@@ -704,7 +708,6 @@ void test_costs_of_steps_are_learned() {
 
 void test_the_policy_decides_by_costs() {
   Policy policy;
-  policy.tolerance = 0.05;
   const auto chosen = [&](const std::vector<Candidate>& from, std::size_t step, std::size_t rows) {
     const Decision decision = choose(from, policy);
     return decision.candidate == step && decision.rows == rows;
@@ -712,16 +715,24 @@ void test_the_policy_decides_by_costs() {
   // Rows that cost the same in every batch: the deepest step ends images.
   CHECK(chosen({candidate(0, 20, 0, 2), candidate(1, 1, 0, 2)}, 1, 1));
   CHECK(chosen({candidate(0, 20, 0, 2), candidate(1, 0, 0, 2)}, 0, 8));
-  // A device that takes one time for any batch: full ones go first, and who was passed over often enough.
+  // A fixed part of 1 ms: 3 images lose 22.5 ms each, and the others win 1 ms each.
+  CHECK(chosen({candidate(0, 60, 2.5, 2.5), candidate(1, 3, 1, 2.5)}, 1, 3));
+  CHECK(chosen({candidate(0, 70, 2.5, 2.5), candidate(1, 3, 1, 2.5)}, 0, 8));
+  CHECK(chosen({candidate(0, 70, 2.5, 2.5), candidate(1, 8, 1, 2.5)}, 1, 8));  // is full
+  // A device that takes one time for any batch: full ones go first, until those that wait lost what they can
+  // win.
   std::vector<Candidate> flat{candidate(0, 20, 4, 0), candidate(1, 4, 4, 0)};
   CHECK(chosen(flat, 0, 8));
-  flat[1].passed = 18;
+  flat[1].delayed_ms = 63;
   CHECK(chosen(flat, 0, 8));
-  flat[1].passed = 20;
+  flat[1].delayed_ms = 65;
   CHECK(chosen(flat, 1, 4));
-  policy.tolerance = 1.1;
+  policy.patience = 0.1;
   CHECK(chosen({candidate(0, 20, 4, 0), candidate(1, 4, 4, 0)}, 1, 4));
-  policy.tolerance = 0.05;
+  policy.patience = 1;
+  // Three steps: the last lets the second go first, and that one the first.
+  CHECK(chosen({candidate(0, 20, 4, 0), candidate(1, 2, 4, 0), candidate(2, 1, 4, 0)}, 0, 8));
+  CHECK(chosen({candidate(0, 1, 4, 0), candidate(1, 7, 4, 0), candidate(2, 1, 4, 0)}, 1, 7));
   // Of two inputs of a detector the one whose image came first.
   std::vector<Candidate> inputs{candidate(0, 1, 0, 2), candidate(0, 1, 0, 2)};
   inputs[0].oldest = 5;

@@ -195,7 +195,7 @@ def test_wrong_images_are_refused_and_the_others_answered(open_session: Callable
         ({"largest_batch": 5000}, "largest_batch=5000"),
         ({"latency_ms": -1.0}, "latency_ms"),
         ({"latency_ms": float("nan")}, "latency_ms"),
-        ({"tolerance": -0.5}, "tolerance"),
+        ({"patience": -0.5}, "patience"),
     ],
 )
 def test_policies_that_make_no_sense_are_refused(

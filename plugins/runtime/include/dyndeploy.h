@@ -162,8 +162,8 @@ typedef struct {
   int32_t queue_limit;   /* images that were submitted and not polled yet, at most; 0: 256 */
   int32_t largest_batch; /* rows of a run; 0: 8. A bundle of a fixed batch runs at most that */
   double latency_ms;     /* bound from submission to result; 0: throughput alone counts */
-  double tolerance;      /* what an image may cost more in a small batch than in the largest one, as a share,
-                          * before its stage lets another one run first, and again for each that did; 0: 0.05 */
+  double patience; /* how readily images between stages wait for others that join them: 1 as long as that
+                    * makes all together wait less, more for throughput, less for each alone; 0: 1 */
 } dyndeploy_policy;
 
 typedef struct {

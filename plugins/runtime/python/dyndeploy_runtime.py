@@ -206,7 +206,7 @@ class _Policy(ctypes.Structure):
         ("queue_limit", ctypes.c_int32),
         ("largest_batch", ctypes.c_int32),
         ("latency_ms", ctypes.c_double),
-        ("tolerance", ctypes.c_double),
+        ("patience", ctypes.c_double),
     ]
 
 
@@ -409,16 +409,17 @@ class Session:
         finally:
             self._library.dyndeploy_free_detections(results, count)
 
-    def serve(self, queue_limit=0, largest_batch=0, latency_ms=0.0, tolerance=0.0):
+    def serve(self, queue_limit=0, largest_batch=0, latency_ms=0.0, patience=0.0):
         """Say how :meth:`submit` and :meth:`poll` work, before the first image; 0 takes what ``dyndeploy.h`` says.
 
         Args:
             queue_limit: Images that were submitted and not polled yet, at most.
             largest_batch: Rows of a run.
             latency_ms: Bound from submission to result; 0: throughput alone counts.
-            tolerance: What an image may cost more in a small batch, as a share, before its stage lets others go first.
+            patience: How readily images between stages wait for others that join them; 1 as long as all together wait
+                less for it, more for throughput.
         """
-        policy = _Policy(ctypes.sizeof(_Policy), queue_limit, largest_batch, latency_ms, tolerance)
+        policy = _Policy(ctypes.sizeof(_Policy), queue_limit, largest_batch, latency_ms, patience)
         self._check(self._library.dyndeploy_serve(self._open_handle(), ctypes.byref(policy)))
 
     def submit(self, image, size=None, token=None):

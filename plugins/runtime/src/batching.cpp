@@ -1,7 +1,6 @@
 #include "batching.h"
 
 #include <algorithm>
-#include <limits>
 
 namespace dyndeploy {
 namespace runtime {
@@ -12,30 +11,41 @@ constexpr double kKept = 0.98;
 
 std::size_t rows_of(const Candidate& candidate) { return std::min(candidate.waiting, candidate.capacity); }
 
-// What a row costs more than in the largest batch, as a share.
-double excess(const Candidate& candidate) {
-  const double rows = static_cast<double>(rows_of(candidate)), most = static_cast<double>(candidate.capacity);
-  const double least = candidate.cost.ms(candidate.capacity) / most;
-  return least > 0 ? candidate.cost.ms(rows_of(candidate)) / rows / least - 1 : 0;
-}
-
 bool goes_before(const Candidate& a, const Candidate& b) {
   return a.depth != b.depth ? a.depth > b.depth : a.oldest < b.oldest;
 }
 
-std::size_t cheapest(const std::vector<Candidate>& candidates, double tolerance) {
-  const auto score = [&](const Candidate& candidate) {
-    return excess(candidate) - tolerance * static_cast<double>(candidate.passed);
-  };
-  double least = std::numeric_limits<double>::infinity();
-  for (const Candidate& candidate : candidates)
-    if (candidate.waiting) least = std::min(least, score(candidate));
+// The first of those that go after `last`, where nobody keeps the deepest waiting; the count where there is
+// none.
+std::size_t next_after(const std::vector<Candidate>& candidates, std::size_t last) {
   std::size_t best = candidates.size();
   for (std::size_t i = 0; i < candidates.size(); ++i) {
-    if (!candidates[i].waiting || score(candidates[i]) > least + tolerance) continue;
+    if (!candidates[i].waiting) continue;
+    if (last < candidates.size() && !goes_before(candidates[last], candidates[i])) continue;
     if (best == candidates.size() || goes_before(candidates[i], candidates[best])) best = i;
   }
   return best;
+}
+
+bool gains_by_waiting(const Candidate& candidate, const Candidate& before, std::size_t others,
+                      double patience) {
+  if (candidate.waiting >= candidate.capacity) return false;
+  const double saved = patience * candidate.cost.fixed_ms() * static_cast<double>(others);
+  const double lost = before.cost.ms(rows_of(before)) * static_cast<double>(candidate.waiting);
+  return saved > lost + candidate.delayed_ms;
+}
+
+std::size_t least_waiting(const std::vector<Candidate>& candidates, double patience) {
+  std::size_t all = 0;
+  for (const Candidate& candidate : candidates) all += candidate.waiting;
+  std::size_t best = next_after(candidates, candidates.size());
+  while (true) {
+    const std::size_t next = next_after(candidates, best);
+    if (next == candidates.size()) return best;
+    const std::size_t others = all - candidates[best].waiting;
+    if (!gains_by_waiting(candidates[best], candidates[next], others, patience)) return best;
+    best = next;
+  }
 }
 
 // The step whose oldest row has the least time left of those that can be in time; none: the count.
@@ -73,7 +83,7 @@ void StepCost::add(std::size_t count, double ms) {
 }
 
 Decision choose(const std::vector<Candidate>& candidates, const Policy& policy) {
-  std::size_t best = cheapest(candidates, policy.tolerance);
+  std::size_t best = least_waiting(candidates, policy.patience);
   std::size_t rows = rows_of(candidates[best]);
   if (policy.latency_ms <= 0) return {best, rows};
   const std::size_t urgent = most_urgent(candidates);

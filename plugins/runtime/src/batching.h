@@ -17,7 +17,7 @@ struct Policy {
   std::size_t queue_limit = 256;
   std::size_t largest_batch = 8;
   double latency_ms = 0;
-  double tolerance = 0.05;
+  double patience = 1;
 };
 
 // Milliseconds of a step by its rows, learned while it runs: a + b * rows by least squares over the latest
@@ -43,7 +43,7 @@ class StepCost {
 struct Candidate {
   std::size_t waiting = 0;
   std::size_t capacity = 1;  // rows of its largest run
-  std::size_t passed = 0;    // how often others ran while rows waited here
+  double delayed_ms = 0;     // that its rows lost since it ran last, all together, while others ran
   std::size_t depth = 0;     // steps before it
   std::uint64_t oldest = 0;  // ticket of its oldest row
   double slack_ms = 0;       // until its oldest row has to run to be in time; read with a bound of latency
@@ -56,9 +56,13 @@ struct Decision {
 
 // At least one candidate has rows that wait.
 //
-// Throughput: rows are cheapest in full batches, and a step that cannot fill one lets others go first as far
-// as that costs more than the tolerance; of equals the deepest goes first, which ends images, then the
-// oldest. Whoever is passed over may be dearer by the tolerance the next time, so that nobody waits for ever.
+// The deepest step goes first, which ends images; of equals the one whose row is oldest. It lets another one
+// go before it, whose rows may then join it, where that makes all images wait less: one run fewer saves the
+// fixed part of its cost to all the others that wait (times Policy::patience), and its own rows lose the
+// other one's time, and what they lost before. So on a device where a batch takes as long as an image, steps
+// wait for full batches; where rows cost what they cost, images run through, unless many wait; and nobody
+// waits for ever.
+//
 // With a bound of latency a step whose oldest row would come too late goes first, and batches are no larger
 // than that row can bear; rows that are late anyhow are hurried no more, since that would make others late.
 Decision choose(const std::vector<Candidate>& candidates, const Policy& policy);

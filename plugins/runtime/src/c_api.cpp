@@ -108,7 +108,7 @@ runtime::Policy policy_of(const dyndeploy_policy* given) {
   if (given->queue_limit) policy.queue_limit = static_cast<std::size_t>(given->queue_limit);
   if (given->largest_batch) policy.largest_batch = static_cast<std::size_t>(given->largest_batch);
   policy.latency_ms = given->latency_ms;
-  if (given->tolerance != 0) policy.tolerance = given->tolerance;
+  if (given->patience != 0) policy.patience = given->patience;
   return policy;
 }
 

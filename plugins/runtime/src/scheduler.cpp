@@ -27,8 +27,8 @@ void check_policy(const Policy& policy) {
   if (policy.largest_batch < 1 || policy.largest_batch > 4096)
     fail(DYNDEPLOY_USAGE,
          "largest_batch=" + std::to_string(policy.largest_batch) + " is not valid: give 1 to 4096 rows.");
-  if (!(policy.latency_ms >= 0) || !(policy.tolerance > 0))
-    fail(DYNDEPLOY_USAGE, "latency_ms and tolerance must be numbers that are not below 0.");
+  if (!(policy.latency_ms >= 0) || !(policy.patience >= 0))
+    fail(DYNDEPLOY_USAGE, "latency_ms and patience must be numbers that are not below 0.");
 }
 
 ImageView view_of(const dyndeploy_image& image) {
@@ -385,6 +385,7 @@ void Scheduler::consider() {
     if (!candidate.cost.known() && known_macs > 0) own = known_ms / known_macs * macs(i);
     rest = stations_[i].whole ? own : rest + own;
     candidate.waiting = stations_[i].waiting.size();
+    if (!candidate.waiting) candidate.delayed_ms = 0;
     if (!candidate.waiting) continue;
     const Slot& first = slots_[stations_[i].waiting.front()];
     candidate.oldest = first.ticket;
@@ -410,9 +411,6 @@ void Scheduler::take(const Decision& decision) {
   stayed_.clear();
   for (const std::size_t index : stations_[stayed_for_].waiting)
     if (slots_[index].stayed) stayed_.push_back(index);
-  for (std::size_t i = 0; i < candidates_.size(); ++i)
-    candidates_[i].passed =
-        i == decision.candidate || stations_[i].waiting.empty() ? 0 : candidates_[i].passed + 1;
 }
 
 Lane& Scheduler::lane(std::size_t index) {
@@ -437,7 +435,7 @@ const std::vector<std::size_t>& Scheduler::tensors_before(std::size_t index) con
 
 void Scheduler::run(std::size_t index) {
   goes_on_.assign(running_.size(), false);
-  learned_ms_ = -1;
+  took_ms_ = 0;
   try {
     place(index);
     Lane& memory = lane(index);
@@ -448,8 +446,8 @@ void Scheduler::run(std::size_t index) {
     } else {
       memory.run_step(index, running_.size());
     }
-    learned_ms_ = between(start, now_());
-    tell(index, learned_ms_ / static_cast<double>(running_.size()));
+    took_ms_ = between(start, now_());
+    tell(index, took_ms_ / static_cast<double>(running_.size()));
   } catch (const Error& error) {
     fail_all(error.code(), error.what());
   } catch (const std::bad_alloc&) {
@@ -561,9 +559,13 @@ void Scheduler::settle(std::size_t index) {
   const std::size_t rows = running_.size();
   ++station.runs;
   station.rows += rows;
+  // What others lose while this one runs.
+  for (std::size_t i = 0; i < candidates_.size(); ++i)
+    if (i != index) candidates_[i].delayed_ms += took_ms_ * static_cast<double>(stations_[i].waiting.size());
+  candidates_[index].delayed_ms = 0;
   // The first run of a size makes its backend plan memory.
   const std::size_t size = station.session->plan().any_batch ? rows : 0;
-  if (learned_ms_ >= 0 && station.warm[size]) candidates_[index].cost.add(rows, learned_ms_);
+  if (took_ms_ > 0 && station.warm[size]) candidates_[index].cost.add(rows, took_ms_);
   station.warm[size] = true;
   const std::size_t before = done_.size();
   std::vector<std::size_t>& left = stations_[stayed_for_].waiting;

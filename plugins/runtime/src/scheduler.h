@@ -137,7 +137,7 @@ class Scheduler {
   std::size_t stayed_for_ = 0;                          // the station whose rows may lie in the lane
   std::vector<std::size_t> running_, stayed_, placed_;
   std::vector<char> goes_on_;  // by row
-  double learned_ms_ = 0;      // of the run that has ended; below 0: nothing is learned of it
+  double took_ms_ = 0;         // the run that has ended; 0: it failed
   std::thread thread_;
 };
 
