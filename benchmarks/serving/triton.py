@@ -274,8 +274,8 @@ def page(known: dict[str, Any]) -> str:
             row = found["restart"]
             lines += [
                 "",
-                f"Killed (-9) while it served {name}, the server was ready again after {row['again_seconds']:.1f} s; its "
-                f"first start took {row['first_seconds']:.1f} s ({where(row['machine'])}).",
+                f"Killed (-9) while it served {name}, the server was ready again after {row['again_seconds']:.1f} s; "
+                f"its first start took {row['first_seconds']:.1f} s ({where(row['machine'])}).",
             ]
     return "\n".join(lines) + "\n"
 
