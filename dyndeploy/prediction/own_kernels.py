@@ -37,6 +37,9 @@ _LIKE = {60: 53, 61: 53, 62: 53, 70: 72, 89: 86, 120: 86}
 """Architectures that the table lacks, or lacks kernels of, and one whose machine code and multiprocessors differ little
 from theirs."""
 
+_LIKE_ON_LANES = {110: 90}
+"""The same of floats alone: what tensor cores of Thor do for kernels of older GPUs no source says."""
+
 
 class _Tile(NamedTuple):
     rows: int
@@ -158,7 +161,8 @@ def own_kernels(capability: str | None, precision: str, *, end: float = 0.5, tab
         return None
     asked = int(capability.replace(".", ""))
     found: dict[str, list[Mapping[str, Any]]] = {}
-    for priced in (_LIKE.get(asked), asked):
+    like = _LIKE_ON_LANES.get(asked) if precision == "fp32" else None
+    for priced in (_LIKE.get(asked, like), asked):
         rows = [row for row in _read(table) if row["capability"] == priced and row["precision"] == precision]
         layers = dict.fromkeys(row["layer"] for row in rows)
         found |= {layer: [row for row in rows if row["layer"] == layer] for layer in layers}

@@ -162,13 +162,19 @@ def _bottleneck(kind: str = "spatial", batch: int = 1, **options: object) -> Ker
 
 
 @pytest.mark.parametrize("kind", ["spatial", "layer", "channel", "spatial_channel"])
-@pytest.mark.parametrize("device", ["nano", "agx_orin", "h100"])
-def test_a_dynamic_block_costs_more_at_higher_rates(kind, device):
-    mask = (14, 14) if "spatial" in kind else (1, 1)
-    times = [_ms(device, _bottleneck(kind, mask_size=mask, rates=Rates(r, r))) for r in (0.0, 0.25, 0.5, 0.75, 1.0)]
+@pytest.mark.parametrize(("device", "batch"), [("nano", 1), ("agx_orin", 1), ("h100", 16)])
+def test_a_dynamic_block_costs_more_at_higher_rates(kind, device, batch):
+    mask, rates = (14, 14) if "spatial" in kind else (1, 1), (0.0, 0.25, 0.5, 0.75, 1.0)
+    times = [_ms(device, _bottleneck(kind, batch, mask_size=mask, rates=Rates(r, r))) for r in rates]
     assert times[0] < times[2] < times[4]
     # A block that computes nothing still lists its pixels and copies its input.
     assert times[0] > 0.003
+
+
+def test_tiles_that_run_all_at_once_take_as_long_as_one():
+    """One image of 28 x 28 is fewer tiles than an H100 has multiprocessors: there a mask of patches saves nothing."""
+    half, every = (_ms("h100", _bottleneck(rates=Rates(rate))) for rate in (0.5, 1.0))
+    assert half == pytest.approx(every, rel=0.01)
 
 
 def test_a_skipped_layer_is_all_or_nothing():
