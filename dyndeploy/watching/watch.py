@@ -97,7 +97,8 @@ class Follower:
         last, counters = self._last, reading.counters
         self._last = reading
         if last is not None and reading.same_session(last):
-            interval, seconds = counters.since(last.counters), max(0.0, reading.time - last.time)
+            interval = counters.since(last.counters)
+            seconds: float | None = max(0.0, reading.time - last.time)
             self._parts.append(interval)
         else:
             # A session whose beginning was seen, or is known, has counted from nothing.
