@@ -171,7 +171,9 @@ class _Session:
             raise InputError(f"There is nothing to read{of} at {source}{said}")
         for name, follower in self.followers.items():
             drift, status = follower.judge(), follower.latest[-1]
-            status = Status(status.reading, status.interval, status.seconds, drift, status.pending)
+            # The last line of a session may come right after the one before.
+            lately = next((entry for entry in reversed(follower.latest) if entry.interval.images), status)
+            status = Status(status.reading, lately.interval, lately.seconds, drift, status.pending)
             if drift is not None:
                 self._exported.drift[name] = {c.what: c.drifted for c in drift.comparisons}
             if as_json:
@@ -183,7 +185,7 @@ class _Session:
 
                 calibration = None if self.expected is None else self.expected(status.reading)
                 Console(width=None if sys.stdout.isatty() else 160).print(
-                    status_view([status], calibration, self.window, rows=sys.maxsize)
+                    status_view([*list(follower.latest)[:-1], status], calibration, self.window, rows=sys.maxsize)
                 )
         if prometheus:
             registry = CollectorRegistry()

@@ -98,7 +98,8 @@ class Follower:
         self._last = reading
         seconds: float | None
         if last is not None and reading.same_session(last):
-            interval, seconds = counters.since(last.counters), max(0.0, reading.time - last.time)
+            interval = counters.since(last.counters)
+            seconds: float | None = max(0.0, reading.time - last.time)
             self._parts.append(interval)
         else:
             # A session whose beginning was seen, or is known, has counted from nothing.
