@@ -94,8 +94,8 @@ def page(result: dict[str, Any]) -> str:
         f"{'/'.join(str(share) for share in result['mix'])} %; no exit is forced. Batches have at most {BATCH} images. "
         "Plain batches run the whole network on every image. Time is the CPU time of the thread that computes, so that "
         "other work on the machine does not count, and arrivals are put into that time: latencies are those of a "
-        "processor that does nothing else. Contestants take turns. Plain batches run the same stages, which costs 1.3 % "
-        "over one graph ([early exits](early-exit.md)).",
+        "processor that does nothing else. Contestants take turns. Plain batches run the same stages, which "
+        "costs 1.3 % over one graph ([early exits](early-exit.md)).",
         "",
         "## All images there from the start",
         "",
