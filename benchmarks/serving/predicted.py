@@ -65,7 +65,8 @@ def page(rows: list[Needs]) -> str:
         "# What 1,000 images per second need (predicted)",
         "",
         f"Predicted, not measured: {NETWORK}, exits at {'/'.join(str(share) for share in MIX)} %, FP16 where the "
-        f"device has it. Devices that compute all the time; bounded latency needs more. Batches have {BATCH} images. "
+        "device has it. Figures are devices that compute all the time, one for each predicted millisecond of an image; "
+        f"bounded latency needs more. Batches have {BATCH} images. "
         "Staged: a fixed batch goes on as long as one of its images does. Joined: images that wait fill up the batches "
         "between the stages, so that each stage runs for the share of images that reach it. "
         "`python benchmarks/serving/predicted.py`.",
