@@ -153,11 +153,12 @@ def test_exits_and_their_counters(server: TritonServer, client: Client, direct: 
         after = server.metrics()
         return {name: value - before.get(name, 0.0) for name, value in after.items() if 'model="staged"' in name}
 
-    wait_for(lambda: counted()['dyndeploy_images_total{model="staged",version="1"}'] == 24)
+    # Counters are written one by one, those of exits last.
+    names = {exit: f'dyndeploy_exits_total{{exit="{exit}",model="staged",version="1"}}' for exit in (1, 2, 4)}
+    wait_for(lambda: sum(counted()[name] for name in names.values()) == 24)
     counts = counted()
-    for exit in (1, 2, 4):
-        name = f'dyndeploy_exits_total{{exit="{exit}",model="staged",version="1"}}'
-        assert counts[name] == taken.count(exit)
+    assert {exit: counts[name] for exit, name in names.items()} == {exit: taken.count(exit) for exit in names}
+    assert counts['dyndeploy_images_total{model="staged",version="1"}'] == 24
     buckets = [counts[f'dyndeploy_latency_ms_bucket{{le="{bound}",model="staged",version="1"}}'] for bound in BOUNDS]
     assert buckets == sorted(buckets)
     assert buckets[-1] == 24
