@@ -96,7 +96,6 @@ class Follower:
         """Take the next reading."""
         last, counters = self._last, reading.counters
         self._last = reading
-        seconds: float | None
         if last is not None and reading.same_session(last):
             interval = counters.since(last.counters)
             seconds: float | None = max(0.0, reading.time - last.time)
