@@ -923,8 +923,11 @@ DYN_DEVICE void clear_behind(Word<T, kWidth>& word, int count) {
   DYN_UNROLL
   for (int i = 0; i < kPieces; ++i) {
     const int left = count - i * kEach;
-    const std::uint32_t kept = left < kEach ? (1u << 8 * static_cast<int>(sizeof(T)) * left) - 1u : ~0u;
-    pieces[i] = left <= 0 ? 0u : pieces[i] & kept;
+    // Shifts by less than 0 or by 32 mean nothing.
+    const std::uint32_t kept = left <= 0      ? 0u
+                               : left < kEach ? (1u << 8 * static_cast<int>(sizeof(T)) * left) - 1u
+                                              : ~0u;
+    pieces[i] &= kept;
   }
   copy<kBytes>(&word, pieces);
 }
