@@ -411,7 +411,7 @@ class _Pairs:
 
 def _sum_of(parts: Sequence[Part]) -> Part:
     """Sums over chunks in their order: of numbers, by name and place; lists of failures one after the other."""
-    total = _copy(parts[0])
+    total = {**parts[0], "failures": list(parts[0]["failures"])}
     for part in parts[1:]:
         total["failures"] += part["failures"]
         total["pairs"] = _added(total["pairs"], part["pairs"])
@@ -430,10 +430,6 @@ def _added(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found[name] = one.get(name, 0) + other.get(name, 0)
     return found
-
-
-def _copy(part: Part) -> Part:
-    return {**part, "failures": list(part["failures"])}
 
 
 def _comparison(side: Side, counts: Mapping[str, Any], pairs: Mapping[str, Any], images: int) -> BundleComparison:
