@@ -281,7 +281,8 @@ def test_a_flood_is_refused_and_other_models_are_served(
     write_repository({"flooded": bundles["tiny"].path, "other": bundles["staged"].path}, repository, options)
     rewrite(repository / "flooded" / "config.pbtxt", in_flight=1, queue=3)
     rewrite(repository / "other" / "config.pbtxt")
-    files = [jpeg(pictures(1, 800, 800)[0])] * 8
+    # Large: a request takes the model longer than a client needs to see what waits.
+    files = [jpeg(pictures(1, 2400, 2400)[0])] * 8
 
     with TritonServer(venv, repository, tmp_path, "--load-model=*") as server:
 
@@ -308,11 +309,17 @@ def test_a_flood_is_refused_and_other_models_are_served(
         # Two requests are on their way in the model, all others wait: the urgent one overtakes.
         def waiting(count: int) -> None:
             name = 'nv_inference_pending_request_count{model="flooded",version="1"}'
-            wait_for(lambda: server.metrics()[name] >= count)
 
-        with ThreadPoolExecutor(8) as pool:
-            for _ in range(3):
+            def enough() -> bool:
+                if server.metrics()[name] >= count:
+                    return True
+                # What is sent may have been served meanwhile; what is too much is refused.
                 pool.submit(ask)
+                return False
+
+            wait_for(enough)
+
+        with ThreadPoolExecutor(16) as pool:
             waiting(2)
             bulk = pool.submit(ask, priority=3)
             waiting(3)
