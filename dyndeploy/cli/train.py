@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -74,6 +73,7 @@ def train(
     )
     import torch
 
+    from dyndeploy.chunks import speaks_for_all
     from dyndeploy.training import train as train_recipe
 
     if threads is not None:
@@ -87,8 +87,8 @@ def train(
             device=accelerator,
             tensorboard=tensorboard,
         )
-    if os.environ.get("RANK", "0") != "0":
-        return  # torchrun's first process speaks for all.
+    if not speaks_for_all():
+        return
     if as_json:
         print_json(result.as_dict())
         return

@@ -100,6 +100,7 @@ def test_only_the_first_of_several_processes_speaks(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(["train", str(recipe), "-o", str(tmp_path / "run"), "--json"]) == 0
     assert capsys.readouterr().out == ""
 
