@@ -34,7 +34,8 @@ LOADS = (50, 80, 95)
 
 def build(folder: Path) -> Path:
     """Build the replay; returns the program."""
-    subprocess.run(["cmake", "-S", ROOT / "plugins/runtime", "-B", folder, "-DDYNDEPLOY_TESTS=ON"], check=True)
+    options = ["-DCMAKE_BUILD_TYPE=Release", "-DDYNDEPLOY_TESTS=ON"]
+    subprocess.run(["cmake", "-S", ROOT / "plugins/runtime", "-B", folder, *options], check=True)
     subprocess.run(["cmake", "--build", folder, "--parallel", "1", "--target", "replay"], check=True)
     return folder / "replay"
 

@@ -2,8 +2,8 @@
 
 Run from the repository, with the venv of ``.ci/triton``:
 
-    DYNDEPLOY_TRITON=VENV DYNDEPLOY_RUNTIME=libdyndeploy.so python benchmarks/serving/triton.py BUNDLE...
-    ... benchmarks/serving/triton.py BUNDLE --hold 30
+    DYNDEPLOY_TRITON=VENV DYNDEPLOY_RUNTIME=libdyndeploy.so python benchmarks/serving/tritonserver.py BUNDLE...
+    ... benchmarks/serving/tritonserver.py BUNDLE --hold 30
 
 Both run requests of 8 images (RGB bytes, resized by the runtime) with one thread. They take turns, so that other work
 on the machine meets both; besides wall time the CPU time of the process that computes is compared, which leaves that
@@ -63,7 +63,8 @@ def main() -> int:
     for path in options.bundles:
         bundle = Bundle.open(path)
         with served(bundle) as server:
-            found = known.setdefault(f"{bundle.manifest.network.name} {bundle.manifest.network.mode}", {})
+            network = bundle.manifest.network
+            found = known.setdefault(f"{network.name} {network.mode}, batch {bundle.manifest.batch}", {})
             if options.turns:
                 found["throughput"] = throughput(bundle, server, options.turns, options.requests)
             if options.hold:
@@ -236,22 +237,22 @@ def page(known: dict[str, Any]) -> str:
         "# Bundles through Triton's Python backend",
         "",
         "tritonserver 2.51 of nvidia-pytriton 0.7.0 on the CPU, HTTP over loopback, one instance of one thread; the "
-        "client runs on the same machine. `python benchmarks/serving/triton.py`, all measured.",
+        "client runs on the same machine. `python benchmarks/serving/tritonserver.py`, all measured.",
         "",
         f"## Throughput, requests of {BATCH} images",
         "",
         "Triton's over that of the runtime called directly: by the wall (median of the turns, 25th to 75th percentile) "
         "and by the CPU time of the process that computes.",
         "",
-        "| network | batch | images/s direct | through Triton | ratio | by CPU time | machine |",
-        "|---|---|---|---|---|---|---|",
+        "| network | images/s direct | through Triton | ratio | by CPU time | machine |",
+        "|---|---|---|---|---|---|",
     ]
     for name, found in known.items():
         row = found["throughput"]
         low, high = row["ratio_spread"]
         both = f"{row['direct_per_second']:.1f} | {row['per_second']:.1f}"
         lines.append(
-            f"| {name} | {row['batch']} | {both} | {row['ratio']:.2f} ({low:.2f} to {high:.2f}) | "
+            f"| {name} | {both} | {row['ratio']:.2f} ({low:.2f} to {high:.2f}) | "
             f"{row['ratio_cpu']:.2f} | {where(row['machine'])} |"
         )
     held = {name: found["hold"] for name, found in known.items() if "hold" in found}
