@@ -141,8 +141,8 @@ int list_tactics(const Operator& op, const Attributes& attributes, const Sizes& 
   return count;
 }
 
-std::string describe(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type type,
-                     int capability, int processors) {
+std::string describe_choice(const Operator& op, const Attributes& attributes, const Sizes& sizes,
+                            cuda::Type type, int capability, int processors) {
   const std::string text = op.rules->describe(op, attributes, sizes, type, capability, processors);
   if (text.empty() || !op.rules->candidates) return text;
   return text + (attributes.tactic > 0 ? ", tuned" : ", by formula");
@@ -177,7 +177,7 @@ std::string describe_kernels(const std::string& name, const std::int32_t* attrib
   cuda::Tiles tiles;
   given.tactic = tiles_of(tactic, &tiles) && op->rules->candidates ? tactic : 0;
   if (given.tactic == 0) given.tactic = timed_tactic(*op, given, sizes, type, capability, processors);
-  return describe(*op, given, sizes, type, capability, processors);
+  return describe_choice(*op, given, sizes, type, capability, processors);
 }
 
 std::string check_shapes(const Operator& op, const Attributes& attributes, const Shape* inputs,

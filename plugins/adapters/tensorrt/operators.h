@@ -139,8 +139,8 @@ int list_tactics(const Operator& op, const Attributes& attributes, const Sizes& 
                  std::int32_t* tactics);
 
 // Which kernels run (Rules::describe), and whether their tiles were tuned.
-std::string describe(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type type,
-                     int capability, int processors);
+std::string describe_choice(const Operator& op, const Attributes& attributes, const Sizes& sizes,
+                            cuda::Type type, int capability, int processors);
 
 // The same of the operator of that name, empty where attributes or shapes do not fit it. `shapes` holds the
 // rank and the sizes of every input. Tactic 0 stands for the one that this process has timed, if it has.

@@ -139,9 +139,9 @@ std::int32_t timed_tactic(const Operator& op, const Attributes& attributes, cons
   known()[key] = tactics[best];
   Attributes chosen = attributes;
   chosen.tactic = tactics[best];
-  log_info(op.name, describe(op, chosen, sizes, type, 0, 0) + ": " + milliseconds(times[best]) +
-                        ", by formula " + milliseconds(times[0]) + ", of " + std::to_string(count) +
-                        " tactics");
+  log_info(op.name, describe_choice(op, chosen, sizes, type, capability, processors) + ": " +
+                        milliseconds(times[best]) + ", by formula " + milliseconds(times[0]) + ", of " +
+                        std::to_string(count) + " tactics");
   return chosen.tactic;
 }
 
