@@ -253,6 +253,7 @@ def plugin_facts(
         words, empty where it does not say.
     """
     by_node = {node: layer for layer in layers if layer["plugin"] for node in layer["nodes"]}
+    untold = -1 if plan.get("tuning") else 0
     facts = {}
     for name, node in plan["plugin_nodes"].items():
         layer = by_node.get(name)
@@ -263,7 +264,9 @@ def plugin_facts(
             "operator": node["operator"],
             "type": kind,
             "tactic": layer["tactic"],
-            "kernels": kernels(library, node, kind == "float16", tactic=_number(layer["tactic"])) if library else "",
+            "kernels": kernels(library, node, kind == "float16", tactic=_number(layer["tactic"]) or untold)
+            if library
+            else "",
         }
     return facts
 
@@ -293,7 +296,7 @@ def kernels(
         half: Whether its data are half.
         capability: Ten times the compute capability; 0 asks for the current GPU.
         processors: Of that GPU.
-        tactic: The builder's; 0 takes what the library has timed itself in this process, else its formula.
+        tactic: The builder's; 0 for the library's formula, -1 where it was tuned and the builder does not tell how.
     """
     shapes = [number for shape in node["shapes"] for number in [len(shape)] + list(shape)]
     if not node["shapes"] or any(size < 0 for size in shapes):

@@ -13,6 +13,7 @@ import pytest
 from dyndeploy.bundle.device_files import board_modules
 from dyndeploy.errors import DyndeployError, UsageError
 from dyndeploy.graphs.labels import LabelledGraph
+from dyndeploy.graphs.tensorrt import TUNING
 from dyndeploy.ops import OPERATORS
 from dyndeploy.remote import agent
 from dyndeploy.runtimes.tensorrt_api import TensorRT
@@ -31,7 +32,7 @@ def test_a_plan_says_all_that_the_builder_is_told(version: str, precision: str) 
     typed = numbers(version) >= (11,)
     assert (plan.tensorrt, plan.precision, plan.typed) == (version, precision, typed)
     assert set(plan.float_layers) == ({"head/mean", "head/fc"} if precision == "fp16" and not typed else set())
-    assert (plan.workspace_mib, plan.tf32, plan.cuda_graph) == (1024, False, True)
+    assert (plan.workspace_mib, plan.tf32, plan.cuda_graph, plan.tuning) == (1024, False, True, True)
     assert {name for name, _ in plan.plugins} == {node.op_type for node in copy.graph.node if node.domain}
     assert plan.with_library("a" * 64).library_sha256 == "a" * 64
     static, _ = plan_build(twin, precision, version)
@@ -158,6 +159,25 @@ def test_host_and_board_make_the_same_calls(
     if precision == "fp16" and numbers(version) < (11,):
         assert ("get_layer", "precision =", "DataType.FLOAT") in asked
         assert ("create_builder_config", "set_flag", "BuilderFlag.OBEY_PRECISION_CONSTRAINTS") in asked
+
+
+@pytest.mark.parametrize(
+    ("version", "options", "capabilities", "expected"),
+    [
+        ("8.2.1", BuildOptions(), (), True),
+        ("10.16", BuildOptions(), (), True),
+        ("10.16", BuildOptions(tuning=False), (), False),
+        ("11.4", BuildOptions(), ("8.9",), False),
+        ("RTX 1.7.1.116", BuildOptions(), (), False),
+    ],
+)
+def test_tiles_are_tuned_where_the_builder_has_the_gpu(
+    version: str, options: BuildOptions, capabilities: tuple[str, ...], expected: bool
+) -> None:
+    plan, copy = plan_build(tiny_models()[0], "fp32", version, options=options, capabilities=capabilities)
+    assert plan.tuning is expected and BuildPlan.from_json(plan.to_json()) == plan
+    stated = [a.i for node in copy.graph.node for a in node.attribute if a.name == TUNING]
+    assert stated == [] if expected else set(stated) == {0}
 
 
 def test_a_plan_for_another_tensorrt_is_not_carried_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1274,6 +1274,35 @@ void check_misaligned(Creator& creator, const Case& node) {
 
 #endif
 
+bool has_tiles(const Case& node) {
+  return node.op.find("Bottleneck") != std::string::npos || node.op.find("Transformer") != std::string::npos;
+}
+
+// What the exported function says of the kernels; `shape_count` of the sizes are given.
+std::string described(const Case& node, std::size_t shape_count, std::int32_t half, std::int32_t tactic) {
+  std::vector<std::int32_t> attributes;
+  for (const auto& attribute : node.attributes) {
+    attributes.insert(attributes.end(), attribute.second.begin(), attribute.second.end());
+  }
+  std::vector<std::int64_t> shapes;
+  for (const Dims& dims : node.inputs) {
+    shapes.push_back(static_cast<std::int64_t>(dims.size()));
+    shapes.insert(shapes.end(), dims.begin(), dims.end());
+  }
+  char text[200] = "nothing";
+  const std::int32_t length =
+      describe_kernels_of(node.op.c_str(), attributes.data(), static_cast<std::int32_t>(attributes.size()),
+                          shapes.data(), static_cast<std::int32_t>(shape_count), half, 87, 16, text,
+                          static_cast<std::int32_t>(sizeof text), tactic);
+  CHECK(length < 0 || length == static_cast<std::int32_t>(std::strlen(text)), node.op + ": length");
+  return length < 0 ? std::string() : std::string(text);
+}
+std::string described(const Case& node, std::int32_t tactic) {
+  std::size_t shape_count = node.inputs.size();
+  for (const Dims& dims : node.inputs) shape_count += dims.size();
+  return described(node, shape_count, 1, tactic);
+}
+
 // What the exported function says of the kernels, over the recording ones.
 void check_described(const Case& node) {
   std::vector<std::int32_t> attributes;
@@ -1286,13 +1315,7 @@ void check_described(const Case& node) {
     shapes.insert(shapes.end(), dims.begin(), dims.end());
   }
   const auto ask = [&](std::size_t shape_count, std::int32_t half, std::int32_t tactic = 0) {
-    char text[200] = "nothing";
-    const std::int32_t length =
-        describe_kernels_of(node.op.c_str(), attributes.data(), static_cast<std::int32_t>(attributes.size()),
-                            shapes.data(), static_cast<std::int32_t>(shape_count), half, 87, 16, text,
-                            static_cast<std::int32_t>(sizeof text), tactic);
-    CHECK(length < 0 || length == static_cast<std::int32_t>(std::strlen(text)), node.op + ": length");
-    return length < 0 ? std::string() : std::string(text);
+    return described(node, shape_count, half, tactic);
   };
   const bool bottleneck = node.op.find("Bottleneck") != std::string::npos;
   const bool block = node.op.find("Transformer") != std::string::npos;
@@ -1311,6 +1334,8 @@ void check_described(const Case& node) {
                                 : expected;
   CHECK(ask(shapes.size(), 1, 4) == large, node.op + ": tactic 4 is " + ask(shapes.size(), 1, 4));
   CHECK(ask(shapes.size(), 1, 65536) == expected, node.op + ": an unknown tactic is described");
+  const std::string untold = expected + (has_tiles(node) && INTERFACE_V3 ? " unless tuned" : "");
+  CHECK(ask(shapes.size(), 1, -1) == untold, node.op + ": a tactic that is not told");
   char few[8];
   const std::int32_t length = describe_kernels_of(
       node.op.c_str(), attributes.data(), static_cast<std::int32_t>(attributes.size()), shapes.data(),
@@ -1322,10 +1347,6 @@ void check_described(const Case& node) {
 }
 
 // ---- Tiles that a builder, or a plugin for it, chooses by timing.
-
-bool has_tiles(const Case& node) {
-  return node.op.find("Bottleneck") != std::string::npos || node.op.find("Transformer") != std::string::npos;
-}
 
 // Sizes of tiles in a run, as one number: those of the recording kernels differ in one product.
 int tiles_in(Plugin& plugin, const Case& node, bool attached) {
@@ -1432,6 +1453,9 @@ void check_tactics(Creator& creator, const Case& node, Plugin& plugin, Plugin& u
   const std::string lines(text, static_cast<std::size_t>(length));
   CHECK(lines.find("dyndeploy tactics 1\n") == 0 && lines.find("\n" + node.op + " ") != std::string::npos,
         node.op + ": " + lines);
+  const std::string words = described(node, -1);
+  CHECK(words.find("tiles 18x") != std::string::npos || words.find(" 18x15 ") != std::string::npos, words);
+  CHECK(words.find(", tuned") != std::string::npos, node.op + ": what was timed is not described: " + words);
   CHECK(timed_tactics(nullptr, 0) == length, node.op + ": length of what was timed");
 #ifdef FAKE_TENSORRT
   TimedDevice& device = timed_device();

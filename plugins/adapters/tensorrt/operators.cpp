@@ -150,7 +150,7 @@ std::string describe_choice(const Operator& op, const Attributes& attributes, co
 
 std::string describe_kernels(const std::string& name, const std::int32_t* attributes, int attribute_count,
                              const std::int64_t* shapes, int shape_count, bool half, int capability,
-                             int processors, std::int32_t tactic) {
+                             int processors, std::int32_t tactic, bool has_tactics) {
   const Operator* op = nullptr;
 #define DYNDEPLOY_FIND_OPERATOR(NAME, KIND) \
   if (name == k##NAME.name) op = &k##NAME;
@@ -176,8 +176,10 @@ std::string describe_kernels(const std::string& name, const std::int32_t* attrib
   }
   cuda::Tiles tiles;
   given.tactic = tiles_of(tactic, &tiles) && op->rules->candidates ? tactic : 0;
-  if (given.tactic == 0) given.tactic = timed_tactic(*op, given, sizes, type, capability, processors);
-  return describe_choice(*op, given, sizes, type, capability, processors);
+  if (tactic < 0) given.tactic = timed_tactic(*op, given, sizes, type, capability, processors);
+  const std::string text = describe_choice(*op, given, sizes, type, capability, processors);
+  const bool untold = tactic < 0 && given.tactic == 0 && has_tactics && op->rules->candidates;
+  return untold && !text.empty() ? text + " unless tuned" : text;
 }
 
 std::string check_shapes(const Operator& op, const Attributes& attributes, const Shape* inputs,

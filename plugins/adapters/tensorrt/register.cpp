@@ -23,9 +23,11 @@ namespace tensorrt {
 namespace {
 
 #if DYNDEPLOY_TENSORRT_HAS_V3 && !defined(DYNDEPLOY_TENSORRT_USE_V2)
+constexpr bool kHasTactics = true;
 template <const Operator& op>
 using Creator = CreatorV3<op>;
 #else
+constexpr bool kHasTactics = false;
 template <const Operator& op>
 using Creator = CreatorV2<op>;
 #endif
@@ -91,7 +93,7 @@ DYNDEPLOY_EXPORT int32_t DyndeployKernels(const char* name, const int32_t* attri
                                           int32_t size, int32_t tactic) {
   using namespace dyndeploy::tensorrt;
   const std::string words = name ? describe_kernels(name, attributes, attribute_count, shapes, shape_count,
-                                                    half != 0, capability, processors, tactic)
+                                                    half != 0, capability, processors, tactic, kHasTactics)
                                  : std::string();
   return words.empty() ? -1 : write_words(words, text, size);
 }
