@@ -45,7 +45,7 @@ HALF_ONLY = "plugin_half_only"
 """Attribute of a plugin's node: 1 where it may compute in half only, 0 where the builder may choose."""
 
 TUNING = "plugin_tuning"
-"""Attribute of a plugin's node: 0 where the sizes of its tiles follow from a formula alone; without it, from timing."""
+"""Attribute of a plugin's node: 1 where the sizes of its tiles may be chosen by timing, 0 where by formula alone."""
 
 TIMING_RATES = "plugin_timing_rates"
 """Attribute of a plugin's node: active bits of a thousand of each mask, in the order of its inputs, with which its
@@ -176,8 +176,7 @@ def tensorrt_model(
     _state_precision(copy, half=plan.half)
     if rates is not None:
         _state_rates(copy, rates)
-    if not tuning:
-        _forbid_tuning(copy)
+    _state_tuning(copy, tuning=tuning)
     drop_unused(copy)
     return copy
 
@@ -211,12 +210,12 @@ def _state_rates(copy: onnx.ModelProto, rates: Mapping[str, float]) -> None:
         node.attribute.append(helper.make_attribute(TIMING_RATES, timed))
 
 
-def _forbid_tuning(copy: onnx.ModelProto) -> None:
+def _state_tuning(copy: onnx.ModelProto, *, tuning: bool) -> None:
     from onnx import helper
 
     for node in all_nodes(copy.graph):
         if is_dynamic(node) and "tensorrt" in OPERATORS[node.op_type].kernels:
-            node.attribute.append(helper.make_attribute(TUNING, 0))
+            node.attribute.append(helper.make_attribute(TUNING, int(tuning)))
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:

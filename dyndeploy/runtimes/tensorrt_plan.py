@@ -20,7 +20,7 @@ from dyndeploy.graphs.tensorrt import PrecisionPlan, float_nodes, precision_plan
 from dyndeploy.ops import DOMAIN, OPERATORS, Role
 from dyndeploy.ops.base import OperatorSpec
 from dyndeploy.runtimes import tensorrt_inspector
-from dyndeploy.runtimes.tensorrt_device import RTX, interface_version
+from dyndeploy.runtimes.tensorrt_device import interface_version
 
 if TYPE_CHECKING:
     import onnx
@@ -85,8 +85,7 @@ class BuildPlan:
         library_sha256: SHA-256 of the plugin library, or None if no plugin is needed or the library is not built yet.
         cuda_graph: Whether runs are captured in a CUDA graph; it changes how the engine runs, not the engine.
         capabilities: Compute capabilities of the GPUs that it is built for; empty for the one at hand.
-        tuning: Whether plugins choose the sizes of their tiles by timing. Not where the engine is for another GPU, nor
-            with TensorRT-RTX, whose builder times nothing.
+        tuning: Whether plugins may choose the sizes of their tiles by timing, where a builder times.
     """
 
     tensorrt: str
@@ -243,8 +242,7 @@ def plan_build(
     """
     options = options or BuildOptions()
     types = precision_plan(precision, interface_version(tensorrt), strongly_typed=strongly_typed)
-    tuning = options.tuning and not capabilities and not tensorrt.startswith(RTX)
-    copy = tensorrt_model(source, types, rates or {}, tuning=tuning)
+    copy = tensorrt_model(source, types, rates or {}, tuning=options.tuning)
     nodes = _plugin_nodes(source, copy)
     plan = BuildPlan(
         tensorrt=tensorrt,
@@ -260,6 +258,6 @@ def plan_build(
         },
         cuda_graph=options.cuda_graph,
         capabilities=tuple(capabilities),
-        tuning=tuning,
+        tuning=options.tuning,
     )
     return plan, copy
