@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from dyndeploy.runtimes.tensorrt_api import TensorRT
 from dyndeploy.runtimes.tensorrt_inspector import plugin_facts
 from dyndeploy.runtimes.tensorrt_plan import BuildOptions, BuildPlan, plan_build
 from tests.bundles import MODES, tiny_models
-from tests.runtimes.fake_tensorrt import VERSIONS, Creator, World, install_fakes, numbers
+from tests.runtimes.fake_tensorrt import LIBRARY, VERSIONS, Creator, World, install_fakes, numbers
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -159,6 +161,51 @@ def test_host_and_board_make_the_same_calls(
     if precision == "fp16" and numbers(version) < (11,):
         assert ("get_layer", "precision =", "DataType.FLOAT") in asked
         assert ("create_builder_config", "set_flag", "BuilderFlag.OBEY_PRECISION_CONSTRAINTS") in asked
+
+
+def test_a_board_keeps_what_its_plugins_have_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plan, copy = plan_build(tiny_models("both")[0], "fp16", "8.2.1")
+    world = install_fakes(monkeypatch, "8.2.1", tmp_path)
+    given: list[bytes | None] = []
+
+    def read(text: ctypes.c_char_p) -> int:
+        given.append(text.value)
+        return 1
+
+    def told(text: Any, size: ctypes.c_int32) -> int:
+        if text is not None:
+            text.value = b"lines"
+        return 5
+
+    world.exported = SimpleNamespace(DyndeployReadTimedTactics=read, DyndeployTimedTactics=told)
+    work = tmp_path / "agent"
+    job = agent.Job(str(work), "0" * 32)
+    (work / "jobs" / job.key / "out").mkdir(parents=True)
+    digests = {}
+    for name, module in board_modules().items():
+        digests[name] = hashlib.sha256(module).hexdigest()
+        job.store.put(digests[name], len(module), 0, module)
+    (tmp_path / "model").write_bytes(copy.SerializeToString(deterministic=True))
+
+    def build(plugins: str) -> None:
+        """With the library that a job has made."""
+        made = work / "jobs" / plugins
+        (made / "out").mkdir(parents=True, exist_ok=True)
+        (made / "out" / LIBRARY).write_bytes(b"plugins")
+        files = {LIBRARY: hashlib.sha256(b"plugins").hexdigest()}
+        (made / "result.json").write_text(json.dumps({"files": files}))
+        spec = {"plan": plan.to_json(), "plugins": plugins, "library": LIBRARY, "versions": {}, "modules": digests}
+        agent._build_tensorrt(job, spec, str(tmp_path / "model"))
+
+    build("1" * 32)
+    assert given == [] and [path.read_bytes() for path in work.glob("tactics-*.cache")] == [b"lines"]
+    build("1" * 32)
+    assert given == [b"lines"]
+    build("2" * 32)
+    assert given == [b"lines"], "another library may have other tiles"
+    assert len(list(work.glob("tactics-*.cache"))) == 2
+    agent.Agent(str(work), b"")._clean()
+    assert list(work.glob("*.cache")) == []
 
 
 @pytest.mark.parametrize("tuning", [True, False])

@@ -1,6 +1,7 @@
 // Which tiles a product takes.
 #pragma once
 
+#include <initializer_list>
 #include <type_traits>
 
 #include "mma_tile.h"
