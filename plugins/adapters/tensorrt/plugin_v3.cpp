@@ -32,8 +32,8 @@ PluginV3::PluginV3(const PluginCore& core, const std::string& plugin_namespace)
     timing_id_ += " " + std::to_string(core_.attributes().values[i]);
   }
   timing_id_ += " " + std::to_string(core_.attributes().half_only);
-  timing_id_ += " " + std::to_string(core_.attributes().tuning);
   for (const std::int32_t rate : core_.attributes().timing_rates) timing_id_ += " " + std::to_string(rate);
+  timing_id_ += " " + std::to_string(core_.attributes().tuning);
 }
 
 nvinfer1::IPluginCapability* PluginV3::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept {
