@@ -60,6 +60,9 @@ def engine(
     plugins: Plugins = "auto",
     workspace: Annotated[int, typer.Option(min=1, help="Scratch memory of a layer in MiB.")] = 1024,
     tf32: Annotated[bool, typer.Option("--tf32", help="Let FP32 convolutions round to TF32.")] = False,
+    tuning: Annotated[
+        bool, typer.Option("--tuning/--no-tuning", help="Choose the sizes of the plugins' tiles by timing.")
+    ] = True,
     verify: Annotated[
         bool, typer.Option("--verify", help="Build, then compare masks and outputs with the bundle's reference.")
     ] = False,
@@ -96,7 +99,7 @@ def engine(
         static=twin,
         library=plugins,
         cache=output,
-        options=BuildOptions(workspace_mib=workspace, tf32=tf32),
+        options=BuildOptions(workspace_mib=workspace, tf32=tf32, tuning=tuning),
     )
     if (verify or profile) and (twin or trtexec is not None):
         raise UsageError(

@@ -44,6 +44,9 @@ FIRST_WITHOUT_PRECISION_FLAGS = 11
 HALF_ONLY = "plugin_half_only"
 """Attribute of a plugin's node: 1 where it may compute in half only, 0 where the builder may choose."""
 
+TUNING = "plugin_tuning"
+"""Attribute of a plugin's node: 1 where the sizes of its tiles may be chosen by timing, 0 where by formula alone."""
+
 TIMING_RATES = "plugin_timing_rates"
 """Attribute of a plugin's node: active bits of a thousand of each mask, in the order of its inputs, with which its
 kernels run while TensorRT times them; 0 reads the mask. Masks hold nothing meaningful then."""
@@ -133,7 +136,11 @@ def to_half(value: Array, name: str) -> npt.NDArray[np.float16]:
 
 
 def tensorrt_model(
-    model: onnx.ModelProto, plan: PrecisionPlan, rates: Mapping[str, float] | None = None
+    model: onnx.ModelProto,
+    plan: PrecisionPlan,
+    rates: Mapping[str, float] | None = None,
+    *,
+    tuning: bool = True,
 ) -> onnx.ModelProto:
     """Make the TensorRT copy of a bundle's graph.
 
@@ -142,6 +149,7 @@ def tensorrt_model(
         plan: Precision plan of the engine.
         rates: Expected activation rate of every mask by name; plugins are timed at it. None leaves timing to whatever
             the masks hold, and masks without a rate count as :data:`DEFAULT_TIMING_RATE`.
+        tuning: Whether the sizes of the plugins' tiles may be chosen by timing.
 
     Returns:
         A graph with the same inputs, outputs and node names.
@@ -168,6 +176,7 @@ def tensorrt_model(
     _state_precision(copy, half=plan.half)
     if rates is not None:
         _state_rates(copy, rates)
+    _state_tuning(copy, tuning=tuning)
     drop_unused(copy)
     return copy
 
@@ -199,6 +208,14 @@ def _state_rates(copy: onnx.ModelProto, rates: Mapping[str, float]) -> None:
         timed = [max(1, round(1000 * rates.get(mask, DEFAULT_TIMING_RATE))) for mask in masks]
         timed += [0] * (TIMED_MASKS - len(timed))
         node.attribute.append(helper.make_attribute(TIMING_RATES, timed))
+
+
+def _state_tuning(copy: onnx.ModelProto, *, tuning: bool) -> None:
+    from onnx import helper
+
+    for node in all_nodes(copy.graph):
+        if is_dynamic(node) and "tensorrt" in OPERATORS[node.op_type].kernels:
+            node.attribute.append(helper.make_attribute(TUNING, int(tuning)))
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:

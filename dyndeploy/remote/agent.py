@@ -1101,17 +1101,30 @@ def _tensorrt(library: Optional[str]) -> Tuple[Any, Any, List[str]]:
     return trt, log, messages
 
 
+def _cache(job: Job, kind: str, made_with: Any) -> str:
+    """Path of what earlier builds with the same software have timed on this board."""
+    digest = hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:16]
+    return os.path.join(job.jobs.work, "%s-%s.cache" % (kind, digest))
+
+
+def _kept(path: str) -> bytes:
+    if not os.path.isfile(path):
+        return b""
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
 def _build_tensorrt(job: Job, spec: Json, model: str) -> Json:
     device, inspector = job.module(spec, "tensorrt_device"), job.module(spec, "tensorrt_inspector")
     library = None if spec.get("plugins") is None else job.output_of(spec["plugins"], spec["library"])
     trt, log, messages = _tensorrt(library)
     # Timings depend on the board and the software alone; static and dynamic network share most of them.
-    name = "timing-%s.cache" % hashlib.sha256(json.dumps(spec["versions"], sort_keys=True).encode()).hexdigest()[:16]
-    known = os.path.join(job.jobs.work, name)
-    content = b""
-    if os.path.isfile(known):
-        with open(known, "rb") as stream:
-            content = stream.read()
+    known = _cache(job, "timing", spec["versions"])
+    content = _kept(known)
+    # The plugins' own, for a TensorRT without tactics; another library may have other tiles.
+    tactics = _cache(job, "tactics", [spec["versions"], spec.get("plugins")])
+    if library is not None:
+        device.read_tactics(library, _kept(tactics))
     with open(model, "rb") as stream:
         graph = stream.read()
     job.report("TensorRT is building (minutes on a small board)", 0.1)
@@ -1120,6 +1133,9 @@ def _build_tensorrt(job: Job, spec: Json, model: str) -> Json:
     except device.RefusedError as error:
         raise AgentError("build", "%s: %s" % (error, "; ".join(messages)[-2000:] or "TensorRT says no more"))
     write_atomically(known, timings)
+    timed = b"" if library is None else device.timed_tactics(library)
+    if timed:
+        write_atomically(tactics, timed)
     job.report("reading the engine's layers", 0.9)
     layers, wrong, note = inspector.read_back(trt, log, engine, spec["plan"])
     if wrong:
@@ -2326,7 +2342,7 @@ class Agent:
             if name in ("store", "jobs"):
                 shutil.rmtree(path, ignore_errors=True)
                 os.makedirs(path, exist_ok=True)
-            elif re.match(r"timing-\w+\.cache\Z|agent-\w+\.py\Z", name) and path != self.path:
+            elif re.match(r"(timing|tactics)-\w+\.cache\Z|agent-\w+\.py\Z", name) and path != self.path:
                 os.unlink(path)
         return {"freed_mb": (before - folder_size(self.work)) >> 20}
 

@@ -7,6 +7,7 @@ apart by asking the installed package; everything that is asked for by name was 
 """
 
 import ctypes
+import os
 import re
 from typing import Any, Callable, Dict, List, Mapping, Set, Tuple
 
@@ -148,6 +149,51 @@ def _keep_float(trt: Any, network: Any, config: Any, names: Set[str]) -> None:
             layer.set_output_type(output, trt.float32)
     if kept:
         config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+
+
+# ---------------------------------------------------------------- what plugins have timed
+
+TACTICS = "tactics.cache"
+"""Name of the file beside TensorRT's timing cache with what :func:`timed_tactics` tells.
+
+From TensorRT 10 on the sizes of the plugins' tiles are tactics, whose times are in the timing cache. Before, plugins
+time them for themselves, and this is their cache.
+"""
+
+
+def read_tactics(library: str, content: bytes) -> int:
+    """Give a plugin library what it told of an earlier build on this device; returns how many lines it took.
+
+    Args:
+        library: Its path; it is loaded.
+        content: Of :func:`timed_tactics`; anything else is left aside.
+    """
+    function = _exported(library, "DyndeployReadTimedTactics")
+    if function is None or not content or b"\0" in content:
+        return 0
+    return max(0, int(function(ctypes.c_char_p(content))))
+
+
+def timed_tactics(library: str) -> bytes:
+    """What a library's plugins have timed in this process, and what was read; empty for nothing."""
+    function = _exported(library, "DyndeployTimedTactics")
+    if function is None:
+        return b""
+    size = int(function(None, ctypes.c_int32(0)))
+    text = ctypes.create_string_buffer(max(0, size) + 1)
+    function(text, ctypes.c_int32(len(text)))
+    return text.value
+
+
+def _exported(library: str, name: str) -> Any:
+    """A function of a library that is loaded, returning a 32-bit integer; None where it has none of that name."""
+    try:
+        # Not loaded anew: what is asked is what registered the plugins.
+        function = getattr(ctypes.CDLL(library, mode=os.RTLD_NOLOAD | os.RTLD_NOW), name)
+    except (OSError, AttributeError):
+        return None
+    function.restype = ctypes.c_int32
+    return function
 
 
 # ---------------------------------------------------------------- running

@@ -27,7 +27,7 @@ from dyndeploy.errors import BundleError, DyndeployError, InputError, OutputErro
 from dyndeploy.graphs.passes import with_all_bodies
 from dyndeploy.graphs.tensorrt import missing_creators, required_creators
 from dyndeploy.ops import OPERATORS
-from dyndeploy.runtimes import tensorrt_inspector
+from dyndeploy.runtimes import tensorrt_device, tensorrt_inspector
 from dyndeploy.runtimes.base import TENSORRT
 from dyndeploy.runtimes.host_program import HostProgram, ProgramError
 from dyndeploy.runtimes.native import (
@@ -312,8 +312,13 @@ def build_graph_engine(
     progress("building the engine (minutes on a board)")
     start = time.monotonic()
     timing, timed_with = folder / TIMING_CACHE, {"tensorrt": api.text, **gpu.to_json()}
+    # Another library may have other tiles.
+    tactics = folder / tensorrt_device.TACTICS
+    tactics_of = {**timed_with, "library": "" if library is None else library.sha256}
     # The path is claimed first: a folder that cannot be written costs no build.
     with files.atomic_file(path) as temporary:
+        if library is not None:
+            tensorrt_device.read_tactics(str(library.path), kept_data(tactics, tactics_of))
         engine, timings = api.build(content, plan, kept_data(timing, timed_with))
         layers, note = api.read_back(engine, plan)
         temporary.write_bytes(engine)
@@ -337,6 +342,8 @@ def build_graph_engine(
     # Last: an engine without its metadata is not taken for a whole one.
     files.write_json(beside, metadata)
     keep_data(timing, timings, timed_with)
+    if library is not None and (timed := tensorrt_device.timed_tactics(str(library.path))):
+        keep_data(tactics, timed, tactics_of)
     return EngineFile(path, plan, metadata, library, cached=False)
 
 
@@ -418,7 +425,7 @@ def _why_unusable(path: Path, built_from: Mapping[str, Any], origin: str) -> str
     return ""
 
 
-_ASKED_FOR = ("precision", "workspace_mib", "tf32")
+_ASKED_FOR = ("precision", "workspace_mib", "tf32", "tuning")
 """What makes another engine because the user wanted another one."""
 
 

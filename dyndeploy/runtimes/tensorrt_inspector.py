@@ -253,6 +253,7 @@ def plugin_facts(
         words, empty where it does not say.
     """
     by_node = {node: layer for layer in layers if layer["plugin"] for node in layer["nodes"]}
+    untold = -1 if plan.get("tuning") else 0
     facts = {}
     for name, node in plan["plugin_nodes"].items():
         layer = by_node.get(name)
@@ -263,12 +264,30 @@ def plugin_facts(
             "operator": node["operator"],
             "type": kind,
             "tactic": layer["tactic"],
-            "kernels": kernels(library, node, kind == "float16") if library else "",
+            "kernels": kernels(library, node, kind == "float16", tactic=_number(layer["tactic"]) or untold)
+            if library
+            else "",
         }
     return facts
 
 
-def kernels(library: str, node: Mapping[str, Any], half: bool, capability: int = 0, processors: int = 0) -> str:
+def _number(tactic: str) -> int:
+    """A plugin's tactic as a number (``"0x0000000000000003"``), 0 where TensorRT names none."""
+    try:
+        number = int(tactic, 0)
+    except ValueError:
+        return 0
+    return number if 0 < number < 1 << 31 else 0
+
+
+def kernels(
+    library: str,
+    node: Mapping[str, Any],
+    half: bool,
+    capability: int = 0,
+    processors: int = 0,
+    tactic: int = 0,
+) -> str:
     """Which kernels a plugin library would run for a node, in its words; empty where it does not say.
 
     Args:
@@ -277,6 +296,7 @@ def kernels(library: str, node: Mapping[str, Any], half: bool, capability: int =
         half: Whether its data are half.
         capability: Ten times the compute capability; 0 asks for the current GPU.
         processors: Of that GPU.
+        tactic: The builder's; 0 for the library's formula, -1 where it was tuned and the builder does not tell how.
     """
     shapes = [number for shape in node["shapes"] for number in [len(shape)] + list(shape)]
     if not node["shapes"] or any(size < 0 for size in shapes):
@@ -300,6 +320,7 @@ def kernels(library: str, node: Mapping[str, Any], half: bool, capability: int =
         ctypes.c_int32(processors),
         text,
         ctypes.c_int32(len(text)),
+        ctypes.c_int32(tactic),
     )
     return text.value.decode("utf-8", "replace") if length > 0 else ""
 

@@ -39,11 +39,13 @@ class BuildOptions:
         workspace_mib: Scratch memory that a layer may use, in MiB.
         tf32: Whether FP32 convolutions may round their inputs to TF32 on GPUs that have it.
         cuda_graph: Whether runs are captured in a CUDA graph where that is possible.
+        tuning: Whether plugins choose the sizes of their tiles by timing, else by a formula; results are the same.
     """
 
     workspace_mib: int = 1024
     tf32: bool = False
     cuda_graph: bool = True
+    tuning: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class BuildPlan:
         library_sha256: SHA-256 of the plugin library, or None if no plugin is needed or the library is not built yet.
         cuda_graph: Whether runs are captured in a CUDA graph; it changes how the engine runs, not the engine.
         capabilities: Compute capabilities of the GPUs that it is built for; empty for the one at hand.
+        tuning: Whether plugins may choose the sizes of their tiles by timing, where a builder times.
     """
 
     tensorrt: str
@@ -97,6 +100,7 @@ class BuildPlan:
     library_sha256: str | None = None
     cuda_graph: bool = BuildOptions.cuda_graph
     capabilities: tuple[str, ...] = ()
+    tuning: bool = BuildOptions.tuning
 
     @property
     def precision_plan(self) -> PrecisionPlan:
@@ -144,6 +148,7 @@ class BuildPlan:
             library_sha256=root["library_sha256"].optional(Field.sha256),
             cuda_graph=root["cuda_graph"].boolean(),
             capabilities=root["capabilities"].sequence(Field.text),
+            tuning=root["tuning"].boolean(),
         )
 
 
@@ -223,7 +228,7 @@ def plan_build(
         precision: ``"fp32"`` or ``"fp16"``.
         tensorrt: Version of the TensorRT that will build, as that writes it; ``"RTX 1.7.1.116"`` for TensorRT-RTX.
         strongly_typed: Ask for types in the graph or for builder flags; None takes flags where they exist.
-        options: Workspace, TF32 and CUDA graphs; None takes the defaults.
+        options: Workspace, TF32, CUDA graphs and tuning; None takes the defaults.
         capabilities: Compute capabilities to build for; empty takes the GPU at hand.
         rates: Expected activation rate of every mask by name, at which plugins are timed; where there is none,
             :data:`dyndeploy.graphs.tensorrt.DEFAULT_TIMING_RATE`.
@@ -237,7 +242,7 @@ def plan_build(
     """
     options = options or BuildOptions()
     types = precision_plan(precision, interface_version(tensorrt), strongly_typed=strongly_typed)
-    copy = tensorrt_model(source, types, rates or {})
+    copy = tensorrt_model(source, types, rates or {}, tuning=options.tuning)
     nodes = _plugin_nodes(source, copy)
     plan = BuildPlan(
         tensorrt=tensorrt,
@@ -253,5 +258,6 @@ def plan_build(
         },
         cuda_graph=options.cuda_graph,
         capabilities=tuple(capabilities),
+        tuning=options.tuning,
     )
     return plan, copy

@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMED_MASKS, TIMING_RATES
+from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMED_MASKS, TIMING_RATES, TUNING
 from dyndeploy.ops.base import Element, OperatorSpec, Port
 from dyndeploy.runtimes.tensorrt_plan import FAMILY
 
-FORMAT_FIELD, FORMAT = "dyndeploy_format", 2
+FORMAT_FIELD, FORMAT = "dyndeploy_format", 3
 """Field of an engine that says how the other fields of a plugin are to be read, and its value (``attributes.h``)."""
+
+TACTIC_FIELD = "dyndeploy_tactic"
+"""Field of an engine with the sizes of the plugin's tiles; 0 is the formula's choice."""
 
 _NOT_ATTRIBUTES = ("plugin_version", "plugin_namespace")
 _OUTPUT_ATTRIBUTES = {"mh": "mask_height", "mw": "mask_width", "S": "size"}
@@ -101,9 +104,9 @@ def plugin_attributes(spec: OperatorSpec, fields: Iterable[Any]) -> dict[str, li
     lengths = {attribute.name: attribute.length or 1 for attribute in spec.attributes}
     types = {attribute.name: attribute.type for attribute in spec.attributes}
     found: dict[str, list[Number]] = {}
-    added: dict[str, list[Number]] = {HALF_ONLY: [0], TIMING_RATES: [0] * TIMED_MASKS}
+    added: dict[str, list[Number]] = {HALF_ONLY: [0], TIMING_RATES: [0] * TIMED_MASKS, TUNING: [1]}
     for field in fields:
-        if field.name in (*_NOT_ATTRIBUTES, FORMAT_FIELD):
+        if field.name in (*_NOT_ATTRIBUTES, FORMAT_FIELD, TACTIC_FIELD):
             continue
         if field.name in added:
             added[field.name] = [int(value) for value in np.asarray(field.data).ravel()]
@@ -121,6 +124,8 @@ def plugin_attributes(spec: OperatorSpec, fields: Iterable[Any]) -> dict[str, li
             raise StandInError(f"{spec.name}: attribute {name} is missing")
     if added[HALF_ONLY] not in ([0], [1]):
         raise StandInError(f"{spec.name}: attribute {HALF_ONLY} is {added[HALF_ONLY]}, expected 0 or 1")
+    if added[TUNING] not in ([0], [1]):
+        raise StandInError(f"{spec.name}: attribute {TUNING} is {added[TUNING]}, expected 0 or 1")
     if len(added[TIMING_RATES]) != TIMED_MASKS or not all(0 <= rate <= 1000 for rate in added[TIMING_RATES]):
         raise StandInError(
             f"{spec.name}: attribute {TIMING_RATES} is {added[TIMING_RATES]}, expected {TIMED_MASKS} of 0 to 1000"
@@ -133,10 +138,11 @@ def stored_fields(
 ) -> list[tuple[str, np.ndarray[Any, Any]]]:
     """Names and values of the fields that an engine keeps of a plugin, in their order."""
     types = {attribute.name: _DTYPES[attribute.type] for attribute in spec.attributes}
-    # The rates are for the builder alone: what an engine keeps runs on real masks.
-    kept = {name: entries for name, entries in attributes.items() if name != TIMING_RATES}
+    # The rates and tuning are for the builder alone: what an engine keeps runs on real masks.
+    kept = {name: entries for name, entries in attributes.items() if name not in (TIMING_RATES, TUNING)}
     values = [(name, np.asarray(entries, types.get(name, np.int32))) for name, entries in kept.items()]
-    return [*values, (FORMAT_FIELD, np.asarray([FORMAT], np.int32))]
+    # Stand-ins offer no tactics, as the plugins without a device to time.
+    return [*values, (FORMAT_FIELD, np.asarray([FORMAT], np.int32)), (TACTIC_FIELD, np.zeros(1, np.int32))]
 
 
 def plugin_class(trt: Any, problems: list[str]) -> Any:
@@ -300,6 +306,7 @@ def register_stand_ins(trt: Any, specs: Iterable[OperatorSpec], problems: list[s
             self.name, self.plugin_version, self.plugin_namespace = spec.name, str(spec.version), ""
             self._declared = [(a.name, np.zeros(a.length or 1, _DTYPES[a.type])) for a in spec.attributes]
             self._declared += [(HALF_ONLY, np.zeros(1, np.int32)), (TIMING_RATES, np.zeros(TIMED_MASKS, np.int32))]
+            self._declared += [(TUNING, np.zeros(1, np.int32))]
             self.field_names = _fields(trt, self._declared)
 
         def create_plugin(self, name: str, fields: Iterable[Any], phase: Any) -> Any:

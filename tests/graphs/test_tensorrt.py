@@ -19,6 +19,7 @@ from dyndeploy.graphs.stages import whole_model
 from dyndeploy.graphs.tensorrt import (
     HALF_ONLY,
     TIMING_RATES,
+    TUNING,
     PrecisionPlan,
     float_nodes,
     missing_creators,
@@ -359,3 +360,14 @@ def test_plugins_are_told_at_which_rates_they_are_timed() -> None:
     single = tensorrt_model(tiny_models("layer")[0], FP32, {})
     found = [list(a.ints) for node in single.graph.node for a in node.attribute if a.name == TIMING_RATES]
     assert found == [[500, 0, 0, 0]] * 2
+
+
+def test_every_plugin_is_told_whether_it_may_be_tuned() -> None:
+    model = tiny_models("both")[0]
+
+    def stated(tuning: bool) -> dict[str, int]:
+        copy = tensorrt_model(model, FP32, {}, tuning=tuning)
+        return {node.name: a.i for node in copy.graph.node for a in node.attribute if a.name == TUNING}
+
+    plugins = {node.name for node in tensorrt_model(model, FP32, {}).graph.node if node.domain}
+    assert stated(True) == dict.fromkeys(plugins, 1) and stated(False) == dict.fromkeys(plugins, 0)

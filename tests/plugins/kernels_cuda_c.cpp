@@ -19,7 +19,23 @@ BottleneckShape shape_of(const int* s) {
           s[8], s[9] != 0, s[10], s[11], s[12], s[13], s[14] != 0, s[15] != 0};
 }
 
+Tiles& asked_tiles() {
+  thread_local Tiles tiles = {};
+  return tiles;
+}
+
+void tell(const Tiles* candidates, int count, int* out) {
+  for (int i = 0; i < count * kMostProducts; ++i) {
+    out[i] = static_cast<int>(candidates[i / kMostProducts].sizes[i % kMostProducts]);
+  }
+}
+
 }  // namespace
+
+// Sizes of the tiles of the runs and choices that follow in this thread, by product.
+ENTRY void dyn_tiles(const int* sizes) {
+  for (int i = 0; i < kMostProducts; ++i) asked_tiles().sizes[i] = static_cast<Size>(sizes[i]);
+}
 
 ENTRY const char* dyn_check_bottleneck(const int* sizes, int type) {
   return check_bottleneck(shape_of(sizes), static_cast<Type>(type));
@@ -32,7 +48,7 @@ ENTRY std::size_t dyn_bottleneck_workspace(const int* sizes, int type) {
 // out: elements of an access, whether tensor cores, rows of the three tiles, their columns, whether Winograd.
 ENTRY void dyn_bottleneck_choice(const int* sizes, int type, int capability, int processors, int* out) {
   const BottleneckChoice choice =
-      bottleneck_choice(shape_of(sizes), static_cast<Type>(type), capability, processors);
+      bottleneck_choice(shape_of(sizes), static_cast<Type>(type), capability, processors, asked_tiles());
   out[0] = choice.vector;
   out[1] = choice.tensor_cores;
   for (int i = 0; i < 3; ++i) {
@@ -40,6 +56,21 @@ ENTRY void dyn_bottleneck_choice(const int* sizes, int type, int capability, int
     out[5 + i] = choice.columns[i];
   }
   out[8] = choice.winograd;
+}
+
+// out: the sizes of four products for every candidate, at most eight; returns how many.
+ENTRY int dyn_bottleneck_candidates(const int* sizes, int type, int capability, int processors, int* out) {
+  Tiles candidates[kMostCandidates];
+  const int count =
+      bottleneck_candidates(shape_of(sizes), static_cast<Type>(type), capability, processors, candidates);
+  tell(candidates, count, out);
+  return count;
+}
+ENTRY int dyn_quantized_candidates(const int* sizes, int capability, int processors, int* out) {
+  Tiles candidates[kMostCandidates];
+  const int count = quantized_bottleneck_candidates(shape_of(sizes), capability, processors, candidates);
+  tell(candidates, count, out);
+  return count;
 }
 
 // tensors as for dyn_bottleneck; 1 where a mask is another afterwards.
@@ -79,7 +110,7 @@ ENTRY int dyn_bottleneck(const int* sizes, int type, void* const* t, void* works
   tensors.we = t[15];
   tensors.bs = static_cast<const float*>(t[16]);
   tensors.be = static_cast<const float*>(t[17]);
-  return run_bottleneck(shape_of(sizes), static_cast<Type>(type), tensors, workspace, stream);
+  return run_bottleneck(shape_of(sizes), static_cast<Type>(type), tensors, workspace, stream, asked_tiles());
 }
 
 // sizes as above.
@@ -93,7 +124,8 @@ ENTRY std::size_t dyn_quantized_bottleneck_workspace(const int* sizes) {
 
 // out: elements of an access, whether tensor cores, rows of the three tiles, their columns.
 ENTRY void dyn_quantized_bottleneck_choice(const int* sizes, int capability, int processors, int* out) {
-  const BottleneckChoice choice = quantized_bottleneck_choice(shape_of(sizes), capability, processors);
+  const BottleneckChoice choice =
+      quantized_bottleneck_choice(shape_of(sizes), capability, processors, asked_tiles());
   out[0] = choice.vector;
   out[1] = choice.tensor_cores;
   for (int i = 0; i < 3; ++i) {
@@ -123,7 +155,7 @@ ENTRY int dyn_quantized_bottleneck(const int* sizes, void* const* t, void* works
                                               floats(13),
                                               floats(14),
                                               static_cast<std::uint8_t*>(t[15])};
-  return run_quantized_bottleneck(shape_of(sizes), tensors, workspace, stream);
+  return run_quantized_bottleneck(shape_of(sizes), tensors, workspace, stream, asked_tiles());
 }
 
 // sizes: batch, height, width, channels, groups, mask height and width.
@@ -174,8 +206,8 @@ ENTRY std::size_t dyn_transformer_workspace(const int* sizes, const float* numbe
 // out: elements of an access, whether tensor cores, rows of the four tiles, their columns.
 ENTRY void dyn_transformer_choice(const int* sizes, const float* numbers, int type, int capability,
                                   int processors, int* out) {
-  const TransformerChoice choice =
-      transformer_choice(block_of(sizes, numbers), static_cast<Type>(type), capability, processors);
+  const TransformerChoice choice = transformer_choice(block_of(sizes, numbers), static_cast<Type>(type),
+                                                      capability, processors, asked_tiles());
   out[0] = choice.vector;
   out[1] = choice.tensor_cores;
   for (int i = 0; i < 4; ++i) {
@@ -184,10 +216,20 @@ ENTRY void dyn_transformer_choice(const int* sizes, const float* numbers, int ty
   }
 }
 
+ENTRY int dyn_transformer_candidates(const int* sizes, const float* numbers, int type, int capability,
+                                     int processors, int* out) {
+  Tiles candidates[kMostCandidates];
+  const int count = transformer_candidates(block_of(sizes, numbers), static_cast<Type>(type), capability,
+                                           processors, candidates);
+  tell(candidates, count, out);
+  return count;
+}
+
 // tensors: x, masks of tokens, heads, attention and MLP, then the weights in the order of the operator, y.
 ENTRY int dyn_transformer(const int* sizes, const float* numbers, int type, void* const* t, void* workspace,
                           void* stream) {
-  return run_transformer(block_of(sizes, numbers), static_cast<Type>(type), tensors_of(t), workspace, stream);
+  return run_transformer(block_of(sizes, numbers), static_cast<Type>(type), tensors_of(t), workspace, stream,
+                         asked_tiles());
 }
 
 // 1 where a mask is another afterwards.

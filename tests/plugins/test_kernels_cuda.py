@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -488,6 +491,97 @@ def test_the_size_of_a_tile_changes_no_bit(kernels: ctypes.CDLL, capability: int
     )
     for other in others:
         np.testing.assert_array_equal(other, first)
+
+
+PRODUCTS, MOST_CANDIDATES = 4, 8
+
+
+@contextmanager
+def asked(library: ctypes.CDLL, sizes: Sequence[int]) -> Iterator[None]:
+    """The size of the tiles of each product, as :class:`Device` numbers them, in this thread's runs."""
+    library.dyn_tiles(integers([*sizes]))
+    try:
+        yield
+    finally:
+        library.dyn_tiles(integers([0] * PRODUCTS))
+
+
+def candidates_of(function: Any, *arguments: Any) -> list[tuple[int, ...]]:
+    """Sizes of the four products of each candidate; the formula's choice comes first, and none comes twice."""
+    out = integers([0] * (PRODUCTS * MOST_CANDIDATES))
+    count = function(*arguments, out)
+    found = [tuple(out[PRODUCTS * i : PRODUCTS * (i + 1)]) for i in range(count)]
+    assert 1 <= count <= MOST_CANDIDATES and found[0] == (0,) * PRODUCTS and len(set(found)) == count
+    # All combinations of two sizes each.
+    for product in range(PRODUCTS):
+        sizes = [entry[product] for entry in found]
+        assert len(set(sizes)) == 1 or (sizes.count(0) == count // 2 and len(set(sizes)) == 2)
+    return found
+
+
+@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+@pytest.mark.parametrize("device", DEVICES, ids=lambda d: f"sm{d.capability}x{d.processors}")
+@pytest.mark.parametrize("case", range(len(LARGE)))
+def test_every_candidate_gives_the_same_bits(kernels: ctypes.CDLL, device: Device, kind: int, case: int) -> None:
+    call = Prepared(Host(kernels, device), kind, LARGE[case])
+    sizes = call._sizes
+    first = run_bottleneck(Host(kernels, device), kind, LARGE[case])
+    arguments = (sizes, kind, device.capability, device.processors)
+    candidates = candidates_of(kernels.dyn_bottleneck_candidates, *arguments)
+    assert candidates == candidates_of(kernels.dyn_bottleneck_candidates, sizes, kind, 0, 0), "the current device"
+    for candidate in candidates[1:]:
+        with asked(kernels, candidate):
+            np.testing.assert_array_equal(run_bottleneck(Host(kernels, device), kind, LARGE[case]), first)
+
+
+def test_candidates_are_other_tiles_that_the_formula_finds_near(kernels: ctypes.CDLL) -> None:
+    """Rows of the three tiles. One of 128 rows at 7 x 7 on 132 processors is not worth timing."""
+
+    def rows(sizes: list[int], capability: int, processors: int) -> list[tuple[int, ...]]:
+        found = []
+        for each in candidates_of(kernels.dyn_bottleneck_candidates, integers(sizes), HALF, capability, processors):
+            out = integers([0] * 9)
+            with asked(kernels, each):
+                kernels.dyn_bottleneck_choice(integers(sizes), HALF, capability, processors, out)
+            found.append(tuple(out[2:5]))
+        return found
+
+    stage3 = [8, 14, 14, 1024, 256, 1024, 1, 1, 1, 0, 7, 7, 0, 0, 1, 0]
+    found = rows(stage3, 87, 16)
+    assert found[0] == (96, 64, 96)
+    assert set(found) == set(itertools.product((96, 64), (64, 96), (96, 64))) and found[1] == (96, 96, 96), (
+        "conv2 first"
+    )
+    stage4 = [1, 7, 7, 2048, 512, 2048, 1, 1, 1, 0, 7, 7, 0, 0, 1, 0]
+    assert rows(stage4, 90, 132) == [(16, 16, 16)]
+    # Where the device chooses among several kernels, one kernel for all is the other candidate.
+    nano = candidates_of(kernels.dyn_bottleneck_candidates, integers(stage4), HALF, 53, 1)
+    assert len(nano) == 8 and len(set(rows(stage4, 53, 1))) == 1
+    # Single elements move in tiles of one size.
+    assert (
+        len(candidates_of(kernels.dyn_bottleneck_candidates, integers([*stage4[:3], 2047, *stage4[4:]]), HALF, 90, 132))
+        == 1
+    )
+    # Nobody is asked about a GPU that is not there.
+    kernels.dyn_host_device(0, 0, 0, 0)
+    assert kernels.dyn_bottleneck_candidates(integers(stage4), HALF, 0, 0, integers([0] * 32)) == 0
+    kernels.dyn_host_device(62, 2, 0, 0)
+
+
+def test_a_single_kernel_replaces_several_where_it_is_asked_for(kernels: ctypes.CDLL) -> None:
+    """At 7x7 a board launches two kernels of conv2 and conv3 in half; a size that is given is one kernel."""
+    layer = Layer(64, 32, 64)
+    case = Case(layer, np.ones((1, 7, 7, 64), np.float32), random_weights(layer, 1), np.ones((1, 1, 7, 7), np.float32))
+    device = Device(53, 1)
+
+    def launches() -> int:
+        call = Prepared(Host(kernels, device), HALF, case)
+        call.run()
+        return int(kernels.dyn_host_launches())
+
+    several = launches()
+    with asked(kernels, (2, 2, 2, 0)):
+        assert launches() < several
 
 
 WINOGRAD = [case for case in LARGE if case.winograd]

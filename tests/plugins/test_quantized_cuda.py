@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dyndeploy.ops import OPERATORS, Role
 from dyndeploy.ops.gates import CHANNEL
 from tests.ops.cases import QUANTIZED, Case, any_case, build, in_integers
-from tests.plugins.test_kernels_cuda import GUARD, Device, Gpu, Host, gpu, integers, kernels
+from tests.plugins.test_kernels_cuda import GUARD, Device, Gpu, Host, asked, candidates_of, gpu, integers, kernels
 
 __all__ = ["gpu", "kernels"]
 
@@ -122,6 +122,19 @@ def test_whole_runs_on_every_kind_of_tile(name: str, device: Device, kernels: ct
 def test_every_size_of_tile(name: str, tiles: int, device: Device, kernels: ctypes.CDLL) -> None:
     for changes in ({}, {"size": (12, 11), "group": 2, "dilation": 2, "batch": 1}):
         assert_agrees(Host(kernels, replace(device, tiles=tiles)), whole(name, 10 * tiles, **changes))
+
+
+@pytest.mark.parametrize("name", ["QuantizedSpatialBottleneckProjection", "QuantizedSpatialChannelBottleneck"])
+def test_every_candidate(name: str, device: Device, kernels: ctypes.CDLL) -> None:
+    case = whole(name, 7)
+    values = {port.name: value for port, value in zip(case.spec.inputs, case.inputs, strict=True)}
+    sizes = sizes_of(case, values)
+    candidates = candidates_of(kernels.dyn_quantized_candidates, sizes, device.capability, device.processors)
+    for candidate in candidates:
+        with asked(kernels, candidate):
+            assert_agrees(Host(kernels, device), case)
+    assert len(candidates) > 1 or device.processors == 500
+    assert kernels.dyn_quantized_candidates(sizes, 53, 1, integers([0] * 32)) == 0, "no products of bytes"
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])

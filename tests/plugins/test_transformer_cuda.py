@@ -22,7 +22,9 @@ from tests.plugins.test_kernels_cuda import (
     Device,
     Gpu,
     Host,
+    asked,
     assert_bits,
+    candidates_of,
     gpu,
     integers,
     kernels,
@@ -363,6 +365,22 @@ def test_masks_for_timing_have_the_planned_rate(kernels: ctypes.CDLL, names: tup
         case.masks[name][...] = mask
     call.run()
     np.testing.assert_array_equal(call.result(), run(Host(kernels, Device(87, 4)), HALF, case))
+
+
+@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+@pytest.mark.parametrize("capability", [62, 75, 87])
+def test_every_candidate_gives_the_same_bits(kernels: ctypes.CDLL, kind: int, capability: int) -> None:
+    device, case = Device(capability, 4), several_tiles(VARIANTS[-1], 0, 1)
+    call = Prepared(Host(kernels, device), kind, case)
+    arguments = (call._sizes, call._numbers, kind, capability, device.processors)
+    candidates = candidates_of(kernels.dyn_transformer_candidates, *arguments)
+    first = run(Host(kernels, device), kind, case)
+    for candidate in candidates[1:]:
+        # proj multiplies least and keeps the formula's size.
+        assert candidate[1] == 0
+        with asked(kernels, candidate):
+            np.testing.assert_array_equal(run(Host(kernels, device), kind, case), first)
+    assert len(candidates) > 1
 
 
 @pytest.mark.parametrize(("capability", "kind"), [(62, FLOAT), (90, FLOAT), (62, HALF), (75, HALF), (90, HALF)])

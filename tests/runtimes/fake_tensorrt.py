@@ -93,6 +93,7 @@ class World:
         self.contexts = 0
         self.freed = 0
         self.fails: set[str] = set()
+        self.exported: object = object()  # the functions of the plugin library
 
     def load(self, how: str, path: str) -> object:
         if "load" in self.fails:
@@ -569,7 +570,7 @@ def install_fakes(
         if path == "libcuda.so.1":
             raise OSError("no libcuda here")
         if mode & os.RTLD_NOLOAD:
-            return object()
+            return world.exported
         return world.load("dlopen", path)
 
     monkeypatch.setattr(ctypes, "CDLL", cdll)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from dyndeploy.errors import BundleError, OutputError
 from dyndeploy.runtimes import OnnxRuntimeSession, TensorRTSession, tensorrt_engine
 from dyndeploy.runtimes.cuda import FoundGpu
 from dyndeploy.runtimes.tensorrt import KERNELS
+from dyndeploy.runtimes.tensorrt_device import TACTICS
 from dyndeploy.runtimes.tensorrt_engine import ENGINES, TIMING_CACHE, EngineFile, EngineSettings, cache_folder
 from dyndeploy.runtimes.tensorrt_plan import BuildOptions
 from tests.bundles import tiny_bundle
@@ -155,6 +159,49 @@ def test_timing_caches(
     monkeypatch.setattr(tensorrt_engine, "_write_bytes", full)
     assert timings() == b"+", "the engine is there and ran"
     assert f"The cache {cache} could not be kept: {cache}: no space left." in one_line(said)
+
+
+def test_what_plugins_have_timed_is_kept(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture
+) -> None:
+    """Before TensorRT 10 plugins time for themselves: their library is given what it told of the last build."""
+    world = install_fakes(monkeypatch, "8.5.3.1", tmp_path)
+    cache = bundle.path / ENGINES / TACTICS
+    sizes = iter(range(100, 200))
+    given: list[bytes] = []
+    timed = [b""]
+
+    def read(text: ctypes.c_char_p) -> int:
+        given.append(text.value or b"")
+        return 1
+
+    def told(text: Any, size: ctypes.c_int32) -> int:
+        if text is not None:
+            text.value = timed[0]
+        return len(timed[0])
+
+    def built() -> EngineFile:
+        return opened(bundle, EngineSettings(options=BuildOptions(workspace_mib=next(sizes))))
+
+    built()
+    assert not cache.exists(), "a library without these functions"
+    world.exported = SimpleNamespace(DyndeployReadTimedTactics=read, DyndeployTimedTactics=told)
+    built()
+    assert not cache.exists() and not given, "nothing was timed, as with TensorRT 10"
+    timed[0] = b"dyndeploy tactics 1\nfirst = 3\n"
+    built()
+    assert cache.read_bytes() == timed[0] and not given
+    timed[0] += b"second = 2\n"
+    built()
+    assert given == [b"dyndeploy tactics 1\nfirst = 3\n"] and cache.read_bytes() == timed[0] and not said.records
+    cache.write_bytes(b"broken")
+    built()
+    assert one_line(said) == f"dyndeploy: The cache {cache} is damaged, or not whole. A new one is begun."
+    assert len(given) == 1 and cache.read_bytes() == timed[0]
+    # Another library may have other tiles.
+    (tmp_path / "libdyndeploy_tensorrt.so").write_bytes(b"other plugins")
+    built()
+    assert len(given) == 1 and "is of another TensorRT or device" in one_line(said)
 
 
 def test_kernels_that_tensorrt_rtx_compiled(

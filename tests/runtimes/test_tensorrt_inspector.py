@@ -172,10 +172,10 @@ SAYS = """
 #include <stdio.h>
 int32_t DyndeployKernels(const char* name, const int32_t* attributes, int32_t attribute_count, const int64_t* shapes,
                          int32_t shape_count, int32_t half, int32_t capability, int32_t processors, char* text,
-                         int32_t size) {
+                         int32_t size, int32_t tactic) {
   if (capability < 0) return -1;
-  return snprintf(text, size, "%s %d/%d %d/%d %d %d.%d", name, (int)attributes[1], attribute_count,
-                  (int)shapes[shape_count - 1], shape_count, half, capability, processors);
+  return snprintf(text, size, "%s %d/%d %d/%d %d %d.%d, %d", name, (int)attributes[1], attribute_count,
+                  (int)shapes[shape_count - 1], shape_count, half, capability, processors, tactic);
 }
 """
 
@@ -189,12 +189,26 @@ def test_a_library_is_asked_what_its_kernels_do(tmp_path: Path) -> None:
         subprocess.run(["cc", "-shared", "-fPIC", str(tmp_path / source), "-o", made], check=True)
     loaded = [ctypes.CDLL(made) for made in (library, other)]
     node = {"operator": "Operator", "attributes": [4, 5], "shapes": [[2, 3], [7]]}
-    assert kernels(library, node, True, 87, 16) == "Operator 5/2 7/5 1 87.16"
-    assert kernels(library, node, False) == "Operator 5/2 7/5 0 0.0"
+    assert kernels(library, node, True, 87, 16) == "Operator 5/2 7/5 1 87.16, 0"
+    assert kernels(library, node, True, 87, 16, 7) == "Operator 5/2 7/5 1 87.16, 7"
+    assert kernels(library, node, False) == "Operator 5/2 7/5 0 0.0, 0"
     assert kernels(library, node, True, -1) == "", "it does not know"
     assert kernels(other, node, True) == kernels(str(tmp_path / "missing.so"), node, True) == ""
     for unknown in ([[-1, 3], [7]], []):
         assert kernels(library, {**node, "shapes": unknown}, True) == ""
+    # The builder's tactic goes with it, or that there is one which it does not tell.
+    tensor = {"name": "x", "type": "float16", "shape": [2, 3]}
+    layer = {"plugin": True, "nodes": ["b"], "inputs": [tensor], "constants": [], "outputs": [tensor]}
+    for plan, tactic, told in (
+        ({"tuning": True}, "0x0000000000000007", 7),
+        ({"tuning": True}, "0x0000000000000000", -1),
+        ({"tuning": True}, "a name", -1),
+        ({"tuning": True}, "0xffffffffffffffff", -1),
+        ({"tuning": False}, "", 0),
+        ({}, "", 0),
+    ):
+        facts = plugin_facts([{**layer, "tactic": tactic}], {**plan, "plugin_nodes": {"b": node}}, library)
+        assert facts["b"]["kernels"] == f"Operator 5/2 7/5 1 0.0, {told}"
     assert len(loaded) == 2
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,13 +15,14 @@ import pytest
 from dyndeploy.bundle.device_files import board_modules
 from dyndeploy.errors import DyndeployError, UsageError
 from dyndeploy.graphs.labels import LabelledGraph
+from dyndeploy.graphs.tensorrt import TUNING
 from dyndeploy.ops import OPERATORS
 from dyndeploy.remote import agent
 from dyndeploy.runtimes.tensorrt_api import TensorRT
 from dyndeploy.runtimes.tensorrt_inspector import plugin_facts
 from dyndeploy.runtimes.tensorrt_plan import BuildOptions, BuildPlan, plan_build
 from tests.bundles import MODES, tiny_models
-from tests.runtimes.fake_tensorrt import VERSIONS, Creator, World, install_fakes, numbers
+from tests.runtimes.fake_tensorrt import LIBRARY, VERSIONS, Creator, World, install_fakes, numbers
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -31,7 +34,7 @@ def test_a_plan_says_all_that_the_builder_is_told(version: str, precision: str) 
     typed = numbers(version) >= (11,)
     assert (plan.tensorrt, plan.precision, plan.typed) == (version, precision, typed)
     assert set(plan.float_layers) == ({"head/mean", "head/fc"} if precision == "fp16" and not typed else set())
-    assert (plan.workspace_mib, plan.tf32, plan.cuda_graph) == (1024, False, True)
+    assert (plan.workspace_mib, plan.tf32, plan.cuda_graph, plan.tuning) == (1024, False, True, True)
     assert {name for name, _ in plan.plugins} == {node.op_type for node in copy.graph.node if node.domain}
     assert plan.with_library("a" * 64).library_sha256 == "a" * 64
     static, _ = plan_build(twin, precision, version)
@@ -158,6 +161,59 @@ def test_host_and_board_make_the_same_calls(
     if precision == "fp16" and numbers(version) < (11,):
         assert ("get_layer", "precision =", "DataType.FLOAT") in asked
         assert ("create_builder_config", "set_flag", "BuilderFlag.OBEY_PRECISION_CONSTRAINTS") in asked
+
+
+def test_a_board_keeps_what_its_plugins_have_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plan, copy = plan_build(tiny_models("both")[0], "fp16", "8.2.1")
+    world = install_fakes(monkeypatch, "8.2.1", tmp_path)
+    given: list[bytes | None] = []
+
+    def read(text: ctypes.c_char_p) -> int:
+        given.append(text.value)
+        return 1
+
+    def told(text: Any, size: ctypes.c_int32) -> int:
+        if text is not None:
+            text.value = b"lines"
+        return 5
+
+    world.exported = SimpleNamespace(DyndeployReadTimedTactics=read, DyndeployTimedTactics=told)
+    work = tmp_path / "agent"
+    job = agent.Job(str(work), "0" * 32)
+    (work / "jobs" / job.key / "out").mkdir(parents=True)
+    digests = {}
+    for name, module in board_modules().items():
+        digests[name] = hashlib.sha256(module).hexdigest()
+        job.store.put(digests[name], len(module), 0, module)
+    (tmp_path / "model").write_bytes(copy.SerializeToString(deterministic=True))
+
+    def build(plugins: str) -> None:
+        """With the library that a job has made."""
+        made = work / "jobs" / plugins
+        (made / "out").mkdir(parents=True, exist_ok=True)
+        (made / "out" / LIBRARY).write_bytes(b"plugins")
+        files = {LIBRARY: hashlib.sha256(b"plugins").hexdigest()}
+        (made / "result.json").write_text(json.dumps({"files": files}))
+        spec = {"plan": plan.to_json(), "plugins": plugins, "library": LIBRARY, "versions": {}, "modules": digests}
+        agent._build_tensorrt(job, spec, str(tmp_path / "model"))
+
+    build("1" * 32)
+    assert given == [] and [path.read_bytes() for path in work.glob("tactics-*.cache")] == [b"lines"]
+    build("1" * 32)
+    assert given == [b"lines"]
+    build("2" * 32)
+    assert given == [b"lines"], "another library may have other tiles"
+    assert len(list(work.glob("tactics-*.cache"))) == 2
+    agent.Agent(str(work), b"")._clean()
+    assert list(work.glob("*.cache")) == []
+
+
+@pytest.mark.parametrize("tuning", [True, False])
+def test_tiles_are_tuned_unless_the_user_rules_it_out(tuning: bool) -> None:
+    plan, copy = plan_build(tiny_models()[0], "fp32", "10.16", options=BuildOptions(tuning=tuning))
+    assert plan.tuning is tuning and BuildPlan.from_json(plan.to_json()) == plan
+    stated = [a.i for node in copy.graph.node for a in node.attribute if a.name == TUNING]
+    assert set(stated) == {int(tuning)}
 
 
 def test_a_plan_for_another_tensorrt_is_not_carried_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from dyndeploy.files import shipped_folder
-from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMED_MASKS, TIMING_RATES
+from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMED_MASKS, TIMING_RATES, TUNING
 from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes.tensorrt_stand_ins import (
     FORMAT,
     FORMAT_FIELD,
+    TACTIC_FIELD,
     StandInError,
     bind_sizes,
     described,
@@ -66,7 +67,11 @@ def test_a_wrong_number_of_inputs_is_told_as_the_library_tells_it() -> None:
 
 def test_attributes_are_those_of_the_operator() -> None:
     given = fields(**ATTRIBUTES, plugin_version=[49], plugin_namespace=[])
-    assert plugin_attributes(SPEC, given) == {**ATTRIBUTES, HALF_ONLY: [0], TIMING_RATES: [0] * TIMED_MASKS}
+    added = {HALF_ONLY: [0], TIMING_RATES: [0] * TIMED_MASKS, TUNING: [1]}
+    assert plugin_attributes(SPEC, given) == {**ATTRIBUTES, **added}
+    assert plugin_attributes(SPEC, [*given, *fields(**{TUNING: [0]})])[TUNING] == [0]
+    with pytest.raises(StandInError, match=r"attribute plugin_tuning is \[2\], expected 0 or 1"):
+        plugin_attributes(SPEC, [*given, *fields(**{TUNING: [2]})])
     half = fields(**{HALF_ONLY: [1]})
     assert plugin_attributes(SPEC, [*half, *given])[HALF_ONLY] == [1]
     with pytest.raises(StandInError, match=r"attribute plugin_half_only is \[2\], expected 0 or 1"):
@@ -80,11 +85,13 @@ def test_attributes_are_those_of_the_operator() -> None:
 
 
 def test_the_engine_keeps_what_the_library_would_read() -> None:
-    stored = stored_fields(SPEC, ATTRIBUTES)
-    assert [name for name, _ in stored] == [*ATTRIBUTES, FORMAT_FIELD]
+    given = {**ATTRIBUTES, HALF_ONLY: [1], TIMING_RATES: [500, 0, 0, 0], TUNING: [1]}
+    stored = stored_fields(SPEC, given)
+    assert [name for name, _ in stored] == [*ATTRIBUTES, HALF_ONLY, FORMAT_FIELD, TACTIC_FIELD]
     assert all(values.dtype == np.int32 for _, values in stored)
     header = (shipped_folder("plugins") / "adapters/tensorrt/attributes.h").read_text(encoding="utf-8")
     assert f"kVersion = {FORMAT};" in header and f'kVersionField = "{FORMAT_FIELD}"' in header
+    assert f'kTacticField = "{TACTIC_FIELD}"' in header and stored[-1][1].tolist() == [0]
     assert described([SPEC]) == "stand-ins, operator version 1"
 
 

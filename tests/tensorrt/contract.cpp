@@ -32,7 +32,10 @@
 extern "C" std::int32_t DyndeployKernels(const char* name, const std::int32_t* attributes,
                                          std::int32_t attribute_count, const std::int64_t* shapes,
                                          std::int32_t shape_count, std::int32_t half, std::int32_t capability,
-                                         std::int32_t processors, char* text, std::int32_t size);
+                                         std::int32_t processors, char* text, std::int32_t size,
+                                         std::int32_t tactic);
+extern "C" std::int32_t DyndeployTimedTactics(char* text, std::int32_t size);
+extern "C" std::int32_t DyndeployReadTimedTactics(const char* text);
 
 namespace {
 
@@ -57,6 +60,8 @@ void check(bool passed, const std::string& what, int line) {
 
 using DescribeKernels = decltype(&DyndeployKernels);
 DescribeKernels describe_kernels_of = nullptr;
+decltype(&DyndeployTimedTactics) timed_tactics = nullptr;
+decltype(&DyndeployReadTimedTactics) read_timed_tactics = nullptr;
 
 #ifndef FAKE_TENSORRT
 // TensorRT has a logger once a builder or a runtime exists, which takes a GPU; without, plugins write to
@@ -556,7 +561,7 @@ void check_state(Creator& creator, const Case& node, Plugin& plugin, const std::
     for (PluginField& entry : other) {
       if (std::strcmp(entry.name, field.name) == 0) entry.data = &next;
     }
-    CHECK(!restore(other) && take_log().find("format version 3") != std::string::npos,
+    CHECK(!restore(other) && take_log().find("format version 4") != std::string::npos,
           node.op + ": a newer format was accepted");
   }
 }
@@ -657,14 +662,19 @@ void check_state(Creator& creator, const Case& node, Plugin& plugin, const std::
   }
   take_log();
   State newer = good;
-  newer[4] = 3;
-  CHECK(!restore(newer) && take_log().find("format version 3") != std::string::npos,
+  newer[4] = 4;
+  CHECK(!restore(newer) && take_log().find("format version 4") != std::string::npos,
         node.op + ": a newer format was accepted");
   if (!node.attributes.empty()) {
     State invalid = good;
-    std::memset(invalid.data() + 20, 0, 4);
+    std::memset(invalid.data() + 24, 0, 4);
     CHECK(!restore(invalid), node.op + ": accepted an attribute of 0");
   }
+  State unknown = good;
+  unknown[22] = 1;
+  take_log();
+  CHECK(!restore(unknown) && take_log().find("holds tactic 65536, which") != std::string::npos,
+        node.op + ": accepted an unknown tactic");
   for (Creator* other : others) {
     if (node.op == other->getPluginName()) continue;
     CHECK(!other->deserializePlugin("node", good.data(), good.size()),
@@ -710,12 +720,15 @@ void check_creator(Creator& creator, const Case& node) {
   CHECK(std::strcmp(creator.getPluginNamespace(), "") == 0, node.op + ": namespace");
   const nvinfer1::PluginFieldCollection* fields = creator.getFieldNames();
   const auto own = static_cast<int32_t>(node.attributes.size());
-  CHECK(fields->nbFields == own + 2, node.op + ": number of fields");
+  CHECK(fields->nbFields == own + 3, node.op + ": number of fields");
+  CHECK(
+      std::strcmp(fields->fields[own + 2].name, "plugin_tuning") == 0 && fields->fields[own + 2].length == 1,
+      node.op + ": the last field is not that of tuning");
   CHECK(std::strcmp(fields->fields[own + 1].name, "plugin_timing_rates") == 0 &&
             fields->fields[own + 1].length == 4,
-        node.op + ": the last field is not that of the rates");
+        node.op + ": the last field but one is not that of the rates");
   CHECK(std::strcmp(fields->fields[own].name, "plugin_half_only") == 0 && fields->fields[own].length == 1,
-        node.op + ": the last field but one is not the precision");
+        node.op + ": the last field but two is not the precision");
   for (int i = 0; i < own; ++i) {
     const auto& expected = node.attributes[static_cast<std::size_t>(i)];
     CHECK(expected.first == fields->fields[i].name, node.op + ": field " + fields->fields[i].name);
@@ -1261,6 +1274,35 @@ void check_misaligned(Creator& creator, const Case& node) {
 
 #endif
 
+bool has_tiles(const Case& node) {
+  return node.op.find("Bottleneck") != std::string::npos || node.op.find("Transformer") != std::string::npos;
+}
+
+// What the exported function says of the kernels; `shape_count` of the sizes are given.
+std::string described(const Case& node, std::size_t shape_count, std::int32_t half, std::int32_t tactic) {
+  std::vector<std::int32_t> attributes;
+  for (const auto& attribute : node.attributes) {
+    attributes.insert(attributes.end(), attribute.second.begin(), attribute.second.end());
+  }
+  std::vector<std::int64_t> shapes;
+  for (const Dims& dims : node.inputs) {
+    shapes.push_back(static_cast<std::int64_t>(dims.size()));
+    shapes.insert(shapes.end(), dims.begin(), dims.end());
+  }
+  char text[200] = "nothing";
+  const std::int32_t length =
+      describe_kernels_of(node.op.c_str(), attributes.data(), static_cast<std::int32_t>(attributes.size()),
+                          shapes.data(), static_cast<std::int32_t>(shape_count), half, 87, 16, text,
+                          static_cast<std::int32_t>(sizeof text), tactic);
+  CHECK(length < 0 || length == static_cast<std::int32_t>(std::strlen(text)), node.op + ": length");
+  return length < 0 ? std::string() : std::string(text);
+}
+std::string described(const Case& node, std::int32_t tactic) {
+  std::size_t shape_count = node.inputs.size();
+  for (const Dims& dims : node.inputs) shape_count += dims.size();
+  return described(node, shape_count, 1, tactic);
+}
+
 // What the exported function says of the kernels, over the recording ones.
 void check_described(const Case& node) {
   std::vector<std::int32_t> attributes;
@@ -1273,31 +1315,204 @@ void check_described(const Case& node) {
     shapes.insert(shapes.end(), dims.begin(), dims.end());
   }
   const auto ask = [&](std::size_t shape_count, std::int32_t half) {
-    char text[200] = "nothing";
-    const std::int32_t length = describe_kernels_of(
-        node.op.c_str(), attributes.data(), static_cast<std::int32_t>(attributes.size()), shapes.data(),
-        static_cast<std::int32_t>(shape_count), half, 87, 16, text, static_cast<std::int32_t>(sizeof text));
-    CHECK(length < 0 || length == static_cast<std::int32_t>(std::strlen(text)), node.op + ": length");
-    return length < 0 ? std::string() : std::string(text);
+    return described(node, shape_count, half, 0);
   };
   const bool bottleneck = node.op.find("Bottleneck") != std::string::npos;
   const bool block = node.op.find("Transformer") != std::string::npos;
-  const std::string expected = bottleneck ? "tensor cores, 8 elements an access, tiles 16x8 16x8 16x8"
-                               : block ? "tensor cores, 8 elements an access, tiles 16x15 16x15 16x15 16x15"
-                               : node.op == "PyramidRoiAlign" ? "1 element an access"
-                                                              : "8 elements an access";
+  const std::string expected =
+      bottleneck ? "tensor cores, 8 elements an access, tiles 16x8 16x8 16x8, by formula"
+      : block    ? "tensor cores, 8 elements an access, tiles 16x15 16x15 16x15 16x15, by formula"
+      : node.op == "PyramidRoiAlign" ? "1 element an access"
+                                     : "8 elements an access";
   CHECK(ask(shapes.size(), 1) == expected, node.op + ": " + ask(shapes.size(), 1));
   const char* in_float = node.op == "PyramidRoiAlign" ? "1 element" : "4 elements";
   CHECK(ask(shapes.size(), 0).find(in_float) != std::string::npos, node.op + ": in float");
   CHECK(ask(shapes.size() - 1, 1).empty(), node.op + ": a size is missing");
+  const std::string large = bottleneck ? "tensor cores, 8 elements an access, tiles 19x8 16x8 16x8, tuned"
+                            : block
+                                ? "tensor cores, 8 elements an access, tiles 19x15 16x15 16x15 16x15, tuned"
+                                : expected;
+  CHECK(described(node, 4) == large, node.op + ": tactic 4 is " + described(node, 4));
+  CHECK(described(node, 65536) == expected, node.op + ": an unknown tactic is described");
+  const std::string untold = expected + (has_tiles(node) && INTERFACE_V3 ? " unless tuned" : "");
+  CHECK(described(node, -1) == untold, node.op + ": a tactic that is not told");
   char few[8];
   const std::int32_t length = describe_kernels_of(
       node.op.c_str(), attributes.data(), static_cast<std::int32_t>(attributes.size()), shapes.data(),
-      static_cast<std::int32_t>(shapes.size()), 1, 87, 16, few, static_cast<std::int32_t>(sizeof few));
+      static_cast<std::int32_t>(shapes.size()), 1, 87, 16, few, static_cast<std::int32_t>(sizeof few), 0);
   CHECK(length == static_cast<std::int32_t>(expected.size()) && expected.substr(0, 7) == few,
         node.op + ": a short buffer");
-  shapes[shapes.size() - 1] += 1;
-  CHECK(ask(shapes.size(), 1).empty(), node.op + ": a shape that does not fit is described");
+  Case wrong = node;
+  wrong.inputs.back().back() += 1;
+  CHECK(described(wrong, 0).empty(), node.op + ": a shape that does not fit is described");
+}
+
+// ---- Tiles that a builder, or a plugin for it, chooses by timing.
+
+// Sizes of tiles in a run, as one number: those of the recording kernels differ in one product.
+int tiles_in(Plugin& plugin, const Case& node, bool attached) {
+  Memory memory;
+  std::vector<const void*> inputs;
+  for (std::size_t i = 0; i < node.inputs.size(); ++i) inputs.push_back(memory.input(i));
+  Recording seen;
+  const auto call = attached ? enqueue : enqueue_timed;
+  CHECK(call(plugin, describe(node, DataType::kHALF), inputs, memory.output(), memory.workspace(), seen) == 0,
+        node.op + ": " + take_log());
+  int found = 0;
+  for (const auto size : seen.tiles.sizes) found += static_cast<int>(size);
+  return found;
+}
+
+#if INTERFACE_V3
+std::vector<std::int32_t> tactics_of(Plugin& plugin, const Case& node) {
+  std::size_t workspace = 0;
+  CHECK(configure(plugin, describe(node, DataType::kHALF), &workspace), node.op + ": " + take_log());
+  std::vector<std::int32_t> tactics(static_cast<std::size_t>(build(plugin).getNbTactics()));
+  CHECK(build(plugin).getValidTactics(tactics.data(), static_cast<std::int32_t>(tactics.size())) == 0,
+        node.op + ": tactics");
+  return tactics;
+}
+
+void check_tactics(Creator& creator, const Case& node, Plugin& plugin, Plugin& untimed, Plugin& without) {
+  const bool block = node.op.find("Transformer") != std::string::npos;
+  const std::vector<std::int32_t> none,
+      four = block ? std::vector<std::int32_t>{1, 6, 11, 16} : std::vector<std::int32_t>{1, 2, 3, 4};
+  const std::vector<std::int32_t> expected = has_tiles(node) ? four : none;
+  CHECK(build(plugin).getNbTactics() == 0, node.op + ": tactics of a plugin that is not configured");
+  CHECK(tactics_of(plugin, node) == expected, node.op + ": tactics");
+  CHECK(tactics_of(untimed, node) == none && tactics_of(without, node) == none,
+        node.op + ": tactics where nothing may be timed");
+  const Owned copy = clone(plugin);
+  CHECK(build(*copy).getNbTactics() == static_cast<std::int32_t>(expected.size()),
+        node.op + ": the clone is not configured");
+  std::int32_t one = 0;
+  CHECK(build(plugin).getValidTactics(&one, 7) != 0 && one == 0, node.op + ": another number of tactics");
+  const std::string id = build(plugin).getTimingCacheID(), other = build(untimed).getTimingCacheID();
+  CHECK(id != other, node.op + ": times without tactics count as times with them");
+
+  CHECK(runtime(plugin).setTactic(0) == 0 && tiles_in(plugin, node, false) == 0, node.op + ": the default");
+  for (const std::int32_t bad : {-1, 700, 65536}) {
+    take_log();
+    CHECK(runtime(plugin).setTactic(bad) != 0, node.op + ": tactic " + std::to_string(bad) + " was taken");
+    CHECK(take_log().find("tactic " + std::to_string(bad) + " is none of this plugin's") != std::string::npos,
+          node.op + ": a bad tactic is refused without a word");
+  }
+  if (expected.empty()) {
+    CHECK(runtime(plugin).setTactic(1) != 0, node.op + ": a tactic of a plugin without tiles");
+    take_log();
+    return;
+  }
+  for (int i = 0; i < 4; ++i) {
+    const std::int32_t tactic = expected[static_cast<std::size_t>(i)];
+    CHECK(runtime(plugin).setTactic(tactic) == 0 && tiles_in(plugin, node, false) == i,
+          node.op + ": tactic " + std::to_string(tactic) + " while a builder times");
+    // The builder tells a plugin of an engine again; what is stored stands until then.
+    const Owned again = restored(creator, plugin);
+    CHECK(again && tiles_in(*again, node, true) == i, node.op + ": the tactic is not stored");
+    CHECK(again && runtime(*again).setTactic(0) == 0 && tiles_in(*again, node, true) == i,
+          node.op + ": the default tactic takes back what was stored");
+    CHECK(again && runtime(*again).setTactic(expected[3]) == 0 && tiles_in(*again, node, true) == 3,
+          node.op + ": a plugin of an engine does not take its tactic");
+    CHECK(again && tactics_of(*again, node) == none, node.op + ": a plugin of an engine offers tactics");
+  }
+  CHECK(runtime(plugin).setTactic(0) == 0 && tiles_in(plugin, node, false) == 0,
+        node.op + ": a tactic of other shapes is kept");
+}
+#else
+
+// What is said while the plugin is configured.
+std::string configured(Plugin& plugin, const Case& node) {
+  const auto all = dynamic(describe(node, DataType::kHALF));
+  const std::size_t count = all.size() - 1;
+  take_log();
+  plugin.configurePlugin(all.data(), static_cast<int32_t>(count), &all[count], 1);
+  return take_log();
+}
+
+void check_tactics(Creator& creator, const Case& node, Plugin& plugin, Plugin& untimed, Plugin& without) {
+  CHECK(configured(untimed, node).empty() && tiles_in(untimed, node, false) == 0,
+        node.op + ": timed where the node rules it out");
+  CHECK(configured(without, node).empty() && tiles_in(without, node, false) == 0,
+        node.op + ": timed on masks that hold nothing");
+  const std::string said = configured(plugin, node);
+  if (!has_tiles(node)) {
+    CHECK(said.empty() && tiles_in(plugin, node, false) == 0, node.op + ": " + said);
+    return;
+  }
+  CHECK(said.find(", tuned: 1 ms, by formula 3 ms, of 4 tactics") != std::string::npos,
+        node.op + ": what was chosen is not told: " + said);
+  CHECK(tiles_in(plugin, node, false) == 2, node.op + ": not the fastest tiles");
+  CHECK(stored(plugin) != stored(untimed), node.op + ": the tactic is not stored");
+  const Owned again = restored(creator, plugin), copy = clone(plugin);
+  CHECK(again && tiles_in(*again, node, true) == 2, node.op + ": the tactic is not restored");
+  CHECK(again && configured(*again, node).empty(), node.op + ": a plugin of an engine is timed");
+  CHECK(copy && tiles_in(*copy, node, false) == 2, node.op + ": the clone forgets the tactic");
+  CHECK(configured(plugin, node).empty() && tiles_in(plugin, node, false) == 2,
+        node.op + ": the same was timed twice");
+  char text[1 << 16];
+  const std::int32_t length = timed_tactics(text, sizeof text);
+  const std::string lines(text, static_cast<std::size_t>(length));
+  CHECK(lines.find("dyndeploy tactics 1\n") == 0 && lines.find("\n" + node.op + " ") != std::string::npos,
+        node.op + ": " + lines);
+  const std::string words = described(node, -1);
+  CHECK(words.find("tiles 18x") != std::string::npos || words.find(" 18x15 ") != std::string::npos, words);
+  CHECK(words.find(", tuned") != std::string::npos, node.op + ": what was timed is not described: " + words);
+  CHECK(timed_tactics(nullptr, 0) == length, node.op + ": length of what was timed");
+#ifdef FAKE_TENSORRT
+  TimedDevice& device = timed_device();
+  CHECK(device.timings > 0 && device.tiles.size() >= 4 && device.begin < device.end, node.op + ": the clock");
+  // Another device is another line; what was read is not timed.
+  std::string others;
+  std::size_t line = lines.find("\n" + node.op + " ") + 1;
+  others = lines.substr(line, lines.find('\n', line) - line);
+  others.replace(others.find("sm87x16"), 7, "sm87x18");
+  others =
+      others.substr(0, others.rfind(' ')) + (node.op.find("Transformer") != std::string::npos ? " 6" : " 2");
+  CHECK(read_timed_tactics(others.c_str()) == -1, node.op + ": read without a format");
+  const std::string kept = "dyndeploy tactics 1\n" + others + "\nnothing\nx = y\nx = 65536\nx = -1\nx = 2z\n";
+  CHECK(read_timed_tactics(kept.c_str()) == 1, node.op + ": lines that were read");
+  device.processors = 18;
+  const int before = device.timings;
+  const Owned reader = clone(plugin);
+  CHECK(configured(*reader, node).empty() && device.timings == before && tiles_in(*reader, node, false) == 1,
+        node.op + ": what was read is not taken");
+  // Where nothing can be timed, the formula stays, and the log says so once.
+  static bool told = false;
+  device.processors = 19;
+  device.memory = 1;
+  const std::string refused = configured(*reader, node);
+  CHECK(tiles_in(*reader, node, false) == 0 && device.timings == before, node.op + ": timed without memory");
+  CHECK(told ? refused.empty()
+             : refused.find("tiles are chosen by formula, nothing can be timed: ") != std::string::npos &&
+                   refused.find(" bytes of device memory are not to be had (said once)") != std::string::npos,
+        node.op + ": " + refused);
+  told = true;
+  device.memory = std::size_t{1} << 40;
+  device.error = 719;
+  configured(*reader, node);
+  CHECK(tiles_in(*reader, node, false) == 0 && device.timings == before + 1, node.op + ": after an error");
+  device.error = 0;
+  device.capability = 0;
+  configured(*reader, node);
+  CHECK(tiles_in(*reader, node, false) == 0 && device.timings == before + 1, node.op + ": without a device");
+  device.capability = 87;
+  device.processors = 16;
+#endif
+}
+#endif
+
+void check_tuning(Creator& creator, const Case& node) {
+  NodeFields wrong(node), fields(node), off(node), none(node);
+  wrong.add("plugin_tuning", {2});
+  check_refused(creator, wrong, "plugin_tuning is 2, expected 0 or 1");
+  const std::vector<std::int32_t> rates = {500, 250, 125, 60};
+  fields.add("plugin_timing_rates", rates);
+  off.add("plugin_timing_rates", rates);
+  off.add("plugin_tuning", {0});
+  const Owned plugin = create(creator, fields), untimed = create(creator, off),
+              without = create(creator, none);
+  CHECK(plugin && untimed && without, node.op + ": " + take_log());
+  if (plugin && untimed && without) check_tactics(creator, node, *plugin, *untimed, *without);
 }
 
 void check_kernels_refusal(Creator& creator, const Case& node) {
@@ -1364,6 +1579,7 @@ void run(const std::vector<Creator*>& listed) {
     const bool refuses =
         node.op.find("Bottleneck") != std::string::npos || node.op.find("Transformer") != std::string::npos;
     if (refuses) check_kernels_refusal(*creator, node);
+    check_tuning(*creator, node);
   }
 }
 
@@ -1410,6 +1626,8 @@ int main(int argc, char** argv) {
   (void)argv;
   Listed* const* listed = getCreators(count);
   describe_kernels_of = DyndeployKernels;
+  timed_tactics = DyndeployTimedTactics;
+  read_timed_tactics = DyndeployReadTimedTactics;
 #else
   if (argc != 2) return 2;
   // TensorRT's own logger is set by the first runtime or builder; without a GPU the runtime is what can be
@@ -1433,7 +1651,10 @@ int main(int argc, char** argv) {
         "the kernels are exported");
   describe_kernels_of = reinterpret_cast<DescribeKernels>(dlsym(library, "DyndeployKernels"));
   CHECK(describe_kernels_of, "the function that describes kernels");
-  if (!get_creators || !describe_kernels_of) return 1;
+  timed_tactics = reinterpret_cast<decltype(timed_tactics)>(dlsym(library, "DyndeployTimedTactics"));
+  read_timed_tactics =
+      reinterpret_cast<decltype(read_timed_tactics)>(dlsym(library, "DyndeployReadTimedTactics"));
+  if (!get_creators || !describe_kernels_of || !timed_tactics || !read_timed_tactics) return 1;
   Listed* const* listed = get_creators(count);
 #endif
   std::vector<Creator*> creators;

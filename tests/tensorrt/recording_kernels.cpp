@@ -1,7 +1,65 @@
 #include "recording_kernels.h"
 
+#include "timing.h"
+
+TimedDevice& timed_device() {
+  static TimedDevice device;
+  return device;
+}
+
 namespace dyndeploy {
 namespace cuda {
+
+int current_device(int* processors) {
+  *processors = timed_device().processors;
+  return timed_device().capability;
+}
+
+// Nothing reads or writes it: an address is enough.
+Scratch::Scratch(std::size_t bytes) {
+  TimedDevice& device = timed_device();
+  if (bytes > device.memory) return;
+  memory_ = &device;
+  device.begin = reinterpret_cast<std::uintptr_t>(memory_);
+  device.end = device.begin + bytes;
+}
+Scratch::~Scratch() = default;
+
+int time_in_turn(int count, const std::function<int(int, void*)>& run, double* milliseconds) {
+  TimedDevice& device = timed_device();
+  ++device.timings;
+  for (int i = 0; i < count; ++i) {
+    Recording seen;
+    seen.error = device.error;
+    const int error = run(i, &seen);
+    if (error) return error;
+    device.tiles.push_back(seen.tiles);
+    milliseconds[i] = device.milliseconds[i];
+  }
+  return 0;
+}
+
+namespace {
+
+// Four sizes of one product; none without a device.
+int four_sizes(int product, int capability, Tiles* candidates) {
+  if (capability == 0 && timed_device().capability == 0) return 0;
+  for (int i = 0; i < 4; ++i) {
+    candidates[i] = Tiles();
+    candidates[i].sizes[product] = static_cast<Size>(i);
+  }
+  return 4;
+}
+
+}  // namespace
+
+int bottleneck_candidates(const BottleneckShape&, Type, int capability, int, Tiles* candidates) {
+  return four_sizes(0, capability, candidates);
+}
+
+int transformer_candidates(const TransformerShape&, Type, int capability, int, Tiles* candidates) {
+  return four_sizes(1, capability, candidates);
+}
 
 // One thing that only the kernels refuse, so that a test can see their word passed on.
 const char* check_bottleneck(const BottleneckShape& shape, Type) {
@@ -16,8 +74,9 @@ std::size_t bottleneck_workspace(const BottleneckShape& shape, Type type) {
 }
 
 int run_bottleneck(const BottleneckShape& shape, Type type, const BottleneckTensors& tensors, void* workspace,
-                   void* stream) {
+                   void* stream, const Tiles& tiles) {
   Recording& recording = *static_cast<Recording*>(stream);
+  recording.tiles = tiles;
   ++recording.calls;
   recording.type = type;
   recording.workspace = workspace;
@@ -34,10 +93,11 @@ int stand_in_masks(const BottleneckShape&, Type, const TimingRates& rates, Bottl
   return 0;
 }
 
-BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int capability, int processors) {
+BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int capability, int processors,
+                                   const Tiles& tiles) {
   BottleneckChoice choice = {type == Type::kHalf ? 8 : 4, capability >= 70, false, {}, {}};
   for (int i = 0; i < 3; ++i) {
-    choice.rows[i] = processors;
+    choice.rows[i] = processors + static_cast<int>(tiles.sizes[i]);
     choice.columns[i] = shape.middle;
   }
   return choice;
@@ -57,8 +117,9 @@ std::size_t transformer_workspace(const TransformerShape& shape, Type type) {
 }
 
 int run_transformer(const TransformerShape& shape, Type type, const TransformerTensors& tensors,
-                    void* workspace, void* stream) {
+                    void* workspace, void* stream, const Tiles& tiles) {
   Recording& recording = *static_cast<Recording*>(stream);
+  recording.tiles = tiles;
   ++recording.calls;
   recording.type = type;
   recording.workspace = workspace;
@@ -74,11 +135,11 @@ int stand_in_masks(const TransformerShape&, Type, const TransformerRates& rates,
   return 0;
 }
 
-TransformerChoice transformer_choice(const TransformerShape& shape, Type type, int capability,
-                                     int processors) {
+TransformerChoice transformer_choice(const TransformerShape& shape, Type type, int capability, int processors,
+                                     const Tiles& tiles) {
   TransformerChoice choice = {type == Type::kHalf ? 8 : 4, capability >= 70, {}, {}};
   for (int i = 0; i < 4; ++i) {
-    choice.rows[i] = processors;
+    choice.rows[i] = processors + static_cast<int>(tiles.sizes[i]);
     choice.columns[i] = shape.hidden;
   }
   return choice;

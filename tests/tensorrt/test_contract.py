@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMED_MASKS, TIMING_RATES
+from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMED_MASKS, TIMING_RATES, TUNING
 from dyndeploy.ops import OPERATORS
 from tests.tensorrt import setup_tensorrt
 
@@ -28,6 +28,7 @@ PLUGINS = {name: spec for name, spec in OPERATORS.items() if "tensorrt" in spec.
 HERE = Path(__file__).parent
 TOOLS = all(map(shutil.which, ("cmake", "c++")))
 ENTRY_POINTS = {"getCreators", "getPluginCreators", "setLoggerFinder", "DyndeployKernels"}
+ENTRY_POINTS |= {"DyndeployTimedTactics", "DyndeployReadTimedTactics"}
 
 
 def header_roots() -> dict[str, Path]:
@@ -142,6 +143,7 @@ def test_contract_with_the_real_library(tmp_path: Path) -> None:
             **{a.name: a.length or 1 for a in spec.attributes},
             HALF_ONLY: 1,
             TIMING_RATES: TIMED_MASKS,
+            TUNING: 1,
         }
 
 

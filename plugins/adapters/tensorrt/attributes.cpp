@@ -82,6 +82,19 @@ std::string check_half(const Attributes& attributes) {
          ", expected 0 or 1";
 }
 
+std::string check_tuning(const Attributes& attributes) {
+  if (attributes.tuning == 0 || attributes.tuning == 1) return std::string();
+  return std::string("attribute ") + kTuningField + " is " + std::to_string(attributes.tuning) +
+         ", expected 0 or 1";
+}
+
+std::string check_tactic(const Attributes& attributes) {
+  cuda::Tiles tiles;
+  if (tiles_of(attributes.tactic, &tiles)) return std::string();
+  return "the engine holds tactic " + std::to_string(attributes.tactic) +
+         ", which this library does not know";
+}
+
 std::string check_timing(const Attributes& attributes) {
   for (const std::int32_t rate : attributes.timing_rates) {
     if (rate < 0 || rate > 1000) {
@@ -95,16 +108,17 @@ std::string check_timing(const Attributes& attributes) {
 }  // namespace
 
 std::size_t serialized_size(const Operator& op) {
-  return (kHeaderWords + 1 + static_cast<std::size_t>(op.value_count())) * sizeof(std::uint32_t);
+  return (kHeaderWords + 2 + static_cast<std::size_t>(op.value_count())) * sizeof(std::uint32_t);
 }
 
 void serialize(const Operator& op, const Attributes& attributes, void* buffer) {
   std::uint32_t header[kHeaderWords];
   write_header(op, header);
+  const std::int32_t further[] = {attributes.half_only, attributes.tactic};
   char* at = static_cast<char*>(buffer);
   std::memcpy(at, header, sizeof(header));
-  std::memcpy(at + sizeof(header), &attributes.half_only, sizeof(attributes.half_only));
-  std::memcpy(at + sizeof(header) + sizeof(attributes.half_only), attributes.values,
+  std::memcpy(at + sizeof(header), further, sizeof(further));
+  std::memcpy(at + sizeof(header) + sizeof(further), attributes.values,
               static_cast<std::size_t>(op.value_count()) * sizeof(std::int32_t));
 }
 
@@ -128,11 +142,15 @@ std::string deserialize(const Operator& op, const void* data, std::size_t size, 
            std::to_string(expected[3]);
   }
   *attributes = Attributes();
+  std::int32_t further[2];
   const char* at = static_cast<const char*>(data) + sizeof(found);
-  std::memcpy(&attributes->half_only, at, sizeof(attributes->half_only));
-  at += sizeof(attributes->half_only);
-  std::memcpy(attributes->values, at, static_cast<std::size_t>(op.value_count()) * sizeof(std::int32_t));
-  const std::string problem = check_half(*attributes);
+  std::memcpy(further, at, sizeof(further));
+  attributes->half_only = further[0];
+  attributes->tactic = further[1];
+  std::memcpy(attributes->values, at + sizeof(further),
+              static_cast<std::size_t>(op.value_count()) * sizeof(std::int32_t));
+  std::string problem = check_half(*attributes);
+  if (problem.empty()) problem = check_tactic(*attributes);
   if (!problem.empty()) return problem;
   return op.rules->check_attributes(op, *attributes);
 }
@@ -140,8 +158,9 @@ std::string deserialize(const Operator& op, const void* data, std::size_t size, 
 std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollection* fields, bool stored,
                         Attributes* attributes) {
   *attributes = Attributes();
+  attributes->tuning = stored ? 0 : 1;
   bool seen[kMaxValues] = {};
-  bool versioned = false, stated = false;
+  bool versioned = false, stated = false, chosen = false;
   const int count = fields ? fields->nbFields : 0;
   for (int i = 0; i < count; ++i) {
     const nvinfer1::PluginField& field = fields->fields[i];
@@ -165,6 +184,19 @@ std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollectio
       if (problem.empty()) problem = check_half(*attributes);
       if (!problem.empty()) return problem;
       stated = true;
+      continue;
+    }
+    if (stored && std::strcmp(field.name, kTacticField) == 0) {
+      std::string problem = read_integers(field, 1, &attributes->tactic);
+      if (problem.empty()) problem = check_tactic(*attributes);
+      if (!problem.empty()) return problem;
+      chosen = true;
+      continue;
+    }
+    if (!stored && std::strcmp(field.name, kTuningField) == 0) {
+      std::string problem = read_integers(field, 1, &attributes->tuning);
+      if (problem.empty()) problem = check_tuning(*attributes);
+      if (!problem.empty()) return problem;
       continue;
     }
     if (!stored && std::strcmp(field.name, kTimingField) == 0) {
@@ -193,6 +225,7 @@ std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollectio
   }
   if (stored && !stated) return std::string("attribute ") + kHalfField + " is missing";
   if (stored && !versioned) return "the engine holds data that dyndeploy has not written";
+  if (stored && !chosen) return std::string("attribute ") + kTacticField + " is missing";
   return op.rules->check_attributes(op, *attributes);
 }
 
@@ -205,7 +238,9 @@ Fields::Fields(const Operator& op) {
       nvinfer1::PluginField(kHalfField, nullptr, nvinfer1::PluginFieldType::kINT32, 1);
   fields_[op.attribute_count + 1] =
       nvinfer1::PluginField(kTimingField, nullptr, nvinfer1::PluginFieldType::kINT32, kTimedMasks);
-  collection_.nbFields = op.attribute_count + 2;
+  fields_[op.attribute_count + 2] =
+      nvinfer1::PluginField(kTuningField, nullptr, nvinfer1::PluginFieldType::kINT32, 1);
+  collection_.nbFields = op.attribute_count + 3;
   collection_.fields = fields_;
 }
 
@@ -216,9 +251,11 @@ Fields::Fields(const Operator& op, const Attributes& attributes) : Fields(op) {
     values += op.attributes[i].length;
   }
   fields_[op.attribute_count].data = &attributes.half_only;
-  // In the place of the rates: what is stored runs on real masks.
+  // In the places of the rates and of tuning: what is stored runs on real masks, with tiles that are chosen.
   fields_[op.attribute_count + 1] =
       nvinfer1::PluginField(kVersionField, &kVersion, nvinfer1::PluginFieldType::kINT32, 1);
+  fields_[op.attribute_count + 2] =
+      nvinfer1::PluginField(kTacticField, &attributes.tactic, nvinfer1::PluginFieldType::kINT32, 1);
 }
 
 }  // namespace tensorrt

@@ -11,10 +11,10 @@ namespace dyndeploy {
 namespace tensorrt {
 
 // Serialised: the words magic, version, operator (a hash of its name), number of values, whether half only,
-// then the values. Engines are never moved between machines, so the words have the machine's byte order; a
-// foreign order shows as a foreign magic.
+// the tactic, then the values. Engines are never moved between machines, so the words have the machine's byte
+// order; a foreign order shows as a foreign magic.
 constexpr std::uint32_t kMagic = 0x444c5944;
-constexpr std::int32_t kVersion = 2;
+constexpr std::int32_t kVersion = 3;
 
 std::size_t serialized_size(const Operator& op);
 void serialize(const Operator& op, const Attributes& attributes, void* buffer);
@@ -25,6 +25,8 @@ std::string deserialize(const Operator& op, const void* data, std::size_t size, 
 constexpr const char* kVersionField = "dyndeploy_format";
 constexpr const char* kHalfField = "plugin_half_only";       // 0 where a node does not have it
 constexpr const char* kTimingField = "plugin_timing_rates";  // likewise; never stored
+constexpr const char* kTuningField = "plugin_tuning";        // 1 where a node does not have it; never stored
+constexpr const char* kTacticField = "dyndeploy_tactic";     // stored, and no attribute of a node
 std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollection* fields, bool stored,
                         Attributes* attributes);
 
@@ -39,7 +41,7 @@ class Fields {
   const nvinfer1::PluginFieldCollection* get() const { return &collection_; }
 
  private:
-  static constexpr int kMaxFields = tables::kMaxAttributes + 3;
+  static constexpr int kMaxFields = tables::kMaxAttributes + 3;  // of a node, and as many of an engine
   nvinfer1::PluginField fields_[kMaxFields];
   nvinfer1::PluginFieldCollection collection_;
 };

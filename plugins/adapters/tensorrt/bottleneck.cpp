@@ -168,13 +168,17 @@ int run(const Operator& op, const Attributes& attributes, const Sizes& sizes, cu
     const int error = cuda::stand_in_masks(shape, type, rates, &tensors, buffers.workspace, buffers.stream);
     if (error) return error;
   }
-  return cuda::run_bottleneck(shape, type, tensors, buffers.workspace, buffers.stream);
+  cuda::Tiles tiles;
+  tiles_of(attributes.tactic, &tiles);
+  return cuda::run_bottleneck(shape, type, tensors, buffers.workspace, buffers.stream, tiles);
 }
 
 std::string describe(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type type,
                      int capability, int processors) {
+  cuda::Tiles tiles;
+  tiles_of(attributes.tactic, &tiles);
   const cuda::BottleneckChoice choice =
-      cuda::bottleneck_choice(shape_of(op, attributes, sizes), type, capability, processors);
+      cuda::bottleneck_choice(shape_of(op, attributes, sizes), type, capability, processors, tiles);
   if (choice.vector == 0) return std::string();
   std::string text = choice.tensor_cores ? "tensor cores" : "lanes";
   text += ", " + std::to_string(choice.vector) + " elements an access";
@@ -185,9 +189,14 @@ std::string describe(const Operator& op, const Attributes& attributes, const Siz
   return text;
 }
 
+int candidates(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type type,
+               cuda::Tiles* found) {
+  return cuda::bottleneck_candidates(shape_of(op, attributes, sizes), type, 0, 0, found);
+}
+
 }  // namespace
 
-const Rules kBottleneckRules = {check_attributes, derive, check_sizes, workspace, describe, run};
+const Rules kBottleneckRules = {check_attributes, derive, check_sizes, workspace, describe, run, candidates};
 
 bool all_known(const Operator& op, const Sizes& sizes) {
   for (int i = 0; i < op.input_count; ++i) {

@@ -35,6 +35,10 @@ void log_error(const char* operator_name, const std::string& message) {
   write(nvinfer1::ILogger::Severity::kERROR, operator_name, message);
 }
 
+void log_info(const char* operator_name, const std::string& message) {
+  write(nvinfer1::ILogger::Severity::kINFO, operator_name, message);
+}
+
 void log_warning(const char* operator_name, const std::string& message) {
   write(nvinfer1::ILogger::Severity::kWARNING, operator_name, message);
 }

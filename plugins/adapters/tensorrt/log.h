@@ -9,8 +9,9 @@ namespace tensorrt {
 
 void set_logger_finder(nvinfer1::ILoggerFinder* finder);
 
-// "dyndeploy: <operator>: <message>" as an error: to the logger of the engine that calls, else to that of
+// "dyndeploy: <operator>: <message>": to the logger of the engine that calls, else to that of
 // TensorRT, else to stderr.
+void log_info(const char* operator_name, const std::string& message);
 void log_warning(const char* operator_name, const std::string& message);
 void log_error(const char* operator_name, const std::string& message);
 

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "rules.h"
+#include "tuning.h"
 
 namespace dyndeploy {
 namespace tensorrt {
@@ -31,6 +32,25 @@ constexpr Operator with_rules(const tables::Operator& table, const Rules& rules)
   constexpr Operator k##NAME = with_rules(tables::k##NAME, k##KIND##Rules);
 DYNDEPLOY_TENSORRT_OPERATORS(DYNDEPLOY_DEFINE_OPERATOR)
 #undef DYNDEPLOY_DEFINE_OPERATOR
+
+bool tiles_of(std::int32_t tactic, cuda::Tiles* tiles) {
+  *tiles = cuda::Tiles();
+  if (tactic < 0) return false;
+  std::int32_t rest = tactic == 0 ? 0 : tactic - 1;
+  for (cuda::Size& size : tiles->sizes) {
+    size = static_cast<cuda::Size>(rest % cuda::kSizes);
+    rest /= cuda::kSizes;
+  }
+  return rest == 0;
+}
+
+std::int32_t tactic_of(const cuda::Tiles& tiles) {
+  std::int32_t tactic = 0;
+  for (int i = cuda::kMostProducts; i-- > 0;) {
+    tactic = tactic * cuda::kSizes + static_cast<std::int32_t>(tiles.sizes[i]);
+  }
+  return tactic + 1;
+}
 
 float real_value(std::int32_t bits) {
   float value;
@@ -106,9 +126,31 @@ Shape output_shape(const Operator& op, const Attributes& attributes, const Sizes
   return shape;
 }
 
+int list_tactics(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type type,
+                 std::int32_t* tactics) {
+  if (!op.rules->candidates || !attributes.tuning || !all_known(op, sizes) || sizes['N'] < 1) return 0;
+  // A mask that is read holds nothing while a builder times: whatever it would skip says nothing of the
+  // tiles.
+  for (int i = 0; i < op.input_count; ++i) {
+    if (op.inputs[i].role == tables::Role::kMask && timing_rate(attributes, i) == 0) return 0;
+  }
+  cuda::Tiles candidates[cuda::kMostCandidates];
+  const int count = op.rules->candidates(op, attributes, sizes, type, candidates);
+  if (count < 2) return 0;
+  for (int i = 0; i < count; ++i) tactics[i] = tactic_of(candidates[i]);
+  return count;
+}
+
+std::string describe_choice(const Operator& op, const Attributes& attributes, const Sizes& sizes,
+                            cuda::Type type, int capability, int processors) {
+  const std::string text = op.rules->describe(op, attributes, sizes, type, capability, processors);
+  if (text.empty() || !op.rules->candidates) return text;
+  return text + (attributes.tactic > 0 ? ", tuned" : ", by formula");
+}
+
 std::string describe_kernels(const std::string& name, const std::int32_t* attributes, int attribute_count,
                              const std::int64_t* shapes, int shape_count, bool half, int capability,
-                             int processors) {
+                             int processors, std::int32_t tactic, bool has_tactics) {
   const Operator* op = nullptr;
 #define DYNDEPLOY_FIND_OPERATOR(NAME, KIND) \
   if (name == k##NAME.name) op = &k##NAME;
@@ -132,7 +174,12 @@ std::string describe_kernels(const std::string& name, const std::int32_t* attrib
       !all_known(*op, sizes) || sizes['N'] < 1) {
     return std::string();
   }
-  return op->rules->describe(*op, given, sizes, type, capability, processors);
+  cuda::Tiles tiles;
+  given.tactic = tiles_of(tactic, &tiles) && op->rules->candidates ? tactic : 0;
+  if (tactic < 0) given.tactic = timed_tactic(*op, given, sizes, type, capability, processors);
+  const std::string text = describe_choice(*op, given, sizes, type, capability, processors);
+  const bool untold = tactic < 0 && given.tactic == 0 && has_tactics && op->rules->candidates;
+  return untold && !text.empty() ? text + " unless tuned" : text;
 }
 
 std::string check_shapes(const Operator& op, const Attributes& attributes, const Shape* inputs,

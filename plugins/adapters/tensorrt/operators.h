@@ -26,10 +26,17 @@ constexpr int kTimedMasks = 4;
 struct Attributes {
   std::int32_t values[kMaxValues];  // those of real attributes as bits, see real_value()
   std::int32_t half_only;
+  std::int32_t tactic;  // which tiles, see tiles_of(); kept in engines
+  std::int32_t tuning;  // whether a builder may choose another tactic by timing; not kept in engines
   // Of a thousand, while a builder times: active bits of each mask, in the order of the inputs; 0 reads the
   // mask. Not kept in engines.
   std::int32_t timing_rates[kTimedMasks];
 };
+
+// Tiles as one number, for a builder's tactics and for engines: 0 is the formula's choice, untimed; positive
+// numbers were chosen by timing, be it the formula's own choice. Any other number is refused with false.
+bool tiles_of(std::int32_t tactic, cuda::Tiles* tiles);
+std::int32_t tactic_of(const cuda::Tiles& tiles);  // a positive one
 
 float real_value(std::int32_t bits);
 std::int32_t real_bits(float value);
@@ -90,6 +97,10 @@ struct Rules {
   // 0 or a cudaError_t. `misaligned`: the tensor whose address keeps fast kernels from running, or null.
   int (*run)(const Operator&, const Attributes&, const Sizes& sizes, cuda::Type type, const Buffers& buffers,
              const char** misaligned);
+  // Which tiles are worth timing on the current device, as cuda::bottleneck_candidates(); null where kernels
+  // have no tiles to choose. All sizes are known.
+  int (*candidates)(const Operator&, const Attributes&, const Sizes& sizes, cuda::Type type,
+                    cuda::Tiles* candidates) = nullptr;
 };
 
 struct Operator {
@@ -121,11 +132,22 @@ Shape output_shape(const Operator& op, const Attributes& attributes, const Sizes
 std::string check_shapes(const Operator& op, const Attributes& attributes, const Shape* inputs,
                          const Shape& output, cuda::Type type, Sizes* sizes);
 
-// Which kernels the operator of that name would run (Rules::describe), empty where attributes or shapes do
-// not fit it. `shapes` holds the rank and the sizes of every input.
+// The tactics that a builder may time, at most cuda::kMostCandidates, the formula's choice first; returns how
+// many. None where there is nothing to choose or to time: no device, sizes that are not known, masks without
+// a rate, or a node that rules it out.
+int list_tactics(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type type,
+                 std::int32_t* tactics);
+
+// Which kernels run (Rules::describe), and whether their tiles were tuned.
+std::string describe_choice(const Operator& op, const Attributes& attributes, const Sizes& sizes,
+                            cuda::Type type, int capability, int processors);
+
+// The same of the operator of that name, empty where attributes or shapes do not fit it. `shapes` holds the
+// rank and the sizes of every input. A negative tactic is one that the builder has not told: then it is the
+// one that this process has timed, or, with `has_tactics` (IPluginV3), perhaps another than the formula's.
 std::string describe_kernels(const std::string& name, const std::int32_t* attributes, int attribute_count,
                              const std::int64_t* shapes, int shape_count, bool half, int capability,
-                             int processors);
+                             int processors, std::int32_t tactic, bool has_tactics);
 
 std::string to_text(const Shape& shape);
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "log.h"
+#include "tuning.h"
 
 namespace dyndeploy {
 namespace tensorrt {
@@ -121,6 +122,20 @@ bool PluginCore::check_tensors(const PluginTensorDesc* tensors, Sizes* sizes, cu
   if (problem.empty()) return true;
   log_error(op_.name, problem);
   return false;
+}
+
+bool PluginCore::set_tactic(std::int32_t tactic) {
+  cuda::Tiles tiles;
+  if (!tiles_of(tactic, &tiles) || (tactic > 0 && !op_.rules->candidates)) {
+    log_error(op_.name, "tactic " + std::to_string(tactic) + " is none of this plugin's");
+    return false;
+  }
+  if (tactic > 0 || attributes_.tuning) attributes_.tactic = tactic;
+  return true;
+}
+
+void PluginCore::tune(const Sizes& sizes, cuda::Type type) {
+  if (attributes_.tuning) attributes_.tactic = timed_tactic(op_, attributes_, sizes, type);
 }
 
 std::size_t PluginCore::workspace(const Sizes& sizes, cuda::Type type) const {

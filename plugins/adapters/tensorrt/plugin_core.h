@@ -17,10 +17,18 @@ class PluginCore {
   const Operator& op() const { return op_; }
   const Attributes& attributes() const { return attributes_; }
 
-  // From now on the masks are read: the plugin belongs to an execution context, or comes from an engine.
+  // From now on the masks are read and nothing is chosen any more: the plugin belongs to an execution
+  // context, or comes from an engine.
   void stop_timing() {
     for (std::int32_t& rate : attributes_.timing_rates) rate = 0;
+    attributes_.tuning = 0;
   }
+
+  // Takes the tiles of a tactic. 0 is no news to a plugin whose tactic was chosen before. An unknown one is
+  // logged.
+  bool set_tactic(std::int32_t tactic);
+  // Chooses them by timing, if a builder has made the plugin from a node and there is something to choose.
+  void tune(const Sizes& sizes, cuda::Type type);
 
   // Sizes and types of the output; problems are logged.
   bool infer_shape(const nvinfer1::DimsExprs* inputs, int count, nvinfer1::IExprBuilder& builder,

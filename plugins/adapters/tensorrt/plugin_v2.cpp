@@ -39,9 +39,26 @@ void PluginV2::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t in
                                const DynamicPluginTensorDesc* outputs, int32_t output_count) noexcept {
   Sizes sizes;
   cuda::Type type;
-  core_.check(
-      input_count, output_count, [&](int i) { return inputs[i].desc; },
-      [&](int i) { return outputs[i].desc; }, &sizes, &type);
+  if (!core_.check(
+          input_count, output_count, [&](int i) { return inputs[i].desc; },
+          [&](int i) { return outputs[i].desc; }, &sizes, &type) ||
+      !core_.attributes().tuning) {
+    return;
+  }
+  // This interface has no tactics: the plugin times for itself, here, where NvInferRuntime.h gives it the
+  // opportunity to choose algorithms by formats and bounds. The builder comes here once more with what it has
+  // chosen, and then the tactic is known.
+  const auto largest = [](const DynamicPluginTensorDesc& tensor) {
+    PluginTensorDesc desc = tensor.desc;
+    desc.dims = tensor.max;
+    return desc;
+  };
+  Sizes most;
+  if (core_.check(
+          input_count, output_count, [&](int i) { return largest(inputs[i]); },
+          [&](int i) { return largest(outputs[i]); }, &most, &type)) {
+    core_.tune(most, type);
+  }
 }
 
 std::size_t PluginV2::getWorkspaceSize(const PluginTensorDesc* inputs, int32_t input_count,

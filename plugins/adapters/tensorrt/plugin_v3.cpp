@@ -2,6 +2,7 @@
 
 #if DYNDEPLOY_TENSORRT_HAS_V3
 
+#include <algorithm>
 #include <new>
 
 #include "log.h"
@@ -11,6 +12,16 @@ namespace tensorrt {
 
 using nvinfer1::DynamicPluginTensorDesc;
 using nvinfer1::PluginTensorDesc;
+
+namespace {
+
+PluginTensorDesc largest(const DynamicPluginTensorDesc& tensor) {
+  PluginTensorDesc desc = tensor.desc;
+  desc.dims = tensor.max;
+  return desc;
+}
+
+}  // namespace
 
 PluginV3::PluginV3(const PluginCore& core, const std::string& plugin_namespace)
     : core_(core),
@@ -22,6 +33,7 @@ PluginV3::PluginV3(const PluginCore& core, const std::string& plugin_namespace)
   }
   timing_id_ += " " + std::to_string(core_.attributes().half_only);
   for (const std::int32_t rate : core_.attributes().timing_rates) timing_id_ += " " + std::to_string(rate);
+  timing_id_ += " " + std::to_string(core_.attributes().tuning);
 }
 
 nvinfer1::IPluginCapability* PluginV3::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept {
@@ -36,7 +48,14 @@ nvinfer1::IPluginCapability* PluginV3::getCapabilityInterface(nvinfer1::PluginCa
   return nullptr;
 }
 
-nvinfer1::IPluginV3* PluginV3::clone() noexcept { return new (std::nothrow) PluginV3(core_, namespace_); }
+nvinfer1::IPluginV3* PluginV3::clone() noexcept {
+  PluginV3* copy = new (std::nothrow) PluginV3(core_, namespace_);
+  if (copy) {
+    copy->tactic_count_ = tactic_count_;
+    std::copy(tactics_, tactics_ + tactic_count_, copy->tactics_);
+  }
+  return copy;
+}
 
 nvinfer1::IPluginV3* PluginV3::attachToContext(nvinfer1::IPluginResourceContext*) noexcept {
   PluginCore attached = core_;
@@ -69,20 +88,31 @@ int32_t PluginV3::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t
                                   const DynamicPluginTensorDesc* outputs, int32_t output_count) noexcept {
   Sizes sizes;
   cuda::Type type;
-  const bool fits = core_.check(
-      input_count, output_count, [&](int i) { return inputs[i].desc; },
-      [&](int i) { return outputs[i].desc; }, &sizes, &type);
-  return fits ? 0 : 1;
+  tactic_count_ = 0;
+  if (!core_.check(
+          input_count, output_count, [&](int i) { return inputs[i].desc; },
+          [&](int i) { return outputs[i].desc; }, &sizes, &type)) {
+    return 1;
+  }
+  if (!core_.attributes().tuning) return 0;
+  Sizes most;
+  if (core_.check(
+          input_count, output_count, [&](int i) { return largest(inputs[i]); },
+          [&](int i) { return largest(outputs[i]); }, &most, &type)) {
+    tactic_count_ = list_tactics(core_.op(), core_.attributes(), most, type, tactics_);
+  }
+  return 0;
+}
+
+int32_t PluginV3::getValidTactics(int32_t* tactics, int32_t count) noexcept {
+  if (count != tactic_count_) return 1;
+  std::copy(tactics_, tactics_ + count, tactics);
+  return 0;
 }
 
 std::size_t PluginV3::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t input_count,
                                        const DynamicPluginTensorDesc* outputs,
                                        int32_t output_count) const noexcept {
-  const auto largest = [](const DynamicPluginTensorDesc& tensor) {
-    PluginTensorDesc desc = tensor.desc;
-    desc.dims = tensor.max;
-    return desc;
-  };
   Sizes sizes;
   cuda::Type type;
   const bool fits = core_.check(

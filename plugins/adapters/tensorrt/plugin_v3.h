@@ -38,6 +38,10 @@ class PluginV3 final : public nvinfer1::IPluginV3,
                                const nvinfer1::DynamicPluginTensorDesc* outputs,
                                int32_t output_count) const noexcept override;
   const char* getTimingCacheID() noexcept override { return timing_id_.c_str(); }
+  int32_t getNbTactics() noexcept override { return tactic_count_; }
+  int32_t getValidTactics(int32_t* tactics, int32_t count) noexcept override;
+
+  int32_t setTactic(int32_t tactic) noexcept override { return core_.set_tactic(tactic) ? 0 : 1; }
 
   int32_t onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t input_count,
                         const nvinfer1::PluginTensorDesc* outputs, int32_t output_count) noexcept override;
@@ -52,6 +56,9 @@ class PluginV3 final : public nvinfer1::IPluginV3,
   std::string namespace_;
   Fields fields_;
   std::string timing_id_;
+  // Of the shapes and types that it was configured for last.
+  std::int32_t tactics_[cuda::kMostCandidates] = {};
+  int tactic_count_ = 0;
 };
 
 class BaseCreatorV3 : public nvinfer1::IPluginCreatorV3One {

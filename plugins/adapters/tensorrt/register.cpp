@@ -13,6 +13,7 @@
 #include "log.h"
 #include "plugin_v2.h"
 #include "plugin_v3.h"
+#include "tuning.h"
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
@@ -22,9 +23,11 @@ namespace tensorrt {
 namespace {
 
 #if DYNDEPLOY_TENSORRT_HAS_V3 && !defined(DYNDEPLOY_TENSORRT_USE_V2)
+constexpr bool kHasTactics = true;
 template <const Operator& op>
 using Creator = CreatorV3<op>;
 #else
+constexpr bool kHasTactics = false;
 template <const Operator& op>
 using Creator = CreatorV2<op>;
 #endif
@@ -53,6 +56,16 @@ Interface* const* all_creators(int32_t& count) {
   return creators;
 }
 
+int32_t write_words(const std::string& words, char* text, int32_t size) {
+  const int32_t length = static_cast<int32_t>(words.size());
+  if (text && size > 0) {
+    const int32_t written = length < size ? length : size - 1;
+    std::memcpy(text, words.data(), static_cast<std::size_t>(written));
+    text[written] = 0;
+  }
+  return length;
+}
+
 }  // namespace
 }  // namespace tensorrt
 }  // namespace dyndeploy
@@ -71,24 +84,30 @@ DYNDEPLOY_EXPORT nvinfer1::IPluginCreator* const* getPluginCreators(int32_t& cou
 
 // Which kernels an operator would run, in words. `attributes` are the values of all its attributes (those of
 // real ones as the bits of a float), `shapes`
-// the rank and the sizes of every input, x first; capability 0 asks the current device. Returns the length of
-// the words, of which as many are written as fit, or -1 where there is no such operator or node.
+// the rank and the sizes of every input, x first; capability 0 asks the current device; `tactic` is the
+// builder's, 0 takes the one that this process has timed, else the formula's. Returns the length of the
+// words, of which as many are written as fit, or -1 where there is no such operator or node.
 DYNDEPLOY_EXPORT int32_t DyndeployKernels(const char* name, const int32_t* attributes,
                                           int32_t attribute_count, const int64_t* shapes, int32_t shape_count,
                                           int32_t half, int32_t capability, int32_t processors, char* text,
-                                          int32_t size) {
+                                          int32_t size, int32_t tactic) {
   using namespace dyndeploy::tensorrt;
   const std::string words = name ? describe_kernels(name, attributes, attribute_count, shapes, shape_count,
-                                                    half != 0, capability, processors)
+                                                    half != 0, capability, processors, tactic, kHasTactics)
                                  : std::string();
-  if (words.empty()) return -1;
-  const int32_t length = static_cast<int32_t>(words.size());
-  if (text && size > 0) {
-    const int32_t written = length < size ? length : size - 1;
-    std::memcpy(text, words.data(), static_cast<std::size_t>(written));
-    text[written] = 0;
-  }
-  return length;
+  return words.empty() ? -1 : write_words(words, text, size);
+}
+
+// Tactics that plugins have timed themselves (where TensorRT has none, before 10), a line each, to be kept
+// and read again by a later process with this library on this device. Returns the length, 0 for none; as many
+// are written as fit.
+DYNDEPLOY_EXPORT int32_t DyndeployTimedTactics(char* text, int32_t size) {
+  return dyndeploy::tensorrt::write_words(dyndeploy::tensorrt::timed_tactics(), text, size);
+}
+
+// Reads them; returns how many, or -1 where the text is of another format, and nothing is taken.
+DYNDEPLOY_EXPORT int32_t DyndeployReadTimedTactics(const char* text) {
+  return text ? dyndeploy::tensorrt::read_timed_tactics(text) : -1;
 }
 
 DYNDEPLOY_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {

@@ -119,13 +119,17 @@ int run(const Operator& op, const Attributes& attributes, const Sizes& sizes, cu
     const int error = cuda::stand_in_masks(shape, type, rates, &tensors, buffers.workspace, buffers.stream);
     if (error) return error;
   }
-  return cuda::run_transformer(shape, type, tensors, buffers.workspace, buffers.stream);
+  cuda::Tiles tiles;
+  tiles_of(attributes.tactic, &tiles);
+  return cuda::run_transformer(shape, type, tensors, buffers.workspace, buffers.stream, tiles);
 }
 
 std::string describe(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type type,
                      int capability, int processors) {
+  cuda::Tiles tiles;
+  tiles_of(attributes.tactic, &tiles);
   const cuda::TransformerChoice choice =
-      cuda::transformer_choice(shape_of(op, attributes, sizes), type, capability, processors);
+      cuda::transformer_choice(shape_of(op, attributes, sizes), type, capability, processors, tiles);
   if (choice.vector == 0) return std::string();
   std::string text = choice.tensor_cores ? "tensor cores" : "lanes";
   text += ", " + std::to_string(choice.vector) +
@@ -136,9 +140,14 @@ std::string describe(const Operator& op, const Attributes& attributes, const Siz
   return text;
 }
 
+int candidates(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type type,
+               cuda::Tiles* found) {
+  return cuda::transformer_candidates(shape_of(op, attributes, sizes), type, 0, 0, found);
+}
+
 }  // namespace
 
-const Rules kTransformerRules = {check_attributes, derive, check_sizes, workspace, describe, run};
+const Rules kTransformerRules = {check_attributes, derive, check_sizes, workspace, describe, run, candidates};
 
 }  // namespace tensorrt
 }  // namespace dyndeploy

@@ -115,14 +115,26 @@ int stand_in_masks(const BottleneckShape& shape, Type type, const TimingRates& r
   return error;
 }
 
-BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int capability, int processors) {
+BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int capability, int processors,
+                                   const Tiles& tiles) {
   const DeviceTraits device = capability > 0 ? DeviceTraits{capability, processors} : device_traits();
   if (device.capability <= 0) return BottleneckChoice();
   std::size_t bytes = 0;
   const BottleneckArguments a = plan(shape, type, BottleneckTensors(), nullptr, device, bytes);
   const Vectors vectors = fits(shape, type);
-  return type == Type::kHalf ? describe_all<Half>(a, vectors, device)
-                             : describe_all<float>(a, vectors, device);
+  return type == Type::kHalf ? describe_all<Half>(a, vectors, device, tiles)
+                             : describe_all<float>(a, vectors, device, tiles);
+}
+
+int bottleneck_candidates(const BottleneckShape& shape, Type type, int capability, int processors,
+                          Tiles* candidates) {
+  const DeviceTraits device = capability > 0 ? DeviceTraits{capability, processors} : device_traits();
+  if (device.capability <= 0) return 0;
+  std::size_t bytes = 0;
+  const BottleneckArguments a = plan(shape, type, BottleneckTensors(), nullptr, device, bytes);
+  const Vectors vectors = fits(shape, type);
+  return type == Type::kHalf ? candidates_of<Half>(a, vectors, device, candidates)
+                             : candidates_of<float>(a, vectors, device, candidates);
 }
 
 const char* check_bottleneck(const BottleneckShape& s, Type type) {
@@ -176,7 +188,7 @@ std::size_t bottleneck_workspace(const BottleneckShape& shape, Type type) {
 }
 
 int run_bottleneck(const BottleneckShape& shape, Type type, const BottleneckTensors& tensors, void* workspace,
-                   void* stream) {
+                   void* stream, const Tiles& tiles) {
   std::size_t bytes = 0;
   BottleneckArguments a = plan(shape, type, tensors, workspace, device_traits(), bytes);
   Vectors vectors = fits(shape, type);
@@ -184,7 +196,7 @@ int run_bottleneck(const BottleneckShape& shape, Type type, const BottleneckTens
   const int vector = 16 / static_cast<int>(element_size(type));
   a.aligned_groups =
       vectors.others && shape.channel_groups > 0 && shape.middle / shape.channel_groups % vector == 0;
-  return type == Type::kHalf ? run_half(a, vectors, stream) : run_float(a, vectors, stream);
+  return type == Type::kHalf ? run_half(a, vectors, tiles, stream) : run_float(a, vectors, tiles, stream);
 }
 
 }  // namespace cuda

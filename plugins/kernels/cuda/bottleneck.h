@@ -158,58 +158,78 @@ int run_layer(BottleneckArguments a, bool vectors, const DeviceTraits& device, v
 }
 
 template <int kLayer, bool kChannels, class T>
-int describe_chosen(const BottleneckArguments& a, bool vectors, const DeviceTraits& device,
-                    BottleneckChoice* choice) {
+Taken chosen_tile(const BottleneckArguments& a, bool vectors, const DeviceTraits& device) {
   const LayerGrid grid = layer_grid<kLayer>(a);
-  return ChooseTile < kChannels &&
-         kLayer != kConv3 > ::run(vectors, chosen_rows<kLayer>(a, grid.rows), grid.columns, grid.layers,
-                                  device, T(), [&](auto chosen) {
-                                    using Choice = decltype(chosen);
-                                    using Tile = typename Choice::Tile;
-                                    choice->vector = Choice::kVector;
-                                    choice->tensor_cores = Tile::kTensorCores;
-                                    choice->rows[kLayer] = Tile::kRows;
-                                    choice->columns[kLayer] = Tile::kColumns;
-                                    return 0;
-                                  });
+  const Rows rows = chosen_rows<kLayer>(a, grid.rows);
+  constexpr bool kGathers = kChannels && kLayer != kConv3;
+  Taken taken = {};
+  ChooseTile<kGathers>::run(vectors, rows, grid.columns, grid.layers, device, T(), Note{&taken});
+  taken.several = !kChannels && adapts_tiles<T>(vectors, rows, device);
+  return taken;
 }
 
 template <bool kChannels, class T>
-int describe_grouped(const BottleneckArguments& a, const DeviceTraits& device, BottleneckChoice* choice) {
-  return choose_grouped<kChannels, T>(a, device, [&](auto chosen) {
-    choice->rows[kConv2] = decltype(chosen)::kRows;
-    choice->columns[kConv2] = decltype(chosen)::columns(a);
+Taken grouped_tile(const BottleneckArguments& a, bool vectors, const DeviceTraits& device) {
+  Taken taken = {vectors ? 16 / static_cast<int>(sizeof(T)) : 1, false, 0, 0, 1.0, false};
+  choose_grouped<kChannels, T>(a, device, [&](auto chosen) {
+    taken.rows = decltype(chosen)::kRows;
+    taken.columns = decltype(chosen)::columns(a);
     return 0;
   });
+  return taken;
 }
 
+// What a layer takes. Of the two kernels for narrow groups either is worth timing: no cost orders them.
 template <int kLayer, class T>
-int describe_layer(const BottleneckArguments& a, bool vectors, const DeviceTraits& device,
-                   BottleneckChoice* choice) {
+Taken layer_tile(const BottleneckArguments& a, bool vectors, const DeviceTraits& device) {
   if (kLayer == kConv2 && a.winograd) {
-    return choose_patch_tile<T>(vectors, patch_rows(a), a.shape.middle, device, [&](auto chosen) {
-      using Tile = typename decltype(chosen)::Tile;
-      choice->rows[kConv2] = Tile::kRows;
-      choice->columns[kConv2] = Tile::kColumns;
-      return 0;
-    });
+    Taken taken = {};
+    const Rows rows = patch_rows(a);
+    choose_patch_tile<T>(vectors, rows, a.shape.middle, device, Note{&taken});
+    taken.several = adapts_tiles<T>(vectors, rows, device);
+    return taken;
   }
   if (kLayer == kConv2 && narrow_groups(a.shape)) {
-    return a.shape.channel_groups > 0 ? describe_grouped<true, T>(a, device, choice)
-                                      : describe_grouped<false, T>(a, device, choice);
+    return a.shape.channel_groups > 0 ? grouped_tile<true, T>(a, vectors, device)
+                                      : grouped_tile<false, T>(a, vectors, device);
   }
-  return a.shape.channel_groups > 0 ? describe_chosen<kLayer, true, T>(a, vectors, device, choice)
-                                    : describe_chosen<kLayer, false, T>(a, vectors, device, choice);
+  return a.shape.channel_groups > 0 ? chosen_tile<kLayer, true, T>(a, vectors, device)
+                                    : chosen_tile<kLayer, false, T>(a, vectors, device);
 }
 
 template <class T>
-BottleneckChoice describe_all(const BottleneckArguments& a, Vectors vectors, const DeviceTraits& device) {
-  BottleneckChoice choice = {};
-  choice.winograd = a.winograd;
-  describe_layer<kConv2, T>(a, vectors.conv2, device, &choice);
-  describe_layer<kConv1, T>(a, vectors.others, device, &choice);
-  describe_layer<kConv3, T>(a, vectors.others, device, &choice);
+BottleneckChoice describe_all(const BottleneckArguments& a, Vectors vectors, const DeviceTraits& device,
+                              const Tiles& tiles) {
+  const Taken taken[] = {layer_tile<kConv1, T>(a, vectors.others, with_size(device, tiles.sizes[kConv1])),
+                         layer_tile<kConv2, T>(a, vectors.conv2, with_size(device, tiles.sizes[kConv2])),
+                         layer_tile<kConv3, T>(a, vectors.others, with_size(device, tiles.sizes[kConv3]))};
+  BottleneckChoice choice = {taken[kConv3].vector, taken[kConv3].tensor_cores, a.winograd, {}, {}};
+  for (int i = 0; i < 3; ++i) {
+    choice.rows[i] = taken[i].rows;
+    choice.columns[i] = taken[i].columns;
+  }
   return choice;
+}
+
+// Multiplications of a layer at rate 1.
+template <int kLayer>
+double multiplications(const BottleneckArguments& a) {
+  const LayerGrid grid = layer_grid<kLayer>(a);
+  const double depth = kLayer == kConv1   ? a.shape.inputs
+                       : kLayer == kConv2 ? 9.0 * a.group_channels
+                                          : a.shape.middle;
+  return depth * grid.rows * grid.columns * grid.layers;
+}
+
+template <class T>
+int candidates_of(const BottleneckArguments& a, Vectors vectors, const DeviceTraits& device,
+                  Tiles* candidates) {
+  const Size next[] = {
+      next_size(device, [&](const DeviceTraits& d) { return layer_tile<kConv1, T>(a, vectors.others, d); }),
+      next_size(device, [&](const DeviceTraits& d) { return layer_tile<kConv2, T>(a, vectors.conv2, d); }),
+      next_size(device, [&](const DeviceTraits& d) { return layer_tile<kConv3, T>(a, vectors.others, d); })};
+  const double work[] = {multiplications<kConv1>(a), multiplications<kConv2>(a), multiplications<kConv3>(a)};
+  return combine(3, next, work, candidates);
 }
 
 template <class T, int kVector>
@@ -223,22 +243,23 @@ int run_prepare(const BottleneckArguments& a, void* stream) {
 }
 
 template <class T>
-int run_all(const BottleneckArguments& a, Vectors vectors, void* stream) {
+int run_all(const BottleneckArguments& a, Vectors vectors, const Tiles& tiles, void* stream) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const DeviceTraits device = device_traits();
+  const auto sized = [&](int layer) { return with_size(device, tiles.sizes[layer]); };
   int error = vectors.others ? run_prepare<T, kVector>(a, stream) : run_prepare<T, 1>(a, stream);
-  if (error == 0) error = run_layer<kConv1, T>(a, vectors.others, device, stream);
-  if (error == 0) error = run_layer<kConv2, T>(a, vectors.conv2, device, stream);
+  if (error == 0) error = run_layer<kConv1, T>(a, vectors.others, sized(kConv1), stream);
+  if (error == 0) error = run_layer<kConv2, T>(a, vectors.conv2, sized(kConv2), stream);
   if (error == 0 && a.excites) {
     error = vectors.others ? run_excitation<T, kVector>(a, stream) : run_excitation<T, 1>(a, stream);
   }
-  if (error == 0) error = run_layer<kConv3, T>(a, vectors.others, device, stream);
+  if (error == 0) error = run_layer<kConv3, T>(a, vectors.others, sized(kConv3), stream);
   return error;
 }
 
 // One unit of compilation each, so that a build can run them side by side.
-int run_float(const BottleneckArguments& arguments, Vectors vectors, void* stream);
-int run_half(const BottleneckArguments& arguments, Vectors vectors, void* stream);
+int run_float(const BottleneckArguments& arguments, Vectors vectors, const Tiles& tiles, void* stream);
+int run_half(const BottleneckArguments& arguments, Vectors vectors, const Tiles& tiles, void* stream);
 
 }  // namespace cuda
 }  // namespace dyndeploy

@@ -1,6 +1,7 @@
 // Which tiles a product takes.
 #pragma once
 
+#include <initializer_list>
 #include <type_traits>
 
 #include "mma_tile.h"
@@ -35,6 +36,7 @@ template <class T, int kWidth>
 struct Chosen {
   using Tile = T;
   static constexpr int kVector = kWidth;
+  double cost;  // tile_cost(), 0 where there is one size only
 };
 
 // The one place where an architecture decides: kinds of tiles by type and capability, sizes by the work there
@@ -42,23 +44,23 @@ struct Chosen {
 template <bool kGathers, class Tiles, int kVector, class Use>
 int best_tile(const Rows& rows, int columns, int layers, const DeviceTraits& device, const Use& use) {
   using Largest = typename std::conditional<kGathers, typename Tiles::Gathers, typename Tiles::Large>::type;
-  Size size = device.tiles;
-  if (size == Size::kBest) {
-    const Size sizes[] = {Size::kLarge, Size::kMedium, Size::kSmall, Size::kTiny};
-    const int processors = device.processors;
-    const double costs[] = {
-        tile_cost<Largest>(rows, columns, layers, processors, Tiles::share(Size::kLarge)),
-        tile_cost<typename Tiles::Medium>(rows, columns, layers, processors, Tiles::share(Size::kMedium)),
-        tile_cost<typename Tiles::Small>(rows, columns, layers, processors, Tiles::share(Size::kSmall)),
-        tile_cost<typename Tiles::Tiny>(rows, columns, layers, processors, Tiles::share(Size::kTiny))};
-    int best = 0;
-    for (int i = 1; i < 4; ++i) best = costs[i] < costs[best] ? i : best;
-    size = sizes[best];
+  const Size sizes[] = {Size::kLarge, Size::kMedium, Size::kSmall, Size::kTiny};
+  const int processors = device.processors;
+  const double costs[] = {
+      tile_cost<Largest>(rows, columns, layers, processors, Tiles::share(Size::kLarge)),
+      tile_cost<typename Tiles::Medium>(rows, columns, layers, processors, Tiles::share(Size::kMedium)),
+      tile_cost<typename Tiles::Small>(rows, columns, layers, processors, Tiles::share(Size::kSmall)),
+      tile_cost<typename Tiles::Tiny>(rows, columns, layers, processors, Tiles::share(Size::kTiny))};
+  int best = 0;
+  for (int i = 1; i < 4; ++i) {
+    best = device.tiles == Size::kBest ? (costs[i] < costs[best] ? i : best)
+                                       : (sizes[i] == device.tiles ? i : best);
   }
-  if (size == Size::kLarge) return use(Chosen<Largest, kVector>());
-  if (size == Size::kMedium) return use(Chosen<typename Tiles::Medium, kVector>());
-  if (size == Size::kSmall) return use(Chosen<typename Tiles::Small, kVector>());
-  return use(Chosen<typename Tiles::Tiny, kVector>());
+  const double cost = costs[best];
+  if (sizes[best] == Size::kLarge) return use(Chosen<Largest, kVector>{cost});
+  if (sizes[best] == Size::kMedium) return use(Chosen<typename Tiles::Medium, kVector>{cost});
+  if (sizes[best] == Size::kSmall) return use(Chosen<typename Tiles::Small, kVector>{cost});
+  return use(Chosen<typename Tiles::Tiny, kVector>{cost});
 }
 
 // Whether the device chooses between kernels of several sizes: where a mask may leave a few tiles alone, one
@@ -136,6 +138,70 @@ struct ChooseTile {
     return best_tile<kGathers, Lanes<Half>, 8>(rows, columns, layers, device, use);
   }
 };
+
+// What a product takes, in numbers.
+struct Taken {
+  int vector;
+  bool tensor_cores;
+  int rows, columns;  // of the tile
+  double cost;        // see Chosen
+  bool several;       // the device chooses among kernels of several sizes
+};
+struct Note {
+  Taken* taken;
+  template <class Choice>
+  int operator()(const Choice& chosen) const {
+    using Tile = typename Choice::Tile;
+    *taken = {Choice::kVector, Tile::kTensorCores, Tile::kRows, Tile::kColumns, chosen.cost, false};
+    return 0;
+  }
+};
+
+// Beyond it, a size is not expected to win against the one of the least cost: what the shares are modelled
+// from differs by less between its optimistic and its pessimistic end.
+constexpr double kWorthTiming = 1.5;
+
+// The size of a product of the least cost beside the one that the formula takes, kBest where none is worth
+// timing. take(DeviceTraits) tells what is Taken.
+template <class Take>
+Size next_size(const DeviceTraits& device, const Take& take) {
+  const Taken first = take(device);
+  Size next = Size::kBest;
+  double least = kWorthTiming * first.cost;
+  for (const Size size : {Size::kLarge, Size::kMedium, Size::kSmall, Size::kTiny}) {
+    const Taken other = take(with_size(device, size));
+    const bool same = !first.several && other.rows == first.rows && other.columns == first.columns;
+    if (same || other.cost > least || (next != Size::kBest && other.cost == least)) continue;
+    next = size;
+    least = other.cost;
+  }
+  return next;
+}
+
+// The formula's choice and all combinations of the next sizes of those three products that multiply most.
+inline int combine(int products, const Size* next, const double* multiplications, Tiles* candidates) {
+  constexpr int kVaried = 3;
+  static_assert(1 << kVaried == kMostCandidates, "a bit for each varied product");
+  int varied[kVaried], count = 0;
+  bool taken[kMostProducts] = {};
+  while (count < kVaried) {
+    int most = -1;
+    for (int i = 0; i < products; ++i) {
+      const bool open = next[i] != Size::kBest && !taken[i];
+      if (open && (most < 0 || multiplications[i] > multiplications[most])) most = i;
+    }
+    if (most < 0) break;
+    taken[most] = true;
+    varied[count++] = most;
+  }
+  for (int bits = 0; bits < 1 << count; ++bits) {
+    candidates[bits] = Tiles();
+    for (int i = 0; i < count; ++i) {
+      if (bits >> i & 1) candidates[bits].sizes[varied[i]] = next[varied[i]];
+    }
+  }
+  return 1 << count;
+}
 
 }  // namespace cuda
 }  // namespace dyndeploy

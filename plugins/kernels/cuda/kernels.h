@@ -13,6 +13,22 @@ namespace cuda {
 
 enum class Type : std::int32_t { kFloat = 0, kHalf = 1 };
 
+// The size of a product's tiles. kBest: that of the least cost by the formula of choose.h, or, where that
+// says so, several of which the device takes what fits its masks. Where a kind has no tiny one, that is the
+// small one. A size changes the time and no bit of the result.
+enum class Size : int { kBest = 0, kSmall = 1, kMedium = 2, kLarge = 3, kTiny = 4 };
+constexpr int kSizes = 5;
+
+// A size for each product of a block: conv1, conv2, conv3, and in integers the projection; or qkv, proj, fc1
+// and fc2.
+constexpr int kMostProducts = 4;
+struct Tiles {
+  Size sizes[kMostProducts];
+};
+// What a builder may time: the formula's own choice first, then combinations of the two sizes of least cost
+// of each product.
+constexpr int kMostCandidates = 8;
+
 // One dynamic bottleneck: relu(conv3(relu(conv2(relu(conv1(x))))) + shortcut), batch normalisation folded.
 // With a squeeze-and-excitation what conv3 reads is multiplied, channel by channel, with
 // sigmoid(we relu(ws mean + bs) + be), where `mean` is that of the map behind conv2.
@@ -55,7 +71,7 @@ struct BottleneckTensors {
 const char* check_bottleneck(const BottleneckShape& shape, Type type);  // nullptr or what is wrong
 std::size_t bottleneck_workspace(const BottleneckShape& shape, Type type);
 int run_bottleneck(const BottleneckShape& shape, Type type, const BottleneckTensors& tensors, void* workspace,
-                   void* stream);  // stream: cudaStream_t
+                   void* stream, const Tiles& tiles = Tiles());  // stream: cudaStream_t
 
 // Masks for a run whose own masks say nothing, as while TensorRT times a plugin on uninitialised memory. Of a
 // thousand bits so many are active, over the batch and at least one; 0 leaves a mask as it is.
@@ -77,7 +93,12 @@ struct BottleneckChoice {
 };
 // With aligned pointers. capability (10 * major + minor) and processors of a GPU; capability 0: the current
 // one, and nothing (vector 0) where there is none.
-BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int capability, int processors);
+BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int capability, int processors,
+                                   const Tiles& tiles = Tiles());
+// Which tiles are worth timing there: writes at most kMostCandidates, returns how many; 0 where there is no
+// GPU.
+int bottleneck_candidates(const BottleneckShape& shape, Type type, int capability, int processors,
+                          Tiles* candidates);
 // The first tensor whose address keeps a shape that fits vectors from using them ("x", "the workspace"), or
 // nullptr.
 const char* misaligned_tensor(const BottleneckShape& shape, Type type, const BottleneckTensors& tensors,
@@ -104,8 +125,11 @@ bool multiplies_bytes(int capability);
 const char* check_quantized_bottleneck(const BottleneckShape& shape);
 std::size_t quantized_bottleneck_workspace(const BottleneckShape& shape);
 int run_quantized_bottleneck(const BottleneckShape& shape, const QuantizedBottleneckTensors& tensors,
-                             void* workspace, void* stream);
-BottleneckChoice quantized_bottleneck_choice(const BottleneckShape& shape, int capability, int processors);
+                             void* workspace, void* stream, const Tiles& tiles = Tiles());
+BottleneckChoice quantized_bottleneck_choice(const BottleneckShape& shape, int capability, int processors,
+                                             const Tiles& tiles = Tiles());
+int quantized_bottleneck_candidates(const BottleneckShape& shape, int capability, int processors,
+                                    Tiles* candidates);
 const char* misaligned_tensor(const BottleneckShape& shape, const QuantizedBottleneckTensors& tensors,
                               const void* workspace);
 
@@ -168,7 +192,7 @@ struct TransformerTensors {
 const char* check_transformer(const TransformerShape& shape, Type type);
 std::size_t transformer_workspace(const TransformerShape& shape, Type type);
 int run_transformer(const TransformerShape& shape, Type type, const TransformerTensors& tensors,
-                    void* workspace, void* stream);
+                    void* workspace, void* stream, const Tiles& tiles = Tiles());
 struct TransformerRates {
   std::int32_t tokens, heads, attention, mlp;  // as TimingRates
 };
@@ -179,8 +203,10 @@ struct TransformerChoice {
   bool tensor_cores;
   int rows[4], columns[4];  // tiles of qkv, proj, fc1 and fc2
 };
-TransformerChoice transformer_choice(const TransformerShape& shape, Type type, int capability,
-                                     int processors);
+TransformerChoice transformer_choice(const TransformerShape& shape, Type type, int capability, int processors,
+                                     const Tiles& tiles = Tiles());
+int transformer_candidates(const TransformerShape& shape, Type type, int capability, int processors,
+                           Tiles* candidates);
 const char* misaligned_tensor(const TransformerShape& shape, Type type, const TransformerTensors& tensors,
                               const void* workspace);
 

@@ -57,15 +57,29 @@ int run_layer(QuantizedArguments a, Vectors vectors, const DeviceTraits& device,
 }
 
 template <bool kChannels>
-int run_layers(const QuantizedArguments& a, Vectors vectors, const DeviceTraits& device, void* stream) {
+int run_layers(const QuantizedArguments& a, Vectors vectors, const DeviceTraits& device, const Tiles& tiles,
+               void* stream) {
+  const auto sized = [&](int layer) { return with_size(device, tiles.sizes[layer]); };
   int error = 0;
   if (kChannels)
     error = launch<QuantizedGatherKernel>(QuantizedGatherKernel::blocks(a), a.shape.batch, a, stream);
-  if (error == 0) error = run_layer<kQuantizedConv1, kChannels>(a, vectors, device, stream);
-  if (error == 0) error = run_layer<kQuantizedConv2, kChannels>(a, vectors, device, stream);
-  if (error == 0 && a.shape.projection) error = run_layer<kProjection, kChannels>(a, vectors, device, stream);
-  if (error == 0) error = run_layer<kQuantizedConv3, kChannels>(a, vectors, device, stream);
+  if (error == 0) error = run_layer<kQuantizedConv1, kChannels>(a, vectors, sized(kQuantizedConv1), stream);
+  if (error == 0) error = run_layer<kQuantizedConv2, kChannels>(a, vectors, sized(kQuantizedConv2), stream);
+  if (error == 0 && a.shape.projection) {
+    error = run_layer<kProjection, kChannels>(a, vectors, sized(kProjection), stream);
+  }
+  if (error == 0) error = run_layer<kQuantizedConv3, kChannels>(a, vectors, sized(kQuantizedConv3), stream);
   return error;
+}
+
+static_assert(static_cast<int>(kProjection) < kMostProducts, "a size for each product");
+
+template <int kLayer>
+Taken byte_tile(const QuantizedArguments& a, Vectors vectors, const DeviceTraits& device) {
+  Taken taken = {};
+  choose_layer<kLayer>(a, vectors, device,
+                       [&](auto chosen, const LayerGrid&) { return Note{&taken}(chosen); });
+  return taken;
 }
 
 QuantizedArguments plan_quantized(const BottleneckShape& shape, const QuantizedBottleneckTensors& t,
@@ -135,31 +149,47 @@ const char* misaligned_tensor(const BottleneckShape& shape, const QuantizedBottl
   return nullptr;
 }
 
-BottleneckChoice quantized_bottleneck_choice(const BottleneckShape& shape, int capability, int processors) {
+BottleneckChoice quantized_bottleneck_choice(const BottleneckShape& shape, int capability, int processors,
+                                             const Tiles& tiles) {
   const DeviceTraits device = capability > 0 ? DeviceTraits{capability, processors} : device_traits();
   BottleneckChoice choice = {};
   if (!multiplies_bytes(device.capability)) return choice;
   std::size_t bytes = 0;
   const QuantizedArguments a = plan_quantized(shape, QuantizedBottleneckTensors(), nullptr, device, bytes);
   const Vectors vectors = shape_fits_vectors(shape, kByteRun);
-  const auto note = [&](int layer) {
-    return [&choice, layer](auto chosen, const LayerGrid&) {
-      using Choice = decltype(chosen);
-      choice.vector = Choice::kVector;
-      choice.tensor_cores = Choice::Tile::kTensorCores;
-      choice.rows[layer] = Choice::Tile::kRows;
-      choice.columns[layer] = Choice::Tile::kColumns;
-      return 0;
-    };
-  };
-  choose_layer<kQuantizedConv2>(a, vectors, device, note(kConv2));
-  choose_layer<kQuantizedConv1>(a, vectors, device, note(kConv1));
-  choose_layer<kQuantizedConv3>(a, vectors, device, note(kConv3));
+  const auto sized = [&](int layer) { return with_size(device, tiles.sizes[layer]); };
+  const Taken taken[] = {byte_tile<kQuantizedConv1>(a, vectors, sized(kQuantizedConv1)),
+                         byte_tile<kQuantizedConv2>(a, vectors, sized(kQuantizedConv2)),
+                         byte_tile<kQuantizedConv3>(a, vectors, sized(kQuantizedConv3))};
+  choice.vector = taken[kConv3].vector;
+  choice.tensor_cores = taken[kConv3].tensor_cores;
+  for (int i = 0; i < 3; ++i) {
+    choice.rows[i] = taken[i].rows;
+    choice.columns[i] = taken[i].columns;
+  }
   return choice;
 }
 
+int quantized_bottleneck_candidates(const BottleneckShape& shape, int capability, int processors,
+                                    Tiles* candidates) {
+  const DeviceTraits device = capability > 0 ? DeviceTraits{capability, processors} : device_traits();
+  if (!multiplies_bytes(device.capability)) return 0;
+  std::size_t bytes = 0;
+  const QuantizedArguments a = plan_quantized(shape, QuantizedBottleneckTensors(), nullptr, device, bytes);
+  const Vectors vectors = shape_fits_vectors(shape, kByteRun);
+  const Size next[] = {
+      next_size(device, [&](const DeviceTraits& d) { return byte_tile<kQuantizedConv1>(a, vectors, d); }),
+      next_size(device, [&](const DeviceTraits& d) { return byte_tile<kQuantizedConv2>(a, vectors, d); }),
+      next_size(device, [&](const DeviceTraits& d) { return byte_tile<kQuantizedConv3>(a, vectors, d); }),
+      next_size(device, [&](const DeviceTraits& d) { return byte_tile<kProjection>(a, vectors, d); })};
+  const double projection = static_cast<double>(shape.batch) * a.out_pixels * shape.inputs * shape.outputs;
+  const double work[] = {multiplications<kConv1>(a), multiplications<kConv2>(a), multiplications<kConv3>(a),
+                         projection};
+  return combine(shape.projection ? 4 : 3, next, work, candidates);
+}
+
 int run_quantized_bottleneck(const BottleneckShape& shape, const QuantizedBottleneckTensors& tensors,
-                             void* workspace, void* stream) {
+                             void* workspace, void* stream, const Tiles& tiles) {
   const DeviceTraits device = device_traits();
   if (!multiplies_bytes(device.capability)) return kNotSupported;
   std::size_t bytes = 0;
@@ -168,8 +198,8 @@ int run_quantized_bottleneck(const BottleneckShape& shape, const QuantizedBottle
   if (misaligned_tensor(shape, tensors, workspace) != nullptr) vectors = {false, false};
   const int error = vectors.others ? run_prepare<Byte, kByteRun>(a, stream) : run_prepare<Byte, 1>(a, stream);
   if (error != 0) return error;
-  return shape.channel_groups > 0 ? run_layers<true>(a, vectors, device, stream)
-                                  : run_layers<false>(a, vectors, device, stream);
+  return shape.channel_groups > 0 ? run_layers<true>(a, vectors, device, tiles, stream)
+                                  : run_layers<false>(a, vectors, device, tiles, stream);
 }
 
 }  // namespace cuda

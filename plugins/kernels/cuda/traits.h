@@ -4,18 +4,21 @@
 #include <atomic>
 #include <cstdint>
 
+#include "kernels.h"
+
 namespace dyndeploy {
 namespace cuda {
-
-// The size of the tiles: that of the least cost, or one that a test asks for. Where a kind has no tiny one,
-// that is the small one.
-enum class Size : int { kBest = 0, kSmall = 1, kMedium = 2, kLarge = 3, kTiny = 4 };
 
 struct DeviceTraits {
   int capability;  // 10 * major + minor
   int processors;
-  Size tiles = Size::kBest;
+  Size tiles = Size::kBest;  // of every product that nobody asks for another size
 };
+
+inline DeviceTraits with_size(DeviceTraits device, Size size) {
+  if (size != Size::kBest) device.tiles = size;
+  return device;
+}
 
 // The traits of a device, asked for once in a process: a launch must not pay for them each time.
 template <class Query>

@@ -122,29 +122,44 @@ int stand_in_masks(const TransformerShape& shape, Type type, const TransformerRa
   return 0;
 }
 
-TransformerChoice transformer_choice(const TransformerShape& shape, Type type, int capability,
-                                     int processors) {
+TransformerChoice transformer_choice(const TransformerShape& shape, Type type, int capability, int processors,
+                                     const Tiles& tiles) {
   std::size_t bytes = 0;
   const TransformerArguments a = plan(shape, type, TransformerTensors(), nullptr, bytes);
   const bool vectors = fits_vectors(shape, type);
   const DeviceTraits device = capability > 0 ? DeviceTraits{capability, processors} : device_traits();
   if (device.capability <= 0) return TransformerChoice();
   if (type == Type::kHalf) {
-    return shape.head_mask ? describe_block<true, Half>(a, vectors, device)
-                           : describe_block<false, Half>(a, vectors, device);
+    return shape.head_mask ? describe_block<true, Half>(a, vectors, device, tiles)
+                           : describe_block<false, Half>(a, vectors, device, tiles);
   }
-  return shape.head_mask ? describe_block<true, float>(a, vectors, device)
-                         : describe_block<false, float>(a, vectors, device);
+  return shape.head_mask ? describe_block<true, float>(a, vectors, device, tiles)
+                         : describe_block<false, float>(a, vectors, device, tiles);
+}
+
+int transformer_candidates(const TransformerShape& shape, Type type, int capability, int processors,
+                           Tiles* candidates) {
+  const DeviceTraits device = capability > 0 ? DeviceTraits{capability, processors} : device_traits();
+  if (device.capability <= 0) return 0;
+  std::size_t bytes = 0;
+  const TransformerArguments a = plan(shape, type, TransformerTensors(), nullptr, bytes);
+  const bool vectors = fits_vectors(shape, type);
+  if (type == Type::kHalf) {
+    return shape.head_mask ? candidates_of<true, Half>(a, vectors, device, candidates)
+                           : candidates_of<false, Half>(a, vectors, device, candidates);
+  }
+  return shape.head_mask ? candidates_of<true, float>(a, vectors, device, candidates)
+                         : candidates_of<false, float>(a, vectors, device, candidates);
 }
 
 int run_transformer(const TransformerShape& shape, Type type, const TransformerTensors& tensors,
-                    void* workspace, void* stream) {
+                    void* workspace, void* stream, const Tiles& tiles) {
   std::size_t bytes = 0;
   const TransformerArguments a = plan(shape, type, tensors, workspace, bytes);
   const bool vectors =
       fits_vectors(shape, type) && misaligned_tensor(shape, type, tensors, workspace) == nullptr;
-  return type == Type::kHalf ? run_transformer_half(a, vectors, stream)
-                             : run_transformer_float(a, vectors, stream);
+  return type == Type::kHalf ? run_transformer_half(a, vectors, tiles, stream)
+                             : run_transformer_float(a, vectors, tiles, stream);
 }
 
 }  // namespace cuda

@@ -54,9 +54,10 @@ inline int run_attention(const TransformerArguments& a, bool vectors, const Devi
 }
 
 template <bool kHeads, class T>
-int run_block(const TransformerArguments& a, bool vectors, void* stream) {
+int run_block(const TransformerArguments& a, bool vectors, const Tiles& tiles, void* stream) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const DeviceTraits device = device_traits();
+  const auto sized = [&](int layer) { return with_size(device, tiles.sizes[layer]); };
   const auto lists = [&] {
     using Wide = TokenListKernel<T, kVector>;
     using Narrow = TokenListKernel<T, 1>;
@@ -72,46 +73,63 @@ int run_block(const TransformerArguments& a, bool vectors, void* stream) {
   };
   int error = lists();
   if (error == 0) error = norm(false);
-  if (error == 0) error = run_linear<kQkv, kHeads, T>(a, vectors, device, stream);
+  if (error == 0) error = run_linear<kQkv, kHeads, T>(a, vectors, sized(kQkv), stream);
   if (error == 0) error = run_attention(a, vectors, device, T(), stream);
-  if (error == 0) error = run_linear<kProj, kHeads, T>(a, vectors, device, stream);
+  if (error == 0) error = run_linear<kProj, kHeads, T>(a, vectors, sized(kProj), stream);
   if (error == 0) error = norm(true);
-  if (error == 0) error = run_linear<kFc1, kHeads, T>(a, vectors, device, stream);
-  if (error == 0) error = run_linear<kFc2, kHeads, T>(a, vectors, device, stream);
+  if (error == 0) error = run_linear<kFc1, kHeads, T>(a, vectors, sized(kFc1), stream);
+  if (error == 0) error = run_linear<kFc2, kHeads, T>(a, vectors, sized(kFc2), stream);
   return error;
 }
 
 template <int kLayer, bool kHeads, class T>
-void describe_linear(const TransformerArguments& a, bool vectors, const DeviceTraits& device,
-                     TransformerChoice* choice) {
-  choose_linear<kLayer, kHeads, T>(a, vectors, device, [&](auto chosen) {
-    using Choice = decltype(chosen);
-    choice->vector = Choice::kVector;
-    choice->tensor_cores = Choice::Tile::kTensorCores;
-    choice->rows[kLayer] = Choice::Tile::kRows;
-    choice->columns[kLayer] = Choice::Tile::kColumns;
-    return 0;
-  });
+Taken linear_tile(const TransformerArguments& a, bool vectors, const DeviceTraits& device) {
+  Taken taken = {};
+  choose_linear<kLayer, kHeads, T>(a, vectors, device, Note{&taken});
+  return taken;
 }
 
 template <bool kHeads, class T>
-TransformerChoice describe_block(const TransformerArguments& a, bool vectors, const DeviceTraits& device) {
-  TransformerChoice choice = {};
-  describe_linear<kQkv, kHeads, T>(a, vectors, device, &choice);
-  describe_linear<kProj, kHeads, T>(a, vectors, device, &choice);
-  describe_linear<kFc1, kHeads, T>(a, vectors, device, &choice);
-  describe_linear<kFc2, kHeads, T>(a, vectors, device, &choice);
+TransformerChoice describe_block(const TransformerArguments& a, bool vectors, const DeviceTraits& device,
+                                 const Tiles& tiles) {
+  const auto sized = [&](int layer) { return with_size(device, tiles.sizes[layer]); };
+  const Taken taken[] = {linear_tile<kQkv, kHeads, T>(a, vectors, sized(kQkv)),
+                         linear_tile<kProj, kHeads, T>(a, vectors, sized(kProj)),
+                         linear_tile<kFc1, kHeads, T>(a, vectors, sized(kFc1)),
+                         linear_tile<kFc2, kHeads, T>(a, vectors, sized(kFc2))};
+  TransformerChoice choice = {taken[kFc2].vector, taken[kFc2].tensor_cores, {}, {}};
+  for (int i = 0; i < 4; ++i) {
+    choice.rows[i] = taken[i].rows;
+    choice.columns[i] = taken[i].columns;
+  }
   return choice;
 }
 
+template <bool kHeads, class T>
+int candidates_of(const TransformerArguments& a, bool vectors, const DeviceTraits& device,
+                  Tiles* candidates) {
+  const Size next[] = {
+      next_size(device, [&](const DeviceTraits& d) { return linear_tile<kQkv, kHeads, T>(a, vectors, d); }),
+      next_size(device, [&](const DeviceTraits& d) { return linear_tile<kProj, kHeads, T>(a, vectors, d); }),
+      next_size(device, [&](const DeviceTraits& d) { return linear_tile<kFc1, kHeads, T>(a, vectors, d); }),
+      next_size(device, [&](const DeviceTraits& d) { return linear_tile<kFc2, kHeads, T>(a, vectors, d); })};
+  // Of a row of x; all products have as many rows.
+  const double width = a.shape.width, channels = a.channels, hidden = a.shape.hidden;
+  const double work[] = {3.0 * width * channels, channels * width, width * hidden, hidden * width};
+  return combine(4, next, work, candidates);
+}
+
 template <class T>
-int run_any(const TransformerArguments& a, bool vectors, void* stream) {
-  return a.shape.head_mask ? run_block<true, T>(a, vectors, stream) : run_block<false, T>(a, vectors, stream);
+int run_any(const TransformerArguments& a, bool vectors, const Tiles& tiles, void* stream) {
+  return a.shape.head_mask ? run_block<true, T>(a, vectors, tiles, stream)
+                           : run_block<false, T>(a, vectors, tiles, stream);
 }
 
 // One unit of compilation each, so that a build can run them side by side.
-int run_transformer_float(const TransformerArguments& arguments, bool vectors, void* stream);
-int run_transformer_half(const TransformerArguments& arguments, bool vectors, void* stream);
+int run_transformer_float(const TransformerArguments& arguments, bool vectors, const Tiles& tiles,
+                          void* stream);
+int run_transformer_half(const TransformerArguments& arguments, bool vectors, const Tiles& tiles,
+                         void* stream);
 
 }  // namespace cuda
 }  // namespace dyndeploy

@@ -3,8 +3,9 @@
 namespace dyndeploy {
 namespace cuda {
 
-int run_transformer_half(const TransformerArguments& arguments, bool vectors, void* stream) {
-  return run_any<Half>(arguments, vectors, stream);
+int run_transformer_half(const TransformerArguments& arguments, bool vectors, const Tiles& tiles,
+                         void* stream) {
+  return run_any<Half>(arguments, vectors, tiles, stream);
 }
 
 }  // namespace cuda
