@@ -66,6 +66,15 @@ DYN_QUANTIZED_LAYERS(HopperByteTensors, Small);
 #elif defined(DYN_MODEL_HOPPER)
 DYN_TINY(HopperTensors, 8);
 DYN_TILES(HopperTensors, 8);
+#if DYN_WARPGROUPS
+DYN_LAYERS(Warpgroups<64>, Large, 8);
+DYN_LAYERS(Warpgroups<128>, Medium, 8);
+DYN_LAYERS(Warpgroups<128>, Large, 8);
+DYN_LINEAR(Warpgroups<128>, Large, 8);
+DYN_LAYERS(Warpgroups<256>, Medium, 8);
+DYN_LAYERS(Warpgroups<256>, Large, 8);
+DYN_LINEAR(Warpgroups<256>, Large, 8);
+#endif
 #elif defined(DYN_MODEL_MMA)
 DYN_TINY(AsyncTensors, 8);
 DYN_TILES(AsyncTensors, 8);

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMED_MASKS, TIMING_RATES
+from dyndeploy.graphs.tensorrt import HALF_ONLY, LARGEST_BATCH, TIMED_MASKS, TIMING_RATES
 from dyndeploy.ops.base import Element, OperatorSpec, Port
 from dyndeploy.runtimes.tensorrt_plan import FAMILY
 
-FORMAT_FIELD, FORMAT = "dyndeploy_format", 2
+FORMAT_FIELD, FORMAT = "dyndeploy_format", 3
 """Field of an engine that says how the other fields of a plugin are to be read, and its value (``attributes.h``)."""
 
 _NOT_ATTRIBUTES = ("plugin_version", "plugin_namespace")
@@ -101,7 +101,7 @@ def plugin_attributes(spec: OperatorSpec, fields: Iterable[Any]) -> dict[str, li
     lengths = {attribute.name: attribute.length or 1 for attribute in spec.attributes}
     types = {attribute.name: attribute.type for attribute in spec.attributes}
     found: dict[str, list[Number]] = {}
-    added: dict[str, list[Number]] = {HALF_ONLY: [0], TIMING_RATES: [0] * TIMED_MASKS}
+    added: dict[str, list[Number]] = {HALF_ONLY: [0], LARGEST_BATCH: [0], TIMING_RATES: [0] * TIMED_MASKS}
     for field in fields:
         if field.name in (*_NOT_ATTRIBUTES, FORMAT_FIELD):
             continue
@@ -121,6 +121,8 @@ def plugin_attributes(spec: OperatorSpec, fields: Iterable[Any]) -> dict[str, li
             raise StandInError(f"{spec.name}: attribute {name} is missing")
     if added[HALF_ONLY] not in ([0], [1]):
         raise StandInError(f"{spec.name}: attribute {HALF_ONLY} is {added[HALF_ONLY]}, expected 0 or 1")
+    if len(added[LARGEST_BATCH]) != 1 or added[LARGEST_BATCH][0] < 0:
+        raise StandInError(f"{spec.name}: attribute {LARGEST_BATCH} is {added[LARGEST_BATCH]}, expected 0 or more")
     if len(added[TIMING_RATES]) != TIMED_MASKS or not all(0 <= rate <= 1000 for rate in added[TIMING_RATES]):
         raise StandInError(
             f"{spec.name}: attribute {TIMING_RATES} is {added[TIMING_RATES]}, expected {TIMED_MASKS} of 0 to 1000"
@@ -299,7 +301,8 @@ def register_stand_ins(trt: Any, specs: Iterable[OperatorSpec], problems: list[s
             self.spec = spec
             self.name, self.plugin_version, self.plugin_namespace = spec.name, str(spec.version), ""
             self._declared = [(a.name, np.zeros(a.length or 1, _DTYPES[a.type])) for a in spec.attributes]
-            self._declared += [(HALF_ONLY, np.zeros(1, np.int32)), (TIMING_RATES, np.zeros(TIMED_MASKS, np.int32))]
+            self._declared += [(HALF_ONLY, np.zeros(1, np.int32)), (LARGEST_BATCH, np.zeros(1, np.int32))]
+            self._declared += [(TIMING_RATES, np.zeros(TIMED_MASKS, np.int32))]
             self.field_names = _fields(trt, self._declared)
 
         def create_plugin(self, name: str, fields: Iterable[Any], phase: Any) -> Any:

@@ -556,7 +556,7 @@ void check_state(Creator& creator, const Case& node, Plugin& plugin, const std::
     for (PluginField& entry : other) {
       if (std::strcmp(entry.name, field.name) == 0) entry.data = &next;
     }
-    CHECK(!restore(other) && take_log().find("format version 3") != std::string::npos,
+    CHECK(!restore(other) && take_log().find("format version 4") != std::string::npos,
           node.op + ": a newer format was accepted");
   }
 }
@@ -657,12 +657,12 @@ void check_state(Creator& creator, const Case& node, Plugin& plugin, const std::
   }
   take_log();
   State newer = good;
-  newer[4] = 3;
-  CHECK(!restore(newer) && take_log().find("format version 3") != std::string::npos,
+  newer[4] = 4;
+  CHECK(!restore(newer) && take_log().find("format version 4") != std::string::npos,
         node.op + ": a newer format was accepted");
   if (!node.attributes.empty()) {
     State invalid = good;
-    std::memset(invalid.data() + 20, 0, 4);
+    std::memset(invalid.data() + 24, 0, 4);
     CHECK(!restore(invalid), node.op + ": accepted an attribute of 0");
   }
   for (Creator* other : others) {
@@ -710,12 +710,15 @@ void check_creator(Creator& creator, const Case& node) {
   CHECK(std::strcmp(creator.getPluginNamespace(), "") == 0, node.op + ": namespace");
   const nvinfer1::PluginFieldCollection* fields = creator.getFieldNames();
   const auto own = static_cast<int32_t>(node.attributes.size());
-  CHECK(fields->nbFields == own + 2, node.op + ": number of fields");
-  CHECK(std::strcmp(fields->fields[own + 1].name, "plugin_timing_rates") == 0 &&
-            fields->fields[own + 1].length == 4,
+  CHECK(fields->nbFields == own + 3, node.op + ": number of fields");
+  CHECK(std::strcmp(fields->fields[own + 2].name, "plugin_timing_rates") == 0 &&
+            fields->fields[own + 2].length == 4,
         node.op + ": the last field is not that of the rates");
+  CHECK(std::strcmp(fields->fields[own + 1].name, "plugin_largest_batch") == 0 &&
+            fields->fields[own + 1].length == 1,
+        node.op + ": the last field but one is not the batch");
   CHECK(std::strcmp(fields->fields[own].name, "plugin_half_only") == 0 && fields->fields[own].length == 1,
-        node.op + ": the last field but one is not the precision");
+        node.op + ": the last field but two is not the precision");
   for (int i = 0; i < own; ++i) {
     const auto& expected = node.attributes[static_cast<std::size_t>(i)];
     CHECK(expected.first == fields->fields[i].name, node.op + ": field " + fields->fields[i].name);

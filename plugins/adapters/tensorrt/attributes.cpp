@@ -82,6 +82,12 @@ std::string check_half(const Attributes& attributes) {
          ", expected 0 or 1";
 }
 
+std::string check_batch(const Attributes& attributes) {
+  if (attributes.largest_batch >= 0) return std::string();
+  return std::string("attribute ") + kBatchField + " is " + std::to_string(attributes.largest_batch) +
+         ", expected 0 or more";
+}
+
 std::string check_timing(const Attributes& attributes) {
   for (const std::int32_t rate : attributes.timing_rates) {
     if (rate < 0 || rate > 1000) {
@@ -95,17 +101,21 @@ std::string check_timing(const Attributes& attributes) {
 }  // namespace
 
 std::size_t serialized_size(const Operator& op) {
-  return (kHeaderWords + 1 + static_cast<std::size_t>(op.value_count())) * sizeof(std::uint32_t);
+  return (kHeaderWords + 2 + static_cast<std::size_t>(op.value_count())) * sizeof(std::uint32_t);
 }
 
 void serialize(const Operator& op, const Attributes& attributes, void* buffer) {
   std::uint32_t header[kHeaderWords];
   write_header(op, header);
   char* at = static_cast<char*>(buffer);
-  std::memcpy(at, header, sizeof(header));
-  std::memcpy(at + sizeof(header), &attributes.half_only, sizeof(attributes.half_only));
-  std::memcpy(at + sizeof(header) + sizeof(attributes.half_only), attributes.values,
-              static_cast<std::size_t>(op.value_count()) * sizeof(std::int32_t));
+  const auto put = [&](const void* from, std::size_t bytes) {
+    std::memcpy(at, from, bytes);
+    at += bytes;
+  };
+  put(header, sizeof(header));
+  put(&attributes.half_only, sizeof(attributes.half_only));
+  put(&attributes.largest_batch, sizeof(attributes.largest_batch));
+  put(attributes.values, static_cast<std::size_t>(op.value_count()) * sizeof(std::int32_t));
 }
 
 std::string deserialize(const Operator& op, const void* data, std::size_t size, Attributes* attributes) {
@@ -129,10 +139,15 @@ std::string deserialize(const Operator& op, const void* data, std::size_t size, 
   }
   *attributes = Attributes();
   const char* at = static_cast<const char*>(data) + sizeof(found);
-  std::memcpy(&attributes->half_only, at, sizeof(attributes->half_only));
-  at += sizeof(attributes->half_only);
-  std::memcpy(attributes->values, at, static_cast<std::size_t>(op.value_count()) * sizeof(std::int32_t));
-  const std::string problem = check_half(*attributes);
+  const auto take = [&](void* to, std::size_t bytes) {
+    std::memcpy(to, at, bytes);
+    at += bytes;
+  };
+  take(&attributes->half_only, sizeof(attributes->half_only));
+  take(&attributes->largest_batch, sizeof(attributes->largest_batch));
+  take(attributes->values, static_cast<std::size_t>(op.value_count()) * sizeof(std::int32_t));
+  std::string problem = check_half(*attributes);
+  if (problem.empty()) problem = check_batch(*attributes);
   if (!problem.empty()) return problem;
   return op.rules->check_attributes(op, *attributes);
 }
@@ -141,7 +156,7 @@ std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollectio
                         Attributes* attributes) {
   *attributes = Attributes();
   bool seen[kMaxValues] = {};
-  bool versioned = false, stated = false;
+  bool versioned = false, stated = false, planned = false;
   const int count = fields ? fields->nbFields : 0;
   for (int i = 0; i < count; ++i) {
     const nvinfer1::PluginField& field = fields->fields[i];
@@ -165,6 +180,13 @@ std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollectio
       if (problem.empty()) problem = check_half(*attributes);
       if (!problem.empty()) return problem;
       stated = true;
+      continue;
+    }
+    if (std::strcmp(field.name, kBatchField) == 0) {
+      std::string problem = read_integers(field, 1, &attributes->largest_batch);
+      if (problem.empty()) problem = check_batch(*attributes);
+      if (!problem.empty()) return problem;
+      planned = true;
       continue;
     }
     if (!stored && std::strcmp(field.name, kTimingField) == 0) {
@@ -192,6 +214,7 @@ std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollectio
     if (!seen[i]) return std::string("attribute ") + op.attributes[i].name + " is missing";
   }
   if (stored && !stated) return std::string("attribute ") + kHalfField + " is missing";
+  if (stored && !planned) return std::string("attribute ") + kBatchField + " is missing";
   if (stored && !versioned) return "the engine holds data that dyndeploy has not written";
   return op.rules->check_attributes(op, *attributes);
 }
@@ -204,8 +227,10 @@ Fields::Fields(const Operator& op) {
   fields_[op.attribute_count] =
       nvinfer1::PluginField(kHalfField, nullptr, nvinfer1::PluginFieldType::kINT32, 1);
   fields_[op.attribute_count + 1] =
+      nvinfer1::PluginField(kBatchField, nullptr, nvinfer1::PluginFieldType::kINT32, 1);
+  fields_[op.attribute_count + 2] =
       nvinfer1::PluginField(kTimingField, nullptr, nvinfer1::PluginFieldType::kINT32, kTimedMasks);
-  collection_.nbFields = op.attribute_count + 2;
+  collection_.nbFields = op.attribute_count + 3;
   collection_.fields = fields_;
 }
 
@@ -216,8 +241,9 @@ Fields::Fields(const Operator& op, const Attributes& attributes) : Fields(op) {
     values += op.attributes[i].length;
   }
   fields_[op.attribute_count].data = &attributes.half_only;
+  fields_[op.attribute_count + 1].data = &attributes.largest_batch;
   // In the place of the rates: what is stored runs on real masks.
-  fields_[op.attribute_count + 1] =
+  fields_[op.attribute_count + 2] =
       nvinfer1::PluginField(kVersionField, &kVersion, nvinfer1::PluginFieldType::kINT32, 1);
 }
 

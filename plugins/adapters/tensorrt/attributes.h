@@ -11,10 +11,10 @@ namespace dyndeploy {
 namespace tensorrt {
 
 // Serialised: the words magic, version, operator (a hash of its name), number of values, whether half only,
-// then the values. Engines are never moved between machines, so the words have the machine's byte order; a
-// foreign order shows as a foreign magic.
+// the largest batch, then the values. Engines are never moved between machines, so the words have the
+// machine's byte order; a foreign order shows as a foreign magic.
 constexpr std::uint32_t kMagic = 0x444c5944;
-constexpr std::int32_t kVersion = 2;
+constexpr std::int32_t kVersion = 3;
 
 std::size_t serialized_size(const Operator& op);
 void serialize(const Operator& op, const Attributes& attributes, void* buffer);
@@ -24,6 +24,7 @@ std::string deserialize(const Operator& op, const void* data, std::size_t size, 
 // them. With `stored` the fields come from an engine and must name the version of the format.
 constexpr const char* kVersionField = "dyndeploy_format";
 constexpr const char* kHalfField = "plugin_half_only";       // 0 where a node does not have it
+constexpr const char* kBatchField = "plugin_largest_batch";  // likewise
 constexpr const char* kTimingField = "plugin_timing_rates";  // likewise; never stored
 std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollection* fields, bool stored,
                         Attributes* attributes);
@@ -39,7 +40,7 @@ class Fields {
   const nvinfer1::PluginFieldCollection* get() const { return &collection_; }
 
  private:
-  static constexpr int kMaxFields = tables::kMaxAttributes + 3;
+  static constexpr int kMaxFields = tables::kMaxAttributes + 4;
   nvinfer1::PluginField fields_[kMaxFields];
   nvinfer1::PluginFieldCollection collection_;
 };

@@ -132,6 +132,8 @@ std::string describe_kernels(const std::string& name, const std::int32_t* attrib
       !all_known(*op, sizes) || sizes['N'] < 1) {
     return std::string();
   }
+  // As the largest batch of an engine.
+  given.largest_batch = static_cast<std::int32_t>(sizes['N']);
   return op->rules->describe(*op, given, sizes, type, capability, processors);
 }
 

@@ -17,8 +17,11 @@ int layer_columns(const TransformerArguments& a) {
 template <int kLayer, bool kHeads, class T, class Use>
 int choose_linear(const TransformerArguments& a, bool vectors, const DeviceTraits& device, const Use& use) {
   constexpr bool kGathers = kHeads && (kLayer == kQkv || kLayer == kFc1);
-  return ChooseTile<kGathers>::run(vectors, all_rows(a.shape.tokens), layer_columns<kLayer>(a), a.shape.batch,
-                                   device, T(), use);
+  const Work work = {all_rows(a.shape.tokens), layer_columns<kLayer>(a), a.shape.batch};
+  Work planned = work;
+  planned.layers = a.shape.largest_batch;
+  if (planned.layers < 1) planned.rows = Rows();
+  return ChooseTile<kGathers>::run(vectors, work, planned, device, T(), use);
 }
 
 template <int kLayer, bool kHeads, class T>
@@ -88,6 +91,7 @@ void describe_linear(const TransformerArguments& a, bool vectors, const DeviceTr
     using Choice = decltype(chosen);
     choice->vector = Choice::kVector;
     choice->tensor_cores = Choice::Tile::kTensorCores;
+    choice->warpgroups[kLayer] = MultipliesByWarpgroups<typename Choice::Tile>::value;
     choice->rows[kLayer] = Choice::Tile::kRows;
     choice->columns[kLayer] = Choice::Tile::kColumns;
     return 0;
