@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cmath>
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -1234,6 +1235,37 @@ void check_timing(Creator& creator, const Case& node) {
   CHECK(rates(*copy, true) == real, node.op + ": a plugin in a context does not read its masks");
 }
 
+// The batch that an engine is planned for goes into it, and to the kernels.
+void check_largest_batch(Creator& creator, const Case& node) {
+  NodeFields fields(node), planned(node), wrong(node);
+  planned.add("plugin_largest_batch", {48});
+  wrong.add("plugin_largest_batch", {-1});
+  check_refused(creator, wrong, "plugin_largest_batch is -1, expected 0 or more");
+  const Owned plugin = create(creator, planned), without = create(creator, fields);
+  CHECK(plugin && without, node.op + ": " + take_log());
+  if (!plugin || !without) return;
+  CHECK(stored(*plugin) != stored(*without), node.op + ": the batch is not stored");
+#if INTERFACE_V3
+  CHECK(std::strcmp(build(*plugin).getTimingCacheID(), build(*without).getTimingCacheID()) != 0,
+        node.op + ": times of another batch's kernels count as the same");
+#endif
+  Memory memory;
+  std::vector<const void*> inputs;
+  for (std::size_t i = 0; i < node.inputs.size(); ++i) inputs.push_back(memory.input(i));
+  const std::vector<PluginTensorDesc> descs = describe(node, DataType::kHALF);
+  const auto told = [&](Plugin& asked) {
+    Recording seen;
+    CHECK(enqueue(asked, descs, inputs, memory.output(), memory.workspace(), seen) == 0,
+          node.op + ": " + take_log());
+    return std::max(seen.bottleneck.largest_batch, seen.block.largest_batch);
+  };
+  const bool asks =
+      node.op.find("Bottleneck") != std::string::npos || node.op.find("Transformer") != std::string::npos;
+  const Owned again = restored(creator, *plugin);
+  CHECK(told(*plugin) == (asks ? 48 : 0) && told(*without) == 0, node.op + ": the kernels are told");
+  CHECK(again && told(*again) == (asks ? 48 : 0), node.op + ": an engine has forgotten its batch");
+}
+
 #ifdef FAKE_TENSORRT
 void check_misaligned(Creator& creator, const Case& node) {
   NodeFields fields(node);
@@ -1342,6 +1374,7 @@ void run(const std::vector<Creator*>& listed) {
     check_creator(*creator, node);
     check_fields(*creator, node);
     check_half_only(*creator, node);
+    check_largest_batch(*creator, node);
     check_timing(*creator, node);
 #ifdef FAKE_TENSORRT
     check_misaligned(*creator, node);

@@ -271,6 +271,8 @@ struct WarpgroupPipeline {
       now = now + 1 == Tile::kStages ? 0 : now + 1;
       free = free + 1 == Tile::kStages ? 0 : free + 1;
     }
+    // Behind the last strip they bring zeros, to where finish() puts sums.
+    feed.template wait<0>();
     Tile::finish(shared, state, [&](int row, int column, const auto* sums, int pitch) {
       Kernel::write(a, p, rows + row, p.column0 + column, sums, pitch);
     });

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "traits.h"
 
@@ -492,15 +493,29 @@ constexpr int dynamic_bytes(long) {
   return 0;
 }
 
+// Asks for them once on each device. Legal while a stream is captured.
+template <class Kernel>
+int allow_dynamic(std::integral_constant<int, 0>) {
+  return 0;
+}
+template <class Kernel, int kBytes>
+int allow_dynamic(std::integral_constant<int, kBytes>) {
+  static std::atomic<std::uint64_t> allowed(0);
+  int device = 0;
+  cudaGetDevice(&device);
+  const std::uint64_t bit = device < 64 ? std::uint64_t{1} << device : 0;
+  if ((allowed.load(std::memory_order_relaxed) & bit) != 0) return 0;
+  const cudaError_t error =
+      cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (error == cudaSuccess) allowed.fetch_or(bit, std::memory_order_relaxed);
+  return static_cast<int>(error);
+}
+
 template <class Kernel>
 int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& arguments, void* stream) {
   constexpr int kBytes = dynamic_bytes<Kernel>(0);
-  if (kBytes > 0) {
-    // Legal while a stream is captured, and of the device at hand.
-    const cudaError_t allowed =
-        cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-    if (allowed != cudaSuccess) return static_cast<int>(allowed);
-  }
+  const int refused = allow_dynamic<Kernel>(std::integral_constant<int, kBytes>());
+  if (refused != 0) return refused;
   entry<Kernel>
       <<<dim3(blocks_x, blocks_y), dim3(Kernel::kThreads), kBytes, static_cast<cudaStream_t>(stream)>>>(
           arguments);
