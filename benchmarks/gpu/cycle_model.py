@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 
 from sass import MATH, NONE, Code, Instruction, Loop, leaves_loop, walk
 
+from dyndeploy.errors import InputError
+
 SCHEDULERS = 4
 _QUARTER = ("F2F", "I2F", "F2I", "MUFU")
 _MEMORY = ("LDS", "LDSM", "STS", "LDG", "STG", "LD", "ST")
@@ -36,6 +38,7 @@ class Machine:
     Attributes:
         capability: 10 * major + minor.
         tensor_interval: Cycles between tensor-core products of a scheduler as the assembler issues them, by operation.
+            Those of warpgroups (HGMMA) follow from their size, see :func:`warpgroup_cycles`.
         tensor_peak: The same at the peak rate of the data sheet.
         lane_interval: Cycles between FFMA or HFMA2 of a scheduler.
         integer_interval: Cycles between other instructions of lanes.
@@ -78,6 +81,12 @@ _MMA = {"HMMA.16816": 8, "IMMA.16832": 8}
 _GEFORCE = {"HMMA.16816": 32, "IMMA.16832": 16}
 _VOLTA, _TURING = {"HMMA.884": 2, "IMMA.8816": 4}, {"HMMA.1688": 8, "IMMA.8816": 4}
 _HOPPER, _HOPPER_ISSUED = {"HMMA.16816": 6, "IMMA.16832": 6}, {"HMMA.16816": 4, "IMMA.16832": 4}
+# A warpgroup's product of 64 x N x 16 (HGMMA) takes N / 2 cycles of all four schedulers at the rate of the data sheet
+# (989 TFLOP/s of an H100, 4096 halves' operations a cycle and multiprocessor), and reads both operands from shared
+# memory: 2 KB and 32 N bytes, of which the four warps share the second. That agrees with what Luo et al., "Dissecting
+# the NVIDIA Hopper Architecture through Microbenchmarking and Multiple Level Analysis" (2025), say of such operands: N
+# of 64 and more reaches the peak. Their table was not found; nor does anybody say how many products wait for a tensor
+# core before the warp does: any number (optimistic), or one besides the one that is multiplied (pessimistic).
 MACHINES = {
     machine.capability: machine
     for machine in (
@@ -94,6 +103,21 @@ MACHINES = {
         Machine(120, _GEFORCE, _GEFORCE, 1, 1, 28, 300, shared_bytes=100 << 10, warps=48, blocks=24),
     )
 }
+
+
+_GROUPS = 6
+"""In the place of a scoreboard: groups of products of warpgroups."""
+_ROWS, _INPUTS = 64, 16
+"""Of a product of a warpgroup."""
+
+
+def warpgroup_cycles(i: Instruction) -> tuple[float, float]:
+    """Cycles that a warpgroup's product takes of each scheduler, and of shared memory for each of the four warps."""
+    found = re.match(r"HGMMA\.64x(\d+)x16\b", i.operation)
+    if found is None:
+        raise InputError(f"No timing is known of {i.operation}.")
+    columns = int(found[1])
+    return columns / 2, (_ROWS + columns) * _INPUTS * 2 / 128 / SCHEDULERS
 
 
 def resident_blocks(machine: Machine, threads: int, registers: int, shared: int) -> int:
@@ -305,6 +329,10 @@ class _Step:
     drain: tuple[int, int] | None
     """Scoreboard and how many of its loads may be left (DEPBAR)."""
     dual: bool
+    read_cycles: float = 0.0
+    """That shared memory is busy with the operands of a product."""
+    closes: bool = False
+    """Whether a group of products ends with it."""
 
 
 def _steps(path: Sequence[Instruction], machine: Machine, optimistic: bool) -> list[_Step]:
@@ -333,6 +361,8 @@ def _steps(path: Sequence[Instruction], machine: Machine, optimistic: bool) -> l
             kind, cycles = "quarter", 4.0
         elif i.name in ("HMMA", "IMMA"):
             kind, cycles = "tensor", _interval(machine.tensor_interval, i)
+        elif i.name == "HGMMA":
+            kind, cycles = "warpgroup", warpgroup_cycles(i)[0]
         elif i.name == "BAR":
             kind = "barrier"
         elif i.name in ("FFMA", "HFMA2", "FADD", "FMUL", "HADD2", "HMUL2"):
@@ -340,11 +370,14 @@ def _steps(path: Sequence[Instruction], machine: Machine, optimistic: bool) -> l
         elif machine.integer_interval > 1 and i.name not in ("BRA", "EXIT", "BSYNC", "BSSY", "NOP", "DEPBAR"):
             kind, cycles = "integers", float(machine.integer_interval)
         named = re.search(r"SB(\d), 0x(\d)", i.text) if i.name == "DEPBAR" else None
+        drain = (int(named[1]), int(named[2])) if named else None
+        left = re.search(r"gsb0, 0x(\d)", i.text) if i.operation.startswith("WARPGROUP.DEPBAR") else None
         steps.append(
             _Step(
                 kind, cycles, max(1, i.control.stall), i.control.write, i.control.read,
                 tuple(bit for bit in range(6) if i.control.waits >> bit & 1),
-                (int(named[1]), int(named[2])) if named else None, i.dual,
+                (_GROUPS, int(left[1])) if left else drain, i.dual,
+                warpgroup_cycles(i)[1] if kind == "warpgroup" else 0.0, kind == "warpgroup" and "gsb0" in i.text,
             )
         )  # fmt: skip
     return steps
@@ -409,7 +442,7 @@ class _Warp:
         self.step = program[0][0]
         self.done = self.waiting = False
         self.copied = 0.0
-        self.boards: list[list[float]] = [[] for _ in range(6)]
+        self.boards: list[list[float]] = [[] for _ in range(_GROUPS + 1)]
         self.when = free
 
     def advance(self) -> None:
@@ -477,6 +510,8 @@ def cycles(
             return True
         if kind in behind:
             return memory_free <= now + _QUEUE
+        if kind == "warpgroup":
+            return optimistic or w.unit.get("tensor", 0.0) <= now + w.step.cycles
         return w.unit.get(kind, 0.0) <= now
 
     def issue(w: _Warp) -> bool:
@@ -493,6 +528,12 @@ def cycles(
                 w.copied = max(w.copied, now + latency, filled + behind[kind])
         elif kind == "group":
             latency = max(2.0, w.copied - now)
+        elif kind == "warpgroup":
+            memory_free = max(memory_free, now) + step.read_cycles
+            w.unit["tensor"] = max(max(w.unit.get("tensor", 0.0), now) + step.cycles, memory_free)
+            if step.closes:
+                done = w.unit["tensor"] + machine.shared_latency
+                w.boards[_GROUPS] = [t for t in w.boards[_GROUPS] if t > now] + [done]
         elif kind != "issue" and kind != "barrier":
             w.unit[kind] = now + step.cycles
             latency = {"quarter": 14.0, "tensor": 33.0}.get(kind, 6.0)
@@ -535,6 +576,8 @@ def cycles(
             continue
         later = [w.when for w in everyone if not w.done and not w.waiting and w.when > now]
         later += [t for unit in units for t in unit.values() if t > now]
+        queued = [w for w in everyone if not w.done and not w.waiting and w.step.kind == "warpgroup"]
+        later += [t for w in queued if (t := w.unit.get("tensor", 0.0) - w.step.cycles) > now]
         if memory_free > now + _QUEUE:
             later.append(memory_free - _QUEUE)
         now = max(now + 1, min(later, default=now + 1))
@@ -564,7 +607,11 @@ class Figures:
 def peak_cycles(machine: Machine, path: Sequence[Instruction]) -> float:
     """Cycles that the products of one warp need on their scheduler at the peak rate."""
     return sum(
-        _interval(machine.tensor_peak, i) if i.name in ("HMMA", "IMMA") else float(machine.lane_interval)
+        _interval(machine.tensor_peak, i)
+        if i.name in ("HMMA", "IMMA")
+        else warpgroup_cycles(i)[0]
+        if i.name == "HGMMA"
+        else float(machine.lane_interval)
         for i in path
         if i.multiplies
     )

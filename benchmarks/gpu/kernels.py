@@ -81,6 +81,7 @@ class Kernels:
             + [int(named["w2"].shape[1] > 9 * middle)]
         )
         kind = KINDS[x.dtype]
+        self._library.dyn_plan_batch(batch)  # as an engine of this batch
         message = self._library.dyn_check_bottleneck(sizes, kind)
         if message is not None:
             raise UsageError(f"{spec.name}: {message.decode()}.")

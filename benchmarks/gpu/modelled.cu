@@ -11,7 +11,7 @@ namespace cuda {
 
 #define DYN_CONVOLUTION(layer, tile, width) \
   template __global__ void entry<ConvolutionKernel<layer, false, tile, width>>(const BottleneckArguments)
-#define DYN_LAYERS(tiles, size, width)                 \
+#define DYN_LAYERS(tiles, size, width)         \
   DYN_CONVOLUTION(kConv1, tiles::size, width); \
   DYN_CONVOLUTION(kConv2, tiles::size, width); \
   DYN_CONVOLUTION(kConv3, tiles::size, width)
@@ -20,30 +20,30 @@ namespace cuda {
 #define DYN_WINOGRAD(tiles, size, width) \
   template __global__ void entry<PatchProductKernel<tiles::size, width>>(const BottleneckArguments)
 #define DYN_TINY(tiles, width) DYN_LAYERS(tiles, Tiny, width)
-#define DYN_TILES(tiles, width)       \
-  DYN_LAYERS(tiles, Small, width);    \
-  DYN_LAYERS(tiles, Medium, width);   \
-  DYN_LAYERS(tiles, Large, width);    \
-  DYN_LINEAR(tiles, Medium, width);   \
+#define DYN_TILES(tiles, width)     \
+  DYN_LAYERS(tiles, Small, width);  \
+  DYN_LAYERS(tiles, Medium, width); \
+  DYN_LAYERS(tiles, Large, width);  \
+  DYN_LINEAR(tiles, Medium, width); \
   DYN_LINEAR(tiles, Large, width)
 
 // Boards alone have them.
-#define DYN_BOARD_TILES(tiles, width)  \
-  DYN_WINOGRAD(tiles, Small, width);   \
-  DYN_WINOGRAD(tiles, Medium, width);  \
+#define DYN_BOARD_TILES(tiles, width) \
+  DYN_WINOGRAD(tiles, Small, width);  \
+  DYN_WINOGRAD(tiles, Medium, width); \
   DYN_WINOGRAD(tiles, Large, width)
 
-#define DYN_QUANTIZED(layer, tile)                                                             \
+#define DYN_QUANTIZED(layer, tile)                                                          \
   template __global__ void entry<QuantizedConvolutionKernel<layer, false, tile, kByteRun>>( \
       const QuantizedArguments)
-#define DYN_QUANTIZED_LAYERS(tiles, size)        \
+#define DYN_QUANTIZED_LAYERS(tiles, size)      \
   DYN_QUANTIZED(kQuantizedConv1, tiles::size); \
   DYN_QUANTIZED(kQuantizedConv2, tiles::size); \
   DYN_QUANTIZED(kQuantizedConv3, tiles::size); \
   DYN_QUANTIZED(kProjection, tiles::size)
-#define DYN_QUANTIZED_TILES(tiles)      \
-  DYN_QUANTIZED_LAYERS(tiles, Tiny);    \
-  DYN_QUANTIZED_LAYERS(tiles, Medium);  \
+#define DYN_QUANTIZED_TILES(tiles)     \
+  DYN_QUANTIZED_LAYERS(tiles, Tiny);   \
+  DYN_QUANTIZED_LAYERS(tiles, Medium); \
   DYN_QUANTIZED_LAYERS(tiles, Large)
 
 #if defined(DYN_MODEL_FLOATS)
@@ -66,6 +66,15 @@ DYN_QUANTIZED_LAYERS(HopperByteTensors, Small);
 #elif defined(DYN_MODEL_HOPPER)
 DYN_TINY(HopperTensors, 8);
 DYN_TILES(HopperTensors, 8);
+#if DYN_WARPGROUPS
+DYN_LAYERS(Warpgroups<64>, Large, 8);
+DYN_LAYERS(Warpgroups<128>, Medium, 8);
+DYN_LAYERS(Warpgroups<128>, Large, 8);
+DYN_LINEAR(Warpgroups<128>, Large, 8);
+DYN_LAYERS(Warpgroups<256>, Medium, 8);
+DYN_LAYERS(Warpgroups<256>, Large, 8);
+DYN_LINEAR(Warpgroups<256>, Large, 8);
+#endif
 #elif defined(DYN_MODEL_MMA)
 DYN_TINY(AsyncTensors, 8);
 DYN_TILES(AsyncTensors, 8);

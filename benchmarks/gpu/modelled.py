@@ -75,12 +75,14 @@ BYTES = (
     (120, "BYTE_MMA"),
 )
 """The same of bytes; there are none before, nor for sm_62."""
+_WARPGROUP_DEPTH = 64
+"""Inputs of a strip of WgmmaTile."""
 _TAPS_DEPTH = 256
 """Channels of the 3x3 in the simulation: a segment has so many inputs."""
 
 _NAME = re.compile(
     r"(?P<kind>QuantizedConvolution|Convolution|Linear|PatchProduct)Kernel<((?P<layer>\d), false, )?"
-    r"dyndeploy::cuda::(?P<unit>ByteLane|ByteMma|ByteWmma|Lane|Tensor|Mma)Tile<(?P<tile>[^>]*)>"
+    r"dyndeploy::cuda::(?P<unit>ByteLane|ByteMma|ByteWmma|Lane|Tensor|Mma|Wgmma)Tile<(?P<tile>[^>]*)>"
 )
 _OTHER = re.compile(
     r"(?P<kind>Attention|Sampling|Regions)Kernel<(?P<storage>float|__half)"
@@ -98,7 +100,7 @@ class Kernel:
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         layer: ``"conv1"``, ``"conv2"``, ``"conv3"``, ``"projection"`` (integers alone), ``"linear"`` or ``"winograd"``,
             or one of :data:`OTHERS`.
-        unit: ``"lanes"`` or ``"tensor cores"``.
+        unit: ``"lanes"``, ``"tensor cores"``, or ``"warpgroups"`` of sm_90a, which multiply together.
         rows: Of its tile.
         columns: Likewise.
         depth: Inputs of a strip.
@@ -155,6 +157,8 @@ def describe(symbol: str, demangled: str) -> dict[str, Any] | None:
         return _describe_other(demangled)
     fields = match["tile"].split(", ")
     lanes, precision = match["unit"].endswith("Lane"), "fp16"
+    if match["unit"] == "Wgmma":
+        return _describe_warpgroups(match, *map(int, fields[:3]))
     if match["unit"].startswith("Byte"):
         precision = "int8"
     elif lanes:
@@ -173,6 +177,20 @@ def describe(symbol: str, demangled: str) -> dict[str, Any] | None:
         "columns": columns,
         "depth": depth,
         "threads": threads,
+    }
+
+
+def _describe_warpgroups(match: re.Match[str], rows: int, columns: int, stages: int) -> dict[str, Any]:
+    """Of WgmmaTile: a warpgroup has 64 rows; stages lie in memory that a launch asks for, with room to align them."""
+    return {
+        "precision": "fp16",
+        "layer": LAYERS[int(match["layer"])] if match["kind"] == "Convolution" else _OTHERS[match["kind"]],
+        "unit": "warpgroups",
+        "rows": rows,
+        "columns": columns,
+        "depth": _WARPGROUP_DEPTH,
+        "threads": 2 * rows,
+        "shared": stages * (rows + columns) * _WARPGROUP_DEPTH * 2 + 1024,
     }
 
 
@@ -309,6 +327,11 @@ def release(nvcc: str) -> str:
     return match[1]
 
 
+def target(nvcc: str, capability: int) -> str:
+    """What this nvcc calls an architecture with all that is its own: warpgroups of sm_90 are known from CUDA 12 on."""
+    return "90a" if capability == 90 and int(release(nvcc).partition(".")[0]) >= 12 else str(capability)
+
+
 def known_architectures(nvcc: str) -> list[int]:
     """Architectures that this nvcc compiles for and the model knows."""
     known = {int(line.rpartition("_")[2]) for line in _run([nvcc, "--list-gpu-arch"]).split()}
@@ -328,7 +351,7 @@ def compile_kernels(nvcc: str, cuobjdump: str, capability: int, precision: str) 
         define = [name for first, name in kinds if capability >= first][-1]
         _run(
             [
-                *(nvcc, "-std=c++14", "-O3", f"-arch=sm_{capability}", "-cubin"),
+                *(nvcc, "-std=c++14", "-O3", f"-arch=sm_{target(nvcc, capability)}", "-cubin"),
                 *(["-DDYN_MODEL_BOARD"] if capability < 70 else []),
                 *(f"-DDYN_MODEL_{define}", f"-I{KERNELS}", str(SOURCE), "-o", binary),
             ]
@@ -346,7 +369,8 @@ def compile_kernels(nvcc: str, cuobjdump: str, capability: int, precision: str) 
         described = describe(code.symbol, name)
         if described is None or described["precision"] != precision:
             continue
-        loop = main_loop(code)
+        # Epilogues in loops have more instructions that multiply than one of warpgroups.
+        loop = main_loop(code, "HGMMA" if described["unit"] == "warpgroups" else None)
         if described["layer"] in OTHERS:
             found_ways = _ways_of_other(code, described)
         else:
@@ -356,6 +380,7 @@ def compile_kernels(nvcc: str, cuobjdump: str, capability: int, precision: str) 
         registers, stack, shared = found[code.symbol]
         if stack:
             raise InputError(f"sm_{capability}: {name} keeps {stack} bytes on a stack.")
+        shared += described.pop("shared", 0)
         kernels.append(Kernel(capability, registers=registers, shared=shared, ways=found_ways, **described))
     if not kernels:
         raise InputError(f"sm_{capability}: no kernel of {precision} has a main loop.")

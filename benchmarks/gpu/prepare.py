@@ -97,7 +97,9 @@ class Build:
 
 def builds(nvcc: str, architectures: Sequence[int], old_nvcc: str | None) -> list[Build]:
     """The builds for these compute capabilities (10 * major + minor)."""
-    code = tuple(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures)
+    # sm_90 with all that is its own, as CMakeLists.txt of the kernels names it.
+    names = ["90a" if arch == 90 else str(arch) for arch in architectures]
+    code = tuple(f"-gencode=arch=compute_{name},code=sm_{name}" for name in names)
     newest = max(architectures)
     forward = f"-gencode=arch=compute_{newest},code=compute_{newest}"
     found = [

@@ -17,7 +17,7 @@ from dyndeploy.errors import InputError
 NONE = 7
 """Number of no scoreboard."""
 
-MATH = ("FFMA", "HFMA2", "HMMA", "IMMA", "IDP")
+MATH = ("FFMA", "HFMA2", "HMMA", "HGMMA", "IMMA", "IDP")
 """What products are made of."""
 
 _MEETS = ("SYNC", "BSYNC", "BRK")

@@ -44,6 +44,10 @@ FIRST_WITHOUT_PRECISION_FLAGS = 11
 HALF_ONLY = "plugin_half_only"
 """Attribute of a plugin's node: 1 where it may compute in half only, 0 where the builder may choose."""
 
+LARGEST_BATCH = "plugin_largest_batch"
+"""Attribute of a plugin's node: the largest batch that the engine is for. Kernels that round otherwise than others may
+follow from it, never from the batch at hand, so that a sample has the same bits in any."""
+
 TUNING = "plugin_tuning"
 """Attribute of a plugin's node: 1 where the sizes of its tiles may be chosen by timing, 0 where by formula alone."""
 
@@ -174,6 +178,7 @@ def tensorrt_model(
     _repack(model, copy, half=plan.half)
     _narrow_indices(copy)
     _state_precision(copy, half=plan.half)
+    _state_batch(copy)
     if rates is not None:
         _state_rates(copy, rates)
     _state_tuning(copy, tuning=tuning)
@@ -192,6 +197,17 @@ def _state_precision(copy: onnx.ModelProto, *, half: bool) -> None:
         if is_dynamic(node) and "tensorrt" in OPERATORS[node.op_type].kernels:
             only = half and not OPERATORS[node.op_type].decides
             node.attribute.append(helper.make_attribute(HALF_ONLY, int(only)))
+
+
+def _state_batch(copy: onnx.ModelProto) -> None:
+    """Where the graph's own inputs say it."""
+    from onnx import helper
+
+    first = copy.graph.input[0].type.tensor_type.shape.dim if copy.graph.input else ()
+    batch = first[0].dim_value if first else 0
+    for node in all_nodes(copy.graph):
+        if batch > 0 and is_dynamic(node) and "tensorrt" in OPERATORS[node.op_type].kernels:
+            node.attribute.append(helper.make_attribute(LARGEST_BATCH, batch))
 
 
 def _state_rates(copy: onnx.ModelProto, rates: Mapping[str, float]) -> None:

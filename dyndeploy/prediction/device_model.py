@@ -371,7 +371,7 @@ class AnalyticalModel:
             # The slowest image of a batch has tiles of its own, whose sums are longer.
             slowest = p["slowest"][mine]
             cycles, loaded, launched = self._own.cycles(
-                layer, rows, columns, depth * slowest, products, taps, self._sms, tried
+                layer, rows, columns, depth * slowest, products, taps, self._sms, tried, slowest > 1
             )
             busy, tile_bytes = busy.copy(), tile_bytes.copy()
             busy[mine] = cycles / self._clock + (launched - 1.0) * self._launch

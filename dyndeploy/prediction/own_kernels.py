@@ -32,6 +32,8 @@ _MOST_ROWS = 512
 """Up to so many rows halves on lanes launch kernels of several tiles, of which the device takes one by the rows that
 there are (``adapts_tiles`` in choose.h)."""
 _TENSOR_CORES = 70
+_WARPGROUPS = "warpgroups"
+"""Unit of tiles of sm_90a. Which engines take them follows from their batch (``choose.h``): here from the launch's."""
 
 _LIKE = {60: 53, 61: 53, 62: 53, 70: 72, 89: 86, 120: 86}
 """Architectures that the table lacks, or lacks kernels of, and one whose machine code and multiprocessors differ little
@@ -51,6 +53,8 @@ class _Tile(NamedTuple):
     """What begin and end add, where one block follows another."""
     cold: Array
     """The same where all begin together."""
+    regular: bool
+    """Whether it takes weights only as they stand in memory, not those of active channels (``choose.h``)."""
 
 
 class OwnKernels:
@@ -79,7 +83,7 @@ class OwnKernels:
 
     def cycles(
         self, layer: str, rows: Array, columns: Array, depth: Array, products: Array, taps: Array, processors: int,
-        tried: Array | None = None,
+        tried: Array | None = None, gathers: npt.NDArray[np.bool_] | None = None,
     ) -> tuple[Array, Array, Array]:  # fmt: skip
         """Cycles of launches, elements that their tiles load, and how many kernels share the rows.
 
@@ -92,13 +96,17 @@ class OwnKernels:
             taps: Segments of the sum, each of which fills its last strip.
             processors: Multiprocessors of the device.
             tried: Rows that a tile is chosen for, (launches, counts), which count alike; zeros or None: ``rows``.
+            gathers: Whether a launch reads the weights of active channels alone; None: none does.
         """
         known = np.zeros((len(rows), 1)) if tried is None else tried
         known = np.where(known.sum(1, keepdims=True) > 0, known, rows[:, None])
         tiles = self._tiles[layer]
+        apart = np.zeros(len(rows), np.bool_) if gathers is None else gathers
+        unfit = np.array([tile.regular for tile in tiles])[:, None] & apart
 
         def priced(counts: Array) -> Array:
-            return np.stack([_cycles(tile, counts, columns, depth, products, taps, processors) for tile in tiles])
+            found = [_cycles(tile, counts, columns, depth, products, taps, processors) for tile in tiles]
+            return np.where(unfit, np.inf, np.stack(found))
 
         now = priced(rows)
         then = np.stack([priced(counts) for counts in known.T])  # (counts, tiles, launches)
@@ -146,7 +154,7 @@ def _tile(row: Mapping[str, Any], end: float) -> _Tile:
 
     return _Tile(
         int(row["rows"]), int(row["columns"]), int(row["depth"]), by_count("strip_cycles"), by_count("fixed_cycles"),
-        by_count("cold_cycles"),
+        by_count("cold_cycles"), row.get("unit") == _WARPGROUPS,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMED_MASKS, TIMING_RATES, TUNING
+from dyndeploy.graphs.tensorrt import HALF_ONLY, LARGEST_BATCH, TIMED_MASKS, TIMING_RATES, TUNING
 from dyndeploy.ops.base import Element, OperatorSpec, Port
 from dyndeploy.runtimes.tensorrt_plan import FAMILY
 
@@ -104,7 +104,9 @@ def plugin_attributes(spec: OperatorSpec, fields: Iterable[Any]) -> dict[str, li
     lengths = {attribute.name: attribute.length or 1 for attribute in spec.attributes}
     types = {attribute.name: attribute.type for attribute in spec.attributes}
     found: dict[str, list[Number]] = {}
-    added: dict[str, list[Number]] = {HALF_ONLY: [0], TIMING_RATES: [0] * TIMED_MASKS, TUNING: [1]}
+    added: dict[str, list[Number]] = {
+        HALF_ONLY: [0], LARGEST_BATCH: [0], TIMING_RATES: [0] * TIMED_MASKS, TUNING: [1],
+    }  # fmt: skip
     for field in fields:
         if field.name in (*_NOT_ATTRIBUTES, FORMAT_FIELD, TACTIC_FIELD):
             continue
@@ -126,6 +128,8 @@ def plugin_attributes(spec: OperatorSpec, fields: Iterable[Any]) -> dict[str, li
         raise StandInError(f"{spec.name}: attribute {HALF_ONLY} is {added[HALF_ONLY]}, expected 0 or 1")
     if added[TUNING] not in ([0], [1]):
         raise StandInError(f"{spec.name}: attribute {TUNING} is {added[TUNING]}, expected 0 or 1")
+    if len(added[LARGEST_BATCH]) != 1 or added[LARGEST_BATCH][0] < 0:
+        raise StandInError(f"{spec.name}: attribute {LARGEST_BATCH} is {added[LARGEST_BATCH]}, expected 0 or more")
     if len(added[TIMING_RATES]) != TIMED_MASKS or not all(0 <= rate <= 1000 for rate in added[TIMING_RATES]):
         raise StandInError(
             f"{spec.name}: attribute {TIMING_RATES} is {added[TIMING_RATES]}, expected {TIMED_MASKS} of 0 to 1000"
@@ -305,8 +309,8 @@ def register_stand_ins(trt: Any, specs: Iterable[OperatorSpec], problems: list[s
             self.spec = spec
             self.name, self.plugin_version, self.plugin_namespace = spec.name, str(spec.version), ""
             self._declared = [(a.name, np.zeros(a.length or 1, _DTYPES[a.type])) for a in spec.attributes]
-            self._declared += [(HALF_ONLY, np.zeros(1, np.int32)), (TIMING_RATES, np.zeros(TIMED_MASKS, np.int32))]
-            self._declared += [(TUNING, np.zeros(1, np.int32))]
+            self._declared += [(HALF_ONLY, np.zeros(1, np.int32)), (LARGEST_BATCH, np.zeros(1, np.int32))]
+            self._declared += [(TIMING_RATES, np.zeros(TIMED_MASKS, np.int32)), (TUNING, np.zeros(1, np.int32))]
             self.field_names = _fields(trt, self._declared)
 
         def create_plugin(self, name: str, fields: Iterable[Any], phase: Any) -> Any:

@@ -293,6 +293,42 @@ def test_copies_share_the_way_from_the_cache(gpu: Any) -> None:
     assert model.two_ended(found) and not model.two_ended(model.Ways([], [load], [load], [load], []))
 
 
+def _warpgroups(gpu: Any, columns: int, count: int) -> list[Any]:
+    """So many products of a warpgroup as one group, and a wait for it."""
+    sass = gpu("sass")
+    lines = [f"HGMMA.64x{columns}x16.F32 R24, gdesc[UR4].tnspB, R24"] * count
+    lines = [*lines[1:], lines[0] + ", gsb0", "WARPGROUP.DEPBAR.LE gsb0, 0x0"]
+    return [sass.Instruction(16 * n, "", text, False, sass.Control(1)) for n, text in enumerate(lines)]
+
+
+@pytest.mark.parametrize("optimistic", [True, False])
+@pytest.mark.parametrize(("columns", "each"), [(256, 128), (128, 64), (64, 32), (32, 24)])
+def test_products_of_warpgroups(gpu: Any, columns: int, each: int, optimistic: bool) -> None:
+    """64 x N x 16 takes N / 2 cycles of the tensor cores; below 64 columns shared memory cannot keep up."""
+    sass, model = gpu("sass"), gpu("cycle_model")
+    machine = model.MACHINES[90]
+
+    def took(count: int, blocks: int = 1, warps: int = 4) -> float:
+        path = _warpgroups(gpu, columns, count)
+        return float(model.cycles(machine, [path], blocks=blocks, warps=warps, optimistic=optimistic))
+
+    assert took(32) - took(16) == pytest.approx(16 * each, abs=2)
+    assert took(32, warps=8) - took(16, warps=8) == pytest.approx(2 * 16 * each, abs=2), "two warpgroups share them"
+    assert took(1) == pytest.approx(each + machine.shared_latency, abs=8)
+    path = _warpgroups(gpu, columns, 8)
+    assert sass.count_math(path) == 8 and model.peak_cycles(machine, path) == 8 * columns / 2
+    # The threads go on at once; who waits for all but the last group waits for nothing here.
+    free = [*path[:-1], sass.Instruction(0, "", "WARPGROUP.DEPBAR.LE gsb0, 0x1", False, sass.Control(1))]
+    assert not optimistic or model.cycles(machine, [free], blocks=1, warps=4) < 16
+
+
+def test_a_product_whose_time_is_not_known(gpu: Any) -> None:
+    sass, model = gpu("sass"), gpu("cycle_model")
+    bytes_of = sass.Instruction(0, "", "HGMMA.64x256x32.F32.E4M3.E4M3 R24, gdesc[UR4], R24", False, sass.Control(1))
+    with pytest.raises(InputError, match=r"No timing is known of HGMMA\.64x256x32"):
+        model.warpgroup_cycles(bytes_of)
+
+
 @pytest.mark.parametrize("leaves", ["BRA 0x50", "CALL.REL.NOINC 0x50"])
 def test_the_loop_that_asks_for_the_first_strips(gpu: Any, leaves: str) -> None:
     """It is closed by a branch without condition; a way through it goes round once for every strip ahead."""
@@ -384,6 +420,11 @@ def test_kernels_by_name(gpu: Any) -> None:
         "precision": "fp16", "layer": "conv1", "unit": "tensor cores", "rows": 128, "columns": 64, "depth": 32,
         "threads": 128,
     }  # fmt: skip
+    wgmma = "entry<dyndeploy::cuda::ConvolutionKernel<2, false, dyndeploy::cuda::WgmmaTile<128, 256, 4, 1>, 8>"
+    assert modelled.describe("", wgmma) == {
+        "precision": "fp16", "layer": "conv3", "unit": "warpgroups", "rows": 128, "columns": 256, "depth": 64,
+        "threads": 256, "shared": 4 * (128 + 256) * 128 + 1024,
+    }  # fmt: skip
     quantized = "entry<dyndeploy::cuda::QuantizedConvolutionKernel<3, false, dyndeploy::cuda::"
     ring = quantized + "ByteMmaTile<96, 128, 48, 64, 64, 3, 2, true, (dyndeploy::cuda::Pace)1>, 16>"
     assert modelled.describe("", ring) == {
@@ -451,10 +492,15 @@ def test_the_table_is_whole_and_its_loops_do_not_wait(gpu: Any) -> None:
     tiles: dict[tuple[Any, ...], set[tuple[int, int]]] = {}
     for row in rows:
         if row["layer"] not in ("linear", *modelled.OTHERS):
-            key = row["capability"], row["precision"], row["layer"]
+            key = row["capability"], row["precision"], row["unit"], row["layer"]
             tiles.setdefault(key, set()).add((row["rows"], row["columns"]))
-    for (capability, precision, _), found in tiles.items():
-        assert len(found) == (4 if capability >= 80 and precision != "fp32" else 3)
+    for (capability, precision, unit, _), found in tiles.items():
+        by_warpgroups = {(128, 64), (64, 128), (128, 128), (64, 256), (128, 256)}
+        assert unit != "warpgroups" or found == by_warpgroups
+        assert unit == "warpgroups" or len(found) == (4 if capability >= 80 and precision != "fp32" else 3)
+    assert {key for key in tiles if key[2] == "warpgroups"} == {
+        (90, "fp16", "warpgroups", layer) for layer in ("conv1", "conv2", "conv3")
+    }
 
 
 def test_a_table_elsewhere(gpu: Any, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from dyndeploy.graphs.forced import replace_masks
 from dyndeploy.graphs.stages import whole_model
 from dyndeploy.graphs.tensorrt import (
     HALF_ONLY,
+    LARGEST_BATCH,
     TIMING_RATES,
     TUNING,
     PrecisionPlan,
@@ -340,6 +341,20 @@ def test_plugins_are_told_to_compute_in_half(plan: PrecisionPlan, expected: int)
     assert {name for name, only in stated.items() if only} == {
         name for name in stated if expected and not OPERATORS[name].decides
     }
+
+
+def test_plugins_are_told_the_batch_of_the_engine() -> None:
+    model = tiny_models("both")[0]
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+
+    def stated() -> list[int]:
+        copy = tensorrt_model(model, FP32)
+        return [a.i for node in copy.graph.node for a in node.attribute if a.name == LARGEST_BATCH]
+
+    plugins = sum(bool(node.domain) for node in tensorrt_model(model, FP32).graph.node)
+    assert batch.dim_value > 0 and stated() == [batch.dim_value] * plugins
+    batch.dim_param = "N"
+    assert stated() == [], "an engine whose batches nobody knows"
 
 
 def test_plugins_are_told_at_which_rates_they_are_timed() -> None:

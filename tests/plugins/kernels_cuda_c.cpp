@@ -12,11 +12,16 @@ using namespace dyndeploy::cuda;
 
 namespace {
 
+int& largest_batch() {
+  static thread_local int batch = 0;
+  return batch;
+}
+
 // sizes: batch, height, width, inputs, middle, outputs, groups, stride, dilation, projection, mask height and
 // width, channel groups, squeeze, pool active, winograd.
 BottleneckShape shape_of(const int* s) {
-  return {s[0], s[1],      s[2],  s[3],  s[4],  s[5],  s[6],       s[7],
-          s[8], s[9] != 0, s[10], s[11], s[12], s[13], s[14] != 0, s[15] != 0};
+  return {s[0],      s[1],  s[2],  s[3],  s[4],  s[5],       s[6],       s[7],           s[8],
+          s[9] != 0, s[10], s[11], s[12], s[13], s[14] != 0, s[15] != 0, largest_batch()};
 }
 
 Tiles& asked_tiles() {
@@ -37,6 +42,9 @@ ENTRY void dyn_tiles(const int* sizes) {
   for (int i = 0; i < kMostProducts; ++i) asked_tiles().sizes[i] = static_cast<Size>(sizes[i]);
 }
 
+// The largest batch that the calls to come are planned with; 0: not known.
+ENTRY void dyn_plan_batch(int batch) { largest_batch() = batch; }
+
 ENTRY const char* dyn_check_bottleneck(const int* sizes, int type) {
   return check_bottleneck(shape_of(sizes), static_cast<Type>(type));
 }
@@ -45,13 +53,15 @@ ENTRY std::size_t dyn_bottleneck_workspace(const int* sizes, int type) {
   return bottleneck_workspace(shape_of(sizes), static_cast<Type>(type));
 }
 
-// out: elements of an access, whether tensor cores, rows of the three tiles, their columns, whether Winograd.
+// out: elements of an access, whether tensor cores and behind that bit whether each layer's warpgroups
+// multiply together, rows of the three tiles, their columns, whether Winograd.
 ENTRY void dyn_bottleneck_choice(const int* sizes, int type, int capability, int processors, int* out) {
   const BottleneckChoice choice =
       bottleneck_choice(shape_of(sizes), static_cast<Type>(type), capability, processors, asked_tiles());
   out[0] = choice.vector;
   out[1] = choice.tensor_cores;
   for (int i = 0; i < 3; ++i) {
+    out[1] |= choice.warpgroups[i] << (1 + i);
     out[2 + i] = choice.rows[i];
     out[5 + i] = choice.columns[i];
   }
@@ -183,8 +193,8 @@ namespace {
 // sizes: batch, tokens, width, heads, head width, hidden, whether there are masks of tokens, heads and
 // sublayers, token MLP, head mode. numbers: epsilon, scale.
 TransformerShape block_of(const int* s, const float* numbers) {
-  return {s[0],      s[1],      s[2],      s[3],  s[4],       s[5],      s[6] != 0,
-          s[7] != 0, s[8] != 0, s[9] != 0, s[10], numbers[0], numbers[1]};
+  return {s[0],      s[1],      s[2],      s[3],  s[4],       s[5],       s[6] != 0,
+          s[7] != 0, s[8] != 0, s[9] != 0, s[10], numbers[0], numbers[1], largest_batch()};
 }
 
 TransformerTensors tensors_of(void* const* t) {
@@ -203,7 +213,7 @@ ENTRY std::size_t dyn_transformer_workspace(const int* sizes, const float* numbe
   return transformer_workspace(block_of(sizes, numbers), static_cast<Type>(type));
 }
 
-// out: elements of an access, whether tensor cores, rows of the four tiles, their columns.
+// out: elements of an access, tensor cores as above, rows of the four tiles, their columns.
 ENTRY void dyn_transformer_choice(const int* sizes, const float* numbers, int type, int capability,
                                   int processors, int* out) {
   const TransformerChoice choice = transformer_choice(block_of(sizes, numbers), static_cast<Type>(type),
@@ -211,6 +221,7 @@ ENTRY void dyn_transformer_choice(const int* sizes, const float* numbers, int ty
   out[0] = choice.vector;
   out[1] = choice.tensor_cores;
   for (int i = 0; i < 4; ++i) {
+    out[1] |= choice.warpgroups[i] << (1 + i);
     out[2 + i] = choice.rows[i];
     out[6 + i] = choice.columns[i];
   }
@@ -287,7 +298,9 @@ ENTRY int dyn_regions(const int* s, int type, void* const* t, const float* boxes
 // tiles: a Size; 0 for capability and processors leaves what the GPU has.
 #ifdef DYNDEPLOY_CUDA_HOST
 ENTRY void dyn_host_device(int capability, int processors, int tiles, int reverse) {
-  host::device() = {{capability, processors, static_cast<Size>(tiles)}, reverse != 0, 0};
+  DeviceTraits traits = traits_of(capability, processors);
+  traits.tiles = static_cast<Size>(tiles);
+  host::device() = {traits, reverse != 0, 0};
 }
 ENTRY int dyn_host_launches() { return host::device().launches; }
 #elif defined(DYN_PLAYED_DEVICE)

@@ -23,6 +23,7 @@
 #include "traits.h"
 #else
 #include "byte_tiles.h"
+#include "wgmma_tile.h"
 #endif
 
 namespace {
@@ -74,10 +75,11 @@ void fill_bytes(void* data, unsigned char value, std::size_t bytes) { std::memse
 void finish() {}
 
 bool play(Rng& rng, int size) {
-  const int capabilities[] = {62, 75, 87};
-  const int capability = capabilities[pick(rng, 0, 2)], processors = coin(rng) ? 1 : 400;
-  host::device() = {
-      {capability, processors, static_cast<Size>(size >= 0 ? size : pick(rng, 0, 4))}, false, 0};
+  const int capabilities[] = {62, 75, 87, 90};
+  const int capability = capabilities[pick(rng, 0, 3)], processors = coin(rng) ? 1 : 400;
+  DeviceTraits traits = traits_of(capability, processors);
+  traits.tiles = static_cast<Size>(size >= 0 ? size : pick(rng, 0, 4));
+  host::device() = {traits, false, 0};
   return capability >= 70;
 }
 #endif
@@ -362,6 +364,7 @@ void test_bottlenecks(int rounds) {
     }
     s.squeeze = coin(rng) ? pick(rng, 1, 40) : 0;
     s.pool_active = coin(rng);
+    s.largest_batch = coin(rng) ? 10000 : 0;
     if (round % 3 == 2) {  // by Winograd's algorithm, on boards
       const int side = 2 * pick(rng, 1, 2);
       s.winograd = true;
@@ -842,6 +845,7 @@ void test_transformers(int rounds) {
     s.head_mask = masked & 2;
     s.sublayer_masks = masked & 4;
     s.token_mlp = coin(rng);
+    s.largest_batch = coin(rng) ? 10000 : 0;
     s.epsilon = coin(rng) ? 1e-5f : 1e-6f;
     s.scale = static_cast<float>(1 / std::sqrt(s.head_width));
     const double rate = 0.25 * pick(rng, kThreaded ? 3 : 0, 4);
@@ -1091,7 +1095,7 @@ void test_regions(int rounds) {
 }
 
 void test_shapes() {
-  const BottleneckShape good = {2, 8, 8, 16, 8, 16, 1, 1, 1, false, 4, 4, 8, 4, true, false};
+  const BottleneckShape good = {2, 8, 8, 16, 8, 16, 1, 1, 1, false, 4, 4, 8, 4, true, false, 0};
   CHECK(check_bottleneck(good, Type::kFloat) == nullptr, "right");
   CHECK(bottleneck_workspace(good, Type::kHalf) < bottleneck_workspace(good, Type::kFloat),
         "halves are smaller");
@@ -1130,12 +1134,13 @@ void test_traits() {
   int asked = 0;
   const auto query = [&](int device) {
     ++asked;
-    return DeviceTraits{device == 3 ? 0 : 80 + device, 100 + device};
+    return DeviceTraits{device == 3 ? 0 : 80 + device, 100 + device, Size::kBest, device == 7};
   };
   for (int turn = 0; turn < 3; ++turn) {
     for (const int device : {0, 7}) {
       const DeviceTraits traits = cached_traits(device, query);
       CHECK(traits.capability == 80 + device && traits.processors == 100 + device, "device %d", device);
+      CHECK(traits.warpgroups == (device == 7), "device %d", device);
     }
   }
   CHECK(asked == 2, "%d questions", asked);
@@ -1244,10 +1249,69 @@ void test_copies() {
   copies.add(to.at, nullptr, 0);
   copies.close_group();
   copies.wait<0>();
+  host::device().reverse = true;
+  copies.add(to.at + 8, from.at, 2);
+  CHECK(to.at[8] == 1 && to.at[9] == 0, "made at once");
+  host::device().reverse = false;
+  to.at[8] = 9;
   CHECK(to.at[0] == 0 && to.at[7] == 0 && to.at[8] == 9, "none of eight");
 }
 
+// Descriptors and places of operands of warpgroups, worked out by hand from the PTX manual (9.7.15.5.1.2):
+// fields of 14 bits in units of 16 bytes from bits 0, 16 and 32 on, 1 in bits 62 and 63 for patterns of 128
+// bytes by 8 rows, in which bits 4 to 6 of an address are turned by bits 7 to 9.
+void test_descriptors() {
+  const std::uint64_t described = operand_descriptor(0x8400, 8192, 1024);
+  CHECK(described == 0x4000004002000840ull, "descriptor %llx", static_cast<unsigned long long>(described));
+  CHECK(operand_descriptor(0x7ff88400u, 8192, 1024) == described, "18 bits of an address");
+  CHECK(moved(described, 32) == 0x4000004002000842ull && moved(described, 2048) == 0x40000040020008c0ull,
+        "two steps of inputs");
+
+  using Tile = WgmmaTile<128, 128, 3, 2>;
+  static Tile::Shared shared;
+  CHECK(reinterpret_cast<std::uintptr_t>(&shared) % 1024 == 0, "patterns begin at multiples of their size");
+  Tile::Stage& stage = shared.stages[1];
+  const auto bytes = [](const Half* from, const Half* to) { return 2 * static_cast<int>(to - from); };
+  // Input 17 of row 9: the second pattern's second row, whose runs 2 and 3 change places.
+  CHECK(bytes(stage.a, Tile::run_a(stage, 9, 2)) + 2 == 1024 + 128 + 3 * 16 + 2, "left operand");
+  // Column 77 of input 10: the second 64 columns, the second pattern's third row, run 1 in the place of 3.
+  CHECK(bytes(stage.b, Tile::run_b(stage, 10, 9)) + 10 == 8192 + 1024 + 256 + 3 * 16 + 10, "right operand");
+
+  // What the tile writes where, its descriptors find.
+  for (int row = 0; row < 128; ++row) {
+    for (int k = 0; k < 64; ++k) {
+      from_float(static_cast<float>(row + 128 * (k % 16)), Tile::run_a(stage, row, k / 8)[k % 8]);
+      from_float(static_cast<float>(row + 128 * (k % 16)), Tile::run_b(stage, k, row / 8)[row % 8]);
+    }
+  }
+  for (int step = 0; step < 4; ++step) {
+    const DescribedOperand right(&stage, moved(Tile::describe_b(stage), 2048 * step));
+    for (int group = 0; group < 2; ++group) {
+      const DescribedOperand left(&stage, moved(Tile::describe_a(stage, group), 32 * step));
+      for (int row = 0; row < 64; ++row) {
+        for (int k = 0; k < 16; ++k) {
+          const float expected = static_cast<float>(64 * group + row + 128 * k);
+          CHECK(to_float(left.left(row, k)) == expected, "row %d, input %d of step %d", row, k, step);
+          CHECK(to_float(right.right(k, 64 * group + row)) == expected, "column %d, input %d of step %d",
+                64 * group + row, k, step);
+        }
+      }
+    }
+  }
+
+  // A product is made when its group was waited for, of what stands there then.
+  Tile::State state;
+  Tile::clear(state);
+  Tile::multiply(stage, state);
+  for (Half& value : stage.b) from_float(1.0f, value);
+  CHECK(state[0].c[0][0].v[0][0] == 0.0f, "nobody has waited");
+  Tile::wait<0>(state);
+  // 4 steps of the sum of row + 128 k over 16 inputs; lane 5 of warp 6 holds row 64 + 2 * 16 + 1.
+  CHECK(state[6].c[0][3].v[5][0] == 4 * (16 * 97 + 128 * 120), "sum %g", state[6].c[0][3].v[5][0]);
+}
+
 void test_mma_tiles() {
+  test_descriptors();
   test_fragments(false);
   test_fragments(true);
   check_banks<16>();

@@ -37,13 +37,18 @@ class Device:
     """What the host or a GPU plays. ``processors`` decides the sizes of tiles: few take large ones, many small ones.
 
     ``tiles`` forces a size: 1 small, 2 medium, 3 large, 4 tiny. On a GPU 0 stands for its own capability and
-    processors.
+    processors. ``planned`` is the largest batch of the engine that it plays, 0 for none: on sm_90 a large one takes
+    products by warpgroups.
     """
 
     capability: int = 62
     processors: int = 2
     reverse: bool = False
     tiles: int = 0
+    planned: int = 0
+
+    def __str__(self) -> str:
+        return f"sm{self.capability}x{self.processors}" + (f"planned{self.planned}" if self.planned else "")
 
 
 # Every kind of arithmetic with tiles of every size.
@@ -55,6 +60,7 @@ DEVICES = [
     Device(87, 1),
     Device(90, 12),
     Device(90, 500),
+    Device(90, 1, planned=4096),
 ]
 
 
@@ -87,13 +93,15 @@ class Host:
     def start(self) -> None:
         device = self._device
         self.library.dyn_host_device(device.capability, device.processors, device.tiles, int(device.reverse))
+        self.library.dyn_plan_batch(device.planned)
 
 
 class Gpu:
     """The kernels on a GPU's memory, on PyTorch's current stream."""
 
-    def __init__(self, library: ctypes.CDLL, tiles: int = 0) -> None:
+    def __init__(self, library: ctypes.CDLL, tiles: int = 0, planned: int = 0) -> None:
         self.library = library
+        self._planned = planned
         self.stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         self._tiles = tiles
         # A build that has FP16 on lanes only plays a board that has no tensor cores.
@@ -112,6 +120,7 @@ class Gpu:
         return np.asarray(memory.cpu().numpy())
 
     def start(self) -> None:
+        self.library.dyn_plan_batch(self._planned)
         if hasattr(self.library, "dyn_play_device"):
             self.library.dyn_play_device(self.capability, 0, self._tiles)
         elif self._tiles:
@@ -376,14 +385,17 @@ def test_masks_for_timing_leave_alone_what_they_should(kernels: ctypes.CDLL) -> 
     assert made == 1 and call._pointers[2] == host.address(call.masks[1]), "one of two"
 
 
-@pytest.mark.parametrize("device", DEVICES, ids=lambda d: f"sm{d.capability}x{d.processors}")
+@pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_the_kernels_say_which_tiles_they_take(kernels: ctypes.CDLL, device: Device) -> None:
     sizes = [1, 14, 14, 1024, 256, 1024, 1, 1, 1, 0, 7, 7, 0, 0, 1, 0]
     found = integers([0] * 9)
     lanes, half_lanes = {(16, 64), (64, 64), (128, 64)}, {(16, 64), (32, 64), (64, 64)}
     tensors = {(16, 32), (32, 64), (64, 64), (128, 128) if device.capability >= 90 else (96, 128)}
     tensors = tensors if device.capability >= 80 else {(32, 32), (64, 64), (128, 128)}
+    if device.planned:
+        tensors = {(rows, columns) for rows in (64, 128) for columns in (64, 128, 256)}
     known = {FLOAT: lanes, HALF: tensors if device.capability >= 70 else half_lanes}
+    Host(kernels, device).start()
     for kind in (FLOAT, HALF):
         kernels.dyn_bottleneck_choice(integers(sizes), kind, device.capability, device.processors, found)
         vector, tensor_cores, *tiles, winograd = list(found)
@@ -391,7 +403,7 @@ def test_the_kernels_say_which_tiles_they_take(kernels: ctypes.CDLL, device: Dev
         assert bool(tensor_cores) == (kind == HALF and device.capability >= 70)
         assert set(zip(tiles[:3], tiles[3:], strict=True)) <= known[kind]
         assert not winograd
-        Host(kernels, device).start()
+        assert tensor_cores >> 1 == (7 if kind == HALF and device.planned else 0), "layers by warpgroups"
         current = integers([0] * 9)
         kernels.dyn_bottleneck_choice(integers(sizes), kind, 0, 0, current)
         assert list(current) == list(found), "the current device"
@@ -412,7 +424,7 @@ def test_tiles_have_few_rows_where_masks_leave_few(kernels: ctypes.CDLL) -> None
 
 
 @pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
-@pytest.mark.parametrize("device", DEVICES, ids=lambda d: f"sm{d.capability}x{d.processors}")
+@pytest.mark.parametrize("device", DEVICES, ids=str)
 @QUICK
 @given(case=cases())
 def test_bottlenecks(kernels: ctypes.CDLL, device: Device, kind: int, case: Case) -> None:
@@ -459,7 +471,7 @@ LARGE = [
 
 
 @pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
-@pytest.mark.parametrize("device", DEVICES, ids=lambda d: f"sm{d.capability}x{d.processors}")
+@pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("case", range(len(LARGE)))
 def test_several_tiles_and_strips(kernels: ctypes.CDLL, device: Device, kind: int, case: int) -> None:
     y = check(Host(kernels, device), kind, LARGE[case], tolerance(kind, device.capability))
@@ -582,6 +594,40 @@ def test_a_single_kernel_replaces_several_where_it_is_asked_for(kernels: ctypes.
     several = launches()
     with asked(kernels, (2, 2, 2, 0)):
         assert launches() < several
+
+
+@pytest.mark.parametrize("case", range(len(LARGE)))
+def test_warpgroups_follow_from_the_plan_alone(kernels: ctypes.CDLL, case: int) -> None:
+    """A batch of a large plan, its samples alone, and tiles of every size: the same bits, and others than without."""
+    together = LARGE[case]
+    y = run_bottleneck(Host(kernels, Device(90, 1, planned=4096)), HALF, together)
+    for n in range(len(y)):
+        alone = replace(
+            together,
+            x=together.x[n : n + 1],
+            spatial=None if together.spatial is None else together.spatial[n : n + 1],
+            channel=None if together.channel is None else together.channel[n : n + 1],
+        )
+        tiles = n % 4 + 1
+        found = run_bottleneck(Host(kernels, Device(90, 1, tiles=tiles, planned=4096)), HALF, alone)
+        np.testing.assert_array_equal(found[0], y[n])
+
+
+def test_which_plans_take_warpgroups(kernels: ctypes.CDLL) -> None:
+    """Of an H200's 132 multiprocessors: a batch of 1 none, one of 64 all layers of 14 x 14 pixels."""
+    found = integers([0] * 9)
+
+    def layers(capability: int, planned: int, batch: int, channel_groups: int = 0) -> int:
+        Host(kernels, Device(capability, planned=planned)).start()
+        sizes = [batch, 14, 14, 1024, 256, 1024, 1, 1, 1, 0, 7, 7, channel_groups, 0, 1, 0]
+        kernels.dyn_bottleneck_choice(integers(sizes), HALF, capability, 132, found)
+        return int(found[1]) >> 1
+
+    assert layers(90, planned=1, batch=1) == 0
+    assert layers(90, planned=0, batch=64) == 0, "nothing is known of other batches"
+    assert layers(90, planned=64, batch=64) == layers(90, planned=64, batch=1) == 7
+    assert layers(90, planned=64, batch=64, channel_groups=32) & 3 == 0, "columns that are gathered"
+    assert layers(87, planned=64, batch=64) == layers(120, planned=64, batch=64) == 0
 
 
 WINOGRAD = [case for case in LARGE if case.winograd]
@@ -844,18 +890,20 @@ def test_bottlenecks_on_the_gpu(gpu: Gpu, kind: int, tiles: int, case: Case) -> 
 @pytest.mark.gpu
 @EVERY_KIND
 @EVERY_TILE
+@pytest.mark.parametrize("planned", [0, 1 << 20])
 @pytest.mark.parametrize("case", range(len(LARGE)))
-def test_large_bottlenecks_on_the_gpu(gpu: Gpu, kind: int, tiles: int, case: int) -> None:
-    check(Gpu(gpu.library, tiles), kind, LARGE[case], tolerance(kind, 0))
+def test_large_bottlenecks_on_the_gpu(gpu: Gpu, kind: int, tiles: int, planned: int, case: int) -> None:
+    check(Gpu(gpu.library, tiles, planned), kind, LARGE[case], tolerance(kind, 0))
 
 
 @pytest.mark.gpu
 @EVERY_KIND
 @pytest.mark.parametrize("case", range(len(LARGE)))
 def test_the_size_of_a_tile_changes_no_bit_on_the_gpu(gpu: Gpu, kind: int, case: int) -> None:
-    first, *others = (run_bottleneck(Gpu(gpu.library, tiles), kind, LARGE[case]) for tiles in (1, 2, 3, 4))
-    for other in others:
-        np.testing.assert_array_equal(other, first)
+    for planned in (0, 1 << 20):
+        first, *others = (run_bottleneck(Gpu(gpu.library, tiles, planned), kind, LARGE[case]) for tiles in (1, 2, 3, 4))
+        for other in others:
+            np.testing.assert_array_equal(other, first)
 
 
 @pytest.mark.gpu

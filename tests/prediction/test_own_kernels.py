@@ -49,6 +49,16 @@ def test_waves_of_blocks_strips_and_what_begins_and_ends() -> None:
     assert _cycles(kernels, 0, 64, 160) == 0
 
 
+def test_warpgroups_do_not_read_the_weights_of_active_channels() -> None:
+    fast = _row(64, 64, unit="warpgroups")
+    for figures in fast["blocks"].values():
+        figures["strip_cycles"] = [v / 4 for v in figures["strip_cycles"]]
+    kernels = OwnKernels([_row(64, 64, unit="tensor cores"), fast], end=0.0)
+    given = [np.array([value] * 2, np.float64) for value in (64, 64, 160, 1, 1)]
+    cycles, _, _ = kernels.cycles("conv1", *given, 1, gathers=np.array([False, True]))
+    assert cycles.tolist() == [10 * 25 + 80, 10 * 100 + 80]
+
+
 def test_the_tile_of_least_time_and_the_end_of_the_model() -> None:
     small = _row(16, 64)
     for figures in small["blocks"].values():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dyndeploy.files import shipped_folder
-from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMED_MASKS, TIMING_RATES, TUNING
+from dyndeploy.graphs.tensorrt import HALF_ONLY, LARGEST_BATCH, TIMED_MASKS, TIMING_RATES, TUNING
 from dyndeploy.ops import OPERATORS
 from dyndeploy.runtimes.tensorrt_stand_ins import (
     FORMAT,
@@ -67,8 +67,13 @@ def test_a_wrong_number_of_inputs_is_told_as_the_library_tells_it() -> None:
 
 def test_attributes_are_those_of_the_operator() -> None:
     given = fields(**ATTRIBUTES, plugin_version=[49], plugin_namespace=[])
-    added = {HALF_ONLY: [0], TIMING_RATES: [0] * TIMED_MASKS, TUNING: [1]}
+    added = {HALF_ONLY: [0], LARGEST_BATCH: [0], TIMING_RATES: [0] * TIMED_MASKS, TUNING: [1]}
     assert plugin_attributes(SPEC, given) == {**ATTRIBUTES, **added}
+    planned = plugin_attributes(SPEC, [*given, *fields(**{LARGEST_BATCH: [16]})])
+    assert planned[LARGEST_BATCH] == [16]
+    assert {name: list(values) for name, values in stored_fields(SPEC, planned)}[LARGEST_BATCH] == [16]
+    with pytest.raises(StandInError, match=r"attribute plugin_largest_batch is \[-1\], expected 0 or more"):
+        plugin_attributes(SPEC, [*given, *fields(**{LARGEST_BATCH: [-1]})])
     assert plugin_attributes(SPEC, [*given, *fields(**{TUNING: [0]})])[TUNING] == [0]
     with pytest.raises(StandInError, match=r"attribute plugin_tuning is \[2\], expected 0 or 1"):
         plugin_attributes(SPEC, [*given, *fields(**{TUNING: [2]})])
@@ -112,7 +117,5 @@ def test_attributes_that_are_no_integers() -> None:
     read = plugin_attributes(spec, given)
     assert read["scale"] == [0.125] and read["epsilon"] == [float(np.float32(1e-6))] and read["token_mlp"] == [1]
     stored = dict(stored_fields(spec, read))
-    assert [stored[name].dtype for name in ("epsilon", "scale", "token_mlp", "head_mode", HALF_ONLY, FORMAT_FIELD)] == [
-        *[np.dtype(np.float32)] * 2,
-        *[np.dtype(np.int32)] * 4,
-    ]
+    names = ("epsilon", "scale", "token_mlp", "head_mode", HALF_ONLY, LARGEST_BATCH, FORMAT_FIELD)
+    assert [stored[name].dtype for name in names] == [*[np.dtype(np.float32)] * 2, *[np.dtype(np.int32)] * 5]

@@ -2,6 +2,7 @@
 // state, clones, and what reaches the kernels. Runs against a fake registry with the headers of any version
 // (FAKE_TENSORRT), or against a real libnvinfer into which it loads libdyndeploy_tensorrt.so (argv[1]).
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdio>
@@ -720,15 +721,18 @@ void check_creator(Creator& creator, const Case& node) {
   CHECK(std::strcmp(creator.getPluginNamespace(), "") == 0, node.op + ": namespace");
   const nvinfer1::PluginFieldCollection* fields = creator.getFieldNames();
   const auto own = static_cast<int32_t>(node.attributes.size());
-  CHECK(fields->nbFields == own + 3, node.op + ": number of fields");
+  CHECK(fields->nbFields == own + 4, node.op + ": number of fields");
   CHECK(
-      std::strcmp(fields->fields[own + 2].name, "plugin_tuning") == 0 && fields->fields[own + 2].length == 1,
+      std::strcmp(fields->fields[own + 3].name, "plugin_tuning") == 0 && fields->fields[own + 3].length == 1,
       node.op + ": the last field is not that of tuning");
-  CHECK(std::strcmp(fields->fields[own + 1].name, "plugin_timing_rates") == 0 &&
-            fields->fields[own + 1].length == 4,
+  CHECK(std::strcmp(fields->fields[own + 2].name, "plugin_timing_rates") == 0 &&
+            fields->fields[own + 2].length == 4,
         node.op + ": the last field but one is not that of the rates");
+  CHECK(std::strcmp(fields->fields[own + 1].name, "plugin_largest_batch") == 0 &&
+            fields->fields[own + 1].length == 1,
+        node.op + ": the last field but two is not the batch");
   CHECK(std::strcmp(fields->fields[own].name, "plugin_half_only") == 0 && fields->fields[own].length == 1,
-        node.op + ": the last field but two is not the precision");
+        node.op + ": the last field but three is not the precision");
   for (int i = 0; i < own; ++i) {
     const auto& expected = node.attributes[static_cast<std::size_t>(i)];
     CHECK(expected.first == fields->fields[i].name, node.op + ": field " + fields->fields[i].name);
@@ -1244,6 +1248,37 @@ void check_timing(Creator& creator, const Case& node) {
   CHECK(rates(*copy, true) == real, node.op + ": a plugin in a context does not read its masks");
 }
 
+// The batch that an engine is planned for goes into it, and to the kernels.
+void check_largest_batch(Creator& creator, const Case& node) {
+  NodeFields fields(node), planned(node), wrong(node);
+  planned.add("plugin_largest_batch", {48});
+  wrong.add("plugin_largest_batch", {-1});
+  check_refused(creator, wrong, "plugin_largest_batch is -1, expected 0 or more");
+  const Owned plugin = create(creator, planned), without = create(creator, fields);
+  CHECK(plugin && without, node.op + ": " + take_log());
+  if (!plugin || !without) return;
+  CHECK(stored(*plugin) != stored(*without), node.op + ": the batch is not stored");
+#if INTERFACE_V3
+  CHECK(std::strcmp(build(*plugin).getTimingCacheID(), build(*without).getTimingCacheID()) != 0,
+        node.op + ": times of another batch's kernels count as the same");
+#endif
+  Memory memory;
+  std::vector<const void*> inputs;
+  for (std::size_t i = 0; i < node.inputs.size(); ++i) inputs.push_back(memory.input(i));
+  const std::vector<PluginTensorDesc> descs = describe(node, DataType::kHALF);
+  const auto told = [&](Plugin& asked) {
+    Recording seen;
+    CHECK(enqueue(asked, descs, inputs, memory.output(), memory.workspace(), seen) == 0,
+          node.op + ": " + take_log());
+    return std::max(seen.bottleneck.largest_batch, seen.block.largest_batch);
+  };
+  const bool asks =
+      node.op.find("Bottleneck") != std::string::npos || node.op.find("Transformer") != std::string::npos;
+  const Owned again = restored(creator, *plugin);
+  CHECK(told(*plugin) == (asks ? 48 : 0) && told(*without) == 0, node.op + ": the kernels are told");
+  CHECK(again && told(*again) == (asks ? 48 : 0), node.op + ": an engine has forgotten its batch");
+}
+
 #ifdef FAKE_TENSORRT
 void check_misaligned(Creator& creator, const Case& node) {
   NodeFields fields(node);
@@ -1554,6 +1589,7 @@ void run(const std::vector<Creator*>& listed) {
     check_creator(*creator, node);
     check_fields(*creator, node);
     check_half_only(*creator, node);
+    check_largest_batch(*creator, node);
     check_timing(*creator, node);
 #ifdef FAKE_TENSORRT
     check_misaligned(*creator, node);

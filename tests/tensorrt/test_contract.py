@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from dyndeploy.graphs.tensorrt import HALF_ONLY, TIMED_MASKS, TIMING_RATES, TUNING
+from dyndeploy.graphs.tensorrt import HALF_ONLY, LARGEST_BATCH, TIMED_MASKS, TIMING_RATES, TUNING
 from dyndeploy.ops import OPERATORS
 from tests.tensorrt import setup_tensorrt
 
@@ -142,6 +142,7 @@ def test_contract_with_the_real_library(tmp_path: Path) -> None:
         assert said["fields"][name] == {
             **{a.name: a.length or 1 for a in spec.attributes},
             HALF_ONLY: 1,
+            LARGEST_BATCH: 1,
             TIMING_RATES: TIMED_MASKS,
             TUNING: 1,
         }

@@ -82,6 +82,12 @@ std::string check_half(const Attributes& attributes) {
          ", expected 0 or 1";
 }
 
+std::string check_batch(const Attributes& attributes) {
+  if (attributes.largest_batch >= 0) return std::string();
+  return std::string("attribute ") + kBatchField + " is " + std::to_string(attributes.largest_batch) +
+         ", expected 0 or more";
+}
+
 std::string check_tuning(const Attributes& attributes) {
   if (attributes.tuning == 0 || attributes.tuning == 1) return std::string();
   return std::string("attribute ") + kTuningField + " is " + std::to_string(attributes.tuning) +
@@ -108,18 +114,21 @@ std::string check_timing(const Attributes& attributes) {
 }  // namespace
 
 std::size_t serialized_size(const Operator& op) {
-  return (kHeaderWords + 2 + static_cast<std::size_t>(op.value_count())) * sizeof(std::uint32_t);
+  return (kHeaderWords + 3 + static_cast<std::size_t>(op.value_count())) * sizeof(std::uint32_t);
 }
 
 void serialize(const Operator& op, const Attributes& attributes, void* buffer) {
   std::uint32_t header[kHeaderWords];
   write_header(op, header);
-  const std::int32_t further[] = {attributes.half_only, attributes.tactic};
+  const std::int32_t further[] = {attributes.half_only, attributes.largest_batch, attributes.tactic};
   char* at = static_cast<char*>(buffer);
-  std::memcpy(at, header, sizeof(header));
-  std::memcpy(at + sizeof(header), further, sizeof(further));
-  std::memcpy(at + sizeof(header) + sizeof(further), attributes.values,
-              static_cast<std::size_t>(op.value_count()) * sizeof(std::int32_t));
+  const auto put = [&](const void* from, std::size_t bytes) {
+    std::memcpy(at, from, bytes);
+    at += bytes;
+  };
+  put(header, sizeof(header));
+  put(further, sizeof(further));
+  put(attributes.values, static_cast<std::size_t>(op.value_count()) * sizeof(std::int32_t));
 }
 
 std::string deserialize(const Operator& op, const void* data, std::size_t size, Attributes* attributes) {
@@ -142,14 +151,19 @@ std::string deserialize(const Operator& op, const void* data, std::size_t size, 
            std::to_string(expected[3]);
   }
   *attributes = Attributes();
-  std::int32_t further[2];
+  std::int32_t further[3];
   const char* at = static_cast<const char*>(data) + sizeof(found);
-  std::memcpy(further, at, sizeof(further));
+  const auto take = [&](void* to, std::size_t bytes) {
+    std::memcpy(to, at, bytes);
+    at += bytes;
+  };
+  take(further, sizeof(further));
   attributes->half_only = further[0];
-  attributes->tactic = further[1];
-  std::memcpy(attributes->values, at + sizeof(further),
-              static_cast<std::size_t>(op.value_count()) * sizeof(std::int32_t));
+  attributes->largest_batch = further[1];
+  attributes->tactic = further[2];
+  take(attributes->values, static_cast<std::size_t>(op.value_count()) * sizeof(std::int32_t));
   std::string problem = check_half(*attributes);
+  if (problem.empty()) problem = check_batch(*attributes);
   if (problem.empty()) problem = check_tactic(*attributes);
   if (!problem.empty()) return problem;
   return op.rules->check_attributes(op, *attributes);
@@ -160,7 +174,7 @@ std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollectio
   *attributes = Attributes();
   attributes->tuning = stored ? 0 : 1;
   bool seen[kMaxValues] = {};
-  bool versioned = false, stated = false, chosen = false;
+  bool versioned = false, stated = false, planned = false, chosen = false;
   const int count = fields ? fields->nbFields : 0;
   for (int i = 0; i < count; ++i) {
     const nvinfer1::PluginField& field = fields->fields[i];
@@ -184,6 +198,13 @@ std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollectio
       if (problem.empty()) problem = check_half(*attributes);
       if (!problem.empty()) return problem;
       stated = true;
+      continue;
+    }
+    if (std::strcmp(field.name, kBatchField) == 0) {
+      std::string problem = read_integers(field, 1, &attributes->largest_batch);
+      if (problem.empty()) problem = check_batch(*attributes);
+      if (!problem.empty()) return problem;
+      planned = true;
       continue;
     }
     if (stored && std::strcmp(field.name, kTacticField) == 0) {
@@ -224,6 +245,7 @@ std::string read_fields(const Operator& op, const nvinfer1::PluginFieldCollectio
     if (!seen[i]) return std::string("attribute ") + op.attributes[i].name + " is missing";
   }
   if (stored && !stated) return std::string("attribute ") + kHalfField + " is missing";
+  if (stored && !planned) return std::string("attribute ") + kBatchField + " is missing";
   if (stored && !versioned) return "the engine holds data that dyndeploy has not written";
   if (stored && !chosen) return std::string("attribute ") + kTacticField + " is missing";
   return op.rules->check_attributes(op, *attributes);
@@ -237,10 +259,12 @@ Fields::Fields(const Operator& op) {
   fields_[op.attribute_count] =
       nvinfer1::PluginField(kHalfField, nullptr, nvinfer1::PluginFieldType::kINT32, 1);
   fields_[op.attribute_count + 1] =
-      nvinfer1::PluginField(kTimingField, nullptr, nvinfer1::PluginFieldType::kINT32, kTimedMasks);
+      nvinfer1::PluginField(kBatchField, nullptr, nvinfer1::PluginFieldType::kINT32, 1);
   fields_[op.attribute_count + 2] =
+      nvinfer1::PluginField(kTimingField, nullptr, nvinfer1::PluginFieldType::kINT32, kTimedMasks);
+  fields_[op.attribute_count + 3] =
       nvinfer1::PluginField(kTuningField, nullptr, nvinfer1::PluginFieldType::kINT32, 1);
-  collection_.nbFields = op.attribute_count + 3;
+  collection_.nbFields = op.attribute_count + 4;
   collection_.fields = fields_;
 }
 
@@ -251,10 +275,11 @@ Fields::Fields(const Operator& op, const Attributes& attributes) : Fields(op) {
     values += op.attributes[i].length;
   }
   fields_[op.attribute_count].data = &attributes.half_only;
+  fields_[op.attribute_count + 1].data = &attributes.largest_batch;
   // In the places of the rates and of tuning: what is stored runs on real masks, with tiles that are chosen.
-  fields_[op.attribute_count + 1] =
-      nvinfer1::PluginField(kVersionField, &kVersion, nvinfer1::PluginFieldType::kINT32, 1);
   fields_[op.attribute_count + 2] =
+      nvinfer1::PluginField(kVersionField, &kVersion, nvinfer1::PluginFieldType::kINT32, 1);
+  fields_[op.attribute_count + 3] =
       nvinfer1::PluginField(kTacticField, &attributes.tactic, nvinfer1::PluginFieldType::kINT32, 1);
 }
 

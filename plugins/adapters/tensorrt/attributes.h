@@ -11,8 +11,8 @@ namespace dyndeploy {
 namespace tensorrt {
 
 // Serialised: the words magic, version, operator (a hash of its name), number of values, whether half only,
-// the tactic, then the values. Engines are never moved between machines, so the words have the machine's byte
-// order; a foreign order shows as a foreign magic.
+// the largest batch, the tactic, then the values. Engines are never moved between machines, so the words have
+// the machine's byte order; a foreign order shows as a foreign magic.
 constexpr std::uint32_t kMagic = 0x444c5944;
 constexpr std::int32_t kVersion = 3;
 
@@ -24,6 +24,7 @@ std::string deserialize(const Operator& op, const void* data, std::size_t size, 
 // them. With `stored` the fields come from an engine and must name the version of the format.
 constexpr const char* kVersionField = "dyndeploy_format";
 constexpr const char* kHalfField = "plugin_half_only";       // 0 where a node does not have it
+constexpr const char* kBatchField = "plugin_largest_batch";  // likewise
 constexpr const char* kTimingField = "plugin_timing_rates";  // likewise; never stored
 constexpr const char* kTuningField = "plugin_tuning";        // 1 where a node does not have it; never stored
 constexpr const char* kTacticField = "dyndeploy_tactic";     // stored, and no attribute of a node
@@ -41,7 +42,7 @@ class Fields {
   const nvinfer1::PluginFieldCollection* get() const { return &collection_; }
 
  private:
-  static constexpr int kMaxFields = tables::kMaxAttributes + 3;  // of a node, and as many of an engine
+  static constexpr int kMaxFields = tables::kMaxAttributes + 4;  // of a node, and as many of an engine
   nvinfer1::PluginField fields_[kMaxFields];
   nvinfer1::PluginFieldCollection collection_;
 };

@@ -82,6 +82,7 @@ cuda::BottleneckShape shape_of(const Operator& op, const Attributes& attributes,
   // Of a sample that is computed whole, all pixels are active.
   shape.winograd = size('k') > 9 * shape.middle;
   shape.pool_active = !has_pool_active(op) || attributes.values[kPoolActive] != 0;
+  shape.largest_batch = attributes.largest_batch;
   return shape;
 }
 
@@ -185,6 +186,7 @@ std::string describe(const Operator& op, const Attributes& attributes, const Siz
   text += choice.winograd ? ", Winograd, tiles" : ", tiles";
   for (int i = 0; i < 3; ++i) {
     text += " " + std::to_string(choice.rows[i]) + "x" + std::to_string(choice.columns[i]);
+    if (choice.warpgroups[i]) text += " by warpgroups";
   }
   return text;
 }

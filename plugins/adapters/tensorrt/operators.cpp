@@ -174,6 +174,8 @@ std::string describe_kernels(const std::string& name, const std::int32_t* attrib
       !all_known(*op, sizes) || sizes['N'] < 1) {
     return std::string();
   }
+  // As the largest batch of an engine.
+  given.largest_batch = static_cast<std::int32_t>(sizes['N']);
   cuda::Tiles tiles;
   given.tactic = tiles_of(tactic, &tiles) && op->rules->candidates ? tactic : 0;
   if (tactic < 0) given.tactic = timed_tactic(*op, given, sizes, type, capability, processors);

@@ -22,10 +22,12 @@ using tables::Port;
 constexpr int kTimedMasks = 4;
 
 // The values of all attributes of an operator, one after the other, and what the build plan adds: whether
-// data may be half only (else the builder may choose float by timing), and at which rates kernels are timed.
+// data may be half only (else the builder may choose float by timing), the largest batch of the engine (0:
+// not stated), and at which rates kernels are timed.
 struct Attributes {
   std::int32_t values[kMaxValues];  // those of real attributes as bits, see real_value()
   std::int32_t half_only;
+  std::int32_t largest_batch;
   std::int32_t tactic;  // which tiles, see tiles_of(); kept in engines
   std::int32_t tuning;  // whether a builder may choose another tactic by timing; not kept in engines
   // Of a thousand, while a builder times: active bits of each mask, in the order of the inputs; 0 reads the

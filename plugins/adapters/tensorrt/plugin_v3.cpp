@@ -32,6 +32,7 @@ PluginV3::PluginV3(const PluginCore& core, const std::string& plugin_namespace)
     timing_id_ += " " + std::to_string(core_.attributes().values[i]);
   }
   timing_id_ += " " + std::to_string(core_.attributes().half_only);
+  timing_id_ += " " + std::to_string(core_.attributes().largest_batch);
   for (const std::int32_t rate : core_.attributes().timing_rates) timing_id_ += " " + std::to_string(rate);
   timing_id_ += " " + std::to_string(core_.attributes().tuning);
 }

@@ -58,6 +58,7 @@ cuda::TransformerShape shape_of(const Operator& op, const Attributes& attributes
   shape.head_mode = attributes.values[kHeadMode];
   shape.epsilon = real_value(attributes.values[kEpsilon]);
   shape.scale = real_value(attributes.values[kScale]);
+  shape.largest_batch = attributes.largest_batch;
   return shape;
 }
 
@@ -136,6 +137,7 @@ std::string describe(const Operator& op, const Attributes& attributes, const Siz
           (choice.vector == 1 ? " element an access, tiles" : " elements an access, tiles");
   for (int i = 0; i < 4; ++i) {
     text += " " + std::to_string(choice.rows[i]) + "x" + std::to_string(choice.columns[i]);
+    if (choice.warpgroups[i]) text += " by warpgroups";
   }
   return text;
 }

@@ -117,7 +117,7 @@ int stand_in_masks(const BottleneckShape& shape, Type type, const TimingRates& r
 
 BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int capability, int processors,
                                    const Tiles& tiles) {
-  const DeviceTraits device = capability > 0 ? DeviceTraits{capability, processors} : device_traits();
+  const DeviceTraits device = capability > 0 ? traits_of(capability, processors) : device_traits();
   if (device.capability <= 0) return BottleneckChoice();
   std::size_t bytes = 0;
   const BottleneckArguments a = plan(shape, type, BottleneckTensors(), nullptr, device, bytes);
@@ -128,7 +128,7 @@ BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int 
 
 int bottleneck_candidates(const BottleneckShape& shape, Type type, int capability, int processors,
                           Tiles* candidates) {
-  const DeviceTraits device = capability > 0 ? DeviceTraits{capability, processors} : device_traits();
+  const DeviceTraits device = capability > 0 ? traits_of(capability, processors) : device_traits();
   if (device.capability <= 0) return 0;
   std::size_t bytes = 0;
   const BottleneckArguments a = plan(shape, type, BottleneckTensors(), nullptr, device, bytes);

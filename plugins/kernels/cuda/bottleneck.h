@@ -98,6 +98,14 @@ inline double read_share(double rate, int side) {
   return within / (static_cast<double>(side) * side);
 }
 
+// The same of an engine's largest batch; without rows where that is not known.
+template <int kLayer>
+LayerGrid planned_grid(const BottleneckArguments& a) {
+  BottleneckArguments planned = a;
+  planned.shape.batch = a.shape.largest_batch;
+  return layer_grid<kLayer>(planned);
+}
+
 // Rows that a tile is chosen for. Which pixels are active is not known when kernels are launched: all, half
 // and a quarter of them count alike.
 template <int kLayer>
@@ -115,23 +123,30 @@ Rows chosen_rows(const BottleneckArguments& a, int rows) {
   return chosen;
 }
 
+// What a tile is chosen for.
+template <int kLayer>
+Work layer_work(const BottleneckArguments& a, const LayerGrid& grid) {
+  return {grid.rows > 0 && grid.layers > 0 ? chosen_rows<kLayer>(a, grid.rows) : Rows(), grid.columns,
+          grid.layers};
+}
+
 template <int kLayer, bool kChannels, class T>
 int run_chosen(BottleneckArguments a, bool vectors, const DeviceTraits& device, void* stream) {
   const LayerGrid grid = layer_grid<kLayer>(a);
-  const Rows rows = chosen_rows<kLayer>(a, grid.rows);
-  if (!kChannels && adapts_tiles<T>(vectors, rows, device)) {
-    return each_tile<T>(rows, grid.columns, grid.layers, device,
-                        [&](auto chosen, int tile, const TilesByRows& tiles, int most) {
-                          using Choice = decltype(chosen);
-                          a.tile = tile;
-                          a.tiles = tiles;
-                          return launch_convolution<kLayer, false, typename Choice::Tile, Choice::kVector>(
-                              a, smaller(most, grid.rows), grid.columns, grid.layers, stream);
-                        });
+  const Work work = layer_work<kLayer>(a, grid);
+  if (!kChannels && adapts_tiles<T>(vectors, work.rows, device)) {
+    return each_tile<T>(work, device, [&](auto chosen, int tile, const TilesByRows& tiles, int most) {
+      using Choice = decltype(chosen);
+      a.tile = tile;
+      a.tiles = tiles;
+      return launch_convolution<kLayer, false, typename Choice::Tile, Choice::kVector>(
+          a, smaller(most, grid.rows), grid.columns, grid.layers, stream);
+    });
   }
   a.tile = -1;
   constexpr bool kGathers = kChannels && kLayer != kConv3;
-  return ChooseTile<kGathers>::run(vectors, rows, grid.columns, grid.layers, device, T(), [&](auto chosen) {
+  const Work planned = layer_work<kLayer>(a, planned_grid<kLayer>(a));
+  return ChooseTile<kGathers>::run(vectors, work, planned, device, T(), [&](auto chosen) {
     using Choice = decltype(chosen);
     return launch_convolution<kLayer, kChannels, typename Choice::Tile, Choice::kVector>(
         a, grid.rows, grid.columns, grid.layers, stream);
@@ -159,18 +174,18 @@ int run_layer(BottleneckArguments a, bool vectors, const DeviceTraits& device, v
 
 template <int kLayer, bool kChannels, class T>
 Taken chosen_tile(const BottleneckArguments& a, bool vectors, const DeviceTraits& device) {
-  const LayerGrid grid = layer_grid<kLayer>(a);
-  const Rows rows = chosen_rows<kLayer>(a, grid.rows);
+  const Work work = layer_work<kLayer>(a, layer_grid<kLayer>(a));
+  const Work planned = layer_work<kLayer>(a, planned_grid<kLayer>(a));
   constexpr bool kGathers = kChannels && kLayer != kConv3;
   Taken taken = {};
-  ChooseTile<kGathers>::run(vectors, rows, grid.columns, grid.layers, device, T(), Note{&taken});
-  taken.several = !kChannels && adapts_tiles<T>(vectors, rows, device);
+  ChooseTile<kGathers>::run(vectors, work, planned, device, T(), Note{&taken});
+  taken.several = !kChannels && adapts_tiles<T>(vectors, work.rows, device);
   return taken;
 }
 
 template <bool kChannels, class T>
 Taken grouped_tile(const BottleneckArguments& a, bool vectors, const DeviceTraits& device) {
-  Taken taken = {vectors ? 16 / static_cast<int>(sizeof(T)) : 1, false, 0, 0, 1.0, false};
+  Taken taken = {vectors ? 16 / static_cast<int>(sizeof(T)) : 1, false, false, 0, 0, 1.0, false};
   choose_grouped<kChannels, T>(a, device, [&](auto chosen) {
     taken.rows = decltype(chosen)::kRows;
     taken.columns = decltype(chosen)::columns(a);
@@ -203,8 +218,9 @@ BottleneckChoice describe_all(const BottleneckArguments& a, Vectors vectors, con
   const Taken taken[] = {layer_tile<kConv1, T>(a, vectors.others, with_size(device, tiles.sizes[kConv1])),
                          layer_tile<kConv2, T>(a, vectors.conv2, with_size(device, tiles.sizes[kConv2])),
                          layer_tile<kConv3, T>(a, vectors.others, with_size(device, tiles.sizes[kConv3]))};
-  BottleneckChoice choice = {taken[kConv3].vector, taken[kConv3].tensor_cores, a.winograd, {}, {}};
+  BottleneckChoice choice = {taken[kConv3].vector, taken[kConv3].tensor_cores, a.winograd, {}, {}, {}};
   for (int i = 0; i < 3; ++i) {
+    choice.warpgroups[i] = taken[i].warpgroups;
     choice.rows[i] = taken[i].rows;
     choice.columns[i] = taken[i].columns;
   }

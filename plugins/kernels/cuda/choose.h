@@ -6,6 +6,7 @@
 
 #include "mma_tile.h"
 #include "rows.h"
+#include "wgmma_tile.h"
 
 namespace dyndeploy {
 namespace cuda {
@@ -17,14 +18,20 @@ struct Rows {
 };
 inline Rows all_rows(int rows) { return {1, {rows, 0, 0}}; }
 
+// A product: its rows, columns, and how many there are side by side.
+struct Work {
+  Rows rows;
+  int columns, layers;
+};
+
 // Time of the busiest multiprocessor under tiles of this size, in elements of the result at the peak rate.
 // share: of the tile, see Lanes.
 template <class Tile>
-double tile_cost(const Rows& rows, int columns, int layers, int processors, int share) {
+double tile_cost(const Work& work, int processors, int share) {
   double cost = 0.0;
-  for (int i = 0; i < rows.runs; ++i) {
-    const long long tiles = static_cast<long long>(divide_up(rows.counts[i], Tile::kRows)) *
-                            divide_up(columns, Tile::kColumns) * layers;
+  for (int i = 0; i < work.rows.runs; ++i) {
+    const long long tiles = static_cast<long long>(divide_up(work.rows.counts[i], Tile::kRows)) *
+                            divide_up(work.columns, Tile::kColumns) * work.layers;
     const long long most = (tiles + processors - 1) / processors;
     cost += static_cast<double>(most) * Tile::kRows * Tile::kColumns / (share * Tile::busy(most));
   }
@@ -39,29 +46,91 @@ struct Chosen {
   double cost;  // tile_cost(), 0 where there is one size only
 };
 
-// The one place where an architecture decides: kinds of tiles by type and capability, sizes by the work there
-// is. Calls `use` with what it has Chosen.
-template <bool kGathers, class Tiles, int kVector, class Use>
-int best_tile(const Rows& rows, int columns, int layers, const DeviceTraits& device, const Use& use) {
-  using Largest = typename std::conditional<kGathers, typename Tiles::Gathers, typename Tiles::Large>::type;
-  const Size sizes[] = {Size::kLarge, Size::kMedium, Size::kSmall, Size::kTiny};
-  const int processors = device.processors;
-  const double costs[] = {
-      tile_cost<Largest>(rows, columns, layers, processors, Tiles::share(Size::kLarge)),
-      tile_cost<typename Tiles::Medium>(rows, columns, layers, processors, Tiles::share(Size::kMedium)),
-      tile_cost<typename Tiles::Small>(rows, columns, layers, processors, Tiles::share(Size::kSmall)),
-      tile_cost<typename Tiles::Tiny>(rows, columns, layers, processors, Tiles::share(Size::kTiny))};
-  int best = 0;
-  for (int i = 1; i < 4; ++i) {
-    best = device.tiles == Size::kBest ? (costs[i] < costs[best] ? i : best)
-                                       : (sizes[i] == device.tiles ? i : best);
+// Sizes of a kind, largest first, and what they cost.
+template <class Tiles, class Largest = typename Tiles::Large>
+struct Sizes {
+  static constexpr int kCount = 4;
+  static Size at(int i) {
+    const Size sizes[] = {Size::kLarge, Size::kMedium, Size::kSmall, Size::kTiny};
+    return sizes[i];
   }
-  const double cost = costs[best];
-  if (sizes[best] == Size::kLarge) return use(Chosen<Largest, kVector>{cost});
-  if (sizes[best] == Size::kMedium) return use(Chosen<typename Tiles::Medium, kVector>{cost});
-  if (sizes[best] == Size::kSmall) return use(Chosen<typename Tiles::Small, kVector>{cost});
+  static int place(Size size) {
+    int i = 0;
+    while (at(i) != size) ++i;
+    return i;
+  }
+  static double cost(const Work& work, int processors, int i) {
+    const int share = Tiles::share(at(i));
+    return i == 0   ? tile_cost<Largest>(work, processors, share)
+           : i == 1 ? tile_cost<typename Tiles::Medium>(work, processors, share)
+           : i == 2 ? tile_cost<typename Tiles::Small>(work, processors, share)
+                    : tile_cost<typename Tiles::Tiny>(work, processors, share);
+  }
+  static int best(const Work& work, int processors) {
+    int best = 0;
+    for (int i = 1; i < kCount; ++i) {
+      best = cost(work, processors, i) < cost(work, processors, best) ? i : best;
+    }
+    return best;
+  }
+  static double least(const Work& work, int processors) {
+    return cost(work, processors, best(work, processors));
+  }
+};
+
+template <bool kGathers, class Tiles>
+struct LargestOf {
+  using Tile = typename Tiles::Gathers;
+};
+template <class Tiles>
+struct LargestOf<false, Tiles> {
+  using Tile = typename Tiles::Large;
+};
+
+// The tile of least cost among those of a kind, or of the size that is asked for. Calls `use` with what it
+// has Chosen.
+template <bool kGathers, class Tiles, int kVector, class Use>
+int best_tile(const Work& work, const DeviceTraits& device, const Use& use) {
+  using Largest = typename LargestOf<kGathers, Tiles>::Tile;
+  using All = Sizes<Tiles, Largest>;
+  Size size = device.tiles;
+  if (size == Size::kBest) size = All::at(All::best(work, device.processors));
+  const double cost = All::cost(work, device.processors, All::place(size));
+  if (size == Size::kLarge) return use(Chosen<Largest, kVector>{cost});
+  if (size == Size::kMedium) return use(Chosen<typename Tiles::Medium, kVector>{cost});
+  if (size == Size::kSmall) return use(Chosen<typename Tiles::Small, kVector>{cost});
   return use(Chosen<typename Tiles::Tiny, kVector>{cost});
 }
+
+// Tiles of halves on sm_90. The kind follows from the largest batch that an engine is planned for, not from
+// the one at hand: so a sample keeps its bits in any batch. Rows: of that batch; none where nothing is known
+// of it.
+template <bool kGathers>
+struct HopperTile {
+  template <class Use>
+  static int run(const Work& work, const Work&, const DeviceTraits& device, const Use& use) {
+    return best_tile<kGathers, HopperTensors, 8>(work, device, use);
+  }
+};
+template <>
+struct HopperTile<false> {
+  template <class Use>
+  static int run(const Work& work, const Work& planned, const DeviceTraits& device, const Use& use) {
+    if (device.warpgroups && planned.rows.runs > 0) {
+      const int processors = device.processors;
+      const double costs[] = {Sizes<HopperTensors>::least(planned, processors),
+                              Sizes<Warpgroups<64>>::least(planned, processors),
+                              Sizes<Warpgroups<128>>::least(planned, processors),
+                              Sizes<Warpgroups<256>>::least(planned, processors)};
+      int best = 0;
+      for (int i = 1; i < 4; ++i) best = costs[i] < costs[best] ? i : best;
+      if (best == 1) return best_tile<false, Warpgroups<64>, 8>(work, device, use);
+      if (best == 2) return best_tile<false, Warpgroups<128>, 8>(work, device, use);
+      if (best == 3) return best_tile<false, Warpgroups<256>, 8>(work, device, use);
+    }
+    return best_tile<false, HopperTensors, 8>(work, device, use);
+  }
+};
 
 // Whether the device chooses between kernels of several sizes: where a mask may leave a few tiles alone, one
 // size for any number of rows costs more than a launch that ends at once. Halves on lanes, whose sizes differ
@@ -75,17 +144,14 @@ bool adapts_tiles(bool vectors, const Rows& rows, const DeviceTraits& device) {
 // Launches a kernel for each size that is best for one of the counts of rows. Calls `use` with what it has
 // Chosen, its number, which rows are whose, and how many rows it may find.
 template <class T, class Use>
-int each_tile(const Rows& rows, int columns, int layers, const DeviceTraits& device, const Use& use) {
+int each_tile(const Work& work, const DeviceTraits& device, const Use& use) {
   using Tiles = Lanes<T>;
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const auto costs = [&](int count, double (&to)[3]) {
-    const Rows all = all_rows(count);
-    to[0] =
-        tile_cost<typename Tiles::Small>(all, columns, layers, device.processors, Tiles::share(Size::kSmall));
-    to[1] = tile_cost<typename Tiles::Medium>(all, columns, layers, device.processors,
-                                              Tiles::share(Size::kMedium));
-    to[2] =
-        tile_cost<typename Tiles::Large>(all, columns, layers, device.processors, Tiles::share(Size::kLarge));
+    const Work all = {all_rows(count), work.columns, work.layers};
+    to[0] = tile_cost<typename Tiles::Small>(all, device.processors, Tiles::share(Size::kSmall));
+    to[1] = tile_cost<typename Tiles::Medium>(all, device.processors, Tiles::share(Size::kMedium));
+    to[2] = tile_cost<typename Tiles::Large>(all, device.processors, Tiles::share(Size::kLarge));
   };
   const auto least = [&](int count, const bool (&among)[3]) {
     double cost[3];
@@ -98,14 +164,14 @@ int each_tile(const Rows& rows, int columns, int layers, const DeviceTraits& dev
   };
   const bool all[3] = {true, true, true};
   bool among[3] = {false, false, false};
-  for (int i = 0; i < rows.runs; ++i) among[least(rows.counts[i], all)] = true;
+  for (int i = 0; i < work.rows.runs; ++i) among[least(work.rows.counts[i], all)] = true;
   TilesByRows tiles = {0};
   int most[3] = {0, 0, 0};
   for (int step = 0; step < TilesByRows::kSteps; ++step) {
     const int count = (step + 1) * TilesByRows::kStep;
     const int size = least(count, among);
     tiles.sizes |= static_cast<std::uint64_t>(size) << (2 * step);
-    if (count < rows.counts[0] + TilesByRows::kStep) most[size] = count;
+    if (count < work.rows.counts[0] + TilesByRows::kStep) most[size] = count;
   }
   int error = 0;
   if (error == 0 && most[0] > 0) error = use(Chosen<typename Tiles::Small, kVector>(), 0, tiles, most[0]);
@@ -114,35 +180,34 @@ int each_tile(const Rows& rows, int columns, int layers, const DeviceTraits& dev
   return error;
 }
 
+// The one place where an architecture decides: kinds of tiles by type and capability, sizes by the work there
+// is. Calls `use` with what it has Chosen. planned: the work of an engine's largest batch, without rows where
+// that is not known.
 template <bool kGathers>
 struct ChooseTile {
   template <class Use>
-  static int run(bool vectors, const Rows& rows, int columns, int layers, const DeviceTraits& device, float,
+  static int run(bool vectors, const Work& work, const Work&, const DeviceTraits& device, float,
                  const Use& use) {
     if (!vectors) return use(Chosen<Lanes<float>::Single, 1>());
-    return best_tile<kGathers, Lanes<float>, 4>(rows, columns, layers, device, use);
+    return best_tile<kGathers, Lanes<float>, 4>(work, device, use);
   }
   template <class Use>
-  static int run(bool vectors, const Rows& rows, int columns, int layers, const DeviceTraits& device, Half,
+  static int run(bool vectors, const Work& work, const Work& planned, const DeviceTraits& device, Half,
                  const Use& use) {
     if (!vectors) return use(Chosen<Lanes<Half>::Single, 1>());
     if (device.capability >= 90 && device.capability < 120) {
-      return best_tile<kGathers, HopperTensors, 8>(rows, columns, layers, device, use);
+      return HopperTile<kGathers>::run(work, planned, device, use);
     }
-    if (device.capability >= 80) {
-      return best_tile<kGathers, AsyncTensors, 8>(rows, columns, layers, device, use);
-    }
-    if (device.capability >= 70) {
-      return best_tile<kGathers, Tensors, 8>(rows, columns, layers, device, use);
-    }
-    return best_tile<kGathers, Lanes<Half>, 8>(rows, columns, layers, device, use);
+    if (device.capability >= 80) return best_tile<kGathers, AsyncTensors, 8>(work, device, use);
+    if (device.capability >= 70) return best_tile<kGathers, Tensors, 8>(work, device, use);
+    return best_tile<kGathers, Lanes<Half>, 8>(work, device, use);
   }
 };
 
 // What a product takes, in numbers.
 struct Taken {
   int vector;
-  bool tensor_cores;
+  bool tensor_cores, warpgroups;
   int rows, columns;  // of the tile
   double cost;        // see Chosen
   bool several;       // the device chooses among kernels of several sizes
@@ -152,7 +217,13 @@ struct Note {
   template <class Choice>
   int operator()(const Choice& chosen) const {
     using Tile = typename Choice::Tile;
-    *taken = {Choice::kVector, Tile::kTensorCores, Tile::kRows, Tile::kColumns, chosen.cost, false};
+    *taken = {Choice::kVector,
+              Tile::kTensorCores,
+              MultipliesByWarpgroups<Tile>::value,
+              Tile::kRows,
+              Tile::kColumns,
+              chosen.cost,
+              false};
     return 0;
   }
 };

@@ -42,6 +42,9 @@ struct BottleneckShape {
   int squeeze;                   // S, the width of a squeeze-and-excitation; 0: there is none
   bool pool_active;              // its mean is over active pixels, else over all of a sample that has any
   bool winograd;                 // w2 goes on with 16 * M rows: what Winograd's F(2x2, 3x3) makes of it
+  // The largest batch that the caller plans with; 0: not known. All batches of one plan get the same bits,
+  // and large ones may get kernels that round otherwise (warpgroups of sm_90a).
+  int largest_batch;
 };
 
 // Device pointers. Weights have the element type of x and the layout of pack.py / the TensorRT graph:
@@ -89,6 +92,7 @@ struct BottleneckChoice {
   int vector;               // elements that move in one access
   bool tensor_cores;        // else lanes
   bool winograd;            // conv2 multiplies transformed patches; its tile is theirs
+  bool warpgroups[3];       // tensor cores by warpgroups, of each convolution
   int rows[3], columns[3];  // tiles of conv1, conv2 and conv3
 };
 // With aligned pointers. capability (10 * major + minor) and processors of a GPU; capability 0: the current
@@ -163,10 +167,11 @@ struct TransformerShape {
   int heads, head_width;     // A, d
   int hidden;                // F
   bool token_mask, head_mask, sublayer_masks;
-  bool token_mlp;  // the token mask limits the MLP too
-  int head_mode;   // dropped heads leave 0: inputs of fc1 out (A d = D), 1: hidden units, 2: pass their v
-  float epsilon;   // of both layer normalisations
-  float scale;     // of q k
+  bool token_mlp;     // the token mask limits the MLP too
+  int head_mode;      // dropped heads leave 0: inputs of fc1 out (A d = D), 1: hidden units, 2: pass their v
+  float epsilon;      // of both layer normalisations
+  float scale;        // of q k
+  int largest_batch;  // as of BottleneckShape
 };
 
 // Device pointers. Weights have the element type of x, inputs first: w_qkv (D, 3, A, d), w_proj (A, d, D),
@@ -201,6 +206,7 @@ int stand_in_masks(const TransformerShape& shape, Type type, const TransformerRa
 struct TransformerChoice {
   int vector;
   bool tensor_cores;
+  bool warpgroups[4];
   int rows[4], columns[4];  // tiles of qkv, proj, fc1 and fc2
 };
 TransformerChoice transformer_choice(const TransformerShape& shape, Type type, int capability, int processors,

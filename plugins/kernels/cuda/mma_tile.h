@@ -90,6 +90,7 @@ struct MmaTile : WarpTile<kBM, kBN, kWM, kWN> {
   using Warps::warp_column;
   using Warps::warp_row;
   static constexpr int kDepth = kStrip;
+  static constexpr int kPitchB = kBN;  // between rows of the right operand
   static constexpr int kStages = kRing;
   static constexpr int kBlocks = kBlocksPerProcessor;
   static constexpr bool kAsync = true;

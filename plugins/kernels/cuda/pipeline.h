@@ -4,6 +4,7 @@
 
 #include "mma_tile.h"
 #include "product.h"
+#include "wgmma_tile.h"
 
 namespace dyndeploy {
 namespace cuda {
@@ -61,7 +62,7 @@ struct CopiedOperands {
     return Tile::run_a(stage, t / kRunsA + i * kStepA, t % kRunsA);
   }
   static DYN_DEVICE T* place_b(Stage& stage, int t, int i) {
-    if (kStepB % 8 == 0) return Tile::run_b(stage, t / kRunsB, t % kRunsB) + i * kStepB * Tile::kColumns;
+    if (kStepB % 8 == 0) return Tile::run_b(stage, t / kRunsB, t % kRunsB) + i * kStepB * Tile::kPitchB;
     return Tile::run_b(stage, t / kRunsB + i * kStepB, t % kRunsB);
   }
 
@@ -110,6 +111,69 @@ struct CopiedOperands {
   }
 };
 
+// The strips of a block, one after the other, into a ring of stages.
+template <class Kernel, class Strip>
+class Feed {
+ public:
+  using Arguments = typename Kernel::Arguments;
+  using Place = typename Kernel::Place;
+  using Row = typename Kernel::Row;
+  using Tile = typename Kernel::Tile;
+  static constexpr int kThreads = Tile::kThreads;
+
+  DYN_DEVICE Feed(const Arguments& a, const Place& p, const Row* rows, const int* columns)
+      : a_(a), p_(p), rows_(rows), columns_(columns), segments_(Kernel::segments(a)) {
+    segment_ = Kernel::first_segment(a, p) - 1;
+    DYN_NO_UNROLL
+    for (int i = segment_ + 1; i < segments_; ++i)
+      strips_ += divide_up(Kernel::length(a, p, i), Tile::kDepth);
+    next_segment();
+  }
+
+  // There are so many strips in all.
+  DYN_DEVICE int strips() const { return strips_; }
+
+  // A group of copies for each strip, and empty ones behind the last, so that the same number may be under
+  // way.
+  DYN_DEVICE void fetch_next(typename Tile::Stage& stage) {
+    for_threads<kThreads>([&](int t) {
+      Strip::fetch(a_, p_, columns_, t, segment_, k_, end_, sources_[t], stage, copies_[t]);
+      copies_[t].close_group();
+    });
+  }
+  DYN_DEVICE void go_on() {
+    k_ += Tile::kDepth;
+    if (k_ >= end_ && segment_ < segments_) next_segment();
+  }
+  // Each thread waits for its own copies, all but the last kLeft groups.
+  template <int kLeft>
+  DYN_DEVICE void wait() {
+    for_threads<kThreads>([&](int t) { copies_[t].template wait<kLeft>(); });
+  }
+
+ private:
+  DYN_DEVICE void next_segment() {
+    ++segment_;
+    k_ = 0;
+    end_ = segment_ < segments_ ? Kernel::length(a_, p_, segment_) : 0;
+    for_threads<kThreads>([&](int t) {
+      if (segment_ < segments_) return Strip::aim(a_, p_, rows_, t, segment_, end_, sources_[t]);
+      DYN_UNROLL
+      for (int i = 0; i < Strip::kLoadsA; ++i) sources_[t].inputs[i] = 0;
+    });
+  }
+
+  const Arguments& a_;
+  const Place& p_;
+  const Row* const rows_;
+  const int* const columns_;
+  const int segments_;
+  int segment_, k_ = 0, end_ = 0;  // of the strip that is fetched next
+  int strips_ = 0;
+  PerThread<typename Strip::Sources, kThreads> sources_;
+  PerThread<Copies, kThreads> copies_;
+};
+
 // As Product.
 template <class Kernel, class Strip = CopiedOperands<Kernel>>
 struct Pipeline {
@@ -117,62 +181,33 @@ struct Pipeline {
   using Place = typename Kernel::Place;
   using Row = typename Kernel::Row;
   using Tile = typename Kernel::Tile;
-  static constexpr int kThreads = Tile::kThreads;
   static constexpr bool kGathers = Kernel::kGathers;
 
   static DYN_DEVICE void multiply(const Arguments& a, const Place& p) {
     DYN_SHARED(typename Tile::Shared, shared);
     DYN_SHARED_ARRAY(Row, rows, Tile::kRows);
     DYN_SHARED_ARRAY(int, columns, kGathers ? Tile::kColumns : 1);  // of the weights
-    PerThread<typename Strip::Sources, kThreads> sources;
-    PerThread<Copies, kThreads> copies;
     typename Tile::State state;
 
     find_places<Kernel>(a, p, rows, columns);
     Tile::clear(state);
     sync();
 
-    const int segments = Kernel::segments(a), first = Kernel::first_segment(a, p);
-    int left = 0;  // strips
-    DYN_NO_UNROLL
-    for (int i = first; i < segments; ++i) left += divide_up(Kernel::length(a, p, i), Tile::kDepth);
-    int segment = first - 1, k = 0, end = 0;  // of the strip that is fetched next
-    const auto next_segment = [&] {
-      ++segment;
-      k = 0;
-      end = segment < segments ? Kernel::length(a, p, segment) : 0;
-      for_threads<kThreads>([&](int t) {
-        if (segment < segments) return Strip::aim(a, p, rows, t, segment, end, sources[t]);
-        DYN_UNROLL
-        for (int i = 0; i < Strip::kLoadsA; ++i) sources[t].inputs[i] = 0;
-      });
-    };
-    next_segment();
-    // A group for each strip, and empty ones behind the last, so that the same number may be under way.
-    const auto fetch_next = [&](int slot) {
-      for_threads<kThreads>([&](int t) {
-        Strip::fetch(a, p, columns, t, segment, k, end, sources[t], shared.stages[slot], copies[t]);
-        copies[t].close_group();
-      });
-    };
-    const auto go_on = [&] {
-      k += Tile::kDepth;
-      if (k >= end && segment < segments) next_segment();
-    };
+    Feed<Kernel, Strip> feed(a, p, rows, columns);
     // When this returns the next strip is there, and nobody reads the one before the last any more.
     const auto wait = [&] {
-      for_threads<kThreads>([&](int t) { copies[t].template wait<Tile::kStages - 2>(); });
+      feed.template wait<Tile::kStages - 2>();
       sync();
     };
     DYN_NO_UNROLL
     for (int i = 0; i < Tile::kStages - 1; ++i) {
-      fetch_next(i);
-      go_on();
+      feed.fetch_next(shared.stages[i]);
+      feed.go_on();
     }
     int now = 0, free = Tile::kStages - 1;
     wait();
     Tile::load_step(shared.stages[0], state, 0);
-    for (; left > 0; --left) {
+    for (int left = feed.strips(); left > 0; --left) {
       const int next = now + 1 == Tile::kStages ? 0 : now + 1;
       DYN_UNROLL
       for (int step = 0; step < Tile::kSteps; ++step) {
@@ -182,13 +217,62 @@ struct Pipeline {
           wait();
           Tile::load_step(shared.stages[next], state, 0);
         }
-        if (step == 0) fetch_next(free);
+        if (step == 0) feed.fetch_next(shared.stages[free]);
         Tile::multiply_step(state, step);
       }
       free = now;
       now = next;
-      go_on();
+      feed.go_on();
     }
+    Tile::finish(shared, state, [&](int row, int column, const auto* sums, int pitch) {
+      Kernel::write(a, p, rows + row, p.column0 + column, sums, pitch);
+    });
+  }
+};
+
+// The same with products that the tensor cores take from shared memory on their own, after the threads have
+// gone on: one strip is multiplied or about to be, kBehind before it may still be, and the others are on
+// their way.
+template <class Kernel, class Strip = CopiedOperands<Kernel>>
+struct WarpgroupPipeline {
+  using Arguments = typename Kernel::Arguments;
+  using Place = typename Kernel::Place;
+  using Row = typename Kernel::Row;
+  using Tile = typename Kernel::Tile;
+  static constexpr int kAhead = Tile::kStages - 1 - Tile::kBehind;
+  static_assert(kAhead > 0, "a stage is filled while others are multiplied");
+  static_assert(!Kernel::kGathers, "weights that stand apart fit no copy of 16 bytes");
+
+  static DYN_DEVICE void multiply(const Arguments& a, const Place& p) {
+    DYN_DYNAMIC_SHARED(typename Tile::Shared, shared);
+    DYN_SHARED_ARRAY(Row, rows, Tile::kRows);
+    typename Tile::State state;
+
+    find_places<Kernel>(a, p, rows, nullptr);
+    Tile::clear(state);
+    sync();
+
+    Feed<Kernel, Strip> feed(a, p, rows, nullptr);
+    DYN_NO_UNROLL
+    for (int i = 0; i < kAhead; ++i) {
+      feed.fetch_next(shared.stages[i]);
+      feed.go_on();
+    }
+    int now = 0, free = kAhead;
+    for (int left = feed.strips(); left > 0; --left) {
+      // Behind the barrier everybody's copies are there, and nobody multiplies any more what is copied over.
+      feed.template wait<kAhead - 1>();
+      for_threads<Tile::kThreads>([](int) { show_tensor_cores(); });
+      sync();
+      Tile::multiply(shared.stages[now], state);
+      feed.fetch_next(shared.stages[free]);
+      feed.go_on();
+      Tile::template wait<Tile::kBehind>(state);
+      now = now + 1 == Tile::kStages ? 0 : now + 1;
+      free = free + 1 == Tile::kStages ? 0 : free + 1;
+    }
+    // Behind the last strip they bring zeros, to where finish() puts sums.
+    feed.template wait<0>();
     Tile::finish(shared, state, [&](int row, int column, const auto* sums, int pitch) {
       Kernel::write(a, p, rows + row, p.column0 + column, sums, pitch);
     });
@@ -197,7 +281,9 @@ struct Pipeline {
 
 // The product of a kernel by what its tile can.
 template <class Kernel>
-using ProductOf = typename std::conditional<Kernel::Tile::kAsync, Pipeline<Kernel>, Product<Kernel>>::type;
+using ProductOf = typename std::conditional<
+    MultipliesByWarpgroups<typename Kernel::Tile>::value, WarpgroupPipeline<Kernel>,
+    typename std::conditional<Kernel::Tile::kAsync, Pipeline<Kernel>, Product<Kernel>>::type>::type;
 
 }  // namespace cuda
 }  // namespace dyndeploy

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "traits.h"
 
@@ -21,6 +22,8 @@
 #define DYN_BOTH __host__ __device__ __forceinline__
 #define DYN_SHARED(type, name) __shared__ type name
 #define DYN_SHARED_ARRAY(type, name, count) __shared__ type name[count]
+// Of a launch that asks for kDynamicBytes, which leave room to begin at a multiple of what the type demands.
+#define DYN_DYNAMIC_SHARED(type, name) type& name = ::dyndeploy::cuda::dynamic_shared<type>()
 #define DYN_UNROLL _Pragma("unroll")
 #define DYN_UNROLL4 _Pragma("unroll 4")
 #define DYN_NO_UNROLL _Pragma("unroll 1")
@@ -75,6 +78,12 @@
 #define DYN_BYTE_LANES 0
 #endif
 #endif
+// wgmma is there where the compiler was asked for sm_90a, which runs on sm_90 alone.
+#if !defined(__CUDA_ARCH__) || (defined(__CUDA_ARCH_FEAT_SM90_ALL) && !defined(DYN_LANES_ONLY))
+#define DYN_WARPGROUPS 1
+#else
+#define DYN_WARPGROUPS 0
+#endif
 #if !defined(__CUDA_ARCH__)
 #define DYN_FAST_MMA 1
 #define DYN_SLOW_MMA 1
@@ -102,6 +111,7 @@
 #define DYN_SHARED(type, name) type& name = ::dyndeploy::cuda::host::shared<type>()
 #define DYN_SHARED_ARRAY(type, name, count) \
   type(&name)[count] = ::dyndeploy::cuda::host::shared<type[count]>()
+#define DYN_DYNAMIC_SHARED(type, name) DYN_SHARED(type, name)
 #else
 #define DYN_SHARED(type, name) \
   type name;                   \
@@ -109,6 +119,7 @@
 #define DYN_SHARED_ARRAY(type, name, count) \
   type name[count];                         \
   ::dyndeploy::cuda::host::poison(name, sizeof name)
+#define DYN_DYNAMIC_SHARED(type, name) DYN_SHARED(type, name)
 #endif
 #define DYN_UNROLL
 #define DYN_UNROLL4
@@ -117,6 +128,7 @@
 #define DYN_ASYNC_TENSOR_CORES 1
 #define DYN_FAST_MMA 1
 #define DYN_SLOW_MMA 1
+#define DYN_WARPGROUPS 1
 #define DYN_HALF_LANES 1
 #define DYN_MATRIX_LOADS 1
 #define DYN_BYTE_PRODUCTS 1
@@ -153,6 +165,13 @@ DYN_DEVICE void for_lanes(const F& f) {
   f(static_cast<int>(threadIdx.x % 32));
 }
 DYN_DEVICE void sync() { __syncthreads(); }
+template <class T>
+DYN_DEVICE T& dynamic_shared() {
+  extern __shared__ unsigned char dyndeploy_dynamic_shared[];
+  const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(dyndeploy_dynamic_shared);
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(dyndeploy_dynamic_shared));
+  return *reinterpret_cast<T*>(begin + (0u - at) % alignof(T));
+}
 DYN_DEVICE void sync_warp() { __syncwarp(); }
 
 template <class T, int kCount>
@@ -326,7 +345,7 @@ struct MmaA {
 struct MmaB {
   unsigned v[4];
 };
-struct MmaC {
+struct alignas(16) MmaC {
   float v[4];
   DYN_DEVICE float* at(int) { return v; }
 };
@@ -464,17 +483,55 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
   Kernel::run(arguments, Index{static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y)});
 }
 
+// Shared memory of a kernel whose tile takes more than the 48 KB that need no permission; 0 of all others.
+template <class Kernel>
+constexpr auto dynamic_bytes(int) -> decltype(Kernel::Tile::kDynamicBytes) {
+  return Kernel::Tile::kDynamicBytes;
+}
+template <class Kernel>
+constexpr int dynamic_bytes(long) {
+  return 0;
+}
+
+// Asks for them once on each device. Legal while a stream is captured.
+template <class Kernel>
+int allow_dynamic(std::integral_constant<int, 0>) {
+  return 0;
+}
+template <class Kernel, int kBytes>
+int allow_dynamic(std::integral_constant<int, kBytes>) {
+  static std::atomic<std::uint64_t> allowed(0);
+  int device = 0;
+  cudaGetDevice(&device);
+  const std::uint64_t bit = device < 64 ? std::uint64_t{1} << device : 0;
+  if ((allowed.load(std::memory_order_relaxed) & bit) != 0) return 0;
+  const cudaError_t error =
+      cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (error == cudaSuccess) allowed.fetch_or(bit, std::memory_order_relaxed);
+  return static_cast<int>(error);
+}
+
 template <class Kernel>
 int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& arguments, void* stream) {
+  constexpr int kBytes = dynamic_bytes<Kernel>(0);
+  const int refused = allow_dynamic<Kernel>(std::integral_constant<int, kBytes>());
+  if (refused != 0) return refused;
   entry<Kernel>
-      <<<dim3(blocks_x, blocks_y), dim3(Kernel::kThreads), 0, static_cast<cudaStream_t>(stream)>>>(arguments);
+      <<<dim3(blocks_x, blocks_y), dim3(Kernel::kThreads), kBytes, static_cast<cudaStream_t>(stream)>>>(
+          arguments);
   return static_cast<int>(cudaGetLastError());
 }
 
 // Tells for which architecture a launch would run the kernels: a driver that compiles PTX for a newer GPU
-// keeps what the compiler saw of __CUDA_ARCH__.
+// keeps what the compiler saw of __CUDA_ARCH__. Its bounds tell whether it was compiled for sm_90a.
+constexpr int kProbeThreads = 128, kProbeThreadsWithWarpgroups = 256;
+#if defined(__CUDA_ARCH__) && DYN_WARPGROUPS
+#define DYN_PROBE_THREADS kProbeThreadsWithWarpgroups
+#else
+#define DYN_PROBE_THREADS kProbeThreads
+#endif
 template <int kUnused>
-__global__ void probe() {}
+__global__ void __launch_bounds__(DYN_PROBE_THREADS) probe() {}
 
 // The queries are legal while a stream is captured.
 inline DeviceTraits query_traits(int device) {
@@ -486,7 +543,8 @@ inline DeviceTraits query_traits(int device) {
   const bool known = cudaFuncGetAttributes(&code, probe<0>) == cudaSuccess && code.ptxVersion > 0;
   cudaGetLastError();  // of a device that no kernel was compiled for, the launch will say so
   const int capability = 10 * major + minor;
-  return {known ? smaller(code.ptxVersion, capability) : capability, processors, Size::kBest};
+  const bool warpgroups = known && code.maxThreadsPerBlock == kProbeThreadsWithWarpgroups;
+  return {known ? smaller(code.ptxVersion, capability) : capability, processors, Size::kBest, warpgroups};
 }
 inline DeviceTraits device_traits() {
   int device = 0;
@@ -736,6 +794,10 @@ const T* further(std::uintptr_t address, int count) {
 struct MmaA {
   float v[32][4][2];
 };
+// The low bits, by which descriptors tell an address.
+inline std::uint32_t shared_address(const void* memory) {
+  return static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(memory));
+}
 struct MmaB {
   float v[32][4][2];
 };
@@ -764,13 +826,16 @@ inline void fill(ByteC& c, int value) {
   }
 }
 
-// A copy is made when somebody waits for it: who reads too early finds what was there before.
+// A copy is made when somebody waits for it: who reads too early finds what was there before. Where the host
+// runs threads backwards it is made at once: who copies over what others still read finds what he copied.
 class Copies {
  public:
   void add(void* to, const void* from, int bytes) {
     host::require_aligned(to, 16);
     if (bytes > 0) host::require_aligned(from, 16);
-    open_.push_back({to, from, bytes});
+    const Copy copy = {to, from, bytes};
+    if (host::device().reverse) return make(copy);
+    open_.push_back(copy);
   }
   void close_group() {
     groups_.push_back(std::move(open_));
@@ -779,10 +844,7 @@ class Copies {
   template <int kLeft>
   void wait() {
     while (groups_.size() > static_cast<std::size_t>(kLeft)) {
-      for (const Copy& copy : groups_.front()) {
-        std::memset(copy.to, 0, 16);
-        if (copy.bytes > 0) std::memcpy(copy.to, copy.from, static_cast<std::size_t>(copy.bytes));
-      }
+      for (const Copy& copy : groups_.front()) make(copy);
       groups_.pop_front();
     }
   }
@@ -793,6 +855,10 @@ class Copies {
     const void* from;
     int bytes;
   };
+  static void make(const Copy& copy) {
+    std::memset(copy.to, 0, 16);
+    if (copy.bytes > 0) std::memcpy(copy.to, copy.from, static_cast<std::size_t>(copy.bytes));
+  }
   std::vector<Copy> open_;
   std::deque<std::vector<Copy>> groups_;
 };

@@ -17,18 +17,18 @@ int choose_byte_tile(bool vectors, const Rows& rows, int columns, int layers, co
                      const Use& use) {
   if (!vectors) return use(Chosen<ByteLanes::Single, 1>());
   if (device.capability >= 90 && device.capability < 120) {
-    return best_tile<false, HopperByteTensors, kByteRun>(rows, columns, layers, device, use);
+    return best_tile<false, HopperByteTensors, kByteRun>({rows, columns, layers}, device, use);
   }
   if (device.capability >= 80) {
-    return best_tile<false, AsyncByteTensors, kByteRun>(rows, columns, layers, device, use);
+    return best_tile<false, AsyncByteTensors, kByteRun>({rows, columns, layers}, device, use);
   }
   if (device.capability >= 75) {
-    return best_tile<false, ByteTensors, kByteRun>(rows, columns, layers, device, use);
+    return best_tile<false, ByteTensors, kByteRun>({rows, columns, layers}, device, use);
   }
   if (device.capability == 72) {
-    return best_tile<false, ByteWmmaTensors, kByteRun>(rows, columns, layers, device, use);
+    return best_tile<false, ByteWmmaTensors, kByteRun>({rows, columns, layers}, device, use);
   }
-  return best_tile<false, ByteLanes, kByteRun>(rows, columns, layers, device, use);
+  return best_tile<false, ByteLanes, kByteRun>({rows, columns, layers}, device, use);
 }
 
 // Calls use(chosen, grid).
@@ -151,7 +151,7 @@ const char* misaligned_tensor(const BottleneckShape& shape, const QuantizedBottl
 
 BottleneckChoice quantized_bottleneck_choice(const BottleneckShape& shape, int capability, int processors,
                                              const Tiles& tiles) {
-  const DeviceTraits device = capability > 0 ? DeviceTraits{capability, processors} : device_traits();
+  const DeviceTraits device = capability > 0 ? traits_of(capability, processors) : device_traits();
   BottleneckChoice choice = {};
   if (!multiplies_bytes(device.capability)) return choice;
   std::size_t bytes = 0;
@@ -172,7 +172,7 @@ BottleneckChoice quantized_bottleneck_choice(const BottleneckShape& shape, int c
 
 int quantized_bottleneck_candidates(const BottleneckShape& shape, int capability, int processors,
                                     Tiles* candidates) {
-  const DeviceTraits device = capability > 0 ? DeviceTraits{capability, processors} : device_traits();
+  const DeviceTraits device = capability > 0 ? traits_of(capability, processors) : device_traits();
   if (!multiplies_bytes(device.capability)) return 0;
   std::size_t bytes = 0;
   const QuantizedArguments a = plan_quantized(shape, QuantizedBottleneckTensors(), nullptr, device, bytes);

@@ -127,7 +127,7 @@ TransformerChoice transformer_choice(const TransformerShape& shape, Type type, i
   std::size_t bytes = 0;
   const TransformerArguments a = plan(shape, type, TransformerTensors(), nullptr, bytes);
   const bool vectors = fits_vectors(shape, type);
-  const DeviceTraits device = capability > 0 ? DeviceTraits{capability, processors} : device_traits();
+  const DeviceTraits device = capability > 0 ? traits_of(capability, processors) : device_traits();
   if (device.capability <= 0) return TransformerChoice();
   if (type == Type::kHalf) {
     return shape.head_mask ? describe_block<true, Half>(a, vectors, device, tiles)
@@ -139,7 +139,7 @@ TransformerChoice transformer_choice(const TransformerShape& shape, Type type, i
 
 int transformer_candidates(const TransformerShape& shape, Type type, int capability, int processors,
                            Tiles* candidates) {
-  const DeviceTraits device = capability > 0 ? DeviceTraits{capability, processors} : device_traits();
+  const DeviceTraits device = capability > 0 ? traits_of(capability, processors) : device_traits();
   if (device.capability <= 0) return 0;
   std::size_t bytes = 0;
   const TransformerArguments a = plan(shape, type, TransformerTensors(), nullptr, bytes);

@@ -17,8 +17,11 @@ int layer_columns(const TransformerArguments& a) {
 template <int kLayer, bool kHeads, class T, class Use>
 int choose_linear(const TransformerArguments& a, bool vectors, const DeviceTraits& device, const Use& use) {
   constexpr bool kGathers = kHeads && (kLayer == kQkv || kLayer == kFc1);
-  return ChooseTile<kGathers>::run(vectors, all_rows(a.shape.tokens), layer_columns<kLayer>(a), a.shape.batch,
-                                   device, T(), use);
+  const Work work = {all_rows(a.shape.tokens), layer_columns<kLayer>(a), a.shape.batch};
+  Work planned = work;
+  planned.layers = a.shape.largest_batch;
+  if (planned.layers < 1) planned.rows = Rows();
+  return ChooseTile<kGathers>::run(vectors, work, planned, device, T(), use);
 }
 
 template <int kLayer, bool kHeads, class T>
@@ -97,8 +100,9 @@ TransformerChoice describe_block(const TransformerArguments& a, bool vectors, co
                          linear_tile<kProj, kHeads, T>(a, vectors, sized(kProj)),
                          linear_tile<kFc1, kHeads, T>(a, vectors, sized(kFc1)),
                          linear_tile<kFc2, kHeads, T>(a, vectors, sized(kFc2))};
-  TransformerChoice choice = {taken[kFc2].vector, taken[kFc2].tensor_cores, {}, {}};
+  TransformerChoice choice = {taken[kFc2].vector, taken[kFc2].tensor_cores, {}, {}, {}};
   for (int i = 0; i < 4; ++i) {
+    choice.warpgroups[i] = taken[i].warpgroups;
     choice.rows[i] = taken[i].rows;
     choice.columns[i] = taken[i].columns;
   }

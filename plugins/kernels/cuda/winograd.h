@@ -278,7 +278,7 @@ int choose_patch_tile(bool vectors, const Rows& rows, int columns, const DeviceT
                       const Use& use) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   if (!vectors) return use(Chosen<typename Lanes<T>::Single, 1>());
-  return best_tile<false, Lanes<T>, kVector>(rows, columns, kPlaces, device, use);
+  return best_tile<false, Lanes<T>, kVector>({rows, columns, kPlaces}, device, use);
 }
 
 template <class T>
@@ -301,7 +301,7 @@ int run_winograd(BottleneckArguments a, bool vectors, const Rows& rows, const De
                                                              stream);
   };
   error = adapts_tiles<T>(vectors, rows, device)
-              ? each_tile<T>(rows, a.shape.middle, kPlaces, device, multiply)
+              ? each_tile<T>({rows, a.shape.middle, kPlaces}, device, multiply)
               : choose_patch_tile<T>(vectors, rows, a.shape.middle, device, [&](auto chosen) {
                   return multiply(chosen, -1, TilesByRows(), most_patches(a));
                 });

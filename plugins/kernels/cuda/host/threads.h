@@ -39,11 +39,11 @@ class Block {
   }
 
   // The memory of the n-th declaration of shared memory; the first thread to come makes it, filled with NaN.
-  void* shared(std::size_t n, std::size_t bytes) {
+  void* shared(std::size_t n, std::size_t bytes, std::size_t alignment) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (n == parts_.size()) {
       void* part = nullptr;
-      if (posix_memalign(&part, 64, bytes) != 0) std::abort();
+      if (posix_memalign(&part, alignment, bytes) != 0) std::abort();
       std::memset(part, 0xff, bytes);
       parts_.emplace_back(part, &std::free);
     }
@@ -72,7 +72,7 @@ inline Self& self() {
 template <class T>
 T& shared() {
   Self& me = self();
-  return *static_cast<T*>(me.block->shared(me.declarations++, sizeof(T)));
+  return *static_cast<T*>(me.block->shared(me.declarations++, sizeof(T), alignof(T) > 64 ? alignof(T) : 64));
 }
 
 template <class F>
