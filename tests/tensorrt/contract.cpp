@@ -2,9 +2,9 @@
 // state, clones, and what reaches the kernels. Runs against a fake registry with the headers of any version
 // (FAKE_TENSORRT), or against a real libnvinfer into which it loads libdyndeploy_tensorrt.so (argv[1]).
 
+#include <algorithm>
 #include <array>
 #include <cmath>
-#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <functional>
