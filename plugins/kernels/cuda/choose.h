@@ -102,9 +102,8 @@ int best_tile(const Work& work, const DeviceTraits& device, const Use& use) {
   return use(Chosen<typename Tiles::Tiny, kVector>{cost});
 }
 
-// Tiles of halves on sm_90. The kind follows from the largest batch that an engine is planned for, not from
-// the one at hand: so a sample keeps its bits in any batch. Rows: of that batch; none where nothing is known
-// of it.
+// Tiles of halves on sm_90. The kind follows from the work that is planned, the largest batch of an engine,
+// not from the one at hand: so a sample keeps its bits in any batch.
 template <bool kGathers>
 struct HopperTile {
   template <class Use>
