@@ -245,9 +245,11 @@ ENTRY int dyn_regions(const int* s, int type, void* const* t, const float* boxes
 // tiles: a Size; 0 for capability and processors leaves what the GPU has.
 #ifdef DYNDEPLOY_CUDA_HOST
 ENTRY void dyn_host_device(int capability, int processors, int tiles, int reverse) {
-  host::device() = {{capability, processors, static_cast<Size>(tiles)}, reverse != 0, 0};
+  host::device() = {{capability, processors, static_cast<Size>(tiles)}, reverse != 0, 0, 0};
 }
 ENTRY int dyn_host_launches() { return host::device().launches; }
+// Of these, those that may begin before the one before them has ended.
+ENTRY int dyn_host_early_launches() { return host::device().early; }
 #elif defined(DYN_PLAYED_DEVICE)
 // What this build plays where nobody asks for more: 0, the GPU that runs it.
 ENTRY int dyn_capability() {

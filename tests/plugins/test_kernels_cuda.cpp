@@ -77,7 +77,7 @@ bool play(Rng& rng, int size) {
   const int capabilities[] = {62, 75, 87};
   const int capability = capabilities[pick(rng, 0, 2)], processors = coin(rng) ? 1 : 400;
   host::device() = {
-      {capability, processors, static_cast<Size>(size >= 0 ? size : pick(rng, 0, 4))}, false, 0};
+      {capability, processors, static_cast<Size>(size >= 0 ? size : pick(rng, 0, 4))}, false, 0, 0};
   return capability >= 70;
 }
 #endif

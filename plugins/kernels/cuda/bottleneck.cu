@@ -184,7 +184,8 @@ int run_bottleneck(const BottleneckShape& shape, Type type, const BottleneckTens
   const int vector = 16 / static_cast<int>(element_size(type));
   a.aligned_groups =
       vectors.others && shape.channel_groups > 0 && shape.middle / shape.channel_groups % vector == 0;
-  return type == Type::kHalf ? run_half(a, vectors, stream) : run_float(a, vectors, stream);
+  Sequence sequence(stream);
+  return type == Type::kHalf ? run_half(a, vectors, sequence) : run_float(a, vectors, sequence);
 }
 
 }  // namespace cuda

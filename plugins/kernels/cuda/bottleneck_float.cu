@@ -3,8 +3,8 @@
 namespace dyndeploy {
 namespace cuda {
 
-int run_float(const BottleneckArguments& arguments, Vectors vectors, void* stream) {
-  return run_all<float>(arguments, vectors, stream);
+int run_float(const BottleneckArguments& arguments, Vectors vectors, Sequence& sequence) {
+  return run_all<float>(arguments, vectors, sequence);
 }
 
 }  // namespace cuda

@@ -3,8 +3,8 @@
 namespace dyndeploy {
 namespace cuda {
 
-int run_half(const BottleneckArguments& arguments, Vectors vectors, void* stream) {
-  return run_all<Half>(arguments, vectors, stream);
+int run_half(const BottleneckArguments& arguments, Vectors vectors, Sequence& sequence) {
+  return run_all<Half>(arguments, vectors, sequence);
 }
 
 }  // namespace cuda

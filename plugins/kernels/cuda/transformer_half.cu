@@ -3,8 +3,8 @@
 namespace dyndeploy {
 namespace cuda {
 
-int run_transformer_half(const TransformerArguments& arguments, bool vectors, void* stream) {
-  return run_any<Half>(arguments, vectors, stream);
+int run_transformer_half(const TransformerArguments& arguments, bool vectors, Sequence& sequence) {
+  return run_any<Half>(arguments, vectors, sequence);
 }
 
 }  // namespace cuda
