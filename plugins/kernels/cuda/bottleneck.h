@@ -253,16 +253,19 @@ int open_at_once(const BottleneckArguments& a, Vectors vectors, const DeviceTrai
 }
 
 // Lists, copies and conv1.
-inline int open(const BottleneckArguments& a, Vectors vectors, const DeviceTraits& device, float,
-                Sequence& sequence) {
-  return run_opening<float>(a, vectors, device, sequence);
+template <class T>
+int open(const BottleneckArguments& a, Vectors vectors, const DeviceTraits& device, Sequence& sequence,
+         std::false_type) {
+  return run_opening<T>(a, vectors, device, sequence);
 }
-inline int open(BottleneckArguments a, Vectors vectors, const DeviceTraits& device, Half,
-                Sequence& sequence) {
-  if (!opens_at_once(a, vectors)) return run_opening<Half>(a, vectors, device, sequence);
-  a.columns_first = columns_first<Half>(a, kConv1);
+// Of halves.
+template <class T>
+int open(BottleneckArguments a, Vectors vectors, const DeviceTraits& device, Sequence& sequence,
+         std::true_type) {
+  if (!opens_at_once(a, vectors)) return run_opening<T>(a, vectors, device, sequence);
+  a.columns_first = columns_first<T>(a, kConv1);
   const Rows rows = chosen_rows<kConv1>(a, a.in_pixels);
-  return ChooseTile<false>::run(true, rows, a.shape.middle, 1, device, Half(), [&](auto chosen) {
+  return ChooseTile<false>::run(true, rows, a.shape.middle, 1, device, T(), [&](auto chosen) {
     using Tile = typename decltype(chosen)::Tile;
     return open_at_once<Tile>(a, vectors, device, sequence, std::integral_constant<bool, Tile::kAsync>());
   });
@@ -272,7 +275,7 @@ template <class T>
 int run_all(const BottleneckArguments& a, Vectors vectors, Sequence& sequence) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const DeviceTraits device = device_traits();
-  int error = open(a, vectors, device, T(), sequence);
+  int error = open<T>(a, vectors, device, sequence, std::is_same<T, Half>());
   if (error == 0) error = run_layer<kConv2, T>(a, vectors.conv2, device, sequence);
   if (error == 0 && a.excites) {
     error = vectors.others ? run_excitation<T, kVector>(a, sequence) : run_excitation<T, 1>(a, sequence);
