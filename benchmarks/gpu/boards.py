@@ -271,7 +271,7 @@ def report(
     most, every = max(counts.values()), sum(counts.values())
     lines.append(
         f"\nLaunches: {most} of a block at most, {every} of all; a static block has {STATIC_LAUNCHES}. "
-        "Kernels of further tiles, which end at once, are priced and not counted. From sm_80 on a block of one image in "
-        "halves has one less, because conv1 makes its lists."
+        "Kernels of further tiles, which end at once, are priced and not counted. "
+        "From sm_80 on a block of one image in halves has one less, because conv1 makes its lists."
     )
     return {"basis": "modelled", "network": NETWORK, "boards": results, "launches": counts}, "\n".join(lines)

@@ -74,8 +74,8 @@ void fill_bytes(void* data, unsigned char value, std::size_t bytes) { std::memse
 void finish() {}
 
 bool play(Rng& rng, int size) {
-  const int capabilities[] = {62, 75, 87};
-  const int capability = capabilities[pick(rng, 0, 2)], processors = coin(rng) ? 1 : 400;
+  const int capabilities[] = {62, 75, 87, 90};
+  const int capability = capabilities[pick(rng, 0, 3)], processors = coin(rng) ? 1 : 400;
   host::device() = {
       {capability, processors, static_cast<Size>(size >= 0 ? size : pick(rng, 0, 4))}, false, 0, 0};
   return capability >= 70;
