@@ -61,7 +61,11 @@ def predict(row: Row, constants: dict[str, float]) -> float:
     device = dataclasses.replace(device, model=dataclasses.replace(device.model, **constants))  # type: ignore[arg-type]
     precision = PRECISION.get(row["precision"], row["precision"])
     runtime, _, _ = row["runtime"].partition("_groups_in_turn")
-    model = AnalyticalModel(device, precision, runtime.partition("_")[0], groups_in_turn=row["runtime"] != runtime)
+    model = AnalyticalModel(
+        device, precision, runtime.partition("_")[0], groups_in_turn=row["runtime"] != runtime,
+        # Older than trtexec's --useCudaGraph, or without a word of it.
+        graph=False,
+    )  # fmt: skip
     batch = int(row["batch"])
     graph = static_graph(row["network"], batch=batch, precision=precision, runtime=model.runtime)
     return float(model.price(graph.kernels)[0].sum()) / batch

@@ -10,6 +10,9 @@ from dyndeploy.ops.densities import dilated_density
 
 _RATES = (1.0, 0.5, 0.25)
 
+_MOST_SIDE = 64
+"""Of a map, and of its mask, whose lists the blocks of conv1 make themselves (``RowBits`` in opening.h)."""
+
 
 def spatial_masker_launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
     """A block for each position pools and multiplies."""
@@ -59,8 +62,10 @@ def bottleneck_launches(f: Mapping[str, float], element: float, *, skips_alone: 
     size = [int(f[name]) for name in ("cmid", "groups", "stride", "dilation")]
     map_and_mask = [int(f[name]) for name in ("h", "w", "mask_h", "mask_w")]
     transformed = skips_alone and transforms(*size) and fits(*map_and_mask)
+    sides = (f["h"], f["w"], f["mask_h"], f["mask_w"], f["dilation"] + 1)
+    joins = skips_alone and f["batch"] == 1 and max(sides) <= _MOST_SIDE
     launches = [
-        Launch(moved=copied + 4.0 * (need + active) + 1.0),
+        Launch(moved=copied + 4.0 * (need + active) + 1.0, joins=joins),
         Launch(
             need, hidden, cin, moved=need * (cin + hidden) * element, weights=cin * hidden * element, share=share,
             uneven=True, layer="conv1", tried=tuple(pixels_in * read for _, read in shares),

@@ -59,7 +59,7 @@ class PublishedBreakEven:
     Attributes:
         batch: Images of a run.
         static_ms: Published latency of the static network, in ms per image.
-        predicted_static_ms: The same as predicted.
+        predicted_static_ms: The same as predicted, without a CUDA graph: no publication speaks of one.
         dynamic_ms: Predicted latency of the dynamic network by rate, for :data:`SHOWN`, in ms per image.
         rate: As of :class:`BreakEven`.
         runtime: What ran the static network.
@@ -122,11 +122,13 @@ def published_break_even(device: str | Device, precision: str = "fp32") -> tuple
     found = []
     for figure in published_figures(name, precision):
         batch, limit = int(figure["batch"]), figure["ms"] / figure["batch"]
-        static, dynamic = _latencies(device, precision, batch)
+        _, dynamic = _latencies(device, precision, batch)
         by_rate = {rate: sum(parts.values()) for rate, parts in dynamic.items()}
+        as_published = load_device_model(device, precision, runtime=_RUNTIME, graph=False)
+        static = float(as_published.price(_graphs(precision, batch)[0].kernels)[0].sum()) / batch
         found.append(
             PublishedBreakEven(
-                batch, limit, sum(static.values()), {rate: by_rate[rate] for rate in SHOWN}, _highest(by_rate, limit),
+                batch, limit, static, {rate: by_rate[rate] for rate in SHOWN}, _highest(by_rate, limit),
                 figure["runtime"], figure["source"],
             )
         )  # fmt: skip

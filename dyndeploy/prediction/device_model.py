@@ -71,6 +71,17 @@ at large batches)."""
 _LAUNCH_US = 3.0
 """Gap between two kernels of a stream: 2.2 to 3.1 us on a V100 (TVM's measurements)."""
 
+_GRAPH_US = 1.3
+"""The same between two kernels of a CUDA graph, as which engines run: a node of a graph of 2000 small additions takes
+1.1 to 1.3 us, the addition included (pytorch/pytorch#161104). An empty kernel takes 0.58 us of a node on an RTX 5070 Ti
+Laptop (ahrefs/ocannl#488), so it is no less than the gap. No figure was found of a board: those keep theirs."""
+
+_EARLY_US = 0.96
+"""What of that a kernel saves which is put onto the GPU while the one before it still runs (programmatic dependent
+launch): measured of two empty kernels (pegainfer-project/pegainfer#569)."""
+_EARLY_FROM, _JOINS_FROM = 9.0, 8.0
+"""Compute capability from which our own kernels do that, and from which lists stand in the launch that follows."""
+
 _DISPATCH_US = {"pytorch": 10.0}
 """A framework that dispatches every operator from Python needs 5 to 15 us for each; a GPU that is faster waits."""
 
@@ -159,6 +170,10 @@ class _Phase(NamedTuple):
     tried_half: float = 0.0
     tried_quarter: float = 0.0
     """Rows that our own kernels choose their tile for; zeros: as many as there are."""
+    early: float = 0.0
+    """1: it may begin early, because the one before is of the same operator."""
+    opens: float = 0.0
+    """1: its blocks make their lists themselves."""
 
 
 class AnalyticalModel:
@@ -171,6 +186,7 @@ class AnalyticalModel:
         groups_in_turn: The runtime is one that runs the groups of a convolution one by one, as that of some published
             figures did.
         end: Of the modelled figures of our own kernels, from 0 (optimistic) to 1 (pessimistic).
+        graph: Engines of TensorRT run as a CUDA graph, as they do where nobody switches it off.
 
     Raises:
         UsageError: The device has no data sheet, no hardware for the precision, or no source states its rate.
@@ -178,7 +194,7 @@ class AnalyticalModel:
 
     def __init__(
         self, device: Device, precision: str = "fp32", runtime: str | None = None, *, groups_in_turn: bool = False,
-        end: float = 0.5,
+        end: float = 0.5, graph: bool = True,
     ) -> None:  # fmt: skip
         hardware, constants = device.hardware, device.model
         if device.is_local:
@@ -209,7 +225,12 @@ class AnalyticalModel:
         compute = constants.compute_efficiency if self.runtime == constants.runtime else None
         memory = constants.memory_efficiency if self.runtime == constants.runtime else None
         self._bandwidth = hardware.dram_gb_per_s * 1e9 * (memory or MEMORY_EFFICIENCY)
-        self._launch = (constants.launch_us or _LAUNCH_US) * 1e-6
+        engine = self.runtime == "tensorrt"
+        self._launch = (constants.launch_us or (_GRAPH_US if engine and graph else _LAUNCH_US)) * 1e-6
+        capability = float(hardware.compute_capability or 0)
+        overlaps = engine and capability >= _EARLY_FROM and constants.launch_us is None
+        self._early = _EARLY_US * 1e-6 if overlaps else 0.0
+        self._joins = capability >= _JOINS_FROM and precision == "fp16"
         self._dispatch = _DISPATCH_US.get(self.runtime, 0.0) * 1e-6
         self._group_launch = constants.group_launch_us * 1e-6
         self._in_turn = groups_in_turn
@@ -227,22 +248,25 @@ class AnalyticalModel:
         )
         self._spread = _SPREAD_FITTED if fitted else _SPREAD_ASSUMED
         # A rate that no source states may be several times the one that stands in for it.
-        modern = float(hardware.compute_capability or 0) >= 7.0
+        modern = capability >= 7.0
         self._faster = 4.0 if precision == "fp16" and modern and hardware.fp16_tensor_tflops is None else 1.0
         self._busiest = ExpectedBusiestTile()
         self._clock = 1e6 * hardware.boost_mhz if hardware.boost_mhz else clock
         self._own = own_kernels(hardware.compute_capability, precision, end=end)
         # A network in INT8 keeps some kernels in floats.
         self._floats = (
-            AnalyticalModel(device, "fp32", runtime, groups_in_turn=groups_in_turn, end=end)
+            AnalyticalModel(device, "fp32", runtime, groups_in_turn=groups_in_turn, end=end, graph=graph)
             if precision == "int8"
             else None
         )
 
-    @property
-    def launch_ms(self) -> float:
-        """Gap between two kernels of a stream, in milliseconds."""
-        return self._launch * 1e3
+    def gaps(self, kernels: Sequence[Kernel]) -> tuple[int, float]:
+        """How many launches kernels are, and the milliseconds of the gaps between these.
+
+        Of halves on boards, where the device chooses between tiles, only the launch that has work is counted.
+        """
+        launches = [phase for index, kernel in enumerate(kernels) for phase in self._phases(index, kernel)]
+        return len(launches), 1e3 * sum(self._launch - phase.early * self._early for phase in launches)
 
     def _units_of(self, hardware: Hardware, precision: str, fitted: float | None) -> list[_Unit]:
         """What may compute a matrix product in the precision; a runtime times its kernels and takes the fastest."""
@@ -329,7 +353,7 @@ class AnalyticalModel:
         bandwidth = self._bandwidth * np.where(dense, 1.0, _DEPTHWISE_MEMORY)
         memory = (moved * outside + weights * cold) / bandwidth
         cache = np.maximum(tile_bytes, moved + weights) / self._l2_bandwidth
-        launch = self._launch * np.where(moved + weights + busy > 0, 1.0, 0.0)
+        launch = np.where(moved + weights + busy > 0, self._launch - p["early"] * self._early, 0.0)
         seconds = launch + np.maximum(np.maximum(busy, memory), cache)
         return np.maximum(seconds, self._dispatch) * p["share"], busy * p["share"]
 
@@ -371,7 +395,8 @@ class AnalyticalModel:
             # The slowest image of a batch has tiles of its own, whose sums are longer.
             slowest = p["slowest"][mine]
             cycles, loaded, launched = self._own.cycles(
-                layer, rows, columns, depth * slowest, products, taps, self._sms, tried, slowest > 1
+                layer, rows, columns, depth * slowest, products, taps, self._sms, tried, slowest > 1,
+                p["opens"][mine] > 0,
             )
             busy, tile_bytes = busy.copy(), tile_bytes.copy()
             busy[mine] = cycles / self._clock + (launched - 1.0) * self._launch
@@ -413,21 +438,29 @@ class AnalyticalModel:
                 _Phase(
                     index, launch.rows, launch.columns, launch.depth, launch.products, launch.taps, moved=launch.moved,
                     weights=launch.weights, slowest=slowest if launch.uneven else 1.0, share=launch.share,
-                    layer=float(_LAYERS.index(launch.layer)), **dict(zip(_TRIED, launch.tried, strict=False)),
+                    layer=float(_LAYERS.index(launch.layer)), early=float(place > 0), opens=float(opens),
+                    **dict(zip(_TRIED, launch.tried, strict=False)),
                 )
-                for launch in self._launches_here(launches)
+                for place, (launch, opens) in enumerate(self._launches_here(launches))
             ]  # fmt: skip
         if kernel.macs:
             return [_Phase(index, kernel.macs / 64, 8.0, 8.0, moved=moved, weights=weights)]
         return [_Phase(index, moved=moved, weights=weights)]
 
-    def _launches_here(self, launches: Sequence[Launch]) -> Iterable[Launch]:
-        """What the kernels launch on this device: by Winograd's algorithm where they have figures of it."""
+    def _launches_here(self, launches: Sequence[Launch]) -> Iterable[tuple[Launch, bool]]:
+        """What the kernels launch on this device, and whether it makes the lists of the launch before, too.
+
+        By Winograd's algorithm where they have figures of it.
+        """
+        joined = 0.0
         for launch in launches:
-            if launch.patches > 0 and self._own is not None and self._own.serves(WINOGRAD):
-                yield from winograd_launches(launch, self._element)
+            if launch.joins and self._joins:
+                joined = launch.moved
+            elif launch.patches > 0 and self._own is not None and self._own.serves(WINOGRAD):
+                yield from ((each, False) for each in winograd_launches(launch, self._element))
             else:
-                yield launch
+                yield launch._replace(moved=launch.moved + joined), joined > 0
+                joined = 0.0
 
     def _slowest(self, kernel: Kernel) -> float:
         """The batch's most expensive sample over its mean one, where tiles of different samples differ (channels)."""

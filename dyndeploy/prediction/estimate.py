@@ -89,6 +89,7 @@ def load_device_model(
     runtime: str | None = None,
     threads: int = 1,
     calibration: str | os.PathLike[str] | None = None,
+    graph: bool = True,
 ) -> DeviceModel:
     """The model of a device: its calibration where there is one, else the analytical one.
 
@@ -98,6 +99,7 @@ def load_device_model(
         runtime: Which software runs the kernels; None takes the device's own.
         threads: Of a CPU.
         calibration: A file of ``dyndeploy calibrate-device``; None looks where that command leaves it.
+        graph: Engines run as a CUDA graph.
 
     Raises:
         UsageError: Unknown device, precision or runtime; this machine is not calibrated.
@@ -114,11 +116,11 @@ def load_device_model(
                 f"Run 'dyndeploy calibrate-device --device {device.name}"
                 + (f" --threads {threads}'." if threads != 1 else "' (up to 10 minutes).")
             )
-        return AnalyticalModel(device, precision, runtime)
+        return AnalyticalModel(device, precision, runtime, graph=graph)
     if precision == "fp32":
         return CalibratedModel(load_calibration(paths[0]))
     if not device.is_local:
-        return AnalyticalModel(device, precision, runtime)
+        return AnalyticalModel(device, precision, runtime, graph=graph)
     if precision == "int8":
         return IntegerModel(load_calibration(paths[0]))
     raise UsageError(f"The calibration of {device.name} is for fp32 (int8 is modelled from it): predict one of these.")

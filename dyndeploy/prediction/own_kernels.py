@@ -35,6 +35,11 @@ _TENSOR_CORES = 70
 _WARPGROUPS = "warpgroups"
 """Unit of tiles of sm_90a. Which engines take them follows from their batch (``choose.h``): here from the launch's."""
 
+OPENING_CYCLES = 1100.0
+"""Cycles that a block of conv1 begins later where it makes its lists itself (opening.h), modelled: the instructions of
+``RowBits::find`` and of the rows' pixels, of a map of 56 x 56 with a mask of 14 x 14, take 1650 (sm_87) to 1690 (sm_90)
+cycles in the model of ``benchmarks/gpu/cycle_model.py``, and two loads, of a count and of a list, are left out."""
+
 _LIKE = {60: 53, 61: 53, 62: 53, 70: 72, 89: 86, 120: 86}
 """Architectures that the table lacks, or lacks kernels of, and one whose machine code and multiprocessors differ little
 from theirs."""
@@ -84,6 +89,7 @@ class OwnKernels:
     def cycles(
         self, layer: str, rows: Array, columns: Array, depth: Array, products: Array, taps: Array, processors: int,
         tried: Array | None = None, gathers: npt.NDArray[np.bool_] | None = None,
+        opens: npt.NDArray[np.bool_] | None = None,
     ) -> tuple[Array, Array, Array]:  # fmt: skip
         """Cycles of launches, elements that their tiles load, and how many kernels share the rows.
 
@@ -97,6 +103,7 @@ class OwnKernels:
             processors: Multiprocessors of the device.
             tried: Rows that a tile is chosen for, (launches, counts), which count alike; zeros or None: ``rows``.
             gathers: Whether a launch reads the weights of active channels alone; None: none does.
+            opens: Whether every block finds its rows itself, (launches,); None: none does.
         """
         known = np.zeros((len(rows), 1)) if tried is None else tried
         known = np.where(known.sum(1, keepdims=True) > 0, known, rows[:, None])
@@ -104,11 +111,11 @@ class OwnKernels:
         apart = np.zeros(len(rows), np.bool_) if gathers is None else gathers
         unfit = np.array([tile.regular for tile in tiles])[:, None] & apart
 
-        def priced(counts: Array) -> Array:
-            found = [_cycles(tile, counts, columns, depth, products, taps, processors) for tile in tiles]
+        def priced(counts: Array, begins: Array | float = 0.0) -> Array:
+            found = [_cycles(tile, counts, columns, depth, products, taps, processors, begins) for tile in tiles]
             return np.where(unfit, np.inf, np.stack(found))
 
-        now = priced(rows)
+        now = priced(rows, 0.0 if opens is None else np.where(opens, OPENING_CYCLES, 0.0))
         then = np.stack([priced(counts) for counts in known.T])  # (counts, tiles, launches)
         chosen = then.sum(0).argmin(0)
         # Kernels of the sizes that are best for one of the counts, each of which takes the rows that are its own.
@@ -125,8 +132,9 @@ class OwnKernels:
 
 
 def _cycles(
-    tile: _Tile, rows: Array, columns: Array, depth: Array, products: Array, taps: Array, processors: int
-) -> Array:
+    tile: _Tile, rows: Array, columns: Array, depth: Array, products: Array, taps: Array, processors: int,
+    begins: Array | float = 0.0,
+) -> Array:  # fmt: skip
     strips = taps * np.ceil(depth / taps / tile.depth)
     across = np.ceil(columns / tile.columns) * products
     most = np.ceil(np.ceil(rows / tile.rows) * across / processors).astype(np.int64)
@@ -135,7 +143,7 @@ def _cycles(
 
     def wave(count: npt.NDArray[np.int64]) -> Array:
         index = np.maximum(count, 1) - 1
-        return np.where(count > 0, strips * tile.strip[index] + tile.fixed[index], 0.0)
+        return np.where(count > 0, strips * tile.strip[index] + tile.fixed[index] + begins, 0.0)
 
     first = np.maximum(np.minimum(most, resident), 1) - 1
     cycles = whole * wave(np.full_like(most, resident)) + wave(rest) + np.maximum(tile.cold - tile.fixed, 0.0)[first]

@@ -300,9 +300,11 @@ ENTRY int dyn_regions(const int* s, int type, void* const* t, const float* boxes
 ENTRY void dyn_host_device(int capability, int processors, int tiles, int reverse) {
   DeviceTraits traits = traits_of(capability, processors);
   traits.tiles = static_cast<Size>(tiles);
-  host::device() = {traits, reverse != 0, 0};
+  host::device() = {traits, reverse != 0, 0, 0};
 }
 ENTRY int dyn_host_launches() { return host::device().launches; }
+// Of these, those that may begin before the one before them has ended.
+ENTRY int dyn_host_early_launches() { return host::device().early; }
 #elif defined(DYN_PLAYED_DEVICE)
 // What this build plays where nobody asks for more: 0, the GPU that runs it.
 ENTRY int dyn_capability() {

@@ -79,7 +79,7 @@ bool play(Rng& rng, int size) {
   const int capability = capabilities[pick(rng, 0, 3)], processors = coin(rng) ? 1 : 400;
   DeviceTraits traits = traits_of(capability, processors);
   traits.tiles = static_cast<Size>(size >= 0 ? size : pick(rng, 0, 4));
-  host::device() = {traits, false, 0};
+  host::device() = {traits, false, 0, 0};
   return capability >= 70;
 }
 #endif

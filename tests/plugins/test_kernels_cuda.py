@@ -686,6 +686,69 @@ def test_launches(
     assert kernels.dyn_host_launches() == launches + more
 
 
+ONE = [
+    example(Layer(72, 64, 72), 1, (14, 14)),
+    example(Layer(40, 72, 136, stride=2, projection=True), 1, (15, 13), 0.3),
+    example(Layer(136, 136, 136, dilation=2), 1, (9, 16), 0.1),
+    example(Layer(16, 24, 16, stride=2, dilation=3, projection=True), 1, (12, 18), 0.2),
+    example(Layer(64, 64, 64, groups=4), 1, (13, 11)),
+    example(Layer(32, 32, 32, squeeze=8), 1, (10, 10)),
+    # As wide and high as a word has bits; all, none, and the mask of a whole sample.
+    example(Layer(8, 8, 8), 1, (64, 64), 0.05),
+    example(Layer(8, 16, 8), 1, (1, 64)),
+    example(Layer(8, 16, 8, stride=2, projection=True), 1, (64, 5), 0.1),
+    example(Layer(16, 16, 16), 1, rate=2.0),
+    example(Layer(16, 16, 16), 1, rate=0.0),
+    patches(Layer(24, 24, 24), 14, batch=1, size=(14, 14), rate=1.0),
+    patches(Layer(24, 24, 24), 5, batch=1, size=(17, 23)),
+]
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("tiles", [1, 2, 3, 4])
+@pytest.mark.parametrize("case", range(len(ONE)))
+def test_lists_and_copies_of_one_sample_stand_in_conv1(
+    kernels: ctypes.CDLL, capability: int, tiles: int, case: int
+) -> None:
+    """Three launches, the same bits as in a batch of two, whose lists are a launch of their own."""
+    alone, device = ONE[case], Device(capability, tiles=tiles)
+    y = check(Host(kernels, device), HALF, alone, tolerance(HALF, capability))
+    assert kernels.dyn_host_launches() == (6 if alone.layer.squeeze else 3)
+    assert alone.spatial is not None
+    twice = replace(alone, x=alone.x.repeat(2, 0), spatial=alone.spatial.repeat(2, 0))
+    np.testing.assert_array_equal(run_bottleneck(Host(kernels, device), HALF, twice), y.repeat(2, 0))
+    assert kernels.dyn_host_launches() == (8 if alone.layer.squeeze else 5)
+    turned = run_bottleneck(Host(kernels, replace(device, reverse=True)), HALF, alone)
+    np.testing.assert_array_equal(turned, y)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        example(Layer(16, 16, 16), 1, (4, 65)),
+        example(Layer(16, 16, 16), 1, (65, 3)),
+        example(Layer(16, 16, 16), 1, channel_groups=8),
+        replace(example(Layer(16, 16, 16, squeeze=4), 1), pool_active=False),
+        example(Layer(12, 16, 12), 1),
+    ],
+    ids=["wide", "high", "channels", "dense mean", "no vectors"],
+)
+def test_lists_of_other_samples_are_a_launch_of_their_own(kernels: ctypes.CDLL, case: Case) -> None:
+    check(Host(kernels, Device(90)), HALF, case, tolerance(HALF, 90))
+    assert kernels.dyn_host_launches() == (7 if case.layer.squeeze else 4)
+
+
+@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_all_launches_but_the_first_may_begin_early(kernels: ctypes.CDLL, kind: int, batch: int) -> None:
+    """From sm_90 on; the first one follows a kernel of somebody else."""
+    case = example(Layer(16, 16, 16, squeeze=4), batch)
+    run_bottleneck(Host(kernels, Device(90)), kind, case)
+    assert kernels.dyn_host_early_launches() == kernels.dyn_host_launches() - 1
+    run_bottleneck(Host(kernels, Device(87)), kind, case)
+    assert kernels.dyn_host_early_launches() == 0
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_only_pixels_that_are_read_are_computed(kernels: ctypes.CDLL, stride: int, dilation: int) -> None:

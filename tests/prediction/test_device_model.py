@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyndeploy.errors import UsageError
-from dyndeploy.prediction import AnalyticalModel, Rates, static_graph
+from dyndeploy.prediction import AnalyticalModel, Rates, device_model, own_kernels, static_graph
 from dyndeploy.prediction.kernels import Kernel, conv_kernel, gemm_kernel, moving_kernel
 from dyndeploy.targets import device_names, load_device
 from dyndeploy.targets.devices import Device
@@ -17,8 +18,8 @@ from tests.prediction.calls import bottleneck
 GPUS = [name for name in device_names() if not load_device(name).is_local]
 
 
-def _ms(device: str, *kernels: Kernel, precision: str = "fp32", runtime: str = "tensorrt") -> float:
-    return float(AnalyticalModel(load_device(device), precision, runtime).price(kernels)[0].sum())
+def _ms(device: str, *kernels: Kernel, precision: str = "fp32", runtime: str = "tensorrt", graph: bool = True) -> float:
+    return float(AnalyticalModel(load_device(device), precision, runtime, graph=graph).price(kernels)[0].sum())
 
 
 def _conv(batch: int = 1, cin: int = 64, cout: int = 64, side: int = 28, kernel: int = 3, **options: object) -> Kernel:
@@ -79,7 +80,7 @@ def test_waves_are_whole_numbers():
 
     def arithmetic(tiles: int) -> float:
         product = gemm_kernel("g", None, rows=128 * tiles, cin=512, cout=128, precision="fp16")
-        return _ms("h100", product, precision="fp16") - 0.003
+        return _ms("h100", product, precision="fp16") - 0.0013
 
     assert arithmetic(sms) == pytest.approx(arithmetic(sms - 8), rel=1e-9)
     assert arithmetic(sms + 1) > 1.2 * arithmetic(sms)
@@ -135,16 +136,50 @@ def test_weights_come_from_memory_unless_all_of_them_fit_the_cache():
 def test_a_map_that_fits_the_cache_is_not_read_from_memory():
     relu = {n: moving_kernel("r", None, "elementwise", read=n, written=n) for n in (10**6, 10**8)}
     hardware = load_device("a100").hardware
-    small, large = (_ms("a100", relu[n]) - 0.003 for n in (10**6, 10**8))
+    small, large = (_ms("a100", relu[n]) - 0.0013 for n in (10**6, 10**8))
     assert large == pytest.approx(8 * 10**8 / (0.8 * hardware.dram_gb_per_s * 1e6), rel=1e-3)
     assert small == pytest.approx(8 * 10**6 / (hardware.l2_gb_per_s * 1e6), rel=1e-3)
 
 
 def test_launches_and_dispatch():
     nothing = moving_kernel("r", None, "elementwise", read=1, written=1)
-    assert _ms("v100", nothing) == pytest.approx(0.003, rel=1e-3)
+    assert _ms("v100", nothing) == pytest.approx(0.0013, rel=1e-3), "a node of a CUDA graph"
+    assert _ms("v100", nothing, graph=False) == pytest.approx(0.003, rel=1e-3)
+    assert _ms("v100", nothing, runtime="onnxruntime") == pytest.approx(0.003, rel=1e-3), "which runs no graph"
     assert _ms("v100", nothing, runtime="pytorch") == pytest.approx(0.010, rel=1e-3)
-    assert _ms("nano", nothing) == pytest.approx(0.008, rel=1e-3)
+    assert _ms("nano", nothing) == _ms("nano", nothing, graph=False) == pytest.approx(0.008, rel=1e-3)
+
+
+def test_gaps_between_the_launches_of_an_operator():
+    """From sm_90 on all but the first begin early; from sm_80 on one image's lists are made by conv1."""
+
+    def gaps(device: str, kernel: Kernel, **options: Any) -> tuple[int, float]:
+        count, ms = AnalyticalModel(load_device(device), **{"precision": "fp16"} | options).gaps([kernel])
+        return count, pytest.approx(ms)
+
+    assert gaps("h200", _bottleneck()) == (3, 1.3e-3 + 2 * 0.34e-3)
+    assert gaps("h200", _bottleneck(batch=2)) == (4, 1.3e-3 + 3 * 0.34e-3)
+    assert gaps("h200", _bottleneck(), graph=False) == (3, 3e-3 + 2 * 2.04e-3)
+    assert gaps("h200", _bottleneck(), runtime="pytorch") == (3, 9e-3)
+    assert gaps("h200", _bottleneck(), precision="fp32") == (4, 1.3e-3 + 3 * 0.34e-3)
+    assert gaps("h200", _bottleneck("spatial_channel")) == (4, 1.3e-3 + 3 * 0.34e-3)
+    assert gaps("a100", _bottleneck()) == (3, 3.9e-3)
+    assert gaps("v100", _bottleneck()) == (4, 5.2e-3)
+    assert gaps("agx_orin", _bottleneck()) == (3, 24e-3), "no figure of a graph was found of boards"
+    assert gaps("nano", _bottleneck()) == (6, 48e-3), "Winograd's algorithm in three launches"
+
+
+def test_a_launch_that_joins_another_is_paid_for(monkeypatch):
+    """Lists within conv1, with nothing to copy: one gap less, and the cycles in which a block finds its rows more."""
+    kernel, device = _bottleneck(rates=Rates(1.0)), load_device("a100")
+    joined = _ms("a100", kernel, precision="fp16")
+    monkeypatch.setattr(device_model, "_JOINS_FROM", 99.0)
+    apart = _ms("a100", kernel, precision="fp16")
+    assert device.hardware.boost_mhz
+    expected = 1.3e-3 - own_kernels.OPENING_CYCLES / device.hardware.boost_mhz * 1e-3
+    assert apart - joined == pytest.approx(expected, abs=2e-5), (
+        "a wave of blocks; the lists' bytes take next to nothing"
+    )
 
 
 def test_groups_that_run_one_by_one():

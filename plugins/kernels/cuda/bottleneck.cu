@@ -196,7 +196,8 @@ int run_bottleneck(const BottleneckShape& shape, Type type, const BottleneckTens
   const int vector = 16 / static_cast<int>(element_size(type));
   a.aligned_groups =
       vectors.others && shape.channel_groups > 0 && shape.middle / shape.channel_groups % vector == 0;
-  return type == Type::kHalf ? run_half(a, vectors, tiles, stream) : run_float(a, vectors, tiles, stream);
+  Sequence sequence(stream);
+  return type == Type::kHalf ? run_half(a, vectors, tiles, sequence) : run_float(a, vectors, tiles, sequence);
 }
 
 }  // namespace cuda

@@ -9,6 +9,7 @@
 #include "grouped.h"
 #include "layout.h"
 #include "lists.h"
+#include "opening.h"
 #include "winograd.h"
 
 namespace dyndeploy {
@@ -31,11 +32,11 @@ const char* check_shape(const BottleneckShape& shape);  // as check_bottleneck()
 inline bool narrow_groups(const BottleneckShape& s) { return GroupedKernel<float, false, 8>::fits(s); }
 
 template <int kLayer, bool kChannels, class Tile, int kVector>
-int launch_convolution(BottleneckArguments arguments, int rows, int columns, int layers, void* stream) {
+int launch_convolution(BottleneckArguments arguments, int rows, int columns, int layers, Sequence& sequence) {
   using Kernel = ConvolutionKernel<kLayer, kChannels, Tile, kVector>;
   arguments.row_tiles = divide_up(rows, Tile::kRows);
   arguments.column_tiles = divide_up(columns, Tile::kColumns);
-  return launch<Kernel>(arguments.row_tiles * arguments.column_tiles, layers, arguments, stream);
+  return launch<Kernel>(arguments.row_tiles * arguments.column_tiles, layers, arguments, sequence);
 }
 
 // Neighbouring blocks run at the same time and share what the smaller operand is read through: with columns
@@ -64,13 +65,13 @@ int choose_grouped(const BottleneckArguments& a, const DeviceTraits& device, con
 }
 
 template <bool kChannels, class T>
-int run_grouped(BottleneckArguments a, const DeviceTraits& device, void* stream) {
+int run_grouped(BottleneckArguments a, const DeviceTraits& device, Sequence& sequence) {
   return choose_grouped<kChannels, T>(a, device, [&](auto chosen) {
     using Kernel = decltype(chosen);
     const int batch = a.shape.batch;
     a.row_tiles = divide_up(kChannels ? a.out_pixels : batch * a.out_pixels, Kernel::kRows);
     a.column_tiles = divide_up(a.shape.middle, Kernel::columns(a));
-    return launch<Kernel>(a.row_tiles * a.column_tiles, kChannels ? batch : 1, a, stream);
+    return launch<Kernel>(a.row_tiles * a.column_tiles, kChannels ? batch : 1, a, sequence);
   });
 }
 
@@ -131,7 +132,7 @@ Work layer_work(const BottleneckArguments& a, const LayerGrid& grid) {
 }
 
 template <int kLayer, bool kChannels, class T>
-int run_chosen(BottleneckArguments a, bool vectors, const DeviceTraits& device, void* stream) {
+int run_chosen(BottleneckArguments a, bool vectors, const DeviceTraits& device, Sequence& sequence) {
   const LayerGrid grid = layer_grid<kLayer>(a);
   const Work work = layer_work<kLayer>(a, grid);
   if (!kChannels && adapts_tiles<T>(vectors, work.rows, device)) {
@@ -140,7 +141,7 @@ int run_chosen(BottleneckArguments a, bool vectors, const DeviceTraits& device, 
       a.tile = tile;
       a.tiles = tiles;
       return launch_convolution<kLayer, false, typename Choice::Tile, Choice::kVector>(
-          a, smaller(most, grid.rows), grid.columns, grid.layers, stream);
+          a, smaller(most, grid.rows), grid.columns, grid.layers, sequence);
     });
   }
   a.tile = -1;
@@ -149,7 +150,7 @@ int run_chosen(BottleneckArguments a, bool vectors, const DeviceTraits& device, 
   return ChooseTile<kGathers>::run(vectors, work, planned, device, T(), [&](auto chosen) {
     using Choice = decltype(chosen);
     return launch_convolution<kLayer, kChannels, typename Choice::Tile, Choice::kVector>(
-        a, grid.rows, grid.columns, grid.layers, stream);
+        a, grid.rows, grid.columns, grid.layers, sequence);
   });
 }
 
@@ -161,15 +162,15 @@ inline Rows patch_rows(const BottleneckArguments& a) {
 }
 
 template <int kLayer, class T>
-int run_layer(BottleneckArguments a, bool vectors, const DeviceTraits& device, void* stream) {
-  if (kLayer == kConv2 && a.winograd) return run_winograd<T>(a, vectors, patch_rows(a), device, stream);
+int run_layer(BottleneckArguments a, bool vectors, const DeviceTraits& device, Sequence& sequence) {
+  if (kLayer == kConv2 && a.winograd) return run_winograd<T>(a, vectors, patch_rows(a), device, sequence);
   a.columns_first = columns_first<T>(a, kLayer);
   if (kLayer == kConv2 && narrow_groups(a.shape)) {
-    return a.shape.channel_groups > 0 ? run_grouped<true, T>(a, device, stream)
-                                      : run_grouped<false, T>(a, device, stream);
+    return a.shape.channel_groups > 0 ? run_grouped<true, T>(a, device, sequence)
+                                      : run_grouped<false, T>(a, device, sequence);
   }
-  return a.shape.channel_groups > 0 ? run_chosen<kLayer, true, T>(a, vectors, device, stream)
-                                    : run_chosen<kLayer, false, T>(a, vectors, device, stream);
+  return a.shape.channel_groups > 0 ? run_chosen<kLayer, true, T>(a, vectors, device, sequence)
+                                    : run_chosen<kLayer, false, T>(a, vectors, device, sequence);
 }
 
 template <int kLayer, bool kChannels, class T>
@@ -249,33 +250,83 @@ int candidates_of(const BottleneckArguments& a, Vectors vectors, const DeviceTra
 }
 
 template <class T, int kVector>
-int run_prepare(const BottleneckArguments& a, void* stream) {
+int run_prepare(const BottleneckArguments& a, Sequence& sequence) {
   if (a.spatial && a.shape.batch > 1) {
-    const int error = launch<CountKernel>(a.shape.batch, 1, a, stream);
+    const int error = launch<CountKernel>(a.shape.batch, 1, a, sequence);
     if (error != 0) return error;
   }
   const int blocks = PrepareKernel<T, kVector>::blocks(a);
-  return blocks == 0 ? 0 : launch<PrepareKernel<T, kVector>>(blocks, 1, a, stream);
+  return blocks == 0 ? 0 : launch<PrepareKernel<T, kVector>>(blocks, 1, a, sequence);
 }
 
 template <class T>
-int run_all(const BottleneckArguments& a, Vectors vectors, const Tiles& tiles, void* stream) {
+int run_opening(const BottleneckArguments& a, Vectors vectors, const DeviceTraits& device,
+                Sequence& sequence) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const int error = vectors.others ? run_prepare<T, kVector>(a, sequence) : run_prepare<T, 1>(a, sequence);
+  return error != 0 ? error : run_layer<kConv1, T>(a, vectors.others, device, sequence);
+}
+
+// Whether conv1 finds its rows itself, so that lists and copies are no launch of their own: of one sample,
+// where what each of few blocks repeats takes less time than a launch.
+inline bool opens_at_once(const BottleneckArguments& a, Vectors vectors) {
+  return a.spatial && a.shape.batch == 1 && a.shape.channel_groups == 0 && !a.dense_mean && vectors.others &&
+         RowBits::fits(a.shape);
+}
+
+// By the kind of the tile: from sm_80 on, one sample of a plan for many apart, whose warpgroups multiply
+// together.
+template <class Tile>
+int open_at_once(BottleneckArguments a, Vectors, const DeviceTraits&, Sequence& sequence, std::true_type) {
+  using Kernel = OpeningKernel<Tile, 16 / static_cast<int>(sizeof(typename Tile::Element))>;
+  a.row_tiles = divide_up(a.in_pixels, Tile::kRows);
+  a.column_tiles = divide_up(a.shape.middle, Tile::kColumns);
+  return launch<Kernel>(Kernel::blocks(a), 1, OpeningArguments(a), sequence);
+}
+template <class Tile>
+int open_at_once(const BottleneckArguments& a, Vectors vectors, const DeviceTraits& device,
+                 Sequence& sequence, std::false_type) {
+  return run_opening<typename Tile::Element>(a, vectors, device, sequence);
+}
+
+// Lists, copies and conv1.
+template <class T>
+int open(const BottleneckArguments& a, Vectors vectors, const DeviceTraits& device, Sequence& sequence,
+         std::false_type) {
+  return run_opening<T>(a, vectors, device, sequence);
+}
+// Of halves.
+template <class T>
+int open(BottleneckArguments a, Vectors vectors, const DeviceTraits& device, Sequence& sequence,
+         std::true_type) {
+  if (!opens_at_once(a, vectors)) return run_opening<T>(a, vectors, device, sequence);
+  a.columns_first = columns_first<T>(a, kConv1);
+  const Work work = layer_work<kConv1>(a, layer_grid<kConv1>(a));
+  const Work planned = layer_work<kConv1>(a, planned_grid<kConv1>(a));
+  return ChooseTile<false>::run(true, work, planned, device, T(), [&](auto chosen) {
+    using Tile = typename decltype(chosen)::Tile;
+    constexpr bool kAtOnce = Tile::kAsync && !MultipliesByWarpgroups<Tile>::value;
+    return open_at_once<Tile>(a, vectors, device, sequence, std::integral_constant<bool, kAtOnce>());
+  });
+}
+
+template <class T>
+int run_all(const BottleneckArguments& a, Vectors vectors, const Tiles& tiles, Sequence& sequence) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const DeviceTraits device = device_traits();
   const auto sized = [&](int layer) { return with_size(device, tiles.sizes[layer]); };
-  int error = vectors.others ? run_prepare<T, kVector>(a, stream) : run_prepare<T, 1>(a, stream);
-  if (error == 0) error = run_layer<kConv1, T>(a, vectors.others, sized(kConv1), stream);
-  if (error == 0) error = run_layer<kConv2, T>(a, vectors.conv2, sized(kConv2), stream);
+  int error = open<T>(a, vectors, sized(kConv1), sequence, std::is_same<T, Half>());
+  if (error == 0) error = run_layer<kConv2, T>(a, vectors.conv2, sized(kConv2), sequence);
   if (error == 0 && a.excites) {
-    error = vectors.others ? run_excitation<T, kVector>(a, stream) : run_excitation<T, 1>(a, stream);
+    error = vectors.others ? run_excitation<T, kVector>(a, sequence) : run_excitation<T, 1>(a, sequence);
   }
-  if (error == 0) error = run_layer<kConv3, T>(a, vectors.others, sized(kConv3), stream);
+  if (error == 0) error = run_layer<kConv3, T>(a, vectors.others, sized(kConv3), sequence);
   return error;
 }
 
 // One unit of compilation each, so that a build can run them side by side.
-int run_float(const BottleneckArguments& arguments, Vectors vectors, const Tiles& tiles, void* stream);
-int run_half(const BottleneckArguments& arguments, Vectors vectors, const Tiles& tiles, void* stream);
+int run_float(const BottleneckArguments& arguments, Vectors vectors, const Tiles& tiles, Sequence& sequence);
+int run_half(const BottleneckArguments& arguments, Vectors vectors, const Tiles& tiles, Sequence& sequence);
 
 }  // namespace cuda
 }  // namespace dyndeploy

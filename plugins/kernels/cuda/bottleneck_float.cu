@@ -3,8 +3,8 @@
 namespace dyndeploy {
 namespace cuda {
 
-int run_float(const BottleneckArguments& arguments, Vectors vectors, const Tiles& tiles, void* stream) {
-  return run_all<float>(arguments, vectors, tiles, stream);
+int run_float(const BottleneckArguments& arguments, Vectors vectors, const Tiles& tiles, Sequence& sequence) {
+  return run_all<float>(arguments, vectors, tiles, sequence);
 }
 
 }  // namespace cuda

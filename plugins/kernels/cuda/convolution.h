@@ -42,6 +42,16 @@ struct ConvolutionKernel {
     int depth;             // hidden channels that are summed
   };
 
+  // A share of the weights for each block. Not where a run may need none of them (the mask of a whole
+  // sample), or some alone (channels).
+  static DYN_DEVICE void prefetches(const Arguments& a, Index block, Index blocks) {
+    if (kChannels || kVector == 1 || a.shape.mask_height * a.shape.mask_width == 1) return;
+    const int taps = kLayer == kConv2 ? 9 : 1;
+    const std::size_t depth = static_cast<std::size_t>(kLayer == kConv1 ? a.shape.inputs : a.shape.middle);
+    const Share share(block, blocks, taps * depth * pitch(a) * sizeof(T));
+    share.prefetch(kLayer == kConv1 ? a.tensors.w1 : kLayer == kConv2 ? a.tensors.w2 : a.tensors.w3);
+  }
+
   static DYN_DEVICE void run(const Arguments& arguments, Index block) {
     if (!Strips<Tile, kVector>::kServes) return;
     Place place;
@@ -51,6 +61,13 @@ struct ConvolutionKernel {
 
   // False when the block has nothing to do; it then leaves after reading one or two counts.
   static DYN_DEVICE bool find(const Arguments& a, Index block, Place& p) {
+    find_tile(a, block, p);
+    if (!find_rows(a, Tile::kRows, p)) return false;
+    if (!kChannels && a.tile >= 0 && a.tiles.of(p.rows) != a.tile) return false;
+    return find_sums(a, p);
+  }
+
+  static DYN_DEVICE void find_tile(const Arguments& a, Index block, Place& p) {
     const int inner = a.columns_first ? a.column_tiles : a.row_tiles;
     const int slow = block.x / inner, fast = block.x - slow * inner;
     const int column_tile = a.columns_first ? fast : slow, row_tile = a.columns_first ? slow : fast;
@@ -58,8 +75,10 @@ struct ConvolutionKernel {
     p.sample = kLayer == kConv2 ? block.y / a.shape.groups : block.y;
     p.row0 = row_tile * Tile::kRows;
     p.column0 = column_tile * Tile::kColumns;
-    if (!find_rows(a, Tile::kRows, p)) return false;
-    if (!kChannels && a.tile >= 0 && a.tiles.of(p.rows) != a.tile) return false;
+  }
+
+  // What is summed, and in which columns; false when the tile has none.
+  static DYN_DEVICE bool find_sums(const Arguments& a, Place& p) {
     if (kChannels) {
       const int* start = a.channel_start + static_cast<std::size_t>(p.sample) * (a.shape.groups + 1);
       p.base = start[p.group];

@@ -155,14 +155,15 @@ struct ScaleKernel {
 };
 
 template <class T, int kVector>
-int run_excitation(const BottleneckArguments& a, void* stream) {
+int run_excitation(const BottleneckArguments& a, Sequence& sequence) {
   const int batch = a.shape.batch;
-  int error = launch<MeanKernel<T, kVector>>(a.parts, batch, a, stream);
+  int error = launch<MeanKernel<T, kVector>>(a.parts, batch, a, sequence);
   if (error == 0) {
-    error = launch<SqueezeKernel<T>>(divide_up(a.shape.squeeze, SqueezeKernel<T>::kUnits), batch, a, stream);
+    error =
+        launch<SqueezeKernel<T>>(divide_up(a.shape.squeeze, SqueezeKernel<T>::kUnits), batch, a, sequence);
   }
   if (error == 0) {
-    error = launch<ScaleKernel<T, kVector>>(ScaleKernel<T, kVector>::blocks(a), batch, a, stream);
+    error = launch<ScaleKernel<T, kVector>>(ScaleKernel<T, kVector>::blocks(a), batch, a, sequence);
   }
   return error;
 }

@@ -36,6 +36,13 @@ struct LinearKernel {
     const int* listed;  // channels or units among the columns
   };
 
+  // A share of the weights for each block; not where a sample may leave the sublayer out.
+  static DYN_DEVICE void prefetches(const Arguments& a, Index block, Index blocks) {
+    if (kHeads || kVector == 1 || a.shape.sublayer_masks) return;
+    const int depth = kLayer == kProj ? a.channels : kLayer == kFc2 ? a.shape.hidden : a.shape.width;
+    Share(block, blocks, static_cast<std::size_t>(depth) * pitch(a) * sizeof(T)).prefetch(all_weights(a));
+  }
+
   static DYN_DEVICE void run(const Arguments& arguments, Index block) {
     if (!Strips<Tile, kVector>::kServes) return;
     Place place;
@@ -110,12 +117,15 @@ struct LinearKernel {
   static DYN_DEVICE int width(const Arguments& a) {
     return kLayer == kQkv ? 3 * a.channels : kLayer == kFc1 ? a.shape.hidden : a.shape.width;
   }
+  static DYN_DEVICE const void* all_weights(const Arguments& a) {
+    return kLayer == kQkv    ? a.tensors.w_qkv
+           : kLayer == kProj ? a.tensors.w_proj
+           : kLayer == kFc1  ? a.tensors.w_fc1
+                             : a.tensors.w_fc2;
+  }
   static DYN_DEVICE const T* weights(const Arguments& a, const Place& p, int segment, int k) {
-    const void* all = kLayer == kQkv    ? a.tensors.w_qkv
-                      : kLayer == kProj ? a.tensors.w_proj
-                      : kLayer == kFc1  ? a.tensors.w_fc1
-                                        : a.tensors.w_fc2;
-    return static_cast<const T*>(all) + static_cast<std::size_t>(input(a, p, segment, k)) * width(a);
+    const T* all = static_cast<const T*>(all_weights(a));
+    return all + static_cast<std::size_t>(input(a, p, segment, k)) * width(a);
   }
   static DYN_DEVICE std::size_t pitch(const Arguments& a) { return static_cast<std::size_t>(width(a)); }
   static DYN_DEVICE int weight_column(const Arguments& a, const Place& p, int column) {

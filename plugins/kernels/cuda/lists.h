@@ -113,6 +113,39 @@ struct CountKernel {
   }
 };
 
+// Copies the inactive pixels of an identity shortcut, by blocks of so many threads.
+template <class T, int kVector, int kThreads>
+struct CopyInactive {
+  static constexpr int kBytes = kThreads << 6;  // of the output, for one block
+
+  static DYN_BOTH int pixels(const BottleneckArguments& a) {
+    const int bytes = static_cast<int>(sizeof(T)) * a.shape.outputs;
+    return bytes > kBytes ? 1 : kBytes / bytes;
+  }
+  static int blocks(const BottleneckArguments& a) {
+    return a.spatial && !a.shape.projection ? divide_up(a.shape.batch * a.out_pixels, pixels(a)) : 0;
+  }
+
+  static DYN_DEVICE void run(const BottleneckArguments& a, int part) {
+    const T* x = static_cast<const T*>(a.tensors.x);
+    T* y = static_cast<T*>(a.tensors.y);
+    const int channels = a.shape.outputs;
+    const int size = pixels(a);
+    const int begin = part * size, end = smaller(begin + size, a.shape.batch * a.out_pixels);
+    for_threads<kThreads>([&](int t) {
+      for (int p = begin + t / 32; p < end; p += kThreads / 32) {
+        const int sample = p / a.out_pixels, at = p % a.out_pixels;
+        if (MaskView(a, sample).at(at / a.out_width, at % a.out_width)) continue;
+        const T* from = x + static_cast<std::size_t>(p) * channels;
+        T* to = y + static_cast<std::size_t>(p) * channels;
+        for (int c = t % 32 * kVector; c < channels; c += 32 * kVector) {
+          store_vector(to + c, load_vector<T, kVector>(from + c));
+        }
+      }
+    });
+  }
+};
+
 // One kernel for all that precedes the first convolution: blocks [0, N) write the pixel lists, the next N the
 // channel lists, and the rest copies the inactive pixels of an identity shortcut.
 template <class T, int kVector>
@@ -120,17 +153,11 @@ struct PrepareKernel {
   using Arguments = BottleneckArguments;
   static constexpr int kThreads = kListThreads;
   static constexpr int kBlocks = 1;
-  static constexpr int kCopyBytes = 1 << 15;  // of the output, for one block
+  using Copies = CopyInactive<T, kVector, kThreads>;
 
-  static DYN_BOTH int copy_pixels(const Arguments& a) {
-    const int bytes = static_cast<int>(sizeof(T)) * a.shape.outputs;
-    return bytes > kCopyBytes ? 1 : kCopyBytes / bytes;
-  }
-  static bool copies(const Arguments& a) { return a.spatial && !a.shape.projection; }
   static int blocks(const Arguments& a) {
-    int count = (a.spatial ? a.shape.batch : 0) + (a.shape.channel_groups > 0 ? a.shape.batch : 0);
-    if (copies(a)) count += divide_up(a.shape.batch * a.out_pixels, copy_pixels(a));
-    return count;
+    return (a.spatial ? a.shape.batch : 0) + (a.shape.channel_groups > 0 ? a.shape.batch : 0) +
+           Copies::blocks(a);
   }
 
   static DYN_DEVICE void run(const Arguments& a, Index block) {
@@ -143,7 +170,7 @@ struct PrepareKernel {
       if (at < a.shape.batch) return list_channels(a, at);
       at -= a.shape.batch;
     }
-    copy_inactive(a, at);
+    Copies::run(a, at);
   }
 
   static DYN_DEVICE void list_pixels(const Arguments& a, int sample) {
@@ -255,26 +282,6 @@ struct PrepareKernel {
         if (mask[c / width] > 0.5f) channels[to++] = c;
       }
       if (t == kThreads - 1) start[a.shape.groups] = sums[t].out;
-    });
-  }
-
-  static DYN_DEVICE void copy_inactive(const Arguments& a, int part) {
-    const T* x = static_cast<const T*>(a.tensors.x);
-    T* y = static_cast<T*>(a.tensors.y);
-    const int channels = a.shape.outputs;
-    const int pixels = a.shape.batch * a.out_pixels;
-    const int size = copy_pixels(a);
-    const int begin = part * size, end = smaller(begin + size, pixels);
-    for_threads<kThreads>([&](int t) {
-      for (int p = begin + t / 32; p < end; p += kThreads / 32) {
-        const int sample = p / a.out_pixels, at = p % a.out_pixels;
-        if (MaskView(a, sample).at(at / a.out_width, at % a.out_width)) continue;
-        const T* from = x + static_cast<std::size_t>(p) * channels;
-        T* to = y + static_cast<std::size_t>(p) * channels;
-        for (int c = t % 32 * kVector; c < channels; c += 32 * kVector) {
-          store_vector(to + c, load_vector<T, kVector>(from + c));
-        }
-      }
     });
   }
 };

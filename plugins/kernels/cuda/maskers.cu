@@ -163,8 +163,9 @@ struct ChannelMaskerKernel {
 
 template <class T, int kVector>
 int launch_channel(const ChannelMaskerArguments& a, void* stream) {
-  const int error = launch<PoolKernel<T, kVector>>(a.parts, a.shape.batch, a, stream);
-  return error != 0 ? error : launch<ChannelMaskerKernel>(a.shape.batch, 1, a, stream);
+  Sequence sequence(stream);
+  const int error = launch<PoolKernel<T, kVector>>(a.parts, a.shape.batch, a, sequence);
+  return error != 0 ? error : launch<ChannelMaskerKernel>(a.shape.batch, 1, a, sequence);
 }
 
 bool fits_vectors(int channels, std::size_t element, const void* x) {

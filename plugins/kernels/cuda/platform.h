@@ -146,6 +146,25 @@ struct Index {
 DYN_BOTH constexpr int divide_up(int value, int by) { return (value + by - 1) / by; }
 DYN_BOTH constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
+// The launches of one run of an operator. Its first kernel must not begin early: the one before it belongs to
+// somebody else (TensorRT), may itself have begun early, and may end without having waited; then what was
+// before that one could still be reading the workspace, or writing x.
+class Sequence {
+ public:
+  explicit Sequence(void* stream) : stream_(stream) {}
+  void* stream() const { return stream_; }
+  // Whether the next launch is not the first; from now on it is not.
+  bool goes_on() {
+    const bool begun = begun_;
+    begun_ = true;
+    return begun;
+  }
+
+ private:
+  void* stream_;
+  bool begun_ = false;
+};
+
 #if defined(__CUDACC__)
 
 using Half = __half;
@@ -223,10 +242,22 @@ struct Access<1> {
   using Word = unsigned char;
 };
 
+// Loads that take what they read for constant (__ldg, ld.global.nc) may be moved before whatever does not
+// write it in this kernel, so before wait_for_earlier(), too: a kernel that may begin early has none of them.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define DYN_BEGINS_EARLY 1
+#else
+#define DYN_BEGINS_EARLY 0
+#endif
+
 template <int kBytes>
 DYN_DEVICE void load_global(void* to, const void* from) {
   using Word = typename Access<kBytes>::Word;
+#if DYN_BEGINS_EARLY
+  *static_cast<Word*>(to) = *static_cast<const Word*>(from);
+#else
   *static_cast<Word*>(to) = __ldg(static_cast<const Word*>(from));
+#endif
 }
 // Zeros where there is nothing to load. A branch around the load would cost more than the load.
 template <int kBytes>
@@ -238,6 +269,17 @@ DYN_DEVICE void load_or_clear(void* to, const void* from, bool inside) {
 template <>
 DYN_DEVICE void load_or_clear<16>(void* to, const void* from, bool inside) {
   uint4 v = make_uint4(0, 0, 0, 0);
+#if DYN_BEGINS_EARLY
+  asm volatile(
+      "{\n"
+      " .reg .pred p;\n"
+      " setp.ne.s32 p, %5, 0;\n"
+      " @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+      "}"
+      : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+      : "l"(from), "r"(static_cast<int>(inside))
+      : "memory");
+#else
   asm("{\n"
       " .reg .pred p;\n"
       " setp.ne.s32 p, %5, 0;\n"
@@ -245,6 +287,7 @@ DYN_DEVICE void load_or_clear<16>(void* to, const void* from, bool inside) {
       "}"
       : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
       : "l"(from), "r"(static_cast<int>(inside)));
+#endif
   *static_cast<uint4*>(to) = v;
 }
 template <int kBytes>
@@ -474,13 +517,58 @@ DYN_DEVICE int multiply_add(Quad a, Quad b, int c) {
   return c;
 }
 DYN_DEVICE int bits_of(float v) { return __float_as_int(v); }
+DYN_DEVICE int ones_of(std::uint32_t word) { return __popc(word); }
+
+// Programmatic dependent launch (PTX: griddepcontrol): a kernel may be put onto the GPU while the one before
+// it still runs, once all blocks of that one have begun. wait_for_earlier() returns when that one is complete
+// and what it wrote is visible.
+DYN_DEVICE void wait_for_earlier() {
+#if DYN_BEGINS_EARLY
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+DYN_DEVICE void let_next_begin() {
+#if DYN_BEGINS_EARLY
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Asks for memory that no kernel writes, into the second-level cache; from a multiple of 16 bytes on.
+DYN_DEVICE void prefetch(const void* from, std::uint32_t bytes) {
+#if DYN_BEGINS_EARLY && __CUDACC_VER_MAJOR__ >= 12
+  bytes &= ~15u;
+  if (bytes > 0)
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#else
+  (void)from;
+  (void)bytes;
+#endif
+}
+
+template <class Kernel>
+DYN_DEVICE auto begin_early(const typename Kernel::Arguments& a, Index block, Index blocks, int)
+    -> decltype(Kernel::prefetches(a, block, blocks)) {
+  if (DYN_BEGINS_EARLY && threadIdx.x == 0) Kernel::prefetches(a, block, blocks);
+}
+template <class Kernel>
+DYN_DEVICE void begin_early(const typename Kernel::Arguments&, Index, Index, long) {}
 
 // Every kernel is a type with `Arguments`, `kThreads`, `kBlocks` (that must fit on one SM: 32768 registers or
-// fewer for a block of them) and `run(arguments, block)`.
+// fewer for a block of them) and `run(arguments, block)`. `prefetches(arguments, block, blocks)`, if it has
+// it, may only ask for weights: what it does may happen while earlier kernels run.
+//
+// Every thread waits before it reads or writes anything else, also of a block that has nothing to do. So a
+// kernel ends after its wait has returned, and that is after the kernel before it has ended: whoever waits
+// for the last kernel waits for all, back to the first of the operator, which is launched as ever and begins
+// when everything before it in the stream has ended (see Sequence). No two kernels ever work at the same
+// time, and what one reads of the workspace the next may overwrite.
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
     entry(const typename Kernel::Arguments arguments) {
-  Kernel::run(arguments, Index{static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y)});
+  const Index block = {static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y)};
+  begin_early<Kernel>(arguments, block, Index{static_cast<int>(gridDim.x), static_cast<int>(gridDim.y)}, 0);
+  wait_for_earlier();
+  let_next_begin();
+  Kernel::run(arguments, block);
 }
 
 // Shared memory of a kernel whose tile takes more than the 48 KB that need no permission; 0 of all others.
@@ -546,6 +634,21 @@ inline DeviceTraits query_traits(int device) {
   const bool warpgroups = known && code.maxThreadsPerBlock == kProbeThreadsWithWarpgroups;
   return {known ? smaller(code.ptxVersion, capability) : capability, processors, Size::kBest, warpgroups};
 }
+
+// Whether kernels may begin early: from sm_90 on. Both toolkit and driver must capture such launches in a
+// graph, which they do from 12.3 on.
+inline bool begins_early(const DeviceTraits& device) {
+#if CUDART_VERSION >= 12030
+  static const bool driver_captures = [] {
+    int version = 0;
+    return cudaDriverGetVersion(&version) == cudaSuccess && version >= 12030;
+  }();
+  return driver_captures && device.capability >= 90;
+#else
+  (void)device;
+  return false;
+#endif
+}
 inline DeviceTraits device_traits() {
   int device = 0;
   cudaGetDevice(&device);
@@ -557,6 +660,29 @@ inline DeviceTraits device_traits() {
 #endif
 }
 
+template <class Kernel>
+int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& arguments, Sequence& sequence) {
+#if CUDART_VERSION >= 12030
+  if (sequence.goes_on() && begins_early(device_traits())) {
+    constexpr int kBytes = dynamic_bytes<Kernel>(0);
+    const int refused = allow_dynamic<Kernel>(std::integral_constant<int, kBytes>());
+    if (refused != 0) return refused;
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(blocks_x, blocks_y);
+    config.blockDim = dim3(Kernel::kThreads);
+    config.dynamicSmemBytes = kBytes;
+    config.stream = static_cast<cudaStream_t>(sequence.stream());
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    return static_cast<int>(cudaLaunchKernelEx(&config, entry<Kernel>, arguments));
+  }
+#endif
+  return launch<Kernel>(blocks_x, blocks_y, arguments, sequence.stream());
+}
+
 #else  // the host
 
 namespace host {
@@ -565,6 +691,7 @@ struct Device {
   DeviceTraits traits;
   bool reverse;  // run threads and blocks from the last to the first
   int launches;  // counts
+  int early;     // of these, those that may begin before the one before has ended
 };
 Device& device();  // one per thread
 
@@ -658,6 +785,7 @@ inline int multiply_add(Quad a, Quad b, int c) {
   for (int i = 0; i < 4; ++i) c += a.bytes[i] * static_cast<std::int8_t>(b.bytes[i]);
   return c;
 }
+inline int ones_of(std::uint32_t word) { return __builtin_popcount(word); }
 inline int bits_of(float v) {
   int bits;
   std::memcpy(&bits, &v, sizeof bits);
@@ -941,6 +1069,23 @@ void exchange(Sums& left, Sums& right) {
   }
 }
 
+inline DeviceTraits device_traits() { return host::device().traits; }
+inline bool begins_early(const DeviceTraits& device) { return device.capability >= 90; }
+// Reads what it asks for, so that a sanitizer sees where that ends.
+inline void prefetch(const void* from, std::uint32_t bytes) {
+  volatile unsigned char last = 0;
+  for (std::uint32_t i = 0; i + 16 <= bytes; i += 16) last = static_cast<const unsigned char*>(from)[i + 15];
+  (void)last;
+}
+
+template <class Kernel>
+auto begin_early(const typename Kernel::Arguments& a, Index block, Index blocks, int)
+    -> decltype(Kernel::prefetches(a, block, blocks)) {
+  Kernel::prefetches(a, block, blocks);
+}
+template <class Kernel>
+void begin_early(const typename Kernel::Arguments&, Index, Index, long) {}
+
 template <class Kernel>
 int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& arguments, void*) {
   host::Device& device = host::device();
@@ -949,6 +1094,7 @@ int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& argumen
   for (int i = 0; i < blocks; ++i) {
     const int at = device.reverse ? blocks - 1 - i : i;
     const Index block = {at % blocks_x, at / blocks_x};
+    if (begins_early(device.traits)) begin_early<Kernel>(arguments, block, Index{blocks_x, blocks_y}, 0);
 #if defined(DYN_HOST_THREADS)
     host::run_block(Kernel::kThreads, [&] { Kernel::run(arguments, block); });
 #else
@@ -957,9 +1103,51 @@ int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& argumen
   }
   return 0;
 }
-inline DeviceTraits device_traits() { return host::device().traits; }
+template <class Kernel>
+int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& arguments, Sequence& sequence) {
+  if (sequence.goes_on() && begins_early(device_traits())) ++host::device().early;
+  return launch<Kernel>(blocks_x, blocks_y, arguments, sequence.stream());
+}
 
 #endif
+
+DYN_DEVICE int ones_of(std::uint64_t word) {
+  return ones_of(static_cast<std::uint32_t>(word)) + ones_of(static_cast<std::uint32_t>(word >> 32));
+}
+// Where the n-th one of a word that has so many stands, n from 0.
+DYN_DEVICE int nth_one(std::uint64_t word, int n) {
+  const std::uint32_t low = static_cast<std::uint32_t>(word);
+  const int in_low = ones_of(low);
+  const bool upper = n >= in_low;
+  const std::uint32_t half = upper ? static_cast<std::uint32_t>(word >> 32) : low;
+  int left = upper ? n - in_low : n, at = 0;
+  DYN_UNROLL
+  for (int step = 16; step > 0; step /= 2) {
+    const int below = ones_of(half >> at & ((1u << step) - 1u));
+    at += left >= below ? step : 0;
+    left -= left >= below ? below : 0;
+  }
+  return upper ? at + 32 : at;
+}
+
+// What one block asks for of memory that all blocks read, in whole runs of 16 bytes.
+struct Share {
+  std::size_t begin;
+  std::uint32_t bytes;
+
+  DYN_DEVICE Share(Index block, Index blocks, std::size_t all) {
+    // A division of 64 bits is a function.
+    const std::uint32_t runs = static_cast<std::uint32_t>(all / 16);
+    const std::uint32_t count = static_cast<std::uint32_t>(blocks.x * blocks.y);
+    const std::uint32_t each = (runs + count - 1) / count;
+    const std::uint32_t before = static_cast<std::uint32_t>(block.y * blocks.x + block.x) * each;
+    begin = static_cast<std::size_t>(before) * 16;
+    bytes = before >= runs ? 0 : (runs - before < each ? runs - before : each) * 16;
+  }
+  DYN_DEVICE void prefetch(const void* from) const {
+    cuda::prefetch(static_cast<const char*>(from) + begin, bytes);
+  }
+};
 
 // kWidth elements that move in one access.
 template <class T, int kWidth>

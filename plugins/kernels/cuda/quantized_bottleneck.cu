@@ -44,7 +44,7 @@ int choose_layer(const QuantizedArguments& a, Vectors vectors, const DeviceTrait
 }
 
 template <int kLayer, bool kChannels>
-int run_layer(QuantizedArguments a, Vectors vectors, const DeviceTraits& device, void* stream) {
+int run_layer(QuantizedArguments a, Vectors vectors, const DeviceTraits& device, Sequence& sequence) {
   a.tile = -1;
   a.columns_first = columns_first<Byte>(a, like(kLayer));
   return choose_layer<kLayer>(a, vectors, device, [&](auto chosen, const LayerGrid& grid) {
@@ -52,23 +52,23 @@ int run_layer(QuantizedArguments a, Vectors vectors, const DeviceTraits& device,
     using Kernel = QuantizedConvolutionKernel<kLayer, kChannels, typename Choice::Tile, Choice::kVector>;
     a.row_tiles = divide_up(grid.rows, Kernel::Tile::kRows);
     a.column_tiles = divide_up(grid.columns, Kernel::Tile::kColumns);
-    return launch<Kernel>(a.row_tiles * a.column_tiles, grid.layers, a, stream);
+    return launch<Kernel>(a.row_tiles * a.column_tiles, grid.layers, a, sequence);
   });
 }
 
 template <bool kChannels>
 int run_layers(const QuantizedArguments& a, Vectors vectors, const DeviceTraits& device, const Tiles& tiles,
-               void* stream) {
+               Sequence& sequence) {
   const auto sized = [&](int layer) { return with_size(device, tiles.sizes[layer]); };
   int error = 0;
   if (kChannels)
-    error = launch<QuantizedGatherKernel>(QuantizedGatherKernel::blocks(a), a.shape.batch, a, stream);
-  if (error == 0) error = run_layer<kQuantizedConv1, kChannels>(a, vectors, sized(kQuantizedConv1), stream);
-  if (error == 0) error = run_layer<kQuantizedConv2, kChannels>(a, vectors, sized(kQuantizedConv2), stream);
+    error = launch<QuantizedGatherKernel>(QuantizedGatherKernel::blocks(a), a.shape.batch, a, sequence);
+  if (error == 0) error = run_layer<kQuantizedConv1, kChannels>(a, vectors, sized(kQuantizedConv1), sequence);
+  if (error == 0) error = run_layer<kQuantizedConv2, kChannels>(a, vectors, sized(kQuantizedConv2), sequence);
   if (error == 0 && a.shape.projection) {
-    error = run_layer<kProjection, kChannels>(a, vectors, sized(kProjection), stream);
+    error = run_layer<kProjection, kChannels>(a, vectors, sized(kProjection), sequence);
   }
-  if (error == 0) error = run_layer<kQuantizedConv3, kChannels>(a, vectors, sized(kQuantizedConv3), stream);
+  if (error == 0) error = run_layer<kQuantizedConv3, kChannels>(a, vectors, sized(kQuantizedConv3), sequence);
   return error;
 }
 
@@ -196,10 +196,12 @@ int run_quantized_bottleneck(const BottleneckShape& shape, const QuantizedBottle
   const QuantizedArguments a = plan_quantized(shape, tensors, workspace, device, bytes);
   Vectors vectors = shape_fits_vectors(shape, kByteRun);
   if (misaligned_tensor(shape, tensors, workspace) != nullptr) vectors = {false, false};
-  const int error = vectors.others ? run_prepare<Byte, kByteRun>(a, stream) : run_prepare<Byte, 1>(a, stream);
+  Sequence sequence(stream);
+  const int error =
+      vectors.others ? run_prepare<Byte, kByteRun>(a, sequence) : run_prepare<Byte, 1>(a, sequence);
   if (error != 0) return error;
-  return shape.channel_groups > 0 ? run_layers<true>(a, vectors, device, tiles, stream)
-                                  : run_layers<false>(a, vectors, device, tiles, stream);
+  return shape.channel_groups > 0 ? run_layers<true>(a, vectors, device, tiles, sequence)
+                                  : run_layers<false>(a, vectors, device, tiles, sequence);
 }
 
 }  // namespace cuda

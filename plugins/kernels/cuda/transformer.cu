@@ -158,8 +158,9 @@ int run_transformer(const TransformerShape& shape, Type type, const TransformerT
   const TransformerArguments a = plan(shape, type, tensors, workspace, bytes);
   const bool vectors =
       fits_vectors(shape, type) && misaligned_tensor(shape, type, tensors, workspace) == nullptr;
-  return type == Type::kHalf ? run_transformer_half(a, vectors, tiles, stream)
-                             : run_transformer_float(a, vectors, tiles, stream);
+  Sequence sequence(stream);
+  return type == Type::kHalf ? run_transformer_half(a, vectors, tiles, sequence)
+                             : run_transformer_float(a, vectors, tiles, sequence);
 }
 
 }  // namespace cuda

@@ -25,7 +25,7 @@ int choose_linear(const TransformerArguments& a, bool vectors, const DeviceTrait
 }
 
 template <int kLayer, bool kHeads, class T>
-int run_linear(TransformerArguments a, bool vectors, const DeviceTraits& device, void* stream) {
+int run_linear(TransformerArguments a, bool vectors, const DeviceTraits& device, Sequence& sequence) {
   const int columns = layer_columns<kLayer>(a);
   // As for convolutions: all weights pass by while they are fewer than the rows' elements.
   a.columns_first = columns <= a.shape.batch * a.shape.tokens;
@@ -34,54 +34,54 @@ int run_linear(TransformerArguments a, bool vectors, const DeviceTraits& device,
     using Kernel = LinearKernel<kLayer, kHeads, typename Choice::Tile, Choice::kVector>;
     a.row_tiles = divide_up(a.shape.tokens, Kernel::Tile::kRows);
     a.column_tiles = divide_up(columns, Kernel::Tile::kColumns);
-    return launch<Kernel>(a.row_tiles * a.column_tiles, a.shape.batch, a, stream);
+    return launch<Kernel>(a.row_tiles * a.column_tiles, a.shape.batch, a, sequence);
   });
 }
 
 template <class T, class Tile, int kVector>
-int launch_attention(const TransformerArguments& a, void* stream) {
+int launch_attention(const TransformerArguments& a, Sequence& sequence) {
   using Kernel = AttentionKernel<T, Tile, kVector>;
-  return launch<Kernel>(Kernel::blocks(a), a.shape.batch * a.shape.heads, a, stream);
+  return launch<Kernel>(Kernel::blocks(a), a.shape.batch * a.shape.heads, a, sequence);
 }
 inline int run_attention(const TransformerArguments& a, bool vectors, const DeviceTraits&, float,
-                         void* stream) {
-  return vectors ? launch_attention<float, Lanes<float>::Medium, 4>(a, stream)
-                 : launch_attention<float, Lanes<float>::Medium, 1>(a, stream);
+                         Sequence& sequence) {
+  return vectors ? launch_attention<float, Lanes<float>::Medium, 4>(a, sequence)
+                 : launch_attention<float, Lanes<float>::Medium, 1>(a, sequence);
 }
 inline int run_attention(const TransformerArguments& a, bool vectors, const DeviceTraits& device, Half,
-                         void* stream) {
-  if (!vectors) return launch_attention<Half, Lanes<float>::Medium, 1>(a, stream);
-  if (device.capability >= 80) return launch_attention<Half, AsyncTensors::Attention, 8>(a, stream);
-  return device.capability >= 70 ? launch_attention<Half, Tensors::Medium, 8>(a, stream)
-                                 : launch_attention<Half, Lanes<float>::Medium, 8>(a, stream);
+                         Sequence& sequence) {
+  if (!vectors) return launch_attention<Half, Lanes<float>::Medium, 1>(a, sequence);
+  if (device.capability >= 80) return launch_attention<Half, AsyncTensors::Attention, 8>(a, sequence);
+  return device.capability >= 70 ? launch_attention<Half, Tensors::Medium, 8>(a, sequence)
+                                 : launch_attention<Half, Lanes<float>::Medium, 8>(a, sequence);
 }
 
 template <bool kHeads, class T>
-int run_block(const TransformerArguments& a, bool vectors, const Tiles& tiles, void* stream) {
+int run_block(const TransformerArguments& a, bool vectors, const Tiles& tiles, Sequence& sequence) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const DeviceTraits device = device_traits();
   const auto sized = [&](int layer) { return with_size(device, tiles.sizes[layer]); };
   const auto lists = [&] {
     using Wide = TokenListKernel<T, kVector>;
     using Narrow = TokenListKernel<T, 1>;
-    return vectors ? launch<Wide>(Wide::blocks(a), 1, a, stream)
-                   : launch<Narrow>(Narrow::blocks(a), 1, a, stream);
+    return vectors ? launch<Wide>(Wide::blocks(a), 1, a, sequence)
+                   : launch<Narrow>(Narrow::blocks(a), 1, a, sequence);
   };
   const auto norm = [&](bool mlp) {
     using Wide = LayerNormKernel<T, kVector>;
     using Narrow = LayerNormKernel<T, 1>;
     const int rows = divide_up(a.shape.tokens, kNormRows);
-    return vectors ? launch<Wide>(rows, a.shape.batch, {a, mlp}, stream)
-                   : launch<Narrow>(rows, a.shape.batch, {a, mlp}, stream);
+    return vectors ? launch<Wide>(rows, a.shape.batch, {a, mlp}, sequence)
+                   : launch<Narrow>(rows, a.shape.batch, {a, mlp}, sequence);
   };
   int error = lists();
   if (error == 0) error = norm(false);
-  if (error == 0) error = run_linear<kQkv, kHeads, T>(a, vectors, sized(kQkv), stream);
-  if (error == 0) error = run_attention(a, vectors, device, T(), stream);
-  if (error == 0) error = run_linear<kProj, kHeads, T>(a, vectors, sized(kProj), stream);
+  if (error == 0) error = run_linear<kQkv, kHeads, T>(a, vectors, sized(kQkv), sequence);
+  if (error == 0) error = run_attention(a, vectors, device, T(), sequence);
+  if (error == 0) error = run_linear<kProj, kHeads, T>(a, vectors, sized(kProj), sequence);
   if (error == 0) error = norm(true);
-  if (error == 0) error = run_linear<kFc1, kHeads, T>(a, vectors, sized(kFc1), stream);
-  if (error == 0) error = run_linear<kFc2, kHeads, T>(a, vectors, sized(kFc2), stream);
+  if (error == 0) error = run_linear<kFc1, kHeads, T>(a, vectors, sized(kFc1), sequence);
+  if (error == 0) error = run_linear<kFc2, kHeads, T>(a, vectors, sized(kFc2), sequence);
   return error;
 }
 
@@ -124,16 +124,16 @@ int candidates_of(const TransformerArguments& a, bool vectors, const DeviceTrait
 }
 
 template <class T>
-int run_any(const TransformerArguments& a, bool vectors, const Tiles& tiles, void* stream) {
-  return a.shape.head_mask ? run_block<true, T>(a, vectors, tiles, stream)
-                           : run_block<false, T>(a, vectors, tiles, stream);
+int run_any(const TransformerArguments& a, bool vectors, const Tiles& tiles, Sequence& sequence) {
+  return a.shape.head_mask ? run_block<true, T>(a, vectors, tiles, sequence)
+                           : run_block<false, T>(a, vectors, tiles, sequence);
 }
 
 // One unit of compilation each, so that a build can run them side by side.
 int run_transformer_float(const TransformerArguments& arguments, bool vectors, const Tiles& tiles,
-                          void* stream);
+                          Sequence& sequence);
 int run_transformer_half(const TransformerArguments& arguments, bool vectors, const Tiles& tiles,
-                         void* stream);
+                         Sequence& sequence);
 
 }  // namespace cuda
 }  // namespace dyndeploy

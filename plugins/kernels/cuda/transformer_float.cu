@@ -4,8 +4,8 @@ namespace dyndeploy {
 namespace cuda {
 
 int run_transformer_float(const TransformerArguments& arguments, bool vectors, const Tiles& tiles,
-                          void* stream) {
-  return run_any<float>(arguments, vectors, tiles, stream);
+                          Sequence& sequence) {
+  return run_any<float>(arguments, vectors, tiles, sequence);
 }
 
 }  // namespace cuda

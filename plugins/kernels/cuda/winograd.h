@@ -283,11 +283,11 @@ int choose_patch_tile(bool vectors, const Rows& rows, int columns, const DeviceT
 
 template <class T>
 int run_winograd(BottleneckArguments a, bool vectors, const Rows& rows, const DeviceTraits& device,
-                 void* stream) {
+                 Sequence& sequence) {
   constexpr int kWidth = 4 / static_cast<int>(sizeof(T));
-  int error = vectors
-                  ? launch<PatchInputKernel<T, kWidth>>(PatchInputKernel<T, kWidth>::blocks(a), 1, a, stream)
-                  : launch<PatchInputKernel<T, 1>>(PatchInputKernel<T, 1>::blocks(a), 1, a, stream);
+  int error =
+      vectors ? launch<PatchInputKernel<T, kWidth>>(PatchInputKernel<T, kWidth>::blocks(a), 1, a, sequence)
+              : launch<PatchInputKernel<T, 1>>(PatchInputKernel<T, 1>::blocks(a), 1, a, sequence);
   if (error != 0) return error;
   const auto multiply = [&](auto chosen, int tile, const TilesByRows& tiles, int most) {
     using Choice = decltype(chosen);
@@ -298,7 +298,7 @@ int run_winograd(BottleneckArguments a, bool vectors, const Rows& rows, const De
     a.column_tiles = divide_up(a.shape.middle, Tile::kColumns);
     a.columns_first = a.shape.middle <= most_patches(a);
     return launch<PatchProductKernel<Tile, Choice::kVector>>(a.row_tiles * a.column_tiles, kPlaces, a,
-                                                             stream);
+                                                             sequence);
   };
   error = adapts_tiles<T>(vectors, rows, device)
               ? each_tile<T>({rows, a.shape.middle, kPlaces}, device, multiply)
@@ -306,8 +306,9 @@ int run_winograd(BottleneckArguments a, bool vectors, const Rows& rows, const De
                   return multiply(chosen, -1, TilesByRows(), most_patches(a));
                 });
   if (error != 0) return error;
-  return vectors ? launch<PatchOutputKernel<T, kWidth>>(PatchOutputKernel<T, kWidth>::blocks(a), 1, a, stream)
-                 : launch<PatchOutputKernel<T, 1>>(PatchOutputKernel<T, 1>::blocks(a), 1, a, stream);
+  return vectors
+             ? launch<PatchOutputKernel<T, kWidth>>(PatchOutputKernel<T, kWidth>::blocks(a), 1, a, sequence)
+             : launch<PatchOutputKernel<T, 1>>(PatchOutputKernel<T, 1>::blocks(a), 1, a, sequence);
 }
 
 }  // namespace cuda

@@ -6,7 +6,7 @@ namespace cuda {
 namespace host {
 
 Device& device() {
-  thread_local Device device = {{62, 2, Size::kBest}, false, 0};
+  thread_local Device device = {{62, 2, Size::kBest}, false, 0, 0};
   return device;
 }
 
