@@ -395,7 +395,15 @@ class AnalyticalModel:
             # The slowest image of a batch has tiles of its own, whose sums are longer.
             slowest = p["slowest"][mine]
             cycles, loaded, launched = self._own.cycles(
-                layer, rows, columns, depth * slowest, products, taps, self._sms, tried, slowest > 1,
+                layer,
+                rows,
+                columns,
+                depth * slowest,
+                products,
+                taps,
+                self._sms,
+                tried,
+                slowest > 1,
                 p["opens"][mine] > 0,
             )
             busy, tile_bytes = busy.copy(), tile_bytes.copy()
