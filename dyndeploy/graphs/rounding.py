@@ -9,8 +9,8 @@ import numpy as np
 
 from dyndeploy.bundle import MaskInfo
 from dyndeploy.graphs.forced import PREFIX, overlay_forced_masks
-from dyndeploy.graphs.tensorrt import float_nodes, in_head, to_half
-from dyndeploy.ops import DOMAIN, OPERATORS, Role
+from dyndeploy.graphs.tensorrt import FLOAT_ONLY_INPUTS, float_nodes, in_head, to_half
+from dyndeploy.ops import DOMAIN, OPERATORS, Element, Role
 
 if TYPE_CHECKING:
     import onnx
@@ -65,7 +65,7 @@ def rounded_model(model: onnx.ModelProto, masks: Sequence[MaskInfo], *, half_mas
             stored = half_maskers or not (inlined or masker)
             if stored:
                 rounding.round_weights(current, range(len(node.input)))
-        rounding.add(current, stored=stored, input_too=node.op_type == "Conv")
+        rounding.add(current, stored=stored)
     rounding.finish()
     return result
 
@@ -79,6 +79,7 @@ class _Rounding:
         self._constants = {item.name: item for item in model.graph.initializer}
         self._nodes: list[onnx.NodeProto] = []
         self._rounded: set[str] = set()
+        self._halves: set[str] = set()
 
     def round_weights(self, node: onnx.NodeProto, indices: Iterable[int]) -> None:
         """Let a node read rounded copies of its constants."""
@@ -96,12 +97,15 @@ class _Rounding:
                 self._graph.initializer.append(numpy_helper.from_array(value, copy))
             node.input[index] = copy
 
-    def add(self, node: onnx.NodeProto, *, stored: bool, input_too: bool) -> None:
-        """Append a node; what it stores passes through half."""
-        if stored and input_too:  # the image is no node's output
-            for index, name in enumerate(node.input):
-                if name in {value.name for value in self._graph.input}:
-                    node.input[index] = self._through_half(name, f"{name}/rounded")
+    def add(self, node: onnx.NodeProto, *, stored: bool) -> None:
+        """Append a node; what it stores passes through half, and so does what it reads of what was not stored so."""
+        if stored:
+            for index in _data_inputs(node):
+                name = node.input[index]
+                if name in self._floats and name not in self._halves and name not in self._constants:
+                    if f"{name}/rounded" not in self._halves:
+                        self._through_half(name, f"{name}/rounded")
+                    node.input[index] = f"{name}/rounded"
         self._nodes.append(node)
         if not stored:
             return
@@ -110,16 +114,25 @@ class _Rounding:
                 node.output[index] = f"{name}/exact"
                 self._through_half(f"{name}/exact", name)
 
-    def _through_half(self, source: str, target: str) -> str:
+    def _through_half(self, source: str, target: str) -> None:
         from onnx import TensorProto, helper
 
         middle = f"{target}/as_half"
         self._nodes.append(helper.make_node("Cast", [source], [middle], to=TensorProto.FLOAT16))
         self._nodes.append(helper.make_node("Cast", [middle], [target], to=TensorProto.FLOAT))
-        return target
+        self._halves.add(target)
 
     def finish(self) -> None:
         """Put the nodes into the graph."""
         del self._graph.node[:]
         self._graph.node.extend(self._nodes)
         del self._graph.value_info[:]
+
+
+def _data_inputs(node: onnx.NodeProto) -> Iterable[int]:
+    """Which inputs a node in half reads as half: of a plugin its activations, but no coordinates and no masks."""
+    if node.domain != DOMAIN:
+        kept = FLOAT_ONLY_INPUTS.get(node.op_type, ())
+        return [index for index in range(len(node.input)) if index not in kept]
+    ports = OPERATORS[node.op_type].inputs[: len(node.input)]
+    return [i for i, port in enumerate(ports) if port.role is Role.ACTIVATION and port.element is Element.DATA]
