@@ -88,7 +88,8 @@ def _wanted(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], own: Sequen
         for name in reads(node):
             readers.setdefault(name, []).append(index)
     outputs = {value.name for value in model.graph.output}
-    wanted = {index for index in own if nodes[index].op_type in _EXACT}
+    constants = {item.name for item in model.graph.initializer}
+    wanted = {index for index in own if _exact(nodes[index], constants)}
     for index in reversed(own):
         node = nodes[index]
         if index in wanted or node.op_type in PRODUCTS:
@@ -98,6 +99,11 @@ def _wanted(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], own: Sequen
         if read and all(reader in wanted or _exact_port(nodes[reader], name) for name, reader in found):
             wanted.add(index)
     return wanted
+
+
+def _exact(node: onnx.NodeProto, constants: set[str]) -> bool:
+    """Whether a node computes in float whatever stands around it; so does a division by what was computed."""
+    return node.op_type in _EXACT or (node.op_type == "Div" and node.input[1] not in constants)
 
 
 def _exact_port(node: onnx.NodeProto, name: str) -> bool:

@@ -20,7 +20,6 @@ from dyndeploy.runtimes.tensorrt_rtx import build_bundle_ahead
 from dyndeploy.targets.platforms import refused_ahead
 from tests.ops.cases import build
 
-
 PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "fp16"])
 
 
