@@ -21,6 +21,7 @@ from dyndeploy.errors import BundleError, DyndeployError, ExportError, UsageErro
 from dyndeploy.export.capture import capture
 from dyndeploy.export.detection import inputs_of
 from dyndeploy.graphs.inspect import foreign_operators
+from dyndeploy.graphs.kept_float import PRODUCTS
 from dyndeploy.graphs.memory import model_footprint
 from dyndeploy.graphs.passes import with_all_bodies
 from dyndeploy.graphs.split import split
@@ -160,6 +161,8 @@ def test_in_half_the_chain_is_held_to_what_half_may_be_off_by(kind: str, target:
         if target == "rtx4090":
             assert plan["plan"]["typed"]
             check_types(copy)
+        pinned = set(plan["plan"]["float_layers"])
+        assert not any(node.op_type in PRODUCTS for node in copy.graph.node if node.name in pinned)
     assert model_footprint(onnx.load(own.path / "part0.onnx"), "fp16").weights * 2 == pytest.approx(
         model_footprint(onnx.load(own.path / "part0.onnx")).weights, rel=0.01
     )

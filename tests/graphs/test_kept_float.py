@@ -223,8 +223,8 @@ def test_the_simulation_can_keep_fewer_bits_and_spare_nothing() -> None:
     with OnnxRuntimeSession(model, native="off") as session:
         off = {name: float(np.abs(value - session.run(feeds)["y"]).mean()) for name, value in found.items()}
     assert 2 < off["coarse"] / off["plan"] < 8, "two bits are a factor of four"
-    # Eleven bits of a place on a map of 16 cells are a hundredth of a cell.
-    assert off["all"] > 1.5 * off["plan"]
+    # Places on maps of 16 cells lose little; on large ones they lose pixels.
+    assert off["all"] > 1.05 * off["plan"]
     nine = found["coarse"].astype(np.float64)
     exponents = np.floor(np.log2(np.abs(nine)))
     scaled = nine / 2.0 ** (exponents - 8)

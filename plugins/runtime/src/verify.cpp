@@ -199,8 +199,8 @@ void compare_detections(const Manifest& manifest, const Column* columns, std::si
       [&](std::size_t index) { return place(index, columns[index].expected->bytes.data(), sample); },
       expected);
   const DetectionInfo& info = manifest.detection;
-  const DetectionDifference one = compare(got, expected, limits, info.score_threshold,
-                                          static_cast<std::size_t>(info.detections));
+  const DetectionDifference one =
+      compare(got, expected, limits, info.score_threshold, static_cast<std::size_t>(info.detections));
   all.matched += one.matched;
   all.missed += one.missed;
   all.extra += one.extra;
