@@ -2,8 +2,8 @@
 
     python benchmarks/detection/half.py --runs runs/digits
 
-Exports the small detectors that ``train_digits.py`` trained, in parts for a Nano, and the others with made-up weights,
-as tests have them. Runs them on held-out scenes of digits, and on photographs, with every value rounded that an FP16
+Exports the small detectors that ``train_digits.py`` trained, in parts for a Nano, and all with made-up weights, as
+tests have them. Runs them on held-out scenes of digits, and on photographs, with every value rounded that an FP16
 engine stores: as the plan says; with nothing kept float behind the backbone; and as the plan says, but with 9 bits in
 the place of 11, which is a pessimist's picture of sums in half. Detections are compared with FP32's.
 
@@ -13,8 +13,11 @@ Writes benchmarks/results/detection-fp16.json and .md. Every figure is simulated
 from __future__ import annotations
 
 import argparse
+import functools
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,12 @@ from dyndeploy.tasks.detection import DetectionDifference
 from dyndeploy.tasks.scenes import digit_scenes
 from dyndeploy.training import load_recipe
 
-RESULTS = Path(__file__).parent.parent / "results"
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.detectors import lively_detector  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
 TRAINED = ("retinanet", "ddq_detr", "mask2former")
 MADE_UP = ("retinanet", "faster_rcnn", "mask_rcnn", "ddq_detr", "mask2former")
 SKIPPED, SCENES = 20, 12
@@ -56,35 +64,47 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="folder that train_digits.py wrote; without it, made-up weights only")
     parser.add_argument("--target", default="nano")
     parser.add_argument("--only", default="", help="of the detectors' names those that hold this text")
+    parser.add_argument("--bundles", type=Path, help="folder that keeps the exports, and where they are looked for")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
-    for kind, network in networks(given.runs, given.only):
-        with tempfile.TemporaryDirectory() as folder:
-            settings = ExportSettings(target=given.target, precision="fp16", input_size=(128, 128))
-            bundle = dyndeploy.export_model(network, Path(folder) / "b", settings)
-            rows += [row(kind, name, bundle, options) for name, options in ROUNDINGS.items()]
-        for each in rows[-len(ROUNDINGS) :]:
-            print(each, flush=True)
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        folder = given.bundles or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for name, make in networks(given.runs):
+            if given.only not in name:
+                continue
+            bundle = exported(make, folder / name.replace(" ", "-"), given.target)
+            for rounding, options in ROUNDINGS.items():
+                rows.append(row(name, rounding, bundle, options))
+                print(rows[-1], flush=True)
     write_json(RESULTS / "detection-fp16.json", {"kind": "simulated", "target": given.target, "rows": rows})
     write_text(RESULTS / "detection-fp16.md", page(rows))
 
 
-def networks(runs: Path | None, only: str) -> list[tuple[str, torch.nn.Module]]:
-    """Names and networks: trained ones first."""
-    from tests.detectors import lively_detector
+def exported(make: Callable[[], torch.nn.Module], path: Path, target: str) -> Bundle:
+    """The bundle of a detector, exported unless it is there already."""
+    if path.is_dir():
+        return Bundle.open(path)
+    settings = ExportSettings(target=target, precision="fp16", input_size=(128, 128))
+    return dyndeploy.export_model(make(), path, settings)
 
-    found: list[tuple[str, torch.nn.Module]] = []
-    for kind in TRAINED:
-        if runs is None or only not in f"{kind}, trained":
-            continue
+
+def networks(runs: Path | None) -> Iterator[tuple[str, Callable[[], torch.nn.Module]]]:
+    """Names of the detectors, and what makes them: trained ones first."""
+    for kind in TRAINED if runs is not None else ():
+        assert runs is not None
         run = runs / f"digits-laud-{kind.replace('_', '-')}-small-spatial"
-        recipe = load_recipe(run / "recipe.yaml")
-        network = build_network(recipe.model.name, recipe.model.options, recipe.model.imported)
-        dyndeploy.load_checkpoint(network, checkpoint_of_run(run))
-        found.append((f"{kind}, trained", network.eval()))
-    made_up = [(f"{kind}, made-up weights", kind) for kind in MADE_UP]
-    return found + [(name, lively_detector(kind, "layer")) for name, kind in made_up if only in name]
+        yield f"{kind} trained", functools.partial(trained, run)
+    for kind in MADE_UP:
+        yield kind, functools.partial(lively_detector, kind, "channel" if kind == "retinanet" else "layer")
+
+
+def trained(run: Path) -> torch.nn.Module:
+    """The detector that a training run left."""
+    recipe = load_recipe(run / "recipe.yaml")
+    network = build_network(recipe.model.name, recipe.model.options, recipe.model.imported)
+    dyndeploy.load_checkpoint(network, checkpoint_of_run(run))
+    return network.eval()
 
 
 def images(size: tuple[int, int], *, trained: bool) -> list[ByteArray]:
