@@ -141,7 +141,7 @@ def test_a_chain_in_half_is_verified_by_its_own_limits(
         assert "(limit 0.5)" in detail and "(limit 0.02)" in detail
         assert 0.02 < float(detail.split("boxes within ")[1].split(" px")[0]) < 0.25
     profile = report.profile
-    assert isinstance(profile, Profile) and profile.precision == "fp16"
+    assert isinstance(profile, Profile) and profile.bundle["precision"] == "fp16"
     assert [step.name for step in profile.data.steps] == [part.file for part in own.parts]
 
 
