@@ -48,7 +48,7 @@ def check_target(name: str, target: Target, precision: str) -> None:
     if precision_of(precision).detections is None:
         raise UsageError(
             f"{name} cannot be exported in {precision}: how far that moves boxes was never measured in this release. "
-            "Use fp32."
+            "Use fp32, or fp16 for a GPU."
         )
 
 

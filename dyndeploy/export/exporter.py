@@ -331,7 +331,8 @@ def _write_graph(export: _Export) -> _Content:
     )
     engines = [part.model for part in built.parts if not part.host] or [built.model]
     _require_memory(export, engines)
-    notes = (*_apply_plan((built.model,), settings.precision), *_dense_notes(settings.dense), *built.notes)
+    notes = _apply_plan(engines, settings.precision, in_parts=bool(built.parts))
+    notes += (*_dense_notes(settings.dense), *built.notes)
     notes += _plugin_notes(engines, export.target)
     (written,) = _quantised(export, [built.model], built.masks)
     _save(written, folder / MODEL)
@@ -340,6 +341,7 @@ def _write_graph(export: _Export) -> _Content:
     if settings.static:
         export.progress("capturing the static twin")
         whole = build(subject.network, subject.inputs, export.target, static=True)
+        _apply_plan((part.model for part in whole.parts if not part.host), settings.precision)
         twin, static_parts = whole.model, _write_parts(whole.parts, "static", folder)
         if export.table is not None:
             twin = quantize_twin(twin, built.model, built.masks, export.table, _batches(export))
@@ -629,7 +631,7 @@ def _weights_notes(settings: ExportSettings) -> tuple[str, ...]:
     return (f"the weights are '{settings.weights}' of {Path(settings.checkpoint).name}",)
 
 
-def _apply_plan(models: Iterable[onnx.ModelProto], precision: str) -> tuple[str, ...]:
+def _apply_plan(models: Iterable[onnx.ModelProto], precision: str, *, in_parts: bool = False) -> tuple[str, ...]:
     """Notes on the precision plan; raises ``UsageError`` now rather than on the board if the weights do not fit it."""
     if precision != "fp16":
         return ()
@@ -638,7 +640,7 @@ def _apply_plan(models: Iterable[onnx.ModelProto], precision: str) -> tuple[str,
         tensorrt_model(model, plan)
     return (
         "model.onnx is FP32; engines are built in FP16: activations and weights half, maskers, masks, biases and the "
-        "head float",
+        "head float" + (", of a detector what decides, adds up or places points" if in_parts else ""),
     )
 
 

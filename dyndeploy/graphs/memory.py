@@ -159,7 +159,7 @@ def footprint(
     Raises:
         BundleError: A size is not static.
     """
-    element = int(PRECISIONS[precision].element_bytes)
+    element, whole = (int(PRECISIONS[name].element_bytes) for name in (precision, "fp32"))
     alias: dict[str, str] = {}
     known = {*constants, ""}
 
@@ -215,7 +215,9 @@ def footprint(
         if node.domain == DOMAIN and node.op_type in OPERATORS:
             sizes = [tuple(shapes[name]) if name else () for name in node.inputs]
             scratch = max(scratch, OPERATORS[node.op_type].scratch(sizes, node.attributes, element))
-    return Footprint(weights, most + sum(size(name) for name in lasting), scratch, peak)
+    # What goes in and comes out is float in every precision.
+    bindings = sum(size(name) * (1 if name in widths else whole // element) for name in lasting)
+    return Footprint(weights, most + bindings, scratch, peak)
 
 
 @dataclass(frozen=True)

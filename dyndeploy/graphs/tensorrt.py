@@ -20,12 +20,11 @@ from dyndeploy.graphs.inspect import (
     all_graphs,
     all_nodes,
     drop_unused,
-    group_of,
     is_dynamic,
     operator_attributes,
     reads,
 )
-from dyndeploy.graphs.parts import HEADS, NECK, POST_PROCESSING
+from dyndeploy.graphs.kept_float import float_in_parts, in_parts
 from dyndeploy.graphs.shapes import static_shapes, with_values
 from dyndeploy.ops import DOMAIN, OPERATORS, Element, Role
 from dyndeploy.precisions import precision_of
@@ -67,7 +66,7 @@ _AXES_ARE_INPUTS = 18
 _MEAN_AXES = "dyndeploy/mean_axes"
 
 _HALF_MAX = float(np.finfo(np.float16).max)
-_FLOAT_ONLY_INPUTS = {"Resize": (1, 2)}
+FLOAT_ONLY_INPUTS = {"Resize": (1, 2)}
 """Inputs that ONNX defines as float whatever the type of the data."""
 
 
@@ -318,15 +317,20 @@ def in_head(node_name: str) -> bool:
 
     Of a network that tells its parts these are all parts but the backbone.
     """
-    return "/head/" in f"/{node_name}" or group_of(node_name) in (NECK, HEADS, POST_PROCESSING)
+    return _in_classifier(node_name) or in_parts(node_name)
+
+
+def _in_classifier(node_name: str) -> bool:
+    return "/head/" in f"/{node_name}"
 
 
 def float_nodes(model: onnx.ModelProto) -> set[str]:
-    """Names of the standard nodes that compute in float under FP16: parts of maskers, and the head.
+    """Names of the standard nodes that compute in float under FP16: parts of maskers, the head, and what is exact.
 
     A convolutional masker has standard operators in front of its decision; a bit must not flip through their
     rounding. The head is the global mean, which multiplies by 1 / pixels (half holds that to three digits only), and
-    all that computes with the vectors behind it: classifier and confidence.
+    all that computes with the vectors behind it: classifier and confidence. Of a network that tells its parts it is
+    what :mod:`dyndeploy.graphs.kept_float` says.
     """
     outputs = {value.name for value in model.graph.output}
     shapes = static_shapes(model)
@@ -343,11 +347,14 @@ def float_nodes(model: onnx.ModelProto) -> set[str]:
             spec = OPERATORS.get(node.op_type)
             if spec is not None and spec.decides:
                 masker.add(index)
-        elif in_head(node.name) and head.issuperset(readers) and all(map(_is_vector, _known(node, shapes))):
+        elif in_parts(node.name):
+            continue
+        elif _in_classifier(node.name) and head.issuperset(readers) and all(map(_is_vector, _known(node, shapes))):
             head.add(index)
         elif not outputs & set(node.output) and readers and masker.issuperset(readers):
             masker.add(index)
-    return {node.name for index, node in enumerate(model.graph.node) if not node.domain and index in masker | head}
+    kept = masker | head | float_in_parts(model)
+    return {node.name for index, node in enumerate(model.graph.node) if not node.domain and index in kept}
 
 
 def _known(node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]) -> list[Sequence[int]]:
@@ -429,7 +436,7 @@ class _Typing:
         if node.domain == DOMAIN:  # weights are written when they are repacked; masks stay float
             port = OPERATORS[node.op_type].inputs[index]
             return port.role is Role.ACTIVATION and port.element is Element.DATA
-        return index not in _FLOAT_ONLY_INPUTS.get(node.op_type, ()) and node.op_type != "Cast"
+        return index not in FLOAT_ONLY_INPUTS.get(node.op_type, ()) and node.op_type != "Cast"
 
     @staticmethod
     def _takes_float(node: onnx.NodeProto, index: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 
 from dyndeploy.bundle import IMAGE_SIZE, DetectionInfo
-from dyndeploy.errors import BundleError, NotFiniteError
+from dyndeploy.errors import BundleError, NotFiniteError, UsageError
 from dyndeploy.precisions import DetectionTolerance, precision_of
 from dyndeploy.tasks.detection import DetectionDifference, Detections, Placement, compare
 
@@ -18,10 +18,11 @@ Differences = list[DetectionDifference] | str
 """One for every sample; or the reason why there are none."""
 
 
-def detection_limits() -> DetectionTolerance:
-    """Return how far detections may be from PyTorch's; bundles of detectors compute in FP32."""
-    tolerance = precision_of("fp32").detections
-    assert tolerance is not None
+def detection_limits(precision: str) -> DetectionTolerance:
+    """Return how far detections in a precision may be from PyTorch's; raises ``UsageError`` where nobody knows."""
+    tolerance = precision_of(precision).detections
+    if tolerance is None:
+        raise UsageError(f"How far {precision} moves boxes was never measured in this release. Use fp32 or fp16.")
     return tolerance
 
 
@@ -75,8 +76,10 @@ def differences(
             expected,
             box=tolerance.box,
             score=tolerance.score,
+            masks=tolerance.mask_iou,
             threshold=info.score_threshold,
             limit=info.detections,
+            margin=tolerance.cut,
         )
         for found, expected in pairs
     ]

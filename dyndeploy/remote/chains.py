@@ -33,9 +33,9 @@ def compared_samples(bundle: Bundle) -> int:
     return manifest.batch * max(1, _SENT_BACK // (5 * size))
 
 
-def detection_checks(bundle: Bundle, value: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the board found beside what PyTorch found, each detection with its partner."""
-    info, limits = bundle.manifest.detector(), detection_limits()
+def detection_checks(bundle: Bundle, value: Mapping[str, Any], precision: str) -> list[dict[str, Any]]:
+    """What the board found, computing in a precision, beside what PyTorch found, each detection with its partner."""
+    info, limits = bundle.manifest.detector(), detection_limits(precision)
     root = Document("The board's verification", "Measure once more.", DeviceError).root(value)
     found = unpacked_arrays(root["outputs"])
     reference = {name: array[: compared_samples(bundle)] for name, array in bundle.reference().items()}

@@ -401,7 +401,7 @@ class BoardWork:
             },
         )
         if detector:
-            verified.value["checks"] += detection_checks(self.bundle, verified.value)
+            verified.value["checks"] += detection_checks(self.bundle, verified.value, self.precision)
         require_verified(verified.value["checks"], self.client.transport.label)
         return verified
 

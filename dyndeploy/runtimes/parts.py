@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from dyndeploy.runtimes.host_program import HostProgram
 from dyndeploy.runtimes.onnxruntime import PROVIDER_OF, OnnxRuntimeSession
 from dyndeploy.runtimes.tensorrt import TensorRTSession
 from dyndeploy.runtimes.tensorrt_engine import EngineSettings, load_program
+
+if TYPE_CHECKING:
+    import onnx
 
 
 class PartsSession(Session):
@@ -105,6 +109,7 @@ def open_parts(
     device: int = 0,
     native: str | os.PathLike[str] = "auto",
     static: bool = False,
+    change: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model,
 ) -> PartsSession:
     """Open the parts of a bundle.
 
@@ -116,6 +121,7 @@ def open_parts(
         device: Index of the GPU.
         native: Of graphs with dynamic operators, as for :class:`~dyndeploy.runtimes.OnnxRuntimeSession`.
         static: Open those of the static twin.
+        change: What becomes of an engine's graph before ONNX Runtime opens it; TensorRT is given graphs as they are.
 
     Raises:
         BundleError: A part cannot be read, or is not what the manifest says.
@@ -138,9 +144,8 @@ def open_parts(
                     graphs[part.file], settings, device=device, before=before
                 )[0]
             else:
-                session = OnnxRuntimeSession(
-                    with_all_bodies(graphs[part.file]), threads=threads, native=native, provider=PROVIDER_OF[runtime]
-                )
+                model = change(with_all_bodies(graphs[part.file]))
+                session = OnnxRuntimeSession(model, threads=threads, native=native, provider=PROVIDER_OF[runtime])
             steps.append(stack.enter_context(session))
         opened = PartsSession(bundle, steps, static=static)
         stack.pop_all()

@@ -211,6 +211,23 @@ def _plugin_nodes(source: onnx.ModelProto, copy: onnx.ModelProto) -> tuple[Plugi
     return tuple(found)
 
 
+def _float_layers(source: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the nodes that flags pin to float: those of :func:`float_nodes` that give floats.
+
+    A comparison gives none, and trtexec would have it give some; what it compares is pinned.
+    """
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(source).graph
+    others = {
+        value.name
+        for value in (*inferred.value_info, *inferred.output)
+        if value.type.tensor_type.elem_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.UNDEFINED)
+    }
+    kept = float_nodes(source)
+    return tuple(sorted(node.name for node in source.graph.node if node.name in kept and not others & {*node.output}))
+
+
 def plan_build(
     source: onnx.ModelProto,
     precision: str,
@@ -248,7 +265,7 @@ def plan_build(
         tensorrt=tensorrt,
         precision=types.precision,
         typed=types.typed,
-        float_layers=tuple(sorted(float_nodes(source))) if types.half and not types.typed else (),
+        float_layers=_float_layers(source) if types.half and not types.typed else (),
         workspace_mib=options.workspace_mib,
         tf32=options.tf32,
         plugins=tuple((name, str(OPERATORS[name].version)) for name in required_creators(copy)),

@@ -449,6 +449,7 @@ def compare(
     iou: float = 0.5,
     box: float = np.inf,
     score: float = np.inf,
+    masks: float = 0.0,
     threshold: float | None = None,
     limit: int | None = None,
     margin: float = 1e-4,
@@ -468,6 +469,7 @@ def compare(
         iou: Least intersection over union of the boxes of a pair.
         box: Largest difference of a coordinate of a pair, in pixels.
         score: Largest difference of the scores of a pair.
+        masks: Least intersection over union of the masks of a pair; below it, what was matched has no partner.
         threshold: Score above which the detector gives detections; None excuses nothing for it.
         limit: Number of detections of a full set; None excuses nothing for it.
         margin: How far rounding may move a score.
@@ -483,6 +485,12 @@ def compare(
     rows, columns = linear_sum_assignment(np.where(allowed, apart.astype(np.float64) + 10 * scores, _FAR))
     pairs = allowed[rows, columns]
     rows, columns = rows[pairs], columns[pairs]
+    overlaps = None
+    if found.masks is not None and expected.masks is not None:
+        overlaps = np.asarray(
+            [_mask_overlap(expected.masks[row], found.masks[at]) for row, at in zip(rows, columns, strict=True)]
+        )
+        rows, columns, overlaps = (values[overlaps >= masks] for values in (rows, columns, overlaps))
     missed, extra = (np.delete(detections.scores, taken) for detections, taken in ((expected, rows), (found, columns)))
     excused = 0
     if threshold is not None:
@@ -493,10 +501,6 @@ def compare(
     if len(found) == len(expected) == limit:
         cut = min(found.scores[-1], expected.scores[-1]) + margin
         swapped = min(int((missed <= cut).sum()), int((extra <= cut).sum()))
-    overlap = None
-    if found.masks is not None and expected.masks is not None and len(rows):
-        pairs = ((expected.masks[row], found.masks[column]) for row, column in zip(rows, columns, strict=True))
-        overlap = min(1.0 if _differ_by_rounding(one, other) else mask_iou(one, other) for one, other in pairs)
     return DetectionDifference(
         matched=len(rows),
         missed=len(missed) - swapped,
@@ -504,7 +508,7 @@ def compare(
         excused=excused + 2 * swapped,
         box=float(apart[rows, columns].max(initial=0)),
         score=float(scores[rows, columns].max(initial=0)),
-        mask_iou=overlap,
+        mask_iou=float(overlaps.min()) if overlaps is not None and len(overlaps) else None,
     )
 
 
@@ -527,9 +531,11 @@ def mask_iou(one: BoolArray, other: BoolArray) -> float:
     return int(np.logical_and(one, other).sum()) / union if union else 1.0
 
 
-def _differ_by_rounding(one: BoolArray, other: BoolArray) -> bool:
-    """Whether at most one pixel differs: rounding decides one at the rim, which would be much of a tiny mask."""
-    return one.shape == other.shape and int((one != other).sum()) <= 1
+def _mask_overlap(one: BoolArray, other: BoolArray) -> float:
+    """Their IoU; 1 where at most one pixel differs: rounding decides one at the rim, much of a tiny mask."""
+    if one.shape == other.shape and int((one != other).sum()) <= 1:
+        return 1.0
+    return mask_iou(one, other)
 
 
 def _window(low: np.float32, high: np.float32, side: int) -> range:

@@ -12,14 +12,15 @@ from dyndeploy.bundle.reference_names import EXACT, FORCED
 from dyndeploy.finite import listed
 from dyndeploy.graphs.forced import forced_feeds, overlay_forced_masks
 from dyndeploy.inference.compared import Differences, detection_limits, differences
-from dyndeploy.precisions import tolerance_of
-from dyndeploy.runtimes import OnnxRuntimeSession, open_parts
+from dyndeploy.precisions import DetectionTolerance, tolerance_of
+from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.verification.detections import check_detections, detection_deviations
 from dyndeploy.verification.exits import verify_stages
-from dyndeploy.verification.graphs import check_files, check_graph, check_manifest, check_operators, check_part
+from dyndeploy.verification.graphs import check_files, check_graph, check_manifest, check_operators
 from dyndeploy.verification.integers import check_integers, mask_flips_line
 from dyndeploy.verification.mask_flips import measure_mask_flips
 from dyndeploy.verification.masks import compare_masks
+from dyndeploy.verification.parts import check_parts
 from dyndeploy.verification.report import Check, VerificationReport
 from dyndeploy.verification.tensors import (
     Tensors,
@@ -44,7 +45,7 @@ def verify_bundle(
     difference from that is shown apart; it fails nothing.
 
     Of a detector the detections are compared, each with its partner, in pixels of the network's input: an order of
-    equal scores is no error.
+    equal scores is no error. What a target runs in parts is run so, and in FP16 once more with simulated rounding.
 
     Of a network that exits early the logits of every exit are compared with PyTorch's, its masks too if it has any, and
     the exits that images take, alone and in a batch, with those that PyTorch's confidences ask for under the bundle's
@@ -118,16 +119,24 @@ def verify_bundle(
     detection = bundle.manifest.detection
     if detection is not None:
         if bundle.parts:
-            checks += _parts_checks(
+            checks += check_parts(
                 bundle, detection, reference, everything, bits.tied > 0, threads=threads, native=native
             )
         static = None
         if twin is not None:
             with OnnxRuntimeSession(twin, threads=threads, native=native) as session:
                 static = run_reference(session, bundle, reference)
-        found = differences(detection, equal, reference, reference, detection_limits())
+        found = differences(detection, equal, reference, reference, detection_limits(precision))
         checks += _detection_checks(
-            detection, reference, bits.tied > 0, found, random=random, everything=everything, static=static, free=free
+            detection,
+            reference,
+            bits.tied > 0,
+            found,
+            detection_limits(precision),
+            random=random,
+            everything=everything,
+            static=static,
+            free=free,
         )
         return VerificationReport(
             str(bundle.path),
@@ -179,37 +188,12 @@ def verify_bundle(
     return VerificationReport(str(bundle.path), tuple(checks), outputs, bits.bits, bits.flipped, bits.tied, description)
 
 
-def _parts_checks(
-    bundle: Bundle,
-    info: DetectionInfo,
-    reference: Tensors,
-    everything: Tensors,
-    tied: bool,
-    *,
-    threads: int,
-    native: str,
-) -> list[Check]:
-    """What the target runs in the place of the graphs: legal there, and with the same detections."""
-    engines = [*bundle.load_engine_parts(), *bundle.load_engine_parts(static=True)]
-    checks = [check_part(bundle, part, model) for part, model in engines]
-    with open_parts(bundle, threads=threads, native=native) as session:
-        found = differences(info, run_reference(session, bundle, reference), reference, reference, detection_limits())
-    title = f"detections of the {len(bundle.parts)} parts, engines in ONNX Runtime"
-    checks.append(check_detections(title, found, detection_limits(), held=not tied))
-    if bundle.static_parts:
-        with open_parts(bundle, threads=threads, native=native, static=True) as session:
-            static = run_reference(session, bundle, reference)
-        found = differences(info, static, everything, reference, detection_limits())
-        title = f"static twin: detections of its {len(bundle.static_parts)} parts, engines in ONNX Runtime"
-        checks.append(check_detections(title, found, detection_limits()))
-    return checks
-
-
 def _detection_checks(
     info: DetectionInfo,
     reference: Tensors,
     tied: bool,
     equal: Differences,
+    tolerance: DetectionTolerance,
     *,
     random: Tensors,
     everything: Tensors,
@@ -223,12 +207,12 @@ def _detection_checks(
         reference: PyTorch's tensors.
         tied: Whether a mask bit fell the other way in a tie, and may have changed later masks.
         equal: Differences under the reference's masks.
+        tolerance: How far they may be apart.
         random: Outputs under random masks.
         everything: Outputs with every mask bit set.
         static: Outputs of the static twin, if there is one.
         free: Outputs as deployed.
     """
-    tolerance = detection_limits()
     checks = [check_detections("detections under equal masks", equal, tolerance)]
     if random:
         found = differences(info, random, reference, reference, tolerance, FORCED)

@@ -21,8 +21,11 @@ from dyndeploy.errors import BundleError, DyndeployError, ExportError, UsageErro
 from dyndeploy.export.capture import capture
 from dyndeploy.export.detection import inputs_of
 from dyndeploy.graphs.inspect import foreign_operators
+from dyndeploy.graphs.kept_float import PRODUCTS
+from dyndeploy.graphs.memory import model_footprint
 from dyndeploy.graphs.passes import with_all_bodies
 from dyndeploy.graphs.split import split
+from dyndeploy.graphs.tensorrt import PrecisionPlan, float_nodes, tensorrt_model
 from dyndeploy.ops import OPERATORS
 from dyndeploy.ops.boxes import BOXES, PYRAMID_ROI_ALIGN
 from dyndeploy.runtimes import TensorRTSession, open_parts
@@ -39,6 +42,7 @@ from dyndeploy.tasks.detection import compare
 from dyndeploy.verification import verify_bundle
 from tests.detectors import CLASSES, QUERY_DETECTORS, lively_detector, photographs
 from tests.runtimes.fake_tensorrt import install_fakes
+from tests.runtimes.tensorrt_reference import check_types
 
 pytestmark = [pytest.mark.vision("torchvision", "cv2"), pytest.mark.xdist_group("detectors in parts")]
 
@@ -48,11 +52,11 @@ _KEPT: list[Any] = []
 
 
 @functools.cache
-def bundle(kind: str, target: str) -> Bundle:
+def bundle(kind: str, target: str, precision: str = "fp32") -> Bundle:
     folder = tempfile.TemporaryDirectory(prefix="dyndeploy-parts-")
     _KEPT.append(folder)
     network = lively_detector(kind, "channel" if kind == "retinanet" else "layer")
-    settings = ExportSettings(target=target, static=kind == "retinanet")
+    settings = ExportSettings(target=target, precision=precision, static=kind == "retinanet")
     return dyndeploy.export_model(network, Path(folder.name) / "b", settings, class_names=CLASSES)
 
 
@@ -128,6 +132,57 @@ def test_engines_and_host_programs_run_in_turn(monkeypatch: pytest.MonkeyPatch, 
         session.run(feeds)
 
 
+@pytest.mark.parametrize(("kind", "target"), [("retinanet", "rtx4090"), ("mask_rcnn", "nano")])
+def test_in_half_the_chain_is_held_to_what_half_may_be_off_by(kind: str, target: str) -> None:
+    own, single = bundle(kind, target, "fp16"), bundle(kind, target)
+    files = [part.file for part in (*own.parts, *own.static_parts)]
+    # What engines are made from stays FP32, and so does the host.
+    assert [own.manifest.files[name] for name in files if name.endswith("onnx")] == [
+        single.manifest.files[name] for name in files if name.endswith("onnx")
+    ]
+    assert own.manifest.precision == "fp16"
+    assert own.manifest.notes[0].endswith("of a detector what decides, adds up or places points")
+    report = verify_bundle(own)
+    assert report.passed, [check for check in report.checks if not check.passed]
+    details = {check.name: check.detail for check in report.checks}
+    simulated = details["detections of the parts in FP16, rounding simulated"]
+    assert "(limit 0.5)" in simulated and "(limit 0.02)" in simulated and "mask bits flip" in simulated
+    assert "(limit 0.001)" in details["detections under equal masks"], "on this CPU it computes in FP32"
+    moved = float(simulated.split("boxes within ")[1].split(" px")[0])
+    assert 0.01 < moved < 0.25, "rounding shows, and is no wrong weight"
+    assert "detections of the parts in FP16, rounding simulated" not in {c.name for c in verify_bundle(single).checks}
+    plans = json.loads((own.path / "device" / "engines.json").read_text())["graphs"]
+    assert {plan["plan"]["precision"] for plan in plans.values()} == {"fp16"}
+    for name, plan in plans.items():
+        copy = onnx.load(own.path / plan["copy"])
+        types = {value.name: value.type.tensor_type.elem_type for value in (*copy.graph.input, *copy.graph.output)}
+        # Seams are float: the host, and the engines behind, read what they read in FP32.
+        assert set(types.values()) <= {TensorProto.FLOAT, TensorProto.INT32, TensorProto.BOOL}, name
+        if target == "rtx4090":
+            assert plan["plan"]["typed"]
+            check_types(copy)
+        pinned = set(plan["plan"]["float_layers"])
+        assert not any(node.op_type in PRODUCTS for node in copy.graph.node if node.name in pinned)
+    assert model_footprint(onnx.load(own.path / "part0.onnx"), "fp16").weights * 2 == pytest.approx(
+        model_footprint(onnx.load(own.path / "part0.onnx")).weights, rel=0.01
+    )
+
+
+def test_typed_engines_in_half_find_what_pytorch_finds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Engines whose graphs carry the types, computed in NumPy, half where they say half."""
+    own, network = bundle("retinanet", "rtx4090", "fp16"), lively_detector("retinanet", "channel")
+    feeds, placement = network.task.prepare(photographs()[0], bucket=(128, 128))
+    with open_parts(own) as session:
+        expected = session.run(feeds)
+    install_fakes(monkeypatch, "11.4.0.106", tmp_path)
+    with open_parts(own, "tensorrt") as session:
+        found = session.run(feeds)
+    # In pixels of the photograph, which is five times as large as the input.
+    difference = compare(*(network.task.decode(outputs, placement) for outputs in (found, expected)))
+    assert (difference.matched, difference.missed, difference.extra) == (100, 0, 0)
+    assert 0.01 < difference.box < 2.5 and 1e-5 < difference.score < 0.02
+
+
 def test_regions_are_read_by_a_plugin() -> None:
     network = lively_detector("mask_rcnn", "layer")
     from dyndeploy.export.graph import build
@@ -186,6 +241,19 @@ def test_detectors_of_queries_are_legal_on_every_release(kind: str, monkeypatch:
         assert built.parts
         for part in built.parts:
             if not part.host:
+                typed = tensorrt_model(part.model, PrecisionPlan("fp16", typed=True))
+                assert {node.op_type for node in typed.graph.node} <= {
+                    "Cast",
+                    *(node.op_type for node in part.model.graph.node),
+                }
+                places = {node.name: node for node in typed.graph.node}
+                for node in part.model.graph.node:
+                    if node.op_type.startswith("MultiscaleDeformable"):
+                        # Neither is made by a node in half, nor is it cast.
+                        assert list(places[node.name].input[1:]) == list(node.input[1:])
+                        kept = float_nodes(part.model)
+                        made = {name: each.name for each in part.model.graph.node for name in each.output}
+                        assert all(made.get(name, "") in {"", *kept} for name in node.input[1:])
                 assert foreign_operators(part.model, OPERATORS, target.allowed_operators) == []
                 assert not any(node.op_type in ("GridSample", "RoiAlign") for node in part.model.graph.node)
 

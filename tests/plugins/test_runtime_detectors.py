@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,10 @@ from PIL import Image
 
 import dyndeploy
 from dyndeploy.bundle import REFERENCE, Bundle
+from dyndeploy.graphs.passes import with_all_bodies
+from dyndeploy.graphs.rounding import rounded_model
 from dyndeploy.inference import DetectionResult, detect_images
+from dyndeploy.precisions import PRECISIONS
 from dyndeploy.runtimes import open_parts
 from dyndeploy.runtimes.tensorrt_bundle import write_engine_plans
 from dyndeploy.targets import load_target
@@ -341,11 +345,35 @@ def assert_close(found: Any, expected: Detections) -> None:
     assert difference.mask_iou is None or difference.mask_iou > 0.99
 
 
-def in_parts(bundle: Bundle) -> Bundle:
+def in_parts(bundle: Bundle, precision: str = "fp32") -> Bundle:
     """The bundle as an export for a board writes it, with the engines' graphs for copies."""
     graphs = {part.file: model for part, model in bundle.load_engine_parts()}
-    write_engine_plans(bundle.path, graphs, load_target("nano"), "fp32")
-    return runnable(bundle)
+    write_engine_plans(bundle.path, graphs, load_target("nano"), precision)
+    return runnable(sealed_again(bundle, precision=precision))
+
+
+@pytest.mark.parametrize(
+    ("precision", "moved", "passes"),
+    [("fp32", 0.01, True), ("fp32", 0.1, False), ("fp16", 0.3, True), ("fp16", 0.7, False)],
+)
+def test_engines_are_held_to_the_limits_of_their_precision(
+    stand_in: Callable[..., Any], tmp_path: Path, precision: str, moved: float, passes: bool
+) -> None:
+    bundle = in_parts(detector_bundle_by_hand(tmp_path / "b", parts=True), precision)
+    reference = bundle.reference()
+    np.savez(bundle.path / REFERENCE, **{**reference, "boxes": reference["boxes"] + np.float32(moved)})
+    with stand_in(sealed_again(bundle).path) as session:
+        assert session.info["precision"] == precision
+        if passes:
+            session.verify()
+            return
+        with pytest.raises(binding().DyndeployError, match=r"Detections on the reference inputs differ") as raised:
+            session.verify()
+    limits = PRECISIONS[precision].detections
+    assert limits is not None
+    assert f"within {limits.box:g} px and {limits.score:g} of its score, with an IoU of masks of at least " in str(
+        raised.value
+    )
 
 
 @pytest.mark.vision("torchvision")
@@ -368,6 +396,38 @@ def test_networks_in_parts_find_what_they_find_in_python(
             assert len(wanted) > 10
             assert_close(session.detect(image), wanted)
         session.verify()
+
+
+@pytest.mark.vision("torchvision")
+@pytest.mark.xdist_group("detectors in parts")
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_engines_that_round_to_half_are_right_in_half_only(
+    stand_in: Callable[..., Any], tmp_path: Path, precision: str
+) -> None:
+    """Engines that store half pass the limits of FP16, and are too far off for a bundle of FP32."""
+    own = parts_bundle("retinanet", "rtx4090", precision)
+    shutil.copytree(own.path, tmp_path / "b")
+    for part, model in own.load_engine_parts():
+        onnx.save(rounded_model(with_all_bodies(model), (), half_maskers=False), tmp_path / "b" / part.file)
+    graphs = {part.file: model for part, model in Bundle.open(tmp_path / "b").load_engine_parts()}
+    write_engine_plans(tmp_path / "b", graphs, load_target("nano"), precision)
+    rounded = runnable(Bundle.open(tmp_path / "b"))
+    task, size = own.manifest.detector().task(), own.manifest.input_size
+    image = photographs()[0]
+    with open_parts(own) as parts:
+        feeds, placement = task.prepare(image, bucket=size)
+        expected = task.decode(parts.run(feeds), placement)
+    with stand_in(rounded.path, runtime="tensorrt") as session:
+        found = session.detect(image)
+        difference = compare(Detections(found.boxes, found.scores, found.labels, found.masks), expected)
+        assert (difference.matched, difference.missed, difference.extra) == (100, 0, 0)
+        # In pixels of the photograph, which is five times as large as the input.
+        assert 0.05 < difference.box < 2.5
+        if precision == "fp16":
+            session.verify()
+            return
+        with pytest.raises(binding().DyndeployError, match="Detections on the reference inputs differ"):
+            session.verify()
 
 
 def test_a_damaged_program_is_told(stand_in: Callable[..., Any], tmp_path: Path) -> None:

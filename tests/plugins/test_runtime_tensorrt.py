@@ -138,16 +138,24 @@ def test_engines_are_keyed_as_in_python(
 
 
 def test_tolerances_are_those_of_python() -> None:
-    text = (SOURCES / "src" / "verify.cpp").read_text()
-    found = {name: tuple(map(float, numbers.split(","))) for name, numbers in _TOLERANCE.findall(text)}
-    rest = re.search(r"  return \{([^}]*)\};\n\}", text)
-    assert rest is not None
-    found["fp32"] = tuple(map(float, rest[1].split(",")))
     wanted = {name: one.tolerance for name, one in PRECISIONS.items() if one.tolerance is not None}
-    assert found == {name: (one.output, one.margin, one.ties) for name, one in wanted.items()}
+    assert limits_in("tolerance_of") == {name: (one.output, one.margin, one.ties) for name, one in wanted.items()}
+    of_boxes = {name: one.detections for name, one in PRECISIONS.items() if one.detections is not None}
+    assert limits_in("detection_limits_of") == {
+        name: (one.box, one.score, one.mask_iou, one.unpaired) for name, one in of_boxes.items()
+    }
+    assert all(one.cut == one.score / 10 for one in of_boxes.values())
+    assert "margin = limits.score / 10;" in (SOURCES / "src" / "matching.cpp").read_text()
 
 
-_TOLERANCE = re.compile(r'precision == "(\w+)"\) return \{([^}]*)\};')
+def limits_in(function: str) -> dict[str, tuple[float, ...]]:
+    """What a function of the C++ runtime gives for each precision; FP32's stand last."""
+    text = (SOURCES / "src" / "verify.cpp").read_text()
+    body = re.search(rf" {function}\(const std::string& precision\) \{{\n(.*?)\n\}}", text, re.S)
+    assert body is not None
+    *others, rest = re.findall(r'(?:precision == "(\w+)"\) )?return \{([^}]*)\};', body[1])
+    assert not rest[0]
+    return {name or "fp32": tuple(map(float, numbers.split(","))) for name, numbers in (*others, rest)}
 
 
 # ---------------------------------------------------------------- running

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -21,6 +22,8 @@ from dyndeploy.cli import run
 from dyndeploy.errors import UsageError, VerificationError
 from dyndeploy.graphs.parts import part_of
 from dyndeploy.graphs.passes import with_all_bodies
+from dyndeploy.graphs.rounding import rounded_model
+from dyndeploy.graphs.tensorrt import PrecisionPlan
 from dyndeploy.inference import DetectionResult, Failure, detect_images, run_inputs
 from dyndeploy.measure import Profile
 from dyndeploy.remote import (
@@ -48,11 +51,11 @@ _KEPT: list[Any] = []
 
 
 @functools.cache
-def bundle(kind: str) -> Bundle:
+def bundle(kind: str, precision: str = "fp32") -> Bundle:
     folder = tempfile.TemporaryDirectory(prefix="dyndeploy-board-parts-")
     _KEPT.append(folder)
     network = lively_detector(kind, "channel" if kind == "retinanet" else "layer")
-    settings = ExportSettings(target="nano", static=True)
+    settings = ExportSettings(target="nano", precision=precision, static=True)
     return dyndeploy.export_model(network, Path(folder.name) / "b", settings, class_names=CLASSES)
 
 
@@ -117,6 +120,29 @@ def test_a_chain_is_verified_and_measured_part_by_part(
             for ms in (parts[name].static_ms, parts[name].dynamic_ms):
                 assert ms > 0 and ms % 0.25 == pytest.approx(0, abs=1e-9)
         assert parts["neck"].static_ms == parts["neck"].dynamic_ms == 0.25 * nodes_of(own, "neck")
+
+
+def test_a_chain_in_half_is_verified_by_its_own_limits(
+    board: Callable[..., DeviceClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engines that round what they store: off by more than FP32 may be, and by less than FP16 may."""
+
+    def rounded(model: onnx.ModelProto, plan: PrecisionPlan, *_: object) -> onnx.ModelProto:
+        assert plan.half and not plan.typed
+        return rounded_model(with_all_bodies(model), (), half_maskers=False)
+
+    monkeypatch.setattr(tensorrt_plan, "tensorrt_model", rounded)
+    own = bundle("retinanet", "fp16")
+    report = measure(board("8.2.1.8"), own)
+    checks = {check["name"]: check for check in report.checks}
+    assert all(check["passed"] for check in report.checks)
+    for name in ("under equal masks", "under random masks", "as deployed"):
+        detail = checks[f"detections {name}"]["detail"]
+        assert "(limit 0.5)" in detail and "(limit 0.02)" in detail
+        assert 0.02 < float(detail.split("boxes within ")[1].split(" px")[0]) < 0.25
+    profile = report.profile
+    assert isinstance(profile, Profile) and profile.bundle["precision"] == "fp16"
+    assert [step.name for step in profile.data.steps] == [part.file for part in own.parts]
 
 
 def nodes_of(own: Bundle, part: str) -> int:

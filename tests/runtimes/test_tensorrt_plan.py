@@ -10,12 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from dyndeploy.bundle.device_files import board_modules
 from dyndeploy.errors import DyndeployError, UsageError
 from dyndeploy.graphs.labels import LabelledGraph
-from dyndeploy.graphs.tensorrt import TUNING
+from dyndeploy.graphs.tensorrt import TUNING, float_nodes
 from dyndeploy.ops import OPERATORS
 from dyndeploy.remote import agent
 from dyndeploy.runtimes.tensorrt_api import TensorRT
@@ -39,6 +41,23 @@ def test_a_plan_says_all_that_the_builder_is_told(version: str, precision: str) 
     assert plan.with_library("a" * 64).library_sha256 == "a" * 64
     static, _ = plan_build(twin, precision, version)
     assert static.plugins == () and static.with_library("a" * 64) == static
+
+
+def test_what_gives_no_floats_is_not_pinned_to_them() -> None:
+    """A detector's attention: trtexec would have a comparison give floats."""
+    shape = (1, 4)
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["probability"], name="heads/probability"),
+        helper.make_node("Less", ["probability", "least"], ["hidden"], name="heads/hidden"),
+        helper.make_node("Where", ["hidden", "least", "x"], ["y"], name="heads/y"),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y"))
+    least = numpy_helper.from_array(np.float32([0.5]), "least")
+    graph = helper.make_graph(nodes, "g", [x], [y], [least])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    assert float_nodes(model) == {"heads/probability", "heads/hidden", "heads/y"}
+    plan, _ = plan_build(model, "fp16", "8.5.3")
+    assert plan.float_layers == ("heads/probability", "heads/y")
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -301,6 +301,21 @@ def test_differences_of_partners_are_the_worst_ones() -> None:
     assert difference.mask_iou == pytest.approx(0.9)
 
 
+def test_a_pair_whose_masks_are_apart_is_none() -> None:
+    masks = np.zeros((3, 50, 50), bool)
+    masks[:, :10, :10] = True
+    moved = masks.copy()
+    moved[1, 9] = False
+    moved[2, 9, 0] = False  # A single pixel is rounding.
+    found, base = (detections(*BASE, masks=each) for each in (moved, masks))
+    difference = compare(found, base, masks=0.9)
+    assert (difference.matched, difference.missed, difference.extra) == (3, 0, 0)
+    difference = compare(found, base, masks=0.95)
+    assert (difference.matched, difference.missed, difference.extra, difference.mask_iou) == (2, 1, 1, 1.0)
+    assert compare(found, base, masks=0.95, threshold=0.5).excused == 2, "its score says why, wherever its mask lies"
+    assert compare(detections(*BASE), detections(*BASE), masks=1.0).matched == 3, "boxes alone have no masks"
+
+
 @pytest.mark.parametrize(
     ("found", "counts"),
     [

@@ -20,26 +20,31 @@ from dyndeploy.runtimes.tensorrt_rtx import build_bundle_ahead
 from dyndeploy.targets.platforms import refused_ahead
 from tests.ops.cases import build
 
+PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "fp16"])
+
 
 @pytest.mark.vision("torchvision", "cv2")
-def test_the_dense_detector_is_built(rtx: BuilderPackage, tmp_path: Path) -> None:
+@PRECISIONS
+def test_the_dense_detector_is_built(rtx: BuilderPackage, precision: str, tmp_path: Path) -> None:
     from tests.detectors import CLASSES, lively_detector
 
-    network = lively_detector("retinanet", "channel")
-    bundle = dyndeploy.export_model(network, tmp_path / "b", ExportSettings(target="rtx4090"), class_names=CLASSES)
+    network, settings = lively_detector("retinanet", "channel"), ExportSettings(target="rtx4090", precision=precision)
+    bundle = dyndeploy.export_model(network, tmp_path / "b", settings, class_names=CLASSES)
     (built,) = build_bundle_ahead(bundle, package=rtx)
     assert built.graph == "part0" and built.metadata["engine_bytes"] > 100_000
     assert sum(layer["plugin"] for layer in built.metadata["layers"]) == 16
+    assert built.metadata["plan"].startswith(precision)
 
 
 @pytest.mark.vision("torchvision", "cv2", "transformers")
+@PRECISIONS
 @pytest.mark.parametrize(("kind", "engines", "layers"), [("mask2former", 1, 1), ("ddq_detr", 3, 3)])
 def test_detectors_of_queries_are_built(
-    rtx: BuilderPackage, kind: str, engines: int, layers: int, tmp_path: Path
+    rtx: BuilderPackage, kind: str, engines: int, layers: int, precision: str, tmp_path: Path
 ) -> None:
     from tests.detectors import CLASSES, lively_detector
 
-    settings = ExportSettings(target="rtx4090", input_size=(96, 128))
+    settings = ExportSettings(target="rtx4090", input_size=(96, 128), precision=precision)
     bundle = dyndeploy.export_model(lively_detector(kind, "layer"), tmp_path / "b", settings, class_names=CLASSES)
     built = build_bundle_ahead(bundle, package=rtx)
     assert [engine.graph for engine in built] == [f"part{2 * place}" for place in range(engines)]

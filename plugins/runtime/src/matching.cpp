@@ -11,8 +11,6 @@ namespace {
 
 // Cost of pairing what must not be paired; above that of all other pairs together.
 constexpr double kFar = 1e9;
-// How far rounding may move a score.
-constexpr double kMargin = 1e-4;
 constexpr double kSameObject = 0.5;  // least intersection over union of the boxes of a pair
 
 double score_of(const dyndeploy_detection& one) { return static_cast<double>(one.score); }
@@ -103,12 +101,12 @@ std::vector<std::size_t> assigned(const std::vector<std::vector<double>>& costs)
 
 // Scores without a partner that rounding at the threshold does not explain.
 std::vector<double> unexplained(const Found& all, const std::vector<char>& paired, double threshold,
-                                std::size_t& excused) {
+                                double margin, std::size_t& excused) {
   std::vector<double> alone;
   for (std::size_t i = 0; i < all.detections.size(); ++i) {
     if (paired[i]) continue;
     const double score = score_of(all.detections[i]);
-    if (std::fabs(score - threshold) > kMargin) {
+    if (std::fabs(score - threshold) > margin) {
       alone.push_back(score);
     } else {
       ++excused;
@@ -141,20 +139,23 @@ DetectionDifference compare(const Found& found, const Found& expected, const Det
     for (std::size_t i = 0; i < rows.size(); ++i) {
       const std::size_t k = partners[i];
       if (costs[i][k] >= kFar) continue;
+      const bool masks = rows[i].run_count && columns[k].run_count;
+      const double overlap = masks ? mask_iou(rows[i], columns[k]) : 1;
+      if (overlap < limits.mask_iou) continue;
       (turned ? of_got : of_wanted)[i] = (turned ? of_wanted : of_got)[k] = 1;
       ++difference.matched;
       difference.box = std::max(difference.box, apart(rows[i], columns[k]));
       difference.score = std::max(difference.score, std::fabs(score_of(rows[i]) - score_of(columns[k])));
-      if (rows[i].run_count && columns[k].run_count)
-        difference.mask_iou = std::min(difference.mask_iou, mask_iou(rows[i], columns[k]));
+      difference.mask_iou = std::min(difference.mask_iou, overlap);
     }
   }
-  std::vector<double> missed = unexplained(expected, of_wanted, threshold, difference.excused);
-  std::vector<double> extra = unexplained(found, of_got, threshold, difference.excused);
+  const double margin = limits.score / 10;
+  std::vector<double> missed = unexplained(expected, of_wanted, threshold, margin, difference.excused);
+  std::vector<double> extra = unexplained(found, of_got, threshold, margin, difference.excused);
   std::size_t swapped = 0;
   if (got.size() == most && wanted.size() == most && most) {
     // At the end of two full lists one may have taken the other's place.
-    const double cut = std::min(score_of(got.back()), score_of(wanted.back())) + kMargin;
+    const double cut = std::min(score_of(got.back()), score_of(wanted.back())) + margin;
     const auto at_end = [cut](const std::vector<double>& scores) {
       return std::count_if(scores.begin(), scores.end(), [cut](double score) { return score <= cut; });
     };

@@ -11,10 +11,10 @@ namespace runtime {
 
 // How far partners may be apart.
 struct DetectionLimits {
-  double box = 0.02;  // of a coordinate, in pixels of the network's input
-  double score = 1e-3;
-  double mask_iou = 0.95;  // least intersection over union of masks
-  double unpaired = 0.03;  // share of detections that may have no partner
+  double box;       // of a coordinate, in pixels of the network's input
+  double score;     // at most; a tenth of it may move a score over the cut
+  double mask_iou;  // least intersection over union of masks
+  double unpaired;  // share of detections that may have no partner
 };
 
 struct DetectionDifference {

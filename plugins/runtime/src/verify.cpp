@@ -31,6 +31,11 @@ Tolerance tolerance_of(const std::string& precision) {
   return {1e-3, 1e-4, 1e-4};
 }
 
+DetectionLimits detection_limits_of(const std::string& precision) {
+  if (precision == "fp16") return {0.5, 2e-2, 0.9, 0.1};
+  return {0.02, 1e-3, 0.95, 0.03};
+}
+
 Arrays reference_of(const Bundle& bundle) {
   const std::string path = bundle.path(kReference);
   try {
@@ -179,7 +184,8 @@ void decode(const Manifest& manifest, DetectionTask& task, const float* image_si
 
 // Compare what was found in a sample with what PyTorch found.
 void compare_detections(const Manifest& manifest, const Column* columns, std::size_t row, std::size_t sample,
-                        const float* image_size, DetectionTask& task, DetectionDifference& all) {
+                        const float* image_size, DetectionTask& task, const DetectionLimits& limits,
+                        DetectionDifference& all) {
   Found got, expected;
   const auto place = [columns](std::size_t index, const char* bytes, std::size_t at) {
     const Column& column = columns[index];
@@ -193,8 +199,8 @@ void compare_detections(const Manifest& manifest, const Column* columns, std::si
       [&](std::size_t index) { return place(index, columns[index].expected->bytes.data(), sample); },
       expected);
   const DetectionInfo& info = manifest.detection;
-  const DetectionDifference one = compare(got, expected, DetectionLimits(), info.score_threshold,
-                                          static_cast<std::size_t>(info.detections));
+  const DetectionDifference one =
+      compare(got, expected, limits, info.score_threshold, static_cast<std::size_t>(info.detections));
   all.matched += one.matched;
   all.missed += one.missed;
   all.extra += one.extra;
@@ -204,24 +210,23 @@ void compare_detections(const Manifest& manifest, const Column* columns, std::si
   all.mask_iou = std::min(all.mask_iou, one.mask_iou);
 }
 
-void check_detections(const DetectionDifference& found) {
-  const DetectionLimits limits;
+void check_detections(const DetectionDifference& found, const DetectionLimits& limits) {
   const double expected = static_cast<double>(found.matched + found.missed);
   const double most = std::max(1.0, std::floor(limits.unpaired * expected));
-  if (static_cast<double>(std::max(found.missed, found.extra)) <= most && found.mask_iou >= limits.mask_iou)
-    return;
+  if (static_cast<double>(std::max(found.missed, found.extra)) <= most) return;
   char text[256];
   std::snprintf(
       text, sizeof text,
       "Detections on the reference inputs differ from PyTorch's: %zu of %.0f have a partner within %g px "
-      "and %g of its score, %zu are missed and %zu more, the least IoU of masks is %.3f.",
-      found.matched, expected, limits.box, limits.score, found.missed, found.extra, found.mask_iou);
+      "and %g of its score, with an IoU of masks of at least %g; %zu are missed and %zu more.",
+      found.matched, expected, limits.box, limits.score, limits.mask_iou, found.missed, found.extra);
   fail(DYNDEPLOY_BUNDLE, std::string(text) + " Run 'dyndeploy verify' on the bundle.");
 }
 
 void verify_whole(Session& session, const Arrays& arrays, Compared& compared) {
   const Manifest& manifest = session.bundle().manifest;
   const Tolerance tolerance = tolerance_of(session.precision());
+  const DetectionLimits limits = detection_limits_of(session.precision());
   const std::int64_t count = sample_count(session.bundle(), arrays);
   std::vector<Column> columns = columns_of(manifest, arrays, count);
   const std::size_t masks = manifest.masks.size(), batch = static_cast<std::size_t>(manifest.batch);
@@ -245,7 +250,8 @@ void verify_whole(Session& session, const Arrays& arrays, Compared& compared) {
         same = same_mask(columns[i], row, start + row, tolerance.margin, compared);
       if (manifest.has_detection && same)
         compare_detections(manifest, columns.data() + masks, row, start + row,
-                           static_cast<const float*>(inputs[1].data) + 2 * row, task, compared.detections);
+                           static_cast<const float*>(inputs[1].data) + 2 * row, task, limits,
+                           compared.detections);
       for (std::size_t i = masks; i < columns.size() && same && !manifest.has_detection; ++i) {
         const Column& column = columns[i];
         compare_output(column.name, reinterpret_cast<const float*>(column.got.data()) + row * column.row(),
@@ -254,7 +260,7 @@ void verify_whole(Session& session, const Arrays& arrays, Compared& compared) {
       compared.samples += same;
     }
   }
-  if (manifest.has_detection) check_detections(compared.detections);
+  if (manifest.has_detection) check_detections(compared.detections, limits);
 }
 
 void verify_stages(Session& session, const Arrays& arrays, Compared& compared) {
