@@ -49,7 +49,7 @@ def quantized_bottleneck_launches(
         )
         *launches, projection = launches
         launches[conv3] = launches[conv3]._replace(moved=launches[conv3].moved + launches[conv3].rows * f["cout"])
-        launches.insert(conv3, projection._replace(moved=projection.moved + rows * f["cout"]))
+        launches.insert(conv3, projection._replace(moved=projection.moved + rows * f["cout"], layer="projection"))
     if skips_channels:
         hidden, copies = f["cmid"] * f["channel_rate"], f["batch"] * launches[1].share
         weights = hidden * (9.0 * hidden / f["groups"] + f["cout"])

@@ -113,6 +113,8 @@ class BuildPlan:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         value = asdict(self)
+        if not self.integers:  # So plans without have the keys of engines that they always had.
+            del value["integers"]
         return {
             **value,
             "float_layers": list(self.float_layers),
@@ -136,7 +138,7 @@ class BuildPlan:
             tensorrt=root["tensorrt"].text(),
             precision=root["precision"].one_of("fp32", "fp16", "int8"),
             typed=root["typed"].boolean(),
-            integers=root["integers"].boolean(),
+            integers=root.get("integers").optional(Field.boolean) or False,
             float_layers=root["float_layers"].sequence(Field.text),
             workspace_mib=root["workspace_mib"].count(),
             tf32=root["tf32"].boolean(),

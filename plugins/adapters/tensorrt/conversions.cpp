@@ -29,7 +29,11 @@ std::size_t count_of(const Sizes& sizes) {
 
 std::string check_sizes(const Operator& op, const Attributes&, const Sizes& sizes, cuda::Type) {
   std::string problem = check_positive(op, sizes);
-  if (!problem.empty() || !all_known(op, sizes)) return problem;
+  if (!problem.empty()) return problem;
+  if (sizes['C'] > 0 && sizes['C'] % kWordBytes != 0) {
+    return "x has " + std::to_string(sizes['C']) + " channels, and bytes travel by words of 4";
+  }
+  if (!all_known(op, sizes)) return problem;
   if (count_of(sizes) / 128 > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max())) {
     return "x is too large";
   }

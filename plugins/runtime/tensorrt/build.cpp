@@ -168,6 +168,7 @@ Built build_engine(dyndeploy_trt& trt, const void* onnx, std::size_t size, const
 #if DYNDEPLOY_TRT_HAS_PRECISION
   if (plan.half && !plan.typed) {
     config->setFlag(BuilderFlag::kFP16);
+    if (plan.integers) config->setFlag(BuilderFlag::kINT8);
     keep_float(*network, *config, plan);
   }
 #endif
