@@ -108,9 +108,10 @@ def build(trt: Any, logger: Any, model: bytes, plan: Plan, timing_cache: bytes) 
     _set_capabilities(trt, config, text, plan.get("capabilities", []))
     if plan["precision"] in ("fp16", "int8") and not plan["typed"]:
         config.set_flag(trt.BuilderFlag.FP16)
-        if plan.get("integers"):
-            config.set_flag(trt.BuilderFlag.INT8)
         _keep_float(trt, network, config, set(plan["float_layers"]))
+    if plan.get("integers") and not plan["typed"]:
+        # The graph says which layers and with what scales: no calibrator is asked.
+        config.set_flag(trt.BuilderFlag.INT8)
     config.set_timing_cache(config.create_timing_cache(timing_cache), False)
     engine = builder.build_serialized_network(network, config)
     if engine is None:

@@ -263,6 +263,8 @@ def test_missing_creators() -> None:
         ("fp16", (10, 3, 0), True, TYPED),
         ("fp16", (11, 1, 0), None, TYPED),
         ("fp32", (11, 1, 0), None, PrecisionPlan("fp32", True)),
+        ("int8", (8, 5, 2), None, PrecisionPlan("int8", False)),
+        ("int8", (11, 1, 0), None, PrecisionPlan("int8", True)),
     ],
 )
 def test_plans(precision: str, version: tuple[int, ...], typed: bool | None, expected: PrecisionPlan) -> None:
@@ -272,7 +274,6 @@ def test_plans(precision: str, version: tuple[int, ...], typed: bool | None, exp
 @pytest.mark.parametrize(
     ("precision", "version", "typed", "message"),
     [
-        ("int8", (10, 3), None, "integer kernels for GPUs have no plugin yet"),
         ("bf16", (10, 3), None, "no plan for precision 'bf16'"),
         ("fp16", (8, 6), True, r"8\.6 cannot build strongly typed"),
         ("fp16", (11, 1), False, r"11\.1 has no precision flags"),

@@ -168,9 +168,9 @@ Built build_engine(dyndeploy_trt& trt, const void* onnx, std::size_t size, const
 #if DYNDEPLOY_TRT_HAS_PRECISION
   if (plan.half && !plan.typed) {
     config->setFlag(BuilderFlag::kFP16);
-    if (plan.integers) config->setFlag(BuilderFlag::kINT8);
     keep_float(*network, *config, plan);
   }
+  if (plan.integers && !plan.typed) config->setFlag(BuilderFlag::kINT8);
 #endif
 #if DYNDEPLOY_TRT_HAS_MONITOR
   config->setProgressMonitor(&monitor);
