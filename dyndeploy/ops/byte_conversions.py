@@ -45,7 +45,7 @@ def quantize(x: torch.Tensor, *, scale: float) -> torch.Tensor:
     """``round_half_even(x / scale)`` in [0, 255].
 
     Args:
-        x: (N, H, W, C), float or half; NaN counts as 0.
+        x: (N, H, W, C), float or half; NaN counts as 0, infinite values are cut off like others.
         scale: Finite and positive.
 
     Returns:
@@ -53,7 +53,9 @@ def quantize(x: torch.Tensor, *, scale: float) -> torch.Tensor:
     """
     import torch
 
-    return integers.quantize_activation(x.to(torch.float32).nan_to_num(0.0), scale).to(torch.uint8)
+    most = float(integers.ACTIVATION_LIMIT)
+    steps = (x.to(torch.float32) / float(np.float32(scale))).nan_to_num(0.0, most, 0.0)
+    return steps.clamp(0.0, most).round().to(torch.uint8)
 
 
 def dequantize(x: torch.Tensor, *, scale: float) -> torch.Tensor:

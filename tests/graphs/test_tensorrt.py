@@ -32,7 +32,7 @@ from dyndeploy.ops._bottleneck import border_bias, skipped_output
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.targets import load_target
 from tests.bundles import MODES, SIZE, tiny_models
-from tests.ops.cases import Case, any_case, build
+from tests.ops.cases import QUANTIZED, Case, any_case, build
 from tests.runtimes.tensorrt_reference import check_types, evaluate
 from tests.staged_bundles import stage_models
 
@@ -42,7 +42,7 @@ PLUGINS = {name: spec for name, spec in OPERATORS.items() if "tensorrt" in spec.
 FP32 = PrecisionPlan("fp32", typed=False)
 FLAGS = PrecisionPlan("fp16", typed=False)
 TYPED = PrecisionPlan("fp16", typed=True)
-BOTTLENECKS = [name for name in PLUGINS if "Bottleneck" in name]
+BOTTLENECKS = [name for name in PLUGINS if "Bottleneck" in name and not name.startswith(QUANTIZED)]
 PLUGIN: dict[str, Any] = {"domain": DOMAIN, "plugin_version": "1", "plugin_namespace": ""}
 
 
